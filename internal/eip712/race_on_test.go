@@ -1,0 +1,5 @@
+//go:build race
+
+package eip712_test
+
+const raceEnabled = true
