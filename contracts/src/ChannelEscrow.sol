@@ -1,0 +1,522 @@
+// SPDX-License-Identifier: Apache-2.0
+pragma solidity 0.8.37;
+
+import {EIP712} from "solady/utils/EIP712.sol";
+import {SafeTransferLib} from "solady/utils/SafeTransferLib.sol";
+import {SignatureCheckerLib} from "solady/utils/SignatureCheckerLib.sol";
+
+import {Channel, IChannelEscrow, SkipReason, Terms} from "./IChannelEscrow.sol";
+import {IERC3009} from "./IERC3009.sol";
+import {FINALIZED, OPEN, Slot, SlotLib} from "./Slot.sol";
+
+/// @title ChannelEscrow
+/// @notice One contract for all channels of a chain. See IChannelEscrow for what every function promises.
+/// @dev Every function checks, then changes state, then emits, then calls the token: a token that calls back finds the
+/// books in order. Only deposits are measured across a call, so only they hold a lock.
+contract ChannelEscrow is IChannelEscrow, EIP712 {
+    using SafeTransferLib for address;
+
+    /// @dev A payee that looks at the chain every few minutes must not be able to miss a close request.
+    uint40 private constant MIN_GRACE_PERIOD = 10 minutes;
+
+    /// @dev Once the counter of close requests is here, a pending request stays: else a signed one could be used again.
+    uint256 private constant MAX_CLOSE_REQUESTS = type(uint16).max;
+
+    /// @dev Half the order of secp256k1: every signature has a twin with the other `s`, of which one is refused.
+    uint256 private constant HALF_ORDER = 0x7fffffffffffffffffffffffffffffff5d576e7357a4501ddfe92f46681b20a0;
+
+    bytes32 private constant VOUCHER_TYPEHASH = keccak256("Voucher(bytes32 channelId,uint128 cumulativeAmount)");
+    bytes32 private constant REQUEST_CLOSE_TYPEHASH =
+        keccak256("RequestClose(bytes32 channelId,uint256 nonce,uint256 deadline)");
+    bytes32 private constant CLOSE_TYPEHASH =
+        keccak256("Close(bytes32 channelId,uint128 cumulativeAmount,uint256 deadline)");
+
+    /// @inheritdoc IChannelEscrow
+    uint40 public immutable gracePeriod;
+
+    mapping(bytes32 id => Slot) private _slots;
+
+    bool private transient _measuring;
+
+    constructor(uint40 grace) {
+        require(grace >= MIN_GRACE_PERIOD, GracePeriodTooShort(grace, MIN_GRACE_PERIOD));
+
+        gracePeriod = grace;
+    }
+
+    /*//////////////////////////////////////////////////////////////
+                                DEPOSITS
+    //////////////////////////////////////////////////////////////*/
+
+    /// @inheritdoc IChannelEscrow
+    function open(address payee, address token, uint128 deposit, bytes32 salt, address authorizedSigner)
+        external
+        returns (bytes32 id)
+    {
+        id = _open(Terms(msg.sender, payee, token, salt, authorizedSigner), deposit);
+
+        uint256 before = _measure(token);
+        token.safeTransferFrom(msg.sender, address(this), deposit);
+        _measured(token, before, deposit);
+    }
+
+    /// @inheritdoc IChannelEscrow
+    function openWithAuthorization(
+        address payee,
+        address token,
+        uint128 deposit,
+        bytes32 salt,
+        address authorizedSigner,
+        address from,
+        uint256 validAfter,
+        uint256 validBefore,
+        bytes32 nonce,
+        bytes calldata signature
+    ) external returns (bytes32 id) {
+        _requireNonce(nonce, keccak256(abi.encode(from, payee, token, salt, authorizedSigner)));
+
+        id = _open(Terms(from, payee, token, salt, authorizedSigner), deposit);
+
+        _receive(token, from, deposit, validAfter, validBefore, nonce, signature);
+    }
+
+    /// @inheritdoc IChannelEscrow
+    function topUp(Terms calldata terms, uint128 additionalDeposit) external {
+        _topUp(terms, additionalDeposit, msg.sender, msg.sender == terms.payer);
+
+        uint256 before = _measure(terms.token);
+        terms.token.safeTransferFrom(msg.sender, address(this), additionalDeposit);
+        _measured(terms.token, before, additionalDeposit);
+    }
+
+    /// @inheritdoc IChannelEscrow
+    function topUpWithAuthorization(
+        Terms calldata terms,
+        uint128 additionalDeposit,
+        address from,
+        bytes32 topUpSalt,
+        uint256 validAfter,
+        uint256 validBefore,
+        bytes32 nonce,
+        bytes calldata signature
+    ) external {
+        _requireNonce(nonce, keccak256(abi.encode(_id(terms), additionalDeposit, from, topUpSalt)));
+
+        _topUp(terms, additionalDeposit, from, false);
+
+        _receive(terms.token, from, additionalDeposit, validAfter, validBefore, nonce, signature);
+    }
+
+    /// @dev Books a new channel; the caller brings the money in.
+    function _open(Terms memory terms, uint256 deposit) private returns (bytes32 id) {
+        require(terms.payee != address(0) && terms.payee != address(this), InvalidPayee(terms.payee));
+        require(deposit != 0, ZeroAmount());
+        _requireFits(deposit);
+        id = keccak256(
+            abi.encode(
+                terms.payer,
+                terms.payee,
+                terms.token,
+                terms.salt,
+                terms.authorizedSigner,
+                address(this),
+                block.chainid
+            )
+        );
+        require(Slot.unwrap(_slots[id]) == 0, ChannelExists(id));
+
+        _slots[id] = SlotLib.create(deposit);
+
+        emit Opened(id, terms.payer, terms.payee, terms.token, terms.salt, terms.authorizedSigner, deposit);
+    }
+
+    /// @dev Books a top-up; the caller brings the money in.
+    function _topUp(Terms calldata terms, uint256 amount, address from, bool cancels) private {
+        require(amount != 0, ZeroAmount());
+        (bytes32 id, Slot slot) = _load(terms);
+        uint256 deposit = slot.deposit() + amount;
+        _requireFits(deposit);
+
+        slot = slot.fund(amount);
+        cancels = cancels && slot.closeRequestedAt() != 0 && slot.closeRequests() != MAX_CLOSE_REQUESTS;
+        if (cancels) slot = slot.cancel();
+        _slots[id] = slot;
+
+        if (cancels) emit CloseCancelled(id);
+        emit ToppedUp(id, from, amount, deposit);
+    }
+
+    /// @dev Pulls an ERC-3009 authorization. What the token returns does not matter, what arrives does.
+    function _receive(
+        address token,
+        address from,
+        uint256 amount,
+        uint256 validAfter,
+        uint256 validBefore,
+        bytes32 nonce,
+        bytes calldata signature
+    ) private {
+        uint256 before = _measure(token);
+        IERC3009(token)
+            .receiveWithAuthorization(from, address(this), amount, validAfter, validBefore, nonce, signature);
+        _measured(token, before, amount);
+    }
+
+    /// @dev Begins to measure a deposit. Without the lock a token with hooks could count one payment for two channels.
+    function _measure(address token) private returns (uint256 balance) {
+        require(!_measuring, Reentered());
+        require(token.code.length != 0, NoToken(token));
+
+        _measuring = true;
+
+        balance = token.balanceOf(address(this));
+    }
+
+    /// @dev Ends measuring: a channel must hold what its events say.
+    function _measured(address token, uint256 before, uint256 expected) private {
+        unchecked {
+            uint256 received = token.balanceOf(address(this)) - before;
+            require(received == expected, DepositMismatch(received, expected));
+        }
+
+        _measuring = false;
+    }
+
+    /*//////////////////////////////////////////////////////////////
+                               SETTLEMENT
+    //////////////////////////////////////////////////////////////*/
+
+    /// @inheritdoc IChannelEscrow
+    function settle(Terms calldata terms, uint128 cumulativeAmount, bytes calldata signature) external {
+        (bytes32 id, Slot slot) = _load(terms);
+        uint256 amount = _payable(id, slot, terms, cumulativeAmount, signature);
+
+        _slots[id] = slot.pay(amount);
+
+        emit Settled(id, cumulativeAmount);
+
+        terms.token.safeTransfer(terms.payee, amount);
+    }
+
+    /// @inheritdoc IChannelEscrow
+    function settleBatch(address payee, address token, bytes calldata rows) external returns (uint256 paid) {
+        uint256 work = _workspace(payee, token);
+        uint256 cursor;
+        uint256 end;
+        assembly ("memory-safe") {
+            cursor := rows.offset
+            end := add(cursor, rows.length)
+        }
+
+        for (uint256 row; cursor != end;) {
+            uint256 voucher;
+            (cursor, voucher) = _read(work, cursor, end, row);
+            unchecked {
+                paid += _settleRow(work, voucher, row++);
+            }
+        }
+
+        if (paid != 0) token.safeTransfer(payee, paid);
+    }
+
+    /// @dev The checks of `settle` and `close`: the amount that the voucher is worth now.
+    function _payable(
+        bytes32 id,
+        Slot slot,
+        Terms calldata terms,
+        uint256 cumulativeAmount,
+        bytes calldata signature
+    ) private view returns (uint256) {
+        require(cumulativeAmount > slot.settled(), Stale(id, cumulativeAmount, slot.settled()));
+        require(cumulativeAmount <= slot.deposit(), ExceedsDeposit(id, cumulativeAmount, slot.deposit()));
+        address signer = terms.authorizedSigner == address(0) ? terms.payer : terms.authorizedSigner;
+        _requireSignature(id, signer, voucherDigest(id, uint128(cumulativeAmount)), signature);
+
+        unchecked {
+            return cumulativeAmount - slot.settled();
+        }
+    }
+
+    /*//////////////////////////////////////////////////////////////
+                                BATCHES
+    //////////////////////////////////////////////////////////////*/
+
+    // A batch lays its words out once and then only overwrites what differs from row to row. From `work`:
+    //
+    //     0x000  payer | payee | token | salt | authorizedSigner | escrow | chainid      hashes to the channel's id
+    //     0x0e0  voucher typehash | id | cumulative amount                               hashes to the struct hash
+    //     0x140  0x1901 | domain separator | struct hash                                 hashes, from 0x15e, to the digest
+    //     0x1a0  digest | v | r | s                                                      what ecrecover takes
+
+    /// @dev Allocates the words and writes those that are the same in all rows.
+    function _workspace(address payee, address token) private view returns (uint256 work) {
+        bytes32 typehash = VOUCHER_TYPEHASH;
+        bytes32 separator = _domainSeparator();
+        assembly ("memory-safe") {
+            work := mload(0x40)
+            mstore(0x40, add(work, 0x220))
+            mstore(add(work, 0x20), payee)
+            mstore(add(work, 0x40), token)
+            mstore(add(work, 0xa0), address())
+            mstore(add(work, 0xc0), chainid())
+            mstore(add(work, 0xe0), typehash)
+            mstore(add(work, 0x140), 0x1901)
+            mstore(add(work, 0x160), separator)
+        }
+    }
+
+    /// @dev Reads the row at `cursor`. Returns where the next one begins, and where this one's amount and signature are.
+    function _read(uint256 work, uint256 cursor, uint256 end, uint256 row)
+        private
+        pure
+        returns (uint256 next, uint256 voucher)
+    {
+        bool malformed;
+        assembly ("memory-safe") {
+            let header := byte(0, calldataload(cursor))
+            let saltLength := and(header, 0x3f)
+            let signerLength := mul(shr(7, header), 20)
+            let salt := add(add(cursor, 21), signerLength)
+            voucher := add(salt, saltLength)
+            next := add(voucher, 77)
+            malformed := or(gt(next, end), or(and(header, 0x40), gt(saltLength, 32)))
+
+            mstore(work, shr(96, calldataload(add(cursor, 1))))
+            mstore(add(work, 0x60), shr(sub(256, shl(3, saltLength)), calldataload(salt)))
+            mstore(add(work, 0x80), mul(shr(7, header), shr(96, calldataload(add(cursor, 21)))))
+        }
+        require(!malformed, MalformedRow(row));
+    }
+
+    /// @dev Pays the row that `_read` read into its channel's books, or says why not.
+    function _settleRow(uint256 work, uint256 voucher, uint256 row) private returns (uint256 amount) {
+        bytes32 id;
+        uint256 cumulativeAmount;
+        assembly ("memory-safe") {
+            id := keccak256(work, 0xe0)
+            cumulativeAmount := shr(160, calldataload(voucher))
+        }
+        Slot slot = _slots[id];
+
+        if (slot.status() != OPEN) {
+            return _skip(id, row, slot.status() == FINALIZED ? SkipReason.Finalized : SkipReason.Unknown);
+        }
+        if (cumulativeAmount <= slot.settled()) return _skip(id, row, SkipReason.Stale);
+        if (cumulativeAmount > slot.deposit()) return _skip(id, row, SkipReason.ExceedsDeposit);
+        if (!_signed(work, voucher, id, cumulativeAmount)) return _skip(id, row, SkipReason.BadSignature);
+
+        unchecked {
+            amount = cumulativeAmount - slot.settled();
+        }
+        _slots[id] = slot.pay(amount);
+
+        emit Settled(id, cumulativeAmount);
+    }
+
+    /// @dev Whether the row's signer signed the amount. Same rule as `_recovers`, on the words of the workspace.
+    function _signed(uint256 work, uint256 voucher, bytes32 id, uint256 cumulativeAmount)
+        private
+        view
+        returns (bool valid)
+    {
+        assembly ("memory-safe") {
+            mstore(add(work, 0x100), id)
+            mstore(add(work, 0x120), cumulativeAmount)
+            mstore(add(work, 0x180), keccak256(add(work, 0xe0), 0x60))
+            mstore(add(work, 0x1a0), keccak256(add(work, 0x15e), 0x42))
+            mstore(add(work, 0x1c0), byte(0, calldataload(add(voucher, 76))))
+            calldatacopy(add(work, 0x1e0), add(voucher, 12), 0x40)
+
+            // The precompile takes no v but 27 and 28, and returns nothing at all for a bad signature.
+            let recovered := mload(staticcall(gas(), 1, add(work, 0x1a0), 0x80, 1, 0x20))
+            let signer := mload(add(work, 0x80))
+            if iszero(signer) { signer := mload(work) }
+            valid := and(
+                and(eq(returndatasize(), 0x20), eq(recovered, signer)),
+                iszero(gt(mload(add(work, 0x200)), HALF_ORDER))
+            )
+        }
+    }
+
+    function _skip(bytes32 id, uint256 row, SkipReason reason) private returns (uint256) {
+        emit SettlementSkipped(id, row, reason);
+        return 0;
+    }
+
+    /*//////////////////////////////////////////////////////////////
+                                CLOSING
+    //////////////////////////////////////////////////////////////*/
+
+    /// @inheritdoc IChannelEscrow
+    function close(Terms calldata terms, uint128 cumulativeAmount, bytes calldata signature) external {
+        require(msg.sender == terms.payee, NotPayee(msg.sender, terms.payee));
+
+        _close(terms, cumulativeAmount, signature);
+    }
+
+    /// @inheritdoc IChannelEscrow
+    function closeWithAuthorization(
+        Terms calldata terms,
+        uint128 cumulativeAmount,
+        bytes calldata signature,
+        uint256 deadline,
+        bytes calldata payeeSignature
+    ) external {
+        _requireTime(deadline);
+        bytes32 id = _id(terms);
+        bytes32 digest = _hashTypedData(keccak256(abi.encode(CLOSE_TYPEHASH, id, cumulativeAmount, deadline)));
+        _requireSignature(id, terms.payee, digest, payeeSignature);
+
+        _close(terms, cumulativeAmount, signature);
+    }
+
+    /// @inheritdoc IChannelEscrow
+    function requestClose(Terms calldata terms) external {
+        require(msg.sender == terms.payer, NotPayer(msg.sender, terms.payer));
+
+        (bytes32 id, Slot slot) = _load(terms);
+        _requestClose(id, slot);
+    }
+
+    /// @inheritdoc IChannelEscrow
+    function requestCloseWithAuthorization(Terms calldata terms, uint256 deadline, bytes calldata payerSignature)
+        external
+    {
+        _requireTime(deadline);
+        (bytes32 id, Slot slot) = _load(terms);
+        bytes32 digest =
+            _hashTypedData(keccak256(abi.encode(REQUEST_CLOSE_TYPEHASH, id, slot.closeRequests(), deadline)));
+        _requireSignature(id, terms.payer, digest, payerSignature);
+
+        _requestClose(id, slot);
+    }
+
+    /// @inheritdoc IChannelEscrow
+    function withdraw(Terms calldata terms) external {
+        (bytes32 id, Slot slot) = _load(terms);
+        require(slot.closeRequestedAt() != 0, CloseNotRequested(id));
+        uint256 withdrawableAt = slot.closeRequestedAt() + uint256(gracePeriod);
+        require(block.timestamp >= withdrawableAt, GracePeriodActive(id, block.timestamp, withdrawableAt));
+
+        uint256 refund = _finalize(id, slot);
+
+        if (refund != 0) terms.token.safeTransfer(terms.payer, refund);
+    }
+
+    /// @dev Pays the voucher, refunds the rest. A token that refuses the payer makes this revert; the payee then settles.
+    function _close(Terms calldata terms, uint256 cumulativeAmount, bytes calldata signature) private {
+        (bytes32 id, Slot slot) = _load(terms);
+        uint256 amount =
+            cumulativeAmount == slot.settled() ? 0 : _payable(id, slot, terms, cumulativeAmount, signature);
+
+        if (amount != 0) emit Settled(id, cumulativeAmount);
+        uint256 refund = _finalize(id, slot.pay(amount));
+
+        if (amount != 0) terms.token.safeTransfer(terms.payee, amount);
+        if (refund != 0) terms.token.safeTransfer(terms.payer, refund);
+    }
+
+    function _requestClose(bytes32 id, Slot slot) private {
+        uint256 requestedAt = slot.closeRequestedAt();
+        require(requestedAt == 0, CloseAlreadyRequested(id, requestedAt + gracePeriod));
+
+        _slots[id] = slot.request(uint40(block.timestamp));
+
+        emit CloseRequested(id, block.timestamp + gracePeriod);
+    }
+
+    /// @dev Leaves the tombstone and says what is left for the payer.
+    function _finalize(bytes32 id, Slot slot) private returns (uint256 refund) {
+        refund = slot.deposit() - slot.settled();
+
+        _slots[id] = slot.finalize();
+
+        emit Closed(id, slot.settled(), refund);
+    }
+
+    /*//////////////////////////////////////////////////////////////
+                                 VIEWS
+    //////////////////////////////////////////////////////////////*/
+
+    /// @inheritdoc IChannelEscrow
+    function channel(bytes32 id) public view returns (Channel memory) {
+        Slot slot = _slots[id];
+        return Channel({
+            deposit: slot.deposit(),
+            settled: slot.settled(),
+            closeRequestedAt: slot.closeRequestedAt(),
+            closeRequests: slot.closeRequests(),
+            open: slot.status() == OPEN,
+            finalized: slot.status() == FINALIZED
+        });
+    }
+
+    /// @inheritdoc IChannelEscrow
+    function channels(bytes32[] calldata ids) external view returns (Channel[] memory all) {
+        all = new Channel[](ids.length);
+        for (uint256 i; i < ids.length; ++i) {
+            all[i] = channel(ids[i]);
+        }
+    }
+
+    /// @inheritdoc IChannelEscrow
+    function channelId(Terms calldata terms) external view returns (bytes32) {
+        return _id(terms);
+    }
+
+    /// @inheritdoc IChannelEscrow
+    function voucherDigest(bytes32 id, uint128 cumulativeAmount) public view returns (bytes32) {
+        return _hashTypedData(keccak256(abi.encode(VOUCHER_TYPEHASH, id, cumulativeAmount)));
+    }
+
+    function _domainNameAndVersion() internal pure override returns (string memory, string memory) {
+        return ("EVM Payment Channel", "1");
+    }
+
+    /*//////////////////////////////////////////////////////////////
+                                 CHECKS
+    //////////////////////////////////////////////////////////////*/
+
+    function _id(Terms calldata terms) private view returns (bytes32) {
+        return keccak256(abi.encode(terms, address(this), block.chainid));
+    }
+
+    /// @dev The channel of these terms, which must be open.
+    function _load(Terms calldata terms) private view returns (bytes32 id, Slot slot) {
+        id = _id(terms);
+        slot = _slots[id];
+        require(slot.status() != FINALIZED, ChannelFinalized(id));
+        require(slot.status() == OPEN, UnknownChannel(id));
+    }
+
+    function _requireFits(uint256 deposit) private pure {
+        require(deposit <= type(uint96).max, AmountTooLarge(deposit, type(uint96).max));
+    }
+
+    function _requireNonce(bytes32 actual, bytes32 expected) private pure {
+        require(actual == expected, NonceMismatch(actual, expected));
+    }
+
+    function _requireTime(uint256 deadline) private view {
+        require(block.timestamp <= deadline, DeadlinePassed(deadline, block.timestamp));
+    }
+
+    function _requireSignature(bytes32 id, address signer, bytes32 digest, bytes calldata signature) private view {
+        if (_recovers(signer, digest, signature)) return;
+        require(
+            signer.code.length != 0
+                && SignatureCheckerLib.isValidERC1271SignatureNowCalldata(signer, digest, signature),
+            InvalidSignature(id, signer)
+        );
+    }
+
+    /// @dev ECDSA comes before ERC-1271: a payer's key stays good for its vouchers when its address gets code (EIP-7702).
+    function _recovers(address signer, bytes32 digest, bytes calldata signature) private pure returns (bool) {
+        if (signature.length != 65) return false;
+        if (uint256(bytes32(signature[32:])) > HALF_ORDER) return false;
+
+        address recovered =
+            ecrecover(digest, uint8(signature[64]), bytes32(signature), bytes32(signature[32:]));
+        return recovered == signer && recovered != address(0);
+    }
+}
