@@ -1,0 +1,60 @@
+package sdk
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+
+	"github.com/ethereum/go-ethereum/common"
+)
+
+// ErrNoCapacity is returned by an Allocator that has no free devices.
+var ErrNoCapacity = errors.New("no free GPU")
+
+// Allocator puts devices into a renter's hands and takes them back. The
+// provider implements it over whatever it rents out: containers, virtual
+// machines, bare hosts. HostAllocator is a ready one for this host's GPUs.
+//
+// Calls for one lease never overlap. An error of Suspend ends the lease: a
+// lease that cannot be suspended would run on unpaid.
+type Allocator interface {
+	// Allocate returns when the devices are ready in the renter's hands:
+	// metering starts then. ErrNoCapacity if there are not enough.
+	Allocate(ctx context.Context, req AllocationRequest) (Allocation, error)
+	// Suspend stops the renter's use of the devices and keeps its state.
+	Suspend(ctx context.Context, a Allocation) error
+	// Resume undoes Suspend.
+	Resume(ctx context.Context, a Allocation) error
+	// Release takes the devices back for good. It is called for every
+	// allocation, also for one whose Allocate was cut off by a crash (then
+	// Devices may be empty), and may be called twice.
+	Release(ctx context.Context, a Allocation) error
+}
+
+// Adopter is implemented by an Allocator whose allocations outlive the
+// provider's process. Without it, leases of an earlier run are ended when the
+// provider starts.
+type Adopter interface {
+	// Adopt takes up an allocation that an earlier process made.
+	Adopt(ctx context.Context, a Allocation) error
+}
+
+// Capacity is implemented by an Allocator that knows how many devices are
+// free, so that a renter is turned away before its money moves.
+type Capacity interface {
+	Free() int
+}
+
+// AllocationRequest says what a lease needs.
+type AllocationRequest struct {
+	LeaseID common.Hash
+	Payer   common.Address
+	GPUs    int
+}
+
+// Allocation is what a lease was given.
+type Allocation struct {
+	LeaseID common.Hash     `json:"leaseId"`
+	Devices []string        `json:"devices"` // UUIDs, as the metering source names them
+	Access  json.RawMessage `json:"access"`  // how to reach them: any JSON, handed to the renter as it is
+}

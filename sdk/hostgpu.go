@@ -1,0 +1,204 @@
+package sdk
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/ethereum/go-ethereum/common"
+
+	"github.com/gpupay/gpupay/metering"
+)
+
+// HostAllocator rents out this host's GPUs, each to one lease at a time. What
+// happens to them is up to commands of the provider's own, run with
+//
+//	NVIDIA_VISIBLE_DEVICES  the lease's device UUIDs, comma-separated
+//	GPUPAY_LEASE            the lease's id, 0x and 64 hex digits
+//	GPUPAY_PAYER            the renter's address
+//
+// in their environment, so that a container or a virtual machine can be rented
+// out without code. A command that exits non-zero fails its operation with
+// what it wrote to stderr.
+type HostAllocator struct {
+	Devices []string // UUIDs to rent out
+
+	// AllocateCommand's standard output is the access document: JSON, or a
+	// text that is handed over as a JSON string. Empty commands do nothing.
+	AllocateCommand []string
+	SuspendCommand  []string
+	ResumeCommand   []string
+	ReleaseCommand  []string
+
+	mu   sync.Mutex
+	held map[string]common.Hash // device -> lease
+}
+
+var (
+	_ Allocator = (*HostAllocator)(nil)
+	_ Adopter   = (*HostAllocator)(nil)
+	_ Capacity  = (*HostAllocator)(nil)
+)
+
+// NewHostAllocator rents out every device that the source can meter.
+func NewHostAllocator(ctx context.Context, source metering.Source) (*HostAllocator, error) {
+	devices, err := source.Devices(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("listing the GPUs of %s: %w", source.Name(), err)
+	}
+	if len(devices) == 0 {
+		return nil, fmt.Errorf("%s has no GPU to rent out", source.Name())
+	}
+	h := &HostAllocator{}
+	for _, d := range devices {
+		h.Devices = append(h.Devices, d.UUID)
+	}
+	return h, nil
+}
+
+// Free returns how many devices are not in a lease.
+func (h *HostAllocator) Free() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return len(h.Devices) - len(h.held)
+}
+
+// Allocate hands out free devices exclusively.
+func (h *HostAllocator) Allocate(ctx context.Context, req AllocationRequest) (Allocation, error) {
+	devices, err := h.take(req.LeaseID, req.GPUs)
+	if err != nil {
+		return Allocation{}, err
+	}
+	a := Allocation{LeaseID: req.LeaseID, Devices: devices}
+	out, err := h.run(ctx, "allocate", h.AllocateCommand, a, "GPUPAY_PAYER="+req.Payer.Hex())
+	if err != nil {
+		// What a half-run command left behind must not stay in the stranger's hands.
+		return Allocation{}, errors.Join(err, h.Release(context.WithoutCancel(ctx), a))
+	}
+	a.Access = accessDocument(out, devices)
+	return a, nil
+}
+
+// Suspend runs the provider's command.
+func (h *HostAllocator) Suspend(ctx context.Context, a Allocation) error {
+	_, err := h.run(ctx, "suspend", h.SuspendCommand, a)
+	return err
+}
+
+// Resume runs the provider's command.
+func (h *HostAllocator) Resume(ctx context.Context, a Allocation) error {
+	_, err := h.run(ctx, "resume", h.ResumeCommand, a)
+	return err
+}
+
+// Release runs the provider's command and frees the devices. If the command
+// fails they stay taken: a device that may still be in a stranger's use is
+// never handed to the next renter.
+func (h *HostAllocator) Release(ctx context.Context, a Allocation) error {
+	if len(a.Devices) == 0 {
+		a.Devices = h.heldBy(a.LeaseID)
+	}
+	if _, err := h.run(ctx, "release", h.ReleaseCommand, a); err != nil {
+		return err
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for device, lease := range h.held {
+		if lease == a.LeaseID {
+			delete(h.held, device)
+		}
+	}
+	return nil
+}
+
+// Adopt marks the devices of a lease of an earlier run as taken.
+func (h *HostAllocator) Adopt(_ context.Context, a Allocation) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, device := range a.Devices {
+		if !slices.Contains(h.Devices, device) {
+			return fmt.Errorf("device %s of lease %s is no longer on this host", device, a.LeaseID)
+		}
+		if other, taken := h.held[device]; taken && other != a.LeaseID {
+			return fmt.Errorf("device %s of lease %s is in lease %s", device, a.LeaseID, other)
+		}
+	}
+	h.hold(a.LeaseID, a.Devices)
+	return nil
+}
+
+func (h *HostAllocator) take(lease common.Hash, n int) ([]string, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var free []string
+	for _, device := range h.Devices {
+		if _, taken := h.held[device]; !taken && len(free) < n {
+			free = append(free, device)
+		}
+	}
+	if n < 1 || len(free) < n {
+		return nil, fmt.Errorf("%w: %d wanted, %d of %d free", ErrNoCapacity, n, len(h.Devices)-len(h.held), len(h.Devices))
+	}
+	h.hold(lease, free)
+	return free, nil
+}
+
+func (h *HostAllocator) hold(lease common.Hash, devices []string) {
+	if h.held == nil {
+		h.held = make(map[string]common.Hash)
+	}
+	for _, device := range devices {
+		h.held[device] = lease
+	}
+}
+
+func (h *HostAllocator) heldBy(lease common.Hash) []string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var devices []string
+	for _, device := range h.Devices {
+		if h.held[device] == lease {
+			devices = append(devices, device)
+		}
+	}
+	return devices
+}
+
+func (h *HostAllocator) run(ctx context.Context, what string, command []string, a Allocation, env ...string) ([]byte, error) {
+	if len(command) == 0 {
+		return nil, nil
+	}
+	cmd := exec.CommandContext(ctx, command[0], command[1:]...)
+	cmd.Env = append(os.Environ(),
+		"NVIDIA_VISIBLE_DEVICES="+strings.Join(a.Devices, ","),
+		"GPUPAY_LEASE="+a.LeaseID.Hex())
+	cmd.Env = append(cmd.Env, env...)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		return nil, fmt.Errorf("%s command of lease %s: %w: %.500s", what, a.LeaseID, err, strings.TrimSpace(stderr.String()))
+	}
+	return stdout.Bytes(), nil
+}
+
+// accessDocument is what the allocate command wrote; the device list where it
+// wrote nothing.
+func accessDocument(out []byte, devices []string) json.RawMessage {
+	out = bytes.TrimSpace(out)
+	switch {
+	case len(out) == 0:
+		raw, _ := json.Marshal(map[string][]string{"devices": devices}) // strings always marshal
+		return raw
+	case json.Valid(out):
+		return json.RawMessage(out)
+	}
+	raw, _ := json.Marshal(string(out))
+	return raw
+}

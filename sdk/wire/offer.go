@@ -1,0 +1,135 @@
+package wire
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/ethereum/go-ethereum/crypto"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/eip712"
+)
+
+// Offer is what a provider promises before a renter pays: the price, what both
+// sides can lose, and who signs usage records. It is signed by the payee, and
+// every usage record names its hash, so that neither side can later say that
+// another price was agreed.
+//
+// The hash is keccak256 over the document's canonical JSON without its
+// signature; fields that a reader does not know are part of it.
+type Offer struct {
+	Version     uint32         `json:"version"` // 1
+	ChainID     uint64         `json:"chainId"`
+	Escrow      Address        `json:"escrow"`
+	Token       Address        `json:"token"`
+	Payee       Address        `json:"payee"`
+	Meter       Address        `json:"meter"` // signs usage records
+	Amount      Amount         `json:"amount"`
+	Unit        string         `json:"unit"`   // gpu_second, gpu_minute or gpu_hour
+	Credit      uint64         `json:"credit"` // GPU-seconds served ahead of vouchers, at most
+	MinDeposit  Amount         `json:"minDeposit"`
+	Tick        int64          `json:"tickMillis"`
+	MaxGap      int64          `json:"maxGapMillis"` // an interval longer than this is not billed
+	RecordEvery int64          `json:"recordMillis"`
+	Devices     []OfferDevices `json:"devices"`
+	Simulated   bool           `json:"simulated,omitempty"` // no real GPU stands behind this offer
+	Expires     int64          `json:"expires"`             // unix seconds: no lease starts after it; a lease that runs keeps its price
+}
+
+// OfferDevices is how many GPUs of one kind a provider rents out in all.
+type OfferDevices struct {
+	Model       string `json:"model"`
+	MemoryBytes uint64 `json:"memoryBytes"`
+	Count       int    `json:"count"`
+}
+
+// SignedOffer is an offer as published: the exact document and its signature.
+type SignedOffer struct {
+	Offer
+	Hash      common.Hash
+	Signature Bytes
+	Document  json.RawMessage // as published, the signature inside
+}
+
+var offerType = crypto.Keccak256Hash([]byte("Offer(bytes32 documentHash)"))
+
+func offerDigest(chainID uint64, escrow common.Address, hash common.Hash) common.Hash {
+	domain := eip712.DomainSeparator("gpupay offer", "1", chainID, escrow)
+	return eip712.Digest(domain, crypto.Keccak256Hash(offerType[:], hash[:]))
+}
+
+// SignOffer signs o with the payee's key.
+func SignOffer(ctx context.Context, signer channel.Signer, o Offer) (SignedOffer, error) {
+	if signer.Address() != common.Address(o.Payee) {
+		return SignedOffer{}, fmt.Errorf("offer names payee %s, the key is of %s", o.Payee, signer.Address())
+	}
+	raw, err := canonical(o)
+	if err != nil {
+		return SignedOffer{}, err
+	}
+	hash := crypto.Keccak256Hash(raw)
+	sig, err := signer.Sign(ctx, offerDigest(o.ChainID, common.Address(o.Escrow), hash))
+	if err != nil {
+		return SignedOffer{}, fmt.Errorf("signing the offer: %w", err)
+	}
+	document, err := canonical(struct {
+		Offer
+		Signature Bytes `json:"signature"`
+	}{o, sig})
+	return SignedOffer{Offer: o, Hash: hash, Signature: sig, Document: document}, err
+}
+
+// ParseOffer reads a published offer and checks its signature. It does not
+// check the expiry: an expired offer still proves what a past lease cost.
+func ParseOffer(document []byte) (SignedOffer, error) {
+	if len(document) > maxHeader {
+		return SignedOffer{}, malformed("offer has %d bytes, at most %d are read", len(document), maxHeader)
+	}
+	dec := json.NewDecoder(bytes.NewReader(document))
+	dec.UseNumber()
+	var tree map[string]any
+	if err := dec.Decode(&tree); err != nil {
+		return SignedOffer{}, malformed("offer: %v", err)
+	}
+	if _, err := dec.Token(); err != io.EOF {
+		return SignedOffer{}, malformed("offer: something follows the document")
+	}
+	var o Offer
+	if err := json.Unmarshal(document, &o); err != nil {
+		return SignedOffer{}, malformed("offer: %v", err)
+	}
+	var signature Bytes
+	text, _ := tree["signature"].(string)
+	if err := signature.UnmarshalText([]byte(text)); err != nil {
+		return SignedOffer{}, malformed("offer: signature: %v", err)
+	}
+	delete(tree, "signature")
+	raw, err := canonical(tree)
+	if err != nil {
+		return SignedOffer{}, malformed("offer: %v", err)
+	}
+	signed := SignedOffer{Offer: o, Hash: crypto.Keccak256Hash(raw), Signature: signature, Document: document}
+	return signed, signed.verify()
+}
+
+func (s SignedOffer) verify() error {
+	if s.Version != 1 {
+		return malformed("offer has version %d, this program reads 1", s.Version)
+	}
+	signer, err := eip712.Recover(offerDigest(s.ChainID, common.Address(s.Escrow), s.Hash), s.Signature)
+	if err != nil {
+		return fmt.Errorf("offer %s: %w", s.Hash, err)
+	}
+	if signer != common.Address(s.Payee) {
+		return fmt.Errorf("offer %s: %w: signed by %s, its payee is %s", s.Hash, channel.ErrSignature, signer, s.Payee)
+	}
+	return nil
+}
+
+// ExpiredAt reports whether no lease may start under the offer at now.
+func (o Offer) ExpiredAt(now time.Time) bool { return now.Unix() >= o.Expires }
