@@ -1,0 +1,143 @@
+package chain
+
+import (
+	"context"
+	"fmt"
+	"math/big"
+
+	"github.com/ethereum/go-ethereum"
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/bindings"
+	"github.com/gpupay/gpupay/channel"
+)
+
+// Kind names what a call does, in the words used everywhere.
+type Kind string
+
+// The kinds of calls. Fill is the sender's own: it pays nobody and only uses up a nonce that would hold up the rest.
+const (
+	Open         Kind = "open"
+	TopUp        Kind = "top up"
+	Settle       Kind = "settle"
+	SettleBatch  Kind = "settle batch"
+	Close        Kind = "close"
+	RequestClose Kind = "request close"
+	Withdraw     Kind = "withdraw"
+	Approve      Kind = "approve"
+	Fill         Kind = "fill nonce"
+)
+
+// A Call is one contract call, ready for a Sender, and the channels it is about.
+type Call struct {
+	Kind     Kind
+	To       common.Address
+	Data     []byte
+	Channels []common.Hash
+}
+
+// OpenCall opens a channel with the sender's own money: the sender must be the payer and have approved the deposit.
+func (e *Escrow) OpenCall(t channel.Terms, deposit uint256.Int) Call {
+	return e.about(Open, t, e.abi.PackOpen(t.Payee, t.Token, deposit.ToBig(), t.Salt, t.AuthorizedSigner))
+}
+
+// OpenAuthorizedCall opens a channel with the payer's ERC-3009 authorization; anyone may send it.
+func (e *Escrow) OpenAuthorizedCall(t channel.Terms, a Authorization) Call {
+	return e.about(Open, t, e.abi.PackOpenWithAuthorization(t.Payee, t.Token, a.Value.ToBig(), t.Salt, t.AuthorizedSigner,
+		a.From, number(a.ValidAfter), number(a.ValidBefore), a.Nonce, a.Signature))
+}
+
+// TopUpCall adds to a channel's deposit from the sender's allowance.
+func (e *Escrow) TopUpCall(t channel.Terms, additional uint256.Int) Call {
+	return e.about(TopUp, t, e.abi.PackTopUp(terms(t), additional.ToBig()))
+}
+
+// TopUpAuthorizedCall adds to a channel's deposit with an ERC-3009 authorization; salt is the one in its nonce.
+func (e *Escrow) TopUpAuthorizedCall(t channel.Terms, salt common.Hash, a Authorization) Call {
+	return e.about(TopUp, t, e.abi.PackTopUpWithAuthorization(terms(t), a.Value.ToBig(), a.From, salt,
+		number(a.ValidAfter), number(a.ValidBefore), a.Nonce, a.Signature))
+}
+
+// SettleCall pays the payee up to a voucher; anyone may send it.
+func (e *Escrow) SettleCall(t channel.Terms, cumulative uint256.Int, signature []byte) Call {
+	return e.about(Settle, t, e.abi.PackSettle(terms(t), cumulative.ToBig(), signature))
+}
+
+// SettleBatchCall settles the newest accepted voucher of many channels of one payee and one token.
+func (e *Escrow) SettleBatchCall(payee, token common.Address, states []channel.State) (Call, error) {
+	rows, err := packRows(payee, token, states)
+	if err != nil {
+		return Call{}, err
+	}
+	call := Call{Kind: SettleBatch, To: e.address, Data: e.abi.PackSettleBatch(payee, token, rows)}
+	for _, s := range states {
+		call.Channels = append(call.Channels, s.ID)
+	}
+	return call, nil
+}
+
+// CloseCall settles the last voucher and refunds the rest; the sender must be the payee. What is settled already needs
+// no signature.
+func (e *Escrow) CloseCall(t channel.Terms, cumulative uint256.Int, signature []byte) Call {
+	return e.about(Close, t, e.abi.PackClose(terms(t), cumulative.ToBig(), signature))
+}
+
+// CloseAuthorizedCall is CloseCall by anyone who holds the payee's signature (channel.Domain.CloseDigest), until
+// deadline, in unix seconds.
+func (e *Escrow) CloseAuthorizedCall(t channel.Terms, cumulative uint256.Int, signature []byte, deadline uint64, payee []byte) Call {
+	return e.about(Close, t, e.abi.PackCloseWithAuthorization(terms(t), cumulative.ToBig(), signature, number(deadline), payee))
+}
+
+// RequestCloseCall starts the grace period; the sender must be the payer.
+func (e *Escrow) RequestCloseCall(t channel.Terms) Call {
+	return e.about(RequestClose, t, e.abi.PackRequestClose(terms(t)))
+}
+
+// RequestCloseAuthorizedCall is RequestCloseCall by anyone who holds the payer's signature
+// (channel.Domain.CloseRequestDigest), until deadline, in unix seconds.
+func (e *Escrow) RequestCloseAuthorizedCall(t channel.Terms, deadline uint64, payer []byte) Call {
+	return e.about(RequestClose, t, e.abi.PackRequestCloseWithAuthorization(terms(t), number(deadline), payer))
+}
+
+// WithdrawCall pays the payer back once the grace period is over; anyone may send it.
+func (e *Escrow) WithdrawCall(t channel.Terms) Call {
+	return e.about(Withdraw, t, e.abi.PackWithdraw(terms(t)))
+}
+
+// Simulate runs a call as from would send it, without sending it. What the contract refuses is a *Revert.
+func (e *Escrow) Simulate(ctx context.Context, from common.Address, call Call) error {
+	_, err := e.backend.CallContract(ctx, ethereum.CallMsg{From: from, To: &call.To, Data: call.Data}, nil)
+	if err != nil {
+		return fmt.Errorf("chain: %s: %w", call, decode(err))
+	}
+	return nil
+}
+
+// String names the call and its channels, for errors and logs.
+func (c Call) String() string {
+	switch len(c.Channels) {
+	case 0:
+		return string(c.Kind)
+	case 1:
+		return fmt.Sprintf("%s of channel %s", c.Kind, c.Channels[0])
+	default:
+		return fmt.Sprintf("%s of %d channels", c.Kind, len(c.Channels))
+	}
+}
+
+func (e *Escrow) about(kind Kind, t channel.Terms, data []byte) Call {
+	return Call{Kind: kind, To: e.address, Data: data, Channels: []common.Hash{t.ID()}}
+}
+
+func terms(t channel.Terms) bindings.Terms {
+	return bindings.Terms{
+		Payer:            t.Payer,
+		Payee:            t.Payee,
+		Token:            t.Token,
+		Salt:             t.Salt,
+		AuthorizedSigner: t.AuthorizedSigner,
+	}
+}
+
+func number(n uint64) *big.Int { return new(big.Int).SetUint64(n) }

@@ -1,0 +1,120 @@
+package chain
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"time"
+
+	"github.com/ethereum/go-ethereum/ethclient"
+	"github.com/ethereum/go-ethereum/rpc"
+)
+
+// Errors of the surroundings. Each comes wrapped in one line that says what to do.
+var (
+	ErrUnreachable = errors.New("RPC endpoint unreachable")
+	ErrChainID     = errors.New("wrong chain")
+	ErrNoContract  = errors.New("no contract at the address")
+	ErrNotEscrow   = errors.New("not a channel escrow")
+	ErrGrace       = errors.New("grace period too short")
+	ErrClock       = errors.New("clock far from the chain's")
+	ErrFunds       = errors.New("not enough native coin for gas")
+)
+
+// dialTimeout bounds the first contact; requestTimeout every later request over HTTP. A node that does not answer in
+// that time is as good as down, and a settlement must not hang on it.
+const (
+	dialTimeout    = 10 * time.Second
+	requestTimeout = 30 * time.Second
+)
+
+// Dial connects to a JSON-RPC endpoint (http, https, ws or wss) and asks it one question, so that a wrong URL fails
+// here, in one line, and not in the middle of a lease. Path, query and password of the URL often are the customer's
+// key to the endpoint: they appear in no error of the client.
+func Dial(ctx context.Context, rawurl string) (*ethclient.Client, error) {
+	endpoint, err := url.Parse(rawurl)
+	if err != nil || endpoint.Host == "" {
+		return nil, fmt.Errorf("%w: %q is not a URL such as http://127.0.0.1:8545 or wss://host/path", ErrUnreachable, redact(rawurl))
+	}
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+
+	client, err := connect(ctx, endpoint)
+	if err != nil {
+		return nil, unreachable(rawurl, err)
+	}
+	if _, err := client.ChainID(ctx); err != nil {
+		client.Close()
+		return nil, unreachable(rawurl, err)
+	}
+	return client, nil
+}
+
+func connect(ctx context.Context, endpoint *url.URL) (*ethclient.Client, error) {
+	switch endpoint.Scheme {
+	case "http", "https":
+		public := url.URL{Scheme: endpoint.Scheme, Host: endpoint.Host}
+		client, err := rpc.DialOptions(ctx, public.String(), rpc.WithHTTPClient(&http.Client{
+			Timeout:   requestTimeout,
+			Transport: &secretPath{endpoint: endpoint, base: http.DefaultTransport},
+		}))
+		if err != nil {
+			return nil, err
+		}
+		return ethclient.NewClient(client), nil
+	case "ws", "wss":
+		return ethclient.DialContext(ctx, endpoint.String())
+	default:
+		return nil, fmt.Errorf("scheme %q is none of http, https, ws, wss", endpoint.Scheme)
+	}
+}
+
+// secretPath sends requests to the endpoint's full URL while the client above it, whose errors quote the URL, knows
+// the host only.
+type secretPath struct {
+	endpoint *url.URL
+	base     http.RoundTripper
+}
+
+func (t *secretPath) RoundTrip(req *http.Request) (*http.Response, error) {
+	out := req.Clone(req.Context())
+	out.URL.Path, out.URL.RawPath = t.endpoint.Path, t.endpoint.RawPath
+	out.URL.RawQuery = t.endpoint.RawQuery
+	if user := t.endpoint.User; user != nil {
+		password, _ := user.Password()
+		out.SetBasicAuth(user.Username(), password)
+	}
+	return t.base.RoundTrip(out)
+}
+
+func unreachable(rawurl string, err error) error {
+	return fmt.Errorf("%w: %s: %s; check the URL and that the node runs", ErrUnreachable, redact(rawurl), cause(err))
+}
+
+// cause strips what quotes the URL from a dialling error.
+func cause(err error) string {
+	var quoted *url.Error
+	if errors.As(err, &quoted) {
+		err = quoted.Err
+	}
+	if errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Sprintf("no answer in %s", dialTimeout)
+	}
+	var op *net.OpError
+	if errors.As(err, &op) {
+		return op.Err.Error()
+	}
+	return err.Error()
+}
+
+// redact leaves of a URL what may be shown: the scheme and the host.
+func redact(rawurl string) string {
+	u, err := url.Parse(rawurl)
+	if err != nil || u.Host == "" {
+		return "the given endpoint"
+	}
+	return (&url.URL{Scheme: u.Scheme, Host: u.Host}).String()
+}

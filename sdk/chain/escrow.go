@@ -1,0 +1,184 @@
+package chain
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/big"
+	"sync"
+	"time"
+
+	"github.com/ethereum/go-ethereum"
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/ethereum/go-ethereum/rpc"
+
+	"github.com/gpupay/gpupay/bindings"
+	"github.com/gpupay/gpupay/channel"
+)
+
+// The escrow's EIP-712 domain, by which it is told from any other contract.
+const (
+	domainName    = "EVM Payment Channel"
+	domainVersion = "1"
+)
+
+// MinGrace is the shortest grace period the contract can be deployed with.
+const MinGrace = 10 * time.Minute
+
+// An Escrow is one deployed escrow contract, checked when it was made. It is safe for concurrent use.
+type Escrow struct {
+	backend Backend
+	abi     *bindings.ChannelEscrow
+	address common.Address
+	chainID uint64
+	grace   time.Duration
+	domain  channel.Domain
+
+	recording sync.Mutex
+}
+
+// NewEscrow checks that an escrow contract of ours lives at the address and reads its constants. The error is one
+// line and wraps ErrUnreachable, ErrNoContract or ErrNotEscrow.
+func NewEscrow(ctx context.Context, backend Backend, address common.Address) (*Escrow, error) {
+	id, err := chainID(ctx, backend)
+	if err != nil {
+		return nil, err
+	}
+	e := &Escrow{
+		backend: backend,
+		abi:     bindings.NewChannelEscrow(),
+		address: address,
+		chainID: id,
+		domain:  channel.EscrowDomain(id, address),
+	}
+	code, err := backend.CodeAt(ctx, address, nil)
+	if err != nil {
+		return nil, fmt.Errorf("%w: reading the code of %s: %w", ErrUnreachable, address, err)
+	}
+	if len(code) == 0 {
+		return nil, fmt.Errorf("%w: %s on chain %d; check the escrow's address and that the endpoint serves the right chain", ErrNoContract, address, id)
+	}
+	if err := e.identify(ctx); err != nil {
+		return nil, err
+	}
+	return e, nil
+}
+
+// identify reads what only our escrow answers: its EIP-712 domain bound to itself, and a grace period.
+func (e *Escrow) identify(ctx context.Context) error {
+	out, err := e.call(ctx, e.abi.PackEip712Domain(), nil)
+	if err != nil {
+		return e.notOurs(err)
+	}
+	domain, err := e.abi.UnpackEip712Domain(out)
+	if err != nil {
+		return e.notOurs(err)
+	}
+	if domain.Name != domainName || domain.Version != domainVersion || domain.VerifyingContract != e.address ||
+		domain.ChainId == nil || domain.ChainId.Cmp(new(big.Int).SetUint64(e.chainID)) != 0 {
+		return e.notOurs(fmt.Errorf("its EIP-712 domain is %q version %q on chain %v", domain.Name, domain.Version, domain.ChainId))
+	}
+	out, err = e.call(ctx, e.abi.PackGracePeriod(), nil)
+	if err != nil {
+		return e.notOurs(err)
+	}
+	grace, err := e.abi.UnpackGracePeriod(out)
+	if err != nil {
+		return e.notOurs(err)
+	}
+	e.grace = time.Duration(grace.Int64()) * time.Second
+	return e.CheckGrace(MinGrace)
+}
+
+// notOurs tells a contract that is not an escrow from an endpoint that failed meanwhile.
+func (e *Escrow) notOurs(err error) error {
+	var reverted *Revert
+	var answered rpc.Error
+	sentinel := ErrNotEscrow
+	if !errors.As(err, &reverted) && !errors.As(err, &answered) && isTransport(err) {
+		sentinel = ErrUnreachable
+	}
+	return fmt.Errorf("%w: %s on chain %d: %w", sentinel, e.address, e.chainID, err)
+}
+
+// ChainID is the chain the contract lives on.
+func (e *Escrow) ChainID() uint64 { return e.chainID }
+
+// Address is the contract's address.
+func (e *Escrow) Address() common.Address { return e.address }
+
+// Grace is how long a payer waits between asking to close and withdrawing: the time a payee has to settle.
+func (e *Escrow) Grace() time.Duration { return e.grace }
+
+// Domain is what vouchers for this contract are signed under.
+func (e *Escrow) Domain() channel.Domain { return e.domain }
+
+// Backend is the chain behind the contract.
+func (e *Escrow) Backend() Backend { return e.backend }
+
+// CheckGrace refuses a contract whose grace period is under least: a payee that cannot settle within it loses what
+// the last vouchers promised.
+func (e *Escrow) CheckGrace(least time.Duration) error {
+	if e.grace >= least {
+		return nil
+	}
+	return fmt.Errorf("%w: escrow %s gives %s between a close request and the withdrawal, at least %s is needed; use another escrow", ErrGrace, e.address, e.grace, least)
+}
+
+// CheckClock refuses a local clock further than tolerance from the chain's. Authorizations and deadlines are judged by
+// the chain's clock. A chain that stopped making blocks looks the same from here, and is no better.
+func (e *Escrow) CheckClock(ctx context.Context, tolerance time.Duration) error {
+	now, err := e.Now(ctx)
+	if err != nil {
+		return err
+	}
+	off := time.Since(now)
+	if off.Abs() <= tolerance {
+		return nil
+	}
+	return fmt.Errorf("%w: this machine is %s off chain %d (%s is tolerated); set the clock, or check that the node is in step", ErrClock, off.Round(time.Second), e.chainID, tolerance)
+}
+
+// Now is the chain's idea of the time: that of the block in the making where the node tells, else of the newest one.
+func (e *Escrow) Now(ctx context.Context) (time.Time, error) {
+	head, err := e.backend.HeaderByNumber(ctx, nil)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("%w: reading the newest block: %w", ErrUnreachable, err)
+	}
+	if pending, err := e.backend.HeaderByNumber(ctx, big.NewInt(int64(rpc.PendingBlockNumber))); err == nil && pending.Time > head.Time {
+		head = pending
+	}
+	return time.Unix(int64(head.Time), 0), nil
+}
+
+// CheckChainID refuses an endpoint that serves another chain than the wanted one.
+func CheckChainID(ctx context.Context, backend Backend, want uint64) error {
+	got, err := chainID(ctx, backend)
+	if err != nil {
+		return err
+	}
+	if got != want {
+		return fmt.Errorf("%w: the endpoint serves chain %d, not %d; check the RPC URL", ErrChainID, got, want)
+	}
+	return nil
+}
+
+func chainID(ctx context.Context, backend Backend) (uint64, error) {
+	id, err := backend.ChainID(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("%w: asking for the chain id: %w", ErrUnreachable, err)
+	}
+	if !id.IsUint64() {
+		return 0, fmt.Errorf("%w: chain id %s is beyond 64 bits", ErrChainID, id)
+	}
+	return id.Uint64(), nil
+}
+
+// call reads the contract at a block, the newest if nil.
+func (e *Escrow) call(ctx context.Context, data []byte, block *big.Int) ([]byte, error) {
+	out, err := e.backend.CallContract(ctx, ethereum.CallMsg{To: &e.address, Data: data}, block)
+	if err != nil {
+		return nil, decode(err)
+	}
+	return out, nil
+}

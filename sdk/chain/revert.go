@@ -1,0 +1,124 @@
+package chain
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+
+	"github.com/ethereum/go-ethereum/accounts/abi"
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/ethereum/go-ethereum/common/hexutil"
+	"github.com/ethereum/go-ethereum/rpc"
+
+	"github.com/gpupay/gpupay/bindings"
+)
+
+// A Revert is a call that the contract refused. Name is the custom error (or "Error" for a reason string, "Panic", or
+// "" where no data came), Args its values in order. Data, the raw bytes, is for logs: it never belongs in an answer to a
+// peer.
+type Revert struct {
+	Name string
+	Args []any
+	Data []byte
+}
+
+func (r *Revert) Error() string {
+	switch {
+	case r.Name == "" && len(r.Data) == 0:
+		return "reverted without a reason"
+	case r.Name == "":
+		return fmt.Sprintf("reverted with unknown error %s", hexutil.Encode(r.Data[:min(len(r.Data), 4)]))
+	case r.Name == "Error" && len(r.Args) == 1:
+		return fmt.Sprintf("reverted: %v", r.Args[0])
+	}
+	args := make([]string, len(r.Args))
+	for i, arg := range r.Args {
+		args[i] = show(arg)
+	}
+	return fmt.Sprintf("reverted: %s(%s)", r.Name, strings.Join(args, ", "))
+}
+
+func show(arg any) string {
+	switch v := arg.(type) {
+	case [32]byte:
+		return common.Hash(v).Hex()
+	case []byte:
+		return hexutil.Encode(v)
+	default:
+		return fmt.Sprint(v)
+	}
+}
+
+// revertCode is the JSON-RPC error code of a call that ran and reverted.
+const revertCode = 3
+
+var escrowErrors = mustParse(bindings.ChannelEscrowMetaData.ParseABI())
+
+func mustParse(parsed *abi.ABI, err error) *abi.ABI {
+	if err != nil {
+		panic("chain: the generated bindings do not parse: " + err.Error())
+	}
+	return parsed
+}
+
+// decode turns an RPC error that carries revert data into a *Revert and leaves any other error as it is.
+func decode(err error) error {
+	data, ok := revertData(err)
+	if !ok {
+		return err
+	}
+	return parseRevert(data)
+}
+
+func revertData(err error) ([]byte, bool) {
+	var coded rpc.Error
+	reverted := errors.As(err, &coded) && coded.ErrorCode() == revertCode
+	var carrier rpc.DataError
+	if errors.As(err, &carrier) {
+		if text, ok := carrier.ErrorData().(string); ok {
+			if data, err := hexutil.Decode(text); err == nil {
+				return data, true
+			}
+		}
+	}
+	return nil, reverted || (coded != nil && strings.Contains(coded.Error(), "execution reverted"))
+}
+
+func parseRevert(data []byte) *Revert {
+	r := &Revert{Data: data}
+	if len(data) < 4 { // shorter than a selector: the generated decoder would panic on it
+		return r
+	}
+	if reason, err := abi.UnpackRevert(data); err == nil {
+		r.Name, r.Args = "Error", []any{reason}
+		return r
+	}
+	for _, known := range escrowErrors.Errors {
+		if [4]byte(known.ID[:4]) != [4]byte(data[:4]) {
+			continue
+		}
+		if args, err := known.Inputs.Unpack(data[4:]); err == nil {
+			r.Name, r.Args = known.Name, args
+		}
+		return r
+	}
+	return r
+}
+
+// isTransport reports whether err says that the endpoint failed, as against that it answered with an error.
+func isTransport(err error) bool {
+	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
+		return true
+	}
+	var quoted *url.Error
+	var op net.Error
+	var status rpc.HTTPError
+	if errors.As(err, &status) {
+		return status.StatusCode != http.StatusBadRequest
+	}
+	return errors.As(err, &quoted) || errors.As(err, &op) || errors.Is(err, rpc.ErrClientQuit)
+}

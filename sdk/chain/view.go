@@ -1,0 +1,172 @@
+package chain
+
+import (
+	"context"
+	"fmt"
+	"math/big"
+
+	"github.com/ethereum/go-ethereum"
+	"github.com/ethereum/go-ethereum/accounts/abi/bind/v2"
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/bindings"
+	"github.com/gpupay/gpupay/channel"
+)
+
+// viewBatch bounds how many channels one call reads: each costs a cold storage read of 2,100 gas, and nodes cap the gas
+// of a call.
+const viewBatch = 1000
+
+// View reads one channel at a block (nil: the newest). A channel the contract does not know is channel.ErrUnknown.
+func (e *Escrow) View(ctx context.Context, id common.Hash, block *big.Int) (channel.ChainView, error) {
+	slots, err := e.slots(ctx, []common.Hash{id}, e.at(block))
+	if err != nil {
+		return channel.ChainView{}, err
+	}
+	if !exists(slots[0]) {
+		return channel.ChainView{}, fmt.Errorf("%w: escrow %s has no channel %s", channel.ErrUnknown, e.address, id)
+	}
+	return view(slots[0]), nil
+}
+
+// Views reads channels as of the newest block, in the order of the ids. A channel the contract does not know is the zero
+// view: it holds no deposit, so nothing can be promised from it.
+func (e *Escrow) Views(ctx context.Context, ids []common.Hash) ([]channel.ChainView, error) {
+	return e.views(ctx, ids, e.at(nil))
+}
+
+// ViewsAt is Views as of the block with this hash and no other: after a re-org it fails instead of reading the branch
+// that won.
+func (e *Escrow) ViewsAt(ctx context.Context, ids []common.Hash, block common.Hash) ([]channel.ChainView, error) {
+	caller, ok := e.backend.(bind.BlockHashContractCaller)
+	if !ok {
+		return nil, fmt.Errorf("chain: backend cannot read at a block hash")
+	}
+	return e.views(ctx, ids, func(ctx context.Context, data []byte) ([]byte, error) {
+		return caller.CallContractAtHash(ctx, ethereum.CallMsg{To: &e.address, Data: data}, block)
+	})
+}
+
+// CloseRequests is how often the channel's payer asked to close: the nonce the next signed close request must carry.
+func (e *Escrow) CloseRequests(ctx context.Context, id common.Hash) (uint64, error) {
+	slots, err := e.slots(ctx, []common.Hash{id}, e.at(nil))
+	if err != nil {
+		return 0, err
+	}
+	return uint64(slots[0].CloseRequests), nil
+}
+
+// A Confirmed view separates what a payee must hear at once from what it may rely on.
+type Confirmed struct {
+	// View is what to act on: the deposit as of the confirmed block (never above the newest), and settlement, close
+	// request and finality as of the newest block.
+	View channel.ChainView
+	// Latest is all of it as of the newest block; a deposit above View's waits for its confirmations.
+	Latest channel.ChainView
+}
+
+// Pending reports whether the newest block says something that is not yet confirmed.
+func (c Confirmed) Pending() bool { return !c.View.Deposit.Eq(&c.Latest.Deposit) }
+
+// Confirmed reads channels at the newest block and at the one that has the given number of confirmations (1: the newest
+// itself), and merges them. It also returns the number of the newest block it read.
+func (e *Escrow) Confirmed(ctx context.Context, ids []common.Hash, confirmations uint64) ([]Confirmed, uint64, error) {
+	head, err := e.backend.BlockNumber(ctx)
+	if err != nil {
+		return nil, 0, fmt.Errorf("chain: reading the block number: %w", err)
+	}
+	latest, err := e.views(ctx, ids, e.at(new(big.Int).SetUint64(head)))
+	if err != nil {
+		return nil, 0, err
+	}
+	deep := latest
+	if back := max(confirmations, 1) - 1; back > 0 {
+		deep, err = e.views(ctx, ids, e.at(new(big.Int).SetUint64(head-min(back, head))))
+		if err != nil {
+			return nil, 0, err
+		}
+	}
+	merged := make([]Confirmed, len(ids))
+	for i := range ids {
+		merged[i] = Confirmed{View: latest[i], Latest: latest[i]}
+		if deep[i].Deposit.Lt(&latest[i].Deposit) {
+			merged[i].View.Deposit = deep[i].Deposit
+		}
+		if v := &merged[i].View; v.Settled.Gt(&v.Deposit) {
+			v.Settled = v.Deposit // settled from money that is not confirmed itself
+		}
+	}
+	return merged, head, nil
+}
+
+// Record runs f while no other Record of this escrow runs. Whoever reads views and stores them does both inside, so
+// that an older reading never lands on top of a newer one.
+func (e *Escrow) Record(f func() error) error {
+	e.recording.Lock()
+	defer e.recording.Unlock()
+	return f()
+}
+
+type reader func(ctx context.Context, data []byte) ([]byte, error)
+
+func (e *Escrow) at(block *big.Int) reader {
+	return func(ctx context.Context, data []byte) ([]byte, error) { return e.call(ctx, data, block) }
+}
+
+func (e *Escrow) views(ctx context.Context, ids []common.Hash, read reader) ([]channel.ChainView, error) {
+	slots, err := e.slots(ctx, ids, read)
+	if err != nil {
+		return nil, err
+	}
+	views := make([]channel.ChainView, len(slots))
+	for i, s := range slots {
+		views[i] = view(s)
+	}
+	return views, nil
+}
+
+func (e *Escrow) slots(ctx context.Context, ids []common.Hash, read reader) ([]bindings.Channel, error) {
+	slots := make([]bindings.Channel, 0, len(ids))
+	for len(ids) > 0 {
+		n := min(len(ids), viewBatch)
+		raw := make([][32]byte, n)
+		for i, id := range ids[:n] {
+			raw[i] = id
+		}
+		out, err := read(ctx, e.abi.PackChannels(raw))
+		if err != nil {
+			return nil, fmt.Errorf("chain: reading %d channels of escrow %s: %w", n, e.address, err)
+		}
+		part, err := e.abi.UnpackChannels(out)
+		if err != nil || len(part) != n {
+			return nil, fmt.Errorf("chain: escrow %s answered %d of %d channels: %v", e.address, len(part), n, err)
+		}
+		slots, ids = append(slots, part...), ids[n:]
+	}
+	return slots, nil
+}
+
+func exists(s bindings.Channel) bool { return s.Open || s.Finalized }
+
+func view(s bindings.Channel) channel.ChainView {
+	if !exists(s) {
+		return channel.ChainView{}
+	}
+	v := channel.ChainView{Finalized: s.Finalized}
+	v.Deposit = amount(s.Deposit)
+	v.Settled = amount(s.Settled)
+	if s.CloseRequestedAt != nil {
+		v.CloseRequestedAt = s.CloseRequestedAt.Uint64()
+	}
+	return v
+}
+
+// amount converts what the ABI decoder already bounded to 96 bits.
+func amount(b *big.Int) uint256.Int {
+	var v uint256.Int
+	if b != nil {
+		v.SetFromBig(b)
+	}
+	return v
+}
