@@ -1,0 +1,312 @@
+package metering
+
+import (
+	"errors"
+	"fmt"
+	"math/bits"
+	"slices"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/internal/eip712"
+)
+
+// What a [Checker] refuses a record for. All but ErrReplayed mean: do not pay,
+// keep the record, it is signed.
+var (
+	ErrSignature = errors.New("record is not signed by the offer's metering key")
+	ErrLease     = errors.New("record is of another lease")
+	ErrReplayed  = errors.New("record was checked before") // harmless: a stream that was resumed
+	ErrSequence  = errors.New("record is not the next in number")
+	ErrForked    = errors.New("record contradicts an earlier one")
+	ErrBackwards = errors.New("record takes back metered time")
+	ErrClock     = errors.New("record claims more time than passed")
+	ErrDevices   = errors.New("record is about devices that were not leased")
+)
+
+// CheckerConfig is what the payer knows by itself.
+type CheckerConfig struct {
+	Lease Lease
+	Key   common.Address // the metering key that the signed offer names
+
+	// Tolerance is how far each device's time may run ahead of this checker's
+	// own clock: the time in which the lease's first byte travelled, and the
+	// drift of two clocks. It is the most that a lying clock can cost, at the
+	// lease's price, for each device, once a lease.
+	Tolerance time.Duration
+
+	Clock Clock // System if nil
+}
+
+// Checker decides for the payer whether a record may be paid. It is not for
+// several goroutines at once.
+type Checker struct {
+	config CheckerConfig
+	domain common.Hash
+	state  CheckerState
+}
+
+// CheckerState is what a checker must remember over a restart of the payer.
+type CheckerState struct {
+	BootID   string          `json:"bootId"`         // the boot that Start.Boot counts from
+	Devices  []CheckedDevice `json:"devices"`        // as the last record left them
+	Elapsed  int64           `json:"elapsed,string"` // ns the lease had run when this was saved
+	Final    bool            `json:"final"`
+	Last     common.Hash     `json:"last"` // digest of the last good record
+	Nanos    uint64          `json:"nanos,string"`
+	Owed     uint256.Int     `json:"owed"` // base units, of the last good record
+	Sequence uint64          `json:"sequence,string"`
+	Start    Instant         `json:"start"` // the lease's first byte, on the payer's clocks
+}
+
+// CheckedDevice is where a device's evidence ended.
+type CheckedDevice struct {
+	BootID string `json:"bootId"`
+	Mono   int64  `json:"mono,string"`
+	Total  int64  `json:"total,string"`
+	UUID   string `json:"uuid"`
+}
+
+// NewChecker starts the payer's clock: call it at the lease's first byte.
+func NewChecker(config CheckerConfig) (*Checker, error) {
+	c, err := newChecker(config)
+	if err != nil {
+		return nil, err
+	}
+	c.state = CheckerState{BootID: c.config.Clock.BootID(), Owed: config.Lease.OwedBefore, Start: c.config.Clock.Now()}
+	return c, nil
+}
+
+// ResumeChecker goes on after a restart of the payer. Within one boot of its
+// host it still has the lease's first byte on a clock that nobody sets; after a
+// reboot only the wall clock spans the hole.
+func ResumeChecker(config CheckerConfig, s CheckerState) (*Checker, error) {
+	c, err := newChecker(config)
+	if err != nil {
+		return nil, err
+	}
+	c.state = s
+	c.state.Devices = slices.Clone(s.Devices)
+	now, boot := c.config.Clock.Now(), c.config.Clock.BootID()
+	if boot != "" && boot == s.BootID {
+		return c, nil
+	}
+	elapsed := max(now.Wall-s.Start.Wall, s.Elapsed)
+	c.state.BootID = boot
+	c.state.Start.Boot = now.Boot - elapsed
+	c.state.Start.Mono = now.Mono - elapsed
+	return c, nil
+}
+
+func newChecker(config CheckerConfig) (*Checker, error) {
+	if err := config.Lease.Validate(); err != nil {
+		return nil, err
+	}
+	if config.Tolerance < 0 {
+		return nil, fmt.Errorf("%w: a tolerance of %s refuses everything", ErrClock, config.Tolerance)
+	}
+	if config.Key == (common.Address{}) {
+		return nil, fmt.Errorf("%w: the offer names none", ErrSignature)
+	}
+	if config.Clock == nil {
+		config.Clock = System
+	}
+	config.Lease.Devices = slices.Clone(config.Lease.Devices)
+	return &Checker{config: config, domain: Domain(config.Lease.ChainID, config.Lease.Escrow)}, nil
+}
+
+// State is what to store after each good record, before its voucher is signed.
+func (c *Checker) State() CheckerState {
+	s := c.state
+	s.Devices = slices.Clone(s.Devices)
+	s.Elapsed = c.Elapsed()
+	return s
+}
+
+// Elapsed is how long the lease has run on the payer's own clock, in
+// nanoseconds. The clock counts on while the payer's host sleeps: the GPU does.
+func (c *Checker) Elapsed() int64 {
+	return max(0, c.config.Clock.Now().Boot-c.state.Start.Boot)
+}
+
+// Limit is the most device time, in nanoseconds over all devices, that the
+// payer's clock allows now.
+func (c *Checker) Limit() uint64 {
+	high, limit := bits.Mul64(c.deviceLimit(), uint64(len(c.config.Lease.Devices)))
+	if high != 0 {
+		return ^uint64(0)
+	}
+	return limit
+}
+
+func (c *Checker) deviceLimit() uint64 {
+	return uint64(c.Elapsed()) + uint64(c.config.Tolerance)
+}
+
+// Check accepts a record that the payer may pay, and remembers it; then
+// Record.Owed is what to sign a voucher for. It changes nothing if it refuses.
+func (c *Checker) Check(s SignedRecord) error {
+	digest := s.Digest(c.domain)
+	for _, check := range []func(SignedRecord, common.Hash) error{
+		c.signature, c.lease, c.chain, c.money, c.evidence, c.clock,
+	} {
+		if err := check(s, digest); err != nil {
+			return fmt.Errorf("lease %s, record %d: %w", c.config.Lease.ID, s.Sequence, err)
+		}
+	}
+	c.accept(s, digest)
+	return nil
+}
+
+func (c *Checker) accept(s SignedRecord, digest common.Hash) {
+	c.state.Last, c.state.Sequence = digest, s.Sequence
+	c.state.Nanos, c.state.Owed, c.state.Final = s.Nanos, s.Owed, s.Final
+	c.state.Devices = c.state.Devices[:0:0]
+	for _, d := range s.Evidence.Devices {
+		c.state.Devices = append(c.state.Devices, CheckedDevice{
+			BootID: d.Device.BootID, Mono: d.To.Mono, Total: d.Total, UUID: d.Device.UUID,
+		})
+	}
+}
+
+// signature comes first: what is not signed by the payee proves nothing about
+// it, whatever else is wrong.
+func (c *Checker) signature(s SignedRecord, digest common.Hash) error {
+	signer, err := eip712.Recover(digest, s.Signature)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrSignature, err)
+	}
+	if signer != c.config.Key {
+		return fmt.Errorf("%w: signed by %s, the offer names %s", ErrSignature, signer, c.config.Key)
+	}
+	return nil
+}
+
+func (c *Checker) lease(s SignedRecord, _ common.Hash) error {
+	l := c.config.Lease
+	if s.LeaseID != l.ID {
+		return fmt.Errorf("%w: %s", ErrLease, s.LeaseID)
+	}
+	if s.ChannelID != l.ChannelID {
+		return fmt.Errorf("%w: it names channel %s, not %s", ErrLease, s.ChannelID, l.ChannelID)
+	}
+	if s.OfferHash != l.OfferHash {
+		return fmt.Errorf("%w: it names offer %s, not %s", ErrLease, s.OfferHash, l.OfferHash)
+	}
+	return nil
+}
+
+func (c *Checker) chain(s SignedRecord, digest common.Hash) error {
+	last := c.state
+	if s.Sequence == last.Sequence && digest == last.Last && last.Sequence > 0 {
+		return ErrReplayed
+	}
+	if s.Sequence == last.Sequence && last.Sequence > 0 {
+		return fmt.Errorf("%w: there are two of number %d: %s and %s", ErrForked, s.Sequence, last.Last, digest)
+	}
+	if s.Sequence != last.Sequence+1 {
+		return fmt.Errorf("%w: expected %d", ErrSequence, last.Sequence+1)
+	}
+	if last.Final {
+		return fmt.Errorf("%w: record %d was the final one", ErrForked, last.Sequence)
+	}
+	if s.Previous != last.Last {
+		return fmt.Errorf("%w: it follows %s, the payer has %s", ErrForked, s.Previous, last.Last)
+	}
+	if s.Nanos < last.Nanos {
+		return fmt.Errorf("%w: %d ns after %d ns", ErrBackwards, s.Nanos, last.Nanos)
+	}
+	return nil
+}
+
+func (c *Checker) money(s SignedRecord, _ common.Hash) error {
+	l := c.config.Lease
+	if s.OwedBefore != l.OwedBefore {
+		return fmt.Errorf("%w: it begins at %s owed, the lease began at %s", ErrPrice, s.OwedBefore.Dec(), l.OwedBefore.Dec())
+	}
+	owed, err := l.Owed(s.Nanos)
+	if err != nil {
+		return err
+	}
+	if s.Owed != owed {
+		return fmt.Errorf("%w: %d ns at %s per %s come to %s owed, it says %s",
+			ErrPrice, s.Nanos, l.Price.Amount.Dec(), l.Price.Unit, owed.Dec(), s.Owed.Dec())
+	}
+	return nil
+}
+
+func (c *Checker) evidence(s SignedRecord, _ common.Hash) error {
+	e := s.Evidence
+	if hash := e.Hash(); hash != s.EvidenceHash {
+		return fmt.Errorf("%w: it hashes to %s, the record says %s", ErrEvidence, hash, s.EvidenceHash)
+	}
+	if err := c.devices(s); err != nil {
+		return err
+	}
+	if err := e.Validate(); err != nil {
+		return err
+	}
+	if uint64(e.Total) != s.Nanos || uint64(e.Nanos) != s.Nanos-c.state.Nanos {
+		return fmt.Errorf("%w: it adds %d to make %d ns, the record adds %d to make %d",
+			ErrEvidence, e.Nanos, e.Total, s.Nanos-c.state.Nanos, s.Nanos)
+	}
+	for _, d := range e.Devices {
+		if err := c.continues(d); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *Checker) devices(s SignedRecord) error {
+	leased := c.config.Lease.Devices
+	if int(s.Devices) != len(leased) || len(s.Evidence.Devices) != len(leased) {
+		return fmt.Errorf("%w: %d in the record, %d in its evidence, %d leased",
+			ErrDevices, s.Devices, len(s.Evidence.Devices), len(leased))
+	}
+	seen := make(map[string]bool)
+	for _, d := range s.Evidence.Devices {
+		if !slices.Contains(leased, d.Device.UUID) || seen[d.Device.UUID] {
+			return fmt.Errorf("%w: %q", ErrDevices, d.Device.UUID)
+		}
+		seen[d.Device.UUID] = true
+	}
+	return nil
+}
+
+// continues checks that a device's evidence starts where the last one ended, so
+// that no second is shown twice.
+func (c *Checker) continues(d DeviceEvidence) error {
+	i := slices.IndexFunc(c.state.Devices, func(o CheckedDevice) bool { return o.UUID == d.Device.UUID })
+	if i < 0 {
+		if d.Total != d.Nanos.Allocated {
+			return fmt.Errorf("%w: %s starts at %d ns", ErrEvidence, d.Device.UUID, d.Total-d.Nanos.Allocated)
+		}
+		return nil
+	}
+	last := c.state.Devices[i]
+	if d.Total-d.Nanos.Allocated != last.Total {
+		return fmt.Errorf("%w: %s starts at %d ns, the last record ended at %d", ErrEvidence, d.Device.UUID, d.Total-d.Nanos.Allocated, last.Total)
+	}
+	if d.Nanos.Allocated > 0 && d.Device.BootID == last.BootID && d.From.Mono < last.Mono {
+		return fmt.Errorf("%w: %s shows time from %d, the last record went to %d", ErrEvidence, d.Device.UUID, d.From.Mono, last.Mono)
+	}
+	return nil
+}
+
+// clock holds the record against the payer's own clock, in all and for each
+// device: one device's honest gap must not make room for another's lie.
+func (c *Checker) clock(s SignedRecord, _ common.Hash) error {
+	if limit := c.Limit(); s.Nanos > limit {
+		return fmt.Errorf("%w: %d ns over %d devices, %d ns passed, the limit is %d ns",
+			ErrClock, s.Nanos, len(c.config.Lease.Devices), c.Elapsed(), limit)
+	}
+	for _, d := range s.Evidence.Devices {
+		if limit := c.deviceLimit(); uint64(d.Total) > limit {
+			return fmt.Errorf("%w: %s claims %d ns, the limit is %d ns", ErrClock, d.Device.UUID, d.Total, limit)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,176 @@
+package metering
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/ethereum/go-ethereum/crypto"
+)
+
+// ErrEvidence says that a record's evidence does not support what it states.
+var ErrEvidence = errors.New("evidence does not support the record")
+
+// Evidence is what a record's nanoseconds were counted from, between two cuts
+// of the meter. The record carries its hash; the evidence travels beside it.
+//
+// The fields stand in the order of their JSON keys: the encoding is canonical
+// (RFC 8785), so that anybody can write it again and get the same hash.
+type Evidence struct {
+	Devices   []DeviceEvidence `json:"devices"`
+	MaxGap    int64            `json:"maxGap,string"`  // ns
+	Nanos     int64            `json:"nanos,string"`   // billed since the cut before, over all devices
+	Root      common.Hash      `json:"root"`           // of the samples since the cut before
+	Samples   uint64           `json:"samples,string"` // how many
+	Simulated bool             `json:"simulated"`      // no real GPU was involved
+	Source    string           `json:"source"`         // what read the devices
+	Tick      int64            `json:"tick,string"`    // ns
+	Total     int64            `json:"total,string"`   // billed since the lease began, over all devices
+}
+
+// DeviceEvidence is one device's part of the evidence.
+type DeviceEvidence struct {
+	Device   Device   `json:"device"`
+	Energy   uint64   `json:"energy,string"`             // millijoules used
+	From     Instant  `json:"from"`                      // the last reading of the cut before, or the first of all
+	Gaps     []Hole   `json:"gaps,omitempty"`            // time that was not billed, and why
+	Memory   uint64   `json:"memory,string"`             // the most bytes in use
+	Missing  []string `json:"missing,omitempty"`         // figures that the device does not report
+	MoreGaps uint64   `json:"moreGaps,omitempty,string"` // left out of Gaps
+	MoreXIDs uint64   `json:"moreXids,omitempty,string"` // left out of XIDs
+	Nanos    Nanos    `json:"nanos"`                     // since the cut before
+	Samples  uint64   `json:"samples,string"`
+	To       Instant  `json:"to"`
+	Total    int64    `json:"total,string"` // billed since the lease began
+	XIDs     []XID    `json:"xids,omitempty"`
+}
+
+// Hole is a stretch of monotonic time that was not billed.
+type Hole struct {
+	From   int64  `json:"from,string"`
+	Reason string `json:"reason"`
+	To     int64  `json:"to,string"`
+}
+
+// Cut ends a stretch of metering and returns its evidence. The interval that
+// is still open at the cut is counted whole in the next one: a cut, wherever it
+// falls, changes no bill.
+func (m *Meter) Cut() Evidence {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+
+	e := Evidence{
+		MaxGap:  int64(m.config.MaxGap),
+		Root:    Root(m.samples),
+		Samples: uint64(len(m.samples)),
+		Source:  m.source,
+		Tick:    int64(m.config.Tick),
+	}
+	for _, d := range m.devices {
+		de := d.cut()
+		e.Devices = append(e.Devices, de)
+		e.Nanos += de.Nanos.Allocated
+		e.Total += de.Total
+		e.Simulated = e.Simulated || de.Device.Simulated
+	}
+	m.keep(cut{root: e.Root, samples: m.samples})
+	m.samples = nil
+	m.saved = m.state()
+	return e
+}
+
+func (d *device) cut() DeviceEvidence {
+	p := d.part
+	d.before.add(d.since)
+	e := DeviceEvidence{
+		Device:   d.id,
+		Energy:   p.energy,
+		From:     p.from,
+		Gaps:     p.gaps,
+		Memory:   p.memory,
+		MoreGaps: p.moreGaps,
+		MoreXIDs: p.moreXIDs,
+		Nanos:    d.since,
+		Samples:  p.samples,
+		To:       d.last.At,
+		Total:    d.before.Allocated,
+		XIDs:     p.xids,
+	}
+	if p.samples > 0 {
+		e.Missing = p.has.Missing()
+	}
+	if d.last.Device != "" {
+		e.Device.BootID, e.Device.Driver = d.known.BootID, d.known.Driver // as they are now
+		e.Device.Simulated = e.Device.Simulated || d.last.Simulated
+	}
+	d.since = Nanos{}
+	d.part = part{from: d.last.At}
+	return e
+}
+
+// Encode is the canonical form of a reading: a leaf of the tree.
+func (r Reading) Encode() []byte { return canonical(r) }
+
+// Encode is the canonical form of the evidence.
+func (e Evidence) Encode() []byte { return canonical(e) }
+
+// Hash is keccak256 of the canonical form. A record states it.
+func (e Evidence) Hash() common.Hash { return crypto.Keccak256Hash(e.Encode()) }
+
+// canonical writes a struct whose fields stand in the order of their keys.
+func canonical(v any) []byte {
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(v); err != nil {
+		panic("metering: a struct of numbers and strings does not encode: " + err.Error())
+	}
+	return bytes.TrimSuffix(b.Bytes(), []byte("\n"))
+}
+
+// Validate checks that the figures agree with one another. It cannot check
+// that they are true.
+func (e Evidence) Validate() error {
+	var nanos, total int64
+	for _, d := range e.Devices {
+		if err := d.validate(); err != nil {
+			return fmt.Errorf("%w: %s: %w", ErrEvidence, d.Device.UUID, err)
+		}
+		if total > math.MaxInt64-d.Total { // bounds nanos as well, which is less
+			return fmt.Errorf("%w: the totals overflow", ErrEvidence)
+		}
+		nanos += d.Nanos.Allocated
+		total += d.Total
+	}
+	if nanos != e.Nanos || total != e.Total {
+		return fmt.Errorf("%w: the devices sum to %d ns of %d, it states %d of %d", ErrEvidence, nanos, total, e.Nanos, e.Total)
+	}
+	return nil
+}
+
+func (d DeviceEvidence) validate() error {
+	n := d.Nanos
+	for _, v := range []int64{n.Active, n.Allocated, n.Down, n.Gap, n.Paused, n.Throttled} {
+		if v < 0 {
+			return errors.New("a negative time")
+		}
+	}
+	if n.Active > n.Allocated || n.Throttled > n.Allocated {
+		return errors.New("more active or throttled time than allocated")
+	}
+	if d.Total < n.Allocated {
+		return errors.New("more time since the last record than since the start")
+	}
+	for _, g := range d.Gaps {
+		if g.Reason == ReasonReboot { // its ends are on two clocks
+			return nil
+		}
+	}
+	if n.Allocated > 0 && (d.To.Mono < d.From.Mono || n.Allocated > d.To.Mono-d.From.Mono) {
+		return fmt.Errorf("%d ns allocated between stamps %d and %d", n.Allocated, d.From.Mono, d.To.Mono)
+	}
+	return nil
+}

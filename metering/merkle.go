@@ -1,0 +1,125 @@
+package metering
+
+import (
+	"errors"
+	"fmt"
+	"math/bits"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/ethereum/go-ethereum/crypto"
+)
+
+// ErrProof says that a sample is not the one a root commits to.
+var ErrProof = errors.New("sample does not belong to the root")
+
+// The tree is that of RFC 6962 with keccak256. Leaves and nodes are hashed
+// under different prefixes, so that no node can pass for a sample.
+const (
+	leafPrefix = 0x00
+	nodePrefix = 0x01
+)
+
+// Root is the Merkle root of samples in the order in which they were observed.
+func Root(samples [][]byte) common.Hash {
+	return root(hashes(samples))
+}
+
+// Proof shows that one sample is leaf Index of the Count leaves under a root,
+// and shows nothing about the others.
+type Proof struct {
+	Count  uint64        `json:"count,string"`
+	Index  uint64        `json:"index,string"`
+	Path   []common.Hash `json:"path"` // siblings, from the leaf up
+	Sample []byte        `json:"sample"`
+}
+
+// Prove makes the proof of one sample.
+func Prove(samples [][]byte, index uint64) (Proof, error) {
+	if index >= uint64(len(samples)) {
+		return Proof{}, fmt.Errorf("%w: there is no sample %d of %d", ErrProof, index, len(samples))
+	}
+	return Proof{
+		Count:  uint64(len(samples)),
+		Index:  index,
+		Path:   path(hashes(samples), index),
+		Sample: samples[index],
+	}, nil
+}
+
+// Verify checks a proof against the root and the number of samples that a
+// signed record's evidence states.
+func (p Proof) Verify(want common.Hash, count uint64) error {
+	if p.Count != count || p.Index >= count {
+		return fmt.Errorf("%w: sample %d of %d, the evidence has %d", ErrProof, p.Index, p.Count, count)
+	}
+	hash, rest, ok := climb(leaf(p.Sample), p.Path, p.Index, p.Count)
+	if !ok || len(rest) != 0 {
+		return fmt.Errorf("%w: a path of %d does not fit sample %d of %d", ErrProof, len(p.Path), p.Index, p.Count)
+	}
+	if hash != want {
+		return fmt.Errorf("%w: sample %d hashes to %s, the evidence says %s", ErrProof, p.Index, hash, want)
+	}
+	return nil
+}
+
+func climb(hash common.Hash, path []common.Hash, index, count uint64) (common.Hash, []common.Hash, bool) {
+	if count == 1 {
+		return hash, path, true
+	}
+	k := split(count)
+	left := index < k
+	size := k
+	if !left {
+		index, size = index-k, count-k
+	}
+	hash, path, ok := climb(hash, path, index, size)
+	if !ok || len(path) == 0 {
+		return hash, path, false
+	}
+	if left {
+		return node(hash, path[0]), path[1:], true
+	}
+	return node(path[0], hash), path[1:], true
+}
+
+func path(hashes []common.Hash, index uint64) []common.Hash {
+	n := uint64(len(hashes))
+	if n == 1 {
+		return nil
+	}
+	k := split(n)
+	if index < k {
+		return append(path(hashes[:k], index), root(hashes[k:]))
+	}
+	return append(path(hashes[k:], index-k), root(hashes[:k]))
+}
+
+func root(hashes []common.Hash) common.Hash {
+	switch len(hashes) {
+	case 0:
+		return crypto.Keccak256Hash()
+	case 1:
+		return hashes[0]
+	}
+	k := split(uint64(len(hashes)))
+	return node(root(hashes[:k]), root(hashes[k:]))
+}
+
+// split is the largest power of two below n, for n of at least 2.
+func split(n uint64) uint64 { return 1 << (bits.Len64(n-1) - 1) }
+
+func hashes(samples [][]byte) []common.Hash {
+	out := make([]common.Hash, len(samples))
+	for i, s := range samples {
+		out[i] = leaf(s)
+	}
+	return out
+}
+
+func leaf(sample []byte) common.Hash {
+	return crypto.Keccak256Hash([]byte{leafPrefix}, sample)
+}
+
+func node(left, right common.Hash) common.Hash {
+	return crypto.Keccak256Hash([]byte{nodePrefix}, left[:], right[:])
+}

@@ -1,0 +1,328 @@
+package metering
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+)
+
+// Defaults of a [Config].
+const (
+	DefaultTick   = time.Second
+	DefaultMaxGap = 3 * time.Second
+	DefaultKeep   = 4096
+)
+
+// suspend is how far boottime may run ahead of monotonic time within one
+// interval before it counts as sleep. The two clocks are read within a
+// millisecond of one another; a real suspend takes longer than this.
+const suspend = 100 * time.Millisecond
+
+// ErrReading says that a reading cannot be used.
+var ErrReading = errors.New("unusable reading")
+
+// Config is what a meter measures and by which rules.
+type Config struct {
+	Devices []string      // UUIDs, each once: the devices of one lease
+	Tick    time.Duration // how often each is read; DefaultTick if zero
+	MaxGap  time.Duration // a longer interval bills nothing; DefaultMaxGap if zero
+	Keep    int           // samples of past cuts kept for proofs; DefaultKeep if zero
+}
+
+// Class is where the time of an interval went.
+type Class string
+
+const (
+	Opened    Class = "opened"    // the first reading: there is no interval yet
+	Allocated Class = "allocated" // billed
+	Gap       Class = "gap"       // not observed: not billed
+	Down      Class = "down"      // observed broken: not billed
+	Paused    Class = "paused"    // the lease was suspended: not billed
+	Late      Class = "late"      // older than the reading before: dropped
+)
+
+// Reasons of a gap.
+const (
+	ReasonInterval = "interval" // longer than MaxGap
+	ReasonStalled  = "stalled"  // the driver did not answer
+	ReasonDevice   = "device"   // another UUID answered
+	ReasonReboot   = "reboot"   // another boot id
+	ReasonDriver   = "driver"   // another version or generation of the driver
+	ReasonEnergy   = "energy"   // the energy counter ran backwards: the driver was reloaded
+	ReasonSuspend  = "suspend"  // the host slept
+	ReasonRestart  = "restart"  // the meter itself was restarted
+)
+
+// Interval is what a meter made of the time between two readings.
+type Interval struct {
+	Class  Class
+	Nanos  int64
+	Reason string // of a gap or of down time
+}
+
+// Nanos are the nanoseconds of one device, or a sum over devices. Allocated,
+// Down, Gap and Paused add up to the time between the first and the last
+// reading. Active and Throttled are parts of Allocated.
+type Nanos struct {
+	Active    int64 `json:"active,string"`    // something ran on the device at the interval's end
+	Allocated int64 `json:"allocated,string"` // billed
+	Down      int64 `json:"down,string"`
+	Gap       int64 `json:"gap,string"`
+	Paused    int64 `json:"paused,string"`
+	Throttled int64 `json:"throttled,string"` // slowed by heat or the power brake: the provider's doing
+}
+
+func (n *Nanos) add(o Nanos) {
+	n.Active += o.Active
+	n.Allocated += o.Allocated
+	n.Down += o.Down
+	n.Gap += o.Gap
+	n.Paused += o.Paused
+	n.Throttled += o.Throttled
+}
+
+// Totals are the cumulative nanoseconds of a lease.
+type Totals struct {
+	Nanos
+	Devices map[string]Nanos // by UUID
+}
+
+// Meter turns the readings of one lease's devices into billable nanoseconds.
+// It reads no clock, calls no device and starts no goroutine: the same readings
+// always make the same bill. It may be used by several goroutines at once.
+type Meter struct {
+	config Config
+
+	mu      sync.Mutex
+	source  string
+	paused  bool
+	devices []*device // in the order of config.Devices
+	index   map[string]*device
+	samples [][]byte // since the last cut
+	cuts    []cut
+	kept    int
+	saved   State
+}
+
+type cut struct {
+	root    common.Hash
+	samples [][]byte
+}
+
+// NewMeter starts a meter at zero. Start it when the devices are ready in the
+// renter's hands, never while they are being made ready.
+func NewMeter(config Config) (*Meter, error) {
+	config = config.defaults()
+	if err := config.validate(); err != nil {
+		return nil, err
+	}
+	m := &Meter{config: config, index: make(map[string]*device)}
+	for _, uuid := range config.Devices {
+		d := &device{id: Device{UUID: uuid}}
+		m.devices = append(m.devices, d)
+		m.index[uuid] = d
+	}
+	m.saved = m.state()
+	return m, nil
+}
+
+func (c Config) defaults() Config {
+	if c.Tick == 0 {
+		c.Tick = DefaultTick
+	}
+	if c.MaxGap == 0 {
+		c.MaxGap = DefaultMaxGap
+	}
+	if c.Keep == 0 {
+		c.Keep = DefaultKeep
+	}
+	c.Devices = append([]string(nil), c.Devices...)
+	return c
+}
+
+func (c Config) validate() error {
+	if len(c.Devices) == 0 {
+		return fmt.Errorf("%w: a meter needs at least one", ErrDevice)
+	}
+	seen := make(map[string]bool)
+	for _, uuid := range c.Devices {
+		if uuid == "" || uuid != printable(uuid) {
+			return fmt.Errorf("%w: %q is no UUID", ErrDevice, uuid)
+		}
+		if seen[uuid] { // would be billed twice for the same second
+			return fmt.Errorf("%w: %s is named twice in one lease", ErrDevice, uuid)
+		}
+		seen[uuid] = true
+	}
+	if c.Tick < 0 || c.MaxGap < c.Tick {
+		return fmt.Errorf("a tick of %s with gaps from %s would bill nothing", c.Tick, c.MaxGap)
+	}
+	return nil
+}
+
+// Config is the configuration with its defaults filled in.
+func (m *Meter) Config() Config {
+	return m.config.defaults()
+}
+
+// Describe tells the meter who a device is, for the evidence. source is the
+// name of the source that says so.
+func (m *Meter) Describe(source string, id Device) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+
+	d := m.index[id.UUID]
+	if d == nil {
+		return fmt.Errorf("%w: %s is not in this lease", ErrDevice, id.UUID)
+	}
+	for _, s := range []*string{&id.BootID, &id.Driver, &id.Name, &id.NVML, &id.Parent, &id.PCI, &id.Slice, &id.VBIOS} {
+		*s = printable(*s)
+	}
+	d.id = id
+	m.source = printable(source)
+	return nil
+}
+
+// Observe counts the time since the device's reading before. The interval is
+// billed only if both readings are healthy, of the same device, boot and
+// driver, and close enough together.
+func (m *Meter) Observe(r Reading) (Interval, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+
+	d := m.index[r.Device]
+	if d == nil {
+		return Interval{}, fmt.Errorf("%w: a reading of %s, which is not in this lease", ErrDevice, r.Device)
+	}
+	if r.At.Mono < 0 || r.At.Boot < 0 {
+		return Interval{}, fmt.Errorf("%w: %s is stamped before the host's boot", ErrReading, r.Device)
+	}
+	r = r.clean()
+	in := d.observe(r, m.config.MaxGap, m.paused)
+	if in.Class != Late {
+		m.samples = append(m.samples, r.Encode())
+	}
+	return in, nil
+}
+
+// Pause suspends the lease: nothing is billed, and nothing is a gap, from the
+// last reading before it to the first reading after Resume.
+func (m *Meter) Pause() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+
+	m.paused = true
+	for _, d := range m.devices {
+		d.pausing = true
+	}
+}
+
+// Resume ends a pause.
+func (m *Meter) Resume() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+
+	m.paused = false
+}
+
+// Totals are the lease's nanoseconds from its start to the last readings.
+func (m *Meter) Totals() Totals {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+
+	t := Totals{Devices: make(map[string]Nanos)}
+	for _, d := range m.devices {
+		n := d.before
+		n.add(d.since)
+		t.Devices[d.id.UUID] = n
+		t.add(n)
+	}
+	return t
+}
+
+// Samples are the encoded readings under a root that Cut returned, in order,
+// while the meter still keeps them.
+func (m *Meter) Samples(root common.Hash) ([][]byte, bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+
+	for _, c := range m.cuts {
+		if c.root == root {
+			return append([][]byte(nil), c.samples...), true
+		}
+	}
+	return nil, false
+}
+
+// Proof shows one sample of a cut alone.
+func (m *Meter) Proof(root common.Hash, index uint64) (Proof, error) {
+	samples, ok := m.Samples(root)
+	if !ok {
+		return Proof{}, fmt.Errorf("%w: the samples of %s are no longer kept", ErrProof, root)
+	}
+	return Prove(samples, index)
+}
+
+// keep holds on to the newest samples, and forgets the oldest cuts.
+func (m *Meter) keep(c cut) {
+	m.cuts = append(m.cuts, c)
+	m.kept += len(c.samples)
+	for len(m.cuts) > 1 && m.kept > m.config.Keep {
+		m.kept -= len(m.cuts[0].samples)
+		m.cuts = m.cuts[1:]
+	}
+}
+
+// State is what a meter needs to go on after a restart: its totals at the last
+// cut. Time measured after that cut stood in no record, and is not billed.
+type State struct {
+	Devices []DeviceState `json:"devices"`
+}
+
+// DeviceState is one device's part of a State.
+type DeviceState struct {
+	Last  Reading `json:"last"` // the last before the cut; no Device if there was none
+	Nanos Nanos   `json:"nanos"`
+	UUID  string  `json:"uuid"`
+}
+
+// Save is the state at the last cut. Store it with the record of that cut.
+func (m *Meter) Save() State {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+
+	return State{Devices: append([]DeviceState(nil), m.saved.Devices...)}
+}
+
+func (m *Meter) state() State {
+	var s State
+	for _, d := range m.devices {
+		s.Devices = append(s.Devices, DeviceState{Last: d.last, Nanos: d.before, UUID: d.id.UUID})
+	}
+	return s
+}
+
+// Restore goes on where Save was. The hole between the two is a gap.
+func Restore(config Config, s State) (*Meter, error) {
+	m, err := NewMeter(config)
+	if err != nil {
+		return nil, err
+	}
+	for _, ds := range s.Devices {
+		d := m.index[ds.UUID]
+		if d == nil {
+			return nil, fmt.Errorf("%w: the saved meter has %s, the lease has not", ErrDevice, ds.UUID)
+		}
+		if ds.Nanos.Allocated < 0 || ds.Last.At.Mono < 0 || ds.Last.At.Boot < 0 {
+			return nil, fmt.Errorf("%w: the saved state of %s is negative", ErrReading, ds.UUID)
+		}
+		d.before, d.last = ds.Nanos, ds.Last
+		d.known = ds.Last
+		d.restarted = ds.Last.Device != ""
+	}
+	m.saved = m.state()
+	return m, nil
+}

@@ -1,0 +1,155 @@
+package metering
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/holiman/uint256"
+)
+
+// ErrFinal says that a lease's last record was already written.
+var ErrFinal = errors.New("the lease's final record was written")
+
+// Lease is what payee and payer agreed on before the first second. Both sides
+// fill it in from the signed offer and the channel.
+type Lease struct {
+	ID         common.Hash
+	ChannelID  common.Hash
+	OfferHash  common.Hash
+	ChainID    uint64
+	Escrow     common.Address
+	Price      Price       // of one device's time
+	OwedBefore uint256.Int // what the channel owed when the lease began
+	Devices    []string    // UUIDs
+}
+
+// Validate refuses a lease without devices or with a price that is none.
+func (l Lease) Validate() error {
+	if err := (Config{Devices: l.Devices}).defaults().validate(); err != nil {
+		return fmt.Errorf("lease %s: %w", l.ID, err)
+	}
+	if l.OwedBefore.Gt(maxAmount) {
+		return fmt.Errorf("%w: lease %s begins with more owed than a channel can hold", ErrPrice, l.ID)
+	}
+	return l.Price.Validate()
+}
+
+// Owed is what the channel owes in all when the lease has used nanos.
+func (l Lease) Owed(nanos uint64) (uint256.Int, error) {
+	charge, err := l.Price.Charge(nanos)
+	if err != nil {
+		return uint256.Int{}, err
+	}
+	charge.Add(&charge, &l.OwedBefore)
+	if charge.Gt(maxAmount) {
+		return uint256.Int{}, fmt.Errorf("%w: lease %s owes more than a channel can hold", ErrPrice, l.ID)
+	}
+	return charge, nil
+}
+
+// Recorder writes the records of one lease. It is not for several goroutines
+// at once: two records of one number would be a fork, signed by the payee.
+type Recorder struct {
+	lease  Lease
+	domain common.Hash
+	signer Signer
+	last   *Record
+}
+
+// NewRecorder starts a chain of records, or goes on after last.
+func NewRecorder(lease Lease, signer Signer, last *Record) (*Recorder, error) {
+	if err := lease.Validate(); err != nil {
+		return nil, err
+	}
+	r := &Recorder{lease: lease, domain: Domain(lease.ChainID, lease.Escrow), signer: signer}
+	if last == nil {
+		return r, nil
+	}
+	if last.LeaseID != lease.ID || last.ChannelID != lease.ChannelID || last.OfferHash != lease.OfferHash {
+		return nil, fmt.Errorf("%w: the last record is of lease %s, not %s", ErrRecord, last.LeaseID, lease.ID)
+	}
+	if last.OwedBefore != lease.OwedBefore || int(last.Devices) != len(lease.Devices) {
+		return nil, fmt.Errorf("%w: lease %s no longer has the terms of its record %d", ErrRecord, lease.ID, last.Sequence)
+	}
+	copied := *last
+	r.last = &copied
+	return r, nil
+}
+
+// Last is the newest record, if there is one.
+func (r *Recorder) Last() (Record, bool) {
+	if r.last == nil {
+		return Record{}, false
+	}
+	return *r.last, true
+}
+
+// Next writes and signs the record of one cut. Store the record, with
+// [Meter.Save], before you send it or call Next again: a payer that saw a
+// record will not accept another of the same number.
+func (r *Recorder) Next(ctx context.Context, evidence Evidence, final bool) (SignedRecord, error) {
+	record, err := r.next(evidence, final)
+	if err != nil {
+		return SignedRecord{}, err
+	}
+	signature, err := r.signer.Sign(ctx, record.Digest(r.domain))
+	if err != nil {
+		return SignedRecord{}, fmt.Errorf("sign record %d of lease %s: %w", record.Sequence, r.lease.ID, err)
+	}
+	r.last = &record
+	return SignedRecord{Record: record, Signature: signature, Evidence: evidence}, nil
+}
+
+func (r *Recorder) next(e Evidence, final bool) (Record, error) {
+	if err := e.Validate(); err != nil {
+		return Record{}, err
+	}
+	last := Record{}
+	previous := common.Hash{}
+	if r.last != nil {
+		last, previous = *r.last, r.last.Digest(r.domain)
+	}
+	if last.Final {
+		return Record{}, fmt.Errorf("%w: record %d of lease %s", ErrFinal, last.Sequence, r.lease.ID)
+	}
+	if uint64(e.Total-e.Nanos) != last.Nanos || last.Sequence == math.MaxUint64 {
+		return Record{}, fmt.Errorf("%w: the cut starts at %d ns, record %d of lease %s ended at %d",
+			ErrEvidence, e.Total-e.Nanos, last.Sequence, r.lease.ID, last.Nanos)
+	}
+	owed, err := r.lease.Owed(uint64(e.Total))
+	if err != nil {
+		return Record{}, err
+	}
+	from, to := e.wall()
+	return Record{
+		LeaseID:      r.lease.ID,
+		ChannelID:    r.lease.ChannelID,
+		OfferHash:    r.lease.OfferHash,
+		Sequence:     last.Sequence + 1,
+		Previous:     previous,
+		Nanos:        uint64(e.Total),
+		Devices:      uint32(len(r.lease.Devices)),
+		OwedBefore:   r.lease.OwedBefore,
+		Owed:         owed,
+		From:         from,
+		To:           to,
+		Final:        final,
+		EvidenceHash: e.Hash(),
+	}, nil
+}
+
+// wall is the stretch of wall time that the evidence spans.
+func (e Evidence) wall() (from, to uint64) {
+	for _, d := range e.Devices {
+		if d.From.Wall > 0 && (from == 0 || uint64(d.From.Wall) < from) {
+			from = uint64(d.From.Wall)
+		}
+		if d.To.Wall > 0 {
+			to = max(to, uint64(d.To.Wall))
+		}
+	}
+	return from, to
+}

@@ -1,0 +1,253 @@
+package metering
+
+import (
+	"strings"
+	"time"
+)
+
+// Bounds on the lists in one record's evidence, so that a device that reports
+// an error a millisecond cannot make records too large to send. What is left
+// out is counted.
+const (
+	maxXIDs = 64
+	maxGaps = 64
+)
+
+// device is one device's side of a meter.
+type device struct {
+	id     Device
+	before Nanos // up to the last cut
+	since  Nanos // from the last cut
+	part   part  // the rest of the evidence since the last cut
+
+	last      Reading // the reading before; no Device if there was none
+	known     Reading // the last one that said which device, driver and boot it was of
+	pausing   bool    // the lease was paused at some time since the last reading
+	restarted bool    // the last reading was made before a restart
+}
+
+// part is what the evidence of one cut says beside the nanoseconds.
+type part struct {
+	from, to Instant
+	samples  uint64
+	has      Fields
+	energy   uint64
+	memory   uint64
+	xids     []XID
+	gaps     []Hole
+	moreXIDs uint64
+	moreGaps uint64
+}
+
+// observe counts one reading: first which class the interval is of, then the
+// evidence, then it becomes the reading before.
+func (d *device) observe(r Reading, maxGap time.Duration, paused bool) Interval {
+	if d.late(r) {
+		d.last.XIDs = append(d.last.XIDs, r.XIDs...) // bad news counts whenever it comes
+		for _, x := range r.XIDs {
+			d.part.xid(x)
+		}
+		return Interval{Class: Late}
+	}
+
+	in := d.interval(r, maxGap)
+	d.count(in, r)
+	d.note(in, r)
+
+	d.last = r
+	d.pausing = paused
+	d.restarted = false
+	if r.Seen != "" {
+		d.known = r
+	}
+	return in
+}
+
+// late says that a reading is not newer than the one before: a call that hung
+// came back after the watchdog had given up on it.
+func (d *device) late(r Reading) bool {
+	return d.last.Device != "" && !d.rebooted(r) && r.At.Mono <= d.last.At.Mono
+}
+
+// rebooted says that the stamps of the two readings count from different
+// starts. Where a system names no boots, time that ran backwards over a restart
+// shows it.
+func (d *device) rebooted(r Reading) bool {
+	if d.last.Device == "" {
+		return false
+	}
+	return r.BootID != d.last.BootID || (d.restarted && r.At.Mono <= d.last.At.Mono)
+}
+
+// interval decides who pays for the time between the reading before and r. The
+// first rule that fits wins; only an interval that none fits is billed.
+func (d *device) interval(r Reading, maxGap time.Duration) Interval {
+	if d.last.Device == "" {
+		return Interval{Class: Opened}
+	}
+	if d.rebooted(r) {
+		return Interval{Class: Gap, Reason: ReasonReboot}
+	}
+	nanos := r.At.Mono - d.last.At.Mono
+	if d.restarted {
+		return Interval{Class: Gap, Nanos: nanos, Reason: ReasonRestart}
+	}
+	if d.pausing {
+		return Interval{Class: Paused, Nanos: nanos}
+	}
+	if reason := d.gap(r, maxGap); reason != "" {
+		return Interval{Class: Gap, Nanos: nanos, Reason: reason}
+	}
+	if fault := r.fault(); fault != "" {
+		return Interval{Class: Down, Nanos: nanos, Reason: fault}
+	}
+	if fault := d.last.fault(); fault != "" {
+		return Interval{Class: Down, Nanos: nanos, Reason: fault}
+	}
+	return Interval{Class: Allocated, Nanos: nanos}
+}
+
+// gap says why the device was not observed throughout, or "".
+func (d *device) gap(r Reading, maxGap time.Duration) string {
+	if r.At.Mono-d.last.At.Mono > int64(maxGap) {
+		return ReasonInterval
+	}
+	if r.Health == Stalled || d.last.Health == Stalled {
+		return ReasonStalled
+	}
+	slept := (r.At.Boot - r.At.Mono) - (d.last.At.Boot - d.last.At.Mono)
+	if slept > int64(suspend) {
+		return ReasonSuspend
+	}
+	if r.Seen == "" || d.known.Seen == "" { // nobody answered: its health says the rest
+		return ""
+	}
+	if r.Seen != d.known.Seen {
+		return ReasonDevice
+	}
+	if r.Driver != d.known.Driver || r.Generation != d.known.Generation {
+		return ReasonDriver
+	}
+	if r.Has&d.known.Has&HasEnergy != 0 && r.Energy < d.known.Energy {
+		return ReasonEnergy
+	}
+	return ""
+}
+
+func (d *device) count(in Interval, r Reading) {
+	switch in.Class {
+	case Gap:
+		d.since.Gap += in.Nanos
+	case Down:
+		d.since.Down += in.Nanos
+	case Paused:
+		d.since.Paused += in.Nanos
+	case Allocated:
+		d.since.Allocated += in.Nanos
+		d.since.Throttled += throttled(d.last, r, in.Nanos)
+		if r.active() {
+			d.since.Active += in.Nanos
+		}
+	}
+}
+
+// throttled is how much of an interval the provider's heat or power brake
+// slowed. A software power cap is not in the counters: the renter bought a card
+// with that limit.
+func throttled(last, r Reading, nanos int64) int64 {
+	if last.Has&r.Has&HasThrottle == 0 {
+		return 0
+	}
+	slow := grown(last.Thermal, r.Thermal) + grown(last.PowerBrake, r.PowerBrake)
+	if slow > uint64(nanos) || slow < grown(last.Thermal, r.Thermal) {
+		return nanos // both at once, or counted a little past the stamp
+	}
+	return int64(slow)
+}
+
+func grown(from, to uint64) uint64 {
+	if to < from {
+		return 0
+	}
+	return to - from
+}
+
+// active says whether something ran. A MIG slice reports no utilization; there
+// the number of processes has to do.
+func (r Reading) active() bool {
+	if r.Has&HasUtilization != 0 {
+		return r.Utilization > 0
+	}
+	return r.Has&HasProcesses != 0 && r.Processes > 0
+}
+
+// note writes down the evidence of an interval.
+func (d *device) note(in Interval, r Reading) {
+	p := &d.part
+	if p.samples == 0 && (in.Class == Opened || in.Reason == ReasonReboot) {
+		p.from = r.At
+	}
+	p.samples++
+	p.to = r.At
+	if r.Health == Healthy { // a broken device reports nothing, which says nothing about what it can report
+		p.has |= r.Has
+	}
+	if r.Has&d.last.Has&HasEnergy != 0 && in.Class != Gap {
+		p.energy += grown(d.last.Energy, r.Energy)
+	}
+	p.memory = max(p.memory, r.Memory)
+	for _, x := range r.XIDs {
+		p.xid(x)
+	}
+	if in.Class == Gap || in.Class == Down {
+		p.gap(Hole{From: d.last.At.Mono, Reason: in.Reason, To: r.At.Mono})
+	}
+}
+
+func (p *part) xid(x XID) {
+	if len(p.xids) == maxXIDs {
+		p.moreXIDs++
+		return
+	}
+	p.xids = append(p.xids, x)
+}
+
+// gap adds an unbilled stretch, or lengthens the one before: a GPU that is lost
+// for an hour is one line.
+func (p *part) gap(g Hole) {
+	if n := len(p.gaps); n > 0 && p.gaps[n-1].Reason == g.Reason && p.gaps[n-1].To == g.From {
+		p.gaps[n-1].To = g.To
+		return
+	}
+	if len(p.gaps) == maxGaps {
+		p.moreGaps++
+		return
+	}
+	p.gaps = append(p.gaps, g)
+}
+
+// clean makes a reading's texts fit for canonical JSON.
+func (r Reading) clean() Reading {
+	for _, s := range []*string{&r.BootID, &r.Detail, &r.Driver, &r.Seen, (*string)(&r.Health)} {
+		*s = printable(*s)
+	}
+	xids := r.XIDs
+	r.XIDs = nil
+	for _, x := range xids {
+		r.XIDs = append(r.XIDs, NewXID(x.Code, x.Mono)) // the blame is the catalog's, not the source's
+	}
+	return r
+}
+
+// printable keeps ASCII of at most 128 bytes: what two JSON writers escape alike.
+func printable(s string) string {
+	if len(s) > 128 {
+		s = s[:128]
+	}
+	return strings.Map(func(c rune) rune {
+		if c < ' ' || c > '~' {
+			return '?'
+		}
+		return c
+	}, s)
+}
