@@ -34,8 +34,6 @@ contract ChannelEscrow is IChannelEscrow, EIP712 {
     /// @inheritdoc IChannelEscrow
     uint40 public immutable gracePeriod;
 
-    mapping(bytes32 id => Slot) private _slots;
-
     bool private transient _measuring;
 
     constructor(uint40 grace) {
@@ -123,9 +121,9 @@ contract ChannelEscrow is IChannelEscrow, EIP712 {
                 block.chainid
             )
         );
-        require(Slot.unwrap(_slots[id]) == 0, ChannelExists(id));
+        require(Slot.unwrap(_get(id)) == 0, ChannelExists(id));
 
-        _slots[id] = SlotLib.create(deposit);
+        _put(id, SlotLib.create(deposit));
 
         emit Opened(id, terms.payer, terms.payee, terms.token, terms.salt, terms.authorizedSigner, deposit);
     }
@@ -140,7 +138,7 @@ contract ChannelEscrow is IChannelEscrow, EIP712 {
         slot = slot.fund(amount);
         cancels = cancels && slot.closeRequestedAt() != 0 && slot.closeRequests() != MAX_CLOSE_REQUESTS;
         if (cancels) slot = slot.cancel();
-        _slots[id] = slot;
+        _put(id, slot);
 
         if (cancels) emit CloseCancelled(id);
         emit ToppedUp(id, from, amount, deposit);
@@ -191,7 +189,7 @@ contract ChannelEscrow is IChannelEscrow, EIP712 {
         (bytes32 id, Slot slot) = _load(terms);
         uint256 amount = _payable(id, slot, terms, cumulativeAmount, signature);
 
-        _slots[id] = slot.pay(amount);
+        _put(id, slot.pay(amount));
 
         emit Settled(id, cumulativeAmount);
 
@@ -296,21 +294,27 @@ contract ChannelEscrow is IChannelEscrow, EIP712 {
             id := keccak256(work, 0xe0)
             cumulativeAmount := shr(160, calldataload(voucher))
         }
-        Slot slot = _slots[id];
+        Slot slot = _get(id);
 
-        if (slot.status() != OPEN) {
-            return _skip(id, row, slot.status() == FINALIZED ? SkipReason.Finalized : SkipReason.Unknown);
+        if (!slot.covers(cumulativeAmount)) {
+            emit SettlementSkipped(id, row, _reason(slot, cumulativeAmount));
+        } else if (!_signed(work, voucher, id, cumulativeAmount)) {
+            emit SettlementSkipped(id, row, SkipReason.BadSignature);
+        } else {
+            unchecked {
+                amount = cumulativeAmount - slot.settled();
+            }
+            _put(id, slot.pay(amount));
+
+            emit Settled(id, cumulativeAmount);
         }
-        if (cumulativeAmount <= slot.settled()) return _skip(id, row, SkipReason.Stale);
-        if (cumulativeAmount > slot.deposit()) return _skip(id, row, SkipReason.ExceedsDeposit);
-        if (!_signed(work, voucher, id, cumulativeAmount)) return _skip(id, row, SkipReason.BadSignature);
+    }
 
-        unchecked {
-            amount = cumulativeAmount - slot.settled();
-        }
-        _slots[id] = slot.pay(amount);
-
-        emit Settled(id, cumulativeAmount);
+    /// @dev Why a channel cannot pay an amount that it does not cover.
+    function _reason(Slot slot, uint256 cumulativeAmount) private pure returns (SkipReason) {
+        if (slot.status() == FINALIZED) return SkipReason.Finalized;
+        if (slot.status() != OPEN) return SkipReason.Unknown;
+        return cumulativeAmount <= slot.settled() ? SkipReason.Stale : SkipReason.ExceedsDeposit;
     }
 
     /// @dev Whether the row's signer signed the amount. Same rule as `_recovers`, on the words of the workspace.
@@ -336,11 +340,6 @@ contract ChannelEscrow is IChannelEscrow, EIP712 {
                 iszero(gt(mload(add(work, 0x200)), HALF_ORDER))
             )
         }
-    }
-
-    function _skip(bytes32 id, uint256 row, SkipReason reason) private returns (uint256) {
-        emit SettlementSkipped(id, row, reason);
-        return 0;
     }
 
     /*//////////////////////////////////////////////////////////////
@@ -420,7 +419,7 @@ contract ChannelEscrow is IChannelEscrow, EIP712 {
         uint256 requestedAt = slot.closeRequestedAt();
         require(requestedAt == 0, CloseAlreadyRequested(id, requestedAt + gracePeriod));
 
-        _slots[id] = slot.request(uint40(block.timestamp));
+        _put(id, slot.request(uint40(block.timestamp)));
 
         emit CloseRequested(id, block.timestamp + gracePeriod);
     }
@@ -429,7 +428,7 @@ contract ChannelEscrow is IChannelEscrow, EIP712 {
     function _finalize(bytes32 id, Slot slot) private returns (uint256 refund) {
         refund = slot.deposit() - slot.settled();
 
-        _slots[id] = slot.finalize();
+        _put(id, slot.finalize());
 
         emit Closed(id, slot.settled(), refund);
     }
@@ -440,7 +439,7 @@ contract ChannelEscrow is IChannelEscrow, EIP712 {
 
     /// @inheritdoc IChannelEscrow
     function channel(bytes32 id) public view returns (Channel memory) {
-        Slot slot = _slots[id];
+        Slot slot = _get(id);
         return Channel({
             deposit: slot.deposit(),
             settled: slot.settled(),
@@ -484,9 +483,22 @@ contract ChannelEscrow is IChannelEscrow, EIP712 {
     /// @dev The channel of these terms, which must be open.
     function _load(Terms calldata terms) private view returns (bytes32 id, Slot slot) {
         id = _id(terms);
-        slot = _slots[id];
+        slot = _get(id);
         require(slot.status() != FINALIZED, ChannelFinalized(id));
         require(slot.status() == OPEN, UnknownChannel(id));
+    }
+
+    /// @dev The id is a hash already, so it is the storage slot: hashing it again, as a mapping does, would only cost gas.
+    function _get(bytes32 id) private view returns (Slot slot) {
+        assembly ("memory-safe") {
+            slot := sload(id)
+        }
+    }
+
+    function _put(bytes32 id, Slot slot) private {
+        assembly ("memory-safe") {
+            sstore(id, slot)
+        }
     }
 
     function _requireFits(uint256 deposit) private pure {

@@ -43,6 +43,16 @@ library SlotLib {
         return Slot.unwrap(slot) >> STATUS;
     }
 
+    /// @dev Whether a voucher over `cumulativeAmount` can be paid. Without branches: a batch asks it for every row.
+    function covers(Slot slot, uint256 cumulativeAmount) internal pure returns (bool covered) {
+        uint256 isOpen = slot.status();
+        uint256 low = slot.settled();
+        uint256 high = slot.deposit();
+        assembly ("memory-safe") {
+            covered := and(eq(isOpen, OPEN), and(gt(cumulativeAmount, low), iszero(gt(cumulativeAmount, high))))
+        }
+    }
+
     /// @dev `settled + amount` is at most the deposit.
     function pay(Slot slot, uint256 amount) internal pure returns (Slot) {
         unchecked {

@@ -1,0 +1,230 @@
+package bindings_test
+
+import (
+	"crypto/ecdsa"
+	"encoding/binary"
+	"math/big"
+	"testing"
+
+	"github.com/ethereum/go-ethereum"
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/ethereum/go-ethereum/crypto"
+
+	"github.com/gpupay/gpupay/bindings"
+	"github.com/gpupay/gpupay/bindings/testtoken"
+)
+
+// The most that an operation may cost, as its receipt says: 21,000, the calldata and the token's own work included.
+var limits = map[string]uint64{
+	"open + deposit":           75_000,
+	"settle 1":                 60_000,
+	"batch of 100, a channel":  13_000,
+	"batch, marginal":          12_500,
+	"close by the payee":       65_000,
+	"top up":                   52_000,
+	"close request":            32_000,
+	"withdraw":                 48_000,
+	"batch of 100, long, each": 15_500,
+}
+
+const (
+	grace   = 600
+	deposit = 1_000_000_000 // 1,000 dollars in base units
+)
+
+// A meter opens channels of distinct payers with one payee and measures what is done to them.
+type meter struct {
+	*chain
+	escrow, token common.Address
+	payee, sender *ecdsa.PrivateKey
+	opened        uint32
+}
+
+// A payment is a channel, the keys that can act for it, and what was vouchered so far.
+type payment struct {
+	payer, signer *ecdsa.PrivateKey
+	terms         bindings.Terms
+	cumulative    int64
+}
+
+// TestGas measures the steady state on a real chain: plain ERC-20, distinct payers, every channel claimed once before,
+// every balance involved above zero before and after.
+func TestGas(t *testing.T) {
+	m := newMeter(t)
+	measured := map[string]uint64{}
+
+	m.prepare(1) // stays open, so that the escrow's own balance never leaves or returns to zero
+	p := m.prepare(1)[0]
+	measured["top up"] = m.topUp(p)
+	measured["settle 1"] = m.settle(p)
+	measured["close by the payee"] = m.close(p)
+	q := m.prepare(1)[0]
+	measured["close request"] = m.do(q.payer, escrowABI.PackRequestClose(q.terms))
+	m.advance(grace)
+	measured["withdraw"] = m.do(m.sender, escrowABI.PackWithdraw(q.terms))
+	measured["open + deposit"] = m.open(m.payer(), shortSalt(9_999), nil)
+
+	channels := m.prepare(100)
+	one, ten, hundred := m.batch(channels[:1]), m.batch(channels[:10]), m.batch(channels)
+	measured["batch of 100, a channel"] = hundred / 100
+	measured["batch, marginal"] = (hundred - ten) / 90
+	t.Logf("a batch of N costs %d + N * %d", ten-10*measured["batch, marginal"], measured["batch, marginal"])
+	t.Logf("a batch of 1 costs %d, of 10 %d, of 100 %d", one, ten, hundred)
+	measured["batch of 100, long, each"] = m.batch(m.prepareLong(100)) / 100
+
+	for name, limit := range limits {
+		t.Logf("%-26s %7d (limit %d)", name, measured[name], limit)
+		if gas := measured[name]; gas == 0 || gas > limit {
+			t.Errorf("%s costs %d gas, more than the %d we promise", name, gas, limit)
+		}
+	}
+}
+
+func newMeter(t *testing.T) *meter {
+	c := startChain(t)
+	m := &meter{chain: c, payee: c.account(), sender: c.account()}
+	constructor := escrowABI.PackConstructor(big.NewInt(grace))
+	m.escrow = c.deploy(m.sender, append(common.FromHex(bindings.ChannelEscrowMetaData.Bin), constructor...))
+	m.token = c.deploy(m.sender, common.FromHex(testtoken.TestTokenMetaData.Bin))
+	m.send(m.sender, &m.token, tokenABI.PackMint(address(m.payee), big.NewInt(1)))
+	return m
+}
+
+// payer makes an account with money and with an allowance that the measured deposits do not use up.
+func (m *meter) payer() *ecdsa.PrivateKey {
+	key := m.account()
+	m.send(m.sender, &m.token, tokenABI.PackMint(address(key), big.NewInt(10*deposit)))
+	m.send(key, &m.token, tokenABI.PackApprove(m.escrow, big.NewInt(9*deposit)))
+	return key
+}
+
+// prepare opens channels with 4-byte salts and claims each once.
+func (m *meter) prepare(n int) []*payment {
+	ps := make([]*payment, n)
+	for i := range ps {
+		m.opened++
+		payer := m.payer()
+		ps[i] = m.channel(payer, payer, shortSalt(m.opened), common.Address{})
+	}
+	m.batch(ps)
+	return ps
+}
+
+// prepareLong opens channels with the longest rows there are: 32-byte salts and authorized signers.
+func (m *meter) prepareLong(n int) []*payment {
+	ps := make([]*payment, n)
+	for i := range ps {
+		signer := m.account()
+		ps[i] = m.channel(m.payer(), signer, crypto.Keccak256Hash(address(signer).Bytes()), address(signer))
+	}
+	m.batch(ps)
+	return ps
+}
+
+func (m *meter) channel(payer, signer *ecdsa.PrivateKey, salt common.Hash, authorized common.Address) *payment {
+	m.open(payer, salt, &authorized)
+	return &payment{payer: payer, signer: signer, terms: bindings.Terms{
+		Payer: address(payer), Payee: address(m.payee), Token: m.token, Salt: salt, AuthorizedSigner: authorized,
+	}}
+}
+
+func (m *meter) open(payer *ecdsa.PrivateKey, salt common.Hash, authorized *common.Address) uint64 {
+	if authorized == nil {
+		authorized = new(common.Address)
+	}
+	return m.do(payer, escrowABI.PackOpen(address(m.payee), m.token, big.NewInt(deposit), salt, *authorized))
+}
+
+func (m *meter) topUp(p *payment) uint64 {
+	return m.do(p.payer, escrowABI.PackTopUp(p.terms, big.NewInt(deposit)))
+}
+
+func (m *meter) settle(p *payment) uint64 {
+	amount, signature := m.voucher(p)
+	return m.do(m.sender, escrowABI.PackSettle(p.terms, amount, signature))
+}
+
+func (m *meter) close(p *payment) uint64 {
+	amount, signature := m.voucher(p)
+	return m.do(m.payee, escrowABI.PackClose(p.terms, amount, signature))
+}
+
+// batch settles a new voucher of every channel and returns what the transaction cost. Every row must be paid.
+func (m *meter) batch(ps []*payment) uint64 {
+	m.t.Helper()
+	var rows []byte
+	for _, p := range ps {
+		rows = append(rows, m.row(p)...)
+	}
+	receipt := m.send(m.sender, &m.escrow, escrowABI.PackSettleBatch(address(m.payee), m.token, rows))
+	if got, want := len(receipt.Logs), len(ps)+1; got != want {
+		m.t.Fatalf("batch of %d has %d logs, want %d: one a channel and the transfer", len(ps), got, want)
+	}
+	for _, log := range receipt.Logs[:len(ps)] {
+		if _, err := escrowABI.UnpackSettledEvent(log); err != nil {
+			m.t.Fatalf("a row was not settled: %v", err)
+		}
+	}
+	return receipt.GasUsed
+}
+
+// row packs a channel's next voucher as settleBatch reads it.
+func (m *meter) row(p *payment) []byte {
+	amount, signature := m.voucher(p)
+	salt := common.TrimLeftZeroes(p.terms.Salt[:])
+	row := append([]byte{byte(len(salt))}, p.terms.Payer[:]...)
+	if p.terms.AuthorizedSigner != (common.Address{}) {
+		row[0] |= 0x80
+		row = append(row, p.terms.AuthorizedSigner[:]...)
+	}
+	row = append(row, salt...)
+	row = append(row, common.LeftPadBytes(amount.Bytes(), 12)...)
+	return append(row, signature...)
+}
+
+// voucher signs the next 1.23 dollars, over the digest that the contract itself computes.
+func (m *meter) voucher(p *payment) (*big.Int, []byte) {
+	m.t.Helper()
+	p.cumulative += 1_234_567
+	amount := big.NewInt(p.cumulative)
+	id, err := escrowABI.UnpackChannelId(m.view(escrowABI.PackChannelId(p.terms)))
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	digest, err := escrowABI.UnpackVoucherDigest(m.view(escrowABI.PackVoucherDigest(id, amount)))
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	signature, err := crypto.Sign(digest[:], p.signer)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	signature[64] += 27
+	return amount, signature
+}
+
+func (m *meter) view(data []byte) []byte {
+	m.t.Helper()
+	out, err := m.CallContract(m.t.Context(), ethereum.CallMsg{To: &m.escrow, Data: data}, nil)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return out
+}
+
+func (m *meter) do(key *ecdsa.PrivateKey, data []byte) uint64 {
+	m.t.Helper()
+	return m.send(key, &m.escrow, data).GasUsed
+}
+
+func (m *meter) advance(seconds int) {
+	m.t.Helper()
+	if err := m.rpc.CallContext(m.t.Context(), nil, "evm_increaseTime", seconds); err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+func shortSalt(n uint32) (salt common.Hash) {
+	binary.BigEndian.PutUint32(salt[28:], n|1<<31)
+	return salt
+}
