@@ -1,0 +1,122 @@
+package chain
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"math/big"
+	"time"
+
+	"github.com/ethereum/go-ethereum"
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/ethereum/go-ethereum/core/types"
+	"github.com/ethereum/go-ethereum/crypto"
+
+	"github.com/gpupay/gpupay/bindings"
+	"github.com/gpupay/gpupay/channel"
+)
+
+// Factory is the deterministic deployment proxy (EIP-7997) that most chains have: what it deploys has the same address on
+// each of them.
+var Factory = common.HexToAddress("0x4e59b44847b379578588920cA78FbF26c0B4956C")
+
+// deploySalt fixes the address that the factory gives to an escrow of one grace period.
+var deploySalt = crypto.Keccak256Hash([]byte("gpupay ChannelEscrow 1"))
+
+// Deploy puts an escrow with this grace period on the chain and returns its address. Where the factory exists, the
+// address depends on nothing but the code and the grace period, and an escrow that is there already is used. The key pays
+// the gas and has no say in the contract.
+func Deploy(ctx context.Context, backend Backend, key channel.Signer, grace time.Duration) (common.Address, error) {
+	if grace < MinGrace || grace%time.Second != 0 {
+		return common.Address{}, fmt.Errorf("%w: %s; the contract wants whole seconds, %s or more", ErrGrace, grace, MinGrace)
+	}
+	seconds := big.NewInt(int64(grace / time.Second))
+	code := append(common.FromHex(bindings.ChannelEscrowMetaData.Bin), bindings.NewChannelEscrow().PackConstructor(seconds)...)
+
+	proxy, err := backend.CodeAt(ctx, Factory, nil)
+	if err != nil {
+		return common.Address{}, fmt.Errorf("%w: looking for the factory: %w", ErrUnreachable, err)
+	}
+	if len(proxy) == 0 {
+		return create(ctx, backend, key, code)
+	}
+	return create2(ctx, backend, key, code)
+}
+
+func create2(ctx context.Context, backend Backend, key channel.Signer, code []byte) (common.Address, error) {
+	address := crypto.CreateAddress2(Factory, deploySalt, crypto.Keccak256(code))
+	if found, err := backend.CodeAt(ctx, address, nil); err != nil || len(found) > 0 {
+		return address, err
+	}
+	data := bytes.Join([][]byte{deploySalt[:], code}, nil)
+	if _, err := transact(ctx, backend, key, &Factory, data); err != nil {
+		return common.Address{}, fmt.Errorf("chain: deploying the escrow: %w", err)
+	}
+	found, err := backend.CodeAt(ctx, address, nil)
+	if err == nil && len(found) == 0 {
+		err = fmt.Errorf("%w: the factory deployed nothing at %s", ErrNoContract, address)
+	}
+	return address, err
+}
+
+func create(ctx context.Context, backend Backend, key channel.Signer, code []byte) (common.Address, error) {
+	receipt, err := transact(ctx, backend, key, nil, code)
+	if err != nil {
+		return common.Address{}, fmt.Errorf("chain: deploying the escrow: %w", err)
+	}
+	return receipt.ContractAddress, nil
+}
+
+// transact sends one transaction without the outbox, and waits for it: for deployments, which a person watches and can
+// repeat.
+func transact(ctx context.Context, backend Backend, key channel.Signer, to *common.Address, data []byte) (*types.Receipt, error) {
+	s := &Sender{Backend: backend, Key: key}
+	id, err := s.chainID(ctx)
+	if err != nil {
+		return nil, err
+	}
+	gas, err := backend.EstimateGas(ctx, ethereum.CallMsg{From: key.Address(), To: to, Data: data})
+	if err != nil {
+		return nil, decode(err)
+	}
+	f, err := s.fees(ctx)
+	if err != nil {
+		return nil, err
+	}
+	gas += gas / 10
+	if err := s.afford(ctx, Call{Kind: "deployment"}, gas, f); err != nil {
+		return nil, err
+	}
+	nonce, err := backend.PendingNonceAt(ctx, key.Address())
+	if err != nil {
+		return nil, err
+	}
+	signed, err := s.seal(ctx, &types.DynamicFeeTx{
+		ChainID: new(big.Int).SetUint64(id), Nonce: nonce, GasTipCap: f.tip, GasFeeCap: f.cap, Gas: gas, To: to, Value: new(big.Int), Data: data,
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := backend.SendTransaction(ctx, signed); err != nil {
+		return nil, err
+	}
+	return mined(ctx, backend, signed.Hash())
+}
+
+func mined(ctx context.Context, backend Backend, hash common.Hash) (*types.Receipt, error) {
+	for {
+		receipt, err := backend.TransactionReceipt(ctx, hash)
+		switch {
+		case err == nil && receipt.Status == types.ReceiptStatusSuccessful:
+			return receipt, nil
+		case err == nil:
+			return nil, fmt.Errorf("transaction %s reverted", hash)
+		case !errors.Is(err, ethereum.NotFound):
+			return nil, err
+		}
+		if err := Pause(ctx, 100*time.Millisecond); err != nil {
+			return nil, fmt.Errorf("waiting for %s: %w", hash, err)
+		}
+	}
+}

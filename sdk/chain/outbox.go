@@ -1,0 +1,375 @@
+package chain
+
+import (
+	"context"
+	"crypto/rand"
+	"database/sql"
+	"embed"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/big"
+	"strings"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/ethereum/go-ethereum/common/hexutil"
+	"github.com/ethereum/go-ethereum/core/types"
+	"github.com/jmoiron/sqlx"
+
+	"github.com/gpupay/gpupay/channel/store"
+)
+
+//go:embed migrations/*.sql
+var migrations embed.FS
+
+// A Store keeps on disk what must not be forgotten about the chain: transactions (the outbox), blocks acted on, and since
+// when channels have waited for settlement.
+type Store struct {
+	db *store.DB
+}
+
+// OpenStore brings the tables of this package up to date in a database.
+func OpenStore(ctx context.Context, db *store.DB) (*Store, error) {
+	files, err := fs.Sub(migrations, "migrations")
+	if err != nil {
+		return nil, err
+	}
+	if err := db.Migrate(ctx, "chain", files); err != nil {
+		return nil, err
+	}
+	return &Store{db: db}, nil
+}
+
+// TxID names a transaction for as long as it is on disk, whatever hash it is mined under.
+type TxID string
+
+func newTxID() TxID {
+	var b [16]byte
+	rand.Read(b[:]) // never fails
+	return TxID(hex.EncodeToString(b[:]))
+}
+
+// TxState is how far a transaction got.
+type TxState string
+
+// A pending transaction is on disk and wants to be mined; a mined one may still be undone; a final one is left alone.
+const (
+	Pending TxState = "pending"
+	Mined   TxState = "mined"
+	Final   TxState = "final"
+)
+
+// A Tx is one row of the outbox.
+type Tx struct {
+	ID        TxID
+	Chain     uint64
+	Sender    common.Address
+	Nonce     uint64
+	Call      Call
+	Gas       uint64
+	State     TxState
+	Hash      common.Hash // of the version that was mined
+	Block     uint64
+	BlockHash common.Hash
+	Succeeded bool
+	Cost      *big.Int // wei, of the version that was mined
+	CreatedAt time.Time
+	Attempts  []Attempt // oldest first
+}
+
+// An Attempt is one signed version of a transaction.
+type Attempt struct {
+	Signed    *types.Transaction
+	CreatedAt time.Time
+	SentAt    time.Time // zero: perhaps never broadcast
+}
+
+type txRow struct {
+	ID        string `db:"id"`
+	Chain     int64  `db:"chain"`
+	Sender    string `db:"sender"`
+	Nonce     int64  `db:"nonce"`
+	Kind      string `db:"kind"`
+	Recipient string `db:"recipient"`
+	Data      string `db:"data"`
+	Gas       int64  `db:"gas"`
+	State     string `db:"state"`
+	Hash      string `db:"hash"`
+	Block     int64  `db:"block"`
+	BlockHash string `db:"block_hash"`
+	Succeeded int64  `db:"succeeded"`
+	Cost      string `db:"cost"`
+	CreatedAt int64  `db:"created_at"`
+}
+
+type attemptRow struct {
+	Hash      string `db:"hash"`
+	Tx        string `db:"tx"`
+	Number    int64  `db:"number"`
+	Raw       string `db:"raw"`
+	CreatedAt int64  `db:"created_at"`
+	SentAt    int64  `db:"sent_at"`
+}
+
+// insert puts a new transaction with its first version on disk.
+func (s *Store) insert(ctx context.Context, tx Tx) error {
+	return s.db.Update(ctx, func(db *sqlx.Tx) error {
+		_, err := db.NamedExecContext(ctx, `INSERT INTO chain_tx (id, chain, sender, nonce, kind, recipient, data, gas, state,
+			hash, block, block_hash, succeeded, cost, created_at) VALUES (:id, :chain, :sender, :nonce, :kind, :recipient, :data,
+			:gas, :state, :hash, :block, :block_hash, :succeeded, :cost, :created_at)`, toRow(tx))
+		if err != nil {
+			return fmt.Errorf("chain: writing %s with nonce %d to the outbox: %w", tx.Call, tx.Nonce, err)
+		}
+		for _, id := range tx.Call.Channels {
+			_, err := db.ExecContext(ctx, db.Rebind(`INSERT INTO chain_tx_channel (channel, tx) VALUES (?, ?) ON CONFLICT DO NOTHING`), text(id), tx.ID)
+			if err != nil {
+				return fmt.Errorf("chain: writing %s to the outbox: %w", tx.Call, err)
+			}
+		}
+		return insertAttempt(ctx, db, tx.ID, 0, tx.Attempts[0])
+	})
+}
+
+// attempt puts another version of a transaction on disk.
+func (s *Store) attempt(ctx context.Context, tx Tx, a Attempt) error {
+	return s.db.Update(ctx, func(db *sqlx.Tx) error {
+		return insertAttempt(ctx, db, tx.ID, len(tx.Attempts), a)
+	})
+}
+
+// renumber gives a transaction whose nonce was used by somebody else a new one. Its old versions can never be mined.
+func (s *Store) renumber(ctx context.Context, tx Tx, nonce uint64, a Attempt) error {
+	return s.db.Update(ctx, func(db *sqlx.Tx) error {
+		if _, err := db.ExecContext(ctx, db.Rebind(`DELETE FROM chain_attempt WHERE tx = ?`), tx.ID); err != nil {
+			return err
+		}
+		if _, err := db.ExecContext(ctx, db.Rebind(`UPDATE chain_tx SET nonce = ? WHERE id = ?`), nonce, tx.ID); err != nil {
+			return err
+		}
+		return insertAttempt(ctx, db, tx.ID, 0, a)
+	})
+}
+
+func insertAttempt(ctx context.Context, db *sqlx.Tx, id TxID, number int, a Attempt) error {
+	raw, err := a.Signed.MarshalBinary()
+	if err != nil {
+		return fmt.Errorf("chain: encoding a transaction: %w", err)
+	}
+	_, err = db.NamedExecContext(ctx, `INSERT INTO chain_attempt (hash, tx, number, raw, created_at, sent_at)
+		VALUES (:hash, :tx, :number, :raw, :created_at, :sent_at)`, attemptRow{
+		Hash: text(a.Signed.Hash()), Tx: string(id), Number: int64(number), Raw: hexutil.Encode(raw), CreatedAt: millis(a.CreatedAt), SentAt: millis(a.SentAt),
+	})
+	if err != nil {
+		return fmt.Errorf("chain: writing a transaction's version to the outbox: %w", err)
+	}
+	return nil
+}
+
+// sent remembers when a version was last broadcast.
+func (s *Store) sent(ctx context.Context, hash common.Hash, at time.Time) error {
+	return s.db.Update(ctx, func(db *sqlx.Tx) error {
+		_, err := db.ExecContext(ctx, db.Rebind(`UPDATE chain_attempt SET sent_at = ? WHERE hash = ?`), millis(at), text(hash))
+		return err
+	})
+}
+
+// record writes what became of a transaction; when it becomes final, its cost joins the total, once.
+func (s *Store) record(ctx context.Context, tx Tx) error {
+	return s.db.Update(ctx, func(db *sqlx.Tx) error {
+		result, err := db.NamedExecContext(ctx, `UPDATE chain_tx SET state = :state, hash = :hash, block = :block,
+			block_hash = :block_hash, succeeded = :succeeded, cost = :cost WHERE id = :id AND state <> 'final'`, toRow(tx))
+		if err != nil {
+			return fmt.Errorf("chain: recording %s: %w", tx.Call, err)
+		}
+		changed, err := result.RowsAffected()
+		if err != nil || changed == 0 || tx.State != Final {
+			return err
+		}
+		total, err := gasTotal(ctx, db, tx.Chain, tx.Sender)
+		if err != nil {
+			return err
+		}
+		_, err = db.ExecContext(ctx, db.Rebind(`INSERT INTO chain_gas (chain, sender, wei) VALUES (?, ?, ?)
+			ON CONFLICT (chain, sender) DO UPDATE SET wei = excluded.wei`), tx.Chain, text(tx.Sender), total.Add(total, tx.Cost).String())
+		return err
+	})
+}
+
+// reopen turns a final transaction that the chain has forgotten (a re-org deeper than Finality) into a pending one.
+func (s *Store) reopen(ctx context.Context, chain uint64, sender common.Address, nonce uint64) (bool, error) {
+	var changed int64
+	err := s.db.Update(ctx, func(db *sqlx.Tx) error {
+		result, err := db.ExecContext(ctx, db.Rebind(`UPDATE chain_tx SET state = 'pending', cost = '0' WHERE chain = ? AND sender = ?
+			AND nonce = ? AND state = 'final'`), chain, text(sender), nonce)
+		if err != nil {
+			return err
+		}
+		changed, err = result.RowsAffected()
+		return err
+	})
+	return changed > 0, err
+}
+
+// nextNonce is one above the highest nonce ever used here, 0 if none was.
+func (s *Store) nextNonce(ctx context.Context, chain uint64, sender common.Address) (uint64, error) {
+	var highest sql.NullInt64
+	db := s.db.View()
+	err := db.GetContext(ctx, &highest, db.Rebind(`SELECT max(nonce) FROM chain_tx WHERE chain = ? AND sender = ?`), chain, text(sender))
+	if err != nil || !highest.Valid {
+		return 0, err
+	}
+	return uint64(highest.Int64) + 1, nil
+}
+
+// open lists what is not final, lowest nonce first.
+func (s *Store) open(ctx context.Context, chain uint64, sender common.Address) ([]Tx, error) {
+	return s.list(ctx, `WHERE chain = ? AND sender = ? AND state <> 'final' ORDER BY nonce`, chain, text(sender))
+}
+
+// about lists the transactions about one channel, oldest first.
+func (s *Store) about(ctx context.Context, channel common.Hash) ([]Tx, error) {
+	return s.list(ctx, `WHERE id IN (SELECT tx FROM chain_tx_channel WHERE channel = ?) ORDER BY created_at, nonce`, text(channel))
+}
+
+// errNoTx is an id that is not in the outbox.
+var errNoTx = errors.New("no such transaction in the outbox")
+
+func (s *Store) get(ctx context.Context, id TxID) (Tx, error) {
+	list, err := s.list(ctx, `WHERE id = ?`, id)
+	if err != nil {
+		return Tx{}, err
+	}
+	if len(list) == 0 {
+		return Tx{}, fmt.Errorf("chain: %w: %s", errNoTx, id)
+	}
+	return list[0], nil
+}
+
+func (s *Store) list(ctx context.Context, where string, args ...any) ([]Tx, error) {
+	db := s.db.View()
+	var rows []txRow
+	if err := db.SelectContext(ctx, &rows, db.Rebind(`SELECT * FROM chain_tx `+where), args...); err != nil {
+		return nil, fmt.Errorf("chain: reading the outbox: %w", err)
+	}
+	list := make([]Tx, 0, len(rows))
+	for _, row := range rows {
+		tx, err := fromRow(row)
+		if err != nil {
+			return nil, err
+		}
+		if err := s.complete(ctx, &tx); err != nil {
+			return nil, err
+		}
+		list = append(list, tx)
+	}
+	return list, nil
+}
+
+// complete adds a transaction's versions and channels.
+func (s *Store) complete(ctx context.Context, tx *Tx) error {
+	db := s.db.View()
+	var attempts []attemptRow
+	if err := db.SelectContext(ctx, &attempts, db.Rebind(`SELECT * FROM chain_attempt WHERE tx = ? ORDER BY number`), tx.ID); err != nil {
+		return fmt.Errorf("chain: reading the outbox: %w", err)
+	}
+	for _, row := range attempts {
+		signed := new(types.Transaction)
+		raw, err := hexutil.Decode(row.Raw)
+		if err != nil || signed.UnmarshalBinary(raw) != nil {
+			return fmt.Errorf("chain: the outbox holds a damaged transaction %s; restore the database from its backup", row.Hash)
+		}
+		tx.Attempts = append(tx.Attempts, Attempt{Signed: signed, CreatedAt: moment(row.CreatedAt), SentAt: moment(row.SentAt)})
+	}
+	var channels []string
+	if err := db.SelectContext(ctx, &channels, db.Rebind(`SELECT channel FROM chain_tx_channel WHERE tx = ? ORDER BY channel`), tx.ID); err != nil {
+		return fmt.Errorf("chain: reading the outbox: %w", err)
+	}
+	for _, id := range channels {
+		tx.Call.Channels = append(tx.Call.Channels, common.HexToHash(id))
+	}
+	return nil
+}
+
+// gas is all that a sender paid for transactions, in wei, the ones that may still be undone included.
+func (s *Store) gas(ctx context.Context, chain uint64, sender common.Address) (*big.Int, error) {
+	db := s.db.View()
+	total, err := gasTotal(ctx, db, chain, sender)
+	if err != nil {
+		return nil, err
+	}
+	var recent []string
+	err = db.SelectContext(ctx, &recent, db.Rebind(`SELECT cost FROM chain_tx WHERE chain = ? AND sender = ? AND state = 'mined'`), chain, text(sender))
+	if err != nil {
+		return nil, fmt.Errorf("chain: reading gas costs: %w", err)
+	}
+	for _, cost := range recent {
+		total.Add(total, wei(cost))
+	}
+	return total, nil
+}
+
+func gasTotal(ctx context.Context, db sqlx.ExtContext, chain uint64, sender common.Address) (*big.Int, error) {
+	var total string
+	err := sqlx.GetContext(ctx, db, &total, db.Rebind(`SELECT wei FROM chain_gas WHERE chain = ? AND sender = ?`), chain, text(sender))
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return nil, fmt.Errorf("chain: reading gas costs: %w", err)
+	}
+	return wei(total), nil
+}
+
+func toRow(tx Tx) txRow {
+	row := txRow{
+		ID: string(tx.ID), Chain: int64(tx.Chain), Sender: text(tx.Sender), Nonce: int64(tx.Nonce),
+		Kind: string(tx.Call.Kind), Recipient: text(tx.Call.To), Data: hexutil.Encode(tx.Call.Data), Gas: int64(tx.Gas),
+		State: string(tx.State), Block: int64(tx.Block), Cost: "0", CreatedAt: millis(tx.CreatedAt),
+	}
+	if tx.State != Pending {
+		row.Hash, row.BlockHash = text(tx.Hash), text(tx.BlockHash)
+	}
+	if tx.Cost != nil {
+		row.Cost = tx.Cost.String()
+	}
+	if tx.Succeeded {
+		row.Succeeded = 1
+	}
+	return row
+}
+
+func fromRow(row txRow) (Tx, error) {
+	data, err := hexutil.Decode(row.Data)
+	if err != nil {
+		return Tx{}, fmt.Errorf("chain: the outbox holds damaged calldata for %s; restore the database from its backup", row.ID)
+	}
+	return Tx{
+		ID: TxID(row.ID), Chain: uint64(row.Chain), Sender: common.HexToAddress(row.Sender), Nonce: uint64(row.Nonce),
+		Call: Call{Kind: Kind(row.Kind), To: common.HexToAddress(row.Recipient), Data: data},
+		Gas:  uint64(row.Gas), State: TxState(row.State), Hash: common.HexToHash(row.Hash), Block: uint64(row.Block),
+		BlockHash: common.HexToHash(row.BlockHash), Succeeded: row.Succeeded == 1, Cost: wei(row.Cost), CreatedAt: moment(row.CreatedAt),
+	}, nil
+}
+
+func text(v interface{ Hex() string }) string { return strings.ToLower(v.Hex()) }
+
+func wei(decimal string) *big.Int {
+	n, ok := new(big.Int).SetString(decimal, 10)
+	if !ok {
+		return new(big.Int)
+	}
+	return n
+}
+
+func millis(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.UnixMilli()
+}
+
+func moment(ms int64) time.Time {
+	if ms == 0 {
+		return time.Time{}
+	}
+	return time.UnixMilli(ms)
+}

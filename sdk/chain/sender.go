@@ -1,0 +1,317 @@
+package chain
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/big"
+	"sync"
+	"time"
+
+	"github.com/ethereum/go-ethereum"
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/ethereum/go-ethereum/core/types"
+
+	"github.com/gpupay/gpupay/channel"
+)
+
+// What a Sender does where its fields are zero.
+const (
+	defaultPoll     = 2 * time.Second
+	defaultStuck    = time.Minute      // a few blocks anywhere; the money at stake is a fee bump
+	defaultResend   = 20 * time.Second // nodes drop transactions without a word
+	defaultFinality = 32               // blocks: an epoch of Ethereum
+)
+
+// A Sender puts the transactions of one key onto the chain and keeps them there. Every transaction is on disk before it
+// is broadcast; it is broadcast again when a node dropped it, replaced at a higher fee when it is stuck, sent anew when a
+// re-org undid it, and resumed after a restart. Fields are set before first use. One key belongs to one Sender.
+type Sender struct {
+	Backend Backend
+	Key     channel.Signer
+	Store   *Store
+
+	Poll     time.Duration // how often to look; 0: 2 s
+	Stuck    time.Duration // how long a version may wait before its fee is raised; 0: 1 min
+	Resend   time.Duration // how often an unmined transaction is broadcast again; 0: 20 s
+	Finality uint64        // blocks after which a mined transaction is left alone; 0: 32
+	MaxFee   *big.Int      // wei per gas that no version exceeds; nil: no bound
+	Log      *slog.Logger
+	Now      func() time.Time
+
+	submitting sync.Mutex // one nonce at a time
+	stepping   sync.Mutex
+	stepped    time.Time
+	head       common.Hash
+	identity   sync.Mutex
+	chain      uint64
+}
+
+// A Result is a transaction that was mined and did what it was sent for.
+type Result struct {
+	ID      TxID
+	Hash    common.Hash
+	Receipt *types.Receipt
+}
+
+// Reverted is a transaction that was mined and did nothing but cost gas. That is final, not pending.
+type Reverted struct {
+	Call   Call
+	Hash   common.Hash
+	Reason error // as far as it can be found out afterwards
+}
+
+func (r *Reverted) Error() string {
+	return fmt.Sprintf("chain: %s was mined in %s and reverted: %v", r.Call, r.Hash, r.Reason)
+}
+
+func (r *Reverted) Unwrap() error { return r.Reason }
+
+// Address is who pays the gas.
+func (s *Sender) Address() common.Address { return s.Key.Address() }
+
+// Submit runs the call without sending it, then writes it to the outbox and broadcasts it. An error means that nothing
+// was written and nothing will be sent: a *Revert if the contract refuses the call now, ErrFunds if the gas cannot be
+// paid. With an id, the transaction will be sent, now or, if the endpoint fails at this moment, later: do not submit the
+// call again.
+func (s *Sender) Submit(ctx context.Context, call Call) (TxID, error) {
+	chain, err := s.chainID(ctx)
+	if err != nil {
+		return "", err
+	}
+	gas, err := s.estimate(ctx, call)
+	if err != nil {
+		return "", err
+	}
+	fees, err := s.fees(ctx)
+	if err != nil {
+		return "", err
+	}
+	if err := s.afford(ctx, call, gas, fees); err != nil {
+		return "", err
+	}
+	tx, err := s.enqueue(ctx, chain, call, gas, fees)
+	if err != nil {
+		return "", err
+	}
+	if err := s.broadcast(ctx, tx.Attempts[0]); err != nil {
+		s.log().Warn("transaction is on disk and will be broadcast later", "tx", tx.ID, "call", call.String(), "err", err)
+	}
+	return tx.ID, nil
+}
+
+// enqueue gives the call a nonce, signs it and writes it to the outbox.
+func (s *Sender) enqueue(ctx context.Context, chain uint64, call Call, gas uint64, f fees) (Tx, error) {
+	s.submitting.Lock()
+	defer s.submitting.Unlock()
+	nonce, err := s.nonce(ctx, chain)
+	if err != nil {
+		return Tx{}, err
+	}
+	return s.write(ctx, chain, nonce, call, gas, f)
+}
+
+// nonce is the first that neither the outbox nor the node has seen. The caller holds submitting.
+func (s *Sender) nonce(ctx context.Context, chain uint64) (uint64, error) {
+	seen, err := s.Backend.PendingNonceAt(ctx, s.Address())
+	if err != nil {
+		return 0, fmt.Errorf("%w: asking for the nonce of %s: %w", ErrUnreachable, s.Address(), err)
+	}
+	ours, err := s.Store.nextNonce(ctx, chain, s.Address())
+	if err != nil {
+		return 0, err
+	}
+	return max(seen, ours), nil
+}
+
+func (s *Sender) write(ctx context.Context, chain, nonce uint64, call Call, gas uint64, f fees) (Tx, error) {
+	tx := Tx{ID: newTxID(), Chain: chain, Sender: s.Address(), Nonce: nonce, Call: call, Gas: gas, State: Pending, CreatedAt: s.now()}
+	signed, err := s.sign(ctx, tx, f)
+	if err != nil {
+		return Tx{}, err
+	}
+	tx.Attempts = []Attempt{{Signed: signed, CreatedAt: s.now()}}
+	if err := s.Store.insert(ctx, tx); err != nil {
+		return Tx{}, err
+	}
+	s.log().Info("transaction queued", "tx", tx.ID, "call", call.String(), "nonce", nonce, "hash", signed.Hash())
+	return tx, nil
+}
+
+func (s *Sender) sign(ctx context.Context, tx Tx, f fees) (*types.Transaction, error) {
+	signed, err := s.seal(ctx, &types.DynamicFeeTx{
+		ChainID: new(big.Int).SetUint64(tx.Chain), Nonce: tx.Nonce, GasTipCap: f.tip, GasFeeCap: f.cap,
+		Gas: tx.Gas, To: &tx.Call.To, Value: new(big.Int), Data: tx.Call.Data,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("chain: %s: %w", tx.Call, err)
+	}
+	return signed, nil
+}
+
+func (s *Sender) seal(ctx context.Context, inner *types.DynamicFeeTx) (*types.Transaction, error) {
+	signer, unsigned := types.LatestSignerForChainID(inner.ChainID), types.NewTx(inner)
+	signature, err := s.Key.Sign(ctx, signer.Hash(unsigned))
+	if err != nil {
+		return nil, fmt.Errorf("%s cannot sign: %w", s.Address(), err)
+	}
+	if len(signature) != signatureLength || signature[64] < 27 {
+		return nil, fmt.Errorf("the signer of %s gave a signature that is not 65 bytes with v 27 or 28", s.Address())
+	}
+	raw := append([]byte(nil), signature...)
+	raw[64] -= 27
+	return unsigned.WithSignature(signer, raw)
+}
+
+// broadcast hands a version to the node and remembers when. A node that refuses it may know it already, or know better:
+// what became of it is read from the chain, not from the refusal.
+func (s *Sender) broadcast(ctx context.Context, a Attempt) error {
+	err := s.Backend.SendTransaction(ctx, a.Signed)
+	if err != nil && isTransport(err) {
+		return fmt.Errorf("%w: broadcasting %s: %w", ErrUnreachable, a.Signed.Hash(), err)
+	}
+	if err != nil {
+		s.log().Debug("node did not take the transaction", "hash", a.Signed.Hash(), "nonce", a.Signed.Nonce(), "err", err)
+	}
+	return s.Store.sent(ctx, a.Signed.Hash(), s.now())
+}
+
+// Wait returns when the transaction has the given number of confirmations (1: it is in the newest block). A transaction
+// that reverted is a *Reverted error. Failures of the endpoint are waited out until the context ends.
+func (s *Sender) Wait(ctx context.Context, id TxID, confirmations uint64) (*Result, error) {
+	var pace Backoff
+	for {
+		wait := s.poll()
+		failed := s.step(ctx)
+		result, err := s.result(ctx, id, max(confirmations, 1))
+		var reverted *Reverted
+		switch {
+		case err == nil && result != nil:
+			return result, nil
+		case errors.As(err, &reverted) || errors.Is(err, errNoTx):
+			return nil, err
+		}
+		if failed = errors.Join(failed, err); failed != nil {
+			wait = max(wait, pace.Next())
+			s.log().Warn("waiting for a transaction", "tx", id, "err", failed, "retry", wait)
+		} else {
+			pace.Reset()
+		}
+		if err := Pause(ctx, wait); err != nil {
+			return nil, fmt.Errorf("chain: waiting for transaction %s: %w", id, err)
+		}
+	}
+}
+
+// result is nil while the transaction has not the confirmations.
+func (s *Sender) result(ctx context.Context, id TxID, confirmations uint64) (*Result, error) {
+	tx, err := s.Store.get(ctx, id)
+	if err != nil || tx.State == Pending {
+		return nil, err
+	}
+	head, err := s.Backend.BlockNumber(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if head+1 < tx.Block+confirmations {
+		return nil, nil
+	}
+	receipt, err := s.Backend.TransactionReceipt(ctx, tx.Hash)
+	if errors.Is(err, ethereum.NotFound) {
+		return nil, nil // undone meanwhile: the next step sends it again
+	}
+	if err != nil {
+		return nil, err
+	}
+	if receipt.BlockNumber.Uint64()+confirmations > head+1 {
+		return nil, nil
+	}
+	if receipt.Status != types.ReceiptStatusSuccessful {
+		return nil, &Reverted{Call: tx.Call, Hash: tx.Hash, Reason: s.reason(ctx, tx, receipt)}
+	}
+	return &Result{ID: id, Hash: tx.Hash, Receipt: receipt}, nil
+}
+
+// reason runs a reverted call again on the state it was mined onto. That state may have been another at its place in the
+// block, so the answer is a help and no proof.
+func (s *Sender) reason(ctx context.Context, tx Tx, receipt *types.Receipt) error {
+	if receipt.GasUsed >= tx.Gas {
+		return errors.New("out of gas")
+	}
+	msg := ethereum.CallMsg{From: s.Address(), To: &tx.Call.To, Data: tx.Call.Data, Gas: tx.Gas}
+	if _, err := s.Backend.CallContract(ctx, msg, receipt.BlockNumber); err != nil {
+		return decode(err)
+	}
+	return errors.New("the reason is gone: the same call succeeds now")
+}
+
+// Find lists the transactions about a channel, oldest first. After a restart it tells what was already sent.
+func (s *Sender) Find(ctx context.Context, channel common.Hash) ([]Tx, error) {
+	return s.Store.about(ctx, channel)
+}
+
+// InFlight lists the transactions that are on disk and not mined, lowest nonce first.
+func (s *Sender) InFlight(ctx context.Context) ([]Tx, error) {
+	chain, err := s.chainID(ctx)
+	if err != nil {
+		return nil, err
+	}
+	open, err := s.Store.open(ctx, chain, s.Address())
+	if err != nil {
+		return nil, err
+	}
+	var flying []Tx
+	for _, tx := range open {
+		if tx.State == Pending {
+			flying = append(flying, tx)
+		}
+	}
+	return flying, nil
+}
+
+// GasSpent is what all transactions of this key cost so far, in wei.
+func (s *Sender) GasSpent(ctx context.Context) (*big.Int, error) {
+	chain, err := s.chainID(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return s.Store.gas(ctx, chain, s.Address())
+}
+
+func (s *Sender) chainID(ctx context.Context) (uint64, error) {
+	s.identity.Lock()
+	defer s.identity.Unlock()
+	if s.chain != 0 {
+		return s.chain, nil
+	}
+	id, err := chainID(ctx, s.Backend)
+	if err == nil {
+		s.chain = id
+	}
+	return id, err
+}
+
+func (s *Sender) now() time.Time {
+	if s.Now != nil {
+		return s.Now()
+	}
+	return time.Now()
+}
+
+func (s *Sender) log() *slog.Logger {
+	if s.Log != nil {
+		return s.Log
+	}
+	return slog.New(slog.DiscardHandler)
+}
+
+func (s *Sender) poll() time.Duration { return either(s.Poll, defaultPoll) }
+
+func either[T comparable](value, fallback T) T {
+	var zero T
+	if value == zero {
+		return fallback
+	}
+	return value
+}
