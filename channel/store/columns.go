@@ -1,0 +1,55 @@
+package store
+
+import (
+	"database/sql/driver"
+	"fmt"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/channel"
+)
+
+// amount is a column of 16 bytes, big-endian: compared as bytes it is compared
+// as a number.
+type amount uint256.Int
+
+// Value encodes the amount.
+func (a amount) Value() (driver.Value, error) {
+	n := uint256.Int(a)
+	if n.BitLen() > 128 {
+		return nil, fmt.Errorf("store: %w: %s is over 128 bits", channel.ErrAmount, n.Dec())
+	}
+	word := n.Bytes32()
+	return word[16:], nil
+}
+
+// Scan decodes the amount.
+func (a *amount) Scan(src any) error {
+	b, ok := src.([]byte)
+	if !ok || len(b) != 16 {
+		return fmt.Errorf("store: an amount is %T of another size than 16 bytes: the file is damaged", src)
+	}
+	(*uint256.Int)(a).SetBytes(b)
+	return nil
+}
+
+// terms are the columns of channel.Terms.
+type terms struct {
+	ChainID          int64          `db:"chain_id"`
+	Escrow           common.Address `db:"escrow"`
+	Payer            common.Address `db:"payer"`
+	Payee            common.Address `db:"payee"`
+	Token            common.Address `db:"token"`
+	Salt             common.Hash    `db:"salt"`
+	AuthorizedSigner common.Address `db:"authorized_signer"`
+}
+
+func termsOf(t channel.Terms) terms {
+	return terms{int64(t.ChainID), t.Escrow, t.Payer, t.Payee, t.Token, t.Salt, t.AuthorizedSigner}
+}
+
+func (t terms) terms() channel.Terms {
+	return channel.Terms{ChainID: uint64(t.ChainID), Escrow: t.Escrow, Payer: t.Payer, Payee: t.Payee,
+		Token: t.Token, Salt: t.Salt, AuthorizedSigner: t.AuthorizedSigner}
+}

@@ -1,0 +1,32 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/mattn/go-sqlite3"
+)
+
+// advice is what an operator does about the surroundings' faults.
+var advice = map[sqlite3.ErrNo]string{
+	sqlite3.ErrReadonly: "the file is read-only: make it and its directory writable by this user",
+	sqlite3.ErrBusy:     "another process holds the database locked: stop it, one program writes a store",
+	sqlite3.ErrLocked:   "another process holds the database locked: stop it, one program writes a store",
+	sqlite3.ErrFull:     "the disk is full: free some space",
+	sqlite3.ErrIoErr:    "the disk failed: check it, and the file's backup",
+	sqlite3.ErrCorrupt:  "the file is damaged: stop, and restore it from a backup",
+	sqlite3.ErrNotADB:   "the file is not a database: name another, or restore it from a backup",
+	sqlite3.ErrCantOpen: "the file cannot be opened: check that its directory exists and is writable by this user",
+}
+
+// explain adds the file and what to do to an error of SQLite's. Others pass.
+func (db *DB) explain(err error) error {
+	var fault sqlite3.Error
+	if !errors.As(err, &fault) {
+		return err
+	}
+	if what, ok := advice[fault.Code]; ok {
+		return fmt.Errorf("store %s: %s: %w", db.path, what, err)
+	}
+	return fmt.Errorf("store %s: %w", db.path, err)
+}

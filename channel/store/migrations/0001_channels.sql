@@ -1,0 +1,48 @@
+-- Amounts are 16 bytes, big-endian: the order of the bytes is the order of the
+-- numbers. Ids, addresses and salts are their bytes. Times are unix nanoseconds,
+-- but for close_requested_at, which is the chain's: unix seconds.
+
+CREATE TABLE payee_channels (
+    id                 BLOB     PRIMARY KEY,
+    chain_id           BIGINT   NOT NULL,
+    escrow             BLOB     NOT NULL,
+    payer              BLOB     NOT NULL,
+    payee              BLOB     NOT NULL,
+    token              BLOB     NOT NULL,
+    salt               BLOB     NOT NULL,
+    authorized_signer  BLOB     NOT NULL,
+    deposit            BLOB     NOT NULL CHECK (length(deposit) = 16),
+    settled            BLOB     NOT NULL CHECK (length(settled) = 16),
+    accepted           BLOB     NOT NULL CHECK (length(accepted) = 16),
+    spent              BLOB     NOT NULL CHECK (length(spent) = 16),
+    signature          BLOB     NOT NULL,
+    status             SMALLINT NOT NULL,
+    close_requested_at BIGINT   NOT NULL,
+    updated_at         BIGINT   NOT NULL
+);
+
+CREATE TABLE payer_channels (
+    id                 BLOB     PRIMARY KEY,
+    chain_id           BIGINT   NOT NULL,
+    escrow             BLOB     NOT NULL,
+    payer              BLOB     NOT NULL,
+    payee              BLOB     NOT NULL,
+    token              BLOB     NOT NULL,
+    salt               BLOB     NOT NULL,
+    authorized_signer  BLOB     NOT NULL,
+    deposit            BLOB     NOT NULL CHECK (length(deposit) = 16),
+    settled            BLOB     NOT NULL CHECK (length(settled) = 16),
+    signed             BLOB     NOT NULL CHECK (length(signed) = 16),
+    signature          BLOB     NOT NULL,
+    status             SMALLINT NOT NULL,
+    close_requested_at BIGINT   NOT NULL,
+    updated_at         BIGINT   NOT NULL
+);
+
+-- What a payer signed away of one token: scope is a payee's address or a UTC day.
+CREATE TABLE payer_budgets (
+    token  BLOB NOT NULL,
+    scope  TEXT NOT NULL,
+    amount BLOB NOT NULL CHECK (length(amount) = 16),
+    PRIMARY KEY (token, scope)
+);

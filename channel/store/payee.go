@@ -1,0 +1,254 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/holiman/uint256"
+	"github.com/jmoiron/sqlx"
+
+	"github.com/gpupay/gpupay/channel"
+)
+
+const (
+	payeeColumns = "id, chain_id, escrow, payer, payee, token, salt, authorized_signer, " +
+		"deposit, settled, accepted, spent, signature, status, close_requested_at, updated_at"
+	payeeSelect = "SELECT " + payeeColumns + " FROM payee_channels "
+	payeeInsert = "INSERT INTO payee_channels (" + payeeColumns + ") VALUES (" +
+		":id, :chain_id, :escrow, :payer, :payee, :token, :salt, :authorized_signer, " +
+		":deposit, :settled, :accepted, :spent, :signature, :status, :close_requested_at, :updated_at" +
+		") ON CONFLICT (id) DO NOTHING"
+	// The condition is the last guard: whoever writes, what was accepted and
+	// charged never falls.
+	payeeUpdate = "UPDATE payee_channels SET deposit = ?, settled = ?, accepted = ?, spent = ?, signature = ?, " +
+		"status = ?, close_requested_at = ?, updated_at = ? WHERE id = ? AND accepted <= ? AND spent <= ?"
+)
+
+// payeeRow is a row of payee_channels.
+type payeeRow struct {
+	ID common.Hash `db:"id"`
+	terms
+	Deposit          amount `db:"deposit"`
+	Settled          amount `db:"settled"`
+	Accepted         amount `db:"accepted"`
+	Spent            amount `db:"spent"`
+	Signature        []byte `db:"signature"`
+	Status           uint8  `db:"status"`
+	CloseRequestedAt int64  `db:"close_requested_at"`
+	UpdatedAt        int64  `db:"updated_at"`
+}
+
+func payeeRowOf(s channel.State) payeeRow {
+	return payeeRow{s.ID, termsOf(s.Terms), amount(s.Deposit), amount(s.Settled), amount(s.Accepted), amount(s.Spent),
+		blob(s.Signature), uint8(s.Status), int64(s.CloseRequestedAt), s.UpdatedAt.UnixNano()}
+}
+
+func (r payeeRow) state() channel.State {
+	return channel.State{ID: r.ID, Terms: r.terms.terms(),
+		Deposit: uint256.Int(r.Deposit), Settled: uint256.Int(r.Settled),
+		Accepted: uint256.Int(r.Accepted), Spent: uint256.Int(r.Spent), Signature: r.Signature,
+		Status: channel.Status(r.Status), CloseRequestedAt: uint64(r.CloseRequestedAt), UpdatedAt: time.Unix(0, r.UpdatedAt)}
+}
+
+// blob is never NULL.
+func blob(b []byte) []byte {
+	if b == nil {
+		return []byte{}
+	}
+	return b
+}
+
+func unknown(id common.Hash) error {
+	return fmt.Errorf("channel %s: %w: open it, or check the id", id, channel.ErrUnknown)
+}
+
+// payeeStore is the payee's part of a DB.
+type payeeStore struct{ db *DB }
+
+var _ channel.Store = payeeStore{}
+
+func (p payeeStore) Create(ctx context.Context, s channel.State) (channel.State, error) {
+	s.UpdatedAt = time.Now()
+	var kept channel.State
+	err := p.db.Update(ctx, func(tx *sqlx.Tx) error {
+		if _, err := tx.NamedExec(payeeInsert, payeeRowOf(s)); err != nil {
+			return err
+		}
+		var err error
+		kept, err = loadPayee(ctx, tx, s.ID)
+		return err
+	})
+	return kept, err
+}
+
+func (p payeeStore) Update(ctx context.Context, id common.Hash, change func(*channel.State) error) (channel.State, error) {
+	var kept channel.State
+	err := p.db.submit(ctx, func(g *group) error {
+		var err error
+		kept, err = g.change(id, change)
+		return err
+	})
+	if err != nil {
+		return channel.State{}, err
+	}
+	return kept, nil
+}
+
+func (p payeeStore) Load(ctx context.Context, id common.Hash) (channel.State, error) {
+	s, err := loadPayee(ctx, p.db.reader, id)
+	return s, p.db.explain(err)
+}
+
+func (p payeeStore) List(ctx context.Context, statuses ...channel.Status) ([]channel.State, error) {
+	var rows []payeeRow
+	err := list(ctx, p.db, &rows, payeeSelect, statuses)
+	return payeeStates(rows), err
+}
+
+func (p payeeStore) Unsettled(ctx context.Context) ([]channel.State, error) {
+	var rows []payeeRow
+	err := p.db.reader.SelectContext(ctx, &rows,
+		p.db.reader.Rebind(payeeSelect+"WHERE settled < accepted AND status <> ? ORDER BY id"), channel.Finalized)
+	return payeeStates(rows), p.db.explain(err)
+}
+
+func payeeStates(rows []payeeRow) []channel.State {
+	states := make([]channel.State, 0, len(rows))
+	for _, r := range rows {
+		states = append(states, r.state())
+	}
+	return states
+}
+
+// list selects the rows of some statuses, or all.
+func list(ctx context.Context, db *DB, rows any, query string, statuses []channel.Status) error {
+	if len(statuses) == 0 {
+		return db.explain(db.reader.SelectContext(ctx, rows, query+"ORDER BY id"))
+	}
+	numbers := make([]int, 0, len(statuses)) // a []uint8 would be taken for bytes
+	for _, s := range statuses {
+		numbers = append(numbers, int(s))
+	}
+	query, args, err := sqlx.In(query+"WHERE status IN (?) ORDER BY id", numbers)
+	if err != nil {
+		return fmt.Errorf("store %s: %w", db.path, err)
+	}
+	return db.explain(db.reader.SelectContext(ctx, rows, db.reader.Rebind(query), args...))
+}
+
+func loadPayee(ctx context.Context, q sqlx.QueryerContext, id common.Hash) (channel.State, error) {
+	var r payeeRow
+	err := sqlx.GetContext(ctx, q, &r, payeeSelect+"WHERE id = ?", id)
+	if errors.Is(err, sql.ErrNoRows) {
+		return channel.State{}, unknown(id)
+	}
+	return r.state(), err
+}
+
+func savePayee(tx *sqlx.Tx, s channel.State) error {
+	r := payeeRowOf(s)
+	done, err := tx.Exec(payeeUpdate, r.Deposit, r.Settled, r.Accepted, r.Spent, r.Signature,
+		r.Status, r.CloseRequestedAt, r.UpdatedAt, r.ID, r.Accepted, r.Spent)
+	if err != nil {
+		return err
+	}
+	if n, err := done.RowsAffected(); err != nil || n != 1 {
+		return fmt.Errorf("channel %s: %w: accepted %s or spent %s would fall", s.ID, channel.ErrLower, s.Accepted.Dec(), s.Spent.Dec())
+	}
+	return nil
+}
+
+// Charge charges a channel in the caller's transaction (see DB.Update), so that
+// the usage record and what it charges are on disk together or not at all.
+func Charge(tx *sqlx.Tx, id common.Hash, spent uint256.Int) error {
+	s, err := loadPayee(context.Background(), tx, id)
+	if err != nil {
+		return err
+	}
+	if err := s.Charge(spent); err != nil {
+		return err
+	}
+	s.UpdatedAt = time.Now()
+	return savePayee(tx, s)
+}
+
+// entry is a payee's channel in a group: however many of its vouchers are in the
+// group, it is read once and its newest state is written once.
+type entry struct {
+	state   channel.State
+	changed bool
+}
+
+func (g *group) change(id common.Hash, change func(*channel.State) error) (channel.State, error) {
+	e, err := g.entry(id)
+	if err != nil {
+		return channel.State{}, err
+	}
+	next := e.state
+	if err := change(&next); err != nil {
+		return channel.State{}, err
+	}
+	next.ID, next.Terms = e.state.ID, e.state.Terms
+	if err := sound(e.state, next); err != nil {
+		return channel.State{}, err
+	}
+	if !same(e.state, next) {
+		next.UpdatedAt = time.Now()
+		e.state, e.changed = next, true
+	}
+	out := e.state
+	out.Signature = bytes.Clone(out.Signature)
+	return out, nil
+}
+
+func (g *group) entry(id common.Hash) (*entry, error) {
+	if e, ok := g.channels[id]; ok {
+		return e, nil
+	}
+	s, err := loadPayee(context.Background(), g.tx, id)
+	if err != nil {
+		return nil, err
+	}
+	e := &entry{state: s}
+	g.channels[id] = e
+	return e, nil
+}
+
+// sound refuses, for the one writer, what would fail the whole group later.
+func sound(before, after channel.State) error {
+	limit := channel.MaxAmount()
+	for _, a := range []uint256.Int{after.Deposit, after.Settled, after.Accepted, after.Spent} {
+		if a.Gt(&limit) {
+			return fmt.Errorf("channel %s: %w: %s is over 96 bits", after.ID, channel.ErrAmount, a.Dec())
+		}
+	}
+	if after.Accepted.Lt(&before.Accepted) || after.Spent.Lt(&before.Spent) {
+		return fmt.Errorf("channel %s: %w: accepted %s or spent %s would fall",
+			after.ID, channel.ErrLower, after.Accepted.Dec(), after.Spent.Dec())
+	}
+	return nil
+}
+
+func same(a, b channel.State) bool {
+	return a.Deposit == b.Deposit && a.Settled == b.Settled && a.Accepted == b.Accepted && a.Spent == b.Spent &&
+		a.Status == b.Status && a.CloseRequestedAt == b.CloseRequestedAt && bytes.Equal(a.Signature, b.Signature)
+}
+
+// flush writes the channels that changed.
+func (g *group) flush() error {
+	for _, e := range g.channels {
+		if !e.changed {
+			continue
+		}
+		if err := savePayee(g.tx, e.state); err != nil {
+			return err
+		}
+		e.changed = false
+	}
+	return nil
+}

@@ -1,0 +1,146 @@
+// Package store keeps channels in SQLite, on this machine's disk.
+//
+// All writers that wait share one transaction (group commit), each with its own
+// result: a write returns after the fsync of the group it was in, and one
+// writer's error undoes that writer's work only. So a store takes many more
+// vouchers a second than the disk takes fsyncs.
+//
+// A DB is open to other tables beside the channels: Migrate adds them, Update
+// writes them, and Charge lets a caller append its own row and charge a channel
+// in one transaction.
+//
+// What is in the file is worth money: vouchers that are not settled yet, and what
+// was signed away. Back up the file together with its -wal, or by SQLite's own
+// backup; the file is created for its owner only.
+package store
+
+import (
+	"context"
+	"embed"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/url"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+	_ "github.com/mattn/go-sqlite3" // the database/sql driver
+
+	"github.com/gpupay/gpupay/channel"
+)
+
+//go:embed migrations/*.sql
+var migrations embed.FS
+
+// ErrClosed is returned by writes to a closed DB.
+var ErrClosed = errors.New("store is closed")
+
+const (
+	// busyTimeout is how long another process may hold the write lock.
+	busyTimeout = 5 * time.Second
+	readers     = 8
+)
+
+// DB is an open database. It is safe for concurrent use.
+type DB struct {
+	path   string
+	writer *sqlx.DB // one connection, used by the commit loop only
+	reader *sqlx.DB
+	queue  chan *op
+	idle   chan struct{} // closed when the commit loop has ended
+	mu     sync.RWMutex  // guards closed, and queue against a send after close
+	closed bool
+}
+
+// Open opens the database file, creates it if there is none, and brings its
+// channel tables up to date.
+func Open(ctx context.Context, path string) (*DB, error) {
+	db, err := open(ctx, path)
+	if err != nil {
+		return nil, err
+	}
+	own, err := fs.Sub(migrations, "migrations")
+	if err == nil {
+		err = db.Migrate(ctx, "channel", own)
+	}
+	if err != nil {
+		return nil, errors.Join(err, db.Close())
+	}
+	return db, nil
+}
+
+func open(ctx context.Context, path string) (*DB, error) {
+	if path == "" || path == ":memory:" {
+		return nil, errors.New("store: name a file: a store in memory would lose money on a restart")
+	}
+	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("store: %w: the file and its directory must exist and be writable by this user", err)
+	}
+	if err := file.Close(); err != nil {
+		return nil, fmt.Errorf("store: %w", err)
+	}
+	db := &DB{path: path, queue: make(chan *op, maxGroup), idle: make(chan struct{})}
+	if db.writer, err = connect(path, "_txlock=immediate", 1); err != nil {
+		return nil, db.explain(err)
+	}
+	if db.reader, err = connect(path, "_query_only=true", readers); err != nil {
+		return nil, errors.Join(db.explain(err), db.writer.Close())
+	}
+	if err := db.checkMode(ctx); err != nil {
+		return nil, errors.Join(err, db.writer.Close(), db.reader.Close())
+	}
+	go db.loop()
+	return db, nil
+}
+
+func connect(path, extra string, connections int) (*sqlx.DB, error) {
+	file := (&url.URL{Path: path}).EscapedPath()
+	source := fmt.Sprintf("file:%s?_journal_mode=WAL&_synchronous=FULL&_foreign_keys=true&_busy_timeout=%d&%s",
+		file, busyTimeout.Milliseconds(), extra)
+	db, err := sqlx.Open("sqlite3", source)
+	if err != nil {
+		return nil, err
+	}
+	db.SetMaxOpenConns(connections)
+	db.SetMaxIdleConns(connections)
+	return db, nil
+}
+
+// checkMode refuses a place where SQLite cannot do what durability rests on.
+func (db *DB) checkMode(ctx context.Context) error {
+	var mode string
+	if err := db.writer.GetContext(ctx, &mode, "PRAGMA journal_mode"); err != nil {
+		return db.explain(err)
+	}
+	if mode != "wal" {
+		return fmt.Errorf("store %s: journal mode is %q, want wal: keep the file on a local disk", db.path, mode)
+	}
+	return nil
+}
+
+// Close waits for the writes under way and closes the database.
+func (db *DB) Close() error {
+	db.mu.Lock()
+	if db.closed {
+		db.mu.Unlock()
+		return nil
+	}
+	db.closed = true
+	close(db.queue)
+	db.mu.Unlock()
+	<-db.idle
+	return errors.Join(db.reader.Close(), db.writer.Close())
+}
+
+// View returns the database for reading. What it reads is committed. Writes
+// through it fail.
+func (db *DB) View() *sqlx.DB { return db.reader }
+
+// Payee returns the store of a payee's channels.
+func (db *DB) Payee() channel.Store { return payeeStore{db} }
+
+// Payer returns the store of a payer's channels and budget.
+func (db *DB) Payer() channel.PayerStore { return payerStore{db} }
