@@ -1,6 +1,7 @@
 package metering
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math/bits"
@@ -309,4 +310,14 @@ func (c *Checker) clock(s SignedRecord, _ common.Hash) error {
 		}
 	}
 	return nil
+}
+
+// MarshalJSON writes the amount as a decimal string: as a value, uint256.Int
+// would be written as its words.
+func (s CheckerState) MarshalJSON() ([]byte, error) {
+	type plain CheckerState
+	return json.Marshal(struct {
+		plain
+		Owed string `json:"owed"`
+	}{plain(s), s.Owed.Dec()})
 }

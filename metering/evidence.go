@@ -102,10 +102,10 @@ func (d *device) cut() DeviceEvidence {
 	if p.samples > 0 {
 		e.Missing = p.has.Missing()
 	}
-	if d.last.Device != "" {
-		e.Device.BootID, e.Device.Driver = d.known.BootID, d.known.Driver // as they are now
-		e.Device.Simulated = e.Device.Simulated || d.last.Simulated
+	if d.known.answered() { // as they are now, not as they were when the lease began
+		e.Device.BootID, e.Device.Driver = d.known.BootID, d.known.Driver
 	}
+	e.Device.Simulated = e.Device.Simulated || d.last.Simulated
 	d.since = Nanos{}
 	d.part = part{from: d.last.At}
 	return e

@@ -21,7 +21,7 @@ type device struct {
 	part   part  // the rest of the evidence since the last cut
 
 	last      Reading // the reading before; no Device if there was none
-	known     Reading // the last one that said which device, driver and boot it was of
+	known     Reading // the last one in which a device answered and said who it is
 	pausing   bool    // the lease was paused at some time since the last reading
 	restarted bool    // the last reading was made before a restart
 }
@@ -57,7 +57,7 @@ func (d *device) observe(r Reading, maxGap time.Duration, paused bool) Interval 
 	d.last = r
 	d.pausing = paused
 	d.restarted = false
-	if r.Seen != "" {
+	if r.answered() {
 		d.known = r
 	}
 	return in
@@ -119,7 +119,7 @@ func (d *device) gap(r Reading, maxGap time.Duration) string {
 	if slept > int64(suspend) {
 		return ReasonSuspend
 	}
-	if r.Seen == "" || d.known.Seen == "" { // nobody answered: its health says the rest
+	if !r.answered() || !d.known.answered() { // its health says the rest
 		return ""
 	}
 	if r.Seen != d.known.Seen {
@@ -133,6 +133,8 @@ func (d *device) gap(r Reading, maxGap time.Duration) string {
 	}
 	return ""
 }
+
+func (r Reading) answered() bool { return r.Health == Healthy && r.Seen != "" }
 
 func (d *device) count(in Interval, r Reading) {
 	switch in.Class {

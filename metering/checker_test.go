@@ -1,0 +1,345 @@
+package metering_test
+
+import (
+	"errors"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/metering/sim"
+)
+
+const second = "GPU-00000000-0000-0000-0000-00000000000b"
+
+// market is a payee with two GPUs and a payer that checks it, ten seconds into
+// a lease of which two records were accepted.
+type market struct {
+	t     *testing.T
+	clock *sim.Clock
+	meter *metering.Meter
+	rec   *metering.Recorder
+	check *metering.Checker
+	conf  metering.CheckerConfig
+	now   float64
+	key   key
+}
+
+func newMarket(t *testing.T) *market {
+	t.Helper()
+	l := lease(gpu, second)
+	m := &market{t: t, clock: sim.NewClock(), meter: newMeter(t, gpu, second), now: 1, key: newKey(t, 1)}
+	m.conf = metering.CheckerConfig{Lease: l, Key: m.key.Address(), Tolerance: 2 * time.Second, Clock: m.clock}
+	var err error
+	if m.rec, err = metering.NewRecorder(l, m.key, nil); err != nil {
+		t.Fatal(err)
+	}
+	if m.check, err = metering.NewChecker(m.conf); err != nil {
+		t.Fatal(err)
+	}
+	m.tick()
+	for range 2 {
+		m.run(5)
+		if err := m.check.Check(m.next()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return m
+}
+
+func of(uuid string, r metering.Reading) metering.Reading {
+	r.Device = uuid
+	if r.Seen != "" {
+		r.Seen = uuid
+	}
+	return r
+}
+
+func (m *market) tick() {
+	observe(m.t, m.meter, of(gpu, at(m.now)), of(second, at(m.now)))
+}
+
+func (m *market) run(seconds int) {
+	for range seconds {
+		m.now++
+		m.clock.Advance(time.Second)
+		m.tick()
+	}
+}
+
+func (m *market) next() metering.SignedRecord { return next(m.t, m.rec, m.meter, false) }
+
+// resign signs what the payee changed: the payee can sign any lie.
+func (m *market) resign(s *metering.SignedRecord) {
+	var err error
+	if s.Signature, err = m.key.Sign(m.t.Context(), s.Digest(metering.Domain(31337, m.conf.Lease.Escrow))); err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+// lie makes a record whose evidence supports it, for any time on each device.
+func (m *market) lie(s *metering.SignedRecord, perDevice ...int64) {
+	e := &s.Evidence
+	e.Devices = slices.Clone(e.Devices)
+	e.Nanos, e.Total = 0, 0
+	for i := range e.Devices {
+		d := &e.Devices[i]
+		before := d.Total - d.Nanos.Allocated
+		d.Nanos.Allocated = perDevice[i]
+		d.To.Mono = d.From.Mono + perDevice[i]
+		d.Total = before + perDevice[i]
+		e.Nanos += perDevice[i]
+		e.Total += d.Total
+	}
+	m.state(s)
+}
+
+// state makes the record say what its evidence says.
+func (m *market) state(s *metering.SignedRecord) {
+	s.Nanos = uint64(s.Evidence.Total)
+	owed, err := m.conf.Lease.Owed(s.Nanos)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	s.Owed = owed
+	s.EvidenceHash = s.Evidence.Hash()
+}
+
+func TestCheckerAccepts(t *testing.T) {
+	m := newMarket(t)
+	m.run(5)
+	s := throughJSON(t, m.next())
+	if err := m.check.Check(s); err != nil {
+		t.Fatal(err)
+	}
+	if s.Nanos != 30e9 || s.Owed.Uint64() != 1000+30*555 || s.Devices != 2 {
+		t.Errorf("record %+v", s.Record)
+	}
+	if st := m.check.State(); st.Nanos != 30e9 || st.Sequence != 3 || st.Owed != s.Owed {
+		t.Errorf("state %+v", st)
+	}
+}
+
+// TestCheckerRefuses has every way in which a payee may cheat with a record it
+// signed, five honest seconds after two good records.
+func TestCheckerRefuses(t *testing.T) {
+	stranger := newKey(t, 9)
+	tests := []struct {
+		name  string
+		cheat func(m *market, s *metering.SignedRecord)
+		want  error
+	}{
+		{"more time than passed", func(m *market, s *metering.SignedRecord) { m.lie(s, 7e9+1, 7e9) }, metering.ErrClock},
+		{"one device's gap spent on another", func(m *market, s *metering.SignedRecord) { m.lie(s, 10e9, 0) }, metering.ErrClock},
+		{"a price changed in mid-lease", func(m *market, s *metering.SignedRecord) { s.Owed.AddUint64(&s.Owed, 1) }, metering.ErrPrice},
+		{"a lower amount than the price makes", func(m *market, s *metering.SignedRecord) { s.Owed.SubUint64(&s.Owed, 1) }, metering.ErrPrice},
+		{"a debt from before the lease", func(m *market, s *metering.SignedRecord) {
+			s.OwedBefore.AddUint64(&s.OwedBefore, 7)
+			s.Owed.AddUint64(&s.Owed, 7)
+		}, metering.ErrPrice},
+		{"an amount no channel holds", func(m *market, s *metering.SignedRecord) { s.Owed = *new(uint256.Int).SetAllOne() }, metering.ErrPrice},
+		{"a forked chain", func(m *market, s *metering.SignedRecord) { s.Previous = common.Hash{1} }, metering.ErrForked},
+		{"a rewritten record", func(m *market, s *metering.SignedRecord) { s.Sequence-- }, metering.ErrForked},
+		{"a number left out", func(m *market, s *metering.SignedRecord) { s.Sequence++ }, metering.ErrSequence},
+		{"an old number", func(m *market, s *metering.SignedRecord) { s.Sequence = 1 }, metering.ErrSequence},
+		{"number zero", func(m *market, s *metering.SignedRecord) { s.Sequence = 0 }, metering.ErrSequence},
+		{"time taken back", func(m *market, s *metering.SignedRecord) { s.Nanos = 19e9 }, metering.ErrBackwards},
+		{"another lease", func(m *market, s *metering.SignedRecord) { s.LeaseID[0]++ }, metering.ErrLease},
+		{"another channel", func(m *market, s *metering.SignedRecord) { s.ChannelID[0]++ }, metering.ErrLease},
+		{"another offer", func(m *market, s *metering.SignedRecord) { s.OfferHash[0]++ }, metering.ErrLease},
+		{"more devices than leased", func(m *market, s *metering.SignedRecord) { s.Devices = 3 }, metering.ErrDevices},
+		{"fewer devices than leased", func(m *market, s *metering.SignedRecord) { s.Devices = 1 }, metering.ErrDevices},
+		{"a device left out of the evidence", func(m *market, s *metering.SignedRecord) {
+			s.Evidence.Devices = s.Evidence.Devices[:1]
+			s.EvidenceHash = s.Evidence.Hash()
+		}, metering.ErrDevices},
+		{"a device that was not leased", func(m *market, s *metering.SignedRecord) {
+			s.Evidence.Devices[1].Device.UUID = "GPU-x"
+			m.state(s)
+		}, metering.ErrDevices},
+		{"one device twice", func(m *market, s *metering.SignedRecord) {
+			s.Evidence.Devices[1].Device.UUID = gpu
+			m.state(s)
+		}, metering.ErrDevices},
+		{"evidence of another record", func(m *market, s *metering.SignedRecord) { s.Evidence.Samples++ }, metering.ErrEvidence},
+		{"no evidence", func(m *market, s *metering.SignedRecord) { s.Evidence = metering.Evidence{} }, metering.ErrEvidence},
+		{"evidence for less time", func(m *market, s *metering.SignedRecord) {
+			s.Nanos += 1e9
+			s.Owed.AddUint64(&s.Owed, 555)
+		}, metering.ErrEvidence},
+		{"a sum that is not the devices'", func(m *market, s *metering.SignedRecord) {
+			s.Evidence.Total += 1e9
+			s.Evidence.Nanos += 1e9
+			m.state(s)
+		}, metering.ErrEvidence},
+		{"time moved between devices", func(m *market, s *metering.SignedRecord) {
+			s.Evidence.Devices[0].Total += 1e9
+			s.Evidence.Devices[1].Total -= 1e9
+			m.state(s)
+		}, metering.ErrEvidence},
+		{"negative time", func(m *market, s *metering.SignedRecord) {
+			s.Evidence.Devices[0].Nanos.Gap = -1
+			m.state(s)
+		}, metering.ErrEvidence},
+		{"more allocated than between its stamps", func(m *market, s *metering.SignedRecord) {
+			s.Evidence.Devices[0].To.Mono -= 1
+			m.state(s)
+		}, metering.ErrEvidence},
+		{"seconds shown twice", func(m *market, s *metering.SignedRecord) {
+			s.Evidence.Devices[0].From.Mono -= 1e9
+			m.state(s)
+		}, metering.ErrEvidence},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			m := newMarket(t)
+			m.run(5)
+			honest := m.next()
+			s := throughJSON(t, honest)
+			tt.cheat(m, &s)
+			m.resign(&s)
+			before := m.check.State()
+			if err := m.check.Check(s); !errors.Is(err, tt.want) {
+				t.Fatalf("got %v, want %v", err, tt.want)
+			}
+			if after := m.check.State(); after.Sequence != before.Sequence || after.Last != before.Last || after.Owed != before.Owed {
+				t.Error("a refused record changed the checker")
+			}
+			if err := m.check.Check(honest); err != nil {
+				t.Errorf("the honest record after it: %v", err)
+			}
+		})
+	}
+	for name, cheat := range map[string]func(*metering.SignedRecord, *market){
+		"a flipped bit": func(s *metering.SignedRecord, _ *market) { s.Signature[5] ^= 1 },
+		"no signature":  func(s *metering.SignedRecord, _ *market) { s.Signature = nil },
+		"a stranger": func(s *metering.SignedRecord, m *market) {
+			s.Signature, _ = stranger.Sign(t.Context(), s.Digest(metering.Domain(31337, m.conf.Lease.Escrow)))
+		},
+		"another chain": func(s *metering.SignedRecord, m *market) {
+			s.Signature, _ = m.key.Sign(t.Context(), s.Digest(metering.Domain(1, m.conf.Lease.Escrow)))
+		},
+		"a changed figure": func(s *metering.SignedRecord, _ *market) { s.To++ },
+	} {
+		m := newMarket(t)
+		m.run(1)
+		s := m.next()
+		cheat(&s, m)
+		if err := m.check.Check(s); !errors.Is(err, metering.ErrSignature) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestCheckerClockIsExact(t *testing.T) {
+	m := newMarket(t)
+	m.run(5)
+	s := m.next()
+	m.lie(&s, 7e9, 7e9) // 15 s passed and 2 s are tolerated: 17 s a device
+	m.resign(&s)
+	if m.check.Limit() != 34e9 {
+		t.Errorf("limit %d", m.check.Limit())
+	}
+	if err := m.check.Check(s); err != nil {
+		t.Errorf("to the nanosecond: %v", err)
+	}
+}
+
+func TestCheckerReplayAndFinal(t *testing.T) {
+	m := newMarket(t)
+	m.run(1)
+	s := next(t, m.rec, m.meter, true)
+	if err := m.check.Check(s); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.check.Check(s); !errors.Is(err, metering.ErrReplayed) {
+		t.Errorf("the same record again: %v", err)
+	}
+	again := s
+	again.Sequence, again.Previous = s.Sequence+1, m.check.State().Last
+	m.resign(&again)
+	if err := m.check.Check(again); !errors.Is(err, metering.ErrForked) {
+		t.Errorf("a record after the final one: %v", err)
+	}
+}
+
+func TestCheckerResumes(t *testing.T) {
+	m := newMarket(t)
+	saved := throughJSON(t, m.check.State())
+	m.run(5)
+	s := m.next()
+	c, err := metering.ResumeChecker(m.conf, saved)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.Elapsed() != 15e9 { // the payer was away for five of them
+		t.Errorf("elapsed %d", c.Elapsed())
+	}
+	if err := c.Check(s); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestCheckerResumesAfterReboot has only the wall clock to span the hole.
+func TestCheckerResumesAfterReboot(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		wall time.Duration // how the wall clock moved meanwhile
+		want int64
+	}{
+		{"five seconds later", 5 * time.Second, 15e9},
+		{"with a clock set back", -time.Hour, 10e9},
+	} {
+		m := newMarket(t)
+		saved := throughJSON(t, m.check.State())
+		saved.BootID = "the boot before"
+		saved.Start.Boot = 99e9
+		m.clock.SetWall(m.clock.Now().Wall + int64(tt.wall))
+		c, err := metering.ResumeChecker(m.conf, saved)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c.Elapsed() != tt.want {
+			t.Errorf("%s: elapsed %d, want %d", tt.name, c.Elapsed(), tt.want)
+		}
+		m.clock.SetWall(1) // from here on nobody's wall clock matters
+		m.clock.Advance(time.Second)
+		if c.Elapsed() != tt.want+1e9 {
+			t.Errorf("%s: a second later %d", tt.name, c.Elapsed())
+		}
+	}
+}
+
+// TestCheckerCountsThePayersSleep: the renter's laptop sleeps, the GPU does not.
+func TestCheckerCountsThePayersSleep(t *testing.T) {
+	m := newMarket(t)
+	m.clock.Sleep(time.Minute)
+	if got := m.check.Elapsed(); got != 70e9 {
+		t.Errorf("elapsed %d", got)
+	}
+}
+
+func TestCheckerConfig(t *testing.T) {
+	good := metering.CheckerConfig{Lease: lease(), Key: common.Address{1}}
+	for name, change := range map[string]func(*metering.CheckerConfig){
+		"no key":               func(c *metering.CheckerConfig) { c.Key = common.Address{} },
+		"a negative tolerance": func(c *metering.CheckerConfig) { c.Tolerance = -1 },
+		"no devices":           func(c *metering.CheckerConfig) { c.Lease.Devices = nil },
+		"no price":             func(c *metering.CheckerConfig) { c.Lease.Price = metering.Price{} },
+	} {
+		bad := good
+		change(&bad)
+		if _, err := metering.NewChecker(bad); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+		if _, err := metering.ResumeChecker(bad, metering.CheckerState{}); err == nil {
+			t.Errorf("%s: resumed", name)
+		}
+	}
+	if _, err := metering.NewChecker(good); err != nil {
+		t.Error(err)
+	}
+}

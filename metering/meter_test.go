@@ -1,0 +1,517 @@
+package metering_test
+
+import (
+	"encoding/json"
+	"errors"
+	"math/rand/v2"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/gpupay/gpupay/metering"
+)
+
+const gpu = "GPU-00000000-0000-0000-0000-00000000000a"
+
+// at is a healthy reading of the device, s seconds after the host's boot.
+func at(s float64, change ...func(*metering.Reading)) metering.Reading {
+	ns := int64(s * 1e9)
+	r := metering.Reading{
+		At:         metering.Instant{Boot: ns, Mono: ns, Wall: 1_767_225_600e9 + ns},
+		BootID:     "boot",
+		Device:     gpu,
+		Driver:     "570.86",
+		Energy:     uint64(ns / 1e6),
+		Generation: 1,
+		Has:        metering.HasEnergy | metering.HasUtilization | metering.HasThrottle,
+		Health:     metering.Healthy,
+		Seen:       gpu,
+	}
+	for _, f := range change {
+		f(&r)
+	}
+	return r
+}
+
+func health(h metering.Health) func(*metering.Reading) {
+	return func(r *metering.Reading) {
+		r.Health = h
+		if h != metering.Healthy {
+			r.Seen, r.Driver, r.Generation, r.Has = "", "", 0, 0
+		}
+	}
+}
+
+func xid(code uint64) func(*metering.Reading) {
+	return func(r *metering.Reading) { r.XIDs = append(r.XIDs, metering.NewXID(code, r.At.Mono)) }
+}
+
+func slept(ns int64) func(*metering.Reading) {
+	return func(r *metering.Reading) { r.At.Boot += ns }
+}
+
+func hot(thermal, brake uint64) func(*metering.Reading) {
+	return func(r *metering.Reading) { r.Thermal, r.PowerBrake = thermal, brake }
+}
+
+func newMeter(t testing.TB, devices ...string) *metering.Meter {
+	t.Helper()
+	if len(devices) == 0 {
+		devices = []string{gpu}
+	}
+	m, err := metering.NewMeter(metering.Config{Devices: devices})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+func observe(t testing.TB, m *metering.Meter, readings ...metering.Reading) {
+	t.Helper()
+	for _, r := range readings {
+		if _, err := m.Observe(r); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestRules has a line for every rule of the definition, with the nanoseconds
+// that it bills.
+func TestRules(t *testing.T) {
+	lost, failed, stalled := health(metering.Lost), health(metering.Failed), health(metering.Stalled)
+	tests := []struct {
+		name     string
+		readings []metering.Reading
+		want     metering.Nanos
+		reason   string // of the first unbilled stretch
+	}{
+		{"no reading", nil, metering.Nanos{}, ""},
+		{"one reading is no interval", []metering.Reading{at(1)}, metering.Nanos{}, ""},
+		{"a healthy pair", []metering.Reading{at(1), at(2)}, metering.Nanos{Allocated: 1e9}, ""},
+		{"to the nanosecond", []metering.Reading{at(1), at(2.000000001)}, metering.Nanos{Allocated: 1_000_000_001}, ""},
+		{"exactly MaxGap", []metering.Reading{at(1), at(4)}, metering.Nanos{Allocated: 3e9}, ""},
+		{"a nanosecond over MaxGap", []metering.Reading{at(1), at(4.000000001), at(5)},
+			metering.Nanos{Allocated: 999_999_999, Gap: 3_000_000_001}, "interval"},
+		{"a hung call", []metering.Reading{at(1), at(4, stalled), at(7, stalled), at(8), at(9)},
+			metering.Nanos{Allocated: 1e9, Gap: 7e9}, "stalled"},
+		{"lost: nothing until a healthy pair", []metering.Reading{at(1), at(2), at(3, lost), at(4, lost), at(5), at(6)},
+			metering.Nanos{Allocated: 2e9, Down: 3e9}, "lost"},
+		{"needs a reset", []metering.Reading{at(1), at(2, health(metering.Reset)), at(3), at(4)},
+			metering.Nanos{Allocated: 1e9, Down: 2e9}, "reset"},
+		{"an unknown error", []metering.Reading{at(1), at(2, failed), at(3)}, metering.Nanos{Down: 2e9}, "failed"},
+		{"XID 79", []metering.Reading{at(1), at(2), at(3, xid(79)), at(4), at(5)}, metering.Nanos{Allocated: 2e9, Down: 2e9}, "xid 79"},
+		{"XID 95", []metering.Reading{at(1), at(2, xid(95)), at(3)}, metering.Nanos{Down: 2e9}, "xid 95"},
+		{"XID 119", []metering.Reading{at(1), at(2, xid(119)), at(3)}, metering.Nanos{Down: 2e9}, "xid 119"},
+		{"XIDs of the workload", []metering.Reading{at(1), at(2, xid(13), xid(31), xid(43)), at(3, xid(63), xid(94))},
+			metering.Nanos{Allocated: 2e9}, ""},
+		{"a fatal XID behind a harmless one", []metering.Reading{at(1), at(2, xid(13), xid(79)), at(3)}, metering.Nanos{Down: 2e9}, "xid 79"},
+		{"another GPU answers", []metering.Reading{at(1), at(2),
+			at(3, func(r *metering.Reading) { r.Seen = "GPU-other" }), at(4, func(r *metering.Reading) { r.Seen = "GPU-other" })},
+			metering.Nanos{Allocated: 1e9, Gap: 1e9, Down: 1e9}, "device"},
+		{"nobody says who answers", []metering.Reading{at(1), at(2, func(r *metering.Reading) { r.Seen = "" })}, metering.Nanos{Down: 1e9}, "replaced"},
+		{"reboot", []metering.Reading{at(90), at(91),
+			at(1, func(r *metering.Reading) { r.BootID = "next" }), at(2, func(r *metering.Reading) { r.BootID = "next" })},
+			metering.Nanos{Allocated: 2e9}, "reboot"},
+		{"another driver version", []metering.Reading{at(1), at(2, func(r *metering.Reading) { r.Driver = "580.01" })}, metering.Nanos{Gap: 1e9}, "driver"},
+		{"driver reloaded", []metering.Reading{at(1), at(2, func(r *metering.Reading) { r.Generation = 2 }), at(3, func(r *metering.Reading) { r.Generation = 2 })},
+			metering.Nanos{Allocated: 1e9, Gap: 1e9}, "driver"},
+		{"driver reloaded while it was lost", []metering.Reading{at(1), at(2, lost), at(3, func(r *metering.Reading) { r.Generation = 2 })},
+			metering.Nanos{Down: 1e9, Gap: 1e9}, "lost"},
+		{"energy runs backwards", []metering.Reading{at(1), at(2, func(r *metering.Reading) { r.Energy = 1 }), at(3)},
+			metering.Nanos{Allocated: 1e9, Gap: 1e9}, "energy"},
+		{"energy not supported", []metering.Reading{at(1), at(2, func(r *metering.Reading) { r.Energy, r.Has = 0, 0 }), at(3)},
+			metering.Nanos{Allocated: 2e9}, ""},
+		{"suspend", []metering.Reading{at(1), at(2), at(3, slept(60e9)), at(4, slept(60e9))}, metering.Nanos{Allocated: 2e9, Gap: 1e9}, "suspend"},
+		{"the two clocks read a little apart", []metering.Reading{at(1), at(2, slept(1e6)), at(3)}, metering.Nanos{Allocated: 2e9}, ""},
+		{"the wall clock jumps", []metering.Reading{at(1), at(2, func(r *metering.Reading) { r.At.Wall = 5 }), at(3)}, metering.Nanos{Allocated: 2e9}, ""},
+		{"a reading older than the last", []metering.Reading{at(1), at(3), at(2), at(4)}, metering.Nanos{Allocated: 3e9}, ""},
+		{"the same reading twice", []metering.Reading{at(1), at(2), at(2), at(3)}, metering.Nanos{Allocated: 2e9}, ""},
+		{"a late reading with bad news", []metering.Reading{at(1), at(3), at(2, xid(79)), at(4), at(5)}, metering.Nanos{Allocated: 3e9, Down: 1e9}, "xid 79"},
+		{"heat and power brake", []metering.Reading{at(1), at(2, hot(3e8, 2e8)), at(3, hot(3e8, 2e8))},
+			metering.Nanos{Allocated: 2e9, Throttled: 5e8}, ""},
+		{"slowed more than the interval", []metering.Reading{at(1), at(2, hot(9e8, 9e8))}, metering.Nanos{Allocated: 1e9, Throttled: 1e9}, ""},
+		{"throttle counters that overflow", []metering.Reading{at(1), at(2, hot(^uint64(0), 2))}, metering.Nanos{Allocated: 1e9, Throttled: 1e9}, ""},
+		{"active by utilization, billed all the same", []metering.Reading{at(1), at(2, func(r *metering.Reading) { r.Utilization = 3 }), at(3)},
+			metering.Nanos{Allocated: 2e9, Active: 1e9}, ""},
+		{"active by processes on a slice", []metering.Reading{at(1, func(r *metering.Reading) { r.Has = metering.HasProcesses }),
+			at(2, func(r *metering.Reading) { r.Has, r.Processes = metering.HasProcesses, 1 })}, metering.Nanos{Allocated: 1e9, Active: 1e9}, ""},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			m := newMeter(t)
+			observe(t, m, tt.readings...)
+			if got := m.Totals().Nanos; got != tt.want {
+				t.Errorf("billed %+v, want %+v", got, tt.want)
+			}
+			e := m.Cut()
+			var reason string
+			if gaps := e.Devices[0].Gaps; len(gaps) > 0 {
+				reason = gaps[0].Reason
+			}
+			if reason != tt.reason {
+				t.Errorf("first gap is %q, want %q", reason, tt.reason)
+			}
+			if err := e.Validate(); err != nil {
+				t.Errorf("the evidence contradicts itself: %v", err)
+			}
+		})
+	}
+}
+
+func TestPauseBillsNothingAndIsNoGap(t *testing.T) {
+	m := newMeter(t)
+	observe(t, m, at(1), at(2))
+	m.Pause()
+	observe(t, m, at(3), at(60)) // 57 s between readings, and still no gap
+	m.Resume()
+	observe(t, m, at(61), at(62), at(63))
+	want := metering.Nanos{Allocated: 3e9, Paused: 59e9}
+	if got := m.Totals().Nanos; got != want {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+	if e := m.Cut(); len(e.Devices[0].Gaps) != 0 {
+		t.Errorf("a pause shows as gaps %v", e.Devices[0].Gaps)
+	}
+}
+
+func TestPauseBetweenTwoReadings(t *testing.T) {
+	m := newMeter(t)
+	observe(t, m, at(1))
+	m.Pause()
+	m.Resume()
+	observe(t, m, at(2), at(3))
+	if got, want := m.Totals().Nanos, (metering.Nanos{Allocated: 1e9, Paused: 1e9}); got != want {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+}
+
+func TestDevicesAreCountedApartAndSummed(t *testing.T) {
+	const other = "MIG-b"
+	of := func(r metering.Reading) metering.Reading {
+		r.Device = other
+		if r.Seen != "" {
+			r.Seen = other
+		}
+		return r
+	}
+	m := newMeter(t, gpu, other)
+	observe(t, m, at(1), of(at(1.5)), at(2), of(at(2.5, health(metering.Lost))), at(3), of(at(3.5)), of(at(4.5)))
+	got := m.Totals()
+	if got.Devices[gpu].Allocated != 2e9 || got.Devices[other].Allocated != 1e9 || got.Allocated != 3e9 || got.Down != 2e9 {
+		t.Errorf("got %+v", got)
+	}
+	if _, err := m.Observe(metering.Reading{Device: "GPU-c"}); !errors.Is(err, metering.ErrDevice) {
+		t.Errorf("a device of somebody else: %v", err)
+	}
+}
+
+func TestRestartHoleIsNotBilled(t *testing.T) {
+	m := newMeter(t)
+	observe(t, m, at(1), at(2))
+	m.Cut()
+	observe(t, m, at(3)) // stands in no record: lost with the process
+	saved := throughJSON(t, m.Save())
+
+	m, err := metering.Restore(metering.Config{Devices: []string{gpu}}, saved)
+	if err != nil {
+		t.Fatal(err)
+	}
+	observe(t, m, at(4), at(5))
+	if got, want := m.Totals().Nanos, (metering.Nanos{Allocated: 2e9, Gap: 2e9}); got != want {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+	e := m.Cut()
+	if e.Total != 2e9 || e.Nanos != 1e9 || e.Devices[0].From != at(2).At {
+		t.Errorf("evidence %s", e.Encode())
+	}
+	if g := e.Devices[0].Gaps; len(g) != 1 || g[0] != (metering.Hole{From: 2e9, Reason: "restart", To: 4e9}) {
+		t.Errorf("gaps %v", g)
+	}
+}
+
+func TestRestartAfterRebootOnASystemWithoutBootIDs(t *testing.T) {
+	nameless := func(r *metering.Reading) { r.BootID = "" }
+	m := newMeter(t)
+	observe(t, m, at(100, nameless), at(101, nameless))
+	m.Cut()
+	m, err := metering.Restore(metering.Config{Devices: []string{gpu}}, m.Save())
+	if err != nil {
+		t.Fatal(err)
+	}
+	observe(t, m, at(1, nameless), at(2, nameless))
+	if got := m.Totals().Nanos; got != (metering.Nanos{Allocated: 2e9}) {
+		t.Errorf("got %+v", got)
+	}
+}
+
+func TestRestoreRefusesAnotherLease(t *testing.T) {
+	m := newMeter(t)
+	observe(t, m, at(1), at(2))
+	m.Cut()
+	if _, err := metering.Restore(metering.Config{Devices: []string{"GPU-z"}}, m.Save()); !errors.Is(err, metering.ErrDevice) {
+		t.Errorf("got %v", err)
+	}
+	s := m.Save()
+	s.Devices[0].Nanos.Allocated = -1
+	if _, err := metering.Restore(metering.Config{Devices: []string{gpu}}, s); !errors.Is(err, metering.ErrReading) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestConfig(t *testing.T) {
+	for name, c := range map[string]metering.Config{
+		"no device":      {},
+		"empty UUID":     {Devices: []string{""}},
+		"control bytes":  {Devices: []string{"GPU-\x00"}},
+		"twice the same": {Devices: []string{gpu, gpu}},
+		"gap below tick": {Devices: []string{gpu}, Tick: time.Minute},
+		"negative tick":  {Devices: []string{gpu}, Tick: -1},
+	} {
+		if _, err := metering.NewMeter(c); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+	m := newMeter(t)
+	if _, err := m.Observe(at(-1)); !errors.Is(err, metering.ErrReading) {
+		t.Errorf("a stamp before the boot: %v", err)
+	}
+	if err := m.Describe("nvml", metering.Device{UUID: "GPU-z"}); !errors.Is(err, metering.ErrDevice) {
+		t.Errorf("a stranger: %v", err)
+	}
+}
+
+func TestEvidence(t *testing.T) {
+	m := newMeter(t)
+	id := metering.Device{UUID: gpu, Name: "H100 <&>\u2028", BootID: "boot", MemoryBytes: 80 << 30}
+	if err := m.Describe("nvml", id); err != nil {
+		t.Fatal(err)
+	}
+	observe(t, m, at(1), at(2, xid(13), func(r *metering.Reading) { r.Memory, r.Has = 7, r.Has|metering.HasMemory }), at(3, func(r *metering.Reading) { r.Memory = 5 }))
+	e := m.Cut()
+	d := e.Devices[0]
+	if d.Energy != 2000 || d.Memory != 7 || d.Samples != 3 || d.From != at(1).At || d.To != at(3).At || e.Source != "nvml" {
+		t.Errorf("evidence %s", e.Encode())
+	}
+	if len(d.XIDs) != 1 || d.XIDs[0] != (metering.XID{Code: 13, Fault: metering.Workload, Mono: 2e9}) {
+		t.Errorf("XIDs %v", d.XIDs)
+	}
+	if got := strings.Join(d.Missing, " "); got != "processes xids" {
+		t.Errorf("missing %q", got)
+	}
+	if d.Device.Name != "H100 <&>?" {
+		t.Errorf("a name that JSON writers escape differently: %q", d.Device.Name)
+	}
+	next := m.Cut() // nothing since
+	if next.Nanos != 0 || next.Total != e.Total || next.Samples != 0 || next.Root == e.Root {
+		t.Errorf("an empty cut: %s", next.Encode())
+	}
+}
+
+// TestCanonical writes every encoded value again with its keys sorted by the
+// JSON package: the hash must not depend on Go's order of fields.
+func TestCanonical(t *testing.T) {
+	m := newMeter(t)
+	id := metering.Device{UUID: gpu, Parent: "GPU-p", Slice: "1/0", MIG: true, Name: "<>&"}
+	if err := m.Describe("nvml", id); err != nil {
+		t.Fatal(err)
+	}
+	r := at(2, xid(79), func(r *metering.Reading) { r.Detail = "<&>" })
+	observe(t, m, at(1), r)
+	for range 70 { // more than the lists hold
+		s := m.Totals().Down/1e9 + 3
+		observe(t, m, at(float64(s), xid(13)), at(float64(s)+0.5, health(metering.Lost)))
+	}
+	for _, b := range [][]byte{m.Cut().Encode(), r.Encode()} {
+		var v any
+		if err := json.Unmarshal(b, &v); err != nil {
+			t.Fatal(err)
+		}
+		var sorted strings.Builder
+		enc := json.NewEncoder(&sorted)
+		enc.SetEscapeHTML(false)
+		if err := enc.Encode(v); err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.TrimSpace(sorted.String()); got != string(b) {
+			t.Errorf("not canonical:\n%s\n%s", b, got)
+		}
+	}
+}
+
+func TestListsAreBounded(t *testing.T) {
+	m := newMeter(t)
+	observe(t, m, at(0))
+	for i := range 200 {
+		change := []func(*metering.Reading){xid(13)}
+		if i%2 == 0 {
+			change = append(change, health(metering.Lost))
+		} else {
+			change = append(change, health(metering.Reset))
+		}
+		observe(t, m, at(float64(i+1), change...))
+	}
+	d := m.Cut().Devices[0]
+	if uint64(len(d.XIDs))+d.MoreXIDs != 200 || len(d.XIDs) != 64 || uint64(len(d.Gaps))+d.MoreGaps != 200 || len(d.Gaps) != 64 {
+		t.Errorf("%d+%d XIDs, %d+%d gaps", len(d.XIDs), d.MoreXIDs, len(d.Gaps), d.MoreGaps)
+	}
+	if e := m.Cut(); len(e.Devices[0].Gaps) != 0 {
+		t.Error("a cut repeats the gaps of the one before")
+	}
+}
+
+func TestALongLossIsOneLine(t *testing.T) {
+	m := newMeter(t)
+	for i := range 100 {
+		observe(t, m, at(float64(i), health(metering.Lost)))
+	}
+	if g := m.Cut().Devices[0].Gaps; len(g) != 1 || g[0].To-g[0].From != 99e9 {
+		t.Errorf("gaps %v", g)
+	}
+}
+
+// random makes a plausible and often broken sequence of readings. Only a call
+// that hung makes a stamp that is older than the one before.
+func random(rng *rand.Rand, n int, hung bool) []metering.Reading {
+	var out []metering.Reading
+	now, boot, generation, name := 1.0, int64(0), uint64(1), "boot"
+	for range n {
+		now += rng.Float64() * 2
+		var change []func(*metering.Reading)
+		switch rng.IntN(20) {
+		case 0:
+			now += 5
+		case 1:
+			if hung {
+				now -= 3
+			}
+		case 2:
+			change = append(change, health(metering.Lost))
+		case 3:
+			change = append(change, xid([]uint64{13, 79, 95, 31}[rng.IntN(4)]))
+		case 4:
+			boot += 5e9
+		case 5:
+			generation++
+		case 6:
+			change = append(change, health(metering.Stalled))
+		case 7:
+			change = append(change, func(r *metering.Reading) { r.Seen = "GPU-other" })
+		case 8:
+			change = append(change, func(r *metering.Reading) { r.Energy = 0 })
+		}
+		now = max(now, 0)
+		r := at(now, append([]func(*metering.Reading){slept(boot)}, change...)...)
+		r.BootID = name
+		if r.Generation > 0 {
+			r.Generation = generation
+		}
+		out = append(out, r)
+	}
+	return out
+}
+
+// TestCutsChangeNoBill holds a bill with cuts against the bill without, over
+// random readings: time never runs backwards, and no bill exceeds what passed.
+func TestCutsChangeNoBill(t *testing.T) {
+	for seed := range uint64(400) {
+		rng := rand.New(rand.NewPCG(seed, 7))
+		readings := random(rng, 60, true)
+		whole, cuts := newMeter(t), newMeter(t)
+		var sum, before int64
+		low, high := readings[0].At.Mono, readings[0].At.Mono
+		for _, r := range readings {
+			observe(t, whole, r)
+			observe(t, cuts, r)
+			low, high = min(low, r.At.Mono), max(high, r.At.Mono)
+			if rng.IntN(4) == 0 {
+				sum += cuts.Cut().Nanos
+			}
+			now := whole.Totals().Allocated
+			if now < before || now > high-low {
+				t.Fatalf("seed %d: billed %d after %d, %d passed", seed, now, before, high-low)
+			}
+			before = now
+		}
+		sum += cuts.Cut().Nanos
+		if sum != before || cuts.Totals().Nanos != whole.Totals().Nanos {
+			t.Fatalf("seed %d: %d ns in cuts, %d ns without", seed, sum, before)
+		}
+		n := whole.Totals().Nanos
+		if all := n.Allocated + n.Down + n.Gap + n.Paused; all > high-low {
+			t.Fatalf("seed %d: %d ns accounted for, %d passed", seed, all, high-low)
+		}
+	}
+}
+
+// TestRestartsOnlyTakeAway restarts a meter at any moment, at a cut or between
+// two: it may lose time that stood in no record, and never finds any.
+func TestRestartsOnlyTakeAway(t *testing.T) {
+	for seed := range uint64(400) {
+		rng := rand.New(rand.NewPCG(seed, 11))
+		whole, restarts := newMeter(t), newMeter(t)
+		for _, r := range random(rng, 60, false) {
+			observe(t, whole, r)
+			observe(t, restarts, r)
+			if rng.IntN(6) == 0 {
+				restarts = restart(t, restarts, rng.IntN(2) == 0)
+			}
+			if got, most := restarts.Totals().Allocated, whole.Totals().Allocated; got > most {
+				t.Fatalf("seed %d: %d ns with restarts, %d ns without", seed, got, most)
+			}
+		}
+	}
+}
+
+func restart(t *testing.T, m *metering.Meter, clean bool) *metering.Meter {
+	t.Helper()
+	if clean {
+		m.Cut()
+	}
+	next, err := metering.Restore(m.Config(), throughJSON(t, m.Save()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return next
+}
+
+func throughJSON[T any](t *testing.T, v T) (out T) {
+	t.Helper()
+	b, err := json.Marshal(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(b, &out); err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// FuzzMeter feeds three readings with arbitrary stamps and states.
+func FuzzMeter(f *testing.F) {
+	f.Add(int64(1), int64(2e9), int64(3e9), int64(0), uint64(1), uint64(2), uint64(79), "healthy")
+	f.Add(int64(0), int64(1), int64(1<<62), int64(1<<62), ^uint64(0), uint64(0), uint64(13), "lost")
+	f.Fuzz(func(t *testing.T, a, b, c, boot int64, e1, e2, code uint64, state string) {
+		m := newMeter(t)
+		first, last := int64(0), int64(0)
+		for i, mono := range []int64{a, b, c} {
+			r := at(0)
+			r.At.Mono, r.At.Boot, r.Thermal = mono, boot, e2
+			if i == 1 {
+				r.Energy, r.Health, r.XIDs = e1, metering.Health(state), []metering.XID{{Code: code}}
+			}
+			if _, err := m.Observe(r); err != nil {
+				continue
+			}
+			if first == 0 {
+				first = mono
+			}
+			last = max(last, mono)
+		}
+		if n := m.Totals().Nanos; n.Allocated < 0 || n.Allocated > last-first || n.Throttled > n.Allocated {
+			t.Fatalf("billed %+v between %d and %d", n, first, last)
+		}
+		if err := m.Cut().Validate(); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
