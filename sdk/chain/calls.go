@@ -95,7 +95,7 @@ func (e *Escrow) RequestCloseCall(t channel.Terms) Call {
 }
 
 // RequestCloseAuthorizedCall is RequestCloseCall by anyone who holds the payer's signature
-// (channel.Domain.CloseRequestDigest), until deadline, in unix seconds.
+// (channel.Domain.RequestCloseDigest), until deadline, in unix seconds.
 func (e *Escrow) RequestCloseAuthorizedCall(t channel.Terms, deadline uint64, payer []byte) Call {
 	return e.about(RequestClose, t, e.abi.PackRequestCloseWithAuthorization(terms(t), number(deadline), payer))
 }

@@ -1,0 +1,9 @@
+package chaintest
+
+import (
+	"os/exec"
+	"syscall"
+)
+
+// die makes the kernel end anvil with the test, also when the test is killed.
+func die(cmd *exec.Cmd) { cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} }
