@@ -1,6 +1,7 @@
 package metering
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -106,7 +107,7 @@ type Reading struct {
 func (r Reading) fault() string {
 	if r.Health != Healthy {
 		if r.Detail == "" {
-			return string(r.Health)
+			return cmp.Or(string(r.Health), string(Failed)) // never "", which would bill
 		}
 		return fmt.Sprintf("%s: %s", r.Health, r.Detail)
 	}

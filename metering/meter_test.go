@@ -99,6 +99,7 @@ func TestRules(t *testing.T) {
 		{"needs a reset", []metering.Reading{at(1), at(2, health(metering.Reset)), at(3), at(4)},
 			metering.Nanos{Allocated: 1e9, Down: 2e9}, "reset"},
 		{"an unknown error", []metering.Reading{at(1), at(2, failed), at(3)}, metering.Nanos{Down: 2e9}, "failed"},
+		{"no health at all", []metering.Reading{at(1), at(2, health("")), at(3)}, metering.Nanos{Down: 2e9}, "failed"},
 		{"XID 79", []metering.Reading{at(1), at(2), at(3, xid(79)), at(4), at(5)}, metering.Nanos{Allocated: 2e9, Down: 2e9}, "xid 79"},
 		{"XID 95", []metering.Reading{at(1), at(2, xid(95)), at(3)}, metering.Nanos{Down: 2e9}, "xid 95"},
 		{"XID 119", []metering.Reading{at(1), at(2, xid(119)), at(3)}, metering.Nanos{Down: 2e9}, "xid 119"},
@@ -492,7 +493,7 @@ func FuzzMeter(f *testing.F) {
 	f.Add(int64(0), int64(1), int64(1<<62), int64(1<<62), ^uint64(0), uint64(0), uint64(13), "lost")
 	f.Fuzz(func(t *testing.T, a, b, c, boot int64, e1, e2, code uint64, state string) {
 		m := newMeter(t)
-		first, last := int64(0), int64(0)
+		first, last := int64(-1), int64(0)
 		for i, mono := range []int64{a, b, c} {
 			r := at(0)
 			r.At.Mono, r.At.Boot, r.Thermal = mono, boot, e2
@@ -502,7 +503,7 @@ func FuzzMeter(f *testing.F) {
 			if _, err := m.Observe(r); err != nil {
 				continue
 			}
-			if first == 0 {
+			if first < 0 {
 				first = mono
 			}
 			last = max(last, mono)
