@@ -23,8 +23,22 @@ type PayerState struct {
 	// decision to sign and the signature.
 	Signature        []byte
 	Status           Status
+	Closed           bool   // by us: no voucher is made, whatever the chain says
 	CloseRequestedAt uint64 // unix seconds; zero: no close is pending
 	UpdatedAt        time.Time
+}
+
+// observe takes the chain's word. A pending channel that the chain does not
+// show yet stays pending.
+func (s *PayerState) observe(v ChainView) {
+	if s.Status == Pending && v == (ChainView{}) {
+		return
+	}
+	s.Deposit, s.Settled, s.CloseRequestedAt = v.Deposit, v.Settled, v.CloseRequestedAt
+	s.Status = v.status()
+	if s.Closed && s.Status == Open {
+		s.Status = Closing
+	}
 }
 
 // Left returns what can still be signed for.
@@ -114,7 +128,9 @@ func (p *Payer) Open(ctx context.Context, t Terms, deposit uint256.Int) error {
 }
 
 // Fund records that a channel's deposit is about to be deposit in all. It comes
-// before the top-up is signed, like Open, so that a voucher may go with it.
+// before the top-up is signed, like Open, so that a voucher may go with it. It
+// takes back a Close of ours; a close that the chain has stays until Observe
+// sees it cancelled.
 func (p *Payer) Fund(ctx context.Context, id common.Hash, deposit uint256.Int) error {
 	if err := p.checkDeposit(id, deposit); err != nil {
 		return err
@@ -123,7 +139,10 @@ func (p *Payer) Fund(ctx context.Context, id common.Hash, deposit uint256.Int) e
 		if s.Status == Finalized {
 			return fmt.Errorf("channel %s: %w: open another", id, ErrFinalized)
 		}
-		s.Deposit = deposit
+		s.Deposit, s.Closed = deposit, false
+		if s.Status == Closing && s.CloseRequestedAt == 0 {
+			s.Status = Open
+		}
 		return nil
 	})
 	return err
@@ -140,20 +159,13 @@ func (p *Payer) checkDeposit(id common.Hash, deposit uint256.Int) error {
 }
 
 // Observe records what the chain says of a channel; the newest word counts. A
-// pending channel that the chain does not show yet stays pending, and one that
-// we Closed stays closed to payments until it is finalized.
+// channel that we Closed stays closed to payments.
 func (p *Payer) Observe(ctx context.Context, id common.Hash, v ChainView) (PayerState, error) {
 	if err := v.validate(id); err != nil {
 		return PayerState{}, err
 	}
 	return p.update(ctx, id, func(s *PayerState, _ Budget) error {
-		if s.Status == Pending && v == (ChainView{}) {
-			return nil
-		}
-		s.Deposit, s.Settled, s.CloseRequestedAt = v.Deposit, v.Settled, v.CloseRequestedAt
-		if status := v.status(); s.Status != Closing || status == Finalized {
-			s.Status = status
-		}
+		s.observe(v)
 		return nil
 	})
 }
@@ -163,6 +175,7 @@ func (p *Payer) Observe(ctx context.Context, id common.Hash, v ChainView) (Payer
 // it finalized, since our money is in it.
 func (p *Payer) Close(ctx context.Context, id common.Hash) (PayerState, error) {
 	return p.update(ctx, id, func(s *PayerState, _ Budget) error {
+		s.Closed = true
 		if s.Status != Finalized {
 			s.Status = Closing
 		}

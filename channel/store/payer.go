@@ -16,15 +16,15 @@ import (
 
 const (
 	payerColumns = "id, chain_id, escrow, payer, payee, token, salt, authorized_signer, " +
-		"deposit, settled, signed, signature, status, close_requested_at, updated_at"
+		"deposit, settled, signed, signature, status, closed, close_requested_at, updated_at"
 	payerSelect = "SELECT " + payerColumns + " FROM payer_channels "
 	payerInsert = "INSERT INTO payer_channels (" + payerColumns + ") VALUES (" +
 		":id, :chain_id, :escrow, :payer, :payee, :token, :salt, :authorized_signer, " +
-		":deposit, :settled, :signed, :signature, :status, :close_requested_at, :updated_at" +
+		":deposit, :settled, :signed, :signature, :status, :closed, :close_requested_at, :updated_at" +
 		") ON CONFLICT (id) DO NOTHING"
 	// The condition is the last guard: what was signed for never falls.
 	payerUpdate = "UPDATE payer_channels SET deposit = ?, settled = ?, signed = ?, signature = ?, " +
-		"status = ?, close_requested_at = ?, updated_at = ? WHERE id = ? AND signed <= ?"
+		"status = ?, closed = ?, close_requested_at = ?, updated_at = ? WHERE id = ? AND signed <= ?"
 	budgetSelect = "SELECT amount FROM payer_budgets WHERE token = ? AND scope = ?"
 	budgetRaise  = "INSERT INTO payer_budgets (token, scope, amount) VALUES (?, ?, ?) " +
 		"ON CONFLICT (token, scope) DO UPDATE SET amount = excluded.amount WHERE payer_budgets.amount < excluded.amount"
@@ -39,19 +39,20 @@ type payerRow struct {
 	Signed           amount `db:"signed"`
 	Signature        []byte `db:"signature"`
 	Status           uint8  `db:"status"`
+	Closed           bool   `db:"closed"`
 	CloseRequestedAt int64  `db:"close_requested_at"`
 	UpdatedAt        int64  `db:"updated_at"`
 }
 
 func payerRowOf(s channel.PayerState) payerRow {
 	return payerRow{s.ID, termsOf(s.Terms), amount(s.Deposit), amount(s.Settled), amount(s.Signed),
-		blob(s.Signature), uint8(s.Status), int64(s.CloseRequestedAt), s.UpdatedAt.UnixNano()}
+		blob(s.Signature), uint8(s.Status), s.Closed, int64(s.CloseRequestedAt), s.UpdatedAt.UnixNano()}
 }
 
 func (r payerRow) state() channel.PayerState {
 	return channel.PayerState{ID: r.ID, Terms: r.terms.terms(),
 		Deposit: uint256.Int(r.Deposit), Settled: uint256.Int(r.Settled), Signed: uint256.Int(r.Signed), Signature: r.Signature,
-		Status: channel.Status(r.Status), CloseRequestedAt: uint64(r.CloseRequestedAt), UpdatedAt: time.Unix(0, r.UpdatedAt)}
+		Status: channel.Status(r.Status), Closed: r.Closed, CloseRequestedAt: uint64(r.CloseRequestedAt), UpdatedAt: time.Unix(0, r.UpdatedAt)}
 }
 
 // payerStore is the payer's part of a DB.
@@ -127,7 +128,7 @@ func loadPayer(ctx context.Context, q sqlx.QueryerContext, id common.Hash) (chan
 func savePayer(tx *sqlx.Tx, s channel.PayerState) error {
 	r := payerRowOf(s)
 	done, err := tx.Exec(payerUpdate, r.Deposit, r.Settled, r.Signed, r.Signature,
-		r.Status, r.CloseRequestedAt, r.UpdatedAt, r.ID, r.Signed)
+		r.Status, r.Closed, r.CloseRequestedAt, r.UpdatedAt, r.ID, r.Signed)
 	if err != nil {
 		return err
 	}

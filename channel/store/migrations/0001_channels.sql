@@ -35,6 +35,7 @@ CREATE TABLE payer_channels (
     signed             BLOB     NOT NULL CHECK (length(signed) = 16),
     signature          BLOB     NOT NULL,
     status             SMALLINT NOT NULL,
+    closed             BOOLEAN  NOT NULL,
     close_requested_at BIGINT   NOT NULL,
     updated_at         BIGINT   NOT NULL
 );
