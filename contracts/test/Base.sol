@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: Apache-2.0
+pragma solidity 0.8.37;
+
+import {Test} from "forge-std/Test.sol";
+
+import {ChannelEscrow} from "../src/ChannelEscrow.sol";
+import {Channel, IChannelEscrow, SkipReason, Terms} from "../src/IChannelEscrow.sol";
+import {TestToken} from "./token/TestToken.sol";
+
+/// @notice One escrow, one token, a payer with money, a payee, a signer of the payer's, and somebody else.
+abstract contract Base is Test {
+    uint40 internal constant GRACE = 1 hours;
+    uint96 internal constant MAX = type(uint96).max;
+    uint256 internal constant ORDER = 0xfffffffffffffffffffffffffffffffebaaedce6af48a03bbfd25e8cd0364141;
+    bytes32 internal constant SALT = bytes32(uint256(7));
+
+    ChannelEscrow internal escrow;
+    TestToken internal token;
+    Account internal payer;
+    Account internal payee;
+    Account internal signer;
+    Account internal stranger;
+
+    function setUp() public virtual {
+        vm.warp(1_800_000_000);
+        escrow = new ChannelEscrow(GRACE);
+        token = new TestToken();
+        payer = makeAccount("payer");
+        payee = makeAccount("payee");
+        signer = makeAccount("signer");
+        stranger = makeAccount("stranger");
+        _fund(payer.addr);
+    }
+
+    /// @dev Enough for any number of channels that a test opens, with the allowance to open them.
+    function _fund(address account) internal {
+        token.mint(account, 1e12 * uint256(MAX));
+        vm.prank(account);
+        token.approve(address(escrow), type(uint256).max);
+    }
+
+    function _terms() internal view returns (Terms memory) {
+        return Terms(payer.addr, payee.addr, address(token), SALT, address(0));
+    }
+
+    /// @dev Terms under which `signer` signs the vouchers.
+    function _termsSigned() internal view returns (Terms memory terms) {
+        terms = _terms();
+        terms.authorizedSigner = signer.addr;
+    }
+
+    function _open(Terms memory terms, uint128 deposit) internal returns (bytes32) {
+        vm.prank(terms.payer);
+        return escrow.open(terms.payee, terms.token, deposit, terms.salt, terms.authorizedSigner);
+    }
+
+    function _open(uint128 deposit) internal returns (Terms memory terms, bytes32 id) {
+        terms = _terms();
+        id = _open(terms, deposit);
+    }
+
+    function _requestClose(Terms memory terms) internal {
+        vm.prank(terms.payer);
+        escrow.requestClose(terms);
+    }
+
+    function _close(Terms memory terms) internal {
+        uint128 settled = escrow.channel(escrow.channelId(terms)).settled;
+        vm.prank(terms.payee);
+        escrow.close(terms, settled, "");
+    }
+
+    function _sign(Account memory account, bytes32 digest) internal pure returns (bytes memory) {
+        (uint8 v, bytes32 r, bytes32 s) = vm.sign(account.key, digest);
+        return abi.encodePacked(r, s, v);
+    }
+
+    /// @dev The same signature with the other `s`: ecrecover takes it, nobody else should.
+    function _twin(bytes memory signature) internal pure returns (bytes memory) {
+        (bytes32 r, bytes32 s, uint8 v) = _split(signature);
+        return abi.encodePacked(r, bytes32(ORDER - uint256(s)), v == 27 ? uint8(28) : uint8(27));
+    }
+
+    function _split(bytes memory signature) internal pure returns (bytes32 r, bytes32 s, uint8 v) {
+        assembly ("memory-safe") {
+            r := mload(add(signature, 0x20))
+            s := mload(add(signature, 0x40))
+            v := byte(0, mload(add(signature, 0x60)))
+        }
+    }
+
+    function _voucher(Terms memory terms, uint128 amount, Account memory by) internal view returns (bytes memory) {
+        return _sign(by, escrow.voucherDigest(escrow.channelId(terms), amount));
+    }
+
+    /// @dev The voucher of a channel whose payer signs.
+    function _voucher(Terms memory terms, uint128 amount) internal view returns (bytes memory) {
+        return _voucher(terms, amount, payer);
+    }
+
+    function _settle(Terms memory terms, uint128 amount) internal {
+        bytes memory signature = _voucher(terms, amount);
+        escrow.settle(terms, amount, signature);
+    }
+
+    /// @dev A batch row as settleBatch reads it.
+    function _row(Terms memory terms, uint96 amount, bytes memory signature) internal pure returns (bytes memory) {
+        uint8 length = _length(terms.salt);
+        bytes memory salt = new bytes(length);
+        for (uint256 i; i < length; ++i) {
+            salt[i] = terms.salt[32 - length + i];
+        }
+        bytes memory head = terms.authorizedSigner == address(0)
+            ? abi.encodePacked(length, terms.payer)
+            : abi.encodePacked(length | 0x80, terms.payer, terms.authorizedSigner);
+        return abi.encodePacked(head, salt, amount, signature);
+    }
+
+    /// @dev The salt's length without its leading zero bytes.
+    function _length(bytes32 salt) internal pure returns (uint8 length) {
+        for (uint256 rest = uint256(salt); rest != 0; rest >>= 8) {
+            ++length;
+        }
+    }
+
+    function _closeDigest(bytes32 id, uint128 amount, uint256 deadline) internal view returns (bytes32) {
+        bytes32 typehash = keccak256("Close(bytes32 channelId,uint128 cumulativeAmount,uint256 deadline)");
+        return _digest(keccak256(abi.encode(typehash, id, amount, deadline)));
+    }
+
+    function _requestCloseDigest(bytes32 id, uint256 nonce, uint256 deadline) internal view returns (bytes32) {
+        bytes32 typehash = keccak256("RequestClose(bytes32 channelId,uint256 nonce,uint256 deadline)");
+        return _digest(keccak256(abi.encode(typehash, id, nonce, deadline)));
+    }
+
+    function _digest(bytes32 structHash) internal view returns (bytes32) {
+        return keccak256(abi.encodePacked("\x19\x01", _separator(), structHash));
+    }
+
+    /// @dev The domain separator from the specification, not from the code under test.
+    function _separator() internal view returns (bytes32) {
+        return keccak256(
+            abi.encode(
+                keccak256("EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)"),
+                keccak256("EVM Payment Channel"),
+                keccak256("1"),
+                block.chainid,
+                address(escrow)
+            )
+        );
+    }
+
+    /// @dev An ERC-3009 authorization to the escrow, signed by `from` for the test token.
+    function _authorization(Account memory from, uint256 value, bytes32 nonce) internal view returns (bytes memory) {
+        bytes32 data = keccak256(
+            abi.encode(
+                token.RECEIVE_WITH_AUTHORIZATION_TYPEHASH(),
+                from.addr,
+                address(escrow),
+                value,
+                0,
+                type(uint256).max,
+                nonce
+            )
+        );
+        return _sign(from, keccak256(abi.encodePacked("\x19\x01", token.DOMAIN_SEPARATOR(), data)));
+    }
+
+    function _openNonce(Terms memory terms) internal pure returns (bytes32) {
+        return keccak256(abi.encode(terms.payer, terms.payee, terms.token, terms.salt, terms.authorizedSigner));
+    }
+
+    function _topUpNonce(bytes32 id, uint128 amount, address from, bytes32 salt) internal pure returns (bytes32) {
+        return keccak256(abi.encode(id, amount, from, salt));
+    }
+
+    /// @dev What the channel holds, in both directions, and that nothing else about it moved.
+    function _assertBooks(bytes32 id, uint256 deposit, uint256 settled) internal view {
+        Channel memory c = escrow.channel(id);
+        assertEq(c.deposit, deposit, "deposit");
+        assertEq(c.settled, settled, "settled");
+        assertTrue(c.open, "open");
+        assertFalse(c.finalized, "finalized");
+    }
+
+    function _assertFinalized(bytes32 id, uint256 settled) internal view {
+        Channel memory c = escrow.channel(id);
+        assertEq(c.settled, settled, "settled");
+        assertEq(c.closeRequestedAt, 0, "close request");
+        assertFalse(c.open, "open");
+        assertTrue(c.finalized, "finalized");
+    }
+
+    function _expect(bytes memory revertData) internal {
+        vm.expectRevert(revertData);
+    }
+
+    function _emits() internal {
+        vm.expectEmit(address(escrow));
+    }
+}
