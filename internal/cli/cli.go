@@ -1,0 +1,184 @@
+// Package cli is what the example programs have in common: where a key comes
+// from, where GPU readings come from, and how a program that cannot go on says
+// so.
+package cli
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"github.com/ethereum/go-ethereum/common"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/metering/nvml"
+	"github.com/gpupay/gpupay/metering/sim"
+)
+
+// Main runs a program until it is done or interrupted. An error is one line on
+// stderr and exit status 1.
+func Main(run func(ctx context.Context) error) {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	context.AfterFunc(ctx, stop) // a second interrupt ends the program at once
+	err := run(ctx)
+	if err == nil || errors.Is(err, flag.ErrHelp) {
+		return
+	}
+	fmt.Fprintln(os.Stderr, "error: "+strings.ReplaceAll(err.Error(), "\n", "; "))
+	os.Exit(1)
+}
+
+// Parse parses a program's arguments. Help goes to stdout; what is wrong is an
+// error of one line.
+func Parse(flags *flag.FlagSet, args []string) error {
+	flags.SetOutput(io.Discard)
+	err := flags.Parse(args)
+	if errors.Is(err, flag.ErrHelp) {
+		flags.SetOutput(os.Stdout)
+		flags.Usage()
+		return err
+	}
+	if err == nil && flags.NArg() > 0 {
+		err = fmt.Errorf("%q is not a flag", flags.Arg(0))
+	}
+	if err != nil {
+		return fmt.Errorf("%w (--help lists the flags)", err)
+	}
+	return nil
+}
+
+// Env returns the value of an environment variable, or otherwise. Every flag
+// of the programs has one, so that a container needs no command line.
+func Env(name, otherwise string) string {
+	if value, ok := os.LookupEnv(name); ok {
+		return value
+	}
+	return otherwise
+}
+
+// KeyFlags are where a program finds its key. There is no flag for a raw key:
+// command lines are public.
+type KeyFlags struct {
+	keystore, passphrase string
+	env                  string
+}
+
+// Register adds the flags. env is the variable that may hold a raw key.
+func (k *KeyFlags) Register(flags *flag.FlagSet, env string) {
+	k.env = env
+	flags.StringVar(&k.keystore, "keystore", Env(env+"STORE", ""), "keystore file of go-ethereum (`path`, $"+env+"STORE); without it $"+env+" holds the key as hex")
+	flags.StringVar(&k.passphrase, "passphrase-file", Env("GPUPAY_PASSPHRASE_FILE", ""), "file with the keystore's passphrase (`path`, $GPUPAY_PASSPHRASE_FILE)")
+}
+
+// Load opens the key.
+func (k *KeyFlags) Load() (*channel.Key, error) {
+	if k.keystore == "" {
+		key, err := channel.KeyFromEnv(k.env)
+		if err != nil {
+			return nil, fmt.Errorf("%w (or give --keystore)", err)
+		}
+		return key, nil
+	}
+	if k.passphrase == "" {
+		return nil, errors.New("--keystore needs --passphrase-file")
+	}
+	passphrase, err := os.ReadFile(k.passphrase)
+	if err != nil {
+		return nil, fmt.Errorf("passphrase file: %w", err)
+	}
+	return channel.OpenKeystore(k.keystore, strings.TrimRight(string(passphrase), "\r\n"))
+}
+
+// Address is a flag that holds an address.
+type Address struct{ common.Address }
+
+// Set parses 0x and 40 hex digits; anything shorter would silently be another
+// account.
+func (a *Address) Set(text string) error {
+	if text == "" {
+		a.Address = common.Address{}
+		return nil
+	}
+	if len(text) != 42 || !common.IsHexAddress(text) {
+		return fmt.Errorf("%q is not 0x and 40 hex digits", text)
+	}
+	a.Address = common.HexToAddress(text)
+	return nil
+}
+
+func (a *Address) String() string {
+	if a == nil || a.Address == (common.Address{}) {
+		return ""
+	}
+	return a.Hex()
+}
+
+// AddressFlag adds a flag for an address, with its environment variable.
+func AddressFlag(flags *flag.FlagSet, name, env, usage string) *Address {
+	a := &Address{}
+	flags.Var(a, name, usage+" (`address`, $"+env+")")
+	if value := os.Getenv(env); value != "" {
+		if err := flags.Set(name, value); err != nil {
+			fmt.Fprintf(os.Stderr, "error: $%s: %v\n", env, err)
+			os.Exit(1)
+		}
+	}
+	return a
+}
+
+// Source opens where readings come from: "nvml" for this host's NVIDIA GPUs,
+// "sim" or "sim:8" for simulated ones, "auto" for NVML where there is a GPU
+// and one simulated GPU where there is none.
+func Source(name string) (metering.Source, error) {
+	kind, count, _ := strings.Cut(name, ":")
+	switch kind {
+	case "sim":
+		n := 1
+		if count != "" {
+			var err error
+			if n, err = strconv.Atoi(count); err != nil || n < 1 || n > 1024 {
+				return nil, fmt.Errorf("--gpu %s: the number of simulated GPUs must be 1 to 1024", name)
+			}
+		}
+		return sim.New(n, sim.Options{}), nil
+	case "nvml":
+		source, err := nvml.New(nvml.Options{})
+		if err != nil {
+			return nil, fmt.Errorf("no NVIDIA GPU: %w (to try things out without one, give --gpu sim)", err)
+		}
+		return source, nil
+	case "auto":
+		source, err := nvml.New(nvml.Options{})
+		if err == nil {
+			return source, nil
+		}
+		return sim.New(1, sim.Options{}), nil
+	}
+	return nil, fmt.Errorf("--gpu %q is not nvml, sim, sim:N or auto", name)
+}
+
+// Logger writes structured logs to stderr: text for people, JSON for machines.
+func Logger(level, format string) (*slog.Logger, error) {
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(level)); err != nil {
+		return nil, fmt.Errorf("--log-level %q is not debug, info, warn or error", level)
+	}
+	options := &slog.HandlerOptions{Level: l}
+	switch format {
+	case "text":
+		return slog.New(slog.NewTextHandler(os.Stderr, options)), nil
+	case "json":
+		return slog.New(slog.NewJSONHandler(os.Stderr, options)), nil
+	}
+	return nil, fmt.Errorf("--log-format %q is not text or json", format)
+}

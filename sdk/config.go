@@ -1,0 +1,140 @@
+package sdk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/chain"
+)
+
+// ProviderConfig says what a provider rents out, for how much, and what it
+// risks. The fields of the first group are needed; the zero value of every
+// other field is its default.
+type ProviderConfig struct {
+	RPC             string         // JSON-RPC endpoint: http, https, ws or wss
+	Escrow          common.Address // the ChannelEscrow contract
+	Token           common.Address // what renters pay in
+	Key             channel.Signer // the payee's: signs offers, records and settlements, and pays their gas
+	Database        string         // path of the SQLite file; it holds vouchers, which are money
+	PricePerGPUHour string         // in units of the token, such as "2.50"
+	Source          metering.Source
+	Allocator       Allocator // a HostAllocator over Source if nil
+
+	// What the provider risks for one lease: service that was given and not
+	// vouchered. Also published in the offer. 60 s of GPU time if zero.
+	Credit time.Duration
+	// The least deposit that opens a channel, in units of the token: it should
+	// be worth the gas of settling it. The price of ten minutes if empty.
+	MinDeposit string
+
+	Tick           time.Duration // between readings; 1 s if zero
+	MaxGap         time.Duration // a longer interval is not billed; 3 s if zero
+	RecordEvery    time.Duration // between usage records; 5 s if zero
+	SuspendTimeout time.Duration // an unpaid lease ends after it; 5 min if zero
+	CallTimeout    time.Duration // of an allocator's command; 30 s if zero
+	OfferTTL       time.Duration // how long an offer stays good for a new lease; 24 h if zero
+
+	ChainID        uint64        // refuse any other chain; not checked if zero
+	Confirmations  uint64        // before a deposit counts; 1 (the block it is in) if zero
+	OpenTimeout    time.Duration // how long a renter's request waits for them; 60 s if zero
+	NoGasless      bool          // do not send renters' ERC-3009 deposits: they need gas of their own
+	MinGrace       time.Duration // refuse an escrow with a shorter grace period; 10 min if zero
+	ClockTolerance time.Duration // between our clock and the chain's; 2 min if zero
+	Settlement     SettlementPolicy
+
+	MeterKey metering.Signer // signs usage records; Key if nil
+	Realm    string          // of the challenges; "gpupay" if empty
+	Clock    metering.Clock  // the system's if nil
+	Log      *slog.Logger    // slog.Default() if nil
+	Backend  chain.Backend   // instead of RPC: a client that is already connected
+}
+
+// withDefaults fills in the defaults; check says what is missing.
+func (c ProviderConfig) withDefaults() ProviderConfig {
+	c.Credit = or(c.Credit, time.Minute)
+	c.Tick = or(c.Tick, metering.DefaultTick)
+	c.MaxGap = or(c.MaxGap, metering.DefaultMaxGap)
+	c.RecordEvery = or(c.RecordEvery, 5*time.Second)
+	c.SuspendTimeout = or(c.SuspendTimeout, 5*time.Minute)
+	c.CallTimeout = or(c.CallTimeout, 30*time.Second)
+	c.OfferTTL = or(c.OfferTTL, 24*time.Hour)
+	c.Confirmations = or(c.Confirmations, 1)
+	c.OpenTimeout = or(c.OpenTimeout, time.Minute)
+	c.MinGrace = or(c.MinGrace, chain.MinGrace)
+	c.ClockTolerance = or(c.ClockTolerance, 2*time.Minute)
+	c.Realm = or(c.Realm, "gpupay")
+	if c.MeterKey == nil {
+		c.MeterKey = c.Key
+	}
+	if c.Clock == nil {
+		c.Clock = metering.System
+	}
+	if c.Log == nil {
+		c.Log = slog.Default()
+	}
+	return c
+}
+
+func or[T comparable](value, otherwise T) T {
+	var zero T
+	if value == zero {
+		return otherwise
+	}
+	return value
+}
+
+func (c ProviderConfig) check() error {
+	switch {
+	case c.RPC == "" && c.Backend == nil:
+		return errors.New("provider: RPC is empty: give the URL of a JSON-RPC endpoint")
+	case c.Escrow == (common.Address{}):
+		return errors.New("provider: Escrow is empty: give the address of the ChannelEscrow contract")
+	case c.Token == (common.Address{}):
+		return errors.New("provider: Token is empty: give the address of the token to be paid in")
+	case c.Key == nil:
+		return errors.New("provider: Key is nil: give the payee's key")
+	case c.Database == "":
+		return errors.New("provider: Database is empty: give the path of a file; it will hold vouchers, which are money")
+	case c.Source == nil:
+		return errors.New("provider: Source is nil: give nvml.New() or, to try things out, sim.New(1)")
+	case c.RecordEvery < c.Tick:
+		return fmt.Errorf("provider: RecordEvery (%s) is shorter than Tick (%s)", c.RecordEvery, c.Tick)
+	case c.Credit < 4*c.Tick:
+		return fmt.Errorf("provider: Credit (%s) must be at least four ticks (%s): less suspends every lease at once", c.Credit, 4*c.Tick)
+	}
+	return nil
+}
+
+// connect dials the chain and checks everything about it that could cost
+// money later.
+func (c ProviderConfig) connect(ctx context.Context) (*chain.Escrow, *chain.Token, error) {
+	backend := c.Backend
+	if backend == nil {
+		client, err := chain.Dial(ctx, c.RPC)
+		if err != nil {
+			return nil, nil, err
+		}
+		backend = client
+	}
+	if c.ChainID != 0 {
+		if err := chain.CheckChainID(ctx, backend, c.ChainID); err != nil {
+			return nil, nil, err
+		}
+	}
+	escrow, err := chain.NewEscrow(ctx, backend, c.Escrow)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := errors.Join(escrow.CheckGrace(c.MinGrace), escrow.CheckClock(ctx, c.ClockTolerance)); err != nil {
+		return nil, nil, err
+	}
+	token, err := chain.NewToken(ctx, backend, c.Token)
+	return escrow, token, err
+}

@@ -1,0 +1,313 @@
+package sdk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/ethereum/go-ethereum"
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/ethereum/go-ethereum/core/types"
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// authorizationMargin is how long an ERC-3009 authorization must still be good
+// when it arrives: its transaction has to be mined before it ends.
+const authorizationMargin = 30 * time.Second
+
+// deposit runs an open or a top-up that came alone or merged with a voucher.
+func (p *Provider) deposit(r *request, payload *wire.Payload) (s channel.State, fresh bool, err error) {
+	if payload.Action == wire.ActionOpen {
+		return p.open(r, payload)
+	}
+	s, err = p.topUp(r.Context(), payload)
+	return s, false, err
+}
+
+// open takes up a channel: the payer's own transaction, or its signature that
+// we send. fresh is true for a channel that was not known here before.
+func (p *Provider) open(r *request, payload *wire.Payload) (s channel.State, fresh bool, err error) {
+	ctx, cancel := context.WithTimeout(r.Context(), p.config.OpenTimeout)
+	defer cancel()
+	terms, err := p.termsOf(r, payload)
+	if err != nil {
+		return s, false, err
+	}
+	voucher := channel.Voucher{ChannelID: terms.ID(), Cumulative: payload.CumulativeAmount.Int, Signature: payload.Voucher()}
+	if s, err = p.payee.State(ctx, terms.ID()); err == nil {
+		return s, false, nil // opened before: an open that is sent again changes nothing
+	}
+	if !errors.Is(err, channel.ErrUnknown) {
+		return s, false, err
+	}
+	if err := p.escrow.Domain().Verify(voucher, terms.Signer()); err != nil {
+		return s, false, err
+	}
+	if err := p.fundOpen(ctx, r.offer, terms, payload); err != nil {
+		return s, false, err
+	}
+	view, err := p.awaitDeposit(ctx, terms.ID(), uint256.Int{})
+	if err != nil {
+		return s, false, err
+	}
+	if err := worthOpening(terms.ID(), view, r.offer, voucher.Cumulative); err != nil {
+		return s, false, err
+	}
+	if s, err = p.payee.Register(ctx, terms, view); err != nil {
+		return s, false, err
+	}
+	if !voucher.Cumulative.IsZero() {
+		s, err = p.accept(ctx, voucher)
+	}
+	return s, true, err
+}
+
+// worthOpening refuses a channel that is over or holds too little. One that
+// was settled before was known here once: its vouchers are public, so taking
+// it up again takes a proof, which an open is not.
+func worthOpening(id common.Hash, view channel.ChainView, offer wire.SignedOffer, cumulative uint256.Int) error {
+	switch {
+	case view.Finalized:
+		return fmt.Errorf("channel %s: %w", id, channel.ErrFinalized)
+	case view.CloseRequestedAt != 0:
+		return fmt.Errorf("channel %s: %w", id, channel.ErrClosing)
+	case !view.Settled.IsZero():
+		return wire.VerificationFailed.With("channel %s was used before and is not known here: close it and open another", id)
+	case view.Deposit.Lt(&offer.MinDeposit.Int):
+		return wire.PaymentInsufficient.With("channel %s holds %s, the offer wants at least %s", id, view.Deposit.Dec(), offer.MinDeposit.Dec())
+	case cumulative.Gt(&view.Deposit):
+		return fmt.Errorf("channel %s: first voucher %s: %w %s", id, cumulative.Dec(), channel.ErrExceedsDeposit, view.Deposit.Dec())
+	}
+	return nil
+}
+
+// termsOf rebuilds the channel's terms from what the challenge asked for and
+// what the renter chose. That they hash to the channel's id shows that both
+// mean the same channel.
+func (p *Provider) termsOf(r *request, payload *wire.Payload) (channel.Terms, error) {
+	chainID, payer, err := wire.ParseSource(r.cred.Source)
+	if err != nil {
+		return channel.Terms{}, err
+	}
+	terms := channel.Terms{
+		ChainID: chainID,
+		Escrow:  common.Address(r.offer.Escrow),
+		Payer:   payer,
+		Payee:   common.Address(r.offer.Payee),
+		Token:   common.Address(r.offer.Token),
+		Salt:    *payload.Salt,
+	}
+	if payload.AuthorizedSigner != nil {
+		terms.AuthorizedSigner = common.Address(*payload.AuthorizedSigner)
+	}
+	if chainID != p.escrow.ChainID() {
+		return terms, wire.VerificationFailed.With("source is on chain %d, this provider is paid on chain %d", chainID, p.escrow.ChainID())
+	}
+	if got := terms.ID(); got != payload.ChannelID {
+		return terms, wire.VerificationFailed.With("channelId %s does not follow from the terms, which give %s", payload.ChannelID, got)
+	}
+	return terms, nil
+}
+
+func (p *Provider) fundOpen(ctx context.Context, offer wire.SignedOffer, terms channel.Terms, payload *wire.Payload) error {
+	if payload.Type == wire.TypeHash {
+		return p.checkTransaction(ctx, terms.ID(), *payload.Hash)
+	}
+	a, err := p.authorization(payload, terms.Payer, channel.OpenNonce(terms.Payer, terms))
+	if err != nil {
+		return err
+	}
+	if a.Value.Lt(&offer.MinDeposit.Int) {
+		return wire.PaymentInsufficient.With("the deposit is %s, the offer wants at least %s", a.Value.Dec(), offer.MinDeposit.Dec())
+	}
+	return p.sendOnce(ctx, terms.ID(), p.escrow.OpenAuthorizedCall(terms, a))
+}
+
+// topUp adds to a known channel's deposit.
+func (p *Provider) topUp(parent context.Context, payload *wire.Payload) (channel.State, error) {
+	ctx, cancel := context.WithTimeout(parent, p.config.OpenTimeout)
+	defer cancel()
+	s, err := p.payee.State(ctx, payload.ChannelID)
+	if err != nil {
+		return s, err
+	}
+	if s.Status == channel.Finalized {
+		return s, fmt.Errorf("channel %s: %w", s.ID, channel.ErrFinalized)
+	}
+	if err := p.fundTopUp(ctx, s, payload); err != nil {
+		return s, err
+	}
+	view, err := p.awaitDeposit(ctx, s.ID, s.Deposit)
+	if err != nil {
+		return s, err
+	}
+	err = p.escrow.Record(func() (err error) {
+		s, err = p.payee.Observe(ctx, s.ID, view)
+		return err
+	})
+	if l := p.running(s.ID); err == nil && l != nil {
+		l.observe(s)
+	}
+	return s, err
+}
+
+func (p *Provider) fundTopUp(ctx context.Context, s channel.State, payload *wire.Payload) error {
+	if payload.Type == wire.TypeHash {
+		return p.checkTransaction(ctx, s.ID, *payload.Hash)
+	}
+	from := common.Address(payload.Authorization.From)
+	a, err := p.authorization(payload, from, channel.TopUpNonce(s.ID, payload.AdditionalDeposit.Int, from, *payload.Salt))
+	if err != nil {
+		return err
+	}
+	if a.Value != payload.AdditionalDeposit.Int {
+		return wire.VerificationFailed.With("the authorization is over %s, additionalDeposit is %s", a.Value.Dec(), payload.AdditionalDeposit.Dec())
+	}
+	return p.sendOnce(ctx, s.ID, p.escrow.TopUpAuthorizedCall(s.Terms, *payload.Salt, a))
+}
+
+// authorization checks what can be checked of an ERC-3009 authorization before
+// gas is spent on it.
+func (p *Provider) authorization(payload *wire.Payload, from common.Address, nonce common.Hash) (chain.Authorization, error) {
+	if !p.gasless {
+		return chain.Authorization{}, wire.VerificationFailed.With("this provider does not send deposits for renters: send the transaction yourself and give its hash")
+	}
+	w := payload.Authorization
+	now := time.Now()
+	switch {
+	case common.Address(w.From) != from:
+		return chain.Authorization{}, wire.VerificationFailed.With("the authorization is from %s, the payer is %s", w.From, from)
+	case common.Address(w.To) != p.escrow.Address():
+		return chain.Authorization{}, wire.VerificationFailed.With("the authorization is to %s, the escrow is %s", w.To, p.escrow.Address())
+	case w.Nonce != nonce:
+		return chain.Authorization{}, wire.VerificationFailed.With("the authorization's nonce does not bind it to channel %s", payload.ChannelID)
+	case !w.ValidAfter.IsUint64() || w.ValidAfter.Uint64() >= uint64(now.Unix()):
+		return chain.Authorization{}, wire.VerificationFailed.With("the authorization is not valid yet")
+	case w.ValidBefore.IsUint64() && w.ValidBefore.Uint64() <= uint64(now.Add(authorizationMargin).Unix()):
+		return chain.Authorization{}, wire.VerificationFailed.With("the authorization ends within %s: its transaction could come too late", authorizationMargin)
+	case !w.ValidBefore.IsUint64():
+		return chain.Authorization{}, wire.VerificationFailed.With("validBefore is no unix time")
+	case w.Value.IsZero():
+		return chain.Authorization{}, wire.PaymentInsufficient.With("the authorization is over nothing")
+	}
+	return chain.Authorization{
+		Authorization: channel.Authorization{
+			From: from, To: common.Address(w.To), Value: w.Value.Int,
+			ValidAfter: w.ValidAfter.Uint64(), ValidBefore: w.ValidBefore.Uint64(), Nonce: w.Nonce,
+		},
+		Signature: payload.Signature,
+	}, nil
+}
+
+// sendOnce sends a renter's deposit and waits until it is mined. The call is
+// simulated first: a stranger's bad signature costs no gas. A deposit that an
+// earlier request sent already is waited for and not sent again.
+func (p *Provider) sendOnce(ctx context.Context, id common.Hash, call chain.Call) error {
+	tx, err := p.sent(ctx, id, call)
+	if err != nil {
+		return err
+	}
+	if tx == "" {
+		if tx, err = p.sender.Submit(ctx, call); err != nil {
+			return err
+		}
+		p.config.Log.Info("deposit sent for a renter", "call", call.String(), "tx", tx)
+	}
+	_, err = p.sender.Wait(ctx, tx, p.config.Confirmations)
+	return err
+}
+
+// sent finds the same call in the outbox.
+func (p *Provider) sent(ctx context.Context, id common.Hash, call chain.Call) (chain.TxID, error) {
+	all, err := p.sender.Find(ctx, id)
+	if err != nil {
+		return "", err
+	}
+	for _, tx := range all {
+		if tx.Call.Kind == call.Kind && string(tx.Call.Data) == string(call.Data) && (tx.State == chain.Pending || tx.Succeeded) {
+			return tx.ID, nil
+		}
+	}
+	return "", nil
+}
+
+// checkTransaction waits for a renter's own transaction and refuses one that
+// reverted or is about another channel. That it moved money is not believed
+// from it: the contract is asked.
+func (p *Provider) checkTransaction(ctx context.Context, id, hash common.Hash) error {
+	for {
+		receipt, err := p.escrow.Backend().TransactionReceipt(ctx, hash)
+		switch {
+		case err == nil && receipt.Status != types.ReceiptStatusSuccessful:
+			return wire.TransactionReverted.With("transaction %s reverted; that is final", hash)
+		case err == nil && !p.mentions(receipt, id):
+			return wire.VerificationFailed.With("transaction %s is not about channel %s", hash, id)
+		case err == nil:
+			return nil
+		case !errors.Is(err, ethereum.NotFound):
+			return fmt.Errorf("reading transaction %s: %w", hash, err)
+		}
+		if err := chain.Pause(ctx, time.Second); err != nil {
+			return wire.Unavailable.With("transaction %s is not mined yet: send the same request again later", hash)
+		}
+	}
+}
+
+// mentions reports whether the escrow logged something about the channel.
+// Every event of the escrow has the channel's id as its first topic.
+func (p *Provider) mentions(receipt *types.Receipt, id common.Hash) bool {
+	for _, log := range receipt.Logs {
+		if log.Address == p.escrow.Address() && len(log.Topics) > 1 && log.Topics[1] == id {
+			return true
+		}
+	}
+	return false
+}
+
+// awaitDeposit waits until more than before is deposited with enough
+// confirmations, and returns what the contract says then.
+func (p *Provider) awaitDeposit(ctx context.Context, id common.Hash, before uint256.Int) (channel.ChainView, error) {
+	for {
+		views, _, err := p.escrow.Confirmed(ctx, []common.Hash{id}, p.config.Confirmations)
+		if err != nil {
+			return channel.ChainView{}, err
+		}
+		view := views[0].View
+		if view.Deposit.Gt(&before) || view.Finalized || !views[0].Pending() {
+			return view, nil
+		}
+		if err := chain.Pause(ctx, time.Second); err != nil {
+			return view, wire.Unavailable.With("the deposit of channel %s has not %d confirmations yet: send the same request again later", id, p.config.Confirmations)
+		}
+	}
+}
+
+// closeChannel settles the newest voucher and refunds the rest. The close is
+// on disk before it is broadcast, so that a crash does not forget it.
+func (p *Provider) closeChannel(ctx context.Context, s channel.State) (common.Hash, channel.State, error) {
+	amount, signature := s.Accepted, s.Signature
+	if amount.Lt(&s.Settled) || amount.Eq(&s.Settled) {
+		amount, signature = s.Settled, nil // what is settled needs no signature
+	}
+	tx, err := p.sender.Submit(ctx, p.escrow.CloseCall(s.Terms, amount, signature))
+	if err != nil {
+		return common.Hash{}, s, err
+	}
+	result, err := p.sender.Wait(ctx, tx, 1)
+	if err != nil {
+		return common.Hash{}, s, err
+	}
+	views, _, err := p.escrow.Confirmed(ctx, []common.Hash{s.ID}, p.config.Confirmations)
+	if err == nil {
+		err = p.escrow.Record(func() (err error) {
+			s, err = p.payee.Observe(ctx, s.ID, views[0].View)
+			return err
+		})
+	}
+	return result.Hash, s, err
+}

@@ -1,0 +1,371 @@
+package sdk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// lease is one running rental: it meters its devices, states what they cost in
+// signed records, and stops service when the renter's vouchers fall behind by
+// the credit. Its goroutine (run) is the only one that changes its state; the
+// HTTP handlers tell it things and read snapshots.
+type lease struct {
+	id         common.Hash
+	terms      channel.Terms
+	offer      wire.SignedOffer
+	price      metering.Price
+	credit     uint256.Int // base units owed and not vouchered, at most
+	allocation Allocation
+	owedBefore uint256.Int
+	deps       leaseDeps
+
+	meter    *metering.Meter
+	recorder *metering.Recorder
+	cut      *metering.Evidence     // measured, not yet signed: the signer failed
+	unstored *metering.SignedRecord // signed, not yet on disk: the store failed
+
+	stop chan stopRequest
+	poke chan struct{} // the channel's money changed
+	done chan struct{} // closed when the lease has ended or the provider stops
+
+	mu      sync.Mutex
+	view    leaseView
+	changed chan struct{} // closed and replaced at every change of view
+}
+
+// leaseDeps is what every lease of a provider uses.
+type leaseDeps struct {
+	allocator Allocator
+	source    metering.Source
+	clock     metering.Clock
+	store     leaseStore
+	metrics   *providerMetrics
+	log       *slog.Logger
+	timing    leaseTiming
+	ended     func(*lease)
+}
+
+// leaseTiming is how often a lease looks at things.
+type leaseTiming struct {
+	tick           time.Duration
+	recordEvery    time.Duration
+	suspendTimeout time.Duration
+	callTimeout    time.Duration // of an allocator's command and of a device's reading
+}
+
+// leaseView is what a stream shows, replaced as a whole at every change.
+type leaseView struct {
+	state    leaseState
+	reason   string
+	version  uint64 // counts changes of state and reason
+	sequence uint64 // of the newest record
+	owed     uint256.Int
+	nanos    uint64
+	accepted uint256.Int
+	deposit  uint256.Int
+	need     uint64 // counts the times a voucher was asked for
+	stream   uint64 // the stream that may write: a newer one replaces it
+}
+
+// stopRequest asks the lease to end.
+type stopRequest struct {
+	reason string
+	keep   bool // the process stops and the lease goes on in the next one
+}
+
+func (l *lease) snapshot() (leaseView, <-chan struct{}) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.view, l.changed
+}
+
+func (l *lease) update(change func(*leaseView)) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	change(&l.view)
+	close(l.changed)
+	l.changed = make(chan struct{})
+}
+
+// observe tells the lease what its channel holds now.
+func (l *lease) observe(s channel.State) {
+	l.update(func(v *leaseView) { v.accepted, v.deposit = s.Accepted, s.Deposit })
+	select {
+	case l.poke <- struct{}{}:
+	default: // one is waiting already, and it will see this state
+	}
+}
+
+// end asks the lease to end and waits until it has: nothing is billed after it
+// returns.
+func (l *lease) end(ctx context.Context, req stopRequest) error {
+	select {
+	case l.stop <- req:
+	case <-l.done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	select {
+	case <-l.done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// run meters until the lease ends. ctx ends the lease's own work only after
+// the last record is on disk, so it must outlive requests.
+func (l *lease) run(ctx context.Context) {
+	defer close(l.done)
+	sampling, stopSampling := context.WithCancel(ctx)
+	defer stopSampling()
+	sampler := &metering.Sampler{Source: l.deps.source, Meter: l.meter, Clock: l.deps.clock}
+	sampled := make(chan struct{})
+	go func() {
+		defer close(sampled)
+		if err := sampler.Run(sampling); err != nil && sampling.Err() == nil {
+			l.deps.log.Error("metering stopped: the lease is no longer billed", "lease", l.id, "error", err)
+		}
+	}()
+
+	req := l.loop(ctx)
+	stopSampling()
+	<-sampled
+	l.finish(ctx, req)
+}
+
+func (l *lease) loop(ctx context.Context) stopRequest {
+	tick := time.NewTicker(l.deps.timing.tick)
+	defer tick.Stop()
+	record := time.NewTicker(l.deps.timing.recordEvery)
+	defer record.Stop()
+	var suspendedAt time.Time
+	for {
+		select {
+		case req := <-l.stop:
+			return req
+		case <-ctx.Done():
+			return stopRequest{reason: "the provider stops", keep: true}
+		case <-record.C:
+			if l.state() == leaseActive {
+				_ = l.record(ctx, false) // logged and tried again; the credit bounds what is served meanwhile
+			}
+		case <-tick.C:
+		case <-l.poke:
+		}
+		stop, reason := l.enforce(ctx, &suspendedAt)
+		if stop {
+			return stopRequest{reason: reason}
+		}
+	}
+}
+
+func (l *lease) state() leaseState {
+	v, _ := l.snapshot()
+	return v.state
+}
+
+// enforce holds the lease to its credit: it suspends before the next tick could
+// exceed it, resumes when vouchers have caught up, and gives up on a renter
+// that stays away.
+func (l *lease) enforce(ctx context.Context, suspendedAt *time.Time) (stop bool, reason string) {
+	v, _ := l.snapshot()
+	switch v.state {
+	case leaseActive:
+		if !l.exhausted(v) {
+			l.remind(v)
+			return false, ""
+		}
+		*suspendedAt = time.Now()
+		if err := l.suspend(ctx); err != nil {
+			l.deps.log.Error("lease could not be suspended: it ends", "lease", l.id, "error", err)
+			return true, "unpaid, and could not be suspended"
+		}
+	case leaseSuspended:
+		if l.caughtUp(v) {
+			if err := l.resume(ctx); err != nil {
+				l.deps.log.Error("lease could not be resumed: it ends", "lease", l.id, "error", err)
+				return true, "could not be resumed"
+			}
+			return false, ""
+		}
+		if suspendedAt.IsZero() {
+			*suspendedAt = time.Now() // suspended by an earlier process
+		}
+		if time.Since(*suspendedAt) >= l.deps.timing.suspendTimeout {
+			return true, fmt.Sprintf("unpaid for %s", l.deps.timing.suspendTimeout)
+		}
+	}
+	return false, ""
+}
+
+// limit is the most that may be owed: what is vouchered and the credit, and
+// never more than the deposit can pay.
+func (l *lease) limit(v leaseView) uint256.Int {
+	var limit uint256.Int
+	limit.Add(&v.accepted, &l.credit)
+	if limit.Gt(&v.deposit) {
+		return v.deposit
+	}
+	return limit
+}
+
+// exhausted reports whether one more tick could take the debt over its limit.
+func (l *lease) exhausted(v leaseView) bool {
+	totals := l.meter.Totals()
+	ahead := uint64(len(l.allocation.Devices)) * uint64(l.deps.timing.tick)
+	owed, err := l.owedAt(uint64(totals.Allocated) + ahead)
+	if err != nil {
+		return true
+	}
+	limit := l.limit(v)
+	return owed.Gt(&limit)
+}
+
+// caughtUp reports whether at least half of the credit is free again, so that
+// a lease does not flap at its limit.
+func (l *lease) caughtUp(v leaseView) bool {
+	var half, want uint256.Int
+	half.Rsh(&l.credit, 1)
+	want.Add(&v.owed, &half)
+	limit := l.limit(v)
+	return !want.Gt(&limit)
+}
+
+func (l *lease) owedAt(nanos uint64) (uint256.Int, error) {
+	charge, err := l.price.Charge(nanos)
+	if err != nil {
+		return uint256.Int{}, err
+	}
+	var owed uint256.Int
+	owed.Add(&l.owedBefore, &charge)
+	return owed, nil
+}
+
+// remind asks for a voucher once when half of the credit is used, so that a
+// renter that pays on demand is never suspended.
+func (l *lease) remind(v leaseView) {
+	var half, due uint256.Int
+	half.Rsh(&l.credit, 1)
+	due.Add(&v.accepted, &half)
+	if v.owed.Gt(&due) && v.need == 0 {
+		l.update(func(v *leaseView) { v.need++ })
+	}
+	if !v.owed.Gt(&due) && v.need != 0 {
+		l.update(func(v *leaseView) { v.need = 0 })
+	}
+}
+
+func (l *lease) suspend(ctx context.Context) error {
+	l.meter.Pause() // before the command: a renter does not pay for a slow suspension
+	if err := l.record(ctx, false); err != nil {
+		return err
+	}
+	call, cancel := context.WithTimeout(ctx, l.deps.timing.callTimeout)
+	defer cancel()
+	if err := l.deps.allocator.Suspend(call, l.allocation); err != nil {
+		return err
+	}
+	return l.enter(ctx, leaseSuspended, "a voucher is due")
+}
+
+func (l *lease) resume(ctx context.Context) error {
+	call, cancel := context.WithTimeout(ctx, l.deps.timing.callTimeout)
+	defer cancel()
+	if err := l.deps.allocator.Resume(call, l.allocation); err != nil {
+		return err
+	}
+	l.meter.Resume() // after the command: the renter has its devices again
+	return l.enter(ctx, leaseActive, "")
+}
+
+func (l *lease) enter(ctx context.Context, state leaseState, reason string) error {
+	if err := l.deps.store.setState(ctx, l.id, state, reason, 0); err != nil {
+		return err
+	}
+	l.deps.log.Info("lease "+string(state), "lease", l.id, "channel", l.terms.ID(), "reason", reason)
+	l.update(func(v *leaseView) {
+		v.state, v.reason = state, reason
+		v.version++
+		if state == leaseSuspended {
+			v.need++
+		} else {
+			v.need = 0
+		}
+	})
+	return nil
+}
+
+// record cuts the meter and makes the next signed record durable before anyone
+// sees it. What an earlier attempt left behind goes first: a second record of
+// the same number would be a fork that the payee signed.
+func (l *lease) record(ctx context.Context, final bool) error {
+	if l.unstored != nil {
+		if err := l.keep(ctx); err != nil {
+			return err
+		}
+	}
+	if l.cut == nil {
+		evidence := l.meter.Cut()
+		l.cut = &evidence
+	}
+	rec, err := l.recorder.Next(ctx, *l.cut, final)
+	if err != nil {
+		l.deps.log.Error("usage record could not be made", "lease", l.id, "error", err)
+		return err
+	}
+	l.cut, l.unstored = nil, &rec
+	return l.keep(ctx)
+}
+
+func (l *lease) keep(ctx context.Context) error {
+	rec := *l.unstored
+	if err := l.deps.store.append(ctx, rec, l.meter.Save()); err != nil {
+		l.deps.log.Error("usage record could not be stored", "lease", l.id, "sequence", rec.Sequence, "error", err)
+		return err
+	}
+	l.unstored = nil
+	l.deps.metrics.recorded(rec)
+	l.update(func(v *leaseView) { v.sequence, v.owed, v.nanos = rec.Sequence, rec.Owed, rec.Nanos })
+	return nil
+}
+
+// finish states the last record and takes the devices back. A lease that is
+// kept goes on in the next process: its devices stay with the renter, and the
+// time in between is not billed.
+func (l *lease) finish(ctx context.Context, req stopRequest) {
+	ctx = context.WithoutCancel(ctx)
+	if l.state() == leaseActive {
+		l.meter.Pause()
+	}
+	err := l.record(ctx, !req.keep)
+	if req.keep {
+		l.update(func(v *leaseView) { v.version++; v.reason = req.reason })
+		return
+	}
+	call, cancel := context.WithTimeout(ctx, l.deps.timing.callTimeout)
+	defer cancel()
+	if releaseErr := l.deps.allocator.Release(call, l.allocation); releaseErr != nil {
+		err = errors.Join(err, releaseErr)
+	}
+	// The state is written last: a crash before it releases once more.
+	err = errors.Join(err, l.deps.store.setState(ctx, l.id, leaseEnded, req.reason, time.Now().Unix()))
+	if err != nil {
+		l.deps.log.Error("lease ended with errors", "lease", l.id, "error", err)
+	}
+	l.deps.log.Info("lease ended", "lease", l.id, "channel", l.terms.ID(), "reason", req.reason)
+	l.update(func(v *leaseView) { v.state, v.reason = leaseEnded, req.reason; v.version++ })
+	l.deps.ended(l)
+}

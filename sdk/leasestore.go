@@ -1,0 +1,233 @@
+package sdk
+
+import (
+	"context"
+	"crypto/rand"
+	"database/sql"
+	"embed"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/jmoiron/sqlx"
+
+	"github.com/gpupay/gpupay/channel/store"
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+//go:embed migrations/provider/*.sql
+var providerMigrations embed.FS
+
+// leaseState is where a lease is in its life.
+type leaseState string
+
+const (
+	leaseAllocating leaseState = "allocating"
+	leaseActive     leaseState = "active"
+	leaseSuspended  leaseState = "suspended"
+	leaseEnded      leaseState = "ended"
+)
+
+// errChallengeUsed says that a challenge was used before.
+var errChallengeUsed = errors.New("challenge was used before")
+
+// leaseRow is a lease as it stands on disk.
+type leaseRow struct {
+	ID         string `db:"id"`
+	Channel    string `db:"channel"`
+	Offer      string `db:"offer"`
+	SecretHash string `db:"secret_hash"`
+	GPUs       int    `db:"gpus"`
+	Allocation string `db:"allocation"`
+	OwedBefore string `db:"owed_before"`
+	State      string `db:"state"`
+	Reason     string `db:"reason"`
+	Meter      string `db:"meter"`
+	StartedAt  int64  `db:"started_at"`
+	EndedAt    int64  `db:"ended_at"`
+}
+
+// leaseStore keeps what a provider must not forget beside its channels: leases,
+// usage records, offers and used challenges.
+type leaseStore struct{ db *store.DB }
+
+func (s leaseStore) insert(ctx context.Context, row leaseRow) error {
+	return s.db.Update(ctx, func(tx *sqlx.Tx) error {
+		_, err := tx.NamedExecContext(ctx, `
+			INSERT INTO leases (id, channel, offer, secret_hash, gpus, allocation, owed_before, state, started_at)
+			VALUES (:id, :channel, :offer, :secret_hash, :gpus, :allocation, :owed_before, :state, :started_at)`, row)
+		return err
+	})
+}
+
+// activate records what was allocated: from here on the lease is metered.
+func (s leaseStore) activate(ctx context.Context, id common.Hash, allocation string) error {
+	return s.db.Update(ctx, func(tx *sqlx.Tx) error {
+		_, err := tx.ExecContext(ctx, tx.Rebind(`UPDATE leases SET allocation = ?, state = ? WHERE id = ?`),
+			allocation, leaseActive, id.Hex())
+		return err
+	})
+}
+
+func (s leaseStore) setState(ctx context.Context, id common.Hash, state leaseState, reason string, endedAt int64) error {
+	return s.db.Update(ctx, func(tx *sqlx.Tx) error {
+		_, err := tx.ExecContext(ctx, tx.Rebind(`UPDATE leases SET state = ?, reason = ?, ended_at = ? WHERE id = ?`),
+			state, reason, endedAt, id.Hex())
+		return err
+	})
+}
+
+// append makes a usage record and the charge it states durable in one step: a
+// record that a renter sees is a charge that a restart remembers, and the
+// other way round.
+func (s leaseStore) append(ctx context.Context, rec metering.SignedRecord, meter metering.State) error {
+	record, err := json.Marshal(rec)
+	if err != nil {
+		return err
+	}
+	totals, err := json.Marshal(meter)
+	if err != nil {
+		return err
+	}
+	return s.db.Update(ctx, func(tx *sqlx.Tx) error {
+		_, err := tx.ExecContext(ctx, tx.Rebind(`INSERT INTO records (lease, sequence, record) VALUES (?, ?, ?)`),
+			rec.LeaseID.Hex(), int64(rec.Sequence), string(record))
+		if err != nil {
+			return fmt.Errorf("record %d of lease %s: %w", rec.Sequence, rec.LeaseID, err)
+		}
+		_, err = tx.ExecContext(ctx, tx.Rebind(`UPDATE leases SET meter = ? WHERE id = ?`), string(totals), rec.LeaseID.Hex())
+		if err != nil {
+			return err
+		}
+		return store.Charge(tx, rec.ChannelID, rec.Owed)
+	})
+}
+
+// records returns the usage records of a lease after a sequence number.
+func (s leaseStore) records(ctx context.Context, lease common.Hash, after uint64, limit int) ([]metering.SignedRecord, error) {
+	var rows []string
+	db := s.db.View()
+	err := db.SelectContext(ctx, &rows, db.Rebind(
+		`SELECT record FROM records WHERE lease = ? AND sequence > ? ORDER BY sequence LIMIT ?`), lease.Hex(), int64(after), limit)
+	if err != nil {
+		return nil, fmt.Errorf("records of lease %s: %w", lease, err)
+	}
+	records := make([]metering.SignedRecord, len(rows))
+	for i, row := range rows {
+		if err := json.Unmarshal([]byte(row), &records[i]); err != nil {
+			return nil, fmt.Errorf("stored record of lease %s: %w", lease, err)
+		}
+	}
+	return records, nil
+}
+
+// last returns the newest record of a lease, nil if it has none yet.
+func (s leaseStore) last(ctx context.Context, lease common.Hash) (*metering.SignedRecord, error) {
+	var row string
+	db := s.db.View()
+	err := db.GetContext(ctx, &row, db.Rebind(
+		`SELECT record FROM records WHERE lease = ? ORDER BY sequence DESC LIMIT 1`), lease.Hex())
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("newest record of lease %s: %w", lease, err)
+	}
+	var rec metering.SignedRecord
+	if err := json.Unmarshal([]byte(row), &rec); err != nil {
+		return nil, fmt.Errorf("stored record of lease %s: %w", lease, err)
+	}
+	return &rec, nil
+}
+
+// unfinished returns the leases that were running when the process stopped.
+func (s leaseStore) unfinished(ctx context.Context) ([]leaseRow, error) {
+	var rows []leaseRow
+	db := s.db.View()
+	err := db.SelectContext(ctx, &rows, db.Rebind(`SELECT * FROM leases WHERE state <> ? ORDER BY started_at`), leaseEnded)
+	return rows, err
+}
+
+// newest returns the newest lease of a channel; ok is false if it never had one.
+func (s leaseStore) newest(ctx context.Context, channelID common.Hash) (row leaseRow, ok bool, err error) {
+	db := s.db.View()
+	err = db.GetContext(ctx, &row, db.Rebind(
+		`SELECT * FROM leases WHERE channel = ? ORDER BY started_at DESC, id LIMIT 1`), channelID.Hex())
+	if errors.Is(err, sql.ErrNoRows) {
+		return row, false, nil
+	}
+	return row, err == nil, err
+}
+
+func (s leaseStore) putOffer(ctx context.Context, o wire.SignedOffer) error {
+	return s.db.Update(ctx, func(tx *sqlx.Tx) error {
+		_, err := tx.ExecContext(ctx, tx.Rebind(`INSERT INTO offers (hash, document) VALUES (?, ?) ON CONFLICT (hash) DO NOTHING`),
+			o.Hash.Hex(), string(o.Document))
+		return err
+	})
+}
+
+func (s leaseStore) offer(ctx context.Context, hash common.Hash) (wire.SignedOffer, error) {
+	var document string
+	db := s.db.View()
+	if err := db.GetContext(ctx, &document, db.Rebind(`SELECT document FROM offers WHERE hash = ?`), hash.Hex()); err != nil {
+		return wire.SignedOffer{}, fmt.Errorf("offer %s: %w", hash, err)
+	}
+	return wire.ParseOffer([]byte(document))
+}
+
+// useChallenge marks a challenge as used, once. It forgets those that have
+// expired: they are refused by their date.
+func (s leaseStore) useChallenge(ctx context.Context, c wire.Challenge, now time.Time) error {
+	expires, err := time.Parse(time.RFC3339, c.Expires)
+	if err != nil {
+		return err
+	}
+	return s.db.Update(ctx, func(tx *sqlx.Tx) error {
+		if _, err := tx.ExecContext(ctx, tx.Rebind(`DELETE FROM used_challenges WHERE expires < ?`), now.Unix()); err != nil {
+			return err
+		}
+		res, err := tx.ExecContext(ctx, tx.Rebind(`INSERT INTO used_challenges (id, expires) VALUES (?, ?) ON CONFLICT (id) DO NOTHING`),
+			c.ID, expires.Unix())
+		if err != nil {
+			return err
+		}
+		if n, err := res.RowsAffected(); err != nil || n == 0 {
+			return errors.Join(errChallengeUsed, err)
+		}
+		return nil
+	})
+}
+
+// secret returns the named random secret, made at the first call. Replicas on
+// one database share it, and so accept each other's challenges.
+func (s leaseStore) secret(ctx context.Context, name string) ([]byte, error) {
+	fresh := make([]byte, 32)
+	if _, err := rand.Read(fresh); err != nil {
+		return nil, err
+	}
+	var value string
+	err := s.db.Update(ctx, func(tx *sqlx.Tx) error {
+		_, err := tx.ExecContext(ctx, tx.Rebind(`INSERT INTO provider_secrets (name, value) VALUES (?, ?) ON CONFLICT (name) DO NOTHING`),
+			name, hex.EncodeToString(fresh))
+		if err != nil {
+			return err
+		}
+		return tx.GetContext(ctx, &value, tx.Rebind(`SELECT value FROM provider_secrets WHERE name = ?`), name)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return hex.DecodeString(value)
+}
+
+func (s leaseStore) setSecret(ctx context.Context, id common.Hash, secretHash string) error {
+	return s.db.Update(ctx, func(tx *sqlx.Tx) error {
+		_, err := tx.ExecContext(ctx, tx.Rebind(`UPDATE leases SET secret_hash = ? WHERE id = ?`), secretHash, id.Hex())
+		return err
+	})
+}

@@ -1,0 +1,156 @@
+package sdk
+
+import (
+	"context"
+	"encoding/json"
+	"math/big"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/holiman/uint256"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// providerMetrics counts what an operator watches. Amounts are in units of the
+// token, as floats: they are for graphs and never come back into arithmetic
+// about money.
+type providerMetrics struct {
+	registry *prometheus.Registry
+	streams  prometheus.Gauge
+	vouchers *prometheus.CounterVec
+	problems *prometheus.CounterVec
+	gpu      prometheus.Counter
+	gaps     *prometheus.CounterVec
+}
+
+func newProviderMetrics(p *Provider) *providerMetrics {
+	m := &providerMetrics{
+		registry: prometheus.NewRegistry(),
+		streams:  prometheus.NewGauge(prometheus.GaugeOpts{Name: "gpupay_streams", Help: "Renters' open event streams."}),
+		vouchers: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "gpupay_vouchers_total", Help: "Vouchers with a right signature, by outcome."}, []string{"outcome"}),
+		problems: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "gpupay_refused_total", Help: "Requests refused, by problem."}, []string{"problem"}),
+		gpu:      prometheus.NewCounter(prometheus.CounterOpts{Name: "gpupay_gpu_seconds_total", Help: "GPU-seconds billed in signed records."}),
+		gaps:     prometheus.NewCounterVec(prometheus.CounterOpts{Name: "gpupay_unbilled_seconds_total", Help: "Device time in leases that was not billed, by class."}, []string{"class"}),
+	}
+	m.registry.MustRegister(m.streams, m.vouchers, m.problems, m.gpu, m.gaps, &moneyCollector{p: p})
+	return m
+}
+
+func (m *providerMetrics) voucher(o channel.Outcome) { m.vouchers.WithLabelValues(o.String()).Inc() }
+
+func (m *providerMetrics) refused(p *wire.Problem) {
+	name := p.Title
+	if i := strings.Index(p.Type, "/problems/"); i >= 0 {
+		name = p.Type[i+len("/problems/"):]
+	}
+	m.problems.WithLabelValues(name).Inc()
+}
+
+func (m *providerMetrics) recorded(rec metering.SignedRecord) {
+	m.gpu.Add(time.Duration(rec.Evidence.Nanos).Seconds())
+	for _, d := range rec.Evidence.Devices {
+		m.gaps.WithLabelValues("gap").Add(time.Duration(d.Nanos.Gap).Seconds())
+		m.gaps.WithLabelValues("down").Add(time.Duration(d.Nanos.Down).Seconds())
+	}
+}
+
+// moneyCollector reads the ledger when it is asked, so that a graph can never
+// disagree with it.
+type moneyCollector struct{ p *Provider }
+
+var (
+	descLeases   = prometheus.NewDesc("gpupay_leases", "Leases running.", nil, nil)
+	descOwed     = prometheus.NewDesc("gpupay_spent_tokens", "Charged for GPU time, all channels that are not finalized.", nil, nil)
+	descAccepted = prometheus.NewDesc("gpupay_accepted_tokens", "Vouchered, all channels that are not finalized.", nil, nil)
+	descSettled  = prometheus.NewDesc("gpupay_settled_tokens", "Settled on-chain, all channels that are not finalized.", nil, nil)
+	descAtRisk   = prometheus.NewDesc("gpupay_at_risk_tokens", "Charged and not yet settled: what a failure of everything could cost.", nil, nil)
+	descGas      = prometheus.NewDesc("gpupay_gas_spent_ether", "Gas paid for transactions that were mined.", nil, nil)
+)
+
+func (c *moneyCollector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{descLeases, descOwed, descAccepted, descSettled, descAtRisk, descGas} {
+		ch <- d
+	}
+}
+
+func (c *moneyCollector) Collect(ch chan<- prometheus.Metric) {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	gauge := func(d *prometheus.Desc, v float64) { ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v) }
+	c.p.mu.Lock()
+	gauge(descLeases, float64(len(c.p.leases)))
+	c.p.mu.Unlock()
+	sums, err := c.p.sums(ctx)
+	if err != nil {
+		ch <- prometheus.NewInvalidMetric(descOwed, err)
+		return
+	}
+	gauge(descOwed, c.p.units(sums.spent))
+	gauge(descAccepted, c.p.units(sums.accepted))
+	gauge(descSettled, c.p.units(sums.settled))
+	gauge(descAtRisk, c.p.units(sums.atRisk))
+	if wei, err := c.p.sender.GasSpent(ctx); err == nil {
+		ether, _ := new(big.Float).Quo(new(big.Float).SetInt(wei), big.NewFloat(1e18)).Float64()
+		gauge(descGas, ether)
+	}
+}
+
+type ledgerSums struct{ spent, accepted, settled, atRisk uint256.Int }
+
+func (p *Provider) sums(ctx context.Context) (ledgerSums, error) {
+	var sums ledgerSums
+	states, err := p.payee.Channels(ctx, channel.Open, channel.Closing)
+	for _, s := range states {
+		sums.spent.Add(&sums.spent, &s.Spent)
+		sums.accepted.Add(&sums.accepted, &s.Accepted)
+		sums.settled.Add(&sums.settled, &s.Settled)
+		if s.Spent.Gt(&s.Settled) {
+			var open uint256.Int
+			open.Sub(&s.Spent, &s.Settled)
+			sums.atRisk.Add(&sums.atRisk, &open)
+		}
+	}
+	return sums, err
+}
+
+// units is an amount for a graph.
+func (p *Provider) units(amount uint256.Int) float64 {
+	scale := new(big.Float).SetInt(new(big.Int).Exp(big.NewInt(10), big.NewInt(int64(p.token.Decimals)), nil))
+	f, _ := new(big.Float).Quo(new(big.Float).SetInt(amount.ToBig()), scale).Float64()
+	return f
+}
+
+// Metrics serves Prometheus metrics. They tell how the business goes: do not
+// serve them to the world.
+func (p *Provider) Metrics() http.Handler {
+	return promhttp.HandlerFor(p.metrics.registry, promhttp.HandlerOpts{})
+}
+
+// Health answers 200 while the provider can take vouchers and reach its chain,
+// 503 and the reason otherwise.
+func (p *Provider) Health() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeout(r.Context(), 5*time.Second)
+		defer cancel()
+		status, code := "ok", http.StatusOK
+		if err := p.check(ctx); err != nil {
+			status, code = err.Error(), http.StatusServiceUnavailable
+		}
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(code)
+		_ = json.NewEncoder(w).Encode(map[string]string{"status": status})
+	})
+}
+
+func (p *Provider) check(ctx context.Context) error {
+	if err := p.db.View().PingContext(ctx); err != nil {
+		return err
+	}
+	return p.escrow.CheckClock(ctx, p.config.ClockTolerance)
+}

@@ -1,0 +1,408 @@
+package sdk
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// maxGPUs bounds what one lease may ask for.
+const maxGPUs = 1024
+
+// routes are the provider's resources. The lease is the paid one; vouchers go
+// to the same URI as what they pay for.
+func (p *Provider) routes() {
+	p.mux = http.NewServeMux()
+	p.mux.HandleFunc("GET /offer", p.serveOffer)
+	p.mux.HandleFunc("GET /offer/{hash}", p.serveOffer)
+	p.mux.HandleFunc("/lease", p.serveLease)
+}
+
+// ServeHTTP serves offers and leases.
+func (p *Provider) ServeHTTP(w http.ResponseWriter, r *http.Request) { p.mux.ServeHTTP(w, r) }
+
+func (p *Provider) serveOffer(w http.ResponseWriter, r *http.Request) {
+	offer := p.Offer()
+	if text := r.PathValue("hash"); text != "" && common.HexToHash(text) != offer.Hash {
+		past, err := p.store.offer(r.Context(), common.HexToHash(text))
+		if err != nil {
+			http.NotFound(w, r)
+			return
+		}
+		offer = past
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", strconv.Quote(offer.Hash.Hex()))
+	_, _ = w.Write(offer.Document)
+}
+
+// request is one request for the lease, with its credential checked against
+// the challenge it answers.
+type request struct {
+	*http.Request
+	cred  wire.Credential
+	offer wire.SignedOffer // that the challenge was minted for
+	gpus  int
+}
+
+// serveLease is the paid resource.
+func (p *Provider) serveLease(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Cache-Control", "no-store")
+	r.Body = http.MaxBytesReader(w, r.Body, 64<<10)
+	req, err := p.read(r)
+	if err == nil {
+		err = p.act(w, req)
+	}
+	if err != nil && r.Context().Err() == nil {
+		p.refuse(w, r, err)
+	}
+}
+
+// read parses and checks everything about a request that needs no channel.
+func (p *Provider) read(r *http.Request) (*request, error) {
+	gpus, err := gpusOf(r)
+	if err != nil {
+		return nil, err
+	}
+	cred, err := wire.ParseCredential(r.Header)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.minter.Check(cred.Challenge); err != nil {
+		return nil, err
+	}
+	asked, err := cred.Challenge.Decode()
+	if err != nil {
+		return nil, err
+	}
+	offer, err := p.store.offer(r.Context(), common.HexToHash(asked.ExternalID))
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", wire.ErrChallenge, err)
+	}
+	return &request{Request: r, cred: cred, offer: offer, gpus: gpus}, nil
+}
+
+func gpusOf(r *http.Request) (int, error) {
+	text := r.URL.Query().Get("gpus")
+	if text == "" {
+		return 1, nil
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 1 || n > maxGPUs {
+		return 0, fmt.Errorf("%w: gpus=%.20q is not a number from 1 to %d", wire.ErrMalformed, text, maxGPUs)
+	}
+	return n, nil
+}
+
+func (p *Provider) act(w http.ResponseWriter, r *request) error {
+	payload := &r.cred.Payload
+	switch payload.Action {
+	case wire.ActionOpen:
+		return p.actOpen(w, r)
+	case wire.ActionTopUp:
+		return p.actTopUp(w, r)
+	case wire.ActionVoucher:
+		return p.actVoucher(w, r)
+	case wire.ActionRelease:
+		return p.actRelease(w, r)
+	default: // Validate let nothing else through
+		return p.actClose(w, r)
+	}
+}
+
+// actOpen opens a channel; a GET also begins a lease on it.
+func (p *Provider) actOpen(w http.ResponseWriter, r *request) error {
+	unlock := p.opens.lock(r.cred.Payload.ChannelID)
+	defer unlock()
+	s, fresh, err := p.open(r, &r.cred.Payload)
+	if err != nil {
+		return err
+	}
+	if r.Method != http.MethodGet {
+		return p.acknowledge(w, r, s, nil)
+	}
+	if !fresh {
+		// Whoever saw the first open, or its transaction, could send it again.
+		if _, err := p.authorize(r, s, "attach"); err != nil {
+			return err
+		}
+	}
+	return p.attach(w, r, s, unlock)
+}
+
+// actVoucher takes a voucher, with a deposit merged or not. A GET wants the
+// lease's stream, which a voucher alone does not give.
+func (p *Provider) actVoucher(w http.ResponseWriter, r *request) error {
+	payload := &r.cred.Payload
+	unlock := p.opens.lock(payload.ChannelID)
+	defer unlock()
+	fresh := false
+	if payload.Deposit != nil {
+		var err error
+		if _, fresh, err = p.deposit(r, payload.Deposit); err != nil {
+			return err // nothing of a merged credential counts if its deposit failed
+		}
+	}
+	s, err := p.payee.State(r.Context(), payload.ChannelID)
+	if err != nil {
+		return err
+	}
+	wantsStream := r.Method == http.MethodGet
+	if wantsStream && !fresh {
+		if _, err := p.authorize(r, s, "attach"); err != nil {
+			return err
+		}
+	}
+	s, err = p.accept(r.Context(), channel.Voucher{
+		ChannelID: payload.ChannelID, Cumulative: payload.CumulativeAmount.Int, Signature: payload.Signature})
+	if err != nil {
+		return err
+	}
+	if !wantsStream {
+		return p.acknowledge(w, r, s, nil)
+	}
+	return p.attach(w, r, s, unlock)
+}
+
+// accept counts a voucher, durably, and tells the lease that waits for it. The
+// draft's voucher over nothing is checked and changes nothing.
+func (p *Provider) accept(ctx context.Context, v channel.Voucher) (channel.State, error) {
+	if v.Cumulative.IsZero() {
+		return p.payee.Check(ctx, v)
+	}
+	receipt, err := p.payee.Accept(ctx, v)
+	if err != nil {
+		return receipt.State, err
+	}
+	p.metrics.voucher(receipt.Outcome)
+	if l := p.running(v.ChannelID); l != nil {
+		l.observe(receipt.State)
+	}
+	return receipt.State, nil
+}
+
+func (p *Provider) actTopUp(w http.ResponseWriter, r *request) error {
+	unlock := p.opens.lock(r.cred.Payload.ChannelID)
+	defer unlock()
+	s, _, err := p.deposit(r, &r.cred.Payload)
+	if err != nil {
+		return err
+	}
+	return p.acknowledge(w, r, s, nil)
+}
+
+// actRelease ends the lease and answers with its final record. The channel
+// stays open, so that what the record states can be paid exactly.
+func (p *Provider) actRelease(w http.ResponseWriter, r *request) error {
+	s, err := p.payee.State(r.Context(), r.cred.Payload.ChannelID)
+	if err != nil {
+		return err
+	}
+	row, err := p.authorize(r, s, wire.ActionRelease)
+	if err != nil {
+		return err
+	}
+	if l := p.running(s.ID); l != nil {
+		if err := l.end(r.Context(), stopRequest{reason: "released by the renter"}); err != nil {
+			return err
+		}
+	}
+	var answer struct {
+		Record json.RawMessage `json:"record"`
+	}
+	answer.Record = json.RawMessage("null")
+	if row != nil {
+		last, err := p.store.last(r.Context(), common.HexToHash(row.ID))
+		if err != nil {
+			return err
+		}
+		if last != nil {
+			if answer.Record, err = json.Marshal(last); err != nil {
+				return err
+			}
+		}
+	}
+	return p.acknowledge(w, r, s, answer)
+}
+
+// actClose ends a lease that still runs, settles the newest voucher and
+// refunds the rest, all in one transaction.
+func (p *Provider) actClose(w http.ResponseWriter, r *request) error {
+	payload := &r.cred.Payload
+	unlock := p.opens.lock(payload.ChannelID)
+	defer unlock()
+	s, err := p.payee.State(r.Context(), payload.ChannelID)
+	if err != nil {
+		return err
+	}
+	if s.Status == channel.Finalized {
+		return fmt.Errorf("channel %s: %w", s.ID, channel.ErrFinalized)
+	}
+	voucher := channel.Voucher{ChannelID: s.ID, Cumulative: payload.CumulativeAmount.Int, Signature: payload.Signature}
+	if _, err := p.payee.Check(r.Context(), voucher); err != nil {
+		return err
+	}
+	if _, err := p.authorize(r, s, wire.ActionClose); err != nil {
+		return err
+	}
+	if l := p.running(s.ID); l != nil {
+		if err := l.end(r.Context(), stopRequest{reason: "closed by the renter"}); err != nil {
+			return err
+		}
+	}
+	if s.Status == channel.Open {
+		if s, err = p.accept(r.Context(), voucher); err != nil {
+			return err
+		}
+	}
+	hash, s, err := p.closeChannel(r.Context(), s)
+	if err != nil {
+		return err
+	}
+	return p.acknowledge(w, r, s, nil, hash)
+}
+
+// authorize makes sure that the request comes from the renter and not from
+// somebody who read its vouchers off the chain: by the secret of the channel's
+// newest lease, or a fresh proof over this challenge, which is then used up.
+// It returns that lease, nil if there was none yet.
+func (p *Provider) authorize(r *request, s channel.State, action string) (*leaseRow, error) {
+	row, ok, err := p.store.newest(r.Context(), s.ID)
+	if err != nil {
+		return nil, err
+	}
+	newest := &row
+	if !ok {
+		newest = nil
+	}
+	payload := r.cred.Payload
+	if ok && sameSecret(payload.LeaseSecret, row.SecretHash) {
+		return newest, nil
+	}
+	if !wire.CheckProof(s.Terms, r.cred.Challenge.ID, action, payload.Proof) {
+		return nil, wire.VerificationFailed.With("%s of channel %s takes the lease's secret or a proof by the payer over this challenge: a voucher alone may be public", action, s.ID)
+	}
+	return newest, p.store.useChallenge(r.Context(), r.cred.Challenge, time.Now())
+}
+
+// attach joins the channel's running lease, or begins one, and streams it.
+// unlock frees the channel for vouchers while the stream runs.
+func (p *Provider) attach(w http.ResponseWriter, r *request, s channel.State, unlock func()) error {
+	secret := ""
+	l := p.running(s.ID)
+	if l == nil {
+		if s.Status != channel.Open {
+			return fmt.Errorf("channel %s: %w", s.ID, channel.ErrClosing)
+		}
+		var err error
+		if l, secret, err = p.start(r.Context(), s, r.offer, r.gpus); err != nil {
+			return err
+		}
+	} else if r.cred.Payload.LeaseSecret == "" {
+		var err error
+		if secret, err = p.renewSecret(r.Context(), l); err != nil {
+			return err
+		}
+	}
+	unlock()
+	st := &stream{w: w, lease: l, receipt: func(v leaseView) wire.Receipt { return p.streamReceipt(r, l, v) }}
+	l.update(func(v *leaseView) { v.stream++; st.number = v.stream })
+	p.metrics.streams.Inc()
+	defer p.metrics.streams.Dec()
+	v, _ := l.snapshot()
+	err := st.serve(r.Context(), wire.Lease{
+		LeaseID: l.id, ChannelID: s.ID, Secret: secret, OfferHash: l.offer.Hash, Devices: l.allocation.Devices,
+		OwedBefore: wire.NewAmount(l.owedBefore), State: string(v.state), Access: l.allocation.Access,
+	}, lastEventID(r.Request))
+	if err != nil {
+		p.config.Log.Debug("stream ended; the lease goes on", "lease", l.id, "error", err)
+	}
+	return nil // the answer has begun: it cannot become a problem document
+}
+
+// renewSecret gives a renter that proved itself, but lost the secret, a new
+// one. The old one no longer works.
+func (p *Provider) renewSecret(ctx context.Context, l *lease) (string, error) {
+	secret := randomHash().Hex()[2:]
+	return secret, p.store.setSecret(ctx, l.id, hashSecret(secret))
+}
+
+// acknowledge answers with a receipt, and with body as JSON if there is one.
+func (p *Provider) acknowledge(w http.ResponseWriter, r *request, s channel.State, body any, tx ...common.Hash) error {
+	receipt := wire.NewReceipt(time.Now(), r.cred.Challenge.ID, p.escrow.ChainID(), s.ID, wire.NewAmount(s.Accepted), wire.NewAmount(s.Spent))
+	if len(tx) > 0 {
+		receipt.TxHash = &tx[0]
+	}
+	if err := receipt.Set(w.Header()); err != nil {
+		return err
+	}
+	if body == nil {
+		body = receipt
+	}
+	w.Header().Set("Content-Type", "application/json")
+	return json.NewEncoder(w).Encode(body)
+}
+
+func (p *Provider) streamReceipt(r *request, l *lease, v leaseView) wire.Receipt {
+	receipt := wire.NewReceipt(time.Now(), r.cred.Challenge.ID, p.escrow.ChainID(), l.terms.ID(), wire.NewAmount(v.accepted), wire.NewAmount(v.owed))
+	receipt.Units = strconv.FormatUint(v.nanos, 10)
+	return receipt
+}
+
+// refuse answers with a problem and, where a payment can mend it, with a fresh
+// challenge.
+func (p *Provider) refuse(w http.ResponseWriter, r *http.Request, err error) {
+	problem := problemOf(err)
+	if problem.Status >= http.StatusInternalServerError && !errors.Is(err, ErrNoCapacity) {
+		p.config.Log.Error("request failed", "method", r.Method, "error", err)
+	} else {
+		p.config.Log.Debug("request refused", "method", r.Method, "problem", problem.Type, "error", err)
+	}
+	p.metrics.refused(problem)
+	if problem.Status == http.StatusPaymentRequired {
+		challenge, err := p.challenge()
+		if err != nil {
+			problem = wire.Internal.With("no challenge could be made")
+		} else {
+			w.Header().Set("WWW-Authenticate", challenge.Header())
+		}
+	}
+	if problem.Status == http.StatusServiceUnavailable {
+		w.Header().Set("Retry-After", "10")
+	}
+	problem.Write(w)
+}
+
+// challenge asks for a payment under the current offer.
+func (p *Provider) challenge() (wire.Challenge, error) {
+	offer := p.Offer()
+	types := []string{wire.TypeHash}
+	if p.gasless {
+		types = []string{wire.TypeAuthorization, wire.TypeHash}
+	}
+	delta := wire.NewAmount(p.payee.MinDelta)
+	suggested := offer.MinDeposit
+	return p.minter.Mint(wire.Request{
+		Amount:           offer.Amount,
+		UnitType:         offer.Unit,
+		SuggestedDeposit: &suggested,
+		Currency:         offer.Token,
+		Recipient:        offer.Payee,
+		Description:      "GPU time, metered by the second",
+		ExternalID:       offer.Hash.Hex(),
+		MethodDetails: wire.MethodDetails{
+			ChainID: offer.ChainID, EscrowContract: offer.Escrow, MinVoucherDelta: &delta,
+			FeePayer: p.gasless, CredentialTypes: types,
+		},
+	}, rand.Text())
+}

@@ -1,0 +1,62 @@
+package sdk
+
+import (
+	"context"
+	"errors"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// problems maps what can go wrong to what a renter is told. The first match
+// counts. A revert's data and an internal error's text stay with us.
+var problems = []struct {
+	err  error
+	kind wire.Problem
+}{
+	{wire.ErrNone, wire.PaymentRequired},
+	{wire.ErrMalformed, wire.MalformedCredential},
+	{wire.ErrMethod, wire.MethodUnsupported},
+	{wire.ErrExpired, wire.PaymentExpired},
+	{wire.ErrChallenge, wire.InvalidChallenge},
+	{errChallengeUsed, wire.ChallengeNotFound},
+	{channel.ErrUnknown, wire.ChannelNotFound},
+	{channel.ErrFinalized, wire.ChannelFinalized},
+	{channel.ErrClosing, wire.ChannelFinalized},
+	{channel.ErrSigner, wire.SignerMismatch},
+	{channel.ErrSignature, wire.InvalidSignature},
+	{channel.ErrExceedsDeposit, wire.AmountExceedsDeposit},
+	{channel.ErrDelta, wire.DeltaTooSmall},
+	{channel.ErrAmount, wire.MalformedCredential},
+	{ErrNoCapacity, wire.NoCapacity},
+}
+
+func problemOf(err error) *wire.Problem {
+	var problem *wire.Problem
+	if errors.As(err, &problem) {
+		return problem
+	}
+	for _, p := range problems {
+		if errors.Is(err, p.err) {
+			return p.kind.With("%v", err)
+		}
+	}
+	var revert *chain.Revert
+	if errors.As(err, &revert) {
+		return wire.TransactionReverted.With("the escrow refused the transaction: %s", reason(revert))
+	}
+	if errors.Is(err, context.DeadlineExceeded) {
+		return wire.Unavailable.With("it took too long; nothing is lost, try again")
+	}
+	return wire.Internal.With("see the provider's log")
+}
+
+// reason is a custom error's name, which says what was wrong, without its
+// selector or arguments.
+func reason(r *chain.Revert) string {
+	if r.Name == "" {
+		return "no reason given"
+	}
+	return r.Name
+}

@@ -1,0 +1,333 @@
+package sdk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/channel/store"
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// Provider rents out GPUs over HTTP and is paid for the metered time. Embed it
+// as an http.Handler under any path, and call Run beside the server:
+//
+//	p, err := sdk.NewProvider(ctx, sdk.ProviderConfig{..})
+//	go p.Run(ctx)
+//	http.ListenAndServe(":8402", p)
+//
+// It promises: a voucher is on disk before service is given for it; a usage
+// record and its charge are on disk before the renter sees them; no lease runs
+// further ahead of its vouchers than the credit in the signed offer.
+type Provider struct {
+	config  ProviderConfig
+	escrow  *chain.Escrow
+	token   *chain.Token
+	price   metering.Price
+	credit  uint256.Int // base units for ProviderConfig.Credit of GPU time
+	devices []metering.Device
+	gasless bool // we send renters' ERC-3009 deposits
+
+	db      *store.DB
+	store   leaseStore
+	payee   *channel.Payee
+	sender  *chain.Sender
+	settler *Settler
+	watcher *Watcher
+	minter  *wire.Minter
+	metrics *providerMetrics
+	mux     *http.ServeMux
+
+	life   context.Context // leases run until it ends
+	finish context.CancelFunc
+	opens  keyed // one open, top-up or lease start at a time on a channel
+
+	mu               sync.Mutex
+	offer            wire.SignedOffer
+	leases           map[common.Hash]*lease // running, by channel
+	wait             sync.WaitGroup
+	closed, draining bool
+}
+
+var errClosed = errors.New("the provider is closed")
+
+// NewProvider connects to the chain, opens the database and takes up the
+// leases of an earlier run. Its errors are one line each and say what to do.
+func NewProvider(ctx context.Context, config ProviderConfig) (*Provider, error) {
+	config = config.withDefaults()
+	if err := config.check(); err != nil {
+		return nil, err
+	}
+	escrow, token, err := config.connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	p := &Provider{config: config, escrow: escrow, token: token, leases: make(map[common.Hash]*lease)}
+	if err := p.prepare(ctx); err != nil {
+		return nil, err
+	}
+	p.life, p.finish = context.WithCancel(context.Background())
+	if err := p.restore(ctx); err != nil {
+		p.finish()
+		return nil, errors.Join(err, p.db.Close())
+	}
+	return p, nil
+}
+
+func (p *Provider) prepare(ctx context.Context) error {
+	if err := p.prices(ctx); err != nil {
+		return err
+	}
+	db, err := openDatabase(ctx, p.config.Database, "provider", providerMigrations)
+	if err != nil {
+		return err
+	}
+	p.db, p.store = db, leaseStore{db}
+	p.payee = &channel.Payee{Store: db.Payee(), Domain: p.escrow.Domain()}
+	if err := errors.Join(p.chainParts(ctx), p.challenges(ctx), p.renewOffer(ctx)); err != nil {
+		return errors.Join(err, db.Close())
+	}
+	p.metrics = newProviderMetrics(p)
+	p.routes()
+	return nil
+}
+
+// prices turns what people say (units of the token, an hour) into what is
+// charged (base units), and refuses what cannot be charged exactly.
+func (p *Provider) prices(ctx context.Context) error {
+	var err error
+	if p.price, err = PerHour(p.config.PricePerGPUHour, p.token.Decimals); err != nil {
+		return fmt.Errorf("provider: PricePerGPUHour: %w", err)
+	}
+	if p.credit, err = p.price.Charge(uint64(p.config.Credit)); err != nil {
+		return fmt.Errorf("provider: Credit: %w", err)
+	}
+	if p.devices, err = p.config.Source.Devices(ctx); err != nil {
+		return fmt.Errorf("provider: listing the GPUs of %s: %w", p.config.Source.Name(), err)
+	}
+	if len(p.devices) == 0 {
+		return fmt.Errorf("provider: %s has no GPU to rent out", p.config.Source.Name())
+	}
+	if p.config.Allocator == nil {
+		p.config.Allocator, err = NewHostAllocator(ctx, p.config.Source)
+	}
+	return err
+}
+
+// chainParts makes what watches the chain and sends to it.
+func (p *Provider) chainParts(ctx context.Context) error {
+	txs, err := chain.OpenStore(ctx, p.db)
+	if err != nil {
+		return err
+	}
+	supported, err := p.token.SupportsAuthorization(ctx)
+	if err != nil {
+		return err
+	}
+	p.gasless = supported && !p.config.NoGasless
+	p.sender = &chain.Sender{Backend: p.escrow.Backend(), Key: p.config.Key, Store: txs, Log: p.config.Log}
+	p.settler = &Settler{Payee: p.payee, Escrow: p.escrow, Sender: p.sender, Policy: p.config.Settlement, Log: p.config.Log}
+	p.watcher = &Watcher{Payee: p.payee, Escrow: p.escrow, Confirmations: p.config.Confirmations, OnChange: p.channelChanged, Log: p.config.Log}
+	return nil
+}
+
+func (p *Provider) challenges(ctx context.Context) error {
+	secret, err := p.store.secret(ctx, "challenge")
+	if err != nil {
+		return err
+	}
+	p.minter = &wire.Minter{Secret: secret, Realm: p.config.Realm, TTL: 5 * time.Minute, Now: time.Now}
+	return nil
+}
+
+// renewOffer publishes an offer with a fresh expiry. A lease keeps the offer
+// it was rented under.
+func (p *Provider) renewOffer(ctx context.Context) error {
+	deposit, err := p.minDeposit()
+	if err != nil {
+		return err
+	}
+	offer, err := wire.SignOffer(ctx, p.config.Key, wire.Offer{
+		Version:     1,
+		ChainID:     p.escrow.ChainID(),
+		Escrow:      wire.Address(p.escrow.Address()),
+		Token:       wire.Address(p.config.Token),
+		Payee:       wire.Address(p.config.Key.Address()),
+		Meter:       wire.Address(p.config.MeterKey.Address()),
+		Amount:      wire.NewAmount(p.price.Amount),
+		Unit:        string(p.price.Unit),
+		Credit:      uint64(p.config.Credit / time.Second),
+		MinDeposit:  wire.NewAmount(deposit),
+		Tick:        p.config.Tick.Milliseconds(),
+		MaxGap:      p.config.MaxGap.Milliseconds(),
+		RecordEvery: p.config.RecordEvery.Milliseconds(),
+		Devices:     offered(p.devices),
+		Simulated:   simulated(p.devices),
+		Expires:     time.Now().Add(p.config.OfferTTL).Unix(),
+	})
+	if err != nil {
+		return err
+	}
+	if err := p.store.putOffer(ctx, offer); err != nil {
+		return err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.offer = offer
+	return nil
+}
+
+func (p *Provider) minDeposit() (uint256.Int, error) {
+	if p.config.MinDeposit == "" {
+		return p.price.Charge(uint64(10 * time.Minute))
+	}
+	v, err := ParseUnits(p.config.MinDeposit, p.token.Decimals)
+	if err != nil {
+		return v, fmt.Errorf("provider: MinDeposit: %w", err)
+	}
+	return v, nil
+}
+
+func offered(devices []metering.Device) []wire.OfferDevices {
+	var kinds []wire.OfferDevices
+	for _, d := range devices {
+		i := slices.IndexFunc(kinds, func(k wire.OfferDevices) bool { return k.Model == d.Name && k.MemoryBytes == d.MemoryBytes })
+		if i < 0 {
+			kinds = append(kinds, wire.OfferDevices{Model: d.Name, MemoryBytes: d.MemoryBytes})
+			i = len(kinds) - 1
+		}
+		kinds[i].Count++
+	}
+	return kinds
+}
+
+func simulated(devices []metering.Device) bool {
+	return slices.ContainsFunc(devices, func(d metering.Device) bool { return d.Simulated })
+}
+
+// Offer returns the offer that new leases are made under.
+func (p *Provider) Offer() wire.SignedOffer {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.offer
+}
+
+// Run watches the chain, settles and renews the offer until ctx ends, Close is
+// called, or one of them fails for good. Without it nothing is settled.
+func (p *Provider) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	if !p.begin() {
+		return errClosed
+	}
+	defer p.wait.Done()
+	defer context.AfterFunc(p.life, cancel)()
+	parts := []func(context.Context) error{p.sender.Run, p.watcher.Run, p.settler.Run, p.renewOffers}
+	failed := make(chan error, len(parts))
+	for _, run := range parts {
+		go func() { failed <- run(ctx) }()
+	}
+	err := <-failed
+	cancel()
+	for range len(parts) - 1 {
+		<-failed
+	}
+	if err != nil && !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+// begin registers work that Close waits for.
+func (p *Provider) begin() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return false
+	}
+	p.wait.Add(1)
+	return true
+}
+
+func (p *Provider) renewOffers(ctx context.Context) error {
+	ticker := time.NewTicker(p.config.OfferTTL / 2)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-ticker.C:
+			if err := p.renewOffer(ctx); err != nil {
+				p.config.Log.Error("offer could not be renewed", "error", err)
+			}
+		}
+	}
+}
+
+// Close stops metering, watching and settling, and closes the database. Leases are kept: their devices
+// stay with the renters, the next NewProvider on this database goes on with
+// them, and the time in between is not billed. To end them instead, call Drain
+// first.
+func (p *Provider) Close() error {
+	p.mu.Lock()
+	if p.closed {
+		p.mu.Unlock()
+		return nil
+	}
+	p.closed = true
+	p.mu.Unlock()
+	p.finish()
+	p.wait.Wait()
+	return p.db.Close()
+}
+
+// Drain ends every lease and settles what is owed. New leases are refused.
+func (p *Provider) Drain(ctx context.Context) error {
+	p.mu.Lock()
+	p.draining = true
+	running := make([]*lease, 0, len(p.leases))
+	for _, l := range p.leases {
+		running = append(running, l)
+	}
+	p.mu.Unlock()
+	var err error
+	for _, l := range running {
+		err = errors.Join(err, l.end(ctx, stopRequest{reason: "the provider ends all leases"}))
+	}
+	return errors.Join(err, p.settler.Settle(ctx))
+}
+
+// running returns the lease that runs on a channel, or nil.
+func (p *Provider) running(channelID common.Hash) *lease {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.leases[channelID]
+}
+
+// channelChanged hears of every change the chain made to a channel.
+func (p *Provider) channelChanged(_, now channel.State) {
+	l := p.running(now.ID)
+	if l == nil {
+		return
+	}
+	l.observe(now)
+	if now.Status == channel.Open {
+		return
+	}
+	// What is metered from here on might never be paid.
+	go func() {
+		if err := l.end(p.life, stopRequest{reason: "the channel is " + now.Status.String()}); err != nil {
+			p.config.Log.Error("lease could not be ended", "lease", l.id, "error", err)
+		}
+	}()
+}

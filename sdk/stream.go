@@ -1,0 +1,158 @@
+package sdk
+
+import (
+	"context"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// keepAlive is how often an idle stream carries a comment, so that proxies do
+// not cut it and a renter notices a dead provider.
+const keepAlive = 15 * time.Second
+
+// writeTimeout bounds one write to a renter that does not read.
+const writeTimeout = 30 * time.Second
+
+// stream writes one lease's events to one renter. It pulls: what the renter
+// has not seen is read from the lease and the store, so a slow renter costs no
+// memory, and a lease never waits for one.
+type stream struct {
+	w       http.ResponseWriter
+	control *http.ResponseController
+	lease   *lease
+	number  uint64 // of this stream; a newer one replaces it
+	seen    leaseView
+	receipt func(leaseView) wire.Receipt
+}
+
+// serve runs until the lease ends, the renter leaves or a newer stream
+// replaces this one.
+func (s *stream) serve(ctx context.Context, first wire.Lease, after uint64) error {
+	s.control = http.NewResponseController(s.w)
+	h := s.w.Header()
+	h.Set("Content-Type", "text/event-stream")
+	h.Set("Cache-Control", "no-store")
+	h.Set("X-Accel-Buffering", "no") // nginx would hold events back
+	s.w.WriteHeader(http.StatusOK)
+	if err := s.send(0, wire.EventLease, first); err != nil {
+		return err
+	}
+	s.seen = leaseView{sequence: after, version: 1}
+	idle := time.NewTicker(keepAlive)
+	defer idle.Stop()
+	for {
+		now, changed := s.lease.snapshot()
+		over, err := s.show(ctx, now)
+		if over || err != nil {
+			return err
+		}
+		select {
+		case <-changed:
+		case <-idle.C:
+			if err := s.comment(); err != nil {
+				return err
+			}
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// show writes what is new in now: records first, because everything else
+// refers to them.
+func (s *stream) show(ctx context.Context, now leaseView) (over bool, err error) {
+	if now.stream != s.number {
+		return true, nil // the renter has another stream: it may be a new process of his
+	}
+	for s.seen.sequence < now.sequence {
+		records, err := s.lease.deps.store.records(ctx, s.lease.id, s.seen.sequence, 100)
+		if err != nil {
+			return true, err
+		}
+		if len(records) == 0 {
+			break
+		}
+		for _, rec := range records {
+			if err := s.send(rec.Sequence, wire.EventUsage, rec); err != nil {
+				return true, err
+			}
+			s.seen.sequence = rec.Sequence
+		}
+	}
+	if now.version != s.seen.version {
+		if err := s.send(0, wire.EventStatus, wire.Status{State: string(now.state), Reason: now.reason}); err != nil {
+			return true, err
+		}
+	}
+	if now.need > s.seen.need && now.state != leaseEnded {
+		if err := s.send(0, wire.EventNeedVoucher, s.lease.needs(now)); err != nil {
+			return true, err
+		}
+	}
+	s.seen.version, s.seen.need = now.version, now.need
+	if now.state == leaseEnded {
+		return true, s.send(0, wire.EventReceipt, s.receipt(now))
+	}
+	select {
+	case <-s.lease.done: // the provider stops and the lease goes on later
+		return true, nil
+	default:
+		return false, nil
+	}
+}
+
+// needs is what the renter must do before service goes on. Where the deposit is
+// the limit, the amount named is over it: top up first.
+func (l *lease) needs(v leaseView) wire.NeedVoucher {
+	required := v.owed
+	var next uint256.Int
+	next.Add(&v.owed, &l.credit)
+	if v.state == leaseSuspended && next.Gt(&v.deposit) {
+		required = next
+	}
+	return wire.NeedVoucher{
+		ChannelID:          l.terms.ID(),
+		RequiredCumulative: wire.NewAmount(required),
+		AcceptedCumulative: wire.NewAmount(v.accepted),
+		Deposit:            wire.NewAmount(v.deposit),
+	}
+}
+
+func (s *stream) send(id uint64, name string, data any) error {
+	event, err := wire.NewEvent(id, name, data)
+	if err != nil {
+		return err
+	}
+	s.deadline()
+	if _, err := event.WriteTo(s.w); err != nil {
+		return err
+	}
+	return s.control.Flush()
+}
+
+func (s *stream) comment() error {
+	s.deadline()
+	if _, err := s.w.Write([]byte(": still here\n\n")); err != nil {
+		return err
+	}
+	return s.control.Flush()
+}
+
+func (s *stream) deadline() {
+	// Not every ResponseWriter has deadlines; without one the server's own apply.
+	_ = s.control.SetWriteDeadline(time.Now().Add(writeTimeout))
+}
+
+// lastEventID is where a renter wants its stream to go on.
+func lastEventID(r *http.Request) uint64 {
+	id, err := strconv.ParseUint(r.Header.Get("Last-Event-ID"), 10, 64)
+	if err != nil {
+		return 0
+	}
+	return id
+}
