@@ -1,0 +1,111 @@
+package chain
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/jmoiron/sqlx"
+)
+
+// A Block is one that was acted on.
+type Block struct {
+	Number uint64
+	Hash   common.Hash
+}
+
+type blockRow struct {
+	Number int64  `db:"number"`
+	Hash   string `db:"hash"`
+}
+
+// Trail is the newest blocks that a watcher of an escrow acted on, oldest first.
+func (s *Store) Trail(ctx context.Context, chain uint64, escrow common.Address) ([]Block, error) {
+	db := s.db.View()
+	var rows []blockRow
+	err := db.SelectContext(ctx, &rows, db.Rebind(`SELECT number, hash FROM chain_block WHERE chain = ? AND escrow = ? ORDER BY number`), chain, text(escrow))
+	if err != nil {
+		return nil, fmt.Errorf("chain: reading the watcher's trail: %w", err)
+	}
+	trail := make([]Block, len(rows))
+	for i, row := range rows {
+		trail[i] = Block{Number: uint64(row.Number), Hash: common.HexToHash(row.Hash)}
+	}
+	return trail, nil
+}
+
+// Extend makes the trail what is kept of it and the next block: what else is there was undone, or is too old to matter.
+func (s *Store) Extend(ctx context.Context, chain uint64, escrow common.Address, kept []Block, next Block) error {
+	oldest, newest := next.Number, uint64(0)
+	if len(kept) > 0 {
+		oldest, newest = kept[0].Number, kept[len(kept)-1].Number
+	}
+	return s.db.Update(ctx, func(db *sqlx.Tx) error {
+		_, err := db.ExecContext(ctx, db.Rebind(`DELETE FROM chain_block WHERE chain = ? AND escrow = ? AND (number < ? OR number > ?)`), chain, text(escrow), oldest, newest)
+		if err != nil {
+			return fmt.Errorf("chain: writing the watcher's trail: %w", err)
+		}
+		_, err = db.ExecContext(ctx, db.Rebind(`INSERT INTO chain_block (chain, escrow, number, hash) VALUES (?, ?, ?, ?)
+			ON CONFLICT (chain, escrow, number) DO UPDATE SET hash = excluded.hash`), chain, text(escrow), next.Number, text(next.Hash))
+		if err != nil {
+			return fmt.Errorf("chain: writing the watcher's trail: %w", err)
+		}
+		return nil
+	})
+}
+
+type sinceRow struct {
+	Channel string `db:"channel"`
+	Since   int64  `db:"since"`
+}
+
+// Since says since when each of the given channels has waited for settlement: now for those that are new. Channels that
+// are not given wait no more and are forgotten.
+func (s *Store) Since(ctx context.Context, ids []common.Hash, now time.Time) (map[common.Hash]time.Time, error) {
+	var rows []sinceRow
+	if err := s.db.View().SelectContext(ctx, &rows, `SELECT channel, since FROM chain_since`); err != nil {
+		return nil, fmt.Errorf("chain: reading what waits for settlement: %w", err)
+	}
+	waiting := make(map[common.Hash]time.Time, len(ids))
+	for _, id := range ids {
+		waiting[id] = time.Time{}
+	}
+	var gone []string
+	for _, row := range rows {
+		id := common.HexToHash(row.Channel)
+		if _, ok := waiting[id]; ok {
+			waiting[id] = moment(row.Since)
+		} else {
+			gone = append(gone, row.Channel)
+		}
+	}
+	var fresh []common.Hash
+	for id, since := range waiting {
+		if since.IsZero() {
+			waiting[id] = now
+			fresh = append(fresh, id)
+		}
+	}
+	if len(gone) == 0 && len(fresh) == 0 {
+		return waiting, nil
+	}
+	return waiting, s.saveSince(ctx, gone, fresh, now)
+}
+
+func (s *Store) saveSince(ctx context.Context, gone []string, fresh []common.Hash, now time.Time) error {
+	return s.db.Update(ctx, func(db *sqlx.Tx) error {
+		for _, id := range gone {
+			if _, err := db.ExecContext(ctx, db.Rebind(`DELETE FROM chain_since WHERE channel = ?`), id); err != nil {
+				return fmt.Errorf("chain: writing what waits for settlement: %w", err)
+			}
+		}
+		for _, id := range fresh {
+			_, err := db.ExecContext(ctx, db.Rebind(`INSERT INTO chain_since (channel, since) VALUES (?, ?) ON CONFLICT (channel) DO NOTHING`), text(id), millis(now))
+			if err != nil {
+				return fmt.Errorf("chain: writing what waits for settlement: %w", err)
+			}
+		}
+		return nil
+	})
+}

@@ -1,0 +1,280 @@
+package sdk
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"math/big"
+	"slices"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/ethereum/go-ethereum/core/types"
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/chain"
+)
+
+// A purse is what one transaction can pay into: one payee, one token.
+type purse struct{ payee, token common.Address }
+
+// due picks what the policy wants settled now, in-flight and penalized channels aside.
+func (s *Settler) due(ctx context.Context, states []channel.State) ([]channel.State, error) {
+	ids := make([]common.Hash, len(states))
+	for i, state := range states {
+		ids[i] = state.ID
+	}
+	since, err := s.Sender.Store.Since(ctx, ids, s.now())
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	purses := make(map[purse][]channel.State)
+	for _, state := range states {
+		if p := s.penalty[state.ID]; s.claimed[state.ID] || (p != nil && s.now().Before(p.until)) {
+			continue
+		}
+		key := purse{state.Terms.Payee, state.Terms.Token}
+		purses[key] = append(purses[key], state)
+	}
+	var due []channel.State
+	for _, group := range purses {
+		if s.worth(group, since) {
+			due = append(due, group...)
+			continue
+		}
+		for _, state := range group {
+			if s.urgent[state.ID] || state.Status == channel.Closing {
+				due = append(due, state)
+			}
+		}
+	}
+	return due, nil
+}
+
+// worth reports whether a purse has come together, or something in it has waited long enough.
+func (s *Settler) worth(group []channel.State, since map[common.Hash]time.Time) bool {
+	var total uint256.Int
+	for _, state := range group {
+		unsettled := state.Unsettled()
+		total.Add(&total, &unsettled)
+		if s.now().Sub(since[state.ID]) >= or(s.Policy.MaxAge, defaultMaxAge) {
+			return true
+		}
+	}
+	return !s.Policy.MinValue.IsZero() && !total.Lt(&s.Policy.MinValue)
+}
+
+// refresh reads the channels from the contract and drops those that have nothing left to settle: somebody else may have
+// settled them, and paying gas to hear that is a waste. What is dropped is released; what is returned, with an error or
+// without, is the caller's to release.
+func (s *Settler) refresh(ctx context.Context, states []channel.State) ([]channel.State, error) {
+	ids := make([]common.Hash, len(states))
+	for i, state := range states {
+		ids[i] = state.ID
+	}
+	if _, err := s.observe(ctx, ids, 0); err != nil {
+		return states, err
+	}
+	fresh := make([]channel.State, 0, len(states))
+	for _, id := range ids {
+		state, err := s.Payee.State(ctx, id)
+		if err != nil {
+			return states, err
+		}
+		if left := state.Unsettled(); left.IsZero() || state.Status == channel.Finalized {
+			continue
+		}
+		fresh = append(fresh, state)
+	}
+	s.release(except(states, fresh))
+	return fresh, nil
+}
+
+// observe reads channels from the contract and records what it says, of settlement, close and finality; deposits are for
+// the watcher to confirm. It insists on a node that knows the block least.
+func (s *Settler) observe(ctx context.Context, ids []common.Hash, least uint64) (map[common.Hash]channel.State, error) {
+	states := make(map[common.Hash]channel.State, len(ids))
+	if len(ids) == 0 {
+		return states, nil
+	}
+	return states, s.Escrow.Record(func() error {
+		views, head, err := s.Escrow.Confirmed(ctx, ids, 1)
+		if err != nil {
+			return err
+		}
+		if head < least {
+			return fmt.Errorf("the endpoint is at block %d and the settlement in block %d", head, least)
+		}
+		for i, id := range ids {
+			state, err := s.Payee.State(ctx, id)
+			if errors.Is(err, channel.ErrUnknown) {
+				continue // not ours to keep: a watchtower's
+			}
+			if err != nil {
+				return err
+			}
+			v := views[i].Latest
+			if state.Deposit.Lt(&v.Deposit) {
+				v.Deposit = state.Deposit
+			}
+			if v.Settled.Gt(&v.Deposit) {
+				v.Settled = v.Deposit
+			}
+			if states[id], err = s.Payee.Observe(ctx, id, v); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// batches sorts channels into transactions: those of one purse together, contract accounts' alone, as the contract wants
+// it. Closing channels come first, and the most money before the least.
+func (s *Settler) batches(states []channel.State) [][]channel.State {
+	slices.SortStableFunc(states, func(a, b channel.State) int {
+		if d := cmp.Compare(b.Status, a.Status); d != 0 {
+			return d
+		}
+		x, y := a.Unsettled(), b.Unsettled()
+		return y.Cmp(&x)
+	})
+	var order []purse
+	var batches [][]channel.State
+	purses := make(map[purse][]channel.State)
+	for _, state := range states {
+		if s.Payee.Domain.Verify(state.Voucher(), state.Terms.Signer()) != nil {
+			batches = append(batches, []channel.State{state})
+			continue
+		}
+		key := purse{state.Terms.Payee, state.Terms.Token}
+		if purses[key] == nil {
+			order = append(order, key)
+		}
+		purses[key] = append(purses[key], state)
+	}
+	for _, key := range order {
+		for batch := range slices.Chunk(purses[key], or(s.Policy.MaxBatch, defaultMaxBatch)) {
+			batches = append(batches, batch)
+		}
+	}
+	return batches
+}
+
+// settle brings one batch onto the chain. What the contract refuses as a whole is halved until the channel that it
+// refuses stands alone.
+func (s *Settler) settle(ctx context.Context, batch []channel.State) error {
+	err := s.transact(ctx, batch)
+	var refused *chain.Revert
+	var reverted *chain.Reverted
+	if err == nil || !(errors.As(err, &refused) || errors.As(err, &reverted)) {
+		return err
+	}
+	if len(batch) == 1 {
+		s.punish(batch[0].ID)
+		s.log().Error("channel cannot be settled; it is retried alone", "channel", batch[0].ID, "unsettled", amountOf(batch[0]), "err", err)
+		return errUnsettled(batch[0].ID, err)
+	}
+	half := len(batch) / 2
+	return errors.Join(s.settle(ctx, batch[:half]), s.settle(ctx, batch[half:]))
+}
+
+func amountOf(state channel.State) string {
+	unsettled := state.Unsettled()
+	return unsettled.Dec()
+}
+
+func (s *Settler) transact(ctx context.Context, batch []channel.State) error {
+	call, err := s.call(batch)
+	if err != nil {
+		return err
+	}
+	id, err := s.Sender.Submit(ctx, call)
+	if err != nil {
+		return err
+	}
+	before := make(map[common.Hash]channel.State, len(batch))
+	for _, state := range batch {
+		before[state.ID] = state
+	}
+	result, err := s.await(ctx, id, call.Channels)
+	if err != nil {
+		return err
+	}
+	return s.report(ctx, result, before)
+}
+
+func (s *Settler) call(batch []channel.State) (chain.Call, error) {
+	if len(batch) == 1 {
+		return s.Escrow.SettleCall(batch[0].Terms, batch[0].Accepted, batch[0].Signature), nil
+	}
+	return s.Escrow.SettleBatchCall(batch[0].Terms.Payee, batch[0].Terms.Token, batch)
+}
+
+// An outcome is a mined transaction and what the contract says of its channels since.
+type outcome struct {
+	*chain.Result
+	after map[common.Hash]channel.State
+}
+
+// await waits for a transaction and reads its channels from a node that has its block.
+func (s *Settler) await(ctx context.Context, id chain.TxID, channels []common.Hash) (outcome, error) {
+	result, err := s.Sender.Wait(ctx, id, 1)
+	if err != nil {
+		return outcome{}, err
+	}
+	pace := chain.Backoff{Least: 500 * time.Millisecond, Most: 10 * time.Second}
+	for try := 0; ; try++ {
+		after, err := s.observe(ctx, channels, result.Receipt.BlockNumber.Uint64())
+		if err == nil {
+			return outcome{result, after}, nil
+		}
+		if try == 8 { // the next pass reads them again before it does anything
+			return outcome{}, fmt.Errorf("reading what transaction %s settled: %w", result.Hash, err)
+		}
+		if err := chain.Pause(ctx, pace.Next()); err != nil {
+			return outcome{}, err
+		}
+	}
+}
+
+// report says what a transaction brought. A row that the contract skipped though it still has money to fetch is an error
+// that names it.
+func (s *Settler) report(ctx context.Context, o outcome, before map[common.Hash]channel.State) error {
+	settlement := Settlement{Tx: o.Hash, Skipped: s.Escrow.Skipped(o.Receipt), Gas: gasCost(o.Receipt)}
+	skipped := make(map[common.Hash]chain.SkipReason)
+	for _, row := range settlement.Skipped {
+		skipped[row.Channel] = row.Reason
+	}
+	var failed error
+	for id, old := range before {
+		reason, bad := skipped[id]
+		now := o.after[id]
+		if !bad && now.Settled.Gt(&old.Settled) {
+			gain := new(uint256.Int).Sub(&now.Settled, &old.Settled)
+			settlement.Paid.Add(&settlement.Paid, gain)
+			settlement.Channels = append(settlement.Channels, id)
+		}
+		if left := now.Unsettled(); bad && !left.IsZero() && now.Status != channel.Finalized {
+			s.punish(id)
+			s.log().Error("channel was left out of a settlement; it is retried alone", "channel", id, "reason", reason, "unsettled", left.Dec(), "tx", o.Hash)
+			failed = errors.Join(failed, errUnsettled(id, fmt.Errorf("the contract skipped it: %s", reason)))
+		}
+	}
+	s.log().Info("settled", "tx", o.Hash, "channels", len(settlement.Channels), "skipped", len(settlement.Skipped), "paid", settlement.Paid.Dec(), "gas_wei", settlement.Gas)
+	if s.OnSettled != nil {
+		s.OnSettled(settlement)
+	}
+	return failed
+}
+
+func gasCost(receipt *types.Receipt) *big.Int {
+	cost := new(big.Int).SetUint64(receipt.GasUsed)
+	if receipt.EffectiveGasPrice != nil {
+		cost.Mul(cost, receipt.EffectiveGasPrice)
+	}
+	return cost
+}

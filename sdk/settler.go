@@ -1,0 +1,351 @@
+package sdk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/big"
+	"sync"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/chain"
+)
+
+// What a settler does where its policy is zero.
+const (
+	defaultInterval = time.Minute
+	defaultMaxAge   = time.Hour
+	defaultMaxBatch = 100 // about 1.3 million gas
+)
+
+// SettlementPolicy says when money at risk is worth the gas of fetching it. A channel that is closing, or whose lease
+// ended, is settled at once whatever it says.
+type SettlementPolicy struct {
+	Interval time.Duration // how often to look; 0: 1 min
+	MinValue uint256.Int   // base units of one payee and token that are fetched as soon as they have come together; 0: wait for MaxAge
+	MaxAge   time.Duration // how long anything may wait; 0: 1 h
+	MaxBatch int           // channels in one transaction; 0: 100
+}
+
+// A Settlement is one transaction that was mined and what it brought.
+type Settlement struct {
+	Tx       common.Hash
+	Channels []common.Hash // those that were paid
+	Skipped  []chain.Skipped
+	Paid     uint256.Int // base units, to all of them together
+	Gas      *big.Int    // wei
+}
+
+// A Settler fetches what payers have vouchered: in batches of one payee and token, one transaction for claim and payout.
+// It believes the contract and nothing else: a channel counts as settled when the contract says so after the
+// transaction's block. A channel that cannot be settled is reported and retried alone, ever more seldom, and holds up
+// none of the others. Fields are set before first use.
+type Settler struct {
+	Payee  *channel.Payee
+	Escrow *chain.Escrow
+	Sender *chain.Sender
+	Policy SettlementPolicy
+
+	OnSettled func(Settlement) // after each transaction; may be nil
+	Log       *slog.Logger
+	Now       func() time.Time
+
+	once    sync.Once
+	wake    chan struct{}
+	mu      sync.Mutex
+	urgent  map[common.Hash]bool
+	claimed map[common.Hash]bool     // somebody is settling it
+	penalty map[common.Hash]*penalty // it failed alone
+	work    sync.WaitGroup
+}
+
+// penalty keeps a channel that failed out of the others' way for a while.
+type penalty struct {
+	until time.Time
+	pace  chain.Backoff
+}
+
+func (s *Settler) init() {
+	s.once.Do(func() {
+		s.wake = make(chan struct{}, 1)
+		s.urgent = make(map[common.Hash]bool)
+		s.claimed = make(map[common.Hash]bool)
+		s.penalty = make(map[common.Hash]*penalty)
+	})
+}
+
+// Urgent has a channel settled without waiting for value or age: its lease ended, or its payer wants out.
+func (s *Settler) Urgent(id common.Hash) {
+	s.init()
+	s.mu.Lock()
+	s.urgent[id] = true
+	s.mu.Unlock()
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Run applies the policy until the context ends, and then waits for what it was doing. Failures of the endpoint are
+// logged and retried with growing, jittered pauses.
+func (s *Settler) Run(ctx context.Context) error {
+	s.init()
+	defer s.work.Wait()
+	var pace chain.Backoff
+	for {
+		wait := or(s.Policy.Interval, defaultInterval)
+		if err := s.pass(ctx); err != nil {
+			wait = min(wait, pace.Next())
+			s.log().Warn("settlement postponed", "err", err, "retry", wait)
+			if err := chain.Pause(ctx, wait); err != nil { // even if urgent: the endpoint is what failed
+				return err
+			}
+			continue
+		}
+		pace.Reset()
+		if err := s.sleep(ctx, min(wait, s.soonest())); err != nil {
+			return err
+		}
+	}
+}
+
+func (s *Settler) sleep(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-s.wake:
+	case <-timer.C:
+	}
+	return nil
+}
+
+// soonest is when something urgent deserves another look.
+func (s *Settler) soonest() time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.urgent) > 0 {
+		return 5 * time.Second
+	}
+	return 24 * time.Hour
+}
+
+// pass starts the settlement of everything that is due.
+func (s *Settler) pass(ctx context.Context) error {
+	if err := s.resume(ctx); err != nil {
+		return err
+	}
+	states, err := s.Payee.Unsettled(ctx)
+	if err != nil {
+		return err
+	}
+	s.calm(states)
+	due, err := s.due(ctx, states)
+	if err != nil || len(due) == 0 {
+		return err
+	}
+	due = s.claim(due)
+	due, err = s.refresh(ctx, due)
+	if err != nil {
+		s.release(due)
+		return err
+	}
+	for _, batch := range s.batches(due) {
+		s.start(ctx, batch)
+	}
+	return nil
+}
+
+func (s *Settler) start(ctx context.Context, batch []channel.State) {
+	s.work.Add(1)
+	go func() {
+		defer s.work.Done()
+		defer s.release(batch)
+		if err := s.settle(ctx, batch); err != nil && ctx.Err() == nil {
+			s.log().Error("settlement failed", "channels", len(batch), "err", err)
+		}
+	}()
+}
+
+// Settle settles channels now, all that have something to settle if none is named, and returns when that is done. The
+// error names every channel that could not be settled.
+func (s *Settler) Settle(ctx context.Context, ids ...common.Hash) error {
+	s.init()
+	if err := s.resume(ctx); err != nil {
+		return err
+	}
+	states, err := s.Payee.Unsettled(ctx)
+	if err != nil {
+		return err
+	}
+	mine, err := s.acquire(ctx, only(states, ids))
+	if err != nil {
+		return err
+	}
+	fresh, err := s.refresh(ctx, mine)
+	defer s.release(fresh)
+	if err != nil {
+		return err
+	}
+	for _, batch := range s.batches(fresh) {
+		err = errors.Join(err, s.settle(ctx, batch))
+	}
+	return err
+}
+
+// acquire claims all of the channels, waiting for who settles them already.
+func (s *Settler) acquire(ctx context.Context, states []channel.State) ([]channel.State, error) {
+	var mine []channel.State
+	for {
+		got := s.claim(states)
+		mine = append(mine, got...)
+		states = except(states, got)
+		if len(states) == 0 {
+			return mine, nil
+		}
+		if err := chain.Pause(ctx, 100*time.Millisecond); err != nil {
+			s.release(mine)
+			return nil, err
+		}
+	}
+}
+
+// claim takes those of the channels that nobody else settles at this moment.
+func (s *Settler) claim(states []channel.State) []channel.State {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var mine []channel.State
+	for _, state := range states {
+		if !s.claimed[state.ID] {
+			s.claimed[state.ID] = true
+			mine = append(mine, state)
+		}
+	}
+	return mine
+}
+
+func (s *Settler) release(states []channel.State) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, state := range states {
+		delete(s.claimed, state.ID)
+	}
+}
+
+// resume takes over what was under way when the program last stopped: those channels are settled by a transaction that
+// is in the outbox, and a second one would only cost gas.
+func (s *Settler) resume(ctx context.Context) error {
+	flying, err := s.Sender.InFlight(ctx)
+	if err != nil {
+		return err
+	}
+	for _, tx := range flying {
+		var states []channel.State
+		for _, id := range tx.Call.Channels {
+			states = append(states, channel.State{ID: id})
+		}
+		mine := s.claim(states)
+		if len(mine) == 0 {
+			continue
+		}
+		s.work.Add(1)
+		go func() {
+			defer s.work.Done()
+			defer s.release(mine)
+			if _, err := s.await(ctx, tx.ID, tx.Call.Channels); err != nil && ctx.Err() == nil {
+				s.log().Warn("resumed transaction", "tx", tx.ID, "call", tx.Call.String(), "err", err)
+			}
+		}()
+	}
+	return nil
+}
+
+// calm forgets urgency and penalties of channels that have nothing to settle.
+func (s *Settler) calm(unsettled []channel.State) {
+	waiting := make(map[common.Hash]bool, len(unsettled))
+	for _, state := range unsettled {
+		waiting[state.ID] = true
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for id := range s.urgent {
+		if !waiting[id] {
+			delete(s.urgent, id)
+		}
+	}
+	for id := range s.penalty {
+		if !waiting[id] {
+			delete(s.penalty, id)
+		}
+	}
+}
+
+// punish keeps a channel away for a while. A tenth of the grace period is the longest: there must be many tries left
+// before its payer can take the money back.
+func (s *Settler) punish(id common.Hash) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := s.penalty[id]
+	if p == nil {
+		p = &penalty{pace: chain.Backoff{Least: 10 * time.Second, Most: min(10*time.Minute, s.Escrow.Grace()/10)}}
+		s.penalty[id] = p
+	}
+	p.until = s.now().Add(p.pace.Next())
+}
+
+func (s *Settler) now() time.Time {
+	if s.Now != nil {
+		return s.Now()
+	}
+	return time.Now()
+}
+
+func (s *Settler) log() *slog.Logger {
+	if s.Log != nil {
+		return s.Log
+	}
+	return slog.New(slog.DiscardHandler)
+}
+
+// only keeps the named states, all if none is named.
+func only(states []channel.State, ids []common.Hash) []channel.State {
+	if len(ids) == 0 {
+		return states
+	}
+	named := make(map[common.Hash]bool, len(ids))
+	for _, id := range ids {
+		named[id] = true
+	}
+	var kept []channel.State
+	for _, state := range states {
+		if named[state.ID] {
+			kept = append(kept, state)
+		}
+	}
+	return kept
+}
+
+func except(states, without []channel.State) []channel.State {
+	gone := make(map[common.Hash]bool, len(without))
+	for _, state := range without {
+		gone[state.ID] = true
+	}
+	var kept []channel.State
+	for _, state := range states {
+		if !gone[state.ID] {
+			kept = append(kept, state)
+		}
+	}
+	return kept
+}
+
+// errUnsettled is wrapped around what kept a channel from being settled.
+func errUnsettled(id common.Hash, err error) error {
+	return fmt.Errorf("channel %s is not settled: %w", id, err)
+}

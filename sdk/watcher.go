@@ -1,0 +1,316 @@
+package sdk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/big"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/ethereum/go-ethereum"
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/ethereum/go-ethereum/core/types"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/chain"
+)
+
+const (
+	defaultWatchPoll = 2 * time.Second
+	// subscribedPoll is the safety net under a subscription, which can go quiet without an error.
+	subscribedPoll = 10 * time.Second
+	// sweepEvery bounds how long anything that slipped through can stay unseen.
+	sweepEvery = 5 * time.Minute
+	// trailLength is how many blocks are remembered: deeper re-orgs are handled too, they only lose their depth.
+	trailLength = 128
+	// patience is how many looks at an endpoint that is behind what it said before pass for lag; after that it is a re-org.
+	patience = 5
+	// reopenable is how long after its close a channel is read again when there was a re-org.
+	reopenable = 24 * time.Hour
+)
+
+var errLagging = errors.New("the endpoint is behind what it said before")
+
+// A Watcher keeps a payee's channels as the chain has them. Close requests and closes count as of the newest block: what
+// is metered after them might never be paid. Deposits count when they have Confirmations. What it records is always the
+// contract's state, read anew, never the sum of events; so a re-org is one more reading. When it starts it reads all live
+// channels before anything else, since a payer may have asked to close while nobody looked. Fields are set before first
+// use.
+type Watcher struct {
+	Escrow        *chain.Escrow
+	Payee         *channel.Payee
+	Confirmations uint64        // of a deposit; 0 and 1: the newest block counts
+	Poll          time.Duration // 0: 2 s, and 10 s where the endpoint announces blocks by itself
+	Store         *chain.Store  // remembers the blocks acted on, so that a re-org during a stop is seen; nil: does not
+
+	OnChange func(old, now channel.State) // after each change, closing channels first; may be nil
+	Log      *slog.Logger
+	Now      func() time.Time
+
+	mu          sync.Mutex
+	trail       []chain.Block
+	loaded      bool
+	swept       time.Time
+	lagging     int
+	unconfirmed map[common.Hash]bool
+}
+
+// Run watches until the context ends. Failures of the endpoint are logged and retried with growing, jittered pauses.
+func (w *Watcher) Run(ctx context.Context) error {
+	heads := &headFeed{backend: w.Escrow.Backend(), log: w.log()}
+	defer heads.close()
+	var pace chain.Backoff
+	for {
+		heads.open(ctx)
+		wait := or(w.Poll, defaultWatchPoll)
+		if heads.live() {
+			wait = or(w.Poll, subscribedPoll)
+		}
+		err := w.Check(ctx)
+		if err != nil {
+			wait = max(wait, pace.Next())
+			w.log().Warn("watching the escrow", "err", err, "retry", wait)
+			if err := chain.Pause(ctx, wait); err != nil {
+				return err
+			}
+			continue
+		}
+		pace.Reset()
+		if err := heads.next(ctx, wait); err != nil {
+			return err
+		}
+	}
+}
+
+// Check looks at the chain once and records what changed.
+func (w *Watcher) Check(ctx context.Context) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err := w.load(ctx); err != nil {
+		return err
+	}
+	head, err := w.Escrow.Backend().HeaderByNumber(ctx, nil)
+	if err != nil {
+		return fmt.Errorf("reading the newest block: %w", err)
+	}
+	kept, reorged, err := w.follow(ctx, head)
+	if err != nil {
+		return err
+	}
+	ids, sweep, err := w.concerned(ctx, head, kept, reorged)
+	if err != nil {
+		return err
+	}
+	if err := w.read(ctx, ids); err != nil {
+		return err
+	}
+	if sweep {
+		w.swept = w.now()
+	}
+	return w.advance(ctx, kept, head)
+}
+
+// load restores the trail of the last run.
+func (w *Watcher) load(ctx context.Context) error {
+	if w.loaded {
+		return nil
+	}
+	w.unconfirmed = make(map[common.Hash]bool)
+	if w.Store != nil {
+		trail, err := w.Store.Trail(ctx, w.Escrow.ChainID(), w.Escrow.Address())
+		if err != nil {
+			return err
+		}
+		w.trail = trail
+	}
+	w.loaded = true
+	return nil
+}
+
+// follow finds how much of the trail the chain still stands by. It reports a re-org if that is not all.
+func (w *Watcher) follow(ctx context.Context, head *types.Header) ([]chain.Block, bool, error) {
+	kept := w.trail
+	for len(kept) > 0 {
+		last := kept[len(kept)-1]
+		same, err := w.stands(ctx, head, last)
+		if err != nil {
+			return nil, false, err
+		}
+		if same {
+			break
+		}
+		kept = kept[:len(kept)-1]
+	}
+	w.lagging = 0
+	if len(kept) == len(w.trail) {
+		return kept, false, nil
+	}
+	newest := w.trail[len(w.trail)-1]
+	w.log().Warn("re-org: reading all channels again", "from", newest.Number, "hash", newest.Hash, "records_undone", len(w.trail)-len(kept), "head", head.Number)
+	return kept, true, nil
+}
+
+func (w *Watcher) stands(ctx context.Context, head *types.Header, b chain.Block) (bool, error) {
+	if b.Number == head.Number.Uint64() {
+		return b.Hash == head.Hash(), nil
+	}
+	if b.Number > head.Number.Uint64() {
+		if w.lagging++; w.lagging <= patience {
+			return false, fmt.Errorf("%w: at block %d, before at %d", errLagging, head.Number, b.Number)
+		}
+		return false, nil
+	}
+	header, err := w.Escrow.Backend().HeaderByNumber(ctx, new(big.Int).SetUint64(b.Number))
+	if errors.Is(err, ethereum.NotFound) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("reading block %d: %w", b.Number, err)
+	}
+	return header.Hash() == b.Hash, nil
+}
+
+// concerned lists the channels to read: all live ones at the start, after a re-org and from time to time, else those that
+// events name and those whose deposit waits for confirmations.
+func (w *Watcher) concerned(ctx context.Context, head *types.Header, kept []chain.Block, reorged bool) ([]common.Hash, bool, error) {
+	if reorged || w.swept.IsZero() || w.now().Sub(w.swept) >= sweepEvery {
+		ids, err := w.all(ctx, reorged)
+		return ids, true, err
+	}
+	set := make(map[common.Hash]bool)
+	if last := kept[len(kept)-1]; last.Number < head.Number.Uint64() {
+		touched, err := w.Escrow.Touched(ctx, last.Number+1, head.Number.Uint64())
+		if err != nil {
+			return nil, false, err
+		}
+		set = touched
+		for id := range w.unconfirmed {
+			set[id] = true
+		}
+	}
+	ids := make([]common.Hash, 0, len(set))
+	for id := range set {
+		if _, err := w.Payee.State(ctx, id); errors.Is(err, channel.ErrUnknown) {
+			continue // somebody else's
+		} else if err != nil {
+			return nil, false, err
+		}
+		ids = append(ids, id)
+	}
+	return ids, false, nil
+}
+
+// all lists the live channels, and after a re-org those that were closed not long ago.
+func (w *Watcher) all(ctx context.Context, reorged bool) ([]common.Hash, error) {
+	states, err := w.Payee.Channels(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var ids []common.Hash
+	for _, state := range states {
+		if state.Status != channel.Finalized || (reorged && w.now().Sub(state.UpdatedAt) < reopenable) {
+			ids = append(ids, state.ID)
+		}
+	}
+	return ids, nil
+}
+
+type change struct{ old, now channel.State }
+
+// read reads channels from the contract, records what changed, and says so.
+func (w *Watcher) read(ctx context.Context, ids []common.Hash) error {
+	if len(ids) == 0 {
+		return nil
+	}
+	var changes []change
+	err := w.Escrow.Record(func() error {
+		views, _, err := w.Escrow.Confirmed(ctx, ids, w.Confirmations)
+		if err != nil {
+			return err
+		}
+		for i, id := range ids {
+			delete(w.unconfirmed, id)
+			if views[i].Pending() {
+				w.unconfirmed[id] = true
+			}
+			changed, err := w.record(ctx, id, views[i].View)
+			if err != nil {
+				return err
+			}
+			changes = append(changes, changed...)
+		}
+		return nil
+	})
+	w.tell(changes) // also what was recorded before an error: it will not be news again
+	return err
+}
+
+func (w *Watcher) record(ctx context.Context, id common.Hash, view channel.ChainView) ([]change, error) {
+	old, err := w.Payee.State(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	if sees(old, view) {
+		return nil, nil
+	}
+	now, err := w.Payee.Observe(ctx, id, view)
+	if err != nil {
+		return nil, err
+	}
+	return []change{{old, now}}, nil
+}
+
+// sees reports whether the state says what the chain says.
+func sees(s channel.State, v channel.ChainView) bool {
+	return s.Deposit == v.Deposit && s.Settled == v.Settled && s.CloseRequestedAt == v.CloseRequestedAt &&
+		(s.Status == channel.Finalized) == v.Finalized
+}
+
+// tell passes changes on, those that stop the meter first.
+func (w *Watcher) tell(changes []change) {
+	slices.SortStableFunc(changes, func(a, b change) int { return int(b.now.Status) - int(a.now.Status) })
+	for _, c := range changes {
+		w.log().Info("channel changed on the chain", "channel", c.now.ID, "status", c.now.Status.String(),
+			"deposit", c.now.Deposit.Dec(), "settled", c.now.Settled.Dec(), "was", c.old.Status.String())
+		if w.OnChange != nil {
+			w.OnChange(c.old, c.now)
+		}
+	}
+}
+
+// advance remembers that everything up to head was acted on.
+func (w *Watcher) advance(ctx context.Context, kept []chain.Block, head *types.Header) error {
+	next := chain.Block{Number: head.Number.Uint64(), Hash: head.Hash()}
+	if len(kept) > 0 && kept[len(kept)-1] == next && len(kept) == len(w.trail) {
+		return nil
+	}
+	kept = slices.Clone(kept)
+	if len(kept) > 0 && kept[len(kept)-1] == next {
+		kept = kept[:len(kept)-1]
+	}
+	kept = kept[max(0, len(kept)+1-trailLength):]
+	if w.Store != nil {
+		if err := w.Store.Extend(ctx, w.Escrow.ChainID(), w.Escrow.Address(), kept, next); err != nil {
+			return err
+		}
+	}
+	w.trail = append(kept, next)
+	return nil
+}
+
+func (w *Watcher) now() time.Time {
+	if w.Now != nil {
+		return w.Now()
+	}
+	return time.Now()
+}
+
+func (w *Watcher) log() *slog.Logger {
+	if w.Log != nil {
+		return w.Log
+	}
+	return slog.New(slog.DiscardHandler)
+}
