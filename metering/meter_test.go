@@ -339,6 +339,19 @@ func TestCanonical(t *testing.T) {
 	}
 }
 
+// TestErrorsFromBeforeTheLease are not blamed on its renter; one that broke the
+// GPU still keeps the provider from billing it.
+func TestErrorsFromBeforeTheLease(t *testing.T) {
+	m := newMeter(t)
+	observe(t, m, at(1, xid(13), xid(79)), at(2), at(3))
+	if got, want := m.Totals().Nanos, (metering.Nanos{Allocated: 1e9, Down: 1e9}); got != want {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+	if x := m.Cut().Devices[0].XIDs; len(x) != 0 {
+		t.Errorf("XIDs %v", x)
+	}
+}
+
 func TestListsAreBounded(t *testing.T) {
 	m := newMeter(t)
 	observe(t, m, at(0))

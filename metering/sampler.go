@@ -111,15 +111,12 @@ func (s *Sampler) watch(ctx context.Context, uuid string) error {
 }
 
 // next is the following tick on the grid of the first, so that the ticks do not
-// drift; ticks that were missed are skipped, not made up for.
+// drift. Ticks that were missed are not made up for: one look at once, and then
+// on with the grid.
 func (s *Sampler) next(at int64, tick time.Duration) int64 {
-	now := s.clock().Now().Mono
 	at += int64(tick)
-	if at <= now {
-		at += (now - at) / int64(tick) * int64(tick)
-		if at <= now {
-			at += int64(tick)
-		}
+	if late := s.clock().Now().Mono - at; late > 0 {
+		at += late / int64(tick) * int64(tick)
 	}
 	return at
 }

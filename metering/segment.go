@@ -198,8 +198,10 @@ func (d *device) note(in Interval, r Reading) {
 		p.energy += grown(d.last.Energy, r.Energy)
 	}
 	p.memory = max(p.memory, r.Memory)
-	for _, x := range r.XIDs {
-		p.xid(x)
+	if in.Class != Opened { // what happened before the lease is not this renter's doing
+		for _, x := range r.XIDs {
+			p.xid(x)
+		}
 	}
 	if in.Class == Gap || in.Class == Down {
 		p.gap(Hole{From: d.last.At.Mono, Reason: in.Reason, To: r.At.Mono})

@@ -1,0 +1,342 @@
+//go:build linux && cgo
+
+package nvml
+
+import (
+	"encoding/binary"
+	"sync"
+
+	"github.com/NVIDIA/go-nvml/pkg/nvml"
+
+	"github.com/gpupay/gpupay/metering"
+)
+
+// required is what no driver of the last ten years lacks.
+var required = []string{
+	"nvmlSystemGetDriverVersion",
+	"nvmlDeviceGetHandleByUUID",
+	"nvmlDeviceGetUUID",
+}
+
+// symbols is all that this package calls beyond Init and Shutdown. A name that
+// is not looked up here must not be called.
+var symbols = append([]string{
+	"nvmlDeviceGetCount",
+	"nvmlDeviceGetCount_v2",
+	"nvmlDeviceGetHandleByIndex",
+	"nvmlDeviceGetHandleByIndex_v2",
+	"nvmlSystemGetNVMLVersion",
+	"nvmlDeviceGetName",
+	"nvmlDeviceGetVbiosVersion",
+	"nvmlDeviceGetPciInfo",
+	"nvmlDeviceGetPciInfo_v2",
+	"nvmlDeviceGetPciInfo_v3",
+	"nvmlDeviceGetMemoryInfo",
+	"nvmlDeviceGetUtilizationRates",
+	"nvmlDeviceGetTotalEnergyConsumption",
+	"nvmlDeviceGetFieldValues",
+	"nvmlDeviceGetComputeRunningProcesses",
+	"nvmlDeviceGetComputeRunningProcesses_v2",
+	"nvmlDeviceGetComputeRunningProcesses_v3",
+	"nvmlDeviceGetSupportedEventTypes",
+	"nvmlDeviceRegisterEvents",
+	"nvmlEventSetCreate",
+	"nvmlEventSetFree",
+	"nvmlEventSetWait",
+	"nvmlEventSetWait_v2",
+	"nvmlDeviceGetMigMode",
+	"nvmlDeviceGetMaxMigDeviceCount",
+	"nvmlDeviceGetMigDeviceHandleByIndex",
+	"nvmlDeviceGetDeviceHandleFromMigDeviceHandle",
+	"nvmlDeviceIsMigDeviceHandle",
+	"nvmlDeviceGetGpuInstanceId",
+	"nvmlDeviceGetComputeInstanceId",
+}, required...)
+
+// has says that the driver library has one of the names.
+func (s *Source) has(names ...string) bool {
+	for _, name := range names {
+		if s.symbols[name] {
+			return true
+		}
+	}
+	return false
+}
+
+// device is one UUID. Its lock is held over every call for it.
+type device struct {
+	uuid string
+	mu   sync.Mutex
+	session
+}
+
+// session is what is known of a device under one generation of the driver:
+// after a reload every handle and event set is void.
+type session struct {
+	generation uint64
+	handle     nvml.Device // of the GPU or the slice
+	gpu        nvml.Device // of the whole GPU
+	slice      *slice      // nil for a whole GPU
+	events     nvml.EventSet
+	mute       bool // the driver has no XID events for it
+	sick       bool // the last look failed
+}
+
+// slice is the place of a MIG slice on its GPU.
+type slice struct{ gpu, compute uint32 }
+
+// eventWait is how long a look waits for the next XID, in milliseconds. XIDs
+// that came since the last look are there already.
+const eventWait = 1
+
+// eventLimit bounds the XIDs of one reading; more come with the next.
+const eventLimit = 64
+
+// figures reads everything about a device. It returns the call that failed and
+// its code, or SUCCESS.
+func (s *Source) figures(d *device, r *metering.Reading) (string, nvml.Return) {
+	if d.generation != r.Generation {
+		d.session = session{generation: r.Generation}
+	}
+	for _, step := range []struct {
+		name string
+		read func(*device, *metering.Reading) nvml.Return
+	}{
+		{"find the device", s.find},
+		{"driver version", s.version},
+		{"XID events", s.xids},
+		{"memory", s.memory},
+		{"energy", s.energy},
+		{"utilization", s.utilization},
+		{"processes", s.processes},
+		{"throttling", s.throttling},
+	} {
+		if ret := step.read(d, r); ret != nvml.SUCCESS {
+			return step.name, ret
+		}
+	}
+	return "", nvml.SUCCESS
+}
+
+// find gets the device's handle once, and its UUID every time. NVML refuses to
+// look anything up while any GPU is lost, so a handle that works is kept.
+func (s *Source) find(d *device, r *metering.Reading) nvml.Return {
+	if d.handle == nil || d.sick {
+		handle, ret := s.lib.DeviceGetHandleByUUID(d.uuid)
+		if ret != nvml.SUCCESS && d.handle == nil {
+			return ret
+		}
+		if ret == nvml.SUCCESS {
+			d.handle = handle
+			if ret := s.place(d); ret != nvml.SUCCESS {
+				d.handle = nil
+				return ret
+			}
+		}
+	}
+	seen, ret := d.handle.GetUUID()
+	r.Seen = seen
+	return ret
+}
+
+// place finds the whole GPU of a slice: events and throttling are the GPU's.
+func (s *Source) place(d *device) nvml.Return {
+	mig, parent, place, ret := s.parent(d.handle)
+	if ret != nvml.SUCCESS {
+		return ret
+	}
+	d.gpu, d.slice = d.handle, nil
+	if mig {
+		d.gpu, d.slice = parent, &place
+	}
+	return nvml.SUCCESS
+}
+
+func (s *Source) parent(handle nvml.Device) (mig bool, gpu nvml.Device, place slice, ret nvml.Return) {
+	if !s.has("nvmlDeviceIsMigDeviceHandle") || !s.has("nvmlDeviceGetDeviceHandleFromMigDeviceHandle") {
+		return false, nil, slice{}, nvml.SUCCESS // older than MIG
+	}
+	mig, ret = handle.IsMigDeviceHandle()
+	if absent(ret) || (ret == nvml.SUCCESS && !mig) {
+		return false, nil, slice{}, nvml.SUCCESS
+	}
+	if ret != nvml.SUCCESS {
+		return false, nil, slice{}, ret
+	}
+	gpu, ret = handle.GetDeviceHandleFromMigDeviceHandle()
+	if ret != nvml.SUCCESS {
+		return false, nil, slice{}, ret
+	}
+	if !s.has("nvmlDeviceGetGpuInstanceId") || !s.has("nvmlDeviceGetComputeInstanceId") {
+		return false, nil, slice{}, nvml.ERROR_FUNCTION_NOT_FOUND
+	}
+	g, ret := handle.GetGpuInstanceId()
+	if ret != nvml.SUCCESS {
+		return false, nil, slice{}, ret
+	}
+	c, ret := handle.GetComputeInstanceId()
+	return true, gpu, slice{gpu: uint32(g), compute: uint32(c)}, ret
+}
+
+func (s *Source) version(_ *device, r *metering.Reading) (ret nvml.Return) {
+	r.Driver, ret = s.lib.SystemGetDriverVersion()
+	return ret
+}
+
+// xids takes the XIDs since the last look from the device's own event set, so
+// that one lease's look never takes the errors of another's device.
+func (s *Source) xids(d *device, r *metering.Reading) nvml.Return {
+	if d.events == nil && !d.mute {
+		ret := s.register(d)
+		if absent(ret) {
+			d.mute = true
+		} else if ret != nvml.SUCCESS {
+			return ret // blind to XIDs that it could see: not observed healthy
+		}
+	}
+	if d.mute {
+		return nvml.SUCCESS
+	}
+	r.Has |= metering.HasXIDs
+	for range eventLimit {
+		event, ret := d.events.Wait(eventWait)
+		if ret == nvml.ERROR_TIMEOUT {
+			return nvml.SUCCESS
+		}
+		if ret != nvml.SUCCESS {
+			d.events.Free()
+			d.events = nil // built again at the next look
+			return ret
+		}
+		if event.EventType == nvml.EventTypeXidCriticalError && s.concerns(d, event) {
+			r.XIDs = append(r.XIDs, metering.NewXID(event.EventData, 0))
+		}
+	}
+	return nvml.SUCCESS
+}
+
+func (s *Source) register(d *device) nvml.Return {
+	if !s.has("nvmlEventSetCreate") || !s.has("nvmlEventSetFree") || !s.has("nvmlDeviceRegisterEvents") ||
+		!s.has("nvmlDeviceGetSupportedEventTypes") || !s.has("nvmlEventSetWait", "nvmlEventSetWait_v2") {
+		return nvml.ERROR_FUNCTION_NOT_FOUND
+	}
+	types, ret := d.gpu.GetSupportedEventTypes()
+	if ret != nvml.SUCCESS {
+		return ret
+	}
+	if types&nvml.EventTypeXidCriticalError == 0 {
+		return nvml.ERROR_NOT_SUPPORTED
+	}
+	set, ret := s.lib.EventSetCreate()
+	if ret != nvml.SUCCESS {
+		return ret
+	}
+	if ret := d.gpu.RegisterEvents(nvml.EventTypeXidCriticalError, set); ret != nvml.SUCCESS {
+		set.Free()
+		return ret
+	}
+	d.events = set
+	return nvml.SUCCESS
+}
+
+// concerns says whether an XID of a GPU is about this device: one that the
+// driver puts down to another slice is not, one that it puts down to no slice is
+// about them all.
+func (s *Source) concerns(d *device, e nvml.EventData) bool {
+	const all = 0xFFFFFFFF
+	if d.slice == nil || !s.has("nvmlEventSetWait_v2") {
+		return true
+	}
+	return (e.GpuInstanceId == all || e.GpuInstanceId == d.slice.gpu) &&
+		(e.ComputeInstanceId == all || e.ComputeInstanceId == d.slice.compute)
+}
+
+func (s *Source) memory(d *device, r *metering.Reading) nvml.Return {
+	if !s.has("nvmlDeviceGetMemoryInfo") {
+		return nvml.SUCCESS
+	}
+	m, ret := d.handle.GetMemoryInfo()
+	r.Memory = m.Used
+	return present(r, metering.HasMemory, ret)
+}
+
+func (s *Source) energy(d *device, r *metering.Reading) nvml.Return {
+	if d.slice != nil || !s.has("nvmlDeviceGetTotalEnergyConsumption") {
+		return nvml.SUCCESS // a slice has no meter of its own
+	}
+	mj, ret := d.handle.GetTotalEnergyConsumption()
+	r.Energy = mj
+	return present(r, metering.HasEnergy, ret)
+}
+
+func (s *Source) utilization(d *device, r *metering.Reading) nvml.Return {
+	if d.slice != nil || !s.has("nvmlDeviceGetUtilizationRates") {
+		return nvml.SUCCESS
+	}
+	u, ret := d.handle.GetUtilizationRates()
+	r.Utilization = u.Gpu
+	return present(r, metering.HasUtilization, ret)
+}
+
+// processes counts, and forgets whose they are.
+func (s *Source) processes(d *device, r *metering.Reading) nvml.Return {
+	if !s.has("nvmlDeviceGetComputeRunningProcesses", "nvmlDeviceGetComputeRunningProcesses_v2", "nvmlDeviceGetComputeRunningProcesses_v3") {
+		return nvml.SUCCESS
+	}
+	list, ret := d.handle.GetComputeRunningProcesses()
+	r.Processes = uint32(len(list))
+	return present(r, metering.HasProcesses, ret)
+}
+
+// throttling reads how long heat and the power brake slowed the GPU. The fields
+// replace the violation status, which is deprecated.
+func (s *Source) throttling(d *device, r *metering.Reading) nvml.Return {
+	if !s.has("nvmlDeviceGetFieldValues") {
+		return nvml.SUCCESS
+	}
+	fields := []nvml.FieldValue{
+		{FieldId: nvml.FI_DEV_CLOCKS_EVENT_REASON_SW_THERM_SLOWDOWN},
+		{FieldId: nvml.FI_DEV_CLOCKS_EVENT_REASON_HW_THERM_SLOWDOWN},
+		{FieldId: nvml.FI_DEV_CLOCKS_EVENT_REASON_HW_POWER_BRAKE_SLOWDOWN},
+	}
+	ret := d.gpu.GetFieldValues(fields)
+	if ret == nvml.SUCCESS {
+		for _, f := range fields {
+			if ret == nvml.SUCCESS {
+				ret = nvml.Return(f.NvmlReturn)
+			}
+		}
+	}
+	if ret == nvml.SUCCESS {
+		soft, hard := number(fields[0]), number(fields[1])
+		r.Thermal = max(soft, soft+hard)
+		r.PowerBrake = number(fields[2])
+	}
+	return present(r, metering.HasThrottle, ret)
+}
+
+// present notes that a device has a figure, and lets pass that it has not.
+func present(r *metering.Reading, field metering.Fields, ret nvml.Return) nvml.Return {
+	if ret == nvml.SUCCESS {
+		r.Has |= field
+		return ret
+	}
+	if absent(ret) {
+		return nvml.SUCCESS
+	}
+	return ret
+}
+
+// number reads a field's value by its type; a negative one is none.
+func number(f nvml.FieldValue) uint64 {
+	bits := binary.NativeEndian.Uint64(f.Value[:])
+	switch nvml.ValueType(f.ValueType) {
+	case nvml.VALUE_TYPE_UNSIGNED_INT:
+		return uint64(binary.NativeEndian.Uint32(f.Value[:]))
+	case nvml.VALUE_TYPE_UNSIGNED_LONG, nvml.VALUE_TYPE_UNSIGNED_LONG_LONG:
+		return bits
+	case nvml.VALUE_TYPE_SIGNED_LONG_LONG:
+		return uint64(max(0, int64(bits)))
+	}
+	return 0
+}
