@@ -106,7 +106,7 @@ func transact(ctx context.Context, backend Backend, key channel.Signer, to *comm
 
 func mined(ctx context.Context, backend Backend, hash common.Hash) (*types.Receipt, error) {
 	for {
-		receipt, err := backend.TransactionReceipt(ctx, hash)
+		receipt, err := Receipt(ctx, backend, hash)
 		switch {
 		case err == nil && receipt.Status == types.ReceiptStatusSuccessful:
 			return receipt, nil

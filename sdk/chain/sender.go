@@ -217,7 +217,7 @@ func (s *Sender) result(ctx context.Context, id TxID, confirmations uint64) (*Re
 	if head+1 < tx.Block+confirmations {
 		return nil, nil
 	}
-	receipt, err := s.Backend.TransactionReceipt(ctx, tx.Hash)
+	receipt, err := Receipt(ctx, s.Backend, tx.Hash)
 	if errors.Is(err, ethereum.NotFound) {
 		return nil, nil // undone meanwhile: the next step sends it again
 	}

@@ -121,7 +121,7 @@ func (s *Sender) advance(ctx context.Context, tx Tx, g glance) error {
 // receipt finds which version was mined, if any was.
 func (s *Sender) receipt(ctx context.Context, tx Tx) (*types.Receipt, error) {
 	for i := len(tx.Attempts) - 1; i >= 0; i-- {
-		receipt, err := s.Backend.TransactionReceipt(ctx, tx.Attempts[i].Signed.Hash())
+		receipt, err := Receipt(ctx, s.Backend, tx.Attempts[i].Signed.Hash())
 		if err == nil {
 			return receipt, nil
 		}
