@@ -1,0 +1,189 @@
+package sdk
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// Why a renter turns an offer down. Nothing was signed.
+var (
+	ErrOffer   = errors.New("offer does not hold together")
+	ErrTooDear = errors.New("price is above the cap")
+	ErrEscrow  = errors.New("escrow contract is not one to trust")
+	ErrToken   = errors.New("token is not the configured one")
+)
+
+// Quote is a provider's price, checked: the payee signed it, the challenge
+// asks for the same, it is within the renter's cap, and the escrow is one to
+// put money into.
+type Quote struct {
+	URL              string
+	GPUs             int
+	Offer            wire.SignedOffer
+	Price            metering.Price // of one GPU
+	PerGPUHour       string         // the same in units of the token
+	Symbol           string         // of the token
+	Decimals         uint8
+	MinDeposit       uint256.Int // base units
+	SuggestedDeposit uint256.Int // base units
+	Grace            time.Duration
+	Gasless          bool // the provider sends deposits that the renter only signs
+
+	challenge wire.Challenge
+	request   wire.Request
+	escrow    *chain.Escrow
+}
+
+// Quote asks a provider for its price of one GPU and checks everything about
+// it that can be checked before money moves. What was refused is kept as
+// evidence.
+func (r *Renter) Quote(ctx context.Context, url string) (Quote, error) {
+	return r.quote(ctx, url, 1)
+}
+
+func (r *Renter) quote(ctx context.Context, url string, gpus int) (Quote, error) {
+	p, err := r.peer(url)
+	if err != nil {
+		return Quote{}, err
+	}
+	challenge, err := p.challenge(ctx, gpus)
+	if err != nil {
+		return Quote{}, err
+	}
+	document, err := p.offer(ctx)
+	if err != nil {
+		return Quote{}, err
+	}
+	q, err := r.checkQuote(ctx, challenge, document)
+	if err != nil {
+		err = fmt.Errorf("provider %s: %w", p.base, err)
+		return Quote{}, errors.Join(err, r.refuse(ctx, p.base, challenge, document, err))
+	}
+	q.URL, q.GPUs = p.base, gpus
+	return q, nil
+}
+
+// refuse keeps what made the renter turn a provider down, unless it was the
+// renter's own cap or surroundings.
+func (r *Renter) refuse(ctx context.Context, url string, challenge wire.Challenge, document []byte, reason error) error {
+	if errors.Is(reason, ErrTooDear) || errors.Is(reason, chain.ErrUnreachable) || ctx.Err() != nil {
+		return nil
+	}
+	both, err := json.Marshal(struct {
+		Challenge wire.Challenge `json:"challenge"`
+		Offer     string         `json:"offer"` // as it came, JSON or not
+	}{challenge, string(document)})
+	if err != nil {
+		return err
+	}
+	return r.store.keep(ctx, Evidence{URL: url, Reason: reason.Error(), At: time.Now(), Document: both})
+}
+
+func (r *Renter) checkQuote(ctx context.Context, challenge wire.Challenge, document []byte) (Quote, error) {
+	offer, err := wire.ParseOffer(document)
+	if err != nil {
+		return Quote{}, fmt.Errorf("%w: %w", ErrOffer, err)
+	}
+	request, err := challenge.Decode()
+	if err != nil {
+		return Quote{}, fmt.Errorf("%w: %w", ErrOffer, err)
+	}
+	if err := sameTerms(request, offer); err != nil {
+		return Quote{}, err
+	}
+	if offer.ExpiredAt(r.config.Now()) {
+		return Quote{}, fmt.Errorf("%w: it expired at %s", ErrOffer, time.Unix(offer.Expires, 0).UTC().Format(time.RFC3339))
+	}
+	price, err := r.checkPrice(offer.Offer)
+	if err != nil {
+		return Quote{}, err
+	}
+	escrow, err := r.escrowOf(ctx, offer.Offer)
+	if err != nil {
+		return Quote{}, err
+	}
+	q := Quote{
+		Offer: offer, Price: price,
+		PerGPUHour: PricePerGPUHour(price, r.token.Decimals),
+		Symbol:     r.token.Symbol,
+		Decimals:   r.token.Decimals,
+		MinDeposit: offer.MinDeposit.Int,
+		Grace:      escrow.Grace(),
+		Gasless:    request.MethodDetails.FeePayer,
+		challenge:  challenge, request: request, escrow: escrow,
+	}
+	if request.SuggestedDeposit != nil {
+		q.SuggestedDeposit = request.SuggestedDeposit.Int
+	}
+	return q, nil
+}
+
+// sameTerms holds the challenge, which nobody signed, to the offer, which the
+// payee did: else the price asked for and the price promised could differ.
+func sameTerms(request wire.Request, offer wire.SignedOffer) error {
+	details := request.MethodDetails
+	for _, term := range []struct{ name, asked, signed string }{
+		{"offer", request.ExternalID, offer.Hash.Hex()},
+		{"amount", request.Amount.Dec(), offer.Amount.Dec()},
+		{"unit", request.UnitType, offer.Unit},
+		{"token", request.Currency.String(), offer.Token.String()},
+		{"payee", request.Recipient.String(), offer.Payee.String()},
+		{"escrow", details.EscrowContract.String(), offer.Escrow.String()},
+		{"chain", strconv.FormatUint(details.ChainID, 10), strconv.FormatUint(offer.ChainID, 10)},
+	} {
+		if term.asked != term.signed {
+			return fmt.Errorf("%w: the challenge asks for %s %.80q, the signed offer says %.80q", ErrOffer, term.name, term.asked, term.signed)
+		}
+	}
+	return nil
+}
+
+func (r *Renter) checkPrice(offer wire.Offer) (metering.Price, error) {
+	unit, err := metering.ParseUnit(offer.Unit)
+	if err != nil {
+		return metering.Price{}, fmt.Errorf("%w: %w", ErrOffer, err)
+	}
+	if common.Address(offer.Token) != r.token.Address {
+		return metering.Price{}, fmt.Errorf("%w: the provider wants %s, this renter pays in %s", ErrToken, offer.Token, r.token.Address)
+	}
+	price := metering.Price{Amount: offer.Amount.Int, Unit: unit}
+	if hourly := hourlyAmount(price); hourly.Gt(&r.caps.hourly) {
+		return metering.Price{}, fmt.Errorf("%w: %s %s per GPU-hour, the cap is %s", ErrTooDear,
+			PricePerGPUHour(price, r.token.Decimals), r.token.Symbol, FormatUnits(r.caps.hourly, r.token.Decimals))
+	}
+	return price, nil
+}
+
+// escrowOf reaches the escrow that an offer names and checks that it is one to
+// trust, on our chain, with a way out in bearable time.
+func (r *Renter) escrowOf(ctx context.Context, offer wire.Offer) (*chain.Escrow, error) {
+	if offer.ChainID != r.chainID {
+		return nil, fmt.Errorf("%w: the provider is paid on chain %d, this renter's endpoint serves %d", chain.ErrChainID, offer.ChainID, r.chainID)
+	}
+	address := common.Address(offer.Escrow)
+	escrow, err := chain.NewEscrow(ctx, r.backend, address)
+	if err != nil {
+		if errors.Is(err, chain.ErrUnreachable) {
+			return nil, err
+		}
+		return nil, fmt.Errorf("%w: %w", ErrEscrow, err)
+	}
+	if err := r.checkEscrow(ctx, escrow); err != nil {
+		return nil, err
+	}
+	if escrow.Grace() > r.config.MaxGrace {
+		return nil, fmt.Errorf("%w: leaving %s takes %s, this renter waits at most %s", ErrEscrow, address, escrow.Grace(), r.config.MaxGrace)
+	}
+	return escrow, nil
+}

@@ -1,0 +1,251 @@
+package sdk
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/big"
+	"time"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// releaseWait is how long the final record may take to come over the stream
+// after the lease was released; it stands in the release's answer too.
+const releaseWait = 5 * time.Second
+
+// Close ends the rental with the provider's help: it gives the lease back,
+// checks the final record and pays it exactly, has the provider close the
+// channel, and waits until the refund is on the chain.
+//
+// ErrRefused means that the provider does not close: Leave gets the deposit
+// back without it. A *Dispute beside a Closing means that the channel is closed
+// and that the provider lied about the last seconds, which were not paid.
+func (l *Rental) Close(ctx context.Context) (Closing, error) {
+	release, err := l.takeOver(ctx)
+	if err != nil {
+		return Closing{}, err
+	}
+	defer release()
+	defer l.detach()
+	if l.row.Closed != nil {
+		return *l.row.Closed, nil
+	}
+	closed, err := l.closedOnChain(ctx)
+	if err != nil || closed {
+		return l.ending(ctx, false, err)
+	}
+	if err := l.enter(ctx, RentalClosing); err != nil {
+		return Closing{}, err
+	}
+	lied := l.lastRecord(ctx)
+	if err := l.askToClose(ctx); err != nil {
+		return Closing{}, errors.Join(err, lied)
+	}
+	if err := l.awaitClosed(ctx); err != nil {
+		return Closing{}, errors.Join(err, lied)
+	}
+	c, err := l.ending(ctx, false, nil)
+	return c, errors.Join(err, lied)
+}
+
+// closedOnChain also finds a channel that never got there.
+func (l *Rental) closedOnChain(ctx context.Context) (bool, error) {
+	view, err := l.settledView(ctx)
+	if errors.Is(err, channel.ErrUnknown) && l.row.Phase == RentalOpening {
+		return false, fmt.Errorf("channel %s: it is not on the chain: resume the rental to open it, or to find that it never will be: %w", l.id, err)
+	}
+	return view.Finalized, err
+}
+
+// settledView is the channel at the depth at which a transaction counts.
+func (l *Rental) settledView(ctx context.Context) (channel.ChainView, error) {
+	head, err := l.r.backend.BlockNumber(ctx)
+	if err != nil {
+		return channel.ChainView{}, fmt.Errorf("%w: asking for the newest block: %w", chain.ErrUnreachable, err)
+	}
+	depth := min(l.r.config.Confirmations-1, head)
+	return l.escrow.View(ctx, l.id, new(big.Int).SetUint64(head-depth))
+}
+
+// lastRecord gives the lease back and pays what its final record says, if it
+// holds. Whatever fails here must not keep the deposit from coming back; only a
+// lie is reported.
+func (l *Rental) lastRecord(ctx context.Context) error {
+	paid, err := l.payer.State(ctx, l.id)
+	if err != nil || l.row.Dispute != "" || l.checker == nil || paid.Status == channel.Closing {
+		return nil
+	}
+	err = l.wrapUp(ctx)
+	if err == nil {
+		err = l.settleUp(ctx)
+	}
+	var lie *Dispute
+	if errors.As(err, &lie) {
+		return errors.Join(err, l.enter(ctx, RentalClosing))
+	}
+	if err != nil {
+		l.r.config.Log.Warn("the lease's last seconds could not be paid", "channel", l.id, "error", err)
+	}
+	return nil
+}
+
+func (l *Rental) wrapUp(ctx context.Context) error {
+	if l.row.Ended == "" {
+		if err := l.reattach(ctx); err != nil && !isTransient(err) {
+			return err
+		}
+	}
+	if l.row.Checker.Final {
+		return nil
+	}
+	answer, err := l.release(ctx)
+	if err != nil {
+		return err
+	}
+	if err := l.drain(ctx); err != nil {
+		return err
+	}
+	return l.released(ctx, answer)
+}
+
+// release ends the lease. Nothing is billed after its answer, which carries
+// the final record.
+func (l *Rental) release(ctx context.Context) (json.RawMessage, error) {
+	body, _, err := l.post(ctx, wire.Payload{Action: wire.ActionRelease, ChannelID: l.id}, wire.ActionRelease, time.Minute)
+	if err != nil {
+		return nil, err
+	}
+	var answer struct {
+		Record json.RawMessage `json:"record"`
+	}
+	if err := json.Unmarshal(body, &answer); err != nil {
+		return nil, fmt.Errorf("channel %s: %w: the answer to a release: %w", l.id, ErrGarbage, err)
+	}
+	return answer.Record, nil
+}
+
+// drain reads what the stream still carries, up to the final record.
+func (l *Rental) drain(ctx context.Context) error {
+	if l.feed == nil {
+		return nil
+	}
+	wait := time.NewTimer(releaseWait)
+	defer wait.Stop()
+	for !l.row.Checker.Final {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-wait.C:
+			return nil
+		case e, ok := <-l.feed.events:
+			if !ok {
+				return nil
+			}
+			if e.Name != wire.EventUsage {
+				continue
+			}
+			if err := l.check(ctx, e.Data); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// released looks at the record in a release's answer. One that is not the next
+// cannot be checked, because the ones before it never came: it is not paid, and
+// no lie either.
+func (l *Rental) released(ctx context.Context, document json.RawMessage) error {
+	var rec metering.SignedRecord
+	if string(document) == "null" || len(document) == 0 || l.row.Checker.Final {
+		return nil
+	}
+	if err := json.Unmarshal(document, &rec); err != nil {
+		return l.dispute(ctx, fmt.Errorf("%w: final record: %w", ErrGarbage, err), document)
+	}
+	if rec.LeaseID != l.row.Lease || rec.Sequence > l.row.Checker.Sequence+1 {
+		return fmt.Errorf("channel %s: record %d came after record %d: what lies between was never shown, and is not paid", l.id, rec.Sequence, l.row.Checker.Sequence)
+	}
+	return l.check(ctx, document)
+}
+
+// askToClose ends payments, on disk first, and asks the provider to close.
+func (l *Rental) askToClose(ctx context.Context) error {
+	voucher, err := l.newest(ctx)
+	if err != nil {
+		return err
+	}
+	if _, err := l.payer.Close(ctx, l.id); err != nil {
+		return err
+	}
+	amount := wire.NewAmount(voucher.Cumulative)
+	_, _, err = l.post(ctx, wire.Payload{
+		Action: wire.ActionClose, ChannelID: l.id, CumulativeAmount: &amount, Signature: voucher.Signature,
+	}, wire.ActionClose, chainTimeout)
+	if err == nil || errors.Is(err, &wire.ChannelFinalized) {
+		return nil // the chain has the last word
+	}
+	return fmt.Errorf("channel %s: %w: leave it: %w", l.id, ErrRefused, err)
+}
+
+// newest is the voucher that was signed last: as it is on disk or, where a
+// crash came before its signature, signed again.
+func (l *Rental) newest(ctx context.Context) (channel.Voucher, error) {
+	paid, err := l.payer.State(ctx, l.id)
+	if err != nil {
+		return channel.Voucher{}, err
+	}
+	if len(paid.Signature) > 0 {
+		return channel.Voucher{ChannelID: l.id, Cumulative: paid.Signed, Signature: paid.Signature}, nil
+	}
+	return l.payer.Pay(ctx, l.id, paid.Signed)
+}
+
+// awaitClosed believes the chain, not the provider.
+func (l *Rental) awaitClosed(ctx context.Context) error {
+	limit := time.Now().Add(max(l.r.config.Patience, 10*l.r.config.Poll))
+	for {
+		view, err := l.settledView(ctx)
+		if err == nil && view.Finalized {
+			return nil
+		}
+		if time.Now().After(limit) {
+			return errors.Join(fmt.Errorf("channel %s: %w: it said so, the chain does not: leave it", l.id, ErrRefused), err)
+		}
+		if err := chain.Pause(ctx, l.r.config.Poll); err != nil {
+			return err
+		}
+	}
+}
+
+// ending reports how the channel ended and finishes the rental.
+func (l *Rental) ending(ctx context.Context, forced bool, err error) (Closing, error) {
+	if err != nil {
+		return Closing{}, err
+	}
+	view, err := l.settledView(ctx)
+	if err != nil {
+		return Closing{}, err
+	}
+	paid, err := l.payer.Observe(ctx, l.id, view)
+	if err != nil {
+		return Closing{}, err
+	}
+	c := Closing{
+		Channel: l.id, Deposit: view.Deposit, Owed: l.owed(), Signed: paid.Signed, Settled: view.Settled, Forced: forced,
+	}
+	c.Refunded.Sub(&view.Deposit, &view.Settled)
+	return c, l.finish(ctx, c)
+}
+
+func (l *Rental) finish(ctx context.Context, c Closing) error {
+	c.Channel = l.id
+	l.row.Closed, l.row.Phase = &c, RentalFinished
+	l.r.config.Log.Info("rental finished", "channel", l.id, "settled", c.Settled.Dec(), "refunded", c.Refunded.Dec(), "note", c.Note)
+	return l.save(ctx)
+}

@@ -1,0 +1,204 @@
+package sdk
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// demand is a provider's wish for more than its records explain. It is not
+// paid; if it stays, it is a dispute.
+type demand struct {
+	required  uint256.Int
+	explained uint256.Int
+	since     time.Time // zero: there is none
+	document  []byte
+}
+
+// pay brings the voucher up to what checked records say, and the prepayment.
+// A provider that cannot be reached is told later; only what stops payments
+// for good is an error.
+func (l *Rental) pay(ctx context.Context) error {
+	target, err := l.target()
+	if err != nil {
+		return err
+	}
+	capped, err := l.payUpTo(ctx, target)
+	if err == nil && capped {
+		// The prepayment may have to give way to the cap; what is owed may not.
+		owed := lesser(l.owed(), l.row.Deposit)
+		if l.delivered.Lt(&owed) {
+			return fmt.Errorf("channel %s: %w: a cap stands before %s, %s is signed for", l.id, ErrBudget, owed.Dec(), l.delivered.Dec())
+		}
+	}
+	return err
+}
+
+// target is the most that may be signed for now.
+func (l *Rental) target() (uint256.Int, error) {
+	ahead, err := l.price.Charge(uint64(l.row.Options.Prepay))
+	if err != nil {
+		return ahead, err
+	}
+	owed := l.owed()
+	ahead.Add(&ahead, &owed) // two amounts of 96 bits
+	return lesser(ahead, l.row.Deposit), nil
+}
+
+// payUpTo signs for target, or for as much of it as the caps allow, and tells
+// the provider. It never signs for less than before.
+func (l *Rental) payUpTo(ctx context.Context, target uint256.Int) (capped bool, err error) {
+	paid, err := l.payer.State(ctx, l.id)
+	if err != nil {
+		return false, err
+	}
+	if target.Lt(&paid.Signed) {
+		target = paid.Signed
+	}
+	if l.tooSmall(target) {
+		return false, nil
+	}
+	voucher, err := l.payer.Pay(ctx, l.id, target)
+	var cap *channel.CapError
+	if errors.As(err, &cap) {
+		capped = true
+		voucher, err = l.payer.Pay(ctx, l.id, under(cap, paid.Signed, target))
+	}
+	if err != nil {
+		return capped, fmt.Errorf("channel %s: paying %s: %w", l.id, target.Dec(), err)
+	}
+	l.deliver(ctx, voucher)
+	l.show(ctx)
+	return capped, nil
+}
+
+// tooSmall reports a step that the provider would refuse, or none at all.
+func (l *Rental) tooSmall(target uint256.Int) bool {
+	if !l.delivered.Lt(&target) {
+		return true
+	}
+	var step uint256.Int
+	step.Sub(&target, &l.delivered)
+	return step.Lt(&l.row.MinDelta)
+}
+
+// under is the most that a cap leaves of the way from signed to target.
+func under(cap *channel.CapError, signed, target uint256.Int) uint256.Int {
+	var over uint256.Int
+	over.Sub(&cap.Wanted, &cap.Limit) // a cap is only met from below
+	var growth uint256.Int
+	if growth.Sub(&target, &signed); growth.Lt(&over) {
+		return signed
+	}
+	growth.Sub(&growth, &over)
+	growth.Add(&growth, &signed)
+	return growth
+}
+
+// deliver hands a voucher to the provider. It is on disk: if the provider does
+// not take it now, it gets it, or a later one, the next time.
+func (l *Rental) deliver(ctx context.Context, v channel.Voucher) {
+	amount := wire.NewAmount(v.Cumulative)
+	_, _, err := l.post(ctx, wire.Payload{
+		Action: wire.ActionVoucher, ChannelID: l.id, CumulativeAmount: &amount, Signature: v.Signature,
+	}, "", answerTimeout)
+	if err != nil {
+		l.r.config.Log.Warn("provider did not take a voucher: it is offered again", "channel", l.id, "cumulative", v.Cumulative.Dec(), "error", err)
+		return
+	}
+	l.delivered = v.Cumulative
+	l.r.config.Log.Debug("paid", "channel", l.id, "cumulative", v.Cumulative.Dec())
+}
+
+// urgent reports whether half of the provider's credit is used: waiting for the
+// next payment could suspend the lease.
+func (l *Rental) urgent() bool {
+	owed := l.owed()
+	if !l.delivered.Lt(&owed) {
+		return false
+	}
+	var open, half uint256.Int
+	open.Sub(&owed, &l.delivered)
+	half.Rsh(&l.credit, 1)
+	return !open.Lt(&half)
+}
+
+// needed is the provider asking for a voucher. It gets what checked records
+// explain. If it asks for more than the deposit, it asks for a top-up, and that
+// may be ahead of the records by the credit.
+func (l *Rental) needed(ctx context.Context, document []byte) error {
+	var n wire.NeedVoucher
+	if err := json.Unmarshal(document, &n); err != nil || n.ChannelID != l.id {
+		return l.dispute(ctx, fmt.Errorf("%w: a demand for another channel or none (%v)", ErrGarbage, err), document)
+	}
+	explained, err := l.target()
+	if err != nil {
+		return err
+	}
+	if n.RequiredCumulative.Gt(&l.row.Deposit) {
+		owed := l.owed()
+		explained.Add(&owed, &l.credit)
+	}
+	if n.RequiredCumulative.Gt(&explained) {
+		l.demanded(n.RequiredCumulative.Int, explained, document)
+	} else {
+		l.demand = demand{}
+	}
+	if err := l.pay(ctx); err != nil {
+		return err
+	}
+	return l.budget(ctx)
+}
+
+func (l *Rental) demanded(required, explained uint256.Int, document []byte) {
+	since := l.demand.since
+	if since.IsZero() {
+		since = time.Now()
+	}
+	l.demand = demand{required: required, explained: explained, since: since, document: document}
+}
+
+// budget makes room for what comes, or says in time that there is none: while
+// everything that was used can still be paid.
+func (l *Rental) budget(ctx context.Context) error {
+	l.forgiveDemand()
+	room, err := l.headroom()
+	if err != nil {
+		return err
+	}
+	need := l.owed()
+	need.Add(&need, &room)
+	var low uint256.Int
+	low.Add(&need, &l.credit)
+	if low.Gt(&l.row.Deposit) && l.mayTopUp() {
+		if err := l.topUp(ctx); err != nil {
+			l.r.config.Log.Warn("top-up failed: it is tried again", "channel", l.id, "error", err)
+		}
+	}
+	if need.Gt(&l.row.Deposit) && !l.mayTopUp() {
+		return fmt.Errorf("channel %s: %w: %s of %s are owed: close now, and all is paid",
+			l.id, ErrBudget, l.r.units(l.owed()), l.r.units(l.row.Deposit))
+	}
+	return nil
+}
+
+// forgiveDemand drops a demand that records have come to explain.
+func (l *Rental) forgiveDemand() {
+	if target, err := l.target(); err == nil && !l.demand.since.IsZero() && !l.demand.required.Gt(&target) {
+		l.demand = demand{}
+	}
+}
+
+// headroom is what may be used between two looks at the records, and while the
+// lease is given back.
+func (l *Rental) headroom() (uint256.Int, error) {
+	perGPU := 2*time.Duration(l.offer.RecordEvery+l.offer.Tick)*time.Millisecond + time.Second
+	return l.price.Charge(uint64(l.row.GPUs) * uint64(perGPU))
+}

@@ -1,0 +1,309 @@
+package sdk
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// maxSilence is how long a stream may carry nothing at all, keep-alives
+// included, before it is taken for dead and attached to again. A provider sends
+// a comment each 15 s.
+const maxSilence = 45 * time.Second
+
+// Run pays for the lease until it ends: it checks every usage record, signs
+// vouchers for what the records say, tops up within the caps, and attaches again
+// when the stream breaks.
+//
+// It returns nil when the lease has ended or Close or Leave takes over,
+// ErrBudget when the money set aside is used up (Close then, and everything is
+// paid), ErrSilent when the provider stays away, a *Dispute when it lied, and
+// the context's error.
+func (l *Rental) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	release, err := l.claim(ctx)
+	if err != nil {
+		return err
+	}
+	defer release()
+	if !l.running(cancel) {
+		return nil
+	}
+	defer l.running(nil)
+	if l.row.Phase == RentalDisputed {
+		return &Dispute{Channel: l.id, Reason: errors.New(l.row.Dispute)}
+	}
+	if l.row.Phase != RentalRunning {
+		return fmt.Errorf("channel %s: the rental is %s: only a running one can be paid for", l.id, l.row.Phase)
+	}
+	defer l.detach()
+	err = l.keepUp(ctx)
+	if ctx.Err() != nil && l.interrupted() {
+		return nil
+	}
+	return err
+}
+
+// running lets Close and Leave stop a Run; it reports false if one of them
+// waits already.
+func (l *Rental) running(stop context.CancelFunc) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.stop = stop
+	return l.waiting == 0
+}
+
+func (l *Rental) interrupted() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.waiting > 0
+}
+
+// keepUp attaches and follows, again and again, until there is a reason to
+// stop.
+func (l *Rental) keepUp(ctx context.Context) error {
+	pace := chain.Backoff{Least: 200 * time.Millisecond, Most: 15 * time.Second}
+	for {
+		err := l.session(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case l.row.Ended != "":
+			return errors.Join(l.settleUp(ctx), l.save(ctx))
+		case !isTransient(err):
+			return err
+		}
+		if gone, finalErr := l.gone(ctx, err); gone {
+			return finalErr
+		}
+		if time.Since(l.heard) > l.r.config.Patience {
+			return l.silent(ctx, err)
+		}
+		wait := pace.Next()
+		l.r.config.Log.Warn("lease's stream broke: attaching again", "channel", l.id, "error", err, "retry", wait)
+		if err := chain.Pause(ctx, wait); err != nil {
+			return err
+		}
+	}
+}
+
+// gone looks at the chain when the provider says that the channel is closed.
+func (l *Rental) gone(ctx context.Context, cause error) (bool, error) {
+	if !errors.Is(cause, &wire.ChannelFinalized) && !errors.Is(cause, &wire.ChannelNotFound) {
+		return false, nil
+	}
+	view, err := l.escrow.View(ctx, l.id, nil)
+	if err != nil || (!view.Finalized && view.CloseRequestedAt == 0) {
+		return false, nil
+	}
+	l.row.Ended = "the channel is closed on the chain"
+	return true, l.save(ctx)
+}
+
+// silent gives up on a provider that says nothing. Nothing is owed for the
+// time, so it is no dispute; that it happened is kept.
+func (l *Rental) silent(ctx context.Context, cause error) error {
+	err := fmt.Errorf("channel %s: %w: no usage record for %s", l.id, ErrSilent, l.r.config.Patience)
+	if cause != nil {
+		err = fmt.Errorf("%w (%w)", err, cause)
+	}
+	kept := l.r.store.keep(ctx, Evidence{Channel: l.id, URL: l.row.URL, Reason: err.Error(), At: l.r.config.Now()})
+	return errors.Join(err, kept)
+}
+
+// session is one stream: attach, bring the provider up to date, follow.
+func (l *Rental) session(ctx context.Context) error {
+	if l.feed == nil {
+		if err := l.reattach(ctx); err != nil {
+			return err
+		}
+	}
+	defer l.detach()
+	if l.row.Ended != "" {
+		return nil
+	}
+	if err := l.finishTopUp(ctx); err != nil && !isTransient(err) {
+		return err
+	}
+	if err := l.pay(ctx); err != nil {
+		return err
+	}
+	return l.follow(ctx)
+}
+
+// reattach shows the provider the newest voucher it should have and takes the
+// stream up behind the newest record we have.
+func (l *Rental) reattach(ctx context.Context) error {
+	voucher, err := l.newest(ctx)
+	if err != nil {
+		return err
+	}
+	amount := wire.NewAmount(voucher.Cumulative)
+	err = l.attach(ctx, wire.Payload{
+		Action: wire.ActionVoucher, ChannelID: l.id, CumulativeAmount: &amount, Signature: voucher.Signature,
+	})
+	if err == nil {
+		l.delivered = voucher.Cumulative
+	}
+	return err
+}
+
+// follow handles events and clocks until the stream ends.
+func (l *Rental) follow(ctx context.Context) error {
+	due := time.NewTicker(l.row.Options.PayEvery)
+	defer due.Stop()
+	look := time.NewTicker(min(time.Second, l.r.config.Patience/4+time.Millisecond))
+	defer look.Stop()
+	for {
+		var err error
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case e, ok := <-l.feed.events:
+			if !ok {
+				return l.broken(ctx, l.feed.err)
+			}
+			err = l.handle(ctx, e)
+		case <-due.C:
+			err = l.pay(ctx)
+		case <-look.C:
+			err = l.watch(ctx)
+		}
+		if err != nil || l.row.Ended != "" {
+			return err
+		}
+	}
+}
+
+// handle is one event. Names that we do not know are left alone: they are of a
+// newer provider.
+func (l *Rental) handle(ctx context.Context, e wire.Event) error {
+	switch e.Name {
+	case wire.EventUsage:
+		return l.usage(ctx, e.Data)
+	case wire.EventNeedVoucher:
+		return l.needed(ctx, e.Data)
+	case wire.EventStatus:
+		return l.status(ctx, e.Data)
+	}
+	return nil
+}
+
+func (l *Rental) status(ctx context.Context, document []byte) error {
+	var s wire.Status
+	if err := json.Unmarshal(document, &s); err != nil {
+		return l.dispute(ctx, fmt.Errorf("%w: status: %w", ErrGarbage, err), document)
+	}
+	l.service = s.State
+	if s.State == string(leaseEnded) {
+		l.row.Ended = or(s.Reason, "ended by the provider")
+		return l.save(ctx)
+	}
+	l.show(ctx)
+	return nil
+}
+
+// usage checks a record and, if it is right, keeps it, before it is paid.
+func (l *Rental) usage(ctx context.Context, document []byte) error {
+	before := l.row.Checker.Sequence
+	if err := l.check(ctx, document); err != nil || l.row.Checker.Sequence == before {
+		return err
+	}
+	if l.row.Checker.Final {
+		l.row.Ended = or(l.row.Ended, "the final record is here")
+		return l.save(ctx)
+	}
+	if l.urgent() {
+		if err := l.pay(ctx); err != nil {
+			return err
+		}
+	}
+	return l.budget(ctx)
+}
+
+// check holds a record against everything that this renter knows, and keeps it
+// with the checker's state in one step. What does not hold is a dispute.
+func (l *Rental) check(ctx context.Context, document []byte) error {
+	var rec metering.SignedRecord
+	if err := json.Unmarshal(document, &rec); err != nil {
+		return l.dispute(ctx, fmt.Errorf("%w: usage record: %w", ErrGarbage, err), document)
+	}
+	err := l.checker.Check(rec)
+	if errors.Is(err, metering.ErrReplayed) {
+		return nil
+	}
+	if err != nil {
+		return l.contradicted(ctx, rec, document, err)
+	}
+	state := l.checker.State()
+	row := l.row
+	row.Checker = &state
+	if err := l.r.store.accept(ctx, row, rec); err != nil {
+		return err
+	}
+	l.row, l.heard = row, time.Now()
+	l.show(ctx)
+	return nil
+}
+
+// contradicted is a record that does not hold. One that we have already is
+// harmless, one that differs from it is a fork: two signed words for one time.
+func (l *Rental) contradicted(ctx context.Context, rec metering.SignedRecord, document []byte, cause error) error {
+	earlier, err := l.r.store.record(ctx, l.id, rec.LeaseID, rec.Sequence)
+	if err != nil {
+		return err
+	}
+	if earlier == nil {
+		return l.dispute(ctx, cause, document)
+	}
+	var kept metering.SignedRecord
+	if err := json.Unmarshal(earlier, &kept); err != nil {
+		return fmt.Errorf("channel %s: record %d on disk does not parse; restore the database from its backup: %w", l.id, rec.Sequence, err)
+	}
+	domain := l.escrow.Domain()
+	separator := metering.Domain(domain.ChainID(), domain.Escrow())
+	if errors.Is(cause, metering.ErrSequence) && rec.Digest(separator) == kept.Digest(separator) {
+		return nil
+	}
+	if errors.Is(cause, metering.ErrSequence) { // signed, and not what was signed before
+		cause = fmt.Errorf("lease %s, record %d: %w: there are two of this number", rec.LeaseID, rec.Sequence, metering.ErrForked)
+	}
+	both, err := json.Marshal(map[string]json.RawMessage{"accepted": earlier, "refused": document})
+	if err != nil {
+		return err
+	}
+	return l.dispute(ctx, cause, both)
+}
+
+// watch is what only the clock can notice.
+func (l *Rental) watch(ctx context.Context) error {
+	if !l.demand.since.IsZero() && time.Since(l.demand.since) > l.r.config.Patience {
+		return l.dispute(ctx, fmt.Errorf("%w: it wants %s and no record says more than %s", ErrDemand,
+			l.demand.required.Dec(), l.demand.explained.Dec()), l.demand.document)
+	}
+	if time.Since(l.heard) > l.r.config.Patience {
+		return l.silent(ctx, nil)
+	}
+	if l.feed.silence() > maxSilence {
+		return transient{fmt.Errorf("channel %s: %w: not even a keep-alive for %s", l.id, ErrSilent, maxSilence)}
+	}
+	return nil
+}
+
+// settleUp pays what the last records say, exactly.
+func (l *Rental) settleUp(ctx context.Context) error {
+	_, err := l.payUpTo(ctx, lesser(l.owed(), l.row.Deposit))
+	var cap *channel.CapError
+	if errors.As(err, &cap) {
+		return fmt.Errorf("channel %s: %w: %w", l.id, ErrBudget, err)
+	}
+	return err
+}

@@ -1,0 +1,299 @@
+package sdk
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"sync/atomic"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// transient is a failure that the next try may not have: the lease goes on at
+// the provider's while we are away.
+type transient struct{ error }
+
+func (t transient) Unwrap() error { return t.error }
+
+func isTransient(err error) bool {
+	var t transient
+	return errors.As(err, &t)
+}
+
+// feed is an open stream of a lease's events.
+type feed struct {
+	events chan wire.Event
+	err    error // why events was closed
+	cancel context.CancelFunc
+	alive  atomic.Int64 // unix nanoseconds of the newest byte, comments included
+}
+
+func newFeed(body io.ReadCloser, cancel context.CancelFunc) *feed {
+	f := &feed{events: make(chan wire.Event), cancel: cancel}
+	f.alive.Store(time.Now().UnixNano())
+	go f.read(body)
+	return f
+}
+
+func (f *feed) read(body io.ReadCloser) {
+	defer close(f.events)
+	defer body.Close()
+	events := wire.NewEvents(&pulse{body, &f.alive})
+	for {
+		e, err := events.Next()
+		if err != nil {
+			f.err = err
+			return
+		}
+		f.events <- e
+	}
+}
+
+// pulse notes when something was read.
+type pulse struct {
+	io.Reader
+	at *atomic.Int64
+}
+
+func (p *pulse) Read(b []byte) (int, error) {
+	n, err := p.Reader.Read(b)
+	if n > 0 {
+		p.at.Store(time.Now().UnixNano())
+	}
+	return n, err
+}
+
+// silence is how long nothing was heard at all.
+func (f *feed) silence() time.Duration { return time.Since(time.Unix(0, f.alive.Load())) }
+
+// close ends the stream and frees its reader.
+func (f *feed) close() {
+	f.cancel()
+	for range f.events {
+	}
+}
+
+func (l *Rental) detach() {
+	if l.feed != nil {
+		l.feed.close()
+		l.feed, l.service = nil, ""
+	}
+}
+
+// attach asks for the lease's stream and reads its first event. payload is an
+// open or a voucher; what shows that it is us, the lease's secret or a fresh
+// proof, is added here.
+func (l *Rental) attach(ctx context.Context, payload wire.Payload) error {
+	l.detach()
+	if l.row.Secret == "" && payload.Action != wire.ActionOpen {
+		l.challenge = nil // a proof needs one that was not used
+	}
+	c, err := l.credential(ctx, payload, "attach")
+	if err != nil {
+		return err
+	}
+	header := http.Header{}
+	if l.row.Checker != nil && l.row.Checker.Sequence > 0 {
+		header.Set("Last-Event-ID", strconv.FormatUint(l.row.Checker.Sequence, 10))
+	}
+	life, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, cancel) // until the stream is there, ctx can end it
+	timer := time.AfterFunc(chainTimeout, cancel)
+	resp, err := l.peer.send(life, http.MethodGet, l.row.GPUs, c, header)
+	timer.Stop()
+	if !stop() && err == nil {
+		err = errors.Join(ctx.Err(), resp.Body.Close())
+	}
+	l.challenge = nil // it may be used up
+	if err != nil {
+		cancel()
+		return l.refused(err)
+	}
+	l.feed = newFeed(resp.Body, cancel)
+	if err := l.first(ctx); err != nil {
+		l.detach()
+		return err
+	}
+	return nil
+}
+
+// refused sorts what came instead of a stream.
+func (l *Rental) refused(err error) error {
+	if errors.Is(err, &wire.VerificationFailed) && l.row.Secret != "" {
+		l.row.Secret = "" // replaced meanwhile: prove ourselves the next time
+	}
+	return transient{fmt.Errorf("channel %s: %w", l.id, err)}
+}
+
+// first reads the lease event, which every stream starts with.
+func (l *Rental) first(ctx context.Context) error {
+	wait := time.NewTimer(min(answerTimeout, l.r.config.Patience))
+	defer wait.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-wait.C:
+		return transient{fmt.Errorf("channel %s: %w: its stream does not begin", l.id, ErrSilent)}
+	case e, ok := <-l.feed.events:
+		if !ok {
+			return l.broken(ctx, l.feed.err)
+		}
+		var lease wire.Lease
+		if e.Name != wire.EventLease || json.Unmarshal(e.Data, &lease) != nil || lease.ChannelID != l.id {
+			return l.dispute(ctx, fmt.Errorf("%w: it begins with %.40q and not with this channel's lease", ErrGarbage, e.Name), e.Data)
+		}
+		return l.begin(ctx, lease, e.Data)
+	}
+}
+
+// begin takes a lease up, or again.
+func (l *Rental) begin(ctx context.Context, lease wire.Lease, document []byte) error {
+	l.service = lease.State
+	if lease.LeaseID == l.row.Lease && l.checker != nil {
+		l.row.Access = lease.Access
+		if lease.Secret != "" {
+			l.row.Secret = lease.Secret
+		}
+		return l.save(ctx)
+	}
+	if l.row.Lease != (common.Hash{}) {
+		return l.replaced(ctx, lease)
+	}
+	if err := l.judge(lease); err != nil {
+		return l.dispute(ctx, err, document)
+	}
+	l.row.Lease, l.row.Secret, l.row.Devices, l.row.Access = lease.LeaseID, lease.Secret, lease.Devices, lease.Access
+	l.row.OwedBefore = lease.OwedBefore.Int
+	if err := l.startClock(); err != nil {
+		return l.dispute(ctx, fmt.Errorf("%w: %w", ErrGarbage, err), document)
+	}
+	l.heard = time.Now()
+	return l.save(ctx)
+}
+
+// judge holds a new lease against what was asked for.
+func (l *Rental) judge(lease wire.Lease) error {
+	if lease.OfferHash != l.offer.Hash {
+		return fmt.Errorf("%w: the lease is under offer %s, %s was agreed", ErrOffer, lease.OfferHash, l.offer.Hash)
+	}
+	if len(lease.Devices) != l.row.GPUs {
+		return fmt.Errorf("%w: %d in the lease, %d were rented", metering.ErrDevices, len(lease.Devices), l.row.GPUs)
+	}
+	if lease.OwedBefore.Int != l.row.OwedBefore {
+		return fmt.Errorf("%w: the lease begins with %s owed, the channel owes %s", ErrDemand, lease.OwedBefore.Dec(), l.row.OwedBefore.Dec())
+	}
+	return nil
+}
+
+// startClock starts our own clock for the lease: at its first byte or, if this
+// is not the first time that we asked, when we first did, because the lease may
+// have begun with an answer that got lost.
+func (l *Rental) startClock() error {
+	checker, err := metering.NewChecker(l.checking())
+	if err != nil {
+		return err
+	}
+	state := checker.State()
+	if l.repeated {
+		state.Start, state.BootID = *l.row.Asked, l.row.AskedBoot
+		if checker, err = metering.ResumeChecker(l.checking(), state); err != nil {
+			return err
+		}
+	}
+	l.checker, l.row.Checker = checker, &state
+	return nil
+}
+
+// replaced is a lease that we did not ask for: ours ended while we were away,
+// and attaching began another. Nobody uses it, so it is given back at once.
+func (l *Rental) replaced(ctx context.Context, lease wire.Lease) error {
+	l.row.Secret = lease.Secret
+	l.row.Ended = "the provider ended the lease while nobody was attached"
+	err := l.save(ctx)
+	if _, releaseErr := l.release(ctx); releaseErr != nil {
+		l.r.config.Log.Warn("a lease that nobody asked for could not be given back: close the rental", "channel", l.id, "error", releaseErr)
+	}
+	return err
+}
+
+// broken is a stream that ended: to be attached to again, unless what came is
+// no stream.
+func (l *Rental) broken(ctx context.Context, err error) error {
+	if errors.Is(err, wire.ErrEventTooLong) {
+		return l.dispute(ctx, fmt.Errorf("%w: %w", ErrGarbage, err), nil)
+	}
+	return transient{fmt.Errorf("channel %s: stream ended: %w", l.id, err)}
+}
+
+// credential answers a challenge with payload, showing that it is us.
+func (l *Rental) credential(ctx context.Context, payload wire.Payload, action string) (wire.Credential, error) {
+	challenge, err := l.usable(ctx)
+	if err != nil {
+		return wire.Credential{}, err
+	}
+	if action != "" && l.row.Secret != "" {
+		payload.LeaseSecret = l.row.Secret
+	}
+	if action != "" && l.row.Secret == "" {
+		if payload.Proof, err = wire.Prove(ctx, l.r.config.Key, l.row.Terms, challenge.ID, action); err != nil {
+			return wire.Credential{}, fmt.Errorf("channel %s: signing a proof: %w", l.id, err)
+		}
+	}
+	return wire.Credential{
+		Challenge: challenge, Source: wire.Source(l.row.Terms.ChainID, l.row.Terms.Payer), Payload: payload,
+	}, nil
+}
+
+// usable returns the newest challenge, or asks for one if it has expired.
+func (l *Rental) usable(ctx context.Context) (wire.Challenge, error) {
+	if l.challenge != nil {
+		expires, err := time.Parse(time.RFC3339, l.challenge.Expires)
+		if l.challenge.Expires == "" || (err == nil && time.Until(expires) > 5*time.Second) {
+			return *l.challenge, nil
+		}
+	}
+	c, err := l.peer.challenge(ctx, l.row.GPUs)
+	if err != nil {
+		return c, transient{fmt.Errorf("channel %s: %w", l.id, err)}
+	}
+	l.challenge = &c
+	return c, nil
+}
+
+// post sends a payload for which no stream is wanted and returns the answer's
+// body. A challenge that the provider no longer takes is replaced once.
+func (l *Rental) post(ctx context.Context, payload wire.Payload, action string, limit time.Duration) ([]byte, http.Header, error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	for attempt := 0; ; attempt++ {
+		if action != "" && l.row.Secret == "" {
+			l.challenge = nil
+		}
+		c, err := l.credential(ctx, payload, action)
+		if err != nil {
+			return nil, nil, err
+		}
+		resp, err := l.peer.send(ctx, http.MethodPost, l.row.GPUs, c, nil)
+		if err == nil {
+			defer resp.Body.Close()
+			body, err := l.peer.body(resp)
+			return body, resp.Header, err
+		}
+		stale := errors.Is(err, &wire.ChallengeNotFound) || errors.Is(err, &wire.PaymentExpired) || errors.Is(err, &wire.InvalidChallenge)
+		unknown := action != "" && l.row.Secret != "" && errors.Is(err, &wire.VerificationFailed)
+		if attempt > 0 || !(stale || unknown) {
+			return nil, nil, err
+		}
+		if l.challenge = nil; unknown {
+			l.row.Secret = ""
+		}
+	}
+}

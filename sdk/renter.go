@@ -1,0 +1,269 @@
+package sdk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/channel/store"
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/chain"
+)
+
+// What a renter meets. Every other error says what happened and wraps nothing
+// that a caller would branch on.
+var (
+	// ErrGone: the provider cannot be reached.
+	ErrGone = errors.New("provider cannot be reached")
+	// ErrSilent: the provider sent no usage record for too long. Nothing is owed
+	// for the time.
+	ErrSilent = errors.New("provider is silent")
+	// ErrDemand: the provider demands money that no record accounts for.
+	ErrDemand = errors.New("provider demands more than its records say")
+	// ErrGarbage: the provider's stream is not what it should be.
+	ErrGarbage = errors.New("provider's stream does not parse")
+	// ErrRefused: the provider does not close the channel. Leave gets the
+	// deposit back without it.
+	ErrRefused = errors.New("provider does not close the channel")
+	// ErrBudget: a cap or the deposit is used up. Close now, and all is paid.
+	ErrBudget = errors.New("budget is used up")
+	// ErrNoGas: the way needs a transaction and the renter has no native coin.
+	ErrNoGas = errors.New("no native coin to pay gas with")
+	// ErrBalance: the renter has too little of the token.
+	ErrBalance = errors.New("too little of the token")
+	// ErrNeverFunded: a channel that was meant to be opened was not and cannot be
+	// any more. No money is in it.
+	ErrNeverFunded = errors.New("channel was never funded")
+)
+
+// Unlimited is a cap that does not cap.
+const Unlimited = "unlimited"
+
+// Caps are what a renter will spend, in units of the token ("2.50"). Each must
+// be said: "unlimited" lifts one. PricePerGPUHour cannot be lifted.
+type Caps struct {
+	PricePerGPUHour string // a dearer offer is refused
+	PerLease        string // deposited and signed for in one rental
+	PerDay          string // signed for in one UTC day
+	PerPayee        string // signed for to one provider, for ever
+}
+
+// RenterConfig says who rents, with what money, and how much of it. Key, RPC
+// (or Backend), Token, Database and Caps are needed; the zero value of every
+// other field is its default.
+type RenterConfig struct {
+	Key      channel.Signer // the payer: deposits, signs vouchers, gets refunds
+	RPC      string         // JSON-RPC endpoint: http, https, ws or wss
+	Token    common.Address // what to pay in; all caps are in its units
+	Database string         // path of the SQLite file; it remembers where the deposits are
+	Caps     Caps
+
+	// Escrow is the one contract to trust. If zero, any contract is trusted
+	// whose code is this project's to the byte.
+	Escrow             common.Address
+	AllowUnknownEscrow bool          // trust any contract that a provider names: it can keep the whole deposit
+	MaxGrace           time.Duration // refuse an escrow that takes longer to leave; 7 days if zero
+	Relay              Relay         // sends what this renter signed when it has no native coin; may be nil
+
+	Tolerance     time.Duration // by which a provider's clock may run ahead of ours; 2 s if zero
+	Patience      time.Duration // without a usage record, or with a demand that none explains; 2 min if zero
+	Confirmations uint64        // before a transaction counts; 1 if zero
+	Poll          time.Duration // between looks at the chain; 2 s if zero
+	ClockOff      time.Duration // most that our clock and the chain's may differ; 2 min if zero
+
+	HTTP    *http.Client // http.DefaultClient if nil; its timeout is not used
+	Clock   metering.Clock
+	Now     func() time.Time
+	Log     *slog.Logger
+	Backend chain.Backend // instead of RPC: a client that is already connected
+}
+
+// Renter rents GPUs and pays for what it checked. It is safe for concurrent
+// use; one database belongs to one Renter at a time.
+//
+// It promises: nothing is signed above the caps; a voucher is signed only for
+// records that were checked, and for at most RentOptions.Prepay ahead; a
+// channel is on disk before it is funded, so that a crash loses none; whatever
+// is sent again after a crash can move the money only once.
+type Renter struct {
+	config  RenterConfig
+	backend chain.Backend
+	chainID uint64
+	token   *chain.Token
+	caps    renterCaps
+	db      *store.DB
+	store   rentalStore
+	sender  *chain.Sender
+}
+
+// renterCaps are Caps in base units.
+type renterCaps struct {
+	hourly uint256.Int
+	channel.Caps
+}
+
+// NewRenter connects to the chain and opens the database. Its errors are one
+// line each and say what to do.
+func NewRenter(ctx context.Context, config RenterConfig) (*Renter, error) {
+	config = config.withDefaults()
+	if err := config.check(); err != nil {
+		return nil, err
+	}
+	r := &Renter{config: config}
+	if err := r.connect(ctx); err != nil {
+		return nil, err
+	}
+	var err error
+	if r.caps, err = config.Caps.base(r.token.Decimals); err != nil {
+		return nil, err
+	}
+	if r.db, err = openDatabase(ctx, config.Database, "renter", renterMigrations); err != nil {
+		return nil, err
+	}
+	r.store = rentalStore{r.db}
+	outbox, err := chain.OpenStore(ctx, r.db)
+	if err != nil {
+		return nil, errors.Join(err, r.db.Close())
+	}
+	r.sender = &chain.Sender{Backend: r.backend, Key: config.Key, Store: outbox, Poll: config.Poll, Log: config.Log}
+	return r, nil
+}
+
+func (c RenterConfig) withDefaults() RenterConfig {
+	c.MaxGrace = or(c.MaxGrace, 7*24*time.Hour)
+	c.Tolerance = or(c.Tolerance, 2*time.Second)
+	c.Patience = or(c.Patience, 2*time.Minute)
+	c.Confirmations = or(c.Confirmations, 1)
+	c.Poll = or(c.Poll, 2*time.Second)
+	c.ClockOff = or(c.ClockOff, 2*time.Minute)
+	c.HTTP = or(c.HTTP, http.DefaultClient)
+	c.Log = or(c.Log, slog.Default())
+	if c.Clock == nil {
+		c.Clock = metering.System
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	return c
+}
+
+func (c RenterConfig) check() error {
+	switch {
+	case c.Key == nil:
+		return errors.New("renter: Key is nil: give the payer's key")
+	case c.RPC == "" && c.Backend == nil:
+		return errors.New("renter: RPC is empty: give the URL of a JSON-RPC endpoint")
+	case c.Token == (common.Address{}):
+		return errors.New("renter: Token is empty: give the address of the token to pay in; the caps are in its units")
+	case c.Database == "":
+		return errors.New("renter: Database is empty: give the path of a file; it remembers where the deposits are")
+	case c.Tolerance < 0 || c.Patience < 0 || c.Poll < 0 || c.MaxGrace < 0:
+		return errors.New("renter: Tolerance, Patience, Poll and MaxGrace must not be negative")
+	}
+	return nil
+}
+
+// connect dials the chain and checks what about it could cost money later.
+func (r *Renter) connect(ctx context.Context) error {
+	r.backend = r.config.Backend
+	if r.backend == nil {
+		client, err := chain.Dial(ctx, r.config.RPC)
+		if err != nil {
+			return err
+		}
+		r.backend = client
+	}
+	id, err := r.backend.ChainID(ctx)
+	if err != nil {
+		return fmt.Errorf("%w: asking for the chain id: %w", chain.ErrUnreachable, err)
+	}
+	r.chainID = id.Uint64()
+	if r.token, err = chain.NewToken(ctx, r.backend, r.config.Token); err != nil {
+		return err
+	}
+	if r.config.Escrow == (common.Address{}) {
+		return nil
+	}
+	_, err = chain.NewEscrow(ctx, r.backend, r.config.Escrow)
+	return err
+}
+
+// base reads the caps as base units of a token.
+func (c Caps) base(decimals uint8) (renterCaps, error) {
+	var caps renterCaps
+	for _, cap := range []struct {
+		name, text string
+		into       *uint256.Int
+	}{
+		{"PricePerGPUHour", c.PricePerGPUHour, &caps.hourly},
+		{"PerLease", c.PerLease, &caps.PerChannel},
+		{"PerDay", c.PerDay, &caps.PerDay},
+		{"PerPayee", c.PerPayee, &caps.PerPayee},
+	} {
+		if cap.text == "" {
+			return caps, fmt.Errorf("renter: Caps.%s is empty: say how much, in units of the token, such as \"2.50\"", cap.name)
+		}
+		if cap.text == Unlimited && cap.into != &caps.hourly {
+			*cap.into = channel.MaxAmount()
+			continue
+		}
+		amount, err := ParseUnits(cap.text, decimals)
+		if err != nil {
+			return caps, fmt.Errorf("renter: Caps.%s: %w", cap.name, err)
+		}
+		*cap.into = amount
+	}
+	return caps, nil
+}
+
+// payer signs vouchers in one escrow, within the caps.
+func (r *Renter) payer(escrow *chain.Escrow) *channel.Payer {
+	return &channel.Payer{
+		Store: r.db.Payer(), Signer: r.config.Key, Domain: escrow.Domain(), Caps: r.caps.Caps, Now: r.config.Now,
+	}
+}
+
+// Address is the payer's.
+func (r *Renter) Address() common.Address { return r.config.Key.Address() }
+
+// Token is what this renter pays in.
+func (r *Renter) Token() *chain.Token { return r.token }
+
+// Rentals lists what is not finished: each may hold money. Resume takes one up
+// again.
+func (r *Renter) Rentals(ctx context.Context) ([]RentalState, error) {
+	rows, err := r.store.unfinished(ctx)
+	if err != nil {
+		return nil, err
+	}
+	states := make([]RentalState, len(rows))
+	for i, row := range rows {
+		states[i] = row.state()
+		if paid, err := r.db.Payer().Load(ctx, row.Terms.ID()); err == nil {
+			states[i].Paid = paid.Signed
+		}
+	}
+	return states, nil
+}
+
+// Evidence returns what providers sent and this renter refused: about one
+// channel or, with the zero id, before there was a channel.
+func (r *Renter) Evidence(ctx context.Context, channelID common.Hash) ([]Evidence, error) {
+	return r.store.evidence(ctx, channelID)
+}
+
+// Records returns the usage records of a channel that were checked and found
+// right.
+func (r *Renter) Records(ctx context.Context, channelID common.Hash) ([]metering.SignedRecord, error) {
+	return r.store.records(ctx, channelID)
+}
+
+// Close closes the database. Rentals go on when a Renter is opened on it again.
+func (r *Renter) Close() error { return r.db.Close() }

@@ -1,0 +1,143 @@
+package sdk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// maxAnswer bounds what a renter reads of any answer that is not a stream.
+const maxAnswer = 1 << 20
+
+// answerTimeout bounds a round trip that moves no money on the chain;
+// chainTimeout one for which the provider waits for a transaction.
+const (
+	answerTimeout = 20 * time.Second
+	chainTimeout  = 3 * time.Minute
+)
+
+// peer is a provider as a renter reaches it.
+type peer struct {
+	base string
+	http *http.Client
+}
+
+func (r *Renter) peer(base string) (peer, error) {
+	u, err := url.Parse(base)
+	if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") || u.RawQuery != "" || u.User != nil {
+		return peer{}, fmt.Errorf("renter: %.200q is not a provider's URL such as https://host/path", base)
+	}
+	client := *r.config.HTTP
+	// A credential is for the provider that it was made for and no other.
+	client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	client.Timeout = 0 // streams do not end; every other request has its own limit
+	return peer{base: strings.TrimRight(base, "/"), http: &client}, nil
+}
+
+// offer returns the provider's current offer as it is published.
+func (p peer) offer(ctx context.Context) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	defer cancel()
+	resp, err := p.do(ctx, http.MethodGet, "/offer", nil)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("provider %s: reading its offer: %w", p.base, wire.ParseProblem(resp))
+	}
+	return p.body(resp)
+}
+
+// challenge asks what the provider wants for a number of GPUs.
+func (p peer) challenge(ctx context.Context, gpus int) (wire.Challenge, error) {
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	defer cancel()
+	resp, err := p.do(ctx, http.MethodGet, "/lease?gpus="+strconv.Itoa(gpus), nil)
+	if err != nil {
+		return wire.Challenge{}, err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusPaymentRequired {
+		return wire.Challenge{}, fmt.Errorf("provider %s: asked for its price, it answered: %w", p.base, wire.ParseProblem(resp))
+	}
+	c, err := sessionChallenge(resp.Header)
+	if err != nil {
+		return c, fmt.Errorf("provider %s: %w", p.base, err)
+	}
+	return c, nil
+}
+
+// sessionChallenge returns the first challenge that we can answer.
+func sessionChallenge(h http.Header) (wire.Challenge, error) {
+	all, err := wire.ParseChallenges(h)
+	if err != nil {
+		return wire.Challenge{}, err
+	}
+	for _, c := range all {
+		if c.Method == wire.Method && c.Intent == wire.Intent {
+			return c, nil
+		}
+	}
+	return wire.Challenge{}, fmt.Errorf("%w: it offers no %s/%s", wire.ErrMethod, wire.Method, wire.Intent)
+}
+
+// send answers a challenge. A refusal is a *wire.Problem.
+func (p peer) send(ctx context.Context, method string, gpus int, c wire.Credential, header http.Header) (*http.Response, error) {
+	authorization, err := c.Header()
+	if err != nil {
+		return nil, err
+	}
+	if header == nil {
+		header = http.Header{}
+	}
+	header.Set("Authorization", authorization)
+	resp, err := p.do(ctx, method, "/lease?gpus="+strconv.Itoa(gpus), header)
+	if err != nil {
+		return nil, err
+	}
+	if resp.StatusCode == http.StatusOK {
+		return resp, nil
+	}
+	defer resp.Body.Close()
+	return nil, wire.ParseProblem(resp)
+}
+
+func (p peer) do(ctx context.Context, method, path string, header http.Header) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, method, p.base+path, nil)
+	if err != nil {
+		return nil, err
+	}
+	for name, values := range header {
+		req.Header[name] = values
+	}
+	req.Header.Set("Accept-Payment", wire.Method+"/"+wire.Intent)
+	resp, err := p.http.Do(req)
+	if err != nil {
+		var outer *url.Error
+		if errors.As(err, &outer) {
+			err = outer.Err
+		}
+		return nil, fmt.Errorf("%w: %s: %w", ErrGone, p.base, err)
+	}
+	return resp, nil
+}
+
+func (p peer) body(resp *http.Response) ([]byte, error) {
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
+	if err != nil {
+		return nil, fmt.Errorf("%w: %s: %w", ErrGone, p.base, err)
+	}
+	if len(body) > maxAnswer {
+		return nil, fmt.Errorf("provider %s: %w: an answer of more than %d bytes", p.base, wire.ErrMalformed, maxAnswer)
+	}
+	return body, nil
+}

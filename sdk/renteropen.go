@@ -1,0 +1,415 @@
+package sdk
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// authorizationTTL is how long a provider may take to send a gasless deposit.
+// After it the money cannot move any more, and a channel that is not on the
+// chain by then never will be.
+const authorizationTTL = 15 * time.Minute
+
+// RentOptions say what to rent and how to pay. They are kept with the rental.
+type RentOptions struct {
+	GPUs     int           `json:"gpus"`     // 1 if zero
+	Deposit  string        `json:"deposit"`  // in units of the token; what the provider suggests if empty
+	TopUp    string        `json:"topUp"`    // added whenever the deposit runs low, within the caps; never if empty
+	PayEvery time.Duration `json:"payEvery"` // between vouchers; 1 min if zero, sooner when half of the provider's credit is used
+	Prepay   time.Duration `json:"prepay"`   // GPU time paid ahead of the records at most
+	Gasless  bool          `json:"gasless"`  // have the provider send the deposit even if we have native coin
+}
+
+// Rent opens a channel with a provider and starts a lease on it. It sends the
+// deposit itself if it has native coin, and else signs an authorization that
+// the provider sends. The rental is paid for only while Run runs.
+//
+// If it fails after the channel was put on disk, the error names the channel:
+// Resume goes on with it, or finds out that it was never funded.
+func (r *Renter) Rent(ctx context.Context, url string, options RentOptions) (*Rental, error) {
+	options.GPUs = or(options.GPUs, 1)
+	options.PayEvery = or(options.PayEvery, time.Minute)
+	if options.GPUs < 1 || options.PayEvery < 0 || options.Prepay < 0 {
+		return nil, errors.New("renter: GPUs, PayEvery and Prepay must not be negative")
+	}
+	q, err := r.quote(ctx, url, options.GPUs)
+	if err != nil {
+		return nil, err
+	}
+	if err := q.escrow.CheckClock(ctx, r.config.ClockOff); err != nil {
+		return nil, err
+	}
+	deposit, err := r.deposit(q, options)
+	if err != nil {
+		return nil, err
+	}
+	l, err := r.prepare(ctx, q, options, deposit)
+	if err != nil {
+		return nil, err
+	}
+	if err := l.open(ctx, &q.challenge); err != nil {
+		return nil, fmt.Errorf("channel %s: opening it failed; resume it to go on or to find out whether it holds money: %w", l.id, err)
+	}
+	return l, nil
+}
+
+// deposit is how much to put into the channel, within the cap.
+func (r *Renter) deposit(q Quote, options RentOptions) (uint256.Int, error) {
+	deposit := q.SuggestedDeposit
+	if options.Deposit != "" {
+		var err error
+		if deposit, err = ParseUnits(options.Deposit, r.token.Decimals); err != nil {
+			return deposit, fmt.Errorf("renter: Deposit: %w", err)
+		}
+	}
+	if options.TopUp != "" {
+		if _, err := ParseUnits(options.TopUp, r.token.Decimals); err != nil {
+			return deposit, fmt.Errorf("renter: TopUp: %w", err)
+		}
+	}
+	if deposit.Gt(&r.caps.PerChannel) {
+		return deposit, fmt.Errorf("%w: a deposit of %s, Caps.PerLease is %s: deposit less or raise the cap",
+			ErrBudget, r.units(deposit), r.units(r.caps.PerChannel))
+	}
+	if deposit.IsZero() || deposit.Lt(&q.MinDeposit) {
+		return deposit, fmt.Errorf("%w: a deposit of %s, the provider wants at least %s", ErrBudget, r.units(deposit), r.units(q.MinDeposit))
+	}
+	return deposit, nil
+}
+
+func (r *Renter) units(amount uint256.Int) string {
+	return FormatUnits(amount, r.token.Decimals) + " " + r.token.Symbol
+}
+
+// prepare chooses the way to fund, makes sure that it can work, and puts the
+// rental and its channel on disk. Nothing is signed yet.
+func (r *Renter) prepare(ctx context.Context, q Quote, options RentOptions, deposit uint256.Int) (*Rental, error) {
+	balance, err := r.token.Balance(ctx, r.Address())
+	if err != nil {
+		return nil, err
+	}
+	if balance.Lt(&deposit) {
+		return nil, fmt.Errorf("%w: %s has %s, the deposit is %s", ErrBalance, r.Address(), r.units(balance), r.units(deposit))
+	}
+	funding, err := r.funding(ctx, q, options)
+	if err != nil {
+		return nil, err
+	}
+	row := rentalRow{
+		URL: q.URL, Offer: q.Offer.Document, GPUs: options.GPUs, Options: options, Deposit: deposit, Phase: RentalOpening,
+		Terms: channel.Terms{
+			ChainID: q.escrow.ChainID(), Escrow: q.escrow.Address(), Payer: r.Address(),
+			Payee: common.Address(q.Offer.Payee), Token: r.token.Address, Salt: shortSalt(),
+		},
+		Funding: &wire.Payload{Action: wire.ActionOpen, Type: funding},
+	}
+	if delta := q.request.MethodDetails.MinVoucherDelta; delta != nil {
+		row.MinDelta = delta.Int
+	}
+	l, err := r.rental(ctx, row, q.escrow)
+	if err != nil {
+		return nil, err
+	}
+	if err := r.store.create(ctx, row); err != nil {
+		return nil, err
+	}
+	return l, l.payer.Open(ctx, row.Terms, deposit)
+}
+
+// shortSalt tells a payer's channels with one payee apart. Eight bytes are
+// enough for that, and cheaper to settle than 32.
+func shortSalt() (salt common.Hash) {
+	_, _ = rand.Read(salt[24:]) // never fails
+	return salt
+}
+
+// funding is how the deposit gets onto the chain: by our own transaction if we
+// can pay for it, else by the provider's.
+func (r *Renter) funding(ctx context.Context, q Quote, options RentOptions) (string, error) {
+	own, err := r.hasGas(ctx)
+	if err != nil {
+		return "", err
+	}
+	if own && !options.Gasless {
+		return wire.TypeHash, nil
+	}
+	if !q.Gasless {
+		return "", fmt.Errorf("%w: %s has none and this provider does not send deposits for others: send it some", ErrNoGas, r.Address())
+	}
+	able, err := r.token.SupportsAuthorization(ctx)
+	if err != nil {
+		return "", err
+	}
+	if !able {
+		return "", fmt.Errorf("%w: token %s has no ERC-3009, so nobody can send the deposit for %s: send it some native coin", ErrNoGas, r.token.Address, r.Address())
+	}
+	return wire.TypeAuthorization, nil
+}
+
+// open funds the channel if it is not, and starts the lease. It may run again
+// after a crash at any point: the authorization and the transaction that it
+// sends again are the ones that it sent before.
+func (l *Rental) open(ctx context.Context, first *wire.Challenge) error {
+	if err := l.payer.Open(ctx, l.row.Terms, l.row.Deposit); err != nil {
+		return err // idempotent: a crash may have come before it
+	}
+	if err := l.fund(ctx); err != nil {
+		return err
+	}
+	return l.start(ctx, first)
+}
+
+// fund makes the signed open: the hash of our own transaction, once it is
+// mined, or an authorization.
+func (l *Rental) fund(ctx context.Context) error {
+	payload := *l.row.Funding
+	if payload.ChannelID == l.id { // made before
+		return l.stillGood(ctx)
+	}
+	salt := l.row.Terms.Salt
+	payload.ChannelID, payload.Salt = l.id, &salt
+	var err error
+	if payload.Type == wire.TypeHash {
+		payload.Hash, err = l.fundByTransaction(ctx)
+	} else {
+		payload.Authorization, payload.Signature, err = l.authorize(ctx, l.row.Deposit, channel.OpenNonce(l.row.Terms.Payer, l.row.Terms))
+	}
+	if err != nil {
+		return err
+	}
+	l.row.Funding = &payload
+	return l.save(ctx)
+}
+
+// stillGood looks at the chain for what became of an authorization that may
+// have been handed out. If it is used, the channel is there; if it expired
+// unused, it never will be.
+func (l *Rental) stillGood(ctx context.Context) error {
+	if l.row.Funding.Type == wire.TypeHash {
+		return nil
+	}
+	_, err := l.escrow.View(ctx, l.id, nil)
+	if !errors.Is(err, channel.ErrUnknown) {
+		return err
+	}
+	now, err := l.escrow.Now(ctx)
+	if err != nil {
+		return err
+	}
+	if uint64(now.Unix()) < l.row.Funding.Authorization.ValidBefore.Uint64() {
+		return nil
+	}
+	err = l.finish(ctx, Closing{Note: "the authorization expired unused"})
+	return errors.Join(fmt.Errorf("channel %s: %w: its authorization expired unused: rent again", l.id, ErrNeverFunded), err)
+}
+
+// fundByTransaction opens the channel by our own transaction and waits for it.
+func (l *Rental) fundByTransaction(ctx context.Context) (*common.Hash, error) {
+	if err := l.allow(ctx, l.row.Deposit); err != nil {
+		return nil, err
+	}
+	result, err := l.once(ctx, l.escrow.OpenCall(l.row.Terms, l.row.Deposit), 0)
+	if err != nil {
+		return nil, err
+	}
+	return &result.Hash, nil
+}
+
+// allow lets the escrow pull exactly amount, if it may not yet.
+func (l *Rental) allow(ctx context.Context, amount uint256.Int) error {
+	allowance, err := l.r.token.Allowance(ctx, l.row.Terms.Payer, l.row.Terms.Escrow)
+	if err != nil || !allowance.Lt(&amount) {
+		return err
+	}
+	id, err := l.r.sender.Submit(ctx, l.r.token.ApproveCall(l.row.Terms.Escrow, amount))
+	if err != nil {
+		return err
+	}
+	_, err = l.r.sender.Wait(ctx, id, l.r.config.Confirmations)
+	return err
+}
+
+// once sends a call about this channel, unless the outbox holds the same one
+// after the first `after` of its kind: a crash must not send it twice.
+func (l *Rental) once(ctx context.Context, call chain.Call, after int) (*chain.Result, error) {
+	sent, err := l.r.sender.Find(ctx, l.id)
+	if err != nil {
+		return nil, err
+	}
+	for _, tx := range sent {
+		if tx.Call.Kind != call.Kind || (tx.State != chain.Pending && !tx.Succeeded) {
+			continue
+		}
+		if after--; after < 0 {
+			return l.r.sender.Wait(ctx, tx.ID, l.r.config.Confirmations)
+		}
+	}
+	id, err := l.r.sender.Submit(ctx, call)
+	if err != nil {
+		return nil, err
+	}
+	return l.r.sender.Wait(ctx, id, l.r.config.Confirmations)
+}
+
+// authorize signs an ERC-3009 authorization for the escrow and nobody else. The
+// nonce commits to what the money is for; the token takes it once.
+func (l *Rental) authorize(ctx context.Context, value uint256.Int, nonce common.Hash) (*wire.Authorization, wire.Bytes, error) {
+	separator, err := l.r.token.DomainSeparator(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	now, err := l.escrow.Now(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	signed, err := chain.SignAuthorization(ctx, l.r.config.Key, separator, channel.Authorization{
+		From: l.row.Terms.Payer, To: l.row.Terms.Escrow, Value: value, Nonce: nonce,
+		ValidBefore: uint64(now.Add(authorizationTTL).Unix()),
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	before := wire.NewAmount(*uint256.NewInt(signed.ValidBefore))
+	return &wire.Authorization{
+		From: wire.Address(signed.From), To: wire.Address(signed.To), Value: wire.NewAmount(value),
+		ValidBefore: before, Nonce: nonce,
+	}, signed.Signature, nil
+}
+
+// start hands the signed open to the provider and takes the lease. The answer
+// may get lost: the proof lets the same open attach to what it started.
+func (l *Rental) start(ctx context.Context, first *wire.Challenge) error {
+	if first == nil {
+		var err error
+		if first, err = l.requote(ctx); err != nil {
+			return err
+		}
+	}
+	initial, err := l.initial(ctx)
+	if err != nil {
+		return err
+	}
+	voucher, err := l.payer.Pay(ctx, l.id, initial)
+	if err != nil {
+		return err
+	}
+	if l.repeated = l.row.Asked != nil; !l.repeated {
+		now := l.r.config.Clock.Now()
+		l.row.Asked, l.row.AskedBoot = &now, l.r.config.Clock.BootID()
+		if err := l.save(ctx); err != nil {
+			return err
+		}
+	}
+	l.challenge, l.row.Secret = first, "" // a proof, not a secret, stands beside an open
+	payload := *l.row.Funding
+	amount := wire.NewAmount(voucher.Cumulative)
+	payload.CumulativeAmount, payload.VoucherSignature = &amount, voucher.Signature
+	if payload.Type == wire.TypeHash { // the draft's place for it
+		payload.Signature, payload.VoucherSignature = voucher.Signature, nil
+	}
+	if err := l.attach(ctx, payload); err != nil {
+		return err
+	}
+	l.delivered = voucher.Cumulative
+	return l.enter(ctx, RentalRunning)
+}
+
+// requote asks for the price again: the offer that the channel was meant for
+// may have been replaced, and a lease would start under the new one.
+func (l *Rental) requote(ctx context.Context) (*wire.Challenge, error) {
+	q, err := l.r.quote(ctx, l.row.URL, l.row.GPUs)
+	if err != nil {
+		return nil, err
+	}
+	if q.Offer.Hash == l.offer.Hash {
+		return &q.challenge, nil
+	}
+	if common.Address(q.Offer.Payee) != l.row.Terms.Payee || common.Address(q.Offer.Escrow) != l.row.Terms.Escrow {
+		return nil, fmt.Errorf("%w: the channel pays %s through %s, the new offer wants %s through %s: leave it",
+			ErrOffer, l.row.Terms.Payee, l.row.Terms.Escrow, q.Offer.Payee, q.Offer.Escrow)
+	}
+	l.row.Offer = q.Offer.Document
+	l.offer, l.price = q.Offer, q.Price
+	if l.credit, err = l.price.Charge(l.offer.Credit * uint64(time.Second)); err != nil {
+		return nil, err
+	}
+	return &q.challenge, l.save(ctx)
+}
+
+// initial is what the open's own voucher is for: the prepayment, no record
+// having been seen, and what was signed before a crash if that is more.
+func (l *Rental) initial(ctx context.Context) (uint256.Int, error) {
+	ahead, err := l.price.Charge(uint64(l.row.Options.Prepay))
+	if err != nil {
+		return ahead, err
+	}
+	paid, err := l.payer.State(ctx, l.id)
+	if err != nil {
+		return ahead, err
+	}
+	if ahead = lesser(ahead, l.row.Deposit); ahead.Lt(&paid.Signed) {
+		return paid.Signed, nil
+	}
+	return ahead, nil
+}
+
+func lesser(a, b uint256.Int) uint256.Int {
+	if a.Lt(&b) {
+		return a
+	}
+	return b
+}
+
+// Resume takes up a rental that a crash or a restart cut off: it opens what was
+// being opened, and for everything else returns the rental as it was left. Then
+// Run goes on paying, and Close or Leave end it.
+func (r *Renter) Resume(ctx context.Context, channelID common.Hash) (*Rental, error) {
+	row, err := r.store.load(ctx, channelID)
+	if err != nil {
+		return nil, err
+	}
+	offer, err := wire.ParseOffer(row.Offer)
+	if err != nil {
+		return nil, fmt.Errorf("channel %s: its offer on disk does not parse; restore the database from its backup: %w", channelID, err)
+	}
+	escrow, err := r.knownEscrow(ctx, offer.Offer)
+	if err != nil {
+		return nil, fmt.Errorf("channel %s: %w", channelID, err)
+	}
+	l, err := r.rental(ctx, row, escrow)
+	if err != nil || row.Phase != RentalOpening {
+		return l, err
+	}
+	if err := l.open(ctx, nil); err != nil {
+		return nil, fmt.Errorf("channel %s: opening it failed; resume it again: %w", channelID, err)
+	}
+	return l, nil
+}
+
+// knownEscrow reaches an escrow that was checked when the rental began: money
+// may be in it, so nothing but the chain may keep us from it.
+func (r *Renter) knownEscrow(ctx context.Context, offer wire.Offer) (*chain.Escrow, error) {
+	if offer.ChainID != r.chainID {
+		return nil, fmt.Errorf("%w: it is on chain %d, this renter's endpoint serves %d", chain.ErrChainID, offer.ChainID, r.chainID)
+	}
+	return chain.NewEscrow(ctx, r.backend, common.Address(offer.Escrow))
+}
+
+// hasGas reports whether we can send a transaction at all.
+func (r *Renter) hasGas(ctx context.Context) (bool, error) {
+	coin, err := r.backend.BalanceAt(ctx, r.Address(), nil)
+	if err != nil {
+		return false, fmt.Errorf("%w: asking for the balance of %s: %w", chain.ErrUnreachable, r.Address(), err)
+	}
+	return coin.Sign() > 0, nil
+}

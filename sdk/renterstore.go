@@ -1,0 +1,243 @@
+package sdk
+
+import (
+	"context"
+	"database/sql"
+	"embed"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/ethereum/go-ethereum/crypto"
+	"github.com/holiman/uint256"
+	"github.com/jmoiron/sqlx"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/channel/store"
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+//go:embed migrations/renter/*.sql
+var renterMigrations embed.FS
+
+// RentalPhase is how far a rental has come, on disk.
+type RentalPhase string
+
+const (
+	RentalOpening  RentalPhase = "opening"  // the channel may or may not be funded
+	RentalRunning  RentalPhase = "running"  // the lease runs, or did when we last heard of it
+	RentalDisputed RentalPhase = "disputed" // the provider was caught: nothing more is paid, the deposit is still to be got back
+	RentalClosing  RentalPhase = "closing"  // being closed with the provider's help
+	RentalLeaving  RentalPhase = "leaving"  // being left without it
+	RentalFinished RentalPhase = "finished" // the refund is here, or the channel was never funded
+)
+
+// rentalRow is what a rental must not forget. Amounts are base units.
+type rentalRow struct {
+	URL      string          `json:"url"`
+	Terms    channel.Terms   `json:"terms"`
+	Offer    json.RawMessage `json:"offer"`
+	GPUs     int             `json:"gpus"`
+	Options  RentOptions     `json:"options"`
+	Deposit  uint256.Int     `json:"deposit"` // meant for it, top-ups included
+	MinDelta uint256.Int     `json:"minDelta"`
+
+	// Funding is the open as it was signed: sent again after a crash, it can
+	// move the money only once.
+	Funding *wire.Payload `json:"funding,omitempty"`
+	// TopUp is the same for a top-up that is not known to have arrived.
+	TopUp *wire.Payload `json:"topUp,omitempty"`
+	// TopUps counts them: it is the salt that tells equal ones apart.
+	TopUps uint64 `json:"topUps"`
+
+	// Asked is when the lease was first asked for, on our clocks: a lease whose
+	// first byte got lost began after it.
+	Asked     *metering.Instant `json:"asked,omitempty"`
+	AskedBoot string            `json:"askedBoot,omitempty"`
+
+	Lease      common.Hash            `json:"lease"`
+	Secret     string                 `json:"secret,omitempty"`
+	Devices    []string               `json:"devices,omitempty"`
+	Access     json.RawMessage        `json:"access,omitempty"`
+	OwedBefore uint256.Int            `json:"owedBefore"`
+	Checker    *metering.CheckerState `json:"checker,omitempty"`
+	Ended      string                 `json:"ended,omitempty"` // why the lease is over
+	Dispute    string                 `json:"dispute,omitempty"`
+	Closed     *Closing               `json:"closed,omitempty"`
+
+	Phase RentalPhase `json:"-"`
+}
+
+// Evidence is something that a provider sent and this renter refused.
+type Evidence struct {
+	Channel  common.Hash // zero: it came before there was a channel
+	URL      string
+	Reason   string
+	At       time.Time
+	Document []byte // as it came; for a fork, both records
+}
+
+// rentalStore keeps rentals, checked records and evidence.
+type rentalStore struct{ db *store.DB }
+
+// create puts a rental on disk before anything of it is signed.
+func (s rentalStore) create(ctx context.Context, row rentalRow) error {
+	document, err := json.Marshal(row)
+	if err != nil {
+		return err
+	}
+	return s.db.Update(ctx, func(tx *sqlx.Tx) error {
+		_, err := tx.ExecContext(ctx, tx.Rebind(
+			`INSERT INTO rentals (channel, state, url, document, updated_at) VALUES (?, ?, ?, ?, ?)`),
+			row.Terms.ID().Hex(), row.Phase, row.URL, string(document), time.Now().UnixMilli())
+		return err
+	})
+}
+
+func (s rentalStore) save(ctx context.Context, row rentalRow) error {
+	return s.db.Update(ctx, func(tx *sqlx.Tx) error { return saveRental(ctx, tx, row) })
+}
+
+func saveRental(ctx context.Context, tx *sqlx.Tx, row rentalRow) error {
+	document, err := json.Marshal(row)
+	if err != nil {
+		return err
+	}
+	_, err = tx.ExecContext(ctx, tx.Rebind(`UPDATE rentals SET state = ?, document = ?, updated_at = ? WHERE channel = ?`),
+		row.Phase, string(document), time.Now().UnixMilli(), row.Terms.ID().Hex())
+	return err
+}
+
+// accept keeps a checked record and what the checker knows after it, in one
+// step, before a voucher is signed for it.
+func (s rentalStore) accept(ctx context.Context, row rentalRow, rec metering.SignedRecord) error {
+	document, err := json.Marshal(rec)
+	if err != nil {
+		return err
+	}
+	return s.db.Update(ctx, func(tx *sqlx.Tx) error {
+		_, err := tx.ExecContext(ctx, tx.Rebind(
+			`INSERT INTO rental_records (channel, lease, sequence, record) VALUES (?, ?, ?, ?)`),
+			rec.ChannelID.Hex(), rec.LeaseID.Hex(), int64(rec.Sequence), string(document))
+		if err != nil {
+			return fmt.Errorf("channel %s, record %d: %w", rec.ChannelID, rec.Sequence, err)
+		}
+		return saveRental(ctx, tx, row)
+	})
+}
+
+// record returns the accepted record of a number, or nil.
+func (s rentalStore) record(ctx context.Context, id, lease common.Hash, sequence uint64) (json.RawMessage, error) {
+	var document string
+	db := s.db.View()
+	err := db.GetContext(ctx, &document, db.Rebind(
+		`SELECT record FROM rental_records WHERE channel = ? AND lease = ? AND sequence = ?`), id.Hex(), lease.Hex(), int64(sequence))
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil, nil
+	}
+	return json.RawMessage(document), err
+}
+
+// records returns every accepted record of a channel, in order.
+func (s rentalStore) records(ctx context.Context, id common.Hash) ([]metering.SignedRecord, error) {
+	var documents []string
+	db := s.db.View()
+	err := db.SelectContext(ctx, &documents, db.Rebind(
+		`SELECT record FROM rental_records WHERE channel = ? ORDER BY lease, sequence`), id.Hex())
+	if err != nil {
+		return nil, fmt.Errorf("channel %s: reading its records: %w", id, err)
+	}
+	records := make([]metering.SignedRecord, len(documents))
+	for i, document := range documents {
+		if err := json.Unmarshal([]byte(document), &records[i]); err != nil {
+			return nil, fmt.Errorf("channel %s: a record on disk does not parse: %w", id, err)
+		}
+	}
+	return records, nil
+}
+
+// load returns one rental, or channel.ErrUnknown.
+func (s rentalStore) load(ctx context.Context, id common.Hash) (rentalRow, error) {
+	rows, err := s.list(ctx, `WHERE channel = ?`, id.Hex())
+	if err != nil {
+		return rentalRow{}, err
+	}
+	if len(rows) == 0 {
+		return rentalRow{}, fmt.Errorf("%w: %s is no rental in this database", channel.ErrUnknown, id)
+	}
+	return rows[0], nil
+}
+
+// unfinished returns the rentals that may still hold money, oldest first.
+func (s rentalStore) unfinished(ctx context.Context) ([]rentalRow, error) {
+	return s.list(ctx, `WHERE state <> ? ORDER BY updated_at`, RentalFinished)
+}
+
+func (s rentalStore) list(ctx context.Context, where string, args ...any) ([]rentalRow, error) {
+	var found []struct {
+		State    string `db:"state"`
+		Document string `db:"document"`
+	}
+	db := s.db.View()
+	if err := db.SelectContext(ctx, &found, db.Rebind(`SELECT state, document FROM rentals `+where), args...); err != nil {
+		return nil, fmt.Errorf("reading rentals: %w", err)
+	}
+	rows := make([]rentalRow, len(found))
+	for i, f := range found {
+		if err := json.Unmarshal([]byte(f.Document), &rows[i]); err != nil {
+			return nil, fmt.Errorf("a rental on disk does not parse; restore the database from its backup: %w", err)
+		}
+		rows[i].Phase = RentalPhase(f.State)
+	}
+	return rows, nil
+}
+
+// maxEvidence bounds one piece of evidence on disk: a record is a few KiB.
+const maxEvidence = 1 << 20
+
+// keep puts evidence on disk. The same thing twice is kept once.
+func (s rentalStore) keep(ctx context.Context, e Evidence) error {
+	if len(e.Document) > maxEvidence {
+		e.Document = e.Document[:maxEvidence]
+	}
+	id := ""
+	if e.Channel != (common.Hash{}) {
+		id = e.Channel.Hex()
+	}
+	hash := crypto.Keccak256Hash([]byte(e.URL), []byte{0}, []byte(id), []byte{0}, []byte(e.Reason), []byte{0}, e.Document)
+	return s.db.Update(ctx, func(tx *sqlx.Tx) error {
+		_, err := tx.ExecContext(ctx, tx.Rebind(`INSERT INTO rental_evidence (hash, channel, url, reason, document, at)
+			VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (hash) DO NOTHING`),
+			hash.Hex(), id, e.URL, e.Reason, string(e.Document), e.At.UnixMilli())
+		return err
+	})
+}
+
+// evidence returns what was kept about a channel, or with the zero id what came
+// before there was one, oldest first.
+func (s rentalStore) evidence(ctx context.Context, channelID common.Hash) ([]Evidence, error) {
+	id := ""
+	if channelID != (common.Hash{}) {
+		id = channelID.Hex()
+	}
+	var rows []struct {
+		URL      string `db:"url"`
+		Reason   string `db:"reason"`
+		Document string `db:"document"`
+		At       int64  `db:"at"`
+	}
+	db := s.db.View()
+	err := db.SelectContext(ctx, &rows, db.Rebind(
+		`SELECT url, reason, document, at FROM rental_evidence WHERE channel = ? ORDER BY at, hash`), id)
+	if err != nil {
+		return nil, fmt.Errorf("reading evidence: %w", err)
+	}
+	kept := make([]Evidence, len(rows))
+	for i, r := range rows {
+		kept[i] = Evidence{Channel: channelID, URL: r.URL, Reason: r.Reason, At: time.UnixMilli(r.At), Document: []byte(r.Document)}
+	}
+	return kept, nil
+}
