@@ -1,0 +1,205 @@
+package sdk
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"log/slog"
+	"net/http/httptest"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/ethereum/go-ethereum/crypto"
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/chaintest"
+	"github.com/gpupay/gpupay/metering/sim"
+)
+
+// market is a chain, a payer with 1000 tokens and somebody to pay.
+type market struct {
+	*chaintest.Chain
+	payer *ecdsa.PrivateKey
+	payee *ecdsa.PrivateKey
+}
+
+const thousand = 1_000_000_000 // base units of a token with six decimals
+
+func newMarket(t *testing.T) *market {
+	t.Helper()
+	m := &market{Chain: chaintest.Anvil(t)}
+	m.payer, m.payee = m.Keys[0], m.Keys[1]
+	m.Mint(t, m.payerAddress(), thousand)
+	return m
+}
+
+func (m *market) payerAddress() common.Address { return crypto.PubkeyToAddress(m.payer.PublicKey) }
+func (m *market) payeeAddress() common.Address { return crypto.PubkeyToAddress(m.payee.PublicKey) }
+
+// newcomer is a payer with tokens and not one wei.
+func (m *market) newcomer(t *testing.T) *ecdsa.PrivateKey {
+	t.Helper()
+	key, err := crypto.GenerateKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.Mint(t, crypto.PubkeyToAddress(key.PublicKey), thousand)
+	return key
+}
+
+// provider runs a real one on simulated GPUs, fast enough to watch.
+func (m *market) provider(t *testing.T, change func(*ProviderConfig)) *httptest.Server {
+	t.Helper()
+	config := ProviderConfig{
+		Backend: m.Backend, Escrow: m.Escrow, Token: m.Token, Key: channel.NewKey(m.payee),
+		Database: filepath.Join(t.TempDir(), "provider.db"), PricePerGPUHour: "3.60", MinDeposit: "0.01",
+		Source: sim.New(4, sim.Options{}), Credit: 2 * time.Second,
+		Tick: 50 * time.Millisecond, RecordEvery: 100 * time.Millisecond, MaxGap: time.Second,
+		Log: slog.New(slog.DiscardHandler),
+	}
+	if change != nil {
+		change(&config)
+	}
+	p, err := NewProvider(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { defer close(done); _ = p.Run(ctx) }()
+	server := httptest.NewServer(p)
+	t.Cleanup(func() {
+		server.CloseClientConnections()
+		server.Close()
+		cancel()
+		<-done
+		if err := p.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return server
+}
+
+// renterConfig is of a renter that looks often and waits for nobody.
+func (m *market) renterConfig(t *testing.T, key *ecdsa.PrivateKey) RenterConfig {
+	t.Helper()
+	return RenterConfig{
+		Backend: m.Backend, Token: m.Token, Key: channel.NewKey(key),
+		Database:  filepath.Join(t.TempDir(), "renter.db"),
+		Caps:      Caps{PricePerGPUHour: "4.00", PerLease: "10", PerDay: "20", PerPayee: Unlimited},
+		Tolerance: 300 * time.Millisecond, Patience: 2 * time.Second, Poll: 50 * time.Millisecond,
+		Log: slog.New(slog.DiscardHandler),
+	}
+}
+
+func openRenter(t *testing.T, config RenterConfig) *Renter {
+	t.Helper()
+	r, err := NewRenter(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = r.Close() })
+	return r
+}
+
+// eventually waits for something that another goroutine brings about.
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+		if ok() {
+			return
+		}
+	}
+	t.Fatalf("waited 20 s for %s", what)
+}
+
+// background runs the rental and returns what Run said.
+func background(ctx context.Context, l *Rental) <-chan error {
+	done := make(chan error, 1)
+	go func() { done <- l.Run(ctx) }()
+	return done
+}
+
+func TestRentPayClose(t *testing.T) {
+	m := newMarket(t)
+	server := m.provider(t, nil)
+	for _, test := range []struct {
+		name string
+		key  *ecdsa.PrivateKey
+		gpus int
+	}{
+		{"own gas", m.payer, 1},
+		{"gasless", m.newcomer(t), 2},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			payer := crypto.PubkeyToAddress(test.key.PublicKey)
+			before := m.Tokens(t, m.payeeAddress())
+			r := openRenter(t, m.renterConfig(t, test.key))
+			l, err := r.Rent(t.Context(), server.URL, RentOptions{GPUs: test.gpus, Deposit: "1", PayEvery: 200 * time.Millisecond})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := len(l.Snapshot().Devices); got != test.gpus {
+				t.Fatalf("%d devices, want %d", got, test.gpus)
+			}
+			done := background(t.Context(), l)
+			eventually(t, "three payments", func() bool { s := l.Snapshot(); return s.Sequence > 10 && s.Paid.Uint64() > 500 })
+			c, err := l.Close(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := <-done; err != nil {
+				t.Fatalf("Run: %v", err)
+			}
+			checkClosing(t, m, c, payer, before)
+			if c.Owed != c.Settled {
+				t.Errorf("owed %s, settled %s: the final record was not paid exactly", c.Owed.Dec(), c.Settled.Dec())
+			}
+			checkBooks(t, r, l, c)
+		})
+	}
+}
+
+// checkClosing holds a closing to the chain: every base unit is with the payee
+// or back with the payer.
+func checkClosing(t *testing.T, m *market, c Closing, payer common.Address, payeeBefore uint64) {
+	t.Helper()
+	if got := m.Tokens(t, m.payeeAddress()) - payeeBefore; got != c.Settled.Uint64() {
+		t.Errorf("the payee got %d, the closing says %s", got, c.Settled.Dec())
+	}
+	if got := m.Tokens(t, payer); got != thousand-c.Settled.Uint64() {
+		t.Errorf("the payer has %d, want %d", got, thousand-c.Settled.Uint64())
+	}
+	var sum uint256.Int
+	if sum.Add(&c.Settled, &c.Refunded); sum != c.Deposit {
+		t.Errorf("settled %s and refunded %s are not the deposit %s", c.Settled.Dec(), c.Refunded.Dec(), c.Deposit.Dec())
+	}
+	if c.Settled.Gt(&c.Signed) {
+		t.Errorf("settled %s of %s signed", c.Settled.Dec(), c.Signed.Dec())
+	}
+}
+
+// checkBooks reads back from disk what was paid for.
+func checkBooks(t *testing.T, r *Renter, l *Rental, c Closing) {
+	t.Helper()
+	records, err := r.Records(t.Context(), l.ID())
+	if err != nil {
+		t.Fatal(err)
+	}
+	last := records[len(records)-1]
+	if !last.Final || last.Owed != c.Owed || last.Sequence != uint64(len(records)) {
+		t.Errorf("the last of %d records is number %d, final %v, owed %s; want final, owed %s", len(records), last.Sequence, last.Final, last.Owed.Dec(), c.Owed.Dec())
+	}
+	if open, err := r.Rentals(t.Context()); err != nil || len(open) != 0 {
+		t.Errorf("%d rentals are unfinished (%v), want none", len(open), err)
+	}
+	if kept, err := l.Evidence(t.Context()); err != nil || len(kept) != 0 {
+		t.Errorf("evidence against an honest provider: %v, %v", kept, err)
+	}
+	again, err := l.Close(t.Context())
+	if err != nil || again != c {
+		t.Errorf("closing again: %+v, %v", again, err)
+	}
+}
