@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ethereum/go-ethereum"
 	"github.com/ethereum/go-ethereum/accounts/abi"
 	"github.com/ethereum/go-ethereum/accounts/abi/bind/v2"
 	"github.com/ethereum/go-ethereum/common"
@@ -60,9 +61,7 @@ func Anvil(t testing.TB, args ...string) *Chain {
 	if err != nil {
 		t.Fatalf("chaintest: deploying the token: %v", err)
 	}
-	if _, err := bind.WaitMined(ctx, c.Backend, tx.Hash()); err != nil {
-		t.Fatalf("chaintest: deploying the token: %v", err)
-	}
+	c.success(t, tx.Hash())
 	c.Token = address
 	return c
 }
@@ -187,7 +186,7 @@ func (c *Chain) Automine(t testing.TB, on bool) {
 // Reorg replaces the newest depth blocks by empty ones, one more than they were, as a branch that won.
 func (c *Chain) Reorg(t testing.TB, depth int) {
 	t.Helper()
-	c.RPC(t, nil, "anvil_reorg", map[string]any{"depth": depth, "txBlockPairs": []any{}})
+	c.RPC(t, nil, "anvil_reorg", depth, []any{})
 	c.Mine(t, 1)
 }
 
@@ -239,12 +238,26 @@ func (c *Chain) Transact(t testing.TB, from *ecdsa.PrivateKey, to common.Address
 	if err != nil {
 		t.Fatalf("chaintest: sending to %s: %v", to, err)
 	}
-	if receipt, err := c.Backend.TransactionReceipt(t.Context(), tx.Hash()); err == nil && receipt.Status == 1 {
-		return
+	c.success(t, tx.Hash())
+}
+
+// success waits until a transaction is mined. Where anvil does not mine by itself, it is told to.
+func (c *Chain) success(t testing.TB, hash common.Hash) {
+	t.Helper()
+	for try := range 500 {
+		receipt, err := c.Backend.TransactionReceipt(t.Context(), hash)
+		switch {
+		case err == nil && receipt.Status == 1:
+			return
+		case err == nil:
+			t.Fatalf("chaintest: transaction %s reverted", hash)
+		case !errors.Is(err, ethereum.NotFound):
+			t.Fatalf("chaintest: transaction %s: %v", hash, err)
+		}
+		if try == 50 {
+			c.Mine(t, 1)
+		}
+		time.Sleep(2 * time.Millisecond)
 	}
-	c.Mine(t, 1)
-	receipt, err := c.Backend.TransactionReceipt(t.Context(), tx.Hash())
-	if err != nil || receipt.Status != 1 {
-		t.Fatalf("chaintest: transaction %s to %s: receipt %+v, %v", tx.Hash(), to, receipt, err)
-	}
+	t.Fatalf("chaintest: transaction %s is not mined", hash)
 }

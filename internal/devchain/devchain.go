@@ -147,10 +147,7 @@ func (c *Chain) deploy(ctx context.Context, opts Options) error {
 		return err
 	}
 	address, tx, err := bind.DeployContract(c.opts(ctx), common.FromHex(testtoken.TestTokenMetaData.Bin), c.Backend, nil)
-	if err != nil {
-		return fmt.Errorf("devchain: deploying the token: %w", err)
-	}
-	if _, err := bind.WaitMined(ctx, c.Backend, tx.Hash()); err != nil {
+	if err := c.await(ctx)(tx, err); err != nil {
 		return fmt.Errorf("devchain: deploying the token: %w", err)
 	}
 	c.Token = address
@@ -213,7 +210,7 @@ func (c *Chain) Fund(ctx context.Context, to common.Address, wei *big.Int, token
 	if wei != nil && wei.Sign() > 0 {
 		opts.Value = wei
 		plain := bind.NewBoundContract(to, abi.ABI{}, c.Backend, c.Backend, c.Backend)
-		if err := c.await(ctx)(plain.Transfer(opts)); err != nil {
+		if err := c.await(ctx)(plain.RawTransact(opts, nil)); err != nil {
 			return fmt.Errorf("devchain: funding %s: %w", to, err)
 		}
 		opts.Value = nil
@@ -228,18 +225,25 @@ func (c *Chain) Fund(ctx context.Context, to common.Address, wei *big.Int, token
 	return nil
 }
 
-// await waits for what a binding just sent; on a manual chain it makes the block itself.
+// await has what a binding just sent mined, at once.
 func (c *Chain) await(ctx context.Context) func(*types.Transaction, error) error {
 	return func(tx *types.Transaction, err error) error {
 		if err != nil {
 			return err
 		}
-		c.Mine()
-		receipt, err := bind.WaitMined(ctx, c.Backend, tx.Hash())
-		if err == nil && receipt.Status != types.ReceiptStatusSuccessful {
-			err = fmt.Errorf("transaction %s reverted", tx.Hash())
+		for {
+			c.Mine()
+			receipt, err := c.Backend.TransactionReceipt(ctx, tx.Hash())
+			if err == nil && receipt.Status != types.ReceiptStatusSuccessful {
+				return fmt.Errorf("transaction %s reverted", tx.Hash())
+			}
+			if err == nil {
+				return nil
+			}
+			if err := chain.Pause(ctx, 10*time.Millisecond); err != nil { // the node indexes a block after it has it
+				return err
+			}
 		}
-		return err
 	}
 }
 

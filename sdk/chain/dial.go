@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strings"
 	"time"
 
 	"github.com/ethereum/go-ethereum/ethclient"
@@ -107,7 +108,19 @@ func cause(err error) string {
 	if errors.As(err, &op) {
 		return op.Err.Error()
 	}
-	return err.Error()
+	return line(err.Error())
+}
+
+// maxAnswer bounds what of an endpoint's own words is shown.
+const maxAnswer = 120
+
+// line makes one short line of what an endpoint said, which may be a page of HTML.
+func line(text string) string {
+	text = strings.Join(strings.Fields(text), " ")
+	if len(text) > maxAnswer {
+		text = strings.ToValidUTF8(text[:maxAnswer], "") + "..."
+	}
+	return text
 }
 
 // redact leaves of a URL what may be shown: the scheme and the host.

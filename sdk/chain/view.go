@@ -2,6 +2,7 @@ package chain
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/big"
 
@@ -83,6 +84,9 @@ func (e *Escrow) Confirmed(ctx context.Context, ids []common.Hash, confirmations
 	deep := latest
 	if back := max(confirmations, 1) - 1; back > 0 {
 		deep, err = e.views(ctx, ids, e.at(new(big.Int).SetUint64(head-min(back, head))))
+		if errors.Is(err, ErrNoContract) {
+			deep, err = make([]channel.ChainView, len(ids)), nil // the escrow is younger than that
+		}
 		if err != nil {
 			return nil, 0, err
 		}
@@ -137,6 +141,9 @@ func (e *Escrow) slots(ctx context.Context, ids []common.Hash, read reader) ([]b
 		out, err := read(ctx, e.abi.PackChannels(raw))
 		if err != nil {
 			return nil, fmt.Errorf("chain: reading %d channels of escrow %s: %w", n, e.address, err)
+		}
+		if len(out) == 0 {
+			return nil, fmt.Errorf("%w: %s on chain %d, at the block that was read", ErrNoContract, e.address, e.chainID)
 		}
 		part, err := e.abi.UnpackChannels(out)
 		if err != nil || len(part) != n {
