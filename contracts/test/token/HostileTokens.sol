@@ -48,10 +48,16 @@ contract LooseToken is ERC20 {
     }
 }
 
-/// @notice Keeps 1 % of every transfer, rounded up.
+/// @notice Keeps a percentage of every transfer, rounded up.
 contract FeeToken is LooseToken {
+    uint256 private _percent;
+
+    function setFee(uint256 percent) external {
+        _percent = percent;
+    }
+
     function _move(address from, address to, uint256 amount) internal override {
-        uint256 fee = (amount + 99) / 100;
+        uint256 fee = (amount * _percent + 99) / 100;
         _transfer(from, to, amount - fee);
         _burn(from, fee);
     }
@@ -85,6 +91,13 @@ contract FalseToken is LooseToken {
 /// @notice Says yes and moves nothing.
 contract LyingToken is LooseToken {
     function _move(address, address, uint256) internal override {}
+}
+
+/// @notice Lets its author take anybody's money.
+contract SeizingToken is LooseToken {
+    function seize(address from, uint256 amount) external {
+        _burn(from, amount);
+    }
 }
 
 /// @notice Blocks addresses, as the large stablecoins can.
