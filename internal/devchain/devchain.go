@@ -208,12 +208,12 @@ func (c *Chain) AdvanceTime(d time.Duration) error {
 func (c *Chain) Fund(ctx context.Context, to common.Address, wei *big.Int, tokens uint256.Int) error {
 	opts := c.opts(ctx)
 	if wei != nil && wei.Sign() > 0 {
-		opts.Value = wei
+		opts.Value, opts.GasLimit = wei, 21_000 // given, so that nobody looks for code at the address
 		plain := bind.NewBoundContract(to, abi.ABI{}, c.Backend, c.Backend, c.Backend)
 		if err := c.await(ctx)(plain.RawTransact(opts, nil)); err != nil {
 			return fmt.Errorf("devchain: funding %s: %w", to, err)
 		}
-		opts.Value = nil
+		opts.Value, opts.GasLimit = nil, 0
 	}
 	if tokens.IsZero() {
 		return nil
