@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+pragma solidity 0.8.37;
+
+import {Test} from "forge-std/Test.sol";
+
+import {Deploy} from "../script/Deploy.s.sol";
+import {ChannelEscrow} from "../src/ChannelEscrow.sol";
+
+contract DeployTest is Test {
+    Deploy private _deploy;
+
+    function setUp() public {
+        _deploy = new Deploy();
+    }
+
+    function test_deploy_atThePredictedAddress() public {
+        ChannelEscrow escrow = _deploy.run();
+
+        assertEq(address(escrow), _deploy.predict(1 days));
+        assertEq(escrow.gracePeriod(), 1 days);
+    }
+
+    function test_deploy_againChangesNothing() public {
+        ChannelEscrow first = _deploy.run();
+        assertEq(address(_deploy.run()), address(first));
+    }
+
+    /// @dev The address depends on the code and the grace period, and on no chain.
+    function testFuzz_predict(uint40 one, uint40 other, uint64 chain) public {
+        vm.assume(one != other && chain != 0);
+        address here = _deploy.predict(one);
+        assertTrue(here != _deploy.predict(other));
+        vm.chainId(chain);
+        assertEq(_deploy.predict(one), here);
+    }
+}
