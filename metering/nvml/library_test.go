@@ -3,8 +3,10 @@
 package nvml_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -18,6 +20,7 @@ import (
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/nvml"
 	"github.com/gpupay/gpupay/metering/sim"
+	"github.com/gpupay/gpupay/metering/trace"
 )
 
 // The tests below run the real cgo binding against testdata/nvml.c, built here
@@ -29,6 +32,8 @@ const (
 	envLibrary = "GPUPAY_NVML_LIBRARY"
 	envControl = "GPUPAY_NVML_CONTROL" // read by the library
 )
+
+var update = flag.Bool("update", false, "write the trace of the test library again")
 
 func gpu(n int) string { return fmt.Sprintf("GPU-00000000-0000-0000-0000-00000000000%d", n) }
 func mig(n, slice int) string {
@@ -59,6 +64,7 @@ var cases = []struct {
 	{"MIG slice gone", false, migGone},
 	{"old driver", true, old},
 	{"second library", false, second},
+	{"recording", false, recording},
 }
 
 func TestLibrary(t *testing.T) {
@@ -123,7 +129,7 @@ func child(t *testing.T, name, library, control string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, os.Args[0], "-test.run=^TestCase$", "-test.v")
+	cmd := exec.CommandContext(ctx, os.Args[0], "-test.run=^TestCase$", "-test.v", fmt.Sprintf("-update=%v", *update))
 	cmd.Env = append(os.Environ(), envCase+"="+name, envLibrary+"="+library, envControl+"="+control)
 	out, err := cmd.CombinedOutput()
 	if err != nil || !strings.Contains(string(out), "--- PASS: TestCase") {
@@ -590,5 +596,42 @@ func old(b *bench) {
 func second(b *bench) {
 	if _, err := nvml.Open(nvml.Options{Library: "another.so"}); !errors.Is(err, nvml.ErrSecond) {
 		b.Errorf("got %v", err)
+	}
+}
+
+// recording holds the trace in metering/trace/testdata against what the library
+// does today: XID 79 on GPU 0 after three of ten seconds.
+func recording(b *bench) {
+	const path = "../trace/testdata/library.jsonl"
+	var out bytes.Buffer
+	rec, err := trace.Record(b.Context(), b.source, &out,
+		"the C test library in metering/nvml/testdata, through cgo, on a clock that the test moves; no GPU was involved", new([32]byte))
+	if err != nil {
+		b.Fatal(err)
+	}
+	for i := range 11 {
+		if i > 0 {
+			b.clock.Advance(time.Second)
+		}
+		if i == 4 {
+			b.xid(0, 79)
+		}
+		for g := range 2 {
+			if _, err := rec.Read(b.Context(), gpu(g)); err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+	if *update {
+		if err := os.WriteFile(path, out.Bytes(), 0o644); err != nil {
+			b.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		b.Fatal(err)
+	}
+	if !bytes.Equal(out.Bytes(), want) {
+		b.Errorf("%s is stale: run go test ./metering/nvml -update", path)
 	}
 }

@@ -1,0 +1,44 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/gpupay/gpupay/metering/trace"
+)
+
+func TestRecordSimulated(t *testing.T) {
+	o := options{gpu: "sim", span: 300 * time.Millisecond, tick: 20 * time.Millisecond, note: "a test", out: filepath.Join(t.TempDir(), "t.jsonl")}
+	var out bytes.Buffer
+	if err := run(t.Context(), o, &out); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(o.out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	tr, err := trace.Parse(f)
+	if err != nil || !tr.Simulated || tr.Made != "a test" || len(tr.Readings) < 3 {
+		t.Errorf("%+v, %v", tr, err)
+	}
+	if !strings.HasPrefix(out.String(), "Simulated GPU: ") {
+		t.Errorf("said %q", out.String())
+	}
+}
+
+func TestRecordSaysWhatIsMissing(t *testing.T) {
+	out := filepath.Join(t.TempDir(), "t.jsonl")
+	for want, o := range map[string]options{
+		"--note are required": {gpu: "sim", out: out},
+		"nvml or sim":         {gpu: "cuda", out: out, note: "x"},
+	} {
+		if err := run(t.Context(), o, new(bytes.Buffer)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want %q", err, want)
+		}
+	}
+}
