@@ -43,6 +43,7 @@ type ProviderConfig struct {
 
 	ChainID        uint64        // refuse any other chain; not checked if zero
 	Confirmations  uint64        // before a deposit counts; 1 (the block it is in) if zero
+	Poll           time.Duration // between looks at the chain; 2 s if zero
 	OpenTimeout    time.Duration // how long a renter's request waits for them; 60 s if zero
 	NoGasless      bool          // do not send renters' ERC-3009 deposits: they need gas of their own
 	MinGrace       time.Duration // refuse an escrow with a shorter grace period; 10 min if zero
@@ -66,6 +67,7 @@ func (c ProviderConfig) withDefaults() ProviderConfig {
 	c.CallTimeout = or(c.CallTimeout, 30*time.Second)
 	c.OfferTTL = or(c.OfferTTL, 24*time.Hour)
 	c.Confirmations = or(c.Confirmations, 1)
+	c.Poll = or(c.Poll, 2*time.Second)
 	c.OpenTimeout = or(c.OpenTimeout, time.Minute)
 	c.MinGrace = or(c.MinGrace, chain.MinGrace)
 	c.ClockTolerance = or(c.ClockTolerance, 2*time.Minute)

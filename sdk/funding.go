@@ -241,7 +241,7 @@ func (p *Provider) sent(ctx context.Context, id common.Hash, call chain.Call) (c
 // from it: the contract is asked.
 func (p *Provider) checkTransaction(ctx context.Context, id, hash common.Hash) error {
 	for {
-		receipt, err := p.escrow.Backend().TransactionReceipt(ctx, hash)
+		receipt, err := chain.Receipt(ctx, p.escrow.Backend(), hash)
 		switch {
 		case err == nil && receipt.Status != types.ReceiptStatusSuccessful:
 			return wire.TransactionReverted.With("transaction %s reverted; that is final", hash)
@@ -252,7 +252,7 @@ func (p *Provider) checkTransaction(ctx context.Context, id, hash common.Hash) e
 		case !errors.Is(err, ethereum.NotFound):
 			return fmt.Errorf("reading transaction %s: %w", hash, err)
 		}
-		if err := chain.Pause(ctx, time.Second); err != nil {
+		if err := chain.Pause(ctx, p.config.Poll); err != nil {
 			return wire.Unavailable.With("transaction %s is not mined yet: send the same request again later", hash)
 		}
 	}
@@ -281,7 +281,7 @@ func (p *Provider) awaitDeposit(ctx context.Context, id common.Hash, before uint
 		if view.Deposit.Gt(&before) || view.Finalized || !views[0].Pending() {
 			return view, nil
 		}
-		if err := chain.Pause(ctx, time.Second); err != nil {
+		if err := chain.Pause(ctx, p.config.Poll); err != nil {
 			return view, wire.Unavailable.With("the deposit of channel %s has not %d confirmations yet: send the same request again later", id, p.config.Confirmations)
 		}
 	}

@@ -101,6 +101,11 @@ func (l *lease) update(change func(*leaseView)) {
 // observe tells the lease what its channel holds now.
 func (l *lease) observe(s channel.State) {
 	l.update(func(v *leaseView) { v.accepted, v.deposit = s.Accepted, s.Deposit })
+	l.wake()
+}
+
+// wake has the loop look at the lease's money now.
+func (l *lease) wake() {
 	select {
 	case l.poke <- struct{}{}:
 	default: // one is waiting already, and it will see this state
@@ -131,7 +136,7 @@ func (l *lease) run(ctx context.Context) {
 	defer close(l.done)
 	sampling, stopSampling := context.WithCancel(ctx)
 	defer stopSampling()
-	sampler := &metering.Sampler{Source: l.deps.source, Meter: l.meter, Clock: l.deps.clock}
+	sampler := &metering.Sampler{Source: l.deps.source, Meter: l.meter, Clock: l.deps.clock, Observed: l.observed}
 	sampled := make(chan struct{})
 	go func() {
 		defer close(sampled)
@@ -177,14 +182,25 @@ func (l *lease) state() leaseState {
 	return v.state
 }
 
-// enforce holds the lease to its credit: it suspends before the next tick could
-// exceed it, resumes when vouchers have caught up, and gives up on a renter
+// observed stops the bill at the reading that uses up the credit. It is not left
+// to the loop, which may be waiting for a disk or a command meanwhile.
+func (l *lease) observed(metering.Reading, metering.Interval) {
+	v, _ := l.snapshot()
+	if v.state == leaseActive && l.exhausted(v) {
+		l.meter.Pause()
+		l.wake()
+	}
+}
+
+// enforce holds the lease to its credit: it suspends before the next reading
+// could exceed it, resumes when vouchers have caught up, and gives up on a renter
 // that stays away.
 func (l *lease) enforce(ctx context.Context, suspendedAt *time.Time) (stop bool, reason string) {
 	v, _ := l.snapshot()
 	switch v.state {
 	case leaseActive:
 		if !l.exhausted(v) {
+			l.meter.Resume() // a voucher may have come between the reading that stopped the bill and now
 			l.remind(v)
 			return false, ""
 		}
@@ -222,10 +238,12 @@ func (l *lease) limit(v leaseView) uint256.Int {
 	return limit
 }
 
-// exhausted reports whether one more tick could take the debt over its limit.
+// exhausted reports whether the next reading could take the debt over its
+// limit. Two ticks are kept free: a reading may come late. One that comes later
+// still, up to MaxGap, is billed, and is the provider's own risk.
 func (l *lease) exhausted(v leaseView) bool {
 	totals := l.meter.Totals()
-	ahead := uint64(len(l.allocation.Devices)) * uint64(l.deps.timing.tick)
+	ahead := uint64(len(l.allocation.Devices)) * uint64(2*l.deps.timing.tick)
 	owed, err := l.owedAt(uint64(totals.Allocated) + ahead)
 	if err != nil {
 		return true

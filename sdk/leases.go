@@ -23,7 +23,7 @@ import (
 // disk before the first command runs, so that a crash in between still
 // releases what was allocated.
 func (p *Provider) start(ctx context.Context, s channel.State, offer wire.SignedOffer, gpus int) (*lease, string, error) {
-	if err := p.mayStart(s, offer, gpus); err != nil {
+	if err := errors.Join(p.canServe(offer, gpus), p.canPay(s, offer, gpus)); err != nil {
 		return nil, "", err
 	}
 	id, secret := randomHash(), randomHash().Hex()[2:]
@@ -63,9 +63,9 @@ func (p *Provider) start(ctx context.Context, s channel.State, offer wire.Signed
 	return l, secret, nil
 }
 
-// mayStart refuses a lease that would be suspended at once, before anything is
-// allocated.
-func (p *Provider) mayStart(s channel.State, offer wire.SignedOffer, gpus int) error {
+// canServe refuses a lease that could not be begun, before anybody's money
+// moves for it.
+func (p *Provider) canServe(offer wire.SignedOffer, gpus int) error {
 	p.mu.Lock()
 	closing := p.closed || p.draining
 	p.mu.Unlock()
@@ -78,11 +78,19 @@ func (p *Provider) mayStart(s channel.State, offer wire.SignedOffer, gpus int) e
 	if c, ok := p.config.Allocator.(Capacity); ok && c.Free() < gpus {
 		return fmt.Errorf("%w: %d wanted, %d free", ErrNoCapacity, gpus, c.Free())
 	}
+	if least := time.Duration(gpus) * 4 * p.config.Tick; p.config.Credit < least {
+		return wire.NoCapacity.With("%d GPUs need a credit of %s, this provider gives %s", gpus, least, p.config.Credit)
+	}
+	return nil
+}
+
+// canPay refuses a lease that would be suspended at once: the deposit must
+// have room for one record of every GPU, after what is owed already.
+func (p *Provider) canPay(s channel.State, offer wire.SignedOffer, gpus int) error {
 	price, err := offerPrice(offer.Offer)
 	if err != nil {
 		return err
 	}
-	// Room for one record of every GPU, after what is owed already.
 	need, err := price.Charge(uint64(gpus) * uint64(p.config.RecordEvery+4*p.config.Tick))
 	if err != nil {
 		return err

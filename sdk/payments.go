@@ -124,6 +124,11 @@ func (p *Provider) act(w http.ResponseWriter, r *request) error {
 func (p *Provider) actOpen(w http.ResponseWriter, r *request) error {
 	unlock := p.opens.lock(r.cred.Payload.ChannelID)
 	defer unlock()
+	if r.Method == http.MethodGet && p.running(r.cred.Payload.ChannelID) == nil {
+		if err := p.canServe(r.offer, r.gpus); err != nil {
+			return err
+		}
+	}
 	s, fresh, err := p.open(r, &r.cred.Payload)
 	if err != nil {
 		return err

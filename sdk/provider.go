@@ -135,9 +135,9 @@ func (p *Provider) chainParts(ctx context.Context) error {
 		return err
 	}
 	p.gasless = supported && !p.config.NoGasless
-	p.sender = &chain.Sender{Backend: p.escrow.Backend(), Key: p.config.Key, Store: txs, Log: p.config.Log}
+	p.sender = &chain.Sender{Backend: p.escrow.Backend(), Key: p.config.Key, Store: txs, Poll: p.config.Poll, Log: p.config.Log}
 	p.settler = &Settler{Payee: p.payee, Escrow: p.escrow, Sender: p.sender, Policy: p.config.Settlement, Log: p.config.Log}
-	p.watcher = &Watcher{Payee: p.payee, Escrow: p.escrow, Confirmations: p.config.Confirmations, OnChange: p.channelChanged, Log: p.config.Log}
+	p.watcher = &Watcher{Payee: p.payee, Escrow: p.escrow, Confirmations: p.config.Confirmations, Poll: p.config.Poll, Store: txs, OnChange: p.channelChanged, Log: p.config.Log}
 	return nil
 }
 

@@ -84,14 +84,14 @@ func (m *Minter) Mint(req Request, nonce string) (Challenge, error) {
 		Description: req.Description,
 		Opaque:      base64.RawURLEncoding.EncodeToString(opaque),
 	}
-	c.ID = c.bind(m.Secret)
+	c.ID = m.Bind(c)
 	return c, nil
 }
 
 // Check reports whether c was minted with this secret and realm (unknown
 // challenges are forged) and has not expired.
 func (m *Minter) Check(c Challenge) error {
-	if c.Realm != m.Realm || !hmac.Equal([]byte(c.bind(m.Secret)), []byte(c.ID)) {
+	if c.Realm != m.Realm || !hmac.Equal([]byte(m.Bind(c)), []byte(c.ID)) {
 		return ErrChallenge
 	}
 	if c.Method != Method || c.Intent != Intent {
@@ -107,8 +107,9 @@ func (m *Minter) Check(c Challenge) error {
 	return nil
 }
 
-func (c Challenge) bind(secret []byte) string {
-	mac := hmac.New(sha256.New, secret)
+// Bind is the id of a challenge with these parameters.
+func (m *Minter) Bind(c Challenge) string {
+	mac := hmac.New(sha256.New, m.Secret)
 	mac.Write([]byte(strings.Join([]string{c.Realm, c.Method, c.Intent, c.Request, c.Expires, c.Digest, c.Opaque}, "|")))
 	return base64.RawURLEncoding.EncodeToString(mac.Sum(nil))
 }
