@@ -98,7 +98,7 @@ func open(ctx context.Context, path string) (*DB, error) {
 
 func connect(path, extra string, connections int) (*sqlx.DB, error) {
 	file := (&url.URL{Path: path}).EscapedPath()
-	source := fmt.Sprintf("file:%s?_journal_mode=WAL&_synchronous=FULL&_foreign_keys=true&_busy_timeout=%d&%s",
+	source := fmt.Sprintf("file:%s?_journal_mode=WAL&_synchronous=FULL&_foreign_keys=true&_busy_timeout=%d&_stmt_cache_size=64&%s",
 		file, busyTimeout.Milliseconds(), extra)
 	db, err := sqlx.Open("sqlite3", source)
 	if err != nil {
