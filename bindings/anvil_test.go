@@ -44,12 +44,13 @@ func startChain(t *testing.T) *chain {
 	if _, err := os.Stat(anvil); err != nil {
 		t.Skip("no anvil in node_modules: run `npm ci` to check the contracts on a real chain")
 	}
-	client, err := rpc.Dial(launch(t))
+	url := launch(t)
+	client, err := rpc.Dial(url)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(client.Close)
-	c := &chain{Client: ethclient.NewClient(client), t: t, rpc: client}
+	c := &chain{Client: ethclient.NewClient(client), t: t, rpc: client, url: url}
 	if c.id, err = c.ChainID(t.Context()); err != nil {
 		t.Fatal(err)
 	}
