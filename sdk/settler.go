@@ -238,9 +238,12 @@ func (s *Settler) release(states []channel.State) {
 	}
 }
 
-// resume takes over what was under way when the program last stopped: those channels are settled by a transaction that
-// is in the outbox, and a second one would only cost gas.
+// resume takes over what is under way already, since before the program last stopped or since a re-org undid it: those
+// channels are settled by a transaction that is in the outbox, and a second one would only cost gas.
 func (s *Settler) resume(ctx context.Context) error {
+	if err := s.Sender.Sync(ctx); err != nil {
+		return err
+	}
 	flying, err := s.Sender.InFlight(ctx)
 	if err != nil {
 		return err

@@ -40,13 +40,26 @@ type glance struct {
 	deep  uint64 // the same, as of Finality blocks ago
 }
 
-// step looks once at everything that is not final. Callers of Wait and Run share one step per poll.
+// step is Sync, but callers of Wait and Run share one per poll.
 func (s *Sender) step(ctx context.Context) error {
 	s.stepping.Lock()
 	defer s.stepping.Unlock()
 	if since := s.now().Sub(s.stepped); since >= 0 && since < s.poll()/2 {
 		return nil
 	}
+	return s.sync(ctx)
+}
+
+// Sync looks now at everything that is not final, so that what the outbox says is what the chain says: after a re-org, a
+// transaction that was mined is in flight again.
+func (s *Sender) Sync(ctx context.Context) error {
+	s.stepping.Lock()
+	defer s.stepping.Unlock()
+	return s.sync(ctx)
+}
+
+// sync is Sync for who holds stepping.
+func (s *Sender) sync(ctx context.Context) error {
 	chain, err := s.chainID(ctx)
 	if err != nil {
 		return err

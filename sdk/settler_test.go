@@ -1,0 +1,374 @@
+package sdk_test
+
+import (
+	"context"
+	"errors"
+	"math/big"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/ethereum/go-ethereum/core/types"
+	"github.com/ethereum/go-ethereum/crypto"
+	"github.com/ethereum/go-ethereum/rpc"
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/chaintest"
+
+	"github.com/gpupay/gpupay/sdk/chain"
+)
+
+// One transaction claims and pays out everything, and every figure agrees with the chain to the base unit and the wei.
+func TestSettleAllInOneTransaction(t *testing.T) {
+	k := newTill(t)
+	var all []channel.Terms
+	for i := range byte(5) {
+		terms := k.open(i, 1000)
+		k.accept(terms, 100*uint64(i+1))
+		all = append(all, terms)
+	}
+	if err := k.settler.Settle(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	k.balance(1500)
+	done := k.settlements()
+	if len(done) != 1 || len(done[0].Channels) != 5 || !is(done[0].Paid, 1500) {
+		t.Fatalf("settlements: %+v", done)
+	}
+	spent, err := k.sender.GasSpent(t.Context())
+	if err != nil || spent.Cmp(done[0].Gas) != 0 || spent.Sign() == 0 {
+		t.Errorf("gas spent %s, settlement %s, %v", spent, done[0].Gas, err)
+	}
+	balance, err := k.Backend.BalanceAt(t.Context(), k.key.Address(), nil)
+	start := new(big.Int).Mul(big.NewInt(10_000), big.NewInt(1e18))
+	if err != nil || balance.Add(balance, spent).Cmp(start) != 0 {
+		t.Errorf("the key lost another amount than the gas spent: %v", err)
+	}
+	for i, terms := range all {
+		if s := k.state(terms); !is(s.Settled, 100*uint64(i+1)) {
+			t.Errorf("channel %d: settled %s", i, s.Settled.Dec())
+		}
+	}
+	if err := k.settler.Settle(t.Context()); err != nil || len(k.settlements()) != 1 {
+		t.Errorf("settling nothing: %v, %d transactions", err, len(k.settlements()))
+	}
+}
+
+// The three triggers of the policy, one at a time.
+func TestPolicy(t *testing.T) {
+	k := newTill(t)
+	first, second := k.open(1, 1000), k.open(2, 1000)
+	k.settler.Policy.MinValue = *uint256.NewInt(500)
+	k.accept(first, 200)
+	k.accept(second, 250)
+	stop := k.run(k.settler.Run)
+	time.Sleep(20 * poll)
+	k.balance(0)
+	k.settler.Urgent(first.ID()) // its lease ended: at once, and alone
+	k.within(10*time.Second, "the ended lease is settled", func() bool { s := k.state(first); return is(s.Settled, 200) })
+	k.balance(200)
+	k.accept(first, 450) // 250 + 250 have come together
+	k.within(10*time.Second, "both are settled", func() bool { a, b := k.state(first), k.state(second); return is(a.Settled, 450) && is(b.Settled, 250) })
+	k.balance(700)
+	stop()
+
+	// Age, across a restart: what waited for 59 minutes before it waits one more minute, not an hour.
+	k.accept(first, 451)
+	clock := time.Now()
+	k.settler.Now = func() time.Time { return clock }
+	stop = k.run(k.settler.Run)
+	time.Sleep(10 * poll)
+	stop()
+	k.restart(k.Backend)
+	k.settler.Policy.MinValue = *uint256.NewInt(500)
+	later := clock.Add(time.Hour - time.Second)
+	var now atomic.Pointer[time.Time]
+	now.Store(&later)
+	k.settler.Now = func() time.Time { return *now.Load() }
+	k.run(k.settler.Run)
+	time.Sleep(10 * poll)
+	k.balance(700)
+	old := clock.Add(time.Hour)
+	now.Store(&old)
+	k.within(10*time.Second, "the old one is settled", func() bool { s := k.state(first); return is(s.Settled, 451) })
+	k.balance(701)
+}
+
+// A channel whose payer wants out is settled before its grace period ends, though the policy would have waited.
+func TestClosingChannelIsSettledInTime(t *testing.T) {
+	k := newTill(t)
+	terms := k.open(1, 1000)
+	k.accept(terms, 900)
+	k.watcher.OnChange = func(_, now channel.State) {
+		if now.Status == channel.Closing {
+			k.settler.Urgent(now.ID)
+		}
+	}
+	k.run(k.sender.Run)
+	k.run(k.settler.Run)
+	k.run(k.watcher.Run)
+	k.requestClose(terms)
+	k.within(10*time.Second, "it is settled", func() bool { s := k.state(terms); return is(s.Settled, 900) && s.Status == channel.Closing })
+	k.AdvanceTime(t, chaintest.Grace)
+	k.send(k.others, k.escrow.WithdrawCall(terms))
+	k.balance(900)
+	if got := k.Tokens(t, k.payer.Address()); got != 1_000_000-900 {
+		t.Errorf("payer has %d", got)
+	}
+	k.within(10*time.Second, "the end is seen", func() bool { return k.state(terms).Status == channel.Finalized })
+}
+
+// A provider that was down for most of the grace period settles with what is left of it.
+func TestCloseRequestedWhileDown(t *testing.T) {
+	k := newTill(t)
+	terms := k.open(1, 1000)
+	k.accept(terms, 700)
+	if err := k.watcher.Check(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := k.db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	k.requestClose(terms)
+	k.AdvanceTime(t, chaintest.Grace-30*time.Second)
+	k.Mine(t, 300) // more blocks than the trail keeps
+	k.start(k.Backend)
+	if err := k.watcher.Check(t.Context()); err != nil { // the first look finds it
+		t.Fatal(err)
+	}
+	if s := k.state(terms); s.Status != channel.Closing || s.CloseRequestedAt == 0 {
+		t.Fatalf("after the first look: %s", s.Status)
+	}
+	k.run(k.settler.Run) // closing: due without anybody's word
+	k.within(10*time.Second, "it is settled", func() bool { s := k.state(terms); return is(s.Settled, 700) })
+	k.balance(700)
+}
+
+// A bad channel in a batch costs the others nothing, is named, is tried again alone, and does not loop.
+func TestBadChannelHoldsUpNobody(t *testing.T) {
+	k := newTill(t)
+	var good []channel.Terms
+	for i := range byte(3) {
+		terms := k.open(i, 1000)
+		k.accept(terms, 10)
+		good = append(good, terms)
+	}
+	// The bad one: its deposit was believed, and a re-org gave the channel less.
+	bad := k.terms(9)
+	k.send(k.others, k.escrow.OpenAuthorizedCall(bad, k.authorize(50, channel.OpenNonce(bad.Payer, bad))))
+	if _, err := k.payee.Register(t.Context(), bad, channel.ChainView{Deposit: *uint256.NewInt(100)}); err != nil {
+		t.Fatal(err)
+	}
+	k.accept(bad, 80)
+
+	err := k.settler.Settle(t.Context())
+	if err == nil || !strings.Contains(err.Error(), bad.ID().Hex()) || !strings.Contains(err.Error(), "exceeds deposit") {
+		t.Errorf("the bad channel is not named: %v", err)
+	}
+	for _, terms := range good {
+		if s := k.state(terms); !is(s.Settled, 10) || strings.Contains(err.Error(), terms.ID().Hex()) {
+			t.Errorf("a good channel suffered: settled %s", s.Settled.Dec())
+		}
+	}
+	k.balance(30)
+	nonce, err := k.Backend.NonceAt(t.Context(), k.key.Address(), nil)
+	if err != nil || nonce != 1 {
+		t.Errorf("%d transactions, %v", nonce, err)
+	}
+	// Alone it is refused before any gas is spent, again and again, and then works.
+	if err := k.settler.Settle(t.Context(), bad.ID()); err == nil {
+		t.Error("settled what exceeds the deposit")
+	}
+	k.topUp(bad, 50, 1)
+	if err := k.watcher.Check(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	k.Mine(t, 3)
+	if err := k.watcher.Check(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := k.settler.Settle(t.Context(), bad.ID()); err != nil {
+		t.Fatal(err)
+	}
+	k.balance(110)
+}
+
+// A voucher of a contract account does not fit a batch: it is settled alone, the others together.
+func TestContractAccountIsSettledAlone(t *testing.T) {
+	k := newTill(t)
+	account := common.HexToAddress("0xacc0")
+	k.RPC(t, nil, "anvil_setCode", account, "0x631626ba7e60e01b60005260206000f3") // signs everything
+	one, two := k.open(1, 1000), k.open(2, 1000)
+	smart := k.terms(3)
+	smart.AuthorizedSigner = account
+	k.send(k.others, k.escrow.OpenAuthorizedCall(smart, k.authorize(1000, channel.OpenNonce(smart.Payer, smart))))
+	k.register(smart)
+	k.accept(one, 5)
+	k.accept(two, 6)
+	if _, err := k.payee.Accept(t.Context(), channel.Voucher{ChannelID: smart.ID(), Cumulative: *uint256.NewInt(7), Signature: []byte("a wallet's own words")}); err != nil {
+		t.Fatal(err)
+	}
+	if err := k.settler.Settle(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	k.balance(18)
+	if n := len(k.settlements()); n != 2 {
+		t.Errorf("%d transactions, want 2", n)
+	}
+}
+
+// A re-org undoes a settlement: it is redone, not doubled, and nobody believes it meanwhile.
+func TestReorgedSettlementIsRedone(t *testing.T) {
+	for _, depth := range []int{1, 4} {
+		k := newTill(t)
+		terms := k.open(1, 1000)
+		k.Mine(t, 6)
+		k.accept(terms, 400)
+		if err := k.settler.Settle(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := k.watcher.Check(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		k.Mine(t, depth-1)
+		k.Reorg(t, depth)
+		k.balance(0)
+		if err := k.watcher.Check(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if s := k.state(terms); !s.Settled.IsZero() {
+			t.Fatalf("depth %d: settled %s is still believed", depth, s.Settled.Dec())
+		}
+		k.run(k.sender.Run)
+		k.run(k.settler.Run)
+		k.run(k.watcher.Run)
+		k.settler.Urgent(terms.ID())
+		k.within(10*time.Second, "it is settled again", func() bool { s := k.state(terms); return is(s.Settled, 400) })
+		k.Mine(t, 3)
+		time.Sleep(20 * poll)
+		k.balance(400)
+		nonce, err := k.Backend.NonceAt(t.Context(), k.key.Address(), nil)
+		if err != nil || nonce != 1 {
+			t.Errorf("depth %d: %d transactions, want the same one again, %v", depth, nonce, err)
+		}
+	}
+}
+
+// cut is a backend that loses its wire for transactions.
+type cut struct {
+	chain.Backend
+	on atomic.Bool
+}
+
+func (c *cut) SendTransaction(ctx context.Context, tx *types.Transaction) error {
+	if c.on.Load() {
+		return rpc.ErrClientQuit
+	}
+	return c.Backend.SendTransaction(ctx, tx)
+}
+
+// The program dies when a settlement is on disk and not on the wire: the next one sends that, and no second one.
+func TestRestartResumesSettlement(t *testing.T) {
+	k := newTill(t)
+	terms := k.open(1, 1000)
+	wire := &cut{Backend: k.Backend}
+	wire.on.Store(true)
+	k.restart(wire)
+	k.accept(terms, 300)
+	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+	defer cancel()
+	if err := k.settler.Settle(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("settled over a wire that is cut: %v", err)
+	}
+	flying, err := k.sender.InFlight(t.Context())
+	if err != nil || len(flying) != 1 || flying[0].Call.Kind != chain.Settle {
+		t.Fatalf("in flight: %+v, %v", flying, err)
+	}
+	k.restart(k.Backend)
+	k.settler.Urgent(terms.ID())
+	k.run(k.settler.Run)
+	k.within(10*time.Second, "it is settled", func() bool { s := k.state(terms); return is(s.Settled, 300) })
+	time.Sleep(20 * poll)
+	k.balance(300)
+	nonce, err := k.Backend.NonceAt(t.Context(), k.key.Address(), nil)
+	if err != nil || nonce != 1 {
+		t.Errorf("%d transactions, want 1, %v", nonce, err)
+	}
+}
+
+// Anyone may settle. What somebody else settled is not paid for again.
+func TestSettledBySomebodyElse(t *testing.T) {
+	k := newTill(t)
+	terms := k.open(1, 1000)
+	k.accept(terms, 300)
+	s := k.state(terms)
+	k.send(k.others, k.escrow.SettleCall(terms, s.Accepted, s.Signature))
+	if err := k.settler.Settle(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if s := k.state(terms); !is(s.Settled, 300) || len(k.settlements()) != 0 {
+		t.Errorf("settled %s with %d transactions", s.Settled.Dec(), len(k.settlements()))
+	}
+}
+
+// A token that blocks the payee takes down only its own channels.
+func TestBatchesAreSplitByTokenAndSize(t *testing.T) {
+	k := newTill(t)
+	k.settler.Policy.MaxBatch = 2
+	for i := range byte(5) {
+		k.accept(k.open(i, 100), 1)
+	}
+	if err := k.settler.Settle(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	k.balance(5)
+	if n := len(k.settlements()); n != 3 {
+		t.Errorf("%d transactions, want 3", n)
+	}
+}
+
+// No gas money: the error says whose account is empty, and nothing is lost.
+func TestNoGasToSettle(t *testing.T) {
+	k := newTill(t)
+	terms := k.open(1, 100)
+	k.accept(terms, 40)
+	k.RPC(t, nil, "anvil_setBalance", k.key.Address(), "0x0")
+	if err := k.settler.Settle(t.Context()); !errors.Is(err, chain.ErrFunds) || !strings.Contains(err.Error(), k.key.Address().Hex()) {
+		t.Errorf("want ErrFunds that names %s, got %v", k.key.Address(), err)
+	}
+	k.RPC(t, nil, "anvil_setBalance", crypto.PubkeyToAddress(k.Keys[1].PublicKey), "0xde0b6b3a7640000")
+	if err := k.settler.Settle(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	k.balance(40)
+}
+
+// Many callers at once: each channel is settled once.
+func TestConcurrentSettlers(t *testing.T) {
+	k := newTill(t)
+	for i := range byte(4) {
+		k.accept(k.open(i, 100), 25)
+	}
+	k.settler.Policy.MinValue = *uint256.NewInt(1)
+	k.run(k.settler.Run)
+	done := make(chan error)
+	for range 8 {
+		go func() { done <- k.settler.Settle(t.Context()) }()
+	}
+	for range 8 {
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+	k.within(10*time.Second, "all is settled", func() bool { return k.Tokens(t, k.key.Address()) == 100 })
+	var paid uint64
+	for _, s := range k.settlements() {
+		paid += s.Paid.Uint64()
+	}
+	if paid != 100 {
+		t.Errorf("settlements say %d", paid)
+	}
+}

@@ -1,0 +1,241 @@
+package sdk_test
+
+import (
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/chain"
+)
+
+func (k *till) check() {
+	k.t.Helper()
+	if err := k.watcher.Check(k.t.Context()); err != nil {
+		k.t.Fatal(err)
+	}
+}
+
+// A deposit counts when it has its confirmations and not a block before; a close request counts at once.
+func TestDepositsWaitAndCloseRequestsDoNot(t *testing.T) {
+	k := newTill(t)
+	terms := k.open(1, 1000)
+	k.Mine(t, 3)
+	k.check()
+	k.topUp(terms, 500, 1)
+	for confirmations := range 3 {
+		k.check()
+		want := uint64(1000)
+		if confirmations == 2 {
+			want = 1500
+		}
+		if s := k.state(terms); !is(s.Deposit, want) {
+			t.Errorf("%d confirmations: deposit %s, want %d", confirmations+1, s.Deposit.Dec(), want)
+		}
+		if confirmations < 2 {
+			k.Mine(t, 1)
+		}
+	}
+	k.requestClose(terms)
+	k.check()
+	if s := k.state(terms); s.Status != channel.Closing {
+		t.Errorf("one block after the close request: %s", s.Status)
+	}
+	if n := len(k.changes); n != 2 || k.changes[0].Status != channel.Open || k.changes[1].Status != channel.Closing {
+		t.Errorf("told of %+v", k.changes)
+	}
+	k.check()
+	if n := len(k.changes); n != 2 {
+		t.Errorf("told again of what did not change")
+	}
+}
+
+// Each kind of change is seen, undone by a re-org, and the local view follows.
+func TestReorgRollsBackTheView(t *testing.T) {
+	for _, depth := range []int{1, 2, 5} {
+		k := newTill(t)
+		stays, opened := k.open(1, 1000), k.terms(2)
+		k.accept(stays, 300)
+		k.Mine(t, 8)
+		k.check()
+		k.watcher.Confirmations = 1
+		before := k.state(stays)
+
+		k.topUp(stays, 100, 1)
+		v := k.state(stays)
+		k.send(k.others, k.escrow.SettleCall(stays, v.Accepted, v.Signature))
+		k.requestClose(stays)
+		k.send(k.others, k.escrow.OpenAuthorizedCall(opened, k.authorize(700, channel.OpenNonce(opened.Payer, opened))))
+		k.register(opened)
+		if depth > 4 {
+			k.Mine(t, depth-4)
+		}
+		k.check()
+		if s := k.state(stays); !is(s.Deposit, 1100) || !is(s.Settled, 300) || s.Status != channel.Closing {
+			t.Fatalf("before the re-org: %+v", s)
+		}
+		k.Reorg(t, max(depth, 4))
+		k.check()
+		if s := k.state(stays); s.Deposit != before.Deposit || s.Settled != before.Settled || s.Status != channel.Open || !is(s.Accepted, 300) {
+			t.Errorf("depth %d: after the re-org: deposit %s, settled %s, %s", depth, s.Deposit.Dec(), s.Settled.Dec(), s.Status)
+		}
+		if s := k.state(opened); !s.Deposit.IsZero() {
+			t.Errorf("depth %d: a channel that was never opened has a deposit of %s", depth, s.Deposit.Dec())
+		}
+	}
+}
+
+// A close that a re-org undoes opens the channel again.
+func TestReorgUndoesAClose(t *testing.T) {
+	k := newTill(t)
+	terms := k.open(1, 1000)
+	k.Mine(t, 5)
+	k.check()
+	k.send(k.sender, k.escrow.CloseCall(terms, uint256.Int{}, nil))
+	k.check()
+	if s := k.state(terms); s.Status != channel.Finalized {
+		t.Fatalf("after the close: %s", s.Status)
+	}
+	k.Reorg(t, 1)
+	k.check()
+	if s := k.state(terms); s.Status != channel.Open {
+		t.Errorf("after the re-org: %s", s.Status)
+	}
+}
+
+// A re-org while the program was stopped is seen by the blocks on disk.
+func TestReorgWhileStopped(t *testing.T) {
+	k := newTill(t)
+	terms := k.open(1, 1000)
+	k.Mine(t, 5)
+	k.check()
+	k.send(k.sender, k.escrow.CloseCall(terms, uint256.Int{}, nil))
+	k.check()
+	k.restart(k.Backend)
+	k.Reorg(t, 1)
+	k.check()
+	if s := k.state(terms); s.Status != channel.Open {
+		t.Errorf("after the re-org: %s", s.Status)
+	}
+}
+
+// An endpoint that is behind what it said before is not a re-org, unless it stays there.
+func TestLaggingEndpoint(t *testing.T) {
+	k := newTill(t)
+	terms := k.open(1, 1000)
+	k.Mine(t, 3)
+	var snapshot string
+	k.RPC(t, &snapshot, "evm_snapshot")
+	k.topUp(terms, 500, 1)
+	k.Mine(t, 5)
+	k.check()
+	if s := k.state(terms); !is(s.Deposit, 1500) {
+		t.Fatalf("deposit %s", s.Deposit.Dec())
+	}
+	k.RPC(t, nil, "evm_revert", snapshot)
+	refused := 0
+	for range 20 {
+		if err := k.watcher.Check(t.Context()); err == nil {
+			break
+		}
+		refused++
+		if s := k.state(terms); !is(s.Deposit, 1500) {
+			t.Fatalf("look %d: believed an endpoint that may only lag", refused)
+		}
+	}
+	if s := k.state(terms); refused == 0 || refused > 10 || !is(s.Deposit, 1000) {
+		t.Errorf("refused %d times, deposit %s", refused, s.Deposit.Dec())
+	}
+}
+
+// Other people's channels in the same escrow are none of ours.
+func TestStrangersChannelsAreIgnored(t *testing.T) {
+	k := newTill(t)
+	k.check()
+	theirs := k.terms(7)
+	k.send(k.others, k.escrow.OpenAuthorizedCall(theirs, k.authorize(10, channel.OpenNonce(theirs.Payer, theirs))))
+	k.check()
+	if states, err := k.payee.Channels(t.Context()); err != nil || len(states) != 0 {
+		t.Errorf("channels %v, %v", states, err)
+	}
+}
+
+// The endpoint fails for a while: it is not hammered, and afterwards what happened meanwhile is seen.
+func TestWatchThroughFailures(t *testing.T) {
+	k := newTill(t)
+	terms := k.open(1, 1000)
+	target, err := url.Parse(k.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var down atomic.Bool
+	var requests atomic.Int64
+	forward := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(target) }}
+	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		requests.Add(1)
+		if down.Load() {
+			http.Error(w, "told to fail", http.StatusBadGateway)
+			return
+		}
+		forward.ServeHTTP(w, r)
+	}))
+	defer proxy.Close()
+	client, err := chain.Dial(t.Context(), proxy.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	k.restart(client)
+	k.accept(terms, 10)
+	k.run(k.watcher.Run)
+	k.run(k.sender.Run)
+	k.run(k.settler.Run)
+	time.Sleep(10 * poll)
+	down.Store(true)
+	n := requests.Load()
+	direct, err := chain.NewEscrow(t.Context(), k.Backend, k.Escrow)
+	if err != nil {
+		t.Fatal(err)
+	}
+	k.escrow = direct // the renter's own endpoint works
+	k.requestClose(terms)
+	time.Sleep(3 * time.Second)
+	if n = requests.Load() - n; n == 0 || n > 20 {
+		t.Errorf("%d requests in 3 s of failure", n)
+	}
+	down.Store(false)
+	k.within(35*time.Second, "the close request is seen and answered", func() bool {
+		s := k.state(terms)
+		return s.Status == channel.Closing && is(s.Settled, 10)
+	})
+	k.balance(10)
+}
+
+// Over WebSocket new blocks announce themselves: a close request is seen long before the next poll. When the connection
+// breaks, polling and a new subscription take over.
+func TestWatchOverWebSocket(t *testing.T) {
+	k := newTill(t)
+	terms, second := k.open(1, 1000), k.open(2, 1000)
+	client, err := chain.Dial(t.Context(), k.WS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	k.restart(client)
+	k.watcher.Poll = time.Hour
+	k.run(k.watcher.Run)
+	k.within(5*time.Second, "the first look", func() bool {
+		trail, err := k.txs.Trail(t.Context(), 31337, k.Escrow)
+		return err == nil && len(trail) > 0
+	})
+	time.Sleep(100 * time.Millisecond) // until it waits for heads
+	k.requestClose(terms)
+	k.within(5*time.Second, "the close request is seen", func() bool { return k.state(terms).Status == channel.Closing })
+	k.requestClose(second)
+	k.within(5*time.Second, "the second one is seen", func() bool { return k.state(second).Status == channel.Closing })
+}
