@@ -49,6 +49,7 @@ type ProviderConfig struct {
 	MinGrace       time.Duration // refuse an escrow with a shorter grace period; 10 min if zero
 	ClockTolerance time.Duration // between our clock and the chain's; 2 min if zero
 	Settlement     SettlementPolicy
+	OnSettled      func(Settlement) // after each settlement; may be nil
 
 	MeterKey metering.Signer // signs usage records; Key if nil
 	Realm    string          // of the challenges; "gpupay" if empty
@@ -105,7 +106,7 @@ func (c ProviderConfig) check() error {
 	case c.Database == "":
 		return errors.New("provider: Database is empty: give the path of a file; it will hold vouchers, which are money")
 	case c.Source == nil:
-		return errors.New("provider: Source is nil: give nvml.New() or, to try things out, sim.New(1)")
+		return errors.New("provider: Source is nil: give nvml.Open(..) or, to try things out, sim.New(1)")
 	case c.RecordEvery < c.Tick:
 		return fmt.Errorf("provider: RecordEvery (%s) is shorter than Tick (%s)", c.RecordEvery, c.Tick)
 	case c.Credit < 4*c.Tick:

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/big"
 	"net/http"
 	"slices"
 	"sync"
@@ -136,7 +137,7 @@ func (p *Provider) chainParts(ctx context.Context) error {
 	}
 	p.gasless = supported && !p.config.NoGasless
 	p.sender = &chain.Sender{Backend: p.escrow.Backend(), Key: p.config.Key, Store: txs, Poll: p.config.Poll, Log: p.config.Log}
-	p.settler = &Settler{Payee: p.payee, Escrow: p.escrow, Sender: p.sender, Policy: p.config.Settlement, Log: p.config.Log}
+	p.settler = &Settler{Payee: p.payee, Escrow: p.escrow, Sender: p.sender, Policy: p.config.Settlement, OnSettled: p.config.OnSettled, Log: p.config.Log}
 	p.watcher = &Watcher{Payee: p.payee, Escrow: p.escrow, Confirmations: p.config.Confirmations, Poll: p.config.Poll, Store: txs, OnChange: p.channelChanged, Log: p.config.Log}
 	return nil
 }
@@ -291,6 +292,13 @@ func (p *Provider) Close() error {
 	return p.db.Close()
 }
 
+// Settle fetches what has been vouchered now, in as few transactions as can be,
+// instead of waiting for the settlement policy.
+func (p *Provider) Settle(ctx context.Context) error { return p.settler.Settle(ctx) }
+
+// GasSpent is what the provider's transactions have cost so far, in wei.
+func (p *Provider) GasSpent(ctx context.Context) (*big.Int, error) { return p.sender.GasSpent(ctx) }
+
 // Drain ends every lease and settles what is owed. New leases are refused.
 func (p *Provider) Drain(ctx context.Context) error {
 	p.mu.Lock()
@@ -330,4 +338,14 @@ func (p *Provider) channelChanged(_, now channel.State) {
 			p.config.Log.Error("lease could not be ended", "lease", l.id, "error", err)
 		}
 	}()
+}
+
+// Service says how the lease on a channel is: active, suspended, or ended
+// (also where there never was one).
+func (p *Provider) Service(channelID common.Hash) string {
+	l := p.running(channelID)
+	if l == nil {
+		return string(leaseEnded)
+	}
+	return string(l.state())
 }

@@ -138,7 +138,7 @@ func AddressFlag(flags *flag.FlagSet, name, env, usage string) *Address {
 
 // Source opens where readings come from: "nvml" for this host's NVIDIA GPUs,
 // "sim" or "sim:8" for simulated ones, "auto" for NVML where there is a GPU
-// and one simulated GPU where there is none.
+// and two simulated GPUs where there is none.
 func Source(name string) (metering.Source, error) {
 	kind, count, _ := strings.Cut(name, ":")
 	switch kind {
@@ -152,17 +152,17 @@ func Source(name string) (metering.Source, error) {
 		}
 		return sim.New(n, sim.Options{}), nil
 	case "nvml":
-		source, err := nvml.New(nvml.Options{})
+		source, err := nvml.Open(nvml.Options{})
 		if err != nil {
 			return nil, fmt.Errorf("no NVIDIA GPU: %w (to try things out without one, give --gpu sim)", err)
 		}
 		return source, nil
 	case "auto":
-		source, err := nvml.New(nvml.Options{})
+		source, err := nvml.Open(nvml.Options{})
 		if err == nil {
 			return source, nil
 		}
-		return sim.New(1, sim.Options{}), nil
+		return sim.New(2, sim.Options{}), nil
 	}
 	return nil, fmt.Errorf("--gpu %q is not nvml, sim, sim:N or auto", name)
 }

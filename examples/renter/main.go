@@ -1,0 +1,182 @@
+// Command renter rents GPUs from a provider and pays for them by the minute,
+// until its budget or its time is used up or it is interrupted; then it gives
+// them back, pays what is left, closes the channel and waits for the refund.
+// Killed at any moment, it goes on where it was: run it again with --resume.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+
+	"github.com/gpupay/gpupay/internal/cli"
+	"github.com/gpupay/gpupay/sdk"
+)
+
+func main() { cli.Main(run) }
+
+type options struct {
+	provider string
+	minutes  time.Duration
+	resume   bool
+	leave    bool
+	list     bool
+	config   sdk.RenterConfig
+	rent     sdk.RentOptions
+}
+
+func parse(args []string) (*options, error) {
+	o := &options{}
+	c := &o.config
+	flags := flag.NewFlagSet("renter", flag.ContinueOnError)
+	flags.Usage = func() {
+		fmt.Fprintln(flags.Output(), "renter rents GPUs from a provider and pays for metered time.\n\nAmounts are in units of the token. Every cap is checked before anything is signed.\nEvery flag has the environment variable named with it.")
+		flags.PrintDefaults()
+	}
+	str := func(into *string, name, env, otherwise, usage string) {
+		flags.StringVar(into, name, cli.Env(env, otherwise), usage+" ($"+env+")")
+	}
+	str(&o.provider, "provider", "GPUPAY_PROVIDER", "http://127.0.0.1:8402", "`URL` of the provider")
+	str(&c.RPC, "rpc", "GPUPAY_RPC", "http://127.0.0.1:8545", "`URL` of the chain's JSON-RPC")
+	token := cli.AddressFlag(flags, "token", "GPUPAY_TOKEN", "the token to pay in")
+	escrow := cli.AddressFlag(flags, "escrow", "GPUPAY_ESCROW", "the one escrow contract to trust; if empty, any whose code is this project's to the byte")
+	str(&c.Database, "db", "GPUPAY_DB", "gpupay-renter.db", "`path` of the database: it remembers where your deposits are")
+	flags.IntVar(&o.rent.GPUs, "gpus", 1, "how many GPUs")
+	str(&o.rent.Deposit, "deposit", "GPUPAY_DEPOSIT", "", "what to deposit; what the provider suggests if empty")
+	str(&o.rent.TopUp, "top-up", "GPUPAY_TOP_UP", "", "what to add when the deposit runs low; nothing if empty")
+	flags.DurationVar(&o.rent.PayEvery, "pay-every", time.Minute, "time between vouchers")
+	flags.BoolVar(&o.rent.Gasless, "gasless", false, "have the provider send the deposit, also if you have native coin")
+	str(&c.Caps.PricePerGPUHour, "max-price", "GPUPAY_MAX_PRICE", "5.00", "refuse a GPU-hour that costs more")
+	str(&c.Caps.PerLease, "budget", "GPUPAY_BUDGET", "10.00", "most to spend in this rental")
+	str(&c.Caps.PerDay, "max-per-day", "GPUPAY_MAX_PER_DAY", "100.00", "most to spend in a day")
+	str(&c.Caps.PerPayee, "max-per-provider", "GPUPAY_MAX_PER_PROVIDER", "1000.00", "most to spend with one provider, ever")
+	minutes := flags.Float64("minutes", 0, "how long to rent; until interrupted or the budget is used if 0")
+	flags.BoolVar(&o.resume, "resume", false, "go on with an unfinished rental instead of beginning one")
+	flags.BoolVar(&o.leave, "leave", false, "get the deposit of an unfinished rental back without the provider's help")
+	flags.BoolVar(&o.list, "list", false, "list unfinished rentals and stop")
+	level := flags.String("log-level", cli.Env("GPUPAY_LOG", "warn"), "debug, info, warn or error ($GPUPAY_LOG)")
+	format := flags.String("log-format", "text", "text or json")
+	var key cli.KeyFlags
+	key.Register(flags, "GPUPAY_KEY")
+	if err := cli.Parse(flags, args); err != nil {
+		return nil, err
+	}
+	o.minutes = time.Duration(*minutes * float64(time.Minute))
+	c.Token, c.Escrow = token.Address, escrow.Address
+	var err error
+	if c.Log, err = cli.Logger(*level, *format); err != nil {
+		return nil, err
+	}
+	c.Key, err = key.Load()
+	return o, err
+}
+
+func run(ctx context.Context) error {
+	o, err := parse(os.Args[1:])
+	if err != nil {
+		return err
+	}
+	// An interrupt ends the rental, not the program: what is left is paid and
+	// the refund waited for.
+	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	renter, err := sdk.NewRenter(work, o.config)
+	if err != nil {
+		return err
+	}
+	defer renter.Close()
+	open, err := renter.Rentals(work)
+	if err != nil {
+		return err
+	}
+	if o.list {
+		list(open, renter)
+		return nil
+	}
+	if o.leave {
+		return leaveAll(work, renter, open)
+	}
+	rental, err := begin(work, renter, open, o)
+	if err != nil {
+		return err
+	}
+	return use(ctx, work, renter, rental, o.minutes)
+}
+
+func begin(ctx context.Context, renter *sdk.Renter, open []sdk.RentalState, o *options) (*sdk.Rental, error) {
+	if o.resume {
+		if len(open) == 0 {
+			return nil, fmt.Errorf("no unfinished rental in %s", o.config.Database)
+		}
+		fmt.Printf("resuming the rental on channel %s\n", open[0].Channel)
+		return renter.Resume(ctx, open[0].Channel)
+	}
+	if len(open) > 0 {
+		return nil, fmt.Errorf("%d unfinished rental(s) in %s hold deposits: give --resume to go on, --leave to get them back, or another --db", len(open), o.config.Database)
+	}
+	quote, err := renter.Quote(ctx, o.provider)
+	if err != nil {
+		return nil, err
+	}
+	fmt.Printf("price %s %s per GPU-hour, deposit at least %s, refund without the provider's help after %s\n",
+		quote.PerGPUHour, quote.Symbol, sdk.FormatUnits(quote.MinDeposit, quote.Decimals), quote.Grace)
+	return renter.Rent(ctx, o.provider, o.rent)
+}
+
+// use pays until it is time to stop, whoever says so, and closes.
+func use(ctx, work context.Context, renter *sdk.Renter, rental *sdk.Rental, limit time.Duration) error {
+	fmt.Printf("channel %s\naccess  %s\n", rental.ID(), rental.Access())
+	if limit > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, limit)
+		defer cancel()
+	}
+	view := newTable(renter, rental)
+	watching, stop := context.WithCancel(work)
+	shown := make(chan struct{})
+	go func() { defer close(shown); view.run(watching) }()
+	err := rental.Run(ctx)
+	stop()
+	<-shown
+
+	var dispute *sdk.Dispute
+	switch {
+	case err == nil, ctx.Err() != nil:
+	case errors.Is(err, sdk.ErrBudget):
+		fmt.Println("the budget is used up")
+	case errors.Is(err, sdk.ErrSilent), errors.As(err, &dispute):
+		fmt.Fprintln(os.Stderr, "warning:", err)
+	default:
+		return fmt.Errorf("%w (the rental is kept: --resume goes on, --leave gets the deposit back)", err)
+	}
+	fmt.Println("closing: paying what is left, waiting for the refund")
+	closing, err := rental.Close(work)
+	if errors.Is(err, sdk.ErrRefused) || errors.Is(err, sdk.ErrSilent) {
+		return fmt.Errorf("%w (--leave gets the deposit back without the provider)", err)
+	}
+	if err == nil || closing.Channel != (common.Hash{}) {
+		report(renter, closing)
+	}
+	return err
+}
+
+func leaveAll(ctx context.Context, renter *sdk.Renter, open []sdk.RentalState) error {
+	for _, state := range open {
+		rental, err := renter.Resume(ctx, state.Channel)
+		if err != nil {
+			return err
+		}
+		fmt.Printf("leaving channel %s: the refund comes after the grace period\n", state.Channel)
+		closing, err := rental.Leave(ctx)
+		if err != nil {
+			return err
+		}
+		report(renter, closing)
+	}
+	return nil
+}

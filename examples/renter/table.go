@@ -1,0 +1,86 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/sdk"
+)
+
+// table shows a running rental: a line that rewrites itself where a person
+// watches, a line every ten seconds where nobody does.
+type table struct {
+	rental *sdk.Rental
+	units  func(uint256.Int) string
+	live   bool
+}
+
+func newTable(renter *sdk.Renter, rental *sdk.Rental) *table {
+	info, err := os.Stdout.Stat()
+	decimals := renter.Token().Decimals
+	return &table{
+		rental: rental,
+		units:  func(a uint256.Int) string { return sdk.FormatUnits(a, decimals) },
+		live:   err == nil && info.Mode()&os.ModeCharDevice != 0,
+	}
+}
+
+func (t *table) run(ctx context.Context) {
+	every := 10 * time.Second
+	if t.live {
+		every = 250 * time.Millisecond
+	}
+	ticker := time.NewTicker(every)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ticker.C:
+			t.show()
+		case <-ctx.Done():
+			t.show()
+			if t.live {
+				fmt.Println()
+			}
+			return
+		}
+	}
+}
+
+func (t *table) show() {
+	s := t.rental.Snapshot()
+	line := fmt.Sprintf("%-9s  %9.1f GPU-s  record %-6d  owed %-12s  paid %-12s  deposit %s",
+		or(s.Service, "offline"), time.Duration(s.Nanos).Seconds(), s.Sequence, t.units(s.Owed), t.units(s.Paid), t.units(s.Deposit))
+	if t.live {
+		fmt.Printf("\r\x1b[K%s", strings.TrimRight(line, " "))
+		return
+	}
+	fmt.Println(line)
+}
+
+func or(text, otherwise string) string {
+	if text == "" {
+		return otherwise
+	}
+	return text
+}
+
+func report(renter *sdk.Renter, c sdk.Closing) {
+	units := func(a uint256.Int) string { return sdk.FormatUnits(a, renter.Token().Decimals) }
+	fmt.Printf("closed: deposited %s, owed %s, vouchered %s, settled %s, refunded %s\n",
+		units(c.Deposit), units(c.Owed), units(c.Signed), units(c.Settled), units(c.Refunded))
+	if c.Note != "" {
+		fmt.Println("note:", c.Note)
+	}
+}
+
+func list(open []sdk.RentalState, renter *sdk.Renter) {
+	for _, s := range open {
+		fmt.Printf("%s  %-9s  deposit %s  paid %s  %s\n", s.Channel, s.Phase,
+			sdk.FormatUnits(s.Deposit, renter.Token().Decimals), sdk.FormatUnits(s.Paid, renter.Token().Decimals), s.URL)
+	}
+}
