@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -23,14 +24,18 @@ import (
 )
 
 // The child process is this test binary, told by the environment to be a payee
-// that accepts vouchers as fast as it can and says so.
-const crashFile = "GPUPAY_CRASH_STORE"
+// that accepts vouchers as fast as it can, or a payer that signs them, and to say
+// so.
+const (
+	crashFile = "GPUPAY_CRASH_STORE"
+	crashRole = "GPUPAY_CRASH_ROLE"
+)
 
 const crashChannels = 8
 
 func TestMain(m *testing.M) {
 	if path := os.Getenv(crashFile); path != "" {
-		fmt.Fprintln(os.Stderr, acceptForEver(path))
+		fmt.Fprintln(os.Stderr, workForEver(path, roles[os.Getenv(crashRole)]))
 		os.Exit(1)
 	}
 	os.Exit(m.Run())
@@ -51,24 +56,36 @@ func crashTerms(n int) channel.Terms {
 		Payee: common.Address{3}, Token: common.Address{4}, Salt: common.BigToHash(uint256.NewInt(uint64(n)).ToBig())}
 }
 
-// acceptForEver is the child: on every channel it accepts the next voucher,
-// charges for it, and only then acknowledges it on its standard output.
-func acceptForEver(path string) error {
+// role does one channel's work without an end, and calls said for every amount
+// that it would tell the other side.
+type role func(ctx context.Context, db *store.DB, terms channel.Terms, said func(amount uint64)) error
+
+var roles = map[string]role{"payee": acceptForEver, "payer": payForEver}
+
+// workForEver is the child.
+func workForEver(path string, work role) error {
 	ctx := context.Background()
 	db, err := store.Open(ctx, path)
 	if err != nil {
 		return err
 	}
-	payee := &channel.Payee{Store: db.Payee(), Domain: crashDomain}
 	failed := make(chan error)
 	var out sync.Mutex
 	for n := range crashChannels {
-		go func() { failed <- acceptOn(ctx, payee, crashTerms(n), n, &out) }()
+		said := func(amount uint64) {
+			out.Lock()
+			defer out.Unlock()
+			fmt.Printf("%d %d\n", n, amount)
+		}
+		go func() { failed <- work(ctx, db, crashTerms(n), said) }()
 	}
 	return <-failed
 }
 
-func acceptOn(ctx context.Context, payee *channel.Payee, terms channel.Terms, n int, out *sync.Mutex) error {
+// acceptForEver accepts the next voucher, charges for it, and only then
+// acknowledges it.
+func acceptForEver(ctx context.Context, db *store.DB, terms channel.Terms, said func(uint64)) error {
+	payee := &channel.Payee{Store: db.Payee(), Domain: crashDomain}
 	s, err := payee.Register(ctx, terms, channel.ChainView{Deposit: channel.MaxAmount()})
 	if err != nil {
 		return err
@@ -85,9 +102,30 @@ func acceptOn(ctx context.Context, payee *channel.Payee, terms channel.Terms, n 
 		if _, err := payee.Charge(ctx, terms.ID(), v.Cumulative); err != nil {
 			return err
 		}
-		out.Lock()
-		fmt.Printf("%d %d\n", n, amount)
-		out.Unlock()
+		said(amount)
+	}
+}
+
+func newPayer(db *store.DB) *channel.Payer {
+	caps := channel.Caps{PerChannel: channel.MaxAmount(), PerPayee: channel.MaxAmount(), PerDay: channel.MaxAmount()}
+	return &channel.Payer{Store: db.Payer(), Domain: crashDomain, Signer: crashKey(), Caps: caps}
+}
+
+// payForEver first pays again what it was paying when it was killed.
+func payForEver(ctx context.Context, db *store.DB, terms channel.Terms, said func(uint64)) error {
+	payer := newPayer(db)
+	if err := payer.Open(ctx, terms, channel.MaxAmount()); err != nil {
+		return err
+	}
+	s, err := payer.State(ctx, terms.ID())
+	if err != nil {
+		return err
+	}
+	for amount := s.Signed.Uint64(); ; amount++ {
+		if _, err := payer.Pay(ctx, terms.ID(), *uint256.NewInt(amount)); err != nil {
+			return err
+		}
+		said(amount)
 	}
 }
 
@@ -95,29 +133,47 @@ func acceptOn(ctx context.Context, payee *channel.Payee, terms channel.Terms, n 
 // moments and opens its store again: every acknowledged voucher is there, with
 // the signature that settles it and the charge that was made for it.
 func TestKilledPayeeKeepsWhatItAcknowledged(t *testing.T) {
+	killMany(t, "payee", checkAccepted)
+}
+
+// TestKilledPayerKnowsWhatItSigned does the same to a payer: it knows every
+// channel and amount that it let out, signs nothing lower, and its budget is the
+// sum of its channels.
+func TestKilledPayerKnowsWhatItSigned(t *testing.T) {
+	killMany(t, "payer", checkSigned)
+}
+
+func killMany(t *testing.T, role string, check func(*testing.T, *store.DB, map[int]uint64)) {
 	if testing.Short() {
 		t.Skip("runs for seconds")
 	}
 	path := filepath.Join(t.TempDir(), "gpupay.db")
-	acknowledged := make(map[int]uint64)
+	said := make(map[int]uint64)
 	total := 0
 	const kills = 10
 	for range kills {
-		total += killOnce(t, path, acknowledged)
-		checkKept(t, path, acknowledged)
+		total += killOnce(t, role, path, said)
+		db, err := store.Open(context.Background(), path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		check(t, db, said)
+		if err := db.Close(); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if total == 0 {
-		t.Error("no voucher was acknowledged: the test showed nothing")
+		t.Error("the child said nothing: the test showed nothing")
 	}
-	t.Logf("%d kills, %d vouchers acknowledged, 0 lost", kills, total)
+	t.Logf("%d kills, %d vouchers told of, 0 lost", kills, total)
 }
 
 // killOnce runs the child, kills it after some acknowledgements and a moment,
 // and returns how many there were.
-func killOnce(t *testing.T, path string, acknowledged map[int]uint64) int {
+func killOnce(t *testing.T, role, path string, acknowledged map[int]uint64) int {
 	t.Helper()
 	child := exec.Command(os.Args[0])
-	child.Env = append(os.Environ(), crashFile+"="+path)
+	child.Env = append(os.Environ(), crashFile+"="+path, crashRole+"="+role)
 	child.Stderr = os.Stderr
 	stdout, err := child.StdoutPipe()
 	if err != nil {
@@ -154,14 +210,9 @@ func readAcks(t *testing.T, lines *bufio.Reader, acknowledged map[int]uint64, li
 	return limit
 }
 
-func checkKept(t *testing.T, path string, acknowledged map[int]uint64) {
+func checkAccepted(t *testing.T, db *store.DB, said map[int]uint64) {
 	t.Helper()
-	db, err := store.Open(context.Background(), path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer db.Close()
-	for n, amount := range acknowledged {
+	for n, amount := range said {
 		s, err := db.Payee().Load(context.Background(), crashTerms(n).ID())
 		if err != nil {
 			t.Fatal(err)
@@ -172,5 +223,36 @@ func checkKept(t *testing.T, path string, acknowledged map[int]uint64) {
 		if err := crashDomain.Verify(s.Voucher(), s.Terms.Signer()); err != nil {
 			t.Errorf("channel %d: what is kept does not settle: %v", n, err)
 		}
+	}
+}
+
+func checkSigned(t *testing.T, db *store.DB, said map[int]uint64) {
+	t.Helper()
+	ctx := context.Background()
+	payer := newPayer(db)
+	var total uint256.Int
+	for n := range crashChannels {
+		s, err := payer.State(ctx, crashTerms(n).ID())
+		if errors.Is(err, channel.ErrUnknown) && said[n] == 0 {
+			continue // killed before it was opened
+		}
+		if err != nil || s.Signed.LtUint64(said[n]) {
+			t.Fatalf("channel %d: let out %d, knows %s, %v", n, said[n], s.Signed.Dec(), err)
+		}
+		total.Add(&total, &s.Signed)
+		if said[n] == 0 {
+			continue
+		}
+		if _, err := payer.Pay(ctx, s.ID, *uint256.NewInt(said[n] - 1)); !errors.Is(err, channel.ErrLower) {
+			t.Errorf("channel %d: signed %d after %d: %v", n, said[n]-1, said[n], err)
+		}
+		if _, err := payer.Pay(ctx, s.ID, s.Signed); err != nil {
+			t.Errorf("channel %d: cannot pay again what it was paying: %v", n, err)
+		}
+	}
+	var budget []byte
+	err := db.View().Get(&budget, "SELECT COALESCE(MAX(amount), x'') FROM payer_budgets WHERE scope LIKE 'payee %'")
+	if kept := new(uint256.Int).SetBytes(budget); err != nil || !kept.Eq(&total) {
+		t.Errorf("budget %s, %v; the channels add up to %s", kept.Dec(), err, total.Dec())
 	}
 }
