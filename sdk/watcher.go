@@ -26,6 +26,8 @@ const (
 	sweepEvery = 5 * time.Minute
 	// trailLength is how many blocks are remembered: deeper re-orgs are handled too, they only lose their depth.
 	trailLength = 128
+	// manyBlocks is how many at once are not searched for events.
+	manyBlocks = 1000
 	// patience is how many looks at an endpoint that is behind what it said before pass for lag; after that it is a re-org.
 	patience = 5
 	// reopenable is how long after its close a channel is read again when there was a re-org.
@@ -46,7 +48,9 @@ type Watcher struct {
 	Poll          time.Duration // 0: 2 s, and 10 s where the endpoint announces blocks by itself
 	Store         *chain.Store  // remembers the blocks acted on, so that a re-org during a stop is seen; nil: does not
 
-	OnChange func(old, now channel.State) // after each change, closing channels first; may be nil
+	// OnChange is told of each change after it is on disk, closing channels first. It may be nil, and must not call the
+	// watcher. What a crash kept from it is in the states it can read at the start.
+	OnChange func(old, now channel.State)
 	Log      *slog.Logger
 	Now      func() time.Time
 
@@ -176,20 +180,22 @@ func (w *Watcher) stands(ctx context.Context, head *types.Header, b chain.Block)
 // concerned lists the channels to read: all live ones at the start, after a re-org and from time to time, else those that
 // events name and those whose deposit waits for confirmations.
 func (w *Watcher) concerned(ctx context.Context, head *types.Header, kept []chain.Block, reorged bool) ([]common.Hash, bool, error) {
-	if reorged || w.swept.IsZero() || w.now().Sub(w.swept) >= sweepEvery {
+	if reorged || len(kept) == 0 || w.swept.IsZero() || w.now().Sub(w.swept) >= sweepEvery {
 		ids, err := w.all(ctx, reorged)
 		return ids, true, err
 	}
-	set := make(map[common.Hash]bool)
-	if last := kept[len(kept)-1]; last.Number < head.Number.Uint64() {
-		touched, err := w.Escrow.Touched(ctx, last.Number+1, head.Number.Uint64())
-		if err != nil {
-			return nil, false, err
-		}
-		set = touched
-		for id := range w.unconfirmed {
-			set[id] = true
-		}
+	last, newest := kept[len(kept)-1].Number, head.Number.Uint64()
+	if last == newest {
+		return nil, false, nil
+	}
+	set, err := w.touched(ctx, last+1, newest)
+	if err != nil {
+		w.log().Debug("no events; reading all channels instead", "err", err)
+		ids, err := w.all(ctx, reorged)
+		return ids, true, err
+	}
+	for id := range w.unconfirmed {
+		set[id] = true
 	}
 	ids := make([]common.Hash, 0, len(set))
 	for id := range set {
@@ -201,6 +207,16 @@ func (w *Watcher) concerned(ctx context.Context, head *types.Header, kept []chai
 		ids = append(ids, id)
 	}
 	return ids, false, nil
+}
+
+var errManyBlocks = errors.New("too many blocks")
+
+// touched asks for events, unless there are so many blocks that reading the channels themselves is less.
+func (w *Watcher) touched(ctx context.Context, from, to uint64) (map[common.Hash]bool, error) {
+	if to-from >= manyBlocks {
+		return nil, errManyBlocks
+	}
+	return w.Escrow.Touched(ctx, from, to)
 }
 
 // all lists the live channels, and after a re-org those that were closed not long ago.
@@ -275,6 +291,9 @@ func (w *Watcher) tell(changes []change) {
 	for _, c := range changes {
 		w.log().Info("channel changed on the chain", "channel", c.now.ID, "status", c.now.Status.String(),
 			"deposit", c.now.Deposit.Dec(), "settled", c.now.Settled.Dec(), "was", c.old.Status.String())
+		if lost := c.now.Unsettled(); c.now.Status == channel.Finalized && !lost.IsZero() {
+			w.log().Error("channel was closed with a voucher that was not settled", "channel", c.now.ID, "lost", lost.Dec())
+		}
 		if w.OnChange != nil {
 			w.OnChange(c.old, c.now)
 		}

@@ -1,10 +1,14 @@
 package sdk_test
 
 import (
+	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
+	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -58,7 +62,7 @@ func TestDepositsWaitAndCloseRequestsDoNot(t *testing.T) {
 
 // Each kind of change is seen, undone by a re-org, and the local view follows.
 func TestReorgRollsBackTheView(t *testing.T) {
-	for _, depth := range []int{1, 2, 5} {
+	for _, depth := range []int{4, 7} { // the four transactions below, and more
 		k := newTill(t)
 		stays, opened := k.open(1, 1000), k.terms(2)
 		k.accept(stays, 300)
@@ -73,14 +77,12 @@ func TestReorgRollsBackTheView(t *testing.T) {
 		k.requestClose(stays)
 		k.send(k.others, k.escrow.OpenAuthorizedCall(opened, k.authorize(700, channel.OpenNonce(opened.Payer, opened))))
 		k.register(opened)
-		if depth > 4 {
-			k.Mine(t, depth-4)
-		}
+		k.Mine(t, depth-4)
 		k.check()
 		if s := k.state(stays); !is(s.Deposit, 1100) || !is(s.Settled, 300) || s.Status != channel.Closing {
 			t.Fatalf("before the re-org: %+v", s)
 		}
-		k.Reorg(t, max(depth, 4))
+		k.Reorg(t, depth)
 		k.check()
 		if s := k.state(stays); s.Deposit != before.Deposit || s.Settled != before.Settled || s.Status != channel.Open || !is(s.Accepted, 300) {
 			t.Errorf("depth %d: after the re-org: deposit %s, settled %s, %s", depth, s.Deposit.Dec(), s.Settled.Dec(), s.Status)
@@ -216,26 +218,112 @@ func TestWatchThroughFailures(t *testing.T) {
 	k.balance(10)
 }
 
-// Over WebSocket new blocks announce themselves: a close request is seen long before the next poll. When the connection
-// breaks, polling and a new subscription take over.
+// Over WebSocket new blocks announce themselves: a close request is seen long before the next poll.
 func TestWatchOverWebSocket(t *testing.T) {
 	k := newTill(t)
-	terms, second := k.open(1, 1000), k.open(2, 1000)
-	client, err := chain.Dial(t.Context(), k.WS)
+	first, second := k.open(1, 1000), k.open(2, 1000)
+	k.watchOver(k.WS)
+	k.watcher.Poll = time.Hour
+	k.run(k.watcher.Run)
+	k.within(5*time.Second, "the first look", k.looked)
+	time.Sleep(100 * time.Millisecond) // until it waits for heads
+	for _, terms := range []channel.Terms{first, second} {
+		k.direct(terms)
+		k.within(5*time.Second, "the close request is seen", func() bool { return k.state(terms).Status == channel.Closing })
+	}
+}
+
+// The WebSocket breaks under a subscription: polling takes over at once, and the connection comes back.
+func TestWebSocketBreaks(t *testing.T) {
+	k := newTill(t)
+	first, second := k.open(1, 1000), k.open(2, 1000)
+	line := newLine(t, strings.TrimPrefix(k.WS, "ws://"))
+	k.watchOver("ws://" + line.address)
+	k.watcher.Poll = 100 * time.Millisecond
+	k.run(k.watcher.Run)
+	k.within(5*time.Second, "the first look", k.looked)
+	time.Sleep(100 * time.Millisecond)
+	line.hangUp()
+	k.direct(first)
+	k.within(15*time.Second, "the close request is seen", func() bool { return k.state(first).Status == channel.Closing })
+	k.within(15*time.Second, "the connection is back", func() bool { return line.calls.Load() > 1 })
+	k.direct(second)
+	k.within(15*time.Second, "the second one is seen", func() bool { return k.state(second).Status == channel.Closing })
+}
+
+// watchOver begins anew over another endpoint.
+func (k *till) watchOver(url string) {
+	k.t.Helper()
+	client, err := chain.Dial(k.t.Context(), url)
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	k.t.Cleanup(client.Close)
+	k.restart(client)
+}
+
+// looked reports whether the watcher has acted on a block.
+func (k *till) looked() bool {
+	trail, err := k.txs.Trail(k.t.Context(), 31337, k.Escrow)
+	return err == nil && len(trail) > 0
+}
+
+// direct requests a close over the chain's own endpoint, whatever the watcher's is.
+func (k *till) direct(terms channel.Terms) {
+	k.t.Helper()
+	mine := k.escrow
+	defer func() { k.escrow = mine }()
+	var err error
+	if k.escrow, err = chain.NewEscrow(k.t.Context(), k.Backend, k.Escrow); err != nil {
+		k.t.Fatal(err)
+	}
+	k.requestClose(terms)
+}
+
+// line is a TCP line that can be hung up.
+type line struct {
+	address string
+	calls   atomic.Int64
+
+	mu   sync.Mutex
+	open []net.Conn
+}
+
+func newLine(t *testing.T, target string) *line {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer client.Close()
-	k.restart(client)
-	k.watcher.Poll = time.Hour
-	k.run(k.watcher.Run)
-	k.within(5*time.Second, "the first look", func() bool {
-		trail, err := k.txs.Trail(t.Context(), 31337, k.Escrow)
-		return err == nil && len(trail) > 0
-	})
-	time.Sleep(100 * time.Millisecond) // until it waits for heads
-	k.requestClose(terms)
-	k.within(5*time.Second, "the close request is seen", func() bool { return k.state(terms).Status == channel.Closing })
-	k.requestClose(second)
-	k.within(5*time.Second, "the second one is seen", func() bool { return k.state(second).Status == channel.Closing })
+	l := &line{address: listener.Addr().String()}
+	t.Cleanup(func() { _ = listener.Close(); l.hangUp() })
+	go func() {
+		for {
+			in, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			out, err := net.Dial("tcp", target)
+			if err != nil {
+				_ = in.Close()
+				continue
+			}
+			l.calls.Add(1)
+			l.mu.Lock()
+			l.open = append(l.open, in, out)
+			l.mu.Unlock()
+			go func() { _, _ = io.Copy(in, out); _ = in.Close() }()
+			go func() { _, _ = io.Copy(out, in); _ = out.Close() }()
+		}
+	}()
+	return l
+}
+
+func (l *line) hangUp() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, c := range l.open {
+		_ = c.Close()
+	}
+	l.open = nil
 }

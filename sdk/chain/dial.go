@@ -61,6 +61,8 @@ func connect(ctx context.Context, endpoint *url.URL) (*ethclient.Client, error) 
 		client, err := rpc.DialOptions(ctx, public.String(), rpc.WithHTTPClient(&http.Client{
 			Timeout:   requestTimeout,
 			Transport: &secretPath{endpoint: endpoint, base: http.DefaultTransport},
+			// A redirect would carry the secret to another host.
+			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		}))
 		if err != nil {
 			return nil, err
