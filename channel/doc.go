@@ -17,7 +17,7 @@
 //     bounds of 96 bits, never more than the deposit that was observed.
 //   - An accepted voucher and a charge are on disk before the call returns.
 //   - The payer's caps stand before its key, and a signed voucher is on disk
-//     before it is returned. It never signs a lower total after a higher one.
+//     before it is returned. A lower total never leaves it after a higher one.
 //   - Amounts are values in the token's base units. Nothing hands out a pointer
 //     into the state.
 //
