@@ -202,7 +202,7 @@ func (m *Meter) Observe(r Reading) (Interval, error) {
 	}
 	r = r.clean()
 	in := d.observe(r, m.config.MaxGap, m.paused)
-	if in.Class != Late {
+	if in.Class != Late && !m.paused { // a pause may be long, and none of it is billed
 		m.samples = append(m.samples, r.Encode())
 	}
 	return in, nil

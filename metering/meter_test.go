@@ -170,8 +170,12 @@ func TestPauseBillsNothingAndIsNoGap(t *testing.T) {
 	if got := m.Totals().Nanos; got != want {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
-	if e := m.Cut(); len(e.Devices[0].Gaps) != 0 {
+	e := m.Cut()
+	if len(e.Devices[0].Gaps) != 0 {
 		t.Errorf("a pause shows as gaps %v", e.Devices[0].Gaps)
+	}
+	if e.Samples != 5 || e.Devices[0].Samples != 5 { // none of those made while paused
+		t.Errorf("%d samples, %d of the device", e.Samples, e.Devices[0].Samples)
 	}
 }
 

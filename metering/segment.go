@@ -28,7 +28,7 @@ type device struct {
 
 // part is what the evidence of one cut says beside the nanoseconds.
 type part struct {
-	from, to Instant
+	from     Instant
 	samples  uint64
 	has      Fields
 	energy   uint64
@@ -53,6 +53,9 @@ func (d *device) observe(r Reading, maxGap time.Duration, paused bool) Interval 
 	in := d.interval(r, maxGap)
 	d.count(in, r)
 	d.note(in, r)
+	if !paused {
+		d.part.samples++
+	}
 
 	d.last = r
 	d.pausing = paused
@@ -189,8 +192,6 @@ func (d *device) note(in Interval, r Reading) {
 	if p.samples == 0 && (in.Class == Opened || in.Reason == ReasonReboot) {
 		p.from = r.At
 	}
-	p.samples++
-	p.to = r.At
 	if r.Health == Healthy { // a broken device reports nothing, which says nothing about what it can report
 		p.has |= r.Has
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/NVIDIA/go-nvml/pkg/nvml"
 
@@ -119,8 +120,11 @@ func (s *Source) Close() error {
 	if s.closed.Swap(true) {
 		return nil
 	}
-	if !s.calls.TryLock() {
-		return fmt.Errorf("%w: a call still hangs in it", ErrDriver)
+	for try := 0; !s.calls.TryLock(); try++ { // a call that is only slow is over soon
+		if try == 50 {
+			return fmt.Errorf("%w: a call still hangs in it", ErrDriver)
+		}
+		time.Sleep(10 * time.Millisecond)
 	}
 	defer s.calls.Unlock()
 	if ret := s.lib.Shutdown(); ret != nvml.SUCCESS && !s.dead.Load() {
