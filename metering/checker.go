@@ -253,6 +253,9 @@ func (c *Checker) evidence(s SignedRecord, _ common.Hash) error {
 		return fmt.Errorf("%w: it adds %d to make %d ns, the record adds %d to make %d",
 			ErrEvidence, e.Nanos, e.Total, s.Nanos-c.state.Nanos, s.Nanos)
 	}
+	if most := c.config.Lease.MaxGap; most > 0 && e.MaxGap > int64(most) {
+		return fmt.Errorf("%w: it bills gaps of %s, the offer allows %s", ErrEvidence, time.Duration(e.MaxGap), most)
+	}
 	for _, d := range e.Devices {
 		if err := c.continues(d); err != nil {
 			return err

@@ -31,6 +31,7 @@ type market struct {
 func newMarket(t *testing.T) *market {
 	t.Helper()
 	l := lease(gpu, second)
+	l.MaxGap = metering.DefaultMaxGap
 	m := &market{t: t, clock: sim.NewClock(), meter: newMeter(t, gpu, second), now: 1, key: newKey(t, 1)}
 	m.conf = metering.CheckerConfig{Lease: l, Key: m.key.Address(), Tolerance: 2 * time.Second, Clock: m.clock}
 	var err error
@@ -140,6 +141,7 @@ func TestCheckerRefuses(t *testing.T) {
 			s.OwedBefore.AddUint64(&s.OwedBefore, 7)
 			s.Owed.AddUint64(&s.Owed, 7)
 		}, metering.ErrPrice},
+		{"another start, and the right amount", func(m *market, s *metering.SignedRecord) { s.OwedBefore.SubUint64(&s.OwedBefore, 1) }, metering.ErrPrice},
 		{"an amount no channel holds", func(m *market, s *metering.SignedRecord) { s.Owed = *new(uint256.Int).SetAllOne() }, metering.ErrPrice},
 		{"a forked chain", func(m *market, s *metering.SignedRecord) { s.Previous = common.Hash{1} }, metering.ErrForked},
 		{"a rewritten record", func(m *market, s *metering.SignedRecord) { s.Sequence-- }, metering.ErrForked},
@@ -173,6 +175,10 @@ func TestCheckerRefuses(t *testing.T) {
 		{"a sum that is not the devices'", func(m *market, s *metering.SignedRecord) {
 			s.Evidence.Total += 1e9
 			s.Evidence.Nanos += 1e9
+			m.state(s)
+		}, metering.ErrEvidence},
+		{"longer gaps billed than offered", func(m *market, s *metering.SignedRecord) {
+			s.Evidence.MaxGap++
 			m.state(s)
 		}, metering.ErrEvidence},
 		{"time moved between devices", func(m *market, s *metering.SignedRecord) {

@@ -312,6 +312,33 @@ func TestEvidence(t *testing.T) {
 	}
 }
 
+func TestEvidenceThatContradictsItself(t *testing.T) {
+	for name, lie := range map[string]func(*metering.Evidence, *metering.DeviceEvidence){
+		"less in all than now":       func(e *metering.Evidence, d *metering.DeviceEvidence) { d.Total, e.Total = 1e9, 1e9 },
+		"more active than allocated": func(_ *metering.Evidence, d *metering.DeviceEvidence) { d.Nanos.Active = 2e9 + 1 },
+		"more slowed than allocated": func(_ *metering.Evidence, d *metering.DeviceEvidence) { d.Nanos.Throttled = 2e9 + 1 },
+		"another sum since the cut":  func(e *metering.Evidence, _ *metering.DeviceEvidence) { e.Nanos-- },
+		"another sum in all":         func(e *metering.Evidence, _ *metering.DeviceEvidence) { e.Total++ },
+		"stamps the wrong way round": func(_ *metering.Evidence, d *metering.DeviceEvidence) { d.From, d.To = d.To, d.From },
+		"negative time":              func(_ *metering.Evidence, d *metering.DeviceEvidence) { d.Nanos.Paused = -1 },
+		"sums that overflow": func(e *metering.Evidence, d *metering.DeviceEvidence) {
+			d.Total = 1<<63 - 1
+			e.Devices = append(e.Devices, *d)
+		},
+	} {
+		m := newMeter(t)
+		observe(t, m, at(1), at(2), at(3))
+		e := m.Cut()
+		if err := e.Validate(); err != nil {
+			t.Fatal(err)
+		}
+		lie(&e, &e.Devices[0])
+		if err := e.Validate(); !errors.Is(err, metering.ErrEvidence) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 // TestCanonical writes every encoded value again with its keys sorted by the
 // JSON package: the hash must not depend on Go's order of fields.
 func TestCanonical(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"time"
 
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/holiman/uint256"
@@ -24,6 +25,10 @@ type Lease struct {
 	Price      Price       // of one device's time
 	OwedBefore uint256.Int // what the channel owed when the lease began
 	Devices    []string    // UUIDs
+
+	// MaxGap is the longest unobserved interval that the offer lets the payee
+	// bill. A checker refuses evidence metered with a longer one; zero allows any.
+	MaxGap time.Duration
 }
 
 // Validate refuses a lease without devices or with a price that is none.

@@ -135,6 +135,50 @@ func TestSamplerHungDevice(t *testing.T) {
 	}
 }
 
+// early stamps before its call, and then hangs until it is released.
+type early struct {
+	*sim.Source
+	release chan struct{}
+}
+
+func (e early) Read(ctx context.Context, uuid string) (metering.Reading, error) {
+	r, err := e.Source.Read(ctx, uuid)
+	<-e.release
+	r.XIDs = []metering.XID{metering.NewXID(79, r.At.Mono)}
+	return r, err
+}
+
+// TestSamplerLateReading: what a call says that came back after the watchdog gave
+// up on it is not lost, and is not older than the stall.
+func TestSamplerLateReading(t *testing.T) {
+	clock := sim.NewClock()
+	src := early{sim.New(1, sim.Options{Clock: clock}), make(chan struct{})}
+	seen := make(chan metering.Interval, 1)
+	read := make(chan metering.Reading, 1)
+	s := &metering.Sampler{Source: src, Meter: newMeter(t, sim.UUID(0)), Clock: clock, Observed: func(r metering.Reading, in metering.Interval) {
+		read <- r
+		seen <- in
+	}}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go s.Run(ctx)
+	for clock.Waiting() < 1 {
+		time.Sleep(time.Millisecond)
+	}
+	clock.Advance(3 * time.Second)
+	if r, in := <-read, <-seen; r.Health != metering.Stalled || in.Class != metering.Opened {
+		t.Fatalf("%+v, %+v", r, in)
+	}
+	for clock.Waiting() < 1 {
+		time.Sleep(time.Millisecond)
+	}
+	clock.Advance(time.Second)
+	close(src.release)
+	if r, in := <-read, <-seen; r.At.Mono != clock.Now().Mono || len(r.XIDs) != 1 || in.Class != metering.Gap || in.Nanos != 1e9 {
+		t.Errorf("%+v, %+v", r, in)
+	}
+}
+
 func TestSamplerFaults(t *testing.T) {
 	tests := []struct {
 		name  string
