@@ -79,6 +79,7 @@ func parse(args []string) (*options, error) {
 	flags.DurationVar(&c.RecordEvery, "record-every", 5*time.Second, "time between usage records")
 	flags.DurationVar(&c.SuspendTimeout, "suspend-timeout", 5*time.Minute, "an unpaid lease ends after it")
 	flags.Uint64Var(&c.Confirmations, "confirmations", 1, "blocks before a deposit counts; 1 is the block it is in")
+	flags.DurationVar(&c.MinGrace, "min-grace", 10*time.Minute, "refuse an escrow with a shorter grace period: it is the time you have to settle after a close request")
 	flags.DurationVar(&c.Settlement.Interval, "settle-every", 0, "how often settlement is considered; 0 for the default")
 	flags.DurationVar(&c.Settlement.MaxAge, "settle-age", 0, "settle what has waited that long; 0 for the default")
 	str(&o.hooks.allocate, "allocate", "GPUPAY_ALLOCATE", "", "`command` that hands a lease its GPUs and prints how to reach them; it gets NVIDIA_VISIBLE_DEVICES and GPUPAY_LEASE")
@@ -130,9 +131,9 @@ func serve(ctx context.Context, provider *sdk.Provider, o *options) error {
 	go func() { failed <- provider.Run(context.WithoutCancel(ctx)) }() // past the interrupt: draining settles
 	public := &http.Server{Handler: provider, ReadHeaderTimeout: 10 * time.Second, MaxHeaderBytes: 32 << 10}
 	go func() { failed <- public.Serve(listener) }()
-	admin := adminServer(o.admin, provider)
-	if o.admin != "" {
-		go func() { failed <- admin.ListenAndServe() }()
+	admin, err := serveAdmin(o.admin, provider, failed)
+	if err != nil {
+		return errors.Join(err, shutdown(provider, o, public))
 	}
 	select {
 	case err = <-failed:
@@ -141,11 +142,22 @@ func serve(ctx context.Context, provider *sdk.Provider, o *options) error {
 	return errors.Join(err, shutdown(provider, o, public, admin))
 }
 
-func adminServer(address string, provider *sdk.Provider) *http.Server {
+// serveAdmin serves what only the operator should see.
+func serveAdmin(address string, provider *sdk.Provider, failed chan<- error) (*http.Server, error) {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", provider.Metrics())
 	mux.Handle("GET /healthz", provider.Health())
-	return &http.Server{Addr: address, Handler: mux, ReadHeaderTimeout: 10 * time.Second}
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
+	if address == "" {
+		return server, nil
+	}
+	listener, err := net.Listen("tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("--admin: %w", err)
+	}
+	fmt.Printf("admin at http://%s (/metrics, /healthz)\n", listener.Addr())
+	go func() { failed <- server.Serve(listener) }()
+	return server, nil
 }
 
 // shutdown stops metering first, so that streams carry their last record, and
