@@ -14,8 +14,8 @@ import (
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
-// releaseWait is how long the final record may take to come over the stream
-// after the lease was released; it stands in the release's answer too.
+// releaseWait is how long the records before the final one may take to come
+// over the stream after the lease was released.
 const releaseWait = 5 * time.Second
 
 // Close ends the rental with the provider's help: it gives the lease back,
@@ -42,7 +42,10 @@ func (l *Rental) Close(ctx context.Context) (Closing, error) {
 	if err := l.enter(ctx, RentalClosing); err != nil {
 		return Closing{}, err
 	}
-	lied := l.lastRecord(ctx)
+	lied, err := l.lastRecord(ctx)
+	if err != nil {
+		return Closing{}, err
+	}
 	if err := l.askToClose(ctx); err != nil {
 		return Closing{}, errors.Join(err, lied)
 	}
@@ -73,25 +76,31 @@ func (l *Rental) settledView(ctx context.Context) (channel.ChainView, error) {
 }
 
 // lastRecord gives the lease back and pays what its final record says, if it
-// holds. Whatever fails here must not keep the deposit from coming back; only a
-// lie is reported.
-func (l *Rental) lastRecord(ctx context.Context) error {
+// holds: lied is what it was caught at. Nothing but our own doing, or a provider
+// that is not there at all, keeps the close from being asked for after it.
+func (l *Rental) lastRecord(ctx context.Context) (lied, err error) {
 	paid, err := l.payer.State(ctx, l.id)
 	if err != nil || l.row.Dispute != "" || l.checker == nil || paid.Status == channel.Closing {
-		return nil
+		return nil, err
 	}
 	err = l.wrapUp(ctx)
-	if err == nil {
-		err = l.settleUp(ctx)
-	}
 	var lie *Dispute
 	if errors.As(err, &lie) {
-		return errors.Join(err, l.enter(ctx, RentalClosing))
+		return err, l.enter(ctx, RentalClosing)
+	}
+	if unpaid := l.settleUp(ctx); unpaid != nil {
+		l.r.config.Log.Warn("the lease's last seconds could not be paid", "channel", l.id, "error", unpaid)
+	}
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+	if errors.Is(err, ErrGone) {
+		return nil, fmt.Errorf("channel %s: %w: close again, or leave it: %w", l.id, ErrRefused, err)
 	}
 	if err != nil {
-		l.r.config.Log.Warn("the lease's last seconds could not be paid", "channel", l.id, "error", err)
+		l.r.config.Log.Warn("the lease's last record is not there", "channel", l.id, "error", err)
 	}
-	return nil
+	return nil, nil
 }
 
 func (l *Rental) wrapUp(ctx context.Context) error {
@@ -105,9 +114,6 @@ func (l *Rental) wrapUp(ctx context.Context) error {
 	}
 	answer, err := l.release(ctx)
 	if err != nil {
-		return err
-	}
-	if err := l.drain(ctx); err != nil {
 		return err
 	}
 	return l.released(ctx, answer)
@@ -129,14 +135,36 @@ func (l *Rental) release(ctx context.Context) (json.RawMessage, error) {
 	return answer.Record, nil
 }
 
-// drain reads what the stream still carries, up to the final record.
-func (l *Rental) drain(ctx context.Context) error {
+// released checks the record in a release's answer, after those before it that
+// the stream still carries. If they never come it cannot be checked: it is not
+// paid then, and no lie either.
+func (l *Rental) released(ctx context.Context, document json.RawMessage) error {
+	if string(document) == "null" || len(document) == 0 {
+		return nil
+	}
+	var rec metering.SignedRecord
+	if err := json.Unmarshal(document, &rec); err != nil {
+		return l.dispute(ctx, fmt.Errorf("%w: final record: %w", ErrGarbage, err), document)
+	}
+	if rec.LeaseID == l.row.Lease {
+		if err := l.drain(ctx, rec.Sequence-1); err != nil {
+			return err
+		}
+	}
+	if rec.LeaseID != l.row.Lease || rec.Sequence > l.row.Checker.Sequence+1 {
+		return fmt.Errorf("channel %s: record %d came after record %d: what lies between was never shown, and is not paid", l.id, rec.Sequence, l.row.Checker.Sequence)
+	}
+	return l.check(ctx, document)
+}
+
+// drain reads records from the stream up to a number.
+func (l *Rental) drain(ctx context.Context, last uint64) error {
 	if l.feed == nil {
 		return nil
 	}
 	wait := time.NewTimer(releaseWait)
 	defer wait.Stop()
-	for !l.row.Checker.Final {
+	for l.row.Checker.Sequence < last {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
@@ -155,23 +183,6 @@ func (l *Rental) drain(ctx context.Context) error {
 		}
 	}
 	return nil
-}
-
-// released looks at the record in a release's answer. One that is not the next
-// cannot be checked, because the ones before it never came: it is not paid, and
-// no lie either.
-func (l *Rental) released(ctx context.Context, document json.RawMessage) error {
-	var rec metering.SignedRecord
-	if string(document) == "null" || len(document) == 0 || l.row.Checker.Final {
-		return nil
-	}
-	if err := json.Unmarshal(document, &rec); err != nil {
-		return l.dispute(ctx, fmt.Errorf("%w: final record: %w", ErrGarbage, err), document)
-	}
-	if rec.LeaseID != l.row.Lease || rec.Sequence > l.row.Checker.Sequence+1 {
-		return fmt.Errorf("channel %s: record %d came after record %d: what lies between was never shown, and is not paid", l.id, rec.Sequence, l.row.Checker.Sequence)
-	}
-	return l.check(ctx, document)
 }
 
 // askToClose ends payments, on disk first, and asks the provider to close.

@@ -56,7 +56,7 @@ func (m *market) provider(t *testing.T, change func(*ProviderConfig)) *httptest.
 		Backend: m.Backend, Escrow: m.Escrow, Token: m.Token, Key: channel.NewKey(m.payee),
 		Database: filepath.Join(t.TempDir(), "provider.db"), PricePerGPUHour: "3.60", MinDeposit: "0.01",
 		Source: sim.New(4, sim.Options{}), Credit: 2 * time.Second,
-		Tick: 50 * time.Millisecond, RecordEvery: 100 * time.Millisecond, MaxGap: time.Second,
+		Tick: 50 * time.Millisecond, RecordEvery: 100 * time.Millisecond, MaxGap: time.Second, Poll: 50 * time.Millisecond,
 		Log: slog.New(slog.DiscardHandler),
 	}
 	if change != nil {
@@ -169,6 +169,12 @@ func checkClosing(t *testing.T, m *market, c Closing, payer common.Address, paye
 	if got := m.Tokens(t, m.payeeAddress()) - payeeBefore; got != c.Settled.Uint64() {
 		t.Errorf("the payee got %d, the closing says %s", got, c.Settled.Dec())
 	}
+	checkRefund(t, m, c, payer)
+}
+
+// checkRefund holds a closing to what its payer has on the chain.
+func checkRefund(t *testing.T, m *market, c Closing, payer common.Address) {
+	t.Helper()
 	if got := m.Tokens(t, payer); got != thousand-c.Settled.Uint64() {
 		t.Errorf("the payer has %d, want %d", got, thousand-c.Settled.Uint64())
 	}

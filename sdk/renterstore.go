@@ -85,7 +85,7 @@ type rentalStore struct{ db *store.DB }
 
 // create puts a rental on disk before anything of it is signed.
 func (s rentalStore) create(ctx context.Context, row rentalRow) error {
-	document, err := json.Marshal(row)
+	document, err := json.Marshal(&row) // by reference: uint256.Int only then writes a decimal
 	if err != nil {
 		return err
 	}
@@ -102,7 +102,7 @@ func (s rentalStore) save(ctx context.Context, row rentalRow) error {
 }
 
 func saveRental(ctx context.Context, tx *sqlx.Tx, row rentalRow) error {
-	document, err := json.Marshal(row)
+	document, err := json.Marshal(&row) // by reference: uint256.Int only then writes a decimal
 	if err != nil {
 		return err
 	}

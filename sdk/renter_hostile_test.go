@@ -1,0 +1,649 @@
+package sdk
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/ethereum/go-ethereum/common/hexutil"
+	"github.com/ethereum/go-ethereum/crypto"
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/metering/sim"
+	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// villain is a provider that speaks the wire and meters a simulated GPU with
+// the real meter, and can be made to lie at every point.
+type villain struct {
+	t      *testing.T
+	m      *market
+	server *httptest.Server
+	key    *channel.Key // payee and metering key
+	offer  wire.SignedOffer
+	minter *wire.Minter
+	price  metering.Price
+
+	forgeOffer     func(*villain) []byte
+	forgeChallenge func(*wire.Request)
+	forgeLease     func(*wire.Lease)
+	script         func(*plot) // what happens on the stream; then it stays open
+	closing        func(http.ResponseWriter)
+
+	mu       sync.Mutex
+	vouchers uint256.Int // the highest that came
+	prepaid  uint256.Int // allowed above what was checked
+	stop     chan struct{}
+}
+
+const villainPrice = 1000 // base units a GPU-second
+
+func newVillain(t *testing.T, m *market, change func(*wire.Offer)) *villain {
+	t.Helper()
+	v := &villain{t: t, m: m, key: channel.NewKey(m.payee), stop: make(chan struct{}),
+		price:  metering.Price{Amount: *uint256.NewInt(villainPrice), Unit: metering.Second},
+		minter: &wire.Minter{Secret: make([]byte, 32), Realm: "villain", TTL: time.Minute, Now: time.Now},
+	}
+	offer := wire.Offer{
+		Version: 1, ChainID: 31337, Escrow: wire.Address(m.Escrow), Token: wire.Address(m.Token),
+		Payee: wire.Address(v.key.Address()), Meter: wire.Address(v.key.Address()),
+		Amount: wire.NewAmount(v.price.Amount), Unit: string(v.price.Unit), Credit: 10,
+		MinDeposit: wire.NewAmount(*uint256.NewInt(1)), Tick: 50, MaxGap: 3000, RecordEvery: 50,
+		Expires: time.Now().Add(time.Hour).Unix(),
+	}
+	if change != nil {
+		change(&offer)
+	}
+	var err error
+	if v.offer, err = wire.SignOffer(t.Context(), v.key, offer); err != nil {
+		t.Fatal(err)
+	}
+	v.server = httptest.NewServer(v)
+	t.Cleanup(func() {
+		close(v.stop)
+		v.server.CloseClientConnections()
+		v.server.Close()
+	})
+	return v
+}
+
+func (v *villain) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.URL.Path == "/offer" {
+		document := []byte(v.offer.Document)
+		if v.forgeOffer != nil {
+			document = v.forgeOffer(v)
+		}
+		_, _ = w.Write(document)
+		return
+	}
+	cred, err := wire.ParseCredential(r.Header)
+	if errors.Is(err, wire.ErrNone) {
+		w.Header().Set("WWW-Authenticate", v.challenge().Header())
+		wire.PaymentRequired.With("").Write(w)
+		return
+	}
+	if err != nil {
+		v.t.Errorf("the renter sent a bad credential: %v", err)
+	}
+	v.count(cred.Payload)
+	switch {
+	case r.Method == http.MethodGet:
+		v.stream(w, r, cred.Payload)
+	case cred.Payload.Action == wire.ActionClose && v.closing != nil:
+		v.closing(w)
+	case cred.Payload.Action == wire.ActionClose:
+		wire.Internal.With("no").Write(w)
+	default:
+		_, _ = w.Write([]byte(`{"record":null}`))
+	}
+}
+
+func (v *villain) challenge() wire.Challenge {
+	request := wire.Request{
+		Amount: v.offer.Amount, UnitType: v.offer.Unit, Currency: v.offer.Token, Recipient: v.offer.Payee,
+		ExternalID:    v.offer.Hash.Hex(),
+		MethodDetails: wire.MethodDetails{ChainID: v.offer.ChainID, EscrowContract: v.offer.Escrow},
+	}
+	if v.forgeChallenge != nil {
+		v.forgeChallenge(&request)
+	}
+	c, err := v.minter.Mint(request, "nonce")
+	if err != nil {
+		v.t.Error(err)
+	}
+	return c
+}
+
+// count remembers the highest voucher that could be settled.
+func (v *villain) count(p wire.Payload) {
+	if p.CumulativeAmount == nil {
+		return
+	}
+	domain := channel.EscrowDomain(31337, v.m.Escrow)
+	voucher := channel.Voucher{ChannelID: p.ChannelID, Cumulative: p.CumulativeAmount.Int, Signature: p.Voucher()}
+	if err := domain.Verify(voucher, v.m.payerAddress()); err != nil {
+		v.t.Errorf("the renter sent a bad voucher: %v", err)
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.vouchers.Lt(&voucher.Cumulative) {
+		v.vouchers = voucher.Cumulative
+	}
+}
+
+func (v *villain) highest() uint256.Int {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.vouchers
+}
+
+func (v *villain) stream(w http.ResponseWriter, r *http.Request, payload wire.Payload) {
+	p := v.plot(w, payload.ChannelID)
+	p.gone = r.Context()
+	w.WriteHeader(http.StatusOK)
+	lease := wire.Lease{
+		LeaseID: p.lease.ID, ChannelID: payload.ChannelID, Secret: "secret", OfferHash: v.offer.Hash,
+		Devices: p.lease.Devices, State: "active", Access: json.RawMessage(`{"ssh":"villain"}`),
+	}
+	if v.forgeLease != nil {
+		v.forgeLease(&lease)
+	}
+	p.send(0, wire.EventLease, lease)
+	v.script(p)
+	for { // a villain keeps its connections alive
+		select {
+		case <-v.stop:
+			return
+		case <-r.Context().Done():
+			return
+		case <-time.After(50 * time.Millisecond):
+			_, _ = fmt.Fprint(w, ": still here\n\n")
+			_ = http.NewResponseController(w).Flush()
+		}
+	}
+}
+
+// plot is one stream and the metering behind it.
+type plot struct {
+	*villain
+	w        http.ResponseWriter
+	gone     context.Context
+	lease    metering.Lease
+	clock    *sim.Clock
+	source   *sim.Source
+	meter    *metering.Meter
+	recorder *metering.Recorder
+	sent     metering.SignedRecord
+}
+
+func (v *villain) plot(w http.ResponseWriter, channelID common.Hash) *plot {
+	p := &plot{villain: v, w: w, clock: sim.NewClock()}
+	p.source = sim.New(2, sim.Options{Clock: p.clock})
+	p.lease = metering.Lease{
+		ID: common.HexToHash("0x1ea5e"), ChannelID: channelID, OfferHash: v.offer.Hash, ChainID: 31337, Escrow: v.m.Escrow,
+		Price: v.price, Devices: []string{sim.UUID(0)},
+	}
+	p.restart(p.lease, nil)
+	return p
+}
+
+// restart meters from now on under other terms.
+func (p *plot) restart(lease metering.Lease, last *metering.Record) {
+	var err error
+	if p.meter, err = metering.NewMeter(metering.Config{Devices: lease.Devices, Tick: 50 * time.Millisecond}); err != nil {
+		p.t.Error(err)
+	}
+	if p.recorder, err = metering.NewRecorder(lease, p.key, last); err != nil {
+		p.t.Error(err)
+	}
+	p.read(lease.Devices[0])
+}
+
+func (p *plot) read(uuid string) {
+	reading, err := p.source.Read(context.Background(), uuid)
+	if err == nil {
+		_, err = p.meter.Observe(reading)
+	}
+	if err != nil {
+		p.t.Error(err)
+	}
+}
+
+// next is the record of some more GPU time, however long it really took.
+func (p *plot) next(worth time.Duration) metering.SignedRecord {
+	uuid := p.meter.Config().Devices[0]
+	for ; worth > 0; worth -= 50 * time.Millisecond {
+		p.clock.Advance(50 * time.Millisecond)
+		p.read(uuid)
+	}
+	rec, err := p.recorder.Next(context.Background(), p.meter.Cut(), false)
+	if err != nil {
+		p.t.Error(err)
+	}
+	return rec
+}
+
+// honest sends n records, each after the time that it states.
+func (p *plot) honest(n int) {
+	for range n {
+		time.Sleep(50 * time.Millisecond)
+		p.usage(p.next(50 * time.Millisecond))
+	}
+}
+
+func (p *plot) usage(rec metering.SignedRecord) {
+	p.sent = rec
+	p.send(rec.Sequence, wire.EventUsage, rec)
+}
+
+// resign makes a record say something else, properly signed.
+func (p *plot) resign(rec metering.SignedRecord, change func(*metering.SignedRecord)) metering.SignedRecord {
+	change(&rec)
+	signature, err := p.key.Sign(context.Background(), rec.Digest(metering.Domain(31337, p.m.Escrow)))
+	if err != nil {
+		p.t.Error(err)
+	}
+	rec.Signature = signature
+	return rec
+}
+
+func (p *plot) send(id uint64, name string, data any) {
+	event, err := wire.NewEvent(id, name, data)
+	if err != nil {
+		p.t.Error(err)
+	}
+	p.raw(event)
+}
+
+func (p *plot) raw(event wire.Event) {
+	if p.gone.Err() != nil {
+		panic(http.ErrAbortHandler) // nobody listens any more
+	}
+	_, _ = event.WriteTo(p.w)
+	_ = http.NewResponseController(p.w).Flush()
+}
+
+func (p *plot) demand(required, deposit uint64) {
+	p.send(0, wire.EventNeedVoucher, wire.NeedVoucher{
+		ChannelID: p.lease.ChannelID, RequiredCumulative: wire.NewAmount(*uint256.NewInt(required)),
+		Deposit: wire.NewAmount(*uint256.NewInt(deposit)),
+	})
+}
+
+// TestHostileQuotes: what a renter turns down before it signs anything.
+func TestHostileQuotes(t *testing.T) {
+	m := newMarket(t)
+	lookAlike := common.HexToAddress("0xbad")
+	code, err := m.Backend.CodeAt(t.Context(), m.Escrow, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tampered := append([]byte(nil), code...)
+	tampered[len(tampered)-1] ^= 1 // answers every question like ours
+	m.RPC(t, nil, "anvil_setCode", lookAlike, hexutil.Bytes(tampered))
+	longer := common.HexToAddress("0xbad2")
+	m.RPC(t, nil, "anvil_setCode", longer, hexutil.Bytes(append(code, 0)))
+
+	stranger, err := crypto.GenerateKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		name   string
+		offer  func(*wire.Offer)
+		change func(*villain)
+		caps   func(*Caps)
+		want   error
+		kept   bool
+	}{
+		{"offer signed by somebody else", nil, func(v *villain) {
+			v.forgeOffer = func(v *villain) []byte {
+				forged := v.offer.Offer
+				forged.Payee = wire.Address(crypto.PubkeyToAddress(stranger.PublicKey))
+				signed, err := wire.SignOffer(t.Context(), channel.NewKey(stranger), forged)
+				if err != nil {
+					t.Error(err)
+				}
+				return []byte(strings.Replace(string(signed.Document), forged.Payee.String(), v.offer.Payee.String(), 1))
+			}
+		}, nil, channel.ErrSignature, true},
+		{"offer cheapened after it was signed", nil, func(v *villain) {
+			v.forgeOffer = func(v *villain) []byte {
+				return []byte(strings.Replace(string(v.offer.Document), `"amount":"1000"`, `"amount":"1"`, 1))
+			}
+		}, nil, channel.ErrSignature, true},
+		{"offer that is no document", nil, func(v *villain) {
+			v.forgeOffer = func(*villain) []byte { return []byte("<html>") }
+		}, nil, ErrOffer, true},
+		{"challenge asks for another price", nil, func(v *villain) {
+			v.forgeChallenge = func(r *wire.Request) { r.Amount = wire.NewAmount(*uint256.NewInt(1001)) }
+		}, nil, ErrOffer, true},
+		{"challenge asks for another unit", nil, func(v *villain) {
+			v.forgeChallenge = func(r *wire.Request) { r.UnitType = "gpu_minute" }
+		}, nil, ErrOffer, true},
+		{"challenge pays somebody else", nil, func(v *villain) {
+			v.forgeChallenge = func(r *wire.Request) { r.Recipient = wire.Address{1} }
+		}, nil, ErrOffer, true},
+		{"challenge names another escrow", nil, func(v *villain) {
+			v.forgeChallenge = func(r *wire.Request) { r.MethodDetails.EscrowContract = wire.Address{1} }
+		}, nil, ErrOffer, true},
+		{"expired offer", func(o *wire.Offer) { o.Expires = time.Now().Unix() }, nil, nil, ErrOffer, true},
+		{"escrow with one byte changed", func(o *wire.Offer) { o.Escrow = wire.Address(lookAlike) }, nil, nil, ErrEscrow, true},
+		{"escrow with one byte more", func(o *wire.Offer) { o.Escrow = wire.Address(longer) }, nil, nil, ErrEscrow, true},
+		{"escrow that is a token", func(o *wire.Offer) { o.Escrow = wire.Address(m.Token) }, nil, nil, ErrEscrow, true},
+		{"escrow that is nothing", func(o *wire.Offer) { o.Escrow = wire.Address{1} }, nil, nil, ErrEscrow, true},
+		{"another token", func(o *wire.Offer) { o.Token = wire.Address{1} }, nil, nil, ErrToken, true},
+		{"another chain", func(o *wire.Offer) { o.ChainID = 1 }, nil, nil, chain.ErrChainID, true},
+		{"dearer than the cap", nil, nil, func(c *Caps) { c.PricePerGPUHour = "3.599999" }, ErrTooDear, false},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			v := newVillain(t, m, test.offer)
+			if test.change != nil {
+				test.change(v)
+			}
+			config := m.renterConfig(t, m.payer)
+			if test.caps != nil {
+				test.caps(&config.Caps)
+			}
+			r := openRenter(t, config)
+			_, err := r.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "1"})
+			if !errors.Is(err, test.want) {
+				t.Fatalf("Rent: %v, want %v", err, test.want)
+			}
+			if strings.Contains(err.Error(), "\n") {
+				t.Errorf("the error has several lines: %v", err)
+			}
+			kept, err := r.Evidence(t.Context(), common.Hash{})
+			if err != nil || (len(kept) == 1) != test.kept {
+				t.Errorf("%d pieces of evidence (%v), want them kept: %v", len(kept), err, test.kept)
+			}
+			if open, err := r.Rentals(t.Context()); err != nil || len(open) != 0 {
+				t.Errorf("%d rentals (%v): nothing should have been begun", len(open), err)
+			}
+			if got := m.Tokens(t, m.payerAddress()); got != thousand {
+				t.Errorf("the payer has %d left", got)
+			}
+		})
+	}
+}
+
+// TestHostileLeases: what a renter pays nothing more for once it is caught. In
+// every case the deposit comes back without the provider.
+func TestHostileLeases(t *testing.T) {
+	m := newMarket(t)
+	for _, test := range []struct {
+		name   string
+		change func(*villain)
+		script func(*plot)
+		want   error
+	}{
+		{"claims more time than passed", nil, func(p *plot) {
+			p.honest(4)
+			p.usage(p.next(time.Hour))
+		}, metering.ErrClock},
+		{"claims more time bit by bit", nil, func(p *plot) {
+			for range 200 {
+				time.Sleep(10 * time.Millisecond)
+				p.usage(p.next(50 * time.Millisecond))
+			}
+		}, metering.ErrClock},
+		{"raises the price", nil, func(p *plot) {
+			p.honest(4)
+			p.lease.Price.Amount = *uint256.NewInt(2 * villainPrice)
+			last, _ := p.recorder.Last()
+			recorder, err := metering.NewRecorder(p.lease, p.key, &last)
+			if err != nil {
+				p.t.Error(err)
+			}
+			p.recorder = recorder
+			p.usage(p.next(50 * time.Millisecond))
+		}, metering.ErrPrice},
+		{"owes more than time and price make", nil, func(p *plot) {
+			p.honest(2)
+			p.usage(p.resign(p.next(50*time.Millisecond), func(r *metering.SignedRecord) { r.Owed = *uint256.NewInt(900_000) }))
+		}, metering.ErrPrice},
+		{"signs two records of one number", nil, func(p *plot) {
+			p.honest(4)
+			p.usage(p.resign(p.sent, func(r *metering.SignedRecord) { r.To++ }))
+		}, metering.ErrForked},
+		{"signs another record of an old number", nil, func(p *plot) {
+			p.honest(2)
+			old := p.sent
+			p.honest(2)
+			p.usage(p.resign(old, func(r *metering.SignedRecord) { r.To++ }))
+		}, metering.ErrForked},
+		{"rewrites the chain", nil, func(p *plot) {
+			p.honest(4)
+			p.usage(p.resign(p.next(50*time.Millisecond), func(r *metering.SignedRecord) { r.Previous = common.Hash{1} }))
+		}, metering.ErrForked},
+		{"goes on after the final record", nil, func(p *plot) {
+			p.honest(2)
+			p.usage(p.resign(p.next(50*time.Millisecond), func(r *metering.SignedRecord) { r.LeaseID, r.Final = common.Hash{7}, true }))
+		}, metering.ErrLease},
+		{"skips a number", nil, func(p *plot) {
+			p.honest(2)
+			p.next(50 * time.Millisecond)
+			p.usage(p.next(50 * time.Millisecond))
+		}, metering.ErrSequence},
+		{"takes time back", nil, func(p *plot) {
+			p.honest(4)
+			p.usage(p.resign(p.next(50*time.Millisecond), func(r *metering.SignedRecord) { r.Nanos = 1 }))
+		}, metering.ErrBackwards},
+		{"sends a record of another channel", nil, func(p *plot) {
+			p.honest(2)
+			p.usage(p.resign(p.next(50*time.Millisecond), func(r *metering.SignedRecord) { r.ChannelID = common.Hash{1} }))
+		}, metering.ErrLease},
+		{"sends a record under another offer", nil, func(p *plot) {
+			p.honest(2)
+			p.usage(p.resign(p.next(50*time.Millisecond), func(r *metering.SignedRecord) { r.OfferHash = common.Hash{1} }))
+		}, metering.ErrLease},
+		{"sends a record of another device", nil, func(p *plot) {
+			p.lease.Devices = []string{sim.UUID(1)}
+			p.restart(p.lease, nil)
+			p.usage(p.next(50 * time.Millisecond))
+		}, metering.ErrDevices},
+		{"sends a record of more devices", nil, func(p *plot) {
+			p.usage(p.resign(p.next(50*time.Millisecond), func(r *metering.SignedRecord) { r.Devices = 2 }))
+		}, metering.ErrDevices},
+		{"has another key sign", nil, func(p *plot) {
+			p.honest(2)
+			p.key = channel.NewKey(p.m.Keys[5])
+			p.usage(p.resign(p.next(50*time.Millisecond), func(*metering.SignedRecord) {}))
+		}, metering.ErrSignature},
+		{"swaps the evidence", nil, func(p *plot) {
+			p.honest(2)
+			rec := p.next(50 * time.Millisecond)
+			rec.Evidence = p.sent.Evidence
+			p.usage(rec)
+		}, metering.ErrEvidence},
+		{"demands and sends no records", nil, func(p *plot) { p.demand(700_000, 1_000_000) }, ErrDemand},
+		{"demands more than its records say", nil, func(p *plot) {
+			for range 200 {
+				p.honest(1)
+				p.demand(700_000, 1_000_000)
+			}
+		}, ErrDemand},
+		{"demands more than the deposit", nil, func(p *plot) {
+			for range 200 {
+				p.honest(1)
+				p.demand(9_000_000, 1_000_000)
+			}
+		}, ErrDemand},
+		{"demands for another channel", nil, func(p *plot) {
+			p.lease.ChannelID = common.Hash{1}
+			p.demand(100, 1_000_000)
+		}, ErrGarbage},
+		{"says nothing", nil, func(p *plot) {}, ErrSilent},
+		{"falls silent", nil, func(p *plot) { p.honest(4) }, ErrSilent},
+		{"sends a record that is none", nil, func(p *plot) {
+			p.raw(wire.Event{Name: wire.EventUsage, Data: []byte(`{"nanos":"a lot"}`)})
+		}, ErrGarbage},
+		{"sends a status that is none", nil, func(p *plot) {
+			p.raw(wire.Event{Name: wire.EventStatus, Data: []byte(`[`)})
+		}, ErrGarbage},
+		{"sends an event without end", nil, func(p *plot) {
+			p.raw(wire.Event{Name: "noise", Data: []byte(strings.Repeat("x", 2<<20))})
+		}, ErrGarbage},
+		{"sends events that mean nothing", nil, func(p *plot) {
+			for i := range 300 {
+				p.raw(wire.Event{Name: fmt.Sprintf("noise-%d", i), Data: []byte("x")})
+				time.Sleep(10 * time.Millisecond)
+			}
+		}, ErrSilent},
+		{"begins with a debt", func(v *villain) {
+			v.forgeLease = func(l *wire.Lease) { l.OwedBefore = wire.NewAmount(*uint256.NewInt(500_000)) }
+		}, func(*plot) {}, ErrDemand},
+		{"gives more devices than were rented", func(v *villain) {
+			v.forgeLease = func(l *wire.Lease) { l.Devices = append(l.Devices, "SIM-GPU-1") }
+		}, func(*plot) {}, metering.ErrDevices},
+		{"begins under another offer", func(v *villain) {
+			v.forgeLease = func(l *wire.Lease) { l.OfferHash = common.Hash{1} }
+		}, func(*plot) {}, ErrOffer},
+		{"begins with another channel", func(v *villain) {
+			v.forgeLease = func(l *wire.Lease) { l.ChannelID = common.Hash{1} }
+		}, func(*plot) {}, ErrGarbage},
+	} {
+		t.Run(test.name, func(t *testing.T) { hostileLease(t, m, test.change, test.script, test.want) })
+	}
+}
+
+func hostileLease(t *testing.T, m *market, change func(*villain), script func(*plot), want error) {
+	v := newVillain(t, m, nil)
+	v.script = script
+	if change != nil {
+		change(v)
+	}
+	config := m.renterConfig(t, m.payer)
+	config.Patience, config.ClockOff = 600*time.Millisecond, 1000*time.Hour // the chain's clock runs ahead in this test
+	config.Caps.PerDay = Unlimited
+	r := openRenter(t, config)
+	before := m.Tokens(t, m.payerAddress())
+
+	const prepay = 100 * time.Millisecond
+	l, err := r.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "1", PayEvery: 60 * time.Millisecond, Prepay: prepay})
+	if err == nil {
+		err = l.Run(t.Context())
+	}
+	if !errors.Is(err, want) {
+		t.Fatalf("%v, want %v", err, want)
+	}
+	open, listErr := r.Rentals(t.Context())
+	if listErr != nil || len(open) != 1 {
+		t.Fatalf("%d rentals (%v), want the one", len(open), listErr)
+	}
+	checkPaid(t, r, v, open[0].Channel, prepay)
+
+	// Also what is on disk alone must get the deposit back.
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	r = openRenter(t, config)
+	if l, err = r.Resume(t.Context(), open[0].Channel); err != nil {
+		t.Fatal(err)
+	}
+	c := leave(t, m, l)
+	if got := m.Tokens(t, m.payerAddress()); got != before-c.Settled.Uint64() || !c.Forced || !c.Settled.IsZero() {
+		t.Errorf("the payer has %d of %d, the closing is %+v", got, before, c)
+	}
+}
+
+// checkPaid: no voucher is above what was checked and the prepayment, and what
+// was refused is on disk.
+func checkPaid(t *testing.T, r *Renter, v *villain, id common.Hash, prepay time.Duration) {
+	t.Helper()
+	records, err := r.Records(t.Context(), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	allowed, err := v.price.Charge(uint64(prepay))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(records) > 0 {
+		allowed.Add(&allowed, &records[len(records)-1].Owed)
+	}
+	if got := v.highest(); got.Gt(&allowed) {
+		t.Errorf("the provider has a voucher over %s, checked and prepaid is %s", got.Dec(), allowed.Dec())
+	}
+	kept, err := r.Evidence(t.Context(), id)
+	if err != nil || len(kept) != 1 {
+		t.Errorf("%d pieces of evidence (%v), want one", len(kept), err)
+	}
+}
+
+// leave gets the deposit back without the provider, the grace period included.
+func leave(t *testing.T, m *market, l *Rental) Closing {
+	t.Helper()
+	type result struct {
+		Closing
+		error
+	}
+	done := make(chan result, 1)
+	go func() {
+		c, err := l.Leave(t.Context())
+		done <- result{c, err}
+	}()
+	eventually(t, "the request to close", func() bool {
+		view, err := l.escrow.View(t.Context(), l.ID(), nil)
+		return err == nil && view.CloseRequestedAt != 0
+	})
+	select {
+	case r := <-done:
+		t.Fatalf("left within the grace period: %+v", r)
+	case <-time.After(100 * time.Millisecond):
+	}
+	m.AdvanceTime(t, l.escrow.Grace())
+	r := <-done
+	if r.error != nil {
+		t.Fatal(r.error)
+	}
+	return r.Closing
+}
+
+// TestRefusedClose: a provider that does not close, or says so and does not,
+// only costs the grace period.
+func TestRefusedClose(t *testing.T) {
+	m := newMarket(t)
+	for _, test := range []struct {
+		name    string
+		closing func(http.ResponseWriter)
+	}{
+		{"refuses", nil},
+		{"says that it did", func(w http.ResponseWriter) { w.WriteHeader(http.StatusOK) }},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			v := newVillain(t, m, nil)
+			v.script, v.closing = func(p *plot) { p.honest(1000) }, test.closing
+			config := m.renterConfig(t, m.payer)
+			config.ClockOff = 1000 * time.Hour
+			r := openRenter(t, config)
+			l, err := r.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "1", PayEvery: 60 * time.Millisecond})
+			if err != nil {
+				t.Fatal(err)
+			}
+			done := background(t.Context(), l)
+			eventually(t, "a payment", func() bool { s := l.Snapshot(); return !s.Paid.IsZero() })
+			if _, err := l.Close(t.Context()); !errors.Is(err, ErrRefused) {
+				t.Fatalf("Close: %v, want ErrRefused", err)
+			}
+			if err := <-done; err != nil {
+				t.Errorf("Run: %v", err)
+			}
+			if _, err := l.payer.Pay(t.Context(), l.ID(), l.Snapshot().Owed); !errors.Is(err, channel.ErrClosing) {
+				t.Errorf("paying after the close was asked for: %v, want ErrClosing", err)
+			}
+			leave(t, m, l)
+		})
+	}
+}
