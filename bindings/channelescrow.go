@@ -994,7 +994,7 @@ func (channelEscrow *ChannelEscrow) UnpackError(raw []byte) (any, error) {
 	if bytes.Equal(raw[:4], channelEscrow.abi.Errors["ZeroAmount"].ID.Bytes()[:4]) {
 		return channelEscrow.UnpackZeroAmountError(raw[4:])
 	}
-	return nil, errors.New("Unknown error")
+	return nil, errors.New("unknown error")
 }
 
 // ChannelEscrowAmountTooLarge represents a AmountTooLarge error raised by the ChannelEscrow contract.

@@ -1017,7 +1017,7 @@ func (testToken *TestToken) UnpackError(raw []byte) (any, error) {
 	if bytes.Equal(raw[:4], testToken.abi.Errors["TotalSupplyOverflow"].ID.Bytes()[:4]) {
 		return testToken.UnpackTotalSupplyOverflowError(raw[4:])
 	}
-	return nil, errors.New("Unknown error")
+	return nil, errors.New("unknown error")
 }
 
 // TestTokenAllowanceOverflow represents a AllowanceOverflow error raised by the TestToken contract.

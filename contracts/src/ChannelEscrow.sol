@@ -112,13 +112,7 @@ contract ChannelEscrow is IChannelEscrow, EIP712 {
         _requireFits(deposit);
         id = keccak256(
             abi.encode(
-                terms.payer,
-                terms.payee,
-                terms.token,
-                terms.salt,
-                terms.authorizedSigner,
-                address(this),
-                block.chainid
+                terms.payer, terms.payee, terms.token, terms.salt, terms.authorizedSigner, address(this), block.chainid
             )
         );
         require(Slot.unwrap(_get(id)) == 0, ChannelExists(id));
@@ -155,8 +149,7 @@ contract ChannelEscrow is IChannelEscrow, EIP712 {
         bytes calldata signature
     ) private {
         uint256 before = _measure(token);
-        IERC3009(token)
-            .receiveWithAuthorization(from, address(this), amount, validAfter, validBefore, nonce, signature);
+        IERC3009(token).receiveWithAuthorization(from, address(this), amount, validAfter, validBefore, nonce, signature);
         _measured(token, before, amount);
     }
 
@@ -218,13 +211,11 @@ contract ChannelEscrow is IChannelEscrow, EIP712 {
     }
 
     /// @dev The checks of `settle` and `close`: the amount that the voucher is worth now.
-    function _payable(
-        bytes32 id,
-        Slot slot,
-        Terms calldata terms,
-        uint256 cumulativeAmount,
-        bytes calldata signature
-    ) private view returns (uint256) {
+    function _payable(bytes32 id, Slot slot, Terms calldata terms, uint256 cumulativeAmount, bytes calldata signature)
+        private
+        view
+        returns (uint256)
+    {
         require(cumulativeAmount > slot.settled(), Stale(id, cumulativeAmount, slot.settled()));
         require(cumulativeAmount <= slot.deposit(), ExceedsDeposit(id, cumulativeAmount, slot.deposit()));
         address signer = terms.authorizedSigner == address(0) ? terms.payer : terms.authorizedSigner;
@@ -405,8 +396,7 @@ contract ChannelEscrow is IChannelEscrow, EIP712 {
     /// @dev Pays the voucher, refunds the rest. A token that refuses the payer makes this revert; the payee then settles.
     function _close(Terms calldata terms, uint256 cumulativeAmount, bytes calldata signature) private {
         (bytes32 id, Slot slot) = _load(terms);
-        uint256 amount =
-            cumulativeAmount == slot.settled() ? 0 : _payable(id, slot, terms, cumulativeAmount, signature);
+        uint256 amount = cumulativeAmount == slot.settled() ? 0 : _payable(id, slot, terms, cumulativeAmount, signature);
 
         if (amount != 0) emit Settled(id, cumulativeAmount);
         uint256 refund = _finalize(id, slot.pay(amount));
@@ -527,8 +517,7 @@ contract ChannelEscrow is IChannelEscrow, EIP712 {
         if (signature.length != 65) return false;
         if (uint256(bytes32(signature[32:])) > HALF_ORDER) return false;
 
-        address recovered =
-            ecrecover(digest, uint8(signature[64]), bytes32(signature), bytes32(signature[32:]));
+        address recovered = ecrecover(digest, uint8(signature[64]), bytes32(signature), bytes32(signature[32:]));
         return recovered == signer && recovered != address(0);
     }
 }

@@ -57,7 +57,16 @@ contract GasTest is Base {
         bytes32 nonce = _openNonce(terms);
         bytes memory signature = _authorization(account, DEPOSIT, nonce);
         escrow.openWithAuthorization(
-            terms.payee, terms.token, DEPOSIT, terms.salt, address(0), terms.payer, 0, type(uint256).max, nonce, signature
+            terms.payee,
+            terms.token,
+            DEPOSIT,
+            terms.salt,
+            address(0),
+            terms.payer,
+            0,
+            type(uint256).max,
+            nonce,
+            signature
         );
         _snapshot("openWithAuthorization", 105_000);
     }
@@ -73,9 +82,7 @@ contract GasTest is Base {
         (Terms memory terms, Account memory account) = _claimed(0);
         bytes32 nonce = _topUpNonce(escrow.channelId(terms), DEPOSIT, terms.payer, SALT);
         bytes memory signature = _authorization(account, DEPOSIT, nonce);
-        escrow.topUpWithAuthorization(
-            terms, DEPOSIT, terms.payer, SALT, 0, type(uint256).max, nonce, signature
-        );
+        escrow.topUpWithAuthorization(terms, DEPOSIT, terms.payer, SALT, 0, type(uint256).max, nonce, signature);
         _snapshot("topUpWithAuthorization", 90_000);
     }
 

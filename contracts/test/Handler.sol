@@ -166,8 +166,7 @@ contract Handler is Base {
         (bool found, bytes32 id) = _someOpen(seed);
         Book storage book = _books[id];
         if (!found || book.requestedAt != 0) return;
-        bytes memory permission =
-            _sign(_payerOf(book.terms), _requestCloseDigest(id, book.requests, type(uint256).max));
+        bytes memory permission = _sign(_payerOf(book.terms), _requestCloseDigest(id, book.requests, type(uint256).max));
 
         vm.prank(authorized ? stranger.addr : book.terms.payer);
         if (authorized) escrow.requestCloseWithAuthorization(book.terms, type(uint256).max, permission);
@@ -206,7 +205,9 @@ contract Handler is Base {
         bytes memory newest = _signed(id, book.vouchered);
         bytes memory old = _sign(_payerOf(terms), _requestCloseDigest(id, _before(book.requests), type(uint256).max));
 
-        _forbid(terms.payer, abi.encodeCall(escrow.open, (terms.payee, terms.token, 1, terms.salt, terms.authorizedSigner)));
+        _forbid(
+            terms.payer, abi.encodeCall(escrow.open, (terms.payee, terms.token, 1, terms.salt, terms.authorizedSigner))
+        );
         _forbid(stranger.addr, abi.encodeCall(escrow.requestCloseWithAuthorization, (terms, type(uint256).max, old)));
         _forbid(stranger.addr, abi.encodeCall(escrow.requestClose, (terms)));
         _forbid(stranger.addr, abi.encodeCall(escrow.close, (terms, book.vouchered, newest)));

@@ -41,8 +41,7 @@ contract HostileTokensTest is Base {
         hostile.setFee(percent);
         Terms memory terms = _with(address(hostile));
         uint256 received = deposit - (uint256(deposit) * percent + 99) / 100;
-        bytes memory mismatch =
-            abi.encodeWithSelector(IChannelEscrow.DepositMismatch.selector, received, deposit);
+        bytes memory mismatch = abi.encodeWithSelector(IChannelEscrow.DepositMismatch.selector, received, deposit);
 
         _expectOpenReverts(terms, deposit, mismatch);
         _expect(mismatch);
@@ -87,9 +86,7 @@ contract HostileTokensTest is Base {
         deposit = uint96(bound(deposit, 1, MAX));
         Terms memory terms = _with(address(new LyingToken()));
 
-        _expectOpenReverts(
-            terms, deposit, abi.encodeWithSelector(IChannelEscrow.DepositMismatch.selector, 0, deposit)
-        );
+        _expectOpenReverts(terms, deposit, abi.encodeWithSelector(IChannelEscrow.DepositMismatch.selector, 0, deposit));
     }
 
     /*//////////////////////////////////////////////////////////////
@@ -254,8 +251,7 @@ contract HostileTokensTest is Base {
         if (way % 4 == 2) {
             Terms memory own = Terms(self, terms.payee, self, salt, address(0));
             return abi.encodeCall(
-                escrow.openWithAuthorization,
-                (own.payee, self, 50, salt, address(0), self, 0, 0, _openNonce(own), "")
+                escrow.openWithAuthorization, (own.payee, self, 50, salt, address(0), self, 0, 0, _openNonce(own), "")
             );
         }
         return abi.encodeCall(

@@ -94,9 +94,7 @@ contract OpenWithAuthorizationTest is Base {
         bytes32 id = _open(terms, 1);
 
         _expect(
-            abi.encodeWithSelector(
-                IChannelEscrow.NonceMismatch.selector, nonce, _topUpNonce(id, 5, payer.addr, SALT)
-            )
+            abi.encodeWithSelector(IChannelEscrow.NonceMismatch.selector, nonce, _topUpNonce(id, 5, payer.addr, SALT))
         );
         escrow.topUpWithAuthorization(terms, 5, payer.addr, SALT, 0, type(uint256).max, nonce, signature);
     }

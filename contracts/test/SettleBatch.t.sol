@@ -175,8 +175,7 @@ contract SettleBatchTest is Base {
     function test_settleBatch_paddedSalt() public {
         Terms memory terms = _terms();
         bytes32 id = _open(terms, 100);
-        bytes memory row =
-            abi.encodePacked(uint8(32), terms.payer, terms.salt, uint96(60), _voucher(terms, 60));
+        bytes memory row = abi.encodePacked(uint8(32), terms.payer, terms.salt, uint96(60), _voucher(terms, 60));
 
         assertEq(escrow.settleBatch(payee.addr, address(token), row), 60);
         _assertBooks(id, 100, 60);

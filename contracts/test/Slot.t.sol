@@ -10,9 +10,8 @@ contract SlotTest is Test {
     uint96 private constant MAX = type(uint96).max;
 
     function _slot(uint96 deposit, uint96 settled, uint40 time, uint16 requests) private pure returns (Slot) {
-        return Slot.wrap(
-            OPEN << 248 | uint256(requests) << 232 | uint256(time) << 192 | uint256(deposit) << 96 | settled
-        );
+        return
+            Slot.wrap(OPEN << 248 | uint256(requests) << 232 | uint256(time) << 192 | uint256(deposit) << 96 | settled);
     }
 
     function _assert(Slot slot, uint256 status, uint96 deposit, uint96 settled, uint40 time, uint16 requests)

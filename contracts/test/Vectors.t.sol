@@ -61,8 +61,11 @@ contract VectorsTest is Base {
         bytes memory signature,
         bool valid
     ) private {
-        if (amount == 0) _expect(abi.encodeWithSelector(IChannelEscrow.Stale.selector, id, 0, 0));
-        else if (!valid) _expectInvalid(id, terms);
+        if (amount == 0) {
+            _expect(abi.encodeWithSelector(IChannelEscrow.Stale.selector, id, 0, 0));
+        } else if (!valid) {
+            _expectInvalid(id, terms);
+        }
         escrow.settle(terms, amount, signature);
 
         assertEq(escrow.channel(id).settled, valid ? amount : 0, name);

@@ -107,9 +107,8 @@ contract TestToken is ERC20 {
         bytes memory signature
     ) public {
         require(msg.sender == to, CallerNotPayee(msg.sender, to));
-        bytes32 data = keccak256(
-            abi.encode(RECEIVE_WITH_AUTHORIZATION_TYPEHASH, from, to, value, validAfter, validBefore, nonce)
-        );
+        bytes32 data =
+            keccak256(abi.encode(RECEIVE_WITH_AUTHORIZATION_TYPEHASH, from, to, value, validAfter, validBefore, nonce));
         _use(from, validAfter, validBefore, nonce, data, signature);
         _transfer(from, to, value);
     }
