@@ -128,7 +128,8 @@ func (p *Provider) newLease(s channel.State, offer wire.SignedOffer, a Allocatio
 	}
 	recorder, err := metering.NewRecorder(metering.Lease{
 		ID: a.LeaseID, ChannelID: s.ID, OfferHash: offer.Hash, ChainID: s.Terms.ChainID, Escrow: s.Terms.Escrow,
-		Price: price, OwedBefore: owedBefore, Devices: a.Devices,
+		MaxGap: time.Duration(offer.MaxGap) * time.Millisecond,
+		Price:  price, OwedBefore: owedBefore, Devices: a.Devices,
 	}, p.config.MeterKey, last)
 	if err != nil {
 		return nil, err

@@ -1,0 +1,188 @@
+package sdk
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/gpupay/gpupay/metering/sim"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// brittle is an allocator whose operations fail when told to, and which counts
+// what it still holds.
+type brittle struct {
+	*HostAllocator
+	mu    sync.Mutex
+	fails map[string]bool
+	held  int
+}
+
+func newBrittle(t *testing.T) *brittle {
+	return &brittle{HostAllocator: hostGPUs(t, 2), fails: map[string]bool{}}
+}
+
+func (b *brittle) fail(op string, on bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.fails[op] = on
+}
+
+func (b *brittle) try(op string) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.fails[op] {
+		return errors.New(op + " fails on purpose")
+	}
+	return nil
+}
+
+func (b *brittle) Allocate(ctx context.Context, req AllocationRequest) (Allocation, error) {
+	if err := b.try("allocate"); err != nil {
+		return Allocation{}, err
+	}
+	return b.HostAllocator.Allocate(ctx, req)
+}
+
+func (b *brittle) Suspend(context.Context, Allocation) error { return b.try("suspend") }
+func (b *brittle) Resume(context.Context, Allocation) error  { return b.try("resume") }
+
+func TestLeaseThatCannotBeSuspendedEnds(t *testing.T) {
+	allocator := newBrittle(t)
+	allocator.fail("suspend", true)
+	r := newRig(t, func(c *ProviderConfig) { c.Allocator = allocator; c.Credit = 300 * time.Millisecond })
+	lease := r.open(1, 500_000, "")
+	if s := lease.status(leaseEnded); !strings.Contains(s.Reason, "suspended") {
+		t.Errorf("ended because %q", s.Reason)
+	}
+	if allocator.Free() != 2 {
+		t.Errorf("%d devices are free", allocator.Free())
+	}
+	s, err := r.provider.payee.State(t.Context(), lease.terms.ID())
+	if err != nil || s.Spent.Uint64() > 300 {
+		t.Errorf("charged %s over a credit of 300 (%v)", s.Spent.Dec(), err)
+	}
+}
+
+func TestFailedAllocationLosesNothing(t *testing.T) {
+	allocator := newBrittle(t)
+	allocator.fail("allocate", true)
+	r := newRig(t, func(c *ProviderConfig) { c.Allocator = allocator })
+	terms := r.terms(r.payer.Address(), 1)
+	resp := r.do("GET", "", r.openCredential(r.payer, terms, 100_000, 0))
+	if err := problemIn(wire.Internal, resp); err != nil {
+		t.Fatal(err)
+	}
+	if body := wire.ParseProblem(resp); strings.Contains(body.Detail, "on purpose") {
+		t.Errorf("the provider's own error reached the renter: %s", body.Detail)
+	}
+	// The deposit is in the channel; the renter comes back and uses it.
+	allocator.fail("allocate", false)
+	lease := &tab{rig: r, key: r.payer, terms: terms}
+	cred := lease.credential(wire.ActionVoucher, 0)
+	cred.Payload.Proof = lease.proof(cred.Challenge.ID, "attach")
+	lease.attach(r.do("GET", "", cred))
+	lease.record()
+}
+
+// A process that died while it allocated releases what it may have allocated.
+func TestHalfAllocatedLeaseIsReleasedAtStart(t *testing.T) {
+	r := newRig(t)
+	command, calls := script(t, "")
+	lease := r.open(1, 500_000, "")
+	if err := r.provider.store.setState(t.Context(), lease.lease.LeaseID, leaseAllocating, "", 0); err != nil {
+		t.Fatal(err)
+	}
+	host := hostGPUs(t, 2)
+	host.ReleaseCommand = append(command, "release")
+	r.config.Allocator = host
+	r.restart()
+	if got := calls(); !strings.Contains(got, lease.lease.LeaseID.Hex()) {
+		t.Errorf("release saw %q", got)
+	}
+	row, ok, err := r.provider.store.newest(t.Context(), lease.terms.ID())
+	if err != nil || !ok || row.State != string(leaseEnded) || host.Free() != 2 {
+		t.Errorf("the lease is %s, %d devices are free (%v)", row.State, host.Free(), err)
+	}
+}
+
+func TestDrainEndsLeasesAndSettles(t *testing.T) {
+	r := newRig(t)
+	lease := r.open(1, 500_000, "")
+	lease.record()
+	paid := owedIn(lease.record())
+	lease.pay(paid)
+	if err := r.provider.Drain(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	lease.status(leaseEnded)
+	if got := r.balance(r.config.Key.Address()); got != paid {
+		t.Errorf("settled %d of %d", got, paid)
+	}
+	if err := problemIn(wire.Unavailable, r.do("GET", "", r.openCredential(r.payer, r.terms(r.payer.Address(), 2), 100_000, 0))); err != nil {
+		t.Error(err)
+	}
+}
+
+// A device that is lost stops the bill, not the lease.
+func TestLostDeviceIsNotBilled(t *testing.T) {
+	const healthy = 5 * time.Second // since the source was made, which is before the lease begins
+	lost := sim.New(1, sim.Options{Script: []sim.Fault{{Kind: sim.Lost, Device: 0, At: healthy, For: time.Hour}}})
+	r := newRig(t, func(c *ProviderConfig) { c.Source = lost; c.Credit = time.Hour })
+	lease := r.open(1, 500_000, "")
+	var nanos uint64
+	for still := 0; still < 10; {
+		rec := lease.record()
+		if rec.Nanos == nanos && nanos > 0 {
+			still++
+		} else {
+			still = 0
+		}
+		nanos = rec.Nanos
+	}
+	if nanos > uint64(healthy) {
+		t.Errorf("a device that was healthy for %s was billed %s", healthy, time.Duration(nanos))
+	}
+	if r.provider.Service(lease.terms.ID()) != string(leaseActive) {
+		t.Error("the lease ended with its device")
+	}
+}
+
+func TestOffersStayAtTheirURL(t *testing.T) {
+	r := newRig(t)
+	get := func(path string) (int, []byte, string) {
+		resp, err := http.Get(r.server.URL + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		body, err := io.ReadAll(resp.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return resp.StatusCode, body, resp.Header.Get("ETag")
+	}
+	_, document, tag := get("/offer")
+	old, err := wire.ParseOffer(document)
+	if err != nil || tag != `"`+old.Hash.Hex()+`"` || !old.Simulated || old.Devices[0].Count != 2 {
+		t.Fatalf("%+v %s %v", old, tag, err)
+	}
+	r.config.PricePerGPUHour = "7.20"
+	r.restart()
+	_, document, _ = get("/offer")
+	now, err := wire.ParseOffer(document)
+	if err != nil || now.Hash == old.Hash || now.Amount.Dec() != "2000" {
+		t.Fatalf("%+v %v", now, err)
+	}
+	if _, document, _ = get("/offer/" + old.Hash.Hex()); !strings.Contains(string(document), `"amount":"1000"`) {
+		t.Errorf("the old offer is gone: %s", document)
+	}
+	if code, _, _ := get("/offer/0x01"); code != http.StatusNotFound {
+		t.Errorf("an offer that never was: %d", code)
+	}
+}
