@@ -1,0 +1,197 @@
+#!/usr/bin/env bash
+# The one command that passes every test, on a bare Debian machine with Go and a C compiler. It installs nodejs and npm
+# from Debian and the npm packages that package-lock.json pins, and stops at the first step that fails.
+#
+#   ./test.sh         everything
+#   ./test.sh quick   without the race detector and the quickstart, while developing
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+cd "$root"
+exec </dev/null
+export GOFLAGS="${GOFLAGS:-} -buildvcs=false" # a checkout of another user has no version to stamp
+mode=${1:-all}
+passed=0 failed=0
+work=$(mktemp -d)
+log=$work/log
+trap 'rm -rf "$work"' EXIT
+
+# finish prints the count that CI reads. A step that is not a test counts as one failure when it fails.
+finish() {
+	echo "$passed passed, $failed failed"
+	exit "$((failed > 0))"
+}
+
+fail() {
+	echo "FAIL $1"
+	failed=$((failed > 0 ? failed : 1))
+	finish
+}
+
+# step runs a function with its output in a log: shown in full if it fails, one line if it passes. A function may put a
+# summary into $work/summary.
+step() {
+	local name=$1 begun=$SECONDS status
+	shift
+	: >"$work/summary"
+	set +e # and not "|| status=$?", under which bash would ignore failures inside the function
+	(set -e; "$@") >"$log" 2>&1
+	status=$?
+	set -e
+	count
+	if ((status != 0)); then
+		cat "$log"
+		fail "$name ($((SECONDS - begun)) s)"
+	fi
+	printf 'ok   %-22s %4d s  %s\n' "$name" "$((SECONDS - begun))" "$(<"$work/summary")"
+}
+
+# count adds what a step's tests left in $work/counts.
+count() {
+	[[ -f $work/counts ]] || return 0
+	local p f
+	read -r p f <"$work/counts" || p=0 f=0
+	rm "$work/counts"
+	passed=$((passed + p)) failed=$((failed + f))
+}
+
+say() { echo "$*" >"$work/summary"; }
+
+# tools finds or installs what the tests need.
+tools() {
+	command -v go >/dev/null || { echo "test.sh: Go is not installed or not in PATH; go.mod says which version"; return 1; }
+	command -v gcc >/dev/null || { echo "test.sh: there is no C compiler: apt-get install gcc libc6-dev"; return 1; }
+	if ! command -v node >/dev/null || ! command -v npm >/dev/null; then
+		debian nodejs npm
+	fi
+	local major
+	major=$(node -p 'process.versions.node.split(".")[0]')
+	((major >= 18)) || { echo "test.sh: node is $(node --version); the tests need 18 or newer"; return 1; }
+	say "$(go env GOVERSION), node $(node --version)"
+}
+
+debian() {
+	local sudo=()
+	command -v apt-get >/dev/null || { echo "test.sh: install $* first: this is no Debian"; return 1; }
+	if ((EUID != 0)); then
+		sudo -n true 2>/dev/null || { echo "test.sh: not root: run first: sudo apt-get install $*"; return 1; }
+		sudo=(sudo -n)
+	fi
+	"${sudo[@]}" apt-get update -q
+	"${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "$@"
+}
+
+# packages runs npm ci where node_modules is not what package-lock.json says.
+packages() {
+	local stamp=node_modules/.gpupay-stamp now
+	if grep -q '"resolved"' package-lock.json; then
+		echo "package-lock.json says where packages were loaded from: remove its resolved lines (see .npmrc)"
+		return 1
+	fi
+	now=$(cat package.json package-lock.json .npmrc | sha256sum)
+	if [[ -f $stamp && $(<"$stamp") == "$now" ]]; then
+		say "unchanged"
+		return
+	fi
+	npm ci --no-progress
+	echo "$now" >"$stamp"
+}
+
+formatted() {
+	local dirs files
+	dirs=$(go list -f '{{.Dir}}' ./...)
+	files=$(gofmt -l $dirs | sort -u)
+	[[ -z $files ]] || { echo "run gofmt -w on:"; echo "$files"; return 1; }
+}
+
+vet() { go vet ./...; }
+
+lint() { go tool staticcheck ./...; }
+
+# portable holds the promise that the libraries build without cgo, where NVML then says what is missing.
+portable() {
+	CGO_ENABLED=0 go build ./bindings/... ./channel/... ./metering/... ./sdk/...
+	CGO_ENABLED=0 go vet ./metering/...
+	CGO_ENABLED=0 gotest ./metering/nvml
+}
+
+vectors() { go test -count=1 -run '^TestVectors' ./channel; }
+
+contracts() { node_modules/.bin/forge build; }
+
+# forgetest also holds the gas figures to contracts/snapshots: see gas_snapshot_check in foundry.toml.
+forgetest() {
+	local status=0 before=$work/snapshots
+	cp -r contracts/snapshots "$before"
+	node_modules/.bin/forge test || status=$?
+	sed -n 's/.*: \([0-9]*\) tests passed, \([0-9]*\) failed.*/\1 \2/p' "$log" | tail -1 >"$work/counts"
+	say "$(grep -o '[0-9]* tests passed.*' "$log" | tail -1)"
+	diff -r "$before" contracts/snapshots || { echo "gas changed: commit contracts/snapshots with the reason"; return 1; }
+	return "$status"
+}
+
+# generated compares with a copy, not with a commit, so that a tree that is being worked on can be tested.
+generated() {
+	cp -r bindings "$work/bindings"
+	go generate ./bindings/...
+	diff -r "$work/bindings" bindings >"$work/diff" && return
+	cp -r "$work/bindings/." bindings
+	head -50 "$work/diff"
+	echo "bindings are stale: run go generate ./bindings/..."
+	return 1
+}
+
+# gotest runs go test, counts its tests, and leaves in the log only what failed.
+gotest() {
+	local status=0 json=$work/json p f s
+	go test -count=1 -json "$@" >"$json" || status=$?
+	p=$(grep -c '"Action":"pass".*"Test":' "$json") || true
+	f=$(grep -c '"Action":"fail".*"Test":' "$json") || true
+	s=$(grep -c '"Action":"skip".*"Test":' "$json") || true
+	echo "$p $f" >"$work/counts"
+	say "$p passed, $f failed, $s skipped"
+	((status == 0)) || failures "$json"
+	return "$status"
+}
+
+# failures prints the output of failed tests, of failed packages outside their tests, and of failed builds.
+failures() {
+	awk '
+		function field(name,    at) {
+			at = match($0, "\"" name "\":\"[^\"]*\"")
+			return at ? substr($0, RSTART, RLENGTH) : ""
+		}
+		{ id = field("Package") field("Test") }
+		NR == FNR { if (/^\{[^{]*"Action":"fail"/) bad[id] = 1; next }
+		/"Action":"build-output"/ || (/"Action":"output"/ && id in bad) {
+			if (match($0, /"Output":".*"}$/)) print substr($0, RSTART + 10, RLENGTH - 12)
+		}' "$1" "$1" |
+		sed -e 's/\\n$//' -e 's/\\t/\t/g' -e 's/\\u003c/</g' -e 's/\\u003e/>/g' -e 's/\\u0026/\&/g' -e 's/\\\(["\\]\)/\1/g'
+}
+
+quickstart() {
+	go run ./examples/quickstart
+	say "its ledger adds up"
+}
+
+[[ $mode == all || $mode == quick ]] || fail "unknown mode $mode: say nothing, or quick"
+if ! command -v go >/dev/null && [[ -x /usr/local/go/bin/go ]]; then
+	PATH=$PATH:/usr/local/go/bin
+fi
+step "tools" tools
+step "npm packages" packages
+step "gofmt" formatted
+step "go vet" vet
+step "golden vectors" vectors
+step "forge build" contracts
+step "forge test, gas" forgetest
+step "bindings are current" generated
+step "staticcheck" lint
+step "without cgo" portable
+if [[ $mode == quick ]]; then
+	step "go test" gotest -p 2 -timeout 20m ./...
+else
+	step "go test -race" gotest -race -p 2 -timeout 20m ./...
+	step "quickstart" quickstart
+fi
+finish
