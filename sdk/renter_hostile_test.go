@@ -18,6 +18,7 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/eip712"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/sdk/chain"
@@ -43,7 +44,6 @@ type villain struct {
 
 	mu       sync.Mutex
 	vouchers uint256.Int // the highest that came
-	prepaid  uint256.Int // allowed above what was checked
 	stop     chan struct{}
 }
 
@@ -390,7 +390,7 @@ func TestHostileLeases(t *testing.T) {
 	}{
 		{"claims more time than passed", nil, func(p *plot) {
 			p.honest(4)
-			p.usage(p.next(time.Hour))
+			p.usage(p.next(10 * time.Second))
 		}, metering.ErrClock},
 		{"claims more time bit by bit", nil, func(p *plot) {
 			for range 200 {
@@ -579,6 +579,47 @@ func checkPaid(t *testing.T, r *Renter, v *villain, id common.Hash, prepay time.
 	kept, err := r.Evidence(t.Context(), id)
 	if err != nil || len(kept) != 1 {
 		t.Errorf("%d pieces of evidence (%v), want one", len(kept), err)
+	}
+}
+
+// TestEquivocation: the two records that a provider signed for one number are
+// kept side by side, each with its signature, for anyone to check.
+func TestEquivocation(t *testing.T) {
+	m := newMarket(t)
+	v := newVillain(t, m, nil)
+	v.script = func(p *plot) {
+		p.honest(2)
+		p.usage(p.resign(p.sent, func(r *metering.SignedRecord) { r.To++ }))
+	}
+	r := openRenter(t, m.renterConfig(t, m.payer))
+	l, err := r.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var dispute *Dispute
+	if err := l.Run(t.Context()); !errors.As(err, &dispute) || dispute.Channel != l.ID() {
+		t.Fatalf("Run: %v, want a dispute of this channel", err)
+	}
+	kept, err := l.Evidence(t.Context())
+	if err != nil || len(kept) != 1 {
+		t.Fatalf("%d pieces of evidence, %v", len(kept), err)
+	}
+	var pair struct{ Accepted, Refused metering.SignedRecord }
+	if err := json.Unmarshal(kept[0].Document, &pair); err != nil {
+		t.Fatal(err)
+	}
+	domain := metering.Domain(31337, m.Escrow)
+	for _, rec := range []metering.SignedRecord{pair.Accepted, pair.Refused} {
+		who, err := eip712.Recover(rec.Digest(domain), rec.Signature)
+		if err != nil || who != v.key.Address() || rec.Sequence != 2 {
+			t.Errorf("record %d is signed by %s (%v)", rec.Sequence, who, err)
+		}
+	}
+	if pair.Accepted.Digest(domain) == pair.Refused.Digest(domain) {
+		t.Error("it is one record twice")
+	}
+	if err := l.Run(t.Context()); !errors.As(err, &dispute) {
+		t.Errorf("Run after a dispute: %v, want the dispute", err)
 	}
 }
 
