@@ -39,13 +39,15 @@ func (p *Provider) open(r *request, payload *wire.Payload) (s channel.State, fre
 		return s, false, err
 	}
 	voucher := channel.Voucher{ChannelID: terms.ID(), Cumulative: payload.CumulativeAmount.Int, Signature: payload.Voucher()}
+	if err := p.escrow.Domain().Verify(voucher, terms.Signer()); err != nil {
+		return s, false, err
+	}
+	// Only who can sign for the channel gets here, so nobody else can hold it up.
+	defer p.opens.lock(terms.ID())()
 	if s, err = p.payee.State(ctx, terms.ID()); err == nil {
 		return s, false, nil // opened before: an open that is sent again changes nothing
 	}
 	if !errors.Is(err, channel.ErrUnknown) {
-		return s, false, err
-	}
-	if err := p.escrow.Domain().Verify(voucher, terms.Signer()); err != nil {
 		return s, false, err
 	}
 	if err := p.fundOpen(ctx, r.offer, terms, payload); err != nil {
@@ -139,6 +141,8 @@ func (p *Provider) topUp(parent context.Context, payload *wire.Payload) (channel
 	if s.Status == channel.Finalized {
 		return s, fmt.Errorf("channel %s: %w", s.ID, channel.ErrFinalized)
 	}
+	// Nothing is locked while a transaction is waited for: a stranger who names
+	// one that never comes must not keep the renter's own vouchers out.
 	if err := p.fundTopUp(ctx, s, payload); err != nil {
 		return s, err
 	}
@@ -208,18 +212,24 @@ func (p *Provider) authorization(payload *wire.Payload, from common.Address, non
 // simulated first: a stranger's bad signature costs no gas. A deposit that an
 // earlier request sent already is waited for and not sent again.
 func (p *Provider) sendOnce(ctx context.Context, id common.Hash, call chain.Call) error {
-	tx, err := p.sent(ctx, id, call)
+	tx, err := p.submitOnce(ctx, id, call)
 	if err != nil {
 		return err
 	}
-	if tx == "" {
-		if tx, err = p.sender.Submit(ctx, call); err != nil {
-			return err
-		}
-		p.config.Log.Info("deposit sent for a renter", "call", call.String(), "tx", tx)
-	}
 	_, err = p.sender.Wait(ctx, tx, p.config.Confirmations)
 	return err
+}
+
+func (p *Provider) submitOnce(ctx context.Context, id common.Hash, call chain.Call) (chain.TxID, error) {
+	defer p.submits.lock(id)()
+	tx, err := p.sent(ctx, id, call)
+	if err != nil || tx != "" {
+		return tx, err
+	}
+	if tx, err = p.sender.Submit(ctx, call); err == nil {
+		p.config.Log.Info("deposit sent for a renter", "call", call.String(), "tx", tx)
+	}
+	return tx, err
 }
 
 // sent finds the same call in the outbox.

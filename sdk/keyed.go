@@ -17,8 +17,7 @@ type keyedLock struct {
 	users int
 }
 
-// lock waits for the channel and returns what frees it, which may be called
-// more than once.
+// lock waits for the channel and returns what frees it.
 func (k *keyed) lock(id common.Hash) (unlock func()) {
 	k.mu.Lock()
 	if k.locks == nil {
@@ -33,12 +32,12 @@ func (k *keyed) lock(id common.Hash) (unlock func()) {
 	k.mu.Unlock()
 
 	l.Lock()
-	return sync.OnceFunc(func() {
+	return func() {
 		l.Unlock()
 		k.mu.Lock()
 		defer k.mu.Unlock()
 		if l.users--; l.users == 0 {
 			delete(k.locks, id)
 		}
-	})
+	}
 }

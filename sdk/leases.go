@@ -183,13 +183,18 @@ func (p *Provider) launch(l *lease, state leaseState, s channel.State, last *met
 	return nil
 }
 
+// closeGrace is how long a renter has, after its lease, to pay what is left and
+// close: a settlement before that would be paid for twice.
+const closeGrace = time.Minute
+
 // leaseEnded makes room for the next lease on the channel and has what is owed
-// settled soon.
+// settled, unless the renter closes first.
 func (p *Provider) leaseEnded(l *lease) {
 	p.mu.Lock()
 	delete(p.leases, l.terms.ID())
 	p.mu.Unlock()
-	p.settler.Urgent(l.terms.ID())
+	timer := time.AfterFunc(closeGrace, func() { p.settler.Urgent(l.terms.ID()) })
+	context.AfterFunc(p.life, func() { timer.Stop() }) // after a restart the policy's MaxAge settles it
 }
 
 // restore takes up the leases of an earlier run.

@@ -122,8 +122,6 @@ func (p *Provider) act(w http.ResponseWriter, r *request) error {
 
 // actOpen opens a channel; a GET also begins a lease on it.
 func (p *Provider) actOpen(w http.ResponseWriter, r *request) error {
-	unlock := p.opens.lock(r.cred.Payload.ChannelID)
-	defer unlock()
 	if r.Method == http.MethodGet && p.running(r.cred.Payload.ChannelID) == nil {
 		if err := p.canServe(r.offer, r.gpus); err != nil {
 			return err
@@ -142,15 +140,13 @@ func (p *Provider) actOpen(w http.ResponseWriter, r *request) error {
 			return err
 		}
 	}
-	return p.attach(w, r, s, unlock)
+	return p.attach(w, r, s)
 }
 
 // actVoucher takes a voucher, with a deposit merged or not. A GET wants the
 // lease's stream, which a voucher alone does not give.
 func (p *Provider) actVoucher(w http.ResponseWriter, r *request) error {
 	payload := &r.cred.Payload
-	unlock := p.opens.lock(payload.ChannelID)
-	defer unlock()
 	fresh := false
 	if payload.Deposit != nil {
 		var err error
@@ -176,7 +172,7 @@ func (p *Provider) actVoucher(w http.ResponseWriter, r *request) error {
 	if !wantsStream {
 		return p.acknowledge(w, r, s, nil)
 	}
-	return p.attach(w, r, s, unlock)
+	return p.attach(w, r, s)
 }
 
 // accept counts a voucher, durably, and tells the lease that waits for it. The
@@ -197,8 +193,6 @@ func (p *Provider) accept(ctx context.Context, v channel.Voucher) (channel.State
 }
 
 func (p *Provider) actTopUp(w http.ResponseWriter, r *request) error {
-	unlock := p.opens.lock(r.cred.Payload.ChannelID)
-	defer unlock()
 	s, _, err := p.deposit(r, &r.cred.Payload)
 	if err != nil {
 		return err
@@ -244,8 +238,6 @@ func (p *Provider) actRelease(w http.ResponseWriter, r *request) error {
 // refunds the rest, all in one transaction.
 func (p *Provider) actClose(w http.ResponseWriter, r *request) error {
 	payload := &r.cred.Payload
-	unlock := p.opens.lock(payload.ChannelID)
-	defer unlock()
 	s, err := p.payee.State(r.Context(), payload.ChannelID)
 	if err != nil {
 		return err
@@ -260,6 +252,7 @@ func (p *Provider) actClose(w http.ResponseWriter, r *request) error {
 	if _, err := p.authorize(r, s, wire.ActionClose); err != nil {
 		return err
 	}
+	defer p.starts.lock(s.ID)() // no lease begins meanwhile
 	if l := p.running(s.ID); l != nil {
 		if err := l.end(r.Context(), stopRequest{reason: "closed by the renter"}); err != nil {
 			return err
@@ -301,31 +294,17 @@ func (p *Provider) authorize(r *request, s channel.State, action string) (*lease
 }
 
 // attach joins the channel's running lease, or begins one, and streams it.
-// unlock frees the channel for vouchers while the stream runs.
-func (p *Provider) attach(w http.ResponseWriter, r *request, s channel.State, unlock func()) error {
-	secret := ""
-	l := p.running(s.ID)
-	if l == nil {
-		if s.Status != channel.Open {
-			return fmt.Errorf("channel %s: %w", s.ID, channel.ErrClosing)
-		}
-		var err error
-		if l, secret, err = p.start(r.Context(), s, r.offer, r.gpus); err != nil {
-			return err
-		}
-	} else if r.cred.Payload.LeaseSecret == "" {
-		var err error
-		if secret, err = p.renewSecret(r.Context(), l); err != nil {
-			return err
-		}
+func (p *Provider) attach(w http.ResponseWriter, r *request, s channel.State) error {
+	l, secret, err := p.join(r, s)
+	if err != nil {
+		return err
 	}
-	unlock()
 	st := &stream{w: w, lease: l, receipt: func(v leaseView) wire.Receipt { return p.streamReceipt(r, l, v) }}
 	l.update(func(v *leaseView) { v.stream++; st.number = v.stream })
 	p.metrics.streams.Inc()
 	defer p.metrics.streams.Dec()
 	v, _ := l.snapshot()
-	err := st.serve(r.Context(), wire.Lease{
+	err = st.serve(r.Context(), wire.Lease{
 		LeaseID: l.id, ChannelID: s.ID, Secret: secret, OfferHash: l.offer.Hash, Devices: l.allocation.Devices,
 		OwedBefore: wire.NewAmount(l.owedBefore), State: string(v.state), Access: l.allocation.Access,
 	}, lastEventID(r.Request))
@@ -333,6 +312,24 @@ func (p *Provider) attach(w http.ResponseWriter, r *request, s channel.State, un
 		p.config.Log.Debug("stream ended; the lease goes on", "lease", l.id, "error", err)
 	}
 	return nil // the answer has begun: it cannot become a problem document
+}
+
+// join finds the lease that runs on the channel or begins one. Who comes with
+// a proof instead of the secret gets a new secret.
+func (p *Provider) join(r *request, s channel.State) (*lease, string, error) {
+	defer p.starts.lock(s.ID)()
+	l := p.running(s.ID)
+	if l == nil {
+		if s.Status != channel.Open {
+			return nil, "", fmt.Errorf("channel %s: %w", s.ID, channel.ErrClosing)
+		}
+		return p.start(r.Context(), s, r.offer, r.gpus)
+	}
+	if r.cred.Payload.LeaseSecret != "" {
+		return l, "", nil
+	}
+	secret, err := p.renewSecret(r.Context(), l)
+	return l, secret, err
 }
 
 // renewSecret gives a renter that proved itself, but lost the secret, a new

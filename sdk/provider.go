@@ -49,9 +49,11 @@ type Provider struct {
 	metrics *providerMetrics
 	mux     *http.ServeMux
 
-	life   context.Context // leases run until it ends
-	finish context.CancelFunc
-	opens  keyed // one open, top-up or lease start at a time on a channel
+	life    context.Context // leases run until it ends
+	finish  context.CancelFunc
+	opens   keyed // one open at a time of a channel
+	starts  keyed // one lease start or close at a time on a channel
+	submits keyed // one deposit at a time is looked up and sent for a channel
 
 	mu               sync.Mutex
 	offer            wire.SignedOffer
@@ -324,6 +326,9 @@ func (p *Provider) running(channelID common.Hash) *lease {
 
 // channelChanged hears of every change the chain made to a channel.
 func (p *Provider) channelChanged(_, now channel.State) {
+	if now.Status == channel.Closing {
+		p.settler.Urgent(now.ID) // the grace period runs
+	}
 	l := p.running(now.ID)
 	if l == nil {
 		return

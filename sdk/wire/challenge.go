@@ -121,20 +121,29 @@ func (c Challenge) Decode() (Request, error) {
 	return r, err
 }
 
+// fields are the parameters by name, in the order they are written.
+func (c *Challenge) fields() []field {
+	return []field{
+		{"id", &c.ID}, {"realm", &c.Realm}, {"method", &c.Method}, {"intent", &c.Intent}, {"request", &c.Request},
+		{"expires", &c.Expires}, {"digest", &c.Digest}, {"description", &c.Description}, {"opaque", &c.Opaque},
+	}
+}
+
+type field struct {
+	name  string
+	value *string
+}
+
 // Header is the WWW-Authenticate value.
 func (c Challenge) Header() string {
 	var b strings.Builder
 	b.WriteString(Scheme)
 	sep := " "
-	for _, p := range [][2]string{
-		{"id", c.ID}, {"realm", c.Realm}, {"method", c.Method}, {"intent", c.Intent}, {"request", c.Request},
-		{"expires", c.Expires}, {"digest", c.Digest}, {"description", c.Description}, {"opaque", c.Opaque},
-	} {
-		if p[1] == "" {
-			continue
+	for _, f := range c.fields() {
+		if *f.value != "" {
+			fmt.Fprintf(&b, `%s%s="%s"`, sep, f.name, quote(*f.value))
+			sep = ", "
 		}
-		fmt.Fprintf(&b, `%s%s="%s"`, sep, p[0], quote(p[1]))
-		sep = ", "
 	}
 	return b.String()
 }
@@ -201,26 +210,12 @@ func parseChallenges(value string) ([]Challenge, error) {
 	return all, nil
 }
 
+// set ignores parameters it does not know, as RFC 9110 wants.
 func (c *Challenge) set(name, value string) {
-	switch name {
-	case "id":
-		c.ID = value
-	case "realm":
-		c.Realm = value
-	case "method":
-		c.Method = value
-	case "intent":
-		c.Intent = value
-	case "request":
-		c.Request = value
-	case "expires":
-		c.Expires = value
-	case "digest":
-		c.Digest = value
-	case "description":
-		c.Description = value
-	case "opaque":
-		c.Opaque = value
+	for _, f := range c.fields() {
+		if f.name == name {
+			*f.value = value
+		}
 	}
 }
 
