@@ -1,0 +1,212 @@
+// Package pgtest starts a real PostgreSQL server for tests: a cluster of its own
+// in a scratch directory, reached through a private socket, gone with the test.
+//
+// It runs what Debian's package postgresql installs. As root it runs as the
+// user postgres, which that package makes: the server refuses to be root.
+package pgtest
+
+import (
+	"bytes"
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	_ "github.com/jackc/pgx/v5/stdlib" // the database/sql driver
+)
+
+// skipVariable lets a machine without PostgreSQL run the other tests. Where it
+// is not set, no PostgreSQL is a failure: a test that is skipped unseen shows
+// nothing.
+const skipVariable = "GPUPAY_NO_POSTGRES"
+
+// Server is a running PostgreSQL.
+type Server struct {
+	dir     string
+	cmd     *exec.Cmd
+	output  bytes.Buffer
+	created atomic.Int64
+}
+
+var shared struct {
+	sync.Mutex
+	server *Server
+	err    error
+}
+
+// URL returns the address of a new, empty database on a server that all tests of
+// a program share. Call Stop from TestMain.
+func URL(t testing.TB) string {
+	t.Helper()
+	if os.Getenv(skipVariable) == "1" {
+		t.Skip(skipVariable + "=1: not tested against PostgreSQL")
+	}
+	shared.Lock()
+	defer shared.Unlock()
+	if shared.server == nil && shared.err == nil {
+		shared.server, shared.err = Start()
+	}
+	if shared.err != nil {
+		t.Fatalf("%v\n(install the package postgresql, or set %s=1 to go without)", shared.err, skipVariable)
+	}
+	address, err := shared.server.Create()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return address
+}
+
+// Stop ends the shared server and removes its files. It is safe to call where
+// none was started.
+func Stop() {
+	shared.Lock()
+	defer shared.Unlock()
+	if shared.server != nil {
+		shared.server.Stop()
+		shared.server = nil
+	}
+}
+
+// Main runs a package's tests and ends the shared server. Use it in TestMain:
+//
+//	func TestMain(m *testing.M) { os.Exit(pgtest.Main(m)) }
+func Main(m *testing.M) int {
+	defer Stop()
+	return m.Run()
+}
+
+// Start makes a cluster and runs a server on it.
+func Start() (*Server, error) {
+	bin, err := programs()
+	if err != nil {
+		return nil, err
+	}
+	dir, err := os.MkdirTemp("", "gpupay-pg-") // short: a socket's path may have 107 bytes
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{dir: dir}
+	if err := s.start(bin); err != nil {
+		return nil, errors.Join(err, s.Stop())
+	}
+	return s, nil
+}
+
+// programs finds the newest installed version.
+func programs() (string, error) {
+	found, _ := filepath.Glob("/usr/lib/postgresql/*/bin/postgres")
+	slices.SortFunc(found, func(a, b string) int { return version(a) - version(b) })
+	if len(found) > 0 {
+		return filepath.Dir(found[len(found)-1]), nil
+	}
+	if path, err := exec.LookPath("postgres"); err == nil {
+		return filepath.Dir(path), nil
+	}
+	return "", errors.New("pgtest: no PostgreSQL server is installed")
+}
+
+func version(path string) int {
+	n, _ := strconv.Atoi(filepath.Base(filepath.Dir(filepath.Dir(path))))
+	return n
+}
+
+func (s *Server) start(bin string) error {
+	identity, err := unprivileged(s.dir)
+	if err != nil {
+		return err
+	}
+	data := filepath.Join(s.dir, "data")
+	initdb := exec.Command(filepath.Join(bin, "initdb"), "-D", data, "-U", "gpupay", "--auth=trust", "--no-sync", "-E", "UTF8", "--locale=C.UTF-8")
+	initdb.SysProcAttr, initdb.Dir = &syscall.SysProcAttr{Credential: identity}, s.dir
+	if out, err := initdb.CombinedOutput(); err != nil {
+		return fmt.Errorf("pgtest: initdb: %w\n%s", err, out)
+	}
+	s.cmd = exec.Command(filepath.Join(bin, "postgres"), "-D", data, "-k", s.dir, "-c", "listen_addresses=", "-c", "max_connections=300")
+	s.cmd.Dir, s.cmd.Stdout, s.cmd.Stderr = s.dir, &s.output, &s.output
+	s.cmd.SysProcAttr = &syscall.SysProcAttr{Credential: identity}
+	die(s.cmd)
+	if err := s.cmd.Start(); err != nil {
+		s.cmd = nil
+		return fmt.Errorf("pgtest: %w", err)
+	}
+	return s.ready()
+}
+
+// unprivileged is who runs the server where the test runs as root, and gives it
+// the directory.
+func unprivileged(dir string) (*syscall.Credential, error) {
+	if os.Getuid() != 0 {
+		return nil, nil
+	}
+	who, err := user.Lookup("postgres")
+	if err != nil {
+		who, err = user.Lookup("nobody")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("pgtest: PostgreSQL refuses to run as root, and there is no user postgres: %w", err)
+	}
+	uid, _ := strconv.Atoi(who.Uid)
+	gid, _ := strconv.Atoi(who.Gid)
+	return &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}, os.Chown(dir, uid, gid)
+}
+
+func (s *Server) ready() error {
+	var err error
+	for range 300 {
+		if err = s.execute("SELECT 1"); err == nil {
+			return nil
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	return fmt.Errorf("pgtest: the server does not answer: %w\n%s", err, s.output.String())
+}
+
+// Create makes an empty database and returns its address.
+func (s *Server) Create() (string, error) {
+	name := fmt.Sprintf("test%d", s.created.Add(1))
+	if err := s.execute("CREATE DATABASE " + name); err != nil {
+		return "", fmt.Errorf("pgtest: %w", err)
+	}
+	return s.address(name), nil
+}
+
+func (s *Server) address(database string) string {
+	return fmt.Sprintf("postgres://gpupay@/%s?host=%s", database, url.QueryEscape(s.dir))
+}
+
+func (s *Server) execute(statement string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	db, err := sql.Open("pgx", s.address("postgres"))
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	_, err = db.ExecContext(ctx, statement)
+	return err
+}
+
+// Stop ends the server at once and removes its files.
+func (s *Server) Stop() error {
+	if s.cmd != nil {
+		_ = s.cmd.Process.Signal(syscall.SIGQUIT) // it ends its children too
+		_ = s.cmd.Wait()
+	}
+	if !strings.Contains(s.dir, "gpupay-pg-") {
+		return nil
+	}
+	return os.RemoveAll(s.dir)
+}

@@ -1,0 +1,27 @@
+package pgtest
+
+import (
+	"database/sql"
+	"os"
+	"testing"
+)
+
+func TestMain(m *testing.M) { os.Exit(Main(m)) }
+
+// Each call gives a database of its own, and it is a server that syncs.
+func TestURL(t *testing.T) {
+	for range 2 {
+		db, err := sql.Open("pgx", URL(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer db.Close()
+		if _, err := db.Exec("CREATE TABLE mine (n INTEGER)"); err != nil {
+			t.Error(err)
+		}
+		var fsync string
+		if err := db.QueryRow("SHOW fsync").Scan(&fsync); err != nil || fsync != "on" {
+			t.Errorf("fsync is %q, %v", fsync, err)
+		}
+	}
+}
