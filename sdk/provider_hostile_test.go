@@ -332,3 +332,41 @@ func TestHugeHeadersAreRefused(t *testing.T) {
 		t.Errorf("the renter was turned away and has %d left", got)
 	}
 }
+
+// A stranger may top up any channel, and may name a transaction that never
+// comes. The renter's own vouchers must not wait for it.
+func TestStrangersTopUpHoldsNobodyUp(t *testing.T) {
+	r := newRig(t, func(c *ProviderConfig) { c.Credit = time.Hour; c.OpenTimeout = 3 * time.Second })
+	lease := r.open(1, 500_000, "")
+	one := wire.NewAmount(*uint256.NewInt(1))
+	cred := &wire.Credential{Challenge: r.challenge(), Payload: wire.Payload{Action: wire.ActionTopUp, Type: wire.TypeHash,
+		ChannelID: lease.terms.ID(), Hash: &common.Hash{1}, AdditionalDeposit: &one}}
+	stranger := make(chan error, 1)
+	go func() { stranger <- problemIn(wire.Unavailable, r.do("POST", "", cred)) }()
+	for amount := uint64(1000); ; amount += 1000 {
+		lease.pay(amount)
+		select {
+		case err := <-stranger:
+			if err != nil {
+				t.Error(err)
+			}
+			if amount < 5000 {
+				t.Errorf("%d vouchers were counted while the stranger waited for 3 s", amount/1000)
+			}
+			return
+		default:
+			time.Sleep(20 * time.Millisecond)
+		}
+	}
+}
+
+// HEAD is for vouchers where no body is wanted.
+func TestVoucherByHEAD(t *testing.T) {
+	r := newRig(t)
+	lease := r.open(1, 500_000, "")
+	resp := r.do("HEAD", "", lease.credential(wire.ActionVoucher, 1234))
+	receipt, err := wire.ParseReceipt(resp.Header)
+	if err != nil || resp.StatusCode != http.StatusOK || receipt.AcceptedCumulative.Uint64() != 1234 {
+		t.Fatalf("%s, receipt %+v, %v", resp.Status, receipt, err)
+	}
+}
