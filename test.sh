@@ -93,7 +93,7 @@ packages() {
 		say "unchanged"
 		return
 	fi
-	npm ci --no-progress
+	npm ci --ignore-scripts --no-progress
 	echo "$now" >"$stamp"
 }
 
