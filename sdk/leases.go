@@ -29,7 +29,7 @@ func (p *Provider) start(ctx context.Context, s channel.State, offer wire.Signed
 	id, secret := randomHash(), randomHash().Hex()[2:]
 	row := leaseRow{
 		ID: id.Hex(), Channel: s.ID.Hex(), Offer: offer.Hash.Hex(), SecretHash: hashSecret(secret), GPUs: gpus,
-		Allocation: "{}", OwedBefore: s.Spent.Dec(), State: string(leaseAllocating), StartedAt: time.Now().Unix(),
+		Allocation: "{}", OwedBefore: s.Spent.Dec(), State: string(leaseAllocating), StartedAt: time.Now().UnixNano(),
 	}
 	if err := p.store.insert(ctx, row); err != nil {
 		return nil, "", err

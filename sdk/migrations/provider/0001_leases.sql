@@ -11,7 +11,7 @@ CREATE TABLE leases (
     state         TEXT    NOT NULL,              -- allocating, active, suspended, ended
     reason        TEXT    NOT NULL DEFAULT '',
     meter         TEXT    NOT NULL DEFAULT '',   -- JSON of the meter's totals at the newest record
-    started_at    BIGINT  NOT NULL,              -- unix seconds
+    started_at    BIGINT  NOT NULL,              -- unix nanoseconds: it also says which lease of a channel is the newest
     ended_at      BIGINT  NOT NULL DEFAULT 0
 );
 CREATE INDEX leases_by_channel ON leases (channel);
