@@ -101,6 +101,8 @@ func (s *Settler) observe(ctx context.Context, ids []common.Hash, least uint64) 
 	if len(ids) == 0 {
 		return states, nil
 	}
+	ctx, cancel := context.WithTimeout(ctx, lookTimeout) // others wait for the record meanwhile
+	defer cancel()
 	return states, s.Escrow.Record(func() error {
 		views, head, err := s.Escrow.Confirmed(ctx, ids, 1)
 		if err != nil {

@@ -100,7 +100,7 @@ func (s *Settler) Run(ctx context.Context) error {
 	for {
 		wait := or(s.Policy.Interval, defaultInterval)
 		if err := s.pass(ctx); err != nil {
-			wait = min(wait, pace.Next())
+			wait = pace.Next()
 			s.log().Warn("settlement postponed", "err", err, "retry", wait)
 			if err := chain.Pause(ctx, wait); err != nil { // even if urgent: the endpoint is what failed
 				return err

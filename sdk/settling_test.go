@@ -222,15 +222,6 @@ func (k *till) state(terms channel.Terms) channel.State {
 	return s
 }
 
-func (k *till) view(terms channel.Terms) channel.ChainView {
-	k.t.Helper()
-	views, err := k.escrow.Views(k.t.Context(), []common.Hash{terms.ID()})
-	if err != nil {
-		k.t.Fatal(err)
-	}
-	return views[0]
-}
-
 // within polls until f is true.
 func (k *till) within(d time.Duration, what string, f func() bool) {
 	k.t.Helper()

@@ -22,6 +22,8 @@ const (
 	defaultWatchPoll = 2 * time.Second
 	// subscribedPoll is the safety net under a subscription, which can go quiet without an error.
 	subscribedPoll = 10 * time.Second
+	// lookTimeout is when an endpoint that does not answer is as good as down.
+	lookTimeout = time.Minute
 	// sweepEvery bounds how long anything that slipped through can stay unseen.
 	sweepEvery = 5 * time.Minute
 	// trailLength is how many blocks are remembered: deeper re-orgs are handled too, they only lose their depth.
@@ -46,6 +48,7 @@ type Watcher struct {
 	Payee         *channel.Payee
 	Confirmations uint64        // of a deposit; 0 and 1: the newest block counts
 	Poll          time.Duration // 0: 2 s, and 10 s where the endpoint announces blocks by itself
+	Timeout       time.Duration // of one look; 0: 1 min
 	Store         *chain.Store  // remembers the blocks acted on, so that a re-org during a stop is seen; nil: does not
 
 	// OnChange is told of each change after it is on disk, closing channels first. It may be nil, and must not call the
@@ -93,6 +96,8 @@ func (w *Watcher) Run(ctx context.Context) error {
 func (w *Watcher) Check(ctx context.Context) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, or(w.Timeout, lookTimeout))
+	defer cancel()
 	if err := w.load(ctx); err != nil {
 		return err
 	}

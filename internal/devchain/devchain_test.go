@@ -33,6 +33,9 @@ func TestStart(t *testing.T) {
 	if escrow.ChainID() != devchain.ChainID || escrow.Grace() != chain.MinGrace {
 		t.Errorf("chain %d, grace %s", escrow.ChainID(), escrow.Grace())
 	}
+	if err := escrow.CheckClock(t.Context(), 10*time.Second); err != nil {
+		t.Error(err)
+	}
 	someone := common.Address{7}
 	if err := c.Fund(t.Context(), someone, big.NewInt(5), *uint256.NewInt(6)); err != nil {
 		t.Fatal(err)

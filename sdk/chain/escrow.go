@@ -2,7 +2,6 @@ package chain
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math/big"
 	"sync"
@@ -92,13 +91,10 @@ func (e *Escrow) identify(ctx context.Context) error {
 
 // notOurs tells a contract that is not an escrow from an endpoint that failed meanwhile.
 func (e *Escrow) notOurs(err error) error {
-	var reverted *Revert
-	var answered rpc.Error
-	sentinel := ErrNotEscrow
-	if !errors.As(err, &reverted) && !errors.As(err, &answered) && isTransport(err) {
-		sentinel = ErrUnreachable
+	if isTransport(err) {
+		return fmt.Errorf("reading the contract at %s: %w", e.address, err)
 	}
-	return fmt.Errorf("%w: %s on chain %d: %w", sentinel, e.address, e.chainID, err)
+	return fmt.Errorf("%w: %s on chain %d: %w", ErrNotEscrow, e.address, e.chainID, err)
 }
 
 // ChainID is the chain the contract lives on.

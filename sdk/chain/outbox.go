@@ -187,29 +187,43 @@ func (s *Store) record(ctx context.Context, tx Tx) error {
 		if err != nil || changed == 0 || tx.State != Final {
 			return err
 		}
-		total, err := gasTotal(ctx, db, tx.Chain, tx.Sender)
-		if err != nil {
-			return err
-		}
-		_, err = db.ExecContext(ctx, db.Rebind(`INSERT INTO chain_gas (chain, sender, wei) VALUES (?, ?, ?)
-			ON CONFLICT (chain, sender) DO UPDATE SET wei = excluded.wei`), tx.Chain, text(tx.Sender), total.Add(total, tx.Cost).String())
-		return err
+		return addGas(ctx, db, tx.Chain, tx.Sender, tx.Cost)
 	})
 }
 
-// reopen turns a final transaction that the chain has forgotten (a re-org deeper than Finality) into a pending one.
+func addGas(ctx context.Context, db *sqlx.Tx, chain uint64, sender common.Address, cost *big.Int) error {
+	total, err := gasTotal(ctx, db, chain, sender)
+	if err != nil {
+		return err
+	}
+	_, err = db.ExecContext(ctx, db.Rebind(`INSERT INTO chain_gas (chain, sender, wei) VALUES (?, ?, ?)
+		ON CONFLICT (chain, sender) DO UPDATE SET wei = excluded.wei`), chain, text(sender), total.Add(total, cost).String())
+	return err
+}
+
+// reopen turns a final transaction that the chain has forgotten (a re-org deeper than Finality) into a pending one, and
+// takes its cost out of the total again. It reports false if there is no such transaction.
 func (s *Store) reopen(ctx context.Context, chain uint64, sender common.Address, nonce uint64) (bool, error) {
-	var changed int64
+	var found bool
 	err := s.db.Update(ctx, func(db *sqlx.Tx) error {
-		result, err := db.ExecContext(ctx, db.Rebind(`UPDATE chain_tx SET state = 'pending', cost = '0' WHERE chain = ? AND sender = ?
-			AND nonce = ? AND state = 'final'`), chain, text(sender), nonce)
+		var row txRow
+		err := db.GetContext(ctx, &row, db.Rebind(`SELECT * FROM chain_tx WHERE chain = ? AND sender = ? AND nonce = ? AND state = 'final'`), chain, text(sender), nonce)
+		if errors.Is(err, sql.ErrNoRows) {
+			return nil
+		}
 		if err != nil {
 			return err
 		}
-		changed, err = result.RowsAffected()
-		return err
+		found = true
+		if _, err := db.ExecContext(ctx, db.Rebind(`UPDATE chain_tx SET state = 'pending', hash = '', block_hash = '', cost = '0' WHERE id = ?`), row.ID); err != nil {
+			return err
+		}
+		if _, err := db.ExecContext(ctx, db.Rebind(`UPDATE chain_attempt SET sent_at = 0 WHERE tx = ?`), row.ID); err != nil {
+			return err
+		}
+		return addGas(ctx, db, chain, sender, new(big.Int).Neg(wei(row.Cost)))
 	})
-	return changed > 0, err
+	return found, err
 }
 
 // nextNonce is one above the highest nonce ever used here, 0 if none was.

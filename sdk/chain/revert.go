@@ -65,13 +65,16 @@ func mustParse(parsed *abi.ABI, err error) *abi.ABI {
 	return parsed
 }
 
-// decode turns an RPC error that carries revert data into a *Revert and leaves any other error as it is.
+// decode turns the error of a call into a *Revert if the contract refused it, into ErrUnreachable if the endpoint failed,
+// and leaves any other error as it is.
 func decode(err error) error {
-	data, ok := revertData(err)
-	if !ok {
-		return err
+	if data, ok := revertData(err); ok {
+		return parseRevert(data)
 	}
-	return parseRevert(data)
+	if isTransport(err) && !errors.Is(err, context.Canceled) && !errors.Is(err, ErrUnreachable) {
+		return fmt.Errorf("%w: %w", ErrUnreachable, err)
+	}
+	return err
 }
 
 func revertData(err error) ([]byte, bool) {

@@ -22,6 +22,7 @@ const (
 	defaultStuck    = time.Minute      // a few blocks anywhere; the money at stake is a fee bump
 	defaultResend   = 20 * time.Second // nodes drop transactions without a word
 	defaultFinality = 32               // blocks: an epoch of Ethereum
+	defaultTimeout  = time.Minute      // an endpoint that takes longer is as good as down
 )
 
 // A Sender puts the transactions of one key onto the chain and keeps them there. Every transaction is on disk before it
@@ -35,6 +36,7 @@ type Sender struct {
 	Poll     time.Duration // how often to look; 0: 2 s
 	Stuck    time.Duration // how long a version may wait before its fee is raised; 0: 1 min
 	Resend   time.Duration // how often an unmined transaction is broadcast again; 0: 20 s
+	Timeout  time.Duration // of one look at the chain, or one Submit; 0: 1 min
 	Finality uint64        // blocks after which a mined transaction is left alone; 0: 32
 	MaxFee   *big.Int      // wei per gas that no version exceeds; nil: no bound
 	Log      *slog.Logger
@@ -76,6 +78,8 @@ func (s *Sender) Address() common.Address { return s.Key.Address() }
 // paid. With an id, the transaction will be sent, now or, if the endpoint fails at this moment, later: do not submit the
 // call again.
 func (s *Sender) Submit(ctx context.Context, call Call) (TxID, error) {
+	ctx, cancel := context.WithTimeout(ctx, either(s.Timeout, defaultTimeout))
+	defer cancel()
 	chain, err := s.chainID(ctx)
 	if err != nil {
 		return "", err

@@ -256,6 +256,12 @@ func TestReorgedTransactionIsSentAgainOnce(t *testing.T) {
 			t.Errorf("depth %d: deposit %s, want %s", depth, got.Dec(), want.Dec())
 		}
 	}
+	w.explainGas(t, s)
+}
+
+// explainGas checks that the gas spent is all that the payer's account lost, to the wei.
+func (w *world) explainGas(t *testing.T, s *chain.Sender) {
+	t.Helper()
 	spent, err := s.GasSpent(t.Context())
 	if err != nil {
 		t.Fatal(err)

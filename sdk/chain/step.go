@@ -60,6 +60,8 @@ func (s *Sender) Sync(ctx context.Context) error {
 
 // sync is Sync for who holds stepping.
 func (s *Sender) sync(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, either(s.Timeout, defaultTimeout))
+	defer cancel()
 	chain, err := s.chainID(ctx)
 	if err != nil {
 		return err

@@ -124,7 +124,7 @@ var probe = common.HexToAddress("0x00000000000000000000000000000000C0FFEE01")
 // endpointOnly drops what a contract answered and keeps failures to get an answer.
 func endpointOnly(err error) error {
 	if err != nil && isTransport(err) {
-		return fmt.Errorf("%w: %w", ErrUnreachable, err)
+		return decode(err)
 	}
 	return nil
 }
