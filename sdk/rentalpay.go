@@ -31,12 +31,9 @@ func (l *Rental) pay(ctx context.Context) error {
 		return err
 	}
 	capped, err := l.payUpTo(ctx, target)
-	if err == nil && capped {
-		// The prepayment may have to give way to the cap; what is owed may not.
-		owed := lesser(l.owed(), l.row.Deposit)
-		if l.delivered.Lt(&owed) {
-			return fmt.Errorf("channel %s: %w: a cap stands before %s, %s is signed for", l.id, ErrBudget, owed.Dec(), l.delivered.Dec())
-		}
+	// The prepayment may have to give way to a cap; what is owed may not.
+	if owed := lesser(l.owed(), l.row.Deposit); capped != nil && capped.Lt(&owed) {
+		return fmt.Errorf("channel %s: %w: a cap stands before %s, %s is signed for", l.id, ErrBudget, owed.Dec(), capped.Dec())
 	}
 	return err
 }
@@ -52,29 +49,32 @@ func (l *Rental) target() (uint256.Int, error) {
 	return lesser(ahead, l.row.Deposit), nil
 }
 
-// payUpTo signs for target, or for as much of it as the caps allow, and tells
-// the provider. It never signs for less than before.
-func (l *Rental) payUpTo(ctx context.Context, target uint256.Int) (capped bool, err error) {
+// payUpTo signs for target, or for as much of it as the caps allow (capped,
+// then), and tells the provider. It never signs for less than before.
+func (l *Rental) payUpTo(ctx context.Context, target uint256.Int) (capped *uint256.Int, err error) {
 	paid, err := l.payer.State(ctx, l.id)
 	if err != nil {
-		return false, err
+		return nil, err
 	}
 	if target.Lt(&paid.Signed) {
 		target = paid.Signed
 	}
 	if l.tooSmall(target) {
-		return false, nil
+		return nil, nil
 	}
 	voucher, err := l.payer.Pay(ctx, l.id, target)
 	var cap *channel.CapError
 	if errors.As(err, &cap) {
-		capped = true
-		voucher, err = l.payer.Pay(ctx, l.id, under(cap, paid.Signed, target))
+		target = under(cap, paid.Signed, target)
+		capped = &target
+		voucher, err = l.payer.Pay(ctx, l.id, target)
 	}
 	if err != nil {
-		return capped, fmt.Errorf("channel %s: paying %s: %w", l.id, target.Dec(), err)
+		return nil, fmt.Errorf("channel %s: paying %s: %w", l.id, target.Dec(), err)
 	}
-	l.deliver(ctx, voucher)
+	if l.delivered != voucher.Cumulative {
+		l.deliver(ctx, voucher)
+	}
 	l.show(ctx)
 	return capped, nil
 }

@@ -45,6 +45,7 @@ func (l *Rental) Run(ctx context.Context) error {
 		return fmt.Errorf("channel %s: the rental is %s: only a running one can be paid for", l.id, l.row.Phase)
 	}
 	defer l.detach()
+	l.heard = time.Now() // the provider's silence counts from here, not ours
 	err = l.keepUp(ctx)
 	if ctx.Err() != nil && l.interrupted() {
 		return nil
@@ -202,9 +203,9 @@ func (l *Rental) status(ctx context.Context, document []byte) error {
 	if err := json.Unmarshal(document, &s); err != nil {
 		return l.dispute(ctx, fmt.Errorf("%w: status: %w", ErrGarbage, err), document)
 	}
-	l.service = s.State
+	l.service = printable(s.State)
 	if s.State == string(leaseEnded) {
-		l.row.Ended = or(s.Reason, "ended by the provider")
+		l.row.Ended = or(printable(s.Reason), "ended by the provider")
 		return l.save(ctx)
 	}
 	l.show(ctx)
@@ -288,6 +289,11 @@ func (l *Rental) watch(ctx context.Context) error {
 	if !l.demand.since.IsZero() && time.Since(l.demand.since) > l.r.config.Patience {
 		return l.dispute(ctx, fmt.Errorf("%w: it wants %s and no record says more than %s", ErrDemand,
 			l.demand.required.Dec(), l.demand.explained.Dec()), l.demand.document)
+	}
+	if l.row.TopUp != nil {
+		if err := l.topUp(ctx); err != nil && !isTransient(err) {
+			return err
+		}
 	}
 	if time.Since(l.heard) > l.r.config.Patience {
 		return l.silent(ctx, nil)

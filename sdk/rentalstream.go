@@ -156,7 +156,7 @@ func (l *Rental) first(ctx context.Context) error {
 
 // begin takes a lease up, or again.
 func (l *Rental) begin(ctx context.Context, lease wire.Lease, document []byte) error {
-	l.service = lease.State
+	l.service = printable(lease.State)
 	if lease.LeaseID == l.row.Lease && l.checker != nil {
 		l.row.Access = lease.Access
 		if lease.Secret != "" {
@@ -186,6 +186,11 @@ func (l *Rental) judge(lease wire.Lease) error {
 	}
 	if len(lease.Devices) != l.row.GPUs {
 		return fmt.Errorf("%w: %d in the lease, %d were rented", metering.ErrDevices, len(lease.Devices), l.row.GPUs)
+	}
+	for _, uuid := range lease.Devices {
+		if uuid == "" || uuid != printable(uuid) {
+			return fmt.Errorf("%w: a device is called %.60q", ErrGarbage, uuid)
+		}
 	}
 	if lease.OwedBefore.Int != l.row.OwedBefore {
 		return fmt.Errorf("%w: the lease begins with %s owed, the channel owes %s", ErrDemand, lease.OwedBefore.Dec(), l.row.OwedBefore.Dec())

@@ -46,7 +46,11 @@ func (l *Rental) topUp(ctx context.Context) error {
 	if time.Since(l.topped) < topUpPause {
 		return nil
 	}
-	defer func() { l.heard, l.topped = time.Now(), time.Now() }() // our own doing took the time, not the provider's silence
+	began := time.Now()
+	defer func() { // our own doing took the time, not the provider's silence
+		l.topped = time.Now()
+		l.heard = l.heard.Add(l.topped.Sub(began))
+	}()
 	if l.row.TopUp != nil {
 		return l.finishTopUp(ctx)
 	}

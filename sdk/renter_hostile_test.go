@@ -41,6 +41,7 @@ type villain struct {
 	forgeLease     func(*wire.Lease)
 	script         func(*plot) // what happens on the stream; then it stays open
 	closing        func(http.ResponseWriter)
+	final          func() metering.SignedRecord // the answer to a release
 
 	mu       sync.Mutex
 	vouchers uint256.Int // the highest that came
@@ -104,9 +105,21 @@ func (v *villain) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		v.closing(w)
 	case cred.Payload.Action == wire.ActionClose:
 		wire.Internal.With("no").Write(w)
+	case cred.Payload.Action == wire.ActionRelease:
+		_ = json.NewEncoder(w).Encode(map[string]any{"record": v.last()})
 	default:
-		_, _ = w.Write([]byte(`{"record":null}`))
+		_, _ = w.Write([]byte(`{}`))
 	}
+}
+
+// last is the final record, null by default.
+func (v *villain) last() any {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.final == nil {
+		return nil
+	}
+	return v.final()
 }
 
 func (v *villain) challenge() wire.Challenge {
@@ -160,7 +173,10 @@ func (v *villain) stream(w http.ResponseWriter, r *http.Request, payload wire.Pa
 		v.forgeLease(&lease)
 	}
 	p.send(0, wire.EventLease, lease)
-	v.script(p)
+	v.mu.Lock()
+	script := v.script
+	v.mu.Unlock()
+	script(p)
 	for { // a villain keeps its connections alive
 		select {
 		case <-v.stop:
@@ -507,6 +523,9 @@ func TestHostileLeases(t *testing.T) {
 		{"gives more devices than were rented", func(v *villain) {
 			v.forgeLease = func(l *wire.Lease) { l.Devices = append(l.Devices, "SIM-GPU-1") }
 		}, func(*plot) {}, metering.ErrDevices},
+		{"calls a device what steers a terminal", func(v *villain) {
+			v.forgeLease = func(l *wire.Lease) { l.Devices = []string{"GPU-\x1b[2J"} }
+		}, func(*plot) {}, ErrGarbage},
 		{"begins under another offer", func(v *villain) {
 			v.forgeLease = func(l *wire.Lease) { l.OfferHash = common.Hash{1} }
 		}, func(*plot) {}, ErrOffer},
@@ -580,6 +599,41 @@ func checkPaid(t *testing.T, r *Renter, v *villain, id common.Hash, prepay time.
 	if err != nil || len(kept) != 1 {
 		t.Errorf("%d pieces of evidence (%v), want one", len(kept), err)
 	}
+}
+
+// TestLieAtTheEnd: a final record that does not hold is not paid, and reported
+// beside what became of the close.
+func TestLieAtTheEnd(t *testing.T) {
+	m := newMarket(t)
+	v := newVillain(t, m, nil)
+	streamed := make(chan *plot, 8)
+	v.script = func(p *plot) {
+		p.honest(4)
+		streamed <- p
+	}
+	r := openRenter(t, m.renterConfig(t, m.payer))
+	l, err := r.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "1", PayEvery: 50 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := background(t.Context(), l)
+	p := <-streamed
+	eventually(t, "all records", func() bool { return l.Snapshot().Sequence == 4 })
+	v.mu.Lock()
+	v.script = func(*plot) {}
+	v.final = func() metering.SignedRecord {
+		return p.resign(p.next(10*time.Second), func(r *metering.SignedRecord) { r.Final = true })
+	}
+	v.mu.Unlock()
+	var dispute *Dispute
+	if _, err := l.Close(t.Context()); !errors.As(err, &dispute) || !errors.Is(err, metering.ErrClock) || !errors.Is(err, ErrRefused) {
+		t.Errorf("Close: %v, want a dispute for ErrClock, and ErrRefused", err)
+	}
+	if err := <-done; err != nil {
+		t.Errorf("Run: %v", err)
+	}
+	checkPaid(t, r, v, l.ID(), 0)
+	leave(t, m, l)
 }
 
 // TestEquivocation: the two records that a provider signed for one number are

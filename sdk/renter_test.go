@@ -49,6 +49,14 @@ func (m *market) newcomer(t *testing.T) *ecdsa.PrivateKey {
 	return key
 }
 
+// dusty is a payer with tokens and one wei.
+func (m *market) dusty(t *testing.T) *ecdsa.PrivateKey {
+	t.Helper()
+	key := m.newcomer(t)
+	m.RPC(t, nil, "anvil_setBalance", crypto.PubkeyToAddress(key.PublicKey), "0x1")
+	return key
+}
+
 // provider runs a real one on simulated GPUs, fast enough to watch.
 func (m *market) provider(t *testing.T, change func(*ProviderConfig)) *httptest.Server {
 	t.Helper()
@@ -132,6 +140,7 @@ func TestRentPayClose(t *testing.T) {
 	}{
 		{"own gas", m.payer, 1},
 		{"gasless", m.newcomer(t), 2},
+		{"too little gas", m.dusty(t), 1},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			payer := crypto.PubkeyToAddress(test.key.PublicKey)

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -52,7 +53,7 @@ func (p peer) offer(ctx context.Context) ([]byte, error) {
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("provider %s: reading its offer: %w", p.base, wire.ParseProblem(resp))
+		return nil, fmt.Errorf("provider %s: reading its offer: %w", p.base, shownProblem(resp))
 	}
 	return p.body(resp)
 }
@@ -67,7 +68,7 @@ func (p peer) challenge(ctx context.Context, gpus int) (wire.Challenge, error) {
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusPaymentRequired {
-		return wire.Challenge{}, fmt.Errorf("provider %s: asked for its price, it answered: %w", p.base, wire.ParseProblem(resp))
+		return wire.Challenge{}, fmt.Errorf("provider %s: asked for its price, it answered: %w", p.base, shownProblem(resp))
 	}
 	c, err := sessionChallenge(resp.Header)
 	if err != nil {
@@ -108,7 +109,32 @@ func (p peer) send(ctx context.Context, method string, gpus int, c wire.Credenti
 		return resp, nil
 	}
 	defer resp.Body.Close()
-	return nil, wire.ParseProblem(resp)
+	return nil, shownProblem(resp)
+}
+
+// shownProblem is what a provider answered, fit to be shown.
+func shownProblem(resp *http.Response) *wire.Problem {
+	p := wire.ParseProblem(resp)
+	p.Title, p.Detail = printable(p.Title), printable(p.Detail)
+	return p
+}
+
+// maxShown bounds a provider's words in our errors and tables.
+const maxShown = 300
+
+// printable leaves of a stranger's words what cannot steer a terminal or forge
+// a line of a log.
+func printable(s string) string {
+	s = strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return -1
+		}
+		return r
+	}, s)
+	if runes := []rune(s); len(runes) > maxShown {
+		s = string(runes[:maxShown])
+	}
+	return s
 }
 
 func (p peer) do(ctx context.Context, method, path string, header http.Header) (*http.Response, error) {

@@ -58,6 +58,7 @@ func (r *Renter) Rent(ctx context.Context, url string, options RentOptions) (*Re
 		return nil, err
 	}
 	if err := l.open(ctx, &q.challenge); err != nil {
+		l.detach()
 		return nil, fmt.Errorf("channel %s: opening it failed; resume it to go on or to find out whether it holds money: %w", l.id, err)
 	}
 	return l, nil
@@ -105,8 +106,12 @@ func (r *Renter) prepare(ctx context.Context, q Quote, options RentOptions, depo
 	if err != nil {
 		return nil, err
 	}
+	sponsored, err := r.sponsored(ctx, q)
+	if err != nil {
+		return nil, err
+	}
 	row := rentalRow{
-		URL: q.URL, Offer: q.Offer.Document, GPUs: options.GPUs, Options: options, Deposit: deposit, Phase: RentalOpening,
+		URL: q.URL, Sponsored: sponsored, Offer: q.Offer.Document, GPUs: options.GPUs, Options: options, Deposit: deposit, Phase: RentalOpening,
 		Terms: channel.Terms{
 			ChainID: q.escrow.ChainID(), Escrow: q.escrow.Address(), Payer: r.Address(),
 			Payee: common.Address(q.Offer.Payee), Token: r.token.Address, Salt: shortSalt(),
@@ -146,7 +151,7 @@ func (r *Renter) funding(ctx context.Context, q Quote, options RentOptions) (str
 	if !q.Gasless {
 		return "", fmt.Errorf("%w: %s has none and this provider does not send deposits for others: send it some", ErrNoGas, r.Address())
 	}
-	able, err := r.token.SupportsAuthorization(ctx)
+	able, err := r.sponsored(ctx, q)
 	if err != nil {
 		return "", err
 	}
@@ -154,6 +159,14 @@ func (r *Renter) funding(ctx context.Context, q Quote, options RentOptions) (str
 		return "", fmt.Errorf("%w: token %s has no ERC-3009, so nobody can send the deposit for %s: send it some native coin", ErrNoGas, r.token.Address, r.Address())
 	}
 	return wire.TypeAuthorization, nil
+}
+
+// sponsored reports whether the provider can send what we only sign.
+func (r *Renter) sponsored(ctx context.Context, q Quote) (bool, error) {
+	if !q.Gasless {
+		return false, nil
+	}
+	return r.token.SupportsAuthorization(ctx)
 }
 
 // open funds the channel if it is not, and starts the lease. It may run again
@@ -181,7 +194,11 @@ func (l *Rental) fund(ctx context.Context) error {
 	var err error
 	if payload.Type == wire.TypeHash {
 		payload.Hash, err = l.fundByTransaction(ctx)
-	} else {
+		if errors.Is(err, chain.ErrFunds) && l.row.Sponsored { // a little coin is as good as none: nothing was sent
+			payload.Type = wire.TypeAuthorization
+		}
+	}
+	if payload.Type == wire.TypeAuthorization {
 		payload.Authorization, payload.Signature, err = l.authorize(ctx, l.row.Deposit, channel.OpenNonce(l.row.Terms.Payer, l.row.Terms))
 	}
 	if err != nil {
@@ -321,6 +338,11 @@ func (l *Rental) start(ctx context.Context, first *wire.Challenge) error {
 		return err
 	}
 	l.delivered = voucher.Cumulative
+	if view, err := l.escrow.View(ctx, l.id, nil); err == nil {
+		if _, err := l.payer.Observe(ctx, l.id, view); err != nil {
+			return err
+		}
+	}
 	return l.enter(ctx, RentalRunning)
 }
 
@@ -391,6 +413,7 @@ func (r *Renter) Resume(ctx context.Context, channelID common.Hash) (*Rental, er
 		return l, err
 	}
 	if err := l.open(ctx, nil); err != nil {
+		l.detach()
 		return nil, fmt.Errorf("channel %s: opening it failed; resume it again: %w", channelID, err)
 	}
 	return l, nil

@@ -45,6 +45,8 @@ type rentalRow struct {
 	Deposit  uint256.Int     `json:"deposit"` // meant for it, top-ups included
 	MinDelta uint256.Int     `json:"minDelta"`
 
+	// Sponsored: the provider sends deposits that we only sign.
+	Sponsored bool `json:"sponsored"`
 	// Funding is the open as it was signed: sent again after a crash, it can
 	// move the money only once.
 	Funding *wire.Payload `json:"funding,omitempty"`
@@ -195,8 +197,13 @@ func (s rentalStore) list(ctx context.Context, where string, args ...any) ([]ren
 	return rows, nil
 }
 
-// maxEvidence bounds one piece of evidence on disk: a record is a few KiB.
-const maxEvidence = 1 << 20
+// maxEvidence bounds one piece of evidence on disk (a record is a few KiB),
+// maxPieces how many are kept of one provider about one channel: nobody fills
+// our disk with lies.
+const (
+	maxEvidence = 1 << 20
+	maxPieces   = 100
+)
 
 // keep puts evidence on disk. The same thing twice is kept once.
 func (s rentalStore) keep(ctx context.Context, e Evidence) error {
@@ -209,7 +216,12 @@ func (s rentalStore) keep(ctx context.Context, e Evidence) error {
 	}
 	hash := crypto.Keccak256Hash([]byte(e.URL), []byte{0}, []byte(id), []byte{0}, []byte(e.Reason), []byte{0}, e.Document)
 	return s.db.Update(ctx, func(tx *sqlx.Tx) error {
-		_, err := tx.ExecContext(ctx, tx.Rebind(`INSERT INTO rental_evidence (hash, channel, url, reason, document, at)
+		var kept int
+		err := tx.GetContext(ctx, &kept, tx.Rebind(`SELECT count(*) FROM rental_evidence WHERE url = ? AND channel = ?`), e.URL, id)
+		if err != nil || kept >= maxPieces {
+			return err
+		}
+		_, err = tx.ExecContext(ctx, tx.Rebind(`INSERT INTO rental_evidence (hash, channel, url, reason, document, at)
 			VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (hash) DO NOTHING`),
 			hash.Hex(), id, e.URL, e.Reason, string(e.Document), e.At.UnixMilli())
 		return err
