@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"strings"
 	"time"
 
 	"github.com/holiman/uint256"
@@ -12,8 +11,8 @@ import (
 	"github.com/gpupay/gpupay/sdk"
 )
 
-// table shows a running rental: a line that rewrites itself where a person
-// watches, a line every ten seconds where nobody does.
+// table shows a running rental: a row that rewrites itself where a person
+// watches, a row every ten seconds where nobody does.
 type table struct {
 	rental *sdk.Rental
 	units  func(uint256.Int) string
@@ -35,6 +34,7 @@ func (t *table) run(ctx context.Context) {
 	if t.live {
 		every = 250 * time.Millisecond
 	}
+	fmt.Println(row("service", "GPU-seconds", "record", "owed", "paid", "deposit", "last record"))
 	ticker := time.NewTicker(every)
 	defer ticker.Stop()
 	for {
@@ -53,13 +53,21 @@ func (t *table) run(ctx context.Context) {
 
 func (t *table) show() {
 	s := t.rental.Snapshot()
-	line := fmt.Sprintf("%-9s  %9.1f GPU-s  record %-6d  owed %-12s  paid %-12s  deposit %s",
-		or(s.Service, "offline"), time.Duration(s.Nanos).Seconds(), s.Sequence, t.units(s.Owed), t.units(s.Paid), t.units(s.Deposit))
+	line := row(or(s.Service, "offline"), fmt.Sprintf("%.1f", time.Duration(s.Nanos).Seconds()), fmt.Sprint(s.Sequence),
+		t.units(s.Owed), t.units(s.Paid), t.units(s.Deposit), time.Since(s.Heard).Round(time.Second).String()+" ago")
 	if t.live {
-		fmt.Printf("\r\x1b[K%s", strings.TrimRight(line, " "))
+		fmt.Printf("\r\x1b[K%s", line)
 		return
 	}
 	fmt.Println(line)
+}
+
+func row(service string, cells ...string) string {
+	line := fmt.Sprintf("%-10s", service)
+	for _, cell := range cells {
+		line += fmt.Sprintf("%14s", cell)
+	}
+	return line
 }
 
 func or(text, otherwise string) string {
