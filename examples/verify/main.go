@@ -1,0 +1,175 @@
+// Command verify checks what a payer and a payee kept about a channel, without
+// asking either:
+//
+//	verify bundle.json                        everything that can be checked offline
+//	verify --rpc URL bundle.json              the amounts on the chain as well
+//	verify payer.json payee.json              and whether the payee told both the same
+//	verify equivocation.json                  a proof that it did not
+//	verify export --db FILE --channel ID      write the bundle of a channel, or of a lease's
+//
+// It prints one line a check and exits with 1 if one of them failed.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/ethereum/go-ethereum/common"
+
+	"github.com/gpupay/gpupay/internal/cli"
+	"github.com/gpupay/gpupay/sdk"
+	"github.com/gpupay/gpupay/sdk/chain"
+)
+
+func main() {
+	cli.Main(func(ctx context.Context) error { return run(ctx, os.Args[1:], os.Stdout) })
+}
+
+var errFailed = errors.New("not everything holds")
+
+func run(ctx context.Context, args []string, out io.Writer) error {
+	if len(args) > 0 && args[0] == "export" {
+		return export(ctx, args[1:], out)
+	}
+	flags := flag.NewFlagSet("verify", flag.ContinueOnError)
+	flags.SetOutput(out)
+	rpc := flags.String("rpc", "", "compare with the chain behind this JSON-RPC `URL`; only offline checks if empty")
+	proofs := flags.String("equivocation", "", "where to write a proof of equivocation, if there is one (`path`)")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	if flags.NArg() == 0 {
+		return errors.New("name a bundle or a proof of equivocation (--help says more)")
+	}
+	var backend chain.Backend
+	if *rpc != "" {
+		client, err := chain.Dial(ctx, *rpc)
+		if err != nil {
+			return err
+		}
+		defer client.Close()
+		backend = client
+	}
+	v := verification{out: out, backend: backend}
+	for _, path := range flags.Args() {
+		if err := v.file(ctx, path); err != nil {
+			return fmt.Errorf("%s: %w", path, err)
+		}
+	}
+	if err := v.equivocations(*proofs); err != nil {
+		return err
+	}
+	if v.failed > 0 {
+		return fmt.Errorf("%w: %d checks failed", errFailed, v.failed)
+	}
+	return nil
+}
+
+type verification struct {
+	out     io.Writer
+	backend chain.Backend
+	bundles []*sdk.Bundle
+	failed  int
+}
+
+// file checks one file, whichever it is.
+func (v *verification) file(ctx context.Context, path string) error {
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	var header struct{ Kind string }
+	if err := json.Unmarshal(raw, &header); err != nil {
+		return fmt.Errorf("it is not JSON: %w", err)
+	}
+	if header.Kind == sdk.EquivocationKind {
+		v.proof(raw)
+		return nil
+	}
+	b, err := sdk.ParseBundle(raw)
+	if err != nil {
+		return err
+	}
+	v.bundles = append(v.bundles, b)
+	for _, c := range sdk.VerifyBundle(ctx, b, v.backend) {
+		v.line(c)
+	}
+	return nil
+}
+
+func (v *verification) proof(raw []byte) {
+	c := sdk.Check{Name: "equivocation"}
+	p, err := sdk.ParseEquivocationProof(raw)
+	if c.Err = err; err == nil {
+		payee, _ := p.Verify()
+		c.Detail = fmt.Sprintf("payee %s signed two different records %d of lease %s", payee, p.Records[0].Sequence, p.Records[0].LeaseID)
+	}
+	v.line(c)
+}
+
+func (v *verification) line(c sdk.Check) {
+	if c.Err != nil {
+		v.failed++
+	}
+	fmt.Fprintln(v.out, c)
+}
+
+// equivocations looks for records that contradict each other, in a payer's
+// evidence and between bundles. One is a failure, and a proof.
+func (v *verification) equivocations(path string) error {
+	var found []*sdk.EquivocationProof
+	for i, b := range v.bundles {
+		found = append(found, b.Equivocations()...)
+		for _, other := range v.bundles[:i] {
+			found = append(found, sdk.CompareBundles(other, b)...)
+		}
+	}
+	for _, p := range found {
+		r := p.Records[0]
+		v.line(sdk.Check{Name: "one word", Err: fmt.Errorf("the payee signed two different records %d of lease %s", r.Sequence, r.LeaseID)})
+	}
+	if len(found) == 0 || path == "" {
+		return nil
+	}
+	return write(path, found[0], v.out)
+}
+
+// export writes a bundle from a provider's or a renter's database.
+func export(ctx context.Context, args []string, out io.Writer) error {
+	flags := flag.NewFlagSet("verify export", flag.ContinueOnError)
+	flags.SetOutput(out)
+	db := flags.String("db", "", "a provider's or a renter's database (`path`)")
+	channelID := flags.String("channel", "", "the channel's `id`")
+	lease := flags.String("lease", "", "a lease's `id`, instead of the channel's")
+	path := flags.String("out", "", "where to write the bundle (`path`); stdout if empty")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	id := common.HexToHash(*channelID + *lease)
+	if *db == "" || (*channelID == "") == (*lease == "") || id.Hex() != *channelID+*lease {
+		return errors.New("export: give --db, and --channel or --lease with an id of 0x and 64 hex digits")
+	}
+	b, err := sdk.ExportFile(ctx, *db, id)
+	if err != nil {
+		return err
+	}
+	return write(*path, b, out)
+}
+
+func write(path string, v any, out io.Writer) error {
+	raw, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return err
+	}
+	raw = append(raw, '\n')
+	if path == "" {
+		_, err = out.Write(raw)
+		return err
+	}
+	return os.WriteFile(path, raw, 0o600)
+}

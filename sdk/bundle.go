@@ -1,0 +1,310 @@
+package sdk
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/channel/store"
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// BundleKind is what a bundle calls itself, so that a file says what it is.
+const BundleKind = "gpupay bundle"
+
+// The sides that keep a bundle.
+const (
+	KeptByPayee = "payee"
+	KeptByPayer = "payer"
+)
+
+// Bundle is everything one side kept about a channel: what was offered, used,
+// signed for and paid. It holds no secret, and VerifyBundle needs nothing else,
+// so that a payer, a payee and anybody they argue before can check it alone.
+type Bundle struct {
+	Kind    string      `json:"kind"`
+	Version int         `json:"version"` // 1
+	Keeper  string      `json:"keeper"`  // whose database it comes from: KeptByPayee or KeptByPayer
+	Channel common.Hash `json:"channel"`
+	Terms   BundleTerms `json:"terms"`
+
+	Deposit wire.Amount `json:"deposit"` // base units, as the keeper last saw it on the chain
+	Settled wire.Amount `json:"settled"` // base units, likewise
+	Prepaid wire.Amount `json:"prepaid"` // base units that the payer was willing to sign for ahead of records; only it knows
+
+	Leases       []BundleLease       `json:"leases"`       // in the order in which they ran
+	Vouchers     []BundleVoucher     `json:"vouchers"`     // oldest first; a database keeps only the newest, which replaces all before it
+	Transactions []BundleTransaction `json:"transactions"` // the keeper's own about this channel, oldest first
+	Evidence     []BundleEvidence    `json:"evidence,omitempty"`
+}
+
+// BundleTerms are a channel's terms.
+type BundleTerms struct {
+	ChainID          uint64       `json:"chainId"`
+	Escrow           wire.Address `json:"escrow"`
+	Payer            wire.Address `json:"payer"`
+	Payee            wire.Address `json:"payee"`
+	Token            wire.Address `json:"token"`
+	Salt             common.Hash  `json:"salt"`
+	AuthorizedSigner wire.Address `json:"authorizedSigner"`
+}
+
+// BundleLease is one lease with its usage records, in order, each with the
+// evidence that it hashes.
+type BundleLease struct {
+	ID         common.Hash             `json:"id"`
+	Offer      json.RawMessage         `json:"offer"` // as it was published, its signature inside
+	Devices    []string                `json:"devices"`
+	OwedBefore wire.Amount             `json:"owedBefore"` // base units the channel owed when the lease began
+	Records    []metering.SignedRecord `json:"records"`
+	Proofs     []BundleProof           `json:"proofs,omitempty"` // of samples, where somebody asked for some
+}
+
+// BundleProof shows one reading that a record was counted from.
+type BundleProof struct {
+	Sequence uint64         `json:"sequence,string"` // of the record
+	Proof    metering.Proof `json:"proof"`
+}
+
+// BundleVoucher is a payer's signed word for a cumulative amount.
+type BundleVoucher struct {
+	Cumulative wire.Amount `json:"cumulative"` // base units
+	Signature  wire.Bytes  `json:"signature"`
+}
+
+// BundleTransaction is one that the keeper sent about the channel.
+type BundleTransaction struct {
+	Kind      chain.Kind  `json:"kind"`
+	Hash      common.Hash `json:"hash"` // zero while it is not mined
+	Block     uint64      `json:"block"`
+	Succeeded bool        `json:"succeeded"`
+}
+
+// BundleEvidence is something that the payer was sent and refused.
+type BundleEvidence struct {
+	Reason   string    `json:"reason"`
+	At       time.Time `json:"at"`
+	Document string    `json:"document"` // as it came
+}
+
+func bundleTerms(t channel.Terms) BundleTerms {
+	return BundleTerms{
+		ChainID: t.ChainID, Escrow: wire.Address(t.Escrow), Payer: wire.Address(t.Payer), Payee: wire.Address(t.Payee),
+		Token: wire.Address(t.Token), Salt: t.Salt, AuthorizedSigner: wire.Address(t.AuthorizedSigner),
+	}
+}
+
+// Channel returns the terms as the channel package knows them.
+func (t BundleTerms) Channel() channel.Terms {
+	return channel.Terms{
+		ChainID: t.ChainID, Escrow: common.Address(t.Escrow), Payer: common.Address(t.Payer), Payee: common.Address(t.Payee),
+		Token: common.Address(t.Token), Salt: t.Salt, AuthorizedSigner: common.Address(t.AuthorizedSigner),
+	}
+}
+
+// ParseBundle reads an exported bundle. It checks the form and nothing else.
+func ParseBundle(document []byte) (*Bundle, error) {
+	var b Bundle
+	if err := json.Unmarshal(document, &b); err != nil {
+		return nil, fmt.Errorf("bundle does not parse: %w", err)
+	}
+	if b.Kind != BundleKind || b.Version != 1 {
+		return nil, fmt.Errorf("this is %.40q version %d, a bundle is %q version 1", b.Kind, b.Version, BundleKind)
+	}
+	return &b, nil
+}
+
+// Export returns what this provider kept about a channel.
+func (p *Provider) Export(ctx context.Context, channelID common.Hash) (*Bundle, error) {
+	return exportPayee(ctx, p.db, p.sender.Store, channelID)
+}
+
+// Export returns what this renter kept about a channel.
+func (r *Renter) Export(ctx context.Context, channelID common.Hash) (*Bundle, error) {
+	return exportPayer(ctx, r.db, r.sender.Store, channelID)
+}
+
+// ExportFile returns what a provider's or a renter's database kept about a
+// channel, or about the channel of a lease. The program that owns the database
+// may run meanwhile.
+func ExportFile(ctx context.Context, path string, id common.Hash) (*Bundle, error) {
+	if _, err := os.Stat(path); err != nil {
+		return nil, fmt.Errorf("database: %w", err) // store.Open would make one
+	}
+	db, err := store.Open(ctx, path)
+	if err != nil {
+		return nil, err
+	}
+	defer db.Close()
+	txs, err := chain.OpenStore(ctx, db)
+	if err != nil {
+		return nil, err
+	}
+	if channelID, ok := channelOf(ctx, db, id); ok {
+		id = channelID
+	}
+	b, err := exportPayee(ctx, db, txs, id)
+	if errors.Is(err, channel.ErrUnknown) {
+		b, err = exportPayer(ctx, db, txs, id)
+	}
+	if errors.Is(err, channel.ErrUnknown) {
+		return nil, fmt.Errorf("database %s knows no channel or lease %s: %w", path, id, channel.ErrUnknown)
+	}
+	return b, err
+}
+
+// channelOf finds the channel of a lease in either side's tables; those of the
+// other side do not exist.
+func channelOf(ctx context.Context, db *store.DB, lease common.Hash) (common.Hash, bool) {
+	for _, query := range []string{`SELECT channel FROM leases WHERE id = ?`, `SELECT channel FROM rental_records WHERE lease = ? LIMIT 1`} {
+		var id string
+		if db.View().GetContext(ctx, &id, db.View().Rebind(query), lease.Hex()) == nil {
+			return common.HexToHash(id), true
+		}
+	}
+	return common.Hash{}, false
+}
+
+func newBundle(ctx context.Context, txs *chain.Store, keeper string, t channel.Terms) (*Bundle, error) {
+	b := &Bundle{
+		Kind: BundleKind, Version: 1, Keeper: keeper, Channel: t.ID(), Terms: bundleTerms(t),
+		Leases: []BundleLease{}, Vouchers: []BundleVoucher{}, Transactions: []BundleTransaction{},
+	}
+	sent, err := (&chain.Sender{Store: txs}).Find(ctx, t.ID())
+	for _, tx := range sent {
+		b.Transactions = append(b.Transactions, BundleTransaction{Kind: tx.Call.Kind, Hash: tx.Hash, Block: tx.Block, Succeeded: tx.Succeeded})
+	}
+	return b, err
+}
+
+func exportPayee(ctx context.Context, db *store.DB, txs *chain.Store, id common.Hash) (*Bundle, error) {
+	s, err := db.Payee().Load(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	b, err := newBundle(ctx, txs, KeptByPayee, s.Terms)
+	if err != nil {
+		return nil, err
+	}
+	b.Deposit, b.Settled = wire.NewAmount(s.Deposit), wire.NewAmount(s.Settled)
+	if len(s.Signature) > 0 {
+		b.Vouchers = append(b.Vouchers, BundleVoucher{wire.NewAmount(s.Accepted), s.Signature})
+	}
+	leases := leaseStore{db}
+	rows, err := leases.ofChannel(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	for _, row := range rows {
+		lease, err := leases.export(ctx, row)
+		if err != nil {
+			return nil, fmt.Errorf("lease %s: %w", row.ID, err)
+		}
+		b.Leases = append(b.Leases, lease)
+	}
+	return b, nil
+}
+
+// ofChannel returns the leases of a channel in the order in which they began.
+func (s leaseStore) ofChannel(ctx context.Context, channelID common.Hash) ([]leaseRow, error) {
+	var rows []leaseRow
+	db := s.db.View()
+	err := db.SelectContext(ctx, &rows, db.Rebind(`SELECT * FROM leases WHERE channel = ? ORDER BY started_at, id`), channelID.Hex())
+	if err != nil {
+		return nil, fmt.Errorf("leases of channel %s: %w", channelID, err)
+	}
+	return rows, nil
+}
+
+func (s leaseStore) export(ctx context.Context, row leaseRow) (BundleLease, error) {
+	id := common.HexToHash(row.ID)
+	offer, err := s.offer(ctx, common.HexToHash(row.Offer))
+	if err != nil {
+		return BundleLease{}, err
+	}
+	a, err := row.allocation()
+	if err != nil {
+		return BundleLease{}, err
+	}
+	before, err := channel.ParseAmount(row.OwedBefore)
+	if err != nil {
+		return BundleLease{}, err
+	}
+	lease := BundleLease{ID: id, Offer: offer.Document, Devices: a.Devices, OwedBefore: wire.NewAmount(before)}
+	const page = 1000
+	for after := uint64(0); ; {
+		records, err := s.records(ctx, id, after, page)
+		if err != nil {
+			return lease, err
+		}
+		lease.Records = append(lease.Records, records...)
+		if len(records) < page {
+			return lease, nil
+		}
+		after = records[page-1].Sequence
+	}
+}
+
+func exportPayer(ctx context.Context, db *store.DB, txs *chain.Store, id common.Hash) (*Bundle, error) {
+	s, err := db.Payer().Load(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	rentals := rentalStore{db}
+	row, err := rentals.load(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	b, err := newBundle(ctx, txs, KeptByPayer, s.Terms)
+	if err != nil {
+		return nil, err
+	}
+	b.Deposit, b.Settled = wire.NewAmount(s.Deposit), wire.NewAmount(s.Settled)
+	if len(s.Signature) > 0 {
+		b.Vouchers = append(b.Vouchers, BundleVoucher{wire.NewAmount(s.Signed), s.Signature})
+	}
+	if err := row.exportLease(ctx, rentals, b); err != nil {
+		return nil, err
+	}
+	kept, err := rentals.evidence(ctx, id)
+	for _, e := range kept {
+		b.Evidence = append(b.Evidence, BundleEvidence{Reason: e.Reason, At: e.At.UTC(), Document: string(e.Document)})
+	}
+	return b, err
+}
+
+// exportLease adds the rental's lease, if it came to one, and what was prepaid.
+func (row rentalRow) exportLease(ctx context.Context, rentals rentalStore, b *Bundle) error {
+	offer, err := wire.ParseOffer(row.Offer)
+	if err != nil {
+		return fmt.Errorf("channel %s: its offer on disk: %w", b.Channel, err)
+	}
+	price, err := offerPrice(offer.Offer)
+	if err != nil {
+		return err
+	}
+	ahead, err := price.Charge(uint64(row.Options.Prepay))
+	if err != nil {
+		return err
+	}
+	b.Prepaid = wire.NewAmount(ahead)
+	if row.Lease == (common.Hash{}) {
+		return nil
+	}
+	records, err := rentals.records(ctx, b.Channel)
+	if err != nil {
+		return err
+	}
+	b.Leases = append(b.Leases, BundleLease{
+		ID: row.Lease, Offer: row.Offer, Devices: row.Devices, OwedBefore: wire.NewAmount(row.OwedBefore), Records: records,
+	})
+	return nil
+}

@@ -1,0 +1,274 @@
+package sdk
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/chain"
+)
+
+// bundles is what both sides kept about a channel that was rented, settled and
+// closed.
+func bundles(t *testing.T, m *market) (payee, payer *Bundle) {
+	t.Helper()
+	var database string
+	server := m.provider(t, func(c *ProviderConfig) { database = c.Database })
+	r := openRenter(t, m.renterConfig(t, m.newcomer(t)))
+	l, err := r.Rent(t.Context(), server.URL, RentOptions{GPUs: 2, Deposit: "1", PayEvery: 100 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := background(ctx, l)
+	eventually(t, "four records", func() bool { return l.Snapshot().Sequence >= 4 })
+	cancel()
+	<-done
+	if _, err := l.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if payer, err = r.Export(t.Context(), l.ID()); err != nil {
+		t.Fatal(err)
+	}
+	if payee, err = ExportFile(t.Context(), database, payer.Leases[0].ID); err != nil {
+		t.Fatal(err)
+	}
+	return payee, payer
+}
+
+func encoded(t *testing.T, v any) []byte {
+	t.Helper()
+	raw, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return raw
+}
+
+// unverifiable are the values that are the keeper's word and nobody else's:
+// changed or left out, they prove nothing either way.
+var unverifiable = map[string]bool{
+	"change /prepaid": true, "change /transactions/*/kind": true,
+	"remove /transactions/*": true, "remove /leases/*/proofs/*": true,
+}
+
+// TestTamperedBundle changes every single value of both sides' bundles in turn,
+// removes every entry of every list, and wants each change found.
+func TestTamperedBundle(t *testing.T) {
+	m := newMarket(t)
+	payee, payer := bundles(t, m)
+	if proofs := CompareBundles(payee, payer); len(proofs) != 0 {
+		t.Fatalf("an honest payee is said to have equivocated: %v", proofs)
+	}
+	addProof(t, m, payee)
+	for _, b := range []*Bundle{payee, payer} {
+		t.Run(b.Keeper, func(t *testing.T) {
+			checks := VerifyBundle(t.Context(), b, m.Backend)
+			for _, c := range checks {
+				t.Log(c)
+			}
+			if err := errors.Join(Failures(checks), Failures(VerifyBundle(t.Context(), b, nil))); err != nil {
+				t.Fatal(err)
+			}
+			tamper := tamperer{T: t, backend: m.Backend}
+			tamper.all(b)
+			t.Logf("%d changes found offline, %d more with the chain", tamper.offline, tamper.online)
+			if tamper.offline < 200 || tamper.online == 0 {
+				t.Error("too few: the test showed nothing")
+			}
+		})
+	}
+	// The payee signed its last record again, with other evidence: that is another word.
+	proofs := CompareBundles(payee, payer)
+	if len(proofs) != 1 {
+		t.Fatalf("%d proofs of equivocation, there is one pair", len(proofs))
+	}
+	if who, err := proofs[0].Verify(); err != nil || who != m.payeeAddress() {
+		t.Errorf("it is against %s: %v", who, err)
+	}
+}
+
+// addProof has the payee show a sample of its last record.
+func addProof(t *testing.T, m *market, b *Bundle) {
+	t.Helper()
+	samples := [][]byte{[]byte("one"), []byte("two"), []byte("three")}
+	proof, err := metering.Prove(samples, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	last := &b.Leases[0].Records[len(b.Leases[0].Records)-1]
+	last.Evidence.Root, last.Evidence.Samples = metering.Root(samples), uint64(len(samples))
+	last.EvidenceHash = last.Evidence.Hash()
+	domain := metering.Domain(b.Terms.ChainID, common.Address(b.Terms.Escrow))
+	if last.Signature, err = channel.NewKey(m.payee).Sign(t.Context(), last.Digest(domain)); err != nil {
+		t.Fatal(err)
+	}
+	b.Leases[0].Proofs = []BundleProof{{Sequence: last.Sequence, Proof: proof}}
+}
+
+type tamperer struct {
+	*testing.T
+	backend         chain.Backend
+	root            any
+	offline, online int
+}
+
+func (t *tamperer) all(b *Bundle) {
+	dec := json.NewDecoder(bytes.NewReader(encoded(t.T, b)))
+	dec.UseNumber()
+	if err := dec.Decode(&t.root); err != nil {
+		t.Fatal(err)
+	}
+	t.walk("", t.root, func(v any) { t.root = v })
+}
+
+// walk visits a value and all below it; set replaces it in the document.
+func (t *tamperer) walk(path string, v any, set func(any)) {
+	switch v := v.(type) {
+	case map[string]any:
+		for name, below := range v {
+			t.walk(path+"/"+name, below, func(other any) { v[name] = other })
+		}
+		return
+	case []any:
+		for i, below := range v {
+			set(append(append([]any{}, v[:i]...), v[i+1:]...))
+			t.caught("remove " + path + "/*")
+			set(v)
+			t.walk(path+"/*", below, func(other any) { v[i] = other })
+		}
+		return
+	case bool:
+		set(!v)
+	case json.Number:
+		n, _ := v.Int64()
+		set(n + 1)
+	case string:
+		set(otherThan(v))
+	}
+	t.caught("change " + path)
+	set(v)
+}
+
+// otherThan changes a value and keeps its form.
+func otherThan(s string) string {
+	if s == "" {
+		return "x"
+	}
+	last := s[len(s)-1]
+	if last == '1' {
+		return s[:len(s)-1] + "2"
+	}
+	return s[:len(s)-1] + "1"
+}
+
+func (t *tamperer) caught(what string) {
+	t.Helper()
+	raw, err := json.Marshal(t.root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := ParseBundle(raw)
+	if err != nil || Failures(VerifyBundle(t.Context(), b, nil)) != nil {
+		t.offline++
+		return
+	}
+	if Failures(VerifyBundle(t.Context(), b, t.backend)) != nil {
+		t.online++
+		return
+	}
+	if !unverifiable[what] {
+		t.Errorf("%s: not found", what)
+	}
+}
+
+// TestEquivocationIsKeptAndProven: a provider that signs two records of one
+// number is caught, and what the renter exports convinces anybody, until a byte
+// of it is changed.
+func TestEquivocationIsKeptAndProven(t *testing.T) {
+	m := newMarket(t)
+	v := newVillain(t, m, nil)
+	v.script = func(p *plot) {
+		p.honest(3)
+		p.usage(p.resign(p.sent, func(r *metering.SignedRecord) { r.To++ }))
+	}
+	config := m.renterConfig(t, m.payer)
+	r := openRenter(t, config)
+	l, err := r.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "1", PayEvery: 50 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Run(t.Context()); !errors.Is(err, metering.ErrForked) {
+		t.Fatalf("the fork was not noticed: %v", err)
+	}
+	proofs, err := r.Equivocations(t.Context(), l.ID())
+	if err != nil || len(proofs) != 1 {
+		t.Fatalf("%d proofs, %v", len(proofs), err)
+	}
+	document := encoded(t, proofs[0])
+	again, err := ParseEquivocationProof(document)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if who, err := again.Verify(); err != nil || who != m.payeeAddress() {
+		t.Errorf("it is against %s: %v", who, err)
+	}
+	exported, err := ExportFile(t.Context(), config.Database, l.ID())
+	if err != nil || len(exported.Equivocations()) != 1 {
+		t.Errorf("the exported bundle has not the proof: %v", err)
+	}
+	for name, change := range map[string]func(*EquivocationProof){
+		"the same record twice":  func(p *EquivocationProof) { p.Records[1] = p.Records[0] },
+		"another number":         func(p *EquivocationProof) { p.Records[1].Sequence++ },
+		"another lease":          func(p *EquivocationProof) { p.Records[1].LeaseID[0]++ },
+		"a changed record":       func(p *EquivocationProof) { p.Records[1].Nanos++ },
+		"a changed first record": func(p *EquivocationProof) { p.Records[0].Nanos++ },
+		"another offer":          func(p *EquivocationProof) { p.Records[0].OfferHash[0]++ },
+		"a changed offer": func(p *EquivocationProof) {
+			p.Offer = bytes.Replace(p.Offer, []byte("gpu_second"), []byte("gpu_minute"), 1)
+		},
+		"another kind":            func(p *EquivocationProof) { p.Kind = BundleKind },
+		"a signature of no one's": func(p *EquivocationProof) { p.Records[1].Signature = make([]byte, 65) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			p, err := ParseEquivocationProof(document)
+			if err != nil {
+				t.Fatal(err)
+			}
+			change(p)
+			if _, err := p.Verify(); !errors.Is(err, ErrNotEquivocation) {
+				t.Errorf("it proves something: %v", err)
+			}
+		})
+	}
+}
+
+// TestBundleOfAnUnknownChannel: an export names what it did not find, and makes
+// no database.
+func TestBundleOfAnUnknownChannel(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "none.db")
+	if _, err := ExportFile(t.Context(), path, common.Hash{1}); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("no file: %v", err)
+	}
+	m := newMarket(t)
+	config := m.renterConfig(t, m.payer)
+	r := openRenter(t, config)
+	if _, err := r.Export(t.Context(), common.Hash{1}); !errors.Is(err, channel.ErrUnknown) {
+		t.Error(err)
+	}
+	if _, err := ExportFile(t.Context(), config.Database, common.Hash{1}); !errors.Is(err, channel.ErrUnknown) {
+		t.Error(err)
+	}
+	if _, err := ParseBundle([]byte(`{"kind":"gpupay bundle","version":2}`)); err == nil {
+		t.Error("a bundle of a version that nobody knows was read")
+	}
+}

@@ -1,0 +1,333 @@
+package sdk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/ethereum/go-ethereum/core/types"
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// ErrBundle says that a bundle does not hold together.
+var ErrBundle = errors.New("bundle does not hold together")
+
+// Check is one thing that was verified of a bundle. Err is nil if it holds.
+type Check struct {
+	Name   string
+	Detail string // what was found
+	Err    error
+}
+
+// String is a line for a person.
+func (c Check) String() string {
+	if c.Err != nil {
+		return fmt.Sprintf("FAILED  %s: %v", c.Name, c.Err)
+	}
+	return fmt.Sprintf("ok      %s: %s", c.Name, c.Detail)
+}
+
+// Failures joins what did not hold, nil if everything did.
+func Failures(checks []Check) error {
+	var failed []error
+	for _, c := range checks {
+		if c.Err != nil {
+			failed = append(failed, fmt.Errorf("%s: %w", c.Name, c.Err))
+		}
+	}
+	return errors.Join(failed...)
+}
+
+// verifier collects the checks of one bundle.
+type verifier struct {
+	*Bundle
+	terms  channel.Terms
+	checks []Check
+}
+
+func (v *verifier) note(name, detail string, err error) {
+	v.checks = append(v.checks, Check{name, detail, err})
+}
+
+// VerifyBundle checks everything that a bundle says: the offer's signature, each
+// record's signature, the chain of their hashes, their arithmetic, the hash and
+// the sums of their evidence, sample proofs, and the voucher against them. That
+// needs nobody's help. With a backend, amounts and transactions are compared
+// with the chain as well; without one (nil) they are the keeper's word.
+//
+// What it cannot check is whether a GPU was really used, and who stands behind
+// an address: compare payer and payee with those you know.
+func VerifyBundle(ctx context.Context, b *Bundle, backend chain.Backend) []Check {
+	v := &verifier{Bundle: b, terms: b.Terms.Channel()}
+	v.channel()
+	owed, known := uint256.Int{}, len(b.Leases) > 0
+	for i := range b.Leases {
+		var ok bool
+		owed, ok = v.lease(&b.Leases[i], owed)
+		known = known && ok
+	}
+	newest := v.vouchers()
+	v.vouchered(newest, owed, known)
+	v.settled(newest)
+	v.evidence()
+	if backend != nil {
+		v.chain(ctx, backend)
+	}
+	return v.checks
+}
+
+func (v *verifier) channel() {
+	err := v.terms.Validate()
+	if id := v.terms.ID(); err == nil && id != v.Channel {
+		err = fmt.Errorf("%w: the terms are of channel %s, it says %s", ErrBundle, id, v.Channel)
+	}
+	if v.Keeper != KeptByPayee && v.Keeper != KeptByPayer {
+		err = errors.Join(err, fmt.Errorf("%w: it was kept by %.20q, neither payee nor payer", ErrBundle, v.Keeper))
+	}
+	v.note("channel", fmt.Sprintf("%s, payer %s, payee %s, kept by the %s", v.Channel, v.Terms.Payer, v.Terms.Payee, v.Keeper), err)
+}
+
+// lease checks one lease and returns what the channel owed at its end.
+func (v *verifier) lease(l *BundleLease, before uint256.Int) (owed uint256.Int, ok bool) {
+	name := "lease " + l.ID.TerminalString() + " "
+	offer, err := v.offer(l)
+	v.note(name+"offer", fmt.Sprintf("%s, signed by the payee: %s base units per %s", offer.Hash, offer.Amount.Dec(), offer.Unit), err)
+	if err != nil {
+		return l.OwedBefore.Int, false
+	}
+	if l.OwedBefore.Int != before {
+		err = fmt.Errorf("%w: it begins with %s owed, the lease before ended with %s", ErrBundle, l.OwedBefore.Dec(), before.Dec())
+	}
+	v.note(name+"start", fmt.Sprintf("%s owed before it", before.Dec()), err)
+	if len(l.Records) == 0 {
+		v.note(name+"records", "none: nothing is owed for it", nil)
+		return l.OwedBefore.Int, err == nil
+	}
+	failed := v.records(name, l, offer)
+	v.proofs(name, l)
+	return l.Records[len(l.Records)-1].Owed, err == nil && failed == nil
+}
+
+func (v *verifier) offer(l *BundleLease) (wire.SignedOffer, error) {
+	offer, err := wire.ParseOffer(l.Offer)
+	if err != nil {
+		return offer, err
+	}
+	for _, same := range []struct{ name, offered, used string }{
+		{"chain", fmt.Sprint(offer.ChainID), fmt.Sprint(v.terms.ChainID)},
+		{"escrow", offer.Escrow.String(), v.Terms.Escrow.String()},
+		{"token", offer.Token.String(), v.Terms.Token.String()},
+		{"payee", offer.Payee.String(), v.Terms.Payee.String()},
+	} {
+		if same.offered != same.used {
+			return offer, fmt.Errorf("%w: the offer's %s is %s, the channel's is %s", ErrBundle, same.name, same.offered, same.used)
+		}
+	}
+	return offer, nil
+}
+
+// The checks of records, in the order in which a checker makes them, and the
+// errors that each is refused with.
+var recordChecks = []struct {
+	name string
+	errs []error
+}{
+	{"record signatures", []error{metering.ErrSignature}},
+	{"record terms", []error{metering.ErrLease}},
+	{"hash chain", []error{metering.ErrSequence, metering.ErrForked, metering.ErrBackwards, metering.ErrReplayed}},
+	{"arithmetic", []error{metering.ErrPrice}},
+	{"evidence", []error{metering.ErrEvidence, metering.ErrDevices}},
+}
+
+// records runs every record through the checker that a payer uses, whose clock
+// allows everything: how much time passed nobody can tell afterwards.
+func (v *verifier) records(name string, l *BundleLease, offer wire.SignedOffer) error {
+	at, err := v.check(l, offer)
+	reached := false
+	for _, c := range recordChecks {
+		var failed error
+		for _, kind := range c.errs {
+			if errors.Is(err, kind) && !reached {
+				failed = err
+			}
+		}
+		reached = reached || failed != nil
+		v.note(name+c.name, fmt.Sprintf("%d records", at), failed)
+	}
+	if err != nil && !reached { // none of the above: the lease itself cannot be checked
+		v.note(name+"records", "", err)
+	}
+	return err
+}
+
+func (v *verifier) check(l *BundleLease, offer wire.SignedOffer) (int, error) {
+	price, err := offerPrice(offer.Offer)
+	if err != nil {
+		return 0, err
+	}
+	checker, err := metering.NewChecker(metering.CheckerConfig{
+		Key: common.Address(offer.Meter), Tolerance: math.MaxInt64, Clock: noClock{},
+		Lease: metering.Lease{
+			ID: l.ID, ChannelID: v.Channel, OfferHash: offer.Hash, ChainID: v.terms.ChainID, Escrow: v.terms.Escrow,
+			Price: price, OwedBefore: l.OwedBefore.Int, Devices: l.Devices, MaxGap: time.Duration(offer.MaxGap) * time.Millisecond,
+		},
+	})
+	if err != nil {
+		return 0, err
+	}
+	for i, record := range l.Records {
+		if err := checker.Check(record); err != nil {
+			return i, err
+		}
+	}
+	return len(l.Records), nil
+}
+
+// noClock is the clock of somebody who was not there.
+type noClock struct{}
+
+func (noClock) Now() metering.Instant                { return metering.Instant{} }
+func (noClock) After(time.Duration) <-chan time.Time { return nil }
+func (noClock) BootID() string                       { return "" }
+
+func (v *verifier) proofs(name string, l *BundleLease) {
+	if len(l.Proofs) == 0 {
+		return
+	}
+	var failed error
+	for _, p := range l.Proofs {
+		if p.Sequence < 1 || p.Sequence > uint64(len(l.Records)) {
+			failed = errors.Join(failed, fmt.Errorf("%w: a sample of record %d, there are %d", metering.ErrProof, p.Sequence, len(l.Records)))
+			continue
+		}
+		e := l.Records[p.Sequence-1].Evidence
+		if err := p.Proof.Verify(e.Root, e.Samples); err != nil {
+			failed = errors.Join(failed, fmt.Errorf("record %d: %w", p.Sequence, err))
+		}
+	}
+	v.note(name+"sample proofs", fmt.Sprintf("%d samples are under the roots that the records commit to", len(l.Proofs)), failed)
+}
+
+// vouchers checks every signature, and that they grow, and returns the newest
+// amount.
+func (v *verifier) vouchers() (newest uint256.Int) {
+	var failed error
+	domain := channel.EscrowDomain(v.terms.ChainID, v.terms.Escrow)
+	for i, voucher := range v.Vouchers {
+		err := domain.Verify(channel.Voucher{ChannelID: v.Channel, Cumulative: voucher.Cumulative.Int, Signature: voucher.Signature}, v.terms.Signer())
+		if i > 0 && !newest.Lt(&voucher.Cumulative.Int) {
+			err = errors.Join(err, fmt.Errorf("%w: a voucher for %s after one for %s", ErrBundle, voucher.Cumulative.Dec(), newest.Dec()))
+		}
+		failed = errors.Join(failed, err)
+		newest = voucher.Cumulative.Int
+	}
+	v.note("vouchers", fmt.Sprintf("%d, signed by %s, the newest for %s", len(v.Vouchers), v.terms.Signer(), newest.Dec()), failed)
+	return newest
+}
+
+// vouchered holds the newest voucher against the records. Owing more than was
+// vouchered is a debt; the other way round somebody paid for nothing, or records
+// are missing.
+func (v *verifier) vouchered(newest, owed uint256.Int, known bool) {
+	var most uint256.Int
+	most.Add(&owed, &v.Prepaid.Int)
+	var err error
+	if len(v.Leases) > 0 && !known {
+		err = fmt.Errorf("%w: what is owed is not known: see above", ErrBundle)
+	} else if newest.Gt(&most) {
+		err = fmt.Errorf("%w: %s is vouchered, the records say %s and %s was prepaid: records are missing, or it was paid for nothing",
+			ErrBundle, newest.Dec(), owed.Dec(), v.Prepaid.Dec())
+	}
+	detail := fmt.Sprintf("%s owed, %s vouchered", owed.Dec(), newest.Dec())
+	if newest.Lt(&owed) {
+		var debt uint256.Int
+		debt.Sub(&owed, &newest)
+		detail += fmt.Sprintf(": %s is not paid", debt.Dec())
+	}
+	v.note("records and voucher", detail, err)
+}
+
+func (v *verifier) settled(newest uint256.Int) {
+	var err error
+	if v.Settled.Gt(&newest) {
+		err = fmt.Errorf("%w: %s is settled, the newest voucher is for %s", ErrBundle, v.Settled.Dec(), newest.Dec())
+	} else if newest.Gt(&v.Deposit.Int) {
+		err = fmt.Errorf("%w: %s is vouchered, the deposit is %s", ErrBundle, newest.Dec(), v.Deposit.Dec())
+	}
+	v.note("settlement", fmt.Sprintf("%s of %s vouchered, deposit %s", v.Settled.Dec(), newest.Dec(), v.Deposit.Dec()), err)
+}
+
+// evidence looks for proofs that the payee contradicted itself. A bundle with
+// one holds together: it is the payee that does not.
+func (v *verifier) evidence() {
+	if len(v.Evidence) == 0 {
+		return
+	}
+	detail := fmt.Sprintf("%d things were refused", len(v.Evidence))
+	for _, p := range v.Equivocations() {
+		r := p.Records[0]
+		detail += fmt.Sprintf("; the payee signed two records %d of lease %s", r.Sequence, r.LeaseID)
+	}
+	v.note("refused by the payer", detail, nil)
+}
+
+// chain compares the amounts with the contract's, and the transactions with what
+// was mined.
+func (v *verifier) chain(ctx context.Context, backend chain.Backend) {
+	escrow, err := chain.NewEscrow(ctx, backend, v.terms.Escrow)
+	if err == nil && escrow.ChainID() != v.terms.ChainID {
+		err = fmt.Errorf("%w: the channel is on chain %d, the endpoint serves %d", chain.ErrChainID, v.terms.ChainID, escrow.ChainID())
+	}
+	if err != nil {
+		v.note("contract", "", err)
+		return
+	}
+	view, err := escrow.View(ctx, v.Channel, nil)
+	if errors.Is(err, channel.ErrUnknown) && v.Deposit.IsZero() {
+		err = nil // it was meant to be opened, and was not
+	}
+	if err == nil && (view.Settled != v.Settled.Int || view.Deposit != v.Deposit.Int) {
+		err = fmt.Errorf("%w: the contract has settled %s of %s, it says %s of %s (one that was exported before the newest transaction is out of date: export it again)",
+			ErrBundle, view.Settled.Dec(), view.Deposit.Dec(), v.Settled.Dec(), v.Deposit.Dec())
+	}
+	v.note("contract", fmt.Sprintf("settled %s of %s on chain %d, finalized %t", view.Settled.Dec(), view.Deposit.Dec(), v.terms.ChainID, view.Finalized), err)
+	var failed error
+	for _, tx := range v.Transactions {
+		failed = errors.Join(failed, v.transaction(ctx, backend, tx))
+	}
+	v.note("transactions", fmt.Sprintf("%d are on the chain as they are here", len(v.Transactions)), failed)
+}
+
+func (v *verifier) transaction(ctx context.Context, backend chain.Backend, tx BundleTransaction) error {
+	if tx.Hash == (common.Hash{}) {
+		if tx.Block != 0 || tx.Succeeded {
+			return fmt.Errorf("%w: a %q was mined without a hash", ErrBundle, tx.Kind)
+		}
+		return nil
+	}
+	receipt, err := chain.Receipt(ctx, backend, tx.Hash)
+	if err != nil {
+		return fmt.Errorf("%q %s: %w", tx.Kind, tx.Hash, err)
+	}
+	if succeeded := receipt.Status == types.ReceiptStatusSuccessful; succeeded != tx.Succeeded || receipt.BlockNumber.Uint64() != tx.Block {
+		return fmt.Errorf("%w: %q %s is in block %d, succeeded %t; it says block %d, succeeded %t",
+			ErrBundle, tx.Kind, tx.Hash, receipt.BlockNumber, succeeded, tx.Block, tx.Succeeded)
+	}
+	for _, log := range receipt.Logs {
+		if log.Address == v.terms.Escrow && len(log.Topics) > 1 && log.Topics[1] == v.Channel {
+			return nil
+		}
+	}
+	if !tx.Succeeded {
+		return nil
+	}
+	return fmt.Errorf("%w: %q %s is not about this channel", ErrBundle, tx.Kind, tx.Hash)
+}
