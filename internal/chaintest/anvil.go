@@ -8,10 +8,12 @@ import (
 	"crypto/ecdsa"
 	"errors"
 	"fmt"
+	"io"
 	"math/big"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -118,28 +120,33 @@ func find() (string, error) {
 func start(t testing.TB, binary string, args []string) string {
 	t.Helper()
 	cmd := exec.Command(binary, append([]string{"--port", "0", "--host", "127.0.0.1", "--accounts", "0"}, args...)...)
-	die(cmd)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := cmd.Start(); err != nil {
-		t.Fatalf("chaintest: starting anvil: %v", err)
-	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-	})
-	port := make(chan string, 1)
+	cmd.Stderr = os.Stderr
+	stop, started, ended := make(chan struct{}), make(chan error), make(chan struct{})
 	go func() {
-		defer close(port)
-		lines := bufio.NewScanner(out)
-		for lines.Scan() {
-			if _, address, ok := strings.Cut(lines.Text(), "Listening on "); ok {
-				port <- address[strings.LastIndex(address, ":")+1:]
-			}
+		defer close(ended)
+		// The kernel ends anvil with the thread that began it (die), so this thread must last as long.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		die(cmd)
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			<-stop
+			_ = cmd.Process.Kill()
+			_ = cmd.Wait()
 		}
 	}()
+	if err := <-started; err != nil {
+		t.Fatalf("chaintest: starting anvil: %v", err)
+	}
+	t.Cleanup(func() { close(stop); <-ended })
+
+	port := make(chan string, 1)
+	go listen(out, port, stop)
 	select {
 	case p, ok := <-port:
 		if ok {
@@ -150,6 +157,25 @@ func start(t testing.TB, binary string, args []string) string {
 		t.Fatal("chaintest: anvil did not listen within 30 s")
 	}
 	return ""
+}
+
+// listen finds the port in what anvil prints, and says it aloud when anvil ends before it should: every test on it would
+// fail for a reason that is none of its own.
+func listen(out io.Reader, port chan<- string, stop <-chan struct{}) {
+	defer close(port)
+	var last string
+	lines := bufio.NewScanner(out)
+	for lines.Scan() {
+		if _, address, ok := strings.Cut(lines.Text(), "Listening on "); ok {
+			port <- address[strings.LastIndex(address, ":")+1:]
+		}
+		last = lines.Text()
+	}
+	select {
+	case <-stop:
+	default:
+		fmt.Fprintf(os.Stderr, "chaintest: anvil ended by itself; its last words: %q, %v\n", last, lines.Err())
+	}
 }
 
 func key(t testing.TB, n uint32) *ecdsa.PrivateKey {
