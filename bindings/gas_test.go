@@ -3,7 +3,9 @@ package bindings_test
 import (
 	"crypto/ecdsa"
 	"encoding/binary"
+	"maps"
 	"math/big"
+	"slices"
 	"testing"
 
 	"github.com/ethereum/go-ethereum"
@@ -81,7 +83,8 @@ func TestGas(t *testing.T) {
 	t.Logf("a batch of 1 costs %d, of 10 %d, of 100 %d", one, ten, hundred)
 	measured["batch of 100, long, each"] = m.batch(m.prepareLong(100)) / 100
 
-	for name, limit := range limits {
+	for _, name := range slices.Sorted(maps.Keys(limits)) {
+		limit := limits[name]
 		t.Logf("%-26s %7d (limit %d)", name, measured[name], limit)
 		if gas := measured[name]; gas == 0 || gas > limit {
 			t.Errorf("%s costs %d gas, more than the %d we promise", name, gas, limit)

@@ -48,7 +48,7 @@ contract OpenWithAuthorizationTest is Base {
         bytes32 nonce = _openNonce(terms);
         bytes memory signature = _authorization(payer, 5, nonce);
         if (which % 4 == 0) terms.payee = stranger.addr;
-        if (which % 4 == 1) terms.token = address(new TestToken());
+        if (which % 4 == 1) terms.token = address(TestToken(_create(TOKEN, "")));
         if (which % 4 == 2) terms.salt = bytes32(uint256(8));
         if (which % 4 == 3) terms.authorizedSigner = stranger.addr;
 

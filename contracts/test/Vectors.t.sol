@@ -15,7 +15,7 @@ contract VectorsTest is Base {
         _json = vm.readFile("channel/testdata/vectors.json");
         vm.chainId(vm.parseJsonUint(_json, ".chainId"));
         address at = vm.parseJsonAddress(_json, ".escrow");
-        deployCodeTo("ChannelEscrow.sol:ChannelEscrow", abi.encode(GRACE), at);
+        deployCodeTo(ESCROW, abi.encode(GRACE), at);
         escrow = ChannelEscrow(at);
     }
 
@@ -161,7 +161,7 @@ contract VectorsTest is Base {
     /// @dev A wrong nonce would revert with NonceMismatch; the right one gets as far as the token.
     function _openNonceAt(Terms memory terms, bytes32 nonce) private {
         assertEq(nonce, _openNonce(terms));
-        deployCodeTo("TestToken.sol:TestToken", terms.token);
+        deployCodeTo(TOKEN, terms.token);
         _expect(abi.encodeWithSelector(TestToken.AuthorizationSignature.selector, terms.payer));
         escrow.openWithAuthorization(
             terms.payee,
@@ -205,7 +205,7 @@ contract VectorsTest is Base {
 
     /// @dev Opens the channel with all that it can hold, of a token put where the vectors say it is.
     function _openAt(Terms memory terms) private {
-        deployCodeTo("TestToken.sol:TestToken", terms.token);
+        deployCodeTo(TOKEN, terms.token);
         TestToken(terms.token).mint(terms.payer, MAX);
         vm.prank(terms.payer);
         TestToken(terms.token).approve(address(escrow), MAX);

@@ -3,14 +3,20 @@ pragma solidity 0.8.37;
 
 import {Test} from "forge-std/Test.sol";
 
-import {Deploy} from "../script/Deploy.s.sol";
-import {ChannelEscrow} from "../src/ChannelEscrow.sol";
+import {Deploy} from "../../script/Deploy.s.sol";
+import {ChannelEscrow} from "../../src/ChannelEscrow.sol";
 
 contract DeployTest is Test {
     Deploy private _deploy;
 
     function setUp() public {
         _deploy = new Deploy();
+    }
+
+    /// @dev The script carries the bytes that the other tests test, and that the Go bindings carry.
+    function testFuzz_creationCode(uint40 grace) public view {
+        bytes memory tested = vm.getCode("out/ChannelEscrow.sol/ChannelEscrow.json");
+        assertEq(keccak256(_deploy.creationCode(grace)), keccak256(bytes.concat(tested, abi.encode(grace))));
     }
 
     function test_deploy_atThePredictedAddress() public {
