@@ -4,18 +4,20 @@ import (
 	"fmt"
 	"sync"
 	"testing"
+
+	"github.com/gpupay/gpupay/internal/pgtest"
 )
 
 // BenchmarkUpdate is the store alone: one writer a channel, each waits for the
 // fsync of its group.
 func BenchmarkUpdate(b *testing.B) {
 	for _, channels := range []int{1, 16, 256, 1024} {
-		b.Run(fmt.Sprintf("channels=%d", channels), func(b *testing.B) { benchmarkUpdate(b, channels) })
+		b.Run(fmt.Sprintf("sqlite/channels=%d", channels), func(b *testing.B) { benchmarkUpdate(b, newDB(b), channels) })
+		b.Run(fmt.Sprintf("postgres/channels=%d", channels), func(b *testing.B) { benchmarkUpdate(b, openAt(b, pgtest.URL(b)), channels) })
 	}
 }
 
-func benchmarkUpdate(b *testing.B, channels int) {
-	db := newDB(b)
+func benchmarkUpdate(b *testing.B, db *DB, channels int) {
 	var wait sync.WaitGroup
 	start := make(chan struct{})
 	for c := range channels {

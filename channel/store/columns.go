@@ -24,6 +24,11 @@ func (a amount) Value() (driver.Value, error) {
 	return word[16:], nil
 }
 
+func (a amount) bytes() []byte {
+	word := (*uint256.Int)(&a).Bytes32()
+	return word[16:]
+}
+
 // Scan decodes the amount.
 func (a *amount) Scan(src any) error {
 	b, ok := src.([]byte)

@@ -21,6 +21,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/channel/store"
+	"github.com/gpupay/gpupay/internal/pgtest"
 )
 
 // The child process is this test binary, told by the environment to be a payee
@@ -38,7 +39,7 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, workForEver(path, roles[os.Getenv(crashRole)]))
 		os.Exit(1)
 	}
-	os.Exit(m.Run())
+	os.Exit(pgtest.Main(m))
 }
 
 var crashDomain = channel.EscrowDomain(31337, common.Address{1})
@@ -147,7 +148,11 @@ func killMany(t *testing.T, role string, check func(*testing.T, *store.DB, map[i
 	if testing.Short() {
 		t.Skip("runs for seconds")
 	}
-	path := filepath.Join(t.TempDir(), "gpupay.db")
+	t.Run("sqlite", func(t *testing.T) { killManyAt(t, filepath.Join(t.TempDir(), "gpupay.db"), role, check) })
+	t.Run("postgres", func(t *testing.T) { killManyAt(t, pgtest.URL(t), role, check) })
+}
+
+func killManyAt(t *testing.T, path, role string, check func(*testing.T, *store.DB, map[int]uint64)) {
 	said := make(map[int]uint64)
 	total := 0
 	const kills = 10
@@ -250,9 +255,15 @@ func checkSigned(t *testing.T, db *store.DB, said map[int]uint64) {
 			t.Errorf("channel %d: cannot pay again what it was paying: %v", n, err)
 		}
 	}
-	var budget []byte
-	err := db.View().Get(&budget, "SELECT COALESCE(MAX(amount), x'') FROM payer_budgets WHERE scope LIKE 'payee %'")
-	if kept := new(uint256.Int).SetBytes(budget); err != nil || !kept.Eq(&total) {
-		t.Errorf("budget %s, %v; the channels add up to %s", kept.Dec(), err, total.Dec())
+	var budgets [][]byte
+	if err := db.View().Select(&budgets, "SELECT amount FROM payer_budgets WHERE scope LIKE 'payee %'"); err != nil {
+		t.Fatal(err)
+	}
+	var kept uint256.Int
+	for _, b := range budgets {
+		kept.Add(&kept, new(uint256.Int).SetBytes(b))
+	}
+	if kept != total {
+		t.Errorf("budget %s; the channels add up to %s", kept.Dec(), total.Dec())
 	}
 }

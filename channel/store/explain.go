@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/mattn/go-sqlite3"
 )
 
@@ -20,7 +21,10 @@ var advice = map[sqlite3.ErrNo]string{
 }
 
 // explain adds the file and what to do to an error of SQLite's. Others pass.
-func (db *DB) explain(err error) error {
+func (db *shared) explain(err error) error {
+	if db.dialect == postgres {
+		return db.explainServer(err)
+	}
 	var fault sqlite3.Error
 	if !errors.As(err, &fault) {
 		return err
@@ -29,4 +33,14 @@ func (db *DB) explain(err error) error {
 		return fmt.Errorf("store %s: %s: %w", db.path, what, err)
 	}
 	return fmt.Errorf("store %s: %w", db.path, err)
+}
+
+// Conflict reports a row that was not written because another one has its key.
+func Conflict(err error) bool {
+	var file sqlite3.Error
+	if errors.As(err, &file) {
+		return file.ExtendedCode == sqlite3.ErrConstraintUnique || file.ExtendedCode == sqlite3.ErrConstraintPrimaryKey
+	}
+	var server *pgconn.PgError
+	return errors.As(err, &server) && server.Code == "23505"
 }

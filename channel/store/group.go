@@ -15,6 +15,7 @@ const maxGroup = 1024
 // op is one writer that waits for its part in a group.
 type op struct {
 	ctx  context.Context
+	id   common.Hash // of the channel it changes, if that is all it does
 	run  func(*group) error
 	done chan struct{}
 	err  error
@@ -22,6 +23,8 @@ type op struct {
 
 // group is one transaction for all writers that wait.
 type group struct {
+	db       *shared
+	ctx      context.Context // of the transaction
 	tx       *sqlx.Tx
 	channels map[common.Hash]*entry // payee channels read or changed in it
 	broken   error                  // the transaction is gone, by the writer that runs
@@ -31,18 +34,32 @@ type group struct {
 // when it is on disk. If fn returns an error, what it wrote is undone, and that
 // of the others is not. fn may run more than once. It must use tx only, must not
 // end it, and must not call the DB: it would wait for itself.
+//
+// On PostgreSQL each call has a transaction of its own.
 func (db *DB) Update(ctx context.Context, fn func(tx *sqlx.Tx) error) error {
-	return db.submit(ctx, func(g *group) error { return g.sql(fn) })
+	if db.guard != nil {
+		guarded := fn
+		fn = func(tx *sqlx.Tx) error {
+			if err := db.guard(tx); err != nil {
+				return err
+			}
+			return guarded(tx)
+		}
+	}
+	if db.dialect == postgres {
+		return db.alone(ctx, fn)
+	}
+	return db.submit(&op{ctx: ctx, run: func(g *group) error { return g.sql(fn) }})
 }
 
-// submit queues run and waits for its group. A writer whose context ends while
+// submit queues a writer and waits for its group. One whose context ends while
 // it is queued is not run. Once it runs its answer is awaited: nobody is told
 // that a write failed which is on disk.
-func (db *DB) submit(ctx context.Context, run func(*group) error) error {
-	if err := ctx.Err(); err != nil {
+func (db *shared) submit(o *op) error {
+	if err := o.ctx.Err(); err != nil {
 		return err
 	}
-	o := &op{ctx: ctx, run: run, done: make(chan struct{})}
+	o.done = make(chan struct{})
 	db.mu.RLock()
 	if db.closed {
 		db.mu.RUnlock()
@@ -56,7 +73,7 @@ func (db *DB) submit(ctx context.Context, run func(*group) error) error {
 
 // loop commits one group after the other. While one is being synced the next one
 // gathers.
-func (db *DB) loop() {
+func (db *shared) loop() {
 	defer close(db.idle)
 	for first := range db.queue {
 		ops := append(make([]*op, 0, 1+len(db.queue)), first)
@@ -70,9 +87,12 @@ func (db *DB) loop() {
 // commit answers all ops. A writer that broke the transaction for all (its
 // context ended in the middle of a statement, say) is answered with its error,
 // and the others are run again without it.
-func (db *DB) commit(ops []*op) {
-	for len(ops) > 0 {
+func (db *shared) commit(ops []*op) {
+	for tries := 0; len(ops) > 0; tries++ {
 		culprit, err := db.try(ops)
+		if culprit < 0 && tries < retries && transient(err) {
+			continue // another process was in the way: nothing was kept
+		}
 		if culprit < 0 {
 			answer(ops, err)
 			return
@@ -95,12 +115,18 @@ func answer(ops []*op, err error) {
 
 // try runs the group and syncs it. With an error nothing is kept; the error is
 // the culprit's, or everyone's if that is negative.
-func (db *DB) try(ops []*op) (culprit int, err error) {
-	tx, err := db.writer.Beginx()
+func (db *shared) try(ops []*op) (culprit int, err error) {
+	ctx, cancel := db.span()
+	defer cancel()
+	tx, err := db.writer.BeginTxx(ctx, nil)
 	if err != nil {
 		return -1, db.explain(err)
 	}
-	g := &group{tx: tx, channels: make(map[common.Hash]*entry)}
+	g := &group{db: db, ctx: ctx, tx: tx, channels: make(map[common.Hash]*entry)}
+	if err := g.prefetch(ops); err != nil {
+		tx.Rollback()
+		return -1, db.explain(err)
+	}
 	for i, o := range ops {
 		if o.err = o.ctx.Err(); o.err == nil {
 			o.err = db.explain(g.guard(o.run))
@@ -115,6 +141,14 @@ func (db *DB) try(ops []*op) (culprit int, err error) {
 		return -1, db.explain(err)
 	}
 	return -1, db.explain(tx.Commit())
+}
+
+// span bounds a transaction where somebody else's server may not answer.
+func (db *shared) span() (context.Context, context.CancelFunc) {
+	if db.dialect == postgres {
+		return context.WithTimeout(context.Background(), patience)
+	}
+	return context.Background(), func() {}
 }
 
 // guard keeps one writer's panic from the others: it becomes that writer's

@@ -27,13 +27,17 @@ const migrationsTable = `CREATE TABLE IF NOT EXISTS migrations (
 // Migrate applies a component's migrations that are not applied yet: the files
 // NNNN_name.sql in the root of fsys, numbered from 0001 without a hole. Each is
 // applied once, with its record, in one transaction. Components are numbered
-// apart, so that each package keeps its own tables.
+// apart, so that each package keeps its own tables. Where PostgreSQL needs other
+// words, the file of the same name in the folder postgres takes its place.
 func (db *DB) Migrate(ctx context.Context, component string, fsys fs.FS) error {
 	files, err := numbered(fsys)
 	if err != nil {
 		return fmt.Errorf("store: migrations of %s: %w", component, err)
 	}
 	return db.Update(ctx, func(tx *sqlx.Tx) error {
+		if err := exclusive(tx); err != nil {
+			return err
+		}
 		if _, err := tx.Exec(migrationsTable); err != nil {
 			return err
 		}
@@ -61,7 +65,7 @@ func version(tx *sqlx.Tx, component string) (int, error) {
 }
 
 func apply(tx *sqlx.Tx, component string, version int, name string, fsys fs.FS) error {
-	text, err := fs.ReadFile(fsys, name)
+	text, err := migration(tx, fsys, name)
 	if err != nil {
 		return fmt.Errorf("store: migration %s of %s: %w", name, component, err)
 	}
@@ -71,6 +75,25 @@ func apply(tx *sqlx.Tx, component string, version int, name string, fsys fs.FS) 
 	_, err = tx.Exec(tx.Rebind("INSERT INTO migrations (component, version, name, applied_at) VALUES (?, ?, ?, ?)"),
 		component, version, name, time.Now().UnixNano())
 	return err
+}
+
+// exclusive has programs that start at once migrate one after the other.
+func exclusive(tx *sqlx.Tx) error {
+	if !onPostgres(tx) {
+		return nil // they do anyway
+	}
+	_, err := tx.Exec("SELECT pg_advisory_xact_lock(hashtext('gpupay migrations'))")
+	return err
+}
+
+func migration(tx *sqlx.Tx, fsys fs.FS, name string) ([]byte, error) {
+	if onPostgres(tx) {
+		text, err := fs.ReadFile(fsys, "postgres/"+name)
+		if !errors.Is(err, fs.ErrNotExist) {
+			return text, err
+		}
+	}
+	return fs.ReadFile(fsys, name)
 }
 
 // numbered returns the migrations in order.

@@ -88,15 +88,51 @@ func (p payeeStore) Create(ctx context.Context, s channel.State) (channel.State,
 
 func (p payeeStore) Update(ctx context.Context, id common.Hash, change func(*channel.State) error) (channel.State, error) {
 	var kept channel.State
-	err := p.db.submit(ctx, func(g *group) error {
-		var err error
-		kept, err = g.change(id, change)
-		return err
-	})
+	var err error
+	if p.db.guard != nil {
+		err = p.db.Update(ctx, func(tx *sqlx.Tx) (err error) {
+			kept, err = changeAlone(tx, id, change)
+			return err
+		})
+	} else {
+		err = p.db.submit(&op{ctx: ctx, id: id, run: func(g *group) (err error) {
+			kept, err = g.change(id, change)
+			return err
+		}})
+	}
 	if err != nil {
 		return channel.State{}, err
 	}
 	return kept, nil
+}
+
+// changeAlone is a change outside a group.
+func changeAlone(tx *sqlx.Tx, id common.Hash, change func(*channel.State) error) (channel.State, error) {
+	before, err := lockPayee(tx, id)
+	if err != nil {
+		return channel.State{}, err
+	}
+	next, err := changed(before, change)
+	if err != nil || same(before, next) {
+		return before, err
+	}
+	return next, savePayee(tx, next)
+}
+
+// changed is what a change makes of a state, or why it must not be kept.
+func changed(before channel.State, change func(*channel.State) error) (channel.State, error) {
+	next := before
+	if err := change(&next); err != nil {
+		return channel.State{}, err
+	}
+	next.ID, next.Terms = before.ID, before.Terms
+	if err := sound(before, next); err != nil {
+		return channel.State{}, err
+	}
+	if !same(before, next) {
+		next.UpdatedAt = time.Now()
+	}
+	return next, nil
 }
 
 func (p payeeStore) Load(ctx context.Context, id common.Hash) (channel.State, error) {
@@ -115,6 +151,20 @@ func (p payeeStore) Unsettled(ctx context.Context) ([]channel.State, error) {
 	err := p.db.reader.SelectContext(ctx, &rows,
 		p.db.reader.Rebind(payeeSelect+"WHERE settled < accepted AND status <> ? ORDER BY id"), channel.Finalized)
 	return payeeStates(rows), p.db.explain(err)
+}
+
+// States returns the payee's channels of these ids, those that are known.
+func (db *DB) States(ctx context.Context, ids []common.Hash) ([]channel.State, error) {
+	if len(ids) == 0 {
+		return nil, nil
+	}
+	query, args, err := sqlx.In(payeeSelect+"WHERE id IN (?)", ids)
+	if err != nil {
+		return nil, fmt.Errorf("store %s: %w", db.path, err)
+	}
+	var rows []payeeRow
+	err = db.reader.SelectContext(ctx, &rows, db.reader.Rebind(query), args...)
+	return payeeStates(rows), db.explain(err)
 }
 
 func payeeStates(rows []payeeRow) []channel.State {
@@ -141,9 +191,26 @@ func list(ctx context.Context, db *DB, rows any, query string, statuses []channe
 	return db.explain(db.reader.SelectContext(ctx, rows, db.reader.Rebind(query), args...))
 }
 
-func loadPayee(ctx context.Context, q sqlx.QueryerContext, id common.Hash) (channel.State, error) {
+// querier is a transaction, or a database to read from.
+type querier interface {
+	sqlx.QueryerContext
+	Rebind(query string) string
+	DriverName() string
+}
+
+func loadPayee(ctx context.Context, q querier, id common.Hash) (channel.State, error) {
+	return getPayee(ctx, q, payeeSelect+"WHERE id = ?", id)
+}
+
+// lockPayee loads a channel that is about to be changed: until the transaction
+// ends nobody else changes it.
+func lockPayee(tx *sqlx.Tx, id common.Hash) (channel.State, error) {
+	return getPayee(context.Background(), tx, payeeSelect+"WHERE id = ?"+forUpdate(tx), id)
+}
+
+func getPayee(ctx context.Context, q querier, query string, id common.Hash) (channel.State, error) {
 	var r payeeRow
-	err := sqlx.GetContext(ctx, q, &r, payeeSelect+"WHERE id = ?", id)
+	err := sqlx.GetContext(ctx, q, &r, q.Rebind(query), id)
 	if errors.Is(err, sql.ErrNoRows) {
 		return channel.State{}, unknown(id)
 	}
@@ -152,7 +219,7 @@ func loadPayee(ctx context.Context, q sqlx.QueryerContext, id common.Hash) (chan
 
 func savePayee(tx *sqlx.Tx, s channel.State) error {
 	r := payeeRowOf(s)
-	done, err := tx.Exec(payeeUpdate, r.Deposit, r.Settled, r.Accepted, r.Spent, r.Signature,
+	done, err := tx.Exec(tx.Rebind(payeeUpdate), r.Deposit, r.Settled, r.Accepted, r.Spent, r.Signature,
 		r.Status, r.CloseRequestedAt, r.UpdatedAt, r.ID, r.Accepted, r.Spent)
 	if err != nil {
 		return err
@@ -166,7 +233,7 @@ func savePayee(tx *sqlx.Tx, s channel.State) error {
 // Charge charges a channel in the caller's transaction (see DB.Update), so that
 // the usage record and what it charges are on disk together or not at all.
 func Charge(tx *sqlx.Tx, id common.Hash, spent uint256.Int) error {
-	s, err := loadPayee(context.Background(), tx, id)
+	s, err := lockPayee(tx, id)
 	if err != nil {
 		return err
 	}
@@ -189,16 +256,11 @@ func (g *group) change(id common.Hash, change func(*channel.State) error) (chann
 	if err != nil {
 		return channel.State{}, err
 	}
-	next := e.state
-	if err := change(&next); err != nil {
-		return channel.State{}, err
-	}
-	next.ID, next.Terms = e.state.ID, e.state.Terms
-	if err := sound(e.state, next); err != nil {
+	next, err := changed(e.state, change)
+	if err != nil {
 		return channel.State{}, err
 	}
 	if !same(e.state, next) {
-		next.UpdatedAt = time.Now()
 		e.state, e.changed = next, true
 	}
 	out := e.state
@@ -210,7 +272,10 @@ func (g *group) entry(id common.Hash) (*entry, error) {
 	if e, ok := g.channels[id]; ok {
 		return e, nil
 	}
-	s, err := loadPayee(context.Background(), g.tx, id)
+	if g.db.dialect == postgres {
+		return nil, unknown(id) // prefetch would have found it
+	}
+	s, err := lockPayee(g.tx, id)
 	if err != nil {
 		return nil, err
 	}
@@ -241,6 +306,9 @@ func same(a, b channel.State) bool {
 
 // flush writes the channels that changed.
 func (g *group) flush() error {
+	if g.db.dialect == postgres {
+		return g.flushRows()
+	}
 	for _, e := range g.channels {
 		if !e.changed {
 			continue

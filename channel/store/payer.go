@@ -26,6 +26,7 @@ const (
 	payerUpdate = "UPDATE payer_channels SET deposit = ?, settled = ?, signed = ?, signature = ?, " +
 		"status = ?, closed = ?, close_requested_at = ?, updated_at = ? WHERE id = ? AND signed <= ?"
 	budgetSelect = "SELECT amount FROM payer_budgets WHERE token = ? AND scope = ?"
+	budgetStart  = "INSERT INTO payer_budgets (token, scope, amount) VALUES (?, ?, ?) ON CONFLICT (token, scope) DO NOTHING"
 	budgetRaise  = "INSERT INTO payer_budgets (token, scope, amount) VALUES (?, ?, ?) " +
 		"ON CONFLICT (token, scope) DO UPDATE SET amount = excluded.amount WHERE payer_budgets.amount < excluded.amount"
 )
@@ -77,7 +78,7 @@ func (p payerStore) Create(ctx context.Context, s channel.PayerState) (channel.P
 func (p payerStore) Update(ctx context.Context, id common.Hash, day string, change func(*channel.PayerState, channel.Budget) error) (channel.PayerState, error) {
 	var kept channel.PayerState
 	err := p.db.Update(ctx, func(tx *sqlx.Tx) error {
-		before, err := loadPayer(ctx, tx, id)
+		before, err := getPayer(ctx, tx, payerSelect+"WHERE id = ?"+forUpdate(tx), id)
 		if err != nil {
 			return err
 		}
@@ -116,9 +117,13 @@ func (p payerStore) List(ctx context.Context, statuses ...channel.Status) ([]cha
 	return states, err
 }
 
-func loadPayer(ctx context.Context, q sqlx.QueryerContext, id common.Hash) (channel.PayerState, error) {
+func loadPayer(ctx context.Context, q querier, id common.Hash) (channel.PayerState, error) {
+	return getPayer(ctx, q, payerSelect+"WHERE id = ?", id)
+}
+
+func getPayer(ctx context.Context, q querier, query string, id common.Hash) (channel.PayerState, error) {
 	var r payerRow
-	err := sqlx.GetContext(ctx, q, &r, payerSelect+"WHERE id = ?", id)
+	err := sqlx.GetContext(ctx, q, &r, q.Rebind(query), id)
 	if errors.Is(err, sql.ErrNoRows) {
 		return channel.PayerState{}, unknown(id)
 	}
@@ -127,7 +132,7 @@ func loadPayer(ctx context.Context, q sqlx.QueryerContext, id common.Hash) (chan
 
 func savePayer(tx *sqlx.Tx, s channel.PayerState) error {
 	r := payerRowOf(s)
-	done, err := tx.Exec(payerUpdate, r.Deposit, r.Settled, r.Signed, r.Signature,
+	done, err := tx.Exec(tx.Rebind(payerUpdate), r.Deposit, r.Settled, r.Signed, r.Signature,
 		r.Status, r.Closed, r.CloseRequestedAt, r.UpdatedAt, r.ID, r.Signed)
 	if err != nil {
 		return err
@@ -151,8 +156,13 @@ func loadBudget(tx *sqlx.Tx, t channel.Terms, day string) (channel.Budget, error
 }
 
 func loadAmount(tx *sqlx.Tx, t channel.Terms, scope string) (uint256.Int, error) {
+	if onPostgres(tx) { // a row to lock: two processes must not add to the same sum at once
+		if _, err := tx.Exec(tx.Rebind(budgetStart), t.Token, scope, amount{}); err != nil {
+			return uint256.Int{}, err
+		}
+	}
 	var a amount
-	err := tx.Get(&a, budgetSelect, t.Token, scope)
+	err := tx.Get(&a, tx.Rebind(budgetSelect)+forUpdate(tx), t.Token, scope)
 	if errors.Is(err, sql.ErrNoRows) {
 		return uint256.Int{}, nil
 	}
@@ -168,9 +178,9 @@ func raiseBudget(tx *sqlx.Tx, t channel.Terms, day string, spent channel.Budget,
 	growth.Sub(&after, &before)
 	spent.Payee.Add(&spent.Payee, &growth)
 	spent.Day.Add(&spent.Day, &growth)
-	if _, err := tx.Exec(budgetRaise, t.Token, payeeScope(t), amount(spent.Payee)); err != nil {
+	if _, err := tx.Exec(tx.Rebind(budgetRaise), t.Token, payeeScope(t), amount(spent.Payee)); err != nil {
 		return err
 	}
-	_, err := tx.Exec(budgetRaise, t.Token, dayScope(day), amount(spent.Day))
+	_, err := tx.Exec(tx.Rebind(budgetRaise), t.Token, dayScope(day), amount(spent.Day))
 	return err
 }

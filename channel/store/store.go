@@ -1,4 +1,5 @@
-// Package store keeps channels in SQLite, on this machine's disk.
+// Package store keeps channels in SQLite, on this machine's disk, or in
+// PostgreSQL, where several processes share them: Open tells by the address.
 //
 // All writers that wait share one transaction (group commit), each with its own
 // result: a write returns after the fsync of the group it was in, and one
@@ -8,6 +9,10 @@
 // A DB is open to other tables beside the channels: Migrate adds them, Update
 // writes them, and Charge lets a caller append its own row and charge a channel
 // in one transaction.
+//
+// On PostgreSQL a channel's row is locked while it is changed, so that nothing
+// is lost or counted twice between processes either, and only one process's
+// writes share a transaction.
 //
 // What is in the file is worth money: vouchers that are not settled yet, and what
 // was signed away. Back up the file together with its -wal, or by SQLite's own
@@ -31,7 +36,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 )
 
-//go:embed migrations/*.sql
+//go:embed migrations/*.sql migrations/postgres/*.sql
 var migrations embed.FS
 
 // ErrClosed is returned by writes to a closed DB.
@@ -45,19 +50,28 @@ const (
 
 // DB is an open database. It is safe for concurrent use.
 type DB struct {
-	path   string
-	writer *sqlx.DB // one connection, used by the commit loop only
-	reader *sqlx.DB
-	queue  chan *op
-	idle   chan struct{} // closed when the commit loop has ended
-	mu     sync.RWMutex  // guards closed, and queue against a send after close
-	closed bool
+	*shared
+	guard func(tx *sqlx.Tx) error // runs first in every write; nil: none
 }
 
-// Open opens the database file, creates it if there is none, and brings its
-// channel tables up to date.
-func Open(ctx context.Context, path string) (*DB, error) {
-	db, err := open(ctx, path)
+// shared is what a DB and those with a guard have in common.
+type shared struct {
+	path    string // the file, or where the server is
+	dialect dialect
+	writer  *sqlx.DB // SQLite: one connection, used by the commit loop only
+	reader  *sqlx.DB
+	queue   chan *op
+	idle    chan struct{} // closed when the commit loop has ended
+	mu      sync.RWMutex  // guards closed, and queue against a send after close
+	closed  bool
+}
+
+// Open opens a database and brings its channel tables up to date. An address
+// that begins with postgres:// is a database on a PostgreSQL server, which must
+// exist; any other is the path of an SQLite file, which is created if there is
+// none.
+func Open(ctx context.Context, address string) (*DB, error) {
+	db, err := open(ctx, address)
 	if err != nil {
 		return nil, err
 	}
@@ -71,7 +85,14 @@ func Open(ctx context.Context, path string) (*DB, error) {
 	return db, nil
 }
 
-func open(ctx context.Context, path string) (*DB, error) {
+func open(ctx context.Context, address string) (*DB, error) {
+	if isPostgres(address) {
+		return openPostgres(ctx, address)
+	}
+	return openFile(ctx, address)
+}
+
+func openFile(ctx context.Context, path string) (*DB, error) {
 	if path == "" || path == ":memory:" {
 		return nil, errors.New("store: name a file: a store in memory would lose money on a restart")
 	}
@@ -82,7 +103,7 @@ func open(ctx context.Context, path string) (*DB, error) {
 	if err := file.Close(); err != nil {
 		return nil, fmt.Errorf("store: %w", err)
 	}
-	db := &DB{path: path, queue: make(chan *op, maxGroup), idle: make(chan struct{})}
+	db := newShared(path, sqlite)
 	if db.writer, err = connect(path, "_txlock=immediate", 1); err != nil {
 		return nil, db.explain(err)
 	}
@@ -94,6 +115,10 @@ func open(ctx context.Context, path string) (*DB, error) {
 	}
 	go db.loop()
 	return db, nil
+}
+
+func newShared(path string, d dialect) *DB {
+	return &DB{shared: &shared{path: path, dialect: d, queue: make(chan *op, maxGroup), idle: make(chan struct{})}}
 }
 
 func connect(path, extra string, connections int) (*sqlx.DB, error) {
@@ -138,6 +163,17 @@ func (db *DB) Close() error {
 // View returns the database for reading. What it reads is committed. Writes
 // through it fail.
 func (db *DB) View() *sqlx.DB { return db.reader }
+
+// Shared reports whether other processes may write this database at the same
+// time.
+func (db *DB) Shared() bool { return db.dialect == postgres }
+
+// Guard returns the same database with a condition on every write through it:
+// check runs first in the write's transaction, and if it fails nothing is
+// written. It takes the place of an earlier guard.
+func (db *DB) Guard(check func(tx *sqlx.Tx) error) *DB {
+	return &DB{shared: db.shared, guard: check}
+}
 
 // Payee returns the store of a payee's channels.
 func (db *DB) Payee() channel.Store { return payeeStore{db} }

@@ -17,11 +17,29 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/pgtest"
 )
 
 func newDB(t testing.TB) *DB {
 	t.Helper()
 	db, err := Open(context.Background(), filepath.Join(t.TempDir(), "gpupay.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { db.Close() })
+	return db
+}
+
+// each runs a test against every database: what a store promises does not depend
+// on it.
+func each(t *testing.T, test func(t *testing.T, db *DB)) {
+	t.Run("sqlite", func(t *testing.T) { test(t, newDB(t)) })
+	t.Run("postgres", func(t *testing.T) { test(t, openAt(t, pgtest.URL(t))) })
+}
+
+func openAt(t testing.TB, address string) *DB {
+	t.Helper()
+	db, err := Open(context.Background(), address)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -63,8 +81,9 @@ func raise(db *DB, id common.Hash, n uint64) error {
 	return err
 }
 
-func TestRoundTrip(t *testing.T) {
-	db := newDB(t)
+func TestRoundTrip(t *testing.T) { each(t, testRoundTrip) }
+
+func testRoundTrip(t *testing.T, db *DB) {
 	ctx := context.Background()
 	want := stateOf(1)
 	want.Terms.ChainID, want.Terms.AuthorizedSigner = 1<<63+5, common.Address{9} // over what SQL's integers hold
@@ -83,15 +102,18 @@ func TestRoundTrip(t *testing.T) {
 	}
 }
 
+var lessThan = map[dialect]string{sqlite: "SELECT ? < ?", postgres: "SELECT ?::bytea < ?::bytea"}
+
 // TestOrderOfBytesIsOrderOfNumbers: SQL compares amounts, so bytes must order as
 // numbers do, over every width.
-func TestOrderOfBytesIsOrderOfNumbers(t *testing.T) {
-	db := newDB(t)
+func TestOrderOfBytesIsOrderOfNumbers(t *testing.T) { each(t, testOrderOfBytesIsOrderOfNumbers) }
+
+func testOrderOfBytesIsOrderOfNumbers(t *testing.T, db *DB) {
 	before := units(0)
 	for shift := range uint(96) {
 		next := *new(uint256.Int).Lsh(uint256.NewInt(1), shift)
 		var less bool
-		if err := db.View().Get(&less, "SELECT ? < ?", amount(before), amount(next)); err != nil || !less {
+		if err := db.View().Get(&less, db.View().Rebind(lessThan[db.dialect]), amount(before), amount(next)); err != nil || !less {
 			t.Errorf("%s is not below %s: %v", before.Dec(), next.Dec(), err)
 		}
 		before = next
@@ -102,8 +124,9 @@ func TestOrderOfBytesIsOrderOfNumbers(t *testing.T) {
 }
 
 // TestCreateKeepsWhatIsKept: registering a channel again forgets no money.
-func TestCreateKeepsWhatIsKept(t *testing.T) {
-	db := newDB(t)
+func TestCreateKeepsWhatIsKept(t *testing.T) { each(t, testCreateKeepsWhatIsKept) }
+
+func testCreateKeepsWhatIsKept(t *testing.T, db *DB) {
 	id := create(t, db, 1)
 	if err := raise(db, id, 7); err != nil {
 		t.Fatal(err)
@@ -115,8 +138,9 @@ func TestCreateKeepsWhatIsKept(t *testing.T) {
 
 // TestLastGuard: even a caller that forgot to compare cannot lower what was
 // accepted, charged or signed.
-func TestLastGuard(t *testing.T) {
-	db := newDB(t)
+func TestLastGuard(t *testing.T) { each(t, testLastGuard) }
+
+func testLastGuard(t *testing.T, db *DB) {
 	ctx := context.Background()
 	id := create(t, db, 1)
 	if err := raise(db, id, 7); err != nil {
@@ -370,8 +394,9 @@ func TestPathsAreTakenLiterally(t *testing.T) {
 	load(t, db, id)
 }
 
-func TestViewOnlyReads(t *testing.T) {
-	db := newDB(t)
+func TestViewOnlyReads(t *testing.T) { each(t, testViewOnlyReads) }
+
+func testViewOnlyReads(t *testing.T, db *DB) {
 	if _, err := db.View().Exec("DELETE FROM payee_channels"); err == nil {
 		t.Error("a reader deleted vouchers")
 	}
@@ -387,8 +412,9 @@ func TestSettings(t *testing.T) {
 	}
 }
 
-func TestClose(t *testing.T) {
-	db := newDB(t)
+func TestClose(t *testing.T) { each(t, testClose) }
+
+func testClose(t *testing.T, db *DB) {
 	id := create(t, db, 1)
 	if err := errors.Join(db.Close(), db.Close()); err != nil {
 		t.Fatal(err)
@@ -403,8 +429,9 @@ func TestClose(t *testing.T) {
 	}
 }
 
-func TestMigrate(t *testing.T) {
-	db := newDB(t)
+func TestMigrate(t *testing.T) { each(t, testMigrate) }
+
+func testMigrate(t *testing.T, db *DB) {
 	ctx := context.Background()
 	file := func(sql string) *fstest.MapFile { return &fstest.MapFile{Data: []byte(sql)} }
 	one := fstest.MapFS{"0001_a.sql": file("CREATE TABLE a (n INTEGER); INSERT INTO a VALUES (1);")}
@@ -436,28 +463,32 @@ func TestMigrate(t *testing.T) {
 // TestNewerDatabaseIsRefusedAtOpen: an old program must not touch what it could
 // misread.
 func TestNewerDatabaseIsRefusedAtOpen(t *testing.T) {
-	db := newDB(t)
-	err := db.Update(context.Background(), func(tx *sqlx.Tx) error {
-		_, err := tx.Exec("INSERT INTO migrations VALUES ('channel', 999, 'future', 0)")
-		return err
-	})
-	if err := errors.Join(err, db.Close()); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := Open(context.Background(), db.path); !errors.Is(err, ErrNewer) {
-		t.Errorf("opened a newer database: %v", err)
+	file, server := filepath.Join(t.TempDir(), "gpupay.db"), pgtest.URL(t)
+	for _, address := range []string{file, server} {
+		db := openAt(t, address)
+		err := db.Update(context.Background(), func(tx *sqlx.Tx) error {
+			_, err := tx.Exec("INSERT INTO migrations VALUES ('channel', 999, 'future', 0)")
+			return err
+		})
+		if err := errors.Join(err, db.Close()); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Open(context.Background(), address); !errors.Is(err, ErrNewer) {
+			t.Errorf("opened a newer database: %v", err)
+		}
 	}
 }
 
 // TestChargeWithARecord: the usage record and what it charges are kept together
 // or not at all.
-func TestChargeWithARecord(t *testing.T) {
-	db := newDB(t)
+func TestChargeWithARecord(t *testing.T) { each(t, testChargeWithARecord) }
+
+func testChargeWithARecord(t *testing.T, db *DB) {
 	ctx := context.Background()
 	id := create(t, db, 1)
 	both := func(version int, spent uint64) error {
 		return db.Update(ctx, func(tx *sqlx.Tx) error {
-			if _, err := tx.Exec("INSERT INTO migrations VALUES ('record', ?, '', 0)", version); err != nil {
+			if _, err := tx.Exec(tx.Rebind("INSERT INTO migrations VALUES ('record', ?, '', 0)"), version); err != nil {
 				return err
 			}
 			return Charge(tx, id, units(spent))

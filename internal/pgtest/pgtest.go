@@ -47,9 +47,22 @@ var shared struct {
 	err    error
 }
 
-// URL returns the address of a new, empty database on a server that all tests of
-// a program share. Call Stop from TestMain.
+// URL returns the address of a new, empty schema on a server that all tests of a
+// program share: to a program it looks like a database of its own. Call Stop from
+// TestMain.
 func URL(t testing.TB) string {
+	t.Helper()
+	return fresh(t, (*Server).Schema)
+}
+
+// Database is URL with a database instead of a schema, which takes longer to
+// make.
+func Database(t testing.TB) string {
+	t.Helper()
+	return fresh(t, (*Server).Create)
+}
+
+func fresh(t testing.TB, make func(*Server) (string, error)) string {
 	t.Helper()
 	if os.Getenv(skipVariable) == "1" {
 		t.Skip(skipVariable + "=1: not tested against PostgreSQL")
@@ -62,7 +75,7 @@ func URL(t testing.TB) string {
 	if shared.err != nil {
 		t.Fatalf("%v\n(install the package postgresql, or set %s=1 to go without)", shared.err, skipVariable)
 	}
-	address, err := shared.server.Create()
+	address, err := make(shared.server)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -181,6 +194,16 @@ func (s *Server) Create() (string, error) {
 		return "", fmt.Errorf("pgtest: %w", err)
 	}
 	return s.address(name), nil
+}
+
+// Schema makes an empty schema in a database that others use too, and returns
+// its address.
+func (s *Server) Schema() (string, error) {
+	name := fmt.Sprintf("schema%d", s.created.Add(1))
+	if err := s.execute("CREATE SCHEMA " + name); err != nil {
+		return "", fmt.Errorf("pgtest: %w", err)
+	}
+	return s.address("postgres") + "&search_path=" + name, nil
 }
 
 func (s *Server) address(database string) string {

@@ -9,9 +9,9 @@ import (
 func TestMain(m *testing.M) { os.Exit(Main(m)) }
 
 // Each call gives a database of its own, and it is a server that syncs.
-func TestURL(t *testing.T) {
-	for range 2 {
-		db, err := sql.Open("pgx", URL(t))
+func TestEmptyAndOnesOwn(t *testing.T) {
+	for _, address := range []string{URL(t), URL(t), Database(t), Database(t)} {
+		db, err := sql.Open("pgx", address)
 		if err != nil {
 			t.Fatal(err)
 		}

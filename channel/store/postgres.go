@@ -1,0 +1,310 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/stdlib"
+	"github.com/jmoiron/sqlx"
+
+	"github.com/gpupay/gpupay/channel"
+)
+
+// dialect is which database this is.
+type dialect uint8
+
+const (
+	sqlite dialect = iota
+	postgres
+)
+
+const (
+	// driverName has sqlx number placeholders ($1) instead of writing them as ?.
+	driverName = "pgx"
+	// writers is how many connections one process writes through; three gateways
+	// together stay within a server's usual hundred.
+	writers = 8
+	// patience bounds a transaction on a server that does not answer: who waits
+	// for a voucher to count must hear that it did not.
+	patience = 30 * time.Second
+	// retries is how often a transaction that another one stood in the way of is
+	// run again.
+	retries = 10
+)
+
+func isPostgres(address string) bool {
+	return strings.HasPrefix(address, "postgres://") || strings.HasPrefix(address, "postgresql://")
+}
+
+func onPostgres(q interface{ DriverName() string }) bool { return q.DriverName() == driverName }
+
+// forUpdate ends a SELECT of what is about to be changed. SQLite has one writer
+// at a time.
+func forUpdate(q interface{ DriverName() string }) string {
+	if onPostgres(q) {
+		return " FOR UPDATE"
+	}
+	return ""
+}
+
+func openPostgres(ctx context.Context, address string) (*DB, error) {
+	config, err := pgx.ParseConfig(address)
+	if err != nil {
+		return nil, fmt.Errorf("store: the address must be postgres://user@host/database: %w", err)
+	}
+	if config.Database == "" {
+		return nil, errors.New("store: the address names no database: postgres://user@host/database")
+	}
+	db := newShared(fmt.Sprintf("%s:%d/%s", config.Host, config.Port, config.Database), postgres)
+	db.writer = pool(config, writers, nil)
+	db.reader = pool(config, readers, map[string]string{"default_transaction_read_only": "on"})
+	if err := db.checkServer(ctx); err != nil {
+		return nil, errors.Join(err, db.writer.Close(), db.reader.Close())
+	}
+	go db.loop()
+	return db, nil
+}
+
+// pool connects with what the promises of this package rest on, whatever the
+// server's own defaults are.
+func pool(config *pgx.ConnConfig, connections int, more map[string]string) *sqlx.DB {
+	c := config.Copy()
+	if c.ConnectTimeout == 0 {
+		c.ConnectTimeout = 5 * time.Second
+	}
+	for name, value := range map[string]string{
+		"application_name":                    "gpupay",
+		"synchronous_commit":                  "on", // an acknowledged voucher is on disk
+		"default_transaction_isolation":       "read committed",
+		"lock_timeout":                        "10s",
+		"idle_in_transaction_session_timeout": "30s", // a process that hangs must not hold a channel
+		"tcp_keepalives_idle":                 "5",   // nor one whose machine is gone a lock
+		"tcp_keepalives_interval":             "2",
+		"tcp_keepalives_count":                "3",
+	} {
+		if given := c.RuntimeParams[name]; given == "" || given == "off" || given == "local" {
+			c.RuntimeParams[name] = value
+		}
+	}
+	for name, value := range more {
+		c.RuntimeParams[name] = value
+	}
+	db := sqlx.NewDb(stdlib.OpenDB(*c), driverName)
+	db.SetMaxOpenConns(connections)
+	db.SetMaxIdleConns(connections)
+	return db
+}
+
+// checkServer refuses a server that cannot do what durability rests on.
+func (db *shared) checkServer(ctx context.Context) error {
+	var s struct {
+		Fsync   string `db:"fsync"`
+		Standby bool   `db:"standby"`
+		Version int    `db:"version"`
+	}
+	err := db.writer.GetContext(ctx, &s, `SELECT current_setting('fsync') AS fsync, pg_is_in_recovery() AS standby,
+		current_setting('server_version_num')::int AS version`)
+	switch {
+	case err != nil:
+		return db.explain(err)
+	case s.Fsync != "on":
+		return fmt.Errorf("store %s: the server has fsync %s: a power cut would lose vouchers: set fsync = on", db.path, s.Fsync)
+	case s.Standby:
+		return fmt.Errorf("store %s: the server is a standby, which cannot be written: name the primary", db.path)
+	case s.Version < 120000:
+		return fmt.Errorf("store %s: the server is PostgreSQL %d, this needs 12 or newer", db.path, s.Version/10000)
+	}
+	return nil
+}
+
+// alone runs fn in a transaction of its own, again where another transaction
+// stood in the way.
+func (db *shared) alone(ctx context.Context, fn func(tx *sqlx.Tx) error) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	db.mu.RLock() // Close waits
+	defer db.mu.RUnlock()
+	if db.closed {
+		return fmt.Errorf("store %s: %w", db.path, ErrClosed)
+	}
+	for try := 0; ; try++ {
+		err := db.transact(ctx, fn)
+		if try == retries || !transient(err) || ctx.Err() != nil {
+			return db.explain(err)
+		}
+		time.Sleep(time.Duration(rand.IntN(1+10*try)) * time.Millisecond)
+	}
+}
+
+// transact does not let the caller's context cut the commit: nobody is told that
+// a write failed which is on disk.
+func (db *shared) transact(ctx context.Context, fn func(tx *sqlx.Tx) error) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
+	defer cancel()
+	tx, err := db.writer.BeginTxx(ctx, nil)
+	if err != nil {
+		return err
+	}
+	g := &group{db: db, tx: tx}
+	if err := g.guard(func(*group) error { return fn(tx) }); err != nil {
+		tx.Rollback()
+		return err
+	}
+	return tx.Commit()
+}
+
+// transient reports a transaction that was undone because of another one, and
+// can be run again.
+func transient(err error) bool {
+	var fault *pgconn.PgError
+	return errors.As(err, &fault) && (fault.Code == "40001" || fault.Code == "40P01") // serialization failure, deadlock
+}
+
+// prefetch locks and reads the channels of a group, in the order of their ids:
+// groups of several processes that want the same ones wait for each other and do
+// not deadlock.
+func (g *group) prefetch(ops []*op) error {
+	if g.db.dialect != postgres {
+		return nil
+	}
+	var ids [][]byte
+	for _, o := range ops {
+		ids = append(ids, o.id[:])
+	}
+	slices.SortFunc(ids, bytes.Compare)
+	var rows []payeeRow
+	if err := g.tx.SelectContext(g.ctx, &rows, payeeSelect+"WHERE id = ANY($1) ORDER BY id FOR UPDATE", slices.CompactFunc(ids, bytes.Equal)); err != nil {
+		return err
+	}
+	for _, r := range rows {
+		g.channels[r.ID] = &entry{state: r.state()}
+	}
+	return nil
+}
+
+// The condition is the last guard, as in payeeUpdate.
+const payeeUpdateRows = `UPDATE payee_channels c SET deposit = n.deposit, settled = n.settled, accepted = n.accepted,
+	spent = n.spent, signature = n.signature, status = n.status, close_requested_at = n.close_requested_at, updated_at = n.updated_at
+	FROM unnest($1::bytea[], $2::bytea[], $3::bytea[], $4::bytea[], $5::bytea[], $6::bytea[], $7::int[], $8::bigint[], $9::bigint[])
+		AS n (id, deposit, settled, accepted, spent, signature, status, close_requested_at, updated_at)
+	WHERE c.id = n.id AND c.accepted <= n.accepted AND c.spent <= n.spent`
+
+// flushRows writes the channels that changed in one statement.
+func (g *group) flushRows() error {
+	var ids, deposits, settled, accepted, spent, signatures [][]byte
+	var statuses []int32
+	var closing, updated []int64
+	for _, e := range g.channels {
+		if !e.changed {
+			continue
+		}
+		r := payeeRowOf(e.state)
+		ids, signatures = append(ids, r.ID[:]), append(signatures, r.Signature)
+		deposits, settled = append(deposits, r.Deposit.bytes()), append(settled, r.Settled.bytes())
+		accepted, spent = append(accepted, r.Accepted.bytes()), append(spent, r.Spent.bytes())
+		statuses, closing, updated = append(statuses, int32(r.Status)), append(closing, r.CloseRequestedAt), append(updated, r.UpdatedAt)
+	}
+	if len(ids) == 0 {
+		return nil
+	}
+	done, err := g.tx.ExecContext(g.ctx, payeeUpdateRows, ids, deposits, settled, accepted, spent, signatures, statuses, closing, updated)
+	if err != nil {
+		return err
+	}
+	if n, err := done.RowsAffected(); err != nil || n != int64(len(ids)) {
+		return fmt.Errorf("store %s: %w: accepted or spent of one of %d channels would fall", g.db.path, channel.ErrLower, len(ids))
+	}
+	return nil
+}
+
+// A Lock is held by one process of all that share a database, for as long as its
+// connection lives: it ends with the process.
+type Lock struct {
+	conn *sql.Conn
+	pid  int
+}
+
+// TryLock takes the named lock, or returns nil where another process has it.
+// Only PostgreSQL has such locks: connect to it directly, or through a pooler
+// that keeps sessions.
+func (db *DB) TryLock(ctx context.Context, name string) (*Lock, error) {
+	if db.dialect != postgres {
+		return nil, fmt.Errorf("store %s: one program writes this database: there is nobody to lock out", db.path)
+	}
+	conn, err := db.writer.Conn(ctx)
+	if err != nil {
+		return nil, db.explain(err)
+	}
+	l := &Lock{conn: conn}
+	var got bool
+	// The schema is part of the name: two may live in one database.
+	err = conn.QueryRowContext(ctx, "SELECT pg_try_advisory_lock(hashtextextended(current_schema() || ' gpupay ' || $1, 0)), pg_backend_pid()", name).Scan(&got, &l.pid)
+	if err != nil || !got {
+		return nil, errors.Join(db.explain(err), l.Close())
+	}
+	return l, nil
+}
+
+// Check returns an error if the lock is lost.
+func (l *Lock) Check(ctx context.Context) error {
+	var pid int
+	if err := l.conn.QueryRowContext(ctx, "SELECT pg_backend_pid()").Scan(&pid); err != nil {
+		return err
+	}
+	if pid != l.pid {
+		return errors.New("store: a pooler gave the lock's session away: connect to PostgreSQL directly")
+	}
+	return nil
+}
+
+// Close ends the session, and the lock with it.
+func (l *Lock) Close() error {
+	_ = l.conn.Raw(func(any) error { return driver.ErrBadConn }) // drops the connection instead of keeping it for others
+	err := l.conn.Close()
+	if errors.Is(err, sql.ErrConnDone) {
+		return nil
+	}
+	return err
+}
+
+// serverAdvice is what an operator does about the surroundings' faults, by
+// PostgreSQL's error code.
+var serverAdvice = map[string]string{
+	"25006": "the server is read-only: name the primary, or make it writable",
+	"28000": "the server refuses this user: check the address",
+	"28P01": "the password is wrong: check the address",
+	"3D000": "the database does not exist: create it (CREATE DATABASE)",
+	"42501": "this user may not do that: give it its own database, or the right to create tables",
+	"53100": "the server's disk is full: free some space",
+	"53300": "the server has no connection left: raise max_connections",
+	"55P03": "another process holds a row locked: see pg_stat_activity",
+	"57P01": "the server is shutting down: start it, nothing that was acknowledged is lost",
+	"57P03": "the server is starting: wait for it",
+	"XX001": "the server's data is damaged: stop, and restore it from a backup",
+}
+
+func (db *shared) explainServer(err error) error {
+	var fault *pgconn.PgError
+	if errors.As(err, &fault) {
+		if what, ok := serverAdvice[fault.Code]; ok {
+			return fmt.Errorf("store %s: %s: %w", db.path, what, err)
+		}
+		return fmt.Errorf("store %s: %w", db.path, err)
+	}
+	var refused *pgconn.ConnectError
+	if errors.As(err, &refused) {
+		return fmt.Errorf("store %s: the server cannot be reached: start it, or check the address: %w", db.path, err)
+	}
+	return err
+}
