@@ -147,12 +147,10 @@ func (l *Rental) Evidence(ctx context.Context) ([]Evidence, error) {
 func (l *Rental) show(ctx context.Context) {
 	view := l.row.state()
 	view.Service, view.Heard = l.service, l.heard
-	if paid, err := l.payer.State(ctx, l.id); err == nil {
-		view.Paid = paid.Signed
-	}
+	paid, err := l.payer.State(context.WithoutCancel(ctx), l.id)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if ctx.Err() != nil {
+	if view.Paid = paid.Signed; err != nil {
 		view.Paid = l.view.Paid
 	}
 	l.view, l.access = view, l.row.Access
@@ -184,6 +182,7 @@ func (l *Rental) owed() uint256.Int {
 }
 
 func (l *Rental) save(ctx context.Context) error {
+	ctx = context.WithoutCancel(ctx) // memory and disk must not differ because somebody lost patience
 	if err := l.r.store.save(ctx, l.row); err != nil {
 		return fmt.Errorf("channel %s: %w", l.id, err)
 	}

@@ -247,12 +247,22 @@ func (l *Rental) check(ctx context.Context, document []byte) error {
 	state := l.checker.State()
 	row := l.row
 	row.Checker = &state
-	if err := l.r.store.accept(ctx, row, rec); err != nil {
-		return err
+	// A Close that interrupts must not lose a record that was checked.
+	if err := l.r.store.accept(context.WithoutCancel(ctx), row, rec); err != nil {
+		return errors.Join(err, l.forget())
 	}
 	l.row, l.heard = row, time.Now()
 	l.show(ctx)
 	return nil
+}
+
+// forget brings the checker back to what is on disk.
+func (l *Rental) forget() error {
+	checker, err := metering.ResumeChecker(l.checking(), *l.row.Checker)
+	if err == nil {
+		l.checker = checker
+	}
+	return err
 }
 
 // contradicted is a record that does not hold. One that we have already is

@@ -32,7 +32,7 @@ func TestBrokenStreams(t *testing.T) {
 	}
 	lease := l.Snapshot().Lease
 	done := background(t.Context(), l)
-	for range 3 {
+	for range 6 {
 		seen := l.Snapshot().Sequence
 		eventually(t, "records", func() bool { return l.Snapshot().Sequence > seen+2 })
 		server.CloseClientConnections()
@@ -383,5 +383,46 @@ func TestLeaseEndedWhileAway(t *testing.T) {
 	checkClosing(t, m, c, m.payerAddress(), before)
 	if limit := uint256.NewInt(2500); c.Settled.Gt(limit) {
 		t.Errorf("settled %s for about a second and a half", c.Settled.Dec())
+	}
+}
+
+// TestDatabaseGone: a renter that cannot write does not pay on, and loses
+// nothing: what it takes up later is paid exactly.
+func TestDatabaseGone(t *testing.T) {
+	m := newMarket(t)
+	server := m.provider(t, nil)
+	before := m.Tokens(t, m.payeeAddress())
+	config := m.renterConfig(t, m.payer)
+	r := openRenter(t, config)
+	l, err := r.Rent(t.Context(), server.URL, RentOptions{Deposit: "1", PayEvery: 50 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := background(t.Context(), l)
+	eventually(t, "a payment", func() bool { s := l.Snapshot(); return !s.Paid.IsZero() })
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case err := <-done:
+		if err == nil {
+			t.Errorf("Run without a database: %v", err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("Run goes on without a database")
+	}
+
+	r = openRenter(t, config)
+	if l, err = r.Resume(t.Context(), l.ID()); err != nil {
+		t.Fatal(err)
+	}
+	c, err := l.Close(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkClosing(t, m, c, m.payerAddress(), before)
+	checkBooks(t, r, l, c)
+	if c.Owed != c.Settled {
+		t.Errorf("owed %s, settled %s", c.Owed.Dec(), c.Settled.Dec())
 	}
 }
