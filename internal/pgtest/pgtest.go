@@ -16,6 +16,7 @@ import (
 	"os/exec"
 	"os/user"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -36,7 +37,8 @@ const skipVariable = "GPUPAY_NO_POSTGRES"
 // Server is a running PostgreSQL.
 type Server struct {
 	dir     string
-	cmd     *exec.Cmd
+	stop    chan struct{} // nil: it is not running
+	ended   chan struct{}
 	output  bytes.Buffer
 	created atomic.Int64
 }
@@ -147,15 +149,35 @@ func (s *Server) start(bin string) error {
 	if out, err := initdb.CombinedOutput(); err != nil {
 		return fmt.Errorf("pgtest: initdb: %w\n%s", err, out)
 	}
-	s.cmd = exec.Command(filepath.Join(bin, "postgres"), "-D", data, "-k", s.dir, "-c", "listen_addresses=", "-c", "max_connections=300")
-	s.cmd.Dir, s.cmd.Stdout, s.cmd.Stderr = s.dir, &s.output, &s.output
-	s.cmd.SysProcAttr = &syscall.SysProcAttr{Credential: identity}
-	die(s.cmd)
-	if err := s.cmd.Start(); err != nil {
-		s.cmd = nil
+	cmd := exec.Command(filepath.Join(bin, "postgres"), "-D", data, "-k", s.dir, "-c", "listen_addresses=", "-c", "max_connections=300")
+	cmd.Dir, cmd.Stdout, cmd.Stderr = s.dir, &s.output, &s.output
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: identity}
+	die(cmd)
+	started := make(chan error)
+	go s.run(cmd, started)
+	if err := <-started; err != nil {
 		return fmt.Errorf("pgtest: %w", err)
 	}
 	return s.ready()
+}
+
+// run keeps the thread that began the server: the kernel ends the server with it
+// (die).
+func (s *Server) run(cmd *exec.Cmd, started chan<- error) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	err := cmd.Start()
+	if err == nil {
+		s.stop, s.ended = make(chan struct{}), make(chan struct{})
+	}
+	started <- err
+	if err != nil {
+		return
+	}
+	defer close(s.ended)
+	<-s.stop
+	_ = cmd.Process.Signal(syscall.SIGQUIT) // it ends its children too
+	_ = cmd.Wait()
 }
 
 // unprivileged is who runs the server where the test runs as root, and gives it
@@ -224,9 +246,9 @@ func (s *Server) execute(statement string) error {
 
 // Stop ends the server at once and removes its files.
 func (s *Server) Stop() error {
-	if s.cmd != nil {
-		_ = s.cmd.Process.Signal(syscall.SIGQUIT) // it ends its children too
-		_ = s.cmd.Wait()
+	if s.stop != nil {
+		close(s.stop)
+		<-s.ended
 	}
 	if !strings.Contains(s.dir, "gpupay-pg-") {
 		return nil
