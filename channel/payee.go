@@ -6,6 +6,8 @@ import (
 
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/internal/fault"
 )
 
 // Store keeps a payee's channels. Every method that changes something returns
@@ -132,6 +134,7 @@ func (p *Payee) Accept(ctx context.Context, v Voucher) (Receipt, error) {
 	if err != nil {
 		return Receipt{}, err
 	}
+	fault.Point(fault.VoucherVerified)
 	outcome, err := p.judge(s, v)
 	if err != nil || outcome != Accepted {
 		return Receipt{outcome, s}, err
@@ -147,6 +150,7 @@ func (p *Payee) Accept(ctx context.Context, v Voucher) (Receipt, error) {
 	if err != nil {
 		return Receipt{}, err
 	}
+	fault.Point(fault.VoucherAccepted)
 	return Receipt{outcome, s}, nil
 }
 

@@ -8,6 +8,8 @@ import (
 
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/internal/fault"
 )
 
 // PayerState is a payer's channel. Amounts are cumulative and in base units.
@@ -200,6 +202,7 @@ func (p *Payer) Pay(ctx context.Context, id common.Hash, cumulative uint256.Int)
 	if err != nil {
 		return Voucher{}, err
 	}
+	fault.Point(fault.VoucherReserved)
 	if len(s.Signature) > 0 {
 		return Voucher{id, cumulative, s.Signature}, nil
 	}
@@ -207,9 +210,11 @@ func (p *Payer) Pay(ctx context.Context, id common.Hash, cumulative uint256.Int)
 	if err != nil {
 		return Voucher{}, err
 	}
+	fault.Point(fault.VoucherSigned)
 	if err := p.keep(ctx, v); err != nil {
 		return Voucher{}, err
 	}
+	fault.Point(fault.VoucherStored)
 	return v, nil
 }
 

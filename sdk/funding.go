@@ -12,6 +12,7 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/fault"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -63,6 +64,7 @@ func (p *Provider) open(r *request, payload *wire.Payload) (s channel.State, fre
 	if s, err = p.payee.Register(ctx, terms, view); err != nil {
 		return s, false, err
 	}
+	fault.Point(fault.OpenRegistered)
 	if !voucher.Cumulative.IsZero() {
 		s, err = p.accept(ctx, voucher)
 	}
@@ -127,6 +129,7 @@ func (p *Provider) fundOpen(ctx context.Context, offer wire.SignedOffer, terms c
 	if a.Value.Lt(&offer.MinDeposit.Int) {
 		return wire.PaymentInsufficient.With("the deposit is %s, the offer wants at least %s", a.Value.Dec(), offer.MinDeposit.Dec())
 	}
+	fault.Point(fault.OpenChecked)
 	return p.sendOnce(ctx, terms.ID(), p.escrow.OpenAuthorizedCall(terms, a))
 }
 
@@ -154,6 +157,7 @@ func (p *Provider) topUp(parent context.Context, payload *wire.Payload) (channel
 		s, err = p.payee.Observe(ctx, s.ID, view)
 		return err
 	})
+	fault.Point(fault.TopUpObserved)
 	if l := p.running(s.ID); err == nil && l != nil {
 		l.observe(s)
 	}
@@ -319,5 +323,6 @@ func (p *Provider) closeChannel(ctx context.Context, s channel.State) (common.Ha
 			return err
 		})
 	}
+	fault.Point(fault.CloseObserved)
 	return result.Hash, s, err
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/fault"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -344,6 +345,7 @@ func (l *lease) record(ctx context.Context, final bool) error {
 		l.deps.log.Error("usage record could not be made", "lease", l.id, "error", err)
 		return err
 	}
+	fault.Point(fault.RecordSigned)
 	l.cut, l.unstored = nil, &rec
 	return l.keep(ctx)
 }
@@ -354,6 +356,7 @@ func (l *lease) keep(ctx context.Context) error {
 		l.deps.log.Error("usage record could not be stored", "lease", l.id, "sequence", rec.Sequence, "error", err)
 		return err
 	}
+	fault.Point(fault.RecordStored)
 	l.unstored = nil
 	l.deps.metrics.recorded(rec)
 	l.update(func(v *leaseView) { v.sequence, v.owed, v.nanos = rec.Sequence, rec.Owed, rec.Nanos })
@@ -378,6 +381,7 @@ func (l *lease) finish(ctx context.Context, req stopRequest) {
 	if releaseErr := l.deps.allocator.Release(call, l.allocation); releaseErr != nil {
 		err = errors.Join(err, releaseErr)
 	}
+	fault.Point(fault.LeaseReleased)
 	// The state is written last: a crash before it releases once more.
 	err = errors.Join(err, l.deps.store.setState(ctx, l.id, leaseEnded, req.reason, time.Now().Unix()))
 	if err != nil {

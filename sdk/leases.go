@@ -15,6 +15,7 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/fault"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -34,6 +35,7 @@ func (p *Provider) start(ctx context.Context, s channel.State, offer wire.Signed
 	if err := p.store.insert(ctx, row); err != nil {
 		return nil, "", err
 	}
+	fault.Point(fault.LeaseWritten)
 	// A renter that hangs up must not leave a half-made allocation behind.
 	call, cancel := context.WithTimeout(context.WithoutCancel(ctx), p.config.CallTimeout)
 	defer cancel()
@@ -45,6 +47,7 @@ func (p *Provider) start(ctx context.Context, s channel.State, offer wire.Signed
 	if err != nil {
 		return nil, "", errors.Join(err, p.store.setState(call, id, leaseEnded, "not allocated", time.Now().Unix()))
 	}
+	fault.Point(fault.LeaseAllocated)
 	a.LeaseID = id
 	text, err := json.Marshal(a)
 	if err == nil {
@@ -53,6 +56,7 @@ func (p *Provider) start(ctx context.Context, s channel.State, offer wire.Signed
 	if err != nil {
 		return nil, "", errors.Join(err, p.config.Allocator.Release(call, a))
 	}
+	fault.Point(fault.LeaseActivated)
 	l, err := p.newLease(s, offer, a, s.Spent, nil, nil)
 	if err != nil {
 		return nil, "", errors.Join(err, p.config.Allocator.Release(call, a), p.store.setState(call, id, leaseEnded, "not started", time.Now().Unix()))

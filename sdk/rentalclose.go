@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/fault"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -52,6 +53,7 @@ func (l *Rental) Close(ctx context.Context) (Closing, error) {
 	if err := l.awaitClosed(ctx); err != nil {
 		return Closing{}, errors.Join(err, lied)
 	}
+	fault.Point(fault.CloseSeen)
 	c, err := l.ending(ctx, false, nil)
 	return c, errors.Join(err, lied)
 }
@@ -116,6 +118,7 @@ func (l *Rental) wrapUp(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	fault.Point(fault.LeaseReturned)
 	return l.released(ctx, answer)
 }
 
@@ -194,11 +197,13 @@ func (l *Rental) askToClose(ctx context.Context) error {
 	if _, err := l.payer.Close(ctx, l.id); err != nil {
 		return err
 	}
+	fault.Point(fault.PaymentsEnded)
 	amount := wire.NewAmount(voucher.Cumulative)
 	_, _, err = l.post(ctx, wire.Payload{
 		Action: wire.ActionClose, ChannelID: l.id, CumulativeAmount: &amount, Signature: voucher.Signature,
 	}, wire.ActionClose, chainTimeout)
 	if err == nil || errors.Is(err, &wire.ChannelFinalized) {
+		fault.Point(fault.CloseAnswered)
 		return nil // the chain has the last word
 	}
 	return fmt.Errorf("channel %s: %w: leave it: %w", l.id, ErrRefused, err)

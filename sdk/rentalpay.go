@@ -10,6 +10,7 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/fault"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -113,6 +114,7 @@ func (l *Rental) deliver(ctx context.Context, v channel.Voucher) {
 		l.r.config.Log.Warn("provider did not take a voucher: it is offered again", "channel", l.id, "cumulative", v.Cumulative.Dec(), "error", err)
 		return
 	}
+	fault.Point(fault.VoucherDelivered)
 	l.delivered = v.Cumulative
 	l.r.config.Log.Debug("paid", "channel", l.id, "cumulative", v.Cumulative.Dec())
 }

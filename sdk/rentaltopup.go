@@ -11,6 +11,7 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/fault"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -75,6 +76,7 @@ func (l *Rental) topUp(ctx context.Context) error {
 	if err := l.save(ctx); err != nil {
 		return err
 	}
+	fault.Point(fault.TopUpStored)
 	return l.finishTopUp(ctx)
 }
 
@@ -92,6 +94,7 @@ func (l *Rental) finishTopUp(ctx context.Context) error {
 	if err := l.signTopUp(ctx); err != nil {
 		return transient{err}
 	}
+	fault.Point(fault.TopUpSigned)
 	_, _, sendErr := l.post(ctx, *l.row.TopUp, "", chainTimeout)
 	view, err := l.escrow.View(ctx, l.id, nil)
 	if err != nil {

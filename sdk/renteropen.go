@@ -11,6 +11,7 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/fault"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -128,6 +129,7 @@ func (r *Renter) prepare(ctx context.Context, q Quote, options RentOptions, depo
 	if err := r.store.create(ctx, row); err != nil {
 		return nil, err
 	}
+	fault.Point(fault.RentalStored)
 	return l, l.payer.Open(ctx, row.Terms, deposit)
 }
 
@@ -176,9 +178,11 @@ func (l *Rental) open(ctx context.Context, first *wire.Challenge) error {
 	if err := l.payer.Open(ctx, l.row.Terms, l.row.Deposit); err != nil {
 		return err // idempotent: a crash may have come before it
 	}
+	fault.Point(fault.ChannelStored)
 	if err := l.fund(ctx); err != nil {
 		return err
 	}
+	fault.Point(fault.FundingStored)
 	return l.start(ctx, first)
 }
 
@@ -296,6 +300,7 @@ func (l *Rental) authorize(ctx context.Context, value uint256.Int, nonce common.
 	if err != nil {
 		return nil, nil, err
 	}
+	fault.Point(fault.DepositSigned)
 	before := wire.NewAmount(*uint256.NewInt(signed.ValidBefore))
 	return &wire.Authorization{
 		From: wire.Address(signed.From), To: wire.Address(signed.To), Value: wire.NewAmount(value),
@@ -327,6 +332,7 @@ func (l *Rental) start(ctx context.Context, first *wire.Challenge) error {
 			return err
 		}
 	}
+	fault.Point(fault.LeaseAsked)
 	l.challenge, l.row.Secret = first, "" // a proof, not a secret, stands beside an open
 	payload := *l.row.Funding
 	amount := wire.NewAmount(voucher.Cumulative)
@@ -337,6 +343,7 @@ func (l *Rental) start(ctx context.Context, first *wire.Challenge) error {
 	if err := l.attach(ctx, payload); err != nil {
 		return err
 	}
+	fault.Point(fault.LeaseBegun)
 	l.delivered = voucher.Cumulative
 	if view, err := l.escrow.View(ctx, l.id, nil); err == nil {
 		if _, err := l.payer.Observe(ctx, l.id, view); err != nil {

@@ -16,6 +16,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/channel/store"
+	"github.com/gpupay/gpupay/internal/fault"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -116,6 +117,7 @@ func saveRental(ctx context.Context, tx *sqlx.Tx, row rentalRow) error {
 // accept keeps a checked record and what the checker knows after it, in one
 // step, before a voucher is signed for it.
 func (s rentalStore) accept(ctx context.Context, row rentalRow, rec metering.SignedRecord) error {
+	defer fault.Point(fault.CheckerStored)
 	document, err := json.Marshal(rec)
 	if err != nil {
 		return err

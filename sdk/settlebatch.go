@@ -14,6 +14,7 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/fault"
 	"github.com/gpupay/gpupay/sdk/chain"
 )
 
@@ -194,6 +195,7 @@ func (s *Settler) transact(ctx context.Context, batch []channel.State) error {
 	if err != nil {
 		return err
 	}
+	fault.Point(fault.SettlementChosen)
 	id, err := s.Sender.Submit(ctx, call)
 	if err != nil {
 		return err
@@ -232,6 +234,7 @@ func (s *Settler) await(ctx context.Context, id chain.TxID, channels []common.Ha
 	for try := 0; ; try++ {
 		after, err := s.observe(ctx, channels, result.Receipt.BlockNumber.Uint64())
 		if err == nil {
+			fault.Point(fault.SettlementObserved)
 			return outcome{result, after}, nil
 		}
 		if try == 8 { // the next pass reads them again before it does anything

@@ -8,6 +8,7 @@ import (
 
 	"github.com/holiman/uint256"
 
+	"github.com/gpupay/gpupay/internal/fault"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -81,6 +82,7 @@ func (s *stream) show(ctx context.Context, now leaseView) (over bool, err error)
 			if err := s.send(rec.Sequence, wire.EventUsage, rec); err != nil {
 				return true, err
 			}
+			fault.Point(fault.RecordSent)
 			s.seen.sequence = rec.Sequence
 		}
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/ethereum/go-ethereum/core/types"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/fault"
 )
 
 // What a Sender does where its fields are zero.
@@ -99,9 +100,11 @@ func (s *Sender) Submit(ctx context.Context, call Call) (TxID, error) {
 	if err != nil {
 		return "", err
 	}
+	fault.Sent(string(call.Kind), fault.TxStored)
 	if err := s.broadcast(ctx, tx.Attempts[0]); err != nil {
 		s.log().Warn("transaction is on disk and will be broadcast later", "tx", tx.ID, "call", call.String(), "err", err)
 	}
+	fault.Sent(string(call.Kind), fault.TxBroadcast)
 	return tx.ID, nil
 }
 

@@ -9,6 +9,8 @@ import (
 
 	"github.com/ethereum/go-ethereum"
 	"github.com/ethereum/go-ethereum/core/types"
+
+	"github.com/gpupay/gpupay/internal/fault"
 )
 
 // maxFill bounds how many nonces one step fills.
@@ -166,7 +168,9 @@ func (s *Sender) mined(ctx context.Context, tx Tx, receipt *types.Receipt, g gla
 	if receipt.EffectiveGasPrice != nil {
 		tx.Cost.Mul(tx.Cost, receipt.EffectiveGasPrice)
 	}
-	return s.Store.record(ctx, tx)
+	err := s.Store.record(ctx, tx)
+	fault.Sent(string(tx.Call.Kind), fault.TxMined)
+	return err
 }
 
 // undone: a re-org took a mined transaction out. The very same one is sent again, so it can never count twice.
