@@ -79,6 +79,7 @@ func parse(args []string) (*options, error) {
 	flags.DurationVar(&c.RecordEvery, "record-every", 5*time.Second, "time between usage records")
 	flags.DurationVar(&c.SuspendTimeout, "suspend-timeout", 5*time.Minute, "an unpaid lease ends after it")
 	flags.Uint64Var(&c.Confirmations, "confirmations", 1, "blocks before a deposit counts; 1 is the block it is in")
+	flags.DurationVar(&c.Poll, "poll", 2*time.Second, "time between looks at the chain")
 	flags.DurationVar(&c.MinGrace, "min-grace", 10*time.Minute, "refuse an escrow with a shorter grace period: it is the time you have to settle after a close request")
 	flags.DurationVar(&c.Settlement.Interval, "settle-every", 0, "how often settlement is considered; 0 for the default")
 	flags.DurationVar(&c.Settlement.MaxAge, "settle-age", 0, "settle what has waited that long; 0 for the default")

@@ -50,6 +50,7 @@ func parse(args []string) (*options, error) {
 	str(&o.rent.Deposit, "deposit", "GPUPAY_DEPOSIT", "", "what to deposit; what the provider suggests if empty")
 	str(&o.rent.TopUp, "top-up", "GPUPAY_TOP_UP", "", "what to add when the deposit runs low; nothing if empty")
 	flags.DurationVar(&o.rent.PayEvery, "pay-every", time.Minute, "time between vouchers")
+	flags.DurationVar(&c.Poll, "poll", 2*time.Second, "time between looks at the chain")
 	flags.BoolVar(&o.rent.Gasless, "gasless", false, "have the provider send the deposit, also if you have native coin")
 	str(&c.Caps.PricePerGPUHour, "max-price", "GPUPAY_MAX_PRICE", "5.00", "refuse a GPU-hour that costs more")
 	str(&c.Caps.PerLease, "budget", "GPUPAY_BUDGET", "10.00", "most to spend in this rental")
