@@ -102,6 +102,7 @@ formatted() {
 	dirs=$(go list -f '{{.Dir}}' ./...)
 	files=$(gofmt -l $dirs | sort -u)
 	[[ -z $files ]] || { echo "run gofmt -w on:"; echo "$files"; return 1; }
+	node_modules/.bin/forge fmt --check
 }
 
 vet() { go vet ./...; }
@@ -180,14 +181,14 @@ if ! command -v go >/dev/null && [[ -x /usr/local/go/bin/go ]]; then
 fi
 step "tools" tools
 step "npm packages" packages
-step "gofmt" formatted
+step "formatting" formatted
 step "go vet" vet
+step "staticcheck" lint
+step "without cgo" portable
 step "golden vectors" vectors
 step "forge build" contracts
 step "forge test, gas" forgetest
 step "bindings are current" generated
-step "staticcheck" lint
-step "without cgo" portable
 if [[ $mode == quick ]]; then
 	step "go test" gotest -p 2 -timeout 20m ./...
 else
