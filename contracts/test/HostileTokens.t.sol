@@ -7,6 +7,7 @@ import {
     BonusToken,
     FalseToken,
     FeeToken,
+    LooseToken,
     LyingToken,
     ReentrantToken,
     SeizingToken,
@@ -311,6 +312,26 @@ contract HostileTokensTest is Base {
         if (way % 4 == 1) return abi.encodeCall(escrow.close, (terms, 60, signature));
         if (way % 4 == 2) return abi.encodeCall(escrow.withdraw, (terms));
         return abi.encodeCall(escrow.settleBatch, (terms.payee, terms.token, _row(terms, 60, signature)));
+    }
+
+    /*//////////////////////////////////////////////////////////////
+                              NOBODY PAYS
+    //////////////////////////////////////////////////////////////*/
+
+    /// @dev A token that lets the zero address pay opens a channel whose signer is what ecrecover returns for nonsense.
+    function testFuzz_looseToken_zeroPayerSignsNothing(bytes32 r, bytes32 s, uint8 v) public {
+        vm.assume(v != 27 && v != 28);
+        LooseToken hostile = new LooseToken();
+        hostile.mint(address(0), 100);
+        Terms memory terms = Terms(address(0), payee.addr, address(hostile), SALT, address(0));
+        bytes32 nonce = _openNonce(terms);
+        bytes32 id =
+            escrow.openWithAuthorization(payee.addr, terms.token, 100, SALT, address(0), address(0), 0, 0, nonce, "");
+        bytes memory signature = abi.encodePacked(r, s, v);
+
+        _expect(abi.encodeWithSelector(IChannelEscrow.InvalidSignature.selector, id, address(0)));
+        escrow.settle(terms, 60, signature);
+        assertEq(escrow.settleBatch(payee.addr, terms.token, _row(terms, 60, signature)), 0);
     }
 
     /*//////////////////////////////////////////////////////////////

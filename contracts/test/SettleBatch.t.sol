@@ -238,6 +238,20 @@ contract SettleBatchTest is Base {
         assertEq(token.balanceOf(address(escrow)), DEPOSIT);
     }
 
+    /// @dev What ecrecover answered for one row must not answer for the next, of the same signer, when it says nothing.
+    function test_settleBatch_badRowAfterGoodOfSameSigner() public {
+        Terms memory terms = _terms();
+        _open(terms, 100);
+        bytes memory good = _row(terms, 10, _voucher(terms, 10));
+        terms.salt = bytes32(uint256(8));
+        bytes32 id = _open(terms, 100);
+        bytes memory bad = _row(terms, 20, new bytes(65));
+
+        assertEq(escrow.settleBatch(payee.addr, address(token), bytes.concat(good, bad)), 10);
+
+        _assertBooks(id, 100, 0);
+    }
+
     function test_settleBatch_empty() public {
         vm.recordLogs();
         assertEq(escrow.settleBatch(payee.addr, address(token), ""), 0);
