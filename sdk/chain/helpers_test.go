@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/ecdsa"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -14,6 +15,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/channel/store"
 	"github.com/gpupay/gpupay/internal/chaintest"
+	"github.com/gpupay/gpupay/internal/pgtest"
 	"github.com/gpupay/gpupay/sdk/chain"
 )
 
@@ -42,9 +44,15 @@ func newWorld(t *testing.T, args ...string) *world {
 	return w
 }
 
-// file is a store in a directory of the test's own.
+// onPostgres names the tests that run against PostgreSQL too.
+const onPostgres = "postgres"
+
+// file is a store in a directory of the test's own, or on a server.
 func file(t *testing.T) string {
 	t.Helper()
+	if strings.Contains(t.Name(), onPostgres) {
+		return pgtest.URL(t)
+	}
 	return filepath.Join(t.TempDir(), "gpupay.db")
 }
 

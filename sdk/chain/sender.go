@@ -14,6 +14,7 @@ import (
 	"github.com/ethereum/go-ethereum/core/types"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/channel/store"
 	"github.com/gpupay/gpupay/internal/fault"
 )
 
@@ -23,12 +24,14 @@ const (
 	defaultStuck    = time.Minute      // a few blocks anywhere; the money at stake is a fee bump
 	defaultResend   = 20 * time.Second // nodes drop transactions without a word
 	defaultFinality = 32               // blocks: an epoch of Ethereum
+	nonceTries      = 100              // each lost to another process that used the nonce
 	defaultTimeout  = time.Minute      // an endpoint that takes longer is as good as down
 )
 
 // A Sender puts the transactions of one key onto the chain and keeps them there. Every transaction is on disk before it
 // is broadcast; it is broadcast again when a node dropped it, replaced at a higher fee when it is stuck, sent anew when a
-// re-org undid it, and resumed after a restart. Fields are set before first use. One key belongs to one Sender.
+// re-org undid it, and resumed after a restart. Fields are set before first use. One key belongs to one Sender, or to
+// several over one database of which one runs and the others follow.
 type Sender struct {
 	Backend Backend
 	Key     channel.Signer
@@ -40,8 +43,11 @@ type Sender struct {
 	Timeout  time.Duration // of one look at the chain, or one Submit; 0: 1 min
 	Finality uint64        // blocks after which a mined transaction is left alone; 0: 32
 	MaxFee   *big.Int      // wei per gas that no version exceeds; nil: no bound
-	Log      *slog.Logger
-	Now      func() time.Time
+	// Follow leaves the outbox to another process on the same database that has a
+	// Sender of the same key and runs it: this one submits and waits.
+	Follow bool
+	Log    *slog.Logger
+	Now    func() time.Time
 
 	submitting sync.Mutex // one nonce at a time
 	stepping   sync.Mutex
@@ -112,11 +118,16 @@ func (s *Sender) Submit(ctx context.Context, call Call) (TxID, error) {
 func (s *Sender) enqueue(ctx context.Context, chain uint64, call Call, gas uint64, f fees) (Tx, error) {
 	s.submitting.Lock()
 	defer s.submitting.Unlock()
-	nonce, err := s.nonce(ctx, chain)
-	if err != nil {
-		return Tx{}, err
+	for try := 0; ; try++ {
+		nonce, err := s.nonce(ctx, chain)
+		if err != nil {
+			return Tx{}, err
+		}
+		tx, err := s.write(ctx, chain, nonce, call, gas, f)
+		if try == nonceTries || !store.Conflict(err) {
+			return tx, err
+		} // another process with this key was faster: the outbox holds each nonce once
 	}
-	return s.write(ctx, chain, nonce, call, gas, f)
 }
 
 // nonce is the first that neither the outbox nor the node has seen. The caller holds submitting.

@@ -44,6 +44,9 @@ type glance struct {
 
 // step is Sync, but callers of Wait and Run share one per poll.
 func (s *Sender) step(ctx context.Context) error {
+	if s.Follow {
+		return nil
+	}
 	s.stepping.Lock()
 	defer s.stepping.Unlock()
 	if since := s.now().Sub(s.stepped); since >= 0 && since < s.poll()/2 {
