@@ -129,6 +129,35 @@ func TestDrainEndsLeasesAndSettles(t *testing.T) {
 	}
 }
 
+// A renter that was away when its lease ended hears how, and gets the records it
+// missed; it does not get another lease.
+func TestSecretOfAnEndedLeaseTellsItsEnd(t *testing.T) {
+	r := newRig(t)
+	lease := r.open(1, 500_000, "")
+	lease.record()
+	lease.body.Close()
+	final := lease.release()
+	id, secret := lease.lease.LeaseID, lease.lease.Secret
+	cred := lease.credential(wire.ActionVoucher, 1)
+	cred.Payload.LeaseSecret = secret
+	lease.attach(r.do("GET", "", cred, "Last-Event-ID", "1"))
+	if lease.lease.LeaseID != id || string(lease.lease.Access) != "null" || lease.lease.State != string(leaseEnded) {
+		t.Fatalf("attached to %+v", lease.lease)
+	}
+	rec := lease.record()
+	for rec.Sequence < final.Sequence {
+		rec = lease.record()
+	}
+	if !rec.Final || rec.Owed != final.Owed {
+		t.Errorf("the last record is %+v", rec.Record)
+	}
+	lease.status(leaseEnded)
+	lease.next(wire.EventReceipt)
+	if free := r.provider.config.Allocator.(*HostAllocator).Free(); free != 2 {
+		t.Errorf("%d devices are free: another lease began", free)
+	}
+}
+
 // A device that is lost stops the bill, not the lease.
 func TestLostDeviceIsNotBilled(t *testing.T) {
 	const healthy = 5 * time.Second // since the source was made, which is before the lease begins

@@ -187,6 +187,34 @@ func (p *Provider) launch(l *lease, state leaseState, s channel.State, last *met
 	return nil
 }
 
+// remembered is the lease that the request's secret belongs to, if it is over:
+// its records can still be read, and its GPUs no longer be reached.
+func (p *Provider) remembered(r *request, s channel.State) (*lease, error) {
+	row, ok, err := p.store.newest(r.Context(), s.ID)
+	if err != nil || !ok || row.State != string(leaseEnded) || !sameSecret(r.cred.Payload.LeaseSecret, row.SecretHash) {
+		return nil, err
+	}
+	a, err := row.allocation()
+	if err != nil {
+		return nil, err
+	}
+	a.Access = json.RawMessage("null")
+	before, err := channel.ParseAmount(row.OwedBefore)
+	if err != nil {
+		return nil, err
+	}
+	l := &lease{id: a.LeaseID, terms: s.Terms, allocation: a, owedBefore: before, deps: leaseDeps{store: p.store},
+		done: make(chan struct{}), changed: make(chan struct{})}
+	close(l.done)
+	l.offer.Hash = common.HexToHash(row.Offer)
+	l.view = leaseView{state: leaseEnded, reason: row.Reason, version: 2, owed: s.Spent, accepted: s.Accepted, deposit: s.Deposit}
+	last, err := p.store.last(r.Context(), l.id)
+	if err == nil && last != nil {
+		l.view.sequence, l.view.owed, l.view.nanos = last.Sequence, last.Owed, last.Nanos
+	}
+	return l, err
+}
+
 // closeGrace is how long a renter has, after its lease, to pay what is left and
 // close: a settlement before that would be paid for twice.
 const closeGrace = time.Minute

@@ -22,6 +22,7 @@ const maxGPUs = 1024
 // routes are the provider's resources. The lease is the paid one; vouchers go
 // to the same URI as what they pay for.
 func (p *Provider) routes() {
+	p.guard, p.sponsor = newGuard(p.config.Limits), newSponsor()
 	p.mux = http.NewServeMux()
 	p.mux.HandleFunc("GET /offer", p.serveOffer)
 	p.mux.HandleFunc("GET /offer/{hash}", p.serveOffer)
@@ -29,11 +30,21 @@ func (p *Provider) routes() {
 }
 
 // ServeHTTP serves offers and leases.
-func (p *Provider) ServeHTTP(w http.ResponseWriter, r *http.Request) { p.mux.ServeHTTP(w, r) }
+func (p *Provider) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if err := spare(w, r); err != nil {
+		p.refuse(w, r, err)
+		return
+	}
+	p.mux.ServeHTTP(w, r)
+}
 
 func (p *Provider) serveOffer(w http.ResponseWriter, r *http.Request) {
 	offer := p.Offer()
 	if text := r.PathValue("hash"); text != "" && common.HexToHash(text) != offer.Hash {
+		if !p.guard.challenge(r) {
+			p.refuse(w, r, wire.TooMany.With("too many requests from your address"))
+			return
+		}
 		past, err := p.store.offer(r.Context(), common.HexToHash(text))
 		if err != nil {
 			http.NotFound(w, r)
@@ -43,6 +54,7 @@ func (p *Provider) serveOffer(w http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("ETag", strconv.Quote(offer.Hash.Hex()))
+	hurry(w)
 	_, _ = w.Write(offer.Document)
 }
 
@@ -58,7 +70,6 @@ type request struct {
 // serveLease is the paid resource.
 func (p *Provider) serveLease(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Cache-Control", "no-store")
-	r.Body = http.MaxBytesReader(w, r.Body, 64<<10)
 	req, err := p.read(r)
 	if err == nil {
 		err = p.act(w, req)
@@ -315,11 +326,16 @@ func (p *Provider) attach(w http.ResponseWriter, r *request, s channel.State) er
 }
 
 // join finds the lease that runs on the channel or begins one. Who comes with
-// a proof instead of the secret gets a new secret.
+// a proof instead of the secret gets a new secret; who comes with the secret of
+// a lease that is over gets the end of that one, and not another lease.
 func (p *Provider) join(r *request, s channel.State) (*lease, string, error) {
 	defer p.starts.lock(s.ID)()
 	l := p.running(s.ID)
 	if l == nil {
+		over, err := p.remembered(r, s)
+		if over != nil || err != nil {
+			return over, "", err
+		}
 		if s.Status != channel.Open {
 			return nil, "", fmt.Errorf("channel %s: %w", s.ID, channel.ErrClosing)
 		}
@@ -352,6 +368,7 @@ func (p *Provider) acknowledge(w http.ResponseWriter, r *request, s channel.Stat
 		body = receipt
 	}
 	w.Header().Set("Content-Type", "application/json")
+	hurry(w)
 	return json.NewEncoder(w).Encode(body)
 }
 
@@ -370,6 +387,9 @@ func (p *Provider) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	} else {
 		p.config.Log.Debug("request refused", "method", r.Method, "problem", problem.Type, "error", err)
 	}
+	if problem.Status == http.StatusPaymentRequired && !p.guard.challenge(r) {
+		problem = wire.TooMany.With("too many requests without a payment from your address: wait a second")
+	}
 	p.metrics.refused(problem)
 	if problem.Status == http.StatusPaymentRequired {
 		challenge, err := p.challenge()
@@ -379,9 +399,13 @@ func (p *Provider) refuse(w http.ResponseWriter, r *http.Request, err error) {
 			w.Header().Set("WWW-Authenticate", challenge.Header())
 		}
 	}
-	if problem.Status == http.StatusServiceUnavailable {
+	switch problem.Status {
+	case http.StatusServiceUnavailable:
 		w.Header().Set("Retry-After", "10")
+	case http.StatusTooManyRequests:
+		w.Header().Set("Retry-After", "2")
 	}
+	hurry(w)
 	problem.Write(w)
 }
 
@@ -389,7 +413,8 @@ func (p *Provider) refuse(w http.ResponseWriter, r *http.Request, err error) {
 func (p *Provider) challenge() (wire.Challenge, error) {
 	offer := p.Offer()
 	types := []string{wire.TypeHash}
-	if p.gasless {
+	gasless := p.sponsors()
+	if gasless {
 		types = []string{wire.TypeAuthorization, wire.TypeHash}
 	}
 	delta := wire.NewAmount(p.payee.MinDelta)
@@ -404,7 +429,7 @@ func (p *Provider) challenge() (wire.Challenge, error) {
 		ExternalID:       offer.Hash.Hex(),
 		MethodDetails: wire.MethodDetails{
 			ChainID: offer.ChainID, EscrowContract: offer.Escrow, MinVoucherDelta: &delta,
-			FeePayer: p.gasless, CredentialTypes: types,
+			FeePayer: gasless, CredentialTypes: types,
 		},
 	}, rand.Text())
 }

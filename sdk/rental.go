@@ -208,6 +208,7 @@ func (l *Rental) checking() metering.CheckerConfig {
 			ID: l.row.Lease, ChannelID: l.id, OfferHash: l.offer.Hash,
 			ChainID: l.row.Terms.ChainID, Escrow: l.row.Terms.Escrow,
 			Price: l.price, OwedBefore: l.row.OwedBefore, Devices: l.row.Devices,
+			MaxGap: time.Duration(l.offer.MaxGap) * time.Millisecond,
 		},
 	}
 }
