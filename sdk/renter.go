@@ -34,6 +34,8 @@ var (
 	ErrRefused = errors.New("provider does not close the channel")
 	// ErrBudget: a cap or the deposit is used up. Close now, and all is paid.
 	ErrBudget = errors.New("budget is used up")
+	// ErrDeposit: more than the cap, or less than the provider takes.
+	ErrDeposit = errors.New("deposit does not fit")
 	// ErrNoGas: the way needs a transaction and the renter has no native coin.
 	ErrNoGas = errors.New("no native coin to pay gas with")
 	// ErrBalance: the renter has too little of the token.

@@ -79,12 +79,15 @@ func (r *Renter) deposit(q Quote, options RentOptions) (uint256.Int, error) {
 			return deposit, fmt.Errorf("renter: TopUp: %w", err)
 		}
 	}
+	if options.Deposit == "" {
+		deposit = lesser(deposit, r.caps.PerChannel)
+	}
 	if deposit.Gt(&r.caps.PerChannel) {
-		return deposit, fmt.Errorf("%w: a deposit of %s, Caps.PerLease is %s: deposit less or raise the cap",
-			ErrBudget, r.units(deposit), r.units(r.caps.PerChannel))
+		return deposit, fmt.Errorf("%w: it is %s, Caps.PerLease is %s: deposit less or raise the cap",
+			ErrDeposit, r.units(deposit), r.units(r.caps.PerChannel))
 	}
 	if deposit.IsZero() || deposit.Lt(&q.MinDeposit) {
-		return deposit, fmt.Errorf("%w: a deposit of %s, the provider wants at least %s", ErrBudget, r.units(deposit), r.units(q.MinDeposit))
+		return deposit, fmt.Errorf("%w: it is %s, the provider wants at least %s", ErrDeposit, r.units(deposit), r.units(q.MinDeposit))
 	}
 	return deposit, nil
 }
