@@ -49,6 +49,7 @@ type ProviderConfig struct {
 	MinGrace       time.Duration // refuse an escrow with a shorter grace period; 10 min if zero
 	ClockTolerance time.Duration // between our clock and the chain's; 2 min if zero
 	Settlement     SettlementPolicy
+	Limits         Limits           // what strangers may cost: requests, waits and gas
 	OnSettled      func(Settlement) // after each settlement; may be nil
 
 	MeterKey metering.Signer // signs usage records; Key if nil
@@ -73,6 +74,7 @@ func (c ProviderConfig) withDefaults() ProviderConfig {
 	c.MinGrace = or(c.MinGrace, chain.MinGrace)
 	c.ClockTolerance = or(c.ClockTolerance, 2*time.Minute)
 	c.Realm = or(c.Realm, "gpupay")
+	c.Limits = c.Limits.withDefaults()
 	if c.MeterKey == nil {
 		c.MeterKey = c.Key
 	}
@@ -112,7 +114,7 @@ func (c ProviderConfig) check() error {
 	case c.Credit < 4*c.Tick:
 		return fmt.Errorf("provider: Credit (%s) must be at least four ticks (%s): less suspends every lease at once", c.Credit, 4*c.Tick)
 	}
-	return nil
+	return c.Limits.check()
 }
 
 // connect dials the chain and checks everything about it that could cost

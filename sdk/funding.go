@@ -26,7 +26,7 @@ func (p *Provider) deposit(r *request, payload *wire.Payload) (s channel.State, 
 	if payload.Action == wire.ActionOpen {
 		return p.open(r, payload)
 	}
-	s, err = p.topUp(r.Context(), payload)
+	s, err = p.topUp(r, payload)
 	return s, false, err
 }
 
@@ -35,6 +35,11 @@ func (p *Provider) deposit(r *request, payload *wire.Payload) (s channel.State, 
 func (p *Provider) open(r *request, payload *wire.Payload) (s channel.State, fresh bool, err error) {
 	ctx, cancel := context.WithTimeout(r.Context(), p.config.OpenTimeout)
 	defer cancel()
+	leave, err := p.guard.deposit(r.Request)
+	if err != nil {
+		return s, false, err
+	}
+	defer leave.leave()
 	terms, err := p.termsOf(r, payload)
 	if err != nil {
 		return s, false, err
@@ -51,7 +56,7 @@ func (p *Provider) open(r *request, payload *wire.Payload) (s channel.State, fre
 	if !errors.Is(err, channel.ErrUnknown) {
 		return s, false, err
 	}
-	if err := p.fundOpen(ctx, r.offer, terms, payload); err != nil {
+	if err := p.fundOpen(ctx, leave, r.offer, terms, payload); err != nil {
 		return s, false, err
 	}
 	view, err := p.awaitDeposit(ctx, terms.ID(), uint256.Int{})
@@ -118,9 +123,9 @@ func (p *Provider) termsOf(r *request, payload *wire.Payload) (channel.Terms, er
 	return terms, nil
 }
 
-func (p *Provider) fundOpen(ctx context.Context, offer wire.SignedOffer, terms channel.Terms, payload *wire.Payload) error {
+func (p *Provider) fundOpen(ctx context.Context, leave *admission, offer wire.SignedOffer, terms channel.Terms, payload *wire.Payload) error {
 	if payload.Type == wire.TypeHash {
-		return p.checkTransaction(ctx, terms.ID(), *payload.Hash)
+		return p.checkTransaction(ctx, leave, terms.ID(), *payload.Hash)
 	}
 	a, err := p.authorization(payload, terms.Payer, channel.OpenNonce(terms.Payer, terms))
 	if err != nil {
@@ -134,9 +139,14 @@ func (p *Provider) fundOpen(ctx context.Context, offer wire.SignedOffer, terms c
 }
 
 // topUp adds to a known channel's deposit.
-func (p *Provider) topUp(parent context.Context, payload *wire.Payload) (channel.State, error) {
-	ctx, cancel := context.WithTimeout(parent, p.config.OpenTimeout)
+func (p *Provider) topUp(r *request, payload *wire.Payload) (channel.State, error) {
+	ctx, cancel := context.WithTimeout(r.Context(), p.config.OpenTimeout)
 	defer cancel()
+	leave, err := p.guard.deposit(r.Request)
+	if err != nil {
+		return channel.State{}, err
+	}
+	defer leave.leave()
 	s, err := p.payee.State(ctx, payload.ChannelID)
 	if err != nil {
 		return s, err
@@ -146,7 +156,7 @@ func (p *Provider) topUp(parent context.Context, payload *wire.Payload) (channel
 	}
 	// Nothing is locked while a transaction is waited for: a stranger who names
 	// one that never comes must not keep the renter's own vouchers out.
-	if err := p.fundTopUp(ctx, s, payload); err != nil {
+	if err := p.fundTopUp(ctx, leave, s, payload); err != nil {
 		return s, err
 	}
 	view, err := p.awaitDeposit(ctx, s.ID, s.Deposit)
@@ -164,9 +174,9 @@ func (p *Provider) topUp(parent context.Context, payload *wire.Payload) (channel
 	return s, err
 }
 
-func (p *Provider) fundTopUp(ctx context.Context, s channel.State, payload *wire.Payload) error {
+func (p *Provider) fundTopUp(ctx context.Context, leave *admission, s channel.State, payload *wire.Payload) error {
 	if payload.Type == wire.TypeHash {
-		return p.checkTransaction(ctx, s.ID, *payload.Hash)
+		return p.checkTransaction(ctx, leave, s.ID, *payload.Hash)
 	}
 	from := common.Address(payload.Authorization.From)
 	a, err := p.authorization(payload, from, channel.TopUpNonce(s.ID, payload.AdditionalDeposit.Int, from, *payload.Salt))
@@ -230,7 +240,7 @@ func (p *Provider) submitOnce(ctx context.Context, id common.Hash, call chain.Ca
 	if err != nil || tx != "" {
 		return tx, err
 	}
-	if tx, err = p.sender.Submit(ctx, call); err == nil {
+	if tx, err = p.submitSponsored(ctx, call); err == nil {
 		p.config.Log.Info("deposit sent for a renter", "call", call.String(), "tx", tx)
 	}
 	return tx, err
@@ -252,8 +262,10 @@ func (p *Provider) sent(ctx context.Context, id common.Hash, call chain.Call) (c
 
 // checkTransaction waits for a renter's own transaction and refuses one that
 // reverted or is about another channel. That it moved money is not believed
-// from it: the contract is asked.
-func (p *Provider) checkTransaction(ctx context.Context, id, hash common.Hash) error {
+// from it: the contract is asked. A renter that was told its transaction's hash
+// is rarely here before the block, so waits are few, and a stranger's invented
+// hashes find no room.
+func (p *Provider) checkTransaction(ctx context.Context, leave *admission, id, hash common.Hash) error {
 	for {
 		receipt, err := chain.Receipt(ctx, p.escrow.Backend(), hash)
 		switch {
@@ -266,7 +278,7 @@ func (p *Provider) checkTransaction(ctx context.Context, id, hash common.Hash) e
 		case !errors.Is(err, ethereum.NotFound):
 			return fmt.Errorf("reading transaction %s: %w", hash, err)
 		}
-		if err := chain.Pause(ctx, p.config.Poll); err != nil {
+		if !leave.await() || chain.Pause(ctx, p.config.Poll) != nil {
 			return wire.Unavailable.With("transaction %s is not mined yet: send the same request again later", hash)
 		}
 	}

@@ -42,9 +42,13 @@ func problemOf(err error) *wire.Problem {
 			return p.kind.With("%v", err)
 		}
 	}
+	var mined *chain.Reverted
 	var revert *chain.Revert
 	if errors.As(err, &revert) {
 		return wire.TransactionReverted.With("the escrow refused the transaction: %s", reason(revert))
+	}
+	if errors.As(err, &mined) { // it cost gas; why it reverted may not be known any more
+		return wire.TransactionReverted.With("transaction %s was mined and reverted; that is final", mined.Hash)
 	}
 	if errors.Is(err, context.DeadlineExceeded) {
 		return wire.Unavailable.With("it took too long; nothing is lost, try again")

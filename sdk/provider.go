@@ -48,6 +48,8 @@ type Provider struct {
 	minter  *wire.Minter
 	metrics *providerMetrics
 	mux     *http.ServeMux
+	guard   *guard   // what clients may do how often
+	sponsor *sponsor // what deposits of strangers may cost
 
 	life    context.Context // leases run until it ends
 	finish  context.CancelFunc

@@ -1,0 +1,261 @@
+package sdk
+
+import (
+	"container/list"
+	"errors"
+	"io"
+	"math/big"
+	"net"
+	"net/http"
+	"net/netip"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// Limits bound what strangers may cost a provider: memory, signatures to check,
+// questions to the chain, and gas. A zero field is its default. What a renter
+// pays with is not limited by where it comes from: a renter behind the same
+// address as an attacker can still send its vouchers.
+type Limits struct {
+	// ClientIP says who a request is from, where a proxy stands in front: the
+	// address that the proxy itself saw and not one that a client can claim. ""
+	// is nobody in particular. The peer's address if nil.
+	//
+	// Clients are told apart by address, IPv6 ones by their /64. The addresses of
+	// this host, and what is no address, stand for many clients and have only
+	// the bounds that all share.
+	ClientIP func(*http.Request) string
+
+	Challenges Rate // a client's requests without a credential or with a wrong one; 10 a second, 100 at once
+	Deposits   Rate // a client's opens and top-ups; one in 2 s, 20 at once
+
+	// Opens and top-ups of all clients that are worked on at once, most of them
+	// waiting for a block; 256. No client gets more than an eighth.
+	Pending int
+	// How many of these may wait for a renter's own transaction that the chain
+	// does not know: it may never come. 32, an eighth for each client. Who finds
+	// none free is told at once to come back when it is mined.
+	Unmined int
+	// Clients that are remembered, the latest; 10,000, in about 5 MB.
+	Clients int
+
+	// LostGas is how much native coin, in wei, deposits that we sent for renters
+	// in the last hour may have cost us by reverting, those in flight included. A
+	// deposit is simulated before it is sent, but a payer can move its tokens away
+	// in between. Where the bound is met, renters must send their own deposits
+	// until an hour has passed. It can be exceeded by one transaction for each
+	// process on a database. 0.01 ether if nil.
+	LostGas *big.Int
+}
+
+// Rate is how often something may happen on average, and how often at once. A
+// negative PerSecond is no limit.
+type Rate struct {
+	PerSecond float64
+	Burst     int
+}
+
+func (l Limits) withDefaults() Limits {
+	l.Challenges = or(l.Challenges, Rate{PerSecond: 10, Burst: 100})
+	l.Deposits = or(l.Deposits, Rate{PerSecond: 0.5, Burst: 20})
+	l.Pending = or(l.Pending, 256)
+	l.Unmined = or(l.Unmined, 32)
+	l.Clients = or(l.Clients, 10_000)
+	if l.ClientIP == nil {
+		l.ClientIP = func(r *http.Request) string { return r.RemoteAddr }
+	}
+	if l.LostGas == nil {
+		l.LostGas = big.NewInt(1e16)
+	}
+	return l
+}
+
+func (l Limits) check() error {
+	if l.Pending < 0 || l.Unmined < 0 || l.Clients < 0 || l.Challenges.Burst < 0 || l.Deposits.Burst < 0 || l.LostGas.Sign() < 0 {
+		return errors.New("provider: Limits: only a rate may be negative: it is none then")
+	}
+	return nil
+}
+
+func (r Rate) limiter() *rate.Limiter {
+	if r.PerSecond < 0 {
+		return rate.NewLimiter(rate.Inf, 0)
+	}
+	return rate.NewLimiter(rate.Limit(r.PerSecond), max(r.Burst, 1))
+}
+
+// guard holds the provider's clients to its Limits.
+type guard struct {
+	limits Limits
+
+	mu      sync.Mutex
+	clients map[string]*list.Element // of *client
+	recent  list.List                // the latest first
+	all     pending
+}
+
+// client is one address. Of its own bounds it has none if it stands for many.
+type client struct {
+	name       string
+	challenges *rate.Limiter
+	deposits   *rate.Limiter
+	pending    pending
+}
+
+// pending counts opens and top-ups that are worked on.
+type pending struct{ deposits, unmined int }
+
+func newGuard(limits Limits) *guard {
+	return &guard{limits: limits, clients: make(map[string]*list.Element)}
+}
+
+// clientName is the address that a client is known by, "" if it has none of its
+// own.
+func clientName(address string) string {
+	if host, _, err := net.SplitHostPort(address); err == nil {
+		address = host
+	}
+	ip, err := netip.ParseAddr(address)
+	if err != nil || ip.IsLoopback() || ip.IsUnspecified() {
+		return ""
+	}
+	ip = ip.Unmap().WithZone("")
+	if ip.Is6() {
+		prefix, err := ip.Prefix(64) // what one customer of a network gets
+		if err != nil {
+			return ""
+		}
+		ip = prefix.Addr()
+	}
+	return ip.String()
+}
+
+// client finds who a request is from, or nil. The caller holds mu.
+func (g *guard) client(r *http.Request) *client {
+	name := clientName(g.limits.ClientIP(r))
+	if name == "" {
+		return nil
+	}
+	if e := g.clients[name]; e != nil {
+		g.recent.MoveToFront(e)
+		return e.Value.(*client)
+	}
+	if g.recent.Len() >= g.limits.Clients {
+		last := g.recent.Back()
+		delete(g.clients, last.Value.(*client).name)
+		g.recent.Remove(last)
+	}
+	c := &client{name: name, challenges: g.limits.Challenges.limiter(), deposits: g.limits.Deposits.limiter()}
+	g.clients[name] = g.recent.PushFront(c)
+	return c
+}
+
+// challenge reports whether a client may have one more challenge.
+func (g *guard) challenge(r *http.Request) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	c := g.client(r)
+	return c == nil || c.challenges.Allow()
+}
+
+// admission is the leave to work on one open or top-up.
+type admission struct {
+	guard   *guard
+	client  *client // nil: it stands for many
+	unmined bool
+}
+
+// deposit admits one open or top-up, to be left when it is done.
+func (g *guard) deposit(r *http.Request) (*admission, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	c := g.client(r)
+	if c != nil && !c.deposits.Allow() {
+		return nil, wire.TooMany.With("too many opens and top-ups from your address: send fewer, or wait")
+	}
+	if c != nil && c.pending.deposits >= share(g.limits.Pending) {
+		return nil, wire.TooMany.With("%d opens and top-ups from your address are under way: wait for one of them", c.pending.deposits)
+	}
+	if g.all.deposits >= g.limits.Pending {
+		return nil, wire.Unavailable.With("too many opens and top-ups are under way: send the same request again later")
+	}
+	a := &admission{guard: g, client: c}
+	for _, p := range a.counts() {
+		p.deposits++
+	}
+	return a, nil
+}
+
+// share is what one client gets of something that all share.
+func share(of int) int { return max(of/8, 1) }
+
+// await reports whether the request may wait for a transaction that the chain
+// does not know.
+func (a *admission) await() bool {
+	a.guard.mu.Lock()
+	defer a.guard.mu.Unlock()
+	if a.unmined {
+		return true
+	}
+	if a.guard.all.unmined >= a.guard.limits.Unmined || a.client != nil && a.client.pending.unmined >= share(a.guard.limits.Unmined) {
+		return false
+	}
+	for _, p := range a.counts() {
+		p.unmined++
+	}
+	a.unmined = true
+	return true
+}
+
+// leave makes room for others.
+func (a *admission) leave() {
+	a.guard.mu.Lock()
+	defer a.guard.mu.Unlock()
+	for _, p := range a.counts() {
+		p.deposits--
+		if a.unmined {
+			p.unmined--
+		}
+	}
+}
+
+// counts is where this admission counts.
+func (a *admission) counts() []*pending {
+	if a.client == nil {
+		return []*pending{&a.guard.all}
+	}
+	return []*pending{&a.guard.all, &a.client.pending}
+}
+
+const (
+	// bodyTimeout and maxBody bound what is read of a body. The wire has none,
+	// but an HTTP server reads on to the end of what a client announced.
+	bodyTimeout = 10 * time.Second
+	maxBody     = 64 << 10
+)
+
+// spare reads the body that nobody asked for.
+func spare(w http.ResponseWriter, r *http.Request) error {
+	if r.Body == nil || r.Body == http.NoBody {
+		return nil
+	}
+	control := http.NewResponseController(w)
+	// A ResponseWriter without deadlines leaves it to the server's own.
+	_ = control.SetReadDeadline(time.Now().Add(bodyTimeout))
+	if _, err := io.Copy(io.Discard, http.MaxBytesReader(w, r.Body, maxBody)); err != nil {
+		w.Header().Set("Connection", "close")
+		return wire.MalformedCredential.With("the body was not read: credentials go into the Authorization header")
+	}
+	_ = control.SetReadDeadline(time.Time{})
+	return nil
+}
+
+// hurry bounds the time in which a client must take an answer that is no
+// stream.
+func hurry(w http.ResponseWriter) {
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTimeout))
+}
