@@ -15,7 +15,7 @@ import (
 
 func TestStart(t *testing.T) {
 	began := time.Now()
-	c, err := devchain.Start(t.Context(), devchain.Options{BlockTime: 50 * time.Millisecond})
+	c, err := devchain.Start(t.Context(), devchain.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -33,7 +33,7 @@ func TestStart(t *testing.T) {
 	if escrow.ChainID() != devchain.ChainID || escrow.Grace() != chain.MinGrace {
 		t.Errorf("chain %d, grace %s", escrow.ChainID(), escrow.Grace())
 	}
-	if err := escrow.CheckClock(t.Context(), 10*time.Second); err != nil {
+	if err := escrow.CheckClock(t.Context(), 5*time.Second); err != nil {
 		t.Error(err)
 	}
 	someone := common.Address{7}
