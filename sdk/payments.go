@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/http"
 	"strconv"
@@ -382,7 +381,7 @@ func (p *Provider) streamReceipt(r *request, l *lease, v leaseView) wire.Receipt
 // challenge.
 func (p *Provider) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	problem := problemOf(err)
-	if problem.Status >= http.StatusInternalServerError && !errors.Is(err, ErrNoCapacity) {
+	if problem.Status == http.StatusInternalServerError { // nothing else may a stranger write into the log at will
 		p.config.Log.Error("request failed", "method", r.Method, "error", err)
 	} else {
 		p.config.Log.Debug("request refused", "method", r.Method, "problem", problem.Type, "error", err)
