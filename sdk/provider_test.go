@@ -54,6 +54,12 @@ func newRig(t *testing.T, change ...func(*ProviderConfig)) *rig {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { net.Close() })
+	return rigOn(t, net, func(r *rig) *channel.Key { return r.fund(t, 1_000_000) }, change...)
+}
+
+// rigOn is a rig on a chain that is there already.
+func rigOn(t *testing.T, net *devchain.Chain, payer func(*rig) *channel.Key, change ...func(*ProviderConfig)) *rig {
+	t.Helper()
 	source := sim.New(2, sim.Options{})
 	r := &rig{T: t, chain: net, config: ProviderConfig{
 		RPC: net.URL, Escrow: net.Escrow, Token: net.Token, Key: channel.NewKey(net.Keys[0]),
@@ -66,7 +72,7 @@ func newRig(t *testing.T, change ...func(*ProviderConfig)) *rig {
 	for _, c := range change {
 		c(&r.config)
 	}
-	r.payer = r.fund(t, 1_000_000)
+	r.payer = payer(r)
 	r.start()
 	t.Cleanup(r.shut)
 	return r
@@ -178,7 +184,7 @@ type tab struct {
 }
 
 func (r *rig) terms(payer common.Address, salt byte) channel.Terms {
-	return channel.Terms{ChainID: devchain.ChainID, Escrow: r.chain.Escrow, Payer: payer, Payee: r.config.Key.Address(), Token: r.chain.Token, Salt: common.Hash{31: salt}}
+	return channel.Terms{ChainID: r.provider.escrow.ChainID(), Escrow: r.chain.Escrow, Payer: payer, Payee: r.config.Key.Address(), Token: r.chain.Token, Salt: common.Hash{31: salt}}
 }
 
 // openCredential is a gasless open over a deposit in base units.

@@ -1,0 +1,318 @@
+package sdk
+
+import (
+	"crypto/ecdsa"
+	"encoding/binary"
+	"errors"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"runtime"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/ethereum/go-ethereum/crypto"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// clientHeader stands for the address that a proxy has seen.
+const clientHeader = "X-Test-Client"
+
+func behindProxy(c *ProviderConfig) {
+	c.Limits.ClientIP = func(r *http.Request) string { return r.Header.Get(clientHeader) }
+}
+
+// address is the nth of many clients.
+func address(n int) string {
+	var b [4]byte
+	binary.BigEndian.PutUint32(b[:], 10<<24|uint32(n))
+	return netip.AddrFrom4(b).String()
+}
+
+// ask hands the provider a request without the way through a socket.
+func (r *rig) ask(client string, cred *wire.Credential) *http.Response {
+	r.Helper()
+	req := httptest.NewRequest(http.MethodGet, "/lease", nil)
+	req.Header.Set(clientHeader, client)
+	if cred != nil {
+		text, err := cred.Header()
+		if err != nil {
+			r.Error(err)
+		}
+		req.Header.Set("Authorization", text)
+	}
+	w := httptest.NewRecorder()
+	r.provider.ServeHTTP(w, req)
+	return w.Result()
+}
+
+func heap() int64 {
+	runtime.GC()
+	runtime.GC() // twice: what finalizers held
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
+}
+
+// One address that asks for a price in a loop is told to slow down. A renter at
+// the same address still pays, and other addresses do not notice.
+func TestFloodOfChallengesFromOneAddress(t *testing.T) {
+	r := newRig(t, behindProxy, func(c *ProviderConfig) { c.Credit = time.Hour })
+	lease := r.open(1, 500_000, "")
+	const flooder = "203.0.113.9"
+	voucher := lease.credential(wire.ActionVoucher, 1000)
+	answers := map[int]int{}
+	for range 5000 {
+		resp := r.ask(flooder, nil)
+		answers[resp.StatusCode]++
+		if resp.StatusCode == http.StatusTooManyRequests && (resp.Header.Get("Retry-After") == "" || resp.Header.Get("WWW-Authenticate") != "") {
+			t.Fatalf("turned away with %v", resp.Header)
+		}
+	}
+	t.Logf("5000 requests of one address: %v", answers)
+	if answers[402] < 100 || answers[402] > 1000 || answers[402]+answers[429] != 5000 {
+		t.Errorf("answers: %v", answers)
+	}
+	if err := problemIn(wire.PaymentRequired, r.ask("203.0.113.10", nil)); err != nil {
+		t.Errorf("another address: %v", err)
+	}
+	if resp := r.do("POST", "", voucher, clientHeader, flooder); resp.StatusCode != http.StatusOK {
+		t.Errorf("a renter at the flooder's address could not pay: %v", wire.ParseProblem(resp))
+	}
+}
+
+// Clients without end do not make memory without end.
+func TestFloodOfChallengesFromManyAddresses(t *testing.T) {
+	r := newRig(t, behindProxy, func(c *ProviderConfig) { c.Limits.Clients = 1000 })
+	flood := func(from, to int) {
+		for n := from; n < to; n++ {
+			if resp := r.ask(address(n), nil); resp.StatusCode != http.StatusPaymentRequired {
+				t.Fatalf("client %d got %s", n, resp.Status)
+			}
+		}
+	}
+	flood(0, 2000)
+	before := heap()
+	flood(2000, 12_000)
+	grown := heap() - before
+	t.Logf("10,000 more clients: %d remembered, heap grew by %d KB", len(r.provider.guard.clients), grown>>10)
+	if len(r.provider.guard.clients) != 1000 {
+		t.Errorf("%d clients are remembered", len(r.provider.guard.clients))
+	}
+	if grown > 4<<20 { // other tests run meanwhile; one client costs less than a KB
+		t.Errorf("the heap grew by %d KB", grown>>10)
+	}
+}
+
+// unmined is an open by a transaction that never comes. It costs its sender one
+// signature by a key that has nothing.
+func (r *rig) unmined(challenge wire.Challenge, key *ecdsa.PrivateKey, n int) *wire.Credential {
+	signer := channel.NewKey(key)
+	terms := r.terms(signer.Address(), 0)
+	binary.BigEndian.PutUint64(terms.Salt[8:], uint64(n))
+	amount := wireAmount(0)
+	return &wire.Credential{Challenge: challenge, Source: wire.Source(terms.ChainID, terms.Payer), Payload: wire.Payload{
+		Action: wire.ActionOpen, Type: wire.TypeHash, ChannelID: terms.ID(), Salt: &terms.Salt, Hash: &common.Hash{1, byte(n >> 8), byte(n)},
+		CumulativeAmount: &amount, Signature: r.sign(signer, terms, 0)}}
+}
+
+// flood sends all opens at once and counts the answers.
+func (r *rig) flood(creds []*wire.Credential, client func(n int) string) map[int]int {
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	answers := map[int]int{}
+	for n, cred := range creds {
+		wg.Go(func() {
+			resp := r.ask(client(n), cred)
+			mu.Lock()
+			defer mu.Unlock()
+			answers[resp.StatusCode]++
+		})
+	}
+	wg.Wait()
+	return answers
+}
+
+// Opens that name transactions which never come wait in a few places, whatever
+// their number; a renter with money gets in meanwhile.
+func TestFloodOfOpensFromManyAddresses(t *testing.T) {
+	const opens = 2000
+	r := newRig(t, behindProxy, func(c *ProviderConfig) {
+		c.OpenTimeout, c.Limits.Unmined = 4*time.Second, 16
+		c.Limits.Pending = 4096 // what bounds here is what nobody has paid for
+	})
+	private, err := crypto.GenerateKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	challenge := r.challenge()
+	creds := make([]*wire.Credential, opens)
+	for n := range creds {
+		creds[n] = r.unmined(challenge, private, n)
+	}
+	before := heap()
+	began := time.Now()
+	done := make(chan map[int]int, 1)
+	go func() { done <- r.flood(creds, address) }()
+	lease := r.open(1, 100_000, "") // gasless, in the middle of it
+	opened := time.Since(began)
+	answers := <-done
+	t.Logf("%d opens at once: %v in %s; a renter's own took %s; heap grew by %d KB", opens, answers, time.Since(began).Round(time.Millisecond), opened.Round(time.Millisecond), (heap()-before)>>10)
+	if answers[http.StatusServiceUnavailable] != opens {
+		t.Errorf("answers: %v", answers)
+	}
+	if grown := heap() - before; grown > 16<<20 {
+		t.Errorf("the heap grew by %d KB", grown>>10)
+	}
+	lease.record()
+	if got := r.provider.guard.all; got != (pending{}) {
+		t.Errorf("still counted as under way: %+v", got)
+	}
+	if len(r.provider.opens.locks) != 0 {
+		t.Errorf("%d channels are still locked", len(r.provider.opens.locks))
+	}
+}
+
+func TestFloodOfOpensFromOneAddress(t *testing.T) {
+	r := newRig(t, behindProxy, func(c *ProviderConfig) { c.OpenTimeout = time.Second })
+	private, err := crypto.GenerateKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	challenge := r.challenge()
+	creds := make([]*wire.Credential, 1000)
+	for n := range creds {
+		creds[n] = r.unmined(challenge, private, n)
+	}
+	answers := r.flood(creds, func(int) string { return "203.0.113.9" })
+	t.Logf("%d opens of one address: %v", len(creds), answers)
+	if answers[http.StatusServiceUnavailable] > 25 || answers[http.StatusTooManyRequests] < 975 {
+		t.Errorf("answers: %v", answers)
+	}
+	resp := r.do("GET", "", r.openCredential(r.payer, r.terms(r.payer.Address(), 1), 100_000, 0), clientHeader, "203.0.113.10")
+	if resp.StatusCode != http.StatusOK {
+		t.Errorf("another address could not open: %v", wire.ParseProblem(resp))
+	}
+}
+
+// The same open many times over is one open: the others wait for it or are
+// turned away, and one lease begins.
+func TestOneOpenSentManyTimesAtOnce(t *testing.T) {
+	r := newRig(t)
+	cred := r.openCredential(r.payer, r.terms(r.payer.Address(), 1), 100_000, 0)
+	var wg sync.WaitGroup
+	answers := make(chan *http.Response, 8)
+	for range cap(answers) {
+		wg.Go(func() { answers <- r.do("GET", "", cred) })
+	}
+	wg.Wait()
+	close(answers)
+	served := 0
+	for resp := range answers {
+		if resp.StatusCode == http.StatusOK {
+			served++
+		} else if err := problemIn(wire.VerificationFailed, resp); err != nil {
+			t.Error(err)
+		}
+	}
+	if free := r.provider.config.Allocator.(*HostAllocator).Free(); served != 1 || free != 1 {
+		t.Errorf("%d streams began, %d of 2 devices are free", served, free)
+	}
+	if got := r.balance(r.payer.Address()); got != 900_000 {
+		t.Errorf("the payer has %d left of 1,000,000 after a deposit of 100,000", got)
+	}
+}
+
+// Many streams on one channel at once: the last one lives, the others end
+// without the last receipt, and there is one lease.
+func TestManyStreamsOnOneChannelAtOnce(t *testing.T) {
+	r := newRig(t, func(c *ProviderConfig) { c.Credit = time.Hour })
+	lease := r.open(1, 500_000, "")
+	var streams [8]*tab
+	var wg sync.WaitGroup
+	for i := range streams {
+		cred := lease.credential(wire.ActionVoucher, 1)
+		cred.Payload.LeaseSecret = lease.lease.Secret
+		streams[i] = &tab{rig: r, key: lease.key, terms: lease.terms}
+		wg.Go(func() { streams[i].attach(r.do("GET", "", cred)) })
+	}
+	wg.Wait()
+	ended := make(chan bool, len(streams)+1) // with a receipt?
+	for _, s := range append(streams[:], lease) {
+		go func() {
+			receipt := false
+			for {
+				e, err := s.in.Next()
+				if err != nil {
+					ended <- receipt
+					return
+				}
+				receipt = receipt || e.Name == wire.EventReceipt
+			}
+		}()
+	}
+	for range streams { // all but one of nine
+		if <-ended {
+			t.Error("a replaced stream had the last receipt")
+		}
+	}
+	select {
+	case <-ended:
+		t.Error("no stream is left")
+	case <-time.After(300 * time.Millisecond):
+	}
+	lease.release()
+	if !<-ended {
+		t.Error("the last stream ended without a receipt")
+	}
+	if free := r.provider.config.Allocator.(*HostAllocator).Free(); free != 2 {
+		t.Errorf("%d of 2 devices are free", free)
+	}
+}
+
+// A body is not read on to its end, however slowly it comes and however long
+// it says it is.
+func TestBodiesAreNotReadToTheirEnd(t *testing.T) {
+	r := newRig(t)
+	req, err := http.NewRequest(http.MethodPost, r.server.URL+"/lease", &endless{left: 1 << 30})
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.ContentLength = 1 << 30
+	resp, err := http.DefaultClient.Do(req)
+	if err == nil {
+		defer resp.Body.Close()
+		if got := wire.ParseProblem(resp); !errors.Is(got, &wire.MalformedCredential) {
+			t.Errorf("a body of 1 GB: %v", got)
+		}
+	}
+	if sent := 1<<30 - req.Body.(*endless).left; sent > 8<<20 { // the rest is what sockets hold
+		t.Errorf("%d bytes of it were taken", sent)
+	}
+	small, err := http.Post(r.server.URL+"/lease", "application/json", &endless{left: 1000})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer small.Body.Close()
+	if err := problemIn(wire.PaymentRequired, small); err != nil {
+		t.Errorf("a small body: %v", err)
+	}
+}
+
+type endless struct{ left int }
+
+func (e *endless) Read(b []byte) (int, error) {
+	if e.left == 0 {
+		return 0, io.EOF
+	}
+	n := min(e.left, len(b))
+	e.left -= n
+	return n, nil
+}
+
+func (e *endless) Close() error { return nil }

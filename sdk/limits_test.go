@@ -1,0 +1,135 @@
+package sdk
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"testing"
+
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+func TestClientName(t *testing.T) {
+	for _, row := range []struct{ address, want string }{
+		{"203.0.113.9:4711", "203.0.113.9"},
+		{"203.0.113.9", "203.0.113.9"},
+		{"[::ffff:203.0.113.9]:80", "203.0.113.9"},
+		{"[2001:db8:1:2:3:4:5:6]:80", "2001:db8:1:2::"},
+		{"2001:db8:1:2::7", "2001:db8:1:2::"},
+		{"[fe80::1%eth0]:80", "fe80::"},
+		{"127.0.0.1:80", ""}, // a proxy of this host, or a program on it
+		{"[::1]:80", ""},
+		{"[::ffff:127.0.0.1]:80", ""},
+		{"@", ""}, // a Unix socket
+		{"", ""},
+		{"example.org:80", ""},
+	} {
+		if got := clientName(row.address); got != row.want {
+			t.Errorf("%q is client %q, want %q", row.address, got, row.want)
+		}
+	}
+}
+
+func from(address string) *http.Request {
+	r := httptest.NewRequest(http.MethodGet, "/lease", nil)
+	r.RemoteAddr = address
+	return r
+}
+
+func TestLimitsAreEachClientsOwn(t *testing.T) {
+	g := newGuard(Limits{Challenges: Rate{1e-6, 3}, Deposits: Rate{1e-6, 2}}.withDefaults())
+	for _, address := range []string{"192.0.2.1:1", "192.0.2.2:1"} {
+		for i := range 5 {
+			if got, want := g.challenge(from(address)), i < 3; got != want {
+				t.Errorf("%s: challenge %d: %v", address, i, got)
+			}
+			a, err := g.deposit(from(address))
+			if want := i < 2; (err == nil) != want {
+				t.Errorf("%s: deposit %d: %v", address, i, err)
+			}
+			if err == nil {
+				a.leave()
+			} else if !errors.Is(err, &wire.TooMany) {
+				t.Errorf("refused with %v", err)
+			}
+		}
+	}
+	for range 1000 {
+		if !g.challenge(from("127.0.0.1:1")) {
+			t.Fatal("a proxy's clients share one client's limit")
+		}
+	}
+}
+
+func TestNegativeRateIsNoLimit(t *testing.T) {
+	g := newGuard(Limits{Challenges: Rate{PerSecond: -1}}.withDefaults())
+	for range 1000 {
+		if !g.challenge(from("192.0.2.1:1")) {
+			t.Fatal("refused")
+		}
+	}
+	if err := (Limits{Pending: -1}).withDefaults().check(); err == nil {
+		t.Error("a negative Pending is no error")
+	}
+}
+
+// The bounds that all share hold for clients of no address too, and no client
+// can take all of them.
+func TestPendingIsShared(t *testing.T) {
+	g := newGuard(Limits{Pending: 16, Unmined: 8, Deposits: Rate{PerSecond: -1}}.withDefaults())
+	var all []*admission
+	for i := range 3 {
+		a, err := g.deposit(from("192.0.2.1:1"))
+		if (err == nil) != (i < 2) {
+			t.Fatalf("one client, deposit %d: %v", i, err)
+		}
+		if err == nil {
+			all = append(all, a)
+		}
+	}
+	if !all[0].await() || !all[0].await() || all[1].await() {
+		t.Error("one client has other than an eighth of the waits")
+	}
+	for range 14 {
+		a, err := g.deposit(from("127.0.0.1:1"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, a)
+	}
+	if _, err := g.deposit(from("192.0.2.2:1")); !errors.Is(err, &wire.Unavailable) {
+		t.Errorf("more than all: %v", err)
+	}
+	waiting := 0
+	for _, a := range all {
+		if a.await() {
+			waiting++
+		}
+	}
+	if waiting != 8 {
+		t.Errorf("%d wait, want 8", waiting)
+	}
+	for _, a := range all {
+		a.leave()
+	}
+	if g.all != (pending{}) {
+		t.Errorf("after all have left: %+v", g.all)
+	}
+}
+
+// What is remembered of clients is bounded, and the one seen longest ago is
+// forgotten first.
+func TestClientsAreForgotten(t *testing.T) {
+	g := newGuard(Limits{Clients: 100, Challenges: Rate{1e-6, 1}}.withDefaults())
+	g.challenge(from("198.51.100.1:1"))
+	for i := range 10_000 {
+		g.challenge(from(fmt.Sprintf("10.0.%d.%d:1", i/256, i%256)))
+		if i%50 == 0 && g.challenge(from("198.51.100.1:1")) {
+			t.Fatalf("after %d others a client that stayed was forgotten", i)
+		}
+	}
+	if len(g.clients) != 100 || g.recent.Len() != 100 {
+		t.Errorf("%d clients are remembered, %d in order", len(g.clients), g.recent.Len())
+	}
+}
