@@ -102,7 +102,7 @@ formatted() {
 	dirs=$(go list -f '{{.Dir}}' ./...)
 	files=$(gofmt -l $dirs | sort -u)
 	[[ -z $files ]] || { echo "run gofmt -w on:"; echo "$files"; return 1; }
-	node_modules/.bin/forge fmt --check
+	forge fmt --check
 }
 
 vet() { go vet ./...; }
@@ -118,14 +118,18 @@ portable() {
 
 vectors() { go test -count=1 -run '^TestVectors' ./channel; }
 
-contracts() { node_modules/.bin/forge build; }
+# forge is the native program: npm's wrapper of it exits 0 also when it failed.
+forge() { node_modules/@foundry-rs/forge-*/bin/forge "$@"; }
+
+contracts() { forge build; }
 
 # forgetest also holds the gas figures to contracts/snapshots: see gas_snapshot_check in foundry.toml.
 forgetest() {
 	local status=0 before=$work/snapshots
 	cp -r contracts/snapshots "$before"
-	node_modules/.bin/forge test || status=$?
+	forge test || status=$?
 	sed -n 's/.*: \([0-9]*\) tests passed, \([0-9]*\) failed.*/\1 \2/p' "$log" | tail -1 >"$work/counts"
+	[[ -s $work/counts ]] || { echo "forge ran no tests, or stopped at the gas figures above"; return 1; }
 	say "$(grep -o '[0-9]* tests passed.*' "$log" | tail -1)"
 	diff -r "$before" contracts/snapshots || { echo "gas changed: commit contracts/snapshots with the reason"; return 1; }
 	return "$status"
@@ -137,7 +141,7 @@ generated() {
 	go generate ./bindings/...
 	diff -r "$work/bindings" bindings >"$work/diff" && return
 	cp -r "$work/bindings/." bindings
-	head -50 "$work/diff"
+	cut -c1-200 "$work/diff" | head -50
 	echo "bindings are stale: run go generate ./bindings/..."
 	return 1
 }
