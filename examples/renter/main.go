@@ -132,6 +132,12 @@ func begin(ctx context.Context, renter *sdk.Renter, open []sdk.RentalState, o *o
 // use pays until it is time to stop, whoever says so, and closes.
 func use(ctx, work context.Context, renter *sdk.Renter, rental *sdk.Rental, limit time.Duration) error {
 	fmt.Printf("channel %s\naccess  %s\n", rental.ID(), rental.Access())
+	switch rental.Snapshot().Phase {
+	case sdk.RentalClosing, sdk.RentalFinished: // resumed: only the close is left
+		return closeRental(work, renter, rental)
+	case sdk.RentalLeaving:
+		return leave(work, renter, rental)
+	}
 	if limit > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, limit)
@@ -155,8 +161,12 @@ func use(ctx, work context.Context, renter *sdk.Renter, rental *sdk.Rental, limi
 	default:
 		return fmt.Errorf("%w (the rental is kept: --resume goes on, --leave gets the deposit back)", err)
 	}
+	return closeRental(work, renter, rental)
+}
+
+func closeRental(ctx context.Context, renter *sdk.Renter, rental *sdk.Rental) error {
 	fmt.Println("closing: paying what is left, waiting for the refund")
-	closing, err := rental.Close(work)
+	closing, err := rental.Close(ctx)
 	if errors.Is(err, sdk.ErrRefused) || errors.Is(err, sdk.ErrSilent) {
 		return fmt.Errorf("%w (--leave gets the deposit back without the provider)", err)
 	}
@@ -172,12 +182,18 @@ func leaveAll(ctx context.Context, renter *sdk.Renter, open []sdk.RentalState) e
 		if err != nil {
 			return err
 		}
-		fmt.Printf("leaving channel %s: the refund comes after the grace period\n", state.Channel)
-		closing, err := rental.Leave(ctx)
-		if err != nil {
+		if err := leave(ctx, renter, rental); err != nil {
 			return err
 		}
-		report(renter, closing)
 	}
 	return nil
+}
+
+func leave(ctx context.Context, renter *sdk.Renter, rental *sdk.Rental) error {
+	fmt.Printf("leaving channel %s: the refund comes after the grace period\n", rental.ID())
+	closing, err := rental.Leave(ctx)
+	if err == nil {
+		report(renter, closing)
+	}
+	return err
 }
