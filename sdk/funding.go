@@ -49,7 +49,14 @@ func (p *Provider) open(r *request, payload *wire.Payload) (s channel.State, fre
 		return s, false, err
 	}
 	// Only who can sign for the channel gets here, so nobody else can hold it up.
-	defer p.opens.lock(terms.ID())()
+	unlock, ok := p.opens.tryLock(terms.ID())
+	if !ok && !leave.await() { // what it waits for may be a transaction that never comes
+		return s, false, wire.Unavailable.With("channel %s is being opened: send the same request again later", terms.ID())
+	}
+	if !ok {
+		unlock = p.opens.lock(terms.ID())
+	}
+	defer unlock()
 	if s, err = p.payee.State(ctx, terms.ID()); err == nil {
 		return s, false, nil // opened before: an open that is sent again changes nothing
 	}

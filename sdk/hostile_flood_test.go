@@ -200,6 +200,40 @@ func TestFloodOfOpensFromOneAddress(t *testing.T) {
 	}
 }
 
+// Waiting for one's own open is waiting for a transaction too, and finds no
+// more room than that.
+func TestFloodOfOpensOfOneChannel(t *testing.T) {
+	r := newRig(t, behindProxy, func(c *ProviderConfig) { c.OpenTimeout, c.Limits.Unmined = 2*time.Second, 4 })
+	private, err := crypto.GenerateKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	creds := make([]*wire.Credential, 200)
+	cred := r.unmined(r.challenge(), private, 1)
+	for n := range creds {
+		creds[n] = cred
+	}
+	answered := make(chan time.Duration, len(creds))
+	began := time.Now()
+	for n, cred := range creds {
+		go func() {
+			if err := problemIn(wire.Unavailable, r.ask(address(n), cred)); err != nil {
+				t.Error(err)
+			}
+			answered <- time.Since(began)
+		}()
+	}
+	late := 0
+	for range creds {
+		if <-answered > time.Second {
+			late++
+		}
+	}
+	if late > 4 {
+		t.Errorf("%d requests waited, 4 may", late)
+	}
+}
+
 // The same open many times over is one open: the others wait for it or are
 // turned away, and one lease begins.
 func TestOneOpenSentManyTimesAtOnce(t *testing.T) {

@@ -17,9 +17,29 @@ type keyedLock struct {
 	users int
 }
 
+// tryLock is lock for who does not want to wait.
+func (k *keyed) tryLock(id common.Hash) (unlock func(), ok bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.locks[id] != nil {
+		return nil, false
+	}
+	l := k.use(id)
+	l.Lock()
+	return func() { k.free(id, l) }, true
+}
+
 // lock waits for the channel and returns what frees it.
 func (k *keyed) lock(id common.Hash) (unlock func()) {
 	k.mu.Lock()
+	l := k.use(id)
+	k.mu.Unlock()
+	l.Lock()
+	return func() { k.free(id, l) }
+}
+
+// use finds or makes the channel's lock. The caller holds mu.
+func (k *keyed) use(id common.Hash) *keyedLock {
 	if k.locks == nil {
 		k.locks = make(map[common.Hash]*keyedLock)
 	}
@@ -29,15 +49,14 @@ func (k *keyed) lock(id common.Hash) (unlock func()) {
 		k.locks[id] = l
 	}
 	l.users++
-	k.mu.Unlock()
+	return l
+}
 
-	l.Lock()
-	return func() {
-		l.Unlock()
-		k.mu.Lock()
-		defer k.mu.Unlock()
-		if l.users--; l.users == 0 {
-			delete(k.locks, id)
-		}
+func (k *keyed) free(id common.Hash, l *keyedLock) {
+	l.Unlock()
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if l.users--; l.users == 0 {
+		delete(k.locks, id)
 	}
 }
