@@ -142,7 +142,7 @@ generated() {
 	diff -r "$work/bindings" bindings >"$work/diff" && return
 	cp -r "$work/bindings/." bindings
 	cut -c1-200 "$work/diff" | head -50
-	echo "bindings are stale: run go generate ./bindings/..."
+	echo "bindings are stale: run go generate ./bindings/... (or remove out and cache, if they are older than foundry.toml)"
 	return 1
 }
 
