@@ -22,7 +22,7 @@ type ProviderConfig struct {
 	Escrow          common.Address // the ChannelEscrow contract
 	Token           common.Address // what renters pay in
 	Key             channel.Signer // the payee's: signs offers, records and settlements, and pays their gas
-	Database        string         // path of the SQLite file; it holds vouchers, which are money
+	Database        string         // path of the SQLite file, or postgres://.. for several gateways; it holds vouchers, which are money
 	PricePerGPUHour string         // in units of the token, such as "2.50"
 	Source          metering.Source
 	Allocator       Allocator // a HostAllocator over Source if nil
@@ -39,6 +39,7 @@ type ProviderConfig struct {
 	RecordEvery    time.Duration // between usage records; 5 s if zero
 	SuspendTimeout time.Duration // an unpaid lease ends after it; 5 min if zero
 	CallTimeout    time.Duration // of an allocator's command; 30 s if zero
+	Takeover       time.Duration // how long a gateway may be silent before others on its database take its leases; 10 s if zero
 	OfferTTL       time.Duration // how long an offer stays good for a new lease; 24 h if zero
 
 	ChainID        uint64        // refuse any other chain; not checked if zero
@@ -67,6 +68,7 @@ func (c ProviderConfig) withDefaults() ProviderConfig {
 	c.RecordEvery = or(c.RecordEvery, 5*time.Second)
 	c.SuspendTimeout = or(c.SuspendTimeout, 5*time.Minute)
 	c.CallTimeout = or(c.CallTimeout, 30*time.Second)
+	c.Takeover = or(c.Takeover, 10*time.Second)
 	c.OfferTTL = or(c.OfferTTL, 24*time.Hour)
 	c.Confirmations = or(c.Confirmations, 1)
 	c.Poll = or(c.Poll, 2*time.Second)
@@ -109,6 +111,8 @@ func (c ProviderConfig) check() error {
 		return errors.New("provider: Database is empty: give the path of a file; it will hold vouchers, which are money")
 	case c.Source == nil:
 		return errors.New("provider: Source is nil: give nvml.Open(..) or, to try things out, sim.New(1)")
+	case c.Takeover < time.Second:
+		return fmt.Errorf("provider: Takeover (%s) must be at least a second: less takes leases from gateways that are only slow", c.Takeover)
 	case c.RecordEvery < c.Tick:
 		return fmt.Errorf("provider: RecordEvery (%s) is shorter than Tick (%s)", c.RecordEvery, c.Tick)
 	case c.Credit < 4*c.Tick:

@@ -243,6 +243,11 @@ func (p *Provider) sendOnce(ctx context.Context, id common.Hash, call chain.Call
 
 func (p *Provider) submitOnce(ctx context.Context, id common.Hash, call chain.Call) (chain.TxID, error) {
 	defer p.submits.lock(id)()
+	unclaim, err := p.claim(ctx, "deposit "+id.Hex())
+	if err != nil {
+		return "", err
+	}
+	defer unclaim()
 	tx, err := p.sent(ctx, id, call)
 	if err != nil || tx != "" {
 		return tx, err
@@ -327,6 +332,11 @@ func (p *Provider) closeChannel(ctx context.Context, s channel.State) (common.Ha
 	if amount.Lt(&s.Settled) || amount.Eq(&s.Settled) {
 		amount, signature = s.Settled, nil // what is settled needs no signature
 	}
+	unclaim, err := p.claim(ctx, "close "+s.ID.Hex())
+	if err != nil {
+		return common.Hash{}, s, err
+	}
+	defer unclaim()
 	tx, err := p.sender.Submit(ctx, p.escrow.CloseCall(s.Terms, amount, signature))
 	if err != nil {
 		return common.Hash{}, s, err

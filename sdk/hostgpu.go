@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"slices"
@@ -39,6 +40,15 @@ type HostAllocator struct {
 
 	mu   sync.Mutex
 	held map[string]common.Hash // device -> lease
+	book deviceBook             // instead of held, where gateways share the host
+}
+
+// deviceBook keeps which devices are in leases, for several processes.
+type deviceBook interface {
+	// reserve keeps what choose picks, given what is held, for a lease.
+	reserve(ctx context.Context, lease common.Hash, choose func(held map[string]common.Hash) ([]string, error)) ([]string, error)
+	held(ctx context.Context) (map[string]common.Hash, error)
+	free(ctx context.Context, lease common.Hash) error
 }
 
 var (
@@ -65,6 +75,13 @@ func NewHostAllocator(ctx context.Context, source metering.Source) (*HostAllocat
 
 // Free returns how many devices are not in a lease.
 func (h *HostAllocator) Free() int {
+	if h.book != nil {
+		held, err := h.taken(context.Background())
+		if err != nil {
+			return 0 // nothing can be begun without the book
+		}
+		return len(h.Devices) - len(held)
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return len(h.Devices) - len(h.held)
@@ -72,7 +89,7 @@ func (h *HostAllocator) Free() int {
 
 // Allocate hands out free devices exclusively.
 func (h *HostAllocator) Allocate(ctx context.Context, req AllocationRequest) (Allocation, error) {
-	devices, err := h.take(req.LeaseID, req.GPUs)
+	devices, err := h.take(ctx, req.LeaseID, req.GPUs)
 	if err != nil {
 		return Allocation{}, err
 	}
@@ -102,11 +119,14 @@ func (h *HostAllocator) Resume(ctx context.Context, a Allocation) error {
 // fails they stay taken: a device that may still be in a stranger's use is
 // never handed to the next renter.
 func (h *HostAllocator) Release(ctx context.Context, a Allocation) error {
-	if len(a.Devices) == 0 {
-		a.Devices = h.heldBy(a.LeaseID)
+	if err := h.complete(ctx, &a); err != nil {
+		return err
 	}
 	if _, err := h.run(ctx, "release", h.ReleaseCommand, a); err != nil {
 		return err
+	}
+	if h.book != nil {
+		return h.book.free(ctx, a.LeaseID)
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -119,35 +139,98 @@ func (h *HostAllocator) Release(ctx context.Context, a Allocation) error {
 }
 
 // Adopt marks the devices of a lease of an earlier run as taken.
-func (h *HostAllocator) Adopt(_ context.Context, a Allocation) error {
+func (h *HostAllocator) Adopt(ctx context.Context, a Allocation) error {
+	choose := func(held map[string]common.Hash) ([]string, error) { return a.Devices, h.adoptable(a, held) }
+	if h.book != nil {
+		_, err := h.book.reserve(ctx, a.LeaseID, choose)
+		return err
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for _, device := range a.Devices {
-		if !slices.Contains(h.Devices, device) {
-			return fmt.Errorf("device %s of lease %s is no longer on this host", device, a.LeaseID)
-		}
-		if other, taken := h.held[device]; taken && other != a.LeaseID {
-			return fmt.Errorf("device %s of lease %s is in lease %s", device, a.LeaseID, other)
-		}
+	if _, err := choose(h.held); err != nil {
+		return err
 	}
 	h.hold(a.LeaseID, a.Devices)
 	return nil
 }
 
-func (h *HostAllocator) take(lease common.Hash, n int) ([]string, error) {
+func (h *HostAllocator) adoptable(a Allocation, held map[string]common.Hash) error {
+	for _, device := range a.Devices {
+		if !slices.Contains(h.Devices, device) {
+			return fmt.Errorf("device %s of lease %s is no longer on this host", device, a.LeaseID)
+		}
+		if other, taken := held[device]; taken && other != a.LeaseID {
+			return fmt.Errorf("device %s of lease %s is in lease %s", device, a.LeaseID, other)
+		}
+	}
+	return nil
+}
+
+func (h *HostAllocator) take(ctx context.Context, lease common.Hash, n int) ([]string, error) {
+	choose := func(held map[string]common.Hash) ([]string, error) { return h.choose(held, n) }
+	if h.book != nil {
+		return h.book.reserve(ctx, lease, choose)
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	free, err := choose(h.held)
+	if err != nil {
+		return nil, err
+	}
+	h.hold(lease, free)
+	return free, nil
+}
+
+// choose picks free devices of this host.
+func (h *HostAllocator) choose(held map[string]common.Hash, n int) ([]string, error) {
 	var free []string
 	for _, device := range h.Devices {
-		if _, taken := h.held[device]; !taken && len(free) < n {
+		if _, taken := held[device]; !taken {
 			free = append(free, device)
 		}
 	}
 	if n < 1 || len(free) < n {
-		return nil, fmt.Errorf("%w: %d wanted, %d of %d free", ErrNoCapacity, n, len(h.Devices)-len(h.held), len(h.Devices))
+		return nil, fmt.Errorf("%w: %d wanted, %d of %d free", ErrNoCapacity, n, len(free), len(h.Devices))
 	}
-	h.hold(lease, free)
-	return free, nil
+	return free[:n], nil
+}
+
+// taken is what is held of this host's devices, by the book.
+func (h *HostAllocator) taken(ctx context.Context) (map[string]common.Hash, error) {
+	held, err := h.book.held(ctx)
+	for device := range held {
+		if !slices.Contains(h.Devices, device) {
+			delete(held, device)
+		}
+	}
+	return held, err
+}
+
+// complete finds the devices of an allocation that was cut off. Where gateways
+// share a book, it refuses those of another host: taking them back here would
+// hand them to the next renter while the last one still has them.
+func (h *HostAllocator) complete(ctx context.Context, a *Allocation) error {
+	if h.book == nil {
+		if len(a.Devices) == 0 {
+			a.Devices = h.heldBy(a.LeaseID)
+		}
+		return nil
+	}
+	held, err := h.book.held(ctx)
+	if err != nil {
+		return err
+	}
+	for _, device := range slices.Sorted(maps.Keys(held)) {
+		if held[device] == a.LeaseID && !slices.Contains(a.Devices, device) {
+			a.Devices = append(slices.Clone(a.Devices), device)
+		}
+	}
+	for _, device := range a.Devices {
+		if !slices.Contains(h.Devices, device) {
+			return fmt.Errorf("device %s of lease %s is not on this host", device, a.LeaseID)
+		}
+	}
+	return nil
 }
 
 func (h *HostAllocator) hold(lease common.Hash, devices []string) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
@@ -29,6 +30,8 @@ type lease struct {
 	credit     uint256.Int // base units owed and not vouchered, at most
 	allocation Allocation
 	owedBefore uint256.Int
+	term       int64 // of our ownership, where gateways share the database
+	mirror     bool  // another gateway runs it: this only shows its streams
 	deps       leaseDeps
 
 	meter    *metering.Meter
@@ -39,6 +42,9 @@ type lease struct {
 	stop chan stopRequest
 	poke chan struct{} // the channel's money changed
 	done chan struct{} // closed when the lease has ended or the provider stops
+
+	lost   atomic.Bool // another gateway has it, or may: nothing of it is touched here any more
+	ending atomic.Bool // somebody has asked it to end
 
 	mu      sync.Mutex
 	view    leaseView
@@ -55,6 +61,7 @@ type leaseDeps struct {
 	log       *slog.Logger
 	timing    leaseTiming
 	ended     func(*lease)
+	dropped   func(*lease) // it goes on elsewhere
 }
 
 // leaseTiming is how often a lease looks at things.
@@ -102,6 +109,12 @@ func (l *lease) update(change func(*leaseView)) {
 // observe tells the lease what its channel holds now.
 func (l *lease) observe(s channel.State) {
 	l.update(func(v *leaseView) { v.accepted, v.deposit = s.Accepted, s.Deposit })
+	l.wake()
+}
+
+// lose has the lease let go of everything at once: another gateway runs it.
+func (l *lease) lose() {
+	l.lost.Store(true)
 	l.wake()
 }
 
@@ -170,6 +183,9 @@ func (l *lease) loop(ctx context.Context) stopRequest {
 			}
 		case <-tick.C:
 		case <-l.poke:
+		}
+		if l.lost.Load() {
+			return stopRequest{reason: "another gateway runs it"}
 		}
 		stop, reason := l.enforce(ctx, &suspendedAt)
 		if stop {
@@ -290,7 +306,7 @@ func (l *lease) remind(v leaseView) {
 func (l *lease) suspend(ctx context.Context) error {
 	l.meter.Pause() // before the command: a renter does not pay for a slow suspension
 	if err := l.record(ctx, false); err != nil {
-		return err
+		return err // also where the lease is another gateway's: then its devices are too
 	}
 	call, cancel := context.WithTimeout(ctx, l.deps.timing.callTimeout)
 	defer cancel()
@@ -311,7 +327,8 @@ func (l *lease) resume(ctx context.Context) error {
 }
 
 func (l *lease) enter(ctx context.Context, state leaseState, reason string) error {
-	if err := l.deps.store.setState(ctx, l.id, state, reason, 0); err != nil {
+	if err := l.deps.store.setState(ctx, l.id, l.term, state, reason, 0); err != nil {
+		l.notice(err)
 		return err
 	}
 	l.deps.log.Info("lease "+string(state), "lease", l.id, "channel", l.terms.ID(), "reason", reason)
@@ -352,7 +369,8 @@ func (l *lease) record(ctx context.Context, final bool) error {
 
 func (l *lease) keep(ctx context.Context) error {
 	rec := *l.unstored
-	if err := l.deps.store.append(ctx, rec, l.meter.Save()); err != nil {
+	if err := l.deps.store.append(ctx, l.term, rec, l.meter.Save()); err != nil {
+		l.notice(err)
 		l.deps.log.Error("usage record could not be stored", "lease", l.id, "sequence", rec.Sequence, "error", err)
 		return err
 	}
@@ -363,6 +381,21 @@ func (l *lease) keep(ctx context.Context) error {
 	return nil
 }
 
+// notice hears that the lease is another gateway's now.
+func (l *lease) notice(err error) {
+	if errors.Is(err, errNotOurs) {
+		l.lost.Store(true)
+	}
+}
+
+// drop leaves the lease to who runs it. What was measured since the last record
+// is not billed by anybody.
+func (l *lease) drop() {
+	l.deps.log.Warn("lease goes on at another gateway", "lease", l.id, "channel", l.terms.ID())
+	l.update(func(v *leaseView) { v.version++; v.reason = "another gateway runs it" })
+	l.deps.dropped(l)
+}
+
 // finish states the last record and takes the devices back. A lease that is
 // kept goes on in the next process: its devices stay with the renter, and the
 // time in between is not billed.
@@ -371,7 +404,14 @@ func (l *lease) finish(ctx context.Context, req stopRequest) {
 	if l.state() == leaseActive {
 		l.meter.Pause()
 	}
-	err := l.record(ctx, !req.keep)
+	var err error
+	if !l.lost.Load() {
+		err = l.record(ctx, !req.keep)
+	}
+	if l.lost.Load() {
+		l.drop()
+		return
+	}
 	if req.keep {
 		l.update(func(v *leaseView) { v.version++; v.reason = req.reason })
 		return
@@ -383,7 +423,7 @@ func (l *lease) finish(ctx context.Context, req stopRequest) {
 	}
 	fault.Point(fault.LeaseReleased)
 	// The state is written last: a crash before it releases once more.
-	err = errors.Join(err, l.deps.store.setState(ctx, l.id, leaseEnded, req.reason, time.Now().Unix()))
+	err = errors.Join(err, l.deps.store.setState(ctx, l.id, l.term, leaseEnded, req.reason, time.Now().Unix()))
 	if err != nil {
 		l.deps.log.Error("lease ended with errors", "lease", l.id, "error", err)
 	}

@@ -97,7 +97,7 @@ func TestHalfAllocatedLeaseIsReleasedAtStart(t *testing.T) {
 	r := newRig(t)
 	command, calls := script(t, "")
 	lease := r.open(1, 500_000, "")
-	if err := r.provider.store.setState(t.Context(), lease.lease.LeaseID, leaseAllocating, "", 0); err != nil {
+	if err := r.provider.store.setState(t.Context(), lease.lease.LeaseID, 0, leaseAllocating, "", 0); err != nil {
 		t.Fatal(err)
 	}
 	host := hostGPUs(t, 2)

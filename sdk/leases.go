@@ -15,6 +15,7 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/channel/store"
 	"github.com/gpupay/gpupay/internal/fault"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -32,7 +33,13 @@ func (p *Provider) start(ctx context.Context, s channel.State, offer wire.Signed
 		ID: id.Hex(), Channel: s.ID.Hex(), Offer: offer.Hash.Hex(), SecretHash: hashSecret(secret), GPUs: gpus,
 		Allocation: "{}", OwedBefore: s.Spent.Dec(), State: string(leaseAllocating), StartedAt: time.Now().UnixNano(),
 	}
+	if p.replicas != nil {
+		row.Owner, row.Term = p.replicas.identity(), 1
+	}
 	if err := p.store.insert(ctx, row); err != nil {
+		if p.replicas != nil && store.Conflict(err) {
+			return nil, "", errElsewhere(s.ID)
+		}
 		return nil, "", err
 	}
 	fault.Point(fault.LeaseWritten)
@@ -45,13 +52,13 @@ func (p *Provider) start(ctx context.Context, s channel.State, offer wire.Signed
 			p.config.Allocator.Release(call, a))
 	}
 	if err != nil {
-		return nil, "", errors.Join(err, p.store.setState(call, id, leaseEnded, "not allocated", time.Now().Unix()))
+		return nil, "", errors.Join(err, p.store.setState(call, id, row.Term, leaseEnded, "not allocated", time.Now().Unix()))
 	}
 	fault.Point(fault.LeaseAllocated)
 	a.LeaseID = id
 	text, err := json.Marshal(a)
 	if err == nil {
-		err = p.store.activate(call, id, string(text))
+		err = p.store.activate(call, id, row.Term, string(text))
 	}
 	if err != nil {
 		return nil, "", errors.Join(err, p.config.Allocator.Release(call, a))
@@ -59,8 +66,9 @@ func (p *Provider) start(ctx context.Context, s channel.State, offer wire.Signed
 	fault.Point(fault.LeaseActivated)
 	l, err := p.newLease(s, offer, a, s.Spent, nil, nil)
 	if err != nil {
-		return nil, "", errors.Join(err, p.config.Allocator.Release(call, a), p.store.setState(call, id, leaseEnded, "not started", time.Now().Unix()))
+		return nil, "", errors.Join(err, p.config.Allocator.Release(call, a), p.store.setState(call, id, row.Term, leaseEnded, "not started", time.Now().Unix()))
 	}
+	l.term = row.Term
 	if err := p.launch(l, leaseActive, s, nil); err != nil {
 		return nil, "", err // the next process takes the lease up
 	}
@@ -144,7 +152,7 @@ func (p *Provider) newLease(s channel.State, offer wire.SignedOffer, a Allocatio
 		stop: make(chan stopRequest), poke: make(chan struct{}, 1), done: make(chan struct{}), changed: make(chan struct{}),
 		deps: leaseDeps{
 			allocator: p.config.Allocator, source: p.config.Source, clock: p.config.Clock, store: p.store,
-			metrics: p.metrics, log: p.config.Log, ended: p.leaseEnded,
+			metrics: p.metrics, log: p.config.Log, ended: p.leaseEnded, dropped: p.leaseDropped,
 			timing: leaseTiming{tick: p.config.Tick, recordEvery: p.config.RecordEvery,
 				suspendTimeout: p.config.SuspendTimeout, callTimeout: p.config.CallTimeout},
 		},
@@ -165,7 +173,7 @@ func (p *Provider) newMeter(devices []string, o wire.Offer, saved *metering.Stat
 
 // launch lets a lease run. Its view starts where its last record is.
 func (p *Provider) launch(l *lease, state leaseState, s channel.State, last *metering.Record) error {
-	l.view = leaseView{state: state, version: 1, owed: l.owedBefore, accepted: s.Accepted, deposit: s.Deposit}
+	l.view = leaseView{state: state, version: 1, stream: l.view.stream, owed: l.owedBefore, accepted: s.Accepted, deposit: s.Deposit}
 	if last != nil {
 		l.view.sequence, l.view.owed, l.view.nanos = last.Sequence, last.Owed, last.Nanos
 	}
@@ -222,15 +230,28 @@ const closeGrace = time.Minute
 // leaseEnded makes room for the next lease on the channel and has what is owed
 // settled, unless the renter closes first.
 func (p *Provider) leaseEnded(l *lease) {
-	p.mu.Lock()
-	delete(p.leases, l.terms.ID())
-	p.mu.Unlock()
-	timer := time.AfterFunc(closeGrace, func() { p.settler.Urgent(l.terms.ID()) })
+	p.leaseDropped(l)
+	if p.replicas != nil {
+		return // the leader finds it in the table
+	}
+	timer := time.AfterFunc(closeGrace, func() { p.crew.settler.Urgent(l.terms.ID()) })
 	context.AfterFunc(p.life, func() { timer.Stop() }) // after a restart the policy's MaxAge settles it
+}
+
+// leaseDropped makes room for another lease on the channel.
+func (p *Provider) leaseDropped(l *lease) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.leases[l.terms.ID()] == l { // it may have come back here meanwhile
+		delete(p.leases, l.terms.ID())
+	}
 }
 
 // restore takes up the leases of an earlier run.
 func (p *Provider) restore(ctx context.Context) error {
+	if p.replicas != nil {
+		return p.replicas.join(ctx)
+	}
 	rows, err := p.store.unfinished(ctx)
 	if err != nil {
 		return fmt.Errorf("leases of the last run: %w", err)
@@ -274,25 +295,43 @@ func (p *Provider) adopt(ctx context.Context, row leaseRow) error {
 		return err
 	}
 	if err := adopter.Adopt(ctx, a); err != nil {
-		return err
+		return fmt.Errorf("%w: %w", errNotHere, err)
 	}
-	offer, err := p.store.offer(ctx, common.HexToHash(row.Offer))
+	l, err := p.rebuild(ctx, row, s, a, last)
 	if err != nil {
 		return err
+	}
+	var record *metering.Record
+	if last != nil {
+		record = &last.Record
+	}
+	return p.launch(l, leaseState(row.State), s, record)
+}
+
+// errNotHere is a lease whose devices cannot be taken up here.
+var errNotHere = errors.New("its devices cannot be taken up here")
+
+// rebuild is a lease as its row and its last record left it.
+func (p *Provider) rebuild(ctx context.Context, row leaseRow, s channel.State, a Allocation, last *metering.SignedRecord) (*lease, error) {
+	offer, err := p.store.offer(ctx, common.HexToHash(row.Offer))
+	if err != nil {
+		return nil, err
 	}
 	saved, record, err := row.metered(last)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	before, err := channel.ParseAmount(row.OwedBefore)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	l, err := p.newLease(s, offer, a, before, record, saved)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return p.launch(l, leaseState(row.State), s, record)
+	l.term = row.Term
+	l.view.stream = uint64(row.Stream)
+	return l, nil
 }
 
 func (r leaseRow) allocation() (Allocation, error) {
@@ -328,7 +367,7 @@ func (p *Provider) abandon(ctx context.Context, row leaseRow, reason string) err
 	if err := p.config.Allocator.Release(call, a); err != nil {
 		return err
 	}
-	return p.store.setState(ctx, common.HexToHash(row.ID), leaseEnded, reason, time.Now().Unix())
+	return p.store.setState(ctx, common.HexToHash(row.ID), row.Term, leaseEnded, reason, time.Now().Unix())
 }
 
 func randomHash() (h common.Hash) {

@@ -19,7 +19,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
-//go:embed migrations/provider/*.sql
+//go:embed migrations/provider/*.sql migrations/provider/postgres/*.sql
 var providerMigrations embed.FS
 
 // leaseState is where a lease is in its life.
@@ -31,6 +31,10 @@ const (
 	leaseSuspended  leaseState = "suspended"
 	leaseEnded      leaseState = "ended"
 )
+
+// errNotOurs is what a gateway gets that writes to a lease which another one has
+// taken over.
+var errNotOurs = errors.New("another gateway runs it now; nothing was written")
 
 // errChallengeUsed says that a challenge was used before.
 var errChallengeUsed = errors.New("challenge was used before")
@@ -49,6 +53,12 @@ type leaseRow struct {
 	Meter      string `db:"meter"`
 	StartedAt  int64  `db:"started_at"`
 	EndedAt    int64  `db:"ended_at"`
+	Owner      string `db:"owner"`    // the gateway that runs it, where several share the database
+	Term       int64  `db:"term"`     // grows with each change of owner
+	Sequence   int64  `db:"sequence"` // of the newest record
+	Stream     int64  `db:"stream"`   // the newest stream
+	Command    string `db:"command"`  // why another gateway wants it ended
+	Held       int64  `db:"held"`     // 1: ended, and its devices not taken back yet
 }
 
 // leaseStore keeps what a provider must not forget beside its channels: leases,
@@ -58,33 +68,44 @@ type leaseStore struct{ db *store.DB }
 func (s leaseStore) insert(ctx context.Context, row leaseRow) error {
 	return s.db.Update(ctx, func(tx *sqlx.Tx) error {
 		_, err := tx.NamedExecContext(ctx, `
-			INSERT INTO leases (id, channel, offer, secret_hash, gpus, allocation, owed_before, state, started_at)
-			VALUES (:id, :channel, :offer, :secret_hash, :gpus, :allocation, :owed_before, :state, :started_at)`, row)
+			INSERT INTO leases (id, channel, offer, secret_hash, gpus, allocation, owed_before, state, started_at, owner, term)
+			VALUES (:id, :channel, :offer, :secret_hash, :gpus, :allocation, :owed_before, :state, :started_at, :owner, :term)`, row)
 		return err
 	})
 }
 
 // activate records what was allocated: from here on the lease is metered.
-func (s leaseStore) activate(ctx context.Context, id common.Hash, allocation string) error {
+func (s leaseStore) activate(ctx context.Context, id common.Hash, term int64, allocation string) error {
 	return s.db.Update(ctx, func(tx *sqlx.Tx) error {
-		_, err := tx.ExecContext(ctx, tx.Rebind(`UPDATE leases SET allocation = ?, state = ? WHERE id = ?`),
-			allocation, leaseActive, id.Hex())
-		return err
+		return own(id)(tx.ExecContext(ctx, tx.Rebind(`UPDATE leases SET allocation = ?, state = ? WHERE id = ? AND term = ?`),
+			allocation, leaseActive, id.Hex(), term))
 	})
 }
 
-func (s leaseStore) setState(ctx context.Context, id common.Hash, state leaseState, reason string, endedAt int64) error {
+func (s leaseStore) setState(ctx context.Context, id common.Hash, term int64, state leaseState, reason string, endedAt int64) error {
 	return s.db.Update(ctx, func(tx *sqlx.Tx) error {
-		_, err := tx.ExecContext(ctx, tx.Rebind(`UPDATE leases SET state = ?, reason = ?, ended_at = ? WHERE id = ?`),
-			state, reason, endedAt, id.Hex())
-		return err
+		return own(id)(tx.ExecContext(ctx, tx.Rebind(`UPDATE leases SET state = ?, reason = ?, ended_at = ? WHERE id = ? AND term = ?`),
+			state, reason, endedAt, id.Hex(), term))
 	})
+}
+
+// own turns a write that found no lease of its term into errNotOurs.
+func own(id common.Hash) func(sql.Result, error) error {
+	return func(done sql.Result, err error) error {
+		if err != nil {
+			return err
+		}
+		if n, err := done.RowsAffected(); err != nil || n == 0 {
+			return errors.Join(fmt.Errorf("lease %s: %w", id, errNotOurs), err)
+		}
+		return nil
+	}
 }
 
 // append makes a usage record and the charge it states durable in one step: a
 // record that a renter sees is a charge that a restart remembers, and the
 // other way round.
-func (s leaseStore) append(ctx context.Context, rec metering.SignedRecord, meter metering.State) error {
+func (s leaseStore) append(ctx context.Context, term int64, rec metering.SignedRecord, meter metering.State) error {
 	record, err := json.Marshal(rec)
 	if err != nil {
 		return err
@@ -94,17 +115,36 @@ func (s leaseStore) append(ctx context.Context, rec metering.SignedRecord, meter
 		return err
 	}
 	return s.db.Update(ctx, func(tx *sqlx.Tx) error {
-		_, err := tx.ExecContext(ctx, tx.Rebind(`INSERT INTO records (lease, sequence, record) VALUES (?, ?, ?)`),
-			rec.LeaseID.Hex(), int64(rec.Sequence), string(record))
-		if err != nil {
-			return fmt.Errorf("record %d of lease %s: %w", rec.Sequence, rec.LeaseID, err)
-		}
-		_, err = tx.ExecContext(ctx, tx.Rebind(`UPDATE leases SET meter = ? WHERE id = ?`), string(totals), rec.LeaseID.Hex())
+		// First, so that whoever takes the lease over waits until the record stands.
+		err := own(rec.LeaseID)(tx.ExecContext(ctx, tx.Rebind(`UPDATE leases SET meter = ?, sequence = ? WHERE id = ? AND term = ?`),
+			string(totals), int64(rec.Sequence), rec.LeaseID.Hex(), term))
 		if err != nil {
 			return err
 		}
+		if err := addRecord(ctx, tx, rec, string(record)); err != nil {
+			return fmt.Errorf("record %d of lease %s: %w", rec.Sequence, rec.LeaseID, err)
+		}
 		return store.Charge(tx, rec.ChannelID, rec.Owed)
 	})
+}
+
+// addRecord takes the very record that is there already for success: a server
+// may have committed it and been cut off before it could say so.
+func addRecord(ctx context.Context, tx *sqlx.Tx, rec metering.SignedRecord, text string) error {
+	done, err := tx.ExecContext(ctx, tx.Rebind(`INSERT INTO records (lease, sequence, record) VALUES (?, ?, ?) ON CONFLICT (lease, sequence) DO NOTHING`),
+		rec.LeaseID.Hex(), int64(rec.Sequence), text)
+	if err != nil {
+		return err
+	}
+	if n, err := done.RowsAffected(); err != nil || n == 1 {
+		return err
+	}
+	var stored string
+	err = tx.GetContext(ctx, &stored, tx.Rebind(`SELECT record FROM records WHERE lease = ? AND sequence = ?`), rec.LeaseID.Hex(), int64(rec.Sequence))
+	if err == nil && stored != text {
+		err = errors.New("there is another one of this number: two would be a fork that the payee signed")
+	}
+	return err
 }
 
 // records returns the usage records of a lease after a sequence number.

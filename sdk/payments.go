@@ -132,7 +132,7 @@ func (p *Provider) act(w http.ResponseWriter, r *request) error {
 
 // actOpen opens a channel; a GET also begins a lease on it.
 func (p *Provider) actOpen(w http.ResponseWriter, r *request) error {
-	if r.Method == http.MethodGet && p.running(r.cred.Payload.ChannelID) == nil {
+	if r.Method == http.MethodGet && !p.begun(r.Context(), r.cred.Payload.ChannelID) {
 		if err := p.canServe(r.offer, r.gpus); err != nil {
 			return err
 		}
@@ -221,10 +221,8 @@ func (p *Provider) actRelease(w http.ResponseWriter, r *request) error {
 	if err != nil {
 		return err
 	}
-	if l := p.running(s.ID); l != nil {
-		if err := l.end(r.Context(), stopRequest{reason: "released by the renter"}); err != nil {
-			return err
-		}
+	if err := p.endLease(r.Context(), s.ID, row, "released by the renter"); err != nil {
+		return err
 	}
 	var answer struct {
 		Record json.RawMessage `json:"record"`
@@ -259,14 +257,13 @@ func (p *Provider) actClose(w http.ResponseWriter, r *request) error {
 	if _, err := p.payee.Check(r.Context(), voucher); err != nil {
 		return err
 	}
-	if _, err := p.authorize(r, s, wire.ActionClose); err != nil {
+	row, err := p.authorize(r, s, wire.ActionClose)
+	if err != nil {
 		return err
 	}
 	defer p.starts.lock(s.ID)() // no lease begins meanwhile
-	if l := p.running(s.ID); l != nil {
-		if err := l.end(r.Context(), stopRequest{reason: "closed by the renter"}); err != nil {
-			return err
-		}
+	if err := p.endLease(r.Context(), s.ID, row, "closed by the renter"); err != nil {
+		return err
 	}
 	if s.Status == channel.Open {
 		if s, err = p.accept(r.Context(), voucher); err != nil {
@@ -309,8 +306,13 @@ func (p *Provider) attach(w http.ResponseWriter, r *request, s channel.State) er
 	if err != nil {
 		return err
 	}
+	if l.mirror {
+		defer p.replicas.unfollow(l)
+	}
 	st := &stream{w: w, lease: l, receipt: func(v leaseView) wire.Receipt { return p.streamReceipt(r, l, v) }}
-	l.update(func(v *leaseView) { v.stream++; st.number = v.stream })
+	if st.number, err = p.nextStream(r.Context(), l); err != nil {
+		return err
+	}
 	p.metrics.streams.Inc()
 	defer p.metrics.streams.Dec()
 	v, _ := l.snapshot()
@@ -329,7 +331,10 @@ func (p *Provider) attach(w http.ResponseWriter, r *request, s channel.State) er
 // a lease that is over gets the end of that one, and not another lease.
 func (p *Provider) join(r *request, s channel.State) (*lease, string, error) {
 	defer p.starts.lock(s.ID)()
-	l := p.running(s.ID)
+	l, err := p.serving(r.Context(), s)
+	if err != nil {
+		return nil, "", err
+	}
 	if l == nil {
 		over, err := p.remembered(r, s)
 		if over != nil || err != nil {

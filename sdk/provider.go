@@ -39,17 +39,17 @@ type Provider struct {
 	devices []metering.Device
 	gasless bool // we send renters' ERC-3009 deposits
 
-	db      *store.DB
-	store   leaseStore
-	payee   *channel.Payee
-	sender  *chain.Sender
-	settler *Settler
-	watcher *Watcher
-	minter  *wire.Minter
-	metrics *providerMetrics
-	mux     *http.ServeMux
-	guard   *guard   // what clients may do how often
-	sponsor *sponsor // what deposits of strangers may cost
+	db       *store.DB
+	store    leaseStore
+	payee    *channel.Payee
+	sender   *chain.Sender
+	crew     *crew     // nil where the leader's is at work
+	replicas *replicas // nil where nobody shares the database
+	minter   *wire.Minter
+	metrics  *providerMetrics
+	mux      *http.ServeMux
+	guard    *guard   // what clients may do how often
+	sponsor  *sponsor // what deposits of strangers may cost
 
 	life    context.Context // leases run until it ends
 	finish  context.CancelFunc
@@ -140,12 +140,64 @@ func (p *Provider) chainParts(ctx context.Context) error {
 		return err
 	}
 	p.gasless = supported && !p.config.NoGasless
-	p.sender = &chain.Sender{Backend: p.escrow.Backend(), Key: p.config.Key, Store: txs, Poll: p.config.Poll, Log: p.config.Log}
-	p.settler = &Settler{Payee: p.payee, Escrow: p.escrow, Sender: p.sender, Policy: p.config.Settlement, OnSettled: p.config.OnSettled, Log: p.config.Log}
-	p.watcher = &Watcher{Payee: p.payee, Escrow: p.escrow, Confirmations: p.config.Confirmations, Poll: p.config.Poll, Store: txs, OnChange: p.channelChanged, Log: p.config.Log}
+	if p.db.Shared() {
+		p.replicas = newReplicas(p)
+		p.sender = p.newSender(txs)
+		p.sender.Follow = true
+		return nil
+	}
+	p.crew = p.newCrew(p.db, txs)
+	p.sender = p.crew.sender
 	return nil
 }
 
+// crew is what watches the chain, works the outbox and settles. Of the processes
+// that share a database one has a crew at work.
+type crew struct {
+	sender  *chain.Sender
+	settler *Settler
+	watcher *Watcher
+}
+
+func (p *Provider) newSender(txs *chain.Store) *chain.Sender {
+	return &chain.Sender{Backend: p.escrow.Backend(), Key: p.config.Key, Store: txs, Poll: p.config.Poll, Log: p.config.Log}
+}
+
+func (p *Provider) newCrew(db *store.DB, txs *chain.Store) *crew {
+	c := &crew{sender: p.newSender(txs)}
+	payee := *p.payee
+	payee.Store = db.Payee()
+	c.settler = &Settler{Payee: &payee, Escrow: p.escrow, Sender: c.sender, Policy: p.config.Settlement, OnSettled: p.config.OnSettled, Log: p.config.Log}
+	changed := func(_, now channel.State) {
+		if now.Status == channel.Closing {
+			c.settler.Urgent(now.ID) // the grace period runs
+		}
+		p.channelChanged(now)
+	}
+	c.watcher = &Watcher{Payee: &payee, Escrow: p.escrow, Confirmations: p.config.Confirmations, Poll: p.config.Poll, Store: txs, OnChange: changed, Log: p.config.Log}
+	return c
+}
+
+func (c *crew) run(ctx context.Context) error {
+	return together(ctx, c.sender.Run, c.watcher.Run, c.settler.Run)
+}
+
+// together runs parts until the context ends or one of them does, and waits for
+// all.
+func together(ctx context.Context, parts ...func(context.Context) error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	ended := make(chan error, len(parts))
+	for _, run := range parts {
+		go func() { ended <- run(ctx) }()
+	}
+	err := <-ended
+	cancel()
+	for range len(parts) - 1 {
+		<-ended
+	}
+	return err
+}
 func (p *Provider) challenges(ctx context.Context) error {
 	secret, err := p.store.secret(ctx, "challenge")
 	if err != nil {
@@ -237,20 +289,10 @@ func (p *Provider) Run(ctx context.Context) error {
 	}
 	defer p.wait.Done()
 	defer context.AfterFunc(p.life, cancel)()
-	parts := []func(context.Context) error{p.sender.Run, p.watcher.Run, p.settler.Run, p.renewOffers}
-	failed := make(chan error, len(parts))
-	for _, run := range parts {
-		go func() { failed <- run(ctx) }()
+	if p.replicas != nil {
+		return notCancelled(together(ctx, p.replicas.leader().run, p.renewOffers))
 	}
-	err := <-failed
-	cancel()
-	for range len(parts) - 1 {
-		<-failed
-	}
-	if err != nil && !errors.Is(err, context.Canceled) {
-		return err
-	}
-	return nil
+	return notCancelled(together(ctx, p.crew.run, p.renewOffers))
 }
 
 // begin registers work that Close waits for.
@@ -293,12 +335,20 @@ func (p *Provider) Close() error {
 	p.mu.Unlock()
 	p.finish()
 	p.wait.Wait()
+	if p.replicas != nil {
+		p.replicas.leave()
+	}
 	return p.db.Close()
 }
 
 // Settle fetches what has been vouchered now, in as few transactions as can be,
 // instead of waiting for the settlement policy.
-func (p *Provider) Settle(ctx context.Context) error { return p.settler.Settle(ctx) }
+func (p *Provider) Settle(ctx context.Context) error {
+	if p.replicas != nil {
+		return p.replicas.settle(ctx)
+	}
+	return p.crew.settler.Settle(ctx)
+}
 
 // GasSpent is what the provider's transactions have cost so far, in wei.
 func (p *Provider) GasSpent(ctx context.Context) (*big.Int, error) { return p.sender.GasSpent(ctx) }
@@ -316,7 +366,7 @@ func (p *Provider) Drain(ctx context.Context) error {
 	for _, l := range running {
 		err = errors.Join(err, l.end(ctx, stopRequest{reason: "the provider ends all leases"}))
 	}
-	return errors.Join(err, p.settler.Settle(ctx))
+	return errors.Join(err, p.Settle(ctx))
 }
 
 // running returns the lease that runs on a channel, or nil.
@@ -327,10 +377,7 @@ func (p *Provider) running(channelID common.Hash) *lease {
 }
 
 // channelChanged hears of every change the chain made to a channel.
-func (p *Provider) channelChanged(_, now channel.State) {
-	if now.Status == channel.Closing {
-		p.settler.Urgent(now.ID) // the grace period runs
-	}
+func (p *Provider) channelChanged(now channel.State) {
 	l := p.running(now.ID)
 	if l == nil {
 		return
@@ -340,8 +387,16 @@ func (p *Provider) channelChanged(_, now channel.State) {
 		return
 	}
 	// What is metered from here on might never be paid.
+	p.endSoon(l, "the channel is "+now.Status.String())
+}
+
+// endSoon has a lease end, once, and does not wait for it.
+func (p *Provider) endSoon(l *lease, reason string) {
+	if l.ending.Swap(true) {
+		return
+	}
 	go func() {
-		if err := l.end(p.life, stopRequest{reason: "the channel is " + now.Status.String()}); err != nil {
+		if err := l.end(p.life, stopRequest{reason: reason}); err != nil {
 			p.config.Log.Error("lease could not be ended", "lease", l.id, "error", err)
 		}
 	}()

@@ -1,0 +1,245 @@
+package sdk
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/jmoiron/sqlx"
+)
+
+// What several gateways over one PostgreSQL keep beside their leases. Times are
+// the server's, in milliseconds, so that the gateways' clocks need not agree.
+const serverNow = `(extract(epoch FROM clock_timestamp()) * 1000)::bigint`
+
+// orphaned is a lease whose gateway has not said for too long that it lives.
+const orphaned = `NOT EXISTS (SELECT 1 FROM gateways g WHERE g.id = leases.owner AND g.expires > ` + serverNow + `)`
+
+// beat says that a gateway lives.
+func (s leaseStore) beat(ctx context.Context, id string, ttl time.Duration) error {
+	return s.db.Update(ctx, func(tx *sqlx.Tx) error {
+		_, err := tx.ExecContext(ctx, tx.Rebind(`INSERT INTO gateways (id, expires) VALUES (?, `+serverNow+` + ?)
+			ON CONFLICT (id) DO UPDATE SET expires = excluded.expires`), id, ttl.Milliseconds())
+		return err
+	})
+}
+
+// leave hands a gateway's leases to the others at once.
+func (s leaseStore) leave(ctx context.Context, id string) error {
+	return s.db.Update(ctx, func(tx *sqlx.Tx) error {
+		_, err := tx.ExecContext(ctx, tx.Rebind(`UPDATE gateways SET expires = 0 WHERE id = ?`), id)
+		return err
+	})
+}
+
+// orphans returns the leases that nobody runs.
+func (s leaseStore) orphans(ctx context.Context) (rows []leaseRow, err error) {
+	err = s.db.View().SelectContext(ctx, &rows, `SELECT * FROM leases WHERE state <> 'ended' AND `+orphaned+` ORDER BY started_at`)
+	return rows, err
+}
+
+// stranded returns the ended leases whose devices were not taken back.
+func (s leaseStore) stranded(ctx context.Context) (rows []leaseRow, err error) {
+	err = s.db.View().SelectContext(ctx, &rows, `SELECT * FROM leases WHERE held = 1 ORDER BY started_at`)
+	return rows, err
+}
+
+// silent is how long ago the gateway of a lease should have said that it lives.
+func (s leaseStore) silent(ctx context.Context, owner string) (time.Duration, error) {
+	var ms int64
+	db := s.db.View()
+	err := db.GetContext(ctx, &ms, db.Rebind(`SELECT COALESCE((SELECT `+serverNow+` - expires FROM gateways WHERE id = ?), 0)`), owner)
+	return time.Duration(ms) * time.Millisecond, err
+}
+
+// take makes a gateway the owner of an orphan: a new term begins, in which the
+// old owner can write nothing. ok is false if another gateway was faster.
+func (s leaseStore) take(ctx context.Context, row *leaseRow, owner string) (ok bool, err error) {
+	err = s.db.Update(ctx, func(tx *sqlx.Tx) error {
+		done, err := tx.ExecContext(ctx, tx.Rebind(`UPDATE leases SET owner = ?, term = term + 1 WHERE id = ? AND term = ? AND state <> 'ended' AND `+orphaned),
+			owner, row.ID, row.Term)
+		if err != nil {
+			return err
+		}
+		n, err := done.RowsAffected()
+		ok = n == 1
+		return err
+	})
+	if err != nil || !ok {
+		return false, err
+	}
+	fresh, err := s.byID(ctx, row.ID) // what the old owner wrote last
+	*row = fresh
+	return err == nil, err
+}
+
+// giveBack leaves an orphan to a gateway that can do more for it.
+func (s leaseStore) giveBack(ctx context.Context, row leaseRow, owner string) error {
+	return s.db.Update(ctx, func(tx *sqlx.Tx) error {
+		_, err := tx.ExecContext(ctx, tx.Rebind(`UPDATE leases SET owner = ? WHERE id = ? AND term = ?`), owner, row.ID, row.Term)
+		return err
+	})
+}
+
+func (s leaseStore) byID(ctx context.Context, id string) (row leaseRow, err error) {
+	db := s.db.View()
+	err = db.GetContext(ctx, &row, db.Rebind(`SELECT * FROM leases WHERE id = ?`), id)
+	return row, err
+}
+
+// byIDs returns rows by their id.
+func (s leaseStore) byIDs(ctx context.Context, ids []common.Hash) (map[common.Hash]leaseRow, error) {
+	if len(ids) == 0 {
+		return nil, nil
+	}
+	names := make([]string, len(ids))
+	for i, id := range ids {
+		names[i] = id.Hex()
+	}
+	query, args, err := sqlx.In(`SELECT * FROM leases WHERE id IN (?)`, names)
+	if err != nil {
+		return nil, err
+	}
+	var list []leaseRow
+	db := s.db.View()
+	if err := db.SelectContext(ctx, &list, db.Rebind(query), args...); err != nil {
+		return nil, err
+	}
+	rows := make(map[common.Hash]leaseRow, len(list))
+	for _, row := range list {
+		rows[common.HexToHash(row.ID)] = row
+	}
+	return rows, nil
+}
+
+// command asks the gateway that runs a lease to end it.
+func (s leaseStore) command(ctx context.Context, id common.Hash, reason string) error {
+	return s.db.Update(ctx, func(tx *sqlx.Tx) error {
+		_, err := tx.ExecContext(ctx, tx.Rebind(`UPDATE leases SET command = ? WHERE id = ? AND command = ''`), reason, id.Hex())
+		return err
+	})
+}
+
+func (s leaseStore) nextStream(ctx context.Context, id common.Hash) (number uint64, err error) {
+	err = s.db.Update(ctx, func(tx *sqlx.Tx) error {
+		return tx.GetContext(ctx, &number, tx.Rebind(`UPDATE leases SET stream = stream + 1 WHERE id = ? RETURNING stream`), id.Hex())
+	})
+	return number, err
+}
+
+// setHeld remembers of an ended lease whether its devices are still to be taken
+// back.
+func (s leaseStore) setHeld(ctx context.Context, id string, held int) error {
+	return s.db.Update(ctx, func(tx *sqlx.Tx) error {
+		_, err := tx.ExecContext(ctx, tx.Rebind(`UPDATE leases SET held = ? WHERE id = ?`), held, id)
+		return err
+	})
+}
+
+// endedBetween returns the channels of the leases that ended in a time, unix
+// seconds.
+func (s leaseStore) endedBetween(ctx context.Context, from, to int64) ([]common.Hash, error) {
+	var rows []string
+	db := s.db.View()
+	err := db.SelectContext(ctx, &rows, db.Rebind(`SELECT channel FROM leases WHERE state = 'ended' AND ended_at > ? AND ended_at <= ?`), from, to)
+	ids := make([]common.Hash, len(rows))
+	for i, row := range rows {
+		ids[i] = common.HexToHash(row)
+	}
+	return ids, err
+}
+
+// claim is true for the one who may do what it names, until it is given back or
+// time is up.
+func (s leaseStore) claim(ctx context.Context, name, owner string, ttl time.Duration) (ok bool, err error) {
+	err = s.db.Update(ctx, func(tx *sqlx.Tx) error {
+		done, err := tx.ExecContext(ctx, tx.Rebind(`INSERT INTO claims (name, owner, expires) VALUES (?, ?, `+serverNow+` + ?)
+			ON CONFLICT (name) DO UPDATE SET owner = excluded.owner, expires = excluded.expires WHERE claims.expires < `+serverNow),
+			name, owner, ttl.Milliseconds())
+		if err != nil {
+			return err
+		}
+		n, err := done.RowsAffected()
+		ok = n == 1
+		return err
+	})
+	return ok, err
+}
+
+func (s leaseStore) unclaim(ctx context.Context, name, owner string) error {
+	return s.db.Update(ctx, func(tx *sqlx.Tx) error {
+		_, err := tx.ExecContext(ctx, tx.Rebind(`DELETE FROM claims WHERE name = ? AND owner = ?`), name, owner)
+		return err
+	})
+}
+
+func (s leaseStore) claimed(ctx context.Context, name string) (bool, error) {
+	var n int
+	db := s.db.View()
+	err := db.GetContext(ctx, &n, db.Rebind(`SELECT count(*) FROM claims WHERE name = ? AND expires > `+serverNow), name)
+	return n > 0, err
+}
+
+// deviceTable is the book of devices of gateways that share a database.
+type deviceTable struct{ leaseStore }
+
+var _ deviceBook = deviceTable{}
+
+type deviceRow struct {
+	Device string `db:"device"`
+	Lease  string `db:"lease"`
+}
+
+func (d deviceTable) held(ctx context.Context) (map[string]common.Hash, error) {
+	var rows []deviceRow
+	if err := d.db.View().SelectContext(ctx, &rows, `SELECT device, lease FROM lease_devices`); err != nil {
+		return nil, err
+	}
+	return held(rows), nil
+}
+
+func held(rows []deviceRow) map[string]common.Hash {
+	m := make(map[string]common.Hash, len(rows))
+	for _, row := range rows {
+		m[row.Device] = common.HexToHash(row.Lease)
+	}
+	return m
+}
+
+// reserve lets one gateway choose at a time.
+func (d deviceTable) reserve(ctx context.Context, lease common.Hash, choose func(held map[string]common.Hash) ([]string, error)) ([]string, error) {
+	var chosen []string
+	err := d.db.Update(ctx, func(tx *sqlx.Tx) error {
+		if _, err := tx.ExecContext(ctx, `LOCK TABLE lease_devices IN SHARE ROW EXCLUSIVE MODE`); err != nil {
+			return err
+		}
+		var rows []deviceRow
+		if err := tx.SelectContext(ctx, &rows, `SELECT device, lease FROM lease_devices`); err != nil {
+			return err
+		}
+		var err error
+		if chosen, err = choose(held(rows)); err != nil {
+			return err
+		}
+		for _, device := range slices.Sorted(slices.Values(chosen)) {
+			_, err := tx.ExecContext(ctx, tx.Rebind(`INSERT INTO lease_devices (device, lease) VALUES (?, ?) ON CONFLICT (device) DO NOTHING`), device, lease.Hex())
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("devices of lease %s: %w", lease, err)
+	}
+	return chosen, nil
+}
+
+func (d deviceTable) free(ctx context.Context, lease common.Hash) error {
+	return d.db.Update(ctx, func(tx *sqlx.Tx) error {
+		_, err := tx.ExecContext(ctx, tx.Rebind(`DELETE FROM lease_devices WHERE lease = ?`), lease.Hex())
+		return err
+	})
+}
