@@ -167,6 +167,9 @@ func (l *Rental) begin(ctx context.Context, lease wire.Lease, document []byte) e
 	if l.row.Lease != (common.Hash{}) {
 		return l.replaced(ctx, lease)
 	}
+	if err := l.recall(lease.OfferHash); err != nil {
+		return err
+	}
 	if err := l.judge(lease); err != nil {
 		return l.dispute(ctx, err, document)
 	}

@@ -370,12 +370,38 @@ func (l *Rental) requote(ctx context.Context) (*wire.Challenge, error) {
 		return nil, fmt.Errorf("%w: the channel pays %s through %s, the new offer wants %s through %s: leave it",
 			ErrOffer, l.row.Terms.Payee, l.row.Terms.Escrow, q.Offer.Payee, q.Offer.Escrow)
 	}
-	l.row.Offer = q.Offer.Document
-	l.offer, l.price = q.Offer, q.Price
-	if l.credit, err = l.price.Charge(l.offer.Credit * uint64(time.Second)); err != nil {
+	if l.row.Asked != nil {
+		// The answer got lost, and with it whether a lease began. If one did, it is under the offer that was asked for.
+		l.row.PastOffers = append(l.row.PastOffers, l.row.Offer)
+	}
+	if err := l.agree(q.Offer); err != nil {
 		return nil, err
 	}
 	return &q.challenge, l.save(ctx)
+}
+
+// agree takes an offer, whose price was checked, for what the lease is under.
+func (l *Rental) agree(offer wire.SignedOffer) (err error) {
+	l.row.Offer, l.offer = offer.Document, offer
+	if l.price, err = offerPrice(offer.Offer); err != nil {
+		return err
+	}
+	l.credit, err = l.price.Charge(offer.Credit * uint64(time.Second))
+	return err
+}
+
+// recall goes back to an earlier offer, if a lease was asked for under it.
+func (l *Rental) recall(hash common.Hash) error {
+	for _, document := range l.row.PastOffers {
+		offer, err := wire.ParseOffer(document)
+		if err != nil {
+			return fmt.Errorf("channel %s: an offer on disk does not parse; restore the database from its backup: %w", l.id, err)
+		}
+		if offer.Hash == hash {
+			return l.agree(offer)
+		}
+	}
+	return nil // nobody asked for that one
 }
 
 // initial is what the open's own voucher is for: the prepayment, no record

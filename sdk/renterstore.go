@@ -56,6 +56,10 @@ type rentalRow struct {
 	// TopUps counts them: it is the salt that tells equal ones apart.
 	TopUps uint64 `json:"topUps"`
 
+	// PastOffers are those that a lease was asked for under before Offer: it may
+	// have begun with an answer that got lost.
+	PastOffers []json.RawMessage `json:"pastOffers,omitempty"`
+
 	// Asked is when the lease was first asked for, on our clocks: a lease whose
 	// first byte got lost began after it.
 	Asked     *metering.Instant `json:"asked,omitempty"`
