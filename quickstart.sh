@@ -7,6 +7,6 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 export CGO_CFLAGS="${CGO_CFLAGS:--O2 -g} -Wno-deprecated-declarations"
 # NVML's symbols are found when its library is loaded. Linkers that bind every symbol at start (Ubuntu's do) end the
 # program before it begins.
-export CGO_LDFLAGS="${CGO_LDFLAGS:--O2 -g} -Wl,-z,lazy"
+[[ $(uname) != Linux ]] || export CGO_LDFLAGS="${CGO_LDFLAGS:--O2 -g} -Wl,-z,lazy"
 
 exec go run ./examples/quickstart "$@"
