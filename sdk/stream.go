@@ -54,6 +54,7 @@ func (s *stream) serve(ctx context.Context, first wire.Lease, after uint64) erro
 		}
 		select {
 		case <-changed:
+		case <-s.lease.done:
 		case <-idle.C:
 			if err := s.comment(); err != nil {
 				return err
@@ -101,8 +102,11 @@ func (s *stream) show(ctx context.Context, now leaseView) (over bool, err error)
 		return true, s.send(0, wire.EventReceipt, s.receipt(now))
 	}
 	select {
-	case <-s.lease.done: // the provider stops and the lease goes on later
-		return true, nil
+	case <-s.lease.done:
+		// The provider stops and the lease goes on later; or it ended after now
+		// was read, and its last record and the receipt are still to be shown.
+		last, _ := s.lease.snapshot()
+		return last.state != leaseEnded, nil
 	default:
 		return false, nil
 	}
