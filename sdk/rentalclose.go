@@ -206,6 +206,9 @@ func (l *Rental) askToClose(ctx context.Context) error {
 		fault.Point(fault.CloseAnswered)
 		return nil // the chain has the last word
 	}
+	if view, err := l.settledView(ctx); err == nil && view.Finalized {
+		return nil // closed by an earlier request, whose answer got lost
+	}
 	return fmt.Errorf("channel %s: %w: leave it: %w", l.id, ErrRefused, err)
 }
 
