@@ -1,13 +1,9 @@
 package bindings_test
 
 import (
-	"bufio"
 	"context"
 	"crypto/ecdsa"
 	"math/big"
-	"os"
-	"os/exec"
-	"regexp"
 	"testing"
 	"time"
 
@@ -19,9 +15,8 @@ import (
 
 	"github.com/gpupay/gpupay/bindings"
 	"github.com/gpupay/gpupay/bindings/testtoken"
+	"github.com/gpupay/gpupay/internal/chaintest"
 )
-
-const anvil = "../node_modules/.bin/anvil"
 
 var (
 	escrowABI = bindings.NewChannelEscrow()
@@ -41,10 +36,7 @@ type chain struct {
 // startChain runs anvil on a free port until the test ends.
 func startChain(t *testing.T) *chain {
 	t.Helper()
-	if _, err := os.Stat(anvil); err != nil {
-		t.Skip("no anvil in node_modules: run `npm ci` to check the contracts on a real chain")
-	}
-	url := launch(t)
+	url := chaintest.Anvil(t, "--hardfork", "osaka").URL
 	client, err := rpc.Dial(url)
 	if err != nil {
 		t.Fatal(err)
@@ -55,39 +47,6 @@ func startChain(t *testing.T) *chain {
 		t.Fatal(err)
 	}
 	return c
-}
-
-// launch starts anvil and returns its URL. The port is the system's choice, so tests can run side by side.
-func launch(t *testing.T) string {
-	t.Helper()
-	cmd := exec.Command(anvil, "--port", "0", "--accounts", "1", "--hardfork", "osaka")
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		cmd.Process.Kill()
-		cmd.Wait()
-	})
-	listening := regexp.MustCompile(`Listening on (\S+)`)
-	found := make(chan string, 1)
-	go func() {
-		for lines := bufio.NewScanner(out); lines.Scan(); {
-			if m := listening.FindStringSubmatch(lines.Text()); m != nil {
-				found <- "http://" + m[1]
-			}
-		}
-	}()
-	select {
-	case url := <-found:
-		return url
-	case <-time.After(30 * time.Second):
-		t.Fatal("anvil did not say where it listens within 30 s")
-		return ""
-	}
 }
 
 // account makes a key that can pay for gas.

@@ -4,6 +4,7 @@ import (
 	"math/big"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"testing"
 
 	"github.com/ethereum/go-ethereum"
@@ -20,9 +21,14 @@ var deployer = common.HexToAddress("0x4e59b44847b379578588920cA78FbF26c0B4956C")
 // TestDeployScript runs the forge script against a chain, and holds the address that it deploys to against the one that
 // the bindings' own creation code gives: both carry the same bytes, and a Go program can tell where the escrow is.
 func TestDeployScript(t *testing.T) {
-	const forge = "../node_modules/.bin/forge"
-	if _, err := os.Stat(forge); err != nil {
-		t.Skip("no forge in node_modules: run `npm ci` to check the deploy script")
+	// The binary itself: the script that npm puts before it exits 0 whatever happens.
+	found, err := filepath.Glob("../node_modules/@foundry-rs/forge-*/bin/forge")
+	if err != nil || len(found) == 0 {
+		t.Fatal("no forge in node_modules: run `npm ci` first")
+	}
+	forge, err := filepath.Abs(found[0])
+	if err != nil {
+		t.Fatal(err)
 	}
 	c := startChain(t)
 	key := c.account()
@@ -31,7 +37,7 @@ func TestDeployScript(t *testing.T) {
 
 	var deployed uint64
 	for range 2 {
-		cmd := exec.Command("node_modules/.bin/forge", "script", "contracts/script/Deploy.s.sol", "--rpc-url", c.url,
+		cmd := exec.Command(forge, "script", "contracts/script/Deploy.s.sol", "--rpc-url", c.url,
 			"--broadcast", "--private-key", hexutil.Encode(crypto.FromECDSA(key)))
 		cmd.Dir = ".."
 		cmd.Env = append(os.Environ(), "GRACE_PERIOD=7200")

@@ -6,7 +6,7 @@
 // which compiles the contracts first. The same source gives the same bytes: CI runs it again and expects no difference.
 package main
 
-//go:generate sh -c "cd ../.. && node_modules/.bin/forge build --quiet --out cache/bindings/out --cache-path cache/bindings contracts/src contracts/test/token"
+//go:generate sh -c "cd ../.. && node_modules/@foundry-rs/forge-*/bin/forge build --quiet --out cache/bindings/out --cache-path cache/bindings contracts/src contracts/test/token"
 //go:generate go run .
 
 import (
