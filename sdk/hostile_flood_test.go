@@ -179,7 +179,7 @@ func TestFloodOfOpensFromManyAddresses(t *testing.T) {
 }
 
 func TestFloodOfOpensFromOneAddress(t *testing.T) {
-	r := newRig(t, behindProxy, func(c *ProviderConfig) { c.OpenTimeout = time.Second })
+	r := newRig(t, behindProxy, func(c *ProviderConfig) { c.OpenTimeout = 5 * time.Second })
 	private, err := crypto.GenerateKey()
 	if err != nil {
 		t.Fatal(err)
