@@ -23,6 +23,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/devchain"
+	"github.com/gpupay/gpupay/internal/pgtest"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/sdk/chain"
@@ -69,6 +70,9 @@ func rigOn(t *testing.T, net *devchain.Chain, payer func(*rig) *channel.Key, cha
 		Settlement: SettlementPolicy{Interval: time.Hour},
 		Log:        slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelWarn})),
 	}}
+	if strings.Contains(t.Name(), onPostgres) {
+		r.config.Database = pgtest.URL(t)
+	}
 	for _, c := range change {
 		c(&r.config)
 	}

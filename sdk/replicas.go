@@ -62,7 +62,7 @@ func (r *replicas) poll() time.Duration { return min(r.p.config.Tick, time.Secon
 // nobody runs, and goes on doing both.
 func (r *replicas) join(ctx context.Context) error {
 	if h, ok := r.p.config.Allocator.(*HostAllocator); ok {
-		h.book = deviceTable{r.p.store}
+		h.book = r.devices()
 	}
 	if err := r.beat(ctx); err != nil {
 		return fmt.Errorf("joining the gateways of this database: %w", err)
@@ -75,6 +75,8 @@ func (r *replicas) join(ctx context.Context) error {
 	r.every(r.ttl/4, "taking up leases that nobody runs", r.sweep)
 	return nil
 }
+
+func (r *replicas) devices() deviceTable { return deviceTable{r.p.store} }
 
 // every does something again and again until the provider stops.
 func (r *replicas) every(pause time.Duration, what string, do func(context.Context) error) {
@@ -428,7 +430,8 @@ func (r *replicas) rescue(ctx context.Context, row leaseRow) error {
 		return r.endBooks(ctx, row, "its host is gone")
 	}
 	r.refuse(row.ID)
-	return errors.Join(fmt.Errorf("lease %s is left to another gateway: %w", row.ID, err), r.p.store.giveBack(ctx, row, before))
+	r.p.config.Log.Warn("lease of a gateway that is gone is left to the others", "lease", row.ID, "reason", err)
+	return r.p.store.giveBack(ctx, row, before)
 }
 
 func (r *replicas) refuses(lease string) bool {

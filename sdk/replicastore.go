@@ -29,7 +29,7 @@ func (s leaseStore) beat(ctx context.Context, id string, ttl time.Duration) erro
 // leave hands a gateway's leases to the others at once.
 func (s leaseStore) leave(ctx context.Context, id string) error {
 	return s.db.Update(ctx, func(tx *sqlx.Tx) error {
-		_, err := tx.ExecContext(ctx, tx.Rebind(`UPDATE gateways SET expires = 0 WHERE id = ?`), id)
+		_, err := tx.ExecContext(ctx, tx.Rebind(`UPDATE gateways SET expires = `+serverNow+` WHERE id = ?`), id)
 		return err
 	})
 }

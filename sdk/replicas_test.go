@@ -1,0 +1,415 @@
+package sdk
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/holiman/uint256"
+	"github.com/jmoiron/sqlx"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/channel/store"
+	"github.com/gpupay/gpupay/internal/pgtest"
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/metering/sim"
+	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+func TestMain(m *testing.M) { os.Exit(pgtest.Main(m)) }
+
+// onPostgres names the tests whose provider keeps its database on a server.
+const onPostgres = "postgres"
+
+// TestProvider: a lone gateway on PostgreSQL does what one with a file does.
+func TestProvider(t *testing.T) {
+	for name, test := range map[string]func(*testing.T){
+		"open to refund": TestLeaseFromOpenToRefund,
+		"suspend":        TestSuspendsAtItsCreditAndResumesWhenPaid,
+		"connection":     TestLeaseOutlivesItsConnection,
+		"stream":         TestNewStreamReplacesTheOld,
+		"restart":        TestRestartGoesOnWithLeases,
+		"top up":         TestTopUpLetsALeaseGoOn,
+		"close request":  TestCloseRequestOnChainEndsTheLeaseAndIsSettled,
+		"drain":          TestDrainEndsLeasesAndSettles,
+	} {
+		t.Run(onPostgres+" "+name, test)
+	}
+}
+
+// fleet is two gateways over one database and one host's two GPUs.
+func fleet(t *testing.T, change ...func(*ProviderConfig)) (a, b *rig) {
+	t.Helper()
+	address := pgtest.URL(t)
+	change = append([]func(*ProviderConfig){func(c *ProviderConfig) { c.Database, c.Takeover = address, 2 * time.Second }}, change...)
+	a = newRig(t, change...)
+	b = rigOn(t, a.chain, func(*rig) *channel.Key { return a.payer }, change...)
+	return a, b
+}
+
+// at is the renter of a lease that turns to another gateway.
+func (t *tab) at(r *rig) *tab {
+	other := *t
+	other.rig = r
+	return &other
+}
+
+// TestVoucherAtAnotherGatewayReachesTheLease: a lease that waits for money goes
+// on when any gateway gets it.
+func TestVoucherAtAnotherGatewayReachesTheLease(t *testing.T) {
+	a, b := fleet(t)
+	lease := a.open(1, 500_000, "")
+	lease.status(leaseSuspended)
+	s, err := b.provider.payee.State(t.Context(), lease.terms.ID())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if receipt := lease.at(b).pay(s.Spent.Uint64()); receipt.AcceptedCumulative.Int != s.Spent {
+		t.Fatalf("receipt over %s for %s", receipt.AcceptedCumulative.Dec(), s.Spent.Dec())
+	}
+	lease.status(leaseActive)
+	if a.provider.running(lease.terms.ID()) == nil || b.provider.running(lease.terms.ID()) != nil {
+		t.Error("the lease moved")
+	}
+}
+
+// TestStreamAtAnotherGateway: a renter that comes back through another gateway
+// sees every record, each change of state and the end; its old stream ends.
+func TestStreamAtAnotherGateway(t *testing.T) {
+	a, b := fleet(t)
+	lease := a.open(1, 500_000, "")
+	first := lease.record()
+	cred := lease.credential(wire.ActionVoucher, 0)
+	cred.Payload.LeaseSecret = lease.lease.Secret
+	there := lease.at(b)
+	there.attach(b.do("GET", "", cred))
+	if there.lease.LeaseID != lease.lease.LeaseID || !slices.Equal(there.lease.Devices, lease.lease.Devices) {
+		t.Fatalf("another lease: %+v", there.lease)
+	}
+	for n := uint64(1); n <= 3; n++ {
+		rec := there.record()
+		if rec.Sequence != n || (n == 1 && rec.Record != first.Record) {
+			t.Fatalf("record %d is %+v", n, rec.Record)
+		}
+	}
+	for _, err := lease.in.Next(); err == nil; _, err = lease.in.Next() { // the old one ends
+	}
+	there.status(leaseSuspended)
+	there.next(wire.EventNeedVoucher)
+	s, err := a.provider.payee.State(t.Context(), lease.terms.ID())
+	if err != nil {
+		t.Fatal(err)
+	}
+	lease.pay(s.Spent.Uint64())
+	there.status(leaseActive)
+	final := lease.release()
+	if got := there.status(leaseEnded); got.Reason != "released by the renter" {
+		t.Errorf("ended because %q", got.Reason)
+	}
+	var receipt wire.Receipt
+	there.read(wire.EventReceipt, &receipt)
+	if receipt.Spent.Int != final.Owed {
+		t.Errorf("the last receipt says %s, the final record %s", receipt.Spent.Dec(), final.Owed.Dec())
+	}
+	for deadline := time.Now().Add(10 * time.Second); len(b.provider.replicas.shown()) != 0; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the lease is still watched for nobody")
+		}
+	}
+}
+
+// TestReleaseAndCloseAtAnotherGateway: the wish reaches the lease's owner, and
+// every base unit its owner.
+func TestReleaseAndCloseAtAnotherGateway(t *testing.T) {
+	a, b := fleet(t)
+	lease := a.open(1, 100_000, "")
+	lease.record()
+	final := lease.at(b).release()
+	if !final.Final {
+		t.Fatalf("not final: %+v", final.Record)
+	}
+	lease.status(leaseEnded)
+	owed := final.Owed.Uint64()
+	lease.at(b).pay(owed)
+	lease.at(b).close(owed)
+	if got := a.balance(a.payer.Address()); got != 1_000_000-owed {
+		t.Errorf("the payer has %d, want %d", got, 1_000_000-owed)
+	}
+	second := a.open(2, 100_000, "")
+	second.record()
+	if receipt := second.at(b).close(0); receipt.TxHash == nil { // ends the lease first
+		t.Error("a close without a transaction")
+	}
+	second.status(leaseEnded)
+}
+
+// TestGatewaysDoNotShareADevice: two gateways on one host rent out its GPUs once.
+func TestGatewaysDoNotShareADevice(t *testing.T) {
+	a, b := fleet(t)
+	one, two := a.open(1, 100_000, ""), b.open(2, 100_000, "")
+	if slices.Equal(one.lease.Devices, two.lease.Devices) {
+		t.Errorf("both have %v", one.lease.Devices)
+	}
+	for _, r := range []*rig{a, b} {
+		resp := r.do("GET", "", r.openCredential(r.payer, r.terms(r.payer.Address(), 3), 100_000, 0))
+		if err := problemIn(wire.NoCapacity, resp); err != nil {
+			t.Error(err)
+		}
+	}
+	one.at(b).release()
+	a.open(4, 100_000, "")
+}
+
+// cut has the other gateways take a gateway for dead, which does not know it.
+func cut(t *testing.T, r *rig) {
+	t.Helper()
+	if err := r.provider.store.leave(t.Context(), r.provider.replicas.identity()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestLeaseIsTakenOver: the gateway that takes a lease over goes on with its
+// chain of records; the one that was cut off writes nothing more, leaves the
+// devices alone, and what it measured in between is billed by nobody.
+func TestLeaseIsTakenOver(t *testing.T) {
+	quiet := func(c *ProviderConfig) { c.Log = slog.New(slog.DiscardHandler) }
+	a, b := fleet(t, quiet)
+	lease := a.open(1, 500_000, "")
+	lease.record()
+	old := a.provider.running(lease.terms.ID())
+	for b.provider.running(lease.terms.ID()) == nil {
+		cut(t, a)
+		if err := b.provider.replicas.sweep(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	select {
+	case <-old.done:
+	case <-time.After(20 * time.Second):
+		t.Fatal("the gateway that was cut off goes on")
+	}
+	if v, _ := old.snapshot(); v.state == leaseEnded || a.provider.running(lease.terms.ID()) != nil {
+		t.Errorf("the lease was ended by who lost it: %+v", v)
+	}
+	sequence := old.view.sequence
+	err := a.provider.store.append(t.Context(), old.term, metering.SignedRecord{Record: metering.Record{LeaseID: old.id, ChannelID: old.terms.ID(), Sequence: sequence + 1, Owed: *uint256.NewInt(400_000)}}, metering.State{})
+	if !errors.Is(err, errNotOurs) {
+		t.Errorf("a record of the old owner: %v", err)
+	}
+	if err := a.provider.store.setState(t.Context(), old.id, old.term, leaseEnded, "", 0); !errors.Is(err, errNotOurs) {
+		t.Errorf("a state of the old owner: %v", err)
+	}
+	there := lease.at(b)
+	cred := lease.credential(wire.ActionVoucher, 0)
+	cred.Payload.LeaseSecret = lease.lease.Secret
+	there.attach(b.do("GET", "", cred))
+	domain := metering.Domain(lease.terms.ChainID, lease.terms.Escrow)
+	var last metering.SignedRecord
+	for last.Sequence < sequence+3 {
+		rec := there.record()
+		if rec.Sequence != last.Sequence+1 || (last.Sequence > 0 && rec.Previous != last.Digest(domain)) {
+			t.Fatalf("record %d after %d does not follow", rec.Sequence, last.Sequence)
+		}
+		last = rec
+	}
+	if held, err := b.provider.replicas.devices().held(t.Context()); err != nil || len(held) != 1 {
+		t.Errorf("devices held: %v, %v", held, err)
+	}
+	final := lease.at(b).release()
+	s, err := a.provider.payee.State(t.Context(), lease.terms.ID())
+	if err != nil || s.Spent != final.Owed {
+		t.Errorf("charged %s, the final record says %s, %v", s.Spent.Dec(), final.Owed.Dec(), err)
+	}
+}
+
+// TestUnreachableDatabaseStopsALease: a gateway that could not say for too long
+// that it lives lets go, before it has heard that another one has its leases.
+func TestUnreachableDatabaseStopsALease(t *testing.T) {
+	quiet := func(c *ProviderConfig) { c.Log = slog.New(slog.DiscardHandler) }
+	a, _ := fleet(t, quiet)
+	lease := a.open(1, 500_000, "")
+	lease.record()
+	before, old := a.provider.replicas.identity(), a.provider.running(lease.terms.ID())
+	a.provider.replicas.standDown()
+	select {
+	case <-old.done:
+	case <-time.After(20 * time.Second):
+		t.Fatal("the lease goes on")
+	}
+	if a.provider.replicas.identity() == before {
+		t.Error("it could take its leases for its own")
+	}
+	// Somebody takes it up when the old name has run out.
+	deadline := time.Now().Add(20 * time.Second)
+	for {
+		row, ok, err := a.provider.store.newest(t.Context(), lease.terms.ID())
+		if err != nil || !ok || time.Now().After(deadline) {
+			t.Fatalf("nobody runs it: %+v, %v", row, err)
+		}
+		if row.Owner != before && row.State != string(leaseEnded) && row.Term > old.term {
+			break
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+// TestLeaseWhoseHostIsGone: no other host can reach its devices, so nobody meters
+// it; the renter can still end it and is billed nothing for the time since; and
+// the devices are taken back when their host is there again.
+func TestLeaseWhoseHostIsGone(t *testing.T) {
+	quiet := func(c *ProviderConfig) { c.Log = slog.New(slog.DiscardHandler) }
+	a, b := fleet(t, quiet)
+	lease := a.open(1, 500_000, "")
+	last := lease.record()
+	b.shut()
+	a.shut()
+	b.config.Source = sim.New(2, sim.Options{})
+	b.config.Allocator = &HostAllocator{Devices: []string{"ELSEWHERE-0"}}
+	b.start()
+	row, _, err := b.provider.store.newest(t.Context(), lease.terms.ID())
+	if err != nil || row.State != string(leaseActive) || b.provider.running(lease.terms.ID()) != nil {
+		t.Fatalf("the lease is %q here, %v", row.State, err)
+	}
+	final := lease.at(b).release()
+	if !final.Final || final.Owed.Lt(&last.Owed) || final.Nanos > last.Nanos+uint64(2*time.Second) {
+		t.Errorf("final record %+v after %+v", final.Record, last.Record)
+	}
+	if held, err := b.provider.replicas.devices().held(t.Context()); err != nil || len(held) != 1 {
+		t.Errorf("its device is free though nobody took it back: %v, %v", held, err)
+	}
+	a.start()
+	if held, err := a.provider.replicas.devices().held(t.Context()); err != nil || len(held) != 0 {
+		t.Errorf("its device was not taken back: %v, %v", held, err)
+	}
+}
+
+// TestSettlementByWhoLeads: what one gateway took is settled by the one that
+// leads, whoever asks.
+func TestSettlementByWhoLeads(t *testing.T) {
+	a, b := fleet(t)
+	for i, r := range []*rig{a, b} {
+		lease := r.open(byte(i+1), 100_000, "")
+		lease.at([]*rig{b, a}[i]).pay(uint64(500 + i))
+		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+		defer cancel()
+		if err := r.provider.Settle(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := a.balance(a.config.Key.Address()); got != 1001 {
+		t.Errorf("the payee has %d, want 1001", got)
+	}
+}
+
+// TestOneLeadsAndAnotherTakesOver: while the leader's connection is cut, its work
+// goes on with the database it was given; from the moment that another one leads
+// nothing that it writes is kept, by any way there is to write.
+func TestOneLeadsAndAnotherTakesOver(t *testing.T) {
+	t.Parallel()
+	address := pgtest.URL(t)
+	type led struct {
+		name string
+		db   *store.DB
+		ctx  context.Context
+	}
+	begun := make(chan led, 10)
+	stubborn := make(chan struct{})
+	for _, name := range []string{"first", "second"} {
+		db, err := openDatabase(t.Context(), address, "provider", providerMigrations)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer db.Close()
+		l := &leader{db: db, name: "test", owner: name, log: slog.New(slog.DiscardHandler), work: func(ctx context.Context, db *store.DB) error {
+			begun <- led{name, db, ctx}
+			<-stubborn // it does not stop when it is told to
+			return ctx.Err()
+		}}
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- l.run(ctx) }()
+		defer func() { cancel(); <-ended }()
+	}
+	defer close(stubborn)
+	old := <-begun
+	txs, err := chain.OpenStore(t.Context(), old.db)
+	if err != nil {
+		t.Fatal(err)
+	}
+	terms := channel.Terms{ChainID: 1, Escrow: common.Address{1}, Payer: common.Address{2}, Payee: common.Address{3}, Token: common.Address{4}}
+	payee := &channel.Payee{Store: old.db.Payee(), Domain: channel.EscrowDomain(1, common.Address{1})}
+	view := channel.ChainView{Deposit: *uint256.NewInt(100)}
+	if _, err := payee.Register(t.Context(), terms, view); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case other := <-begun:
+		t.Fatalf("%s leads beside %s", other.name, old.name)
+	case <-time.After(2 * time.Second):
+	}
+
+	cutAt := time.Now()
+	if err := old.db.Update(t.Context(), func(tx *sqlx.Tx) error { // every advisory lock's session but our own
+		_, err := tx.Exec(`SELECT pg_terminate_backend(l.pid) FROM pg_locks l WHERE l.locktype = 'advisory' AND l.pid <> pg_backend_pid()
+			AND ((l.classid::bigint << 32) | l.objid::bigint) = hashtextextended(current_schema() || ' gpupay test', 0)`)
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	next := <-begun
+	if next.name == old.name {
+		t.Fatal("the stubborn leader leads again") // it cannot: it is still at work
+	}
+	t.Logf("another leads after %s", time.Since(cutAt).Round(10*time.Millisecond))
+	if took := time.Since(cutAt); took > 5*time.Second {
+		t.Errorf("it took %s until another one led", took)
+	}
+	view.Deposit = *uint256.NewInt(200)
+	writes := map[string]func() error{
+		"channel": func() error { _, err := payee.Observe(t.Context(), terms.ID(), view); return err },
+		"new channel": func() error {
+			other := terms
+			other.Salt[0] = 1
+			_, err := payee.Register(t.Context(), other, view)
+			return err
+		},
+		"trail": func() error {
+			return txs.Extend(t.Context(), 1, terms.Escrow, nil, chain.Block{Number: 1})
+		},
+		"waiting": func() error {
+			_, err := txs.Since(t.Context(), []common.Hash{terms.ID()}, time.Now())
+			return err
+		},
+		"outbox": func() error { _, err := chain.OpenStore(t.Context(), old.db); return err },
+		"table":  func() error { return leaseStore{old.db}.unclaim(t.Context(), "x", "x") },
+	}
+	for name, write := range writes {
+		if err := write(); !errors.Is(err, errDeposed) {
+			t.Errorf("%s: written by who leads no more: %v", name, err)
+		}
+	}
+	s, err := next.db.Payee().Load(t.Context(), terms.ID())
+	if err != nil || s.Deposit != *uint256.NewInt(100) {
+		t.Errorf("deposit %s, %v", s.Deposit.Dec(), err)
+	}
+	select {
+	case <-old.ctx.Done():
+	case <-time.After(5 * time.Second):
+		t.Error("the old leader was not told to stop")
+	}
+}
+
+// TestPostgresThatIsNotThere is one clear line.
+func TestPostgresThatIsNotThere(t *testing.T) {
+	_, err := openDatabase(t.Context(), "postgres://gpupay@127.0.0.1:1/gpupay", "provider", providerMigrations)
+	if err == nil || !strings.Contains(err.Error(), "cannot be reached") {
+		t.Errorf("got %v", err)
+	}
+}
