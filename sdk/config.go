@@ -53,6 +53,9 @@ type ProviderConfig struct {
 	Limits         Limits           // what strangers may cost: requests, waits and gas
 	OnSettled      func(Settlement) // after each settlement; may be nil
 
+	Watchtowers     []string      // URLs of watchtowers (see Tower) that are told the newest vouchers, which anybody may see
+	WatchtowerEvery time.Duration // how often at most; 10 s if zero
+
 	MeterKey metering.Signer // signs usage records; Key if nil
 	Realm    string          // of the challenges; "gpupay" if empty
 	Clock    metering.Clock  // the system's if nil
@@ -117,6 +120,9 @@ func (c ProviderConfig) check() error {
 		return fmt.Errorf("provider: RecordEvery (%s) is shorter than Tick (%s)", c.RecordEvery, c.Tick)
 	case c.Credit < 4*c.Tick:
 		return fmt.Errorf("provider: Credit (%s) must be at least four ticks (%s): less suspends every lease at once", c.Credit, 4*c.Tick)
+	}
+	if err := checkTowers(c.Watchtowers); err != nil {
+		return fmt.Errorf("provider: Watchtowers: %w", err)
 	}
 	return c.Limits.check()
 }

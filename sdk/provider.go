@@ -157,6 +157,7 @@ type crew struct {
 	sender  *chain.Sender
 	settler *Settler
 	watcher *Watcher
+	towers  *towerFeed
 }
 
 func (p *Provider) newSender(txs *chain.Store) *chain.Sender {
@@ -168,9 +169,11 @@ func (p *Provider) newCrew(db *store.DB, txs *chain.Store) *crew {
 	payee := *p.payee
 	payee.Store = db.Payee()
 	c.settler = &Settler{Payee: &payee, Escrow: p.escrow, Sender: c.sender, Policy: p.config.Settlement, OnSettled: p.config.OnSettled, Log: p.config.Log}
+	c.towers = newTowerFeed(&payee, p.config.Watchtowers, p.config.WatchtowerEvery, p.config.Log)
 	changed := func(_, now channel.State) {
 		if now.Status == channel.Closing {
 			c.settler.Urgent(now.ID) // the grace period runs
+			c.towers.hurry()
 		}
 		p.channelChanged(now)
 	}
@@ -179,7 +182,7 @@ func (p *Provider) newCrew(db *store.DB, txs *chain.Store) *crew {
 }
 
 func (c *crew) run(ctx context.Context) error {
-	return together(ctx, c.sender.Run, c.watcher.Run, c.settler.Run)
+	return together(ctx, c.sender.Run, c.watcher.Run, c.settler.Run, c.towers.run)
 }
 
 // together runs parts until the context ends or one of them does, and waits for

@@ -1,0 +1,31 @@
+package chain
+
+import (
+	"context"
+	"math/big"
+	"slices"
+	"time"
+)
+
+// Recent lists this key's transactions of some kinds that were submitted since a moment, oldest first. It is for who must
+// keep within a budget over a restart.
+func (s *Sender) Recent(ctx context.Context, since time.Time, kinds ...Kind) ([]Tx, error) {
+	chain, err := s.chainID(ctx)
+	if err != nil {
+		return nil, err
+	}
+	all, err := s.Store.list(ctx, `WHERE chain = ? AND sender = ? AND created_at > ? ORDER BY created_at, nonce`, chain, text(s.Address()), millis(since))
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(all, func(tx Tx) bool { return !slices.Contains(kinds, tx.Call.Kind) }), nil
+}
+
+// Price is what the transaction has cost, in wei, or the most that it may still cost.
+func (tx Tx) Price() *big.Int {
+	if tx.State != Pending && tx.Cost != nil {
+		return tx.Cost
+	}
+	newest := tx.Attempts[len(tx.Attempts)-1].Signed
+	return new(big.Int).Mul(newest.GasFeeCap(), new(big.Int).SetUint64(newest.Gas()))
+}

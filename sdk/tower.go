@@ -1,0 +1,342 @@
+package sdk
+
+import (
+	"context"
+	"embed"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"math/big"
+	"net/http"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/channel/store"
+	"github.com/gpupay/gpupay/sdk/chain"
+)
+
+//go:embed migrations/tower/*.sql
+var towerMigrations embed.FS
+
+// TowerConfig says what a watchtower watches and what that may cost. The fields
+// of the first group are needed; the zero value of every other is its default.
+type TowerConfig struct {
+	RPC      string         // JSON-RPC endpoint: http, https, ws or wss
+	Escrow   common.Address // the ChannelEscrow contract
+	Key      channel.Signer // pays the gas; neither a payee's nor a payer's
+	Database string         // path of the SQLite file; it holds others' vouchers
+
+	// Tokens are those whose channels are worth gas, and what must be at stake,
+	// in units of the token: what is left of the deposit to take a channel and to
+	// bring it back, what is not settled to settle it. A token that is not
+	// named is not touched: its code could burn whatever gas it is given.
+	Tokens map[common.Address]string
+
+	// Payees are whose channels are watched, whatever settling them costs. All
+	// payees' if empty, and then within SettleGas.
+	Payees []common.Address
+	// Patience is how long after a close request the payee may settle by itself,
+	// which saves our gas. An eighth of the grace period if zero, at most a half.
+	Patience time.Duration
+
+	RelayGas  GasBudget // for close requests and withdrawals, by payer; 0.005 and 0.05 ether if nil
+	SettleGas GasBudget // for settlements without Payees, by payee; 0.02 and 0.2 ether if nil
+
+	ChainID       uint64        // refuse any other chain; not checked if zero
+	Confirmations uint64        // before a deposit counts; 1 (the block it is in) if zero
+	Poll          time.Duration // between looks at the chain; 2 s if zero
+	Limits        TowerLimits
+	OnSettled     func(Settlement) // after each settlement; may be nil
+	Log           *slog.Logger     // slog.Default() if nil
+	Backend       chain.Backend    // instead of RPC: a client that is already connected
+}
+
+// GasBudget is how much native coin, in wei, transactions submitted within an
+// hour may cost, those in flight included. It can be exceeded by one
+// transaction. A nil figure is its default.
+type GasBudget struct {
+	PerParty *big.Int // for one payer, or one payee
+	Total    *big.Int
+}
+
+// Tower is a watchtower: it holds the newest vouchers of channels that are not
+// its own and settles them when a payer asks to close and the payee does not;
+// and it relays what a payer without native coin has signed. It needs no key
+// but its own, which pays the gas, and its money can go nowhere else.
+//
+// It can only help. The escrow pays a channel's payee and payer and nobody
+// else, so all that a bad tower can do is nothing. What it acknowledged is on
+// disk. Serve it as an http.Handler, and call Run beside the server.
+type Tower struct {
+	config TowerConfig
+	escrow *chain.Escrow
+	least  map[common.Address]uint256.Int // worth gas, in base units, by token
+
+	db      *store.DB
+	leaves  leaveStore
+	payee   *channel.Payee // keeps what the chain says
+	late    *channel.Payee // takes vouchers, until the channel is final
+	sender  *chain.Sender
+	settler *Settler
+	watcher *Watcher
+	metrics *towerMetrics
+	mux     *http.ServeMux
+	guard   *towerGuard
+
+	sends keyed      // one relayed transaction at a time is looked up and sent for a channel
+	turn  sync.Mutex // held between looking at the budget and being in the outbox
+
+	mu      sync.Mutex
+	rest    map[common.Hash]*penalty // leaves that failed
+	running sync.WaitGroup
+}
+
+// NewTower connects to the chain and opens the database. Its errors are one
+// line each and say what to do.
+func NewTower(ctx context.Context, config TowerConfig) (*Tower, error) {
+	config = config.withDefaults()
+	if err := config.check(); err != nil {
+		return nil, err
+	}
+	t := &Tower{config: config, least: make(map[common.Address]uint256.Int), rest: make(map[common.Hash]*penalty)}
+	if err := t.connect(ctx); err != nil {
+		return nil, err
+	}
+	db, err := openDatabase(ctx, config.Database, "tower", towerMigrations)
+	if err != nil {
+		return nil, err
+	}
+	txs, err := chain.OpenStore(ctx, db)
+	if err != nil {
+		return nil, errors.Join(err, db.Close())
+	}
+	t.assemble(db, txs)
+	return t, nil
+}
+
+func (c TowerConfig) withDefaults() TowerConfig {
+	c.RelayGas = c.RelayGas.or(5e15, 5e16)
+	c.SettleGas = c.SettleGas.or(2e16, 2e17)
+	c.Confirmations = or(c.Confirmations, 1)
+	c.Poll = or(c.Poll, 2*time.Second)
+	c.Limits = c.Limits.withDefaults()
+	if c.Log == nil {
+		c.Log = slog.Default()
+	}
+	return c
+}
+
+func (b GasBudget) or(party, total int64) GasBudget {
+	if b.PerParty == nil {
+		b.PerParty = big.NewInt(party)
+	}
+	if b.Total == nil {
+		b.Total = big.NewInt(total)
+	}
+	return b
+}
+
+func (c TowerConfig) check() error {
+	switch {
+	case c.RPC == "" && c.Backend == nil:
+		return errors.New("watchtower: RPC is empty: give the URL of a JSON-RPC endpoint")
+	case c.Escrow == (common.Address{}):
+		return errors.New("watchtower: Escrow is empty: give the address of the ChannelEscrow contract")
+	case c.Key == nil:
+		return errors.New("watchtower: Key is nil: give a key of its own with native coin for gas")
+	case c.Database == "":
+		return errors.New("watchtower: Database is empty: give the path of a file; it will hold vouchers, which are money")
+	case len(c.Tokens) == 0:
+		return errors.New("watchtower: Tokens is empty: name each token whose channels are worth gas, and the least amount")
+	case slices.Contains(c.Payees, c.Key.Address()):
+		return fmt.Errorf("watchtower: Key is the payee's (%s): two programs with one key take each other's nonces; give it a key of its own", c.Key.Address())
+	case c.Patience < 0 || c.Poll < 0:
+		return errors.New("watchtower: Patience and Poll must not be negative")
+	}
+	return nil
+}
+
+// connect dials the chain and reads what the contracts are like.
+func (t *Tower) connect(ctx context.Context) error {
+	backend := t.config.Backend
+	if backend == nil {
+		client, err := chain.Dial(ctx, t.config.RPC)
+		if err != nil {
+			return err
+		}
+		backend = client
+	}
+	if t.config.ChainID != 0 {
+		if err := chain.CheckChainID(ctx, backend, t.config.ChainID); err != nil {
+			return err
+		}
+	}
+	var err error
+	if t.escrow, err = chain.NewEscrow(ctx, backend, t.config.Escrow); err != nil {
+		return err
+	}
+	for address, least := range t.config.Tokens {
+		token, err := chain.NewToken(ctx, backend, address)
+		if err != nil {
+			return err
+		}
+		if t.least[address], err = ParseUnits(least, token.Decimals); err != nil {
+			return fmt.Errorf("watchtower: Tokens[%s]: %w", address, err)
+		}
+	}
+	t.config.Patience = or(t.config.Patience, t.escrow.Grace()/8)
+	if t.config.Patience > t.escrow.Grace()/2 {
+		return fmt.Errorf("watchtower: Patience (%s) is over half of the escrow's grace period (%s): too little would be left to settle", t.config.Patience, t.escrow.Grace())
+	}
+	return nil
+}
+
+func (t *Tower) assemble(db *store.DB, txs *chain.Store) {
+	c := t.config
+	t.db, t.leaves = db, leaveStore{db}
+	t.payee = &channel.Payee{Store: db.Payee(), Domain: t.escrow.Domain()}
+	t.late = &channel.Payee{Store: lateStore{db.Payee()}, Domain: t.escrow.Domain()}
+	t.sender = &chain.Sender{Backend: t.escrow.Backend(), Key: c.Key, Store: txs, Poll: c.Poll, Log: c.Log}
+	t.settler = &Settler{
+		Payee:  &channel.Payee{Store: dutyStore{db.Payee(), t}, Domain: t.escrow.Domain()},
+		Escrow: t.escrow, Sender: t.sender, Log: c.Log, OnSettled: c.OnSettled,
+		// What is not closing is the payee's to settle; dutyStore says what is due.
+		Policy: SettlementPolicy{Interval: max(c.Poll, time.Second), MaxAge: math.MaxInt64},
+	}
+	t.watcher = &Watcher{Payee: t.payee, Escrow: t.escrow, Confirmations: c.Confirmations, Poll: c.Poll, Store: txs, OnChange: t.changed, Log: c.Log}
+	t.guard = newTowerGuard(c.Limits)
+	t.metrics = newTowerMetrics(t)
+	t.routes()
+}
+
+// changed hears of every change the chain made to a channel.
+func (t *Tower) changed(_, now channel.State) {
+	if now.Status == channel.Closing {
+		t.settler.Urgent(now.ID) // not before Patience is over: see dutyStore
+	}
+}
+
+// Run watches, settles and relays until ctx ends or one of them fails for good.
+// It looks for close requests first: they may have come while nobody looked.
+func (t *Tower) Run(ctx context.Context) error {
+	t.running.Add(1)
+	defer t.running.Done()
+	return notCancelled(together(ctx, t.sender.Run, t.watcher.Run, t.settler.Run, t.relayAll))
+}
+
+// Close closes the database, after Run has returned. The next NewTower on it
+// goes on.
+func (t *Tower) Close() error {
+	t.running.Wait()
+	return t.db.Close()
+}
+
+// Address is who pays the gas: keep it funded.
+func (t *Tower) Address() common.Address { return t.config.Key.Address() }
+
+// Escrow is the contract that is watched.
+func (t *Tower) Escrow() *chain.Escrow { return t.escrow }
+
+// GasSpent is what the tower's transactions have cost so far, in wei.
+func (t *Tower) GasSpent(ctx context.Context) (*big.Int, error) { return t.sender.GasSpent(ctx) }
+
+// Channels returns what the tower knows of all its channels.
+func (t *Tower) Channels(ctx context.Context) ([]channel.State, error) { return t.payee.Channels(ctx) }
+
+// What a tower leaves to others. Each comes wrapped with the figures.
+var (
+	errNotServed = errors.New("this watchtower does not serve it")
+	errTooSmall  = errors.New("too little is at stake for the gas")
+	errUsed      = errors.New("the close request was used or is not yet valid")
+	errNotDue    = errors.New("the withdrawal is not due")
+	errBudget    = errors.New("the gas budget of this hour is used up")
+	errBusy      = errors.New("the watchtower is busy")
+)
+
+// serves reports whether the tower has to do with channels of these terms at
+// all.
+func (t *Tower) serves(terms channel.Terms) error {
+	if err := terms.Validate(); err != nil {
+		return err
+	}
+	if terms.ChainID != t.escrow.ChainID() || terms.Escrow != t.escrow.Address() {
+		return fmt.Errorf("%w: channel %s is in escrow %s on chain %d, it watches %s on chain %d", errNotServed,
+			terms.ID(), terms.Escrow, terms.ChainID, t.escrow.Address(), t.escrow.ChainID())
+	}
+	if _, ok := t.least[terms.Token]; !ok {
+		return fmt.Errorf("%w: token %s", errNotServed, terms.Token)
+	}
+	if len(t.config.Payees) > 0 && !slices.Contains(t.config.Payees, terms.Payee) {
+		return fmt.Errorf("%w: payee %s", errNotServed, terms.Payee)
+	}
+	return nil
+}
+
+// worth reports whether an amount of a token is worth gas.
+func (t *Tower) worth(terms channel.Terms, amount uint256.Int) error {
+	least := t.least[terms.Token]
+	if amount.Lt(&least) {
+		return fmt.Errorf("%w: channel %s: %s base units of token %s, at least %s", errTooSmall, terms.ID(), amount.Dec(), terms.Token, least.Dec())
+	}
+	return nil
+}
+
+// learn reads channels from the chain and keeps those that exist and are worth
+// it. Each has its own error.
+func (t *Tower) learn(ctx context.Context, all []channel.Terms) ([]channel.State, []error) {
+	states, errs := make([]channel.State, len(all)), make([]error, len(all))
+	ids := make([]common.Hash, len(all))
+	for i, terms := range all {
+		ids[i] = terms.ID()
+	}
+	err := t.guard.read()
+	if err == nil {
+		err = t.escrow.Record(func() error {
+			views, _, err := t.escrow.Confirmed(ctx, ids, t.config.Confirmations)
+			if err != nil {
+				return err
+			}
+			for i, terms := range all {
+				states[i], errs[i] = t.keep(ctx, terms, views[i])
+			}
+			return nil
+		})
+	}
+	if err != nil {
+		for i := range errs {
+			errs[i] = err
+		}
+	}
+	return states, errs
+}
+
+// keep registers one channel as the chain has it. A known one is only brought
+// up to date: what was taken on is kept to the end.
+func (t *Tower) keep(ctx context.Context, terms channel.Terms, c chain.Confirmed) (channel.State, error) {
+	id := terms.ID()
+	if _, err := t.payee.State(ctx, id); err == nil {
+		return t.payee.Observe(ctx, id, c.View)
+	} else if !errors.Is(err, channel.ErrUnknown) {
+		return channel.State{}, err
+	}
+	switch {
+	case c.View.Finalized:
+		return channel.State{}, fmt.Errorf("channel %s: %w", id, channel.ErrFinalized)
+	case c.Latest.Deposit.IsZero():
+		return channel.State{}, fmt.Errorf("%w: escrow %s has no channel %s", channel.ErrUnknown, t.escrow.Address(), id)
+	case c.View.Deposit.IsZero():
+		return channel.State{}, fmt.Errorf("%w: the deposit of channel %s has not %d confirmations yet", errBusy, id, t.config.Confirmations)
+	}
+	var left uint256.Int
+	left.Sub(&c.View.Deposit, &c.View.Settled)
+	if err := t.worth(terms, left); err != nil {
+		return channel.State{}, err
+	}
+	return t.payee.Register(ctx, terms, c.View)
+}

@@ -1,0 +1,148 @@
+package sdk
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/chain"
+)
+
+// defaultTowerEvery is how old the newest voucher may be that a tower has not.
+const defaultTowerEvery = 10 * time.Second
+
+// towerFeed tells watchtowers a payee's newest vouchers: at most every Every,
+// and at once when a payer wants out. It reads them from the store, where they
+// are since they were accepted, so that it holds up nothing and a restart needs
+// no memory: what a tower has already, it says.
+type towerFeed struct {
+	urls  []string
+	every time.Duration
+	payee *channel.Payee
+	http  *http.Client
+	log   *slog.Logger
+	wakes []chan struct{} // one a tower
+}
+
+func newTowerFeed(payee *channel.Payee, urls []string, every time.Duration, log *slog.Logger) *towerFeed {
+	f := &towerFeed{urls: urls, every: or(every, defaultTowerEvery), payee: payee, log: log, http: &http.Client{Timeout: towerTimeout}}
+	for range urls {
+		f.wakes = append(f.wakes, make(chan struct{}, 1))
+	}
+	return f
+}
+
+// hurry has every tower told now.
+func (f *towerFeed) hurry() {
+	for _, wake := range f.wakes {
+		select {
+		case wake <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// run tells until ctx ends, each tower for itself.
+func (f *towerFeed) run(ctx context.Context) error {
+	var towers sync.WaitGroup
+	for i, url := range f.urls {
+		towers.Go(func() { f.follow(ctx, url, f.wakes[i]) })
+	}
+	towers.Wait()
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+func (f *towerFeed) follow(ctx context.Context, url string, wake <-chan struct{}) {
+	told := make(map[common.Hash]uint256.Int)
+	pace := chain.Backoff{Least: time.Second, Most: time.Minute}
+	for ctx.Err() == nil {
+		if err := f.tell(ctx, url, told); err != nil && ctx.Err() == nil {
+			wait := pace.Next()
+			f.log.Warn("a watchtower does not have the newest vouchers", "watchtower", url, "err", err, "retry", wait)
+			_ = chain.Pause(ctx, wait) // the loop sees that ctx ended
+			continue
+		}
+		pace.Reset()
+		timer := time.NewTimer(f.every)
+		select {
+		case <-ctx.Done():
+		case <-wake:
+		case <-timer.C:
+		}
+		timer.Stop()
+	}
+}
+
+// tell sends one tower what it has not, channels that are closing first.
+func (f *towerFeed) tell(ctx context.Context, url string, told map[common.Hash]uint256.Int) error {
+	states, err := f.payee.Unsettled(ctx)
+	if err != nil {
+		return err
+	}
+	forget(told, states)
+	news := slices.DeleteFunc(states, func(s channel.State) bool { return told[s.ID] == s.Accepted })
+	slices.SortStableFunc(news, func(a, b channel.State) int { return cmp.Compare(b.Status, a.Status) })
+	var failed error
+	for batch := range slices.Chunk(news, maxTowerVouchers) {
+		if err := f.push(ctx, url, batch, told); err != nil {
+			failed = err
+			var down *errTower
+			if errors.As(err, &down) {
+				return err // the rest would fail likewise
+			}
+		}
+	}
+	return failed
+}
+
+// forget drops what is settled, so that told does not grow for ever.
+func forget(told map[common.Hash]uint256.Int, unsettled []channel.State) {
+	waiting := make(map[common.Hash]bool, len(unsettled))
+	for _, s := range unsettled {
+		waiting[s.ID] = true
+	}
+	for id := range told {
+		if !waiting[id] {
+			delete(told, id)
+		}
+	}
+}
+
+func (f *towerFeed) push(ctx context.Context, url string, batch []channel.State, told map[common.Hash]uint256.Int) error {
+	var body TowerVouchers
+	for _, s := range batch {
+		body.Vouchers = append(body.Vouchers, NewTowerVoucher(s))
+	}
+	var answer TowerReceipts
+	if err := postTower(ctx, f.http, url, "/vouchers", body, &answer); err != nil {
+		return err
+	}
+	if len(answer.Receipts) != len(batch) {
+		return &errTower{url, fmt.Errorf("%d receipts for %d vouchers", len(answer.Receipts), len(batch))}
+	}
+	var failed error
+	for i, receipt := range answer.Receipts {
+		s := batch[i]
+		switch p := receipt.Problem; {
+		case p == nil:
+			told[s.ID] = s.Accepted
+		case p.Status >= 500 || p.Status == http.StatusTooManyRequests || p.Status == http.StatusNotFound || p.Status == http.StatusUnprocessableEntity:
+			failed = fmt.Errorf("channel %s: %w", s.ID, p) // its chain may be behind ours
+		default:
+			told[s.ID] = s.Accepted // it will not take this one, however often it is asked
+			f.log.Warn("a watchtower does not watch a channel", "watchtower", url, "channel", s.ID, "err", p)
+		}
+	}
+	return failed
+}

@@ -1,0 +1,279 @@
+package sdk
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"math/big"
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// What a tower reads of a request, and how long an answer may take.
+const (
+	maxTowerVouchers = 100
+	maxTowerBody     = 128 << 10 // that many vouchers, and room
+	maxRelayBody     = 4 << 10
+	towerAnswer      = 20 * time.Second
+)
+
+// TowerVouchers is the body of POST /vouchers, and TowerReceipts its answer, in
+// the same order.
+type (
+	TowerVouchers struct {
+		Vouchers []TowerVoucher `json:"vouchers"`
+	}
+	TowerReceipts struct {
+		Receipts []TowerReceipt `json:"receipts"`
+	}
+)
+
+// Problems of a tower's own.
+var (
+	problemBody     = wire.Problem{Type: "about:blank", Title: "Bad Request", Status: http.StatusBadRequest}
+	problemLarge    = wire.Problem{Type: "about:blank", Title: "Content Too Large", Status: http.StatusRequestEntityTooLarge}
+	problemRefused  = wire.Problem{Type: "about:blank", Title: "Not Served Here", Status: http.StatusForbidden}
+	problemSigner   = wire.Problem{Type: "about:blank", Title: "Invalid Signature", Status: http.StatusForbidden}
+	problemNotFound = wire.Problem{Type: "about:blank", Title: "No Such Channel", Status: http.StatusNotFound}
+	problemConflict = wire.Problem{Type: "about:blank", Title: "Conflict", Status: http.StatusConflict}
+	problemGone     = wire.Problem{Type: "about:blank", Title: "Channel Is Final", Status: http.StatusGone}
+	problemValue    = wire.Problem{Type: "about:blank", Title: "Unprocessable Amount", Status: http.StatusUnprocessableEntity}
+)
+
+// towerProblems maps what can go wrong to what a client is told. The first
+// match counts.
+var towerProblems = []struct {
+	err  error
+	kind wire.Problem
+}{
+	{errNotServed, problemRefused},
+	{errTooSmall, problemRefused},
+	{channel.ErrTerms, problemBody},
+	{channel.ErrSignature, problemSigner},
+	{channel.ErrUnknown, problemNotFound},
+	{channel.ErrFinalized, problemGone},
+	{channel.ErrExceedsDeposit, problemValue},
+	{channel.ErrAmount, problemValue},
+	{errUsed, problemConflict},
+	{errNotDue, problemConflict},
+	{errBudget, wire.TooMany},
+	{errBusy, wire.TooMany},
+	{chain.ErrUnreachable, wire.Unavailable},
+	{chain.ErrFunds, wire.Unavailable},
+}
+
+func (t *Tower) problem(err error) *wire.Problem {
+	var problem *wire.Problem
+	if errors.As(err, &problem) {
+		return problem
+	}
+	for _, p := range towerProblems {
+		if !errors.Is(err, p.err) {
+			continue
+		}
+		if p.kind.Status == http.StatusServiceUnavailable { // our endpoint and our balance are our own affair
+			t.config.Log.Error("watchtower cannot act", "err", err)
+			return p.kind.With("the watchtower cannot reach its chain or pay its gas at the moment: try again later")
+		}
+		return p.kind.With("%v", err)
+	}
+	var revert *chain.Revert
+	if errors.As(err, &revert) {
+		return problemConflict.With("the escrow refuses it: %s", reason(revert))
+	}
+	if errors.Is(err, context.DeadlineExceeded) {
+		return wire.Unavailable.With("it took too long: try again")
+	}
+	t.config.Log.Error("watchtower", "err", err)
+	return wire.Internal.With("see the watchtower's log")
+}
+
+func (t *Tower) routes() {
+	t.mux = http.NewServeMux()
+	t.mux.HandleFunc("POST /vouchers", t.postVouchers)
+	t.mux.HandleFunc("POST /close-requests", t.postCloseRequest)
+	t.mux.HandleFunc("POST /withdrawals", t.postWithdrawal)
+}
+
+// ServeHTTP serves payees and payers. There is nothing to read: what a tower
+// holds is told to nobody.
+func (t *Tower) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if !t.guard.request(r) {
+		wire.TooMany.With("too many requests from your address").Write(w)
+		return
+	}
+	t.mux.ServeHTTP(w, r)
+}
+
+func (t *Tower) postVouchers(w http.ResponseWriter, r *http.Request) {
+	var body TowerVouchers
+	if err := readBody(w, r, maxTowerBody, &body); err != nil {
+		t.problem(err).Write(w)
+		return
+	}
+	if n := len(body.Vouchers); n == 0 || n > maxTowerVouchers {
+		problemBody.With("%d vouchers: send 1 to %d", n, maxTowerVouchers).Write(w)
+		return
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), towerAnswer)
+	defer cancel()
+	outcomes, errs := t.take(ctx, body.Vouchers)
+	answer := TowerReceipts{Receipts: make([]TowerReceipt, len(outcomes))}
+	for i, outcome := range outcomes {
+		answer.Receipts[i].ChannelID = body.Vouchers[i].Terms().ID()
+		if errs[i] != nil {
+			answer.Receipts[i].Problem = t.problem(errs[i])
+			t.metrics.vouchers.WithLabelValues("refused").Inc()
+			continue
+		}
+		answer.Receipts[i].Outcome = outcome.String()
+		t.metrics.vouchers.WithLabelValues(outcome.String()).Inc()
+	}
+	reply(w, http.StatusOK, answer)
+}
+
+func (t *Tower) postCloseRequest(w http.ResponseWriter, r *http.Request) {
+	var q LeaveRequest
+	if err := readBody(w, r, maxRelayBody, &q); err != nil {
+		t.problem(err).Write(w)
+		return
+	}
+	t.relayed(w, r, func(ctx context.Context) error { return t.RequestClose(ctx, q) })
+}
+
+func (t *Tower) postWithdrawal(w http.ResponseWriter, r *http.Request) {
+	var terms TowerTerms
+	if err := readBody(w, r, maxRelayBody, &terms); err != nil {
+		t.problem(err).Write(w)
+		return
+	}
+	t.relayed(w, r, func(ctx context.Context) error { return t.Withdraw(ctx, terms.Terms()) })
+}
+
+// relayed answers 200 when the chain has it, and 503 when it is not known yet
+// whether it will: to ask again is harmless.
+func (t *Tower) relayed(w http.ResponseWriter, r *http.Request, relay func(context.Context) error) {
+	ctx, cancel := context.WithTimeout(r.Context(), towerAnswer)
+	defer cancel()
+	if err := relay(ctx); err != nil {
+		t.problem(err).Write(w)
+		return
+	}
+	reply(w, http.StatusOK, map[string]string{"status": "done"})
+}
+
+func readBody(w http.ResponseWriter, r *http.Request, most int64, into any) error {
+	// A ResponseWriter without deadlines leaves it to the server's own.
+	control := http.NewResponseController(w)
+	_ = control.SetReadDeadline(time.Now().Add(bodyTimeout))
+	decoder := json.NewDecoder(http.MaxBytesReader(w, r.Body, most))
+	err := decoder.Decode(into)
+	if err == nil {
+		if _, err = decoder.Token(); err == io.EOF {
+			_ = control.SetReadDeadline(time.Time{})
+			return nil
+		} else if err == nil {
+			err = errors.New("more than one document")
+		}
+	}
+	w.Header().Set("Connection", "close")
+	var large *http.MaxBytesError
+	if errors.As(err, &large) {
+		return problemLarge.With("at most %d bytes are read", large.Limit)
+	}
+	return problemBody.With("the body does not parse: %v", err)
+}
+
+func reply(w http.ResponseWriter, status int, answer any) {
+	hurry(w)
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(answer) // the client is gone if this fails: nobody is left to tell
+}
+
+// Health answers 200 while the tower can act: its chain is there, its clock is
+// right, and its key can pay for gas. 503 and the reason otherwise.
+func (t *Tower) Health() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeout(r.Context(), 5*time.Second)
+		defer cancel()
+		status, code := "ok", http.StatusOK
+		if err := t.fit(ctx); err != nil {
+			status, code = err.Error(), http.StatusServiceUnavailable
+		}
+		reply(w, code, map[string]string{"status": status})
+	})
+}
+
+// fitCoin is the least native coin, in wei, that a tower should have: below it
+// one settlement might not be paid.
+const fitCoin = 1e15
+
+func (t *Tower) fit(ctx context.Context) error {
+	if err := t.db.View().PingContext(ctx); err != nil {
+		return err
+	}
+	if err := t.escrow.CheckClock(ctx, 2*time.Minute); err != nil {
+		return err
+	}
+	coin, err := t.escrow.Backend().BalanceAt(ctx, t.Address(), nil)
+	if err != nil {
+		return err
+	}
+	if coin.Cmp(big.NewInt(fitCoin)) < 0 {
+		return errors.New("send " + t.Address().Hex() + " native coin for gas: it has " + coin.String() + " wei")
+	}
+	return nil
+}
+
+// towerMetrics counts what an operator watches.
+type towerMetrics struct {
+	registry *prometheus.Registry
+	vouchers *prometheus.CounterVec
+	relays   *prometheus.CounterVec
+}
+
+func newTowerMetrics(t *Tower) *towerMetrics {
+	m := &towerMetrics{
+		registry: prometheus.NewRegistry(),
+		vouchers: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "gpupay_tower_vouchers_total", Help: "Vouchers received, by outcome."}, []string{"outcome"}),
+		relays:   prometheus.NewCounterVec(prometheus.CounterOpts{Name: "gpupay_tower_relayed_total", Help: "Transactions for payers that were mined, by kind."}, []string{"kind"}),
+	}
+	gas := prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "gpupay_tower_gas_spent_ether", Help: "Gas paid for transactions that were mined."}, func() float64 {
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		wei, err := t.GasSpent(ctx)
+		if err != nil {
+			return -1
+		}
+		ether, _ := new(big.Float).Quo(new(big.Float).SetInt(wei), big.NewFloat(1e18)).Float64()
+		return ether
+	})
+	closing := prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "gpupay_tower_closing_channels", Help: "Channels in their grace period."}, func() float64 {
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		states, err := t.payee.Channels(ctx, channel.Closing)
+		if err != nil {
+			return -1
+		}
+		return float64(len(states))
+	})
+	m.registry.MustRegister(m.vouchers, m.relays, gas, closing)
+	return m
+}
+
+func (m *towerMetrics) relayed(kind chain.Kind) { m.relays.WithLabelValues(string(kind)).Inc() }
+
+// Metrics serves Prometheus metrics, for the operator.
+func (t *Tower) Metrics() http.Handler {
+	return promhttp.HandlerFor(t.metrics.registry, promhttp.HandlerOpts{})
+}

@@ -1,0 +1,117 @@
+package sdk
+
+import (
+	"container/list"
+	"fmt"
+	"net/http"
+	"sync"
+
+	"github.com/ethereum/go-ethereum/common"
+	"golang.org/x/time/rate"
+
+	"github.com/gpupay/gpupay/channel"
+)
+
+// TowerLimits bound what strangers may cost a watchtower beside gas: signatures
+// to check, rows on disk and questions to the chain. A zero field is its
+// default. A payee's or payer's own rate counts only what was rightly signed:
+// nobody uses up another's.
+type TowerLimits struct {
+	// ClientIP is who a request is from: see Limits.ClientIP.
+	ClientIP func(*http.Request) string
+
+	Requests Rate // of a client; 10 a second, 100 at once
+	Vouchers Rate // of a payee; 200 a second, 10,000 at once
+	Channel  Rate // of a channel: its vouchers; one a second, 10 at once
+	Leaves   Rate // of a payer: its close requests; one in 5 s, 10 at once
+	Reads    Rate // of the chain, by all; 50 a second, 200 at once
+	Names    int  // clients, payees, channels and payers that are remembered, the latest; 50,000, in about 15 MB
+}
+
+func (l TowerLimits) withDefaults() TowerLimits {
+	l.Requests = or(l.Requests, Rate{PerSecond: 10, Burst: 100})
+	l.Vouchers = or(l.Vouchers, Rate{PerSecond: 200, Burst: 10_000})
+	l.Channel = or(l.Channel, Rate{PerSecond: 1, Burst: 10})
+	l.Leaves = or(l.Leaves, Rate{PerSecond: 0.2, Burst: 10})
+	l.Reads = or(l.Reads, Rate{PerSecond: 50, Burst: 200})
+	l.Names = or(l.Names, 50_000)
+	if l.ClientIP == nil {
+		l.ClientIP = func(r *http.Request) string { return r.RemoteAddr }
+	}
+	return l
+}
+
+// towerGuard holds a tower's clients to its limits.
+type towerGuard struct {
+	limits TowerLimits
+	reads  *rate.Limiter
+
+	mu     sync.Mutex
+	names  map[string]*list.Element // of *named
+	recent list.List                // the latest first
+}
+
+type named struct {
+	name    string
+	limiter *rate.Limiter
+}
+
+func newTowerGuard(limits TowerLimits) *towerGuard {
+	return &towerGuard{limits: limits, reads: limits.Reads.limiter(), names: make(map[string]*list.Element)}
+}
+
+func (g *towerGuard) allow(name string, r Rate) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	e := g.names[name]
+	if e == nil {
+		if g.recent.Len() >= g.limits.Names {
+			last := g.recent.Back()
+			delete(g.names, last.Value.(*named).name)
+			g.recent.Remove(last)
+		}
+		e = g.recent.PushFront(&named{name, r.limiter()})
+		g.names[name] = e
+	}
+	g.recent.MoveToFront(e)
+	return e.Value.(*named).limiter.Allow()
+}
+
+// request admits a client's request. Who stands for many has no bound of its
+// own.
+func (g *towerGuard) request(r *http.Request) bool {
+	client := clientName(g.limits.ClientIP(r))
+	return client == "" || g.allow("client "+client, g.limits.Requests)
+}
+
+// voucher admits one whose signature was checked.
+func (g *towerGuard) voucher(t channel.Terms) error {
+	if !g.allow("channel "+t.ID().Hex(), g.limits.Channel) {
+		return fmt.Errorf("%w: too many vouchers of channel %s: send the newest, later", errBusy, t.ID())
+	}
+	if !g.allow("payee "+t.Payee.Hex(), g.limits.Vouchers) {
+		return fmt.Errorf("%w: too many vouchers for payee %s", errBusy, t.Payee)
+	}
+	return nil
+}
+
+// leave admits a close request whose signature was checked.
+func (g *towerGuard) leave(t channel.Terms) error {
+	if !g.allow("payer "+t.Payer.Hex(), g.limits.Leaves) {
+		return fmt.Errorf("%w: too many close requests of payer %s", errBusy, t.Payer)
+	}
+	return nil
+}
+
+// read admits one look at the chain.
+func (g *towerGuard) read() error {
+	if !g.reads.Allow() {
+		return fmt.Errorf("%w: too many channels are asked about", errBusy)
+	}
+	return nil
+}
+
+// mention keeps what repeats out of the log.
+func (g *towerGuard) mention(payee common.Address) bool {
+	return g.allow("log "+payee.Hex(), Rate{PerSecond: 1. / 60, Burst: 1})
+}

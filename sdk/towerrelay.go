@@ -1,0 +1,298 @@
+package sdk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/chain"
+)
+
+const (
+	// relaysAtOnce bounds the leaves that are worked on at a time.
+	relaysAtOnce = 8
+	// relayWait is how long one is waited for before the others' turn.
+	relayWait = time.Minute
+)
+
+var _ Relay = (*Tower)(nil)
+
+// RequestClose takes a payer's signed request to close: it is on disk, and
+// sent to the chain, when RequestClose returns without an error. After the
+// grace period the tower withdraws for the payer. If ctx ends before the
+// transaction is mined, Run sees it through.
+func (t *Tower) RequestClose(ctx context.Context, q LeaveRequest) error {
+	terms := q.Terms()
+	if err := errors.Join(t.serves(terms), q.Check()); err != nil {
+		return err
+	}
+	if err := t.guard.leave(terms); err != nil {
+		return err
+	}
+	state, err := t.look(ctx, terms)
+	if err != nil {
+		return err
+	}
+	if state.Status == channel.Finalized {
+		return fmt.Errorf("channel %s: %w: there is nothing to get back", state.ID, channel.ErrFinalized)
+	}
+	if err := t.worth(terms, refund(state)); err != nil {
+		return err
+	}
+	if state.Status == channel.Closing { // somebody was faster: only the withdrawal is left
+		return t.leaves.put(ctx, q)
+	}
+	return t.relayNew(ctx, q)
+}
+
+// relayNew keeps a request and sends it, unless the contract would refuse it.
+func (t *Tower) relayNew(ctx context.Context, q LeaveRequest) error {
+	terms := q.Terms()
+	if err := t.usable(ctx, q); err != nil {
+		return err
+	}
+	call := t.escrow.RequestCloseAuthorizedCall(terms, q.Deadline, q.Signature)
+	if err := t.escrow.Simulate(ctx, t.Address(), call); err != nil {
+		return err
+	}
+	if err := t.relayBudget(ctx, terms); err != nil { // before a promise is made
+		return err
+	}
+	if err := t.leaves.put(ctx, q); err != nil {
+		return err
+	}
+	return t.send(ctx, terms, call)
+}
+
+// usable reports whether a request is the next that the channel takes.
+func (t *Tower) usable(ctx context.Context, q LeaveRequest) error {
+	id := q.Terms().ID()
+	nonce, err := t.escrow.CloseRequests(ctx, id)
+	if err != nil {
+		return err
+	}
+	if q.CloseRequests != nonce {
+		return fmt.Errorf("%w: channel %s has seen %d close requests, this one is for %d", errUsed, id, nonce, q.CloseRequests)
+	}
+	now, err := t.escrow.Now(ctx)
+	if err != nil {
+		return err
+	}
+	if uint64(now.Unix()) > q.Deadline {
+		return fmt.Errorf("%w: channel %s: its deadline has passed: sign another", errUsed, id)
+	}
+	return nil
+}
+
+// Withdraw pays the payer of a channel whose grace period is over, after
+// settling what the tower holds for the payee.
+func (t *Tower) Withdraw(ctx context.Context, terms channel.Terms) error {
+	if err := t.serves(terms); err != nil {
+		return err
+	}
+	state, err := t.look(ctx, terms)
+	if errors.Is(err, channel.ErrFinalized) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return t.withdraw(ctx, state)
+}
+
+func (t *Tower) look(ctx context.Context, terms channel.Terms) (channel.State, error) {
+	states, errs := t.learn(ctx, []channel.Terms{terms})
+	return states[0], errs[0]
+}
+
+// refund is what the payer gets back if the newest voucher is settled first.
+func refund(s channel.State) uint256.Int {
+	var left uint256.Int
+	paid := s.Settled
+	if s.Accepted.Gt(&paid) {
+		paid = s.Accepted
+	}
+	if s.Deposit.Gt(&paid) {
+		left.Sub(&s.Deposit, &paid)
+	}
+	return left
+}
+
+func (t *Tower) withdraw(ctx context.Context, s channel.State) error {
+	if s.Status == channel.Finalized {
+		return nil
+	}
+	if s.Status != channel.Closing {
+		return fmt.Errorf("%w: nobody asked to close channel %s", errNotDue, s.ID)
+	}
+	now, err := t.escrow.Now(ctx)
+	if err != nil {
+		return err
+	}
+	if due := time.Unix(int64(s.CloseRequestedAt), 0).Add(t.escrow.Grace()); now.Before(due) {
+		return fmt.Errorf("%w: channel %s: at %s", errNotDue, s.ID, due.UTC().Format(time.RFC3339))
+	}
+	if err := t.settleFirst(ctx, s); err != nil {
+		return err
+	}
+	if err := t.worth(s.Terms, refund(s)); err != nil {
+		return err
+	}
+	return t.send(ctx, s.Terms, t.escrow.WithdrawCall(s.Terms))
+}
+
+// settleFirst gives the payee its due while there is time: after the withdrawal
+// the voucher is worth nothing. What the contract refuses does not hold up the
+// payer.
+func (t *Tower) settleFirst(ctx context.Context, s channel.State) error {
+	err := t.settler.Settle(ctx, s.ID)
+	var revert *chain.Revert
+	var reverted *chain.Reverted
+	if err == nil || errors.As(err, &revert) || errors.As(err, &reverted) {
+		return nil
+	}
+	return fmt.Errorf("settling channel %s before its withdrawal: %w", s.ID, err)
+}
+
+// send puts a payer's transaction on the chain, or waits for the one that is on
+// its way already.
+func (t *Tower) send(ctx context.Context, terms channel.Terms, call chain.Call) error {
+	defer t.sends.lock(terms.ID())()
+	tx, err := t.submit(ctx, terms, call)
+	if err != nil {
+		return err
+	}
+	if _, err := t.sender.Wait(ctx, tx, 1); err != nil {
+		return err
+	}
+	t.metrics.relayed(call.Kind)
+	if _, err := t.look(ctx, terms); err != nil {
+		t.config.Log.Debug("the watcher will see it", "call", call.String(), "err", err)
+	}
+	return nil
+}
+
+func (t *Tower) submit(ctx context.Context, terms channel.Terms, call chain.Call) (chain.TxID, error) {
+	sent, err := t.sender.Find(ctx, terms.ID())
+	if err != nil {
+		return "", err
+	}
+	for _, tx := range sent {
+		if tx.Call.Kind == call.Kind && tx.State == chain.Pending {
+			return tx.ID, nil
+		}
+	}
+	t.turn.Lock()
+	defer t.turn.Unlock()
+	if err := t.relayBudget(ctx, terms); err != nil {
+		return "", err
+	}
+	return t.sender.Submit(ctx, call) // which runs it first: what the contract refuses costs nothing
+}
+
+func (t *Tower) relayBudget(ctx context.Context, terms channel.Terms) error {
+	spent, err := t.spent(ctx, payerOf, chain.RequestClose, chain.Withdraw)
+	if err != nil {
+		return err
+	}
+	return spent.within(t.config.RelayGas, terms.Payer)
+}
+
+// relayAll sees the requests through that are on disk, until ctx ends.
+func (t *Tower) relayAll(ctx context.Context) error {
+	for {
+		if err := t.relayOnce(ctx); err != nil && ctx.Err() == nil {
+			t.config.Log.Warn("relaying for payers", "err", err)
+		}
+		if err := chain.Pause(ctx, t.config.Poll); err != nil {
+			return err
+		}
+	}
+}
+
+func (t *Tower) relayOnce(ctx context.Context) error {
+	requests, err := t.leaves.open(ctx)
+	if err != nil {
+		return err
+	}
+	slots := make(chan struct{}, relaysAtOnce)
+	var work sync.WaitGroup
+	defer work.Wait()
+	for _, q := range requests {
+		id := q.Terms().ID()
+		if t.resting(id) {
+			continue
+		}
+		slots <- struct{}{}
+		work.Go(func() {
+			defer func() { <-slots }()
+			ctx, cancel := context.WithTimeout(ctx, relayWait)
+			defer cancel()
+			t.tire(id, t.seeThrough(ctx, q))
+		})
+	}
+	return nil
+}
+
+// seeThrough does what is next for a payer who wants out, by what the chain says
+// at this moment.
+func (t *Tower) seeThrough(ctx context.Context, q LeaveRequest) error {
+	terms := q.Terms()
+	id := terms.ID()
+	used := t.usable(ctx, q) // before the channel is read: what it says of the past stays so
+	if used != nil && !errors.Is(used, errUsed) {
+		return used
+	}
+	state, err := t.look(ctx, terms)
+	switch {
+	case err != nil:
+		return err
+	case state.Status == channel.Finalized:
+		return t.leaves.finish(ctx, id)
+	case state.Status == channel.Closing:
+		err := t.withdraw(ctx, state)
+		if errors.Is(err, errTooSmall) { // all of it became the payee's
+			return t.leaves.finish(ctx, id)
+		}
+		if errors.Is(err, errNotDue) {
+			return nil
+		}
+		return err
+	case used != nil: // the payer took it back, or nobody could send it in time
+		return t.leaves.finish(ctx, id)
+	}
+	return t.send(ctx, terms, t.escrow.RequestCloseAuthorizedCall(terms, q.Deadline, q.Signature))
+}
+
+// resting reports whether a leave failed not long ago.
+func (t *Tower) resting(id common.Hash) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	p := t.rest[id]
+	return p != nil && time.Now().Before(p.until)
+}
+
+// tire has a leave that failed wait, longer each time, so that one that cannot
+// succeed costs the endpoint little.
+func (t *Tower) tire(id common.Hash, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err == nil {
+		delete(t.rest, id)
+		return
+	}
+	p := t.rest[id]
+	if p == nil {
+		p = &penalty{pace: chain.Backoff{Least: t.config.Poll, Most: min(10*time.Minute, t.escrow.Grace()/10)}}
+		t.rest[id] = p
+	}
+	wait := p.pace.Next()
+	p.until = time.Now().Add(wait)
+	t.config.Log.Warn("relaying for a payer", "channel", id, "err", err, "retry", wait)
+}

@@ -1,0 +1,265 @@
+package sdk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/big"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// TowerTerms are a channel's terms as a watchtower is told them.
+type TowerTerms struct {
+	ChainID          uint64       `json:"chainId"`
+	Escrow           wire.Address `json:"escrow"`
+	Payer            wire.Address `json:"payer"`
+	Payee            wire.Address `json:"payee"`
+	Token            wire.Address `json:"token"`
+	Salt             common.Hash  `json:"salt"`
+	AuthorizedSigner wire.Address `json:"authorizedSigner"`
+}
+
+// NewTowerTerms writes terms as a watchtower reads them.
+func NewTowerTerms(t channel.Terms) TowerTerms {
+	return TowerTerms{
+		ChainID: t.ChainID, Escrow: wire.Address(t.Escrow), Payer: wire.Address(t.Payer), Payee: wire.Address(t.Payee),
+		Token: wire.Address(t.Token), Salt: t.Salt, AuthorizedSigner: wire.Address(t.AuthorizedSigner),
+	}
+}
+
+// Terms are the channel's.
+func (t TowerTerms) Terms() channel.Terms {
+	return channel.Terms{
+		ChainID: t.ChainID, Escrow: common.Address(t.Escrow), Payer: common.Address(t.Payer), Payee: common.Address(t.Payee),
+		Token: common.Address(t.Token), Salt: t.Salt, AuthorizedSigner: common.Address(t.AuthorizedSigner),
+	}
+}
+
+// TowerVoucher is a voucher with its channel's terms: all that it takes to
+// settle it. Its signature is all that it takes to be believed.
+type TowerVoucher struct {
+	TowerTerms
+	Cumulative wire.Amount `json:"cumulativeAmount"`
+	Signature  wire.Bytes  `json:"signature"`
+}
+
+// NewTowerVoucher is the newest voucher of a channel.
+func NewTowerVoucher(s channel.State) TowerVoucher {
+	return TowerVoucher{TowerTerms: NewTowerTerms(s.Terms), Cumulative: wire.NewAmount(s.Accepted), Signature: s.Signature}
+}
+
+func (v TowerVoucher) voucher() channel.Voucher {
+	return channel.Voucher{ChannelID: v.Terms().ID(), Cumulative: v.Cumulative.Int, Signature: v.Signature}
+}
+
+// TowerReceipt answers one voucher: accepted, replayed or stale, or why not.
+type TowerReceipt struct {
+	ChannelID common.Hash   `json:"channelId"`
+	Outcome   string        `json:"outcome,omitempty"`
+	Problem   *wire.Problem `json:"problem,omitempty"`
+}
+
+// take takes vouchers, each with its own outcome or error. Those of channels
+// that are new, or topped up since, share one look at the chain.
+func (t *Tower) take(ctx context.Context, vouchers []TowerVoucher) ([]channel.Outcome, []error) {
+	outcomes, errs := make([]channel.Outcome, len(vouchers)), make([]error, len(vouchers))
+	var again []int
+	var unread []channel.Terms
+	for i, v := range vouchers {
+		outcomes[i], errs[i] = t.accept(ctx, v)
+		if errors.Is(errs[i], channel.ErrUnknown) || errors.Is(errs[i], channel.ErrExceedsDeposit) {
+			again, unread = append(again, i), append(unread, v.Terms())
+		}
+	}
+	if len(again) == 0 {
+		return outcomes, errs
+	}
+	_, failed := t.learn(ctx, unread)
+	for k, i := range again {
+		if errs[i] = failed[k]; errs[i] == nil {
+			outcomes[i], errs[i] = t.count(ctx, vouchers[i].voucher())
+		}
+	}
+	return outcomes, errs
+}
+
+// accept takes a voucher of a channel that is known. What costs nothing is
+// checked first, and nothing is looked up for a forged one.
+func (t *Tower) accept(ctx context.Context, v TowerVoucher) (channel.Outcome, error) {
+	terms := v.Terms()
+	if err := t.serves(terms); err != nil {
+		return 0, err
+	}
+	if err := t.late.Verify(ctx, terms, v.voucher()); err != nil {
+		return 0, err
+	}
+	if err := t.guard.voucher(terms); err != nil {
+		return 0, err
+	}
+	return t.count(ctx, v.voucher())
+}
+
+func (t *Tower) count(ctx context.Context, v channel.Voucher) (channel.Outcome, error) {
+	receipt, err := t.late.Accept(ctx, v)
+	if err == nil && receipt.Outcome == channel.Accepted && receipt.State.Status == channel.Closing {
+		t.settler.Urgent(v.ChannelID)
+	}
+	return receipt.Outcome, err
+}
+
+// lateStore shows a closing channel as an open one to who changes it, so that
+// vouchers count to the end: a payee must refuse what a payer signs after its
+// close request, because it serves for it, but what it took before that may
+// reach a tower late, and the escrow honours it until the channel is final.
+type lateStore struct{ channel.Store }
+
+func (s lateStore) Load(ctx context.Context, id common.Hash) (channel.State, error) {
+	state, err := s.Store.Load(ctx, id)
+	if state.Status == channel.Closing {
+		state.Status = channel.Open
+	}
+	return state, err
+}
+
+func (s lateStore) Update(ctx context.Context, id common.Hash, change func(*channel.State) error) (channel.State, error) {
+	return s.Store.Update(ctx, id, func(state *channel.State) error {
+		closing := state.Status == channel.Closing
+		if closing {
+			state.Status = channel.Open
+		}
+		err := change(state)
+		if closing {
+			state.Status = channel.Closing
+		}
+		return err
+	})
+}
+
+// dutyStore is the store that the settler works from: what is unsettled there is
+// what the tower must settle now. That is what is closing and the payee has
+// not settled in time, is worth it, and is within the budget.
+type dutyStore struct {
+	channel.Store
+	tower *Tower
+}
+
+func (d dutyStore) Unsettled(ctx context.Context) ([]channel.State, error) {
+	states, err := d.Store.Unsettled(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var closing []channel.State
+	for _, s := range states {
+		if s.Status == channel.Closing && d.tower.serves(s.Terms) == nil && d.tower.worth(s.Terms, s.Unsettled()) == nil {
+			closing = append(closing, s)
+		}
+	}
+	if len(closing) == 0 {
+		return nil, nil
+	}
+	now, err := d.tower.escrow.Now(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var due []channel.State
+	for _, s := range closing {
+		if !now.Before(time.Unix(int64(s.CloseRequestedAt), 0).Add(d.tower.config.Patience)) {
+			due = append(due, s)
+		}
+	}
+	return d.tower.affordable(ctx, due)
+}
+
+// affordable drops what would exceed the budget of settlements.
+func (t *Tower) affordable(ctx context.Context, states []channel.State) ([]channel.State, error) {
+	if len(states) == 0 || len(t.config.Payees) > 0 {
+		return states, nil
+	}
+	spent, err := t.spent(ctx, payeeOf, chain.Settle, chain.SettleBatch)
+	if err != nil {
+		return nil, err
+	}
+	price, err := t.settlementPrice(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var kept []channel.State
+	for _, s := range states {
+		payee := s.Terms.Payee
+		if err := spent.within(t.config.SettleGas, payee); err != nil {
+			if t.guard.mention(payee) {
+				t.config.Log.Error("vouchers are not settled", "payee", payee, "channel", s.ID, "unsettled", amountOf(s), "err", err)
+			}
+			continue
+		}
+		spent.add(payee, price) // many payees may be due at once
+		kept = append(kept, s)
+	}
+	return kept, nil
+}
+
+// settlementGas is about what one settlement takes.
+const settlementGas = 100_000
+
+// settlementPrice is about what one settlement costs at the moment, in wei.
+func (t *Tower) settlementPrice(ctx context.Context) (*big.Int, error) {
+	price, err := t.escrow.Backend().SuggestGasPrice(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("asking for the gas price: %w", err)
+	}
+	return price.Mul(price, big.NewInt(settlementGas)), nil
+}
+
+func payeeOf(t channel.Terms) common.Address { return t.Payee }
+func payerOf(t channel.Terms) common.Address { return t.Payer }
+
+// gasSpent is what the last hour's transactions cost, or may cost, in wei.
+type gasSpent struct {
+	total *big.Int
+	party map[common.Address]*big.Int
+}
+
+// spent reads it from the outbox, so that a restart forgets nothing.
+func (t *Tower) spent(ctx context.Context, party func(channel.Terms) common.Address, kinds ...chain.Kind) (gasSpent, error) {
+	sum := gasSpent{new(big.Int), make(map[common.Address]*big.Int)}
+	txs, err := t.sender.Recent(ctx, time.Now().Add(-time.Hour), kinds...)
+	if err != nil {
+		return sum, err
+	}
+	for _, tx := range txs {
+		states, err := t.db.States(ctx, tx.Call.Channels[:min(1, len(tx.Call.Channels))]) // a batch is of one payee
+		if err != nil {
+			return sum, err
+		}
+		who := common.Address{}
+		if len(states) > 0 {
+			who = party(states[0].Terms)
+		}
+		sum.add(who, tx.Price())
+	}
+	return sum, nil
+}
+
+func (g gasSpent) add(who common.Address, wei *big.Int) {
+	g.total.Add(g.total, wei)
+	if g.party[who] == nil {
+		g.party[who] = new(big.Int)
+	}
+	g.party[who].Add(g.party[who], wei)
+}
+
+func (g gasSpent) within(budget GasBudget, who common.Address) error {
+	if g.total.Cmp(budget.Total) >= 0 {
+		return fmt.Errorf("%w: %s wei of %s for everybody", errBudget, g.total, budget.Total)
+	}
+	if own := g.party[who]; own != nil && own.Cmp(budget.PerParty) >= 0 {
+		return fmt.Errorf("%w: %s wei of %s for %s", errBudget, own, budget.PerParty, who)
+	}
+	return nil
+}
