@@ -5,12 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"strings"
 
 	"github.com/gpupay/gpupay/channel/store"
 )
 
-// openDatabase opens the database of one side and brings its tables up to
-// date.
+// openDatabase opens the database of one side, checks that it is whole, and
+// brings its tables up to date.
 func openDatabase(ctx context.Context, path, side string, migrations fs.FS) (*store.DB, error) {
 	db, err := store.Open(ctx, path)
 	if err != nil {
@@ -18,10 +19,49 @@ func openDatabase(ctx context.Context, path, side string, migrations fs.FS) (*st
 	}
 	files, err := fs.Sub(migrations, "migrations/"+side)
 	if err == nil {
+		err = checkPages(ctx, db)
+	}
+	if err == nil {
 		err = db.Migrate(ctx, side, files)
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("database %s: %w", path, err), db.Close())
 	}
 	return db, nil
+}
+
+// ErrDamaged says that a database file is not what was written to it.
+var ErrDamaged = errors.New("the file is damaged: restore it from a backup, and do not delete it: what can still be read of it is money")
+
+// manyPages is where checking every page at each start would take minutes. Then
+// only the tables that hold money are checked; a damaged record is noticed when
+// it is read or written.
+const manyPages = 1 << 16
+
+// checkPages looks for damage before anybody is served: a page that cannot be
+// read later could be the voucher of a channel that is about to close. Servers
+// check their pages themselves.
+func checkPages(ctx context.Context, db *store.DB) error {
+	view := db.View()
+	if view.DriverName() != "sqlite3" {
+		return nil
+	}
+	var pages int
+	if err := view.GetContext(ctx, &pages, `PRAGMA page_count`); err != nil {
+		return err
+	}
+	var tables []string
+	if err := view.SelectContext(ctx, &tables, `SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name`); err != nil {
+		return fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	for _, table := range tables {
+		if pages > manyPages && strings.HasSuffix(table, "records") {
+			continue
+		}
+		var verdict string
+		if err := view.GetContext(ctx, &verdict, `PRAGMA quick_check('`+table+`')`); err != nil || verdict != "ok" {
+			return errors.Join(fmt.Errorf("table %s: %w (%s)", table, ErrDamaged, strings.ReplaceAll(verdict, "\n", " ")), err)
+		}
+	}
+	return nil
 }

@@ -29,7 +29,7 @@ import (
 type config struct {
 	kills, renters int
 	seed           uint64
-	dir            string
+	dir, bin       string // of databases, of programs that are built already
 	verbose        bool
 }
 
@@ -88,9 +88,9 @@ func (f *fates) next() (step string, after time.Duration) {
 	if f.turn%2 == 1 {
 		return "", 50*time.Millisecond + time.Duration(f.rng.Int64N(int64(2500*time.Millisecond)))
 	}
-	name := f.steps[f.turn/2%len(f.steps)]
+	name := f.steps[(f.turn/2-1)%len(f.steps)]
 	if often := strings.HasPrefix(string(name), "record") || strings.HasPrefix(string(name), "voucher"); often {
-		return fmt.Sprintf("%s#%d", name, 1+f.rng.IntN(3)), patience
+		return fmt.Sprintf("%s#%d", name, 1+f.rng.IntN(2)), patience
 	}
 	return string(name), patience
 }
@@ -124,11 +124,14 @@ func (w *world) prepare() {
 	} else if err := os.MkdirAll(w.dir, 0o700); err != nil {
 		w.Fatal(err)
 	}
-	build(w, w.dir)
+	if w.bin == "" {
+		w.bin = w.dir
+		build(w, w.bin)
+	}
 	w.spawn = newSpawner(w)
 	w.chain = chaintest.Anvil(w)
 	w.address = freeAddress(w)
-	w.provider = program{path: filepath.Join(w.dir, "provider"), key: w.chain.Keys[0], log: filepath.Join(w.dir, "provider.log")}
+	w.provider = program{path: filepath.Join(w.bin, "provider"), key: w.chain.Keys[0], log: filepath.Join(w.dir, "provider.log")}
 	w.fates["provider"] = w.fate(0, fault.Provider())
 	w.fates["gasless renter"] = w.fate(1, fault.Renter(false))
 	w.fates["renter with coin"] = w.fate(2, fault.Renter(true))
@@ -155,7 +158,7 @@ func (w *world) addRenter(i int) {
 	w.Cleanup(func() { server.CloseClientConnections(); server.Close() })
 	name := fmt.Sprintf("renter%d", i)
 	r := renter{name: name, db: filepath.Join(w.dir, name+".db"), coin: i%2 == 1, url: server.URL,
-		program: program{path: filepath.Join(w.dir, "renter"), key: renterKey(w, i), log: filepath.Join(w.dir, name+".log")}}
+		program: program{path: filepath.Join(w.bin, "renter"), key: renterKey(w, i), log: filepath.Join(w.dir, name+".log")}}
 	w.chain.Mint(w, addressOf(r.key), purse)
 	if r.coin {
 		w.chain.RPC(w, nil, "anvil_setBalance", addressOf(r.key), "0x8ac7230489e80000")
@@ -284,7 +287,7 @@ func (w *world) providerDB() string { return filepath.Join(w.dir, "provider.db")
 func (w *world) providerArgs() []string {
 	return []string{"--listen", w.address, "--admin", "", "--gpu", fmt.Sprintf("sim:%d", len(w.renters)), "--rpc", w.chain.URL,
 		"--escrow", w.chain.Escrow.Hex(), "--token", w.chain.Token.Hex(), "--db", w.providerDB(), "--price", "3600.00", "--min-deposit", "1",
-		"--record-every", "1s", "--credit", "6s", "--settle-every", "1s", "--settle-age", "2s", "--poll", "300ms"}
+		"--record-every", "1s", "--credit", "6s", "--settle-every", "300ms", "--settle-age", "500ms", "--poll", "300ms"}
 }
 
 func (w *world) lifeOfRenter(r *renter) {
@@ -294,7 +297,7 @@ func (w *world) lifeOfRenter(r *renter) {
 			step, after = w.fates[r.side()].next()
 		}
 		open := w.unfinished(r) > 0
-		p, err := w.spawn.start(r.program, step, w.renterArgs(r, open, "0.04")...)
+		p, err := w.spawn.start(r.program, step, w.renterArgs(r, open, "0.08")...)
 		if err != nil {
 			w.fault("%s: %v", r.name, err)
 			return

@@ -35,6 +35,7 @@ type program struct {
 	path string
 	key  *ecdsa.PrivateKey
 	log  string // file that outputs are appended to
+	uid  int    // of the user that runs it, ours if zero
 }
 
 // spawner starts every program from one thread that stays: the kernel then ends
@@ -79,7 +80,7 @@ func (s spawner) start(prog program, step string, args ...string) (*process, err
 	p.cmd.Env = append(os.Environ(), "GPUPAY_KEY="+hex.EncodeToString(crypto.FromECDSA(prog.key)), fault.Env+"="+step)
 	p.cmd.Dir = filepath.Dir(prog.log)
 	p.cmd.Stdout, p.cmd.Stderr = p, p
-	dieWithUs(p.cmd)
+	dieWithUs(p.cmd, prog.uid)
 	started := make(chan error)
 	s <- func() { started <- p.cmd.Start() }
 	if err := <-started; err != nil {

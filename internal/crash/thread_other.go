@@ -6,4 +6,4 @@ import "os/exec"
 
 func lockThread() {}
 
-func dieWithUs(*exec.Cmd) {}
+func dieWithUs(*exec.Cmd, int) {}
