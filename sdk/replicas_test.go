@@ -48,7 +48,7 @@ func TestProvider(t *testing.T) {
 func fleet(t *testing.T, change ...func(*ProviderConfig)) (a, b *rig) {
 	t.Helper()
 	address := pgtest.URL(t)
-	change = append([]func(*ProviderConfig){func(c *ProviderConfig) { c.Database, c.Takeover = address, 2 * time.Second }}, change...)
+	change = append([]func(*ProviderConfig){func(c *ProviderConfig) { c.Database, c.Takeover = address, 2*time.Second }}, change...)
 	a = newRig(t, change...)
 	b = rigOn(t, a.chain, func(*rig) *channel.Key { return a.payer }, change...)
 	return a, b
