@@ -24,6 +24,7 @@ func main() { cli.Main(run) }
 
 type options struct {
 	listen, admin, gpu string
+	clientHeader       string
 	drain              bool
 	hooks              hooks
 	config             sdk.ProviderConfig
@@ -88,6 +89,7 @@ func parse(args []string) (*options, error) {
 	str(&o.hooks.suspend, "suspend", "GPUPAY_SUSPEND", "", "`command` that suspends an unpaid lease")
 	str(&o.hooks.resume, "resume", "GPUPAY_RESUME", "", "`command` that resumes it")
 	str(&o.hooks.release, "release", "GPUPAY_RELEASE", "", "`command` that takes the GPUs back")
+	str(&o.clientHeader, "client-header", "GPUPAY_CLIENT_HEADER", "", "`header` in which your proxy says who a request is from, such as X-Real-IP; only one that it overwrites. Without it clients behind a proxy of this host share their limits")
 	flags.BoolVar(&o.drain, "drain", false, "when stopped, end all leases and settle; without it leases go on after a restart")
 	level := flags.String("log-level", cli.Env("GPUPAY_LOG", "info"), "debug, info, warn or error ($GPUPAY_LOG)")
 	format := flags.String("log-format", "text", "text or json")
@@ -97,6 +99,9 @@ func parse(args []string) (*options, error) {
 		return nil, err
 	}
 	c.Escrow, c.Token = escrow.Address, token.Address
+	if o.clientHeader != "" {
+		c.Limits.ClientIP = func(r *http.Request) string { return r.Header.Get(o.clientHeader) }
+	}
 	var err error
 	if o.log, err = cli.Logger(*level, *format); err != nil {
 		return nil, err
@@ -131,7 +136,7 @@ func serve(ctx context.Context, provider *sdk.Provider, o *options) error {
 	}
 	failed := make(chan error, 3)
 	go func() { failed <- provider.Run(context.WithoutCancel(ctx)) }() // past the interrupt: draining settles
-	public := &http.Server{Handler: provider, ReadHeaderTimeout: 10 * time.Second, MaxHeaderBytes: 32 << 10}
+	public := server(provider)
 	go func() { failed <- public.Serve(listener) }()
 	admin, err := serveAdmin(o.admin, provider, failed)
 	if err != nil {
@@ -142,6 +147,20 @@ func serve(ctx context.Context, provider *sdk.Provider, o *options) error {
 	case <-ctx.Done():
 	}
 	return errors.Join(err, shutdown(provider, o, public, admin))
+}
+
+// server is how strangers are served: none of them holds a connection by being
+// slow to ask. It has no WriteTimeout, since leases are streams; the provider
+// bounds each of its writes. How many connections there may be is for what
+// stands in front of it, with TLS.
+func server(handler http.Handler) *http.Server {
+	return &http.Server{
+		Handler:           handler,
+		ReadHeaderTimeout: 10 * time.Second,
+		ReadTimeout:       30 * time.Second, // of a request, not of the stream that answers it
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    32 << 10,
+	}
 }
 
 // serveAdmin serves what only the operator should see.
