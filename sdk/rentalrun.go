@@ -73,7 +73,11 @@ func (l *Rental) interrupted() bool {
 func (l *Rental) keepUp(ctx context.Context) error {
 	pace := chain.Backoff{Least: 200 * time.Millisecond, Most: 15 * time.Second}
 	for {
+		began := time.Now()
 		err := l.session(ctx)
+		if time.Since(began) > 15*time.Second {
+			pace.Reset() // it was there for a while: this is another outage
+		}
 		switch {
 		case ctx.Err() != nil:
 			return ctx.Err()
