@@ -1,0 +1,258 @@
+package fleet
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/ethereum/go-ethereum/crypto"
+
+	"github.com/gpupay/gpupay/channel/store"
+	"github.com/gpupay/gpupay/internal/chaintest"
+	"github.com/gpupay/gpupay/internal/pgtest"
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/chain"
+)
+
+// number is a figure of the test, or what the environment wants instead: a longer
+// run is the same test.
+func number(t *testing.T, name string, otherwise int) int {
+	t.Helper()
+	text := os.Getenv(name)
+	if text == "" {
+		return otherwise
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 1 {
+		t.Fatalf("%s=%q is no number", name, text)
+	}
+	return n
+}
+
+// TestGatewaysAreKilledWhileRentersPay: three gateways over one PostgreSQL and
+// one host's GPUs serve renters who turn to each of them in turn, while one after
+// the other is killed with SIGKILL and started again. At the end no acknowledged
+// voucher is lost, nothing was counted or metered twice, and the payee has
+// exactly what was vouchered.
+func TestGatewaysAreKilledWhileRentersPay(t *testing.T) {
+	if testing.Short() {
+		t.Skip("runs for a minute")
+	}
+	renters, kills := number(t, "GPUPAY_FLEET_RENTERS", 200), number(t, "GPUPAY_FLEET_KILLS", 15)
+	c := chaintest.Anvil(t)
+	w := &world{T: t, chain: c, database: pgtest.URL(t), fleet: &fleet{}}
+	for range 3 {
+		w.fleet.gateways = append(w.fleet.gateways, newGateway(t, c, w.database, renters))
+	}
+	for _, g := range w.fleet.gateways {
+		g.ready()
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+	defer cancel()
+	began := time.Now()
+	w.open(ctx, renters)
+	opened := time.Now()
+	w.payAndKill(ctx, kills)
+	killed := time.Now()
+	w.each(func(r *renter) error { return r.finish(ctx) })
+	db, err := store.Open(ctx, w.database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	w.settled(ctx, db)
+	w.check(ctx, db)
+	t.Logf("opened in %s, paid under fire for %s, ended and settled in %s", opened.Sub(began).Round(time.Second),
+		killed.Sub(opened).Round(time.Second), time.Since(killed).Round(time.Second))
+}
+
+type world struct {
+	*testing.T
+	chain    *chaintest.Chain
+	database string
+	fleet    *fleet
+	renters  []*renter
+
+	vouchers, tries atomic.Int64
+	kills           int
+}
+
+// each lets all renters do something at once.
+func (w *world) each(do func(*renter) error) {
+	w.Helper()
+	var wait sync.WaitGroup
+	for _, r := range w.renters {
+		wait.Go(func() {
+			if err := do(r); err != nil {
+				w.Error(err)
+			}
+		})
+	}
+	wait.Wait()
+	if w.Failed() {
+		w.FailNow()
+	}
+}
+
+func (w *world) open(ctx context.Context, n int) {
+	w.Helper()
+	token, err := chain.NewToken(ctx, w.chain.Backend, w.chain.Token)
+	if err != nil {
+		w.Fatal(err)
+	}
+	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: n}}
+	w.Cleanup(client.CloseIdleConnections)
+	for i := range n {
+		r := newRenter(w.T, w.chain, w.fleet, client, token, i)
+		r.vouchers, r.tries = &w.vouchers, &w.tries
+		w.renters = append(w.renters, r)
+	}
+	slots := make(chan struct{}, 24)
+	w.each(func(r *renter) error {
+		slots <- struct{}{}
+		defer func() { <-slots }()
+		return r.open(ctx)
+	})
+}
+
+// payAndKill has all renters pay while gateways die.
+func (w *world) payAndKill(ctx context.Context, kills int) {
+	w.Helper()
+	over := make(chan struct{})
+	go func() {
+		defer close(over)
+		for range kills {
+			pause(ctx, time.Duration(500+rand.IntN(1500))*time.Millisecond)
+			g := w.fleet.gateways[rand.IntN(len(w.fleet.gateways))]
+			g.kill()
+			w.kills++
+			pause(ctx, time.Duration(rand.IntN(1000))*time.Millisecond)
+			g.start()
+		}
+		pause(ctx, time.Second)
+	}()
+	w.each(func(r *renter) error { return r.payUntil(ctx, over) })
+	for _, g := range w.fleet.gateways {
+		g.ready()
+	}
+}
+
+func (w *world) payee() common.Address { return crypto.PubkeyToAddress(w.chain.Keys[0].PublicKey) }
+
+// vouchered is what all renters have signed for.
+func (w *world) vouchered() (sum uint64) {
+	for _, r := range w.renters {
+		sum += r.amount
+	}
+	return sum
+}
+
+// settled waits until whoever leads has fetched everything, and knows it.
+func (w *world) settled(ctx context.Context, db *store.DB) {
+	w.Helper()
+	for deadline := time.Now().Add(2 * time.Minute); ; pause(ctx, 200*time.Millisecond) {
+		left, err := db.Payee().Unsettled(ctx)
+		if err == nil && len(left) == 0 && w.chain.Tokens(w.T, w.payee()) == w.vouchered() {
+			return
+		}
+		if time.Now().After(deadline) || ctx.Err() != nil {
+			w.Fatalf("the payee has %d of %d vouchered, %d channels are unsettled, %v", w.chain.Tokens(w.T, w.payee()), w.vouchered(), len(left), err)
+		}
+	}
+}
+
+// check holds the database, the chain and the renters against each other.
+func (w *world) check(ctx context.Context, db *store.DB) {
+	w.Helper()
+	lost, records := 0, 0
+	for _, r := range w.renters {
+		s, err := db.Payee().Load(ctx, r.terms.ID())
+		if err != nil {
+			w.Error(err)
+			continue
+		}
+		if s.Accepted.LtUint64(r.acked) {
+			lost++
+			w.Errorf("channel %s: acknowledged %d, kept %s", s.ID, r.acked, s.Accepted.Dec())
+		}
+		if s.Accepted.Uint64() != r.amount || s.Settled != s.Accepted {
+			w.Errorf("channel %s: signed %d, accepted %s, settled %s", s.ID, r.amount, s.Accepted.Dec(), s.Settled.Dec())
+		}
+		if s.Spent != r.final.Owed {
+			w.Errorf("channel %s: charged %s, the final record says %s", s.ID, s.Spent.Dec(), r.final.Owed.Dec())
+		}
+		if passed := r.ended.Sub(r.opened) + time.Second; time.Duration(r.final.Nanos) > passed {
+			w.Errorf("channel %s: %s of one GPU's time in %s: metered twice", s.ID, time.Duration(r.final.Nanos), passed)
+		}
+		records += w.checkRecords(ctx, db, r)
+	}
+	var leaders, taken, nonces int
+	w.get(ctx, db, &leaders, `SELECT COALESCE(max(term), 0) FROM leaders`)
+	w.get(ctx, db, &taken, `SELECT count(*) FROM leases WHERE term > 1`)
+	w.get(ctx, db, &nonces, `SELECT count(*) FROM chain_tx`)
+	if nonce := w.nonce(ctx); nonce != uint64(nonces) {
+		w.Errorf("%d transactions in the outbox, %d on the chain", nonces, nonce)
+	}
+	if got := w.chain.Tokens(w.T, w.chain.Escrow); got != uint64(len(w.renters))*deposit-w.vouchered() {
+		w.Errorf("the escrow holds %d", got)
+	}
+	fmt.Printf("fleet: 3 gateways, %d renters, %d vouchers acknowledged (%d sent), %d kills, %d leaders, %d leases taken over, %d usage records, %d lost, %d base units settled = vouchered\n",
+		len(w.renters), w.vouchers.Load(), w.tries.Load(), w.kills, leaders, taken, records, lost, w.vouchered())
+	if taken == 0 || leaders < 2 {
+		w.Errorf("%d leases were taken over and %d leaders led: the kills showed too little", taken, leaders)
+	}
+}
+
+func (w *world) nonce(ctx context.Context) uint64 {
+	w.Helper()
+	n, err := w.chain.Backend.NonceAt(ctx, w.payee(), nil)
+	if err != nil {
+		w.Error(err)
+	}
+	return n
+}
+
+func (w *world) get(ctx context.Context, db *store.DB, into *int, query string) {
+	w.Helper()
+	if err := db.View().GetContext(ctx, into, query); err != nil {
+		w.Error(err)
+	}
+}
+
+// checkRecords makes sure that a channel had one lease with one chain of records,
+// whoever wrote them, and that its last one is what the renter was given.
+func (w *world) checkRecords(ctx context.Context, db *store.DB, r *renter) int {
+	w.Helper()
+	var rows []string
+	err := db.View().SelectContext(ctx, &rows, db.View().Rebind(
+		`SELECT record FROM records JOIN leases ON leases.id = records.lease WHERE leases.channel = ? ORDER BY records.lease, records.sequence`), r.terms.ID().Hex())
+	if err != nil || len(rows) == 0 {
+		w.Errorf("records of channel %s: %d, %v", r.terms.ID(), len(rows), err)
+		return 0
+	}
+	domain := metering.Domain(r.terms.ChainID, r.terms.Escrow)
+	var last metering.SignedRecord
+	for i, row := range rows {
+		var rec metering.SignedRecord
+		if err := json.Unmarshal([]byte(row), &rec); err != nil {
+			w.Error(err)
+		}
+		if rec.Sequence != uint64(i+1) || rec.Owed.Lt(&last.Owed) || rec.Nanos < last.Nanos || (i > 0 && rec.Previous != last.Digest(domain)) {
+			w.Errorf("channel %s: record %d does not follow record %d", r.terms.ID(), rec.Sequence, last.Sequence)
+		}
+		last = rec
+	}
+	if last.Record != r.final.Record || !last.Final {
+		w.Errorf("channel %s: the renter's final record is not the newest", r.terms.ID())
+	}
+	return len(rows)
+}
