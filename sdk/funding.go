@@ -337,7 +337,10 @@ func (p *Provider) closeChannel(ctx context.Context, s channel.State) (common.Ha
 		return common.Hash{}, s, err
 	}
 	defer unclaim()
-	tx, err := p.sender.Submit(ctx, p.escrow.CloseCall(s.Terms, amount, signature))
+	tx, err := p.closeSent(ctx, s.ID)
+	if err == nil && tx == "" {
+		tx, err = p.sender.Submit(ctx, p.escrow.CloseCall(s.Terms, amount, signature))
+	}
 	if err != nil {
 		return common.Hash{}, s, err
 	}
@@ -354,4 +357,19 @@ func (p *Provider) closeChannel(ctx context.Context, s channel.State) (common.Ha
 	}
 	fault.Point(fault.CloseObserved)
 	return result.Hash, s, err
+}
+
+// closeSent finds a channel's close in the outbox: one is enough, whatever
+// became of who asked for it, and a second one would only cost gas.
+func (p *Provider) closeSent(ctx context.Context, id common.Hash) (chain.TxID, error) {
+	all, err := p.sender.Find(ctx, id)
+	if err != nil {
+		return "", err
+	}
+	for _, tx := range all {
+		if tx.Call.Kind == chain.Close && (tx.State == chain.Pending || tx.Succeeded) {
+			return tx.ID, nil
+		}
+	}
+	return "", nil
 }
