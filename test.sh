@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The one command that passes every test, on a bare Debian machine with Go and a C compiler. It installs nodejs and npm
-# from Debian and the npm packages that package-lock.json pins, and stops at the first step that fails.
+# The one command that passes every test, on a bare Debian machine with Go and a C compiler. It installs nodejs, npm
+# and postgresql from Debian and the npm packages that package-lock.json pins, and stops at the first step that fails.
 #
 #   ./test.sh         everything
 #   ./test.sh quick   without the race detector and the quickstart, while developing
@@ -64,6 +64,9 @@ tools() {
 	command -v gcc >/dev/null || { echo "test.sh: there is no C compiler: apt-get install gcc libc6-dev"; return 1; }
 	if ! command -v node >/dev/null || ! command -v npm >/dev/null; then
 		debian nodejs npm
+	fi
+	if [[ ${GPUPAY_NO_POSTGRES:-} != 1 ]] && ! compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null; then
+		debian postgresql # the tests start their own server, see internal/pgtest
 	fi
 	local major
 	major=$(node -p 'process.versions.node.split(".")[0]')
