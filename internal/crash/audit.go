@@ -30,6 +30,8 @@ type report struct {
 	lost         int // acknowledged and not kept
 	twice        int // channels charged for more than their records say
 	settled      int // channels that settled exactly the newest accepted voucher
+	sent         int // transactions of the provider about channels
+	reverted     int // of them: gas for nothing, but no money of anybody's
 	untracked    int // channels that hold money and that their payer does not know
 	payee        uint64
 	payers       uint64
@@ -147,6 +149,7 @@ func (r *report) bundles(owner *renter, id common.Hash) {
 		return
 	}
 	r.charged(payee)
+	r.transactions(payee)
 	if owner == nil {
 		r.untracked++
 		r.fault("channel %s: nobody's", id)
@@ -190,6 +193,24 @@ func (r *report) charged(b *sdk.Bundle) {
 	}
 }
 
+// transactions counts what the provider sent about a channel. One close is
+// enough, whoever was killed while it was under way.
+func (r *report) transactions(b *sdk.Bundle) {
+	closes := 0
+	for _, tx := range b.Transactions {
+		r.sent++
+		if tx.Hash != (common.Hash{}) && !tx.Succeeded {
+			r.reverted++
+		}
+		if tx.Kind == chain.Close {
+			closes++
+		}
+	}
+	if closes > 1 {
+		r.fault("channel %s: %d closes were sent", b.Channel, closes)
+	}
+}
+
 // balances adds up who has the tokens now.
 func (r *report) balances(total uint64, spent map[common.Address]uint64) {
 	r.payee = r.chain.Tokens(r, addressOf(r.provider.key))
@@ -216,6 +237,7 @@ func (r *report) print(out io.Writer) {
 		}
 	}
 	table.Flush()
+	fmt.Fprintf(out, "\nthe provider's transactions about channels %d, reverted %d", r.sent, r.reverted)
 	minted := uint64(purse) * uint64(len(r.renters))
 	fmt.Fprintf(out, "\nkills: provider %d, renters %d, in %.0f s (seed %d; a renter gave up by itself and was run again %d times)\n",
 		r.count["provider"], r.count["renter"], r.took.Seconds(), r.seed, r.gone)
