@@ -85,6 +85,8 @@ func parse(args []string) (*options, error) {
 	flags.DurationVar(&c.MinGrace, "min-grace", 10*time.Minute, "refuse an escrow with a shorter grace period: it is the time you have to settle after a close request")
 	flags.DurationVar(&c.Settlement.Interval, "settle-every", 0, "how often settlement is considered; 0 for the default")
 	flags.DurationVar(&c.Settlement.MaxAge, "settle-age", 0, "settle what has waited that long; 0 for the default")
+	towers := flags.String("watchtowers", cli.Env("GPUPAY_WATCHTOWERS", ""), "`URLs` of watchtowers that are told the newest vouchers, separated by commas ($GPUPAY_WATCHTOWERS)")
+	flags.DurationVar(&c.WatchtowerEvery, "watchtower-every", 0, "how often at most; 0 for the default")
 	str(&o.hooks.allocate, "allocate", "GPUPAY_ALLOCATE", "", "`command` that hands a lease its GPUs and prints how to reach them; it gets NVIDIA_VISIBLE_DEVICES and GPUPAY_LEASE")
 	str(&o.hooks.suspend, "suspend", "GPUPAY_SUSPEND", "", "`command` that suspends an unpaid lease")
 	str(&o.hooks.resume, "resume", "GPUPAY_RESUME", "", "`command` that resumes it")
@@ -102,6 +104,7 @@ func parse(args []string) (*options, error) {
 	if o.clientHeader != "" {
 		c.Limits.ClientIP = func(r *http.Request) string { return r.Header.Get(o.clientHeader) }
 	}
+	c.Watchtowers = strings.FieldsFunc(*towers, func(r rune) bool { return r == ',' || r == ' ' })
 	var err error
 	if o.log, err = cli.Logger(*level, *format); err != nil {
 		return nil, err

@@ -59,6 +59,7 @@ func parse(args []string) (*options, error) {
 	minutes := flags.Float64("minutes", 0, "how long to rent; until interrupted or the budget is used if 0")
 	flags.BoolVar(&o.resume, "resume", false, "go on with an unfinished rental instead of beginning one")
 	flags.BoolVar(&o.leave, "leave", false, "get the deposit of an unfinished rental back without the provider's help")
+	relay := flags.String("relay", cli.Env("GPUPAY_RELAY", ""), "`URL` of a watchtower that sends what --leave signs, where there is no native coin ($GPUPAY_RELAY)")
 	flags.BoolVar(&o.list, "list", false, "list unfinished rentals and stop")
 	level := flags.String("log-level", cli.Env("GPUPAY_LOG", "warn"), "debug, info, warn or error ($GPUPAY_LOG)")
 	format := flags.String("log-format", "text", "text or json")
@@ -72,6 +73,9 @@ func parse(args []string) (*options, error) {
 	var err error
 	if c.Log, err = cli.Logger(*level, *format); err != nil {
 		return nil, err
+	}
+	if *relay != "" {
+		c.Relay = &sdk.HTTPRelay{URL: *relay, Log: c.Log}
 	}
 	c.Key, err = key.Load()
 	return o, err

@@ -1,0 +1,191 @@
+// Command watchtower looks after channels for others: it keeps the newest
+// vouchers that providers send it and settles them when a renter asks to close
+// and the provider does not, and it takes renters that have no native coin out
+// of their channels. It needs a funded key of its own and nobody else's. Run it
+// with --help for its flags, and somewhere else than what it watches over.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"math/big"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+
+	"github.com/gpupay/gpupay/internal/cli"
+	"github.com/gpupay/gpupay/sdk"
+)
+
+func main() { cli.Main(run) }
+
+type options struct {
+	listen, admin string
+	clientHeader  string
+	config        sdk.TowerConfig
+}
+
+func run(ctx context.Context) error {
+	o, err := parse(os.Args[1:])
+	if err != nil {
+		return err
+	}
+	tower, err := sdk.NewTower(ctx, o.config)
+	if err != nil {
+		return err
+	}
+	return errors.Join(serve(ctx, tower, o), tower.Close())
+}
+
+func parse(args []string) (*options, error) {
+	o := &options{}
+	c := &o.config
+	flags := flag.NewFlagSet("watchtower", flag.ContinueOnError)
+	flags.Usage = func() {
+		fmt.Fprintln(flags.Output(), "watchtower settles vouchers for providers that are gone, and takes renters without native coin out of their channels.\n\nIts key pays the gas and is nobody else's. Every flag has the environment variable named with it.")
+		flags.PrintDefaults()
+	}
+	str := func(into *string, name, env, otherwise, usage string) {
+		flags.StringVar(into, name, cli.Env(env, otherwise), usage+" ($"+env+")")
+	}
+	str(&o.listen, "listen", "GPUPAY_LISTEN", "127.0.0.1:8403", "`address` to take vouchers and close requests on; put TLS in front of it")
+	str(&o.admin, "admin", "GPUPAY_ADMIN", "127.0.0.1:9403", "`address` of /metrics and /healthz; empty for none. Do not open it to the world")
+	str(&o.clientHeader, "client-header", "GPUPAY_CLIENT_HEADER", "", "`header` in which your proxy says who a request is from, such as X-Real-IP; only one that it overwrites. Without it clients behind a proxy of this host share their limits")
+	str(&c.RPC, "rpc", "GPUPAY_RPC", "http://127.0.0.1:8545", "`URL` of the chain's JSON-RPC: http, https, ws or wss; another than the provider's, if it can be")
+	escrow := cli.AddressFlag(flags, "escrow", "GPUPAY_ESCROW", "the ChannelEscrow contract")
+	flags.Uint64Var(&c.ChainID, "chain-id", 0, "refuse any other chain")
+	str(&c.Database, "db", "GPUPAY_DB", "gpupay-watchtower.db", "`path` of the database: it holds vouchers, which are money")
+	var tokens, payees string
+	str(&tokens, "tokens", "GPUPAY_TOKENS", "", "`ADDRESS=LEAST,..`: the tokens whose channels are worth gas, and the least at stake, in units of the token, such as 0x..=0.50")
+	str(&payees, "payees", "GPUPAY_PAYEES", "", "`ADDRESS,..`: whose channels are watched, whatever settling costs; if empty, everybody's within --settle-gas")
+	flags.DurationVar(&c.Patience, "patience", 0, "how long after a close request the provider may settle by itself; an eighth of the grace period if 0")
+	relay := flags.String("relay-gas", cli.Env("GPUPAY_RELAY_GAS", "0.005,0.05"), "native coin that close requests and withdrawals may cost an hour: `for one payer,for all` ($GPUPAY_RELAY_GAS)")
+	settle := flags.String("settle-gas", cli.Env("GPUPAY_SETTLE_GAS", "0.02,0.2"), "native coin that settlements may cost an hour without --payees: `for one payee,for all` ($GPUPAY_SETTLE_GAS)")
+	flags.Uint64Var(&c.Confirmations, "confirmations", 1, "blocks before a deposit counts; 1 is the block it is in")
+	flags.DurationVar(&c.Poll, "poll", 2*time.Second, "time between looks at the chain")
+	level := flags.String("log-level", cli.Env("GPUPAY_LOG", "info"), "debug, info, warn or error ($GPUPAY_LOG)")
+	format := flags.String("log-format", "text", "text or json")
+	var key cli.KeyFlags
+	key.Register(flags, "GPUPAY_KEY")
+	if err := cli.Parse(flags, args); err != nil {
+		return nil, err
+	}
+	c.Escrow = escrow.Address
+	if o.clientHeader != "" {
+		c.Limits.ClientIP = func(r *http.Request) string { return r.Header.Get(o.clientHeader) }
+	}
+	var err error
+	if c.Log, err = cli.Logger(*level, *format); err != nil {
+		return nil, err
+	}
+	if err := o.lists(tokens, payees); err != nil {
+		return nil, err
+	}
+	if c.RelayGas, err = budget("relay-gas", *relay); err != nil {
+		return nil, err
+	}
+	if c.SettleGas, err = budget("settle-gas", *settle); err != nil {
+		return nil, err
+	}
+	c.Key, err = key.Load()
+	return o, err
+}
+
+// lists reads the flags that are lists.
+func (o *options) lists(tokens, payees string) error {
+	o.config.Tokens = make(map[common.Address]string)
+	for item := range each(tokens) {
+		address, least, _ := strings.Cut(item, "=")
+		var token cli.Address
+		if err := token.Set(address); err != nil || least == "" {
+			return fmt.Errorf("--tokens: %q is not an address, = and an amount", item)
+		}
+		o.config.Tokens[token.Address] = least
+	}
+	for item := range each(payees) {
+		var payee cli.Address
+		if err := payee.Set(item); err != nil {
+			return fmt.Errorf("--payees: %w", err)
+		}
+		o.config.Payees = append(o.config.Payees, payee.Address)
+	}
+	return nil
+}
+
+// each yields the items of a list that commas separate.
+func each(list string) func(yield func(string) bool) {
+	return func(yield func(string) bool) {
+		for item := range strings.SplitSeq(list, ",") {
+			if item = strings.TrimSpace(item); item != "" && !yield(item) {
+				return
+			}
+		}
+	}
+}
+
+// budget reads two amounts of native coin.
+func budget(name, text string) (sdk.GasBudget, error) {
+	one, all, ok := strings.Cut(text, ",")
+	var wei [2]*big.Int
+	for i, coin := range []string{one, all} {
+		amount, err := sdk.ParseUnits(strings.TrimSpace(coin), 18)
+		if err != nil || !ok {
+			return sdk.GasBudget{}, fmt.Errorf("--%s: %q is not two amounts of native coin such as 0.005,0.05", name, text)
+		}
+		wei[i] = amount.ToBig()
+	}
+	return sdk.GasBudget{PerParty: wei[0], Total: wei[1]}, nil
+}
+
+func serve(ctx context.Context, tower *sdk.Tower, o *options) error {
+	listener, err := net.Listen("tcp", o.listen)
+	if err != nil {
+		return fmt.Errorf("--listen: %w", err)
+	}
+	fmt.Printf("watching escrow %s (grace period %s) at http://%s  (gas is paid by %s)\n", tower.Escrow().Address(), tower.Escrow().Grace(), listener.Addr(), tower.Address())
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- tower.Run(ctx) }()
+	failed := make(chan error, 2)
+	public := &http.Server{Handler: tower, ReadHeaderTimeout: 10 * time.Second, MaxHeaderBytes: 16 << 10, IdleTimeout: 2 * time.Minute}
+	go func() { failed <- public.Serve(listener) }()
+	admin, err := serveAdmin(o.admin, tower, failed)
+	if err == nil {
+		select {
+		case err = <-failed:
+		case err = <-done:
+			done <- nil
+		case <-ctx.Done():
+		}
+	}
+	ending, stop := context.WithTimeout(context.Background(), 30*time.Second)
+	defer stop()
+	err = errors.Join(err, public.Shutdown(ending), admin.Shutdown(ending)) // what is being answered may still send
+	cancel()
+	return errors.Join(err, <-done)
+}
+
+// serveAdmin serves what only the operator should see.
+func serveAdmin(address string, tower *sdk.Tower, failed chan<- error) (*http.Server, error) {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", tower.Metrics())
+	mux.Handle("GET /healthz", tower.Health())
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
+	if address == "" {
+		return server, nil
+	}
+	listener, err := net.Listen("tcp", address)
+	if err != nil {
+		return server, fmt.Errorf("--admin: %w", err)
+	}
+	fmt.Printf("admin at http://%s (/metrics, /healthz)\n", listener.Addr())
+	go func() { failed <- server.Serve(listener) }()
+	return server, nil
+}
