@@ -1,0 +1,634 @@
+package sdk_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/big"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/ethereum/go-ethereum/crypto"
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/chaintest"
+	"github.com/gpupay/gpupay/sdk"
+	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// A lookout is a watchtower on a till's chain, served over real HTTP, with a key that is neither payer's nor payee's.
+type lookout struct {
+	*till
+	tower  *sdk.Tower
+	server *httptest.Server
+	config sdk.TowerConfig
+	stop   func()
+}
+
+// towerLeast is what must be at stake: 0.000050 tokens.
+const towerLeast = 50
+
+func newLookout(t *testing.T, change func(*sdk.TowerConfig)) *lookout {
+	t.Helper()
+	k := newTill(t)
+	l := &lookout{till: k, config: sdk.TowerConfig{
+		Backend: k.Backend, Escrow: k.Escrow, Key: channel.NewKey(k.Keys[3]), Database: filepath.Join(t.TempDir(), "tower.db"),
+		Tokens: map[common.Address]string{k.Token: "0.00005"}, Patience: time.Second, Poll: poll, Log: slog.New(slog.DiscardHandler),
+		Limits: sdk.TowerLimits{Channel: sdk.Rate{PerSecond: -1}, Leaves: sdk.Rate{PerSecond: -1}},
+	}}
+	if change != nil {
+		change(&l.config)
+	}
+	l.up()
+	return l
+}
+
+// up starts the tower; without run it serves, and does nothing by itself.
+func (l *lookout) up() {
+	l.t.Helper()
+	tower, err := sdk.NewTower(l.t.Context(), l.config)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	l.tower, l.server = tower, httptest.NewServer(tower)
+	ctx, cancel := context.WithCancel(context.Background())
+	var once sync.Once
+	var running sync.WaitGroup
+	l.stop = func() {
+		once.Do(func() {
+			l.server.Close()
+			cancel()
+			running.Wait()
+			if err := tower.Close(); err != nil {
+				l.t.Error(err)
+			}
+		})
+	}
+	l.t.Cleanup(l.stop)
+	running.Go(func() {
+		if err := tower.Run(ctx); err != nil {
+			l.t.Errorf("tower: %v", err)
+		}
+	})
+}
+
+// post sends a document and returns the status and the answer.
+func (l *lookout) post(path string, document any) (int, []byte) {
+	l.t.Helper()
+	raw, ok := document.([]byte)
+	if !ok {
+		var err error
+		if raw, err = json.Marshal(document); err != nil {
+			l.t.Fatal(err)
+		}
+	}
+	resp, err := http.Post(l.server.URL+path, "application/json", bytes.NewReader(raw))
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	answer, err := io.ReadAll(resp.Body)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	return resp.StatusCode, answer
+}
+
+// voucher posts one voucher and returns its outcome, or its problem's status.
+func (l *lookout) voucher(v sdk.TowerVoucher) string {
+	l.t.Helper()
+	status, answer := l.post("/vouchers", sdk.TowerVouchers{Vouchers: []sdk.TowerVoucher{v}})
+	var got sdk.TowerReceipts
+	if err := json.Unmarshal(answer, &got); err != nil || status != http.StatusOK || len(got.Receipts) != 1 {
+		l.t.Fatalf("%d %s", status, answer)
+	}
+	if p := got.Receipts[0].Problem; p != nil {
+		return fmt.Sprint(p.Status)
+	}
+	return got.Receipts[0].Outcome
+}
+
+func (l *lookout) sign(key channel.Signer, terms channel.Terms, amount uint64) sdk.TowerVoucher {
+	l.t.Helper()
+	v, err := channel.EscrowDomain(terms.ChainID, terms.Escrow).Sign(l.t.Context(), key, terms.ID(), *uint256.NewInt(amount))
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	return sdk.TowerVoucher{TowerTerms: sdk.NewTowerTerms(terms), Cumulative: wire.NewAmount(v.Cumulative), Signature: v.Signature}
+}
+
+// request is a payer's signed close request.
+func (l *lookout) request(key channel.Signer, terms channel.Terms, nonce, deadline uint64) sdk.LeaveRequest {
+	l.t.Helper()
+	sig, err := key.Sign(l.t.Context(), channel.EscrowDomain(terms.ChainID, terms.Escrow).RequestCloseDigest(terms.ID(), nonce, deadline))
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	t := sdk.NewTowerTerms(terms)
+	return sdk.LeaveRequest{ChainID: t.ChainID, Escrow: t.Escrow, Payer: t.Payer, Payee: t.Payee, Token: t.Token, Salt: t.Salt,
+		AuthorizedSigner: t.AuthorizedSigner, CloseRequests: nonce, Deadline: deadline, Signature: sig}
+}
+
+func (l *lookout) view(terms channel.Terms) channel.ChainView {
+	l.t.Helper()
+	view, err := l.escrow.View(l.t.Context(), terms.ID(), nil)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	return view
+}
+
+// sent is how many transactions the tower's key has sent.
+func (l *lookout) sent() uint64 {
+	l.t.Helper()
+	n, err := l.Backend.NonceAt(l.t.Context(), l.tower.Address(), nil)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	return n
+}
+
+// paidOut checks every balance to the base unit: the tower never has anything.
+func (l *lookout) paidOut(payee, escrow uint64) {
+	l.t.Helper()
+	for who, want := range map[common.Address]uint64{l.key.Address(): payee, l.Escrow: escrow, l.tower.Address(): 0, l.payer.Address(): 1_000_000 - payee - escrow} {
+		if got := l.Tokens(l.t, who); got != want {
+			l.t.Errorf("%s has %d, want %d", who, got, want)
+		}
+	}
+}
+
+// The provider is gone, and the tower was down for most of the grace period: the newest voucher is settled all the same,
+// before the payer can withdraw. A voucher that reaches the tower after the close request still counts.
+func TestTowerSettlesInTime(t *testing.T) {
+	l := newLookout(t, nil)
+	first, second := l.open(1, 1000), l.open(2, 1000)
+	if got := l.voucher(l.sign(l.payer, first, 300)); got != "accepted" {
+		t.Fatal(got)
+	}
+	if got := l.voucher(l.sign(l.payer, first, 700)); got != "accepted" {
+		t.Fatal(got)
+	}
+	if got := l.voucher(l.sign(l.payer, second, 100)); got != "accepted" {
+		t.Fatal(got)
+	}
+	time.Sleep(20 * poll)
+	if l.sent() != 0 {
+		t.Fatal("the tower settled channels that nobody closes")
+	}
+	l.stop()
+	l.requestClose(first)
+	l.AdvanceTime(t, chaintest.Grace-30*time.Second)
+	l.Mine(t, 300) // more blocks than the trail keeps
+	began := time.Now()
+	l.up()
+	l.within(10*time.Second, "it is settled", func() bool { v := l.view(first); return is(v.Settled, 700) })
+	t.Logf("settled %s after the tower came back", time.Since(began).Round(time.Millisecond))
+	if got := l.voucher(l.sign(l.payer, first, 850)); got != "accepted" {
+		t.Fatalf("a voucher that comes late: %s", got)
+	}
+	l.within(10*time.Second, "the late one is settled", func() bool { v := l.view(first); return is(v.Settled, 850) })
+	l.AdvanceTime(t, time.Minute)
+	l.send(l.others, l.escrow.WithdrawCall(first))
+	l.paidOut(850, 1000)
+	if got := l.voucher(l.sign(l.payer, first, 900)); got != "410" {
+		t.Errorf("a voucher after the withdrawal: %s", got)
+	}
+	if l.sent() != 2 {
+		t.Errorf("the tower sent %d transactions, want 2", l.sent())
+	}
+}
+
+// A payee that settles by itself in time costs the tower nothing.
+func TestTowerLeavesItToThePayee(t *testing.T) {
+	l := newLookout(t, func(c *sdk.TowerConfig) { c.Patience = 2 * time.Minute })
+	terms := l.open(1, 1000)
+	l.accept(terms, 700)
+	l.voucher(l.sign(l.payer, terms, 700))
+	l.requestClose(terms)
+	l.within(10*time.Second, "the tower sees it", func() bool { return l.towerState(terms).Status == channel.Closing })
+	time.Sleep(time.Second + 20*poll)
+	if l.sent() != 0 {
+		t.Fatal("the tower did not wait for the payee")
+	}
+	if err := l.settler.Settle(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	l.AdvanceTime(t, 3*time.Minute)
+	time.Sleep(time.Second + 20*poll)
+	l.paidOut(700, 300)
+	if l.sent() != 0 {
+		t.Error("the tower settled what was settled")
+	}
+}
+
+func (l *lookout) towerState(terms channel.Terms) channel.State {
+	l.t.Helper()
+	states, err := l.tower.Channels(l.t.Context())
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	for _, s := range states {
+		if s.ID == terms.ID() {
+			return s
+		}
+	}
+	return channel.State{}
+}
+
+// A payer without native coin leaves through the tower: the close request, the settlement of what the payee is due, and
+// the withdrawal are the tower's, and each is sent once.
+func TestTowerRelaysALeave(t *testing.T) {
+	l := newLookout(t, nil)
+	terms := l.open(1, 1000)
+	l.voucher(l.sign(l.payer, terms, 400))
+	relay := &sdk.HTTPRelay{URL: l.server.URL, Log: slog.New(slog.DiscardHandler)}
+	q := l.request(l.payer, terms, 0, 1<<40)
+	if err := relay.Withdraw(t.Context(), terms); !errors.Is(err, chain.ErrUnreachable) {
+		t.Errorf("withdrawal of a channel that nobody closes: %v", err)
+	}
+	if err := relay.RequestClose(t.Context(), q); err != nil {
+		t.Fatal(err)
+	}
+	if view := l.view(terms); view.CloseRequestedAt == 0 {
+		t.Fatal("the close was not requested")
+	}
+	if err := relay.RequestClose(t.Context(), q); err != nil {
+		t.Errorf("the same request again: %v", err)
+	}
+	if err := relay.Withdraw(t.Context(), terms); !errors.Is(err, chain.ErrUnreachable) {
+		t.Errorf("withdrawal within the grace period: %v", err)
+	}
+	l.AdvanceTime(t, chaintest.Grace)
+	l.within(20*time.Second, "it is withdrawn", func() bool { return l.view(terms).Finalized })
+	l.paidOut(400, 0)
+	if err := relay.Withdraw(t.Context(), terms); err != nil {
+		t.Errorf("withdrawal of what is withdrawn: %v", err)
+	}
+	if l.sent() != 3 { // request, settlement, withdrawal
+		t.Errorf("the tower sent %d transactions, want 3", l.sent())
+	}
+}
+
+// Stopped between the outbox and the block, the tower sends its transactions once.
+func TestTowerIsRestartedMidway(t *testing.T) {
+	l := newLookout(t, nil)
+	terms := l.open(1, 1000)
+	l.voucher(l.sign(l.payer, terms, 400))
+	pending := func(n uint64) func() bool {
+		return func() bool {
+			got, err := l.Backend.PendingNonceAt(t.Context(), l.config.Key.Address())
+			return err == nil && got == n
+		}
+	}
+	l.Automine(t, false)
+	ctx, cancel := context.WithCancel(t.Context())
+	asked := make(chan error, 1)
+	go func() {
+		asked <- (&sdk.HTTPRelay{URL: l.server.URL, Log: slog.New(slog.DiscardHandler)}).RequestClose(ctx, l.request(l.payer, terms, 0, 1<<40))
+	}()
+	l.within(10*time.Second, "the close request is sent", pending(1))
+	cancel()
+	<-asked
+	l.stop()
+	l.up()
+	time.Sleep(20 * poll)
+	l.Mine(t, 1)
+	l.within(10*time.Second, "the close is requested", func() bool { return l.view(terms).CloseRequestedAt != 0 })
+	l.AdvanceTime(t, chaintest.Grace)
+	l.within(10*time.Second, "the settlement is sent", pending(2))
+	l.stop()
+	l.up()
+	time.Sleep(20 * poll)
+	l.Mine(t, 1)
+	l.within(10*time.Second, "the withdrawal is sent", pending(3))
+	l.stop()
+	l.up()
+	time.Sleep(20 * poll)
+	l.Mine(t, 1)
+	l.Automine(t, true)
+	l.within(10*time.Second, "it is withdrawn", func() bool { return l.view(terms).Finalized })
+	time.Sleep(20 * poll)
+	l.paidOut(400, 0)
+	if l.sent() != 3 {
+		t.Errorf("the tower sent %d transactions, want 3", l.sent())
+	}
+}
+
+// A re-org that takes the close request out of the chain is made good.
+func TestTowerRedoesWhatAReorgUndid(t *testing.T) {
+	l := newLookout(t, nil)
+	terms := l.open(1, 1000)
+	l.Mine(t, 3)
+	if status, answer := l.post("/close-requests", l.request(l.payer, terms, 0, 1<<40)); status != http.StatusOK {
+		t.Fatalf("%d %s", status, answer)
+	}
+	l.Reorg(t, 2)
+	l.within(10*time.Second, "the close is requested again", func() bool { return l.view(terms).CloseRequestedAt != 0 })
+	l.AdvanceTime(t, chaintest.Grace)
+	l.within(20*time.Second, "it is withdrawn", func() bool { return l.view(terms).Finalized })
+	l.paidOut(0, 0)
+	if l.sent() != 2 {
+		t.Errorf("the tower sent %d transactions, want 2", l.sent())
+	}
+}
+
+// What strangers send costs the tower no gas and leaves nothing behind.
+func TestTowerHostileRequests(t *testing.T) {
+	l := newLookout(t, nil)
+	ctx := t.Context()
+	stranger := channel.NewKey(l.Keys[5])
+	open, tiny, done := l.open(1, 1000), l.open(2, towerLeast-1), l.open(3, 1000)
+	l.requestClose(done)
+	l.AdvanceTime(t, chaintest.Grace)
+	l.send(l.others, l.escrow.WithdrawCall(done))
+	otherChain, otherEscrow, unknown, otherPayee, otherToken := open, open, l.terms(9), open, open
+	otherChain.ChainID++
+	otherEscrow.Escrow[0]++
+	otherPayee.Payee = stranger.Address()
+	otherToken.Token[0]++
+	good := l.sign(l.payer, open, 500)
+	change := func(f func(*sdk.TowerVoucher)) sdk.TowerVoucher {
+		v := good
+		v.Signature = bytes.Clone(good.Signature)
+		f(&v)
+		return v
+	}
+	for _, row := range []struct {
+		name    string
+		voucher sdk.TowerVoucher
+		want    string
+	}{
+		{"forged", l.sign(stranger, open, 900), "403"},
+		{"no signature", change(func(v *sdk.TowerVoucher) { v.Signature = nil }), "403"},
+		{"another amount", change(func(v *sdk.TowerVoucher) { v.Cumulative = wire.NewAmount(*uint256.NewInt(501)) }), "403"},
+		{"flipped v", change(func(v *sdk.TowerVoucher) { v.Signature[64] ^= 7 }), "403"},
+		{"high s", change(func(v *sdk.TowerVoucher) { highS(v.Signature) }), "403"},
+		{"a channel of another chain", l.sign(l.payer, otherChain, 500), "403"},
+		{"a channel of another escrow", l.sign(l.payer, otherEscrow, 500), "403"},
+		{"another payee's name on it", change(func(v *sdk.TowerVoucher) { v.TowerTerms = sdk.NewTowerTerms(otherPayee) }), "403"},
+		{"a token that is not named", l.sign(l.payer, otherToken, 500), "403"},
+		{"a channel that nobody opened", l.sign(l.payer, unknown, 500), "404"},
+		{"a channel that is too small", l.sign(l.payer, tiny, 10), "403"},
+		{"a channel that is final", l.sign(l.payer, done, 10), "410"},
+		{"more than the deposit", l.sign(l.payer, open, 1001), "422"},
+		{"nothing", l.sign(l.payer, open, 0), "422"},
+		{"no terms", sdk.TowerVoucher{}, "400"},
+		{"right", good, "accepted"},
+		{"replayed", good, "replayed"},
+		{"stale", l.sign(l.payer, open, 499), "stale"},
+	} {
+		t.Run("voucher/"+row.name, func(t *testing.T) {
+			if got := l.voucher(row.voucher); got != row.want {
+				t.Errorf("got %s, want %s", got, row.want)
+			}
+		})
+	}
+	states, err := l.tower.Channels(ctx)
+	if err != nil || len(states) != 1 || !is(states[0].Accepted, 500) {
+		t.Fatalf("the tower keeps %+v, %v", states, err)
+	}
+
+	// A request that was used, and taken back by a top-up.
+	used := l.request(l.payer, open, 0, 1<<40)
+	l.requestClose(open)
+	own := l.sender0()
+	token, err := chain.NewToken(ctx, l.Backend, l.Token)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.send(own, token.ApproveCall(l.Escrow, *uint256.NewInt(10)))
+	l.send(own, l.escrow.TopUpCall(open, *uint256.NewInt(10)))
+	now, err := l.escrow.Now(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	past := uint64(now.Add(-time.Hour).Unix())
+	vouchers := func(n int) sdk.TowerVouchers {
+		return sdk.TowerVouchers{Vouchers: make([]sdk.TowerVoucher, n)}
+	}
+	altered := l.request(l.payer, open, 1, 1<<40)
+	altered.Deadline++
+	for _, row := range []struct {
+		name, path string
+		document   any
+		want       int
+	}{
+		{"close request/forged", "/close-requests", l.request(stranger, open, 1, 1<<40), 403},
+		{"close request/by the payee", "/close-requests", l.request(l.key, open, 1, 1<<40), 403},
+		{"close request/altered", "/close-requests", altered, 403},
+		{"close request/used", "/close-requests", used, 409},
+		{"close request/of the future", "/close-requests", l.request(l.payer, open, 2, 1<<40), 409},
+		{"close request/too late", "/close-requests", l.request(l.payer, open, 1, past), 409},
+		{"close request/of a channel that is too small", "/close-requests", l.request(l.payer, tiny, 0, 1<<40), 403},
+		{"close request/of a channel that is final", "/close-requests", l.request(l.payer, done, 1, 1<<40), 410},
+		{"close request/of a channel that nobody opened", "/close-requests", l.request(l.payer, unknown, 0, 1<<40), 404},
+		{"close request/on another chain", "/close-requests", l.request(l.payer, otherChain, 1, 1<<40), 403},
+		{"close request/in another escrow", "/close-requests", l.request(l.payer, otherEscrow, 1, 1<<40), 403},
+		{"close request/of a token that is not named", "/close-requests", l.request(l.payer, otherToken, 0, 1<<40), 403},
+		{"close request/empty", "/close-requests", []byte("{}"), 400},
+		{"withdrawal/of a channel that is open", "/withdrawals", sdk.NewTowerTerms(open), 409},
+		{"withdrawal/of a channel that is too small", "/withdrawals", sdk.NewTowerTerms(tiny), 403},
+		{"withdrawal/of a channel that nobody opened", "/withdrawals", sdk.NewTowerTerms(unknown), 404},
+		{"withdrawal/of a channel that is final", "/withdrawals", sdk.NewTowerTerms(done), 200},
+		{"body/huge", "/vouchers", []byte(`{"vouchers":[` + strings.Repeat(" ", 1<<20) + `]}`), 413},
+		{"body/huge close request", "/close-requests", []byte(`{"salt":"` + strings.Repeat("0", 1<<20)), 413},
+		{"body/deep", "/vouchers", []byte(strings.Repeat("[", 100_000)), 400},
+		{"body/none", "/vouchers", []byte{}, 400},
+		{"body/two documents", "/vouchers", []byte(`{"vouchers":[]} {}`), 400},
+		{"body/no vouchers", "/vouchers", vouchers(0), 400},
+		{"body/too many vouchers", "/vouchers", vouchers(101), 400},
+		{"body/an amount that is a number", "/vouchers", []byte(`{"vouchers":[{"cumulativeAmount":5}]}`), 400},
+		{"nowhere", "/secrets", []byte("{}"), 404},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			if got, answer := l.post(row.path, row.document); got != row.want {
+				t.Errorf("%d, want %d: %s", got, row.want, answer)
+			}
+		})
+	}
+	time.Sleep(20 * poll)
+	if n := l.sent(); n != 0 {
+		t.Errorf("strangers made the tower send %d transactions", n)
+	}
+	l.paidOut(0, 1010+towerLeast-1)
+}
+
+// highS turns a signature into its twin with s in the upper half.
+func highS(sig []byte) {
+	s := new(big.Int).SetBytes(sig[32:64])
+	s.Sub(crypto.S256().Params().N, s).FillBytes(sig[32:64])
+	sig[64] ^= 7 // 27 and 28
+}
+
+// sender0 sends the payer's own transactions.
+func (l *lookout) sender0() *chain.Sender {
+	return &chain.Sender{Backend: l.Backend, Key: l.payer, Store: l.others.Store, Poll: poll}
+}
+
+// What a payer's leaves may cost in an hour is bounded, by payer and over all, also over a restart.
+func TestTowerGasBudget(t *testing.T) {
+	for _, row := range []struct {
+		name   string
+		budget sdk.GasBudget
+		other  int // what another payer hears
+	}{
+		{"of one payer", sdk.GasBudget{PerParty: big.NewInt(1)}, 200},
+		{"of all", sdk.GasBudget{Total: big.NewInt(1)}, 429},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			l := newLookout(t, func(c *sdk.TowerConfig) { c.RelayGas = row.budget })
+			first, second := l.open(1, 1000), l.open(2, 1000)
+			if got, answer := l.post("/close-requests", l.request(l.payer, first, 0, 1<<40)); got != 200 {
+				t.Fatalf("%d %s", got, answer)
+			}
+			l.stop()
+			l.up()
+			if got, answer := l.post("/close-requests", l.request(l.payer, second, 0, 1<<40)); got != 429 {
+				t.Errorf("the second of an hour: %d %s", got, answer)
+			}
+			other := channel.NewKey(l.Keys[6])
+			l.Mint(t, other.Address(), 1000)
+			terms := l.terms(3)
+			terms.Payer = other.Address()
+			self := &chain.Sender{Backend: l.Backend, Key: other, Store: l.others.Store, Poll: poll}
+			token, err := chain.NewToken(t.Context(), l.Backend, l.Token)
+			if err != nil {
+				t.Fatal(err)
+			}
+			l.send(self, token.ApproveCall(l.Escrow, *uint256.NewInt(1000)))
+			l.send(self, l.escrow.OpenCall(terms, *uint256.NewInt(1000)))
+			if got, answer := l.post("/close-requests", l.request(other, terms, 0, 1<<40)); got != row.other {
+				t.Errorf("another payer: %d, want %d: %s", got, row.other, answer)
+			}
+		})
+	}
+}
+
+// Payees whom the tower does not know have a bound, those it was set up for have none, and others are not served then.
+func TestTowerSettlementBudget(t *testing.T) {
+	for _, row := range []struct {
+		name   string
+		change func(*till) []common.Address
+		want   uint64 // transactions
+	}{
+		{"for anybody", func(*till) []common.Address { return nil }, 1},
+		{"for its own payees", func(k *till) []common.Address { return []common.Address{k.key.Address()} }, 2},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			l := newLookout(t, func(c *sdk.TowerConfig) { c.SettleGas = sdk.GasBudget{PerParty: big.NewInt(1)} })
+			l.stop()
+			l.config.Payees = row.change(l.till)
+			l.up()
+			for salt := range byte(2) {
+				terms := l.open(salt+1, 1000)
+				if got := l.voucher(l.sign(l.payer, terms, 400)); got != "accepted" {
+					t.Fatal(got)
+				}
+				l.requestClose(terms)
+				l.AdvanceTime(t, 2*time.Second)
+				if uint64(salt) < row.want {
+					l.within(10*time.Second, "it is settled", func() bool { v := l.view(terms); return is(v.Settled, 400) })
+				}
+			}
+			time.Sleep(time.Second + 20*poll)
+			if got := l.sent(); got != row.want {
+				t.Errorf("%d settlements, want %d", got, row.want)
+			}
+			if row.want == 2 {
+				terms := l.terms(7)
+				terms.Payee = common.Address{7}
+				if got := l.voucher(l.sign(l.payer, terms, 1)); got != "403" {
+					t.Errorf("a voucher for another payee: %s", got)
+				}
+			}
+		})
+	}
+}
+
+// Too much of anything is refused by its own measure: nobody uses up another's.
+func TestTowerRates(t *testing.T) {
+	l := newLookout(t, func(c *sdk.TowerConfig) {
+		c.Limits = sdk.TowerLimits{
+			ClientIP: func(r *http.Request) string { return r.Header.Get("Client") }, Requests: sdk.Rate{PerSecond: 0.001, Burst: 5},
+			Channel: sdk.Rate{PerSecond: 0.001, Burst: 3}, Leaves: sdk.Rate{PerSecond: 0.001, Burst: 1}, Reads: sdk.Rate{PerSecond: 0.001, Burst: 4}, Names: 100,
+		}
+	})
+	first, second := l.open(1, 1000), l.open(2, 1000)
+	for n := range uint64(4) {
+		want := "accepted"
+		if n == 3 {
+			want = "429"
+		}
+		if got := l.voucher(l.sign(l.payer, first, 100+n)); got != want {
+			t.Errorf("voucher %d of a channel: %s, want %s", n, got, want)
+		}
+	}
+	if got := l.voucher(l.sign(l.payer, second, 100)); got != "accepted" {
+		t.Errorf("a voucher of another channel: %s", got)
+	}
+	for range 200 { // forged ones count for nobody, and are not looked up
+		if got := l.voucher(l.sign(l.key, second, 900)); got != "403" {
+			t.Fatal(got)
+		}
+	}
+	if got := l.voucher(l.sign(l.payer, second, 200)); got != "accepted" {
+		t.Errorf("after forged ones: %s", got)
+	}
+	for n, want := range []string{"404", "404", "429"} { // two reads were used above
+		if got := l.voucher(l.sign(l.payer, l.terms(byte(100+n)), 1)); got != want {
+			t.Errorf("unknown channel %d: %s, want %s", n, got, want)
+		}
+	}
+	for n := range 7 {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, l.server.URL+"/vouchers", strings.NewReader("{}"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Client", "192.0.2.1")
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if want := map[bool]int{true: 400, false: 429}[n < 5]; resp.StatusCode != want {
+			t.Errorf("request %d of one address: %d, want %d", n, resp.StatusCode, want)
+		}
+	}
+}
+
+// A tower's configuration errors are one line that says what to do.
+func TestTowerConfig(t *testing.T) {
+	k := newTill(t)
+	right := sdk.TowerConfig{Backend: k.Backend, Escrow: k.Escrow, Key: channel.NewKey(k.Keys[3]), Database: filepath.Join(t.TempDir(), "t.db"), Tokens: map[common.Address]string{k.Token: "1"}}
+	for says, change := range map[string]func(*sdk.TowerConfig){
+		"RPC is empty":         func(c *sdk.TowerConfig) { c.Backend = nil },
+		"Escrow is empty":      func(c *sdk.TowerConfig) { c.Escrow = common.Address{} },
+		"Key is nil":           func(c *sdk.TowerConfig) { c.Key = nil },
+		"Database is empty":    func(c *sdk.TowerConfig) { c.Database = "" },
+		"Tokens is empty":      func(c *sdk.TowerConfig) { c.Tokens = nil },
+		"no contract":          func(c *sdk.TowerConfig) { c.Tokens = map[common.Address]string{{1}: "1"} },
+		"not a decimal number": func(c *sdk.TowerConfig) { c.Tokens = map[common.Address]string{k.Token: "much"} },
+		"Patience":             func(c *sdk.TowerConfig) { c.Patience = time.Hour },
+		"key of its own":       func(c *sdk.TowerConfig) { c.Payees = []common.Address{c.Key.Address()} },
+		"wrong chain":          func(c *sdk.TowerConfig) { c.ChainID = 1 },
+	} {
+		config := right
+		change(&config)
+		if _, err := sdk.NewTower(t.Context(), config); err == nil || !strings.Contains(err.Error(), says) || strings.Contains(err.Error(), "\n") {
+			t.Errorf("want %q, got %v", says, err)
+		}
+	}
+}
