@@ -363,8 +363,8 @@ func (l *Rental) requote(ctx context.Context) (*wire.Challenge, error) {
 	if err != nil {
 		return nil, err
 	}
-	if q.Offer.Hash == l.offer.Hash {
-		return &q.challenge, nil
+	if q.Offer.Hash == l.offer.Hash || l.row.Lease != (common.Hash{}) {
+		return &q.challenge, nil // a lease that began keeps its offer
 	}
 	if common.Address(q.Offer.Payee) != l.row.Terms.Payee || common.Address(q.Offer.Escrow) != l.row.Terms.Escrow {
 		return nil, fmt.Errorf("%w: the channel pays %s through %s, the new offer wants %s through %s: leave it",
