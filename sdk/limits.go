@@ -125,11 +125,7 @@ func clientName(address string) string {
 	}
 	ip = ip.Unmap().WithZone("")
 	if ip.Is6() {
-		prefix, err := ip.Prefix(64) // what one customer of a network gets
-		if err != nil {
-			return ""
-		}
-		ip = prefix.Addr()
+		return netip.PrefixFrom(ip, 64).Masked().String() // what one customer of a network gets
 	}
 	return ip.String()
 }

@@ -1,0 +1,159 @@
+package sdk
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/devchain"
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/metering/sim"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// FuzzRequest gives the lease's handler whatever a renter can put into a request under a real challenge. It never fails
+// by an error of its own, and a voucher counts only if its signer signed it within the deposit.
+func FuzzRequest(f *testing.F) {
+	p, key, terms := fuzzProvider(f)
+	challenge, err := p.challenge()
+	if err != nil {
+		f.Fatal(err)
+	}
+	p.minter.TTL = 24 * time.Hour // outlives the fuzzer
+	if challenge, err = p.challenge(); err != nil {
+		f.Fatal(err)
+	}
+	voucher, err := p.payee.Domain.Sign(f.Context(), key, terms.ID(), *uint256.NewInt(500))
+	if err != nil {
+		f.Fatal(err)
+	}
+	amount := wire.NewAmount(voucher.Cumulative)
+	for _, action := range []string{wire.ActionVoucher, wire.ActionRelease, wire.ActionClose, wire.ActionOpen, wire.ActionTopUp} {
+		payload, err := json.Marshal(wire.Payload{Action: action, Type: wire.TypeHash, ChannelID: terms.ID(), CumulativeAmount: &amount,
+			Signature: voucher.Signature, Salt: &terms.Salt, Hash: &common.Hash{1}, AdditionalDeposit: &amount, Proof: voucher.Signature})
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add("POST", "gpus=1", wire.Source(terms.ChainID, terms.Payer), payload)
+		f.Add("GET", "", "", payload)
+	}
+	f.Fuzz(func(t *testing.T, method, query, source string, payload []byte) {
+		if !json.Valid(payload) || method == "" || strings.ContainsFunc(method, func(r rune) bool { return r < 'A' || r > 'Z' }) {
+			return
+		}
+		raw, err := json.Marshal(map[string]any{"challenge": challenge, "source": source, "payload": json.RawMessage(payload)})
+		if err != nil {
+			return
+		}
+		before, err := p.payee.State(t.Context(), terms.ID())
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := httptest.NewRequest("GET", "/lease", nil)
+		r.Method, r.URL.RawQuery = method, query
+		r.Header.Set("Authorization", "Payment "+base64.RawURLEncoding.EncodeToString(raw))
+		w := httptest.NewRecorder()
+		p.ServeHTTP(w, r)
+		if w.Code == http.StatusInternalServerError {
+			t.Fatalf("%s ?%s %s: %s", method, query, payload, w.Body)
+		}
+		after, err := p.payee.State(t.Context(), terms.ID())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if after.Accepted.Lt(&before.Accepted) || after.Accepted.Gt(&after.Deposit) || after.Spent != before.Spent {
+			t.Fatalf("from %+v to %+v", before, after)
+		}
+		if after.Accepted != before.Accepted && p.payee.Domain.Verify(after.Voucher(), terms.Signer()) != nil {
+			t.Fatalf("a voucher counts that nobody signed: %+v", after)
+		}
+	})
+}
+
+// fuzzProvider is a provider with one channel of a deposit of 1000.
+func fuzzProvider(f *testing.F) (*Provider, *channel.Key, channel.Terms) {
+	f.Helper()
+	net, err := devchain.Start(context.Background(), devchain.Options{})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Cleanup(func() { net.Close() })
+	p, err := NewProvider(f.Context(), ProviderConfig{
+		RPC: net.URL, Escrow: net.Escrow, Token: net.Token, Key: channel.NewKey(net.Keys[0]), Source: sim.New(1, sim.Options{}),
+		Database: filepath.Join(f.TempDir(), "provider.db"), PricePerGPUHour: hour, ClockTolerance: 24 * time.Hour,
+		OpenTimeout: 10 * time.Millisecond, Poll: 5 * time.Millisecond, Log: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Cleanup(func() { p.Close() })
+	key := channel.NewKey(net.Keys[1])
+	terms := channel.Terms{ChainID: devchain.ChainID, Escrow: net.Escrow, Payer: key.Address(), Payee: p.config.Key.Address(), Token: net.Token, Salt: common.Hash{31: 1}}
+	if _, err := p.payee.Register(f.Context(), terms, channel.ChainView{Deposit: *uint256.NewInt(1000)}); err != nil {
+		f.Fatal(err)
+	}
+	return p, key, terms
+}
+
+// FuzzParseBundle: what anybody hands in as a bundle is checked to the end, whatever it holds.
+func FuzzParseBundle(f *testing.F) {
+	var record metering.SignedRecord
+	amount := wire.NewAmount(*uint256.NewInt(5))
+	seed, err := json.Marshal(Bundle{
+		Kind: BundleKind, Version: 1, Keeper: KeptByPayer, Deposit: amount, Settled: amount, Prepaid: amount,
+		Leases:       []BundleLease{{Offer: json.RawMessage(`{}`), Devices: []string{"a"}, Records: []metering.SignedRecord{record}, Proofs: []BundleProof{{}}}},
+		Vouchers:     []BundleVoucher{{Cumulative: amount, Signature: make([]byte, 65)}},
+		Transactions: []BundleTransaction{{Kind: "open"}}, Evidence: []BundleEvidence{{Reason: "x", Document: "{}"}},
+	})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(seed)
+	f.Add([]byte(`{"kind":"gpupay bundle","version":1,"leases":[{}],"vouchers":[{}],"evidence":[{"document":"null"}]}`))
+	f.Fuzz(func(t *testing.T, document []byte) {
+		b, err := ParseBundle(document)
+		if err != nil {
+			return
+		}
+		if len(VerifyBundle(t.Context(), b, nil)) == 0 {
+			t.Fatal("nothing was checked")
+		}
+		if proofs := b.Equivocations(); len(proofs) > 0 {
+			t.Fatalf("a fuzzer proved that somebody signed twice: %s", document)
+		}
+	})
+}
+
+func FuzzParseEquivocationProof(f *testing.F) {
+	f.Add([]byte(`{"kind":"` + EquivocationKind + `","offer":{},"records":[{},{}]}`))
+	f.Fuzz(func(t *testing.T, document []byte) {
+		if _, err := ParseEquivocationProof(document); err == nil {
+			t.Fatalf("a fuzzer proved that somebody signed twice: %s", document)
+		} else if !errors.Is(err, ErrNotEquivocation) {
+			t.Fatalf("unexpected kind of error: %v", err)
+		}
+	})
+}
+
+// FuzzClientName: whatever a proxy says, what is remembered of it is short.
+func FuzzClientName(f *testing.F) {
+	f.Add("203.0.113.9:80")
+	f.Add("[2001:db8::1%eth0]:80")
+	f.Fuzz(func(t *testing.T, address string) {
+		if name := clientName(address); len(name) > len("ffff:ffff:ffff:ffff::/64") {
+			t.Fatalf("%q is %q", address, name)
+		}
+	})
+}
