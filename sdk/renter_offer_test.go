@@ -27,51 +27,45 @@ func (d *deaf) RoundTrip(req *http.Request) (*http.Response, error) {
 	return nil, errors.Join(errors.New("the answer got lost"), resp.Body.Close())
 }
 
-// TestLeaseBeganUnderTheOfferBefore: the answer to an open is lost, and the
-// provider is started again and has a new offer. The lease that began is under
-// the old one, which was asked for: that is no lie.
+// TestLeaseBeganUnderTheOfferBefore: a renter is cut off while its lease begins,
+// before or after it hears of it, and the provider is started again and has a
+// new offer. The lease is under the old one, which was asked for: that is no
+// lie.
 func TestLeaseBeganUnderTheOfferBefore(t *testing.T) {
+	for name, cut := range map[string]func(t *testing.T, config *RenterConfig, rent func(*Renter) (*Rental, error)){
+		"the answer got lost": func(t *testing.T, config *RenterConfig, rent func(*Renter) (*Rental, error)) {
+			config.HTTP = &http.Client{Transport: &deaf{}}
+			if _, err := rent(openRenter(t, *config)); err == nil {
+				t.Fatal("the answer was not lost")
+			}
+		},
+		"killed when the lease was on disk": func(t *testing.T, config *RenterConfig, rent func(*Renter) (*Rental, error)) {
+			r := openRenter(t, *config)
+			l, err := rent(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			l.detach()
+			row := l.row
+			row.Phase = RentalOpening // the last thing that is written
+			if err := errors.Join(r.store.save(t.Context(), row), r.Close()); err != nil {
+				t.Fatal(err)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) { resumeUnderNewOffer(t, cut) })
+	}
+}
+
+func resumeUnderNewOffer(t *testing.T, cut func(*testing.T, *RenterConfig, func(*Renter) (*Rental, error))) {
 	m := newMarket(t)
-	config := ProviderConfig{
-		Backend: m.Backend, Escrow: m.Escrow, Token: m.Token, Key: channel.NewKey(m.payee),
-		Database: filepath.Join(t.TempDir(), "provider.db"), PricePerGPUHour: "3.60", MinDeposit: "0.01",
-		Source: sim.New(1, sim.Options{}), Credit: 2 * time.Second,
-		Tick: 50 * time.Millisecond, RecordEvery: 100 * time.Millisecond, MaxGap: time.Second, Poll: 50 * time.Millisecond,
-		Log: slog.New(slog.DiscardHandler),
-	}
-	provider := func() *Provider {
-		p, err := NewProvider(t.Context(), config)
-		if err != nil {
-			t.Fatal(err)
-		}
-		go p.Run(t.Context())
-		return p
-	}
-	var now atomic.Pointer[Provider]
-	now.Store(provider())
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { now.Load().ServeHTTP(w, r) }))
-	t.Cleanup(func() {
-		server.CloseClientConnections()
-		server.Close()
-		if err := now.Load().Close(); err != nil {
-			t.Error(err)
-		}
+	server, restart := restartable(t, m)
+	config := m.renterConfig(t, m.newcomer(t))
+	cut(t, &config, func(r *Renter) (*Rental, error) {
+		return r.Rent(t.Context(), server.URL, RentOptions{Deposit: "1", PayEvery: 100 * time.Millisecond})
 	})
-	rc := m.renterConfig(t, m.newcomer(t))
-	rc.HTTP = &http.Client{Transport: &deaf{}}
-	r := openRenter(t, rc)
-	if _, err := r.Rent(t.Context(), server.URL, RentOptions{Deposit: "1", PayEvery: 100 * time.Millisecond}); err == nil {
-		t.Fatal("the answer was not lost")
-	}
-	old := now.Load().Offer().Hash
-	if err := now.Load().Close(); err != nil {
-		t.Fatal(err)
-	}
-	config.OfferTTL = 48 * time.Hour
-	now.Store(provider())
-	if now.Load().Offer().Hash == old {
-		t.Fatal("the offer is the same")
-	}
+	restart()
+	r := openRenter(t, config)
 	left, err := r.Rentals(t.Context())
 	if err != nil || len(left) != 1 {
 		t.Fatalf("%d rentals, %v", len(left), err)
@@ -89,5 +83,46 @@ func TestLeaseBeganUnderTheOfferBefore(t *testing.T) {
 	<-done
 	if kept, err := r.Evidence(t.Context(), closing.Channel); err != nil || len(kept) != 0 {
 		t.Errorf("an honest provider is accused: %v, %v", kept, err)
+	}
+}
+
+// restartable is a provider that can be started again, with another offer.
+func restartable(t *testing.T, m *market) (server *httptest.Server, restart func()) {
+	t.Helper()
+	config := ProviderConfig{
+		Backend: m.Backend, Escrow: m.Escrow, Token: m.Token, Key: channel.NewKey(m.payee),
+		Database: filepath.Join(t.TempDir(), "provider.db"), PricePerGPUHour: "3.60", MinDeposit: "0.01",
+		Source: sim.New(1, sim.Options{}), Credit: 2 * time.Second,
+		Tick: 50 * time.Millisecond, RecordEvery: 100 * time.Millisecond, MaxGap: time.Second, Poll: 50 * time.Millisecond,
+		Log: slog.New(slog.DiscardHandler),
+	}
+	var now atomic.Pointer[Provider]
+	start := func() {
+		p, err := NewProvider(t.Context(), config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		go p.Run(t.Context())
+		now.Store(p)
+	}
+	start()
+	server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { now.Load().ServeHTTP(w, r) }))
+	t.Cleanup(func() {
+		server.CloseClientConnections()
+		server.Close()
+		if err := now.Load().Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return server, func() {
+		old := now.Load().Offer().Hash
+		server.CloseClientConnections()
+		if err := now.Load().Close(); err != nil {
+			t.Fatal(err)
+		}
+		config.OfferTTL = 48 * time.Hour
+		if start(); now.Load().Offer().Hash == old {
+			t.Fatal("the offer is the same")
+		}
 	}
 }
