@@ -39,7 +39,7 @@ func TestMain(m *testing.M) {
 		panic(err)
 	}
 	binaries = dir
-	build := exec.Command("go", "build", "-o", dir, "../../examples/provider", "../../examples/renter")
+	build := exec.Command("go", "build", "-o", dir, "../../examples/provider", "../../examples/renter", "../../examples/watchtower")
 	if out, err := build.CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "building the examples: %v\n%s", err, out)
 		os.Exit(1)
