@@ -65,15 +65,12 @@ func resumeUnderNewOffer(t *testing.T, cut func(*testing.T, *RenterConfig, func(
 		return r.Rent(t.Context(), server.URL, RentOptions{Deposit: "1", PayEvery: 100 * time.Millisecond})
 	})
 	restart()
-	r := openRenter(t, config)
-	left, err := r.Rentals(t.Context())
-	if err != nil || len(left) != 1 {
-		t.Fatalf("%d rentals, %v", len(left), err)
-	}
-	l, err := r.Resume(t.Context(), left[0].Channel)
-	if err != nil {
+	r, l := resume(t, config)
+	l.detach()
+	if err := r.Close(); err != nil {
 		t.Fatal(err)
 	}
+	r, l = resume(t, config) // from what the first one left on disk
 	done := background(t.Context(), l)
 	eventually(t, "a paid record", func() bool { s := l.Snapshot(); return s.Sequence >= 3 && !s.Paid.IsZero() })
 	closing, err := l.Close(t.Context())
@@ -84,6 +81,20 @@ func resumeUnderNewOffer(t *testing.T, cut func(*testing.T, *RenterConfig, func(
 	if kept, err := r.Evidence(t.Context(), closing.Channel); err != nil || len(kept) != 0 {
 		t.Errorf("an honest provider is accused: %v, %v", kept, err)
 	}
+}
+
+func resume(t *testing.T, config RenterConfig) (*Renter, *Rental) {
+	t.Helper()
+	r := openRenter(t, config)
+	left, err := r.Rentals(t.Context())
+	if err != nil || len(left) != 1 {
+		t.Fatalf("%d rentals, %v", len(left), err)
+	}
+	l, err := r.Resume(t.Context(), left[0].Channel)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r, l
 }
 
 // restartable is a provider that can be started again, with another offer.
