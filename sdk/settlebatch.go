@@ -177,12 +177,24 @@ func (s *Settler) settle(ctx context.Context, batch []channel.State) error {
 		return err
 	}
 	if len(batch) == 1 {
+		if s.settledMeanwhile(ctx, batch[0].ID) {
+			return nil
+		}
 		s.punish(batch[0].ID)
 		s.log().Error("channel cannot be settled; it is retried alone", "channel", batch[0].ID, "unsettled", amountOf(batch[0]), "err", err)
 		return errUnsettled(batch[0].ID, err)
 	}
 	half := len(batch) / 2
 	return errors.Join(s.settle(ctx, batch[:half]), s.settle(ctx, batch[half:]))
+}
+
+// settledMeanwhile reports whether the contract paid everything while we were
+// about to ask for it: a close does, and anybody may settle.
+func (s *Settler) settledMeanwhile(ctx context.Context, id common.Hash) bool {
+	states, err := s.observe(ctx, []common.Hash{id}, 0)
+	state, known := states[id]
+	left := state.Unsettled()
+	return err == nil && known && left.IsZero()
 }
 
 func amountOf(state channel.State) string {
