@@ -35,6 +35,7 @@ type replicas struct {
 type seen struct {
 	lease *lease
 	users int
+	stop  func() bool // forgets that its streams end with the provider
 }
 
 // hopeless is how long a gateway does not try a lease again that it could not
@@ -42,7 +43,7 @@ type seen struct {
 const hopeless = 30 * time.Second
 
 // claimTime is how long a claim outlives the gateway that died with it.
-const claimTime = time.Minute
+const claimTime = 30 * time.Second
 
 func newReplicas(p *Provider) *replicas {
 	return &replicas{p: p, ttl: p.config.Takeover, mirrors: make(map[common.Hash]*seen), refused: make(map[string]time.Time), id: newGatewayID()}
@@ -308,11 +309,8 @@ func (r *replicas) follow(ctx context.Context, row leaseRow, s channel.State) (*
 	m := r.mirrors[id]
 	if m == nil {
 		m = &seen{lease: fresh}
+		m.stop = context.AfterFunc(r.p.life, func() { close(fresh.done) })
 		r.mirrors[id] = m
-		context.AfterFunc(r.p.life, func() { // its streams end with the provider
-			close(fresh.done)
-			fresh.update(func(*leaseView) {})
-		})
 	}
 	m.users++
 	return m.lease, nil
@@ -326,6 +324,7 @@ func (r *replicas) unfollow(l *lease) {
 		return
 	}
 	if m.users--; m.users == 0 {
+		m.stop()
 		delete(r.mirrors, l.id)
 	}
 }
@@ -589,15 +588,34 @@ func (r *replicas) serve(ctx context.Context, settler *Settler, s leaseStore) er
 	if err = errors.Join(err, failed); err != nil || !asked {
 		return err
 	}
-	if err := settler.Settle(ctx); err != nil {
-		return err
+	err = settler.Settle(ctx)
+	if ctx.Err() != nil {
+		return err // the next leader does it
 	}
-	return s.unclaim(ctx, settleRequest, settleRequest)
+	return errors.Join(err, s.unclaim(ctx, settleRequest, settleRequest)) // also after a failure: it would cost gas again and again
 }
 
-// settle asks the leader, whoever it is, and waits.
+// settle asks the leader, whoever it is, and waits. The error names what it
+// could not settle.
 func (r *replicas) settle(ctx context.Context) error {
-	if _, err := r.p.store.claim(ctx, settleRequest, settleRequest, claimTime); err != nil {
+	before, err := r.p.payee.Unsettled(ctx)
+	if err != nil {
+		return err
+	}
+	for range 2 { // the first may have been under way for somebody who asked earlier
+		if err = r.request(ctx); err != nil {
+			return err
+		}
+		if err = r.unsettled(ctx, before); err == nil {
+			return nil
+		}
+	}
+	return err
+}
+
+// request has the leader settle once.
+func (r *replicas) request(ctx context.Context) error {
+	if _, err := r.p.store.claim(ctx, settleRequest, settleRequest, 24*time.Hour); err != nil {
 		return err
 	}
 	for {
@@ -609,6 +627,19 @@ func (r *replicas) settle(ctx context.Context) error {
 			return fmt.Errorf("settling: no gateway that leads has done it yet: %w", err)
 		}
 	}
+}
+
+// unsettled says which of the channels are still not settled as they were to be.
+func (r *replicas) unsettled(ctx context.Context, before []channel.State) error {
+	var failed error
+	for _, was := range before {
+		s, err := r.p.payee.State(ctx, was.ID)
+		if err == nil && s.Settled.Lt(&was.Accepted) && s.Status != channel.Finalized {
+			err = errUnsettled(s.ID, errors.New("the log of the gateway that leads says why"))
+		}
+		failed = errors.Join(failed, err)
+	}
+	return failed
 }
 
 // begun reports a lease that runs on the channel, here or at another gateway.

@@ -40,7 +40,8 @@ func number(t *testing.T, name string, otherwise int) int {
 
 // TestGatewaysAreKilledWhileRentersPay: three gateways over one PostgreSQL and
 // one host's GPUs serve renters who turn to each of them in turn, while one after
-// the other is killed with SIGKILL and started again. At the end no acknowledged
+// the other is killed with SIGKILL and started again, and PostgreSQL crashes
+// once. At the end no acknowledged
 // voucher is lost, nothing was counted or metered twice, and the payee has
 // exactly what was vouchered.
 func TestGatewaysAreKilledWhileRentersPay(t *testing.T) {
@@ -49,7 +50,12 @@ func TestGatewaysAreKilledWhileRentersPay(t *testing.T) {
 	}
 	renters, kills := number(t, "GPUPAY_FLEET_RENTERS", 200), number(t, "GPUPAY_FLEET_KILLS", 15)
 	c := chaintest.Anvil(t)
-	w := &world{T: t, chain: c, database: pgtest.URL(t), fleet: &fleet{}}
+	server := pgtest.OwnServer(t)
+	database, err := server.Schema()
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &world{T: t, chain: c, server: server, database: database, fleet: &fleet{}}
 	for range 3 {
 		w.fleet.gateways = append(w.fleet.gateways, newGateway(t, c, w.database, renters))
 	}
@@ -78,6 +84,7 @@ func TestGatewaysAreKilledWhileRentersPay(t *testing.T) {
 type world struct {
 	*testing.T
 	chain    *chaintest.Chain
+	server   *pgtest.Server
 	database string
 	fleet    *fleet
 	renters  []*renter
@@ -130,13 +137,18 @@ func (w *world) payAndKill(ctx context.Context, kills int) {
 	over := make(chan struct{})
 	go func() {
 		defer close(over)
-		for range kills {
+		for n := range kills {
 			pause(ctx, time.Duration(500+rand.IntN(1500))*time.Millisecond)
 			g := w.fleet.gateways[rand.IntN(len(w.fleet.gateways))]
 			g.kill()
 			w.kills++
 			pause(ctx, time.Duration(rand.IntN(1000))*time.Millisecond)
 			g.start()
+			if n == kills/2 { // and the server once
+				if err := w.server.Crash(); err != nil {
+					w.Error(err)
+				}
+			}
 		}
 		pause(ctx, time.Second)
 	}()
@@ -205,7 +217,7 @@ func (w *world) check(ctx context.Context, db *store.DB) {
 	if got := w.chain.Tokens(w.T, w.chain.Escrow); got != uint64(len(w.renters))*deposit-w.vouchered() {
 		w.Errorf("the escrow holds %d", got)
 	}
-	fmt.Printf("fleet: 3 gateways, %d renters, %d vouchers acknowledged (%d sent), %d kills, %d leaders, %d leases taken over, %d usage records, %d lost, %d base units settled = vouchered\n",
+	fmt.Printf("fleet: 3 gateways, %d renters, %d vouchers acknowledged (%d sent), %d kills and 1 crash of PostgreSQL, %d leaders, %d leases taken over, %d usage records, %d lost, %d base units settled = vouchered\n",
 		len(w.renters), w.vouchers.Load(), w.tries.Load(), w.kills, leaders, taken, records, lost, w.vouchered())
 	if taken == 0 || leaders < 2 {
 		w.Errorf("%d leases were taken over and %d leaders led: the kills showed too little", taken, leaders)

@@ -17,7 +17,6 @@ import (
 	"github.com/ethereum/go-ethereum/crypto"
 
 	"github.com/gpupay/gpupay/internal/chaintest"
-	"github.com/gpupay/gpupay/internal/pgtest"
 )
 
 // program is the provider program, built once.
@@ -26,7 +25,6 @@ var program string
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
 func run(m *testing.M) int {
-	defer pgtest.Stop()
 	dir, err := os.MkdirTemp("", "gpupay-fleet-")
 	if err != nil {
 		panic(err)
@@ -48,9 +46,10 @@ type gateway struct {
 	url     string
 	command func() *exec.Cmd
 
-	mu  sync.Mutex
-	cmd *exec.Cmd
-	out safeBuffer
+	mu   sync.Mutex
+	cmd  *exec.Cmd
+	done chan struct{} // closed when cmd has ended
+	out  safeBuffer
 }
 
 // safeBuffer is what a process printed, read while it prints.
@@ -100,26 +99,40 @@ func newGateway(t *testing.T, c *chaintest.Chain, database string, devices int) 
 	return g
 }
 
+// start runs the program, again where it ends by itself, as a supervisor does:
+// it gives up where it finds no database at its start.
 func (g *gateway) start() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.cmd = g.command()
-	if err := g.cmd.Start(); err != nil {
+	cmd, done := g.command(), make(chan struct{})
+	if err := cmd.Start(); err != nil {
 		g.t.Error(err)
-		g.cmd = nil
+		return
 	}
+	g.cmd, g.done = cmd, done
+	go func() {
+		_ = cmd.Wait()
+		close(done)
+		time.Sleep(200 * time.Millisecond)
+		g.mu.Lock()
+		alone := g.cmd == cmd
+		g.mu.Unlock()
+		if alone {
+			g.start()
+		}
+	}()
 }
 
 // kill ends the process as a power cut would.
 func (g *gateway) kill() {
 	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.cmd == nil {
-		return
-	}
-	_ = g.cmd.Process.Kill()
-	_ = g.cmd.Wait()
+	cmd, done := g.cmd, g.done
 	g.cmd = nil
+	g.mu.Unlock()
+	if cmd != nil {
+		_ = cmd.Process.Kill()
+		<-done
+	}
 }
 
 // ready waits until it answers.

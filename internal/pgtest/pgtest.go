@@ -36,11 +36,14 @@ const skipVariable = "GPUPAY_NO_POSTGRES"
 
 // Server is a running PostgreSQL.
 type Server struct {
-	dir     string
-	stop    chan struct{} // nil: it is not running
-	ended   chan struct{}
-	output  bytes.Buffer
-	created atomic.Int64
+	dir  string
+	stop chan struct{} // nil: it is not running
+
+	binary   string
+	identity *syscall.Credential
+	ended    chan struct{}
+	output   bytes.Buffer
+	created  atomic.Int64
 }
 
 var shared struct {
@@ -82,6 +85,24 @@ func fresh(t testing.TB, make func(*Server) (string, error)) string {
 		t.Fatal(err)
 	}
 	return address
+}
+
+// OwnServer is a server for one test, which may crash it.
+func OwnServer(t testing.TB) *Server {
+	t.Helper()
+	if os.Getenv(skipVariable) == "1" {
+		t.Skip(skipVariable + "=1: not tested against PostgreSQL")
+	}
+	s, err := Start()
+	if err != nil {
+		t.Fatalf("%v\n(install the package postgresql, or set %s=1 to go without)", err, skipVariable)
+	}
+	t.Cleanup(func() {
+		if err := s.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
 }
 
 // Stop ends the shared server and removes its files. It is safe to call where
@@ -149,9 +170,15 @@ func (s *Server) start(bin string) error {
 	if out, err := initdb.CombinedOutput(); err != nil {
 		return fmt.Errorf("pgtest: initdb: %w\n%s", err, out)
 	}
-	cmd := exec.Command(filepath.Join(bin, "postgres"), "-D", data, "-k", s.dir, "-c", "listen_addresses=", "-c", "max_connections=300")
+	s.binary, s.identity = filepath.Join(bin, "postgres"), identity
+	return s.launch()
+}
+
+func (s *Server) launch() error {
+	s.output.Reset()
+	cmd := exec.Command(s.binary, "-D", filepath.Join(s.dir, "data"), "-k", s.dir, "-c", "listen_addresses=", "-c", "max_connections=300")
 	cmd.Dir, cmd.Stdout, cmd.Stderr = s.dir, &s.output, &s.output
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: identity}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: s.identity}
 	die(cmd)
 	started := make(chan error)
 	go s.run(cmd, started)
@@ -176,7 +203,7 @@ func (s *Server) run(cmd *exec.Cmd, started chan<- error) {
 	}
 	defer close(s.ended)
 	<-s.stop
-	_ = cmd.Process.Signal(syscall.SIGQUIT) // it ends its children too
+	_ = cmd.Process.Signal(syscall.SIGQUIT)
 	_ = cmd.Wait()
 }
 
@@ -244,12 +271,25 @@ func (s *Server) execute(statement string) error {
 	return err
 }
 
-// Stop ends the server at once and removes its files.
-func (s *Server) Stop() error {
+// Crash ends the server without letting it write anything down, and starts it
+// again: it recovers from its log, as after a power cut.
+func (s *Server) Crash() error {
+	s.end()
+	return s.launch()
+}
+
+// end makes the server drop everything; it ends its children too.
+func (s *Server) end() {
 	if s.stop != nil {
 		close(s.stop)
 		<-s.ended
+		s.stop = nil
 	}
+}
+
+// Stop ends the server at once and removes its files.
+func (s *Server) Stop() error {
+	s.end()
 	if !strings.Contains(s.dir, "gpupay-pg-") {
 		return nil
 	}

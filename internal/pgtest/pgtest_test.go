@@ -25,3 +25,26 @@ func TestEmptyAndOnesOwn(t *testing.T) {
 		}
 	}
 }
+
+// What was committed is there after a crash.
+func TestCrash(t *testing.T) {
+	s := OwnServer(t)
+	address, err := s.Schema()
+	if err != nil {
+		t.Fatal(err)
+	}
+	db, err := sql.Open("pgx", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	if _, err := db.Exec("CREATE TABLE kept (n INTEGER)"); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Crash(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := db.Exec("INSERT INTO kept VALUES (1)"); err != nil {
+		t.Error(err)
+	}
+}
