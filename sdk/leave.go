@@ -147,7 +147,7 @@ func (l *Rental) SignLeave(ctx context.Context) (LeaveRequest, error) {
 
 // Leave gets the deposit back without the provider: it requests the close,
 // waits out the grace period, in which the provider may still settle what was
-// signed, and withdraws. Where there is no native coin, the Relay of the
+// signed, and withdraws. Where there is too little native coin, the Relay of the
 // configuration sends what was signed; without one the error is ErrNoGas, and
 // SignLeave makes a document that anyone can send.
 //
@@ -210,7 +210,10 @@ func (l *Rental) requestClose(ctx context.Context) error {
 		return err
 	}
 	if own {
-		return sendOnce(ctx, l.r.sender, l.escrow.RequestCloseCall(l.row.Terms), l.r.config.Confirmations)
+		err := sendOnce(ctx, l.r.sender, l.escrow.RequestCloseCall(l.row.Terms), l.r.config.Confirmations)
+		if l.r.config.Relay == nil || !errors.Is(err, chain.ErrFunds) {
+			return err
+		}
 	}
 	if l.r.config.Relay == nil {
 		return fmt.Errorf("channel %s: %w: send %s some, or have someone relay what SignLeave signs", l.id, ErrNoGas, l.r.Address())
@@ -236,7 +239,10 @@ func (l *Rental) withdraw(ctx context.Context, view channel.ChainView) error {
 		return err
 	}
 	if own {
-		return sendOnce(ctx, l.r.sender, l.escrow.WithdrawCall(l.row.Terms), l.r.config.Confirmations)
+		err := sendOnce(ctx, l.r.sender, l.escrow.WithdrawCall(l.row.Terms), l.r.config.Confirmations)
+		if l.r.config.Relay == nil || !errors.Is(err, chain.ErrFunds) {
+			return err
+		}
 	}
 	if l.r.config.Relay == nil {
 		return fmt.Errorf("channel %s: %w: the grace period is over: anyone may send the withdrawal", l.id, ErrNoGas)

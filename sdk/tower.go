@@ -45,8 +45,10 @@ type TowerConfig struct {
 	// which saves our gas. An eighth of the grace period if zero, at most a half.
 	Patience time.Duration
 
-	RelayGas  GasBudget // for close requests and withdrawals, by payer; 0.005 and 0.05 ether if nil
-	SettleGas GasBudget // for settlements without Payees, by payee; 0.02 and 0.2 ether if nil
+	RelayGas GasBudget // for close requests and withdrawals, by payer; 0.005 and 0.05 ether if nil
+	// SettleGas is for settlements without Payees, by payee; 0.02 and 0.2 ether if
+	// nil. A channel is then settled twice an hour at most.
+	SettleGas GasBudget
 
 	ChainID       uint64        // refuse any other chain; not checked if zero
 	Confirmations uint64        // before a deposit counts; 1 (the block it is in) if zero

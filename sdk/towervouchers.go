@@ -192,7 +192,11 @@ func (t *Tower) affordable(ctx context.Context, states []channel.State) ([]chann
 	var kept []channel.State
 	for _, s := range states {
 		payee := s.Terms.Payee
-		if err := spent.within(t.config.SettleGas, payee); err != nil {
+		err := spent.within(t.config.SettleGas, payee)
+		if spent.times[s.ID] >= settlementsAnHour {
+			err = fmt.Errorf("%w: channel %s was settled %d times", errBudget, s.ID, spent.times[s.ID])
+		}
+		if err != nil {
 			if t.guard.mention(payee) {
 				t.config.Log.Error("vouchers are not settled", "payee", payee, "channel", s.ID, "unsettled", amountOf(s), "err", err)
 			}
@@ -204,8 +208,14 @@ func (t *Tower) affordable(ctx context.Context, states []channel.State) ([]chann
 	return kept, nil
 }
 
-// settlementGas is about what one settlement takes.
-const settlementGas = 100_000
+const (
+	// settlementGas is about what one settlement takes.
+	settlementGas = 100_000
+	// settlementsAnHour of one channel, where its payee may be anybody: a payer
+	// who pays himself must not get many settlements for the gas of one open. The
+	// second is for a voucher that comes late.
+	settlementsAnHour = 2
+)
 
 // settlementPrice is about what one settlement costs at the moment, in wei.
 func (t *Tower) settlementPrice(ctx context.Context) (*big.Int, error) {
@@ -223,11 +233,12 @@ func payerOf(t channel.Terms) common.Address { return t.Payer }
 type gasSpent struct {
 	total *big.Int
 	party map[common.Address]*big.Int
+	times map[common.Hash]int // transactions about a channel
 }
 
 // spent reads it from the outbox, so that a restart forgets nothing.
 func (t *Tower) spent(ctx context.Context, party func(channel.Terms) common.Address, kinds ...chain.Kind) (gasSpent, error) {
-	sum := gasSpent{new(big.Int), make(map[common.Address]*big.Int)}
+	sum := gasSpent{new(big.Int), make(map[common.Address]*big.Int), make(map[common.Hash]int)}
 	txs, err := t.sender.Recent(ctx, time.Now().Add(-time.Hour), kinds...)
 	if err != nil {
 		return sum, err
@@ -242,6 +253,9 @@ func (t *Tower) spent(ctx context.Context, party func(channel.Terms) common.Addr
 			who = party(states[0].Terms)
 		}
 		sum.add(who, tx.Price())
+		for _, id := range tx.Call.Channels {
+			sum.times[id]++
+		}
 	}
 	return sum, nil
 }

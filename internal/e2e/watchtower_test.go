@@ -144,8 +144,8 @@ func TestProviderIsGoneAndTheWatchtowerSettles(t *testing.T) {
 	}
 }
 
-// A renter without native coin leaves a provider that is gone through a watchtower, which is killed with the close request
-// on its way and sends it once.
+// A renter without native coin but for one wei, too little for anything, leaves a provider that is gone through a
+// watchtower, which is killed with the close request on its way and sends it once.
 func TestRenterWithoutCoinLeavesThroughTheWatchtower(t *testing.T) {
 	s := newSite(t)
 	renterKey, towerKey := newKey(t), s.chain.Keys[2]
@@ -162,6 +162,7 @@ func TestRenterWithoutCoinLeavesThroughTheWatchtower(t *testing.T) {
 	id := channelOf(t, renter)
 	settled := s.view(t, id).Settled
 
+	s.chain.RPC(t, nil, "anvil_setBalance", address(renterKey), "0x1")
 	s.chain.Automine(t, false)
 	leaving := s.renter(t, renterKey, renterDB, "--leave", "--relay", "http://"+listen, "--poll", "200ms")
 	leaving.saw("has not done it yet") // the watchtower is not there yet
@@ -192,7 +193,7 @@ func TestRenterWithoutCoinLeavesThroughTheWatchtower(t *testing.T) {
 	if left := s.chain.Tokens(t, address(renterKey)); left != 500_000_000-payee {
 		t.Errorf("the renter has %d", left)
 	}
-	if coin, err := s.chain.Backend.BalanceAt(t.Context(), address(renterKey), nil); err != nil || coin.Sign() != 0 {
+	if coin, err := s.chain.Backend.BalanceAt(t.Context(), address(renterKey), nil); err != nil || !coin.IsUint64() || coin.Uint64() != 1 {
 		t.Errorf("the renter has %v wei (%v): the test shows nothing", coin, err)
 	}
 	if n, has := s.transactions(t, towerKey), s.chain.Tokens(t, address(towerKey)); n != 2 || has != 0 {
