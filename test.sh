@@ -4,6 +4,8 @@
 #
 #   ./test.sh         everything
 #   ./test.sh quick   without the race detector and the quickstart, while developing
+#   ./test.sh long    everything, then each fuzz target for a minute (FUZZTIME), 100,000 vouchers to payee and contract,
+#                     and govulncheck (GOVULNDB names another database than vuln.go.dev)
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -183,7 +185,42 @@ quickstart() {
 	say "its ledger adds up"
 }
 
-[[ $mode == all || $mode == quick ]] || fail "unknown mode $mode: say nothing, or quick"
+# fuzz runs every fuzz target there is, one after the other.
+fuzz() {
+	local targets=$work/targets package name count=0
+	go test -list '^Fuzz' ./... | awk '/^Fuzz/ { names[n++] = $1 } /^ok/ { for (i = 0; i < n; i++) print $2, names[i]; n = 0 }' >"$targets"
+	[[ -s $targets ]] || { echo "there is no fuzz target"; return 1; }
+	while read -r package name; do
+		echo "$package $name"
+		go test -run '^$' -fuzz "^$name\$" -fuzztime "${FUZZTIME:-1m}" -fuzzminimizetime 10s -timeout 20m "$package" \
+			>"$work/fuzz" 2>&1 </dev/null || timeup "$work/fuzz" || { cat "$work/fuzz"; return 1; }
+		count=$((count + 1))
+	done <"$targets"
+	say "$count targets, ${FUZZTIME:-1m} each"
+}
+
+# timeup: go test now and then takes the end of a fuzz target's time for a failure, the only one then.
+timeup() { [[ $(sed -n '/^--- FAIL/{n;p;q}' "$1") == "    context deadline exceeded" ]]; }
+
+vouchers() {
+	go test -count=1 -timeout 20m -v -run TestWhatThePayeeAcceptsTheContractPays ./internal/accept -cases 100000 -seed "$RANDOM"
+	say "$(sed -n 's/.*accept_test.go:[0-9]*: *\([0-9]* accepted\)$/\1/p' "$log") of 100000, all payable"
+}
+
+# vulnerabilities says so where the database cannot be reached: that is no finding, and no clean bill either.
+vulnerabilities() {
+	local status=0
+	go run golang.org/x/vuln/cmd/govulncheck@v1.9.0 ${GOVULNDB:+-db "$GOVULNDB"} ./... >"$work/vuln" 2>&1 || status=$?
+	if ((status != 0)) && grep -q '^govulncheck: fetching vulnerabilities: ' "$work/vuln"; then
+		say "NOT CHECKED: the database of vulnerabilities cannot be reached"
+		return
+	fi
+	cat "$work/vuln"
+	say "$(tail -1 "$work/vuln")"
+	return "$status"
+}
+
+[[ $mode == all || $mode == quick || $mode == long ]] || fail "unknown mode $mode: say nothing, quick or long"
 if ! command -v go >/dev/null && [[ -x /usr/local/go/bin/go ]]; then
 	PATH=$PATH:/usr/local/go/bin
 fi
@@ -202,5 +239,10 @@ if [[ $mode == quick ]]; then
 else
 	step "go test -race" gotest -race -p 2 -timeout 20m ./...
 	step "quickstart" quickstart
+fi
+if [[ $mode == long ]]; then
+	step "vouchers to both" vouchers
+	step "fuzzing" fuzz
+	step "govulncheck" vulnerabilities
 fi
 finish
