@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
@@ -136,7 +137,7 @@ func (r *Renter) Export(ctx context.Context, channelID common.Hash) (*Bundle, er
 // channel, or about the channel of a lease. The program that owns the database
 // may run meanwhile.
 func ExportFile(ctx context.Context, path string, id common.Hash) (*Bundle, error) {
-	if _, err := os.Stat(path); err != nil {
+	if _, err := os.Stat(path); err != nil && !strings.Contains(path, "://") { // a server's address
 		return nil, fmt.Errorf("database: %w", err) // store.Open would make one
 	}
 	db, err := store.Open(ctx, path)
