@@ -179,6 +179,9 @@ func (t *Tower) send(ctx context.Context, terms channel.Terms, call chain.Call) 
 }
 
 func (t *Tower) submit(ctx context.Context, terms channel.Terms, call chain.Call) (chain.TxID, error) {
+	if err := t.sender.Sync(ctx); err != nil { // what a re-org undid is on its way again
+		return "", err
+	}
 	sent, err := t.sender.Find(ctx, terms.ID())
 	if err != nil {
 		return "", err
