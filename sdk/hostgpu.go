@@ -57,6 +57,9 @@ var (
 	_ Capacity  = (*HostAllocator)(nil)
 )
 
+// share has several processes rent out the same devices, each to one lease.
+func (h *HostAllocator) share(book deviceBook) { h.book = book }
+
 // NewHostAllocator rents out every device that the source can meter.
 func NewHostAllocator(ctx context.Context, source metering.Source) (*HostAllocator, error) {
 	devices, err := source.Devices(ctx)

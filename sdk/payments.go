@@ -349,6 +349,9 @@ func (p *Provider) join(r *request, s channel.State) (*lease, string, error) {
 		return l, "", nil
 	}
 	secret, err := p.renewSecret(r.Context(), l)
+	if err != nil && l.mirror {
+		p.replicas.unfollow(l)
+	}
 	return l, secret, err
 }
 

@@ -62,8 +62,8 @@ func (r *replicas) poll() time.Duration { return min(r.p.config.Tick, time.Secon
 // join makes the gateway one of them: it says that it lives, takes up what
 // nobody runs, and goes on doing both.
 func (r *replicas) join(ctx context.Context) error {
-	if h, ok := r.p.config.Allocator.(*HostAllocator); ok {
-		h.book = r.devices()
+	if a, ok := r.p.config.Allocator.(interface{ share(deviceBook) }); ok { // also where it is embedded
+		a.share(r.devices())
 	}
 	if err := r.beat(ctx); err != nil {
 		return fmt.Errorf("joining the gateways of this database: %w", err)
@@ -393,11 +393,35 @@ func (r *replicas) sweep(ctx context.Context) error {
 	for _, row := range rows {
 		err = errors.Join(err, r.rescue(ctx, row))
 	}
+	err = errors.Join(err, r.tidy(ctx))
 	stranded, failed := r.p.store.stranded(ctx)
 	for _, row := range stranded {
 		failed = errors.Join(failed, r.recover(ctx, row))
 	}
 	return errors.Join(err, failed)
+}
+
+// tidy ends leases that are ours in the table and nowhere else: the database
+// failed us when they began or ended.
+func (r *replicas) tidy(ctx context.Context) error {
+	rows, err := r.p.store.owned(ctx, r.identity(), time.Now().Add(-2*r.p.config.CallTimeout))
+	for _, row := range rows {
+		err = errors.Join(err, r.forget(ctx, row))
+	}
+	return err
+}
+
+func (r *replicas) forget(ctx context.Context, row leaseRow) error {
+	id := common.HexToHash(row.Channel)
+	if r.p.running(id) != nil {
+		return nil
+	}
+	defer r.p.starts.lock(id)() // nothing begins or closes meanwhile
+	now, err := r.p.store.byID(ctx, row.ID)
+	if err != nil || now.State == string(leaseEnded) || now.Term != row.Term || r.p.running(id) != nil {
+		return err
+	}
+	return r.p.abandon(ctx, now, "the database failed when it began or ended")
 }
 
 // rescue takes up one lease if its devices can be reached from here, and leaves
@@ -489,7 +513,7 @@ func (r *replicas) endBooks(ctx context.Context, row leaseRow, reason string) er
 
 // recover takes the devices of an ended lease back, if they are here.
 func (r *replicas) recover(ctx context.Context, row leaseRow) error {
-	if row.State != string(leaseEnded) || r.refuses(row.ID) {
+	if r.refuses(row.ID) {
 		return nil
 	}
 	a, err := row.allocation()

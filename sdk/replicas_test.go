@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -288,6 +289,76 @@ func TestLeaseWhoseHostIsGone(t *testing.T) {
 	if held, err := a.provider.replicas.devices().held(t.Context()); err != nil || len(held) != 0 {
 		t.Errorf("its device was not taken back: %v, %v", held, err)
 	}
+}
+
+// sticky is an allocator that may not get its devices back.
+type sticky struct {
+	*HostAllocator
+	stuck atomic.Bool
+}
+
+func (s *sticky) Release(ctx context.Context, a Allocation) error {
+	if s.stuck.Load() {
+		return errors.New("the container does not stop")
+	}
+	return s.HostAllocator.Release(ctx, a)
+}
+
+// TestWhatFailedIsTriedAgain: devices that could not be taken back, and a lease
+// whose end did not reach the table, are not forgotten for as long as the gateway
+// runs.
+func TestWhatFailedIsTriedAgain(t *testing.T) {
+	quiet := func(c *ProviderConfig) { c.Log, c.CallTimeout = slog.New(slog.DiscardHandler), time.Millisecond*500 }
+	allocator := &sticky{HostAllocator: hostGPUs(t, 2)}
+	a, b := fleet(t, quiet, func(c *ProviderConfig) { c.Allocator = allocator })
+	lease := a.open(1, 500_000, "")
+	allocator.stuck.Store(true)
+	lease.release()
+	held := func() int {
+		devices, err := b.provider.replicas.devices().held(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(devices)
+	}
+	if held() != 1 {
+		t.Fatal("a device that was not taken back is free")
+	}
+	allocator.stuck.Store(false)
+	again := func(done func() bool) {
+		t.Helper()
+		for deadline := time.Now().Add(20 * time.Second); !done(); time.Sleep(50 * time.Millisecond) {
+			clearRefused(a.provider.replicas)
+			clearRefused(b.provider.replicas)
+			if time.Now().After(deadline) {
+				t.Fatal("nobody tries again")
+			}
+		}
+	}
+	again(func() bool { return held() == 0 })
+
+	second := a.open(2, 100_000, "")
+	final := second.release()
+	row, _, err := a.provider.store.newest(t.Context(), second.terms.ID())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := a.provider.store.setState(t.Context(), second.lease.LeaseID, row.Term, leaseActive, "", 0); err != nil {
+		t.Fatal(err)
+	}
+	again(func() bool {
+		row, _, err = b.provider.store.newest(t.Context(), second.terms.ID())
+		return err == nil && row.State == string(leaseEnded)
+	})
+	if s, err := b.provider.payee.State(t.Context(), second.terms.ID()); err != nil || s.Spent != final.Owed {
+		t.Errorf("charged %s for %s, %v", s.Spent.Dec(), final.Owed.Dec(), err)
+	}
+}
+
+func clearRefused(r *replicas) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	clear(r.refused)
 }
 
 // TestSettlementByWhoLeads: what one gateway took is settled by the one that

@@ -40,9 +40,18 @@ func (s leaseStore) orphans(ctx context.Context) (rows []leaseRow, err error) {
 	return rows, err
 }
 
-// stranded returns the ended leases whose devices were not taken back.
+// owned returns the leases of a gateway that began before a time.
+func (s leaseStore) owned(ctx context.Context, owner string, before time.Time) (rows []leaseRow, err error) {
+	db := s.db.View()
+	err = db.SelectContext(ctx, &rows, db.Rebind(`SELECT * FROM leases WHERE state <> 'ended' AND owner = ? AND started_at < ?`), owner, before.UnixNano())
+	return rows, err
+}
+
+// stranded returns the ended leases whose devices were not taken back: their host
+// was gone, or taking them back failed.
 func (s leaseStore) stranded(ctx context.Context) (rows []leaseRow, err error) {
-	err = s.db.View().SelectContext(ctx, &rows, `SELECT * FROM leases WHERE held = 1 ORDER BY started_at`)
+	err = s.db.View().SelectContext(ctx, &rows, `SELECT * FROM leases WHERE state = 'ended' AND
+		(held = 1 OR id IN (SELECT lease FROM lease_devices)) ORDER BY started_at`)
 	return rows, err
 }
 
