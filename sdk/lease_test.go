@@ -16,13 +16,11 @@ import (
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
-// brittle is an allocator whose operations fail when told to, and which counts
-// what it still holds.
+// brittle is an allocator whose operations fail when told to.
 type brittle struct {
 	*HostAllocator
 	mu    sync.Mutex
 	fails map[string]bool
-	held  int
 }
 
 func newBrittle(t *testing.T) *brittle {
