@@ -157,12 +157,14 @@ func quote(s string) string {
 		case r == '"' || r == '\\':
 			b.WriteByte('\\')
 			b.WriteRune(r)
-		case r >= 0x20 && r < 0x7f:
+		case !unprintable(r):
 			b.WriteRune(r)
 		}
 	}
 	return b.String()
 }
+
+func unprintable(r rune) bool { return r < 0x20 || r >= 0x7f }
 
 // ParseChallenges returns the Payment challenges of a 402 answer in order,
 // ignoring other schemes and unknown parameters.
@@ -205,6 +207,11 @@ func parseChallenges(value string) ([]Challenge, error) {
 	for _, c := range all {
 		if c.ID == "" || c.Realm == "" || c.Method == "" || c.Intent == "" || c.Request == "" {
 			return nil, malformed("a Payment challenge lacks id, realm, method, intent or request")
+		}
+		for _, f := range c.fields() {
+			if f.name != "description" && strings.ContainsFunc(*f.value, unprintable) {
+				return nil, malformed("the %s of a Payment challenge cannot be echoed: it is not printable ASCII", f.name)
+			}
 		}
 	}
 	return all, nil

@@ -350,6 +350,7 @@ func FuzzParseChallenges(f *testing.F) {
 	}
 	f.Add(c.Header())
 	f.Add(`Payment id="a\`)
+	f.Add("Payment id=a, realm=b, method=c, intent=d, request=\xff")
 	f.Add(`Basic, Payment id=a,realm=b,method=c,intent=d,request=e, x`)
 	f.Fuzz(func(t *testing.T, value string) {
 		all, err := ParseChallenges(http.Header{"Www-Authenticate": {value}})
