@@ -1,0 +1,79 @@
+package sdk
+
+import (
+	"context"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+
+	"github.com/gpupay/gpupay/channel"
+)
+
+// A provider tells its watchtowers the newest voucher at once when its payer wants out, however seldom it tells them
+// otherwise, and a watchtower that is down or refuses everything holds up neither service nor the others.
+func TestTowersAreToldAtOnce(t *testing.T) {
+	m := newMarket(t)
+	tower, err := NewTower(t.Context(), TowerConfig{
+		Backend: m.Backend, Escrow: m.Escrow, Key: channel.NewKey(m.Keys[5]), Database: filepath.Join(t.TempDir(), "tower.db"),
+		Tokens: map[common.Address]string{m.Token: "0.000001"}, Poll: 50 * time.Millisecond, Log: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = tower.Close() })
+	good := httptest.NewServer(tower)
+	t.Cleanup(good.Close)
+	var hung atomic.Int64
+	release := make(chan struct{})
+	slow := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { hung.Add(1); <-release }))
+	t.Cleanup(func() { close(release); slow.Close() })
+	server := m.provider(t, func(c *ProviderConfig) {
+		c.Watchtowers, c.WatchtowerEvery = []string{slow.URL, "http://127.0.0.1:1", good.URL}, time.Hour
+	})
+	l, err := openRenter(t, m.renterConfig(t, m.payer)).Rent(t.Context(), server.URL, RentOptions{GPUs: 1, Deposit: "1", PayEvery: 200 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	done := background(ctx, l)
+	eventually(t, "payments", func() bool { s := l.Snapshot(); return s.Paid.Uint64() > 500 })
+	stop()
+	<-done
+	if known, err := tower.Channels(t.Context()); err != nil || len(known) > 0 {
+		t.Fatalf("the tower was told before its time: %v, %v", known, err)
+	}
+	paid := l.Snapshot().Paid
+	request, err := l.SignLeave(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.Automine(t, false) // the provider's own settlement will not come through
+	asked := make(chan error, 1)
+	relay := relayer(t, m)
+	go func() { asked <- relay.RequestClose(t.Context(), request) }()
+	eventually(t, "the close request", func() bool {
+		n, err := m.Backend.PendingNonceAt(t.Context(), relay.Sender.Address())
+		return err == nil && n > 0
+	})
+	m.Mine(t, 1)
+	began := time.Now()
+	eventually(t, "the tower to know", func() bool {
+		known, err := tower.Channels(t.Context())
+		return err == nil && len(known) == 1 && known[0].Accepted == paid
+	})
+	t.Logf("the watchtower had the voucher %s after the close request was mined", time.Since(began).Round(time.Millisecond))
+	if err := <-asked; err != nil {
+		t.Fatal(err)
+	}
+	if hung.Load() == 0 {
+		t.Error("the slow watchtower was not asked")
+	}
+	m.Automine(t, true)
+	m.Mine(t, 1)
+}
