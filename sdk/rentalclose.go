@@ -227,17 +227,28 @@ func (l *Rental) newest(ctx context.Context) (channel.Voucher, error) {
 
 // awaitClosed believes the chain, not the provider.
 func (l *Rental) awaitClosed(ctx context.Context) error {
+	_, err := l.finalView(ctx)
+	if err == nil || ctx.Err() != nil {
+		return err
+	}
+	return fmt.Errorf("channel %s: %w: it said so, the chain does not: leave it: %w", l.id, ErrRefused, err)
+}
+
+// finalView is the channel as it ended. Endpoints have many nodes: one that is
+// behind the one that was asked before is waited for, or the books would say
+// what was settled before the end.
+func (l *Rental) finalView(ctx context.Context) (channel.ChainView, error) {
 	limit := time.Now().Add(max(l.r.config.Patience, 10*l.r.config.Poll))
 	for {
 		view, err := l.settledView(ctx)
 		if err == nil && view.Finalized {
-			return nil
+			return view, nil
 		}
 		if time.Now().After(limit) {
-			return errors.Join(fmt.Errorf("channel %s: %w: it said so, the chain does not: leave it", l.id, ErrRefused), err)
+			return view, errors.Join(fmt.Errorf("channel %s is not closed on the chain", l.id), err)
 		}
 		if err := chain.Pause(ctx, l.r.config.Poll); err != nil {
-			return err
+			return view, err
 		}
 	}
 }
@@ -247,7 +258,7 @@ func (l *Rental) ending(ctx context.Context, forced bool, err error) (Closing, e
 	if err != nil {
 		return Closing{}, err
 	}
-	view, err := l.settledView(ctx)
+	view, err := l.finalView(ctx)
 	if err != nil {
 		return Closing{}, err
 	}
