@@ -66,7 +66,7 @@ func (w *world) audit() *report {
 	var total uint64
 	err = w.autopsy(w.providerDB(), func(db *store.DB) error {
 		for i, id := range ids {
-			r.payee1(db, id, views[i])
+			r.account(db, id, views[i])
 			r.bundles(owners[opened[id]], id)
 			spent[opened[id]] += views[i].Settled.Uint64()
 			total += views[i].Settled.Uint64()
@@ -116,8 +116,8 @@ func (w *world) opened() map[common.Hash]common.Address {
 	return found
 }
 
-// payee1 is one channel in the provider's books.
-func (r *report) payee1(db *store.DB, id common.Hash, view channel.ChainView) {
+// account is one channel in the provider's books.
+func (r *report) account(db *store.DB, id common.Hash, view channel.ChainView) {
 	s, err := db.Payee().Load(r.ctx, id)
 	if err != nil {
 		r.fault("channel %s: the provider does not know it: %v", id, err)
