@@ -207,6 +207,11 @@ vouchers() {
 	say "$(sed -n 's/.*accept_test.go:[0-9]*: *\([0-9]* accepted\)$/\1/p' "$log") of 100000, all payable"
 }
 
+kills() {
+	go run ./internal/crash --kills "${KILLS:-500}"
+	say "${KILLS:-500} of the provider and as many of renters"
+}
+
 # vulnerabilities says so where the database cannot be reached: that is no finding, and no clean bill either.
 vulnerabilities() {
 	local status=0
@@ -242,6 +247,7 @@ else
 fi
 if [[ $mode == long ]]; then
 	step "vouchers to both" vouchers
+	step "kills" kills
 	step "fuzzing" fuzz
 	step "govulncheck" vulnerabilities
 fi
