@@ -297,19 +297,16 @@ func (t *Tower) learn(ctx context.Context, all []channel.Terms) ([]channel.State
 	for i, terms := range all {
 		ids[i] = terms.ID()
 	}
-	err := t.guard.read()
-	if err == nil {
-		err = t.escrow.Record(func() error {
-			views, _, err := t.escrow.Confirmed(ctx, ids, t.config.Confirmations)
-			if err != nil {
-				return err
-			}
-			for i, terms := range all {
-				states[i], errs[i] = t.keep(ctx, terms, views[i])
-			}
-			return nil
-		})
-	}
+	err := t.escrow.Record(func() error {
+		views, _, err := t.escrow.Confirmed(ctx, ids, t.config.Confirmations)
+		if err != nil {
+			return err
+		}
+		for i, terms := range all {
+			states[i], errs[i] = t.keep(ctx, terms, views[i])
+		}
+		return nil
+	})
 	if err != nil {
 		for i := range errs {
 			errs[i] = err

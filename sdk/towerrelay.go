@@ -1,6 +1,7 @@
 package sdk
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -32,7 +33,7 @@ func (t *Tower) RequestClose(ctx context.Context, q LeaveRequest) error {
 	if err := errors.Join(t.serves(terms), q.Check()); err != nil {
 		return err
 	}
-	if err := t.guard.leave(terms); err != nil {
+	if err := errors.Join(t.guard.leave(terms), t.guard.read()); err != nil {
 		return err
 	}
 	state, err := t.look(ctx, terms)
@@ -93,7 +94,7 @@ func (t *Tower) usable(ctx context.Context, q LeaveRequest) error {
 // Withdraw pays the payer of a channel whose grace period is over, after
 // settling what the tower holds for the payee.
 func (t *Tower) Withdraw(ctx context.Context, terms channel.Terms) error {
-	if err := t.serves(terms); err != nil {
+	if err := errors.Join(t.serves(terms), t.guard.read()); err != nil {
 		return err
 	}
 	state, err := t.look(ctx, terms)
@@ -135,7 +136,7 @@ func (t *Tower) withdraw(ctx context.Context, s channel.State) error {
 	if err != nil {
 		return err
 	}
-	if due := time.Unix(int64(s.CloseRequestedAt), 0).Add(t.escrow.Grace()); now.Before(due) {
+	if due := t.due(s); now.Before(due) {
 		return fmt.Errorf("%w: channel %s: at %s", errNotDue, s.ID, due.UTC().Format(time.RFC3339))
 	}
 	if err := t.settleFirst(ctx, s); err != nil {
@@ -187,7 +188,10 @@ func (t *Tower) submit(ctx context.Context, terms channel.Terms, call chain.Call
 		return "", err
 	}
 	for _, tx := range sent {
-		if tx.Call.Kind == call.Kind && tx.State == chain.Pending {
+		// One that succeeded and whose work is not seen is being undone by a re-org,
+		// and will be sent again.
+		same := tx.Call.Kind == call.Kind && (tx.State == chain.Pending || tx.Succeeded && bytes.Equal(tx.Call.Data, call.Data))
+		if same {
 			return tx.ID, nil
 		}
 	}
@@ -221,6 +225,10 @@ func (t *Tower) relayAll(ctx context.Context) error {
 
 func (t *Tower) relayOnce(ctx context.Context) error {
 	requests, err := t.leaves.open(ctx)
+	if err != nil || len(requests) == 0 {
+		return err
+	}
+	now, err := t.escrow.Now(ctx)
 	if err != nil {
 		return err
 	}
@@ -229,7 +237,7 @@ func (t *Tower) relayOnce(ctx context.Context) error {
 	defer work.Wait()
 	for _, q := range requests {
 		id := q.Terms().ID()
-		if t.resting(id) {
+		if t.resting(id) || t.waits(ctx, id, now) {
 			continue
 		}
 		slots <- struct{}{}
@@ -243,15 +251,22 @@ func (t *Tower) relayOnce(ctx context.Context) error {
 	return nil
 }
 
+// waits reports whether the watcher knows a channel to be in its grace period.
+func (t *Tower) waits(ctx context.Context, id common.Hash, now time.Time) bool {
+	state, err := t.payee.State(ctx, id)
+	return err == nil && state.Status == channel.Closing && now.Before(t.due(state))
+}
+
+// due is when a closing channel's payer may withdraw.
+func (t *Tower) due(s channel.State) time.Time {
+	return time.Unix(int64(s.CloseRequestedAt), 0).Add(t.escrow.Grace())
+}
+
 // seeThrough does what is next for a payer who wants out, by what the chain says
 // at this moment.
 func (t *Tower) seeThrough(ctx context.Context, q LeaveRequest) error {
 	terms := q.Terms()
 	id := terms.ID()
-	used := t.usable(ctx, q) // before the channel is read: what it says of the past stays so
-	if used != nil && !errors.Is(used, errUsed) {
-		return used
-	}
 	state, err := t.look(ctx, terms)
 	switch {
 	case err != nil:
@@ -267,10 +282,27 @@ func (t *Tower) seeThrough(ctx context.Context, q LeaveRequest) error {
 			return nil
 		}
 		return err
-	case used != nil: // the payer took it back, or nobody could send it in time
-		return t.leaves.finish(ctx, id)
+	}
+	if err := t.usable(ctx, q); errors.Is(err, errUsed) {
+		return t.abandon(ctx, q)
+	} else if err != nil {
+		return err
 	}
 	return t.send(ctx, terms, t.escrow.RequestCloseAuthorizedCall(terms, q.Deadline, q.Signature))
+}
+
+// abandon forgets a request that the payer took back, or that nobody could send
+// in time. A re-org between two looks can seem to be that, so it looks twice.
+func (t *Tower) abandon(ctx context.Context, q LeaveRequest) error {
+	state, err := t.look(ctx, q.Terms())
+	if err != nil || state.Status != channel.Open {
+		return err
+	}
+	if err := t.usable(ctx, q); !errors.Is(err, errUsed) {
+		return err
+	}
+	t.config.Log.Info("a payer's close request was taken back, or is too old", "channel", state.ID)
+	return t.leaves.finish(ctx, state.ID)
 }
 
 // resting reports whether a leave failed not long ago.

@@ -80,6 +80,12 @@ func (t *Tower) take(ctx context.Context, vouchers []TowerVoucher) ([]channel.Ou
 	if len(again) == 0 {
 		return outcomes, errs
 	}
+	if busy := t.guard.read(); busy != nil {
+		for _, i := range again {
+			errs[i] = busy
+		}
+		return outcomes, errs
+	}
 	_, failed := t.learn(ctx, unread)
 	for k, i := range again {
 		if errs[i] = failed[k]; errs[i] == nil {
