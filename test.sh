@@ -4,8 +4,8 @@
 #
 #   ./test.sh         everything
 #   ./test.sh quick   without the race detector and the quickstart, while developing
-#   ./test.sh long    everything, then each fuzz target for a minute (FUZZTIME), 100,000 vouchers to payee and contract,
-#                     and govulncheck (GOVULNDB names another database than vuln.go.dev)
+#   ./test.sh long    everything, then 100,000 vouchers to payee and contract, 500 kills of each program (KILLS), each
+#                     fuzz target for a minute (FUZZTIME), and govulncheck (GOVULNDB names another database)
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
