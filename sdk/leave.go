@@ -100,6 +100,9 @@ func (r Relayer) send(ctx context.Context, terms channel.Terms, call chain.Call)
 // sendOnce sends a call that only works once, or waits for the one that is on
 // its way already.
 func sendOnce(ctx context.Context, sender *chain.Sender, call chain.Call, confirmations uint64) error {
+	if err := sender.Sync(ctx); err != nil { // what a re-org undid is on its way again, and pending
+		return err
+	}
 	sent, err := sender.Find(ctx, call.Channels[0])
 	if err != nil {
 		return err

@@ -60,7 +60,7 @@ func parse(args []string) (*options, error) {
 	c := &o.config
 	flags := flag.NewFlagSet("provider", flag.ContinueOnError)
 	flags.Usage = func() {
-		fmt.Fprintln(flags.Output(), "provider rents out this host's GPUs and is paid for metered time.\n\nEvery flag has the environment variable named with it.")
+		fmt.Fprintln(flags.Output(), "provider rents out this host's GPUs and is paid for metered time.\n\nWhere a flag names an environment variable, the variable sets its default.")
 		flags.PrintDefaults()
 	}
 	str := func(into *string, name, env, otherwise, usage string) {

@@ -35,7 +35,7 @@ func parse(args []string) (*options, error) {
 	c := &o.config
 	flags := flag.NewFlagSet("renter", flag.ContinueOnError)
 	flags.Usage = func() {
-		fmt.Fprintln(flags.Output(), "renter rents GPUs from a provider and pays for metered time.\n\nAmounts are in units of the token. Every cap is checked before anything is signed.\nEvery flag has the environment variable named with it.")
+		fmt.Fprintln(flags.Output(), "renter rents GPUs from a provider and pays for metered time.\n\nAmounts are in units of the token. Every cap is checked before anything is signed.\nWhere a flag names an environment variable, the variable sets its default.")
 		flags.PrintDefaults()
 	}
 	str := func(into *string, name, env, otherwise, usage string) {

@@ -48,7 +48,7 @@ func parse(args []string) (*options, error) {
 	c := &o.config
 	flags := flag.NewFlagSet("watchtower", flag.ContinueOnError)
 	flags.Usage = func() {
-		fmt.Fprintln(flags.Output(), "watchtower settles vouchers for providers that are gone, and takes renters without native coin out of their channels.\n\nIts key pays the gas and is nobody else's. Every flag has the environment variable named with it.")
+		fmt.Fprintln(flags.Output(), "watchtower settles vouchers for providers that are gone, and takes renters without native coin out of their channels.\n\nIts key pays the gas and is nobody else's. Where a flag names an environment variable, the variable sets its default.")
 		flags.PrintDefaults()
 	}
 	str := func(into *string, name, env, otherwise, usage string) {

@@ -57,8 +57,8 @@ func Parse(flags *flag.FlagSet, args []string) error {
 	return nil
 }
 
-// Env returns the value of an environment variable, or otherwise. Every flag
-// of the programs has one, so that a container needs no command line.
+// Env returns the value of an environment variable, or otherwise: what a
+// container sets without a command line.
 func Env(name, otherwise string) string {
 	if value, ok := os.LookupEnv(name); ok {
 		return value
