@@ -113,6 +113,7 @@ func (s *story) startChain(ctx context.Context) (err error) {
 		return err
 	}
 	s.stops = append(s.stops, func() { s.chain.Close() })
+	s.say("clock        a \"minute\" is %s here; nothing else is shortened", minute)
 	s.say("chain        embedded, id %d, a block a second; escrow %s, test token %s", devchain.ChainID, s.chain.Escrow, s.chain.Token)
 	return nil
 }
