@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
-
 )
 
 // hopeless is how long a gateway does not try a lease again that it could not
