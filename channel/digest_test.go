@@ -95,7 +95,7 @@ func TestDraftConstants(t *testing.T) {
 	if got := eip712.TypeHash("Voucher(bytes32 channelId,uint128 cumulativeAmount)"); got.Hex() != draft {
 		t.Errorf("voucher type hash %s, the draft states %s", got, draft)
 	}
-	x402 := channel.NewDomain("x402 Batch Settlement", "1", "Voucher(bytes32 channelId,uint128 maxClaimableAmount)", testChain, testEscrow)
+	x402 := channel.BatchSettlement.Domain(testChain, testEscrow)
 	amount := units(5)
 	want := typed(t, "x402 Batch Settlement", "1", testEscrow, "Voucher",
 		[]apitypes.Type{{Name: "channelId", Type: "bytes32"}, {Name: "maxClaimableAmount", Type: "uint128"}},

@@ -9,37 +9,24 @@ import (
 	"github.com/gpupay/gpupay/internal/eip712"
 )
 
-// voucherType is the type of the public draft's voucher. Every voucher here is
-// a (bytes32, uint128): another protocol's differs in names only, and so is
-// another Domain.
-const voucherType = "Voucher(bytes32 channelId,uint128 cumulativeAmount)"
-
 // Domain is what ties a voucher to one contract on one chain: the EIP-712
 // domain separator and the voucher's type. It is a comparable value; make it
 // once and copy it.
 type Domain struct {
+	scheme    Scheme
 	chainID   uint64
 	escrow    common.Address
 	separator common.Hash
 	voucher   common.Hash
 }
 
-// EscrowDomain returns the domain of the escrow contract of this project, which
-// is the domain of the public draft draft-evm-session-00.
+// EscrowDomain returns the domain of the escrow contract of this project.
 func EscrowDomain(chainID uint64, escrow common.Address) Domain {
-	return NewDomain("EVM Payment Channel", "1", voucherType, chainID, escrow)
+	return Session.Domain(chainID, escrow)
 }
 
-// NewDomain returns the domain of another voucher of the shape (bytes32 id,
-// uint128 cumulative). voucher is its EIP-712 type encoding.
-func NewDomain(name, version, voucher string, chainID uint64, escrow common.Address) Domain {
-	return Domain{
-		chainID:   chainID,
-		escrow:    escrow,
-		separator: eip712.DomainSeparator(name, version, chainID, escrow),
-		voucher:   eip712.TypeHash(voucher),
-	}
-}
+// Scheme returns the scheme whose vouchers the domain is for.
+func (d Domain) Scheme() Scheme { return d.scheme }
 
 // ChainID returns the chain that the domain's signatures count on.
 func (d Domain) ChainID() uint64 { return d.chainID }
@@ -57,11 +44,14 @@ func (d Domain) Digest(channelID common.Hash, cumulative *uint256.Int) common.Ha
 	return eip712.Digest(d.separator, sum)
 }
 
-// holds reports terms of another chain or escrow: a voucher of theirs cannot be
-// settled here.
-func (d Domain) holds(t Terms) error {
+// Holds reports terms of another chain, escrow or scheme with ErrTerms: a voucher
+// of theirs cannot be settled here.
+func (d Domain) Holds(t Terms) error {
 	if err := t.Validate(); err != nil {
 		return err
+	}
+	if t.Scheme != d.scheme {
+		return fmt.Errorf("%w: channel %s is of scheme %s, want scheme %s", ErrTerms, t.ID(), t.Scheme, d.scheme)
 	}
 	if t.ChainID != d.chainID {
 		return fmt.Errorf("%w: channel %s is on chain %d, want chain %d", ErrTerms, t.ID(), t.ChainID, d.chainID)

@@ -3,6 +3,7 @@ package channel
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/holiman/uint256"
@@ -84,7 +85,7 @@ type Receipt struct {
 // charged stays. That the terms pay us, in a token we want, is for the caller to
 // check first.
 func (p *Payee) Register(ctx context.Context, t Terms, v ChainView) (State, error) {
-	if err := p.Domain.holds(t); err != nil {
+	if err := p.Domain.Holds(t); err != nil {
 		return State{}, err
 	}
 	id := t.ID()
@@ -165,7 +166,7 @@ func (p *Payee) Check(ctx context.Context, v Voucher) (State, error) {
 	if err != nil {
 		return State{}, err
 	}
-	if err := p.Domain.holds(s.Terms); err != nil { // a store shared with another escrow's payee
+	if err := p.Domain.Holds(s.Terms); err != nil { // a store shared with another escrow's payee
 		return State{}, err
 	}
 	return s, p.verify(ctx, s.Terms.Signer(), v)
@@ -174,7 +175,7 @@ func (p *Payee) Check(ctx context.Context, v Voucher) (State, error) {
 // Verify reports whether v is signed for the channel of these terms, which need
 // not be known yet: a gasless open is verified before it is sent.
 func (p *Payee) Verify(ctx context.Context, t Terms, v Voucher) error {
-	if err := p.Domain.holds(t); err != nil {
+	if err := p.Domain.Holds(t); err != nil {
 		return err
 	}
 	if id := t.ID(); id != v.ChannelID {
@@ -249,13 +250,21 @@ func (p *Payee) State(ctx context.Context, id common.Hash) (State, error) {
 	return p.Store.Load(ctx, id)
 }
 
-// Unsettled returns the channels that have a voucher worth settling, in order of
-// id.
+// Unsettled returns the channels of this escrow that have a voucher worth
+// settling, in order of id.
 func (p *Payee) Unsettled(ctx context.Context) ([]State, error) {
-	return p.Store.Unsettled(ctx)
+	states, err := p.Store.Unsettled(ctx)
+	return p.own(states), err
 }
 
-// Channels returns the channels of the given statuses, or all, in order of id.
+// Channels returns the channels of this escrow, of the given statuses or all, in
+// order of id.
 func (p *Payee) Channels(ctx context.Context, statuses ...Status) ([]State, error) {
-	return p.Store.List(ctx, statuses...)
+	states, err := p.Store.List(ctx, statuses...)
+	return p.own(states), err
+}
+
+// own drops the channels of other escrows that share the store.
+func (p *Payee) own(states []State) []State {
+	return slices.DeleteFunc(states, func(s State) bool { return p.Domain.Holds(s.Terms) != nil })
 }

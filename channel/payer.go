@@ -114,7 +114,7 @@ type Payer struct {
 // any authorization or transaction is signed: a channel that holds our money is
 // then never lost track of. It is idempotent.
 func (p *Payer) Open(ctx context.Context, t Terms, deposit uint256.Int) error {
-	if err := p.Domain.holds(t); err != nil {
+	if err := p.Domain.Holds(t); err != nil {
 		return err
 	}
 	id := t.ID()
@@ -237,7 +237,7 @@ func (p *Payer) allow(s PayerState, spent Budget, cumulative uint256.Int) error 
 	if err := live(s.ID, s.Status); err != nil {
 		return err
 	}
-	if err := p.Domain.holds(s.Terms); err != nil {
+	if err := p.Domain.Holds(s.Terms); err != nil {
 		return err
 	}
 	if cumulative.Lt(&s.Signed) {

@@ -92,8 +92,13 @@ type State struct {
 	UpdatedAt        time.Time
 }
 
+// Payable returns how much of the newest voucher is the payee's, settled or not:
+// all of it in Session, where what was paid in advance is paid, and what was
+// charged under it in BatchSettlement.
+func (s State) Payable() uint256.Int { return s.Terms.Scheme.rules().payable(s) }
+
 // Unsettled returns what the chain would still pay for the newest voucher.
-func (s State) Unsettled() uint256.Int { return minus(s.Accepted, s.Settled) }
+func (s State) Unsettled() uint256.Int { return minus(s.Payable(), s.Settled) }
 
 // Available returns what was vouchered and not yet charged: paid in advance.
 func (s State) Available() uint256.Int { return minus(s.Accepted, s.Spent) }

@@ -5,8 +5,6 @@ import (
 	"fmt"
 
 	"github.com/ethereum/go-ethereum/common"
-
-	"github.com/gpupay/gpupay/internal/eip712"
 )
 
 // ErrTerms marks terms that no channel can have, or that are of another chain or
@@ -23,18 +21,14 @@ type Terms struct {
 	Token            common.Address // the ERC-20 whose base units all amounts are in
 	Salt             common.Hash    // tells a payer's channels apart; short salts settle cheaper
 	AuthorizedSigner common.Address // signs vouchers; zero means the payer
+
+	Scheme          Scheme         // the protocol that the channel follows
+	PayeeAuthorizer common.Address // BatchSettlement: may claim and refund beside the payee
+	WithdrawDelay   uint64         // BatchSettlement: seconds between a withdrawal's start and its end
 }
 
-// ID returns the channel's id, as the contract computes it:
-// keccak256(abi.encode(payer, payee, token, salt, authorizedSigner, escrow, chainid)).
-func (t Terms) ID() common.Hash {
-	var buf [7 * 32]byte
-	return eip712.Words(buf[:0]).
-		Address(t.Payer).Address(t.Payee).Address(t.Token).
-		Hash(t.Salt).Address(t.AuthorizedSigner).
-		Address(t.Escrow).Uint64(t.ChainID).
-		Sum()
-}
+// ID returns the channel's id, as the scheme's contract computes it.
+func (t Terms) ID() common.Hash { return t.Scheme.rules().id(t) }
 
 // Signer returns the address whose vouchers count.
 func (t Terms) Signer() common.Address {
@@ -60,5 +54,5 @@ func (t Terms) Validate() error {
 	if t.ChainID == 0 {
 		return fmt.Errorf("%w: no chain id", ErrTerms)
 	}
-	return nil
+	return t.Scheme.rules().check(t)
 }

@@ -39,6 +39,12 @@ func (a *amount) Scan(src any) error {
 	return nil
 }
 
+// termsColumns and termsValues are the columns of channel.Terms.
+const (
+	termsColumns = "chain_id, escrow, payer, payee, token, salt, authorized_signer, scheme, payee_authorizer, withdraw_delay"
+	termsValues  = ":chain_id, :escrow, :payer, :payee, :token, :salt, :authorized_signer, :scheme, :payee_authorizer, :withdraw_delay"
+)
+
 // terms are the columns of channel.Terms.
 type terms struct {
 	ChainID          int64          `db:"chain_id"`
@@ -48,13 +54,18 @@ type terms struct {
 	Token            common.Address `db:"token"`
 	Salt             common.Hash    `db:"salt"`
 	AuthorizedSigner common.Address `db:"authorized_signer"`
+	Scheme           uint8          `db:"scheme"`
+	PayeeAuthorizer  common.Address `db:"payee_authorizer"`
+	WithdrawDelay    int64          `db:"withdraw_delay"`
 }
 
 func termsOf(t channel.Terms) terms {
-	return terms{int64(t.ChainID), t.Escrow, t.Payer, t.Payee, t.Token, t.Salt, t.AuthorizedSigner}
+	return terms{int64(t.ChainID), t.Escrow, t.Payer, t.Payee, t.Token, t.Salt, t.AuthorizedSigner,
+		uint8(t.Scheme), t.PayeeAuthorizer, int64(t.WithdrawDelay)}
 }
 
 func (t terms) terms() channel.Terms {
 	return channel.Terms{ChainID: uint64(t.ChainID), Escrow: t.Escrow, Payer: t.Payer, Payee: t.Payee,
-		Token: t.Token, Salt: t.Salt, AuthorizedSigner: t.AuthorizedSigner}
+		Token: t.Token, Salt: t.Salt, AuthorizedSigner: t.AuthorizedSigner,
+		Scheme: channel.Scheme(t.Scheme), PayeeAuthorizer: t.PayeeAuthorizer, WithdrawDelay: uint64(t.WithdrawDelay)}
 }

@@ -6,6 +6,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
@@ -16,11 +17,11 @@ import (
 )
 
 const (
-	payeeColumns = "id, chain_id, escrow, payer, payee, token, salt, authorized_signer, " +
+	payeeColumns = "id, " + termsColumns + ", " +
 		"deposit, settled, accepted, spent, signature, status, close_requested_at, updated_at"
 	payeeSelect = "SELECT " + payeeColumns + " FROM payee_channels "
 	payeeInsert = "INSERT INTO payee_channels (" + payeeColumns + ") VALUES (" +
-		":id, :chain_id, :escrow, :payer, :payee, :token, :salt, :authorized_signer, " +
+		":id, " + termsValues + ", " +
 		":deposit, :settled, :accepted, :spent, :signature, :status, :close_requested_at, :updated_at" +
 		") ON CONFLICT (id) DO NOTHING"
 	// The condition is the last guard: whoever writes, what was accepted and
@@ -150,7 +151,11 @@ func (p payeeStore) Unsettled(ctx context.Context) ([]channel.State, error) {
 	var rows []payeeRow
 	err := p.db.reader.SelectContext(ctx, &rows,
 		p.db.reader.Rebind(payeeSelect+"WHERE settled < accepted AND status <> ? ORDER BY id"), channel.Finalized)
-	return payeeStates(rows), p.db.explain(err)
+	states := slices.DeleteFunc(payeeStates(rows), func(s channel.State) bool {
+		left := s.Unsettled() // less than the row says in a scheme that pays what was charged
+		return left.IsZero()
+	})
+	return states, p.db.explain(err)
 }
 
 // States returns the payee's channels of these ids, those that are known.

@@ -15,11 +15,11 @@ import (
 )
 
 const (
-	payerColumns = "id, chain_id, escrow, payer, payee, token, salt, authorized_signer, " +
+	payerColumns = "id, " + termsColumns + ", " +
 		"deposit, settled, signed, signature, status, closed, close_requested_at, updated_at"
 	payerSelect = "SELECT " + payerColumns + " FROM payer_channels "
 	payerInsert = "INSERT INTO payer_channels (" + payerColumns + ") VALUES (" +
-		":id, :chain_id, :escrow, :payer, :payee, :token, :salt, :authorized_signer, " +
+		":id, " + termsValues + ", " +
 		":deposit, :settled, :signed, :signature, :status, :closed, :close_requested_at, :updated_at" +
 		") ON CONFLICT (id) DO NOTHING"
 	// The condition is the last guard: what was signed for never falls.

@@ -1,0 +1,145 @@
+package channel
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/internal/eip712"
+)
+
+// A Scheme is a protocol of payment channels whose voucher is a (bytes32
+// channel id, uint128 cumulative amount). What a payee, a store, a settler and a
+// watcher do is the same for all; a Scheme is all that differs off-chain, and
+// chain.Contract is all that differs on-chain.
+type Scheme uint8
+
+const (
+	// Session is the public draft draft-evm-session-00, which the escrow contract
+	// of this project follows.
+	Session Scheme = iota
+	// BatchSettlement is the scheme of that name of x402, version 2.
+	BatchSettlement
+)
+
+// The bounds of Terms.WithdrawDelay in BatchSettlement.
+const (
+	MinWithdrawDelay = 15 * time.Minute
+	MaxWithdrawDelay = 30 * 24 * time.Hour
+)
+
+// rules is what there is to know of a scheme.
+type rules struct {
+	name            string
+	domain, version string // of the EIP-712 domain
+	voucher         string // its EIP-712 type
+	id              func(Terms) common.Hash
+	check           func(Terms) error
+	payable         func(State) uint256.Int
+}
+
+var schemes = [...]rules{
+	Session: {
+		name:   "session",
+		domain: "EVM Payment Channel", version: "1",
+		voucher: "Voucher(bytes32 channelId,uint128 cumulativeAmount)",
+		id:      sessionID,
+		check:   checkSession,
+		payable: func(s State) uint256.Int { return s.Accepted },
+	},
+	BatchSettlement: {
+		name:   "batch-settlement",
+		domain: batchDomain, version: batchVersion,
+		voucher: "Voucher(bytes32 channelId,uint128 maxClaimableAmount)",
+		id:      batchSettlementID,
+		check:   checkBatchSettlement,
+		payable: lesser,
+	},
+}
+
+// noScheme is what a number has that is no scheme's: nothing is checked, named or
+// paid under it.
+var noScheme = rules{
+	name:    "of no known protocol",
+	id:      func(Terms) common.Hash { return common.Hash{} },
+	check:   func(t Terms) error { return fmt.Errorf("%w: there is no scheme %d", ErrTerms, uint8(t.Scheme)) },
+	payable: func(State) uint256.Int { return uint256.Int{} },
+}
+
+func (s Scheme) rules() rules {
+	if int(s) >= len(schemes) {
+		return noScheme
+	}
+	return schemes[s]
+}
+
+// String returns the scheme's name.
+func (s Scheme) String() string { return s.rules().name }
+
+// Domain returns what ties this scheme's vouchers to one contract on one chain.
+func (s Scheme) Domain(chainID uint64, escrow common.Address) Domain {
+	r := s.rules()
+	return Domain{
+		scheme:    s,
+		chainID:   chainID,
+		escrow:    escrow,
+		separator: eip712.DomainSeparator(r.domain, r.version, chainID, escrow),
+		voucher:   eip712.TypeHash(r.voucher),
+	}
+}
+
+// sessionID is keccak256(abi.encode(payer, payee, token, salt, authorizedSigner,
+// escrow, chainid)).
+func sessionID(t Terms) common.Hash {
+	var buf [7 * 32]byte
+	return eip712.Words(buf[:0]).
+		Address(t.Payer).Address(t.Payee).Address(t.Token).
+		Hash(t.Salt).Address(t.AuthorizedSigner).
+		Address(t.Escrow).Uint64(t.ChainID).
+		Sum()
+}
+
+func checkSession(t Terms) error {
+	if t.PayeeAuthorizer != (common.Address{}) || t.WithdrawDelay != 0 {
+		return fmt.Errorf("%w: scheme %s has no payee authorizer and no withdraw delay", ErrTerms, Session)
+	}
+	return nil
+}
+
+const batchDomain, batchVersion = "x402 Batch Settlement", "1"
+
+var channelConfigType = eip712.TypeHash("ChannelConfig(address payer,address payerAuthorizer,address receiver," +
+	"address receiverAuthorizer,address token,uint40 withdrawDelay,bytes32 salt)")
+
+// batchSettlementID is the EIP-712 digest of the channel's configuration.
+func batchSettlementID(t Terms) common.Hash {
+	var buf [8 * 32]byte
+	config := eip712.Words(buf[:0]).Hash(channelConfigType).
+		Address(t.Payer).Address(t.AuthorizedSigner).
+		Address(t.Payee).Address(t.PayeeAuthorizer).
+		Address(t.Token).Uint64(t.WithdrawDelay).Hash(t.Salt).
+		Sum()
+	return eip712.Digest(eip712.DomainSeparator(batchDomain, batchVersion, t.ChainID, t.Escrow), config)
+}
+
+func checkBatchSettlement(t Terms) error {
+	const least, most = uint64(MinWithdrawDelay / time.Second), uint64(MaxWithdrawDelay / time.Second)
+	if t.WithdrawDelay < least || t.WithdrawDelay > most {
+		return fmt.Errorf("%w: a withdraw delay of %d s is not from %d to %d", ErrTerms, t.WithdrawDelay, least, most)
+	}
+	if t.PayeeAuthorizer == (common.Address{}) {
+		return fmt.Errorf("%w: no payee authorizer", ErrTerms)
+	}
+	return nil
+}
+
+// lesser is what was used up of what was signed for: a voucher of
+// BatchSettlement is a ceiling, and only the charge may be claimed under it.
+func lesser(s State) uint256.Int {
+	if s.Spent.Lt(&s.Accepted) {
+		return s.Spent
+	}
+	return s.Accepted
+}
