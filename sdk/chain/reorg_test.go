@@ -17,7 +17,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/chain"
 )
 
-// Every kind of transaction, undone by re-orgs of 1 to 20 blocks: it comes back by itself, once, and the channel ends as
+// Every kind of transaction, undone by re-orgs of 1 to 20 blocks, each: it comes back by itself, once, and the channel ends as
 // if nothing had happened.
 func TestReorgMatrix(t *testing.T) {
 	kinds := []struct {
@@ -70,17 +70,17 @@ func TestReorgMatrix(t *testing.T) {
 		}},
 	}
 	for _, kind := range kinds {
-		w := newWorld(t) // of its own: anvil forgets the state of blocks that are some hundreds deep
-		s := w.sender(t, w.Keys[1])
-		salt := byte(0)
-		for _, depth := range []int{1, 2, 3, 5, 8, 13, 20} {
-			salt++
-			terms := w.terms(salt)
-			t.Run(fmt.Sprintf("%s/%d", kind.name, depth), func(t *testing.T) {
-				call := kind.call(t, w, s, terms)
-				w.Mine(t, 20) // what came before is deeper than the re-org
-				undo(t, w, s, terms, call, depth)
-			})
+		for first := 1; first <= 2; first++ {
+			w := newWorld(t) // of its own: anvil forgets the state of blocks that are some hundreds deep
+			s := w.sender(t, w.Keys[1])
+			for depth := first; depth <= 20; depth += 2 {
+				terms := w.terms(byte(depth))
+				t.Run(fmt.Sprintf("%s/%d", kind.name, depth), func(t *testing.T) {
+					call := kind.call(t, w, s, terms)
+					w.Mine(t, depth) // nothing else of the channel's is in reach of the re-org
+					undo(t, w, s, terms, call, depth)
+				})
+			}
 		}
 	}
 }
