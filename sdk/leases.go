@@ -234,7 +234,7 @@ func (p *Provider) leaseEnded(l *lease) {
 	if p.replicas != nil {
 		return // the leader finds it in the table
 	}
-	timer := time.AfterFunc(closeGrace, func() { p.crew.settler.Urgent(l.terms.ID()) })
+	timer := time.AfterFunc(closeGrace, func() { p.crew.urgent(l.terms) })
 	context.AfterFunc(p.life, func() { timer.Stop() }) // after a restart the policy's MaxAge settles it
 }
 

@@ -154,10 +154,16 @@ func (p *Provider) chainParts(ctx context.Context) error {
 // crew is what watches the chain, works the outbox and settles. Of the processes
 // that share a database one has a crew at work.
 type crew struct {
-	sender  *chain.Sender
-	settler *Settler
+	sender *chain.Sender
+	tills  []*till
+	towers *towerFeed
+}
+
+// till keeps the channels of one escrow contract as the chain has them, and
+// fetches what was vouchered.
+type till struct {
 	watcher *Watcher
-	towers  *towerFeed
+	settler *Settler
 }
 
 func (p *Provider) newSender(txs *chain.Store) *chain.Sender {
@@ -168,21 +174,49 @@ func (p *Provider) newCrew(db *store.DB, txs *chain.Store) *crew {
 	c := &crew{sender: p.newSender(txs)}
 	payee := *p.payee
 	payee.Store = db.Payee()
-	c.settler = &Settler{Payee: &payee, Escrow: p.escrow, Sender: c.sender, Policy: p.config.Settlement, OnSettled: p.config.OnSettled, Log: p.config.Log}
 	c.towers = newTowerFeed(&payee, p.config.Watchtowers, p.config.WatchtowerEvery, p.config.Log)
+	c.tills = append(c.tills, p.newTill(c, db, txs, p.escrow))
+	return c
+}
+
+func (p *Provider) newTill(c *crew, db *store.DB, txs *chain.Store, contract chain.Contract) *till {
+	payee := &channel.Payee{Store: db.Payee(), Domain: contract.Domain()}
+	t := &till{settler: &Settler{Payee: payee, Contract: contract, Sender: c.sender, Policy: p.config.Settlement, OnSettled: p.config.OnSettled, Log: p.config.Log}}
 	changed := func(_, now channel.State) {
 		if now.Status == channel.Closing {
-			c.settler.Urgent(now.ID) // the grace period runs
+			t.settler.Urgent(now.ID) // the grace period runs
 			c.towers.hurry()
 		}
 		p.channelChanged(now)
 	}
-	c.watcher = &Watcher{Payee: &payee, Escrow: p.escrow, Confirmations: p.config.Confirmations, Poll: p.config.Poll, Store: txs, OnChange: changed, Log: p.config.Log}
-	return c
+	t.watcher = &Watcher{Payee: payee, Contract: contract, Confirmations: p.config.Confirmations, Poll: p.config.Poll, Store: txs, OnChange: changed, Log: p.config.Log}
+	return t
 }
 
 func (c *crew) run(ctx context.Context) error {
-	return together(ctx, c.sender.Run, c.watcher.Run, c.settler.Run, c.towers.run)
+	parts := []func(context.Context) error{c.sender.Run, c.towers.run}
+	for _, t := range c.tills {
+		parts = append(parts, t.watcher.Run, t.settler.Run)
+	}
+	return together(ctx, parts...)
+}
+
+// settle fetches from every contract what has been vouchered.
+func (c *crew) settle(ctx context.Context) error {
+	var err error
+	for _, t := range c.tills {
+		err = errors.Join(err, t.settler.Settle(ctx))
+	}
+	return err
+}
+
+// urgent has a channel settled soon.
+func (c *crew) urgent(t channel.Terms) {
+	for _, till := range c.tills {
+		if till.settler.Payee.Domain.Holds(t) == nil {
+			till.settler.Urgent(t.ID())
+		}
+	}
 }
 
 // together runs parts until the context ends or one of them does, and waits for
@@ -350,7 +384,7 @@ func (p *Provider) Settle(ctx context.Context) error {
 	if p.replicas != nil {
 		return p.replicas.settle(ctx)
 	}
-	return p.crew.settler.Settle(ctx)
+	return p.crew.settle(ctx)
 }
 
 // GasSpent is what the provider's transactions have cost so far, in wei.

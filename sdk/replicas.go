@@ -191,7 +191,7 @@ func (r *replicas) lead(ctx context.Context, db *store.DB) error {
 	c := r.p.newCrew(db, txs)
 	return together(ctx, c.run, func(ctx context.Context) error {
 		for chain.Pause(ctx, 2*time.Second) == nil {
-			if err := r.serve(ctx, c.settler, leaseStore{db}); err != nil && ctx.Err() == nil {
+			if err := r.serve(ctx, c, leaseStore{db}); err != nil && ctx.Err() == nil {
 				r.p.config.Log.Warn("what other gateways want settled", "error", err)
 			}
 		}
@@ -200,7 +200,7 @@ func (r *replicas) lead(ctx context.Context, db *store.DB) error {
 }
 
 // serve has settled what ended at any gateway and what one of them asks for.
-func (r *replicas) serve(ctx context.Context, settler *Settler, s leaseStore) error {
+func (r *replicas) serve(ctx context.Context, c *crew, s leaseStore) error {
 	now := time.Now()
 	ids, err := s.endedBetween(ctx, now.Add(-closeGrace-time.Hour).Unix(), now.Add(-closeGrace).Unix())
 	if err != nil {
@@ -210,17 +210,17 @@ func (r *replicas) serve(ctx context.Context, settler *Settler, s leaseStore) er
 	for _, id := range ids {
 		ended[id] = true
 	}
-	unsettled, err := settler.Payee.Unsettled(ctx)
+	unsettled, err := r.p.db.Payee().Unsettled(ctx)
 	for _, state := range unsettled {
 		if ended[state.ID] {
-			settler.Urgent(state.ID)
+			c.urgent(state.Terms)
 		}
 	}
 	asked, failed := s.claimed(ctx, settleRequest)
 	if err = errors.Join(err, failed); err != nil || !asked {
 		return err
 	}
-	err = settler.Settle(ctx)
+	err = c.settle(ctx)
 	if ctx.Err() != nil {
 		return err // the next leader does it
 	}
@@ -230,7 +230,7 @@ func (r *replicas) serve(ctx context.Context, settler *Settler, s leaseStore) er
 // settle asks the leader, whoever it is, and waits. The error names what it
 // could not settle.
 func (r *replicas) settle(ctx context.Context) error {
-	before, err := r.p.payee.Unsettled(ctx)
+	before, err := r.p.db.Payee().Unsettled(ctx)
 	if err != nil {
 		return err
 	}
@@ -266,7 +266,8 @@ func (r *replicas) unsettled(ctx context.Context, before []channel.State) error 
 	var failed error
 	for _, was := range before {
 		s, err := r.p.payee.State(ctx, was.ID)
-		if err == nil && s.Settled.Lt(&was.Accepted) && s.Status != channel.Finalized {
+		wanted := was.Payable()
+		if err == nil && s.Settled.Lt(&wanted) && s.Status != channel.Finalized {
 			err = errUnsettled(s.ID, errors.New("the log of the gateway that leads says why"))
 		}
 		failed = errors.Join(failed, err)

@@ -18,9 +18,6 @@ import (
 	"github.com/gpupay/gpupay/sdk/chain"
 )
 
-// A purse is what one transaction can pay into: one payee, one token.
-type purse struct{ payee, token common.Address }
-
 // due picks what the policy wants settled now, in-flight and penalized channels aside.
 func (s *Settler) due(ctx context.Context, states []channel.State) ([]channel.State, error) {
 	ids := make([]common.Hash, len(states))
@@ -38,7 +35,7 @@ func (s *Settler) due(ctx context.Context, states []channel.State) ([]channel.St
 		if p := s.penalty[state.ID]; s.claimed[state.ID] || (p != nil && s.now().Before(p.until)) {
 			continue
 		}
-		key := purse{state.Terms.Payee, state.Terms.Token}
+		key := purseOf(state)
 		purses[key] = append(purses[key], state)
 	}
 	var due []channel.State
@@ -95,8 +92,8 @@ func (s *Settler) refresh(ctx context.Context, states []channel.State) ([]channe
 	return fresh, nil
 }
 
-// observe reads channels from the contract and records what it says, of settlement, close and finality; deposits are for
-// the watcher to confirm. It insists on a node that knows the block least.
+// observe reads channels from the contract and records what it says, of settlement, close and finality; deposits of
+// channels that go on are for the watcher to confirm. It insists on a node that knows the block least.
 func (s *Settler) observe(ctx context.Context, ids []common.Hash, least uint64) (map[common.Hash]channel.State, error) {
 	states := make(map[common.Hash]channel.State, len(ids))
 	if len(ids) == 0 {
@@ -104,8 +101,8 @@ func (s *Settler) observe(ctx context.Context, ids []common.Hash, least uint64) 
 	}
 	ctx, cancel := context.WithTimeout(ctx, lookTimeout) // others wait for the record meanwhile
 	defer cancel()
-	return states, s.Escrow.Record(func() error {
-		views, head, err := s.Escrow.Confirmed(ctx, ids, 1)
+	return states, s.Contract.Record(func() error {
+		views, head, err := s.Contract.Confirmed(ctx, ids, 1)
 		if err != nil {
 			return err
 		}
@@ -121,7 +118,7 @@ func (s *Settler) observe(ctx context.Context, ids []common.Hash, least uint64) 
 				return err
 			}
 			v := views[i].Latest
-			if state.Deposit.Lt(&v.Deposit) {
+			if state.Deposit.Lt(&v.Deposit) && !v.Finalized { // of a channel that is over nothing is promised, and nobody looks again
 				v.Deposit = state.Deposit
 			}
 			if v.Settled.Gt(&v.Deposit) {
@@ -153,7 +150,7 @@ func (s *Settler) batches(states []channel.State) [][]channel.State {
 			batches = append(batches, []channel.State{state})
 			continue
 		}
-		key := purse{state.Terms.Payee, state.Terms.Token}
+		key := purseOf(state)
 		if purses[key] == nil {
 			order = append(order, key)
 		}
@@ -203,7 +200,7 @@ func amountOf(state channel.State) string {
 }
 
 func (s *Settler) transact(ctx context.Context, batch []channel.State) error {
-	call, err := s.call(batch)
+	call, err := s.Contract.SettlementCall(batch)
 	if err != nil {
 		return err
 	}
@@ -220,14 +217,7 @@ func (s *Settler) transact(ctx context.Context, batch []channel.State) error {
 	if err != nil {
 		return err
 	}
-	return s.report(ctx, result, before)
-}
-
-func (s *Settler) call(batch []channel.State) (chain.Call, error) {
-	if len(batch) == 1 {
-		return s.Escrow.SettleCall(batch[0].Terms, batch[0].Accepted, batch[0].Signature), nil
-	}
-	return s.Escrow.SettleBatchCall(batch[0].Terms.Payee, batch[0].Terms.Token, batch)
+	return errors.Join(s.report(ctx, result, before), s.pay(ctx, purseOf(batch[0])))
 }
 
 // An outcome is a mined transaction and what the contract says of its channels since.
@@ -261,7 +251,7 @@ func (s *Settler) await(ctx context.Context, id chain.TxID, channels []common.Ha
 // report says what a transaction brought. A row that the contract skipped though it still has money to fetch is an error
 // that names it.
 func (s *Settler) report(ctx context.Context, o outcome, before map[common.Hash]channel.State) error {
-	settlement := Settlement{Tx: o.Hash, Skipped: s.Escrow.Skipped(o.Receipt), Gas: gasCost(o.Receipt)}
+	settlement := Settlement{Tx: o.Hash, Skipped: s.Contract.Skipped(o.Receipt), Gas: gasCost(o.Receipt)}
 	skipped := make(map[common.Hash]chain.SkipReason)
 	for _, row := range settlement.Skipped {
 		skipped[row.Channel] = row.Reason

@@ -46,10 +46,10 @@ type Settlement struct {
 // transaction's block. A channel that cannot be settled is reported and retried alone, ever more seldom, and holds up
 // none of the others. Fields are set before first use.
 type Settler struct {
-	Payee  *channel.Payee
-	Escrow *chain.Escrow
-	Sender *chain.Sender
-	Policy SettlementPolicy
+	Payee    *channel.Payee
+	Contract chain.Contract
+	Sender   *chain.Sender
+	Policy   SettlementPolicy
 
 	OnSettled func(Settlement) // after each transaction; may be nil
 	Log       *slog.Logger
@@ -61,6 +61,7 @@ type Settler struct {
 	urgent  map[common.Hash]bool
 	claimed map[common.Hash]bool     // somebody is settling it
 	penalty map[common.Hash]*penalty // it failed alone
+	payouts payouts
 	work    sync.WaitGroup
 }
 
@@ -141,6 +142,9 @@ func (s *Settler) pass(ctx context.Context) error {
 	if err := s.resume(ctx); err != nil {
 		return err
 	}
+	if err := s.payWaiting(ctx); err != nil {
+		return err
+	}
 	states, err := s.Payee.Unsettled(ctx)
 	if err != nil {
 		return err
@@ -196,7 +200,7 @@ func (s *Settler) Settle(ctx context.Context, ids ...common.Hash) error {
 	for _, batch := range s.batches(fresh) {
 		err = errors.Join(err, s.settle(ctx, batch))
 	}
-	return err
+	return errors.Join(err, s.payWaiting(ctx))
 }
 
 // acquire claims all of the channels, waiting for who settles them already.
@@ -249,6 +253,9 @@ func (s *Settler) resume(ctx context.Context) error {
 		return err
 	}
 	for _, tx := range flying {
+		if tx.Call.To != s.Contract.Address() {
+			continue // another contract's, which the same key settles
+		}
 		var states []channel.State
 		for _, id := range tx.Call.Channels {
 			states = append(states, channel.State{ID: id})
@@ -296,7 +303,7 @@ func (s *Settler) punish(id common.Hash) {
 	defer s.mu.Unlock()
 	p := s.penalty[id]
 	if p == nil {
-		p = &penalty{pace: chain.Backoff{Least: 10 * time.Second, Most: min(10*time.Minute, s.Escrow.Grace()/10)}}
+		p = &penalty{pace: chain.Backoff{Least: 10 * time.Second, Most: min(10*time.Minute, s.Contract.Grace()/10)}}
 		s.penalty[id] = p
 	}
 	p.until = s.now().Add(p.pace.Next())

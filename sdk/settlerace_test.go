@@ -42,3 +42,24 @@ func TestSettledWhileWeAsk(t *testing.T) {
 		t.Errorf("settled %s", now.Settled.Dec())
 	}
 }
+
+// A channel is topped up and closed before anybody has looked: the books end with what the contract says.
+func TestToppedUpAndClosedUnseen(t *testing.T) {
+	k := newTill(t)
+	terms := k.open(1, 1000)
+	k.accept(terms, 300)
+	k.topUp(terms, 500, 1)
+	before := k.state(terms)
+	k.send(k.sender, k.escrow.CloseCall(terms, before.Accepted, before.Signature)) // and the program stops here
+	if err := k.settler.Settle(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	k.check()
+	want, err := k.escrow.View(t.Context(), terms.ID(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s := k.state(terms); s.Deposit != want.Deposit || s.Settled != want.Settled {
+		t.Errorf("the books say %s of %s, the contract says %s of %s", s.Settled.Dec(), s.Deposit.Dec(), want.Settled.Dec(), want.Deposit.Dec())
+	}
+}

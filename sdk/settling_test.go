@@ -76,8 +76,8 @@ func (k *till) start(backend chain.Backend) {
 	}
 	k.payee = &channel.Payee{Store: k.db.Payee(), Domain: k.escrow.Domain(), Contracts: chain.Contracts{Backend: backend}}
 	k.sender = &chain.Sender{Backend: backend, Key: k.key, Store: k.txs, Poll: poll, Resend: 200 * time.Millisecond}
-	k.settler = &sdk.Settler{Payee: k.payee, Escrow: k.escrow, Sender: k.sender, Policy: sdk.SettlementPolicy{Interval: poll}, OnSettled: k.paid}
-	k.watcher = &sdk.Watcher{Payee: k.payee, Escrow: k.escrow, Confirmations: 3, Poll: poll, Store: k.txs, OnChange: k.changed}
+	k.settler = &sdk.Settler{Payee: k.payee, Contract: k.escrow, Sender: k.sender, Policy: sdk.SettlementPolicy{Interval: poll}, OnSettled: k.paid}
+	k.watcher = &sdk.Watcher{Payee: k.payee, Contract: k.escrow, Confirmations: 3, Poll: poll, Store: k.txs, OnChange: k.changed}
 }
 
 // restart closes the database under everything and begins anew.

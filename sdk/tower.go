@@ -206,12 +206,12 @@ func (t *Tower) assemble(db *store.DB, txs *chain.Store) {
 	t.late = &channel.Payee{Store: lateStore{db.Payee()}, Domain: t.escrow.Domain()}
 	t.sender = &chain.Sender{Backend: t.escrow.Backend(), Key: c.Key, Store: txs, Poll: c.Poll, Log: c.Log}
 	t.settler = &Settler{
-		Payee:  &channel.Payee{Store: dutyStore{db.Payee(), t}, Domain: t.escrow.Domain()},
-		Escrow: t.escrow, Sender: t.sender, Log: c.Log, OnSettled: c.OnSettled,
+		Payee:    &channel.Payee{Store: dutyStore{db.Payee(), t}, Domain: t.escrow.Domain()},
+		Contract: t.escrow, Sender: t.sender, Log: c.Log, OnSettled: c.OnSettled,
 		// What is not closing is the payee's to settle; dutyStore says what is due.
 		Policy: SettlementPolicy{Interval: max(c.Poll, time.Second), MaxAge: math.MaxInt64},
 	}
-	t.watcher = &Watcher{Payee: t.payee, Escrow: t.escrow, Confirmations: c.Confirmations, Poll: c.Poll, Store: txs, OnChange: t.changed, Log: c.Log}
+	t.watcher = &Watcher{Payee: t.payee, Contract: t.escrow, Confirmations: c.Confirmations, Poll: c.Poll, Store: txs, OnChange: t.changed, Log: c.Log}
 	t.guard = newTowerGuard(c.Limits)
 	t.metrics = newTowerMetrics(t)
 	t.routes()

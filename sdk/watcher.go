@@ -44,7 +44,7 @@ var errLagging = errors.New("the endpoint is behind what it said before")
 // channels before anything else, since a payer may have asked to close while nobody looked. Fields are set before first
 // use.
 type Watcher struct {
-	Escrow        *chain.Escrow
+	Contract      chain.Contract
 	Payee         *channel.Payee
 	Confirmations uint64        // of a deposit; 0 and 1: the newest block counts
 	Poll          time.Duration // 0: 2 s, and 10 s where the endpoint announces blocks by itself
@@ -67,7 +67,7 @@ type Watcher struct {
 
 // Run watches until the context ends. Failures of the endpoint are logged and retried with growing, jittered pauses.
 func (w *Watcher) Run(ctx context.Context) error {
-	heads := &headFeed{backend: w.Escrow.Backend(), log: w.log()}
+	heads := &headFeed{backend: w.Contract.Backend(), log: w.log()}
 	defer heads.close()
 	var pace chain.Backoff
 	for {
@@ -101,7 +101,7 @@ func (w *Watcher) Check(ctx context.Context) error {
 	if err := w.load(ctx); err != nil {
 		return err
 	}
-	head, err := w.Escrow.Backend().HeaderByNumber(ctx, nil)
+	head, err := w.Contract.Backend().HeaderByNumber(ctx, nil)
 	if err != nil {
 		return fmt.Errorf("reading the newest block: %w", err)
 	}
@@ -129,7 +129,7 @@ func (w *Watcher) load(ctx context.Context) error {
 	}
 	w.unconfirmed = make(map[common.Hash]bool)
 	if w.Store != nil {
-		trail, err := w.Store.Trail(ctx, w.Escrow.ChainID(), w.Escrow.Address())
+		trail, err := w.Store.Trail(ctx, w.Contract.ChainID(), w.Contract.Address())
 		if err != nil {
 			return err
 		}
@@ -172,7 +172,7 @@ func (w *Watcher) stands(ctx context.Context, head *types.Header, b chain.Block)
 		}
 		return false, nil
 	}
-	header, err := w.Escrow.Backend().HeaderByNumber(ctx, new(big.Int).SetUint64(b.Number))
+	header, err := w.Contract.Backend().HeaderByNumber(ctx, new(big.Int).SetUint64(b.Number))
 	if errors.Is(err, ethereum.NotFound) {
 		return false, nil
 	}
@@ -221,7 +221,7 @@ func (w *Watcher) touched(ctx context.Context, from, to uint64) (map[common.Hash
 	if to-from >= manyBlocks {
 		return nil, errManyBlocks
 	}
-	return w.Escrow.Touched(ctx, from, to)
+	return w.Contract.Touched(ctx, from, to)
 }
 
 // all lists the live channels, and after a re-org those that were closed not long ago.
@@ -247,8 +247,8 @@ func (w *Watcher) read(ctx context.Context, ids []common.Hash) error {
 		return nil
 	}
 	var changes []change
-	err := w.Escrow.Record(func() error {
-		views, _, err := w.Escrow.Confirmed(ctx, ids, w.Confirmations)
+	err := w.Contract.Record(func() error {
+		views, _, err := w.Contract.Confirmed(ctx, ids, w.Confirmations)
 		if err != nil {
 			return err
 		}
@@ -317,7 +317,7 @@ func (w *Watcher) advance(ctx context.Context, kept []chain.Block, head *types.H
 	}
 	kept = kept[max(0, len(kept)+1-trailLength):]
 	if w.Store != nil {
-		if err := w.Store.Extend(ctx, w.Escrow.ChainID(), w.Escrow.Address(), kept, next); err != nil {
+		if err := w.Store.Extend(ctx, w.Contract.ChainID(), w.Contract.Address(), kept, next); err != nil {
 			return err
 		}
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"math/big"
-	"sync"
 	"time"
 
 	"github.com/ethereum/go-ethereum"
@@ -33,7 +32,7 @@ type Escrow struct {
 	grace   time.Duration
 	domain  channel.Domain
 
-	recording sync.Mutex
+	recorder
 }
 
 // NewEscrow checks that an escrow contract of ours lives at the address and reads its constants. The error is one

@@ -2,7 +2,6 @@ package chain
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math/big"
 
@@ -58,58 +57,12 @@ func (e *Escrow) CloseRequests(ctx context.Context, id common.Hash) (uint64, err
 	return uint64(slots[0].CloseRequests), nil
 }
 
-// A Confirmed view separates what a payee must hear at once from what it may rely on.
-type Confirmed struct {
-	// View is what to act on: the deposit as of the confirmed block (never above the newest), and settlement, close
-	// request and finality as of the newest block.
-	View channel.ChainView
-	// Latest is all of it as of the newest block; a deposit above View's waits for its confirmations.
-	Latest channel.ChainView
-}
-
-// Pending reports whether the newest block says something that is not yet confirmed.
-func (c Confirmed) Pending() bool { return !c.View.Deposit.Eq(&c.Latest.Deposit) }
-
 // Confirmed reads channels at the newest block and at the one that has the given number of confirmations (1: the newest
 // itself), and merges them. It also returns the number of the newest block it read.
 func (e *Escrow) Confirmed(ctx context.Context, ids []common.Hash, confirmations uint64) ([]Confirmed, uint64, error) {
-	head, err := e.backend.BlockNumber(ctx)
-	if err != nil {
-		return nil, 0, fmt.Errorf("chain: reading the block number: %w", err)
-	}
-	latest, err := e.views(ctx, ids, e.at(new(big.Int).SetUint64(head)))
-	if err != nil {
-		return nil, 0, err
-	}
-	deep := latest
-	if back := max(confirmations, 1) - 1; back > 0 {
-		deep, err = e.views(ctx, ids, e.at(new(big.Int).SetUint64(head-min(back, head))))
-		if errors.Is(err, ErrNoContract) {
-			deep, err = make([]channel.ChainView, len(ids)), nil // the escrow is younger than that
-		}
-		if err != nil {
-			return nil, 0, err
-		}
-	}
-	merged := make([]Confirmed, len(ids))
-	for i := range ids {
-		merged[i] = Confirmed{View: latest[i], Latest: latest[i]}
-		if deep[i].Deposit.Lt(&latest[i].Deposit) {
-			merged[i].View.Deposit = deep[i].Deposit
-		}
-		if v := &merged[i].View; v.Settled.Gt(&v.Deposit) {
-			v.Settled = v.Deposit // settled from money that is not confirmed itself
-		}
-	}
-	return merged, head, nil
-}
-
-// Record runs f while no other Record of this escrow runs. Whoever reads views and stores them does both inside, so
-// that an older reading never lands on top of a newer one.
-func (e *Escrow) Record(f func() error) error {
-	e.recording.Lock()
-	defer e.recording.Unlock()
-	return f()
+	return confirmed(ctx, e.backend, confirmations, func(ctx context.Context, block *big.Int) ([]channel.ChainView, error) {
+		return e.views(ctx, ids, e.at(block))
+	})
 }
 
 type reader func(ctx context.Context, data []byte) ([]byte, error)

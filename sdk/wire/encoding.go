@@ -114,6 +114,10 @@ func marshal(v any) ([]byte, error) {
 	return bytes.TrimRight(buf.Bytes(), "\n"), nil
 }
 
+// unescaped writes two characters as themselves, as RFC 8785 does: encoding/json escapes them for JavaScript's sake. A
+// backslash that is escaped itself is no escape's beginning.
+var unescaped = strings.NewReplacer(`\\`, `\\`, `\u2028`, "\u2028", `\u2029`, "\u2029")
+
 // canonical is RFC 8785 for what this package writes: objects with ASCII keys,
 // strings, booleans and integers. Two replicas then mint the same bytes, and
 // so the same challenge id, for one offer.
@@ -132,7 +136,5 @@ func canonical(v any) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	// encoding/json escapes these two for JavaScript's sake; RFC 8785 does not.
-	raw = bytes.ReplaceAll(raw, []byte(`\u2028`), []byte("\u2028"))
-	return bytes.ReplaceAll(raw, []byte(`\u2029`), []byte("\u2029")), nil
+	return []byte(unescaped.Replace(string(raw))), nil
 }

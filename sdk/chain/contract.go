@@ -1,0 +1,117 @@
+package chain
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/big"
+	"sync"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/ethereum/go-ethereum/core/types"
+
+	"github.com/gpupay/gpupay/channel"
+)
+
+// A Contract is an escrow contract as the payee's side needs it: to believe deposits, to notice withdrawals, and to fetch
+// what was vouchered. Watcher, settler and payee drive any contract through it, whatever its scheme.
+type Contract interface {
+	Backend() Backend
+	ChainID() uint64
+	Address() common.Address
+	// Domain is what vouchers for this contract are signed under; it also says the scheme.
+	Domain() channel.Domain
+	// Grace is the least time between a payer's wish to have its money back and its getting it.
+	Grace() time.Duration
+
+	// Confirmed reads channels; see Confirmed. It also returns the number of the newest block it read.
+	Confirmed(ctx context.Context, ids []common.Hash, confirmations uint64) ([]Confirmed, uint64, error)
+	// Touched lists the channels that the contract says anything about in the blocks from..to, both included.
+	Touched(ctx context.Context, from, to uint64) (map[common.Hash]bool, error)
+	// Record runs f while no other Record of this contract runs. Whoever reads views and stores them does both inside, so
+	// that an older reading never lands on top of a newer one.
+	Record(f func() error) error
+
+	// SettlementCall settles the newest voucher of channels of one payee and one token in one transaction.
+	SettlementCall(states []channel.State) (Call, error)
+	// Skipped reads from a settlement's receipt which channels it left out.
+	Skipped(receipt *types.Receipt) []Skipped
+	// PayoutCall fetches what settlements have set aside for a payee; false where nothing waits, or settling pays at once.
+	PayoutCall(ctx context.Context, payee, token common.Address) (Call, bool, error)
+}
+
+var _ Contract = (*Escrow)(nil)
+
+// SettlementCall is SettleCall for one channel and SettleBatchCall for several. A channel whose signer is a contract
+// account can only be settled alone.
+func (e *Escrow) SettlementCall(states []channel.State) (Call, error) {
+	if len(states) == 1 {
+		return e.SettleCall(states[0].Terms, states[0].Accepted, states[0].Signature), nil
+	}
+	return e.SettleBatchCall(states[0].Terms.Payee, states[0].Terms.Token, states)
+}
+
+// PayoutCall returns false: settling pays.
+func (e *Escrow) PayoutCall(context.Context, common.Address, common.Address) (Call, bool, error) {
+	return Call{}, false, nil
+}
+
+// recorder makes readings land in the order in which they were made.
+type recorder struct{ mu sync.Mutex }
+
+// Record runs f while no other Record runs.
+func (r *recorder) Record(f func() error) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return f()
+}
+
+// A Confirmed view separates what a payee must hear at once from what it may rely on.
+type Confirmed struct {
+	// View is what to act on: the deposit as of the confirmed block (never above the newest), and settlement, close
+	// request and finality as of the newest block.
+	View channel.ChainView
+	// Latest is all of it as of the newest block; a deposit above View's waits for its confirmations.
+	Latest channel.ChainView
+}
+
+// Pending reports whether the newest block says something that is not yet confirmed.
+func (c Confirmed) Pending() bool { return !c.View.Deposit.Eq(&c.Latest.Deposit) }
+
+// viewsAt reads n channels at a block. ErrNoContract says that there was no contract at that block.
+type viewsAt func(ctx context.Context, block *big.Int) ([]channel.ChainView, error)
+
+// confirmed reads channels at the newest block and at the one that has the given number of confirmations (1: the newest
+// itself), and merges them.
+func confirmed(ctx context.Context, backend Backend, confirmations uint64, read viewsAt) ([]Confirmed, uint64, error) {
+	head, err := backend.BlockNumber(ctx)
+	if err != nil {
+		return nil, 0, fmt.Errorf("chain: reading the block number: %w", err)
+	}
+	latest, err := read(ctx, new(big.Int).SetUint64(head))
+	if err != nil {
+		return nil, 0, err
+	}
+	deep := latest
+	if back := max(confirmations, 1) - 1; back > 0 {
+		deep, err = read(ctx, new(big.Int).SetUint64(head-min(back, head)))
+		if errors.Is(err, ErrNoContract) {
+			deep, err = make([]channel.ChainView, len(latest)), nil // the contract is younger than that
+		}
+		if err != nil {
+			return nil, 0, err
+		}
+	}
+	merged := make([]Confirmed, len(latest))
+	for i := range latest {
+		merged[i] = Confirmed{View: latest[i], Latest: latest[i]}
+		if deep[i].Deposit.Lt(&latest[i].Deposit) {
+			merged[i].View.Deposit = deep[i].Deposit
+		}
+		if v := &merged[i].View; v.Settled.Gt(&v.Deposit) {
+			v.Settled = v.Deposit // settled from money that is not confirmed itself
+		}
+	}
+	return merged, head, nil
+}
