@@ -7,7 +7,6 @@ import (
 	"math/big"
 	"net/http"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
@@ -39,8 +38,8 @@ type Provider struct {
 	devices []metering.Device
 	gasless bool // we send renters' ERC-3009 deposits
 
+	lessor
 	db       *store.DB
-	store    leaseStore
 	payee    *channel.Payee
 	sender   *chain.Sender
 	crew     *crew     // nil where the leader's is at work
@@ -51,17 +50,11 @@ type Provider struct {
 	guard    *guard   // what clients may do how often
 	sponsor  *sponsor // what deposits of strangers may cost
 
-	life    context.Context // leases run until it ends
-	finish  context.CancelFunc
 	opens   keyed // one open at a time of a channel
 	starts  keyed // one lease start or close at a time on a channel
 	submits keyed // one deposit at a time is looked up and sent for a channel
 
-	mu               sync.Mutex
-	offer            wire.SignedOffer
-	leases           map[common.Hash]*lease // running, by channel
-	wait             sync.WaitGroup
-	closed, draining bool
+	offer wire.SignedOffer // guarded by mu
 }
 
 var errClosed = errors.New("the provider is closed")
@@ -77,11 +70,11 @@ func NewProvider(ctx context.Context, config ProviderConfig) (*Provider, error) 
 	if err != nil {
 		return nil, err
 	}
-	p := &Provider{config: config, escrow: escrow, token: token, leases: make(map[common.Hash]*lease)}
+	p := &Provider{config: config, escrow: escrow, token: token}
 	if err := p.prepare(ctx); err != nil {
 		return nil, err
 	}
-	p.life, p.finish = context.WithCancel(context.Background())
+	p.ready()
 	if err := p.restore(ctx); err != nil {
 		p.finish()
 		return nil, errors.Join(err, p.db.Close())
@@ -103,6 +96,7 @@ func (p *Provider) prepare(ctx context.Context) error {
 		return errors.Join(err, db.Close())
 	}
 	p.metrics = newProviderMetrics(p)
+	p.lets()
 	p.routes()
 	return nil
 }
@@ -127,6 +121,20 @@ func (p *Provider) prices(ctx context.Context) error {
 		p.config.Allocator, err = NewHostAllocator(ctx, p.config.Source)
 	}
 	return err
+}
+
+// lets says how leases are run.
+func (p *Provider) lets() {
+	p.meterKey = p.config.MeterKey
+	p.lessor.channel = func(ctx context.Context, row leaseRow) (channel.State, error) {
+		return p.payee.State(ctx, common.HexToHash(row.Channel))
+	}
+	p.deps = leaseDeps{
+		allocator: p.config.Allocator, source: p.config.Source, clock: p.config.Clock, store: p.store,
+		metrics: p.metrics, log: p.config.Log, ended: p.leaseEnded, dropped: p.leaseDropped,
+		timing: leaseTiming{tick: p.config.Tick, recordEvery: p.config.RecordEvery,
+			suspendTimeout: p.config.SuspendTimeout, callTimeout: p.config.CallTimeout},
+	}
 }
 
 // chainParts makes what watches the chain and sends to it.
@@ -332,17 +340,6 @@ func (p *Provider) Run(ctx context.Context) error {
 	return notCancelled(together(ctx, p.crew.run, p.renewOffers))
 }
 
-// begin registers work that Close waits for.
-func (p *Provider) begin() bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.closed {
-		return false
-	}
-	p.wait.Add(1)
-	return true
-}
-
 func (p *Provider) renewOffers(ctx context.Context) error {
 	ticker := time.NewTicker(p.config.OfferTTL / 2)
 	defer ticker.Stop()
@@ -363,15 +360,9 @@ func (p *Provider) renewOffers(ctx context.Context) error {
 // them, and the time in between is not billed. To end them instead, call Drain
 // first.
 func (p *Provider) Close() error {
-	p.mu.Lock()
-	if p.closed {
-		p.mu.Unlock()
+	if !p.shut() {
 		return nil
 	}
-	p.closed = true
-	p.mu.Unlock()
-	p.finish()
-	p.wait.Wait()
 	if p.replicas != nil {
 		p.replicas.leave()
 	}
@@ -394,23 +385,12 @@ func (p *Provider) GasSpent(ctx context.Context) (*big.Int, error) { return p.se
 func (p *Provider) Drain(ctx context.Context) error {
 	p.mu.Lock()
 	p.draining = true
-	running := make([]*lease, 0, len(p.leases))
-	for _, l := range p.leases {
-		running = append(running, l)
-	}
 	p.mu.Unlock()
 	var err error
-	for _, l := range running {
+	for _, l := range p.allLeases() {
 		err = errors.Join(err, l.end(ctx, stopRequest{reason: "the provider ends all leases"}))
 	}
 	return errors.Join(err, p.Settle(ctx))
-}
-
-// running returns the lease that runs on a channel, or nil.
-func (p *Provider) running(channelID common.Hash) *lease {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.leases[channelID]
 }
 
 // channelChanged hears of every change the chain made to a channel.
@@ -425,18 +405,6 @@ func (p *Provider) channelChanged(now channel.State) {
 	}
 	// What is metered from here on might never be paid.
 	p.endSoon(l, "the channel is "+now.Status.String())
-}
-
-// endSoon has a lease end, once, and does not wait for it.
-func (p *Provider) endSoon(l *lease, reason string) {
-	if l.ending.Swap(true) {
-		return
-	}
-	go func() {
-		if err := l.end(p.life, stopRequest{reason: reason}); err != nil {
-			p.config.Log.Error("lease could not be ended", "lease", l.id, "error", err)
-		}
-	}()
 }
 
 // Service says how the lease on a channel is: active, suspended, or ended

@@ -133,16 +133,6 @@ func (r *replicas) leave() {
 	}
 }
 
-func (p *Provider) allLeases() []*lease {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	all := make([]*lease, 0, len(p.leases))
-	for _, l := range p.leases {
-		all = append(all, l)
-	}
-	return all
-}
-
 // claim makes this gateway the only one to do what it names; without others it
 // is nothing.
 func (p *Provider) claim(ctx context.Context, name string) (unclaim func(), err error) {

@@ -1,0 +1,306 @@
+package sdk
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/fault"
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// lessor runs leases and takes them up again after a restart.
+type lessor struct {
+	deps     leaseDeps
+	meterKey metering.Signer // signs usage records
+	store    leaseStore
+
+	channel func(ctx context.Context, row leaseRow) (channel.State, error) // of a lease
+
+	life   context.Context // leases run until it ends
+	finish context.CancelFunc
+
+	mu               sync.Mutex
+	leases           map[common.Hash]*lease // running, by channel
+	wait             sync.WaitGroup
+	closed, draining bool
+}
+
+// ready makes a lessor that has no lease yet.
+func (h *lessor) ready() {
+	h.leases = make(map[common.Hash]*lease)
+	h.life, h.finish = context.WithCancel(context.Background())
+}
+
+// shut stops all leases, which go on in the next process, and waits for all
+// work. It is false the second time.
+func (h *lessor) shut() bool {
+	h.mu.Lock()
+	if h.closed {
+		h.mu.Unlock()
+		return false
+	}
+	h.closed = true
+	h.mu.Unlock()
+	h.finish()
+	h.wait.Wait()
+	return true
+}
+
+// begin registers work that Close waits for.
+func (h *lessor) begin() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed {
+		return false
+	}
+	h.wait.Add(1)
+	return true
+}
+
+// running returns the lease that runs on a channel, or nil.
+func (h *lessor) running(channelID common.Hash) *lease {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.leases[channelID]
+}
+
+func (h *lessor) allLeases() []*lease {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	all := make([]*lease, 0, len(h.leases))
+	for _, l := range h.leases {
+		all = append(all, l)
+	}
+	return all
+}
+
+// grant allocates devices and begins a lease on an open channel. The row is on
+// disk before the first command runs, so that a crash in between still
+// releases what was allocated.
+func (h *lessor) grant(ctx context.Context, row leaseRow, s channel.State, offer wire.SignedOffer) (*lease, error) {
+	id := common.HexToHash(row.ID)
+	if err := h.store.insert(ctx, row); err != nil {
+		return nil, err
+	}
+	fault.Point(fault.LeaseWritten)
+	// A renter that hangs up must not leave a half-made allocation behind.
+	call, cancel := context.WithTimeout(context.WithoutCancel(ctx), h.deps.timing.callTimeout)
+	defer cancel()
+	a, err := h.deps.allocator.Allocate(call, AllocationRequest{LeaseID: id, Payer: s.Terms.Payer, GPUs: row.GPUs})
+	if err == nil && len(a.Devices) != row.GPUs {
+		err = errors.Join(fmt.Errorf("allocator gave %d devices to lease %s, %d were asked for", len(a.Devices), id, row.GPUs),
+			h.deps.allocator.Release(call, a))
+	}
+	if err != nil {
+		return nil, errors.Join(err, h.store.setState(call, id, row.Term, leaseEnded, "not allocated", time.Now().Unix()))
+	}
+	fault.Point(fault.LeaseAllocated)
+	a.LeaseID = id
+	text, err := json.Marshal(a)
+	if err == nil {
+		err = h.store.activate(call, id, row.Term, string(text))
+	}
+	if err != nil {
+		return nil, errors.Join(err, h.deps.allocator.Release(call, a))
+	}
+	fault.Point(fault.LeaseActivated)
+	l, err := h.newLease(row, s, offer, a, nil)
+	if err != nil {
+		return nil, errors.Join(err, h.deps.allocator.Release(call, a), h.store.setState(call, id, row.Term, leaseEnded, "not started", time.Now().Unix()))
+	}
+	return l, h.launch(l, leaseActive, s, nil) // after an error the next process takes the lease up
+}
+
+// newLease builds a lease: fresh, or as its last record and the meter's state
+// left it.
+func (h *lessor) newLease(row leaseRow, s channel.State, offer wire.SignedOffer, a Allocation, last *metering.SignedRecord) (*lease, error) {
+	price, err := offerPrice(offer.Offer)
+	if err != nil {
+		return nil, err
+	}
+	credit, err := price.Charge(offer.Credit * uint64(time.Second))
+	if err != nil {
+		return nil, err
+	}
+	before, err := channel.ParseAmount(row.OwedBefore)
+	if err != nil {
+		return nil, err
+	}
+	l := &lease{
+		id: a.LeaseID, terms: s.Terms, offer: offer, price: price, credit: credit, allocation: a, owedBefore: before, term: row.Term,
+		stop: make(chan stopRequest), poke: make(chan struct{}, 1), done: make(chan struct{}), changed: make(chan struct{}),
+		deps: h.deps,
+	}
+	l.view.stream = uint64(row.Stream)
+	l.deps.timing = l.deps.timing.of(offer.Offer)
+	terms := metering.Lease{
+		ID: a.LeaseID, ChannelID: s.ID, OfferHash: offer.Hash, ChainID: s.Terms.ChainID, Escrow: s.Terms.Escrow,
+		MaxGap: time.Duration(offer.MaxGap) * time.Millisecond,
+		Price:  price, OwedBefore: before, Devices: a.Devices,
+	}
+	saved, record, err := row.metered(last)
+	if err != nil {
+		return nil, err
+	}
+	if l.meter, err = newMeter(a.Devices, offer.Offer, saved); err != nil {
+		return nil, err
+	}
+	l.recorder, err = metering.NewRecorder(terms, h.meterKey, record)
+	return l, err
+}
+
+// of is the timing of a lease: what its offer promises counts, and not what was
+// configured since.
+func (t leaseTiming) of(o wire.Offer) leaseTiming {
+	t.tick = or(time.Duration(o.Tick)*time.Millisecond, t.tick)
+	t.recordEvery = or(time.Duration(o.RecordEvery)*time.Millisecond, t.recordEvery)
+	return t
+}
+
+func newMeter(devices []string, o wire.Offer, saved *metering.State) (*metering.Meter, error) {
+	config := metering.Config{
+		Devices: devices,
+		Tick:    time.Duration(o.Tick) * time.Millisecond,
+		MaxGap:  time.Duration(o.MaxGap) * time.Millisecond,
+	}
+	if saved != nil {
+		return metering.Restore(config, *saved)
+	}
+	return metering.NewMeter(config)
+}
+
+// launch lets a lease run. Its view starts where its last record is.
+func (h *lessor) launch(l *lease, state leaseState, s channel.State, last *metering.SignedRecord) error {
+	l.view = leaseView{state: state, version: 1, stream: l.view.stream, owed: l.owedBefore, accepted: s.Accepted, deposit: s.Deposit}
+	if last != nil {
+		l.view.sequence, l.view.owed, l.view.nanos = last.Sequence, last.Owed, last.Nanos
+	}
+	if state == leaseSuspended {
+		l.meter.Pause()
+		l.view.need = 1
+	}
+	if !h.begin() {
+		return errClosed
+	}
+	h.mu.Lock()
+	h.leases[s.ID] = l
+	h.mu.Unlock()
+	go func() {
+		defer h.wait.Done()
+		l.run(h.life)
+	}()
+	h.deps.log.Info("lease started", "lease", l.id, "channel", s.ID, "payer", s.Terms.Payer, "devices", l.allocation.Devices, "state", string(state))
+	return nil
+}
+
+// leaseDropped makes room for another lease on the channel.
+func (h *lessor) leaseDropped(l *lease) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.leases[l.terms.ID()] == l { // it may have come back here meanwhile
+		delete(h.leases, l.terms.ID())
+	}
+}
+
+// takeUp goes on with the leases of an earlier run.
+func (h *lessor) takeUp(ctx context.Context) error {
+	rows, err := h.store.unfinished(ctx)
+	if err != nil {
+		return fmt.Errorf("leases of the last run: %w", err)
+	}
+	for _, row := range rows {
+		if err := h.adopt(ctx, row); err != nil {
+			h.deps.log.Warn("lease of the last run is ended", "lease", row.ID, "reason", err)
+			if err := h.abandon(ctx, row, err.Error()); err != nil {
+				return fmt.Errorf("ending lease %s of the last run: %w", row.ID, err)
+			}
+		}
+	}
+	return nil
+}
+
+func (h *lessor) adopt(ctx context.Context, row leaseRow) error {
+	id := common.HexToHash(row.ID)
+	if row.State == string(leaseAllocating) {
+		return errors.New("it was not allocated yet")
+	}
+	last, err := h.store.last(ctx, id)
+	if err != nil {
+		return err
+	}
+	if last != nil && last.Final {
+		return errors.New("its final record was written")
+	}
+	s, err := h.channel(ctx, row)
+	if err != nil {
+		return err
+	}
+	a, err := row.allocation()
+	if err != nil {
+		return err
+	}
+	if s.Status != channel.Open {
+		return fmt.Errorf("its channel is %s", s.Status)
+	}
+	adopter, ok := h.deps.allocator.(Adopter)
+	if !ok {
+		return errors.New("the allocator cannot adopt it")
+	}
+	if err := adopter.Adopt(ctx, a); err != nil {
+		return fmt.Errorf("%w: %w", errNotHere, err)
+	}
+	l, err := h.rebuild(ctx, row, s, a, last)
+	if err != nil {
+		return err
+	}
+	return h.launch(l, leaseState(row.State), s, last)
+}
+
+// errNotHere is a lease whose devices cannot be taken up here.
+var errNotHere = errors.New("its devices cannot be taken up here")
+
+// rebuild is a lease as its row and its last record left it.
+func (h *lessor) rebuild(ctx context.Context, row leaseRow, s channel.State, a Allocation, last *metering.SignedRecord) (*lease, error) {
+	offer, err := h.store.offer(ctx, common.HexToHash(row.Offer))
+	if err != nil {
+		return nil, err
+	}
+	return h.newLease(row, s, offer, a, last)
+}
+
+// abandon releases what a lease of an earlier run still holds.
+func (h *lessor) abandon(ctx context.Context, row leaseRow, reason string) error {
+	a, err := row.allocation()
+	if err != nil {
+		return err
+	}
+	if adopter, ok := h.deps.allocator.(Adopter); ok && len(a.Devices) > 0 {
+		_ = adopter.Adopt(ctx, a) // so that Release knows its devices; it is released whether or not this works
+	}
+	call, cancel := context.WithTimeout(ctx, h.deps.timing.callTimeout)
+	defer cancel()
+	if err := h.deps.allocator.Release(call, a); err != nil {
+		return err
+	}
+	return h.store.setState(ctx, common.HexToHash(row.ID), row.Term, leaseEnded, reason, time.Now().Unix())
+}
+
+// endSoon has a lease end, once, and does not wait for it.
+func (h *lessor) endSoon(l *lease, reason string) {
+	if l.ending.Swap(true) {
+		return
+	}
+	go func() {
+		if err := l.end(h.life, stopRequest{reason: reason}); err != nil {
+			h.deps.log.Error("lease could not be ended", "lease", l.id, "error", err)
+		}
+	}()
+}
