@@ -46,8 +46,8 @@ func (e *Escrow) Skipped(receipt *types.Receipt) []Skipped {
 			continue
 		}
 		event, err := e.abi.UnpackSettlementSkippedEvent(log)
-		if err != nil {
-			continue // another event
+		if err != nil || event.Row == nil || !event.Row.IsUint64() {
+			continue // another event, or none that the contract wrote: an endpoint can say anything
 		}
 		skipped = append(skipped, Skipped{Channel: event.ChannelId, Row: event.Row.Uint64(), Reason: SkipReason(event.Reason)})
 	}

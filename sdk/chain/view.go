@@ -102,9 +102,20 @@ func (e *Escrow) slots(ctx context.Context, ids []common.Hash, read reader) ([]b
 		if err != nil || len(part) != n {
 			return nil, fmt.Errorf("chain: escrow %s answered %d of %d channels: %v", e.address, len(part), n, err)
 		}
+		for _, s := range part {
+			if !possible(s) {
+				return nil, fmt.Errorf("chain: escrow %s answered with what no channel can be: a deposit of %s, %s settled, a close requested at %s",
+					e.address, s.Deposit, s.Settled, s.CloseRequestedAt)
+			}
+		}
 		slots, ids = append(slots, part...), ids[n:]
 	}
 	return slots, nil
+}
+
+// possible holds a channel to the widths of the contract's fields: the decoder takes any word for any integer.
+func possible(s bindings.Channel) bool {
+	return s.Deposit.BitLen() <= 96 && s.Settled.BitLen() <= 96 && s.CloseRequestedAt.BitLen() <= 40
 }
 
 func exists(s bindings.Channel) bool { return s.Open || s.Finalized }
@@ -122,7 +133,7 @@ func view(s bindings.Channel) channel.ChainView {
 	return v
 }
 
-// amount converts what the ABI decoder already bounded to 96 bits.
+// amount converts what is bounded to 96 bits (possible).
 func amount(b *big.Int) uint256.Int {
 	var v uint256.Int
 	if b != nil {
