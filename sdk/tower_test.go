@@ -363,6 +363,16 @@ func TestTowerHostileRequests(t *testing.T) {
 	otherEscrow.Escrow[0]++
 	otherPayee.Payee = stranger.Address()
 	otherToken.Token[0]++
+	// A request that was used, and taken back by a top-up: before there is anything to settle.
+	used := l.request(l.payer, open, 0, 1<<40)
+	l.requestClose(open)
+	own := l.sender0()
+	token, err := chain.NewToken(ctx, l.Backend, l.Token)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.send(own, token.ApproveCall(l.Escrow, *uint256.NewInt(10)))
+	l.send(own, l.escrow.TopUpCall(open, *uint256.NewInt(10)))
 	good := l.sign(l.payer, open, 500)
 	change := func(f func(*sdk.TowerVoucher)) sdk.TowerVoucher {
 		v := good
@@ -387,7 +397,7 @@ func TestTowerHostileRequests(t *testing.T) {
 		{"a channel that nobody opened", l.sign(l.payer, unknown, 500), "404"},
 		{"a channel that is too small", l.sign(l.payer, tiny, 10), "403"},
 		{"a channel that is final", l.sign(l.payer, done, 10), "410"},
-		{"more than the deposit", l.sign(l.payer, open, 1001), "422"},
+		{"more than the deposit", l.sign(l.payer, open, 1011), "422"},
 		{"nothing", l.sign(l.payer, open, 0), "422"},
 		{"no terms", sdk.TowerVoucher{}, "400"},
 		{"right", good, "accepted"},
@@ -405,16 +415,6 @@ func TestTowerHostileRequests(t *testing.T) {
 		t.Fatalf("the tower keeps %+v, %v", states, err)
 	}
 
-	// A request that was used, and taken back by a top-up.
-	used := l.request(l.payer, open, 0, 1<<40)
-	l.requestClose(open)
-	own := l.sender0()
-	token, err := chain.NewToken(ctx, l.Backend, l.Token)
-	if err != nil {
-		t.Fatal(err)
-	}
-	l.send(own, token.ApproveCall(l.Escrow, *uint256.NewInt(10)))
-	l.send(own, l.escrow.TopUpCall(open, *uint256.NewInt(10)))
 	now, err := l.escrow.Now(ctx)
 	if err != nil {
 		t.Fatal(err)
