@@ -107,7 +107,11 @@ func (e *Escrow) WithdrawCall(t channel.Terms) Call {
 
 // Simulate runs a call as from would send it, without sending it. What the contract refuses is a *Revert.
 func (e *Escrow) Simulate(ctx context.Context, from common.Address, call Call) error {
-	_, err := e.backend.CallContract(ctx, ethereum.CallMsg{From: from, To: &call.To, Data: call.Data}, nil)
+	return simulate(ctx, e.backend, from, call)
+}
+
+func simulate(ctx context.Context, backend Backend, from common.Address, call Call) error {
+	_, err := backend.CallContract(ctx, ethereum.CallMsg{From: from, To: &call.To, Data: call.Data}, nil)
 	if err != nil {
 		return fmt.Errorf("chain: %s: %w", call, decode(err))
 	}

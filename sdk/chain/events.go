@@ -60,21 +60,24 @@ const logSpan = 1000
 // Touched lists the channels that the contract says anything about in the blocks from..to, both included. What it says is
 // read from its state, so that an event believed twice or in the wrong order does no harm.
 func (e *Escrow) Touched(ctx context.Context, from, to uint64) (map[common.Hash]bool, error) {
-	touched := make(map[common.Hash]bool)
+	return touched(ctx, e.backend, ethereum.FilterQuery{Addresses: []common.Address{e.address}}, from, to)
+}
+
+// touched lists the channels of the events that a query finds in the blocks from..to; they have the channel first.
+func touched(ctx context.Context, backend Backend, query ethereum.FilterQuery, from, to uint64) (map[common.Hash]bool, error) {
+	channels := make(map[common.Hash]bool)
 	for ; from <= to; from += logSpan {
-		logs, err := e.backend.FilterLogs(ctx, ethereum.FilterQuery{
-			FromBlock: new(big.Int).SetUint64(from),
-			ToBlock:   new(big.Int).SetUint64(min(to, from+logSpan-1)),
-			Addresses: []common.Address{e.address},
-		})
+		query.FromBlock = new(big.Int).SetUint64(from)
+		query.ToBlock = new(big.Int).SetUint64(min(to, from+logSpan-1))
+		logs, err := backend.FilterLogs(ctx, query)
 		if err != nil {
 			return nil, fmt.Errorf("chain: reading events of blocks %d to %d: %w", from, to, err)
 		}
 		for _, log := range logs {
-			if len(log.Topics) > 1 { // every event of the escrow has the channel first
-				touched[log.Topics[1]] = true
+			if len(log.Topics) > 1 {
+				channels[log.Topics[1]] = true
 			}
 		}
 	}
-	return touched, nil
+	return channels, nil
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/ethereum/go-ethereum/rpc"
 
 	"github.com/gpupay/gpupay/bindings"
+	"github.com/gpupay/gpupay/bindings/batchsettlement"
 )
 
 // A Revert is a call that the contract refused. Name is the custom error (or "Error" for a reason string, "Panic", or
@@ -56,7 +57,10 @@ func show(arg any) string {
 // revertCode is the JSON-RPC error code of a call that ran and reverted.
 const revertCode = 3
 
-var escrowErrors = mustParse(bindings.ChannelEscrowMetaData.ParseABI())
+var (
+	escrowErrors     = mustParse(bindings.ChannelEscrowMetaData.ParseABI())
+	settlementErrors = mustParse(batchsettlement.BatchSettlementMetaData.ParseABI())
+)
 
 func mustParse(parsed *abi.ABI, err error) *abi.ABI {
 	if err != nil {
@@ -100,8 +104,9 @@ func parseRevert(data []byte) *Revert {
 		r.Name, r.Args = "Error", []any{reason}
 		return r
 	}
-	for _, known := range escrowErrors.Errors {
-		if [4]byte(known.ID[:4]) != [4]byte(data[:4]) {
+	for _, contract := range []*abi.ABI{escrowErrors, settlementErrors} {
+		known, err := contract.ErrorByID([4]byte(data[:4]))
+		if err != nil {
 			continue
 		}
 		if args, err := known.Inputs.Unpack(data[4:]); err == nil {

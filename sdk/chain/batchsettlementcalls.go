@@ -1,0 +1,156 @@
+package chain
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/ethereum/go-ethereum/accounts/abi"
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/ethereum/go-ethereum/crypto"
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/bindings/batchsettlement"
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/eip712"
+)
+
+// The kinds of calls to x402's contract, in its words.
+const (
+	Deposit          Kind = "deposit"
+	Claim            Kind = "claim"
+	Payout           Kind = "payout"
+	Refund           Kind = "refund"
+	InitiateWithdraw Kind = "initiate withdraw"
+	FinalizeWithdraw Kind = "finalize withdraw"
+)
+
+// DepositNonce is the ERC-3009 nonce of a deposit: it commits the authorization to one channel, and salt tells a channel's
+// deposits apart.
+func DepositNonce(id, salt common.Hash) common.Hash {
+	return crypto.Keccak256Hash(id[:], salt[:])
+}
+
+// DepositCall adds to a channel with the payer's ERC-3009 authorization to ERC3009CollectorAddress, whose nonce is
+// DepositNonce of this salt. Anyone may send it, and the contract counts no more than arrives.
+func (b *BatchSettlement) DepositCall(t channel.Terms, salt common.Hash, a Authorization) Call {
+	return b.about(Deposit, t, b.abi.PackDeposit(config(t), a.Value.ToBig(), ERC3009CollectorAddress, CollectorData(salt, a)))
+}
+
+// collectorArguments are (validAfter, validBefore, salt, signature).
+var collectorArguments = func() abi.Arguments {
+	number, err := abi.NewType("uint256", "", nil)
+	bytes, err2 := abi.NewType("bytes", "", nil)
+	if err != nil || err2 != nil {
+		panic("chain: the types of a collector's data do not parse")
+	}
+	return abi.Arguments{{Type: number}, {Type: number}, {Type: number}, {Type: bytes}}
+}()
+
+// CollectorData is what the ERC-3009 collector wants to know of an authorization.
+func CollectorData(salt common.Hash, a Authorization) []byte {
+	data, err := collectorArguments.Pack(number(a.ValidAfter), number(a.ValidBefore), salt.Big(), a.Signature)
+	if err != nil {
+		panic("chain: packing a collector's data: " + err.Error())
+	}
+	return data
+}
+
+// SettlementCall claims what is payable of channels of one payee and one token: all of them or, if the contract refuses
+// one, none. The sender must be the payee or the payee's authorizer. A claim pays nothing out: PayoutCall does.
+func (b *BatchSettlement) SettlementCall(states []channel.State) (Call, error) {
+	if len(states) == 0 {
+		return Call{}, fmt.Errorf("chain: a claim of no channels")
+	}
+	call := Call{Kind: Claim, To: BatchSettlementAddress}
+	rows := make([]batchsettlement.VoucherClaim, len(states))
+	for i, s := range states {
+		rows[i] = row(s)
+		call.Channels = append(call.Channels, s.ID)
+	}
+	call.Data = b.abi.PackClaim(rows)
+	return call, nil
+}
+
+// row claims what is payable or, where a withdrawal took a part of that, what is left of it. If that is nothing, the
+// contract is asked for all and says why not.
+func row(s channel.State) batchsettlement.VoucherClaim {
+	claim := s.Payable()
+	if claim.Gt(&s.Deposit) && s.Deposit.Gt(&s.Settled) {
+		claim = s.Deposit
+	}
+	return batchsettlement.VoucherClaim{
+		Voucher:      batchsettlement.Voucher{Channel: config(s.Terms), MaxClaimableAmount: s.Accepted.ToBig()},
+		Signature:    s.Signature,
+		TotalClaimed: claim.ToBig(),
+	}
+}
+
+// PayoutCall has the contract pay what was claimed for a payee in a token; false if all of it is paid. Anyone may send it.
+func (b *BatchSettlement) PayoutCall(ctx context.Context, payee, token common.Address) (Call, bool, error) {
+	out, err := b.at(nil)(ctx, b.abi.PackReceivers(payee, token))
+	if err != nil {
+		return Call{}, false, fmt.Errorf("chain: reading what was claimed for %s in token %s: %w", payee, token, err)
+	}
+	income, err := b.abi.UnpackReceivers(out)
+	if err != nil {
+		return Call{}, false, fmt.Errorf("chain: reading what was claimed for %s in token %s: %w", payee, token, err)
+	}
+	if income.TotalClaimed.Cmp(income.TotalSettled) <= 0 {
+		return Call{}, false, nil
+	}
+	return Call{Kind: Payout, To: BatchSettlementAddress, Data: b.abi.PackSettle(payee, token)}, true, nil
+}
+
+// RefundCall gives the payer back most base units, or what is free if that is less. What is payable and not yet claimed
+// is claimed in the same transaction, so that a refund never gives away what the payee has earned. The sender must be the
+// payee or the payee's authorizer.
+func (b *BatchSettlement) RefundCall(s channel.State, most uint256.Int) Call {
+	refund := b.abi.PackRefund(config(s.Terms), most.ToBig())
+	if left := s.Unsettled(); left.IsZero() {
+		return b.about(Refund, s.Terms, refund)
+	}
+	claim := b.abi.PackClaim([]batchsettlement.VoucherClaim{row(s)})
+	return b.about(Refund, s.Terms, b.abi.PackMulticall([][]byte{claim, refund}))
+}
+
+var refundType = eip712.TypeHash("Refund(bytes32 channelId,uint256 nonce,uint128 amount)")
+
+// RefundDigest is what a payee's authorizer signs so that anyone may make a refund of up to most base units, once: nonce is
+// BatchSettlementState.RefundNonce.
+func (b *BatchSettlement) RefundDigest(id common.Hash, nonce, most uint256.Int) common.Hash {
+	var buf [4 * 32]byte
+	sum := eip712.Words(buf[:0]).Hash(refundType).Hash(id).Uint256(&nonce).Uint256(&most).Sum()
+	return eip712.Digest(b.domain.Separator(), sum)
+}
+
+// RefundSignedCall is a refund by anyone who holds the signature of the payee's authorizer. It claims nothing.
+func (b *BatchSettlement) RefundSignedCall(t channel.Terms, most, nonce uint256.Int, signature []byte) Call {
+	return b.about(Refund, t, b.abi.PackRefundWithSignature(config(t), most.ToBig(), nonce.ToBig(), signature))
+}
+
+// InitiateWithdrawCall starts the channel's delay, after which the payer may have so much of what is free; the sender must
+// be the payer or its authorized signer.
+func (b *BatchSettlement) InitiateWithdrawCall(t channel.Terms, value uint256.Int) Call {
+	return b.about(InitiateWithdraw, t, b.abi.PackInitiateWithdraw(config(t), value.ToBig()))
+}
+
+// FinalizeWithdrawCall pays the payer back once the delay is over; the sender must be the payer or its authorized signer.
+func (b *BatchSettlement) FinalizeWithdrawCall(t channel.Terms) Call {
+	return b.about(FinalizeWithdraw, t, b.abi.PackFinalizeWithdraw(config(t)))
+}
+
+func (b *BatchSettlement) about(kind Kind, t channel.Terms, data []byte) Call {
+	return Call{Kind: kind, To: BatchSettlementAddress, Data: data, Channels: []common.Hash{t.ID()}}
+}
+
+func config(t channel.Terms) batchsettlement.ChannelConfig {
+	return batchsettlement.ChannelConfig{
+		Payer:              t.Payer,
+		PayerAuthorizer:    t.AuthorizedSigner,
+		Receiver:           t.Payee,
+		ReceiverAuthorizer: t.PayeeAuthorizer,
+		Token:              t.Token,
+		WithdrawDelay:      number(t.WithdrawDelay),
+		Salt:               t.Salt,
+	}
+}
