@@ -21,7 +21,7 @@ type PayerState struct {
 	// Signed is the most that a voucher was, or is being, signed for: what this
 	// channel can cost us.
 	Signed uint256.Int
-	// Signature is the newest voucher's; empty where a crash came between the
+	// Signature is of the voucher for Signed; empty where a crash came between the
 	// decision to sign and the signature.
 	Signature        []byte
 	Status           Status
@@ -188,6 +188,10 @@ func (p *Payer) Close(ctx context.Context, id common.Hash) (PayerState, error) {
 // Pay returns a voucher for cumulative base units. The same amount gives the
 // same voucher; zero is allowed, as an initial voucher that pays nothing.
 //
+// In Session an amount below an earlier one is ErrLower. In BatchSettlement,
+// where a voucher is a ceiling and less may be charged under it, the next one
+// may be lower: it is signed, and what the channel can cost stays the highest.
+//
 // The amount is on disk, and counted against the caps, before the key is asked;
 // the voucher is on disk before it is returned. A crash between the two is
 // healed by paying the same amount again.
@@ -203,7 +207,7 @@ func (p *Payer) Pay(ctx context.Context, id common.Hash, cumulative uint256.Int)
 		return Voucher{}, err
 	}
 	fault.Point(fault.VoucherReserved)
-	if len(s.Signature) > 0 {
+	if s.Signed == cumulative && len(s.Signature) > 0 {
 		return Voucher{id, cumulative, s.Signature}, nil
 	}
 	v, err := p.Domain.Sign(ctx, p.Signer, id, cumulative)
@@ -211,6 +215,9 @@ func (p *Payer) Pay(ctx context.Context, id common.Hash, cumulative uint256.Int)
 		return Voucher{}, err
 	}
 	fault.Point(fault.VoucherSigned)
+	if cumulative.Lt(&s.Signed) {
+		return v, nil // what it could cost is on disk, and so is a voucher for more
+	}
 	if err := p.keep(ctx, v); err != nil {
 		return Voucher{}, err
 	}
@@ -224,7 +231,7 @@ func (p *Payer) reserve(ctx context.Context, id common.Hash, cumulative uint256.
 		if err := p.allow(*s, spent, cumulative); err != nil {
 			return err
 		}
-		if cumulative != s.Signed {
+		if cumulative.Gt(&s.Signed) {
 			s.Signed, s.Signature = cumulative, nil
 		}
 		return nil
@@ -240,10 +247,10 @@ func (p *Payer) allow(s PayerState, spent Budget, cumulative uint256.Int) error 
 	if err := p.Domain.Holds(s.Terms); err != nil {
 		return err
 	}
-	if cumulative.Lt(&s.Signed) {
+	if cumulative.Lt(&s.Signed) && !s.Terms.Scheme.rules().lower {
 		return fmt.Errorf("channel %s: %w: %s, signed for %s already", s.ID, ErrLower, cumulative.Dec(), s.Signed.Dec())
 	}
-	if cumulative == s.Signed {
+	if !cumulative.Gt(&s.Signed) {
 		return nil
 	}
 	if cumulative.Gt(&s.Deposit) {
@@ -271,9 +278,12 @@ func (c Caps) allow(id common.Hash, total, growth uint256.Int, spent Budget) err
 }
 
 // keep puts the signature on disk. A voucher that a newer one overtook meanwhile
-// is not handed out: one signed total leaves us at a time, and it only grows.
+// is not handed out where vouchers only grow.
 func (p *Payer) keep(ctx context.Context, v Voucher) error {
 	_, err := p.update(ctx, v.ChannelID, func(s *PayerState, _ Budget) error {
+		if s.Signed != v.Cumulative && s.Terms.Scheme.rules().lower {
+			return nil
+		}
 		if s.Signed != v.Cumulative {
 			return fmt.Errorf("channel %s: %w: %s, signed for %s meanwhile",
 				v.ChannelID, ErrLower, v.Cumulative.Dec(), s.Signed.Dec())

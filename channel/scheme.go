@@ -38,6 +38,7 @@ type rules struct {
 	id              func(Terms) common.Hash
 	check           func(Terms) error
 	payable         func(State) uint256.Int
+	lower           bool // a voucher may be for less than an earlier one
 }
 
 var schemes = [...]rules{
@@ -56,6 +57,7 @@ var schemes = [...]rules{
 		id:      batchSettlementID,
 		check:   checkBatchSettlement,
 		payable: lesser,
+		lower:   true,
 	},
 }
 
