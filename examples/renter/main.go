@@ -7,7 +7,6 @@ package main
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"os"
 	"time"
@@ -33,51 +32,37 @@ type options struct {
 func parse(args []string) (*options, error) {
 	o := &options{}
 	c := &o.config
-	flags := flag.NewFlagSet("renter", flag.ContinueOnError)
-	flags.Usage = func() {
-		fmt.Fprintln(flags.Output(), "renter rents GPUs from a provider and pays for metered time.\n\nAmounts are in units of the token. Every cap is checked before anything is signed.\nWhere a flag names an environment variable, the variable sets its default.")
-		flags.PrintDefaults()
-	}
-	str := func(into *string, name, env, otherwise, usage string) {
-		flags.StringVar(into, name, cli.Env(env, otherwise), usage+" ($"+env+")")
-	}
-	str(&o.provider, "provider", "GPUPAY_PROVIDER", "http://127.0.0.1:8402", "`URL` of the provider")
-	str(&c.RPC, "rpc", "GPUPAY_RPC", "http://127.0.0.1:8545", "`URL` of the chain's JSON-RPC")
-	token := cli.AddressFlag(flags, "token", "GPUPAY_TOKEN", "the token to pay in")
-	escrow := cli.AddressFlag(flags, "escrow", "GPUPAY_ESCROW", "the one escrow contract to trust; if empty, any whose code is this project's to the byte")
-	str(&c.Database, "db", "GPUPAY_DB", "gpupay-renter.db", "`path` of the database: it remembers where your deposits are")
+	flags := cli.NewFlags("renter", "rents GPUs from a provider and pays for metered time.\n\nAmounts are in units of the token. Every cap is checked before anything is signed.\n", "warn")
+	flags.Text(&o.provider, "provider", "GPUPAY_PROVIDER", "http://127.0.0.1:8402", "`URL` of the provider")
+	flags.RPC(&c.RPC, "")
+	token := flags.Address("token", "GPUPAY_TOKEN", "the token to pay in")
+	escrow := flags.Address("escrow", "GPUPAY_ESCROW", "the one escrow contract to trust; if empty, any whose code is this project's to the byte")
+	flags.Text(&c.Database, "db", "GPUPAY_DB", "gpupay-renter.db", "`path` of the database: it remembers where your deposits are")
 	flags.IntVar(&o.rent.GPUs, "gpus", 1, "how many GPUs")
-	str(&o.rent.Deposit, "deposit", "GPUPAY_DEPOSIT", "", "what to deposit; what the provider suggests if empty")
-	str(&o.rent.TopUp, "top-up", "GPUPAY_TOP_UP", "", "what to add when the deposit runs low; nothing if empty")
+	flags.Text(&o.rent.Deposit, "deposit", "GPUPAY_DEPOSIT", "", "what to deposit; what the provider suggests if empty")
+	flags.Text(&o.rent.TopUp, "top-up", "GPUPAY_TOP_UP", "", "what to add when the deposit runs low; nothing if empty")
 	flags.DurationVar(&o.rent.PayEvery, "pay-every", time.Minute, "time between vouchers")
 	flags.DurationVar(&c.Poll, "poll", 2*time.Second, "time between looks at the chain")
 	flags.BoolVar(&o.rent.Gasless, "gasless", false, "have the provider send the deposit, also if you have native coin")
-	str(&c.Caps.PricePerGPUHour, "max-price", "GPUPAY_MAX_PRICE", "5.00", "refuse a GPU-hour that costs more")
-	str(&c.Caps.PerLease, "budget", "GPUPAY_BUDGET", "10.00", "most to spend in this rental")
-	str(&c.Caps.PerDay, "max-per-day", "GPUPAY_MAX_PER_DAY", "100.00", "most to spend in a day")
-	str(&c.Caps.PerPayee, "max-per-provider", "GPUPAY_MAX_PER_PROVIDER", "1000.00", "most to spend with one provider, ever")
+	flags.Text(&c.Caps.PricePerGPUHour, "max-price", "GPUPAY_MAX_PRICE", "5.00", "refuse a GPU-hour that costs more")
+	flags.Text(&c.Caps.PerLease, "budget", "GPUPAY_BUDGET", "10.00", "most to spend in this rental")
+	flags.Text(&c.Caps.PerDay, "max-per-day", "GPUPAY_MAX_PER_DAY", "100.00", "most to spend in a day")
+	flags.Text(&c.Caps.PerPayee, "max-per-provider", "GPUPAY_MAX_PER_PROVIDER", "1000.00", "most to spend with one provider, ever")
 	minutes := flags.Float64("minutes", 0, "how long to rent; until interrupted or the budget is used if 0")
 	flags.BoolVar(&o.resume, "resume", false, "go on with an unfinished rental instead of beginning one")
 	flags.BoolVar(&o.leave, "leave", false, "get the deposit of an unfinished rental back without the provider's help")
 	relay := flags.String("relay", cli.Env("GPUPAY_RELAY", ""), "`URL` of a watchtower that sends what --leave signs, where there is no native coin ($GPUPAY_RELAY)")
 	flags.BoolVar(&o.list, "list", false, "list unfinished rentals and stop")
-	level := flags.String("log-level", cli.Env("GPUPAY_LOG", "warn"), "debug, info, warn or error ($GPUPAY_LOG)")
-	format := flags.String("log-format", "text", "text or json")
-	var key cli.KeyFlags
-	key.Register(flags, "GPUPAY_KEY")
-	if err := cli.Parse(flags, args); err != nil {
+	var err error
+	if c.Log, err = flags.Load(args); err != nil {
 		return nil, err
 	}
 	o.minutes = time.Duration(*minutes * float64(time.Minute))
 	c.Token, c.Escrow = token.Address, escrow.Address
-	var err error
-	if c.Log, err = cli.Logger(*level, *format); err != nil {
-		return nil, err
-	}
 	if *relay != "" {
 		c.Relay = &sdk.HTTPRelay{URL: *relay, Log: c.Log}
 	}
-	c.Key, err = key.Load()
+	c.Key, err = flags.Key()
 	return o, err
 }
 

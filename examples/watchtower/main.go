@@ -8,7 +8,6 @@ package main
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"math/big"
 	"net"
@@ -27,7 +26,6 @@ func main() { cli.Main(run) }
 
 type options struct {
 	listen, admin string
-	clientHeader  string
 	config        sdk.TowerConfig
 }
 
@@ -46,44 +44,28 @@ func run(ctx context.Context) error {
 func parse(args []string) (*options, error) {
 	o := &options{}
 	c := &o.config
-	flags := flag.NewFlagSet("watchtower", flag.ContinueOnError)
-	flags.Usage = func() {
-		fmt.Fprintln(flags.Output(), "watchtower settles vouchers for providers that are gone, and takes renters without native coin out of their channels.\n\nIts key pays the gas and is nobody else's. Where a flag names an environment variable, the variable sets its default.")
-		flags.PrintDefaults()
-	}
-	str := func(into *string, name, env, otherwise, usage string) {
-		flags.StringVar(into, name, cli.Env(env, otherwise), usage+" ($"+env+")")
-	}
-	str(&o.listen, "listen", "GPUPAY_LISTEN", "127.0.0.1:8403", "`address` to take vouchers and close requests on; put TLS in front of it")
-	str(&o.admin, "admin", "GPUPAY_ADMIN", "127.0.0.1:9403", "`address` of /metrics and /healthz; empty for none. Do not open it to the world")
-	str(&o.clientHeader, "client-header", "GPUPAY_CLIENT_HEADER", "", "`header` in which your proxy says who a request is from, such as X-Real-IP; only one that it overwrites. Without it clients behind a proxy of this host share their limits")
-	str(&c.RPC, "rpc", "GPUPAY_RPC", "http://127.0.0.1:8545", "`URL` of the chain's JSON-RPC: http, https, ws or wss; another than the provider's, if it can be")
-	escrow := cli.AddressFlag(flags, "escrow", "GPUPAY_ESCROW", "the ChannelEscrow contract")
+	flags := cli.NewFlags("watchtower", "settles vouchers for providers that are gone, and takes renters without native coin out of their channels.\n\nIts key pays the gas and is nobody else's. ", "info")
+	flags.Text(&o.listen, "listen", "GPUPAY_LISTEN", "127.0.0.1:8403", "`address` to take vouchers and close requests on; put TLS in front of it")
+	flags.Text(&o.admin, "admin", "GPUPAY_ADMIN", "127.0.0.1:9403", "`address` of /metrics and /healthz; empty for none. Do not open it to the world")
+	flags.ClientHeader()
+	flags.RPC(&c.RPC, ": http, https, ws or wss; another than the provider's, if it can be")
+	escrow := flags.Address("escrow", "GPUPAY_ESCROW", "the ChannelEscrow contract")
 	flags.Uint64Var(&c.ChainID, "chain-id", 0, "refuse any other chain")
-	str(&c.Database, "db", "GPUPAY_DB", "gpupay-watchtower.db", "`path` of the database: it holds vouchers, which are money")
+	flags.Text(&c.Database, "db", "GPUPAY_DB", "gpupay-watchtower.db", "`path` of the database: it holds vouchers, which are money")
 	var tokens, payees string
-	str(&tokens, "tokens", "GPUPAY_TOKENS", "", "`ADDRESS=LEAST,..`: the tokens whose channels are worth gas, and the least at stake, in units of the token, such as 0x..=0.50")
-	str(&payees, "payees", "GPUPAY_PAYEES", "", "`ADDRESS,..`: whose channels are watched, whatever settling costs; if empty, everybody's within --settle-gas")
+	flags.Text(&tokens, "tokens", "GPUPAY_TOKENS", "", "`ADDRESS=LEAST,..`: the tokens whose channels are worth gas, and the least at stake, in units of the token, such as 0x..=0.50")
+	flags.Text(&payees, "payees", "GPUPAY_PAYEES", "", "`ADDRESS,..`: whose channels are watched, whatever settling costs; if empty, everybody's within --settle-gas")
 	flags.DurationVar(&c.Patience, "patience", 0, "how long after a close request the provider may settle by itself; an eighth of the grace period if 0")
 	relay := flags.String("relay-gas", cli.Env("GPUPAY_RELAY_GAS", "0.005,0.05"), "native coin that close requests and withdrawals may cost an hour: `for one payer,for all` ($GPUPAY_RELAY_GAS)")
 	settle := flags.String("settle-gas", cli.Env("GPUPAY_SETTLE_GAS", "0.02,0.2"), "native coin that settlements may cost an hour without --payees: `for one payee,for all` ($GPUPAY_SETTLE_GAS)")
 	flags.Uint64Var(&c.Confirmations, "confirmations", 1, "blocks before a deposit counts; 1 is the block it is in")
 	flags.DurationVar(&c.Poll, "poll", 2*time.Second, "time between looks at the chain")
-	level := flags.String("log-level", cli.Env("GPUPAY_LOG", "info"), "debug, info, warn or error ($GPUPAY_LOG)")
-	format := flags.String("log-format", "text", "text or json")
-	var key cli.KeyFlags
-	key.Register(flags, "GPUPAY_KEY")
-	if err := cli.Parse(flags, args); err != nil {
+	var err error
+	if c.Log, err = flags.Load(args); err != nil {
 		return nil, err
 	}
 	c.Escrow = escrow.Address
-	if o.clientHeader != "" {
-		c.Limits.ClientIP = func(r *http.Request) string { return r.Header.Get(o.clientHeader) }
-	}
-	var err error
-	if c.Log, err = cli.Logger(*level, *format); err != nil {
-		return nil, err
-	}
+	c.Limits.ClientIP = flags.ClientIP()
 	if err := o.lists(tokens, payees); err != nil {
 		return nil, err
 	}
@@ -93,7 +75,7 @@ func parse(args []string) (*options, error) {
 	if c.SettleGas, err = budget("settle-gas", *settle); err != nil {
 		return nil, err
 	}
-	c.Key, err = key.Load()
+	c.Key, err = flags.Key()
 	return o, err
 }
 
@@ -156,7 +138,7 @@ func serve(ctx context.Context, tower *sdk.Tower, o *options) error {
 	failed := make(chan error, 2)
 	public := &http.Server{Handler: tower, ReadHeaderTimeout: 10 * time.Second, MaxHeaderBytes: 16 << 10, IdleTimeout: 2 * time.Minute}
 	go func() { failed <- public.Serve(listener) }()
-	admin, err := serveAdmin(o.admin, tower, failed)
+	admin, err := cli.Admin(o.admin, tower.Metrics(), tower.Health(), failed)
 	if err == nil {
 		select {
 		case err = <-failed:
@@ -170,22 +152,4 @@ func serve(ctx context.Context, tower *sdk.Tower, o *options) error {
 	err = errors.Join(err, public.Shutdown(ending), admin.Shutdown(ending)) // what is being answered may still send
 	cancel()
 	return errors.Join(err, <-done)
-}
-
-// serveAdmin serves what only the operator should see.
-func serveAdmin(address string, tower *sdk.Tower, failed chan<- error) (*http.Server, error) {
-	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", tower.Metrics())
-	mux.Handle("GET /healthz", tower.Health())
-	server := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
-	if address == "" {
-		return server, nil
-	}
-	listener, err := net.Listen("tcp", address)
-	if err != nil {
-		return server, fmt.Errorf("--admin: %w", err)
-	}
-	fmt.Printf("admin at http://%s (/metrics, /healthz)\n", listener.Addr())
-	go func() { failed <- server.Serve(listener) }()
-	return server, nil
 }

@@ -123,19 +123,6 @@ func (a *Address) String() string {
 	return a.Hex()
 }
 
-// AddressFlag adds a flag for an address, with its environment variable.
-func AddressFlag(flags *flag.FlagSet, name, env, usage string) *Address {
-	a := &Address{}
-	flags.Var(a, name, usage+" (`address`, $"+env+")")
-	if value := os.Getenv(env); value != "" {
-		if err := flags.Set(name, value); err != nil {
-			fmt.Fprintf(os.Stderr, "error: $%s: %v\n", env, err)
-			os.Exit(1)
-		}
-	}
-	return a
-}
-
 // Source opens where readings come from: "nvml" for this host's NVIDIA GPUs,
 // "sim" or "sim:8" for simulated ones, "auto" for NVML where there is a GPU
 // and two simulated GPUs where there is none.

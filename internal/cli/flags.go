@@ -1,0 +1,106 @@
+package cli
+
+import (
+	"flag"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"time"
+
+	"github.com/gpupay/gpupay/channel"
+)
+
+// Flags are a program's flags, with those that every program here has: where
+// its key is, and what it logs.
+type Flags struct {
+	*flag.FlagSet
+	key           KeyFlags
+	level, format string
+	clientHeader  string
+}
+
+// NewFlags begins a program's flags. Its help starts with about, which ends
+// where another sentence can begin; level is what is logged where nobody says
+// more.
+func NewFlags(program, about, level string) *Flags {
+	f := &Flags{FlagSet: flag.NewFlagSet(program, flag.ContinueOnError)}
+	f.Usage = func() {
+		fmt.Fprintln(f.Output(), program+" "+about+"Where a flag names an environment variable, the variable sets its default.")
+		f.PrintDefaults()
+	}
+	f.Text(&f.level, "log-level", "GPUPAY_LOG", level, "debug, info, warn or error")
+	f.StringVar(&f.format, "log-format", "text", "text or json")
+	f.key.Register(f.FlagSet, "GPUPAY_KEY")
+	return f
+}
+
+// Text adds a flag whose default is an environment variable's value, or
+// otherwise.
+func (f *Flags) Text(into *string, name, env, otherwise, usage string) {
+	f.StringVar(into, name, Env(env, otherwise), usage+" ($"+env+")")
+}
+
+// RPC adds the flag for the chain's endpoint; usage goes on after its name.
+func (f *Flags) RPC(into *string, usage string) {
+	f.Text(into, "rpc", "GPUPAY_RPC", "http://127.0.0.1:8545", "`URL` of the chain's JSON-RPC"+usage)
+}
+
+// Address adds a flag for an address, with its environment variable.
+func (f *Flags) Address(name, env, usage string) *Address {
+	a := &Address{}
+	f.Var(a, name, usage+" (`address`, $"+env+")")
+	if value := os.Getenv(env); value != "" {
+		if err := f.Set(name, value); err != nil {
+			fmt.Fprintf(os.Stderr, "error: $%s: %v\n", env, err)
+			os.Exit(1)
+		}
+	}
+	return a
+}
+
+// ClientHeader adds the flag that ClientIP reads.
+func (f *Flags) ClientHeader() {
+	f.Text(&f.clientHeader, "client-header", "GPUPAY_CLIENT_HEADER", "", "`header` in which your proxy says who a request is from, such as X-Real-IP; only one that it overwrites. Without it clients behind a proxy of this host share their limits")
+}
+
+// ClientIP says who a request is from, as a proxy does; it is nil if none was
+// named.
+func (f *Flags) ClientIP() func(*http.Request) string {
+	if f.clientHeader == "" {
+		return nil
+	}
+	return func(r *http.Request) string { return r.Header.Get(f.clientHeader) }
+}
+
+// Load parses the arguments and opens the log.
+func (f *Flags) Load(args []string) (*slog.Logger, error) {
+	if err := Parse(f.FlagSet, args); err != nil {
+		return nil, err
+	}
+	return Logger(f.level, f.format)
+}
+
+// Key opens the program's key.
+func (f *Flags) Key() (*channel.Key, error) { return f.key.Load() }
+
+// Admin serves what only the operator should see, metrics and health, on an
+// address; on none if that is empty. What ends it goes to failed. The server is
+// there to be shut down even beside an error.
+func Admin(address string, metrics, health http.Handler, failed chan<- error) (*http.Server, error) {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", metrics)
+	mux.Handle("GET /healthz", health)
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
+	if address == "" {
+		return server, nil
+	}
+	listener, err := net.Listen("tcp", address)
+	if err != nil {
+		return server, fmt.Errorf("--admin: %w", err)
+	}
+	fmt.Printf("admin at http://%s (/metrics, /healthz)\n", listener.Addr())
+	go func() { failed <- server.Serve(listener) }()
+	return server, nil
+}
