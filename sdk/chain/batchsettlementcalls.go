@@ -98,7 +98,12 @@ func (b *BatchSettlement) PayoutCall(ctx context.Context, payee, token common.Ad
 	if income.TotalClaimed.Cmp(income.TotalSettled) <= 0 {
 		return Call{}, false, nil
 	}
-	return Call{Kind: Payout, To: BatchSettlementAddress, Data: b.abi.PackSettle(payee, token)}, true, nil
+	return b.SettleCall(payee, token), true, nil
+}
+
+// SettleCall is the payout, whether something is due or not.
+func (b *BatchSettlement) SettleCall(payee, token common.Address) Call {
+	return Call{Kind: Payout, To: BatchSettlementAddress, Data: b.abi.PackSettle(payee, token)}
 }
 
 // RefundCall gives the payer back most base units, or what is free if that is less. What is payable and not yet claimed
