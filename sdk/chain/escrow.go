@@ -134,13 +134,16 @@ func (e *Escrow) CheckClock(ctx context.Context, tolerance time.Duration) error 
 	return fmt.Errorf("%w: this machine is %s off chain %d (%s is tolerated); set the clock, or check that the node is in step", ErrClock, off.Round(time.Second), e.chainID, tolerance)
 }
 
-// Now is the chain's idea of the time: that of the block in the making where the node tells, else of the newest one.
-func (e *Escrow) Now(ctx context.Context) (time.Time, error) {
-	head, err := e.backend.HeaderByNumber(ctx, nil)
+// Now is the chain's idea of the time.
+func (e *Escrow) Now(ctx context.Context) (time.Time, error) { return Now(ctx, e.backend) }
+
+// Now is a chain's idea of the time: that of the block in the making where the node tells, else of the newest one.
+func Now(ctx context.Context, backend Backend) (time.Time, error) {
+	head, err := backend.HeaderByNumber(ctx, nil)
 	if err != nil {
 		return time.Time{}, fmt.Errorf("%w: reading the newest block: %w", ErrUnreachable, err)
 	}
-	if pending, err := e.backend.HeaderByNumber(ctx, big.NewInt(int64(rpc.PendingBlockNumber))); err == nil && pending.Time > head.Time {
+	if pending, err := backend.HeaderByNumber(ctx, big.NewInt(int64(rpc.PendingBlockNumber))); err == nil && pending.Time > head.Time {
 		head = pending
 	}
 	return time.Unix(int64(head.Time), 0), nil

@@ -95,6 +95,11 @@ func (t *Token) ApproveCall(spender common.Address, value uint256.Int) Call {
 	return Call{Kind: Approve, To: t.Address, Data: data}
 }
 
+// AuthorizationUsed reports whether an ERC-3009 authorization of owner was used, or taken back: it moves nothing any more.
+func (t *Token) AuthorizationUsed(ctx context.Context, owner common.Address, nonce common.Hash) (bool, error) {
+	return read[bool](ctx, t, "authorizationState", owner, nonce)
+}
+
 // SupportsAuthorization asks the token whether it takes ERC-3009 receiveWithAuthorization with the signature as bytes.
 // It is a probe: a token that knows the call refuses the false signature with a reason; one that does not know it
 // reverts without a word, or does nothing at all. An error means that the endpoint did not answer.
