@@ -201,44 +201,62 @@ func TestHostileReceipts(t *testing.T) {
 	}
 }
 
+// TestHostileHeaders gives all three parsers messages that are good but for how they stand in the header.
 func TestHostileHeaders(t *testing.T) {
-	good := golden(t)["voucher"]
-	long := encoded(`{"x402Version":2,"x":"` + strings.Repeat("x", maxRead) + `"}`)
+	one := func(change func(text string) string) func(string) []string {
+		return func(text string) []string { return []string{change(text)} }
+	}
 	for _, row := range []struct {
 		name   string
-		values []string
+		values func(text string) []string
 		want   error
 	}{
-		{"none", nil, ErrNone},
-		{"two", []string{good, good}, ErrMalformed},
-		{"empty", []string{""}, ErrMalformed},
-		{"two in one", []string{good + ", " + good}, ErrMalformed},
-		{"over the limit", []string{long}, ErrMalformed},
-		{"without padding", []string{strings.TrimRight(encoded(`{"x402Version":2,"a":1}`), "=")}, ErrMalformed},
-		{"base64url", []string{strings.ReplaceAll(encoded(`{"x402Version":2,"a":"`+"\xc3\xbf\xc3\xbf\xc3\xbf?>~~"+`"}`), "/", "_")}, ErrMalformed},
-		{"a line break", []string{good[:8] + "\r\n" + good[8:]}, ErrMalformed},
-		{"a list", []string{encoded(`[]`)}, ErrMalformed},
-		{"null", []string{encoded(`null`)}, ErrMalformed},
-		{"two documents", []string{encoded(`{"x402Version":2}{}`)}, ErrMalformed},
-		{"a comma too many", []string{encoded(`{"x402Version":2,}`)}, ErrMalformed},
+		{"spaces around the document", one(func(text string) string { return encoded(" " + text + "\n") }), nil},
+		{"a slash in the base64", one(urlSafe), nil},
+		{"none", func(string) []string { return nil }, ErrNone},
+		{"two", func(text string) []string { return []string{encoded(text), encoded(text)} }, ErrMalformed},
+		{"empty", one(func(string) string { return "" }), ErrMalformed},
+		{"two in one", one(func(text string) string { return encoded(text) + ", " + encoded(text) }), ErrMalformed},
+		{"over the limit", one(func(text string) string { return encoded(text + strings.Repeat(" ", maxRead)) }), ErrMalformed},
+		{"without padding", one(func(text string) string {
+			return strings.TrimRight(encoded(text+strings.Repeat(" ", 4-len(text)%3)), "=")
+		}), ErrMalformed},
+		{"base64url", one(func(text string) string { return strings.ReplaceAll(urlSafe(text), "/", "_") }), ErrMalformed},
+		{"a line break", one(func(text string) string { return encoded(text)[:8] + "\r\n" + encoded(text)[8:] }), ErrMalformed},
+		{"in a list", one(func(text string) string { return encoded("[" + text + "]") }), ErrMalformed},
+		{"null", one(func(string) string { return encoded("null") }), ErrMalformed},
+		{"two documents", one(func(text string) string { return encoded(text + "{}") }), ErrMalformed},
+		{"a comma too many", one(func(text string) string { return encoded(strings.TrimSuffix(text, "}") + ",}") }), ErrMalformed},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			h := http.Header{}
-			for _, v := range row.values {
-				h.Add(HeaderSignature, v)
-				h.Add(HeaderRequired, v)
-				h.Add(HeaderResponse, v)
-			}
-			_, signature := ParsePaymentPayload(h)
-			_, required := ParsePaymentRequired(h)
-			_, response := ParseSettleResponse(h)
-			for _, err := range []error{signature, required, response} {
-				if !errors.Is(err, row.want) {
-					t.Errorf("%v, want %v", err, row.want)
+			for name, from := range map[string]string{HeaderSignature: "voucher", HeaderRequired: "required", HeaderResponse: "charged"} {
+				h := http.Header{}
+				for _, v := range row.values(plain(t, golden(t)[from])) {
+					h.Add(name, v)
+				}
+				if err := parseAny(name, h); !errors.Is(err, row.want) {
+					t.Errorf("%s: %v, want %v", name, err, row.want)
 				}
 			}
 		})
 	}
+}
+
+// urlSafe adds a field whose base64 has a slash, wherever it begins.
+func urlSafe(text string) string {
+	return encoded(strings.TrimSuffix(text, "}") + `,"x":"????????"}`)
+}
+
+func parseAny(name string, h http.Header) (err error) {
+	switch name {
+	case HeaderSignature:
+		_, err = ParsePaymentPayload(h)
+	case HeaderRequired:
+		_, err = ParsePaymentRequired(h)
+	case HeaderResponse:
+		_, err = ParseSettleResponse(h)
+	}
+	return err
 }
 
 func TestPaymentForAnotherOffer(t *testing.T) {
