@@ -105,6 +105,31 @@ func TestBadRowHoldsUpNobody(t *testing.T) {
 	d.received((n - 1) * 400)
 }
 
+// TestPayerTakesItsVouchersBack: a payer that is its own signer gives its account code after it was served, and is then
+// asked by ERC-1271 only. The loss is real, which is why a payee wants an authorized signer; the others must not share it.
+func TestPayerTakesItsVouchersBack(t *testing.T) {
+	d := newDesk(t)
+	good, bad := d.fund(1, 1000), d.config(2)
+	bad.AuthorizedSigner = common.Address{}
+	d.deposit(bad, 1000)
+	d.register(bad)
+	d.serve(good, 500, 400)
+	honest := d.signer
+	d.signer = d.world.payer
+	d.serve(bad, 500, 400)
+	d.signer = honest
+	d.RPC(t, nil, "anvil_setCode", d.payer.Address(), "0x60206000f3") // answers zero to everything
+
+	err := d.settler.Settle(t.Context())
+	var revert *chain.Revert
+	if !errors.As(err, &revert) || revert.Name != "InvalidSignature" || !strings.Contains(err.Error(), bad.ID().Hex()) {
+		t.Errorf("settling says %v, want InvalidSignature of channel %s", err, bad.ID())
+	}
+	d.holds(good, 1000, 400)
+	d.holds(bad, 1000, 0)
+	d.received(400)
+}
+
 // TestWhatIsLeftIsClaimed: where a withdrawal took a part of what is payable, the payee gets the rest.
 func TestWhatIsLeftIsClaimed(t *testing.T) {
 	d := newDesk(t)
