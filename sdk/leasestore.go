@@ -124,7 +124,7 @@ func (s leaseStore) append(ctx context.Context, term int64, rec metering.SignedR
 		if err := addRecord(ctx, tx, rec, string(record)); err != nil {
 			return fmt.Errorf("record %d of lease %s: %w", rec.Sequence, rec.LeaseID, err)
 		}
-		return store.Charge(tx, rec.ChannelID, rec.Owed)
+		return s.db.Charge(tx, rec.ChannelID, rec.Owed)
 	})
 }
 

@@ -27,13 +27,15 @@ type group struct {
 	ctx      context.Context // of the transaction
 	tx       *sqlx.Tx
 	channels map[common.Hash]*entry // payee channels read or changed in it
+	touched  []common.Hash          // those changed by the writer that runs
 	broken   error                  // the transaction is gone, by the writer that runs
 }
 
 // Update runs fn in a transaction that it shares with other writers, and returns
 // when it is on disk. If fn returns an error, what it wrote is undone, and that
 // of the others is not. fn may run more than once. It must use tx only, must not
-// end it, and must not call the DB: it would wait for itself.
+// end it, and must not call the DB, which would wait for itself; but for Charge,
+// through which alone it changes a channel.
 //
 // On PostgreSQL each call has a transaction of its own.
 func (db *DB) Update(ctx context.Context, fn func(tx *sqlx.Tx) error) error {
@@ -122,8 +124,15 @@ func (db *shared) try(ops []*op) (culprit int, err error) {
 	if err != nil {
 		return -1, db.explain(err)
 	}
-	g := &group{db: db, ctx: ctx, tx: tx, channels: make(map[common.Hash]*entry)}
-	if err := g.prefetch(ops); err != nil {
+	g := &group{db: db, ctx: ctx, tx: tx, channels: make(map[common.Hash]*entry, len(ops))}
+	if db.dialect == sqlite {
+		db.running = g
+		defer func() { db.running = nil }()
+		err = db.cache.check(tx)
+	} else {
+		err = g.prefetch(ops)
+	}
+	if err != nil {
 		tx.Rollback()
 		return -1, db.explain(err)
 	}
@@ -140,7 +149,13 @@ func (db *shared) try(ops []*op) (culprit int, err error) {
 		tx.Rollback()
 		return -1, db.explain(err)
 	}
-	return -1, db.explain(tx.Commit())
+	if err := tx.Commit(); err != nil {
+		return -1, db.explain(err)
+	}
+	if db.dialect == sqlite {
+		db.cache.keep(g.channels)
+	}
+	return -1, nil
 }
 
 // span bounds a transaction where somebody else's server may not answer.
@@ -173,18 +188,34 @@ func (g *group) sql(fn func(tx *sqlx.Tx) error) error {
 		g.broken = err
 		return err
 	}
+	g.touched = nil
 	failure := g.guard(func(g *group) error { return fn(g.tx) })
 	end := "RELEASE writer"
 	if failure != nil {
 		end = "ROLLBACK TO writer; RELEASE writer"
 	}
-	if _, err := g.tx.Exec(end); err != nil {
+	_, err := g.tx.Exec(end)
+	if err == nil && failure != nil {
+		err = g.reload()
+	}
+	if err != nil {
 		g.broken = err
 		if failure != nil {
 			g.broken = failure
 		}
 		return g.broken
 	}
-	clear(g.channels) // fn may have written them
 	return failure
+}
+
+// reload reads again the channels whose changes were undone.
+func (g *group) reload() error {
+	for _, id := range g.touched {
+		s, err := lockPayee(g.tx, id)
+		if err != nil {
+			return err
+		}
+		g.channels[id] = &entry{state: s}
+	}
+	return nil
 }

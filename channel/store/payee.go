@@ -92,7 +92,7 @@ func (p payeeStore) Update(ctx context.Context, id common.Hash, change func(*cha
 	var err error
 	if p.db.guard != nil {
 		err = p.db.Update(ctx, func(tx *sqlx.Tx) (err error) {
-			kept, err = changeAlone(tx, id, change)
+			kept, err = p.db.changeIn(tx, id, change)
 			return err
 		})
 	} else {
@@ -107,8 +107,11 @@ func (p payeeStore) Update(ctx context.Context, id common.Hash, change func(*cha
 	return kept, nil
 }
 
-// changeAlone is a change outside a group.
-func changeAlone(tx *sqlx.Tx, id common.Hash, change func(*channel.State) error) (channel.State, error) {
+// changeIn is a change in a transaction of somebody's own writes.
+func (db *shared) changeIn(tx *sqlx.Tx, id common.Hash, change func(*channel.State) error) (channel.State, error) {
+	if g := db.running; g != nil && g.tx == tx {
+		return g.changeNow(id, change)
+	}
 	before, err := lockPayee(tx, id)
 	if err != nil {
 		return channel.State{}, err
@@ -120,7 +123,6 @@ func changeAlone(tx *sqlx.Tx, id common.Hash, change func(*channel.State) error)
 	return next, savePayee(tx, next)
 }
 
-// changed is what a change makes of a state, or why it must not be kept.
 func changed(before channel.State, change func(*channel.State) error) (channel.State, error) {
 	next := before
 	if err := change(&next); err != nil {
@@ -137,6 +139,9 @@ func changed(before channel.State, change func(*channel.State) error) (channel.S
 }
 
 func (p payeeStore) Load(ctx context.Context, id common.Hash) (channel.State, error) {
+	if s, ok := p.db.cache.get(id); ok {
+		return s, nil
+	}
 	s, err := loadPayee(ctx, p.db.reader, id)
 	return s, p.db.explain(err)
 }
@@ -237,16 +242,9 @@ func savePayee(tx *sqlx.Tx, s channel.State) error {
 
 // Charge charges a channel in the caller's transaction (see DB.Update), so that
 // the usage record and what it charges are on disk together or not at all.
-func Charge(tx *sqlx.Tx, id common.Hash, spent uint256.Int) error {
-	s, err := lockPayee(tx, id)
-	if err != nil {
-		return err
-	}
-	if err := s.Charge(spent); err != nil {
-		return err
-	}
-	s.UpdatedAt = time.Now()
-	return savePayee(tx, s)
+func (db *DB) Charge(tx *sqlx.Tx, id common.Hash, spent uint256.Int) error {
+	_, err := db.changeIn(tx, id, func(s *channel.State) error { return s.Charge(spent) })
+	return err
 }
 
 // entry is a payee's channel in a group: however many of its vouchers are in the
@@ -273,6 +271,24 @@ func (g *group) change(id common.Hash, change func(*channel.State) error) (chann
 	return out, nil
 }
 
+// changeNow is a change that the writer that runs can read back by SQL.
+func (g *group) changeNow(id common.Hash, change func(*channel.State) error) (channel.State, error) {
+	e, err := g.entry(id)
+	if err != nil {
+		return channel.State{}, err
+	}
+	next, err := changed(e.state, change)
+	if err != nil || same(e.state, next) {
+		return e.state, err
+	}
+	if err := savePayee(g.tx, next); err != nil {
+		return channel.State{}, err
+	}
+	g.touched = append(g.touched, id)
+	e.state = next
+	return next, nil
+}
+
 func (g *group) entry(id common.Hash) (*entry, error) {
 	if e, ok := g.channels[id]; ok {
 		return e, nil
@@ -280,9 +296,12 @@ func (g *group) entry(id common.Hash) (*entry, error) {
 	if g.db.dialect == postgres {
 		return nil, unknown(id) // prefetch would have found it
 	}
-	s, err := lockPayee(g.tx, id)
-	if err != nil {
-		return nil, err
+	s, ok := g.db.cache.get(id)
+	if !ok {
+		var err error
+		if s, err = lockPayee(g.tx, id); err != nil {
+			return nil, err
+		}
 	}
 	e := &entry{state: s}
 	g.channels[id] = e

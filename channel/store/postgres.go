@@ -175,9 +175,6 @@ func transient(err error) bool {
 // groups of several processes that want the same ones wait for each other and do
 // not deadlock.
 func (g *group) prefetch(ops []*op) error {
-	if g.db.dialect != postgres {
-		return nil
-	}
 	var ids [][]byte
 	for _, o := range ops {
 		ids = append(ids, o.id[:])

@@ -71,7 +71,7 @@ func TestReplicasLoseAndDoubleNothing(t *testing.T) {
 					if err != nil {
 						return err
 					}
-					return Charge(tx, id, *s.Spent.AddUint64(&s.Spent, 1))
+					return db.Charge(tx, id, *s.Spent.AddUint64(&s.Spent, 1))
 				})
 				if err != nil {
 					t.Error(err)
@@ -138,7 +138,9 @@ func testGuardRefusesEveryWrite(t *testing.T, db *DB) {
 	writes := map[string]func() error{
 		"update": func() error { return raise(guarded, id, 5) },
 		"create": func() error { _, err := guarded.Payee().Create(ctx, stateOf(2)); return err },
-		"own":    func() error { return guarded.Update(ctx, func(tx *sqlx.Tx) error { return Charge(tx, id, units(3)) }) },
+		"own": func() error {
+			return guarded.Update(ctx, func(tx *sqlx.Tx) error { return guarded.Charge(tx, id, units(3)) })
+		},
 		"tables": func() error {
 			return guarded.Migrate(ctx, "test", fstest.MapFS{"0001_a.sql": {Data: []byte("CREATE TABLE a (n INTEGER)")}})
 		},

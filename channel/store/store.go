@@ -64,6 +64,9 @@ type shared struct {
 	idle    chan struct{} // closed when the commit loop has ended
 	mu      sync.RWMutex  // guards closed, and queue against a send after close
 	closed  bool
+
+	cache   cache  // SQLite: what nobody else can change
+	running *group // SQLite: the commit loop's own
 }
 
 // Open opens a database and brings its channel tables up to date. An address
