@@ -32,7 +32,8 @@ func (s *Settler) due(ctx context.Context, states []channel.State) ([]channel.St
 	defer s.mu.Unlock()
 	purses := make(map[purse][]channel.State)
 	for _, state := range states {
-		if p := s.penalty[state.ID]; s.claimed[state.ID] || (p != nil && s.now().Before(p.until)) {
+		_, taken := s.claimed[state.ID]
+		if p := s.penalty[state.ID]; taken || (p != nil && s.now().Before(p.until)) {
 			continue
 		}
 		key := purseOf(state)
@@ -45,7 +46,7 @@ func (s *Settler) due(ctx context.Context, states []channel.State) ([]channel.St
 			continue
 		}
 		for _, state := range group {
-			if s.urgent[state.ID] || state.Status == channel.Closing {
+			if s.urgent[state.ID] > 0 || state.Status == channel.Closing {
 				due = append(due, state)
 			}
 		}
@@ -124,9 +125,14 @@ func (s *Settler) observe(ctx context.Context, ids []common.Hash, least uint64) 
 			if v.Settled.Gt(&v.Deposit) {
 				v.Settled = v.Deposit
 			}
-			if states[id], err = s.Payee.Observe(ctx, id, v); err != nil {
+			now, err := s.Payee.Observe(ctx, id, v)
+			if err != nil {
 				return err
 			}
+			if left := now.Unsettled(); left.IsZero() {
+				s.fulfil(id)
+			}
+			states[id] = now
 		}
 		return nil
 	})
@@ -260,6 +266,9 @@ func (s *Settler) report(ctx context.Context, o outcome, before map[common.Hash]
 	for id, old := range before {
 		reason, bad := skipped[id]
 		now := o.after[id]
+		if !now.Settled.Lt(&old.Accepted) {
+			s.fulfil(id)
+		}
 		if !bad && now.Settled.Gt(&old.Settled) {
 			gain := new(uint256.Int).Sub(&now.Settled, &old.Settled)
 			settlement.Paid.Add(&settlement.Paid, gain)

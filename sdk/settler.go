@@ -58,8 +58,9 @@ type Settler struct {
 	once    sync.Once
 	wake    chan struct{}
 	mu      sync.Mutex
-	urgent  map[common.Hash]bool
-	claimed map[common.Hash]bool     // somebody is settling it
+	words   uint64                   // how often something was called urgent
+	urgent  map[common.Hash]uint64   // and by which word, the newest
+	claimed map[common.Hash]uint64   // somebody is settling it, and has heard this many words
 	penalty map[common.Hash]*penalty // it failed alone
 	payouts payouts
 	work    sync.WaitGroup
@@ -74,8 +75,8 @@ type penalty struct {
 func (s *Settler) init() {
 	s.once.Do(func() {
 		s.wake = make(chan struct{}, 1)
-		s.urgent = make(map[common.Hash]bool)
-		s.claimed = make(map[common.Hash]bool)
+		s.urgent = make(map[common.Hash]uint64)
+		s.claimed = make(map[common.Hash]uint64)
 		s.penalty = make(map[common.Hash]*penalty)
 	})
 }
@@ -84,7 +85,8 @@ func (s *Settler) init() {
 func (s *Settler) Urgent(id common.Hash) {
 	s.init()
 	s.mu.Lock()
-	s.urgent[id] = true
+	s.words++
+	s.urgent[id] = s.words
 	s.mu.Unlock()
 	select {
 	case s.wake <- struct{}{}:
@@ -145,11 +147,12 @@ func (s *Settler) pass(ctx context.Context) error {
 	if err := s.payWaiting(ctx); err != nil {
 		return err
 	}
+	heard := s.heard()
 	states, err := s.Payee.Unsettled(ctx)
 	if err != nil {
 		return err
 	}
-	s.calm(states)
+	s.calm(states, heard)
 	due, err := s.due(ctx, states)
 	if err != nil || len(due) == 0 {
 		return err
@@ -226,8 +229,8 @@ func (s *Settler) claim(states []channel.State) []channel.State {
 	defer s.mu.Unlock()
 	var mine []channel.State
 	for _, state := range states {
-		if !s.claimed[state.ID] {
-			s.claimed[state.ID] = true
+		if _, taken := s.claimed[state.ID]; !taken {
+			s.claimed[state.ID] = s.words
 			mine = append(mine, state)
 		}
 	}
@@ -276,16 +279,33 @@ func (s *Settler) resume(ctx context.Context) error {
 	return nil
 }
 
-// calm forgets urgency and penalties of channels that have nothing to settle.
-func (s *Settler) calm(unsettled []channel.State) {
+// heard is how many words of urgency there were so far: what is read after it includes what they are about.
+func (s *Settler) heard() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.words
+}
+
+// fulfil forgets that a channel was called urgent before it was claimed: what was accepted until then is settled. A word
+// that came later may be about more.
+func (s *Settler) fulfil(id common.Hash) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.urgent[id] <= s.claimed[id] {
+		delete(s.urgent, id)
+	}
+}
+
+// calm forgets penalties of channels that have nothing to settle, and their urgency of before that was read.
+func (s *Settler) calm(unsettled []channel.State, heard uint64) {
 	waiting := make(map[common.Hash]bool, len(unsettled))
 	for _, state := range unsettled {
 		waiting[state.ID] = true
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for id := range s.urgent {
-		if !waiting[id] {
+	for id, word := range s.urgent {
+		if !waiting[id] && word <= heard {
 			delete(s.urgent, id)
 		}
 	}

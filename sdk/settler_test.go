@@ -76,7 +76,6 @@ func TestPolicy(t *testing.T) {
 	stop()
 
 	// Age, across a restart: what waited for 59 minutes before it waits one more minute, not an hour.
-	// It is the channel that nobody called urgent: that word may outlive its settlement for one look.
 	k.accept(second, 251)
 	clock := time.Now()
 	k.settler.Now = func() time.Time { return clock }
