@@ -50,6 +50,7 @@ type ProviderConfig struct {
 	MinGrace       time.Duration // refuse an escrow with a shorter grace period; 10 min if zero
 	ClockTolerance time.Duration // between our clock and the chain's; 2 min if zero
 	Settlement     SettlementPolicy
+	X402           *X402Config      // takes payments of stock x402 clients too; nil: it does not
 	Limits         Limits           // what strangers may cost: requests, waits and gas
 	OnSettled      func(Settlement) // after each settlement; may be nil
 

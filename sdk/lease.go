@@ -30,8 +30,9 @@ type lease struct {
 	credit     uint256.Int // base units owed and not vouchered, at most
 	allocation Allocation
 	owedBefore uint256.Int
-	term       int64 // of our ownership, where gateways share the database
-	mirror     bool  // another gateway runs it: this only shows its streams
+	term       int64  // of our ownership, where gateways share the database
+	mirror     bool   // another gateway runs it: this only shows its streams
+	window     uint64 // device nanoseconds that a record states, of a lease that is paid in advance; 0: the clock cuts them
 	deps       leaseDeps
 
 	meter    *metering.Meter
@@ -41,6 +42,7 @@ type lease struct {
 
 	stop chan stopRequest
 	poke chan struct{} // the channel's money changed
+	cuts chan struct{} // a record is wanted of what was metered
 	done chan struct{} // closed when the lease has ended or the provider stops
 
 	lost   atomic.Bool // another gateway has it, or may: nothing of it is touched here any more
@@ -82,8 +84,9 @@ type leaseView struct {
 	nanos    uint64
 	accepted uint256.Int
 	deposit  uint256.Int
-	need     uint64 // counts the times a voucher was asked for
-	stream   uint64 // the stream that may write: a newer one replaces it
+	reserved uint256.Int // what may be owed at most, of a lease that is paid in advance
+	need     uint64      // counts the times a voucher was asked for
+	stream   uint64      // the stream that may write: a newer one replaces it
 }
 
 // stopRequest asks the lease to end.
@@ -178,15 +181,18 @@ func (l *lease) loop(ctx context.Context) stopRequest {
 		case <-ctx.Done():
 			return stopRequest{reason: "the provider stops", keep: true}
 		case <-record.C:
-			if l.state() == leaseActive {
+			if l.window == 0 && l.state() == leaseActive {
 				_ = l.record(ctx, false) // logged and tried again; the credit bounds what is served meanwhile
 			}
+		case <-l.cuts:
+			_ = l.record(ctx, false)
 		case <-tick.C:
 		case <-l.poke:
 		}
 		if l.lost.Load() {
 			return stopRequest{reason: "another gateway runs it"}
 		}
+		l.cutWindow(ctx)
 		stop, reason := l.enforce(ctx, &suspendedAt)
 		if stop {
 			return stopRequest{reason: reason}
@@ -249,6 +255,9 @@ func (l *lease) enforce(ctx context.Context, suspendedAt *time.Time) (stop bool,
 func (l *lease) limit(v leaseView) uint256.Int {
 	var limit uint256.Int
 	limit.Add(&v.accepted, &l.credit)
+	if l.window > 0 {
+		limit = v.reserved
+	}
 	if limit.Gt(&v.deposit) {
 		return v.deposit
 	}
@@ -272,6 +281,9 @@ func (l *lease) exhausted(v leaseView) bool {
 // caughtUp reports whether at least half of the credit is free again, so that
 // a lease does not flap at its limit.
 func (l *lease) caughtUp(v leaseView) bool {
+	if l.window > 0 {
+		return l.room(v)
+	}
 	var half, want uint256.Int
 	half.Rsh(&l.credit, 1)
 	want.Add(&v.owed, &half)

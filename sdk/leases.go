@@ -129,6 +129,9 @@ func (p *Provider) leaseEnded(l *lease) {
 	if p.replicas != nil {
 		return // the leader finds it in the table
 	}
+	if l.window > 0 {
+		return // its client comes back and goes on; the settlement's policy says when to claim
+	}
 	timer := time.AfterFunc(closeGrace, func() { p.crew.urgent(l.terms) })
 	context.AfterFunc(p.life, func() { timer.Stop() }) // after a restart the policy's MaxAge settles it
 }

@@ -23,6 +23,7 @@ type lessor struct {
 	store    leaseStore
 
 	channel func(ctx context.Context, row leaseRow) (channel.State, error) // of a lease
+	prepaid func(*lease) error                                             // makes a lease one that is paid in advance, if it is; nil: none is
 
 	life   context.Context // leases run until it ends
 	finish context.CancelFunc
@@ -136,7 +137,7 @@ func (h *lessor) newLease(row leaseRow, s channel.State, offer wire.SignedOffer,
 	}
 	l := &lease{
 		id: a.LeaseID, terms: s.Terms, offer: offer, price: price, credit: credit, allocation: a, owedBefore: before, term: row.Term,
-		stop: make(chan stopRequest), poke: make(chan struct{}, 1), done: make(chan struct{}), changed: make(chan struct{}),
+		stop: make(chan stopRequest), poke: make(chan struct{}, 1), cuts: make(chan struct{}, 1), done: make(chan struct{}), changed: make(chan struct{}),
 		deps: h.deps,
 	}
 	l.view.stream = uint64(row.Stream)
@@ -153,8 +154,10 @@ func (h *lessor) newLease(row leaseRow, s channel.State, offer wire.SignedOffer,
 	if l.meter, err = newMeter(a.Devices, offer.Offer, saved); err != nil {
 		return nil, err
 	}
-	l.recorder, err = metering.NewRecorder(terms, h.meterKey, record)
-	return l, err
+	if l.recorder, err = metering.NewRecorder(terms, h.meterKey, record); err != nil || h.prepaid == nil {
+		return l, err
+	}
+	return l, h.prepaid(l)
 }
 
 // of is the timing of a lease: what its offer promises counts, and not what was
@@ -179,7 +182,7 @@ func newMeter(devices []string, o wire.Offer, saved *metering.State) (*metering.
 
 // launch lets a lease run. Its view starts where its last record is.
 func (h *lessor) launch(l *lease, state leaseState, s channel.State, last *metering.SignedRecord) error {
-	l.view = leaseView{state: state, version: 1, stream: l.view.stream, owed: l.owedBefore, accepted: s.Accepted, deposit: s.Deposit}
+	l.view = leaseView{state: state, version: 1, stream: l.view.stream, reserved: l.view.reserved, owed: l.owedBefore, accepted: s.Accepted, deposit: s.Deposit}
 	if last != nil {
 		l.view.sequence, l.view.owed, l.view.nanos = last.Sequence, last.Owed, last.Nanos
 	}

@@ -48,7 +48,7 @@ func (p *Provider) submitSponsored(ctx context.Context, call chain.Call) (chain.
 }
 
 func (p *Provider) affordRevert(ctx context.Context) error {
-	lost, risked, err := p.sender.Wasted(ctx, time.Now().Add(-lostGasWindow), chain.Open, chain.TopUp)
+	lost, risked, err := p.sender.Wasted(ctx, time.Now().Add(-lostGasWindow), chain.Open, chain.TopUp, chain.Deposit)
 	if err != nil {
 		return err
 	}

@@ -26,6 +26,9 @@ func (p *Provider) routes() {
 	p.mux.HandleFunc("GET /offer", p.serveOffer)
 	p.mux.HandleFunc("GET /offer/{hash}", p.serveOffer)
 	p.mux.HandleFunc("/lease", p.serveLease)
+	if p.x402 != nil {
+		p.mux.HandleFunc("/tick", p.serveTick)
+	}
 }
 
 // ServeHTTP serves offers and leases.
@@ -68,6 +71,10 @@ type request struct {
 
 // serveLease is the paid resource.
 func (p *Provider) serveLease(w http.ResponseWriter, r *http.Request) {
+	if p.paidByX402(r) {
+		p.serveX402(w, r, kindStream)
+		return
+	}
 	w.Header().Set("Cache-Control", "no-store")
 	req, err := p.read(r)
 	if err == nil {
@@ -404,6 +411,7 @@ func (p *Provider) refuse(w http.ResponseWriter, r *http.Request, err error) {
 			problem = wire.Internal.With("no challenge could be made")
 		} else {
 			w.Header().Set("WWW-Authenticate", challenge.Header())
+			p.x402.invite(w, r)
 		}
 	}
 	switch problem.Status {

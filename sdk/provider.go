@@ -44,6 +44,7 @@ type Provider struct {
 	sender   *chain.Sender
 	crew     *crew     // nil where the leader's is at work
 	replicas *replicas // nil where nobody shares the database
+	x402     *x402Desk // nil where x402 is not offered
 	minter   *wire.Minter
 	metrics  *providerMetrics
 	mux      *http.ServeMux
@@ -129,6 +130,7 @@ func (p *Provider) lets() {
 	p.lessor.channel = func(ctx context.Context, row leaseRow) (channel.State, error) {
 		return p.payee.State(ctx, common.HexToHash(row.Channel))
 	}
+	p.lessor.prepaid = p.prepaid
 	p.deps = leaseDeps{
 		allocator: p.config.Allocator, source: p.config.Source, clock: p.config.Clock, store: p.store,
 		metrics: p.metrics, log: p.config.Log, ended: p.leaseEnded, dropped: p.leaseDropped,
@@ -148,6 +150,9 @@ func (p *Provider) chainParts(ctx context.Context) error {
 		return err
 	}
 	p.gasless = supported && !p.config.NoGasless
+	if p.x402, err = p.newX402(ctx); err != nil {
+		return err
+	}
 	if p.db.Shared() {
 		p.replicas = newReplicas(p)
 		p.sender = p.newSender(txs)
@@ -184,6 +189,9 @@ func (p *Provider) newCrew(db *store.DB, txs *chain.Store) *crew {
 	payee.Store = db.Payee()
 	c.towers = newTowerFeed(&payee, p.config.Watchtowers, p.config.WatchtowerEvery, p.config.Log)
 	c.tills = append(c.tills, p.newTill(c, db, txs, p.escrow))
+	if p.x402 != nil {
+		c.tills = append(c.tills, p.newTill(c, db, txs, p.x402.contract))
+	}
 	return c
 }
 

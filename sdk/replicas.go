@@ -202,7 +202,7 @@ func (r *replicas) serve(ctx context.Context, c *crew, s leaseStore) error {
 	}
 	unsettled, err := r.p.db.Payee().Unsettled(ctx)
 	for _, state := range unsettled {
-		if ended[state.ID] {
+		if ended[state.ID] && state.Terms.Scheme == channel.Session {
 			c.urgent(state.Terms)
 		}
 	}

@@ -4,12 +4,15 @@ import (
 	"context"
 	"fmt"
 	"math/big"
+	"slices"
 	"time"
+
+	"github.com/jmoiron/sqlx"
 )
 
-// Wasted is what two kinds of transactions can have cost for nothing, in wei: lost is what those that were submitted
+// Wasted is what some kinds of transactions can have cost for nothing, in wei: lost is what those that were submitted
 // since a moment and reverted have cost, and risked is the most that those in flight may still cost.
-func (s *Sender) Wasted(ctx context.Context, since time.Time, a, b Kind) (lost, risked *big.Int, err error) {
+func (s *Sender) Wasted(ctx context.Context, since time.Time, kinds ...Kind) (lost, risked *big.Int, err error) {
 	chain, err := s.chainID(ctx)
 	if err != nil {
 		return nil, nil, err
@@ -17,8 +20,11 @@ func (s *Sender) Wasted(ctx context.Context, since time.Time, a, b Kind) (lost, 
 	lost, risked = new(big.Int), new(big.Int)
 	db := s.Store.db.View()
 	var costs []string
-	err = db.SelectContext(ctx, &costs, db.Rebind(`SELECT cost FROM chain_tx WHERE chain = ? AND sender = ? AND kind IN (?, ?)
-		AND state <> 'pending' AND succeeded = 0 AND created_at > ?`), chain, text(s.Address()), a, b, millis(since))
+	query, args, err := sqlx.In(`SELECT cost FROM chain_tx WHERE chain = ? AND sender = ? AND kind IN (?)
+		AND state <> 'pending' AND succeeded = 0 AND created_at > ?`, chain, text(s.Address()), kinds, millis(since))
+	if err == nil {
+		err = db.SelectContext(ctx, &costs, db.Rebind(query), args...)
+	}
 	if err != nil {
 		return nil, nil, fmt.Errorf("chain: reading what reverted: %w", err)
 	}
@@ -27,7 +33,7 @@ func (s *Sender) Wasted(ctx context.Context, since time.Time, a, b Kind) (lost, 
 	}
 	flying, err := s.InFlight(ctx)
 	for _, tx := range flying {
-		if tx.Call.Kind != a && tx.Call.Kind != b {
+		if !slices.Contains(kinds, tx.Call.Kind) {
 			continue
 		}
 		newest := tx.Attempts[len(tx.Attempts)-1].Signed

@@ -1,0 +1,288 @@
+package sdk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/wire"
+	"github.com/gpupay/gpupay/sdk/wire/x402"
+)
+
+// X402Config has a provider take payments of x402's scheme batch-settlement
+// beside its own. The zero value is usable.
+type X402Config struct {
+	// WithdrawDelay is how long a payer that takes its money back without asking
+	// must wait; whole seconds, 15 minutes to 30 days. Within it the provider must
+	// have seen the withdrawal and claimed, also after an outage. Another delay is
+	// another channel for every client: do not change it. Twice the settlement's
+	// MaxAge if zero, and at least 15 minutes.
+	WithdrawDelay time.Duration
+	// Window is the GPU time that one request for /tick or /lease pays for, on
+	// each of its GPUs; 10 s if zero.
+	Window time.Duration
+	// Slack is how long a lease goes on between two requests, under the voucher
+	// of the first; 5 s if zero, and at least four ticks.
+	Slack time.Duration
+	// MaxTimeout is how long a deposit's authorization is good, by the client's
+	// clock; it has to be mined in that time. 5 min if zero.
+	MaxTimeout time.Duration
+	// MaxReply bounds an answer of a Metered handler that is kept for a client
+	// whose connection broke, and its request's body; bytes, 1 MiB if zero.
+	MaxReply int
+	// Line is how many requests of one channel may wait for one another; 64 if
+	// zero. Waiting is the same of all channels; 4096 if zero.
+	Line, Waiting int
+}
+
+func (c X402Config) withDefaults(p SettlementPolicy) X402Config {
+	age := or(p.MaxAge, defaultMaxAge)
+	c.WithdrawDelay = or(c.WithdrawDelay, max(channel.MinWithdrawDelay, (2*age).Round(time.Second)))
+	c.Window = or(c.Window, 10*time.Second)
+	c.Slack = or(c.Slack, 5*time.Second)
+	c.MaxTimeout = or(c.MaxTimeout, 5*time.Minute)
+	c.MaxReply = or(c.MaxReply, 1<<20)
+	c.Line, c.Waiting = or(c.Line, 64), or(c.Waiting, 4096)
+	return c
+}
+
+func (c X402Config) check(p ProviderConfig) error {
+	switch {
+	case p.NoGasless:
+		return errors.New("provider: X402 needs NoGasless to be false: its clients pay by deposits that the provider sends")
+	case c.WithdrawDelay < channel.MinWithdrawDelay || c.WithdrawDelay > channel.MaxWithdrawDelay || c.WithdrawDelay%time.Second != 0:
+		return fmt.Errorf("provider: X402.WithdrawDelay (%s) must be whole seconds from %s to %s", c.WithdrawDelay, channel.MinWithdrawDelay, channel.MaxWithdrawDelay)
+	case c.Window < p.Tick:
+		return fmt.Errorf("provider: X402.Window (%s) is shorter than Tick (%s)", c.Window, p.Tick)
+	case c.Slack < 4*p.Tick:
+		return fmt.Errorf("provider: X402.Slack (%s) must be at least four ticks (%s): less suspends every lease at once", c.Slack, 4*p.Tick)
+	case c.MaxTimeout < 2*authorizationMargin || c.MaxTimeout%time.Second != 0:
+		return fmt.Errorf("provider: X402.MaxTimeout (%s) must be whole seconds, at least %s: a deposit must be mined in it", c.MaxTimeout, 2*authorizationMargin)
+	case c.MaxReply < 0 || c.Line < 0 || c.Waiting < 0:
+		return errors.New("provider: X402: MaxReply, Line and Waiting cannot be negative")
+	}
+	return nil
+}
+
+// x402Desk takes the payments of stock x402 clients. What it takes goes into the
+// provider's store, is metered by the same leases and fetched by the same
+// settler as every other payment; its own are the wire and the rule by which
+// requests of one channel follow one another.
+type x402Desk struct {
+	*Provider
+	x        X402Config
+	contract *chain.BatchSettlement
+	book     *channel.Payee // of x402's channels
+	notes    x402Store
+	lines    lines
+
+	name, version string // of the token's EIP-712 domain
+}
+
+// newX402 checks that the chain and the token have what x402 needs.
+func (p *Provider) newX402(ctx context.Context) (*x402Desk, error) {
+	if p.config.X402 == nil {
+		return nil, nil
+	}
+	d := &x402Desk{Provider: p, x: p.config.X402.withDefaults(p.config.Settlement)}
+	if err := d.x.check(p.config); err != nil {
+		return nil, err
+	}
+	if !p.gasless {
+		return nil, fmt.Errorf("provider: X402: token %s has no receiveWithAuthorization (ERC-3009), by which x402's clients deposit", p.config.Token)
+	}
+	var err error
+	if d.contract, err = chain.NewBatchSettlement(ctx, p.escrow.Backend()); err != nil {
+		return nil, fmt.Errorf("provider: X402: %w", err)
+	}
+	if d.name, d.version, err = p.token.Domain(ctx); err != nil {
+		return nil, fmt.Errorf("provider: X402: %w", err)
+	}
+	if d.notes, err = openX402Store(ctx, p.db); err != nil {
+		return nil, err
+	}
+	d.book = &channel.Payee{Store: p.db.Payee(), Domain: d.contract.Domain()}
+	d.lines = lines{most: d.x.Line, all: d.x.Waiting, hold: correctedWithin}
+	if _, err := d.ceiling(1, 0); err != nil {
+		return nil, err
+	}
+	return d, nil
+}
+
+// x402Route is something that is paid by the request.
+type x402Route struct {
+	kind string
+	gpus int
+	most uint256.Int // the ceiling of one request, base units
+}
+
+// The kinds.
+const (
+	kindTick    = "tick"
+	kindStream  = "stream"
+	kindMetered = "metered"
+	kindRefund  = "refund"
+)
+
+// ceiling is what a request asks for that may use so much time of so many GPUs:
+// the price, and one base unit that is never charged (see outdate).
+func (d *x402Desk) ceiling(gpus int, wall time.Duration) (uint256.Int, error) {
+	slack, err := d.price.Charge(uint64(gpus) * uint64(d.x.Slack))
+	if err == nil && slack.IsZero() {
+		err = errors.New("provider: X402: the price of X402.Slack is less than one base unit of the token")
+	}
+	if err != nil {
+		return slack, err
+	}
+	most, err := d.price.Charge(uint64(gpus) * uint64(wall))
+	most.AddUint64(&most, 1)
+	return most, err
+}
+
+// route is what a request for /tick or /lease is paid as.
+func (d *x402Desk) route(kind string, gpus int) (x402Route, error) {
+	most, err := d.ceiling(gpus, d.x.Window+d.x.Slack)
+	return x402Route{kind: kind, gpus: gpus, most: most}, err
+}
+
+// offered is what a client must accept for a route. It is the same in every
+// answer: clients echo it, and what differs is refused.
+func (d *x402Desk) offered(route x402Route) (x402.Requirements, error) {
+	deposit, err := d.minDeposit()
+	if err != nil {
+		return x402.Requirements{}, err
+	}
+	least := wire.NewAmount(deposit)
+	us := wire.Address(d.config.Key.Address())
+	return x402.Requirements{
+		Network: x402.Network(d.contract.ChainID()), Amount: wire.NewAmount(route.most), Asset: wire.Address(d.config.Token), PayTo: us,
+		MaxTimeoutSeconds: uint64(d.x.MaxTimeout / time.Second),
+		Extra: x402.Extra{
+			Name: d.name, Version: d.version, AssetTransferMethod: x402.TransferERC3009,
+			ReceiverAuthorizer: us, WithdrawDelay: uint64(d.x.WithdrawDelay / time.Second), MinDeposit: &least,
+		},
+	}, nil
+}
+
+// maxAddress bounds what of a request's address is repeated in an answer.
+const maxAddress = 1 << 10
+
+// required is the 402 of a request: the offer, and what of it must be said about
+// a channel.
+func (d *x402Desk) required(r *http.Request, reason string, offer x402.Requirements) x402.PaymentRequired {
+	return x402.PaymentRequired{
+		Error:    reason,
+		Resource: x402.Resource{URL: addressOf(r), Description: "GPU time, metered by the second", MimeType: "application/json"},
+		Accepts:  []x402.Requirements{offer},
+	}
+}
+
+func addressOf(r *http.Request) string {
+	scheme := "http://"
+	if r.TLS != nil {
+		scheme = "https://"
+	}
+	uri := r.RequestURI
+	if len(uri) > maxAddress {
+		uri = "/"
+	}
+	host := r.Host
+	if len(host) > maxAddress {
+		host = "localhost"
+	}
+	return scheme + host + uri
+}
+
+// invite adds the offer of x402 to an answer that asks for a payment. Not every
+// request for a payment is one for a resource that x402 can pay.
+func (d *x402Desk) invite(w http.ResponseWriter, r *http.Request) {
+	if d == nil || r.Header.Get(x402.HeaderSignature) != "" {
+		return
+	}
+	gpus, err := gpusOf(r)
+	if err != nil {
+		return
+	}
+	route, err := d.route(kindTick, gpus)
+	if err != nil {
+		return
+	}
+	offer, err := d.offered(route)
+	if err != nil {
+		return
+	}
+	if err := d.required(r, x402.FirstError, offer).Set(w.Header()); err != nil {
+		d.config.Log.Warn("x402's offer was left out of an answer", "error", err)
+	}
+}
+
+// serveX402 is a request for /tick or /lease that is paid by x402.
+func (p *Provider) serveX402(w http.ResponseWriter, r *http.Request, kind string) {
+	w.Header().Set("Cache-Control", "no-store")
+	d := p.x402
+	gpus, err := gpusOf(r)
+	if err == nil && r.Method != http.MethodGet {
+		err = wire.MethodUnsupported.With("x402 pays for GET here, not for %.10s", r.Method)
+	}
+	if err == nil && r.Header.Get("Authorization") != "" {
+		err = wire.MalformedCredential.With("the request has a credential and an x402 payment: send one of them")
+	}
+	var route x402Route
+	if err == nil {
+		route, err = d.route(kind, gpus)
+	}
+	if err != nil {
+		p.refuse(w, r, err)
+		return
+	}
+	d.serve(w, r, &x402Request{Request: r, route: route, hash: requestHash(r, nil)})
+}
+
+// paidByX402 reports whether a request brings an x402 payment that is taken
+// here.
+func (p *Provider) paidByX402(r *http.Request) bool {
+	return p.x402 != nil && len(r.Header.Values(x402.HeaderSignature)) > 0
+}
+
+// serveTick is the paid resource for clients that come again for each piece of
+// time.
+func (p *Provider) serveTick(w http.ResponseWriter, r *http.Request) {
+	if p.paidByX402(r) {
+		p.serveX402(w, r, kindTick)
+		return
+	}
+	p.serveLease(w, r)
+}
+
+// prepaid has a new lease run on what its channel's requests reserve, if its
+// channel is one of x402.
+func (p *Provider) prepaid(l *lease) error {
+	if l.terms.Scheme != channel.BatchSettlement {
+		return nil
+	}
+	if p.x402 == nil {
+		return errors.New("its channel is one of x402, which this provider does not take any more")
+	}
+	note, err := p.x402.notes.channel(context.Background(), l.terms.ID())
+	if err != nil {
+		return err
+	}
+	l.credit.Clear()
+	l.window = uint64(len(l.allocation.Devices)) * uint64(p.x402.x.Window)
+	l.view.reserved = note.Reserved
+	return nil
+}
+
+// samePrice reports whether a lease costs what requests pay now.
+func samePrice(l *lease, price metering.Price) bool { return l.price == price }
+
+// x402ID names a channel in our tables.
+func x402ID(id common.Hash) string { return id.Hex() }

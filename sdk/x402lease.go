@@ -1,0 +1,35 @@
+package sdk
+
+import "context"
+
+// A lease of a channel of x402 is paid in advance: it may use what requests have
+// reserved, and its records are cut by what was metered and not by the clock.
+// Between two requests nothing is charged, so what the client believes to have
+// been charged stays right.
+
+// filled reports whether a window was metered since the last record.
+func (l *lease) filled() bool {
+	v, _ := l.snapshot()
+	return uint64(l.meter.Totals().Allocated) >= v.nanos+l.window
+}
+
+// cutWindow states a window that was metered.
+func (l *lease) cutWindow(ctx context.Context) {
+	if l.window > 0 && l.state() == leaseActive && l.filled() {
+		_ = l.record(ctx, false) // logged and tried again; what is reserved bounds what is served meanwhile
+	}
+}
+
+// cutNow asks for a record of what was metered, a window or not.
+func (l *lease) cutNow() {
+	select {
+	case l.cuts <- struct{}{}:
+	default:
+	}
+}
+
+// room reports whether what is reserved pays for another window.
+func (l *lease) room(v leaseView) bool {
+	owed, err := l.owedAt(v.nanos + l.window)
+	return err == nil && !owed.Gt(&v.reserved)
+}

@@ -1,0 +1,328 @@
+package sdk
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/wire"
+	"github.com/gpupay/gpupay/sdk/wire/x402"
+)
+
+// x402Request is one request with a payment.
+type x402Request struct {
+	*http.Request
+	route   x402Route
+	hash    string // of what is asked for: see requestHash
+	came    time.Time
+	offer   x402.Requirements
+	payment x402.PaymentPayload
+	terms   channel.Terms
+	id      common.Hash
+	voucher channel.Voucher
+	run     func(context.Context, *x402Request, x402Tab) (*x402Answer, error)
+}
+
+// requestHash tells requests with the same voucher apart.
+func requestHash(r *http.Request, body []byte) string {
+	h := sha256.New()
+	_, _ = fmt.Fprintf(h, "%s\n%s\n", r.Method, r.URL.RequestURI())
+	_, _ = h.Write(body)
+	return hex.EncodeToString(h.Sum(nil))
+}
+
+// x402Answer is what a request with a payment gets.
+type x402Answer struct {
+	note        x402Note
+	receipt     x402.SettleResponse
+	status      int
+	contentType string
+	body        []byte
+	written     bool // it was streamed: nothing is left to write
+}
+
+// errWithdrawing refuses to serve what might never be paid.
+var errWithdrawing = errors.New("a withdrawal of the channel is pending: nothing is served from it until that is over; a refund is faster")
+
+// corrective refuses a voucher over another amount than the next one must have.
+// A stock client makes its state what it is told here and asks once more.
+type corrective struct {
+	tab    x402Tab
+	expect uint256.Int // what the next voucher must be over
+	got    uint256.Int
+}
+
+func (c *corrective) Error() string {
+	return fmt.Sprintf("channel %s: the voucher is over %s, the next one must be over %s: %s was charged so far",
+		c.tab.ID, c.got.Dec(), c.expect.Dec(), c.tab.charged.Dec())
+}
+
+// serve answers a request that is paid by x402. It waits for its turn on the
+// channel; from then on it goes on to its end, whether or not the client is
+// still there: who lost the connection gets a copy.
+func (d *x402Desk) serve(w http.ResponseWriter, req *http.Request, r *x402Request) {
+	r.Request, r.came = req, time.Now()
+	if !d.begin() {
+		d.Provider.refuse(w, req, wire.Unavailable.With("this provider stops"))
+		return
+	}
+	defer d.wait.Done()
+	if err := d.read(r); err != nil {
+		d.refuse(w, r, err)
+		return
+	}
+	answer, err := d.inTurn(w, r)
+	if err != nil {
+		d.refuse(w, r, err)
+		return
+	}
+	if !answer.written {
+		d.answer(w, r, answer)
+	}
+}
+
+// read checks everything about a payment that needs no channel. Who gets past it
+// can sign for the channel that the payment names, so that nobody else can hold
+// up its line.
+func (d *x402Desk) read(r *x402Request) error {
+	var err error
+	if r.offer, err = d.offered(r.route); err != nil {
+		return err
+	}
+	if r.payment, err = x402.ParsePaymentPayload(r.Header); err != nil {
+		return err
+	}
+	if r.terms, err = r.payment.Check(r.offer); err != nil {
+		return err
+	}
+	if r.terms.AuthorizedSigner == (common.Address{}) {
+		// A payer that signs for itself can become a contract account at any time,
+		// and disown what it signed.
+		return fmt.Errorf("%w: channel %s has no payerAuthorizer: name one, it may be the payer", x402.CodeVoucherSignature, r.terms.ID())
+	}
+	r.id, r.voucher = r.terms.ID(), r.payment.Payload.Voucher.Voucher()
+	return d.book.Verify(r.Context(), r.terms, r.voucher)
+}
+
+// inTurn serves a request when it is its turn on the channel.
+func (d *x402Desk) inTurn(w http.ResponseWriter, r *x402Request) (*x402Answer, error) {
+	t, err := d.lines.enter(r.Context(), r.id, r.voucher.Cumulative)
+	if err != nil {
+		return nil, err
+	}
+	var expect *uint256.Int
+	defer func() { t.leave(expect) }()
+	ctx := context.WithoutCancel(r.Context())
+	unclaim, err := d.alone(r.Context(), r.id)
+	if err != nil {
+		return nil, err
+	}
+	defer unclaim()
+	answer, err := d.pay(ctx, w, r)
+	var wrong *corrective
+	if errors.As(err, &wrong) {
+		expect = &wrong.expect
+	}
+	if err != nil {
+		return nil, err
+	}
+	return answer, d.notes.answered(ctx, answer.note, r.Context().Err() != nil)
+}
+
+// pay takes the payment and serves what it pays for.
+func (d *x402Desk) pay(ctx context.Context, w http.ResponseWriter, r *x402Request) (*x402Answer, error) {
+	tab, err := d.find(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	if answer, err := d.again(ctx, w, r, tab); answer != nil || err != nil {
+		return answer, err
+	}
+	if tab, err = d.match(ctx, r, tab); err != nil {
+		return nil, err
+	}
+	if r.payment.Payload.Type == x402.TypeRefund {
+		return d.refund(ctx, r, tab)
+	}
+	if tab.Status != channel.Open {
+		return nil, fmt.Errorf("channel %s: %w", tab.ID, errWithdrawing)
+	}
+	if err := d.capable(ctx, r, tab); err != nil {
+		return nil, err
+	}
+	note := x402Note{Channel: x402ID(r.id), MaxClaimable: r.voucher.Cumulative.Dec(), Hash: r.hash, Kind: r.route.kind, Base: tab.charged.Dec(), Moved: "0"}
+	if r.payment.Payload.Type == x402.TypeDeposit {
+		if tab, err = d.fund(ctx, r, tab, &note); err != nil {
+			return nil, err
+		}
+	}
+	if tab.known && r.voucher.Cumulative.Gt(&tab.Deposit) {
+		return nil, fmt.Errorf("%w: the voucher is over %s, channel %s holds %s", x402.CodeCumulativeExceedsBalance, r.voucher.Cumulative.Dec(), r.id, tab.Deposit.Dec())
+	}
+	if !tab.known {
+		return nil, fmt.Errorf("%w: the chain knows no channel %s", x402.CodeChannelNotFound, r.id)
+	}
+	receipt, err := d.book.Accept(ctx, r.voucher)
+	if err != nil {
+		return nil, err
+	}
+	d.metrics.voucher(receipt.Outcome)
+	tab.State = receipt.State
+	switch r.route.kind {
+	case kindStream:
+		return d.stream(ctx, w, r, tab, note)
+	case kindMetered:
+		return d.metered(ctx, w, r, tab, note)
+	}
+	return d.tick(ctx, r, tab, note)
+}
+
+// find returns the channel that a payment is from, as we know it or, of one that
+// we do not know, as the chain does.
+func (d *x402Desk) find(ctx context.Context, r *x402Request) (x402Tab, error) {
+	s, err := d.book.State(ctx, r.id)
+	switch {
+	case err == nil:
+		return d.tab(ctx, s)
+	case !errors.Is(err, channel.ErrUnknown):
+		return x402Tab{}, err
+	case !d.guard.challenge(r.Request): // it costs a question to the chain
+		return x402Tab{}, wire.TooMany.With("too many requests for channels that are not known here: wait a second")
+	}
+	views, _, err := d.contract.Confirmed(ctx, []common.Hash{r.id}, d.config.Confirmations)
+	if err != nil {
+		return x402Tab{}, err
+	}
+	view := views[0].View
+	if view.Deposit.IsZero() {
+		return x402Tab{State: channel.State{ID: r.id, Terms: r.terms, Status: channel.Open}}, nil
+	}
+	if s, err = d.book.Register(ctx, r.terms, view); err != nil {
+		return x402Tab{}, err
+	}
+	return d.tab(ctx, s)
+}
+
+// tab is a known channel with what x402 counts as charged. What the chain has
+// claimed was charged once, whether or not we remember it.
+func (d *x402Desk) tab(ctx context.Context, s channel.State) (x402Tab, error) {
+	if s.Settled.Gt(&s.Spent) {
+		var err error
+		if s, err = d.book.Charge(ctx, s.ID, s.Settled); err != nil {
+			return x402Tab{}, err
+		}
+	}
+	note, err := d.notes.channel(ctx, s.ID)
+	t := x402Tab{State: s, note: note, charged: s.Spent, known: true}
+	if note.Prepaid.Gt(&t.charged) {
+		t.charged = note.Prepaid
+	}
+	return t, err
+}
+
+// match holds a voucher to the amount that comes next.
+func (d *x402Desk) match(ctx context.Context, r *x402Request, tab x402Tab) (x402Tab, error) {
+	expect := tab.charged
+	if r.payment.Payload.Type != x402.TypeRefund {
+		expect.Add(&expect, &r.route.most)
+	}
+	if r.voucher.Cumulative == expect {
+		public, err := d.public(ctx, tab, r.voucher.Cumulative)
+		if err != nil || !public {
+			return tab, err
+		}
+		if tab, err = d.outdate(ctx, tab); err != nil {
+			return tab, err
+		}
+		expect.AddUint64(&expect, 1)
+	}
+	return tab, &corrective{tab: tab, expect: expect, got: r.voucher.Cumulative}
+}
+
+// capable refuses what could not be served before anybody's money moves for it.
+func (d *x402Desk) capable(ctx context.Context, r *x402Request, tab x402Tab) error {
+	d.mu.Lock()
+	closing := d.closed || d.draining
+	d.mu.Unlock()
+	if closing {
+		return wire.Unavailable.With("this provider takes no new leases")
+	}
+	if r.route.kind == kindMetered || d.begun(ctx, r.id) {
+		return nil
+	}
+	if c, ok := d.config.Allocator.(Capacity); ok && c.Free() < r.route.gpus {
+		return fmt.Errorf("%w: %d wanted, %d free", ErrNoCapacity, r.route.gpus, c.Free())
+	}
+	return nil
+}
+
+// snapshot is a channel as receipts and corrective answers show it.
+func (t x402Tab) snapshot() *x402.Snapshot {
+	return &x402.Snapshot{
+		ChannelID: x402.Hash(t.ID), Balance: wire.NewAmount(t.Deposit), TotalClaimed: wire.NewAmount(t.Settled),
+		WithdrawRequestedAt: t.CloseRequestedAt, RefundNonce: wire.NewAmount(t.note.RefundNonce),
+	}
+}
+
+// receipt is what a client reads of its payment: what it was charged for this
+// request, and in all.
+func (t x402Tab) receipt(n x402Note, base, charged uint256.Int) x402.SettleResponse {
+	var cost uint256.Int
+	if charged.Gt(&base) {
+		cost.Sub(&charged, &base)
+	}
+	payer, amount, all := wire.Address(t.Terms.Payer), wire.NewAmount(cost), wire.NewAmount(charged)
+	res := x402.SettleResponse{
+		Success: true, Network: x402.Network(t.Terms.ChainID), Payer: &payer, ChargedAmount: &amount,
+		ChannelState: &x402.ChannelState{Snapshot: t.snapshot(), ChargedCumulativeAmount: &all},
+	}
+	if n.Tx != "" {
+		var moved wire.Amount
+		if moved.SetFromDecimal(n.Moved) == nil {
+			res.Amount = &moved
+		}
+		res.Transaction = x402.Transaction(common.HexToHash(n.Tx))
+	}
+	return res
+}
+
+// answer writes an answer with its receipt.
+func (d *x402Desk) answer(w http.ResponseWriter, r *x402Request, a *x402Answer) {
+	if err := a.receipt.Set(w.Header()); err != nil {
+		d.config.Log.Error("x402 receipt", "channel", r.id, "error", err)
+	}
+	w.Header().Set("Content-Type", a.contentType)
+	hurry(w)
+	w.WriteHeader(a.status)
+	if _, err := w.Write(a.body); err != nil {
+		if err := d.notes.answered(context.WithoutCancel(r.Context()), a.note, true); err != nil {
+			d.config.Log.Warn("x402 answer that nobody took", "channel", r.id, "error", err)
+		}
+	}
+}
+
+// confirmed reads a channel from the chain and records what it says.
+func (d *x402Desk) confirmed(ctx context.Context, terms channel.Terms) (s channel.State, pending bool, err error) {
+	err = d.contract.Record(func() error {
+		views, _, err := d.contract.Confirmed(ctx, []common.Hash{terms.ID()}, d.config.Confirmations)
+		if err != nil {
+			return err
+		}
+		pending = views[0].Pending()
+		s, err = d.book.Register(ctx, terms, views[0].View)
+		return err
+	})
+	return s, pending, err
+}
+
+// pause waits between two looks at something.
+func (d *x402Desk) pause(ctx context.Context) error { return chain.Pause(ctx, d.config.Poll) }

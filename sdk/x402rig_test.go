@@ -1,0 +1,369 @@
+package sdk
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/ethereum/go-ethereum/crypto"
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/chaintest"
+	"github.com/gpupay/gpupay/internal/pgtest"
+	"github.com/gpupay/gpupay/metering/sim"
+	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/wire"
+	"github.com/gpupay/gpupay/sdk/wire/x402"
+)
+
+// payRig is a provider that takes x402, on anvil with x402's contracts where
+// they are everywhere, served over HTTP. Its clients are made by hand so that
+// they can say anything; internal/interop has the stock ones.
+type payRig struct {
+	*testing.T
+	chain    *chaintest.Chain
+	contract *chain.BatchSettlement
+	token    *chain.Token
+	config   ProviderConfig
+	provider *Provider
+	server   *httptest.Server
+	stop     context.CancelFunc
+	ran      chan error
+}
+
+// The tests' window costs 300 base units a GPU, a tick at most 501.
+const (
+	testWindow = 300 * time.Millisecond
+	testSlack  = 200 * time.Millisecond
+	testMost   = 501
+)
+
+func newPayRig(t *testing.T, change ...func(*ProviderConfig)) *payRig {
+	t.Helper()
+	t.Parallel()
+	net := chaintest.Anvil(t)
+	net.PlaceBatchSettlement(t)
+	return payRigOn(t, net, change...)
+}
+
+func payRigOn(t *testing.T, net *chaintest.Chain, change ...func(*ProviderConfig)) *payRig {
+	t.Helper()
+	r := &payRig{T: t, chain: net, config: ProviderConfig{
+		RPC: net.URL, Escrow: net.Escrow, Token: net.Token, Key: channel.NewKey(net.Keys[0]), X402: &X402Config{Window: testWindow, Slack: testSlack},
+		Database: filepath.Join(t.TempDir(), "provider.db"), PricePerGPUHour: hour, Source: sim.New(2, sim.Options{}),
+		Credit: 2 * time.Second, Tick: 20 * time.Millisecond, MaxGap: 10 * time.Second, RecordEvery: 50 * time.Millisecond,
+		SuspendTimeout: time.Minute, MinDeposit: "0.01", MinGrace: time.Minute, ClockTolerance: 24 * time.Hour, OpenTimeout: 20 * time.Second, Poll: 50 * time.Millisecond,
+		Settlement: SettlementPolicy{Interval: time.Hour},
+		Log:        slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelWarn})),
+	}}
+	if strings.Contains(t.Name(), onPostgres) {
+		r.config.Database = pgtest.URL(t)
+	}
+	for _, c := range change {
+		c(&r.config)
+	}
+	var err error
+	if r.contract, err = chain.NewBatchSettlement(t.Context(), net.Backend); err != nil {
+		t.Fatal(err)
+	}
+	if r.token, err = chain.NewToken(t.Context(), net.Backend, net.Token); err != nil {
+		t.Fatal(err)
+	}
+	r.start()
+	t.Cleanup(r.shut)
+	return r
+}
+
+func (r *payRig) start() {
+	r.Helper()
+	p, err := NewProvider(r.Context(), r.config)
+	if err != nil {
+		r.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	r.provider, r.stop, r.ran = p, stop, make(chan error, 1)
+	go func() { r.ran <- p.Run(ctx) }()
+	r.server = httptest.NewServer(p)
+}
+
+func (r *payRig) shut() {
+	if r.server == nil {
+		return
+	}
+	r.stop()
+	if err := <-r.ran; err != nil {
+		r.Errorf("Run: %v", err)
+	}
+	if err := r.provider.Close(); err != nil {
+		r.Errorf("Close: %v", err)
+	}
+	r.server.CloseClientConnections()
+	r.server.Close()
+	r.server = nil
+}
+
+func (r *payRig) restart() {
+	r.Helper()
+	r.shut()
+	r.start()
+}
+
+// buyer is a client of x402 with an account and one channel.
+type buyer struct {
+	*payRig
+	key     *channel.Key
+	path    string
+	terms   channel.Terms
+	charged uint64 // as the receipts say
+	salt    byte   // of the newest deposit
+}
+
+// buyer makes an account with a million base units and no native coin.
+func (r *payRig) buyer(path string) *buyer {
+	r.Helper()
+	private, err := crypto.GenerateKey()
+	if err != nil {
+		r.Fatal(err)
+	}
+	key := channel.NewKey(private)
+	r.chain.Mint(r, key.Address(), 1_000_000)
+	b := &buyer{payRig: r, key: key, path: path}
+	b.terms = b.accept().terms(key.Address())
+	return b
+}
+
+type offers x402.Requirements
+
+// terms is the one channel that a stock client has for an offer.
+func (o offers) terms(payer common.Address) channel.Terms {
+	return x402.ChannelConfig{Payer: wire.Address(payer), PayerAuthorizer: wire.Address(payer), Receiver: o.PayTo,
+		ReceiverAuthorizer: o.Extra.ReceiverAuthorizer, Token: o.Asset, WithdrawDelay: o.Extra.WithdrawDelay}.Terms(o.Network)
+}
+
+// send sends one request.
+func (r *payRig) send(method, path string, header http.Header) *http.Response {
+	r.Helper()
+	req, err := http.NewRequestWithContext(r.Context(), method, r.server.URL+path, nil)
+	if err != nil {
+		r.Fatal(err)
+	}
+	if header != nil {
+		req.Header = header
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		r.Fatal(err)
+	}
+	r.Cleanup(func() { resp.Body.Close() })
+	return resp
+}
+
+// accept is what an unpaid request is offered.
+func (b *buyer) accept() offers {
+	b.Helper()
+	resp := b.send("GET", b.path, nil)
+	required, err := x402.ParsePaymentRequired(resp.Header)
+	if resp.StatusCode != http.StatusPaymentRequired || err != nil || len(required.Accepts) != 1 {
+		b.Fatalf("no offer: %s %v %v", resp.Status, required, err)
+	}
+	return offers(required.Accepts[0])
+}
+
+// payment is a voucher over an amount for the request.
+func (b *buyer) payment(most uint64) *x402.PaymentPayload {
+	b.Helper()
+	config, err := x402.ConfigOf(b.terms)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return &x402.PaymentPayload{Accepted: x402.Requirements(b.accept()), Payload: x402.Payload{Type: x402.TypeVoucher, Config: config, Voucher: b.voucher(most)}}
+}
+
+func (b *buyer) voucher(most uint64) x402.Voucher {
+	b.Helper()
+	v, err := b.contract.Domain().Sign(b.Context(), b.key, b.terms.ID(), *uint256.NewInt(most))
+	if err != nil {
+		b.Fatal(err)
+	}
+	voucher, err := x402.VoucherOf(v)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return voucher
+}
+
+// depositing is a payment that brings money.
+func (b *buyer) depositing(most, value uint64) *x402.PaymentPayload {
+	b.Helper()
+	p := b.payment(most)
+	b.salt++
+	p.Payload.Type = x402.TypeDeposit
+	p.Payload.Deposit = &x402.Deposit{Amount: wireAmount(value), Authorization: x402.Authorization{
+		ValidBefore: x402.Seconds(time.Now().Add(48 * time.Hour).Unix()), Salt: x402.Hash{31: b.salt}}}
+	b.authorize(p)
+	return p
+}
+
+// authorize signs a payment's deposit as it stands.
+func (b *buyer) authorize(p *x402.PaymentPayload) {
+	b.Helper()
+	separator, err := b.token.DomainSeparator(b.Context())
+	if err != nil {
+		b.Fatal(err)
+	}
+	a, err := chain.SignAuthorization(b.Context(), b.key, separator, p.Payload.Authorization())
+	if err != nil {
+		b.Fatal(err)
+	}
+	copy(p.Payload.Deposit.Authorization.Signature[:], a.Signature)
+}
+
+func headerOf(t *testing.T, p *x402.PaymentPayload) http.Header {
+	t.Helper()
+	h := make(http.Header)
+	if err := p.Set(h); err != nil {
+		t.Fatal(err)
+	}
+	return h
+}
+
+// pay sends a payment.
+func (b *buyer) pay(p *x402.PaymentPayload) *http.Response {
+	b.Helper()
+	return b.send("GET", b.path, headerOf(b.T, p))
+}
+
+// paid is an answer to a payment that was taken.
+type paid struct {
+	x402.SettleResponse
+	x402Tick
+}
+
+// take reads an answer that must be one, and keeps the books of a stock client.
+func (b *buyer) take(resp *http.Response) paid {
+	b.Helper()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode != http.StatusOK {
+		b.Fatalf("%s: %s %v %v", resp.Status, body, resp.Header, err)
+	}
+	var p paid
+	if p.SettleResponse, err = x402.ParseSettleResponse(resp.Header); err != nil {
+		b.Fatal(err)
+	}
+	if len(resp.Header.Values(x402.HeaderRequired)) > 0 {
+		b.Fatal("a receipt and a 402's header in one answer")
+	}
+	if p.ChargedAmount != nil {
+		b.charged += p.ChargedAmount.Uint64()
+		if got := p.ChannelState.ChargedCumulativeAmount.Uint64(); got != b.charged {
+			b.Fatalf("charged %d in all, the receipt says %d", b.charged, got)
+		}
+		if err := json.Unmarshal(body, &p.x402Tick); err != nil && resp.Header.Get("Content-Type") == "application/json" {
+			b.Fatalf("%s: %v", body, err)
+		}
+	}
+	return p
+}
+
+// open deposits and pays the first request.
+func (b *buyer) open(value uint64) paid {
+	b.Helper()
+	return b.take(b.pay(b.depositing(b.next(), value)))
+}
+
+// next is what the next voucher must be over.
+func (b *buyer) next() uint64 {
+	b.Helper()
+	amount := b.accept().Amount.Int
+	return b.charged + amount.Uint64()
+}
+
+// holds is what the contract holds of the channel.
+func (b *buyer) holds() uint64 {
+	b.Helper()
+	deposit := b.on().View.Deposit
+	return deposit.Uint64()
+}
+
+// again pays the next request by a voucher and, as a stock client does, once
+// more if it is corrected: where the machine was slow, the lease has used some
+// of its slack and stopped.
+func (b *buyer) again() paid {
+	b.Helper()
+	resp := b.pay(b.payment(b.next()))
+	if resp.StatusCode == http.StatusPaymentRequired {
+		b.corrected(resp)
+		resp = b.pay(b.payment(b.next()))
+	}
+	return b.take(resp)
+}
+
+// refused is an answer that asks for a payment.
+func (b *buyer) refused(resp *http.Response) x402.PaymentRequired {
+	b.Helper()
+	body, _ := io.ReadAll(resp.Body)
+	required, err := x402.ParsePaymentRequired(resp.Header)
+	if err != nil || resp.StatusCode != http.StatusPaymentRequired {
+		b.Fatalf("%s: %s %v", resp.Status, body, err)
+	}
+	if len(resp.Header.Values(x402.HeaderResponse)) > 0 {
+		b.Fatal("a receipt in a 402")
+	}
+	return required
+}
+
+// corrected makes the client's books those that a 402 tells, if it may.
+func (b *buyer) corrected(resp *http.Response) {
+	b.Helper()
+	required := b.refused(resp)
+	if required.Error != string(x402.CodeCumulativeMismatch) {
+		b.Fatalf("refused with %q, want a correction", required.Error)
+	}
+	extra := required.Accepts[0].Extra
+	charged := extra.ChannelState.ChargedCumulativeAmount.Int
+	if v := extra.VoucherState; v != nil {
+		voucher := channel.Voucher{ChannelID: b.terms.ID(), Cumulative: v.SignedMaxClaimable.Int, Signature: v.Signature[:]}
+		if err := b.contract.Domain().Verify(voucher, b.terms.Signer()); err != nil || charged.Gt(&v.SignedMaxClaimable.Int) {
+			b.Fatalf("a client does not believe this: %+v: %v", v, err)
+		}
+	} else if on := b.on(); on.View.Settled != charged {
+		b.Fatalf("a client without a voucher takes %s, told was %s", on.View.Settled.Dec(), charged.Dec())
+	}
+	b.charged = charged.Uint64()
+}
+
+// on is what the contract says of the channel.
+func (b *buyer) on() chain.BatchSettlementState {
+	b.Helper()
+	s, err := b.contract.State(b.Context(), b.terms.ID())
+	if err != nil {
+		b.Fatal(err)
+	}
+	return s
+}
+
+// kept is what the provider says of the channel.
+func (b *buyer) kept() channel.State {
+	b.Helper()
+	s, err := b.provider.x402.book.State(b.Context(), b.terms.ID())
+	if err != nil {
+		b.Fatal(err)
+	}
+	return s
+}
+
+func (b *buyer) receives(want uint64) {
+	b.Helper()
+	if got := b.chain.Tokens(b.T, b.config.Key.Address()); got != want {
+		b.Errorf("the provider has %d, want %d", got, want)
+	}
+}

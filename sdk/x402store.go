@@ -1,0 +1,175 @@
+package sdk
+
+import (
+	"context"
+	"database/sql"
+	"embed"
+	"errors"
+	"fmt"
+	"io/fs"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/holiman/uint256"
+	"github.com/jmoiron/sqlx"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/channel/store"
+)
+
+//go:embed migrations/x402/*.sql migrations/x402/postgres/*.sql
+var x402Migrations embed.FS
+
+// x402Store is what must not be forgotten of x402 beside channels and leases.
+type x402Store struct{ db *store.DB }
+
+func openX402Store(ctx context.Context, db *store.DB) (x402Store, error) {
+	files, err := fs.Sub(x402Migrations, "migrations/x402")
+	if err == nil {
+		err = db.Migrate(ctx, "x402", files)
+	}
+	return x402Store{db}, err
+}
+
+// x402Channel is what is kept of a channel beside what every payee keeps.
+type x402Channel struct {
+	Prepaid     uint256.Int // told as charged, cumulative; what of it is not used is credit
+	Reserved    uint256.Int // what may be charged at most until the next request, cumulative
+	RefundNonce uint256.Int
+}
+
+// channel returns what is kept of a channel: zero if there is nothing.
+func (s x402Store) channel(ctx context.Context, id common.Hash) (c x402Channel, err error) {
+	var row struct {
+		Prepaid     string `db:"prepaid"`
+		Reserved    string `db:"reserved"`
+		RefundNonce string `db:"refund_nonce"`
+	}
+	db := s.db.View()
+	err = db.GetContext(ctx, &row, db.Rebind(`SELECT prepaid, reserved, refund_nonce FROM x402_channels WHERE channel = ?`), x402ID(id))
+	if errors.Is(err, sql.ErrNoRows) {
+		return c, nil
+	}
+	for _, field := range []struct {
+		text string
+		into *uint256.Int
+	}{{row.Prepaid, &c.Prepaid}, {row.Reserved, &c.Reserved}, {row.RefundNonce, &c.RefundNonce}} {
+		if err == nil {
+			err = field.into.SetFromDecimal(field.text)
+		}
+	}
+	if err != nil {
+		return c, fmt.Errorf("x402's notes of channel %s: %w", id, err)
+	}
+	return c, nil
+}
+
+// set changes one column of a channel's notes.
+func (s x402Store) set(tx *sqlx.Tx, id common.Hash, column string, value uint256.Int) error {
+	_, err := tx.Exec(tx.Rebind(`INSERT INTO x402_channels (channel, `+column+`) VALUES (?, ?)
+		ON CONFLICT (channel) DO UPDATE SET `+column+` = excluded.`+column), x402ID(id), value.Dec())
+	return err
+}
+
+func (s x402Store) setNonce(ctx context.Context, id common.Hash, nonce uint256.Int) error {
+	return s.db.Update(ctx, func(tx *sqlx.Tx) error { return s.set(tx, id, "refund_nonce", nonce) })
+}
+
+// x402Note is a request as it stands on disk: what it was admitted with and, if
+// it was answered, what it got.
+type x402Note struct {
+	Channel      string `db:"channel"`
+	MaxClaimable string `db:"max_claimable"`
+	Hash         string `db:"hash"`
+	Kind         string `db:"kind"`
+	Base         string `db:"base"`
+	Charged      string `db:"charged"`
+	Lease        string `db:"lease"`
+	Sequence     int64  `db:"sequence"`
+	Tx           string `db:"tx"`
+	Moved        string `db:"moved"`
+	Status       int    `db:"status"`
+	ContentType  string `db:"content_type"`
+	Body         []byte `db:"body"`
+	AnsweredAt   int64  `db:"answered_at"`
+	Broken       int64  `db:"broken"`
+	CreatedAt    int64  `db:"created_at"`
+}
+
+// What is kept of a channel's requests, and how long.
+const (
+	keptRequests = 4
+	keptFor      = 24 * time.Hour
+)
+
+// admit writes down what a request may use before anything is used, and forgets
+// the oldest.
+func (s x402Store) admit(ctx context.Context, n x402Note, reserved uint256.Int) error {
+	n.CreatedAt = time.Now().UnixMilli()
+	id := common.HexToHash(n.Channel)
+	return s.db.Update(ctx, func(tx *sqlx.Tx) error {
+		err := s.set(tx, id, "reserved", reserved)
+		if err == nil && n.Charged != "" { // the client is told at once
+			_, err = tx.Exec(tx.Rebind(`UPDATE x402_channels SET prepaid = ? WHERE channel = ?`), n.Charged, n.Channel)
+		}
+		if err != nil {
+			return err
+		}
+		return s.put(tx, n)
+	})
+}
+
+func (s x402Store) put(tx *sqlx.Tx, n x402Note) error {
+	_, err := tx.NamedExec(`INSERT INTO x402_requests (channel, max_claimable, hash, kind, base, charged, lease, sequence, tx, moved,
+			status, content_type, body, answered_at, broken, created_at)
+		VALUES (:channel, :max_claimable, :hash, :kind, :base, :charged, :lease, :sequence, :tx, :moved,
+			:status, :content_type, :body, :answered_at, :broken, :created_at)
+		ON CONFLICT (channel, max_claimable, hash) DO UPDATE SET kind = excluded.kind, base = excluded.base, charged = excluded.charged,
+			lease = excluded.lease, sequence = excluded.sequence, tx = excluded.tx, moved = excluded.moved, status = excluded.status,
+			content_type = excluded.content_type, body = excluded.body, answered_at = excluded.answered_at, broken = excluded.broken,
+			created_at = excluded.created_at`, n)
+	if err != nil {
+		return err
+	}
+	_, err = tx.Exec(tx.Rebind(`DELETE FROM x402_requests WHERE channel = ? AND (created_at < ? OR created_at <
+		(SELECT MIN(created_at) FROM (SELECT created_at FROM x402_requests WHERE channel = ? ORDER BY created_at DESC LIMIT ?) newest))`),
+		n.Channel, time.Now().Add(-keptFor).UnixMilli(), n.Channel, keptRequests)
+	return err
+}
+
+// noted finds a request that was admitted before; ok is false if it was not.
+func (s x402Store) noted(ctx context.Context, id common.Hash, most uint256.Int, hash string) (n x402Note, ok bool, err error) {
+	db := s.db.View()
+	err = db.GetContext(ctx, &n, db.Rebind(`SELECT * FROM x402_requests WHERE channel = ? AND max_claimable = ? AND hash = ?`), x402ID(id), most.Dec(), hash)
+	if errors.Is(err, sql.ErrNoRows) {
+		return n, false, nil
+	}
+	return n, err == nil, err
+}
+
+// answered remembers that a request got its answer, or that nobody was there to
+// take it.
+func (s x402Store) answered(ctx context.Context, n x402Note, broken bool) error {
+	lost := 0
+	if broken {
+		lost = 1
+	}
+	return s.db.Update(ctx, func(tx *sqlx.Tx) error {
+		_, err := tx.Exec(tx.Rebind(`UPDATE x402_requests SET answered_at = ?, broken = ? WHERE channel = ? AND max_claimable = ? AND hash = ?`),
+			time.Now().UnixMilli(), lost, n.Channel, n.MaxClaimable, n.Hash)
+		return err
+	})
+}
+
+// prepay raises what a channel was told as charged.
+func (s x402Store) prepay(ctx context.Context, id common.Hash, prepaid uint256.Int) error {
+	return s.db.Update(ctx, func(tx *sqlx.Tx) error { return s.set(tx, id, "prepaid", prepaid) })
+}
+
+// x402Tab is a channel of x402 as a request finds it.
+type x402Tab struct {
+	channel.State
+	note    x402Channel
+	charged uint256.Int // x402's chargedCumulativeAmount
+	known   bool
+}

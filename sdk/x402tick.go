@@ -1,0 +1,218 @@
+package sdk
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/channel/store"
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// x402Tick is the body of the answer to a tick: one metered piece of a lease.
+type x402Tick struct {
+	LeaseID   common.Hash            `json:"leaseId"`
+	ChannelID common.Hash            `json:"channelId"`
+	OfferHash common.Hash            `json:"offerHash"`
+	Devices   []string               `json:"devices"`
+	Access    json.RawMessage        `json:"access"` // how the GPUs are reached; null when the lease is over
+	State     string                 `json:"state"`
+	Charged   wire.Amount            `json:"charged"` // for this tick, base units
+	Record    *metering.SignedRecord `json:"record"`  // the usage record that states it
+}
+
+// tick lets the channel's lease run on for one more window, or begins one, and
+// answers when that was metered.
+func (d *x402Desk) tick(ctx context.Context, r *x402Request, tab x402Tab, note x402Note) (*x402Answer, error) {
+	l, err := d.attach(ctx, r, tab, &note)
+	if err != nil {
+		return nil, err
+	}
+	defer d.detach(l)
+	if err := d.await(ctx, l, uint64(note.Sequence)); err != nil {
+		return nil, err
+	}
+	return d.ticked(ctx, tab, note)
+}
+
+// attach lets the lease that runs on a channel go on, or begins one, under what
+// a request pays for. The caller owes a detach.
+func (d *x402Desk) attach(ctx context.Context, r *x402Request, tab x402Tab, note *x402Note) (*lease, error) {
+	defer d.starts.lock(r.id)()
+	l, err := d.serving(ctx, tab.State)
+	if err != nil {
+		return nil, err
+	}
+	if l != nil && !samePrice(l, d.price) {
+		d.detach(l)
+		if err := d.endNewest(ctx, r.id, "the price changed"); err != nil {
+			return nil, err
+		}
+		l = nil
+	}
+	if l == nil {
+		note.Lease = x402ID(randomHash())
+		if err := d.admit(ctx, *note, nil); err != nil {
+			return nil, err
+		}
+		return d.let(ctx, tab, r.route.gpus, note.Lease)
+	}
+	if n := len(l.allocation.Devices); n != r.route.gpus {
+		d.detach(l)
+		return nil, errConflict.With("the lease that runs on channel %s has %d GPUs, the request wants %d: take a refund, which ends it, or wait until it ends", r.id, n, r.route.gpus)
+	}
+	v, _ := l.snapshot()
+	note.Lease, note.Sequence = x402ID(l.id), int64(v.sequence)
+	if err := d.admit(ctx, *note, l); err != nil {
+		d.detach(l)
+		return nil, err
+	}
+	return l, nil
+}
+
+// detach lets go of a lease that is shown here for another gateway.
+func (d *x402Desk) detach(l *lease) {
+	if l.mirror {
+		d.replicas.unfollow(l)
+	}
+}
+
+// endNewest ends the lease that runs on a channel, wherever it does.
+func (d *x402Desk) endNewest(ctx context.Context, id common.Hash, reason string) error {
+	row, ok, err := d.store.newest(ctx, id)
+	if err != nil || !ok {
+		return err
+	}
+	return d.endLease(ctx, id, &row, reason)
+}
+
+// errConflict is a request that does not fit what runs on its channel.
+var errConflict = wire.Problem{Type: "about:blank", Title: "Conflict", Status: http.StatusConflict}
+
+// let begins a lease on a channel of x402. It has no secret: each request shows
+// a voucher that only its payer can have signed.
+func (d *x402Desk) let(ctx context.Context, tab x402Tab, gpus int, id string) (*lease, error) {
+	offer := d.Offer()
+	row := leaseRow{
+		ID: id, Channel: tab.ID.Hex(), Offer: offer.Hash.Hex(), GPUs: gpus,
+		Allocation: "{}", OwedBefore: tab.Spent.Dec(), State: string(leaseAllocating), StartedAt: time.Now().UnixNano(),
+	}
+	if d.replicas != nil {
+		row.Owner, row.Term = d.replicas.identity(), 1
+	}
+	l, err := d.grant(ctx, row, tab.State, offer)
+	if d.replicas != nil && store.Conflict(err) {
+		return nil, errElsewhere(tab.ID)
+	}
+	return l, err
+}
+
+// admit lets a lease use what a request pays for: on disk first, then in force.
+// A lease that is not yet there, or runs at another gateway, finds it on disk.
+// The last base unit of the voucher is never used: see outdate.
+func (d *x402Desk) admit(ctx context.Context, note x402Note, l *lease) error {
+	most, err := channel.ParseAmount(note.MaxClaimable)
+	if err != nil {
+		return err
+	}
+	most.SubUint64(&most, 1)
+	if err := d.notes.admit(ctx, note, most); err != nil {
+		return err
+	}
+	if l != nil && !l.mirror {
+		l.update(func(v *leaseView) { v.reserved = most })
+		l.wake()
+	}
+	return nil
+}
+
+// await waits until a lease has a newer record. Where none comes, because its
+// devices cannot be metered, the lease is asked for one of what there is.
+func (d *x402Desk) await(ctx context.Context, l *lease, after uint64) error {
+	patience := time.NewTimer(2*d.x.Window + d.x.Slack)
+	defer patience.Stop()
+	given := time.NewTimer(2*d.x.Window + d.x.Slack + time.Minute)
+	defer given.Stop()
+	for {
+		v, changed := l.snapshot()
+		if v.sequence > after {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-l.done:
+			if last, _ := l.snapshot(); last.sequence > after {
+				return nil
+			}
+			return wire.Unavailable.With("the lease on channel %s stopped before anything was metered: nothing was charged, try again", l.terms.ID())
+		case <-patience.C:
+			l.cutNow()
+		case <-given.C:
+			return wire.Unavailable.With("nothing was metered on channel %s: nothing was charged, try again", l.terms.ID())
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// ticked is the answer to a tick, made from what is on disk: the first record
+// after its admission says what it cost. It is the same each time.
+func (d *x402Desk) ticked(ctx context.Context, tab x402Tab, note x402Note) (*x402Answer, error) {
+	rec, row, err := d.recordOf(ctx, note)
+	if err != nil {
+		return nil, err
+	}
+	if rec == nil {
+		return nil, errors.New("x402: a tick without a record")
+	}
+	base, err := channel.ParseAmount(note.Base)
+	if err != nil {
+		return nil, err
+	}
+	a, err := row.allocation()
+	if err != nil {
+		return nil, err
+	}
+	if row.State == string(leaseEnded) {
+		a.Access = json.RawMessage("null")
+	}
+	charged := rec.Owed
+	if base.Gt(&charged) {
+		charged = base // it was paid for before
+	}
+	s, err := d.book.State(ctx, tab.ID)
+	if err != nil {
+		return nil, err
+	}
+	tab.State = s
+	receipt := tab.receipt(note, base, charged)
+	body, err := json.Marshal(x402Tick{
+		LeaseID: a.LeaseID, ChannelID: tab.ID, OfferHash: common.HexToHash(row.Offer), Devices: a.Devices, Access: a.Access,
+		State: row.State, Charged: *receipt.ChargedAmount, Record: rec,
+	})
+	return &x402Answer{note: note, receipt: receipt, status: http.StatusOK, contentType: "application/json", body: append(body, '\n')}, err
+}
+
+// recordOf finds the record that states what a tick used: nil if there is none.
+func (d *x402Desk) recordOf(ctx context.Context, note x402Note) (*metering.SignedRecord, leaseRow, error) {
+	row, err := d.store.byID(ctx, note.Lease)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil, row, nil // it could not be begun
+	}
+	if err != nil {
+		return nil, row, fmt.Errorf("lease %s: %w", note.Lease, err)
+	}
+	records, err := d.store.records(ctx, common.HexToHash(note.Lease), uint64(note.Sequence), 1)
+	if err != nil || len(records) == 0 {
+		return nil, row, err
+	}
+	return &records[0], row, nil
+}
