@@ -39,6 +39,7 @@ func FuzzLease(f *testing.F) {
 	}{
 		{wire.EventUsage, json.RawMessage(record)},
 		{wire.EventNeedVoucher, wire.NeedVoucher{ChannelID: l.id, RequiredCumulative: wire.NewAmount(*uint256.NewInt(1 << 40))}},
+		{wire.EventNeedVoucher, wire.NeedVoucher{ChannelID: l.id, RequiredCumulative: wire.NewAmount(*uint256.NewInt(1_000_000))}}, // it is there
 		{wire.EventStatus, wire.Status{State: string(leaseEnded), Reason: "\x1b[2J"}},
 		{wire.EventLease, wire.Lease{LeaseID: l.row.Lease, ChannelID: l.id, OfferHash: l.offer.Hash, Devices: l.row.Devices, State: "x"}},
 	} {
