@@ -6,6 +6,9 @@ import (
 	"errors"
 
 	"github.com/ethereum/go-ethereum/common"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // ErrNoCapacity is returned by an Allocator that has no free devices.
@@ -50,11 +53,17 @@ type AllocationRequest struct {
 	LeaseID common.Hash
 	Payer   common.Address
 	GPUs    int
+
+	// What a node must know to meter the lease.
+	row     leaseRow
+	channel channel.State
+	offer   wire.SignedOffer
 }
 
 // Allocation is what a lease was given.
 type Allocation struct {
 	LeaseID common.Hash     `json:"leaseId"`
-	Devices []string        `json:"devices"` // UUIDs, as the metering source names them
-	Access  json.RawMessage `json:"access"`  // how to reach them: any JSON, handed to the renter as it is
+	Devices []string        `json:"devices"`        // UUIDs, as the metering source names them
+	Access  json.RawMessage `json:"access"`         // how to reach them: any JSON, handed to the renter as it is
+	Node    string          `json:"node,omitempty"` // that meters them; empty where the gateway does
 }

@@ -199,7 +199,7 @@ func exportPayee(ctx context.Context, db *store.DB, txs *chain.Store, id common.
 	if len(s.Signature) > 0 {
 		b.Vouchers = append(b.Vouchers, BundleVoucher{wire.NewAmount(s.Accepted), s.Signature})
 	}
-	leases := leaseStore{db}
+	leases := leaseStore{db: db}
 	rows, err := leases.ofChannel(ctx, id)
 	if err != nil {
 		return nil, err

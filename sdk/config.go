@@ -27,6 +27,12 @@ type ProviderConfig struct {
 	Source          metering.Source
 	Allocator       Allocator // a HostAllocator over Source if nil
 
+	// Nodes meter in place of Source and Allocator, each on the host of its GPUs,
+	// and this gateway keeps what they state. They sign as Meter, whose key they
+	// hold and this gateway does not.
+	Nodes []NodeLink
+	Meter common.Address
+
 	// What the provider risks for one lease: service that was given and not
 	// vouchered. Also published in the offer. 60 s of GPU time if zero.
 	Credit time.Duration
@@ -64,12 +70,14 @@ type ProviderConfig struct {
 	Backend  chain.Backend   // instead of RPC: a client that is already connected
 }
 
+const defaultRecordEvery = 5 * time.Second
+
 // withDefaults fills in the defaults; check says what is missing.
 func (c ProviderConfig) withDefaults() ProviderConfig {
 	c.Credit = or(c.Credit, time.Minute)
 	c.Tick = or(c.Tick, metering.DefaultTick)
 	c.MaxGap = or(c.MaxGap, metering.DefaultMaxGap)
-	c.RecordEvery = or(c.RecordEvery, 5*time.Second)
+	c.RecordEvery = or(c.RecordEvery, defaultRecordEvery)
 	c.SuspendTimeout = or(c.SuspendTimeout, 5*time.Minute)
 	c.CallTimeout = or(c.CallTimeout, 30*time.Second)
 	c.Takeover = or(c.Takeover, 10*time.Second)
@@ -113,8 +121,14 @@ func (c ProviderConfig) check() error {
 		return errors.New("provider: Key is nil: give the payee's key")
 	case c.Database == "":
 		return errors.New("provider: Database is empty: give the path of a file; it will hold vouchers, which are money")
-	case c.Source == nil:
+	case c.Source == nil && len(c.Nodes) == 0:
 		return errors.New("provider: Source is nil: give nvml.Open(..) or, to try things out, sim.New(1)")
+	case len(c.Nodes) > 0 && (c.Source != nil || c.Allocator != nil):
+		return errors.New("provider: Nodes meter: leave Source and Allocator nil, or run a node on this host, too")
+	case len(c.Nodes) > 0 && c.X402 != nil:
+		return errors.New("provider: X402 is paid by windows that a node does not cut: leave Nodes empty, or X402 nil")
+	case len(c.Nodes) > 0 && c.Meter == (common.Address{}):
+		return errors.New("provider: Meter is empty: give the address of the key that the nodes sign records with")
 	case c.Takeover < time.Second:
 		return fmt.Errorf("provider: Takeover (%s) must be at least a second: less takes leases from gateways that are only slow", c.Takeover)
 	case c.RecordEvery < c.Tick:

@@ -35,6 +35,7 @@ type lease struct {
 	window     uint64 // device nanoseconds that a record states, of a lease that is paid in advance; 0: the clock cuts them
 	deps       leaseDeps
 
+	remote   *remoteLease // where a node meters it: then this has no meter and no recorder of its own
 	meter    *metering.Meter
 	recorder *metering.Recorder
 	cut      *metering.Evidence     // measured, not yet signed: the signer failed
@@ -59,7 +60,7 @@ type leaseDeps struct {
 	source    metering.Source
 	clock     metering.Clock
 	store     leaseStore
-	metrics   *providerMetrics
+	metrics   leaseMetrics
 	log       *slog.Logger
 	timing    leaseTiming
 	ended     func(*lease)
@@ -151,6 +152,10 @@ func (l *lease) end(ctx context.Context, req stopRequest) error {
 // the last record is on disk, so it must outlive requests.
 func (l *lease) run(ctx context.Context) {
 	defer close(l.done)
+	if l.remote != nil {
+		l.finish(ctx, l.follow(ctx))
+		return
+	}
 	sampling, stopSampling := context.WithCancel(ctx)
 	defer stopSampling()
 	sampler := &metering.Sampler{Source: l.deps.source, Meter: l.meter, Clock: l.deps.clock, Observed: l.observed}
@@ -381,7 +386,7 @@ func (l *lease) record(ctx context.Context, final bool) error {
 
 func (l *lease) keep(ctx context.Context) error {
 	rec := *l.unstored
-	if err := l.deps.store.append(ctx, l.term, rec, l.meter.Save()); err != nil {
+	if err := l.deps.store.append(ctx, l.term, rec, l.metered()); err != nil {
 		l.notice(err)
 		l.deps.log.Error("usage record could not be stored", "lease", l.id, "sequence", rec.Sequence, "error", err)
 		return err
@@ -391,6 +396,15 @@ func (l *lease) keep(ctx context.Context) error {
 	l.deps.metrics.recorded(rec)
 	l.update(func(v *leaseView) { v.sequence, v.owed, v.nanos = rec.Sequence, rec.Owed, rec.Nanos })
 	return nil
+}
+
+// metered is where the meter stands at the newest record. A node keeps that of
+// what it meters.
+func (l *lease) metered() metering.State {
+	if l.remote != nil {
+		return metering.State{}
+	}
+	return l.meter.Save()
 }
 
 // notice hears that the lease is another gateway's now.
@@ -408,17 +422,25 @@ func (l *lease) drop() {
 	l.deps.dropped(l)
 }
 
+// conclude has the last record on disk.
+func (l *lease) conclude(ctx context.Context, req stopRequest) error {
+	if l.remote != nil {
+		return l.collect(ctx, req)
+	}
+	if l.state() == leaseActive {
+		l.meter.Pause()
+	}
+	return l.record(ctx, !req.keep)
+}
+
 // finish states the last record and takes the devices back. A lease that is
 // kept goes on in the next process: its devices stay with the renter, and the
 // time in between is not billed.
 func (l *lease) finish(ctx context.Context, req stopRequest) {
 	ctx = context.WithoutCancel(ctx)
-	if l.state() == leaseActive {
-		l.meter.Pause()
-	}
 	var err error
 	if !l.lost.Load() {
-		err = l.record(ctx, !req.keep)
+		err = l.conclude(ctx, req)
 	}
 	if l.lost.Load() {
 		l.drop()

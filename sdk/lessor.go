@@ -16,14 +16,18 @@ import (
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
-// lessor runs leases and takes them up again after a restart.
+// lessor runs leases and takes them up again after a restart: a provider's, or
+// those that a node meters for its gateways.
 type lessor struct {
 	deps     leaseDeps
 	meterKey metering.Signer // signs usage records
 	store    leaseStore
 
-	channel func(ctx context.Context, row leaseRow) (channel.State, error) // of a lease
-	prepaid func(*lease) error                                             // makes a lease one that is paid in advance, if it is; nil: none is
+	// channel is the channel of a lease, and remote what a gateway has of one that
+	// a node meters.
+	channel func(ctx context.Context, row leaseRow) (channel.State, error)
+	remote  func(row leaseRow, terms metering.Lease, node string, last *metering.SignedRecord) (*remoteLease, error)
+	prepaid func(*lease) error // makes a lease one that is paid in advance, if it is; nil: none is
 
 	life   context.Context // leases run until it ends
 	finish context.CancelFunc
@@ -95,7 +99,7 @@ func (h *lessor) grant(ctx context.Context, row leaseRow, s channel.State, offer
 	// A renter that hangs up must not leave a half-made allocation behind.
 	call, cancel := context.WithTimeout(context.WithoutCancel(ctx), h.deps.timing.callTimeout)
 	defer cancel()
-	a, err := h.deps.allocator.Allocate(call, AllocationRequest{LeaseID: id, Payer: s.Terms.Payer, GPUs: row.GPUs})
+	a, err := h.deps.allocator.Allocate(call, AllocationRequest{LeaseID: id, Payer: s.Terms.Payer, GPUs: row.GPUs, row: row, channel: s, offer: offer})
 	if err == nil && len(a.Devices) != row.GPUs {
 		err = errors.Join(fmt.Errorf("allocator gave %d devices to lease %s, %d were asked for", len(a.Devices), id, row.GPUs),
 			h.deps.allocator.Release(call, a))
@@ -147,6 +151,10 @@ func (h *lessor) newLease(row leaseRow, s channel.State, offer wire.SignedOffer,
 		MaxGap: time.Duration(offer.MaxGap) * time.Millisecond,
 		Price:  price, OwedBefore: before, Devices: a.Devices,
 	}
+	if a.Node != "" {
+		l.remote, err = h.remote(row, terms, a.Node, last)
+		return l, err
+	}
 	saved, record, err := row.metered(last)
 	if err != nil {
 		return nil, err
@@ -187,8 +195,10 @@ func (h *lessor) launch(l *lease, state leaseState, s channel.State, last *meter
 		l.view.sequence, l.view.owed, l.view.nanos = last.Sequence, last.Owed, last.Nanos
 	}
 	if state == leaseSuspended {
-		l.meter.Pause()
 		l.view.need = 1
+		if l.meter != nil {
+			l.meter.Pause()
+		}
 	}
 	if !h.begin() {
 		return errClosed
@@ -250,7 +260,7 @@ func (h *lessor) adopt(ctx context.Context, row leaseRow) error {
 	if err != nil {
 		return err
 	}
-	if s.Status != channel.Open {
+	if s.Status != channel.Open && a.Node == "" {
 		return fmt.Errorf("its channel is %s", s.Status)
 	}
 	adopter, ok := h.deps.allocator.(Adopter)
@@ -264,7 +274,11 @@ func (h *lessor) adopt(ctx context.Context, row leaseRow) error {
 	if err != nil {
 		return err
 	}
-	return h.launch(l, leaseState(row.State), s, last)
+	if err := h.launch(l, leaseState(row.State), s, last); err != nil || s.Status == channel.Open {
+		return err
+	}
+	h.endSoon(l, "its channel is "+s.Status.String()) // when its node has told the rest
+	return nil
 }
 
 // errNotHere is a lease whose devices cannot be taken up here.

@@ -21,22 +21,33 @@ import (
 // token, as floats: they are for graphs and never come back into arithmetic
 // about money.
 type providerMetrics struct {
+	leaseMetrics
 	registry *prometheus.Registry
 	streams  prometheus.Gauge
 	vouchers *prometheus.CounterVec
 	problems *prometheus.CounterVec
-	gpu      prometheus.Counter
-	gaps     *prometheus.CounterVec
+}
+
+// leaseMetrics counts what is metered.
+type leaseMetrics struct {
+	gpu  prometheus.Counter
+	gaps *prometheus.CounterVec
+}
+
+func newLeaseMetrics() leaseMetrics {
+	return leaseMetrics{
+		gpu:  prometheus.NewCounter(prometheus.CounterOpts{Name: "gpupay_gpu_seconds_total", Help: "GPU-seconds billed in signed records."}),
+		gaps: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "gpupay_unbilled_seconds_total", Help: "Device time in leases that was not billed, by class."}, []string{"class"}),
+	}
 }
 
 func newProviderMetrics(p *Provider) *providerMetrics {
 	m := &providerMetrics{
-		registry: prometheus.NewRegistry(),
-		streams:  prometheus.NewGauge(prometheus.GaugeOpts{Name: "gpupay_streams", Help: "Renters' open event streams."}),
-		vouchers: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "gpupay_vouchers_total", Help: "Vouchers with a right signature, by outcome."}, []string{"outcome"}),
-		problems: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "gpupay_refused_total", Help: "Requests refused, by problem."}, []string{"problem"}),
-		gpu:      prometheus.NewCounter(prometheus.CounterOpts{Name: "gpupay_gpu_seconds_total", Help: "GPU-seconds billed in signed records."}),
-		gaps:     prometheus.NewCounterVec(prometheus.CounterOpts{Name: "gpupay_unbilled_seconds_total", Help: "Device time in leases that was not billed, by class."}, []string{"class"}),
+		leaseMetrics: newLeaseMetrics(),
+		registry:     prometheus.NewRegistry(),
+		streams:      prometheus.NewGauge(prometheus.GaugeOpts{Name: "gpupay_streams", Help: "Renters' open event streams."}),
+		vouchers:     prometheus.NewCounterVec(prometheus.CounterOpts{Name: "gpupay_vouchers_total", Help: "Vouchers with a right signature, by outcome."}, []string{"outcome"}),
+		problems:     prometheus.NewCounterVec(prometheus.CounterOpts{Name: "gpupay_refused_total", Help: "Requests refused, by problem."}, []string{"problem"}),
 	}
 	m.registry.MustRegister(m.streams, m.vouchers, m.problems, m.gpu, m.gaps, &moneyCollector{p: p})
 	return m
@@ -52,7 +63,7 @@ func (m *providerMetrics) refused(p *wire.Problem) {
 	m.problems.WithLabelValues(name).Inc()
 }
 
-func (m *providerMetrics) recorded(rec metering.SignedRecord) {
+func (m leaseMetrics) recorded(rec metering.SignedRecord) {
 	m.gpu.Add(time.Duration(rec.Evidence.Nanos).Seconds())
 	for _, d := range rec.Evidence.Devices {
 		m.gaps.WithLabelValues("gap").Add(time.Duration(d.Nanos.Gap).Seconds())

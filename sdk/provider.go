@@ -45,6 +45,7 @@ type Provider struct {
 	crew     *crew     // nil where the leader's is at work
 	replicas *replicas // nil where nobody shares the database
 	x402     *x402Desk // nil where x402 is not offered
+	nodes    *nodes    // nil where this gateway meters
 	minter   *wire.Minter
 	metrics  *providerMetrics
 	mux      *http.ServeMux
@@ -80,6 +81,7 @@ func NewProvider(ctx context.Context, config ProviderConfig) (*Provider, error) 
 		p.finish()
 		return nil, errors.Join(err, p.db.Close())
 	}
+	p.attend()
 	return p, nil
 }
 
@@ -91,7 +93,7 @@ func (p *Provider) prepare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	p.db, p.store = db, leaseStore{db}
+	p.db, p.store = db, leaseStore{db: db}
 	p.payee = &channel.Payee{Store: db.Payee(), Domain: p.escrow.Domain()}
 	if err := errors.Join(p.chainParts(ctx), p.challenges(ctx), p.renewOffer(ctx)); err != nil {
 		return errors.Join(err, db.Close())
@@ -112,6 +114,13 @@ func (p *Provider) prices(ctx context.Context) error {
 	if p.credit, err = p.price.Charge(uint64(p.config.Credit)); err != nil {
 		return fmt.Errorf("provider: Credit: %w", err)
 	}
+	if len(p.config.Nodes) > 0 {
+		if p.nodes, err = newNodes(p); err == nil {
+			p.config.Allocator = p.nodes
+			p.nodes.ask(ctx)
+		}
+		return err
+	}
 	if p.devices, err = p.config.Source.Devices(ctx); err != nil {
 		return fmt.Errorf("provider: listing the GPUs of %s: %w", p.config.Source.Name(), err)
 	}
@@ -124,6 +133,17 @@ func (p *Provider) prices(ctx context.Context) error {
 	return err
 }
 
+// attend looks after the nodes until the provider stops.
+func (p *Provider) attend() {
+	if p.nodes == nil || !p.begin() {
+		return
+	}
+	go func() {
+		defer p.wait.Done()
+		_ = p.nodes.run(p.life)
+	}()
+}
+
 // lets says how leases are run.
 func (p *Provider) lets() {
 	p.meterKey = p.config.MeterKey
@@ -131,9 +151,12 @@ func (p *Provider) lets() {
 		return p.payee.State(ctx, common.HexToHash(row.Channel))
 	}
 	p.lessor.prepaid = p.prepaid
+	if p.nodes != nil {
+		p.remote = p.nodes.newRemote
+	}
 	p.deps = leaseDeps{
 		allocator: p.config.Allocator, source: p.config.Source, clock: p.config.Clock, store: p.store,
-		metrics: p.metrics, log: p.config.Log, ended: p.leaseEnded, dropped: p.leaseDropped,
+		metrics: p.metrics.leaseMetrics, log: p.config.Log, ended: p.leaseEnded, dropped: p.leaseDropped,
 		timing: leaseTiming{tick: p.config.Tick, recordEvery: p.config.RecordEvery,
 			suspendTimeout: p.config.SuspendTimeout, callTimeout: p.config.CallTimeout},
 	}
@@ -267,13 +290,17 @@ func (p *Provider) renewOffer(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	devices := p.devices
+	if p.nodes != nil {
+		devices = p.nodes.devices()
+	}
 	offer, err := wire.SignOffer(ctx, p.config.Key, wire.Offer{
 		Version:     1,
 		ChainID:     p.escrow.ChainID(),
 		Escrow:      wire.Address(p.escrow.Address()),
 		Token:       wire.Address(p.config.Token),
 		Payee:       wire.Address(p.config.Key.Address()),
-		Meter:       wire.Address(p.config.MeterKey.Address()),
+		Meter:       wire.Address(p.config.meterAddress()),
 		Amount:      wire.NewAmount(p.price.Amount),
 		Unit:        string(p.price.Unit),
 		Credit:      uint64(p.config.Credit / time.Second),
@@ -281,8 +308,8 @@ func (p *Provider) renewOffer(ctx context.Context) error {
 		Tick:        p.config.Tick.Milliseconds(),
 		MaxGap:      p.config.MaxGap.Milliseconds(),
 		RecordEvery: p.config.RecordEvery.Milliseconds(),
-		Devices:     offered(p.devices),
-		Simulated:   simulated(p.devices),
+		Devices:     offered(devices),
+		Simulated:   simulated(devices),
 		Expires:     time.Now().Add(p.config.OfferTTL).Unix(),
 	})
 	if err != nil {

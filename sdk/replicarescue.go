@@ -104,6 +104,11 @@ func (r *replicas) closeBooks(ctx context.Context, row leaseRow, reason string) 
 	if err != nil || !ok {
 		return err
 	}
+	if r.p.nodes != nil { // from here it can be reached as from anywhere
+		if err := r.p.adopt(ctx, row); !errors.Is(err, errNotHere) {
+			return err
+		}
+	}
 	return r.endBooks(ctx, row, reason)
 }
 
@@ -123,7 +128,7 @@ func (r *replicas) endBooks(ctx context.Context, row leaseRow, reason string) er
 	if err != nil {
 		return err
 	}
-	if len(a.Devices) > 0 && (last == nil || !last.Final) {
+	if a.Node == "" && len(a.Devices) > 0 && (last == nil || !last.Final) { // a node signs its own
 		l, err := r.p.rebuild(ctx, row, s, a, last)
 		if err != nil {
 			return err

@@ -181,7 +181,7 @@ func (r *replicas) lead(ctx context.Context, db *store.DB) error {
 	c := r.p.newCrew(db, txs)
 	return together(ctx, c.run, func(ctx context.Context) error {
 		for chain.Pause(ctx, 2*time.Second) == nil {
-			if err := r.serve(ctx, c, leaseStore{db}); err != nil && ctx.Err() == nil {
+			if err := r.serve(ctx, c, leaseStore{db: db}); err != nil && ctx.Err() == nil {
 				r.p.config.Log.Warn("what other gateways want settled", "error", err)
 			}
 		}

@@ -459,7 +459,7 @@ func TestOneLeadsAndAnotherTakesOver(t *testing.T) {
 			return err
 		},
 		"outbox": func() error { _, err := chain.OpenStore(t.Context(), old.db); return err },
-		"table":  func() error { return leaseStore{old.db}.unclaim(t.Context(), "x", "x") },
+		"table":  func() error { return leaseStore{db: old.db}.unclaim(t.Context(), "x", "x") },
 	}
 	for name, write := range writes {
 		if err := write(); !errors.Is(err, errDeposed) {

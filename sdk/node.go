@@ -1,0 +1,180 @@
+package sdk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/chain"
+)
+
+// NodeConfig says what a node meters, and for whom. The fields of the first group
+// are needed.
+type NodeConfig struct {
+	Name     string          // what its gateways call it
+	Secret   string          // that only the node and its gateways know, 32 characters at least
+	MeterKey metering.Signer // signs usage records; the gateways' offers name its address
+	Database string          // path of the spool, an SQLite file on the node's own disk
+	Source   metering.Source
+
+	Allocator      Allocator      // a HostAllocator over Source if nil
+	Payee          common.Address // whose offers it meters for; anybody's who holds the secret if zero
+	SuspendTimeout time.Duration  // an unpaid lease ends after it, also where no gateway is heard of; 5 min if zero
+	CallTimeout    time.Duration  // of an allocator's command; 30 s if zero
+	Clock          metering.Clock // the system's if nil
+	Log            *slog.Logger   // slog.Default() if nil
+}
+
+func (c NodeConfig) withDefaults() NodeConfig {
+	c.SuspendTimeout = or(c.SuspendTimeout, 5*time.Minute)
+	c.CallTimeout = or(c.CallTimeout, 30*time.Second)
+	if c.Clock == nil {
+		c.Clock = metering.System
+	}
+	if c.Log == nil {
+		c.Log = slog.Default()
+	}
+	return c
+}
+
+func (c NodeConfig) check() error {
+	switch {
+	case c.MeterKey == nil:
+		return errors.New("node: MeterKey is nil: give the key that signs usage records")
+	case c.Database == "":
+		return errors.New("node: Database is empty: give the path of a file; it will hold records that are not delivered yet")
+	case c.Source == nil:
+		return errors.New("node: Source is nil: give nvml.Open(..) or, to try things out, sim.New(1)")
+	}
+	return nil
+}
+
+// Node meters GPUs on their host for gateways that are somewhere else: providers
+// whose ProviderConfig.Nodes names it. It needs no chain, no payee's key and no
+// gateway to go on:
+//
+//	n, err := sdk.NewNode(ctx, sdk.NodeConfig{..})
+//	http.ListenAndServe("10.0.0.5:8403", n)
+//
+// It promises: a usage record is on the node's own disk before any gateway sees
+// it, and stays there until one has it; no lease runs further ahead of what its
+// gateways said is vouchered than the credit in the offer, however long none of
+// them is heard of.
+type Node struct {
+	config NodeConfig
+	lessor
+	spool   spool
+	gate    *nodeGate
+	mux     *http.ServeMux
+	starts  keyed // one start or end of a lease at a time
+	metrics *prometheus.Registry
+}
+
+// NewNode opens the spool and takes up the leases of an earlier run. The time in
+// between is billed to nobody.
+func NewNode(ctx context.Context, config NodeConfig) (*Node, error) {
+	config = config.withDefaults()
+	if err := config.check(); err != nil {
+		return nil, err
+	}
+	key, err := newNodeKey(config.Name, config.Secret)
+	if err != nil {
+		return nil, fmt.Errorf("node %q: %w", config.Name, err)
+	}
+	if config.Allocator == nil {
+		if config.Allocator, err = NewHostAllocator(ctx, config.Source); err != nil {
+			return nil, fmt.Errorf("node %s: %w", config.Name, err)
+		}
+	}
+	n := &Node{config: config, gate: &nodeGate{key: key, started: time.Now(), now: time.Now, seen: make(map[string]time.Time)}}
+	if n.spool, err = openSpool(ctx, config.Database); err != nil {
+		return nil, err
+	}
+	n.lets()
+	n.routes()
+	n.ready()
+	if err := n.takeUp(ctx); err != nil {
+		n.shut()
+		return nil, errors.Join(err, n.spool.db.Close())
+	}
+	n.every(time.Hour, n.tidy)
+	return n, nil
+}
+
+// lets says how leases are run.
+func (n *Node) lets() {
+	metrics := newLeaseMetrics()
+	n.metrics = prometheus.NewRegistry()
+	n.metrics.MustRegister(metrics.gpu, metrics.gaps,
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "gpupay_leases", Help: "Leases running."}, func() float64 { return float64(len(n.allLeases())) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "gpupay_node_waiting_records", Help: "Usage records that no gateway has yet."}, n.waiting))
+	n.meterKey, n.store = n.config.MeterKey, n.spool.leaseStore
+	n.channel = n.spool.channel
+	n.deps = leaseDeps{
+		allocator: n.config.Allocator, source: n.config.Source, clock: n.config.Clock, store: n.store,
+		metrics: metrics, log: n.config.Log, ended: n.leaseDropped, dropped: n.leaseDropped,
+		timing: leaseTiming{tick: metering.DefaultTick, recordEvery: defaultRecordEvery,
+			suspendTimeout: n.config.SuspendTimeout, callTimeout: n.config.CallTimeout},
+	}
+}
+
+func (n *Node) waiting() float64 {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	records, err := n.spool.waiting(ctx)
+	if err != nil {
+		return -1
+	}
+	return float64(records)
+}
+
+// every does something at once and again and again until the node stops.
+func (n *Node) every(pause time.Duration, do func(context.Context)) {
+	if !n.begin() {
+		return
+	}
+	go func() {
+		defer n.wait.Done()
+		for do(n.life); chain.Pause(n.life, pause) == nil; {
+			do(n.life)
+		}
+	}()
+}
+
+func (n *Node) tidy(ctx context.Context) {
+	if err := n.spool.forget(ctx, time.Now().Add(-spoolKeep)); err != nil && ctx.Err() == nil {
+		n.config.Log.Warn("old leases were not forgotten", "error", err)
+	}
+}
+
+// Close stops metering and closes the spool. Leases are kept, as Provider.Close
+// does: the next NewNode on this spool goes on with them.
+func (n *Node) Close() error {
+	if !n.shut() {
+		return nil
+	}
+	return n.spool.db.Close()
+}
+
+// Drain ends every lease. Gateways can still fetch its records.
+func (n *Node) Drain(ctx context.Context) error {
+	n.mu.Lock()
+	n.draining = true
+	n.mu.Unlock()
+	var err error
+	for _, l := range n.allLeases() {
+		err = errors.Join(err, l.end(ctx, stopRequest{reason: "the node ends all leases"}))
+	}
+	return err
+}
+
+// Metrics serves Prometheus metrics, for the operator.
+func (n *Node) Metrics() http.Handler { return promhttp.HandlerFor(n.metrics, promhttp.HandlerOpts{}) }

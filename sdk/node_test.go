@@ -1,0 +1,499 @@
+package sdk
+
+import (
+	"errors"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/ethereum/go-ethereum/crypto"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/pgtest"
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/metering/sim"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// nodeCredit is the most that a lease of the tests may owe beyond what is
+// vouchered: the credit, and one reading of each device that came late.
+func nodeCredit(gpus uint64) uint64 { return 2000 + gpus*500 }
+
+const nodeSecret = "a secret of the tests, and of no use elsewhere"
+
+// outpost is a node behind a network that can be cut, and that can be told to lie.
+type outpost struct {
+	*testing.T
+	config NodeConfig
+	node   *Node
+	server *httptest.Server
+
+	chainID uint64 // of the records that it forges
+	escrow  common.Address
+
+	mu  sync.Mutex
+	cut bool
+	lie func(path string, answer []byte) []byte
+}
+
+func newOutpost(t *testing.T) *outpost {
+	t.Helper()
+	private, err := crypto.GenerateKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := &outpost{T: t, config: NodeConfig{
+		Name: "north", Secret: nodeSecret, MeterKey: channel.NewKey(private), Source: sim.New(2, sim.Options{}),
+		Database: filepath.Join(t.TempDir(), "spool.db"), SuspendTimeout: time.Minute,
+		Log: slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelWarn})),
+	}}
+	o.start()
+	o.server = httptest.NewServer(o)
+	t.Cleanup(func() { o.server.Close(); o.stop() })
+	return o
+}
+
+func (o *outpost) start() {
+	o.Helper()
+	n, err := NewNode(o.Context(), o.config)
+	if err != nil {
+		o.Fatal(err)
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.node = n
+}
+
+// stop ends the node as a signal would; its leases are kept.
+func (o *outpost) stop() {
+	o.mu.Lock()
+	n := o.node
+	o.node = nil
+	o.mu.Unlock()
+	if n == nil {
+		return
+	}
+	if err := n.Close(); err != nil {
+		o.Error(err)
+	}
+}
+
+func (o *outpost) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	o.mu.Lock()
+	n, cut, lie := o.node, o.cut, o.lie
+	o.mu.Unlock()
+	if n == nil || cut {
+		panic(http.ErrAbortHandler)
+	}
+	if lie == nil {
+		n.ServeHTTP(w, r)
+		return
+	}
+	answer := httptest.NewRecorder()
+	n.ServeHTTP(answer, r)
+	body := answer.Body.Bytes()
+	if answer.Code == http.StatusOK {
+		body = lie(r.URL.Path, body)
+	}
+	for name, values := range answer.Header() {
+		w.Header()[name] = values
+	}
+	w.Header().Set(headerNodeMAC, n.gate.key.answer(r.Header.Get(headerNodeMAC), answer.Code, body)) // who lies has the secret
+	w.WriteHeader(answer.Code)
+	_, _ = w.Write(body)
+}
+
+func (o *outpost) set(cut bool, lie func(string, []byte) []byte) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.cut, o.lie = cut, lie
+}
+
+// link has a provider's devices metered by the node.
+func (o *outpost) link(c *ProviderConfig) {
+	c.Source, c.Meter = nil, o.config.MeterKey.Address()
+	c.Nodes = []NodeLink{{Name: "north", URL: o.server.URL, Secret: nodeSecret}}
+	c.CallTimeout = 3 * time.Second
+}
+
+// spooled is a lease as the node's disk has it.
+func (o *outpost) spooled(id common.Hash) (leaseRow, []metering.SignedRecord) {
+	o.Helper()
+	row, err := o.node.store.byID(o.Context(), id.Hex())
+	if err != nil {
+		o.Fatal(err)
+	}
+	records, err := o.node.store.records(o.Context(), id, 0, 10_000)
+	if err != nil {
+		o.Fatal(err)
+	}
+	return row, records
+}
+
+// wait is until the node has a lease in a state.
+func (o *outpost) wait(id common.Hash, state leaseState) leaseRow {
+	o.Helper()
+	for deadline := time.Now().Add(60 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		row, _ := o.spooled(id)
+		if row.State == string(state) {
+			return row
+		}
+		if time.Now().After(deadline) {
+			o.Fatalf("lease %s is %s at its node, want %s", id, row.State, state)
+		}
+	}
+}
+
+// same makes sure that gateway and node have one chain of records, and that the
+// channel is charged what the last one says.
+func (o *outpost) same(r *rig, id common.Hash) []metering.SignedRecord {
+	o.Helper()
+	_, there := o.spooled(id)
+	here, err := r.provider.store.records(o.Context(), id, 0, 10_000)
+	if err != nil || len(here) == 0 || len(here) != len(there) {
+		o.Fatalf("the gateway has %d records, the node %d (%v)", len(here), len(there), err)
+	}
+	for i := range here {
+		if here[i].Record != there[i].Record || here[i].Sequence != uint64(i+1) {
+			o.Fatalf("record %d: %+v at the gateway, %+v at the node", i+1, here[i].Record, there[i].Record)
+		}
+	}
+	last := here[len(here)-1]
+	s, err := r.provider.payee.State(o.Context(), last.ChannelID)
+	if err != nil || s.Spent != last.Owed {
+		o.Fatalf("charged %s, the last record says %s (%v)", s.Spent.Dec(), last.Owed.Dec(), err)
+	}
+	return here
+}
+
+// TestLeaseAtANode: what a renter gets from a node by way of a gateway is what it
+// gets from a provider that meters, to the base unit.
+func TestLeaseAtANode(t *testing.T) {
+	o := newOutpost(t)
+	r := newRig(t, o.link)
+	if offer := r.provider.Offer(); len(offer.Devices) != 1 || offer.Devices[0].Count != 2 || !offer.Simulated {
+		t.Fatalf("the offer names %+v", offer.Devices)
+	}
+	lease := r.open(1, 500_000, "?gpus=2")
+	checker, err := metering.NewChecker(metering.CheckerConfig{
+		Lease: metering.Lease{ID: lease.lease.LeaseID, ChannelID: lease.terms.ID(), OfferHash: r.provider.Offer().Hash, ChainID: lease.terms.ChainID,
+			Escrow: r.chain.Escrow, Price: r.provider.price, Devices: lease.lease.Devices},
+		Key: o.config.MeterKey.Address(), Tolerance: 2 * time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		if err := checker.Check(lease.record()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	lease.status(leaseSuspended)
+	s, err := r.provider.payee.State(t.Context(), lease.terms.ID())
+	if err != nil || s.Spent.Uint64() > nodeCredit(2) {
+		t.Fatalf("suspended at %s base units, the credit is 2000 (%v)", s.Spent.Dec(), err)
+	}
+	lease.pay(s.Spent.Uint64())
+	lease.status(leaseActive)
+	final := lease.release()
+	if row, _ := o.spooled(lease.lease.LeaseID); !final.Final || row.State != string(leaseEnded) || row.Reason != "released by the renter" {
+		t.Errorf("final record %+v, the lease is %s at its node: %s", final.Record, row.State, row.Reason)
+	}
+	o.same(r, lease.lease.LeaseID)
+	lease.pay(final.Owed.Uint64())
+	lease.close(final.Owed.Uint64())
+	if got := r.balance(r.config.Key.Address()); got != final.Owed.Uint64() {
+		t.Errorf("the payee has %d, is owed %s", got, final.Owed.Dec())
+	}
+	if free := o.node.config.Allocator.(*HostAllocator).Free(); free != 2 {
+		t.Errorf("%d devices are free at the node", free)
+	}
+}
+
+// TestGatewayCatchesUp: a gateway that was away finds all that its node metered
+// meanwhile, once, and the node did not go past the credit.
+func TestGatewayCatchesUp(t *testing.T) {
+	o := newOutpost(t)
+	r := newRig(t, o.link)
+	lease := r.open(1, 500_000, "")
+	id := lease.lease.LeaseID
+	lease.record()
+	r.shut()
+	row := o.wait(id, leaseSuspended) // by itself
+	_, records := o.spooled(id)
+	if last := records[len(records)-1]; last.Owed.Uint64() > nodeCredit(1) || row.Sequence < 2 {
+		t.Fatalf("nobody paid, and the node gave service for %s; the credit is 2000", last.Owed.Dec())
+	}
+	r.start()
+	cred := lease.credential(wire.ActionVoucher, 0)
+	secret := lease.lease.Secret
+	cred.Payload.LeaseSecret = secret
+	lease.attach(r.do("GET", "", cred))
+	lease.lease.Secret = secret
+	lease.status(leaseSuspended)
+	caught := o.same(r, id)
+	lease.pay(caught[len(caught)-1].Owed.Uint64())
+	lease.status(leaseActive)
+	if final := lease.release(); !final.Final {
+		t.Errorf("%+v is not final", final.Record)
+	}
+	o.same(r, id)
+}
+
+// TestNodeGoesOnFromItsSpool: a node that was away goes on where its spool is, and
+// nobody is billed for the time in between.
+func TestNodeGoesOnFromItsSpool(t *testing.T) {
+	o := newOutpost(t)
+	r := newRig(t, o.link)
+	lease := r.open(1, 500_000, "")
+	id := lease.lease.LeaseID
+	lease.record()
+	o.stop()
+	stopped := time.Now()
+	time.Sleep(2 * time.Second) // as long as the whole credit
+	gap := time.Since(stopped)
+	o.start()
+	_, before := o.spooled(id)
+	billed := before[len(before)-1].Nanos
+	for rec := lease.record(); rec.Nanos <= billed; rec = lease.record() {
+	}
+	lease.release()
+	records := o.same(r, id)
+	var missed time.Duration
+	for _, rec := range records {
+		for _, d := range rec.Evidence.Devices {
+			missed += time.Duration(d.Nanos.Gap)
+		}
+	}
+	if missed < gap {
+		t.Errorf("%s of %s without a meter are a gap", missed, gap)
+	}
+}
+
+// TestNodeCutOff: beyond the credit a node gives no service that nobody has paid
+// for, and when the network is back nothing is lost.
+func TestNodeCutOff(t *testing.T) {
+	o := newOutpost(t)
+	r := newRig(t, o.link, func(c *ProviderConfig) { c.Log = slog.New(slog.DiscardHandler) })
+	lease := r.open(1, 500_000, "")
+	id := lease.lease.LeaseID
+	lease.pay(owedIn(lease.record()) + 100)
+	for o.accepted(id) == 0 {
+		time.Sleep(10 * time.Millisecond)
+	}
+	o.set(true, nil)
+	told := o.accepted(id)
+	lease.pay(told + 1000) // the gateway has it on disk; the node cannot know
+	o.wait(id, leaseSuspended)
+	_, records := o.spooled(id)
+	if last := records[len(records)-1]; last.Owed.Uint64() > told+nodeCredit(1) {
+		t.Fatalf("cut off with %d vouchered, the node went to %s; the credit is 2000", told, last.Owed.Dec())
+	}
+	o.set(false, nil)
+	lease.status(leaseActive) // the voucher that it had not heard of pays for more
+	lease.release()
+	o.same(r, id)
+}
+
+// accepted is what the node was told is vouchered.
+func (o *outpost) accepted(id common.Hash) uint64 {
+	o.Helper()
+	row, err := o.node.spool.get(o.Context(), o.node.spool.db.View(), id)
+	if err != nil {
+		o.Fatal(err)
+	}
+	s, err := row.state()
+	if err != nil {
+		o.Fatal(err)
+	}
+	return s.Accepted.Uint64()
+}
+
+// TestReleaseWithoutTheNode: a renter gets away from a host that is gone, and the
+// node hears of it when it is back.
+func TestReleaseWithoutTheNode(t *testing.T) {
+	o := newOutpost(t)
+	r := newRig(t, o.link, func(c *ProviderConfig) { c.Log = slog.New(slog.DiscardHandler) })
+	lease := r.open(1, 500_000, "")
+	lease.record()
+	o.set(true, nil)
+	last := lease.release()
+	lease.close(last.Owed.Uint64())
+	o.set(false, nil)
+	o.wait(lease.lease.LeaseID, leaseEnded)
+	if s, err := r.provider.payee.State(t.Context(), lease.terms.ID()); err != nil || s.Spent != last.Owed || s.Status != channel.Finalized {
+		t.Errorf("the channel is %s and charged %s, the last record that came says %s (%v)", s.Status, s.Spent.Dec(), last.Owed.Dec(), err)
+	}
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		if rows, err := o.node.spool.open(t.Context()); err == nil && len(rows) == 0 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the node still keeps the lease for its gateway")
+		}
+	}
+	for r.provider.nodes.Free() != 2 { // the gateway asks once a second
+		time.Sleep(20 * time.Millisecond)
+	}
+	r.open(2, 100_000, "?gpus=2").record()
+}
+
+// TestLeaseThatItsGatewayForgot: a gateway that was killed while a lease began has
+// no lease, and so in the end has the node.
+func TestLeaseThatItsGatewayForgot(t *testing.T) {
+	o := newOutpost(t)
+	r := newRig(t, o.link)
+	lease := r.open(1, 500_000, "")
+	id := lease.lease.LeaseID
+	lease.record()
+	r.shut()
+	db, err := openDatabase(t.Context(), r.config.Database, "provider", providerMigrations)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := leaseStore{db: db}
+	if err := errors.Join(s.activate(t.Context(), id, 0, "{}"), s.setState(t.Context(), id, 0, leaseAllocating, "", 0), db.Close()); err != nil {
+		t.Fatal(err)
+	}
+	r.start()
+	o.wait(id, leaseEnded)
+}
+
+// TestAnyGatewayTakesOverALeaseAtANode: the GPUs' host is not bound to a gateway.
+func TestAnyGatewayTakesOverALeaseAtANode(t *testing.T) {
+	o := newOutpost(t)
+	address := pgtest.URL(t)
+	change := []func(*ProviderConfig){o.link, func(c *ProviderConfig) {
+		c.Database, c.Takeover, c.Log = address, 2*time.Second, slog.New(slog.DiscardHandler)
+	}}
+	a := newRig(t, change...)
+	b := rigOn(t, a.chain, func(*rig) *channel.Key { return a.payer }, change...)
+	lease := a.open(1, 500_000, "")
+	id := lease.lease.LeaseID
+	lease.record()
+	for b.provider.running(lease.terms.ID()) == nil {
+		cut(t, a)
+		if err := b.provider.replicas.sweep(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	there := lease.at(b)
+	cred := lease.credential(wire.ActionVoucher, 0)
+	cred.Payload.LeaseSecret = lease.lease.Secret
+	there.attach(b.do("GET", "", cred))
+	there.status(leaseSuspended)
+	s, err := b.provider.payee.State(t.Context(), lease.terms.ID())
+	if err != nil {
+		t.Fatal(err)
+	}
+	lease.pay(s.Spent.Uint64()) // at the gateway that lost it
+	there.status(leaseActive)
+	final := lease.release() // also there
+	if !final.Final {
+		t.Errorf("%+v is not final", final.Record)
+	}
+	for i, rec := range o.same(b, id) {
+		for _, d := range rec.Evidence.Devices {
+			if d.Nanos.Gap != 0 {
+				t.Errorf("record %d has a gap of %d ns: the meter did not see the gateways change", i+1, d.Nanos.Gap)
+			}
+		}
+	}
+}
+
+// TestNodeDrains: a host that goes out of service ends its leases, and its
+// gateways learn what was owed.
+func TestNodeDrains(t *testing.T) {
+	o := newOutpost(t)
+	r := newRig(t, o.link)
+	lease := r.open(1, 500_000, "")
+	lease.record()
+	if err := o.node.Drain(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if s := lease.status(leaseEnded); s.Reason != "the node ends all leases" {
+		t.Errorf("ended because %q", s.Reason)
+	}
+	if records := o.same(r, lease.lease.LeaseID); !records[len(records)-1].Final {
+		t.Error("the last record is not final")
+	}
+	resp := r.do("GET", "", r.openCredential(r.payer, r.terms(r.payer.Address(), 2), 100_000, 0))
+	if err := problemIn(wire.Unavailable, resp); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestSpoolForgets: what a gateway has, and nobody asked for in a month, makes
+// room; what is not delivered stays.
+func TestSpoolForgets(t *testing.T) {
+	o := newOutpost(t)
+	r := newRig(t, o.link)
+	done, running := r.open(1, 100_000, ""), r.open(2, 100_000, "")
+	done.record()
+	running.record()
+	done.release()
+	if err := o.node.spool.forget(t.Context(), time.Now().Add(time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	var leases, spooled int
+	view := o.node.spool.db.View()
+	err := errors.Join(view.Get(&leases, `SELECT count(*) FROM leases`), view.Get(&spooled, `SELECT count(*) FROM spool`))
+	if err != nil || leases != 1 || spooled != 1 {
+		t.Errorf("%d leases and %d rows of the spool are left, want 1 and 1 (%v)", leases, spooled, err)
+	}
+	if _, records := o.spooled(running.lease.LeaseID); len(records) == 0 {
+		t.Error("records of a running lease are gone")
+	}
+}
+
+// TestNodeConfig: what cannot work is refused at the start, with a line that says
+// why.
+func TestNodeConfig(t *testing.T) {
+	good := NodeConfig{Name: "n", Secret: nodeSecret, MeterKey: testKey(t), Database: filepath.Join(t.TempDir(), "spool.db"), Source: sim.New(1, sim.Options{})}
+	for want, change := range map[string]func(*NodeConfig){
+		"no name":       func(c *NodeConfig) { c.Name = "" },
+		"at least 32":   func(c *NodeConfig) { c.Secret = "short" },
+		"MeterKey":      func(c *NodeConfig) { c.MeterKey = nil },
+		"Database":      func(c *NodeConfig) { c.Database = "" },
+		"Source is nil": func(c *NodeConfig) { c.Source = nil },
+	} {
+		config := good
+		change(&config)
+		if n, err := NewNode(t.Context(), config); err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "\n") {
+			t.Errorf("%s: %v, %v", want, n, err)
+		}
+	}
+	for want, change := range map[string]func(*ProviderConfig){
+		"two of this name":    func(c *ProviderConfig) { c.Nodes = append(c.Nodes, c.Nodes[0]) },
+		"http or https":       func(c *ProviderConfig) { c.Nodes[0].URL = "10.0.0.5:8403" },
+		"at least 32":         func(c *ProviderConfig) { c.Nodes[0].Secret = "short" },
+		"Meter is empty":      func(c *ProviderConfig) { c.Meter = common.Address{} },
+		"leave Source":        func(c *ProviderConfig) { c.Source = sim.New(1, sim.Options{}) },
+		"Source is nil: give": func(c *ProviderConfig) { c.Nodes = nil },
+	} {
+		config := ProviderConfig{RPC: "http://127.0.0.1:1", Escrow: common.Address{1}, Token: common.Address{2}, Key: testKey(t),
+			Database: "x", PricePerGPUHour: hour, Meter: common.Address{3}, Nodes: []NodeLink{{Name: "n", URL: "http://127.0.0.1:2", Secret: nodeSecret}}}.withDefaults()
+		change(&config)
+		err := config.check()
+		if err == nil {
+			_, err = newNodes(&Provider{config: config})
+		}
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", want, err)
+		}
+	}
+}
+
+func testKey(t testing.TB) *channel.Key {
+	t.Helper()
+	private, err := crypto.GenerateKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return channel.NewKey(private)
+}

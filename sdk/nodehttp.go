@@ -1,0 +1,291 @@
+package sdk
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// Problems of a node's own.
+var (
+	problemStranger = wire.Problem{Type: "about:blank", Title: "Unauthorized", Status: http.StatusUnauthorized}
+	problemNoLease  = wire.Problem{Type: "about:blank", Title: "No Such Lease", Status: http.StatusNotFound}
+	problemEnded    = wire.Problem{Type: "about:blank", Title: "Lease Has Ended", Status: http.StatusGone}
+	problemSpool    = wire.Problem{Type: "about:blank", Title: "Spool Rolled Back", Status: http.StatusConflict}
+)
+
+func (n *Node) routes() {
+	n.mux = http.NewServeMux()
+	n.mux.HandleFunc("GET /status", n.handle(n.getStatus))
+	n.mux.HandleFunc("POST /leases", n.handle(n.postLease))
+	n.mux.HandleFunc("POST /leases/{id}/sync", n.handle(n.postSync))
+	n.mux.HandleFunc("POST /leases/{id}/end", n.handle(n.postEnd))
+}
+
+// ServeHTTP serves the node's gateways, and nobody else. Who does not hold the
+// secret learns nothing but that.
+func (n *Node) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	hurry(w)
+	w.Header().Set("Cache-Control", "no-store")
+	if err := n.gate.admit(r); err != nil {
+		n.config.Log.Debug("request refused", "method", r.Method, "error", err)
+		w.Header().Set("Connection", "close")
+		answer := &sealed{header: w.Header(), status: http.StatusOK}
+		problemStranger.With("%v", err).Write(answer)
+		if errors.Is(err, errNodeSecret) {
+			w.WriteHeader(answer.status)
+			_, _ = w.Write(answer.body.Bytes())
+			return
+		}
+		n.gate.seal(w, r, answer)
+		return
+	}
+	answer := &sealed{header: w.Header(), status: http.StatusOK}
+	control := http.NewResponseController(w)
+	_ = control.SetReadDeadline(time.Now().Add(bodyTimeout))
+	raw, err := n.gate.body(w, r)
+	_ = control.SetReadDeadline(time.Time{})
+	if err != nil {
+		w.Header().Set("Connection", "close")
+		nodeProblem(err).Write(answer)
+	} else {
+		n.mux.ServeHTTP(answer, r.WithContext(context.WithValue(r.Context(), nodeBody{}, raw)))
+	}
+	hurry(w)
+	n.gate.seal(w, r, answer)
+}
+
+// nodeBody is the key of a request's body, read and verified.
+type nodeBody struct{}
+
+// handle answers with what do returns, or with the problem that it had.
+func (n *Node) handle(do func(r *http.Request, body []byte) (any, error)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		body, _ := r.Context().Value(nodeBody{}).([]byte)
+		answer, err := do(r, body)
+		if err != nil {
+			problem := nodeProblem(err)
+			if problem.Status == http.StatusInternalServerError {
+				n.config.Log.Error("request failed", "path", r.URL.Path, "error", err)
+			}
+			problem.Write(w)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(answer) // into memory
+	}
+}
+
+func nodeProblem(err error) *wire.Problem {
+	var problem *wire.Problem
+	var large *http.MaxBytesError
+	switch {
+	case errors.As(err, &problem):
+		return problem
+	case errors.As(err, &large):
+		return problemLarge.With("at most %d bytes are read", large.Limit)
+	case errors.Is(err, errNodeSecret):
+		return problemStranger.With("%v", err)
+	case errors.Is(err, sql.ErrNoRows):
+		return problemNoLease.With("this node has no such lease")
+	case errors.Is(err, ErrNoCapacity):
+		return wire.NoCapacity.With("%v", err)
+	case errors.Is(err, errRolledBack):
+		return problemSpool.With("%v", err)
+	case errors.Is(err, errClosed):
+		return wire.Unavailable.With("the node stops")
+	}
+	return wire.Internal.With("%v", err) // to our own gateway, who should know
+}
+
+func (n *Node) getStatus(r *http.Request, _ []byte) (any, error) {
+	devices, err := n.config.Source.Devices(r.Context())
+	if err != nil {
+		return nil, err
+	}
+	rows, err := n.spool.open(r.Context())
+	if err != nil {
+		return nil, err
+	}
+	status := nodeStatus{Meter: n.meterKey.Address(), Devices: devices, Free: len(devices), Leases: []nodeLease{}}
+	if c, ok := n.config.Allocator.(Capacity); ok {
+		status.Free = c.Free()
+	}
+	for _, row := range rows {
+		status.Leases = append(status.Leases, rowLease(row))
+	}
+	return status, nil
+}
+
+func rowLease(row leaseRow) nodeLease {
+	return nodeLease{LeaseID: common.HexToHash(row.ID), State: leaseState(row.State), Reason: row.Reason, Sequence: uint64(row.Sequence)}
+}
+
+// postLease begins a lease, once: who asks again is told of the first.
+func (n *Node) postLease(r *http.Request, body []byte) (any, error) {
+	var q nodeStart
+	if err := parseNode(body, &q); err != nil {
+		return nil, problemBody.With("%v", err)
+	}
+	offer, err := q.check()
+	if err != nil {
+		return nil, problemBody.With("%v", err)
+	}
+	if meter := n.meterKey.Address(); common.Address(offer.Meter) != meter {
+		return nil, problemRefused.With("the offer's records are signed by %s, this node signs as %s", offer.Meter, meter)
+	}
+	if n.config.Payee != (common.Address{}) && common.Address(offer.Payee) != n.config.Payee {
+		return nil, problemRefused.With("this node meters for payee %s, the offer is %s's", n.config.Payee, offer.Payee)
+	}
+	defer n.starts.lock(q.LeaseID)()
+	row, err := n.store.byID(r.Context(), q.LeaseID.Hex())
+	if errors.Is(err, sql.ErrNoRows) {
+		err = n.grantFor(r.Context(), q, offer)
+		if err == nil {
+			row, err = n.store.byID(r.Context(), q.LeaseID.Hex())
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	if row.State == string(leaseEnded) {
+		return nil, problemEnded.With("lease %s has ended: %s", q.LeaseID, row.Reason)
+	}
+	a, err := row.allocation()
+	answer := rowLease(row)
+	answer.Allocation = &a
+	return answer, err
+}
+
+func (n *Node) grantFor(ctx context.Context, q nodeStart, offer wire.SignedOffer) error {
+	n.mu.Lock()
+	closing := n.closed || n.draining
+	n.mu.Unlock()
+	if closing {
+		return wire.Unavailable.With("this node takes no new leases")
+	}
+	s := q.state()
+	if old := n.running(s.ID); old != nil { // its gateway could not wait for us
+		if err := old.end(ctx, stopRequest{reason: "another lease begins on its channel"}); err != nil {
+			return err
+		}
+	}
+	if err := errors.Join(n.store.putOffer(ctx, offer), n.spool.put(ctx, q.LeaseID, s)); err != nil {
+		return err
+	}
+	_, err := n.grant(ctx, leaseRow{
+		ID: q.LeaseID.Hex(), Channel: s.ID.Hex(), Offer: offer.Hash.Hex(), GPUs: q.GPUs, Allocation: "{}",
+		OwedBefore: q.OwedBefore.Dec(), State: string(leaseAllocating), StartedAt: time.Now().UnixNano(),
+	}, s, offer)
+	return err
+}
+
+// lease finds a lease by the id in the request's path.
+func (n *Node) lease(r *http.Request) (leaseRow, error) {
+	return n.store.byID(r.Context(), common.HexToHash(r.PathValue("id")).Hex())
+}
+
+// runs is the lease of a row, if it runs.
+func (n *Node) runs(row leaseRow) *lease {
+	l := n.running(common.HexToHash(row.Channel))
+	if l == nil || l.id.Hex() != row.ID {
+		return nil
+	}
+	return l
+}
+
+// postSync hears what a lease's channel holds and tells what the gateway does not
+// have yet.
+func (n *Node) postSync(r *http.Request, body []byte) (any, error) {
+	var q nodeSync
+	if err := parseNode(body, &q); err != nil {
+		return nil, problemBody.With("%v", err)
+	}
+	row, err := n.lease(r)
+	if err != nil {
+		return nil, err
+	}
+	if q.After > uint64(row.Sequence) {
+		return nil, n.mute(row, q.After)
+	}
+	s, err := n.spool.hear(r.Context(), row, q)
+	if err != nil {
+		return nil, err
+	}
+	if l := n.runs(row); l != nil {
+		if v, _ := l.snapshot(); s.Accepted != v.accepted || s.Deposit != v.deposit {
+			l.observe(s)
+		}
+	}
+	answer := rowLease(row)
+	if answer.Sequence == q.After {
+		return answer, nil
+	}
+	records, err := n.store.records(r.Context(), answer.LeaseID, q.After, maxNodeRecords)
+	answer.Records = page(records)
+	return answer, err
+}
+
+// page is what fits into an answer, and at least one record.
+func page(records []metering.SignedRecord) []metering.SignedRecord {
+	size := 0
+	for i, rec := range records {
+		raw, err := json.Marshal(rec)
+		if size += len(raw); err != nil || (i > 0 && size > nodePage) {
+			return records[:i]
+		}
+	}
+	return records
+}
+
+// mute ends a lease without another record: the spool has forgotten some that a
+// gateway has, and a second one of the same number would be a fork that the payee
+// signed.
+func (n *Node) mute(row leaseRow, delivered uint64) error {
+	n.config.Log.Error("a gateway has records that this spool does not", "lease", row.ID, "delivered", delivered, "spooled", row.Sequence)
+	if l := n.runs(row); l != nil && !l.ending.Swap(true) && n.begin() {
+		go func() {
+			defer n.wait.Done()
+			l.lose()
+			<-l.done
+			if err := n.abandon(context.WithoutCancel(n.life), row, errRolledBack.Error()); err != nil {
+				n.config.Log.Error("lease could not be ended", "lease", row.ID, "error", err)
+			}
+		}()
+	}
+	return errRolledBack
+}
+
+// postEnd ends a lease, and answers when its last record is in the spool.
+func (n *Node) postEnd(r *http.Request, body []byte) (any, error) {
+	var q nodeEnd
+	if err := parseNode(body, &q); err != nil {
+		return nil, problemBody.With("%v", err)
+	}
+	id := common.HexToHash(r.PathValue("id"))
+	defer n.starts.lock(id)() // not while it begins
+	row, err := n.lease(r)
+	if err != nil {
+		return nil, err
+	}
+	if l := n.runs(row); l != nil {
+		if err := l.end(r.Context(), stopRequest{reason: q.Reason}); err != nil {
+			return nil, err
+		}
+		if row, err = n.lease(r); err != nil {
+			return nil, err
+		}
+	}
+	if q.Closed && row.State == string(leaseEnded) {
+		err = n.spool.close(r.Context(), id)
+	}
+	return rowLease(row), err
+}

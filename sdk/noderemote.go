@@ -1,0 +1,206 @@
+package sdk
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// remoteLease is a gateway's view of a lease that a node meters. It believes no
+// record before it has checked it as a renter would.
+type remoteLease struct {
+	node    *nodeClient
+	checker *metering.Checker
+	failing bool // the last exchange failed, and was logged
+}
+
+// errUnfit is a node whose records do not hold: nothing of them is charged, and
+// the lease ends.
+var errUnfit = errors.New("the node's records do not hold")
+
+// newRemote is what a gateway has of a lease on a node: the checker goes on after
+// the last record on disk, whichever gateway wrote it.
+func (n *nodes) newRemote(row leaseRow, terms metering.Lease, name string, last *metering.SignedRecord) (*remoteLease, error) {
+	c := n.link(name)
+	if c == nil {
+		return nil, fmt.Errorf("node %q of lease %s is not among ProviderConfig.Nodes (%s)", name, terms.ID, n.names())
+	}
+	checker, err := metering.ResumeChecker(
+		metering.CheckerConfig{Lease: terms, Key: n.p.config.Meter, Tolerance: n.p.config.ClockTolerance},
+		checkedTo(last, terms, row.StartedAt))
+	return &remoteLease{node: c, checker: checker}, err
+}
+
+// checkedTo is the state of a checker that has seen a lease's records up to last.
+// startedAt is unix nanoseconds, before the node was asked to begin.
+func checkedTo(last *metering.SignedRecord, terms metering.Lease, startedAt int64) metering.CheckerState {
+	s := metering.CheckerState{Owed: terms.OwedBefore, Start: metering.Instant{Wall: startedAt}}
+	if last == nil {
+		return s
+	}
+	s.Last, s.Sequence = last.Digest(metering.Domain(terms.ChainID, terms.Escrow)), last.Sequence
+	s.Nanos, s.Owed, s.Final = last.Nanos, last.Owed, last.Final
+	for _, d := range last.Evidence.Devices {
+		s.Devices = append(s.Devices, metering.CheckedDevice{BootID: d.Device.BootID, Mono: d.To.Mono, Total: d.Total, UUID: d.Device.UUID})
+	}
+	return s
+}
+
+// follow keeps a lease that a node meters until it ends: it passes on what the
+// channel holds and takes the node's records. It is to such a lease what loop is
+// to one that is metered here, and the node holds it to its credit.
+func (l *lease) follow(ctx context.Context) stopRequest {
+	tick := time.NewTicker(min(l.deps.timing.tick, time.Second))
+	defer tick.Stop()
+	for {
+		ended, reason, err := l.exchange(ctx)
+		switch {
+		case l.lost.Load():
+			return stopRequest{reason: "another gateway runs it"}
+		case errors.Is(err, errUnfit):
+			return stopRequest{reason: errUnfit.Error()}
+		case ended:
+			return stopRequest{reason: reason}
+		}
+		if v, _ := l.snapshot(); v.state == leaseActive {
+			l.remind(v)
+		}
+		select {
+		case req := <-l.stop:
+			return req
+		case <-ctx.Done():
+			return stopRequest{reason: "the provider stops", keep: true}
+		case <-tick.C:
+		case <-l.poke:
+		}
+	}
+}
+
+// exchange tells the node what is vouchered and takes what it has, until there is
+// no more. It reports whether the lease has ended there.
+func (l *lease) exchange(ctx context.Context) (ended bool, reason string, err error) {
+	defer func() { l.complain(ctx, err) }()
+	if l.unstored != nil {
+		if err := l.keep(ctx); err != nil {
+			return false, "", err
+		}
+	}
+	for {
+		v, _ := l.snapshot()
+		var there nodeLease
+		err := l.remote.node.call(ctx, nodeTimeout, "POST", "/leases/"+l.id.Hex()+"/sync",
+			nodeSync{nodeMoney: moneyOf(v.accepted, v.deposit), After: v.sequence}, &there)
+		if gone(err) {
+			return true, "its node knows nothing of it", nil
+		}
+		if errors.Is(err, &problemSpool) {
+			return false, "", fmt.Errorf("%w: %w", errUnfit, err)
+		}
+		if err != nil {
+			return false, "", err
+		}
+		for _, rec := range there.Records {
+			if err := l.take(ctx, rec); err != nil {
+				return false, "", err
+			}
+		}
+		now, _ := l.snapshot()
+		switch {
+		case now.sequence < there.Sequence && now.sequence == v.sequence:
+			return false, "", fmt.Errorf("node %s has %d records of lease %s and does not give them", l.remote.node.name, there.Sequence, l.id)
+		case now.sequence < there.Sequence:
+			continue
+		case there.State == leaseEnded:
+			return true, there.Reason, nil
+		}
+		return false, "", l.mirrorState(ctx, there)
+	}
+}
+
+func moneyOf(accepted, deposit uint256.Int) nodeMoney {
+	return nodeMoney{Accepted: wire.NewAmount(accepted), Deposit: wire.NewAmount(deposit)}
+}
+
+// take checks a record and has it and its charge on disk before anyone sees it.
+// One that came before changes nothing.
+func (l *lease) take(ctx context.Context, rec metering.SignedRecord) error {
+	if v, _ := l.snapshot(); rec.LeaseID == l.id && rec.Sequence <= v.sequence {
+		return l.same(ctx, rec)
+	}
+	if err := l.remote.checker.Check(rec); err != nil {
+		if errors.Is(err, metering.ErrClock) {
+			return fmt.Errorf("node %s: %w", l.remote.node.name, err) // our own clock may be behind: asked again
+		}
+		return fmt.Errorf("%w: node %s: %w", errUnfit, l.remote.node.name, err)
+	}
+	l.unstored = &rec
+	return l.keep(ctx)
+}
+
+// same makes sure that a record which was delivered before is the one on disk.
+func (l *lease) same(ctx context.Context, rec metering.SignedRecord) error {
+	kept, err := l.deps.store.records(ctx, l.id, rec.Sequence-1, 1)
+	if err != nil {
+		return err
+	}
+	was, _ := json.Marshal(kept)
+	is, _ := json.Marshal([]metering.SignedRecord{rec})
+	if string(was) != string(is) {
+		return fmt.Errorf("%w: node %s: %w: it gives another record %d of lease %s than the one on disk",
+			errUnfit, l.remote.node.name, metering.ErrForked, rec.Sequence, l.id)
+	}
+	return nil
+}
+
+// mirrorState keeps whether the node serves the lease, and shows it.
+func (l *lease) mirrorState(ctx context.Context, there nodeLease) error {
+	v, _ := l.snapshot()
+	if there.State != leaseActive && there.State != leaseSuspended || there.State == v.state {
+		return nil
+	}
+	return l.enter(ctx, there.State, there.Reason)
+}
+
+// complain logs the first of a row of failures.
+func (l *lease) complain(ctx context.Context, err error) {
+	switch {
+	case err == nil && l.remote.failing:
+		l.deps.log.Info("lease is in touch with its node again", "lease", l.id, "node", l.remote.node.name)
+	case errors.Is(err, errUnfit):
+		l.deps.log.Error("record refused: nothing of it is charged, and the lease ends", "lease", l.id, "channel", l.terms.ID(), "error", err)
+	case err != nil && !l.remote.failing && ctx.Err() == nil:
+		l.deps.log.Warn("lease is out of touch with its node: it goes on within its credit", "lease", l.id, "error", err)
+	}
+	l.remote.failing = err != nil
+}
+
+// collect ends a lease at its node and takes its last records. If the gateway
+// stops, the lease goes on and there is nothing to do.
+func (l *lease) collect(ctx context.Context, req stopRequest) error {
+	if req.keep {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, l.deps.timing.callTimeout)
+	defer cancel()
+	if err := l.remote.node.end(ctx, l.deps.timing.callTimeout, l.id, nodeEnd{Reason: req.reason}); err != nil {
+		return err
+	}
+	_, _, err := l.exchange(ctx)
+	return err
+}
+
+// meterAddress is whose signature usage records carry.
+func (c ProviderConfig) meterAddress() common.Address {
+	if len(c.Nodes) > 0 {
+		return c.Meter
+	}
+	return c.MeterKey.Address()
+}

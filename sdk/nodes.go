@@ -1,0 +1,259 @@
+package sdk
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// nodeTimeout bounds a question to a node that answers from memory and its disk.
+const nodeTimeout = 5 * time.Second
+
+// nodes is the Allocator of a gateway whose GPUs are metered by nodes: it has a
+// node begin a lease, and take the devices back at its end.
+type nodes struct {
+	p     *Provider
+	links []*nodeClient
+
+	mu     sync.Mutex
+	status map[string]nodeStatus // of the nodes that answered when they were asked last
+	failed map[string]string     // what was logged of the others
+}
+
+var (
+	_ Allocator = (*nodes)(nil)
+	_ Adopter   = (*nodes)(nil)
+	_ Capacity  = (*nodes)(nil)
+)
+
+func newNodes(p *Provider) (*nodes, error) {
+	n := &nodes{p: p, status: make(map[string]nodeStatus), failed: make(map[string]string)}
+	for _, link := range p.config.Nodes {
+		client, err := newNodeClient(link)
+		if err == nil && n.link(client.name) != nil {
+			err = fmt.Errorf("node %s: there are two of this name", link.Name)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("provider: Nodes: %w", err)
+		}
+		n.links = append(n.links, client)
+	}
+	return n, nil
+}
+
+func (n *nodes) link(name string) *nodeClient {
+	i := slices.IndexFunc(n.links, func(c *nodeClient) bool { return c.name == name })
+	if i < 0 {
+		return nil
+	}
+	return n.links[i]
+}
+
+// ask hears from all nodes at once how they are.
+func (n *nodes) ask(ctx context.Context) {
+	var wait sync.WaitGroup
+	for _, c := range n.links {
+		wait.Go(func() {
+			var s nodeStatus
+			err := c.call(ctx, nodeTimeout, "GET", "/status", nil, &s)
+			if err == nil && s.Meter != n.p.config.Meter {
+				err = fmt.Errorf("node %s signs records as %s, and ProviderConfig.Meter is %s: no renter would take them", c.name, s.Meter, n.p.config.Meter)
+			}
+			if ctx.Err() == nil {
+				n.note(c.name, s, err)
+			}
+		})
+	}
+	wait.Wait()
+}
+
+func (n *nodes) note(name string, s nodeStatus, err error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if err == nil {
+		if n.failed[name] != "" {
+			n.p.config.Log.Info("node is back", "node", name)
+		}
+		delete(n.failed, name)
+		n.status[name] = s
+		return
+	}
+	delete(n.status, name)
+	if n.failed[name] == "" { // said once
+		n.p.config.Log.Warn("node is out of reach: its leases go on within their credit", "node", name, "error", err)
+	}
+	n.failed[name] = err.Error()
+}
+
+// devices is what all nodes that answer rent out, in the order of their links.
+func (n *nodes) devices() []metering.Device {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var all []metering.Device
+	for _, c := range n.links {
+		all = append(all, n.status[c.name].Devices...)
+	}
+	return all
+}
+
+// run asks the nodes again and again, ends there what has ended here, and has the
+// offer say what there is.
+func (n *nodes) run(ctx context.Context) error {
+	for chain.Pause(ctx, time.Second) == nil {
+		before := n.devices()
+		n.ask(ctx)
+		if devices := n.devices(); !slices.Equal(offered(before), offered(devices)) {
+			if err := n.p.renewOffer(ctx); err != nil && ctx.Err() == nil {
+				n.p.config.Log.Error("offer could not be renewed", "error", err)
+			}
+		}
+		if err := n.reconcile(ctx); err != nil && ctx.Err() == nil {
+			n.p.config.Log.Warn("leases at nodes that have ended here", "error", err)
+		}
+	}
+	return ctx.Err()
+}
+
+// reconcile ends at the nodes what has ended here without them: the node was out
+// of reach, or this gateway was killed while one began. What is not in our
+// database at all is not ours to end.
+func (n *nodes) reconcile(ctx context.Context) error {
+	n.mu.Lock()
+	where := make(map[common.Hash]string)
+	for name, s := range n.status {
+		for _, l := range s.Leases {
+			where[l.LeaseID] = name
+		}
+	}
+	n.mu.Unlock()
+	ids := make([]common.Hash, 0, len(where))
+	for id := range where {
+		ids = append(ids, id)
+	}
+	rows, err := n.p.store.byIDs(ctx, ids)
+	for id, row := range rows {
+		if row.State == string(leaseEnded) {
+			err = errors.Join(err, n.link(where[id]).end(ctx, n.p.config.CallTimeout, id, nodeEnd{Reason: row.Reason, Closed: true}))
+		}
+	}
+	return err
+}
+
+// end ends a lease at its node. One that it does not know has ended.
+func (c *nodeClient) end(ctx context.Context, timeout time.Duration, id common.Hash, q nodeEnd) error {
+	err := c.call(ctx, timeout, "POST", "/leases/"+id.Hex()+"/end", q, &nodeLease{})
+	if gone(err) {
+		return nil
+	}
+	return err
+}
+
+// Free is the most devices that one node has free: a lease is on one host.
+func (n *nodes) Free() int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	free := 0
+	for _, s := range n.status {
+		free = max(free, s.Free)
+	}
+	return free
+}
+
+// roomy returns the nodes with enough devices free, those with most first, so
+// that leases spread over the hosts.
+func (n *nodes) roomy(gpus int) []*nodeClient {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var fit []*nodeClient
+	for _, c := range n.links {
+		if s, ok := n.status[c.name]; ok && s.Free >= gpus {
+			fit = append(fit, c)
+		}
+	}
+	slices.SortStableFunc(fit, func(a, b *nodeClient) int { return cmp.Compare(n.status[b.name].Free, n.status[a.name].Free) })
+	return fit
+}
+
+// Allocate has a node begin the lease: from its answer on it meters. Where the
+// answer is lost the lease ends here, and so it does there (reconcile).
+func (n *nodes) Allocate(ctx context.Context, req AllocationRequest) (Allocation, error) {
+	q := nodeStart{LeaseID: req.LeaseID, Terms: req.channel.Terms, Offer: req.offer.Document, GPUs: req.GPUs, OwedBefore: wire.NewAmount(req.channel.Spent),
+		nodeMoney: moneyOf(req.channel.Accepted, req.channel.Deposit)}
+	for _, c := range n.roomy(req.GPUs) {
+		var began nodeLease
+		err := c.call(ctx, n.p.config.CallTimeout, "POST", "/leases", q, &began)
+		if errors.Is(err, &wire.NoCapacity) {
+			continue // another gateway was faster
+		}
+		if err == nil && (began.Allocation == nil || began.LeaseID != req.LeaseID) {
+			err = &errNode{c.name, fmt.Errorf("its answer is about lease %s and names no devices", began.LeaseID)}
+		}
+		if err != nil {
+			n.p.config.Log.Error("lease could not be begun at its node", "node", c.name, "lease", req.LeaseID, "error", err)
+			return Allocation{}, errors.Join(wire.Unavailable.With("the GPUs' host could not be reached: try again"), err)
+		}
+		n.took(c.name, req.GPUs)
+		a := *began.Allocation
+		a.LeaseID, a.Node = req.LeaseID, c.name
+		return a, nil
+	}
+	return Allocation{}, fmt.Errorf("%w: no node has %d", ErrNoCapacity, req.GPUs)
+}
+
+// took counts what was just given away, until the node says so itself.
+func (n *nodes) took(name string, gpus int) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if s, ok := n.status[name]; ok {
+		s.Free = max(0, s.Free-gpus)
+		n.status[name] = s
+	}
+}
+
+// Suspend does nothing: a node suspends by itself, whether a gateway is there or
+// not.
+func (n *nodes) Suspend(context.Context, Allocation) error { return nil }
+
+// Resume does nothing, for the same reason.
+func (n *nodes) Resume(context.Context, Allocation) error { return nil }
+
+// Release has the node take the devices back and forget about the lease. A node
+// that is out of reach hears of it when it is back (reconcile).
+func (n *nodes) Release(ctx context.Context, a Allocation) error {
+	c := n.link(a.Node)
+	if c == nil {
+		return nil
+	}
+	if err := c.end(ctx, n.p.config.CallTimeout, a.LeaseID, nodeEnd{Reason: "its gateway ends it", Closed: true}); err != nil {
+		n.p.config.Log.Warn("node is told later that a lease has ended", "node", a.Node, "lease", a.LeaseID, "error", err)
+	}
+	return nil
+}
+
+// Adopt goes on with a lease, whoever began it: any gateway that has a link to
+// its node can.
+func (n *nodes) Adopt(_ context.Context, a Allocation) error {
+	if n.link(a.Node) == nil {
+		return fmt.Errorf("node %q of lease %s is not among ProviderConfig.Nodes (%s)", a.Node, a.LeaseID, n.names())
+	}
+	return nil
+}
+
+func (n *nodes) names() string {
+	names := make([]string, len(n.links))
+	for i, c := range n.links {
+		names[i] = c.name
+	}
+	return strings.Join(names, ", ")
+}

@@ -1,0 +1,174 @@
+package sdk
+
+import (
+	"context"
+	"embed"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/holiman/uint256"
+	"github.com/jmoiron/sqlx"
+
+	"github.com/gpupay/gpupay/channel"
+)
+
+//go:embed migrations/node/*.sql
+var nodeMigrations embed.FS
+
+// spool is a node's own disk: the leases and records of a provider's database,
+// and beside them what its gateways said and took.
+type spool struct {
+	leaseStore
+}
+
+// spoolRow is what a node knows of a lease's channel.
+type spoolRow struct {
+	Lease     string `db:"lease"`
+	Terms     string `db:"terms"`
+	Accepted  string `db:"accepted"`
+	Deposit   string `db:"deposit"`
+	Delivered int64  `db:"delivered"`
+	Closed    int64  `db:"closed"`
+}
+
+// errRolledBack is a node that lost records which it had delivered: it must not
+// sign others of their numbers.
+var errRolledBack = errors.New("the spool is older than what was delivered from it: was it restored from a backup? the lease ends")
+
+func openSpool(ctx context.Context, path string) (spool, error) {
+	db, err := openDatabase(ctx, path, "provider", providerMigrations)
+	if err != nil {
+		return spool{}, err
+	}
+	if db.Shared() {
+		return spool{}, errors.Join(errors.New("a spool is a file on the node's own disk, and no server's"), db.Close())
+	}
+	files, err := fs.Sub(nodeMigrations, "migrations/node")
+	if err == nil {
+		err = db.Migrate(ctx, "node", files)
+	}
+	if err != nil {
+		return spool{}, errors.Join(fmt.Errorf("spool %s: %w", path, err), db.Close())
+	}
+	return spool{leaseStore{db: db, uncharged: true}}, nil
+}
+
+// put keeps what the channel of a lease holds when the lease begins.
+func (s spool) put(ctx context.Context, lease common.Hash, c channel.State) error {
+	terms, err := json.Marshal(c.Terms)
+	if err != nil {
+		return err
+	}
+	return s.db.Update(ctx, func(tx *sqlx.Tx) error {
+		_, err := tx.NamedExecContext(ctx, `INSERT INTO spool (lease, terms, accepted, deposit)
+			VALUES (:lease, :terms, :accepted, :deposit) ON CONFLICT (lease) DO NOTHING`,
+			spoolRow{Lease: lease.Hex(), Terms: string(terms), Accepted: c.Accepted.Dec(), Deposit: c.Deposit.Dec()})
+		return err
+	})
+}
+
+func (s spool) get(ctx context.Context, q sqlx.QueryerContext, lease common.Hash) (spoolRow, error) {
+	var row spoolRow
+	err := sqlx.GetContext(ctx, q, &row, `SELECT * FROM spool WHERE lease = ?`, lease.Hex())
+	return row, err
+}
+
+// channel is the channel of a lease, as a gateway described it last.
+func (s spool) channel(ctx context.Context, row leaseRow) (channel.State, error) {
+	known, err := s.get(ctx, s.db.View(), common.HexToHash(row.ID))
+	if err != nil {
+		return channel.State{}, fmt.Errorf("channel of lease %s: %w", row.ID, err)
+	}
+	return known.state()
+}
+
+func (r spoolRow) state() (channel.State, error) {
+	s := channel.State{Status: channel.Open}
+	if err := json.Unmarshal([]byte(r.Terms), &s.Terms); err != nil {
+		return s, fmt.Errorf("stored terms of lease %s: %w", r.Lease, err)
+	}
+	s.ID = s.Terms.ID()
+	var bad error
+	amount := func(text string) uint256.Int {
+		v, err := channel.ParseAmount(text)
+		bad = errors.Join(bad, err)
+		return v
+	}
+	s.Accepted, s.Deposit = amount(r.Accepted), amount(r.Deposit)
+	return s, bad
+}
+
+// hear keeps what a gateway says of a lease's money and of the records it has,
+// and returns what counts: what was vouchered never falls, whichever gateway is
+// behind.
+func (s spool) hear(ctx context.Context, row leaseRow, q nodeSync) (channel.State, error) {
+	id := common.HexToHash(row.ID)
+	known, err := s.get(ctx, s.db.View(), id)
+	if err != nil {
+		return channel.State{}, err
+	}
+	was, err := known.state()
+	if err != nil {
+		return was, err
+	}
+	now := was
+	now.Deposit = q.Deposit.Int
+	if q.Accepted.Gt(&now.Accepted) {
+		now.Accepted = q.Accepted.Int
+	}
+	delivered := max(known.Delivered, int64(q.After))
+	if now.Accepted == was.Accepted && now.Deposit == was.Deposit && delivered == known.Delivered {
+		return now, nil
+	}
+	err = s.db.Update(ctx, func(tx *sqlx.Tx) error {
+		_, err := tx.ExecContext(ctx, `UPDATE spool SET accepted = ?, deposit = ?, delivered = ? WHERE lease = ?`,
+			now.Accepted.Dec(), now.Deposit.Dec(), delivered, row.ID)
+		return err
+	})
+	return now, err
+}
+
+// close marks a lease of which no gateway asks for more.
+func (s spool) close(ctx context.Context, lease common.Hash) error {
+	return s.db.Update(ctx, func(tx *sqlx.Tx) error {
+		_, err := tx.ExecContext(ctx, `UPDATE spool SET closed = 1 WHERE lease = ?`, lease.Hex())
+		return err
+	})
+}
+
+// open returns the leases that are not closed.
+func (s spool) open(ctx context.Context) (rows []leaseRow, err error) {
+	err = s.db.View().SelectContext(ctx, &rows, `SELECT leases.* FROM leases JOIN spool ON spool.lease = leases.id
+		WHERE spool.closed = 0 ORDER BY started_at`)
+	return rows, err
+}
+
+// waiting is how many records no gateway has yet.
+func (s spool) waiting(ctx context.Context) (n int64, err error) {
+	err = s.db.View().GetContext(ctx, &n, `SELECT COALESCE(SUM(sequence - delivered), 0) FROM leases JOIN spool ON spool.lease = leases.id
+		WHERE spool.closed = 0 AND sequence > delivered`)
+	return n, err
+}
+
+// spoolKeep is how long a lease is kept after its end, when its gateway has all of
+// it: somebody may want to look.
+const spoolKeep = 30 * 24 * time.Hour
+
+// forget makes room: the gateways keep the records for good.
+func (s spool) forget(ctx context.Context, before time.Time) error {
+	const old = `ended_at < ? AND state = 'ended' AND id IN (SELECT lease FROM spool WHERE closed = 1)`
+	return s.db.Update(ctx, func(tx *sqlx.Tx) error {
+		if _, err := tx.ExecContext(ctx, `DELETE FROM records WHERE lease IN (SELECT id FROM leases WHERE `+old+`)`, before.Unix()); err != nil {
+			return err
+		}
+		if _, err := tx.ExecContext(ctx, `DELETE FROM leases WHERE `+old, before.Unix()); err != nil {
+			return err
+		}
+		_, err := tx.ExecContext(ctx, `DELETE FROM spool WHERE closed = 1 AND lease NOT IN (SELECT id FROM leases)`)
+		return err
+	})
+}

@@ -1,0 +1,118 @@
+package sdk
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+
+	"github.com/ethereum/go-ethereum/common"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// What a gateway and a node say to each other, as JSON over HTTP: see docs/nodes.md.
+
+// Bounds of a message in bytes. An answer carries records until they exceed
+// nodePage, and at least one: a record of the most devices fits into what is left.
+const (
+	maxNodeRequest = 64 << 10
+	maxNodeAnswer  = 8 << 20
+	nodePage       = 1 << 20
+	maxNodeRecords = 100
+)
+
+// nodeStart is the body of POST /leases: everything that a node must know to
+// meter a lease by itself.
+type nodeStart struct {
+	LeaseID    common.Hash     `json:"leaseId"`
+	Terms      channel.Terms   `json:"terms"`
+	Offer      json.RawMessage `json:"offer"` // the document that the payee signed
+	GPUs       int             `json:"gpus"`
+	OwedBefore wire.Amount     `json:"owedBefore"`
+	nodeMoney
+}
+
+// nodeMoney is what a lease's channel holds, in base units.
+type nodeMoney struct {
+	Accepted wire.Amount `json:"accepted"` // vouchered
+	Deposit  wire.Amount `json:"deposit"`
+}
+
+// nodeSync is the body of POST /leases/{id}/sync.
+type nodeSync struct {
+	nodeMoney
+	After uint64 `json:"after"` // the newest record that the gateway has on disk
+}
+
+// nodeEnd is the body of POST /leases/{id}/end.
+type nodeEnd struct {
+	Reason string `json:"reason"`
+	Closed bool   `json:"closed"` // the gateway asks for nothing more of this lease
+}
+
+// nodeLease is a lease as its node has it: the answer to all of these.
+type nodeLease struct {
+	LeaseID    common.Hash             `json:"leaseId"`
+	State      leaseState              `json:"state"`
+	Reason     string                  `json:"reason,omitempty"`
+	Sequence   uint64                  `json:"sequence"` // of the newest record
+	Allocation *Allocation             `json:"allocation,omitempty"`
+	Records    []metering.SignedRecord `json:"records,omitempty"` // in order
+}
+
+// nodeStatus is the answer to GET /status.
+type nodeStatus struct {
+	Meter   common.Address    `json:"meter"` // of the key that signs the node's records
+	Devices []metering.Device `json:"devices"`
+	Free    int               `json:"free"`   // devices that are in no lease
+	Leases  []nodeLease       `json:"leases"` // that no gateway has closed yet
+}
+
+// parseNode reads one document of the protocol.
+func parseNode(raw []byte, into any) error {
+	decoder := json.NewDecoder(bytes.NewReader(raw))
+	if err := decoder.Decode(into); err != nil {
+		return fmt.Errorf("it does not parse: %w", err)
+	}
+	if _, err := decoder.Token(); err != io.EOF {
+		return fmt.Errorf("something follows the document")
+	}
+	return nil
+}
+
+// check refuses a start that could not be metered, or not paid to who signs the
+// offer. It returns the offer.
+func (s nodeStart) check() (wire.SignedOffer, error) {
+	offer, err := wire.ParseOffer(s.Offer)
+	if err != nil {
+		return offer, err
+	}
+	if err := s.Terms.Validate(); err != nil {
+		return offer, err
+	}
+	if common.Address(offer.Payee) != s.Terms.Payee || offer.ChainID != s.Terms.ChainID {
+		return offer, fmt.Errorf("the offer is payee %s's on chain %d, the channel pays %s on chain %d",
+			offer.Payee, offer.ChainID, s.Terms.Payee, s.Terms.ChainID)
+	}
+	if s.LeaseID == (common.Hash{}) || s.GPUs < 1 || s.GPUs > maxGPUs {
+		return offer, fmt.Errorf("lease %s of %d GPUs is none", s.LeaseID, s.GPUs)
+	}
+	if offer.Tick < 1 || offer.MaxGap < offer.Tick || offer.RecordEvery < offer.Tick || offer.Tick > maxOfferMillis ||
+		offer.MaxGap > maxOfferMillis || offer.RecordEvery > maxOfferMillis {
+		return offer, fmt.Errorf("a tick of %d ms, gaps from %d ms and records every %d ms cannot be metered", offer.Tick, offer.MaxGap, offer.RecordEvery)
+	}
+	_, err = offerPrice(offer.Offer)
+	return offer, err
+}
+
+// maxOfferMillis bounds the times in an offer: a day.
+const maxOfferMillis = 24 * 60 * 60 * 1000
+
+// state is what the channel of the lease holds.
+func (s nodeStart) state() channel.State {
+	return channel.State{ID: s.Terms.ID(), Terms: s.Terms, Status: channel.Open,
+		Accepted: s.Accepted.Int, Deposit: s.Deposit.Int, Spent: s.OwedBefore.Int}
+}
