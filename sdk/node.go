@@ -178,3 +178,25 @@ func (n *Node) Drain(ctx context.Context) error {
 
 // Metrics serves Prometheus metrics, for the operator.
 func (n *Node) Metrics() http.Handler { return promhttp.HandlerFor(n.metrics, promhttp.HandlerOpts{}) }
+
+// Health answers 200 while the node can keep records and read its devices, 503 and
+// the reason otherwise.
+func (n *Node) Health() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeout(r.Context(), 5*time.Second)
+		defer cancel()
+		status, code := "ok", http.StatusOK
+		if err := n.fit(ctx); err != nil {
+			status, code = err.Error(), http.StatusServiceUnavailable
+		}
+		reply(w, code, map[string]string{"status": status})
+	})
+}
+
+func (n *Node) fit(ctx context.Context) error {
+	if err := n.spool.db.View().PingContext(ctx); err != nil {
+		return err
+	}
+	_, err := n.config.Source.Devices(ctx)
+	return err
+}

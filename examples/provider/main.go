@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/gpupay/gpupay/internal/cli"
-	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk"
 )
 
@@ -23,27 +22,26 @@ func main() { cli.Main(run) }
 type options struct {
 	listen, admin, gpu string
 	drain              bool
-	hooks              hooks
+	hooks              cli.Hooks
 	config             sdk.ProviderConfig
 }
-
-// hooks are the provider's own commands, split at white space.
-type hooks struct{ allocate, suspend, resume, release string }
 
 func run(ctx context.Context) error {
 	o, err := parse(os.Args[1:])
 	if err != nil {
 		return err
 	}
-	source, err := cli.Source(o.gpu)
-	if err != nil {
-		return err
+	if len(o.config.Nodes) == 0 {
+		source, err := cli.Source(o.gpu)
+		if err != nil {
+			return err
+		}
+		defer source.Close()
+		if o.config.Allocator, err = o.hooks.Allocator(ctx, source); err != nil {
+			return err
+		}
+		o.config.Source = source
 	}
-	defer source.Close()
-	if o.config.Allocator, err = allocator(ctx, source, o.hooks); err != nil {
-		return err
-	}
-	o.config.Source = source
 	provider, err := sdk.NewProvider(ctx, o.config)
 	if err != nil {
 		return err
@@ -76,33 +74,23 @@ func parse(args []string) (*options, error) {
 	flags.DurationVar(&c.Settlement.MaxAge, "settle-age", 0, "settle what has waited that long; 0 for the default")
 	towers := flags.String("watchtowers", cli.Env("GPUPAY_WATCHTOWERS", ""), "`URLs` of watchtowers that are told the newest vouchers, separated by commas ($GPUPAY_WATCHTOWERS)")
 	flags.DurationVar(&c.WatchtowerEvery, "watchtower-every", 0, "how often at most; 0 for the default")
-	flags.Text(&o.hooks.allocate, "allocate", "GPUPAY_ALLOCATE", "", "`command` that hands a lease its GPUs and prints how to reach them; it gets NVIDIA_VISIBLE_DEVICES and GPUPAY_LEASE")
-	flags.Text(&o.hooks.suspend, "suspend", "GPUPAY_SUSPEND", "", "`command` that suspends an unpaid lease")
-	flags.Text(&o.hooks.resume, "resume", "GPUPAY_RESUME", "", "`command` that resumes it")
-	flags.Text(&o.hooks.release, "release", "GPUPAY_RELEASE", "", "`command` that takes the GPUs back")
+	o.hooks.Register(flags)
+	nodes := flags.String("nodes", cli.Env("GPUPAY_NODES", ""), "`NAME=URL,..` of nodes that meter in place of this host; $"+cli.NodeSecret+" holds their secret ($GPUPAY_NODES)")
+	meter := flags.Address("meter", "GPUPAY_METER", "with --nodes: of the key that the nodes sign usage records with")
 	flags.ClientHeader()
 	flags.BoolVar(&o.drain, "drain", false, "when stopped, end all leases and settle; without it leases go on after a restart")
 	var err error
 	if c.Log, err = flags.Load(args); err != nil {
 		return nil, err
 	}
-	c.Escrow, c.Token = escrow.Address, token.Address
+	c.Escrow, c.Token, c.Meter = escrow.Address, token.Address, meter.Address
+	if c.Nodes, err = cli.Links(*nodes); err != nil {
+		return nil, err
+	}
 	c.Limits.ClientIP = flags.ClientIP()
 	c.Watchtowers = strings.FieldsFunc(*towers, func(r rune) bool { return r == ',' || r == ' ' })
 	c.Key, err = flags.Key()
 	return o, err
-}
-
-func allocator(ctx context.Context, source metering.Source, h hooks) (*sdk.HostAllocator, error) {
-	a, err := sdk.NewHostAllocator(ctx, source)
-	if err != nil {
-		return nil, err
-	}
-	a.AllocateCommand = strings.Fields(h.allocate)
-	a.SuspendCommand = strings.Fields(h.suspend)
-	a.ResumeCommand = strings.Fields(h.resume)
-	a.ReleaseCommand = strings.Fields(h.release)
-	return a, nil
 }
 
 func serve(ctx context.Context, provider *sdk.Provider, o *options) error {
@@ -110,9 +98,12 @@ func serve(ctx context.Context, provider *sdk.Provider, o *options) error {
 	if err != nil {
 		return errors.Join(fmt.Errorf("--listen: %w", err), provider.Close())
 	}
-	offer := provider.Offer()
+	offer, gpus := provider.Offer(), 0
+	for _, kind := range offer.Devices {
+		gpus += kind.Count
+	}
 	fmt.Printf("renting out %d GPU(s) for %s tokens per GPU-hour at http://%s  (escrow %s, payee %s)\n",
-		len(o.config.Allocator.(*sdk.HostAllocator).Devices), o.config.PricePerGPUHour, listener.Addr(), offer.Escrow, offer.Payee)
+		gpus, o.config.PricePerGPUHour, listener.Addr(), offer.Escrow, offer.Payee)
 	if offer.Simulated {
 		fmt.Println("THE GPUS ARE SIMULATED: nobody should pay real money for them")
 	}

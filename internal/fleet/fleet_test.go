@@ -87,6 +87,7 @@ type world struct {
 	server   *pgtest.Server
 	database string
 	fleet    *fleet
+	victims  []*gateway // die in turn; if empty, gateways at random
 	renters  []*renter
 
 	vouchers, tries atomic.Int64
@@ -139,7 +140,7 @@ func (w *world) payAndKill(ctx context.Context, kills int) {
 		defer close(over)
 		for n := range kills {
 			pause(ctx, time.Duration(500+rand.IntN(1500))*time.Millisecond)
-			g := w.fleet.gateways[rand.IntN(len(w.fleet.gateways))]
+			g := w.victim(n)
 			g.kill()
 			w.kills++
 			pause(ctx, time.Duration(rand.IntN(1000))*time.Millisecond)
@@ -153,9 +154,16 @@ func (w *world) payAndKill(ctx context.Context, kills int) {
 		pause(ctx, time.Second)
 	}()
 	w.each(func(r *renter) error { return r.payUntil(ctx, over) })
-	for _, g := range w.fleet.gateways {
+	for _, g := range append(w.victims, w.fleet.gateways...) {
 		g.ready()
 	}
+}
+
+func (w *world) victim(n int) *gateway {
+	if len(w.victims) == 0 {
+		return w.fleet.gateways[rand.IntN(len(w.fleet.gateways))]
+	}
+	return w.victims[n%len(w.victims)]
 }
 
 func (w *world) payee() common.Address { return crypto.PubkeyToAddress(w.chain.Keys[0].PublicKey) }
@@ -217,8 +225,8 @@ func (w *world) check(ctx context.Context, db *store.DB) {
 	if got := w.chain.Tokens(w.T, w.chain.Escrow); got != uint64(len(w.renters))*deposit-w.vouchered() {
 		w.Errorf("the escrow holds %d", got)
 	}
-	fmt.Printf("fleet: 3 gateways, %d renters, %d vouchers acknowledged (%d sent), %d kills and 1 crash of PostgreSQL, %d leaders, %d leases taken over, %d usage records, %d lost, %d base units settled = vouchered\n",
-		len(w.renters), w.vouchers.Load(), w.tries.Load(), w.kills, leaders, taken, records, lost, w.vouchered())
+	fmt.Printf("fleet: %d gateways, %d renters, %d vouchers acknowledged (%d sent), %d kills and 1 crash of PostgreSQL, %d leaders, %d leases taken over, %d usage records, %d lost, %d base units settled = vouchered\n",
+		len(w.fleet.gateways), len(w.renters), w.vouchers.Load(), w.tries.Load(), w.kills, leaders, taken, records, lost, w.vouchered())
 	if taken == 0 || leaders < 2 {
 		w.Errorf("%d leases were taken over and %d leaders led: the kills showed too little", taken, leaders)
 	}

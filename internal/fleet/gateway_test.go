@@ -19,8 +19,8 @@ import (
 	"github.com/gpupay/gpupay/internal/chaintest"
 )
 
-// program is the provider program, built once.
-var program string
+// program is the provider program and nodeProgram the node's, built once.
+var program, nodeProgram string
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
@@ -30,10 +30,10 @@ func run(m *testing.M) int {
 		panic(err)
 	}
 	defer os.RemoveAll(dir)
-	program = filepath.Join(dir, "provider")
-	build := exec.Command("go", "build", "-o", program, "../../examples/provider")
+	program, nodeProgram = filepath.Join(dir, "provider"), filepath.Join(dir, "node")
+	build := exec.Command("go", "build", "-o", dir, "../../examples/provider", "../../examples/node")
 	if out, err := build.CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "building the provider: %v\n%s", err, out)
+		fmt.Fprintf(os.Stderr, "building the programs: %v\n%s", err, out)
 		return 1
 	}
 	return m.Run()
@@ -70,8 +70,26 @@ func (s *safeBuffer) String() string {
 	return s.b.String()
 }
 
-// newGateway starts one of n gateways over a database.
+// newGateway starts one of several gateways over a database, on one host with
+// that many devices.
 func newGateway(t *testing.T, c *chaintest.Chain, database string, devices int) *gateway {
+	t.Helper()
+	return supervise(t, func(address string) *exec.Cmd {
+		return provider(c, address, database, "--gpu", fmt.Sprintf("sim:%d", devices), "--credit", "60s", "--record-every", "3s")
+	})
+}
+
+// provider is the command of a gateway.
+func provider(c *chaintest.Chain, address, database string, more ...string) *exec.Cmd {
+	cmd := exec.Command(program, append([]string{"--listen", address, "--admin", "", "--rpc", c.URL,
+		"--escrow", c.Escrow.Hex(), "--token", c.Token.Hex(), "--db", database, "--price", "3.60", "--min-deposit", "0.01",
+		"--takeover", "2s", "--settle-every", "2s", "--settle-age", "5s", "--log-level", "warn"}, more...)...)
+	cmd.Env = append(os.Environ(), "GPUPAY_KEY="+hex.EncodeToString(crypto.FromECDSA(c.Keys[0])))
+	return cmd
+}
+
+// supervise starts a program at an address of its own.
+func supervise(t *testing.T, command func(address string) *exec.Cmd) *gateway {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -81,10 +99,7 @@ func newGateway(t *testing.T, c *chaintest.Chain, database string, devices int) 
 	listener.Close()
 	g := &gateway{t: t, url: "http://" + address}
 	g.command = func() *exec.Cmd {
-		cmd := exec.Command(program, "--listen", address, "--admin", "", "--gpu", fmt.Sprintf("sim:%d", devices), "--rpc", c.URL,
-			"--escrow", c.Escrow.Hex(), "--token", c.Token.Hex(), "--db", database, "--price", "3.60", "--min-deposit", "0.01",
-			"--credit", "60s", "--record-every", "3s", "--takeover", "2s", "--settle-every", "2s", "--settle-age", "5s", "--log-level", "warn")
-		cmd.Env = append(os.Environ(), "GPUPAY_KEY="+hex.EncodeToString(crypto.FromECDSA(c.Keys[0])))
+		cmd := command(address)
 		cmd.Stdout, cmd.Stderr = &g.out, &g.out
 		return cmd
 	}

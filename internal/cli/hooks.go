@@ -1,0 +1,58 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk"
+)
+
+// Hooks are an operator's own commands for a lease's GPUs, split at white space.
+type Hooks struct{ allocate, suspend, resume, release string }
+
+// Register adds their flags.
+func (h *Hooks) Register(flags *Flags) {
+	flags.Text(&h.allocate, "allocate", "GPUPAY_ALLOCATE", "", "`command` that hands a lease its GPUs and prints how to reach them; it gets NVIDIA_VISIBLE_DEVICES and GPUPAY_LEASE")
+	flags.Text(&h.suspend, "suspend", "GPUPAY_SUSPEND", "", "`command` that suspends an unpaid lease")
+	flags.Text(&h.resume, "resume", "GPUPAY_RESUME", "", "`command` that resumes it")
+	flags.Text(&h.release, "release", "GPUPAY_RELEASE", "", "`command` that takes the GPUs back")
+}
+
+// Allocator rents out the source's GPUs with the commands.
+func (h *Hooks) Allocator(ctx context.Context, source metering.Source) (*sdk.HostAllocator, error) {
+	a, err := sdk.NewHostAllocator(ctx, source)
+	if err != nil {
+		return nil, err
+	}
+	a.AllocateCommand = strings.Fields(h.allocate)
+	a.SuspendCommand = strings.Fields(h.suspend)
+	a.ResumeCommand = strings.Fields(h.resume)
+	a.ReleaseCommand = strings.Fields(h.release)
+	return a, nil
+}
+
+// NodeSecret is the variable that holds what a node and its gateways know each
+// other by. There is no flag for it: command lines are public.
+const NodeSecret = "GPUPAY_NODE_SECRET"
+
+// Links reads name=URL,.. of nodes that share a secret.
+func Links(list string) ([]sdk.NodeLink, error) {
+	var links []sdk.NodeLink
+	for item := range strings.SplitSeq(list, ",") {
+		if item = strings.TrimSpace(item); item == "" {
+			continue
+		}
+		name, url, ok := strings.Cut(item, "=")
+		if !ok || name == "" || url == "" {
+			return nil, fmt.Errorf("--nodes: %q is not a name, = and a URL", item)
+		}
+		links = append(links, sdk.NodeLink{Name: name, URL: url, Secret: os.Getenv(NodeSecret)})
+	}
+	if len(links) > 0 && os.Getenv(NodeSecret) == "" {
+		return nil, fmt.Errorf("--nodes: $%s is empty: it holds the nodes' secret", NodeSecret)
+	}
+	return links, nil
+}
