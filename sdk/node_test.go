@@ -473,6 +473,7 @@ func TestNodeConfig(t *testing.T) {
 		"http or https":       func(c *ProviderConfig) { c.Nodes[0].URL = "10.0.0.5:8403" },
 		"at least 32":         func(c *ProviderConfig) { c.Nodes[0].Secret = "short" },
 		"Meter is empty":      func(c *ProviderConfig) { c.Meter = common.Address{} },
+		"leave Nodes empty":   func(c *ProviderConfig) { c.X402 = &X402Config{} },
 		"leave Source":        func(c *ProviderConfig) { c.Source = sim.New(1, sim.Options{}) },
 		"Source is nil: give": func(c *ProviderConfig) { c.Nodes = nil },
 	} {
