@@ -1,0 +1,187 @@
+package sdk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"sync"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/chain"
+)
+
+// What a renter meets at x402 servers, beside what it meets at providers:
+// ErrTooDear is a price over MaxPrice, ErrDeposit a deposit over Caps.PerLease.
+var (
+	// ErrNotOffered: the server wants to be paid in no way that this renter pays in.
+	ErrNotOffered = errors.New("x402 offer is not one that this renter pays")
+	// ErrForged: the server's word on a channel contradicts what was signed or what the chain says.
+	ErrForged = errors.New("x402 server's word on the channel is false")
+	// ErrOvercharged: the server charged more than the price that it had offered.
+	ErrOvercharged = errors.New("x402 server charged more than its price")
+	// ErrLostAnswer: the connection broke and the server charged for the answer that was lost.
+	ErrLostAnswer = errors.New("x402 answer was charged and lost")
+)
+
+// X402Options say what an X402Client may pay by itself.
+type X402Options struct {
+	// MaxPrice is the most that one request may cost, in units of the token
+	// ("0.05"). It must be said; Unlimited leaves it to the caps.
+	MaxPrice string
+	// Deposit goes into a channel whenever it runs dry, in units of the token.
+	// Empty: what the server suggests, or ten requests. Both are bounded by
+	// Caps.PerLease, which for x402 is the most that is ever put into one channel.
+	Deposit string
+	// Salt tells channels with one server apart; the zero value is what stock
+	// clients use. Whoever has the key, the server's 402 and the salt finds the
+	// channel on the chain again, also without the database.
+	Salt common.Hash
+	// Transport sends the requests; that of RenterConfig.HTTP if nil.
+	Transport http.RoundTripper
+	// OnPaid hears of each answer that was paid for; may be nil. It must not block.
+	OnPaid func(X402Payment)
+}
+
+// X402Payment is one answer that was paid for. Amounts are base units.
+type X402Payment struct {
+	URL       string
+	Channel   common.Hash
+	Charged   uint256.Int // for this answer
+	Total     uint256.Int // charged on the channel so far
+	Deposited uint256.Int // that went into the channel with it
+}
+
+// X402Client pays x402 servers (version 2, scheme batch-settlement) out of
+// channels in x402's settlement contract, whoever wrote them. It is an
+// http.RoundTripper: a request that is answered by 402 is paid and sent again.
+// It is safe for concurrent use; requests that pay from one channel take turns
+// until their answers begin, since each voucher counts from the one before.
+//
+// It promises: nothing is signed above the caps or for more than MaxPrice a
+// request; what a channel can cost and every deposit are on disk before they are
+// signed; a deposit that may still be on its way is sent again and not signed
+// again; what a server says of a channel is believed only as far as our own
+// signatures and the chain bear it out. A request is paid for at most once.
+//
+// Deposits are ERC-3009 authorizations that the server sends: no native coin is
+// needed to pay or to be refunded. Leave needs some.
+type X402Client struct {
+	r        *Renter
+	options  X402Options
+	escrow   *chain.BatchSettlement
+	payer    *channel.Payer
+	maxPrice uint256.Int
+	deposit  uint256.Int // zero: as the server suggests
+
+	mu    sync.Mutex
+	lines map[common.Hash]chan struct{} // one token a channel
+}
+
+var _ http.RoundTripper = (*X402Client)(nil)
+
+// X402 returns a client that pays x402 servers within this renter's caps. It
+// fails where x402's contracts are not on the renter's chain.
+func (r *Renter) X402(ctx context.Context, options X402Options) (*X402Client, error) {
+	x := &X402Client{r: r, options: options, lines: make(map[common.Hash]chan struct{})}
+	if options.MaxPrice == "" {
+		return nil, errors.New("renter: MaxPrice is empty: say how much one request may cost, in units of the token, such as \"0.05\"")
+	}
+	var err error
+	if x.maxPrice = channel.MaxAmount(); options.MaxPrice != Unlimited {
+		if x.maxPrice, err = ParseUnits(options.MaxPrice, r.token.Decimals); err != nil {
+			return nil, fmt.Errorf("renter: MaxPrice: %w", err)
+		}
+	}
+	if options.Deposit != "" {
+		if x.deposit, err = ParseUnits(options.Deposit, r.token.Decimals); err != nil {
+			return nil, fmt.Errorf("renter: Deposit: %w", err)
+		}
+	}
+	if x.options.Transport == nil {
+		x.options.Transport = r.config.HTTP.Transport
+	}
+	if x.options.Transport == nil {
+		x.options.Transport = http.DefaultTransport
+	}
+	if x.escrow, err = chain.NewBatchSettlement(ctx, r.backend); err != nil {
+		return nil, err
+	}
+	x.payer = &channel.Payer{
+		Store: r.db.Payer(), Signer: r.config.Key, Domain: x.escrow.Domain(), Caps: r.caps.Caps, Now: r.config.Now,
+	}
+	return x, nil
+}
+
+// Client returns an http.Client that pays. It follows redirects within one host
+// only: who asked one server did not ask to pay another.
+func (x *X402Client) Client() *http.Client {
+	return &http.Client{Transport: x, CheckRedirect: sameHost}
+}
+
+const maxRedirects = 10
+
+func sameHost(req *http.Request, via []*http.Request) error {
+	first := via[0].URL
+	if req.URL.Host != first.Host || req.URL.Scheme != first.Scheme || len(via) >= maxRedirects {
+		return http.ErrUseLastResponse
+	}
+	return nil
+}
+
+// RoundTrip sends a request and, where the answer is a 402 that it may pay, pays
+// and sends it again. An answer that is no such 402 is returned as it is. The
+// errors are ErrNotOffered, ErrTooDear, ErrDeposit, ErrBalance, ErrForged (in a
+// *Dispute), ErrOvercharged (in a *Dispute), ErrLostAnswer,
+// *channel.CapError, channel.ErrClosing, and those of transport, signer and disk.
+func (x *X402Client) RoundTrip(req *http.Request) (*http.Response, error) {
+	ask, err := newAsk(req)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := ask.send(x.options.Transport, "")
+	if err != nil {
+		return nil, err
+	}
+	required, err := required(resp)
+	if err != nil {
+		return nil, err
+	}
+	if required == nil {
+		return resp, nil
+	}
+	b, err := x.choose(ask, *required, x.maxPrice)
+	if err != nil {
+		return nil, err
+	}
+	release, err := x.queue(req.Context(), b.id)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	return b.buy(req.Context())
+}
+
+// queue waits for a channel's turn.
+func (x *X402Client) queue(ctx context.Context, id common.Hash) (release func(), err error) {
+	x.mu.Lock()
+	line := x.lines[id]
+	if line == nil {
+		line = make(chan struct{}, 1)
+		x.lines[id] = line
+	}
+	x.mu.Unlock()
+	select {
+	case line <- struct{}{}:
+		return func() { <-line }, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// origin is what of a URL is kept: no query, which may hold secrets, and no user.
+func origin(u *url.URL) string { return u.Scheme + "://" + u.Host + u.EscapedPath() }

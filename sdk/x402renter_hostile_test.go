@@ -1,0 +1,344 @@
+package sdk
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"errors"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/ethereum/go-ethereum/crypto"
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/wire"
+	"github.com/gpupay/gpupay/sdk/wire/x402"
+)
+
+func wireUnits(n uint64) wire.Amount { return wire.NewAmount(*uint256.NewInt(n)) }
+
+// TestX402RenterRefusesOffers: what is not to be paid is not paid: no second request, no channel, no signature.
+func TestX402RenterRefusesOffers(t *testing.T) {
+	m := newX402Market(t)
+	for _, row := range []struct {
+		name string
+		bend func(*x402.Requirements)
+		want error
+	}{
+		{"another chain", func(o *x402.Requirements) { o.Network = 8453 }, chain.ErrChainID},
+		{"another asset", func(o *x402.Requirements) { o.Asset = wire.Address{1} }, ErrToken},
+		{"price over MaxPrice", func(o *x402.Requirements) { o.Amount = wireUnits(stallPrice + 1) }, ErrTooDear},
+		{"withdraw delay of 30 days", func(o *x402.Requirements) { o.Extra.WithdrawDelay = 30 * 24 * 3600 }, ErrEscrow},
+		{"withdraw delay past any", func(o *x402.Requirements) { o.Extra.WithdrawDelay = 1<<40 - 1 }, ErrEscrow},
+		{"withdraw delay too short for the contract", func(o *x402.Requirements) { o.Extra.WithdrawDelay = 899 }, channel.ErrTerms},
+		{"pays nobody", func(o *x402.Requirements) { o.PayTo = wire.Address{} }, channel.ErrTerms},
+		{"no receiver authorizer", func(o *x402.Requirements) { o.Extra.ReceiverAuthorizer = wire.Address{} }, channel.ErrTerms},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			s := newStall(t, m)
+			row.bend(&s.offer)
+			x := s.client(stallCaps, stallOptions)
+			if _, err := s.get(x); !errors.Is(err, row.want) || !errors.Is(err, ErrNotOffered) {
+				t.Errorf("%v, want %v", err, row.want)
+			}
+			if s.asked != 1 || s.only(x).ID != (common.Hash{}) {
+				t.Errorf("%d requests, %+v", s.asked, s.only(x))
+			}
+		})
+	}
+	t.Run("minimum deposit over the cap", func(t *testing.T) {
+		s := newStall(t, m)
+		x := s.client(Caps{PricePerGPUHour: "1", PerLease: "0.009999", PerDay: "1", PerPayee: "1"}, stallOptions)
+		if _, err := s.get(x); !errors.Is(err, ErrDeposit) || len(s.paid) != 0 {
+			t.Errorf("%v, %d payments", err, len(s.paid))
+		}
+	})
+	t.Run("another contract at the escrow's address", func(t *testing.T) {
+		s := newStall(t, m)
+		var snapshot string
+		m.RPC(t, &snapshot, "evm_snapshot")
+		defer m.RPC(t, nil, "evm_revert", snapshot)
+		m.RPC(t, nil, "anvil_setCode", chain.BatchSettlementAddress, "0x00")
+		if _, err := s.tryClient(stallCaps, stallOptions); !errors.Is(err, chain.ErrNotEscrow) && !errors.Is(err, chain.ErrNoContract) {
+			t.Errorf("%v, want %v", err, chain.ErrNotEscrow)
+		}
+	})
+	for name, header := range map[string]string{"huge header": strings.Repeat("A", 1<<19), "garbage header": "e30", "no offers": "e30="} {
+		t.Run(name, func(t *testing.T) {
+			s := newStall(t, m)
+			x := s.client(stallCaps, stallOptions)
+			s.server.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+				w.Header().Set(x402.HeaderRequired, header)
+				w.WriteHeader(http.StatusPaymentRequired)
+			})
+			if _, err := s.get(x); !errors.Is(err, ErrNotOffered) {
+				t.Errorf("%v, want %v", err, ErrNotOffered)
+			}
+		})
+	}
+}
+
+// TestX402RenterCatchesServers: a server that served once lies about the channel. Each lie costs at most what was signed
+// before it; what it was caught at is kept, and nothing more is paid.
+func TestX402RenterCatchesServers(t *testing.T) {
+	m := newX402Market(t)
+	stranger, err := crypto.GenerateKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, row := range []struct {
+		name    string
+		want    error // nil: no lie that can be proved, the answer is handed on
+		paid    int   // payments with the lie
+		signed  uint64
+		charged uint64
+		instead func(s *stall, w http.ResponseWriter, p x402.PaymentPayload) bool
+		receipt func(*x402.SettleResponse)
+	}{
+		{"charge over the price", ErrOvercharged, 1, 1500, 500, nil, func(r *x402.SettleResponse) {
+			r.ChargedAmount = ptr(wireUnits(stallPrice + 1))
+		}},
+		{"charge over the price that adds up", ErrOvercharged, 1, 1500, 500, nil, func(r *x402.SettleResponse) {
+			r.ChargedAmount, r.ChannelState.ChargedCumulativeAmount = ptr(wireUnits(stallPrice+1)), ptr(wireUnits(1501))
+		}},
+		{"total that does not add up", nil, 1, 1500, 500, nil, func(r *x402.SettleResponse) {
+			r.ChannelState.ChargedCumulativeAmount = ptr(wireUnits(1499))
+		}},
+		{"charged more than was signed", ErrForged, 1, 1500, 500, func(s *stall, w http.ResponseWriter, p x402.PaymentPayload) bool {
+			s.correct(w, 1501, &p.Payload.Voucher)
+			return true
+		}, nil},
+		{"a stranger's voucher", ErrForged, 1, 1500, 500, func(s *stall, w http.ResponseWriter, p x402.PaymentPayload) bool {
+			s.correct(w, 1400, s.forge(p, stranger, 5000))
+			return true
+		}, nil},
+		{"our signature under another amount", ErrForged, 1, 1500, 500, func(s *stall, w http.ResponseWriter, p x402.PaymentPayload) bool {
+			v := p.Payload.Voucher
+			v.MaxClaimableAmount = wireUnits(5000)
+			s.correct(w, 4000, &v)
+			return true
+		}, nil},
+		{"charged for this request and not served", ErrLostAnswer, 1, 1500, 1500, func(s *stall, w http.ResponseWriter, p x402.PaymentPayload) bool {
+			s.correct(w, 1500, &p.Payload.Voucher)
+			return true
+		}, nil},
+		{"charged all that was signed before, and served", nil, 2, 2000, 1500, func(s *stall, w http.ResponseWriter, p x402.PaymentPayload) bool {
+			if len(s.paid) == 2 {
+				s.base = stallPrice
+				s.correct(w, stallPrice, s.newest)
+				return true
+			}
+			return false
+		}, nil},
+		{"endless corrections with no voucher", nil, 2, 1500, 0, func(s *stall, w http.ResponseWriter, p x402.PaymentPayload) bool {
+			s.correct(w, uint64(len(s.paid)), nil)
+			return true
+		}, nil},
+		{"endless corrections, always another base", nil, 2, 1500, 2, func(s *stall, w http.ResponseWriter, p x402.PaymentPayload) bool {
+			s.correct(w, uint64(len(s.paid)-1), s.newest)
+			return true
+		}, nil},
+		{"endless first 402", nil, 1, 1500, 500, func(s *stall, w http.ResponseWriter, p x402.PaymentPayload) bool {
+			s.refuse(w, x402.FirstError, s.offer)
+			return true
+		}, nil},
+		{"endless lack of balance", nil, 1, 1500, 500, func(s *stall, w http.ResponseWriter, p x402.PaymentPayload) bool {
+			s.refuse(w, string(x402.CodeCumulativeExceedsBalance), s.offer)
+			return true
+		}, nil},
+		{"price raised when it is paid", nil, 1, 1500, 500, func(s *stall, w http.ResponseWriter, p x402.PaymentPayload) bool {
+			dearer := s.offer
+			dearer.Amount = wireUnits(10 * stallPrice)
+			s.refuse(w, string(x402.CodeNoMatch), dearer)
+			return true
+		}, nil},
+		{"price raised by a correction", nil, 2, 2000, 1000, func(s *stall, w http.ResponseWriter, p x402.PaymentPayload) bool {
+			if len(s.paid) == 2 {
+				s.base = stallPrice
+				offer, total := s.offer, wireUnits(stallPrice)
+				offer.Amount = wireUnits(10 * stallPrice)
+				offer.Extra.ChannelState = &x402.ChannelState{ChargedCumulativeAmount: &total}
+				offer.Extra.VoucherState = &x402.VoucherState{SignedMaxClaimable: s.newest.MaxClaimableAmount, Signature: s.newest.Signature}
+				s.refuse(w, string(x402.CodeCumulativeMismatch), offer)
+				return true
+			}
+			s.refuse(w, x402.FirstError, s.offer)
+			return true
+		}, nil},
+		{"corrections about another channel", nil, 1, 1500, 500, func(s *stall, w http.ResponseWriter, p x402.PaymentPayload) bool {
+			ours := s.offer.PayTo
+			s.offer.PayTo = wire.Address{9}
+			s.correct(w, 700, s.newest)
+			s.offer.PayTo = ours
+			return true
+		}, nil},
+		{"served without a receipt", nil, 1, 1500, 500, func(s *stall, w http.ResponseWriter, p x402.PaymentPayload) bool {
+			return true
+		}, nil},
+		{"a receipt that is garbage", nil, 1, 1500, 500, func(s *stall, w http.ResponseWriter, p x402.PaymentPayload) bool {
+			w.Header().Set(x402.HeaderResponse, strings.Repeat("Z", 100_000))
+			return true
+		}, nil},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			s := newStall(t, m)
+			x := s.client(stallCaps, stallOptions)
+			s.buy(x)
+			s.instead, s.receipt = row.instead, row.receipt
+			_, err := s.get(x)
+			if !errors.Is(err, row.want) {
+				t.Errorf("%v, want %v", err, row.want)
+			}
+			c := s.only(x)
+			if n := len(s.paid) - 1; n != row.paid || c.Signed.Uint64() != row.signed || c.Charged.Uint64() != row.charged {
+				t.Errorf("%d payments, signed %s, charged %s, want %d, %d, %d", n, c.Signed.Dec(), c.Charged.Dec(), row.paid, row.signed, row.charged)
+			}
+			caught := row.want != nil && row.want != ErrLostAnswer
+			var d *Dispute
+			if errors.As(err, &d) != caught || (c.Dispute != "") != caught || len(s.evidence(x)) != count(caught) {
+				t.Errorf("dispute %q, %d pieces of evidence", c.Dispute, len(s.evidence(x)))
+			}
+			s.instead, s.receipt = nil, nil
+			x = s.client(stallCaps, stallOptions) // it is remembered
+			before := len(s.paid)
+			if _, err := s.get(x); errors.As(err, &d) != caught || (len(s.paid) > before) == caught {
+				t.Errorf("afterwards: %v, %d payments", err, len(s.paid)-before)
+			}
+		})
+	}
+}
+
+func ptr[T any](v T) *T { return &v }
+
+func count(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// forge is a voucher for the channel that somebody else signed.
+func (s *stall) forge(p x402.PaymentPayload, key *ecdsa.PrivateKey, amount uint64) *x402.Voucher {
+	v, err := s.contract.Domain().Sign(context.Background(), channel.NewKey(key), common.Hash(p.Payload.Voucher.ChannelID), *uint256.NewInt(amount))
+	if err != nil {
+		s.Error(err)
+	}
+	w, err := x402.VoucherOf(v)
+	if err != nil {
+		s.Error(err)
+	}
+	return &w
+}
+
+// TestX402RenterStopsAtCaps: each cap stands before the key, and what was signed and deposited stays under it.
+func TestX402RenterStopsAtCaps(t *testing.T) {
+	m := newX402Market(t)
+	for _, row := range []struct {
+		name string
+		caps Caps
+		want int // answers that can be bought
+	}{
+		{"per channel", Caps{PricePerGPUHour: "1", PerLease: "0.011", PerDay: "1", PerPayee: "1"}, 0},
+		{"per day", Caps{PricePerGPUHour: "1", PerLease: "0.05", PerDay: "0.0025", PerPayee: "1"}, 4},
+		{"per payee", Caps{PricePerGPUHour: "1", PerLease: "0.05", PerDay: "1", PerPayee: "0.002999"}, 4},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			s := newStall(t, m)
+			x := s.client(row.caps, stallOptions)
+			bought := 0
+			var err error
+			for err == nil && bought < 30 {
+				if _, err = s.get(x); err == nil {
+					bought++
+				}
+			}
+			var capped *channel.CapError
+			if row.want > 0 && (!errors.As(err, &capped) || capped.Cap != row.name || bought != row.want) {
+				t.Errorf("%d bought, then %v", bought, err)
+			}
+			if row.want == 0 && (!errors.Is(err, ErrDeposit) || bought != 2*stallDeposit/stallPrice-1) {
+				t.Errorf("%d bought, then %v", bought, err)
+			}
+			if len(s.paid) != bought {
+				t.Errorf("%d payments left for %d answers", len(s.paid), bought)
+			}
+		})
+	}
+}
+
+// TestX402RenterStaysWithItsHost: an answer that points elsewhere takes neither the payment nor the payer along.
+func TestX402RenterStaysWithItsHost(t *testing.T) {
+	s := newStall(t, newX402Market(t))
+	evil := newStall(t, s.market)
+	x := s.client(stallCaps, stallOptions)
+	s.instead = func(_ *stall, w http.ResponseWriter, _ x402.PaymentPayload) bool {
+		w.Header().Set("Location", evil.server.URL)
+		w.WriteHeader(http.StatusTemporaryRedirect)
+		return true
+	}
+	if resp, err := s.get(x); err != nil || resp.StatusCode != http.StatusTemporaryRedirect || evil.asked != 0 {
+		t.Errorf("%v, %v: the other host was asked %d times", resp, err, evil.asked)
+	}
+	front := httptest.NewServer(http.RedirectHandler(evil.server.URL, http.StatusFound))
+	defer front.Close()
+	resp, err := x.Client().Get(front.URL)
+	if err != nil || resp.StatusCode != http.StatusFound || evil.asked != 0 {
+		t.Errorf("%v, %v: the other host was asked %d times", resp, err, evil.asked)
+	}
+	if err == nil {
+		resp.Body.Close()
+	}
+}
+
+// TestX402RefundIsSeenOnTheChain: a server's word that it gave money back is not enough.
+func TestX402RefundIsSeenOnTheChain(t *testing.T) {
+	s := newStall(t, newX402Market(t))
+	x := s.client(stallCaps, stallOptions)
+	s.buy(x)
+	s.instead = func(s *stall, w http.ResponseWriter, p x402.PaymentPayload) bool {
+		if p.Payload.Type != x402.TypeRefund || p.Payload.Voucher.MaxClaimableAmount.Uint64() != stallCharge {
+			t.Errorf("asked for a refund with %+v", p.Payload)
+		}
+		s.confirm(w, 0)
+		return true
+	}
+	if r, err := x.Refund(t.Context(), s.server.URL, ""); !errors.Is(err, ErrRefused) || !r.Amount.IsZero() {
+		t.Errorf("%+v, %v", r, err)
+	}
+	s.instead = nil // it knows of no refunds, and says so by its usual answer to another amount
+	if _, err := x.Refund(t.Context(), s.server.URL, ""); !errors.Is(err, ErrRefused) {
+		t.Errorf("%v", err)
+	}
+	if _, err := x.Refund(t.Context(), s.server.URL, "0"); err == nil {
+		t.Error("a refund of nothing was asked for")
+	}
+	for _, p := range s.paid {
+		if most := p.Payload.Voucher.MaxClaimableAmount; most.Uint64() > stallPrice {
+			t.Errorf("signed for %s to get a refund", most.Dec())
+		}
+	}
+}
+
+// TestX402PendingWithdrawalIsNotPaidInto: neither from nor into a channel that is on its way back.
+func TestX402PendingWithdrawalIsNotPaidInto(t *testing.T) {
+	s := newStall(t, newX402Market(t))
+	x := s.client(stallCaps, stallOptions)
+	for range 17 {
+		s.buy(x)
+	}
+	call := s.contract.InitiateWithdrawCall(s.only(x).Terms, *uint256.NewInt(1)) // by another program with our key
+	s.Transact(t, s.payer, call.To, call.Data)
+	paid := len(s.paid)
+	s.get(x) // covered by what is there
+	s.get(x)
+	if _, err := s.get(x); !errors.Is(err, channel.ErrClosing) {
+		t.Errorf("%v, want %v", err, channel.ErrClosing)
+	}
+	if len(s.paid) != paid+2 || s.Tokens(t, s.payerAddress()) != thousand-stallDeposit {
+		t.Errorf("%d payments, and a deposit", len(s.paid)-paid)
+	}
+}

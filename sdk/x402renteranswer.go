@@ -1,0 +1,209 @@
+package sdk
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/wire/x402"
+)
+
+// answered takes what an answer says about the payment. again means that what is
+// known of the channel was repaired, so that paying once more can work.
+func (b *buying) answered(ctx context.Context, resp *http.Response, p signed) (again bool, err error) {
+	receipt, err := x402.ParseSettleResponse(resp.Header)
+	switch {
+	case errors.Is(err, x402.ErrNone) && resp.StatusCode == http.StatusPaymentRequired:
+		return b.corrected(ctx, resp)
+	case errors.Is(err, x402.ErrNone):
+		return false, nil // nothing was charged, or the next answer will tell
+	case err != nil:
+		b.x.r.config.Log.Warn("x402 receipt does not parse: nothing is booked", "channel", b.id, "error", err)
+		return false, nil
+	}
+	if !receipt.Success {
+		b.x.r.config.Log.Warn("x402 payment failed", "channel", b.id, "reason", printable(receipt.ErrorReason), "message", printable(receipt.ErrorMessage))
+		return false, nil
+	}
+	return false, b.charged(ctx, resp, receipt, p)
+}
+
+// charged books an answer that was paid for.
+func (b *buying) charged(ctx context.Context, resp *http.Response, receipt x402.SettleResponse, p signed) error {
+	var charge, total uint256.Int
+	if receipt.ChargedAmount != nil {
+		charge = receipt.ChargedAmount.Int
+	}
+	if charge.Gt(&b.offer.Amount.Int) {
+		return b.dispute(ctx, fmt.Errorf("%w: %s for a request of up to %s", ErrOvercharged, charge.Dec(), b.offer.Amount.Dec()), resp.Header, x402.HeaderResponse)
+	}
+	total.Add(&b.slate.Charged, &charge) // at most what was signed for
+	if s := receipt.ChannelState; s != nil && s.ChargedCumulativeAmount != nil && s.ChargedCumulativeAmount.Int != total {
+		// Theirs counts, and the corrective answer that shows it must hold.
+		b.x.r.config.Log.Warn("x402 receipt does not add up: nothing is booked", "channel", b.id,
+			"charge", charge.Dec(), "ours", total.Dec(), "theirs", s.ChargedCumulativeAmount.Dec())
+		return nil
+	}
+	b.slate.Charged = total
+	if err := b.x.slates().save(ctx, b.slate); err != nil {
+		return err
+	}
+	paid := X402Payment{URL: origin(b.req.URL), Channel: b.id, Charged: charge, Total: total}
+	if p.deposit != nil {
+		paid.Deposited = p.deposit.Amount.Int
+		if _, err := b.underWay(ctx); err != nil { // the next payment looks again
+			b.x.r.config.Log.Warn("x402 deposit: the chain cannot be read", "channel", b.id, "error", err)
+		}
+	}
+	if b.x.options.OnPaid != nil {
+		b.x.options.OnPaid(paid)
+	}
+	return nil
+}
+
+// corrected takes up a corrective 402: the server counts from another base than
+// we do. Its word is believed as far as it is proved.
+func (b *buying) corrected(ctx context.Context, resp *http.Response) (again bool, err error) {
+	p, err := x402.ParsePaymentRequired(resp.Header)
+	if err != nil {
+		return false, nil // a plain 402, the caller's
+	}
+	switch x402.Code(p.Error) {
+	case x402.CodeCumulativeMismatch, x402.CodeCumulativeBelowClaimed:
+	case x402.CodeCumulativeExceedsBalance:
+		return b.drained(ctx)
+	default:
+		return false, nil
+	}
+	for _, offer := range p.Accepts {
+		if b.x.terms(offer).ID() == b.id && uint64(offer.Network) == b.terms.ChainID {
+			return b.rebase(ctx, offer.Extra, resp.Header)
+		}
+	}
+	return false, nil
+}
+
+// drained looks whether the channel holds less than we thought: a receiver may
+// refund by itself.
+func (b *buying) drained(ctx context.Context) (again bool, err error) {
+	before, err := b.x.payer.State(ctx, b.id)
+	if err != nil {
+		return false, err
+	}
+	after, _, err := b.observe(ctx)
+	return err == nil && after.Deposit.Lt(&before.Deposit), err
+}
+
+// rebase takes the server's base for the next voucher. With our own newest
+// signature beside it, it may be anything up to what we signed; without one, it
+// is what was claimed on the chain.
+func (b *buying) rebase(ctx context.Context, said x402.Extra, h http.Header) (again bool, err error) {
+	paid, view, err := b.observe(ctx)
+	if err != nil {
+		return false, err
+	}
+	base, unanswered := view.Settled, false
+	if s, v := said.ChannelState, said.VoucherState; s != nil && v != nil && s.ChargedCumulativeAmount != nil {
+		base = s.ChargedCumulativeAmount.Int
+		if err := b.proved(base, *v); err != nil {
+			return false, b.dispute(ctx, err, h, x402.HeaderRequired)
+		}
+		if base.Lt(&view.Settled) {
+			return false, nil // it has forgotten what it claimed, and cannot be paid on that base
+		}
+		if v.SignedMaxClaimable.Gt(&paid.Signed) {
+			if err := b.recall(ctx, v.SignedMaxClaimable.Int, view); err != nil {
+				return false, err
+			}
+		}
+		unanswered = base.Gt(&b.prior) && !v.SignedMaxClaimable.Gt(&b.most)
+	}
+	if base == b.slate.Charged {
+		return false, nil // nothing is different: the same would come of it
+	}
+	b.x.r.config.Log.Info("x402 channel was out of step", "channel", b.id, "ours", b.slate.Charged.Dec(), "theirs", base.Dec())
+	b.slate.Charged = base
+	if err := b.x.slates().save(ctx, b.slate); err != nil {
+		return false, err
+	}
+	if unanswered { // it counts this very request as served: a second voucher would pay it twice
+		return false, b.lost()
+	}
+	return true, nil
+}
+
+// proved holds a server's base against our signature.
+func (b *buying) proved(base uint256.Int, v x402.VoucherState) error {
+	voucher := channel.Voucher{ChannelID: b.id, Cumulative: v.SignedMaxClaimable.Int, Signature: v.Signature[:]}
+	if err := b.x.payer.Domain.Verify(voucher, b.terms.Signer()); err != nil {
+		return fmt.Errorf("%w: the voucher it shows is not ours: %w", ErrForged, err)
+	}
+	if base.Gt(&v.SignedMaxClaimable.Int) {
+		return fmt.Errorf("%w: it says that %s is charged and shows a voucher for %s", ErrForged, base.Dec(), v.SignedMaxClaimable.Dec())
+	}
+	return nil
+}
+
+// recall books a voucher of ours that this database has forgotten: what the
+// channel can cost is known again, and counts against the caps.
+func (b *buying) recall(ctx context.Context, signed uint256.Int, view channel.ChainView) error {
+	_, err := b.x.payer.Pay(ctx, b.id, lesser(signed, view.Deposit))
+	return err
+}
+
+// dispute stops paying on the channel: evidence first.
+func (b *buying) dispute(ctx context.Context, reason error, h http.Header, name string) error {
+	document, err := json.Marshal(map[string]any{name: h.Values(name), "signed": b.id})
+	if err != nil {
+		return err
+	}
+	return b.distrust(ctx, reason, document)
+}
+
+// distrust keeps what a server was caught at and pays nothing more on the channel.
+func (b *buying) distrust(ctx context.Context, reason error, document []byte) error {
+	ctx = context.WithoutCancel(ctx)
+	err := b.x.r.store.keep(ctx, Evidence{Channel: b.id, URL: b.slate.URL, Reason: reason.Error(), At: b.x.r.config.Now(), Document: document})
+	b.slate.Dispute = reason.Error()
+	b.x.r.config.Log.Error("x402 server was caught: nothing more is paid", "channel", b.id, "reason", reason)
+	return errors.Join(&Dispute{Channel: b.id, Reason: reason}, err, b.x.slates().save(ctx, b.slate))
+}
+
+// X402Channel is a channel with an x402 server. Amounts are base units.
+type X402Channel struct {
+	ID      common.Hash
+	URL     string // where it was paid first
+	Terms   channel.Terms
+	Status  channel.Status
+	Deposit uint256.Int // in the channel, what was claimed included, as far as we know
+	Charged uint256.Int // by the server, for answers
+	Signed  uint256.Int // the most that the server could claim
+	Dispute string      // what the server was caught at
+	Leaving bool
+}
+
+// Channels lists the channels with x402 servers, as this database knows them.
+func (x *X402Client) Channels(ctx context.Context) ([]X402Channel, error) {
+	all, err := x.slates().list(ctx)
+	if err != nil {
+		return nil, err
+	}
+	channels := make([]X402Channel, len(all))
+	for i, t := range all {
+		s, err := x.payer.State(ctx, t.ID)
+		if err != nil {
+			return nil, err
+		}
+		channels[i] = X402Channel{
+			ID: t.ID, URL: t.URL, Terms: s.Terms, Status: s.Status, Deposit: s.Deposit, Charged: t.Charged, Signed: s.Signed,
+			Dispute: t.Dispute, Leaving: t.Leaving,
+		}
+	}
+	return channels, nil
+}

@@ -1,0 +1,334 @@
+package sdk
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/fault"
+	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/wire"
+	"github.com/gpupay/gpupay/sdk/wire/x402"
+)
+
+// usualRequests is for how many requests is deposited where nobody says how much.
+const usualRequests = 10
+
+// load finds the channel's slate. A channel that this database does not know may
+// be on the chain nevertheless: it is the same for the same key and server.
+func (b *buying) load(ctx context.Context) error {
+	known, err := b.x.slates().load(ctx, b.id)
+	if err != nil {
+		return err
+	}
+	if known == nil {
+		return b.begin(ctx)
+	}
+	if b.slate = *known; b.slate.Dispute != "" {
+		return &Dispute{Channel: b.id, Reason: errors.New(b.slate.Dispute)}
+	}
+	if b.slate.Leaving {
+		return fmt.Errorf("channel %s: %w: its deposit is being got back: finish Leave before paying on", b.id, channel.ErrClosing)
+	}
+	paid, err := b.x.payer.State(ctx, b.id)
+	b.prior = paid.Signed
+	return err
+}
+
+func (x *X402Client) slates() slates { return slates{x.r.store} }
+
+// begin puts a channel on disk as the chain has it.
+func (b *buying) begin(ctx context.Context) error {
+	s, err := b.x.escrow.State(ctx, b.id)
+	if err != nil {
+		return err
+	}
+	if err := b.x.payer.Open(ctx, b.terms, s.View.Deposit); err != nil {
+		return err
+	}
+	if _, err := b.x.payer.Observe(ctx, b.id, s.View); err != nil {
+		return err
+	}
+	b.slate = slate{ID: b.id, URL: origin(b.req.URL), Charged: s.View.Settled}
+	return b.x.slates().save(ctx, b.slate)
+}
+
+// observe records what the chain says of the channel.
+func (b *buying) observe(ctx context.Context) (channel.PayerState, channel.ChainView, error) {
+	s, err := b.x.escrow.State(ctx, b.id)
+	if err != nil {
+		return channel.PayerState{}, s.View, err
+	}
+	paid, err := b.x.payer.Observe(ctx, b.id, s.View)
+	return paid, s.View, err
+}
+
+// signed is a payment that is ready to be sent.
+type signed struct {
+	header  string
+	most    uint256.Int   // what the voucher is for
+	deposit *x402.Deposit // that goes with it
+}
+
+// payment makes the payment for the request: a voucher for what was charged and
+// the price, and a deposit if the channel does not cover it.
+func (b *buying) payment(ctx context.Context) (signed, error) {
+	p := signed{}
+	if _, overflow := p.most.AddOverflow(&b.slate.Charged, &b.offer.Amount.Int); overflow {
+		return p, fmt.Errorf("channel %s: %w", b.id, channel.ErrAmount)
+	}
+	var err error
+	if p.deposit, err = b.fund(ctx, p.most); err != nil {
+		return p, err
+	}
+	b.most = p.most
+	kind := x402.TypeVoucher
+	if p.deposit != nil {
+		kind = x402.TypeDeposit
+	}
+	p.header, err = b.header(ctx, kind, p.most, p.deposit, nil)
+	return p, err
+}
+
+// header signs the voucher and writes the payment. What the voucher can cost is
+// on disk before.
+func (b *buying) header(ctx context.Context, kind x402.Type, most uint256.Int, deposit *x402.Deposit, refund *wire.Amount) (string, error) {
+	voucher, err := b.x.payer.Pay(ctx, b.id, most)
+	if err != nil {
+		return "", err
+	}
+	config, err := x402.ConfigOf(b.terms)
+	if err != nil {
+		return "", err
+	}
+	p := x402.PaymentPayload{
+		Accepted: b.offer, Extensions: b.first.Extensions,
+		Payload: x402.Payload{Type: kind, Config: config, Deposit: deposit, Refund: refund},
+	}
+	if b.first.Resource.URL != "" {
+		p.Resource = &b.first.Resource
+	}
+	if p.Payload.Voucher, err = x402.VoucherOf(voucher); err != nil {
+		return "", err
+	}
+	h := http.Header{}
+	if err := p.Set(h); err != nil {
+		return "", err
+	}
+	return h.Get(x402.HeaderSignature), nil
+}
+
+// fund makes sure that the channel covers a voucher. It returns the deposit that
+// must go with it, if one must.
+func (b *buying) fund(ctx context.Context, most uint256.Int) (*x402.Deposit, error) {
+	if b.slate.Deposit != nil {
+		if under, err := b.underWay(ctx); err != nil {
+			return nil, err
+		} else if under {
+			return b.again(ctx, most)
+		}
+	}
+	paid, err := b.x.payer.State(ctx, b.id)
+	if err != nil {
+		return nil, err
+	}
+	if !most.Gt(&paid.Deposit) {
+		return nil, nil
+	}
+	_, view, err := b.observe(ctx) // others may have deposited, and a receiver may have refunded
+	if err != nil || !most.Gt(&view.Deposit) {
+		return nil, err
+	}
+	if view.CloseRequestedAt != 0 {
+		return nil, fmt.Errorf("channel %s: %w: a withdrawal is pending: finish Leave before paying on", b.id, channel.ErrClosing)
+	}
+	return b.deposit(ctx, view.Deposit, most)
+}
+
+// underWay reports whether a deposit that was signed may still arrive, and if not
+// records what became of it.
+func (b *buying) underWay(ctx context.Context) (bool, error) {
+	a := b.slate.Deposit.Authorization
+	nonce := x402.DepositNonce(b.id, common.Hash(a.Salt))
+	used, err := b.x.r.token.AuthorizationUsed(ctx, b.terms.Payer, nonce)
+	if err != nil {
+		return false, err
+	}
+	now, err := chain.Now(ctx, b.x.r.backend)
+	if err != nil {
+		return false, err
+	}
+	if !used && uint64(now.Unix()) < uint64(a.ValidBefore) {
+		return true, nil
+	}
+	if err := b.arrived(ctx, used); err != nil {
+		return false, err
+	}
+	b.slate.Deposit = nil
+	return false, b.x.slates().save(ctx, b.slate)
+}
+
+// lagTries is how often a node is asked again that does not show a deposit which
+// another one has: without it, the deposit would be made twice.
+const lagTries = 3
+
+// arrived records what a channel holds once its deposit was used, or cannot be.
+func (b *buying) arrived(ctx context.Context, used bool) error {
+	paid, err := b.x.payer.State(ctx, b.id)
+	for try := 0; err == nil; try++ {
+		var view channel.ChainView
+		if _, view, err = b.observe(ctx); err != nil {
+			break
+		}
+		if !used { // a channel that the chain does not show is not observed
+			return b.x.payer.Fund(ctx, b.id, view.Deposit)
+		}
+		if !view.Deposit.Lt(&paid.Deposit) || try == lagTries {
+			break
+		}
+		err = chain.Pause(ctx, b.x.r.config.Poll)
+	}
+	return err
+}
+
+// again returns a deposit that is under way, to be sent once more.
+func (b *buying) again(ctx context.Context, most uint256.Int) (*x402.Deposit, error) {
+	_, view, err := b.observe(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var total uint256.Int
+	if total.Add(&view.Deposit, &b.slate.Deposit.Amount.Int); most.Gt(&total) {
+		return nil, fmt.Errorf("channel %s: %w: one of %s is on its way and does not cover the request: wait until it arrives or expires",
+			b.id, ErrDeposit, b.x.r.units(b.slate.Deposit.Amount.Int))
+	}
+	return b.slate.Deposit, b.x.payer.Fund(ctx, b.id, total)
+}
+
+// deposit signs one: enough for a voucher, and what is usual beside it, within
+// the caps. It is on disk before it leaves.
+func (b *buying) deposit(ctx context.Context, before, most uint256.Int) (*x402.Deposit, error) {
+	value, err := b.size(before, most)
+	if err != nil {
+		return nil, err
+	}
+	if err := b.afford(ctx, value); err != nil {
+		return nil, err
+	}
+	var total uint256.Int
+	total.Add(&before, &value)
+	if err := b.x.payer.Fund(ctx, b.id, total); err != nil {
+		return nil, err
+	}
+	fault.Point(fault.TopUpStored)
+	d := &x402.Deposit{Amount: wire.NewAmount(value)}
+	_, _ = rand.Read(d.Authorization.Salt[:]) // never fails
+	if d.Authorization.ValidBefore, err = b.validBefore(ctx); err != nil {
+		return nil, err
+	}
+	if err := b.authorize(ctx, d); err != nil {
+		return nil, err
+	}
+	b.slate.Deposit = d
+	if err := b.x.slates().save(ctx, b.slate); err != nil {
+		return nil, err
+	}
+	fault.Point(fault.TopUpSigned)
+	return d, nil
+}
+
+// size is how much to deposit.
+func (b *buying) size(before, most uint256.Int) (value uint256.Int, err error) {
+	var room, needed uint256.Int
+	if limit := b.x.r.caps.PerChannel; before.Lt(&limit) {
+		room.Sub(&limit, &before)
+	}
+	needed.Sub(&most, &before)
+	var least uint256.Int
+	if hint := b.offer.Extra.MinDeposit; hint != nil {
+		least = hint.Int
+	}
+	value = b.x.deposit
+	if value.IsZero() {
+		if value = least; value.IsZero() {
+			value.Mul(&b.offer.Amount.Int, uint256.NewInt(usualRequests)) // no overflow: amounts have 96 bits
+		}
+		if value.Lt(&needed) {
+			value = needed
+		}
+		if value.Gt(&room) && !least.Gt(&room) {
+			value = room
+		}
+	}
+	units := b.x.r.units
+	switch {
+	case value.Lt(&least):
+		return value, fmt.Errorf("channel %s: %w: it is %s, the server wants at least %s", b.id, ErrDeposit, units(value), units(least))
+	case value.Gt(&room):
+		return value, fmt.Errorf("channel %s: %w: %s on top of %s is over Caps.PerLease of %s: raise the cap, or pay with another Salt",
+			b.id, ErrDeposit, units(value), units(before), units(b.x.r.caps.PerChannel))
+	case value.Lt(&needed):
+		return value, fmt.Errorf("channel %s: %w: it is %s, the request needs %s", b.id, ErrDeposit, units(value), units(needed))
+	}
+	return value, nil
+}
+
+// afford reports a deposit that cannot work, before it is signed.
+func (b *buying) afford(ctx context.Context, value uint256.Int) error {
+	balance, err := b.x.r.token.Balance(ctx, b.terms.Payer)
+	if err != nil {
+		return err
+	}
+	if balance.Lt(&value) {
+		return fmt.Errorf("%w: %s has %s, the deposit is %s", ErrBalance, b.terms.Payer, b.x.r.units(balance), b.x.r.units(value))
+	}
+	able, err := b.x.r.token.SupportsAuthorization(ctx)
+	if err == nil && !able {
+		err = fmt.Errorf("%w: token %s has no ERC-3009, by which x402 deposits", ErrNotOffered, b.x.r.token.Address)
+	}
+	return err
+}
+
+// validBefore is until when the server may draw a deposit: as long as it asks
+// for, but no longer than a deposit is ever left open, by the later of the
+// chain's clock and ours. Servers check it by their own.
+func (b *buying) validBefore(ctx context.Context) (x402.Seconds, error) {
+	now, err := chain.Now(ctx, b.x.r.backend)
+	if err != nil {
+		return 0, err
+	}
+	if ours := b.x.r.config.Now(); ours.After(now) && ours.Sub(now) <= b.x.r.config.ClockOff {
+		now = ours
+	}
+	open := min(b.offer.MaxTimeoutSeconds, uint64(authorizationTTL/time.Second))
+	return x402.Seconds(uint64(now.Unix()) + open), nil
+}
+
+// authorize signs a deposit under the token's own domain, as the chain has it,
+// whatever the server says that it is.
+func (b *buying) authorize(ctx context.Context, d *x402.Deposit) error {
+	separator, err := b.x.r.token.DomainSeparator(ctx)
+	if err != nil {
+		return err
+	}
+	config, err := x402.ConfigOf(b.terms)
+	if err != nil {
+		return err
+	}
+	payload := x402.Payload{Config: config, Voucher: x402.Voucher{ChannelID: x402.Hash(b.id)}, Deposit: d}
+	signed, err := chain.SignAuthorization(ctx, b.x.r.config.Key, separator, payload.Authorization())
+	if err != nil {
+		return err
+	}
+	if copy(d.Authorization.Signature[:], signed.Signature); len(signed.Signature) != len(d.Authorization.Signature) {
+		return fmt.Errorf("channel %s: %w: the key's signature has %d bytes", b.id, channel.ErrSignature, len(signed.Signature))
+	}
+	return nil
+}
