@@ -34,6 +34,13 @@ func TopUpNonce(channelID common.Hash, additional uint256.Int, from common.Addre
 		Sum()
 }
 
+// DepositNonce returns the ERC-3009 nonce that adds to a channel of
+// BatchSettlement. salt tells a channel's deposits apart.
+func DepositNonce(channelID, salt common.Hash) common.Hash {
+	var buf [2 * 32]byte
+	return eip712.Words(buf[:0]).Hash(channelID).Hash(salt).Sum()
+}
+
 // RequestCloseDigest returns what a payer signs so that anyone may start the
 // grace period for it, until deadline (unix seconds, inclusive). nonce is the
 // channel's number of close requests so far: a signed request works once.

@@ -205,7 +205,7 @@ func (p *Payee) verify(ctx context.Context, signer common.Address, v Voucher) er
 // judge says what a rightly signed voucher is worth to a channel in state s. It
 // is pure, so that it can run before and inside the store's transaction.
 func (p *Payee) judge(s State, v Voucher) (Outcome, error) {
-	if err := live(s.ID, s.Status); err != nil {
+	if err := live(s.ID, s.Terms, s.Status); err != nil {
 		return 0, err
 	}
 	switch v.Cumulative.Cmp(&s.Accepted) {

@@ -241,7 +241,7 @@ func (p *Payer) reserve(ctx context.Context, id common.Hash, cumulative uint256.
 // allow says whether the key may sign for cumulative. What was reserved already
 // needs no budget again.
 func (p *Payer) allow(s PayerState, spent Budget, cumulative uint256.Int) error {
-	if err := live(s.ID, s.Status); err != nil {
+	if err := live(s.ID, s.Terms, s.Status); err != nil {
 		return err
 	}
 	if err := p.Domain.Holds(s.Terms); err != nil {

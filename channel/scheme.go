@@ -24,6 +24,13 @@ const (
 	BatchSettlement
 )
 
+// Where x402's contracts are on every chain that has them. Stock clients know no
+// others: an offer cannot name one.
+var (
+	BatchSettlementEscrow    = common.HexToAddress("0x4020074e9dF2ce1deE5A9C1b5c3f541D02a10003")
+	BatchSettlementCollector = common.HexToAddress("0x4020806089470a89826cB9fB1f4059150b550004") // of ERC-3009 deposits
+)
+
 // The bounds of Terms.WithdrawDelay in BatchSettlement.
 const (
 	MinWithdrawDelay = 15 * time.Minute
@@ -38,7 +45,8 @@ type rules struct {
 	id              func(Terms) common.Hash
 	check           func(Terms) error
 	payable         func(State) uint256.Int
-	lower           bool // a voucher may be for less than an earlier one
+	reopen          string // what ends a pending close, beside opening another channel
+	lower           bool   // a voucher may be for less than an earlier one
 }
 
 var schemes = [...]rules{
@@ -49,6 +57,7 @@ var schemes = [...]rules{
 		id:      sessionID,
 		check:   checkSession,
 		payable: func(s State) uint256.Int { return s.Accepted },
+		reopen:  "top it up to cancel the close",
 	},
 	BatchSettlement: {
 		name:   "batch-settlement",
@@ -57,6 +66,7 @@ var schemes = [...]rules{
 		id:      batchSettlementID,
 		check:   checkBatchSettlement,
 		payable: lesser,
+		reopen:  "wait until the withdrawal is over",
 		lower:   true,
 	},
 }

@@ -120,12 +120,12 @@ func (s *State) observe(v ChainView) {
 }
 
 // live reports a channel on which no new voucher counts.
-func live(id common.Hash, s Status) error {
+func live(id common.Hash, t Terms, s Status) error {
 	switch s {
 	case Finalized:
 		return fmt.Errorf("channel %s: %w: open another", id, ErrFinalized)
 	case Closing:
-		return fmt.Errorf("channel %s: %w: open another, or top it up to cancel the close", id, ErrClosing)
+		return fmt.Errorf("channel %s: %w: open another, or %s", id, ErrClosing, t.Scheme.rules().reopen)
 	}
 	return nil
 }

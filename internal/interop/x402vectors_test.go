@@ -71,7 +71,7 @@ func between(r *rand.Rand, bits int) uint256.Int {
 
 func newX402Case(t *testing.T, r *rand.Rand, i int) x402Case {
 	t.Helper()
-	c := x402Case{terms: channel.Terms{Scheme: channel.BatchSettlement, ChainID: 31337, Escrow: chain.BatchSettlementAddress}}
+	c := x402Case{terms: channel.Terms{Scheme: channel.BatchSettlement, ChainID: 31337, Escrow: channel.BatchSettlementEscrow}}
 	if i%4 == 3 {
 		c.terms.ChainID = r.Uint64N(1 << 53) // as far as JSON's numbers go
 	}
@@ -167,7 +167,7 @@ func (c x402Case) sameSignatures(t *testing.T, i int, v x402Vector) {
 	if err := c.terms.Validate(); err != nil || v.ID != id || v.VoucherID != id {
 		t.Errorf("case %d: the channel is %s and %s, ours %s (%v)", i, v.ID, v.VoucherID, id, err)
 	}
-	domain := channel.BatchSettlement.Domain(c.terms.ChainID, chain.BatchSettlementAddress)
+	domain := channel.BatchSettlement.Domain(c.terms.ChainID, channel.BatchSettlementEscrow)
 	voucher, err := domain.Sign(t.Context(), c.signer, id, c.ceiling)
 	if err != nil || !bytes.Equal(voucher.Signature, v.VoucherSignature) {
 		t.Errorf("case %d: the voucher's signature is %s, ours %x (%v)", i, v.VoucherSignature, voucher.Signature, err)
@@ -191,8 +191,8 @@ func (c x402Case) authorization(t *testing.T, v x402Vector) chain.Authorization 
 		t.Fatal(err)
 	}
 	return chain.Authorization{Signature: v.Authorization.Signature, Authorization: channel.Authorization{
-		From: c.terms.Payer, To: chain.ERC3009CollectorAddress, Value: c.deposit, ValidAfter: after, ValidBefore: before,
-		Nonce: chain.DepositNonce(c.terms.ID(), v.Authorization.Salt),
+		From: c.terms.Payer, To: channel.BatchSettlementCollector, Value: c.deposit, ValidAfter: after, ValidBefore: before,
+		Nonce: channel.DepositNonce(c.terms.ID(), v.Authorization.Salt),
 	}}
 }
 
@@ -217,7 +217,7 @@ func (c x402Case) sameCalls(t *testing.T, i int, contract *chain.BatchSettlement
 
 func same(t *testing.T, i int, what string, call chain.Call, err error, want []byte) {
 	t.Helper()
-	if err != nil || call.To != chain.BatchSettlementAddress || !bytes.Equal(call.Data, want) {
+	if err != nil || call.To != channel.BatchSettlementEscrow || !bytes.Equal(call.Data, want) {
 		t.Errorf("case %d: the %s is\n%x\nand the official one\n%x (%v)", i, what, call.Data, want, err)
 	}
 }

@@ -70,7 +70,7 @@ func TestOfficialFacilitatorOnTheStandIn(t *testing.T) {
 	if state.View.Deposit.Uint64() != 1700 || state.View.Settled.Uint64() != 1700 || state.RefundNonce.Uint64() != 1 {
 		t.Errorf("the channel is %+v, refund nonce %s", state.View, state.RefundNonce.Dec())
 	}
-	for who, want := range map[common.Address]uint64{payer: purse - 1700, receiver: 1400, chain.BatchSettlementAddress: 300} {
+	for who, want := range map[common.Address]uint64{payer: purse - 1700, receiver: 1400, channel.BatchSettlementEscrow: 300} {
 		if tokens := c.Tokens(t, who); tokens != want {
 			t.Errorf("%s has %d, want %d", who, tokens, want)
 		}

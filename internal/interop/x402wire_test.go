@@ -22,6 +22,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/eip712"
+	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/wire"
 	"github.com/gpupay/gpupay/sdk/wire/x402"
 )
@@ -155,7 +156,8 @@ func TestX402WireBothWays(t *testing.T) {
 	got := make(map[string]string)
 	node(t, &got, map[string]any{"key": s.key, "answers": s.answers(), "payments": payments, "codes": x402Codes(t)}, "x402wire.mjs")
 
-	if data := deposit.Deposit.Authorization.CollectorData(); hexutil.Encode(data) != got["collectorData"] {
+	a := deposit.Deposit.Authorization
+	if data := chain.CollectorData(common.Hash(a.Salt), chain.Authorization{Authorization: deposit.Authorization(), Signature: a.Signature[:]}); hexutil.Encode(data) != got["collectorData"] {
 		t.Errorf("collector data is %x, viem encodes %s", data, got["collectorData"])
 	}
 	if nonce := deposit.Authorization().Nonce; nonce.Hex() != got["nonce"] {
@@ -183,7 +185,7 @@ func (s x402Side) paid(name, header string, cumulative uint64) {
 	if v.Cumulative.Uint64() != cumulative {
 		s.Errorf("%s: the voucher is over %s, not %d", name, v.Cumulative.Dec(), cumulative)
 	}
-	if err := channel.BatchSettlement.Domain(31337, x402.Escrow).Verify(v, terms.Signer()); err != nil {
+	if err := channel.BatchSettlement.Domain(31337, channel.BatchSettlementEscrow).Verify(v, terms.Signer()); err != nil {
 		s.Errorf("%s: %v", name, err)
 	}
 	if p.Resource == nil || p.Resource.URL != "http://provider.example/" {
@@ -196,7 +198,7 @@ func (s x402Side) paid(name, header string, cumulative uint64) {
 		return
 	}
 	a := p.Payload.Authorization()
-	if a.From != s.payer.Address() || a.To != x402.Collector || a.Value.Dec() != "10000" || a.ValidAfter != 0 || a.ValidBefore != 1_800_000_300 {
+	if a.From != s.payer.Address() || a.To != channel.BatchSettlementCollector || a.Value.Dec() != "10000" || a.ValidAfter != 0 || a.ValidBefore != 1_800_000_300 {
 		s.Errorf("the deposit is %+v", a)
 	}
 	token := eip712.DomainSeparator(s.offer.Extra.Name, s.offer.Extra.Version, 31337, common.Address(s.offer.Asset))

@@ -16,12 +16,6 @@ import (
 	"github.com/gpupay/gpupay/channel"
 )
 
-// Where x402's contracts are on every chain that has them. They are constants in every stock client.
-var (
-	BatchSettlementAddress  = common.HexToAddress("0x4020074e9dF2ce1deE5A9C1b5c3f541D02a10003")
-	ERC3009CollectorAddress = common.HexToAddress("0x4020806089470a89826cB9fB1f4059150b550004")
-)
-
 // BatchSettlement is x402's settlement contract, checked when it was made. It is safe for concurrent use.
 //
 // It differs from our escrow in what a payee must know. A claim is made by the payee or its authorizer and by nobody
@@ -50,9 +44,9 @@ func NewBatchSettlement(ctx context.Context, backend Backend) (*BatchSettlement,
 		backend: backend,
 		abi:     batchsettlement.NewBatchSettlement(),
 		chainID: id,
-		domain:  channel.BatchSettlement.Domain(id, BatchSettlementAddress),
+		domain:  channel.BatchSettlement.Domain(id, channel.BatchSettlementEscrow),
 	}
-	for _, address := range []common.Address{BatchSettlementAddress, ERC3009CollectorAddress} {
+	for _, address := range []common.Address{channel.BatchSettlementEscrow, channel.BatchSettlementCollector} {
 		code, err := backend.CodeAt(ctx, address, nil)
 		if err != nil {
 			return nil, fmt.Errorf("%w: reading the code of %s: %w", ErrUnreachable, address, err)
@@ -82,16 +76,16 @@ func (b *BatchSettlement) identify(ctx context.Context) error {
 		err = errors.New("vouchers are signed otherwise in it")
 	}
 	if isTransport(err) {
-		return fmt.Errorf("reading the contract at %s: %w", BatchSettlementAddress, err)
+		return fmt.Errorf("reading the contract at %s: %w", channel.BatchSettlementEscrow, err)
 	}
-	return fmt.Errorf("%w: %s on chain %d: %w", ErrNotEscrow, BatchSettlementAddress, b.chainID, err)
+	return fmt.Errorf("%w: %s on chain %d: %w", ErrNotEscrow, channel.BatchSettlementEscrow, b.chainID, err)
 }
 
 // ChainID is the chain the contract lives on.
 func (b *BatchSettlement) ChainID() uint64 { return b.chainID }
 
 // Address is the contract's address.
-func (b *BatchSettlement) Address() common.Address { return BatchSettlementAddress }
+func (b *BatchSettlement) Address() common.Address { return channel.BatchSettlementEscrow }
 
 // Grace is the shortest withdrawal delay that a channel can have; each has its own (channel.Terms.WithdrawDelay).
 func (b *BatchSettlement) Grace() time.Duration { return channel.MinWithdrawDelay }
@@ -121,7 +115,7 @@ var touching = func() []common.Hash {
 // all share one contract.
 func (b *BatchSettlement) Touched(ctx context.Context, from, to uint64) (map[common.Hash]bool, error) {
 	return touched(ctx, b.backend, ethereum.FilterQuery{
-		Addresses: []common.Address{BatchSettlementAddress},
+		Addresses: []common.Address{channel.BatchSettlementEscrow},
 		Topics:    [][]common.Hash{touching},
 	}, from, to)
 }
@@ -181,7 +175,7 @@ func (b *BatchSettlement) views(ctx context.Context, ids []common.Hash, read rea
 		}
 		out, err := b.multicall(ctx, calls, read)
 		if err != nil {
-			return nil, fmt.Errorf("chain: reading %d channels of %s: %w", n, BatchSettlementAddress, err)
+			return nil, fmt.Errorf("chain: reading %d channels of %s: %w", n, channel.BatchSettlementEscrow, err)
 		}
 		for i, id := range ids[:n] {
 			v, _, err := b.view(out[2*i], out[2*i+1])
@@ -228,7 +222,7 @@ func (b *BatchSettlement) multicall(ctx context.Context, calls [][]byte, read re
 		return nil, err
 	}
 	if len(out) == 0 {
-		return nil, fmt.Errorf("%w: %s on chain %d, at the block that was read", ErrNoContract, BatchSettlementAddress, b.chainID)
+		return nil, fmt.Errorf("%w: %s on chain %d, at the block that was read", ErrNoContract, channel.BatchSettlementEscrow, b.chainID)
 	}
 	answers, err := b.abi.UnpackMulticall(out)
 	if err == nil && len(answers) != len(calls) {
@@ -240,7 +234,7 @@ func (b *BatchSettlement) multicall(ctx context.Context, calls [][]byte, read re
 // at reads the contract at a block, the newest if nil.
 func (b *BatchSettlement) at(block *big.Int) reader {
 	return func(ctx context.Context, data []byte) ([]byte, error) {
-		to := BatchSettlementAddress
+		to := channel.BatchSettlementEscrow
 		out, err := b.backend.CallContract(ctx, ethereum.CallMsg{To: &to, Data: data}, block)
 		if err != nil {
 			return nil, decode(err)

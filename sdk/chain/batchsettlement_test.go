@@ -21,7 +21,7 @@ func TestBatchSettlementIsLookedFor(t *testing.T) {
 	_, err := chain.NewBatchSettlement(t.Context(), w.Backend)
 	oneLine(t, err, chain.ErrNoContract)
 
-	w.RPC(t, nil, "anvil_setCode", chain.BatchSettlementAddress, standin.BatchSettlement)
+	w.RPC(t, nil, "anvil_setCode", channel.BatchSettlementEscrow, standin.BatchSettlement)
 	_, err = chain.NewBatchSettlement(t.Context(), w.Backend) // nothing could be deposited
 	oneLine(t, err, chain.ErrNoContract)
 
@@ -30,12 +30,12 @@ func TestBatchSettlementIsLookedFor(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if b.ChainID() != 31337 || b.Address() != chain.BatchSettlementAddress || b.Grace() != 15*time.Minute || b.Domain().Scheme() != channel.BatchSettlement {
+	if b.ChainID() != 31337 || b.Address() != channel.BatchSettlementEscrow || b.Grace() != 15*time.Minute || b.Domain().Scheme() != channel.BatchSettlement {
 		t.Errorf("it is %s on chain %d, %s, %s", b.Address(), b.ChainID(), b.Grace(), b.Domain().Scheme())
 	}
 
 	for _, other := range []string{standin.ERC3009DepositCollector, hexutil.Encode([]byte{0x60, 0x20, 0x60, 0x00, 0xf3})} { // answers zero
-		w.RPC(t, nil, "anvil_setCode", chain.BatchSettlementAddress, other)
+		w.RPC(t, nil, "anvil_setCode", channel.BatchSettlementEscrow, other)
 		_, err = chain.NewBatchSettlement(t.Context(), w.Backend)
 		oneLine(t, err, chain.ErrNotEscrow)
 	}
@@ -229,7 +229,7 @@ func TestHugeBalance(t *testing.T) {
 	terms := d.fund(1, 1000)
 	// The slot of this channel in the stand-in's first mapping: balance in the low half.
 	slot := common.BytesToHash(keccak(terms.ID(), common.Hash{}))
-	d.RPC(t, nil, "anvil_setStorageAt", chain.BatchSettlementAddress, slot, common.HexToHash("0x00000000000000000000000000000001ffffffffffffffffffffffffffffffff"))
+	d.RPC(t, nil, "anvil_setStorageAt", channel.BatchSettlementEscrow, slot, common.HexToHash("0x00000000000000000000000000000001ffffffffffffffffffffffffffffffff"))
 	v := d.on(terms).View
 	if v.Deposit.BitLen() != 96 || !v.Settled.Eq(uint256.NewInt(1)) {
 		t.Errorf("a balance of 128 bits reads as %s, %s claimed", v.Deposit.Hex(), v.Settled.Dec())

@@ -6,7 +6,6 @@ import (
 
 	"github.com/ethereum/go-ethereum/accounts/abi"
 	"github.com/ethereum/go-ethereum/common"
-	"github.com/ethereum/go-ethereum/crypto"
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/bindings/batchsettlement"
@@ -24,16 +23,10 @@ const (
 	FinalizeWithdraw Kind = "finalize withdraw"
 )
 
-// DepositNonce is the ERC-3009 nonce of a deposit: it commits the authorization to one channel, and salt tells a channel's
-// deposits apart.
-func DepositNonce(id, salt common.Hash) common.Hash {
-	return crypto.Keccak256Hash(id[:], salt[:])
-}
-
-// DepositCall adds to a channel with the payer's ERC-3009 authorization to ERC3009CollectorAddress, whose nonce is
-// DepositNonce of this salt. Anyone may send it, and the contract counts no more than arrives.
+// DepositCall adds to a channel with the payer's ERC-3009 authorization to channel.BatchSettlementCollector, whose nonce is
+// channel.DepositNonce of this salt. Anyone may send it, and the contract counts no more than arrives.
 func (b *BatchSettlement) DepositCall(t channel.Terms, salt common.Hash, a Authorization) Call {
-	return b.about(Deposit, t, b.abi.PackDeposit(config(t), a.Value.ToBig(), ERC3009CollectorAddress, CollectorData(salt, a)))
+	return b.about(Deposit, t, b.abi.PackDeposit(config(t), a.Value.ToBig(), channel.BatchSettlementCollector, CollectorData(salt, a)))
 }
 
 // collectorArguments are (validAfter, validBefore, salt, signature).
@@ -61,7 +54,7 @@ func (b *BatchSettlement) SettlementCall(states []channel.State) (Call, error) {
 	if len(states) == 0 {
 		return Call{}, fmt.Errorf("chain: a claim of no channels")
 	}
-	call := Call{Kind: Claim, To: BatchSettlementAddress}
+	call := Call{Kind: Claim, To: channel.BatchSettlementEscrow}
 	rows := make([]batchsettlement.VoucherClaim, len(states))
 	for i, s := range states {
 		rows[i] = row(s)
@@ -103,7 +96,7 @@ func (b *BatchSettlement) PayoutCall(ctx context.Context, payee, token common.Ad
 
 // SettleCall is the payout, whether something is due or not.
 func (b *BatchSettlement) SettleCall(payee, token common.Address) Call {
-	return Call{Kind: Payout, To: BatchSettlementAddress, Data: b.abi.PackSettle(payee, token)}
+	return Call{Kind: Payout, To: channel.BatchSettlementEscrow, Data: b.abi.PackSettle(payee, token)}
 }
 
 // RefundCall gives the payer back most base units, or what is free if that is less. What is payable and not yet claimed
@@ -145,7 +138,7 @@ func (b *BatchSettlement) FinalizeWithdrawCall(t channel.Terms) Call {
 }
 
 func (b *BatchSettlement) about(kind Kind, t channel.Terms, data []byte) Call {
-	return Call{Kind: kind, To: BatchSettlementAddress, Data: data, Channels: []common.Hash{t.ID()}}
+	return Call{Kind: kind, To: channel.BatchSettlementEscrow, Data: data, Channels: []common.Hash{t.ID()}}
 }
 
 func config(t channel.Terms) batchsettlement.ChannelConfig {

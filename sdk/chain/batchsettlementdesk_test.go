@@ -89,7 +89,7 @@ func (d *desk) authorizeDeposit(id common.Hash, value uint64, salt common.Hash) 
 		d.t.Fatal(err)
 	}
 	a, err := chain.SignAuthorization(d.t.Context(), d.world.payer, separator, channel.Authorization{
-		From: d.payer.Address(), To: chain.ERC3009CollectorAddress, Value: *uint256.NewInt(value), ValidBefore: 1 << 40, Nonce: chain.DepositNonce(id, salt),
+		From: d.payer.Address(), To: channel.BatchSettlementCollector, Value: *uint256.NewInt(value), ValidBefore: 1 << 40, Nonce: channel.DepositNonce(id, salt),
 	})
 	if err != nil {
 		d.t.Fatal(err)

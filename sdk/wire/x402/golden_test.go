@@ -87,7 +87,7 @@ func TestOfficialPaymentsAreRead(t *testing.T) {
 				t.Fatal(err)
 			}
 			v := p.Payload.Voucher.Voucher()
-			if err := channel.BatchSettlement.Domain(31337, Escrow).Verify(v, terms.Signer()); err != nil {
+			if err := channel.BatchSettlement.Domain(31337, channel.BatchSettlementEscrow).Verify(v, terms.Signer()); err != nil {
 				t.Error(err)
 			}
 			if p.Payload.Type != row.kind || v.Cumulative.Dec() != row.cumulative {

@@ -63,7 +63,7 @@ type Deposit struct {
 }
 
 // Authorization is the rest of an ERC-3009 ReceiveWithAuthorization of the
-// payer to Collector: see Payload.Authorization.
+// payer to channel.BatchSettlementCollector: see Payload.Authorization.
 type Authorization struct {
 	ValidAfter  Seconds   `json:"validAfter"`
 	ValidBefore Seconds   `json:"validBefore"`

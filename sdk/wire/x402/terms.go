@@ -4,10 +4,8 @@ import (
 	"fmt"
 
 	"github.com/ethereum/go-ethereum/common"
-	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
-	"github.com/gpupay/gpupay/internal/eip712"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -16,7 +14,7 @@ import (
 func (c ChannelConfig) Terms(n Network) channel.Terms {
 	return channel.Terms{
 		ChainID:          uint64(n),
-		Escrow:           Escrow,
+		Escrow:           channel.BatchSettlementEscrow,
 		Payer:            common.Address(c.Payer),
 		Payee:            common.Address(c.Receiver),
 		Token:            common.Address(c.Token),
@@ -33,9 +31,9 @@ func ConfigOf(t channel.Terms) (ChannelConfig, error) {
 	if err := t.Validate(); err != nil {
 		return ChannelConfig{}, fmt.Errorf("channel %s: %w", t.ID(), err)
 	}
-	if t.Scheme != channel.BatchSettlement || t.Escrow != Escrow {
+	if t.Scheme != channel.BatchSettlement || t.Escrow != channel.BatchSettlementEscrow {
 		return ChannelConfig{}, fmt.Errorf("channel %s: %w: scheme %s at %s, x402 has %s at %s",
-			t.ID(), channel.ErrTerms, t.Scheme, t.Escrow, channel.BatchSettlement, Escrow)
+			t.ID(), channel.ErrTerms, t.Scheme, t.Escrow, channel.BatchSettlement, channel.BatchSettlementEscrow)
 	}
 	return ChannelConfig{
 		Payer:              wire.Address(t.Payer),
@@ -62,34 +60,14 @@ func VoucherOf(v channel.Voucher) (Voucher, error) {
 	return w, nil
 }
 
-// DepositNonce is the ERC-3009 nonce of a deposit: it binds the money to one
-// channel, and salt tells equal deposits apart.
-func DepositNonce(channelID, salt common.Hash) common.Hash {
-	var buf [2 * 32]byte
-	return eip712.Words(buf[:0]).Hash(channelID).Hash(salt).Sum()
-}
-
 // Authorization is what the payer signed for the deposit. It panics if there is
 // none.
 func (p Payload) Authorization() channel.Authorization {
 	d := p.Deposit
 	return channel.Authorization{
-		From: common.Address(p.Config.Payer), To: Collector,
+		From: common.Address(p.Config.Payer), To: channel.BatchSettlementCollector,
 		Value:      d.Amount.Int,
 		ValidAfter: uint64(d.Authorization.ValidAfter), ValidBefore: uint64(d.Authorization.ValidBefore),
-		Nonce: DepositNonce(common.Hash(p.Voucher.ChannelID), common.Hash(d.Authorization.Salt)),
+		Nonce: channel.DepositNonce(common.Hash(p.Voucher.ChannelID), common.Hash(d.Authorization.Salt)),
 	}
-}
-
-// CollectorData is the last argument of the contract's deposit: abi.encode of
-// validAfter, validBefore, salt and signature.
-func (a Authorization) CollectorData() []byte {
-	const head, padding = 4 * 32, 31
-	var salt uint256.Int
-	salt.SetBytes32(a.Salt[:])
-	data := eip712.Words(make([]byte, 0, head+32+len(a.Signature)+padding)).
-		Uint64(uint64(a.ValidAfter)).Uint64(uint64(a.ValidBefore)).Uint256(&salt).
-		Uint64(head).Uint64(uint64(len(a.Signature)))
-	data = append(data, a.Signature[:]...)
-	return append(data, make([]byte, padding)...)
 }

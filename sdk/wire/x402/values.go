@@ -20,13 +20,6 @@ const (
 	TransferERC3009 = "eip3009"
 )
 
-// Where the contracts are on every chain that has them. Stock clients know no
-// others: an offer cannot name one.
-var (
-	Escrow    = common.HexToAddress("0x4020074e9dF2ce1deE5A9C1b5c3f541D02a10003")
-	Collector = common.HexToAddress("0x4020806089470a89826cB9fB1f4059150b550004") // of ERC-3009 deposits
-)
-
 const (
 	maxSafe   = 1<<53 - 1 // above it, JavaScript reads another number than was written
 	maxUint40 = 1<<40 - 1
