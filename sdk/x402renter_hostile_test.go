@@ -62,7 +62,7 @@ func TestX402RenterRefusesOffers(t *testing.T) {
 		var snapshot string
 		m.RPC(t, &snapshot, "evm_snapshot")
 		defer m.RPC(t, nil, "evm_revert", snapshot)
-		m.RPC(t, nil, "anvil_setCode", chain.BatchSettlementAddress, "0x00")
+		m.RPC(t, nil, "anvil_setCode", channel.BatchSettlementEscrow, "0x00")
 		if _, err := s.tryClient(stallCaps, stallOptions); !errors.Is(err, chain.ErrNotEscrow) && !errors.Is(err, chain.ErrNoContract) {
 			t.Errorf("%v, want %v", err, chain.ErrNotEscrow)
 		}

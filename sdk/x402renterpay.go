@@ -156,7 +156,7 @@ func (b *buying) fund(ctx context.Context, most uint256.Int) (*x402.Deposit, err
 // records what became of it.
 func (b *buying) underWay(ctx context.Context) (bool, error) {
 	a := b.slate.Deposit.Authorization
-	nonce := x402.DepositNonce(b.id, common.Hash(a.Salt))
+	nonce := channel.DepositNonce(b.id, common.Hash(a.Salt))
 	used, err := b.x.r.token.AuthorizationUsed(ctx, b.terms.Payer, nonce)
 	if err != nil {
 		return false, err
