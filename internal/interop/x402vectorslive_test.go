@@ -8,7 +8,7 @@ import (
 	"github.com/ethereum/go-ethereum/crypto"
 
 	"github.com/gpupay/gpupay/internal/chaintest"
-	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/channel"
 )
 
 // x402Answer is what the official facilitator says of what it did.
