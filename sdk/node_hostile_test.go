@@ -453,6 +453,29 @@ func TestNodeThatForgotSignsNoMore(t *testing.T) {
 	}
 }
 
+// TestVoucheredNeverFalls: a gateway that is behind takes nothing back of what
+// another one said is vouchered, and a restart of the node neither.
+func TestVoucheredNeverFalls(t *testing.T) {
+	o := newOutpost(t)
+	r := newRig(t, o.link)
+	lease := r.open(1, 500_000, "")
+	id := lease.lease.LeaseID
+	lease.record()
+	r.shut()
+	for _, accepted := range []string{"700", "300"} {
+		body := []byte(`{"accepted":"` + accepted + `","deposit":"500000","after":1}`)
+		if resp := o.knock("POST", "/leases/"+id.Hex()+"/sync", body, o.node.gate.key, time.Now(), nil); resp.StatusCode != http.StatusOK {
+			t.Fatal(resp.Status)
+		}
+	}
+	o.stop()
+	o.start()
+	v, _ := o.node.running(lease.terms.ID()).snapshot()
+	if got := o.accepted(id); got != 700 || v.accepted.Uint64() != 700 {
+		t.Errorf("the spool says %d, the lease %s; want 700", got, v.accepted.Dec())
+	}
+}
+
 // FuzzNode gives a node whatever a gateway could send that holds the secret. It
 // never fails by an error of its own.
 func FuzzNode(f *testing.F) {

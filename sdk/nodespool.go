@@ -140,10 +140,14 @@ func (s spool) close(ctx context.Context, lease common.Hash) error {
 	})
 }
 
-// open returns the leases that are not closed.
+// maxOpen is the most leases that are listed: what was never closed, because its
+// gateway is no more, does not crowd out the rest.
+const maxOpen = 10_000
+
+// open returns the leases that are not closed, those that run first.
 func (s spool) open(ctx context.Context) (rows []leaseRow, err error) {
 	err = s.db.View().SelectContext(ctx, &rows, `SELECT leases.* FROM leases JOIN spool ON spool.lease = leases.id
-		WHERE spool.closed = 0 ORDER BY started_at`)
+		WHERE spool.closed = 0 ORDER BY state = 'ended', started_at DESC LIMIT ?`, maxOpen)
 	return rows, err
 }
 
