@@ -27,8 +27,9 @@ type nodes struct {
 	links []*nodeClient
 
 	mu     sync.Mutex
-	status map[string]nodeStatus // of the nodes that answered when they were asked last
-	failed map[string]string     // what was logged of the others
+	status map[string]nodeStatus        // of the nodes that answered when they were asked last
+	known  map[string][]metering.Device // of all that ever did: the offer does not change with the network
+	failed map[string]string            // what was logged of the others
 }
 
 var (
@@ -38,7 +39,7 @@ var (
 )
 
 func newNodes(p *Provider) (*nodes, error) {
-	n := &nodes{p: p, status: make(map[string]nodeStatus), failed: make(map[string]string)}
+	n := &nodes{p: p, status: make(map[string]nodeStatus), known: make(map[string][]metering.Device), failed: make(map[string]string)}
 	for _, link := range p.config.Nodes {
 		client, err := newNodeClient(link)
 		if err == nil && n.link(client.name) != nil {
@@ -86,7 +87,7 @@ func (n *nodes) note(name string, s nodeStatus, err error) {
 			n.p.config.Log.Info("node is back", "node", name)
 		}
 		delete(n.failed, name)
-		n.status[name] = s
+		n.status[name], n.known[name] = s, s.Devices
 		return
 	}
 	delete(n.status, name)
@@ -96,13 +97,13 @@ func (n *nodes) note(name string, s nodeStatus, err error) {
 	n.failed[name] = err.Error()
 }
 
-// devices is what all nodes that answer rent out, in the order of their links.
+// devices is what all nodes rent out, in the order of their links.
 func (n *nodes) devices() []metering.Device {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	var all []metering.Device
 	for _, c := range n.links {
-		all = append(all, n.status[c.name].Devices...)
+		all = append(all, n.known[c.name]...)
 	}
 	return all
 }
