@@ -11,6 +11,7 @@ import (
 
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/holiman/uint256"
+	"github.com/jmoiron/sqlx"
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/fault"
@@ -45,6 +46,8 @@ type lease struct {
 	poke chan struct{} // the channel's money changed
 	cuts chan struct{} // a record is wanted of what was metered
 	done chan struct{} // closed when the lease has ended or the provider stops
+
+	closing atomic.Pointer[func(*sqlx.Tx, metering.SignedRecord) error] // goes to disk with the final record
 
 	lost   atomic.Bool // another gateway has it, or may: nothing of it is touched here any more
 	ending atomic.Bool // somebody has asked it to end
@@ -386,7 +389,7 @@ func (l *lease) record(ctx context.Context, final bool) error {
 
 func (l *lease) keep(ctx context.Context) error {
 	rec := *l.unstored
-	if err := l.deps.store.append(ctx, l.term, rec, l.metered()); err != nil {
+	if err := l.deps.store.append(ctx, l.term, rec, l.metered(), l.closing.Load()); err != nil {
 		l.notice(err)
 		l.deps.log.Error("usage record could not be stored", "lease", l.id, "sequence", rec.Sequence, "error", err)
 		return err

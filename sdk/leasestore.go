@@ -107,8 +107,8 @@ func own(id common.Hash) func(sql.Result, error) error {
 
 // append makes a usage record and the charge it states durable in one step: a
 // record that a renter sees is a charge that a restart remembers, and the
-// other way round.
-func (s leaseStore) append(ctx context.Context, term int64, rec metering.SignedRecord, meter metering.State) error {
+// other way round. What closing writes is there with a final record.
+func (s leaseStore) append(ctx context.Context, term int64, rec metering.SignedRecord, meter metering.State, closing *func(*sqlx.Tx, metering.SignedRecord) error) error {
 	record, err := json.Marshal(rec)
 	if err != nil {
 		return err
@@ -130,7 +130,10 @@ func (s leaseStore) append(ctx context.Context, term int64, rec metering.SignedR
 		if s.uncharged {
 			return nil
 		}
-		return s.db.Charge(tx, rec.ChannelID, rec.Owed)
+		if err := s.db.Charge(tx, rec.ChannelID, rec.Owed); err != nil || !rec.Final || closing == nil {
+			return err
+		}
+		return (*closing)(tx, rec)
 	})
 }
 

@@ -260,6 +260,9 @@ func (h *lessor) adopt(ctx context.Context, row leaseRow) error {
 	if err != nil {
 		return err
 	}
+	if forOneRequest(a) {
+		return errors.New("it was one request's, which ended with the program")
+	}
 	if s.Status != channel.Open && a.Node == "" {
 		return fmt.Errorf("its channel is %s", s.Status)
 	}

@@ -26,6 +26,16 @@ type payouts struct {
 	waiting map[purse]bool
 }
 
+// expect has a purse looked into with the next settlement: somebody else than this settler had a part of it set aside.
+func (s *Settler) expect(p purse) {
+	s.payouts.mu.Lock()
+	defer s.payouts.mu.Unlock()
+	if s.payouts.waiting == nil {
+		s.payouts.waiting = make(map[purse]bool)
+	}
+	s.payouts.waiting[p] = true
+}
+
 // payWaiting fetches what a payout that failed, or never came, left behind. Nothing is lost while it waits.
 func (s *Settler) payWaiting(ctx context.Context) error {
 	waiting, err := s.purses(ctx)
@@ -43,7 +53,9 @@ func (s *Settler) purses(ctx context.Context) ([]purse, error) {
 		if err != nil {
 			return nil, err
 		}
-		s.payouts.waiting = make(map[purse]bool)
+		if s.payouts.waiting == nil {
+			s.payouts.waiting = make(map[purse]bool)
+		}
 		for _, state := range states {
 			s.payouts.waiting[purseOf(state)] = true
 		}

@@ -45,7 +45,8 @@ type Provider struct {
 	crew     *crew     // nil where the leader's is at work
 	replicas *replicas // nil where nobody shares the database
 	x402     *x402Desk // nil where x402 is not offered
-	nodes    *nodes    // nil where this gateway meters
+	named    namedDevices
+	nodes    *nodes // nil where this gateway meters
 	minter   *wire.Minter
 	metrics  *providerMetrics
 	mux      *http.ServeMux
@@ -155,7 +156,7 @@ func (p *Provider) lets() {
 		p.remote = p.nodes.newRemote
 	}
 	p.deps = leaseDeps{
-		allocator: p.config.Allocator, source: p.config.Source, clock: p.config.Clock, store: p.store,
+		allocator: namedAllocator{p.config.Allocator, &p.named}, source: p.config.Source, clock: p.config.Clock, store: p.store,
 		metrics: p.metrics.leaseMetrics, log: p.config.Log, ended: p.leaseEnded, dropped: p.leaseDropped,
 		timing: leaseTiming{tick: p.config.Tick, recordEvery: p.config.RecordEvery,
 			suspendTimeout: p.config.SuspendTimeout, callTimeout: p.config.CallTimeout},
@@ -254,6 +255,15 @@ func (c *crew) urgent(t channel.Terms) {
 	for _, till := range c.tills {
 		if till.settler.Payee.Domain.Holds(t) == nil {
 			till.settler.Urgent(t.ID())
+		}
+	}
+}
+
+// expect has what was set aside for us fetched with the next settlement.
+func (c *crew) expect(s channel.State) {
+	for _, till := range c.tills {
+		if till.settler.Payee.Domain.Holds(s.Terms) == nil {
+			till.settler.expect(purseOf(s))
 		}
 	}
 }

@@ -200,7 +200,7 @@ func TestLeaseIsTakenOver(t *testing.T) {
 		t.Errorf("the lease was ended by who lost it: %+v", v)
 	}
 	sequence := old.view.sequence
-	err := a.provider.store.append(t.Context(), old.term, metering.SignedRecord{Record: metering.Record{LeaseID: old.id, ChannelID: old.terms.ID(), Sequence: sequence + 1, Owed: *uint256.NewInt(400_000)}}, metering.State{})
+	err := a.provider.store.append(t.Context(), old.term, metering.SignedRecord{Record: metering.Record{LeaseID: old.id, ChannelID: old.terms.ID(), Sequence: sequence + 1, Owed: *uint256.NewInt(400_000)}}, metering.State{}, nil)
 	if !errors.Is(err, errNotOurs) {
 		t.Errorf("a record of the old owner: %v", err)
 	}

@@ -42,6 +42,7 @@ func (r *replicas) look(ctx context.Context) error {
 	}
 	for _, l := range own {
 		r.heed(l, rows[l.id], states[l.terms.ID()])
+		err = errors.Join(err, r.p.x402.notice(ctx, l))
 	}
 	for _, l := range shown {
 		err = errors.Join(err, r.reflect(ctx, l, rows[l.id], states[l.terms.ID()]))

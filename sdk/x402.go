@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net/http"
 	"time"
 
@@ -56,6 +57,8 @@ func (c X402Config) withDefaults(p SettlementPolicy) X402Config {
 
 func (c X402Config) check(p ProviderConfig) error {
 	switch {
+	case len(p.Nodes) > 0:
+		return errors.New("provider: X402 does not go with Nodes: it is the gateway that meters what is paid in advance")
 	case p.NoGasless:
 		return errors.New("provider: X402 needs NoGasless to be false: its clients pay by deposits that the provider sends")
 	case c.WithdrawDelay < channel.MinWithdrawDelay || c.WithdrawDelay > channel.MaxWithdrawDelay || c.WithdrawDelay%time.Second != 0:
@@ -83,6 +86,7 @@ type x402Desk struct {
 	book     *channel.Payee // of x402's channels
 	notes    x402Store
 	lines    lines
+	named    *namedDevices
 
 	name, version string // of the token's EIP-712 domain
 }
@@ -92,7 +96,7 @@ func (p *Provider) newX402(ctx context.Context) (*x402Desk, error) {
 	if p.config.X402 == nil {
 		return nil, nil
 	}
-	d := &x402Desk{Provider: p, x: p.config.X402.withDefaults(p.config.Settlement)}
+	d := &x402Desk{Provider: p, named: &p.named, x: p.config.X402.withDefaults(p.config.Settlement)}
 	if err := d.x.check(p.config); err != nil {
 		return nil, err
 	}
@@ -277,6 +281,9 @@ func (p *Provider) prepaid(l *lease) error {
 	}
 	l.credit.Clear()
 	l.window = uint64(len(l.allocation.Devices)) * uint64(p.x402.x.Window)
+	if forOneRequest(l.allocation) {
+		l.window = math.MaxInt64 // one request, one record
+	}
 	l.view.reserved = note.Reserved
 	return nil
 }

@@ -2,15 +2,10 @@ package sdk
 
 import (
 	"context"
-	"errors"
 	"net/http"
 	"time"
 
-	"github.com/ethereum/go-ethereum/common"
-	"github.com/holiman/uint256"
-
 	"github.com/gpupay/gpupay/channel"
-	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // again answers a request that was served before: nil if it was not, or if it is
@@ -30,8 +25,12 @@ func (d *x402Desk) again(ctx context.Context, w http.ResponseWriter, r *x402Requ
 	switch note.Kind {
 	case kindTick:
 		return d.tickAgain(ctx, tab, note)
+	case kindStream:
+		return d.play(ctx, w, r, tab, note)
+	case kindRefund:
+		return d.refundAgain(ctx, r, tab, note)
 	default:
-		return nil, nil
+		return d.copied(tab, note)
 	}
 }
 
@@ -47,35 +46,4 @@ func (d *x402Desk) tickAgain(ctx context.Context, tab x402Tab, note x402Note) (*
 		return nil, err
 	}
 	return d.ticked(ctx, tab, note)
-}
-
-// public reports whether a voucher of this amount was put into a transaction of
-// ours. From then on it shows nothing about who sends it.
-func (d *x402Desk) public(ctx context.Context, tab x402Tab, amount uint256.Int) (bool, error) {
-	return false, nil
-}
-
-// outdate raises what was charged by one base unit, so that the next voucher is
-// one that only the payer can make. The base unit is there: a request is never
-// charged all that its voucher is over.
-func (d *x402Desk) outdate(ctx context.Context, tab x402Tab) (x402Tab, error) {
-	return tab, errors.New("not yet")
-}
-
-// refund gives the payer back what was not charged.
-func (d *x402Desk) refund(ctx context.Context, r *x402Request, tab x402Tab) (*x402Answer, error) {
-	return nil, wire.Unavailable.With("not yet")
-}
-
-func (d *x402Desk) stream(ctx context.Context, w http.ResponseWriter, r *x402Request, tab x402Tab, note x402Note) (*x402Answer, error) {
-	return nil, wire.Unavailable.With("not yet")
-}
-
-func (d *x402Desk) metered(ctx context.Context, w http.ResponseWriter, r *x402Request, tab x402Tab, note x402Note) (*x402Answer, error) {
-	return nil, wire.Unavailable.With("not yet")
-}
-
-// alone makes this gateway the only one to serve a channel.
-func (d *x402Desk) alone(ctx context.Context, id common.Hash) (unclaim func(), err error) {
-	return d.claim(ctx, "x402 "+id.Hex())
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
@@ -29,7 +30,8 @@ type x402Request struct {
 	terms   channel.Terms
 	id      common.Hash
 	voucher channel.Voucher
-	run     func(context.Context, *x402Request, x402Tab) (*x402Answer, error)
+	metered *meteredRoute
+	body    []byte // of a metered request
 }
 
 // requestHash tells requests with the same voucher apart.
@@ -42,12 +44,13 @@ func requestHash(r *http.Request, body []byte) string {
 
 // x402Answer is what a request with a payment gets.
 type x402Answer struct {
-	note        x402Note
-	receipt     x402.SettleResponse
-	status      int
-	contentType string
-	body        []byte
-	written     bool // it was streamed: nothing is left to write
+	note    x402Note
+	receipt x402.SettleResponse
+	status  int
+	header  http.Header
+	body    []byte
+	written bool // it was streamed: nothing is left to write
+	lost    bool // and the client did not get it
 }
 
 // errWithdrawing refuses to serve what might never be paid.
@@ -110,6 +113,12 @@ func (d *x402Desk) read(r *x402Request) error {
 		return fmt.Errorf("%w: channel %s has no payerAuthorizer: name one, it may be the payer", x402.CodeVoucherSignature, r.terms.ID())
 	}
 	r.id, r.voucher = r.terms.ID(), r.payment.Payload.Voucher.Voucher()
+	if r.payment.Payload.Type == x402.TypeRefund { // by the same voucher a request may have been paid
+		r.hash += " " + kindRefund
+		if part := r.payment.Payload.Refund; part != nil {
+			r.hash += " " + part.Dec()
+		}
+	}
 	return d.book.Verify(r.Context(), r.terms, r.voucher)
 }
 
@@ -135,7 +144,7 @@ func (d *x402Desk) inTurn(w http.ResponseWriter, r *x402Request) (*x402Answer, e
 	if err != nil {
 		return nil, err
 	}
-	return answer, d.notes.answered(ctx, answer.note, r.Context().Err() != nil)
+	return answer, d.notes.answered(ctx, answer.note, answer.lost || r.Context().Err() != nil)
 }
 
 // pay takes the payment and serves what it pays for.
@@ -300,7 +309,11 @@ func (d *x402Desk) answer(w http.ResponseWriter, r *x402Request, a *x402Answer) 
 	if err := a.receipt.Set(w.Header()); err != nil {
 		d.config.Log.Error("x402 receipt", "channel", r.id, "error", err)
 	}
-	w.Header().Set("Content-Type", a.contentType)
+	for name, values := range a.header {
+		if !strings.HasPrefix(strings.ToUpper(name), "PAYMENT-") {
+			w.Header()[name] = values
+		}
+	}
 	hurry(w)
 	w.WriteHeader(a.status)
 	if _, err := w.Write(a.body); err != nil {
@@ -326,3 +339,5 @@ func (d *x402Desk) confirmed(ctx context.Context, terms channel.Terms) (s channe
 
 // pause waits between two looks at something.
 func (d *x402Desk) pause(ctx context.Context) error { return chain.Pause(ctx, d.config.Poll) }
+
+func jsonHeader() http.Header { return http.Header{"Content-Type": {"application/json"}} }

@@ -89,7 +89,7 @@ type x402Note struct {
 	Tx           string `db:"tx"`
 	Moved        string `db:"moved"`
 	Status       int    `db:"status"`
-	ContentType  string `db:"content_type"`
+	Header       string `db:"header"`
 	Body         []byte `db:"body"`
 	AnsweredAt   int64  `db:"answered_at"`
 	Broken       int64  `db:"broken"`
@@ -121,12 +121,12 @@ func (s x402Store) admit(ctx context.Context, n x402Note, reserved uint256.Int) 
 
 func (s x402Store) put(tx *sqlx.Tx, n x402Note) error {
 	_, err := tx.NamedExec(`INSERT INTO x402_requests (channel, max_claimable, hash, kind, base, charged, lease, sequence, tx, moved,
-			status, content_type, body, answered_at, broken, created_at)
+			status, header, body, answered_at, broken, created_at)
 		VALUES (:channel, :max_claimable, :hash, :kind, :base, :charged, :lease, :sequence, :tx, :moved,
-			:status, :content_type, :body, :answered_at, :broken, :created_at)
+			:status, :header, :body, :answered_at, :broken, :created_at)
 		ON CONFLICT (channel, max_claimable, hash) DO UPDATE SET kind = excluded.kind, base = excluded.base, charged = excluded.charged,
 			lease = excluded.lease, sequence = excluded.sequence, tx = excluded.tx, moved = excluded.moved, status = excluded.status,
-			content_type = excluded.content_type, body = excluded.body, answered_at = excluded.answered_at, broken = excluded.broken,
+			header = excluded.header, body = excluded.body, answered_at = excluded.answered_at, broken = excluded.broken,
 			created_at = excluded.created_at`, n)
 	if err != nil {
 		return err

@@ -198,7 +198,7 @@ func (d *x402Desk) ticked(ctx context.Context, tab x402Tab, note x402Note) (*x40
 		LeaseID: a.LeaseID, ChannelID: tab.ID, OfferHash: common.HexToHash(row.Offer), Devices: a.Devices, Access: a.Access,
 		State: row.State, Charged: *receipt.ChargedAmount, Record: rec,
 	})
-	return &x402Answer{note: note, receipt: receipt, status: http.StatusOK, contentType: "application/json", body: append(body, '\n')}, err
+	return &x402Answer{note: note, receipt: receipt, status: http.StatusOK, header: jsonHeader(), body: append(body, '\n')}, err
 }
 
 // recordOf finds the record that states what a tick used: nil if there is none.

@@ -20,7 +20,7 @@ CREATE TABLE x402_requests (
     tx            TEXT   NOT NULL DEFAULT '',  -- of its deposit or refund
     moved         TEXT   NOT NULL DEFAULT '0', -- by that
     status        BIGINT NOT NULL DEFAULT 0,   -- of the copy of the answer; 0: there is none
-    content_type  TEXT   NOT NULL DEFAULT '',
+    header        TEXT   NOT NULL DEFAULT '{}',
     body          BLOB,
     answered_at   BIGINT NOT NULL DEFAULT 0,   -- milliseconds since 1970
     broken        BIGINT NOT NULL DEFAULT 0,   -- 1: the connection was gone before the answer

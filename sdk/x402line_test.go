@@ -1,0 +1,105 @@
+package sdk
+
+import (
+	"net/http"
+	"sync"
+	"testing"
+
+	"github.com/gpupay/gpupay/sdk/wire/x402"
+)
+
+// stock is one call of a stock client that shares its books with others: it
+// reads the base, pays, and is corrected once.
+func (b *buyer) stock(base uint64) (status int, charged uint64) {
+	most := base + testMost
+	for range 2 {
+		resp := b.send("GET", b.path, headerOf(b.T, b.payment(most)))
+		if resp.StatusCode != http.StatusPaymentRequired {
+			receipt, err := x402.ParseSettleResponse(resp.Header)
+			if err != nil || receipt.ChargedAmount == nil {
+				b.Errorf("%s: %v", resp.Status, err)
+				return resp.StatusCode, 0
+			}
+			return resp.StatusCode, receipt.ChargedAmount.Uint64()
+		}
+		required, err := x402.ParsePaymentRequired(resp.Header)
+		if err != nil || required.Accepts[0].Extra.ChannelState == nil {
+			b.Errorf("%+v %v", required, err)
+			return resp.StatusCode, 0
+		}
+		told := required.Accepts[0].Extra.ChannelState.ChargedCumulativeAmount.Int
+		most = told.Uint64() + testMost
+	}
+	return http.StatusPaymentRequired, 0
+}
+
+// TestManyAtOnceAreAllServed: stock clients are corrected once and then give up;
+// the line sees to it that once is enough.
+func TestManyAtOnceAreAllServed(t *testing.T) {
+	r := newPayRig(t)
+	b := r.buyer("/tick")
+	b.open(100_000)
+	const calls = 20
+	var wait sync.WaitGroup
+	var mu sync.Mutex
+	var sum uint64
+	base := b.charged
+	for range calls {
+		wait.Go(func() {
+			status, charged := b.stock(base)
+			mu.Lock()
+			defer mu.Unlock()
+			sum += charged
+			if status != http.StatusOK {
+				t.Errorf("a call got %d", status)
+			}
+		})
+	}
+	wait.Wait()
+	kept := b.kept()
+	spent := kept.Spent
+	if spent.Uint64() < base+sum || sum < calls*300*9/10 {
+		t.Errorf("%d calls were charged %d, the channel %s after %d", calls, sum, spent.Dec(), base)
+	}
+}
+
+// TestLineIsBounded: one channel's requests do not use up the provider.
+func TestLineIsBounded(t *testing.T) {
+	r := newPayRig(t, func(c *ProviderConfig) { c.X402.Line = 2 })
+	b := r.buyer("/tick")
+	b.open(100_000)
+	var wait sync.WaitGroup
+	var mu sync.Mutex
+	got := make(map[int]int)
+	header := headerOf(t, b.payment(b.next()))
+	for range 10 {
+		wait.Go(func() {
+			resp := b.send("GET", b.path, header.Clone())
+			mu.Lock()
+			defer mu.Unlock()
+			got[resp.StatusCode]++
+		})
+	}
+	wait.Wait()
+	if got[http.StatusOK] != 1 || got[http.StatusTooManyRequests] == 0 || len(got) > 3 {
+		t.Errorf("answers: %v", got)
+	}
+}
+
+// TestWrongAmountIsCorrected: too much and too little are told the same, and
+// nothing is charged or kept of them.
+func TestWrongAmountIsCorrected(t *testing.T) {
+	r := newPayRig(t)
+	b := r.buyer("/tick")
+	b.open(100_000)
+	right := b.charged
+	for _, most := range []uint64{1, right, right + 1, right + testMost - 1, right + testMost + 1, 90_000} {
+		before := b.kept()
+		b.charged = 0
+		b.corrected(b.pay(b.payment(most)))
+		if after := b.kept(); after.Accepted != before.Accepted {
+			t.Errorf("%d: accepted %s after %s", most, after.Accepted.Dec(), before.Accepted.Dec())
+		}
+	}
+	b.again()
+}

@@ -1,0 +1,292 @@
+package sdk
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/wire"
+	"github.com/gpupay/gpupay/sdk/wire/x402"
+)
+
+// MeteredRoute is a handler's price: the time of named GPUs while it runs.
+type MeteredRoute struct {
+	Devices []string      // UUIDs, as the provider's source names them
+	MaxTime time.Duration // that one request may run; its ceiling is the price of it
+	// Parallel is how many requests may run at once; 1 if zero. Each pays for all
+	// the time that it runs.
+	Parallel int
+	// Streamed has the answer written as the handler writes it: the whole ceiling
+	// is charged first, and what was not used is credit for the next request.
+	// Otherwise the answer is kept until the handler returns, and the charge is
+	// what was used.
+	Streamed bool
+}
+
+// Metered puts a handler behind payments of x402: each request is charged the
+// time of the route's GPUs while the handler runs, whatever status it answers.
+// The handler's context ends when the time that was paid for is used up. An
+// answer that is kept may have ProviderConfig.X402.MaxReply bytes, and so may a
+// request's body.
+func (p *Provider) Metered(route MeteredRoute, h http.Handler) (http.Handler, error) {
+	if p.x402 == nil {
+		return nil, errors.New("provider: Metered needs ProviderConfig.X402")
+	}
+	if len(route.Devices) == 0 || route.Parallel < 0 || route.MaxTime < p.config.Tick {
+		return nil, fmt.Errorf("provider: Metered: a route needs Devices, and a MaxTime of at least a tick (%s)", p.config.Tick)
+	}
+	for i, uuid := range route.Devices {
+		known := slices.ContainsFunc(p.devices, func(d metering.Device) bool { return d.UUID == uuid })
+		if !known || slices.Contains(route.Devices[:i], uuid) {
+			return nil, fmt.Errorf("provider: Metered: %s has no device %q, or it is named twice", p.config.Source.Name(), uuid)
+		}
+	}
+	// The lease stops two ticks before what is reserved, and a reading may be late.
+	most, err := p.x402.ceiling(len(route.Devices), route.MaxTime+4*p.config.Tick)
+	if err != nil {
+		return nil, err
+	}
+	return &meteredRoute{d: p.x402, MeteredRoute: route, handler: h, running: make(chan struct{}, max(route.Parallel, 1)),
+		route: x402Route{kind: kindMetered, gpus: len(route.Devices), most: most}}, nil
+}
+
+type meteredRoute struct {
+	MeteredRoute
+	d       *x402Desk
+	handler http.Handler
+	route   x402Route
+	running chan struct{}
+}
+
+// ServeHTTP asks for a payment, or serves what was paid for.
+func (m *meteredRoute) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Cache-Control", "no-store")
+	if len(r.Header.Values(x402.HeaderSignature)) == 0 {
+		m.ask(w, r)
+		return
+	}
+	body, err := m.d.body(w, r)
+	if err != nil {
+		m.d.Provider.refuse(w, r, err)
+		return
+	}
+	m.d.serve(w, r, &x402Request{route: m.route, hash: requestHash(r, body), metered: m, body: body})
+}
+
+// ask answers a request without a payment.
+func (m *meteredRoute) ask(w http.ResponseWriter, r *http.Request) {
+	offer, err := m.d.offered(m.route)
+	if err == nil && !m.d.guard.challenge(r) {
+		err = wire.TooMany.With("too many requests without a payment from your address: wait a second")
+	}
+	if err == nil {
+		err = m.d.required(r, x402.FirstError, offer).Set(w.Header())
+	}
+	if err != nil {
+		m.d.Provider.refuse(w, r, err)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	hurry(w)
+	w.WriteHeader(http.StatusPaymentRequired)
+	_, _ = w.Write([]byte("{}"))
+}
+
+// body reads a request's body whole: it tells the request from others with the
+// same voucher.
+func (d *x402Desk) body(w http.ResponseWriter, r *http.Request) ([]byte, error) {
+	if r.Body == nil || r.Body == http.NoBody {
+		return nil, nil
+	}
+	control := http.NewResponseController(w)
+	_ = control.SetReadDeadline(time.Now().Add(bodyTimeout)) // without deadlines the server's own apply
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, int64(d.x.MaxReply)))
+	if err != nil {
+		w.Header().Set("Connection", "close")
+		return nil, wire.MalformedCredential.With("the body was not read: it may have %d bytes and take %s", d.x.MaxReply, bodyTimeout)
+	}
+	_ = control.SetReadDeadline(time.Time{})
+	return body, nil
+}
+
+// metered runs a route's handler on a lease of its own and charges what was
+// metered. What the client gets is on disk with the charge.
+func (d *x402Desk) metered(ctx context.Context, w http.ResponseWriter, r *x402Request, tab x402Tab, note x402Note) (*x402Answer, error) {
+	m := r.metered
+	if d.begun(ctx, r.id) {
+		return nil, errConflict.With("a lease runs on channel %s: take a refund, which ends it, or wait until it ends", r.id)
+	}
+	select {
+	case m.running <- struct{}{}:
+		defer func() { <-m.running }()
+	case <-r.Context().Done():
+		return nil, r.Context().Err()
+	case <-d.life.Done():
+		return nil, wire.Unavailable.With("this provider stops")
+	}
+	if m.Streamed {
+		charged, err := d.advance(tab, r.route, m.MaxTime+4*d.config.Tick)
+		if err != nil {
+			return nil, err
+		}
+		note.Charged = charged.Dec()
+	}
+	l, err := d.letNamed(ctx, tab, m.Devices, &note)
+	if err != nil {
+		return nil, err
+	}
+	defer d.named.drop(l.id)
+	out := &keptReply{limit: d.x.MaxReply, header: make(http.Header)}
+	if m.Streamed {
+		out.to, out.header = w, w.Header()
+		if err := d.told(tab, note, w.Header()); err != nil {
+			return nil, errors.Join(err, l.end(ctx, stopRequest{reason: "not served"}))
+		}
+	}
+	m.run(ctx, l, r, out)
+	return d.finish(ctx, l, tab, note, out)
+}
+
+// told writes what is charged before anything is served.
+func (d *x402Desk) told(tab x402Tab, note x402Note, h http.Header) error {
+	a, err := d.copyOf(tab, note)
+	if err != nil {
+		return err
+	}
+	return a.receipt.Set(h)
+}
+
+// letNamed begins a lease of named devices, on disk with what it may use.
+func (d *x402Desk) letNamed(ctx context.Context, tab x402Tab, devices []string, note *x402Note) (*lease, error) {
+	defer d.starts.lock(tab.ID)()
+	id := randomHash()
+	note.Lease = x402ID(id)
+	d.named.put(id, devices)
+	err := d.admit(ctx, *note, nil)
+	var l *lease
+	if err == nil {
+		l, err = d.let(ctx, tab, len(devices), note.Lease)
+	}
+	if err != nil {
+		d.named.drop(id)
+	}
+	return l, err
+}
+
+// run lets the handler answer until its time is used up.
+func (m *meteredRoute) run(ctx context.Context, l *lease, r *x402Request, out *keptReply) {
+	ctx, cancel := context.WithTimeout(ctx, m.MaxTime)
+	defer cancel()
+	defer context.AfterFunc(m.d.life, cancel)()
+	go l.whileActive(ctx, cancel) // what is reserved may be used up before the clock says so
+	req := r.Request.Clone(ctx)
+	req.Body, req.ContentLength = io.NopCloser(bytes.NewReader(r.body)), int64(len(r.body))
+	defer func() {
+		if broken := recover(); broken != nil {
+			m.d.config.Log.Error("the handler of a metered route failed", "channel", r.id, "error", broken)
+			out.fail(wire.Internal.With("the handler failed; the time that it ran was charged"))
+		}
+	}()
+	m.handler.ServeHTTP(out, req)
+}
+
+// whileActive calls stop when the lease is not active any more.
+func (l *lease) whileActive(ctx context.Context, stop func()) {
+	for {
+		v, changed := l.snapshot()
+		if v.state != leaseActive {
+			stop()
+			return
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// finish ends the lease of a request: its last record, the charge and the copy
+// of the answer are on disk together.
+func (d *x402Desk) finish(ctx context.Context, l *lease, tab x402Tab, note x402Note, out *keptReply) (*x402Answer, error) {
+	if err := out.keep(&note); err != nil {
+		return nil, err
+	}
+	state := func(rec *metering.SignedRecord) (x402Note, error) {
+		n := note
+		base, err := channel.ParseAmount(n.Base)
+		if err == nil && n.Charged == "" {
+			if rec != nil && rec.Owed.Gt(&base) {
+				base = rec.Owed
+			}
+			n.Charged = base.Dec()
+		}
+		n.CreatedAt = time.Now().UnixMilli()
+		return n, err
+	}
+	var kept bool
+	closing := func(tx *sqlx.Tx, rec metering.SignedRecord) error {
+		n, err := state(&rec)
+		if err == nil {
+			err = d.notes.put(tx, n)
+		}
+		kept = err == nil
+		return err
+	}
+	l.closing.Store(&closing)
+	if err := l.end(ctx, stopRequest{reason: "the request was served"}); err != nil {
+		return nil, err
+	}
+	last, err := d.store.last(ctx, l.id)
+	if err == nil {
+		note, err = state(last)
+	}
+	if err == nil && !kept { // it had ended by itself
+		err = d.db.Update(ctx, func(tx *sqlx.Tx) error { return d.notes.put(tx, note) })
+	}
+	if err != nil {
+		return nil, err
+	}
+	s, err := d.book.State(ctx, tab.ID)
+	if err != nil {
+		return nil, err
+	}
+	tab.State = s
+	answer, err := d.copyOf(tab, note)
+	if answer != nil && out.to != nil {
+		answer.written, answer.lost = true, out.lost
+	}
+	return answer, err
+}
+
+// copied is an answer that was kept, nil if nothing was charged for it: then the
+// request can be served.
+func (d *x402Desk) copied(tab x402Tab, note x402Note) (*x402Answer, error) {
+	if note.Status == 0 || note.Charged == "" || note.Charged == note.Base {
+		return nil, nil
+	}
+	return d.copyOf(tab, note)
+}
+
+func (d *x402Desk) copyOf(tab x402Tab, note x402Note) (*x402Answer, error) {
+	base, err := channel.ParseAmount(note.Base)
+	if err != nil {
+		return nil, err
+	}
+	charged, err := channel.ParseAmount(note.Charged)
+	if err != nil {
+		return nil, err
+	}
+	a := &x402Answer{note: note, receipt: tab.receipt(note, base, charged), status: note.Status, body: note.Body}
+	return a, json.Unmarshal([]byte(or(note.Header, "{}")), &a.header)
+}

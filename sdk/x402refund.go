@@ -1,0 +1,162 @@
+package sdk
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/ethereum/go-ethereum/core/types"
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/bindings/batchsettlement"
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/wire"
+	"github.com/gpupay/gpupay/sdk/wire/x402"
+)
+
+// refund gives the payer back what was not charged, or a part of it. The lease
+// ends first, and what it used is claimed in the same transaction. A withdrawal
+// that is pending is no obstacle: the payer gets the same money, sooner.
+func (d *x402Desk) refund(ctx context.Context, r *x402Request, tab x402Tab) (*x402Answer, error) {
+	ctx, cancel := context.WithTimeout(ctx, d.config.OpenTimeout)
+	defer cancel()
+	if !tab.known {
+		return nil, fmt.Errorf("%w: channel %s holds nothing", x402.CodeRefundNoBalance, r.id)
+	}
+	leave, err := d.guard.deposit(r.Request)
+	if err != nil {
+		return nil, err
+	}
+	defer leave.leave()
+	note := x402Note{Channel: x402ID(r.id), MaxClaimable: r.voucher.Cumulative.Dec(), Hash: r.hash, Kind: kindRefund, Base: tab.charged.Dec(), Moved: "0"}
+	if err := d.endNewest(ctx, r.id, "the payer takes a refund"); err != nil {
+		return nil, err
+	}
+	s, _, err := d.confirmed(ctx, r.terms)
+	if err != nil {
+		return nil, err
+	}
+	amount, err := refundable(s, r.payment.Payload.Refund)
+	if err != nil {
+		return nil, err
+	}
+	note.Moved = amount.Dec() // at most; what it was, the chain will say
+	if err := d.notes.admit(ctx, note, s.Spent); err != nil {
+		return nil, err
+	}
+	tx, err := d.submitRefund(ctx, s, amount)
+	if err != nil {
+		return nil, err
+	}
+	return d.refunded(ctx, r, note, tx)
+}
+
+// refundable is what a refund may move: what is asked for, and no more than the
+// channel holds beyond what is claimed and what will be.
+func refundable(s channel.State, asked *wire.Amount) (uint256.Int, error) {
+	taken := s.Payable()
+	if s.Settled.Gt(&taken) {
+		taken = s.Settled
+	}
+	var free uint256.Int
+	if s.Deposit.Gt(&taken) {
+		free.Sub(&s.Deposit, &taken)
+	}
+	if free.IsZero() {
+		return free, fmt.Errorf("%w: channel %s holds %s, of which %s are used", x402.CodeRefundNoBalance, s.ID, s.Deposit.Dec(), taken.Dec())
+	}
+	if asked != nil && asked.Lt(&free) {
+		return asked.Int, nil
+	}
+	return free, nil
+}
+
+// submitRefund puts a refund into the outbox.
+func (d *x402Desk) submitRefund(ctx context.Context, s channel.State, amount uint256.Int) (chain.TxID, error) {
+	tx, err := d.sender.Submit(ctx, d.contract.RefundCall(s, amount))
+	var refused *chain.Revert
+	if errors.As(err, &refused) {
+		return "", fmt.Errorf("%w: %s", x402.CodeRefundSimulation, reason(refused))
+	}
+	if err == nil {
+		d.config.Log.Info("refund sent", "channel", s.ID, "most", amount.Dec(), "tx", tx)
+	}
+	return tx, err
+}
+
+// refunded waits for a refund and answers with what it moved.
+func (d *x402Desk) refunded(ctx context.Context, r *x402Request, note x402Note, tx chain.TxID) (*x402Answer, error) {
+	result, err := d.sender.Wait(ctx, tx, d.config.Confirmations)
+	var reverted *chain.Reverted
+	if errors.As(err, &reverted) {
+		return nil, fmt.Errorf("%w: transaction %s was mined and reverted", x402.CodeRefundFailed, reverted.Hash)
+	}
+	if err != nil {
+		return nil, wire.Unavailable.With("the refund of channel %s is on its way: send the same request again to hear of it", r.id)
+	}
+	s, _, err := d.confirmed(ctx, r.terms)
+	if err == nil {
+		err = d.refreshNonce(ctx, s)
+	}
+	if err == nil && r.payment.Payload.Refund == nil {
+		err = d.notes.prepay(ctx, r.id, uint256.Int{}) // credit is given back with the rest
+	}
+	if err != nil {
+		return nil, err
+	}
+	if d.crew != nil {
+		d.crew.expect(s)
+	}
+	tab, err := d.tab(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	note.Tx, note.Moved = result.Hash.Hex(), movedBy(result.Receipt, r.id).Dec()
+	receipt := tab.receipt(note, tab.charged, tab.charged)
+	receipt.ChargedAmount = nil
+	body, err := json.Marshal(struct {
+		Message   string      `json:"message"`
+		ChannelID common.Hash `json:"channelId"`
+	}{"refunded", r.id})
+	return &x402Answer{note: note, receipt: receipt, status: http.StatusOK, header: jsonHeader(), body: append(body, '\n')}, err
+}
+
+// movedBy is what a refund's transaction gave back of a channel.
+func movedBy(receipt *types.Receipt, id common.Hash) *uint256.Int {
+	moved := new(uint256.Int)
+	contract := batchsettlement.NewBatchSettlement()
+	for _, log := range receipt.Logs {
+		if log.Address != channel.BatchSettlementEscrow {
+			continue
+		}
+		if e, err := contract.UnpackRefundedEvent(log); err == nil && e.ChannelId == id {
+			moved.SetFromBig(e.Amount)
+		}
+	}
+	return moved
+}
+
+// refundAgain is the answer to a refund that was sent and never answered. One
+// that was answered is another wish: refunds of equal parts are equal requests.
+func (d *x402Desk) refundAgain(ctx context.Context, r *x402Request, tab x402Tab, note x402Note) (*x402Answer, error) {
+	if note.AnsweredAt != 0 && note.Broken == 0 {
+		return nil, nil
+	}
+	all, err := d.sender.Find(ctx, r.id)
+	if err != nil {
+		return nil, err
+	}
+	for i := len(all) - 1; i >= 0; i-- {
+		tx := all[i]
+		if tx.Call.Kind == chain.Refund && tx.CreatedAt.UnixMilli() >= note.CreatedAt && (tx.State == chain.Pending || tx.Succeeded) {
+			ctx, cancel := context.WithTimeout(ctx, d.config.OpenTimeout)
+			defer cancel()
+			return d.refunded(ctx, r, note, tx.ID)
+		}
+	}
+	return nil, nil
+}

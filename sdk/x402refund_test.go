@@ -1,0 +1,160 @@
+package sdk
+
+import (
+	"net/http"
+	"testing"
+
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/sdk/wire/x402"
+)
+
+// refunding is a request for what was not charged; all of it if part is 0.
+func (b *buyer) refunding(part uint64) *x402.PaymentPayload {
+	b.Helper()
+	p := b.payment(b.charged)
+	p.Payload.Type = x402.TypeRefund
+	if part > 0 {
+		amount := wireAmount(part)
+		p.Payload.Refund = &amount
+	}
+	return p
+}
+
+// refund takes a refund, as a stock client does: corrected once, if need be.
+func (b *buyer) refund(part uint64) paid {
+	b.Helper()
+	resp := b.pay(b.refunding(part))
+	if resp.StatusCode == http.StatusPaymentRequired {
+		b.corrected(resp)
+		resp = b.pay(b.refunding(part))
+	}
+	p := b.take(resp)
+	if p.ChargedAmount != nil || p.Transaction == (x402.Transaction{}) || p.Amount == nil {
+		b.Fatalf("a refund's receipt is %+v", p.SettleResponse)
+	}
+	return p
+}
+
+func (b *buyer) has(want uint64) {
+	b.Helper()
+	if got := b.chain.Tokens(b.T, b.key.Address()); got != want {
+		b.Errorf("the payer has %d, want %d", got, want)
+	}
+}
+
+// TestRefunds: a part, more than there is, all, and the channel again.
+func TestRefunds(t *testing.T) {
+	r := newPayRig(t)
+	b := r.buyer("/tick")
+	b.open(20_000)
+	part := b.refund(5_000)
+	if part.Amount.Uint64() != 5_000 || part.ChannelState.RefundNonce.Uint64() != 1 {
+		t.Fatalf("a part: %+v", part.SettleResponse)
+	}
+	if l := r.provider.running(b.terms.ID()); l != nil {
+		t.Error("the lease goes on after a refund")
+	}
+	b.has(1_000_000 - 20_000 + 5_000)
+	used := b.kept().Spent
+	if on := b.on().View; on.Settled != used || on.Deposit != *uint256.NewInt(15_000) {
+		t.Fatalf("the contract says %+v, used is %s", on, used.Dec())
+	}
+	b.charged = used.Uint64() // a client reads it in the next corrective answer
+	all := b.refund(900_000)
+	if all.Amount.Uint64() != 15_000-used.Uint64() {
+		t.Errorf("all that is left: %+v", all.SettleResponse)
+	}
+	b.has(1_000_000 - used.Uint64())
+	if refused := b.refused(b.pay(b.refunding(0))); refused.Error != string(x402.CodeRefundNoBalance) {
+		t.Errorf("nothing is left: %q", refused.Error)
+	}
+	// What was claimed is paid out though no settlement follows.
+	if err := r.provider.Settle(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	b.receives(used.Uint64())
+
+	b.open(10_000) // the same channel: charges go on where they were
+	if b.charged <= used.Uint64() {
+		t.Errorf("charged %d after %s", b.charged, used.Dec())
+	}
+	full := b.refund(0)
+	used = b.kept().Spent
+	if full.ChannelState.Balance.Int != used || full.ChannelState.TotalClaimed.Int != used {
+		t.Errorf("after a full refund: %+v, used %s", full.ChannelState.Snapshot, used.Dec())
+	}
+	b.has(1_000_000 - used.Uint64())
+}
+
+// TestStrangerWithASettledVoucher: once claimed, a voucher is calldata that
+// anybody reads. It buys nothing, and brings about no refund.
+func TestStrangerWithASettledVoucher(t *testing.T) {
+	r := newPayRig(t)
+	b := r.buyer("/tick")
+	b.open(100_000)
+	r.provider.endSoon(r.provider.running(b.terms.ID()), "the test wants it settled")
+	eventually(t, "the lease ends", func() bool { return r.provider.running(b.terms.ID()) == nil })
+	large := b.voucher(b.charged + 5000).Voucher() // of a request with a higher ceiling
+	if _, err := r.provider.x402.book.Accept(t.Context(), large); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.provider.Settle(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	kept := b.kept()
+	calls, err := r.provider.sender.Newest(t.Context(), b.terms.ID(), 1, 0, "claim")
+	if err != nil || len(calls) != 1 {
+		t.Fatal(calls, err)
+	}
+	rows, err := claims(calls[0].Data)
+	if err != nil || len(rows) != 1 {
+		t.Fatal(rows, err)
+	}
+	public := rows[0].Voucher.MaxClaimableAmount.Uint64()
+	if kept.Accepted != *uint256.NewInt(public) {
+		t.Fatalf("claimed with a voucher over %d, accepted is %s", public, kept.Accepted.Dec())
+	}
+	stolen := func() *x402.PaymentPayload {
+		p := b.payment(public)
+		copy(p.Payload.Voucher.Signature[:], rows[0].Signature)
+		return p
+	}
+	// As a payment: what was charged is made such that the voucher is the next one.
+	spend(t, r, b, public-testMost)
+	before := b.kept()
+	b.corrected(b.pay(stolen()))
+	if b.charged != public-testMost+1 {
+		t.Errorf("the true client is told %d were charged, want %d", b.charged, public-testMost+1)
+	}
+	if after := b.kept(); r.provider.running(b.terms.ID()) != nil || after.Spent != before.Spent {
+		t.Error("a stranger was served")
+	}
+	b.corrected(b.pay(stolen())) // now it is only a wrong amount
+	if b.charged != public-testMost+1 {
+		t.Errorf("each try costs a base unit: %d", b.charged)
+	}
+	b.again()
+
+	// As a refund: what was charged is made what the voucher is over.
+	r.provider.endSoon(r.provider.running(b.terms.ID()), "the test goes on")
+	eventually(t, "the lease ends", func() bool { return r.provider.running(b.terms.ID()) == nil })
+	spend(t, r, b, public)
+	theft := stolen()
+	theft.Payload.Type = x402.TypeRefund
+	held := b.holds()
+	b.corrected(b.pay(theft))
+	if b.charged != public+1 || b.holds() != held {
+		t.Errorf("charged %d, the contract holds %d of %d", b.charged, b.holds(), held)
+	}
+	b.refund(0)
+}
+
+// spend charges a channel up to an amount.
+func spend(t *testing.T, r *payRig, b *buyer, to uint64) {
+	t.Helper()
+	if _, err := r.provider.x402.book.Charge(t.Context(), b.terms.ID(), *uint256.NewInt(to)); err != nil {
+		t.Fatal(err)
+	}
+	b.charged = to
+}
