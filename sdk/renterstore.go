@@ -151,10 +151,14 @@ func (s rentalStore) record(ctx context.Context, id, lease common.Hash, sequence
 
 // records returns every accepted record of a channel, in order.
 func (s rentalStore) records(ctx context.Context, id common.Hash) ([]metering.SignedRecord, error) {
+	return s.recordsIn(ctx, "rental_records", id)
+}
+
+func (s rentalStore) recordsIn(ctx context.Context, table string, id common.Hash) ([]metering.SignedRecord, error) {
 	var documents []string
 	db := s.db.View()
 	err := db.SelectContext(ctx, &documents, db.Rebind(
-		`SELECT record FROM rental_records WHERE channel = ? ORDER BY lease, sequence`), id.Hex())
+		`SELECT record FROM `+table+` WHERE channel = ? ORDER BY lease, sequence`), id.Hex())
 	if err != nil {
 		return nil, fmt.Errorf("channel %s: reading its records: %w", id, err)
 	}

@@ -50,7 +50,7 @@ func (b *buying) charged(ctx context.Context, resp *http.Response, receipt x402.
 			"charge", charge.Dec(), "ours", total.Dec(), "theirs", s.ChargedCumulativeAmount.Dec())
 		return nil
 	}
-	b.slate.Charged = total
+	b.slate.Charged, b.booked, b.charge = total, true, charge
 	if err := b.x.slates().save(ctx, b.slate); err != nil {
 		return err
 	}
@@ -123,6 +123,7 @@ func (b *buying) rebase(ctx context.Context, said x402.Extra, h http.Header) (ag
 			}
 		}
 		unanswered = base.Gt(&b.prior) && !v.SignedMaxClaimable.Gt(&b.most)
+		b.untaken = v.SignedMaxClaimable.Lt(&b.most)
 	}
 	if base == b.slate.Charged {
 		return false, nil // nothing is different: the same would come of it

@@ -119,6 +119,11 @@ type buying struct {
 	slate slate
 	prior uint256.Int // the most that was signed for before this request
 	most  uint256.Int // what its voucher is for
+	tick  string      // where a tick is asked for; empty: this is none
+
+	untaken bool // the server has not taken this request's voucher
+	booked  bool // the answer's receipt was, and says:
+	charge  uint256.Int
 }
 
 // choose takes the first offer that this renter may pay, at most maxPrice.
@@ -185,7 +190,7 @@ func (b *buying) deliver(ctx context.Context, payment string) (resp *http.Respon
 			return resp, try > 0 || sent.Load() > 1, nil
 		}
 		if try == lostTries || !b.idempotent() || ctx.Err() != nil {
-			return nil, true, err
+			return nil, true, fmt.Errorf("%w: %w", ErrGone, err)
 		}
 		if err := chain.Pause(ctx, lostPause); err != nil {
 			return nil, true, err
@@ -199,9 +204,16 @@ func (b *buying) buy(ctx context.Context) (*http.Response, error) {
 	if err := b.load(ctx); err != nil {
 		return nil, err
 	}
+	return b.pay(ctx)
+}
+
+func (b *buying) pay(ctx context.Context) (*http.Response, error) {
 	for try := 0; ; try++ {
 		p, err := b.payment(ctx)
 		if err != nil {
+			return nil, err
+		}
+		if err := b.pend(ctx, p); err != nil {
 			return nil, err
 		}
 		resp, lost, err := b.deliver(ctx, p.header)
@@ -210,7 +222,7 @@ func (b *buying) buy(ctx context.Context) (*http.Response, error) {
 		}
 		before := b.slate.Charged
 		again, err := b.answered(ctx, resp, p)
-		if err == nil && again && lost && b.slate.Charged.Gt(&before) {
+		if err == nil && again && lost && !b.untaken && b.slate.Charged.Gt(&before) {
 			err = b.lost()
 		}
 		if err != nil {

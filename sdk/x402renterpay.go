@@ -56,7 +56,7 @@ func (b *buying) begin(ctx context.Context) error {
 	if _, err := b.x.payer.Observe(ctx, b.id, s.View); err != nil {
 		return err
 	}
-	b.slate = slate{ID: b.id, URL: origin(b.req.URL), Charged: s.View.Settled}
+	b.slate = slate{ID: b.id, URL: origin(b.req.URL), Charged: s.View.Settled, Found: !s.View.Deposit.IsZero()}
 	return b.x.slates().save(ctx, b.slate)
 }
 

@@ -135,6 +135,12 @@ func (b *buying) refunded(ctx context.Context, resp *http.Response, before chann
 	if err != nil {
 		return refund, false, fmt.Errorf("channel %s: %w: it said so, the chain does not: leave it: %w", b.id, ErrRefused, err)
 	}
+	if view.Settled.Gt(&b.slate.Charged) { // the last of what was charged is claimed with a refund
+		b.slate.Charged = view.Settled
+		if err := b.x.slates().save(ctx, b.slate); err != nil {
+			return refund, false, err
+		}
+	}
 	refund = X402Refund{Channel: b.id, Transaction: common.Hash(receipt.Transaction)}
 	refund.Amount.Sub(&before.Deposit, &view.Deposit)
 	if view.Deposit.Gt(&b.slate.Charged) {

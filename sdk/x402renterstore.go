@@ -12,6 +12,7 @@ import (
 	"github.com/holiman/uint256"
 	"github.com/jmoiron/sqlx"
 
+	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/wire/x402"
 )
 
@@ -26,8 +27,11 @@ type slate struct {
 	// Deposit is one that was signed and is not known to have arrived. It is sent
 	// again as it is, until it has arrived or has expired: the money moves once.
 	Deposit *x402.Deposit `json:"deposit,omitempty"`
+	Found   bool          `json:"found,omitempty"`   // on the chain, when this database did not know of it
 	Leaving bool          `json:"leaving,omitempty"` // being got back without the server
 	Dispute string        `json:"dispute,omitempty"` // what the server was caught at: nothing more is paid
+	Tick    *pendingTick  `json:"tick,omitempty"`    // asked for, and its record was not yet seen
+	Ticking *ticking      `json:"ticking,omitempty"` // the lease that is paid tick by tick
 }
 
 // slates keeps slates.
@@ -75,6 +79,11 @@ func (s slates) list(ctx context.Context) ([]slate, error) {
 // save keeps a slate. Memory and disk must not differ because somebody lost
 // patience, so it does not end with ctx.
 func (s slates) save(ctx context.Context, t slate) error {
+	return s.accept(ctx, t, nil)
+}
+
+// accept keeps a slate and the usage record that was checked for it in one step.
+func (s slates) accept(ctx context.Context, t slate, rec *metering.SignedRecord) error {
 	document, err := json.Marshal(&t) // by reference: uint256.Int only then writes a decimal
 	if err != nil {
 		return err
@@ -83,10 +92,24 @@ func (s slates) save(ctx context.Context, t slate) error {
 		_, err := tx.Exec(tx.Rebind(`INSERT INTO x402_slates (channel, url, document, updated_at) VALUES (?, ?, ?, ?)
 			ON CONFLICT (channel) DO UPDATE SET document = excluded.document, updated_at = excluded.updated_at`),
 			t.ID.Hex(), t.URL, string(document), time.Now().UnixMilli())
+		if err != nil || rec == nil {
+			return err
+		}
+		text, err := json.Marshal(rec)
+		if err != nil {
+			return err
+		}
+		_, err = tx.Exec(tx.Rebind(`INSERT INTO x402_records (channel, lease, sequence, record) VALUES (?, ?, ?, ?)`),
+			t.ID.Hex(), rec.LeaseID.Hex(), int64(rec.Sequence), string(text))
 		return err
 	})
 	if err != nil {
 		return fmt.Errorf("channel %s: keeping its slate: %w", t.ID, err)
 	}
 	return nil
+}
+
+// records returns the checked usage records of a channel, in order.
+func (s slates) records(ctx context.Context, id common.Hash) ([]metering.SignedRecord, error) {
+	return s.recordsIn(ctx, "x402_records", id)
 }

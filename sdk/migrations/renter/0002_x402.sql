@@ -7,3 +7,12 @@ CREATE TABLE x402_slates (
     document   TEXT   NOT NULL,              -- JSON: charged, deposit on its way, dispute
     updated_at BIGINT NOT NULL               -- unix milliseconds
 );
+
+-- Usage records of GPU time that was paid tick by tick, checked and found right.
+CREATE TABLE x402_records (
+    channel    TEXT   NOT NULL REFERENCES x402_slates (channel),
+    lease      TEXT   NOT NULL,
+    sequence   BIGINT NOT NULL,
+    record     TEXT   NOT NULL,              -- JSON of metering.SignedRecord
+    PRIMARY KEY (channel, lease, sequence)
+);

@@ -1,0 +1,460 @@
+package sdk
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"log/slog"
+	"net/http"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/ethereum/go-ethereum/crypto"
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/wire"
+	"github.com/gpupay/gpupay/sdk/wire/x402"
+)
+
+// tenant is a renter of ours at a provider of ours, that speak x402.
+type tenant struct {
+	*payRig
+	key      *channel.Key
+	database string
+	clock    metering.Clock
+	line     *badLine
+	x        *X402Client
+	rental   *X402Rental
+}
+
+const tenantPurse = 1_000_000
+
+func newTenant(t *testing.T, r *payRig) *tenant {
+	t.Helper()
+	private, err := crypto.GenerateKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := &tenant{payRig: r, key: channel.NewKey(private), database: filepath.Join(t.TempDir(), "renter.db"), line: &badLine{}}
+	r.chain.Mint(t, n.key.Address(), tenantPurse)
+	n.open()
+	return n
+}
+
+// open makes the renter anew on its database, as after a crash.
+func (n *tenant) open() {
+	n.Helper()
+	renter, err := NewRenter(n.Context(), RenterConfig{
+		Key: n.key, Backend: n.chain.Backend, Token: n.config.Token, Database: n.database, Clock: n.clock,
+		Caps: Caps{PricePerGPUHour: "10", PerLease: "0.05", PerDay: "1", PerPayee: "1"},
+		Poll: 5 * time.Millisecond, ClockOff: time.Hour, Log: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		n.Fatal(err)
+	}
+	n.Cleanup(func() { renter.Close() })
+	if n.x, err = renter.X402(n.Context(), X402Options{MaxPrice: "0.01", Transport: n.line}); err != nil {
+		n.Fatal(err)
+	}
+	if n.rental, err = n.x.Rent(n.Context(), n.server.URL, 1); err != nil {
+		n.Fatal(err)
+	}
+}
+
+func (n *tenant) tick() X402Tick {
+	n.Helper()
+	tick, err := n.rental.Tick(n.Context())
+	if err != nil {
+		n.Fatal(err)
+	}
+	return tick
+}
+
+// slate is what the renter has on disk of its only channel.
+func (n *tenant) slate() slate {
+	n.Helper()
+	all, err := n.x.slates().list(n.Context())
+	if err != nil || len(all) != 1 {
+		n.Fatalf("%+v, %v", all, err)
+	}
+	return all[0]
+}
+
+// agrees holds the renter's books to the provider's. What the provider meters between two ticks, up to its slack, the
+// renter learns with the next one.
+func (n *tenant) agrees() {
+	n.Helper()
+	ours := n.slate()
+	theirs, err := n.provider.x402.book.State(n.Context(), ours.ID)
+	var most uint256.Int
+	most.AddUint64(&ours.Charged, testMost)
+	if err != nil || theirs.Spent.Lt(&ours.Charged) || theirs.Spent.Gt(&most) {
+		n.Errorf("the renter has %s charged, the provider %s, %v", ours.Charged.Dec(), theirs.Spent.Dec(), err)
+	}
+	signed, err := n.x.payer.State(n.Context(), ours.ID)
+	if err != nil || theirs.Accepted.Gt(&signed.Signed) || theirs.Spent.Gt(&signed.Signed) {
+		n.Errorf("the renter has %s signed, the provider accepted %s, %v", signed.Signed.Dec(), theirs.Accepted.Dec(), err)
+	}
+}
+
+// badLine is a transport that does what a test wants to answers to payments.
+type badLine struct {
+	mu    sync.Mutex
+	paid  []string // payments that were answered
+	cut   int      // answers that never come
+	short int      // answers that break off behind their header
+	alter func(*http.Response)
+}
+
+func (l *badLine) RoundTrip(req *http.Request) (*http.Response, error) {
+	resp, err := http.DefaultTransport.RoundTrip(req)
+	payment := req.Header.Get(x402.HeaderSignature)
+	if err != nil || payment == "" || resp.StatusCode != http.StatusOK {
+		return resp, err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.paid = append(l.paid, payment)
+	switch {
+	case l.cut > 0:
+		l.cut--
+		resp.Body.Close()
+		return nil, io.ErrUnexpectedEOF
+	case l.short > 0:
+		l.short--
+		resp.Body.Close()
+		resp.Body = io.NopCloser(io.MultiReader(strings.NewReader(`{"leaseId"`), broken{}))
+	case l.alter != nil:
+		l.alter(resp)
+	}
+	return resp, nil
+}
+
+type broken struct{}
+
+func (broken) Read([]byte) (int, error) { return 0, io.ErrUnexpectedEOF }
+
+// TestX402RenterTicks: our renter and our provider meet over x402. Each tick is metered, charged what its record adds and
+// checked; after settling, the provider has exactly what the renter's books say.
+func TestX402RenterTicks(t *testing.T) {
+	n := newTenant(t, newPayRig(t))
+	var last X402Tick
+	for i := range 6 {
+		tick := n.tick()
+		if c := n.slate().Charged; tick.Record.Owed != c || tick.Charged.IsZero() || tick.Charged.Uint64() >= testMost {
+			t.Fatalf("tick %d: %s charged in all, %+v", i, c.Dec(), tick)
+		}
+		if len(tick.Devices) != 1 || tick.State != string(leaseActive) || (i > 0 && tick.Lease != last.Lease) {
+			t.Errorf("tick %d: %+v", i, tick)
+		}
+		last = tick
+	}
+	n.agrees()
+	if kept, err := n.x.Records(t.Context(), last.Channel); err != nil || len(kept) != 6 || kept[5].Owed != last.Record.Owed {
+		t.Errorf("%d records, %v", len(kept), err)
+	}
+	if err := n.provider.Settle(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	got, c := n.chain.Tokens(t, n.config.Key.Address()), n.only()
+	if got < c.Charged.Uint64() || got > c.Signed.Uint64() {
+		t.Errorf("the provider has %d tokens, %s were charged, %s signed", got, c.Charged.Dec(), c.Signed.Dec())
+	}
+	n.tick()
+	n.agrees()
+	if got := n.chain.Tokens(t, n.key.Address()); got != tenantPurse-n.only().Deposit.Uint64() {
+		t.Errorf("the renter has %d tokens", got)
+	}
+}
+
+func (n *tenant) only() *X402Channel {
+	n.Helper()
+	all, err := n.x.Channels(n.Context())
+	if err != nil || len(all) != 1 {
+		n.Fatalf("%+v, %v", all, err)
+	}
+	return &all[0]
+}
+
+// TestX402RenterLosesAnswers: an answer that does not come, one that breaks off, and a crash behind either, cost nothing:
+// the same payment gets the same answer, and no record is missed.
+func TestX402RenterLosesAnswers(t *testing.T) {
+	n := newTenant(t, newPayRig(t))
+	n.tick()
+	for _, row := range []struct {
+		name       string
+		cut, short int
+		crash      bool
+	}{
+		{"answer cut", 1, 0, false},
+		{"answer cut twice", 2, 0, false},
+		{"every answer cut", 3, 0, false},
+		{"every answer cut, then a crash", 3, 0, true},
+		{"body cut", 0, 1, false},
+		{"body cut, then a crash", 0, 1, true},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			before := n.slate()
+			n.line.cut, n.line.short, n.line.paid = row.cut, row.short, nil
+			tick, err := n.rental.Tick(t.Context())
+			if (err != nil) != (row.cut > lostTries || row.short > 0) || (err != nil && !errors.Is(err, ErrGone)) {
+				t.Fatal(err)
+			}
+			if row.crash {
+				n.open()
+			}
+			if err != nil {
+				tick = n.tick()
+			}
+			for _, p := range n.line.paid {
+				if p != n.line.paid[0] {
+					t.Error("another payment was made for the same tick")
+				}
+			}
+			seen := before.Ticking.Checker.Sequence // and one more if it was suspended in between
+			if s := tick.Record.Sequence; s <= seen || s > seen+2 || tick.Charged.IsZero() {
+				t.Errorf("record %d behind %d", s, seen)
+			}
+			n.agrees()
+		})
+	}
+}
+
+// TestX402RenterForgets: a renter without its database goes on with its channel and its lease, and one that was away for
+// longer than the provider waits pays what was metered meanwhile, and no more.
+func TestX402RenterForgets(t *testing.T) {
+	n := newTenant(t, newPayRig(t))
+	n.tick()
+	before := n.tick()
+	n.database = filepath.Join(t.TempDir(), "new.db")
+	n.open()
+	after := n.tick()
+	for after.Record.Sequence <= before.Record.Sequence { // copies of what was answered before
+		after = n.tick()
+	}
+	if after.Channel != before.Channel || after.Charged.Uint64() >= testMost {
+		t.Errorf("%+v after %+v", after, before)
+	}
+	n.agrees()
+	if n.only().Deposit.Uint64() != n.view(after.Channel) {
+		t.Errorf("deposited anew: %s", n.only().Deposit.Dec())
+	}
+	time.Sleep(3 * testSlack)
+	away := n.tick()
+	if away.Lease == after.Lease && away.Record.Sequence <= after.Record.Sequence+1 {
+		t.Logf("it was not suspended")
+	}
+	n.agrees()
+	n.tick()
+	n.agrees()
+}
+
+func (n *tenant) view(id common.Hash) uint64 {
+	n.Helper()
+	s, err := n.contract.State(n.Context(), id)
+	if err != nil {
+		n.Fatal(err)
+	}
+	return s.View.Deposit.Uint64()
+}
+
+// TestX402RenterAtOnce: requests at once through one client take turns, and all are answered.
+func TestX402RenterAtOnce(t *testing.T) {
+	n := newTenant(t, newPayRig(t))
+	var wait sync.WaitGroup
+	for range 5 {
+		wait.Go(func() {
+			resp, err := n.x.Client().Get(n.server.URL + "/tick")
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer resp.Body.Close()
+			if body, err := io.ReadAll(resp.Body); err != nil || resp.StatusCode != http.StatusOK {
+				t.Errorf("%s %s %v", resp.Status, body, err)
+			}
+		})
+	}
+	wait.Wait()
+	n.agrees()
+}
+
+// frozen is a clock on which no time passes.
+type frozen struct {
+	metering.Clock
+	at metering.Instant
+}
+
+func (f frozen) Now() metering.Instant { return f.at }
+func (f frozen) BootID() string        { return "frozen" }
+
+// TestX402RenterCatchesProviders: a tick that does not hold is kept as evidence, and nothing more is paid.
+func TestX402RenterCatchesProviders(t *testing.T) {
+	r := newPayRig(t)
+	rewrite := func(change func(*x402Tick)) func(*http.Response) {
+		return func(resp *http.Response) {
+			var tick x402Tick
+			body, err := io.ReadAll(resp.Body)
+			if err != nil || json.Unmarshal(body, &tick) != nil {
+				t.Errorf("%s: %v", body, err)
+			}
+			change(&tick)
+			if body, err = json.Marshal(tick); err != nil {
+				t.Error(err)
+			}
+			resp.Body = io.NopCloser(bytes.NewReader(body))
+		}
+	}
+	for _, row := range []struct {
+		name  string
+		want  error
+		clock metering.Clock
+		alter func(*http.Response)
+	}{
+		{"charged without a record", ErrGarbage, nil, rewrite(func(k *x402Tick) { k.Record = nil })},
+		{"no answer at all", ErrGarbage, nil, func(resp *http.Response) { resp.Body = http.NoBody }},
+		{"an endless answer", ErrGarbage, nil, func(resp *http.Response) { resp.Body = io.NopCloser(&endless{}) }},
+		{"record of another lease", ErrGarbage, nil, rewrite(func(k *x402Tick) { k.LeaseID[0]++ })},
+		{"record of another channel", ErrGarbage, nil, rewrite(func(k *x402Tick) { k.ChannelID[0]++ })},
+		{"record that was changed", metering.ErrSignature, nil, rewrite(func(k *x402Tick) { k.Record.Nanos++ })},
+		{"another offer", ErrOffer, nil, rewrite(func(k *x402Tick) { k.OfferHash[0]++ })},
+		{"more devices than were paid", metering.ErrDevices, nil, rewrite(func(k *x402Tick) { k.Devices = append(k.Devices, "GPU-x") })},
+		{"another device than was metered", metering.ErrDevices, nil, rewrite(func(k *x402Tick) { k.Devices[0] = "GPU-x" })},
+		{"a body that says another charge", ErrOvercharged, nil, rewrite(func(k *x402Tick) { k.Charged.AddUint64(&k.Charged.Int, 1) })},
+		{"a receipt over more than the record", ErrOvercharged, nil, func(resp *http.Response) {
+			receipt, err := x402.ParseSettleResponse(resp.Header)
+			if err != nil {
+				t.Error(err)
+			}
+			for _, a := range []*wire.Amount{receipt.ChargedAmount, receipt.ChannelState.ChargedCumulativeAmount} {
+				a.Add(&a.Int, uint256.NewInt(50))
+			}
+			if err := receipt.Set(resp.Header); err != nil {
+				t.Error(err)
+			}
+		}},
+		{"more time than passed", metering.ErrClock, frozen{}, nil},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			n := newTenant(t, r)
+			n.line.alter = row.alter
+			if row.clock != nil {
+				n.clock = row.clock
+				n.open()
+			}
+			var d *Dispute
+			if _, err := n.rental.Tick(t.Context()); !errors.Is(err, row.want) || !errors.As(err, &d) {
+				t.Fatalf("%v, want %v", err, row.want)
+			}
+			paid := len(n.line.paid)
+			n.open()
+			if _, err := n.rental.Tick(t.Context()); !errors.As(err, &d) || len(n.line.paid) != paid {
+				t.Errorf("afterwards: %v, %d payments", err, len(n.line.paid)-paid)
+			}
+			kept, err := n.x.r.Evidence(t.Context(), n.slate().ID)
+			if records, err2 := n.x.Records(t.Context(), n.slate().ID); len(kept) != 1 || len(records) != 0 || err != nil || err2 != nil {
+				t.Errorf("%d pieces of evidence, %d records, %v", len(kept), len(records), errors.Join(err, err2))
+			}
+			if release(n) != nil {
+				t.Error("the GPU is not free again")
+			}
+		})
+	}
+}
+
+// release ends a tenant's lease, so that the next one has a GPU.
+func release(n *tenant) error {
+	return n.provider.x402.endNewest(n.Context(), n.slate().ID, "the test is over")
+}
+
+// TestX402RenterLeavesProvider: the provider is gone; the money comes back from the contract, all that was not claimed.
+func TestX402RenterLeavesProvider(t *testing.T) {
+	n := newTenant(t, newPayRig(t, func(c *ProviderConfig) { c.X402.WithdrawDelay = 15 * time.Minute }))
+	n.tick()
+	if err := n.provider.Settle(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	claimed := n.only().Charged.Uint64()
+	n.shut()
+	n.chain.RPC(t, nil, "anvil_setBalance", n.key.Address(), "0xde0b6b3a7640000")
+	done := make(chan error, 1)
+	var refund X402Refund
+	id := n.only().ID
+	go func() {
+		var err error
+		refund, err = n.x.Leave(t.Context(), id)
+		done <- err
+	}()
+	for s, err := n.contract.State(t.Context(), id); err != nil || s.View.CloseRequestedAt == 0; s, err = n.contract.State(t.Context(), id) {
+		time.Sleep(5 * time.Millisecond)
+	}
+	n.chain.AdvanceTime(t, 15*time.Minute)
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if got := n.chain.Tokens(t, n.key.Address()); got != tenantPurse-claimed || refund.Left.Uint64() != 0 {
+		t.Errorf("%d tokens after %d were claimed, %+v", got, claimed, refund)
+	}
+}
+
+// TestX402RenterRefunds: a part and then all comes back, the lease ends, every base unit is where both books say, and the
+// channel is used on.
+func TestX402RenterRefunds(t *testing.T) {
+	n := newTenant(t, newPayRig(t))
+	n.tick()
+	n.tick()
+	part, err := n.x.Refund(t.Context(), n.server.URL+"/tick", "0.0001")
+	if err != nil || part.Amount.Uint64() != 100 || part.Transaction == (common.Hash{}) {
+		t.Fatalf("a part: %+v, %v", part, err)
+	}
+	first := n.tick()
+	if _, err := n.rental.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	c := n.only()
+	state, err := n.provider.x402.book.State(t.Context(), c.ID)
+	if err != nil || state.Spent != c.Charged || c.Deposit != c.Charged {
+		t.Errorf("the provider has %s, we %+v, %v", state.Spent.Dec(), c, err)
+	}
+	if got := n.chain.Tokens(t, n.key.Address()); got != tenantPurse-c.Charged.Uint64() {
+		t.Errorf("the renter has %d tokens, %s were charged", got, c.Charged.Dec())
+	}
+	again := n.tick()
+	if again.Channel != first.Channel || again.Lease == first.Lease {
+		t.Errorf("after a refund: %+v", again)
+	}
+	if _, err := n.rental.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.provider.Settle(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	total := n.only().Charged.Uint64()
+	if payer, payee := n.chain.Tokens(t, n.key.Address()), n.chain.Tokens(t, n.config.Key.Address()); payer != tenantPurse-total || payee != total {
+		t.Errorf("the renter has %d, the provider %d, %d were charged", payer, payee, total)
+	}
+}
+
+// TestX402RenterRuns: ticks go on until they are told to stop, and over a provider that was restarted.
+func TestX402RenterRuns(t *testing.T) {
+	n := newTenant(t, newPayRig(t))
+	ctx, cancel := context.WithCancel(t.Context())
+	seen := 0
+	err := n.rental.Run(ctx, func(X402Tick) {
+		if seen++; seen == 4 {
+			cancel()
+		}
+	})
+	if err != nil || seen != 4 || n.slate().Tick != nil {
+		t.Errorf("%d ticks, %v", seen, err)
+	}
+	n.agrees()
+}
