@@ -154,7 +154,7 @@ func (p *Provider) topUp(r *request, payload *wire.Payload) (channel.State, erro
 		return channel.State{}, err
 	}
 	defer leave.leave()
-	s, err := p.payee.State(ctx, payload.ChannelID)
+	s, err := p.session(ctx, payload.ChannelID)
 	if err != nil {
 		return s, err
 	}

@@ -171,7 +171,7 @@ func (p *Provider) actVoucher(w http.ResponseWriter, r *request) error {
 			return err // nothing of a merged credential counts if its deposit failed
 		}
 	}
-	s, err := p.payee.State(r.Context(), payload.ChannelID)
+	s, err := p.session(r.Context(), payload.ChannelID)
 	if err != nil {
 		return err
 	}
@@ -220,7 +220,7 @@ func (p *Provider) actTopUp(w http.ResponseWriter, r *request) error {
 // actRelease ends the lease and answers with its final record. The channel
 // stays open, so that what the record states can be paid exactly.
 func (p *Provider) actRelease(w http.ResponseWriter, r *request) error {
-	s, err := p.payee.State(r.Context(), r.cred.Payload.ChannelID)
+	s, err := p.session(r.Context(), r.cred.Payload.ChannelID)
 	if err != nil {
 		return err
 	}
@@ -253,7 +253,7 @@ func (p *Provider) actRelease(w http.ResponseWriter, r *request) error {
 // refunds the rest, all in one transaction.
 func (p *Provider) actClose(w http.ResponseWriter, r *request) error {
 	payload := &r.cred.Payload
-	s, err := p.payee.State(r.Context(), payload.ChannelID)
+	s, err := p.session(r.Context(), payload.ChannelID)
 	if err != nil {
 		return err
 	}
@@ -367,6 +367,16 @@ func (p *Provider) join(r *request, s channel.State) (*lease, string, error) {
 func (p *Provider) renewSecret(ctx context.Context, l *lease) (string, error) {
 	secret := randomHash().Hex()[2:]
 	return secret, p.store.setSecret(ctx, l.id, hashSecret(secret))
+}
+
+// session is a channel of this protocol: those of another one are not ours to
+// act on here, though the store has them, too.
+func (p *Provider) session(ctx context.Context, id common.Hash) (channel.State, error) {
+	s, err := p.payee.State(ctx, id)
+	if err == nil && p.payee.Domain.Holds(s.Terms) != nil {
+		return channel.State{}, fmt.Errorf("channel %s: %w: it is one of another protocol", id, channel.ErrUnknown)
+	}
+	return s, err
 }
 
 // acknowledge answers with a receipt, and with body as JSON if there is one.

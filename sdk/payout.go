@@ -36,6 +36,14 @@ func (s *Settler) expect(p purse) {
 	s.payouts.waiting[p] = true
 }
 
+// recall has all purses looked into with the next settlement, as at the start: another process may have had a part of one
+// set aside.
+func (s *Settler) recall() {
+	s.payouts.mu.Lock()
+	defer s.payouts.mu.Unlock()
+	s.payouts.loaded = false
+}
+
 // payWaiting fetches what a payout that failed, or never came, left behind. Nothing is lost while it waits.
 func (s *Settler) payWaiting(ctx context.Context) error {
 	waiting, err := s.purses(ctx)

@@ -210,6 +210,9 @@ func (r *replicas) serve(ctx context.Context, c *crew, s leaseStore) error {
 	if err = errors.Join(err, failed); err != nil || !asked {
 		return err
 	}
+	for _, t := range c.tills {
+		t.settler.recall()
+	}
 	err = c.settle(ctx)
 	if ctx.Err() != nil {
 		return err // the next leader does it

@@ -55,6 +55,11 @@ func TestTicksFromDepositToPayout(t *testing.T) {
 		}
 		last = tick
 	}
+	told := b.charged
+	b.idle()
+	if b.charged < told {
+		t.Errorf("told %d, charged %d", told, b.charged)
+	}
 	if err := r.provider.Settle(t.Context()); err != nil {
 		t.Fatal(err)
 	}

@@ -93,8 +93,7 @@ func TestStrangerWithASettledVoucher(t *testing.T) {
 	r := newPayRig(t)
 	b := r.buyer("/tick")
 	b.open(100_000)
-	r.provider.endSoon(r.provider.running(b.terms.ID()), "the test wants it settled")
-	eventually(t, "the lease ends", func() bool { return r.provider.running(b.terms.ID()) == nil })
+	b.idle()
 	large := b.voucher(b.charged + 5000).Voucher() // of a request with a higher ceiling
 	if _, err := r.provider.x402.book.Accept(t.Context(), large); err != nil {
 		t.Fatal(err)
@@ -137,8 +136,7 @@ func TestStrangerWithASettledVoucher(t *testing.T) {
 	b.again()
 
 	// As a refund: what was charged is made what the voucher is over.
-	r.provider.endSoon(r.provider.running(b.terms.ID()), "the test goes on")
-	eventually(t, "the lease ends", func() bool { return r.provider.running(b.terms.ID()) == nil })
+	b.idle()
 	spend(t, r, b, public)
 	theft := stolen()
 	theft.Payload.Type = x402.TypeRefund

@@ -2,6 +2,7 @@ package sdk
 
 import (
 	"context"
+	"crypto/ecdsa"
 	"encoding/json"
 	"io"
 	"log/slog"
@@ -55,16 +56,20 @@ func newPayRig(t *testing.T, change ...func(*ProviderConfig)) *payRig {
 	return payRigOn(t, net, change...)
 }
 
-func payRigOn(t *testing.T, net *chaintest.Chain, change ...func(*ProviderConfig)) *payRig {
-	t.Helper()
-	r := &payRig{T: t, chain: net, config: ProviderConfig{
-		RPC: net.URL, Escrow: net.Escrow, Token: net.Token, Key: channel.NewKey(net.Keys[0]), X402: &X402Config{Window: testWindow, Slack: testSlack},
-		Database: filepath.Join(t.TempDir(), "provider.db"), PricePerGPUHour: hour, Source: sim.New(2, sim.Options{}),
+func payConfig(t *testing.T, key *channel.Key, url, escrow, token, database string) ProviderConfig {
+	return ProviderConfig{
+		RPC: url, Escrow: common.HexToAddress(escrow), Token: common.HexToAddress(token), Key: key, X402: &X402Config{Window: testWindow, Slack: testSlack},
+		Database: database, PricePerGPUHour: hour, Source: sim.New(2, sim.Options{}),
 		Credit: 2 * time.Second, Tick: 20 * time.Millisecond, MaxGap: 10 * time.Second, RecordEvery: 50 * time.Millisecond,
 		SuspendTimeout: time.Minute, MinDeposit: "0.01", MinGrace: time.Minute, ClockTolerance: 24 * time.Hour, OpenTimeout: 20 * time.Second, Poll: 50 * time.Millisecond,
 		Settlement: SettlementPolicy{Interval: time.Hour},
 		Log:        slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelWarn})),
-	}}
+	}
+}
+
+func payRigOn(t *testing.T, net *chaintest.Chain, change ...func(*ProviderConfig)) *payRig {
+	t.Helper()
+	r := &payRig{T: t, chain: net, config: payConfig(t, channel.NewKey(net.Keys[0]), net.URL, net.Escrow.Hex(), net.Token.Hex(), filepath.Join(t.TempDir(), "provider.db"))}
 	if strings.Contains(t.Name(), onPostgres) {
 		r.config.Database = pgtest.URL(t)
 	}
@@ -121,6 +126,7 @@ func (r *payRig) restart() {
 type buyer struct {
 	*payRig
 	key     *channel.Key
+	private *ecdsa.PrivateKey
 	path    string
 	terms   channel.Terms
 	charged uint64 // as the receipts say
@@ -136,7 +142,7 @@ func (r *payRig) buyer(path string) *buyer {
 	}
 	key := channel.NewKey(private)
 	r.chain.Mint(r, key.Address(), 1_000_000)
-	b := &buyer{payRig: r, key: key, path: path}
+	b := &buyer{payRig: r, key: key, private: private, path: path}
 	b.terms = b.accept().terms(key.Address())
 	return b
 }
@@ -359,6 +365,15 @@ func (b *buyer) kept() channel.State {
 		b.Fatal(err)
 	}
 	return s
+}
+
+// idle ends the channel's lease and takes over what it was charged.
+func (b *buyer) idle() {
+	b.Helper()
+	b.provider.endSoon(b.provider.running(b.terms.ID()), "the test wants it idle")
+	eventually(b.T, "the lease ends", func() bool { return b.provider.running(b.terms.ID()) == nil })
+	kept := b.kept()
+	b.charged = kept.Spent.Uint64()
 }
 
 func (b *buyer) receives(want uint64) {
