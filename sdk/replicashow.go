@@ -263,7 +263,13 @@ func (p *Provider) begun(ctx context.Context, id common.Hash) bool {
 // endLease ends the lease that runs on a channel, wherever it does.
 func (p *Provider) endLease(ctx context.Context, id common.Hash, row *leaseRow, reason string) error {
 	if l := p.running(id); l != nil {
-		return l.end(ctx, stopRequest{reason: reason})
+		if err := l.end(ctx, stopRequest{reason: reason}); err != nil || l.state() == leaseEnded {
+			return err
+		}
+		if !l.lost.Load() {
+			return wire.Unavailable.With("the provider stops and lease %s goes on: try again", l.id)
+		}
+		// It was let go while it was asked: it goes on at another gateway.
 	}
 	if p.replicas == nil || row == nil || row.State == string(leaseEnded) {
 		return nil
