@@ -1,6 +1,7 @@
 package sdk
 
 import (
+	"encoding/json"
 	"errors"
 	"log/slog"
 	"net/http"
@@ -341,6 +342,38 @@ func TestReleaseWithoutTheNode(t *testing.T) {
 		time.Sleep(20 * time.Millisecond)
 	}
 	r.open(2, 100_000, "?gpus=2").record()
+}
+
+// TestLastRecordsInManyAnswers: a lease that ends while much of it is not delivered
+// ends when all of it is.
+func TestLastRecordsInManyAnswers(t *testing.T) {
+	o := newOutpost(t)
+	r := newRig(t, o.link, func(c *ProviderConfig) { c.Log = slog.New(slog.DiscardHandler) })
+	lease := r.open(1, 500_000, "")
+	id := lease.lease.LeaseID
+	first := lease.record()
+	o.set(true, nil)
+	for deadline := time.Now().Add(60 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		if row, _ := o.spooled(id); uint64(row.Sequence) > first.Sequence+8 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the node makes no records")
+		}
+	}
+	o.set(false, func(path string, answer []byte) []byte {
+		var l nodeLease
+		if !strings.HasSuffix(path, "/sync") || json.Unmarshal(answer, &l) != nil || len(l.Records) == 0 {
+			return answer
+		}
+		l.Records = l.Records[:1]
+		raw, _ := json.Marshal(l)
+		return raw
+	})
+	if final := lease.release(); !final.Final {
+		t.Errorf("%+v is not final", final.Record)
+	}
+	o.same(r, id)
 }
 
 // TestLeaseThatItsGatewayForgot: a gateway that was killed while a lease began has
