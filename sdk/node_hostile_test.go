@@ -22,7 +22,6 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
-	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -474,47 +473,4 @@ func TestVoucheredNeverFalls(t *testing.T) {
 	if got := o.accepted(id); got != 700 || v.accepted.Uint64() != 700 {
 		t.Errorf("the spool says %d, the lease %s; want 700", got, v.accepted.Dec())
 	}
-}
-
-// FuzzNode gives a node whatever a gateway could send that holds the secret. It
-// never fails by an error of its own.
-func FuzzNode(f *testing.F) {
-	key := testKey(f)
-	n, err := NewNode(f.Context(), NodeConfig{Name: "n", Secret: nodeSecret, MeterKey: key, Database: filepath.Join(f.TempDir(), "spool.db"),
-		Source: sim.New(1, sim.Options{}), Log: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		f.Fatal(err)
-	}
-	f.Cleanup(func() { n.Close() })
-	offer, err := wire.SignOffer(f.Context(), key, wire.Offer{Version: 1, ChainID: 1, Payee: wire.Address(key.Address()), Meter: wire.Address(key.Address()),
-		Amount: wireAmount(1), Unit: "gpu_second", Credit: 1, Tick: 1000, MaxGap: 3000, RecordEvery: 5000})
-	if err != nil {
-		f.Fatal(err)
-	}
-	start, err := json.Marshal(nodeStart{LeaseID: common.Hash{1}, Offer: offer.Document, GPUs: 1, OwedBefore: wireAmount(0), nodeMoney: moneyOf(uint256.Int{}, uint256.Int{}),
-		Terms: channel.Terms{ChainID: 1, Escrow: common.Address{1}, Payer: common.Address{2}, Payee: key.Address(), Token: common.Address{3}}})
-	if err != nil {
-		f.Fatal(err)
-	}
-	id := common.Hash{1}.Hex()
-	f.Add("/leases", start)
-	f.Add("/leases/"+id+"/sync", []byte(`{"accepted":"1","deposit":"2","after":0}`))
-	f.Add("/leases/"+id+"/sync", []byte(`{"accepted":"1","deposit":"2","after":18446744073709551615}`))
-	f.Add("/leases/"+id+"/end", []byte(`{"reason":"x","closed":true}`))
-	f.Fuzz(func(t *testing.T, path string, body []byte) {
-		req, err := http.NewRequest("POST", "http://n"+path, bytes.NewReader(body))
-		if err != nil || !strings.HasPrefix(path, "/") || req.URL.Host != "n" {
-			return
-		}
-		n.gate.key.sign(req, body, time.Now())
-		w := httptest.NewRecorder()
-		n.ServeHTTP(w, req)
-		if w.Code == http.StatusInternalServerError {
-			t.Fatalf("%s %q: %s", path, body, w.Body)
-		}
-		var l nodeLease
-		if w.Code == http.StatusOK && parseNode(w.Body.Bytes(), &l) != nil {
-			t.Fatalf("its answer does not parse: %s", w.Body)
-		}
-	})
 }

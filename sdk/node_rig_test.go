@@ -1,0 +1,169 @@
+package sdk
+
+import (
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/ethereum/go-ethereum/crypto"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/metering/sim"
+)
+
+// nodeCredit is the most that a lease of the tests may owe beyond what is
+// vouchered: the credit, and one reading of each device that came late.
+func nodeCredit(gpus uint64) uint64 { return 2000 + gpus*500 }
+
+const nodeSecret = "a secret of the tests, and of no use elsewhere"
+
+// outpost is a node behind a network that can be cut, and that can be told to lie.
+type outpost struct {
+	*testing.T
+	config NodeConfig
+	node   *Node
+	server *httptest.Server
+
+	chainID uint64 // of the records that it forges
+	escrow  common.Address
+
+	mu  sync.Mutex
+	cut bool
+	lie func(path string, answer []byte) []byte
+}
+
+func newOutpost(t *testing.T) *outpost {
+	t.Helper()
+	private, err := crypto.GenerateKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := &outpost{T: t, config: NodeConfig{
+		Name: "north", Secret: nodeSecret, MeterKey: channel.NewKey(private), Source: sim.New(2, sim.Options{}),
+		Database: filepath.Join(t.TempDir(), "spool.db"), SuspendTimeout: time.Minute,
+		Log: slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelWarn})),
+	}}
+	o.start()
+	o.server = httptest.NewServer(o)
+	t.Cleanup(func() { o.server.Close(); o.stop() })
+	return o
+}
+
+func (o *outpost) start() {
+	o.Helper()
+	n, err := NewNode(o.Context(), o.config)
+	if err != nil {
+		o.Fatal(err)
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.node = n
+}
+
+// stop ends the node as a signal would; its leases are kept.
+func (o *outpost) stop() {
+	o.mu.Lock()
+	n := o.node
+	o.node = nil
+	o.mu.Unlock()
+	if n == nil {
+		return
+	}
+	if err := n.Close(); err != nil {
+		o.Error(err)
+	}
+}
+
+func (o *outpost) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	o.mu.Lock()
+	n, cut, lie := o.node, o.cut, o.lie
+	o.mu.Unlock()
+	if n == nil || cut {
+		panic(http.ErrAbortHandler)
+	}
+	if lie == nil {
+		n.ServeHTTP(w, r)
+		return
+	}
+	answer := httptest.NewRecorder()
+	n.ServeHTTP(answer, r)
+	body := answer.Body.Bytes()
+	if answer.Code == http.StatusOK {
+		body = lie(r.URL.Path, body)
+	}
+	for name, values := range answer.Header() {
+		w.Header()[name] = values
+	}
+	w.Header().Set(headerNodeMAC, n.gate.key.answer(r.Header.Get(headerNodeMAC), answer.Code, body)) // who lies has the secret
+	w.WriteHeader(answer.Code)
+	_, _ = w.Write(body)
+}
+
+func (o *outpost) set(cut bool, lie func(string, []byte) []byte) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.cut, o.lie = cut, lie
+}
+
+// link has a provider's devices metered by the node.
+func (o *outpost) link(c *ProviderConfig) {
+	c.Source, c.Meter = nil, o.config.MeterKey.Address()
+	c.Nodes = []NodeLink{{Name: "north", URL: o.server.URL, Secret: nodeSecret}}
+	c.CallTimeout = 3 * time.Second
+}
+
+// spooled is a lease as the node's disk has it.
+func (o *outpost) spooled(id common.Hash) (leaseRow, []metering.SignedRecord) {
+	o.Helper()
+	row, err := o.node.store.byID(o.Context(), id.Hex())
+	if err != nil {
+		o.Fatal(err)
+	}
+	records, err := o.node.store.records(o.Context(), id, 0, 10_000)
+	if err != nil {
+		o.Fatal(err)
+	}
+	return row, records
+}
+
+// wait is until the node has a lease in a state.
+func (o *outpost) wait(id common.Hash, state leaseState) leaseRow {
+	o.Helper()
+	for deadline := time.Now().Add(60 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		row, _ := o.spooled(id)
+		if row.State == string(state) {
+			return row
+		}
+		if time.Now().After(deadline) {
+			o.Fatalf("lease %s is %s at its node, want %s", id, row.State, state)
+		}
+	}
+}
+
+// same makes sure that gateway and node have one chain of records, and that the
+// channel is charged what the last one says.
+func (o *outpost) same(r *rig, id common.Hash) []metering.SignedRecord {
+	o.Helper()
+	_, there := o.spooled(id)
+	here, err := r.provider.store.records(o.Context(), id, 0, 10_000)
+	if err != nil || len(here) == 0 || len(here) != len(there) {
+		o.Fatalf("the gateway has %d records, the node %d (%v)", len(here), len(there), err)
+	}
+	for i := range here {
+		if here[i].Record != there[i].Record || here[i].Sequence != uint64(i+1) {
+			o.Fatalf("record %d: %+v at the gateway, %+v at the node", i+1, here[i].Record, there[i].Record)
+		}
+	}
+	last := here[len(here)-1]
+	s, err := r.provider.payee.State(o.Context(), last.ChannelID)
+	if err != nil || s.Spent != last.Owed {
+		o.Fatalf("charged %s, the last record says %s (%v)", s.Spent.Dec(), last.Owed.Dec(), err)
+	}
+	return here
+}
