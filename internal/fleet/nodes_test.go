@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -187,6 +188,21 @@ func (b *books) until(r *renter, what string, ok func(state string, records []me
 	}
 }
 
+// hears waits until a node knows what is vouchered.
+func (b *books) hears(r *renter, amount uint64) {
+	b.Helper()
+	for deadline := time.Now().Add(60 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		var accepted string
+		err := b.db.Get(&accepted, `SELECT accepted FROM spool JOIN leases ON leases.id = spool.lease WHERE leases.channel = ?`, r.terms.ID().Hex())
+		if err == nil && accepted == strconv.FormatUint(amount, 10) {
+			return
+		}
+		if time.Now().After(deadline) {
+			b.Fatalf("the node believes that %s is vouchered, not %d (%v)", accepted, amount, err)
+		}
+	}
+}
+
 func in(want string) func(string, []metering.SignedRecord) bool {
 	return func(state string, _ []metering.SignedRecord) bool { return state == want }
 }
@@ -240,11 +256,14 @@ func TestNodeApartFromItsGateway(t *testing.T) {
 		return func(_ string, records []metering.SignedRecord) bool { return len(records) > n }
 	}
 
-	before := here.until(r, "records reach the gateway", some(1))
+	const ahead = 8000
+	pay(ahead)
+	there.hears(r, ahead)
+	before := here.until(r, "records reach the gateway", some(0))
 	g.kill()
 	alone := there.until(r, "the node suspends without a gateway", in("suspended"))
-	if len(alone) <= len(before) || owed(alone) > credit+late {
-		t.Fatalf("without a gateway the node went from record %d to %d and to %d base units; nothing was paid, the credit is %d", len(before), len(alone), owed(alone), credit)
+	if len(alone) <= len(before) || owed(alone) > ahead+credit+late {
+		t.Fatalf("without a gateway the node went from record %d to %d and to %d base units; %d was paid, the credit is %d", len(before), len(alone), owed(alone), ahead, credit)
 	}
 	g.start()
 	g.ready()
