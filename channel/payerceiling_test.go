@@ -115,6 +115,18 @@ func TestCeilingBudgetCountsTheHighest(t *testing.T) {
 	}
 }
 
+// TestLoweredCapsLetLowerCeilingsThrough: what was signed for is lost to the caps already; a ceiling below it costs nothing.
+func TestLoweredCapsLetLowerCeilingsThrough(t *testing.T) {
+	p, _, id := newCeilingPayer(t)
+	pay(t, p, id, 500)
+	p.Caps = channel.Caps{PerChannel: units(100), PerPayee: units(100), PerDay: units(100)}
+	pay(t, p, id, 400)
+	var capped *channel.CapError
+	if _, err := p.Pay(context.Background(), id, units(501)); !errors.As(err, &capped) {
+		t.Errorf("over the cap: %v", err)
+	}
+}
+
 // TestCeilingSignedButNotKept: a crash between the key and the disk leaves the amount reserved. A lower ceiling then
 // costs nothing more, does not pass for the lost one, and the lost one can be had again.
 func TestCeilingSignedButNotKept(t *testing.T) {

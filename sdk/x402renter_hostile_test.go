@@ -57,6 +57,13 @@ func TestX402RenterRefusesOffers(t *testing.T) {
 			t.Errorf("%v, %d payments", err, len(s.paid))
 		}
 	})
+	t.Run("minimum deposit over what we said", func(t *testing.T) {
+		s := newStall(t, m)
+		x := s.client(stallCaps, X402Options{MaxPrice: "0.001", Deposit: "0.009999"})
+		if _, err := s.get(x); !errors.Is(err, ErrDeposit) || len(s.paid) != 0 {
+			t.Errorf("%v, %d payments", err, len(s.paid))
+		}
+	})
 	t.Run("another contract at the escrow's address", func(t *testing.T) {
 		s := newStall(t, m)
 		var snapshot string
@@ -142,6 +149,15 @@ func TestX402RenterCatchesServers(t *testing.T) {
 			s.correct(w, uint64(len(s.paid)-1), s.newest)
 			return true
 		}, nil},
+		{"correction to what is known", nil, 1, 1500, 500, func(s *stall, w http.ResponseWriter, p x402.PaymentPayload) bool {
+			s.correct(w, s.base, s.newest)
+			return true
+		}, nil},
+		{"correction to less than was claimed", nil, 1, 1500, 500, func(s *stall, w http.ResponseWriter, p x402.PaymentPayload) bool {
+			s.claim(p.Payload.Config.Terms(p.Accepted.Network))
+			s.correct(w, s.base-1, s.newest)
+			return true
+		}, nil},
 		{"endless first 402", nil, 1, 1500, 500, func(s *stall, w http.ResponseWriter, p x402.PaymentPayload) bool {
 			s.refuse(w, x402.FirstError, s.offer)
 			return true
@@ -210,6 +226,19 @@ func TestX402RenterCatchesServers(t *testing.T) {
 			}
 		})
 	}
+}
+
+// claim claims all that the stall charged.
+func (s *stall) claim(terms channel.Terms) {
+	voucher := s.newest.Voucher()
+	call, err := s.contract.SettlementCall([]channel.State{{
+		ID: terms.ID(), Terms: terms, Deposit: *uint256.NewInt(stallDeposit), Accepted: voucher.Cumulative, Spent: *uint256.NewInt(s.base), Signature: voucher.Signature,
+	}})
+	if err != nil {
+		s.Error(err)
+	}
+	s.RPC(s.T, nil, "anvil_setBalance", terms.Payee, "0xde0b6b3a7640000")
+	s.Transact(s.T, s.key, call.To, call.Data)
 }
 
 func ptr[T any](v T) *T { return &v }
@@ -337,6 +366,9 @@ func TestX402PendingWithdrawalIsNotPaidInto(t *testing.T) {
 	s.get(x)
 	if _, err := s.get(x); !errors.Is(err, channel.ErrClosing) {
 		t.Errorf("%v, want %v", err, channel.ErrClosing)
+	}
+	if kept, err := x.slates().load(t.Context(), s.only(x).ID); err != nil || kept.Deposit != nil {
+		t.Errorf("a deposit was signed: %+v, %v", kept, err)
 	}
 	if len(s.paid) != paid+2 || s.Tokens(t, s.payerAddress()) != thousand-stallDeposit {
 		t.Errorf("%d payments, and a deposit", len(s.paid)-paid)

@@ -2,6 +2,7 @@ package sdk
 
 import (
 	"context"
+	"crypto/ecdsa"
 	"io"
 	"log/slog"
 	"net/http"
@@ -27,6 +28,7 @@ type stall struct {
 	*testing.T
 	*market
 	contract *chain.BatchSettlement
+	key      *ecdsa.PrivateKey
 	server   *httptest.Server
 	offer    x402.Requirements
 	database string
@@ -54,11 +56,10 @@ func newStall(t *testing.T, m *market) *stall {
 	if s.contract, err = chain.NewBatchSettlement(t.Context(), m.Backend); err != nil {
 		t.Fatal(err)
 	}
-	key, err := crypto.GenerateKey() // each stall is somebody else, so that its channels are its own
-	if err != nil {
+	if s.key, err = crypto.GenerateKey(); err != nil { // each stall is somebody else, so that its channels are its own
 		t.Fatal(err)
 	}
-	payee := wire.Address(crypto.PubkeyToAddress(key.PublicKey))
+	payee := wire.Address(crypto.PubkeyToAddress(s.key.PublicKey))
 	least := wire.NewAmount(*uint256.NewInt(stallDeposit))
 	s.offer = x402.Requirements{
 		Network: 31337, Amount: wire.NewAmount(*uint256.NewInt(stallPrice)), Asset: wire.Address(m.Token), PayTo: payee, MaxTimeoutSeconds: 300,
@@ -320,6 +321,9 @@ func TestX402DepositExpires(t *testing.T) {
 		if same != (i < 3) {
 			t.Errorf("payment %d: the first deposit again: %t", i, same)
 		}
+	}
+	if last := s.paid[len(s.paid)-1].Payload; last.Deposit == nil || s.Tokens(t, s.payerAddress()) != thousand-stallDeposit {
+		t.Errorf("the last payment was %+v", last)
 	}
 	if c := s.only(x); c.Deposit.Uint64() != stallDeposit || c.Signed.Uint64() != stallPrice {
 		t.Errorf("%+v", c)

@@ -162,7 +162,7 @@ func (x *X402Client) fits(offer x402.Requirements, maxPrice uint256.Int) error {
 	case common.Address(offer.Asset) != x.r.token.Address:
 		return fmt.Errorf("%w: it is %s, this renter pays in %s", ErrToken, offer.Asset, x.r.token.Address)
 	case offer.Amount.Gt(&maxPrice):
-		return fmt.Errorf("%w: a request costs up to %s, MaxPrice is %s", ErrTooDear, x.r.units(offer.Amount.Int), x.r.units(maxPrice))
+		return fmt.Errorf("%w: a request costs up to %s, at most %s may be asked", ErrTooDear, x.r.units(offer.Amount.Int), x.r.units(maxPrice))
 	case delay > x.r.config.MaxGrace:
 		return fmt.Errorf("%w: it takes %s to get the deposit back, MaxGrace is %s", ErrEscrow, delay, x.r.config.MaxGrace)
 	}

@@ -69,6 +69,10 @@ type ticking struct {
 // gains it at every tick.
 const tickTolerance = 250 * time.Millisecond
 
+// maxTick is the GPU time that one tick may cost at the offer's price, on each
+// GPU: what a provider could claim for a tick that it never served.
+const maxTick = time.Minute
+
 // Rent prepares to rent GPUs of a provider of this project by ticks. It checks
 // the provider's offer and moves no money.
 func (x *X402Client) Rent(ctx context.Context, url string, gpus int) (*X402Rental, error) {
@@ -155,7 +159,12 @@ func (t *X402Rental) ask(ctx context.Context) (*buying, error) {
 		defer resp.Body.Close()
 		return nil, fmt.Errorf("provider %s: asked for a tick, it answered: %w", t.peer.base, shownProblem(resp))
 	}
-	b, err := t.x.choose(a, *p, t.x.maxPrice)
+	most, err := t.price.Charge(uint64(t.gpus) * uint64(maxTick))
+	if err != nil {
+		return nil, err
+	}
+	most.AddUint64(&most, 1) // providers ask for one more, which they never charge
+	b, err := t.x.choose(a, *p, lesser(t.x.maxPrice, most))
 	if err != nil {
 		return nil, err
 	}

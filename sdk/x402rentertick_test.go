@@ -61,7 +61,7 @@ func (n *tenant) open() {
 		n.Fatal(err)
 	}
 	n.Cleanup(func() { renter.Close() })
-	if n.x, err = renter.X402(n.Context(), X402Options{MaxPrice: "0.01", Transport: n.line}); err != nil {
+	if n.x, err = renter.X402(n.Context(), X402Options{MaxPrice: Unlimited, Transport: n.line}); err != nil {
 		n.Fatal(err)
 	}
 	if n.rental, err = n.x.Rent(n.Context(), n.server.URL, 1); err != nil {
@@ -457,4 +457,19 @@ func TestX402RenterRuns(t *testing.T) {
 		t.Errorf("%d ticks, %v", seen, err)
 	}
 	n.agrees()
+}
+
+// TestX402RenterBoundsTicks: a provider that asks for a ceiling of more than a minute is not paid, however low its price.
+func TestX402RenterBoundsTicks(t *testing.T) {
+	n := newTenant(t, newPayRig(t, func(c *ProviderConfig) { c.X402.Window = 59_800 * time.Millisecond }))
+	if b, err := n.rental.ask(t.Context()); err != nil || b.offer.Amount.Uint64() != 60_001 {
+		t.Errorf("a minute: %v", err) // 59.8 s and the slack
+	}
+	n.shut()
+	n.config.X402.Window += time.Millisecond
+	n.start()
+	n.open()
+	if _, err := n.rental.Tick(t.Context()); !errors.Is(err, ErrTooDear) || len(n.line.paid) != 0 {
+		t.Errorf("more than a minute: %v", err)
+	}
 }

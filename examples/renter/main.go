@@ -25,6 +25,7 @@ type options struct {
 	resume   bool
 	leave    bool
 	list     bool
+	x402     bool
 	config   sdk.RenterConfig
 	rent     sdk.RentOptions
 }
@@ -52,6 +53,7 @@ func parse(args []string) (*options, error) {
 	flags.BoolVar(&o.resume, "resume", false, "go on with an unfinished rental instead of beginning one")
 	flags.BoolVar(&o.leave, "leave", false, "get the deposit of an unfinished rental back without the provider's help")
 	relay := flags.String("relay", cli.Env("GPUPAY_RELAY", ""), "`URL` of a watchtower that sends what --leave signs, where there is no native coin ($GPUPAY_RELAY)")
+	flags.BoolVar(&o.x402, "x402", false, "pay over x402, window by window; --leave then gets back what is in x402's contract")
 	flags.BoolVar(&o.list, "list", false, "list unfinished rentals and stop")
 	var err error
 	if c.Log, err = flags.Load(args); err != nil {
@@ -80,6 +82,9 @@ func run(ctx context.Context) error {
 		return err
 	}
 	defer renter.Close()
+	if o.x402 {
+		return rentOverX402(ctx, work, renter, o)
+	}
 	open, err := renter.Rentals(work)
 	if err != nil {
 		return err

@@ -1,0 +1,67 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/gpupay/gpupay/sdk"
+)
+
+// rentOverX402 rents by ticks over x402: each window is paid when it was metered
+// and its record checked. What is left in the channel comes back at the end.
+func rentOverX402(ctx, work context.Context, renter *sdk.Renter, o *options) error {
+	client, err := renter.X402(work, sdk.X402Options{MaxPrice: sdk.Unlimited, Deposit: o.rent.Deposit})
+	if err != nil {
+		return err
+	}
+	channels, err := client.Channels(work)
+	if err != nil {
+		return err
+	}
+	token := renter.Token()
+	for _, c := range channels {
+		if o.list || o.leave {
+			fmt.Printf("channel %s: %s, holds %s %s, %s charged, %s\n", c.ID, c.Status, sdk.FormatUnits(c.Deposit, token.Decimals),
+				token.Symbol, sdk.FormatUnits(c.Charged, token.Decimals), c.URL)
+		}
+		if !o.leave {
+			continue
+		}
+		refund, err := client.Leave(work, c.ID)
+		if err != nil {
+			return err
+		}
+		fmt.Printf("got back %s %s\n", sdk.FormatUnits(refund.Amount, token.Decimals), token.Symbol)
+	}
+	if o.list || o.leave {
+		return nil
+	}
+	rental, err := client.Rent(work, o.provider, o.rent.GPUs)
+	if err != nil {
+		return err
+	}
+	if o.minutes > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, o.minutes)
+		defer cancel()
+	}
+	shown := false
+	runErr := rental.Run(ctx, func(t sdk.X402Tick) {
+		if !shown {
+			fmt.Printf("channel %s\naccess  %s\n", t.Channel, t.Access)
+			shown = true
+		}
+		fmt.Printf("%s  %s  %s GPU time  %s %s owed\n", time.Now().Format(time.TimeOnly), t.State,
+			time.Duration(t.Record.Nanos).Round(time.Millisecond), sdk.FormatUnits(t.Record.Owed, token.Decimals), token.Symbol)
+	})
+	if !shown {
+		return runErr
+	}
+	refund, err := rental.Close(work)
+	if err != nil {
+		return fmt.Errorf("%w (--x402 --leave gets the deposit back without the provider)", err)
+	}
+	fmt.Printf("closed: got back %s %s\n", sdk.FormatUnits(refund.Amount, token.Decimals), token.Symbol)
+	return runErr
+}
