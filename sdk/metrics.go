@@ -117,6 +117,11 @@ type ledgerSums struct{ spent, accepted, settled, atRisk uint256.Int }
 func (p *Provider) sums(ctx context.Context) (ledgerSums, error) {
 	var sums ledgerSums
 	states, err := p.payee.Channels(ctx, channel.Open, channel.Closing)
+	if p.x402 != nil && err == nil {
+		var more []channel.State
+		more, err = p.x402.book.Channels(ctx, channel.Open, channel.Closing)
+		states = append(states, more...)
+	}
 	for _, s := range states {
 		sums.spent.Add(&sums.spent, &s.Spent)
 		sums.accepted.Add(&sums.accepted, &s.Accepted)

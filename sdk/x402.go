@@ -87,6 +87,7 @@ type x402Desk struct {
 	notes    x402Store
 	lines    lines
 	named    *namedDevices
+	held     heldClaims
 
 	name, version string // of the token's EIP-712 domain
 }

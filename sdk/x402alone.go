@@ -2,6 +2,7 @@ package sdk
 
 import (
 	"context"
+	"sync"
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
@@ -16,6 +17,9 @@ func (d *x402Desk) alone(ctx context.Context, id common.Hash) (unclaim func(), e
 	if d.replicas == nil {
 		return func() {}, nil
 	}
+	if unclaim := d.held.take(id); unclaim != nil {
+		return unclaim, nil
+	}
 	name, owner := "x402 "+id.Hex(), newGatewayID()
 	for {
 		ok, err := d.store.claim(ctx, name, owner, claimTime)
@@ -29,7 +33,7 @@ func (d *x402Desk) alone(ctx context.Context, id common.Hash) (unclaim func(), e
 			return nil, err
 		}
 	}
-	renewing, stop := context.WithCancel(context.WithoutCancel(ctx))
+	renewing, stop := context.WithCancel(d.life)
 	go func() {
 		for chain.Pause(renewing, claimTime/4) == nil {
 			if err := d.store.renew(renewing, name, owner, claimTime); err != nil && renewing.Err() == nil {
@@ -41,10 +45,69 @@ func (d *x402Desk) alone(ctx context.Context, id common.Hash) (unclaim func(), e
 		stop()
 		call, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 		defer cancel()
-		if err := d.store.unclaim(call, name, owner); err != nil {
+		if err := d.store.unclaim(call, name, owner); err != nil && d.life.Err() == nil {
 			d.config.Log.Warn("a claim was not given back: it ends by itself", "claim", name, "error", err)
 		}
 	}, nil
+}
+
+// yield lets other gateways serve a channel: at once or, where a request was
+// corrected that will come again, a moment later.
+func (d *x402Desk) yield(id common.Hash, unclaim func(), later bool) {
+	if d.replicas == nil || !later {
+		unclaim()
+		return
+	}
+	d.held.put(id, unclaim, d.lines.hold)
+}
+
+// heldClaims are claims of channels whose line waits for a corrected request.
+type heldClaims struct {
+	mu   sync.Mutex
+	byID map[common.Hash]*heldClaim
+}
+
+type heldClaim struct {
+	unclaim func()
+	timer   *time.Timer
+}
+
+func (h *heldClaims) put(id common.Hash, unclaim func(), hold time.Duration) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.byID == nil {
+		h.byID = make(map[common.Hash]*heldClaim)
+	}
+	c := &heldClaim{unclaim: unclaim}
+	h.byID[id] = c
+	c.timer = time.AfterFunc(hold, func() {
+		if h.drop(id, c) {
+			unclaim()
+		}
+	})
+}
+
+// take hands a claim that is still held over to the next request.
+func (h *heldClaims) take(id common.Hash) (unclaim func()) {
+	h.mu.Lock()
+	c := h.byID[id]
+	h.mu.Unlock()
+	if c == nil || !h.drop(id, c) {
+		return nil
+	}
+	c.timer.Stop()
+	return c.unclaim
+}
+
+// drop is true for the one who may give the claim back.
+func (h *heldClaims) drop(id common.Hash, c *heldClaim) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.byID[id] != c {
+		return false
+	}
+	delete(h.byID, id)
+	return true
 }
 
 // renew keeps a claim that is still held.

@@ -135,7 +135,7 @@ func (d *x402Desk) inTurn(w http.ResponseWriter, r *x402Request) (*x402Answer, e
 	if err != nil {
 		return nil, err
 	}
-	defer unclaim()
+	defer func() { d.yield(r.id, unclaim, expect != nil) }()
 	answer, err := d.pay(ctx, w, r)
 	var wrong *corrective
 	if errors.As(err, &wrong) {
@@ -211,11 +211,10 @@ func (d *x402Desk) find(ctx context.Context, r *x402Request) (x402Tab, error) {
 	if err != nil {
 		return x402Tab{}, err
 	}
-	view := views[0].View
-	if view.Deposit.IsZero() {
+	if views[0].View.Deposit.IsZero() {
 		return x402Tab{State: channel.State{ID: r.id, Terms: r.terms, Status: channel.Open}}, nil
 	}
-	if s, err = d.book.Register(ctx, r.terms, view); err != nil {
+	if s, _, err = d.confirmed(ctx, r.terms); err != nil {
 		return x402Tab{}, err
 	}
 	return d.tab(ctx, s)

@@ -131,9 +131,12 @@ func (s x402Store) put(tx *sqlx.Tx, n x402Note) error {
 	if err != nil {
 		return err
 	}
-	_, err = tx.Exec(tx.Rebind(`DELETE FROM x402_requests WHERE channel = ? AND (created_at < ? OR created_at <
-		(SELECT MIN(created_at) FROM (SELECT created_at FROM x402_requests WHERE channel = ? ORDER BY created_at DESC LIMIT ?) newest))`),
-		n.Channel, time.Now().Add(-keptFor).UnixMilli(), n.Channel, keptRequests)
+	_, err = tx.Exec(tx.Rebind(`DELETE FROM x402_requests WHERE channel = ? AND created_at <
+		(SELECT MIN(created_at) FROM (SELECT created_at FROM x402_requests WHERE channel = ? ORDER BY created_at DESC LIMIT ?) newest)`),
+		n.Channel, n.Channel, keptRequests)
+	if err == nil { // of all channels: who does not come back leaves nothing
+		_, err = tx.Exec(tx.Rebind(`DELETE FROM x402_requests WHERE created_at < ?`), time.Now().Add(-keptFor).UnixMilli())
+	}
 	return err
 }
 

@@ -27,3 +27,4 @@ CREATE TABLE x402_requests (
     created_at    BIGINT NOT NULL,
     PRIMARY KEY (channel, max_claimable, hash)
 );
+CREATE INDEX x402_requests_by_age ON x402_requests (created_at);
