@@ -103,3 +103,38 @@ func TestWrongAmountIsCorrected(t *testing.T) {
 	}
 	b.again()
 }
+
+// TestDebtIsCarried: where a reading came so late that more was used than was
+// reserved, each request is charged no more than it is over, and the client can
+// go on, also after a claim.
+func TestDebtIsCarried(t *testing.T) {
+	for name, claimed := range map[string]bool{"kept": false, "claimed": true} {
+		t.Run(name, func(t *testing.T) {
+			r := newPayRig(t)
+			b := r.buyer("/tick")
+			b.open(100_000)
+			b.idle()
+			const debt = 1700
+			kept := b.kept()
+			late := kept.Accepted
+			late.AddUint64(&late, debt)
+			if _, err := r.provider.x402.book.Charge(t.Context(), b.terms.ID(), late); err != nil {
+				t.Fatal(err)
+			}
+			if claimed {
+				if err := r.provider.Settle(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for range 6 {
+				if tick := b.again(); tick.ChargedAmount.Uint64() >= testMost {
+					t.Errorf("charged %s under a voucher of %d more", tick.ChargedAmount.Dec(), testMost)
+				}
+			}
+			b.idle()
+			if kept = b.kept(); kept.Spent.Lt(&late) || !kept.Spent.Lt(&kept.Accepted) {
+				t.Errorf("used %s, accepted %s: the debt of %s is still there", kept.Spent.Dec(), kept.Accepted.Dec(), late.Dec())
+			}
+		})
+	}
+}

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/holiman/uint256"
 	"github.com/jmoiron/sqlx"
 
 	"github.com/gpupay/gpupay/channel"
@@ -226,8 +227,9 @@ func (d *x402Desk) finish(ctx context.Context, l *lease, tab x402Tab, note x402N
 		n := note
 		base, err := channel.ParseAmount(n.Base)
 		if err == nil && n.Charged == "" {
-			if rec != nil && rec.Owed.Gt(&base) {
-				base = rec.Owed
+			var most uint256.Int
+			if most, err = n.reserves(); rec != nil && rec.Owed.Gt(&base) {
+				base = least(rec.Owed, most)
 			}
 			n.Charged = base.Dec()
 		}

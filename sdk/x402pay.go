@@ -230,11 +230,23 @@ func (d *x402Desk) tab(ctx context.Context, s channel.State) (x402Tab, error) {
 		}
 	}
 	note, err := d.notes.channel(ctx, s.ID)
-	t := x402Tab{State: s, note: note, charged: s.Spent, known: true}
-	if note.Prepaid.Gt(&t.charged) {
-		t.charged = note.Prepaid
+	t := x402Tab{State: s, note: note, charged: least(s.Spent, note.Reserved), known: true}
+	for _, more := range []uint256.Int{note.Prepaid, s.Settled} {
+		if more.Gt(&t.charged) {
+			t.charged = more
+		}
 	}
 	return t, err
+}
+
+// least is the lower of two amounts. What a late reading used beyond what was
+// reserved is charged with the next request: a client takes no more than it
+// signed for.
+func least(a, b uint256.Int) uint256.Int {
+	if b.Lt(&a) {
+		return b
+	}
+	return a
 }
 
 // match holds a voucher to the amount that comes next.

@@ -45,7 +45,7 @@ func (d *x402Desk) refund(ctx context.Context, r *x402Request, tab x402Tab) (*x4
 		return nil, err
 	}
 	note.Moved = amount.Dec() // at most; what it was, the chain will say
-	if err := d.notes.admit(ctx, note, s.Spent); err != nil {
+	if err := d.notes.admit(ctx, note, tab.note.Reserved); err != nil {
 		return nil, err
 	}
 	tx, err := d.submitRefund(ctx, s, amount)

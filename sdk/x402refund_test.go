@@ -148,10 +148,10 @@ func TestStrangerWithASettledVoucher(t *testing.T) {
 	b.refund(0)
 }
 
-// spend charges a channel up to an amount.
+// spend has a channel's requests charged up to an amount, as streams do.
 func spend(t *testing.T, r *payRig, b *buyer, to uint64) {
 	t.Helper()
-	if _, err := r.provider.x402.book.Charge(t.Context(), b.terms.ID(), *uint256.NewInt(to)); err != nil {
+	if err := r.provider.x402.notes.prepay(t.Context(), b.terms.ID(), *uint256.NewInt(to)); err != nil {
 		t.Fatal(err)
 	}
 	b.charged = to

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
+	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/channel/store"
@@ -119,11 +120,10 @@ func (d *x402Desk) let(ctx context.Context, tab x402Tab, gpus int, id string) (*
 // A lease that is not yet there, or runs at another gateway, finds it on disk.
 // The last base unit of the voucher is never used: see outdate.
 func (d *x402Desk) admit(ctx context.Context, note x402Note, l *lease) error {
-	most, err := channel.ParseAmount(note.MaxClaimable)
+	most, err := note.reserves()
 	if err != nil {
 		return err
 	}
-	most.SubUint64(&most, 1)
 	if err := d.notes.admit(ctx, note, most); err != nil {
 		return err
 	}
@@ -132,6 +132,16 @@ func (d *x402Desk) admit(ctx context.Context, note x402Note, l *lease) error {
 		l.wake()
 	}
 	return nil
+}
+
+// reserves is what a request may be charged up to, cumulative.
+func (n x402Note) reserves() (uint256.Int, error) {
+	most, err := channel.ParseAmount(n.MaxClaimable)
+	if err == nil && most.IsZero() {
+		err = errors.New("x402: a voucher over nothing reserves nothing")
+	}
+	most.SubUint64(&most, 1)
+	return most, err
 }
 
 // await waits until a lease has a newer record. Where none comes, because its
@@ -184,7 +194,11 @@ func (d *x402Desk) ticked(ctx context.Context, tab x402Tab, note x402Note) (*x40
 	if row.State == string(leaseEnded) {
 		a.Access = json.RawMessage("null")
 	}
-	charged := rec.Owed
+	most, err := note.reserves()
+	if err != nil {
+		return nil, err
+	}
+	charged := least(rec.Owed, most)
 	if base.Gt(&charged) {
 		charged = base // it was paid for before
 	}
