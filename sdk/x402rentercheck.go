@@ -1,0 +1,177 @@
+package sdk
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// lie is what a provider is caught at, as opposed to what fails here.
+type lie struct{ error }
+
+func (l *lie) Unwrap() error { return l.error }
+
+func caught(format string, args ...any) error { return &lie{fmt.Errorf(format, args...)} }
+
+// check holds a tick to the receipt, the offer, our clock and the record before.
+func (t *X402Rental) check(ctx context.Context, b *buying, document []byte) (X402Tick, *metering.SignedRecord, error) {
+	var said x402Tick
+	if len(document) > maxAnswer || json.Unmarshal(document, &said) != nil || said.Record == nil {
+		return X402Tick{}, nil, caught("%w: a tick was charged and its record is not there", ErrGarbage)
+	}
+	rec := said.Record
+	if rec.LeaseID != said.LeaseID || said.ChannelID != b.id || !b.booked {
+		return X402Tick{}, nil, caught("%w: the answer, its record and its receipt are about different things", ErrGarbage)
+	}
+	lease, err := t.lease(ctx, b, said)
+	if err != nil {
+		return X402Tick{}, nil, err
+	}
+	if err := b.follow(lease, *rec); err != nil {
+		return X402Tick{}, nil, err
+	}
+	var owed uint256.Int
+	if base := b.slate.Tick.Base; rec.Owed.Gt(&base) {
+		owed.Sub(&rec.Owed, &base)
+	}
+	if owed != b.charge || said.Charged.Int != b.charge {
+		return X402Tick{}, nil, caught("%w: charged %s, its record adds %s", ErrOvercharged, b.charge.Dec(), owed.Dec())
+	}
+	b.slate.Ticking = lease
+	return X402Tick{
+		Channel: b.id, Lease: said.LeaseID, Devices: lease.Devices, Access: said.Access, State: printable(said.State), Charged: b.charge, Record: *rec,
+	}, rec, nil
+}
+
+// lease is the one that a tick is of: ours, or one that has just begun.
+func (t *X402Rental) lease(ctx context.Context, b *buying, said x402Tick) (*ticking, error) {
+	if l := b.slate.Ticking; l != nil && l.Lease == said.LeaseID {
+		kept := *l
+		return &kept, nil
+	}
+	if said.OfferHash != t.offer.Hash {
+		if err := t.agree(ctx); err != nil {
+			return nil, err
+		}
+	}
+	if said.OfferHash != t.offer.Hash {
+		return nil, caught("%w: the lease is under offer %s, the provider's is %s", ErrOffer, said.OfferHash, t.offer.Hash)
+	}
+	if len(said.Devices) != t.gpus {
+		return nil, caught("%w: %d in the lease, %d were paid", metering.ErrDevices, len(said.Devices), t.gpus)
+	}
+	for _, uuid := range said.Devices {
+		if uuid == "" || uuid != printable(uuid) {
+			return nil, caught("%w: a device is called %.60q", ErrGarbage, uuid)
+		}
+	}
+	p := b.slate.Tick
+	if said.Record.OwedBefore.Gt(&p.Base) {
+		return nil, caught("%w: the lease begins with %s owed, %s was charged", ErrDemand, said.Record.OwedBefore.Dec(), p.Base.Dec())
+	}
+	start, err := t.startOf(b.slate, *said.Record)
+	if err != nil {
+		return nil, err
+	}
+	return &ticking{
+		Lease: said.LeaseID, Offer: t.offer.Document, Devices: said.Devices, OwedBefore: said.Record.OwedBefore,
+		Checker: metering.CheckerState{BootID: p.Boot, Start: start, Owed: said.Record.OwedBefore},
+	}, nil
+}
+
+// startOf is where our clock starts for a lease: when it was asked for. One that
+// ran before, as for a renter that lost its database, began so much earlier as
+// its record says, and may only have cost for that what was charged already.
+func (t *X402Rental) startOf(s slate, rec metering.SignedRecord) (metering.Instant, error) {
+	p := s.Tick
+	start := p.Asked
+	added := uint64(max(0, rec.Evidence.Nanos))
+	if added > rec.Nanos {
+		return start, caught("%w: %d ns are new of %d", metering.ErrBackwards, added, rec.Nanos)
+	}
+	earlier, err := t.price.Charge(rec.Nanos - added)
+	if err != nil {
+		return start, err
+	}
+	if earlier.Add(&earlier, &rec.OwedBefore); earlier.Gt(&p.Base) {
+		return start, caught("%w: %s owed before this tick, %s was charged", ErrDemand, earlier.Dec(), p.Base.Dec())
+	}
+	var ran int64
+	for _, d := range rec.Evidence.Devices {
+		ran = max(ran, d.Total-d.Nanos.Allocated)
+		if s.Found { // it may be the copy of an answer from before
+			ran = max(ran, p.Asked.Wall-d.From.Wall)
+		}
+	}
+	start.Boot, start.Mono, start.Wall = start.Boot-ran, start.Mono-ran, start.Wall-ran
+	return start, nil
+}
+
+// follow checks a record and remembers it in lease.
+func (b *buying) follow(lease *ticking, rec metering.SignedRecord) error {
+	offer, err := wire.ParseOffer(lease.Offer)
+	if err != nil {
+		return fmt.Errorf("channel %s: its offer on disk does not parse; restore the database from its backup: %w", b.id, err)
+	}
+	unit, err := metering.ParseUnit(offer.Unit)
+	if err != nil {
+		return err
+	}
+	state, err := bridge(lease.Checker, rec)
+	if err != nil {
+		return &lie{err}
+	}
+	checker, err := metering.ResumeChecker(metering.CheckerConfig{
+		Key: common.Address(offer.Meter), Tolerance: min(tickTolerance, b.x.r.config.Tolerance), Clock: b.x.r.config.Clock,
+		Lease: metering.Lease{
+			ID: lease.Lease, ChannelID: b.id, OfferHash: offer.Hash, ChainID: b.terms.ChainID, Escrow: b.terms.Escrow,
+			Price: metering.Price{Amount: offer.Amount.Int, Unit: unit}, OwedBefore: lease.OwedBefore, Devices: lease.Devices,
+			MaxGap: time.Duration(offer.MaxGap) * time.Millisecond,
+		},
+	}, state)
+	if err != nil {
+		return &lie{fmt.Errorf("%w: %w", ErrGarbage, err)}
+	}
+	if err := checker.Check(rec); err != nil {
+		return &lie{err}
+	}
+	lease.Checker = checker.State()
+	return nil
+}
+
+// bridge goes over records that were never shown: a provider states what it
+// metered when it suspends a lease, and no tick carries that. What they can cost
+// stays bounded, since a record's time is counted from the lease's beginning: it
+// may not fall, and not run ahead of our clock.
+func bridge(s metering.CheckerState, rec metering.SignedRecord) (metering.CheckerState, error) {
+	if rec.Sequence <= s.Sequence+1 {
+		return s, nil
+	}
+	added := uint64(max(0, rec.Evidence.Nanos))
+	if added > rec.Nanos || rec.Nanos-added < s.Nanos {
+		return s, fmt.Errorf("lease %s, record %d: %w: %d ns, of which %d are new, after %d", rec.LeaseID, rec.Sequence, metering.ErrBackwards, rec.Nanos, added, s.Nanos)
+	}
+	last := s.Devices
+	s.Sequence, s.Last, s.Nanos, s.Devices = rec.Sequence-1, rec.Previous, rec.Nanos-added, nil
+	for _, d := range rec.Evidence.Devices {
+		from := metering.CheckedDevice{UUID: d.Device.UUID, Total: d.Total - d.Nanos.Allocated}
+		for _, before := range last {
+			if before.UUID != from.UUID {
+				continue
+			}
+			if from.Total < before.Total {
+				return s, fmt.Errorf("lease %s, record %d: %w: %s shows time from %d ns, an earlier record went to %d", rec.LeaseID, rec.Sequence, metering.ErrBackwards, from.UUID, from.Total, before.Total)
+			}
+			from.BootID, from.Mono = before.BootID, before.Mono
+		}
+		s.Devices = append(s.Devices, from)
+	}
+	return s, nil
+}

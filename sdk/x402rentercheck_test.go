@@ -1,0 +1,120 @@
+package sdk
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+	"testing"
+	"time"
+
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/wire"
+	"github.com/gpupay/gpupay/sdk/wire/x402"
+)
+
+// frozen is a clock on which no time passes.
+type frozen struct {
+	metering.Clock
+	at metering.Instant
+}
+
+func (f frozen) Now() metering.Instant { return f.at }
+func (f frozen) BootID() string        { return "frozen" }
+
+// TestX402RenterCatchesProviders: a tick that does not hold is kept as evidence, and nothing more is paid.
+func TestX402RenterCatchesProviders(t *testing.T) {
+	r := newPayRig(t)
+	rewrite := func(change func(*x402Tick)) func(*http.Response) {
+		return func(resp *http.Response) {
+			var tick x402Tick
+			body, err := io.ReadAll(resp.Body)
+			if err != nil || json.Unmarshal(body, &tick) != nil {
+				t.Errorf("%s: %v", body, err)
+			}
+			change(&tick)
+			if body, err = json.Marshal(tick); err != nil {
+				t.Error(err)
+			}
+			resp.Body = io.NopCloser(bytes.NewReader(body))
+		}
+	}
+	for _, row := range []struct {
+		name  string
+		want  error
+		clock metering.Clock
+		alter func(*http.Response)
+	}{
+		{"charged without a record", ErrGarbage, nil, rewrite(func(k *x402Tick) { k.Record = nil })},
+		{"no answer at all", ErrGarbage, nil, func(resp *http.Response) { resp.Body = http.NoBody }},
+		{"an endless answer", ErrGarbage, nil, func(resp *http.Response) { resp.Body = io.NopCloser(&endless{}) }},
+		{"record of another lease", ErrGarbage, nil, rewrite(func(k *x402Tick) { k.LeaseID[0]++ })},
+		{"record of another channel", ErrGarbage, nil, rewrite(func(k *x402Tick) { k.ChannelID[0]++ })},
+		{"record that was changed", metering.ErrSignature, nil, rewrite(func(k *x402Tick) { k.Record.Nanos++ })},
+		{"another offer", ErrOffer, nil, rewrite(func(k *x402Tick) { k.OfferHash[0]++ })},
+		{"more devices than were paid", metering.ErrDevices, nil, rewrite(func(k *x402Tick) { k.Devices = append(k.Devices, "GPU-x") })},
+		{"another device than was metered", metering.ErrDevices, nil, rewrite(func(k *x402Tick) { k.Devices[0] = "GPU-x" })},
+		{"a body that says another charge", ErrOvercharged, nil, rewrite(func(k *x402Tick) { k.Charged.AddUint64(&k.Charged.Int, 1) })},
+		{"a receipt over more than the record", ErrOvercharged, nil, func(resp *http.Response) {
+			receipt, err := x402.ParseSettleResponse(resp.Header)
+			if err != nil {
+				t.Error(err)
+			}
+			for _, a := range []*wire.Amount{receipt.ChargedAmount, receipt.ChannelState.ChargedCumulativeAmount} {
+				a.Add(&a.Int, uint256.NewInt(50))
+			}
+			if err := receipt.Set(resp.Header); err != nil {
+				t.Error(err)
+			}
+		}},
+		{"more time than passed", metering.ErrClock, frozen{}, nil},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			n := newTenant(t, r)
+			n.line.alter = row.alter
+			if row.clock != nil {
+				n.clock = row.clock
+				n.open()
+			}
+			var d *Dispute
+			if _, err := n.rental.Tick(t.Context()); !errors.Is(err, row.want) || !errors.As(err, &d) {
+				t.Fatalf("%v, want %v", err, row.want)
+			}
+			paid := len(n.line.paid)
+			n.open()
+			if _, err := n.rental.Tick(t.Context()); !errors.As(err, &d) || len(n.line.paid) != paid {
+				t.Errorf("afterwards: %v, %d payments", err, len(n.line.paid)-paid)
+			}
+			kept, err := n.x.r.Evidence(t.Context(), n.slate().ID)
+			if records, err2 := n.x.Records(t.Context(), n.slate().ID); len(kept) != 1 || len(records) != 0 || err != nil || err2 != nil {
+				t.Errorf("%d pieces of evidence, %d records, %v", len(kept), len(records), errors.Join(err, err2))
+			}
+			if release(n) != nil {
+				t.Error("the GPU is not free again")
+			}
+		})
+	}
+}
+
+// release ends a tenant's lease, so that the next one has a GPU.
+func release(n *tenant) error {
+	return n.provider.x402.endNewest(n.Context(), n.slate().ID, "the test is over")
+}
+
+// TestX402RenterBoundsTicks: a provider that asks for a ceiling of more than a minute is not paid, however low its price.
+func TestX402RenterBoundsTicks(t *testing.T) {
+	n := newTenant(t, newPayRig(t, func(c *ProviderConfig) { c.X402.Window = 59_800 * time.Millisecond }))
+	if b, err := n.rental.ask(t.Context()); err != nil || b.offer.Amount.Uint64() != 60_001 {
+		t.Errorf("a minute: %v", err) // 59.8 s and the slack
+	}
+	n.shut()
+	n.config.X402.Window += time.Millisecond
+	n.start()
+	n.open()
+	if _, err := n.rental.Tick(t.Context()); !errors.Is(err, ErrTooDear) || len(n.line.paid) != 0 {
+		t.Errorf("more than a minute: %v", err)
+	}
+}
