@@ -93,7 +93,6 @@ func TestGatewaysShareAChannel(t *testing.T) {
 	two := payRigOn(t, one.chain, change)
 	b := one.buyer("/tick")
 	first := b.open(100_000)
-	b.server, b.provider = two.server, two.provider
 	there := *b
 	there.payRig = two
 	second := there.again()
