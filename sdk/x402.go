@@ -95,7 +95,7 @@ type x402Desk struct {
 // newX402 checks that the chain and the token have what x402 needs.
 func (p *Provider) newX402(ctx context.Context) (*x402Desk, error) {
 	if p.config.X402 == nil {
-		return nil, nil
+		return nil, p.warnUnclaimed(ctx)
 	}
 	d := &x402Desk{Provider: p, named: &p.named, x: p.config.X402.withDefaults(p.config.Settlement)}
 	if err := d.x.check(p.config); err != nil {
@@ -120,6 +120,19 @@ func (p *Provider) newX402(ctx context.Context) (*x402Desk, error) {
 		return nil, err
 	}
 	return d, nil
+}
+
+// warnUnclaimed says so where a provider took x402 before and does not now:
+// nobody claims what it was paid.
+func (p *Provider) warnUnclaimed(ctx context.Context) error {
+	states, err := p.db.Payee().Unsettled(ctx)
+	for _, s := range states {
+		if s.Terms.Scheme == channel.BatchSettlement {
+			left := s.Unsettled()
+			p.config.Log.Warn("a channel of x402 is not claimed: set ProviderConfig.X402 until it is", "channel", s.ID, "unclaimed", left.Dec())
+		}
+	}
+	return err
 }
 
 // x402Route is something that is paid by the request.

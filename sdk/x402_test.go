@@ -4,8 +4,6 @@ import (
 	"net/http"
 	"testing"
 
-	"github.com/holiman/uint256"
-
 	"github.com/gpupay/gpupay/internal/eip712"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -63,9 +61,10 @@ func TestTicksFromDepositToPayout(t *testing.T) {
 	if err := r.provider.Settle(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if on := b.on().View; on.Settled != *uint256.NewInt(b.charged) {
+	if on := b.on().View; on.Settled != b.used() {
 		t.Errorf("claimed %s, charged %d", on.Settled.Dec(), b.charged)
 	}
-	b.receives(b.charged)
+	used := b.used()
+	b.receives(used.Uint64())
 	b.again()
 }

@@ -111,6 +111,7 @@ func TestDrainedChannel(t *testing.T) {
 		t.Error("a lease was begun")
 	}
 	b.open(20_000) // what is owed from before comes first
+	b.idle()
 	if err := r.provider.Settle(t.Context()); err != nil {
 		t.Fatal(err)
 	}

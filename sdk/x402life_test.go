@@ -33,8 +33,8 @@ func TestWithdrawalIsNotServed(t *testing.T) {
 	r.chain.Transact(t, private, r.contract.Address(), r.contract.InitiateWithdrawCall(b.terms, *uint256.NewInt(10_000)).Data)
 	eventually(t, "the lease ends", func() bool { return r.provider.running(b.terms.ID()) == nil })
 	eventually(t, "what was used is claimed", func() bool {
-		kept, on := b.kept(), b.on().View
-		return on.Settled == kept.Spent && !on.Settled.IsZero()
+		used, on := b.used(), b.on().View
+		return on.Settled == used && !used.IsZero()
 	})
 	kept := b.kept()
 	b.charged = kept.Spent.Uint64()
@@ -123,9 +123,9 @@ func TestGatewaysShareAChannel(t *testing.T) {
 	there.charged = 0
 	there.corrected(there.pay(there.payment(1)))
 	there.refund(0)
-	kept := there.kept()
-	if on := there.on().View; on.Settled != kept.Spent || on.Deposit != kept.Spent {
-		t.Errorf("after the refund %+v, used %s", on, kept.Spent.Dec())
+	used := there.used()
+	if on := there.on().View; on.Settled != used || on.Deposit != used {
+		t.Errorf("after the refund %+v, used %s", on, used.Dec())
 	}
 }
 
@@ -221,9 +221,9 @@ func TestKilledMidTick(t *testing.T) {
 	if err := r.provider.Settle(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	kept := b.kept()
-	if on := b.on().View; on.Settled != kept.Spent {
-		t.Errorf("claimed %s, charged %s", on.Settled.Dec(), kept.Spent.Dec())
+	used := b.used()
+	if on := b.on().View; on.Settled != used {
+		t.Errorf("claimed %s, charged %s", on.Settled.Dec(), used.Dec())
 	}
-	b.receives(kept.Spent.Uint64())
+	b.receives(used.Uint64())
 }

@@ -144,7 +144,16 @@ func (d *x402Desk) inTurn(w http.ResponseWriter, r *x402Request) (*x402Answer, e
 	if err != nil {
 		return nil, err
 	}
-	return answer, d.notes.answered(ctx, answer.note, answer.lost || r.Context().Err() != nil)
+	d.answered(ctx, answer, answer.lost || r.Context().Err() != nil)
+	return answer, nil
+}
+
+// answered remembers what became of an answer. It was charged by now, so that a
+// disk that fails here is no reason to keep it back.
+func (d *x402Desk) answered(ctx context.Context, a *x402Answer, lost bool) {
+	if err := d.notes.answered(ctx, a.note, lost); err != nil {
+		d.config.Log.Error("x402 answer was not noted: the client gets it again if it asks again", "channel", a.note.Channel, "error", err)
+	}
 }
 
 // pay takes the payment and serves what it pays for.
@@ -328,9 +337,7 @@ func (d *x402Desk) answer(w http.ResponseWriter, r *x402Request, a *x402Answer) 
 	hurry(w)
 	w.WriteHeader(a.status)
 	if _, err := w.Write(a.body); err != nil {
-		if err := d.notes.answered(context.WithoutCancel(r.Context()), a.note, true); err != nil {
-			d.config.Log.Warn("x402 answer that nobody took", "channel", r.id, "error", err)
-		}
+		d.answered(context.WithoutCancel(r.Context()), a, true)
 	}
 }
 

@@ -56,7 +56,7 @@ func TestRefunds(t *testing.T) {
 		t.Error("the lease goes on after a refund")
 	}
 	b.has(1_000_000 - 20_000 + 5_000)
-	used := b.kept().Spent
+	used := b.used()
 	if on := b.on().View; on.Settled != used || on.Deposit != *uint256.NewInt(15_000) {
 		t.Fatalf("the contract says %+v, used is %s", on, used.Dec())
 	}
@@ -80,7 +80,7 @@ func TestRefunds(t *testing.T) {
 		t.Errorf("charged %d after %s", b.charged, used.Dec())
 	}
 	full := b.refund(0)
-	used = b.kept().Spent
+	used = b.used()
 	if full.ChannelState.Balance.Int != used || full.ChannelState.TotalClaimed.Int != used {
 		t.Errorf("after a full refund: %+v, used %s", full.ChannelState.Snapshot, used.Dec())
 	}

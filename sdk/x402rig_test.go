@@ -376,6 +376,14 @@ func (b *buyer) idle() {
 	b.charged = kept.Spent.Uint64()
 }
 
+// used is what was used and is covered by vouchers: what the provider can claim.
+// A reading that came late may have used more.
+func (b *buyer) used() uint256.Int {
+	b.Helper()
+	kept := b.kept()
+	return kept.Payable()
+}
+
 func (b *buyer) receives(want uint64) {
 	b.Helper()
 	if got := b.chain.Tokens(b.T, b.config.Key.Address()); got != want {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/sdk/wire"
 	"github.com/gpupay/gpupay/sdk/wire/x402"
 )
@@ -98,8 +99,8 @@ func TestStreamIsToldItsChargeFirst(t *testing.T) {
 	if err := r.provider.Settle(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if kept, on := b.kept(), b.on().View; on.Settled != kept.Spent {
-		t.Errorf("claimed %s, used %s, told %d", on.Settled.Dec(), kept.Spent.Dec(), told)
+	if used, on := b.used(), b.on().View; on.Settled != used {
+		t.Errorf("claimed %s, used %s, told %d", on.Settled.Dec(), used.Dec(), told)
 	}
 }
 
@@ -188,8 +189,8 @@ func TestMeteredChargesWhatWasUsed(t *testing.T) {
 	if err := r.provider.Settle(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if kept, on := b.kept(), b.on().View; on.Settled != kept.Spent {
-		t.Errorf("claimed %s, charged %s", on.Settled.Dec(), kept.Spent.Dec())
+	if used, on := b.used(), b.on().View; on.Settled != used {
+		t.Errorf("claimed %s, charged %s", on.Settled.Dec(), used.Dec())
 	}
 	kept := b.kept()
 	b.charged = kept.Spent.Uint64()
@@ -268,4 +269,20 @@ func TestMeteredHandlerThatFails(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestNothingMeteredNothingCharged: a request whose GPU cannot be read is
+// answered all the same, with a record that says so, for nothing.
+func TestNothingMeteredNothingCharged(t *testing.T) {
+	source := sim.New(1, sim.Options{})
+	r := newPayRig(t, func(c *ProviderConfig) { c.Source = source })
+	b := r.buyer("/tick")
+	b.open(20_000)
+	source.Inject(sim.Fault{Kind: sim.Lost, Device: 0, For: time.Hour})
+	for range 3 { // what was metered before it was lost, then nothing
+		if tick := b.again(); tick.ChargedAmount.IsZero() && tick.Record != nil {
+			return
+		}
+	}
+	t.Error("time was charged that was not metered")
 }
