@@ -286,3 +286,48 @@ func TestNothingMeteredNothingCharged(t *testing.T) {
 	}
 	t.Error("time was charged that was not metered")
 }
+
+// TestLeaseStopsWithoutThePayer: who does not come again is served for the
+// slack, and no more; then its next request goes on with the same lease.
+func TestLeaseStopsWithoutThePayer(t *testing.T) {
+	r := newPayRig(t)
+	b := r.buyer("/tick")
+	first := b.open(20_000)
+	eventually(t, "the lease is suspended", func() bool { return r.provider.Service(b.terms.ID()) == string(leaseSuspended) })
+	stopped := b.kept()
+	if stopped.Spent.Gt(&stopped.Accepted) || stopped.Spent.Uint64() <= b.charged {
+		t.Errorf("used %s under a voucher over %s, %d were told", stopped.Spent.Dec(), stopped.Accepted.Dec(), b.charged)
+	}
+	time.Sleep(5 * testSlack)
+	if now := b.kept(); now.Spent != stopped.Spent {
+		t.Errorf("a lease that stopped went on to charge: %s, then %s", stopped.Spent.Dec(), now.Spent.Dec())
+	}
+	b.corrected(b.pay(b.payment(b.next()))) // the slack was used
+	if next := b.again(); next.LeaseID != first.LeaseID {
+		t.Errorf("another lease: %s", next.LeaseID)
+	}
+}
+
+// TestRefundGivesCreditBack: what a stream was charged and did not use goes back
+// with the rest, and a client that reads the chain is right about its base.
+func TestRefundGivesCreditBack(t *testing.T) {
+	_, b := meteredRig(t, MeteredRoute{MaxTime: 10 * time.Second, Streamed: true}, func(w http.ResponseWriter, _ *http.Request) {
+		time.Sleep(100 * time.Millisecond)
+		fmt.Fprint(w, "done")
+	})
+	resp := b.pay(b.depositing(b.next(), 100_000))
+	receipt, err := x402.ParseSettleResponse(resp.Header)
+	if _, failed := io.ReadAll(resp.Body); err != nil || failed != nil {
+		t.Fatal(err, failed)
+	}
+	b.charged = receipt.ChargedAmount.Uint64()
+	b.refund(0)
+	on, used := b.on().View, b.used()
+	if on.Settled != used || used.Uint64() >= b.charged || on.Deposit != used {
+		t.Fatalf("the contract says %+v, used %s, told %d", on, used.Dec(), b.charged)
+	}
+	b.charged = used.Uint64() // as a client without a record takes it
+	if resp := b.pay(b.depositing(b.next(), 100_000)); resp.StatusCode != http.StatusOK {
+		t.Errorf("%s", resp.Status)
+	}
+}
