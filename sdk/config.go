@@ -1,6 +1,7 @@
 package sdk
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/settle"
 )
 
 // ProviderConfig says what a provider rents out, for how much, and what it
@@ -55,10 +57,10 @@ type ProviderConfig struct {
 	NoGasless      bool          // do not send renters' ERC-3009 deposits: they need gas of their own
 	MinGrace       time.Duration // refuse an escrow with a shorter grace period; 10 min if zero
 	ClockTolerance time.Duration // between our clock and the chain's; 2 min if zero
-	Settlement     SettlementPolicy
-	X402           *X402Config      // takes payments of stock x402 clients too; nil: it does not
-	Limits         Limits           // what strangers may cost: requests, waits and gas
-	OnSettled      func(Settlement) // after each settlement; may be nil
+	Settlement     settle.Policy
+	X402           *X402Config             // takes payments of stock x402 clients too; nil: it does not
+	Limits         Limits                  // what strangers may cost: requests, waits and gas
+	OnSettled      func(settle.Settlement) // after each settlement; may be nil
 
 	Watchtowers     []string      // URLs of watchtowers (see Tower) that are told the newest vouchers, which anybody may see
 	WatchtowerEvery time.Duration // how often at most; 10 s if zero
@@ -74,20 +76,20 @@ const defaultRecordEvery = 5 * time.Second
 
 // withDefaults fills in the defaults; check says what is missing.
 func (c ProviderConfig) withDefaults() ProviderConfig {
-	c.Credit = or(c.Credit, time.Minute)
-	c.Tick = or(c.Tick, metering.DefaultTick)
-	c.MaxGap = or(c.MaxGap, metering.DefaultMaxGap)
-	c.RecordEvery = or(c.RecordEvery, defaultRecordEvery)
-	c.SuspendTimeout = or(c.SuspendTimeout, 5*time.Minute)
-	c.CallTimeout = or(c.CallTimeout, 30*time.Second)
-	c.Takeover = or(c.Takeover, 10*time.Second)
-	c.OfferTTL = or(c.OfferTTL, 24*time.Hour)
-	c.Confirmations = or(c.Confirmations, 1)
-	c.Poll = or(c.Poll, 2*time.Second)
-	c.OpenTimeout = or(c.OpenTimeout, time.Minute)
-	c.MinGrace = or(c.MinGrace, chain.MinGrace)
-	c.ClockTolerance = or(c.ClockTolerance, 2*time.Minute)
-	c.Realm = or(c.Realm, "gpupay")
+	c.Credit = cmp.Or(c.Credit, time.Minute)
+	c.Tick = cmp.Or(c.Tick, metering.DefaultTick)
+	c.MaxGap = cmp.Or(c.MaxGap, metering.DefaultMaxGap)
+	c.RecordEvery = cmp.Or(c.RecordEvery, defaultRecordEvery)
+	c.SuspendTimeout = cmp.Or(c.SuspendTimeout, 5*time.Minute)
+	c.CallTimeout = cmp.Or(c.CallTimeout, 30*time.Second)
+	c.Takeover = cmp.Or(c.Takeover, 10*time.Second)
+	c.OfferTTL = cmp.Or(c.OfferTTL, 24*time.Hour)
+	c.Confirmations = cmp.Or(c.Confirmations, 1)
+	c.Poll = cmp.Or(c.Poll, 2*time.Second)
+	c.OpenTimeout = cmp.Or(c.OpenTimeout, time.Minute)
+	c.MinGrace = cmp.Or(c.MinGrace, chain.MinGrace)
+	c.ClockTolerance = cmp.Or(c.ClockTolerance, 2*time.Minute)
+	c.Realm = cmp.Or(c.Realm, "gpupay")
 	c.Limits = c.Limits.withDefaults()
 	if c.MeterKey == nil {
 		c.MeterKey = c.Key
@@ -99,14 +101,6 @@ func (c ProviderConfig) withDefaults() ProviderConfig {
 		c.Log = slog.Default()
 	}
 	return c
-}
-
-func or[T comparable](value, otherwise T) T {
-	var zero T
-	if value == zero {
-		return otherwise
-	}
-	return value
 }
 
 func (c ProviderConfig) check() error {

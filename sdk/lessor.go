@@ -1,6 +1,7 @@
 package sdk
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -171,8 +172,8 @@ func (h *lessor) newLease(row leaseRow, s channel.State, offer wire.SignedOffer,
 // of is the timing of a lease: what its offer promises counts, and not what was
 // configured since.
 func (t leaseTiming) of(o wire.Offer) leaseTiming {
-	t.tick = or(time.Duration(o.Tick)*time.Millisecond, t.tick)
-	t.recordEvery = or(time.Duration(o.RecordEvery)*time.Millisecond, t.recordEvery)
+	t.tick = cmp.Or(time.Duration(o.Tick)*time.Millisecond, t.tick)
+	t.recordEvery = cmp.Or(time.Duration(o.RecordEvery)*time.Millisecond, t.recordEvery)
 	return t
 }
 

@@ -1,6 +1,7 @@
 package sdk
 
 import (
+	"cmp"
 	"container/list"
 	"errors"
 	"io"
@@ -60,11 +61,11 @@ type Rate struct {
 }
 
 func (l Limits) withDefaults() Limits {
-	l.Challenges = or(l.Challenges, Rate{PerSecond: 10, Burst: 100})
-	l.Deposits = or(l.Deposits, Rate{PerSecond: 0.5, Burst: 20})
-	l.Pending = or(l.Pending, 256)
-	l.Unmined = or(l.Unmined, 32)
-	l.Clients = or(l.Clients, 10_000)
+	l.Challenges = cmp.Or(l.Challenges, Rate{PerSecond: 10, Burst: 100})
+	l.Deposits = cmp.Or(l.Deposits, Rate{PerSecond: 0.5, Burst: 20})
+	l.Pending = cmp.Or(l.Pending, 256)
+	l.Unmined = cmp.Or(l.Unmined, 32)
+	l.Clients = cmp.Or(l.Clients, 10_000)
 	if l.ClientIP == nil {
 		l.ClientIP = func(r *http.Request) string { return r.RemoteAddr }
 	}

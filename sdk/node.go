@@ -1,6 +1,7 @@
 package sdk
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -34,8 +35,8 @@ type NodeConfig struct {
 }
 
 func (c NodeConfig) withDefaults() NodeConfig {
-	c.SuspendTimeout = or(c.SuspendTimeout, 5*time.Minute)
-	c.CallTimeout = or(c.CallTimeout, 30*time.Second)
+	c.SuspendTimeout = cmp.Or(c.SuspendTimeout, 5*time.Minute)
+	c.CallTimeout = cmp.Or(c.CallTimeout, 30*time.Second)
 	if c.Clock == nil {
 		c.Clock = metering.System
 	}

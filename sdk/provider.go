@@ -16,6 +16,7 @@ import (
 	"github.com/gpupay/gpupay/channel/store"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/settle"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -199,8 +200,8 @@ type crew struct {
 // till keeps the channels of one escrow contract as the chain has them, and
 // fetches what was vouchered.
 type till struct {
-	watcher *Watcher
-	settler *Settler
+	watcher *settle.Watcher
+	settler *settle.Settler
 }
 
 func (p *Provider) newSender(txs *chain.Store) *chain.Sender {
@@ -221,7 +222,7 @@ func (p *Provider) newCrew(db *store.DB, txs *chain.Store) *crew {
 
 func (p *Provider) newTill(c *crew, db *store.DB, txs *chain.Store, contract chain.Contract) *till {
 	payee := &channel.Payee{Store: db.Payee(), Domain: contract.Domain()}
-	t := &till{settler: &Settler{Payee: payee, Contract: contract, Sender: c.sender, Policy: p.config.Settlement, OnSettled: p.config.OnSettled, Log: p.config.Log}}
+	t := &till{settler: &settle.Settler{Payee: payee, Contract: contract, Sender: c.sender, Policy: p.config.Settlement, OnSettled: p.config.OnSettled, Log: p.config.Log}}
 	changed := func(_, now channel.State) {
 		if now.Status == channel.Closing {
 			t.settler.Urgent(now.ID) // the grace period runs
@@ -229,7 +230,7 @@ func (p *Provider) newTill(c *crew, db *store.DB, txs *chain.Store, contract cha
 		}
 		p.channelChanged(now)
 	}
-	t.watcher = &Watcher{Payee: payee, Contract: contract, Confirmations: p.config.Confirmations, Poll: p.config.Poll, Store: txs, OnChange: changed, Log: p.config.Log}
+	t.watcher = &settle.Watcher{Payee: payee, Contract: contract, Confirmations: p.config.Confirmations, Poll: p.config.Poll, Store: txs, OnChange: changed, Log: p.config.Log}
 	return t
 }
 
@@ -263,7 +264,7 @@ func (c *crew) urgent(t channel.Terms) {
 func (c *crew) expect(s channel.State) {
 	for _, till := range c.tills {
 		if till.settler.Payee.Domain.Holds(s.Terms) == nil {
-			till.settler.expect(purseOf(s))
+			till.settler.Expect(s.Terms)
 		}
 	}
 }

@@ -2,6 +2,7 @@ package sdk
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"math/big"
@@ -201,7 +202,7 @@ func TestHostileRequests(t *testing.T) {
 			sub := *lease
 			rig := *r
 			rig.T, sub.rig = t, &rig
-			method := or(row.method, "POST")
+			method := cmp.Or(row.method, "POST")
 			if err := problemIn(row.want, rig.do(method, "", row.cred(&sub))); err != nil {
 				t.Error(err)
 			}

@@ -1,6 +1,7 @@
 package sdk
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -209,7 +210,7 @@ func (l *Rental) status(ctx context.Context, document []byte) error {
 	}
 	l.service = printable(s.State)
 	if s.State == string(leaseEnded) {
-		l.row.Ended = or(printable(s.Reason), "ended by the provider")
+		l.row.Ended = cmp.Or(printable(s.Reason), "ended by the provider")
 		return l.save(ctx)
 	}
 	l.show(ctx)
@@ -223,7 +224,7 @@ func (l *Rental) usage(ctx context.Context, document []byte) error {
 		return err
 	}
 	if l.row.Checker.Final {
-		l.row.Ended = or(l.row.Ended, "the final record is here")
+		l.row.Ended = cmp.Or(l.row.Ended, "the final record is here")
 		return l.save(ctx)
 	}
 	if l.urgent() {

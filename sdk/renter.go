@@ -1,6 +1,7 @@
 package sdk
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -139,14 +140,14 @@ func NewRenter(ctx context.Context, config RenterConfig) (*Renter, error) {
 }
 
 func (c RenterConfig) withDefaults() RenterConfig {
-	c.MaxGrace = or(c.MaxGrace, 7*24*time.Hour)
-	c.Tolerance = or(c.Tolerance, 2*time.Second)
-	c.Patience = or(c.Patience, 2*time.Minute)
-	c.Confirmations = or(c.Confirmations, 1)
-	c.Poll = or(c.Poll, 2*time.Second)
-	c.ClockOff = or(c.ClockOff, 2*time.Minute)
-	c.HTTP = or(c.HTTP, http.DefaultClient)
-	c.Log = or(c.Log, slog.Default())
+	c.MaxGrace = cmp.Or(c.MaxGrace, 7*24*time.Hour)
+	c.Tolerance = cmp.Or(c.Tolerance, 2*time.Second)
+	c.Patience = cmp.Or(c.Patience, 2*time.Minute)
+	c.Confirmations = cmp.Or(c.Confirmations, 1)
+	c.Poll = cmp.Or(c.Poll, 2*time.Second)
+	c.ClockOff = cmp.Or(c.ClockOff, 2*time.Minute)
+	c.HTTP = cmp.Or(c.HTTP, http.DefaultClient)
+	c.Log = cmp.Or(c.Log, slog.Default())
 	if c.Clock == nil {
 		c.Clock = metering.System
 	}

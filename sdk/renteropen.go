@@ -1,6 +1,7 @@
 package sdk
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -38,8 +39,8 @@ type RentOptions struct {
 // If it fails after the channel was put on disk, the error names the channel:
 // Resume goes on with it, or finds out that it was never funded.
 func (r *Renter) Rent(ctx context.Context, url string, options RentOptions) (*Rental, error) {
-	options.GPUs = or(options.GPUs, 1)
-	options.PayEvery = or(options.PayEvery, time.Minute)
+	options.GPUs = cmp.Or(options.GPUs, 1)
+	options.PayEvery = cmp.Or(options.PayEvery, time.Minute)
 	if options.GPUs < 1 || options.PayEvery < 0 || options.Prepay < 0 {
 		return nil, errors.New("renter: GPUs, PayEvery and Prepay must not be negative")
 	}

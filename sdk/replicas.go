@@ -12,6 +12,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/channel/store"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/settle"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -211,7 +212,7 @@ func (r *replicas) serve(ctx context.Context, c *crew, s leaseStore) error {
 		return err
 	}
 	for _, t := range c.tills {
-		t.settler.recall()
+		t.settler.Recall()
 	}
 	err = c.settle(ctx)
 	if ctx.Err() != nil {
@@ -261,7 +262,7 @@ func (r *replicas) unsettled(ctx context.Context, before []channel.State) error 
 		s, err := r.p.payee.State(ctx, was.ID)
 		wanted := was.Payable()
 		if err == nil && s.Settled.Lt(&wanted) && s.Status != channel.Finalized {
-			err = errUnsettled(s.ID, errors.New("the log of the gateway that leads says why"))
+			err = settle.Unsettled(s.ID, errors.New("the log of the gateway that leads says why"))
 		}
 		failed = errors.Join(failed, err)
 	}

@@ -1,6 +1,7 @@
 package sdk
 
 import (
+	"cmp"
 	"context"
 	"embed"
 	"errors"
@@ -19,6 +20,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/channel/store"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/settle"
 )
 
 //go:embed migrations/tower/*.sql
@@ -54,9 +56,9 @@ type TowerConfig struct {
 	Confirmations uint64        // before a deposit counts; 1 (the block it is in) if zero
 	Poll          time.Duration // between looks at the chain; 2 s if zero
 	Limits        TowerLimits
-	OnSettled     func(Settlement) // after each settlement; may be nil
-	Log           *slog.Logger     // slog.Default() if nil
-	Backend       chain.Backend    // instead of RPC: a client that is already connected
+	OnSettled     func(settle.Settlement) // after each settlement; may be nil
+	Log           *slog.Logger            // slog.Default() if nil
+	Backend       chain.Backend           // instead of RPC: a client that is already connected
 }
 
 // GasBudget is how much native coin, in wei, transactions submitted within an
@@ -85,8 +87,8 @@ type Tower struct {
 	payee   *channel.Payee // keeps what the chain says
 	late    *channel.Payee // takes vouchers, until the channel is final
 	sender  *chain.Sender
-	settler *Settler
-	watcher *Watcher
+	settler *settle.Settler
+	watcher *settle.Watcher
 	metrics *towerMetrics
 	mux     *http.ServeMux
 	guard   *towerGuard
@@ -95,7 +97,7 @@ type Tower struct {
 	turn  sync.Mutex // held between looking at the budget and being in the outbox
 
 	mu      sync.Mutex
-	rest    map[common.Hash]*penalty // leaves that failed
+	rest    map[common.Hash]*rest // leaves that failed
 	running sync.WaitGroup
 }
 
@@ -106,7 +108,7 @@ func NewTower(ctx context.Context, config TowerConfig) (*Tower, error) {
 	if err := config.check(); err != nil {
 		return nil, err
 	}
-	t := &Tower{config: config, least: make(map[common.Address]uint256.Int), rest: make(map[common.Hash]*penalty)}
+	t := &Tower{config: config, least: make(map[common.Address]uint256.Int), rest: make(map[common.Hash]*rest)}
 	if err := t.connect(ctx); err != nil {
 		return nil, err
 	}
@@ -125,8 +127,8 @@ func NewTower(ctx context.Context, config TowerConfig) (*Tower, error) {
 func (c TowerConfig) withDefaults() TowerConfig {
 	c.RelayGas = c.RelayGas.or(5e15, 5e16)
 	c.SettleGas = c.SettleGas.or(2e16, 2e17)
-	c.Confirmations = or(c.Confirmations, 1)
-	c.Poll = or(c.Poll, 2*time.Second)
+	c.Confirmations = cmp.Or(c.Confirmations, 1)
+	c.Poll = cmp.Or(c.Poll, 2*time.Second)
 	c.Limits = c.Limits.withDefaults()
 	if c.Log == nil {
 		c.Log = slog.Default()
@@ -192,7 +194,7 @@ func (t *Tower) connect(ctx context.Context) error {
 			return fmt.Errorf("watchtower: Tokens[%s]: %w", address, err)
 		}
 	}
-	t.config.Patience = or(t.config.Patience, t.escrow.Grace()/8)
+	t.config.Patience = cmp.Or(t.config.Patience, t.escrow.Grace()/8)
 	if t.config.Patience > t.escrow.Grace()/2 {
 		return fmt.Errorf("watchtower: Patience (%s) is over half of the escrow's grace period (%s): too little would be left to settle", t.config.Patience, t.escrow.Grace())
 	}
@@ -205,13 +207,13 @@ func (t *Tower) assemble(db *store.DB, txs *chain.Store) {
 	t.payee = &channel.Payee{Store: db.Payee(), Domain: t.escrow.Domain()}
 	t.late = &channel.Payee{Store: lateStore{db.Payee()}, Domain: t.escrow.Domain()}
 	t.sender = &chain.Sender{Backend: t.escrow.Backend(), Key: c.Key, Store: txs, Poll: c.Poll, Log: c.Log}
-	t.settler = &Settler{
+	t.settler = &settle.Settler{
 		Payee:    &channel.Payee{Store: dutyStore{db.Payee(), t}, Domain: t.escrow.Domain()},
 		Contract: t.escrow, Sender: t.sender, Log: c.Log, OnSettled: c.OnSettled,
 		// What is not closing is the payee's to settle; dutyStore says what is due.
-		Policy: SettlementPolicy{Interval: max(c.Poll, time.Second), MaxAge: math.MaxInt64},
+		Policy: settle.Policy{Interval: max(c.Poll, time.Second), MaxAge: math.MaxInt64},
 	}
-	t.watcher = &Watcher{Payee: t.payee, Contract: t.escrow, Confirmations: c.Confirmations, Poll: c.Poll, Store: txs, OnChange: t.changed, Log: c.Log}
+	t.watcher = &settle.Watcher{Payee: t.payee, Contract: t.escrow, Confirmations: c.Confirmations, Poll: c.Poll, Store: txs, OnChange: t.changed, Log: c.Log}
 	t.guard = newTowerGuard(c.Limits)
 	t.metrics = newTowerMetrics(t)
 	t.routes()

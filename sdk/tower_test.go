@@ -23,6 +23,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/chaintest"
+	"github.com/gpupay/gpupay/internal/tilltest"
 	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -30,7 +31,7 @@ import (
 
 // A lookout is a watchtower on a till's chain, served over real HTTP, with a key that is neither payer's nor payee's.
 type lookout struct {
-	*till
+	*tilltest.Till
 	tower  *sdk.Tower
 	server *httptest.Server
 	config sdk.TowerConfig
@@ -42,10 +43,10 @@ const towerLeast = 50
 
 func newLookout(t *testing.T, change func(*sdk.TowerConfig)) *lookout {
 	t.Helper()
-	k := newTill(t)
-	l := &lookout{till: k, config: sdk.TowerConfig{
+	k := tilltest.New(t)
+	l := &lookout{Till: k, config: sdk.TowerConfig{
 		Backend: k.Backend, Escrow: k.Escrow, Key: channel.NewKey(k.Keys[3]), Database: filepath.Join(t.TempDir(), "tower.db"),
-		Tokens: map[common.Address]string{k.Token: "0.00005"}, Patience: time.Second, Poll: poll, Log: slog.New(slog.DiscardHandler),
+		Tokens: map[common.Address]string{k.Token: "0.00005"}, Patience: time.Second, Poll: tilltest.Poll, Log: slog.New(slog.DiscardHandler),
 		Limits: sdk.TowerLimits{Channel: sdk.Rate{PerSecond: -1}, Leaves: sdk.Rate{PerSecond: -1}},
 	}}
 	if change != nil {
@@ -57,10 +58,10 @@ func newLookout(t *testing.T, change func(*sdk.TowerConfig)) *lookout {
 
 // up starts the tower; without run it serves, and does nothing by itself.
 func (l *lookout) up() {
-	l.t.Helper()
-	tower, err := sdk.NewTower(l.t.Context(), l.config)
+	l.T.Helper()
+	tower, err := sdk.NewTower(l.T.Context(), l.config)
 	if err != nil {
-		l.t.Fatal(err)
+		l.T.Fatal(err)
 	}
 	l.tower, l.server = tower, httptest.NewServer(tower)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -72,47 +73,47 @@ func (l *lookout) up() {
 			cancel()
 			running.Wait()
 			if err := tower.Close(); err != nil {
-				l.t.Error(err)
+				l.T.Error(err)
 			}
 		})
 	}
-	l.t.Cleanup(l.stop)
+	l.T.Cleanup(l.stop)
 	running.Go(func() {
 		if err := tower.Run(ctx); err != nil {
-			l.t.Errorf("tower: %v", err)
+			l.T.Errorf("tower: %v", err)
 		}
 	})
 }
 
 // post sends a document and returns the status and the answer.
 func (l *lookout) post(path string, document any) (int, []byte) {
-	l.t.Helper()
+	l.T.Helper()
 	raw, ok := document.([]byte)
 	if !ok {
 		var err error
 		if raw, err = json.Marshal(document); err != nil {
-			l.t.Fatal(err)
+			l.T.Fatal(err)
 		}
 	}
 	resp, err := http.Post(l.server.URL+path, "application/json", bytes.NewReader(raw))
 	if err != nil {
-		l.t.Fatal(err)
+		l.T.Fatal(err)
 	}
 	defer resp.Body.Close()
 	answer, err := io.ReadAll(resp.Body)
 	if err != nil {
-		l.t.Fatal(err)
+		l.T.Fatal(err)
 	}
 	return resp.StatusCode, answer
 }
 
 // voucher posts one voucher and returns its outcome, or its problem's status.
 func (l *lookout) voucher(v sdk.TowerVoucher) string {
-	l.t.Helper()
+	l.T.Helper()
 	status, answer := l.post("/vouchers", sdk.TowerVouchers{Vouchers: []sdk.TowerVoucher{v}})
 	var got sdk.TowerReceipts
 	if err := json.Unmarshal(answer, &got); err != nil || status != http.StatusOK || len(got.Receipts) != 1 {
-		l.t.Fatalf("%d %s", status, answer)
+		l.T.Fatalf("%d %s", status, answer)
 	}
 	if p := got.Receipts[0].Problem; p != nil {
 		return fmt.Sprint(p.Status)
@@ -121,20 +122,20 @@ func (l *lookout) voucher(v sdk.TowerVoucher) string {
 }
 
 func (l *lookout) sign(key channel.Signer, terms channel.Terms, amount uint64) sdk.TowerVoucher {
-	l.t.Helper()
-	v, err := channel.EscrowDomain(terms.ChainID, terms.Escrow).Sign(l.t.Context(), key, terms.ID(), *uint256.NewInt(amount))
+	l.T.Helper()
+	v, err := channel.EscrowDomain(terms.ChainID, terms.Escrow).Sign(l.T.Context(), key, terms.ID(), *uint256.NewInt(amount))
 	if err != nil {
-		l.t.Fatal(err)
+		l.T.Fatal(err)
 	}
 	return sdk.TowerVoucher{TowerTerms: sdk.NewTowerTerms(terms), Cumulative: wire.NewAmount(v.Cumulative), Signature: v.Signature}
 }
 
 // request is a payer's signed close request.
 func (l *lookout) request(key channel.Signer, terms channel.Terms, nonce, deadline uint64) sdk.LeaveRequest {
-	l.t.Helper()
-	sig, err := key.Sign(l.t.Context(), channel.EscrowDomain(terms.ChainID, terms.Escrow).RequestCloseDigest(terms.ID(), nonce, deadline))
+	l.T.Helper()
+	sig, err := key.Sign(l.T.Context(), channel.EscrowDomain(terms.ChainID, terms.Escrow).RequestCloseDigest(terms.ID(), nonce, deadline))
 	if err != nil {
-		l.t.Fatal(err)
+		l.T.Fatal(err)
 	}
 	t := sdk.NewTowerTerms(terms)
 	return sdk.LeaveRequest{ChainID: t.ChainID, Escrow: t.Escrow, Payer: t.Payer, Payee: t.Payee, Token: t.Token, Salt: t.Salt,
@@ -142,30 +143,30 @@ func (l *lookout) request(key channel.Signer, terms channel.Terms, nonce, deadli
 }
 
 func (l *lookout) view(terms channel.Terms) channel.ChainView {
-	l.t.Helper()
-	view, err := l.escrow.View(l.t.Context(), terms.ID(), nil)
+	l.T.Helper()
+	view, err := l.Contract.View(l.T.Context(), terms.ID(), nil)
 	if err != nil {
-		l.t.Fatal(err)
+		l.T.Fatal(err)
 	}
 	return view
 }
 
 // sent is how many transactions the tower's key has sent.
 func (l *lookout) sent() uint64 {
-	l.t.Helper()
-	n, err := l.Backend.NonceAt(l.t.Context(), l.tower.Address(), nil)
+	l.T.Helper()
+	n, err := l.Backend.NonceAt(l.T.Context(), l.tower.Address(), nil)
 	if err != nil {
-		l.t.Fatal(err)
+		l.T.Fatal(err)
 	}
 	return n
 }
 
 // paidOut checks every balance to the base unit: the tower never has anything.
 func (l *lookout) paidOut(payee, escrow uint64) {
-	l.t.Helper()
-	for who, want := range map[common.Address]uint64{l.key.Address(): payee, l.Escrow: escrow, l.tower.Address(): 0, l.payer.Address(): 1_000_000 - payee - escrow} {
-		if got := l.Tokens(l.t, who); got != want {
-			l.t.Errorf("%s has %d, want %d", who, got, want)
+	l.T.Helper()
+	for who, want := range map[common.Address]uint64{l.Key.Address(): payee, l.Escrow: escrow, l.tower.Address(): 0, l.Payer.Address(): 1_000_000 - payee - escrow} {
+		if got := l.Tokens(l.T, who); got != want {
+			l.T.Errorf("%s has %d, want %d", who, got, want)
 		}
 	}
 }
@@ -174,42 +175,42 @@ func (l *lookout) paidOut(payee, escrow uint64) {
 // before the payer can withdraw. A voucher that reaches the tower after the close request still counts.
 func TestTowerSettlesInTime(t *testing.T) {
 	l := newLookout(t, nil)
-	first, second := l.open(1, 1000), l.open(2, 1000)
-	if got := l.voucher(l.sign(l.payer, first, 300)); got != "accepted" {
+	first, second := l.Open(1, 1000), l.Open(2, 1000)
+	if got := l.voucher(l.sign(l.Payer, first, 300)); got != "accepted" {
 		t.Fatal(got)
 	}
-	if got := l.voucher(l.sign(l.payer, first, 700)); got != "accepted" {
+	if got := l.voucher(l.sign(l.Payer, first, 700)); got != "accepted" {
 		t.Fatal(got)
 	}
-	if got := l.voucher(l.sign(l.payer, second, 100)); got != "accepted" {
+	if got := l.voucher(l.sign(l.Payer, second, 100)); got != "accepted" {
 		t.Fatal(got)
 	}
-	time.Sleep(20 * poll)
+	time.Sleep(20 * tilltest.Poll)
 	if l.sent() != 0 {
 		t.Fatal("the tower settled channels that nobody closes")
 	}
 	l.stop()
-	l.requestClose(first)
+	l.RequestClose(first)
 	l.AdvanceTime(t, chaintest.Grace-30*time.Second)
 	l.Mine(t, 300) // more blocks than the trail keeps
 	began := time.Now()
 	l.up()
-	l.within(10*time.Second, "it is settled", func() bool { v := l.view(first); return is(v.Settled, 700) })
+	l.Within(10*time.Second, "it is settled", func() bool { v := l.view(first); return tilltest.Is(v.Settled, 700) })
 	t.Logf("settled %s after the tower came back", time.Since(began).Round(time.Millisecond))
-	if got := l.voucher(l.sign(l.payer, first, 850)); got != "accepted" {
+	if got := l.voucher(l.sign(l.Payer, first, 850)); got != "accepted" {
 		t.Fatalf("a voucher that comes late: %s", got)
 	}
-	l.within(10*time.Second, "the late one is settled", func() bool { v := l.view(first); return is(v.Settled, 850) })
+	l.Within(10*time.Second, "the late one is settled", func() bool { v := l.view(first); return tilltest.Is(v.Settled, 850) })
 	// A payer who pays himself gets no third settlement for the gas of one open.
-	if got := l.voucher(l.sign(l.payer, first, 950)); got != "accepted" {
+	if got := l.voucher(l.sign(l.Payer, first, 950)); got != "accepted" {
 		t.Fatal(got)
 	}
-	time.Sleep(time.Second + 20*poll)
+	time.Sleep(time.Second + 20*tilltest.Poll)
 	l.AdvanceTime(t, time.Minute)
-	l.send(l.others, l.escrow.WithdrawCall(first))
+	l.Send(l.Others, l.Contract.WithdrawCall(first))
 	l.paidOut(850, 1000)
-	late := l.sign(l.payer, first, 960)
-	l.within(10*time.Second, "a voucher after the withdrawal is refused", func() bool { return l.voucher(late) == "410" })
+	late := l.sign(l.Payer, first, 960)
+	l.Within(10*time.Second, "a voucher after the withdrawal is refused", func() bool { return l.voucher(late) == "410" })
 	if l.sent() != 2 {
 		t.Errorf("the tower sent %d transactions, want 2", l.sent())
 	}
@@ -218,20 +219,20 @@ func TestTowerSettlesInTime(t *testing.T) {
 // A payee that settles by itself in time costs the tower nothing.
 func TestTowerLeavesItToThePayee(t *testing.T) {
 	l := newLookout(t, func(c *sdk.TowerConfig) { c.Patience = 2 * time.Minute })
-	terms := l.open(1, 1000)
-	l.accept(terms, 700)
-	l.voucher(l.sign(l.payer, terms, 700))
-	l.requestClose(terms)
-	l.within(10*time.Second, "the tower sees it", func() bool { return l.towerState(terms).Status == channel.Closing })
-	time.Sleep(time.Second + 20*poll)
+	terms := l.Open(1, 1000)
+	l.Accept(terms, 700)
+	l.voucher(l.sign(l.Payer, terms, 700))
+	l.RequestClose(terms)
+	l.Within(10*time.Second, "the tower sees it", func() bool { return l.towerState(terms).Status == channel.Closing })
+	time.Sleep(time.Second + 20*tilltest.Poll)
 	if l.sent() != 0 {
 		t.Fatal("the tower did not wait for the payee")
 	}
-	if err := l.settler.Settle(t.Context()); err != nil {
+	if err := l.Settler.Settle(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	l.AdvanceTime(t, 3*time.Minute)
-	time.Sleep(time.Second + 20*poll)
+	time.Sleep(time.Second + 20*tilltest.Poll)
 	l.paidOut(700, 300)
 	if l.sent() != 0 {
 		t.Error("the tower settled what was settled")
@@ -239,10 +240,10 @@ func TestTowerLeavesItToThePayee(t *testing.T) {
 }
 
 func (l *lookout) towerState(terms channel.Terms) channel.State {
-	l.t.Helper()
-	states, err := l.tower.Channels(l.t.Context())
+	l.T.Helper()
+	states, err := l.tower.Channels(l.T.Context())
 	if err != nil {
-		l.t.Fatal(err)
+		l.T.Fatal(err)
 	}
 	for _, s := range states {
 		if s.ID == terms.ID() {
@@ -256,10 +257,10 @@ func (l *lookout) towerState(terms channel.Terms) channel.State {
 // the withdrawal are the tower's, and each is sent once.
 func TestTowerRelaysALeave(t *testing.T) {
 	l := newLookout(t, nil)
-	terms := l.open(1, 1000)
-	l.voucher(l.sign(l.payer, terms, 400))
+	terms := l.Open(1, 1000)
+	l.voucher(l.sign(l.Payer, terms, 400))
 	relay := &sdk.HTTPRelay{URL: l.server.URL, Log: slog.New(slog.DiscardHandler)}
-	q := l.request(l.payer, terms, 0, 1<<40)
+	q := l.request(l.Payer, terms, 0, 1<<40)
 	if err := relay.Withdraw(t.Context(), terms); !errors.Is(err, chain.ErrUnreachable) {
 		t.Errorf("withdrawal of a channel that nobody closes: %v", err)
 	}
@@ -276,7 +277,7 @@ func TestTowerRelaysALeave(t *testing.T) {
 		t.Errorf("withdrawal within the grace period: %v", err)
 	}
 	l.AdvanceTime(t, chaintest.Grace)
-	l.within(20*time.Second, "it is withdrawn", func() bool { return l.view(terms).Finalized })
+	l.Within(20*time.Second, "it is withdrawn", func() bool { return l.view(terms).Finalized })
 	l.paidOut(400, 0)
 	if err := relay.Withdraw(t.Context(), terms); err != nil {
 		t.Errorf("withdrawal of what is withdrawn: %v", err)
@@ -289,8 +290,8 @@ func TestTowerRelaysALeave(t *testing.T) {
 // Stopped between the outbox and the block, the tower sends its transactions once.
 func TestTowerIsRestartedMidway(t *testing.T) {
 	l := newLookout(t, nil)
-	terms := l.open(1, 1000)
-	l.voucher(l.sign(l.payer, terms, 400))
+	terms := l.Open(1, 1000)
+	l.voucher(l.sign(l.Payer, terms, 400))
 	pending := func(n uint64) func() bool {
 		return func() bool {
 			got, err := l.Backend.PendingNonceAt(t.Context(), l.config.Key.Address())
@@ -301,30 +302,30 @@ func TestTowerIsRestartedMidway(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	asked := make(chan error, 1)
 	go func() {
-		asked <- (&sdk.HTTPRelay{URL: l.server.URL, Log: slog.New(slog.DiscardHandler)}).RequestClose(ctx, l.request(l.payer, terms, 0, 1<<40))
+		asked <- (&sdk.HTTPRelay{URL: l.server.URL, Log: slog.New(slog.DiscardHandler)}).RequestClose(ctx, l.request(l.Payer, terms, 0, 1<<40))
 	}()
-	l.within(10*time.Second, "the close request is sent", pending(1))
+	l.Within(10*time.Second, "the close request is sent", pending(1))
 	cancel()
 	<-asked
 	l.stop()
 	l.up()
-	time.Sleep(20 * poll)
+	time.Sleep(20 * tilltest.Poll)
 	l.Mine(t, 1)
-	l.within(10*time.Second, "the close is requested", func() bool { return l.view(terms).CloseRequestedAt != 0 })
+	l.Within(10*time.Second, "the close is requested", func() bool { return l.view(terms).CloseRequestedAt != 0 })
 	l.AdvanceTime(t, chaintest.Grace)
-	l.within(10*time.Second, "the settlement is sent", pending(2))
+	l.Within(10*time.Second, "the settlement is sent", pending(2))
 	l.stop()
 	l.up()
-	time.Sleep(20 * poll)
+	time.Sleep(20 * tilltest.Poll)
 	l.Mine(t, 1)
-	l.within(10*time.Second, "the withdrawal is sent", pending(3))
+	l.Within(10*time.Second, "the withdrawal is sent", pending(3))
 	l.stop()
 	l.up()
-	time.Sleep(20 * poll)
+	time.Sleep(20 * tilltest.Poll)
 	l.Mine(t, 1)
 	l.Automine(t, true)
-	l.within(10*time.Second, "it is withdrawn", func() bool { return l.view(terms).Finalized })
-	time.Sleep(20 * poll)
+	l.Within(10*time.Second, "it is withdrawn", func() bool { return l.view(terms).Finalized })
+	time.Sleep(20 * tilltest.Poll)
 	l.paidOut(400, 0)
 	if l.sent() != 3 {
 		t.Errorf("the tower sent %d transactions, want 3", l.sent())
@@ -334,15 +335,15 @@ func TestTowerIsRestartedMidway(t *testing.T) {
 // A re-org that takes the close request out of the chain is made good.
 func TestTowerRedoesWhatAReorgUndid(t *testing.T) {
 	l := newLookout(t, nil)
-	terms := l.open(1, 1000)
+	terms := l.Open(1, 1000)
 	l.Mine(t, 3)
-	if status, answer := l.post("/close-requests", l.request(l.payer, terms, 0, 1<<40)); status != http.StatusOK {
+	if status, answer := l.post("/close-requests", l.request(l.Payer, terms, 0, 1<<40)); status != http.StatusOK {
 		t.Fatalf("%d %s", status, answer)
 	}
 	l.Reorg(t, 2)
-	l.within(10*time.Second, "the close is requested again", func() bool { return l.view(terms).CloseRequestedAt != 0 })
+	l.Within(10*time.Second, "the close is requested again", func() bool { return l.view(terms).CloseRequestedAt != 0 })
 	l.AdvanceTime(t, chaintest.Grace)
-	l.within(20*time.Second, "it is withdrawn", func() bool { return l.view(terms).Finalized })
+	l.Within(20*time.Second, "it is withdrawn", func() bool { return l.view(terms).Finalized })
 	l.paidOut(0, 0)
 	if l.sent() != 2 {
 		t.Errorf("the tower sent %d transactions, want 2", l.sent())
@@ -354,26 +355,26 @@ func TestTowerHostileRequests(t *testing.T) {
 	l := newLookout(t, nil)
 	ctx := t.Context()
 	stranger := channel.NewKey(l.Keys[5])
-	open, tiny, done := l.open(1, 1000), l.open(2, towerLeast-1), l.open(3, 1000)
-	l.requestClose(done)
+	open, tiny, done := l.Open(1, 1000), l.Open(2, towerLeast-1), l.Open(3, 1000)
+	l.RequestClose(done)
 	l.AdvanceTime(t, chaintest.Grace)
-	l.send(l.others, l.escrow.WithdrawCall(done))
-	otherChain, otherEscrow, unknown, otherPayee, otherToken := open, open, l.terms(9), open, open
+	l.Send(l.Others, l.Contract.WithdrawCall(done))
+	otherChain, otherEscrow, unknown, otherPayee, otherToken := open, open, l.Terms(9), open, open
 	otherChain.ChainID++
 	otherEscrow.Escrow[0]++
 	otherPayee.Payee = stranger.Address()
 	otherToken.Token[0]++
 	// A request that was used, and taken back by a top-up: before there is anything to settle.
-	used := l.request(l.payer, open, 0, 1<<40)
-	l.requestClose(open)
+	used := l.request(l.Payer, open, 0, 1<<40)
+	l.RequestClose(open)
 	own := l.sender0()
 	token, err := chain.NewToken(ctx, l.Backend, l.Token)
 	if err != nil {
 		t.Fatal(err)
 	}
-	l.send(own, token.ApproveCall(l.Escrow, *uint256.NewInt(10)))
-	l.send(own, l.escrow.TopUpCall(open, *uint256.NewInt(10)))
-	good := l.sign(l.payer, open, 500)
+	l.Send(own, token.ApproveCall(l.Escrow, *uint256.NewInt(10)))
+	l.Send(own, l.Contract.TopUpCall(open, *uint256.NewInt(10)))
+	good := l.sign(l.Payer, open, 500)
 	change := func(f func(*sdk.TowerVoucher)) sdk.TowerVoucher {
 		v := good
 		v.Signature = bytes.Clone(good.Signature)
@@ -390,19 +391,19 @@ func TestTowerHostileRequests(t *testing.T) {
 		{"another amount", change(func(v *sdk.TowerVoucher) { v.Cumulative = wire.NewAmount(*uint256.NewInt(501)) }), "403"},
 		{"flipped v", change(func(v *sdk.TowerVoucher) { v.Signature[64] ^= 7 }), "403"},
 		{"high s", change(func(v *sdk.TowerVoucher) { highS(v.Signature) }), "403"},
-		{"a channel of another chain", l.sign(l.payer, otherChain, 500), "403"},
-		{"a channel of another escrow", l.sign(l.payer, otherEscrow, 500), "403"},
+		{"a channel of another chain", l.sign(l.Payer, otherChain, 500), "403"},
+		{"a channel of another escrow", l.sign(l.Payer, otherEscrow, 500), "403"},
 		{"another payee's name on it", change(func(v *sdk.TowerVoucher) { v.TowerTerms = sdk.NewTowerTerms(otherPayee) }), "403"},
-		{"a token that is not named", l.sign(l.payer, otherToken, 500), "403"},
-		{"a channel that nobody opened", l.sign(l.payer, unknown, 500), "404"},
-		{"a channel that is too small", l.sign(l.payer, tiny, 10), "403"},
-		{"a channel that is final", l.sign(l.payer, done, 10), "410"},
-		{"more than the deposit", l.sign(l.payer, open, 1011), "422"},
-		{"nothing", l.sign(l.payer, open, 0), "422"},
+		{"a token that is not named", l.sign(l.Payer, otherToken, 500), "403"},
+		{"a channel that nobody opened", l.sign(l.Payer, unknown, 500), "404"},
+		{"a channel that is too small", l.sign(l.Payer, tiny, 10), "403"},
+		{"a channel that is final", l.sign(l.Payer, done, 10), "410"},
+		{"more than the deposit", l.sign(l.Payer, open, 1011), "422"},
+		{"nothing", l.sign(l.Payer, open, 0), "422"},
 		{"no terms", sdk.TowerVoucher{}, "400"},
 		{"right", good, "accepted"},
 		{"replayed", good, "replayed"},
-		{"stale", l.sign(l.payer, open, 499), "stale"},
+		{"stale", l.sign(l.Payer, open, 499), "stale"},
 	} {
 		t.Run("voucher/"+row.name, func(t *testing.T) {
 			if got := l.voucher(row.voucher); got != row.want {
@@ -411,11 +412,11 @@ func TestTowerHostileRequests(t *testing.T) {
 		})
 	}
 	states, err := l.tower.Channels(ctx)
-	if err != nil || len(states) != 1 || !is(states[0].Accepted, 500) {
+	if err != nil || len(states) != 1 || !tilltest.Is(states[0].Accepted, 500) {
 		t.Fatalf("the tower keeps %+v, %v", states, err)
 	}
 
-	now, err := l.escrow.Now(ctx)
+	now, err := l.Contract.Now(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -423,7 +424,7 @@ func TestTowerHostileRequests(t *testing.T) {
 	vouchers := func(n int) sdk.TowerVouchers {
 		return sdk.TowerVouchers{Vouchers: make([]sdk.TowerVoucher, n)}
 	}
-	altered := l.request(l.payer, open, 1, 1<<40)
+	altered := l.request(l.Payer, open, 1, 1<<40)
 	altered.Deadline++
 	for _, row := range []struct {
 		name, path string
@@ -431,17 +432,17 @@ func TestTowerHostileRequests(t *testing.T) {
 		want       int
 	}{
 		{"close request/forged", "/close-requests", l.request(stranger, open, 1, 1<<40), 403},
-		{"close request/by the payee", "/close-requests", l.request(l.key, open, 1, 1<<40), 403},
+		{"close request/by the payee", "/close-requests", l.request(l.Key, open, 1, 1<<40), 403},
 		{"close request/altered", "/close-requests", altered, 403},
 		{"close request/used", "/close-requests", used, 409},
-		{"close request/of the future", "/close-requests", l.request(l.payer, open, 2, 1<<40), 409},
-		{"close request/too late", "/close-requests", l.request(l.payer, open, 1, past), 409},
-		{"close request/of a channel that is too small", "/close-requests", l.request(l.payer, tiny, 0, 1<<40), 403},
-		{"close request/of a channel that is final", "/close-requests", l.request(l.payer, done, 1, 1<<40), 410},
-		{"close request/of a channel that nobody opened", "/close-requests", l.request(l.payer, unknown, 0, 1<<40), 404},
-		{"close request/on another chain", "/close-requests", l.request(l.payer, otherChain, 1, 1<<40), 403},
-		{"close request/in another escrow", "/close-requests", l.request(l.payer, otherEscrow, 1, 1<<40), 403},
-		{"close request/of a token that is not named", "/close-requests", l.request(l.payer, otherToken, 0, 1<<40), 403},
+		{"close request/of the future", "/close-requests", l.request(l.Payer, open, 2, 1<<40), 409},
+		{"close request/too late", "/close-requests", l.request(l.Payer, open, 1, past), 409},
+		{"close request/of a channel that is too small", "/close-requests", l.request(l.Payer, tiny, 0, 1<<40), 403},
+		{"close request/of a channel that is final", "/close-requests", l.request(l.Payer, done, 1, 1<<40), 410},
+		{"close request/of a channel that nobody opened", "/close-requests", l.request(l.Payer, unknown, 0, 1<<40), 404},
+		{"close request/on another chain", "/close-requests", l.request(l.Payer, otherChain, 1, 1<<40), 403},
+		{"close request/in another escrow", "/close-requests", l.request(l.Payer, otherEscrow, 1, 1<<40), 403},
+		{"close request/of a token that is not named", "/close-requests", l.request(l.Payer, otherToken, 0, 1<<40), 403},
 		{"close request/empty", "/close-requests", []byte("{}"), 400},
 		{"withdrawal/of a channel that is open", "/withdrawals", sdk.NewTowerTerms(open), 409},
 		{"withdrawal/of a channel that is too small", "/withdrawals", sdk.NewTowerTerms(tiny), 403},
@@ -463,7 +464,7 @@ func TestTowerHostileRequests(t *testing.T) {
 			}
 		})
 	}
-	time.Sleep(20 * poll)
+	time.Sleep(20 * tilltest.Poll)
 	if n := l.sent(); n != 0 {
 		t.Errorf("strangers made the tower send %d transactions", n)
 	}
@@ -479,7 +480,7 @@ func highS(sig []byte) {
 
 // sender0 sends the payer's own transactions.
 func (l *lookout) sender0() *chain.Sender {
-	return &chain.Sender{Backend: l.Backend, Key: l.payer, Store: l.others.Store, Poll: poll}
+	return &chain.Sender{Backend: l.Backend, Key: l.Payer, Store: l.Others.Store, Poll: tilltest.Poll}
 }
 
 // What a payer's leaves may cost in an hour is bounded, by payer and over all, also over a restart.
@@ -494,26 +495,26 @@ func TestTowerGasBudget(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			l := newLookout(t, func(c *sdk.TowerConfig) { c.RelayGas = row.budget })
-			first, second := l.open(1, 1000), l.open(2, 1000)
-			if got, answer := l.post("/close-requests", l.request(l.payer, first, 0, 1<<40)); got != 200 {
+			first, second := l.Open(1, 1000), l.Open(2, 1000)
+			if got, answer := l.post("/close-requests", l.request(l.Payer, first, 0, 1<<40)); got != 200 {
 				t.Fatalf("%d %s", got, answer)
 			}
 			l.stop()
 			l.up()
-			if got, answer := l.post("/close-requests", l.request(l.payer, second, 0, 1<<40)); got != 429 {
+			if got, answer := l.post("/close-requests", l.request(l.Payer, second, 0, 1<<40)); got != 429 {
 				t.Errorf("the second of an hour: %d %s", got, answer)
 			}
 			other := channel.NewKey(l.Keys[6])
 			l.Mint(t, other.Address(), 1000)
-			terms := l.terms(3)
+			terms := l.Terms(3)
 			terms.Payer = other.Address()
-			self := &chain.Sender{Backend: l.Backend, Key: other, Store: l.others.Store, Poll: poll}
+			self := &chain.Sender{Backend: l.Backend, Key: other, Store: l.Others.Store, Poll: tilltest.Poll}
 			token, err := chain.NewToken(t.Context(), l.Backend, l.Token)
 			if err != nil {
 				t.Fatal(err)
 			}
-			l.send(self, token.ApproveCall(l.Escrow, *uint256.NewInt(1000)))
-			l.send(self, l.escrow.OpenCall(terms, *uint256.NewInt(1000)))
+			l.Send(self, token.ApproveCall(l.Escrow, *uint256.NewInt(1000)))
+			l.Send(self, l.Contract.OpenCall(terms, *uint256.NewInt(1000)))
 			if got, answer := l.post("/close-requests", l.request(other, terms, 0, 1<<40)); got != row.other {
 				t.Errorf("another payer: %d, want %d: %s", got, row.other, answer)
 			}
@@ -525,36 +526,36 @@ func TestTowerGasBudget(t *testing.T) {
 func TestTowerSettlementBudget(t *testing.T) {
 	for _, row := range []struct {
 		name   string
-		change func(*till) []common.Address
+		change func(*tilltest.Till) []common.Address
 		want   uint64 // transactions
 	}{
-		{"for anybody", func(*till) []common.Address { return nil }, 1},
-		{"for its own payees", func(k *till) []common.Address { return []common.Address{k.key.Address()} }, 2},
+		{"for anybody", func(*tilltest.Till) []common.Address { return nil }, 1},
+		{"for its own payees", func(k *tilltest.Till) []common.Address { return []common.Address{k.Key.Address()} }, 2},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			l := newLookout(t, func(c *sdk.TowerConfig) { c.SettleGas = sdk.GasBudget{PerParty: big.NewInt(1)} })
 			l.stop()
-			l.config.Payees = row.change(l.till)
+			l.config.Payees = row.change(l.Till)
 			l.up()
 			for salt := range byte(2) {
-				terms := l.open(salt+1, 1000)
-				if got := l.voucher(l.sign(l.payer, terms, 400)); got != "accepted" {
+				terms := l.Open(salt+1, 1000)
+				if got := l.voucher(l.sign(l.Payer, terms, 400)); got != "accepted" {
 					t.Fatal(got)
 				}
-				l.requestClose(terms)
+				l.RequestClose(terms)
 				l.AdvanceTime(t, 2*time.Second)
 				if uint64(salt) < row.want {
-					l.within(10*time.Second, "it is settled", func() bool { v := l.view(terms); return is(v.Settled, 400) })
+					l.Within(10*time.Second, "it is settled", func() bool { v := l.view(terms); return tilltest.Is(v.Settled, 400) })
 				}
 			}
-			time.Sleep(time.Second + 20*poll)
+			time.Sleep(time.Second + 20*tilltest.Poll)
 			if got := l.sent(); got != row.want {
 				t.Errorf("%d settlements, want %d", got, row.want)
 			}
 			if row.want == 2 {
-				terms := l.terms(7)
+				terms := l.Terms(7)
 				terms.Payee = common.Address{7}
-				if got := l.voucher(l.sign(l.payer, terms, 1)); got != "403" {
+				if got := l.voucher(l.sign(l.Payer, terms, 1)); got != "403" {
 					t.Errorf("a voucher for another payee: %s", got)
 				}
 			}
@@ -570,29 +571,29 @@ func TestTowerRates(t *testing.T) {
 			Channel: sdk.Rate{PerSecond: 0.001, Burst: 3}, Leaves: sdk.Rate{PerSecond: 0.001, Burst: 1}, Reads: sdk.Rate{PerSecond: 0.001, Burst: 4}, Names: 100,
 		}
 	})
-	first, second := l.open(1, 1000), l.open(2, 1000)
+	first, second := l.Open(1, 1000), l.Open(2, 1000)
 	for n := range uint64(4) {
 		want := "accepted"
 		if n == 3 {
 			want = "429"
 		}
-		if got := l.voucher(l.sign(l.payer, first, 100+n)); got != want {
+		if got := l.voucher(l.sign(l.Payer, first, 100+n)); got != want {
 			t.Errorf("voucher %d of a channel: %s, want %s", n, got, want)
 		}
 	}
-	if got := l.voucher(l.sign(l.payer, second, 100)); got != "accepted" {
+	if got := l.voucher(l.sign(l.Payer, second, 100)); got != "accepted" {
 		t.Errorf("a voucher of another channel: %s", got)
 	}
 	for range 200 { // forged ones count for nobody, and are not looked up
-		if got := l.voucher(l.sign(l.key, second, 900)); got != "403" {
+		if got := l.voucher(l.sign(l.Key, second, 900)); got != "403" {
 			t.Fatal(got)
 		}
 	}
-	if got := l.voucher(l.sign(l.payer, second, 200)); got != "accepted" {
+	if got := l.voucher(l.sign(l.Payer, second, 200)); got != "accepted" {
 		t.Errorf("after forged ones: %s", got)
 	}
 	for n, want := range []string{"404", "404", "429"} { // two reads were used above
-		if got := l.voucher(l.sign(l.payer, l.terms(byte(100+n)), 1)); got != want {
+		if got := l.voucher(l.sign(l.Payer, l.Terms(byte(100+n)), 1)); got != want {
 			t.Errorf("unknown channel %d: %s, want %s", n, got, want)
 		}
 	}
@@ -615,7 +616,7 @@ func TestTowerRates(t *testing.T) {
 
 // A tower's configuration errors are one line that says what to do.
 func TestTowerConfig(t *testing.T) {
-	k := newTill(t)
+	k := tilltest.New(t)
 	right := sdk.TowerConfig{Backend: k.Backend, Escrow: k.Escrow, Key: channel.NewKey(k.Keys[3]), Database: filepath.Join(t.TempDir(), "t.db"), Tokens: map[common.Address]string{k.Token: "1"}}
 	for says, change := range map[string]func(*sdk.TowerConfig){
 		"RPC is empty":         func(c *sdk.TowerConfig) { c.Backend = nil },

@@ -49,15 +49,15 @@ func (e *lame) HeaderByNumber(ctx context.Context, number *big.Int) (*types.Head
 // read: an endpoint that fails then costs the payee nothing, and nobody is told that the grace period is not over.
 func TestTowerWithdrawsNothingOnABrokenEndpoint(t *testing.T) {
 	l := newLookout(t, nil)
-	terms := l.open(1, 1000)
-	v := l.sign(l.payer, terms, 400)
-	backend := &lame{Backend: l.Backend, settle: l.escrow.SettleCall(terms, v.Cumulative.Int, v.Signature).Data[:4], withdraw: l.escrow.WithdrawCall(terms).Data[:4]}
+	terms := l.Open(1, 1000)
+	v := l.sign(l.Payer, terms, 400)
+	backend := &lame{Backend: l.Backend, settle: l.Contract.SettleCall(terms, v.Cumulative.Int, v.Signature).Data[:4], withdraw: l.Contract.WithdrawCall(terms).Data[:4]}
 	backend.noSettling.Store(true)
 	l.stop()
 	l.config.Backend = backend
 	l.up()
 	l.voucher(v)
-	if status, answer := l.post("/close-requests", l.request(l.payer, terms, 0, 1<<40)); status != http.StatusOK {
+	if status, answer := l.post("/close-requests", l.request(l.Payer, terms, 0, 1<<40)); status != http.StatusOK {
 		t.Fatalf("%d %s", status, answer)
 	}
 	l.AdvanceTime(t, chaintest.Grace)
@@ -82,7 +82,7 @@ func TestTowerWithdrawsNothingOnABrokenEndpoint(t *testing.T) {
 	}
 
 	backend.noSettling.Store(false)
-	l.within(30*time.Second, "it is withdrawn", func() bool { return l.view(terms).Finalized })
+	l.Within(30*time.Second, "it is withdrawn", func() bool { return l.view(terms).Finalized })
 	l.paidOut(400, 0)
 	if l.sent() != 3 { // request, settlement, withdrawal
 		t.Errorf("the tower sent %d transactions, want 3", l.sent())

@@ -2,6 +2,7 @@ package sdk
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -48,7 +49,7 @@ func (h *HTTPRelay) relay(ctx context.Context, path string, document any) error 
 	err := postTower(ctx, h.HTTP, h.URL, path, document, nil)
 	var later *errTower
 	if errors.As(err, &later) && ctx.Err() == nil {
-		or(h.Log, slog.Default()).Warn("the watchtower has not done it yet", "err", err)
+		cmp.Or(h.Log, slog.Default()).Warn("the watchtower has not done it yet", "err", err)
 	}
 	return err
 }
@@ -80,7 +81,7 @@ func postTower(ctx context.Context, client *http.Client, base, path string, docu
 		return fmt.Errorf("watchtower %s: %w", base, err)
 	}
 	req.Header.Set("Content-Type", "application/json")
-	resp, err := or(client, http.DefaultClient).Do(req)
+	resp, err := cmp.Or(client, http.DefaultClient).Do(req)
 	if err != nil {
 		return &errTower{base, err}
 	}

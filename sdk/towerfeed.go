@@ -35,7 +35,7 @@ type towerFeed struct {
 }
 
 func newTowerFeed(payee *channel.Payee, urls []string, every time.Duration, log *slog.Logger) *towerFeed {
-	f := &towerFeed{urls: urls, every: or(every, defaultTowerEvery), payee: payee, log: log, http: &http.Client{Timeout: towerTimeout}}
+	f := &towerFeed{urls: urls, every: cmp.Or(every, defaultTowerEvery), payee: payee, log: log, http: &http.Client{Timeout: towerTimeout}}
 	for range urls {
 		f.wakes = append(f.wakes, make(chan struct{}, 1))
 	}

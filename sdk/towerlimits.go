@@ -1,6 +1,7 @@
 package sdk
 
 import (
+	"cmp"
 	"container/list"
 	"fmt"
 	"net/http"
@@ -29,12 +30,12 @@ type TowerLimits struct {
 }
 
 func (l TowerLimits) withDefaults() TowerLimits {
-	l.Requests = or(l.Requests, Rate{PerSecond: 10, Burst: 100})
-	l.Vouchers = or(l.Vouchers, Rate{PerSecond: 200, Burst: 10_000})
-	l.Channel = or(l.Channel, Rate{PerSecond: 1, Burst: 10})
-	l.Leaves = or(l.Leaves, Rate{PerSecond: 0.2, Burst: 10})
-	l.Reads = or(l.Reads, Rate{PerSecond: 50, Burst: 200})
-	l.Names = or(l.Names, 50_000)
+	l.Requests = cmp.Or(l.Requests, Rate{PerSecond: 10, Burst: 100})
+	l.Vouchers = cmp.Or(l.Vouchers, Rate{PerSecond: 200, Burst: 10_000})
+	l.Channel = cmp.Or(l.Channel, Rate{PerSecond: 1, Burst: 10})
+	l.Leaves = cmp.Or(l.Leaves, Rate{PerSecond: 0.2, Burst: 10})
+	l.Reads = cmp.Or(l.Reads, Rate{PerSecond: 50, Burst: 200})
+	l.Names = cmp.Or(l.Names, 50_000)
 	if l.ClientIP == nil {
 		l.ClientIP = func(r *http.Request) string { return r.RemoteAddr }
 	}

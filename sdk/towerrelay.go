@@ -313,6 +313,12 @@ func (t *Tower) resting(id common.Hash) bool {
 	return p != nil && time.Now().Before(p.until)
 }
 
+// rest is how long a leave that failed waits.
+type rest struct {
+	until time.Time
+	pace  chain.Backoff
+}
+
 // tire has a leave that failed wait, longer each time, so that one that cannot
 // succeed costs the endpoint little.
 func (t *Tower) tire(id common.Hash, err error) {
@@ -324,7 +330,7 @@ func (t *Tower) tire(id common.Hash, err error) {
 	}
 	p := t.rest[id]
 	if p == nil {
-		p = &penalty{pace: chain.Backoff{Least: t.config.Poll, Most: min(10*time.Minute, t.escrow.Grace()/10)}}
+		p = &rest{pace: chain.Backoff{Least: t.config.Poll, Most: min(10*time.Minute, t.escrow.Grace()/10)}}
 		t.rest[id] = p
 	}
 	wait := p.pace.Next()

@@ -203,8 +203,8 @@ func (t *Tower) affordable(ctx context.Context, states []channel.State) ([]chann
 			err = fmt.Errorf("%w: channel %s was settled %d times", errBudget, s.ID, spent.times[s.ID])
 		}
 		if err != nil {
-			if t.guard.mention(payee) {
-				t.config.Log.Error("vouchers are not settled", "payee", payee, "channel", s.ID, "unsettled", amountOf(s), "err", err)
+			if left := s.Unsettled(); t.guard.mention(payee) {
+				t.config.Log.Error("vouchers are not settled", "payee", payee, "channel", s.ID, "unsettled", left.Dec(), "err", err)
 			}
 			continue
 		}

@@ -1,6 +1,7 @@
 package sdk
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/settle"
 	"github.com/gpupay/gpupay/sdk/wire"
 	"github.com/gpupay/gpupay/sdk/wire/x402"
 )
@@ -44,14 +46,14 @@ type X402Config struct {
 	Line, Waiting int
 }
 
-func (c X402Config) withDefaults(p SettlementPolicy) X402Config {
-	age := or(p.MaxAge, defaultMaxAge)
-	c.WithdrawDelay = or(c.WithdrawDelay, max(channel.MinWithdrawDelay, (2*age).Round(time.Second)))
-	c.Window = or(c.Window, 10*time.Second)
-	c.Slack = or(c.Slack, 5*time.Second)
-	c.MaxTimeout = or(c.MaxTimeout, 5*time.Minute)
-	c.MaxReply = or(c.MaxReply, 1<<20)
-	c.Line, c.Waiting = or(c.Line, 64), or(c.Waiting, 4096)
+func (c X402Config) withDefaults(p settle.Policy) X402Config {
+	age := cmp.Or(p.MaxAge, settle.DefaultMaxAge)
+	c.WithdrawDelay = cmp.Or(c.WithdrawDelay, max(channel.MinWithdrawDelay, (2*age).Round(time.Second)))
+	c.Window = cmp.Or(c.Window, 10*time.Second)
+	c.Slack = cmp.Or(c.Slack, 5*time.Second)
+	c.MaxTimeout = cmp.Or(c.MaxTimeout, 5*time.Minute)
+	c.MaxReply = cmp.Or(c.MaxReply, 1<<20)
+	c.Line, c.Waiting = cmp.Or(c.Line, 64), cmp.Or(c.Waiting, 4096)
 	return c
 }
 

@@ -2,6 +2,7 @@ package sdk
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -290,5 +291,5 @@ func (d *x402Desk) copyOf(tab x402Tab, note x402Note) (*x402Answer, error) {
 		return nil, err
 	}
 	a := &x402Answer{note: note, receipt: tab.receipt(note, base, charged), status: note.Status, body: note.Body}
-	return a, json.Unmarshal([]byte(or(note.Header, "{}")), &a.header)
+	return a, json.Unmarshal([]byte(cmp.Or(note.Header, "{}")), &a.header)
 }

@@ -22,6 +22,7 @@ import (
 	"github.com/gpupay/gpupay/internal/pgtest"
 	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/settle"
 	"github.com/gpupay/gpupay/sdk/wire"
 	"github.com/gpupay/gpupay/sdk/wire/x402"
 )
@@ -62,7 +63,7 @@ func payConfig(t *testing.T, key *channel.Key, url, escrow, token, database stri
 		Database: database, PricePerGPUHour: hour, Source: sim.New(2, sim.Options{}),
 		Credit: 2 * time.Second, Tick: 20 * time.Millisecond, MaxGap: 10 * time.Second, RecordEvery: 50 * time.Millisecond,
 		SuspendTimeout: time.Minute, MinDeposit: "0.01", MinGrace: time.Minute, ClockTolerance: 24 * time.Hour, OpenTimeout: 20 * time.Second, Poll: 50 * time.Millisecond,
-		Settlement: SettlementPolicy{Interval: time.Hour},
+		Settlement: settle.Policy{Interval: time.Hour},
 		Log:        slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelWarn})),
 	}
 }

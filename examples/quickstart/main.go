@@ -29,6 +29,7 @@ import (
 	"github.com/gpupay/gpupay/internal/cli"
 	"github.com/gpupay/gpupay/internal/devchain"
 	"github.com/gpupay/gpupay/sdk"
+	"github.com/gpupay/gpupay/sdk/settle"
 )
 
 const (
@@ -83,7 +84,7 @@ type story struct {
 	payee    *channel.Key
 	url      string
 	gpus     int
-	settled  []sdk.Settlement
+	settled  []settle.Settlement
 	renters  []*party
 }
 
@@ -128,8 +129,8 @@ func (s *story) startProvider(ctx context.Context) error {
 		RPC: s.chain.URL, Escrow: s.chain.Escrow, Token: s.chain.Token, Key: s.payee,
 		Database: filepath.Join(s.dir, "provider.db"), PricePerGPUHour: price, Source: source,
 		Credit: credit, Tick: 100 * time.Millisecond, RecordEvery: time.Second, MinDeposit: "0.10",
-		Poll: 200 * time.Millisecond, Settlement: sdk.SettlementPolicy{Interval: time.Hour},
-		OnSettled: func(one sdk.Settlement) { s.settled = append(s.settled, one) }, Log: s.log,
+		Poll: 200 * time.Millisecond, Settlement: settle.Policy{Interval: time.Hour},
+		OnSettled: func(one settle.Settlement) { s.settled = append(s.settled, one) }, Log: s.log,
 	})
 	if err != nil {
 		return err

@@ -24,6 +24,7 @@ import (
 	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/settle"
 )
 
 // noNode is the environment variable that, set to 1, leaves these tests out. Without it they fail where node is missing:
@@ -44,14 +45,14 @@ type rig struct {
 	provider *sdk.Provider
 	payee    common.Address
 	url      string
-	settled  chan sdk.Settlement
+	settled  chan settle.Settlement
 }
 
 func newRig(t *testing.T) *rig {
 	t.Helper()
 	needNode(t)
 	t.Parallel()
-	r := &rig{T: t, chain: chaintest.Anvil(t), settled: make(chan sdk.Settlement, 10)}
+	r := &rig{T: t, chain: chaintest.Anvil(t), settled: make(chan settle.Settlement, 10)}
 	key := channel.NewKey(r.chain.Keys[0])
 	r.payee = key.Address()
 	var err error
@@ -62,7 +63,7 @@ func newRig(t *testing.T) *rig {
 		RPC: r.chain.URL, Escrow: r.chain.Escrow, Token: r.chain.Token, Key: key,
 		Database: filepath.Join(t.TempDir(), "provider.db"), PricePerGPUHour: "3.60", Source: sim.New(1, sim.Options{}),
 		Tick: 50 * time.Millisecond, RecordEvery: 100 * time.Millisecond, MinDeposit: "0.01", Poll: 50 * time.Millisecond,
-		Settlement: sdk.SettlementPolicy{Interval: time.Hour}, OnSettled: func(s sdk.Settlement) { r.settled <- s },
+		Settlement: settle.Policy{Interval: time.Hour}, OnSettled: func(s settle.Settlement) { r.settled <- s },
 		Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {

@@ -12,8 +12,8 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
-	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/settle"
 )
 
 // A desk is a payee of x402 channels on a real chain, with the settler and the watcher of sdk as they are.
@@ -28,12 +28,12 @@ type desk struct {
 	receiver common.Address
 	deposits byte
 	payee    *channel.Payee
-	settler  *sdk.Settler
-	watcher  *sdk.Watcher
+	settler  *settle.Settler
+	watcher  *settle.Watcher
 
 	mu          sync.Mutex
 	changes     []channel.State
-	settlements []sdk.Settlement
+	settlements []settle.Settlement
 }
 
 const deskPoll = 20 * time.Millisecond
@@ -51,15 +51,15 @@ func newDesk(t *testing.T) *desk {
 	txs, db := openStore(t, filepath.Join(t.TempDir(), "desk.db"))
 	d.sender = &chain.Sender{Backend: w.Backend, Key: w.payee, Store: txs, Poll: deskPoll, Resend: 200 * time.Millisecond}
 	d.payee = &channel.Payee{Store: db.Payee(), Domain: contract.Domain()}
-	d.settler = &sdk.Settler{
-		Payee: d.payee, Contract: contract, Sender: d.sender, Policy: sdk.SettlementPolicy{Interval: deskPoll},
-		OnSettled: func(s sdk.Settlement) {
+	d.settler = &settle.Settler{
+		Payee: d.payee, Contract: contract, Sender: d.sender, Policy: settle.Policy{Interval: deskPoll},
+		OnSettled: func(s settle.Settlement) {
 			d.mu.Lock()
 			defer d.mu.Unlock()
 			d.settlements = append(d.settlements, s)
 		},
 	}
-	d.watcher = &sdk.Watcher{
+	d.watcher = &settle.Watcher{
 		Payee: d.payee, Contract: contract, Confirmations: 3, Poll: deskPoll, Store: txs,
 		OnChange: func(_, now channel.State) {
 			if now.Status == channel.Closing {
@@ -211,8 +211,8 @@ func (d *desk) until(what string, f func() bool) {
 	d.t.Fatalf("not within a minute: %s", what)
 }
 
-func (d *desk) reports() []sdk.Settlement {
+func (d *desk) reports() []settle.Settlement {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return append([]sdk.Settlement(nil), d.settlements...)
+	return append([]settle.Settlement(nil), d.settlements...)
 }

@@ -12,8 +12,8 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
-	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/settle"
 )
 
 func keccak(words ...common.Hash) []byte {
@@ -148,7 +148,7 @@ func TestWhatIsLeftIsClaimed(t *testing.T) {
 // TestWithdrawalIsSeenAndClaimedAgainst: the settler would wait for an hour, but its payer wants out.
 func TestWithdrawalIsSeenAndClaimedAgainst(t *testing.T) {
 	d := newDesk(t)
-	d.settler.Policy = sdk.SettlementPolicy{Interval: time.Hour, MaxAge: time.Hour}
+	d.settler.Policy = settle.Policy{Interval: time.Hour, MaxAge: time.Hour}
 	terms, quiet := d.fund(1, 1000), d.fund(2, 1000)
 	d.serve(terms, 500, 400)
 	d.serve(quiet, 500, 400)

@@ -1,4 +1,4 @@
-package sdk_test
+package settle_test
 
 import (
 	"io"
@@ -19,43 +19,36 @@ import (
 	"github.com/gpupay/gpupay/sdk/chain"
 )
 
-func (k *till) check() {
-	k.t.Helper()
-	if err := k.watcher.Check(k.t.Context()); err != nil {
-		k.t.Fatal(err)
-	}
-}
-
 // A deposit counts when it has its confirmations and not a block before; a close request counts at once.
 func TestDepositsWaitAndCloseRequestsDoNot(t *testing.T) {
 	k := newTill(t)
-	terms := k.open(1, 1000)
+	terms := k.Open(1, 1000)
 	k.Mine(t, 3)
-	k.check()
-	k.topUp(terms, 500, 1)
+	k.Check()
+	k.TopUp(terms, 500, 1)
 	for confirmations := range 3 {
-		k.check()
+		k.Check()
 		want := uint64(1000)
 		if confirmations == 2 {
 			want = 1500
 		}
-		if s := k.state(terms); !is(s.Deposit, want) {
+		if s := k.State(terms); !is(s.Deposit, want) {
 			t.Errorf("%d confirmations: deposit %s, want %d", confirmations+1, s.Deposit.Dec(), want)
 		}
 		if confirmations < 2 {
 			k.Mine(t, 1)
 		}
 	}
-	k.requestClose(terms)
-	k.check()
-	if s := k.state(terms); s.Status != channel.Closing {
+	k.RequestClose(terms)
+	k.Check()
+	if s := k.State(terms); s.Status != channel.Closing {
 		t.Errorf("one block after the close request: %s", s.Status)
 	}
-	if n := len(k.changes); n != 2 || k.changes[0].Status != channel.Open || k.changes[1].Status != channel.Closing {
-		t.Errorf("told of %+v", k.changes)
+	if n := len(k.Changes); n != 2 || k.Changes[0].Status != channel.Open || k.Changes[1].Status != channel.Closing {
+		t.Errorf("told of %+v", k.Changes)
 	}
-	k.check()
-	if n := len(k.changes); n != 2 {
+	k.Check()
+	if n := len(k.Changes); n != 2 {
 		t.Errorf("told again of what did not change")
 	}
 }
@@ -64,30 +57,30 @@ func TestDepositsWaitAndCloseRequestsDoNot(t *testing.T) {
 func TestReorgRollsBackTheView(t *testing.T) {
 	for _, depth := range []int{4, 7} { // the four transactions below, and more
 		k := newTill(t)
-		stays, opened := k.open(1, 1000), k.terms(2)
-		k.accept(stays, 300)
+		stays, opened := k.Open(1, 1000), k.Terms(2)
+		k.Accept(stays, 300)
 		k.Mine(t, 8)
-		k.check()
-		k.watcher.Confirmations = 1
-		before := k.state(stays)
+		k.Check()
+		k.Watcher.Confirmations = 1
+		before := k.State(stays)
 
-		k.topUp(stays, 100, 1)
-		v := k.state(stays)
-		k.send(k.others, k.escrow.SettleCall(stays, v.Accepted, v.Signature))
-		k.requestClose(stays)
-		k.send(k.others, k.escrow.OpenAuthorizedCall(opened, k.authorize(700, channel.OpenNonce(opened.Payer, opened))))
-		k.register(opened)
+		k.TopUp(stays, 100, 1)
+		v := k.State(stays)
+		k.Send(k.Others, k.Contract.SettleCall(stays, v.Accepted, v.Signature))
+		k.RequestClose(stays)
+		k.Send(k.Others, k.Contract.OpenAuthorizedCall(opened, k.Authorize(700, channel.OpenNonce(opened.Payer, opened))))
+		k.Register(opened)
 		k.Mine(t, depth-4)
-		k.check()
-		if s := k.state(stays); !is(s.Deposit, 1100) || !is(s.Settled, 300) || s.Status != channel.Closing {
+		k.Check()
+		if s := k.State(stays); !is(s.Deposit, 1100) || !is(s.Settled, 300) || s.Status != channel.Closing {
 			t.Fatalf("before the re-org: %+v", s)
 		}
 		k.Reorg(t, depth)
-		k.check()
-		if s := k.state(stays); s.Deposit != before.Deposit || s.Settled != before.Settled || s.Status != channel.Open || !is(s.Accepted, 300) {
+		k.Check()
+		if s := k.State(stays); s.Deposit != before.Deposit || s.Settled != before.Settled || s.Status != channel.Open || !is(s.Accepted, 300) {
 			t.Errorf("depth %d: after the re-org: deposit %s, settled %s, %s", depth, s.Deposit.Dec(), s.Settled.Dec(), s.Status)
 		}
-		if s := k.state(opened); !s.Deposit.IsZero() {
+		if s := k.State(opened); !s.Deposit.IsZero() {
 			t.Errorf("depth %d: a channel that was never opened has a deposit of %s", depth, s.Deposit.Dec())
 		}
 	}
@@ -96,17 +89,17 @@ func TestReorgRollsBackTheView(t *testing.T) {
 // A close that a re-org undoes opens the channel again.
 func TestReorgUndoesAClose(t *testing.T) {
 	k := newTill(t)
-	terms := k.open(1, 1000)
+	terms := k.Open(1, 1000)
 	k.Mine(t, 5)
-	k.check()
-	k.send(k.sender, k.escrow.CloseCall(terms, uint256.Int{}, nil))
-	k.check()
-	if s := k.state(terms); s.Status != channel.Finalized {
+	k.Check()
+	k.Send(k.Sender, k.Contract.CloseCall(terms, uint256.Int{}, nil))
+	k.Check()
+	if s := k.State(terms); s.Status != channel.Finalized {
 		t.Fatalf("after the close: %s", s.Status)
 	}
 	k.Reorg(t, 1)
-	k.check()
-	if s := k.state(terms); s.Status != channel.Open {
+	k.Check()
+	if s := k.State(terms); s.Status != channel.Open {
 		t.Errorf("after the re-org: %s", s.Status)
 	}
 }
@@ -114,15 +107,15 @@ func TestReorgUndoesAClose(t *testing.T) {
 // A re-org while the program was stopped is seen by the blocks on disk.
 func TestReorgWhileStopped(t *testing.T) {
 	k := newTill(t)
-	terms := k.open(1, 1000)
+	terms := k.Open(1, 1000)
 	k.Mine(t, 5)
-	k.check()
-	k.send(k.sender, k.escrow.CloseCall(terms, uint256.Int{}, nil))
-	k.check()
-	k.restart(k.Backend)
+	k.Check()
+	k.Send(k.Sender, k.Contract.CloseCall(terms, uint256.Int{}, nil))
+	k.Check()
+	k.Restart(k.Backend)
 	k.Reorg(t, 1)
-	k.check()
-	if s := k.state(terms); s.Status != channel.Open {
+	k.Check()
+	if s := k.State(terms); s.Status != channel.Open {
 		t.Errorf("after the re-org: %s", s.Status)
 	}
 }
@@ -130,28 +123,28 @@ func TestReorgWhileStopped(t *testing.T) {
 // An endpoint that is behind what it said before is not a re-org, unless it stays there.
 func TestLaggingEndpoint(t *testing.T) {
 	k := newTill(t)
-	terms := k.open(1, 1000)
+	terms := k.Open(1, 1000)
 	k.Mine(t, 3)
 	var snapshot string
 	k.RPC(t, &snapshot, "evm_snapshot")
-	k.topUp(terms, 500, 1)
+	k.TopUp(terms, 500, 1)
 	k.Mine(t, 5)
-	k.check()
-	if s := k.state(terms); !is(s.Deposit, 1500) {
+	k.Check()
+	if s := k.State(terms); !is(s.Deposit, 1500) {
 		t.Fatalf("deposit %s", s.Deposit.Dec())
 	}
 	k.RPC(t, nil, "evm_revert", snapshot)
 	refused := 0
 	for range 20 {
-		if err := k.watcher.Check(t.Context()); err == nil {
+		if err := k.Watcher.Check(t.Context()); err == nil {
 			break
 		}
 		refused++
-		if s := k.state(terms); !is(s.Deposit, 1500) {
+		if s := k.State(terms); !is(s.Deposit, 1500) {
 			t.Fatalf("look %d: believed an endpoint that may only lag", refused)
 		}
 	}
-	if s := k.state(terms); refused == 0 || refused > 10 || !is(s.Deposit, 1000) {
+	if s := k.State(terms); refused == 0 || refused > 10 || !is(s.Deposit, 1000) {
 		t.Errorf("refused %d times, deposit %s", refused, s.Deposit.Dec())
 	}
 }
@@ -159,11 +152,11 @@ func TestLaggingEndpoint(t *testing.T) {
 // Other people's channels in the same escrow are none of ours.
 func TestStrangersChannelsAreIgnored(t *testing.T) {
 	k := newTill(t)
-	k.check()
-	theirs := k.terms(7)
-	k.send(k.others, k.escrow.OpenAuthorizedCall(theirs, k.authorize(10, channel.OpenNonce(theirs.Payer, theirs))))
-	k.check()
-	if states, err := k.payee.Channels(t.Context()); err != nil || len(states) != 0 {
+	k.Check()
+	theirs := k.Terms(7)
+	k.Send(k.Others, k.Contract.OpenAuthorizedCall(theirs, k.Authorize(10, channel.OpenNonce(theirs.Payer, theirs))))
+	k.Check()
+	if states, err := k.Payee.Channels(t.Context()); err != nil || len(states) != 0 {
 		t.Errorf("channels %v, %v", states, err)
 	}
 }
@@ -171,7 +164,7 @@ func TestStrangersChannelsAreIgnored(t *testing.T) {
 // The endpoint fails for a while: it is not hammered, and afterwards what happened meanwhile is seen.
 func TestWatchThroughFailures(t *testing.T) {
 	k := newTill(t)
-	terms := k.open(1, 1000)
+	terms := k.Open(1, 1000)
 	target, err := url.Parse(k.URL)
 	if err != nil {
 		t.Fatal(err)
@@ -192,11 +185,11 @@ func TestWatchThroughFailures(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	k.restart(client)
-	k.accept(terms, 10)
-	k.run(k.watcher.Run)
-	k.run(k.sender.Run)
-	k.run(k.settler.Run)
+	k.Restart(client)
+	k.Accept(terms, 10)
+	k.Run(k.Watcher.Run)
+	k.Run(k.Sender.Run)
+	k.Run(k.Settler.Run)
 	time.Sleep(10 * poll)
 	down.Store(true)
 	n := requests.Load()
@@ -204,80 +197,80 @@ func TestWatchThroughFailures(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	k.escrow = direct // the renter's own endpoint works
-	k.requestClose(terms)
+	k.Contract = direct // the renter's own endpoint works
+	k.RequestClose(terms)
 	time.Sleep(3 * time.Second)
 	if n = requests.Load() - n; n == 0 || n > 20 {
 		t.Errorf("%d requests in 3 s of failure", n)
 	}
 	down.Store(false)
-	k.within(35*time.Second, "the close request is seen and answered", func() bool {
-		s := k.state(terms)
+	k.Within(35*time.Second, "the close request is seen and answered", func() bool {
+		s := k.State(terms)
 		return s.Status == channel.Closing && is(s.Settled, 10)
 	})
-	k.balance(10)
+	k.Balance(10)
 }
 
 // Over WebSocket new blocks announce themselves: a close request is seen long before the next poll.
 func TestWatchOverWebSocket(t *testing.T) {
 	k := newTill(t)
-	first, second := k.open(1, 1000), k.open(2, 1000)
+	first, second := k.Open(1, 1000), k.Open(2, 1000)
 	k.watchOver(k.WS)
-	k.watcher.Poll = time.Hour
-	k.run(k.watcher.Run)
-	k.within(5*time.Second, "the first look", k.looked)
+	k.Watcher.Poll = time.Hour
+	k.Run(k.Watcher.Run)
+	k.Within(5*time.Second, "the first look", k.looked)
 	time.Sleep(100 * time.Millisecond) // until it waits for heads
 	for _, terms := range []channel.Terms{first, second} {
 		k.direct(terms)
-		k.within(5*time.Second, "the close request is seen", func() bool { return k.state(terms).Status == channel.Closing })
+		k.Within(5*time.Second, "the close request is seen", func() bool { return k.State(terms).Status == channel.Closing })
 	}
 }
 
 // The WebSocket breaks under a subscription: polling takes over at once, and the connection comes back.
 func TestWebSocketBreaks(t *testing.T) {
 	k := newTill(t)
-	first, second := k.open(1, 1000), k.open(2, 1000)
+	first, second := k.Open(1, 1000), k.Open(2, 1000)
 	line := newLine(t, strings.TrimPrefix(k.WS, "ws://"))
 	k.watchOver("ws://" + line.address)
-	k.watcher.Poll = 100 * time.Millisecond
-	k.run(k.watcher.Run)
-	k.within(5*time.Second, "the first look", k.looked)
+	k.Watcher.Poll = 100 * time.Millisecond
+	k.Run(k.Watcher.Run)
+	k.Within(5*time.Second, "the first look", k.looked)
 	time.Sleep(100 * time.Millisecond)
 	line.hangUp()
 	k.direct(first)
-	k.within(15*time.Second, "the close request is seen", func() bool { return k.state(first).Status == channel.Closing })
-	k.within(15*time.Second, "the connection is back", func() bool { return line.calls.Load() > 1 })
+	k.Within(15*time.Second, "the close request is seen", func() bool { return k.State(first).Status == channel.Closing })
+	k.Within(15*time.Second, "the connection is back", func() bool { return line.calls.Load() > 1 })
 	k.direct(second)
-	k.within(15*time.Second, "the second one is seen", func() bool { return k.state(second).Status == channel.Closing })
+	k.Within(15*time.Second, "the second one is seen", func() bool { return k.State(second).Status == channel.Closing })
 }
 
 // watchOver begins anew over another endpoint.
 func (k *till) watchOver(url string) {
-	k.t.Helper()
-	client, err := chain.Dial(k.t.Context(), url)
+	k.T.Helper()
+	client, err := chain.Dial(k.T.Context(), url)
 	if err != nil {
-		k.t.Fatal(err)
+		k.T.Fatal(err)
 	}
-	k.t.Cleanup(client.Close)
-	k.restart(client)
+	k.T.Cleanup(client.Close)
+	k.Restart(client)
 }
 
 // looked reports whether the watcher has acted on a block.
 func (k *till) looked() bool {
-	trail, err := k.txs.Trail(k.t.Context(), 31337, k.Escrow)
+	trail, err := k.Txs.Trail(k.T.Context(), 31337, k.Escrow)
 	return err == nil && len(trail) > 0
 }
 
 // direct requests a close over the chain's own endpoint, whatever the watcher's is.
 func (k *till) direct(terms channel.Terms) {
-	k.t.Helper()
-	mine := k.escrow
-	defer func() { k.escrow = mine }()
+	k.T.Helper()
+	mine := k.Contract
+	defer func() { k.Contract = mine }()
 	var err error
-	if k.escrow, err = chain.NewEscrow(k.t.Context(), k.Backend, k.Escrow); err != nil {
-		k.t.Fatal(err)
+	if k.Contract, err = chain.NewEscrow(k.T.Context(), k.Backend, k.Escrow); err != nil {
+		k.T.Fatal(err)
 	}
-	k.requestClose(terms)
+	k.RequestClose(terms)
 }
 
 // line is a TCP line that can be hung up.

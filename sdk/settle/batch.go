@@ -1,4 +1,4 @@
-package sdk
+package settle
 
 import (
 	"cmp"
@@ -60,7 +60,7 @@ func (s *Settler) worth(group []channel.State, since map[common.Hash]time.Time) 
 	for _, state := range group {
 		unsettled := state.Unsettled()
 		total.Add(&total, &unsettled)
-		if s.now().Sub(since[state.ID]) >= or(s.Policy.MaxAge, defaultMaxAge) {
+		if s.now().Sub(since[state.ID]) >= cmp.Or(s.Policy.MaxAge, DefaultMaxAge) {
 			return true
 		}
 	}
@@ -163,7 +163,7 @@ func (s *Settler) batches(states []channel.State) [][]channel.State {
 		purses[key] = append(purses[key], state)
 	}
 	for _, key := range order {
-		for batch := range slices.Chunk(purses[key], or(s.Policy.MaxBatch, defaultMaxBatch)) {
+		for batch := range slices.Chunk(purses[key], cmp.Or(s.Policy.MaxBatch, defaultMaxBatch)) {
 			batches = append(batches, batch)
 		}
 	}
@@ -185,7 +185,7 @@ func (s *Settler) settle(ctx context.Context, batch []channel.State) error {
 		}
 		s.punish(batch[0].ID)
 		s.log().Error("channel cannot be settled; it is retried alone", "channel", batch[0].ID, "unsettled", amountOf(batch[0]), "err", err)
-		return errUnsettled(batch[0].ID, err)
+		return Unsettled(batch[0].ID, err)
 	}
 	half := len(batch) / 2
 	return errors.Join(s.settle(ctx, batch[:half]), s.settle(ctx, batch[half:]))
@@ -277,7 +277,7 @@ func (s *Settler) report(ctx context.Context, o outcome, before map[common.Hash]
 		if left := now.Unsettled(); bad && !left.IsZero() && now.Status != channel.Finalized {
 			s.punish(id)
 			s.log().Error("channel was left out of a settlement; it is retried alone", "channel", id, "reason", reason, "unsettled", left.Dec(), "tx", o.Hash)
-			failed = errors.Join(failed, errUnsettled(id, fmt.Errorf("the contract skipped it: %s", reason)))
+			failed = errors.Join(failed, Unsettled(id, fmt.Errorf("the contract skipped it: %s", reason)))
 		}
 	}
 	s.log().Info("settled", "tx", o.Hash, "channels", len(settlement.Channels), "skipped", len(settlement.Skipped), "paid", settlement.Paid.Dec(), "gas_wei", settlement.Gas)

@@ -1,6 +1,7 @@
-package sdk
+package settle
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -72,9 +73,9 @@ func (w *Watcher) Run(ctx context.Context) error {
 	var pace chain.Backoff
 	for {
 		heads.open(ctx)
-		wait := or(w.Poll, defaultWatchPoll)
+		wait := cmp.Or(w.Poll, defaultWatchPoll)
 		if heads.live() {
-			wait = or(w.Poll, subscribedPoll)
+			wait = cmp.Or(w.Poll, subscribedPoll)
 		}
 		err := w.Check(ctx)
 		if err != nil {
@@ -96,7 +97,7 @@ func (w *Watcher) Run(ctx context.Context) error {
 func (w *Watcher) Check(ctx context.Context) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	ctx, cancel := context.WithTimeout(ctx, or(w.Timeout, lookTimeout))
+	ctx, cancel := context.WithTimeout(ctx, cmp.Or(w.Timeout, lookTimeout))
 	defer cancel()
 	if err := w.load(ctx); err != nil {
 		return err

@@ -1,6 +1,7 @@
-package sdk
+package settle
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -16,16 +17,18 @@ import (
 	"github.com/gpupay/gpupay/sdk/chain"
 )
 
-// What a settler does where its policy is zero.
+// DefaultMaxAge is how long anything may wait where the policy does not say.
+const DefaultMaxAge = time.Hour
+
+// What a settler does where the rest of its policy is zero.
 const (
 	defaultInterval = time.Minute
-	defaultMaxAge   = time.Hour
 	defaultMaxBatch = 100 // about 1.3 million gas
 )
 
-// SettlementPolicy says when money at risk is worth the gas of fetching it. A channel that is closing, or whose lease
+// Policy says when money at risk is worth the gas of fetching it. A channel that is closing, or whose lease
 // ended, is settled at once whatever it says.
-type SettlementPolicy struct {
+type Policy struct {
 	Interval time.Duration // how often to look; 0: 1 min
 	MinValue uint256.Int   // base units of one payee and token that are fetched as soon as they have come together; 0: wait for MaxAge
 	MaxAge   time.Duration // how long anything may wait; 0: 1 h
@@ -49,7 +52,7 @@ type Settler struct {
 	Payee    *channel.Payee
 	Contract chain.Contract
 	Sender   *chain.Sender
-	Policy   SettlementPolicy
+	Policy   Policy
 
 	OnSettled func(Settlement) // after each transaction; may be nil
 	Log       *slog.Logger
@@ -101,7 +104,7 @@ func (s *Settler) Run(ctx context.Context) error {
 	defer s.work.Wait()
 	var pace chain.Backoff
 	for {
-		wait := or(s.Policy.Interval, defaultInterval)
+		wait := cmp.Or(s.Policy.Interval, defaultInterval)
 		if err := s.pass(ctx); err != nil {
 			wait = pace.Next()
 			s.log().Warn("settlement postponed", "err", err, "retry", wait)
@@ -375,7 +378,7 @@ func except(states, without []channel.State) []channel.State {
 	return kept
 }
 
-// errUnsettled is wrapped around what kept a channel from being settled.
-func errUnsettled(id common.Hash, err error) error {
+// Unsettled is the error of a channel that something kept from being settled.
+func Unsettled(id common.Hash, err error) error {
 	return fmt.Errorf("channel %s is not settled: %w", id, err)
 }

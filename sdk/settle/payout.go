@@ -1,4 +1,4 @@
-package sdk
+package settle
 
 import (
 	"context"
@@ -26,19 +26,20 @@ type payouts struct {
 	waiting map[purse]bool
 }
 
-// expect has a purse looked into with the next settlement: somebody else than this settler had a part of it set aside.
-func (s *Settler) expect(p purse) {
+// Expect has it looked into with the next settlement what a contract set aside for a channel's payee: somebody else than
+// this settler had it do so.
+func (s *Settler) Expect(t channel.Terms) {
 	s.payouts.mu.Lock()
 	defer s.payouts.mu.Unlock()
 	if s.payouts.waiting == nil {
 		s.payouts.waiting = make(map[purse]bool)
 	}
-	s.payouts.waiting[p] = true
+	s.payouts.waiting[purse{t.Payee, t.Token}] = true
 }
 
-// recall has all purses looked into with the next settlement, as at the start: another process may have had a part of one
+// Recall has all purses looked into with the next settlement, as at the start: another process may have had a part of one
 // set aside.
-func (s *Settler) recall() {
+func (s *Settler) Recall() {
 	s.payouts.mu.Lock()
 	defer s.payouts.mu.Unlock()
 	s.payouts.loaded = false

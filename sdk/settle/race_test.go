@@ -1,4 +1,4 @@
-package sdk_test
+package settle_test
 
 import (
 	"context"
@@ -28,17 +28,17 @@ func (m *meddler) EstimateGas(ctx context.Context, call ethereum.CallMsg) (uint6
 func TestSettledWhileWeAsk(t *testing.T) {
 	k := newTill(t)
 	backend := &meddler{Backend: k.Backend}
-	k.restart(backend)
-	terms := k.open(1, 1000)
-	k.register(terms)
-	k.accept(terms, 500)
-	state := k.state(terms)
-	backend.before = func() { k.send(k.others, k.escrow.SettleCall(terms, state.Accepted, state.Signature)) }
-	if err := k.settler.Settle(t.Context(), terms.ID()); err != nil {
+	k.Restart(backend)
+	terms := k.Open(1, 1000)
+	k.Register(terms)
+	k.Accept(terms, 500)
+	state := k.State(terms)
+	backend.before = func() { k.Send(k.Others, k.Contract.SettleCall(terms, state.Accepted, state.Signature)) }
+	if err := k.Settler.Settle(t.Context(), terms.ID()); err != nil {
 		t.Errorf("it is reported as a failure: %v", err)
 	}
-	k.balance(500)
-	if now := k.state(terms); !is(now.Settled, 500) {
+	k.Balance(500)
+	if now := k.State(terms); !is(now.Settled, 500) {
 		t.Errorf("settled %s", now.Settled.Dec())
 	}
 }
@@ -46,20 +46,20 @@ func TestSettledWhileWeAsk(t *testing.T) {
 // A channel is topped up and closed before anybody has looked: the books end with what the contract says.
 func TestToppedUpAndClosedUnseen(t *testing.T) {
 	k := newTill(t)
-	terms := k.open(1, 1000)
-	k.accept(terms, 300)
-	k.topUp(terms, 500, 1)
-	before := k.state(terms)
-	k.send(k.sender, k.escrow.CloseCall(terms, before.Accepted, before.Signature)) // and the program stops here
-	if err := k.settler.Settle(t.Context()); err != nil {
+	terms := k.Open(1, 1000)
+	k.Accept(terms, 300)
+	k.TopUp(terms, 500, 1)
+	before := k.State(terms)
+	k.Send(k.Sender, k.Contract.CloseCall(terms, before.Accepted, before.Signature)) // and the program stops here
+	if err := k.Settler.Settle(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	k.check()
-	want, err := k.escrow.View(t.Context(), terms.ID(), nil)
+	k.Check()
+	want, err := k.Contract.View(t.Context(), terms.ID(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s := k.state(terms); s.Deposit != want.Deposit || s.Settled != want.Settled {
+	if s := k.State(terms); s.Deposit != want.Deposit || s.Settled != want.Settled {
 		t.Errorf("the books say %s of %s, the contract says %s of %s", s.Settled.Dec(), s.Deposit.Dec(), want.Settled.Dec(), want.Deposit.Dec())
 	}
 }
