@@ -34,7 +34,8 @@ contract ChannelEscrow is IChannelEscrow, EIP712 {
     /// @inheritdoc IChannelEscrow
     uint40 public immutable gracePeriod;
 
-    bool private transient _measuring;
+    /// @dev One while a deposit is measured, else zero. A whole word, since a bool would be read each time it is written.
+    uint256 private transient _measuring;
 
     constructor(uint40 grace) {
         require(grace >= MIN_GRACE_PERIOD, GracePeriodTooShort(grace, MIN_GRACE_PERIOD));
@@ -51,7 +52,7 @@ contract ChannelEscrow is IChannelEscrow, EIP712 {
         external
         returns (bytes32 id)
     {
-        id = _open(Terms(msg.sender, payee, token, salt, authorizedSigner), deposit);
+        id = _open(msg.sender, payee, token, salt, authorizedSigner, deposit);
 
         uint256 before = _measure(token);
         token.safeTransferFrom(msg.sender, address(this), deposit);
@@ -73,7 +74,7 @@ contract ChannelEscrow is IChannelEscrow, EIP712 {
     ) external returns (bytes32 id) {
         _requireNonce(nonce, keccak256(abi.encode(from, payee, token, salt, authorizedSigner)));
 
-        id = _open(Terms(from, payee, token, salt, authorizedSigner), deposit);
+        id = _open(from, payee, token, salt, authorizedSigner, deposit);
 
         _receive(token, from, deposit, validAfter, validBefore, nonce, signature);
     }
@@ -106,20 +107,19 @@ contract ChannelEscrow is IChannelEscrow, EIP712 {
     }
 
     /// @dev Books a new channel; the caller brings the money in.
-    function _open(Terms memory terms, uint256 deposit) private returns (bytes32 id) {
-        require(terms.payee != address(0) && terms.payee != address(this), InvalidPayee(terms.payee));
+    function _open(address payer, address payee, address token, bytes32 salt, address authorizedSigner, uint256 deposit)
+        private
+        returns (bytes32 id)
+    {
+        require(payee != address(0) && payee != address(this), InvalidPayee(payee));
         require(deposit != 0, ZeroAmount());
         _requireFits(deposit);
-        id = keccak256(
-            abi.encode(
-                terms.payer, terms.payee, terms.token, terms.salt, terms.authorizedSigner, address(this), block.chainid
-            )
-        );
+        id = keccak256(abi.encode(payer, payee, token, salt, authorizedSigner, address(this), block.chainid));
         require(Slot.unwrap(_get(id)) == 0, ChannelExists(id));
 
         _put(id, SlotLib.create(deposit));
 
-        emit Opened(id, terms.payer, terms.payee, terms.token, terms.salt, terms.authorizedSigner, deposit);
+        emit Opened(id, payer, payee, token, salt, authorizedSigner, deposit);
     }
 
     /// @dev Books a top-up; the caller brings the money in.
@@ -155,12 +155,12 @@ contract ChannelEscrow is IChannelEscrow, EIP712 {
 
     /// @dev Begins to measure a deposit. Without the lock a token with hooks could count one payment for two channels.
     function _measure(address token) private returns (uint256 balance) {
-        require(!_measuring, Reentered());
-        require(token.code.length != 0, NoToken(token));
+        require(_measuring == 0, Reentered());
 
-        _measuring = true;
+        _measuring = 1;
 
         balance = token.balanceOf(address(this));
+        require(balance != 0 || token.code.length != 0, NoToken(token));
     }
 
     /// @dev Ends measuring: a channel must hold what its events say.
@@ -170,7 +170,7 @@ contract ChannelEscrow is IChannelEscrow, EIP712 {
             require(received == expected, DepositMismatch(received, expected));
         }
 
-        _measuring = false;
+        _measuring = 0;
     }
 
     /*//////////////////////////////////////////////////////////////
@@ -191,7 +191,7 @@ contract ChannelEscrow is IChannelEscrow, EIP712 {
 
     /// @inheritdoc IChannelEscrow
     function settleBatch(address payee, address token, bytes calldata rows) external returns (uint256 paid) {
-        uint256 work = _workspace(payee, token);
+        _layOut(payee, token);
         uint256 cursor;
         uint256 end;
         assembly ("memory-safe") {
@@ -201,9 +201,9 @@ contract ChannelEscrow is IChannelEscrow, EIP712 {
 
         for (uint256 row; cursor != end;) {
             uint256 voucher;
-            (cursor, voucher) = _read(work, cursor, end, row);
+            (cursor, voucher) = _read(cursor, end, row);
             unchecked {
-                paid += _settleRow(work, voucher, row++);
+                paid += _settleRow(voucher, row++);
             }
         }
 
@@ -230,66 +230,70 @@ contract ChannelEscrow is IChannelEscrow, EIP712 {
                                 BATCHES
     //////////////////////////////////////////////////////////////*/
 
-    // A batch lays its words out once and then only overwrites what differs from row to row. From `work`:
+    // A batch lays its words out once and then only overwrites what differs from row to row. They are at a fixed place,
+    // so that no row has to add up addresses:
     //
-    //     0x000  payer | payee | token | salt | authorizedSigner | escrow | chainid      hashes to the channel's id
-    //     0x0e0  voucher typehash | id | cumulative amount                               hashes to the struct hash
-    //     0x140  0x1901 | domain separator | struct hash                                 hashes, from 0x15e, to the digest
-    //     0x1a0  digest | v | r | s                                                      what ecrecover takes
+    //     ID       payer | payee | token | salt | authorizedSigner | escrow | chainid    hashes to the channel's id
+    //     VOUCHER  voucher typehash | id | cumulative amount                             hashes to the struct hash
+    //     DIGEST   0x1901 | domain separator | struct hash                               hashes, from its last two bytes on
+    //     RECOVER  digest | v | r | s                                                    what ecrecover takes
+
+    uint256 private constant ID = 0x400;
+    uint256 private constant VOUCHER = 0x4e0;
+    uint256 private constant DIGEST = 0x540;
+    uint256 private constant RECOVER = 0x5a0;
+    uint256 private constant WORDS_END = 0x620;
 
     /// @dev Allocates the words and writes those that are the same in all rows.
-    function _workspace(address payee, address token) private view returns (uint256 work) {
+    function _layOut(address payee, address token) private view {
         bytes32 typehash = VOUCHER_TYPEHASH;
         bytes32 separator = _domainSeparator();
         assembly ("memory-safe") {
-            work := mload(0x40)
-            mstore(0x40, add(work, 0x220))
-            mstore(add(work, 0x20), payee)
-            mstore(add(work, 0x40), token)
-            mstore(add(work, 0xa0), address())
-            mstore(add(work, 0xc0), chainid())
-            mstore(add(work, 0xe0), typehash)
-            mstore(add(work, 0x140), 0x1901)
-            mstore(add(work, 0x160), separator)
+            if gt(mload(0x40), ID) { revert(0, 0) } // never: nothing else of a batch is in memory
+            mstore(0x40, WORDS_END)
+            mstore(add(ID, 0x20), payee)
+            mstore(add(ID, 0x40), token)
+            mstore(add(ID, 0xa0), address())
+            mstore(add(ID, 0xc0), chainid())
+            mstore(VOUCHER, typehash)
+            mstore(DIGEST, 0x1901)
+            mstore(add(DIGEST, 0x20), separator)
         }
     }
 
     /// @dev Reads the row at `cursor`. Returns where the next one begins, and where this one's amount and signature are.
-    function _read(uint256 work, uint256 cursor, uint256 end, uint256 row)
-        private
-        pure
-        returns (uint256 next, uint256 voucher)
-    {
+    function _read(uint256 cursor, uint256 end, uint256 row) private pure returns (uint256 next, uint256 voucher) {
         bool malformed;
         assembly ("memory-safe") {
-            let header := byte(0, calldataload(cursor))
+            let head := calldataload(cursor)
+            let header := byte(0, head)
             let saltLength := and(header, 0x3f)
-            let signerLength := mul(shr(7, header), 20)
-            let salt := add(add(cursor, 21), signerLength)
+            let named := shr(7, header)
+            let salt := add(add(cursor, 21), mul(named, 20))
             voucher := add(salt, saltLength)
             next := add(voucher, 77)
-            malformed := or(gt(next, end), or(and(header, 0x40), gt(saltLength, 32)))
+            malformed := or(gt(next, end), gt(and(header, 0x7f), 32)) // a salt too long, or the reserved bit
 
-            mstore(work, shr(96, calldataload(add(cursor, 1))))
-            mstore(add(work, 0x60), shr(sub(256, shl(3, saltLength)), calldataload(salt)))
-            mstore(add(work, 0x80), mul(shr(7, header), shr(96, calldataload(add(cursor, 21)))))
+            mstore(ID, shr(96, shl(8, head)))
+            mstore(add(ID, 0x60), shr(sub(256, shl(3, saltLength)), calldataload(salt)))
+            mstore(add(ID, 0x80), mul(named, shr(96, calldataload(add(cursor, 21)))))
         }
         require(!malformed, MalformedRow(row));
     }
 
     /// @dev Pays the row that `_read` read into its channel's books, or says why not.
-    function _settleRow(uint256 work, uint256 voucher, uint256 row) private returns (uint256 amount) {
+    function _settleRow(uint256 voucher, uint256 row) private returns (uint256 amount) {
         bytes32 id;
         uint256 cumulativeAmount;
         assembly ("memory-safe") {
-            id := keccak256(work, 0xe0)
+            id := keccak256(ID, 0xe0)
             cumulativeAmount := shr(160, calldataload(voucher))
         }
         Slot slot = _get(id);
 
         if (!slot.covers(cumulativeAmount)) {
             emit SettlementSkipped(id, row, _reason(slot, cumulativeAmount));
-        } else if (!_signed(work, voucher, id, cumulativeAmount)) {
+        } else if (!_signed(voucher, id, cumulativeAmount)) {
             emit SettlementSkipped(id, row, SkipReason.BadSignature);
         } else {
             unchecked {
@@ -297,7 +301,10 @@ contract ChannelEscrow is IChannelEscrow, EIP712 {
             }
             _put(id, slot.pay(amount));
 
-            emit Settled(id, cumulativeAmount);
+            bytes32 settled = Settled.selector;
+            assembly ("memory-safe") {
+                log2(add(VOUCHER, 0x40), 0x20, settled, id)
+            }
         }
     }
 
@@ -308,27 +315,23 @@ contract ChannelEscrow is IChannelEscrow, EIP712 {
         return cumulativeAmount <= slot.settled() ? SkipReason.Stale : SkipReason.ExceedsDeposit;
     }
 
-    /// @dev Whether the row's signer signed the amount. Same rule as `_recovers`, on the words of the workspace.
-    function _signed(uint256 work, uint256 voucher, bytes32 id, uint256 cumulativeAmount)
-        private
-        view
-        returns (bool valid)
-    {
+    /// @dev Whether the row's signer signed the amount. Same rule as `_recovers`, on the words that are laid out.
+    function _signed(uint256 voucher, bytes32 id, uint256 cumulativeAmount) private view returns (bool valid) {
         assembly ("memory-safe") {
-            mstore(add(work, 0x100), id)
-            mstore(add(work, 0x120), cumulativeAmount)
-            mstore(add(work, 0x180), keccak256(add(work, 0xe0), 0x60))
-            mstore(add(work, 0x1a0), keccak256(add(work, 0x15e), 0x42))
-            mstore(add(work, 0x1c0), byte(0, calldataload(add(voucher, 76))))
-            calldatacopy(add(work, 0x1e0), add(voucher, 12), 0x40)
+            mstore(add(VOUCHER, 0x20), id)
+            mstore(add(VOUCHER, 0x40), cumulativeAmount)
+            mstore(add(DIGEST, 0x40), keccak256(VOUCHER, 0x60))
+            mstore(RECOVER, keccak256(add(DIGEST, 0x1e), 0x42))
+            mstore(add(RECOVER, 0x20), byte(0, calldataload(add(voucher, 76))))
+            calldatacopy(add(RECOVER, 0x40), add(voucher, 12), 0x40)
 
             // The precompile takes no v but 27 and 28, and returns nothing at all for a bad signature.
-            let recovered := mload(staticcall(gas(), 1, add(work, 0x1a0), 0x80, 1, 0x20))
-            let signer := mload(add(work, 0x80))
-            if iszero(signer) { signer := mload(work) }
+            let recovered := mload(staticcall(gas(), 1, RECOVER, 0x80, 1, 0x20))
+            let signer := mload(add(ID, 0x80))
+            signer := or(signer, mul(iszero(signer), mload(ID))) // nobody named: the payer
             valid := and(
                 and(eq(returndatasize(), 0x20), eq(recovered, signer)),
-                iszero(gt(mload(add(work, 0x200)), HALF_ORDER))
+                iszero(gt(mload(add(RECOVER, 0x60)), HALF_ORDER))
             )
         }
     }

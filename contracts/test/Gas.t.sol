@@ -47,7 +47,7 @@ contract GasTest is Base {
         Account memory account = _payer(0);
         vm.prank(account.addr);
         escrow.open(payee.addr, address(token), DEPOSIT, bytes32(uint256(0x80000000)), address(0));
-        _snapshot("open", 75_000);
+        _snapshot("open", 72_000);
     }
 
     function test_gas_openWithAuthorization() public {
@@ -96,7 +96,7 @@ contract GasTest is Base {
     function test_gas_settleBatch() public {
         uint256 ten = _batch(0, 10, "settleBatch of 10", 170_000);
         uint256 hundred = _batch(10, 100, "settleBatch of 100", 1_300_000);
-        assertLe((hundred - ten) / 90, 12_500, "marginal");
+        assertLe((hundred - ten) / 90, 11_900, "marginal");
     }
 
     function _batch(uint256 from, uint256 n, string memory name, uint256 limit) private returns (uint256 gas) {
