@@ -27,6 +27,7 @@ import (
 	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/settle"
 )
 
 // patience is how long a test waits for what must happen: far longer than it takes, so that it fails for what did not
@@ -244,7 +245,7 @@ func newCounter(t *testing.T, s *stock, gpus int, change ...func(*counter)) *cou
 		Database: filepath.Join(t.TempDir(), "provider.db"), PricePerGPUHour: "3.60", Source: sim.New(gpus, sim.Options{}),
 		Tick: 20 * time.Millisecond, MaxGap: 250 * time.Millisecond, RecordEvery: 100 * time.Millisecond, MinDeposit: "0.01",
 		ClockTolerance: 24 * time.Hour, OpenTimeout: time.Minute, Poll: 50 * time.Millisecond,
-		Settlement: sdk.SettlementPolicy{Interval: time.Hour},
+		Settlement: settle.Policy{Interval: time.Hour},
 		Log:        slog.New(slog.DiscardHandler),
 	}
 	for _, f := range change {
