@@ -133,7 +133,7 @@ func (c ProviderConfig) check() error {
 	if err := checkTowers(c.Watchtowers); err != nil {
 		return fmt.Errorf("provider: Watchtowers: %w", err)
 	}
-	return c.Limits.check()
+	return errors.Join(c.Settlement.Check(), c.Limits.check())
 }
 
 // connect dials the chain and checks everything about it that could cost

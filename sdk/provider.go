@@ -251,10 +251,10 @@ func (c *crew) settle(ctx context.Context) error {
 	return err
 }
 
-// urgent has a channel settled soon.
+// urgent has a channel whose lease ended settled soon, if the policy wants that.
 func (c *crew) urgent(t channel.Terms) {
 	for _, till := range c.tills {
-		if till.settler.Payee.Domain.Holds(t) == nil {
+		if till.settler.Payee.Domain.Holds(t) == nil && till.settler.Policy.Ended() {
 			till.settler.Urgent(t.ID())
 		}
 	}

@@ -47,7 +47,7 @@ type X402Config struct {
 }
 
 func (c X402Config) withDefaults(p settle.Policy) X402Config {
-	age := cmp.Or(p.MaxAge, settle.DefaultMaxAge)
+	age := p.Age()
 	c.WithdrawDelay = cmp.Or(c.WithdrawDelay, max(channel.MinWithdrawDelay, (2*age).Round(time.Second)))
 	c.Window = cmp.Or(c.Window, 10*time.Second)
 	c.Slack = cmp.Or(c.Slack, 5*time.Second)

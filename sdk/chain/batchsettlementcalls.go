@@ -64,6 +64,9 @@ func (b *BatchSettlement) SettlementCall(states []channel.State) (Call, error) {
 	return call, nil
 }
 
+// SettlementGas is that of the contract that is live: a claim and a payout.
+func (b *BatchSettlement) SettlementGas() (batch, channel uint64) { return 73_000, 21_400 }
+
 // row claims what is payable or, where a withdrawal took a part of that, what is left of it. If that is nothing, the
 // contract is asked for all and says why not.
 func row(s channel.State) batchsettlement.VoucherClaim {

@@ -54,6 +54,19 @@ func (s *Sender) feesAt(ctx context.Context, head *types.Header) (fees, error) {
 	return f, nil
 }
 
+// GasPrice is what a transaction that is mined now would pay, in wei per gas. A rollup's own charge for data is not in it.
+func (s *Sender) GasPrice(ctx context.Context) (*big.Int, error) {
+	head, err := s.Backend.HeaderByNumber(ctx, nil)
+	if err != nil {
+		return nil, fmt.Errorf("%w: reading the newest block: %w", ErrUnreachable, err)
+	}
+	f, err := s.feesAt(ctx, head)
+	if err != nil {
+		return nil, err
+	}
+	return smaller(new(big.Int).Add(head.BaseFee, f.tip), f.cap), nil
+}
+
 // afford refuses a call whose gas the sender cannot pay: the node would refuse it too, and it would block the nonce.
 func (s *Sender) afford(ctx context.Context, call Call, gas uint64, f fees) error {
 	have, err := s.Backend.BalanceAt(ctx, s.Address(), nil)

@@ -93,6 +93,23 @@ func (s *Store) Since(ctx context.Context, ids []common.Hash, now time.Time) (ma
 	return waiting, s.saveSince(ctx, gone, fresh, now)
 }
 
+// Restart has channels that wait for settlement wait since a moment, unless they have not waited as long: what they waited
+// for came, and what came after it is not as old.
+func (s *Store) Restart(ctx context.Context, ids []common.Hash, since time.Time) error {
+	if len(ids) == 0 {
+		return nil
+	}
+	return s.db.Update(ctx, func(db *sqlx.Tx) error {
+		for _, id := range ids {
+			_, err := db.ExecContext(ctx, db.Rebind(`UPDATE chain_since SET since = ? WHERE channel = ? AND since < ?`), millis(since), text(id), millis(since))
+			if err != nil {
+				return fmt.Errorf("chain: writing what waits for settlement: %w", err)
+			}
+		}
+		return nil
+	})
+}
+
 func (s *Store) saveSince(ctx context.Context, gone []string, fresh []common.Hash, now time.Time) error {
 	return s.db.Update(ctx, func(db *sqlx.Tx) error {
 		for _, id := range gone {

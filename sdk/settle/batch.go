@@ -28,6 +28,18 @@ func (s *Settler) due(ctx context.Context, states []channel.State) ([]channel.St
 	if err != nil {
 		return nil, err
 	}
+	var due []channel.State
+	for _, group := range s.ready(states) {
+		waiting, byID := s.waiting(group, since)
+		for _, w := range s.Policy.Due(waiting, s.now(), s.cost(ctx)) {
+			due = append(due, byID[w.ID])
+		}
+	}
+	return due, nil
+}
+
+// ready sorts channels by purse, without those that are in flight or penalized.
+func (s *Settler) ready(states []channel.State) map[purse][]channel.State {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	purses := make(map[purse][]channel.State)
@@ -39,32 +51,37 @@ func (s *Settler) due(ctx context.Context, states []channel.State) ([]channel.St
 		key := purseOf(state)
 		purses[key] = append(purses[key], state)
 	}
-	var due []channel.State
-	for _, group := range purses {
-		if s.worth(group, since) {
-			due = append(due, group...)
-			continue
-		}
-		for _, state := range group {
-			if s.urgent[state.ID] > 0 || state.Status == channel.Closing {
-				due = append(due, state)
-			}
-		}
-	}
-	return due, nil
+	return purses
 }
 
-// worth reports whether a purse has come together, or something in it has waited long enough.
-func (s *Settler) worth(group []channel.State, since map[common.Hash]time.Time) bool {
-	var total uint256.Int
-	for _, state := range group {
-		unsettled := state.Unsettled()
-		total.Add(&total, &unsettled)
-		if s.now().Sub(since[state.ID]) >= cmp.Or(s.Policy.MaxAge, DefaultMaxAge) {
-			return true
-		}
+// waiting is a purse as the policy sees it.
+func (s *Settler) waiting(group []channel.State, since map[common.Hash]time.Time) ([]Waiting, map[common.Hash]channel.State) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	waiting, byID := make([]Waiting, len(group)), make(map[common.Hash]channel.State, len(group))
+	for i, state := range group {
+		urgent := s.urgent[state.ID] > 0 || state.Status == channel.Closing
+		waiting[i] = Waiting{ID: state.ID, Unsettled: state.Unsettled(), Since: since[state.ID], Urgent: urgent}
+		byID[state.ID] = state
 	}
-	return !s.Policy.MinValue.IsZero() && !total.Lt(&s.Policy.MinValue)
+	return waiting, byID
+}
+
+// cost is what a settlement costs at this moment, as far as the policy wants to know. Where the endpoint does not say, it
+// is unknown, and what is due whatever it costs is settled all the same.
+func (s *Settler) cost(ctx context.Context) Cost {
+	if s.Policy.MaxFeeShare == 0 {
+		return Cost{}
+	}
+	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	defer cancel()
+	fee, err := s.Sender.GasPrice(ctx)
+	if err != nil {
+		s.log().Warn("the fee is unknown: nothing is settled early", "err", err)
+		return Cost{}
+	}
+	batch, row := s.Contract.SettlementGas()
+	return s.Policy.Costs(batch, row, fee)
 }
 
 // refresh reads the channels from the contract and drops those that have nothing left to settle: somebody else may have
@@ -163,7 +180,7 @@ func (s *Settler) batches(states []channel.State) [][]channel.State {
 		purses[key] = append(purses[key], state)
 	}
 	for _, key := range order {
-		for batch := range slices.Chunk(purses[key], cmp.Or(s.Policy.MaxBatch, defaultMaxBatch)) {
+		for batch := range slices.Chunk(purses[key], cmp.Or(s.Policy.MaxBatch, DefaultMaxBatch)) {
 			batches = append(batches, batch)
 		}
 	}
@@ -172,8 +189,10 @@ func (s *Settler) batches(states []channel.State) [][]channel.State {
 
 // settle brings one batch onto the chain. What the contract refuses as a whole is halved until the channel that it
 // refuses stands alone.
-func (s *Settler) settle(ctx context.Context, batch []channel.State) error {
-	err := s.transact(ctx, batch)
+//
+// read is when the batch's states were read, or before.
+func (s *Settler) settle(ctx context.Context, batch []channel.State, read time.Time) error {
+	err := s.transact(ctx, batch, read)
 	var refused *chain.Revert
 	var reverted *chain.Reverted
 	if err == nil || !(errors.As(err, &refused) || errors.As(err, &reverted)) {
@@ -188,7 +207,7 @@ func (s *Settler) settle(ctx context.Context, batch []channel.State) error {
 		return Unsettled(batch[0].ID, err)
 	}
 	half := len(batch) / 2
-	return errors.Join(s.settle(ctx, batch[:half]), s.settle(ctx, batch[half:]))
+	return errors.Join(s.settle(ctx, batch[:half], read), s.settle(ctx, batch[half:], read))
 }
 
 // settledMeanwhile reports whether the contract paid everything while we were
@@ -205,7 +224,7 @@ func amountOf(state channel.State) string {
 	return unsettled.Dec()
 }
 
-func (s *Settler) transact(ctx context.Context, batch []channel.State) error {
+func (s *Settler) transact(ctx context.Context, batch []channel.State, read time.Time) error {
 	call, err := s.Contract.SettlementCall(batch)
 	if err != nil {
 		return err
@@ -223,7 +242,19 @@ func (s *Settler) transact(ctx context.Context, batch []channel.State) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(s.report(ctx, result, before), s.pay(ctx, purseOf(batch[0])))
+	return errors.Join(s.restart(ctx, result, before, read), s.report(ctx, result, before), s.pay(ctx, purseOf(batch[0])))
+}
+
+// restart has what came in since the batch was read wait from then on: it must not look as old as what is settled.
+func (s *Settler) restart(ctx context.Context, o outcome, before map[common.Hash]channel.State, read time.Time) error {
+	var settled []common.Hash
+	for id, old := range before {
+		now := o.after[id]
+		if was := old.Payable(); !now.Settled.Lt(&was) {
+			settled = append(settled, id)
+		}
+	}
+	return s.Sender.Store.Restart(ctx, settled, read)
 }
 
 // An outcome is a mined transaction and what the contract says of its channels since.

@@ -17,24 +17,6 @@ import (
 	"github.com/gpupay/gpupay/sdk/chain"
 )
 
-// DefaultMaxAge is how long anything may wait where the policy does not say.
-const DefaultMaxAge = time.Hour
-
-// What a settler does where the rest of its policy is zero.
-const (
-	defaultInterval = time.Minute
-	defaultMaxBatch = 100 // about 1.3 million gas
-)
-
-// Policy says when money at risk is worth the gas of fetching it. A channel that is closing, or whose lease
-// ended, is settled at once whatever it says.
-type Policy struct {
-	Interval time.Duration // how often to look; 0: 1 min
-	MinValue uint256.Int   // base units of one payee and token that are fetched as soon as they have come together; 0: wait for MaxAge
-	MaxAge   time.Duration // how long anything may wait; 0: 1 h
-	MaxBatch int           // channels in one transaction; 0: 100
-}
-
 // A Settlement is one transaction that was mined and what it brought.
 type Settlement struct {
 	Tx       common.Hash
@@ -161,23 +143,24 @@ func (s *Settler) pass(ctx context.Context) error {
 		return err
 	}
 	due = s.claim(due)
+	read := s.now()
 	due, err = s.refresh(ctx, due)
 	if err != nil {
 		s.release(due)
 		return err
 	}
 	for _, batch := range s.batches(due) {
-		s.start(ctx, batch)
+		s.start(ctx, batch, read)
 	}
 	return nil
 }
 
-func (s *Settler) start(ctx context.Context, batch []channel.State) {
+func (s *Settler) start(ctx context.Context, batch []channel.State, read time.Time) {
 	s.work.Add(1)
 	go func() {
 		defer s.work.Done()
 		defer s.release(batch)
-		if err := s.settle(ctx, batch); err != nil && ctx.Err() == nil {
+		if err := s.settle(ctx, batch, read); err != nil && ctx.Err() == nil {
 			s.log().Error("settlement failed", "channels", len(batch), "err", err)
 		}
 	}()
@@ -198,13 +181,14 @@ func (s *Settler) Settle(ctx context.Context, ids ...common.Hash) error {
 	if err != nil {
 		return err
 	}
+	read := s.now()
 	fresh, err := s.refresh(ctx, mine)
 	defer s.release(fresh)
 	if err != nil {
 		return err
 	}
 	for _, batch := range s.batches(fresh) {
-		err = errors.Join(err, s.settle(ctx, batch))
+		err = errors.Join(err, s.settle(ctx, batch, read))
 	}
 	return errors.Join(err, s.payWaiting(ctx))
 }

@@ -1,0 +1,191 @@
+package settle
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"math/big"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/holiman/uint256"
+)
+
+// DefaultMaxBatch is how many channels are settled in one transaction where the policy does not say: about 1.2 million gas.
+const DefaultMaxBatch = 100
+
+// What a settler does where the rest of its policy is zero.
+const (
+	defaultInterval   = time.Minute
+	defaultMaxAge     = time.Hour
+	defaultPatientAge = 24 * time.Hour // where the policy looks at fees
+)
+
+// wholeShare is a share of everything, in basis points.
+const wholeShare = 10_000
+
+// Policy says when money at risk is worth the gas of fetching it. A channel that is closing is settled at once
+// whatever it says, and so is one whose lease ended, unless MaxFeeShare is set.
+//
+// At risk is what was vouchered and not yet settled. With MinValue it never exceeds MinValue and what comes in within one
+// Interval and the transaction's time; nothing waits longer than MaxAge and that. No fee, however high, and no failure to
+// learn it, changes either bound.
+type Policy struct {
+	Interval time.Duration // how often to look; 0: 1 min
+	MinValue uint256.Int   // base units of one payee and token that are fetched as soon as they have come together; 0: wait for MaxAge
+	MaxAge   time.Duration // how long anything may wait; 0: 1 h, or 24 h with MaxFeeShare
+	MaxBatch int           // channels in one transaction; 0: 100
+
+	// MaxFeeShare is how much of what it brings a settlement may cost, in basis points (50: half a percent): what costs no
+	// more at the fee of the moment is fetched without waiting for MinValue or MaxAge, and what would cost more waits for
+	// them, a lease that ended too. 0: fees play no part. On a chain where gas is dear, set MinValue as well.
+	MaxFeeShare uint32
+	// CoinPrice is what one native coin (10^18 wei) is worth, in base units of the token. MaxFeeShare needs it. If it is
+	// wrong, settlements come too early or too late, within the bounds of MinValue and MaxAge.
+	CoinPrice uint256.Int
+}
+
+// A Waiting channel has something to settle.
+type Waiting struct {
+	ID        common.Hash
+	Unsettled uint256.Int // base units
+	Since     time.Time   // when it began to wait
+	Urgent    bool        // cannot wait: its payer wants out, or somebody said so
+}
+
+// A Cost is what one transaction costs now, in base units of the token that it brings. The zero Cost is unknown.
+type Cost struct {
+	Batch   uint256.Int // however many channels are in it
+	Channel uint256.Int // each of them
+}
+
+// Costs is what a transaction of so much gas, and so much more for each channel, costs at a fee per gas in wei. It is
+// unknown without CoinPrice, and where no amount could be so large.
+func (p Policy) Costs(batchGas, channelGas uint64, fee *big.Int) Cost {
+	if fee == nil || fee.Sign() <= 0 || p.CoinPrice.IsZero() {
+		return Cost{}
+	}
+	wei, over := uint256.FromBig(fee)
+	if over {
+		return Cost{}
+	}
+	coin := uint256.NewInt(1e18)
+	var c Cost
+	for _, part := range []struct {
+		cost *uint256.Int
+		gas  uint64
+	}{{&c.Batch, batchGas}, {&c.Channel, channelGas}} {
+		if _, over := part.cost.MulOverflow(wei, uint256.NewInt(part.gas)); over {
+			return Cost{}
+		}
+		if _, over := part.cost.MulDivOverflow(part.cost, &p.CoinPrice, coin); over {
+			return Cost{}
+		}
+		part.cost.AddUint64(part.cost, 1) // upwards: what costs less than a base unit is known too
+	}
+	return c
+}
+
+func (c Cost) known() bool { return !c.Batch.IsZero() }
+
+// Due picks those of one payee's and token's channels that are to be settled now. It reads no clock and keeps nothing.
+func (p Policy) Due(waiting []Waiting, now time.Time, cost Cost) []Waiting {
+	if p.together(waiting) {
+		return waiting
+	}
+	if p.MaxFeeShare == 0 {
+		if p.anyOld(waiting, now, p.Age()) {
+			return waiting
+		}
+		return pick(waiting, func(w Waiting) bool { return w.Urgent })
+	}
+	forced := pick(waiting, func(w Waiting) bool { return w.Urgent || p.old(w, now, p.Age()) })
+	if len(forced) == 0 {
+		return p.cheap(waiting, cost)
+	}
+	// A transaction is sent anyway: what is worth its own row of it goes along, and what would be due soon.
+	return pick(waiting, func(w Waiting) bool { return w.Urgent || p.old(w, now, p.Age()/2) || p.pays(w, cost) })
+}
+
+// cheap picks what may be fetched early: channels that are worth their own row, if they carry the transaction together.
+func (p Policy) cheap(waiting []Waiting, cost Cost) []Waiting {
+	rows := pick(waiting, func(w Waiting) bool { return p.pays(w, cost) })
+	total := sum(rows)
+	price := new(uint256.Int).Mul(&cost.Channel, uint256.NewInt(uint64(len(rows))))
+	if len(rows) == 0 || !p.within(price.Add(price, &cost.Batch), &total) {
+		return nil
+	}
+	return rows
+}
+
+// pays reports whether a channel is worth its own row.
+func (p Policy) pays(w Waiting, cost Cost) bool {
+	return cost.known() && p.within(&cost.Channel, &w.Unsettled)
+}
+
+// within reports whether a cost is at most the share of what it brings.
+func (p Policy) within(cost, value *uint256.Int) bool {
+	limit, over := new(uint256.Int).MulDivOverflow(value, uint256.NewInt(uint64(p.MaxFeeShare)), uint256.NewInt(wholeShare))
+	return over || !limit.Lt(cost)
+}
+
+// together reports whether as much as MinValue has come together.
+func (p Policy) together(waiting []Waiting) bool {
+	total := sum(waiting)
+	return !p.MinValue.IsZero() && !total.Lt(&p.MinValue)
+}
+
+func (p Policy) anyOld(waiting []Waiting, now time.Time, age time.Duration) bool {
+	for _, w := range waiting {
+		if p.old(w, now, age) {
+			return true
+		}
+	}
+	return false
+}
+
+func (p Policy) old(w Waiting, now time.Time, age time.Duration) bool {
+	return now.Sub(w.Since) >= age
+}
+
+// Age is how long anything may wait.
+func (p Policy) Age() time.Duration {
+	if p.MaxFeeShare > 0 {
+		return cmp.Or(p.MaxAge, defaultPatientAge)
+	}
+	return cmp.Or(p.MaxAge, defaultMaxAge)
+}
+
+// Ended reports whether a lease's end is a reason to settle its channel. With MaxFeeShare it is not: no more comes in, and
+// until its payer asks for the rest of its deposit, what is vouchered loses nothing by waiting.
+func (p Policy) Ended() bool { return p.MaxFeeShare == 0 }
+
+// Check says what of the policy makes no sense.
+func (p Policy) Check() error {
+	switch {
+	case p.Interval < 0 || p.MaxAge < 0 || p.MaxBatch < 0:
+		return errors.New("settlement policy: Interval, MaxAge and MaxBatch must not be negative")
+	case p.MaxFeeShare > wholeShare:
+		return fmt.Errorf("settlement policy: MaxFeeShare (%d) is in basis points: at most %d, which is everything", p.MaxFeeShare, wholeShare)
+	case p.MaxFeeShare > 0 && p.CoinPrice.IsZero():
+		return errors.New("settlement policy: MaxFeeShare needs CoinPrice: what a coin that pays for gas is worth, in base units of the token")
+	}
+	return nil
+}
+
+func pick(waiting []Waiting, wanted func(Waiting) bool) []Waiting {
+	var picked []Waiting
+	for _, w := range waiting {
+		if wanted(w) {
+			picked = append(picked, w)
+		}
+	}
+	return picked
+}
+
+func sum(waiting []Waiting) (total uint256.Int) {
+	for i := range waiting {
+		total.Add(&total, &waiting[i].Unsettled)
+	}
+	return total
+}
