@@ -65,7 +65,7 @@ var schemes = [...]rules{
 		voucher: "Voucher(bytes32 channelId,uint128 maxClaimableAmount)",
 		id:      batchSettlementID,
 		check:   checkBatchSettlement,
-		payable: lesser,
+		payable: used,
 		reopen:  "wait until the withdrawal is over",
 		lower:   true,
 	},
@@ -147,11 +147,18 @@ func checkBatchSettlement(t Terms) error {
 	return nil
 }
 
-// lesser is what was used up of what was signed for: a voucher of
-// BatchSettlement is a ceiling, and only the charge may be claimed under it.
-func lesser(s State) uint256.Int {
-	if s.Spent.Lt(&s.Accepted) {
+// used is what was charged of what was signed for: a voucher of BatchSettlement
+// is a ceiling, and only the charge may be claimed under it. Its last base unit
+// is never claimed: as long as less was charged than was signed for, the payer's
+// next voucher, and the one that shows it wants a refund, differ from every one
+// that was made public by a claim.
+func used(s State) uint256.Int {
+	var most uint256.Int
+	if !s.Accepted.IsZero() {
+		most.SubUint64(&s.Accepted, 1)
+	}
+	if s.Spent.Lt(&most) {
 		return s.Spent
 	}
-	return s.Accepted
+	return most
 }
