@@ -1,0 +1,15 @@
+// Package all lists the sections of docs/performance.md in their order.
+package all
+
+import (
+	"github.com/gpupay/gpupay/internal/bench"
+	"github.com/gpupay/gpupay/internal/bench/received"
+)
+
+// Sections returns all of them.
+func Sections() []bench.Section {
+	return []bench.Section{
+		received.SQLite(),
+		received.Postgres(),
+	}
+}

@@ -1,0 +1,160 @@
+package received
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/gpupay/gpupay/internal/bench"
+)
+
+var channelCounts = []int{1, 16, 64, 256, 1024}
+
+// inFlight are the loads: a payer that waits for each receipt, and one that
+// streams.
+var inFlight = []int{1, 8}
+
+// names of the contenders, as the tables have them.
+const (
+	payee        = "gpupay"
+	payeeEach    = "gpupay, every voucher verified"
+	payeeThree   = "gpupay, three gateways"
+	unsynced     = "JSON key-value, not synced"
+	synced       = "JSON key-value, synced"
+	syncedMerged = "JSON key-value, synced, merged writes"
+	locked       = "one lock, RPC of 1 ms"
+	inMemory     = "memory only"
+)
+
+// Section measures payments received over one kind of store.
+type Section struct {
+	name, title string
+	// address returns that of a new, empty database.
+	address func(scratch string) (string, error)
+	three   bool // also three gateways on one database
+	about   []string
+}
+
+// SQLite measures the store that a single gateway has.
+func SQLite() Section {
+	return Section{name: "received", title: "Payments received, SQLite", about: []string{aboutLoad, aboutBaselines},
+		address: func(dir string) (string, error) { return filepath.Join(dir, "payee.db"), nil }}
+}
+
+// Name is the section's name.
+func (s Section) Name() string { return s.name }
+
+// point is what was measured at one number of channels.
+type point struct {
+	channels int
+	series   []bench.Series
+}
+
+func (p point) find(name string) (bench.Series, bool) {
+	for _, s := range p.series {
+		if s.Name == name {
+			return s, true
+		}
+	}
+	return bench.Series{}, false
+}
+
+// Measure runs all contenders at every number of channels, with one voucher in
+// flight and with eight.
+func (s Section) Measure(ctx context.Context, set bench.Settings) (bench.Report, error) {
+	r := bench.Report{Title: s.title, About: s.about}
+	for _, flight := range inFlight {
+		var points []point
+		for _, channels := range channelCounts {
+			if channels > set.Most {
+				continue
+			}
+			p, err := s.point(ctx, set, channels, flight)
+			if err != nil {
+				return r, fmt.Errorf("%d channels, %d in flight: %w", channels, flight, err)
+			}
+			points = append(points, p)
+		}
+		r.Tables = append(r.Tables, ratioTable(points, flight), costTable(points, flight))
+		r.Plots = append(r.Plots, ratesPlot(points, flight))
+		r.Aims = append(r.Aims, judge(points, flight)...)
+	}
+	return r, nil
+}
+
+func (s Section) point(ctx context.Context, set bench.Settings, channels, flight int) (p point, err error) {
+	set.Log("%s: %d channels, %d in flight", s.name, channels, flight)
+	dir, err := os.MkdirTemp(set.Scratch, "received-")
+	if err != nil {
+		return p, err
+	}
+	defer os.RemoveAll(dir)
+	b, err := newBook(channels)
+	if err != nil {
+		return p, err
+	}
+	loads, err := s.loads(ctx, b, dir, flight)
+	var contenders []bench.Contender
+	for _, l := range loads {
+		contenders = append(contenders, l.contender(l.name, l.name == locked))
+	}
+	if err == nil {
+		p.channels = channels
+		p.series, err = bench.Interleave(ctx, set, contenders)
+	}
+	for _, l := range loads {
+		err = errors.Join(err, l.check(ctx))
+	}
+	return p, err
+}
+
+type namedLoad struct {
+	name string
+	load
+}
+
+// loads opens every contender on an empty store.
+func (s Section) loads(ctx context.Context, b *book, dir string, flight int) (loads []*namedLoad, err error) {
+	add := func(name string, stream bool, open func(dir string) (gateway, error)) {
+		if err != nil {
+			return
+		}
+		own := filepath.Join(dir, fmt.Sprint(len(loads)))
+		if err = os.Mkdir(own, 0o700); err != nil {
+			return
+		}
+		var to gateway
+		if to, err = open(own); err != nil {
+			err = fmt.Errorf("%s: %w", name, err)
+			return
+		}
+		loads = append(loads, &namedLoad{name, load{book: b, flight: flight, stream: stream, to: to}})
+	}
+	own := func(gateways int) func(string) (gateway, error) {
+		return func(dir string) (gateway, error) {
+			address, err := s.address(dir)
+			if err != nil {
+				return nil, err
+			}
+			return openOurs(ctx, b, address, gateways)
+		}
+	}
+	keyValue := func(sync, lock bool, locks int) func(string) (gateway, error) {
+		return func(dir string) (gateway, error) { return openKeyValue(b, dir, sync, lock, locks) }
+	}
+	add(payee, true, own(1))
+	if flight > 1 {
+		add(payeeEach, false, own(1))
+	}
+	if s.three {
+		add(payeeThree, true, own(3))
+	}
+	add(unsynced, false, keyValue(false, false, 1))
+	add(synced, false, keyValue(true, false, 1))
+	add(syncedMerged, false, keyValue(true, false, 4096))
+	add(locked, false, keyValue(false, true, 1))
+	add(inMemory, false, func(string) (gateway, error) { return openMemory(b), nil })
+	return loads, err
+}
