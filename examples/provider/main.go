@@ -74,6 +74,8 @@ func parse(args []string) (*options, error) {
 	flags.DurationVar(&c.Settlement.MaxAge, "settle-age", 0, "settle what has waited that long; 0 for the default")
 	towers := flags.String("watchtowers", cli.Env("GPUPAY_WATCHTOWERS", ""), "`URLs` of watchtowers that are told the newest vouchers, separated by commas ($GPUPAY_WATCHTOWERS)")
 	flags.DurationVar(&c.WatchtowerEvery, "watchtower-every", 0, "how often at most; 0 for the default")
+	x402 := flags.Bool("x402", false, "take payments of stock x402 clients too")
+	window := flags.Duration("x402-window", 0, "GPU time that one of their requests pays for; 0 for the default")
 	o.hooks.Register(flags)
 	nodes := flags.String("nodes", cli.Env("GPUPAY_NODES", ""), "`NAME=URL,..` of nodes that meter in place of this host; $"+cli.NodeSecret+" holds their secret ($GPUPAY_NODES)")
 	meter := flags.Address("meter", "GPUPAY_METER", "with --nodes: of the key that the nodes sign usage records with")
@@ -82,6 +84,9 @@ func parse(args []string) (*options, error) {
 	var err error
 	if c.Log, err = flags.Load(args); err != nil {
 		return nil, err
+	}
+	if *x402 {
+		c.X402 = &sdk.X402Config{Window: *window}
 	}
 	c.Escrow, c.Token, c.Meter = escrow.Address, token.Address, meter.Address
 	if c.Nodes, err = cli.Links(*nodes); err != nil {

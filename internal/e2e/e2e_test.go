@@ -27,6 +27,7 @@ import (
 	"github.com/ethereum/go-ethereum/crypto"
 
 	"github.com/gpupay/gpupay/bindings/testtoken"
+	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/chaintest"
 )
 
@@ -342,6 +343,30 @@ func TestHooksRentOutAHostWithoutCode(t *testing.T) {
 		if !strings.Contains(s.get(t, "/metrics"), name) {
 			t.Errorf("no metric %s", name)
 		}
+	}
+}
+
+// Two programs of ours meet over x402: paid by the tick, refunded, and every base unit is where it should be.
+func TestTicksOverX402(t *testing.T) {
+	s := newSite(t)
+	s.chain.PlaceBatchSettlement(t)
+	key := newKey(t)
+	const purse = 500_000_000
+	s.chain.Mint(t, address(key), purse)
+	provider := s.provider(t, filepath.Join(t.TempDir(), "p.db"), "--x402", "--x402-window", "1s", "--drain")
+	renter := s.renter(t, key, filepath.Join(t.TempDir(), "r.db"), "--x402", "--deposit", "100", "--minutes", "0.05")
+	if code := renter.exit(); code != 0 || !strings.Contains(renter.output(), "closed: got back") {
+		t.Fatalf("renter: exit %d", code)
+	}
+	if code := stop(provider); code != 0 {
+		t.Fatalf("provider: exit %d", code)
+	}
+	_, payee := s.escrowed(t)
+	if held := s.chain.Tokens(t, channel.BatchSettlementEscrow); payee < 1_000_000 || held != 0 {
+		t.Errorf("the payee has %d for at least a second, x402's contract holds %d", payee, held)
+	}
+	if left := s.chain.Tokens(t, address(key)); left != purse-payee {
+		t.Errorf("the renter has %d, of %d, the payee %d", left, purse, payee)
 	}
 }
 
