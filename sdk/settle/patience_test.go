@@ -86,12 +86,20 @@ func TestFeesHoldUpNothingThatIsDue(t *testing.T) {
 	}
 }
 
-// Where gas costs next to nothing, money is fetched as it comes.
+// Where gas costs next to nothing, money is fetched once it has waited for an hour, and not before.
 func TestCheapFeesFetchEarly(t *testing.T) {
 	k := newTill(t)
+	backend := &mute{Backend: k.Backend}
+	k.Restart(backend)
 	k.Settler.Policy = settle.Policy{Interval: poll, MaxFeeShare: 50, CoinPrice: *uint256.NewInt(1_000_000)}
 	terms := k.Open(1, 500_000)
 	k.Accept(terms, 400_000)
+	var clock atomic.Int64
+	start := time.Now()
+	k.Settler.Now = func() time.Time { return start.Add(time.Duration(clock.Load())) }
 	k.Run(k.Settler.Run)
+	k.Within(30*time.Second, "fees are asked for", func() bool { return backend.asked.Load() > 5 })
+	k.Balance(0)
+	clock.Store(int64(time.Hour))
 	k.Within(30*time.Second, "it is settled", func() bool { s := k.State(terms); return is(s.Settled, 400_000) })
 }

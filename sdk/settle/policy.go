@@ -36,9 +36,9 @@ type Policy struct {
 	MaxAge   time.Duration // how long anything may wait; 0: 1 h, or 24 h with MaxFeeShare
 	MaxBatch int           // channels in one transaction; 0: 100
 
-	// MaxFeeShare is how much of what it brings a settlement may cost, in basis points (50: half a percent): what costs no
-	// more at the fee of the moment is fetched without waiting for MinValue or MaxAge, and what would cost more waits for
-	// them, a lease that ended too. 0: fees play no part. On a chain where gas is dear, set MinValue as well.
+	// MaxFeeShare is how much of what it brings a settlement may cost, in basis points (50: half a percent). What has waited
+	// for an hour is fetched at the first look at which it costs no more than that; what would cost more waits on, for
+	// MinValue or MaxAge, a lease that ended too. 0: fees play no part. On a chain where gas is dear, set MinValue as well.
 	MaxFeeShare uint32
 	// CoinPrice is what one native coin (10^18 wei) is worth, in base units of the token. MaxFeeShare needs it. If it is
 	// wrong, settlements come too early or too late, within the bounds of MinValue and MaxAge.
@@ -101,18 +101,19 @@ func (p Policy) Due(waiting []Waiting, now time.Time, cost Cost) []Waiting {
 	}
 	forced := pick(waiting, func(w Waiting) bool { return w.Urgent || p.old(w, now, p.Age()) })
 	if len(forced) == 0 {
-		return p.cheap(waiting, cost)
+		return p.cheap(waiting, now, cost)
 	}
 	// A transaction is sent anyway: what is worth its own row of it goes along, and what would be due soon.
 	return pick(waiting, func(w Waiting) bool { return w.Urgent || p.old(w, now, p.Age()/2) || p.pays(w, cost) })
 }
 
-// cheap picks what may be fetched early: channels that are worth their own row, if they carry the transaction together.
-func (p Policy) cheap(waiting []Waiting, cost Cost) []Waiting {
+// cheap picks what may be fetched before its time: channels that are worth their own row, if they carry the transaction
+// together and one of them has waited for an hour. Fetching sooner would spend the share on next to nothing.
+func (p Policy) cheap(waiting []Waiting, now time.Time, cost Cost) []Waiting {
 	rows := pick(waiting, func(w Waiting) bool { return p.pays(w, cost) })
 	total := sum(rows)
 	price := new(uint256.Int).Mul(&cost.Channel, uint256.NewInt(uint64(len(rows))))
-	if len(rows) == 0 || !p.within(price.Add(price, &cost.Batch), &total) {
+	if !p.anyOld(rows, now, min(defaultMaxAge, p.Age())) || !p.within(price.Add(price, &cost.Batch), &total) {
 		return nil
 	}
 	return rows
