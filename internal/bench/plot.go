@@ -24,11 +24,19 @@ var (
 func (p Plot) Draw(path string) error {
 	g := plot.New()
 	g.Title.Text, g.X.Label.Text, g.Y.Label.Text = p.Title, p.X, p.Y
-	g.X.Scale, g.Y.Scale = plot.LogScale{}, plot.LogScale{}
-	g.X.Tick.Marker, g.Y.Tick.Marker = p.ticks(), plot.LogTicks{Prec: -1}
+	if !p.Linear {
+		g.X.Scale, g.Y.Scale = plot.LogScale{}, plot.LogScale{}
+		g.X.Tick.Marker, g.Y.Tick.Marker = p.ticks(), plot.LogTicks{Prec: -1}
+	}
 	g.BackgroundColor = color.White
 	g.Add(plotter.NewGrid())
 	for i, l := range p.Lines {
+		if p.Linear {
+			if err := l.trace(g, palette[i%len(palette)]); err != nil {
+				return err
+			}
+			continue
+		}
 		if err := l.add(g, palette[i%len(palette)], marks[i%len(marks)]); err != nil {
 			return err
 		}
@@ -75,5 +83,17 @@ func (l Line) add(g *plot.Plot, c color.RGBA, mark draw.GlyphDrawer) error {
 	points.Shape, points.Radius = mark, vg.Points(3)
 	g.Add(line, points, bars)
 	g.Legend.Add(l.Name, line, points)
+	return nil
+}
+
+// trace adds the line alone.
+func (l Line) trace(g *plot.Plot, c color.RGBA) error {
+	line, err := plotter.NewLine(spans(l.Points))
+	if err != nil {
+		return err
+	}
+	line.Color = c
+	g.Add(line)
+	g.Legend.Add(l.Name, line)
 	return nil
 }

@@ -63,12 +63,14 @@ func Judge(text string, met bool, figure string) Aim {
 	return Aim{text, Missed, figure}
 }
 
-// Plot is a picture of the page: lines over whole numbers, both axes logarithmic.
+// Plot is a picture of the page: lines over whole numbers, both axes logarithmic unless it says otherwise.
 type Plot struct {
 	Name  string // of its file, without the section's name
 	Title string
 	X, Y  string // the axes, with units
 	Lines []Line
+
+	Linear bool // both axes are linear, and the points too many to mark
 }
 
 // Line is one contender in a plot.
