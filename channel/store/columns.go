@@ -29,6 +29,14 @@ func (a amount) bytes() []byte {
 	return word[16:]
 }
 
+// appendAmount encodes an amount at the end of a buffer that has room for it.
+func appendAmount(buffer *[]byte, a uint256.Int) []byte {
+	word := a.Bytes32()
+	from := len(*buffer)
+	*buffer = append(*buffer, word[16:]...)
+	return (*buffer)[from:]
+}
+
 // Scan decodes the amount.
 func (a *amount) Scan(src any) error {
 	b, ok := src.([]byte)

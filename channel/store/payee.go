@@ -228,9 +228,13 @@ func getPayee(ctx context.Context, q querier, query string, id common.Hash) (cha
 }
 
 func savePayee(tx *sqlx.Tx, s channel.State) error {
-	r := payeeRowOf(s)
-	done, err := tx.Exec(tx.Rebind(payeeUpdate), r.Deposit, r.Settled, r.Accepted, r.Spent, r.Signature,
-		r.Status, r.CloseRequestedAt, r.UpdatedAt, r.ID, r.Accepted, r.Spent)
+	words := make([]byte, 0, 4*16) // plain bytes: database/sql would ask each amount for its value, twice
+	deposit := appendAmount(&words, s.Deposit)
+	settled := appendAmount(&words, s.Settled)
+	accepted := appendAmount(&words, s.Accepted)
+	spent := appendAmount(&words, s.Spent)
+	done, err := tx.Exec(tx.Rebind(payeeUpdate), deposit, settled, accepted, spent, blob(s.Signature),
+		int64(s.Status), int64(s.CloseRequestedAt), s.UpdatedAt.UnixNano(), s.ID[:], accepted, spent)
 	if err != nil {
 		return err
 	}
