@@ -12,7 +12,6 @@ import (
 type Contender struct {
 	Name string
 	Step int // work comes in multiples of this
-	Most int // and is bounded by this; zero: by the settings' span alone
 	// Prepare makes n pieces of work ready; it is not timed.
 	Prepare func(n int) error
 	// Run does the n pieces that were prepared and returns when all of them count.
@@ -64,9 +63,6 @@ func Interleave(ctx context.Context, s Settings, contenders []Contender) ([]Seri
 // fill returns how much work takes about span.
 func (c Contender) fill(warm tally, span time.Duration) int {
 	n := int(float64(span) / float64(warm.wall) * float64(warm.work))
-	if c.Most > 0 {
-		n = min(n, c.Most)
-	}
 	return max(n-n%c.Step, c.Step)
 }
 

@@ -15,6 +15,9 @@ func machine(scratch string) string {
 	if sync, err := syncTime(scratch); err == nil {
 		s += fmt.Sprintf("; a write of 4 KiB and its fsync take %s", sync.Round(time.Microsecond))
 	}
+	if load, err := os.ReadFile("/proc/loadavg"); err == nil {
+		s += fmt.Sprintf("; load average before the run %s, of other programs", strings.Fields(string(load))[0])
+	}
 	return s
 }
 

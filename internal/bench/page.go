@@ -13,7 +13,7 @@ import (
 // Run measures the sections, prints each report when it is there, and writes the page and its plots: page's own name
 // without its ending is the plots' directory.
 func Run(ctx context.Context, s Settings, sections []Section, page string, print func(string)) error {
-	begun := time.Now()
+	begun, on := time.Now(), machine(s.Scratch)
 	plots := strings.TrimSuffix(page, filepath.Ext(page))
 	if err := os.MkdirAll(plots, 0o755); err != nil {
 		return err
@@ -34,17 +34,17 @@ func Run(ctx context.Context, s Settings, sections []Section, page string, print
 			return fmt.Errorf("section %s: %w", section.Name(), err)
 		}
 	}
-	head := header(s, time.Since(begun)) + aims(reports)
+	head := header(s, on, time.Since(begun)) + aims(reports)
 	print(aims(reports))
 	return os.WriteFile(page, []byte(head+bodies.String()), 0o644)
 }
 
-func header(s Settings, took time.Duration) string {
+func header(s Settings, on string, took time.Duration) string {
 	return "# Performance\n\n" +
-		"`./bench.sh` measured all of this and wrote this page; nothing here is typed by hand. It takes the ratios of\n" +
-		"contenders that ran side by side: absolute figures say more about the machine than about the code. A figure is the\n" +
+		"`./bench.sh` measured all of this and wrote this page; no figure in its tables is typed by hand. What counts is the\n" +
+		"ratios of contenders that ran side by side: absolute figures say more about the machine than about the code. A figure is the\n" +
 		fmt.Sprintf("median of %d interleaved rounds, with the least and the most of them in brackets.\n\n", s.Rounds) +
-		fmt.Sprintf("Measured on %s, in %s.\n\n", machine(s.Scratch), took.Round(time.Second))
+		fmt.Sprintf("Measured on %s, in %s.\n\n", on, took.Round(time.Second))
 }
 
 // aims is the table of all sections' aims.
@@ -81,6 +81,9 @@ func (r Report) draw(dir, name string) error {
 	var failed error
 	for _, p := range r.Plots {
 		failed = errors.Join(failed, p.Draw(filepath.Join(dir, name+"-"+p.Name+".svg")))
+	}
+	for _, f := range r.Files {
+		failed = errors.Join(failed, os.WriteFile(filepath.Join(dir, name+"-"+f.Name), f.Data, 0o644))
 	}
 	return failed
 }

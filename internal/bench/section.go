@@ -29,6 +29,7 @@ type Report struct {
 	Tables []Table
 	Aims   []Aim
 	Plots  []Plot
+	Files  []File
 	Notes  []string // paragraphs after the plots
 }
 
@@ -71,6 +72,12 @@ type Plot struct {
 	Lines []Line
 
 	Linear bool // both axes are linear, and the points too many to mark
+}
+
+// File is kept beside the plots: a profile, or raw figures.
+type File struct {
+	Name string // without the section's name
+	Data []byte
 }
 
 // Line is one contender in a plot.

@@ -46,6 +46,11 @@ func TestEverySectionRunsAndIsOnThePage(t *testing.T) {
 			t.Errorf("the page shows %s: %v", image[1], err)
 		}
 	}
+	for _, name := range regexp.MustCompile("`(performance/[^`]*)`").FindAllStringSubmatch(text, -1) {
+		if info, err := os.Stat(filepath.Join(dir, name[1])); err != nil || info.Size() == 0 {
+			t.Errorf("the page names %s: %v", name[1], err)
+		}
+	}
 	_, aims, _ := strings.Cut(text, "## Aims\n\n")
 	aims, _, _ = strings.Cut(aims, "\n\n")
 	if !strings.Contains(printed, aims) {

@@ -11,7 +11,8 @@ const aboutLoad = "A payment is received when its voucher's signature is verifie
 	"`synchronous=FULL`, PostgreSQL with `fsync` and `synchronous_commit`), before the caller hears of it. One payer a channel, " +
 	"vouchers signed beforehand, payers and payee in one process. **One in flight**: each payer waits for the receipt of one voucher before " +
 	"it sends the next; this is `channel.Payee.Accept`, as a Provider calls it for each request. **Eight in flight**: eight of a channel " +
-	"wait together, as in a stream, and `channel.Payee.AcceptNewest` verifies and stores the newest of them, which pays for all; " +
+	"wait together, as in a stream, and `channel.Payee.AcceptNewest` verifies and stores the newest of them, which pays for all: the call for a program that reads vouchers from a stream; the Provider's HTTP endpoints take each " +
+	"by itself. The baselines have eight concurrent callers a channel and verify every voucher; " +
 	"*every voucher verified* is eight concurrent calls of `Accept` instead. After the rounds every contender's store is asked for the " +
 	"newest voucher of each channel."
 

@@ -34,12 +34,13 @@ type Section struct {
 	// address returns that of a new, empty database.
 	address func(scratch string) (string, error)
 	three   bool // also three gateways on one database
+	profile bool
 	about   []string
 }
 
 // SQLite measures the store that a single gateway has.
 func SQLite() Section {
-	return Section{name: "received", title: "Payments received, SQLite", about: []string{aboutLoad, aboutBaselines},
+	return Section{name: "received", title: "Payments received, SQLite", profile: true, about: []string{aboutLoad, aboutBaselines},
 		address: func(dir string) (string, error) { return filepath.Join(dir, "payee.db"), nil }}
 }
 
@@ -81,6 +82,17 @@ func (s Section) Measure(ctx context.Context, set bench.Settings) (bench.Report,
 		r.Plots = append(r.Plots, ratesPlot(points, flight))
 		r.Aims = append(r.Aims, judge(points, flight)...)
 	}
+	if !s.profile {
+		return r, nil
+	}
+	for _, flight := range inFlight {
+		t, file, err := s.profiled(ctx, set, flight)
+		if err != nil {
+			return r, fmt.Errorf("profile, %d in flight: %w", flight, err)
+		}
+		r.Tables, r.Files = append(r.Tables, t), append(r.Files, file)
+	}
+	r.Notes = append(r.Notes, nearTheLimit)
 	return r, nil
 }
 
@@ -98,7 +110,7 @@ func (s Section) point(ctx context.Context, set bench.Settings, channels, flight
 	loads, err := s.loads(ctx, b, dir, flight)
 	var contenders []bench.Contender
 	for _, l := range loads {
-		contenders = append(contenders, l.contender(l.name, l.name == locked))
+		contenders = append(contenders, l.contender(l.name, l.name == locked || l.name == synced))
 	}
 	if err == nil {
 		p.channels = channels
