@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"math"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -103,14 +104,17 @@ func TestFloodOfChallengesFromManyAddresses(t *testing.T) {
 		}
 	}
 	flood(0, 2000)
-	before := heap()
-	flood(2000, 12_000)
-	grown := heap() - before
-	t.Logf("10,000 more clients: %d remembered, heap grew by %d KB", len(r.provider.guard.clients), grown>>10)
+	grown := int64(math.MaxInt64)
+	for from := 2000; from < 14_000; from += 4000 { // other tests run meanwhile: the least of three
+		before := heap()
+		flood(from, from+4000)
+		grown = min(grown, heap()-before)
+	}
+	t.Logf("4,000 more clients: %d remembered, heap grew by %d KB", len(r.provider.guard.clients), grown>>10)
 	if len(r.provider.guard.clients) != 1000 {
 		t.Errorf("%d clients are remembered", len(r.provider.guard.clients))
 	}
-	if grown > 4<<20 { // other tests run meanwhile; one client costs less than a KB
+	if grown > 1<<20 { // some hundred bytes are kept of a client
 		t.Errorf("the heap grew by %d KB", grown>>10)
 	}
 }

