@@ -63,12 +63,27 @@ func (s Section) profiled(ctx context.Context, set bench.Settings, flight int) (
 	if err != nil {
 		return t, file, err
 	}
-	file = bench.File{Name: fmt.Sprintf("%d-in-flight.pprof", flight), Data: data.Bytes()}
 	p, err := profile.Parse(&data)
 	if err != nil {
 		return t, file, err
 	}
+	data.Reset()
+	if err := anonymous(p).Write(&data); err != nil {
+		return t, file, err
+	}
+	file = bench.File{Name: fmt.Sprintf("%d-in-flight.pprof", flight), Data: data.Bytes()}
 	return partsTable(p, series[0], channels, flight), file, nil
+}
+
+// anonymous drops where on this machine the sources and the program are.
+func anonymous(p *profile.Profile) *profile.Profile {
+	for _, f := range p.Function {
+		f.Filename = filepath.Base(f.Filename)
+	}
+	for _, m := range p.Mapping {
+		m.File = filepath.Base(m.File)
+	}
+	return p
 }
 
 func partsTable(p *profile.Profile, s bench.Series, n, flight int) bench.Table {
