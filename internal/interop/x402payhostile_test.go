@@ -184,6 +184,7 @@ func lateReadings(t *testing.T, s *stock) {
 	late := &stalling{Source: sim.New(1, sim.Options{})}
 	c := newCounter(t, s, 1, func(c *counter) { c.config.Source, c.config.MaxGap = late, time.Minute })
 	b := c.shopper(c.payer(), nil)
+	b.credit = uint64(payWindow.Milliseconds()) // in between the lease may use up all that was signed for
 	for _, after := range []time.Duration{0, payWindow / 4, payWindow - 20*time.Millisecond} {
 		b.tick()
 		late.until.Store(time.Now().Add(after + paySlack).UnixNano()) // the lease runs on, and nobody looks

@@ -171,7 +171,8 @@ func TestWatchThroughFailures(t *testing.T) {
 	}
 	var down atomic.Bool
 	var requests atomic.Int64
-	forward := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(target) }}
+	// With connections of its own: it hangs up on them when a client does, and the test's own calls go beside it.
+	forward := &httputil.ReverseProxy{Transport: &http.Transport{}, Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(target) }}
 	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		requests.Add(1)
 		if down.Load() {
