@@ -9,11 +9,9 @@ import (
 	"net/http"
 	"time"
 
-	"github.com/ethereum/go-ethereum/common"
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
-	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/settle"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -303,9 +301,3 @@ func (p *Provider) prepaid(l *lease) error {
 	l.view.reserved = note.Reserved
 	return nil
 }
-
-// samePrice reports whether a lease costs what requests pay now.
-func samePrice(l *lease, price metering.Price) bool { return l.price == price }
-
-// x402ID names a channel in our tables.
-func x402ID(id common.Hash) string { return id.Hex() }

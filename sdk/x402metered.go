@@ -172,7 +172,7 @@ func (d *x402Desk) told(tab x402Tab, note x402Note, h http.Header) error {
 func (d *x402Desk) letNamed(ctx context.Context, tab x402Tab, devices []string, note *x402Note) (*lease, error) {
 	defer d.starts.lock(tab.ID)()
 	id := randomHash()
-	note.Lease = x402ID(id)
+	note.Lease = id.Hex()
 	d.named.put(id, devices)
 	err := d.admit(ctx, *note, nil)
 	var l *lease

@@ -177,7 +177,7 @@ func (d *x402Desk) pay(ctx context.Context, w http.ResponseWriter, r *x402Reques
 	if err := d.capable(ctx, r, tab); err != nil {
 		return nil, err
 	}
-	note := x402Note{Channel: x402ID(r.id), MaxClaimable: r.voucher.Cumulative.Dec(), Hash: r.hash, Kind: r.route.kind, Base: tab.charged.Dec(), Moved: "0"}
+	note := x402Note{Channel: r.id.Hex(), MaxClaimable: r.voucher.Cumulative.Dec(), Hash: r.hash, Kind: r.route.kind, Base: tab.charged.Dec(), Moved: "0"}
 	if r.payment.Payload.Type == x402.TypeDeposit {
 		if tab, err = d.fund(ctx, r, tab, &note); err != nil {
 			return nil, err

@@ -32,7 +32,7 @@ func (d *x402Desk) refund(ctx context.Context, r *x402Request, tab x402Tab) (*x4
 		return nil, err
 	}
 	defer leave.leave()
-	note := x402Note{Channel: x402ID(r.id), MaxClaimable: r.voucher.Cumulative.Dec(), Hash: r.hash, Kind: kindRefund, Base: tab.charged.Dec(), Moved: "0"}
+	note := x402Note{Channel: r.id.Hex(), MaxClaimable: r.voucher.Cumulative.Dec(), Hash: r.hash, Kind: kindRefund, Base: tab.charged.Dec(), Moved: "0"}
 	if err := d.endNewest(ctx, r.id, "the payer takes a refund"); err != nil {
 		return nil, err
 	}

@@ -46,7 +46,7 @@ func (s x402Store) channel(ctx context.Context, id common.Hash) (c x402Channel, 
 		RefundNonce string `db:"refund_nonce"`
 	}
 	db := s.db.View()
-	err = db.GetContext(ctx, &row, db.Rebind(`SELECT prepaid, reserved, refund_nonce FROM x402_channels WHERE channel = ?`), x402ID(id))
+	err = db.GetContext(ctx, &row, db.Rebind(`SELECT prepaid, reserved, refund_nonce FROM x402_channels WHERE channel = ?`), id.Hex())
 	if errors.Is(err, sql.ErrNoRows) {
 		return c, nil
 	}
@@ -67,7 +67,7 @@ func (s x402Store) channel(ctx context.Context, id common.Hash) (c x402Channel, 
 // set changes one column of a channel's notes.
 func (s x402Store) set(tx *sqlx.Tx, id common.Hash, column string, value uint256.Int) error {
 	_, err := tx.Exec(tx.Rebind(`INSERT INTO x402_channels (channel, `+column+`) VALUES (?, ?)
-		ON CONFLICT (channel) DO UPDATE SET `+column+` = excluded.`+column), x402ID(id), value.Dec())
+		ON CONFLICT (channel) DO UPDATE SET `+column+` = excluded.`+column), id.Hex(), value.Dec())
 	return err
 }
 
@@ -143,7 +143,7 @@ func (s x402Store) put(tx *sqlx.Tx, n x402Note) error {
 // noted finds a request that was admitted before; ok is false if it was not.
 func (s x402Store) noted(ctx context.Context, id common.Hash, most uint256.Int, hash string) (n x402Note, ok bool, err error) {
 	db := s.db.View()
-	err = db.GetContext(ctx, &n, db.Rebind(`SELECT * FROM x402_requests WHERE channel = ? AND max_claimable = ? AND hash = ?`), x402ID(id), most.Dec(), hash)
+	err = db.GetContext(ctx, &n, db.Rebind(`SELECT * FROM x402_requests WHERE channel = ? AND max_claimable = ? AND hash = ?`), id.Hex(), most.Dec(), hash)
 	if errors.Is(err, sql.ErrNoRows) {
 		return n, false, nil
 	}

@@ -52,7 +52,7 @@ func (d *x402Desk) attach(ctx context.Context, r *x402Request, tab x402Tab, note
 	if err != nil {
 		return nil, err
 	}
-	if l != nil && !samePrice(l, d.price) {
+	if l != nil && l.price != d.price {
 		d.detach(l)
 		if err := d.endNewest(ctx, r.id, "the price changed"); err != nil {
 			return nil, err
@@ -60,7 +60,7 @@ func (d *x402Desk) attach(ctx context.Context, r *x402Request, tab x402Tab, note
 		l = nil
 	}
 	if l == nil {
-		note.Lease = x402ID(randomHash())
+		note.Lease = randomHash().Hex()
 		if err := d.admit(ctx, *note, nil); err != nil {
 			return nil, err
 		}
@@ -71,7 +71,7 @@ func (d *x402Desk) attach(ctx context.Context, r *x402Request, tab x402Tab, note
 		return nil, errConflict.With("the lease that runs on channel %s has %d GPUs, the request wants %d: take a refund, which ends it, or wait until it ends", r.id, n, r.route.gpus)
 	}
 	v, _ := l.snapshot()
-	note.Lease, note.Sequence = x402ID(l.id), int64(v.sequence)
+	note.Lease, note.Sequence = l.id.Hex(), int64(v.sequence)
 	if err := d.admit(ctx, *note, l); err != nil {
 		d.detach(l)
 		return nil, err

@@ -43,7 +43,7 @@ func header(s Settings, on string, took time.Duration) string {
 	return "# Performance\n\n" +
 		"`./bench.sh` measured all of this and wrote this page; no figure in its tables is typed by hand. What counts is the\n" +
 		"ratios of contenders that ran side by side: absolute figures say more about the machine than about the code. A figure is the\n" +
-		fmt.Sprintf("median of %d interleaved rounds, with the least and the most of them in brackets.\n\n", s.Rounds) +
+		fmt.Sprintf("median of %d interleaved rounds, of %s for each contender, with the least and the most of them in brackets.\n\n", s.Rounds, s.Span) +
 		fmt.Sprintf("Measured on %s, in %s.\n\n", on, took.Round(time.Second))
 }
 
