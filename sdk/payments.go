@@ -198,15 +198,21 @@ func (p *Provider) accept(ctx context.Context, v channel.Voucher) (channel.State
 	if v.Cumulative.IsZero() {
 		return p.payee.Check(ctx, v)
 	}
-	receipt, err := p.payee.Accept(ctx, v)
-	if err != nil {
-		return receipt.State, err
+	receipt, err := p.take(ctx, []channel.Voucher{v})
+	return receipt.State, err
+}
+
+// take counts the newest of vouchers that one renter sent together, and so all.
+func (p *Provider) take(ctx context.Context, waiting []channel.Voucher) (channel.Receipt, error) {
+	receipt, err := p.payee.AcceptNewest(ctx, waiting)
+	if receipt.Outcome == 0 {
+		return receipt, err
 	}
 	p.metrics.voucher(receipt.Outcome)
-	if l := p.running(v.ChannelID); l != nil {
+	if l := p.running(receipt.State.ID); l != nil {
 		l.observe(receipt.State)
 	}
-	return receipt.State, nil
+	return receipt, err
 }
 
 func (p *Provider) actTopUp(w http.ResponseWriter, r *request) error {
@@ -316,7 +322,12 @@ func (p *Provider) attach(w http.ResponseWriter, r *request, s channel.State) er
 	if l.mirror {
 		defer p.replicas.unfollow(l)
 	}
-	st := &stream{w: w, lease: l, receipt: func(v leaseView) wire.Receipt { return p.streamReceipt(r, l, v) }}
+	st := &stream{outlet: newServerSent(w), lease: l, receipt: func(v leaseView) wire.Receipt { return p.streamReceipt(r, l, v) }}
+	if wantsDuplex(w, r.Request) {
+		st.paid = p.duplex(w, r, s.ID)
+		st.outlet = st.paid
+		defer func() { st.paid.close(err) }()
+	}
 	if st.number, err = p.nextStream(r.Context(), l); err != nil {
 		return err
 	}
@@ -405,12 +416,7 @@ func (p *Provider) streamReceipt(r *request, l *lease, v leaseView) wire.Receipt
 // refuse answers with a problem and, where a payment can mend it, with a fresh
 // challenge.
 func (p *Provider) refuse(w http.ResponseWriter, r *http.Request, err error) {
-	problem := problemOf(err)
-	if problem.Status == http.StatusInternalServerError { // nothing else may a stranger write into the log at will
-		p.config.Log.Error("request failed", "method", r.Method, "error", err)
-	} else {
-		p.config.Log.Debug("request refused", "method", r.Method, "problem", problem.Type, "error", err)
-	}
+	problem := p.problem(err)
 	if problem.Status == http.StatusPaymentRequired && !p.guard.challenge(r) {
 		problem = wire.TooMany.With("too many requests without a payment from your address: wait a second")
 	}
@@ -432,6 +438,17 @@ func (p *Provider) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	}
 	hurry(w)
 	problem.Write(w)
+}
+
+// problem is what a renter is told of an error.
+func (p *Provider) problem(err error) *wire.Problem {
+	problem := problemOf(err)
+	if problem.Status == http.StatusInternalServerError { // nothing else may a stranger write into the log at will
+		p.config.Log.Error("request failed", "error", err)
+	} else {
+		p.config.Log.Debug("request refused", "problem", problem.Type, "error", err)
+	}
+	return problem
 }
 
 // challenge asks for a payment under the current offer.

@@ -40,6 +40,8 @@ type Rental struct {
 	repeated  bool            // the lease was asked for before this process
 	poor      bool            // the balance did not cover a top-up
 	delivered uint256.Int     // the newest voucher that the provider is known to have
+	sent      uint256.Int     // the newest that went into the stream, zero if none did
+	sentAt    time.Time
 	demand    demand
 	topped    time.Time // the newest try to top up
 	service   string    // what the provider last said of the lease

@@ -73,7 +73,7 @@ func (l *Rental) payUpTo(ctx context.Context, target uint256.Int) (capped *uint2
 	if err != nil {
 		return nil, fmt.Errorf("channel %s: paying %s: %w", l.id, target.Dec(), err)
 	}
-	if l.delivered != voucher.Cumulative {
+	if l.offered() != voucher.Cumulative {
 		l.deliver(ctx, voucher)
 	}
 	l.show(ctx)
@@ -82,12 +82,21 @@ func (l *Rental) payUpTo(ctx context.Context, target uint256.Int) (capped *uint2
 
 // tooSmall reports a step that the provider would refuse, or none at all.
 func (l *Rental) tooSmall(target uint256.Int) bool {
-	if !l.delivered.Lt(&target) {
+	offered := l.offered()
+	if !offered.Lt(&target) {
 		return true
 	}
 	var step uint256.Int
-	step.Sub(&target, &l.delivered)
+	step.Sub(&target, &offered)
 	return step.Lt(&l.row.MinDelta)
+}
+
+// offered is the newest voucher that the provider has, or that is on its way.
+func (l *Rental) offered() uint256.Int {
+	if l.sent.Gt(&l.delivered) {
+		return l.sent
+	}
+	return l.delivered
 }
 
 // under is the most that a cap leaves of the way from signed to target.
@@ -106,6 +115,10 @@ func under(cap *channel.CapError, signed, target uint256.Int) uint256.Int {
 // deliver hands a voucher to the provider. It is on disk: if the provider does
 // not take it now, it gets it, or a later one, the next time.
 func (l *Rental) deliver(ctx context.Context, v channel.Voucher) {
+	if l.feed.takes() {
+		l.stream(ctx, v)
+		return
+	}
 	amount := wire.NewAmount(v.Cumulative)
 	_, _, err := l.post(ctx, wire.Payload{
 		Action: wire.ActionVoucher, ChannelID: l.id, CumulativeAmount: &amount, Signature: v.Signature,
@@ -114,9 +127,59 @@ func (l *Rental) deliver(ctx context.Context, v channel.Voucher) {
 		l.r.config.Log.Warn("provider did not take a voucher: it is offered again", "channel", l.id, "cumulative", v.Cumulative.Dec(), "error", err)
 		return
 	}
+	l.has(v.Cumulative)
+}
+
+// stream sends a voucher through the lease's stream and does not wait for the
+// receipt. A stream that does not take it is attached to again.
+func (l *Rental) stream(ctx context.Context, v channel.Voucher) {
+	if err := l.feed.pay(ctx, v); err != nil {
+		l.r.config.Log.Warn("stream did not take a voucher: it is offered again", "channel", l.id, "cumulative", v.Cumulative.Dec(), "error", err)
+		l.feed.cancel()
+		return
+	}
+	if !l.sent.Gt(&l.delivered) {
+		l.sentAt = time.Now() // of the oldest that waits for its receipt
+	}
+	l.sent = v.Cumulative
+}
+
+// accepted is the provider's receipt for what was sent through the stream.
+func (l *Rental) accepted(ctx context.Context, message []byte) error {
+	amount, err := wire.ParseReceiptMessage(message)
+	if err != nil {
+		return l.dispute(ctx, fmt.Errorf("%w: receipt: %w", ErrGarbage, err), message)
+	}
+	if amount.Gt(&l.sent) || !l.delivered.Lt(&amount) {
+		return nil // of what we showed when we attached, or of nothing: no voucher depends on it
+	}
+	l.sentAt = time.Now()
+	l.has(amount)
+	return nil
+}
+
+// has notes that the provider has a voucher, on disk by its word.
+func (l *Rental) has(cumulative uint256.Int) {
 	fault.Point(fault.VoucherDelivered)
-	l.delivered = v.Cumulative
-	l.r.config.Log.Debug("paid", "channel", l.id, "cumulative", v.Cumulative.Dec())
+	l.delivered = cumulative
+	l.r.config.Log.Debug("paid", "channel", l.id, "cumulative", cumulative.Dec())
+}
+
+// notTaken is a problem with what was sent through the stream: it is offered
+// again with the next payment.
+func (l *Rental) notTaken(document []byte) {
+	var problem wire.Problem
+	if err := json.Unmarshal(document, &problem); err != nil {
+		problem = wire.Problem{Title: "a problem that does not parse"}
+	}
+	problem.Title, problem.Detail = printable(problem.Title), printable(problem.Detail)
+	l.r.config.Log.Warn("provider did not take a voucher: it is offered again", "channel", l.id, "cumulative", l.sent.Dec(), "error", &problem)
+	l.sent = uint256.Int{}
+}
+
+// unanswered reports a voucher that the stream took and nobody acknowledged.
+func (l *Rental) unanswered() bool {
+	return l.sent.Gt(&l.delivered) && time.Since(l.sentAt) > answerTimeout
 }
 
 // urgent reports whether half of the provider's credit is used: waiting for the

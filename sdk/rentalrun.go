@@ -199,6 +199,10 @@ func (l *Rental) handle(ctx context.Context, e wire.Event) error {
 		return l.needed(ctx, e.Data)
 	case wire.EventStatus:
 		return l.status(ctx, e.Data)
+	case eventAccepted:
+		return l.accepted(ctx, e.Data)
+	case wire.EventProblem:
+		l.notTaken(e.Data)
 	}
 	return nil
 }
@@ -312,6 +316,9 @@ func (l *Rental) watch(ctx context.Context) error {
 	}
 	if time.Since(l.heard) > l.r.config.Patience {
 		return l.silent(ctx, nil)
+	}
+	if l.unanswered() {
+		return transient{fmt.Errorf("channel %s: %w: no receipt for a voucher of %s for %s", l.id, ErrSilent, l.sent.Dec(), answerTimeout)}
 	}
 	if l.feed.silence() > maxSilence {
 		return transient{fmt.Errorf("channel %s: %w: not even a keep-alive for %s", l.id, ErrSilent, maxSilence)}

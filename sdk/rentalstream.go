@@ -5,13 +5,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"strconv"
-	"sync/atomic"
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
+	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -28,63 +27,11 @@ func isTransient(err error) bool {
 	return errors.As(err, &t)
 }
 
-// feed is an open stream of a lease's events.
-type feed struct {
-	events chan wire.Event
-	err    error // why events was closed
-	cancel context.CancelFunc
-	alive  atomic.Int64 // unix nanoseconds of the newest byte, comments included
-}
-
-func newFeed(body io.ReadCloser, cancel context.CancelFunc) *feed {
-	f := &feed{events: make(chan wire.Event), cancel: cancel}
-	f.alive.Store(time.Now().UnixNano())
-	go f.read(body)
-	return f
-}
-
-func (f *feed) read(body io.ReadCloser) {
-	defer close(f.events)
-	defer body.Close()
-	events := wire.NewEvents(&pulse{body, &f.alive})
-	for {
-		e, err := events.Next()
-		if err != nil {
-			f.err = err
-			return
-		}
-		f.events <- e
-	}
-}
-
-// pulse notes when something was read.
-type pulse struct {
-	io.Reader
-	at *atomic.Int64
-}
-
-func (p *pulse) Read(b []byte) (int, error) {
-	n, err := p.Reader.Read(b)
-	if n > 0 {
-		p.at.Store(time.Now().UnixNano())
-	}
-	return n, err
-}
-
-// silence is how long nothing was heard at all.
-func (f *feed) silence() time.Duration { return time.Since(time.Unix(0, f.alive.Load())) }
-
-// close ends the stream and frees its reader.
-func (f *feed) close() {
-	f.cancel()
-	for range f.events {
-	}
-}
-
 func (l *Rental) detach() {
 	if l.feed != nil {
 		l.feed.close()
 		l.feed, l.service = nil, ""
+		l.sent = uint256.Int{} // what was not acknowledged may not have arrived
 	}
 }
 
@@ -107,17 +54,18 @@ func (l *Rental) attach(ctx context.Context, payload wire.Payload) error {
 	life, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	stop := context.AfterFunc(ctx, cancel) // until the stream is there, ctx can end it
 	timer := time.AfterFunc(chainTimeout, cancel)
-	resp, err := l.peer.send(life, http.MethodGet, l.row.GPUs, c, header)
+	open, err := l.peer.attach(life, l.row.GPUs, c, header)
 	timer.Stop()
 	if !stop() && err == nil {
-		err = errors.Join(ctx.Err(), resp.Body.Close())
+		open.close()
+		err = ctx.Err()
 	}
 	l.challenge = nil // it may be used up
 	if err != nil {
 		cancel()
 		return l.refused(err)
 	}
-	l.feed = newFeed(resp.Body, cancel)
+	l.feed = open
 	if err := l.first(ctx); err != nil {
 		l.detach()
 		return err

@@ -73,8 +73,26 @@ func (c *crash) RoundTrip(req *http.Request) (*http.Response, error) {
 	if err := c.step("after " + what); err != nil {
 		return nil, errors.Join(err, resp.Body.Close())
 	}
-	resp.Body = &mortal{resp.Body, c.dead}
+	body := mortal{resp.Body, c.dead}
+	resp.Body = &body
+	if line, ok := body.ReadCloser.(io.Writer); ok {
+		resp.Body = &mortalLine{body, line, c}
+	}
 	return resp, nil
+}
+
+// mortalLine is a duplex stream that a dead process writes nothing to.
+type mortalLine struct {
+	mortal
+	io.Writer
+	crash *crash
+}
+
+func (m *mortalLine) Write(p []byte) (int, error) {
+	if err := m.crash.step("before a write to the stream"); err != nil {
+		return 0, err
+	}
+	return m.Writer.Write(p)
 }
 
 // mortal is a stream that a dead process reads nothing of.

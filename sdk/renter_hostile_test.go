@@ -1,6 +1,7 @@
 package sdk
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -12,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/coder/websocket"
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/ethereum/go-ethereum/common/hexutil"
 	"github.com/ethereum/go-ethereum/crypto"
@@ -42,6 +44,7 @@ type villain struct {
 	script         func(*plot) // what happens on the stream; then it stays open
 	closing        func(http.ResponseWriter)
 	final          func() metering.SignedRecord // the answer to a release
+	paid           func(*plot, uint256.Int)     // answers a voucher in the stream; nil: it takes none there
 
 	mu       sync.Mutex
 	vouchers uint256.Int // the highest that came
@@ -97,7 +100,9 @@ func (v *villain) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		v.t.Errorf("the renter sent a bad credential: %v", err)
 	}
-	v.count(cred.Payload)
+	if cred.Payload.CumulativeAmount != nil {
+		v.count(channel.Voucher{ChannelID: cred.Payload.ChannelID, Cumulative: cred.Payload.CumulativeAmount.Int, Signature: cred.Payload.Voucher()})
+	}
 	switch {
 	case r.Method == http.MethodGet:
 		v.stream(w, r, cred.Payload)
@@ -139,12 +144,8 @@ func (v *villain) challenge() wire.Challenge {
 }
 
 // count remembers the highest voucher that could be settled.
-func (v *villain) count(p wire.Payload) {
-	if p.CumulativeAmount == nil {
-		return
-	}
+func (v *villain) count(voucher channel.Voucher) {
 	domain := channel.EscrowDomain(31337, v.m.Escrow)
-	voucher := channel.Voucher{ChannelID: p.ChannelID, Cumulative: p.CumulativeAmount.Int, Signature: p.Voucher()}
 	if err := domain.Verify(voucher, v.m.payerAddress()); err != nil {
 		v.t.Errorf("the renter sent a bad voucher: %v", err)
 	}
@@ -164,7 +165,12 @@ func (v *villain) highest() uint256.Int {
 func (v *villain) stream(w http.ResponseWriter, r *http.Request, payload wire.Payload) {
 	p := v.plot(w, payload.ChannelID)
 	p.gone = r.Context()
-	w.WriteHeader(http.StatusOK)
+	if v.paid != nil {
+		p.accept(r)
+		defer p.conn.CloseNow()
+	} else {
+		w.WriteHeader(http.StatusOK)
+	}
 	lease := wire.Lease{
 		LeaseID: p.lease.ID, ChannelID: payload.ChannelID, Secret: "secret", OfferHash: v.offer.Hash,
 		Devices: p.lease.Devices, State: "active", Access: json.RawMessage(`{"ssh":"villain"}`),
@@ -181,11 +187,10 @@ func (v *villain) stream(w http.ResponseWriter, r *http.Request, payload wire.Pa
 		select {
 		case <-v.stop:
 			return
-		case <-r.Context().Done():
+		case <-p.gone.Done():
 			return
 		case <-time.After(50 * time.Millisecond):
-			_, _ = fmt.Fprint(w, ": still here\n\n")
-			_ = http.NewResponseController(w).Flush()
+			p.write([]byte(wire.Comment))
 		}
 	}
 }
@@ -194,6 +199,7 @@ func (v *villain) stream(w http.ResponseWriter, r *http.Request, payload wire.Pa
 type plot struct {
 	*villain
 	w        http.ResponseWriter
+	conn     *websocket.Conn // where vouchers come through the stream
 	gone     context.Context
 	lease    metering.Lease
 	clock    *sim.Clock
@@ -286,8 +292,58 @@ func (p *plot) raw(event wire.Event) {
 	if p.gone.Err() != nil {
 		panic(http.ErrAbortHandler) // nobody listens any more
 	}
-	_, _ = event.WriteTo(p.w)
+	var text bytes.Buffer
+	_, _ = event.WriteTo(&text)
+	p.write(text.Bytes())
+}
+
+func (p *plot) write(text []byte) {
+	if p.conn != nil {
+		_ = p.conn.Write(p.gone, websocket.MessageText, text)
+		return
+	}
+	_, _ = p.w.Write(text)
 	_ = http.NewResponseController(p.w).Flush()
+}
+
+// accept takes vouchers through the stream.
+func (p *plot) accept(r *http.Request) {
+	var err error
+	if p.conn, err = websocket.Accept(p.w, r, nil); err != nil {
+		p.t.Error(err)
+		panic(http.ErrAbortHandler)
+	}
+	life, hungUp := context.WithCancel(context.Background())
+	p.gone = life
+	go func() {
+		defer hungUp()
+		for {
+			_, message, err := p.conn.Read(life)
+			if err != nil {
+				return
+			}
+			vouchers, err := wire.ParseVouchers(message, p.lease.ChannelID, nil)
+			if err != nil {
+				p.t.Error(err)
+			}
+			for _, v := range vouchers {
+				p.count(v)
+				p.paid(p, v.Cumulative)
+			}
+		}
+	}()
+}
+
+// receipt acknowledges an amount, with bytes to spare or too few.
+func (p *plot) receipt(amount uint256.Int, change func([]byte) []byte) {
+	message, err := wire.AppendReceipt(nil, amount)
+	if err != nil {
+		p.t.Error(err)
+	}
+	if change != nil {
+		message = change(message)
+	}
+	_ = p.conn.Write(p.gone, websocket.MessageBinary, message)
 }
 
 func (p *plot) demand(required, deposit uint64) {

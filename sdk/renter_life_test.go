@@ -35,7 +35,7 @@ func TestBrokenStreams(t *testing.T) {
 	for range 6 {
 		seen := l.Snapshot().Sequence
 		eventually(t, "records", func() bool { return l.Snapshot().Sequence > seen+2 })
-		server.CloseClientConnections()
+		hangUp(server)
 	}
 	c, err := l.Close(t.Context())
 	if err != nil {
@@ -253,7 +253,7 @@ func TestLeaveWithoutGas(t *testing.T) {
 	}
 	done := background(t.Context(), l)
 	eventually(t, "a payment", func() bool { s := l.Snapshot(); return !s.Paid.IsZero() })
-	server.CloseClientConnections()
+	hangUp(server)
 	server.Close()
 	if err := <-done; !errors.Is(err, ErrSilent) || !errors.Is(err, ErrGone) {
 		t.Errorf("Run without a provider: %v, want ErrSilent for ErrGone", err)

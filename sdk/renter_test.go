@@ -4,8 +4,10 @@ import (
 	"context"
 	"crypto/ecdsa"
 	"log/slog"
+	"net"
 	"net/http/httptest"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -77,9 +79,11 @@ func (m *market) provider(t *testing.T, change func(*ProviderConfig)) *httptest.
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() { defer close(done); _ = p.Run(ctx) }()
-	server := httptest.NewServer(p)
+	server := httptest.NewUnstartedServer(p)
+	server.Listener = &cables{Listener: server.Listener}
+	server.Start()
 	t.Cleanup(func() {
-		server.CloseClientConnections()
+		hangUp(server)
 		server.Close()
 		cancel()
 		<-done
@@ -88,6 +92,35 @@ func (m *market) provider(t *testing.T, change func(*ProviderConfig)) *httptest.
 		}
 	})
 	return server
+}
+
+// cables are all connections that a server ever accepted: it forgets those that
+// became duplex streams.
+type cables struct {
+	net.Listener
+	mu  sync.Mutex
+	all []net.Conn
+}
+
+func (c *cables) Accept() (net.Conn, error) {
+	conn, err := c.Listener.Accept()
+	if err == nil {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.all = append(c.all, conn)
+	}
+	return conn, err
+}
+
+// hangUp ends every connection to a market's provider.
+func hangUp(server *httptest.Server) {
+	server.CloseClientConnections()
+	c := server.Listener.(*cables)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, conn := range c.all {
+		_ = conn.Close()
+	}
 }
 
 // renterConfig is of a renter that looks often and waits for nobody.

@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 	"unicode"
 
@@ -27,8 +28,9 @@ const (
 
 // peer is a provider as a renter reaches it.
 type peer struct {
-	base string
-	http *http.Client
+	base  string
+	http  *http.Client
+	plain *atomic.Bool // a duplex stream was tried, and something between us does not let it through
 }
 
 func (r *Renter) peer(base string) (peer, error) {
@@ -40,7 +42,7 @@ func (r *Renter) peer(base string) (peer, error) {
 	// A credential is for the provider that it was made for and no other.
 	client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 	client.Timeout = 0 // streams do not end; every other request has its own limit
-	return peer{base: strings.TrimRight(base, "/"), http: &client}, nil
+	return peer{base: strings.TrimRight(base, "/"), http: &client, plain: new(atomic.Bool)}, nil
 }
 
 // offer returns the provider's current offer as it is published.
@@ -58,11 +60,13 @@ func (p peer) offer(ctx context.Context) ([]byte, error) {
 	return p.body(resp)
 }
 
+func leasePath(gpus int) string { return "/lease?gpus=" + strconv.Itoa(gpus) }
+
 // challenge asks what the provider wants for a number of GPUs.
 func (p peer) challenge(ctx context.Context, gpus int) (wire.Challenge, error) {
 	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
-	resp, err := p.do(ctx, http.MethodGet, "/lease?gpus="+strconv.Itoa(gpus), nil)
+	resp, err := p.do(ctx, http.MethodGet, leasePath(gpus), nil)
 	if err != nil {
 		return wire.Challenge{}, err
 	}
@@ -101,7 +105,7 @@ func (p peer) send(ctx context.Context, method string, gpus int, c wire.Credenti
 		header = http.Header{}
 	}
 	header.Set("Authorization", authorization)
-	resp, err := p.do(ctx, method, "/lease?gpus="+strconv.Itoa(gpus), header)
+	resp, err := p.do(ctx, method, leasePath(gpus), header)
 	if err != nil {
 		return nil, err
 	}
@@ -142,10 +146,7 @@ func (p peer) do(ctx context.Context, method, path string, header http.Header) (
 	if err != nil {
 		return nil, err
 	}
-	for name, values := range header {
-		req.Header[name] = values
-	}
-	req.Header.Set("Accept-Payment", wire.Method+"/"+wire.Intent)
+	req.Header = p.header(header)
 	resp, err := p.http.Do(req)
 	if err != nil {
 		var outer *url.Error
@@ -155,6 +156,16 @@ func (p peer) do(ctx context.Context, method, path string, header http.Header) (
 		return nil, fmt.Errorf("%w: %s: %w", ErrGone, p.base, err)
 	}
 	return resp, nil
+}
+
+// header is that of every request, with what this one needs.
+func (p peer) header(more http.Header) http.Header {
+	h := more.Clone()
+	if h == nil {
+		h = http.Header{}
+	}
+	h.Set("Accept-Payment", wire.Method+"/"+wire.Intent)
+	return h
 }
 
 func (p peer) body(resp *http.Response) ([]byte, error) {

@@ -19,27 +19,31 @@ const keepAlive = 15 * time.Second
 // writeTimeout bounds one write to a renter that does not read.
 const writeTimeout = 30 * time.Second
 
+// outlet is how a stream reaches its renter.
+type outlet interface {
+	begin() error
+	event(wire.Event) error
+	idle() error // says that we are still here
+}
+
 // stream writes one lease's events to one renter. It pulls: what the renter
 // has not seen is read from the lease and the store, so a slow renter costs no
 // memory, and a lease never waits for one.
 type stream struct {
-	w       http.ResponseWriter
-	control *http.ResponseController
+	outlet
 	lease   *lease
 	number  uint64 // of this stream; a newer one replaces it
 	seen    leaseView
 	receipt func(leaseView) wire.Receipt
+	paid    *duplex // where the renter pays through the stream: the outlet, too
 }
 
 // serve runs until the lease ends, the renter leaves or a newer stream
 // replaces this one.
 func (s *stream) serve(ctx context.Context, first wire.Lease, after uint64) error {
-	s.control = http.NewResponseController(s.w)
-	h := s.w.Header()
-	h.Set("Content-Type", "text/event-stream")
-	h.Set("Cache-Control", "no-store")
-	h.Set("X-Accel-Buffering", "no") // nginx would hold events back
-	s.w.WriteHeader(http.StatusOK)
+	if err := s.begin(); err != nil {
+		return err
+	}
 	if err := s.send(0, wire.EventLease, first); err != nil {
 		return err
 	}
@@ -55,12 +59,15 @@ func (s *stream) serve(ctx context.Context, first wire.Lease, after uint64) erro
 		select {
 		case <-changed:
 		case <-s.lease.done:
+		case <-s.paid.waits():
+			err = s.paid.take(ctx)
 		case <-idle.C:
-			if err := s.comment(); err != nil {
-				return err
-			}
+			err = s.idle()
 		case <-ctx.Done():
-			return ctx.Err()
+			err = ctx.Err()
+		}
+		if err != nil {
+			return err
 		}
 	}
 }
@@ -134,24 +141,42 @@ func (s *stream) send(id uint64, name string, data any) error {
 	if err != nil {
 		return err
 	}
-	s.deadline()
-	if _, err := event.WriteTo(s.w); err != nil {
+	return s.event(event)
+}
+
+// serverSent is the outlet of a text/event-stream.
+type serverSent struct {
+	w       http.ResponseWriter
+	control *http.ResponseController
+}
+
+func newServerSent(w http.ResponseWriter) serverSent {
+	return serverSent{w, http.NewResponseController(w)}
+}
+
+func (s serverSent) begin() error {
+	h := s.w.Header()
+	h.Set("Content-Type", "text/event-stream")
+	h.Set("Cache-Control", "no-store")
+	h.Set("X-Accel-Buffering", "no") // nginx would hold events back
+	s.w.WriteHeader(http.StatusOK)
+	return nil
+}
+
+func (s serverSent) event(e wire.Event) error {
+	hurry(s.w)
+	if _, err := e.WriteTo(s.w); err != nil {
 		return err
 	}
 	return s.control.Flush()
 }
 
-func (s *stream) comment() error {
-	s.deadline()
-	if _, err := s.w.Write([]byte(": still here\n\n")); err != nil {
+func (s serverSent) idle() error {
+	hurry(s.w)
+	if _, err := s.w.Write([]byte(wire.Comment)); err != nil {
 		return err
 	}
 	return s.control.Flush()
-}
-
-func (s *stream) deadline() {
-	// Not every ResponseWriter has deadlines; without one the server's own apply.
-	_ = s.control.SetWriteDeadline(time.Now().Add(writeTimeout))
 }
 
 // lastEventID is where a renter wants its stream to go on.

@@ -3,6 +3,7 @@ package sdk
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"math"
 	"net/http"
 	"time"
@@ -104,16 +105,12 @@ func (d *x402Desk) show(ctx context.Context, w http.ResponseWriter, r *x402Reque
 	if err := answer.receipt.Set(w.Header()); err != nil {
 		return nil, err
 	}
-	h := w.Header()
-	h.Set("Content-Type", "text/event-stream")
-	h.Set("X-Accel-Buffering", "no") // nginx would hold events back
-	st := &stream{w: w, control: http.NewResponseController(w), lease: l}
-	w.WriteHeader(http.StatusOK)
+	st := &stream{outlet: newServerSent(w), lease: l}
 	v, _ := l.snapshot()
-	lost := st.send(0, wire.EventLease, wire.Lease{
+	lost := errors.Join(st.begin(), st.send(0, wire.EventLease, wire.Lease{
 		LeaseID: l.id, ChannelID: tab.ID, OfferHash: l.offer.Hash, Devices: l.allocation.Devices,
 		OwedBefore: wire.NewAmount(l.owedBefore), State: string(v.state), Access: l.allocation.Access,
-	})
+	}))
 	if err := d.await(ctx, l, uint64(note.Sequence)); err != nil {
 		d.config.Log.Warn("x402 stream ended before its record; what was charged is credit", "channel", tab.ID, "error", err)
 		return answer, nil // the answer has begun

@@ -77,6 +77,13 @@ func (w *witness) left(id common.Hash, cumulative uint256.Int) {
 	}
 }
 
+// say notes what must not happen.
+func (w *witness) say(format string, args ...any) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.wrong = append(w.wrong, fmt.Sprintf(format, args...))
+}
+
 func (w *witness) acknowledged(id common.Hash, cumulative uint256.Int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -116,6 +123,10 @@ func (w *witness) proxy(target string) (http.Handler, error) {
 	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		if c, err := wire.ParseCredential(r.Header); err == nil && c.Payload.CumulativeAmount != nil {
 			w.left(c.Payload.ChannelID, c.Payload.CumulativeAmount.Int)
+		}
+		if r.Header.Get("Upgrade") != "" {
+			w.duplex(rw, r, target)
+			return
 		}
 		p.ServeHTTP(rw, r)
 	}), nil

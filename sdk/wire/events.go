@@ -20,8 +20,11 @@ const (
 	EventReceipt     = "payment-receipt" // the last event of a stream
 )
 
-// maxEvent bounds one event. Evidence is a few KiB for eight devices.
-const maxEvent = 1 << 20
+// Comment keeps a stream alive and says nothing.
+const Comment = ": still here\n\n"
+
+// MaxEvent bounds one event, in bytes. Evidence is a few KiB for eight devices.
+const MaxEvent = 1 << 20
 
 // ErrEventTooLong is returned for an event of more than 1 MiB.
 var ErrEventTooLong = errors.New("event is longer than 1 MiB")
@@ -66,7 +69,7 @@ func (s *Events) Next() (Event, error) {
 	var data [][]byte
 	size := 0
 	for {
-		line, err := s.line(maxEvent - size)
+		line, err := s.line(MaxEvent - size)
 		if err != nil {
 			return Event{}, err
 		}

@@ -81,10 +81,15 @@ func (p *Problem) Write(w http.ResponseWriter) {
 	_ = json.NewEncoder(w).Encode(p) // the peer is gone if this fails: nobody is left to tell
 }
 
+// IsProblem reports whether an answer is a problem document, and so the provider's own.
+func IsProblem(resp *http.Response) bool {
+	return strings.HasPrefix(resp.Header.Get("Content-Type"), "application/problem+json")
+}
+
 // ParseProblem reads the error of an answer, whatever its body is.
 func ParseProblem(resp *http.Response) *Problem {
 	p := Problem{Type: "about:blank", Title: http.StatusText(resp.StatusCode), Status: resp.StatusCode}
-	if !strings.HasPrefix(resp.Header.Get("Content-Type"), "application/problem+json") {
+	if !IsProblem(resp) {
 		return &p
 	}
 	var got Problem

@@ -253,11 +253,11 @@ func TestEventsSurviveTheStream(t *testing.T) {
 	if _, err := events.Next(); err != io.EOF {
 		t.Fatalf("at the end: %v", err)
 	}
-	long := NewEvents(strings.NewReader("data: " + strings.Repeat("x", maxEvent+1) + "\n\n"))
+	long := NewEvents(strings.NewReader("data: " + strings.Repeat("x", MaxEvent+1) + "\n\n"))
 	if _, err := long.Next(); !errors.Is(err, ErrEventTooLong) {
 		t.Fatalf("a huge event: %v", err)
 	}
-	many := NewEvents(strings.NewReader(strings.Repeat("data: xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\n", maxEvent/40)))
+	many := NewEvents(strings.NewReader(strings.Repeat("data: xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\n", MaxEvent/40)))
 	if _, err := many.Next(); !errors.Is(err, ErrEventTooLong) {
 		t.Fatalf("an event of many lines: %v", err)
 	}
@@ -417,7 +417,7 @@ func FuzzEvents(f *testing.F) {
 			if err != nil {
 				return
 			}
-			if len(e.Data) > maxEvent {
+			if len(e.Data) > MaxEvent {
 				t.Fatalf("event of %d bytes", len(e.Data))
 			}
 		}

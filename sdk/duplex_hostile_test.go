@@ -1,0 +1,109 @@
+package sdk
+
+import (
+	"errors"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// TestHostileReceipts: whatever a provider answers vouchers with in the stream, it gets them for what was checked and
+// prepaid, and no others.
+func TestHostileReceipts(t *testing.T) {
+	m := newMarket(t)
+	double := func(amount uint256.Int) uint256.Int { amount.Lsh(&amount, 1); return amount }
+	for _, test := range []struct {
+		name string
+		paid func(*plot, uint256.Int)
+		want error // nil: the renter goes on
+	}{
+		{name: "no receipt", paid: func(*plot, uint256.Int) {}},
+		{name: "a receipt for more", paid: func(p *plot, amount uint256.Int) { p.receipt(double(amount), nil) }},
+		{name: "a receipt for nothing", paid: func(p *plot, _ uint256.Int) { p.receipt(uint256.Int{}, nil) }},
+		{name: "each receipt many times", paid: func(p *plot, amount uint256.Int) {
+			for range 20 {
+				p.receipt(amount, nil)
+			}
+		}},
+		{name: "refused, each", paid: func(p *plot, _ uint256.Int) {
+			p.send(0, wire.EventProblem, wire.Unavailable.With("not now"))
+		}},
+		{name: "a problem that is none", paid: func(p *plot, _ uint256.Int) {
+			p.raw(wire.Event{Name: wire.EventProblem, Data: []byte("\x1b[2Jno")})
+		}},
+		{name: "a receipt that is cut off", want: ErrGarbage, paid: func(p *plot, amount uint256.Int) {
+			p.receipt(amount, func(b []byte) []byte { return b[:11] })
+		}},
+		{name: "a receipt that is too long", want: ErrGarbage, paid: func(p *plot, amount uint256.Int) {
+			p.receipt(amount, func(b []byte) []byte { return append(b, 0) })
+		}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			const prepay = 100 * time.Millisecond
+			v := newVillain(t, m, nil)
+			var came atomic.Int64
+			v.script = func(p *plot) { p.honest(1000) }
+			v.paid = func(p *plot, amount uint256.Int) {
+				came.Add(1)
+				test.paid(p, amount)
+			}
+			config := m.renterConfig(t, m.payer)
+			config.ClockOff, config.Caps.PerDay = 1000*time.Hour, Unlimited // the chain's clock runs ahead in this test
+			r := openRenter(t, config)
+			l, err := r.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "1", PayEvery: 60 * time.Millisecond, Prepay: prepay})
+			if err != nil {
+				t.Fatal(err)
+			}
+			done := background(t.Context(), l)
+			if test.want != nil {
+				if err := <-done; !errors.Is(err, test.want) {
+					t.Fatalf("%v, want %v", err, test.want)
+				}
+				checkPaid(t, r, v, l.ID(), prepay)
+				leave(t, m, l)
+				return
+			}
+			eventually(t, "five vouchers in the stream", func() bool { return came.Load() >= 5 })
+			got, most := v.highest(), v.worth(t, prepay)
+			owed := l.Snapshot().Owed
+			if most.Add(&most, &owed); got.Gt(&most) {
+				t.Errorf("the provider has a voucher over %s, checked and prepaid is %s", got.Dec(), most.Dec())
+			}
+			leave(t, m, l)
+			if err := <-done; err != nil {
+				t.Errorf("Run: %v", err)
+			}
+		})
+	}
+}
+
+func (v *villain) worth(t *testing.T, d time.Duration) uint256.Int {
+	t.Helper()
+	charge, err := v.price.Charge(uint64(d))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return charge
+}
+
+// TestUnansweredVoucher: a renter waits for a receipt as long as for an answer, and then attaches again.
+func TestUnansweredVoucher(t *testing.T) {
+	l := &Rental{sent: *uint256.NewInt(20), delivered: *uint256.NewInt(10), sentAt: time.Now().Add(-answerTimeout - time.Second)}
+	if !l.unanswered() {
+		t.Error("it waits on")
+	}
+	if l.delivered = l.sent; l.unanswered() {
+		t.Error("it waits for what it has")
+	}
+	l.delivered, l.sentAt = *uint256.NewInt(10), time.Now()
+	if l.unanswered() {
+		t.Error("it does not wait")
+	}
+	if l.tooSmall(*uint256.NewInt(20)) != true || l.tooSmall(*uint256.NewInt(21)) {
+		t.Error("what is on its way is offered again, or what is more is not")
+	}
+}
