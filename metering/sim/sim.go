@@ -11,6 +11,8 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -94,7 +96,9 @@ func New(n int, opts Options) *Source {
 }
 
 // UUID is the UUID of a simulated GPU.
-func UUID(number int) string { return fmt.Sprintf("SIM-GPU-%d", number) }
+func UUID(number int) string { return prefix + strconv.Itoa(number) }
+
+const prefix = "SIM-GPU-"
 
 // Name says what the source is, in the evidence of every record.
 func (s *Source) Name() string { return "simulated" }
@@ -133,12 +137,7 @@ func (s *Source) Devices(context.Context) ([]metering.Device, error) {
 
 // Read looks at a simulated GPU. While a Hang lasts it does not return.
 func (s *Source) Read(ctx context.Context, uuid string) (metering.Reading, error) {
-	number := -1
-	for i := range s.count {
-		if uuid == UUID(i) {
-			number = i
-		}
-	}
+	number := s.number(uuid)
 	if number < 0 {
 		return metering.Reading{}, fmt.Errorf("%w: %s is not one of %d simulated GPUs", metering.ErrDevice, uuid, s.count)
 	}
@@ -160,7 +159,17 @@ func (s *Source) Read(ctx context.Context, uuid string) (metering.Reading, error
 	if s.isClosed() {
 		return metering.Reading{}, fmt.Errorf("simulated GPU %s: %w", uuid, metering.ErrEnd)
 	}
-	return s.look(number), nil
+	return s.look(number, uuid), nil
+}
+
+// number is the inverse of UUID, or -1.
+func (s *Source) number(uuid string) int {
+	digits, _ := strings.CutPrefix(uuid, prefix)
+	n, err := strconv.Atoi(digits)
+	if err != nil || n < 0 || n >= s.count || len(uuid) != len(prefix)+len(digits) || digits[0] == '+' || digits[0] == '0' && len(digits) > 1 {
+		return -1
+	}
+	return n
 }
 
 // Close ends every call that hangs.
@@ -183,6 +192,9 @@ func (s *Source) hang(number int) time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 
+	if len(s.script) == 0 {
+		return 0
+	}
 	at := s.since(s.clock.Now())
 	var wait time.Duration
 	for _, f := range s.active(number, Hang, at) {
@@ -191,7 +203,7 @@ func (s *Source) hang(number int) time.Duration {
 	return wait
 }
 
-func (s *Source) look(number int) metering.Reading {
+func (s *Source) look(number int, uuid string) metering.Reading {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 
@@ -200,11 +212,11 @@ func (s *Source) look(number int) metering.Reading {
 	r := metering.Reading{
 		At:         now,
 		BootID:     s.clock.BootID(),
-		Device:     UUID(number),
+		Device:     uuid,
 		Driver:     "simulated",
 		Generation: 1,
 		Health:     metering.Healthy,
-		Seen:       UUID(number),
+		Seen:       uuid,
 		Simulated:  true,
 	}
 	for _, f := range s.past(number, Suspend, at) {

@@ -81,3 +81,18 @@ func TestClock(t *testing.T) {
 		t.Errorf("%+v after %+v", now, before)
 	}
 }
+
+// TestNames: what looks like one of its GPUs' names and is none is a stranger.
+func TestNames(t *testing.T) {
+	src := sim.New(12, sim.Options{})
+	for _, uuid := range []string{"", "SIM-GPU-", "SIM-GPU-12", "SIM-GPU--1", "SIM-GPU-+1", "SIM-GPU-01", "SIM-GPU-00", "1", "SIM-GPU-1 ", "sim-gpu-1"} {
+		if _, err := src.Read(t.Context(), uuid); !errors.Is(err, metering.ErrDevice) {
+			t.Errorf("%q: %v", uuid, err)
+		}
+	}
+	for i := range 12 {
+		if r, err := src.Read(t.Context(), sim.UUID(i)); err != nil || r.Device != sim.UUID(i) || r.Seen != r.Device {
+			t.Errorf("%d: %+v, %v", i, r, err)
+		}
+	}
+}
