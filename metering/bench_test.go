@@ -9,7 +9,15 @@ import (
 
 // BenchmarkObserve is one tick of one device, its sample included.
 func BenchmarkObserve(b *testing.B) {
-	m := newMeter(b)
+	b.Run("kept", func(b *testing.B) { benchmarkObserve(b, 0) })
+	b.Run("hashed only", func(b *testing.B) { benchmarkObserve(b, -1) })
+}
+
+func benchmarkObserve(b *testing.B, keep int) {
+	m, err := metering.NewMeter(metering.Config{Devices: []string{gpu}, Keep: keep})
+	if err != nil {
+		b.Fatal(err)
+	}
 	r := at(1)
 	for i := 0; b.Loop(); i++ {
 		r.At.Mono += 1e9

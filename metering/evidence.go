@@ -64,8 +64,8 @@ func (m *Meter) Cut() Evidence {
 
 	e := Evidence{
 		MaxGap:  int64(m.config.MaxGap),
-		Root:    Root(m.samples),
-		Samples: uint64(len(m.samples)),
+		Root:    m.tree.root(),
+		Samples: m.tree.count,
 		Source:  m.source,
 		Tick:    int64(m.config.Tick),
 	}
@@ -76,8 +76,10 @@ func (m *Meter) Cut() Evidence {
 		e.Total += de.Total
 		e.Simulated = e.Simulated || de.Device.Simulated
 	}
-	m.keep(cut{root: e.Root, samples: m.samples})
-	m.samples = nil
+	if m.config.Keep > 0 {
+		m.keep(cut{root: e.Root, samples: m.samples})
+	}
+	m.samples, m.tree = nil, tree{peaks: m.tree.peaks[:0]}
 	m.saved = m.state()
 	return e
 }
@@ -112,7 +114,7 @@ func (d *device) cut() DeviceEvidence {
 }
 
 // Encode is the canonical form of a reading: a leaf of the tree.
-func (r Reading) Encode() []byte { return canonical(r) }
+func (r Reading) Encode() []byte { return r.append(nil) }
 
 // Encode is the canonical form of the evidence.
 func (e Evidence) Encode() []byte { return canonical(e) }

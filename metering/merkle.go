@@ -6,7 +6,8 @@ import (
 	"math/bits"
 
 	"github.com/ethereum/go-ethereum/common"
-	"github.com/ethereum/go-ethereum/crypto"
+
+	"github.com/gpupay/gpupay/internal/eip712"
 )
 
 // ErrProof says that a sample is not the one a root commits to.
@@ -95,14 +96,41 @@ func path(hashes []common.Hash, index uint64) []common.Hash {
 }
 
 func root(hashes []common.Hash) common.Hash {
-	switch len(hashes) {
-	case 0:
-		return crypto.Keccak256Hash()
-	case 1:
-		return hashes[0]
+	var t tree
+	for _, h := range hashes {
+		t.add(h)
 	}
-	k := split(uint64(len(hashes)))
-	return node(root(hashes[:k]), root(hashes[k:]))
+	return t.root()
+}
+
+// tree grows by a leaf at a time and keeps no more of it than the root needs:
+// the roots of the full trees that it consists of, the largest first. Their
+// sizes are the powers of two in count.
+type tree struct {
+	count uint64
+	peaks []common.Hash
+}
+
+func (t *tree) add(hash common.Hash) {
+	for n := t.count; n&1 == 1; n >>= 1 {
+		last := len(t.peaks) - 1
+		hash = node(t.peaks[last], hash)
+		t.peaks = t.peaks[:last]
+	}
+	t.peaks = append(t.peaks, hash)
+	t.count++
+}
+
+func (t *tree) root() common.Hash {
+	if t.count == 0 {
+		return eip712.Keccak(nil)
+	}
+	last := len(t.peaks) - 1
+	hash := t.peaks[last]
+	for i := last - 1; i >= 0; i-- {
+		hash = node(t.peaks[i], hash)
+	}
+	return hash
 }
 
 // split is the largest power of two below n, for n of at least 2.
@@ -117,9 +145,20 @@ func hashes(samples [][]byte) []common.Hash {
 }
 
 func leaf(sample []byte) common.Hash {
-	return crypto.Keccak256Hash([]byte{leafPrefix}, sample)
+	var buf [512]byte
+	return eip712.Keccak(append(append(buf[:0], leafPrefix), sample...))
+}
+
+// leaf is that of the reading's canonical form.
+func (r *Reading) leaf() common.Hash {
+	var buf [768]byte
+	return eip712.Keccak(r.append(append(buf[:0], leafPrefix)))
 }
 
 func node(left, right common.Hash) common.Hash {
-	return crypto.Keccak256Hash([]byte{nodePrefix}, left[:], right[:])
+	var buf [65]byte
+	buf[0] = nodePrefix
+	copy(buf[1:], left[:])
+	copy(buf[33:], right[:])
+	return eip712.Keccak(buf[:])
 }

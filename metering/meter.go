@@ -29,7 +29,7 @@ type Config struct {
 	Devices []string      // UUIDs, each once: the devices of one lease
 	Tick    time.Duration // how often each is read; DefaultTick if zero
 	MaxGap  time.Duration // a longer interval bills nothing; DefaultMaxGap if zero
-	Keep    int           // samples of past cuts kept for proofs; DefaultKeep if zero
+	Keep    int           // samples of past cuts kept for proofs; DefaultKeep if zero, none if negative
 }
 
 // Class is where the time of an interval went.
@@ -99,9 +99,10 @@ type Meter struct {
 	mu      sync.Mutex
 	source  string
 	paused  bool
-	devices []*device // in the order of config.Devices
-	index   map[string]*device
-	samples [][]byte // since the last cut
+	devices []*device          // in the order of config.Devices
+	index   map[string]*device // where there are many
+	tree    tree               // of the samples since the last cut
+	samples [][]byte           // themselves, if any are kept
 	cuts    []cut
 	kept    int
 	saved   State
@@ -119,14 +120,34 @@ func NewMeter(config Config) (*Meter, error) {
 	if err := config.validate(); err != nil {
 		return nil, err
 	}
-	m := &Meter{config: config, index: make(map[string]*device)}
-	for _, uuid := range config.Devices {
-		d := &device{id: Device{UUID: uuid}}
-		m.devices = append(m.devices, d)
-		m.index[uuid] = d
+	m := &Meter{config: config, devices: make([]*device, len(config.Devices))}
+	for i, uuid := range config.Devices {
+		m.devices[i] = &device{id: Device{UUID: uuid}}
+	}
+	if len(m.devices) > fewDevices {
+		m.index = make(map[string]*device)
+		for _, d := range m.devices {
+			m.index[d.id.UUID] = d
+		}
 	}
 	m.saved = m.state()
 	return m, nil
+}
+
+// fewDevices are looked through faster than a map.
+const fewDevices = 8
+
+// device finds one of the lease's devices, nil if it is none.
+func (m *Meter) device(uuid string) *device {
+	if m.index != nil {
+		return m.index[uuid]
+	}
+	for _, d := range m.devices {
+		if d.id.UUID == uuid {
+			return d
+		}
+	}
+	return nil
 }
 
 func (c Config) defaults() Config {
@@ -174,7 +195,7 @@ func (m *Meter) Describe(source string, id Device) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 
-	d := m.index[id.UUID]
+	d := m.device(id.UUID)
 	if d == nil {
 		return fmt.Errorf("%w: %s is not in this lease", ErrDevice, id.UUID)
 	}
@@ -193,7 +214,7 @@ func (m *Meter) Observe(r Reading) (Interval, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 
-	d := m.index[r.Device]
+	d := m.device(r.Device)
 	if d == nil {
 		return Interval{}, fmt.Errorf("%w: a reading of %s, which is not in this lease", ErrDevice, r.Device)
 	}
@@ -203,9 +224,19 @@ func (m *Meter) Observe(r Reading) (Interval, error) {
 	r = r.clean()
 	in := d.observe(r, m.config.MaxGap, m.paused)
 	if in.Class != Late && !m.paused { // a pause may be long, and none of it is billed
-		m.samples = append(m.samples, r.Encode())
+		m.sample(r)
 	}
 	return in, nil
+}
+
+func (m *Meter) sample(r Reading) {
+	if m.config.Keep < 0 {
+		m.tree.add(r.leaf())
+		return
+	}
+	encoded := r.Encode()
+	m.tree.add(leaf(encoded))
+	m.samples = append(m.samples, encoded)
 }
 
 // Pause suspends the lease: nothing is billed, and nothing is a gap, from the
@@ -241,6 +272,19 @@ func (m *Meter) Totals() Totals {
 		t.add(n)
 	}
 	return t
+}
+
+// Allocated is what was billed so far, the Allocated of Totals: it costs
+// nothing to ask after every reading.
+func (m *Meter) Allocated() int64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+
+	var nanos int64
+	for _, d := range m.devices {
+		nanos += d.before.Allocated + d.since.Allocated
+	}
+	return nanos
 }
 
 // Samples are the encoded readings under a root that Cut returned, in order,
@@ -312,7 +356,7 @@ func Restore(config Config, s State) (*Meter, error) {
 		return nil, err
 	}
 	for _, ds := range s.Devices {
-		d := m.index[ds.UUID]
+		d := m.device(ds.UUID)
 		if d == nil {
 			return nil, fmt.Errorf("%w: the saved meter has %s, the lease has not", ErrDevice, ds.UUID)
 		}

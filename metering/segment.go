@@ -233,9 +233,8 @@ func (p *part) gap(g Hole) {
 
 // clean makes a reading's texts fit for canonical JSON.
 func (r Reading) clean() Reading {
-	for _, s := range []*string{&r.BootID, &r.Detail, &r.Driver, &r.Seen, (*string)(&r.Health)} {
-		*s = printable(*s)
-	}
+	r.BootID, r.Detail, r.Driver, r.Seen = printable(r.BootID), printable(r.Detail), printable(r.Driver), printable(r.Seen)
+	r.Health = Health(printable(string(r.Health)))
 	xids := r.XIDs
 	r.XIDs = nil
 	for _, x := range xids {
@@ -249,10 +248,22 @@ func printable(s string) string {
 	if len(s) > 128 {
 		s = s[:128]
 	}
+	if isPrintable(s) {
+		return s
+	}
 	return strings.Map(func(c rune) rune {
 		if c < ' ' || c > '~' {
 			return '?'
 		}
 		return c
 	}, s)
+}
+
+func isPrintable(s string) bool {
+	for i := range len(s) {
+		if s[i] < ' ' || s[i] > '~' {
+			return false
+		}
+	}
+	return true
 }
