@@ -21,16 +21,18 @@ import (
 
 // lease is one running rental: it meters its devices, states what they cost in
 // signed records, and stops service when the renter's vouchers fall behind by
-// the credit. Its goroutine (run) is the only one that changes its state; the
-// HTTP handlers tell it things and read snapshots.
+// the credit. One goroutine at a time (work) changes its state, and there is none
+// while there is nothing to do; the HTTP handlers tell it things and read
+// snapshots.
 type lease struct {
 	id         common.Hash
 	terms      channel.Terms
-	offer      wire.SignedOffer
+	offer      *wire.SignedOffer
 	price      metering.Price
 	credit     uint256.Int // base units owed and not vouchered, at most
 	allocation Allocation
 	owedBefore uint256.Int
+	startedAt  int64  // unix nanoseconds
 	term       int64  // of our ownership, where gateways share the database
 	mirror     bool   // another gateway runs it: this only shows its streams
 	window     uint64 // device nanoseconds that a record states, of a lease that is paid in advance; 0: the clock cuts them
@@ -38,14 +40,18 @@ type lease struct {
 
 	remote   *remoteLease // where a node meters it: then this has no meter and no recorder of its own
 	meter    *metering.Meter
+	sampled  *metering.Sampled
 	recorder *metering.Recorder
 	cut      *metering.Evidence     // measured, not yet signed: the signer failed
 	unstored *metering.SignedRecord // signed, not yet on disk: the store failed
+	records  *time.Timer            // wants the next record
+	patience *time.Timer            // ends it if it is still suspended then
+	since    time.Time              // of its suspension
 
-	stop chan stopRequest
-	poke chan struct{} // the channel's money changed
-	cuts chan struct{} // a record is wanted of what was metered
-	done chan struct{} // closed when the lease has ended or the provider stops
+	life context.Context // it goes on in the next process when this ends
+	wait *sync.WaitGroup // for it to have ended
+	poke chan struct{}   // there is mail, for the goroutine that a lease on a node has
+	done chan struct{}   // closed when the lease has ended or the provider stops
 
 	closing atomic.Pointer[func(*sqlx.Tx, metering.SignedRecord) error] // goes to disk with the final record
 
@@ -53,8 +59,19 @@ type lease struct {
 	ending atomic.Bool // somebody has asked it to end
 
 	mu      sync.Mutex
+	mail    leaseMail
+	working bool // its goroutine runs, or it is not launched yet, or has ended
 	view    leaseView
-	changed chan struct{} // closed and replaced at every change of view
+	changed chan struct{} // closed at the next change of view; nil: nobody waits for one
+}
+
+// leaseMail is what a lease was told and has not looked at yet.
+type leaseMail struct {
+	any   bool // look at the money, and at whether the lease is still ours
+	begin bool
+	due   bool // a record, by the clock
+	cut   bool // a record, of what was metered
+	stop  *stopRequest
 }
 
 // leaseDeps is what every lease of a provider uses.
@@ -62,6 +79,7 @@ type leaseDeps struct {
 	allocator Allocator
 	source    metering.Source
 	clock     metering.Clock
+	sampling  *metering.Sampling // of source, for all leases
 	store     leaseStore
 	metrics   leaseMetrics
 	log       *slog.Logger
@@ -99,18 +117,30 @@ type stopRequest struct {
 	keep   bool // the process stops and the lease goes on in the next one
 }
 
+// snapshot is the view, and what is closed when it changes.
 func (l *lease) snapshot() (leaseView, <-chan struct{}) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.changed == nil {
+		l.changed = make(chan struct{})
+	}
 	return l.view, l.changed
+}
+
+func (l *lease) look() leaseView {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.view
 }
 
 func (l *lease) update(change func(*leaseView)) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	change(&l.view)
-	close(l.changed)
-	l.changed = make(chan struct{})
+	if l.changed != nil {
+		close(l.changed)
+		l.changed = nil
+	}
 }
 
 // observe tells the lease what its channel holds now.
@@ -125,24 +155,46 @@ func (l *lease) lose() {
 	l.wake()
 }
 
-// wake has the loop look at the lease's money now.
-func (l *lease) wake() {
-	select {
-	case l.poke <- struct{}{}:
-	default: // one is waiting already, and it will see this state
+// wake has the lease look at its money now.
+func (l *lease) wake() { l.tell(func(*leaseMail) {}) }
+
+// tell leaves something for the lease to do, and has it done.
+func (l *lease) tell(change func(*leaseMail)) {
+	l.mu.Lock()
+	change(&l.mail)
+	l.mail.any = true
+	start := !l.working && l.life != nil
+	l.working = l.working || start
+	l.mu.Unlock()
+	if start {
+		go l.work()
 	}
+	if l.poke != nil {
+		select {
+		case l.poke <- struct{}{}:
+		default: // one is waiting already, and it will see this
+		}
+	}
+}
+
+// mailed is what there is to do. Where there is nothing the goroutine ends.
+func (l *lease) mailed() (leaseMail, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	mail := l.mail
+	l.mail = leaseMail{}
+	l.working = mail.any
+	return mail, mail.any
 }
 
 // end asks the lease to end and waits until it has: nothing is billed after it
-// returns.
+// returns. The first to ask gives the reason.
 func (l *lease) end(ctx context.Context, req stopRequest) error {
-	select {
-	case l.stop <- req:
-	case <-l.done:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+	l.tell(func(m *leaseMail) {
+		if m.stop == nil {
+			m.stop = &req
+		}
+	})
 	select {
 	case <-l.done:
 		return nil
@@ -151,95 +203,134 @@ func (l *lease) end(ctx context.Context, req stopRequest) error {
 	}
 }
 
-// run meters until the lease ends. ctx ends the lease's own work only after
-// the last record is on disk, so it must outlive requests.
-func (l *lease) run(ctx context.Context) {
-	defer close(l.done)
+// run meters from now on until the lease ends. The end of life ends the lease's
+// own work only after the last record is on disk, so it must outlive requests.
+func (l *lease) run(life context.Context, wait *sync.WaitGroup) {
 	if l.remote != nil {
-		l.finish(ctx, l.follow(ctx))
+		go func() {
+			l.close(life, l.follow(life))
+			wait.Done()
+		}()
 		return
 	}
-	sampling, stopSampling := context.WithCancel(ctx)
-	defer stopSampling()
-	sampler := &metering.Sampler{Source: l.deps.source, Meter: l.meter, Clock: l.deps.clock, Observed: l.observed}
-	sampled := make(chan struct{})
-	go func() {
-		defer close(sampled)
-		if err := sampler.Run(sampling); err != nil && sampling.Err() == nil {
-			l.deps.log.Error("metering stopped: the lease is no longer billed", "lease", l.id, "error", err)
-		}
-	}()
-
-	req := l.loop(ctx)
-	stopSampling()
-	<-sampled
-	l.finish(ctx, req)
+	l.mu.Lock()
+	l.life, l.wait = life, wait
+	l.mu.Unlock()
+	l.tell(func(m *leaseMail) { m.begin = true })
 }
 
-func (l *lease) loop(ctx context.Context) stopRequest {
-	tick := time.NewTicker(l.deps.timing.tick)
-	defer tick.Stop()
-	record := time.NewTicker(l.deps.timing.recordEvery)
-	defer record.Stop()
-	var suspendedAt time.Time
+// work does what there is to do.
+func (l *lease) work() {
 	for {
-		select {
-		case req := <-l.stop:
-			return req
-		case <-ctx.Done():
-			return stopRequest{reason: "the provider stops", keep: true}
-		case <-record.C:
-			if l.window == 0 && l.state() == leaseActive {
-				_ = l.record(ctx, false) // logged and tried again; the credit bounds what is served meanwhile
-			}
-		case <-l.cuts:
-			_ = l.record(ctx, false)
-		case <-tick.C:
-		case <-l.poke:
+		mail, ok := l.mailed()
+		if !ok {
+			return
 		}
-		if l.lost.Load() {
-			return stopRequest{reason: "another gateway runs it"}
+		req := l.do(l.life, mail)
+		if req == nil {
+			continue
 		}
-		l.cutWindow(ctx)
-		stop, reason := l.enforce(ctx, &suspendedAt)
-		if stop {
-			return stopRequest{reason: reason}
-		}
+		l.close(l.life, *req)
+		l.wait.Done()
+		return // and is working for ever: nothing is done after the end
 	}
 }
 
-func (l *lease) state() leaseState {
-	v, _ := l.snapshot()
-	return v.state
+// do is one look at everything. It returns why the lease is over, if it is.
+func (l *lease) do(ctx context.Context, mail leaseMail) *stopRequest {
+	switch {
+	case mail.stop != nil:
+		return mail.stop
+	case ctx.Err() != nil:
+		return &stopRequest{reason: "the provider stops", keep: true}
+	}
+	if mail.begin {
+		l.begin(ctx)
+	}
+	if mail.due {
+		l.records.Reset(l.deps.timing.recordEvery)
+	}
+	if mail.cut || mail.due && l.state() == leaseActive {
+		_ = l.record(ctx, false) // logged and tried again; the credit bounds what is served meanwhile
+	}
+	if l.lost.Load() {
+		return &stopRequest{reason: "another gateway runs it"}
+	}
+	l.cutWindow(ctx)
+	if stop, reason := l.enforce(ctx); stop {
+		return &stopRequest{reason: reason}
+	}
+	return nil
 }
 
-// observed stops the bill at the reading that uses up the credit. It is not left
-// to the loop, which may be waiting for a disk or a command meanwhile.
-func (l *lease) observed(metering.Reading, metering.Interval) {
-	v, _ := l.snapshot()
-	if v.state == leaseActive && l.exhausted(v) {
+// begin has the devices read and records made. They keep the grid on which the
+// lease began: leases that are taken up together do not all record at once.
+func (l *lease) begin(ctx context.Context) {
+	var err error
+	if l.sampled, err = l.deps.sampling.Add(ctx, l.meter, 0, l); err != nil {
+		l.SamplingEnded(err)
+	}
+	if l.window == 0 {
+		every := l.deps.timing.recordEvery
+		past := max(time.Since(time.Unix(0, l.startedAt)), 0) % every
+		l.records = time.AfterFunc(every-past, func() { l.tell(func(m *leaseMail) { m.due = true }) })
+	}
+}
+
+// close ends what the lease does and finishes it.
+func (l *lease) close(ctx context.Context, req stopRequest) {
+	for _, t := range []*time.Timer{l.records, l.patience} {
+		if t != nil {
+			t.Stop()
+		}
+	}
+	if l.sampled != nil {
+		l.sampled.Stop()
+	}
+	l.finish(ctx, req)
+	close(l.done)
+}
+
+func (l *lease) state() leaseState { return l.look().state }
+
+// Sampled stops the bill at the reading that uses up the credit. It is not left
+// to the lease's goroutine, which may be waiting for a disk or a command.
+func (l *lease) Sampled(metering.Reading, metering.Interval) {
+	v := l.look()
+	switch {
+	case v.state != leaseActive:
+	case l.exhausted(&v):
 		l.meter.Pause()
 		l.wake()
+	case l.window > 0 && l.filled():
+		l.wake()
+	}
+}
+
+// SamplingEnded says that no device of the lease is read any more.
+func (l *lease) SamplingEnded(err error) {
+	if l.life.Err() == nil {
+		l.deps.log.Error("metering stopped: the lease is no longer billed", "lease", l.id, "error", err)
 	}
 }
 
 // enforce holds the lease to its credit: it suspends before the next reading
 // could exceed it, resumes when vouchers have caught up, and gives up on a renter
 // that stays away.
-func (l *lease) enforce(ctx context.Context, suspendedAt *time.Time) (stop bool, reason string) {
-	v, _ := l.snapshot()
+func (l *lease) enforce(ctx context.Context) (stop bool, reason string) {
+	v := l.look()
 	switch v.state {
 	case leaseActive:
-		if !l.exhausted(v) {
+		if !l.exhausted(&v) {
 			l.meter.Resume() // a voucher may have come between the reading that stopped the bill and now
 			l.remind(v)
 			return false, ""
 		}
-		*suspendedAt = time.Now()
 		if err := l.suspend(ctx); err != nil {
 			l.deps.log.Error("lease could not be suspended: it ends", "lease", l.id, "error", err)
 			return true, "unpaid, and could not be suspended"
 		}
+		l.bear()
 	case leaseSuspended:
 		if l.caughtUp(v) {
 			if err := l.resume(ctx); err != nil {
@@ -248,19 +339,29 @@ func (l *lease) enforce(ctx context.Context, suspendedAt *time.Time) (stop bool,
 			}
 			return false, ""
 		}
-		if suspendedAt.IsZero() {
-			*suspendedAt = time.Now() // suspended by an earlier process
+		if l.since.IsZero() { // suspended by an earlier process
+			l.bear()
 		}
-		if time.Since(*suspendedAt) >= l.deps.timing.suspendTimeout {
+		if time.Since(l.since) >= l.deps.timing.suspendTimeout {
 			return true, fmt.Sprintf("unpaid for %s", l.deps.timing.suspendTimeout)
 		}
 	}
 	return false, ""
 }
 
+// bear has the lease end if it is still suspended when the renter's time is up.
+func (l *lease) bear() {
+	l.since = time.Now()
+	if l.patience == nil {
+		l.patience = time.AfterFunc(l.deps.timing.suspendTimeout, l.wake)
+		return
+	}
+	l.patience.Reset(l.deps.timing.suspendTimeout)
+}
+
 // limit is the most that may be owed: what is vouchered and the credit, and
 // never more than the deposit can pay.
-func (l *lease) limit(v leaseView) uint256.Int {
+func (l *lease) limit(v *leaseView) uint256.Int {
 	var limit uint256.Int
 	limit.Add(&v.accepted, &l.credit)
 	if l.window > 0 {
@@ -275,10 +376,9 @@ func (l *lease) limit(v leaseView) uint256.Int {
 // exhausted reports whether the next reading could take the debt over its
 // limit. Two ticks are kept free: a reading may come late. One that comes later
 // still, up to MaxGap, is billed, and is the provider's own risk.
-func (l *lease) exhausted(v leaseView) bool {
-	totals := l.meter.Totals()
+func (l *lease) exhausted(v *leaseView) bool {
 	ahead := uint64(len(l.allocation.Devices)) * uint64(2*l.deps.timing.tick)
-	owed, err := l.owedAt(uint64(totals.Allocated) + ahead)
+	owed, err := l.owedAt(uint64(l.meter.Allocated()) + ahead)
 	if err != nil {
 		return true
 	}
@@ -295,7 +395,7 @@ func (l *lease) caughtUp(v leaseView) bool {
 	var half, want uint256.Int
 	half.Rsh(&l.credit, 1)
 	want.Add(&v.owed, &half)
-	limit := l.limit(v)
+	limit := l.limit(&v)
 	return !want.Gt(&limit)
 }
 

@@ -107,9 +107,8 @@ func (p *Provider) remembered(r *request, s channel.State) (*lease, error) {
 		return nil, err
 	}
 	l := &lease{id: a.LeaseID, terms: s.Terms, allocation: a, owedBefore: before, deps: leaseDeps{store: p.store},
-		done: make(chan struct{}), changed: make(chan struct{})}
+		offer: &wire.SignedOffer{Hash: common.HexToHash(row.Offer)}, done: make(chan struct{})}
 	close(l.done)
-	l.offer.Hash = common.HexToHash(row.Offer)
 	l.view = leaseView{state: leaseEnded, reason: row.Reason, version: 2, owed: s.Spent, accepted: s.Accepted, deposit: s.Deposit}
 	last, err := p.store.last(r.Context(), l.id)
 	if err == nil && last != nil {

@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
@@ -65,7 +66,44 @@ type leaseRow struct {
 // usage records, offers and used challenges.
 type leaseStore struct {
 	db        *store.DB
-	uncharged bool // a node's: its gateway charges the channel
+	uncharged bool        // a node's: its gateway charges the channel
+	offers    *offerCache // those that were read; nil: none is remembered
+}
+
+// offerCache remembers offers, which never change: to read one means to check
+// its signature, and every request names one. Leases share what is in it.
+type offerCache struct {
+	mu     sync.Mutex
+	byHash map[common.Hash]*wire.SignedOffer
+}
+
+// maxOffers is how many are remembered. A provider has one at a time.
+const maxOffers = 64
+
+// one is the offer that all share.
+func (c *offerCache) one(o wire.SignedOffer) *wire.SignedOffer {
+	if c == nil {
+		return &o
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if known := c.byHash[o.Hash]; known != nil {
+		return known
+	}
+	if c.byHash == nil || len(c.byHash) >= maxOffers {
+		c.byHash = make(map[common.Hash]*wire.SignedOffer)
+	}
+	c.byHash[o.Hash] = &o
+	return &o
+}
+
+func (c *offerCache) get(hash common.Hash) *wire.SignedOffer {
+	if c == nil {
+		return nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.byHash[hash]
 }
 
 func (s leaseStore) insert(ctx context.Context, row leaseRow) error {
@@ -221,12 +259,19 @@ func (s leaseStore) putOffer(ctx context.Context, o wire.SignedOffer) error {
 }
 
 func (s leaseStore) offer(ctx context.Context, hash common.Hash) (wire.SignedOffer, error) {
+	if known := s.offers.get(hash); known != nil {
+		return *known, nil
+	}
 	var document string
 	db := s.db.View()
 	if err := db.GetContext(ctx, &document, db.Rebind(`SELECT document FROM offers WHERE hash = ?`), hash.Hex()); err != nil {
 		return wire.SignedOffer{}, fmt.Errorf("offer %s: %w", hash, err)
 	}
-	return wire.ParseOffer([]byte(document))
+	o, err := wire.ParseOffer([]byte(document))
+	if err != nil {
+		return o, err
+	}
+	return *s.offers.one(o), nil
 }
 
 // useChallenge marks a challenge as used, once. It forgets those that have

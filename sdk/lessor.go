@@ -31,7 +31,7 @@ type lessor struct {
 	prepaid func(*lease) error // makes a lease one that is paid in advance, if it is; nil: none is
 
 	life   context.Context // leases run until it ends
-	finish context.CancelFunc
+	finish func()
 
 	mu               sync.Mutex
 	leases           map[common.Hash]*lease // running, by channel
@@ -42,7 +42,16 @@ type lessor struct {
 // ready makes a lessor that has no lease yet.
 func (h *lessor) ready() {
 	h.leases = make(map[common.Hash]*lease)
-	h.life, h.finish = context.WithCancel(context.Background())
+	life, end := context.WithCancel(context.Background())
+	h.life = life
+	h.deps.sampling = metering.NewSampling(h.deps.source, h.deps.clock)
+	h.finish = func() {
+		end()
+		h.deps.sampling.Close()
+		for _, l := range h.allLeases() {
+			l.wake()
+		}
+	}
 }
 
 // shut stops all leases, which go on in the next process, and waits for all
@@ -141,9 +150,8 @@ func (h *lessor) newLease(row leaseRow, s channel.State, offer wire.SignedOffer,
 		return nil, err
 	}
 	l := &lease{
-		id: a.LeaseID, terms: s.Terms, offer: offer, price: price, credit: credit, allocation: a, owedBefore: before, term: row.Term,
-		stop: make(chan stopRequest), poke: make(chan struct{}, 1), cuts: make(chan struct{}, 1), done: make(chan struct{}), changed: make(chan struct{}),
-		deps: h.deps,
+		id: a.LeaseID, terms: s.Terms, offer: h.store.offers.one(offer), price: price, credit: credit, allocation: a, owedBefore: before,
+		startedAt: row.StartedAt, term: row.Term, done: make(chan struct{}), deps: h.deps,
 	}
 	l.view.stream = uint64(row.Stream)
 	l.deps.timing = l.deps.timing.of(offer.Offer)
@@ -153,6 +161,7 @@ func (h *lessor) newLease(row leaseRow, s channel.State, offer wire.SignedOffer,
 		Price:  price, OwedBefore: before, Devices: a.Devices,
 	}
 	if a.Node != "" {
+		l.poke = make(chan struct{}, 1)
 		l.remote, err = h.remote(row, terms, a.Node, last)
 		return l, err
 	}
@@ -182,6 +191,7 @@ func newMeter(devices []string, o wire.Offer, saved *metering.State) (*metering.
 		Devices: devices,
 		Tick:    time.Duration(o.Tick) * time.Millisecond,
 		MaxGap:  time.Duration(o.MaxGap) * time.Millisecond,
+		Keep:    -1, // nobody asks a provider for samples: the root in the record tells whether two meters saw the same
 	}
 	if saved != nil {
 		return metering.Restore(config, *saved)
@@ -207,10 +217,7 @@ func (h *lessor) launch(l *lease, state leaseState, s channel.State, last *meter
 	h.mu.Lock()
 	h.leases[s.ID] = l
 	h.mu.Unlock()
-	go func() {
-		defer h.wait.Done()
-		l.run(h.life)
-	}()
+	l.run(h.life, &h.wait)
 	h.deps.log.Info("lease started", "lease", l.id, "channel", s.ID, "payer", s.Terms.Payer, "devices", l.allocation.Devices, "state", string(state))
 	return nil
 }

@@ -70,16 +70,17 @@ func (l *lease) follow(ctx context.Context) stopRequest {
 		case ended:
 			return stopRequest{reason: reason}
 		}
-		if v, _ := l.snapshot(); v.state == leaseActive {
+		if v := l.look(); v.state == leaseActive {
 			l.remind(v)
 		}
 		select {
-		case req := <-l.stop:
-			return req
 		case <-ctx.Done():
 			return stopRequest{reason: "the provider stops", keep: true}
 		case <-tick.C:
 		case <-l.poke:
+		}
+		if mail, _ := l.mailed(); mail.stop != nil {
+			return *mail.stop
 		}
 	}
 }

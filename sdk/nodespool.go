@@ -54,7 +54,7 @@ func openSpool(ctx context.Context, path string) (spool, error) {
 	if err != nil {
 		return spool{}, errors.Join(fmt.Errorf("spool %s: %w", path, err), db.Close())
 	}
-	return spool{leaseStore{db: db, uncharged: true}}, nil
+	return spool{leaseStore{db: db, uncharged: true, offers: &offerCache{}}}, nil
 }
 
 // put keeps what the channel of a lease holds when the lease begins.

@@ -95,7 +95,7 @@ func (p *Provider) prepare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	p.db, p.store = db, leaseStore{db: db}
+	p.db, p.store = db, leaseStore{db: db, offers: &offerCache{}}
 	p.payee = &channel.Payee{Store: db.Payee(), Domain: p.escrow.Domain()}
 	if err := errors.Join(p.chainParts(ctx), p.challenges(ctx), p.renewOffer(ctx)); err != nil {
 		return errors.Join(err, db.Close())

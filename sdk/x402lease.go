@@ -9,8 +9,7 @@ import "context"
 
 // filled reports whether a window was metered since the last record.
 func (l *lease) filled() bool {
-	v, _ := l.snapshot()
-	return uint64(l.meter.Totals().Allocated) >= v.nanos+l.window
+	return uint64(l.meter.Allocated()) >= l.look().nanos+l.window
 }
 
 // cutWindow states a window that was metered.
@@ -21,12 +20,7 @@ func (l *lease) cutWindow(ctx context.Context) {
 }
 
 // cutNow asks for a record of what was metered, a window or not.
-func (l *lease) cutNow() {
-	select {
-	case l.cuts <- struct{}{}:
-	default:
-	}
-}
+func (l *lease) cutNow() { l.tell(func(m *leaseMail) { m.cut = true }) }
 
 // room reports whether what is reserved pays for another window.
 func (l *lease) room(v leaseView) bool {

@@ -81,9 +81,8 @@ func (d *x402Desk) play(ctx context.Context, w http.ResponseWriter, r *x402Reque
 // past is a lease of which only its records are shown.
 func (d *x402Desk) past(row leaseRow, tab x402Tab) (*lease, error) {
 	a, err := row.allocation()
-	l := &lease{id: a.LeaseID, terms: tab.Terms, allocation: a, changed: make(chan struct{}), done: make(chan struct{})}
+	l := &lease{id: a.LeaseID, terms: tab.Terms, allocation: a, offer: &wire.SignedOffer{Hash: common.HexToHash(row.Offer)}, done: make(chan struct{})}
 	close(l.done)
-	l.offer.Hash = common.HexToHash(row.Offer)
 	l.view = leaseView{state: leaseState(row.State), sequence: math.MaxUint64}
 	if l.view.state == leaseEnded {
 		l.allocation.Access = json.RawMessage("null")
