@@ -8,6 +8,7 @@ import (
 	"crypto/ecdsa"
 	"errors"
 	"fmt"
+	"maps"
 	"math/big"
 	"net"
 	"sync"
@@ -38,6 +39,8 @@ type Options struct {
 	Manual    bool          // no blocks but those of Mine and AdvanceTime
 	Grace     time.Duration // of the escrow; 0: ten minutes, the least there is
 	Keys      int           // funded keys; 0: 4
+
+	Genesis types.GenesisAlloc // accounts that are there from the beginning, beside those of the keys
 }
 
 // A Chain is running when Start returns it.
@@ -66,6 +69,7 @@ func Start(ctx context.Context, opts Options) (*Chain, error) {
 		c.Keys = append(c.Keys, k)
 		alloc[crypto.PubkeyToAddress(k.PublicKey)] = types.Account{Balance: coins}
 	}
+	maps.Copy(alloc, opts.Genesis)
 	if err := c.serve(alloc); err != nil {
 		return nil, err
 	}

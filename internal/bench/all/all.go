@@ -3,6 +3,7 @@ package all
 
 import (
 	"github.com/gpupay/gpupay/internal/bench"
+	"github.com/gpupay/gpupay/internal/bench/leases"
 	"github.com/gpupay/gpupay/internal/bench/onchain"
 	"github.com/gpupay/gpupay/internal/bench/policy"
 	"github.com/gpupay/gpupay/internal/bench/received"
@@ -13,6 +14,7 @@ func Sections() []bench.Section {
 	return []bench.Section{
 		received.SQLite(),
 		received.Postgres(),
+		leases.Section{},
 		onchain.Section{},
 		policy.Section{},
 	}

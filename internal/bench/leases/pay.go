@@ -1,0 +1,213 @@
+package leases
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// payers pay for all leases: each a voucher a period, spread evenly over it.
+type payers struct {
+	*world
+	o         options
+	url       string
+	client    *http.Client
+	challenge wire.Challenge
+	lost      chan error // streams that ended by themselves
+	paid      int        // vouchers sent so far, over all leases, one lease after the other and from the start again
+}
+
+// senders bounds how many payers wait for an answer at once.
+const senders = 128
+
+func (w *world) payers(ctx context.Context, p *process, o options) (*payers, error) {
+	a := &payers{world: w, o: o, url: p.URL, client: &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: senders}}}
+	err := p.get(ctx, "/lease", func(resp *http.Response) error {
+		all, err := wire.ParseChallenges(resp.Header)
+		if err == nil && len(all) == 0 {
+			err = fmt.Errorf("the gateway answered %s without a challenge", resp.Status)
+		}
+		if err == nil {
+			a.challenge = all[0]
+		}
+		return err
+	})
+	return a, err
+}
+
+// payment is a voucher that is signed and not sent yet.
+type payment struct {
+	due    time.Duration // after the begin
+	header string
+	amount uint64
+}
+
+// sign makes the vouchers of the next span ready: each pays for a period more.
+func (a *payers) sign(ctx context.Context, span time.Duration) ([]payment, error) {
+	n := int(int64(span) * int64(a.o.Leases) / int64(a.o.Period))
+	out := make([]payment, max(n, 1))
+	first := a.paid
+	a.paid += len(out)
+	failed := make(chan error, 2)
+	for half := range 2 {
+		go func() {
+			var err error
+			for k := half; k < len(out) && err == nil; k += 2 {
+				i, times := (first+k)%a.o.Leases, (first+k)/a.o.Leases+1
+				amount := uint64(times) * max(uint64(1000*a.o.Period/time.Second), 1)
+				out[k] = payment{due: a.o.Period * time.Duration(k) / time.Duration(a.o.Leases), amount: amount}
+				out[k].header, err = a.credential(ctx, i, amount, "")
+			}
+			failed <- err
+		}()
+	}
+	return out, errors.Join(<-failed, <-failed)
+}
+
+func (a *payers) credential(ctx context.Context, i int, amount uint64, secret string) (string, error) {
+	v, err := a.domain.Sign(ctx, a.payer, a.ids[i], *uint256.NewInt(amount))
+	if err != nil {
+		return "", err
+	}
+	sum := wire.NewAmount(v.Cumulative)
+	return wire.Credential{Challenge: a.challenge, Payload: wire.Payload{Action: wire.ActionVoucher, ChannelID: v.ChannelID,
+		CumulativeAmount: &sum, Signature: v.Signature, LeaseSecret: secret}}.Header()
+}
+
+// send sends each voucher when it is due and returns how long after that its acknowledgement was there, in order.
+func (a *payers) send(ctx context.Context, all []payment) ([]time.Duration, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	waits := make([]time.Duration, len(all))
+	begun := time.Now()
+	next := make(chan int, len(all))
+	for k := range all {
+		next <- k
+	}
+	close(next)
+	var wait sync.WaitGroup
+	for range senders {
+		wait.Go(func() {
+			for k := range next {
+				due := begun.Add(all[k].due)
+				time.Sleep(time.Until(due))
+				if ctx.Err() != nil {
+					return
+				}
+				if err := a.pay(ctx, all[k]); err != nil {
+					cancel(err)
+					return
+				}
+				waits[k] = time.Since(due)
+			}
+		})
+	}
+	wait.Wait()
+	slices.Sort(waits)
+	return waits, context.Cause(ctx)
+}
+
+// pay sends one voucher and looks at the receipt: who drops payments wins nothing.
+func (a *payers) pay(ctx context.Context, p payment) error {
+	req, err := http.NewRequestWithContext(ctx, "POST", a.url+"/lease", nil)
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Authorization", p.header)
+	resp, err := a.client.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return err
+	}
+	var receipt struct {
+		AcceptedCumulative wire.Amount `json:"acceptedCumulative"`
+	}
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("a voucher was answered %s: %.300s", resp.Status, body)
+	}
+	if err := json.Unmarshal(body, &receipt); err != nil || receipt.AcceptedCumulative.Uint64() < p.amount { // more, where the next one overtook it
+		return fmt.Errorf("a voucher for %d was acknowledged as %.300s (%v)", p.amount, body, err)
+	}
+	return nil
+}
+
+// watch attaches a stream to each of the first n leases. It returns when all are there; stop ends them, and says whether
+// one had ended by itself.
+func (a *payers) watch(ctx context.Context, n int) (stop func() error, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	client := &http.Client{Transport: &http.Transport{ReadBufferSize: 1024, WriteBufferSize: 1024, DisableKeepAlives: true}}
+	var wait sync.WaitGroup
+	lost := make(chan error, n)
+	a.lost = lost
+	tickets, attached := make(chan int, n), make(chan error, n)
+	for i := range n {
+		tickets <- i
+	}
+	close(tickets)
+	for range 32 {
+		go func() {
+			for i := range tickets {
+				body, err := a.attach(ctx, client, i)
+				if err == nil {
+					wait.Go(func() {
+						_, err := io.Copy(io.Discard, body)
+						body.Close()
+						if ctx.Err() == nil {
+							lost <- fmt.Errorf("the stream of lease %d ended: %w", i, errors.Join(io.EOF, err))
+						}
+					})
+				}
+				attached <- err
+			}
+		}()
+	}
+	for range n {
+		err = errors.Join(err, <-attached)
+	}
+	stop = func() error {
+		cancel()
+		wait.Wait()
+		close(lost)
+		return <-lost
+	}
+	if err != nil {
+		return nil, errors.Join(err, stop())
+	}
+	return stop, nil
+}
+
+func (a *payers) attach(ctx context.Context, client *http.Client, i int) (io.ReadCloser, error) {
+	header, err := a.credential(ctx, i, 0, secret(i))
+	if err != nil {
+		return nil, err
+	}
+	req, err := http.NewRequestWithContext(ctx, "GET", a.url+"/lease", nil)
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("Authorization", header)
+	resp, err := client.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	if resp.StatusCode != http.StatusOK {
+		defer resp.Body.Close()
+		text, _ := io.ReadAll(io.LimitReader(resp.Body, 300))
+		return nil, fmt.Errorf("lease %d: no stream: %s: %s", i, resp.Status, text)
+	}
+	return resp.Body, nil
+}

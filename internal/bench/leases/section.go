@@ -1,0 +1,215 @@
+package leases
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/gpupay/gpupay/internal/bench"
+)
+
+// Section measures a gateway with many leases. The zero value is what the page shows.
+type Section struct {
+	counts  []int         // of leases, rising; the last is measured for three times as long
+	streams int           // the count that is measured with a live stream for each lease, too
+	tick    time.Duration // a second
+	period  time.Duration // a minute
+	span    time.Duration // that one count is measured for; from the settings
+}
+
+// Name is the section's name.
+func (Section) Name() string { return "leases" }
+
+func (s Section) withDefaults(set bench.Settings) Section {
+	if s.counts != nil {
+		return s
+	}
+	s = Section{streams: 10_000, tick: time.Second, period: time.Minute}
+	for _, n := range []int{1_000, 3_000, 10_000, 30_000, 100_000} {
+		if n <= 100*set.Most { // a thousand of the other sections' channels, a hundred thousand leases
+			s.counts = append(s.counts, n)
+		}
+	}
+	s.span = min(max(200*set.Span, time.Second), 20*time.Second)
+	return s
+}
+
+// point is what was measured of a gateway with so many leases.
+type point struct {
+	leases  int
+	streams int
+	took    time.Duration // to take the leases up
+	span    time.Duration
+	memory  bench.Spread // bytes resident
+	cores   float64      // kept busy
+	waits   []time.Duration
+	lag     lagReport
+	billed  float64 // in records, of the leases' time
+}
+
+// Measure runs a gateway for each count, one after the other.
+func (s Section) Measure(ctx context.Context, set bench.Settings) (r bench.Report, err error) {
+	s = s.withDefaults(set)
+	if len(s.counts) == 0 {
+		return bench.Report{}, errors.New("-channels leaves no lease to measure")
+	}
+	dir, err := os.MkdirTemp(set.Scratch, "leases-")
+	if err != nil {
+		return r, err
+	}
+	defer os.RemoveAll(dir)
+	program, err := build(ctx, dir)
+	if err != nil {
+		return r, err
+	}
+	w, err := newWorld(ctx, s.counts[len(s.counts)-1])
+	if err != nil {
+		return r, err
+	}
+	defer func() { err = errors.Join(err, w.close()) }()
+	var points []point
+	for _, n := range s.counts {
+		measured, err := s.gateway(ctx, set, w, program, filepath.Join(dir, fmt.Sprint(n)), n)
+		if err != nil {
+			return r, fmt.Errorf("%d leases: %w", n, err)
+		}
+		points = append(points, measured...)
+	}
+	return s.report(points), nil
+}
+
+// gateway measures one with n leases, and the same one with streams where they are wanted.
+func (s Section) gateway(ctx context.Context, set bench.Settings, w *world, program, dir string, n int) (points []point, err error) {
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	o := options{RPC: w.chain.URL, Token: w.chain.Token, Database: filepath.Join(dir, "provider.db"), Leases: n, Tick: s.tick, Period: s.period}
+	if err := w.fill(ctx, o); err != nil {
+		return nil, err
+	}
+	gateway, err := launch(ctx, program, w.secret(), o)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		err = errors.Join(err, gateway.kill())
+		if err != nil {
+			err = fmt.Errorf("%w; the gateway logged: %s", err, gateway.said())
+		}
+	}()
+	set.Log("leases: %d, taken up in %s, at %s", n, gateway.Took.Round(time.Millisecond), gateway.URL)
+	payers, err := w.payers(ctx, gateway, o)
+	if err != nil {
+		return nil, err
+	}
+	span := s.span
+	if n == s.counts[len(s.counts)-1] {
+		span *= 3
+	}
+	p, err := s.watch(ctx, gateway, payers, span)
+	if err != nil || n != s.streams {
+		return append(points, p), err
+	}
+	stop, err := payers.watch(ctx, n)
+	if err != nil {
+		return nil, err
+	}
+	live, err := s.watch(ctx, gateway, payers, span)
+	live.streams = n
+	return []point{p, live}, errors.Join(err, stop())
+}
+
+// watch has the payers pay for a quarter of the span that does not count, and then for the span.
+func (s Section) watch(ctx context.Context, g *process, a *payers, span time.Duration) (point, error) {
+	p := point{leases: a.o.Leases, took: g.Took}
+	warm, err := a.sign(ctx, span/4)
+	if err != nil {
+		return p, err
+	}
+	counted, err := a.sign(ctx, span)
+	if err != nil {
+		return p, err
+	}
+	if _, err := a.send(ctx, warm); err != nil {
+		return p, err
+	}
+	return p, p.measure(ctx, g, func() (err error) {
+		p.waits, err = a.send(ctx, counted)
+		return err
+	})
+}
+
+// measure looks at the gateway while something is done.
+func (p *point) measure(ctx context.Context, g *process, do func() error) error {
+	before, err := g.billing(ctx)
+	if err != nil {
+		return err
+	}
+	if _, err := g.lag(ctx); err != nil { // from here on
+		return err
+	}
+	processor, err := g.processor()
+	if err != nil {
+		return err
+	}
+	begun := time.Now()
+	done := make(chan error, 1)
+	go func() { done <- do() }()
+	if err := p.sample(g, done); err != nil {
+		return err
+	}
+	p.span = time.Since(begun)
+	after, err := g.processor()
+	if err != nil {
+		return err
+	}
+	p.cores = float64(after-processor) / float64(p.span)
+	if p.lag, err = g.lag(ctx); err != nil {
+		return err
+	}
+	now, err := g.billing(ctx)
+	p.billed = (now - before) / p.span.Seconds() / float64(p.leases)
+	return err
+}
+
+// sample looks at the memory until done.
+func (p *point) sample(g *process, done <-chan error) error {
+	tick := time.NewTicker(200 * time.Millisecond)
+	defer tick.Stop()
+	var seen []float64
+	for {
+		bytes, err := g.memory()
+		if err != nil {
+			return err
+		}
+		seen = append(seen, bytes)
+		select {
+		case err := <-done:
+			p.memory = bench.SpreadOf(seen)
+			return err
+		case <-tick.C:
+		}
+	}
+}
+
+// billing is how much device time the gateway's records have billed, seconds.
+func (g *process) billing(ctx context.Context) (seconds float64, err error) {
+	err = g.get(ctx, "/metrics", func(resp *http.Response) error {
+		lines := bufio.NewScanner(resp.Body)
+		for lines.Scan() {
+			if name, figure, _ := strings.Cut(lines.Text(), " "); name == "gpupay_gpu_seconds_total" {
+				seconds, err = strconv.ParseFloat(figure, 64)
+			}
+		}
+		return errors.Join(err, lines.Err())
+	})
+	return seconds, err
+}

@@ -1,0 +1,105 @@
+package leases
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"math/big"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/ethereum/go-ethereum/core/types"
+	"github.com/ethereum/go-ethereum/core/vm/runtime"
+	"github.com/ethereum/go-ethereum/crypto"
+	"github.com/ethereum/go-ethereum/params"
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/bindings"
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/devchain"
+	"github.com/gpupay/gpupay/sdk/chain"
+)
+
+// escrow is where the contract with the channels is from the first block on.
+var escrow = common.HexToAddress("0xe5c0000000000000000000000000000000000001")
+
+// deposit of each channel, base units: 100 dollars.
+const deposit = 100_000_000
+
+// world is a chain with open channels of one payer, told apart by their salts.
+type world struct {
+	chain  *devchain.Chain
+	domain channel.Domain
+	payee  *channel.Key
+	key    *ecdsa.PrivateKey // the payee's
+	payer  *channel.Key
+	terms  []channel.Terms
+	ids    []common.Hash
+}
+
+// newWorld starts a chain on which n channels are open.
+func newWorld(ctx context.Context, n int) (*world, error) {
+	secret := crypto.Keccak256Hash([]byte("gpupay bench leases payer"))
+	payer, err := crypto.ToECDSA(secret[:])
+	if err != nil {
+		return nil, err
+	}
+	code, err := escrowCode()
+	if err != nil {
+		return nil, err
+	}
+	w := &world{domain: channel.EscrowDomain(devchain.ChainID, escrow), payer: channel.NewKey(payer)}
+	// The token's address and the payee's key are the same on every such chain.
+	empty, err := devchain.Start(ctx, devchain.Options{Manual: true})
+	if err != nil {
+		return nil, err
+	}
+	token := empty.Token
+	w.key = empty.Keys[0]
+	w.payee = channel.NewKey(w.key)
+	if err := empty.Close(); err != nil {
+		return nil, err
+	}
+	account := types.Account{Code: code, Balance: new(big.Int), Storage: w.open(n, token)}
+	w.chain, err = devchain.Start(ctx, devchain.Options{Genesis: types.GenesisAlloc{escrow: account}})
+	if err == nil && w.chain.Token != token {
+		err = errors.Join(fmt.Errorf("the token is at %s, before it was at %s", w.chain.Token, token), w.chain.Close())
+	}
+	return w, err
+}
+
+// open lays the channels out as the contract stores them: a word each, at the channel's id.
+func (w *world) open(n int, token common.Address) map[common.Hash]common.Hash {
+	word := new(uint256.Int).Lsh(uint256.NewInt(1), 248)
+	word.Or(word, new(uint256.Int).Lsh(uint256.NewInt(deposit), 96))
+	storage := make(map[common.Hash]common.Hash, n)
+	for i := range n {
+		t := channel.Terms{ChainID: devchain.ChainID, Escrow: escrow, Payer: w.payer.Address(), Payee: w.payee.Address(), Token: token}
+		binary.BigEndian.PutUint32(t.Salt[:], uint32(i+1))
+		id := t.ID()
+		w.terms, w.ids = append(w.terms, t), append(w.ids, id)
+		storage[id] = common.Hash(word.Bytes32())
+	}
+	return storage
+}
+
+// escrowCode is what the contract's constructor leaves on a chain.
+func escrowCode() ([]byte, error) {
+	seconds := big.NewInt(int64(chain.MinGrace / time.Second))
+	input := append(common.FromHex(bindings.ChannelEscrowMetaData.Bin), bindings.NewChannelEscrow().PackConstructor(seconds)...)
+	rules := *params.AllDevChainProtocolChanges
+	rules.ChainID = big.NewInt(devchain.ChainID)
+	code, _, _, err := runtime.Create(input, &runtime.Config{ChainConfig: &rules, GasLimit: 30_000_000, BaseFee: new(big.Int), Random: new(common.Hash)})
+	if err != nil {
+		return nil, fmt.Errorf("running the escrow's constructor: %w", err)
+	}
+	return code, nil
+}
+
+// secret is the payee's key, as a gateway reads it.
+func (w *world) secret() string { return hex.EncodeToString(crypto.FromECDSA(w.key)) }
+
+func (w *world) close() error { return w.chain.Close() }
