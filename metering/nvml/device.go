@@ -65,8 +65,9 @@ func (s *Source) has(names ...string) bool {
 
 // device is one UUID. Its lock is held over every call for it.
 type device struct {
-	uuid string
-	mu   sync.Mutex
+	uuid   string
+	mu     sync.Mutex
+	fields [3]nvml.FieldValue // of the call under way
 	session
 }
 
@@ -92,27 +93,44 @@ const eventWait = 1
 // eventLimit bounds the XIDs of one reading; more come with the next.
 const eventLimit = 64
 
+// step is one of the things that a look reads.
+type step struct {
+	name string
+	any  []string // symbols of which the library must have one; none: it has what it takes
+	read func(*Source, *device, *metering.Reading) nvml.Return
+}
+
+var steps = []step{
+	{"find the device", nil, (*Source).find},
+	{"driver version", nil, (*Source).version},
+	{"XID events", nil, (*Source).xids},
+	{"memory", []string{"nvmlDeviceGetMemoryInfo"}, (*Source).memory},
+	{"energy", []string{"nvmlDeviceGetTotalEnergyConsumption"}, (*Source).energy},
+	{"utilization", []string{"nvmlDeviceGetUtilizationRates"}, (*Source).utilization},
+	{"processes", []string{"nvmlDeviceGetComputeRunningProcesses", "nvmlDeviceGetComputeRunningProcesses_v2",
+		"nvmlDeviceGetComputeRunningProcesses_v3"}, (*Source).processes},
+	{"throttling", []string{"nvmlDeviceGetFieldValues"}, (*Source).throttling},
+}
+
+// possible are the steps for which the library has the symbols.
+func (s *Source) possible() (can []step) {
+	for _, step := range steps {
+		if step.any == nil || s.has(step.any...) {
+			can = append(can, step)
+		}
+	}
+	return can
+}
+
 // figures reads everything about a device. It returns the call that failed and
 // its code, or SUCCESS.
 func (s *Source) figures(d *device, r *metering.Reading) (string, nvml.Return) {
 	if d.generation != r.Generation {
 		d.session = session{generation: r.Generation}
 	}
-	for _, step := range []struct {
-		name string
-		read func(*device, *metering.Reading) nvml.Return
-	}{
-		{"find the device", s.find},
-		{"driver version", s.version},
-		{"XID events", s.xids},
-		{"memory", s.memory},
-		{"energy", s.energy},
-		{"utilization", s.utilization},
-		{"processes", s.processes},
-		{"throttling", s.throttling},
-	} {
-		if ret := step.read(d, r); ret != nvml.SUCCESS {
-			return step.name, ret
+	for i := range s.steps {
+		if ret := s.steps[i].read(s, d, r); ret != nvml.SUCCESS {
+			return s.steps[i].name, ret
 		}
 	}
 	return "", nvml.SUCCESS
@@ -252,16 +270,13 @@ func (s *Source) concerns(d *device, e nvml.EventData) bool {
 }
 
 func (s *Source) memory(d *device, r *metering.Reading) nvml.Return {
-	if !s.has("nvmlDeviceGetMemoryInfo") {
-		return nvml.SUCCESS
-	}
 	m, ret := d.handle.GetMemoryInfo()
 	r.Memory = m.Used
 	return present(r, metering.HasMemory, ret)
 }
 
 func (s *Source) energy(d *device, r *metering.Reading) nvml.Return {
-	if d.slice != nil || !s.has("nvmlDeviceGetTotalEnergyConsumption") {
+	if d.slice != nil {
 		return nvml.SUCCESS // a slice has no meter of its own
 	}
 	mj, ret := d.handle.GetTotalEnergyConsumption()
@@ -270,7 +285,7 @@ func (s *Source) energy(d *device, r *metering.Reading) nvml.Return {
 }
 
 func (s *Source) utilization(d *device, r *metering.Reading) nvml.Return {
-	if d.slice != nil || !s.has("nvmlDeviceGetUtilizationRates") {
+	if d.slice != nil {
 		return nvml.SUCCESS
 	}
 	u, ret := d.handle.GetUtilizationRates()
@@ -280,9 +295,6 @@ func (s *Source) utilization(d *device, r *metering.Reading) nvml.Return {
 
 // processes counts, and forgets whose they are.
 func (s *Source) processes(d *device, r *metering.Reading) nvml.Return {
-	if !s.has("nvmlDeviceGetComputeRunningProcesses", "nvmlDeviceGetComputeRunningProcesses_v2", "nvmlDeviceGetComputeRunningProcesses_v3") {
-		return nvml.SUCCESS
-	}
 	list, ret := d.handle.GetComputeRunningProcesses()
 	r.Processes = uint32(len(list))
 	return present(r, metering.HasProcesses, ret)
@@ -291,14 +303,12 @@ func (s *Source) processes(d *device, r *metering.Reading) nvml.Return {
 // throttling reads how long heat and the power brake slowed the GPU. The fields
 // replace the violation status, which is deprecated.
 func (s *Source) throttling(d *device, r *metering.Reading) nvml.Return {
-	if !s.has("nvmlDeviceGetFieldValues") {
-		return nvml.SUCCESS
-	}
-	fields := []nvml.FieldValue{
+	d.fields = [3]nvml.FieldValue{
 		{FieldId: nvml.FI_DEV_CLOCKS_EVENT_REASON_SW_THERM_SLOWDOWN},
 		{FieldId: nvml.FI_DEV_CLOCKS_EVENT_REASON_HW_THERM_SLOWDOWN},
 		{FieldId: nvml.FI_DEV_CLOCKS_EVENT_REASON_HW_POWER_BRAKE_SLOWDOWN},
 	}
+	fields := d.fields[:]
 	ret := d.gpu.GetFieldValues(fields)
 	if ret == nvml.SUCCESS {
 		for _, f := range fields {

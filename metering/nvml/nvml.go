@@ -24,6 +24,7 @@ type Source struct {
 	// only ever tries.
 	calls      sync.RWMutex
 	symbols    map[string]bool // found after Init; only changes under calls
+	steps      []step          // of a look, with those symbols
 	generation atomic.Uint64   // counts Inits
 	dead       atomic.Bool     // the driver went away: Init again
 	closed     atomic.Bool
@@ -90,6 +91,7 @@ func (s *Source) init() error {
 		}
 	}
 	s.symbols = found
+	s.steps = s.possible()
 	s.generation.Add(1)
 	return nil
 }
