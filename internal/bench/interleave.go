@@ -22,6 +22,7 @@ type Contender struct {
 type Series struct {
 	Name   string
 	Rates  []float64 // pieces a second
+	Times  []float64 // seconds of the process's processors a piece, round by round
 	Allocs float64   // heap objects a piece, over all rounds, of the whole process
 	Bytes  float64   // heap bytes a piece
 	Busy   float64   // processors that the process kept busy
@@ -68,7 +69,7 @@ func (c Contender) fill(warm tally, span time.Duration) int {
 
 // tally adds up the rounds of one contender.
 type tally struct {
-	rates           []float64
+	rates, times    []float64
 	work            int
 	wall, processor time.Duration
 	allocs, bytes   uint64
@@ -81,16 +82,18 @@ func (t *tally) run(ctx context.Context, c Contender, n int) error {
 	runtime.GC() // the garbage of the one before is not this one's
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
-	processor, begun := processorTime(), time.Now()
+	processor, begun := ProcessorTime(), time.Now()
 	if err := c.Run(ctx, n); err != nil {
 		return fmt.Errorf("%s: %w", c.Name, err)
 	}
 	wall := time.Since(begun)
-	t.processor += processorTime() - processor
+	used := ProcessorTime() - processor
 	runtime.ReadMemStats(&after)
 	t.rates = append(t.rates, float64(n)/wall.Seconds())
+	t.times = append(t.times, used.Seconds()/float64(n))
 	t.work += n
 	t.wall += wall
+	t.processor += used
 	t.allocs += after.Mallocs - before.Mallocs
 	t.bytes += after.TotalAlloc - before.TotalAlloc
 	return nil
@@ -98,12 +101,12 @@ func (t *tally) run(ctx context.Context, c Contender, n int) error {
 
 func (t *tally) series(name string) Series {
 	n := float64(t.work)
-	return Series{Name: name, Rates: t.rates, Allocs: float64(t.allocs) / n, Bytes: float64(t.bytes) / n,
+	return Series{Name: name, Rates: t.rates, Times: t.times, Allocs: float64(t.allocs) / n, Bytes: float64(t.bytes) / n,
 		Busy: float64(t.processor) / float64(t.wall)}
 }
 
-// processorTime is what this process has used, in the kernel too.
-func processorTime() time.Duration {
+// ProcessorTime is what this process has used, in the kernel too.
+func ProcessorTime() time.Duration {
 	var u syscall.Rusage
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
 		return 0

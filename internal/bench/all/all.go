@@ -4,6 +4,7 @@ package all
 import (
 	"github.com/gpupay/gpupay/internal/bench"
 	"github.com/gpupay/gpupay/internal/bench/leases"
+	"github.com/gpupay/gpupay/internal/bench/metercost"
 	"github.com/gpupay/gpupay/internal/bench/onchain"
 	"github.com/gpupay/gpupay/internal/bench/policy"
 	"github.com/gpupay/gpupay/internal/bench/received"
@@ -16,6 +17,7 @@ func Sections() []bench.Section {
 		received.Postgres(),
 		leases.Section{},
 		onchain.Section{},
+		metercost.Section{},
 		policy.Section{},
 	}
 }
