@@ -3,6 +3,7 @@ package all
 
 import (
 	"github.com/gpupay/gpupay/internal/bench"
+	"github.com/gpupay/gpupay/internal/bench/coldbuild"
 	"github.com/gpupay/gpupay/internal/bench/leases"
 	"github.com/gpupay/gpupay/internal/bench/metercost"
 	"github.com/gpupay/gpupay/internal/bench/onchain"
@@ -18,6 +19,7 @@ func Sections() []bench.Section {
 		leases.Section{},
 		onchain.Section{},
 		metercost.Section{},
+		coldbuild.Section{},
 		policy.Section{},
 	}
 }

@@ -61,7 +61,7 @@ type handles struct {
 func open(l *library, devices []string) (*handles, error) {
 	h := &handles{lib: nvml.New(nvml.WithLibraryPath(l.path))}
 	if ret := h.lib.Init(); ret != nvml.SUCCESS {
-		return nil, fmt.Errorf("Init: code %d", ret)
+		return nil, fmt.Errorf("start the library: code %d", ret)
 	}
 	for _, uuid := range devices {
 		d, ret := h.lib.DeviceGetHandleByUUID(uuid)
