@@ -87,7 +87,8 @@ type session struct {
 type slice struct{ gpu, compute uint32 }
 
 // eventWait is how long a look waits for the next XID, in milliseconds. XIDs
-// that came since the last look are there already.
+// that came since the last look are there already. Not zero: some programs poll
+// with it, and NVIDIA's documentation for Python says that it waits for ever.
 const eventWait = 1
 
 // eventLimit bounds the XIDs of one reading; more come with the next.
