@@ -17,8 +17,8 @@ const aboutCost = "What is counted is the time of the process's processors, garb
 	"Time is simulated, so that ticks follow one another, but every look at the clock also reads the host's, as the real one does. After each lease what was billed is " +
 	"held against the time that passed. The last two rows wait by the host's clock: there a tick wakes processors that sleep, and what it needs is no longer in their caches."
 
-const aboutDay = "24 hours, 86,400 ticks of one lease of 8 devices, with a signed record every 5 seconds, a Provider's default; processor time is the median over the " +
-	"hour's minutes. What a Provider does with a record, to store and to send it, is not in it."
+const aboutDay = "24 hours, 86,400 ticks of one lease of 8 devices, with a signed record every 5 seconds, a Provider's default; processor time is the median of the " +
+	"hour's minutes, with the cheapest and the dearest. What a Provider does with a record, to store and to send it, is not in it."
 
 func micros(s bench.Series) bench.Spread { return bench.SpreadOf(scaled(s.Times, 1e6)) }
 
@@ -67,10 +67,11 @@ func (m measured) dayTable() bench.Table {
 
 func (m measured) dayAims() []bench.Aim {
 	first, last := m.hours[0], m.hours[len(m.hours)-1]
-	ratio := last.ticks.Median / first.ticks.Median
+	ratio := last.ticks.Low / first.ticks.Low // what else the machine does shows least in an hour's cheapest minute
 	heap, evidence := int64(last.heap)-int64(first.heap), last.evidence-first.evidence
 	return []bench.Aim{
-		bench.Judge(aimDay, ratio <= 1.1, fmt.Sprintf("%sx: %s us, then %s", bench.Number(ratio), bench.Number(first.ticks.Median), bench.Number(last.ticks.Median))),
+		bench.Judge(aimDay, ratio <= 1.1, fmt.Sprintf("%sx: %s us in its cheapest minute, then %s; its median minutes %s and %s", bench.Number(ratio),
+			bench.Number(first.ticks.Low), bench.Number(last.ticks.Low), bench.Number(first.ticks.Median), bench.Number(last.ticks.Median))),
 		bench.Judge(aimSpace, heap <= 1<<20 && evidence <= 64, fmt.Sprintf("heap %+d KiB, evidence %+d bytes; the process %+.1f MiB in memory",
 			heap>>10, evidence, (float64(last.resident)-float64(first.resident))/(1<<20))),
 	}
@@ -79,9 +80,10 @@ func (m measured) dayAims() []bench.Aim {
 // plot is the day; if it was not measured, the rounds of a tick.
 func (m measured) plot() bench.Plot {
 	p := bench.Plot{Name: "day", Title: "A tick of 8 devices, its share of a record included", X: "hour of the day", Y: "us of a processor", Linear: true}
-	line, floor := bench.Line{Name: "median of the hour's minutes"}, bench.Line{Name: "zero"}
+	line, low, floor := bench.Line{Name: "median of the hour's minutes"}, bench.Line{Name: "the cheapest"}, bench.Line{Name: "zero"}
 	for i, h := range m.hours {
 		line.Points = append(line.Points, bench.Point{X: float64(i + 1), Y: h.ticks})
+		low.Points = append(low.Points, bench.Point{X: float64(i + 1), Y: bench.SpreadOf([]float64{h.ticks.Low})})
 		floor.Points = append(floor.Points, bench.Point{X: float64(i + 1)})
 	}
 	if m.hours == nil {
@@ -92,5 +94,8 @@ func (m measured) plot() bench.Plot {
 		}
 	}
 	p.Lines = []bench.Line{line, floor}
+	if m.hours != nil {
+		p.Lines = []bench.Line{line, low, floor}
+	}
 	return p
 }
