@@ -24,13 +24,17 @@ var (
 func (p Plot) Draw(path string) error {
 	g := plot.New()
 	g.Title.Text, g.X.Label.Text, g.Y.Label.Text = p.Title, p.X, p.Y
+	lines := p.Lines
 	if !p.Linear {
+		lines = drawable(p.Lines)
+	}
+	if !p.Linear && len(lines) > 0 {
 		g.X.Scale, g.Y.Scale = plot.LogScale{}, plot.LogScale{}
 		g.X.Tick.Marker, g.Y.Tick.Marker = p.ticks(), plot.LogTicks{Prec: -1}
 	}
 	g.BackgroundColor = color.White
 	g.Add(plotter.NewGrid())
-	for i, l := range p.Lines {
+	for i, l := range lines {
 		if p.Linear {
 			if err := l.trace(g, palette[i%len(palette)]); err != nil {
 				return err
@@ -59,6 +63,23 @@ func (p Plot) ticks() plot.ConstantTicks {
 		}
 	}
 	return ticks
+}
+
+// drawable is what logarithmic axes have a place for. A figure may be too small to be measured.
+func drawable(lines []Line) (some []Line) {
+	for _, l := range lines {
+		all := l.Points
+		l.Points = nil
+		for _, at := range all {
+			if at.X > 0 && at.Y.Low > 0 {
+				l.Points = append(l.Points, at)
+			}
+		}
+		if len(l.Points) > 0 {
+			some = append(some, l)
+		}
+	}
+	return some
 }
 
 // spans are points with their spread, as plotter takes them.
