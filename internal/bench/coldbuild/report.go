@@ -23,7 +23,7 @@ const about = "What somebody waits for who has just cloned the repository: the q
 	"Other programs that run at the same time show in what it takes by the clock, less in the processors' time."
 
 const aboutCuts = "The chain inside the quickstart is a whole go-ethereum node, the same that tests run against: with its own database (pebble, and with it zstd " +
-	"in C), network and tracing it is nearly half of the packages and more than a third of the processors' time. A chain made of go-ethereum's " +
+	"in C), network and tracing it is four in ten of the packages and more than a third of the processors' time. A chain made of go-ethereum's " +
 	"`core` alone would not need them, but its JSON-RPC would have to be written anew, and tests would no longer meet a real node's answers. The C " +
 	"compiler takes a third: SQLite, zstd, secp256k1 and NVML's bindings. C code is built without debugging information (`cgo.env`), which saves it a sixth."
 
