@@ -54,9 +54,7 @@ contract ChannelEscrow is IChannelEscrow, EIP712 {
     {
         id = _open(msg.sender, payee, token, salt, authorizedSigner, deposit);
 
-        uint256 before = _measure(token);
-        token.safeTransferFrom(msg.sender, address(this), deposit);
-        _measured(token, before, deposit);
+        _pull(token, deposit);
     }
 
     /// @inheritdoc IChannelEscrow
@@ -83,9 +81,7 @@ contract ChannelEscrow is IChannelEscrow, EIP712 {
     function topUp(Terms calldata terms, uint128 additionalDeposit) external {
         _topUp(terms, additionalDeposit, msg.sender, msg.sender == terms.payer);
 
-        uint256 before = _measure(terms.token);
-        terms.token.safeTransferFrom(msg.sender, address(this), additionalDeposit);
-        _measured(terms.token, before, additionalDeposit);
+        _pull(terms.token, additionalDeposit);
     }
 
     /// @inheritdoc IChannelEscrow
@@ -114,12 +110,28 @@ contract ChannelEscrow is IChannelEscrow, EIP712 {
         require(payee != address(0) && payee != address(this), InvalidPayee(payee));
         require(deposit != 0, ZeroAmount());
         _requireFits(deposit);
-        id = keccak256(abi.encode(payer, payee, token, salt, authorizedSigner, address(this), block.chainid));
+        // By hand, since the words that hash to the id are the event's too, once the deposit is in place of the escrow.
+        bytes32 opened = Opened.selector;
+        uint256 words;
+        assembly ("memory-safe") {
+            words := mload(0x40)
+            mstore(words, payer)
+            mstore(add(words, 0x20), payee)
+            mstore(add(words, 0x40), token)
+            mstore(add(words, 0x60), salt)
+            mstore(add(words, 0x80), authorizedSigner)
+            mstore(add(words, 0xa0), address())
+            mstore(add(words, 0xc0), chainid())
+            id := keccak256(words, 0xe0)
+        }
         require(Slot.unwrap(_get(id)) == 0, ChannelExists(id));
 
         _put(id, SlotLib.create(deposit));
 
-        emit Opened(id, payer, payee, token, salt, authorizedSigner, deposit);
+        assembly ("memory-safe") {
+            mstore(add(words, 0xa0), deposit)
+            log4(add(words, 0x40), 0x80, opened, id, payer, payee)
+        }
     }
 
     /// @dev Books a top-up; the caller brings the money in.
@@ -136,6 +148,13 @@ contract ChannelEscrow is IChannelEscrow, EIP712 {
 
         if (cancels) emit CloseCancelled(id);
         emit ToppedUp(id, from, amount, deposit);
+    }
+
+    /// @dev Pulls from the caller's allowance.
+    function _pull(address token, uint256 amount) private {
+        uint256 before = _measure(token);
+        token.safeTransferFrom(msg.sender, address(this), amount);
+        _measured(token, before, amount);
     }
 
     /// @dev Pulls an ERC-3009 authorization. What the token returns does not matter, what arrives does.
@@ -160,7 +179,7 @@ contract ChannelEscrow is IChannelEscrow, EIP712 {
         _measuring = 1;
 
         balance = token.balanceOf(address(this));
-        require(balance != 0 || token.code.length != 0, NoToken(token));
+        if (balance == 0) require(token.code.length != 0, NoToken(token));
     }
 
     /// @dev Ends measuring: a channel must hold what its events say.
@@ -200,10 +219,12 @@ contract ChannelEscrow is IChannelEscrow, EIP712 {
         }
 
         for (uint256 row; cursor != end;) {
-            uint256 voucher;
-            (cursor, voucher) = _read(cursor, end, row);
+            uint256 amount;
+            uint256 count;
+            (amount, cursor, count) = _settleGroup(cursor, end, row);
             unchecked {
-                paid += _settleRow(voucher, row++);
+                paid += amount;
+                row += count;
             }
         }
 
@@ -237,6 +258,10 @@ contract ChannelEscrow is IChannelEscrow, EIP712 {
     //     VOUCHER  voucher typehash | id | cumulative amount                             hashes to the struct hash
     //     DIGEST   0x1901 | domain separator | struct hash                               hashes, from its last two bytes on
     //     RECOVER  digest | v | r | s                                                    what ecrecover takes
+    //
+    // Rows come in groups of one shape, so that nothing about the shape is worked out, or paid for in calldata, for each.
+    // Signature and payer come first in a row: they are where they are whatever the lengths. Salt and signer are adjacent
+    // among the words of ID, so that one copy places both.
 
     uint256 private constant ID = 0x400;
     uint256 private constant VOUCHER = 0x4e0;
@@ -261,79 +286,107 @@ contract ChannelEscrow is IChannelEscrow, EIP712 {
         }
     }
 
-    /// @dev Reads the row at `cursor`. Returns where the next one begins, and where this one's amount and signature are.
-    function _read(uint256 cursor, uint256 end, uint256 row) private pure returns (uint256 next, uint256 voucher) {
+    /// @dev Pays the rows of the group whose header is at `cursor`, of which the first is row number `row`. What is the same
+    /// in all its rows is worked out here, once.
+    function _settleGroup(uint256 cursor, uint256 end, uint256 row)
+        private
+        returns (uint256 paid, uint256 groupEnd, uint256 count)
+    {
         bool malformed;
+        uint256 amountShift; // by how much to shift a word that begins with the amount
+        uint256 tailAt; // where in a row its salt, and its signer if it has one, are
+        uint256 tailLength;
+        uint256 tailTo; // where in ID these belong
+        uint256 signer; // which word of ID signs
+        uint256 stride;
         assembly ("memory-safe") {
-            let head := calldataload(cursor)
-            let header := byte(0, head)
-            let saltLength := and(header, 0x3f)
-            let named := shr(7, header)
-            let salt := add(add(cursor, 21), mul(named, 20))
-            voucher := add(salt, saltLength)
-            next := add(voucher, 77)
-            malformed := or(gt(next, end), gt(and(header, 0x7f), 32)) // a salt too long, or the reserved bit
+            let header := calldataload(cursor)
+            let named := shr(255, header)
+            let saltLength := and(byte(0, header), 0x7f)
+            let amountLength := byte(1, header)
+            count := and(shr(224, header), 0xffff)
+            cursor := add(cursor, 4)
 
-            mstore(ID, shr(96, shl(8, head)))
-            mstore(add(ID, 0x60), shr(sub(256, shl(3, saltLength)), calldataload(salt)))
-            mstore(add(ID, 0x80), mul(named, shr(96, calldataload(add(cursor, 21)))))
+            amountShift := sub(256, shl(3, amountLength))
+            tailAt := add(84, amountLength)
+            tailLength := add(saltLength, shl(5, named))
+            tailTo := sub(add(ID, 0x80), saltLength)
+            stride := add(tailAt, tailLength)
+            signer := add(ID, shl(7, named))
+            groupEnd := add(cursor, mul(count, stride))
+            malformed := or(gt(groupEnd, end), or(gt(saltLength, 32), gt(amountLength, 12)))
+
+            // Rows write the same bytes of these words each.
+            mstore(add(ID, 0x60), 0)
+            mstore(add(ID, 0x80), 0)
         }
         require(!malformed, MalformedRow(row));
-    }
 
-    /// @dev Pays the row that `_read` read into its channel's books, or says why not.
-    function _settleRow(uint256 voucher, uint256 row) private returns (uint256 amount) {
-        bytes32 id;
-        uint256 cumulativeAmount;
-        assembly ("memory-safe") {
-            id := keccak256(ID, 0xe0)
-            cumulativeAmount := shr(160, calldataload(voucher))
-        }
-        Slot slot = _get(id);
+        unchecked {
+            for (; cursor != groupEnd; cursor += stride) {
+                bytes32 id;
+                uint256 cumulativeAmount;
+                assembly ("memory-safe") {
+                    let head := calldataload(add(cursor, 0x40))
+                    mstore(ID, shr(96, head))
+                    calldatacopy(tailTo, add(cursor, tailAt), tailLength)
+                    id := keccak256(ID, 0xe0)
+                    cumulativeAmount := shr(amountShift, shl(160, head))
+                }
+                Slot slot = _get(id);
 
-        if (!slot.covers(cumulativeAmount)) {
-            emit SettlementSkipped(id, row, _reason(slot, cumulativeAmount));
-        } else if (!_signed(voucher, id, cumulativeAmount)) {
-            emit SettlementSkipped(id, row, SkipReason.BadSignature);
-        } else {
-            unchecked {
-                amount = cumulativeAmount - slot.settled();
+                if (slot.covers(cumulativeAmount)) {
+                    if (_signed(cursor, id, cumulativeAmount, signer)) {
+                        uint256 amount = cumulativeAmount - slot.settled();
+                        paid += amount;
+                        _put(id, slot.pay(amount));
+                        _emitSettled(id);
+                        continue;
+                    }
+                }
+                emit SettlementSkipped(id, row + count - (groupEnd - cursor) / stride, _reason(slot, cumulativeAmount));
             }
-            _put(id, slot.pay(amount));
-
-            bytes32 settled = Settled.selector;
-            assembly ("memory-safe") {
-                log2(add(VOUCHER, 0x40), 0x20, settled, id)
-            }
         }
     }
 
-    /// @dev Why a channel cannot pay an amount that it does not cover.
-    function _reason(Slot slot, uint256 cumulativeAmount) private pure returns (SkipReason) {
-        if (slot.status() == FINALIZED) return SkipReason.Finalized;
-        if (slot.status() != OPEN) return SkipReason.Unknown;
-        return cumulativeAmount <= slot.settled() ? SkipReason.Stale : SkipReason.ExceedsDeposit;
-    }
-
-    /// @dev Whether the row's signer signed the amount. Same rule as `_recovers`, on the words that are laid out.
-    function _signed(uint256 voucher, bytes32 id, uint256 cumulativeAmount) private view returns (bool valid) {
+    /// @dev Whether the address in the word at `signer` signed the amount, by the signature at `cursor`. Same rule as
+    /// `_recovers`, on the words that are laid out: the compact form has no room for another v, nor for an s of the upper
+    /// half, but for values so few that no signature will ever have one.
+    function _signed(uint256 cursor, bytes32 id, uint256 cumulativeAmount, uint256 signer)
+        private
+        view
+        returns (bool valid)
+    {
         assembly ("memory-safe") {
             mstore(add(VOUCHER, 0x20), id)
             mstore(add(VOUCHER, 0x40), cumulativeAmount)
             mstore(add(DIGEST, 0x40), keccak256(VOUCHER, 0x60))
             mstore(RECOVER, keccak256(add(DIGEST, 0x1e), 0x42))
-            mstore(add(RECOVER, 0x20), byte(0, calldataload(add(voucher, 76))))
-            calldatacopy(add(RECOVER, 0x40), add(voucher, 12), 0x40)
+            let vs := calldataload(add(cursor, 0x20))
+            mstore(add(RECOVER, 0x20), add(27, shr(255, vs)))
+            mstore(add(RECOVER, 0x40), calldataload(cursor))
+            mstore(add(RECOVER, 0x60), shr(1, shl(1, vs)))
 
-            // The precompile takes no v but 27 and 28, and returns nothing at all for a bad signature.
-            let recovered := mload(staticcall(gas(), 1, RECOVER, 0x80, 1, 0x20))
-            let signer := mload(add(ID, 0x80))
-            signer := or(signer, mul(iszero(signer), mload(ID))) // nobody named: the payer
-            valid := and(
-                and(eq(returndatasize(), 0x20), eq(recovered, signer)),
-                iszero(gt(mload(add(RECOVER, 0x60)), HALF_ORDER))
-            )
+            // For a bad signature the precompile returns nothing: the digest stays, and is nobody's address.
+            pop(staticcall(gas(), 1, RECOVER, 0x80, RECOVER, 0x20))
+            valid := eq(mload(RECOVER), mload(signer))
         }
+    }
+
+    /// @dev The same as `emit Settled`, with the amount that `_signed` left in VOUCHER.
+    function _emitSettled(bytes32 id) private {
+        bytes32 topic = Settled.selector;
+        assembly ("memory-safe") {
+            log2(add(VOUCHER, 0x40), 0x20, topic, id)
+        }
+    }
+
+    /// @dev Why a row was not paid.
+    function _reason(Slot slot, uint256 cumulativeAmount) private pure returns (SkipReason) {
+        if (slot.status() == FINALIZED) return SkipReason.Finalized;
+        if (slot.status() != OPEN) return SkipReason.Unknown;
+        if (cumulativeAmount <= slot.settled()) return SkipReason.Stale;
+        return cumulativeAmount > slot.deposit() ? SkipReason.ExceedsDeposit : SkipReason.BadSignature;
     }
 
     /*//////////////////////////////////////////////////////////////

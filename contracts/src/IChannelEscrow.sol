@@ -53,7 +53,8 @@ enum SkipReason {
 ///     Close(bytes32 channelId,uint128 cumulativeAmount,uint256 deadline)      signed by the payee
 ///
 /// A signature is 65 bytes (r, s, v) with v 27 or 28 and s in the lower half. If that does not recover the signer and the
-/// signer has code, the escrow asks the signer (ERC-1271), to whom it passes bytes of any length; never in a batch.
+/// signer has code, the escrow asks the signer (ERC-1271), to whom it passes bytes of any length; never in a batch. Batches
+/// carry the same signatures in 64 bytes.
 interface IChannelEscrow {
     /*//////////////////////////////////////////////////////////////
                                  EVENTS
@@ -130,7 +131,7 @@ interface IChannelEscrow {
     error CloseNotRequested(bytes32 channelId);
     /// @notice The payee still has until `withdrawableAt` to settle.
     error GracePeriodActive(bytes32 channelId, uint256 timestamp, uint256 withdrawableAt);
-    /// @notice The bytes of a batch do not parse from row number `row` on.
+    /// @notice The bytes of a batch do not parse: the group that begins with row number `row` is malformed or cut short.
     error MalformedRow(uint256 row);
     /// @notice A token called back into a deposit while a deposit was being measured.
     error Reentered();
@@ -203,9 +204,11 @@ interface IChannelEscrow {
 
     /// @notice Settles many channels of one payee and one token with one transfer. A row that cannot be paid is skipped
     /// and reported by an event; bytes that do not parse revert the whole batch. ERC-1271 signers need `settle`.
-    /// @param rows Rows without separators, each: 1 byte (bits 0-5: length of the salt, 0 to 32; bit 6: zero; bit 7: an
-    /// authorized signer follows), payer (20 bytes), [authorized signer (20)], salt without its leading zero bytes,
-    /// cumulative amount (12, big-endian), signature (65: r, s, v).
+    /// @param rows Groups of rows that look alike, without separators. A group begins with 4 bytes: bits 0-6 of the first
+    /// are S, the length of its salts (0 to 32), and bit 7 says whether its rows name authorized signers; then A, the
+    /// length of its amounts (0 to 12); then the number of its rows (2 bytes, big-endian). Each row is: signature
+    /// (64 bytes, the compact form of EIP-2098), payer (20), the last A bytes of the cumulative amount, the last S bytes
+    /// of the salt, [authorized signer (32, as a word)].
     /// @return paid Base units that the payee received.
     function settleBatch(address payee, address token, bytes calldata rows) external returns (uint256 paid);
 

@@ -43,13 +43,14 @@ library SlotLib {
         return Slot.unwrap(slot) >> STATUS;
     }
 
-    /// @dev Whether a voucher over `cumulativeAmount` can be paid. Without branches: a batch asks it for every row.
+    /// @dev Whether a voucher over `cumulativeAmount` can be paid. Without branches: a batch asks it for every row. An
+    /// unknown channel has no deposit, and so covers nothing.
     function covers(Slot slot, uint256 cumulativeAmount) internal pure returns (bool covered) {
-        uint256 isOpen = slot.status();
         uint256 low = slot.settled();
         uint256 high = slot.deposit();
         assembly ("memory-safe") {
-            covered := and(eq(isOpen, OPEN), and(gt(cumulativeAmount, low), iszero(gt(cumulativeAmount, high))))
+            let fresh := and(lt(slot, shl(STATUS, FINALIZED)), gt(cumulativeAmount, low))
+            covered := gt(fresh, gt(cumulativeAmount, high)) // fresh, and not above the deposit
         }
     }
 

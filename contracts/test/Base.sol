@@ -3,7 +3,6 @@ pragma solidity 0.8.37;
 
 import {Test} from "forge-std/Test.sol";
 
-import {ChannelEscrow} from "../src/ChannelEscrow.sol";
 import {Channel, IChannelEscrow, SkipReason, Terms} from "../src/IChannelEscrow.sol";
 import {TestToken} from "./token/TestToken.sol";
 
@@ -19,7 +18,7 @@ abstract contract Base is Test {
     string internal constant ESCROW = "out/ChannelEscrow.sol/ChannelEscrow.json";
     string internal constant TOKEN = "out/TestToken.sol/TestToken.json";
 
-    ChannelEscrow internal escrow;
+    IChannelEscrow internal escrow;
     TestToken internal token;
     Account internal payer;
     Account internal payee;
@@ -28,7 +27,7 @@ abstract contract Base is Test {
 
     function setUp() public virtual {
         vm.warp(1_800_000_000);
-        escrow = ChannelEscrow(_create(ESCROW, abi.encode(GRACE)));
+        escrow = IChannelEscrow(_create(ESCROW, abi.encode(GRACE)));
         token = TestToken(_create(TOKEN, ""));
         payer = makeAccount("payer");
         payee = makeAccount("payee");
@@ -120,22 +119,49 @@ abstract contract Base is Test {
         escrow.settle(terms, amount, signature);
     }
 
-    /// @dev A batch row as settleBatch reads it.
+    /// @dev A batch of one row, as settleBatch reads it. Joined, such batches are one of as many groups.
     function _row(Terms memory terms, uint96 amount, bytes memory signature) internal pure returns (bytes memory) {
-        uint8 length = _length(terms.salt);
-        bytes memory salt = new bytes(length);
-        for (uint256 i; i < length; ++i) {
-            salt[i] = terms.salt[32 - length + i];
-        }
-        bytes memory head = terms.authorizedSigner == address(0)
-            ? abi.encodePacked(length, terms.payer)
-            : abi.encodePacked(length | 0x80, terms.payer, terms.authorizedSigner);
-        return abi.encodePacked(head, salt, amount, signature);
+        uint8 saltLength = _length(terms.salt);
+        uint8 amountLength = _length(bytes32(uint256(amount)));
+        return bytes.concat(
+            _header(saltLength, terms.authorizedSigner != address(0), amountLength, 1),
+            _body(terms, amount, signature, saltLength, amountLength)
+        );
     }
 
-    /// @dev The salt's length without its leading zero bytes.
-    function _length(bytes32 salt) internal pure returns (uint8 length) {
-        for (uint256 rest = uint256(salt); rest != 0; rest >>= 8) {
+    /// @dev What a group of rows begins with.
+    function _header(uint8 saltLength, bool named, uint8 amountLength, uint16 count)
+        internal
+        pure
+        returns (bytes memory)
+    {
+        return abi.encodePacked(named ? saltLength | 0x80 : saltLength, amountLength, count);
+    }
+
+    /// @dev A row in a group of these lengths.
+    function _body(Terms memory terms, uint96 amount, bytes memory signature, uint8 saltLength, uint8 amountLength)
+        internal
+        pure
+        returns (bytes memory)
+    {
+        (bytes32 r, bytes32 s, uint8 v) = _split(signature);
+        bytes32 vs = bytes32(uint256(s) | (v == 28 ? 1 << 255 : 0));
+        bytes memory tail = _low(terms.salt, saltLength);
+        if (terms.authorizedSigner != address(0)) tail = bytes.concat(tail, abi.encode(terms.authorizedSigner));
+        return abi.encodePacked(r, vs, terms.payer, _low(bytes32(uint256(amount)), amountLength), tail);
+    }
+
+    /// @dev The lowest bytes of a word.
+    function _low(bytes32 word, uint8 length) internal pure returns (bytes memory low) {
+        low = new bytes(length);
+        for (uint256 i; i < length; ++i) {
+            low[i] = word[32 - length + i];
+        }
+    }
+
+    /// @dev A word's length without its leading zero bytes.
+    function _length(bytes32 word) internal pure returns (uint8 length) {
+        for (uint256 rest = uint256(word); rest != 0; rest >>= 8) {
             ++length;
         }
     }

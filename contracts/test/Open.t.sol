@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 pragma solidity 0.8.37;
 
-import {ChannelEscrow} from "../src/ChannelEscrow.sol";
 import {Base, Channel, IChannelEscrow, Terms} from "./Base.sol";
 
 contract OpenTest is Base {
@@ -139,8 +138,8 @@ contract OpenTest is Base {
         this.create(599);
     }
 
-    function _escrow(uint40 grace) private returns (ChannelEscrow) {
-        return ChannelEscrow(create(grace));
+    function _escrow(uint40 grace) private returns (IChannelEscrow) {
+        return IChannelEscrow(create(grace));
     }
 
     /// @dev A call of its own, so that a test can expect it to revert.

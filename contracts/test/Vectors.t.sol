@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 pragma solidity 0.8.37;
 
-import {ChannelEscrow} from "../src/ChannelEscrow.sol";
 import {Base, IChannelEscrow, SkipReason, Terms} from "./Base.sol";
 import {TestToken} from "./token/TestToken.sol";
 
@@ -16,7 +15,7 @@ contract VectorsTest is Base {
         vm.chainId(vm.parseJsonUint(_json, ".chainId"));
         address at = vm.parseJsonAddress(_json, ".escrow");
         deployCodeTo(ESCROW, abi.encode(GRACE), at);
-        escrow = ChannelEscrow(at);
+        escrow = IChannelEscrow(at);
     }
 
     function test_domainSeparator() public view {
@@ -50,7 +49,7 @@ contract VectorsTest is Base {
         uint256 snapshot = vm.snapshotState();
         _settleOne(name, terms, id, amount, signature, valid);
         vm.revertToState(snapshot);
-        if (signature.length == 65) _settleRow(name, terms, id, uint96(amount), signature, valid);
+        if (_packable(signature)) _settleRow(name, terms, id, uint96(amount), signature, valid);
     }
 
     function _settleOne(
@@ -69,6 +68,11 @@ contract VectorsTest is Base {
         escrow.settle(terms, amount, signature);
 
         assertEq(escrow.channel(id).settled, valid ? amount : 0, name);
+    }
+
+    /// @dev A row has room for no other signature.
+    function _packable(bytes memory signature) private pure returns (bool) {
+        return signature.length == 65 && (signature[64] == 0x1b || signature[64] == 0x1c);
     }
 
     function _settleRow(

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 pragma solidity 0.8.37;
 
+import {EIP712} from "solady/utils/EIP712.sol";
+
 import {Base, Channel, Terms} from "./Base.sol";
 
 contract ViewsTest is Base {
@@ -41,7 +43,7 @@ contract ViewsTest is Base {
             address verifyingContract,
             bytes32 salt,
             uint256[] memory extensions
-        ) = escrow.eip712Domain();
+        ) = EIP712(address(escrow)).eip712Domain();
         assertEq(fields, hex"0f");
         assertEq(name, "EVM Payment Channel");
         assertEq(version, "1");

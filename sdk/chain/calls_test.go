@@ -2,6 +2,7 @@ package chain_test
 
 import (
 	"errors"
+	"slices"
 	"testing"
 
 	"github.com/ethereum/go-ethereum/common"
@@ -112,12 +113,15 @@ func TestBatchWithBadRows(t *testing.T) {
 		t.Fatal(err)
 	}
 	result := send(t, payee, call)
-	want := map[uint64]chain.SkipReason{1: chain.BadSignature, 2: chain.Unknown, 3: chain.ExceedsDeposit, 5: chain.Stale}
+	// The salts of rows 0 and 5 are shorter than the others', and the last row names its signer: three groups.
+	place := []uint64{0, 2, 3, 4, 5, 1, 6}
+	want := map[int]chain.SkipReason{1: chain.BadSignature, 2: chain.Unknown, 3: chain.ExceedsDeposit, 5: chain.Stale}
 	for _, skipped := range w.escrow.Skipped(result.Receipt) {
-		if want[skipped.Row] != skipped.Reason || skipped.Channel != rows[skipped.Row].ID {
+		row := slices.Index(place, skipped.Row)
+		if want[row] != skipped.Reason || skipped.Channel != rows[row].ID {
 			t.Errorf("row %d of channel %s: %s", skipped.Row, skipped.Channel, skipped.Reason)
 		}
-		delete(want, skipped.Row)
+		delete(want, row)
 	}
 	if len(want) > 0 {
 		t.Errorf("not reported: %v", want)

@@ -56,7 +56,7 @@ func (e *Escrow) SettlementCall(states []channel.State) (Call, error) {
 }
 
 // SettlementGas is what receipts say: see docs/contracts.md.
-func (e *Escrow) SettlementGas() (batch, channel uint64) { return 38_200, 11_800 }
+func (e *Escrow) SettlementGas() (batch, channel uint64) { return 38_500, 11_500 }
 
 // PayoutCall returns false: settling pays.
 func (e *Escrow) PayoutCall(context.Context, common.Address, common.Address) (Call, bool, error) {

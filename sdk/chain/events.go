@@ -31,7 +31,7 @@ func (r SkipReason) String() string {
 	return fmt.Sprintf("reason %d", uint8(r))
 }
 
-// Skipped is a row of a batch that was not paid.
+// Skipped is a row of a batch that was not paid. Rows are numbered as they were packed, those of one shape together.
 type Skipped struct {
 	Channel common.Hash
 	Row     uint64
