@@ -97,23 +97,31 @@ var coins = new(big.Int).Mul(big.NewInt(10_000), big.NewInt(1e18))
 
 // find looks for the binary of the npm package, not its script: a script would leave anvil behind when it is killed.
 func find() (string, error) {
-	dir, err := os.Getwd()
+	dir, err := Root()
 	if err != nil {
 		return "", err
-	}
-	for ; ; dir = filepath.Dir(dir) {
-		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
-			break
-		}
-		if dir == filepath.Dir(dir) {
-			return "", errors.New("no go.mod above the test")
-		}
 	}
 	found, err := filepath.Glob(filepath.Join(dir, "node_modules", "@foundry-rs", "anvil-*", "bin", "anvil*"))
 	if err != nil || len(found) == 0 {
 		return "", errors.New("anvil is not installed in node_modules")
 	}
 	return found[0], nil
+}
+
+// Root is the repository's root: the directory with go.mod at or above the working directory.
+func Root() (string, error) {
+	dir, err := os.Getwd()
+	if err != nil {
+		return "", err
+	}
+	for ; ; dir = filepath.Dir(dir) {
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+			return dir, nil
+		}
+		if dir == filepath.Dir(dir) {
+			return "", errors.New("no go.mod above the test")
+		}
+	}
 }
 
 // start runs anvil on a port of its own choice and returns the port.

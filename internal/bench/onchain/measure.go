@@ -21,11 +21,11 @@ type account struct {
 	state channel.State
 }
 
-// Figures is what operations took, in gas.
+// Figures is what operations took, in gas. OpenAll takes all of an allowance, as a Renter gives it.
 type Figures struct {
-	Open, OpenUnlimited, TopUp, Settle, Close, RequestClose, Withdraw uint64
-	Payout                                                            uint64         // where settling does not pay
-	Batch                                                             map[int]uint64 // by its channels
+	Open, OpenUnlimited, OpenAll, TopUp, Settle, Close, RequestClose, Withdraw uint64
+	Payout                                                                     uint64         // where settling does not pay
+	Batch                                                                      map[int]uint64 // by its channels
 }
 
 // marginal is what each channel more takes in a batch, between two sizes.
@@ -68,11 +68,29 @@ func (r *rig) batch(all []*account, list types.AccessList) uint64 {
 		r.pays(a.key, &a.state, r.escrow.Domain())
 		states[i] = a.state
 	}
+	call := r.settlement(states)
+	if r.pack != nil {
+		call.Data = r.abi.PackSettleBatch(r.payee.Address(), r.Token, r.pack(states))
+	}
+	return r.do(r.Keys[2], call, list)
+}
+
+func (r *rig) settlement(states []channel.State) chain.Call {
 	call, err := r.escrow.SettleBatchCall(r.payee.Address(), r.Token, states)
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	return r.do(r.Keys[2], call, list)
+	return call
+}
+
+// opens is what it takes somebody new to open a channel, with that allowance.
+func (r *rig) opens(allowance *big.Int, list func(chain.Call, *ecdsa.PrivateKey) types.AccessList) uint64 {
+	key := r.person(allowance)
+	call := r.escrow.OpenCall(r.terms(key, salt(9_999)), amount(deposit))
+	if list == nil {
+		return r.do(key, call, nil)
+	}
+	return r.do(key, call, list(call, key))
 }
 
 // ours measures the escrow; most bounds a batch.
@@ -89,9 +107,7 @@ func (r *rig) ours(most int) Figures {
 	f.RequestClose = r.do(b.key, r.escrow.RequestCloseCall(b.state.Terms), nil)
 	r.AdvanceTime(r.t, chaintest.Grace)
 	f.Withdraw = r.do(r.Keys[2], r.escrow.WithdrawCall(b.state.Terms), nil)
-	key, free := r.person(limited), r.person(math.MaxBig256)
-	f.Open = r.do(key, r.escrow.OpenCall(r.terms(key, salt(9_999)), amount(deposit)), nil)
-	f.OpenUnlimited = r.do(free, r.escrow.OpenCall(r.terms(free, salt(9_999)), amount(deposit)), nil)
+	f.Open, f.OpenUnlimited, f.OpenAll = r.opens(limited, nil), r.opens(math.MaxBig256, nil), r.opens(big.NewInt(deposit), nil)
 	all := r.opened(most, nil)
 	for _, n := range sizes(most) {
 		f.Batch[n] = r.batch(all[:n], nil)
@@ -106,30 +122,6 @@ func sizes(most int) (all []int) {
 		}
 	}
 	return all
-}
-
-// A Trial is what a row of a batch would cost if it were otherwise, against rows as they are.
-type Trial struct {
-	Name string
-	Gas  int64 // more for each row
-}
-
-// trials measures what can be measured with the contract as it is.
-func (r *rig) trials(n int) []Trial {
-	plain := r.opened(n, nil)
-	base := int64(r.batch(plain, nil))
-	each := func(name string, gas uint64) Trial { return Trial{name, (int64(gas) - base) / int64(n)} }
-	long := r.opened(n, func(t *channel.Terms) { t.Salt = crypto.Keccak256Hash(t.Payer[:]) })
-	named := r.opened(n, func(t *channel.Terms) { t.AuthorizedSigner = t.Payer })
-	list := types.AccessList{{Address: r.Escrow}}
-	for _, a := range plain {
-		list[0].StorageKeys = append(list[0].StorageKeys, a.state.ID)
-	}
-	return []Trial{
-		each("a salt of 32 bytes instead of 4", r.batch(long, nil)),
-		each("the signer named though it is the payer", r.batch(named, nil)),
-		each("an access list of the channels' slots", r.batch(plain, list)),
-	}
 }
 
 // standIn measures our stand-in for x402's contract: the deposit by ERC-3009, claims, payout.

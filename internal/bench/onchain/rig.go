@@ -16,6 +16,7 @@ import (
 	"github.com/ethereum/go-ethereum/crypto"
 	"github.com/holiman/uint256"
 
+	"github.com/gpupay/gpupay/bindings"
 	"github.com/gpupay/gpupay/bindings/testtoken"
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/chaintest"
@@ -64,6 +65,8 @@ type rig struct {
 	*chaintest.Chain
 	t      *stage
 	escrow *chain.Escrow
+	abi    *bindings.ChannelEscrow
+	pack   func([]channel.State) []byte // lays out a batch's rows; nil for how sdk/chain does
 	x402   *chain.BatchSettlement
 	token  *testtoken.TestToken
 	domain common.Hash // the token's
@@ -74,7 +77,7 @@ type rig struct {
 func newRig(t *stage) *rig {
 	c := chaintest.Anvil(t, "--hardfork", "osaka")
 	c.PlaceBatchSettlement(t)
-	r := &rig{Chain: c, t: t, token: testtoken.NewTestToken(), payee: channel.NewKey(c.Keys[1])}
+	r := &rig{Chain: c, t: t, abi: bindings.NewChannelEscrow(), token: testtoken.NewTestToken(), payee: channel.NewKey(c.Keys[1])}
 	var err error
 	if r.escrow, err = chain.NewEscrow(t.ctx, c.Backend, c.Escrow); err != nil {
 		t.Fatal(err)

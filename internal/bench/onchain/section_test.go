@@ -24,6 +24,9 @@ func TestSection(t *testing.T) {
 			if len(row) != len(table.Head) {
 				t.Errorf("%d cells: %v", len(row), row)
 			}
+			if len(row) == 3 && row[1] == "+0" {
+				t.Errorf("%q changes nothing", row[0])
+			}
 			t.Log(row)
 		}
 	}
@@ -40,6 +43,20 @@ func TestSection(t *testing.T) {
 		t.Logf("%s: a batch of %g takes %g gas, policies reckon with %g", line.Name, last.X, got, want)
 		if line.Name == "gpupay" && (got > want*1.02 || got < want*0.98) {
 			t.Error("that is more than 2 % off")
+		}
+	}
+}
+
+// A variant of a contract that has changed since is an error, and not a measurement of the contract as it is.
+func TestPatchThatFitsNoMore(t *testing.T) {
+	patches := []patch{{"a.sol", "x = 1;", "x = 2;"}, {"b.sol", "nothing", "something"}}
+	got, err := apply("x = 1; y = 1;", "a.sol", patches)
+	if err != nil || got != "x = 2; y = 1;" {
+		t.Errorf("%q, %v", got, err)
+	}
+	for _, text := range []string{"x = 3;", "x = 1; x = 1;", ""} {
+		if got, err := apply(text, "a.sol", patches); err == nil {
+			t.Errorf("%q became %q", text, got)
 		}
 	}
 }
