@@ -17,6 +17,7 @@ import (
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/settle"
+	"github.com/gpupay/gpupay/sdk/units"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -339,7 +340,7 @@ func (p *Provider) minDeposit() (uint256.Int, error) {
 	if p.config.MinDeposit == "" {
 		return p.price.Charge(uint64(10 * time.Minute))
 	}
-	v, err := ParseUnits(p.config.MinDeposit, p.token.Decimals)
+	v, err := units.Parse(p.config.MinDeposit, p.token.Decimals)
 	if err != nil {
 		return v, fmt.Errorf("provider: MinDeposit: %w", err)
 	}

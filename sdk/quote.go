@@ -13,6 +13,7 @@ import (
 
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/units"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -160,7 +161,7 @@ func (r *Renter) checkPrice(offer wire.Offer) (metering.Price, error) {
 	price := metering.Price{Amount: offer.Amount.Int, Unit: unit}
 	if hourly := hourlyAmount(price); hourly.Gt(&r.caps.hourly) {
 		return metering.Price{}, fmt.Errorf("%w: %s %s per GPU-hour, the cap is %s", ErrTooDear,
-			PricePerGPUHour(price, r.token.Decimals), r.token.Symbol, FormatUnits(r.caps.hourly, r.token.Decimals))
+			PricePerGPUHour(price, r.token.Decimals), r.token.Symbol, units.Format(r.caps.hourly, r.token.Decimals))
 	}
 	return price, nil
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/fault"
+	"github.com/gpupay/gpupay/sdk/units"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -31,7 +32,7 @@ func (l *Rental) step() uint256.Int {
 	if l.row.Options.TopUp == "" || l.poor {
 		return uint256.Int{}
 	}
-	step, err := ParseUnits(l.row.Options.TopUp, l.r.token.Decimals)
+	step, err := units.Parse(l.row.Options.TopUp, l.r.token.Decimals)
 	if err != nil || !l.row.Deposit.Lt(&l.r.caps.PerChannel) {
 		return uint256.Int{}
 	}

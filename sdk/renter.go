@@ -16,6 +16,7 @@ import (
 	"github.com/gpupay/gpupay/channel/store"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/units"
 )
 
 // What a renter meets. Every other error says what happened and wraps nothing
@@ -217,7 +218,7 @@ func (c Caps) base(decimals uint8) (renterCaps, error) {
 			*cap.into = channel.MaxAmount()
 			continue
 		}
-		amount, err := ParseUnits(cap.text, decimals)
+		amount, err := units.Parse(cap.text, decimals)
 		if err != nil {
 			return caps, fmt.Errorf("renter: Caps.%s: %w", cap.name, err)
 		}

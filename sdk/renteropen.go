@@ -14,6 +14,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/fault"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/units"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -71,12 +72,12 @@ func (r *Renter) deposit(q Quote, options RentOptions) (uint256.Int, error) {
 	deposit := q.SuggestedDeposit
 	if options.Deposit != "" {
 		var err error
-		if deposit, err = ParseUnits(options.Deposit, r.token.Decimals); err != nil {
+		if deposit, err = units.Parse(options.Deposit, r.token.Decimals); err != nil {
 			return deposit, fmt.Errorf("renter: Deposit: %w", err)
 		}
 	}
 	if options.TopUp != "" {
-		if _, err := ParseUnits(options.TopUp, r.token.Decimals); err != nil {
+		if _, err := units.Parse(options.TopUp, r.token.Decimals); err != nil {
 			return deposit, fmt.Errorf("renter: TopUp: %w", err)
 		}
 	}
@@ -94,7 +95,7 @@ func (r *Renter) deposit(q Quote, options RentOptions) (uint256.Int, error) {
 }
 
 func (r *Renter) units(amount uint256.Int) string {
-	return FormatUnits(amount, r.token.Decimals) + " " + r.token.Symbol
+	return units.Format(amount, r.token.Decimals) + " " + r.token.Symbol
 }
 
 // prepare chooses the way to fund, makes sure that it can work, and puts the

@@ -21,6 +21,7 @@ import (
 	"github.com/gpupay/gpupay/channel/store"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/settle"
+	"github.com/gpupay/gpupay/sdk/units"
 )
 
 //go:embed migrations/tower/*.sql
@@ -190,7 +191,7 @@ func (t *Tower) connect(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if t.least[address], err = ParseUnits(least, token.Decimals); err != nil {
+		if t.least[address], err = units.Parse(least, token.Decimals); err != nil {
 			return fmt.Errorf("watchtower: Tokens[%s]: %w", address, err)
 		}
 	}

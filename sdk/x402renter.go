@@ -13,6 +13,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/units"
 )
 
 // What a renter meets at x402 servers, beside what it meets at providers:
@@ -93,12 +94,12 @@ func (r *Renter) X402(ctx context.Context, options X402Options) (*X402Client, er
 	}
 	var err error
 	if x.maxPrice = channel.MaxAmount(); options.MaxPrice != Unlimited {
-		if x.maxPrice, err = ParseUnits(options.MaxPrice, r.token.Decimals); err != nil {
+		if x.maxPrice, err = units.Parse(options.MaxPrice, r.token.Decimals); err != nil {
 			return nil, fmt.Errorf("renter: MaxPrice: %w", err)
 		}
 	}
 	if options.Deposit != "" {
-		if x.deposit, err = ParseUnits(options.Deposit, r.token.Decimals); err != nil {
+		if x.deposit, err = units.Parse(options.Deposit, r.token.Decimals); err != nil {
 			return nil, fmt.Errorf("renter: Deposit: %w", err)
 		}
 	}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/units"
 	"github.com/gpupay/gpupay/sdk/wire"
 	"github.com/gpupay/gpupay/sdk/wire/x402"
 )
@@ -34,7 +35,7 @@ type X402Refund struct {
 func (x *X402Client) Refund(ctx context.Context, url, amount string) (X402Refund, error) {
 	var part *wire.Amount
 	if amount != "" {
-		units, err := ParseUnits(amount, x.r.token.Decimals)
+		units, err := units.Parse(amount, x.r.token.Decimals)
 		if err != nil || units.IsZero() {
 			return X402Refund{}, errors.Join(fmt.Errorf("renter: a refund of %q", amount), err)
 		}

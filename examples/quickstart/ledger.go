@@ -14,11 +14,12 @@ import (
 
 	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/units"
 )
 
 const decimals = 6 // of the test token
 
-func units(amount uint256.Int) string { return sdk.FormatUnits(amount, decimals) }
+func inTokens(amount uint256.Int) string { return units.Format(amount, decimals) }
 
 // coin writes wei in units of the native coin.
 func coin(wei *big.Int) string {
@@ -26,7 +27,7 @@ func coin(wei *big.Int) string {
 	if overflow {
 		return wei.String() + " wei"
 	}
-	return sdk.FormatUnits(*amount, 18) + " ether"
+	return units.Format(*amount, 18) + " ether"
 }
 
 // ledger prints what everybody used, owed, signed, got and got back, checks
@@ -68,7 +69,7 @@ func (s *story) ledger(ctx context.Context) error {
 
 func row(out *tabwriter.Writer, name string, nanos uint64, c sdk.Closing) {
 	fmt.Fprintf(out, "%s\t%.3f\t%s\t%s\t%s\t%s\t%s\t\n", name, time.Duration(nanos).Seconds(),
-		units(c.Owed), units(c.Signed), units(c.Settled), units(c.Refunded), units(c.Deposit))
+		inTokens(c.Owed), inTokens(c.Signed), inTokens(c.Settled), inTokens(c.Refunded), inTokens(c.Deposit))
 }
 
 func add(total *sdk.Closing, c sdk.Closing) {

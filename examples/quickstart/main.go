@@ -230,7 +230,7 @@ func (s *story) payByTheMinute(ctx context.Context) error {
 		for _, p := range s.renters {
 			v := p.rental.Snapshot()
 			s.say("%-12s minute %d: %.1f GPU-seconds in %d checked records, owes %s, has vouchered %s",
-				p.name, n, time.Duration(v.Nanos).Seconds(), v.Sequence, units(v.Owed), units(v.Paid))
+				p.name, n, time.Duration(v.Nanos).Seconds(), v.Sequence, inTokens(v.Owed), inTokens(v.Paid))
 		}
 	}
 	return nil
@@ -276,7 +276,7 @@ func (s *story) settle(ctx context.Context) error {
 		return err
 	}
 	for _, one := range s.settled {
-		s.say("provider     settled %d channel(s) in one transaction: %s tokens, for %s of gas", len(one.Channels), units(one.Paid), coin(one.Gas))
+		s.say("provider     settled %d channel(s) in one transaction: %s tokens, for %s of gas", len(one.Channels), inTokens(one.Paid), coin(one.Gas))
 	}
 	return nil
 }
@@ -287,7 +287,7 @@ func (s *story) close(ctx context.Context) error {
 		if p.closing, err = p.rental.Close(ctx); err != nil {
 			return fmt.Errorf("closing %s's channel: %w", p.name, err)
 		}
-		s.say("%-12s closed: %s settled, %s refunded", p.name, units(p.closing.Settled), units(p.closing.Refunded))
+		s.say("%-12s closed: %s settled, %s refunded", p.name, inTokens(p.closing.Settled), inTokens(p.closing.Refunded))
 	}
 	return nil
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/gpupay/gpupay/internal/cli"
 	"github.com/gpupay/gpupay/sdk"
+	"github.com/gpupay/gpupay/sdk/units"
 )
 
 func main() { cli.Main(run) }
@@ -119,7 +120,7 @@ func begin(ctx context.Context, renter *sdk.Renter, open []sdk.RentalState, o *o
 		return nil, err
 	}
 	fmt.Printf("price %s %s per GPU-hour, deposit at least %s, refund without the provider's help after %s\n",
-		quote.PerGPUHour, quote.Symbol, sdk.FormatUnits(quote.MinDeposit, quote.Decimals), quote.Grace)
+		quote.PerGPUHour, quote.Symbol, units.Format(quote.MinDeposit, quote.Decimals), quote.Grace)
 	return renter.Rent(ctx, o.provider, o.rent)
 }
 

@@ -9,6 +9,7 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/sdk"
+	"github.com/gpupay/gpupay/sdk/units"
 )
 
 // table shows a running rental: a row that rewrites itself where a person
@@ -24,7 +25,7 @@ func newTable(renter *sdk.Renter, rental *sdk.Rental) *table {
 	decimals := renter.Token().Decimals
 	return &table{
 		rental: rental,
-		units:  func(a uint256.Int) string { return sdk.FormatUnits(a, decimals) },
+		units:  func(a uint256.Int) string { return units.Format(a, decimals) },
 		live:   err == nil && info.Mode()&os.ModeCharDevice != 0,
 	}
 }
@@ -78,9 +79,9 @@ func or(text, otherwise string) string {
 }
 
 func report(renter *sdk.Renter, c sdk.Closing) {
-	units := func(a uint256.Int) string { return sdk.FormatUnits(a, renter.Token().Decimals) }
+	show := func(a uint256.Int) string { return units.Format(a, renter.Token().Decimals) }
 	fmt.Printf("closed: deposited %s, owed %s, vouchered %s, settled %s, refunded %s\n",
-		units(c.Deposit), units(c.Owed), units(c.Signed), units(c.Settled), units(c.Refunded))
+		show(c.Deposit), show(c.Owed), show(c.Signed), show(c.Settled), show(c.Refunded))
 	if c.Note != "" {
 		fmt.Println("note:", c.Note)
 	}
@@ -89,6 +90,6 @@ func report(renter *sdk.Renter, c sdk.Closing) {
 func list(open []sdk.RentalState, renter *sdk.Renter) {
 	for _, s := range open {
 		fmt.Printf("%s  %-9s  deposit %s  paid %s  %s\n", s.Channel, s.Phase,
-			sdk.FormatUnits(s.Deposit, renter.Token().Decimals), sdk.FormatUnits(s.Paid, renter.Token().Decimals), s.URL)
+			units.Format(s.Deposit, renter.Token().Decimals), units.Format(s.Paid, renter.Token().Decimals), s.URL)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/gpupay/gpupay/sdk"
+	"github.com/gpupay/gpupay/sdk/units"
 )
 
 // rentOverX402 rents by ticks over x402: each window is paid when it was metered
@@ -22,8 +23,8 @@ func rentOverX402(ctx, work context.Context, renter *sdk.Renter, o *options) err
 	token := renter.Token()
 	for _, c := range channels {
 		if o.list || o.leave {
-			fmt.Printf("channel %s: %s, holds %s %s, %s charged, %s\n", c.ID, c.Status, sdk.FormatUnits(c.Deposit, token.Decimals),
-				token.Symbol, sdk.FormatUnits(c.Charged, token.Decimals), c.URL)
+			fmt.Printf("channel %s: %s, holds %s %s, %s charged, %s\n", c.ID, c.Status, units.Format(c.Deposit, token.Decimals),
+				token.Symbol, units.Format(c.Charged, token.Decimals), c.URL)
 		}
 		if !o.leave {
 			continue
@@ -32,7 +33,7 @@ func rentOverX402(ctx, work context.Context, renter *sdk.Renter, o *options) err
 		if err != nil {
 			return err
 		}
-		fmt.Printf("got back %s %s\n", sdk.FormatUnits(refund.Amount, token.Decimals), token.Symbol)
+		fmt.Printf("got back %s %s\n", units.Format(refund.Amount, token.Decimals), token.Symbol)
 	}
 	if o.list || o.leave {
 		return nil
@@ -53,7 +54,7 @@ func rentOverX402(ctx, work context.Context, renter *sdk.Renter, o *options) err
 			shown = true
 		}
 		fmt.Printf("%s  %s  %s GPU time  %s %s owed\n", time.Now().Format(time.TimeOnly), t.State,
-			time.Duration(t.Record.Nanos).Round(time.Millisecond), sdk.FormatUnits(t.Record.Owed, token.Decimals), token.Symbol)
+			time.Duration(t.Record.Nanos).Round(time.Millisecond), units.Format(t.Record.Owed, token.Decimals), token.Symbol)
 	})
 	if !shown {
 		return runErr
@@ -62,6 +63,6 @@ func rentOverX402(ctx, work context.Context, renter *sdk.Renter, o *options) err
 	if err != nil {
 		return fmt.Errorf("%w (--x402 --leave gets the deposit back without the provider)", err)
 	}
-	fmt.Printf("closed: got back %s %s\n", sdk.FormatUnits(refund.Amount, token.Decimals), token.Symbol)
+	fmt.Printf("closed: got back %s %s\n", units.Format(refund.Amount, token.Decimals), token.Symbol)
 	return runErr
 }

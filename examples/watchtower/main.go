@@ -20,6 +20,7 @@ import (
 
 	"github.com/gpupay/gpupay/internal/cli"
 	"github.com/gpupay/gpupay/sdk"
+	"github.com/gpupay/gpupay/sdk/units"
 )
 
 func main() { cli.Main(run) }
@@ -116,7 +117,7 @@ func budget(name, text string) (sdk.GasBudget, error) {
 	one, all, ok := strings.Cut(text, ",")
 	var wei [2]*big.Int
 	for i, coin := range []string{one, all} {
-		amount, err := sdk.ParseUnits(strings.TrimSpace(coin), 18)
+		amount, err := units.Parse(strings.TrimSpace(coin), 18)
 		if err != nil || !ok {
 			return sdk.GasBudget{}, fmt.Errorf("--%s: %q is not two amounts of native coin such as 0.005,0.05", name, text)
 		}
