@@ -45,7 +45,7 @@ func problemOf(err error) *wire.Problem {
 	var mined *chain.Reverted
 	var revert *chain.Revert
 	if errors.As(err, &revert) {
-		return wire.TransactionReverted.With("the escrow refused the transaction: %s", reason(revert))
+		return wire.TransactionReverted.With("the escrow refused the transaction: %s", revert.Reason())
 	}
 	if errors.As(err, &mined) { // it cost gas; why it reverted may not be known any more
 		return wire.TransactionReverted.With("transaction %s was mined and reverted; that is final", mined.Hash)
@@ -54,13 +54,4 @@ func problemOf(err error) *wire.Problem {
 		return wire.Unavailable.With("it took too long; nothing is lost, try again")
 	}
 	return wire.Internal.With("see the provider's log")
-}
-
-// reason is a custom error's name, which says what was wrong, without its
-// selector or arguments.
-func reason(r *chain.Revert) string {
-	if r.Name == "" {
-		return "no reason given"
-	}
-	return r.Name
 }

@@ -43,6 +43,14 @@ func (r *Revert) Error() string {
 	return fmt.Sprintf("reverted: %s(%s)", r.Name, strings.Join(args, ", "))
 }
 
+// Reason is the custom error's name, which says what was wrong, without its selector or arguments: it can be told to a peer.
+func (r *Revert) Reason() string {
+	if r.Name == "" {
+		return "no reason given"
+	}
+	return r.Name
+}
+
 func show(arg any) string {
 	switch v := arg.(type) {
 	case [32]byte:
