@@ -35,7 +35,7 @@ type Bundle struct {
 	Version int         `json:"version"` // 1
 	Keeper  string      `json:"keeper"`  // whose database it comes from: KeptByPayee or KeptByPayer
 	Channel common.Hash `json:"channel"`
-	Terms   BundleTerms `json:"terms"`
+	Terms   wire.Terms  `json:"terms"`
 
 	Deposit wire.Amount `json:"deposit"` // base units, as the keeper last saw it on the chain
 	Settled wire.Amount `json:"settled"` // base units, likewise
@@ -45,17 +45,6 @@ type Bundle struct {
 	Vouchers     []BundleVoucher     `json:"vouchers"`     // oldest first; a database keeps only the newest, which replaces all before it
 	Transactions []BundleTransaction `json:"transactions"` // the keeper's own about this channel, oldest first
 	Evidence     []BundleEvidence    `json:"evidence,omitempty"`
-}
-
-// BundleTerms are a channel's terms.
-type BundleTerms struct {
-	ChainID          uint64       `json:"chainId"`
-	Escrow           wire.Address `json:"escrow"`
-	Payer            wire.Address `json:"payer"`
-	Payee            wire.Address `json:"payee"`
-	Token            wire.Address `json:"token"`
-	Salt             common.Hash  `json:"salt"`
-	AuthorizedSigner wire.Address `json:"authorizedSigner"`
 }
 
 // BundleLease is one lease with its usage records, in order, each with the
@@ -94,21 +83,6 @@ type BundleEvidence struct {
 	Reason   string    `json:"reason"`
 	At       time.Time `json:"at"`
 	Document string    `json:"document"` // as it came
-}
-
-func bundleTerms(t channel.Terms) BundleTerms {
-	return BundleTerms{
-		ChainID: t.ChainID, Escrow: wire.Address(t.Escrow), Payer: wire.Address(t.Payer), Payee: wire.Address(t.Payee),
-		Token: wire.Address(t.Token), Salt: t.Salt, AuthorizedSigner: wire.Address(t.AuthorizedSigner),
-	}
-}
-
-// Channel returns the terms as the channel package knows them.
-func (t BundleTerms) Channel() channel.Terms {
-	return channel.Terms{
-		ChainID: t.ChainID, Escrow: common.Address(t.Escrow), Payer: common.Address(t.Payer), Payee: common.Address(t.Payee),
-		Token: common.Address(t.Token), Salt: t.Salt, AuthorizedSigner: common.Address(t.AuthorizedSigner),
-	}
 }
 
 // ParseBundle reads an exported bundle. It checks the form and nothing else.
@@ -176,7 +150,7 @@ func channelOf(ctx context.Context, db *store.DB, lease common.Hash) (common.Has
 
 func newBundle(ctx context.Context, txs *chain.Store, keeper string, t channel.Terms) (*Bundle, error) {
 	b := &Bundle{
-		Kind: BundleKind, Version: 1, Keeper: keeper, Channel: t.ID(), Terms: bundleTerms(t),
+		Kind: BundleKind, Version: 1, Keeper: keeper, Channel: t.ID(), Terms: wire.NewTerms(t),
 		Leases: []BundleLease{}, Vouchers: []BundleVoucher{}, Transactions: []BundleTransaction{},
 	}
 	sent, err := (&chain.Sender{Store: txs}).Find(ctx, t.ID())

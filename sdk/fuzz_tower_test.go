@@ -34,7 +34,7 @@ func FuzzTowerRequest(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	voucher := TowerVoucher{TowerTerms: NewTowerTerms(terms), Cumulative: wire.NewAmount(v.Cumulative), Signature: v.Signature}
+	voucher := TowerVoucher{Terms: wire.NewTerms(terms), Cumulative: wire.NewAmount(v.Cumulative), Signature: v.Signature}
 	const deadline = 1 << 40
 	signature, err := key.Sign(f.Context(), domain.RequestCloseDigest(terms.ID(), 0, deadline))
 	if err != nil {
@@ -42,14 +42,13 @@ func FuzzTowerRequest(f *testing.F) {
 	}
 	strange := voucher
 	strange.Salt = common.Hash{9}
-	t := NewTowerTerms(terms)
+	t := wire.NewTerms(terms)
 	for _, seed := range []struct {
 		path     string
 		document any
 	}{
 		{"/vouchers", TowerVouchers{Vouchers: []TowerVoucher{voucher, strange, {}}}},
-		{"/close-requests", LeaveRequest{ChainID: t.ChainID, Escrow: t.Escrow, Payer: t.Payer, Payee: t.Payee, Token: t.Token, Salt: t.Salt,
-			Deadline: deadline, Signature: signature}},
+		{"/close-requests", wire.LeaveRequest{Terms: t, Deadline: deadline, Signature: signature}},
 		{"/withdrawals", t},
 	} {
 		body, err := json.Marshal(seed.document)
@@ -88,7 +87,7 @@ func checkTowerReceipts(t *testing.T, body, answer []byte) {
 		t.Fatalf("%d receipts for %d vouchers", len(told.Receipts), len(asked.Vouchers))
 	}
 	for i, receipt := range told.Receipts {
-		if receipt.ChannelID != asked.Vouchers[i].Terms().ID() || (receipt.Outcome == "") == (receipt.Problem == nil) {
+		if receipt.ChannelID != asked.Vouchers[i].Channel().ID() || (receipt.Outcome == "") == (receipt.Problem == nil) {
 			t.Fatalf("%s was answered by %s", body, answer)
 		}
 		if p := receipt.Problem; p != nil && p.Status == http.StatusInternalServerError {

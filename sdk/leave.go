@@ -6,10 +6,7 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/ethereum/go-ethereum/common"
-
 	"github.com/gpupay/gpupay/channel"
-	"github.com/gpupay/gpupay/internal/eip712"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -21,50 +18,9 @@ const leaveTTL = 24 * time.Hour
 // anybody with a little coin can run it, and it can take nothing.
 type Relay interface {
 	// RequestClose starts the grace period of a channel for its payer.
-	RequestClose(ctx context.Context, request LeaveRequest) error
+	RequestClose(ctx context.Context, request wire.LeaveRequest) error
 	// Withdraw pays the payer of a channel after its grace period.
 	Withdraw(ctx context.Context, terms channel.Terms) error
-}
-
-// LeaveRequest is a payer's signed request to close, a document that anyone can
-// send to the chain. It works once, until Deadline.
-type LeaveRequest struct {
-	ChainID          uint64       `json:"chainId"`
-	Escrow           wire.Address `json:"escrow"`
-	Payer            wire.Address `json:"payer"`
-	Payee            wire.Address `json:"payee"`
-	Token            wire.Address `json:"token"`
-	Salt             common.Hash  `json:"salt"`
-	AuthorizedSigner wire.Address `json:"authorizedSigner"`
-	CloseRequests    uint64       `json:"closeRequests"` // how many the channel has seen: the nonce
-	Deadline         uint64       `json:"deadline"`      // unix seconds, inclusive
-	Signature        wire.Bytes   `json:"signature"`
-}
-
-// Terms are the channel's.
-func (q LeaveRequest) Terms() channel.Terms {
-	return channel.Terms{
-		ChainID: q.ChainID, Escrow: common.Address(q.Escrow), Payer: common.Address(q.Payer), Payee: common.Address(q.Payee),
-		Token: common.Address(q.Token), Salt: q.Salt, AuthorizedSigner: common.Address(q.AuthorizedSigner),
-	}
-}
-
-// Check reports whether the channel's payer signed the request.
-func (q LeaveRequest) Check() error {
-	terms := q.Terms()
-	if err := terms.Validate(); err != nil {
-		return err
-	}
-	id := terms.ID()
-	digest := channel.EscrowDomain(q.ChainID, terms.Escrow).RequestCloseDigest(id, q.CloseRequests, q.Deadline)
-	signer, err := eip712.Recover(digest, q.Signature)
-	if err != nil {
-		return fmt.Errorf("request to leave channel %s: %w", id, err)
-	}
-	if signer != terms.Payer {
-		return fmt.Errorf("request to leave channel %s: %w: signed by %s, its payer is %s", id, channel.ErrSignature, signer, terms.Payer)
-	}
-	return nil
 }
 
 // Relayer is a Relay with a key of its own that pays the gas.
@@ -77,11 +33,11 @@ var _ Relay = Relayer{}
 
 // RequestClose sends a signed request and waits until it is mined. What the
 // contract would refuse is not sent.
-func (r Relayer) RequestClose(ctx context.Context, q LeaveRequest) error {
+func (r Relayer) RequestClose(ctx context.Context, q wire.LeaveRequest) error {
 	if err := q.Check(); err != nil {
 		return err
 	}
-	return r.send(ctx, q.Terms(), r.Escrow.RequestCloseAuthorizedCall(q.Terms(), q.Deadline, q.Signature))
+	return r.send(ctx, q.Channel(), r.Escrow.RequestCloseAuthorizedCall(q.Channel(), q.Deadline, q.Signature))
 }
 
 // Withdraw sends a withdrawal and waits until it is mined.
@@ -123,29 +79,24 @@ func sendOnce(ctx context.Context, sender *chain.Sender, call chain.Call, confir
 
 // SignLeave signs a request to close that anyone can relay, and ends payments:
 // no voucher is signed after it. Signing moves nothing.
-func (l *Rental) SignLeave(ctx context.Context) (LeaveRequest, error) {
+func (l *Rental) SignLeave(ctx context.Context) (wire.LeaveRequest, error) {
 	if _, err := l.payer.Close(ctx, l.id); err != nil {
-		return LeaveRequest{}, err
+		return wire.LeaveRequest{}, err
 	}
 	nonce, err := l.escrow.CloseRequests(ctx, l.id)
 	if err != nil {
-		return LeaveRequest{}, err
+		return wire.LeaveRequest{}, err
 	}
 	now, err := l.escrow.Now(ctx)
 	if err != nil {
-		return LeaveRequest{}, err
+		return wire.LeaveRequest{}, err
 	}
 	deadline := uint64(now.Add(leaveTTL).Unix())
 	signature, err := l.r.config.Key.Sign(ctx, l.escrow.Domain().RequestCloseDigest(l.id, nonce, deadline))
 	if err != nil {
-		return LeaveRequest{}, fmt.Errorf("channel %s: signing the request to leave: %w", l.id, err)
+		return wire.LeaveRequest{}, fmt.Errorf("channel %s: signing the request to leave: %w", l.id, err)
 	}
-	t := l.terms
-	return LeaveRequest{
-		ChainID: t.ChainID, Escrow: wire.Address(t.Escrow), Payer: wire.Address(t.Payer), Payee: wire.Address(t.Payee),
-		Token: wire.Address(t.Token), Salt: t.Salt, AuthorizedSigner: wire.Address(t.AuthorizedSigner),
-		CloseRequests: nonce, Deadline: deadline, Signature: signature,
-	}, nil
+	return wire.LeaveRequest{Terms: wire.NewTerms(l.terms), CloseRequests: nonce, Deadline: deadline, Signature: signature}, nil
 }
 
 // Leave gets the deposit back without the provider: it requests the close,

@@ -18,6 +18,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/channel/store"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // TestBrokenStreams: the lease outlives its connections, and is paid exactly.
@@ -317,19 +318,19 @@ func checkRequest(t *testing.T, l *Rental, relay Relayer) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var read LeaveRequest
+	var read wire.LeaveRequest
 	if err := json.Unmarshal(text, &read); err != nil {
 		t.Fatal(err)
 	}
-	if err := read.Check(); err != nil || read.Terms() != l.Terms() {
+	if err := read.Check(); err != nil || read.Channel() != l.Terms() {
 		t.Errorf("after its JSON: %v, %+v", err, read)
 	}
-	for name, change := range map[string]func(*LeaveRequest){
-		"deadline": func(q *LeaveRequest) { q.Deadline++ },
-		"nonce":    func(q *LeaveRequest) { q.CloseRequests++ },
-		"payer":    func(q *LeaveRequest) { q.Payer[0]++ },
-		"salt":     func(q *LeaveRequest) { q.Salt[0]++ },
-		"chain":    func(q *LeaveRequest) { q.ChainID++ },
+	for name, change := range map[string]func(*wire.LeaveRequest){
+		"deadline": func(q *wire.LeaveRequest) { q.Deadline++ },
+		"nonce":    func(q *wire.LeaveRequest) { q.CloseRequests++ },
+		"payer":    func(q *wire.LeaveRequest) { q.Payer[0]++ },
+		"salt":     func(q *wire.LeaveRequest) { q.Salt[0]++ },
+		"chain":    func(q *wire.LeaveRequest) { q.ChainID++ },
 	} {
 		forged := read
 		change(&forged)

@@ -127,19 +127,17 @@ func (l *lookout) sign(key channel.Signer, terms channel.Terms, amount uint64) s
 	if err != nil {
 		l.T.Fatal(err)
 	}
-	return sdk.TowerVoucher{TowerTerms: sdk.NewTowerTerms(terms), Cumulative: wire.NewAmount(v.Cumulative), Signature: v.Signature}
+	return sdk.TowerVoucher{Terms: wire.NewTerms(terms), Cumulative: wire.NewAmount(v.Cumulative), Signature: v.Signature}
 }
 
 // request is a payer's signed close request.
-func (l *lookout) request(key channel.Signer, terms channel.Terms, nonce, deadline uint64) sdk.LeaveRequest {
+func (l *lookout) request(key channel.Signer, terms channel.Terms, nonce, deadline uint64) wire.LeaveRequest {
 	l.T.Helper()
 	sig, err := key.Sign(l.T.Context(), channel.EscrowDomain(terms.ChainID, terms.Escrow).RequestCloseDigest(terms.ID(), nonce, deadline))
 	if err != nil {
 		l.T.Fatal(err)
 	}
-	t := sdk.NewTowerTerms(terms)
-	return sdk.LeaveRequest{ChainID: t.ChainID, Escrow: t.Escrow, Payer: t.Payer, Payee: t.Payee, Token: t.Token, Salt: t.Salt,
-		AuthorizedSigner: t.AuthorizedSigner, CloseRequests: nonce, Deadline: deadline, Signature: sig}
+	return wire.LeaveRequest{Terms: wire.NewTerms(terms), CloseRequests: nonce, Deadline: deadline, Signature: sig}
 }
 
 func (l *lookout) view(terms channel.Terms) channel.ChainView {
@@ -393,7 +391,7 @@ func TestTowerHostileRequests(t *testing.T) {
 		{"high s", change(func(v *sdk.TowerVoucher) { highS(v.Signature) }), "403"},
 		{"a channel of another chain", l.sign(l.Payer, otherChain, 500), "403"},
 		{"a channel of another escrow", l.sign(l.Payer, otherEscrow, 500), "403"},
-		{"another payee's name on it", change(func(v *sdk.TowerVoucher) { v.TowerTerms = sdk.NewTowerTerms(otherPayee) }), "403"},
+		{"another payee's name on it", change(func(v *sdk.TowerVoucher) { v.Terms = wire.NewTerms(otherPayee) }), "403"},
 		{"a token that is not named", l.sign(l.Payer, otherToken, 500), "403"},
 		{"a channel that nobody opened", l.sign(l.Payer, unknown, 500), "404"},
 		{"a channel that is too small", l.sign(l.Payer, tiny, 10), "403"},
@@ -444,10 +442,10 @@ func TestTowerHostileRequests(t *testing.T) {
 		{"close request/in another escrow", "/close-requests", l.request(l.Payer, otherEscrow, 1, 1<<40), 403},
 		{"close request/of a token that is not named", "/close-requests", l.request(l.Payer, otherToken, 0, 1<<40), 403},
 		{"close request/empty", "/close-requests", []byte("{}"), 400},
-		{"withdrawal/of a channel that is open", "/withdrawals", sdk.NewTowerTerms(open), 409},
-		{"withdrawal/of a channel that is too small", "/withdrawals", sdk.NewTowerTerms(tiny), 403},
-		{"withdrawal/of a channel that nobody opened", "/withdrawals", sdk.NewTowerTerms(unknown), 404},
-		{"withdrawal/of a channel that is final", "/withdrawals", sdk.NewTowerTerms(done), 200},
+		{"withdrawal/of a channel that is open", "/withdrawals", wire.NewTerms(open), 409},
+		{"withdrawal/of a channel that is too small", "/withdrawals", wire.NewTerms(tiny), 403},
+		{"withdrawal/of a channel that nobody opened", "/withdrawals", wire.NewTerms(unknown), 404},
+		{"withdrawal/of a channel that is final", "/withdrawals", wire.NewTerms(done), 200},
 		{"body/huge", "/vouchers", []byte(`{"vouchers":[` + strings.Repeat(" ", 1<<20) + `]}`), 413},
 		{"body/huge close request", "/close-requests", []byte(`{"salt":"` + strings.Repeat("0", 1<<20)), 413},
 		{"body/deep", "/vouchers", []byte(strings.Repeat("[", 100_000)), 400},

@@ -15,8 +15,8 @@ import (
 	"github.com/ethereum/go-ethereum/rpc"
 
 	"github.com/gpupay/gpupay/internal/chaintest"
-	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // lame is an endpoint that fails at one moment of a withdrawal and serves everything else.
@@ -73,7 +73,7 @@ func TestTowerWithdrawsNothingOnABrokenEndpoint(t *testing.T) {
 		}
 	}
 	backend.noHeaders.Store(true)
-	if status, answer := l.post("/withdrawals", sdk.NewTowerTerms(terms)); status != http.StatusServiceUnavailable {
+	if status, answer := l.post("/withdrawals", wire.NewTerms(terms)); status != http.StatusServiceUnavailable {
 		t.Errorf("without the chain's time: %d %s", status, answer)
 	}
 	backend.noHeaders.Store(false)

@@ -33,13 +33,13 @@ type HTTPRelay struct {
 var _ Relay = (*HTTPRelay)(nil)
 
 // RequestClose has the watchtower start the grace period of a channel.
-func (h *HTTPRelay) RequestClose(ctx context.Context, q LeaveRequest) error {
+func (h *HTTPRelay) RequestClose(ctx context.Context, q wire.LeaveRequest) error {
 	return h.relay(ctx, "/close-requests", q)
 }
 
 // Withdraw has the watchtower pay the payer of a channel after its grace period.
 func (h *HTTPRelay) Withdraw(ctx context.Context, terms channel.Terms) error {
-	return h.relay(ctx, "/withdrawals", NewTowerTerms(terms))
+	return h.relay(ctx, "/withdrawals", wire.NewTerms(terms))
 }
 
 // relay posts a document. What may be otherwise in a moment is an errTower, for

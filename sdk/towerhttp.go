@@ -128,7 +128,7 @@ func (t *Tower) postVouchers(w http.ResponseWriter, r *http.Request) {
 	outcomes, errs := t.take(ctx, body.Vouchers)
 	answer := TowerReceipts{Receipts: make([]TowerReceipt, len(outcomes))}
 	for i, outcome := range outcomes {
-		answer.Receipts[i].ChannelID = body.Vouchers[i].Terms().ID()
+		answer.Receipts[i].ChannelID = body.Vouchers[i].Channel().ID()
 		if errs[i] != nil {
 			answer.Receipts[i].Problem = t.problem(errs[i])
 			t.metrics.vouchers.WithLabelValues("refused").Inc()
@@ -141,7 +141,7 @@ func (t *Tower) postVouchers(w http.ResponseWriter, r *http.Request) {
 }
 
 func (t *Tower) postCloseRequest(w http.ResponseWriter, r *http.Request) {
-	var q LeaveRequest
+	var q wire.LeaveRequest
 	if err := readBody(w, r, maxRelayBody, &q); err != nil {
 		t.problem(err).Write(w)
 		return
@@ -150,12 +150,12 @@ func (t *Tower) postCloseRequest(w http.ResponseWriter, r *http.Request) {
 }
 
 func (t *Tower) postWithdrawal(w http.ResponseWriter, r *http.Request) {
-	var terms TowerTerms
+	var terms wire.Terms
 	if err := readBody(w, r, maxRelayBody, &terms); err != nil {
 		t.problem(err).Write(w)
 		return
 	}
-	t.relayed(w, r, func(ctx context.Context) error { return t.Withdraw(ctx, terms.Terms()) })
+	t.relayed(w, r, func(ctx context.Context) error { return t.Withdraw(ctx, terms.Channel()) })
 }
 
 // relayed answers 200 when the chain has it, and 503 when it is not known yet

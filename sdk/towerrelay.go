@@ -13,6 +13,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 const (
@@ -28,8 +29,8 @@ var _ Relay = (*Tower)(nil)
 // sent to the chain, when RequestClose returns without an error. After the
 // grace period the tower withdraws for the payer. If ctx ends before the
 // transaction is mined, Run sees it through.
-func (t *Tower) RequestClose(ctx context.Context, q LeaveRequest) error {
-	terms := q.Terms()
+func (t *Tower) RequestClose(ctx context.Context, q wire.LeaveRequest) error {
+	terms := q.Channel()
 	if err := errors.Join(t.serves(terms), q.Check()); err != nil {
 		return err
 	}
@@ -53,8 +54,8 @@ func (t *Tower) RequestClose(ctx context.Context, q LeaveRequest) error {
 }
 
 // relayNew keeps a request and sends it, unless the contract would refuse it.
-func (t *Tower) relayNew(ctx context.Context, q LeaveRequest) error {
-	terms := q.Terms()
+func (t *Tower) relayNew(ctx context.Context, q wire.LeaveRequest) error {
+	terms := q.Channel()
 	if err := t.usable(ctx, q); err != nil {
 		return err
 	}
@@ -72,8 +73,8 @@ func (t *Tower) relayNew(ctx context.Context, q LeaveRequest) error {
 }
 
 // usable reports whether a request is the next that the channel takes.
-func (t *Tower) usable(ctx context.Context, q LeaveRequest) error {
-	id := q.Terms().ID()
+func (t *Tower) usable(ctx context.Context, q wire.LeaveRequest) error {
+	id := q.Channel().ID()
 	nonce, err := t.escrow.CloseRequests(ctx, id)
 	if err != nil {
 		return err
@@ -236,7 +237,7 @@ func (t *Tower) relayOnce(ctx context.Context) error {
 	var work sync.WaitGroup
 	defer work.Wait()
 	for _, q := range requests {
-		id := q.Terms().ID()
+		id := q.Channel().ID()
 		if t.resting(id) || t.waits(ctx, id, now) {
 			continue
 		}
@@ -264,8 +265,8 @@ func (t *Tower) due(s channel.State) time.Time {
 
 // seeThrough does what is next for a payer who wants out, by what the chain says
 // at this moment.
-func (t *Tower) seeThrough(ctx context.Context, q LeaveRequest) error {
-	terms := q.Terms()
+func (t *Tower) seeThrough(ctx context.Context, q wire.LeaveRequest) error {
+	terms := q.Channel()
 	id := terms.ID()
 	state, err := t.look(ctx, terms)
 	switch {
@@ -293,8 +294,8 @@ func (t *Tower) seeThrough(ctx context.Context, q LeaveRequest) error {
 
 // abandon forgets a request that the payer took back, or that nobody could send
 // in time. A re-org between two looks can seem to be that, so it looks twice.
-func (t *Tower) abandon(ctx context.Context, q LeaveRequest) error {
-	state, err := t.look(ctx, q.Terms())
+func (t *Tower) abandon(ctx context.Context, q wire.LeaveRequest) error {
+	state, err := t.look(ctx, q.Channel())
 	if err != nil || state.Status != channel.Open {
 		return err
 	}

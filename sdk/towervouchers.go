@@ -14,48 +14,21 @@ import (
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
-// TowerTerms are a channel's terms as a watchtower is told them.
-type TowerTerms struct {
-	ChainID          uint64       `json:"chainId"`
-	Escrow           wire.Address `json:"escrow"`
-	Payer            wire.Address `json:"payer"`
-	Payee            wire.Address `json:"payee"`
-	Token            wire.Address `json:"token"`
-	Salt             common.Hash  `json:"salt"`
-	AuthorizedSigner wire.Address `json:"authorizedSigner"`
-}
-
-// NewTowerTerms writes terms as a watchtower reads them.
-func NewTowerTerms(t channel.Terms) TowerTerms {
-	return TowerTerms{
-		ChainID: t.ChainID, Escrow: wire.Address(t.Escrow), Payer: wire.Address(t.Payer), Payee: wire.Address(t.Payee),
-		Token: wire.Address(t.Token), Salt: t.Salt, AuthorizedSigner: wire.Address(t.AuthorizedSigner),
-	}
-}
-
-// Terms are the channel's.
-func (t TowerTerms) Terms() channel.Terms {
-	return channel.Terms{
-		ChainID: t.ChainID, Escrow: common.Address(t.Escrow), Payer: common.Address(t.Payer), Payee: common.Address(t.Payee),
-		Token: common.Address(t.Token), Salt: t.Salt, AuthorizedSigner: common.Address(t.AuthorizedSigner),
-	}
-}
-
 // TowerVoucher is a voucher with its channel's terms: all that it takes to
 // settle it. Its signature is all that it takes to be believed.
 type TowerVoucher struct {
-	TowerTerms
+	wire.Terms
 	Cumulative wire.Amount `json:"cumulativeAmount"`
 	Signature  wire.Bytes  `json:"signature"`
 }
 
 // NewTowerVoucher is the newest voucher of a channel.
 func NewTowerVoucher(s channel.State) TowerVoucher {
-	return TowerVoucher{TowerTerms: NewTowerTerms(s.Terms), Cumulative: wire.NewAmount(s.Accepted), Signature: s.Signature}
+	return TowerVoucher{Terms: wire.NewTerms(s.Terms), Cumulative: wire.NewAmount(s.Accepted), Signature: s.Signature}
 }
 
 func (v TowerVoucher) voucher() channel.Voucher {
-	return channel.Voucher{ChannelID: v.Terms().ID(), Cumulative: v.Cumulative.Int, Signature: v.Signature}
+	return channel.Voucher{ChannelID: v.Channel().ID(), Cumulative: v.Cumulative.Int, Signature: v.Signature}
 }
 
 // TowerReceipt answers one voucher: accepted, replayed or stale, or why not.
@@ -74,7 +47,7 @@ func (t *Tower) take(ctx context.Context, vouchers []TowerVoucher) ([]channel.Ou
 	for i, v := range vouchers {
 		outcomes[i], errs[i] = t.accept(ctx, v)
 		if errors.Is(errs[i], channel.ErrUnknown) || errors.Is(errs[i], channel.ErrExceedsDeposit) {
-			again, unread = append(again, i), append(unread, v.Terms())
+			again, unread = append(again, i), append(unread, v.Channel())
 		}
 	}
 	if len(again) == 0 {
@@ -98,7 +71,7 @@ func (t *Tower) take(ctx context.Context, vouchers []TowerVoucher) ([]channel.Ou
 // accept takes a voucher of a channel that is known. What costs nothing is
 // checked first, and nothing is looked up for a forged one.
 func (t *Tower) accept(ctx context.Context, v TowerVoucher) (channel.Outcome, error) {
-	terms := v.Terms()
+	terms := v.Channel()
 	if err := t.serves(terms); err != nil {
 		return 0, err
 	}

@@ -1,6 +1,7 @@
 // Package wire holds the formats that a renter and a provider exchange over
 // HTTP: the 402 challenge, the credential that answers it, the receipt, the
-// problem documents, the server-sent events and the signed offer.
+// problem documents, the server-sent events and the signed offer; and the
+// request to close that a renter signs for anyone to send.
 //
 // The formats follow two public drafts, draft-httpauth-payment-00 (the
 // Payment authentication scheme) and draft-evm-session-00 (method evm, intent

@@ -2,7 +2,7 @@
 -- anything is sent for it.
 CREATE TABLE tower_leaves (
     channel  TEXT   NOT NULL PRIMARY KEY,  -- 0x, 64 hex digits
-    request  TEXT   NOT NULL,              -- JSON of sdk.LeaveRequest
+    request  TEXT   NOT NULL,              -- JSON of wire.LeaveRequest
     asked_at BIGINT NOT NULL,              -- unix milliseconds
     done     BIGINT NOT NULL               -- 1: nothing is left to do
 );
