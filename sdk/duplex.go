@@ -13,6 +13,7 @@ import (
 	"github.com/ethereum/go-ethereum/common"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/internal/serve"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -96,7 +97,7 @@ func (d *duplex) event(e wire.Event) error {
 func (d *duplex) idle() error { return d.write(websocket.MessageText, []byte(wire.Comment)) }
 
 func (d *duplex) write(kind websocket.MessageType, message []byte) error {
-	ctx, cancel := context.WithTimeout(context.Background(), writeTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), serve.WriteTimeout)
 	defer cancel()
 	return d.conn.Write(ctx, kind, message)
 }

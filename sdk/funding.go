@@ -49,12 +49,12 @@ func (p *Provider) open(r *request, payload *wire.Payload) (s channel.State, fre
 		return s, false, err
 	}
 	// Only who can sign for the channel gets here, so nobody else can hold it up.
-	unlock, ok := p.opens.tryLock(terms.ID())
+	unlock, ok := p.opens.TryLock(terms.ID())
 	if !ok && !leave.await() { // what it waits for may be a transaction that never comes
 		return s, false, wire.Unavailable.With("channel %s is being opened: send the same request again later", terms.ID())
 	}
 	if !ok {
-		unlock = p.opens.lock(terms.ID())
+		unlock = p.opens.Lock(terms.ID())
 	}
 	defer unlock()
 	if s, err = p.payee.State(ctx, terms.ID()); err == nil {
@@ -242,7 +242,7 @@ func (p *Provider) sendOnce(ctx context.Context, id common.Hash, call chain.Call
 }
 
 func (p *Provider) submitOnce(ctx context.Context, id common.Hash, call chain.Call) (chain.TxID, error) {
-	defer p.submits.lock(id)()
+	defer p.submits.Lock(id)()
 	unclaim, err := p.claim(ctx, "deposit "+id.Hex())
 	if err != nil {
 		return "", err

@@ -146,14 +146,3 @@ func FuzzParseEquivocationProof(f *testing.F) {
 		}
 	})
 }
-
-// FuzzClientName: whatever a proxy says, what is remembered of it is short.
-func FuzzClientName(f *testing.F) {
-	f.Add("203.0.113.9:80")
-	f.Add("[2001:db8::1%eth0]:80")
-	f.Fuzz(func(t *testing.T, address string) {
-		if name := clientName(address); len(name) > len("ffff:ffff:ffff:ffff::/64") {
-			t.Fatalf("%q is %q", address, name)
-		}
-	})
-}

@@ -21,6 +21,7 @@ import (
 	"github.com/gpupay/gpupay/channel/store"
 	"github.com/gpupay/gpupay/internal/devchain"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/limit"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -127,7 +128,7 @@ func fuzzTower(f *testing.F) (*Tower, *channel.Key, channel.Terms) {
 		f.Fatal(err)
 	}
 	f.Cleanup(func() { net.Close() })
-	free := Rate{PerSecond: -1}
+	free := limit.Rate{PerSecond: -1}
 	tower, err := NewTower(f.Context(), TowerConfig{
 		Backend: net.Backend, Escrow: net.Escrow, Key: channel.NewKey(net.Keys[2]), Database: filepath.Join(f.TempDir(), "tower.db"),
 		Tokens: map[common.Address]string{net.Token: "0.00005"}, Log: slog.New(slog.DiscardHandler),

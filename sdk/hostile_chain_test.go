@@ -23,6 +23,7 @@ import (
 	"github.com/gpupay/gpupay/internal/chaintest"
 	"github.com/gpupay/gpupay/internal/devchain"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/database"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -197,7 +198,7 @@ func (a *anvilRig) opensItself(n int) {
 // send sends a call by hand, as somebody who has nothing of ours.
 func (r *rig) send(n int, call chain.Call) common.Hash {
 	r.Helper()
-	db, err := openDatabase(r.Context(), filepath.Join(r.TempDir(), "stranger.db"), "provider", providerMigrations)
+	db, err := database.Open(r.Context(), filepath.Join(r.TempDir(), "stranger.db"), "provider", providerMigrations, "migrations/provider")
 	if err != nil {
 		r.Fatal(err)
 	}

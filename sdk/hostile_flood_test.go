@@ -183,8 +183,8 @@ func TestFloodOfOpensFromManyAddresses(t *testing.T) {
 	if got := r.provider.guard.all; got != (pending{}) {
 		t.Errorf("still counted as under way: %+v", got)
 	}
-	if len(r.provider.opens.locks) != 0 {
-		t.Errorf("%d channels are still locked", len(r.provider.opens.locks))
+	if n := r.provider.opens.Held(); n != 0 {
+		t.Errorf("%d channels are still locked", n)
 	}
 }
 

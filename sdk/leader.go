@@ -11,6 +11,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel/store"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/run"
 )
 
 // errDeposed is what a write gets that was begun by a process which leads no
@@ -79,7 +80,7 @@ func (l *leader) lead(ctx context.Context) error {
 		return err
 	case err = <-l.hold(ctx, lock):
 		cancel()
-		return errors.Join(err, notCancelled(<-done))
+		return errors.Join(err, run.Ended(<-done))
 	}
 }
 
@@ -102,13 +103,6 @@ func (l *leader) hold(ctx context.Context, lock *store.Lock) <-chan error {
 		}
 	}()
 	return lost
-}
-
-func notCancelled(err error) error {
-	if errors.Is(err, context.Canceled) {
-		return nil
-	}
-	return err
 }
 
 // elect begins a term. From here on the guard of every earlier one refuses.

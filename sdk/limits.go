@@ -6,14 +6,14 @@ import (
 	"errors"
 	"io"
 	"math/big"
-	"net"
 	"net/http"
-	"net/netip"
 	"sync"
 	"time"
 
 	"golang.org/x/time/rate"
 
+	"github.com/gpupay/gpupay/sdk/internal/serve"
+	"github.com/gpupay/gpupay/sdk/limit"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -31,8 +31,8 @@ type Limits struct {
 	// the bounds that all share.
 	ClientIP func(*http.Request) string
 
-	Challenges Rate // a client's requests without a credential or with a wrong one; 10 a second, 100 at once
-	Deposits   Rate // a client's opens and top-ups; one in 2 s, 20 at once
+	Challenges limit.Rate // a client's requests without a credential or with a wrong one; 10 a second, 100 at once
+	Deposits   limit.Rate // a client's opens and top-ups; one in 2 s, 20 at once
 
 	// Opens and top-ups of all clients that are worked on at once, most of them
 	// waiting for a block; 256. No client gets more than an eighth.
@@ -53,16 +53,9 @@ type Limits struct {
 	LostGas *big.Int
 }
 
-// Rate is how often something may happen on average, and how often at once. A
-// negative PerSecond is no limit.
-type Rate struct {
-	PerSecond float64
-	Burst     int
-}
-
 func (l Limits) withDefaults() Limits {
-	l.Challenges = cmp.Or(l.Challenges, Rate{PerSecond: 10, Burst: 100})
-	l.Deposits = cmp.Or(l.Deposits, Rate{PerSecond: 0.5, Burst: 20})
+	l.Challenges = cmp.Or(l.Challenges, limit.Rate{PerSecond: 10, Burst: 100})
+	l.Deposits = cmp.Or(l.Deposits, limit.Rate{PerSecond: 0.5, Burst: 20})
 	l.Pending = cmp.Or(l.Pending, 256)
 	l.Unmined = cmp.Or(l.Unmined, 32)
 	l.Clients = cmp.Or(l.Clients, 10_000)
@@ -80,13 +73,6 @@ func (l Limits) check() error {
 		return errors.New("provider: Limits: only a rate may be negative: it is none then")
 	}
 	return nil
-}
-
-func (r Rate) limiter() *rate.Limiter {
-	if r.PerSecond < 0 {
-		return rate.NewLimiter(rate.Inf, 0)
-	}
-	return rate.NewLimiter(rate.Limit(r.PerSecond), max(r.Burst, 1))
 }
 
 // guard holds the provider's clients to its Limits.
@@ -114,26 +100,9 @@ func newGuard(limits Limits) *guard {
 	return &guard{limits: limits, clients: make(map[string]*list.Element)}
 }
 
-// clientName is the address that a client is known by, "" if it has none of its
-// own.
-func clientName(address string) string {
-	if host, _, err := net.SplitHostPort(address); err == nil {
-		address = host
-	}
-	ip, err := netip.ParseAddr(address)
-	if err != nil || ip.IsLoopback() || ip.IsUnspecified() {
-		return ""
-	}
-	ip = ip.Unmap().WithZone("")
-	if ip.Is6() {
-		return netip.PrefixFrom(ip, 64).Masked().String() // what one customer of a network gets
-	}
-	return ip.String()
-}
-
 // client finds who a request is from, or nil. The caller holds mu.
 func (g *guard) client(r *http.Request) *client {
-	name := clientName(g.limits.ClientIP(r))
+	name := limit.Client(g.limits.ClientIP(r))
 	if name == "" {
 		return nil
 	}
@@ -146,7 +115,7 @@ func (g *guard) client(r *http.Request) *client {
 		delete(g.clients, last.Value.(*client).name)
 		g.recent.Remove(last)
 	}
-	c := &client{name: name, challenges: g.limits.Challenges.limiter(), deposits: g.limits.Deposits.limiter()}
+	c := &client{name: name, challenges: g.limits.Challenges.Limiter(), deposits: g.limits.Deposits.Limiter()}
 	g.clients[name] = g.recent.PushFront(c)
 	return c
 }
@@ -228,12 +197,9 @@ func (a *admission) counts() []*pending {
 	return []*pending{&a.guard.all, &a.client.pending}
 }
 
-const (
-	// bodyTimeout and maxBody bound what is read of a body. The wire has none,
-	// but an HTTP server reads on to the end of what a client announced.
-	bodyTimeout = 10 * time.Second
-	maxBody     = 64 << 10
-)
+// maxBody bounds what is read of a body. The wire has none, but an HTTP server
+// reads on to the end of what a client announced.
+const maxBody = 64 << 10
 
 // spare reads the body that nobody asked for.
 func spare(w http.ResponseWriter, r *http.Request) error {
@@ -242,17 +208,11 @@ func spare(w http.ResponseWriter, r *http.Request) error {
 	}
 	control := http.NewResponseController(w)
 	// A ResponseWriter without deadlines leaves it to the server's own.
-	_ = control.SetReadDeadline(time.Now().Add(bodyTimeout))
+	_ = control.SetReadDeadline(time.Now().Add(serve.BodyTimeout))
 	if _, err := io.Copy(io.Discard, http.MaxBytesReader(w, r.Body, maxBody)); err != nil {
 		w.Header().Set("Connection", "close")
 		return wire.MalformedCredential.With("the body was not read: credentials go into the Authorization header")
 	}
 	_ = control.SetReadDeadline(time.Time{})
 	return nil
-}
-
-// hurry bounds the time in which a client must take an answer that is no
-// stream.
-func hurry(w http.ResponseWriter) {
-	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTimeout))
 }

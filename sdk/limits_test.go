@@ -7,29 +7,9 @@ import (
 	"net/http/httptest"
 	"testing"
 
+	"github.com/gpupay/gpupay/sdk/limit"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
-
-func TestClientName(t *testing.T) {
-	for _, row := range []struct{ address, want string }{
-		{"203.0.113.9:4711", "203.0.113.9"},
-		{"203.0.113.9", "203.0.113.9"},
-		{"[::ffff:203.0.113.9]:80", "203.0.113.9"},
-		{"[2001:db8:1:2:3:4:5:6]:80", "2001:db8:1:2::/64"},
-		{"2001:db8:1:2::7", "2001:db8:1:2::/64"},
-		{"[fe80::1%eth0]:80", "fe80::/64"},
-		{"127.0.0.1:80", ""}, // a proxy of this host, or a program on it
-		{"[::1]:80", ""},
-		{"[::ffff:127.0.0.1]:80", ""},
-		{"@", ""}, // a Unix socket
-		{"", ""},
-		{"example.org:80", ""},
-	} {
-		if got := clientName(row.address); got != row.want {
-			t.Errorf("%q is client %q, want %q", row.address, got, row.want)
-		}
-	}
-}
 
 func from(address string) *http.Request {
 	r := httptest.NewRequest(http.MethodGet, "/lease", nil)
@@ -38,7 +18,7 @@ func from(address string) *http.Request {
 }
 
 func TestLimitsAreEachClientsOwn(t *testing.T) {
-	g := newGuard(Limits{Challenges: Rate{1e-6, 3}, Deposits: Rate{1e-6, 2}}.withDefaults())
+	g := newGuard(Limits{Challenges: limit.Rate{PerSecond: 1e-6, Burst: 3}, Deposits: limit.Rate{PerSecond: 1e-6, Burst: 2}}.withDefaults())
 	for _, address := range []string{"192.0.2.1:1", "192.0.2.2:1"} {
 		for i := range 5 {
 			if got, want := g.challenge(from(address)), i < 3; got != want {
@@ -63,7 +43,7 @@ func TestLimitsAreEachClientsOwn(t *testing.T) {
 }
 
 func TestNegativeRateIsNoLimit(t *testing.T) {
-	g := newGuard(Limits{Challenges: Rate{PerSecond: -1}}.withDefaults())
+	g := newGuard(Limits{Challenges: limit.Rate{PerSecond: -1}}.withDefaults())
 	for range 1000 {
 		if !g.challenge(from("192.0.2.1:1")) {
 			t.Fatal("refused")
@@ -77,7 +57,7 @@ func TestNegativeRateIsNoLimit(t *testing.T) {
 // The bounds that all share hold for clients of no address too, and no client
 // can take all of them.
 func TestPendingIsShared(t *testing.T) {
-	g := newGuard(Limits{Pending: 16, Unmined: 8, Deposits: Rate{PerSecond: -1}}.withDefaults())
+	g := newGuard(Limits{Pending: 16, Unmined: 8, Deposits: limit.Rate{PerSecond: -1}}.withDefaults())
 	var all []*admission
 	for i := range 3 {
 		a, err := g.deposit(from("192.0.2.1:1"))
@@ -123,7 +103,7 @@ func TestPendingIsShared(t *testing.T) {
 // What is remembered of clients is bounded, and the one seen longest ago is
 // forgotten first.
 func TestClientsAreForgotten(t *testing.T) {
-	g := newGuard(Limits{Clients: 100, Challenges: Rate{1e-6, 1}}.withDefaults())
+	g := newGuard(Limits{Clients: 100, Challenges: limit.Rate{PerSecond: 1e-6, Burst: 1}}.withDefaults())
 	g.challenge(from("198.51.100.1:1"))
 	for i := range 10_000 {
 		g.challenge(from(fmt.Sprintf("10.0.%d.%d:1", i/256, i%256)))

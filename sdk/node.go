@@ -15,6 +15,8 @@ import (
 
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/keyed"
+	"github.com/gpupay/gpupay/sdk/internal/serve"
 )
 
 // NodeConfig says what a node meters, and for whom. The fields of the first group
@@ -75,7 +77,7 @@ type Node struct {
 	spool   spool
 	gate    *nodeGate
 	mux     *http.ServeMux
-	starts  keyed // one start or end of a lease at a time
+	starts  keyed.Mutex // one start or end of a lease at a time
 	metrics *prometheus.Registry
 }
 
@@ -190,7 +192,7 @@ func (n *Node) Health() http.Handler {
 		if err := n.fit(ctx); err != nil {
 			status, code = err.Error(), http.StatusServiceUnavailable
 		}
-		reply(w, code, map[string]string{"status": status})
+		serve.JSON(w, code, map[string]string{"status": status})
 	})
 }
 

@@ -16,6 +16,7 @@ import (
 	"github.com/gpupay/gpupay/internal/pgtest"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sim"
+	"github.com/gpupay/gpupay/sdk/internal/database"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -231,7 +232,7 @@ func TestLeaseThatItsGatewayForgot(t *testing.T) {
 	id := lease.lease.LeaseID
 	lease.record()
 	r.shut()
-	db, err := openDatabase(t.Context(), r.config.Database, "provider", providerMigrations)
+	db, err := database.Open(t.Context(), r.config.Database, "provider", providerMigrations, "migrations/provider")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/ethereum/go-ethereum/common"
 
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/internal/serve"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -33,7 +34,7 @@ func (n *Node) routes() {
 // ServeHTTP serves the node's gateways, and nobody else. Who does not hold the
 // secret learns nothing but that.
 func (n *Node) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	hurry(w)
+	serve.Hurry(w)
 	w.Header().Set("Cache-Control", "no-store")
 	if err := n.gate.admit(r); err != nil {
 		n.config.Log.Debug("request refused", "method", r.Method, "error", err)
@@ -50,7 +51,7 @@ func (n *Node) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	answer := &sealed{header: w.Header(), status: http.StatusOK}
 	control := http.NewResponseController(w)
-	_ = control.SetReadDeadline(time.Now().Add(bodyTimeout))
+	_ = control.SetReadDeadline(time.Now().Add(serve.BodyTimeout))
 	raw, err := n.gate.body(w, r)
 	_ = control.SetReadDeadline(time.Time{})
 	if err != nil {
@@ -59,7 +60,7 @@ func (n *Node) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	} else {
 		n.mux.ServeHTTP(answer, r.WithContext(context.WithValue(r.Context(), nodeBody{}, raw)))
 	}
-	hurry(w)
+	serve.Hurry(w)
 	n.gate.seal(w, r, answer)
 }
 
@@ -91,7 +92,7 @@ func nodeProblem(err error) *wire.Problem {
 	case errors.As(err, &problem):
 		return problem
 	case errors.As(err, &large):
-		return problemLarge.With("at most %d bytes are read", large.Limit)
+		return wire.TooLarge.With("at most %d bytes are read", large.Limit)
 	case errors.Is(err, errNodeSecret):
 		return problemStranger.With("%v", err)
 	case errors.Is(err, sql.ErrNoRows):
@@ -133,19 +134,19 @@ func rowLease(row leaseRow) nodeLease {
 func (n *Node) postLease(r *http.Request, body []byte) (any, error) {
 	var q nodeStart
 	if err := parseNode(body, &q); err != nil {
-		return nil, problemBody.With("%v", err)
+		return nil, wire.BadRequest.With("%v", err)
 	}
 	offer, err := q.check()
 	if err != nil {
-		return nil, problemBody.With("%v", err)
+		return nil, wire.BadRequest.With("%v", err)
 	}
 	if meter := n.meterKey.Address(); common.Address(offer.Meter) != meter {
-		return nil, problemRefused.With("the offer's records are signed by %s, this node signs as %s", offer.Meter, meter)
+		return nil, wire.NotServed.With("the offer's records are signed by %s, this node signs as %s", offer.Meter, meter)
 	}
 	if n.config.Payee != (common.Address{}) && common.Address(offer.Payee) != n.config.Payee {
-		return nil, problemRefused.With("this node meters for payee %s, the offer is %s's", n.config.Payee, offer.Payee)
+		return nil, wire.NotServed.With("this node meters for payee %s, the offer is %s's", n.config.Payee, offer.Payee)
 	}
-	defer n.starts.lock(q.LeaseID)()
+	defer n.starts.Lock(q.LeaseID)()
 	row, err := n.store.byID(r.Context(), q.LeaseID.Hex())
 	if errors.Is(err, sql.ErrNoRows) {
 		err = n.grantFor(r.Context(), q, offer)
@@ -207,7 +208,7 @@ func (n *Node) runs(row leaseRow) *lease {
 func (n *Node) postSync(r *http.Request, body []byte) (any, error) {
 	var q nodeSync
 	if err := parseNode(body, &q); err != nil {
-		return nil, problemBody.With("%v", err)
+		return nil, wire.BadRequest.With("%v", err)
 	}
 	row, err := n.lease(r)
 	if err != nil {
@@ -268,10 +269,10 @@ func (n *Node) mute(row leaseRow, delivered uint64) error {
 func (n *Node) postEnd(r *http.Request, body []byte) (any, error) {
 	var q nodeEnd
 	if err := parseNode(body, &q); err != nil {
-		return nil, problemBody.With("%v", err)
+		return nil, wire.BadRequest.With("%v", err)
 	}
 	id := common.HexToHash(r.PathValue("id"))
-	defer n.starts.lock(id)() // not while it begins
+	defer n.starts.Lock(id)() // not while it begins
 	row, err := n.lease(r)
 	if err != nil {
 		return nil, err

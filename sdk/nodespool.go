@@ -14,6 +14,7 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/internal/database"
 )
 
 //go:embed migrations/node/*.sql
@@ -40,7 +41,7 @@ type spoolRow struct {
 var errRolledBack = errors.New("the spool is older than what was delivered from it: was it restored from a backup? the lease ends")
 
 func openSpool(ctx context.Context, path string) (spool, error) {
-	db, err := openDatabase(ctx, path, "provider", providerMigrations)
+	db, err := database.Open(ctx, path, "provider", providerMigrations, "migrations/provider")
 	if err != nil {
 		return spool{}, err
 	}

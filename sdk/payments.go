@@ -12,6 +12,7 @@ import (
 	"github.com/ethereum/go-ethereum/common"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/internal/serve"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -56,7 +57,7 @@ func (p *Provider) serveOffer(w http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("ETag", strconv.Quote(offer.Hash.Hex()))
-	hurry(w)
+	serve.Hurry(w)
 	_, _ = w.Write(offer.Document)
 }
 
@@ -274,7 +275,7 @@ func (p *Provider) actClose(w http.ResponseWriter, r *request) error {
 	if err != nil {
 		return err
 	}
-	defer p.starts.lock(s.ID)() // no lease begins meanwhile
+	defer p.starts.Lock(s.ID)() // no lease begins meanwhile
 	if err := p.endLease(r.Context(), s.ID, row, "closed by the renter"); err != nil {
 		return err
 	}
@@ -348,7 +349,7 @@ func (p *Provider) attach(w http.ResponseWriter, r *request, s channel.State) er
 // a proof instead of the secret gets a new secret; who comes with the secret of
 // a lease that is over gets the end of that one, and not another lease.
 func (p *Provider) join(r *request, s channel.State) (*lease, string, error) {
-	defer p.starts.lock(s.ID)()
+	defer p.starts.Lock(s.ID)()
 	l, err := p.serving(r.Context(), s)
 	if err != nil {
 		return nil, "", err
@@ -403,7 +404,7 @@ func (p *Provider) acknowledge(w http.ResponseWriter, r *request, s channel.Stat
 		body = receipt
 	}
 	w.Header().Set("Content-Type", "application/json")
-	hurry(w)
+	serve.Hurry(w)
 	return json.NewEncoder(w).Encode(body)
 }
 
@@ -436,7 +437,7 @@ func (p *Provider) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	case http.StatusTooManyRequests:
 		w.Header().Set("Retry-After", "2")
 	}
-	hurry(w)
+	serve.Hurry(w)
 	problem.Write(w)
 }
 

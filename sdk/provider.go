@@ -16,6 +16,9 @@ import (
 	"github.com/gpupay/gpupay/channel/store"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/database"
+	"github.com/gpupay/gpupay/sdk/internal/keyed"
+	"github.com/gpupay/gpupay/sdk/internal/run"
 	"github.com/gpupay/gpupay/sdk/settle"
 	"github.com/gpupay/gpupay/sdk/units"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -55,12 +58,15 @@ type Provider struct {
 	guard    *guard   // what clients may do how often
 	sponsor  *sponsor // what deposits of strangers may cost
 
-	opens   keyed // one open at a time of a channel
-	starts  keyed // one lease start or close at a time on a channel
-	submits keyed // one deposit at a time is looked up and sent for a channel
+	opens   keyed.Mutex // one open at a time of a channel
+	starts  keyed.Mutex // one lease start or close at a time on a channel
+	submits keyed.Mutex // one deposit at a time is looked up and sent for a channel
 
 	offer wire.SignedOffer // guarded by mu
 }
+
+// ErrDamaged says that a database file is not what was written to it.
+var ErrDamaged = database.ErrDamaged
 
 var errClosed = errors.New("the provider is closed")
 
@@ -92,7 +98,7 @@ func (p *Provider) prepare(ctx context.Context) error {
 	if err := p.prices(ctx); err != nil {
 		return err
 	}
-	db, err := openDatabase(ctx, p.config.Database, "provider", providerMigrations)
+	db, err := database.Open(ctx, p.config.Database, "provider", providerMigrations, "migrations/provider")
 	if err != nil {
 		return err
 	}
@@ -240,7 +246,7 @@ func (c *crew) run(ctx context.Context) error {
 	for _, t := range c.tills {
 		parts = append(parts, t.watcher.Run, t.settler.Run)
 	}
-	return together(ctx, parts...)
+	return run.Together(ctx, parts...)
 }
 
 // settle fetches from every contract what has been vouchered.
@@ -270,22 +276,6 @@ func (c *crew) expect(s channel.State) {
 	}
 }
 
-// together runs parts until the context ends or one of them does, and waits for
-// all.
-func together(ctx context.Context, parts ...func(context.Context) error) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	ended := make(chan error, len(parts))
-	for _, run := range parts {
-		go func() { ended <- run(ctx) }()
-	}
-	err := <-ended
-	cancel()
-	for range len(parts) - 1 {
-		<-ended
-	}
-	return err
-}
 func (p *Provider) challenges(ctx context.Context) error {
 	secret, err := p.store.secret(ctx, "challenge")
 	if err != nil {
@@ -382,9 +372,9 @@ func (p *Provider) Run(ctx context.Context) error {
 	defer p.wait.Done()
 	defer context.AfterFunc(p.life, cancel)()
 	if p.replicas != nil {
-		return notCancelled(together(ctx, p.replicas.leader().run, p.renewOffers))
+		return run.Ended(run.Together(ctx, p.replicas.leader().run, p.renewOffers))
 	}
-	return notCancelled(together(ctx, p.crew.run, p.renewOffers))
+	return run.Ended(run.Together(ctx, p.crew.run, p.renewOffers))
 }
 
 func (p *Provider) renewOffers(ctx context.Context) error {

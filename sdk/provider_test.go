@@ -27,6 +27,7 @@ import (
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/database"
 	"github.com/gpupay/gpupay/sdk/settle"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -621,7 +622,7 @@ func requestClose(t *testing.T, r *rig, private *ecdsa.PrivateKey, terms channel
 	if err != nil {
 		t.Fatal(err)
 	}
-	db, err := openDatabase(t.Context(), filepath.Join(t.TempDir(), "payer.db"), "provider", providerMigrations)
+	db, err := database.Open(t.Context(), filepath.Join(t.TempDir(), "payer.db"), "provider", providerMigrations, "migrations/provider")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/gpupay/gpupay/channel/store"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/database"
 	"github.com/gpupay/gpupay/sdk/units"
 )
 
@@ -128,7 +129,7 @@ func NewRenter(ctx context.Context, config RenterConfig) (*Renter, error) {
 	if r.caps, err = config.Caps.base(r.token.Decimals); err != nil {
 		return nil, err
 	}
-	if r.db, err = openDatabase(ctx, config.Database, "renter", renterMigrations); err != nil {
+	if r.db, err = database.Open(ctx, config.Database, "renter", renterMigrations, "migrations/renter"); err != nil {
 		return nil, err
 	}
 	r.store = rentalStore{r.db}

@@ -45,7 +45,7 @@ func (r *replicas) forget(ctx context.Context, row leaseRow) error {
 	if r.p.running(id) != nil {
 		return nil
 	}
-	defer r.p.starts.lock(id)() // nothing begins or closes meanwhile
+	defer r.p.starts.Lock(id)() // nothing begins or closes meanwhile
 	now, err := r.p.store.byID(ctx, row.ID)
 	if err != nil || now.State == string(leaseEnded) || now.Term != row.Term || r.p.running(id) != nil {
 		return err

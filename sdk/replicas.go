@@ -12,6 +12,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/channel/store"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/run"
 	"github.com/gpupay/gpupay/sdk/settle"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -180,7 +181,7 @@ func (r *replicas) lead(ctx context.Context, db *store.DB) error {
 		return err
 	}
 	c := r.p.newCrew(db, txs)
-	return together(ctx, c.run, func(ctx context.Context) error {
+	return run.Together(ctx, c.run, func(ctx context.Context) error {
 		for chain.Pause(ctx, 2*time.Second) == nil {
 			if err := r.serve(ctx, c, leaseStore{db: db}); err != nil && ctx.Err() == nil {
 				r.p.config.Log.Warn("what other gateways want settled", "error", err)

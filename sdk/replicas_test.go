@@ -21,6 +21,7 @@ import (
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/database"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -397,7 +398,7 @@ func TestOneLeadsAndAnotherTakesOver(t *testing.T) {
 	begun := make(chan led, 10)
 	stubborn := make(chan struct{})
 	for _, name := range []string{"first", "second"} {
-		db, err := openDatabase(t.Context(), address, "provider", providerMigrations)
+		db, err := database.Open(t.Context(), address, "provider", providerMigrations, "migrations/provider")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -483,7 +484,7 @@ func TestOneLeadsAndAnotherTakesOver(t *testing.T) {
 
 // TestPostgresThatIsNotThere is one clear line.
 func TestPostgresThatIsNotThere(t *testing.T) {
-	_, err := openDatabase(t.Context(), "postgres://gpupay@127.0.0.1:1/gpupay", "provider", providerMigrations)
+	_, err := database.Open(t.Context(), "postgres://gpupay@127.0.0.1:1/gpupay", "provider", providerMigrations, "migrations/provider")
 	if err == nil || !strings.Contains(err.Error(), "cannot be reached") {
 		t.Errorf("got %v", err)
 	}

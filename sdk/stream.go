@@ -9,15 +9,13 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/internal/fault"
+	"github.com/gpupay/gpupay/sdk/internal/serve"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // keepAlive is how often an idle stream carries a comment, so that proxies do
 // not cut it and a renter notices a dead provider.
 const keepAlive = 15 * time.Second
-
-// writeTimeout bounds one write to a renter that does not read.
-const writeTimeout = 30 * time.Second
 
 // outlet is how a stream reaches its renter.
 type outlet interface {
@@ -164,7 +162,7 @@ func (s serverSent) begin() error {
 }
 
 func (s serverSent) event(e wire.Event) error {
-	hurry(s.w)
+	serve.Hurry(s.w)
 	if _, err := e.WriteTo(s.w); err != nil {
 		return err
 	}
@@ -172,7 +170,7 @@ func (s serverSent) event(e wire.Event) error {
 }
 
 func (s serverSent) idle() error {
-	hurry(s.w)
+	serve.Hurry(s.w)
 	if _, err := s.w.Write([]byte(wire.Comment)); err != nil {
 		return err
 	}

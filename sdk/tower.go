@@ -20,6 +20,9 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/channel/store"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/database"
+	"github.com/gpupay/gpupay/sdk/internal/keyed"
+	"github.com/gpupay/gpupay/sdk/internal/run"
 	"github.com/gpupay/gpupay/sdk/settle"
 	"github.com/gpupay/gpupay/sdk/units"
 )
@@ -94,8 +97,8 @@ type Tower struct {
 	mux     *http.ServeMux
 	guard   *towerGuard
 
-	sends keyed      // one relayed transaction at a time is looked up and sent for a channel
-	turn  sync.Mutex // held between looking at the budget and being in the outbox
+	sends keyed.Mutex // one relayed transaction at a time is looked up and sent for a channel
+	turn  sync.Mutex  // held between looking at the budget and being in the outbox
 
 	mu      sync.Mutex
 	rest    map[common.Hash]*rest // leaves that failed
@@ -113,7 +116,7 @@ func NewTower(ctx context.Context, config TowerConfig) (*Tower, error) {
 	if err := t.connect(ctx); err != nil {
 		return nil, err
 	}
-	db, err := openDatabase(ctx, config.Database, "tower", towerMigrations)
+	db, err := database.Open(ctx, config.Database, "tower", towerMigrations, "migrations/tower")
 	if err != nil {
 		return nil, err
 	}
@@ -232,7 +235,7 @@ func (t *Tower) changed(_, now channel.State) {
 func (t *Tower) Run(ctx context.Context) error {
 	t.running.Add(1)
 	defer t.running.Done()
-	return notCancelled(together(ctx, t.sender.Run, t.watcher.Run, t.settler.Run, t.relayAll))
+	return run.Ended(run.Together(ctx, t.sender.Run, t.watcher.Run, t.settler.Run, t.relayAll))
 }
 
 // Close closes the database, after Run has returned. The next NewTower on it

@@ -26,6 +26,7 @@ import (
 	"github.com/gpupay/gpupay/internal/tilltest"
 	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/limit"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -47,7 +48,7 @@ func newLookout(t *testing.T, change func(*sdk.TowerConfig)) *lookout {
 	l := &lookout{Till: k, config: sdk.TowerConfig{
 		Backend: k.Backend, Escrow: k.Escrow, Key: channel.NewKey(k.Keys[3]), Database: filepath.Join(t.TempDir(), "tower.db"),
 		Tokens: map[common.Address]string{k.Token: "0.00005"}, Patience: time.Second, Poll: tilltest.Poll, Log: slog.New(slog.DiscardHandler),
-		Limits: sdk.TowerLimits{Channel: sdk.Rate{PerSecond: -1}, Leaves: sdk.Rate{PerSecond: -1}},
+		Limits: sdk.TowerLimits{Channel: limit.Rate{PerSecond: -1}, Leaves: limit.Rate{PerSecond: -1}},
 	}}
 	if change != nil {
 		change(&l.config)
@@ -565,8 +566,8 @@ func TestTowerSettlementBudget(t *testing.T) {
 func TestTowerRates(t *testing.T) {
 	l := newLookout(t, func(c *sdk.TowerConfig) {
 		c.Limits = sdk.TowerLimits{
-			ClientIP: func(r *http.Request) string { return r.Header.Get("Client") }, Requests: sdk.Rate{PerSecond: 0.001, Burst: 5},
-			Channel: sdk.Rate{PerSecond: 0.001, Burst: 3}, Leaves: sdk.Rate{PerSecond: 0.001, Burst: 1}, Reads: sdk.Rate{PerSecond: 0.001, Burst: 4}, Names: 100,
+			ClientIP: func(r *http.Request) string { return r.Header.Get("Client") }, Requests: limit.Rate{PerSecond: 0.001, Burst: 5},
+			Channel: limit.Rate{PerSecond: 0.001, Burst: 3}, Leaves: limit.Rate{PerSecond: 0.001, Burst: 1}, Reads: limit.Rate{PerSecond: 0.001, Burst: 4}, Names: 100,
 		}
 	})
 	first, second := l.Open(1, 1000), l.Open(2, 1000)

@@ -14,6 +14,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/serve"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -38,9 +39,6 @@ type (
 
 // Problems of a tower's own.
 var (
-	problemBody     = wire.Problem{Type: "about:blank", Title: "Bad Request", Status: http.StatusBadRequest}
-	problemLarge    = wire.Problem{Type: "about:blank", Title: "Content Too Large", Status: http.StatusRequestEntityTooLarge}
-	problemRefused  = wire.Problem{Type: "about:blank", Title: "Not Served Here", Status: http.StatusForbidden}
 	problemSigner   = wire.Problem{Type: "about:blank", Title: "Invalid Signature", Status: http.StatusForbidden}
 	problemNotFound = wire.Problem{Type: "about:blank", Title: "No Such Channel", Status: http.StatusNotFound}
 	problemConflict = wire.Problem{Type: "about:blank", Title: "Conflict", Status: http.StatusConflict}
@@ -54,9 +52,9 @@ var towerProblems = []struct {
 	err  error
 	kind wire.Problem
 }{
-	{errNotServed, problemRefused},
-	{errTooSmall, problemRefused},
-	{channel.ErrTerms, problemBody},
+	{errNotServed, wire.NotServed},
+	{errTooSmall, wire.NotServed},
+	{channel.ErrTerms, wire.BadRequest},
 	{channel.ErrSignature, problemSigner},
 	{channel.ErrUnknown, problemNotFound},
 	{channel.ErrFinalized, problemGone},
@@ -120,7 +118,7 @@ func (t *Tower) postVouchers(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if n := len(body.Vouchers); n == 0 || n > maxTowerVouchers {
-		problemBody.With("%d vouchers: send 1 to %d", n, maxTowerVouchers).Write(w)
+		wire.BadRequest.With("%d vouchers: send 1 to %d", n, maxTowerVouchers).Write(w)
 		return
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), towerAnswer)
@@ -137,7 +135,7 @@ func (t *Tower) postVouchers(w http.ResponseWriter, r *http.Request) {
 		answer.Receipts[i].Outcome = outcome.String()
 		t.metrics.vouchers.WithLabelValues(outcome.String()).Inc()
 	}
-	reply(w, http.StatusOK, answer)
+	serve.JSON(w, http.StatusOK, answer)
 }
 
 func (t *Tower) postCloseRequest(w http.ResponseWriter, r *http.Request) {
@@ -167,13 +165,13 @@ func (t *Tower) relayed(w http.ResponseWriter, r *http.Request, relay func(conte
 		t.problem(err).Write(w)
 		return
 	}
-	reply(w, http.StatusOK, map[string]string{"status": "done"})
+	serve.JSON(w, http.StatusOK, map[string]string{"status": "done"})
 }
 
 func readBody(w http.ResponseWriter, r *http.Request, most int64, into any) error {
 	// A ResponseWriter without deadlines leaves it to the server's own.
 	control := http.NewResponseController(w)
-	_ = control.SetReadDeadline(time.Now().Add(bodyTimeout))
+	_ = control.SetReadDeadline(time.Now().Add(serve.BodyTimeout))
 	decoder := json.NewDecoder(http.MaxBytesReader(w, r.Body, most))
 	err := decoder.Decode(into)
 	if err == nil {
@@ -187,17 +185,9 @@ func readBody(w http.ResponseWriter, r *http.Request, most int64, into any) erro
 	w.Header().Set("Connection", "close")
 	var large *http.MaxBytesError
 	if errors.As(err, &large) {
-		return problemLarge.With("at most %d bytes are read", large.Limit)
+		return wire.TooLarge.With("at most %d bytes are read", large.Limit)
 	}
-	return problemBody.With("the body does not parse: %v", err)
-}
-
-func reply(w http.ResponseWriter, status int, answer any) {
-	hurry(w)
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Cache-Control", "no-store")
-	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(answer) // the client is gone if this fails: nobody is left to tell
+	return wire.BadRequest.With("the body does not parse: %v", err)
 }
 
 // Health answers 200 while the tower can act: its chain is there, its clock is
@@ -210,7 +200,7 @@ func (t *Tower) Health() http.Handler {
 		if err := t.fit(ctx); err != nil {
 			status, code = err.Error(), http.StatusServiceUnavailable
 		}
-		reply(w, code, map[string]string{"status": status})
+		serve.JSON(w, code, map[string]string{"status": status})
 	})
 }
 

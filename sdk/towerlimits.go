@@ -11,6 +11,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/limit"
 )
 
 // TowerLimits bound what strangers may cost a watchtower beside gas: signatures
@@ -21,20 +22,20 @@ type TowerLimits struct {
 	// ClientIP is who a request is from: see Limits.ClientIP.
 	ClientIP func(*http.Request) string
 
-	Requests Rate // of a client; 10 a second, 100 at once
-	Vouchers Rate // of a payee; 200 a second, 10,000 at once
-	Channel  Rate // of a channel: its vouchers; one a second, 10 at once
-	Leaves   Rate // of a payer: its close requests; one in 5 s, 10 at once
-	Reads    Rate // of the chain, by all; 50 a second, 200 at once
-	Names    int  // clients, payees, channels and payers that are remembered, the latest; 50,000, in about 15 MB
+	Requests limit.Rate // of a client; 10 a second, 100 at once
+	Vouchers limit.Rate // of a payee; 200 a second, 10,000 at once
+	Channel  limit.Rate // of a channel: its vouchers; one a second, 10 at once
+	Leaves   limit.Rate // of a payer: its close requests; one in 5 s, 10 at once
+	Reads    limit.Rate // of the chain, by all; 50 a second, 200 at once
+	Names    int        // clients, payees, channels and payers that are remembered, the latest; 50,000, in about 15 MB
 }
 
 func (l TowerLimits) withDefaults() TowerLimits {
-	l.Requests = cmp.Or(l.Requests, Rate{PerSecond: 10, Burst: 100})
-	l.Vouchers = cmp.Or(l.Vouchers, Rate{PerSecond: 200, Burst: 10_000})
-	l.Channel = cmp.Or(l.Channel, Rate{PerSecond: 1, Burst: 10})
-	l.Leaves = cmp.Or(l.Leaves, Rate{PerSecond: 0.2, Burst: 10})
-	l.Reads = cmp.Or(l.Reads, Rate{PerSecond: 50, Burst: 200})
+	l.Requests = cmp.Or(l.Requests, limit.Rate{PerSecond: 10, Burst: 100})
+	l.Vouchers = cmp.Or(l.Vouchers, limit.Rate{PerSecond: 200, Burst: 10_000})
+	l.Channel = cmp.Or(l.Channel, limit.Rate{PerSecond: 1, Burst: 10})
+	l.Leaves = cmp.Or(l.Leaves, limit.Rate{PerSecond: 0.2, Burst: 10})
+	l.Reads = cmp.Or(l.Reads, limit.Rate{PerSecond: 50, Burst: 200})
 	l.Names = cmp.Or(l.Names, 50_000)
 	if l.ClientIP == nil {
 		l.ClientIP = func(r *http.Request) string { return r.RemoteAddr }
@@ -58,10 +59,10 @@ type named struct {
 }
 
 func newTowerGuard(limits TowerLimits) *towerGuard {
-	return &towerGuard{limits: limits, reads: limits.Reads.limiter(), names: make(map[string]*list.Element)}
+	return &towerGuard{limits: limits, reads: limits.Reads.Limiter(), names: make(map[string]*list.Element)}
 }
 
-func (g *towerGuard) allow(name string, r Rate) bool {
+func (g *towerGuard) allow(name string, r limit.Rate) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	e := g.names[name]
@@ -71,7 +72,7 @@ func (g *towerGuard) allow(name string, r Rate) bool {
 			delete(g.names, last.Value.(*named).name)
 			g.recent.Remove(last)
 		}
-		e = g.recent.PushFront(&named{name, r.limiter()})
+		e = g.recent.PushFront(&named{name, r.Limiter()})
 		g.names[name] = e
 	}
 	g.recent.MoveToFront(e)
@@ -81,7 +82,7 @@ func (g *towerGuard) allow(name string, r Rate) bool {
 // request admits a client's request. Who stands for many has no bound of its
 // own.
 func (g *towerGuard) request(r *http.Request) bool {
-	client := clientName(g.limits.ClientIP(r))
+	client := limit.Client(g.limits.ClientIP(r))
 	return client == "" || g.allow("client "+client, g.limits.Requests)
 }
 
@@ -114,5 +115,5 @@ func (g *towerGuard) read() error {
 
 // mention keeps what repeats out of the log.
 func (g *towerGuard) mention(payee common.Address) bool {
-	return g.allow("log "+payee.Hex(), Rate{PerSecond: 1. / 60, Burst: 1})
+	return g.allow("log "+payee.Hex(), limit.Rate{PerSecond: 1. / 60, Burst: 1})
 }

@@ -165,7 +165,7 @@ func (t *Tower) settleFirst(ctx context.Context, s channel.State) error {
 // send puts a payer's transaction on the chain, or waits for the one that is on
 // its way already.
 func (t *Tower) send(ctx context.Context, terms channel.Terms, call chain.Call) error {
-	defer t.sends.lock(terms.ID())()
+	defer t.sends.Lock(terms.ID())()
 	tx, err := t.submit(ctx, terms, call)
 	if err != nil {
 		return err

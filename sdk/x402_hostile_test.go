@@ -14,6 +14,7 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/limit"
 	"github.com/gpupay/gpupay/sdk/wire"
 	"github.com/gpupay/gpupay/sdk/wire/x402"
 )
@@ -154,7 +155,7 @@ func flipS(s *x402.Signature) {
 // TestHostilePayments: over HTTP, on a channel that is open and idle, nothing is
 // served, kept, charged or moved for any of them; then the true client is served.
 func TestHostilePayments(t *testing.T) {
-	r := newPayRig(t, func(c *ProviderConfig) { c.Limits.Challenges = Rate{PerSecond: -1} })
+	r := newPayRig(t, func(c *ProviderConfig) { c.Limits.Challenges = limit.Rate{PerSecond: -1} })
 	b := r.buyer("/tick")
 	b.open(50_000)
 	b.idle()
@@ -204,7 +205,7 @@ func (r *payRig) transactions(b *buyer) []string {
 
 // TestHostileDeposits: each is refused before gas is spent on it.
 func TestHostileDeposits(t *testing.T) {
-	r := newPayRig(t, func(c *ProviderConfig) { c.Limits.Challenges = Rate{PerSecond: -1} })
+	r := newPayRig(t, func(c *ProviderConfig) { c.Limits.Challenges = limit.Rate{PerSecond: -1} })
 	used := r.buyer("/tick")
 	first := used.depositing(used.next(), 20_000)
 	used.take(used.pay(first))
@@ -287,7 +288,7 @@ func (b *buyer) timed(after time.Duration, before time.Time) *x402.PaymentPayloa
 
 // TestHostileHeaders: what is no payment at all is told so, once, and briefly.
 func TestHostileHeaders(t *testing.T) {
-	r := newPayRig(t, func(c *ProviderConfig) { c.Limits.Challenges = Rate{PerSecond: -1} })
+	r := newPayRig(t, func(c *ProviderConfig) { c.Limits.Challenges = limit.Rate{PerSecond: -1} })
 	b := r.buyer("/tick")
 	good := headerOf(t, b.depositing(testMost, 20_000)).Get(x402.HeaderSignature)
 	raw, err := base64.StdEncoding.DecodeString(good)

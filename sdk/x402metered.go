@@ -17,6 +17,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/internal/serve"
 	"github.com/gpupay/gpupay/sdk/wire"
 	"github.com/gpupay/gpupay/sdk/wire/x402"
 )
@@ -99,7 +100,7 @@ func (m *meteredRoute) ask(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
-	hurry(w)
+	serve.Hurry(w)
 	w.WriteHeader(http.StatusPaymentRequired)
 	_, _ = w.Write([]byte("{}"))
 }
@@ -111,11 +112,11 @@ func (d *x402Desk) body(w http.ResponseWriter, r *http.Request) ([]byte, error) 
 		return nil, nil
 	}
 	control := http.NewResponseController(w)
-	_ = control.SetReadDeadline(time.Now().Add(bodyTimeout)) // without deadlines the server's own apply
+	_ = control.SetReadDeadline(time.Now().Add(serve.BodyTimeout)) // without deadlines the server's own apply
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, int64(d.x.MaxReply)))
 	if err != nil {
 		w.Header().Set("Connection", "close")
-		return nil, wire.MalformedCredential.With("the body was not read: it may have %d bytes and take %s", d.x.MaxReply, bodyTimeout)
+		return nil, wire.MalformedCredential.With("the body was not read: it may have %d bytes and take %s", d.x.MaxReply, serve.BodyTimeout)
 	}
 	_ = control.SetReadDeadline(time.Time{})
 	return body, nil
@@ -170,7 +171,7 @@ func (d *x402Desk) told(tab x402Tab, note x402Note, h http.Header) error {
 
 // letNamed begins a lease of named devices, on disk with what it may use.
 func (d *x402Desk) letNamed(ctx context.Context, tab x402Tab, devices []string, note *x402Note) (*lease, error) {
-	defer d.starts.lock(tab.ID)()
+	defer d.starts.Lock(tab.ID)()
 	id := randomHash()
 	note.Lease = id.Hex()
 	d.named.put(id, devices)

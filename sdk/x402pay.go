@@ -15,6 +15,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/serve"
 	"github.com/gpupay/gpupay/sdk/wire"
 	"github.com/gpupay/gpupay/sdk/wire/x402"
 )
@@ -334,7 +335,7 @@ func (d *x402Desk) answer(w http.ResponseWriter, r *x402Request, a *x402Answer) 
 			w.Header()[name] = values
 		}
 	}
-	hurry(w)
+	serve.Hurry(w)
 	w.WriteHeader(a.status)
 	if _, err := w.Write(a.body); err != nil {
 		d.answered(context.WithoutCancel(r.Context()), a, true)

@@ -6,6 +6,7 @@ import (
 	"net/http"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/internal/serve"
 	"github.com/gpupay/gpupay/sdk/wire"
 	"github.com/gpupay/gpupay/sdk/wire/x402"
 )
@@ -54,7 +55,7 @@ func (d *x402Desk) refuse(w http.ResponseWriter, r *x402Request, err error) {
 		Detail string `json:"detail"`
 	}{reason, err.Error()})
 	w.Header().Set("Content-Type", "application/json")
-	hurry(w)
+	serve.Hurry(w)
 	w.WriteHeader(http.StatusPaymentRequired)
 	_, _ = w.Write(body)
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net/http"
 
+	"github.com/gpupay/gpupay/sdk/internal/serve"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -61,7 +62,7 @@ func (o *keptReply) FlushError() error {
 	if o.to == nil {
 		return nil
 	}
-	hurry(o.to)
+	serve.Hurry(o.to)
 	return http.NewResponseController(o.to).Flush()
 }
 

@@ -47,7 +47,7 @@ func (d *x402Desk) tick(ctx context.Context, r *x402Request, tab x402Tab, note x
 // attach lets the lease that runs on a channel go on, or begins one, under what
 // a request pays for. The caller owes a detach.
 func (d *x402Desk) attach(ctx context.Context, r *x402Request, tab x402Tab, note *x402Note) (*lease, error) {
-	defer d.starts.lock(r.id)()
+	defer d.starts.Lock(r.id)()
 	l, err := d.serving(ctx, tab.State)
 	if err != nil {
 		return nil, err

@@ -42,6 +42,9 @@ var (
 	// Not of the drafts: plain HTTP conditions, as RFC 9457 wants them.
 	NoCapacity  = Problem{Type: "about:blank", Title: "No Capacity", Status: http.StatusServiceUnavailable}
 	TooMany     = Problem{Type: "about:blank", Title: "Too Many Requests", Status: http.StatusTooManyRequests}
+	BadRequest  = Problem{Type: "about:blank", Title: "Bad Request", Status: http.StatusBadRequest}
+	TooLarge    = Problem{Type: "about:blank", Title: "Content Too Large", Status: http.StatusRequestEntityTooLarge}
+	NotServed   = Problem{Type: "about:blank", Title: "Not Served Here", Status: http.StatusForbidden}
 	Internal    = Problem{Type: "about:blank", Title: "Internal Error", Status: http.StatusInternalServerError}
 	Unavailable = Problem{Type: "about:blank", Title: "Temporarily Unavailable", Status: http.StatusServiceUnavailable}
 )

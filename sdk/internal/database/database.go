@@ -1,4 +1,5 @@
-package sdk
+// Package database opens the database of one side.
+package database
 
 import (
 	"context"
@@ -10,14 +11,14 @@ import (
 	"github.com/gpupay/gpupay/channel/store"
 )
 
-// openDatabase opens the database of one side, checks that it is whole, and
-// brings its tables up to date.
-func openDatabase(ctx context.Context, path, side string, migrations fs.FS) (*store.DB, error) {
+// Open opens the database of one side, checks that it is whole, and brings its
+// tables up to date with the migrations in dir.
+func Open(ctx context.Context, path, side string, migrations fs.FS, dir string) (*store.DB, error) {
 	db, err := store.Open(ctx, path)
 	if err != nil {
 		return nil, err
 	}
-	files, err := fs.Sub(migrations, "migrations/"+side)
+	files, err := fs.Sub(migrations, dir)
 	if err == nil {
 		err = checkPages(ctx, db)
 	}
