@@ -14,6 +14,7 @@ import (
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/settle"
+	"github.com/gpupay/gpupay/sdk/tower"
 )
 
 // ProviderConfig says what a provider rents out, for how much, and what it
@@ -62,7 +63,7 @@ type ProviderConfig struct {
 	Limits         Limits                  // what strangers may cost: requests, waits and gas
 	OnSettled      func(settle.Settlement) // after each settlement; may be nil
 
-	Watchtowers     []string      // URLs of watchtowers (see Tower) that are told the newest vouchers, which anybody may see
+	Watchtowers     []string      // URLs of watchtowers (see package tower) that are told the newest vouchers, which anybody may see
 	WatchtowerEvery time.Duration // how often at most; 10 s if zero
 
 	MeterKey metering.Signer // signs usage records; Key if nil
@@ -130,7 +131,7 @@ func (c ProviderConfig) check() error {
 	case c.Credit < 4*c.Tick:
 		return fmt.Errorf("provider: Credit (%s) must be at least four ticks (%s): less suspends every lease at once", c.Credit, 4*c.Tick)
 	}
-	if err := checkTowers(c.Watchtowers); err != nil {
+	if err := tower.CheckURLs(c.Watchtowers); err != nil {
 		return fmt.Errorf("provider: Watchtowers: %w", err)
 	}
 	return errors.Join(c.Settlement.Check(), c.Limits.check())

@@ -8,14 +8,15 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/tower"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // leaveTTL is how long a signed request may wait to be relayed.
 const leaveTTL = 24 * time.Hour
 
-// Relay sends what a renter without native coin has signed. Relayer is one;
-// anybody with a little coin can run it, and it can take nothing.
+// Relay sends what a renter without native coin has signed. Relayer is one, and a
+// tower.Client; anybody with a little coin can run it, and it can take nothing.
 type Relay interface {
 	// RequestClose starts the grace period of a channel for its payer.
 	RequestClose(ctx context.Context, request wire.LeaveRequest) error
@@ -29,7 +30,11 @@ type Relayer struct {
 	Sender *chain.Sender
 }
 
-var _ Relay = Relayer{}
+var (
+	_ Relay = Relayer{}
+	_ Relay = (*tower.Tower)(nil)
+	_ Relay = (*tower.Client)(nil)
+)
 
 // RequestClose sends a signed request and waits until it is mined. What the
 // contract would refuse is not sent.

@@ -20,6 +20,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/internal/keyed"
 	"github.com/gpupay/gpupay/sdk/internal/run"
 	"github.com/gpupay/gpupay/sdk/settle"
+	"github.com/gpupay/gpupay/sdk/tower"
 	"github.com/gpupay/gpupay/sdk/units"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -201,7 +202,7 @@ func (p *Provider) chainParts(ctx context.Context) error {
 type crew struct {
 	sender *chain.Sender
 	tills  []*till
-	towers *towerFeed
+	towers *tower.Feed
 }
 
 // till keeps the channels of one escrow contract as the chain has them, and
@@ -219,7 +220,7 @@ func (p *Provider) newCrew(db *store.DB, txs *chain.Store) *crew {
 	c := &crew{sender: p.newSender(txs)}
 	payee := *p.payee
 	payee.Store = db.Payee()
-	c.towers = newTowerFeed(&payee, p.config.Watchtowers, p.config.WatchtowerEvery, p.config.Log)
+	c.towers = tower.NewFeed(&payee, p.config.Watchtowers, p.config.WatchtowerEvery, p.config.Log)
 	c.tills = append(c.tills, p.newTill(c, db, txs, p.escrow))
 	if p.x402 != nil {
 		c.tills = append(c.tills, p.newTill(c, db, txs, p.x402.contract))
@@ -233,7 +234,7 @@ func (p *Provider) newTill(c *crew, db *store.DB, txs *chain.Store, contract cha
 	changed := func(_, now channel.State) {
 		if now.Status == channel.Closing {
 			t.settler.Urgent(now.ID) // the grace period runs
-			c.towers.hurry()
+			c.towers.Hurry()
 		}
 		p.channelChanged(now)
 	}
@@ -242,7 +243,7 @@ func (p *Provider) newTill(c *crew, db *store.DB, txs *chain.Store, contract cha
 }
 
 func (c *crew) run(ctx context.Context) error {
-	parts := []func(context.Context) error{c.sender.Run, c.towers.run}
+	parts := []func(context.Context) error{c.sender.Run, c.towers.Run}
 	for _, t := range c.tills {
 		parts = append(parts, t.watcher.Run, t.settler.Run)
 	}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/gpupay/gpupay/internal/cli"
 	"github.com/gpupay/gpupay/sdk"
+	"github.com/gpupay/gpupay/sdk/tower"
 	"github.com/gpupay/gpupay/sdk/units"
 )
 
@@ -63,7 +64,7 @@ func parse(args []string) (*options, error) {
 	o.minutes = time.Duration(*minutes * float64(time.Minute))
 	c.Token, c.Escrow = token.Address, escrow.Address
 	if *relay != "" {
-		c.Relay = &sdk.HTTPRelay{URL: *relay, Log: c.Log}
+		c.Relay = &tower.Client{URL: *relay, Log: c.Log}
 	}
 	c.Key, err = flags.Key()
 	return o, err

@@ -19,7 +19,7 @@ import (
 	"github.com/ethereum/go-ethereum/common"
 
 	"github.com/gpupay/gpupay/internal/cli"
-	"github.com/gpupay/gpupay/sdk"
+	"github.com/gpupay/gpupay/sdk/tower"
 	"github.com/gpupay/gpupay/sdk/units"
 )
 
@@ -27,7 +27,7 @@ func main() { cli.Main(run) }
 
 type options struct {
 	listen, admin string
-	config        sdk.TowerConfig
+	config        tower.Config
 }
 
 func run(ctx context.Context) error {
@@ -35,11 +35,11 @@ func run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	tower, err := sdk.NewTower(ctx, o.config)
+	t, err := tower.New(ctx, o.config)
 	if err != nil {
 		return err
 	}
-	return errors.Join(serve(ctx, tower, o), tower.Close())
+	return errors.Join(serve(ctx, t, o), t.Close())
 }
 
 func parse(args []string) (*options, error) {
@@ -113,33 +113,33 @@ func each(list string) func(yield func(string) bool) {
 }
 
 // budget reads two amounts of native coin.
-func budget(name, text string) (sdk.GasBudget, error) {
+func budget(name, text string) (tower.GasBudget, error) {
 	one, all, ok := strings.Cut(text, ",")
 	var wei [2]*big.Int
 	for i, coin := range []string{one, all} {
 		amount, err := units.Parse(strings.TrimSpace(coin), 18)
 		if err != nil || !ok {
-			return sdk.GasBudget{}, fmt.Errorf("--%s: %q is not two amounts of native coin such as 0.005,0.05", name, text)
+			return tower.GasBudget{}, fmt.Errorf("--%s: %q is not two amounts of native coin such as 0.005,0.05", name, text)
 		}
 		wei[i] = amount.ToBig()
 	}
-	return sdk.GasBudget{PerParty: wei[0], Total: wei[1]}, nil
+	return tower.GasBudget{PerParty: wei[0], Total: wei[1]}, nil
 }
 
-func serve(ctx context.Context, tower *sdk.Tower, o *options) error {
+func serve(ctx context.Context, t *tower.Tower, o *options) error {
 	listener, err := net.Listen("tcp", o.listen)
 	if err != nil {
 		return fmt.Errorf("--listen: %w", err)
 	}
-	fmt.Printf("watching escrow %s (grace period %s) at http://%s  (gas is paid by %s)\n", tower.Escrow().Address(), tower.Escrow().Grace(), listener.Addr(), tower.Address())
+	fmt.Printf("watching escrow %s (grace period %s) at http://%s  (gas is paid by %s)\n", t.Escrow().Address(), t.Escrow().Grace(), listener.Addr(), t.Address())
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	done := make(chan error, 1)
-	go func() { done <- tower.Run(ctx) }()
+	go func() { done <- t.Run(ctx) }()
 	failed := make(chan error, 2)
-	public := &http.Server{Handler: tower, ReadHeaderTimeout: 10 * time.Second, MaxHeaderBytes: 16 << 10, IdleTimeout: 2 * time.Minute}
+	public := &http.Server{Handler: t, ReadHeaderTimeout: 10 * time.Second, MaxHeaderBytes: 16 << 10, IdleTimeout: 2 * time.Minute}
 	go func() { failed <- public.Serve(listener) }()
-	admin, err := cli.Admin(o.admin, tower.Metrics(), tower.Health(), failed)
+	admin, err := cli.Admin(o.admin, t.Metrics(), t.Health(), failed)
 	if err == nil {
 		select {
 		case err = <-failed:

@@ -1,4 +1,4 @@
-package sdk
+package tower
 
 import (
 	"context"
@@ -20,20 +20,20 @@ import (
 
 // What a tower reads of a request, and how long an answer may take.
 const (
-	maxTowerVouchers = 100
-	maxTowerBody     = 128 << 10 // that many vouchers, and room
-	maxRelayBody     = 4 << 10
-	towerAnswer      = 20 * time.Second
+	maxVouchers     = 100
+	maxVouchersBody = 128 << 10 // that many vouchers, and room
+	maxRelayBody    = 4 << 10
+	answerTime      = 20 * time.Second
 )
 
-// TowerVouchers is the body of POST /vouchers, and TowerReceipts its answer, in
+// Vouchers is the body of POST /vouchers, and Receipts its answer, in
 // the same order.
 type (
-	TowerVouchers struct {
-		Vouchers []TowerVoucher `json:"vouchers"`
+	Vouchers struct {
+		Vouchers []Voucher `json:"vouchers"`
 	}
-	TowerReceipts struct {
-		Receipts []TowerReceipt `json:"receipts"`
+	Receipts struct {
+		Receipts []Receipt `json:"receipts"`
 	}
 )
 
@@ -46,9 +46,9 @@ var (
 	problemValue    = wire.Problem{Type: "about:blank", Title: "Unprocessable Amount", Status: http.StatusUnprocessableEntity}
 )
 
-// towerProblems maps what can go wrong to what a client is told. The first
+// problems maps what can go wrong to what a client is told. The first
 // match counts.
-var towerProblems = []struct {
+var problems = []struct {
 	err  error
 	kind wire.Problem
 }{
@@ -73,7 +73,7 @@ func (t *Tower) problem(err error) *wire.Problem {
 	if errors.As(err, &problem) {
 		return problem
 	}
-	for _, p := range towerProblems {
+	for _, p := range problems {
 		if !errors.Is(err, p.err) {
 			continue
 		}
@@ -112,19 +112,19 @@ func (t *Tower) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 func (t *Tower) postVouchers(w http.ResponseWriter, r *http.Request) {
-	var body TowerVouchers
-	if err := readBody(w, r, maxTowerBody, &body); err != nil {
+	var body Vouchers
+	if err := readBody(w, r, maxVouchersBody, &body); err != nil {
 		t.problem(err).Write(w)
 		return
 	}
-	if n := len(body.Vouchers); n == 0 || n > maxTowerVouchers {
-		wire.BadRequest.With("%d vouchers: send 1 to %d", n, maxTowerVouchers).Write(w)
+	if n := len(body.Vouchers); n == 0 || n > maxVouchers {
+		wire.BadRequest.With("%d vouchers: send 1 to %d", n, maxVouchers).Write(w)
 		return
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), towerAnswer)
+	ctx, cancel := context.WithTimeout(r.Context(), answerTime)
 	defer cancel()
 	outcomes, errs := t.take(ctx, body.Vouchers)
-	answer := TowerReceipts{Receipts: make([]TowerReceipt, len(outcomes))}
+	answer := Receipts{Receipts: make([]Receipt, len(outcomes))}
 	for i, outcome := range outcomes {
 		answer.Receipts[i].ChannelID = body.Vouchers[i].Channel().ID()
 		if errs[i] != nil {
@@ -159,7 +159,7 @@ func (t *Tower) postWithdrawal(w http.ResponseWriter, r *http.Request) {
 // relayed answers 200 when the chain has it, and 503 when it is not known yet
 // whether it will: to ask again is harmless.
 func (t *Tower) relayed(w http.ResponseWriter, r *http.Request, relay func(context.Context) error) {
-	ctx, cancel := context.WithTimeout(r.Context(), towerAnswer)
+	ctx, cancel := context.WithTimeout(r.Context(), answerTime)
 	defer cancel()
 	if err := relay(ctx); err != nil {
 		t.problem(err).Write(w)
@@ -225,15 +225,15 @@ func (t *Tower) fit(ctx context.Context) error {
 	return nil
 }
 
-// towerMetrics counts what an operator watches.
-type towerMetrics struct {
+// metrics counts what an operator watches.
+type metrics struct {
 	registry *prometheus.Registry
 	vouchers *prometheus.CounterVec
 	relays   *prometheus.CounterVec
 }
 
-func newTowerMetrics(t *Tower) *towerMetrics {
-	m := &towerMetrics{
+func newMetrics(t *Tower) *metrics {
+	m := &metrics{
 		registry: prometheus.NewRegistry(),
 		vouchers: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "gpupay_tower_vouchers_total", Help: "Vouchers received, by outcome."}, []string{"outcome"}),
 		relays:   prometheus.NewCounterVec(prometheus.CounterOpts{Name: "gpupay_tower_relayed_total", Help: "Transactions for payers that were mined, by kind."}, []string{"kind"}),
@@ -261,7 +261,7 @@ func newTowerMetrics(t *Tower) *towerMetrics {
 	return m
 }
 
-func (m *towerMetrics) relayed(kind chain.Kind) { m.relays.WithLabelValues(string(kind)).Inc() }
+func (m *metrics) relayed(kind chain.Kind) { m.relays.WithLabelValues(string(kind)).Inc() }
 
 // Metrics serves Prometheus metrics, for the operator.
 func (t *Tower) Metrics() http.Handler {

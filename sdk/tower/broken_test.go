@@ -1,4 +1,4 @@
-package sdk_test
+package tower_test
 
 import (
 	"bytes"

@@ -1,4 +1,4 @@
-package sdk
+package tower
 
 import (
 	"context"
@@ -14,25 +14,25 @@ import (
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
-// TowerVoucher is a voucher with its channel's terms: all that it takes to
+// Voucher is a voucher with its channel's terms: all that it takes to
 // settle it. Its signature is all that it takes to be believed.
-type TowerVoucher struct {
+type Voucher struct {
 	wire.Terms
 	Cumulative wire.Amount `json:"cumulativeAmount"`
 	Signature  wire.Bytes  `json:"signature"`
 }
 
-// NewTowerVoucher is the newest voucher of a channel.
-func NewTowerVoucher(s channel.State) TowerVoucher {
-	return TowerVoucher{Terms: wire.NewTerms(s.Terms), Cumulative: wire.NewAmount(s.Accepted), Signature: s.Signature}
+// NewVoucher is the newest voucher of a channel.
+func NewVoucher(s channel.State) Voucher {
+	return Voucher{Terms: wire.NewTerms(s.Terms), Cumulative: wire.NewAmount(s.Accepted), Signature: s.Signature}
 }
 
-func (v TowerVoucher) voucher() channel.Voucher {
+func (v Voucher) voucher() channel.Voucher {
 	return channel.Voucher{ChannelID: v.Channel().ID(), Cumulative: v.Cumulative.Int, Signature: v.Signature}
 }
 
-// TowerReceipt answers one voucher: accepted, replayed or stale, or why not.
-type TowerReceipt struct {
+// Receipt answers one voucher: accepted, replayed or stale, or why not.
+type Receipt struct {
 	ChannelID common.Hash   `json:"channelId"`
 	Outcome   string        `json:"outcome,omitempty"`
 	Problem   *wire.Problem `json:"problem,omitempty"`
@@ -40,7 +40,7 @@ type TowerReceipt struct {
 
 // take takes vouchers, each with its own outcome or error. Those of channels
 // that are new, or topped up since, share one look at the chain.
-func (t *Tower) take(ctx context.Context, vouchers []TowerVoucher) ([]channel.Outcome, []error) {
+func (t *Tower) take(ctx context.Context, vouchers []Voucher) ([]channel.Outcome, []error) {
 	outcomes, errs := make([]channel.Outcome, len(vouchers)), make([]error, len(vouchers))
 	var again []int
 	var unread []channel.Terms
@@ -70,7 +70,7 @@ func (t *Tower) take(ctx context.Context, vouchers []TowerVoucher) ([]channel.Ou
 
 // accept takes a voucher of a channel that is known. What costs nothing is
 // checked first, and nothing is looked up for a forged one.
-func (t *Tower) accept(ctx context.Context, v TowerVoucher) (channel.Outcome, error) {
+func (t *Tower) accept(ctx context.Context, v Voucher) (channel.Outcome, error) {
 	terms := v.Channel()
 	if err := t.serves(terms); err != nil {
 		return 0, err

@@ -1,4 +1,4 @@
-package sdk
+package tower
 
 import (
 	"cmp"
@@ -14,12 +14,12 @@ import (
 	"github.com/gpupay/gpupay/sdk/limit"
 )
 
-// TowerLimits bound what strangers may cost a watchtower beside gas: signatures
+// Limits bound what strangers may cost a watchtower beside gas: signatures
 // to check, rows on disk and questions to the chain. A zero field is its
 // default. A payee's or payer's own rate counts only what was rightly signed:
 // nobody uses up another's.
-type TowerLimits struct {
-	// ClientIP is who a request is from: see Limits.ClientIP.
+type Limits struct {
+	// ClientIP is who a request is from: see sdk.Limits.ClientIP.
 	ClientIP func(*http.Request) string
 
 	Requests limit.Rate // of a client; 10 a second, 100 at once
@@ -30,7 +30,7 @@ type TowerLimits struct {
 	Names    int        // clients, payees, channels and payers that are remembered, the latest; 50,000, in about 15 MB
 }
 
-func (l TowerLimits) withDefaults() TowerLimits {
+func (l Limits) withDefaults() Limits {
 	l.Requests = cmp.Or(l.Requests, limit.Rate{PerSecond: 10, Burst: 100})
 	l.Vouchers = cmp.Or(l.Vouchers, limit.Rate{PerSecond: 200, Burst: 10_000})
 	l.Channel = cmp.Or(l.Channel, limit.Rate{PerSecond: 1, Burst: 10})
@@ -43,9 +43,9 @@ func (l TowerLimits) withDefaults() TowerLimits {
 	return l
 }
 
-// towerGuard holds a tower's clients to its limits.
-type towerGuard struct {
-	limits TowerLimits
+// guard holds a tower's clients to its limits.
+type guard struct {
+	limits Limits
 	reads  *rate.Limiter
 
 	mu     sync.Mutex
@@ -58,11 +58,11 @@ type named struct {
 	limiter *rate.Limiter
 }
 
-func newTowerGuard(limits TowerLimits) *towerGuard {
-	return &towerGuard{limits: limits, reads: limits.Reads.Limiter(), names: make(map[string]*list.Element)}
+func newGuard(limits Limits) *guard {
+	return &guard{limits: limits, reads: limits.Reads.Limiter(), names: make(map[string]*list.Element)}
 }
 
-func (g *towerGuard) allow(name string, r limit.Rate) bool {
+func (g *guard) allow(name string, r limit.Rate) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	e := g.names[name]
@@ -81,13 +81,13 @@ func (g *towerGuard) allow(name string, r limit.Rate) bool {
 
 // request admits a client's request. Who stands for many has no bound of its
 // own.
-func (g *towerGuard) request(r *http.Request) bool {
+func (g *guard) request(r *http.Request) bool {
 	client := limit.Client(g.limits.ClientIP(r))
 	return client == "" || g.allow("client "+client, g.limits.Requests)
 }
 
 // voucher admits one whose signature was checked.
-func (g *towerGuard) voucher(t channel.Terms) error {
+func (g *guard) voucher(t channel.Terms) error {
 	if !g.allow("channel "+t.ID().Hex(), g.limits.Channel) {
 		return fmt.Errorf("%w: too many vouchers of channel %s: send the newest, later", errBusy, t.ID())
 	}
@@ -98,7 +98,7 @@ func (g *towerGuard) voucher(t channel.Terms) error {
 }
 
 // leave admits a close request whose signature was checked.
-func (g *towerGuard) leave(t channel.Terms) error {
+func (g *guard) leave(t channel.Terms) error {
 	if !g.allow("payer "+t.Payer.Hex(), g.limits.Leaves) {
 		return fmt.Errorf("%w: too many close requests of payer %s", errBusy, t.Payer)
 	}
@@ -106,7 +106,7 @@ func (g *towerGuard) leave(t channel.Terms) error {
 }
 
 // read admits one look at the chain.
-func (g *towerGuard) read() error {
+func (g *guard) read() error {
 	if !g.reads.Allow() {
 		return fmt.Errorf("%w: too many channels are asked about", errBusy)
 	}
@@ -114,6 +114,6 @@ func (g *towerGuard) read() error {
 }
 
 // mention keeps what repeats out of the log.
-func (g *towerGuard) mention(payee common.Address) bool {
+func (g *guard) mention(payee common.Address) bool {
 	return g.allow("log "+payee.Hex(), limit.Rate{PerSecond: 1. / 60, Burst: 1})
 }

@@ -1,4 +1,4 @@
-package sdk
+package tower
 
 import (
 	"bytes"
@@ -22,8 +22,6 @@ const (
 	// relayWait is how long one is waited for before the others' turn.
 	relayWait = time.Minute
 )
-
-var _ Relay = (*Tower)(nil)
 
 // RequestClose takes a payer's signed request to close: it is on disk, and
 // sent to the chain, when RequestClose returns without an error. After the

@@ -1,4 +1,4 @@
-package sdk
+package tower
 
 import (
 	"cmp"
@@ -18,14 +18,14 @@ import (
 	"github.com/gpupay/gpupay/sdk/chain"
 )
 
-// defaultTowerEvery is how old the newest voucher may be that a tower has not.
-const defaultTowerEvery = 10 * time.Second
+// defaultEvery is how old the newest voucher may be that a tower has not.
+const defaultEvery = 10 * time.Second
 
-// towerFeed tells watchtowers a payee's newest vouchers: at most every Every,
-// and at once when a payer wants out. It reads them from the store, where they
-// are since they were accepted, so that it holds up nothing and a restart needs
-// no memory: what a tower has already, it says.
-type towerFeed struct {
+// Feed tells watchtowers a payee's newest vouchers: every so often, and at once
+// when it is told to hurry, because a payer wants out. It reads them from the
+// store, where they are since they were accepted, so that it holds up nothing and
+// a restart needs no memory: what a tower has already, it says.
+type Feed struct {
 	urls  []string
 	every time.Duration
 	payee *channel.Payee
@@ -34,16 +34,19 @@ type towerFeed struct {
 	wakes []chan struct{} // one a tower
 }
 
-func newTowerFeed(payee *channel.Payee, urls []string, every time.Duration, log *slog.Logger) *towerFeed {
-	f := &towerFeed{urls: urls, every: cmp.Or(every, defaultTowerEvery), payee: payee, log: log, http: &http.Client{Timeout: towerTimeout}}
+// NewFeed makes a feed for the watchtowers at these URLs of what the payee holds.
+// Every is how old the newest voucher may be that a tower has not, 10 s if zero;
+// log is slog.Default() if nil.
+func NewFeed(payee *channel.Payee, urls []string, every time.Duration, log *slog.Logger) *Feed {
+	f := &Feed{urls: urls, every: cmp.Or(every, defaultEvery), payee: payee, log: cmp.Or(log, slog.Default()), http: &http.Client{Timeout: clientTimeout}}
 	for range urls {
 		f.wakes = append(f.wakes, make(chan struct{}, 1))
 	}
 	return f
 }
 
-// hurry has every tower told now.
-func (f *towerFeed) hurry() {
+// Hurry has every tower told now.
+func (f *Feed) Hurry() {
 	for _, wake := range f.wakes {
 		select {
 		case wake <- struct{}{}:
@@ -52,8 +55,8 @@ func (f *towerFeed) hurry() {
 	}
 }
 
-// run tells until ctx ends, each tower for itself.
-func (f *towerFeed) run(ctx context.Context) error {
+// Run tells until ctx ends, each tower for itself.
+func (f *Feed) Run(ctx context.Context) error {
 	var towers sync.WaitGroup
 	for i, url := range f.urls {
 		towers.Go(func() { f.follow(ctx, url, f.wakes[i]) })
@@ -63,7 +66,7 @@ func (f *towerFeed) run(ctx context.Context) error {
 	return ctx.Err()
 }
 
-func (f *towerFeed) follow(ctx context.Context, url string, wake <-chan struct{}) {
+func (f *Feed) follow(ctx context.Context, url string, wake <-chan struct{}) {
 	told := make(map[common.Hash]uint256.Int)
 	pace := chain.Backoff{Least: time.Second, Most: time.Minute}
 	for ctx.Err() == nil {
@@ -85,7 +88,7 @@ func (f *towerFeed) follow(ctx context.Context, url string, wake <-chan struct{}
 }
 
 // tell sends one tower what it has not, channels that are closing first.
-func (f *towerFeed) tell(ctx context.Context, url string, told map[common.Hash]uint256.Int) error {
+func (f *Feed) tell(ctx context.Context, url string, told map[common.Hash]uint256.Int) error {
 	states, err := f.payee.Unsettled(ctx)
 	if err != nil {
 		return err
@@ -94,10 +97,10 @@ func (f *towerFeed) tell(ctx context.Context, url string, told map[common.Hash]u
 	news := slices.DeleteFunc(states, func(s channel.State) bool { return told[s.ID] == s.Accepted })
 	slices.SortStableFunc(news, func(a, b channel.State) int { return cmp.Compare(b.Status, a.Status) })
 	var failed error
-	for batch := range slices.Chunk(news, maxTowerVouchers) {
+	for batch := range slices.Chunk(news, maxVouchers) {
 		if err := f.push(ctx, url, batch, told); err != nil {
 			failed = err
-			var down *errTower
+			var down *errLater
 			if errors.As(err, &down) {
 				return err // the rest would fail likewise
 			}
@@ -119,17 +122,17 @@ func forget(told map[common.Hash]uint256.Int, unsettled []channel.State) {
 	}
 }
 
-func (f *towerFeed) push(ctx context.Context, url string, batch []channel.State, told map[common.Hash]uint256.Int) error {
-	var body TowerVouchers
+func (f *Feed) push(ctx context.Context, url string, batch []channel.State, told map[common.Hash]uint256.Int) error {
+	var body Vouchers
 	for _, s := range batch {
-		body.Vouchers = append(body.Vouchers, NewTowerVoucher(s))
+		body.Vouchers = append(body.Vouchers, NewVoucher(s))
 	}
-	var answer TowerReceipts
-	if err := postTower(ctx, f.http, url, "/vouchers", body, &answer); err != nil {
+	var answer Receipts
+	if err := post(ctx, f.http, url, "/vouchers", body, &answer); err != nil {
 		return err
 	}
 	if len(answer.Receipts) != len(batch) {
-		return &errTower{url, fmt.Errorf("%d receipts for %d vouchers", len(answer.Receipts), len(batch))}
+		return &errLater{url, fmt.Errorf("%d receipts for %d vouchers", len(answer.Receipts), len(batch))}
 	}
 	var failed error
 	for i, receipt := range answer.Receipts {

@@ -1,4 +1,4 @@
-package sdk
+package tower
 
 import (
 	"bytes"
@@ -25,17 +25,17 @@ import (
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
-// FuzzTowerRequest posts whatever a stranger can to a watchtower that serves one channel. It answers for each voucher, has
+// FuzzRequest posts whatever a stranger can to a watchtower that serves one channel. It answers for each voucher, has
 // no failure of its own, keeps no channel but one that is on the chain, counts only what the payer signed within the
 // deposit, and spends gas on the payer's own close request at most.
-func FuzzTowerRequest(f *testing.F) {
+func FuzzRequest(f *testing.F) {
 	tower, key, terms := fuzzTower(f)
 	domain := tower.escrow.Domain()
 	v, err := domain.Sign(f.Context(), key, terms.ID(), *uint256.NewInt(500))
 	if err != nil {
 		f.Fatal(err)
 	}
-	voucher := TowerVoucher{Terms: wire.NewTerms(terms), Cumulative: wire.NewAmount(v.Cumulative), Signature: v.Signature}
+	voucher := Voucher{Terms: wire.NewTerms(terms), Cumulative: wire.NewAmount(v.Cumulative), Signature: v.Signature}
 	const deadline = 1 << 40
 	signature, err := key.Sign(f.Context(), domain.RequestCloseDigest(terms.ID(), 0, deadline))
 	if err != nil {
@@ -48,7 +48,7 @@ func FuzzTowerRequest(f *testing.F) {
 		path     string
 		document any
 	}{
-		{"/vouchers", TowerVouchers{Vouchers: []TowerVoucher{voucher, strange, {}}}},
+		{"/vouchers", Vouchers{Vouchers: []Voucher{voucher, strange, {}}}},
 		{"/close-requests", wire.LeaveRequest{Terms: t, Deadline: deadline, Signature: signature}},
 		{"/withdrawals", t},
 	} {
@@ -70,17 +70,17 @@ func FuzzTowerRequest(f *testing.F) {
 			t.Fatalf("%s %s: %s", path, body, w.Body)
 		}
 		if path == "/vouchers" && w.Code == http.StatusOK {
-			checkTowerReceipts(t, body, w.Body.Bytes())
+			checkReceipts(t, body, w.Body.Bytes())
 		}
 		checkTower(t, tower, terms)
 	})
 }
 
-// checkTowerReceipts wants one word on each voucher, in the same order.
-func checkTowerReceipts(t *testing.T, body, answer []byte) {
+// checkReceipts wants one word on each voucher, in the same order.
+func checkReceipts(t *testing.T, body, answer []byte) {
 	t.Helper()
-	var asked TowerVouchers
-	var told TowerReceipts
+	var asked Vouchers
+	var told Receipts
 	if err := errors.Join(json.Unmarshal(body, &asked), json.Unmarshal(answer, &told)); err != nil {
 		t.Fatalf("%s was answered by %s: %v", body, answer, err)
 	}
@@ -129,10 +129,10 @@ func fuzzTower(f *testing.F) (*Tower, *channel.Key, channel.Terms) {
 	}
 	f.Cleanup(func() { net.Close() })
 	free := limit.Rate{PerSecond: -1}
-	tower, err := NewTower(f.Context(), TowerConfig{
+	tower, err := New(f.Context(), Config{
 		Backend: net.Backend, Escrow: net.Escrow, Key: channel.NewKey(net.Keys[2]), Database: filepath.Join(f.TempDir(), "tower.db"),
 		Tokens: map[common.Address]string{net.Token: "0.00005"}, Log: slog.New(slog.DiscardHandler),
-		Limits: TowerLimits{Requests: free, Vouchers: free, Channel: free, Leaves: free, Reads: free},
+		Limits: Limits{Requests: free, Vouchers: free, Channel: free, Leaves: free, Reads: free},
 	})
 	if err != nil {
 		f.Fatal(err)
@@ -188,9 +188,9 @@ func (a answerer) RoundTrip(r *http.Request) (*http.Response, error) {
 	return &http.Response{StatusCode: a.status, Header: http.Header{"Content-Type": {a.kind}}, Body: io.NopCloser(bytes.NewReader(a.body)), Request: r}, nil
 }
 
-// FuzzTowerAnswer: whatever a watchtower answers, a payee takes its vouchers for told only if there is a word on each, and a
+// FuzzAnswer: whatever a watchtower answers, a payee takes its vouchers for told only if there is a word on each, and a
 // payer its request for done only at 200.
-func FuzzTowerAnswer(f *testing.F) {
+func FuzzAnswer(f *testing.F) {
 	var batch []channel.State
 	for i := range byte(2) {
 		s := channel.State{Terms: channel.Terms{ChainID: 1, Salt: common.Hash{i}}, Accepted: *uint256.NewInt(5), Signature: make([]byte, 65)}
@@ -203,10 +203,10 @@ func FuzzTowerAnswer(f *testing.F) {
 	f.Add(429, "application/problem+json", []byte(`{"title":"y","status":200}`))
 	f.Fuzz(func(t *testing.T, status int, kind string, body []byte) {
 		client := &http.Client{Transport: answerer{status, kind, body}}
-		feed := &towerFeed{http: client, log: slog.New(slog.DiscardHandler)}
+		feed := &Feed{http: client, log: slog.New(slog.DiscardHandler)}
 		told := make(map[common.Hash]uint256.Int)
 		err := feed.push(t.Context(), "http://tower", batch, told)
-		var answer TowerReceipts
+		var answer Receipts
 		decoded := json.NewDecoder(bytes.NewReader(body)).Decode(&answer) == nil && status == http.StatusOK && len(answer.Receipts) == len(batch)
 		if len(told) > 0 && !decoded {
 			t.Fatalf("%d %s: %d channels count as told", status, body, len(told))
@@ -219,7 +219,7 @@ func FuzzTowerAnswer(f *testing.F) {
 				t.Fatalf("channel %s counts as told %s", s.ID, amount.Dec())
 			}
 		}
-		relay := &HTTPRelay{URL: "http://tower", HTTP: client, Log: feed.log}
+		relay := &Client{URL: "http://tower", HTTP: client, Log: feed.log}
 		if err := relay.Withdraw(t.Context(), batch[0].Terms); (err == nil) != (status == http.StatusOK) {
 			t.Fatalf("%d %s: %v", status, body, err)
 		}

@@ -13,21 +13,22 @@ import (
 	"github.com/ethereum/go-ethereum/common"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/tower"
 )
 
 // A provider tells its watchtowers the newest voucher at once when its payer wants out, however seldom it tells them
 // otherwise, and a watchtower that is down or refuses everything holds up neither service nor the others.
 func TestTowersAreToldAtOnce(t *testing.T) {
 	m := newMarket(t)
-	tower, err := NewTower(t.Context(), TowerConfig{
+	watch, err := tower.New(t.Context(), tower.Config{
 		Backend: m.Backend, Escrow: m.Escrow, Key: channel.NewKey(m.Keys[5]), Database: filepath.Join(t.TempDir(), "tower.db"),
 		Tokens: map[common.Address]string{m.Token: "0.000001"}, Poll: 50 * time.Millisecond, Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = tower.Close() })
-	good := httptest.NewServer(tower)
+	t.Cleanup(func() { _ = watch.Close() })
+	good := httptest.NewServer(watch)
 	t.Cleanup(good.Close)
 	var hung atomic.Int64
 	release := make(chan struct{})
@@ -45,7 +46,7 @@ func TestTowersAreToldAtOnce(t *testing.T) {
 	eventually(t, "payments", func() bool { s := l.Snapshot(); return s.Paid.Uint64() > 500 })
 	stop()
 	<-done
-	if known, err := tower.Channels(t.Context()); err != nil || len(known) > 0 {
+	if known, err := watch.Channels(t.Context()); err != nil || len(known) > 0 {
 		t.Fatalf("the tower was told before its time: %v, %v", known, err)
 	}
 	paid := l.Snapshot().Paid
@@ -64,7 +65,7 @@ func TestTowersAreToldAtOnce(t *testing.T) {
 	m.Mine(t, 1)
 	began := time.Now()
 	eventually(t, "the tower to know", func() bool {
-		known, err := tower.Channels(t.Context())
+		known, err := watch.Channels(t.Context())
 		return err == nil && len(known) == 1 && known[0].Accepted == paid
 	})
 	t.Logf("the watchtower had the voucher %s after the close request was mined", time.Since(began).Round(time.Millisecond))

@@ -1,4 +1,4 @@
-package sdk_test
+package tower_test
 
 import (
 	"bytes"
@@ -24,31 +24,31 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/chaintest"
 	"github.com/gpupay/gpupay/internal/tilltest"
-	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/limit"
+	"github.com/gpupay/gpupay/sdk/tower"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // A lookout is a watchtower on a till's chain, served over real HTTP, with a key that is neither payer's nor payee's.
 type lookout struct {
 	*tilltest.Till
-	tower  *sdk.Tower
+	tower  *tower.Tower
 	server *httptest.Server
-	config sdk.TowerConfig
+	config tower.Config
 	stop   func()
 }
 
 // towerLeast is what must be at stake: 0.000050 tokens.
 const towerLeast = 50
 
-func newLookout(t *testing.T, change func(*sdk.TowerConfig)) *lookout {
+func newLookout(t *testing.T, change func(*tower.Config)) *lookout {
 	t.Helper()
 	k := tilltest.New(t)
-	l := &lookout{Till: k, config: sdk.TowerConfig{
+	l := &lookout{Till: k, config: tower.Config{
 		Backend: k.Backend, Escrow: k.Escrow, Key: channel.NewKey(k.Keys[3]), Database: filepath.Join(t.TempDir(), "tower.db"),
 		Tokens: map[common.Address]string{k.Token: "0.00005"}, Patience: time.Second, Poll: tilltest.Poll, Log: slog.New(slog.DiscardHandler),
-		Limits: sdk.TowerLimits{Channel: limit.Rate{PerSecond: -1}, Leaves: limit.Rate{PerSecond: -1}},
+		Limits: tower.Limits{Channel: limit.Rate{PerSecond: -1}, Leaves: limit.Rate{PerSecond: -1}},
 	}}
 	if change != nil {
 		change(&l.config)
@@ -60,11 +60,11 @@ func newLookout(t *testing.T, change func(*sdk.TowerConfig)) *lookout {
 // up starts the tower; without run it serves, and does nothing by itself.
 func (l *lookout) up() {
 	l.T.Helper()
-	tower, err := sdk.NewTower(l.T.Context(), l.config)
+	t, err := tower.New(l.T.Context(), l.config)
 	if err != nil {
 		l.T.Fatal(err)
 	}
-	l.tower, l.server = tower, httptest.NewServer(tower)
+	l.tower, l.server = t, httptest.NewServer(t)
 	ctx, cancel := context.WithCancel(context.Background())
 	var once sync.Once
 	var running sync.WaitGroup
@@ -73,14 +73,14 @@ func (l *lookout) up() {
 			l.server.Close()
 			cancel()
 			running.Wait()
-			if err := tower.Close(); err != nil {
+			if err := t.Close(); err != nil {
 				l.T.Error(err)
 			}
 		})
 	}
 	l.T.Cleanup(l.stop)
 	running.Go(func() {
-		if err := tower.Run(ctx); err != nil {
+		if err := t.Run(ctx); err != nil {
 			l.T.Errorf("tower: %v", err)
 		}
 	})
@@ -109,10 +109,10 @@ func (l *lookout) post(path string, document any) (int, []byte) {
 }
 
 // voucher posts one voucher and returns its outcome, or its problem's status.
-func (l *lookout) voucher(v sdk.TowerVoucher) string {
+func (l *lookout) voucher(v tower.Voucher) string {
 	l.T.Helper()
-	status, answer := l.post("/vouchers", sdk.TowerVouchers{Vouchers: []sdk.TowerVoucher{v}})
-	var got sdk.TowerReceipts
+	status, answer := l.post("/vouchers", tower.Vouchers{Vouchers: []tower.Voucher{v}})
+	var got tower.Receipts
 	if err := json.Unmarshal(answer, &got); err != nil || status != http.StatusOK || len(got.Receipts) != 1 {
 		l.T.Fatalf("%d %s", status, answer)
 	}
@@ -122,13 +122,13 @@ func (l *lookout) voucher(v sdk.TowerVoucher) string {
 	return got.Receipts[0].Outcome
 }
 
-func (l *lookout) sign(key channel.Signer, terms channel.Terms, amount uint64) sdk.TowerVoucher {
+func (l *lookout) sign(key channel.Signer, terms channel.Terms, amount uint64) tower.Voucher {
 	l.T.Helper()
 	v, err := channel.EscrowDomain(terms.ChainID, terms.Escrow).Sign(l.T.Context(), key, terms.ID(), *uint256.NewInt(amount))
 	if err != nil {
 		l.T.Fatal(err)
 	}
-	return sdk.TowerVoucher{Terms: wire.NewTerms(terms), Cumulative: wire.NewAmount(v.Cumulative), Signature: v.Signature}
+	return tower.Voucher{Terms: wire.NewTerms(terms), Cumulative: wire.NewAmount(v.Cumulative), Signature: v.Signature}
 }
 
 // request is a payer's signed close request.
@@ -217,7 +217,7 @@ func TestTowerSettlesInTime(t *testing.T) {
 
 // A payee that settles by itself in time costs the tower nothing.
 func TestTowerLeavesItToThePayee(t *testing.T) {
-	l := newLookout(t, func(c *sdk.TowerConfig) { c.Patience = 2 * time.Minute })
+	l := newLookout(t, func(c *tower.Config) { c.Patience = 2 * time.Minute })
 	terms := l.Open(1, 1000)
 	l.Accept(terms, 700)
 	l.voucher(l.sign(l.Payer, terms, 700))
@@ -258,7 +258,7 @@ func TestTowerRelaysALeave(t *testing.T) {
 	l := newLookout(t, nil)
 	terms := l.Open(1, 1000)
 	l.voucher(l.sign(l.Payer, terms, 400))
-	relay := &sdk.HTTPRelay{URL: l.server.URL, Log: slog.New(slog.DiscardHandler)}
+	relay := &tower.Client{URL: l.server.URL, Log: slog.New(slog.DiscardHandler)}
 	q := l.request(l.Payer, terms, 0, 1<<40)
 	if err := relay.Withdraw(t.Context(), terms); !errors.Is(err, chain.ErrUnreachable) {
 		t.Errorf("withdrawal of a channel that nobody closes: %v", err)
@@ -301,7 +301,7 @@ func TestTowerIsRestartedMidway(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	asked := make(chan error, 1)
 	go func() {
-		asked <- (&sdk.HTTPRelay{URL: l.server.URL, Log: slog.New(slog.DiscardHandler)}).RequestClose(ctx, l.request(l.Payer, terms, 0, 1<<40))
+		asked <- (&tower.Client{URL: l.server.URL, Log: slog.New(slog.DiscardHandler)}).RequestClose(ctx, l.request(l.Payer, terms, 0, 1<<40))
 	}()
 	l.Within(10*time.Second, "the close request is sent", pending(1))
 	cancel()
@@ -374,7 +374,7 @@ func TestTowerHostileRequests(t *testing.T) {
 	l.Send(own, token.ApproveCall(l.Escrow, *uint256.NewInt(10)))
 	l.Send(own, l.Contract.TopUpCall(open, *uint256.NewInt(10)))
 	good := l.sign(l.Payer, open, 500)
-	change := func(f func(*sdk.TowerVoucher)) sdk.TowerVoucher {
+	change := func(f func(*tower.Voucher)) tower.Voucher {
 		v := good
 		v.Signature = bytes.Clone(good.Signature)
 		f(&v)
@@ -382,24 +382,24 @@ func TestTowerHostileRequests(t *testing.T) {
 	}
 	for _, row := range []struct {
 		name    string
-		voucher sdk.TowerVoucher
+		voucher tower.Voucher
 		want    string
 	}{
 		{"forged", l.sign(stranger, open, 900), "403"},
-		{"no signature", change(func(v *sdk.TowerVoucher) { v.Signature = nil }), "403"},
-		{"another amount", change(func(v *sdk.TowerVoucher) { v.Cumulative = wire.NewAmount(*uint256.NewInt(501)) }), "403"},
-		{"flipped v", change(func(v *sdk.TowerVoucher) { v.Signature[64] ^= 7 }), "403"},
-		{"high s", change(func(v *sdk.TowerVoucher) { highS(v.Signature) }), "403"},
+		{"no signature", change(func(v *tower.Voucher) { v.Signature = nil }), "403"},
+		{"another amount", change(func(v *tower.Voucher) { v.Cumulative = wire.NewAmount(*uint256.NewInt(501)) }), "403"},
+		{"flipped v", change(func(v *tower.Voucher) { v.Signature[64] ^= 7 }), "403"},
+		{"high s", change(func(v *tower.Voucher) { highS(v.Signature) }), "403"},
 		{"a channel of another chain", l.sign(l.Payer, otherChain, 500), "403"},
 		{"a channel of another escrow", l.sign(l.Payer, otherEscrow, 500), "403"},
-		{"another payee's name on it", change(func(v *sdk.TowerVoucher) { v.Terms = wire.NewTerms(otherPayee) }), "403"},
+		{"another payee's name on it", change(func(v *tower.Voucher) { v.Terms = wire.NewTerms(otherPayee) }), "403"},
 		{"a token that is not named", l.sign(l.Payer, otherToken, 500), "403"},
 		{"a channel that nobody opened", l.sign(l.Payer, unknown, 500), "404"},
 		{"a channel that is too small", l.sign(l.Payer, tiny, 10), "403"},
 		{"a channel that is final", l.sign(l.Payer, done, 10), "410"},
 		{"more than the deposit", l.sign(l.Payer, open, 1011), "422"},
 		{"nothing", l.sign(l.Payer, open, 0), "422"},
-		{"no terms", sdk.TowerVoucher{}, "400"},
+		{"no terms", tower.Voucher{}, "400"},
 		{"right", good, "accepted"},
 		{"replayed", good, "replayed"},
 		{"stale", l.sign(l.Payer, open, 499), "stale"},
@@ -420,8 +420,8 @@ func TestTowerHostileRequests(t *testing.T) {
 		t.Fatal(err)
 	}
 	past := uint64(now.Add(-time.Hour).Unix())
-	vouchers := func(n int) sdk.TowerVouchers {
-		return sdk.TowerVouchers{Vouchers: make([]sdk.TowerVoucher, n)}
+	vouchers := func(n int) tower.Vouchers {
+		return tower.Vouchers{Vouchers: make([]tower.Voucher, n)}
 	}
 	altered := l.request(l.Payer, open, 1, 1<<40)
 	altered.Deadline++
@@ -486,14 +486,14 @@ func (l *lookout) sender0() *chain.Sender {
 func TestTowerGasBudget(t *testing.T) {
 	for _, row := range []struct {
 		name   string
-		budget sdk.GasBudget
+		budget tower.GasBudget
 		other  int // what another payer hears
 	}{
-		{"of one payer", sdk.GasBudget{PerParty: big.NewInt(1)}, 200},
-		{"of all", sdk.GasBudget{Total: big.NewInt(1)}, 429},
+		{"of one payer", tower.GasBudget{PerParty: big.NewInt(1)}, 200},
+		{"of all", tower.GasBudget{Total: big.NewInt(1)}, 429},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			l := newLookout(t, func(c *sdk.TowerConfig) { c.RelayGas = row.budget })
+			l := newLookout(t, func(c *tower.Config) { c.RelayGas = row.budget })
 			first, second := l.Open(1, 1000), l.Open(2, 1000)
 			if got, answer := l.post("/close-requests", l.request(l.Payer, first, 0, 1<<40)); got != 200 {
 				t.Fatalf("%d %s", got, answer)
@@ -532,7 +532,7 @@ func TestTowerSettlementBudget(t *testing.T) {
 		{"for its own payees", func(k *tilltest.Till) []common.Address { return []common.Address{k.Key.Address()} }, 2},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			l := newLookout(t, func(c *sdk.TowerConfig) { c.SettleGas = sdk.GasBudget{PerParty: big.NewInt(1)} })
+			l := newLookout(t, func(c *tower.Config) { c.SettleGas = tower.GasBudget{PerParty: big.NewInt(1)} })
 			l.stop()
 			l.config.Payees = row.change(l.Till)
 			l.up()
@@ -564,8 +564,8 @@ func TestTowerSettlementBudget(t *testing.T) {
 
 // Too much of anything is refused by its own measure: nobody uses up another's.
 func TestTowerRates(t *testing.T) {
-	l := newLookout(t, func(c *sdk.TowerConfig) {
-		c.Limits = sdk.TowerLimits{
+	l := newLookout(t, func(c *tower.Config) {
+		c.Limits = tower.Limits{
 			ClientIP: func(r *http.Request) string { return r.Header.Get("Client") }, Requests: limit.Rate{PerSecond: 0.001, Burst: 5},
 			Channel: limit.Rate{PerSecond: 0.001, Burst: 3}, Leaves: limit.Rate{PerSecond: 0.001, Burst: 1}, Reads: limit.Rate{PerSecond: 0.001, Burst: 4}, Names: 100,
 		}
@@ -616,22 +616,22 @@ func TestTowerRates(t *testing.T) {
 // A tower's configuration errors are one line that says what to do.
 func TestTowerConfig(t *testing.T) {
 	k := tilltest.New(t)
-	right := sdk.TowerConfig{Backend: k.Backend, Escrow: k.Escrow, Key: channel.NewKey(k.Keys[3]), Database: filepath.Join(t.TempDir(), "t.db"), Tokens: map[common.Address]string{k.Token: "1"}}
-	for says, change := range map[string]func(*sdk.TowerConfig){
-		"RPC is empty":         func(c *sdk.TowerConfig) { c.Backend = nil },
-		"Escrow is empty":      func(c *sdk.TowerConfig) { c.Escrow = common.Address{} },
-		"Key is nil":           func(c *sdk.TowerConfig) { c.Key = nil },
-		"Database is empty":    func(c *sdk.TowerConfig) { c.Database = "" },
-		"Tokens is empty":      func(c *sdk.TowerConfig) { c.Tokens = nil },
-		"no contract":          func(c *sdk.TowerConfig) { c.Tokens = map[common.Address]string{{1}: "1"} },
-		"not a decimal number": func(c *sdk.TowerConfig) { c.Tokens = map[common.Address]string{k.Token: "much"} },
-		"Patience":             func(c *sdk.TowerConfig) { c.Patience = time.Hour },
-		"key of its own":       func(c *sdk.TowerConfig) { c.Payees = []common.Address{c.Key.Address()} },
-		"wrong chain":          func(c *sdk.TowerConfig) { c.ChainID = 1 },
+	right := tower.Config{Backend: k.Backend, Escrow: k.Escrow, Key: channel.NewKey(k.Keys[3]), Database: filepath.Join(t.TempDir(), "t.db"), Tokens: map[common.Address]string{k.Token: "1"}}
+	for says, change := range map[string]func(*tower.Config){
+		"RPC is empty":         func(c *tower.Config) { c.Backend = nil },
+		"Escrow is empty":      func(c *tower.Config) { c.Escrow = common.Address{} },
+		"Key is nil":           func(c *tower.Config) { c.Key = nil },
+		"Database is empty":    func(c *tower.Config) { c.Database = "" },
+		"Tokens is empty":      func(c *tower.Config) { c.Tokens = nil },
+		"no contract":          func(c *tower.Config) { c.Tokens = map[common.Address]string{{1}: "1"} },
+		"not a decimal number": func(c *tower.Config) { c.Tokens = map[common.Address]string{k.Token: "much"} },
+		"Patience":             func(c *tower.Config) { c.Patience = time.Hour },
+		"key of its own":       func(c *tower.Config) { c.Payees = []common.Address{c.Key.Address()} },
+		"wrong chain":          func(c *tower.Config) { c.ChainID = 1 },
 	} {
 		config := right
 		change(&config)
-		if _, err := sdk.NewTower(t.Context(), config); err == nil || !strings.Contains(err.Error(), says) || strings.Contains(err.Error(), "\n") {
+		if _, err := tower.New(t.Context(), config); err == nil || !strings.Contains(err.Error(), says) || strings.Contains(err.Error(), "\n") {
 			t.Errorf("want %q, got %v", says, err)
 		}
 	}

@@ -1,4 +1,8 @@
-package sdk
+// Package tower is the watchtower, and what providers and renters need to use
+// one: a Tower settles what a payee vouches for it holds and does not settle
+// itself, and sends what a payer without native coin has signed. A Feed tells it a
+// payee's vouchers, a Client hands it a payer's requests.
+package tower
 
 import (
 	"cmp"
@@ -27,12 +31,12 @@ import (
 	"github.com/gpupay/gpupay/sdk/units"
 )
 
-//go:embed migrations/tower/*.sql
-var towerMigrations embed.FS
+//go:embed migrations/*.sql
+var migrations embed.FS
 
-// TowerConfig says what a watchtower watches and what that may cost. The fields
+// Config says what a watchtower watches and what that may cost. The fields
 // of the first group are needed; the zero value of every other is its default.
-type TowerConfig struct {
+type Config struct {
 	RPC      string         // JSON-RPC endpoint: http, https, ws or wss
 	Escrow   common.Address // the ChannelEscrow contract
 	Key      channel.Signer // pays the gas; neither a payee's nor a payer's
@@ -59,7 +63,7 @@ type TowerConfig struct {
 	ChainID       uint64        // refuse any other chain; not checked if zero
 	Confirmations uint64        // before a deposit counts; 1 (the block it is in) if zero
 	Poll          time.Duration // between looks at the chain; 2 s if zero
-	Limits        TowerLimits
+	Limits        Limits
 	OnSettled     func(settle.Settlement) // after each settlement; may be nil
 	Log           *slog.Logger            // slog.Default() if nil
 	Backend       chain.Backend           // instead of RPC: a client that is already connected
@@ -82,7 +86,7 @@ type GasBudget struct {
 // else, so all that a bad tower can do is nothing. What it acknowledged is on
 // disk. Serve it as an http.Handler, and call Run beside the server.
 type Tower struct {
-	config TowerConfig
+	config Config
 	escrow *chain.Escrow
 	least  map[common.Address]uint256.Int // worth gas, in base units, by token
 
@@ -93,9 +97,9 @@ type Tower struct {
 	sender  *chain.Sender
 	settler *settle.Settler
 	watcher *settle.Watcher
-	metrics *towerMetrics
+	metrics *metrics
 	mux     *http.ServeMux
-	guard   *towerGuard
+	guard   *guard
 
 	sends keyed.Mutex // one relayed transaction at a time is looked up and sent for a channel
 	turn  sync.Mutex  // held between looking at the budget and being in the outbox
@@ -105,9 +109,9 @@ type Tower struct {
 	running sync.WaitGroup
 }
 
-// NewTower connects to the chain and opens the database. Its errors are one
+// New connects to the chain and opens the database. Its errors are one
 // line each and say what to do.
-func NewTower(ctx context.Context, config TowerConfig) (*Tower, error) {
+func New(ctx context.Context, config Config) (*Tower, error) {
 	config = config.withDefaults()
 	if err := config.check(); err != nil {
 		return nil, err
@@ -116,7 +120,7 @@ func NewTower(ctx context.Context, config TowerConfig) (*Tower, error) {
 	if err := t.connect(ctx); err != nil {
 		return nil, err
 	}
-	db, err := database.Open(ctx, config.Database, "tower", towerMigrations, "migrations/tower")
+	db, err := database.Open(ctx, config.Database, "tower", migrations, "migrations")
 	if err != nil {
 		return nil, err
 	}
@@ -128,7 +132,7 @@ func NewTower(ctx context.Context, config TowerConfig) (*Tower, error) {
 	return t, nil
 }
 
-func (c TowerConfig) withDefaults() TowerConfig {
+func (c Config) withDefaults() Config {
 	c.RelayGas = c.RelayGas.or(5e15, 5e16)
 	c.SettleGas = c.SettleGas.or(2e16, 2e17)
 	c.Confirmations = cmp.Or(c.Confirmations, 1)
@@ -150,7 +154,7 @@ func (b GasBudget) or(party, total int64) GasBudget {
 	return b
 }
 
-func (c TowerConfig) check() error {
+func (c Config) check() error {
 	switch {
 	case c.RPC == "" && c.Backend == nil:
 		return errors.New("watchtower: RPC is empty: give the URL of a JSON-RPC endpoint")
@@ -218,8 +222,8 @@ func (t *Tower) assemble(db *store.DB, txs *chain.Store) {
 		Policy: settle.Policy{Interval: max(c.Poll, time.Second), MaxAge: math.MaxInt64},
 	}
 	t.watcher = &settle.Watcher{Payee: t.payee, Contract: t.escrow, Confirmations: c.Confirmations, Poll: c.Poll, Store: txs, OnChange: t.changed, Log: c.Log}
-	t.guard = newTowerGuard(c.Limits)
-	t.metrics = newTowerMetrics(t)
+	t.guard = newGuard(c.Limits)
+	t.metrics = newMetrics(t)
 	t.routes()
 }
 
@@ -238,7 +242,7 @@ func (t *Tower) Run(ctx context.Context) error {
 	return run.Ended(run.Together(ctx, t.sender.Run, t.watcher.Run, t.settler.Run, t.relayAll))
 }
 
-// Close closes the database, after Run has returned. The next NewTower on it
+// Close closes the database, after Run has returned. The next New on it
 // goes on.
 func (t *Tower) Close() error {
 	t.running.Wait()
@@ -256,6 +260,9 @@ func (t *Tower) GasSpent(ctx context.Context) (*big.Int, error) { return t.sende
 
 // Channels returns what the tower knows of all its channels.
 func (t *Tower) Channels(ctx context.Context) ([]channel.State, error) { return t.payee.Channels(ctx) }
+
+// ErrDamaged says that a database file is not what was written to it.
+var ErrDamaged = database.ErrDamaged
 
 // What a tower leaves to others. Each comes wrapped with the figures.
 var (
