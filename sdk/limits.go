@@ -2,7 +2,6 @@ package sdk
 
 import (
 	"cmp"
-	"container/list"
 	"errors"
 	"io"
 	"math/big"
@@ -10,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/ethereum/go-ethereum/common/lru"
 	"golang.org/x/time/rate"
 
 	"github.com/gpupay/gpupay/sdk/internal/serve"
@@ -80,14 +80,12 @@ type guard struct {
 	limits Limits
 
 	mu      sync.Mutex
-	clients map[string]*list.Element // of *client
-	recent  list.List                // the latest first
+	clients lru.BasicLRU[string, *client]
 	all     pending
 }
 
 // client is one address. Of its own bounds it has none if it stands for many.
 type client struct {
-	name       string
 	challenges *rate.Limiter
 	deposits   *rate.Limiter
 	pending    pending
@@ -97,7 +95,7 @@ type client struct {
 type pending struct{ deposits, unmined int }
 
 func newGuard(limits Limits) *guard {
-	return &guard{limits: limits, clients: make(map[string]*list.Element)}
+	return &guard{limits: limits, clients: lru.NewBasicLRU[string, *client](limits.Clients)}
 }
 
 // client finds who a request is from, or nil. The caller holds mu.
@@ -106,17 +104,11 @@ func (g *guard) client(r *http.Request) *client {
 	if name == "" {
 		return nil
 	}
-	if e := g.clients[name]; e != nil {
-		g.recent.MoveToFront(e)
-		return e.Value.(*client)
+	if c, ok := g.clients.Get(name); ok {
+		return c
 	}
-	if g.recent.Len() >= g.limits.Clients {
-		last := g.recent.Back()
-		delete(g.clients, last.Value.(*client).name)
-		g.recent.Remove(last)
-	}
-	c := &client{name: name, challenges: g.limits.Challenges.Limiter(), deposits: g.limits.Deposits.Limiter()}
-	g.clients[name] = g.recent.PushFront(c)
+	c := &client{challenges: g.limits.Challenges.Limiter(), deposits: g.limits.Deposits.Limiter()}
+	g.clients.Add(name, c)
 	return c
 }
 

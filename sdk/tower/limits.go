@@ -2,12 +2,12 @@ package tower
 
 import (
 	"cmp"
-	"container/list"
 	"fmt"
 	"net/http"
 	"sync"
 
 	"github.com/ethereum/go-ethereum/common"
+	"github.com/ethereum/go-ethereum/common/lru"
 	"golang.org/x/time/rate"
 
 	"github.com/gpupay/gpupay/channel"
@@ -48,35 +48,23 @@ type guard struct {
 	limits Limits
 	reads  *rate.Limiter
 
-	mu     sync.Mutex
-	names  map[string]*list.Element // of *named
-	recent list.List                // the latest first
-}
-
-type named struct {
-	name    string
-	limiter *rate.Limiter
+	mu    sync.Mutex
+	names lru.BasicLRU[string, *rate.Limiter]
 }
 
 func newGuard(limits Limits) *guard {
-	return &guard{limits: limits, reads: limits.Reads.Limiter(), names: make(map[string]*list.Element)}
+	return &guard{limits: limits, reads: limits.Reads.Limiter(), names: lru.NewBasicLRU[string, *rate.Limiter](limits.Names)}
 }
 
 func (g *guard) allow(name string, r limit.Rate) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	e := g.names[name]
-	if e == nil {
-		if g.recent.Len() >= g.limits.Names {
-			last := g.recent.Back()
-			delete(g.names, last.Value.(*named).name)
-			g.recent.Remove(last)
-		}
-		e = g.recent.PushFront(&named{name, r.Limiter()})
-		g.names[name] = e
+	limiter, ok := g.names.Get(name)
+	if !ok {
+		limiter = r.Limiter()
+		g.names.Add(name, limiter)
 	}
-	g.recent.MoveToFront(e)
-	return e.Value.(*named).limiter.Allow()
+	return limiter.Allow()
 }
 
 // request admits a client's request. Who stands for many has no bound of its
