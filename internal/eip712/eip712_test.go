@@ -141,6 +141,21 @@ func TestHashingDoesNotAllocate(t *testing.T) {
 	}
 }
 
+// TestRecoverAllocatesTheKeyOnly: a payee recovers for each payment.
+func TestRecoverAllocatesTheKeyOnly(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector drops pooled items at random")
+	}
+	key, _ := crypto.ToECDSA(bytes.Repeat([]byte{7}, 32))
+	sig, err := eip712.Sign(common.Hash{1}, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := testing.AllocsPerRun(1000, func() { eip712.Recover(common.Hash{1}, sig) }); n > 1 {
+		t.Errorf("%v allocations a recovery, want 1", n)
+	}
+}
+
 func with(sig []byte, at int, b byte) []byte {
 	out := bytes.Clone(sig)
 	out[at] = b

@@ -5,6 +5,7 @@ import (
 	"crypto/ecdsa"
 	"errors"
 	"fmt"
+	"sync"
 
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/ethereum/go-ethereum/crypto"
@@ -42,16 +43,26 @@ func Check(sig []byte) error {
 	return nil
 }
 
+// work is what the C library reads: memory that it is given is on the heap.
+type work struct {
+	digest common.Hash
+	raw    [SignatureLength]byte
+}
+
+var works = sync.Pool{New: func() any { return new(work) }}
+
 // Recover returns the address that signed digest. A nil error says only that
 // somebody did: the caller compares the address.
 func Recover(digest common.Hash, sig []byte) (common.Address, error) {
 	if err := Check(sig); err != nil {
 		return common.Address{}, err
 	}
-	var raw [SignatureLength]byte
-	copy(raw[:], sig)
-	raw[64] -= 27
-	public, err := crypto.Ecrecover(digest[:], raw[:])
+	w := works.Get().(*work)
+	defer works.Put(w)
+	w.digest = digest
+	copy(w.raw[:], sig)
+	w.raw[64] -= 27
+	public, err := crypto.Ecrecover(w.digest[:], w.raw[:])
 	if err != nil {
 		return common.Address{}, fmt.Errorf("%w: no key recovers from it", ErrSignature)
 	}
