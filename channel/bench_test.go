@@ -14,7 +14,7 @@ import (
 // BenchmarkAccept is a payment received: signature, judgement, fsync. One
 // caller a channel, vouchers signed beforehand.
 func BenchmarkAccept(b *testing.B) {
-	for _, channels := range []int{1, 16, 256} {
+	for _, channels := range []int{1, 16, 256, 1024} {
 		b.Run(fmt.Sprintf("channels=%d", channels), func(b *testing.B) { benchmarkAccept(b, channels) })
 	}
 }

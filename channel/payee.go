@@ -19,9 +19,13 @@ type Store interface {
 	Create(ctx context.Context, s State) (State, error)
 	// Update changes one channel: it runs change on the current state, alone on
 	// that channel, and keeps the result unless change returns an error. Terms
-	// and ID are not kept: they never change. It is ErrUnknown for an unknown id.
-	// change may run more than once.
+	// and ID are not kept: they never change. What it keeps of the signature is a
+	// copy. It is ErrUnknown for an unknown id. change may run more than once, and
+	// must not keep the state.
 	Update(ctx context.Context, id common.Hash, change func(*State) error) (State, error)
+	// Terms returns the terms of one channel, or ErrUnknown. They never change: a
+	// store need not ask a server for them twice.
+	Terms(ctx context.Context, id common.Hash) (Terms, error)
 	// Load returns one channel, or ErrUnknown.
 	Load(ctx context.Context, id common.Hash) (State, error)
 	// List returns the channels of the given statuses, or all, in order of id.
@@ -131,28 +135,43 @@ func (p *Payee) Accept(ctx context.Context, v Voucher) (Receipt, error) {
 	if v.Cumulative.IsZero() {
 		return Receipt{}, fmt.Errorf("channel %s: %w: a voucher for zero pays nothing", v.ChannelID, ErrAmount)
 	}
-	s, err := p.Check(ctx, v)
+	if err := checkAmount(v.Cumulative); err != nil {
+		return Receipt{}, fmt.Errorf("channel %s: %w", v.ChannelID, err)
+	}
+	terms, err := p.Store.Terms(ctx, v.ChannelID)
 	if err != nil {
 		return Receipt{}, err
 	}
-	fault.Point(fault.VoucherVerified)
-	outcome, err := p.judge(s, v)
-	if err != nil || outcome != Accepted {
-		return Receipt{outcome, s}, err
+	if err := p.Domain.Holds(terms); err != nil { // a store shared with another escrow's payee
+		return Receipt{}, err
 	}
-	v.Signature = append([]byte(nil), v.Signature...) // the caller keeps his slice
-	s, err = p.Store.Update(ctx, v.ChannelID, func(s *State) error {
-		outcome, err = p.judge(*s, v) // again, where nobody else can change it
-		if outcome == Accepted {
-			s.Accepted, s.Signature = v.Cumulative, v.Signature
-		}
-		return err
-	})
+	if err := p.verify(ctx, terms.Signer(), v); err != nil {
+		return Receipt{}, err
+	}
+	fault.Point(fault.VoucherVerified)
+	t := &taking{payee: p, voucher: v}
+	s, err := p.Store.Update(ctx, v.ChannelID, t.change)
 	if err != nil {
 		return Receipt{}, err
 	}
 	fault.Point(fault.VoucherAccepted)
-	return Receipt{outcome, s}, nil
+	return Receipt{t.outcome, s}, nil
+}
+
+// taking is a voucher on its way into the store.
+type taking struct {
+	payee   *Payee
+	voucher Voucher
+	outcome Outcome
+}
+
+// change judges where nobody else can change the channel.
+func (t *taking) change(s *State) (err error) {
+	t.outcome, err = t.payee.judge(s, &t.voucher)
+	if t.outcome == Accepted {
+		s.Accepted, s.Signature = t.voucher.Cumulative, t.voucher.Signature
+	}
+	return err
 }
 
 // Check verifies a voucher's signature against a known channel and changes
@@ -166,7 +185,7 @@ func (p *Payee) Check(ctx context.Context, v Voucher) (State, error) {
 	if err != nil {
 		return State{}, err
 	}
-	if err := p.Domain.Holds(s.Terms); err != nil { // a store shared with another escrow's payee
+	if err := p.Domain.Holds(s.Terms); err != nil {
 		return State{}, err
 	}
 	return s, p.verify(ctx, s.Terms.Signer(), v)
@@ -203,8 +222,8 @@ func (p *Payee) verify(ctx context.Context, signer common.Address, v Voucher) er
 }
 
 // judge says what a rightly signed voucher is worth to a channel in state s. It
-// is pure, so that it can run before and inside the store's transaction.
-func (p *Payee) judge(s State, v Voucher) (Outcome, error) {
+// is pure: the store may run it again.
+func (p *Payee) judge(s *State, v *Voucher) (Outcome, error) {
 	if err := live(s.ID, s.Terms, s.Status); err != nil {
 		return 0, err
 	}

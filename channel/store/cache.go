@@ -25,10 +25,16 @@ type cache struct {
 }
 
 func (c *cache) get(id common.Hash) (channel.State, bool) {
-	c.mu.RLock()
-	s, ok := c.states[id]
-	c.mu.RUnlock()
+	s, ok := c.peek(id)
 	s.Signature = bytes.Clone(s.Signature) // the caller's own
+	return s, ok
+}
+
+// peek is get for who does not write into the signature.
+func (c *cache) peek(id common.Hash) (channel.State, bool) {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	s, ok := c.states[id]
 	return s, ok
 }
 
@@ -58,4 +64,27 @@ func (c *cache) check(tx *sqlx.Tx) error {
 		c.version = version
 	}
 	return nil
+}
+
+// termsCache is the terms of channels. They never change, whoever writes the
+// database: an id is the hash of its terms.
+type termsCache struct {
+	mu sync.RWMutex
+	of map[common.Hash]channel.Terms
+}
+
+func (c *termsCache) get(id common.Hash) (channel.Terms, bool) {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	t, ok := c.of[id]
+	return t, ok
+}
+
+func (c *termsCache) keep(id common.Hash, t channel.Terms) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.of == nil || len(c.of) >= maxCached {
+		c.of = make(map[common.Hash]channel.Terms)
+	}
+	c.of[id] = t
 }

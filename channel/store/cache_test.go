@@ -41,7 +41,7 @@ func TestCacheForgetsWhatWasUndone(t *testing.T) {
 		t.Errorf("the charge that was undone still counts: %v", err)
 	}
 	got, err := db.Payee().Load(ctx, id)
-	if want := onDisk(t, db, id); err != nil || !same(got, want) || got.Spent != units(40) {
+	if want := onDisk(t, db, id); err != nil || !same(&got, &want) || got.Spent != units(40) {
 		t.Errorf("%+v, %v; on disk %+v", got, err, want)
 	}
 }
@@ -87,7 +87,7 @@ func TestCacheWithinAGroup(t *testing.T) {
 		}
 	}
 	got, err := db.Payee().Load(ctx, id)
-	if want := onDisk(t, db, id); err != nil || undone != 2 || !same(got, want) || got.Spent != units(30) {
+	if want := onDisk(t, db, id); err != nil || undone != 2 || !same(&got, &want) || got.Spent != units(30) {
 		t.Errorf("%d undone, spent %s, %v; on disk %s", undone, got.Spent.Dec(), err, want.Spent.Dec())
 	}
 }

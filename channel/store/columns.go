@@ -24,11 +24,6 @@ func (a amount) Value() (driver.Value, error) {
 	return word[16:], nil
 }
 
-func (a amount) bytes() []byte {
-	word := (*uint256.Int)(&a).Bytes32()
-	return word[16:]
-}
-
 // appendAmount encodes an amount at the end of a buffer that has room for it.
 func appendAmount(buffer *[]byte, a uint256.Int) []byte {
 	word := a.Bytes32()
@@ -40,8 +35,16 @@ func appendAmount(buffer *[]byte, a uint256.Int) []byte {
 // Scan decodes the amount.
 func (a *amount) Scan(src any) error {
 	b, ok := src.([]byte)
-	if !ok || len(b) != 16 {
-		return fmt.Errorf("store: an amount is %T of another size than 16 bytes: the file is damaged", src)
+	if !ok {
+		return fmt.Errorf("store: an amount is %T, want bytes: the file is damaged", src)
+	}
+	return a.ScanBytes(b)
+}
+
+// ScanBytes decodes the amount: pgx asks for this, without a copy of the bytes.
+func (a *amount) ScanBytes(b []byte) error {
+	if len(b) != 16 {
+		return fmt.Errorf("store: an amount has %d bytes, want 16: the file is damaged", len(b))
 	}
 	(*uint256.Int)(a).SetBytes(b)
 	return nil

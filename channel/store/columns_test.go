@@ -41,7 +41,7 @@ func testEachFieldIsInItsOwnColumn(t *testing.T, db *DB) {
 		if err := errors.Join(err, failed, unread); err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
-		if !same(got, want) || got.Accepted != units(n+3) || !got.UpdatedAt.Equal(want.UpdatedAt) {
+		if !same(&got, &want) || got.Accepted != units(n+3) || !got.UpdatedAt.Equal(want.UpdatedAt) {
 			t.Errorf("%s: the row holds\n%+v, want\n%+v", name, got, want)
 		}
 	}

@@ -4,31 +4,51 @@ import (
 	"context"
 	"fmt"
 	"runtime/debug"
+	"sync"
 
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/jmoiron/sqlx"
+
+	"github.com/gpupay/gpupay/channel"
 )
 
 // maxGroup bounds a transaction, and so how long the last writer in it waits.
 const maxGroup = 1024
 
-// op is one writer that waits for its part in a group.
+// op is one writer that waits for its part in a group: a change of one payee's
+// channel, or anything else.
 type op struct {
-	ctx  context.Context
-	id   common.Hash // of the channel it changes, if that is all it does
-	run  func(*group) error
-	done chan struct{}
-	err  error
+	ctx    context.Context
+	id     common.Hash
+	terms  channel.Terms // PostgreSQL: of the channel
+	change func(*channel.State) error
+	kept   channel.State      // after the change
+	run    func(*group) error // nil: it is a change
+	done   chan struct{}
+	err    error
 }
 
-// group is one transaction for all writers that wait.
+// opPool: there is an op for each voucher.
+var opPool = sync.Pool{New: func() any { return &op{done: make(chan struct{}, 1)} }}
+
+func (o *op) release() {
+	*o = op{done: o.done}
+	opPool.Put(o)
+}
+
+// group is one transaction for all writers that wait. A store has one, and what
+// it is made of, for all its groups.
 type group struct {
 	db       *shared
-	ctx      context.Context // of the transaction
 	tx       *sqlx.Tx
+	conn     *sqlx.Conn             // SQLite: what tx is on
 	channels map[common.Hash]*entry // payee channels read or changed in it
-	touched  []common.Hash          // those changed by the writer that runs
-	broken   error                  // the transaction is gone, by the writer that runs
+	dirty    []*entry               // those to be written
+	spare    []*entry
+	next     scratch
+	row      rowArgs
+	touched  []common.Hash // those changed by the writer that runs
+	broken   error         // the transaction is gone, by the writer that runs
 }
 
 // Update runs fn in a transaction that it shares with other writers, and returns
@@ -51,7 +71,10 @@ func (db *DB) Update(ctx context.Context, fn func(tx *sqlx.Tx) error) error {
 	if db.dialect == postgres {
 		return db.alone(ctx, fn)
 	}
-	return db.submit(&op{ctx: ctx, run: func(g *group) error { return g.sql(fn) }})
+	o := opPool.Get().(*op)
+	defer o.release()
+	o.ctx, o.run = ctx, func(g *group) error { return g.sql(fn) }
+	return db.submit(o)
 }
 
 // submit queues a writer and waits for its group. One whose context ends while
@@ -61,7 +84,6 @@ func (db *shared) submit(o *op) error {
 	if err := o.ctx.Err(); err != nil {
 		return err
 	}
-	o.done = make(chan struct{})
 	db.mu.RLock()
 	if db.closed {
 		db.mu.RUnlock()
@@ -73,25 +95,38 @@ func (db *shared) submit(o *op) error {
 	return o.err
 }
 
+// unlessClosed returns ErrClosed instead of what a closed database says.
+func (db *shared) unlessClosed(err error) error {
+	db.mu.RLock()
+	defer db.mu.RUnlock()
+	if db.closed {
+		return fmt.Errorf("store %s: %w", db.path, ErrClosed)
+	}
+	return err
+}
+
 // loop commits one group after the other. While one is being synced the next one
 // gathers.
 func (db *shared) loop() {
 	defer close(db.idle)
+	g := &group{db: db, channels: make(map[common.Hash]*entry)}
+	waiting := make([]*op, 0, maxGroup)
 	for first := range db.queue {
-		ops := append(make([]*op, 0, 1+len(db.queue)), first)
-		for len(ops) < maxGroup && len(db.queue) > 0 {
-			ops = append(ops, <-db.queue)
+		waiting = append(waiting[:0], first)
+		for len(waiting) < maxGroup && len(db.queue) > 0 {
+			waiting = append(waiting, <-db.queue)
 		}
-		db.commit(ops)
+		g.commit(waiting)
 	}
 }
 
 // commit answers all ops. A writer that broke the transaction for all (its
 // context ended in the middle of a statement, say) is answered with its error,
 // and the others are run again without it.
-func (db *shared) commit(ops []*op) {
+func (g *group) commit(ops []*op) {
 	for tries := 0; len(ops) > 0; tries++ {
-		culprit, err := db.try(ops)
+		culprit, err := g.try(ops)
+		g.clear()
 		if culprit < 0 && tries < retries && transient(err) {
 			continue // another process was in the way: nothing was kept
 		}
@@ -111,70 +146,91 @@ func answer(ops []*op, err error) {
 		if err != nil {
 			o.err = err
 		}
-		close(o.done)
+		o.done <- struct{}{} // from here on it is somebody else's
 	}
 }
 
 // try runs the group and syncs it. With an error nothing is kept; the error is
 // the culprit's, or everyone's if that is negative.
-func (db *shared) try(ops []*op) (culprit int, err error) {
-	ctx, cancel := db.span()
-	defer cancel()
-	tx, err := db.writer.BeginTxx(ctx, nil)
-	if err != nil {
-		return -1, db.explain(err)
+func (g *group) try(ops []*op) (culprit int, err error) {
+	if g.db.dialect == postgres {
+		return -1, g.db.explain(g.tryServer(ops))
 	}
-	g := &group{db: db, ctx: ctx, tx: tx, channels: make(map[common.Hash]*entry, len(ops))}
-	if db.dialect == sqlite {
-		db.running = g
-		defer func() { db.running = nil }()
-		err = db.cache.check(tx)
-	} else {
-		err = g.prefetch(ops)
+	culprit, err = g.tryFile(ops)
+	return culprit, g.db.explain(err)
+}
+
+func (g *group) tryFile(ops []*op) (culprit int, err error) {
+	ctx := context.Background()
+	if g.conn, err = g.db.writer.Connx(ctx); err != nil {
+		return -1, err
 	}
-	if err != nil {
-		tx.Rollback()
-		return -1, db.explain(err)
+	defer g.conn.Close()
+	if g.tx, err = g.conn.BeginTxx(ctx, nil); err != nil {
+		return -1, err
+	}
+	g.db.running = g
+	defer func() { g.db.running = nil }()
+	if err := g.db.cache.check(g.tx); err != nil {
+		g.tx.Rollback()
+		return -1, err
 	}
 	for i, o := range ops {
-		if o.err = o.ctx.Err(); o.err == nil {
-			o.err = db.explain(g.guard(o.run))
-		}
+		g.serve(o)
 		if g.broken != nil {
-			tx.Rollback() // the cause says more than its failure could
-			return i, db.explain(g.broken)
+			g.tx.Rollback() // the cause says more than its failure could
+			return i, g.broken
 		}
 	}
 	if err := g.flush(); err != nil {
-		tx.Rollback()
-		return -1, db.explain(err)
+		g.tx.Rollback()
+		return -1, err
 	}
-	if err := tx.Commit(); err != nil {
-		return -1, db.explain(err)
+	if err := g.tx.Commit(); err != nil {
+		return -1, err
 	}
-	if db.dialect == sqlite {
-		db.cache.keep(g.channels)
-	}
+	g.db.cache.keep(g.channels)
 	return -1, nil
 }
 
-// span bounds a transaction where somebody else's server may not answer.
-func (db *shared) span() (context.Context, context.CancelFunc) {
-	if db.dialect == postgres {
-		return context.WithTimeout(context.Background(), patience)
+// clear makes the group ready for the next one.
+func (g *group) clear() {
+	for _, e := range g.channels {
+		*e = entry{}
+		g.spare = append(g.spare, e)
 	}
-	return context.Background(), func() {}
+	clear(g.channels)
+	g.dirty = g.dirty[:0]
+	g.tx, g.conn, g.touched, g.broken = nil, nil, nil, nil
 }
 
-// guard keeps one writer's panic from the others: it becomes that writer's
-// error.
-func (g *group) guard(run func(*group) error) (err error) {
-	defer func() {
-		if r := recover(); r != nil {
-			err = fmt.Errorf("store: a write panicked: %v\n%s", r, debug.Stack())
-		}
-	}()
-	return run(g)
+// serve runs one writer.
+func (g *group) serve(o *op) {
+	if o.err = o.ctx.Err(); o.err == nil {
+		o.err = g.db.explain(g.do(o))
+	}
+}
+
+func (g *group) do(o *op) (err error) {
+	defer contain(&err)
+	if o.run != nil {
+		return o.run(g)
+	}
+	return g.change(o)
+}
+
+// contain is deferred: one writer's panic becomes that writer's error, and the
+// others do not notice.
+func contain(err *error) {
+	if r := recover(); r != nil {
+		*err = fmt.Errorf("store: a write panicked: %v\n%s", r, debug.Stack())
+	}
+}
+
+// contained runs fn, a stranger's.
+func contained(tx *sqlx.Tx, fn func(*sqlx.Tx) error) (err error) {
+	defer contain(&err)
+	return fn(tx)
 }
 
 // sql runs fn between savepoints. A savepoint that is gone means that SQLite
@@ -189,7 +245,7 @@ func (g *group) sql(fn func(tx *sqlx.Tx) error) error {
 		return err
 	}
 	g.touched = nil
-	failure := g.guard(func(g *group) error { return fn(g.tx) })
+	failure := contained(g.tx, fn)
 	end := "RELEASE writer"
 	if failure != nil {
 		end = "ROLLBACK TO writer; RELEASE writer"
@@ -215,7 +271,7 @@ func (g *group) reload() error {
 		if err != nil {
 			return err
 		}
-		g.channels[id] = &entry{state: s}
+		g.keep(id, s)
 	}
 	return nil
 }

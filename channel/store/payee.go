@@ -1,9 +1,9 @@
 package store
 
 import (
-	"bytes"
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"fmt"
 	"slices"
@@ -84,23 +84,38 @@ func (p payeeStore) Create(ctx context.Context, s channel.State) (channel.State,
 		kept, err = loadPayee(ctx, tx, s.ID)
 		return err
 	})
+	if err == nil {
+		p.db.terms.keep(kept.ID, kept.Terms)
+	}
 	return kept, err
 }
 
 func (p payeeStore) Update(ctx context.Context, id common.Hash, change func(*channel.State) error) (channel.State, error) {
-	var kept channel.State
-	var err error
 	if p.db.guard != nil {
-		err = p.db.Update(ctx, func(tx *sqlx.Tx) (err error) {
-			kept, err = p.db.changeIn(tx, id, change)
-			return err
-		})
-	} else {
-		err = p.db.submit(&op{ctx: ctx, id: id, run: func(g *group) (err error) {
-			kept, err = g.change(id, change)
-			return err
-		}})
+		return p.updateAlone(ctx, id, change)
 	}
+	o := opPool.Get().(*op)
+	defer o.release()
+	o.ctx, o.id, o.change = ctx, id, change
+	if p.db.dialect == postgres {
+		var err error
+		if o.terms, err = p.Terms(ctx, id); err != nil {
+			return channel.State{}, p.db.unlessClosed(err)
+		}
+	}
+	if err := p.db.submit(o); err != nil {
+		return channel.State{}, err
+	}
+	return o.kept, nil
+}
+
+// updateAlone is an Update with a guard before it.
+func (p payeeStore) updateAlone(ctx context.Context, id common.Hash, change func(*channel.State) error) (channel.State, error) {
+	var kept channel.State
+	err := p.db.Update(ctx, func(tx *sqlx.Tx) (err error) {
+		kept, err = p.db.changeIn(tx, id, change)
+		return err
+	})
 	if err != nil {
 		return channel.State{}, err
 	}
@@ -112,30 +127,29 @@ func (db *shared) changeIn(tx *sqlx.Tx, id common.Hash, change func(*channel.Sta
 	if g := db.running; g != nil && g.tx == tx {
 		return g.changeNow(id, change)
 	}
-	before, err := lockPayee(tx, id)
+	s, err := lockPayee(tx, id)
 	if err != nil {
 		return channel.State{}, err
 	}
-	next, err := changed(before, change)
-	if err != nil || same(before, next) {
-		return before, err
+	var n scratch
+	if err := n.run(&s, change); err != nil {
+		return channel.State{}, err
 	}
-	return next, savePayee(tx, next)
+	if same(&s, &n.state) {
+		return s, nil
+	}
+	return n.state, savePayee(tx, n.state)
 }
 
-func changed(before channel.State, change func(*channel.State) error) (channel.State, error) {
-	next := before
-	if err := change(&next); err != nil {
-		return channel.State{}, err
+func (p payeeStore) Terms(ctx context.Context, id common.Hash) (channel.Terms, error) {
+	if t, ok := p.db.terms.get(id); ok {
+		return t, nil
 	}
-	next.ID, next.Terms = before.ID, before.Terms
-	if err := sound(before, next); err != nil {
-		return channel.State{}, err
+	s, err := p.Load(ctx, id)
+	if err == nil {
+		p.db.terms.keep(id, s.Terms)
 	}
-	if !same(before, next) {
-		next.UpdatedAt = time.Now()
-	}
-	return next, nil
+	return s.Terms, err
 }
 
 func (p payeeStore) Load(ctx context.Context, id common.Hash) (channel.State, error) {
@@ -238,6 +252,11 @@ func savePayee(tx *sqlx.Tx, s channel.State) error {
 	if err != nil {
 		return err
 	}
+	return saved(done, &s)
+}
+
+// saved reports a row that the last guard kept as it was.
+func saved(done driver.Result, s *channel.State) error {
 	if n, err := done.RowsAffected(); err != nil || n != 1 {
 		return fmt.Errorf("channel %s: %w: accepted %s or spent %s would fall", s.ID, channel.ErrLower, s.Accepted.Dec(), s.Spent.Dec())
 	}
@@ -249,102 +268,4 @@ func savePayee(tx *sqlx.Tx, s channel.State) error {
 func (db *DB) Charge(tx *sqlx.Tx, id common.Hash, spent uint256.Int) error {
 	_, err := db.changeIn(tx, id, func(s *channel.State) error { return s.Charge(spent) })
 	return err
-}
-
-// entry is a payee's channel in a group: however many of its vouchers are in the
-// group, it is read once and its newest state is written once.
-type entry struct {
-	state   channel.State
-	changed bool
-}
-
-func (g *group) change(id common.Hash, change func(*channel.State) error) (channel.State, error) {
-	e, err := g.entry(id)
-	if err != nil {
-		return channel.State{}, err
-	}
-	next, err := changed(e.state, change)
-	if err != nil {
-		return channel.State{}, err
-	}
-	if !same(e.state, next) {
-		e.state, e.changed = next, true
-	}
-	out := e.state
-	out.Signature = bytes.Clone(out.Signature)
-	return out, nil
-}
-
-// changeNow is a change that the writer that runs can read back by SQL.
-func (g *group) changeNow(id common.Hash, change func(*channel.State) error) (channel.State, error) {
-	e, err := g.entry(id)
-	if err != nil {
-		return channel.State{}, err
-	}
-	next, err := changed(e.state, change)
-	if err != nil || same(e.state, next) {
-		return e.state, err
-	}
-	if err := savePayee(g.tx, next); err != nil {
-		return channel.State{}, err
-	}
-	g.touched = append(g.touched, id)
-	e.state = next
-	return next, nil
-}
-
-func (g *group) entry(id common.Hash) (*entry, error) {
-	if e, ok := g.channels[id]; ok {
-		return e, nil
-	}
-	if g.db.dialect == postgres {
-		return nil, unknown(id) // prefetch would have found it
-	}
-	s, ok := g.db.cache.get(id)
-	if !ok {
-		var err error
-		if s, err = lockPayee(g.tx, id); err != nil {
-			return nil, err
-		}
-	}
-	e := &entry{state: s}
-	g.channels[id] = e
-	return e, nil
-}
-
-// sound refuses, for the one writer, what would fail the whole group later.
-func sound(before, after channel.State) error {
-	limit := channel.MaxAmount()
-	for _, a := range []uint256.Int{after.Deposit, after.Settled, after.Accepted, after.Spent} {
-		if a.Gt(&limit) {
-			return fmt.Errorf("channel %s: %w: %s is over 96 bits", after.ID, channel.ErrAmount, a.Dec())
-		}
-	}
-	if after.Accepted.Lt(&before.Accepted) || after.Spent.Lt(&before.Spent) {
-		return fmt.Errorf("channel %s: %w: accepted %s or spent %s would fall",
-			after.ID, channel.ErrLower, after.Accepted.Dec(), after.Spent.Dec())
-	}
-	return nil
-}
-
-func same(a, b channel.State) bool {
-	return a.Deposit == b.Deposit && a.Settled == b.Settled && a.Accepted == b.Accepted && a.Spent == b.Spent &&
-		a.Status == b.Status && a.CloseRequestedAt == b.CloseRequestedAt && bytes.Equal(a.Signature, b.Signature)
-}
-
-// flush writes the channels that changed.
-func (g *group) flush() error {
-	if g.db.dialect == postgres {
-		return g.flushRows()
-	}
-	for _, e := range g.channels {
-		if !e.changed {
-			continue
-		}
-		if err := savePayee(g.tx, e.state); err != nil {
-			return err
-		}
-		e.changed = false
-	}
-	return nil
 }

@@ -1,14 +1,12 @@
 package store
 
 import (
-	"bytes"
 	"context"
 	"database/sql"
 	"database/sql/driver"
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"slices"
 	"strings"
 	"time"
 
@@ -16,8 +14,6 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/jmoiron/sqlx"
-
-	"github.com/gpupay/gpupay/channel"
 )
 
 // dialect is which database this is.
@@ -156,8 +152,7 @@ func (db *shared) transact(ctx context.Context, fn func(tx *sqlx.Tx) error) erro
 	if err != nil {
 		return err
 	}
-	g := &group{db: db, tx: tx}
-	if err := g.guard(func(*group) error { return fn(tx) }); err != nil {
+	if err := contained(tx, fn); err != nil {
 		tx.Rollback()
 		return err
 	}
@@ -169,60 +164,6 @@ func (db *shared) transact(ctx context.Context, fn func(tx *sqlx.Tx) error) erro
 func transient(err error) bool {
 	var fault *pgconn.PgError
 	return errors.As(err, &fault) && (fault.Code == "40001" || fault.Code == "40P01") // serialization failure, deadlock
-}
-
-// prefetch locks and reads the channels of a group, in the order of their ids:
-// groups of several processes that want the same ones wait for each other and do
-// not deadlock.
-func (g *group) prefetch(ops []*op) error {
-	var ids [][]byte
-	for _, o := range ops {
-		ids = append(ids, o.id[:])
-	}
-	slices.SortFunc(ids, bytes.Compare)
-	var rows []payeeRow
-	if err := g.tx.SelectContext(g.ctx, &rows, payeeSelect+"WHERE id = ANY($1) ORDER BY id FOR UPDATE", slices.CompactFunc(ids, bytes.Equal)); err != nil {
-		return err
-	}
-	for _, r := range rows {
-		g.channels[r.ID] = &entry{state: r.state()}
-	}
-	return nil
-}
-
-// The condition is the last guard, as in payeeUpdate.
-const payeeUpdateRows = `UPDATE payee_channels c SET deposit = n.deposit, settled = n.settled, accepted = n.accepted,
-	spent = n.spent, signature = n.signature, status = n.status, close_requested_at = n.close_requested_at, updated_at = n.updated_at
-	FROM unnest($1::bytea[], $2::bytea[], $3::bytea[], $4::bytea[], $5::bytea[], $6::bytea[], $7::int[], $8::bigint[], $9::bigint[])
-		AS n (id, deposit, settled, accepted, spent, signature, status, close_requested_at, updated_at)
-	WHERE c.id = n.id AND c.accepted <= n.accepted AND c.spent <= n.spent`
-
-// flushRows writes the channels that changed in one statement.
-func (g *group) flushRows() error {
-	var ids, deposits, settled, accepted, spent, signatures [][]byte
-	var statuses []int32
-	var closing, updated []int64
-	for _, e := range g.channels {
-		if !e.changed {
-			continue
-		}
-		r := payeeRowOf(e.state)
-		ids, signatures = append(ids, r.ID[:]), append(signatures, r.Signature)
-		deposits, settled = append(deposits, r.Deposit.bytes()), append(settled, r.Settled.bytes())
-		accepted, spent = append(accepted, r.Accepted.bytes()), append(spent, r.Spent.bytes())
-		statuses, closing, updated = append(statuses, int32(r.Status)), append(closing, r.CloseRequestedAt), append(updated, r.UpdatedAt)
-	}
-	if len(ids) == 0 {
-		return nil
-	}
-	done, err := g.tx.ExecContext(g.ctx, payeeUpdateRows, ids, deposits, settled, accepted, spent, signatures, statuses, closing, updated)
-	if err != nil {
-		return err
-	}
-	if n, err := done.RowsAffected(); err != nil || n != int64(len(ids)) {
-		return fmt.Errorf("store %s: %w: accepted or spent of one of %d channels would fall", g.db.path, channel.ErrLower, len(ids))
-	}
-	return nil
 }
 
 // A Lock is held by one process of all that share a database, for as long as its

@@ -65,6 +65,7 @@ type shared struct {
 	mu      sync.RWMutex  // guards closed, and queue against a send after close
 	closed  bool
 
+	terms   termsCache
 	cache   cache  // SQLite: what nobody else can change
 	running *group // SQLite: the commit loop's own
 }

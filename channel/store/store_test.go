@@ -94,7 +94,7 @@ func testRoundTrip(t *testing.T, db *DB) {
 		t.Fatal(err)
 	}
 	got := load(t, db, want.ID)
-	if !same(got, want) || got.Terms != want.Terms || got.ID != want.ID || got.UpdatedAt.IsZero() {
+	if !same(&got, &want) || got.Terms != want.Terms || got.ID != want.ID || got.UpdatedAt.IsZero() {
 		t.Errorf("read back %+v, want %+v", got, want)
 	}
 	if _, err := db.Payee().Load(ctx, common.Hash{1}); !errors.Is(err, channel.ErrUnknown) {

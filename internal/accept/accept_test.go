@@ -220,8 +220,14 @@ func (m *memory) Update(_ context.Context, id common.Hash, change func(*channel.
 	if err := change(&s); err != nil {
 		return s, err
 	}
+	s.Signature = slices.Clone(s.Signature)
 	m.states[id] = s
 	return s, nil
+}
+
+func (m *memory) Terms(ctx context.Context, id common.Hash) (channel.Terms, error) {
+	s, err := m.Load(ctx, id)
+	return s.Terms, err
 }
 
 func (m *memory) Load(_ context.Context, id common.Hash) (channel.State, error) {
