@@ -16,16 +16,42 @@ type Contender struct {
 	Prepare func(n int) error
 	// Run does the n pieces that were prepared and returns when all of them count.
 	Run func(ctx context.Context, n int) error
+	// Elsewhere is what other processes have used up to now that work for it; nil:
+	// there are none.
+	Elsewhere func() Usage
+}
+
+// Usage is what a process has used since it began.
+type Usage struct {
+	Allocs, Bytes uint64 // heap objects, and their bytes
+	Processor     time.Duration
+}
+
+// Used returns what this process has used, in the kernel too.
+func Used() Usage {
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return Usage{m.Mallocs, m.TotalAlloc, ProcessorTime()}
+}
+
+// used is all that a contender has used up to now.
+func (c Contender) used() Usage {
+	u := Used()
+	if c.Elsewhere != nil {
+		e := c.Elsewhere()
+		u = Usage{u.Allocs + e.Allocs, u.Bytes + e.Bytes, u.Processor + e.Processor}
+	}
+	return u
 }
 
 // Series is what one contender did, round by round.
 type Series struct {
 	Name   string
 	Rates  []float64 // pieces a second
-	Times  []float64 // seconds of the process's processors a piece, round by round
-	Allocs float64   // heap objects a piece, over all rounds, of the whole process
+	Times  []float64 // seconds of processors a piece, round by round
+	Allocs float64   // heap objects a piece, over all rounds, of the whole process and of those elsewhere
 	Bytes  float64   // heap bytes a piece
-	Busy   float64   // processors that the process kept busy
+	Busy   float64   // processors that it kept busy
 }
 
 // Rate returns the spread of the rates.
@@ -80,22 +106,19 @@ func (t *tally) run(ctx context.Context, c Contender, n int) error {
 		return fmt.Errorf("%s: %w", c.Name, err)
 	}
 	runtime.GC() // the garbage of the one before is not this one's
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	processor, begun := ProcessorTime(), time.Now()
+	before, begun := c.used(), time.Now()
 	if err := c.Run(ctx, n); err != nil {
 		return fmt.Errorf("%s: %w", c.Name, err)
 	}
-	wall := time.Since(begun)
-	used := ProcessorTime() - processor
-	runtime.ReadMemStats(&after)
+	wall, after := time.Since(begun), c.used()
+	used := after.Processor - before.Processor
 	t.rates = append(t.rates, float64(n)/wall.Seconds())
 	t.times = append(t.times, used.Seconds()/float64(n))
 	t.work += n
 	t.wall += wall
 	t.processor += used
-	t.allocs += after.Mallocs - before.Mallocs
-	t.bytes += after.TotalAlloc - before.TotalAlloc
+	t.allocs += after.Allocs - before.Allocs
+	t.bytes += after.Bytes - before.Bytes
 	return nil
 }
 

@@ -9,7 +9,13 @@ import (
 	"time"
 
 	"github.com/gpupay/gpupay/internal/bench"
+	"github.com/gpupay/gpupay/internal/bench/received"
 )
+
+func TestMain(m *testing.M) {
+	received.Gateway()
+	os.Exit(m.Run())
+}
 
 // TestEverySectionRunsAndIsOnThePage: with the least work, and without a look at
 // the clock.

@@ -13,9 +13,11 @@ import (
 
 	"github.com/gpupay/gpupay/internal/bench"
 	"github.com/gpupay/gpupay/internal/bench/all"
+	"github.com/gpupay/gpupay/internal/bench/received"
 )
 
 func main() {
+	received.Gateway()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
 	if err := run(ctx); err != nil {

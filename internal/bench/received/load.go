@@ -31,6 +31,13 @@ type load struct {
 	done   int // vouchers of each channel that count
 }
 
+// runner is a contender with its work: load in this process, or fleet in others.
+type runner interface {
+	contender(name string, slow bool) bench.Contender
+	// check holds what was kept against what was sent, and ends the contender.
+	check(ctx context.Context) error
+}
+
 func (l *load) contender(name string, slow bool) bench.Contender {
 	channels := len(l.book.terms)
 	c := bench.Contender{Name: name, Step: channels * l.flight, Prepare: l.prepare, Run: l.run}
@@ -86,19 +93,21 @@ func (l *load) pay(ctx context.Context, send []channel.Voucher, next *atomic.Int
 	}
 }
 
-// check holds what was kept against what was sent, and ends the gateway: a
-// contender that drops payments wins nothing.
 func (l *load) check(ctx context.Context) error {
-	var wrong error
-	for _, t := range l.book.terms {
-		kept, err := l.to.kept(ctx, t)
-		if err == nil && kept != uint64(l.done) {
-			err = fmt.Errorf("channel %s: kept a voucher for %d, sent one for %d", t.ID(), kept, l.done)
+	return errors.Join(l.book.check(ctx, l.to, l.done), l.to.close())
+}
+
+// check holds what a gateway keeps against the n vouchers of each channel that
+// were sent: a contender that drops payments wins nothing.
+func (b *book) check(ctx context.Context, to gateway, n int) error {
+	for _, t := range b.terms {
+		kept, err := to.kept(ctx, t)
+		if err == nil && kept != uint64(n) {
+			err = fmt.Errorf("channel %s: kept a voucher for %d, sent one for %d", t.ID(), kept, n)
 		}
 		if err != nil {
-			wrong = err
-			break
+			return err
 		}
 	}
-	return errors.Join(wrong, l.to.close())
+	return nil
 }

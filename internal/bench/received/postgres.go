@@ -8,8 +8,10 @@ import (
 )
 
 const aboutServer = "The same over a PostgreSQL server on this machine, which shares the cores with the payers and the payee: its own work is " +
-	"not in *cores busy*. *Three gateways* are three handles of the store on one database, each with its own connections and commit loop, in " +
-	"one process; to the server they are three processes. A channel's vouchers all reach one of them."
+	"not in *cores busy*. *Three gateways* are three processes of this program, each with a third of the channels " +
+	"(with one channel: one process), the payers of those, and its own handle of the store with its connections and commit loop. Their vouchers are " +
+	"signed and handed to them before the clock runs; it runs from the word to begin, sent through a pipe, to the last process's answer, and their " +
+	"heap objects and processors count as gpupay's do. What was kept is asked from a fourth process."
 
 // Server is Postgres, which starts a server of its own.
 type Server struct{ Section }

@@ -42,7 +42,7 @@ func (s Section) profiled(ctx context.Context, set bench.Settings, flight int) (
 	if err != nil {
 		return t, file, err
 	}
-	to, err := openOurs(ctx, b, filepath.Join(dir, "payee.db"), 1)
+	to, err := openOnly(ctx, b, filepath.Join(dir, "payee.db"))
 	if err != nil {
 		return t, file, err
 	}

@@ -2,11 +2,18 @@ package received
 
 import (
 	"context"
+	"os"
 	"testing"
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/bench"
+	"github.com/gpupay/gpupay/internal/pgtest"
 )
+
+func TestMain(m *testing.M) {
+	Gateway()
+	os.Exit(pgtest.Main(m))
+}
 
 // TestJudge: a median at one number of channels that misses is an aim missed.
 func TestJudge(t *testing.T) {

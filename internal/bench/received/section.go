@@ -33,7 +33,7 @@ type Section struct {
 	name, title string
 	// address returns that of a new, empty database.
 	address func(scratch string) (string, error)
-	three   bool // also three gateways on one database
+	three   bool // also three gateways on one database, in processes of their own
 	profile bool
 	about   []string
 }
@@ -122,14 +122,14 @@ func (s Section) point(ctx context.Context, set bench.Settings, channels, flight
 	return p, err
 }
 
-type namedLoad struct {
+type named struct {
 	name string
-	load
+	runner
 }
 
 // loads opens every contender on an empty store.
-func (s Section) loads(ctx context.Context, b *book, dir string, flight int) (loads []*namedLoad, err error) {
-	add := func(name string, stream bool, open func(dir string) (gateway, error)) {
+func (s Section) loads(ctx context.Context, b *book, dir string, flight int) (loads []named, err error) {
+	add := func(name string, open func(dir string) (runner, error)) {
 		if err != nil {
 			return
 		}
@@ -137,36 +137,46 @@ func (s Section) loads(ctx context.Context, b *book, dir string, flight int) (lo
 		if err = os.Mkdir(own, 0o700); err != nil {
 			return
 		}
-		var to gateway
-		if to, err = open(own); err != nil {
+		var r runner
+		if r, err = open(own); err != nil {
 			err = fmt.Errorf("%s: %w", name, err)
 			return
 		}
-		loads = append(loads, &namedLoad{name, load{book: b, flight: flight, stream: stream, to: to}})
+		loads = append(loads, named{name, r})
 	}
-	own := func(gateways int) func(string) (gateway, error) {
-		return func(dir string) (gateway, error) {
-			address, err := s.address(dir)
-			if err != nil {
-				return nil, err
-			}
-			return openOurs(ctx, b, address, gateways)
+	here := func(stream bool, open func(dir string) (gateway, error)) func(string) (runner, error) {
+		return func(dir string) (runner, error) {
+			to, err := open(dir)
+			return &load{book: b, flight: flight, stream: stream, to: to}, err
 		}
+	}
+	own := func(dir string) (gateway, error) {
+		address, err := s.address(dir)
+		if err != nil {
+			return nil, err
+		}
+		return openOnly(ctx, b, address)
 	}
 	keyValue := func(sync, lock bool, locks int) func(string) (gateway, error) {
 		return func(dir string) (gateway, error) { return openKeyValue(b, dir, sync, lock, locks) }
 	}
-	add(payee, true, own(1))
+	add(payee, here(true, own))
 	if flight > 1 {
-		add(payeeEach, false, own(1))
+		add(payeeEach, here(false, own))
 	}
 	if s.three {
-		add(payeeThree, true, own(3))
+		add(payeeThree, func(dir string) (runner, error) {
+			address, err := s.address(dir)
+			if err != nil {
+				return nil, err
+			}
+			return openFleet(ctx, b, address, 3, flight)
+		})
 	}
-	add(unsynced, false, keyValue(false, false, 1))
-	add(synced, false, keyValue(true, false, 1))
-	add(syncedMerged, false, keyValue(true, false, 4096))
-	add(locked, false, keyValue(false, true, 1))
-	add(inMemory, false, func(string) (gateway, error) { return openMemory(b), nil })
+	add(unsynced, here(false, keyValue(false, false, 1)))
+	add(synced, here(false, keyValue(true, false, 1)))
+	add(syncedMerged, here(false, keyValue(true, false, 4096)))
+	add(locked, here(false, keyValue(false, true, 1)))
+	add(inMemory, here(false, func(string) (gateway, error) { return openMemory(b), nil }))
 	return loads, err
 }
