@@ -2,6 +2,7 @@ package received
 
 import (
 	"context"
+	"crypto/ecdsa"
 	"encoding/binary"
 	"runtime"
 	"sync"
@@ -25,6 +26,11 @@ func newBook(channels int) (*book, error) {
 	if err != nil {
 		return nil, err
 	}
+	return bookOf(private, channels), nil
+}
+
+// bookOf has one payer for all channels.
+func bookOf(private *ecdsa.PrivateKey, channels int) *book {
 	b := &book{key: channel.NewKey(private), vouchers: make([][]channel.Voucher, channels)}
 	escrow := common.Address{19: 1}
 	b.domain = channel.EscrowDomain(31337, escrow)
@@ -34,7 +40,7 @@ func newBook(channels int) (*book, error) {
 		binary.BigEndian.PutUint32(t.Salt[28:], uint32(c+1))
 		b.terms = append(b.terms, t)
 	}
-	return b, nil
+	return b
 }
 
 // fill signs until every channel has n vouchers.

@@ -125,6 +125,4 @@ func partOf(s *profile.Sample) string {
 const nearTheLimit = "The profiles are `performance/received-1-in-flight.pprof` and `performance/received-8-in-flight.pprof` (`go tool pprof -top " +
 	"docs/performance/received-1-in-flight.pprof`). One in flight, no voucher may be skipped: to recover the signer, in libsecp256k1, is then the " +
 	"floor that *memory only* pays too, and with few channels the payers wait for the disk, since no group can be larger than what waits. " +
-	"Where that floor is most of the time, only fewer checks help: that is what eight in flight shows. A check against a key that is known already is " +
-	"a little cheaper than a recovery, but it does not look at `v`, and a voucher whose `v` is flipped would be accepted here and refused " +
-	"by the contract; to look at `v` takes the recovery."
+	"Where that floor is most of the time, only fewer checks help: that is what eight in flight shows."

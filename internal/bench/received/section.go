@@ -34,7 +34,7 @@ type Section struct {
 	// address returns that of a new, empty database.
 	address func(scratch string) (string, error)
 	three   bool // also three gateways on one database, in processes of their own
-	profile bool
+	profile bool // also where the time goes, and how else a voucher could be checked
 	about   []string
 }
 
@@ -66,6 +66,7 @@ func (p point) find(name string) (bench.Series, bool) {
 // flight and with eight.
 func (s Section) Measure(ctx context.Context, set bench.Settings) (bench.Report, error) {
 	r := bench.Report{Title: s.title, About: s.about}
+	var most bench.Series // of ours, with most channels and one in flight
 	for _, flight := range inFlight {
 		var points []point
 		for _, channels := range channelCounts {
@@ -77,6 +78,9 @@ func (s Section) Measure(ctx context.Context, set bench.Settings) (bench.Report,
 				return r, fmt.Errorf("%d channels, %d in flight: %w", channels, flight, err)
 			}
 			points = append(points, p)
+		}
+		if flight == 1 {
+			most = points[len(points)-1].series[0]
 		}
 		r.Tables = append(r.Tables, ratioTable(points, flight), costTable(points, flight))
 		r.Plots = append(r.Plots, ratesPlot(points, flight))
@@ -92,7 +96,12 @@ func (s Section) Measure(ctx context.Context, set bench.Settings) (bench.Report,
 		}
 		r.Tables, r.Files = append(r.Tables, t), append(r.Files, file)
 	}
-	r.Notes = append(r.Notes, nearTheLimit)
+	ways, err := checks(ctx, set)
+	if err != nil {
+		return r, fmt.Errorf("ways to check a voucher: %w", err)
+	}
+	r.Tables = append(r.Tables, checksTable(ways))
+	r.Notes = append(r.Notes, nearTheLimit, whyRecover(ways, most.Busy/most.Rate().Median))
 	return r, nil
 }
 
