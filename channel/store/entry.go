@@ -162,9 +162,11 @@ func (g *group) flush() error {
 // rowArgs are the arguments of payeeUpdate. The driver is given them as they
 // are: database/sql would make each of them anew for each row.
 type rowArgs struct {
-	id      common.Hash
-	amounts [4][16]byte // deposit, settled, accepted, spent
-	values  [11]driver.NamedValue
+	id        common.Hash
+	amounts   [4][16]byte // deposit, settled, accepted, spent
+	signature [65]byte    // but for one of another length
+	values    [11]driver.NamedValue
+	whole     driver.Value // the signature's 65 bytes
 }
 
 func (r *rowArgs) save(prepared driver.StmtExecContext, s *channel.State) error {
@@ -173,13 +175,20 @@ func (r *rowArgs) save(prepared driver.StmtExecContext, s *channel.State) error 
 		for i, v := range [...]driver.Value{a[0][:], a[1][:], a[2][:], a[3][:], nil, nil, nil, nil, r.id[:], a[2][:], a[3][:]} {
 			r.values[i] = driver.NamedValue{Ordinal: i + 1, Value: v}
 		}
+		r.whole = r.signature[:]
 	}
 	r.id = s.ID
 	for i, amount := range [...]*uint256.Int{&s.Deposit, &s.Settled, &s.Accepted, &s.Spent} {
 		word := amount.Bytes32()
 		copy(r.amounts[i][:], word[16:])
 	}
-	r.values[4].Value, r.values[5].Value = blob(s.Signature), int64(s.Status)
+	if len(s.Signature) == len(r.signature) {
+		copy(r.signature[:], s.Signature)
+		r.values[4].Value = r.whole
+	} else {
+		r.values[4].Value = blob(s.Signature)
+	}
+	r.values[5].Value = int64(s.Status)
 	r.values[6].Value, r.values[7].Value = int64(s.CloseRequestedAt), s.UpdatedAt.UnixNano()
 	done, err := prepared.ExecContext(context.Background(), r.values[:])
 	if err != nil {

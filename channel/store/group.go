@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"fmt"
+	"runtime"
 	"runtime/debug"
 	"sync"
 
@@ -12,8 +13,9 @@ import (
 	"github.com/gpupay/gpupay/channel"
 )
 
-// maxGroup bounds a transaction, and so how long the last writer in it waits.
-const maxGroup = 1024
+// maxGroup bounds a transaction, and so how long the last writer in it waits, and
+// how many of them do nothing meanwhile.
+const maxGroup = 512
 
 // op is one writer that waits for its part in a group: a change of one payee's
 // channel, or anything else.
@@ -112,6 +114,9 @@ func (db *shared) loop() {
 	g := &group{db: db, channels: make(map[common.Hash]*entry)}
 	waiting := make([]*op, 0, maxGroup)
 	for first := range db.queue {
+		// Those that check a voucher just now join: a commit costs as much for few as
+		// for many. Where nobody else has work, this returns at once.
+		runtime.Gosched()
 		waiting = append(waiting[:0], first)
 		for len(waiting) < maxGroup && len(db.queue) > 0 {
 			waiting = append(waiting, <-db.queue)

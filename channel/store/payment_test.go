@@ -18,7 +18,7 @@ func TestAPaymentMakesFewObjects(t *testing.T) { each(t, testAPaymentMakesFewObj
 
 func testAPaymentMakesFewObjects(t *testing.T, db *DB) {
 	const writers = 200
-	most := map[dialect]float64{sqlite: 8, postgres: 20}[db.dialect]
+	most := map[dialect]float64{sqlite: 6, postgres: 14}[db.dialect]
 	signature := make([]byte, 65)
 	waiting := make([]*op, writers)
 	for n := range waiting {
