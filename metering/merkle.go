@@ -1,19 +1,19 @@
 package metering
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"math/bits"
 
 	"github.com/ethereum/go-ethereum/common"
-
-	"github.com/gpupay/gpupay/internal/eip712"
 )
 
 // ErrProof says that a sample is not the one a root commits to.
 var ErrProof = errors.New("sample does not belong to the root")
 
-// The tree is that of RFC 6962 with keccak256. Leaves and nodes are hashed
+// The tree is that of RFC 6962, SHA-256 included: processors have instructions for
+// it, and a gateway hashes every reading of every device. Leaves and nodes are hashed
 // under different prefixes, so that no node can pass for a sample.
 const (
 	leafPrefix = 0x00
@@ -123,7 +123,7 @@ func (t *tree) add(hash common.Hash) {
 
 func (t *tree) root() common.Hash {
 	if t.count == 0 {
-		return eip712.Keccak(nil)
+		return sha256.Sum256(nil)
 	}
 	last := len(t.peaks) - 1
 	hash := t.peaks[last]
@@ -146,13 +146,13 @@ func hashes(samples [][]byte) []common.Hash {
 
 func leaf(sample []byte) common.Hash {
 	var buf [512]byte
-	return eip712.Keccak(append(append(buf[:0], leafPrefix), sample...))
+	return sha256.Sum256(append(append(buf[:0], leafPrefix), sample...))
 }
 
 // leaf is that of the reading's canonical form.
 func (r *Reading) leaf() common.Hash {
 	var buf [768]byte
-	return eip712.Keccak(r.append(append(buf[:0], leafPrefix)))
+	return sha256.Sum256(r.append(append(buf[:0], leafPrefix)))
 }
 
 func node(left, right common.Hash) common.Hash {
@@ -160,5 +160,5 @@ func node(left, right common.Hash) common.Hash {
 	buf[0] = nodePrefix
 	copy(buf[1:], left[:])
 	copy(buf[33:], right[:])
-	return eip712.Keccak(buf[:])
+	return sha256.Sum256(buf[:])
 }

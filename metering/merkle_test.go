@@ -2,6 +2,7 @@ package metering_test
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -9,10 +10,14 @@ import (
 	"testing"
 
 	"github.com/ethereum/go-ethereum/common"
-	"github.com/ethereum/go-ethereum/crypto"
 
 	"github.com/gpupay/gpupay/metering"
 )
+
+func sum(parts ...[]byte) []byte {
+	h := sha256.Sum256(bytes.Join(parts, nil))
+	return h[:]
+}
 
 func leaves(n int) (out [][]byte) {
 	for i := range n {
@@ -24,14 +29,31 @@ func leaves(n int) (out [][]byte) {
 // TestRootIsRFC6962 builds the tree of three leaves by hand.
 func TestRootIsRFC6962(t *testing.T) {
 	l := leaves(3)
-	leaf := func(b []byte) []byte { return crypto.Keccak256([]byte{0}, b) }
-	node := func(a, b []byte) []byte { return crypto.Keccak256([]byte{1}, a, b) }
+	leaf := func(b []byte) []byte { return sum([]byte{0}, b) }
+	node := func(a, b []byte) []byte { return sum([]byte{1}, a, b) }
 	want := common.BytesToHash(node(node(leaf(l[0]), leaf(l[1])), leaf(l[2])))
 	if got := metering.Root(l); got != want {
 		t.Errorf("root %s, want %s", got, want)
 	}
-	if got := metering.Root(nil); got != crypto.Keccak256Hash() {
+	if got := metering.Root(nil); got != common.BytesToHash(sum()) {
 		t.Errorf("the root of nothing is %s", got)
+	}
+}
+
+// TestRootIsThatOfCertificateTransparency holds roots against those that its logs are tested with.
+func TestRootIsThatOfCertificateTransparency(t *testing.T) {
+	var l [][]byte
+	for _, leaf := range []string{"", "00", "10", "2021", "3031", "40414243", "5051525354555657", "606162636465666768696a6b6c6d6e6f"} {
+		l = append(l, common.Hex2Bytes(leaf))
+	}
+	for n, want := range map[int]string{
+		1: "0x6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d",
+		2: "0xfac54203e7cc696cf0dfcb42c92a1d9dbaf70ad9e621f4bd8d98662f00e3c125",
+		8: "0x5dc9da79a70659a9ad559cb701ded9a2ab9d823aad2f4960cfe370eff4604328",
+	} {
+		if got := metering.Root(l[:n]); got != common.HexToHash(want) {
+			t.Errorf("%d leaves: root %s, want %s", n, got, want)
+		}
 	}
 }
 
@@ -64,7 +86,7 @@ func TestForgedProofsAreRefused(t *testing.T) {
 		change(&p)
 		return p
 	}
-	node := crypto.Keccak256([]byte{0}, l[0])
+	node := sum([]byte{0}, l[0])
 	tests := map[string]metering.Proof{
 		"sample":          forge(func(p *metering.Proof) { p.Sample[0] ^= 1 }),
 		"index":           forge(func(p *metering.Proof) { p.Index = 5 }),
