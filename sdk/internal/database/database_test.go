@@ -1,0 +1,77 @@
+package database
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/fstest"
+
+	"github.com/jmoiron/sqlx"
+)
+
+var notes = fstest.MapFS{
+	"migrations/notes/0001_notes.sql": {Data: []byte("CREATE TABLE notes (note TEXT NOT NULL)")},
+}
+
+// A database opens again with what is in it, wherever its migrations are kept, as long as the side is called the same.
+func TestOpen(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "notes.db")
+	db, err := Open(t.Context(), path, "notes", notes, "migrations/notes")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := db.Update(t.Context(), func(tx *sqlx.Tx) error { _, err := tx.Exec("INSERT INTO notes VALUES ('kept')"); return err }); err != nil {
+		t.Fatal(err)
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	moved := fstest.MapFS{"0001_notes.sql": notes["migrations/notes/0001_notes.sql"]}
+	if db, err = Open(t.Context(), path, "notes", moved, "."); err != nil {
+		t.Fatal(err)
+	}
+	var note string
+	if err := errors.Join(db.View().GetContext(t.Context(), &note, "SELECT note FROM notes"), db.Close()); err != nil || note != "kept" {
+		t.Errorf("%q, %v", note, err)
+	}
+	if _, err := Open(t.Context(), path, "other", moved, "."); err == nil || !strings.Contains(err.Error(), path) {
+		t.Errorf("tables that are there already, of another side: %v", err)
+	}
+}
+
+// A file with a page that is not what was written is not opened, whichever rows are asked for later.
+func TestOpenDamaged(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "notes.db")
+	db, err := Open(t.Context(), path, "notes", notes, "migrations/notes")
+	if err != nil {
+		t.Fatal(err)
+	}
+	mark := bytes.Repeat([]byte("voucher "), 400)
+	err = db.Update(t.Context(), func(tx *sqlx.Tx) error {
+		for range 50 {
+			if _, err := tx.Exec("INSERT INTO notes VALUES (?)", string(mark)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err := errors.Join(err, db.Close()); err != nil {
+		t.Fatal(err)
+	}
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const page = 4096
+	last := bytes.LastIndex(raw, mark) / page * page // a leaf of the table
+	copy(raw[last:], bytes.Repeat([]byte{0xff}, 64))
+	if err := os.WriteFile(path, raw, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(t.Context(), path, "notes", notes, "migrations/notes"); !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), "notes") {
+		t.Errorf("%v, want ErrDamaged", err)
+	}
+}
