@@ -104,8 +104,8 @@ func (d *device) cut() DeviceEvidence {
 	if p.samples > 0 {
 		e.Missing = p.has.Missing()
 	}
-	if d.known.answered() { // as they are now, not as they were when the lease began
-		e.Device.BootID, e.Device.Driver = d.known.BootID, d.known.Driver
+	if d.known.seen != "" { // as they are now, not as they were when the lease began
+		e.Device.BootID, e.Device.Driver = d.known.bootID, d.known.driver
 	}
 	e.Device.Simulated = e.Device.Simulated || d.last.Simulated
 	d.since = Nanos{}

@@ -364,7 +364,7 @@ func Restore(config Config, s State) (*Meter, error) {
 			return nil, fmt.Errorf("%w: the saved state of %s is negative", ErrReading, ds.UUID)
 		}
 		d.before, d.last = ds.Nanos, ds.Last
-		d.known, d.part.from = ds.Last, ds.Last.At
+		d.known, d.part.from = ds.Last.identity(), ds.Last.At
 		d.restarted = ds.Last.Device != ""
 	}
 	m.saved = m.state()

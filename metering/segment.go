@@ -20,10 +20,25 @@ type device struct {
 	since  Nanos // from the last cut
 	part   part  // the rest of the evidence since the last cut
 
-	last      Reading // the reading before; no Device if there was none
-	known     Reading // the last one in which a device answered and said who it is
-	pausing   bool    // the lease was paused at some time since the last reading
-	restarted bool    // the last reading was made before a restart
+	last      Reading  // the reading before; no Device if there was none
+	known     identity // of the last one in which a device answered and said who it is
+	pausing   bool     // the lease was paused at some time since the last reading
+	restarted bool     // the last reading was made before a restart
+}
+
+// identity is what tells a device, and its counters, from another.
+type identity struct {
+	bootID, driver, seen string
+	generation, energy   uint64
+	has                  Fields
+}
+
+// identity is empty for a reading in which no device answered.
+func (r *Reading) identity() identity {
+	if !r.answered() {
+		return identity{}
+	}
+	return identity{bootID: r.BootID, driver: r.Driver, seen: r.Seen, generation: r.Generation, energy: r.Energy, has: r.Has}
 }
 
 // part is what the evidence of one cut says beside the nanoseconds.
@@ -61,7 +76,7 @@ func (d *device) observe(r Reading, maxGap time.Duration, paused bool) Interval 
 	d.pausing = paused
 	d.restarted = false
 	if r.answered() {
-		d.known = r
+		d.known = r.identity()
 	}
 	return in
 }
@@ -122,16 +137,16 @@ func (d *device) gap(r Reading, maxGap time.Duration) string {
 	if slept > int64(suspend) {
 		return ReasonSuspend
 	}
-	if !r.answered() || !d.known.answered() { // its health says the rest
+	if !r.answered() || d.known.seen == "" { // its health says the rest
 		return ""
 	}
-	if r.Seen != d.known.Seen {
+	if r.Seen != d.known.seen {
 		return ReasonDevice
 	}
-	if r.Driver != d.known.Driver || r.Generation != d.known.Generation {
+	if r.Driver != d.known.driver || r.Generation != d.known.generation {
 		return ReasonDriver
 	}
-	if r.Has&d.known.Has&HasEnergy != 0 && r.Energy < d.known.Energy {
+	if r.Has&d.known.has&HasEnergy != 0 && r.Energy < d.known.energy {
 		return ReasonEnergy
 	}
 	return ""
