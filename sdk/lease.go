@@ -85,7 +85,8 @@ type leaseDeps struct {
 	log       *slog.Logger
 	timing    leaseTiming
 	ended     func(*lease)
-	dropped   func(*lease) // it goes on elsewhere
+	dropped   func(*lease)  // it goes on elsewhere
+	leaving   chan struct{} // bounds how many write their last record at a time
 }
 
 // leaseTiming is how often a lease looks at things.
@@ -287,6 +288,10 @@ func (l *lease) close(ctx context.Context, req stopRequest) {
 	if l.sampled != nil {
 		l.sampled.Stop()
 	}
+	if req.keep { // all of the process do so at once
+		l.deps.leaving <- struct{}{}
+		defer func() { <-l.deps.leaving }()
+	}
 	l.finish(ctx, req)
 	close(l.done)
 }
@@ -296,13 +301,15 @@ func (l *lease) state() leaseState { return l.look().state }
 // Sampled stops the bill at the reading that uses up the credit. It is not left
 // to the lease's goroutine, which may be waiting for a disk or a command.
 func (l *lease) Sampled(metering.Reading, metering.Interval) {
-	v := l.look()
+	l.mu.Lock()
+	active := l.view.state == leaseActive
+	exhausted := active && l.exhausted(&l.view)
+	l.mu.Unlock()
 	switch {
-	case v.state != leaseActive:
-	case l.exhausted(&v):
+	case exhausted:
 		l.meter.Pause()
 		l.wake()
-	case l.window > 0 && l.filled():
+	case active && l.window > 0 && l.filled():
 		l.wake()
 	}
 }

@@ -156,6 +156,9 @@ func (s leaseStore) append(ctx context.Context, term int64, rec metering.SignedR
 		return err
 	}
 	return s.db.Update(ctx, func(tx *sqlx.Tx) error {
+		if !s.db.Shared() {
+			ctx = context.WithoutCancel(ctx) // the driver starts a goroutine for each statement that could be cut off
+		}
 		// First, so that whoever takes the lease over waits until the record stands.
 		err := own(rec.LeaseID)(tx.ExecContext(ctx, tx.Rebind(`UPDATE leases SET meter = ?, sequence = ? WHERE id = ? AND term = ?`),
 			string(totals), int64(rec.Sequence), rec.LeaseID.Hex(), term))

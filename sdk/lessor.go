@@ -44,6 +44,7 @@ func (h *lessor) ready() {
 	h.leases = make(map[common.Hash]*lease)
 	life, end := context.WithCancel(context.Background())
 	h.life = life
+	h.deps.leaving = make(chan struct{}, 1024) // as many as the store commits at once
 	h.deps.sampling = metering.NewSampling(h.deps.source, h.deps.clock)
 	h.finish = func() {
 		end()
