@@ -24,14 +24,15 @@ type payers struct {
 	client    *http.Client
 	challenge wire.Challenge
 	lost      chan error // streams that ended by themselves
+	cables    []*cable   // of the leases whose vouchers go through their streams
 	paid      int        // vouchers sent so far, over all leases, one lease after the other and from the start again
 }
 
 // senders bounds how many payers wait for an answer at once.
-const senders = 128
+const senders = 1024
 
 func (w *world) payers(ctx context.Context, p *process, o options) (*payers, error) {
-	a := &payers{world: w, o: o, url: p.URL, client: &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: senders}}}
+	a := &payers{world: w, o: o, url: p.URL, client: &http.Client{Timeout: 2 * time.Minute, Transport: &http.Transport{MaxIdleConnsPerHost: senders}}}
 	err := p.get(ctx, "/lease", func(resp *http.Response) error {
 		all, err := wire.ParseChallenges(resp.Header)
 		if err == nil && len(all) == 0 {
@@ -47,9 +48,11 @@ func (w *world) payers(ctx context.Context, p *process, o options) (*payers, err
 
 // payment is a voucher that is signed and not sent yet.
 type payment struct {
-	due    time.Duration // after the begin
-	header string
-	amount uint64
+	due     time.Duration // after the begin
+	lease   int
+	header  string // of a request of its own
+	message []byte // through the lease's stream
+	amount  uint64
 }
 
 // sign makes the vouchers of the next span ready: each pays for a period more.
@@ -65,13 +68,26 @@ func (a *payers) sign(ctx context.Context, span time.Duration) ([]payment, error
 			for k := half; k < len(out) && err == nil; k += 2 {
 				i, times := (first+k)%a.o.Leases, (first+k)/a.o.Leases+1
 				amount := uint64(times) * max(uint64(1000*a.o.Period/time.Second), 1)
-				out[k] = payment{due: a.o.Period * time.Duration(k) / time.Duration(a.o.Leases), amount: amount}
-				out[k].header, err = a.credential(ctx, i, amount, "")
+				out[k] = payment{due: a.o.Period * time.Duration(k) / time.Duration(a.o.Leases), lease: i, amount: amount}
+				err = a.prepare(ctx, &out[k])
 			}
 			failed <- err
 		}()
 	}
 	return out, errors.Join(<-failed, <-failed)
+}
+
+// prepare signs one voucher, for the way that it is going to take.
+func (a *payers) prepare(ctx context.Context, p *payment) (err error) {
+	if p.lease >= len(a.cables) {
+		p.header, err = a.credential(ctx, p.lease, p.amount, "")
+		return err
+	}
+	v, err := a.domain.Sign(ctx, a.payer, a.ids[p.lease], *uint256.NewInt(p.amount))
+	if err == nil {
+		p.message, err = wire.AppendVoucher(nil, v)
+	}
+	return err
 }
 
 func (a *payers) credential(ctx context.Context, i int, amount uint64, secret string) (string, error) {
@@ -119,6 +135,9 @@ func (a *payers) send(ctx context.Context, all []payment) ([]time.Duration, erro
 
 // pay sends one voucher and looks at the receipt: who drops payments wins nothing.
 func (a *payers) pay(ctx context.Context, p payment) error {
+	if p.message != nil {
+		return a.cables[p.lease].pay(ctx, p)
+	}
 	req, err := http.NewRequestWithContext(ctx, "POST", a.url+"/lease", nil)
 	if err != nil {
 		return err
@@ -143,71 +162,4 @@ func (a *payers) pay(ctx context.Context, p payment) error {
 		return fmt.Errorf("a voucher for %d was acknowledged as %.300s (%v)", p.amount, body, err)
 	}
 	return nil
-}
-
-// watch attaches a stream to each of the first n leases. It returns when all are there; stop ends them, and says whether
-// one had ended by itself.
-func (a *payers) watch(ctx context.Context, n int) (stop func() error, err error) {
-	ctx, cancel := context.WithCancel(ctx)
-	client := &http.Client{Transport: &http.Transport{ReadBufferSize: 1024, WriteBufferSize: 1024, DisableKeepAlives: true}}
-	var wait sync.WaitGroup
-	lost := make(chan error, n)
-	a.lost = lost
-	tickets, attached := make(chan int, n), make(chan error, n)
-	for i := range n {
-		tickets <- i
-	}
-	close(tickets)
-	for range 32 {
-		go func() {
-			for i := range tickets {
-				body, err := a.attach(ctx, client, i)
-				if err == nil {
-					wait.Go(func() {
-						_, err := io.Copy(io.Discard, body)
-						body.Close()
-						if ctx.Err() == nil {
-							lost <- fmt.Errorf("the stream of lease %d ended: %w", i, errors.Join(io.EOF, err))
-						}
-					})
-				}
-				attached <- err
-			}
-		}()
-	}
-	for range n {
-		err = errors.Join(err, <-attached)
-	}
-	stop = func() error {
-		cancel()
-		wait.Wait()
-		close(lost)
-		return <-lost
-	}
-	if err != nil {
-		return nil, errors.Join(err, stop())
-	}
-	return stop, nil
-}
-
-func (a *payers) attach(ctx context.Context, client *http.Client, i int) (io.ReadCloser, error) {
-	header, err := a.credential(ctx, i, 0, secret(i))
-	if err != nil {
-		return nil, err
-	}
-	req, err := http.NewRequestWithContext(ctx, "GET", a.url+"/lease", nil)
-	if err != nil {
-		return nil, err
-	}
-	req.Header.Set("Authorization", header)
-	resp, err := client.Do(req)
-	if err != nil {
-		return nil, err
-	}
-	if resp.StatusCode != http.StatusOK {
-		defer resp.Body.Close()
-		text, _ := io.ReadAll(io.LimitReader(resp.Body, 300))
-		return nil, fmt.Errorf("lease %d: no stream: %s: %s", i, resp.Status, text)
-	}
-	return resp.Body, nil
 }

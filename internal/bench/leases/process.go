@@ -3,6 +3,7 @@ package leases
 import (
 	"bytes"
 	"context"
+	"database/sql"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -33,8 +34,9 @@ func build(ctx context.Context, dir string) (string, error) {
 // process is a gateway that runs.
 type process struct {
 	started
-	cmd *exec.Cmd
-	log bytes.Buffer
+	database string
+	cmd      *exec.Cmd
+	log      bytes.Buffer
 }
 
 // launch starts a gateway and returns when it serves.
@@ -43,7 +45,7 @@ func launch(ctx context.Context, program, key string, o options) (*process, erro
 	if err != nil {
 		return nil, err
 	}
-	p := &process{cmd: exec.CommandContext(ctx, program)}
+	p := &process{database: o.Database, cmd: exec.CommandContext(ctx, program)}
 	p.cmd.Stdin, p.cmd.Stderr = bytes.NewReader(in), &p.log
 	p.cmd.Env = append(os.Environ(), keyEnv+"="+key)
 	out, err := p.cmd.StdoutPipe()
@@ -120,4 +122,15 @@ func (p *process) get(ctx context.Context, path string, read func(*http.Response
 func (p *process) lag(ctx context.Context) (r lagReport, err error) {
 	err = p.get(ctx, "/lag", func(resp *http.Response) error { return json.NewDecoder(resp.Body).Decode(&r) })
 	return r, err
+}
+
+// recorded is how many usage records are on disk.
+func (p *process) recorded(ctx context.Context) (n int, err error) {
+	db, err := sql.Open("sqlite3", "file:"+p.database+"?mode=ro&_busy_timeout=5000")
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, db.Close()) }()
+	err = db.QueryRowContext(ctx, `SELECT count(*) FROM records`).Scan(&n)
+	return n, err
 }

@@ -1,15 +1,11 @@
 package leases
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/gpupay/gpupay/internal/bench"
@@ -17,7 +13,7 @@ import (
 
 // Section measures a gateway with many leases. The zero value is what the page shows.
 type Section struct {
-	counts  []int         // of leases, rising; the last is measured for three times as long
+	counts  []int         // of leases, rising; the last is measured for four times as long
 	streams int           // the count that is measured with a live stream for each lease, too
 	tick    time.Duration // a second
 	period  time.Duration // a minute
@@ -37,21 +33,22 @@ func (s Section) withDefaults(set bench.Settings) Section {
 			s.counts = append(s.counts, n)
 		}
 	}
-	s.span = min(max(200*set.Span, time.Second), 20*time.Second)
+	s.span = min(max(200*set.Span, time.Second), 15*time.Second)
 	return s
 }
 
 // point is what was measured of a gateway with so many leases.
 type point struct {
 	leases  int
-	streams int
+	streams kind
 	took    time.Duration // to take the leases up
+	period  time.Duration // between two vouchers, and two records, of a lease
 	span    time.Duration
 	memory  bench.Spread // bytes resident
 	cores   float64      // kept busy
 	waits   []time.Duration
 	lag     lagReport
-	billed  float64 // in records, of the leases' time
+	records int // that were written meanwhile
 }
 
 // Measure runs a gateway for each count, one after the other.
@@ -76,28 +73,34 @@ func (s Section) Measure(ctx context.Context, set bench.Settings) (r bench.Repor
 	defer func() { err = errors.Join(err, w.close()) }()
 	var points []point
 	for _, n := range s.counts {
-		measured, err := s.gateway(ctx, set, w, program, filepath.Join(dir, fmt.Sprint(n)), n)
-		if err != nil {
-			return r, fmt.Errorf("%d leases: %w", n, err)
+		kinds := []kind{apart}
+		if n == s.streams {
+			kinds = []kind{apart, events, duplex}
 		}
-		points = append(points, measured...)
+		for _, k := range kinds {
+			p, err := s.gateway(ctx, set, w, program, filepath.Join(dir, fmt.Sprint(n, k)), n, k)
+			if err != nil {
+				return r, fmt.Errorf("%d leases: %w", n, err)
+			}
+			points = append(points, p)
+		}
 	}
 	return s.report(points), nil
 }
 
-// gateway measures one with n leases, and the same one with streams where they are wanted.
-func (s Section) gateway(ctx context.Context, set bench.Settings, w *world, program, dir string, n int) (points []point, err error) {
+// gateway measures a new one with n leases.
+func (s Section) gateway(ctx context.Context, set bench.Settings, w *world, program, dir string, n int, k kind) (p point, err error) {
 	if err := os.Mkdir(dir, 0o700); err != nil {
-		return nil, err
+		return p, err
 	}
 	defer os.RemoveAll(dir)
 	o := options{RPC: w.chain.URL, Token: w.chain.Token, Database: filepath.Join(dir, "provider.db"), Leases: n, Tick: s.tick, Period: s.period}
 	if err := w.fill(ctx, o); err != nil {
-		return nil, err
+		return p, err
 	}
 	gateway, err := launch(ctx, program, w.secret(), o)
 	if err != nil {
-		return nil, err
+		return p, err
 	}
 	defer func() {
 		err = errors.Join(err, gateway.kill())
@@ -108,29 +111,28 @@ func (s Section) gateway(ctx context.Context, set bench.Settings, w *world, prog
 	set.Log("leases: %d, taken up in %s, at %s", n, gateway.Took.Round(time.Millisecond), gateway.URL)
 	payers, err := w.payers(ctx, gateway, o)
 	if err != nil {
-		return nil, err
+		return p, err
+	}
+	if k != apart {
+		var stop func() error
+		if stop, err = payers.watch(ctx, k); err != nil {
+			return p, err
+		}
+		defer func() { err = errors.Join(err, stop()) }()
 	}
 	span := s.span
 	if n == s.counts[len(s.counts)-1] {
-		span *= 3
+		span *= 4
 	}
-	p, err := s.watch(ctx, gateway, payers, span)
-	if err != nil || n != s.streams {
-		return append(points, p), err
-	}
-	stop, err := payers.watch(ctx, n)
-	if err != nil {
-		return nil, err
-	}
-	live, err := s.watch(ctx, gateway, payers, span)
-	live.streams = n
-	return []point{p, live}, errors.Join(err, stop())
+	p, err = s.watch(ctx, gateway, payers, span)
+	p.streams = k
+	return p, err
 }
 
-// watch has the payers pay for a quarter of the span that does not count, and then for the span.
+// watch has the payers pay for a third of the span that does not count, and then for the span.
 func (s Section) watch(ctx context.Context, g *process, a *payers, span time.Duration) (point, error) {
-	p := point{leases: a.o.Leases, took: g.Took}
-	warm, err := a.sign(ctx, span/4)
+	p := point{leases: a.o.Leases, took: g.Took, period: a.o.Period}
+	warm, err := a.sign(ctx, span/3)
 	if err != nil {
 		return p, err
 	}
@@ -149,7 +151,7 @@ func (s Section) watch(ctx context.Context, g *process, a *payers, span time.Dur
 
 // measure looks at the gateway while something is done.
 func (p *point) measure(ctx context.Context, g *process, do func() error) error {
-	before, err := g.billing(ctx)
+	before, err := g.recorded(ctx)
 	if err != nil {
 		return err
 	}
@@ -175,8 +177,8 @@ func (p *point) measure(ctx context.Context, g *process, do func() error) error 
 	if p.lag, err = g.lag(ctx); err != nil {
 		return err
 	}
-	now, err := g.billing(ctx)
-	p.billed = (now - before) / p.span.Seconds() / float64(p.leases)
+	now, err := g.recorded(ctx)
+	p.records = now - before
 	return err
 }
 
@@ -198,18 +200,4 @@ func (p *point) sample(g *process, done <-chan error) error {
 		case <-tick.C:
 		}
 	}
-}
-
-// billing is how much device time the gateway's records have billed, seconds.
-func (g *process) billing(ctx context.Context) (seconds float64, err error) {
-	err = g.get(ctx, "/metrics", func(resp *http.Response) error {
-		lines := bufio.NewScanner(resp.Body)
-		for lines.Scan() {
-			if name, figure, _ := strings.Cut(lines.Text(), " "); name == "gpupay_gpu_seconds_total" {
-				seconds, err = strconv.ParseFloat(figure, 64)
-			}
-		}
-		return errors.Join(err, lines.Err())
-	})
-	return seconds, err
 }

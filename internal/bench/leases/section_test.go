@@ -21,15 +21,15 @@ func TestFewLeases(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(r.Tables) != 3 || len(r.Tables[0].Rows) != 3 || len(r.Plots) != 2 || len(r.Plots[0].Lines[0].Points) != 2 {
+	if len(r.Tables) != 3 || len(r.Tables[0].Rows) != 4 || len(r.Tables[2].Rows) != 3 || len(r.Plots) != 2 || len(r.Plots[0].Lines[0].Points) != 2 {
 		t.Fatalf("%+v", r)
 	}
 	for _, row := range r.Tables[0].Rows {
 		if len(row) != len(r.Tables[0].Head) {
 			t.Errorf("%d cells under %d heads: %v", len(row), len(r.Tables[0].Head), row)
 		}
-		if share := row[len(row)-2]; share == "0 %" {
-			t.Errorf("no record billed anything: %v", row)
+		if row[5] == "0" || row[6] == "0" {
+			t.Errorf("no voucher or no record: %v", row)
 		}
 	}
 	for _, a := range r.Aims {
@@ -104,23 +104,27 @@ func TestWhatIsPaidIsKept(t *testing.T) {
 	if _, err := p.send(t.Context(), []payment{wrong}); err == nil {
 		t.Error("a refusal is not noticed")
 	}
-	stop, err := p.watch(t.Context(), leases)
-	if err != nil {
-		t.Fatal(err)
-	}
-	lost := p.lost
-	again, err := p.watch(t.Context(), 1) // takes the place of the first lease's
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := again(); err != nil {
-		t.Error(err)
-	}
-	for deadline := time.Now().Add(30 * time.Second); len(lost) == 0 && time.Now().Before(deadline); {
-		time.Sleep(10 * time.Millisecond)
-	}
-	if err := stop(); err == nil {
-		t.Error("a stream that ended by itself is not noticed")
+	for _, k := range []kind{events, duplex} {
+		stop, err := p.watch(t.Context(), k)
+		if err != nil {
+			t.Fatal(err)
+		}
+		lost := p.lost
+		again, err := p.watch(t.Context(), events) // takes the place of the others
+		if err != nil {
+			t.Fatal(err)
+		}
+		for deadline := time.Now().Add(30 * time.Second); len(lost) < leases; time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("%s: of %d streams that ended by themselves %d were noticed", k, leases, len(lost))
+			}
+		}
+		if err := stop(); err == nil {
+			t.Errorf("%s: nobody is told of a stream that ended by itself", k)
+		}
+		if err := again(); err != nil {
+			t.Error(err)
+		}
 	}
 }
 
@@ -156,7 +160,8 @@ func TestExponent(t *testing.T) {
 }
 
 func TestJudge(t *testing.T) {
-	good := point{leases: aimLeases, memory: bench.Spread{High: aimMemory - 1}, cores: 0.99, lag: lagReport{Readings: 1}}
+	good := point{leases: aimLeases, memory: bench.Spread{High: aimMemory - 1}, cores: 0.99, lag: lagReport{Readings: 1},
+		period: time.Minute, span: time.Minute, waits: make([]time.Duration, aimLeases), records: aimLeases}
 	want := func(p point, want ...bench.Result) {
 		t.Helper()
 		for i, a := range judge([]point{{leases: 1_000}, p}) {
@@ -166,7 +171,11 @@ func TestJudge(t *testing.T) {
 		}
 	}
 	want(good, bench.Met, bench.Met, bench.Met)
-	large, busy, late, unread, few := good, good, good, good, good
+	large, busy, late, unread, few, unpaid, unstated := good, good, good, good, good, good, good
+	unpaid.waits = unpaid.waits[:aimLeases*9/10]
+	unstated.records = aimLeases * 9 / 10
+	want(unpaid, bench.Missed, bench.Missed, bench.Met)
+	want(unstated, bench.Missed, bench.Missed, bench.Met)
 	large.memory.High++
 	busy.cores = 1
 	late.lag.Over = 1
