@@ -92,20 +92,28 @@ func (s *Sampling) work() {
 			return
 		default:
 			w.rest()
-			select {
-			case <-s.life.Done():
-				return
-			case <-s.clock.After(time.Duration(at)):
-			case <-s.line.wake:
-			}
+			s.sleep(at)
 			s.line.rise()
 			w.watch()
 		}
 	}
 }
 
-// take is the next device that is due, and since when; or none, and how long to
-// sleep until one is, less than zero where nobody needs to.
+// sleep returns at a time, or earlier.
+func (s *Sampling) sleep(until int64) {
+	then := s.clock.After(time.Duration(until - s.clock.Now().Mono))
+	if s.clock.Now().Mono >= until { // a clock that somebody moves may have been moved before the timer was set
+		return
+	}
+	select {
+	case <-s.life.Done():
+	case <-then:
+	case <-s.line.wake:
+	}
+}
+
+// take is the next device that is due, and since when; or none, and when the next
+// one is, less than zero where nobody needs to sleep until then.
 func (l *line) take(s *Sampling) (*turn, int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -127,7 +135,7 @@ func (l *line) take(s *Sampling) (*turn, int64) {
 		return nil, -1
 	}
 	l.asleep, l.until = true, l.moments[0]
-	return nil, l.moments[0] - l.looked
+	return nil, l.until
 }
 
 // advance moves those of the first moment that has come to now, if one has.

@@ -89,7 +89,7 @@ func TestSamplingOfManyMeters(t *testing.T) {
 			all[1].on.Stop()
 			stopped = all[1].readings.Load()
 		}
-		if second == 2 {
+		if second >= 2 {
 			until(t, "the calls that hang were not relieved", func() bool { return clock.Waiting() > hung })
 		}
 		if second < seconds {
