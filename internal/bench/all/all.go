@@ -5,10 +5,12 @@ import (
 	"github.com/gpupay/gpupay/internal/bench"
 	"github.com/gpupay/gpupay/internal/bench/coldbuild"
 	"github.com/gpupay/gpupay/internal/bench/leases"
+	"github.com/gpupay/gpupay/internal/bench/loopback"
 	"github.com/gpupay/gpupay/internal/bench/metercost"
 	"github.com/gpupay/gpupay/internal/bench/onchain"
 	"github.com/gpupay/gpupay/internal/bench/policy"
 	"github.com/gpupay/gpupay/internal/bench/received"
+	"github.com/gpupay/gpupay/internal/bench/transport"
 )
 
 // Sections returns all of them.
@@ -16,10 +18,12 @@ func Sections() []bench.Section {
 	return []bench.Section{
 		received.SQLite(),
 		received.Postgres(),
+		loopback.Section{},
+		transport.Section{},
 		leases.Section{},
-		onchain.Section{},
 		metercost.Section{},
-		coldbuild.Section{},
+		onchain.Section{},
 		policy.Section{},
+		coldbuild.Section{},
 	}
 }

@@ -13,13 +13,14 @@ import (
 
 	"github.com/holiman/uint256"
 
+	"github.com/gpupay/gpupay/internal/bench/gateway"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // payers pay for all leases: each a voucher a period, spread evenly over it.
 type payers struct {
-	*world
-	o         options
+	*gateway.World
+	o         gateway.Options
 	url       string
 	client    *http.Client
 	challenge wire.Challenge
@@ -31,18 +32,9 @@ type payers struct {
 // senders bounds how many payers wait for an answer at once.
 const senders = 1024
 
-func (w *world) payers(ctx context.Context, p *process, o options) (*payers, error) {
-	a := &payers{world: w, o: o, url: p.URL, client: &http.Client{Timeout: 2 * time.Minute, Transport: &http.Transport{MaxIdleConnsPerHost: senders}}}
-	err := p.get(ctx, "/lease", func(resp *http.Response) error {
-		all, err := wire.ParseChallenges(resp.Header)
-		if err == nil && len(all) == 0 {
-			err = fmt.Errorf("the gateway answered %s without a challenge", resp.Status)
-		}
-		if err == nil {
-			a.challenge = all[0]
-		}
-		return err
-	})
+func newPayers(ctx context.Context, w *gateway.World, p *gateway.Process, o gateway.Options) (a *payers, err error) {
+	a = &payers{World: w, o: o, url: p.URL, client: &http.Client{Timeout: 2 * time.Minute, Transport: &http.Transport{MaxIdleConnsPerHost: senders}}}
+	a.challenge, err = p.Challenge(ctx)
 	return a, err
 }
 
@@ -80,24 +72,14 @@ func (a *payers) sign(ctx context.Context, span time.Duration) ([]payment, error
 // prepare signs one voucher, for the way that it is going to take.
 func (a *payers) prepare(ctx context.Context, p *payment) (err error) {
 	if p.lease >= len(a.cables) {
-		p.header, err = a.credential(ctx, p.lease, p.amount, "")
+		p.header, err = a.Credential(ctx, a.challenge, p.lease, p.amount, false)
 		return err
 	}
-	v, err := a.domain.Sign(ctx, a.payer, a.ids[p.lease], *uint256.NewInt(p.amount))
+	v, err := a.Domain.Sign(ctx, a.Payer, a.IDs[p.lease], *uint256.NewInt(p.amount))
 	if err == nil {
 		p.message, err = wire.AppendVoucher(nil, v)
 	}
 	return err
-}
-
-func (a *payers) credential(ctx context.Context, i int, amount uint64, secret string) (string, error) {
-	v, err := a.domain.Sign(ctx, a.payer, a.ids[i], *uint256.NewInt(amount))
-	if err != nil {
-		return "", err
-	}
-	sum := wire.NewAmount(v.Cumulative)
-	return wire.Credential{Challenge: a.challenge, Payload: wire.Payload{Action: wire.ActionVoucher, ChannelID: v.ChannelID,
-		CumulativeAmount: &sum, Signature: v.Signature, LeaseSecret: secret}}.Header()
 }
 
 // send sends each voucher when it is due and returns how long after that its acknowledgement was there, in order.

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/gpupay/gpupay/internal/bench"
+	"github.com/gpupay/gpupay/internal/bench/gateway"
 )
 
 // Section measures a gateway with many leases. The zero value is what the page shows.
@@ -47,7 +48,7 @@ type point struct {
 	memory  bench.Spread // bytes resident
 	cores   float64      // kept busy
 	waits   []time.Duration
-	lag     lagReport
+	lag     gateway.LagReport
 	records int // that were written meanwhile
 }
 
@@ -62,15 +63,15 @@ func (s Section) Measure(ctx context.Context, set bench.Settings) (r bench.Repor
 		return r, err
 	}
 	defer os.RemoveAll(dir)
-	program, err := build(ctx, dir)
+	program, err := gateway.Build(ctx, dir)
 	if err != nil {
 		return r, err
 	}
-	w, err := newWorld(ctx, s.counts[len(s.counts)-1])
+	w, err := gateway.NewWorld(ctx, s.counts[len(s.counts)-1])
 	if err != nil {
 		return r, err
 	}
-	defer func() { err = errors.Join(err, w.close()) }()
+	defer func() { err = errors.Join(err, w.Close()) }()
 	var points []point
 	for _, n := range s.counts {
 		kinds := []kind{apart}
@@ -78,7 +79,7 @@ func (s Section) Measure(ctx context.Context, set bench.Settings) (r bench.Repor
 			kinds = []kind{apart, events, duplex}
 		}
 		for _, k := range kinds {
-			p, err := s.gateway(ctx, set, w, program, filepath.Join(dir, fmt.Sprint(n, k)), n, k)
+			p, err := s.point(ctx, set, w, program, filepath.Join(dir, fmt.Sprint(n, k)), n, k)
 			if err != nil {
 				return r, fmt.Errorf("%d leases: %w", n, err)
 			}
@@ -88,28 +89,25 @@ func (s Section) Measure(ctx context.Context, set bench.Settings) (r bench.Repor
 	return s.report(points), nil
 }
 
-// gateway measures a new one with n leases.
-func (s Section) gateway(ctx context.Context, set bench.Settings, w *world, program, dir string, n int, k kind) (p point, err error) {
+// point measures a new gateway with n leases.
+func (s Section) point(ctx context.Context, set bench.Settings, w *gateway.World, program, dir string, n int, k kind) (p point, err error) {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return p, err
 	}
 	defer os.RemoveAll(dir)
-	o := options{RPC: w.chain.URL, Token: w.chain.Token, Database: filepath.Join(dir, "provider.db"), Leases: n, Tick: s.tick, Period: s.period}
-	if err := w.fill(ctx, o); err != nil {
-		return p, err
-	}
-	gateway, err := launch(ctx, program, w.secret(), o)
+	o := gateway.Options{RPC: w.Chain.URL, Token: w.Chain.Token, Database: filepath.Join(dir, "provider.db"), Leases: n, Tick: s.tick, Period: s.period}
+	g, err := w.Start(ctx, program, o)
 	if err != nil {
 		return p, err
 	}
 	defer func() {
-		err = errors.Join(err, gateway.kill())
+		err = errors.Join(err, g.Kill())
 		if err != nil {
-			err = fmt.Errorf("%w; the gateway logged: %s", err, gateway.said())
+			err = fmt.Errorf("%w; the gateway logged: %s", err, g.Said())
 		}
 	}()
-	set.Log("leases: %d, taken up in %s, at %s", n, gateway.Took.Round(time.Millisecond), gateway.URL)
-	payers, err := w.payers(ctx, gateway, o)
+	set.Log("leases: %d, taken up in %s, at %s", n, g.Took.Round(time.Millisecond), g.URL)
+	payers, err := newPayers(ctx, w, g, o)
 	if err != nil {
 		return p, err
 	}
@@ -124,13 +122,13 @@ func (s Section) gateway(ctx context.Context, set bench.Settings, w *world, prog
 	if n == s.counts[len(s.counts)-1] {
 		span *= 4
 	}
-	p, err = s.watch(ctx, gateway, payers, span)
+	p, err = s.watch(ctx, g, payers, span)
 	p.streams = k
 	return p, err
 }
 
 // watch has the payers pay for a third of the span that does not count, and then for the span.
-func (s Section) watch(ctx context.Context, g *process, a *payers, span time.Duration) (point, error) {
+func (s Section) watch(ctx context.Context, g *gateway.Process, a *payers, span time.Duration) (point, error) {
 	p := point{leases: a.o.Leases, took: g.Took, period: a.o.Period}
 	warm, err := a.sign(ctx, span/3)
 	if err != nil {
@@ -150,15 +148,15 @@ func (s Section) watch(ctx context.Context, g *process, a *payers, span time.Dur
 }
 
 // measure looks at the gateway while something is done.
-func (p *point) measure(ctx context.Context, g *process, do func() error) error {
-	before, err := g.recorded(ctx)
+func (p *point) measure(ctx context.Context, g *gateway.Process, do func() error) error {
+	before, err := g.Records(ctx)
 	if err != nil {
 		return err
 	}
-	if _, err := g.lag(ctx); err != nil { // from here on
+	if _, err := g.Lag(ctx); err != nil { // from here on
 		return err
 	}
-	processor, err := g.processor()
+	processor, err := g.Processor()
 	if err != nil {
 		return err
 	}
@@ -169,26 +167,26 @@ func (p *point) measure(ctx context.Context, g *process, do func() error) error 
 		return err
 	}
 	p.span = time.Since(begun)
-	after, err := g.processor()
+	after, err := g.Processor()
 	if err != nil {
 		return err
 	}
 	p.cores = float64(after-processor) / float64(p.span)
-	if p.lag, err = g.lag(ctx); err != nil {
+	if p.lag, err = g.Lag(ctx); err != nil {
 		return err
 	}
-	now, err := g.recorded(ctx)
+	now, err := g.Records(ctx)
 	p.records = now - before
 	return err
 }
 
 // sample looks at the memory until done.
-func (p *point) sample(g *process, done <-chan error) error {
+func (p *point) sample(g *gateway.Process, done <-chan error) error {
 	tick := time.NewTicker(200 * time.Millisecond)
 	defer tick.Stop()
 	var seen []float64
 	for {
-		bytes, err := g.memory()
+		bytes, err := g.Memory()
 		if err != nil {
 			return err
 		}

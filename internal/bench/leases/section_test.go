@@ -1,7 +1,6 @@
 package leases
 
 import (
-	"context"
 	"database/sql"
 	"fmt"
 	"math"
@@ -11,7 +10,7 @@ import (
 	"time"
 
 	"github.com/gpupay/gpupay/internal/bench"
-	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/internal/bench/gateway"
 )
 
 // TestFewLeases measures fifty leases for some seconds: every lease is taken up, read, recorded and paid for.
@@ -40,27 +39,24 @@ func TestFewLeases(t *testing.T) {
 }
 
 // rig is a gateway with a few leases, and their payers.
-func rig(t *testing.T, leases int) (*payers, options) {
+func rig(t *testing.T, leases int) (*payers, gateway.Options) {
 	ctx, dir := t.Context(), t.TempDir()
-	program, err := build(ctx, dir)
+	program, err := gateway.Build(ctx, dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	w, err := newWorld(ctx, leases)
+	w, err := gateway.NewWorld(ctx, leases)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { w.close() })
-	o := options{RPC: w.chain.URL, Token: w.chain.Token, Database: filepath.Join(dir, "provider.db"), Leases: leases, Tick: 50 * time.Millisecond, Period: time.Second}
-	if err := w.fill(ctx, o); err != nil {
-		t.Fatal(err)
-	}
-	g, err := launch(ctx, program, w.secret(), o)
+	t.Cleanup(func() { w.Close() })
+	o := gateway.Options{RPC: w.Chain.URL, Token: w.Chain.Token, Database: filepath.Join(dir, "provider.db"), Leases: leases, Tick: 50 * time.Millisecond, Period: time.Second}
+	g, err := w.Start(ctx, program, o)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { g.kill() })
-	p, err := w.payers(ctx, g, o)
+	t.Cleanup(func() { g.Kill() })
+	p, err := newPayers(ctx, w, g, o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -128,27 +124,6 @@ func TestWhatIsPaidIsKept(t *testing.T) {
 	}
 }
 
-// TestLagIsSeen: what was not read for long is late, and over MaxGap it is counted.
-func TestLagIsSeen(t *testing.T) {
-	o := options{Leases: 1, Tick: time.Second}
-	clock := &fakeSource{}
-	l := newLag(clock, o, 3*time.Second)
-	for _, at := range []time.Duration{1, 2, 3, 7, 8, 9, 10, 11, 12, 13} {
-		clock.at = int64(at * time.Second)
-		if _, err := l.Read(context.Background(), "SIM-GPU-0"); err != nil {
-			t.Fatal(err)
-		}
-	}
-	got := l.report()
-	want := lagReport{Readings: 9, P50: lateStep, P99: 3001 * time.Millisecond, Longest: 4 * time.Second, Over: 1, Unbilled: 4 * time.Second}
-	if got != want {
-		t.Errorf("got %+v, want %+v", got, want)
-	}
-	if again := l.report(); again != (lagReport{}) {
-		t.Errorf("it does not begin anew: %+v", again)
-	}
-}
-
 func TestExponent(t *testing.T) {
 	var points []point
 	for _, n := range []int{1_000, 10_000, 100_000} {
@@ -160,7 +135,7 @@ func TestExponent(t *testing.T) {
 }
 
 func TestJudge(t *testing.T) {
-	good := point{leases: aimLeases, memory: bench.Spread{High: aimMemory - 1}, cores: 0.99, lag: lagReport{Readings: 1},
+	good := point{leases: aimLeases, memory: bench.Spread{High: aimMemory - 1}, cores: 0.99, lag: gateway.LagReport{Readings: 1},
 		period: time.Minute, span: time.Minute, waits: make([]time.Duration, aimLeases), records: aimLeases}
 	want := func(p point, want ...bench.Result) {
 		t.Helper()
@@ -186,14 +161,4 @@ func TestJudge(t *testing.T) {
 	want(late, bench.Met, bench.Met, bench.Missed)
 	want(unread, bench.Met, bench.Met, bench.Missed)
 	want(few, bench.NotMeasured, bench.NotMeasured, bench.NotMeasured)
-}
-
-// fakeSource reads one device at a time that the test says.
-type fakeSource struct {
-	metering.Source
-	at int64
-}
-
-func (f *fakeSource) Read(_ context.Context, uuid string) (metering.Reading, error) {
-	return metering.Reading{Device: uuid, At: metering.Instant{Mono: f.at}}, nil
 }

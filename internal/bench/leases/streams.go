@@ -71,7 +71,7 @@ func (a *payers) watch(ctx context.Context, k kind) (stop func() error, err erro
 
 // attach opens one stream, and returns what reads it until it ends.
 func (a *payers) attach(ctx context.Context, k kind, i int) (func() error, error) {
-	header, err := a.credential(ctx, i, 0, secret(i))
+	header, err := a.Credential(ctx, a.challenge, i, 0, true)
 	if err != nil {
 		return nil, err
 	}

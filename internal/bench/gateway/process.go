@@ -1,4 +1,4 @@
-package leases
+package gateway
 
 import (
 	"bytes"
@@ -14,6 +14,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // keyEnv is where the gateway's key is.
@@ -21,31 +23,31 @@ const keyEnv = "GPUPAY_KEY"
 
 const clockTicks = 100 // a second, in /proc/*/stat, on every Linux that Go runs on
 
-// build makes the gateway's program.
-func build(ctx context.Context, dir string) (string, error) {
+// Build makes the gateway's program.
+func Build(ctx context.Context, dir string) (string, error) {
 	path := filepath.Join(dir, "gateway")
-	out, err := exec.CommandContext(ctx, "go", "build", "-o", path, "github.com/gpupay/gpupay/internal/bench/leases/gateway").CombinedOutput()
+	out, err := exec.CommandContext(ctx, "go", "build", "-o", path, "github.com/gpupay/gpupay/internal/bench/gateway/command").CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("building the gateway: %w\n%s", err, out)
 	}
 	return path, nil
 }
 
-// process is a gateway that runs.
-type process struct {
-	started
+// Process is a gateway that runs.
+type Process struct {
+	Started
 	database string
 	cmd      *exec.Cmd
 	log      bytes.Buffer
 }
 
 // launch starts a gateway and returns when it serves.
-func launch(ctx context.Context, program, key string, o options) (*process, error) {
+func launch(ctx context.Context, program, key string, o Options) (*Process, error) {
 	in, err := json.Marshal(o)
 	if err != nil {
 		return nil, err
 	}
-	p := &process{database: o.Database, cmd: exec.CommandContext(ctx, program)}
+	p := &Process{database: o.Database, cmd: exec.CommandContext(ctx, program)}
 	p.cmd.Stdin, p.cmd.Stderr = bytes.NewReader(in), &p.log
 	p.cmd.Env = append(os.Environ(), keyEnv+"="+key)
 	out, err := p.cmd.StdoutPipe()
@@ -55,28 +57,28 @@ func launch(ctx context.Context, program, key string, o options) (*process, erro
 	if err := p.cmd.Start(); err != nil {
 		return nil, err
 	}
-	if err := json.NewDecoder(out).Decode(&p.started); err != nil {
-		_ = p.kill()
-		return nil, fmt.Errorf("the gateway did not start: %w: %s", err, p.said())
+	if err := json.NewDecoder(out).Decode(&p.Started); err != nil {
+		_ = p.Kill()
+		return nil, fmt.Errorf("the gateway did not start: %w: %s", err, p.Said())
 	}
 	return p, nil
 }
 
-// said is the end of what the gateway logged; after kill.
-func (p *process) said() string {
+// Said is the end of what the gateway logged; after kill.
+func (p *Process) Said() string {
 	text := p.log.String()
 	return text[max(0, len(text)-2000):]
 }
 
-// kill ends the gateway at once: what its last records would cost is not of interest, and it must stand that anyway.
-func (p *process) kill() error {
+// Kill ends the gateway at once: what its last records would cost is not of interest, and it must stand that anyway.
+func (p *Process) Kill() error {
 	err := p.cmd.Process.Kill()
 	_ = p.cmd.Wait() // says that it was killed
 	return err
 }
 
-// memory is the gateway's resident set, bytes.
-func (p *process) memory() (float64, error) {
+// Memory is the gateway's resident set, bytes.
+func (p *Process) Memory() (float64, error) {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
 	if err != nil {
 		return 0, err
@@ -87,11 +89,11 @@ func (p *process) memory() (float64, error) {
 			return kib * 1024, err
 		}
 	}
-	return 0, errors.New("the gateway has ended: " + p.said())
+	return 0, errors.New("the gateway has ended: " + p.Said())
 }
 
-// processor is the time that the gateway has used, in the kernel too.
-func (p *process) processor() (time.Duration, error) {
+// Processor is the time that the gateway has used, in the kernel too.
+func (p *Process) Processor() (time.Duration, error) {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid))
 	if err != nil {
 		return 0, err
@@ -106,7 +108,23 @@ func (p *process) processor() (time.Duration, error) {
 	return time.Duration(user+system) * time.Second / clockTicks, errors.Join(err, failed)
 }
 
-func (p *process) get(ctx context.Context, path string, read func(*http.Response) error) error {
+// Challenge is what the gateway wants for a lease. It is good for minutes and for any number of vouchers.
+func (p *Process) Challenge(ctx context.Context) (challenge wire.Challenge, err error) {
+	err = p.Get(ctx, "/lease", func(resp *http.Response) error {
+		all, err := wire.ParseChallenges(resp.Header)
+		if err == nil && len(all) == 0 {
+			err = fmt.Errorf("the gateway answered %s without a challenge", resp.Status)
+		}
+		if err == nil {
+			challenge = all[0]
+		}
+		return err
+	})
+	return challenge, err
+}
+
+// Get asks the gateway for a document.
+func (p *Process) Get(ctx context.Context, path string, read func(*http.Response) error) error {
 	req, err := http.NewRequestWithContext(ctx, "GET", p.URL+path, nil)
 	if err != nil {
 		return err
@@ -119,13 +137,14 @@ func (p *process) get(ctx context.Context, path string, read func(*http.Response
 	return read(resp)
 }
 
-func (p *process) lag(ctx context.Context) (r lagReport, err error) {
-	err = p.get(ctx, "/lag", func(resp *http.Response) error { return json.NewDecoder(resp.Body).Decode(&r) })
+// Lag is how late devices were read since it was asked last.
+func (p *Process) Lag(ctx context.Context) (r LagReport, err error) {
+	err = p.Get(ctx, "/lag", func(resp *http.Response) error { return json.NewDecoder(resp.Body).Decode(&r) })
 	return r, err
 }
 
-// recorded is how many usage records are on disk.
-func (p *process) recorded(ctx context.Context) (n int, err error) {
+// Records is how many usage records are on disk.
+func (p *Process) Records(ctx context.Context) (n int, err error) {
 	db, err := sql.Open("sqlite3", "file:"+p.database+"?mode=ro&_busy_timeout=5000")
 	if err != nil {
 		return 0, err

@@ -1,4 +1,4 @@
-package leases
+package gateway
 
 import (
 	"context"
@@ -25,7 +25,7 @@ import (
 )
 
 // options are what a gateway is started with.
-type options struct {
+type Options struct {
 	RPC      string
 	Token    common.Address
 	Database string
@@ -35,14 +35,14 @@ type options struct {
 }
 
 // started is what a gateway says when it serves.
-type started struct {
+type Started struct {
 	URL  string
 	Took time.Duration // to take the leases up
 }
 
 const price = "3.60" // an hour: 1,000 base units a second
 
-func (o options) config(key channel.Signer) (sdk.ProviderConfig, error) {
+func (o Options) config(key channel.Signer) (sdk.ProviderConfig, error) {
 	return sdk.ProviderConfig{
 		RPC: o.RPC, Escrow: escrow, Token: o.Token, Key: key, Database: o.Database, PricePerGPUHour: price,
 		Source: sim.New(o.Leases, sim.Options{}), Allocator: keeper{}, MinDeposit: "1",
@@ -53,7 +53,7 @@ func (o options) config(key channel.Signer) (sdk.ProviderConfig, error) {
 
 // Serve is the gateway: it reads its options from in, writes what it has to say to out, and serves until the context ends.
 func Serve(ctx context.Context, in io.Reader, out io.Writer) error {
-	var o options
+	var o Options
 	if err := json.NewDecoder(in).Decode(&o); err != nil {
 		return fmt.Errorf("options: %w", err)
 	}
@@ -81,7 +81,7 @@ func Serve(ctx context.Context, in io.Reader, out io.Writer) error {
 	ended := make(chan error, 2)
 	go func() { ended <- p.Run(ctx) }()
 	go func() { ended <- server.Serve(listener) }()
-	if err := json.NewEncoder(out).Encode(started{URL: "http://" + listener.Addr().String(), Took: took}); err != nil {
+	if err := json.NewEncoder(out).Encode(Started{URL: "http://" + listener.Addr().String(), Took: took}); err != nil {
 		return err
 	}
 	return errors.Join(<-ended, server.Close(), p.Close())
@@ -130,8 +130,8 @@ const (
 // devicePrefix is what the names of simulated devices have before their number.
 var devicePrefix = strings.TrimSuffix(sim.UUID(0), "0")
 
-// lagReport is what a gateway says of the readings since it was asked last.
-type lagReport struct {
+// LagReport is what a gateway says of the readings since it was asked last.
+type LagReport struct {
 	Readings int64
 	P50, P99 time.Duration // late by no more than this
 	Longest  time.Duration // between two readings of a device
@@ -139,7 +139,7 @@ type lagReport struct {
 	Unbilled time.Duration // in those
 }
 
-func newLag(s metering.Source, o options, maxGap time.Duration) *lag {
+func newLag(s metering.Source, o Options, maxGap time.Duration) *lag {
 	return &lag{Source: s, tick: o.Tick, maxGap: maxGap, last: make([]atomic.Int64, o.Leases)}
 }
 
@@ -173,8 +173,8 @@ func (l *lag) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
 }
 
 // report begins anew.
-func (l *lag) report() lagReport {
-	r := lagReport{Longest: time.Duration(l.longest.Swap(0)), Over: l.over.Swap(0), Unbilled: time.Duration(l.unbilled.Swap(0))}
+func (l *lag) report() LagReport {
+	r := LagReport{Longest: time.Duration(l.longest.Swap(0)), Over: l.over.Swap(0), Unbilled: time.Duration(l.unbilled.Swap(0))}
 	var counts [lateSteps]int64
 	for i := range counts {
 		counts[i] = l.counts[i].Swap(0)

@@ -1,4 +1,4 @@
-package leases
+package gateway
 
 import (
 	"context"
@@ -22,8 +22,8 @@ import (
 )
 
 // fill writes the database of a gateway that was ended after it had let a device to each of the first n channels.
-func (w *world) fill(ctx context.Context, o options) (err error) {
-	config, err := o.config(w.payee)
+func (w *World) fill(ctx context.Context, o Options) (err error) {
+	config, err := o.config(w.Payee)
 	if err != nil {
 		return err
 	}
@@ -47,15 +47,15 @@ func (w *world) fill(ctx context.Context, o options) (err error) {
 }
 
 // register keeps the channels as a payee does that read them from the chain.
-func (w *world) register(ctx context.Context, db *store.DB, n int) error {
-	payee := &channel.Payee{Store: db.Payee(), Domain: w.domain}
+func (w *World) register(ctx context.Context, db *store.DB, n int) error {
+	payee := &channel.Payee{Store: db.Payee(), Domain: w.Domain}
 	var wait sync.WaitGroup
 	const writers = 512 // wait for one fsync together
 	failed := make(chan error, writers)
 	for first := range writers {
 		wait.Go(func() {
 			for i := first; i < n; i += writers {
-				if _, err := payee.Register(ctx, w.terms[i], channel.ChainView{Deposit: *uint256.NewInt(deposit)}); err != nil {
+				if _, err := payee.Register(ctx, w.Terms[i], channel.ChainView{Deposit: *uint256.NewInt(deposit)}); err != nil {
 					failed <- err
 					return
 				}
@@ -68,7 +68,7 @@ func (w *world) register(ctx context.Context, db *store.DB, n int) error {
 }
 
 // let writes the leases, begun one after the other over the minute (o.Period) before now.
-func (w *world) let(ctx context.Context, db *store.DB, offer common.Hash, o options) error {
+func (w *World) let(ctx context.Context, db *store.DB, offer common.Hash, o Options) error {
 	const batch = 1000
 	begun := time.Now().Add(-o.Period)
 	for from := 0; from < o.Leases; from += batch {
@@ -81,7 +81,7 @@ func (w *world) let(ctx context.Context, db *store.DB, offer common.Hash, o opti
 				}
 				started := begun.Add(o.Period * time.Duration(i) / time.Duration(o.Leases))
 				_, err = tx.Exec(`INSERT INTO leases (id, channel, offer, secret_hash, gpus, allocation, owed_before, state, started_at)
-					VALUES (?, ?, ?, ?, 1, ?, '0', 'active', ?)`, id.Hex(), w.ids[i].Hex(), offer.Hex(), secretHash(i), string(a), started.UnixNano())
+					VALUES (?, ?, ?, ?, 1, ?, '0', 'active', ?)`, id.Hex(), w.IDs[i].Hex(), offer.Hex(), secretHash(i), string(a), started.UnixNano())
 				if err != nil {
 					return err
 				}

@@ -1,4 +1,4 @@
-package leases
+package gateway
 
 import (
 	"context"
@@ -21,6 +21,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/devchain"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // escrow is where the contract with the channels is from the first block on.
@@ -30,18 +31,18 @@ var escrow = common.HexToAddress("0xe5c0000000000000000000000000000000000001")
 const deposit = 100_000_000
 
 // world is a chain with open channels of one payer, told apart by their salts.
-type world struct {
-	chain  *devchain.Chain
-	domain channel.Domain
-	payee  *channel.Key
+type World struct {
+	Chain  *devchain.Chain
+	Domain channel.Domain
+	Payee  *channel.Key
 	key    *ecdsa.PrivateKey // the payee's
-	payer  *channel.Key
-	terms  []channel.Terms
-	ids    []common.Hash
+	Payer  *channel.Key
+	Terms  []channel.Terms
+	IDs    []common.Hash
 }
 
 // newWorld starts a chain on which n channels are open.
-func newWorld(ctx context.Context, n int) (*world, error) {
+func NewWorld(ctx context.Context, n int) (*World, error) {
 	secret := crypto.Keccak256Hash([]byte("gpupay bench leases payer"))
 	payer, err := crypto.ToECDSA(secret[:])
 	if err != nil {
@@ -51,7 +52,7 @@ func newWorld(ctx context.Context, n int) (*world, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &world{domain: channel.EscrowDomain(devchain.ChainID, escrow), payer: channel.NewKey(payer)}
+	w := &World{Domain: channel.EscrowDomain(devchain.ChainID, escrow), Payer: channel.NewKey(payer)}
 	// The token's address and the payee's key are the same on every such chain.
 	empty, err := devchain.Start(ctx, devchain.Options{Manual: true})
 	if err != nil {
@@ -59,28 +60,28 @@ func newWorld(ctx context.Context, n int) (*world, error) {
 	}
 	token := empty.Token
 	w.key = empty.Keys[0]
-	w.payee = channel.NewKey(w.key)
+	w.Payee = channel.NewKey(w.key)
 	if err := empty.Close(); err != nil {
 		return nil, err
 	}
 	account := types.Account{Code: code, Balance: new(big.Int), Storage: w.open(n, token)}
-	w.chain, err = devchain.Start(ctx, devchain.Options{Genesis: types.GenesisAlloc{escrow: account}})
-	if err == nil && w.chain.Token != token {
-		err = errors.Join(fmt.Errorf("the token is at %s, before it was at %s", w.chain.Token, token), w.chain.Close())
+	w.Chain, err = devchain.Start(ctx, devchain.Options{Genesis: types.GenesisAlloc{escrow: account}})
+	if err == nil && w.Chain.Token != token {
+		err = errors.Join(fmt.Errorf("the token is at %s, before it was at %s", w.Chain.Token, token), w.Chain.Close())
 	}
 	return w, err
 }
 
 // open lays the channels out as the contract stores them: a word each, at the channel's id.
-func (w *world) open(n int, token common.Address) map[common.Hash]common.Hash {
+func (w *World) open(n int, token common.Address) map[common.Hash]common.Hash {
 	word := new(uint256.Int).Lsh(uint256.NewInt(1), 248)
 	word.Or(word, new(uint256.Int).Lsh(uint256.NewInt(deposit), 96))
 	storage := make(map[common.Hash]common.Hash, n)
 	for i := range n {
-		t := channel.Terms{ChainID: devchain.ChainID, Escrow: escrow, Payer: w.payer.Address(), Payee: w.payee.Address(), Token: token}
+		t := channel.Terms{ChainID: devchain.ChainID, Escrow: escrow, Payer: w.Payer.Address(), Payee: w.Payee.Address(), Token: token}
 		binary.BigEndian.PutUint32(t.Salt[:], uint32(i+1))
 		id := t.ID()
-		w.terms, w.ids = append(w.terms, t), append(w.ids, id)
+		w.Terms, w.IDs = append(w.Terms, t), append(w.IDs, id)
 		storage[id] = common.Hash(word.Bytes32())
 	}
 	return storage
@@ -99,7 +100,27 @@ func escrowCode() ([]byte, error) {
 	return code, nil
 }
 
-// secret is the payee's key, as a gateway reads it.
-func (w *world) secret() string { return hex.EncodeToString(crypto.FromECDSA(w.key)) }
+func (w *World) Close() error { return w.Chain.Close() }
 
-func (w *world) close() error { return w.chain.Close() }
+// Start fills a database as a gateway leaves it that let its leases and was ended, and starts one on it, which takes them up.
+func (w *World) Start(ctx context.Context, program string, o Options) (*Process, error) {
+	if err := w.fill(ctx, o); err != nil {
+		return nil, err
+	}
+	return launch(ctx, program, hex.EncodeToString(crypto.FromECDSA(w.key)), o)
+}
+
+// Credential is the Authorization header that pays amount for the n-th lease and, where attach is set, shows that it is
+// its renter who asks.
+func (w *World) Credential(ctx context.Context, challenge wire.Challenge, n int, amount uint64, attach bool) (string, error) {
+	v, err := w.Domain.Sign(ctx, w.Payer, w.IDs[n], *uint256.NewInt(amount))
+	if err != nil {
+		return "", err
+	}
+	sum := wire.NewAmount(v.Cumulative)
+	payload := wire.Payload{Action: wire.ActionVoucher, ChannelID: v.ChannelID, CumulativeAmount: &sum, Signature: v.Signature}
+	if attach {
+		payload.LeaseSecret = secret(n)
+	}
+	return wire.Credential{Challenge: challenge, Payload: payload}.Header()
+}

@@ -1,0 +1,175 @@
+// Package loopback measures payments that renters make over HTTP: a gateway in a process of its own, an sdk.Provider behind
+// an HTTP server, and the renters in this one.
+package loopback
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/gpupay/gpupay/internal/bench"
+	"github.com/gpupay/gpupay/internal/bench/gateway"
+)
+
+// Section measures requests beside the duplex stream. The zero value is what the page shows.
+type Section struct{ counts []int }
+
+// Name is the section's name.
+func (Section) Name() string { return "loopback" }
+
+const (
+	byRequest = "a request a voucher, HTTP/1 and JSON"
+	byOne     = "stream, one in flight"
+	byEight   = "stream, 8 in flight"
+	flight    = 8
+	aim       = 5
+)
+
+const about = "Payments as renters make them: the gateway is an `sdk.Provider` behind an HTTP server in a process of its own, with a lease that runs " +
+	"and is metered each second for every renter, and a SQLite store with `synchronous=FULL`; the renters are another process, on the same cores. " +
+	"Vouchers are signed before the clock runs. A request waits for the answer to the one before; in the stream as many are on their way as the " +
+	"row says, those that can go at once go in one message, and a payment counts when its receipt is back. Each renter has a connection of its own."
+
+// Measure pays one gateway by requests and another through streams, in turn.
+func (s Section) Measure(ctx context.Context, set bench.Settings) (bench.Report, error) {
+	r := bench.Report{Title: "Payments over loopback", About: []string{about}}
+	dir, err := os.MkdirTemp(set.Scratch, "loopback-")
+	if err != nil {
+		return r, err
+	}
+	defer os.RemoveAll(dir)
+	if s.counts == nil {
+		s.counts = []int{64, 1024}
+	}
+	for _, renters := range s.counts {
+		text := fmt.Sprintf("%d renters: the stream with %d in flight takes at least %dx the payments of requests", renters, flight, aim)
+		if renters > set.Most {
+			r.Aims = append(r.Aims, bench.Aim{Text: text, Result: bench.NotMeasured})
+			continue
+		}
+		set.Log("loopback: %d renters", renters)
+		crowds, series, err := side(ctx, set, filepath.Join(dir, fmt.Sprint(renters)), renters)
+		if err != nil {
+			return r, fmt.Errorf("%d renters: %w", renters, err)
+		}
+		r.Tables = append(r.Tables, table(renters, crowds, series))
+		ratio := bench.Ratio(series[2], series[0])
+		r.Aims = append(r.Aims, bench.Judge(text, ratio.Median >= aim, ratio.Times()))
+	}
+	return r, nil
+}
+
+// side measures all ways side by side.
+func side(ctx context.Context, set bench.Settings, dir string, renters int) (crowds []*crowd, series []bench.Series, err error) {
+	crowds, done, err := open(ctx, dir, renters)
+	if err != nil {
+		return nil, nil, err
+	}
+	series, err = bench.Interleave(ctx, set, contenders(ctx, crowds))
+	return crowds, series, errors.Join(err, done())
+}
+
+// open starts a gateway for each way of paying, so that what one left to do is not the other's, and attaches the renters.
+func open(ctx context.Context, dir string, renters int) (crowds []*crowd, done func() error, err error) {
+	var ends []func() error
+	done = func() error {
+		var err error
+		for _, end := range slices.Backward(ends) {
+			err = errors.Join(err, end())
+		}
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, done())
+		}
+	}()
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, nil, err
+	}
+	program, err := gateway.Build(ctx, dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	w, err := gateway.NewWorld(ctx, renters)
+	if err != nil {
+		return nil, nil, err
+	}
+	ends = append(ends, w.Close)
+	for i, name := range []string{byRequest, byOne, byEight} {
+		g, err := w.Start(ctx, program, gateway.Options{RPC: w.Chain.URL, Token: w.Chain.Token,
+			Database: filepath.Join(dir, fmt.Sprint(i)+".db"), Leases: renters, Tick: time.Second, Period: 5 * time.Second})
+		if err != nil {
+			return nil, nil, err
+		}
+		ends = append(ends, g.Kill)
+		c, err := newCrowd(ctx, name, g, w, renters)
+		if err != nil {
+			return nil, nil, err
+		}
+		ends = append(ends, func() error { return c.each(c.way.detach) })
+		crowds = append(crowds, c)
+	}
+	return crowds, done, nil
+}
+
+// newCrowd attaches the renters of one way to its gateway.
+func newCrowd(ctx context.Context, name string, g *gateway.Process, w *gateway.World, renters int) (*crowd, error) {
+	c := &crowd{name: name, gateway: g}
+	var err error
+	switch name {
+	case byRequest:
+		c.way, err = newLockstep(ctx, g, renters)
+	case byOne:
+		c.way = &streamed{g, 1}
+	case byEight:
+		c.way = &streamed{g, flight}
+	}
+	if err != nil {
+		return nil, err
+	}
+	for n := range renters {
+		c.renters = append(c.renters, &renter{number: n, world: w})
+	}
+	return c, c.each(func(r *renter) error { return c.way.attach(ctx, r) })
+}
+
+func contenders(ctx context.Context, crowds []*crowd) []bench.Contender {
+	var all []bench.Contender
+	for _, c := range crowds {
+		rounds := 0
+		all = append(all, bench.Contender{Name: c.name, Step: len(c.renters) * flight, Prepare: func(n int) error {
+			if rounds++; rounds <= 3 { // two rounds that do not count, and the first that does
+				c.forget()
+			}
+			return c.prepare(ctx, n)
+		}, Run: c.run})
+	}
+	return all
+}
+
+func table(renters int, crowds []*crowd, series []bench.Series) bench.Table {
+	t := bench.Table{Title: fmt.Sprintf("%s renters:", bench.Count(renters)),
+		Head: []string{"", "payments a second", "of the first", "waits, median", "waits, 99 %", "gateway's cores busy", "of a payment"}}
+	for i, c := range crowds {
+		waits := c.waits()
+		slices.Sort(waits)
+		t.Rows = append(t.Rows, []string{c.name, series[i].Rate().String() + "/s", bench.Ratio(series[i], series[0]).Times(),
+			millis(waits, 50), millis(waits, 99),
+			bench.Number(float64(c.work.processor) / float64(c.work.wall)),
+			bench.Number(float64(c.work.processor.Microseconds())/float64(c.work.payments)) + " us"})
+	}
+	return t
+}
+
+// millis is a percentile of sorted waits.
+func millis(sorted []time.Duration, percent int) string {
+	if len(sorted) == 0 {
+		return "-"
+	}
+	return bench.Number(float64(sorted[(len(sorted)-1)*percent/100].Microseconds())/1000) + " ms"
+}
