@@ -8,17 +8,12 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/pprof"
-	"slices"
-	"strings"
-
-	"github.com/google/pprof/profile"
 
 	"github.com/gpupay/gpupay/internal/bench"
 )
 
-// parts are what the processors' time goes to; a sample is of the first whose
-// word is in a function of its stack.
-var parts = []struct{ name, word string }{
+// parts are what the processors' time goes to.
+var parts = bench.Parts{
 	{"recover the signer (libsecp256k1)", "secp256k1."},
 	{"hash the voucher (keccak)", "keccak"},
 	{"collect garbage", "runtime.gcBgMarkWorker"},
@@ -63,63 +58,11 @@ func (s Section) profiled(ctx context.Context, set bench.Settings, flight int) (
 	if err != nil {
 		return t, file, err
 	}
-	p, err := profile.Parse(&data)
-	if err != nil {
-		return t, file, err
-	}
-	data.Reset()
-	if err := anonymous(p).Write(&data); err != nil {
-		return t, file, err
-	}
-	file = bench.File{Name: fmt.Sprintf("%d-in-flight.pprof", flight), Data: data.Bytes()}
-	return partsTable(p, series[0], channels, flight), file, nil
-}
-
-// anonymous drops where on this machine the sources and the program are.
-func anonymous(p *profile.Profile) *profile.Profile {
-	for _, f := range p.Function {
-		f.Filename = filepath.Base(f.Filename)
-	}
-	for _, m := range p.Mapping {
-		m.File = filepath.Base(m.File)
-	}
-	return p
-}
-
-func partsTable(p *profile.Profile, s bench.Series, n, flight int) bench.Table {
-	spent, total := make(map[string]int64), int64(0)
-	for _, sample := range p.Sample {
-		spent[partOf(sample)] += sample.Value[1]
-		total += sample.Value[1]
-	}
-	t := bench.Table{Title: fmt.Sprintf("Where the processors' time goes at %s, %s (%s of the cores busy; the rest is waiting for the disk):",
-		channels(n), traffic(flight), bench.Number(s.Busy)), Head: []string{"part", "share", "of a payment"}}
-	each := s.Busy / s.Rate().Median * 1e6 // microseconds of a processor
-	for _, part := range append(partNames(), "other") {
-		if spent[part] > 0 {
-			share := float64(spent[part]) / float64(total)
-			t.Rows = append(t.Rows, []string{part, fmt.Sprintf("%.0f%%", 100*share), bench.Number(share*each) + " us"})
-		}
-	}
-	return t
-}
-
-func partNames() (names []string) {
-	for _, p := range parts {
-		names = append(names, p.name)
-	}
-	return names
-}
-
-func partOf(s *profile.Sample) string {
-	for _, part := range parts {
-		if slices.ContainsFunc(s.Location, func(l *profile.Location) bool {
-			return slices.ContainsFunc(l.Line, func(line profile.Line) bool { return strings.Contains(line.Function.Name, part.word) })
-		}) {
-			return part.name
-		}
-	}
-	return "other"
+	each := series[0].Busy / series[0].Rate().Median * 1e6 // microseconds of a processor
+	t, anonymous, err := parts.Table(data.Bytes(), each, "a payment")
+	t.Title = fmt.Sprintf("Where the processors' time goes at %s, %s (%s of the cores busy; the rest is waiting for the disk):",
+		counted(channels), traffic(flight), bench.Number(series[0].Busy))
+	return t, bench.File{Name: fmt.Sprintf("%d-in-flight.pprof", flight), Data: anonymous}, err
 }
 
 const nearTheLimit = "The profiles are `performance/received-1-in-flight.pprof` and `performance/received-8-in-flight.pprof` (`go tool pprof -top " +

@@ -11,8 +11,8 @@ const aboutLoad = "A payment is received when its voucher's signature is verifie
 	"`synchronous=FULL`, PostgreSQL with `fsync` and `synchronous_commit`), before the caller hears of it. One payer a channel, " +
 	"vouchers signed beforehand, payers and payee in one process. **One in flight**: each payer waits for the receipt of one voucher before " +
 	"it sends the next; this is `channel.Payee.Accept`, as a Provider calls it for each request. **Eight in flight**: eight of a channel " +
-	"wait together, as in a stream, and `channel.Payee.AcceptNewest` verifies and stores the newest of them, which pays for all: the call for a program that reads vouchers from a stream; the Provider's HTTP endpoints take each " +
-	"by itself. The baselines have eight concurrent callers a channel and verify every voucher; " +
+	"wait together, as in a stream, and `channel.Payee.AcceptNewest` verifies and stores the newest of them, which pays for all, as a Provider calls it for what arrives through a stream. " +
+	"The baselines have eight concurrent callers a channel and verify every voucher; " +
 	"*every voucher verified* is eight concurrent calls of `Accept` instead. After the rounds every contender's store is asked for the " +
 	"newest voucher of each channel."
 
@@ -20,9 +20,6 @@ const aboutBaselines = "The baselines are built here, after the shape of what ot
 	"key-value store (LevelDB) under one lock for the store, not synced and synced; one lock around the check, a question to a node " +
 	"(1 ms) and the write; a sharded map that is gone with the process. They use this project's EIP-712 digest, which costs less than " +
 	"the usual ones. *Merged writes* is better than that shape: a lock a channel, so that LevelDB merges the writes that wait into one sync."
-
-// notServed stands beside what rests on AcceptNewest, until an endpoint calls it.
-const notServed = " (by a call that no endpoint of a Provider makes yet)"
 
 func traffic(flight int) string {
 	if flight == 1 {
@@ -36,7 +33,7 @@ func ratioTable(points []point, flight int) bench.Table {
 	t := bench.Table{Title: "**gpupay over each of the others**, " + traffic(flight) + ", and its own payments a second:",
 		Head: []string{"against"}}
 	for _, p := range points {
-		t.Head = append(t.Head, channels(p.channels))
+		t.Head = append(t.Head, counted(p.channels))
 	}
 	for i, s := range points[0].series {
 		row := []string{s.Name}
@@ -52,7 +49,7 @@ func ratioTable(points []point, flight int) bench.Table {
 	return t
 }
 
-func channels(n int) string {
+func counted(n int) string {
 	if n == 1 {
 		return "1 channel"
 	}
@@ -62,7 +59,7 @@ func channels(n int) string {
 // costTable says what a payment costs where the load is highest.
 func costTable(points []point, flight int) bench.Table {
 	last := points[len(points)-1]
-	t := bench.Table{Title: fmt.Sprintf("What a payment costs at %s, %s. Of the process, the payers' loop included:", channels(last.channels), traffic(flight)),
+	t := bench.Table{Title: fmt.Sprintf("What a payment costs at %s, %s. Of the process, the payers' loop included:", counted(last.channels), traffic(flight)),
 		Head: []string{"", "payments a second", "heap objects", "heap bytes", "cores busy"}}
 	for _, s := range last.series {
 		t.Rows = append(t.Rows, []string{s.Name, s.Rate().String(), bench.Number(s.Allocs), bench.Number(s.Bytes), bench.Number(s.Busy)})
@@ -102,12 +99,9 @@ func judge(points []point, flight int) []bench.Aim {
 	var judged []bench.Aim
 	for _, a := range aims {
 		where := traffic(flight)
-		if flight > 1 {
-			where += notServed
-		}
-		text := fmt.Sprintf("at least %gx *%s* from %s on, %s", a.least, a.against, channels(a.from), where)
+		text := fmt.Sprintf("at least %gx *%s* from %s on, %s", a.least, a.against, counted(a.from), where)
 		if a.from == 1024 {
-			text = fmt.Sprintf("at least %gx *%s* at %s, %s", a.least, a.against, channels(a.from), where)
+			text = fmt.Sprintf("at least %gx *%s* at %s, %s", a.least, a.against, counted(a.from), where)
 		}
 		met, measured := true, []string(nil)
 		for _, p := range points {
