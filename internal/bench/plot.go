@@ -45,9 +45,20 @@ func (p Plot) Draw(path string) error {
 			return err
 		}
 	}
+	if !p.Linear && len(lines) > 0 {
+		widen(&g.X)
+		widen(&g.Y)
+	}
 	g.Legend.Top, g.Legend.Left = false, false
 	g.Legend.YOffs, g.Legend.XOffs = vg.Points(4), -vg.Points(4)
 	return g.Save(20*vg.Centimeter, 12*vg.Centimeter, path)
+}
+
+// widen gives a single value a place on a logarithmic axis. The library would subtract one from it.
+func widen(a *plot.Axis) {
+	if a.Min == a.Max {
+		a.Min, a.Max = a.Min/2, a.Max*2
+	}
 }
 
 // ticks are where something was measured.
