@@ -176,7 +176,15 @@ func TestFloodOfOpensFromManyAddresses(t *testing.T) {
 	if answers[http.StatusServiceUnavailable] != opens {
 		t.Errorf("answers: %v", answers)
 	}
-	if grown := heap() - before; grown > 16<<20 {
+	grown := heap() - before
+	for range 20 { // other tests run meanwhile: what is left is the least of what is seen
+		if grown <= 16<<20 {
+			break
+		}
+		time.Sleep(100 * time.Millisecond)
+		grown = min(grown, heap()-before)
+	}
+	if grown > 16<<20 {
 		t.Errorf("the heap grew by %d KB", grown>>10)
 	}
 	lease.record()

@@ -2,10 +2,8 @@ package leases
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"slices"
 	"sync"
@@ -21,7 +19,7 @@ import (
 type payers struct {
 	*gateway.World
 	o         gateway.Options
-	url       string
+	gateway   *gateway.Process
 	client    *http.Client
 	challenge wire.Challenge
 	lost      chan error // streams that ended by themselves
@@ -33,7 +31,7 @@ type payers struct {
 const senders = 1024
 
 func newPayers(ctx context.Context, w *gateway.World, p *gateway.Process, o gateway.Options) (a *payers, err error) {
-	a = &payers{World: w, o: o, url: p.URL, client: &http.Client{Timeout: 2 * time.Minute, Transport: &http.Transport{MaxIdleConnsPerHost: senders}}}
+	a = &payers{World: w, o: o, gateway: p, client: &http.Client{Timeout: 2 * time.Minute, Transport: &http.Transport{MaxIdleConnsPerHost: senders}}}
 	a.challenge, err = p.Challenge(ctx)
 	return a, err
 }
@@ -120,28 +118,9 @@ func (a *payers) pay(ctx context.Context, p payment) error {
 	if p.message != nil {
 		return a.cables[p.lease].pay(ctx, p)
 	}
-	req, err := http.NewRequestWithContext(ctx, "POST", a.url+"/lease", nil)
-	if err != nil {
-		return err
+	accepted, err := a.gateway.Post(ctx, a.client, p.header)
+	if err == nil && accepted.Uint64() < p.amount { // it may be more, where the next one overtook it
+		err = fmt.Errorf("a voucher for %d was acknowledged as one for %s", p.amount, accepted.Dec())
 	}
-	req.Header.Set("Authorization", p.header)
-	resp, err := a.client.Do(req)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	if err != nil {
-		return err
-	}
-	var receipt struct {
-		AcceptedCumulative wire.Amount `json:"acceptedCumulative"`
-	}
-	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("a voucher was answered %s: %.300s", resp.Status, body)
-	}
-	if err := json.Unmarshal(body, &receipt); err != nil || receipt.AcceptedCumulative.Uint64() < p.amount { // more, where the next one overtook it
-		return fmt.Errorf("a voucher for %d was acknowledged as %.300s (%v)", p.amount, body, err)
-	}
-	return nil
+	return err
 }

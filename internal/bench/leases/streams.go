@@ -78,7 +78,7 @@ func (a *payers) attach(ctx context.Context, k kind, i int) (func() error, error
 	if k == duplex {
 		return a.plug(ctx, header, i)
 	}
-	req, err := http.NewRequestWithContext(ctx, "GET", a.url+"/lease", nil)
+	req, err := http.NewRequestWithContext(ctx, "GET", a.gateway.URL+"/lease", nil)
 	if err != nil {
 		return nil, err
 	}
@@ -109,7 +109,7 @@ type cable struct {
 }
 
 func (a *payers) plug(ctx context.Context, header string, i int) (func() error, error) {
-	conn, _, err := websocket.Dial(ctx, a.url+"/lease", &websocket.DialOptions{HTTPClient: oneShot, HTTPHeader: http.Header{"Authorization": {header}}})
+	conn, _, err := websocket.Dial(ctx, a.gateway.URL+"/lease", &websocket.DialOptions{HTTPClient: oneShot, HTTPHeader: http.Header{"Authorization": {header}}})
 	if err != nil {
 		return nil, fmt.Errorf("lease %d: no duplex stream: %w", i, err)
 	}

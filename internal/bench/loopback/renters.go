@@ -2,10 +2,8 @@ package loopback
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"sync"
 	"time"
@@ -123,7 +121,7 @@ func (c *crowd) waits() []time.Duration {
 
 // lockstep is a request a voucher, HTTP/1 with JSON, each after the answer to the one before.
 type lockstep struct {
-	url       string
+	gateway   *gateway.Process
 	client    *http.Client
 	challenge wire.Challenge // good for longer than the rounds take
 }
@@ -131,7 +129,7 @@ type lockstep struct {
 func newLockstep(ctx context.Context, g *gateway.Process, renters int) (*lockstep, error) {
 	challenge, err := g.Challenge(ctx)
 	transport := &http.Transport{MaxIdleConnsPerHost: renters, MaxIdleConns: renters}
-	return &lockstep{url: g.URL + "/lease", client: &http.Client{Transport: transport}, challenge: challenge}, err
+	return &lockstep{gateway: g, client: &http.Client{Transport: transport}, challenge: challenge}, err
 }
 
 func (l *lockstep) attach(context.Context, *renter) error { return nil }
@@ -154,7 +152,7 @@ func (l *lockstep) ready(r *renter, all []channel.Voucher) error {
 func (l *lockstep) pay(ctx context.Context, r *renter) error {
 	for i, header := range r.headers {
 		begun := time.Now()
-		accepted, err := l.post(ctx, header)
+		accepted, err := l.gateway.Post(ctx, l.client, header)
 		if err == nil && accepted != r.vouchers[i].Cumulative {
 			err = fmt.Errorf("channel %s: a receipt for %s of %s", r.vouchers[i].ChannelID, accepted.Dec(), r.vouchers[i].Cumulative.Dec())
 		}
@@ -164,28 +162,6 @@ func (l *lockstep) pay(ctx context.Context, r *renter) error {
 		r.waits = append(r.waits, time.Since(begun))
 	}
 	return nil
-}
-
-func (l *lockstep) post(ctx context.Context, header string) (accepted uint256.Int, err error) {
-	req, err := http.NewRequestWithContext(ctx, "POST", l.url, nil)
-	if err != nil {
-		return accepted, err
-	}
-	req.Header.Set("Authorization", header)
-	resp, err := l.client.Do(req)
-	if err != nil {
-		return accepted, err
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return accepted, wire.ParseProblem(resp)
-	}
-	var receipt wire.Receipt
-	body, err := io.ReadAll(resp.Body)
-	if err == nil {
-		err = json.Unmarshal(body, &receipt)
-	}
-	return receipt.AcceptedCumulative.Int, err
 }
 
 func (l *lockstep) detach(*renter) error {
