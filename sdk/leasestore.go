@@ -155,7 +155,11 @@ func (s leaseStore) append(ctx context.Context, term int64, rec metering.SignedR
 	if err != nil {
 		return err
 	}
-	return s.db.Update(ctx, func(tx *sqlx.Tx) error {
+	update := s.db.UpdateSoon // the record is of time that has passed
+	if rec.Final {
+		update = s.db.Update
+	}
+	return update(ctx, func(tx *sqlx.Tx) error {
 		if !s.db.Shared() {
 			ctx = context.WithoutCancel(ctx) // the driver starts a goroutine for each statement that could be cut off
 		}

@@ -79,7 +79,7 @@ func (g *group) changeNow(id common.Hash, change func(*channel.State) error) (ch
 	if same(&e.state, &g.next.state) {
 		return e.state, nil
 	}
-	if err := savePayee(g.tx, g.next.state); err != nil {
+	if err := g.save(&entry{state: g.next.state}); err != nil {
 		return channel.State{}, err
 	}
 	g.touched = append(g.touched, id)
@@ -142,19 +142,29 @@ func (g *group) flush() error {
 	if len(g.dirty) == 0 {
 		return nil
 	}
+	if err := g.save(g.dirty...); err != nil {
+		return err
+	}
+	for _, e := range g.dirty {
+		e.changed = false
+	}
+	g.dirty = g.dirty[:0]
+	return nil
+}
+
+// save writes channels of a file.
+func (g *group) save(entries ...*entry) error {
 	return g.conn.Raw(func(c any) error {
 		prepared, err := c.(driver.Conn).Prepare(payeeUpdate) // once: the driver keeps it
 		if err != nil {
 			return err
 		}
 		defer prepared.Close()
-		for _, e := range g.dirty {
+		for _, e := range entries {
 			if err := g.row.save(prepared.(driver.StmtExecContext), &e.state); err != nil {
 				return err
 			}
-			e.changed = false
 		}
-		g.dirty = g.dirty[:0]
 		return nil
 	})
 }

@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"sync"
+	"time"
 
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/jmoiron/sqlx"
@@ -17,6 +18,9 @@ import (
 // how many of them do nothing meanwhile.
 const maxGroup = 512
 
+// soon is how long a writer that nobody waits for waits for others.
+const soon = 5 * time.Millisecond
+
 // op is one writer that waits for its part in a group: a change of one payee's
 // channel, or anything else.
 type op struct {
@@ -26,6 +30,7 @@ type op struct {
 	change func(*channel.State) error
 	kept   channel.State      // after the change
 	run    func(*group) error // nil: it is a change
+	soon   bool               // it waits for the next one that does not
 	done   chan struct{}
 	err    error
 }
@@ -61,6 +66,16 @@ type group struct {
 //
 // On PostgreSQL each call has a transaction of its own.
 func (db *DB) Update(ctx context.Context, fn func(tx *sqlx.Tx) error) error {
+	return db.update(ctx, fn, false)
+}
+
+// UpdateSoon is Update for what nobody waits for: it joins the group of the next
+// writer, and is a group of its own only if there is none for 5 ms.
+func (db *DB) UpdateSoon(ctx context.Context, fn func(tx *sqlx.Tx) error) error {
+	return db.update(ctx, fn, true)
+}
+
+func (db *DB) update(ctx context.Context, fn func(tx *sqlx.Tx) error, soon bool) error {
 	if db.guard != nil {
 		guarded := fn
 		fn = func(tx *sqlx.Tx) error {
@@ -75,7 +90,7 @@ func (db *DB) Update(ctx context.Context, fn func(tx *sqlx.Tx) error) error {
 	}
 	o := opPool.Get().(*op)
 	defer o.release()
-	o.ctx, o.run = ctx, func(g *group) error { return g.sql(fn) }
+	o.ctx, o.soon, o.run = ctx, soon, func(g *group) error { return g.sql(fn) }
 	return db.submit(o)
 }
 
@@ -114,15 +129,38 @@ func (db *shared) loop() {
 	g := &group{db: db, channels: make(map[common.Hash]*entry)}
 	waiting := make([]*op, 0, maxGroup)
 	for first := range db.queue {
+		waiting = db.company(append(waiting[:0], first))
 		// Those that check a voucher just now join: a commit costs as much for few as
 		// for many. Where nobody else has work, this returns at once.
 		runtime.Gosched()
-		waiting = append(waiting[:0], first)
 		for len(waiting) < maxGroup && len(db.queue) > 0 {
 			waiting = append(waiting, <-db.queue)
 		}
 		g.commit(waiting)
 	}
+}
+
+// company waits, with writers that can, for one that cannot.
+func (db *shared) company(waiting []*op) []*op {
+	if !waiting[0].soon {
+		return waiting
+	}
+	late := time.NewTimer(soon)
+	defer late.Stop()
+	for len(waiting) < maxGroup {
+		select {
+		case o, open := <-db.queue:
+			if !open {
+				return waiting
+			}
+			if waiting = append(waiting, o); !o.soon {
+				return waiting
+			}
+		case <-late.C:
+			return waiting
+		}
+	}
+	return waiting
 }
 
 // commit answers all ops. A writer that broke the transaction for all (its

@@ -144,6 +144,12 @@ func (db *DB) checkMode(ctx context.Context) error {
 	if err := db.writer.GetContext(ctx, &mode, "PRAGMA journal_mode"); err != nil {
 		return db.explain(err)
 	}
+	// A page that is written again and again is moved into the file once: with the
+	// thousand pages that are usual, a busy store moves pages all the time, and its
+	// writers wait.
+	if _, err := db.writer.ExecContext(ctx, "PRAGMA wal_autocheckpoint = 8192"); err != nil { // 32 MiB
+		return db.explain(err)
+	}
 	if mode != "wal" {
 		return fmt.Errorf("store %s: journal mode is %q, want wal: keep the file on a local disk", db.path, mode)
 	}
