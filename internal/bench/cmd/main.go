@@ -35,7 +35,7 @@ func run(ctx context.Context) error {
 	only := flag.String("sections", strings.Join(names, ","), "which to run, separated by commas")
 	set := bench.Settings{Log: func(f string, args ...any) { fmt.Fprintf(os.Stderr, time.Now().Format("15:04:05 ")+f+"\n", args...) }}
 	flag.IntVar(&set.Rounds, "rounds", 7, "interleaved rounds that count")
-	flag.DurationVar(&set.Span, "span", 200*time.Millisecond, "how long each contender works in a round")
+	flag.DurationVar(&set.Span, "span", 60*time.Millisecond, "how long each contender works in a round")
 	flag.IntVar(&set.Most, "channels", 1024, "leave out what needs more channels")
 	flag.Parse()
 	if flag.NArg() > 0 || set.Rounds < 1 || set.Span <= 0 || set.Most < 1 {
