@@ -92,3 +92,13 @@ func (c *clock) fire() {
 	clear(c.timers[len(rest):])
 	c.timers = rest
 }
+
+// running is a clock that is moved on by whoever waits by it.
+type running struct{ *clock }
+
+func (r running) After(d time.Duration) <-chan time.Time {
+	r.advance(max(d, 0))
+	c := make(chan time.Time, 1)
+	c <- time.Time{}
+	return c
+}

@@ -15,7 +15,8 @@ const about = "From the Sampler down: a Sampler reads 8 devices a tick through `
 
 const aboutCost = "What is counted is the time of the process's processors, garbage collection and goroutine switches included, and not what a tick takes by the clock. " +
 	"Time is simulated, so that ticks follow one another, but every look at the clock also reads the host's, as the real one does. After each lease what was billed is " +
-	"held against the time that passed. The last two rows wait by the host's clock: there a tick wakes processors that sleep, and what it needs is no longer in their caches."
+	"held against the time that passed. **A tick** has a clock that runs on by itself, so that nothing but the Sampler is woken; the row after it also wakes the benchmark, " +
+	"each time, which makes and signs the records. The last two rows wait by the host's clock: there a tick wakes processors that sleep, and what it needs is no longer in their caches."
 
 const aboutDay = "24 hours, 86,400 ticks of one lease of 8 devices, with a signed record every 5 seconds, a Provider's default; processor time is the median of the " +
 	"hour's minutes, with the cheapest and the dearest. What a Provider does with a record, to store and to send it, is not in it."

@@ -79,6 +79,26 @@ func (l *lease) start(ctx context.Context, sleepers int) {
 	go func() { l.done <- sampler.Run(ctx) }()
 }
 
+// run samples for n ticks, one after the other.
+func (l *lease) run(ctx context.Context, n int) error {
+	ctx, l.stop = context.WithCancel(ctx)
+	defer l.stop()
+	var reads atomic.Int64
+	l.clock.expect(0)
+	sampler := &metering.Sampler{Source: l.source, Meter: l.meter, Clock: running{l.clock}, Observed: func(metering.Reading, metering.Interval) {
+		if reads.Add(1) == int64((n+1)*len(l.devices)) { // the first tick bills nothing
+			l.stop()
+		}
+	}}
+	if err := sampler.Run(ctx); err != nil {
+		return err
+	}
+	if billed, least := l.meter.Totals().Allocated, int64(n*len(l.devices))*int64(tick); billed < least {
+		return fmt.Errorf("billed %d ns of %d", billed, least)
+	}
+	return nil
+}
+
 // settle waits until every device was read and the Sampler sleeps.
 func (l *lease) settle() error {
 	for _, c := range []<-chan struct{}{l.read, l.clock.quiet} {
