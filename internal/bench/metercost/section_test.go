@@ -131,6 +131,10 @@ func TestDay(t *testing.T) {
 	last := &m.hours[hours-1]
 	judged("as it began", bench.Met, bench.Met, bench.Met)
 	last.ticks = bench.SpreadOf([]float64{33.1})
+	judged("one dear hour", bench.Met, bench.Met, bench.Met)
+	for i := hours / 2; i < hours; i++ {
+		m.hours[i].ticks = last.ticks
+	}
 	m.ticks[sampled].Times = []float64{20.1e-6}
 	judged("dearer", bench.Missed, bench.Missed, bench.Met)
 	last.heap += 1<<20 + 1
