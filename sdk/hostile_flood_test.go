@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -330,7 +331,8 @@ func TestManyStreamsOnOneChannelAtOnce(t *testing.T) {
 // it says it is.
 func TestBodiesAreNotReadToTheirEnd(t *testing.T) {
 	r := newRig(t)
-	req, err := http.NewRequest(http.MethodPost, r.server.URL+"/lease", &endless{left: 1 << 30})
+	body := newEndless(1 << 30)
+	req, err := http.NewRequest(http.MethodPost, r.server.URL+"/lease", body)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -342,10 +344,10 @@ func TestBodiesAreNotReadToTheirEnd(t *testing.T) {
 			t.Errorf("a body of 1 GB: %v", got)
 		}
 	}
-	if sent := 1<<30 - req.Body.(*endless).left; sent > 8<<20 { // the rest is what sockets hold
+	if sent := 1<<30 - body.left.Load(); sent > 8<<20 { // the rest is what sockets hold
 		t.Errorf("%d bytes of it were taken", sent)
 	}
-	small, err := http.Post(r.server.URL+"/lease", "application/json", &endless{left: 1000})
+	small, err := http.Post(r.server.URL+"/lease", "application/json", newEndless(1000))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -355,15 +357,23 @@ func TestBodiesAreNotReadToTheirEnd(t *testing.T) {
 	}
 }
 
-type endless struct{ left int }
+// endless is a body that the client goes on to send after it has its answer.
+type endless struct{ left atomic.Int64 }
+
+func newEndless(size int64) *endless {
+	e := &endless{}
+	e.left.Store(size)
+	return e
+}
 
 func (e *endless) Read(b []byte) (int, error) {
-	if e.left == 0 {
+	left := e.left.Load()
+	if left == 0 {
 		return 0, io.EOF
 	}
-	n := min(e.left, len(b))
-	e.left -= n
-	return n, nil
+	n := min(left, int64(len(b)))
+	e.left.Store(left - n)
+	return int(n), nil
 }
 
 func (e *endless) Close() error { return nil }
