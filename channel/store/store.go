@@ -114,7 +114,10 @@ func openFile(ctx context.Context, path string) (*DB, error) {
 	if db.reader, err = connect(path, "_query_only=true", readers); err != nil {
 		return nil, errors.Join(db.explain(err), db.writer.Close())
 	}
-	if err := db.checkMode(ctx); err != nil {
+	if err = db.checkMode(ctx); err == nil {
+		err = db.checkpointSeldom(ctx)
+	}
+	if err != nil {
 		return nil, errors.Join(err, db.writer.Close(), db.reader.Close())
 	}
 	go db.loop()
@@ -144,16 +147,18 @@ func (db *DB) checkMode(ctx context.Context) error {
 	if err := db.writer.GetContext(ctx, &mode, "PRAGMA journal_mode"); err != nil {
 		return db.explain(err)
 	}
-	// A page that is written again and again is moved into the file once: with the
-	// thousand pages that are usual, a busy store moves pages all the time, and its
-	// writers wait.
-	if _, err := db.writer.ExecContext(ctx, "PRAGMA wal_autocheckpoint = 8192"); err != nil { // 32 MiB
-		return db.explain(err)
-	}
 	if mode != "wal" {
 		return fmt.Errorf("store %s: journal mode is %q, want wal: keep the file on a local disk", db.path, mode)
 	}
 	return nil
+}
+
+// checkpointSeldom lets the write-ahead log grow to 32 MiB before its pages are
+// moved into the file, each once, however often it was written. After the usual
+// thousand pages a busy store moves pages all the time, and its writers wait.
+func (db *DB) checkpointSeldom(ctx context.Context) error {
+	_, err := db.writer.ExecContext(ctx, "PRAGMA wal_autocheckpoint = 8192")
+	return db.explain(err)
 }
 
 // Close waits for the writes under way and closes the database.

@@ -404,7 +404,7 @@ func testViewOnlyReads(t *testing.T, db *DB) {
 
 func TestSettings(t *testing.T) {
 	db := newDB(t)
-	for pragma, want := range map[string]int{"synchronous": 2, "foreign_keys": 1, "busy_timeout": 5000} {
+	for pragma, want := range map[string]int{"synchronous": 2, "foreign_keys": 1, "busy_timeout": 5000, "wal_autocheckpoint": 8192} {
 		var got int
 		if err := db.writer.Get(&got, "PRAGMA "+pragma); err != nil || got != want {
 			t.Errorf("%s is %d, %v; want %d", pragma, got, err, want)
