@@ -6,6 +6,7 @@
 #   ./test.sh quick   without the race detector and the quickstart, while developing
 #   ./test.sh long    everything, then 100,000 vouchers to payee and contract, 500 kills of each program (KILLS), each
 #                     fuzz target for a minute (FUZZTIME), and govulncheck (GOVULNDB names another database)
+#   ./test.sh mutate  undoes each mend of a fault in turn (internal/mutants), and asks whether its test finds that
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -226,12 +227,29 @@ vulnerabilities() {
 	return "$status"
 }
 
-[[ $mode == all || $mode == quick || $mode == long ]] || fail "unknown mode $mode: say nothing, quick or long"
+# mutants leaves its lines in the log, and how many were killed in the summary.
+mutants() {
+	local status=0 counted
+	go run ./internal/mutate ${ONLY:+-only "$ONLY"} || status=$?
+	counted=$(tail -1 "$log" | grep -E '^[0-9]+ killed') || counted="it came to no end"
+	say "$counted"
+	sed -nE 's/^([0-9]+) killed, ([0-9]+) survived, ([0-9]+) errors$/\1 \2 \3/p' <<<"$counted" |
+		awk '{ print $1, $2 + $3 }' >"$work/counts"
+	return "$status"
+}
+
+[[ $mode == all || $mode == quick || $mode == long || $mode == mutate ]] ||
+	fail "unknown mode $mode: say nothing, quick, long or mutate"
 if ! command -v go >/dev/null && [[ -x /usr/local/go/bin/go ]]; then
 	PATH=$PATH:/usr/local/go/bin
 fi
 step "tools" tools
 step "npm packages" packages
+if [[ $mode == mutate ]]; then
+	step "forge build" contracts
+	step "mutants" mutants
+	finish
+fi
 step "formatting" formatted
 step "go vet" vet
 step "staticcheck" lint

@@ -1,0 +1,190 @@
+// Command mutate undoes each mend of a fault in turn, and asks whether its test finds that.
+//
+//	go run ./internal/mutate [-only regexp] [-p parallel]
+//
+// The mutants are the files of internal/mutants, one a fault. Each names whole lines of the tree, what stood there before
+// the fault was mended, and the test that must fail then. The tree itself is never touched: go test compiles the changed
+// files instead of its own (-overlay), forge works in a copy.
+//
+// A test that fails without a mutant, a mutant whose place is not found once, that does not compile, or whose test is not
+// there, is an error; a mutant whose test passes has survived. Either ends the program with status 1.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"strings"
+	"sync"
+	"time"
+)
+
+func main() {
+	only := flag.String("only", "", "the mutants whose names match (`regexp`)")
+	parallel := flag.Int("p", max(1, runtime.NumCPU()/2), "how many runs of tests at a time")
+	verbose := flag.Bool("v", false, "show what the tests of survivors and errors printed")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	code, err := run(ctx, *only, &bench{slots: make(chan struct{}, max(1, *parallel)), verbose: *verbose, out: os.Stdout})
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "mutate:", err)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+func run(ctx context.Context, only string, b *bench) (int, error) {
+	var err error
+	if b.root, err = findRoot(); err != nil {
+		return 1, err
+	}
+	wanted, err := regexp.Compile(only)
+	if err != nil {
+		return 1, err
+	}
+	all, err := loadMutants(filepath.Join(b.root, "internal/mutants"))
+	if err != nil {
+		return 1, err
+	}
+	var list []*mutant
+	for _, m := range all {
+		if wanted.MatchString(m.name) {
+			list = append(list, m)
+		}
+	}
+	if len(list) == 0 {
+		return 1, fmt.Errorf("no mutant's name matches %q", only)
+	}
+	return b.all(ctx, list), nil
+}
+
+// findRoot is the folder of this module, from wherever the program is run.
+func findRoot() (string, error) {
+	dir, err := os.Getwd()
+	if err != nil {
+		return "", err
+	}
+	for {
+		if _, err := os.Stat(filepath.Join(dir, "internal/mutants")); err == nil {
+			return dir, nil
+		}
+		up := filepath.Dir(dir)
+		if up == dir {
+			return "", errors.New("internal/mutants is in no folder above this one")
+		}
+		dir = up
+	}
+}
+
+// A bench judges mutants.
+type bench struct {
+	root    string
+	slots   chan struct{} // one for each run at a time
+	verbose bool
+	out     io.Writer
+
+	printing sync.Mutex
+	killed   int
+	survived int
+	failed   int
+}
+
+// all judges every mutant, and gives the exit status.
+func (b *bench) all(ctx context.Context, list []*mutant) int {
+	sound := b.baselines(ctx, list)
+	var wait sync.WaitGroup
+	for _, m := range list {
+		wait.Go(func() { b.judge(ctx, m, sound) })
+	}
+	wait.Wait()
+	fmt.Fprintf(b.out, "%d killed, %d survived, %d errors\n", b.killed, b.survived, b.failed)
+	if b.survived+b.failed > 0 {
+		return 1
+	}
+	return 0
+}
+
+// baselines runs each distinct line over the tree as it is, and gives what was wrong with it by its text.
+func (b *bench) baselines(ctx context.Context, list []*mutant) map[string]error {
+	lines := map[string]runLine{}
+	for _, m := range list {
+		for _, r := range m.runs {
+			lines[r.text] = r
+		}
+	}
+	var wait sync.WaitGroup
+	var lock sync.Mutex
+	sound := map[string]error{}
+	for text, r := range lines {
+		wait.Go(func() {
+			o, err := b.slot(ctx, r, nil)
+			if err == nil && o.failed > 0 {
+				err = fmt.Errorf("%q fails without a mutant", text)
+				b.print("", o.log)
+			}
+			lock.Lock()
+			defer lock.Unlock()
+			sound[text] = err
+		})
+	}
+	wait.Wait()
+	return sound
+}
+
+func (b *bench) slot(ctx context.Context, r runLine, changed map[string][]byte) (outcome, error) {
+	b.slots <- struct{}{}
+	defer func() { <-b.slots }()
+	return r.test(ctx, b.root, changed)
+}
+
+func (b *bench) judge(ctx context.Context, m *mutant, sound map[string]error) {
+	begun := time.Now()
+	changed, err := m.apply(b.root)
+	var logs strings.Builder
+	survived := ""
+	for _, r := range m.runs {
+		if err = errors.Join(err, sound[r.text]); err != nil {
+			break
+		}
+		var o outcome
+		o, err = b.slot(ctx, r, changed)
+		if err != nil || o.failed == 0 {
+			logs.WriteString(o.log)
+		}
+		if err == nil && o.failed == 0 {
+			survived = r.text
+		}
+	}
+	what := fmt.Sprintf("%-18s %3.0f s  %s", m.name, time.Since(begun).Seconds(), m.why)
+	b.printing.Lock()
+	defer b.printing.Unlock()
+	switch {
+	case err != nil:
+		b.failed++
+		fmt.Fprintf(b.out, "ERROR    %s: %v\n", what, err)
+	case survived != "":
+		b.survived++
+		fmt.Fprintf(b.out, "SURVIVED %s: %s\n", what, survived)
+	default:
+		b.killed++
+		fmt.Fprintf(b.out, "killed   %s\n", what)
+		return
+	}
+	if b.verbose || errors.Is(err, errUncompiled) {
+		fmt.Fprint(b.out, logs.String())
+	}
+}
+
+func (b *bench) print(prefix, text string) {
+	b.printing.Lock()
+	defer b.printing.Unlock()
+	fmt.Fprint(b.out, prefix, text)
+}

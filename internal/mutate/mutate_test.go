@@ -1,0 +1,158 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// TestListIsCurrent holds every committed mutant to the tree: its file is well formed, its place is found once, its run
+// lines name tests that are there. Whether the tests find it is for the program to say; that takes hours.
+func TestListIsCurrent(t *testing.T) {
+	root, err := findRoot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	list, err := loadMutants(filepath.Join(root, "internal/mutants"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range list {
+		if _, err := m.apply(root); err != nil {
+			t.Errorf("%s: %v", m.name, err)
+		}
+		for _, r := range m.runs {
+			if err := r.exists(root); err != nil {
+				t.Errorf("%s: %v", m.name, err)
+			}
+		}
+	}
+}
+
+const whole = `row: P0
+run: go test ./a -run '^TestA$'
+also: forge test --match-test 'test_A|test_B'
+why: money is lost
+
+-- a/a.go --
+	return 1
+-- with --
+	return 2
+-- a/a.go --
+// old
+-- with --
+`
+
+func TestParse(t *testing.T) {
+	m, err := parseMutant("P0", whole)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m.row != "P0" || m.why != "money is lost" || len(m.runs) != 2 || m.runs[0].match != "^TestA$" || m.runs[1].tool != "forge" {
+		t.Errorf("headers: %+v", m)
+	}
+	want := []edit{{"a/a.go", "\treturn 1\n", "\treturn 2\n"}, {"a/a.go", "// old\n", ""}}
+	if len(m.edits) != 2 || m.edits[0] != want[0] || m.edits[1] != want[1] {
+		t.Errorf("edits: %+v", m.edits)
+	}
+}
+
+func TestParseRefuses(t *testing.T) {
+	for name, change := range map[string][2]string{
+		"no why":                   {"why: money is lost\n", ""},
+		"no run":                   {"run: go test ./a -run '^TestA$'\n", ""},
+		"an unknown key":           {"row:", "raw:"},
+		"a key twice":              {"why:", "row: P1\nwhy:"},
+		"no value":                 {"row: P0", "row:"},
+		"a quote without an end":   {"'^TestA$'", "'^TestA$"},
+		"no test named":            {" -run '^TestA$'", ""},
+		"every package":            {"./a ", "./... "},
+		"another module":           {"./a ", "/tmp/a "},
+		"an unknown flag":          {"./a ", "./a -exec sh "},
+		"an unknown program":       {"go test ./a", "make test ./a"},
+		"a path outside":           {"-- a/a.go --\n\treturn", "-- ../a.go --\n\treturn"},
+		"no replacement":           {"-- with --\n\treturn 2\n", ""},
+		"two replacements":         {"\treturn 2\n", "\treturn 2\n-- with --\n"},
+		"no change":                {"\treturn 2\n", "\treturn 1\n"},
+		"no section":               {whole[strings.Index(whole, "-- a"):], ""},
+		"a last line without end":  {"// old\n-- with --\n", "// old\n-- with --"},
+		"an unknown flag of forge": {"--match-test", "--fork-url x --match-test"},
+	} {
+		text := strings.Replace(whole, change[0], change[1], 1)
+		if text == whole {
+			t.Fatalf("%s: nothing was changed", name)
+		}
+		if m, err := parseMutant("P0", text); err == nil {
+			t.Errorf("%s is taken: %+v", name, m)
+		}
+	}
+}
+
+func TestPlace(t *testing.T) {
+	text := "a\n\ta\n}\n}\nb\n"
+	for old, at := range map[string]int{"a\n": 0, "\ta\n}\n": 2, "b\n": 9, "}\nb\n": 7} {
+		if got, err := place([]byte(text), old); err != nil || got != at {
+			t.Errorf("%q is at %d, %v; want %d", old, got, err, at)
+		}
+	}
+	for _, old := range []string{"", "}\n", "c\n", "a\n}\n"} {
+		if at, err := place([]byte(text), old); err == nil {
+			t.Errorf("%q is found at %d", old, at)
+		}
+	}
+}
+
+// TestJudgement runs real mutants of a small module: only one that its test finds may count as killed.
+func TestJudgement(t *testing.T) {
+	root := t.TempDir()
+	for path, text := range map[string]string{
+		"go.mod":    "module small\n\ngo 1.26\n",
+		"a.go":      "package small\n\nfunc least(a, b int) int {\n\tif a < b {\n\t\treturn a\n\t}\n\treturn b\n}\n",
+		"a_test.go": "package small\n\nimport \"testing\"\n\nfunc TestLeast(t *testing.T) {\n\tif least(1, 2) != 1 {\n\t\tt.Fail()\n\t}\n}\n\nfunc TestBad(t *testing.T) { t.Fail() }\n\nfunc TestSkip(t *testing.T) { t.Skip() }\n",
+	} {
+		if err := os.WriteFile(filepath.Join(root, path), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var list []*mutant
+	verdicts := map[string]string{}
+	for i, c := range []struct{ test, old, new, verdict string }{
+		{"TestLeast", "\tif a < b {\n", "\tif a > b {\n", "killed"},
+		{"TestLeast", "\t\treturn a\n", "\t\tpanic(a)\n", "killed"},
+		{"TestLeast", "\tif a < b {\n", "\tif a <= b {\n", "SURVIVED"},
+		{"TestLeast", "\tif a < b {\n", "\tif a < c {\n", "ERROR"},
+		{"TestLeast", "\tif a < c {\n", "\tif a > b {\n", "ERROR"},
+		{"TestBad", "\tif a < b {\n", "\tif a > b {\n", "ERROR"},
+		{"TestSkip", "\tif a < b {\n", "\tif a > b {\n", "ERROR"},
+		{"TestNone", "\tif a < b {\n", "\tif a > b {\n", "ERROR"},
+	} {
+		m, err := parseMutant(fmt.Sprint("M", i), "row: M\nwhy: w\nrun: go test . -run '^"+c.test+"$'\n-- a.go --\n"+c.old+"-- with --\n"+c.new)
+		if err != nil {
+			t.Fatal(err)
+		}
+		list = append(list, m)
+		verdicts[m.name] = c.verdict
+	}
+	var out bytes.Buffer
+	b := &bench{root: root, slots: make(chan struct{}, 2), out: &out}
+	if code := b.all(t.Context(), list); code != 1 {
+		t.Errorf("status %d", code)
+	}
+	for name, verdict := range verdicts {
+		if !regexp.MustCompile(`(?m)^` + verdict + ` +` + name + ` `).MatchString(out.String()) {
+			t.Errorf("%s is not %s", name, verdict)
+		}
+	}
+	if !strings.HasSuffix(out.String(), "\n2 killed, 1 survived, 5 errors\n") || t.Failed() {
+		t.Errorf("output:\n%s", &out)
+	}
+	out.Reset()
+	b = &bench{root: root, slots: make(chan struct{}, 1), out: &out}
+	if code := b.all(t.Context(), list[:1]); code != 0 {
+		t.Errorf("only what is killed, and status %d:\n%s", code, &out)
+	}
+}
