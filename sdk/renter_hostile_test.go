@@ -19,7 +19,9 @@ import (
 	"github.com/ethereum/go-ethereum/crypto"
 	"github.com/holiman/uint256"
 
+	"github.com/gpupay/gpupay/bindings"
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/chaintest"
 	"github.com/gpupay/gpupay/internal/eip712"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sim"
@@ -353,6 +355,31 @@ func (p *plot) demand(required, deposit uint64) {
 	})
 }
 
+// ransomEscrow is our code to the byte, but that withdraw adds another of the
+// escrow's own words to the time of the request than the grace period.
+func ransomEscrow(t *testing.T, m *market, code []byte) common.Address {
+	t.Helper()
+	address := common.HexToAddress("0xbad3")
+	code = bytes.Clone(code)
+	put := func(name string, word common.Hash) {
+		for _, at := range bindings.ChannelEscrowImmutables()[name] {
+			copy(code[at:], word[:])
+		}
+	}
+	put("_cachedThis", common.BytesToHash(address[:]))
+	put("_cachedDomainSeparator", channel.EscrowDomain(31337, address).Separator())
+	for _, at := range bindings.ChannelEscrowImmutables()["gracePeriod"] {
+		changed := bytes.Clone(code)
+		copy(changed[at:], common.BytesToHash(address[:]).Bytes())
+		m.RPC(t, nil, "anvil_setCode", address, hexutil.Bytes(changed))
+		if e, err := chain.NewEscrow(t.Context(), m.Backend, address); err == nil && e.Grace() == chaintest.Grace {
+			return address // the word is elsewhere than where gracePeriod() reads
+		}
+	}
+	t.Fatal("no escrow says one grace period and has another")
+	return address
+}
+
 // TestHostileQuotes: what a renter turns down before it signs anything.
 func TestHostileQuotes(t *testing.T) {
 	m := newMarket(t)
@@ -366,6 +393,7 @@ func TestHostileQuotes(t *testing.T) {
 	m.RPC(t, nil, "anvil_setCode", lookAlike, hexutil.Bytes(tampered))
 	longer := common.HexToAddress("0xbad2")
 	m.RPC(t, nil, "anvil_setCode", longer, hexutil.Bytes(append(code, 0)))
+	ransom := ransomEscrow(t, m, code)
 
 	stranger, err := crypto.GenerateKey()
 	if err != nil {
@@ -413,6 +441,7 @@ func TestHostileQuotes(t *testing.T) {
 		{"expired offer", func(o *wire.Offer) { o.Expires = time.Now().Unix() }, nil, nil, ErrOffer, true},
 		{"escrow with one byte changed", func(o *wire.Offer) { o.Escrow = wire.Address(lookAlike) }, nil, nil, ErrEscrow, true},
 		{"escrow with one byte more", func(o *wire.Offer) { o.Escrow = wire.Address(longer) }, nil, nil, ErrEscrow, true},
+		{"escrow that withdraws in the year 10122", func(o *wire.Offer) { o.Escrow = wire.Address(ransom) }, nil, nil, ErrEscrow, true},
 		{"escrow that is a token", func(o *wire.Offer) { o.Escrow = wire.Address(m.Token) }, nil, nil, ErrEscrow, true},
 		{"escrow that is nothing", func(o *wire.Offer) { o.Escrow = wire.Address{1} }, nil, nil, ErrEscrow, true},
 		{"another token", func(o *wire.Offer) { o.Token = wire.Address{1} }, nil, nil, ErrToken, true},

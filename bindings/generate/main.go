@@ -6,15 +6,19 @@
 // which compiles the contracts first. The same source gives the same bytes: CI runs it again and expects no difference.
 package main
 
-//go:generate sh -c "cd ../.. && node_modules/@foundry-rs/forge-*/bin/forge build --quiet --out cache/bindings/out --cache-path cache/bindings contracts/src contracts/test/token contracts/test/x402/X402BatchSettlement.sol contracts/test/x402/ERC3009DepositCollector.sol"
+//go:generate sh -c "cd ../.. && node_modules/@foundry-rs/forge-*/bin/forge build --quiet --ast --out cache/bindings/out --cache-path cache/bindings contracts/src contracts/test/token contracts/test/x402/X402BatchSettlement.sol contracts/test/x402/ERC3009DepositCollector.sol"
 //go:generate go run .
 
 import (
 	"encoding/json"
 	"fmt"
+	"go/format"
 	"log"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/ethereum/go-ethereum/accounts/abi/abigen"
@@ -59,6 +63,13 @@ type placed struct {
 	contract, name, doc string
 }
 
+// The checked contract is one whose code on a chain readers compare with ours: its runtime code, and where in it the
+// constructor puts the immutables.
+const (
+	checkedContract = "ChannelEscrow"
+	checkedFile     = "bindings/channelescrowcode.go"
+)
+
 const (
 	standInFile = "bindings/batchsettlement/standin/standin.go"
 	standInDoc  = `
@@ -79,6 +90,9 @@ func main() {
 		if err := generate(b); err != nil {
 			log.Fatalf("%s: %v", b.contract, err)
 		}
+	}
+	if err := runtime(checkedFile, checkedContract); err != nil {
+		log.Fatalf("%s: %v", checkedFile, err)
 	}
 	if err := place(standInFile, standInDoc, standIns); err != nil {
 		log.Fatalf("%s: %v", standInFile, err)
@@ -105,6 +119,33 @@ func generate(b binding) error {
 	}
 	code = strings.ReplaceAll(code, `errors.New("Unknown error")`, `errors.New("unknown error")`) // for the linter
 	return write(b.file, header+b.doc+"package "+code)
+}
+
+// runtime writes the code that a contract's constructor leaves on the chain, and the places of its immutables by name.
+func runtime(file, contract string) error {
+	a, err := load(contract)
+	if err != nil {
+		return err
+	}
+	places, err := a.immutables(contract)
+	if err != nil {
+		return err
+	}
+	var code strings.Builder
+	fmt.Fprintf(&code, "%spackage %s\n", header, filepath.Base(filepath.Dir(file)))
+	fmt.Fprintf(&code, "\n// %sRuntime is the code that the contract's constructor leaves on the chain, in hexadecimal, with zeros where it puts\n"+
+		"// the immutables.\nconst %[1]sRuntime = %q\n", contract, a.Runtime.Object)
+	fmt.Fprintf(&code, "\n// %sImmutables says at which offsets of %[1]sRuntime the 32-byte word of which immutable stands.\n"+
+		"func %[1]sImmutables() map[string][]int {\n\treturn map[string][]int{\n", contract)
+	for _, name := range slices.Sorted(maps.Keys(places)) {
+		fmt.Fprintf(&code, "\t\t%q: {%s},\n", name, strings.Trim(strings.Join(strings.Fields(fmt.Sprint(places[name])), ", "), "[]"))
+	}
+	code.WriteString("\t}\n}\n")
+	formatted, err := format.Source([]byte(code.String()))
+	if err != nil {
+		return err
+	}
+	return write(file, string(formatted))
 }
 
 // place writes the runtime code of contracts, for putting it at an address as it is. A contract with immutables would be
@@ -140,9 +181,81 @@ type artifact struct {
 		Object string `json:"object"`
 	} `json:"bytecode"`
 	Runtime struct {
-		Object     string         `json:"object"`
-		Immutables map[string]any `json:"immutableReferences"`
+		Object     string            `json:"object"`
+		Immutables map[string][]slot `json:"immutableReferences"` // by the AST id of the variable
 	} `json:"deployedBytecode"`
+}
+
+// A slot is where the constructor puts an immutable into the code.
+type slot struct {
+	Start  int `json:"start"`
+	Length int `json:"length"`
+}
+
+// immutables are the offsets of a contract's immutables by name. An immutable may be an inherited one, whose declaration
+// is in another artifact.
+func (a artifact) immutables(contract string) (map[string][]int, error) {
+	names, err := immutableNames()
+	if err != nil {
+		return nil, err
+	}
+	places := make(map[string][]int)
+	for id, slots := range a.Runtime.Immutables {
+		name := names[id]
+		if name == "" || places[name] != nil {
+			return nil, fmt.Errorf("%s: no one declaration of immutable %s (%q) in forge's output", contract, id, name)
+		}
+		for _, s := range slots {
+			if s.Length != 32 {
+				return nil, fmt.Errorf("%s: immutable %s takes %d bytes of code, not a word", contract, name, s.Length)
+			}
+			places[name] = append(places[name], s.Start)
+		}
+		slices.Sort(places[name])
+	}
+	return places, nil
+}
+
+// immutableNames are the names of all declared immutables, by the AST id that the compiler refers to them by.
+func immutableNames() (map[string]string, error) {
+	paths, err := filepath.Glob(filepath.Join(root, artifacts, "*.sol", "*.json"))
+	if err != nil {
+		return nil, err
+	}
+	names := make(map[string]string)
+	for _, path := range paths {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return nil, fmt.Errorf("reading forge's output: %w", err)
+		}
+		var file struct {
+			AST struct {
+				Nodes []struct {
+					Nodes []struct {
+						ID         int    `json:"id"`
+						Name       string `json:"name"`
+						Mutability string `json:"mutability"`
+					} `json:"nodes"`
+				} `json:"nodes"`
+			} `json:"ast"`
+		}
+		if err := json.Unmarshal(data, &file); err != nil {
+			return nil, fmt.Errorf("%s: %w", path, err)
+		}
+		for _, unit := range file.AST.Nodes {
+			for _, node := range unit.Nodes {
+				id := strconv.Itoa(node.ID)
+				if node.Mutability != "immutable" {
+					continue
+				}
+				if other, taken := names[id]; taken && other != node.Name {
+					return nil, fmt.Errorf("two runs of the compiler gave %s and %s one id; build them apart", other, node.Name)
+				}
+				names[id] = node.Name
+			}
+		}
+	}
+	return names, nil
 }
 
 // load reads a contract's artifact from forge's output. Only an interface may be without code.

@@ -3,6 +3,7 @@ package chain
 import (
 	"context"
 	"fmt"
+	"math"
 	"math/big"
 	"time"
 
@@ -22,6 +23,10 @@ const (
 
 // MinGrace is the shortest grace period the contract can be deployed with.
 const MinGrace = 10 * time.Minute
+
+// maxGrace is the most seconds that a time.Duration holds, 292 years. The contract can be deployed with 34,000 years,
+// which would count as whatever is left of it.
+var maxGrace = big.NewInt(math.MaxInt64 / int64(time.Second))
 
 // An Escrow is one deployed escrow contract, checked when it was made. It is safe for concurrent use.
 type Escrow struct {
@@ -83,6 +88,9 @@ func (e *Escrow) identify(ctx context.Context) error {
 	grace, err := e.abi.UnpackGracePeriod(out)
 	if err != nil {
 		return e.notOurs(err)
+	}
+	if grace.Cmp(maxGrace) > 0 {
+		return e.notOurs(fmt.Errorf("its grace period of %s seconds is for ever", grace))
 	}
 	e.grace = time.Duration(grace.Int64()) * time.Second
 	return e.CheckGrace(MinGrace)
