@@ -100,6 +100,11 @@ func TestReplay(t *testing.T) {
 			{Allocated: 8e9, Active: 8e9, Down: 2e9},
 			{Allocated: 10e9, Active: 10e9},
 		},
+		// A real H100, idle, under matrix products but for its last seconds, and with a program that made XID 31,
+		// which is recorded and stops nothing.
+		"testdata/h100-idle.jsonl":  {{Allocated: 58_991_063_649}},
+		"testdata/h100-load.jsonl":  {{Allocated: 58_988_687_084, Active: 54_878_079_567}},
+		"testdata/h100-xid31.jsonl": {{Allocated: 18_990_408_506}},
 	} {
 		tr := load(t, path)
 		for _, play := range []func(*trace.Trace, *metering.Meter) error{(*trace.Trace).Replay, sampled} {
@@ -117,6 +122,19 @@ func TestReplay(t *testing.T) {
 				t.Errorf("%s: the evidence hides that it is a trace: %s", path, e.Encode())
 			}
 		}
+	}
+}
+
+// TestReplayXID: an error that the renter's program caused is in the evidence of a real GPU, with whose fault it was.
+func TestReplayXID(t *testing.T) {
+	tr := load(t, "testdata/h100-xid31.jsonl")
+	m := meter(t, tr)
+	if err := tr.Replay(m); err != nil {
+		t.Fatal(err)
+	}
+	errs := m.Cut().Devices[0].XIDs
+	if len(errs) != 1 || errs[0].Code != 31 || errs[0].Fault != metering.Workload {
+		t.Errorf("the evidence has %+v", errs)
 	}
 }
 
