@@ -460,7 +460,7 @@ func TestOneLeadsAndAnotherTakesOver(t *testing.T) {
 			return txs.Extend(t.Context(), 1, terms.Escrow, nil, chain.Block{Number: 1})
 		},
 		"waiting": func() error {
-			_, err := txs.Since(t.Context(), []common.Hash{terms.ID()}, time.Now())
+			_, err := txs.Since(t.Context(), 1, common.Address{1}, []common.Hash{terms.ID()}, time.Now())
 			return err
 		},
 		"outbox": func() error { _, err := chain.OpenStore(t.Context(), old.db); return err },

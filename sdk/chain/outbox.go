@@ -21,7 +21,7 @@ import (
 	"github.com/gpupay/gpupay/channel/store"
 )
 
-//go:embed migrations/*.sql
+//go:embed migrations/*.sql migrations/postgres/*.sql
 var migrations embed.FS
 
 // A Store keeps on disk what must not be forgotten about the chain: transactions (the outbox), blocks acted on, and since

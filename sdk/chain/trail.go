@@ -55,16 +55,19 @@ func (s *Store) Extend(ctx context.Context, chain uint64, escrow common.Address,
 	})
 }
 
-type sinceRow struct {
+type waitingRow struct {
 	Channel string `db:"channel"`
 	Since   int64  `db:"since"`
 }
 
-// Since says since when each of the given channels has waited for settlement: now for those that are new. Channels that
-// are not given wait no more and are forgotten.
-func (s *Store) Since(ctx context.Context, ids []common.Hash, now time.Time) (map[common.Hash]time.Time, error) {
-	var rows []sinceRow
-	if err := s.db.View().SelectContext(ctx, &rows, `SELECT channel, since FROM chain_since`); err != nil {
+// Since says since when each of the given channels of a contract has waited for settlement: now for those that are new, and
+// for those that wait since a moment that is yet to come, by a clock that was set back. Channels of the contract that are
+// not given wait no more and are forgotten.
+func (s *Store) Since(ctx context.Context, chain uint64, contract common.Address, ids []common.Hash, now time.Time) (map[common.Hash]time.Time, error) {
+	var rows []waitingRow
+	db := s.db.View()
+	err := db.SelectContext(ctx, &rows, db.Rebind(`SELECT channel, since FROM chain_waiting WHERE chain = ? AND contract = ?`), chain, text(contract))
+	if err != nil {
 		return nil, fmt.Errorf("chain: reading what waits for settlement: %w", err)
 	}
 	waiting := make(map[common.Hash]time.Time, len(ids))
@@ -74,10 +77,10 @@ func (s *Store) Since(ctx context.Context, ids []common.Hash, now time.Time) (ma
 	var gone []string
 	for _, row := range rows {
 		id := common.HexToHash(row.Channel)
-		if _, ok := waiting[id]; ok {
-			waiting[id] = moment(row.Since)
-		} else {
+		if _, ok := waiting[id]; !ok {
 			gone = append(gone, row.Channel)
+		} else if since := moment(row.Since); !since.After(now) {
+			waiting[id] = since
 		}
 	}
 	var fresh []common.Hash
@@ -90,18 +93,19 @@ func (s *Store) Since(ctx context.Context, ids []common.Hash, now time.Time) (ma
 	if len(gone) == 0 && len(fresh) == 0 {
 		return waiting, nil
 	}
-	return waiting, s.saveSince(ctx, gone, fresh, now)
+	return waiting, s.saveWaiting(ctx, chain, contract, gone, fresh, now)
 }
 
-// Restart has channels that wait for settlement wait since a moment, unless they have not waited as long: what they waited
-// for came, and what came after it is not as old.
-func (s *Store) Restart(ctx context.Context, ids []common.Hash, since time.Time) error {
+// Restart has channels of a contract that wait for settlement wait since a moment, unless they have not waited as long:
+// what they waited for came, and what came after it is not as old.
+func (s *Store) Restart(ctx context.Context, chain uint64, contract common.Address, ids []common.Hash, since time.Time) error {
 	if len(ids) == 0 {
 		return nil
 	}
 	return s.db.Update(ctx, func(db *sqlx.Tx) error {
 		for _, id := range ids {
-			_, err := db.ExecContext(ctx, db.Rebind(`UPDATE chain_since SET since = ? WHERE channel = ? AND since < ?`), millis(since), text(id), millis(since))
+			_, err := db.ExecContext(ctx, db.Rebind(`UPDATE chain_waiting SET since = ? WHERE chain = ? AND contract = ? AND channel = ? AND since < ?`),
+				millis(since), chain, text(contract), text(id), millis(since))
 			if err != nil {
 				return fmt.Errorf("chain: writing what waits for settlement: %w", err)
 			}
@@ -110,15 +114,17 @@ func (s *Store) Restart(ctx context.Context, ids []common.Hash, since time.Time)
 	})
 }
 
-func (s *Store) saveSince(ctx context.Context, gone []string, fresh []common.Hash, now time.Time) error {
+func (s *Store) saveWaiting(ctx context.Context, chain uint64, contract common.Address, gone []string, fresh []common.Hash, now time.Time) error {
 	return s.db.Update(ctx, func(db *sqlx.Tx) error {
 		for _, id := range gone {
-			if _, err := db.ExecContext(ctx, db.Rebind(`DELETE FROM chain_since WHERE channel = ?`), id); err != nil {
+			_, err := db.ExecContext(ctx, db.Rebind(`DELETE FROM chain_waiting WHERE chain = ? AND contract = ? AND channel = ?`), chain, text(contract), id)
+			if err != nil {
 				return fmt.Errorf("chain: writing what waits for settlement: %w", err)
 			}
 		}
 		for _, id := range fresh {
-			_, err := db.ExecContext(ctx, db.Rebind(`INSERT INTO chain_since (channel, since) VALUES (?, ?) ON CONFLICT (channel) DO NOTHING`), text(id), millis(now))
+			_, err := db.ExecContext(ctx, db.Rebind(`INSERT INTO chain_waiting (chain, contract, channel, since) VALUES (?, ?, ?, ?)
+				ON CONFLICT (chain, contract, channel) DO UPDATE SET since = excluded.since`), chain, text(contract), text(id), millis(now))
 			if err != nil {
 				return fmt.Errorf("chain: writing what waits for settlement: %w", err)
 			}

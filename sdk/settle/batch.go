@@ -24,7 +24,7 @@ func (s *Settler) due(ctx context.Context, states []channel.State) ([]channel.St
 	for i, state := range states {
 		ids[i] = state.ID
 	}
-	since, err := s.Sender.Store.Since(ctx, ids, s.now())
+	since, err := s.Sender.Store.Since(ctx, s.Contract.ChainID(), s.Contract.Address(), ids, s.now())
 	if err != nil {
 		return nil, err
 	}
@@ -254,7 +254,7 @@ func (s *Settler) restart(ctx context.Context, o outcome, before map[common.Hash
 			settled = append(settled, id)
 		}
 	}
-	return s.Sender.Store.Restart(ctx, settled, read)
+	return s.Sender.Store.Restart(ctx, s.Contract.ChainID(), s.Contract.Address(), settled, read)
 }
 
 // An outcome is a mined transaction and what the contract says of its channels since.
