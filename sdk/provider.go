@@ -69,6 +69,9 @@ type Provider struct {
 // ErrDamaged says that a database file is not what was written to it.
 var ErrDamaged = database.ErrDamaged
 
+// ErrInUse says that another process runs on the database file.
+var ErrInUse = store.ErrInUse
+
 var errClosed = errors.New("the provider is closed")
 
 // NewProvider connects to the chain, opens the database and takes up the

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"os"
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
@@ -244,14 +245,32 @@ func (r *Renter) Token() *chain.Token { return r.token }
 // Rentals lists what is not finished: each may hold money. Resume takes one up
 // again.
 func (r *Renter) Rentals(ctx context.Context) ([]RentalState, error) {
-	rows, err := r.store.unfinished(ctx)
+	return r.store.states(ctx)
+}
+
+// RentalsFile lists what is not finished in a renter's database. The program that
+// owns the database may run meanwhile; what it does not have yet is not there.
+func RentalsFile(ctx context.Context, path string) ([]RentalState, error) {
+	if _, err := os.Stat(path); err != nil {
+		return nil, fmt.Errorf("database: %w", err) // store.Open would make one
+	}
+	db, err := store.Open(ctx, path)
+	if err != nil {
+		return nil, err
+	}
+	defer db.Close()
+	return rentalStore{db}.states(ctx)
+}
+
+func (s rentalStore) states(ctx context.Context) ([]RentalState, error) {
+	rows, err := s.unfinished(ctx)
 	if err != nil {
 		return nil, err
 	}
 	states := make([]RentalState, len(rows))
 	for i, row := range rows {
 		states[i] = row.state()
-		if paid, err := r.db.Payer().Load(ctx, row.Terms.ID()); err == nil {
+		if paid, err := s.db.Payer().Load(ctx, row.Terms.ID()); err == nil {
 			states[i].Paid = paid.Signed
 		}
 	}

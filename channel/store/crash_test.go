@@ -39,6 +39,10 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, workForEver(path, roles[os.Getenv(crashRole)]))
 		os.Exit(1)
 	}
+	if path := os.Getenv(lockFile); path != "" {
+		fmt.Fprintln(os.Stderr, ownForEver(path))
+		os.Exit(1)
+	}
 	os.Exit(pgtest.Main(m))
 }
 

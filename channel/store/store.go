@@ -24,6 +24,7 @@ import (
 	"embed"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net/url"
 	"os"
@@ -64,6 +65,7 @@ type shared struct {
 	idle    chan struct{} // closed when the commit loop has ended
 	mu      sync.RWMutex  // guards closed, and queue against a send after close
 	closed  bool
+	lock    io.Closer // nil: the file is not locked
 
 	terms   termsCache
 	cache   cache  // SQLite: what nobody else can change
@@ -97,17 +99,11 @@ func open(ctx context.Context, address string) (*DB, error) {
 }
 
 func openFile(ctx context.Context, path string) (*DB, error) {
-	if path == "" || path == ":memory:" {
-		return nil, errors.New("store: name a file: a store in memory would lose money on a restart")
-	}
-	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("store: %w: the file and its directory must exist and be writable by this user", err)
-	}
-	if err := file.Close(); err != nil {
-		return nil, fmt.Errorf("store: %w", err)
+	if err := makeFile(path); err != nil {
+		return nil, err
 	}
 	db := newShared(path, sqlite)
+	var err error
 	if db.writer, err = connect(path, "_txlock=immediate", 1); err != nil {
 		return nil, db.explain(err)
 	}
@@ -122,6 +118,21 @@ func openFile(ctx context.Context, path string) (*DB, error) {
 	}
 	go db.loop()
 	return db, nil
+}
+
+// makeFile makes an empty file for its owner only, unless it is there already.
+func makeFile(path string) error {
+	if path == "" || path == ":memory:" {
+		return errors.New("store: name a file: a store in memory would lose money on a restart")
+	}
+	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return fmt.Errorf("store: %w: the file and its directory must exist and be writable by this user", err)
+	}
+	if err := file.Close(); err != nil {
+		return fmt.Errorf("store: %w", err)
+	}
+	return nil
 }
 
 func newShared(path string, d dialect) *DB {
@@ -172,7 +183,11 @@ func (db *DB) Close() error {
 	close(db.queue)
 	db.mu.Unlock()
 	<-db.idle
-	return errors.Join(db.reader.Close(), db.writer.Close())
+	err := errors.Join(db.reader.Close(), db.writer.Close())
+	if db.lock != nil {
+		err = errors.Join(err, db.lock.Close())
+	}
+	return err
 }
 
 // View returns the database for reading. What it reads is committed. Writes

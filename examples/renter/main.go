@@ -79,6 +79,9 @@ func run(ctx context.Context) error {
 	// the refund waited for.
 	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
+	if o.list {
+		return list(work, o.config)
+	}
 	renter, err := sdk.NewRenter(work, o.config)
 	if err != nil {
 		return err
@@ -90,10 +93,6 @@ func run(ctx context.Context) error {
 	open, err := renter.Rentals(work)
 	if err != nil {
 		return err
-	}
-	if o.list {
-		list(open, renter)
-		return nil
 	}
 	if o.leave {
 		return leaveAll(work, renter, open)

@@ -9,6 +9,7 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/sdk"
+	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/units"
 )
 
@@ -87,9 +88,27 @@ func report(renter *sdk.Renter, c sdk.Closing) {
 	}
 }
 
-func list(open []sdk.RentalState, renter *sdk.Renter) {
+// list shows what is unfinished, also while another process runs on the database.
+func list(ctx context.Context, config sdk.RenterConfig) error {
+	open, err := sdk.RentalsFile(ctx, config.Database)
+	if err != nil {
+		return err
+	}
+	if len(open) == 0 {
+		fmt.Printf("no unfinished rental in %s\n", config.Database)
+		return nil
+	}
+	backend, err := chain.Dial(ctx, config.RPC)
+	if err != nil {
+		return err
+	}
+	token, err := chain.NewToken(ctx, backend, config.Token)
+	if err != nil {
+		return err
+	}
 	for _, s := range open {
 		fmt.Printf("%s  %-9s  deposit %s  paid %s  %s\n", s.Channel, s.Phase,
-			units.Format(s.Deposit, renter.Token().Decimals), units.Format(s.Paid, renter.Token().Decimals), s.URL)
+			units.Format(s.Deposit, token.Decimals), units.Format(s.Paid, token.Decimals), s.URL)
 	}
+	return nil
 }

@@ -11,10 +11,10 @@ import (
 	"github.com/gpupay/gpupay/channel/store"
 )
 
-// Open opens the database of one side, checks that it is whole, and brings its
+// Open opens the database of one side for the one program that runs on it, checks that it is whole, and brings its
 // tables up to date with the migrations in dir.
 func Open(ctx context.Context, path, side string, migrations fs.FS, dir string) (*store.DB, error) {
-	db, err := store.Open(ctx, path)
+	db, err := store.OpenAlone(ctx, path)
 	if err != nil {
 		return nil, err
 	}

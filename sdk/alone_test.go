@@ -1,0 +1,42 @@
+package sdk
+
+import (
+	"errors"
+	"io"
+	"strings"
+	"testing"
+)
+
+// TestOneProgramOnOneDatabase: a provider, a node and a renter each own their database while they run. A second one is
+// refused with the file's name; what reads still works beside the first.
+func TestOneProgramOnOneDatabase(t *testing.T) {
+	r := newRig(t)
+	o := newOutpost(t)
+	renter, err := NewRenter(t.Context(), RenterConfig{Backend: r.chain.Backend, Token: r.chain.Token, Key: r.payer, Database: t.TempDir() + "/renter.db",
+		Caps: Caps{PricePerGPUHour: "4.00", PerLease: "10", PerDay: "20", PerPayee: Unlimited}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { renter.Close() })
+	for path, open := range map[string]func() (io.Closer, error){
+		r.config.Database:      func() (io.Closer, error) { return NewProvider(t.Context(), r.config) },
+		o.config.Database:      func() (io.Closer, error) { return NewNode(t.Context(), o.config) },
+		renter.config.Database: func() (io.Closer, error) { return NewRenter(t.Context(), renter.config) },
+	} {
+		second, err := open()
+		if err == nil {
+			second.Close()
+		}
+		if !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), path) {
+			t.Errorf("a second program on %s: %v", path, err)
+		}
+	}
+	lease := r.open(1, 100_000, "")
+	lease.record()
+	if b, err := ExportFile(t.Context(), r.config.Database, lease.terms.ID()); err != nil || len(b.Leases) != 1 {
+		t.Errorf("export beside the program that runs: %v", err)
+	}
+	if _, err := RentalsFile(t.Context(), renter.config.Database); err != nil {
+		t.Errorf("a list beside the program that runs: %v", err)
+	}
+}
