@@ -203,6 +203,19 @@ func (p *Payee) Verify(ctx context.Context, t Terms, v Voucher) error {
 	return p.verify(ctx, t.Signer(), v)
 }
 
+// Judge says what Accept would make of a voucher on a channel in state s, which
+// need not be kept yet, and changes nothing. Whoever is about to move money for a
+// voucher asks it first, with the state that the money will bring about.
+func (p *Payee) Judge(ctx context.Context, s State, v Voucher) (Outcome, error) {
+	if err := checkAmount(v.Cumulative); err != nil {
+		return 0, fmt.Errorf("channel %s: %w", v.ChannelID, err)
+	}
+	if err := p.Verify(ctx, s.Terms, v); err != nil {
+		return 0, err
+	}
+	return p.judge(&s, &v)
+}
+
 // verify goes by the contract's rule: a key first, then the contract account if
 // there is one to ask.
 func (p *Payee) verify(ctx context.Context, signer common.Address, v Voucher) error {

@@ -45,20 +45,40 @@ func (p *Provider) start(ctx context.Context, s channel.State, offer wire.Signed
 // canServe refuses a lease that could not be begun, before anybody's money
 // moves for it.
 func (p *Provider) canServe(offer wire.SignedOffer, gpus int) error {
-	p.mu.Lock()
-	closing := p.closed || p.draining
-	p.mu.Unlock()
-	if closing {
-		return wire.Unavailable.With("this provider takes no new leases")
+	if err := p.takesLeases(); err != nil {
+		return err
 	}
 	if offer.ExpiredAt(time.Now()) {
 		return wire.PaymentExpired.With("the offer %s has expired: ask again for the price", offer.Hash)
 	}
-	if c, ok := p.config.Allocator.(Capacity); ok && c.Free() < gpus {
-		return fmt.Errorf("%w: %d wanted, %d free", ErrNoCapacity, gpus, c.Free())
+	if err := p.room(gpus, 0); err != nil {
+		return err
 	}
 	if least := time.Duration(gpus) * 4 * p.config.Tick; p.config.Credit < least {
 		return wire.NoCapacity.With("%d GPUs need a credit of %s, this provider gives %s", gpus, least, p.config.Credit)
+	}
+	return nil
+}
+
+// takesLeases refuses every new lease of a provider that stops.
+func (p *Provider) takesLeases() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed || p.draining {
+		return wire.Unavailable.With("this provider takes no new leases")
+	}
+	return nil
+}
+
+// room refuses more devices than are free, those that are about to come back
+// included, and more than there are where the allocator does not say what is free.
+func (p *Provider) room(gpus, back int) error {
+	free := len(p.devices)
+	if c, ok := p.config.Allocator.(Capacity); ok {
+		free = c.Free() + back
+	}
+	if free < gpus {
+		return fmt.Errorf("%w: %d wanted, %d free", ErrNoCapacity, gpus, free)
 	}
 	return nil
 }

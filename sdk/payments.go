@@ -140,10 +140,8 @@ func (p *Provider) act(w http.ResponseWriter, r *request) error {
 
 // actOpen opens a channel; a GET also begins a lease on it.
 func (p *Provider) actOpen(w http.ResponseWriter, r *request) error {
-	if r.Method == http.MethodGet && !p.begun(r.Context(), r.cred.Payload.ChannelID) {
-		if err := p.canServe(r.offer, r.gpus); err != nil {
-			return err
-		}
+	if err := p.worthFunding(r, &r.cred.Payload); err != nil {
+		return err
 	}
 	s, fresh, err := p.open(r, &r.cred.Payload)
 	if err != nil {
@@ -167,8 +165,11 @@ func (p *Provider) actVoucher(w http.ResponseWriter, r *request) error {
 	payload := &r.cred.Payload
 	fresh := false
 	if payload.Deposit != nil {
-		var err error
-		if _, fresh, err = p.deposit(r, payload.Deposit); err != nil {
+		err := p.worthFunding(r, payload.Deposit)
+		if err == nil {
+			_, fresh, err = p.deposit(r, payload.Deposit)
+		}
+		if err != nil {
 			return err // nothing of a merged credential counts if its deposit failed
 		}
 	}
@@ -296,22 +297,31 @@ func (p *Provider) actClose(w http.ResponseWriter, r *request) error {
 // newest lease, or a fresh proof over this challenge, which is then used up.
 // It returns that lease, nil if there was none yet.
 func (p *Provider) authorize(r *request, s channel.State, action string) (*leaseRow, error) {
+	newest, proved, err := p.shown(r, s, action)
+	if err == nil && proved {
+		err = p.store.useChallenge(r.Context(), r.cred.Challenge, time.Now())
+	}
+	return newest, err
+}
+
+// shown is authorize without using up the challenge: proved says that it is a
+// proof that the request shows, and not the secret.
+func (p *Provider) shown(r *request, s channel.State, action string) (newest *leaseRow, proved bool, err error) {
 	row, ok, err := p.store.newest(r.Context(), s.ID)
 	if err != nil {
-		return nil, err
-	}
-	newest := &row
-	if !ok {
-		newest = nil
+		return nil, false, err
 	}
 	payload := r.cred.Payload
+	if ok {
+		newest = &row
+	}
 	if ok && sameSecret(payload.LeaseSecret, row.SecretHash) {
-		return newest, nil
+		return newest, false, nil
 	}
 	if !wire.CheckProof(s.Terms, r.cred.Challenge.ID, action, payload.Proof) {
-		return nil, wire.VerificationFailed.With("%s of channel %s takes the lease's secret or a proof by the payer over this challenge: a voucher alone may be public", action, s.ID)
+		return nil, false, wire.VerificationFailed.With("%s of channel %s takes the lease's secret or a proof by the payer over this challenge: a voucher alone may be public", action, s.ID)
 	}
-	return newest, p.store.useChallenge(r.Context(), r.cred.Challenge, time.Now())
+	return newest, true, nil
 }
 
 // attach joins the channel's running lease, or begins one, and streams it.

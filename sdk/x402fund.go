@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/holiman/uint256"
+
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -26,6 +28,9 @@ func (d *x402Desk) fund(ctx context.Context, r *x402Request, tab x402Tab, note *
 	defer leave.leave()
 	a, err := d.depositOf(r, tab)
 	if err != nil {
+		return tab, err
+	}
+	if err := d.worthSending(ctx, r, tab, a.Value); err != nil {
 		return tab, err
 	}
 	hash, err := d.sendDeposit(ctx, r, a)
@@ -70,6 +75,25 @@ func (d *x402Desk) depositOf(r *x402Request, tab x402Tab) (chain.Authorization, 
 		return a, fmt.Errorf("%w: the authorization ends within %s: its transaction could come too late", x402.CodeValidBefore, authorizationMargin)
 	}
 	return a, nil
+}
+
+// worthSending refuses a deposit after which the request would be refused: by what
+// the chain says of the channel now, and of a voucher that would not be taken.
+func (d *x402Desk) worthSending(ctx context.Context, r *x402Request, tab x402Tab, value uint256.Int) error {
+	after := tab.State
+	if tab.known {
+		s, _, err := d.confirmed(ctx, r.terms)
+		if err != nil {
+			return err
+		}
+		after = s
+	}
+	if after.Status != channel.Open {
+		return fmt.Errorf("channel %s: %w", r.id, errWithdrawing)
+	}
+	after.Deposit.Add(&after.Deposit, &value)
+	_, err := d.book.Judge(ctx, after, r.voucher)
+	return err
 }
 
 // sendDeposit sends a deposit unless it was sent before, and waits for it. It

@@ -126,9 +126,6 @@ func (d *x402Desk) body(w http.ResponseWriter, r *http.Request) ([]byte, error) 
 // metered. What the client gets is on disk with the charge.
 func (d *x402Desk) metered(ctx context.Context, w http.ResponseWriter, r *x402Request, tab x402Tab, note x402Note) (*x402Answer, error) {
 	m := r.metered
-	if d.begun(ctx, r.id) {
-		return nil, errConflict.With("a lease runs on channel %s: take a refund, which ends it, or wait until it ends", r.id)
-	}
 	select {
 	case m.running <- struct{}{}:
 		defer func() { <-m.running }()

@@ -175,7 +175,7 @@ func (d *x402Desk) pay(ctx context.Context, w http.ResponseWriter, r *x402Reques
 	if tab.Status != channel.Open {
 		return nil, fmt.Errorf("channel %s: %w", tab.ID, errWithdrawing)
 	}
-	if err := d.capable(ctx, r, tab); err != nil {
+	if err := d.capable(ctx, r); err != nil {
 		return nil, err
 	}
 	note := x402Note{Channel: r.id.Hex(), MaxClaimable: r.voucher.Cumulative.Dec(), Hash: r.hash, Kind: r.route.kind, Base: tab.charged.Dec(), Moved: "0"}
@@ -279,20 +279,50 @@ func (d *x402Desk) match(ctx context.Context, r *x402Request, tab x402Tab) (x402
 }
 
 // capable refuses what could not be served before anybody's money moves for it.
-func (d *x402Desk) capable(ctx context.Context, r *x402Request, tab x402Tab) error {
-	d.mu.Lock()
-	closing := d.closed || d.draining
-	d.mu.Unlock()
-	if closing {
-		return wire.Unavailable.With("this provider takes no new leases")
+func (d *x402Desk) capable(ctx context.Context, r *x402Request) error {
+	if err := d.takesLeases(); err != nil {
+		return err
 	}
-	if r.route.kind == kindMetered || d.begun(ctx, r.id) {
+	gpus, current, err := d.runs(ctx, r.id)
+	switch {
+	case err != nil:
+		return err
+	case r.route.kind == kindMetered && gpus > 0:
+		return errConflict.With("a lease runs on channel %s: take a refund, which ends it, or wait until it ends", r.id)
+	case r.route.kind == kindMetered:
+		return nil
+	case current && gpus != r.route.gpus:
+		return misfit(r, gpus)
+	case current:
 		return nil
 	}
-	if c, ok := d.config.Allocator.(Capacity); ok && c.Free() < r.route.gpus {
-		return fmt.Errorf("%w: %d wanted, %d free", ErrNoCapacity, r.route.gpus, c.Free())
+	return d.room(r.route.gpus, gpus) // a lease of another price ends and gives its GPUs back
+}
+
+// runs is how many GPUs the lease has that runs on a channel, 0 if none does, and
+// whether it is of today's price.
+func (d *x402Desk) runs(ctx context.Context, id common.Hash) (gpus int, current bool, err error) {
+	if l := d.running(id); l != nil {
+		return len(l.allocation.Devices), l.price == d.price, nil
 	}
-	return nil
+	if d.replicas == nil {
+		return 0, false, nil
+	}
+	row, ok, err := d.store.newest(ctx, id)
+	if err != nil || !ok || row.State == string(leaseEnded) {
+		return 0, false, err
+	}
+	offer, err := d.store.offer(ctx, common.HexToHash(row.Offer))
+	if err != nil {
+		return 0, false, err
+	}
+	price, err := offerPrice(offer.Offer)
+	return row.GPUs, price == d.price, err
+}
+
+// misfit refuses another number of GPUs than the channel's lease has.
+func misfit(r *x402Request, gpus int) error {
+	return errConflict.With("the lease that runs on channel %s has %d GPUs, the request wants %d: take a refund, which ends it, or wait until it ends", r.id, gpus, r.route.gpus)
 }
 
 // snapshot is a channel as receipts and corrective answers show it.

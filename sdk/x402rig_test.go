@@ -98,7 +98,9 @@ func (r *payRig) start() {
 	ctx, stop := context.WithCancel(context.Background())
 	r.provider, r.stop, r.ran = p, stop, make(chan error, 1)
 	go func() { r.ran <- p.Run(ctx) }()
-	r.server = httptest.NewServer(p)
+	mux := http.NewServeMux()
+	mux.Handle("/", p)
+	r.server = httptest.NewServer(mux)
 }
 
 func (r *payRig) shut() {
@@ -346,6 +348,18 @@ func (b *buyer) corrected(resp *http.Response) {
 		b.Fatalf("a client without a voucher takes %s, told was %s", on.View.Settled.Dec(), charged.Dec())
 	}
 	b.charged = charged.Uint64()
+}
+
+// told is what the next voucher must be over by a correction.
+func (b *buyer) told(resp *http.Response) uint64 {
+	b.Helper()
+	required, err := x402.ParsePaymentRequired(resp.Header)
+	if err != nil {
+		b.Fatal(err)
+	}
+	extra, amount := required.Accepts[0].Extra, required.Accepts[0].Amount
+	charged := extra.ChannelState.ChargedCumulativeAmount
+	return charged.Uint64() + amount.Uint64()
 }
 
 // on is what the contract says of the channel.

@@ -68,7 +68,7 @@ func (d *x402Desk) attach(ctx context.Context, r *x402Request, tab x402Tab, note
 	}
 	if n := len(l.allocation.Devices); n != r.route.gpus {
 		d.detach(l)
-		return nil, errConflict.With("the lease that runs on channel %s has %d GPUs, the request wants %d: take a refund, which ends it, or wait until it ends", r.id, n, r.route.gpus)
+		return nil, misfit(r, n)
 	}
 	v, _ := l.snapshot()
 	note.Lease, note.Sequence = l.id.Hex(), int64(v.sequence)
