@@ -17,7 +17,11 @@ type PayerState struct {
 	ID      common.Hash
 	Terms   Terms
 	Deposit uint256.Int // meant for it, until the chain was observed
-	Settled uint256.Int // paid out by the chain
+	// Authorized is what the channel may come to hold by what was signed and may
+	// still be sent; zero once the chain shows as much. It counts in the caps
+	// whatever the chain says meanwhile: somebody else's deposit is not ours.
+	Authorized uint256.Int
+	Settled    uint256.Int // paid out by the chain
 	// Signed is the most that a voucher was, or is being, signed for: what this
 	// channel can cost us.
 	Signed uint256.Int
@@ -37,6 +41,12 @@ func (s *PayerState) observe(v ChainView) {
 		return
 	}
 	s.Deposit, s.Settled, s.CloseRequestedAt = v.Deposit, v.Settled, v.CloseRequestedAt
+	if v.Finalized || !v.Deposit.Lt(&s.Authorized) {
+		s.Authorized = uint256.Int{}
+	}
+	if v.Settled.Gt(&s.Signed) { // a voucher that this store does not know of
+		s.Signed, s.Signature = v.Settled, nil
+	}
 	s.Status = v.status()
 	if s.Closed && s.Status == Open {
 		s.Status = Closing
@@ -46,13 +56,33 @@ func (s *PayerState) observe(v ChainView) {
 // Left returns what can still be signed for.
 func (s PayerState) Left() uint256.Int { return minus(s.Deposit, s.Signed) }
 
-// Caps bound what a payer's key signs away, in base units. They are not limits
-// until they are set: the zero value refuses every payment. Use MaxAmount for
-// "no cap". Each token is counted by itself.
+// committed is what the payer has at stake in the channel: what was signed for,
+// and what it holds or may come to hold.
+func (s PayerState) committed() uint256.Int {
+	most := s.Signed
+	if s.Status == Finalized {
+		return most
+	}
+	for _, held := range []uint256.Int{s.Deposit, s.Authorized} {
+		if held.Gt(&most) {
+			most = held
+		}
+	}
+	return most
+}
+
+// Locked returns what the channel holds, or may come to hold, beyond what was
+// signed for: the payer's own money, which it does not have until it is refunded.
+func (s PayerState) Locked() uint256.Int { return minus(s.committed(), s.Signed) }
+
+// Caps bound what a payer's key puts at stake, in base units: a deposit counts
+// until it is refunded, a voucher for ever. They are not limits until they are
+// set: the zero value refuses every deposit and payment. Use MaxAmount for "no
+// cap". Each token is counted by itself.
 type Caps struct {
 	PerChannel uint256.Int // deposited in or signed for on one channel
-	PerPayee   uint256.Int // signed for to one payee, over all channels, for ever
-	PerDay     uint256.Int // signed for in one UTC day, to anyone
+	PerPayee   uint256.Int // signed for to one payee, over all channels, for ever, and locked with it now
+	PerDay     uint256.Int // signed for in one UTC day, to anyone, and locked now
 }
 
 // The caps by name, as in CapError.Cap.
@@ -67,33 +97,40 @@ type CapError struct {
 	Channel common.Hash
 	Cap     string      // CapChannel, CapPayee or CapDay
 	Limit   uint256.Int // the cap
-	Wanted  uint256.Int // the total that the payment would have made
+	Wanted  uint256.Int // the total that the payment or deposit would have made
 }
 
 // Error names the cap, the limit and the amount.
 func (e *CapError) Error() string {
-	return fmt.Sprintf("channel %s: payment refused: it would make %s %s, the cap is %s: raise the cap or stop paying",
+	return fmt.Sprintf("channel %s: refused by a cap: it would make %s %s, the cap is %s: raise the cap, stop paying, or get back what lies in other channels",
 		e.Channel, e.Wanted.Dec(), e.Cap, e.Limit.Dec())
 }
 
-// Budget is what was signed away so far, beside one channel's own total.
+// Budget is what was committed so far, beside one channel's own total.
 type Budget struct {
-	Payee uint256.Int // to the channel's payee, over all channels
-	Day   uint256.Int // in the day asked for, to anyone
+	Payee uint256.Int // signed for to the channel's payee, over all channels
+	Day   uint256.Int // signed for in the day asked for, to anyone
+	// Locked sums PayerState.Locked over the other channels of the token: those
+	// with the payee, and all. Only deposits ask for it.
+	Locked func() (payee, all uint256.Int, err error)
 }
 
 // PayerStore keeps a payer's channels and budget. Every method that changes
 // something returns when the change is on disk, or an error and nothing changed.
 type PayerStore interface {
 	// Create keeps a channel unless its id is already kept, and returns what is
-	// kept then.
-	Create(ctx context.Context, s PayerState) (PayerState, error)
+	// kept then. allow sees the budget like change in Update, and only where the
+	// channel is new; nothing is kept if it returns an error.
+	Create(ctx context.Context, s PayerState, day string, allow func(Budget) error) (PayerState, error)
 	// Update changes one channel: it runs change on the current state and what
 	// was signed away to its payee and in day (YYYY-MM-DD), alone on all of them,
 	// and keeps the state unless change returns an error. By how much Signed
-	// grew, the budget grows in the same transaction. change may run more than
-	// once.
+	// grew, the budget grows in the same transaction; with an empty day, that of
+	// the payee only. change may run more than once.
 	Update(ctx context.Context, id common.Hash, day string, change func(*PayerState, Budget) error) (PayerState, error)
+	// Budget returns a channel, zero but for its id if it is not kept, and what
+	// Update would show for it.
+	Budget(ctx context.Context, t Terms, day string) (PayerState, Budget, error)
 	// Load returns one channel, or ErrUnknown.
 	Load(ctx context.Context, id common.Hash) (PayerState, error)
 	// List returns the channels of the given statuses, or all, in order of id.
@@ -114,50 +151,91 @@ type Payer struct {
 // any authorization or transaction is signed: a channel that holds our money is
 // then never lost track of. It is idempotent.
 func (p *Payer) Open(ctx context.Context, t Terms, deposit uint256.Int) error {
-	if err := p.Domain.Holds(t); err != nil {
+	if err := p.checkTerms(t); err != nil {
 		return err
 	}
 	id := t.ID()
-	if t.Signer() != p.Signer.Address() {
-		return fmt.Errorf("channel %s: %w: its vouchers are for %s to sign, the key is of %s",
-			id, ErrTerms, t.Signer(), p.Signer.Address())
+	if err := checkAmount(deposit); err != nil {
+		return fmt.Errorf("channel %s: deposit: %w", id, err)
 	}
-	if err := p.checkDeposit(id, deposit); err != nil {
+	s := PayerState{ID: id, Terms: t, Deposit: deposit, Authorized: deposit, Status: Pending}
+	_, err := p.Store.Create(ctx, s, p.day(), func(spent Budget) error {
+		return p.Caps.fund(PayerState{ID: id}, s, spent)
+	})
+	return err
+}
+
+// Adopt keeps a channel that the chain shows and this store does not know, as
+// after the loss of a database, or where somebody else deposited first. It asks
+// no cap: nothing is signed by it, and what was claimed was signed before. It is
+// idempotent.
+func (p *Payer) Adopt(ctx context.Context, t Terms, v ChainView) (PayerState, error) {
+	id := t.ID()
+	if err := errors.Join(p.checkTerms(t), v.validate(id)); err != nil {
+		return PayerState{}, err
+	}
+	s := PayerState{ID: id, Terms: t, Status: Pending}
+	if _, err := p.Store.Create(ctx, s, "", func(Budget) error { return nil }); err != nil {
+		return PayerState{}, err
+	}
+	return p.Observe(ctx, id, v)
+}
+
+func (p *Payer) checkTerms(t Terms) error {
+	if err := p.Domain.Holds(t); err != nil {
 		return err
 	}
-	_, err := p.Store.Create(ctx, PayerState{ID: id, Terms: t, Deposit: deposit, Status: Pending})
-	return err
+	if t.Signer() != p.Signer.Address() {
+		return fmt.Errorf("channel %s: %w: its vouchers are for %s to sign, the key is of %s",
+			t.ID(), ErrTerms, t.Signer(), p.Signer.Address())
+	}
+	return nil
 }
 
 // Fund records that a channel's deposit is about to be deposit in all. It comes
 // before the top-up is signed, like Open, so that a voucher may go with it. It
 // takes back a Close of ours; a close that the chain has stays until Observe
 // sees it cancelled.
+//
+// A deposit in all that is lower than before says that what was authorized
+// cannot arrive any more; zero for a pending channel, that it was never funded.
+// One that may still arrive is part of deposit, or the caps are passed.
 func (p *Payer) Fund(ctx context.Context, id common.Hash, deposit uint256.Int) error {
-	if err := p.checkDeposit(id, deposit); err != nil {
-		return err
+	if err := checkAmount(deposit); err != nil {
+		return fmt.Errorf("channel %s: deposit: %w", id, err)
 	}
-	_, err := p.update(ctx, id, func(s *PayerState, _ Budget) error {
+	_, err := p.update(ctx, id, func(s *PayerState, spent Budget) error {
 		if s.Status == Finalized {
 			return fmt.Errorf("channel %s: %w: open another", id, ErrFinalized)
 		}
-		s.Deposit, s.Closed = deposit, false
+		before := *s
+		s.Deposit, s.Authorized, s.Closed = deposit, deposit, false
 		if s.Status == Closing && s.CloseRequestedAt == 0 {
 			s.Status = Open
 		}
-		return nil
+		return p.Caps.fund(before, *s, spent)
 	})
 	return err
 }
 
-func (p *Payer) checkDeposit(id common.Hash, deposit uint256.Int) error {
-	if err := checkAmount(deposit); err != nil {
-		return fmt.Errorf("channel %s: deposit: %w", id, err)
+// Room returns the most that a channel may hold in all, whether it is kept or
+// not, and which cap (CapChannel, CapPayee or CapDay) sets it. It can be less
+// than what the channel holds.
+func (p *Payer) Room(ctx context.Context, t Terms) (most uint256.Int, cap string, err error) {
+	s, spent, err := p.Store.Budget(ctx, t, p.day())
+	if err != nil {
+		return most, "", err
 	}
-	if deposit.Gt(&p.Caps.PerChannel) {
-		return &CapError{id, CapChannel, p.Caps.PerChannel, deposit}
+	all, err := p.Caps.beside(s, spent)
+	if err != nil {
+		return most, "", err
 	}
-	return nil
+	for i, c := range all {
+		if room := c.room(); i == 0 || room.Lt(&most) {
+			most, cap = room, c.name
+		}
+	}
+	return *most.Add(&most, &s.Signed), cap, nil
 }
 
 // Observe records what the chain says of a channel; the newest word counts. A
@@ -166,8 +244,23 @@ func (p *Payer) Observe(ctx context.Context, id common.Hash, v ChainView) (Payer
 	if err := v.validate(id); err != nil {
 		return PayerState{}, err
 	}
-	return p.update(ctx, id, func(s *PayerState, _ Budget) error {
+	return p.Store.Update(ctx, id, "", func(s *PayerState, _ Budget) error {
 		s.observe(v)
+		return nil
+	})
+}
+
+// Recall records a voucher of ours that somebody shows and this store does not
+// know, as after the loss of a database. It was signed before, on a day that is
+// not known: no cap is asked and no day counts it, the payee's total does.
+func (p *Payer) Recall(ctx context.Context, v Voucher) (PayerState, error) {
+	return p.Store.Update(ctx, v.ChannelID, "", func(s *PayerState, _ Budget) error {
+		if err := p.Domain.Verify(v, s.Terms.Signer()); err != nil {
+			return err
+		}
+		if v.Cumulative.Gt(&s.Signed) {
+			s.Signed, s.Signature = v.Cumulative, v.Signature
+		}
 		return nil
 	})
 }
@@ -259,19 +352,68 @@ func (p *Payer) allow(s PayerState, spent Budget, cumulative uint256.Int) error 
 	return p.Caps.allow(s.ID, cumulative, minus(cumulative, s.Signed), spent)
 }
 
+// capped is a cap, and what counts in it already.
+type capped struct {
+	name          string
+	limit, before uint256.Int
+}
+
+// hold refuses what would bring the sum over the limit. MaxAmount is none.
+func (c capped) hold(id common.Hash, growth uint256.Int) error {
+	var wanted uint256.Int
+	_, overflow := wanted.AddOverflow(&c.before, &growth)
+	if c.limit == MaxAmount() || (!overflow && !wanted.Gt(&c.limit)) {
+		return nil
+	}
+	return &CapError{id, c.name, c.limit, wanted}
+}
+
+// room returns what may be added.
+func (c capped) room() uint256.Int {
+	if c.limit == MaxAmount() {
+		return c.limit
+	}
+	return minus(c.limit, c.before)
+}
+
 // allow holds a payment that brings a channel to total, by growth, to the caps.
 func (c Caps) allow(id common.Hash, total, growth uint256.Int, spent Budget) error {
-	for _, cap := range []struct {
-		name          string
-		limit, before uint256.Int
-	}{
+	for _, cap := range []capped{
 		{CapChannel, c.PerChannel, minus(total, growth)},
 		{CapPayee, c.PerPayee, spent.Payee},
 		{CapDay, c.PerDay, spent.Day},
 	} {
-		var wanted uint256.Int
-		if _, overflow := wanted.AddOverflow(&cap.before, &growth); overflow || wanted.Gt(&cap.limit) {
-			return &CapError{id, cap.name, cap.limit, wanted}
+		if err := cap.hold(id, growth); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// beside are the caps, with what counts in each beside what a channel has locked.
+func (c Caps) beside(s PayerState, spent Budget) ([]capped, error) {
+	payee, all, err := spent.Locked()
+	if err != nil {
+		return nil, err
+	}
+	payee.Add(&payee, &spent.Payee) // no overflow: amounts have 96 bits
+	all.Add(&all, &spent.Day)
+	return []capped{{CapChannel, c.PerChannel, s.Signed}, {CapPayee, c.PerPayee, payee}, {CapDay, c.PerDay, all}}, nil
+}
+
+// fund holds a deposit to the caps. What was at stake already needs no room again.
+func (c Caps) fund(before, after PayerState, spent Budget) error {
+	was, is, locked := before.committed(), after.committed(), after.Locked()
+	if !is.Gt(&was) {
+		return nil
+	}
+	all, err := c.beside(before, spent)
+	if err != nil {
+		return err
+	}
+	for _, cap := range all {
+		if err := cap.hold(after.ID, locked); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -299,11 +441,16 @@ func (p *Payer) keep(ctx context.Context, v Voucher) error {
 }
 
 func (p *Payer) update(ctx context.Context, id common.Hash, change func(*PayerState, Budget) error) (PayerState, error) {
+	return p.Store.Update(ctx, id, p.day(), change)
+}
+
+// day is the current one in UTC, as the budget counts it.
+func (p *Payer) day() string {
 	now := time.Now
 	if p.Now != nil {
 		now = p.Now
 	}
-	return p.Store.Update(ctx, id, now().UTC().Format(time.DateOnly), change)
+	return now().UTC().Format(time.DateOnly)
 }
 
 // State returns a channel, or ErrUnknown.

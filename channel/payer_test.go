@@ -182,10 +182,13 @@ func TestDayCapTurnsAtMidnightUTC(t *testing.T) {
 // that they share, and what they reach is the cap.
 func TestCapsUnderConcurrency(t *testing.T) {
 	p, _, _ := newPayer(t)
+	var ids []common.Hash
+	for i := range 20 {
+		ids = append(ids, openChannel(t, p, uint256.NewInt(uint64(100+i)).Hex(), 1000))
+	}
 	p.Caps.PerDay = units(500)
 	var wait sync.WaitGroup
-	for i := range 20 {
-		id := openChannel(t, p, uint256.NewInt(uint64(100+i)).Hex(), 1000)
+	for _, id := range ids {
 		wait.Go(func() {
 			for n := uint64(10); n <= 100; n += 10 {
 				var capped *channel.CapError

@@ -136,21 +136,21 @@ func TestCeilingSignedButNotKept(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		caps := noCaps
-		caps.PerDay = units(500)
-		return &channel.Payer{Store: db.Payer(), Signer: payerKey, Domain: ceilingDomain, Caps: caps}, db
+		return &channel.Payer{Store: db.Payer(), Signer: payerKey, Domain: ceilingDomain, Caps: noCaps}, db
 	}
 	p, db := open()
 	id := ceilingTerms("0x01").ID()
 	if err := p.Open(context.Background(), ceilingTerms("0x01"), units(1000)); err != nil {
 		t.Fatal(err)
 	}
+	p.Caps.PerDay = units(500)
 	pay(t, p, id, 100)
 	p.Signer = dies{payerKey, db} // the disk is gone when the signature is there
 	if v, err := p.Pay(context.Background(), id, units(500)); err == nil || v.Signature != nil {
 		t.Fatalf("a voucher that was not kept was handed out: %x, %v", v.Signature, err)
 	}
 	p, db = open()
+	p.Caps.PerDay = units(500)
 	defer db.Close()
 	if s := payerState(t, p, id); s.Signed != units(500) || len(s.Signature) != 0 {
 		t.Fatalf("after the crash: %+v", s)

@@ -41,10 +41,31 @@ func (l *Rental) step() uint256.Int {
 	return lesser(step, room)
 }
 
+// room is how much of a top-up the caps leave room for.
+func (l *Rental) room(ctx context.Context, step uint256.Int) (uint256.Int, error) {
+	most, cap, err := l.payer.Room(ctx, l.row.Terms)
+	if err != nil {
+		return step, err
+	}
+	if !most.Gt(&l.row.Deposit) {
+		l.poor = true
+		return step, fmt.Errorf("%w: %s leaves no room for a top-up: raise the cap, or get back what lies in other channels", ErrBudget, capField(cap))
+	}
+	most.Sub(&most, &l.row.Deposit)
+	return lesser(step, most), nil
+}
+
 // topUp adds to the deposit. The intent is on disk before anything is signed,
 // and what was signed is sent again unchanged after a crash: the money moves
 // once.
 func (l *Rental) topUp(ctx context.Context) error {
+	var step uint256.Int
+	if l.row.TopUp == nil {
+		var err error
+		if step, err = l.room(ctx, l.step()); err != nil {
+			return err
+		}
+	}
 	if time.Since(l.topped) < topUpPause {
 		return nil
 	}
@@ -56,7 +77,6 @@ func (l *Rental) topUp(ctx context.Context) error {
 	if l.row.TopUp != nil {
 		return l.finishTopUp(ctx)
 	}
-	step := l.step()
 	balance, err := l.r.token.Balance(ctx, l.row.Terms.Payer)
 	if err != nil {
 		return err

@@ -49,16 +49,28 @@ var (
 	ErrNeverFunded = errors.New("channel was never funded")
 )
 
+// capField is what a cap of the payer's is called in Caps.
+func capField(cap string) string {
+	switch cap {
+	case channel.CapPayee:
+		return "Caps.PerPayee"
+	case channel.CapDay:
+		return "Caps.PerDay"
+	}
+	return "Caps.PerLease"
+}
+
 // Unlimited is a cap that does not cap.
 const Unlimited = "unlimited"
 
-// Caps are what a renter will spend, in units of the token ("2.50"). Each must
-// be said: "unlimited" lifts one. PricePerGPUHour cannot be lifted.
+// Caps are what a renter will put at stake, in units of the token ("2.50"). Each
+// must be said: "unlimited" lifts one. PricePerGPUHour cannot be lifted. What is
+// deposited, or signed to be deposited, counts until it is back or signed away.
 type Caps struct {
 	PricePerGPUHour string // a dearer offer is refused
 	PerLease        string // deposited and signed for in one rental
-	PerDay          string // signed for in one UTC day
-	PerPayee        string // signed for to one provider, for ever
+	PerDay          string // signed for in one UTC day, and deposited and not signed for now
+	PerPayee        string // signed for to one provider, for ever, and deposited with it and not signed for now
 }
 
 // RenterConfig says who rents, with what money, and how much of it. Key, RPC

@@ -94,8 +94,8 @@ func TestBudget(t *testing.T) {
 	}{
 		{"deposit", nil, RentOptions{Deposit: "0.003"}, 3000, true},
 		{"cap per lease", func(c *Caps) { c.PerLease = "0.004" }, RentOptions{Deposit: "0.003", TopUp: "5"}, 4000, true},
-		{"cap per day", func(c *Caps) { c.PerDay = "0.001" }, RentOptions{Deposit: "1"}, 1000, false},
-		{"cap per payee", func(c *Caps) { c.PerPayee = "0.001" }, RentOptions{Deposit: "1"}, 1000, false},
+		{"cap per day", func(c *Caps) { c.PerDay = "0.004" }, RentOptions{Deposit: "0.003", TopUp: "5"}, 4000, true},
+		{"cap per payee", func(c *Caps) { c.PerPayee = "0.004" }, RentOptions{Deposit: "0.003", TopUp: "5"}, 4000, true},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			key := m.newcomer(t)

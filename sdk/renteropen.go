@@ -52,7 +52,7 @@ func (r *Renter) Rent(ctx context.Context, url string, options RentOptions) (*Re
 	if err := q.escrow.CheckClock(ctx, r.config.ClockOff); err != nil {
 		return nil, err
 	}
-	deposit, err := r.deposit(q, options)
+	deposit, err := r.deposit(ctx, q, options)
 	if err != nil {
 		return nil, err
 	}
@@ -67,8 +67,8 @@ func (r *Renter) Rent(ctx context.Context, url string, options RentOptions) (*Re
 	return l, nil
 }
 
-// deposit is how much to put into the channel, within the cap.
-func (r *Renter) deposit(q Quote, options RentOptions) (uint256.Int, error) {
+// deposit is how much to put into the channel, within the caps.
+func (r *Renter) deposit(ctx context.Context, q Quote, options RentOptions) (uint256.Int, error) {
 	deposit := q.SuggestedDeposit
 	if options.Deposit != "" {
 		var err error
@@ -81,12 +81,16 @@ func (r *Renter) deposit(q Quote, options RentOptions) (uint256.Int, error) {
 			return deposit, fmt.Errorf("renter: TopUp: %w", err)
 		}
 	}
-	if options.Deposit == "" {
-		deposit = lesser(deposit, r.caps.PerChannel)
+	room, cap, err := r.payer(q.escrow).Room(ctx, channel.Terms{Payee: common.Address(q.Offer.Payee), Token: r.token.Address})
+	if err != nil {
+		return deposit, err
 	}
-	if deposit.Gt(&r.caps.PerChannel) {
-		return deposit, fmt.Errorf("%w: it is %s, Caps.PerLease is %s: deposit less or raise the cap",
-			ErrDeposit, r.units(deposit), r.units(r.caps.PerChannel))
+	if options.Deposit == "" {
+		deposit = lesser(deposit, room)
+	}
+	if deposit.Gt(&room) {
+		return deposit, fmt.Errorf("%w: it is %s, %s leaves room for %s: deposit less, raise the cap, or get back what lies in other channels",
+			ErrDeposit, r.units(deposit), capField(cap), r.units(room))
 	}
 	if deposit.IsZero() || deposit.Lt(&q.MinDeposit) {
 		return deposit, fmt.Errorf("%w: it is %s, the provider wants at least %s", ErrDeposit, r.units(deposit), r.units(q.MinDeposit))
@@ -235,7 +239,7 @@ func (l *Rental) stillGood(ctx context.Context) error {
 	if uint64(now.Unix()) < l.row.Funding.Authorization.ValidBefore.Uint64() {
 		return nil
 	}
-	err = l.finish(ctx, Closing{Note: "the authorization expired unused"})
+	err = errors.Join(l.payer.Fund(ctx, l.id, uint256.Int{}), l.finish(ctx, Closing{Note: "the authorization expired unused"}))
 	return errors.Join(fmt.Errorf("channel %s: %w: its authorization expired unused: rent again", l.id, ErrNeverFunded), err)
 }
 

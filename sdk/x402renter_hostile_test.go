@@ -272,8 +272,8 @@ func TestX402RenterStopsAtCaps(t *testing.T) {
 		want int // answers that can be bought
 	}{
 		{"per channel", Caps{PricePerGPUHour: "1", PerLease: "0.011", PerDay: "1", PerPayee: "1"}, 0},
-		{"per day", Caps{PricePerGPUHour: "1", PerLease: "0.05", PerDay: "0.0025", PerPayee: "1"}, 4},
-		{"per payee", Caps{PricePerGPUHour: "1", PerLease: "0.05", PerDay: "1", PerPayee: "0.002999"}, 4},
+		{"per day", Caps{PricePerGPUHour: "1", PerLease: "0.05", PerDay: "0.0125", PerPayee: "1"}, 2*stallDeposit/stallPrice - 1},
+		{"per payee", Caps{PricePerGPUHour: "1", PerLease: "0.05", PerDay: "1", PerPayee: "0.0125"}, 2*stallDeposit/stallPrice - 1},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			s := newStall(t, m)

@@ -16,15 +16,16 @@ import (
 
 const (
 	payerColumns = "id, " + termsColumns + ", " +
-		"deposit, settled, signed, signature, status, closed, close_requested_at, updated_at"
+		"deposit, authorized, settled, signed, signature, status, closed, close_requested_at, updated_at"
 	payerSelect = "SELECT " + payerColumns + " FROM payer_channels "
 	payerInsert = "INSERT INTO payer_channels (" + payerColumns + ") VALUES (" +
 		":id, " + termsValues + ", " +
-		":deposit, :settled, :signed, :signature, :status, :closed, :close_requested_at, :updated_at" +
+		":deposit, :authorized, :settled, :signed, :signature, :status, :closed, :close_requested_at, :updated_at" +
 		") ON CONFLICT (id) DO NOTHING"
 	// The condition is the last guard: what was signed for never falls.
-	payerUpdate = "UPDATE payer_channels SET deposit = ?, settled = ?, signed = ?, signature = ?, " +
+	payerUpdate = "UPDATE payer_channels SET deposit = ?, authorized = ?, settled = ?, signed = ?, signature = ?, " +
 		"status = ?, closed = ?, close_requested_at = ?, updated_at = ? WHERE id = ? AND signed <= ?"
+	lockedSelect = payerSelect + "WHERE token = ? AND id <> ? AND status <> ?"
 	budgetSelect = "SELECT amount FROM payer_budgets WHERE token = ? AND scope = ?"
 	budgetStart  = "INSERT INTO payer_budgets (token, scope, amount) VALUES (?, ?, ?) ON CONFLICT (token, scope) DO NOTHING"
 	budgetRaise  = "INSERT INTO payer_budgets (token, scope, amount) VALUES (?, ?, ?) " +
@@ -36,6 +37,7 @@ type payerRow struct {
 	ID common.Hash `db:"id"`
 	terms
 	Deposit          amount `db:"deposit"`
+	Authorized       amount `db:"authorized"`
 	Settled          amount `db:"settled"`
 	Signed           amount `db:"signed"`
 	Signature        []byte `db:"signature"`
@@ -46,13 +48,13 @@ type payerRow struct {
 }
 
 func payerRowOf(s channel.PayerState) payerRow {
-	return payerRow{s.ID, termsOf(s.Terms), amount(s.Deposit), amount(s.Settled), amount(s.Signed),
+	return payerRow{s.ID, termsOf(s.Terms), amount(s.Deposit), amount(s.Authorized), amount(s.Settled), amount(s.Signed),
 		blob(s.Signature), uint8(s.Status), s.Closed, int64(s.CloseRequestedAt), s.UpdatedAt.UnixNano()}
 }
 
 func (r payerRow) state() channel.PayerState {
 	return channel.PayerState{ID: r.ID, Terms: r.terms.terms(),
-		Deposit: uint256.Int(r.Deposit), Settled: uint256.Int(r.Settled), Signed: uint256.Int(r.Signed), Signature: r.Signature,
+		Deposit: uint256.Int(r.Deposit), Authorized: uint256.Int(r.Authorized), Settled: uint256.Int(r.Settled), Signed: uint256.Int(r.Signed), Signature: r.Signature,
 		Status: channel.Status(r.Status), Closed: r.Closed, CloseRequestedAt: uint64(r.CloseRequestedAt), UpdatedAt: time.Unix(0, r.UpdatedAt)}
 }
 
@@ -61,18 +63,40 @@ type payerStore struct{ db *DB }
 
 var _ channel.PayerStore = payerStore{}
 
-func (p payerStore) Create(ctx context.Context, s channel.PayerState) (channel.PayerState, error) {
+func (p payerStore) Create(ctx context.Context, s channel.PayerState, day string, allow func(channel.Budget) error) (channel.PayerState, error) {
 	s.UpdatedAt = time.Now()
 	var kept channel.PayerState
 	err := p.db.Update(ctx, func(tx *sqlx.Tx) error {
+		var err error
+		if kept, err = loadPayer(ctx, tx, s.ID); !errors.Is(err, channel.ErrUnknown) {
+			return err
+		}
+		spent, err := loadBudget(ctx, tx, s.ID, s.Terms, day)
+		if err != nil {
+			return err
+		}
+		if err := allow(spent); err != nil {
+			return err
+		}
 		if _, err := tx.NamedExec(payerInsert, payerRowOf(s)); err != nil {
 			return err
 		}
-		var err error
 		kept, err = loadPayer(ctx, tx, s.ID)
 		return err
 	})
 	return kept, err
+}
+
+func (p payerStore) Budget(ctx context.Context, t channel.Terms, day string) (channel.PayerState, channel.Budget, error) {
+	s, err := loadPayer(ctx, p.db.View(), t.ID())
+	if errors.Is(err, channel.ErrUnknown) {
+		s, err = channel.PayerState{ID: t.ID(), Terms: t}, nil
+	}
+	if err != nil {
+		return s, channel.Budget{}, err
+	}
+	spent, err := readBudget(ctx, p.db.View(), s.ID, t, day)
+	return s, spent, err
 }
 
 func (p payerStore) Update(ctx context.Context, id common.Hash, day string, change func(*channel.PayerState, channel.Budget) error) (channel.PayerState, error) {
@@ -82,7 +106,7 @@ func (p payerStore) Update(ctx context.Context, id common.Hash, day string, chan
 		if err != nil {
 			return err
 		}
-		spent, err := loadBudget(tx, before.Terms, day)
+		spent, err := loadBudget(ctx, tx, id, before.Terms, day)
 		if err != nil {
 			return err
 		}
@@ -132,7 +156,7 @@ func getPayer(ctx context.Context, q querier, query string, id common.Hash) (cha
 
 func savePayer(tx *sqlx.Tx, s channel.PayerState) error {
 	r := payerRowOf(s)
-	done, err := tx.Exec(tx.Rebind(payerUpdate), r.Deposit, r.Settled, r.Signed, r.Signature,
+	done, err := tx.Exec(tx.Rebind(payerUpdate), r.Deposit, r.Authorized, r.Settled, r.Signed, r.Signature,
 		r.Status, r.Closed, r.CloseRequestedAt, r.UpdatedAt, r.ID, r.Signed)
 	if err != nil {
 		return err
@@ -146,30 +170,70 @@ func savePayer(tx *sqlx.Tx, s channel.PayerState) error {
 func payeeScope(t channel.Terms) string { return "payee " + t.Payee.Hex() }
 func dayScope(day string) string        { return "day " + day }
 
-func loadBudget(tx *sqlx.Tx, t channel.Terms, day string) (channel.Budget, error) {
-	payee, err := loadAmount(tx, t, payeeScope(t))
-	if err != nil {
-		return channel.Budget{}, err
-	}
-	today, err := loadAmount(tx, t, dayScope(day))
-	return channel.Budget{Payee: payee, Day: today}, err
-}
-
-func loadAmount(tx *sqlx.Tx, t channel.Terms, scope string) (uint256.Int, error) {
-	if onPostgres(tx) { // a row to lock: two processes must not add to the same sum at once
-		if _, err := tx.Exec(tx.Rebind(budgetStart), t.Token, scope, amount{}); err != nil {
-			return uint256.Int{}, err
+// loadBudget reads what readBudget does, and on a server holds its rows: two
+// processes must not add to the same sum at once.
+func loadBudget(ctx context.Context, tx *sqlx.Tx, id common.Hash, t channel.Terms, day string) (channel.Budget, error) {
+	if onPostgres(tx) {
+		for _, scope := range scopes(t, day) {
+			if _, err := tx.Exec(tx.Rebind(budgetStart), t.Token, scope, amount{}); err != nil {
+				return channel.Budget{}, err
+			}
 		}
 	}
+	return readBudget(ctx, tx, id, t, day)
+}
+
+// scopes are the payee's and, unless the day is empty, the day's.
+func scopes(t channel.Terms, day string) []string {
+	if day == "" {
+		return []string{payeeScope(t)}
+	}
+	return []string{payeeScope(t), dayScope(day)}
+}
+
+func readBudget(ctx context.Context, q querier, id common.Hash, t channel.Terms, day string) (channel.Budget, error) {
+	sums := [2]uint256.Int{} // of the payee and the day
+	for i, scope := range scopes(t, day) {
+		var err error
+		if sums[i], err = readAmount(ctx, q, t, scope); err != nil {
+			return channel.Budget{}, err
+		}
+	}
+	locked := func() (payee, all uint256.Int, err error) { return readLocked(ctx, q, id, t) }
+	return channel.Budget{Payee: sums[0], Day: sums[1], Locked: locked}, nil
+}
+
+func readAmount(ctx context.Context, q querier, t channel.Terms, scope string) (uint256.Int, error) {
+	query := budgetSelect
+	if tx, ok := q.(*sqlx.Tx); ok {
+		query += forUpdate(tx)
+	}
 	var a amount
-	err := tx.Get(&a, tx.Rebind(budgetSelect)+forUpdate(tx), t.Token, scope)
+	err := sqlx.GetContext(ctx, q, &a, q.Rebind(query), t.Token, scope)
 	if errors.Is(err, sql.ErrNoRows) {
 		return uint256.Int{}, nil
 	}
 	return uint256.Int(a), err
 }
 
-// raiseBudget adds what a channel's signed amount grew by to both scopes.
+// readLocked sums what the other channels of a token have locked.
+func readLocked(ctx context.Context, q querier, id common.Hash, t channel.Terms) (payee, all uint256.Int, err error) {
+	var rows []payerRow
+	if err := sqlx.SelectContext(ctx, q, &rows, q.Rebind(lockedSelect), t.Token, id, uint8(channel.Finalized)); err != nil {
+		return payee, all, err
+	}
+	for _, r := range rows {
+		s := r.state()
+		locked := s.Locked()
+		all.Add(&all, &locked)
+		if s.Terms.Payee == t.Payee {
+			payee.Add(&payee, &locked)
+		}
+	}
+	return payee, all, nil
+}
+
+// raiseBudget adds what a channel's signed amount grew by to its scopes.
 func raiseBudget(tx *sqlx.Tx, t channel.Terms, day string, spent channel.Budget, before, after uint256.Int) error {
 	if before == after {
 		return nil
@@ -178,7 +242,7 @@ func raiseBudget(tx *sqlx.Tx, t channel.Terms, day string, spent channel.Budget,
 	growth.Sub(&after, &before)
 	spent.Payee.Add(&spent.Payee, &growth)
 	spent.Day.Add(&spent.Day, &growth)
-	if _, err := tx.Exec(tx.Rebind(budgetRaise), t.Token, payeeScope(t), amount(spent.Payee)); err != nil {
+	if _, err := tx.Exec(tx.Rebind(budgetRaise), t.Token, payeeScope(t), amount(spent.Payee)); err != nil || day == "" {
 		return err
 	}
 	_, err := tx.Exec(tx.Rebind(budgetRaise), t.Token, dayScope(day), amount(spent.Day))

@@ -156,7 +156,7 @@ func testLastGuard(t *testing.T, db *DB) {
 		t.Errorf("accepted lowered in SQL: %v", err)
 	}
 	payer := channel.PayerState{ID: id, Terms: stateOf(1).Terms, Status: channel.Open, Signed: units(7)}
-	if _, err := db.Payer().Create(ctx, payer); err != nil {
+	if _, err := db.Payer().Create(ctx, payer, "", func(channel.Budget) error { return nil }); err != nil {
 		t.Fatal(err)
 	}
 	_, err = db.Payer().Update(ctx, id, "2026-01-01", func(s *channel.PayerState, _ channel.Budget) error {

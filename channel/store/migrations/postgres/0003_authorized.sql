@@ -1,0 +1,3 @@
+-- What was signed to bring into a channel and may still arrive counts in the caps.
+
+ALTER TABLE payer_channels ADD COLUMN authorized BYTEA NOT NULL DEFAULT '\x00000000000000000000000000000000' CHECK (length(authorized) = 16);
