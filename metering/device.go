@@ -42,6 +42,11 @@ type Source interface {
 	Close() error
 }
 
+// Describer is a Source that can describe one device without a look at the others, which may hang.
+type Describer interface {
+	Describe(ctx context.Context, uuid string) (Device, error)
+}
+
 // Health is what a reading says about its device. Only a pair of Healthy
 // readings bills.
 type Health string

@@ -76,10 +76,10 @@ func (m *Meter) Cut() Evidence {
 		e.Total += de.Total
 		e.Simulated = e.Simulated || de.Device.Simulated
 	}
-	if m.config.Keep > 0 {
+	if m.config.Keep > 0 && !m.unkept {
 		m.keep(cut{root: e.Root, samples: m.samples})
 	}
-	m.samples, m.tree = nil, tree{peaks: m.tree.peaks[:0]}
+	m.samples, m.unkept, m.tree = nil, false, tree{peaks: m.tree.peaks[:0]}
 	m.saved = m.state()
 	return e
 }

@@ -29,7 +29,9 @@ type Config struct {
 	Devices []string      // UUIDs, each once: the devices of one lease
 	Tick    time.Duration // how often each is read; DefaultTick if zero
 	MaxGap  time.Duration // a longer interval bills nothing; DefaultMaxGap if zero
-	Keep    int           // samples of past cuts kept for proofs; DefaultKeep if zero, none if negative
+	// Keep is how many samples are kept for proofs, of past cuts and of the one to come; DefaultKeep if zero, none if
+	// negative. A cut with more has a root and no proofs.
+	Keep int
 }
 
 // Class is where the time of an interval went.
@@ -103,6 +105,7 @@ type Meter struct {
 	index   map[string]*device // where there are many
 	tree    tree               // of the samples since the last cut
 	samples [][]byte           // themselves, if any are kept
+	unkept  bool               // there were more than are kept since the last cut: none of them is
 	cuts    []cut
 	kept    int
 	saved   State
@@ -236,7 +239,12 @@ func (m *Meter) sample(r Reading) {
 	}
 	encoded := r.Encode()
 	m.tree.add(leaf(encoded))
-	m.samples = append(m.samples, encoded)
+	if len(m.samples) == m.config.Keep {
+		m.samples, m.unkept = nil, true
+	}
+	if !m.unkept {
+		m.samples = append(m.samples, encoded)
+	}
 }
 
 // Pause suspends the lease: nothing is billed, and nothing is a gap, from the

@@ -560,3 +560,45 @@ func FuzzMeter(f *testing.F) {
 		}
 	})
 }
+
+// TestHangIsStalled: time in which the driver did not answer is named so, however long it was.
+func TestHangIsStalled(t *testing.T) {
+	m := newMeter(t)
+	observe(t, m, at(1), at(6, health(metering.Stalled)), at(12), at(13))
+	if n := m.Totals().Nanos; n.Gap != 11e9 || n.Allocated != 1e9 {
+		t.Errorf("metered %+v", n)
+	}
+	if g := m.Cut().Devices[0].Gaps; len(g) != 1 || g[0].Reason != metering.ReasonStalled {
+		t.Errorf("gaps %v", g)
+	}
+}
+
+// TestUncutMeterIsBounded: a meter that nobody cuts does not keep all its samples. Its root is of them all, and the next
+// cut has proofs again.
+func TestUncutMeterIsBounded(t *testing.T) {
+	bounded, all := keeping(t, 10), keeping(t, 1000)
+	for s := range 100 {
+		observe(t, bounded, at(float64(s)))
+		observe(t, all, at(float64(s)))
+	}
+	root := bounded.Cut().Root
+	if root != all.Cut().Root {
+		t.Error("the root is not of all samples")
+	}
+	if _, ok := bounded.Samples(root); ok {
+		t.Error("100 samples are kept where 10 are to be")
+	}
+	observe(t, bounded, at(100))
+	if _, err := bounded.Proof(bounded.Cut().Root, 0); err != nil {
+		t.Errorf("the next cut has no proofs: %v", err)
+	}
+}
+
+func keeping(t *testing.T, samples int) *metering.Meter {
+	t.Helper()
+	m, err := metering.NewMeter(metering.Config{Devices: []string{gpu}, Keep: samples})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}

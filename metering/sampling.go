@@ -83,7 +83,7 @@ func (s *Sampling) Add(ctx context.Context, m *Meter, timeout time.Duration, to 
 	if timeout == 0 {
 		timeout = m.config.MaxGap
 	}
-	if err := s.known.describe(ctx, m); err != nil {
+	if err := s.describe(ctx, m); err != nil {
 		return nil, err
 	}
 	one := &Sampled{s: s, meter: m, to: to, timeout: timeout, left: len(m.config.Devices)}
@@ -192,6 +192,30 @@ func (o *Sampled) stalled(device string) Reading {
 
 func (o *Sampled) blank(device string, health Health) Reading {
 	return Reading{At: o.s.clock.Now(), BootID: o.s.clock.BootID(), Device: device, Health: health}
+}
+
+// describeTimeout bounds how long a source is asked who the devices of a lease are.
+const describeTimeout = 10 * time.Second
+
+// describe tells the meter who its devices are: each by itself where the source can, so that a device of another lease
+// that hangs holds this one up in nothing.
+func (s *Sampling) describe(ctx context.Context, m *Meter) error {
+	ctx, cancel := context.WithTimeout(ctx, describeTimeout)
+	defer cancel()
+	one, ok := s.source.(Describer)
+	if !ok {
+		return s.known.describe(ctx, m)
+	}
+	for _, uuid := range m.config.Devices {
+		d, err := one.Describe(ctx, uuid)
+		if err != nil {
+			return fmt.Errorf("describe a device of %s: %w", s.source.Name(), err)
+		}
+		if err := m.Describe(s.source.Name(), d); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // listing is what a source says its devices are. Leases that begin together, as

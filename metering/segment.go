@@ -127,11 +127,11 @@ func (d *device) interval(r Reading, maxGap time.Duration) Interval {
 
 // gap says why the device was not observed throughout, or "".
 func (d *device) gap(r Reading, maxGap time.Duration) string {
-	if r.At.Mono-d.last.At.Mono > int64(maxGap) {
-		return ReasonInterval
-	}
 	if r.Health == Stalled || d.last.Health == Stalled {
 		return ReasonStalled
+	}
+	if r.At.Mono-d.last.At.Mono > int64(maxGap) {
+		return ReasonInterval
 	}
 	slept := (r.At.Boot - r.At.Mono) - (d.last.At.Boot - d.last.At.Mono)
 	if slept > int64(suspend) {
@@ -225,11 +225,20 @@ func (d *device) note(in Interval, r Reading) {
 }
 
 func (p *part) xid(x XID) {
-	if len(p.xids) == maxXIDs {
-		p.moreXIDs++
+	if len(p.xids) < maxXIDs {
+		p.xids = append(p.xids, x)
 		return
 	}
-	p.xids = append(p.xids, x)
+	p.moreXIDs++
+	if !x.Stops() {
+		return
+	}
+	for i := range p.xids { // why nothing was billed must not be among what is left out
+		if !p.xids[i].Stops() {
+			p.xids[i] = x
+			return
+		}
+	}
 }
 
 // gap adds an unbilled stretch, or lengthens the one before: a GPU that is lost

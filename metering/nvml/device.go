@@ -67,7 +67,7 @@ func (s *Source) has(names ...string) bool {
 type device struct {
 	uuid   string
 	mu     sync.Mutex
-	fields [3]nvml.FieldValue // of the call under way
+	fields [4]nvml.FieldValue // of the call under way
 	session
 }
 
@@ -75,12 +75,13 @@ type device struct {
 // after a reload every handle and event set is void.
 type session struct {
 	generation uint64
-	handle     nvml.Device // of the GPU or the slice
-	gpu        nvml.Device // of the whole GPU
-	slice      *slice      // nil for a whole GPU
-	events     nvml.EventSet
-	mute       bool // the driver has no XID events for it
-	sick       bool // the last look failed
+	handle     nvml.Device   // of the GPU or the slice
+	gpu        nvml.Device   // of the whole GPU
+	whose      string        // the whole GPU's UUID
+	slice      *slice        // nil for a whole GPU
+	events     nvml.EventSet // nil until registered
+	mute       bool          // the driver has no XID events for it, and will not have any
+	sick       bool          // the last look failed
 }
 
 // slice is the place of a MIG slice on its GPU.
@@ -91,8 +92,11 @@ type slice struct{ gpu, compute uint32 }
 // with it, and NVIDIA's documentation for Python says that it waits for ever.
 const eventWait = 1
 
-// eventLimit bounds the XIDs of one reading; more come with the next.
-const eventLimit = 64
+// eventLimit bounds the XIDs that one reading keeps, and drainLimit those that it takes from the driver.
+const (
+	eventLimit = 64
+	drainLimit = 4096
+)
 
 // step is one of the things that a look reads.
 type step struct {
@@ -103,14 +107,15 @@ type step struct {
 
 var steps = []step{
 	{"find the device", nil, (*Source).find},
+	{"MIG mode", []string{"nvmlDeviceGetMigMode"}, (*Source).whole},
 	{"driver version", nil, (*Source).version},
-	{"XID events", nil, (*Source).xids},
+	{"XID events", nil, (*Source).watch},
 	{"memory", []string{"nvmlDeviceGetMemoryInfo"}, (*Source).memory},
 	{"energy", []string{"nvmlDeviceGetTotalEnergyConsumption"}, (*Source).energy},
 	{"utilization", []string{"nvmlDeviceGetUtilizationRates"}, (*Source).utilization},
 	{"processes", []string{"nvmlDeviceGetComputeRunningProcesses", "nvmlDeviceGetComputeRunningProcesses_v2",
 		"nvmlDeviceGetComputeRunningProcesses_v3"}, (*Source).processes},
-	{"throttling", []string{"nvmlDeviceGetFieldValues"}, (*Source).throttling},
+	{"throttling and recovery", []string{"nvmlDeviceGetFieldValues"}, (*Source).values},
 }
 
 // possible are the steps for which the library has the symbols.
@@ -129,24 +134,26 @@ func (s *Source) figures(d *device, r *metering.Reading) (string, nvml.Return) {
 	if d.generation != r.Generation {
 		d.session = session{generation: r.Generation}
 	}
+	drained := s.drain(d, r)
 	for i := range s.steps {
 		if ret := s.steps[i].read(s, d, r); ret != nvml.SUCCESS {
 			return s.steps[i].name, ret
 		}
 	}
-	return "", nvml.SUCCESS
+	return "XID events", drained // blind to XIDs that it could see: not observed healthy
 }
 
-// find gets the device's handle once, and its UUID every time. NVML refuses to
-// look anything up while any GPU is lost, so a handle that works is kept.
+// find gets the device's handle once, and its UUID every time. A handle that works is kept; after a look that failed
+// it is looked up anew, and XIDs are registered for anew: a GPU that was lost and came back delivers none to old sets.
 func (s *Source) find(d *device, r *metering.Reading) nvml.Return {
 	if d.handle == nil || d.sick {
-		handle, ret := s.lib.DeviceGetHandleByUUID(d.uuid)
+		handle, ret := s.lookUp(d.uuid)
 		if ret != nvml.SUCCESS && d.handle == nil {
 			return ret
 		}
 		if ret == nvml.SUCCESS {
 			d.handle = handle
+			s.unwatch(d)
 			if ret := s.place(d); ret != nvml.SUCCESS {
 				d.handle = nil
 				return ret
@@ -156,6 +163,57 @@ func (s *Source) find(d *device, r *metering.Reading) nvml.Return {
 	seen, ret := d.handle.GetUUID()
 	r.Seen = seen
 	return ret
+}
+
+// lookUp finds a device by its UUID. NVML refuses that for every device while any GPU is lost: then the device is where
+// the last listing saw it, or it is looked for everywhere, and taken only if it says that it has this UUID.
+func (s *Source) lookUp(uuid string) (nvml.Device, nvml.Return) {
+	handle, refused := s.lib.DeviceGetHandleByUUID(uuid)
+	if refused == nvml.SUCCESS || refused == nvml.ERROR_NOT_FOUND || !s.lists() {
+		return handle, refused
+	}
+	if i, ok := s.places.Load(uuid); ok {
+		if handle, ok := s.at(i.(int), uuid); ok {
+			return handle, nvml.SUCCESS
+		}
+	}
+	count, ret := s.lib.DeviceGetCount()
+	if ret != nvml.SUCCESS {
+		return nil, ret
+	}
+	for i := range count {
+		if handle, ok := s.at(i, uuid); ok {
+			return handle, nvml.SUCCESS
+		}
+	}
+	return nil, refused
+}
+
+// at is the device with a UUID if it is the GPU at an index, or a slice of that.
+func (s *Source) at(i int, uuid string) (nvml.Device, bool) {
+	gpu, ret := s.lib.DeviceGetHandleByIndex(i)
+	if ret != nvml.SUCCESS {
+		return nil, false
+	}
+	candidates := []nvml.Device{gpu}
+	if s.migMode(gpu) {
+		candidates = s.slicesOf(gpu)
+	}
+	for _, handle := range candidates {
+		if seen, ret := handle.GetUUID(); ret == nvml.SUCCESS && seen == uuid {
+			return handle, true
+		}
+	}
+	return nil, false
+}
+
+// whole fails a GPU that was rented whole and is in MIG mode now: its slices are devices of their own, which others may
+// rent, and what is left of it is not what the renter pays for.
+func (s *Source) whole(d *device, _ *metering.Reading) nvml.Return {
+	if d.slice == nil && s.migMode(d.handle) {
+		return nvml.ERROR_INVALID_STATE
+	}
+	return nvml.SUCCESS
 }
 
 // place finds the whole GPU of a slice: events and throttling are the GPU's.
@@ -168,7 +226,8 @@ func (s *Source) place(d *device) nvml.Return {
 	if mig {
 		d.gpu, d.slice = parent, &place
 	}
-	return nvml.SUCCESS
+	d.whose, ret = d.gpu.GetUUID()
+	return ret
 }
 
 func (s *Source) parent(handle nvml.Device) (mig bool, gpu nvml.Device, place slice, ret nvml.Return) {
@@ -202,36 +261,65 @@ func (s *Source) version(_ *device, r *metering.Reading) (ret nvml.Return) {
 	return ret
 }
 
-// xids takes the XIDs since the last look from the device's own event set, so
-// that one lease's look never takes the errors of another's device.
-func (s *Source) xids(d *device, r *metering.Reading) nvml.Return {
-	if d.events == nil && !d.mute {
-		ret := s.register(d)
-		if absent(ret) {
-			d.mute = true
-		} else if ret != nvml.SUCCESS {
-			return ret // blind to XIDs that it could see: not observed healthy
-		}
-	}
-	if d.mute {
+// drain takes the XIDs since the last look from the device's own event set, so that one lease's look never takes the
+// errors of another's device. It comes before everything that fails on a broken GPU: why it broke is said here.
+func (s *Source) drain(d *device, r *metering.Reading) nvml.Return {
+	if d.events == nil {
 		return nvml.SUCCESS
 	}
-	r.Has |= metering.HasXIDs
-	for range eventLimit {
+	for range drainLimit {
 		event, ret := d.events.Wait(eventWait)
 		if ret == nvml.ERROR_TIMEOUT {
 			return nvml.SUCCESS
 		}
 		if ret != nvml.SUCCESS {
-			d.events.Free()
-			d.events = nil // built again at the next look
+			s.unwatch(d) // built again at this look
 			return ret
 		}
 		if event.EventType == nvml.EventTypeXidCriticalError && s.concerns(d, event) {
-			r.XIDs = append(r.XIDs, metering.NewXID(event.EventData, 0))
+			note(r, metering.NewXID(event.EventData, 0))
 		}
 	}
 	return nvml.SUCCESS
+}
+
+// note keeps an XID. In a storm those that end billing stay, and the first of the others.
+func note(r *metering.Reading, x metering.XID) {
+	if len(r.XIDs) < eventLimit {
+		r.XIDs = append(r.XIDs, x)
+		return
+	}
+	if !x.Stops() {
+		return
+	}
+	for i := range r.XIDs {
+		if !r.XIDs[i].Stops() {
+			r.XIDs[i] = x
+			return
+		}
+	}
+}
+
+// watch registers for the device's XIDs. A driver that refuses for now is asked again at the next look.
+func (s *Source) watch(d *device, r *metering.Reading) nvml.Return {
+	if d.events == nil && !d.mute {
+		ret := s.register(d)
+		d.mute = ret == nvml.ERROR_NOT_SUPPORTED || ret == nvml.ERROR_FUNCTION_NOT_FOUND
+		if ret != nvml.SUCCESS && !absent(ret) {
+			return ret // blind to XIDs that it could see: not observed healthy
+		}
+	}
+	if d.events != nil {
+		r.Has |= metering.HasXIDs
+	}
+	return nvml.SUCCESS
+}
+
+func (s *Source) unwatch(d *device) {
+	if d.events != nil {
+		d.events.Free()
+		d.events = nil
+	}
 }
 
 func (s *Source) register(d *device) nvml.Return {
@@ -258,11 +346,15 @@ func (s *Source) register(d *device) nvml.Return {
 	return nvml.SUCCESS
 }
 
-// concerns says whether an XID of a GPU is about this device: one that the
-// driver puts down to another slice is not, one that it puts down to no slice is
-// about them all.
+// concerns says whether an XID is about this device: one of another GPU is not, nor is one that the driver puts down to
+// another slice; one that it puts down to no slice is about them all.
 func (s *Source) concerns(d *device, e nvml.EventData) bool {
 	const all = 0xFFFFFFFF
+	if e.Device != nil && e.Device != d.gpu && e.Device != d.handle {
+		if uuid, ret := e.Device.GetUUID(); ret == nvml.SUCCESS && uuid != d.whose {
+			return false
+		}
+	}
 	if d.slice == nil || !s.has("nvmlEventSetWait_v2") {
 		return true
 	}
@@ -301,21 +393,28 @@ func (s *Source) processes(d *device, r *metering.Reading) nvml.Return {
 	return present(r, metering.HasProcesses, ret)
 }
 
-// throttling reads how long heat and the power brake slowed the GPU. The fields
-// replace the violation status, which is deprecated.
-func (s *Source) throttling(d *device, r *metering.Reading) nvml.Return {
-	d.fields = [3]nvml.FieldValue{
+// values reads how long heat and the power brake slowed the GPU, in place of the violation status, which is deprecated,
+// and what the driver wants done with the GPU. One that asks for a reset, a reboot or a drain is not fit for use until
+// it asks for nothing: XIDs 95, 119, 120, 154 and those of newer drivers end so.
+func (s *Source) values(d *device, r *metering.Reading) nvml.Return {
+	d.fields = [4]nvml.FieldValue{
 		{FieldId: nvml.FI_DEV_CLOCKS_EVENT_REASON_SW_THERM_SLOWDOWN},
 		{FieldId: nvml.FI_DEV_CLOCKS_EVENT_REASON_HW_THERM_SLOWDOWN},
 		{FieldId: nvml.FI_DEV_CLOCKS_EVENT_REASON_HW_POWER_BRAKE_SLOWDOWN},
+		{FieldId: nvml.FI_DEV_GET_GPU_RECOVERY_ACTION},
 	}
 	fields := d.fields[:]
 	ret := d.gpu.GetFieldValues(fields)
-	if ret == nvml.SUCCESS {
-		for _, f := range fields {
-			if ret == nvml.SUCCESS {
-				ret = nvml.Return(f.NvmlReturn)
-			}
+	if ret != nvml.SUCCESS {
+		return present(r, metering.HasThrottle, ret)
+	}
+	recovery := fields[3]
+	if nvml.Return(recovery.NvmlReturn) == nvml.SUCCESS && number(recovery) != uint64(nvml.GPU_RECOVERY_ACTION_NONE) {
+		return nvml.ERROR_RESET_REQUIRED
+	}
+	for _, f := range fields[:3] {
+		if ret == nvml.SUCCESS {
+			ret = nvml.Return(f.NvmlReturn)
 		}
 	}
 	if ret == nvml.SUCCESS {

@@ -188,6 +188,7 @@ func BenchmarkGPUCalls(b *testing.B) {
 		{"driver version", func() driver.Return { _, ret := lib.SystemGetDriverVersion(); return ret }},
 		{"events, waiting 0 ms", wait(0)},
 		{"events, waiting 1 ms", wait(1)},
+		{"MIG mode", func() driver.Return { _, _, ret := d.GetMigMode(); return ret }},
 		{"memory", func() driver.Return { _, ret := d.GetMemoryInfo(); return ret }},
 		{"energy", func() driver.Return { _, ret := d.GetTotalEnergyConsumption(); return ret }},
 		{"utilization", func() driver.Return { _, ret := d.GetUtilizationRates(); return ret }},

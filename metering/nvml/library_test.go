@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime/pprof"
 	"slices"
 	"strings"
 	"sync"
@@ -65,6 +66,19 @@ var cases = []struct {
 	{"old driver", true, old},
 	{"second library", false, second},
 	{"recording", false, recording},
+	{"leased while another GPU is lost", false, leasedBesideLost},
+	{"reloaded while another GPU is lost", false, reloadedBesideLost},
+	{"slice leased while another GPU is lost", false, sliceBesideLost},
+	{"hung GPU does not hold up the listing", false, hungListing},
+	{"hung GPU does not hold up a lease", false, hungBeside},
+	{"driver upgraded", false, upgraded},
+	{"XID 79 and lost", false, xidOfLost},
+	{"errors of the lease before", false, earlierErrors},
+	{"registration refused for a while", false, refusedEvents},
+	{"lost and back, then an XID", false, eventsAfterLoss},
+	{"storm of XIDs", false, storm},
+	{"recovery action", false, recovery},
+	{"MIG mode switched on", false, migSwitchedOn},
 }
 
 func TestLibrary(t *testing.T) {
@@ -635,4 +649,231 @@ func recording(b *bench) {
 	if !bytes.Equal(out.Bytes(), want) {
 		b.Errorf("%s is stale: run go test ./metering/nvml -update", path)
 	}
+}
+
+// leasedBesideLost: what NVML does not look up by UUID while any GPU is lost is found by its index, also when the lease
+// begins after the loss. GPU 0 is the lost one in this and the next cases, so that indexes do not start with the healthy.
+func leasedBesideLost(b *bench) {
+	b.set("lost", 1)
+	b.lease(gpu(1))
+	b.step(10)
+	b.want(gpu(1), metering.Nanos{Allocated: 10e9, Active: 10e9})
+	b.lease(gpu(0), gpu(1))
+	b.step(2)
+	b.want(gpu(0), metering.Nanos{Down: 2e9})
+	b.want(gpu(1), metering.Nanos{Allocated: 2e9, Active: 2e9})
+	if d, err := b.source.Describe(b.Context(), gpu(1)); err != nil || d.UUID != gpu(1) {
+		b.Errorf("got %+v, %v", d, err)
+	}
+	if d, err := b.source.Describe(b.Context(), gpu(0)); !errors.Is(err, metering.ErrDevice) {
+		b.Errorf("the lost GPU: %+v, %v", d, err)
+	}
+}
+
+func reloadedBesideLost(b *bench) {
+	b.lease(gpu(1), gpu(0))
+	b.step(3)
+	b.set("epoch", 1)
+	b.set("lost", 1)
+	b.set("energy", 0)
+	b.step(7)
+	b.want(gpu(1), metering.Nanos{Allocated: 8e9, Active: 8e9, Down: 1e9, Gap: 1e9})
+	b.want(gpu(0), metering.Nanos{Allocated: 3e9, Active: 3e9, Down: 7e9})
+}
+
+func sliceBesideLost(b *bench) {
+	b.set("mig", 2)
+	b.set("lost", 1)
+	b.lease(mig(1, 1))
+	b.step(10)
+	b.want(mig(1, 1), metering.Nanos{Allocated: 10e9, Active: 10e9})
+	d, err := b.source.Describe(b.Context(), mig(1, 1))
+	if err != nil || !d.MIG || d.Parent != gpu(1) || d.Slice != "2/0" {
+		b.Errorf("got %+v, %v", d, err)
+	}
+}
+
+// hungListing: the GPU beside one that hangs is listed, and listing again and again while it hangs leaves no thread
+// more than one behind.
+func hungListing(b *bench) {
+	b.set("stall", 1)
+	defer b.set("stall", 0)
+	list := func() {
+		devices, err := b.source.Devices(b.Context())
+		if err != nil || len(devices) != 1 || devices[0].UUID != gpu(1) {
+			b.Fatalf("%v, %v", devices, err)
+		}
+	}
+	list()
+	before := pprof.Lookup("threadcreate").Count()
+	var all sync.WaitGroup
+	for range 50 {
+		all.Go(list)
+	}
+	all.Wait()
+	if more := pprof.Lookup("threadcreate").Count() - before; more > 10 {
+		b.Errorf("50 listings made %d threads", more)
+	}
+}
+
+// hungBeside: a lease of the healthy GPU begins and is metered while a lease of the other hangs.
+func hungBeside(b *bench) {
+	b.lease(gpu(0), gpu(1))
+	b.set("stall", 1)
+	defer b.set("stall", 0)
+	m, err := metering.NewMeter(metering.Config{Devices: []string{gpu(1)}})
+	if err != nil {
+		b.Fatal(err)
+	}
+	all := metering.NewSampling(b.source, b.clock)
+	defer all.Close()
+	begun := time.Now()
+	one, err := all.Add(b.Context(), m, 0, quiet{})
+	if err != nil || time.Since(begun) > 2*time.Second {
+		b.Fatalf("after %s: %v", time.Since(begun), err)
+	}
+	defer one.Stop()
+	for deadline := time.Now().Add(10 * time.Second); m.Allocated() < 3e9; time.Sleep(time.Millisecond) {
+		b.clock.Advance(time.Second)
+		if time.Now().After(deadline) {
+			b.Fatalf("metered %d ns", m.Allocated())
+		}
+	}
+}
+
+type quiet struct{}
+
+func (quiet) Sampled(metering.Reading, metering.Interval) {}
+func (quiet) SamplingEnded(error)                         {}
+
+// upgraded: the library of this process cannot speak to the new kernel module, ever. It says what to do, and bills nothing.
+func upgraded(b *bench) {
+	b.lease(gpu(0))
+	b.step(3)
+	b.set("upgraded", 1)
+	b.step(7)
+	b.want(gpu(0), metering.Nanos{Allocated: 3e9, Active: 3e9, Down: 7e9})
+	if r := b.last[gpu(0)]; r.Health != metering.Failed || !strings.Contains(r.Detail, "restart") {
+		b.Errorf("reading %s", r.Encode())
+	}
+	if _, err := b.source.Devices(b.Context()); !errors.Is(err, nvml.ErrRestart) {
+		b.Errorf("listing: %v", err)
+	}
+}
+
+// xidOfLost: the error that says why the GPU fell off the bus is in the evidence although nothing else can be read.
+func xidOfLost(b *bench) {
+	b.lease(gpu(0), gpu(1))
+	b.step(3)
+	b.xid(0, 79)
+	b.set("lost", 1)
+	b.step(7)
+	b.want(gpu(0), metering.Nanos{Allocated: 3e9, Active: 3e9, Down: 7e9})
+	b.want(gpu(1), metering.Nanos{Allocated: 10e9, Active: 10e9})
+	if x := b.meter.Cut().Devices[0].XIDs; len(x) != 1 || x[0].Code != 79 {
+		b.Errorf("XIDs %v", x)
+	}
+}
+
+// earlierErrors: however many there were between two leases, none is the next renter's.
+func earlierErrors(b *bench) {
+	b.lease(gpu(0))
+	b.step(3)
+	for range 50 {
+		b.xid(0, 13)
+	}
+	b.xid(0, 31)
+	for range 60 {
+		b.xid(0, 13)
+	}
+	b.lease(gpu(0))
+	b.step(3)
+	if e := b.meter.Cut().Devices[0]; len(e.XIDs) != 0 || e.MoreXIDs != 0 {
+		b.Errorf("XIDs %v", e.XIDs)
+	}
+	b.want(gpu(0), metering.Nanos{Allocated: 3e9, Active: 3e9})
+}
+
+// refusedEvents: one refusal does not silence the errors for good.
+func refusedEvents(b *bench) {
+	b.set("refuse", 1)
+	b.lease(gpu(0))
+	b.step(2)
+	b.set("refuse", 0)
+	b.step(1)
+	b.xid(0, 43)
+	b.step(7)
+	b.want(gpu(0), metering.Nanos{Allocated: 10e9, Active: 10e9})
+	if x := b.meter.Cut().Devices[0].XIDs; len(x) != 1 || x[0].Code != 43 {
+		b.Errorf("XIDs %v", x)
+	}
+}
+
+// eventsAfterLoss: a GPU that was lost delivers nothing more to the sets from before; the library plays that by a new
+// handle, and the source registers anew.
+func eventsAfterLoss(b *bench) {
+	b.lease(gpu(0))
+	b.step(2)
+	b.set("lost", 1)
+	b.step(2)
+	b.set("deaf", 1) // sets that are registered now hear nothing more
+	b.set("lost", 0)
+	b.step(1)
+	b.set("deaf", 0)
+	b.step(1)
+	b.xid(0, 43)
+	b.step(2)
+	if x := b.meter.Cut().Devices[0].XIDs; len(x) != 1 || x[0].Code != 43 {
+		b.Errorf("XIDs %v", x)
+	}
+}
+
+// storm: of many errors at once the one that ends billing is seen at once, and stays in the evidence.
+func storm(b *bench) {
+	b.lease(gpu(0))
+	b.step(3)
+	for range 70 {
+		b.xid(0, 13)
+	}
+	b.step(1)
+	for range 70 {
+		b.xid(0, 31)
+	}
+	b.xid(0, 95)
+	b.step(1)
+	b.want(gpu(0), metering.Nanos{Allocated: 4e9, Active: 4e9, Down: 1e9})
+	e := b.meter.Cut().Devices[0]
+	if !slices.ContainsFunc(e.XIDs, func(x metering.XID) bool { return x.Code == 95 }) {
+		b.Errorf("XIDs %v and %d more", e.XIDs, e.MoreXIDs)
+	}
+}
+
+// recovery: a GPU that asks for a reset is down from then until it does not, and a healthy pair; the GPU beside it is not.
+func recovery(b *bench) {
+	for action := uint64(1); action <= 7; action++ {
+		b.set("acting", 0)
+		b.set("action", action)
+		b.lease(gpu(0), gpu(1))
+		b.step(2)
+		b.xid(0, 95)
+		b.set("acting", 1)
+		b.step(5)
+		if r := b.last[gpu(0)]; r.Health != metering.Reset {
+			b.Errorf("action %d: reading %s", action, r.Encode())
+		}
+		b.set("acting", 0)
+		b.step(3)
+		b.want(gpu(0), metering.Nanos{Allocated: 4e9, Active: 4e9, Down: 6e9})
+		b.want(gpu(1), metering.Nanos{Allocated: 10e9, Active: 10e9})
+	}
+}
+
+// migSwitchedOn: a GPU that was rented whole is not billed while it is cut into slices.
+func migSwitchedOn(b *bench) {
+	b.lease(gpu(0), gpu(1))
+	b.step(4)
+	b.set("mig", 1)
+	b.step(6)
+	b.want(gpu(0), metering.Nanos{Allocated: 4e9, Active: 4e9, Down: 6e9})
+	b.want(gpu(1), metering.Nanos{Allocated: 10e9, Active: 10e9})
 }

@@ -4,70 +4,155 @@ package nvml
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
+	"sync"
+	"time"
 
 	"github.com/NVIDIA/go-nvml/pkg/nvml"
 
 	"github.com/gpupay/gpupay/metering"
 )
 
+// listTimeout is how long the driver is given to count its GPUs and each of them to say who it is.
+const listTimeout = 2 * time.Second
+
 // Devices lists the GPUs of this host, and the slices of those that are in MIG
-// mode in their place: nobody can rent both. A GPU that is lost is left out.
+// mode in their place: nobody can rent both. A GPU that is lost, or does not
+// answer in two seconds, is left out and holds up no other.
 func (s *Source) Devices(ctx context.Context) ([]metering.Device, error) {
-	type answer struct {
-		devices []metering.Device
-		err     error
+	ctx, cancel := context.WithTimeout(ctx, listTimeout)
+	defer cancel()
+	count, err := ask(ctx, s, "count", s.count)
+	if err != nil {
+		return nil, err
 	}
-	done := make(chan answer, 1)
-	go func() {
-		devices, err := s.list()
-		done <- answer{devices, err}
-	}()
+	answers := make([][]metering.Device, count)
+	errs := make([]error, count)
+	var all sync.WaitGroup
+	for i := range count {
+		all.Go(func() {
+			answers[i], errs[i] = ask(ctx, s, fmt.Sprintf("gpu %d", i), func() ([]metering.Device, error) { return s.card(i) })
+		})
+	}
+	all.Wait()
+	devices := slices.Concat(answers...)
+	if failed := errors.Join(errs...); len(devices) == 0 && failed != nil {
+		return nil, failed
+	}
+	return devices, nil
+}
+
+// Describe says who one device is, whatever state the others are in.
+func (s *Source) Describe(ctx context.Context, uuid string) (metering.Device, error) {
+	ctx, cancel := context.WithTimeout(ctx, listTimeout)
+	defer cancel()
+	return ask(ctx, s, uuid, func() (metering.Device, error) { return s.one(uuid) })
+}
+
+// ask makes a call that may hang for ever. One call of a name is under way at a time, and whoever asks meanwhile gets
+// its answer: a GPU that hangs holds one thread, and not one for each who asks.
+func ask[T any](ctx context.Context, s *Source, name string, call func() (T, error)) (T, error) {
+	answer := s.asked.DoChan(name, func() (any, error) { return call() })
 	select {
-	case a := <-done:
-		return a.devices, a.err
+	case a := <-answer:
+		return a.Val.(T), a.Err
 	case <-ctx.Done():
-		return nil, fmt.Errorf("%w: it does not answer: %w", ErrDriver, ctx.Err())
+		var none T
+		return none, fmt.Errorf("%w: %s does not answer: %w", ErrDriver, name, ctx.Err())
 	}
 }
 
-func (s *Source) list() ([]metering.Device, error) {
+// enter is how a call for the listing begins: leave when it succeeded.
+func (s *Source) enter() error {
 	if s.dead.Load() {
 		if err := s.revive(); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	s.calls.RLock()
-	defer s.calls.RUnlock()
-
 	if s.closed.Load() {
-		return nil, fmt.Errorf("NVML is closed: %w", metering.ErrEnd)
+		s.calls.RUnlock()
+		return fmt.Errorf("NVML is closed: %w", metering.ErrEnd)
 	}
-	if !s.has("nvmlDeviceGetCount", "nvmlDeviceGetCount_v2") || !s.has("nvmlDeviceGetHandleByIndex", "nvmlDeviceGetHandleByIndex_v2") {
-		return nil, fmt.Errorf("%w: it is too old to list its devices", ErrDriver)
+	return nil
+}
+
+func (s *Source) leave() { s.calls.RUnlock() }
+
+func (s *Source) count() (int, error) {
+	if err := s.enter(); err != nil {
+		return 0, err
+	}
+	defer s.leave()
+	if !s.lists() {
+		return 0, fmt.Errorf("%w: it is too old to list its devices", ErrDriver)
 	}
 	count, ret := s.lib.DeviceGetCount()
 	if ret != nvml.SUCCESS {
 		s.dead.Store(gone(ret))
-		return nil, fmt.Errorf("%w: count the devices: %s", ErrDriver, text(ret))
+		return 0, fmt.Errorf("%w: count the devices: %s", ErrDriver, text(ret))
 	}
-	var out []metering.Device
-	for i := range count {
-		handle, ret := s.lib.DeviceGetHandleByIndex(i)
-		if ret != nvml.SUCCESS {
-			continue
-		}
-		gpu, ok := s.describe(handle)
-		if !ok {
-			continue
-		}
-		if s.migMode(handle) {
-			out = append(out, s.slices(handle, gpu)...)
-			continue
-		}
-		out = append(out, gpu)
+	return count, nil
+}
+
+// lists says that the library has what it takes to walk over its GPUs.
+func (s *Source) lists() bool {
+	return s.has("nvmlDeviceGetCount", "nvmlDeviceGetCount_v2") && s.has("nvmlDeviceGetHandleByIndex", "nvmlDeviceGetHandleByIndex_v2")
+}
+
+// card is what there is to rent of the GPU at an index: itself, its slices, or nothing where it is lost.
+func (s *Source) card(i int) ([]metering.Device, error) {
+	if err := s.enter(); err != nil {
+		return nil, err
 	}
-	return out, nil
+	defer s.leave()
+	handle, ret := s.lib.DeviceGetHandleByIndex(i)
+	if ret != nvml.SUCCESS {
+		return nil, nil
+	}
+	gpu, ok := s.describe(handle)
+	if !ok {
+		return nil, nil
+	}
+	devices := []metering.Device{gpu}
+	if s.migMode(handle) {
+		devices = nil
+		for _, slice := range s.slicesOf(handle) {
+			if d, ok := s.describe(slice); ok {
+				devices = append(devices, s.sliceOf(gpu, slice, d))
+			}
+		}
+	}
+	for _, d := range devices {
+		s.places.Store(d.UUID, i)
+	}
+	return devices, nil
+}
+
+// one is the description of a device that is found by its UUID.
+func (s *Source) one(uuid string) (metering.Device, error) {
+	if err := s.enter(); err != nil {
+		return metering.Device{}, err
+	}
+	defer s.leave()
+	handle, ret := s.lookUp(uuid)
+	if ret != nvml.SUCCESS {
+		return metering.Device{}, fmt.Errorf("%w: %s: %s", metering.ErrDevice, uuid, text(ret))
+	}
+	d, ok := s.describe(handle)
+	if !ok {
+		return metering.Device{}, fmt.Errorf("%w: %s does not say who it is", ErrDriver, uuid)
+	}
+	mig, parent, _, ret := s.parent(handle)
+	if ret != nvml.SUCCESS || !mig {
+		return d, nil
+	}
+	if gpu, ok := s.describe(parent); ok {
+		d = s.sliceOf(gpu, handle, d)
+	}
+	return d, nil
 }
 
 // describe fills in what the driver says about a whole GPU. Only a UUID is
@@ -108,27 +193,26 @@ func (s *Source) migMode(handle nvml.Device) bool {
 	return ret == nvml.SUCCESS && mode == nvml.DEVICE_MIG_ENABLE
 }
 
-// slices lists the MIG slices of a GPU. Their places may have holes.
-func (s *Source) slices(handle nvml.Device, gpu metering.Device) []metering.Device {
-	count, ret := handle.GetMaxMigDeviceCount()
+// slicesOf are the MIG slices of a GPU. Their places may have holes.
+func (s *Source) slicesOf(gpu nvml.Device) []nvml.Device {
+	count, ret := gpu.GetMaxMigDeviceCount()
 	if ret != nvml.SUCCESS {
 		return nil
 	}
-	var out []metering.Device
+	var out []nvml.Device
 	for i := range count {
-		mig, ret := handle.GetMigDeviceHandleByIndex(i)
-		if ret != nvml.SUCCESS {
-			continue
+		if slice, ret := gpu.GetMigDeviceHandleByIndex(i); ret == nvml.SUCCESS {
+			out = append(out, slice)
 		}
-		d, ok := s.describe(mig)
-		if !ok {
-			continue
-		}
-		d.MIG, d.Parent, d.PCI, d.VBIOS = true, gpu.UUID, gpu.PCI, gpu.VBIOS
-		if _, _, place, ret := s.parent(mig); ret == nvml.SUCCESS {
-			d.Slice = fmt.Sprintf("%d/%d", place.gpu, place.compute)
-		}
-		out = append(out, d)
 	}
 	return out
+}
+
+// sliceOf adds to a slice's description what its GPU knows of it.
+func (s *Source) sliceOf(gpu metering.Device, handle nvml.Device, d metering.Device) metering.Device {
+	d.MIG, d.Parent, d.PCI, d.VBIOS = true, gpu.UUID, gpu.PCI, gpu.VBIOS
+	if _, _, place, ret := s.parent(handle); ret == nvml.SUCCESS {
+		d.Slice = fmt.Sprintf("%d/%d", place.gpu, place.compute)
+	}
+	return d
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/NVIDIA/go-nvml/pkg/nvml"
+	"golang.org/x/sync/singleflight"
 
 	"github.com/gpupay/gpupay/metering"
 )
@@ -31,9 +32,15 @@ type Source struct {
 
 	mu      sync.Mutex
 	devices map[string]*device
+
+	asked  singleflight.Group // calls for the listing
+	places sync.Map           // UUID -> index of the GPU that it is, or is a slice of, when it was listed last
 }
 
-var _ metering.Source = (*Source)(nil)
+var (
+	_ metering.Source    = (*Source)(nil)
+	_ metering.Describer = (*Source)(nil)
+)
 
 // loaded is the library of this process.
 var loaded struct {
@@ -73,6 +80,11 @@ func (s *Source) init() error {
 	case nvml.SUCCESS:
 	case nvml.ERROR_LIBRARY_NOT_FOUND:
 		return ErrLibrary
+	case nvml.ERROR_LIB_RM_VERSION_MISMATCH:
+		if s.generation.Load() > 0 { // it worked before: the old library stays mapped, and no Init here will help
+			return ErrRestart
+		}
+		return fmt.Errorf("%w: its library and its kernel module are of two versions: reload the module or reboot", ErrDriver)
 	default:
 		return fmt.Errorf("%w: Init: %s", ErrDriver, text(ret))
 	}

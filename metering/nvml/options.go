@@ -27,6 +27,10 @@ var (
 	ErrLibrary = errors.New("no NVIDIA driver library (libnvidia-ml.so.1): install the driver, or use a simulated GPU")
 	// ErrDriver says that the driver library is there and does not work.
 	ErrDriver = errors.New("the NVIDIA driver does not work")
+	// ErrRestart says that the driver was upgraded under this program, which
+	// holds the library of the one before: nothing is billed until it is
+	// restarted. Leases survive a restart.
+	ErrRestart = errors.New("the NVIDIA driver was upgraded under this program: restart it (leases survive that; nothing is billed until then)")
 	// ErrSecond says that the process has loaded another driver library.
 	ErrSecond = errors.New("a process can load only one NVIDIA driver library")
 )

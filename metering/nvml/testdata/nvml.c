@@ -11,6 +11,11 @@
 //   bare MASK          GPUs that support nothing optional
 //   swap MASK          GPUs that answer with another UUID
 //   mig MASK           GPUs in MIG mode, two slices each
+//   deaf MASK          GPUs whose event sets, as they are now, hear nothing any more
+//   refuse MASK        GPUs that refuse to register for events, for now
+//   acting MASK        GPUs that ask for the recovery action
+//   action N           which one, field 230
+//   upgraded N         the kernel module is another version than this library
 //   energy N           millijoules, of every GPU
 //   soft, hard, brake  nanoseconds of throttling
 //   util N, memory N, processes N
@@ -28,20 +33,20 @@
 
 #define GPUS 8
 #define SLICES 2
-#define ERRORS 64
+#define ERRORS 256
 #define SETS 256
 
 // A handle points into these. Slices come after the GPUs.
 struct nvmlDevice_st { unsigned gpu, slice; int mig; };
 static struct nvmlDevice_st gpus[GPUS], slices[GPUS][SLICES];
 
-struct nvmlEventSet_st { int used, gpu; unsigned seen; };
+struct nvmlEventSet_st { int used, gpu, deaf; unsigned seen; };
 static struct nvmlEventSet_st sets[SETS];
 
 struct error { unsigned gpu; unsigned long long code; unsigned gi, ci; };
 
 struct control {
-    unsigned long long gpus, epoch, lost, reset, unknown, stall, bare, swap, mig;
+    unsigned long long gpus, epoch, lost, reset, unknown, stall, bare, swap, mig, deaf, refuse, acting, action, upgraded;
     unsigned long long energy, soft, hard, brake, util, memory, processes;
     struct error errors[ERRORS];
     unsigned count;
@@ -64,6 +69,7 @@ static void control(struct control *c) {
         if (sscanf(line, "%31s %llu %llu %llu %llu", key, &v[0], &v[1], &v[2], &v[3]) < 2) continue;
 #define FIELD(name) if (!strcmp(key, #name)) c->name = v[0]
         FIELD(gpus); FIELD(epoch); FIELD(lost); FIELD(reset); FIELD(unknown); FIELD(stall); FIELD(bare); FIELD(swap); FIELD(mig);
+        FIELD(deaf); FIELD(refuse); FIELD(acting); FIELD(action); FIELD(upgraded);
         FIELD(energy); FIELD(soft); FIELD(hard); FIELD(brake); FIELD(util); FIELD(memory); FIELD(processes);
         if (!strcmp(key, "xid") && c->count < ERRORS)
             c->errors[c->count++] = (struct error){v[0], v[1], v[2], v[3]};
@@ -73,6 +79,7 @@ static void control(struct control *c) {
 
 static nvmlReturn_t ready(struct control *c) {
     control(c);
+    if (c->upgraded) return NVML_ERROR_LIB_RM_VERSION_MISMATCH;
     return opened == c->epoch + 1 ? NVML_SUCCESS : NVML_ERROR_UNINITIALIZED;
 }
 
@@ -108,6 +115,7 @@ static void uuid(nvmlDevice_t d, int swapped, char *out, unsigned n) {
 static nvmlReturn_t init(void) {
     struct control c;
     control(&c);
+    if (c.upgraded) return NVML_ERROR_LIB_RM_VERSION_MISMATCH;
     for (unsigned g = 0; g < GPUS; g++) {
         gpus[g] = (struct nvmlDevice_st){g, 0, 0};
         for (unsigned s = 0; s < SLICES; s++) slices[g][s] = (struct nvmlDevice_st){g, s, 1};
@@ -241,7 +249,9 @@ nvmlReturn_t nvmlDeviceRegisterEvents(nvmlDevice_t d, unsigned long long types, 
     nvmlReturn_t ret = enter(d, &c);
     if (ret != NVML_SUCCESS) return ret;
     if (d->mig || types != nvmlEventTypeXidCriticalError) return NVML_ERROR_INVALID_ARGUMENT;
+    if (c.refuse >> d->gpu & 1) return NVML_ERROR_NO_PERMISSION;
     s->gpu = (int)d->gpu;
+    s->deaf = 0;
     s->seen = c.count;
     return NVML_SUCCESS;
 }
@@ -251,7 +261,8 @@ static nvmlReturn_t wait(nvmlEventSet_t s, nvmlEventData_t *e, unsigned ms) {
     nvmlReturn_t ret = ready(&c);
     if (ret != NVML_SUCCESS) return ret;
     if (s->gpu < 0) return NVML_ERROR_INVALID_ARGUMENT;
-    while (s->seen < c.count) {
+    if (c.deaf >> s->gpu & 1) s->deaf = 1;
+    while (s->seen < c.count && !s->deaf) {
         struct error x = c.errors[s->seen++];
         if ((int)x.gpu != s->gpu) continue;
         e->device = &gpus[x.gpu];
@@ -297,6 +308,10 @@ nvmlReturn_t nvmlDeviceGetFieldValues(nvmlDevice_t d, int n, nvmlFieldValue_t *v
         case 269: v[i].value.ullVal = c.soft; break;
         case 270: v[i].value.ullVal = c.hard; break;
         case 271: v[i].value.ullVal = c.brake; break;
+        case 230:
+            v[i].valueType = NVML_VALUE_TYPE_UNSIGNED_INT;
+            v[i].value.uiVal = c.acting >> d->gpu & 1 ? (unsigned)c.action : 0;
+            break;
         default: v[i].nvmlReturn = NVML_ERROR_NOT_SUPPORTED;
         }
     }
