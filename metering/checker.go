@@ -24,6 +24,7 @@ var (
 	ErrForked    = errors.New("record contradicts an earlier one")
 	ErrBackwards = errors.New("record takes back metered time")
 	ErrClock     = errors.New("record claims more time than passed")
+	ErrCredit    = errors.New("record claims more than the offer's credit lets a lease owe")
 	ErrDevices   = errors.New("record is about devices that were not leased")
 )
 
@@ -33,9 +34,8 @@ type CheckerConfig struct {
 	Key   common.Address // the metering key that the signed offer names
 
 	// Tolerance is how far each device's time may run ahead of this checker's
-	// own clock: the time in which the lease's first byte travelled, and the
-	// drift of two clocks. It is the most that a lying clock can cost, at the
-	// lease's price, for each device, once a lease.
+	// own clock, by the drift of two clocks. It is the most that a lying clock
+	// can cost, at the lease's price, for each device, once a lease.
 	Tolerance time.Duration
 
 	Clock Clock // System if nil
@@ -59,7 +59,7 @@ type CheckerState struct {
 	Nanos    uint64          `json:"nanos,string"`
 	Owed     uint256.Int     `json:"owed"` // base units, of the last good record
 	Sequence uint64          `json:"sequence,string"`
-	Start    Instant         `json:"start"` // the lease's first byte, on the payer's clocks
+	Start    Instant         `json:"start"` // before the lease began, on the payer's clocks
 }
 
 // CheckedDevice is where a device's evidence ended.
@@ -70,7 +70,8 @@ type CheckedDevice struct {
 	UUID   string `json:"uuid"`
 }
 
-// NewChecker starts the payer's clock: call it at the lease's first byte.
+// NewChecker starts the payer's clock: call it before the lease is asked for.
+// Its first byte may come late, and what was metered meanwhile is no lie.
 func NewChecker(config CheckerConfig) (*Checker, error) {
 	c, err := newChecker(config)
 	if err != nil {
@@ -81,7 +82,7 @@ func NewChecker(config CheckerConfig) (*Checker, error) {
 }
 
 // ResumeChecker goes on after a restart of the payer. Within one boot of its
-// host it still has the lease's first byte on a clock that nobody sets; after a
+// host it still has the lease's beginning on a clock that nobody sets; after a
 // reboot only the wall clock spans the hole.
 func ResumeChecker(config CheckerConfig, s CheckerState) (*Checker, error) {
 	c, err := newChecker(config)
@@ -148,16 +149,34 @@ func (c *Checker) deviceLimit() uint64 {
 
 // Check accepts a record that the payer may pay, and remembers it; then
 // Record.Owed is what to sign a voucher for. It changes nothing if it refuses.
+// It bounds time only by the payer's clock: a payer that may be away asks
+// CheckWithin.
 func (c *Checker) Check(s SignedRecord) error {
+	return c.CheckWithin(s, *new(uint256.Int).SetAllOne())
+}
+
+// CheckWithin is Check for a payee that serves on credit: most is what may be
+// owed in all, in base units, whatever time passed. A payee that keeps its
+// signed offer stops there, so more (ErrCredit) was never served or is against
+// what it signed.
+func (c *Checker) CheckWithin(s SignedRecord, most uint256.Int) error {
 	digest := s.Digest(c.domain)
 	for _, check := range []func(SignedRecord, common.Hash) error{
 		c.signature, c.lease, c.chain, c.money, c.evidence, c.clock,
+		func(s SignedRecord, _ common.Hash) error { return withinCredit(s, most) },
 	} {
 		if err := check(s, digest); err != nil {
 			return fmt.Errorf("lease %s, record %d: %w", c.config.Lease.ID, s.Sequence, err)
 		}
 	}
 	c.accept(s, digest)
+	return nil
+}
+
+func withinCredit(s SignedRecord, most uint256.Int) error {
+	if s.Owed.Gt(&most) {
+		return fmt.Errorf("%w: %s owed, at most %s may be", ErrCredit, s.Owed.Dec(), most.Dec())
+	}
 	return nil
 }
 

@@ -37,7 +37,6 @@ type Rental struct {
 	checker   *metering.Checker
 	challenge *wire.Challenge // the newest, reused for vouchers until it expires
 	feed      *feed           // nil: not attached
-	repeated  bool            // the lease was asked for before this process
 	poor      bool            // the balance did not cover a top-up
 	delivered uint256.Int     // the newest voucher that the provider is known to have
 	sent      uint256.Int     // the newest that went into the stream, zero if none did

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/holiman/uint256"
+
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
@@ -246,7 +248,11 @@ func (l *Rental) check(ctx context.Context, document []byte) error {
 	if err := json.Unmarshal(document, &rec); err != nil {
 		return l.dispute(ctx, fmt.Errorf("%w: usage record: %w", ErrGarbage, err), document)
 	}
-	err := l.checker.Check(rec)
+	most, err := l.mostOwed(ctx)
+	if err != nil {
+		return err
+	}
+	err = l.checker.CheckWithin(rec, most)
 	if errors.Is(err, metering.ErrReplayed) {
 		return nil
 	}
@@ -263,6 +269,25 @@ func (l *Rental) check(ctx context.Context, document []byte) error {
 	l.row, l.heard = row, time.Now()
 	l.show(ctx)
 	return nil
+}
+
+// mostOwed is the most that an honest record can say, however long we were away:
+// the newest voucher that was signed, prepayment and all, whether it has arrived
+// or not, the offer's credit, and one reading of each device, which may come as
+// late as the offer bills a gap. A provider suspends at the credit, so a record
+// over it contradicts the offer that it signed.
+func (l *Rental) mostOwed(ctx context.Context) (uint256.Int, error) {
+	paid, err := l.payer.State(context.WithoutCancel(ctx), l.id)
+	if err != nil {
+		return uint256.Int{}, err
+	}
+	most, err := l.price.Charge(uint64(l.row.GPUs) * uint64(l.offer.MaxGap) * uint64(time.Millisecond))
+	if err != nil {
+		return most, err
+	}
+	most.Add(&most, &l.credit)
+	most.Add(&most, &paid.Signed)
+	return *most.AddUint64(&most, 1), nil // each charge is rounded by itself
 }
 
 // forget brings the checker back to what is on disk.

@@ -149,21 +149,17 @@ func (l *Rental) judge(lease wire.Lease) error {
 	return nil
 }
 
-// startClock starts our own clock for the lease: at its first byte or, if this
-// is not the first time that we asked, when we first did, because the lease may
-// have begun with an answer that got lost.
+// startClock starts our own clock for the lease when it was first asked for,
+// which is the one bound on its beginning that cannot be wrong: it was not there
+// before, and its first byte may be late or come with a second answer. What a
+// provider could gain by it, the credit bounds.
 func (l *Rental) startClock() error {
-	checker, err := metering.NewChecker(l.checking())
+	state := metering.CheckerState{BootID: l.row.AskedBoot, Owed: l.row.OwedBefore, Start: *l.row.Asked}
+	checker, err := metering.ResumeChecker(l.checking(), state)
 	if err != nil {
 		return err
 	}
-	state := checker.State()
-	if l.repeated {
-		state.Start, state.BootID = *l.row.Asked, l.row.AskedBoot
-		if checker, err = metering.ResumeChecker(l.checking(), state); err != nil {
-			return err
-		}
-	}
+	state = checker.State()
 	l.checker, l.row.Checker = checker, &state
 	return nil
 }

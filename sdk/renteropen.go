@@ -334,7 +334,7 @@ func (l *Rental) start(ctx context.Context, first *wire.Challenge) error {
 	if err != nil {
 		return err
 	}
-	if l.repeated = l.row.Asked != nil; !l.repeated {
+	if l.row.Asked == nil {
 		now := l.r.config.Clock.Now()
 		l.row.Asked, l.row.AskedBoot = &now, l.r.config.Clock.BootID()
 		if err := l.save(ctx); err != nil {

@@ -1,0 +1,157 @@
+package sdk
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"net/http"
+	"testing"
+	"time"
+
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/metering/sim"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// later is a renter's clock that a test moves on by hand, over the real one.
+type later struct {
+	metering.Clock
+	by time.Duration
+}
+
+func (l *later) Now() metering.Instant {
+	now := l.Clock.Now()
+	now.Boot, now.Mono, now.Wall = now.Boot+int64(l.by), now.Mono+int64(l.by), now.Wall+int64(l.by)
+	return now
+}
+
+// TestAbsenceIsBounded: a renter's clock allows a quarter of an hour, and the
+// signed offer allows the credit. What a provider bills over that is refused and
+// kept, whichever way the renter was away.
+func TestAbsenceIsBounded(t *testing.T) {
+	m := newMarket(t)
+	const credit, lateReading = 10, 3 // seconds, of the villain's offer
+	for _, test := range []struct {
+		name   string
+		billed time.Duration
+		want   error
+	}{
+		{"the credit and a late reading", (credit + lateReading) * time.Second, nil},
+		{"more than the credit", (credit + lateReading + 1) * time.Second, metering.ErrCredit},
+		{"all the time", 900 * time.Second, metering.ErrCredit},
+	} {
+		t.Run("stream/"+test.name, func(t *testing.T) {
+			v := newVillain(t, m, nil)
+			v.script = func(p *plot) { p.usage(p.next(test.billed)) }
+			r, l := absentee(t, m, v)
+			checkAway(t, r, l, l.Run(t.Context()), test.want)
+		})
+		t.Run("release/"+test.name, func(t *testing.T) {
+			v := newVillain(t, m, nil)
+			streamed := make(chan *plot, 8)
+			v.script = func(p *plot) { streamed <- p }
+			r, l := absentee(t, m, v)
+			p := <-streamed
+			v.mu.Lock()
+			v.final = func() metering.SignedRecord {
+				return p.resign(p.next(test.billed), func(r *metering.SignedRecord) { r.Final = true })
+			}
+			v.mu.Unlock()
+			_, err := l.Close(t.Context()) // this provider does not close
+			checkAway(t, r, l, err, test.want)
+		})
+	}
+}
+
+// absentee is a renter that was away for a quarter of an hour.
+func absentee(t *testing.T, m *market, v *villain) (*Renter, *Rental) {
+	t.Helper()
+	config := m.renterConfig(t, m.payer)
+	config.Patience, config.Caps.PerDay = 600*time.Millisecond, Unlimited
+	clock := &later{Clock: metering.System}
+	config.Clock = clock
+	r := openRenter(t, config)
+	l, err := r.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "1", PayEvery: 60 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	clock.by = 15 * time.Minute
+	return r, l
+}
+
+func checkAway(t *testing.T, r *Renter, l *Rental, err, want error) {
+	t.Helper()
+	var dispute *Dispute
+	if errors.As(err, &dispute) != (want != nil) || (want != nil && !errors.Is(err, want)) {
+		t.Fatalf("%v, want a dispute for %v", err, want)
+	}
+	if kept, err := r.Evidence(t.Context(), l.ID()); err != nil || want != nil && len(kept) != 1 {
+		t.Errorf("%d pieces of evidence, %v", len(kept), err)
+	}
+	if paid := l.Snapshot().Paid; want != nil && !paid.IsZero() {
+		t.Errorf("%s paid for what was refused", paid.Dec())
+	}
+}
+
+// TestHonestWhileAway: a real provider that suspends at its credit is never
+// caught, however often and long its renter stays away.
+func TestHonestWhileAway(t *testing.T) {
+	m := newMarket(t)
+	server := m.provider(t, func(c *ProviderConfig) {
+		c.Credit, c.MaxGap, c.Source = time.Second, 200*time.Millisecond, sim.New(2, sim.Options{})
+	})
+	r := openRenter(t, m.renterConfig(t, m.payer))
+	l, err := r.Rent(t.Context(), server.URL, RentOptions{GPUs: 2, Deposit: "1", PayEvery: 50 * time.Millisecond, Prepay: 200 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 5 {
+		time.Sleep(time.Duration(rand.IntN(900)) * time.Millisecond)
+		there, cancel := context.WithTimeout(t.Context(), time.Duration(100+rand.IntN(400))*time.Millisecond)
+		if err := l.Run(there); !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatalf("Run: %v", err)
+		}
+		cancel()
+	}
+	c, err := l.Close(t.Context())
+	if err != nil || c.Settled != c.Owed {
+		t.Fatalf("%+v, %v", c, err)
+	}
+	if kept, err := l.Evidence(t.Context()); err != nil || len(kept) != 0 {
+		t.Errorf("an honest provider is accused: %v, %v", kept, err)
+	}
+}
+
+// slowStart holds back the answer to an open.
+type slowStart struct{ by time.Duration }
+
+func (s slowStart) RoundTrip(req *http.Request) (*http.Response, error) {
+	resp, err := http.DefaultTransport.RoundTrip(req)
+	if c, none := wire.ParseCredential(req.Header); none == nil && c.Payload.Action == wire.ActionOpen {
+		time.Sleep(s.by)
+	}
+	return resp, err
+}
+
+// TestStallAtTheBeginning: the lease runs while its first byte is on its way
+// for longer than the tolerance. That is no lie of the provider.
+func TestStallAtTheBeginning(t *testing.T) {
+	m := newMarket(t)
+	server := m.provider(t, nil)
+	config := m.renterConfig(t, m.payer)
+	config.HTTP = &http.Client{Transport: slowStart{by: 3 * config.Tolerance}}
+	r := openRenter(t, config)
+	l, err := r.Rent(t.Context(), server.URL, RentOptions{Deposit: "1", PayEvery: 50 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := background(t.Context(), l)
+	eventually(t, "paid records", func() bool { s := l.Snapshot(); return s.Sequence > 5 && !s.Paid.IsZero() || len(done) > 0 })
+	c, err := l.Close(t.Context())
+	if err != nil || c.Settled != c.Owed {
+		t.Errorf("%+v, %v", c, err)
+	}
+	if err := <-done; err != nil {
+		t.Errorf("Run: %v", err)
+	}
+}
