@@ -37,7 +37,7 @@ type Rental struct {
 	checker   *metering.Checker
 	challenge *wire.Challenge // the newest, reused for vouchers until it expires
 	feed      *feed           // nil: not attached
-	poor      bool            // the balance did not cover a top-up
+	poor      bool            // the balance did not cover a top-up at the newest look
 	delivered uint256.Int     // the newest voucher that the provider is known to have
 	sent      uint256.Int     // the newest that went into the stream, zero if none did
 	sentAt    time.Time
@@ -104,6 +104,11 @@ func (r *Renter) rental(ctx context.Context, row rentalRow, escrow *chain.Escrow
 		r: r, id: row.Terms.ID(), terms: row.Terms, escrow: escrow, payer: r.payer(escrow), peer: p, offer: offer, row: row,
 		price: metering.Price{Amount: offer.Amount.Int, Unit: unit},
 		busy:  make(chan struct{}, 1), heard: time.Now(), access: row.Access,
+	}
+	for _, p := range []*wire.Payload{row.Funding, row.TopUp} { // of a database that kept no promises
+		if p != nil {
+			l.row.promised(p.Authorization)
+		}
 	}
 	if l.credit, err = l.price.Charge(offer.Credit * uint64(time.Second)); err != nil {
 		return nil, err

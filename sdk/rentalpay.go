@@ -230,19 +230,30 @@ func (l *Rental) demanded(required, explained uint256.Int, document []byte) {
 	l.demand = demand{required: required, explained: explained, since: since, document: document}
 }
 
+// topUpLead is how much GPU time of every device the deposit still covers when a
+// top-up is begun, at most: it has to be mined before the rest is used up.
+const topUpLead = time.Minute
+
 // budget makes room for what comes, or says in time that there is none: while
-// everything that was used can still be paid.
+// everything that was used can still be paid. What is owed decides, and nothing
+// that the provider alone says.
 func (l *Rental) budget(ctx context.Context) error {
 	l.forgiveDemand()
 	room, err := l.headroom()
 	if err != nil {
 		return err
 	}
+	lead, err := l.price.Charge(uint64(l.row.GPUs) * uint64(topUpLead))
+	if err != nil {
+		return err
+	}
+	lead = lesser(lead, l.credit)
 	need := l.owed()
 	need.Add(&need, &room)
 	var low uint256.Int
-	low.Add(&need, &l.credit)
-	if low.Gt(&l.row.Deposit) && l.mayTopUp() {
+	low.Add(&need, &lead)
+	step := l.step()
+	if low.Gt(&l.row.Deposit) && (!step.IsZero() || l.row.TopUp != nil) {
 		if err := l.topUp(ctx); err != nil {
 			l.r.config.Log.Warn("top-up failed: it is tried again", "channel", l.id, "error", err)
 		}

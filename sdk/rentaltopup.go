@@ -12,6 +12,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/fault"
+	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/units"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -20,38 +21,48 @@ import (
 // yet, and a provider that refuses would be asked at every record.
 const topUpPause = 10 * time.Second
 
-// mayTopUp reports whether the renter allowed a top-up and a cap leaves room
-// for one.
+// mayTopUp reports whether a top-up is on its way, or the renter allowed one, a
+// cap leaves room for it and, as of the newest look, the balance covers it.
 func (l *Rental) mayTopUp() bool {
 	step := l.step()
-	return !step.IsZero()
+	return l.row.TopUp != nil || !step.IsZero() && !l.poor
 }
 
-// step is the next top-up: what was asked for, within the cap.
+// committed is what counts against the caps: what is in the channel, and all that
+// signed authorizations may still move into it, whoever has them and whether or
+// not they were ever sent.
+func (l *Rental) committed() uint256.Int {
+	sum := l.row.outstanding()
+	return *sum.Add(&sum, &l.row.Deposit)
+}
+
+// step is the next top-up: what was asked for, within the cap per lease.
 func (l *Rental) step() uint256.Int {
-	if l.row.Options.TopUp == "" || l.poor {
+	if l.row.Options.TopUp == "" {
 		return uint256.Int{}
 	}
 	step, err := units.Parse(l.row.Options.TopUp, l.r.token.Decimals)
-	if err != nil || !l.row.Deposit.Lt(&l.r.caps.PerChannel) {
+	committed := l.committed()
+	if err != nil || !committed.Lt(&l.r.caps.PerChannel) {
 		return uint256.Int{}
 	}
 	var room uint256.Int
-	room.Sub(&l.r.caps.PerChannel, &l.row.Deposit)
+	room.Sub(&l.r.caps.PerChannel, &committed)
 	return lesser(step, room)
 }
 
-// room is how much of a top-up the caps leave room for.
+// room is how much of a top-up all caps leave room for.
 func (l *Rental) room(ctx context.Context, step uint256.Int) (uint256.Int, error) {
 	most, cap, err := l.payer.Room(ctx, l.row.Terms)
 	if err != nil {
 		return step, err
 	}
-	if !most.Gt(&l.row.Deposit) {
+	committed := l.committed()
+	if !most.Gt(&committed) {
 		l.poor = true
 		return step, fmt.Errorf("%w: %s leaves no room for a top-up: raise the cap, or get back what lies in other channels", ErrBudget, capField(cap))
 	}
-	most.Sub(&most, &l.row.Deposit)
+	most.Sub(&most, &committed)
 	return lesser(step, most), nil
 }
 
@@ -59,10 +70,8 @@ func (l *Rental) room(ctx context.Context, step uint256.Int) (uint256.Int, error
 // and what was signed is sent again unchanged after a crash: the money moves
 // once.
 func (l *Rental) topUp(ctx context.Context) error {
-	var step uint256.Int
 	if l.row.TopUp == nil {
-		var err error
-		if step, err = l.room(ctx, l.step()); err != nil {
+		if _, err := l.room(ctx, l.step()); err != nil {
 			return err
 		}
 	}
@@ -77,16 +86,12 @@ func (l *Rental) topUp(ctx context.Context) error {
 	if l.row.TopUp != nil {
 		return l.finishTopUp(ctx)
 	}
-	balance, err := l.r.token.Balance(ctx, l.row.Terms.Payer)
-	if err != nil {
+	step, err := l.nextStep(ctx)
+	if err != nil || step.IsZero() {
 		return err
 	}
-	if balance.Lt(&step) {
-		l.poor = true
-		return fmt.Errorf("%w: %s has %s, the top-up is %s", ErrBalance, l.row.Terms.Payer, l.r.units(balance), l.r.units(step))
-	}
-	var deposit uint256.Int
-	deposit.Add(&l.row.Deposit, &step)
+	deposit := l.committed()
+	deposit.Add(&deposit, &step)
 	if err := l.payer.Fund(ctx, l.id, deposit); err != nil {
 		return err
 	}
@@ -101,13 +106,44 @@ func (l *Rental) topUp(ctx context.Context) error {
 	return l.finishTopUp(ctx)
 }
 
+// nextStep is step after a look at the chain, if the balance covers it and no
+// transaction of ours is on its way that moves money into the channel.
+func (l *Rental) nextStep(ctx context.Context) (uint256.Int, error) {
+	if _, err := l.look(ctx, l.r.config.Confirmations); err != nil {
+		return uint256.Int{}, err
+	}
+	sent, err := l.r.sender.Find(ctx, l.id)
+	if err != nil {
+		return uint256.Int{}, err
+	}
+	for _, tx := range sent {
+		if tx.State == chain.Pending && (tx.Call.Kind == chain.Open || tx.Call.Kind == chain.TopUp) {
+			return uint256.Int{}, fmt.Errorf("channel %s: a deposit of ours is on its way in transaction %s: %w", l.id, tx.ID, errNotYet)
+		}
+	}
+	step, err := l.room(ctx, l.step())
+	if err != nil {
+		return step, err
+	}
+	balance, err := l.r.token.Balance(ctx, l.row.Terms.Payer)
+	if err != nil {
+		return uint256.Int{}, err
+	}
+	if l.poor = balance.Lt(&step); l.poor {
+		return uint256.Int{}, fmt.Errorf("%w: %s has %s, the top-up is %s", ErrBalance, l.row.Terms.Payer, l.r.units(balance), l.r.units(step))
+	}
+	return step, nil
+}
+
 // topUpSalt numbers top-ups, so that two equal ones are two.
 func (l *Rental) topUpSalt() (salt common.Hash) {
 	binary.BigEndian.PutUint64(salt[24:], l.row.TopUps+1)
 	return salt
 }
 
-// finishTopUp goes on with a top-up wherever it stands.
+// finishTopUp goes on with a top-up wherever it stands. That the deposit grew
+// says nothing about ours: anybody may add a base unit. The outbox knows our own
+// transaction, and the token an authorization.
 func (l *Rental) finishTopUp(ctx context.Context) error {
 	if l.row.TopUp == nil {
 		return nil
@@ -117,20 +153,41 @@ func (l *Rental) finishTopUp(ctx context.Context) error {
 	}
 	fault.Point(fault.TopUpSigned)
 	_, _, sendErr := l.post(ctx, *l.row.TopUp, "", chainTimeout)
-	view, err := l.escrow.View(ctx, l.id, nil)
+	seen, err := l.look(ctx, l.r.config.Confirmations)
 	if err != nil {
 		return transient{err}
 	}
-	if !view.Deposit.Gt(&l.row.Deposit) {
-		return l.unfunded(ctx, sendErr)
+	arrived, err := l.arrived(ctx, seen)
+	if err != nil {
+		return transient{err}
 	}
-	if _, err := l.payer.Observe(ctx, l.id, view); err != nil {
+	if !arrived {
+		return l.unfunded(ctx, seen, sendErr)
+	}
+	if _, err := l.payer.Observe(ctx, l.id, seen.ChainView); err != nil {
 		return err
 	}
-	l.row.Deposit, l.row.TopUp = view.Deposit, nil
+	l.row.TopUp = nil
 	l.row.TopUps++
-	l.r.config.Log.Info("topped up", "channel", l.id, "deposit", view.Deposit.Dec())
+	l.r.config.Log.Info("topped up", "channel", l.id, "deposit", seen.Deposit.Dec())
 	return l.save(ctx)
+}
+
+// arrived reports whether the chain had the top-up when it was seen.
+func (l *Rental) arrived(ctx context.Context, seen sight) (bool, error) {
+	if a := l.row.TopUp.Authorization; a != nil {
+		return seen.used[a.Nonce], nil
+	}
+	sent, err := l.r.sender.Find(ctx, l.id)
+	if err != nil {
+		return false, err
+	}
+	for _, tx := range sent {
+		if tx.Hash == *l.row.TopUp.Hash && tx.State != chain.Pending { // the node that was asked may be behind it
+			return tx.Succeeded && seen.block.Uint64() >= tx.Block, nil
+		}
+	}
+	return false, nil
 }
 
 // signTopUp makes what moves the money, once: our own transaction, or an
@@ -156,25 +213,22 @@ func (l *Rental) signTopUp(ctx context.Context) error {
 		if payload.Authorization, payload.Signature, err = l.authorize(ctx, step, nonce); err != nil {
 			return err
 		}
+		l.row.promised(payload.Authorization)
 	}
 	l.row.TopUp = &payload
 	return l.save(ctx)
 }
 
-// unfunded is a top-up that is not on the chain. An authorization that expired
-// never will be, and the next one is another.
-func (l *Rental) unfunded(ctx context.Context, cause error) error {
+// unfunded is a top-up that is not on the chain. An authorization that ended
+// unused never will be, and the next one is another.
+func (l *Rental) unfunded(ctx context.Context, seen sight, cause error) error {
 	failed := transient{fmt.Errorf("channel %s: the top-up has not arrived: %w", l.id, errors.Join(cause, errNotYet))}
-	if l.row.TopUp.Authorization == nil {
-		return failed
-	}
-	now, err := l.escrow.Now(ctx)
-	if err != nil || uint64(now.Unix()) < l.row.TopUp.Authorization.ValidBefore.Uint64() {
-		return failed
+	if l.row.TopUp.Authorization == nil || !seen.ended(l.row.TopUp.Authorization) {
+		return errors.Join(failed, l.save(ctx))
 	}
 	l.row.TopUp = nil
 	l.row.TopUps++
-	if err := l.payer.Fund(ctx, l.id, l.row.Deposit); err != nil {
+	if err := l.payer.Fund(ctx, l.id, l.committed()); err != nil {
 		return err
 	}
 	return errors.Join(failed, l.save(ctx))

@@ -45,6 +45,7 @@ type villain struct {
 	forgeLease     func(*wire.Lease)
 	script         func(*plot) // what happens on the stream; then it stays open
 	closing        func(http.ResponseWriter)
+	funding        func(wire.Payload)           // hears of opens and top-ups; nil: they are forgotten
 	final          func() metering.SignedRecord // the answer to a release
 	paid           func(*plot, uint256.Int)     // answers a voucher in the stream; nil: it takes none there
 
@@ -105,6 +106,9 @@ func (v *villain) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if cred.Payload.CumulativeAmount != nil {
 		v.count(channel.Voucher{ChannelID: cred.Payload.ChannelID, Cumulative: cred.Payload.CumulativeAmount.Int, Signature: cred.Payload.Voucher()})
 	}
+	if v.funding != nil && (cred.Payload.Action == wire.ActionOpen || cred.Payload.Action == wire.ActionTopUp) {
+		v.funding(cred.Payload)
+	}
 	switch {
 	case r.Method == http.MethodGet:
 		v.stream(w, r, cred.Payload)
@@ -133,7 +137,7 @@ func (v *villain) challenge() wire.Challenge {
 	request := wire.Request{
 		Amount: v.offer.Amount, UnitType: v.offer.Unit, Currency: v.offer.Token, Recipient: v.offer.Payee,
 		ExternalID:    v.offer.Hash.Hex(),
-		MethodDetails: wire.MethodDetails{ChainID: v.offer.ChainID, EscrowContract: v.offer.Escrow},
+		MethodDetails: wire.MethodDetails{ChainID: v.offer.ChainID, EscrowContract: v.offer.Escrow, FeePayer: v.funding != nil},
 	}
 	if v.forgeChallenge != nil {
 		v.forgeChallenge(&request)

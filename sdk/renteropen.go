@@ -217,6 +217,7 @@ func (l *Rental) fund(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	l.row.promised(payload.Authorization)
 	l.row.Funding = &payload
 	return l.save(ctx)
 }
@@ -301,6 +302,10 @@ func (l *Rental) authorize(ctx context.Context, value uint256.Int, nonce common.
 	now, err := l.escrow.Now(ctx)
 	if err != nil {
 		return nil, nil, err
+	}
+	if off := l.r.config.Now().Sub(now); off.Abs() > l.r.config.ClockOff { // an endpoint that lies could make it good for years
+		return nil, nil, fmt.Errorf("%w: this machine is %s off chain %d (%s is tolerated): nothing is signed; set the clock, or check that the node is in step",
+			chain.ErrClock, off.Round(time.Second), l.row.Terms.ChainID, l.r.config.ClockOff)
 	}
 	signed, err := chain.SignAuthorization(ctx, l.r.config.Key, separator, channel.Authorization{
 		From: l.row.Terms.Payer, To: l.row.Terms.Escrow, Value: value, Nonce: nonce,

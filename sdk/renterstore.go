@@ -43,7 +43,7 @@ type rentalRow struct {
 	Offer    json.RawMessage `json:"offer"`
 	GPUs     int             `json:"gpus"`
 	Options  RentOptions     `json:"options"`
-	Deposit  uint256.Int     `json:"deposit"` // meant for it, top-ups included
+	Deposit  uint256.Int     `json:"deposit"` // meant for it, until the chain has it
 	MinDelta uint256.Int     `json:"minDelta"`
 
 	// Sponsored: the provider sends deposits that we only sign.
@@ -55,6 +55,9 @@ type rentalRow struct {
 	TopUp *wire.Payload `json:"topUp,omitempty"`
 	// TopUps counts them: it is the salt that tells equal ones apart.
 	TopUps uint64 `json:"topUps"`
+	// Promises are the authorizations that were signed for this channel and may
+	// still move money into it, or could after a re-org.
+	Promises []promise `json:"promises,omitempty"`
 
 	// PastOffers are those that a lease was asked for under before Offer: it may
 	// have begun with an answer that got lost.

@@ -96,9 +96,16 @@ func (t *Token) ApproveCall(spender common.Address, value uint256.Int) Call {
 	return Call{Kind: Approve, To: t.Address, Data: data}
 }
 
-// AuthorizationUsed reports whether an ERC-3009 authorization of owner was used, or taken back: it moves nothing any more.
+// AuthorizationUsed reports whether an ERC-3009 authorization of owner was used, or taken back, as of the newest block:
+// it moves nothing any more.
 func (t *Token) AuthorizationUsed(ctx context.Context, owner common.Address, nonce common.Hash) (bool, error) {
-	return read[bool](ctx, t, "authorizationState", owner, nonce)
+	return t.AuthorizationUsedAt(ctx, owner, nonce, nil)
+}
+
+// AuthorizationUsedAt is AuthorizationUsed as of a block. That one was not used by the end of a block whose time is past
+// its validBefore says that it never will be.
+func (t *Token) AuthorizationUsedAt(ctx context.Context, owner common.Address, nonce common.Hash, block *big.Int) (bool, error) {
+	return readAt[bool](ctx, t, block, "authorizationState", owner, nonce)
 }
 
 // SupportsAuthorization asks the token whether it takes ERC-3009 receiveWithAuthorization with the signature as bytes.
@@ -146,12 +153,17 @@ func (t *Token) amount(ctx context.Context, method string, args ...any) (uint256
 }
 
 func read[T any](ctx context.Context, t *Token, method string, args ...any) (T, error) {
+	return readAt[T](ctx, t, nil, method, args...)
+}
+
+// readAt asks the token as of a block, the newest if nil.
+func readAt[T any](ctx context.Context, t *Token, block *big.Int, method string, args ...any) (T, error) {
 	var zero T
 	data, err := tokenABI.Pack(method, args...)
 	if err != nil {
 		return zero, fmt.Errorf("chain: packing %s: %w", method, err)
 	}
-	out, err := t.backend.CallContract(ctx, ethereum.CallMsg{To: &t.Address, Data: data}, nil)
+	out, err := t.backend.CallContract(ctx, ethereum.CallMsg{To: &t.Address, Data: data}, block)
 	if err != nil {
 		return zero, fmt.Errorf("chain: token %s: %s: %w", t.Address, method, decode(err))
 	}

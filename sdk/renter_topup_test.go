@@ -1,0 +1,216 @@
+package sdk
+
+import (
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// drawer is a provider that keeps what its renter signed and sends it, or not,
+// whenever it likes.
+type drawer struct {
+	*villain
+	t      *testing.T
+	escrow *chain.Escrow
+	token  *chain.Token
+	terms  channel.Terms
+	signed []wire.Payload
+	gifts  uint64 // base units that strangers added
+}
+
+func newDrawer(t *testing.T, m *market) *drawer {
+	d := &drawer{t: t, villain: newVillain(t, m, nil)}
+	d.script = func(*plot) {}
+	d.funding = func(p wire.Payload) {
+		if p.Authorization == nil {
+			return
+		}
+		d.mu.Lock()
+		d.signed = append(d.signed, p)
+		d.mu.Unlock()
+	}
+	var err error
+	if d.escrow, err = chain.NewEscrow(t.Context(), m.Backend, m.Escrow); err != nil {
+		t.Fatal(err)
+	}
+	if d.token, err = chain.NewToken(t.Context(), m.Backend, m.Token); err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+// payloads are those that came, each authorization once.
+func (d *drawer) payloads() (distinct []wire.Payload) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	seen := make(map[string]bool)
+	for _, p := range d.signed {
+		if !seen[p.Signature.String()] {
+			seen[p.Signature.String()] = true
+			distinct = append(distinct, p)
+		}
+	}
+	return distinct
+}
+
+// submit sends one, if the chain takes it.
+func (d *drawer) submit(p wire.Payload) {
+	a := p.Authorization
+	signed := chain.Authorization{Signature: p.Signature, Authorization: channel.Authorization{
+		From: common.Address(a.From), To: common.Address(a.To), Value: a.Value.Int, Nonce: a.Nonce, ValidBefore: a.ValidBefore.Uint64(),
+	}}
+	call := d.escrow.OpenAuthorizedCall(d.terms, signed)
+	if p.Action == wire.ActionTopUp {
+		call = d.escrow.TopUpAuthorizedCall(d.terms, *p.Salt, signed)
+	}
+	if d.escrow.Simulate(d.t.Context(), d.key.Address(), call) == nil {
+		d.m.Transact(d.t, d.m.payee, call.To, call.Data)
+	}
+}
+
+// gift is a stranger's base unit.
+func (d *drawer) gift() {
+	stranger := d.m.Keys[5]
+	if d.gifts == 0 {
+		d.m.Mint(d.t, channel.NewKey(stranger).Address(), 1000)
+		approve := d.token.ApproveCall(d.m.Escrow, *uint256.NewInt(1000))
+		d.m.Transact(d.t, stranger, approve.To, approve.Data)
+	}
+	call := d.escrow.TopUpCall(d.terms, *uint256.NewInt(1))
+	d.m.Transact(d.t, stranger, call.To, call.Data)
+	d.gifts++
+}
+
+// deposited is what the renter has in the channel.
+func (d *drawer) deposited() uint64 {
+	view, err := d.escrow.View(d.t.Context(), d.terms.ID(), nil)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	return view.Deposit.Uint64() - d.gifts
+}
+
+// outstanding is what the provider can still move into the channel.
+func (d *drawer) outstanding() (sum uint64) {
+	now, err := d.escrow.Now(d.t.Context())
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	for _, p := range d.payloads() {
+		used, err := d.token.AuthorizationUsed(d.t.Context(), d.terms.Payer, p.Authorization.Nonce)
+		if err != nil {
+			d.t.Fatal(err)
+		}
+		if !used && uint64(now.Unix()) < p.Authorization.ValidBefore.Uint64() {
+			sum += p.Authorization.Value.Uint64()
+		}
+	}
+	return sum
+}
+
+// TestCapHoldsWhateverIsSent: a provider withholds what it was given and sends it
+// at any time later, strangers add base units, authorizations end, and the renter
+// is started again. What is in the channel and what can still come never pass the
+// cap, and once nothing is outstanding the renter can go up to it.
+func TestCapHoldsWhateverIsSent(t *testing.T) {
+	m := newMarket(t)
+	const cap, deposit = 2_000_000, 500_000
+	for seed := range uint64(4) {
+		d := newDrawer(t, m)
+		config := m.renterConfig(t, m.payer)
+		config.Caps.PerLease, config.ClockOff = "2", 1000*time.Hour
+		r := openRenter(t, config)
+		l, err := r.Rent(t.Context(), d.server.URL, RentOptions{Deposit: "0.5", TopUp: "0.7", Gasless: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.terms = l.Terms()
+		d.submit(d.payloads()[0])
+		if got := d.deposited(); got != deposit {
+			t.Fatalf("%d deposited", got)
+		}
+		random := rand.New(rand.NewPCG(seed, 9))
+		for range 40 {
+			switch all := d.payloads(); random.IntN(7) {
+			case 0, 1, 2:
+				l.topped = time.Time{}
+				_ = l.topUp(t.Context()) // the provider says yes and does nothing
+			case 3:
+				d.gift()
+			case 4:
+				d.submit(all[random.IntN(len(all))])
+			case 5:
+				m.AdvanceTime(t, time.Duration(1+random.IntN(10))*time.Minute)
+			case 6:
+				l.detach()
+				if l, err = r.Resume(t.Context(), l.ID()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if got, out := d.deposited(), d.outstanding(); got+out > cap {
+				t.Fatalf("seed %d: %d deposited and %d outstanding are over the cap of %d", seed, got, out, cap)
+			}
+		}
+		m.AdvanceTime(t, 2*authorizationTTL)
+		for range 12 {
+			l.topped = time.Time{}
+			_ = l.topUp(t.Context())
+			for _, p := range d.payloads() {
+				d.submit(p)
+			}
+		}
+		if got := d.deposited(); got+d.gifts != cap && got != cap {
+			t.Errorf("seed %d: %d of %d deposited, with %d by strangers: the cap leaves room", seed, got, cap, d.gifts)
+		}
+		l.detach()
+	}
+}
+
+// TestAuthorizationIsGoodForMinutes: what a provider was given ends a quarter of
+// an hour after it was signed, by our clock and the chain's, and nothing is
+// signed by a chain's clock that is far from ours.
+func TestAuthorizationIsGoodForMinutes(t *testing.T) {
+	m := newMarket(t)
+	d := newDrawer(t, m)
+	config := m.renterConfig(t, m.payer)
+	r := openRenter(t, config)
+	began := time.Now()
+	l, err := r.Rent(t.Context(), d.server.URL, RentOptions{Deposit: "0.5", TopUp: "0.7", Gasless: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.terms = l.Terms()
+	d.submit(d.payloads()[0])
+	until := time.Unix(int64(d.payloads()[0].Authorization.ValidBefore.Uint64()), 0)
+	if left := until.Sub(began); left < 14*time.Minute || left > 16*time.Minute {
+		t.Errorf("the authorization is good for %s", left)
+	}
+	m.AdvanceTime(t, time.Hour) // as an endpoint would that lies
+	if err := l.topUp(t.Context()); err == nil || len(d.payloads()) != 1 {
+		t.Errorf("%v, %d authorizations: one was signed by a clock that is an hour off", err, len(d.payloads()))
+	}
+	l.detach()
+}
+
+// TestAuthorizationThatEndsTooSoon: a provider sends no deposit whose
+// authorization may end before its transaction is mined. It would pay the gas of
+// a revert.
+func TestAuthorizationThatEndsTooSoon(t *testing.T) {
+	r := newRig(t)
+	lease := r.open(1, 100_000, "")
+	for left, want := range map[time.Duration]bool{authorizationMargin - 5*time.Second: false, authorizationMargin + 5*time.Second: true, -time.Hour: false} {
+		payload := lease.topUp(1000, 3)
+		payload.Authorization.ValidBefore = wireAmount(uint64(time.Now().Add(left).Unix()))
+		_, err := r.provider.authorization(payload, lease.terms.Payer, payload.Authorization.Nonce)
+		if (err == nil) != want {
+			t.Errorf("good for %s more: %v", left, err)
+		}
+	}
+}

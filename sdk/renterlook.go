@@ -1,0 +1,125 @@
+package sdk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/big"
+	"slices"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// moment is a block and its time. What is read as of it is read after its time
+// is known: an authorization that ended before it, and that it does not show
+// used, never will be. In the other order a deposit that arrives between the two
+// looks would be taken for one that never came.
+type moment struct {
+	block *big.Int
+	time  time.Time
+}
+
+// moment is the newest block that has the given number of confirmations.
+func (r *Renter) moment(ctx context.Context, confirmations uint64) (moment, error) {
+	head, err := r.backend.BlockNumber(ctx)
+	if err != nil {
+		return moment{}, fmt.Errorf("%w: asking for the newest block: %w", chain.ErrUnreachable, err)
+	}
+	block := new(big.Int).SetUint64(head - min(confirmations-1, head))
+	header, err := r.backend.HeaderByNumber(ctx, block)
+	if err != nil {
+		return moment{}, fmt.Errorf("%w: reading block %s: %w", chain.ErrUnreachable, block, err)
+	}
+	return moment{block: block, time: time.Unix(int64(header.Time), 0)}, nil
+}
+
+// promise is an authorization that this renter signed and may have handed out:
+// whoever has it can move its value into the channel, once, until it ends.
+type promise struct {
+	Nonce common.Hash `json:"nonce"`
+	Value uint256.Int `json:"value"`
+	Until uint64      `json:"until"` // unix seconds: the token refuses it from then on
+	Used  bool        `json:"used"`  // as of the newest look; a re-org may undo it
+}
+
+// promised keeps an authorization in the books, before it is handed out.
+func (row *rentalRow) promised(a *wire.Authorization) {
+	if a == nil || slices.ContainsFunc(row.Promises, func(p promise) bool { return p.Nonce == a.Nonce && p.Until == a.ValidBefore.Uint64() }) {
+		return
+	}
+	row.Promises = append(row.Promises, promise{Nonce: a.Nonce, Value: a.Value.Int, Until: a.ValidBefore.Uint64()})
+}
+
+// outstanding is what signed authorizations may still move into the channel.
+// Several of one nonce, which a crash may leave, can move only one of their values.
+func (row *rentalRow) outstanding() (sum uint256.Int) {
+	most := make(map[common.Hash]uint256.Int)
+	for _, p := range row.Promises {
+		if before := most[p.Nonce]; !p.Used && p.Value.Gt(&before) {
+			most[p.Nonce] = p.Value
+		}
+	}
+	for _, value := range most {
+		sum.Add(&sum, &value)
+	}
+	return sum
+}
+
+// until is when the last of the unused authorizations ends, zero if there is none.
+func (row *rentalRow) until() (last uint64) {
+	for _, p := range row.Promises {
+		if !p.Used {
+			last = max(last, p.Until)
+		}
+	}
+	return last
+}
+
+// sight is what the chain says as of one block.
+type sight struct {
+	moment
+	channel.ChainView
+	there bool                 // the escrow knows the channel
+	used  map[common.Hash]bool // the authorizations in the books
+}
+
+// ended reports whether an authorization can never move anything any more.
+func (s sight) ended(a *wire.Authorization) bool {
+	return !s.used[a.Nonce] && uint64(s.time.Unix()) >= a.ValidBefore.Uint64()
+}
+
+// look reads what became of the channel and of the authorizations for it, and
+// brings the row up to it. Authorizations that have ended leave the books: by
+// then the deposit has what they moved.
+func (l *Rental) look(ctx context.Context, confirmations uint64) (sight, error) {
+	at, err := l.r.moment(ctx, confirmations)
+	if err != nil {
+		return sight{}, err
+	}
+	s := sight{moment: at, used: make(map[common.Hash]bool)}
+	var left []promise
+	for _, p := range l.row.Promises {
+		if p.Used, err = l.r.token.AuthorizationUsedAt(ctx, l.row.Terms.Payer, p.Nonce, at.block); err != nil {
+			return s, fmt.Errorf("channel %s: asking the token what became of an authorization: %w", l.id, err)
+		}
+		s.used[p.Nonce] = p.Used
+		if uint64(at.time.Unix()) < p.Until {
+			left = append(left, p)
+		}
+	}
+	s.ChainView, err = l.escrow.View(ctx, l.id, at.block)
+	if s.there = err == nil; err != nil && !errors.Is(err, channel.ErrUnknown) {
+		return s, err
+	}
+	l.row.Promises = left
+	if s.there {
+		l.row.Deposit = s.Deposit
+	}
+	return s, nil
+}
