@@ -105,10 +105,11 @@ func (r *Renter) rental(ctx context.Context, row rentalRow, escrow *chain.Escrow
 		price: metering.Price{Amount: offer.Amount.Int, Unit: unit},
 		busy:  make(chan struct{}, 1), heard: time.Now(), access: row.Access,
 	}
-	for _, p := range []*wire.Payload{row.Funding, row.TopUp} { // of a database that kept no promises
-		if p != nil {
-			l.row.promised(p.Authorization)
-		}
+	if row.TopUp != nil { // of a database that kept no promises
+		l.row.promised(row.TopUp.Authorization)
+	}
+	if row.Funding != nil && row.Phase == RentalOpening {
+		l.row.promised(row.Funding.Authorization)
 	}
 	if l.credit, err = l.price.Charge(offer.Credit * uint64(time.Second)); err != nil {
 		return nil, err

@@ -159,15 +159,16 @@ func TestCapHoldsWhateverIsSent(t *testing.T) {
 			}
 		}
 		m.AdvanceTime(t, 2*authorizationTTL)
+		var last error
 		for range 12 {
 			l.topped = time.Time{}
-			_ = l.topUp(t.Context())
+			last = l.topUp(t.Context())
 			for _, p := range d.payloads() {
 				d.submit(p)
 			}
 		}
 		if got := d.deposited(); got+d.gifts != cap && got != cap {
-			t.Errorf("seed %d: %d of %d deposited, with %d by strangers: the cap leaves room", seed, got, cap, d.gifts)
+			t.Errorf("seed %d: %d of %d deposited, with %d by strangers: the cap leaves room (%v)", seed, got, cap, d.gifts, last)
 		}
 		l.detach()
 	}
