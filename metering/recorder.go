@@ -92,20 +92,61 @@ func (r *Recorder) Last() (Record, bool) {
 	return *r.last, true
 }
 
-// Next writes and signs the record of one cut. Store the record, with
-// [Meter.Save], before you send it or call Next again: a payer that saw a
-// record will not accept another of the same number.
-func (r *Recorder) Next(ctx context.Context, evidence Evidence, final bool) (SignedRecord, error) {
+// Draft is a record that nobody has signed yet, and the evidence that it hashes.
+type Draft struct {
+	Record   Record   `json:"record"`
+	Evidence Evidence `json:"evidence"`
+}
+
+// Draft states one cut as the next record. Store it, with [Meter.Save], before you
+// have it signed: after a crash the same draft must be signed again, since another
+// record of its number would be a fork.
+func (r *Recorder) Draft(evidence Evidence, final bool) (Draft, error) {
 	record, err := r.next(evidence, final)
+	return Draft{Record: record, Evidence: evidence}, err
+}
+
+// Signer is the address of the metering key.
+func (r *Recorder) Signer() common.Address { return r.signer.Address() }
+
+// Digest is what a signature of a record is over.
+func (r *Recorder) Digest(record Record) common.Hash { return record.Digest(r.domain) }
+
+// Sign signs a draft that follows the last record, which it then is.
+func (r *Recorder) Sign(ctx context.Context, d Draft) (SignedRecord, error) {
+	if err := r.follows(d.Record); err != nil {
+		return SignedRecord{}, err
+	}
+	signature, err := r.signer.Sign(ctx, r.Digest(d.Record))
+	if err != nil {
+		return SignedRecord{}, fmt.Errorf("sign record %d of lease %s: %w", d.Record.Sequence, r.lease.ID, err)
+	}
+	record := d.Record
+	r.last = &record
+	return SignedRecord{Record: record, Signature: signature, Evidence: d.Evidence}, nil
+}
+
+// follows refuses a draft that is not of this lease or not the next.
+func (r *Recorder) follows(d Record) error {
+	var sequence uint64
+	var previous common.Hash
+	if r.last != nil {
+		sequence, previous = r.last.Sequence, r.Digest(*r.last)
+	}
+	if d.LeaseID != r.lease.ID || d.Sequence != sequence+1 || d.Previous != previous {
+		return fmt.Errorf("%w: draft %d of lease %s does not follow record %d of lease %s", ErrRecord, d.Sequence, d.LeaseID, sequence, r.lease.ID)
+	}
+	return nil
+}
+
+// Next drafts and signs the record of one cut in one step, for who keeps nothing
+// that a crash could take. A payee stores the draft in between.
+func (r *Recorder) Next(ctx context.Context, evidence Evidence, final bool) (SignedRecord, error) {
+	draft, err := r.Draft(evidence, final)
 	if err != nil {
 		return SignedRecord{}, err
 	}
-	signature, err := r.signer.Sign(ctx, record.Digest(r.domain))
-	if err != nil {
-		return SignedRecord{}, fmt.Errorf("sign record %d of lease %s: %w", record.Sequence, r.lease.ID, err)
-	}
-	r.last = &record
-	return SignedRecord{Record: record, Signature: signature, Evidence: evidence}, nil
+	return r.Sign(ctx, draft)
 }
 
 func (r *Recorder) next(e Evidence, final bool) (Record, error) {

@@ -30,6 +30,15 @@ type ProviderConfig struct {
 	Source          metering.Source
 	Allocator       Allocator // a HostAllocator over Source if nil
 
+	// HighWater is the path of a file that remembers the newest usage record that
+	// was signed of each lease, so that a Database which was restored from a backup
+	// is found out and signs no second record of one number. Back it up with the
+	// key, and do not restore it with the database. Database with ".signed" behind
+	// it if empty; for PostgreSQL the metering key's address with ".signed" behind it
+	// in $STATE_DIRECTORY, $XDG_STATE_HOME/gpupay or ~/.local/state/gpupay. Gateways
+	// on one host may share it.
+	HighWater string
+
 	// Nodes meter in place of Source and Allocator, each on the host of its GPUs,
 	// and this gateway keeps what they state. They sign as Meter, whose key they
 	// hold and this gateway does not.

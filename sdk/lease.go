@@ -16,6 +16,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/fault"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/internal/highwater"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -42,7 +43,7 @@ type lease struct {
 	meter    *metering.Meter
 	sampled  *metering.Sampled
 	recorder *metering.Recorder
-	cut      *metering.Evidence     // measured, not yet signed: the signer failed
+	draft    *pendingRecord         // measured, not yet signed: it is signed as it is, or never
 	unstored *metering.SignedRecord // signed, not yet on disk: the store failed
 	records  *time.Timer            // wants the next record
 	patience *time.Timer            // ends it if it is still suspended then
@@ -56,6 +57,7 @@ type lease struct {
 	closing atomic.Pointer[func(*sqlx.Tx, metering.SignedRecord) error] // goes to disk with the final record
 
 	lost   atomic.Bool // another gateway has it, or may: nothing of it is touched here any more
+	muted  atomic.Bool // more was signed of it than the database has: nothing is signed any more, and it ends
 	ending atomic.Bool // somebody has asked it to end
 
 	mu      sync.Mutex
@@ -81,6 +83,7 @@ type leaseDeps struct {
 	clock     metering.Clock
 	sampling  *metering.Sampling // of source, for all leases
 	store     leaseStore
+	marks     *highwater.Marks // outside the store: what was signed
 	metrics   leaseMetrics
 	log       *slog.Logger
 	timing    leaseTiming
@@ -153,6 +156,12 @@ func (l *lease) observe(s channel.State) {
 // lose has the lease let go of everything at once: another gateway runs it.
 func (l *lease) lose() {
 	l.lost.Store(true)
+	l.wake()
+}
+
+// mute has the lease end without another signature.
+func (l *lease) mute() {
+	l.muted.Store(true)
 	l.wake()
 }
 
@@ -247,6 +256,7 @@ func (l *lease) do(ctx context.Context, mail leaseMail) *stopRequest {
 	}
 	if mail.begin {
 		l.begin(ctx)
+		_ = l.complete(ctx) // what an earlier process left behind; logged and tried again
 	}
 	if mail.due {
 		l.records.Reset(l.deps.timing.recordEvery)
@@ -254,8 +264,13 @@ func (l *lease) do(ctx context.Context, mail leaseMail) *stopRequest {
 	if mail.cut || mail.due && l.state() == leaseActive {
 		_ = l.record(ctx, false) // logged and tried again; the credit bounds what is served meanwhile
 	}
-	if l.lost.Load() {
+	switch last, _ := l.recorder.Last(); {
+	case l.lost.Load():
 		return &stopRequest{reason: "another gateway runs it"}
+	case l.muted.Load():
+		return &stopRequest{reason: errRolledBack.Error()}
+	case last.Final: // it was drafted by an earlier process
+		return &stopRequest{reason: "its final record was written"}
 	}
 	l.cutWindow(ctx)
 	if stop, reason := l.enforce(ctx); stop {
@@ -475,23 +490,60 @@ func (l *lease) enter(ctx context.Context, state leaseState, reason string) erro
 // sees it. What an earlier attempt left behind goes first: a second record of
 // the same number would be a fork that the payee signed.
 func (l *lease) record(ctx context.Context, final bool) error {
+	if err := l.complete(ctx); err != nil {
+		return err
+	}
+	if last, ok := l.recorder.Last(); ok && last.Final {
+		return nil
+	}
+	draft, err := l.recorder.Draft(l.meter.Cut(), final)
+	if err != nil {
+		l.deps.log.Error("usage record could not be made", "lease", l.id, "error", err)
+		return err
+	}
+	l.draft = &pendingRecord{Draft: draft, Meter: l.meter.Save()}
+	return l.complete(ctx)
+}
+
+// complete has what was measured on disk, then signed, then on disk as signed. It
+// goes on wherever an earlier attempt stopped, in this process or another one.
+func (l *lease) complete(ctx context.Context) error {
 	if l.unstored != nil {
 		if err := l.keep(ctx); err != nil {
 			return err
 		}
 	}
-	if l.cut == nil {
-		evidence := l.meter.Cut()
-		l.cut = &evidence
+	if l.draft == nil {
+		return nil
 	}
-	rec, err := l.recorder.Next(ctx, *l.cut, final)
+	rec, err := l.sign(ctx, *l.draft)
 	if err != nil {
-		l.deps.log.Error("usage record could not be made", "lease", l.id, "error", err)
+		l.notice(err)
+		l.deps.log.Error("usage record could not be signed", "lease", l.id, "sequence", l.draft.Record.Sequence, "error", err)
 		return err
 	}
 	fault.Point(fault.RecordSigned)
-	l.cut, l.unstored = nil, &rec
+	l.draft, l.unstored = nil, &rec
 	return l.keep(ctx)
+}
+
+// sign signs a draft that is in the database, in the term that is ours: whoever
+// takes the lease over finds it there and signs the same. The mark outside the
+// database says no if the database forgot what was signed.
+func (l *lease) sign(ctx context.Context, p pendingRecord) (metering.SignedRecord, error) {
+	if l.muted.Load() {
+		return metering.SignedRecord{}, errRolledBack
+	}
+	if err := l.deps.store.reserve(ctx, l.term, p); err != nil {
+		return metering.SignedRecord{}, err
+	}
+	fault.Point(fault.RecordReserved)
+	mark := highwater.Mark{Sequence: p.Record.Sequence, Digest: l.recorder.Digest(p.Record)}
+	if err := l.deps.marks.Raise(ctx, l.recorder.Signer(), l.id, mark); err != nil {
+		return metering.SignedRecord{}, err
+	}
+	fault.Point(fault.RecordMarked)
+	return l.recorder.Sign(ctx, p.Draft)
 }
 
 func (l *lease) keep(ctx context.Context) error {
@@ -517,10 +569,14 @@ func (l *lease) metered() metering.State {
 	return l.meter.Save()
 }
 
-// notice hears that the lease is another gateway's now.
+// notice hears that the lease is another gateway's now, or that the database is
+// older than what was signed from it.
 func (l *lease) notice(err error) {
-	if errors.Is(err, errNotOurs) {
+	switch {
+	case errors.Is(err, errNotOurs):
 		l.lost.Store(true)
+	case errors.Is(err, highwater.ErrBehind), errors.Is(err, errRolledBack):
+		l.muted.Store(true)
 	}
 }
 
@@ -549,7 +605,7 @@ func (l *lease) conclude(ctx context.Context, req stopRequest) error {
 func (l *lease) finish(ctx context.Context, req stopRequest) {
 	ctx = context.WithoutCancel(ctx)
 	var err error
-	if !l.lost.Load() {
+	if !l.lost.Load() && !l.muted.Load() {
 		err = l.conclude(ctx, req)
 	}
 	if l.lost.Load() {

@@ -170,16 +170,28 @@ func (r leaseRow) allocation() (Allocation, error) {
 	return a, err
 }
 
-// metered is where the meter was at the lease's last record.
-func (r leaseRow) metered(last *metering.SignedRecord) (*metering.State, *metering.Record, error) {
+// metered is where the meter was at the lease's newest record, signed or about to
+// be, and the record that is about to be.
+func (r leaseRow) metered(last *metering.SignedRecord) (*metering.State, *metering.Record, *pendingRecord, error) {
+	var record *metering.Record
+	if last != nil {
+		record = &last.Record
+	}
+	if r.Pending != "" {
+		pending := &pendingRecord{}
+		if err := json.Unmarshal([]byte(r.Pending), pending); err != nil {
+			return nil, nil, nil, fmt.Errorf("stored draft of lease %s: %w", r.ID, err)
+		}
+		return &pending.Meter, record, pending, nil
+	}
 	if last == nil {
-		return nil, nil, nil
+		return nil, nil, nil, nil
 	}
 	var saved metering.State
 	if err := json.Unmarshal([]byte(r.Meter), &saved); err != nil {
-		return nil, nil, fmt.Errorf("stored meter of lease %s: %w", r.ID, err)
+		return nil, nil, nil, fmt.Errorf("stored meter of lease %s: %w", r.ID, err)
 	}
-	return &saved, &last.Record, nil
+	return &saved, record, nil, nil
 }
 
 func randomHash() (h common.Hash) {

@@ -40,6 +40,17 @@ var errNotOurs = errors.New("another gateway runs it now; nothing was written")
 // errChallengeUsed says that a challenge was used before.
 var errChallengeUsed = errors.New("challenge was used before")
 
+// errRolledBack is a database that has forgotten records which were signed from
+// it: no other ones of their numbers may be signed.
+var errRolledBack = errors.New("the provider's database is older than what was signed from it, as after a restore from a backup: the lease ends")
+
+// pendingRecord is the next record of a lease, before it is signed, and where the
+// meter is after it.
+type pendingRecord struct {
+	metering.Draft
+	Meter metering.State `json:"meter"`
+}
+
 // leaseRow is a lease as it stands on disk.
 type leaseRow struct {
 	ID         string `db:"id"`
@@ -60,6 +71,7 @@ type leaseRow struct {
 	Stream     int64  `db:"stream"`   // the newest stream
 	Command    string `db:"command"`  // why another gateway wants it ended
 	Held       int64  `db:"held"`     // 1: ended, and its devices not taken back yet
+	Pending    string `db:"pending"`  // JSON of the record that is about to be signed; empty: none
 }
 
 // leaseStore keeps what a provider must not forget beside its channels: leases,
@@ -143,6 +155,51 @@ func own(id common.Hash) func(sql.Result, error) error {
 	}
 }
 
+// reserve makes a record durable that is about to be signed. It refuses where the
+// lease is another gateway's, and where the newest record on disk is not the one
+// before: then the database was exchanged for an older one while it was in use.
+func (s leaseStore) reserve(ctx context.Context, term int64, p pendingRecord) error {
+	text, err := json.Marshal(p)
+	if err != nil {
+		return err
+	}
+	update := s.db.UpdateSoon // the record is of time that has passed
+	if p.Record.Final {
+		update = s.db.Update
+	}
+	id := p.Record.LeaseID
+	return update(ctx, func(tx *sqlx.Tx) error {
+		if !s.db.Shared() {
+			ctx = context.WithoutCancel(ctx) // as in append
+		}
+		done, err := tx.ExecContext(ctx, tx.Rebind(`UPDATE leases SET pending = ? WHERE id = ? AND term = ? AND sequence = ?`),
+			string(text), id.Hex(), term, int64(p.Record.Sequence)-1)
+		if err == nil {
+			var n int64
+			if n, err = done.RowsAffected(); n == 1 {
+				return err
+			}
+		}
+		if err != nil {
+			return err
+		}
+		return s.refused(ctx, tx, id, term)
+	})
+}
+
+// refused says why a record was not reserved.
+func (s leaseStore) refused(ctx context.Context, tx *sqlx.Tx, id common.Hash, term int64) error {
+	var now []int64
+	err := tx.SelectContext(ctx, &now, tx.Rebind(`SELECT term FROM leases WHERE id = ?`), id.Hex())
+	switch {
+	case err != nil:
+		return err
+	case len(now) == 0 || now[0] == term:
+		return fmt.Errorf("lease %s: %w", id, errRolledBack)
+	}
+	return fmt.Errorf("lease %s: %w", id, errNotOurs)
+}
+
 // append makes a usage record and the charge it states durable in one step: a
 // record that a renter sees is a charge that a restart remembers, and the
 // other way round. What closing writes is there with a final record.
@@ -164,7 +221,7 @@ func (s leaseStore) append(ctx context.Context, term int64, rec metering.SignedR
 			ctx = context.WithoutCancel(ctx) // the driver starts a goroutine for each statement that could be cut off
 		}
 		// First, so that whoever takes the lease over waits until the record stands.
-		err := own(rec.LeaseID)(tx.ExecContext(ctx, tx.Rebind(`UPDATE leases SET meter = ?, sequence = ? WHERE id = ? AND term = ?`),
+		err := own(rec.LeaseID)(tx.ExecContext(ctx, tx.Rebind(`UPDATE leases SET meter = ?, sequence = ?, pending = '' WHERE id = ? AND term = ?`),
 			string(totals), int64(rec.Sequence), rec.LeaseID.Hex(), term))
 		if err != nil {
 			return err

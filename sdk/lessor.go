@@ -166,10 +166,11 @@ func (h *lessor) newLease(row leaseRow, s channel.State, offer wire.SignedOffer,
 		l.remote, err = h.remote(row, terms, a.Node, last)
 		return l, err
 	}
-	saved, record, err := row.metered(last)
+	saved, record, pending, err := row.metered(last)
 	if err != nil {
 		return nil, err
 	}
+	l.draft = pending
 	if l.meter, err = newMeter(a.Devices, offer.Offer, saved); err != nil {
 		return nil, err
 	}
@@ -286,10 +287,50 @@ func (h *lessor) adopt(ctx context.Context, row leaseRow) error {
 	if err != nil {
 		return err
 	}
+	if err := h.mayGoOn(ctx, l, row); err != nil {
+		return err
+	}
 	if err := h.launch(l, leaseState(row.State), s, last); err != nil || s.Status == channel.Open {
 		return err
 	}
 	h.endSoon(l, "its channel is "+s.Status.String()) // when its node has told the rest
+	return nil
+}
+
+// mayGoOn refuses to sign on for a lease whose later records this database has
+// forgotten, or whose offer names another metering key than ours: no renter would
+// take what we sign.
+func (h *lessor) mayGoOn(ctx context.Context, l *lease, row leaseRow) error {
+	if row.Command == errRolledBack.Error() {
+		return errRolledBack // another gateway knows it
+	}
+	if l.remote != nil {
+		return nil // its node signs, and knows what it signed
+	}
+	key := l.recorder.Signer()
+	if named := common.Address(l.offer.Meter); named != key {
+		return fmt.Errorf("its offer names metering key %s, and records are signed with %s now", named, key)
+	}
+	return h.unforked(ctx, l)
+}
+
+// unforked is errRolledBack where more was signed of a lease than its row knows.
+func (h *lessor) unforked(ctx context.Context, l *lease) error {
+	mark, err := h.deps.marks.Get(ctx, l.recorder.Signer(), l.id)
+	if err != nil || mark.Sequence == 0 {
+		return err
+	}
+	last, _ := l.recorder.Last()
+	newest := last
+	if l.draft != nil {
+		newest = l.draft.Record
+	}
+	switch {
+	case mark.Sequence > newest.Sequence,
+		mark.Sequence == newest.Sequence && mark.Digest != l.recorder.Digest(newest),
+		mark.Sequence == last.Sequence && mark.Digest != l.recorder.Digest(last):
+		return errRolledBack
+	}
 	return nil
 }
 

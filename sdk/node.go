@@ -28,6 +28,7 @@ type NodeConfig struct {
 	Database string          // path of the spool, an SQLite file on the node's own disk
 	Source   metering.Source
 
+	HighWater      string         // as ProviderConfig.HighWater; Database with ".signed" behind it if empty
 	Allocator      Allocator      // a HostAllocator over Source if nil
 	Payee          common.Address // whose offers it meters for; anybody's who holds the secret if zero
 	SuspendTimeout time.Duration  // an unpaid lease ends after it, also where no gateway is heard of; 5 min if zero
@@ -101,12 +102,17 @@ func NewNode(ctx context.Context, config NodeConfig) (*Node, error) {
 	if n.spool, err = openSpool(ctx, config.Database); err != nil {
 		return nil, err
 	}
+	marks, err := openMarks(ctx, config.HighWater, config.Database, config.MeterKey.Address())
+	if err != nil {
+		return nil, errors.Join(err, n.spool.db.Close())
+	}
 	n.lets()
+	n.deps.marks = marks
 	n.routes()
 	n.ready()
 	if err := n.takeUp(ctx); err != nil {
 		n.shut()
-		return nil, errors.Join(err, n.spool.db.Close())
+		return nil, errors.Join(err, n.shutFiles())
 	}
 	n.every(time.Hour, n.tidy)
 	return n, nil
@@ -164,8 +170,10 @@ func (n *Node) Close() error {
 	if !n.shut() {
 		return nil
 	}
-	return n.spool.db.Close()
+	return n.shutFiles()
 }
+
+func (n *Node) shutFiles() error { return errors.Join(n.spool.db.Close(), n.deps.marks.Close()) }
 
 // Drain ends every lease. Gateways can still fetch its records.
 func (n *Node) Drain(ctx context.Context) error {

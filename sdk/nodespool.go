@@ -36,10 +36,6 @@ type spoolRow struct {
 	Closed    int64  `db:"closed"`
 }
 
-// errRolledBack is a node that lost records which it had delivered: it must not
-// sign others of their numbers.
-var errRolledBack = errors.New("the spool is older than what was delivered from it: was it restored from a backup? the lease ends")
-
 func openSpool(ctx context.Context, path string) (spool, error) {
 	db, err := database.Open(ctx, path, "provider", providerMigrations, "migrations/provider")
 	if err != nil {

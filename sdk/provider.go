@@ -92,7 +92,7 @@ func NewProvider(ctx context.Context, config ProviderConfig) (*Provider, error) 
 	p.ready()
 	if err := p.restore(ctx); err != nil {
 		p.finish()
-		return nil, errors.Join(err, p.db.Close())
+		return nil, errors.Join(err, p.shutFiles())
 	}
 	p.attend()
 	return p, nil
@@ -107,9 +107,14 @@ func (p *Provider) prepare(ctx context.Context) error {
 		return err
 	}
 	p.db, p.store = db, leaseStore{db: db, offers: &offerCache{}}
+	marks, err := openMarks(ctx, p.config.HighWater, p.config.Database, p.config.MeterKey.Address())
+	if err != nil {
+		return errors.Join(err, db.Close())
+	}
+	p.deps.marks = marks
 	p.payee = &channel.Payee{Store: db.Payee(), Domain: p.escrow.Domain()}
 	if err := errors.Join(p.chainParts(ctx), p.challenges(ctx), p.renewOffer(ctx)); err != nil {
-		return errors.Join(err, db.Close())
+		return errors.Join(err, p.shutFiles())
 	}
 	p.metrics = newProviderMetrics(p)
 	p.lets()
@@ -168,7 +173,7 @@ func (p *Provider) lets() {
 		p.remote = p.nodes.newRemote
 	}
 	p.deps = leaseDeps{
-		allocator: namedAllocator{p.config.Allocator, &p.named}, source: p.config.Source, clock: p.config.Clock, store: p.store,
+		allocator: namedAllocator{p.config.Allocator, &p.named}, source: p.config.Source, clock: p.config.Clock, store: p.store, marks: p.deps.marks,
 		metrics: p.metrics.leaseMetrics, log: p.config.Log, ended: p.leaseEnded, dropped: p.leaseDropped,
 		timing: leaseTiming{tick: p.config.Tick, recordEvery: p.config.RecordEvery,
 			suspendTimeout: p.config.SuspendTimeout, callTimeout: p.config.CallTimeout},
@@ -407,8 +412,10 @@ func (p *Provider) Close() error {
 	if p.replicas != nil {
 		p.replicas.leave()
 	}
-	return p.db.Close()
+	return p.shutFiles()
 }
+
+func (p *Provider) shutFiles() error { return errors.Join(p.db.Close(), p.deps.marks.Close()) }
 
 // Settle fetches what has been vouchered now, in as few transactions as can be,
 // instead of waiting for the settlement policy.

@@ -78,6 +78,9 @@ func rigOn(t *testing.T, net *devchain.Chain, payer func(*rig) *channel.Key, cha
 	for _, c := range change {
 		c(&r.config)
 	}
+	if strings.Contains(r.config.Database, "://") && r.config.HighWater == "" {
+		r.config.HighWater = filepath.Join(t.TempDir(), "high-water.db")
+	}
 	r.payer = payer(r)
 	r.start()
 	t.Cleanup(r.shut)

@@ -134,7 +134,7 @@ func (r *replicas) endBooks(ctx context.Context, row leaseRow, reason string) er
 			return err
 		}
 		l.meter.Pause()
-		if err := l.record(ctx, true); err != nil {
+		if err := l.record(ctx, true); err != nil && !l.muted.Load() {
 			return err
 		}
 	}

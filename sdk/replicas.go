@@ -58,12 +58,35 @@ func (r *replicas) join(ctx context.Context) error {
 	if err := r.beat(ctx); err != nil {
 		return fmt.Errorf("joining the gateways of this database: %w", err)
 	}
+	if err := r.warn(ctx); err != nil {
+		return fmt.Errorf("leases of a database that may have been restored: %w", err)
+	}
 	if err := r.sweep(ctx); err != nil {
 		return fmt.Errorf("leases that nobody runs: %w", err)
 	}
 	r.every(r.ttl/4, "saying that this gateway lives", r.beat)
 	r.every(r.poll(), "looking at the leases", r.look)
 	r.every(r.ttl/4, "taking up leases that nobody runs", r.sweep)
+	return nil
+}
+
+// warn has leases ended, whoever runs them, of which this gateway has signed more
+// than the database knows.
+func (r *replicas) warn(ctx context.Context) error {
+	rows, err := r.p.store.unfinished(ctx)
+	if err != nil {
+		return err
+	}
+	for _, row := range rows {
+		id := common.HexToHash(row.ID)
+		mark, err := r.p.deps.marks.Get(ctx, r.p.meterKey.Address(), id)
+		if err == nil && mark.Sequence > uint64(row.Sequence)+1 {
+			err = r.p.store.command(ctx, id, errRolledBack.Error())
+		}
+		if err != nil {
+			return err
+		}
+	}
 	return nil
 }
 

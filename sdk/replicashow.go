@@ -67,6 +67,8 @@ func (r *replicas) heed(l *lease, row leaseRow, s channel.State) {
 		l.learn(s)
 	}
 	switch {
+	case row.Command == errRolledBack.Error():
+		l.mute()
 	case s.Status != channel.Open:
 		r.p.channelChanged(s)
 	case row.Command != "":

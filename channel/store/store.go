@@ -91,6 +91,10 @@ func Open(ctx context.Context, address string) (*DB, error) {
 	return db, nil
 }
 
+// OpenBare is Open for a database that holds no channels, but only what its caller
+// migrates into it.
+func OpenBare(ctx context.Context, address string) (*DB, error) { return open(ctx, address) }
+
 func open(ctx context.Context, address string) (*DB, error) {
 	if isPostgres(address) {
 		return openPostgres(ctx, address)

@@ -25,6 +25,8 @@ const (
 	LeaseWritten       Step = "lease row written"
 	LeaseAllocated     Step = "allocated"
 	LeaseActivated     Step = "activated"
+	RecordReserved     Step = "record reserved"
+	RecordMarked       Step = "record marked"
 	RecordSigned       Step = "record signed"
 	RecordStored       Step = "record on disk"
 	RecordSent         Step = "record sent"
@@ -69,7 +71,7 @@ func Of(kind string, step Step) Step { return Step(kind + ": " + string(step)) }
 func Provider() []Step {
 	return []Step{
 		OpenChecked, Of("open", TxStored), Of("open", TxBroadcast), Of("open", TxMined), OpenRegistered,
-		LeaseWritten, LeaseAllocated, LeaseActivated, VoucherVerified, VoucherAccepted, RecordSigned, RecordStored, RecordSent,
+		LeaseWritten, LeaseAllocated, LeaseActivated, VoucherVerified, VoucherAccepted, RecordReserved, RecordMarked, RecordSigned, RecordStored, RecordSent,
 		Of("top up", TxStored), Of("top up", TxBroadcast), Of("top up", TxMined), TopUpObserved,
 		SettlementChosen, Of("settle", TxStored), Of("settle", TxBroadcast), Of("settle", TxMined), SettlementObserved,
 		LeaseReleased, Of("close", TxStored), Of("close", TxBroadcast), Of("close", TxMined), CloseObserved,

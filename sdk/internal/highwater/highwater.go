@@ -1,0 +1,119 @@
+// Package highwater remembers, outside the database, the newest usage record that
+// a metering key has signed for each lease, as a validator's slashing protection
+// does (EIP-3076). A database that was restored from a backup does not know what
+// was signed since; this file does, and refuses a second signature of a number.
+package highwater
+
+import (
+	"context"
+	"database/sql"
+	"embed"
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/jmoiron/sqlx"
+
+	"github.com/gpupay/gpupay/channel/store"
+)
+
+//go:embed migrations/*.sql
+var migrations embed.FS
+
+// ErrBehind says that a record was about to be signed whose number was signed
+// before: two records of one number are a fork, which convicts the key.
+var ErrBehind = errors.New("a record of this number, or a later one, was signed before: the database is older than what was signed from it")
+
+// keep is how long the mark of a lease outlives its last record. A database that
+// is older than this is not found out by the file.
+const keep = 400 * 24 * time.Hour
+
+// Mark is a record by its number and its digest.
+type Mark struct {
+	Sequence uint64
+	Digest   common.Hash
+}
+
+// Marks is the file. Programs that sign with one key on one host may share it.
+// It is safe for concurrent use.
+type Marks struct {
+	path string
+	db   *store.DB
+}
+
+// Open opens the file, makes it if there is none, and forgets the marks of leases
+// that ended more than 400 days ago.
+func Open(ctx context.Context, path string) (*Marks, error) {
+	if strings.Contains(path, "://") {
+		return nil, fmt.Errorf("high-water mark %s: it must be a file of its own on this host: beside what it guards it would be restored with it", path)
+	}
+	db, err := store.OpenBare(ctx, path)
+	if err != nil {
+		return nil, fmt.Errorf("high-water mark: %w", err)
+	}
+	files, err := fs.Sub(migrations, "migrations")
+	if err == nil {
+		err = db.Migrate(ctx, "high water", files)
+	}
+	if err == nil {
+		err = db.Update(ctx, func(tx *sqlx.Tx) error {
+			_, err := tx.ExecContext(ctx, `DELETE FROM high_water WHERE at < ?`, time.Now().Add(-keep).Unix())
+			return err
+		})
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("high-water mark %s: %w", path, err), db.Close())
+	}
+	return &Marks{path: path, db: db}, nil
+}
+
+// Raise puts on disk that a record is about to be signed; all that wait share one
+// fsync. Sign only after it returned nil. The same record again is allowed, so
+// that what a crash cut off can be signed; another one of its number, or an
+// earlier one, is ErrBehind.
+func (m *Marks) Raise(ctx context.Context, key common.Address, lease common.Hash, next Mark) error {
+	return m.db.Update(ctx, func(tx *sqlx.Tx) error {
+		done, err := tx.Exec(`INSERT INTO high_water (key, lease, sequence, digest, at) VALUES (?, ?, ?, ?, ?)
+			ON CONFLICT (key, lease) DO UPDATE SET sequence = excluded.sequence, digest = excluded.digest, at = excluded.at
+			WHERE high_water.sequence < excluded.sequence`,
+			key.Hex(), lease.Hex(), int64(next.Sequence), next.Digest.Hex(), time.Now().Unix())
+		if err != nil {
+			return err
+		}
+		if n, err := done.RowsAffected(); err != nil || n == 1 {
+			return err
+		}
+		known, err := get(ctx, tx, key, lease)
+		if err == nil && known != next {
+			err = fmt.Errorf("lease %s, record %d: %w (%s has record %d)", lease, next.Sequence, ErrBehind, m.path, known.Sequence)
+		}
+		return err
+	})
+}
+
+// Get returns the mark of a lease; the zero Mark if nothing was signed.
+func (m *Marks) Get(ctx context.Context, key common.Address, lease common.Hash) (Mark, error) {
+	mark, err := get(ctx, m.db.View(), key, lease)
+	if err != nil {
+		return mark, fmt.Errorf("high-water mark %s: lease %s: %w", m.path, lease, err)
+	}
+	return mark, nil
+}
+
+func get(ctx context.Context, q sqlx.QueryerContext, key common.Address, lease common.Hash) (Mark, error) {
+	var row struct {
+		Sequence int64  `db:"sequence"`
+		Digest   string `db:"digest"`
+	}
+	err := sqlx.GetContext(ctx, q, &row, `SELECT sequence, digest FROM high_water WHERE key = ? AND lease = ?`, key.Hex(), lease.Hex())
+	if errors.Is(err, sql.ErrNoRows) {
+		return Mark{}, nil
+	}
+	return Mark{Sequence: uint64(row.Sequence), Digest: common.HexToHash(row.Digest)}, err
+}
+
+// Close closes the file.
+func (m *Marks) Close() error { return m.db.Close() }
