@@ -63,6 +63,7 @@ type Sampled struct {
 	stopped bool
 	left    int // devices that are still read
 	err     error
+	until   *Instant // nothing is observed with a later stamp; nil: no end
 	devices []turn
 }
 
@@ -70,16 +71,33 @@ type Sampled struct {
 type turn struct {
 	of      *Sampled
 	device  string
-	next    int64        // monotonic time on the grid of the first reading
-	due     atomic.Int64 // where it stands in the line; 0: nowhere
-	pending bool         // a call is under way
-	late    bool         // and was given up
+	next    int64         // monotonic time on the grid of the first reading
+	due     atomic.Int64  // where it stands in the line; 0: nowhere
+	pending bool          // a call is under way
+	late    bool          // and was given up
+	over    bool          // it is read no more
+	looking bool          // it is out of turn, and has a time-out of its own
+	done    chan struct{} // closed when it is over; nil: nobody waits for it
 }
 
 // Add describes a meter's devices to it, every one of them before the first
 // second is billed, and has them read from now on. A call that takes longer than
 // timeout counts as hung; the meter's MaxGap if zero.
 func (s *Sampling) Add(ctx context.Context, m *Meter, timeout time.Duration, to Listener) (*Sampled, error) {
+	one, err := s.sampled(ctx, m, timeout, to)
+	if err != nil {
+		return nil, err
+	}
+	s.line.mu.Lock()
+	defer s.line.mu.Unlock()
+	for i := range one.devices {
+		s.queue(&one.devices[i], one.devices[i].next)
+	}
+	return one, nil
+}
+
+// sampled is a meter whose devices are described to it, and not read yet.
+func (s *Sampling) sampled(ctx context.Context, m *Meter, timeout time.Duration, to Listener) (*Sampled, error) {
 	if timeout == 0 {
 		timeout = m.config.MaxGap
 	}
@@ -92,11 +110,6 @@ func (s *Sampling) Add(ctx context.Context, m *Meter, timeout time.Duration, to 
 	for i, uuid := range m.config.Devices {
 		t := &one.devices[i]
 		t.of, t.device, t.next = one, uuid, now
-	}
-	s.line.mu.Lock()
-	defer s.line.mu.Unlock()
-	for i := range one.devices {
-		s.queue(&one.devices[i], now)
 	}
 	return one, nil
 }
@@ -114,7 +127,7 @@ func (t *turn) begin() bool {
 	o := t.of
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.stopped || t.due.Load() != 0 { // its call came back meanwhile, and it stands in the line again
+	if o.stopped || t.looking || t.due.Load() != 0 { // its call came back meanwhile, and it stands in the line again, or will
 		return false
 	}
 	if t.pending {
@@ -135,12 +148,16 @@ func (t *turn) finish(r Reading, err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	late := t.late
-	t.pending, t.late = false, false
+	t.pending, t.late, t.looking = false, false, false
+	if t.done != nil {
+		defer close(t.done)
+		t.done = nil
+	}
 	switch {
 	case o.stopped || o.s.life.Err() != nil:
 		return
 	case ended(err):
-		o.over(err)
+		t.end(err)
 		return
 	case err != nil:
 		r = o.blank(t.device, Failed)
@@ -166,17 +183,22 @@ func (t *turn) schedule() {
 }
 
 func (t *turn) observe(r Reading) bool {
+	if end := t.of.until; end != nil && r.At.Mono > end.Mono {
+		r.At = *end
+	}
 	in, err := t.of.meter.Observe(r)
 	if err != nil {
-		t.of.over(err)
+		t.end(err)
 		return false
 	}
 	t.of.to.Sampled(r, in)
 	return true
 }
 
-// over notes that one device is read no more.
-func (o *Sampled) over(err error) {
+// end notes that a device is read no more.
+func (t *turn) end(err error) {
+	o := t.of
+	t.over = true
 	o.err = errors.Join(o.err, err)
 	if o.left--; o.left == 0 {
 		o.stopped = true

@@ -42,6 +42,7 @@ type lease struct {
 	remote   *remoteLease // where a node meters it: then this has no meter and no recorder of its own
 	meter    *metering.Meter
 	sampled  *metering.Sampled
+	read     chan struct{} // closed when its devices were read first, of a lease that lasts for one request
 	recorder *metering.Recorder
 	draft    *pendingRecord         // measured, not yet signed: it is signed as it is, or never
 	unstored *metering.SignedRecord // signed, not yet on disk: the store failed
@@ -118,7 +119,8 @@ type leaseView struct {
 // stopRequest asks the lease to end.
 type stopRequest struct {
 	reason string
-	keep   bool // the process stops and the lease goes on in the next one
+	keep   bool              // the process stops and the lease goes on in the next one
+	served *metering.Instant // of a lease that lasts for one request: when that was over
 }
 
 // snapshot is the view, and what is closed when it changes.
@@ -283,7 +285,7 @@ func (l *lease) do(ctx context.Context, mail leaseMail) *stopRequest {
 // lease began: leases that are taken up together do not all record at once.
 func (l *lease) begin(ctx context.Context) {
 	var err error
-	if l.sampled, err = l.deps.sampling.Add(ctx, l.meter, 0, l); err != nil {
+	if l.sampled, err = l.sample(ctx); err != nil {
 		l.SamplingEnded(err)
 	}
 	if l.window == 0 {
@@ -300,9 +302,7 @@ func (l *lease) close(ctx context.Context, req stopRequest) {
 			t.Stop()
 		}
 	}
-	if l.sampled != nil {
-		l.sampled.Stop()
-	}
+	l.endSampling(req)
 	if req.keep { // all of the process do so at once
 		l.deps.leaving <- struct{}{}
 		defer func() { <-l.deps.leaving }()

@@ -296,7 +296,7 @@ func (p *Provider) prepaid(l *lease) error {
 	l.credit.Clear()
 	l.window = uint64(len(l.allocation.Devices)) * uint64(p.x402.x.Window)
 	if forOneRequest(l.allocation) {
-		l.window = math.MaxInt64 // one request, one record
+		l.window, l.read = math.MaxInt64, make(chan struct{}) // one request, one record
 	}
 	l.view.reserved = note.Reserved
 	return nil

@@ -1,6 +1,10 @@
 package sdk
 
-import "context"
+import (
+	"context"
+
+	"github.com/gpupay/gpupay/metering"
+)
 
 // A lease of a channel of x402 is paid in advance: it may use what requests have
 // reserved, and its records are cut by what was metered and not by the clock.
@@ -26,4 +30,32 @@ func (l *lease) cutNow() { l.tell(func(m *leaseMail) { m.cut = true }) }
 func (l *lease) room(v leaseView) bool {
 	owed, err := l.owedAt(v.nanos + l.window)
 	return err == nil && !owed.Gt(&v.reserved)
+}
+
+// sample has the devices read. Of a lease that lasts for one request they are read
+// before the request is served, and the request waits for that.
+func (l *lease) sample(ctx context.Context) (*metering.Sampled, error) {
+	if l.read == nil {
+		return l.deps.sampling.Add(ctx, l.meter, 0, l)
+	}
+	defer func() {
+		select {
+		case <-l.read:
+		default:
+			close(l.read)
+		}
+	}()
+	return l.deps.sampling.AddRead(ctx, l.meter, 0, l)
+}
+
+// endSampling reads no more. Of a lease that lasts for one request the devices are
+// read a last time, for the time up to the request's end.
+func (l *lease) endSampling(req stopRequest) {
+	if l.sampled == nil {
+		return
+	}
+	if req.served != nil {
+		l.sampled.Finish(*req.served)
+	}
+	l.sampled.Stop()
 }

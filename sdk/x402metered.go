@@ -12,6 +12,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/ethereum/go-ethereum/common"
 	"github.com/holiman/uint256"
 	"github.com/jmoiron/sqlx"
 
@@ -153,8 +154,8 @@ func (d *x402Desk) metered(ctx context.Context, w http.ResponseWriter, r *x402Re
 			return nil, errors.Join(err, l.end(ctx, stopRequest{reason: "not served"}))
 		}
 	}
-	m.run(ctx, l, r, out)
-	return d.finish(ctx, l, tab, note, out)
+	served := m.run(ctx, l, r, out)
+	return d.finish(ctx, l, tab, note, out, served)
 }
 
 // told writes what is charged before anything is served.
@@ -183,17 +184,28 @@ func (d *x402Desk) letNamed(ctx context.Context, tab x402Tab, devices []string, 
 	return l, err
 }
 
-// run lets the handler answer until its time is used up.
-func (m *meteredRoute) run(ctx context.Context, l *lease, r *x402Request, out *keptReply) {
+// run lets the handler answer until its time is used up, and returns when it was
+// over. Its GPUs are read before it begins, so that all of its time is charged.
+func (m *meteredRoute) run(ctx context.Context, l *lease, r *x402Request, out *keptReply) metering.Instant {
+	select {
+	case <-l.read:
+	case <-l.done:
+	}
 	ctx, cancel := context.WithTimeout(ctx, m.MaxTime)
 	defer cancel()
 	defer context.AfterFunc(m.d.life, cancel)()
 	go l.whileActive(ctx, cancel) // what is reserved may be used up before the clock says so
 	req := r.Request.Clone(ctx)
 	req.Body, req.ContentLength = io.NopCloser(bytes.NewReader(r.body)), int64(len(r.body))
+	m.handle(out, req, r.id)
+	return l.deps.clock.Now()
+}
+
+// handle calls the handler. A panic of it is an answer of status 500.
+func (m *meteredRoute) handle(out *keptReply, req *http.Request, id common.Hash) {
 	defer func() {
 		if broken := recover(); broken != nil {
-			m.d.config.Log.Error("the handler of a metered route failed", "channel", r.id, "error", broken)
+			m.d.config.Log.Error("the handler of a metered route failed", "channel", id, "error", broken)
 			out.fail(wire.Internal.With("the handler failed; the time that it ran was charged"))
 		}
 	}()
@@ -218,7 +230,7 @@ func (l *lease) whileActive(ctx context.Context, stop func()) {
 
 // finish ends the lease of a request: its last record, the charge and the copy
 // of the answer are on disk together.
-func (d *x402Desk) finish(ctx context.Context, l *lease, tab x402Tab, note x402Note, out *keptReply) (*x402Answer, error) {
+func (d *x402Desk) finish(ctx context.Context, l *lease, tab x402Tab, note x402Note, out *keptReply, served metering.Instant) (*x402Answer, error) {
 	if err := out.keep(&note); err != nil {
 		return nil, err
 	}
@@ -245,7 +257,7 @@ func (d *x402Desk) finish(ctx context.Context, l *lease, tab x402Tab, note x402N
 		return err
 	}
 	l.closing.Store(&closing)
-	if err := l.end(ctx, stopRequest{reason: "the request was served"}); err != nil {
+	if err := l.end(ctx, stopRequest{reason: "the request was served", served: &served}); err != nil {
 		return nil, err
 	}
 	last, err := d.store.last(ctx, l.id)
