@@ -1,0 +1,229 @@
+package model
+
+import (
+	"crypto/ecdsa"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/chain"
+)
+
+// An account is what the model knows of a channel: a few integers that say who may have what.
+type account struct {
+	w     *world
+	terms channel.Terms
+	id    common.Hash
+	payer *payer
+
+	meant  uint64 // what was ever authorized or sent for its deposit
+	signed uint64 // the most that its payer ever signed for: what it may cost the payer
+	own    uint64 // the same, as the payer's database has it
+	funded uint64 // the deposit that the payer's database counts with
+	acked  uint64 // the most that the payee acknowledged, as its database has it
+	spent  uint64 // charged, likewise
+	known  bool   // the payee has it
+	closed bool   // the payer signs no more
+	gone   bool   // withdrawn or closed on the chain, as of the last look
+	late   bool   // its grace period passed while the payee was away: what was not settled is lost
+}
+
+// chainState is what the contract has of a channel in the newest block.
+type chainState struct {
+	deposit, settled uint64
+	closing          uint64
+	final            bool
+}
+
+func (s chainState) locked() uint64 {
+	if s.final {
+		return 0
+	}
+	return s.deposit - s.settled
+}
+
+// String is for failures.
+func (a *account) String() string {
+	return fmt.Sprintf("%s channel %x of %s: meant %d, signed %d (own %d of %d), acked %d, charged %d, known %t, closed %t, gone %t, late %t",
+		a.terms.Scheme, a.terms.Salt[31:], a.payer.name, a.meant, a.signed, a.own, a.funded, a.acked, a.spent, a.known, a.closed, a.gone, a.late)
+}
+
+func (a *account) session() bool { return a.terms.Scheme == channel.Session }
+
+// onChain reads accounts of the world from both contracts.
+func (w *world) onChain() map[*account]chainState {
+	states := make(map[*account]chainState, len(w.accounts))
+	for _, d := range w.till.desks {
+		var ids []common.Hash
+		var which []*account
+		for _, a := range w.accounts {
+			if a.terms.Scheme == d.contract.Domain().Scheme() {
+				ids, which = append(ids, a.id), append(which, a)
+			}
+		}
+		if len(ids) == 0 {
+			continue
+		}
+		views, _, err := d.contract.Confirmed(w.ctx, ids, 1)
+		w.must(err)
+		for i, v := range views {
+			states[which[i]] = chainState{v.Latest.Deposit.Uint64(), v.Latest.Settled.Uint64(), v.Latest.CloseRequestedAt, v.Latest.Finalized}
+		}
+	}
+	return states
+}
+
+// payable is what the payee may have of what it acknowledged.
+func (a *account) payable() uint64 {
+	if a.session() {
+		return a.acked
+	}
+	return min(a.spent, max(a.acked, 1)-1)
+}
+
+// newAccount is one whose terms no other has.
+func (w *world) newAccount(p *payer, scheme channel.Scheme) *account {
+	w.salts++
+	t := channel.Terms{Scheme: scheme, ChainID: w.till.session.ChainID(), Payer: p.address(), Payee: w.payee.Address(),
+		Token: w.token.Address, Salt: common.BytesToHash([]byte{w.salts}), Escrow: w.escrow}
+	if scheme == channel.BatchSettlement {
+		t.Escrow, t.PayeeAuthorizer = channel.BatchSettlementEscrow, w.payee.Address()
+		t.AuthorizedSigner, t.WithdrawDelay = p.address(), uint64(grace/time.Second)
+	}
+	return &account{w: w, terms: t, id: t.ID(), payer: p}
+}
+
+// deposit has somebody send the payer's authorization to add to the channel, or to open it.
+func (a *account) deposit(amount uint64, opening bool, from *ecdsa.PrivateKey) error {
+	a.w.salts++
+	salt := common.BytesToHash([]byte{a.w.salts})
+	k := a.w.till
+	var call chain.Call
+	switch {
+	case !a.session():
+		call = k.batch.DepositCall(a.terms, salt, a.payer.authorize(channel.BatchSettlementCollector, amount, channel.DepositNonce(a.id, salt)))
+	case opening:
+		call = k.session.OpenAuthorizedCall(a.terms, a.payer.authorize(a.w.escrow, amount, channel.OpenNonce(a.payer.address(), a.terms)))
+	default:
+		nonce := channel.TopUpNonce(a.id, units(amount), a.payer.address(), salt)
+		call = k.session.TopUpAuthorizedCall(a.terms, salt, a.payer.authorize(a.w.escrow, amount, nonce))
+	}
+	err := a.w.send(from, call)
+	if err == nil {
+		a.meant += amount
+	}
+	return err
+}
+
+// askBack has the payer ask for its money: anybody may carry a session's request.
+func (a *account) askBack(from chainState) error {
+	k := a.w.till
+	if !a.session() {
+		return a.w.send(a.payer.key, k.batch.InitiateWithdrawCall(a.terms, units(from.deposit)))
+	}
+	nonce, err := k.session.CloseRequests(a.w.ctx, a.id)
+	a.w.must(err)
+	signature, err := a.payer.signer().Sign(a.w.ctx, k.session.Domain().RequestCloseDigest(a.id, nonce, 1<<40))
+	a.w.must(err)
+	return a.w.send(a.w.stranger, k.session.RequestCloseAuthorizedCall(a.terms, 1<<40, signature))
+}
+
+func (a *account) takeBack() error {
+	if !a.session() {
+		return a.w.send(a.w.stranger, a.w.till.batch.FinalizeWithdrawCall(a.terms))
+	}
+	return a.w.send(a.w.stranger, a.w.till.session.WithdrawCall(a.terms))
+}
+
+// pay has the payer sign for amount and the payee take it, and holds both answers to the model.
+func (a *account) pay(amount uint64, charge uint64) {
+	w := a.w
+	v, err := a.payer.pays(a.terms.Scheme).Pay(w.ctx, a.id, units(amount))
+	want := a.payer.expects(a, amount)
+	var cap *channel.CapError
+	if (want == nil) != (err == nil) || want == errCap && !errors.As(err, &cap) || want != nil && want != errCap && !errors.Is(err, want) {
+		w.Fatalf("paying %d on %s: %v, want %v (%s)", amount, a.terms.Scheme, err, want, a)
+	}
+	if err != nil {
+		return
+	}
+	a.payer.spends(a, amount)
+	a.take(v, charge)
+}
+
+// take has the payee judge a voucher as the contract would, by what the payee has seen of the chain.
+func (a *account) take(v channel.Voucher, charge uint64) {
+	w, amount := a.w, v.Cumulative.Uint64()
+	if !a.known {
+		if err := w.till.register(a); err != nil {
+			w.Fatal(err)
+		}
+		a.known = true
+	}
+	before := w.till.state(a)
+	if before.Accepted.Uint64() != a.acked || before.Spent.Uint64() != a.spent {
+		w.Fatalf("the payee has accepted %s and charged %s, not %d and %d", before.Accepted.Dec(), before.Spent.Dec(), a.acked, a.spent)
+	}
+	payee := w.till.desk(a.terms.Scheme).payee
+	r, err := payee.Accept(w.ctx, v)
+	outcome, want := channel.Accepted, error(nil)
+	switch {
+	case amount == 0:
+		want = channel.ErrAmount
+	case before.Status == channel.Finalized:
+		want = channel.ErrFinalized
+	case before.Status == channel.Closing:
+		want = channel.ErrClosing
+	case amount == a.acked:
+		outcome = channel.Replayed
+	case amount < a.acked:
+		outcome = channel.Stale
+	case amount > before.Deposit.Uint64():
+		want = channel.ErrExceedsDeposit
+	}
+	if !errors.Is(err, want) || err == nil && r.Outcome != outcome {
+		w.Fatalf("a voucher for %d on %s: %s, %v; want %s, %v", amount, a, r.Outcome, err, outcome, want)
+	}
+	if err == nil && outcome == channel.Accepted {
+		a.acked = amount
+	}
+	if err == nil && !a.session() {
+		a.spent = min(a.spent+charge, a.acked)
+		_, err := payee.Charge(w.ctx, a.id, units(a.spent))
+		w.must(err)
+	}
+}
+
+// errCap stands for any channel.CapError.
+var errCap = errors.New("over a cap")
+
+// expects is the pure answer to whether a payer may sign.
+func (p *payer) expects(a *account, amount uint64) error {
+	day := p.w.wall.UTC().Format(time.DateOnly)
+	switch {
+	case a.closed:
+		return channel.ErrClosing
+	case amount < a.own && a.session():
+		return channel.ErrLower
+	case amount <= a.own:
+		return nil
+	case amount > a.funded:
+		return channel.ErrExceedsDeposit
+	case amount > capChannel, p.paid+amount-a.own > capPayee, p.days[day]+amount-a.own > capDay:
+		return errCap
+	}
+	return nil
+}
+
+// spends books what was signed.
+func (p *payer) spends(a *account, amount uint64) {
+	if growth := amount - min(amount, a.own); growth > 0 {
+		p.days[p.w.wall.UTC().Format(time.DateOnly)] += growth
+		p.paid += growth
+		a.own = amount
+	}
+	a.signed = max(a.signed, amount)
+}

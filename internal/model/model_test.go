@@ -1,0 +1,408 @@
+package model
+
+import (
+	"context"
+	"flag"
+	"os"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/ethereum/go-ethereum/core/types"
+	"pgregory.net/rapid"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/chain"
+)
+
+// sequence is how many steps a world lives on average.
+const sequence = 100
+
+// steps is how many random steps TestBooks makes in all: GPUPAY_MODEL_STEPS, or 20,000.
+func steps(t *testing.T) int {
+	text := os.Getenv("GPUPAY_MODEL_STEPS")
+	if text == "" {
+		text = "20000"
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 1 {
+		t.Fatalf("GPUPAY_MODEL_STEPS is %q, want a number", text)
+	}
+	return n
+}
+
+func set(t *testing.T, name, value string) {
+	if err := flag.Set(name, value); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestBooks lets everybody do anything, and counts the money after each step and when all had their chance.
+func TestBooks(t *testing.T) {
+	set(t, "rapid.checks", strconv.Itoa(max(1, steps(t)/sequence)))
+	set(t, "rapid.steps", strconv.Itoa(sequence))
+	set(t, "rapid.nofailfile", "true") // its seed is in the output
+	set(t, "rapid.shrinktime", "10s")
+	done := 0
+	rapid.Check(t, func(rt *rapid.T) {
+		w := newWorld(rt)
+		actions := rapid.StateMachineActions(&actions{w})
+		for name, action := range actions {
+			if name != "" {
+				actions[name] = func(rt *rapid.T) { w.T = rt; action(rt); done++ }
+			}
+		}
+		rt.Repeat(actions)
+		w.T = rt
+		w.finale()
+	})
+	t.Logf("%d steps", done)
+}
+
+// actions are what may happen next.
+type actions struct{ w *world }
+
+var amounts = rapid.OneOf(
+	rapid.Uint64Range(1, 5),         // dust
+	rapid.Uint64Range(100, 100_000), // usual
+	rapid.Uint64Range(capChannel/2, capChannel),
+)
+
+func (x *actions) any(t *rapid.T) *account {
+	if len(x.w.accounts) == 0 {
+		t.Skip("no account yet")
+	}
+	return x.w.accounts[rapid.IntRange(0, len(x.w.accounts)-1).Draw(t, "account")]
+}
+
+// Open makes a channel with the payer's authorization, which a stranger carries.
+func (x *actions) Open(t *rapid.T) {
+	w := x.w
+	if len(w.accounts) >= 6 || w.sick() {
+		t.Skip()
+	}
+	p := w.payers[rapid.IntRange(0, 1).Draw(t, "payer")]
+	a := w.newAccount(p, rapid.SampledFrom([]channel.Scheme{channel.Session, channel.BatchSettlement}).Draw(t, "scheme"))
+	a.funded = amounts.Draw(t, "deposit")
+	w.must(p.pays(a.terms.Scheme).Open(w.ctx, a.terms, units(a.funded)))
+	w.must(a.deposit(a.funded, true, w.stranger))
+	w.accounts = append(w.accounts, a)
+	if rapid.Bool().Draw(t, "confirmed") {
+		for range confirmations {
+			_, err := w.chain.Mine()
+			w.must(err)
+		}
+	}
+}
+
+// Pay signs for something and has it taken.
+func (x *actions) Pay(t *rapid.T) {
+	a := x.any(t)
+	amount := a.own
+	switch rapid.IntRange(0, 5).Draw(t, "how") {
+	case 0:
+	case 1:
+		amount = rapid.Uint64Range(0, a.own).Draw(t, "less")
+	case 2:
+		amount = a.funded
+	default:
+		amount += amounts.Draw(t, "more")
+	}
+	a.pay(amount, rapid.Uint64Range(0, 200_000).Draw(t, "charge"))
+}
+
+// TopUp adds to a channel: the payer's authorization, carried by a stranger or the payer, or a stranger's own money.
+func (x *actions) TopUp(t *rapid.T) {
+	w, a := x.w, x.any(t)
+	amount := amounts.Draw(t, "amount")
+	s := w.onChain()[a]
+	if s.final || a.gone || w.sick() {
+		t.Skip()
+	}
+	if a.session() && rapid.Bool().Draw(t, "gift") {
+		_ = w.send(w.stranger, w.token.ApproveCall(w.escrow, channel.MaxAmount()))
+		w.must(w.send(w.stranger, w.till.session.TopUpCall(a.terms, units(amount))))
+		a.meant += amount
+		return
+	}
+	if !a.fund(amount) {
+		return
+	}
+	w.must(a.deposit(amount, false, w.stranger))
+}
+
+// fund has the payer's books expect more, if its caps allow.
+func (a *account) fund(amount uint64) bool {
+	err := a.payer.pays(a.terms.Scheme).Fund(a.w.ctx, a.id, units(a.funded+amount))
+	if (err == nil) != (a.funded+amount <= capChannel) {
+		a.w.Fatalf("a deposit of %d more on %+v: %v", amount, *a, err)
+	}
+	if err == nil {
+		a.funded += amount
+		a.closed = false
+	}
+	return err == nil
+}
+
+// OwnTopUp is a transaction of the payer's own, from its allowance, which nothing but its outbox keeps from being sent
+// twice; the node may not tell for long that it was mined.
+func (x *actions) OwnTopUp(t *rapid.T) {
+	w, a := x.w, x.any(t)
+	amount := amounts.Draw(t, "amount")
+	if s := w.onChain()[a]; !a.session() || s.final || a.gone || w.sick() || !a.fund(amount) {
+		t.Skip()
+	}
+	_, err := a.payer.sender.Submit(w.ctx, w.till.session.TopUpCall(a.terms, units(amount)))
+	w.must(err)
+	a.meant += amount
+	if os.Getenv("P4") != "" && rapid.Bool().Draw(t, "late") {
+		w.chain.Mute()
+		for range rapid.IntRange(0, 3).Draw(t, "looks") {
+			w.must(w.chain.Advance(60))
+			for range 20 {
+				_, err := w.chain.Mine()
+				w.must(err)
+			}
+			_ = w.during("the payer's outbox", a.payer.sender.Sync)
+		}
+		w.chain.Unmute()
+	}
+	_ = w.during("the payer's outbox", a.payer.sender.Sync)
+}
+
+// AskBack starts the grace period.
+func (x *actions) AskBack(t *rapid.T) {
+	w, a := x.w, x.any(t)
+	s := w.onChain()[a]
+	if s.final || s.deposit == 0 || s.closing != 0 || w.sick() {
+		t.Skip()
+	}
+	_, err := a.payer.pays(a.terms.Scheme).Close(w.ctx, a.id)
+	w.must(err)
+	a.closed = true
+	w.must(a.askBack(s))
+}
+
+// TakeBack ends it, if it is over.
+func (x *actions) TakeBack(t *rapid.T) {
+	w, a := x.w, x.any(t)
+	s := w.onChain()[a]
+	if w.sick() || s.closing == 0 || s.final {
+		t.Skip()
+	}
+	over := w.chain.Time()+1 >= s.closing+uint64(grace/time.Second)
+	if err := a.takeBack(); (err == nil) != over {
+		w.Fatalf("taking back at %d what was asked for at %d: %v", w.chain.Time(), s.closing, err)
+	} else if err == nil {
+		a.gone = a.session()
+	}
+}
+
+// Leave is the payee's consent: it closes, or gives back what is free.
+func (x *actions) Leave(t *rapid.T) {
+	w, a := x.w, x.any(t)
+	s := w.onChain()[a]
+	if !a.known || s.final || s.deposit == 0 || w.sick() {
+		t.Skip()
+	}
+	state := w.till.state(a)
+	call := w.till.batch.RefundCall(state, units(rapid.Uint64Range(1, capChannel).Draw(t, "refund")))
+	if a.session() {
+		call = w.till.session.CloseCall(a.terms, state.Accepted, state.Signature)
+	}
+	if err := w.till.submit(call); err != nil && !isRevert(err) {
+		w.Fatal(err)
+	} else if err == nil && a.session() {
+		a.gone = true
+	}
+	w.till.work()
+}
+
+// Settle settles one channel at once.
+func (x *actions) Settle(t *rapid.T) {
+	a := x.any(t)
+	if a.known {
+		_ = x.w.till.settleNow(a)
+	}
+}
+
+// Work is the payee's program doing what it does each minute.
+func (x *actions) Work(t *rapid.T) {
+	for range rapid.IntRange(1, 4).Draw(t, "minutes") {
+		x.w.pass(interval)
+		if x.w.till.work() && !x.w.sick() {
+			x.w.checkClosing()
+		}
+	}
+}
+
+// Absence is time in which the payee does nothing.
+func (x *actions) Absence(t *rapid.T) {
+	w := x.w
+	w.pass(time.Duration(rapid.IntRange(1, 90).Draw(t, "minutes")) * time.Minute)
+	w.noteLate()
+}
+
+// Restart begins programs anew on their databases.
+func (x *actions) Restart(t *rapid.T) {
+	w := x.w
+	if w.chain.Indexing {
+		t.Skip()
+	}
+	w.till.close()
+	w.till = openTill(w)
+	p := w.payers[rapid.IntRange(0, 1).Draw(t, "payer")]
+	p.close()
+	p.open()
+}
+
+// Reorg undoes less than what was waited for.
+func (x *actions) Reorg(t *rapid.T) {
+	w := x.w
+	if w.sick() {
+		t.Skip()
+	}
+	depth := rapid.IntRange(1, confirmations-1).Draw(t, "depth")
+	drops := rapid.Bool().Draw(t, "drops")
+	ours := w.payee.Address()
+	w.must(w.chain.Reorg(depth, func(tx *types.Transaction) bool {
+		from, err := types.Sender(types.LatestSignerForChainID(tx.ChainId()), tx)
+		w.must(err)
+		return from != ours || !drops
+	}))
+}
+
+// Halt stops the chain for a while, in which programs go on.
+func (x *actions) Halt(t *rapid.T) {
+	w := x.w
+	w.chain.Halted = true
+	for range rapid.IntRange(1, 3).Draw(t, "minutes") {
+		w.pass(interval)
+		before := w.fees()
+		w.till.work()
+		w.checkFees(before)
+	}
+	if rapid.Bool().Draw(t, "forgets") {
+		w.chain.Forget()
+	}
+	w.chain.Halted = false
+	_, err := w.chain.Mine()
+	w.must(err)
+	w.pass(0)
+	w.noteLate()
+}
+
+// Blind is a node that cannot say yet which transactions it knows.
+func (x *actions) Blind(t *rapid.T) {
+	w := x.w
+	w.chain.Indexing = true
+	for range rapid.IntRange(1, 2).Draw(t, "hours") {
+		for range rapid.IntRange(0, 40).Draw(t, "blocks") {
+			_, err := w.chain.Mine()
+			w.must(err)
+		}
+		w.pass(interval)
+		w.till.work()
+	}
+	w.chain.Indexing = false
+	w.noteLate()
+}
+
+// Check holds after every step.
+func (x *actions) Check(t *rapid.T) {
+	x.w.T = t
+	x.w.check()
+}
+
+// fees counts the versions of what is in flight.
+func (w *world) fees() map[chain.TxID]int {
+	flying, err := w.till.sender.InFlight(w.ctx)
+	w.must(err)
+	versions := make(map[chain.TxID]int, len(flying))
+	for _, tx := range flying {
+		versions[tx.ID] = len(tx.Attempts)
+	}
+	return versions
+}
+
+// checkFees: a chain that makes no block takes no fee either, however high.
+func (w *world) checkFees(before map[chain.TxID]int) {
+	for id, n := range w.fees() {
+		if was, ok := before[id]; ok && n > was {
+			w.Fatalf("the fee of %s was raised %d times though no block came", id, n-was)
+		}
+	}
+}
+
+// noteLate remembers which channels' grace periods end without the payee.
+func (w *world) noteLate() {
+	for a, s := range w.onChain() {
+		if s.closing != 0 && w.chain.Time() >= s.closing+uint64(grace/time.Second) {
+			a.late = true
+		}
+	}
+}
+
+// check is what holds at any moment.
+func (w *world) check() {
+	states := w.onChain()
+	var settled uint64
+	locked := map[*payer]uint64{}
+	signed := map[*payer]uint64{}
+	for _, a := range w.accounts {
+		s := states[a]
+		if s.settled > a.signed {
+			w.Fatalf("%d were settled, and signed for are %d: %s", s.settled, a.signed, a)
+		}
+		if s.deposit > a.meant {
+			w.Fatalf("%d were deposited, and meant were %d: %s", s.deposit, a.meant, a)
+		}
+		settled += s.settled
+		locked[a.payer] += s.locked()
+		signed[a.payer] += a.signed
+	}
+	if got := w.balance(w.payee.Address()); got > settled {
+		w.Fatalf("the payee has %d, and settled were %d", got, settled)
+	}
+	for _, p := range w.payers {
+		if have := w.balance(p.address()) + locked[p]; have+signed[p] < minted {
+			w.Fatalf("%s has %d of %d, and signed for %d", p.name, have, uint64(minted), signed[p])
+		}
+	}
+}
+
+// checkClosing holds after a round of a payee whose chain answers: of a channel that closes, all is fetched.
+func (w *world) checkClosing() {
+	for a, s := range w.onChain() {
+		if want := a.payable(); a.known && s.closing != 0 && !s.final && s.settled < want && !a.late {
+			w.Fatalf("a channel closes and %d of %d are settled: %s", s.settled, want, a)
+		}
+	}
+}
+
+// finale gives everybody its chance, and then all has to be where it belongs.
+func (w *world) finale() {
+	for range int(maxAge/interval) + 3 {
+		w.pass(interval)
+		w.during("the payers' outboxes", func(ctx context.Context) error {
+			for _, p := range w.payers {
+				w.must(p.sender.Sync(ctx))
+			}
+			return nil
+		})
+		w.till.work()
+	}
+	w.check()
+	states := w.onChain()
+	var settled uint64
+	for _, a := range w.accounts {
+		s := states[a]
+		settled += s.settled
+		if want := a.payable(); s.settled < want && !a.late {
+			w.Fatalf("after %s %d of %d are settled: %s, on the chain %+v", maxAge, s.settled, want, a, s)
+		}
+	}
+	if got := w.balance(w.payee.Address()); got != settled {
+		w.Fatalf("the payee has %d, and settled were %d", got, settled)
+	}
+}

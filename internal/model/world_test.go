@@ -1,0 +1,212 @@
+package model
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"errors"
+	"fmt"
+	"math/big"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+
+	"github.com/ethereum/go-ethereum"
+	"github.com/ethereum/go-ethereum/accounts/abi/bind/v2"
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/ethereum/go-ethereum/core/types"
+	"github.com/ethereum/go-ethereum/crypto"
+	"github.com/ethereum/go-ethereum/params"
+	"github.com/holiman/uint256"
+	"pgregory.net/rapid"
+
+	"github.com/gpupay/gpupay/bindings/batchsettlement/standin"
+	"github.com/gpupay/gpupay/bindings/testtoken"
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/model/memchain"
+	"github.com/gpupay/gpupay/sdk/chain"
+)
+
+const (
+	grace         = time.Hour // of the escrow and of x402's channels
+	confirmations = 3         // before the payee believes a deposit; re-orgs are less deep
+	minted        = 1 << 62   // base units of each payer
+)
+
+var epoch = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+
+// A world is a chain with our contracts and everybody on it.
+type world struct {
+	*rapid.T
+	ctx    context.Context
+	chain  *memchain.Chain
+	dir    string // of the databases
+	wall   time.Time
+	looks  atomic.Int64 // at the clock: no two readings are alike
+	escrow common.Address
+	token  *chain.Token
+
+	separator common.Hash // of the token
+	stranger  *ecdsa.PrivateKey
+	payee     *channel.Key
+	payers    []*payer
+	till      *till
+	accounts  []*account
+	salts     byte
+}
+
+// key is the same in each run.
+func key(name string) *ecdsa.PrivateKey {
+	k, err := crypto.ToECDSA(crypto.Keccak256([]byte("model " + name)))
+	if err != nil {
+		panic(err)
+	}
+	return k
+}
+
+func newWorld(t *rapid.T) *world {
+	dir, err := os.MkdirTemp(scratch(), "gpupay-model-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	w := &world{T: t, ctx: context.Background(), dir: dir, wall: epoch, stranger: key("stranger"), payee: channel.NewKey(key("payee"))}
+	coins := new(big.Int).Mul(big.NewInt(1000), big.NewInt(params.Ether))
+	alloc := types.GenesisAlloc{
+		channel.BatchSettlementEscrow:    {Code: common.FromHex(standin.BatchSettlement)},
+		channel.BatchSettlementCollector: {Code: common.FromHex(standin.ERC3009DepositCollector)},
+	}
+	for _, who := range []string{"stranger", "payee", "payer 0", "payer 1"} {
+		alloc[crypto.PubkeyToAddress(key(who).PublicKey)] = types.Account{Balance: coins}
+	}
+	if w.chain, err = memchain.New(uint64(epoch.Unix()), alloc); err != nil {
+		t.Fatal(err)
+	}
+	if w.escrow, err = chain.Deploy(w.ctx, w.chain, channel.NewKey(w.stranger), grace); err != nil {
+		t.Fatal(err)
+	}
+	w.deployToken()
+	for i := range 2 {
+		w.payers = append(w.payers, newPayer(w, i))
+	}
+	w.till = openTill(w)
+	t.Cleanup(func() {
+		w.till.close()
+		for _, p := range w.payers {
+			p.close()
+		}
+	})
+	return w
+}
+
+// scratch is a folder in memory where there is one: thousands of databases a minute wear out a disk.
+func scratch() string {
+	if _, err := os.Stat("/dev/shm"); err == nil {
+		return "/dev/shm"
+	}
+	return os.TempDir()
+}
+
+func (w *world) deployToken() {
+	opts := bind.NewKeyedTransactor(w.stranger, big.NewInt(memchain.ChainID))
+	address, _, err := bind.DeployContract(opts, common.FromHex(testtoken.TestTokenMetaData.Bin), w.chain, nil)
+	if err != nil {
+		w.Fatal(err)
+	}
+	if w.token, err = chain.NewToken(w.ctx, w.chain, address); err != nil {
+		w.Fatal(err)
+	}
+	if w.separator, err = w.token.DomainSeparator(w.ctx); err != nil {
+		w.Fatal(err)
+	}
+	for _, who := range []string{"stranger", "payer 0", "payer 1"} {
+		mint := testtoken.NewTestToken().PackMint(crypto.PubkeyToAddress(key(who).PublicKey), big.NewInt(minted))
+		w.must(w.send(w.stranger, chain.Call{Kind: "mint", To: address, Data: mint}))
+	}
+}
+
+func (w *world) must(err error) {
+	if err != nil {
+		w.Helper()
+		w.Fatal(err)
+	}
+}
+
+// now is the wall clock of all programs.
+func (w *world) now() time.Time {
+	return w.wall.Add(time.Duration(w.looks.Add(1)) * time.Microsecond)
+}
+
+// send has a key's transaction mined, or wait if the chain is halted. What the contract refuses is a *chain.Revert.
+func (w *world) send(from *ecdsa.PrivateKey, call chain.Call) error {
+	address := crypto.PubkeyToAddress(from.PublicKey)
+	gas, err := w.chain.EstimateGas(w.ctx, ethereum.CallMsg{From: address, To: &call.To, Data: call.Data})
+	if err != nil && w.till != nil {
+		return w.till.session.Simulate(w.ctx, address, call) // which knows the contracts' words
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", call, err)
+	}
+	nonce, err := w.chain.PendingNonceAt(w.ctx, address)
+	if err != nil {
+		return err
+	}
+	tx, err := types.SignNewTx(from, types.LatestSignerForChainID(big.NewInt(memchain.ChainID)), &types.DynamicFeeTx{
+		ChainID: big.NewInt(memchain.ChainID), Nonce: nonce, GasTipCap: w.chain.Tip, GasFeeCap: big.NewInt(100 * params.GWei),
+		Gas: gas + gas/2, To: &call.To, Data: call.Data, Value: new(big.Int),
+	})
+	if err != nil {
+		return err
+	}
+	return w.chain.SendTransaction(w.ctx, tx)
+}
+
+// sick says that the chain or the node does not do what is asked of it at the moment.
+func (w *world) sick() bool { return w.chain.Halted || w.chain.Indexing }
+
+// patience is how long programs are let wait for a chain that does not answer, in real time.
+const patience = 5 * time.Millisecond
+
+// during runs what may wait for the chain. On a chain that answers it must come to an end.
+func (w *world) during(what string, f func(context.Context) error) error {
+	limit := 20 * time.Second
+	if w.sick() {
+		limit = patience
+	}
+	ctx, cancel := context.WithTimeout(w.ctx, limit)
+	defer cancel()
+	err := f(ctx)
+	if !w.sick() && errors.Is(err, context.DeadlineExceeded) {
+		w.Fatalf("%s comes to no end on a chain that answers: %v", what, err)
+	}
+	return err
+}
+
+// pass has time go by for all, with a block at its end if the chain makes any.
+func (w *world) pass(d time.Duration) {
+	w.wall = w.wall.Add(d)
+	if !w.chain.Halted {
+		w.must(w.chain.Advance(uint64(d / time.Second)))
+	}
+}
+
+func (w *world) balance(of common.Address) uint64 {
+	b, err := w.token.Balance(w.ctx, of)
+	w.must(err)
+	if !b.IsUint64() {
+		w.Fatalf("%s has %s", of, b.Dec())
+	}
+	return b.Uint64()
+}
+
+func units(n uint64) uint256.Int { return *uint256.NewInt(n) }
+
+// copyFile is for databases that nobody has open.
+func (w *world) copyFile(from, to string) {
+	text, err := os.ReadFile(filepath.Join(w.dir, from))
+	w.must(err)
+	for _, suffix := range []string{"-wal", "-shm"} {
+		_ = os.Remove(filepath.Join(w.dir, to+suffix))
+	}
+	w.must(os.WriteFile(filepath.Join(w.dir, to), text, 0o600))
+}
