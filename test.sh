@@ -4,8 +4,9 @@
 #
 #   ./test.sh         everything
 #   ./test.sh quick   without the race detector and the quickstart, while developing
-#   ./test.sh long    everything, then 100,000 vouchers to payee and contract, 500 kills of each program (KILLS), each
-#                     fuzz target for a minute (FUZZTIME), and govulncheck (GOVULNDB names another database)
+#   ./test.sh long    everything, then two million steps of the model (STEPS), 100,000 vouchers to payee and contract, 500
+#                     kills of each program (KILLS), each fuzz target for a minute (FUZZTIME), and govulncheck (GOVULNDB
+#                     names another database)
 #   ./test.sh mutate  undoes each mend of a fault in turn (internal/mutants), and asks whether its test finds that
 set -euo pipefail
 
@@ -106,15 +107,21 @@ packages() {
 
 formatted() {
 	local dirs files
-	dirs=$(go list -f '{{.Dir}}' ./...)
+	dirs=$(go list -f '{{.Dir}}' ./... && go list -C internal/model -f '{{.Dir}}' ./...)
 	files=$(gofmt -l $dirs | sort -u)
 	[[ -z $files ]] || { echo "run gofmt -w on:"; echo "$files"; return 1; }
 	forge fmt --check
 }
 
-vet() { go vet ./...; }
+# vet and lint enter the module of the model-based tests, which ./... leaves out.
+vet() { go vet ./... && go vet -C internal/model ./...; }
 
-lint() { go tool staticcheck ./...; }
+lint() {
+	local tool
+	tool=$(go tool -n staticcheck)
+	"$tool" ./...
+	(cd internal/model && "$tool" ./...)
+}
 
 # portable holds the promise that what is no database builds without cgo, and that NVML then says what is missing.
 portable() {
@@ -181,6 +188,14 @@ failures() {
 		}' "$1" "$1" |
 		sed -e 's/\\n$//' -e 's/\\t/\t/g' -e 's/\\u003c/</g' -e 's/\\u003e/>/g' -e 's/\\u0026/\&/g' -e 's/\\\(["\\]\)/\1/g'
 }
+
+# model lets everybody do anything for STEPS random steps, or as many as its tests take for enough, and counts the money.
+model() {
+	cd internal/model
+	GPUPAY_MODEL_STEPS=${STEPS:-} gotest -timeout 10h ./...
+}
+
+longmodel() { STEPS=${STEPS:-2000000} model; }
 
 quickstart() {
 	./quickstart.sh
@@ -260,11 +275,14 @@ step "forge test, gas" forgetest
 step "bindings are current" generated
 if [[ $mode == quick ]]; then
 	step "go test" gotest -p 2 -timeout 20m ./...
+	step "model" model
 else
 	step "go test -race" gotest -race -p 2 -timeout 20m ./...
+	step "model" model
 	step "quickstart" quickstart
 fi
 if [[ $mode == long ]]; then
+	step "model, long" longmodel
 	step "vouchers to both" vouchers
 	step "kills" kills
 	step "fuzzing" fuzz

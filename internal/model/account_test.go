@@ -23,10 +23,13 @@ type account struct {
 	signed uint64 // the most that its payer ever signed for: what it may cost the payer
 	own    uint64 // the same, as the payer's database has it
 	funded uint64 // the deposit that the payer's database counts with
+	agreed uint64 // what it may come to hold by what the payer signed, until the payer sees it there
+	asked  bool   // the payer has seen a close pending on the chain
+	over   bool   // and its end
 	acked  uint64 // the most that the payee acknowledged, as its database has it
 	spent  uint64 // charged, likewise
 	known  bool   // the payee has it
-	closed bool   // the payer signs no more
+	closed bool   // the payer wants no more to be signed
 	gone   bool   // withdrawn or closed on the chain, as of the last look
 	late   bool   // its grace period passed while the payee was away: what was not settled is lost
 }
@@ -122,7 +125,7 @@ func (a *account) deposit(amount uint64, opening bool, from *ecdsa.PrivateKey) e
 func (a *account) askBack(from chainState) error {
 	k := a.w.till
 	if !a.session() {
-		return a.w.send(a.payer.key, k.batch.InitiateWithdrawCall(a.terms, units(from.deposit)))
+		return a.w.send(a.payer.key, k.batch.InitiateWithdrawCall(a.terms, units(from.locked())))
 	}
 	nonce, err := k.session.CloseRequests(a.w.ctx, a.id)
 	a.w.must(err)
@@ -133,7 +136,7 @@ func (a *account) askBack(from chainState) error {
 
 func (a *account) takeBack() error {
 	if !a.session() {
-		return a.w.send(a.w.stranger, a.w.till.batch.FinalizeWithdrawCall(a.terms))
+		return a.w.send(a.payer.key, a.w.till.batch.FinalizeWithdrawCall(a.terms))
 	}
 	return a.w.send(a.w.stranger, a.w.till.session.WithdrawCall(a.terms))
 }
@@ -191,7 +194,7 @@ func (a *account) take(v channel.Voucher, charge uint64) {
 		a.acked = amount
 	}
 	if err == nil && !a.session() {
-		a.spent = min(a.spent+charge, a.acked)
+		a.spent = max(a.spent, min(a.spent+charge, a.acked, r.State.Deposit.Uint64()))
 		_, err := payee.Charge(w.ctx, a.id, units(a.spent))
 		w.must(err)
 	}
@@ -202,9 +205,10 @@ var errCap = errors.New("over a cap")
 
 // expects is the pure answer to whether a payer may sign.
 func (p *payer) expects(a *account, amount uint64) error {
-	day := p.w.wall.UTC().Format(time.DateOnly)
 	switch {
-	case a.closed:
+	case a.over:
+		return channel.ErrFinalized
+	case a.closed, a.asked:
 		return channel.ErrClosing
 	case amount < a.own && a.session():
 		return channel.ErrLower
@@ -212,16 +216,56 @@ func (p *payer) expects(a *account, amount uint64) error {
 		return nil
 	case amount > a.funded:
 		return channel.ErrExceedsDeposit
-	case amount > capChannel, p.paid+amount-a.own > capPayee, p.days[day]+amount-a.own > capDay:
+	case amount > capChannel, p.paid+amount-a.own > capPayee, p.days[p.day()]+amount-a.own > capDay:
 		return errCap
 	}
 	return nil
 }
 
+func (p *payer) day() string { return p.w.wall.UTC().Format(time.DateOnly) }
+
+// committed is what the payer has at stake in the channel.
+func (a *account) committed() uint64 {
+	if a.over {
+		return a.own
+	}
+	return max(a.own, a.funded, a.agreed)
+}
+
+// affords is the pure answer to whether the caps allow that the channel comes to hold so much in all.
+func (p *payer) affords(a *account, deposit uint64) bool {
+	if max(a.own, deposit) <= a.committed() {
+		return true
+	}
+	locked := deposit - min(deposit, a.own)
+	others := uint64(0)
+	for _, b := range p.w.accounts {
+		if b != a && b.payer == p {
+			others += b.committed() - b.own
+		}
+	}
+	return a.own+locked <= capChannel && p.paid+others+locked <= capPayee && p.days[p.day()]+others+locked <= capDay
+}
+
+// look has the payer observe its channel.
+func (a *account) look(s chainState) {
+	v := channel.ChainView{Deposit: units(s.deposit), Settled: units(s.settled), CloseRequestedAt: s.closing, Finalized: s.final}
+	_, err := a.payer.pays(a.terms.Scheme).Observe(a.w.ctx, a.id, v)
+	a.w.must(err)
+	a.funded, a.asked, a.over = s.deposit, s.closing != 0, s.final
+	if s.final || s.deposit >= a.agreed {
+		a.agreed = 0
+	}
+	if s.settled > a.own {
+		a.payer.paid += s.settled - a.own
+		a.own = s.settled
+	}
+}
+
 // spends books what was signed.
 func (p *payer) spends(a *account, amount uint64) {
 	if growth := amount - min(amount, a.own); growth > 0 {
-		p.days[p.w.wall.UTC().Format(time.DateOnly)] += growth
+		p.days[p.day()] += growth
 		p.paid += growth
 		a.own = amount
 	}

@@ -62,7 +62,7 @@ func (p *payer) address() common.Address { return p.signer().Address() }
 
 // pays signs the vouchers of a scheme.
 func (p *payer) pays(s channel.Scheme) *channel.Payer {
-	return &channel.Payer{Store: p.db.Payer(), Signer: p.signer(), Domain: p.w.till.desk(s).contract.Domain(), Now: p.w.now,
+	return &channel.Payer{Store: p.db.Payer(), Signer: p.signer(), Domain: p.w.till.desk(s).contract.Domain(), Now: func() time.Time { return p.w.wall },
 		Caps: channel.Caps{PerChannel: units(capChannel), PerPayee: units(capPayee), PerDay: units(capDay)}}
 }
 

@@ -240,6 +240,7 @@ func (s *Settler) transact(ctx context.Context, batch []channel.State, read time
 	}
 	result, err := s.await(ctx, id, call.Channels)
 	if err != nil {
+		s.expect(ctx, call.Channels) // it may be on the chain all the same
 		return err
 	}
 	return errors.Join(s.restart(ctx, result, before, read), s.report(ctx, result, before), s.pay(ctx, purseOf(batch[0])))

@@ -37,6 +37,16 @@ func (s *Settler) Expect(t channel.Terms) {
 	s.payouts.waiting[purse{t.Payee, t.Token}] = true
 }
 
+// expect does the same for channels that a transaction is about of which nobody here waits for the end: what it set aside
+// is looked for at the next pass.
+func (s *Settler) expect(ctx context.Context, ids []common.Hash) {
+	for _, id := range ids {
+		if state, err := s.Payee.State(context.WithoutCancel(ctx), id); err == nil {
+			s.Expect(state.Terms)
+		}
+	}
+}
+
 // Recall has all purses looked into with the next settlement, as at the start: another process may have had a part of one
 // set aside.
 func (s *Settler) Recall() {

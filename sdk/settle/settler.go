@@ -258,6 +258,7 @@ func (s *Settler) resume(ctx context.Context) error {
 		go func() {
 			defer s.work.Done()
 			defer s.release(mine)
+			defer s.expect(ctx, tx.Call.Channels)
 			if _, err := s.await(ctx, tx.ID, tx.Call.Channels); err != nil && ctx.Err() == nil {
 				s.log().Warn("resumed transaction", "tx", tx.ID, "call", tx.Call.String(), "err", err)
 			}
