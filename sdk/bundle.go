@@ -185,7 +185,8 @@ func exportPayee(ctx context.Context, db *store.DB, txs *chain.Store, id common.
 		}
 		b.Leases = append(b.Leases, lease)
 	}
-	return b, nil
+	b.Evidence, err = leases.shown(ctx, id)
+	return b, err
 }
 
 // ofChannel returns the leases of a channel in the order in which they began.

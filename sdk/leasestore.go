@@ -137,9 +137,33 @@ func (s leaseStore) activate(ctx context.Context, id common.Hash, term int64, al
 
 func (s leaseStore) setState(ctx context.Context, id common.Hash, term int64, state leaseState, reason string, endedAt int64) error {
 	return s.db.Update(ctx, func(tx *sqlx.Tx) error {
-		return own(id)(tx.ExecContext(ctx, tx.Rebind(`UPDATE leases SET state = ?, reason = ?, ended_at = ? WHERE id = ? AND term = ?`),
+		err := own(id)(tx.ExecContext(ctx, tx.Rebind(`UPDATE leases SET state = ?, reason = ?, ended_at = ? WHERE id = ? AND term = ?`),
 			state, reason, endedAt, id.Hex(), term))
+		if err != nil || state != leaseEnded {
+			return err
+		}
+		return forgetAccess(ctx, tx, id)
 	})
+}
+
+// forgetAccess cuts the access document, often a password, out of a lease that has
+// ended: a running lease needs it, also in the next process.
+func forgetAccess(ctx context.Context, tx *sqlx.Tx, id common.Hash) error {
+	var text string
+	if err := tx.GetContext(ctx, &text, tx.Rebind(`SELECT allocation FROM leases WHERE id = ?`), id.Hex()); err != nil {
+		return err
+	}
+	var a Allocation
+	if err := json.Unmarshal([]byte(text), &a); err != nil || len(a.Access) == 0 {
+		return nil // nothing that could be read was allocated
+	}
+	a.Access = nil
+	rest, err := json.Marshal(a)
+	if err != nil {
+		return err
+	}
+	_, err = tx.ExecContext(ctx, tx.Rebind(`UPDATE leases SET allocation = ? WHERE id = ?`), string(rest), id.Hex())
+	return err
 }
 
 // own turns a write that found no lease of its term into errNotOurs.

@@ -68,6 +68,7 @@ type request struct {
 	cred  wire.Credential
 	offer wire.SignedOffer // that the challenge was minted for
 	gpus  int
+	over  *lease // what the renter showed the end of: see heedShown
 }
 
 // serveLease is the paid resource.
@@ -173,7 +174,7 @@ func (p *Provider) actVoucher(w http.ResponseWriter, r *request) error {
 			return err // nothing of a merged credential counts if its deposit failed
 		}
 	}
-	s, err := p.session(r.Context(), payload.ChannelID)
+	s, err := p.recall(r)
 	if err != nil {
 		return err
 	}
@@ -228,7 +229,7 @@ func (p *Provider) actTopUp(w http.ResponseWriter, r *request) error {
 // actRelease ends the lease and answers with its final record. The channel
 // stays open, so that what the record states can be paid exactly.
 func (p *Provider) actRelease(w http.ResponseWriter, r *request) error {
-	s, err := p.session(r.Context(), r.cred.Payload.ChannelID)
+	s, err := p.recall(r)
 	if err != nil {
 		return err
 	}
@@ -243,7 +244,7 @@ func (p *Provider) actRelease(w http.ResponseWriter, r *request) error {
 		Record json.RawMessage `json:"record"`
 	}
 	answer.Record = json.RawMessage("null")
-	if row != nil {
+	if row != nil && r.over == nil {
 		last, err := p.store.last(r.Context(), common.HexToHash(row.ID))
 		if err != nil {
 			return err
@@ -261,7 +262,7 @@ func (p *Provider) actRelease(w http.ResponseWriter, r *request) error {
 // refunds the rest, all in one transaction.
 func (p *Provider) actClose(w http.ResponseWriter, r *request) error {
 	payload := &r.cred.Payload
-	s, err := p.session(r.Context(), payload.ChannelID)
+	s, err := p.recall(r)
 	if err != nil {
 		return err
 	}
@@ -295,11 +296,15 @@ func (p *Provider) actClose(w http.ResponseWriter, r *request) error {
 // authorize makes sure that the request comes from the renter and not from
 // somebody who read its vouchers off the chain: by the secret of the channel's
 // newest lease, or a fresh proof over this challenge, which is then used up.
-// It returns that lease, nil if there was none yet.
+// It returns that lease, nil if there was none yet. The record that the renter
+// shows of its lease is heeded here.
 func (p *Provider) authorize(r *request, s channel.State, action string) (*leaseRow, error) {
 	newest, proved, err := p.shown(r, s, action)
 	if err == nil && proved {
 		err = p.store.useChallenge(r.Context(), r.cred.Challenge, time.Now())
+	}
+	if err == nil {
+		r.over, err = p.heedShown(r, s)
 	}
 	return newest, err
 }
@@ -360,6 +365,9 @@ func (p *Provider) attach(w http.ResponseWriter, r *request, s channel.State) er
 // a lease that is over gets the end of that one, and not another lease.
 func (p *Provider) join(r *request, s channel.State) (*lease, string, error) {
 	defer p.starts.Lock(s.ID)()
+	if r.over != nil {
+		return r.over, "", nil
+	}
 	l, err := p.serving(r.Context(), s)
 	if err != nil {
 		return nil, "", err

@@ -300,6 +300,7 @@ func TestDeposedGatewaySignsNothing(t *testing.T) {
 	}
 	before := keyA.distinct()
 	old.lost.Store(false) // it does not know
+	old.unstored = nil    // nor what became of its last record
 	if err := old.record(t.Context(), true); !errors.Is(err, errNotOurs) {
 		t.Errorf("a record of the old owner: %v", err)
 	}

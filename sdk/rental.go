@@ -103,7 +103,7 @@ func (r *Renter) rental(ctx context.Context, row rentalRow, escrow *chain.Escrow
 	l := &Rental{
 		r: r, id: row.Terms.ID(), terms: row.Terms, escrow: escrow, payer: r.payer(escrow), peer: p, offer: offer, row: row,
 		price: metering.Price{Amount: offer.Amount.Int, Unit: unit},
-		busy:  make(chan struct{}, 1), heard: time.Now(), access: row.Access,
+		busy:  make(chan struct{}, 1), heard: time.Now(),
 	}
 	if row.TopUp != nil { // of a database that kept no promises
 		l.row.promised(row.TopUp.Authorization)

@@ -47,7 +47,10 @@ func (l *Rental) attach(ctx context.Context, payload wire.Payload) error {
 	if err != nil {
 		return err
 	}
-	header := http.Header{}
+	header, err := l.shows(ctx)
+	if err != nil {
+		return err
+	}
 	if l.row.Checker != nil && l.row.Checker.Sequence > 0 {
 		header.Set("Last-Event-ID", strconv.FormatUint(l.row.Checker.Sequence, 10))
 	}
@@ -71,6 +74,24 @@ func (l *Rental) attach(ctx context.Context, payload wire.Payload) error {
 		return err
 	}
 	return nil
+}
+
+// shows is a header with the newest record that we have: a provider that has lost
+// it must not sign another one of its number.
+func (l *Rental) shows(ctx context.Context) (http.Header, error) {
+	header := http.Header{}
+	if l.row.Checker == nil || l.row.Checker.Sequence == 0 {
+		return header, nil
+	}
+	document, err := l.r.store.record(ctx, l.id, l.row.Lease, l.row.Checker.Sequence)
+	if document == nil || err != nil {
+		return header, err
+	}
+	var rec metering.SignedRecord
+	if err := json.Unmarshal(document, &rec); err != nil {
+		return header, fmt.Errorf("channel %s: record %d on disk does not parse; restore the database from its backup: %w", l.id, l.row.Checker.Sequence, err)
+	}
+	return header, wire.ShownRecord{Record: rec.Record, Signature: rec.Signature}.Set(header)
 }
 
 // refused sorts what came instead of a stream.
@@ -191,6 +212,9 @@ func (l *Rental) credential(ctx context.Context, payload wire.Payload, action st
 	if err != nil {
 		return wire.Credential{}, err
 	}
+	if action != "" {
+		l.name(&payload)
+	}
 	if action != "" && l.row.Secret != "" {
 		payload.LeaseSecret = l.row.Secret
 	}
@@ -202,6 +226,14 @@ func (l *Rental) credential(ctx context.Context, payload wire.Payload, action st
 	return wire.Credential{
 		Challenge: challenge, Source: wire.Source(l.row.Terms.ChainID, l.row.Terms.Payer), Payload: payload,
 	}, nil
+}
+
+// name says which channel it is, also to a provider that has lost its database.
+func (l *Rental) name(payload *wire.Payload) {
+	payload.Salt = &l.row.Terms.Salt
+	if signer := wire.Address(l.row.Terms.AuthorizedSigner); signer != (wire.Address{}) {
+		payload.AuthorizedSigner = &signer
+	}
 }
 
 // usable returns the newest challenge, or asks for one if it has expired.
@@ -233,7 +265,13 @@ func (l *Rental) post(ctx context.Context, payload wire.Payload, action string, 
 		if err != nil {
 			return nil, nil, err
 		}
-		resp, err := l.peer.send(ctx, http.MethodPost, l.row.GPUs, c, nil)
+		header := http.Header{}
+		if action != "" {
+			if header, err = l.shows(ctx); err != nil {
+				return nil, nil, err
+			}
+		}
+		resp, err := l.peer.send(ctx, http.MethodPost, l.row.GPUs, c, header)
 		if err == nil {
 			defer resp.Body.Close()
 			body, err := l.peer.body(resp)

@@ -71,7 +71,7 @@ type rentalRow struct {
 	Lease      common.Hash            `json:"lease"`
 	Secret     string                 `json:"secret,omitempty"`
 	Devices    []string               `json:"devices,omitempty"`
-	Access     json.RawMessage        `json:"access,omitempty"`
+	Access     json.RawMessage        `json:"-"` // often a password: the lease's stream brings it again
 	OwedBefore uint256.Int            `json:"owedBefore"`
 	Checker    *metering.CheckerState `json:"checker,omitempty"`
 	Ended      string                 `json:"ended,omitempty"` // why the lease is over

@@ -126,7 +126,7 @@ func begin(ctx context.Context, renter *sdk.Renter, open []sdk.RentalState, o *o
 
 // use pays until it is time to stop, whoever says so, and closes.
 func use(ctx, work context.Context, renter *sdk.Renter, rental *sdk.Rental, limit time.Duration) error {
-	fmt.Printf("channel %s\naccess  %s\n", rental.ID(), rental.Access())
+	fmt.Printf("channel %s\n", rental.ID())
 	switch rental.Snapshot().Phase {
 	case sdk.RentalClosing, sdk.RentalFinished: // resumed: only the close is left
 		return closeRental(work, renter, rental)

@@ -19,6 +19,7 @@ type table struct {
 	rental *sdk.Rental
 	units  func(uint256.Int) string
 	live   bool
+	access string // as it was printed last
 }
 
 func newTable(renter *sdk.Renter, rental *sdk.Rental) *table {
@@ -54,6 +55,13 @@ func (t *table) run(ctx context.Context) {
 }
 
 func (t *table) show() {
+	if access := string(t.rental.Access()); access != t.access { // the provider says it when the stream begins
+		t.access = access
+		if t.live {
+			fmt.Print("\r\x1b[K")
+		}
+		fmt.Printf("access  %s\n", access)
+	}
 	s := t.rental.Snapshot()
 	line := row(or(s.Service, "offline"), fmt.Sprintf("%.1f", time.Duration(s.Nanos).Seconds()), fmt.Sprint(s.Sequence),
 		t.units(s.Owed), t.units(s.Paid), t.units(s.Deposit), time.Since(s.Heard).Round(time.Second).String()+" ago")

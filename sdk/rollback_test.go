@@ -1,0 +1,350 @@
+package sdk
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// front has one address for a provider that is stopped and started.
+type front struct {
+	*httptest.Server
+	provider atomic.Pointer[Provider]
+}
+
+func newFront(t *testing.T) *front {
+	f := &front{}
+	f.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		p := f.provider.Load()
+		if p == nil {
+			panic(http.ErrAbortHandler)
+		}
+		p.ServeHTTP(w, r)
+	}))
+	t.Cleanup(func() { f.CloseClientConnections(); f.Close() })
+	return f
+}
+
+// files are copies of files of a program that is down.
+type files map[string][]byte
+
+func copyFiles(t *testing.T, paths ...string) files {
+	t.Helper()
+	f := files{}
+	for _, path := range paths {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f[path] = data
+	}
+	return f
+}
+
+func (f files) restore(t *testing.T) {
+	t.Helper()
+	for path, data := range f {
+		if err := errors.Join(os.WriteFile(path, data, 0o600), remove(path+"-wal"), remove(path+"-shm")); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func (r *rig) renter(t *testing.T, database string) *Renter {
+	t.Helper()
+	renter, err := NewRenter(t.Context(), RenterConfig{
+		Backend: r.chain.Backend, Token: r.chain.Token, Escrow: r.chain.Escrow, Key: r.payer, Database: database, ClockOff: 24 * time.Hour,
+		Caps: Caps{PricePerGPUHour: "4.00", PerLease: "10", PerDay: "20", PerPayee: Unlimited},
+		Poll: 50 * time.Millisecond, Patience: 20 * time.Second, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { renter.Close() })
+	return renter
+}
+
+func awaitRecord(t *testing.T, l *Rental, sequence uint64) RentalState {
+	t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		if s := l.Snapshot(); s.Sequence >= sequence {
+			return s
+		} else if time.Now().After(deadline) {
+			t.Fatalf("record %d of %d is here: %+v", s.Sequence, sequence, s)
+		}
+	}
+}
+
+// TestRestoredMachine: with the image of a whole machine from before, the file of high-water marks is as old as the
+// database. The renter shows what it has: the lease ends without another signature, and exactly what its records say is
+// paid. What the payee settled meanwhile on the chain is found there.
+func TestRestoredMachine(t *testing.T) {
+	for _, name := range []string{"lease in the copy", "lease begun since", "nothing is left"} {
+		t.Run(name, func(t *testing.T) {
+			begun := name == "lease in the copy"
+			key := newNotary(t)
+			r := newRig(t, quiet, func(c *ProviderConfig) { c.MeterKey = key })
+			f := newFront(t)
+			image := func() files {
+				f.provider.Store(nil)
+				f.CloseClientConnections()
+				r.shut()
+				defer func() { r.start(); f.provider.Store(r.provider) }()
+				return copyFiles(t, r.config.Database, r.config.Database+".signed")
+			}
+			f.provider.Store(r.provider)
+			var old files
+			if !begun {
+				old = image()
+			}
+			renter := r.renter(t, filepath.Join(t.TempDir(), "renter.db"))
+			rental, err := renter.Rent(t.Context(), f.URL, RentOptions{Deposit: "0.3", PayEvery: 50 * time.Millisecond})
+			if err != nil {
+				t.Fatal(err)
+			}
+			done := background(t.Context(), rental)
+			awaitRecord(t, rental, 3)
+			if begun {
+				old = image()
+			}
+			awaitRecord(t, rental, rental.Snapshot().Sequence+5)
+			if err := r.provider.Settle(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			f.provider.Store(nil)
+			f.CloseClientConnections()
+			r.shut()
+			old.restore(t)
+			if name == "nothing is left" {
+				for _, file := range []string{r.config.Database, r.config.Database + ".signed"} {
+					if err := os.Remove(file); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			r.start()
+			f.provider.Store(r.provider)
+			if err := <-done; err != nil {
+				t.Fatalf("the renter's run: %v", err)
+			}
+			s := rental.Snapshot()
+			closed, err := rental.Close(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if closed.Settled != s.Owed || closed.Owed != s.Owed {
+				t.Errorf("settled %s of %s", closed.Settled.Dec(), s.Owed.Dec())
+			}
+			if kept, err := renter.Evidence(t.Context(), rental.ID()); err != nil || len(kept) != 0 {
+				t.Errorf("the renter accuses a provider that signed no fork: %v, %v", kept, err)
+			}
+			b, err := r.provider.Export(t.Context(), rental.ID())
+			if err != nil || len(b.Evidence) == 0 {
+				t.Fatalf("the record that the renter showed is not kept: %v", err)
+			}
+			var shown wire.ShownRecord
+			if err := json.Unmarshal([]byte(b.Evidence[0].Document), &shown); err != nil || shown.Record.Sequence != s.Sequence || shown.Record.Owed != s.Owed {
+				t.Errorf("kept: %+v, %v", shown.Record, err)
+			}
+		})
+	}
+}
+
+// TestRestoredRenter: a renter whose database is from before goes on with its lease, or closes it, and is accused of
+// nothing.
+func TestRestoredRenter(t *testing.T) {
+	r := newRig(t, quiet)
+	f := newFront(t)
+	f.provider.Store(r.provider)
+	path := filepath.Join(t.TempDir(), "renter.db")
+	renter := r.renter(t, path)
+	rental, err := renter.Rent(t.Context(), f.URL, RentOptions{Deposit: "0.3", PayEvery: 50 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pause := func() {
+		t.Helper()
+		if err := renter.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	done := background(ctx, rental)
+	awaitRecord(t, rental, 3)
+	stop()
+	<-done
+	pause()
+	old := copyFiles(t, path)
+
+	renter = r.renter(t, path)
+	if rental, err = renter.Resume(t.Context(), rental.ID()); err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop = context.WithCancel(t.Context())
+	done = background(ctx, rental)
+	awaitRecord(t, rental, rental.Snapshot().Sequence+5)
+	stop()
+	<-done
+	if err := r.provider.Settle(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	pause()
+	old.restore(t)
+
+	renter = r.renter(t, path)
+	if rental, err = renter.Resume(t.Context(), rental.ID()); err != nil {
+		t.Fatal(err)
+	}
+	done = background(t.Context(), rental)
+	awaitRecord(t, rental, rental.Snapshot().Sequence+3)
+	closed, err := rental.Close(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		t.Errorf("the renter's run: %v", err)
+	}
+	if closed.Settled != closed.Owed {
+		t.Errorf("settled %s of %s", closed.Settled.Dec(), closed.Owed.Dec())
+	}
+	if b, err := r.provider.Export(t.Context(), rental.ID()); err != nil || len(b.Evidence) != 0 {
+		t.Errorf("the provider keeps evidence of nothing: %+v, %v", b.Evidence, err)
+	}
+}
+
+// TestChannelTakenUpFromTheChain: a provider that has lost its database takes a channel up from the chain when a client
+// shows its terms, and what was vouchered is not served a second time.
+func TestChannelTakenUpFromTheChain(t *testing.T) {
+	r := newRig(t, quiet)
+	lease := r.open(1, 500_000, "")
+	lease.record()
+	lease.release()
+	lease.pay(700)
+	r.shut()
+	if err := os.Remove(r.config.Database); err != nil {
+		t.Fatal(err)
+	}
+	r.start()
+	ask := func(change func(*wire.Credential)) *http.Response {
+		cred := lease.credential(wire.ActionVoucher, 700)
+		cred.Payload.Salt = &lease.terms.Salt
+		var err error
+		if cred.Payload.Proof, err = wire.Prove(t.Context(), r.payer, lease.terms, cred.Challenge.ID, "attach"); err != nil {
+			t.Fatal(err)
+		}
+		change(cred)
+		return r.do("GET", "", cred)
+	}
+	for name, refused := range map[string]struct {
+		change func(*wire.Credential)
+		status int
+	}{
+		"no terms":    {func(c *wire.Credential) { c.Payload.Salt = nil }, http.StatusGone},
+		"other terms": {func(c *wire.Credential) { c.Payload.Salt = &common.Hash{9} }, http.StatusPaymentRequired},
+		"not on the chain": {func(c *wire.Credential) {
+			terms := r.terms(r.payer.Address(), 9)
+			c.Payload.ChannelID, c.Payload.Salt = terms.ID(), &terms.Salt
+		}, http.StatusGone},
+	} {
+		if resp := ask(refused.change); resp.StatusCode != refused.status {
+			t.Errorf("%s: %s", name, resp.Status)
+		}
+	}
+	lease.attach(ask(func(*wire.Credential) {}))
+	if got := lease.lease.OwedBefore.Uint64(); got != 700 {
+		t.Errorf("the next lease begins with %d owed, 700 was vouchered", got)
+	}
+	final := lease.release()
+	if receipt := lease.close(final.Owed.Uint64()); receipt.TxHash == nil || receipt.AcceptedCumulative.Int != final.Owed {
+		t.Errorf("closed: %+v", receipt)
+	}
+}
+
+// TestShownRecordOfNobody: a record that we did not sign, or of another channel, or that we have, ends nothing.
+func TestShownRecordOfNobody(t *testing.T) {
+	r := newRig(t, quiet)
+	lease := r.open(1, 500_000, "")
+	mine := lease.record()
+	stranger := newNotary(t)
+	show := func(change func(*wire.ShownRecord), sign channel.Signer) string {
+		s := wire.ShownRecord{Record: mine.Record, Signature: mine.Signature}
+		change(&s)
+		if sign != nil {
+			var err error
+			if s.Signature, err = sign.Sign(t.Context(), s.Record.Digest(metering.Domain(lease.terms.ChainID, lease.terms.Escrow))); err != nil {
+				t.Fatal(err)
+			}
+		}
+		h := http.Header{}
+		if err := s.Set(h); err != nil {
+			t.Fatal(err)
+		}
+		return h.Get(wire.HeaderRecord)
+	}
+	for name, header := range map[string]string{
+		"what we have":         show(func(*wire.ShownRecord) {}, nil),
+		"a stranger's":         show(func(s *wire.ShownRecord) { s.Record.Sequence = 1000 }, stranger),
+		"forged":               show(func(s *wire.ShownRecord) { s.Record.Sequence = 1000 }, nil),
+		"of another channel":   show(func(s *wire.ShownRecord) { s.Record.ChannelID, s.Record.Sequence = common.Hash{1}, 1000 }, r.config.Key),
+		"no signature, though": show(func(s *wire.ShownRecord) { s.Record.Sequence, s.Signature = 1000, nil }, nil),
+	} {
+		lease.again(wire.HeaderRecord, header)
+		if lease.lease.State == string(leaseEnded) {
+			t.Errorf("%s: the lease ended", name)
+		}
+	}
+	if b, err := r.provider.Export(t.Context(), lease.terms.ID()); err != nil || len(b.Evidence) != 0 {
+		t.Errorf("kept: %+v, %v", b.Evidence, err)
+	}
+	cred := lease.credential(wire.ActionVoucher, 0)
+	cred.Payload.LeaseSecret = lease.lease.Secret
+	if resp := r.do("GET", "", cred, wire.HeaderRecord, "no record"); resp.StatusCode != http.StatusPaymentRequired && resp.StatusCode != http.StatusBadRequest {
+		t.Errorf("a header that does not parse: %s", resp.Status)
+	}
+}
+
+// TestAccessIsForgotten: the access document of a lease is in no database when it has ended, and never in a renter's.
+func TestAccessIsForgotten(t *testing.T) {
+	const password = "hunter2 of the tests"
+	r := newRig(t, quiet, func(c *ProviderConfig) {
+		c.Allocator = &HostAllocator{Devices: []string{"SIM-GPU-0"}, AllocateCommand: []string{"echo", password}}
+	})
+	path := filepath.Join(t.TempDir(), "renter.db")
+	renter := r.renter(t, path)
+	rental, err := renter.Rent(t.Context(), r.server.URL, RentOptions{Deposit: "0.3", PayEvery: 50 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := background(t.Context(), rental)
+	s := awaitRecord(t, rental, 2)
+	if got := string(rental.Access()); got != `"`+password+`"` {
+		t.Errorf("access: %s", got)
+	}
+	row, err := renter.store.load(t.Context(), rental.ID())
+	if err != nil || len(row.Access) != 0 {
+		t.Errorf("the renter's database has %s, %v", row.Access, err)
+	}
+	if _, err := rental.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if a := r.row(s.Lease).Allocation; strings.Contains(a, password) || !strings.Contains(a, "SIM-GPU-0") {
+		t.Errorf("the provider's database has %s", a)
+	}
+}
