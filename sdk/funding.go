@@ -287,7 +287,7 @@ func (p *Provider) checkTransaction(ctx context.Context, leave *admission, id, h
 			return wire.VerificationFailed.With("transaction %s is not about channel %s", hash, id)
 		case err == nil:
 			return nil
-		case !errors.Is(err, ethereum.NotFound):
+		case !errors.Is(err, ethereum.NotFound) && !errors.Is(err, chain.ErrIndexing):
 			return fmt.Errorf("reading transaction %s: %w", hash, err)
 		}
 		if !leave.await() || chain.Pause(ctx, p.config.Poll) != nil {

@@ -112,7 +112,7 @@ func mined(ctx context.Context, backend Backend, hash common.Hash) (*types.Recei
 			return receipt, nil
 		case err == nil:
 			return nil, fmt.Errorf("transaction %s reverted", hash)
-		case !errors.Is(err, ethereum.NotFound):
+		case !errors.Is(err, ethereum.NotFound) && !errors.Is(err, ErrIndexing):
 			return nil, err
 		}
 		if err := Pause(ctx, 100*time.Millisecond); err != nil {

@@ -10,11 +10,35 @@ import (
 	"github.com/ethereum/go-ethereum/core/types"
 )
 
-// fees are the two figures of an EIP-1559 transaction, in wei per gas.
+// fees are the two figures of an EIP-1559 transaction, in wei per gas, and what they were found by.
 type fees struct {
-	tip *big.Int
-	cap *big.Int
+	tip  *big.Int
+	cap  *big.Int
+	most *big.Int      // MaxFee
+	data *big.Int      // wei in all, what a rollup charges for data; nil: not asked
+	head *types.Header // the block they are for
 }
+
+// gwei is a billionth of a coin.
+const gwei = 1_000_000_000
+
+// DefaultMaxFee is the most that a Sender without a MaxFee offers for a unit of gas on a chain, in wei: 500 gwei, some
+// twenty times what a busy day costs on Ethereum, and 10,000 gwei on Polygon, whose coin is worth less.
+func DefaultMaxFee(chainID uint64) *big.Int {
+	switch chainID {
+	case 137, 80002:
+		return big.NewInt(10_000 * gwei)
+	}
+	return big.NewInt(500 * gwei)
+}
+
+// The tip that is offered: maxTipShare of MaxFee at most, or leastMaxTip where that is more, and fallbackTip where the
+// endpoint suggests none, in wei per gas.
+const (
+	maxTipShare = 10
+	leastMaxTip = 50 * gwei
+	fallbackTip = gwei
+)
 
 // gasMargin is added to an estimate: a row of a batch that was to be skipped may be payable by then, and the first
 // payment to a payee writes a fresh slot of the token.
@@ -42,16 +66,50 @@ func (s *Sender) feesAt(ctx context.Context, head *types.Header) (fees, error) {
 	if head.BaseFee == nil {
 		return fees{}, errors.New("chain: this chain has no base fee (EIP-1559), which transactions here need")
 	}
-	tip, err := s.Backend.SuggestGasTipCap(ctx)
+	most, err := s.maxFee(ctx)
 	if err != nil {
-		return fees{}, fmt.Errorf("chain: asking for the tip: %w", err)
+		return fees{}, err
 	}
-	f := fees{tip: tip, cap: new(big.Int).Add(tip, new(big.Int).Lsh(head.BaseFee, 1))}
-	if s.MaxFee != nil && f.cap.Cmp(s.MaxFee) > 0 {
-		f.cap = s.MaxFee
-		f.tip = smaller(f.tip, f.cap)
+	tip, err := s.tip(ctx, head, most)
+	if err != nil {
+		return fees{}, err
 	}
+	if head.BaseFee.Cmp(most) > 0 {
+		s.log().Warn("the chain's base fee is above MaxFee: nothing is mined until it falls, or MaxFee is raised", "base_fee_wei", head.BaseFee, "max_fee_wei", most)
+	}
+	f := fees{tip: tip, cap: new(big.Int).Add(tip, new(big.Int).Lsh(head.BaseFee, 1)), most: most, head: head}
+	f.cap = smaller(f.cap, most)
 	return f, nil
+}
+
+func (s *Sender) maxFee(ctx context.Context) (*big.Int, error) {
+	if s.MaxFee != nil {
+		return s.MaxFee, nil
+	}
+	chain, err := s.chainID(ctx)
+	return DefaultMaxFee(chain), err
+}
+
+// tip is what the endpoint suggests, bounded: a false answer must not give the purse away. Where it suggests nothing, it is
+// what the gas price leaves over the base fee.
+func (s *Sender) tip(ctx context.Context, head *types.Header, most *big.Int) (*big.Int, error) {
+	tip, err := s.Backend.SuggestGasTipCap(ctx)
+	if err != nil && isTransport(err) && !errors.Is(err, ErrAnswer) {
+		return nil, fmt.Errorf("chain: asking for the tip: %w", decode(err))
+	}
+	if err != nil {
+		s.log().Debug("the endpoint suggests no tip", "err", err)
+		tip = big.NewInt(fallbackTip)
+		if price, err := s.Backend.SuggestGasPrice(ctx); err == nil && price.Cmp(head.BaseFee) > 0 {
+			tip = new(big.Int).Sub(price, head.BaseFee)
+		}
+	}
+	bound := larger(new(big.Int).Div(most, big.NewInt(maxTipShare)), smaller(most, big.NewInt(leastMaxTip)))
+	if tip.Cmp(bound) > 0 {
+		s.log().Warn("the endpoint suggests a tip that is out of proportion; less is offered", "suggested_wei", tip, "offered_wei", bound)
+		return bound, nil
+	}
+	return tip, nil
 }
 
 // GasPrice is what a transaction that is mined now would pay, in wei per gas. A rollup's own charge for data is not in it.
@@ -74,6 +132,9 @@ func (s *Sender) afford(ctx context.Context, call Call, gas uint64, f fees) erro
 		return fmt.Errorf("%w: reading the balance of %s: %w", ErrUnreachable, s.Address(), err)
 	}
 	need := new(big.Int).Mul(f.cap, new(big.Int).SetUint64(gas))
+	if f.data != nil {
+		need.Add(need, f.data)
+	}
 	if have.Cmp(need) >= 0 {
 		return nil
 	}
@@ -82,14 +143,12 @@ func (s *Sender) afford(ctx context.Context, call Call, gas uint64, f fees) erro
 
 // bump is what replaces a stuck version: an eighth more than before, which is the least a node takes, or what a new
 // transaction would offer if that is more. It reports false where MaxFee does not allow it.
-func (s *Sender) bump(old *types.Transaction, now fees) (fees, bool) {
-	next := fees{tip: larger(raise(old.GasTipCap()), now.tip), cap: larger(raise(old.GasFeeCap()), now.cap)}
-	if s.MaxFee != nil && next.cap.Cmp(s.MaxFee) > 0 {
-		next.cap = s.MaxFee
-		next.tip = smaller(next.tip, next.cap)
-		return next, next.cap.Cmp(raise(old.GasFeeCap())) >= 0 && next.tip.Cmp(raise(old.GasTipCap())) >= 0
-	}
-	return next, true
+func (f fees) bump(old *types.Transaction) (fees, bool) {
+	next := f
+	next.tip, next.cap = larger(raise(old.GasTipCap()), f.tip), larger(raise(old.GasFeeCap()), f.cap)
+	next.cap = smaller(next.cap, f.most)
+	next.tip = smaller(next.tip, next.cap)
+	return next, next.cap.Cmp(raise(old.GasFeeCap())) >= 0 && next.tip.Cmp(raise(old.GasTipCap())) >= 0
 }
 
 func raise(v *big.Int) *big.Int {

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io/fs"
 	"math/big"
+	"slices"
 	"strings"
 	"time"
 
@@ -75,8 +76,20 @@ type Tx struct {
 	BlockHash common.Hash
 	Succeeded bool
 	Cost      *big.Int // wei, of the version that was mined
+	DataFee   *big.Int // wei, what a rollup was expected to charge for its data when it was submitted; in Cost once it is mined
 	CreatedAt time.Time
-	Attempts  []Attempt // oldest first
+	Attempts  []Attempt // oldest first; those under an earlier nonce included
+}
+
+// newest is the version that is to be mined: the last one under the transaction's nonce. Versions under an earlier nonce,
+// which seemed to be lost, are only looked for.
+func (tx Tx) newest() Attempt {
+	for _, a := range slices.Backward(tx.Attempts) {
+		if a.Signed.Nonce() == tx.Nonce {
+			return a
+		}
+	}
+	return tx.Attempts[len(tx.Attempts)-1]
 }
 
 // An Attempt is one signed version of a transaction.
@@ -101,8 +114,13 @@ type txRow struct {
 	BlockHash string `db:"block_hash"`
 	Succeeded int64  `db:"succeeded"`
 	Cost      string `db:"cost"`
+	DataFee   string `db:"data_fee"`
 	CreatedAt int64  `db:"created_at"`
 }
+
+// txColumns are named, so that a table which a newer program has widened is still read.
+const txColumns = `chain_tx.id, chain_tx.chain, chain_tx.sender, chain_tx.nonce, chain_tx.kind, chain_tx.recipient, chain_tx.data, chain_tx.gas,
+	chain_tx.state, chain_tx.hash, chain_tx.block, chain_tx.block_hash, chain_tx.succeeded, chain_tx.cost, chain_tx.data_fee, chain_tx.created_at`
 
 type attemptRow struct {
 	Hash      string `db:"hash"`
@@ -115,21 +133,23 @@ type attemptRow struct {
 
 // insert puts a new transaction with its first version on disk.
 func (s *Store) insert(ctx context.Context, tx Tx) error {
-	return s.db.Update(ctx, func(db *sqlx.Tx) error {
-		_, err := db.NamedExecContext(ctx, `INSERT INTO chain_tx (id, chain, sender, nonce, kind, recipient, data, gas, state,
-			hash, block, block_hash, succeeded, cost, created_at) VALUES (:id, :chain, :sender, :nonce, :kind, :recipient, :data,
-			:gas, :state, :hash, :block, :block_hash, :succeeded, :cost, :created_at)`, toRow(tx))
+	return s.db.Update(ctx, func(db *sqlx.Tx) error { return insertTx(ctx, db, tx) })
+}
+
+func insertTx(ctx context.Context, db *sqlx.Tx, tx Tx) error {
+	_, err := db.NamedExecContext(ctx, `INSERT INTO chain_tx (id, chain, sender, nonce, kind, recipient, data, gas, state,
+			hash, block, block_hash, succeeded, cost, data_fee, created_at) VALUES (:id, :chain, :sender, :nonce, :kind, :recipient, :data,
+			:gas, :state, :hash, :block, :block_hash, :succeeded, :cost, :data_fee, :created_at)`, toRow(tx))
+	if err != nil {
+		return fmt.Errorf("chain: writing %s with nonce %d to the outbox: %w", tx.Call, tx.Nonce, err)
+	}
+	for _, id := range tx.Call.Channels {
+		_, err := db.ExecContext(ctx, db.Rebind(`INSERT INTO chain_tx_channel (channel, tx) VALUES (?, ?) ON CONFLICT DO NOTHING`), text(id), tx.ID)
 		if err != nil {
-			return fmt.Errorf("chain: writing %s with nonce %d to the outbox: %w", tx.Call, tx.Nonce, err)
+			return fmt.Errorf("chain: writing %s to the outbox: %w", tx.Call, err)
 		}
-		for _, id := range tx.Call.Channels {
-			_, err := db.ExecContext(ctx, db.Rebind(`INSERT INTO chain_tx_channel (channel, tx) VALUES (?, ?) ON CONFLICT DO NOTHING`), text(id), tx.ID)
-			if err != nil {
-				return fmt.Errorf("chain: writing %s to the outbox: %w", tx.Call, err)
-			}
-		}
-		return insertAttempt(ctx, db, tx.ID, 0, tx.Attempts[0])
-	})
+	}
+	return insertAttempt(ctx, db, tx.ID, 0, tx.Attempts[0])
 }
 
 // attempt puts another version of a transaction on disk.
@@ -139,16 +159,25 @@ func (s *Store) attempt(ctx context.Context, tx Tx, a Attempt) error {
 	})
 }
 
-// renumber gives a transaction whose nonce was used by somebody else a new one. Its old versions can never be mined.
+// renumber gives a transaction whose nonce was used by somebody else a new one. Its old versions are kept: a receipt of one
+// that comes late says that nothing is to be sent.
 func (s *Store) renumber(ctx context.Context, tx Tx, nonce uint64, a Attempt) error {
 	return s.db.Update(ctx, func(db *sqlx.Tx) error {
-		if _, err := db.ExecContext(ctx, db.Rebind(`DELETE FROM chain_attempt WHERE tx = ?`), tx.ID); err != nil {
-			return err
-		}
 		if _, err := db.ExecContext(ctx, db.Rebind(`UPDATE chain_tx SET nonce = ? WHERE id = ?`), nonce, tx.ID); err != nil {
 			return err
 		}
-		return insertAttempt(ctx, db, tx.ID, 0, a)
+		return insertAttempt(ctx, db, tx.ID, len(tx.Attempts), a)
+	})
+}
+
+// restore gives a renumbered transaction its earlier nonce back, under which it was mined after all, and puts what uses up
+// the later one in its place.
+func (s *Store) restore(ctx context.Context, tx Tx, nonce uint64, cancel Tx) error {
+	return s.db.Update(ctx, func(db *sqlx.Tx) error {
+		if _, err := db.ExecContext(ctx, db.Rebind(`UPDATE chain_tx SET nonce = ? WHERE id = ?`), nonce, tx.ID); err != nil {
+			return err
+		}
+		return insertTx(ctx, db, cancel)
 	})
 }
 
@@ -207,11 +236,15 @@ func (s *Store) reopen(ctx context.Context, chain uint64, sender common.Address,
 	var found bool
 	err := s.db.Update(ctx, func(db *sqlx.Tx) error {
 		var row txRow
-		err := db.GetContext(ctx, &row, db.Rebind(`SELECT * FROM chain_tx WHERE chain = ? AND sender = ? AND nonce = ? AND state = 'final'`), chain, text(sender), nonce)
+		err := db.GetContext(ctx, &row, db.Rebind(`SELECT `+txColumns+` FROM chain_tx WHERE chain = ? AND sender = ? AND nonce = ? AND state = 'final'`), chain, text(sender), nonce)
 		if errors.Is(err, sql.ErrNoRows) {
 			return nil
 		}
 		if err != nil {
+			return err
+		}
+		if row.Hash == "" { // it was given up, and who asked for it was told so: only its nonce is needed
+			_, err := db.ExecContext(ctx, db.Rebind(`UPDATE chain_tx SET nonce = -1 - nonce WHERE id = ?`), row.ID)
 			return err
 		}
 		found = true
@@ -264,7 +297,7 @@ func (s *Store) get(ctx context.Context, id TxID) (Tx, error) {
 func (s *Store) list(ctx context.Context, where string, args ...any) ([]Tx, error) {
 	db := s.db.View()
 	var rows []txRow
-	if err := db.SelectContext(ctx, &rows, db.Rebind(`SELECT * FROM chain_tx `+where), args...); err != nil {
+	if err := db.SelectContext(ctx, &rows, db.Rebind(`SELECT `+txColumns+` FROM chain_tx `+where), args...); err != nil {
 		return nil, fmt.Errorf("chain: reading the outbox: %w", err)
 	}
 	list := make([]Tx, 0, len(rows))
@@ -285,7 +318,7 @@ func (s *Store) list(ctx context.Context, where string, args ...any) ([]Tx, erro
 func (s *Store) complete(ctx context.Context, tx *Tx) error {
 	db := s.db.View()
 	var attempts []attemptRow
-	if err := db.SelectContext(ctx, &attempts, db.Rebind(`SELECT * FROM chain_attempt WHERE tx = ? ORDER BY number`), tx.ID); err != nil {
+	if err := db.SelectContext(ctx, &attempts, db.Rebind(`SELECT hash, tx, number, raw, created_at, sent_at FROM chain_attempt WHERE tx = ? ORDER BY number`), tx.ID); err != nil {
 		return fmt.Errorf("chain: reading the outbox: %w", err)
 	}
 	for _, row := range attempts {
@@ -337,13 +370,16 @@ func toRow(tx Tx) txRow {
 	row := txRow{
 		ID: string(tx.ID), Chain: int64(tx.Chain), Sender: text(tx.Sender), Nonce: int64(tx.Nonce),
 		Kind: string(tx.Call.Kind), Recipient: text(tx.Call.To), Data: hexutil.Encode(tx.Call.Data), Gas: int64(tx.Gas),
-		State: string(tx.State), Block: int64(tx.Block), Cost: "0", CreatedAt: millis(tx.CreatedAt),
+		State: string(tx.State), Block: int64(tx.Block), Cost: "0", DataFee: "0", CreatedAt: millis(tx.CreatedAt),
 	}
-	if tx.State != Pending {
+	if tx.State != Pending && tx.Hash != (common.Hash{}) {
 		row.Hash, row.BlockHash = text(tx.Hash), text(tx.BlockHash)
 	}
 	if tx.Cost != nil {
 		row.Cost = tx.Cost.String()
+	}
+	if tx.DataFee != nil {
+		row.DataFee = tx.DataFee.String()
 	}
 	if tx.Succeeded {
 		row.Succeeded = 1
@@ -360,7 +396,7 @@ func fromRow(row txRow) (Tx, error) {
 		ID: TxID(row.ID), Chain: uint64(row.Chain), Sender: common.HexToAddress(row.Sender), Nonce: uint64(row.Nonce),
 		Call: Call{Kind: Kind(row.Kind), To: common.HexToAddress(row.Recipient), Data: data},
 		Gas:  uint64(row.Gas), State: TxState(row.State), Hash: common.HexToHash(row.Hash), Block: uint64(row.Block),
-		BlockHash: common.HexToHash(row.BlockHash), Succeeded: row.Succeeded == 1, Cost: wei(row.Cost), CreatedAt: moment(row.CreatedAt),
+		BlockHash: common.HexToHash(row.BlockHash), Succeeded: row.Succeeded == 1, Cost: wei(row.Cost), DataFee: wei(row.DataFee), CreatedAt: moment(row.CreatedAt),
 	}, nil
 }
 

@@ -127,7 +127,7 @@ func parseRevert(data []byte) *Revert {
 
 // isTransport reports whether err says that the endpoint failed, as against that it answered with an error.
 func isTransport(err error) bool {
-	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
+	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) || errors.Is(err, ErrAnswer) {
 		return true
 	}
 	var quoted *url.Error

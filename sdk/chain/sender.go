@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/big"
+	"strings"
 	"sync"
 	"time"
 
@@ -42,36 +43,72 @@ type Sender struct {
 	Resend   time.Duration // how often an unmined transaction is broadcast again; 0: 20 s
 	Timeout  time.Duration // of one look at the chain, or one Submit; 0: 1 min
 	Finality uint64        // blocks after which a mined transaction is left alone; 0: 32
-	MaxFee   *big.Int      // wei per gas that no version exceeds; nil: no bound
+	// MaxFee is the most that any version offers for a unit of gas, in wei; nil: the chain's of DefaultMaxFee. Of it a tenth
+	// at most, or 50 gwei where that is more, goes to the block's builder, whatever an endpoint suggests.
+	MaxFee *big.Int
 	// Follow leaves the outbox to another process on the same database that has a
 	// Sender of the same key and runs it: this one submits and waits.
 	Follow bool
 	Log    *slog.Logger
 	Now    func() time.Time
 
-	submitting sync.Mutex // one nonce at a time
-	stepping   sync.Mutex
+	submitting turn // one nonce at a time
+	stepping   turn
 	stepped    time.Time
 	head       common.Hash
+	absences   map[TxID]*absence // the one who steps has it
+	aging      sync.Mutex
+	ages       map[common.Hash]age // by version
+	refusals   map[common.Hash]string
 	identity   sync.Mutex
 	chain      uint64
+	rollup     *bool // whether the chain charges for data; nil: not asked yet
 }
+
+// A turn is a lock that is waited for only as long as a context lasts: who holds it may wait for an endpoint, and an
+// interrupt must not wait for that. The zero value is free.
+type turn struct {
+	once sync.Once
+	held chan struct{}
+}
+
+func (t *turn) enter(ctx context.Context) error {
+	t.once.Do(func() { t.held = make(chan struct{}, 1) })
+	select {
+	case t.held <- struct{}{}:
+		return nil
+	default:
+	}
+	select {
+	case t.held <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (t *turn) leave() { <-t.held }
 
 // A Result is a transaction that was mined and did what it was sent for.
 type Result struct {
 	ID      TxID
 	Hash    common.Hash
 	Receipt *types.Receipt
+	Cost    *big.Int // wei, gas and a rollup's charge for data
 }
 
-// Reverted is a transaction that was mined and did nothing but cost gas. That is final, not pending.
+// Reverted is a transaction that did nothing: it was mined and only cost gas, or another one took its nonce and the contract
+// refuses it since. That is final, not pending.
 type Reverted struct {
 	Call   Call
-	Hash   common.Hash
-	Reason error // as far as it can be found out afterwards
+	Hash   common.Hash // zero: it was never mined
+	Reason error       // as far as it can be found out afterwards
 }
 
 func (r *Reverted) Error() string {
+	if r.Hash == (common.Hash{}) {
+		return fmt.Sprintf("chain: %s was not mined and is given up: %v", r.Call, r.Reason)
+	}
 	return fmt.Sprintf("chain: %s was mined in %s and reverted: %v", r.Call, r.Hash, r.Reason)
 }
 
@@ -99,6 +136,9 @@ func (s *Sender) Submit(ctx context.Context, call Call) (TxID, error) {
 	if err != nil {
 		return "", err
 	}
+	if fees.data, err = s.dataFee(ctx, call.Data); err != nil {
+		return "", err
+	}
 	if err := s.afford(ctx, call, gas, fees); err != nil {
 		return "", err
 	}
@@ -116,8 +156,10 @@ func (s *Sender) Submit(ctx context.Context, call Call) (TxID, error) {
 
 // enqueue gives the call a nonce, signs it and writes it to the outbox.
 func (s *Sender) enqueue(ctx context.Context, chain uint64, call Call, gas uint64, f fees) (Tx, error) {
-	s.submitting.Lock()
-	defer s.submitting.Unlock()
+	if err := s.submitting.enter(ctx); err != nil {
+		return Tx{}, err
+	}
+	defer s.submitting.leave()
 	for try := 0; ; try++ {
 		nonce, err := s.nonce(ctx, chain)
 		if err != nil {
@@ -140,11 +182,21 @@ func (s *Sender) nonce(ctx context.Context, chain uint64) (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
-	return max(seen, ours), nil
+	if seen <= ours {
+		return ours, nil
+	}
+	mined, err := s.Backend.NonceAt(ctx, s.Address(), nil)
+	if err != nil {
+		return 0, fmt.Errorf("%w: asking for the nonce of %s: %w", ErrUnreachable, s.Address(), err)
+	}
+	if seen > max(mined, ours)+maxFill { // every nonce between would have to be paid for
+		return 0, &incomplete{"eth_getTransactionCount", fmt.Sprintf("it says %d are pending and %d mined of %s", seen, mined, s.Address())}
+	}
+	return seen, nil
 }
 
 func (s *Sender) write(ctx context.Context, chain, nonce uint64, call Call, gas uint64, f fees) (Tx, error) {
-	tx := Tx{ID: newTxID(), Chain: chain, Sender: s.Address(), Nonce: nonce, Call: call, Gas: gas, State: Pending, CreatedAt: s.now()}
+	tx := Tx{ID: newTxID(), Chain: chain, Sender: s.Address(), Nonce: nonce, Call: call, Gas: gas, State: Pending, DataFee: f.data, CreatedAt: s.now()}
 	signed, err := s.sign(ctx, tx, f)
 	if err != nil {
 		return Tx{}, err
@@ -153,6 +205,7 @@ func (s *Sender) write(ctx context.Context, chain, nonce uint64, call Call, gas 
 	if err := s.Store.insert(ctx, tx); err != nil {
 		return Tx{}, err
 	}
+	s.born(signed.Hash(), f.head)
 	s.log().Info("transaction queued", "tx", tx.ID, "call", call.String(), "nonce", nonce, "hash", signed.Hash())
 	return tx, nil
 }
@@ -183,16 +236,57 @@ func (s *Sender) seal(ctx context.Context, inner *types.DynamicFeeTx) (*types.Tr
 }
 
 // broadcast hands a version to the node and remembers when. A node that refuses it may know it already, or know better:
-// what became of it is read from the chain, not from the refusal.
+// what became of it is read from the chain, not from the refusal, which is said once.
 func (s *Sender) broadcast(ctx context.Context, a Attempt) error {
 	err := s.Backend.SendTransaction(ctx, a.Signed)
 	if err != nil && isTransport(err) {
 		return fmt.Errorf("%w: broadcasting %s: %w", ErrUnreachable, a.Signed.Hash(), err)
 	}
 	if err != nil {
-		s.log().Debug("node did not take the transaction", "hash", a.Signed.Hash(), "nonce", a.Signed.Nonce(), "err", err)
+		s.refusal(a.Signed, err)
 	}
 	return s.Store.sent(ctx, a.Signed.Hash(), s.now())
+}
+
+// refusal says why a node does not take a version, and what to do: once at warn level for each reason.
+func (s *Sender) refusal(tx *types.Transaction, err error) {
+	text, level := line(err.Error()), slog.LevelWarn
+	advice, quiet := adviceOn(text)
+	s.aging.Lock()
+	if s.refusals == nil || len(s.refusals) >= maxAges {
+		s.refusals = make(map[common.Hash]string)
+	}
+	if quiet || s.refusals[tx.Hash()] == text {
+		level = slog.LevelDebug
+	}
+	s.refusals[tx.Hash()] = text
+	s.aging.Unlock()
+	s.log().Log(context.Background(), level, "the node refuses a transaction; it is tried again", "sender", s.Address(), "nonce", tx.Nonce(),
+		"hash", tx.Hash(), "reason", text, "do", advice)
+}
+
+// adviceOn is what to do when a node refuses a transaction with these words. quiet ones are no refusal: the node has it, or
+// its nonce is used.
+func adviceOn(text string) (advice string, quiet bool) {
+	text = strings.ToLower(text)
+	for _, known := range []struct {
+		words, advice string
+		quiet         bool
+	}{
+		{"already known", "", true}, {"already imported", "", true}, {"known transaction", "", true}, {"alreadyexists", "", true},
+		{"nonce too low", "", true}, {"replacement transaction underpriced", "", true},
+		{"insufficient funds", "send the sender native coin: it pays for gas and, on a rollup, for data", false},
+		{"underpriced", "the node wants a higher fee: it is raised after a while, up to MaxFee; use another endpoint if it asks more than the chain does", false},
+		{"tip", "the node wants a higher tip: it is raised after a while, up to MaxFee; use another endpoint if it asks more than the chain does", false},
+		{"max fee per gas less than block base fee", "the chain's base fee is above what is offered: it is raised after a while, up to MaxFee", false},
+		{"fee cap", "the node bounds what a transaction may pay (geth: --rpc.txfeecap): raise that, or lower MaxFee", false},
+		{"gas limit", "the call takes more gas than the chain allows: settle fewer channels at a time", false},
+	} {
+		if strings.Contains(text, known.words) {
+			return known.advice, known.quiet
+		}
+	}
+	return "ask who runs the endpoint, or use another one", false
 }
 
 // Wait returns when the transaction has the given number of confirmations (1: it is in the newest block). A transaction
@@ -228,6 +322,9 @@ func (s *Sender) result(ctx context.Context, id TxID, confirmations uint64) (*Re
 	if err != nil || tx.State == Pending {
 		return nil, err
 	}
+	if tx.Hash == (common.Hash{}) {
+		return nil, &Reverted{Call: tx.Call, Reason: errLost}
+	}
 	head, err := s.Backend.BlockNumber(ctx)
 	if err != nil {
 		return nil, err
@@ -248,7 +345,7 @@ func (s *Sender) result(ctx context.Context, id TxID, confirmations uint64) (*Re
 	if receipt.Status != types.ReceiptStatusSuccessful {
 		return nil, &Reverted{Call: tx.Call, Hash: tx.Hash, Reason: s.reason(ctx, tx, receipt)}
 	}
-	return &Result{ID: id, Hash: tx.Hash, Receipt: receipt}, nil
+	return &Result{ID: id, Hash: tx.Hash, Receipt: receipt, Cost: tx.Cost}, nil
 }
 
 // reason runs a reverted call again on the state it was mined onto. That state may have been another at its place in the

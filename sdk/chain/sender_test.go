@@ -206,7 +206,7 @@ func TestDisplacedTransactionGetsANewNonce(t *testing.T) {
 	store, _ := openStore(t, file(t))
 	dead := &mute{Backend: w.Backend}
 	dead.silent.Store(true)
-	s := &chain.Sender{Backend: dead, Key: w.payer, Store: store, Poll: 10 * time.Millisecond, Resend: 50 * time.Millisecond, Finality: 3}
+	s := &chain.Sender{Backend: dead, Key: w.payer, Store: store, Poll: 10 * time.Millisecond, Resend: 50 * time.Millisecond, Stuck: 50 * time.Millisecond, Finality: 3}
 	id, err := s.Submit(t.Context(), w.token.ApproveCall(w.escrow.Address(), *uint256.NewInt(11)))
 	if err != nil {
 		t.Fatal(err)
@@ -218,7 +218,10 @@ func TestDisplacedTransactionGetsANewNonce(t *testing.T) {
 	if got := w.nonce(t, w.payer.Address()); got != 1 {
 		t.Fatalf("nonce %d: acted before it was certain", got)
 	}
-	w.Mine(t, 4)
+	for range 8 { // several looks
+		w.Mine(t, 1)
+		time.Sleep(40 * time.Millisecond)
+	}
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
 	if _, err := s.Wait(ctx, id, 1); err != nil {

@@ -21,11 +21,16 @@ func (s *Sender) Recent(ctx context.Context, since time.Time, kinds ...Kind) ([]
 	return slices.DeleteFunc(all, func(tx Tx) bool { return !slices.Contains(kinds, tx.Call.Kind) }), nil
 }
 
-// Price is what the transaction has cost, in wei, or the most that it may still cost.
+// Price is what the transaction has cost, in wei, or the most that it may still cost. What a rollup charges for data is in
+// it as far as it could be asked for.
 func (tx Tx) Price() *big.Int {
 	if tx.State != Pending && tx.Cost != nil {
 		return tx.Cost
 	}
-	newest := tx.Attempts[len(tx.Attempts)-1].Signed
-	return new(big.Int).Mul(newest.GasFeeCap(), new(big.Int).SetUint64(newest.Gas()))
+	newest := tx.newest().Signed
+	most := new(big.Int).Mul(newest.GasFeeCap(), new(big.Int).SetUint64(newest.Gas()))
+	if tx.DataFee != nil {
+		most.Add(most, tx.DataFee)
+	}
+	return most
 }

@@ -13,8 +13,11 @@ import (
 	"github.com/gpupay/gpupay/internal/fault"
 )
 
-// maxFill bounds how many nonces one step fills.
-const maxFill = 16
+// maxFill bounds how many nonces one step fills; fillGas is what using one up takes.
+const (
+	maxFill = 16
+	fillGas = 21_000
+)
 
 // Run works the outbox until the context ends: it is what makes a submitted transaction certain. Failures of the
 // endpoint are logged and retried with growing, jittered pauses; Run returns only the context's error.
@@ -47,8 +50,10 @@ func (s *Sender) step(ctx context.Context) error {
 	if s.Follow {
 		return nil
 	}
-	s.stepping.Lock()
-	defer s.stepping.Unlock()
+	if err := s.stepping.enter(ctx); err != nil {
+		return err
+	}
+	defer s.stepping.leave()
 	if since := s.now().Sub(s.stepped); since >= 0 && since < s.poll()/2 {
 		return nil
 	}
@@ -58,8 +63,10 @@ func (s *Sender) step(ctx context.Context) error {
 // Sync looks now at everything that is not final, so that what the outbox says is what the chain says: after a re-org, a
 // transaction that was mined is in flight again.
 func (s *Sender) Sync(ctx context.Context) error {
-	s.stepping.Lock()
-	defer s.stepping.Unlock()
+	if err := s.stepping.enter(ctx); err != nil {
+		return err
+	}
+	defer s.stepping.leave()
 	return s.sync(ctx)
 }
 
@@ -115,44 +122,68 @@ func (s *Sender) look(ctx context.Context) (glance, error) {
 
 // advance brings one transaction further: it is mined, final, undone, displaced, stuck, or dropped.
 func (s *Sender) advance(ctx context.Context, tx Tx, g glance) error {
-	if g.moved || tx.State == Pending {
-		receipt, err := s.receipt(ctx, tx)
-		if err != nil {
-			return err
-		}
-		if receipt != nil {
-			return s.mined(ctx, tx, receipt, g)
-		}
-		if tx.State == Mined {
-			return s.undone(ctx, tx)
-		}
+	if !g.moved && tx.State != Pending {
+		return nil
 	}
+	found, err := s.find(ctx, tx)
 	switch {
+	case err != nil:
+		return err
+	case found.receipt != nil:
+		return s.mined(ctx, tx, found, g)
+	case tx.State == Mined:
+		return s.missing(ctx, tx, found, g)
 	case tx.State != Pending:
 		return nil
-	case tx.Nonce < g.deep:
-		return s.displaced(ctx, tx)
-	case tx.Nonce < g.mined:
+	case tx.Nonce >= g.mined:
+		return s.push(ctx, tx, g)
+	case tx.Nonce >= g.deep || found.unsure:
 		return nil // somebody's transaction has this nonce, perhaps ours on a node that lags: the next steps tell
 	}
-	return s.push(ctx, tx, g)
+	return s.displaced(ctx, tx, g)
 }
 
-// receipt finds which version was mined, if any was.
-func (s *Sender) receipt(ctx context.Context, tx Tx) (*types.Receipt, error) {
-	for i := len(tx.Attempts) - 1; i >= 0; i-- {
-		receipt, err := Receipt(ctx, s.Backend, tx.Attempts[i].Signed.Hash())
-		if err == nil {
-			return receipt, nil
+// A finding is what the chain says of a transaction's versions.
+type finding struct {
+	version *types.Transaction
+	receipt *types.Receipt // nil: no version is known to be mined
+	data    *big.Int       // wei, charged for data beside the gas; nil: none
+	unsure  bool           // the node cannot say yet of some version
+}
+
+// find looks which version was mined, if any was: those under an earlier nonce as well. Of two nonces the first counts.
+func (s *Sender) find(ctx context.Context, tx Tx) (found finding, err error) {
+	for _, a := range slices.Backward(tx.Attempts) {
+		if found.receipt != nil && found.version.Nonce() == a.Signed.Nonce() {
+			continue // of one nonce no second version can be mined
 		}
-		if !errors.Is(err, ethereum.NotFound) {
-			return nil, fmt.Errorf("reading the receipt of %s: %w", tx.Attempts[i].Signed.Hash(), err)
+		hash := a.Signed.Hash()
+		receipt, data, err := charged(ctx, s.Backend, hash)
+		switch {
+		case errors.Is(err, ErrIndexing):
+			found.unsure = true
+		case errors.Is(err, ethereum.NotFound):
+		case err != nil:
+			return found, fmt.Errorf("reading the receipt of %s: %w", hash, err)
+		default:
+			if found.receipt != nil {
+				s.log().Error("a transaction was mined under two nonces: what it moves has moved twice",
+					"tx", tx.ID, "call", tx.Call.String(), "hash", hash, "again", found.receipt.TxHash)
+			}
+			found.receipt, found.data, found.version = receipt, data, a.Signed
 		}
 	}
-	return nil, nil
+	return found, nil
 }
 
-func (s *Sender) mined(ctx context.Context, tx Tx, receipt *types.Receipt, g glance) error {
+func (s *Sender) mined(ctx context.Context, tx Tx, found finding, g glance) error {
+	delete(s.absences, tx.ID)
+	receipt := found.receipt
+	if found.version.Nonce() != tx.Nonce {
+		if err := s.cancel(ctx, &tx, found.version.Nonce(), g); err != nil {
+			return err
+		}
+	}
 	block := receipt.BlockNumber.Uint64()
 	final := block+s.finality() <= g.head.Number.Uint64()
 	if tx.State == Mined && tx.BlockHash == receipt.BlockHash && !final {
@@ -161,62 +192,78 @@ func (s *Sender) mined(ctx context.Context, tx Tx, receipt *types.Receipt, g gla
 	if tx.BlockHash != receipt.BlockHash {
 		s.log().Info("transaction mined", "tx", tx.ID, "call", tx.Call.String(), "hash", receipt.TxHash, "block", block, "status", receipt.Status)
 	}
+	cost, err := s.cost(ctx, found)
+	if err != nil {
+		return err
+	}
 	tx.State = Mined
 	if final {
 		tx.State = Final
 	}
-	tx.Hash, tx.Block, tx.BlockHash = receipt.TxHash, block, receipt.BlockHash
+	tx.Hash, tx.Block, tx.BlockHash, tx.Cost = receipt.TxHash, block, receipt.BlockHash, cost
 	tx.Succeeded = receipt.Status == types.ReceiptStatusSuccessful
-	tx.Cost = new(big.Int).SetUint64(receipt.GasUsed)
-	if receipt.EffectiveGasPrice != nil {
-		tx.Cost.Mul(tx.Cost, receipt.EffectiveGasPrice)
-	}
-	err := s.Store.record(ctx, tx)
+	err = s.Store.record(ctx, tx)
 	fault.Sent(string(tx.Call.Kind), fault.TxMined)
 	return err
+}
+
+// cost is what a mined transaction took from its sender, in wei. Where the receipt does not say the price, it follows from
+// the block's base fee.
+func (s *Sender) cost(ctx context.Context, found finding) (*big.Int, error) {
+	price := found.receipt.EffectiveGasPrice
+	if price == nil {
+		header, err := s.Backend.HeaderByNumber(ctx, found.receipt.BlockNumber)
+		if err != nil {
+			return nil, fmt.Errorf("the receipt of %s says no price, reading its block: %w", found.receipt.TxHash, err)
+		}
+		if header.BaseFee == nil {
+			return nil, &incomplete{"eth_getBlockByNumber", "no baseFeePerGas of block " + found.receipt.BlockNumber.String()}
+		}
+		price = smaller(new(big.Int).Add(header.BaseFee, found.version.GasTipCap()), found.version.GasFeeCap())
+	}
+	cost := new(big.Int).Mul(price, new(big.Int).SetUint64(found.receipt.GasUsed))
+	if found.data != nil {
+		cost.Add(cost, found.data)
+	}
+	return cost, nil
+}
+
+// missing: nothing shows a transaction that was mined.
+func (s *Sender) missing(ctx context.Context, tx Tx, found finding, g glance) error {
+	switch {
+	case found.unsure || g.head.Number.Uint64() < tx.Block:
+		return nil // a node that is behind does not know it yet
+	case tx.Nonce >= g.mined:
+		return s.undone(ctx, tx)
+	case tx.Nonce >= g.deep:
+		return nil // its nonce is used, most likely by itself
+	}
+	return s.pend(ctx, tx)
 }
 
 // undone: a re-org took a mined transaction out. The very same one is sent again, so it can never count twice.
 func (s *Sender) undone(ctx context.Context, tx Tx) error {
 	s.log().Warn("a re-org undid a transaction; sending it again", "tx", tx.ID, "call", tx.Call.String(), "hash", tx.Hash, "block", tx.Block)
-	tx.State, tx.Cost, tx.Succeeded = Pending, new(big.Int), false
-	if err := s.Store.record(ctx, tx); err != nil {
+	if err := s.pend(ctx, tx); err != nil {
 		return err
 	}
-	return s.broadcast(ctx, tx.Attempts[len(tx.Attempts)-1])
+	return s.broadcast(ctx, tx.newest())
 }
 
-// displaced: another transaction of this key, not sent from here, used up the nonce, deep enough that this will stay.
-func (s *Sender) displaced(ctx context.Context, tx Tx) error {
-	f, err := s.fees(ctx)
-	if err != nil {
-		return err
-	}
-	s.submitting.Lock()
-	defer s.submitting.Unlock()
-	old := tx.Nonce
-	if tx.Nonce, err = s.nonce(ctx, tx.Chain); err != nil {
-		return err
-	}
-	signed, err := s.sign(ctx, tx, f)
-	if err != nil {
-		return err
-	}
-	s.log().Warn("another program uses this key: its transaction took a nonce of ours", "tx", tx.ID, "call", tx.Call.String(), "nonce", old, "new", tx.Nonce)
-	attempt := Attempt{Signed: signed, CreatedAt: s.now()}
-	if err := s.Store.renumber(ctx, tx, tx.Nonce, attempt); err != nil {
-		return err
-	}
-	return s.broadcast(ctx, attempt)
+func (s *Sender) pend(ctx context.Context, tx Tx) error {
+	tx.State, tx.Cost, tx.Succeeded = Pending, new(big.Int), false
+	return s.Store.record(ctx, tx)
 }
 
 // push broadcasts a transaction that is not mined: for the first time, again, or at a higher fee.
 func (s *Sender) push(ctx context.Context, tx Tx, g glance) error {
-	newest := tx.Attempts[len(tx.Attempts)-1]
+	delete(s.absences, tx.ID)
+	newest := tx.newest()
+	passed := s.passedOver(tx, newest.Signed, g)
 	if newest.SentAt.IsZero() {
 		return s.broadcast(ctx, newest)
 	}
-	if s.stuck(tx, newest, g) {
+	if passed && s.stuck(tx, newest, g) {
 		if done, err := s.replace(ctx, tx, newest, g); done || err != nil {
 			return err
 		}
@@ -235,15 +282,23 @@ func (s *Sender) stuck(tx Tx, newest Attempt, g glance) bool {
 	return tx.Nonce == g.mined || (g.head.BaseFee != nil && newest.Signed.GasFeeCap().Cmp(g.head.BaseFee) < 0)
 }
 
+// replace signs a version at a higher fee. It reports false where none can be: the transaction goes on waiting as it is.
 func (s *Sender) replace(ctx context.Context, tx Tx, newest Attempt, g glance) (bool, error) {
 	now, err := s.feesAt(ctx, g.head)
 	if err != nil {
 		return false, err
 	}
-	f, allowed := s.bump(newest.Signed, now)
+	f, allowed := now.bump(newest.Signed)
 	if !allowed {
-		s.log().Warn("transaction is stuck and its fee is at the allowed maximum", "tx", tx.ID, "call", tx.Call.String(), "fee", newest.Signed.GasFeeCap(), "max", s.MaxFee)
+		s.log().Warn("transaction is stuck and its fee is at the allowed maximum: wait for the chain's fees to fall, or raise MaxFee",
+			"tx", tx.ID, "call", tx.Call.String(), "fee_wei", newest.Signed.GasFeeCap(), "max_fee_wei", now.most)
 		return false, nil
+	}
+	if err := s.afford(ctx, tx.Call, tx.Gas, f); errors.Is(err, ErrFunds) {
+		s.log().Warn("transaction is stuck and a higher fee cannot be paid", "tx", tx.ID, "err", err)
+		return false, nil
+	} else if err != nil {
+		return false, err
 	}
 	signed, err := s.sign(ctx, tx, f)
 	if err != nil {
@@ -254,6 +309,7 @@ func (s *Sender) replace(ctx context.Context, tx Tx, newest Attempt, g glance) (
 	if err := s.Store.attempt(ctx, tx, attempt); err != nil {
 		return false, err
 	}
+	s.born(signed.Hash(), g.head)
 	return true, s.broadcast(ctx, attempt)
 }
 
@@ -272,8 +328,10 @@ func (s *Sender) fill(ctx context.Context, chain uint64, open []Tx, g glance) er
 	if err != nil {
 		return err
 	}
-	s.submitting.Lock()
-	defer s.submitting.Unlock()
+	if err := s.submitting.enter(ctx); err != nil {
+		return err
+	}
+	defer s.submitting.leave()
 	for nonce := g.mined; nonce < first && nonce < g.mined+maxFill; nonce++ {
 		known, err := s.Store.reopen(ctx, chain, s.Address(), nonce)
 		if err != nil {
@@ -283,7 +341,7 @@ func (s *Sender) fill(ctx context.Context, chain uint64, open []Tx, g glance) er
 		if known {
 			continue // the next step broadcasts it
 		}
-		tx, err := s.write(ctx, chain, nonce, Call{Kind: Fill, To: s.Address()}, 21_000, f)
+		tx, err := s.write(ctx, chain, nonce, Call{Kind: Fill, To: s.Address()}, fillGas, f)
 		if err != nil {
 			return err
 		}

@@ -36,8 +36,7 @@ func (s *Sender) Wasted(ctx context.Context, since time.Time, kinds ...Kind) (lo
 		if !slices.Contains(kinds, tx.Call.Kind) {
 			continue
 		}
-		newest := tx.Attempts[len(tx.Attempts)-1].Signed
-		risked.Add(risked, new(big.Int).Mul(newest.GasFeeCap(), new(big.Int).SetUint64(newest.Gas())))
+		risked.Add(risked, tx.Price())
 	}
 	return lost, risked, err
 }

@@ -1,0 +1,299 @@
+package chain
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/big"
+	"slices"
+	"time"
+
+	"github.com/ethereum/go-ethereum"
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/ethereum/go-ethereum/common/hexutil"
+	"github.com/ethereum/go-ethereum/core/types"
+)
+
+// absentLooks is how many looks, each at a newer block, must find no trace of a transaction before it counts as lost.
+const absentLooks = 3
+
+// errLost is why a transaction whose nonce another one used was given up.
+var errLost = errors.New("another transaction of this key took its nonce, and the contract refuses it now")
+
+// An absence is how long no look has found any version of a transaction whose nonce is used up.
+type absence struct {
+	looks int
+	last  uint64 // block of the newest look
+	since time.Time
+	told  bool // that nothing can be done about it now
+}
+
+// displaced: as it seems, another transaction of this key, not sent from here, used up the nonce, deep enough that this
+// will stay. A node that does not show ours may only be behind with its index, and a copy would move the money twice: so
+// absence must hold over several blocks and some time, no version may be known by its hash, the block that used the nonce
+// must show another transaction, and the contract must still take the call.
+func (s *Sender) displaced(ctx context.Context, tx Tx, g glance) error {
+	known, err := s.known(ctx, tx)
+	if err != nil {
+		return err
+	}
+	if known {
+		delete(s.absences, tx.ID)
+		return nil
+	}
+	a := s.absent(tx, g)
+	if a.looks < absentLooks || s.now().Sub(a.since) < either(s.Stuck, defaultStuck) {
+		return nil
+	}
+	if by, err := s.usedBy(ctx, tx.Nonce, g); err != nil || tx.has(by) {
+		s.puzzled(tx, a, by, err)
+		return nil
+	}
+	if tx.Call.Kind == Fill { // whoever used the nonce did what it was for
+		return s.giveUp(ctx, tx)
+	}
+	err = simulate(ctx, s.Backend, s.Address(), tx.Call)
+	var refused *Revert
+	if errors.As(err, &refused) {
+		s.log().Warn("another program uses this key: its transaction took a nonce of ours, and the contract refuses ours now: it is given up",
+			"tx", tx.ID, "call", tx.Call.String(), "nonce", tx.Nonce, "reason", refused)
+		return s.giveUp(ctx, tx)
+	}
+	if err != nil {
+		return err
+	}
+	return s.renumber(ctx, tx, g)
+}
+
+// puzzled says once that a transaction cannot be found, though nothing says that it is lost: it is waited for.
+func (s *Sender) puzzled(tx Tx, a *absence, by common.Hash, err error) {
+	if a.told {
+		return
+	}
+	a.told = true
+	if err != nil {
+		s.log().Warn("a transaction is not to be found though its nonce is used; it is not sent again before it is known what used the nonce: use an endpoint that keeps older state",
+			"tx", tx.ID, "call", tx.Call.String(), "nonce", tx.Nonce, "err", err)
+		return
+	}
+	s.log().Warn("the endpoint does not show the receipt of a transaction that is in a block: use another endpoint, or wait until it has indexed it",
+		"tx", tx.ID, "call", tx.Call.String(), "nonce", tx.Nonce, "hash", by)
+}
+
+// has reports whether a hash is of one of the transaction's versions.
+func (tx Tx) has(hash common.Hash) bool {
+	return slices.ContainsFunc(tx.Attempts, func(a Attempt) bool { return a.Signed.Hash() == hash })
+}
+
+// usedBy finds the transaction that used up a nonce: in the block at which the count of transactions passed it.
+func (s *Sender) usedBy(ctx context.Context, nonce uint64, g glance) (common.Hash, error) {
+	counted := func(block uint64) (uint64, error) {
+		return s.Backend.NonceAt(ctx, s.Address(), new(big.Int).SetUint64(block))
+	}
+	high := g.head.Number.Uint64() // the nonce is used there
+	var low uint64                 // and not there
+	for back := 2 * s.finality(); ; back *= 2 {
+		low = high - min(high, back)
+		n, err := counted(low)
+		if err != nil {
+			return common.Hash{}, err
+		}
+		if n <= nonce {
+			break
+		}
+		if high = low; low == 0 {
+			return common.Hash{}, fmt.Errorf("nonce %d of %s was used before the first block", nonce, s.Address())
+		}
+	}
+	for high-low > 1 {
+		middle := low + (high-low)/2
+		n, err := counted(middle)
+		if err != nil {
+			return common.Hash{}, err
+		}
+		if n <= nonce {
+			low = middle
+		} else {
+			high = middle
+		}
+	}
+	return s.inBlock(ctx, high, nonce)
+}
+
+// inBlock finds a transaction of ours by its nonce in a block.
+func (s *Sender) inBlock(ctx context.Context, number, nonce uint64) (common.Hash, error) {
+	sent, err := transactions(ctx, s.Backend, new(big.Int).SetUint64(number))
+	if err != nil {
+		return common.Hash{}, err
+	}
+	for _, tx := range sent {
+		if tx.From == s.Address() && uint64(tx.Nonce) == nonce {
+			return tx.Hash, nil
+		}
+	}
+	return common.Hash{}, fmt.Errorf("block %d has no transaction %d of %s, though it was counted there", number, nonce, s.Address())
+}
+
+// A sent transaction is what of a block's transaction says whose it is. Other fields are left alone: rollups have types of
+// transactions that not every client knows.
+type sent struct {
+	Hash  common.Hash    `json:"hash"`
+	From  common.Address `json:"from"`
+	Nonce hexutil.Uint64 `json:"nonce"`
+}
+
+// transactions lists what a block holds.
+func transactions(ctx context.Context, backend Backend, number *big.Int) ([]sent, error) {
+	if reader, ok := backend.(interface {
+		transactions(context.Context, *big.Int) ([]sent, error)
+	}); ok {
+		return reader.transactions(ctx, number)
+	}
+	block, err := backend.BlockByNumber(ctx, number)
+	if err != nil {
+		return nil, err
+	}
+	var list []sent
+	for _, tx := range block.Transactions() {
+		from, err := types.Sender(types.LatestSignerForChainID(tx.ChainId()), tx)
+		if err != nil {
+			continue // of a type that keys like ours do not sign
+		}
+		list = append(list, sent{tx.Hash(), from, hexutil.Uint64(tx.Nonce())})
+	}
+	return list, nil
+}
+
+// known reports whether the node has any version of a transaction, mined or waiting.
+func (s *Sender) known(ctx context.Context, tx Tx) (bool, error) {
+	for _, a := range tx.Attempts {
+		_, _, err := s.Backend.TransactionByHash(ctx, a.Signed.Hash())
+		if err == nil {
+			return true, nil
+		}
+		if !errors.Is(err, ethereum.NotFound) {
+			return false, err
+		}
+	}
+	return false, nil
+}
+
+func (s *Sender) absent(tx Tx, g glance) *absence {
+	head := g.head.Number.Uint64()
+	a := s.absences[tx.ID]
+	if a == nil {
+		if s.absences == nil {
+			s.absences = make(map[TxID]*absence)
+		}
+		a = &absence{looks: 1, last: head, since: s.now()}
+		s.absences[tx.ID] = a
+	}
+	if head > a.last {
+		a.looks, a.last = a.looks+1, head
+	}
+	return a
+}
+
+// giveUp ends a transaction that was never mined. A Fill has done what it was for.
+func (s *Sender) giveUp(ctx context.Context, tx Tx) error {
+	delete(s.absences, tx.ID)
+	tx.State, tx.Cost, tx.Succeeded = Final, new(big.Int), tx.Call.Kind == Fill
+	tx.Hash, tx.Block, tx.BlockHash = common.Hash{}, 0, common.Hash{}
+	return s.Store.record(ctx, tx)
+}
+
+// renumber sends a lost transaction anew under another nonce.
+func (s *Sender) renumber(ctx context.Context, tx Tx, g glance) error {
+	f, err := s.feesAt(ctx, g.head)
+	if err != nil {
+		return err
+	}
+	if err := s.afford(ctx, tx.Call, tx.Gas, f); err != nil {
+		return err
+	}
+	if err := s.submitting.enter(ctx); err != nil {
+		return err
+	}
+	defer s.submitting.leave()
+	old := tx.Nonce
+	if tx.Nonce, err = s.nonce(ctx, tx.Chain); err != nil {
+		return err
+	}
+	signed, err := s.sign(ctx, tx, f)
+	if err != nil {
+		return err
+	}
+	s.log().Warn("another program uses this key: its transaction took a nonce of ours", "tx", tx.ID, "call", tx.Call.String(), "nonce", old, "new", tx.Nonce)
+	attempt := Attempt{Signed: signed, CreatedAt: s.now()}
+	if err := s.Store.renumber(ctx, tx, tx.Nonce, attempt); err != nil {
+		return err
+	}
+	delete(s.absences, tx.ID)
+	s.born(signed.Hash(), g.head)
+	return s.broadcast(ctx, attempt)
+}
+
+// cancel keeps the copy of a transaction from being mined: the original, under its earlier nonce, was mined after all. The
+// copy's nonce is used up by paying ourselves nothing, at a fee that replaces it.
+func (s *Sender) cancel(ctx context.Context, tx *Tx, nonce uint64, g glance) error {
+	later, copied := tx.Nonce, tx.newest().Signed
+	now, err := s.feesAt(ctx, g.head)
+	if err != nil {
+		return err
+	}
+	f, _ := now.bump(copied)
+	fill := Tx{ID: newTxID(), Chain: tx.Chain, Sender: tx.Sender, Nonce: later, Gas: fillGas, State: Pending, CreatedAt: s.now(),
+		Call: Call{Kind: Fill, To: s.Address(), Channels: tx.Call.Channels}}
+	signed, err := s.sign(ctx, fill, f)
+	if err != nil {
+		return err
+	}
+	fill.Attempts = []Attempt{{Signed: signed, CreatedAt: s.now()}}
+	s.log().Warn("a transaction that seemed lost was mined after all: its copy is cancelled", "tx", tx.ID, "call", tx.Call.String(), "nonce", nonce, "copy_nonce", later)
+	if err := s.Store.restore(ctx, *tx, nonce, fill); err != nil {
+		return err
+	}
+	tx.Nonce = nonce
+	s.born(signed.Hash(), g.head)
+	return s.broadcast(ctx, fill.Attempts[0])
+}
+
+// An age is since which block a version has waited, and whether a block since then passed it over.
+type age struct {
+	block  uint64
+	passed bool
+}
+
+// maxAges bounds what is remembered of versions that are not mined.
+const maxAges = 4096
+
+// born notes the block at which a version was signed.
+func (s *Sender) born(version common.Hash, head *types.Header) {
+	s.aging.Lock()
+	defer s.aging.Unlock()
+	if s.ages == nil || len(s.ages) >= maxAges {
+		s.ages = make(map[common.Hash]age)
+	}
+	s.ages[version] = age{block: head.Number.Uint64()}
+}
+
+// passedOver reports whether a block that came since the version was signed could have taken it and did not: it had room,
+// or a base fee above what the version offers. On a chain that makes no blocks no fee helps, and none is raised.
+func (s *Sender) passedOver(tx Tx, version *types.Transaction, g glance) bool {
+	s.aging.Lock()
+	a, found := s.ages[version.Hash()]
+	s.aging.Unlock()
+	if !found { // since before a restart
+		s.born(version.Hash(), g.head)
+		return false
+	}
+	if a.passed || g.head.Number.Uint64() <= a.block {
+		return a.passed
+	}
+	dear := g.head.BaseFee != nil && version.GasFeeCap().Cmp(g.head.BaseFee) < 0
+	a.passed = dear || g.head.GasUsed+tx.Gas <= g.head.GasLimit
+	s.aging.Lock()
+	defer s.aging.Unlock()
+	s.ages[version.Hash()] = a
+	return a.passed
+}

@@ -1,0 +1,81 @@
+package chain
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/big"
+	"strings"
+
+	"github.com/ethereum/go-ethereum"
+	"github.com/ethereum/go-ethereum/accounts/abi"
+	"github.com/ethereum/go-ethereum/common"
+)
+
+// gasPriceOracle is where chains of the OP stack say what they charge for a transaction's data, beside its gas.
+var gasPriceOracle = common.HexToAddress("0x420000000000000000000000000000000000000F")
+
+var oracleABI = func() abi.ABI {
+	parsed, err := abi.JSON(strings.NewReader(`[{"type":"function","name":"getL1Fee","stateMutability":"view",
+	"inputs":[{"type":"bytes"}],"outputs":[{"type":"uint256"}]}]`))
+	if err != nil {
+		panic("chain: oracle ABI: " + err.Error())
+	}
+	return parsed
+}()
+
+// envelope is about how many bytes a transaction has beside its calldata: the oracle adds those of a signature itself.
+const envelope = 110
+
+// dataFee is what the chain charges for a transaction with this calldata, beside its gas, in wei: 0 where it has no oracle
+// that says so. It is an estimate: the charge follows another chain's fees, so a quarter more is reckoned with.
+func (s *Sender) dataFee(ctx context.Context, data []byte) (*big.Int, error) {
+	charges, err := s.chargesForData(ctx)
+	if err != nil || !charges {
+		return new(big.Int), err
+	}
+	padded := append(make([]byte, 0, envelope+len(data)), data...)
+	for i := range envelope {
+		padded = append(padded, byte(i)|1) // zeros would be cheaper than what stands there
+	}
+	input, err := oracleABI.Pack("getL1Fee", padded)
+	if err != nil {
+		panic("chain: packing getL1Fee: " + err.Error())
+	}
+	out, err := s.Backend.CallContract(ctx, ethereum.CallMsg{To: &gasPriceOracle, Data: input}, nil)
+	var reverted *Revert
+	if err = decode(err); errors.As(err, &reverted) {
+		return new(big.Int), nil // another contract has that address here
+	}
+	if err != nil {
+		return nil, fmt.Errorf("chain: asking what data costs: %w", err)
+	}
+	values, err := oracleABI.Unpack("getL1Fee", out)
+	if err != nil || len(values) != 1 {
+		return new(big.Int), nil
+	}
+	fee, ok := values[0].(*big.Int)
+	if !ok {
+		return new(big.Int), nil
+	}
+	return fee.Add(fee, new(big.Int).Rsh(fee, 2)), nil
+}
+
+// chargesForData asks once whether the chain has the oracle.
+func (s *Sender) chargesForData(ctx context.Context) (bool, error) {
+	s.identity.Lock()
+	known := s.rollup
+	s.identity.Unlock()
+	if known != nil {
+		return *known, nil
+	}
+	code, err := s.Backend.CodeAt(ctx, gasPriceOracle, nil)
+	if err != nil {
+		return false, fmt.Errorf("%w: asking whether data is charged for: %w", ErrUnreachable, err)
+	}
+	found := len(code) > 0
+	s.identity.Lock()
+	defer s.identity.Unlock()
+	s.rollup = &found
+	return found, nil
+}
