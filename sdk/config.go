@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/big"
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
@@ -21,7 +22,7 @@ import (
 // risks. The fields of the first group are needed; the zero value of every
 // other field is its default.
 type ProviderConfig struct {
-	RPC             string         // JSON-RPC endpoint: http, https, ws or wss
+	RPC             string         // JSON-RPC endpoint: http, https, ws or wss; several of one chain with commas between them
 	Escrow          common.Address // the ChannelEscrow contract
 	Token           common.Address // what renters pay in
 	Key             channel.Signer // the payee's: signs offers, records and settlements, and pays their gas
@@ -67,10 +68,13 @@ type ProviderConfig struct {
 	NoGasless      bool          // do not send renters' ERC-3009 deposits: they need gas of their own
 	MinGrace       time.Duration // refuse an escrow with a shorter grace period; 10 min if zero
 	ClockTolerance time.Duration // between our clock and the chain's; 2 min if zero
-	Settlement     settle.Policy
-	X402           *X402Config             // takes payments of stock x402 clients too; nil: it does not
-	Limits         Limits                  // what strangers may cost: requests, waits and gas
-	OnSettled      func(settle.Settlement) // after each settlement; may be nil
+	// The most that a transaction of ours offers for a unit of gas, in wei;
+	// chain.DefaultMaxFee of the chain if nil (500 gwei on most).
+	MaxFee     *big.Int
+	Settlement settle.Policy
+	X402       *X402Config             // takes payments of stock x402 clients too; nil: it does not
+	Limits     Limits                  // what strangers may cost: requests, waits and gas
+	OnSettled  func(settle.Settlement) // after each settlement; may be nil
 
 	Watchtowers     []string      // URLs of watchtowers (see package tower) that are told the newest vouchers, which anybody may see
 	WatchtowerEvery time.Duration // how often at most; 10 s if zero
@@ -149,13 +153,12 @@ func (c ProviderConfig) check() error {
 // connect dials the chain and checks everything about it that could cost
 // money later.
 func (c ProviderConfig) connect(ctx context.Context) (*chain.Escrow, *chain.Token, error) {
-	backend := c.Backend
-	if backend == nil {
-		client, err := chain.Dial(ctx, c.RPC)
-		if err != nil {
+	backend := chain.Checked(c.Backend)
+	if c.Backend == nil {
+		var err error
+		if backend, err = chain.Connect(ctx, c.RPC, c.Log); err != nil {
 			return nil, nil, err
 		}
-		backend = client
 	}
 	if c.ChainID != 0 {
 		if err := chain.CheckChainID(ctx, backend, c.ChainID); err != nil {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/big"
 	"net/http"
 	"os"
 	"time"
@@ -78,7 +79,7 @@ type Caps struct {
 // other field is its default.
 type RenterConfig struct {
 	Key      channel.Signer // the payer: deposits, signs vouchers, gets refunds
-	RPC      string         // JSON-RPC endpoint: http, https, ws or wss
+	RPC      string         // JSON-RPC endpoint: http, https, ws or wss; several of one chain with commas between them
 	Token    common.Address // what to pay in; all caps are in its units
 	Database string         // path of the SQLite file; it remembers where the deposits are
 	Caps     Caps
@@ -95,6 +96,9 @@ type RenterConfig struct {
 	Confirmations uint64        // before a transaction counts; 1 if zero
 	Poll          time.Duration // between looks at the chain; 2 s if zero
 	ClockOff      time.Duration // most that our clock and the chain's may differ; 2 min if zero
+	// The most that a transaction of ours offers for a unit of gas, in wei;
+	// chain.DefaultMaxFee of the chain if nil (500 gwei on most).
+	MaxFee *big.Int
 
 	HTTP    *http.Client // http.DefaultClient if nil; its timeout is not used
 	Clock   metering.Clock
@@ -150,7 +154,7 @@ func NewRenter(ctx context.Context, config RenterConfig) (*Renter, error) {
 	if err != nil {
 		return nil, errors.Join(err, r.db.Close())
 	}
-	r.sender = &chain.Sender{Backend: r.backend, Key: config.Key, Store: outbox, Poll: config.Poll, Log: config.Log}
+	r.sender = &chain.Sender{Backend: r.backend, Key: config.Key, Store: outbox, Poll: config.Poll, MaxFee: config.MaxFee, Log: config.Log}
 	return r, nil
 }
 
@@ -190,13 +194,11 @@ func (c RenterConfig) check() error {
 
 // connect dials the chain and checks what about it could cost money later.
 func (r *Renter) connect(ctx context.Context) error {
-	r.backend = r.config.Backend
-	if r.backend == nil {
-		client, err := chain.Dial(ctx, r.config.RPC)
-		if err != nil {
+	var err error
+	if r.backend = chain.Checked(r.config.Backend); r.config.Backend == nil {
+		if r.backend, err = chain.Connect(ctx, r.config.RPC, r.config.Log); err != nil {
 			return err
 		}
-		r.backend = client
 	}
 	id, err := r.backend.ChainID(ctx)
 	if err != nil {

@@ -57,6 +57,7 @@ func parse(args []string) (*options, error) {
 	flags.Text(&o.admin, "admin", "GPUPAY_ADMIN", "127.0.0.1:9402", "`address` of /metrics and /healthz; empty for none. Do not open it to the world")
 	flags.Text(&o.gpu, "gpu", "GPUPAY_GPU", "nvml", "where GPUs come from: nvml, sim, sim:N, or auto")
 	flags.RPC(&c.RPC, ": http, https, ws or wss")
+	flags.MaxFee(&c.MaxFee)
 	escrow := flags.Address("escrow", "GPUPAY_ESCROW", "the ChannelEscrow contract")
 	token := flags.Address("token", "GPUPAY_TOKEN", "the token to be paid in")
 	flags.Uint64Var(&c.ChainID, "chain-id", 0, "refuse any other chain")

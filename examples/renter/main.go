@@ -38,6 +38,7 @@ func parse(args []string) (*options, error) {
 	flags := cli.NewFlags("renter", "rents GPUs from a provider and pays for metered time.\n\nAmounts are in units of the token. Every cap is checked before anything is signed.\n", "warn")
 	flags.Text(&o.provider, "provider", "GPUPAY_PROVIDER", "http://127.0.0.1:8402", "`URL` of the provider")
 	flags.RPC(&c.RPC, "")
+	flags.MaxFee(&c.MaxFee)
 	token := flags.Address("token", "GPUPAY_TOKEN", "the token to pay in")
 	escrow := flags.Address("escrow", "GPUPAY_ESCROW", "the one escrow contract to trust; if empty, any whose code is this project's to the byte")
 	flags.Text(&c.Database, "db", "GPUPAY_DB", "gpupay-renter.db", "`path` of the database: it remembers where your deposits are")

@@ -38,7 +38,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	}
 	flags := flag.NewFlagSet("verify", flag.ContinueOnError)
 	flags.SetOutput(out)
-	rpc := flags.String("rpc", "", "compare with the chain behind this JSON-RPC `URL`; only offline checks if empty")
+	rpc := flags.String("rpc", "", "compare with the chain behind this JSON-RPC `URL`, or several with commas between them; only offline checks if empty")
 	proofs := flags.String("equivocation", "", "where to write a proof of equivocation, if there is one (`path`)")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -48,12 +48,10 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	}
 	var backend chain.Backend
 	if *rpc != "" {
-		client, err := chain.Dial(ctx, *rpc)
-		if err != nil {
+		var err error
+		if backend, err = chain.Connect(ctx, *rpc, nil); err != nil {
 			return err
 		}
-		defer client.Close()
-		backend = client
 	}
 	v := verification{out: out, backend: backend}
 	for _, path := range flags.Args() {

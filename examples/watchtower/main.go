@@ -50,6 +50,7 @@ func parse(args []string) (*options, error) {
 	flags.Text(&o.admin, "admin", "GPUPAY_ADMIN", "127.0.0.1:9403", "`address` of /metrics and /healthz; empty for none. Do not open it to the world")
 	flags.ClientHeader()
 	flags.RPC(&c.RPC, ": http, https, ws or wss; another than the provider's, if it can be")
+	flags.MaxFee(&c.MaxFee)
 	escrow := flags.Address("escrow", "GPUPAY_ESCROW", "the ChannelEscrow contract")
 	flags.Uint64Var(&c.ChainID, "chain-id", 0, "refuse any other chain")
 	flags.Text(&c.Database, "db", "GPUPAY_DB", "gpupay-watchtower.db", "`path` of the database: it holds vouchers, which are money")

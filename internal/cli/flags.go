@@ -1,9 +1,11 @@
 package cli
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"log/slog"
+	"math/big"
 	"net"
 	"net/http"
 	"os"
@@ -44,7 +46,21 @@ func (f *Flags) Text(into *string, name, env, otherwise, usage string) {
 
 // RPC adds the flag for the chain's endpoint; usage goes on after its name.
 func (f *Flags) RPC(into *string, usage string) {
-	f.Text(into, "rpc", "GPUPAY_RPC", "http://127.0.0.1:8545", "`URL` of the chain's JSON-RPC"+usage)
+	f.Text(into, "rpc", "GPUPAY_RPC", "http://127.0.0.1:8545", "`URL` of the chain's JSON-RPC, or several with commas between them"+usage)
+}
+
+// MaxFee adds the flag for the most that a transaction offers for a unit of
+// gas; it stays nil where nobody says, which is the chain's default.
+func (f *Flags) MaxFee(into **big.Int) {
+	f.Func("max-fee", "most to offer for a unit of gas, in `gwei`; 500 on most chains if not said", func(text string) error {
+		fee, ok := new(big.Rat).SetString(text)
+		if !ok || fee.Sign() <= 0 {
+			return errors.New("want an amount of gwei above 0, such as 40 or 0.5")
+		}
+		fee.Mul(fee, new(big.Rat).SetInt64(1_000_000_000))
+		*into = new(big.Int).Quo(fee.Num(), fee.Denom())
+		return nil
+	})
 }
 
 // Address adds a flag for an address, with its environment variable.

@@ -156,8 +156,8 @@ func (b *BatchSettlement) State(ctx context.Context, id common.Hash) (BatchSettl
 // itself), and merges them. It also returns the number of the newest block it read. A channel the contract does not know
 // is the zero view: it holds nothing, so nothing can be promised from it.
 func (b *BatchSettlement) Confirmed(ctx context.Context, ids []common.Hash, confirmations uint64) ([]Confirmed, uint64, error) {
-	return confirmed(ctx, b.backend, confirmations, func(ctx context.Context, block *big.Int) ([]channel.ChainView, error) {
-		return b.views(ctx, ids, b.at(block))
+	return confirmed(ctx, b.backend, confirmations, func(ctx context.Context, backend Backend, block *big.Int) ([]channel.ChainView, error) {
+		return b.views(ctx, ids, b.on(backend, block))
 	})
 }
 
@@ -232,10 +232,12 @@ func (b *BatchSettlement) multicall(ctx context.Context, calls [][]byte, read re
 }
 
 // at reads the contract at a block, the newest if nil.
-func (b *BatchSettlement) at(block *big.Int) reader {
+func (b *BatchSettlement) at(block *big.Int) reader { return b.on(b.backend, block) }
+
+func (b *BatchSettlement) on(backend Backend, block *big.Int) reader {
 	return func(ctx context.Context, data []byte) ([]byte, error) {
 		to := channel.BatchSettlementEscrow
-		out, err := b.backend.CallContract(ctx, ethereum.CallMsg{To: &to, Data: data}, block)
+		out, err := backend.CallContract(ctx, ethereum.CallMsg{To: &to, Data: data}, block)
 		if err != nil {
 			return nil, decode(err)
 		}

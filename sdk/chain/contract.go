@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"slices"
 	"sync"
 	"time"
 
@@ -85,39 +86,110 @@ type Confirmed struct {
 // Pending reports whether the newest block says something that is not yet confirmed.
 func (c Confirmed) Pending() bool { return !c.View.Deposit.Eq(&c.Latest.Deposit) }
 
-// viewsAt reads n channels at a block. ErrNoContract says that there was no contract at that block.
-type viewsAt func(ctx context.Context, block *big.Int) ([]channel.ChainView, error)
+// viewsAt reads n channels at a block of a backend. ErrNoContract says that there was no contract at that block.
+type viewsAt func(ctx context.Context, backend Backend, block *big.Int) ([]channel.ChainView, error)
+
+// A reading is what one endpoint says of channels.
+type reading struct {
+	head         uint64
+	latest, deep []channel.ChainView
+}
 
 // confirmed reads channels at the newest block and at the one that has the given number of confirmations (1: the newest
-// itself), and merges them.
+// itself), and merges them. Where there are two endpoints, both are asked.
 func confirmed(ctx context.Context, backend Backend, confirmations uint64, read viewsAt) ([]Confirmed, uint64, error) {
-	head, err := backend.BlockNumber(ctx)
-	if err != nil {
-		return nil, 0, fmt.Errorf("chain: reading the block number: %w", err)
-	}
-	latest, err := read(ctx, new(big.Int).SetUint64(head))
+	back := max(confirmations, 1) - 1
+	said, err := two(ctx, backend, func(ctx context.Context, b Backend) (reading, error) {
+		head, err := b.BlockNumber(ctx)
+		if err != nil {
+			return reading{}, fmt.Errorf("chain: reading the block number: %w", err)
+		}
+		return readAt(ctx, b, head, back, read)
+	})
 	if err != nil {
 		return nil, 0, err
 	}
-	deep := latest
-	if back := max(confirmations, 1) - 1; back > 0 {
-		deep, err = read(ctx, new(big.Int).SetUint64(head-min(back, head)))
-		if errors.Is(err, ErrNoContract) {
-			deep, err = make([]channel.ChainView, len(latest)), nil // the contract is younger than that
-		}
-		if err != nil {
+	r := said[0].say
+	if len(said) == 2 {
+		if r, err = agree(backend, said); err != nil {
 			return nil, 0, err
 		}
 	}
-	merged := make([]Confirmed, len(latest))
-	for i := range latest {
-		merged[i] = Confirmed{View: latest[i], Latest: latest[i]}
-		if deep[i].Deposit.Lt(&latest[i].Deposit) {
-			merged[i].View.Deposit = deep[i].Deposit
+	merged := make([]Confirmed, len(r.latest))
+	for i := range r.latest {
+		merged[i] = Confirmed{View: r.latest[i], Latest: r.latest[i]}
+		if r.deep[i].Deposit.Lt(&r.latest[i].Deposit) {
+			merged[i].View.Deposit = r.deep[i].Deposit
 		}
 		if v := &merged[i].View; v.Settled.Gt(&v.Deposit) {
 			v.Settled = v.Deposit // settled from money that is not confirmed itself
 		}
 	}
-	return merged, head, nil
+	return merged, r.head, nil
+}
+
+func readAt(ctx context.Context, b Backend, head, back uint64, read viewsAt) (reading, error) {
+	latest, err := read(ctx, b, new(big.Int).SetUint64(head))
+	if err != nil {
+		return reading{}, err
+	}
+	deep := slices.Clone(latest)
+	if back > 0 {
+		deep, err = read(ctx, b, new(big.Int).SetUint64(head-min(back, head)))
+		if errors.Is(err, ErrNoContract) {
+			deep, err = make([]channel.ChainView, len(latest)), nil // the contract is younger than that
+		}
+	}
+	return reading{head, latest, deep}, err
+}
+
+// farBehind is how many blocks lie between endpoints of which one is not merely a little late.
+const farBehind = 32
+
+// agree merges what two endpoints say: a deposit counts as far as both have it confirmed, and a close request of either is
+// heard. What they say of one block must be the same; that a channel is over waits until it is.
+func agree(backend Backend, said []statement[reading]) (reading, error) {
+	newer, other := said[0], said[1]
+	if other.say.head > newer.say.head {
+		newer, other = other, newer
+	}
+	r, o := newer.say, other.say
+	if r.head-o.head > farBehind {
+		contradict(backend, "the newest block", fmt.Sprintf("%s is at %d", newer.by, r.head), fmt.Sprintf("%s at %d", other.by, o.head))
+	}
+	for i := range r.latest {
+		mine, theirs := &r.latest[i], o.latest[i]
+		if r.head == o.head && *mine != theirs {
+			err := contradict(backend, fmt.Sprintf("channel %d of %d at block %d", i+1, len(r.latest), r.head),
+				newer.by+" says "+describe(*mine), other.by+" says "+describe(theirs))
+			if mine.Finalized != theirs.Finalized {
+				return r, err
+			}
+		}
+		if r.head == o.head {
+			*mine = cautious(*mine, theirs)
+		}
+		if o.deep[i].Deposit.Lt(&r.deep[i].Deposit) {
+			r.deep[i].Deposit = o.deep[i].Deposit // the other is behind, or does not have it
+		}
+	}
+	return r, nil
+}
+
+// cautious is the most of what either says; a deposit that only one has is pending, for the deep views have it not.
+func cautious(a, b channel.ChainView) channel.ChainView {
+	if b.Deposit.Gt(&a.Deposit) {
+		a.Deposit = b.Deposit
+	}
+	if b.Settled.Gt(&a.Settled) {
+		a.Settled = b.Settled
+	}
+	if a.CloseRequestedAt == 0 {
+		a.CloseRequestedAt = b.CloseRequestedAt
+	}
+	return a
+}
+
+func describe(v channel.ChainView) string {
+	return fmt.Sprintf("deposit %s, settled %s, close requested at %d, finalized %t", v.Deposit.Dec(), v.Settled.Dec(), v.CloseRequestedAt, v.Finalized)
 }

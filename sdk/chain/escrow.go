@@ -182,7 +182,11 @@ func chainID(ctx context.Context, backend Backend) (uint64, error) {
 
 // call reads the contract at a block, the newest if nil.
 func (e *Escrow) call(ctx context.Context, data []byte, block *big.Int) ([]byte, error) {
-	out, err := e.backend.CallContract(ctx, ethereum.CallMsg{To: &e.address, Data: data}, block)
+	return e.callOn(ctx, e.backend, data, block)
+}
+
+func (e *Escrow) callOn(ctx context.Context, backend Backend, data []byte, block *big.Int) ([]byte, error) {
+	out, err := backend.CallContract(ctx, ethereum.CallMsg{To: &e.address, Data: data}, block)
 	if err != nil {
 		return nil, decode(err)
 	}

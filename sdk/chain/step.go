@@ -185,7 +185,7 @@ func (s *Sender) mined(ctx context.Context, tx Tx, found finding, g glance) erro
 		}
 	}
 	block := receipt.BlockNumber.Uint64()
-	final := block+s.finality() <= g.head.Number.Uint64()
+	final := block+s.finality() <= g.head.Number.Uint64() && s.agreed(ctx, tx, receipt)
 	if tx.State == Mined && tx.BlockHash == receipt.BlockHash && !final {
 		return nil
 	}
@@ -205,6 +205,31 @@ func (s *Sender) mined(ctx context.Context, tx Tx, found finding, g glance) erro
 	err = s.Store.record(ctx, tx)
 	fault.Sent(string(tx.Call.Kind), fault.TxMined)
 	return err
+}
+
+// agreed reports whether a second endpoint, where there is one, has the receipt too: what is final is not looked at again.
+func (s *Sender) agreed(ctx context.Context, tx Tx, receipt *types.Receipt) bool {
+	if _, several := s.Backend.(*Endpoints); !several {
+		return true
+	}
+	said, err := two(ctx, s.Backend, func(ctx context.Context, b Backend) (*types.Receipt, error) {
+		r, err := Receipt(ctx, b, receipt.TxHash)
+		if errors.Is(err, ethereum.NotFound) {
+			return &types.Receipt{}, nil
+		}
+		return r, err
+	})
+	if err != nil {
+		return false
+	}
+	for _, other := range said {
+		if other.say.BlockHash != receipt.BlockHash || other.say.Status != receipt.Status {
+			contradict(s.Backend, fmt.Sprintf("%s, transaction %s", tx.Call, receipt.TxHash), fmt.Sprintf("one has it in block %s with status %d", receipt.BlockHash, receipt.Status),
+				fmt.Sprintf("%s in block %s with status %d", other.by, other.say.BlockHash, other.say.Status))
+			return false
+		}
+	}
+	return true
 }
 
 // cost is what a mined transaction took from its sender, in wei. Where the receipt does not say the price, it follows from

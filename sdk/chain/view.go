@@ -60,8 +60,8 @@ func (e *Escrow) CloseRequests(ctx context.Context, id common.Hash) (uint64, err
 // Confirmed reads channels at the newest block and at the one that has the given number of confirmations (1: the newest
 // itself), and merges them. It also returns the number of the newest block it read.
 func (e *Escrow) Confirmed(ctx context.Context, ids []common.Hash, confirmations uint64) ([]Confirmed, uint64, error) {
-	return confirmed(ctx, e.backend, confirmations, func(ctx context.Context, block *big.Int) ([]channel.ChainView, error) {
-		return e.views(ctx, ids, e.at(block))
+	return confirmed(ctx, e.backend, confirmations, func(ctx context.Context, b Backend, block *big.Int) ([]channel.ChainView, error) {
+		return e.views(ctx, ids, func(ctx context.Context, data []byte) ([]byte, error) { return e.callOn(ctx, b, data, block) })
 	})
 }
 

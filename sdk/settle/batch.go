@@ -5,12 +5,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/big"
 	"slices"
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
-	"github.com/ethereum/go-ethereum/core/types"
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
@@ -289,7 +287,7 @@ func (s *Settler) await(ctx context.Context, id chain.TxID, channels []common.Ha
 // report says what a transaction brought. A row that the contract skipped though it still has money to fetch is an error
 // that names it.
 func (s *Settler) report(ctx context.Context, o outcome, before map[common.Hash]channel.State) error {
-	settlement := Settlement{Tx: o.Hash, Skipped: s.Contract.Skipped(o.Receipt), Gas: gasCost(o.Receipt)}
+	settlement := Settlement{Tx: o.Hash, Skipped: s.Contract.Skipped(o.Receipt), Gas: o.Cost}
 	skipped := make(map[common.Hash]chain.SkipReason)
 	for _, row := range settlement.Skipped {
 		skipped[row.Channel] = row.Reason
@@ -317,12 +315,4 @@ func (s *Settler) report(ctx context.Context, o outcome, before map[common.Hash]
 		s.OnSettled(settlement)
 	}
 	return failed
-}
-
-func gasCost(receipt *types.Receipt) *big.Int {
-	cost := new(big.Int).SetUint64(receipt.GasUsed)
-	if receipt.EffectiveGasPrice != nil {
-		cost.Mul(cost, receipt.EffectiveGasPrice)
-	}
-	return cost
 }

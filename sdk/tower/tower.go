@@ -37,7 +37,7 @@ var migrations embed.FS
 // Config says what a watchtower watches and what that may cost. The fields
 // of the first group are needed; the zero value of every other is its default.
 type Config struct {
-	RPC      string         // JSON-RPC endpoint: http, https, ws or wss
+	RPC      string         // JSON-RPC endpoint: http, https, ws or wss; several of one chain with commas between them
 	Escrow   common.Address // the ChannelEscrow contract
 	Key      channel.Signer // pays the gas; neither a payee's nor a payer's
 	Database string         // path of the SQLite file; it holds others' vouchers
@@ -63,10 +63,13 @@ type Config struct {
 	ChainID       uint64        // refuse any other chain; not checked if zero
 	Confirmations uint64        // before a deposit counts; 1 (the block it is in) if zero
 	Poll          time.Duration // between looks at the chain; 2 s if zero
-	Limits        Limits
-	OnSettled     func(settle.Settlement) // after each settlement; may be nil
-	Log           *slog.Logger            // slog.Default() if nil
-	Backend       chain.Backend           // instead of RPC: a client that is already connected
+	// MaxFee is the most that a transaction offers for a unit of gas, in wei;
+	// chain.DefaultMaxFee of the chain if nil (500 gwei on most).
+	MaxFee    *big.Int
+	Limits    Limits
+	OnSettled func(settle.Settlement) // after each settlement; may be nil
+	Log       *slog.Logger            // slog.Default() if nil
+	Backend   chain.Backend           // instead of RPC: a client that is already connected
 }
 
 // GasBudget is how much native coin, in wei, transactions submitted within an
@@ -176,13 +179,12 @@ func (c Config) check() error {
 
 // connect dials the chain and reads what the contracts are like.
 func (t *Tower) connect(ctx context.Context) error {
-	backend := t.config.Backend
-	if backend == nil {
-		client, err := chain.Dial(ctx, t.config.RPC)
-		if err != nil {
+	backend := chain.Checked(t.config.Backend)
+	if t.config.Backend == nil {
+		var err error
+		if backend, err = chain.Connect(ctx, t.config.RPC, t.config.Log); err != nil {
 			return err
 		}
-		backend = client
 	}
 	if t.config.ChainID != 0 {
 		if err := chain.CheckChainID(ctx, backend, t.config.ChainID); err != nil {
@@ -214,7 +216,7 @@ func (t *Tower) assemble(db *store.DB, txs *chain.Store) {
 	t.db, t.leaves = db, leaveStore{db}
 	t.payee = &channel.Payee{Store: db.Payee(), Domain: t.escrow.Domain()}
 	t.late = &channel.Payee{Store: lateStore{db.Payee()}, Domain: t.escrow.Domain()}
-	t.sender = &chain.Sender{Backend: t.escrow.Backend(), Key: c.Key, Store: txs, Poll: c.Poll, Log: c.Log}
+	t.sender = &chain.Sender{Backend: t.escrow.Backend(), Key: c.Key, Store: txs, Poll: c.Poll, MaxFee: c.MaxFee, Log: c.Log}
 	t.settler = &settle.Settler{
 		Payee:    &channel.Payee{Store: dutyStore{db.Payee(), t}, Domain: t.escrow.Domain()},
 		Contract: t.escrow, Sender: t.sender, Log: c.Log, OnSettled: c.OnSettled,

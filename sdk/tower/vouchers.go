@@ -198,7 +198,7 @@ const (
 
 // settlementPrice is about what one settlement costs at the moment, in wei.
 func (t *Tower) settlementPrice(ctx context.Context) (*big.Int, error) {
-	price, err := t.escrow.Backend().SuggestGasPrice(ctx)
+	price, err := t.sender.GasPrice(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("asking for the gas price: %w", err)
 	}

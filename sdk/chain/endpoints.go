@@ -1,0 +1,442 @@
+package chain
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/big"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/ethereum/go-ethereum"
+	"github.com/ethereum/go-ethereum/accounts/abi/bind/v2"
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/ethereum/go-ethereum/core/types"
+	"github.com/ethereum/go-ethereum/rpc"
+)
+
+// ErrContradiction is two endpoints of one chain that say different things of one block. What hangs on it waits.
+var ErrContradiction = errors.New("RPC endpoints contradict each other")
+
+// endpointShare bounds how long one of several endpoints may take before the next is asked.
+const endpointShare = 10 * time.Second
+
+// Connect dials one endpoint, or several of one chain with commas between them, and checks every answer (Checked). With
+// several, reads go to the first that works, transactions to all, and what money hangs on is asked of two: see Endpoints.
+// One that cannot be reached is left out until it can be, as long as another one can. A comma in a URL is written %2C.
+func Connect(ctx context.Context, rpcs string, log *slog.Logger) (Backend, error) {
+	urls := strings.FieldsFunc(rpcs, func(r rune) bool { return r == ',' || r == ' ' })
+	if len(urls) <= 1 {
+		client, err := Dial(ctx, strings.Join(urls, ""))
+		if err != nil {
+			return nil, err
+		}
+		return Checked(client), nil
+	}
+	e := &Endpoints{log: log}
+	for _, url := range urls {
+		e.nodes = append(e.nodes, &endpoint{url: url, name: redact(url)})
+	}
+	return e, e.meet(ctx)
+}
+
+// Endpoints is a Backend of several endpoints of one chain. A read goes to the first that works, so that what is read
+// together is of one node; a transaction goes to all. Confirmed views, events and receipts that are taken for final are
+// asked of two, where two answer: where they contradict each other, that is said and the cautious answer counts.
+type Endpoints struct {
+	log   *slog.Logger
+	chain uint64
+	nodes []*endpoint
+}
+
+var (
+	_ Backend                      = (*Endpoints)(nil)
+	_ bind.BlockHashContractCaller = (*Endpoints)(nil)
+)
+
+// An endpoint is one of several. It is dialled when it is first needed, and again after it could not be.
+type endpoint struct {
+	url, name string
+
+	mu      sync.Mutex
+	backend Backend
+	pace    Backoff
+	rests   time.Time // it failed: others are asked first until then
+}
+
+// meet dials all endpoints. They must serve one chain, and one of them must answer.
+func (e *Endpoints) meet(ctx context.Context) error {
+	var failed error
+	for _, node := range e.nodes {
+		backend, err := node.dial(ctx, 0)
+		if err != nil {
+			failed = errors.Join(failed, err)
+			node.failed()
+			continue
+		}
+		id, err := chainID(ctx, backend)
+		if err != nil {
+			failed = errors.Join(failed, err)
+			continue
+		}
+		if e.chain != 0 && id != e.chain {
+			return fmt.Errorf("%w: %s serves chain %d, the endpoint before it %d; name endpoints of one chain", ErrChainID, node.name, id, e.chain)
+		}
+		e.chain = id
+	}
+	if e.chain == 0 {
+		return fmt.Errorf("%w: none of %d endpoints answers: %s", ErrUnreachable, len(e.nodes), line(failed.Error()))
+	}
+	if failed != nil {
+		e.say("an RPC endpoint cannot be reached; the others are used", "err", line(failed.Error()))
+	}
+	return nil
+}
+
+// dial returns the endpoint's backend; one that serves another chain than is wanted (0: any) is refused.
+func (n *endpoint) dial(ctx context.Context, want uint64) (Backend, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.backend != nil {
+		return n.backend, nil
+	}
+	client, err := Dial(ctx, n.url)
+	if err != nil {
+		return nil, err
+	}
+	backend := Checked(client)
+	if want != 0 {
+		if err := CheckChainID(ctx, backend, want); err != nil {
+			client.Close()
+			return nil, err
+		}
+	}
+	n.backend = backend
+	return backend, nil
+}
+
+// failed has others asked first for a while. It reports whether the endpoint worked before.
+func (n *endpoint) failed() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	fresh := n.rests.IsZero()
+	n.rests = time.Now().Add(n.pace.Next())
+	return fresh
+}
+
+// worked reports whether the endpoint failed before. While it rests it goes on resting: it may answer one question and not
+// another.
+func (n *endpoint) worked() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.rests.IsZero() || time.Now().Before(n.rests) {
+		return false
+	}
+	n.rests = time.Time{}
+	n.pace.Reset()
+	return true
+}
+
+// order is the endpoints as they are asked: those that work first, each group as configured.
+func (e *Endpoints) order() []*endpoint {
+	now := time.Now()
+	order := slices.Clone(e.nodes)
+	slices.SortStableFunc(order, func(a, b *endpoint) int { return a.resting(now) - b.resting(now) })
+	return order
+}
+
+func (n *endpoint) resting(now time.Time) int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if now.Before(n.rests) {
+		return 1
+	}
+	return 0
+}
+
+// ask has one endpoint answer within its share of the time, and keeps account of whether it works.
+func ask[T any](ctx context.Context, e *Endpoints, n *endpoint, f func(context.Context, Backend) (T, error)) (T, error) {
+	var zero T
+	share, cancel := context.WithTimeout(ctx, endpointShare)
+	defer cancel()
+	backend, err := n.dial(share, e.chain)
+	var v T
+	if err == nil {
+		v, err = f(share, backend)
+	}
+	switch {
+	case err == nil:
+		if n.worked() {
+			e.say("an RPC endpoint answers again", "endpoint", n.name)
+		}
+		return v, nil
+	case ctx.Err() != nil:
+		return zero, err
+	case isTransport(err) || limited(err) || errors.Is(err, ErrUnreachable) || errors.Is(err, ErrChainID):
+		if n.failed() {
+			e.say("an RPC endpoint fails; the next one is asked", "endpoint", n.name, "err", line(err.Error()))
+		}
+	}
+	return zero, err
+}
+
+// limited reports whether an endpoint answers that it is asked too much.
+func limited(err error) bool {
+	var said rpc.Error
+	if !errors.As(err, &said) {
+		return false
+	}
+	text := strings.ToLower(said.Error())
+	return said.ErrorCode() == -32005 || said.ErrorCode() == 429 || strings.Contains(text, "rate limit") || strings.Contains(text, "too many requests")
+}
+
+// first is the answer of the first endpoint that has one. What a contract refuses is an answer; what one endpoint does not
+// know, or does not serve, is asked of the others.
+func first[T any](ctx context.Context, e *Endpoints, f func(context.Context, Backend) (T, error)) (T, error) {
+	var zero T
+	var failed, absent error
+	for _, node := range e.order() {
+		v, err := ask(ctx, e, node, f)
+		if err == nil {
+			return v, nil
+		}
+		if _, refused := revertData(err); refused || ctx.Err() != nil {
+			return zero, err
+		}
+		if errors.Is(err, ethereum.NotFound) {
+			absent = err
+		} else if failed == nil {
+			failed = err
+		}
+	}
+	if absent != nil {
+		return zero, absent
+	}
+	return zero, failed
+}
+
+// A statement is what one endpoint said.
+type statement[T any] struct {
+	by  string
+	say T
+}
+
+// two is what two different endpoints answer, the preferred one first; one, where no second answers. An endpoint that does
+// not know what it is asked for does not answer.
+func two[T any](ctx context.Context, backend Backend, f func(context.Context, Backend) (T, error)) ([]statement[T], error) {
+	e, several := backend.(*Endpoints)
+	if !several {
+		v, err := f(ctx, backend)
+		return []statement[T]{{say: v}}, err
+	}
+	var said []statement[T]
+	var failed error
+	for _, node := range e.order() {
+		v, err := ask(ctx, e, node, f)
+		if err == nil {
+			if said = append(said, statement[T]{node.name, v}); len(said) == 2 {
+				return said, nil
+			}
+			continue
+		}
+		if failed == nil {
+			failed = err
+		}
+	}
+	if len(said) == 0 {
+		return nil, failed
+	}
+	return said, nil
+}
+
+func (e *Endpoints) say(text string, args ...any) {
+	if e.log != nil {
+		e.log.Warn(text, args...)
+	}
+}
+
+// contradict says that two endpoints contradict each other.
+func contradict(backend Backend, about, one, other string) error {
+	err := fmt.Errorf("%w: %s: %s; %s; the cautious answer counts until they agree", ErrContradiction, about, one, other)
+	if e, ok := backend.(*Endpoints); ok {
+		e.say(err.Error())
+	}
+	return err
+}
+
+// ChainID is the chain that all endpoints serve.
+func (e *Endpoints) ChainID(context.Context) (*big.Int, error) {
+	return new(big.Int).SetUint64(e.chain), nil
+}
+
+func (e *Endpoints) BlockNumber(ctx context.Context) (uint64, error) {
+	return first(ctx, e, func(ctx context.Context, b Backend) (uint64, error) { return b.BlockNumber(ctx) })
+}
+
+func (e *Endpoints) HeaderByNumber(ctx context.Context, number *big.Int) (*types.Header, error) {
+	return first(ctx, e, func(ctx context.Context, b Backend) (*types.Header, error) { return b.HeaderByNumber(ctx, number) })
+}
+
+func (e *Endpoints) HeaderByHash(ctx context.Context, hash common.Hash) (*types.Header, error) {
+	return first(ctx, e, func(ctx context.Context, b Backend) (*types.Header, error) { return b.HeaderByHash(ctx, hash) })
+}
+
+func (e *Endpoints) BlockByNumber(ctx context.Context, number *big.Int) (*types.Block, error) {
+	return first(ctx, e, func(ctx context.Context, b Backend) (*types.Block, error) { return b.BlockByNumber(ctx, number) })
+}
+
+func (e *Endpoints) BalanceAt(ctx context.Context, account common.Address, block *big.Int) (*big.Int, error) {
+	return first(ctx, e, func(ctx context.Context, b Backend) (*big.Int, error) { return b.BalanceAt(ctx, account, block) })
+}
+
+func (e *Endpoints) NonceAt(ctx context.Context, account common.Address, block *big.Int) (uint64, error) {
+	return first(ctx, e, func(ctx context.Context, b Backend) (uint64, error) { return b.NonceAt(ctx, account, block) })
+}
+
+func (e *Endpoints) PendingNonceAt(ctx context.Context, account common.Address) (uint64, error) {
+	return first(ctx, e, func(ctx context.Context, b Backend) (uint64, error) { return b.PendingNonceAt(ctx, account) })
+}
+
+func (e *Endpoints) CodeAt(ctx context.Context, account common.Address, block *big.Int) ([]byte, error) {
+	return first(ctx, e, func(ctx context.Context, b Backend) ([]byte, error) { return b.CodeAt(ctx, account, block) })
+}
+
+func (e *Endpoints) PendingCodeAt(ctx context.Context, account common.Address) ([]byte, error) {
+	return first(ctx, e, func(ctx context.Context, b Backend) ([]byte, error) { return b.PendingCodeAt(ctx, account) })
+}
+
+func (e *Endpoints) CallContract(ctx context.Context, msg ethereum.CallMsg, block *big.Int) ([]byte, error) {
+	return first(ctx, e, func(ctx context.Context, b Backend) ([]byte, error) { return b.CallContract(ctx, msg, block) })
+}
+
+func (e *Endpoints) CallContractAtHash(ctx context.Context, msg ethereum.CallMsg, block common.Hash) ([]byte, error) {
+	return first(ctx, e, func(ctx context.Context, b Backend) ([]byte, error) {
+		caller, ok := b.(bind.BlockHashContractCaller)
+		if !ok {
+			return nil, errors.New("chain: backend cannot read at a block hash")
+		}
+		return caller.CallContractAtHash(ctx, msg, block)
+	})
+}
+
+func (e *Endpoints) CodeAtHash(ctx context.Context, account common.Address, block common.Hash) ([]byte, error) {
+	return first(ctx, e, func(ctx context.Context, b Backend) ([]byte, error) {
+		caller, ok := b.(bind.BlockHashContractCaller)
+		if !ok {
+			return nil, errors.New("chain: backend cannot read at a block hash")
+		}
+		return caller.CodeAtHash(ctx, account, block)
+	})
+}
+
+func (e *Endpoints) EstimateGas(ctx context.Context, msg ethereum.CallMsg) (uint64, error) {
+	return first(ctx, e, func(ctx context.Context, b Backend) (uint64, error) { return b.EstimateGas(ctx, msg) })
+}
+
+func (e *Endpoints) SuggestGasPrice(ctx context.Context) (*big.Int, error) {
+	return first(ctx, e, func(ctx context.Context, b Backend) (*big.Int, error) { return b.SuggestGasPrice(ctx) })
+}
+
+func (e *Endpoints) SuggestGasTipCap(ctx context.Context) (*big.Int, error) {
+	return first(ctx, e, func(ctx context.Context, b Backend) (*big.Int, error) { return b.SuggestGasTipCap(ctx) })
+}
+
+// SubscribeNewHead subscribes at the first endpoint that can.
+func (e *Endpoints) SubscribeNewHead(ctx context.Context, ch chan<- *types.Header) (ethereum.Subscription, error) {
+	return first(ctx, e, func(_ context.Context, b Backend) (ethereum.Subscription, error) { return b.SubscribeNewHead(ctx, ch) })
+}
+
+// SubscribeFilterLogs subscribes at the first endpoint that can.
+func (e *Endpoints) SubscribeFilterLogs(ctx context.Context, q ethereum.FilterQuery, ch chan<- types.Log) (ethereum.Subscription, error) {
+	return first(ctx, e, func(_ context.Context, b Backend) (ethereum.Subscription, error) {
+		return b.SubscribeFilterLogs(ctx, q, ch)
+	})
+}
+
+// FilterLogs is what two endpoints know of, together: one that leaves an event out, such as a close request, hides nothing.
+func (e *Endpoints) FilterLogs(ctx context.Context, q ethereum.FilterQuery) ([]types.Log, error) {
+	said, err := two(ctx, e, func(ctx context.Context, b Backend) ([]types.Log, error) { return b.FilterLogs(ctx, q) })
+	if err != nil {
+		return nil, err
+	}
+	all := said[0].say
+	for _, more := range said[1:] {
+		for _, log := range more.say {
+			same := func(known types.Log) bool { return known.BlockHash == log.BlockHash && known.Index == log.Index }
+			if !slices.ContainsFunc(all, same) {
+				all = append(all, log)
+			}
+		}
+	}
+	return all, nil
+}
+
+func (e *Endpoints) TransactionByHash(ctx context.Context, hash common.Hash) (*types.Transaction, bool, error) {
+	type found struct {
+		tx      *types.Transaction
+		pending bool
+	}
+	f, err := first(ctx, e, func(ctx context.Context, b Backend) (found, error) {
+		tx, pending, err := b.TransactionByHash(ctx, hash)
+		return found{tx, pending}, err
+	})
+	return f.tx, f.pending, err
+}
+
+func (e *Endpoints) TransactionReceipt(ctx context.Context, hash common.Hash) (*types.Receipt, error) {
+	return Receipt(ctx, e, hash)
+}
+
+func (e *Endpoints) charged(ctx context.Context, hash common.Hash) (*types.Receipt, *big.Int, error) {
+	type found struct {
+		receipt *types.Receipt
+		data    *big.Int
+	}
+	f, err := first(ctx, e, func(ctx context.Context, b Backend) (found, error) {
+		receipt, data, err := charged(ctx, b, hash)
+		return found{receipt, data}, err
+	})
+	return f.receipt, f.data, err
+}
+
+func (e *Endpoints) transactions(ctx context.Context, number *big.Int) ([]sent, error) {
+	return first(ctx, e, func(ctx context.Context, b Backend) ([]sent, error) { return transactions(ctx, b, number) })
+}
+
+// SendTransaction hands a transaction to all endpoints. It is sent once one of them takes it; the others have it besides.
+func (e *Endpoints) SendTransaction(ctx context.Context, tx *types.Transaction) error {
+	nodes := e.order()
+	answers := make(chan error, len(nodes))
+	background := context.WithoutCancel(ctx)
+	for _, node := range nodes {
+		go func() {
+			_, err := ask(background, e, node, func(ctx context.Context, b Backend) (struct{}, error) {
+				return struct{}{}, b.SendTransaction(ctx, tx)
+			})
+			answers <- err
+		}()
+	}
+	var refused, failed error
+	for range nodes {
+		select {
+		case err := <-answers:
+			if err == nil {
+				return nil
+			}
+			if isTransport(err) || errors.Is(err, ErrUnreachable) {
+				failed = err
+			} else {
+				refused = err
+			}
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	if refused != nil {
+		return refused
+	}
+	return failed
+}

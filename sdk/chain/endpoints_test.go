@@ -1,0 +1,196 @@
+package chain_test
+
+import (
+	"errors"
+	"log/slog"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/ethereum/go-ethereum/common/hexutil"
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/badrpc"
+	"github.com/gpupay/gpupay/internal/chaintest"
+	"github.com/gpupay/gpupay/sdk/chain"
+)
+
+// pair is a client of two endpoints before one chain, each of which can misbehave, and what it logs.
+func (w *world) pair(t *testing.T) (backend chain.Backend, one, two *badrpc.Endpoint, log *record) {
+	t.Helper()
+	one, two, log = badrpc.New(t, w.URL), badrpc.New(t, w.URL), &record{}
+	backend, err := chain.Connect(t.Context(), one.URL+","+two.URL, slog.New(slog.NewTextHandler(log, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Log(log.String())
+		}
+	})
+	return backend, one, two, log
+}
+
+// One of two endpoints fails in any way: everything goes on with the other, and that is said once.
+func TestEndpointFailsOver(t *testing.T) {
+	w := newWorld(t)
+	for name, fault := range map[string]badrpc.Fault{
+		"down": badrpc.Status(http.StatusServiceUnavailable), "rate limit": badrpc.Status(http.StatusTooManyRequests),
+		"limit as an error": badrpc.Fail(-32005, "rate limit exceeded"), "null": badrpc.Null,
+	} {
+		t.Run(name, func(t *testing.T) {
+			backend, one, _, log := w.pair(t)
+			for _, method := range []string{"eth_blockNumber", "eth_getBlockByNumber", "eth_getBalance", "eth_getTransactionCount", "eth_call", "eth_estimateGas",
+				"eth_getCode", tipMethod, receiptMethod, "eth_sendRawTransaction", "eth_getLogs"} {
+				one.On(method, fault)
+			}
+			store, _ := openStore(t, file(t))
+			s := &chain.Sender{Backend: backend, Key: w.payer, Store: store, Poll: 10 * time.Millisecond}
+			send(t, s, w.token.ApproveCall(w.escrow.Address(), *uint256.NewInt(1)))
+			if n := strings.Count(log.String(), "RPC endpoint fails"); n != 1 {
+				t.Errorf("it is said %d times", n)
+			}
+		})
+	}
+}
+
+// A deposit that one endpoint alone claims, or a close request that one alone hides: the cautious answer counts, and the
+// contradiction is said in one line.
+func TestEndpointsContradictEachOther(t *testing.T) {
+	w := newWorld(t)
+	backend, one, two, log := w.pair(t)
+	escrow, err := chain.NewEscrow(t.Context(), backend, w.Escrow)
+	if err != nil {
+		t.Fatal(err)
+	}
+	payee := w.sender(t, w.Keys[1])
+	terms := w.open(t, payee, 1, 1000)
+	confirmed := func() (chain.Confirmed, error) {
+		t.Helper()
+		got, _, err := escrow.Confirmed(t.Context(), []common.Hash{terms.ID()}, 1)
+		if err != nil {
+			return chain.Confirmed{}, err
+		}
+		return got[0], nil
+	}
+	if got, err := confirmed(); err != nil || got.View.Deposit.Uint64() != 1000 || got.Pending() || log.String() != "" {
+		t.Fatalf("%+v, %v, %s", got, err, log)
+	}
+	old := callAnswer(t, w, terms)
+	v := w.voucher(t, terms, 400)
+	send(t, payee, w.escrow.TopUpAuthorizedCall(terms, common.Hash{1}, w.authorize(t, 500, channel.TopUpNonce(terms.ID(), *uint256.NewInt(500), w.payer.Address(), common.Hash{1}))))
+	send(t, payee, w.escrow.SettleCall(terms, v.Accepted, v.Signature))
+	send(t, w.sender(t, w.Keys[0]), w.escrow.RequestCloseCall(terms))
+	for i, liar := range []*badrpc.Endpoint{one, two} { // the top-up, the settlement and the close request are hidden
+		liar.On("eth_call", badrpc.Says(old))
+		got, err := confirmed()
+		if err != nil || got.View.Deposit.Uint64() != 1000 || !got.Pending() || got.View.CloseRequestedAt == 0 || got.Latest.Settled.Uint64() != 400 {
+			t.Errorf("liar %d: %+v, %v", i, got, err)
+		}
+		liar.Heal()
+	}
+	if n := strings.Count(log.String(), chain.ErrContradiction.Error()); n != 2 {
+		t.Errorf("it is said %d times, want 2", n)
+	}
+	w.AdvanceTime(t, 2*chaintest.Grace)
+	send(t, payee, w.escrow.WithdrawCall(terms))
+	two.On("eth_call", badrpc.Says(old))
+	if _, err := confirmed(); !errors.Is(err, chain.ErrContradiction) || strings.Contains(err.Error(), "\n") {
+		t.Errorf("whether the channel is over is in doubt: %v", err)
+	}
+	two.Heal()
+	if got, err := confirmed(); err != nil || !got.View.Finalized {
+		t.Errorf("%+v, %v", got, err)
+	}
+}
+
+// callAnswer is what the node says of a channel now.
+func callAnswer(t *testing.T, w *world, terms channel.Terms) hexutil.Bytes {
+	t.Helper()
+	var out hexutil.Bytes
+	bad := badrpc.New(t, w.URL)
+	bad.On("eth_call", func(x *badrpc.Exchange) { _ = out.UnmarshalJSON(x.Result) })
+	client, err := chain.Dial(t.Context(), bad.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	escrow, err := chain.NewEscrow(t.Context(), client, w.Escrow)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := escrow.View(t.Context(), terms.ID(), nil); err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// An endpoint that hides the events of a close request hides nothing where there is another one.
+func TestEventsOfTwoEndpoints(t *testing.T) {
+	w := newWorld(t)
+	backend, one, two, _ := w.pair(t)
+	escrow, err := chain.NewEscrow(t.Context(), backend, w.Escrow)
+	if err != nil {
+		t.Fatal(err)
+	}
+	terms := w.open(t, w.sender(t, w.Keys[1]), 1, 1000)
+	for _, liar := range []*badrpc.Endpoint{one, two} {
+		liar.On("eth_getLogs", badrpc.Says([]string{}))
+		if got, err := escrow.Touched(t.Context(), 0, w.Head(t)); err != nil || !got[terms.ID()] {
+			t.Errorf("%v, %v", got, err)
+		}
+		liar.Heal()
+	}
+}
+
+// A receipt is final when both endpoints have it.
+func TestFinalReceiptOfTwoEndpoints(t *testing.T) {
+	w := newWorld(t)
+	backend, _, two, log := w.pair(t)
+	store, _ := openStore(t, file(t))
+	s := &chain.Sender{Backend: backend, Key: w.payer, Store: store, Poll: 10 * time.Millisecond, Finality: 2}
+	two.On(receiptMethod, badrpc.With("status", "0x0"))
+	send(t, s, w.token.ApproveCall(w.escrow.Address(), *uint256.NewInt(1)))
+	state := func() chain.TxState {
+		w.Mine(t, 3)
+		if err := s.Sync(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		all, err := s.Recent(t.Context(), time.Now().Add(-time.Hour), chain.Approve)
+		if err != nil || len(all) != 1 {
+			t.Fatal(all, err)
+		}
+		return all[0].State
+	}
+	if got := state(); got != chain.Mined || !strings.Contains(log.String(), "contradict") {
+		t.Errorf("%s, though one endpoint says that it reverted", got)
+	}
+	two.Heal()
+	if got := state(); got != chain.Final {
+		t.Errorf("%s, and both say so", got)
+	}
+}
+
+// Endpoints of two chains are refused at the start; one that is down is not needed, and is used once it is up.
+func TestEndpointsAtTheStart(t *testing.T) {
+	w := newWorld(t)
+	other := badrpc.New(t, w.URL)
+	other.On("eth_chainId", badrpc.Says("0x1"))
+	_, err := chain.Connect(t.Context(), w.URL+", "+other.URL, nil)
+	oneLine(t, err, chain.ErrChainID)
+	_, err = chain.Connect(t.Context(), "http://127.0.0.1:1/s3cret,http://127.0.0.1:2/s3cret", nil)
+	oneLine(t, err, chain.ErrUnreachable)
+	if err != nil && strings.Contains(err.Error(), "s3cret") {
+		t.Errorf("the error tells the secret: %v", err)
+	}
+	backend, err := chain.Connect(t.Context(), "http://127.0.0.1:1/,"+w.URL, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := chain.CheckChainID(t.Context(), backend, 31337); err != nil {
+		t.Error(err)
+	}
+}
