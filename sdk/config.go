@@ -169,7 +169,7 @@ func (c ProviderConfig) connect(ctx context.Context) (*chain.Escrow, *chain.Toke
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := errors.Join(escrow.CheckGrace(c.MinGrace), escrow.CheckClock(ctx, c.ClockTolerance)); err != nil {
+	if err := errors.Join(escrow.CheckGrace(c.MinGrace), escrow.CheckClock(ctx, c.ClockTolerance), escrow.CheckHistory(ctx, c.Confirmations)); err != nil {
 		return nil, nil, err
 	}
 	token, err := chain.NewToken(ctx, backend, c.Token)

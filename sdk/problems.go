@@ -45,7 +45,7 @@ func problemOf(err error) *wire.Problem {
 	var mined *chain.Reverted
 	var revert *chain.Revert
 	if errors.As(err, &revert) {
-		return wire.TransactionReverted.With("the escrow refused the transaction: %s", revert.Reason())
+		return wire.TransactionReverted.With("%s", revert.Refusal())
 	}
 	if errors.As(err, &mined) { // it cost gas; why it reverted may not be known any more
 		return wire.TransactionReverted.With("transaction %s was mined and reverted; that is final", mined.Hash)

@@ -199,10 +199,7 @@ func (l *Rental) signTopUp(ctx context.Context) error {
 	}
 	step := payload.AdditionalDeposit.Int
 	if payload.Type == wire.TypeHash {
-		if err := l.allow(ctx, step); err != nil {
-			return err
-		}
-		result, err := l.once(ctx, l.escrow.TopUpCall(l.row.Terms, step), int(l.row.TopUps))
+		result, err := l.transfer(ctx, step, l.escrow.TopUpCall(l.row.Terms, step), int(l.row.TopUps))
 		if err != nil {
 			return err
 		}

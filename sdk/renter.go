@@ -123,6 +123,8 @@ type Renter struct {
 	db      *store.DB
 	store   rentalStore
 	sender  *chain.Sender
+
+	spending chan struct{} // held from an approval until it is spent
 }
 
 // renterCaps are Caps in base units.
@@ -138,7 +140,7 @@ func NewRenter(ctx context.Context, config RenterConfig) (*Renter, error) {
 	if err := config.check(); err != nil {
 		return nil, err
 	}
-	r := &Renter{config: config}
+	r := &Renter{config: config, spending: make(chan struct{}, 1)}
 	if err := r.connect(ctx); err != nil {
 		return nil, err
 	}

@@ -246,50 +246,52 @@ func (l *Rental) stillGood(ctx context.Context) error {
 
 // fundByTransaction opens the channel by our own transaction and waits for it.
 func (l *Rental) fundByTransaction(ctx context.Context) (*common.Hash, error) {
-	if err := l.allow(ctx, l.row.Deposit); err != nil {
-		return nil, err
-	}
-	result, err := l.once(ctx, l.escrow.OpenCall(l.row.Terms, l.row.Deposit), 0)
+	result, err := l.transfer(ctx, l.row.Deposit, l.escrow.OpenCall(l.row.Terms, l.row.Deposit), 0)
 	if err != nil {
 		return nil, err
 	}
 	return &result.Hash, nil
 }
 
-// allow lets the escrow pull exactly amount, if it may not yet.
-func (l *Rental) allow(ctx context.Context, amount uint256.Int) error {
-	allowance, err := l.r.token.Allowance(ctx, l.row.Terms.Payer, l.row.Terms.Escrow)
-	if err != nil || !allowance.Lt(&amount) {
-		return err
+// transfer sends a call about this channel that pulls amount from an approval,
+// unless the outbox holds the same one after the first `after` of its kind: a
+// crash must not send it twice. No other rental of this renter approves or
+// spends meanwhile: one approval would overwrite the other.
+func (l *Rental) transfer(ctx context.Context, amount uint256.Int, call chain.Call, after int) (*chain.Result, error) {
+	select {
+	case l.r.spending <- struct{}{}:
+		defer func() { <-l.r.spending }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
 	}
-	id, err := l.r.sender.Submit(ctx, l.r.token.ApproveCall(l.row.Terms.Escrow, amount))
-	if err != nil {
-		return err
-	}
-	_, err = l.r.sender.Wait(ctx, id, l.r.config.Confirmations)
-	return err
-}
-
-// once sends a call about this channel, unless the outbox holds the same one
-// after the first `after` of its kind: a crash must not send it twice.
-func (l *Rental) once(ctx context.Context, call chain.Call, after int) (*chain.Result, error) {
-	sent, err := l.r.sender.Find(ctx, l.id)
-	if err != nil {
-		return nil, err
-	}
-	for _, tx := range sent {
-		if tx.Call.Kind != call.Kind || (tx.State != chain.Pending && !tx.Succeeded) {
-			continue
-		}
-		if after--; after < 0 {
-			return l.r.sender.Wait(ctx, tx.ID, l.r.config.Confirmations)
+	id, err := l.outgoing(ctx, call.Kind, after)
+	if err == nil && id == "" {
+		if err = l.r.token.Allow(ctx, l.r.sender, l.row.Terms.Escrow, amount, l.r.config.Confirmations); err == nil {
+			id, err = l.r.sender.SubmitAfter(ctx, call)
 		}
 	}
-	id, err := l.r.sender.Submit(ctx, call)
 	if err != nil {
 		return nil, err
 	}
 	return l.r.sender.Wait(ctx, id, l.r.config.Confirmations)
+}
+
+// outgoing finds a call about this channel in the outbox, one that may still
+// succeed, after the first `after` of its kind; "" if there is none.
+func (l *Rental) outgoing(ctx context.Context, kind chain.Kind, after int) (chain.TxID, error) {
+	all, err := l.r.sender.Find(ctx, l.id)
+	if err != nil {
+		return "", err
+	}
+	for _, tx := range all {
+		if tx.Call.Kind != kind || (tx.State != chain.Pending && !tx.Succeeded) {
+			continue
+		}
+		if after--; after < 0 {
+			return tx.ID, nil
+		}
+	}
+	return "", nil
 }
 
 // authorize signs an ERC-3009 authorization for the escrow and nobody else. The

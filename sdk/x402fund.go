@@ -103,7 +103,7 @@ func (d *x402Desk) sendDeposit(ctx context.Context, r *x402Request, a chain.Auth
 	tx, err := d.submitOnce(ctx, r.id, call)
 	var refused *chain.Revert
 	if errors.As(err, &refused) {
-		return "", fmt.Errorf("%w: %s", x402.CodeDepositSimulation, refused.Reason())
+		return "", fmt.Errorf("%w: %s", x402.CodeDepositSimulation, refused.Refusal())
 	}
 	if err != nil {
 		return "", err

@@ -80,7 +80,7 @@ func (d *x402Desk) submitRefund(ctx context.Context, s channel.State, amount uin
 	tx, err := d.sender.Submit(ctx, d.contract.RefundCall(s, amount))
 	var refused *chain.Revert
 	if errors.As(err, &refused) {
-		return "", fmt.Errorf("%w: %s", x402.CodeRefundSimulation, refused.Reason())
+		return "", fmt.Errorf("%w: %s", x402.CodeRefundSimulation, refused.Refusal())
 	}
 	if err == nil {
 		d.config.Log.Info("refund sent", "channel", s.ID, "most", amount.Dec(), "tx", tx)

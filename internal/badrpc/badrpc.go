@@ -45,6 +45,9 @@ type Endpoint struct {
 	mute   map[string]Fault // requests that never reach the node
 	counts map[string]int
 	firsts map[string]json.RawMessage
+
+	behind uint64 // see Balance
+	turns  int
 }
 
 // New starts a proxy before the node at target and ends it with the test.
@@ -76,6 +79,7 @@ func (e *Endpoint) Instead(method string, fault Fault) {
 func (e *Endpoint) Heal() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	e.behind = 0
 	e.faults, e.mute = make(map[string][]Fault), make(map[string]Fault)
 	e.counts, e.firsts = make(map[string]int), make(map[string]json.RawMessage)
 }
@@ -106,12 +110,16 @@ func (e *Endpoint) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	x := &Exchange{Method: asked.Method, Params: asked.Params}
 	faults, instead := e.plan(asked.Method)
+	body, known := e.lagging(x, body)
 	if instead != nil {
 		instead(x)
+	} else if known {
+		// the answer is that of a node that does not know the block
 	} else if err := e.forward(r, body, x); err != nil {
 		http.Error(w, err.Error(), http.StatusBadGateway)
 		return
 	}
+	e.behindToo(x)
 	e.remember(x)
 	for _, fault := range faults {
 		fault(x)

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"strings"
+	"time"
 
 	"github.com/ethereum/go-ethereum"
 	"github.com/ethereum/go-ethereum/accounts/abi/bind/v2"
@@ -63,6 +65,38 @@ func answered(method string, err error) error {
 	return &incomplete{method, line(err.Error())}
 }
 
+// patience bounds how often a read at a block that another node of the endpoint has told of is tried, patiencePause apart.
+const (
+	patience      = 12
+	patiencePause = 250 * time.Millisecond
+)
+
+// patient reads at a block (nil: the newest). Behind a balancer the node that answers may not have the block yet that
+// another one has told of: it is asked again for a while.
+func patient[T any](ctx context.Context, block *big.Int, read func() (T, error)) (T, error) {
+	for try := 1; ; try++ {
+		v, err := read()
+		if err == nil || block == nil || try == patience || !isBehind(err) || Pause(ctx, patiencePause) != nil {
+			return v, err
+		}
+	}
+}
+
+// isBehind reports whether a node says that it does not have a block yet, in the words of the clients there are.
+func isBehind(err error) bool {
+	var said rpc.Error
+	if !errors.As(err, &said) {
+		return false
+	}
+	text := strings.ToLower(said.Error())
+	for _, words := range []string{"header not found", "unknown block", "block not found", "could not find block", "outofrange", "out of range"} {
+		if strings.Contains(text, words) {
+			return true
+		}
+	}
+	return false
+}
+
 func (c *checked) ChainID(ctx context.Context) (*big.Int, error) {
 	id, err := c.rpcBackend.ChainID(ctx)
 	if err == nil && id.Sign() == 0 {
@@ -98,7 +132,7 @@ func (c *checked) BalanceAt(ctx context.Context, account common.Address, block *
 }
 
 func (c *checked) NonceAt(ctx context.Context, account common.Address, block *big.Int) (uint64, error) {
-	nonce, err := c.rpcBackend.NonceAt(ctx, account, block)
+	nonce, err := patient(ctx, block, func() (uint64, error) { return c.rpcBackend.NonceAt(ctx, account, block) })
 	return nonce, answered("eth_getTransactionCount", err)
 }
 
@@ -113,7 +147,7 @@ func (c *checked) CodeAt(ctx context.Context, account common.Address, block *big
 }
 
 func (c *checked) CallContract(ctx context.Context, msg ethereum.CallMsg, block *big.Int) ([]byte, error) {
-	out, err := c.rpcBackend.CallContract(ctx, msg, block)
+	out, err := patient(ctx, block, func() ([]byte, error) { return c.rpcBackend.CallContract(ctx, msg, block) })
 	return out, answered("eth_call", err)
 }
 

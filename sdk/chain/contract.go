@@ -104,7 +104,7 @@ func confirmed(ctx context.Context, backend Backend, confirmations uint64, read 
 		if err != nil {
 			return reading{}, fmt.Errorf("chain: reading the block number: %w", err)
 		}
-		return readAt(ctx, b, head, back, read)
+		return readingAt(ctx, b, head, back, read)
 	})
 	if err != nil {
 		return nil, 0, err
@@ -128,7 +128,7 @@ func confirmed(ctx context.Context, backend Backend, confirmations uint64, read 
 	return merged, r.head, nil
 }
 
-func readAt(ctx context.Context, b Backend, head, back uint64, read viewsAt) (reading, error) {
+func readingAt(ctx context.Context, b Backend, head, back uint64, read viewsAt) (reading, error) {
 	latest, err := read(ctx, b, new(big.Int).SetUint64(head))
 	if err != nil {
 		return reading{}, err

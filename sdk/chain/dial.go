@@ -1,12 +1,15 @@
 package chain
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -90,7 +93,53 @@ func (t *secretPath) RoundTrip(req *http.Request) (*http.Response, error) {
 		password, _ := user.Password()
 		out.SetBasicAuth(user.Username(), password)
 	}
-	return t.base.RoundTrip(out)
+	resp, err := t.base.RoundTrip(out)
+	if err == nil {
+		err = t.scrub(resp)
+	}
+	return resp, err
+}
+
+// maxScrubbed bounds what of an answer is searched for the secret: results are longer, and errors are not.
+const maxScrubbed = 8 << 10
+
+// scrub takes the secret out of an answer that is an error: servers say what they do not know by quoting it.
+func (t *secretPath) scrub(resp *http.Response) error {
+	head, err := io.ReadAll(io.LimitReader(resp.Body, maxScrubbed))
+	if err != nil {
+		return errors.Join(err, resp.Body.Close())
+	}
+	rest := resp.Body
+	if resp.StatusCode != http.StatusOK || bytes.Contains(head, []byte(`"error"`)) {
+		for _, secret := range secrets(t.endpoint) {
+			head = bytes.ReplaceAll(head, []byte(secret), []byte("***"))
+		}
+		resp.ContentLength = -1
+		resp.Header.Del("Content-Length")
+	}
+	resp.Body = struct {
+		io.Reader
+		io.Closer
+	}{io.MultiReader(bytes.NewReader(head), rest), rest}
+	return nil
+}
+
+// secrets are the parts of an endpoint's URL that may be the customer's key, the longest first. Short ones, such as v3, are
+// none.
+func secrets(endpoint *url.URL) []string {
+	const least = 6
+	parts := strings.FieldsFunc(endpoint.EscapedPath()+"/"+endpoint.Path, func(r rune) bool { return r == '/' })
+	for _, values := range endpoint.Query() {
+		parts = append(parts, values...)
+	}
+	parts = append(parts, strings.FieldsFunc(endpoint.RawQuery, func(r rune) bool { return r == '&' || r == '=' })...)
+	if user := endpoint.User; user != nil {
+		password, _ := user.Password()
+		parts = append(parts, user.Username(), password)
+	}
+	parts = slices.DeleteFunc(parts, func(part string) bool { return len(part) < least })
+	slices.SortFunc(parts, func(a, b string) int { return len(b) - len(a) })
+	return parts
 }
 
 func unreachable(rawurl string, err error) error {

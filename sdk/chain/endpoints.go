@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode"
 
 	"github.com/ethereum/go-ethereum"
 	"github.com/ethereum/go-ethereum/accounts/abi/bind/v2"
@@ -28,7 +29,7 @@ const endpointShare = 10 * time.Second
 // several, reads go to the first that works, transactions to all, and what money hangs on is asked of two: see Endpoints.
 // One that cannot be reached is left out until it can be, as long as another one can. A comma in a URL is written %2C.
 func Connect(ctx context.Context, rpcs string, log *slog.Logger) (Backend, error) {
-	urls := strings.FieldsFunc(rpcs, func(r rune) bool { return r == ',' || r == ' ' })
+	urls := strings.FieldsFunc(rpcs, func(r rune) bool { return r == ',' || unicode.IsSpace(r) })
 	if len(urls) <= 1 {
 		client, err := Dial(ctx, strings.Join(urls, ""))
 		if err != nil {

@@ -2,6 +2,7 @@ package chain
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"math/big"
@@ -140,6 +141,20 @@ func (e *Escrow) CheckClock(ctx context.Context, tolerance time.Duration) error 
 		return nil
 	}
 	return fmt.Errorf("%w: this machine is %s off chain %d (%s is tolerated); set the clock, or check that the node is in step", ErrClock, off.Round(time.Second), e.chainID, tolerance)
+}
+
+// ErrHistory is an endpoint that keeps too little old state.
+var ErrHistory = errors.New("the endpoint keeps too little state")
+
+// CheckHistory refuses an endpoint that cannot read the contract as of the block that has the confirmations that a deposit
+// needs: each deposit would be refused.
+func (e *Escrow) CheckHistory(ctx context.Context, confirmations uint64) error {
+	_, _, err := e.Confirmed(ctx, []common.Hash{{}}, confirmations)
+	if err == nil || isTransport(err) || errors.Is(err, ErrUnreachable) {
+		return err
+	}
+	return fmt.Errorf("%w: a deposit needs %d confirmations, and the contract cannot be read that many blocks ago (%s); ask for fewer, or use an endpoint with a longer history",
+		ErrHistory, confirmations, line(err.Error()))
 }
 
 // Now is the chain's idea of the time.

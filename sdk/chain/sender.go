@@ -154,6 +154,26 @@ func (s *Sender) Submit(ctx context.Context, call Call) (TxID, error) {
 	return tx.ID, nil
 }
 
+// lag bounds how long a node may be behind another one of the same endpoint.
+const lag = 15 * time.Second
+
+// SubmitAfter is Submit for a call that needs what this sender's last transaction did, such as an approval: nodes behind one
+// endpoint are some blocks apart, so that a refusal, and a node that does not know the block, are asked again for a while.
+func (s *Sender) SubmitAfter(ctx context.Context, call Call) (TxID, error) {
+	limit := s.now().Add(max(lag, 3*s.poll()))
+	pace := Backoff{Least: min(s.poll(), time.Second), Most: 3 * time.Second}
+	for {
+		id, err := s.Submit(ctx, call)
+		var refused *Revert
+		if err == nil || !errors.As(err, &refused) && !isBehind(err) || s.now().After(limit) {
+			return id, err
+		}
+		if Pause(ctx, pace.Next()) != nil {
+			return "", err
+		}
+	}
+}
+
 // enqueue gives the call a nonce, signs it and writes it to the outbox.
 func (s *Sender) enqueue(ctx context.Context, chain uint64, call Call, gas uint64, f fees) (Tx, error) {
 	if err := s.submitting.enter(ctx); err != nil {

@@ -114,8 +114,13 @@ func (s *Sender) look(ctx context.Context) (glance, error) {
 		return glance{}, fmt.Errorf("chain: reading the nonce of %s: %w", s.Address(), err)
 	}
 	back := new(big.Int).SetUint64(min(s.finality(), head.Number.Uint64()))
-	if g.deep, err = s.Backend.NonceAt(ctx, s.Address(), back.Sub(head.Number, back)); err != nil {
+	g.deep, err = s.Backend.NonceAt(ctx, s.Address(), back.Sub(head.Number, back))
+	if err != nil && isTransport(err) {
 		return glance{}, fmt.Errorf("chain: reading the nonce of %s: %w", s.Address(), err)
+	}
+	if err != nil { // a node that keeps no state that old: nothing counts as lost
+		s.log().Debug("the nonce is not known that far back", "blocks", s.finality(), "err", err)
+		g.deep = 0
 	}
 	return g, nil
 }

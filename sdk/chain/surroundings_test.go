@@ -3,6 +3,7 @@ package chain_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -44,7 +45,23 @@ func TestDialSaysWhatIsWrongAndKeepsTheSecret(t *testing.T) {
 	defer refusing.Close()
 	html := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("<html>")) }))
 	defer html.Close()
+	quoting := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		http.NotFound(w, r)
+		fmt.Fprint(w, "Cannot POST ", r.URL.RequestURI())
+	}))
+	defer quoting.Close()
+	redirecting := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, "/else"+r.URL.Path, http.StatusFound)
+		fmt.Fprint(w, r.URL.Path)
+	}))
+	defer redirecting.Close()
+	invalid := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprintf(w, `{"jsonrpc":"2.0","id":1,"error":{"code":-32600,"message":"no project %s"}}`, r.URL.RequestURI())
+	}))
+	defer invalid.Close()
 	urls := []string{
+		quoting.URL + "/s3cret", quoting.URL + "/v3?key=s3cret", redirecting.URL + "/s3cret", invalid.URL + "/v3/s3cret", "ws" + strings.TrimPrefix(quoting.URL, "http") + "/s3cret",
+		"//127.0.0.1/s3cret", "127.0.0.1:1/s3cret", "http:/127.0.0.1/s3cret", "http://127.0.0.1:1/s3cret\n", "http://127.0.0.1:port/s3cret",
 		"", "localhost:8545", "ftp://host/s3cret", "http://127.0.0.1:1/s3cret", "ws://127.0.0.1:1/s3cret", "http://u:s3cret@127.0.0.1:1/?key=s3cret",
 		refusing.URL + "/s3cret", html.URL + "/s3cret", "ws" + strings.TrimPrefix(html.URL, "http") + "/s3cret",
 		"http://" + silent.Addr().String() + "/s3cret", "http://no-such-host.invalid/s3cret", "http://%zz/s3cret",

@@ -96,6 +96,36 @@ func (t *Token) ApproveCall(spender common.Address, value uint256.Int) Call {
 	return Call{Kind: Approve, To: t.Address, Data: data}
 }
 
+// Allow lets spender pull amount base units from the sender, if it may not yet, and waits until it may. Some tokens, such
+// as Tether, change an allowance only from nothing: what is left over is taken back first there. Who then spends the
+// allowance must do so before the next Allow of this sender and spender.
+func (t *Token) Allow(ctx context.Context, s *Sender, spender common.Address, amount uint256.Int, confirmations uint64) error {
+	have, err := t.Allowance(ctx, s.Address(), spender)
+	if err != nil || !have.Lt(&amount) {
+		return err
+	}
+	call := t.ApproveCall(spender, amount)
+	if !have.IsZero() {
+		var refused *Revert
+		if err := simulate(ctx, t.backend, s.Address(), call); errors.As(err, &refused) {
+			if err := approve(ctx, s, t.ApproveCall(spender, uint256.Int{}), confirmations); err != nil {
+				return fmt.Errorf("taking back what is left of an allowance: %w", err)
+			}
+			return approve(ctx, s, call, confirmations)
+		}
+	}
+	return approve(ctx, s, call, confirmations)
+}
+
+func approve(ctx context.Context, s *Sender, call Call, confirmations uint64) error {
+	id, err := s.SubmitAfter(ctx, call)
+	if err != nil {
+		return err
+	}
+	_, err = s.Wait(ctx, id, confirmations)
+	return err
+}
+
 // AuthorizationUsed reports whether an ERC-3009 authorization of owner was used, or taken back, as of the newest block:
 // it moves nothing any more.
 func (t *Token) AuthorizationUsed(ctx context.Context, owner common.Address, nonce common.Hash) (bool, error) {

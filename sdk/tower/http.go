@@ -85,7 +85,7 @@ func (t *Tower) problem(err error) *wire.Problem {
 	}
 	var revert *chain.Revert
 	if errors.As(err, &revert) {
-		return problemConflict.With("the escrow refuses it: %s", revert.Reason())
+		return problemConflict.With("%s", revert.Refusal())
 	}
 	if errors.Is(err, context.DeadlineExceeded) {
 		return wire.Unavailable.With("it took too long: try again")

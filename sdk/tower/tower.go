@@ -195,6 +195,9 @@ func (t *Tower) connect(ctx context.Context) error {
 	if t.escrow, err = chain.NewEscrow(ctx, backend, t.config.Escrow); err != nil {
 		return err
 	}
+	if err := t.escrow.CheckHistory(ctx, t.config.Confirmations); err != nil {
+		return err
+	}
 	for address, least := range t.config.Tokens {
 		token, err := chain.NewToken(ctx, backend, address)
 		if err != nil {

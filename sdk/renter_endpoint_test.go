@@ -1,0 +1,103 @@
+package sdk
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/badrpc"
+	"github.com/gpupay/gpupay/metering/sim"
+	"github.com/gpupay/gpupay/sdk/chain"
+)
+
+// behindEndpoint is a renter's configuration whose chain is an endpoint that can misbehave.
+func (m *market) behindEndpoint(t *testing.T) (RenterConfig, *badrpc.Endpoint) {
+	t.Helper()
+	bad := badrpc.New(t, m.URL)
+	config := m.renterConfig(t, m.payer)
+	config.Backend, config.RPC = nil, bad.URL
+	return config, bad
+}
+
+// TestParallelRents: several rentals of one renter with coin approve and spend one allowance; none takes what another one
+// has approved, and nothing stays approved.
+func TestParallelRents(t *testing.T) {
+	m := newMarket(t)
+	server := m.provider(t, nil)
+	r := openRenter(t, m.renterConfig(t, m.payer))
+	rented := make(chan error)
+	const n = 3
+	for i := range n {
+		go func() {
+			l, err := r.Rent(t.Context(), server.URL, RentOptions{Deposit: fmt.Sprintf("0.%d", i+1), PayEvery: 100 * time.Millisecond})
+			if err == nil {
+				_, err = l.Close(t.Context())
+			}
+			rented <- err
+		}()
+	}
+	for range n {
+		if err := <-rented; err != nil {
+			t.Error(err)
+		}
+	}
+	left, err := r.token.Allowance(t.Context(), m.payerAddress(), m.Escrow)
+	if err != nil || !left.IsZero() {
+		t.Errorf("%s is still approved (%v)", left.Dec(), err)
+	}
+}
+
+// TestRentBehindABalancer: an endpoint whose nodes are some blocks apart is rented through, topped up through and closed
+// through.
+func TestRentBehindABalancer(t *testing.T) {
+	m := newMarket(t)
+	server := m.provider(t, nil)
+	config, bad := m.behindEndpoint(t)
+	mining := time.NewTicker(300 * time.Millisecond)
+	defer mining.Stop()
+	go func() {
+		for range mining.C {
+			_ = m.Backend.Client().Call(nil, "anvil_mine", "0x1")
+		}
+	}()
+	time.Sleep(time.Second)
+	bad.Balance(2)
+	r := openRenter(t, config)
+	l, err := r.Rent(t.Context(), server.URL, RentOptions{Deposit: "0.01", TopUp: "0.02", PayEvery: 100 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := background(t.Context(), l)
+	eventually(t, "a top-up", func() bool { s := l.Snapshot(); return s.Deposit.Uint64() > 10_000 })
+	c, err := l.Close(t.Context())
+	if err != nil || c.Owed != c.Settled {
+		t.Errorf("owed %s, settled %s: %v", c.Owed.Dec(), c.Settled.Dec(), err)
+	}
+	if err := <-done; err != nil {
+		t.Errorf("Run: %v", err)
+	}
+}
+
+// TestProviderWithoutHistory: a provider whose endpoint keeps less state than deposits need confirmations says so at the start.
+func TestProviderWithoutHistory(t *testing.T) {
+	m := newMarket(t)
+	m.Mine(t, 20)
+	bad := badrpc.New(t, m.URL)
+	bad.On("eth_call", func(x *badrpc.Exchange) {
+		if !strings.Contains(string(x.Params), "latest") {
+			badrpc.Fail(-32000, "missing trie node 0123 (path )")(x)
+		}
+	})
+	_, err := NewProvider(t.Context(), ProviderConfig{
+		RPC: bad.URL, Escrow: m.Escrow, Token: m.Token, Key: channel.NewKey(m.payee), Database: filepath.Join(t.TempDir(), "provider.db"),
+		PricePerGPUHour: "3.60", Source: sim.New(1, sim.Options{}), Confirmations: 12, Log: slog.New(slog.DiscardHandler),
+	})
+	if !errors.Is(err, chain.ErrHistory) || strings.Contains(err.Error(), "\n") {
+		t.Errorf("want one line about the history, got %v", err)
+	}
+}
