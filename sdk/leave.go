@@ -1,6 +1,7 @@
 package sdk
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -110,18 +111,28 @@ func (l *Rental) SignLeave(ctx context.Context) (wire.LeaveRequest, error) {
 // configuration sends what was signed; without one the error is ErrNoGas, and
 // SignLeave makes a document that anyone can send.
 //
+// Of a rental that was being opened (see Renter.Rental) it asks the chain alone,
+// and never makes the deposit: it waits until one that was handed out is there or
+// has ended, and leaves what came.
+//
 // It takes as long as the grace period. It can be cut off and called again,
-// also in another process: it goes on from what the chain says.
+// also in another process: it goes on from what the chain says. ErrStuck says
+// whose refusal it gave up on; nothing is lost by it.
 func (l *Rental) Leave(ctx context.Context) (Closing, error) {
 	release, err := l.takeOver(ctx)
 	if err != nil {
 		return Closing{}, err
 	}
 	defer release()
-	if l.row.Closed != nil {
-		return *l.row.Closed, nil
+	if done, err := l.over(ctx); done || err != nil {
+		return l.closing(), err
 	}
-	closed, err := l.closedOnChain(ctx)
+	if l.row.Phase == RentalOpening {
+		if there, err := l.awaitOpening(ctx); err != nil || !there {
+			return l.closing(), err
+		}
+	}
+	closed, err := l.awaitChain(ctx)
 	if err != nil || closed {
 		return l.ending(ctx, true, err)
 	}
@@ -137,74 +148,147 @@ func (l *Rental) Leave(ctx context.Context) (Closing, error) {
 	return l.ending(ctx, true, nil)
 }
 
-// walkOut does what the chain says is next, until the channel is final.
-func (l *Rental) walkOut(ctx context.Context) error {
-	for {
-		view, err := l.settledView(ctx)
+// awaitOpening waits until a channel that was being opened is on the chain, or
+// cannot come to be there any more: then the rental is over. It sends nothing
+// but what was in the outbox before.
+func (l *Rental) awaitOpening(ctx context.Context) (there bool, err error) {
+	for said := false; ; {
+		there, never, err := l.opened(ctx)
 		switch {
 		case err != nil:
-			l.r.config.Log.Warn("leaving: the chain cannot be read", "channel", l.id, "error", err)
-		case view.Finalized:
-			return nil
-		case view.CloseRequestedAt == 0:
-			err = l.requestClose(ctx)
-		default:
-			err = l.withdraw(ctx, view)
+			l.r.config.Log.Warn("leaving: it is not known yet whether the channel was opened", "channel", l.id, "error", err)
+		case there:
+			return true, nil
+		case never:
+			return false, l.neverFunded(ctx)
+		case !said:
+			l.r.config.Log.Warn("leaving: the channel is not on the chain, and its deposit can still come"+l.row.goodUntil(), "channel", l.id)
+			said = true
 		}
-		var revert *chain.Revert
-		if err != nil && !errors.As(err, &revert) && !errors.Is(err, chain.ErrUnreachable) {
-			return err
-		}
-		// A revert says that somebody was faster, or that the chain's clock is
-		// not quite there: the next look at the chain tells.
 		if err := chain.Pause(ctx, l.r.config.Poll); err != nil {
+			return false, fmt.Errorf("channel %s: it is not on the chain, and its deposit can still come%s: leave it again: %w", l.id, l.row.goodUntil(), err)
+		}
+	}
+}
+
+// opened looks at the outbox first and then at the chain: a transaction that is
+// in neither was never sent.
+func (l *Rental) opened(ctx context.Context) (there, never bool, err error) {
+	if err := l.r.sender.Sync(ctx); err != nil {
+		return false, false, err
+	}
+	sent, err := l.opening(ctx)
+	if err != nil {
+		return false, false, err
+	}
+	seen, err := l.look(ctx, l.r.config.Confirmations)
+	if err != nil || seen.there {
+		return seen.there, false, err
+	}
+	never = !sent && l.row.until() == 0 && uint64(seen.time.Unix()) >= l.row.fundedBy()
+	return false, never, l.save(ctx)
+}
+
+// ErrStuck says that leaving a channel does not get on, and whose refusal that
+// is. What was reached stays: Leave goes on from there.
+var ErrStuck = errors.New("leaving does not get on")
+
+// leaveRounds is how often one step of leaving is tried before that is an error.
+const leaveRounds = 10
+
+// exit is a step of leaving that can be taken now.
+type exit struct {
+	name string
+	call chain.Call
+	ask  func(context.Context, Relay) error // has a relay send it
+	hint string                             // what to do without coin and relay
+}
+
+// walkOut does what the chain says is next, until the channel is final. A step
+// that is refused is tried again: somebody may have been faster, or the chain's
+// clock not quite there. Waiting for the grace period or an endpoint is no try.
+func (l *Rental) walkOut(ctx context.Context) error {
+	var before string
+	pace := chain.Backoff{Least: l.r.config.Poll, Most: 8 * l.r.config.Poll}
+	for tries := 0; ; {
+		wait := l.r.config.Poll
+		view, err := l.settledView(ctx)
+		if err == nil && view.Finalized {
+			return nil
+		}
+		var next *exit
+		if err == nil {
+			next, err = l.nextExit(ctx, view)
+		}
+		if next != nil {
+			if next.name != before {
+				before, tries = next.name, 0
+				pace.Reset()
+			}
+			tries++
+			if err = l.take(ctx, *next); errors.Is(err, ErrNoGas) || ctx.Err() != nil {
+				return err
+			}
+			if tries >= leaveRounds {
+				return fmt.Errorf("channel %s: %w: to %s was tried %d times, and the chain shows nothing of it: %w", l.id, ErrStuck, next.name, tries, cmp.Or(err, errNotYet))
+			}
+			wait = pace.Next()
+		}
+		if errors.Is(err, channel.ErrUnknown) { // a re-org took the deposit: if it was our transaction, it is sent again
+			err = errors.Join(err, l.r.sender.Sync(ctx))
+		}
+		if err != nil {
+			l.r.config.Log.Warn("leaving: not yet", "channel", l.id, "error", err, "retry", wait)
+		}
+		if err := chain.Pause(ctx, wait); err != nil {
 			return err
 		}
 	}
 }
 
-func (l *Rental) requestClose(ctx context.Context) error {
-	own, err := l.r.hasGas(ctx)
-	if err != nil {
-		return err
+// nextExit is the step that the chain has come to, nil while the grace period
+// runs by the chain's clock.
+func (l *Rental) nextExit(ctx context.Context, view channel.ChainView) (*exit, error) {
+	if view.CloseRequestedAt == 0 {
+		return &exit{"request the close", l.escrow.RequestCloseCall(l.row.Terms), func(ctx context.Context, relay Relay) error {
+			request, err := l.SignLeave(ctx)
+			if err != nil {
+				return err
+			}
+			return relay.RequestClose(ctx, request)
+		}, fmt.Sprintf("send %s some, or have someone relay what SignLeave signs", l.r.Address())}, nil
 	}
-	if own {
-		err := sendOnce(ctx, l.r.sender, l.escrow.RequestCloseCall(l.row.Terms), l.r.config.Confirmations)
-		if l.r.config.Relay == nil || !errors.Is(err, chain.ErrFunds) {
-			return err
-		}
-	}
-	if l.r.config.Relay == nil {
-		return fmt.Errorf("channel %s: %w: send %s some, or have someone relay what SignLeave signs", l.id, ErrNoGas, l.r.Address())
-	}
-	request, err := l.SignLeave(ctx)
-	if err != nil {
-		return err
-	}
-	return l.r.config.Relay.RequestClose(ctx, request)
-}
-
-// withdraw waits out the grace period by the chain's clock.
-func (l *Rental) withdraw(ctx context.Context, view channel.ChainView) error {
 	now, err := l.escrow.Now(ctx)
-	if err != nil {
-		return err
+	if err != nil || now.Before(time.Unix(int64(view.CloseRequestedAt), 0).Add(l.escrow.Grace())) {
+		return nil, err
 	}
-	if now.Before(time.Unix(int64(view.CloseRequestedAt), 0).Add(l.escrow.Grace())) {
-		return nil
-	}
+	return &exit{"withdraw", l.escrow.WithdrawCall(l.row.Terms), func(ctx context.Context, relay Relay) error {
+		return relay.Withdraw(ctx, l.row.Terms)
+	}, "the grace period is over: anyone may send the withdrawal"}, nil
+}
+
+// take sends a step by our own transaction or, where the coin does not pay for
+// it, by the relay. Its error says which of them failed.
+func (l *Rental) take(ctx context.Context, e exit) error {
 	own, err := l.r.hasGas(ctx)
 	if err != nil {
 		return err
 	}
+	relay := l.r.config.Relay
 	if own {
-		err := sendOnce(ctx, l.r.sender, l.escrow.WithdrawCall(l.row.Terms), l.r.config.Confirmations)
-		if l.r.config.Relay == nil || !errors.Is(err, chain.ErrFunds) {
-			return err
+		err := sendOnce(ctx, l.r.sender, e.call, l.r.config.Confirmations)
+		if err == nil {
+			return nil
+		}
+		if relay == nil || !errors.Is(err, chain.ErrFunds) {
+			return fmt.Errorf("our own transaction to %s failed: %w", e.name, err)
 		}
 	}
-	if l.r.config.Relay == nil {
-		return fmt.Errorf("channel %s: %w: the grace period is over: anyone may send the withdrawal", l.id, ErrNoGas)
+	if relay == nil {
+		return fmt.Errorf("channel %s: %w: %s", l.id, ErrNoGas, e.hint)
 	}
-	return l.r.config.Relay.Withdraw(ctx, l.row.Terms)
+	if err := e.ask(ctx, relay); err != nil {
+		return fmt.Errorf("the relay did not %s: %w", e.name, err)
+	}
+	return nil
 }

@@ -446,6 +446,7 @@ func (p *Provider) refuse(w http.ResponseWriter, r *http.Request, err error) {
 			problem = wire.Internal.With("no challenge could be made")
 		} else {
 			w.Header().Set("WWW-Authenticate", challenge.Header())
+			problem.FreeGPUs = p.free()
 			p.x402.invite(w, r)
 		}
 	}
@@ -457,6 +458,20 @@ func (p *Provider) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	}
 	serve.Hurry(w)
 	problem.Write(w)
+}
+
+// free is how many GPUs a new lease could have now. nil: the allocator does not say.
+func (p *Provider) free() *int {
+	free := 0
+	if p.takesLeases() != nil {
+		return &free
+	}
+	c, ok := p.config.Allocator.(Capacity)
+	if !ok {
+		return nil
+	}
+	free = max(c.Free(), 0)
+	return &free
 }
 
 // problem is what a renter is told of an error.

@@ -40,6 +40,7 @@ type Quote struct {
 	SuggestedDeposit uint256.Int // base units
 	Grace            time.Duration
 	Gasless          bool // the provider sends deposits that the renter only signs
+	Free             *int // GPUs that a new lease could have now; nil: the provider does not say
 
 	challenge wire.Challenge
 	request   wire.Request
@@ -58,7 +59,7 @@ func (r *Renter) quote(ctx context.Context, url string, gpus int) (Quote, error)
 	if err != nil {
 		return Quote{}, err
 	}
-	challenge, err := p.challenge(ctx, gpus)
+	challenge, free, err := p.challenge(ctx, gpus)
 	if err != nil {
 		return Quote{}, err
 	}
@@ -71,8 +72,16 @@ func (r *Renter) quote(ctx context.Context, url string, gpus int) (Quote, error)
 		err = fmt.Errorf("provider %s: %w", p.base, err)
 		return Quote{}, errors.Join(err, r.refuse(ctx, p.base, challenge, document, err))
 	}
-	q.URL, q.GPUs = p.base, gpus
+	q.URL, q.GPUs, q.Free = p.base, gpus, free
 	return q, nil
+}
+
+// available refuses to put money into a lease that cannot begin.
+func (q Quote) available() error {
+	if q.Free != nil && *q.Free < q.GPUs {
+		return fmt.Errorf("provider %s: %w: %d wanted, %d free; nothing was deposited", q.URL, ErrNoCapacity, q.GPUs, *q.Free)
+	}
+	return nil
 }
 
 // refuse keeps what made the renter turn a provider down, unless it was the

@@ -69,6 +69,10 @@ type RentalState struct {
 	Owed     uint256.Int    // by checked records
 	Paid     uint256.Int    // by vouchers
 	Deposit  uint256.Int
+	// Promised is what signed authorizations may still move into the channel, until
+	// Until.
+	Promised uint256.Int
+	Until    time.Time
 	Heard    time.Time // when the newest record came
 	Reason   string    // why the lease ended, or what the provider was caught at
 	Closed   *Closing  // how it ended, once it did
@@ -167,6 +171,9 @@ func (row rentalRow) state() RentalState {
 	s := RentalState{
 		Channel: row.Terms.ID(), Lease: row.Lease, URL: row.URL, Phase: row.Phase, Devices: row.Devices, GPUs: row.GPUs,
 		Owed: row.OwedBefore, Deposit: row.Deposit, Reason: row.Ended, Closed: row.Closed,
+	}
+	if s.Promised = row.outstanding(); !s.Promised.IsZero() {
+		s.Until = time.Unix(int64(row.until()), 0)
 	}
 	if row.Dispute != "" {
 		s.Reason = row.Dispute

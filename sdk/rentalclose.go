@@ -33,19 +33,26 @@ func (l *Rental) Close(ctx context.Context) (Closing, error) {
 	}
 	defer release()
 	defer l.detach()
-	if l.row.Closed != nil {
-		return *l.row.Closed, nil
+	if done, err := l.over(ctx); done || err != nil {
+		return l.closing(), err
 	}
-	closed, err := l.closedOnChain(ctx)
-	if err != nil || closed {
-		return l.ending(ctx, false, err)
+	if l.row.Phase == RentalOpening {
+		return Closing{}, fmt.Errorf("channel %s: it was not opened: resume the rental to open it, or leave it", l.id)
 	}
 	if err := l.enter(ctx, RentalClosing); err != nil {
 		return Closing{}, err
 	}
-	lied, err := l.lastRecord(ctx)
-	if err != nil {
-		return Closing{}, err
+	lied, unheard := l.lastRecord(ctx) // first of all: the lease is billed until it is given back, and that takes no chain
+	if ctx.Err() != nil {
+		return Closing{}, ctx.Err()
+	}
+	closed, err := l.awaitChain(ctx)
+	if err != nil || closed {
+		c, err := l.ending(ctx, false, err)
+		return c, errors.Join(err, lied)
+	}
+	if unheard != nil {
+		return Closing{}, unheard
 	}
 	if err := l.askToClose(ctx); err != nil {
 		return Closing{}, errors.Join(err, lied)
@@ -58,12 +65,25 @@ func (l *Rental) Close(ctx context.Context) (Closing, error) {
 	return c, errors.Join(err, lied)
 }
 
-// closedOnChain also finds a channel that never got there.
+// awaitChain asks whether the channel is closed already, and waits out an
+// endpoint that does not answer.
+func (l *Rental) awaitChain(ctx context.Context) (closed bool, err error) {
+	pace := chain.Backoff{Least: l.r.config.Poll, Most: max(l.r.config.Poll, 15*time.Second)}
+	for {
+		closed, err := l.closedOnChain(ctx)
+		if err == nil || !errors.Is(err, chain.ErrUnreachable) {
+			return closed, err
+		}
+		wait := pace.Next()
+		l.r.config.Log.Warn("the chain cannot be read: waiting for it", "channel", l.id, "error", err, "retry", wait)
+		if err := chain.Pause(ctx, wait); err != nil {
+			return false, err
+		}
+	}
+}
+
 func (l *Rental) closedOnChain(ctx context.Context) (bool, error) {
 	view, err := l.settledView(ctx)
-	if errors.Is(err, channel.ErrUnknown) && l.row.Phase == RentalOpening {
-		return false, fmt.Errorf("channel %s: it is not on the chain: resume the rental to open it, or to find that it never will be: %w", l.id, err)
-	}
 	return view.Finalized, err
 }
 
@@ -236,15 +256,19 @@ func (l *Rental) awaitClosed(ctx context.Context) error {
 
 // finalView is the channel as it ended. Endpoints have many nodes: one that is
 // behind the one that was asked before is waited for, or the books would say
-// what was settled before the end.
+// what was settled before the end. One that does not answer is waited out.
 func (l *Rental) finalView(ctx context.Context) (channel.ChainView, error) {
 	limit := time.Now().Add(max(l.r.config.Patience, 10*l.r.config.Poll))
 	for {
+		began := time.Now()
 		view, err := l.settledView(ctx)
 		if err == nil && view.Finalized {
 			return view, nil
 		}
-		if time.Now().After(limit) {
+		if errors.Is(err, chain.ErrUnreachable) {
+			l.r.config.Log.Warn("closing: the chain cannot be read", "channel", l.id, "error", err)
+			limit = limit.Add(time.Since(began) + l.r.config.Poll)
+		} else if time.Now().After(limit) {
 			return view, errors.Join(fmt.Errorf("channel %s is not closed on the chain", l.id), err)
 		}
 		if err := chain.Pause(ctx, l.r.config.Poll); err != nil {
@@ -253,7 +277,7 @@ func (l *Rental) finalView(ctx context.Context) (channel.ChainView, error) {
 	}
 }
 
-// ending reports how the channel ended and finishes the rental.
+// ending reports how the channel ended and closes the rental.
 func (l *Rental) ending(ctx context.Context, forced bool, err error) (Closing, error) {
 	if err != nil {
 		return Closing{}, err
@@ -273,9 +297,18 @@ func (l *Rental) ending(ctx context.Context, forced bool, err error) (Closing, e
 	return c, l.finish(ctx, c)
 }
 
+// finish notes how the rental ended. It stays listed until no re-org can undo it.
 func (l *Rental) finish(ctx context.Context, c Closing) error {
 	c.Channel = l.id
-	l.row.Closed, l.row.Phase = &c, RentalFinished
-	l.r.config.Log.Info("rental finished", "channel", l.id, "settled", c.Settled.Dec(), "refunded", c.Refunded.Dec(), "note", c.Note)
+	l.row.Closed, l.row.Phase = &c, RentalClosed
+	l.r.config.Log.Info("rental closed", "channel", l.id, "settled", c.Settled.Dec(), "refunded", c.Refunded.Dec(), "note", c.Note)
 	return l.save(ctx)
+}
+
+// closing is how the rental ended, zero if it has not.
+func (l *Rental) closing() Closing {
+	if l.row.Closed == nil {
+		return Closing{}
+	}
+	return *l.row.Closed
 }

@@ -244,7 +244,7 @@ func (l *Rental) usable(ctx context.Context) (wire.Challenge, error) {
 			return *l.challenge, nil
 		}
 	}
-	c, err := l.peer.challenge(ctx, l.row.GPUs)
+	c, _, err := l.peer.challenge(ctx, l.row.GPUs)
 	if err != nil {
 		return c, transient{fmt.Errorf("channel %s: %w", l.id, err)}
 	}

@@ -260,8 +260,34 @@ func (r *Renter) Token() *chain.Token { return r.token }
 
 // Rentals lists what is not finished: each may hold money. Resume takes one up
 // again.
+//
+// A rental that is closed stays in the list until no re-org can undo that; each
+// call looks, and one that was undone is open again.
 func (r *Renter) Rentals(ctx context.Context) ([]RentalState, error) {
+	rows, err := r.store.unfinished(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, row := range rows {
+		if row.Phase != RentalClosed {
+			continue
+		}
+		l, err := r.Rental(ctx, row.Terms.ID())
+		if err == nil {
+			_, err = l.over(ctx)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
 	return r.store.states(ctx)
+}
+
+// History lists all rentals, the finished ones too, oldest first. Rental finds
+// each of them again.
+func (r *Renter) History(ctx context.Context) ([]RentalState, error) {
+	rows, err := r.store.list(ctx, `ORDER BY updated_at`)
+	return r.store.paid(ctx, rows), err
 }
 
 // RentalsFile lists what is not finished in a renter's database. The program that
@@ -283,6 +309,11 @@ func (s rentalStore) states(ctx context.Context) ([]RentalState, error) {
 	if err != nil {
 		return nil, err
 	}
+	return s.paid(ctx, rows), nil
+}
+
+// paid adds what vouchers say to what the rentals do.
+func (s rentalStore) paid(ctx context.Context, rows []rentalRow) []RentalState {
 	states := make([]RentalState, len(rows))
 	for i, row := range rows {
 		states[i] = row.state()
@@ -290,7 +321,7 @@ func (s rentalStore) states(ctx context.Context) ([]RentalState, error) {
 			states[i].Paid = paid.Signed
 		}
 	}
-	return states, nil
+	return states
 }
 
 // Evidence returns what providers sent and this renter refused: about one

@@ -45,7 +45,8 @@ type villain struct {
 	forgeLease     func(*wire.Lease)
 	script         func(*plot) // what happens on the stream; then it stays open
 	closing        func(http.ResponseWriter)
-	funding        func(wire.Payload)           // hears of opens and top-ups; nil: they are forgotten
+	funding        func(wire.Payload) // hears of opens and top-ups; nil: they are forgotten
+	refuseOpen     bool
 	final          func() metering.SignedRecord // the answer to a release
 	paid           func(*plot, uint256.Int)     // answers a voucher in the stream; nil: it takes none there
 
@@ -110,6 +111,8 @@ func (v *villain) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		v.funding(cred.Payload)
 	}
 	switch {
+	case v.refuseOpen && cred.Payload.Action == wire.ActionOpen:
+		wire.NoCapacity.With("all are taken").Write(w)
 	case r.Method == http.MethodGet:
 		v.stream(w, r, cred.Payload)
 	case cred.Payload.Action == wire.ActionClose && v.closing != nil:

@@ -62,23 +62,25 @@ func (p peer) offer(ctx context.Context) ([]byte, error) {
 
 func leasePath(gpus int) string { return "/lease?gpus=" + strconv.Itoa(gpus) }
 
-// challenge asks what the provider wants for a number of GPUs.
-func (p peer) challenge(ctx context.Context, gpus int) (wire.Challenge, error) {
+// challenge asks what the provider wants for a number of GPUs, and how many it
+// has free, nil if it does not say.
+func (p peer) challenge(ctx context.Context, gpus int) (wire.Challenge, *int, error) {
 	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
 	resp, err := p.do(ctx, http.MethodGet, leasePath(gpus), nil)
 	if err != nil {
-		return wire.Challenge{}, err
+		return wire.Challenge{}, nil, err
 	}
 	defer resp.Body.Close()
+	problem := shownProblem(resp)
 	if resp.StatusCode != http.StatusPaymentRequired {
-		return wire.Challenge{}, fmt.Errorf("provider %s: asked for its price, it answered: %w", p.base, shownProblem(resp))
+		return wire.Challenge{}, nil, fmt.Errorf("provider %s: asked for its price, it answered: %w", p.base, problem)
 	}
 	c, err := sessionChallenge(resp.Header)
 	if err != nil {
-		return c, fmt.Errorf("provider %s: %w", p.base, err)
+		return c, nil, fmt.Errorf("provider %s: %w", p.base, err)
 	}
-	return c, nil
+	return c, problem.FreeGPUs, nil
 }
 
 // sessionChallenge returns the first challenge that we can answer.

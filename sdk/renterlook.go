@@ -71,6 +71,23 @@ func (row *rentalRow) outstanding() (sum uint256.Int) {
 	return sum
 }
 
+// goodUntil says what is still handed out, for an error about an open.
+func (row *rentalRow) goodUntil() string {
+	if until := row.until(); until != 0 {
+		return fmt.Sprintf(" (the deposit that was signed for it may be sent until %s)", time.Unix(int64(until), 0).UTC().Format(time.RFC3339))
+	}
+	return ""
+}
+
+// fundedBy is when the deposit of the open can come no more: zero for one by our
+// own transaction, which the outbox knows.
+func (row *rentalRow) fundedBy() uint64 {
+	if row.Funding == nil || row.Funding.Authorization == nil {
+		return 0
+	}
+	return row.Funding.Authorization.ValidBefore.Uint64()
+}
+
 // until is when the last of the unused authorizations ends, zero if there is none.
 func (row *rentalRow) until() (last uint64) {
 	for _, p := range row.Promises {
@@ -122,4 +139,55 @@ func (l *Rental) look(ctx context.Context, confirmations uint64) (sight, error) 
 		l.row.Deposit = s.Deposit
 	}
 	return s, nil
+}
+
+// finality is how many blocks lie over an end before it is left alone, as for
+// our own transactions.
+const finality = 32
+
+// over reports whether the rental has ended on the chain, and looks again while a
+// re-org could undo that: what is undone is open again. An endpoint that does not
+// answer changes nothing.
+func (l *Rental) over(ctx context.Context) (bool, error) {
+	if l.row.Phase != RentalClosed {
+		return l.row.Phase == RentalFinished, nil
+	}
+	now, err := l.look(ctx, l.r.config.Confirmations)
+	if err == nil && !l.ended(now) {
+		return false, l.undone(ctx, now)
+	}
+	var deep sight
+	if err == nil {
+		deep, err = l.look(ctx, finality+1)
+	}
+	if err != nil {
+		l.r.config.Log.Warn("whether the end of a rental is final is not known yet", "channel", l.id, "error", err)
+		return true, nil
+	}
+	if !l.ended(deep) {
+		return true, nil
+	}
+	return true, l.enter(ctx, RentalFinished)
+}
+
+// ended reports whether the chain shows the end that is in the books: the channel
+// closed or, where it was never funded, not there and with nothing to come.
+func (l *Rental) ended(s sight) bool {
+	return s.Finalized || !s.there && l.row.Closed.Deposit.IsZero() && uint64(s.time.Unix()) >= l.row.fundedBy()
+}
+
+// undone takes a rental up again whose end a re-org took back, or an endpoint
+// made up.
+func (l *Rental) undone(ctx context.Context, s sight) error {
+	l.r.config.Log.Warn("rental is open again: the chain took its end back", "channel", l.id, "on the chain", s.there)
+	l.row.Closed = nil
+	if s.there {
+		if _, err := l.payer.Observe(ctx, l.id, s.ChainView); err != nil {
+			return err
+		}
+	}
+	if s.there && l.row.Checker != nil {
+		return l.enter(ctx, RentalClosing)
+	}
+	return l.enter(ctx, RentalOpening)
 }

@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
@@ -49,7 +50,7 @@ func (r *Renter) Rent(ctx context.Context, url string, options RentOptions) (*Re
 	if err != nil {
 		return nil, err
 	}
-	if err := q.escrow.CheckClock(ctx, r.config.ClockOff); err != nil {
+	if err := errors.Join(q.available(), q.escrow.CheckClock(ctx, r.config.ClockOff)); err != nil {
 		return nil, err
 	}
 	deposit, err := r.deposit(ctx, q, options)
@@ -62,7 +63,7 @@ func (r *Renter) Rent(ctx context.Context, url string, options RentOptions) (*Re
 	}
 	if err := l.open(ctx, &q.challenge); err != nil {
 		l.detach()
-		return nil, fmt.Errorf("channel %s: opening it failed; resume it to go on or to find out whether it holds money: %w", l.id, err)
+		return nil, fmt.Errorf("channel %s: opening it failed; resume it to go on, or leave it to get back what it holds%s: %w", l.id, l.row.goodUntil(), err)
 	}
 	return l, nil
 }
@@ -188,6 +189,17 @@ func (l *Rental) open(ctx context.Context, first *wire.Challenge) error {
 		return err // idempotent: a crash may have come before it
 	}
 	fault.Point(fault.ChannelStored)
+	if l.row.Funding.ChannelID != l.id {
+		if known, err := l.foreign(ctx); err != nil || known {
+			return err
+		}
+		if first == nil { // the price and the room before the money
+			var err error
+			if first, err = l.requote(ctx); err != nil {
+				return err
+			}
+		}
+	}
 	if err := l.fund(ctx); err != nil {
 		return err
 	}
@@ -222,26 +234,54 @@ func (l *Rental) fund(ctx context.Context) error {
 	return l.save(ctx)
 }
 
+// foreign reports whether the chain has a channel that this database has not
+// funded yet: it is a copy from before the deposit, and what was signed since is
+// not in it. Such a rental can only be closed or left.
+func (l *Rental) foreign(ctx context.Context) (bool, error) {
+	sent, err := l.opening(ctx)
+	if err != nil || sent {
+		return false, err
+	}
+	seen, err := l.look(ctx, l.r.config.Confirmations)
+	if err != nil || !seen.there {
+		return false, err
+	}
+	if _, err := l.payer.Observe(ctx, l.id, seen.ChainView); err != nil {
+		return false, err
+	}
+	l.row.Ended = "the chain has this channel, and this database is from before its deposit"
+	l.r.config.Log.Warn("channel is on the chain and this database did not fund it: close it, or leave it", "channel", l.id)
+	return true, l.enter(ctx, RentalClosing)
+}
+
+// opening reports whether the outbox holds our own open of the channel, mined or
+// on its way.
+func (l *Rental) opening(ctx context.Context) (bool, error) {
+	sent, err := l.r.sender.Find(ctx, l.id)
+	return slices.ContainsFunc(sent, func(tx chain.Tx) bool {
+		return tx.Call.Kind == chain.Open && (tx.State == chain.Pending || tx.Succeeded)
+	}), err
+}
+
 // stillGood looks at the chain for what became of an authorization that may
-// have been handed out. If it is used, the channel is there; if it expired
-// unused, it never will be.
+// have been handed out. If it is used, the channel is there; if it ended unused,
+// it never will be.
 func (l *Rental) stillGood(ctx context.Context) error {
 	if l.row.Funding.Type == wire.TypeHash {
 		return nil
 	}
-	_, err := l.escrow.View(ctx, l.id, nil)
-	if !errors.Is(err, channel.ErrUnknown) {
+	seen, err := l.look(ctx, l.r.config.Confirmations)
+	if err != nil || seen.there || !seen.ended(l.row.Funding.Authorization) {
 		return err
 	}
-	now, err := l.escrow.Now(ctx)
-	if err != nil {
-		return err
-	}
-	if uint64(now.Unix()) < l.row.Funding.Authorization.ValidBefore.Uint64() {
-		return nil
-	}
-	err = errors.Join(l.payer.Fund(ctx, l.id, uint256.Int{}), l.finish(ctx, Closing{Note: "the authorization expired unused"}))
-	return errors.Join(fmt.Errorf("channel %s: %w: its authorization expired unused: rent again", l.id, ErrNeverFunded), err)
+	err = l.neverFunded(ctx)
+	return errors.Join(fmt.Errorf("channel %s: %w: its authorization ended unused: rent again", l.id, ErrNeverFunded), err)
+}
+
+// neverFunded ends a rental whose channel is not on the chain and cannot come to
+// be: what it would have held is free again under the caps.
+func (l *Rental) neverFunded(ctx context.Context) error {
+	return errors.Join(l.payer.Fund(ctx, l.id, uint256.Int{}), l.finish(ctx, Closing{Note: "it was never funded"}))
 }
 
 // fundByTransaction opens the channel by our own transaction and waits for it.
@@ -376,6 +416,11 @@ func (l *Rental) requote(ctx context.Context) (*wire.Challenge, error) {
 	if err != nil {
 		return nil, err
 	}
+	if l.row.Funding.ChannelID != l.id { // nothing is signed yet
+		if err := q.available(); err != nil {
+			return nil, err
+		}
+	}
 	if q.Offer.Hash == l.offer.Hash || l.row.Lease != (common.Hash{}) {
 		return &q.challenge, nil // a lease that began keeps its offer
 	}
@@ -443,8 +488,23 @@ func lesser(a, b uint256.Int) uint256.Int {
 
 // Resume takes up a rental that a crash or a restart cut off: it opens what was
 // being opened, and for everything else returns the rental as it was left. Then
-// Run goes on paying, and Close or Leave end it.
+// Run goes on paying, and Close or Leave end it. To end one that was being
+// opened take it from Rental instead: Resume would make the deposit.
 func (r *Renter) Resume(ctx context.Context, channelID common.Hash) (*Rental, error) {
+	l, err := r.Rental(ctx, channelID)
+	if err != nil || l.row.Phase != RentalOpening {
+		return l, err
+	}
+	if err := l.open(ctx, nil); err != nil {
+		l.detach()
+		return nil, fmt.Errorf("channel %s: opening it failed; resume it again, or leave it%s: %w", channelID, l.row.goodUntil(), err)
+	}
+	return l, nil
+}
+
+// Rental returns a rental as it was left, finished or not. Nothing is signed or
+// sent.
+func (r *Renter) Rental(ctx context.Context, channelID common.Hash) (*Rental, error) {
 	row, err := r.store.load(ctx, channelID)
 	if err != nil {
 		return nil, err
@@ -457,15 +517,7 @@ func (r *Renter) Resume(ctx context.Context, channelID common.Hash) (*Rental, er
 	if err != nil {
 		return nil, fmt.Errorf("channel %s: %w", channelID, err)
 	}
-	l, err := r.rental(ctx, row, escrow)
-	if err != nil || row.Phase != RentalOpening {
-		return l, err
-	}
-	if err := l.open(ctx, nil); err != nil {
-		l.detach()
-		return nil, fmt.Errorf("channel %s: opening it failed; resume it again: %w", channelID, err)
-	}
-	return l, nil
+	return r.rental(ctx, row, escrow)
 }
 
 // knownEscrow reaches an escrow that was checked when the rental began: money

@@ -33,7 +33,8 @@ const (
 	RentalDisputed RentalPhase = "disputed" // the provider was caught: nothing more is paid, the deposit is still to be got back
 	RentalClosing  RentalPhase = "closing"  // being closed with the provider's help
 	RentalLeaving  RentalPhase = "leaving"  // being left without it
-	RentalFinished RentalPhase = "finished" // the refund is here, or the channel was never funded
+	RentalClosed   RentalPhase = "closed"   // the refund is here, or the channel was never funded; a re-org could still undo that
+	RentalFinished RentalPhase = "finished" // and no re-org can any more
 )
 
 // rentalRow is what a rental must not forget. Amounts are base units.

@@ -106,15 +106,29 @@ func run(ctx context.Context) error {
 }
 
 func begin(ctx context.Context, renter *sdk.Renter, open []sdk.RentalState, o *options) (*sdk.Rental, error) {
-	if o.resume {
-		if len(open) == 0 {
-			return nil, fmt.Errorf("no unfinished rental in %s", o.config.Database)
+	holding := 0
+	for _, s := range open {
+		switch s.Phase {
+		case sdk.RentalClosed: // the refund is here
+			continue
+		case sdk.RentalOpening:
+			if !o.resume && !s.Until.IsZero() { // it may never come to hold anything: that keeps nobody from renting elsewhere
+				fmt.Printf("note: the deposit that was signed for channel %s may be sent until %s; --leave watches it and gets it back\n",
+					s.Channel, s.Until.Format(time.TimeOnly))
+				continue
+			}
 		}
-		fmt.Printf("resuming the rental on channel %s\n", open[0].Channel)
-		return renter.Resume(ctx, open[0].Channel)
+		if o.resume {
+			fmt.Printf("resuming the rental on channel %s\n", s.Channel)
+			return renter.Resume(ctx, s.Channel)
+		}
+		holding++
 	}
-	if len(open) > 0 {
-		return nil, fmt.Errorf("%d unfinished rental(s) in %s hold deposits: give --resume to go on, --leave to get them back, or another --db", len(open), o.config.Database)
+	if o.resume {
+		return nil, fmt.Errorf("no unfinished rental in %s", o.config.Database)
+	}
+	if holding > 0 {
+		return nil, fmt.Errorf("%d unfinished rental(s) in %s hold deposits: give --resume to go on, --leave to get them back, or another --db", holding, o.config.Database)
 	}
 	quote, err := renter.Quote(ctx, o.provider)
 	if err != nil {
@@ -129,7 +143,7 @@ func begin(ctx context.Context, renter *sdk.Renter, open []sdk.RentalState, o *o
 func use(ctx, work context.Context, renter *sdk.Renter, rental *sdk.Rental, limit time.Duration) error {
 	fmt.Printf("channel %s\n", rental.ID())
 	switch rental.Snapshot().Phase {
-	case sdk.RentalClosing, sdk.RentalFinished: // resumed: only the close is left
+	case sdk.RentalClosing, sdk.RentalClosed, sdk.RentalFinished: // resumed: only the close is left
 		return closeRental(work, renter, rental)
 	case sdk.RentalLeaving:
 		return leave(work, renter, rental)
@@ -173,20 +187,25 @@ func closeRental(ctx context.Context, renter *sdk.Renter, rental *sdk.Rental) er
 }
 
 func leaveAll(ctx context.Context, renter *sdk.Renter, open []sdk.RentalState) error {
-	for _, state := range open {
-		rental, err := renter.Resume(ctx, state.Channel)
-		if err != nil {
-			return err
+	var failed error
+	for _, state := range open { // one that cannot be left yet keeps nobody from the others
+		if state.Phase == sdk.RentalClosed {
+			continue
 		}
-		if err := leave(ctx, renter, rental); err != nil {
-			return err
+		rental, err := renter.Rental(ctx, state.Channel) // not Resume, which would make a deposit
+		if err == nil {
+			err = leave(ctx, renter, rental)
 		}
+		failed = errors.Join(failed, err)
 	}
-	return nil
+	return failed
 }
 
 func leave(ctx context.Context, renter *sdk.Renter, rental *sdk.Rental) error {
 	fmt.Printf("leaving channel %s: the refund comes after the grace period\n", rental.ID())
+	if s := rental.Snapshot(); s.Phase == sdk.RentalOpening && !s.Until.IsZero() {
+		fmt.Printf("it is not known to be open; the deposit that was signed for it may be sent until %s, and is watched until then\n", s.Until.Format(time.TimeOnly))
+	}
 	closing, err := rental.Leave(ctx)
 	if err == nil {
 		report(renter, closing)

@@ -17,6 +17,9 @@ type Problem struct {
 	Title  string `json:"title"`
 	Status int    `json:"status"`
 	Detail string `json:"detail,omitempty"`
+	// FreeGPUs is how many GPUs a new lease could have now, beside a challenge:
+	// who wants more is told before it deposits anything. nil: not said.
+	FreeGPUs *int `json:"freeGpus,omitempty"`
 }
 
 // Problem types of the two drafts, with the status they are sent with.

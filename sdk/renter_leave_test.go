@@ -1,0 +1,370 @@
+package sdk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/big"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/ethereum/go-ethereum/core/types"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/metering/sim"
+	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// TestNoRoomNoDeposit: a provider whose GPUs are all taken is asked before any
+// money moves, by either way to fund, and nothing keeps the renter's database.
+func TestNoRoomNoDeposit(t *testing.T) {
+	m := newMarket(t)
+	server := m.provider(t, func(c *ProviderConfig) { c.Source = sim.New(1, sim.Options{}) })
+	first := openRenter(t, m.renterConfig(t, m.payer))
+	l, err := first.Rent(t.Context(), server.URL, RentOptions{Deposit: "1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.detach()
+	key := m.dusty(t)
+	m.RPC(t, nil, "anvil_setBalance", channel.NewKey(key).Address(), "0xde0b6b3a7640000")
+	r := openRenter(t, m.renterConfig(t, key))
+	for _, gasless := range []bool{false, true} {
+		if _, err := r.Rent(t.Context(), server.URL, RentOptions{Deposit: "1", Gasless: gasless}); !errors.Is(err, ErrNoCapacity) {
+			t.Errorf("gasless %v: %v, want ErrNoCapacity", gasless, err)
+		}
+	}
+	if open, err := r.Rentals(t.Context()); err != nil || len(open) != 0 {
+		t.Errorf("%+v, %v: something was begun", open, err)
+	}
+	if got := m.Tokens(t, r.Address()); got != thousand {
+		t.Errorf("%d tokens left", got)
+	}
+}
+
+// vanished is a provider that takes an open and is never heard of again.
+func vanished(t *testing.T, m *market) *drawer {
+	d := newDrawer(t, m)
+	d.refuseOpen = true
+	return d
+}
+
+// unopened is a rental whose open was handed out and refused.
+func unopened(t *testing.T, d *drawer, config RenterConfig, options RentOptions) (*Renter, *Rental) {
+	t.Helper()
+	r := openRenter(t, config)
+	options.Deposit = "0.5"
+	if _, err := r.Rent(t.Context(), d.server.URL, options); err == nil {
+		t.Fatal("it was not refused")
+	}
+	open, err := r.Rentals(t.Context())
+	if err != nil || len(open) != 1 {
+		t.Fatalf("%d rentals, %v", len(open), err)
+	}
+	l, err := r.Rental(t.Context(), open[0].Channel)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.terms = l.Terms()
+	d.server.CloseClientConnections()
+	d.server.Close()
+	return r, l
+}
+
+// TestLeaveWhatWasNotOpened: the provider is gone before the lease began. Leaving
+// asks the chain alone, makes no deposit, and gets back what is there.
+func TestLeaveWhatWasNotOpened(t *testing.T) {
+	m := newMarket(t)
+	config := func(t *testing.T) RenterConfig {
+		c := m.renterConfig(t, m.payer)
+		c.ClockOff = 1000 * time.Hour
+		return c
+	}
+	before := m.Tokens(t, m.payerAddress())
+	back := func(t *testing.T) {
+		t.Helper()
+		if got := m.Tokens(t, m.payerAddress()); got != before {
+			t.Errorf("the payer has %d of %d", got, before)
+		}
+	}
+	t.Run("nothing was signed", func(t *testing.T) {
+		d := newDrawer(t, m)
+		r := openRenter(t, config(t))
+		q, err := r.quote(t.Context(), d.server.URL, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		options := RentOptions{GPUs: 1, PayEvery: time.Second}
+		l, err := r.prepare(t.Context(), q, options, wireAmount(500_000).Int)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.server.Close()
+		if l, err = r.Rental(t.Context(), l.ID()); err != nil {
+			t.Fatal(err)
+		}
+		c, err := l.Leave(t.Context())
+		if err != nil || !c.Deposit.IsZero() || c.Note == "" {
+			t.Errorf("%+v, %v", c, err)
+		}
+		back(t)
+	})
+	t.Run("authorization unused", func(t *testing.T) {
+		_, l := unopened(t, vanished(t, m), config(t), RentOptions{Gasless: true})
+		short, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+		defer cancel()
+		if _, err := l.Leave(short); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "may be sent until") {
+			t.Errorf("%v, want to hear until when", err)
+		}
+		m.AdvanceTime(t, authorizationTTL+time.Minute)
+		c, err := l.Leave(t.Context())
+		if err != nil || !c.Deposit.IsZero() || c.Note == "" {
+			t.Errorf("%+v, %v", c, err)
+		}
+		back(t)
+	})
+	t.Run("authorization used while it is watched", func(t *testing.T) {
+		d := vanished(t, m)
+		_, l := unopened(t, d, config(t), RentOptions{Gasless: true})
+		time.AfterFunc(300*time.Millisecond, func() { d.submit(d.payloads()[0]) })
+		if c := leave(t, m, l); c.Refunded.Uint64() != 500_000 {
+			t.Errorf("%+v", c)
+		}
+		back(t)
+	})
+	t.Run("own transaction", func(t *testing.T) {
+		_, l := unopened(t, vanished(t, m), config(t), RentOptions{})
+		if c := leave(t, m, l); c.Refunded.Uint64() != 500_000 {
+			t.Errorf("%+v", c)
+		}
+		back(t)
+	})
+}
+
+// between is an endpoint at which something happens right before the time of a
+// block is told, once.
+type between struct {
+	chain.Backend
+	once  sync.Once
+	armed atomic.Bool
+	do    func()
+}
+
+func (b *between) HeaderByNumber(ctx context.Context, n *big.Int) (*types.Header, error) {
+	if b.armed.Load() {
+		b.once.Do(b.do)
+	}
+	return b.Backend.HeaderByNumber(ctx, n)
+}
+
+// TestDepositBetweenTwoLooks: a deposit is sent in its last moment, between the
+// look at the channel and the look at the clock. It is not taken for one that
+// never came.
+func TestDepositBetweenTwoLooks(t *testing.T) {
+	m := newMarket(t)
+	before := m.Tokens(t, m.payerAddress())
+	d := vanished(t, m)
+	endpoint := &between{Backend: m.Backend, do: func() {
+		d.submit(d.payloads()[0])
+		m.AdvanceTime(t, authorizationTTL+time.Minute)
+	}}
+	config := m.renterConfig(t, m.payer)
+	config.ClockOff, config.Backend = 1000*time.Hour, endpoint
+	_, l := unopened(t, d, config, RentOptions{Gasless: true})
+	endpoint.armed.Store(true)
+	if c := leave(t, m, l); c.Refunded.Uint64() != 500_000 {
+		t.Errorf("%+v", c)
+	}
+	if got := m.Tokens(t, m.payerAddress()); got != before {
+		t.Errorf("the payer has %d of %d", got, before)
+	}
+}
+
+// TestReorgAfterTheEnd: a re-org takes the end of a channel back. The rental is
+// listed until that cannot happen any more, is open again when it does, and the
+// deposit comes back in the end.
+func TestReorgAfterTheEnd(t *testing.T) {
+	m := newMarket(t)
+	v := newVillain(t, m, nil)
+	v.script = func(*plot) {}
+	r := openRenter(t, m.renterConfig(t, m.payer))
+	before := m.Tokens(t, m.payerAddress())
+	l, err := r.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := l.ID()
+	leave(t, m, l)
+	if open, err := r.Rentals(t.Context()); err != nil || len(open) != 1 || open[0].Phase != RentalClosed {
+		t.Fatalf("%+v, %v: want one that is closed", open, err)
+	}
+	m.Reorg(t, 1) // the withdrawal
+	open, err := r.Rentals(t.Context())
+	if err != nil || len(open) != 1 || open[0].Phase == RentalClosed || open[0].Closed != nil {
+		t.Fatalf("%+v, %v: want one that is open again", open, err)
+	}
+	if l, err = r.Rental(t.Context(), id); err != nil {
+		t.Fatal(err)
+	}
+	if c, err := l.Leave(t.Context()); err != nil || c.Refunded.Uint64() != 1_000_000 {
+		t.Fatalf("%+v, %v", c, err)
+	}
+	if got := m.Tokens(t, m.payerAddress()); got != before {
+		t.Errorf("the payer has %d of %d", got, before)
+	}
+	m.Mine(t, finality-1)
+	if open, err = r.Rentals(t.Context()); err != nil || len(open) != 1 {
+		t.Errorf("%+v, %v: finished one block early", open, err)
+	}
+	m.Mine(t, 1)
+	if open, err = r.Rentals(t.Context()); err != nil || len(open) != 0 {
+		t.Errorf("%+v, %v: want none", open, err)
+	}
+	all, err := r.History(t.Context())
+	if err != nil || len(all) != 1 || all[0].Phase != RentalFinished || all[0].Closed.Refunded.Uint64() != 1_000_000 {
+		t.Errorf("%+v, %v: what is finished cannot be found", all, err)
+	}
+}
+
+// TestBackupFromBeforeTheOpen: the database is brought back from before the
+// deposit. The rental can be taken up, and its deposit comes back.
+func TestBackupFromBeforeTheOpen(t *testing.T) {
+	m := newMarket(t)
+	server := m.provider(t, nil)
+	before := m.Tokens(t, m.payerAddress())
+	for _, gasless := range []bool{false, true} {
+		config := m.renterConfig(t, m.payer)
+		r := openRenter(t, config)
+		q, err := r.quote(t.Context(), server.URL, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		l, err := r.prepare(t.Context(), q, RentOptions{GPUs: 1, PayEvery: 50 * time.Millisecond, Gasless: gasless}, wireAmount(500_000).Int)
+		if err != nil {
+			t.Fatal(err)
+		}
+		id := l.ID()
+		if err := r.Close(); err != nil {
+			t.Fatal(err)
+		}
+		backup, err := os.ReadFile(config.Database)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r = openRenter(t, config)
+		if l, err = r.Resume(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+		l.detach()
+		if err := r.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(config.Database, backup, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		for _, rest := range []string{"-wal", "-shm"} {
+			_ = os.Remove(config.Database + rest)
+		}
+		r = openRenter(t, config)
+		if l, err = r.Resume(t.Context(), id); err != nil {
+			t.Fatalf("gasless %v: %v", gasless, err)
+		}
+		c, err := l.Close(t.Context())
+		if err != nil || !c.Settled.IsZero() {
+			t.Fatalf("gasless %v: %+v, %v", gasless, c, err)
+		}
+		if got := m.Tokens(t, m.payerAddress()); got != before {
+			t.Errorf("the payer has %d of %d", got, before)
+		}
+		if err := r.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// idle is a relay that says yes and does nothing, or no.
+type idle struct{ says error }
+
+func (r idle) RequestClose(context.Context, wire.LeaveRequest) error { return r.says }
+func (r idle) Withdraw(context.Context, channel.Terms) error         { return r.says }
+
+// TestLeavingEnds: a relay that refuses, or does nothing, is named after some
+// tries, and the rental is left through another one from where it stands.
+func TestLeavingEnds(t *testing.T) {
+	m := newMarket(t)
+	server := m.provider(t, nil)
+	key := m.newcomer(t)
+	config := m.renterConfig(t, key)
+	config.Poll, config.Relay = 10*time.Millisecond, idle{}
+	r := openRenter(t, config)
+	l, err := r.Rent(t.Context(), server.URL, RentOptions{Deposit: "1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if _, err := l.Leave(ctx); !errors.Is(err, ErrStuck) || !strings.Contains(err.Error(), "request the close") {
+		t.Errorf("%v, want ErrStuck", err)
+	}
+	l.r.config.Relay = idle{says: fmt.Errorf("out of coin")}
+	if _, err := l.Leave(ctx); !errors.Is(err, ErrStuck) || !strings.Contains(err.Error(), "the relay did not request the close: out of coin") {
+		t.Errorf("%v, want to hear whose refusal it is", err)
+	}
+	if open, err := r.Rentals(t.Context()); err != nil || len(open) != 1 || open[0].Phase != RentalLeaving {
+		t.Errorf("%+v, %v", open, err)
+	}
+	l.r.config.Relay = relayer(t, m)
+	leave(t, m, l)
+}
+
+// outage is an endpoint that does not answer while it is down.
+type outage struct {
+	chain.Backend
+	down atomic.Bool
+}
+
+func (o *outage) BlockNumber(ctx context.Context) (uint64, error) {
+	if o.down.Load() {
+		return 0, errors.New("429 too many requests")
+	}
+	return o.Backend.BlockNumber(ctx)
+}
+
+// TestCloseWhileTheEndpointIsDown: the GPU is given back at once, and the refund
+// comes when the endpoint answers again.
+func TestCloseWhileTheEndpointIsDown(t *testing.T) {
+	m := newMarket(t)
+	server := m.provider(t, nil)
+	endpoint := &outage{Backend: m.Backend}
+	config := m.renterConfig(t, m.payer)
+	config.Backend = endpoint
+	r := openRenter(t, config)
+	l, err := r.Rent(t.Context(), server.URL, RentOptions{Deposit: "1", PayEvery: 50 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := background(t.Context(), l)
+	eventually(t, "a payment", func() bool { s := l.Snapshot(); return !s.Paid.IsZero() })
+	endpoint.down.Store(true)
+	closed := make(chan error, 1)
+	var c Closing
+	go func() {
+		var err error
+		c, err = l.Close(t.Context())
+		closed <- err
+	}()
+	eventually(t, "the final record", func() bool {
+		records, err := r.Records(t.Context(), l.ID())
+		return err == nil && len(records) > 0 && records[len(records)-1].Final
+	})
+	endpoint.down.Store(false)
+	if err := <-closed; err != nil || c.Settled != c.Owed {
+		t.Errorf("%+v, %v", c, err)
+	}
+	<-done
+}
