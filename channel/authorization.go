@@ -9,6 +9,8 @@ import (
 
 var (
 	requestCloseType = eip712.TypeHash("RequestClose(bytes32 channelId,uint256 nonce,uint256 deadline)")
+	cancelCloseType  = eip712.TypeHash("CancelClose(bytes32 channelId,uint256 nonce,uint256 deadline)")
+	creditType       = eip712.TypeHash("WithdrawCredit(address account,address token,address to,uint256 nonce,uint256 deadline)")
 	closeType        = eip712.TypeHash("Close(bytes32 channelId,uint128 cumulativeAmount,uint256 deadline)")
 	receiveType      = eip712.TypeHash("ReceiveWithAuthorization(address from,address to,uint256 value," +
 		"uint256 validAfter,uint256 validBefore,bytes32 nonce)")
@@ -47,6 +49,26 @@ func DepositNonce(channelID, salt common.Hash) common.Hash {
 func (d Domain) RequestCloseDigest(channelID common.Hash, nonce, deadline uint64) common.Hash {
 	var buf [4 * 32]byte
 	sum := eip712.Words(buf[:0]).Hash(requestCloseType).Hash(channelID).Uint64(nonce).Uint64(deadline).Sum()
+	return eip712.Digest(d.separator, sum)
+}
+
+// CancelCloseDigest returns what a payer signs so that anyone may take its
+// pending close request back, until deadline (unix seconds, inclusive). nonce
+// is the channel's number of close requests so far, the pending one included:
+// the signature is good for that request alone.
+func (d Domain) CancelCloseDigest(channelID common.Hash, nonce, deadline uint64) common.Hash {
+	var buf [4 * 32]byte
+	sum := eip712.Words(buf[:0]).Hash(cancelCloseType).Hash(channelID).Uint64(nonce).Uint64(deadline).Sum()
+	return eip712.Digest(d.separator, sum)
+}
+
+// WithdrawCreditDigest returns what an account signs so that anyone may have
+// all its credit in a token paid to another address, until deadline (unix
+// seconds, inclusive). nonce is how often its credit in the token was
+// withdrawn before: the signature works once.
+func (d Domain) WithdrawCreditDigest(account, token, to common.Address, nonce, deadline uint64) common.Hash {
+	var buf [6 * 32]byte
+	sum := eip712.Words(buf[:0]).Hash(creditType).Address(account).Address(token).Address(to).Uint64(nonce).Uint64(deadline).Sum()
 	return eip712.Digest(d.separator, sum)
 }
 

@@ -60,6 +60,20 @@ func FuzzVoucherDigestEqualsApitypes(f *testing.F) {
 		if got := testDomain.RequestCloseDigest(channelID, n, n/3); got != request {
 			t.Errorf("close request digest %s, apitypes has %s", got, request)
 		}
+		cancellation := escrowTyped(t, "CancelClose",
+			[]apitypes.Type{{Name: "channelId", Type: "bytes32"}, {Name: "nonce", Type: "uint256"}, {Name: "deadline", Type: "uint256"}},
+			apitypes.TypedDataMessage{"channelId": channelID[:], "nonce": decimal(n), "deadline": decimal(n / 3)})
+		if got := testDomain.CancelCloseDigest(channelID, n, n/3); got != cancellation {
+			t.Errorf("digest of a cancellation %s, apitypes has %s", got, cancellation)
+		}
+		account, to := common.BytesToAddress(id), common.BytesToAddress(cumulative)
+		credit := escrowTyped(t, "WithdrawCredit",
+			[]apitypes.Type{{Name: "account", Type: "address"}, {Name: "token", Type: "address"}, {Name: "to", Type: "address"},
+				{Name: "nonce", Type: "uint256"}, {Name: "deadline", Type: "uint256"}},
+			apitypes.TypedDataMessage{"account": account.Hex(), "token": testToken.Hex(), "to": to.Hex(), "nonce": decimal(n), "deadline": decimal(n / 3)})
+		if got := testDomain.WithdrawCreditDigest(account, testToken, to, n, n/3); got != credit {
+			t.Errorf("digest of a credit's withdrawal %s, apitypes has %s", got, credit)
+		}
 		closing := escrowTyped(t, "Close",
 			[]apitypes.Type{{Name: "channelId", Type: "bytes32"}, {Name: "cumulativeAmount", Type: "uint128"}, {Name: "deadline", Type: "uint256"}},
 			apitypes.TypedDataMessage{"channelId": channelID[:], "cumulativeAmount": amount.Dec(), "deadline": decimal(n)})

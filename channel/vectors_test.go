@@ -29,6 +29,8 @@ type vectorFile struct {
 	DomainSeparator string          `json:"domainSeparator"`
 	Vectors         []voucherVector `json:"vectors"`
 	CloseRequests   []requestVector `json:"closeRequests"`
+	Cancellations   []requestVector `json:"closeCancellations"`
+	Credits         []creditVector  `json:"creditWithdrawals"`
 	Closes          []closeVector   `json:"closes"`
 	Nonces          []nonceVector   `json:"authorizationNonces"`
 }
@@ -51,6 +53,17 @@ type voucherVector struct {
 	Signer     string `json:"signer"`
 	Valid      bool   `json:"valid"`
 	Reason     string `json:"reason"`
+}
+
+type creditVector struct {
+	Account   string `json:"account"`
+	Token     string `json:"token"`
+	To        string `json:"to"`
+	Nonce     string `json:"nonce"`
+	Deadline  string `json:"deadline"`
+	Digest    string `json:"digest"`
+	Signature string `json:"signature"`
+	Signer    string `json:"signer"`
 }
 
 type requestVector struct {
@@ -197,6 +210,14 @@ func buildVectors(t *testing.T) vectorFile {
 			requestOf(t, testTerms("0x01"), 0, 2_000_000_000), requestOf(t, testTerms("0x01"), 1, 2_000_000_000),
 			requestOf(t, delegated("0x02"), 65535, 1),
 		},
+		Cancellations: []requestVector{
+			cancellationOf(t, testTerms("0x01"), 1, 2_000_000_000), cancellationOf(t, testTerms("0x01"), 65534, 1),
+			cancellationOf(t, delegated("0x02"), 2, 2_000_000_000),
+		},
+		Credits: []creditVector{
+			creditOf(t, payeeKey, strangerKey.Address(), 0, 2_000_000_000), creditOf(t, payerKey, payeeKey.Address(), 1, 1),
+			creditOf(t, payeeKey, strangerKey.Address(), 1<<40, 2_000_000_000),
+		},
 		Closes: []closeVector{
 			closeOf(t, testTerms("0x01"), units(1_000_000), 2_000_000_000),
 			closeOf(t, delegated("0x02"), channel.MaxAmount(), 1),
@@ -296,6 +317,18 @@ func requestOf(t *testing.T, terms channel.Terms, nonce, deadline uint64) reques
 	digest := testDomain.RequestCloseDigest(terms.ID(), nonce, deadline)
 	return requestVector{ChannelID: terms.ID().Hex(), Nonce: decimal(nonce), Deadline: decimal(deadline),
 		Digest: digest.Hex(), Signature: signHex(t, payerKey, digest), Signer: payerKey.Address().Hex()}
+}
+
+func cancellationOf(t *testing.T, terms channel.Terms, nonce, deadline uint64) requestVector {
+	digest := testDomain.CancelCloseDigest(terms.ID(), nonce, deadline)
+	return requestVector{ChannelID: terms.ID().Hex(), Nonce: decimal(nonce), Deadline: decimal(deadline),
+		Digest: digest.Hex(), Signature: signHex(t, payerKey, digest), Signer: payerKey.Address().Hex()}
+}
+
+func creditOf(t *testing.T, key *channel.Key, to common.Address, nonce, deadline uint64) creditVector {
+	digest := testDomain.WithdrawCreditDigest(key.Address(), testToken, to, nonce, deadline)
+	return creditVector{Account: key.Address().Hex(), Token: testToken.Hex(), To: to.Hex(), Nonce: decimal(nonce), Deadline: decimal(deadline),
+		Digest: digest.Hex(), Signature: signHex(t, key, digest), Signer: key.Address().Hex()}
 }
 
 func closeOf(t *testing.T, terms channel.Terms, amount uint256.Int, deadline uint64) closeVector {

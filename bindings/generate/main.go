@@ -3,10 +3,11 @@
 //
 //	go generate ./bindings/...
 //
-// which compiles the contracts first. The same source gives the same bytes: CI runs it again and expects no difference.
+// which compiles the contracts first, all in one run, since each run of the compiler numbers what it reads anew. The same
+// source gives the same bytes: CI runs it again and expects no difference.
 package main
 
-//go:generate sh -c "cd ../.. && node_modules/@foundry-rs/forge-*/bin/forge build --quiet --ast --out cache/bindings/out --cache-path cache/bindings contracts/src contracts/test/token contracts/test/x402/X402BatchSettlement.sol contracts/test/x402/ERC3009DepositCollector.sol"
+//go:generate sh -c "cd ../.. && node_modules/@foundry-rs/forge-*/bin/forge build --quiet --force --ast --out cache/bindings/out --cache-path cache/bindings contracts/src contracts/test/token contracts/test/x402/X402BatchSettlement.sol contracts/test/x402/ERC3009DepositCollector.sol"
 //go:generate go run .
 
 import (

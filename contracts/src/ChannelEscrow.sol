@@ -5,7 +5,7 @@ import {EIP712} from "solady/utils/EIP712.sol";
 import {SafeTransferLib} from "solady/utils/SafeTransferLib.sol";
 import {SignatureCheckerLib} from "solady/utils/SignatureCheckerLib.sol";
 
-import {Channel, IChannelEscrow, SkipReason, Terms} from "./IChannelEscrow.sol";
+import {Channel, Credit, IChannelEscrow, SkipReason, Terms} from "./IChannelEscrow.sol";
 import {IERC3009} from "./IERC3009.sol";
 import {FINALIZED, OPEN, Slot, SlotLib} from "./Slot.sol";
 
@@ -19,6 +19,14 @@ contract ChannelEscrow is IChannelEscrow, EIP712 {
     /// @dev A payee that looks at the chain every few minutes must not be able to miss a close request.
     uint40 private constant MIN_GRACE_PERIOD = 10 minutes;
 
+    /// @dev The year 2286 in seconds. A clock that counts anything finer is past it, and a grace period would be over at once.
+    uint256 private constant MAX_TIMESTAMP = 1e10;
+
+    /// @dev What a refused transfer must leave of the gas for the payout to be credited. A call is given at most 63/64 of
+    /// what there is, so the token had 63 times this much: none that works refuses for want of it, and whoever sends the
+    /// transaction cannot choose a gas limit that turns a payment into a credit.
+    uint256 private constant MIN_GAS_AFTER_REFUSAL = 10_000;
+
     /// @dev Once the counter of close requests is here, a pending request stays: else a signed one could be used again.
     uint256 private constant MAX_CLOSE_REQUESTS = type(uint16).max;
 
@@ -30,15 +38,23 @@ contract ChannelEscrow is IChannelEscrow, EIP712 {
         keccak256("RequestClose(bytes32 channelId,uint256 nonce,uint256 deadline)");
     bytes32 private constant CLOSE_TYPEHASH =
         keccak256("Close(bytes32 channelId,uint128 cumulativeAmount,uint256 deadline)");
+    bytes32 private constant CANCEL_CLOSE_TYPEHASH =
+        keccak256("CancelClose(bytes32 channelId,uint256 nonce,uint256 deadline)");
+    bytes32 private constant WITHDRAW_CREDIT_TYPEHASH =
+        keccak256("WithdrawCredit(address account,address token,address to,uint256 nonce,uint256 deadline)");
 
     /// @inheritdoc IChannelEscrow
     uint40 public immutable gracePeriod;
+
+    /// @dev By account and token. Hashed twice, so that no entry can be where a channel is.
+    mapping(address => mapping(address => Credit)) private _credits;
 
     /// @dev One while a deposit is measured, else zero. A whole word, since a bool would be read each time it is written.
     uint256 private transient _measuring;
 
     constructor(uint40 grace) {
         require(grace >= MIN_GRACE_PERIOD, GracePeriodTooShort(grace, MIN_GRACE_PERIOD));
+        require(block.timestamp <= MAX_TIMESTAMP, NotInSeconds(block.timestamp));
 
         gracePeriod = grace;
     }
@@ -107,9 +123,14 @@ contract ChannelEscrow is IChannelEscrow, EIP712 {
         private
         returns (bytes32 id)
     {
-        require(payee != address(0) && payee != address(this), InvalidPayee(payee));
-        require(deposit != 0, ZeroAmount());
-        _requireFits(deposit);
+        bool nobody;
+        assembly ("memory-safe") {
+            nobody := or(iszero(payee), eq(payee, address())) // one branch, where || would be two
+        }
+        require(!nobody, InvalidPayee(payee));
+        unchecked {
+            if (deposit - 1 >= type(uint96).max) _refuseDeposit(deposit);
+        }
         // By hand, since the words that hash to the id are the event's too, once the deposit is in place of the escrow.
         bytes32 opened = Opened.selector;
         uint256 words;
@@ -136,10 +157,10 @@ contract ChannelEscrow is IChannelEscrow, EIP712 {
 
     /// @dev Books a top-up; the caller brings the money in.
     function _topUp(Terms calldata terms, uint256 amount, address from, bool cancels) private {
-        require(amount != 0, ZeroAmount());
         (bytes32 id, Slot slot) = _load(terms);
+        require(amount != 0, ZeroAmount());
         uint256 deposit = slot.deposit() + amount;
-        _requireFits(deposit);
+        require(deposit <= type(uint96).max, AmountTooLarge(deposit, type(uint96).max));
 
         slot = slot.fund(amount);
         cancels = cancels && slot.closeRequestedAt() != 0 && slot.closeRequests() != MAX_CLOSE_REQUESTS;
@@ -205,7 +226,7 @@ contract ChannelEscrow is IChannelEscrow, EIP712 {
 
         emit Settled(id, cumulativeAmount);
 
-        terms.token.safeTransfer(terms.payee, amount);
+        _pay(terms.token, terms.payee, amount);
     }
 
     /// @inheritdoc IChannelEscrow
@@ -228,7 +249,7 @@ contract ChannelEscrow is IChannelEscrow, EIP712 {
             }
         }
 
-        if (paid != 0) token.safeTransfer(payee, paid);
+        if (paid != 0) _pay(token, payee, paid);
     }
 
     /// @dev The checks of `settle` and `close`: the amount that the voucher is worth now.
@@ -269,12 +290,12 @@ contract ChannelEscrow is IChannelEscrow, EIP712 {
     uint256 private constant RECOVER = 0x5a0;
     uint256 private constant WORDS_END = 0x620;
 
-    /// @dev Allocates the words and writes those that are the same in all rows.
+    /// @dev Allocates the words and writes those that are the same in all rows. It comes first in a batch, when nothing
+    /// else is in memory yet.
     function _layOut(address payee, address token) private view {
         bytes32 typehash = VOUCHER_TYPEHASH;
         bytes32 separator = _domainSeparator();
         assembly ("memory-safe") {
-            if gt(mload(0x40), ID) { revert(0, 0) } // never: nothing else of a batch is in memory
             mstore(0x40, WORDS_END)
             mstore(add(ID, 0x20), payee)
             mstore(add(ID, 0x40), token)
@@ -302,9 +323,9 @@ contract ChannelEscrow is IChannelEscrow, EIP712 {
         assembly ("memory-safe") {
             let header := calldataload(cursor)
             let named := shr(255, header)
-            let saltLength := and(byte(0, header), 0x7f)
+            let saltLength := and(shr(248, header), 0x7f)
             let amountLength := byte(1, header)
-            count := and(shr(224, header), 0xffff)
+            count := shr(240, shl(16, header))
             cursor := add(cursor, 4)
 
             amountShift := sub(256, shl(3, amountLength))
@@ -438,18 +459,35 @@ contract ChannelEscrow is IChannelEscrow, EIP712 {
     }
 
     /// @inheritdoc IChannelEscrow
+    function cancelCloseWithAuthorization(Terms calldata terms, uint256 deadline, bytes calldata payerSignature)
+        external
+    {
+        _requireTime(deadline);
+        (bytes32 id, Slot slot) = _load(terms);
+        require(slot.closeRequestedAt() != 0, CloseNotRequested(id));
+        require(slot.closeRequests() != MAX_CLOSE_REQUESTS, CloseRequestsUsedUp(id));
+        bytes32 digest =
+            _hashTypedData(keccak256(abi.encode(CANCEL_CLOSE_TYPEHASH, id, slot.closeRequests(), deadline)));
+        _requireSignature(id, terms.payer, digest, payerSignature);
+
+        _put(id, slot.cancel());
+
+        emit CloseCancelled(id);
+    }
+
+    /// @inheritdoc IChannelEscrow
     function withdraw(Terms calldata terms) external {
         (bytes32 id, Slot slot) = _load(terms);
         require(slot.closeRequestedAt() != 0, CloseNotRequested(id));
-        uint256 withdrawableAt = slot.closeRequestedAt() + uint256(gracePeriod);
+        uint256 withdrawableAt = _graceEnd(slot.closeRequestedAt());
         require(block.timestamp >= withdrawableAt, GracePeriodActive(id, block.timestamp, withdrawableAt));
 
         uint256 refund = _finalize(id, slot);
 
-        if (refund != 0) terms.token.safeTransfer(terms.payer, refund);
+        if (refund != 0) _pay(terms.token, terms.payer, refund);
     }
 
-    /// @dev Pays the voucher, refunds the rest. A token that refuses the payer makes this revert; the payee then settles.
+    /// @dev Pays the voucher, refunds the rest. One that the token refuses does not keep the other from its money.
     function _close(Terms calldata terms, uint256 cumulativeAmount, bytes calldata signature) private {
         (bytes32 id, Slot slot) = _load(terms);
         uint256 amount = cumulativeAmount == slot.settled() ? 0 : _payable(id, slot, terms, cumulativeAmount, signature);
@@ -457,26 +495,112 @@ contract ChannelEscrow is IChannelEscrow, EIP712 {
         if (amount != 0) emit Settled(id, cumulativeAmount);
         uint256 refund = _finalize(id, slot.pay(amount));
 
-        if (amount != 0) terms.token.safeTransfer(terms.payee, amount);
-        if (refund != 0) terms.token.safeTransfer(terms.payer, refund);
+        if (amount != 0) _pay(terms.token, terms.payee, amount);
+        if (refund != 0) _pay(terms.token, terms.payer, refund);
     }
 
     function _requestClose(bytes32 id, Slot slot) private {
         uint256 requestedAt = slot.closeRequestedAt();
-        require(requestedAt == 0, CloseAlreadyRequested(id, requestedAt + gracePeriod));
+        require(requestedAt == 0, CloseAlreadyRequested(id, _graceEnd(requestedAt)));
 
         _put(id, slot.request(uint40(block.timestamp)));
 
-        emit CloseRequested(id, block.timestamp + gracePeriod);
+        emit CloseRequested(id, _graceEnd(block.timestamp));
+    }
+
+    /// @dev The first moment of `withdraw`.
+    function _graceEnd(uint256 requestedAt) private view returns (uint256) {
+        unchecked {
+            return requestedAt + gracePeriod;
+        }
     }
 
     /// @dev Leaves the tombstone and says what is left for the payer.
     function _finalize(bytes32 id, Slot slot) private returns (uint256 refund) {
-        refund = slot.deposit() - slot.settled();
+        unchecked {
+            refund = slot.deposit() - slot.settled();
+        }
 
         _put(id, slot.finalize());
 
         emit Closed(id, slot.settled(), refund);
+    }
+
+    /*//////////////////////////////////////////////////////////////
+                                CREDIT
+    //////////////////////////////////////////////////////////////*/
+
+    /// @inheritdoc IChannelEscrow
+    function withdrawCredit(address token, address to) external {
+        _withdrawCredit(msg.sender, token, to);
+    }
+
+    /// @inheritdoc IChannelEscrow
+    function withdrawCreditWithAuthorization(
+        address account,
+        address token,
+        address to,
+        uint256 deadline,
+        bytes calldata signature
+    ) external {
+        if (to != account) _requirePermission(account, token, to, deadline, signature);
+
+        _withdrawCredit(account, token, to);
+    }
+
+    /// @dev Pays from what is booked as paid already. If the token refuses, it is credited: whoever earned it presented its
+    /// voucher in time, and the token's mood of that moment must not cost it the money.
+    function _pay(address token, address to, uint256 amount) private {
+        bool ran;
+        bool paid;
+        assembly ("memory-safe") {
+            mstore(0x14, to)
+            mstore(0x34, amount)
+            mstore(0x00, 0xa9059cbb000000000000000000000000) // transfer(address,uint256)
+            ran := call(gas(), token, 0, 0x10, 0x44, 0x00, 0x20)
+            paid := and(eq(mload(0x00), 1), ran)
+            mstore(0x34, 0)
+        }
+        if (!paid) _unpaid(token, to, amount, ran);
+    }
+
+    /// @dev Credits a payout for which the token did not answer true, unless it is one of those that answer nothing.
+    function _unpaid(address token, address account, uint256 amount, bool ran) private {
+        bool silent;
+        assembly ("memory-safe") {
+            silent := iszero(returndatasize())
+        }
+        if (ran && silent && token.code.length != 0) return;
+        require(gasleft() >= MIN_GAS_AFTER_REFUSAL, TransferFailed());
+
+        _credits[account][token].amount += uint128(amount);
+
+        emit Credited(account, token, amount);
+    }
+
+    function _requirePermission(address account, address token, address to, uint256 deadline, bytes calldata signature)
+        private
+        view
+    {
+        _requireTime(deadline);
+        uint256 nonce = _credits[account][token].withdrawals;
+        bytes32 digest =
+            _hashTypedData(keccak256(abi.encode(WITHDRAW_CREDIT_TYPEHASH, account, token, to, nonce, deadline)));
+        _requireSignature(0, account, digest, signature);
+    }
+
+    function _withdrawCredit(address account, address token, address to) private {
+        require(to != address(0) && to != address(this), InvalidRecipient(to));
+        Credit storage credited = _credits[account][token];
+        uint256 amount = credited.amount;
+        require(amount != 0, NoCredit(account, token));
+
+        credited.amount = 0;
+        ++credited.withdrawals;
+
+        emit CreditWithdrawn(account, token, to, amount);
+
+        token.safeTransfer(to, amount);
     }
 
     /*//////////////////////////////////////////////////////////////
@@ -505,6 +629,11 @@ contract ChannelEscrow is IChannelEscrow, EIP712 {
     }
 
     /// @inheritdoc IChannelEscrow
+    function credit(address account, address token) external view returns (Credit memory) {
+        return _credits[account][token];
+    }
+
+    /// @inheritdoc IChannelEscrow
     function channelId(Terms calldata terms) external view returns (bytes32) {
         return _id(terms);
     }
@@ -522,16 +651,25 @@ contract ChannelEscrow is IChannelEscrow, EIP712 {
                                  CHECKS
     //////////////////////////////////////////////////////////////*/
 
-    function _id(Terms calldata terms) private view returns (bytes32) {
-        return keccak256(abi.encode(terms, address(this), block.chainid));
+    /// @dev keccak256(abi.encode(terms, address(this), block.chainid)). The terms are hashed as they were sent: an address
+    /// with anything before it is in the terms of no channel.
+    function _id(Terms calldata terms) private view returns (bytes32 id) {
+        assembly ("memory-safe") {
+            let words := mload(0x40)
+            calldatacopy(words, terms, 0xa0)
+            mstore(add(words, 0xa0), address())
+            mstore(add(words, 0xc0), chainid())
+            id := keccak256(words, 0xe0)
+        }
     }
 
     /// @dev The channel of these terms, which must be open.
     function _load(Terms calldata terms) private view returns (bytes32 id, Slot slot) {
         id = _id(terms);
         slot = _get(id);
+        if (slot.status() == OPEN) return (id, slot);
         require(slot.status() != FINALIZED, ChannelFinalized(id));
-        require(slot.status() == OPEN, UnknownChannel(id));
+        revert UnknownChannel(id);
     }
 
     /// @dev The id is a hash already, so it is the storage slot: hashing it again, as a mapping does, would only cost gas.
@@ -547,8 +685,9 @@ contract ChannelEscrow is IChannelEscrow, EIP712 {
         }
     }
 
-    function _requireFits(uint256 deposit) private pure {
-        require(deposit <= type(uint96).max, AmountTooLarge(deposit, type(uint96).max));
+    function _refuseDeposit(uint256 deposit) private pure {
+        require(deposit != 0, ZeroAmount());
+        revert AmountTooLarge(deposit, type(uint96).max);
     }
 
     function _requireNonce(bytes32 actual, bytes32 expected) private pure {

@@ -32,6 +32,14 @@ struct Channel {
     bool finalized;
 }
 
+/// @notice What the escrow owes an account in one token, because the token refused to pay it out when it was due.
+/// @param amount Base units.
+/// @param withdrawals How often credit was withdrawn: the nonce of the next signed withdrawal.
+struct Credit {
+    uint128 amount;
+    uint128 withdrawals;
+}
+
 /// @notice Why a row of a batch was not paid. A row is checked in this order.
 enum SkipReason {
     Unknown,
@@ -51,6 +59,11 @@ enum SkipReason {
 ///     Voucher(bytes32 channelId,uint128 cumulativeAmount)                     signed by the authorized signer, or the payer
 ///     RequestClose(bytes32 channelId,uint256 nonce,uint256 deadline)          signed by the payer
 ///     Close(bytes32 channelId,uint128 cumulativeAmount,uint256 deadline)      signed by the payee
+///     CancelClose(bytes32 channelId,uint256 nonce,uint256 deadline)           signed by the payer
+///     WithdrawCredit(address account,address token,address to,uint256 nonce,uint256 deadline)   signed by the account
+///
+/// A payout that the token refuses (it is paused, or has blocked the receiver) is credited instead: to the payee what was
+/// settled, to the payer what was refunded. Credit has no deadline.
 ///
 /// A signature is 65 bytes (r, s, v) with v 27 or 28 and s in the lower half. If that does not recover the signer and the
 /// signer has code, the escrow asks the signer (ERC-1271), to whom it passes bytes of any length; never in a batch. Batches
@@ -83,11 +96,17 @@ interface IChannelEscrow {
     /// @notice The payer wants out; `withdraw` works from `withdrawableAt` (unix seconds).
     event CloseRequested(bytes32 indexed channelId, uint256 withdrawableAt);
 
-    /// @notice The payer topped up and thereby took its close request back.
+    /// @notice The payer took its close request back, by a top-up or by its signature.
     event CloseCancelled(bytes32 indexed channelId);
 
     /// @notice The channel is final: the payee got `settled` in total, the payer got `refunded` back now.
     event Closed(bytes32 indexed channelId, uint256 settled, uint256 refunded);
+
+    /// @notice The token refused to pay `amount` to `account`, which can withdraw it later.
+    event Credited(address indexed account, address indexed token, uint256 amount);
+
+    /// @notice All credit of `account` in a token was paid to `to`.
+    event CreditWithdrawn(address indexed account, address indexed token, address to, uint256 amount);
 
     /*//////////////////////////////////////////////////////////////
                                  ERRORS
@@ -95,6 +114,8 @@ interface IChannelEscrow {
 
     /// @notice The grace period must leave a payee time to settle: `actual` is under `minimum` seconds.
     error GracePeriodTooShort(uint256 actual, uint256 minimum);
+    /// @notice The chain's clock counts something finer than seconds: `timestamp` is after the year 2286.
+    error NotInSeconds(uint256 timestamp);
     /// @notice Nobody could ever be paid: the payee is zero or the escrow itself.
     error InvalidPayee(address payee);
     /// @notice There is no contract at the token's address.
@@ -117,7 +138,7 @@ interface IChannelEscrow {
     error Stale(bytes32 channelId, uint256 cumulativeAmount, uint256 settled);
     /// @notice The amount is above everything that was deposited.
     error ExceedsDeposit(bytes32 channelId, uint256 cumulativeAmount, uint256 deposit);
-    /// @notice The signature is not `signer`'s over this channel and amount.
+    /// @notice The signature is not `signer`'s over what it is given for; the channel is zero for a withdrawal of credit.
     error InvalidSignature(bytes32 channelId, address signer);
     /// @notice The signed permission was good until `deadline` and the time is `timestamp`.
     error DeadlinePassed(uint256 deadline, uint256 timestamp);
@@ -129,13 +150,19 @@ interface IChannelEscrow {
     error CloseAlreadyRequested(bytes32 channelId, uint256 withdrawableAt);
     /// @notice Nobody requested a close, so there is nothing to wait for.
     error CloseNotRequested(bytes32 channelId);
+    /// @notice The channel has seen 65,535 close requests: the last of them stays.
+    error CloseRequestsUsedUp(bytes32 channelId);
     /// @notice The payee still has until `withdrawableAt` to settle.
     error GracePeriodActive(bytes32 channelId, uint256 timestamp, uint256 withdrawableAt);
     /// @notice The bytes of a batch do not parse: the group that begins with row number `row` is malformed or cut short.
     error MalformedRow(uint256 row);
+    /// @notice Credit cannot be paid to zero or to the escrow itself.
+    error InvalidRecipient(address to);
+    /// @notice The account has no credit in this token.
+    error NoCredit(address account, address token);
     /// @notice A token called back into a deposit while a deposit was being measured.
     error Reentered();
-    /// @notice The token refused to pay out.
+    /// @notice The token refused to pay out credit, or a payout failed that was given too little gas to tell why.
     error TransferFailed();
     /// @notice The token refused to be pulled: balance or allowance is too low, or an address is blocked.
     error TransferFromFailed();
@@ -209,7 +236,7 @@ interface IChannelEscrow {
     /// length of its amounts (0 to 12); then the number of its rows (2 bytes, big-endian). Each row is: signature
     /// (64 bytes, the compact form of EIP-2098), payer (20), the last A bytes of the cumulative amount, the last S bytes
     /// of the salt, [authorized signer (32, as a word)].
-    /// @return paid Base units that the payee received.
+    /// @return paid Base units that the payee received, or was credited.
     function settleBatch(address payee, address token, bytes calldata rows) external returns (uint256 paid);
 
     /*//////////////////////////////////////////////////////////////
@@ -240,8 +267,32 @@ interface IChannelEscrow {
     function requestCloseWithAuthorization(Terms calldata terms, uint256 deadline, bytes calldata payerSignature)
         external;
 
+    /// @notice Takes a pending close request back, by anyone who holds the payer's signature. The signed nonce is the
+    /// channel's `closeRequests`, so it is about one request. Not once the channel has seen 65,535 of them.
+    /// @param deadline Unix seconds, inclusive.
+    function cancelCloseWithAuthorization(Terms calldata terms, uint256 deadline, bytes calldata payerSignature)
+        external;
+
     /// @notice Pays the payer all that was not settled, once the grace period is over. Anyone may call it.
     function withdraw(Terms calldata terms) external;
+
+    /*//////////////////////////////////////////////////////////////
+                                CREDIT
+    //////////////////////////////////////////////////////////////*/
+
+    /// @notice Pays the caller's credit in a token to `to`, all of it; reverts if the token still refuses.
+    function withdrawCredit(address token, address to) external;
+
+    /// @notice `withdrawCredit` by anyone who holds the account's signature. The signed nonce is the credit's `withdrawals`,
+    /// so a signature works once. To the account itself it needs none: the money can go nowhere else.
+    /// @param deadline Unix seconds, inclusive.
+    function withdrawCreditWithAuthorization(
+        address account,
+        address token,
+        address to,
+        uint256 deadline,
+        bytes calldata signature
+    ) external;
 
     /*//////////////////////////////////////////////////////////////
                                  VIEWS
@@ -255,6 +306,9 @@ interface IChannelEscrow {
 
     /// @notice The states of many channels, in the order asked for.
     function channels(bytes32[] calldata ids) external view returns (Channel[] memory);
+
+    /// @notice What an account can withdraw of a token.
+    function credit(address account, address token) external view returns (Credit memory);
 
     /// @notice The id of these terms on this escrow and chain:
     /// keccak256(abi.encode(payer, payee, token, salt, authorizedSigner, escrow, chainid)).

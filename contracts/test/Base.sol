@@ -3,7 +3,7 @@ pragma solidity 0.8.37;
 
 import {Test} from "forge-std/Test.sol";
 
-import {Channel, IChannelEscrow, SkipReason, Terms} from "../src/IChannelEscrow.sol";
+import {Channel, Credit, IChannelEscrow, SkipReason, Terms} from "../src/IChannelEscrow.sol";
 import {TestToken} from "./token/TestToken.sol";
 
 /// @notice One escrow, one token, a payer with money, a payee, a signer of the payer's, and somebody else.
@@ -174,6 +174,22 @@ abstract contract Base is Test {
     function _requestCloseDigest(bytes32 id, uint256 nonce, uint256 deadline) internal view returns (bytes32) {
         bytes32 typehash = keccak256("RequestClose(bytes32 channelId,uint256 nonce,uint256 deadline)");
         return _digest(keccak256(abi.encode(typehash, id, nonce, deadline)));
+    }
+
+    function _cancelCloseDigest(bytes32 id, uint256 nonce, uint256 deadline) internal view returns (bytes32) {
+        bytes32 typehash = keccak256("CancelClose(bytes32 channelId,uint256 nonce,uint256 deadline)");
+        return _digest(keccak256(abi.encode(typehash, id, nonce, deadline)));
+    }
+
+    function _withdrawCreditDigest(address account, address of_, address to, uint256 nonce, uint256 deadline)
+        internal
+        view
+        returns (bytes32)
+    {
+        bytes32 typehash = keccak256(
+            "WithdrawCredit(address account,address token,address to,uint256 nonce,uint256 deadline)"
+        );
+        return _digest(keccak256(abi.encode(typehash, account, of_, to, nonce, deadline)));
     }
 
     function _digest(bytes32 structHash) internal view returns (bytes32) {

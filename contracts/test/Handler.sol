@@ -1,14 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 pragma solidity 0.8.37;
 
-import {Base, Channel, IChannelEscrow, SkipReason, Terms} from "./Base.sol";
+import {Base, Channel, Credit, Terms} from "./Base.sol";
+import {RefusingToken} from "./token/HostileTokens.sol";
+import {TestToken} from "./token/TestToken.sol";
 
-/// @notice Does random but allowed things to a few channels, and keeps its own books to compare the escrow's with. It also
+/// @notice Does random but allowed things to a few channels of two tokens, of which one refuses to pay whom it likes, and keeps its own books to compare the escrow's with. It also
 /// tries forbidden things, all of which must revert. No call of its public functions may revert: fail_on_revert is on.
 contract Handler is Base {
     uint256 private constant PAYERS = 3;
     uint256 private constant PAYEES = 2;
     uint256 private constant SALTS = 3;
+    uint256 private constant TOKENS = 2;
+    uint256 private constant FUNDS = 1e12 * uint256(MAX);
     uint96 private constant LARGE = 1e24;
 
     /// @dev What the handler knows of a channel that it opened.
@@ -27,21 +31,37 @@ contract Handler is Base {
     Account[] private _payees;
     bytes32[] public ids;
     mapping(bytes32 => Book) private _books;
-    mapping(address => uint256) public paidIn;
-    mapping(address => uint256) public paidOut;
+    TestToken[] private _tokens;
+    RefusingToken private _refusing;
+    // By token and account: what went in, what came out, what came out in somebody else's name, and what waits.
+    mapping(address => mapping(address => uint256)) private _paidIn;
+    mapping(address => mapping(address => uint256)) private _paidOut;
+    mapping(address => mapping(address => uint256)) private _owed;
+    mapping(address => mapping(address => uint256)) private _withdrawals;
     mapping(bytes32 => bytes32) private _tombstones;
     uint256 private _authorizations;
 
     function setUp() public override {
         super.setUp();
+        _refusing = new RefusingToken();
+        _tokens.push(token);
+        _tokens.push(TestToken(address(_refusing)));
         for (uint256 i; i < PAYERS; ++i) {
             _payers.push(makeAccount(string.concat("payer", vm.toString(i))));
-            _fund(_payers[i].addr);
+            _fundAll(_payers[i].addr);
         }
         for (uint256 i; i < PAYEES; ++i) {
             _payees.push(makeAccount(string.concat("payee", vm.toString(i))));
         }
-        _fund(stranger.addr);
+        _fundAll(stranger.addr);
+    }
+
+    function _fundAll(address account) private {
+        for (uint256 i; i < TOKENS; ++i) {
+            _tokens[i].mint(account, FUNDS);
+            vm.prank(account);
+            _tokens[i].approve(address(escrow), type(uint256).max);
+        }
     }
 
     /*//////////////////////////////////////////////////////////////
@@ -60,7 +80,7 @@ contract Handler is Base {
         ids.push(id);
         _books[id].terms = terms;
         _books[id].deposited = deposit;
-        paidIn[terms.payer] += deposit;
+        _paidIn[terms.token][terms.payer] += deposit;
     }
 
     function topUp(uint256 seed, uint96 amount) external {
@@ -74,7 +94,7 @@ contract Handler is Base {
 
         book.deposited += amount;
         book.requestedAt = 0;
-        paidIn[book.terms.payer] += amount;
+        _paidIn[book.terms.token][book.terms.payer] += amount;
     }
 
     function gift(uint256 seed, uint96 amount) external {
@@ -86,7 +106,7 @@ contract Handler is Base {
         escrow.topUp(_books[id].terms, amount);
 
         _books[id].deposited += amount;
-        paidIn[stranger.addr] += amount;
+        _paidIn[_books[id].terms.token][stranger.addr] += amount;
     }
 
     function topUpWithAuthorization(uint256 seed, uint96 amount) external {
@@ -96,7 +116,7 @@ contract Handler is Base {
         amount = uint96(bound(amount, 1, LARGE));
         bytes32 salt = bytes32(++_authorizations);
         bytes32 nonce = _topUpNonce(id, amount, book.terms.payer, salt);
-        bytes memory signature = _authorization(_payerOf(book.terms), amount, nonce);
+        bytes memory signature = _authorized(book.terms, amount, nonce);
 
         vm.prank(stranger.addr);
         escrow.topUpWithAuthorization(
@@ -104,7 +124,7 @@ contract Handler is Base {
         );
 
         book.deposited += amount;
-        paidIn[book.terms.payer] += amount;
+        _paidIn[book.terms.token][book.terms.payer] += amount;
     }
 
     /// @dev Off-chain: the payee now holds a voucher, with which it must be able to get paid.
@@ -125,25 +145,45 @@ contract Handler is Base {
         vm.prank(stranger.addr);
         escrow.settle(book.terms, amount, signature);
 
-        _paid(id, amount);
+        _settled(id, amount);
     }
 
-    /// @dev All channels of a payee in one batch: those with nothing new, and the closed ones, are skipped.
-    function settleBatch(uint256 seed) external {
+    /// @dev All channels of a payee and token in one batch: those with nothing new, and the closed ones, are skipped. Every
+    /// other channel has a bad row besides, before or after its good one.
+    function settleBatch(uint256 seed, uint256 bad) external {
         address to = _payees[seed % PAYEES].addr;
+        address of_ = address(_tokens[seed / 7 % TOKENS]);
         bytes memory rows;
         uint256 expected;
         for (uint256 i; i < ids.length; ++i) {
             Book storage book = _books[ids[i]];
-            if (book.terms.payee != to) continue;
-            rows = bytes.concat(rows, _row(book.terms, book.vouchered, _signed(ids[i], book.vouchered)));
+            if (book.terms.payee != to || book.terms.token != of_) continue;
+            bytes memory row = _row(book.terms, book.vouchered, _signed(ids[i], book.vouchered));
+            bad = uint256(keccak256(abi.encode(bad)));
+            if (bad % 4 == 0) row = bytes.concat(_badRow(ids[i], bad / 4), row);
+            if (bad % 4 == 1) row = bytes.concat(row, _badRow(ids[i], bad / 4));
+            rows = bytes.concat(rows, row);
             if (book.closed || book.vouchered <= book.settled) continue;
             expected += book.vouchered - book.settled;
-            _paid(ids[i], book.vouchered);
+            book.settled = book.vouchered;
         }
 
         vm.prank(stranger.addr);
-        assertEq(escrow.settleBatch(to, address(token), rows), expected);
+        assertEq(escrow.settleBatch(to, of_, rows), expected);
+
+        _paid(of_, to, expected);
+    }
+
+    /// @dev A row that nobody must be paid for.
+    function _badRow(bytes32 id, uint256 kind) private view returns (bytes memory) {
+        Book storage book = _books[id];
+        Terms memory terms = book.terms;
+        if (kind % 5 == 0) return _row(terms, uint96(book.deposited) + 1, _signed(id, uint96(book.deposited) + 1));
+        if (kind % 5 == 1) return _row(terms, book.vouchered + 1, _signed(id, book.vouchered));
+        if (kind % 5 == 2) return _row(terms, uint96(book.settled), _signed(id, uint96(book.settled)));
+        if (kind % 5 == 3) return _row(terms, book.vouchered + 1, _voucher(terms, book.vouchered + 1, stranger));
+        terms.salt = bytes32(SALTS);
+        return _row(terms, book.vouchered, _signed(id, book.vouchered));
     }
 
     function close(uint256 seed, bool authorized) external {
@@ -158,7 +198,7 @@ contract Handler is Base {
         if (authorized) escrow.closeWithAuthorization(book.terms, amount, signature, type(uint256).max, permission);
         else escrow.close(book.terms, amount, signature);
 
-        _paid(id, amount);
+        _settled(id, amount);
         _closed(id);
     }
 
@@ -174,6 +214,49 @@ contract Handler is Base {
 
         book.requestedAt = uint40(vm.getBlockTimestamp());
         ++book.requests;
+    }
+
+    function cancelClose(uint256 seed) external {
+        (bool found, bytes32 id) = _someOpen(seed);
+        Book storage book = _books[id];
+        if (!found || book.requestedAt == 0) return;
+        bytes memory permission = _sign(_payerOf(book.terms), _cancelCloseDigest(id, book.requests, type(uint256).max));
+
+        vm.prank(stranger.addr);
+        escrow.cancelCloseWithAuthorization(book.terms, type(uint256).max, permission);
+
+        book.requestedAt = 0;
+    }
+
+    /// @dev From now on the second token pays somebody in this way, or not.
+    function refuse(uint256 seed, uint8 how) external {
+        RefusingToken.Way[4] memory ways = [
+            RefusingToken.Way.Pays, RefusingToken.Way.Reverts, RefusingToken.Way.SaysFalse, RefusingToken.Way.SaysALot
+        ];
+        _refusing.refuse(_someone(seed).addr, ways[how % 4]);
+    }
+
+    /// @dev To itself, by anyone or in its own transaction; or by its signature to the stranger, whom every token pays.
+    function withdrawCredit(uint256 seed, uint8 how) external {
+        Account memory account = _someone(seed);
+        address of_ = address(_refusing);
+        uint256 amount = _owed[of_][account.addr];
+        if (amount == 0) return;
+        address to = _refuses(of_, account.addr) ? stranger.addr : account.addr;
+        uint256 nonce = _withdrawals[of_][account.addr]++;
+        bytes memory permission = _sign(account, _withdrawCreditDigest(account.addr, of_, to, nonce, type(uint256).max));
+
+        vm.prank(how % 2 == 0 ? account.addr : stranger.addr);
+        if (how % 2 == 0) escrow.withdrawCredit(of_, to);
+        else escrow.withdrawCreditWithAuthorization(account.addr, of_, to, type(uint256).max, permission);
+
+        _owed[of_][account.addr] = 0;
+        _paidOut[of_][to] += amount;
+    }
+
+    function _someone(uint256 seed) private view returns (Account memory) {
+        seed %= PAYERS + PAYEES;
+        return seed < PAYERS ? _payers[seed] : _payees[seed - PAYERS];
     }
 
     function withdraw(uint256 seed) external {
@@ -210,6 +293,9 @@ contract Handler is Base {
         );
         _forbid(stranger.addr, abi.encodeCall(escrow.requestCloseWithAuthorization, (terms, type(uint256).max, old)));
         _forbid(stranger.addr, abi.encodeCall(escrow.requestClose, (terms)));
+        old = _sign(_payerOf(terms), _cancelCloseDigest(id, _before(book.requests), type(uint256).max));
+        _forbid(stranger.addr, abi.encodeCall(escrow.cancelCloseWithAuthorization, (terms, type(uint256).max, old)));
+        _forbidCredit(terms);
         _forbid(stranger.addr, abi.encodeCall(escrow.close, (terms, book.vouchered, newest)));
         if (book.closed || book.vouchered <= book.settled) {
             _forbid(stranger.addr, abi.encodeCall(escrow.settle, (terms, book.vouchered, newest)));
@@ -217,6 +303,22 @@ contract Handler is Base {
         if (book.closed || vm.getBlockTimestamp() < uint256(book.requestedAt) + GRACE || book.requestedAt == 0) {
             _forbid(terms.payer, abi.encodeCall(escrow.withdraw, (terms)));
         }
+    }
+
+    /// @dev The last signature that the payee's credit was withdrawn by; and by somebody else, to itself.
+    function _forbidCredit(Terms memory terms) private {
+        address of_ = terms.token;
+        uint256 nonce = _withdrawals[of_][terms.payee];
+        bytes32 old =
+            _withdrawCreditDigest(terms.payee, of_, stranger.addr, nonce == 0 ? 1 : nonce - 1, type(uint256).max);
+        bytes memory permission = _sign(_payeeOf(terms), old);
+        _forbid(
+            stranger.addr,
+            abi.encodeCall(
+                escrow.withdrawCreditWithAuthorization, (terms.payee, of_, stranger.addr, type(uint256).max, permission)
+            )
+        );
+        _forbid(stranger.addr, abi.encodeCall(escrow.withdrawCredit, (of_, stranger.addr)));
     }
 
     /// @dev More than was vouchered, by anyone but the signer.
@@ -247,9 +349,20 @@ contract Handler is Base {
                                  BOOKS
     //////////////////////////////////////////////////////////////*/
 
-    function _paid(bytes32 id, uint256 settled) private {
-        paidOut[_books[id].terms.payee] += settled - _books[id].settled;
-        _books[id].settled = settled;
+    function _settled(bytes32 id, uint256 settled) private {
+        Book storage book = _books[id];
+        _paid(book.terms.token, book.terms.payee, settled - book.settled);
+        book.settled = settled;
+    }
+
+    /// @dev What the escrow pays: it arrives, or it is owed.
+    function _paid(address of_, address to, uint256 amount) private {
+        if (_refuses(of_, to)) _owed[of_][to] += amount;
+        else _paidOut[of_][to] += amount;
+    }
+
+    function _refuses(address of_, address to) private view returns (bool) {
+        return of_ == address(_refusing) && _refusing.way(to) != RefusingToken.Way.Pays;
     }
 
     function _closed(bytes32 id) private {
@@ -257,13 +370,13 @@ contract Handler is Base {
         book.closed = true;
         book.requestedAt = 0;
         book.refunded = book.deposited - book.settled;
-        paidOut[book.terms.payer] += book.refunded;
+        _paid(book.terms.token, book.terms.payer, book.refunded);
         _tombstones[id] = keccak256(abi.encode(escrow.channel(id)));
     }
 
     function _openWithAuthorization(Terms memory terms, uint96 deposit) private {
         bytes32 nonce = _openNonce(terms);
-        bytes memory signature = _authorization(_payerOf(terms), deposit, nonce);
+        bytes memory signature = _authorized(terms, deposit, nonce);
         vm.prank(stranger.addr);
         escrow.openWithAuthorization(
             terms.payee,
@@ -279,11 +392,16 @@ contract Handler is Base {
         );
     }
 
+    /// @dev The second token asks for no signature.
+    function _authorized(Terms memory terms, uint96 amount, bytes32 nonce) private view returns (bytes memory) {
+        return terms.token == address(token) ? _authorization(_payerOf(terms), amount, nonce) : bytes("");
+    }
+
     function _someTerms(uint256 seed) private view returns (Terms memory) {
         return Terms({
             payer: _payers[seed % PAYERS].addr,
             payee: _payees[seed / 7 % PAYEES].addr,
-            token: address(token),
+            token: address(_tokens[seed / 211 % TOKENS]),
             salt: bytes32(seed / 31 % SALTS),
             authorizedSigner: seed / 101 % 2 == 0 ? address(0) : signer.addr
         });
@@ -322,23 +440,36 @@ contract Handler is Base {
                               INVARIANTS
     //////////////////////////////////////////////////////////////*/
 
-    /// @dev 1. What the escrow holds is what its open channels hold.
+    /// @dev 1. What the escrow holds of a token is what its open channels hold and what it owes.
     function checkBalance() external view {
-        uint256 sum;
-        for (uint256 i; i < ids.length; ++i) {
-            Channel memory c = escrow.channel(ids[i]);
-            if (c.open) sum += c.deposit - c.settled;
+        for (uint256 t; t < TOKENS; ++t) {
+            address of_ = address(_tokens[t]);
+            uint256 sum;
+            for (uint256 i; i < ids.length; ++i) {
+                Channel memory c = escrow.channel(ids[i]);
+                if (_books[ids[i]].terms.token == of_ && c.open) sum += c.deposit - c.settled;
+            }
+            for (uint256 i; i < PAYERS + PAYEES; ++i) {
+                sum += escrow.credit(_someone(i).addr, of_).amount;
+            }
+            assertEq(_tokens[t].balanceOf(address(escrow)), sum, "the balance is not what is open and what is owed");
         }
-        assertEq(token.balanceOf(address(escrow)), sum, "the escrow's balance is not the sum of open remainders");
     }
 
-    /// @dev 2. and 3. The escrow's books are the handler's, whose `settled` only ever grew.
+    /// @dev 2. and 3. No channel settles more than was deposited, or than was vouchered.
+    function checkBounds() external view {
+        for (uint256 i; i < ids.length; ++i) {
+            Channel memory c = escrow.channel(ids[i]);
+            assertLe(c.settled, c.deposit, "settled exceeds the deposit");
+            assertLe(c.settled, _books[ids[i]].vouchered, "settled exceeds what was vouchered");
+        }
+    }
+
+    /// @dev 2. The escrow's books are the handler's, whose `settled` only ever grew.
     function checkBooks() external view {
         for (uint256 i; i < ids.length; ++i) {
             Channel memory c = escrow.channel(ids[i]);
             Book storage book = _books[ids[i]];
-            assertLe(c.settled, c.deposit, "settled exceeds the deposit");
-            assertLe(c.settled, book.vouchered, "settled exceeds what was vouchered");
             assertEq(c.settled, book.settled, "settled");
             assertEq(c.deposit, book.deposited, "deposit");
             assertEq(c.closeRequestedAt, book.requestedAt, "close request");
@@ -347,25 +478,35 @@ contract Handler is Base {
         }
     }
 
-    /// @dev 4. Every unit that left the escrow reached the payer or the payee of the channel that it came in with.
+    /// @dev 4. Every unit that left the escrow reached the payer or the payee of the channel that it came in with, or who
+    /// these named.
     function checkPayouts() external view {
-        uint256 inEscrow = token.balanceOf(address(escrow));
-        uint256 sum = inEscrow;
-        for (uint256 i; i < PAYERS; ++i) {
-            address account = _payers[i].addr;
-            assertEq(token.balanceOf(account), 1e12 * uint256(MAX) + paidOut[account] - paidIn[account], "payer");
-            sum += token.balanceOf(account);
+        for (uint256 t; t < TOKENS; ++t) {
+            for (uint256 i; i < PAYERS + PAYEES; ++i) {
+                _checkPayout(_tokens[t], _someone(i).addr, i < PAYERS ? FUNDS : 0);
+            }
+            _checkPayout(_tokens[t], stranger.addr, FUNDS);
         }
-        for (uint256 i; i < PAYEES; ++i) {
-            assertEq(token.balanceOf(_payees[i].addr), paidOut[_payees[i].addr], "payee");
-            sum += token.balanceOf(_payees[i].addr);
-        }
-        assertEq(token.balanceOf(stranger.addr), 1e12 * uint256(MAX) - paidIn[stranger.addr], "stranger");
-        sum += token.balanceOf(stranger.addr) + token.balanceOf(payer.addr);
-        assertEq(sum, token.totalSupply(), "money went somewhere else");
     }
 
-    /// @dev 5. A closed channel never changes again.
+    function _checkPayout(TestToken of_, address account, uint256 funds) private view {
+        uint256 expected = funds + _paidOut[address(of_)][account] - _paidIn[address(of_)][account];
+        assertEq(of_.balanceOf(account), expected, "balance");
+    }
+
+    /// @dev 5. Nothing of a token is anywhere else.
+    function checkSupply() external view {
+        for (uint256 t; t < TOKENS; ++t) {
+            TestToken of_ = _tokens[t];
+            uint256 sum = of_.balanceOf(address(escrow)) + of_.balanceOf(stranger.addr) + of_.balanceOf(payer.addr);
+            for (uint256 i; i < PAYERS + PAYEES; ++i) {
+                sum += of_.balanceOf(_someone(i).addr);
+            }
+            assertEq(sum, of_.totalSupply(), "money went somewhere else");
+        }
+    }
+
+    /// @dev 6. A closed channel never changes again.
     function checkTombstones() external view {
         for (uint256 i; i < ids.length; ++i) {
             if (!_books[ids[i]].closed) continue;
@@ -373,13 +514,33 @@ contract Handler is Base {
         }
     }
 
-    /// @dev 6. and 7. From any state, a payee with a voucher is paid it, and then the payer gets all the rest.
+    /// @dev 7. What is owed is what was refused and not yet withdrawn.
+    function checkCredits() external view {
+        for (uint256 t; t < TOKENS; ++t) {
+            for (uint256 i; i < PAYERS + PAYEES; ++i) {
+                (address of_, address account) = (address(_tokens[t]), _someone(i).addr);
+                Credit memory c = escrow.credit(account, of_);
+                assertEq(c.amount, _owed[of_][account], "credit");
+                assertEq(c.withdrawals, _withdrawals[of_][account], "withdrawals");
+            }
+        }
+    }
+
+    /// @dev 8. and 9. From any state, a payee with a voucher is paid it, then the payer gets all the rest, and both what
+    /// they are owed.
     function checkExit() external {
         for (uint256 i; i < ids.length; ++i) {
-            if (_books[ids[i]].closed) continue;
-            _exit(ids[i]);
+            if (!_books[ids[i]].closed) _exit(ids[i]);
         }
-        assertEq(token.balanceOf(address(escrow)), 0, "money stayed behind");
+        for (uint256 i; i < PAYERS + PAYEES; ++i) {
+            address account = _someone(i).addr;
+            _refusing.refuse(account, RefusingToken.Way.Pays);
+            if (escrow.credit(account, address(_refusing)).amount == 0) continue;
+            escrow.withdrawCreditWithAuthorization(account, address(_refusing), account, 0, "");
+        }
+        for (uint256 t; t < TOKENS; ++t) {
+            assertEq(_tokens[t].balanceOf(address(escrow)), 0, "money stayed behind");
+        }
     }
 
     function _exit(bytes32 id) private {
@@ -387,13 +548,18 @@ contract Handler is Base {
         Terms memory terms = book.terms;
         if (book.requestedAt == 0) _requestClose(terms);
         skip(GRACE);
-        uint256 payeeBefore = token.balanceOf(terms.payee);
+        uint256 payeeBefore = _wealth(terms.payee, terms.token);
         if (book.vouchered > book.settled) escrow.settle(terms, book.vouchered, _signed(id, book.vouchered));
         uint256 total = book.vouchered > book.settled ? book.vouchered : book.settled;
-        assertEq(token.balanceOf(terms.payee), payeeBefore + total - book.settled, "the payee is not paid");
+        assertEq(_wealth(terms.payee, terms.token), payeeBefore + total - book.settled, "the payee is not paid");
 
-        uint256 payerBefore = token.balanceOf(terms.payer);
+        uint256 payerBefore = _wealth(terms.payer, terms.token);
         escrow.withdraw(terms);
-        assertEq(token.balanceOf(terms.payer), payerBefore + book.deposited - total, "the payer does not get out");
+        assertEq(_wealth(terms.payer, terms.token), payerBefore + book.deposited - total, "the payer does not get out");
+    }
+
+    /// @dev What an account has and is owed.
+    function _wealth(address account, address of_) private view returns (uint256) {
+        return TestToken(of_).balanceOf(account) + escrow.credit(account, of_).amount;
     }
 }

@@ -77,6 +77,20 @@ contract OpenTest is Base {
         escrow.open(payee.addr, address(token), deposit, SALT, address(0));
     }
 
+    /// @dev A clock in milliseconds, or in anything finer than seconds: a grace period would be over at once.
+    function testFuzz_constructor_clockNotInSecondsReverts(uint64 timestamp) public {
+        timestamp = uint64(bound(timestamp, 1e10 + 1, type(uint64).max));
+        vm.warp(timestamp);
+        _expect(abi.encodeWithSelector(IChannelEscrow.NotInSeconds.selector, timestamp));
+        this.create(GRACE);
+        vm.warp(vm.unixTime()); // milliseconds, today
+        _expect(abi.encodeWithSelector(IChannelEscrow.NotInSeconds.selector, vm.getBlockTimestamp()));
+        this.create(GRACE);
+
+        vm.warp(1e10);
+        assertEq(IChannelEscrow(this.create(GRACE)).gracePeriod(), GRACE);
+    }
+
     function test_open_zeroReverts() public {
         vm.prank(payer.addr);
         _expect(abi.encodeWithSelector(IChannelEscrow.ZeroAmount.selector));

@@ -27,8 +27,11 @@ contract SettleTest is Base {
         second = uint96(bound(second, first + 1, deposit));
         (Terms memory terms, bytes32 id) = _open(deposit);
         _settle(terms, first);
+        bytes memory signature = _voucher(terms, second);
 
-        _settle(terms, second);
+        _emits();
+        emit IChannelEscrow.Settled(id, second); // the total, not what is paid now
+        escrow.settle(terms, second, signature);
 
         _assertBooks(id, deposit, second);
         assertEq(token.balanceOf(payee.addr), second);

@@ -408,6 +408,62 @@ contract SettleBatchTest is Base {
         if (!bad) assertEq(paid, 0);
     }
 
+    /// @dev The lengths next to the longest that there are: each group would be in place, and worth its row, but for them.
+    function test_settleBatch_headersAtTheirBounds() public {
+        Terms memory terms = _terms();
+        terms.salt = bytes32(type(uint256).max);
+        _open(terms, 1_000);
+        bytes memory signature = _voucher(terms, 60);
+        bytes[2] memory groups = [
+            bytes.concat(_header(33, false, 12, 1), _body(terms, 60, signature, 32, 12), hex"ff"),
+            bytes.concat(_header(32, false, 13, 1), _body(terms, 60, signature, 32, 12), hex"ff")
+        ];
+        for (uint256 i; i < groups.length; ++i) {
+            _expect(abi.encodeWithSelector(IChannelEscrow.MalformedRow.selector, 0));
+            escrow.settleBatch(payee.addr, address(token), groups[i]);
+        }
+        bytes memory good = bytes.concat(_header(32, false, 12, 1), _body(terms, 60, signature, 32, 12));
+        assertEq(escrow.settleBatch(payee.addr, address(token), good), 60);
+    }
+
+    /// @dev A group of 256 rows, whose count has both bytes: all count, and are numbered, and the group after them too.
+    function test_settleBatch_groupOf256() public {
+        Terms memory terms = _terms();
+        bytes32 id = _open(terms, 1_000);
+        bytes memory signature = _voucher(terms, 1);
+        bytes memory rows = _header(1, false, 1, 257);
+        for (uint256 i; i < 257; ++i) {
+            rows = bytes.concat(
+                rows, _body(terms, uint96(i == 256 ? 2 : 1), i == 256 ? _voucher(terms, 2) : signature, 1, 1)
+            );
+        }
+        rows = bytes.concat(rows, _row(terms, 2, signature));
+
+        _emits();
+        emit IChannelEscrow.Settled(id, 1);
+        for (uint256 i = 1; i < 256; ++i) {
+            _emits();
+            emit IChannelEscrow.SettlementSkipped(id, i, SkipReason.Stale);
+        }
+        _emits();
+        emit IChannelEscrow.Settled(id, 2);
+        _emits();
+        emit IChannelEscrow.SettlementSkipped(id, 257, SkipReason.Stale);
+        assertEq(escrow.settleBatch(payee.addr, address(token), rows), 2);
+    }
+
+    /// @dev All of the deposit is not above it: what is wrong with such a row is its signature.
+    function test_settleBatch_reasonAtTheDeposit() public {
+        Terms memory terms = _terms();
+        bytes32 id = _open(terms, 100);
+        bytes memory forged = _row(terms, 100, _voucher(terms, 100, stranger));
+        _emits();
+        emit IChannelEscrow.SettlementSkipped(id, 0, SkipReason.BadSignature);
+        assertEq(escrow.settleBatch(payee.addr, address(token), forged), 0);
+
+        assertEq(escrow.settleBatch(payee.addr, address(token), _row(terms, 100, _voucher(terms, 100))), 100);
+    }
+
     /// @dev No bytes whatsoever move money that was not vouchered.
     function testFuzz_settleBatch_noise(bytes memory rows) public {
         _open(1_000);

@@ -123,6 +123,65 @@ contract VectorsTest is Base {
         assertGt(n, 0, "vectors are missing");
     }
 
+    function test_closeCancellations() public {
+        uint256 n;
+        for (; vm.keyExistsJson(_json, _path("closeCancellations", n, "channelId")); ++n) {
+            bytes32 id = vm.parseJsonBytes32(_json, _path("closeCancellations", n, "channelId"));
+            uint256 nonce = _number("closeCancellations", n, "nonce");
+            uint256 deadline = _number("closeCancellations", n, "deadline");
+            bytes memory signature = vm.parseJsonBytes(_json, _path("closeCancellations", n, "signature"));
+            bytes32 digest = _cancelCloseDigest(id, nonce, deadline);
+
+            assertEq(digest, vm.parseJsonBytes32(_json, _path("closeCancellations", n, "digest")));
+            _assertSigned(digest, signature, vm.parseJsonAddress(_json, _path("closeCancellations", n, "signer")));
+
+            uint256 snapshot = vm.snapshotState();
+            Terms memory terms = _termsOf(id);
+            _openAt(terms);
+            vm.store(address(escrow), id, bytes32(uint256(vm.load(address(escrow), id)) | (nonce - 1) << 232));
+            vm.warp(deadline);
+            _requestClose(terms);
+            escrow.cancelCloseWithAuthorization(terms, deadline, signature);
+            assertEq(escrow.channel(id).closeRequestedAt, 0);
+            vm.revertToState(snapshot);
+        }
+        assertGt(n, 0, "vectors are missing");
+    }
+
+    function test_creditWithdrawals() public {
+        uint256 n;
+        for (; vm.keyExistsJson(_json, _path("creditWithdrawals", n, "account")); ++n) {
+            address account = vm.parseJsonAddress(_json, _path("creditWithdrawals", n, "account"));
+            address of_ = vm.parseJsonAddress(_json, _path("creditWithdrawals", n, "token"));
+            address to = vm.parseJsonAddress(_json, _path("creditWithdrawals", n, "to"));
+            uint256 nonce = _number("creditWithdrawals", n, "nonce");
+            uint256 deadline = _number("creditWithdrawals", n, "deadline");
+            bytes memory signature = vm.parseJsonBytes(_json, _path("creditWithdrawals", n, "signature"));
+            bytes32 digest = _withdrawCreditDigest(account, of_, to, nonce, deadline);
+
+            assertEq(digest, vm.parseJsonBytes32(_json, _path("creditWithdrawals", n, "digest")));
+            _assertSigned(digest, signature, vm.parseJsonAddress(_json, _path("creditWithdrawals", n, "signer")));
+
+            uint256 snapshot = vm.snapshotState();
+            deployCodeTo(TOKEN, of_);
+            TestToken(of_).mint(address(escrow), 70);
+            _owe(account, of_, 70, nonce);
+            vm.warp(deadline);
+            escrow.withdrawCreditWithAuthorization(account, of_, to, deadline, signature);
+            assertEq(TestToken(of_).balanceOf(to), 70);
+            vm.revertToState(snapshot);
+        }
+        assertGt(n, 0, "vectors are missing");
+    }
+
+    /// @dev Writes a credit where the contract keeps it: the mapping is its first slot.
+    function _owe(address account, address of_, uint128 amount, uint256 withdrawals) private {
+        bytes32 slot = keccak256(abi.encode(of_, keccak256(abi.encode(account, 0))));
+        vm.store(address(escrow), slot, bytes32(withdrawals << 128 | amount));
+        assertEq(escrow.credit(account, of_).amount, amount);
+        assertEq(escrow.credit(account, of_).withdrawals, withdrawals);
+    }
+
     function test_closes() public {
         uint256 n;
         for (; vm.keyExistsJson(_json, _path("closes", n, "channelId")); ++n) {

@@ -21,6 +21,19 @@ contract ViewsTest is Base {
         assertEq(escrow.channelId(terms), expected);
     }
 
+    /// @dev An address with anything before it is in the terms of no channel.
+    function testFuzz_channelId_dirtyAddress(Terms memory terms, uint8 field, uint96 dirt) public view {
+        vm.assume(dirt != 0);
+        bytes memory data = abi.encodeCall(escrow.channelId, (terms));
+        uint256 at = uint256(field % 4 == 3 ? 4 : field % 4) * 32 + 36;
+        assembly ("memory-safe") {
+            let word := add(data, at)
+            mstore(word, or(mload(word), shl(160, dirt)))
+        }
+        (bool ok, bytes memory id) = address(escrow).staticcall(data);
+        assertTrue(!ok || abi.decode(id, (bytes32)) != escrow.channelId(terms), "two terms have one id");
+    }
+
     function testFuzz_voucherDigest(bytes32 id, uint128 amount) public view {
         bytes32 typehash = 0xe97c93f01d3ef8eaba1586553df13308f236815bf4ea49c7b696895d8f5ea68a;
         assertEq(escrow.voucherDigest(id, amount), _digest(keccak256(abi.encode(typehash, id, amount))));

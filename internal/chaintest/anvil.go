@@ -248,6 +248,17 @@ func (c *Chain) Mint(t testing.TB, to common.Address, amount uint64) {
 	c.Transact(t, c.Keys[9], c.Token, token.PackMint(to, new(big.Int).SetUint64(amount)))
 }
 
+// PauseToken has the test token refuse everything, until the returned function is called. Its books stay as they are.
+func (c *Chain) PauseToken(t testing.TB) (resume func()) {
+	t.Helper()
+	code, err := c.Backend.CodeAt(t.Context(), c.Token, nil)
+	if err != nil {
+		t.Fatalf("chaintest: reading the token's code: %v", err)
+	}
+	c.RPC(t, nil, "anvil_setCode", c.Token, hexutil.Bytes{0x5f, 0x5f, 0xfd}) // revert
+	return func() { c.RPC(t, nil, "anvil_setCode", c.Token, hexutil.Bytes(code)) }
+}
+
 // Tokens is an address's balance of test tokens.
 func (c *Chain) Tokens(t testing.TB, owner common.Address) uint64 {
 	t.Helper()

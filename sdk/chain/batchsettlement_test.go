@@ -64,13 +64,13 @@ func TestBatchSettlementCalls(t *testing.T) {
 	d.received(0)
 
 	call, due, err := d.contract.PayoutCall(t.Context(), d.receiver, d.Token)
-	if err != nil || !due {
-		t.Fatalf("payout is due: %t, %v", due, err)
+	if err != nil || due.Uint64() != 300 {
+		t.Fatalf("payout is due: %s, %v", due.Dec(), err)
 	}
 	send(t, d.others, call)
 	d.received(300)
-	if _, due, err := d.contract.PayoutCall(t.Context(), d.receiver, d.Token); err != nil || due {
-		t.Errorf("after a payout another is due: %t, %v", due, err)
+	if _, due, err := d.contract.PayoutCall(t.Context(), d.receiver, d.Token); err != nil || !due.IsZero() {
+		t.Errorf("after a payout another is due: %s, %v", due.Dec(), err)
 	}
 
 	d.refused(d.others, d.contract.InitiateWithdrawCall(terms, *uint256.NewInt(600)), "InvalidChannel")

@@ -3,6 +3,7 @@ package chain
 import (
 	"context"
 	"fmt"
+	"math/big"
 
 	"github.com/ethereum/go-ethereum/accounts/abi"
 	"github.com/ethereum/go-ethereum/common"
@@ -81,20 +82,21 @@ func row(s channel.State) batchsettlement.VoucherClaim {
 	}
 }
 
-// PayoutCall has the contract pay what was claimed for a payee in a token; false if all of it is paid. Anyone may send it.
-func (b *BatchSettlement) PayoutCall(ctx context.Context, payee, token common.Address) (Call, bool, error) {
+// PayoutCall has the contract pay what was claimed for a payee in a token; zero if all of it is paid. Anyone may send it.
+func (b *BatchSettlement) PayoutCall(ctx context.Context, payee, token common.Address) (Call, uint256.Int, error) {
 	out, err := b.at(nil)(ctx, b.abi.PackReceivers(payee, token))
 	if err != nil {
-		return Call{}, false, fmt.Errorf("chain: reading what was claimed for %s in token %s: %w", payee, token, err)
+		return Call{}, uint256.Int{}, fmt.Errorf("chain: reading what was claimed for %s in token %s: %w", payee, token, err)
 	}
 	income, err := b.abi.UnpackReceivers(out)
 	if err != nil {
-		return Call{}, false, fmt.Errorf("chain: reading what was claimed for %s in token %s: %w", payee, token, err)
+		return Call{}, uint256.Int{}, fmt.Errorf("chain: reading what was claimed for %s in token %s: %w", payee, token, err)
 	}
-	if income.TotalClaimed.Cmp(income.TotalSettled) <= 0 {
-		return Call{}, false, nil
+	due, over := uint256.FromBig(new(big.Int).Sub(income.TotalClaimed, income.TotalSettled))
+	if over || income.TotalClaimed.Cmp(income.TotalSettled) <= 0 {
+		return Call{}, uint256.Int{}, nil
 	}
-	return b.SettleCall(payee, token), true, nil
+	return b.SettleCall(payee, token), *due, nil
 }
 
 // SettleCall is the payout, whether something is due or not.

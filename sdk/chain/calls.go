@@ -18,15 +18,17 @@ type Kind string
 
 // The kinds of calls. Fill is the sender's own: it pays nobody and only uses up a nonce that would hold up the rest.
 const (
-	Open         Kind = "open"
-	TopUp        Kind = "top up"
-	Settle       Kind = "settle"
-	SettleBatch  Kind = "settle batch"
-	Close        Kind = "close"
-	RequestClose Kind = "request close"
-	Withdraw     Kind = "withdraw"
-	Approve      Kind = "approve"
-	Fill         Kind = "fill nonce"
+	Open           Kind = "open"
+	TopUp          Kind = "top up"
+	Settle         Kind = "settle"
+	SettleBatch    Kind = "settle batch"
+	Close          Kind = "close"
+	RequestClose   Kind = "request close"
+	CancelClose    Kind = "cancel close"
+	Withdraw       Kind = "withdraw"
+	WithdrawCredit Kind = "withdraw credit"
+	Approve        Kind = "approve"
+	Fill           Kind = "fill nonce"
 )
 
 // A Call is one contract call, ready for a Sender, and the channels it is about.
@@ -98,6 +100,12 @@ func (e *Escrow) RequestCloseCall(t channel.Terms) Call {
 // (channel.Domain.RequestCloseDigest), until deadline, in unix seconds.
 func (e *Escrow) RequestCloseAuthorizedCall(t channel.Terms, deadline uint64, payer []byte) Call {
 	return e.about(RequestClose, t, e.abi.PackRequestCloseWithAuthorization(terms(t), number(deadline), payer))
+}
+
+// CancelCloseAuthorizedCall takes a pending close request back by the payer's signature (channel.Domain.CancelCloseDigest),
+// until deadline, in unix seconds; anyone may send it. Its nonce is CloseRequests.
+func (e *Escrow) CancelCloseAuthorizedCall(t channel.Terms, deadline uint64, payer []byte) Call {
+	return e.about(CancelClose, t, e.abi.PackCancelCloseWithAuthorization(terms(t), number(deadline), payer))
 }
 
 // WithdrawCall pays the payer back once the grace period is over; anyone may send it.

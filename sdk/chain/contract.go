@@ -11,6 +11,7 @@ import (
 
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/ethereum/go-ethereum/core/types"
+	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
 )
@@ -41,8 +42,9 @@ type Contract interface {
 	// SettlementGas is about what a settlement and its payout cost, in gas, and what each channel in it costs besides, once
 	// every channel and the payee have been paid before.
 	SettlementGas() (batch, channel uint64)
-	// PayoutCall fetches what settlements have set aside for a payee; false where nothing waits, or settling pays at once.
-	PayoutCall(ctx context.Context, payee, token common.Address) (Call, bool, error)
+	// PayoutCall fetches what settlements have set aside for a payee, and says how much that is in base units: zero where
+	// nothing waits.
+	PayoutCall(ctx context.Context, payee, token common.Address) (Call, uint256.Int, error)
 }
 
 var _ Contract = (*Escrow)(nil)
@@ -58,11 +60,6 @@ func (e *Escrow) SettlementCall(states []channel.State) (Call, error) {
 
 // SettlementGas is what receipts say: see docs/contracts.md.
 func (e *Escrow) SettlementGas() (batch, channel uint64) { return 38_500, 11_500 }
-
-// PayoutCall returns false: settling pays.
-func (e *Escrow) PayoutCall(context.Context, common.Address, common.Address) (Call, bool, error) {
-	return Call{}, false, nil
-}
 
 // recorder makes readings land in the order in which they were made.
 type recorder struct{ mu sync.Mutex }

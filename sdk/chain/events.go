@@ -8,6 +8,8 @@ import (
 	"github.com/ethereum/go-ethereum"
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/ethereum/go-ethereum/core/types"
+
+	"github.com/gpupay/gpupay/bindings"
 )
 
 // SkipReason says why the contract did not pay a row of a batch. The numbers are the contract's.
@@ -57,10 +59,22 @@ func (e *Escrow) Skipped(receipt *types.Receipt) []Skipped {
 // logSpan is how many blocks one request for events covers; endpoints commonly refuse more than a few thousand.
 const logSpan = 1000
 
+// channelEvents are the escrow's events that are about a channel, which they name first. Those about credit name an account.
+var channelEvents = func() []common.Hash {
+	var topics []common.Hash
+	for _, event := range mustParse(bindings.ChannelEscrowMetaData.ParseABI()).Events {
+		if len(event.Inputs) > 0 && event.Inputs[0].Name == "channelId" {
+			topics = append(topics, event.ID)
+		}
+	}
+	return topics
+}()
+
 // Touched lists the channels that the contract says anything about in the blocks from..to, both included. What it says is
 // read from its state, so that an event believed twice or in the wrong order does no harm.
 func (e *Escrow) Touched(ctx context.Context, from, to uint64) (map[common.Hash]bool, error) {
-	return touched(ctx, e.backend, ethereum.FilterQuery{Addresses: []common.Address{e.address}}, from, to)
+	query := ethereum.FilterQuery{Addresses: []common.Address{e.address}, Topics: [][]common.Hash{channelEvents}}
+	return touched(ctx, e.backend, query, from, to)
 }
 
 // touched lists the channels of the events that a query finds in the blocks from..to; they have the channel first.

@@ -241,7 +241,11 @@ func (s *Settler) transact(ctx context.Context, batch []channel.State, read time
 		s.expect(ctx, call.Channels) // it may be on the chain all the same
 		return err
 	}
-	return errors.Join(s.restart(ctx, result, before, read), s.report(ctx, result, before), s.pay(ctx, purseOf(batch[0])))
+	err = errors.Join(s.restart(ctx, result, before, read), s.report(ctx, result, before))
+	if refused := s.pay(ctx, purseOf(batch[0])); refused != nil && ctx.Err() == nil { // says nothing against the settlement, which is mined
+		s.log().Warn("a payout waits", "err", refused)
+	}
+	return err
 }
 
 // restart has what came in since the batch was read wait from then on: it must not look as old as what is settled.

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/ethereum/go-ethereum/common"
+	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk/chain"
@@ -18,13 +20,17 @@ type purse struct{ payee, token common.Address }
 func purseOf(s channel.State) purse { return purse{s.Terms.Payee, s.Terms.Token} }
 
 // payouts are the purses for which the contract may hold what was settled already: all at the start, since a crash may
-// have come between a settlement and its payout, then those whose payout failed.
+// have come between a settlement and its payout, then those whose payout failed, and all again each hour, since a
+// watchtower or anybody else settles too.
 type payouts struct {
 	paying  sync.Mutex // one payout at a time
 	mu      sync.Mutex
-	loaded  bool
+	loaded  time.Time
 	waiting map[purse]bool
 }
+
+// recallEvery is how often all purses are looked into.
+const recallEvery = time.Hour
 
 // Expect has it looked into with the next settlement what a contract set aside for a channel's payee: somebody else than
 // this settler had it do so.
@@ -52,7 +58,7 @@ func (s *Settler) expect(ctx context.Context, ids []common.Hash) {
 func (s *Settler) Recall() {
 	s.payouts.mu.Lock()
 	defer s.payouts.mu.Unlock()
-	s.payouts.loaded = false
+	s.payouts.loaded = time.Time{}
 }
 
 // payWaiting fetches what a payout that failed, or never came, left behind. Nothing is lost while it waits.
@@ -67,7 +73,7 @@ func (s *Settler) payWaiting(ctx context.Context) error {
 func (s *Settler) purses(ctx context.Context) ([]purse, error) {
 	s.payouts.mu.Lock()
 	defer s.payouts.mu.Unlock()
-	if !s.payouts.loaded {
+	if s.payouts.loaded.IsZero() || s.now().Sub(s.payouts.loaded).Abs() >= recallEvery {
 		states, err := s.Payee.Channels(ctx)
 		if err != nil {
 			return nil, err
@@ -78,7 +84,7 @@ func (s *Settler) purses(ctx context.Context) ([]purse, error) {
 		for _, state := range states {
 			s.payouts.waiting[purseOf(state)] = true
 		}
-		s.payouts.loaded = true
+		s.payouts.loaded = s.now()
 	}
 	var waiting []purse
 	for p := range s.payouts.waiting {
@@ -107,26 +113,40 @@ func (s *Settler) pay(ctx context.Context, p purse) error {
 }
 
 func (s *Settler) payout(ctx context.Context, p purse) error {
-	call, due, err := s.Contract.PayoutCall(ctx, p.payee, p.token)
-	if err != nil || !due {
+	call, amount, err := s.Contract.PayoutCall(ctx, p.payee, p.token)
+	if err != nil || amount.IsZero() || !s.worth(ctx, amount) {
 		return err
 	}
 	id, err := s.Sender.Submit(ctx, call)
 	var refused *chain.Revert
-	if errors.As(err, &refused) { // the contract is asked again: somebody else may have been faster
-		if _, still, again := s.Contract.PayoutCall(ctx, p.payee, p.token); again == nil && !still {
-			return nil
-		}
+	if errors.As(err, &refused) && s.paidMeanwhile(ctx, p) {
+		return nil
+	}
+	if err == nil {
+		_, err = s.Sender.Wait(ctx, id, 1)
+	}
+	var reverted *chain.Reverted
+	if errors.As(err, &reverted) && s.paidMeanwhile(ctx, p) {
+		return nil
 	}
 	if err != nil {
-		return err
+		return fmt.Errorf("%s base units wait in contract %s: %w", amount.Dec(), call.To, err)
 	}
-	_, err = s.Sender.Wait(ctx, id, 1)
-	var reverted *chain.Reverted
-	if errors.As(err, &reverted) {
-		if _, still, again := s.Contract.PayoutCall(ctx, p.payee, p.token); again == nil && !still {
-			return nil
-		}
+	return nil
+}
+
+// worth reports whether a payout brings enough for its gas, by the policy. What is not worth it waits for more: nothing
+// that was set aside is ever lost.
+func (s *Settler) worth(ctx context.Context, amount uint256.Int) bool {
+	if s.Policy.MaxFeeShare == 0 {
+		return true
 	}
-	return err
+	cost := s.cost(ctx)
+	return cost.known() && s.Policy.within(&cost.Batch, &amount)
+}
+
+// paidMeanwhile reports whether nothing waits for a purse any more: somebody else may have been faster.
+func (s *Settler) paidMeanwhile(ctx context.Context, p purse) bool {
+	_, amount, err := s.Contract.PayoutCall(ctx, p.payee, p.token)
+	return err == nil && amount.IsZero()
 }

@@ -129,8 +129,11 @@ func (s *Settler) pass(ctx context.Context) error {
 	if err := s.resume(ctx); err != nil {
 		return err
 	}
-	if err := s.payWaiting(ctx); err != nil {
-		return err
+	if err := s.payWaiting(ctx); err != nil { // no reason not to settle: what is set aside is safe, and a voucher is not
+		if ctx.Err() != nil {
+			return err
+		}
+		s.log().Warn("a payout waits", "err", err)
 	}
 	heard := s.heard()
 	states, err := s.Payee.Unsettled(ctx)

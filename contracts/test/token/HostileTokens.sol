@@ -117,12 +117,89 @@ contract BlockingToken is LooseToken {
     }
 }
 
+/// @notice Refuses to pay some addresses, or everybody, in each way in which a token can. Paused it takes no deposits either.
+contract RefusingToken is LooseToken {
+    enum Way {
+        Pays,
+        Reverts,
+        SaysFalse,
+        BurnsAllGas,
+        SaysALot
+    }
+
+    mapping(address => Way) public way;
+    bool public paused;
+
+    error Refused(address to);
+
+    function refuse(address to, Way how) external {
+        way[to] = how;
+    }
+
+    function pause(bool on) external {
+        paused = on;
+    }
+
+    function transfer(address to, uint256 amount) public override returns (bool) {
+        Way how = way[to];
+        if (how == Way.SaysFalse) return false;
+        if (how == Way.BurnsAllGas) {
+            assembly ("memory-safe") {
+                invalid()
+            }
+        }
+        if (how == Way.SaysALot) {
+            assembly ("memory-safe") {
+                revert(0, 100000)
+            }
+        }
+        require(how == Way.Pays, Refused(to));
+        return super.transfer(to, amount);
+    }
+
+    function _move(address from, address to, uint256 amount) internal override {
+        require(!paused, Refused(to));
+        _transfer(from, to, amount);
+    }
+}
+
+/// @notice Needs a great deal of gas for a transfer, all of it before it moves anything.
+contract HungryToken is LooseToken {
+    uint256 private _hunger;
+
+    function hunger(uint256 gas) external {
+        _hunger = gas;
+    }
+
+    function _move(address from, address to, uint256 amount) internal override {
+        uint256 end = _hunger;
+        if (end != 0) {
+            uint256 begun = gasleft();
+            while (begun - gasleft() < end) {}
+        }
+        _transfer(from, to, amount);
+    }
+}
+
 /// @notice Calls something when it moves money, in the middle of a deposit or payout, before the balances change.
 contract ReentrantToken is LooseToken {
     address private _target;
     bytes private _call;
+    bool private _refusing;
     bool public succeeded;
     bytes public result;
+
+    /// @notice The next transfer moves nothing and says so, but calls back all the same.
+    function refuseOnce() external {
+        _refusing = true;
+    }
+
+    function transfer(address to, uint256 amount) public override returns (bool) {
+        if (!_refusing) return super.transfer(to, amount);
+        _refusing = false;
+        _callBack();
+        return false;
+    }
 
     /// @notice The next transfer calls `target` with `data`; once.
     function arm(address target, bytes calldata data) external {
@@ -136,10 +213,14 @@ contract ReentrantToken is LooseToken {
     }
 
     function _move(address from, address to, uint256 amount) internal override {
+        _callBack();
+        _transfer(from, to, amount);
+    }
+
+    function _callBack() private {
         address target = _target;
         _target = address(0);
         if (target != address(0)) (succeeded, result) = target.call(_call);
-        _transfer(from, to, amount);
     }
 }
 

@@ -1,0 +1,73 @@
+package settle_test
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/chain"
+)
+
+// A token that refuses a settlement costs the payee nothing: the vouchers are settled, once, what they brought is
+// credited, other settlements go on, and the money is fetched when the token pays again.
+func TestRefusedSettlementIsCreditedAndFetched(t *testing.T) {
+	k := newTill(t)
+	first, second := k.Open(1, 1000), k.Open(2, 1000)
+	k.Accept(first, 300)
+	k.Accept(second, 400)
+	resume := k.PauseToken(t)
+	var refused *chain.Revert
+	if err := k.Settler.Settle(t.Context()); !errors.As(err, &refused) || refused.Name != "TransferFailed" {
+		t.Fatalf("Settle: %v, want it to say that the token does not pay out", err)
+	}
+	if done := k.Settlements(); len(done) != 1 || len(done[0].Channels) != 2 || !is(done[0].Paid, 700) {
+		t.Fatalf("settlements: %+v, want one of both channels", done)
+	}
+	for terms, want := range map[channel.Terms]uint64{first: 300, second: 400} {
+		if s := k.State(terms); !is(s.Settled, want) {
+			t.Errorf("settled %s, want %d", s.Settled.Dec(), want)
+		}
+	}
+
+	// A payout that waits holds up no settlement.
+	k.Accept(first, 500)
+	k.Settler.Policy.MinValue = *uint256.NewInt(100)
+	k.Run(k.Settler.Run)
+	k.Within(10*time.Second, "it is settled all the same", func() bool { s := k.State(first); return is(s.Settled, 500) })
+	time.Sleep(10 * poll)
+	if done := k.Settlements(); len(done) != 2 {
+		t.Errorf("%d settlements, want two: what is credited is settled", len(done))
+	}
+	resume()
+	k.Within(10*time.Second, "the credit is fetched", func() bool { return k.Tokens(t, k.Key.Address()) == 900 })
+	credit, err := k.Contract.Credit(t.Context(), k.Key.Address(), k.Token, nil)
+	if err != nil || !credit.Amount.IsZero() {
+		t.Errorf("credit left: %+v, %v", credit, err)
+	}
+}
+
+// What a stranger or a watchtower had credited is found by the settler too, and left where it is while it is not worth
+// the gas.
+func TestCreditIsFetchedWhenItIsWorthTheGas(t *testing.T) {
+	k := newTill(t)
+	terms := k.Open(1, 1000)
+	k.Accept(terms, 300)
+	resume := k.PauseToken(t)
+	state := k.State(terms)
+	k.Send(k.Others, k.Contract.SettleCall(terms, state.Accepted, state.Signature))
+	resume()
+	k.Settler.Policy.MaxFeeShare, k.Settler.Policy.CoinPrice = 50, *uint256.NewInt(1e18)
+	if err := k.Settler.Settle(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	k.Balance(0) // one base unit is worth a wei here: no share of 300 pays for any gas
+	k.Settler.Policy.CoinPrice = *uint256.NewInt(1)
+	k.Settler.Recall()
+	if err := k.Settler.Settle(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	k.Balance(300) // gas costs one unit here, rounded up; half a percent of 300 is more
+}
