@@ -261,7 +261,7 @@ func (p *Provider) serveX402(w http.ResponseWriter, r *http.Request, kind string
 		p.refuse(w, r, err)
 		return
 	}
-	d.serve(w, r, &x402Request{Request: r, route: route, hash: requestHash(r, nil)})
+	d.serve(w, r, &x402Request{route: route})
 }
 
 // paidByX402 reports whether a request brings an x402 payment that is taken

@@ -8,16 +8,41 @@ import (
 	"github.com/gpupay/gpupay/channel"
 )
 
+// A request that is sent again is answered from what was kept of the first, and
+// neither served nor charged. But a client that keeps nothing, as a script's new
+// process is, signs the very same voucher for each new wish. So a voucher that was
+// served is taken for a repetition only where something shows that it is one: an
+// idempotency key, or that the first one's answer was never given, a short while
+// ago. Any other is told what was charged, and is served anew.
+const (
+	// lostWithin is how long after a connection broke under an answer that is had
+	// again without a key.
+	lostWithin = 30 * time.Second
+	// openWithin is how long after its admission a request that this program was
+	// killed under, or gave up, is had again without a key.
+	openWithin = 5 * time.Minute
+)
+
+// repeats reports whether a request is one that was noted before, sent again.
+func (r *x402Request) repeats(note x402Note) bool {
+	switch {
+	case r.keyed:
+		return true
+	case note.AnsweredAt == 0:
+		return time.Since(time.UnixMilli(note.CreatedAt)) < openWithin
+	}
+	return note.Broken != 0 && time.Since(time.UnixMilli(note.AnsweredAt)) < lostWithin
+}
+
 // again answers a request that was served before: nil if it was not, or if it is
-// another one with the same voucher, as clients send that do several things at
-// once.
+// another one with the same voucher.
 func (d *x402Desk) again(ctx context.Context, w http.ResponseWriter, r *x402Request, tab x402Tab) (*x402Answer, error) {
 	note, ok, err := d.notes.noted(ctx, r.id, r.voucher.Cumulative, r.hash)
 	if err != nil || !ok {
 		return nil, err
 	}
-	if note.AnsweredAt != 0 && note.Broken == 0 && r.came.Before(time.UnixMilli(note.AnsweredAt)) {
-		return nil, nil // it came while the other one was being served
+	if !r.repeats(note) && note.Kind != kindRefund {
+		return nil, nil
 	}
 	if public, err := d.public(ctx, tab, r.voucher.Cumulative); err != nil || public {
 		return nil, err // whoever sends it may have read it from the chain

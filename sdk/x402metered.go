@@ -84,7 +84,7 @@ func (m *meteredRoute) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		m.d.Provider.refuse(w, r, err)
 		return
 	}
-	m.d.serve(w, r, &x402Request{route: m.route, hash: requestHash(r, body), metered: m, body: body})
+	m.d.serve(w, r, &x402Request{route: m.route, metered: m, body: body})
 }
 
 // ask answers a request without a payment.

@@ -7,8 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strconv"
 	"strings"
-	"time"
 
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/holiman/uint256"
@@ -25,7 +25,7 @@ type x402Request struct {
 	*http.Request
 	route   x402Route
 	hash    string // of what is asked for: see requestHash
-	came    time.Time
+	keyed   bool   // an idempotency key is part of that
 	offer   x402.Requirements
 	payment x402.PaymentPayload
 	terms   channel.Terms
@@ -35,12 +35,36 @@ type x402Request struct {
 	body    []byte // of a metered request
 }
 
-// requestHash tells requests with the same voucher apart.
-func requestHash(r *http.Request, body []byte) string {
+// headerIdempotencyKey is the header by which a client says that a request is one
+// that it sent before. Who pays with the same voucher and the same key is answered
+// from a copy, for a day; up to 255 bytes of any text that is new for each payment.
+const headerIdempotencyKey = "Idempotency-Key"
+
+// maxIdempotencyKey bounds the key; bytes.
+const maxIdempotencyKey = 255
+
+// identify names what a request asks for, so that requests with the same voucher
+// are told apart.
+func (r *x402Request) identify() error {
 	h := sha256.New()
 	_, _ = fmt.Fprintf(h, "%s\n%s\n", r.Method, r.URL.RequestURI())
-	_, _ = h.Write(body)
-	return hex.EncodeToString(h.Sum(nil))
+	_, _ = h.Write(r.body)
+	r.hash = hex.EncodeToString(h.Sum(nil))
+	key := r.Header.Get(headerIdempotencyKey)
+	if len(key) > maxIdempotencyKey {
+		return wire.MalformedCredential.With("%s has %d bytes, it may have %d", headerIdempotencyKey, len(key), maxIdempotencyKey)
+	}
+	if r.keyed = key != ""; r.keyed {
+		sum := sha256.Sum256([]byte(key))
+		r.hash += " " + hex.EncodeToString(sum[:])
+	}
+	if r.payment.Payload.Type == x402.TypeRefund { // by the same voucher a request may have been paid
+		r.hash += " " + kindRefund
+		if part := r.payment.Payload.Refund; part != nil {
+			r.hash += " " + part.Dec()
+		}
+	}
+	return nil
 }
 
 // x402Answer is what a request with a payment gets.
@@ -74,7 +98,7 @@ func (c *corrective) Error() string {
 // channel; from then on it goes on to its end, whether or not the client is
 // still there: who lost the connection gets a copy.
 func (d *x402Desk) serve(w http.ResponseWriter, req *http.Request, r *x402Request) {
-	r.Request, r.came = req, time.Now()
+	r.Request = req
 	if !d.begin() {
 		d.Provider.refuse(w, req, wire.Unavailable.With("this provider stops"))
 		return
@@ -114,11 +138,8 @@ func (d *x402Desk) read(r *x402Request) error {
 		return fmt.Errorf("%w: channel %s has no payerAuthorizer: name one, it may be the payer", x402.CodeVoucherSignature, r.terms.ID())
 	}
 	r.id, r.voucher = r.terms.ID(), r.payment.Payload.Voucher.Voucher()
-	if r.payment.Payload.Type == x402.TypeRefund { // by the same voucher a request may have been paid
-		r.hash += " " + kindRefund
-		if part := r.payment.Payload.Refund; part != nil {
-			r.hash += " " + part.Dec()
-		}
+	if err := r.identify(); err != nil {
+		return err
 	}
 	return d.book.Verify(r.Context(), r.terms, r.voucher)
 }
@@ -365,9 +386,17 @@ func (d *x402Desk) answer(w http.ResponseWriter, r *x402Request, a *x402Answer) 
 			w.Header()[name] = values
 		}
 	}
+	if len(a.body) > 0 && w.Header().Get("Content-Length") == "" {
+		w.Header().Set("Content-Length", strconv.Itoa(len(a.body)))
+	}
 	serve.Hurry(w)
 	w.WriteHeader(a.status)
-	if _, err := w.Write(a.body); err != nil {
+	_, err := w.Write(a.body)
+	if err == nil { // what stays in a buffer here is not lost yet
+		_ = http.NewResponseController(w).Flush()
+		err = r.Context().Err()
+	}
+	if err != nil {
 		d.answered(context.WithoutCancel(r.Context()), a, true)
 	}
 }

@@ -143,7 +143,8 @@ func movedBy(receipt *types.Receipt, id common.Hash) *uint256.Int {
 // refundAgain is the answer to a refund that was sent and never answered. One
 // that was answered is another wish: refunds of equal parts are equal requests.
 func (d *x402Desk) refundAgain(ctx context.Context, r *x402Request, tab x402Tab, note x402Note) (*x402Answer, error) {
-	if note.AnsweredAt != 0 && note.Broken == 0 {
+	repeated := r.repeats(note)
+	if note.AnsweredAt != 0 && !repeated {
 		return nil, nil
 	}
 	all, err := d.sender.Find(ctx, r.id)
@@ -152,7 +153,7 @@ func (d *x402Desk) refundAgain(ctx context.Context, r *x402Request, tab x402Tab,
 	}
 	for i := len(all) - 1; i >= 0; i-- {
 		tx := all[i]
-		if tx.Call.Kind == chain.Refund && tx.CreatedAt.UnixMilli() >= note.CreatedAt && (tx.State == chain.Pending || tx.Succeeded) {
+		if tx.Call.Kind == chain.Refund && tx.CreatedAt.UnixMilli() >= note.CreatedAt && (tx.State == chain.Pending || tx.Succeeded && repeated) {
 			ctx, cancel := context.WithTimeout(ctx, d.config.OpenTimeout)
 			defer cancel()
 			return d.refunded(ctx, r, note, tx.ID)

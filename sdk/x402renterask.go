@@ -30,6 +30,7 @@ const (
 type ask struct {
 	req  *http.Request
 	body func() (io.ReadCloser, error) // nil: there is none
+	key  string                        // says that the payment was sent before, where it is sent again; empty: none is sent
 }
 
 // newAsk takes a request over and with it the duty to close its body.
@@ -71,6 +72,9 @@ func (a *ask) send(transport http.RoundTripper, payment string) (*http.Response,
 	}
 	if payment != "" {
 		req.Header.Set(x402.HeaderSignature, payment)
+		if a.key != "" && req.Header.Get(headerIdempotencyKey) == "" {
+			req.Header.Set(headerIdempotencyKey, a.key)
+		}
 	}
 	return transport.RoundTrip(req)
 }
@@ -184,7 +188,7 @@ const (
 func (b *buying) deliver(ctx context.Context, payment string) (resp *http.Response, lost bool, err error) {
 	var sent atomic.Int32
 	trace := httptrace.WithClientTrace(b.req.Context(), &httptrace.ClientTrace{WroteHeaders: func() { sent.Add(1) }})
-	a := ask{req: b.req.WithContext(trace), body: b.body}
+	a := ask{req: b.req.WithContext(trace), body: b.body, key: b.key}
 	for try := 0; ; try++ {
 		if resp, err = a.send(b.x.options.Transport, payment); err == nil {
 			return resp, try > 0 || sent.Load() > 1, nil

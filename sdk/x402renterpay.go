@@ -122,6 +122,7 @@ func (b *buying) header(ctx context.Context, kind x402.Type, most uint256.Int, d
 	if err := p.Set(h); err != nil {
 		return "", err
 	}
+	b.key = rand.Text()
 	return h.Get(x402.HeaderSignature), nil
 }
 

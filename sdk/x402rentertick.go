@@ -47,8 +47,9 @@ type X402Tick struct {
 type pendingTick struct {
 	URL    string      `json:"url"`
 	Header string      `json:"header"`
-	Base   uint256.Int `json:"base"` // charged before it
-	Most   uint256.Int `json:"most"` // what its voucher is for
+	Key    string      `json:"key,omitempty"` // the idempotency key that goes with it
+	Base   uint256.Int `json:"base"`          // charged before it
+	Most   uint256.Int `json:"most"`          // what its voucher is for
 
 	Asked metering.Instant `json:"asked"` // on our clocks: its lease began no earlier
 	Boot  string           `json:"boot"`
@@ -182,7 +183,7 @@ func (b *buying) pend(ctx context.Context, p signed) error {
 	}
 	clock := b.x.r.config.Clock
 	b.slate.Tick = &pendingTick{
-		URL: b.tick, Header: p.header, Base: b.slate.Charged, Most: p.most, Asked: clock.Now(), Boot: clock.BootID(),
+		URL: b.tick, Header: p.header, Key: b.key, Base: b.slate.Charged, Most: p.most, Asked: clock.Now(), Boot: clock.BootID(),
 	}
 	return b.x.slates().save(ctx, b.slate)
 }
@@ -195,7 +196,7 @@ func (t *X402Rental) pending(ctx context.Context, b *buying) (*http.Response, er
 		return nil, nil
 	}
 	known := b.slate.Charged
-	b.slate.Charged, b.most = p.Base, p.Most
+	b.slate.Charged, b.most, b.key = p.Base, p.Most, p.Key
 	resp, _, err := b.deliver(ctx, p.Header)
 	if err != nil {
 		return nil, err

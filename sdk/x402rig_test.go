@@ -251,6 +251,21 @@ func (b *buyer) pay(p *x402.PaymentPayload) *http.Response {
 	return b.send("GET", b.path, headerOf(b.T, p))
 }
 
+// keyed sends a payment with an idempotency key.
+func (b *buyer) keyed(p *x402.PaymentPayload, key string) *http.Response {
+	b.Helper()
+	header := headerOf(b.T, p)
+	header.Set("Idempotency-Key", key)
+	return b.send("GET", b.path, header)
+}
+
+// fresh is the same client in a new process, with nothing in its storage.
+func (b *buyer) fresh() *buyer {
+	new := *b
+	new.charged = 0
+	return &new
+}
+
 // paid is an answer to a payment that was taken.
 type paid struct {
 	x402.SettleResponse

@@ -109,10 +109,10 @@ func TestStreamAgain(t *testing.T) {
 	r := newPayRig(t)
 	b := r.buyer("/lease")
 	p := b.depositing(b.next(), 100_000)
-	lease, rec := b.streamed(b.pay(p))
+	lease, rec := b.streamed(b.keyed(p, "one"))
 	charged, spent := b.charged, b.kept().Spent
 	b.charged = 0
-	lease2, rec2 := b.streamed(b.pay(p))
+	lease2, rec2 := b.streamed(b.keyed(p, "one"))
 	if lease2.LeaseID != lease.LeaseID || rec2.Record != rec.Record || b.charged != charged {
 		t.Errorf("another stream: %+v, charged %d after %d", lease2, b.charged, charged)
 	}
@@ -156,6 +156,7 @@ func TestMeteredChargesWhatWasUsed(t *testing.T) {
 			t.Fatal(err)
 		}
 		req.Header = headerOf(t, p)
+		req.Header.Set("Idempotency-Key", "the same")
 		resp, err := http.DefaultClient.Do(req)
 		if err != nil {
 			t.Fatal(err)

@@ -2,7 +2,7 @@
 // command's number. Commands run side by side. What a client keeps, signs, believes and asks again is the packages' own.
 //
 //   client {name, rpc?, key, salt?, spend?}      a client with empty storage; without rpc it cannot read the chain
-//   pay {name, url, method?, body?, stream?, times?}    one paid call, or several at once, an answer for each
+//   pay {name, url, method?, body?, stream?, times?, key?}    one paid call, or several at once, an answer for each
 //   refund {name, url, amount?}
 import { x402Client } from "@x402/core/client";
 import { decodePaymentRequiredHeader, decodePaymentResponseHeader } from "@x402/core/http";
@@ -49,10 +49,10 @@ function now({ storage, signed }) {
   return { signed, channel };
 }
 
-async function pay(say, { name, url, method, body, stream }) {
+async function pay(say, { name, url, method, body, stream, key }) {
   const made = clients.get(name);
   const { requests, send } = watched();
-  const headers = body === undefined ? {} : { "Content-Type": "application/json" };
+  const headers = { ...(body !== undefined && { "Content-Type": "application/json" }), ...(key && { "Idempotency-Key": key }) };
   const response = await wrapFetchWithPayment(send, made.client)(url, { method, body, headers }).catch((error) => ({ error }));
   if (response.error) return { error: response.error.message, requests, ...now(made) };
   const settled = response.headers.get("PAYMENT-RESPONSE");

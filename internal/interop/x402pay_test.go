@@ -20,6 +20,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/eip712"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/sdk"
 )
 
@@ -37,6 +38,7 @@ func TestStockX402(t *testing.T) {
 		{"one channel, many ticks at once", manyTicksAtOnce},
 		{"deposit and vouchers", depositAndVouchers},
 		{"lost state", lostState},
+		{"fresh processes", freshProcesses},
 		{"lost answer", lostAnswer},
 		{"refund and reopen", refundAndReopen},
 		{"stream", streamed},
@@ -128,9 +130,9 @@ func lostState(t *testing.T, s *stock) {
 	c := newCounter(t, s, 1)
 	b := c.shopper(c.payer(), nil)
 	first := b.tick()
-	copied := b.forgetful().asked(nil) // its request is the one that was answered: it may have lost only the answer
-	if copied.Status != http.StatusOK || copied.Body != first.Body || copied.Channel.Charged != strconv.FormatUint(first.charged, 10) {
-		t.Errorf("asked again, and got %+v", copied)
+	b = b.forgetful() // the voucher of its next request is the one that was answered
+	if d := b.tick(); d.corrections() != 1 || d.Body == first.Body {
+		t.Errorf("without state, soon after: %+v", d.did)
 	}
 	for range 5 {
 		b.tick()
@@ -154,6 +156,43 @@ func lostState(t *testing.T, s *stock) {
 	}
 	last.refunds("")
 	c.audit(last)
+}
+
+// freshProcesses: a client that is a new process for each call, as scripts and functions are, keeps nothing. Each call is
+// served, on a GPU that runs, and each runs a handler of its own.
+func freshProcesses(t *testing.T, _ *stock) {
+	var runs atomic.Int64
+	c := newCounter(t, newStock(t), 2, func(c *counter) {
+		c.routes = func(p *sdk.Provider) http.Handler {
+			infer, err := p.Metered(sdk.MeteredRoute{Devices: []string{sim.UUID(1)}, MaxTime: time.Second}, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+				time.Sleep(50 * time.Millisecond)
+				fmt.Fprint(w, runs.Add(1))
+			}))
+			if err != nil {
+				t.Fatal(err)
+			}
+			mux := http.NewServeMux()
+			mux.Handle("/infer", infer)
+			mux.Handle("/", p)
+			return mux
+		}
+	})
+	key, other := c.payer(), c.payer()
+	for n := range 3 {
+		c.stock = newStock(t)
+		d := c.shopper(key, nil).asked(nil)
+		var tick struct {
+			State  string
+			Access json.RawMessage
+		}
+		if err := json.Unmarshal([]byte(d.Body), &tick); err != nil || d.Status != http.StatusOK || tick.State == "ended" || string(tick.Access) == "null" || d.corrections() != min(n, 1) {
+			t.Errorf("process %d got %+v %v", n+1, d, err)
+		}
+		d = c.shopper(other, nil).asked(map[string]any{"url": c.server.URL + "/infer"})
+		if d.Status != http.StatusOK || d.Body != strconv.Itoa(n+1) || number(t, d.Settled.Extra.ChargedAmount) < 50 {
+			t.Errorf("process %d got %+v", n+1, d)
+		}
+	}
 }
 
 // breaker is a proxy that can break the connection of a paid request.
@@ -199,7 +238,7 @@ func lostAnswer(t *testing.T, s *stock) {
 	c := newCounter(t, s, 1)
 	proxy := newBreaker(c)
 	b := c.shopper(c.payer(), nil)
-	through := map[string]any{"url": proxy.URL + "/tick"}
+	through := map[string]any{"url": proxy.URL + "/tick", "key": "first"} // the server sees its answer go out to the proxy
 	lose := func(next *atomic.Int32) {
 		t.Helper()
 		next.Store(1)
@@ -215,11 +254,13 @@ func lostAnswer(t *testing.T, s *stock) {
 		t.Errorf("the first answer was lost, then came %+v; the channel holds %d", first.did, b.holds())
 	}
 	b.tick()
+	through["key"] = "second"
 	lose(&proxy.late)
 	again := b.took(b.asked(through))
 	if again.Requests[len(again.Requests)-1].Payment == "" || again.body.Record.Owed.Uint64() < b.spent+b.gaps {
 		t.Errorf("the answer was lost, then came %+v", again.did)
 	}
+	through["key"] = "third"
 	lose(&proxy.early)
 	b.took(b.asked(through))
 	b.tick()

@@ -1,0 +1,165 @@
+package sdk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+)
+
+// TestFreshProcessIsServedAnew: a client that keeps nothing signs the same voucher
+// for each new wish. It is told what was charged and served anew, and not given an
+// answer of before.
+func TestFreshProcessIsServedAnew(t *testing.T) {
+	r := newPayRig(t)
+	b := r.buyer("/tick")
+	first := b.open(100_000)
+	b.idle()
+	spent := b.charged
+	for range 3 {
+		one := b.fresh()
+		one.corrected(one.pay(one.payment(one.next())))
+		if one.charged < spent {
+			t.Fatalf("told %d, charged %d", one.charged, spent)
+		}
+		tick := one.again()
+		if tick.State == string(leaseEnded) || string(tick.Access) == "null" || tick.LeaseID == first.LeaseID || tick.ChargedAmount.IsZero() {
+			t.Errorf("a new process got %s, access %s, for %s", tick.State, tick.Access, tick.ChargedAmount.Dec())
+		}
+		spent = one.charged
+	}
+	b.charged = 0
+	kept := b.kept()
+	if kept.Spent.Uint64() < spent {
+		t.Errorf("told %d, booked %s", spent, kept.Spent.Dec())
+	}
+}
+
+// lostRig serves a handler that says when it began and waits until it may go on.
+func lostRig(t *testing.T) (b *buyer, runs *atomic.Int64, began, goOn chan struct{}) {
+	runs, began, goOn = new(atomic.Int64), make(chan struct{}, 10), make(chan struct{}, 10)
+	_, b = meteredRig(t, MeteredRoute{MaxTime: 10 * time.Second}, func(w http.ResponseWriter, req *http.Request) {
+		n := runs.Add(1)
+		began <- struct{}{}
+		<-goOn
+		time.Sleep(20 * time.Millisecond) // so that it costs something
+		fmt.Fprintf(w, "run %d", n)
+	})
+	return b, runs, began, goOn
+}
+
+// lose sends a request and cuts its connection while it is served.
+func (b *buyer) lose(header http.Header, began, goOn chan struct{}) {
+	b.Helper()
+	ctx, cancel := context.WithCancel(b.Context())
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, "GET", b.server.URL+b.path, nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	req.Header = header
+	cut := make(chan error, 1)
+	go func() {
+		resp, err := http.DefaultClient.Do(req)
+		if err == nil {
+			resp.Body.Close()
+		}
+		cut <- err
+	}()
+	<-began
+	cancel()
+	if err := <-cut; !errors.Is(err, context.Canceled) {
+		b.Fatalf("the request was not cut: %v", err)
+	}
+	time.Sleep(50 * time.Millisecond) // until the server has seen it
+	goOn <- struct{}{}
+}
+
+// TestAnswerThatWasLost: it is had again for nothing by the same request, soon, and
+// once; later only with an idempotency key.
+func TestAnswerThatWasLost(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		key   string
+		later time.Duration
+		again bool
+	}{
+		{"soon", "", 0, true},
+		{"long after", "", lostWithin, false},
+		{"long after, with a key", "k", lostWithin, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			b, runs, began, goOn := lostRig(t)
+			p := b.depositing(b.next(), 100_000)
+			header := headerOf(t, p)
+			if c.key != "" {
+				header.Set("Idempotency-Key", c.key)
+			}
+			b.lose(header.Clone(), began, goOn)
+			eventually(t, "it was noted as lost", func() bool { return b.noted(t, "answered_at > 0 AND broken = 1") })
+			b.age(t, c.later)
+			goOn <- struct{}{}
+			resp := b.send("GET", b.path, header)
+			if !c.again {
+				if b.corrected(resp); runs.Load() != 1 {
+					t.Errorf("%d runs", runs.Load())
+				}
+				return
+			}
+			kept := b.kept()
+			if b.take(resp); runs.Load() != 1 || kept.Spent.Uint64() != b.charged || b.kept().Spent != kept.Spent {
+				t.Errorf("%d runs, charged %d of %s", runs.Load(), b.charged, kept.Spent.Dec())
+			}
+			if c.key == "" { // that was its answer: another is another wish
+				b.fresh().corrected(b.send("GET", b.path, header))
+			}
+		})
+	}
+}
+
+// TestKeysTellRequestsApart: an answer is had again with its own key only.
+func TestKeysTellRequestsApart(t *testing.T) {
+	b, runs, _, goOn := lostRig(t)
+	for range 3 {
+		goOn <- struct{}{}
+	}
+	p := b.depositing(b.next(), 100_000)
+	b.take(b.keyed(p, "one"))
+	b.fresh().take(b.keyed(p, "one"))
+	b.fresh().corrected(b.keyed(p, "two"))
+	b.fresh().corrected(b.pay(p))
+	if runs.Load() != 1 {
+		t.Errorf("%d runs", runs.Load())
+	}
+	if resp := b.keyed(p, strings.Repeat("x", maxIdempotencyKey+1)); resp.StatusCode == http.StatusOK {
+		t.Errorf("a key of any length: %s", resp.Status)
+	}
+}
+
+// noted reports whether a request of the channel is noted so.
+func (b *buyer) noted(t *testing.T, where string) bool {
+	t.Helper()
+	var n int
+	db := b.provider.db.View()
+	if err := db.GetContext(t.Context(), &n, db.Rebind(`SELECT COUNT(*) FROM x402_requests WHERE channel = ? AND `+where), b.terms.ID().Hex()); err != nil {
+		t.Fatal(err)
+	}
+	return n > 0
+}
+
+// age makes what is noted of requests older.
+func (b *buyer) age(t *testing.T, by time.Duration) {
+	t.Helper()
+	if err := b.provider.db.Update(t.Context(), func(tx *sqlx.Tx) error {
+		_, err := tx.Exec(tx.Rebind(`UPDATE x402_requests SET answered_at = answered_at - ?, created_at = created_at - ?`), by.Milliseconds(), by.Milliseconds())
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+}
