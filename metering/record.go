@@ -13,6 +13,7 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/internal/eip712"
+	"github.com/gpupay/gpupay/internal/exactjson"
 )
 
 // ErrRecord says that bytes are not a usage record.
@@ -111,7 +112,7 @@ func (r Record) MarshalJSON() ([]byte, error) { return json.Marshal(r.wire()) }
 // UnmarshalJSON accepts one form of every value: the one MarshalJSON writes.
 func (r *Record) UnmarshalJSON(b []byte) error {
 	var w recordJSON
-	if err := json.Unmarshal(b, &w); err != nil {
+	if err := exactjson.Unmarshal(b, &w); err != nil {
 		return fmt.Errorf("%w: %w", ErrRecord, err)
 	}
 	record, err := w.record()
@@ -136,7 +137,7 @@ func (s SignedRecord) MarshalJSON() ([]byte, error) {
 // that takes a [Checker].
 func (s *SignedRecord) UnmarshalJSON(b []byte) error {
 	var w signedJSON
-	if err := json.Unmarshal(b, &w); err != nil {
+	if err := exactjson.Unmarshal(b, &w); err != nil {
 		return fmt.Errorf("%w: %w", ErrRecord, err)
 	}
 	record, err := w.record()

@@ -1,14 +1,13 @@
 package sdk
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
-	"io"
 
 	"github.com/ethereum/go-ethereum/common"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/exactjson"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -73,12 +72,8 @@ type nodeStatus struct {
 
 // parseNode reads one document of the protocol.
 func parseNode(raw []byte, into any) error {
-	decoder := json.NewDecoder(bytes.NewReader(raw))
-	if err := decoder.Decode(into); err != nil {
+	if err := exactjson.Unmarshal(raw, into); err != nil {
 		return fmt.Errorf("it does not parse: %w", err)
-	}
-	if _, err := decoder.Token(); err != io.EOF {
-		return fmt.Errorf("something follows the document")
 	}
 	return nil
 }

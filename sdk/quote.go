@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"strconv"
 	"time"
 
@@ -115,6 +116,9 @@ func (r *Renter) checkQuote(ctx context.Context, challenge wire.Challenge, docum
 	if offer.ExpiredAt(r.config.Now()) {
 		return Quote{}, fmt.Errorf("%w: it expired at %s", ErrOffer, time.Unix(offer.Expires, 0).UTC().Format(time.RFC3339))
 	}
+	if err := r.plausible(offer.Offer); err != nil {
+		return Quote{}, err
+	}
 	price, err := r.checkPrice(offer.Offer)
 	if err != nil {
 		return Quote{}, err
@@ -137,6 +141,43 @@ func (r *Renter) checkQuote(ctx context.Context, challenge wire.Challenge, docum
 		q.SuggestedDeposit = request.SuggestedDeposit.Int
 	}
 	return q, nil
+}
+
+// Bounds of what an offer may say. MaxGap is what a late reading can be billed for.
+const (
+	maxOfferTick = time.Minute
+	maxOfferGap  = time.Minute
+	maxKinds     = 64  // of devices
+	maxModel     = 128 // bytes of a device's name
+)
+
+// plausible holds an offer's figures to what they can be: each of them bounds
+// what the renter can lose or wait for, so one that is out of all proportion
+// makes a bound that bounds nothing.
+func (r *Renter) plausible(o wire.Offer) error {
+	for _, figure := range []struct {
+		name            string
+		is, least, most int64
+		unit            string
+	}{
+		{"credit", int64(min(o.Credit, math.MaxInt64)), 1, max(int64(r.config.MaxCredit/time.Second), 1), "GPU-seconds"},
+		{"tick", o.Tick, 1, maxOfferTick.Milliseconds(), "ms"},
+		{"gap", o.MaxGap, o.Tick, maxOfferGap.Milliseconds(), "ms"},
+		{"time between records", o.RecordEvery, 1, max(r.config.Patience.Milliseconds(), 1), "ms"},
+	} {
+		if figure.is < figure.least || figure.is > figure.most {
+			return fmt.Errorf("%w: a %s of %d %s, from %d to %d is plausible: nothing was signed", ErrOffer, figure.name, figure.is, figure.unit, figure.least, figure.most)
+		}
+	}
+	if len(o.Devices) > maxKinds {
+		return fmt.Errorf("%w: %d kinds of devices", ErrOffer, len(o.Devices))
+	}
+	for _, d := range o.Devices {
+		if len(d.Model) > maxModel || d.Model != printable(d.Model) || d.Count < 0 {
+			return fmt.Errorf("%w: %d of a device called %.60q", ErrOffer, d.Count, d.Model)
+		}
+	}
+	return nil
 }
 
 // sameTerms holds the challenge, which nobody signed, to the offer, which the

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/exactjson"
 	"github.com/gpupay/gpupay/internal/fault"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
@@ -152,7 +153,7 @@ func (l *Rental) release(ctx context.Context) (json.RawMessage, error) {
 	var answer struct {
 		Record json.RawMessage `json:"record"`
 	}
-	if err := json.Unmarshal(body, &answer); err != nil {
+	if err := exactjson.Unmarshal(body, &answer); err != nil {
 		return nil, fmt.Errorf("channel %s: %w: the answer to a release: %w", l.id, ErrGarbage, err)
 	}
 	return answer.Record, nil
@@ -166,7 +167,7 @@ func (l *Rental) released(ctx context.Context, document json.RawMessage) error {
 		return nil
 	}
 	var rec metering.SignedRecord
-	if err := json.Unmarshal(document, &rec); err != nil {
+	if err := exactjson.Unmarshal(document, &rec); err != nil {
 		return l.dispute(ctx, fmt.Errorf("%w: final record: %w", ErrGarbage, err), document)
 	}
 	if rec.LeaseID == l.row.Lease {

@@ -2,7 +2,6 @@ package sdk
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
@@ -10,6 +9,7 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/exactjson"
 	"github.com/gpupay/gpupay/internal/fault"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -169,7 +169,7 @@ func (l *Rental) has(cumulative uint256.Int) {
 // again with the next payment.
 func (l *Rental) notTaken(document []byte) {
 	var problem wire.Problem
-	if err := json.Unmarshal(document, &problem); err != nil {
+	if err := exactjson.Unmarshal(document, &problem); err != nil {
 		problem = wire.Problem{Title: "a problem that does not parse"}
 	}
 	problem.Title, problem.Detail = printable(problem.Title), printable(problem.Detail)
@@ -200,7 +200,7 @@ func (l *Rental) urgent() bool {
 // may be ahead of the records by the credit.
 func (l *Rental) needed(ctx context.Context, document []byte) error {
 	var n wire.NeedVoucher
-	if err := json.Unmarshal(document, &n); err != nil || n.ChannelID != l.id {
+	if err := exactjson.Unmarshal(document, &n); err != nil || n.ChannelID != l.id {
 		return l.dispute(ctx, fmt.Errorf("%w: a demand for another channel or none (%v)", ErrGarbage, err), document)
 	}
 	explained, err := l.target()

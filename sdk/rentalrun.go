@@ -11,6 +11,7 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/exactjson"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -211,7 +212,7 @@ func (l *Rental) handle(ctx context.Context, e wire.Event) error {
 
 func (l *Rental) status(ctx context.Context, document []byte) error {
 	var s wire.Status
-	if err := json.Unmarshal(document, &s); err != nil {
+	if err := exactjson.Unmarshal(document, &s); err != nil {
 		return l.dispute(ctx, fmt.Errorf("%w: status: %w", ErrGarbage, err), document)
 	}
 	l.service = printable(s.State)
@@ -245,7 +246,7 @@ func (l *Rental) usage(ctx context.Context, document []byte) error {
 // with the checker's state in one step. What does not hold is a dispute.
 func (l *Rental) check(ctx context.Context, document []byte) error {
 	var rec metering.SignedRecord
-	if err := json.Unmarshal(document, &rec); err != nil {
+	if err := exactjson.Unmarshal(document, &rec); err != nil {
 		return l.dispute(ctx, fmt.Errorf("%w: usage record: %w", ErrGarbage, err), document)
 	}
 	most, err := l.mostOwed(ctx)

@@ -2,7 +2,6 @@ package sdk
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -12,6 +11,7 @@ import (
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/holiman/uint256"
 
+	"github.com/gpupay/gpupay/internal/exactjson"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -88,7 +88,7 @@ func (l *Rental) shows(ctx context.Context) (http.Header, error) {
 		return header, err
 	}
 	var rec metering.SignedRecord
-	if err := json.Unmarshal(document, &rec); err != nil {
+	if err := exactjson.Unmarshal(document, &rec); err != nil {
 		return header, fmt.Errorf("channel %s: record %d on disk does not parse; restore the database from its backup: %w", l.id, l.row.Checker.Sequence, err)
 	}
 	return header, wire.ShownRecord{Record: rec.Record, Signature: rec.Signature}.Set(header)
@@ -116,7 +116,7 @@ func (l *Rental) first(ctx context.Context) error {
 			return l.broken(ctx, l.feed.err)
 		}
 		var lease wire.Lease
-		if e.Name != wire.EventLease || json.Unmarshal(e.Data, &lease) != nil || lease.ChannelID != l.id {
+		if e.Name != wire.EventLease || exactjson.Unmarshal(e.Data, &lease) != nil || lease.ChannelID != l.id {
 			return l.dispute(ctx, fmt.Errorf("%w: it begins with %.40q and not with this channel's lease", ErrGarbage, e.Name), e.Data)
 		}
 		return l.begin(ctx, lease, e.Data)

@@ -89,6 +89,7 @@ type RenterConfig struct {
 	Escrow             common.Address
 	AllowUnknownEscrow bool          // trust any contract that a provider names: it can keep the whole deposit
 	MaxGrace           time.Duration // refuse an escrow that takes longer to leave; 7 days if zero
+	MaxCredit          time.Duration // refuse an offer that lets more GPU time be billed unseen; 1 h if zero, at least 1 s
 	Relay              Relay         // sends what this renter signed when it has no native coin; may be nil
 
 	Tolerance     time.Duration // by which a provider's clock may run ahead of ours; 2 s if zero
@@ -162,6 +163,7 @@ func NewRenter(ctx context.Context, config RenterConfig) (*Renter, error) {
 
 func (c RenterConfig) withDefaults() RenterConfig {
 	c.MaxGrace = cmp.Or(c.MaxGrace, 7*24*time.Hour)
+	c.MaxCredit = cmp.Or(c.MaxCredit, time.Hour)
 	c.Tolerance = cmp.Or(c.Tolerance, 2*time.Second)
 	c.Patience = cmp.Or(c.Patience, 2*time.Minute)
 	c.Confirmations = cmp.Or(c.Confirmations, 1)
@@ -188,8 +190,8 @@ func (c RenterConfig) check() error {
 		return errors.New("renter: Token is empty: give the address of the token to pay in; the caps are in its units")
 	case c.Database == "":
 		return errors.New("renter: Database is empty: give the path of a file; it remembers where the deposits are")
-	case c.Tolerance < 0 || c.Patience < 0 || c.Poll < 0 || c.MaxGrace < 0:
-		return errors.New("renter: Tolerance, Patience, Poll and MaxGrace must not be negative")
+	case c.Tolerance < 0 || c.Patience < 0 || c.Poll < 0 || c.MaxGrace < 0 || c.MaxCredit < 0:
+		return errors.New("renter: Tolerance, Patience, Poll, MaxGrace and MaxCredit must not be negative")
 	}
 	return nil
 }

@@ -445,6 +445,20 @@ func TestHostileQuotes(t *testing.T) {
 		{"challenge names another escrow", nil, func(v *villain) {
 			v.forgeChallenge = func(r *wire.Request) { r.MethodDetails.EscrowContract = wire.Address{1} }
 		}, nil, ErrOffer, true},
+		{"credit of years", func(o *wire.Offer) { o.Credit = 1 << 40 }, nil, nil, ErrOffer, true},
+		{"more credit than the renter gives", func(o *wire.Offer) { o.Credit = 3601 }, nil, nil, ErrOffer, true},
+		{"no credit", func(o *wire.Offer) { o.Credit = 0 }, nil, nil, ErrOffer, true},
+		{"records that are a day apart", func(o *wire.Offer) { o.RecordEvery = 86_400_000 }, nil, nil, ErrOffer, true},
+		{"records that are no time apart", func(o *wire.Offer) { o.RecordEvery = 0 }, nil, nil, ErrOffer, true},
+		{"tick of an hour", func(o *wire.Offer) { o.Tick, o.MaxGap = 3_600_000, 3_600_000 }, nil, nil, ErrOffer, true},
+		{"gap of an hour", func(o *wire.Offer) { o.MaxGap = 3_600_000 }, nil, nil, ErrOffer, true},
+		{"gap that takes time back", func(o *wire.Offer) { o.MaxGap = -1 }, nil, nil, ErrOffer, true},
+		{"device whose name steers a terminal", func(o *wire.Offer) { o.Devices = []wire.OfferDevices{{Model: "H100\x1b[2J", Count: 1}} }, nil, nil, ErrOffer, true},
+		{"offer that says one thing twice", nil, func(v *villain) {
+			v.forgeOffer = func(v *villain) []byte {
+				return []byte(strings.Replace(string(v.offer.Document), `"amount":"1000"`, `"amount":"1000","Amount":"1"`, 1))
+			}
+		}, nil, ErrOffer, true},
 		{"expired offer", func(o *wire.Offer) { o.Expires = time.Now().Unix() }, nil, nil, ErrOffer, true},
 		{"escrow with one byte changed", func(o *wire.Offer) { o.Escrow = wire.Address(lookAlike) }, nil, nil, ErrEscrow, true},
 		{"escrow with one byte more", func(o *wire.Offer) { o.Escrow = wire.Address(longer) }, nil, nil, ErrEscrow, true},

@@ -25,8 +25,10 @@ type drawer struct {
 	gifts  uint64 // base units that strangers added
 }
 
-func newDrawer(t *testing.T, m *market) *drawer {
-	d := &drawer{t: t, villain: newVillain(t, m, nil)}
+func newDrawer(t *testing.T, m *market) *drawer { return newDrawerOf(t, m, nil) }
+
+func newDrawerOf(t *testing.T, m *market, change func(*wire.Offer)) *drawer {
+	d := &drawer{t: t, villain: newVillain(t, m, change)}
 	d.script = func(*plot) {}
 	d.funding = func(p wire.Payload) {
 		if p.Authorization == nil {
@@ -171,6 +173,28 @@ func TestCapHoldsWhateverIsSent(t *testing.T) {
 			t.Errorf("seed %d: %d of %d deposited, with %d by strangers: the cap leaves room (%v)", seed, got, cap, d.gifts, last)
 		}
 		l.detach()
+	}
+}
+
+// TestTopUpComesWithTheDebt: a provider that offers an hour's credit is not given
+// the cap at once. The deposit is added to when what is owed comes near it.
+func TestTopUpComesWithTheDebt(t *testing.T) {
+	m := newMarket(t)
+	for deposit, want := range map[string]int{"1": 1, "0.05": 2} { // a second is 0.001
+		d := newDrawerOf(t, m, func(o *wire.Offer) { o.Credit = 3600 })
+		d.script = func(p *plot) { p.honest(8) }
+		r := openRenter(t, m.renterConfig(t, m.payer))
+		l, err := r.Rent(t.Context(), d.server.URL, RentOptions{Deposit: deposit, TopUp: "0.7", Gasless: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.terms = l.Terms()
+		d.submit(d.payloads()[0])
+		background(t.Context(), l)
+		eventually(t, "the records", func() bool { return l.Snapshot().Sequence == 8 })
+		if got := len(d.payloads()); got != want {
+			t.Errorf("deposit %s: %d authorizations, want %d", deposit, got, want)
+		}
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/exactjson"
 )
 
 // maxHeader bounds what a parser of this package reads from one header. A
@@ -95,7 +96,7 @@ func decode(what, text string, into any) error {
 	if err != nil {
 		return malformed("%s is not base64url: %v", what, err)
 	}
-	if err := json.Unmarshal(raw, into); err != nil {
+	if err := exactjson.Unmarshal(raw, into); err != nil {
 		if errors.Is(err, ErrMalformed) {
 			return fmt.Errorf("%s: %w", what, err)
 		}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/eip712"
+	"github.com/gpupay/gpupay/internal/exactjson"
 )
 
 // Offer is what a provider promises before a renter pays: the price, what both
@@ -21,7 +22,8 @@ import (
 // another price was agreed.
 //
 // The hash is keccak256 over the document's canonical JSON without its
-// signature; fields that a reader does not know are part of it.
+// signature; fields that a reader does not know are part of it. Keys are exact:
+// a document with one twice, or in another case, is no offer.
 type Offer struct {
 	Version     uint32         `json:"version"` // 1
 	ChainID     uint64         `json:"chainId"`
@@ -100,7 +102,10 @@ func ParseOffer(document []byte) (SignedOffer, error) {
 		return SignedOffer{}, malformed("offer: something follows the document")
 	}
 	var o Offer
-	if err := json.Unmarshal(document, &o); err != nil {
+	if err := exactjson.Unmarshal(document, &struct {
+		*Offer
+		Signature *json.RawMessage `json:"signature"` // so that nothing else is spelt like it
+	}{Offer: &o}); err != nil {
 		return SignedOffer{}, malformed("offer: %v", err)
 	}
 	var signature Bytes
