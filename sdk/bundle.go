@@ -252,7 +252,7 @@ func exportPayer(ctx context.Context, db *store.DB, txs *chain.Store, id common.
 	}
 	kept, err := rentals.evidence(ctx, id)
 	for _, e := range kept {
-		b.Evidence = append(b.Evidence, BundleEvidence{Reason: e.Reason, At: e.At.UTC(), Document: string(e.Document)})
+		b.Evidence = append(b.Evidence, BundleEvidence{Reason: e.Reason, At: e.At.UTC(), Document: redactExport(string(e.Document), row.Secret, string(row.Access))})
 	}
 	return b, err
 }

@@ -124,6 +124,7 @@ type Renter struct {
 	db      *store.DB
 	store   rentalStore
 	sender  *chain.Sender
+	turns   turns // of payments to x402 servers, whichever client makes them
 
 	spending chan struct{} // held from an approval until it is spent
 }

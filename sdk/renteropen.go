@@ -486,6 +486,13 @@ func lesser(a, b uint256.Int) uint256.Int {
 	return b
 }
 
+func larger(a, b uint256.Int) uint256.Int {
+	if a.Gt(&b) {
+		return a
+	}
+	return b
+}
+
 // Resume takes up a rental that a crash or a restart cut off: it opens what was
 // being opened, and for everything else returns the rental as it was left. Then
 // Run goes on paying, and Close or Leave end it. To end one that was being

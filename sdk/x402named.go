@@ -3,6 +3,7 @@ package sdk
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"slices"
 	"sync"
 
@@ -84,7 +85,7 @@ func (n namedAllocator) Adopt(ctx context.Context, a Allocation) error {
 	}
 	adopter, ok := n.Allocator.(Adopter)
 	if !ok {
-		return errNoAdopter
+		return errors.New("the allocator cannot adopt it")
 	}
 	return adopter.Adopt(ctx, a)
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
-	"sync"
 
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/holiman/uint256"
@@ -61,13 +60,16 @@ type X402Payment struct {
 // channels in x402's settlement contract, whoever wrote them. It is an
 // http.RoundTripper: a request that is answered by 402 is paid and sent again.
 // It is safe for concurrent use; requests that pay from one channel take turns
-// until their answers begin, since each voucher counts from the one before.
+// until their answers begin, since each voucher counts from the one before, also
+// between clients of one renter.
 //
 // It promises: nothing is signed above the caps or for more than MaxPrice a
 // request; what a channel can cost and every deposit are on disk before they are
 // signed; a deposit that may still be on its way is sent again and not signed
 // again; what a server says of a channel is believed only as far as our own
-// signatures and the chain bear it out. A request is paid for at most once.
+// signatures and the chain bear it out. A request is paid for at most once. A
+// server has one channel at a time, whatever its 402s say, and one that was caught
+// is not paid again under another address or at another payee.
 //
 // Deposits are ERC-3009 authorizations that the server sends: no native coin is
 // needed to pay or to be refunded. Leave needs some.
@@ -78,9 +80,6 @@ type X402Client struct {
 	payer    *channel.Payer
 	maxPrice uint256.Int
 	deposit  uint256.Int // zero: as the server suggests
-
-	mu    sync.Mutex
-	lines map[common.Hash]chan struct{} // one token a channel
 }
 
 var _ http.RoundTripper = (*X402Client)(nil)
@@ -88,7 +87,7 @@ var _ http.RoundTripper = (*X402Client)(nil)
 // X402 returns a client that pays x402 servers within this renter's caps. It
 // fails where x402's contracts are not on the renter's chain.
 func (r *Renter) X402(ctx context.Context, options X402Options) (*X402Client, error) {
-	x := &X402Client{r: r, options: options, lines: make(map[common.Hash]chan struct{})}
+	x := &X402Client{r: r, options: options}
 	if options.MaxPrice == "" {
 		return nil, errors.New("renter: MaxPrice is empty: say how much one request may cost, in units of the token, such as \"0.05\"")
 	}
@@ -159,7 +158,7 @@ func (x *X402Client) RoundTrip(req *http.Request) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
-	release, err := x.queue(req.Context(), b.id)
+	release, err := x.queue(req.Context(), b.terms)
 	if err != nil {
 		return nil, err
 	}
@@ -167,21 +166,10 @@ func (x *X402Client) RoundTrip(req *http.Request) (*http.Response, error) {
 	return b.buy(req.Context())
 }
 
-// queue waits for a channel's turn.
-func (x *X402Client) queue(ctx context.Context, id common.Hash) (release func(), err error) {
-	x.mu.Lock()
-	line := x.lines[id]
-	if line == nil {
-		line = make(chan struct{}, 1)
-		x.lines[id] = line
-	}
-	x.mu.Unlock()
-	select {
-	case line <- struct{}{}:
-		return func() { <-line }, nil
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
+// queue waits for the turn of a channel, which is also that of all that pay the
+// same payee in its place.
+func (x *X402Client) queue(ctx context.Context, t channel.Terms) (release func(), err error) {
+	return x.r.turns.take(ctx, turnOf(t))
 }
 
 // origin is what of a URL is kept: no query, which may hold secrets, and no user.

@@ -3,6 +3,7 @@ package sdk
 import (
 	"context"
 	"crypto/ecdsa"
+	"errors"
 	"io"
 	"log/slog"
 	"net/http"
@@ -32,6 +33,7 @@ type stall struct {
 	server   *httptest.Server
 	offer    x402.Requirements
 	database string
+	renter   *Renter // the newest
 
 	mu      sync.Mutex
 	asked   int                   // requests, paid or not
@@ -160,6 +162,11 @@ func (s *stall) client(caps Caps, options X402Options) *X402Client {
 
 func (s *stall) tryClient(caps Caps, options X402Options) (*X402Client, error) {
 	s.Helper()
+	if s.renter != nil { // a database belongs to one renter at a time
+		if err := s.renter.Close(); err != nil {
+			s.Fatal(err)
+		}
+	}
 	r, err := NewRenter(s.Context(), RenterConfig{
 		Key: channel.NewKey(s.payer), Backend: s.Backend, Token: s.Token, Database: s.database, Caps: caps,
 		Poll: 5 * time.Millisecond, Patience: 50 * time.Millisecond, Log: slog.New(slog.DiscardHandler),
@@ -167,6 +174,7 @@ func (s *stall) tryClient(caps Caps, options X402Options) (*X402Client, error) {
 	if err != nil {
 		s.Fatal(err)
 	}
+	s.renter = r
 	s.Cleanup(func() { r.Close() })
 	return r.X402(s.Context(), options)
 }
@@ -262,7 +270,15 @@ func TestX402AfterCrash(t *testing.T) {
 			row = *known
 		}
 		s.buy(x)
-		if err := x.slates().save(t.Context(), row); err != nil { // as it was before the answer
+		if err := x.slates().save(t.Context(), &row); !errors.Is(err, errStale) {
+			t.Fatal("an old slate overwrote a newer one:", err)
+		}
+		if newer, err := x.slates().load(t.Context(), row.ID); err != nil {
+			t.Fatal(err)
+		} else {
+			row.version = newer.version
+		}
+		if err := x.slates().save(t.Context(), &row); err != nil { // as it was before the answer
 			t.Fatal(err)
 		}
 		x = s.client(stallCaps, stallOptions)

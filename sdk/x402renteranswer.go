@@ -51,7 +51,7 @@ func (b *buying) charged(ctx context.Context, resp *http.Response, receipt x402.
 		return nil
 	}
 	b.slate.Charged, b.booked, b.charge = total, true, charge
-	if err := b.x.slates().save(ctx, b.slate); err != nil {
+	if err := b.save(ctx); err != nil {
 		return err
 	}
 	paid := X402Payment{URL: origin(b.req.URL), Channel: b.id, Charged: charge, Total: total}
@@ -118,11 +118,13 @@ func (b *buying) rebase(ctx context.Context, said x402.Extra, h http.Header) (ag
 			return false, nil // it has forgotten what it claimed, and cannot be paid on that base
 		}
 		if v.SignedMaxClaimable.Gt(&paid.Signed) {
-			if err := b.recall(ctx, v.SignedMaxClaimable.Int, view); err != nil {
+			if err := b.recall(ctx, *v); err != nil {
 				return false, err
 			}
 		}
-		unanswered = base.Gt(&b.prior) && !v.SignedMaxClaimable.Gt(&b.most)
+		// With a channel that was on the chain before this database knew of it, the
+		// voucher may be one of an earlier request.
+		unanswered = base.Gt(&b.prior) && !v.SignedMaxClaimable.Gt(&b.most) && !(b.found && b.slate.Deposit == nil)
 		b.untaken = v.SignedMaxClaimable.Lt(&b.most)
 	}
 	if base == b.slate.Charged {
@@ -130,7 +132,7 @@ func (b *buying) rebase(ctx context.Context, said x402.Extra, h http.Header) (ag
 	}
 	b.x.r.config.Log.Info("x402 channel was out of step", "channel", b.id, "ours", b.slate.Charged.Dec(), "theirs", base.Dec())
 	b.slate.Charged = base
-	if err := b.x.slates().save(ctx, b.slate); err != nil {
+	if err := b.save(ctx); err != nil {
 		return false, err
 	}
 	if unanswered { // it counts this very request as served: a second voucher would pay it twice
@@ -152,9 +154,11 @@ func (b *buying) proved(base uint256.Int, v x402.VoucherState) error {
 }
 
 // recall books a voucher of ours that this database has forgotten: what the
-// channel can cost is known again, and counts against the caps.
-func (b *buying) recall(ctx context.Context, signed uint256.Int, view channel.ChainView) error {
-	_, err := b.x.payer.Pay(ctx, b.id, lesser(signed, view.Deposit))
+// channel can cost is known again.
+func (b *buying) recall(ctx context.Context, shown x402.VoucherState) error {
+	v := channel.Voucher{ChannelID: b.id, Cumulative: shown.SignedMaxClaimable.Int, Signature: shown.Signature[:]}
+	_, err := b.x.payer.Recall(ctx, v)
+	b.slate.Found, b.prior = true, larger(b.prior, v.Cumulative)
 	return err
 }
 
@@ -173,7 +177,7 @@ func (b *buying) distrust(ctx context.Context, reason error, document []byte) er
 	err := b.x.r.store.keep(ctx, Evidence{Channel: b.id, URL: b.slate.URL, Reason: reason.Error(), At: b.x.r.config.Now(), Document: document})
 	b.slate.Dispute = reason.Error()
 	b.x.r.config.Log.Error("x402 server was caught: nothing more is paid", "channel", b.id, "reason", reason)
-	return errors.Join(&Dispute{Channel: b.id, Reason: reason}, err, b.x.slates().save(ctx, b.slate))
+	return errors.Join(&Dispute{Channel: b.id, Reason: reason}, err, b.save(ctx))
 }
 
 // X402Channel is a channel with an x402 server. Amounts are base units.

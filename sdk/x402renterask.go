@@ -88,8 +88,15 @@ func (a *ask) idempotent() bool {
 	return false
 }
 
-// drop ends an answer that nobody will read.
+// dropTime bounds how long the rest of an answer is waited for that nobody reads.
+// The channel's turn may be held meanwhile.
+const dropTime = time.Second
+
+// drop ends an answer that nobody will read. What of it is there is read, so that
+// its connection can be used again; one that stalls is cut.
 func drop(resp *http.Response) {
+	stalled := time.AfterFunc(dropTime, func() { _ = resp.Body.Close() })
+	defer stalled.Stop()
 	_, _ = io.CopyN(io.Discard, resp.Body, maxRefusal)
 	_ = resp.Body.Close()
 }
@@ -121,29 +128,36 @@ type buying struct {
 	terms channel.Terms
 	id    common.Hash
 	slate slate
-	prior uint256.Int // the most that was signed for before this request
-	most  uint256.Int // what its voucher is for
-	tick  string      // where a tick is asked for; empty: this is none
+	view  channel.ChainView // as last read
+	fresh bool              // nothing is on disk yet
+	found bool              // fresh, and the chain held money for it when the request began
+	prior uint256.Int       // the most that was signed for before this request
+	most  uint256.Int       // what its voucher is for
+	tick  string            // where a tick is asked for; empty: this is none
 
 	untaken bool // the server has not taken this request's voucher
 	booked  bool // the answer's receipt was, and says:
 	charge  uint256.Int
 }
 
-// choose takes the first offer that this renter may pay, at most maxPrice.
+// choose takes the cheapest offer that this renter may pay, at most maxPrice.
 func (x *X402Client) choose(a *ask, required x402.PaymentRequired, maxPrice uint256.Int) (*buying, error) {
 	err := fmt.Errorf("it has none of scheme %s with ERC-3009 deposits", x402.Scheme)
+	var best *x402.Requirements
 	for i, offer := range required.Accepts {
 		unfit := x.fits(offer, maxPrice)
-		if unfit == nil {
-			terms := x.terms(offer)
-			return &buying{ask: a, x: x, first: required, offer: offer, terms: terms, id: terms.ID()}, nil
+		if unfit == nil && (best == nil || offer.Amount.Lt(&best.Amount.Int)) {
+			best = &required.Accepts[i]
 		}
-		if i == 0 {
+		if i == 0 && unfit != nil {
 			err = unfit
 		}
 	}
-	return nil, fmt.Errorf("%s: %w: %w", a.req.URL.Host, ErrNotOffered, err)
+	if best == nil {
+		return nil, fmt.Errorf("%s: %w: %w", a.req.URL.Host, ErrNotOffered, err)
+	}
+	terms := x.terms(*best)
+	return &buying{ask: a, x: x, first: required, offer: *best, terms: terms, id: terms.ID()}, nil
 }
 
 // terms are of the channel that pays an offer. Our own key signs the vouchers

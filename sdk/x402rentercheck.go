@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
@@ -34,7 +35,11 @@ func (t *X402Rental) check(ctx context.Context, b *buying, document []byte) (X40
 	if err != nil {
 		return X402Tick{}, nil, err
 	}
+	b.forfeit(lease, t.price)
 	if err := b.follow(lease, *rec); err != nil {
+		return X402Tick{}, nil, err
+	}
+	if err := b.once(ctx, lease, *rec); err != nil {
 		return X402Tick{}, nil, err
 	}
 	var owed uint256.Int
@@ -54,6 +59,7 @@ func (t *X402Rental) check(ctx context.Context, b *buying, document []byte) (X40
 func (t *X402Rental) lease(ctx context.Context, b *buying, said x402Tick) (*ticking, error) {
 	if l := b.slate.Ticking; l != nil && l.Lease == said.LeaseID {
 		kept := *l
+		kept.Spans = slices.Clone(l.Spans)
 		return &kept, nil
 	}
 	if said.OfferHash != t.offer.Hash {
@@ -103,9 +109,12 @@ func (t *X402Rental) startOf(s slate, rec metering.SignedRecord) (metering.Insta
 	if earlier.Add(&earlier, &rec.OwedBefore); earlier.Gt(&p.Base) {
 		return start, caught("%w: %s owed before this tick, %s was charged", ErrDemand, earlier.Dec(), p.Base.Dec())
 	}
-	var ran int64
+	var ran, idle int64
+	if rec.Sequence > 1 { // it ran on while the voucher before covered it
+		idle = int64(covered(p.Prior, p.Base, t.price, t.gpus))
+	}
 	for _, d := range rec.Evidence.Devices {
-		ran = max(ran, d.Total-d.Nanos.Allocated)
+		ran = max(ran, d.Total-d.Nanos.Allocated+idle)
 		if s.Found { // it may be the copy of an answer from before
 			ran = max(ran, p.Asked.Wall-d.From.Wall)
 		}

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"math/big"
 	"net/http"
 	"time"
 
@@ -24,6 +25,9 @@ const usualRequests = 10
 // load finds the channel's slate. A channel that this database does not know may
 // be on the chain nevertheless: it is the same for the same key and server.
 func (b *buying) load(ctx context.Context) error {
+	if err := b.vet(ctx); err != nil {
+		return err
+	}
 	known, err := b.x.slates().load(ctx, b.id)
 	if err != nil {
 		return err
@@ -31,10 +35,7 @@ func (b *buying) load(ctx context.Context) error {
 	if known == nil {
 		return b.begin(ctx)
 	}
-	if b.slate = *known; b.slate.Dispute != "" {
-		return &Dispute{Channel: b.id, Reason: errors.New(b.slate.Dispute)}
-	}
-	if b.slate.Leaving {
+	if b.slate = *known; b.slate.Leaving {
 		return fmt.Errorf("channel %s: %w: its deposit is being got back: finish Leave before paying on", b.id, channel.ErrClosing)
 	}
 	paid, err := b.x.payer.State(ctx, b.id)
@@ -44,30 +45,59 @@ func (b *buying) load(ctx context.Context) error {
 
 func (x *X402Client) slates() slates { return slates{x.r.store} }
 
-// begin puts a channel on disk as the chain has it.
+// begin takes a channel up as the chain has it. Nothing is kept of it until
+// something is signed: whoever answers 402 does not fill the disk.
 func (b *buying) begin(ctx context.Context) error {
 	s, err := b.x.escrow.State(ctx, b.id)
 	if err != nil {
 		return err
 	}
-	if err := b.x.payer.Open(ctx, b.terms, s.View.Deposit); err != nil {
-		return err
+	b.view, b.fresh, b.found, b.prior = s.View, true, !s.View.Deposit.IsZero(), s.View.Settled
+	b.slate = slate{ID: b.id, URL: origin(b.req.URL), Charged: s.View.Settled, Found: !s.View.Settled.IsZero()}
+	paid, err := b.x.payer.State(ctx, b.id)
+	if errors.Is(err, channel.ErrUnknown) {
+		return nil
 	}
-	if _, err := b.x.payer.Observe(ctx, b.id, s.View); err != nil {
-		return err
-	}
-	b.slate = slate{ID: b.id, URL: origin(b.req.URL), Charged: s.View.Settled, Found: !s.View.Deposit.IsZero()}
-	return b.x.slates().save(ctx, b.slate)
+	b.prior = paid.Signed // a crash came before the slate
+	return err
 }
 
-// observe records what the chain says of the channel.
+// enter puts a channel on disk that is about to be signed for, and where.
+func (b *buying) enter(ctx context.Context) error {
+	if b.fresh {
+		if _, err := b.x.payer.Adopt(ctx, b.terms, b.view); err != nil {
+			return err
+		}
+	}
+	if isNew := b.slate.visit(site(b.req.URL), b.terms.Payee); !isNew && !b.fresh {
+		return nil
+	}
+	b.fresh = false
+	return b.save(ctx)
+}
+
+func (b *buying) save(ctx context.Context) error { return b.x.slates().save(ctx, &b.slate) }
+
+// observe reads what the chain says of the channel and, if it is kept, records it.
 func (b *buying) observe(ctx context.Context) (channel.PayerState, channel.ChainView, error) {
 	s, err := b.x.escrow.State(ctx, b.id)
 	if err != nil {
 		return channel.PayerState{}, s.View, err
 	}
+	b.view = s.View
+	if b.fresh {
+		return channel.PayerState{ID: b.id, Terms: b.terms, Deposit: s.View.Deposit, Settled: s.View.Settled, Signed: b.prior}, s.View, nil
+	}
 	paid, err := b.x.payer.Observe(ctx, b.id, s.View)
 	return paid, s.View, err
+}
+
+// free is what the channel holds, as last read, and is not charged.
+func (b *buying) free() (free uint256.Int) {
+	if b.view.Deposit.Gt(&b.slate.Charged) {
+		free.Sub(&b.view.Deposit, &b.slate.Charged)
+	}
+	return free
 }
 
 // signed is a payment that is ready to be sent.
@@ -100,6 +130,9 @@ func (b *buying) payment(ctx context.Context) (signed, error) {
 // header signs the voucher and writes the payment. What the voucher can cost is
 // on disk before.
 func (b *buying) header(ctx context.Context, kind x402.Type, most uint256.Int, deposit *x402.Deposit, refund *wire.Amount) (string, error) {
+	if err := b.enter(ctx); err != nil {
+		return "", err
+	}
 	voucher, err := b.x.payer.Pay(ctx, b.id, most)
 	if err != nil {
 		return "", err
@@ -136,12 +169,14 @@ func (b *buying) fund(ctx context.Context, most uint256.Int) (*x402.Deposit, err
 			return b.again(ctx, most)
 		}
 	}
-	paid, err := b.x.payer.State(ctx, b.id)
-	if err != nil {
-		return nil, err
-	}
-	if !most.Gt(&paid.Deposit) {
-		return nil, nil
+	if !b.fresh {
+		paid, err := b.x.payer.State(ctx, b.id)
+		if err != nil {
+			return nil, err
+		}
+		if !most.Gt(&paid.Deposit) {
+			return nil, nil
+		}
 	}
 	_, view, err := b.observe(ctx) // others may have deposited, and a receiver may have refunded
 	if err != nil || !most.Gt(&view.Deposit) {
@@ -154,49 +189,78 @@ func (b *buying) fund(ctx context.Context, most uint256.Int) (*x402.Deposit, err
 }
 
 // underWay reports whether a deposit that was signed may still arrive, and if not
-// records what became of it.
+// records what became of it. It has arrived when it was used and the channel shows
+// it; it cannot arrive any more when its time is over by the chain's clock and by
+// ours. The time is read first, so that the state is no older.
 func (b *buying) underWay(ctx context.Context) (bool, error) {
 	a := b.slate.Deposit.Authorization
-	nonce := channel.DepositNonce(b.id, common.Hash(a.Salt))
-	used, err := b.x.r.token.AuthorizationUsed(ctx, b.terms.Payer, nonce)
+	over, err := b.x.over(ctx, uint64(a.ValidBefore))
 	if err != nil {
 		return false, err
 	}
-	now, err := chain.Now(ctx, b.x.r.backend)
+	used, err := b.x.r.token.AuthorizationUsed(ctx, b.terms.Payer, channel.DepositNonce(b.id, common.Hash(a.Salt)))
 	if err != nil {
 		return false, err
 	}
-	if !used && uint64(now.Unix()) < uint64(a.ValidBefore) {
+	arrived := false
+	if used {
+		if arrived, err = b.arrived(ctx); err != nil {
+			return false, err
+		}
+	}
+	if !arrived && !over {
 		return true, nil
 	}
-	if err := b.arrived(ctx, used); err != nil {
-		return false, err
+	if !arrived {
+		_, view, err := b.observe(ctx)
+		if err != nil {
+			return false, err
+		}
+		if err := b.x.payer.Fund(ctx, b.id, view.Deposit); err != nil {
+			return false, err
+		}
 	}
 	b.slate.Deposit = nil
-	return false, b.x.slates().save(ctx, b.slate)
+	return false, b.save(ctx)
+}
+
+// over reports whether a time has passed on the chain, in a block with the wanted
+// confirmations, and on our own clock: an endpoint that lies about the time does
+// not have a second deposit signed beside one that is still good.
+func (x *X402Client) over(ctx context.Context, at uint64) (bool, error) {
+	if uint64(x.r.config.Now().Unix()) < at {
+		return false, nil
+	}
+	head, err := x.r.backend.HeaderByNumber(ctx, nil)
+	if err == nil && head.Number.Uint64() >= x.r.config.Confirmations {
+		behind := new(big.Int).SetUint64(x.r.config.Confirmations - 1)
+		head, err = x.r.backend.HeaderByNumber(ctx, behind.Sub(head.Number, behind))
+	}
+	if err != nil {
+		return false, fmt.Errorf("%w: reading the time of a block: %w", chain.ErrUnreachable, err)
+	}
+	return head.Time >= at, nil
 }
 
 // lagTries is how often a node is asked again that does not show a deposit which
 // another one has: without it, the deposit would be made twice.
 const lagTries = 3
 
-// arrived records what a channel holds once its deposit was used, or cannot be.
-func (b *buying) arrived(ctx context.Context, used bool) error {
-	paid, err := b.x.payer.State(ctx, b.id)
-	for try := 0; err == nil; try++ {
-		var view channel.ChainView
-		if _, view, err = b.observe(ctx); err != nil {
-			break
+// arrived records what a channel holds once its deposit was used, and reports
+// whether that is all that was meant for it.
+func (b *buying) arrived(ctx context.Context) (bool, error) {
+	for try := 0; ; try++ {
+		paid, _, err := b.observe(ctx)
+		if err != nil || paid.Authorized.IsZero() {
+			return err == nil, err
 		}
-		if !used { // a channel that the chain does not show is not observed
-			return b.x.payer.Fund(ctx, b.id, view.Deposit)
+		if try == lagTries {
+			return false, nil
 		}
-		if !view.Deposit.Lt(&paid.Deposit) || try == lagTries {
-			break
+		if err := chain.Pause(ctx, b.x.r.config.Poll); err != nil {
+			return false, err
 		}
-		err = chain.Pause(ctx, b.x.r.config.Poll)
 	}
-	return err
 }
 
 // again returns a deposit that is under way, to be sent once more.
@@ -216,11 +280,19 @@ func (b *buying) again(ctx context.Context, most uint256.Int) (*x402.Deposit, er
 // deposit signs one: enough for a voucher, and what is usual beside it, within
 // the caps. It is on disk before it leaves.
 func (b *buying) deposit(ctx context.Context, before, most uint256.Int) (*x402.Deposit, error) {
-	value, err := b.size(before, most)
+	value, err := b.size(ctx, before, most)
 	if err != nil {
 		return nil, err
 	}
 	if err := b.afford(ctx, value); err != nil {
+		return nil, err
+	}
+	d := &x402.Deposit{Amount: wire.NewAmount(value)}
+	_, _ = rand.Read(d.Authorization.Salt[:]) // never fails
+	if d.Authorization.ValidBefore, err = b.validBefore(ctx); err != nil {
+		return nil, err
+	}
+	if err := b.enter(ctx); err != nil {
 		return nil, err
 	}
 	var total uint256.Int
@@ -229,16 +301,11 @@ func (b *buying) deposit(ctx context.Context, before, most uint256.Int) (*x402.D
 		return nil, err
 	}
 	fault.Point(fault.TopUpStored)
-	d := &x402.Deposit{Amount: wire.NewAmount(value)}
-	_, _ = rand.Read(d.Authorization.Salt[:]) // never fails
-	if d.Authorization.ValidBefore, err = b.validBefore(ctx); err != nil {
-		return nil, err
-	}
 	if err := b.authorize(ctx, d); err != nil {
 		return nil, err
 	}
 	b.slate.Deposit = d
-	if err := b.x.slates().save(ctx, b.slate); err != nil {
+	if err := b.save(ctx); err != nil {
 		return nil, err
 	}
 	fault.Point(fault.TopUpSigned)
@@ -246,39 +313,48 @@ func (b *buying) deposit(ctx context.Context, before, most uint256.Int) (*x402.D
 }
 
 // size is how much to deposit.
-func (b *buying) size(before, most uint256.Int) (value uint256.Int, err error) {
-	var room, needed uint256.Int
-	if limit := b.x.r.caps.PerChannel; before.Lt(&limit) {
+func (b *buying) size(ctx context.Context, before, most uint256.Int) (value uint256.Int, err error) {
+	limit, cap, err := b.x.payer.Room(ctx, b.terms)
+	if err != nil {
+		return value, err
+	}
+	var room, needed, least uint256.Int
+	if before.Lt(&limit) {
 		room.Sub(&limit, &before)
 	}
 	needed.Sub(&most, &before)
-	var least uint256.Int
 	if hint := b.offer.Extra.MinDeposit; hint != nil {
 		least = hint.Int
 	}
-	value = b.x.deposit
-	if value.IsZero() {
-		if value = least; value.IsZero() {
-			value.Mul(&b.offer.Amount.Int, uint256.NewInt(usualRequests)) // no overflow: amounts have 96 bits
-		}
-		if value.Lt(&needed) {
-			value = needed
-		}
-		if value.Gt(&room) && !least.Gt(&room) {
-			value = room
-		}
+	if value = b.x.deposit; value.IsZero() {
+		value = lesser(b.usual(needed, least), larger(room, least))
 	}
 	units := b.x.r.units
 	switch {
 	case value.Lt(&least):
 		return value, fmt.Errorf("channel %s: %w: it is %s, the server wants at least %s", b.id, ErrDeposit, units(value), units(least))
 	case value.Gt(&room):
-		return value, fmt.Errorf("channel %s: %w: %s on top of %s is over Caps.PerLease of %s: raise the cap, or pay with another Salt",
-			b.id, ErrDeposit, units(value), units(before), units(b.x.r.caps.PerChannel))
+		return value, fmt.Errorf("channel %s: %w: %s on top of %s is more than %s leaves room for: %w",
+			b.id, ErrDeposit, units(value), units(before), capField(cap), b.capped(cap, before, value))
 	case value.Lt(&needed):
 		return value, fmt.Errorf("channel %s: %w: it is %s, the request needs %s", b.id, ErrDeposit, units(value), units(needed))
 	}
 	return value, nil
+}
+
+// usual is what is deposited where the renter did not say how much.
+func (b *buying) usual(needed, least uint256.Int) (value uint256.Int) {
+	if value = least; value.IsZero() {
+		value.Mul(&b.offer.Amount.Int, uint256.NewInt(usualRequests)) // no overflow: amounts have 96 bits
+	}
+	return larger(value, needed)
+}
+
+// capped is the refusal that Fund would give, before anything is kept.
+func (b *buying) capped(cap string, before, value uint256.Int) error {
+	caps, wanted := b.x.payer.Caps, uint256.Int{}
+	limit := map[string]uint256.Int{channel.CapChannel: caps.PerChannel, channel.CapPayee: caps.PerPayee, channel.CapDay: caps.PerDay}[cap]
+	return &channel.CapError{Channel: b.id, Cap: cap, Limit: limit, Wanted: *wanted.Add(&before, &value)}
 }
 
 // afford reports a deposit that cannot work, before it is signed.
@@ -299,14 +375,21 @@ func (b *buying) afford(ctx context.Context, value uint256.Int) error {
 
 // validBefore is until when the server may draw a deposit: as long as it asks
 // for, but no longer than a deposit is ever left open, by the later of the
-// chain's clock and ours. Servers check it by their own.
+// chain's clock and ours. Servers check it by their own. A chain that is further
+// ahead of our clock than ClockOff is not believed: its endpoint would have
+// deposits signed that are good for years.
 func (b *buying) validBefore(ctx context.Context) (x402.Seconds, error) {
-	now, err := chain.Now(ctx, b.x.r.backend)
+	theirs, err := chain.Now(ctx, b.x.r.backend)
 	if err != nil {
 		return 0, err
 	}
-	if ours := b.x.r.config.Now(); ours.After(now) && ours.Sub(now) <= b.x.r.config.ClockOff {
-		now = ours
+	now := b.x.r.config.Now()
+	if ahead := theirs.Sub(now); ahead > b.x.r.config.ClockOff {
+		return 0, fmt.Errorf("%w: the endpoint's newest block is %s ahead of this machine (ClockOff is %s): set the clock, or use another endpoint",
+			chain.ErrClock, ahead.Round(time.Second), b.x.r.config.ClockOff)
+	}
+	if theirs.After(now) {
+		now = theirs
 	}
 	open := min(b.offer.MaxTimeoutSeconds, uint64(authorizationTTL/time.Second))
 	return x402.Seconds(uint64(now.Unix()) + open), nil

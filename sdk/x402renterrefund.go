@@ -46,11 +46,14 @@ func (x *X402Client) Refund(ctx context.Context, url, amount string) (X402Refund
 	if err != nil {
 		return X402Refund{}, err
 	}
-	release, err := x.queue(ctx, b.id)
+	release, err := x.queue(ctx, b.terms)
 	if err != nil {
 		return X402Refund{}, err
 	}
 	defer release()
+	if err := b.stand(ctx); err != nil {
+		return X402Refund{}, err
+	}
 	return b.refund(ctx, part)
 }
 
@@ -138,7 +141,7 @@ func (b *buying) refunded(ctx context.Context, resp *http.Response, before chann
 	}
 	if view.Settled.Gt(&b.slate.Charged) { // the last of what was charged is claimed with a refund
 		b.slate.Charged = view.Settled
-		if err := b.x.slates().save(ctx, b.slate); err != nil {
+		if err := b.save(ctx); err != nil {
 			return refund, false, err
 		}
 	}
@@ -199,50 +202,69 @@ func (x *X402Client) Leave(ctx context.Context, id common.Hash) (X402Refund, err
 	if err != nil {
 		return X402Refund{}, err
 	}
-	release, err := x.queue(ctx, id)
+	b := &buying{x: x, terms: paid.Terms, id: id}
+	before, err := b.pack(ctx)
 	if err != nil {
 		return X402Refund{}, err
 	}
-	defer release()
-	b := &buying{x: x, terms: paid.Terms, id: id, slate: *known}
-	return b.leave(ctx)
+	if err := b.walkOut(ctx); err != nil { // nobody pays meanwhile: the slate says so
+		return X402Refund{}, err
+	}
+	return b.left(ctx, before)
 }
 
-func (b *buying) leave(ctx context.Context) (X402Refund, error) {
-	if known, err := b.x.slates().load(ctx, b.id); err != nil { // again: it is our turn now
-		return X402Refund{}, err
-	} else {
-		b.slate = *known
+// turn runs a step of leaving on the newest slate, when it is the channel's turn.
+func (b *buying) turn(ctx context.Context, step func() error) error {
+	release, err := b.x.queue(ctx, b.terms)
+	if err != nil {
+		return err
 	}
-	if b.slate.Leaving = true; b.slate.Deposit != nil {
-		if err := b.settleDeposit(ctx); err != nil {
-			return X402Refund{}, err
+	defer release()
+	known, err := b.x.slates().load(ctx, b.id)
+	if err != nil {
+		return err
+	}
+	b.slate = *known
+	return step()
+}
+
+// pack ends payments on a channel that is left, and returns what it holds.
+func (b *buying) pack(ctx context.Context) (before channel.ChainView, err error) {
+	err = b.turn(ctx, func() error {
+		if b.slate.Leaving = true; b.slate.Deposit != nil {
+			if err := b.settleDeposit(ctx); err != nil {
+				return err
+			}
 		}
-	}
-	if err := b.x.slates().save(ctx, b.slate); err != nil { // before the chain knows of it
-		return X402Refund{}, err
-	}
-	if _, err := b.x.payer.Close(ctx, b.id); err != nil {
-		return X402Refund{}, err
-	}
-	_, before, err := b.observe(ctx)
-	if err != nil {
-		return X402Refund{}, err
-	}
-	if err := b.walkOut(ctx); err != nil {
-		return X402Refund{}, err
-	}
-	_, after, err := b.observe(ctx)
-	if err != nil {
-		return X402Refund{}, err
-	}
-	refund := X402Refund{Channel: b.id}
-	if before.Deposit.Gt(&after.Deposit) { // all that leaves a channel unclaimed goes to the payer
-		refund.Amount.Sub(&before.Deposit, &after.Deposit)
-	}
-	refund.Left.Sub(&after.Deposit, &after.Settled)
-	b.slate.Leaving, b.slate.Dispute = false, "" // the money is back: to pay again is a new decision
-	return refund, b.x.slates().save(ctx, b.slate)
+		if err := b.save(ctx); err != nil { // before the chain knows of it
+			return err
+		}
+		if _, err := b.x.payer.Close(ctx, b.id); err != nil {
+			return err
+		}
+		var err error
+		_, before, err = b.observe(ctx)
+		return err
+	})
+	return before, err
+}
+
+// left is what came back from a channel that was left.
+func (b *buying) left(ctx context.Context, before channel.ChainView) (refund X402Refund, err error) {
+	err = b.turn(ctx, func() error {
+		_, after, err := b.observe(ctx)
+		if err != nil {
+			return err
+		}
+		refund = X402Refund{Channel: b.id}
+		if before.Deposit.Gt(&after.Deposit) { // all that leaves a channel unclaimed goes to the payer
+			refund.Amount.Sub(&before.Deposit, &after.Deposit)
+		}
+		refund.Left.Sub(&after.Deposit, &after.Settled)
+		b.slate.Leaving, b.slate.Dispute = false, "" // the money is back: to pay again is a new decision
+		return b.save(ctx)
+	})
+	return refund, err
 }
 
 // settleDeposit waits until a deposit that is on its way has arrived or cannot

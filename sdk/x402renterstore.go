@@ -2,10 +2,10 @@ package sdk
 
 import (
 	"context"
-	"database/sql"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
@@ -19,80 +19,86 @@ import (
 // slate is what a channel with an x402 server must not forget, beside what was
 // signed. Amounts are base units.
 type slate struct {
-	ID  common.Hash `json:"channel"`
-	URL string      `json:"url"`
+	ID    common.Hash    `json:"channel"`
+	URL   string         `json:"url"`
+	Payee common.Address `json:"payee"`
+	Sites []string       `json:"sites,omitempty"` // that were paid from it: scheme and host
 	// Charged is what the server is known to have charged, in all: the next
 	// voucher is for so much and the next price.
 	Charged uint256.Int `json:"charged"`
 	// Deposit is one that was signed and is not known to have arrived. It is sent
 	// again as it is, until it has arrived or has expired: the money moves once.
 	Deposit *x402.Deposit `json:"deposit,omitempty"`
-	Found   bool          `json:"found,omitempty"`   // on the chain, when this database did not know of it
-	Leaving bool          `json:"leaving,omitempty"` // being got back without the server
-	Dispute string        `json:"dispute,omitempty"` // what the server was caught at: nothing more is paid
-	Tick    *pendingTick  `json:"tick,omitempty"`    // asked for, and its record was not yet seen
-	Ticking *ticking      `json:"ticking,omitempty"` // the lease that is paid tick by tick
+	// Found: something was claimed, or our own voucher was shown, that this
+	// database does not know of. It ends with the first record that is accepted.
+	Found   bool         `json:"found,omitempty"`
+	Leaving bool         `json:"leaving,omitempty"` // being got back without the server
+	Dispute string       `json:"dispute,omitempty"` // what the server was caught at: nothing more is paid
+	Tick    *pendingTick `json:"tick,omitempty"`    // asked for, and its record was not yet seen
+	Ticking *ticking     `json:"ticking,omitempty"` // the lease that is paid tick by tick
+
+	version int64 // of the row that was read; zero: there was none
 }
+
+// errStale says that somebody else wrote a slate since it was read.
+var errStale = errors.New("another program pays from the channel: one database belongs to one renter")
 
 // slates keeps slates.
 type slates struct{ rentalStore }
 
 // load returns a channel's slate, or nil.
 func (s slates) load(ctx context.Context, id common.Hash) (*slate, error) {
-	var document string
-	view := s.db.View()
-	err := view.GetContext(ctx, &document, view.Rebind(`SELECT document FROM x402_slates WHERE channel = ?`), id.Hex())
-	if errors.Is(err, sql.ErrNoRows) {
-		return nil, nil
+	all, err := s.query(ctx, `WHERE channel = ?`, id.Hex())
+	if err != nil || len(all) == 0 {
+		return nil, err
 	}
-	if err != nil {
-		return nil, fmt.Errorf("channel %s: reading its slate: %w", id, err)
-	}
-	return parseTab(document)
-}
-
-func parseTab(document string) (*slate, error) {
-	t := new(slate)
-	if err := json.Unmarshal([]byte(document), t); err != nil {
-		return nil, fmt.Errorf("an x402 slate on disk does not parse; restore the database from its backup: %w", err)
-	}
-	return t, nil
+	return &all[0], nil
 }
 
 // list returns all, in order of their channels.
-func (s slates) list(ctx context.Context) ([]slate, error) {
-	var documents []string
-	if err := s.db.View().SelectContext(ctx, &documents, `SELECT document FROM x402_slates ORDER BY channel`); err != nil {
+func (s slates) list(ctx context.Context) ([]slate, error) { return s.query(ctx, ``) }
+
+// related returns the slates of a payee, and those that were paid from at a site.
+func (s slates) related(ctx context.Context, payee common.Address, site string) ([]slate, error) {
+	return s.query(ctx, `WHERE payee = ? OR channel IN (SELECT channel FROM x402_sites WHERE site = ?)`, lowerHex(payee), site)
+}
+
+func lowerHex(a common.Address) string { return strings.ToLower(a.Hex()) }
+
+func (s slates) query(ctx context.Context, where string, args ...any) ([]slate, error) {
+	var rows []struct {
+		Document string `db:"document"`
+		Payee    string `db:"payee"`
+		Version  int64  `db:"version"`
+	}
+	view := s.db.View()
+	if err := view.SelectContext(ctx, &rows, view.Rebind(`SELECT document, payee, version FROM x402_slates `+where+` ORDER BY channel`), args...); err != nil {
 		return nil, fmt.Errorf("reading x402 slates: %w", err)
 	}
-	all := make([]slate, len(documents))
-	for i, document := range documents {
-		t, err := parseTab(document)
-		if err != nil {
-			return nil, err
+	all := make([]slate, len(rows))
+	for i, row := range rows {
+		if err := json.Unmarshal([]byte(row.Document), &all[i]); err != nil {
+			return nil, fmt.Errorf("an x402 slate on disk does not parse; restore the database from its backup: %w", err)
 		}
-		all[i] = *t
+		all[i].version, all[i].Payee = row.Version, common.HexToAddress(row.Payee)
 	}
 	return all, nil
 }
 
-// save keeps a slate. Memory and disk must not differ because somebody lost
-// patience, so it does not end with ctx.
-func (s slates) save(ctx context.Context, t slate) error {
+// save keeps a slate, unless another program did since it was read. Memory and
+// disk must not differ because somebody lost patience, so it does not end with ctx.
+func (s slates) save(ctx context.Context, t *slate) error {
 	return s.accept(ctx, t, nil)
 }
 
 // accept keeps a slate and the usage record that was checked for it in one step.
-func (s slates) accept(ctx context.Context, t slate, rec *metering.SignedRecord) error {
-	document, err := json.Marshal(&t) // by reference: uint256.Int only then writes a decimal
+func (s slates) accept(ctx context.Context, t *slate, rec *metering.SignedRecord) error {
+	document, err := json.Marshal(t) // by reference: uint256.Int only then writes a decimal
 	if err != nil {
 		return err
 	}
 	err = s.db.Update(context.WithoutCancel(ctx), func(tx *sqlx.Tx) error {
-		_, err := tx.Exec(tx.Rebind(`INSERT INTO x402_slates (channel, url, document, updated_at) VALUES (?, ?, ?, ?)
-			ON CONFLICT (channel) DO UPDATE SET document = excluded.document, updated_at = excluded.updated_at`),
-			t.ID.Hex(), t.URL, string(document), time.Now().UnixMilli())
-		if err != nil || rec == nil {
+		if err := t.write(tx, string(document)); err != nil || rec == nil {
 			return err
 		}
 		text, err := json.Marshal(rec)
@@ -105,6 +111,27 @@ func (s slates) accept(ctx context.Context, t slate, rec *metering.SignedRecord)
 	})
 	if err != nil {
 		return fmt.Errorf("channel %s: keeping its slate: %w", t.ID, err)
+	}
+	t.version++
+	return nil
+}
+
+// write writes a slate over the one that was read.
+func (t *slate) write(tx *sqlx.Tx, document string) error {
+	done, err := tx.Exec(tx.Rebind(`INSERT INTO x402_slates (channel, url, payee, document, updated_at, version) VALUES (?, ?, ?, ?, ?, 1)
+		ON CONFLICT (channel) DO UPDATE SET payee = excluded.payee, document = excluded.document, updated_at = excluded.updated_at,
+		version = x402_slates.version + 1 WHERE x402_slates.version = ?`),
+		t.ID.Hex(), t.URL, lowerHex(t.Payee), document, time.Now().UnixMilli(), t.version)
+	if err != nil {
+		return err
+	}
+	if n, err := done.RowsAffected(); err != nil || n != 1 {
+		return errors.Join(errStale, err)
+	}
+	for _, site := range t.Sites {
+		if _, err := tx.Exec(tx.Rebind(`INSERT INTO x402_sites (site, channel) VALUES (?, ?) ON CONFLICT DO NOTHING`), site, t.ID.Hex()); err != nil {
+			return err
+		}
 	}
 	return nil
 }

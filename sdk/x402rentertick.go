@@ -17,6 +17,7 @@ import (
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/wire"
+	"github.com/gpupay/gpupay/sdk/wire/x402"
 )
 
 // X402Rental is GPU time of a provider of this project that is paid over x402,
@@ -50,6 +51,7 @@ type pendingTick struct {
 	Key    string      `json:"key,omitempty"` // the idempotency key that goes with it
 	Base   uint256.Int `json:"base"`          // charged before it
 	Most   uint256.Int `json:"most"`          // what its voucher is for
+	Prior  uint256.Int `json:"prior"`         // the most that was signed for before it
 
 	Asked metering.Instant `json:"asked"` // on our clocks: its lease began no earlier
 	Boot  string           `json:"boot"`
@@ -62,6 +64,7 @@ type ticking struct {
 	Devices    []string              `json:"devices"`
 	OwedBefore uint256.Int           `json:"owedBefore"`
 	Checker    metering.CheckerState `json:"checker"`
+	Spans      []deviceSpan          `json:"spans,omitempty"` // from its first record to its last
 }
 
 // tickTolerance is by how much a provider's clock may run ahead of ours in a
@@ -101,6 +104,9 @@ func (t *X402Rental) agree(ctx context.Context) error {
 	if offer.ChainID != t.x.r.chainID {
 		return fmt.Errorf("provider %s: %w: it is paid on chain %d, this renter's endpoint serves %d", t.peer.base, chain.ErrChainID, offer.ChainID, t.x.r.chainID)
 	}
+	if offer.ExpiredAt(t.x.r.config.Now()) {
+		return fmt.Errorf("provider %s: %w: it expired at %s", t.peer.base, ErrOffer, time.Unix(offer.Expires, 0).UTC().Format(time.RFC3339))
+	}
 	if t.price, err = t.x.r.checkPrice(offer.Offer); err != nil {
 		return fmt.Errorf("provider %s: %w", t.peer.base, err)
 	}
@@ -121,7 +127,7 @@ func (t *X402Rental) Tick(ctx context.Context) (X402Tick, error) {
 	if err != nil {
 		return X402Tick{}, err
 	}
-	release, err := t.x.queue(ctx, b.id)
+	release, err := t.x.queue(ctx, b.terms)
 	if err != nil {
 		return X402Tick{}, err
 	}
@@ -143,6 +149,11 @@ func (t *X402Rental) Tick(ctx context.Context) (X402Tick, error) {
 
 // ask is the request for a tick, with the offer of x402 that pays it.
 func (t *X402Rental) ask(ctx context.Context) (*buying, error) {
+	if t.offer.ExpiredAt(t.x.r.config.Now()) { // no lease may begin under it
+		if err := t.agree(ctx); err != nil {
+			return nil, err
+		}
+	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, t.url(), nil)
 	if err != nil {
 		return nil, err
@@ -183,9 +194,9 @@ func (b *buying) pend(ctx context.Context, p signed) error {
 	}
 	clock := b.x.r.config.Clock
 	b.slate.Tick = &pendingTick{
-		URL: b.tick, Header: p.header, Key: b.key, Base: b.slate.Charged, Most: p.most, Asked: clock.Now(), Boot: clock.BootID(),
+		URL: b.tick, Header: p.header, Key: b.key, Base: b.slate.Charged, Most: p.most, Prior: b.prior, Asked: clock.Now(), Boot: clock.BootID(),
 	}
-	return b.x.slates().save(ctx, b.slate)
+	return b.save(ctx)
 }
 
 // pending asks again for a tick whose record was never seen; nil if there is none
@@ -196,7 +207,7 @@ func (t *X402Rental) pending(ctx context.Context, b *buying) (*http.Response, er
 		return nil, nil
 	}
 	known := b.slate.Charged
-	b.slate.Charged, b.most, b.key = p.Base, p.Most, p.Key
+	b.slate.Charged, b.most, b.prior, b.key = p.Base, p.Most, p.Prior, p.Key
 	resp, _, err := b.deliver(ctx, p.Header)
 	if err != nil {
 		return nil, err
@@ -213,13 +224,13 @@ func (t *X402Rental) pending(ctx context.Context, b *buying) (*http.Response, er
 		b.slate.Charged = known // what was booked before stays booked
 	}
 	b.slate.Tick = nil
-	return nil, b.x.slates().save(ctx, b.slate)
+	return nil, b.save(ctx)
 }
 
 // answered reads a tick's answer and holds it to all that is known.
 func (t *X402Rental) answered(ctx context.Context, b *buying, resp *http.Response) (X402Tick, error) {
 	if resp.StatusCode != http.StatusOK {
-		return X402Tick{}, fmt.Errorf("channel %s: no tick: %w", b.id, shownProblem(resp))
+		return X402Tick{}, b.failed(ctx, resp)
 	}
 	document, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
 	if err != nil {
@@ -233,8 +244,23 @@ func (t *X402Rental) answered(ctx context.Context, b *buying, resp *http.Respons
 	if err != nil {
 		return X402Tick{}, err
 	}
+	b.slate.Tick, b.slate.Found = nil, false
+	return tick, b.x.slates().accept(ctx, &b.slate, rec)
+}
+
+// failed is a tick that was answered by an error. One with a receipt is the
+// answer, and asking for it again gets no other: what it charged, it charged for
+// nothing.
+func (b *buying) failed(ctx context.Context, resp *http.Response) error {
+	err := fmt.Errorf("channel %s: no tick: %w", b.id, shownProblem(resp))
+	if !b.booked {
+		return err
+	}
+	if !b.charge.IsZero() {
+		return b.dispute(ctx, fmt.Errorf("%w: %s was charged for a tick that was answered by %s", ErrGarbage, b.charge.Dec(), resp.Status), resp.Header, x402.HeaderResponse)
+	}
 	b.slate.Tick = nil
-	return tick, b.x.slates().accept(ctx, b.slate, rec)
+	return errors.Join(err, b.save(ctx))
 }
 
 // Run pays tick after tick and hands each to seen, until ctx ends or something

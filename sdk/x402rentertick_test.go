@@ -30,6 +30,7 @@ type tenant struct {
 	line     *badLine
 	x        *X402Client
 	rental   *X402Rental
+	change   func(*RenterConfig) // of the next one that is opened; may be nil
 }
 
 const tenantPurse = 1_000_000
@@ -49,11 +50,20 @@ func newTenant(t *testing.T, r *payRig) *tenant {
 // open makes the renter anew on its database, as after a crash.
 func (n *tenant) open() {
 	n.Helper()
-	renter, err := NewRenter(n.Context(), RenterConfig{
+	if n.x != nil { // a database belongs to one renter at a time
+		if err := n.x.r.Close(); err != nil {
+			n.Fatal(err)
+		}
+	}
+	config := RenterConfig{
 		Key: n.key, Backend: n.chain.Backend, Token: n.config.Token, Database: n.database, Clock: n.clock,
 		Caps: Caps{PricePerGPUHour: "10", PerLease: "0.05", PerDay: "1", PerPayee: "1"},
 		Poll: 5 * time.Millisecond, ClockOff: time.Hour, Log: slog.New(slog.DiscardHandler),
-	})
+	}
+	if n.change != nil {
+		n.change(&config)
+	}
+	renter, err := NewRenter(n.Context(), config)
 	if err != nil {
 		n.Fatal(err)
 	}
@@ -231,6 +241,9 @@ func TestX402RenterForgets(t *testing.T) {
 	n := newTenant(t, newPayRig(t))
 	n.tick()
 	before := n.tick()
+	if err := n.provider.Settle(t.Context()); err != nil { // what was claimed shows that there was something
+		t.Fatal(err)
+	}
 	n.database = filepath.Join(t.TempDir(), "new.db")
 	n.open()
 	after := n.tick()

@@ -1,0 +1,93 @@
+package sdk
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestRedact: a lease's secret and access are cut out of evidence wherever they stand and however they are spelled, also out
+// of what is no JSON; everything else stays as it came.
+func TestRedact(t *testing.T) {
+	for _, document := range []string{
+		`{"leaseId":"0x01","secret":"hush-hush","access":{"ssh":"hush-hush"}}`,
+		`{"lease":{"Access":"hush-hush","sequence":"1"}}`,
+		`[{"deep":[{"SECRET" : "hush-hush"}]}]`,
+		`{"secret":"a","\u0073ecret":"hush-hush"}`,
+		"event: lease\ndata: {\"secret\":\"hush-hush\",\"x\":1}\n\n",
+		`{"devices":["a"],"access":"hush-hush`,
+		`{"access":"x"} hush-hush`,
+	} {
+		if got := string(redact([]byte(document))); strings.Contains(got, "hush-hush") {
+			t.Errorf("%s: %s", document, got)
+		}
+	}
+	for _, document := range []string{`{"accepted":{"sequence":"1"},"refused":{"sequence": "1"}}`, "not JSON", ""} {
+		if got := redact([]byte(document)); string(got) != document {
+			t.Errorf("%s: %s", document, got)
+		}
+	}
+	big := `{"amount":123456789012345678901234567890,"access":1}`
+	if got := string(redact([]byte(big))); !strings.Contains(got, "123456789012345678901234567890") {
+		t.Errorf("a number was rounded: %s", got)
+	}
+}
+
+// TestEvidenceHoldsNoAccess: what is kept of a tick that is no good, and what is exported of a lease, does not say how its
+// GPUs are reached.
+func TestEvidenceHoldsNoAccess(t *testing.T) {
+	const hush = "ssh hush-hush"
+	n := newTenant(t, newPayRig(t))
+	n.line.alter = func(resp *http.Response) {
+		var tick map[string]any
+		body, err := io.ReadAll(resp.Body)
+		if err != nil || json.Unmarshal(body, &tick) != nil {
+			t.Error(err)
+		}
+		tick["access"], tick["record"] = hush, nil
+		body, _ = json.Marshal(tick)
+		resp.Body = io.NopCloser(bytes.NewReader(body))
+	}
+	var d *Dispute
+	if _, err := n.rental.Tick(t.Context()); !errors.As(err, &d) {
+		t.Fatal(err)
+	}
+	kept, err := n.x.r.Evidence(t.Context(), d.Channel)
+	if err != nil || len(kept) != 1 || bytes.Contains(kept[0].Document, []byte(hush)) || !bytes.Contains(kept[0].Document, []byte("leaseId")) {
+		t.Errorf("%s, %v", kept, err)
+	}
+}
+
+// TestExportHoldsNoSecret: an exported bundle has neither the lease's secret nor its access document, under whatever name the
+// provider sent them and whenever they were kept.
+func TestExportHoldsNoSecret(t *testing.T) {
+	m := newMarket(t)
+	server := m.provider(t, nil)
+	r := openRenter(t, m.renterConfig(t, m.newcomer(t)))
+	l, err := r.Rent(t.Context(), server.URL, RentOptions{Deposit: "1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	row, err := r.store.load(t.Context(), l.ID())
+	if err != nil || len(row.Secret) < 8 {
+		t.Fatalf("the lease has no secret: the test shows nothing: %v", err)
+	}
+	text := "note: " + row.Secret + " and \"access\": hush-hush"
+	if err := r.store.keep(t.Context(), Evidence{Channel: l.id, Reason: "x", At: time.Now(), Document: []byte(text)}); err != nil {
+		t.Fatal(err)
+	}
+	b, err := r.Export(t.Context(), l.id)
+	if err != nil || len(b.Evidence) != 1 {
+		t.Fatal(b, err)
+	}
+	for name, secret := range map[string]string{"secret": row.Secret, "access": "hush-hush"} {
+		if got := string(encoded(t, b)); strings.Contains(got, secret) {
+			t.Errorf("the bundle has the lease's %s: %s", name, b.Evidence[0].Document)
+		}
+	}
+}

@@ -1,0 +1,482 @@
+package sdk
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"errors"
+	"fmt"
+	"math/big"
+	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/ethereum/go-ethereum/core/types"
+	"github.com/ethereum/go-ethereum/crypto"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/chaintest"
+	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/wire"
+	"github.com/gpupay/gpupay/sdk/wire/x402"
+)
+
+// shark is a stall that says something else in every 402 and keeps what it is given, as it likes.
+type shark struct {
+	*stall
+	random *rand.Rand
+	payees []*ecdsa.PrivateKey
+	mu     sync.Mutex
+	kept   []x402.PaymentPayload // deposits that were signed and not sent
+}
+
+func (k *shark) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	p, err := x402.ParsePaymentPayload(r.Header)
+	if err != nil {
+		k.demand(w, x402.FirstError)
+		return
+	}
+	if p.Payload.Deposit != nil {
+		k.kept = append(k.kept, p)
+	}
+	if len(k.kept) > 0 && k.random.IntN(2) == 0 { // it sends one, also one of long ago
+		i := k.random.IntN(len(k.kept))
+		k.bank(k.kept[i])
+		k.kept = append(k.kept[:i:i], k.kept[i+1:]...)
+	}
+	switch k.random.IntN(4) {
+	case 0:
+		w.WriteHeader(http.StatusBadGateway)
+	case 1:
+		k.demand(w, string(x402.CodeCumulativeMismatch))
+	case 2:
+		k.demand(w, string(x402.CodeCumulativeExceedsBalance))
+	default:
+		receipt := x402.SettleResponse{Success: true, Network: 31337, ChargedAmount: ptr(wireUnits(uint64(k.random.IntN(stallPrice))))}
+		if err := receipt.Set(w.Header()); err != nil {
+			k.Error(err)
+		}
+	}
+}
+
+func (k *shark) demand(w http.ResponseWriter, reason string) {
+	offer := k.offer
+	offer.PayTo = wire.Address(crypto.PubkeyToAddress(k.payees[k.random.IntN(len(k.payees))].PublicKey))
+	offer.Extra.ReceiverAuthorizer = offer.PayTo
+	if k.random.IntN(2) == 0 { // what it said before is what it gets deposits by
+		offer.Extra.WithdrawDelay += uint64(k.random.IntN(5))
+		offer.Extra.ReceiverAuthorizer[0] += byte(k.random.IntN(2))
+	}
+	offer.Amount = wireUnits(1 + uint64(k.random.IntN(stallPrice)))
+	offer.MaxTimeoutSeconds = uint64(k.random.IntN(1 << 30))
+	least := wireUnits(uint64(k.random.IntN(20_000)))
+	if offer.Extra.MinDeposit = &least; k.random.IntN(3) == 0 {
+		offer.Extra.MinDeposit = nil
+	}
+	offer.Extra.Name, offer.Extra.Version = fmt.Sprint(k.random.Uint32()), fmt.Sprint(k.random.Uint32())
+	required := x402.PaymentRequired{Error: reason, Resource: x402.Resource{URL: k.server.URL}, Accepts: []x402.Requirements{offer, k.offer}}
+	if err := required.Set(w.Header()); err != nil {
+		k.Error(err)
+	}
+	w.WriteHeader(http.StatusPaymentRequired)
+}
+
+// TestX402ServerLocksNoMoreThanTheCaps: whatever a server says in its 402s, and whether it sends the deposits that it gets,
+// keeps them or sends them late: what is locked and what it could still lock stays within every cap, and what is on disk is
+// what was signed for.
+func TestX402ServerLocksNoMoreThanTheCaps(t *testing.T) {
+	m := newX402Market(t)
+	const perLease, perDay, perPayee = 30_000, 60_000, 45_000
+	for seed := range uint64(3) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			s := newStall(t, m)
+			s.payer = m.newcomer(t)
+			k := &shark{stall: s, random: rand.New(rand.NewPCG(seed, 9))}
+			for range 3 {
+				key, err := crypto.GenerateKey()
+				if err != nil {
+					t.Fatal(err)
+				}
+				k.payees = append(k.payees, key)
+			}
+			s.server.Config.Handler = k
+			x := s.client(Caps{PricePerGPUHour: "1", PerLease: "0.03", PerDay: "0.06", PerPayee: "0.045"}, stallOptions)
+			signed := map[common.Hash]bool{}
+			for range 80 {
+				_, _ = s.get(x)
+				for _, p := range k.kept {
+					signed[common.Hash(p.Payload.Voucher.ChannelID)] = true
+				}
+				k.within(x, perLease, perDay, perPayee)
+			}
+			all, err := x.Channels(t.Context())
+			if err != nil || len(all) == 0 || len(all) > 3 {
+				t.Errorf("%d channels with 3 payees, %v", len(all), err)
+			}
+			for _, c := range all {
+				if c.Signed.IsZero() {
+					t.Errorf("channel %s is on disk and nothing was signed for it", c.ID)
+				}
+			}
+			if k.Tokens(t, k.payerAddress()) == thousand {
+				t.Error("nothing was locked: the test showed nothing")
+			}
+		})
+	}
+}
+
+// within holds what is gone from the payer, and what was signed and could still go, to the caps.
+func (k *shark) within(x *X402Client, perLease, perDay, perPayee uint64) {
+	k.Helper()
+	all, err := x.Channels(k.Context())
+	if err != nil {
+		k.Fatal(err)
+	}
+	byPayee, byChannel, total := map[common.Address]uint64{}, map[common.Hash]uint64{}, uint64(0)
+	for _, c := range all {
+		s, err := k.contract.State(k.Context(), c.ID)
+		if err != nil {
+			k.Fatal(err)
+		}
+		byChannel[c.ID] += s.View.Deposit.Uint64()
+		byPayee[c.Terms.Payee] += s.View.Deposit.Uint64()
+		total += s.View.Deposit.Uint64()
+	}
+	seen := map[x402.Hash]bool{}
+	for _, p := range k.kept {
+		if d := p.Payload.Deposit; !seen[d.Authorization.Salt] && !k.used(x, p) {
+			seen[d.Authorization.Salt] = true
+			byChannel[common.Hash(p.Payload.Voucher.ChannelID)] += d.Amount.Uint64()
+			byPayee[common.Address(p.Payload.Config.Receiver)] += d.Amount.Uint64()
+			total += d.Amount.Uint64()
+		}
+	}
+	if gone := thousand - k.Tokens(k.T, k.payerAddress()); total < gone {
+		k.Errorf("%d are gone, channels and authorizations explain %d", gone, total)
+	}
+	for id, n := range byChannel {
+		if n > perLease {
+			k.Errorf("%d in channel %s, the cap is %d", n, id, perLease)
+		}
+	}
+	for payee, n := range byPayee {
+		if n > perPayee {
+			k.Errorf("%d with payee %s, the cap is %d", n, payee, perPayee)
+		}
+	}
+	if total > perDay {
+		k.Errorf("%d locked, the cap is %d", total, perDay)
+	}
+}
+
+func (k *shark) used(x *X402Client, p x402.PaymentPayload) bool {
+	k.Helper()
+	nonce := channel.DepositNonce(common.Hash(p.Payload.Voucher.ChannelID), common.Hash(p.Payload.Deposit.Authorization.Salt))
+	used, err := x.r.token.AuthorizationUsed(k.Context(), k.payerAddress(), nonce)
+	if err != nil {
+		k.Fatal(err)
+	}
+	return used
+}
+
+// bank sends a deposit unless it was sent before.
+func (k *shark) bank(p x402.PaymentPayload) {
+	call := k.contract.DepositCall(p.Payload.Config.Terms(p.Accepted.Network), common.Hash(p.Payload.Deposit.Authorization.Salt),
+		chain.Authorization{Authorization: p.Payload.Authorization(), Signature: p.Payload.Deposit.Authorization.Signature[:]})
+	if k.contract.Simulate(k.Context(), crypto.PubkeyToAddress(k.payee.PublicKey), call) == nil {
+		k.Transact(k.T, k.payee, call.To, call.Data)
+	}
+}
+
+// TestX402ServerHasOneChannel: a server that names other terms each time gets no second channel while there is money in the
+// first, and its refusal fills no disk. When the first is empty, other terms are taken.
+func TestX402ServerHasOneChannel(t *testing.T) {
+	s := newStall(t, newX402Market(t))
+	x := s.client(stallCaps, stallOptions)
+	s.buy(x)
+	first := s.only(x)
+	honest := s.offer
+	for i := range uint64(20) {
+		switch s.offer = honest; i % 3 {
+		case 0:
+			s.offer.Extra.WithdrawDelay += 1 + i
+		case 1:
+			s.offer.Extra.ReceiverAuthorizer[0] += byte(1 + i)
+		case 2:
+			s.offer.Extra.WithdrawDelay, s.offer.Extra.ReceiverAuthorizer = 7200+i, wire.Address{byte(i)}
+		}
+		if _, err := s.get(x); !errors.Is(err, ErrNotOffered) {
+			t.Fatalf("other terms: %v", err)
+		}
+	}
+	if c := s.only(x); c.ID != first.ID || s.Tokens(t, s.payerAddress()) != thousand-stallDeposit {
+		t.Errorf("%+v", c)
+	}
+	kept, err := x.slates().load(t.Context(), first.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	kept.Charged = first.Deposit // all of it is used
+	if err := x.slates().save(t.Context(), kept); err != nil {
+		t.Fatal(err)
+	}
+	s.base, s.newest = 0, nil
+	s.buy(x)
+	if all, err := x.Channels(t.Context()); err != nil || len(all) != 2 {
+		t.Errorf("%d channels, %v", len(all), err)
+	}
+}
+
+// TestX402RefusedOffersLeaveNoTrace: what a cap or the balance refuses is not on disk.
+func TestX402RefusedOffersLeaveNoTrace(t *testing.T) {
+	s := newStall(t, newX402Market(t))
+	x := s.client(Caps{PricePerGPUHour: "1", PerLease: "1", PerDay: "0.009", PerPayee: "1"}, stallOptions)
+	for i := range uint64(10) {
+		s.offer.Extra.WithdrawDelay = 900 + i
+		var capped *channel.CapError
+		if _, err := s.get(x); !errors.As(err, &capped) || !errors.Is(err, ErrDeposit) {
+			t.Fatal(err)
+		}
+	}
+	known, err := x.payer.Channels(t.Context())
+	all, err2 := x.slates().list(t.Context())
+	if len(known) != 0 || len(all) != 0 || len(s.paid) != 0 {
+		t.Errorf("%d channels, %d slates, %d payments, %v", len(known), len(all), len(s.paid), errors.Join(err, err2))
+	}
+}
+
+// TestX402CaughtServerIsNotPaidElsewhere: a server that was caught is not paid at another payee, nor its payee at another
+// site, nor over another path, until the channel was left.
+func TestX402CaughtServerIsNotPaidElsewhere(t *testing.T) {
+	s := newStall(t, newX402Market(t))
+	x := s.client(stallCaps, stallOptions)
+	s.buy(x)
+	s.receipt = func(r *x402.SettleResponse) { r.ChargedAmount = ptr(wireUnits(stallPrice + 1)) }
+	var d *Dispute
+	if _, err := s.get(x); !errors.As(err, &d) {
+		t.Fatal(err)
+	}
+	s.receipt = nil
+	paid, honest := len(s.paid), s.offer
+	elsewhere := httptest.NewServer(s)
+	defer elsewhere.Close()
+	try := func(name, url string) {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := x.Client().Do(req)
+		if !errors.As(err, &d) || len(s.paid) != paid {
+			t.Errorf("%s: %v, %v", name, resp, err)
+		}
+	}
+	s.offer.Extra.WithdrawDelay++
+	try("other terms", s.server.URL)
+	s.offer = honest
+	s.offer.PayTo[0]++
+	s.offer.Extra.ReceiverAuthorizer = s.offer.PayTo
+	try("another payee", s.server.URL+"/other")
+	s.offer = honest
+	try("another site", elsewhere.URL)
+	other := newStall(t, s.market)
+	other.renter = nil
+	if resp, err := x.Client().Get(other.server.URL); err != nil || resp.StatusCode != http.StatusOK {
+		t.Errorf("somebody else: %v, %v", resp, err)
+	}
+}
+
+// TestX402ClientsOfOneRenterTakeTurns: two clients of one renter share its channels: no deposit is made twice and nothing is
+// reported lost.
+func TestX402ClientsOfOneRenterTakeTurns(t *testing.T) {
+	s := newStall(t, newX402Market(t))
+	first := s.client(stallCaps, stallOptions)
+	second, err := s.renter.X402(t.Context(), stallOptions)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wait sync.WaitGroup
+	for i := range 16 {
+		wait.Go(func() {
+			x := []*X402Client{first, second}[i%2]
+			if resp, err := s.get(x); err != nil || resp.StatusCode != http.StatusOK {
+				t.Errorf("%v, %v", resp, err)
+			}
+		})
+	}
+	wait.Wait()
+	deposits := 0
+	for _, p := range s.paid {
+		deposits += count(p.Payload.Deposit != nil)
+	}
+	if c := s.only(first); deposits != 1 || c.Charged.Uint64() != 16*stallCharge || c.Deposit.Uint64() != stallDeposit {
+		t.Errorf("%d deposits, %+v", deposits, c)
+	}
+}
+
+// ahead is an endpoint whose blocks are from the future.
+type ahead struct {
+	chain.Backend
+	by time.Duration
+}
+
+func (a *ahead) HeaderByNumber(ctx context.Context, n *big.Int) (*types.Header, error) {
+	head, err := a.Backend.HeaderByNumber(ctx, n)
+	if err == nil {
+		head = types.CopyHeader(head)
+		head.Time += uint64(a.by / time.Second)
+	}
+	return head, err
+}
+
+// TestX402LyingClock: an endpoint that lies about the time has no deposit signed that is good for long, and none beside one
+// that is still good.
+func TestX402LyingClock(t *testing.T) {
+	const years = 10 * 365 * 24 * time.Hour
+	s := newStall(t, newX402Market(t))
+	x := s.client(stallCaps, stallOptions)
+	lying := &ahead{Backend: x.r.backend, by: years}
+	x.r.backend = lying
+	if _, err := s.get(x); !errors.Is(err, chain.ErrClock) || len(s.paid) != 0 {
+		t.Errorf("%v, %d payments", err, len(s.paid))
+	}
+	lying.by = 0
+	s.instead = func(_ *stall, w http.ResponseWriter, _ x402.PaymentPayload) bool {
+		w.WriteHeader(http.StatusBadGateway)
+		return true
+	}
+	for _, lying.by = range []time.Duration{0, time.Hour, years, years} {
+		if resp, err := s.get(x); err != nil || resp.StatusCode != http.StatusBadGateway {
+			t.Fatal(resp, err)
+		}
+	}
+	latest := time.Now().Add(5*time.Minute + 2*time.Minute).Unix()
+	for i, p := range s.paid {
+		if d := p.Payload.Deposit; d == nil || *d != *s.paid[0].Payload.Deposit || int64(d.Authorization.ValidBefore) > latest {
+			t.Errorf("payment %d: %+v", i, d)
+		}
+	}
+}
+
+// gift puts money of somebody else into a channel, by writing what the contract would keep of it.
+func gift(t *testing.T, net *chaintest.Chain, contract *chain.BatchSettlement, id common.Hash, amount uint64) {
+	t.Helper()
+	deposit := func() uint64 {
+		s, err := contract.State(t.Context(), id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s.View.Deposit.Uint64()
+	}
+	before := deposit()
+	net.Mint(t, channel.BatchSettlementEscrow, amount)
+	for slot := range byte(20) {
+		key := crypto.Keccak256Hash(id[:], common.Hash{31: slot}.Bytes())
+		var word common.Hash
+		net.RPC(t, &word, "eth_getStorageAt", channel.BatchSettlementEscrow, key, "latest")
+		given := word
+		balance := new(big.Int).SetBytes(word[16:])
+		balance.Add(balance, new(big.Int).SetUint64(amount)).FillBytes(given[16:])
+		net.RPC(t, nil, "anvil_setStorageAt", channel.BatchSettlementEscrow, key, given)
+		if deposit() == before+amount {
+			return
+		}
+		net.RPC(t, nil, "anvil_setStorageAt", channel.BatchSettlementEscrow, key, word)
+	}
+	t.Fatal("the contract keeps balances somewhere else")
+}
+
+// TestX402LostDatabase: with a new database, under caps that the old channel alone is above, the next request is served at
+// once, reports nothing lost and deposits nothing, whether the server claimed or not and whoever deposited.
+func TestX402LostDatabase(t *testing.T) {
+	m := newX402Market(t)
+	for _, row := range []struct {
+		name   string
+		bought int
+		claim  bool
+		gift   uint64
+	}{
+		{"one answer", 1, false, 0},
+		{"some answers", 5, false, 0},
+		{"some answers, claimed", 5, true, 0},
+		{"a stranger deposited", 5, false, 100_000},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			s := newStall(t, m)
+			s.payer = m.newcomer(t)
+			x := s.client(stallCaps, stallOptions)
+			for range row.bought {
+				s.buy(x)
+			}
+			c := s.only(x)
+			if row.claim {
+				s.claim(c.Terms)
+			}
+			if row.gift > 0 {
+				gift(t, s.Chain, s.contract, c.ID, row.gift)
+			}
+			s.database = filepath.Join(t.TempDir(), "new.db")
+			x = s.client(Caps{PricePerGPUHour: "1", PerLease: "0.009", PerDay: "0.0025", PerPayee: "0.009"}, stallOptions)
+			s.buy(x)
+			s.buy(x)
+			got := s.only(x)
+			if want := uint64(row.bought+2) * stallCharge; got.Charged.Uint64() != want || got.Signed.Uint64() != want+stallPrice-stallCharge {
+				t.Errorf("%+v, want %d charged", got, want)
+			}
+			if got.Deposit.Uint64() != stallDeposit+row.gift || s.Tokens(t, s.payerAddress()) != thousand-stallDeposit {
+				t.Errorf("deposited anew: %+v", got)
+			}
+		})
+	}
+}
+
+// TestX402StalledRefusal: a 402 whose body never ends does not hold the channel's turn.
+func TestX402StalledRefusal(t *testing.T) {
+	s := newStall(t, newX402Market(t))
+	x := s.client(stallCaps, stallOptions)
+	s.buy(x)
+	done := make(chan struct{})
+	s.server.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, err := x402.ParsePaymentPayload(r.Header)
+		if paid := err == nil; !paid {
+			s.ServeHTTP(w, r)
+			return
+		}
+		s.mu.Lock()
+		s.correct(w, stallCharge-1, s.newest)
+		s.mu.Unlock()
+		w.(http.Flusher).Flush()
+		<-done
+	})
+	defer close(done)
+	ended := make(chan error, 1)
+	go func() { _, err := s.get(x); ended <- err }()
+	select {
+	case <-ended:
+	case <-time.After(10 * dropTime):
+		t.Error("a body that stalls is waited for")
+	}
+}
+
+// TestX402TakesTheCheapestOffer: of offers that fit, the cheapest is paid, wherever it stands.
+func TestX402TakesTheCheapestOffer(t *testing.T) {
+	s := newStall(t, newX402Market(t))
+	x := s.client(stallCaps, stallOptions)
+	dear, cheap, foreign := s.offer, s.offer, s.offer
+	cheap.Amount, foreign.Amount, foreign.Network = wireUnits(stallPrice/2), wireUnits(1), 8453
+	for i, accepts := range [][]x402.Requirements{{dear, cheap, foreign}, {foreign, cheap, dear}, {cheap, dear}} {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.server.URL, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := x.choose(&ask{req: req}, x402.PaymentRequired{Accepts: accepts}, x.maxPrice)
+		if err != nil || b.offer.Amount != cheap.Amount || b.offer.Network != cheap.Network {
+			t.Errorf("%d: %+v, %v", i, b, err)
+		}
+	}
+}

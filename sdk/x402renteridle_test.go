@@ -1,0 +1,259 @@
+package sdk
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/metering/sim"
+	"github.com/gpupay/gpupay/sdk/wire/x402"
+)
+
+// nap is a clock that can be set ahead and stopped, as the system's is over a renter's pause.
+type nap struct {
+	metering.Clock
+	mu      sync.Mutex
+	ahead   int64
+	stopped *metering.Instant
+}
+
+func (n *nap) Now() metering.Instant {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.stopped != nil {
+		return *n.stopped
+	}
+	now := metering.System.Now()
+	now.Boot, now.Mono, now.Wall = now.Boot+n.ahead, now.Mono+n.ahead, now.Wall+n.ahead
+	return now
+}
+
+func (n *nap) BootID() string { return "nap" }
+
+// pass lets time pass in which nothing is asked for.
+func (n *nap) pass(d time.Duration) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.ahead += int64(d)
+}
+
+// stop stops the clock: whatever is billed from now on did not happen.
+func (n *nap) stop() {
+	at := n.Now()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.stopped = &at
+}
+
+func idleRig(t *testing.T) (*tenant, *nap) {
+	t.Helper()
+	n := newTenant(t, newPayRig(t, func(c *ProviderConfig) {
+		c.X402.Window, c.X402.Slack, c.MaxGap = time.Second, 80*time.Millisecond, 300*time.Millisecond
+	}))
+	clock := &nap{}
+	n.clock = clock
+	n.open()
+	return n, clock
+}
+
+// TestX402IdleTimeIsNotBilled: however long a renter was away, a provider may bill no more of it than the voucher before
+// still covered and one late reading. What happens after the renter has asked is billed as it passes.
+func TestX402IdleTimeIsNotBilled(t *testing.T) {
+	n, clock := idleRig(t)
+	for range 2 {
+		n.tick()
+		clock.pass(15 * time.Minute) // an honest provider has suspended the lease
+	}
+	n.tick()
+	clock.pass(15 * time.Minute)
+	clock.stop() // and another bills a second of it
+	var billed uint64
+	for range 10 { // each is a second, less where the machine is too busy to meter it
+		var d *Dispute
+		tick, err := n.rental.Tick(t.Context())
+		if errors.As(err, &d) && errors.Is(err, metering.ErrClock) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		billed += tick.Charged.Uint64() // 1000 a second
+	}
+	if billed > 80+300+250 { // the slack, a late reading, and two clocks' drift
+		t.Errorf("%d ms of idle time were billed", billed)
+	}
+}
+
+// TestX402IdleAllowance: what idle time may count is what was signed and not charged, per GPU, and one reading, however
+// little the price and however long the gap that the offer allows; it is never more than passed.
+func TestX402IdleAllowance(t *testing.T) {
+	price := metering.Price{Amount: *uint256.NewInt(3600), Unit: metering.Hour}
+	for _, row := range []struct {
+		signed, owed uint64
+		gpus         int
+		want         time.Duration
+	}{{10, 4, 1, 6 * time.Second}, {10, 4, 2, 3 * time.Second}, {4, 4, 1, 0}, {4, 5, 1, 0}, {1 << 60, 0, 1, maxTick}} {
+		if got := covered(*uint256.NewInt(row.signed), *uint256.NewInt(row.owed), price, row.gpus); got != row.want {
+			t.Errorf("%+v: %s", row, got)
+		}
+	}
+	for _, row := range []struct {
+		name                string
+		ran, idle, elapsed  time.Duration // of the lease so far, and what its elapsed clock says at the last record
+		bootAsked, bootLast string
+		want                time.Duration // that the lease may have run when the tick is asked for
+	}{
+		{"no pause", 10 * time.Second, 0, 10 * time.Second, "a", "a", 10 * time.Second},
+		{"a short pause", 10 * time.Second, time.Second, 10 * time.Second, "a", "a", 11 * time.Second},
+		{"a long pause", 10 * time.Second, time.Hour, 10 * time.Second, "a", "a", 15 * time.Second},
+		{"over a reboot", 10 * time.Second, time.Hour, 10 * time.Second, "b", "a", 15 * time.Second},
+		{"it ran ahead of our clock", 11 * time.Second, time.Hour, 10 * time.Second, "a", "a", 15 * time.Second},
+	} {
+		asked := metering.Instant{Boot: int64(24 * time.Hour), Mono: int64(24 * time.Hour), Wall: time.Now().UnixNano()}
+		began := int64(row.elapsed + row.idle)
+		l := &ticking{Devices: []string{"GPU-a"}, Checker: metering.CheckerState{
+			BootID: row.bootLast, Sequence: 1, Elapsed: int64(row.elapsed), Owed: *uint256.NewInt(10),
+			Start:   metering.Instant{Boot: asked.Boot - began, Mono: asked.Mono - began, Wall: asked.Wall - began},
+			Devices: []metering.CheckedDevice{{UUID: "GPU-a", Total: int64(row.ran)}},
+		}}
+		b := &buying{slate: slate{Tick: &pendingTick{Prior: *uint256.NewInt(15), Asked: asked, Boot: row.bootAsked}}}
+		b.forfeit(l, price)
+		got := time.Duration(asked.Boot - l.Checker.Start.Boot)
+		if wall := time.Duration(asked.Wall - l.Checker.Start.Wall); got != row.want || wall != row.want {
+			t.Errorf("%s: %s, %s on the wall", row.name, got, wall)
+		}
+	}
+}
+
+// TestX402StrangersUnitKeepsTheClock: money that somebody else put into the channel shows no lease of before: a record is
+// held to our clock all the same, also where the money covers the request.
+func TestX402StrangersUnitKeepsTheClock(t *testing.T) {
+	rig := newPayRig(t)
+	for _, amount := range []uint64{1, 20_000} {
+		n := newTenant(t, rig)
+		b, err := n.rental.ask(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		gift(t, n.chain, n.contract, b.id, amount)
+		clock := &nap{}
+		clock.pass(time.Hour) // the record begins before it was asked for, by our clock
+		clock.stop()
+		n.clock = clock
+		n.open()
+		var d *Dispute
+		if _, err := n.rental.Tick(t.Context()); !errors.Is(err, metering.ErrClock) || !errors.As(err, &d) {
+			t.Errorf("%d of a stranger: %v", amount, err)
+		}
+	}
+}
+
+// TestX402FoundForOneRecord: after a lost database the first record may begin before it was asked for; the second may not.
+func TestX402FoundForOneRecord(t *testing.T) {
+	n := newTenant(t, newPayRig(t))
+	n.tick()
+	if err := n.provider.Settle(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	n.database += ".new"
+	n.open()
+	b, err := n.rental.ask(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := b.load(t.Context()); err != nil || !b.slate.Found {
+		t.Fatalf("something was claimed: %+v, %v", b.slate, err)
+	}
+	n.tick()
+	if s := n.slate(); s.Found || s.Ticking == nil {
+		t.Errorf("%+v", s)
+	}
+}
+
+// TestX402TickErrorWithReceipt: a tick that is answered by an error and a receipt is answered: one that charged is a lie, and
+// one that charged nothing is not asked for again.
+func TestX402TickErrorWithReceipt(t *testing.T) {
+	n := newTenant(t, newPayRig(t))
+	n.line.alter = func(resp *http.Response) {
+		receipt, err := x402.ParseSettleResponse(resp.Header)
+		if err != nil {
+			t.Error(err)
+		}
+		receipt.ChargedAmount, receipt.ChannelState = ptr(wireUnits(0)), nil
+		if err := receipt.Set(resp.Header); err != nil {
+			t.Error(err)
+		}
+		resp.StatusCode, resp.Status = http.StatusInternalServerError, "500 Internal Server Error"
+	}
+	var d *Dispute
+	if _, err := n.rental.Tick(t.Context()); err == nil || errors.As(err, &d) || n.slate().Tick != nil {
+		t.Errorf("nothing was charged: %v, pending %+v", err, n.slate().Tick)
+	}
+	n.line.alter = func(resp *http.Response) {
+		resp.StatusCode, resp.Status = http.StatusInternalServerError, "500 Internal Server Error"
+	}
+	if _, err := n.rental.Tick(t.Context()); !errors.As(err, &d) {
+		t.Errorf("charged for an error: %v", err)
+	}
+	paid := len(n.line.paid)
+	if _, err := n.rental.Tick(t.Context()); !errors.As(err, &d) || len(n.line.paid) != paid {
+		t.Errorf("%v, %d payments more", err, len(n.line.paid)-paid)
+	}
+}
+
+// TestX402ExpiredOffer: no lease is begun under an offer that has expired, at the start or later.
+func TestX402ExpiredOffer(t *testing.T) {
+	n := newTenant(t, newPayRig(t))
+	n.x.r.config.Now = func() time.Time { return time.Now().Add(48 * time.Hour) }
+	if _, err := n.rental.Tick(t.Context()); !errors.Is(err, ErrOffer) || len(n.line.paid) != 0 {
+		t.Errorf("%v, %d payments", err, len(n.line.paid))
+	}
+	if _, err := n.x.Rent(t.Context(), n.server.URL, 1); !errors.Is(err, ErrOffer) {
+		t.Errorf("rented: %v", err)
+	}
+}
+
+// generous is an Allocator that lets one GPU to everybody.
+type generous struct{ uuid string }
+
+func (g generous) Allocate(context.Context, AllocationRequest) (Allocation, error) {
+	return Allocation{Devices: []string{g.uuid}, Access: json.RawMessage(`{}`)}, nil
+}
+func (generous) Suspend(context.Context, Allocation) error { return nil }
+func (generous) Resume(context.Context, Allocation) error  { return nil }
+func (generous) Release(context.Context, Allocation) error { return nil }
+
+// TestX402OneGPUIsPaidOnce: a GPU that is let to one renter twice for the same time is paid once.
+func TestX402OneGPUIsPaidOnce(t *testing.T) {
+	source := sim.New(2, sim.Options{})
+	devices, err := source.Devices(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := newTenant(t, newPayRig(t, func(c *ProviderConfig) { c.Source, c.Allocator = source, generous{devices[0].UUID} }))
+	second, err := n.x.r.X402(t.Context(), X402Options{MaxPrice: Unlimited, Salt: common.Hash{1}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := second.Rent(t.Context(), n.server.URL, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.tick()
+	_, err = other.Tick(t.Context())
+	if err == nil { // it began behind the first's record
+		_, err = n.rental.Tick(t.Context())
+	}
+	var d *Dispute
+	if !errors.As(err, &d) || !errors.Is(err, metering.ErrDevices) {
+		t.Errorf("paid twice: %v", err)
+	}
+}

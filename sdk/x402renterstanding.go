@@ -1,0 +1,129 @@
+package sdk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/ethereum/go-ethereum/common"
+)
+
+// vet holds a server to what is known of its payee and its site, whatever its
+// newest 402 says: who was caught is not paid from another channel, and while one
+// channel with it holds money no second one is opened.
+func (b *buying) vet(ctx context.Context) error {
+	related, err := b.x.slates().related(ctx, b.terms.Payee, site(b.req.URL))
+	if err != nil {
+		return err
+	}
+	for _, s := range related {
+		if s.Dispute != "" {
+			return &Dispute{Channel: s.ID, Reason: errors.New(s.Dispute)}
+		}
+	}
+	if err := b.vetRentals(ctx); err != nil {
+		return err
+	}
+	for _, s := range related {
+		if err := b.oneChannel(ctx, s); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// vetRentals refuses a payee or a site that a rental caught.
+func (b *buying) vetRentals(ctx context.Context) error {
+	rows, err := b.x.r.store.list(ctx, `WHERE state = ?`, RentalDisputed)
+	if err != nil {
+		return err
+	}
+	for _, row := range rows {
+		if row.Terms.Payee == b.terms.Payee || siteOf(row.URL) == site(b.req.URL) {
+			return &Dispute{Channel: row.Terms.ID(), Reason: errors.New(row.Dispute)}
+		}
+	}
+	return nil
+}
+
+// oneChannel refuses to open another channel with a payee at a site while the one
+// that is there holds money: a server that names other terms with every 402 would
+// have the balance locked bit by bit.
+func (b *buying) oneChannel(ctx context.Context, s slate) error {
+	other, err := b.other(ctx, s)
+	if err != nil || other == nil {
+		return err
+	}
+	return fmt.Errorf("%s: %w: it names other terms than those of channel %s, which holds %s that is not charged: take a refund of it, or leave it, before another is opened",
+		b.req.URL.Host, ErrNotOffered, s.ID, b.x.r.units(other.free()))
+}
+
+// other is the buying of a related channel that stands in this one's place: with
+// the same payee, site and salt, and money in it. It is nil if that is not so.
+func (b *buying) other(ctx context.Context, s slate) (*buying, error) {
+	if s.ID == b.id || !s.at(site(b.req.URL)) {
+		return nil, nil
+	}
+	paid, err := b.x.payer.State(ctx, s.ID)
+	if err != nil || turnOf(paid.Terms) != turnOf(b.terms) {
+		return nil, err
+	}
+	other := *b
+	other.terms, other.id, other.slate = paid.Terms, s.ID, s
+	if _, _, err := other.observe(ctx); err != nil { // it may have been refunded
+		return nil, err
+	}
+	if free := other.free(); free.IsZero() && s.Deposit == nil { // empty
+		return nil, nil
+	}
+	return &other, nil
+}
+
+// stand makes a refund's channel the one that holds money with this payee at this
+// site, whatever terms the server names now.
+func (b *buying) stand(ctx context.Context) error {
+	known, err := b.x.slates().load(ctx, b.id)
+	if err != nil || known != nil {
+		return err
+	}
+	related, err := b.x.slates().related(ctx, b.terms.Payee, site(b.req.URL))
+	if err != nil {
+		return err
+	}
+	for _, s := range related {
+		other, err := b.other(ctx, s)
+		if err != nil {
+			return err
+		}
+		if other != nil {
+			b.terms, b.id = other.terms, other.id
+			return nil
+		}
+	}
+	return nil
+}
+
+// at reports whether a channel was paid from at a site.
+func (s slate) at(site string) bool {
+	if len(s.Sites) == 0 {
+		return siteOf(s.URL) == site
+	}
+	for _, known := range s.Sites {
+		if known == site {
+			return true
+		}
+	}
+	return false
+}
+
+// visit notes a site that is about to be paid from a channel.
+func (s *slate) visit(site string, payee common.Address) (isNew bool) {
+	s.Payee = payee
+	if isNew = len(s.Sites) == 0; isNew {
+		s.Sites = []string{siteOf(s.URL)}
+	}
+	if !s.at(site) {
+		s.Sites, isNew = append(s.Sites, site), true
+	}
+	return isNew
+}
