@@ -14,6 +14,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/limit"
 	"github.com/gpupay/gpupay/sdk/settle"
 	"github.com/gpupay/gpupay/sdk/tower"
 )
@@ -76,6 +77,17 @@ type ProviderConfig struct {
 	Limits     Limits                  // what strangers may cost: requests, waits and gas
 	OnSettled  func(settle.Settlement) // after each settlement; may be nil
 
+	// TrustedProxies are the reverse proxies in front of the provider, by address or
+	// network, such as "127.0.0.1" and "10.0.0.0/8". By them, and by nobody else, is
+	// believed who a request is from (X-Forwarded-For, or Forwarded where that is
+	// missing) and whether it came by TLS (X-Forwarded-Proto, or Forwarded): Limits
+	// count by that address. None if empty: then all clients of a proxy are one.
+	TrustedProxies []string
+	// PublicURL is where clients reach the provider, such as
+	// "https://gpus.example.org", with the path that a proxy takes away: what x402's
+	// offers name. As the request was addressed if empty.
+	PublicURL string
+
 	Watchtowers     []string      // URLs of watchtowers (see package tower) that are told the newest vouchers, which anybody may see
 	WatchtowerEvery time.Duration // how often at most; 10 s if zero
 
@@ -104,6 +116,9 @@ func (c ProviderConfig) withDefaults() ProviderConfig {
 	c.MinGrace = cmp.Or(c.MinGrace, chain.MinGrace)
 	c.ClockTolerance = cmp.Or(c.ClockTolerance, 2*time.Minute)
 	c.Realm = cmp.Or(c.Realm, "gpupay")
+	if proxies, err := limit.ParseProxies(c.TrustedProxies); err == nil && c.Limits.ClientIP == nil { // else check says what is wrong
+		c.Limits.ClientIP = proxies.Client
+	}
 	c.Limits = c.Limits.withDefaults()
 	if c.MeterKey == nil {
 		c.MeterKey = c.Key
@@ -143,6 +158,12 @@ func (c ProviderConfig) check() error {
 		return fmt.Errorf("provider: RecordEvery (%s) is shorter than Tick (%s)", c.RecordEvery, c.Tick)
 	case c.Credit < 4*c.Tick:
 		return fmt.Errorf("provider: Credit (%s) must be at least four ticks (%s): less suspends every lease at once", c.Credit, 4*c.Tick)
+	}
+	if _, err := limit.ParseProxies(c.TrustedProxies); err != nil {
+		return fmt.Errorf("provider: TrustedProxies: %w", err)
+	}
+	if err := checkPublicURL(c.PublicURL); err != nil {
+		return err
 	}
 	if err := tower.CheckURLs(c.Watchtowers); err != nil {
 		return fmt.Errorf("provider: Watchtowers: %w", err)

@@ -22,9 +22,9 @@ import (
 // pays with is not limited by where it comes from: a renter behind the same
 // address as an attacker can still send its vouchers.
 type Limits struct {
-	// ClientIP says who a request is from, where a proxy stands in front: the
-	// address that the proxy itself saw and not one that a client can claim. ""
-	// is nobody in particular. The peer's address if nil.
+	// ClientIP says who a request is from, where ProviderConfig.TrustedProxies is
+	// not enough: the address that the proxy itself saw and not one that a client
+	// can claim. "" is nobody in particular. By TrustedProxies if nil.
 	//
 	// Clients are told apart by address, IPv6 ones by their /64. The addresses of
 	// this host, and what is no address, stand for many clients and have only

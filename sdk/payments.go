@@ -23,6 +23,7 @@ const maxGPUs = 1024
 // to the same URI as what they pay for.
 func (p *Provider) routes() {
 	p.guard, p.sponsor = newGuard(p.config.Limits), newSponsor()
+	p.behind()
 	p.mux = http.NewServeMux()
 	p.mux.HandleFunc("GET /offer", p.serveOffer)
 	p.mux.HandleFunc("GET /offer/{hash}", p.serveOffer)

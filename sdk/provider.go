@@ -19,6 +19,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/internal/database"
 	"github.com/gpupay/gpupay/sdk/internal/keyed"
 	"github.com/gpupay/gpupay/sdk/internal/run"
+	"github.com/gpupay/gpupay/sdk/limit"
 	"github.com/gpupay/gpupay/sdk/settle"
 	"github.com/gpupay/gpupay/sdk/tower"
 	"github.com/gpupay/gpupay/sdk/units"
@@ -58,6 +59,7 @@ type Provider struct {
 	mux      *http.ServeMux
 	guard    *guard   // what clients may do how often
 	sponsor  *sponsor // what deposits of strangers may cost
+	proxies  limit.Proxies
 
 	opens   keyed.Mutex // one open at a time of a channel
 	starts  keyed.Mutex // one lease start or close at a time on a channel

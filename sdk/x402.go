@@ -190,33 +190,14 @@ func (d *x402Desk) offered(route x402Route) (x402.Requirements, error) {
 	}, nil
 }
 
-// maxAddress bounds what of a request's address is repeated in an answer.
-const maxAddress = 1 << 10
-
 // required is the 402 of a request: the offer, and what of it must be said about
 // a channel.
 func (d *x402Desk) required(r *http.Request, reason string, offer x402.Requirements) x402.PaymentRequired {
 	return x402.PaymentRequired{
 		Error:    reason,
-		Resource: x402.Resource{URL: addressOf(r), Description: "GPU time, metered by the second", MimeType: "application/json"},
+		Resource: x402.Resource{URL: d.addressOf(r), Description: "GPU time, metered by the second", MimeType: "application/json"},
 		Accepts:  []x402.Requirements{offer},
 	}
-}
-
-func addressOf(r *http.Request) string {
-	scheme := "http://"
-	if r.TLS != nil {
-		scheme = "https://"
-	}
-	uri := r.RequestURI
-	if len(uri) > maxAddress {
-		uri = "/"
-	}
-	host := r.Host
-	if len(host) > maxAddress {
-		host = "localhost"
-	}
-	return scheme + host + uri
 }
 
 // invite adds the offer of x402 to an answer that asks for a payment. Not every

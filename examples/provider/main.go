@@ -80,7 +80,8 @@ func parse(args []string) (*options, error) {
 	o.hooks.Register(flags)
 	nodes := flags.String("nodes", cli.Env("GPUPAY_NODES", ""), "`NAME=URL,..` of nodes that meter in place of this host; $"+cli.NodeSecret+" holds their secret ($GPUPAY_NODES)")
 	meter := flags.Address("meter", "GPUPAY_METER", "with --nodes: of the key that the nodes sign usage records with")
-	flags.ClientHeader()
+	flags.TrustedProxies()
+	flags.Text(&c.PublicURL, "public-url", "GPUPAY_PUBLIC_URL", "", "`URL` at which clients reach this provider, such as https://gpus.example.org; what the proxy says if empty")
 	flags.BoolVar(&o.drain, "drain", false, "when stopped, end all leases and settle; without it leases go on after a restart")
 	var err error
 	if c.Log, err = flags.Load(args); err != nil {
@@ -93,7 +94,7 @@ func parse(args []string) (*options, error) {
 	if c.Nodes, err = cli.Links(*nodes); err != nil {
 		return nil, err
 	}
-	c.Limits.ClientIP = flags.ClientIP()
+	c.TrustedProxies = flags.Proxies()
 	c.Watchtowers = strings.FieldsFunc(*towers, func(r rune) bool { return r == ',' || r == ' ' })
 	c.Key, err = flags.Key()
 	return o, err

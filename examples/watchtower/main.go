@@ -48,7 +48,7 @@ func parse(args []string) (*options, error) {
 	flags := cli.NewFlags("watchtower", "settles vouchers for providers that are gone, and takes renters without native coin out of their channels.\n\nIts key pays the gas and is nobody else's. ", "info")
 	flags.Text(&o.listen, "listen", "GPUPAY_LISTEN", "127.0.0.1:8403", "`address` to take vouchers and close requests on; put TLS in front of it")
 	flags.Text(&o.admin, "admin", "GPUPAY_ADMIN", "127.0.0.1:9403", "`address` of /metrics and /healthz; empty for none. Do not open it to the world")
-	flags.ClientHeader()
+	flags.TrustedProxies()
 	flags.RPC(&c.RPC, ": http, https, ws or wss; another than the provider's, if it can be")
 	flags.MaxFee(&c.MaxFee)
 	escrow := flags.Address("escrow", "GPUPAY_ESCROW", "the ChannelEscrow contract")
@@ -67,7 +67,7 @@ func parse(args []string) (*options, error) {
 		return nil, err
 	}
 	c.Escrow = escrow.Address
-	c.Limits.ClientIP = flags.ClientIP()
+	c.TrustedProxies = flags.Proxies()
 	if err := o.lists(tokens, payees); err != nil {
 		return nil, err
 	}

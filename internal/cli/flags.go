@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/gpupay/gpupay/channel"
@@ -20,7 +21,7 @@ type Flags struct {
 	*flag.FlagSet
 	key           KeyFlags
 	level, format string
-	clientHeader  string
+	proxies       string
 }
 
 // NewFlags begins a program's flags. Its help starts with about, which ends
@@ -76,18 +77,16 @@ func (f *Flags) Address(name, env, usage string) *Address {
 	return a
 }
 
-// ClientHeader adds the flag that ClientIP reads.
-func (f *Flags) ClientHeader() {
-	f.Text(&f.clientHeader, "client-header", "GPUPAY_CLIENT_HEADER", "", "`header` in which your proxy says who a request is from, such as X-Real-IP; only one that it overwrites. Without it clients behind a proxy of this host share their limits")
+// TrustedProxies adds the flag that Proxies reads.
+func (f *Flags) TrustedProxies() {
+	f.Text(&f.proxies, "trusted-proxies", "GPUPAY_TRUSTED_PROXIES", "", "`ADDRESS,..` or networks such as 10.0.0.0/8 of the proxies in front, which say by X-Forwarded-For who a request is from. Without it clients behind a proxy share their limits")
 }
 
-// ClientIP says who a request is from, as a proxy does; it is nil if none was
-// named.
-func (f *Flags) ClientIP() func(*http.Request) string {
-	if f.clientHeader == "" {
-		return nil
-	}
-	return func(r *http.Request) string { return r.Header.Get(f.clientHeader) }
+// Proxies are the proxies that are trusted.
+func (f *Flags) Proxies() []string { return list(f.proxies) }
+
+func list(text string) []string {
+	return strings.FieldsFunc(text, func(r rune) bool { return r == ',' || r == ' ' })
 }
 
 // Load parses the arguments and opens the log.

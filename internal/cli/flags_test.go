@@ -1,7 +1,7 @@
 package cli
 
 import (
-	"net/http"
+	"slices"
 	"strings"
 	"testing"
 
@@ -50,22 +50,21 @@ func FuzzSource(f *testing.F) {
 	})
 }
 
-// A client is who the named header says, and without one the server's own default.
-func TestClientIP(t *testing.T) {
-	parse := func(args ...string) *Flags {
+// Proxies are trusted that were named, and no others.
+func TestTrustedProxies(t *testing.T) {
+	parse := func(args ...string) []string {
 		t.Helper()
 		f := NewFlags("test", "", "info")
-		f.ClientHeader()
+		f.TrustedProxies()
 		if _, err := f.Load(args); err != nil {
 			t.Fatal(err)
 		}
-		return f
+		return f.Proxies()
 	}
-	if parse().ClientIP() != nil {
-		t.Error("a header is believed that nobody named")
+	if got := parse(); len(got) != 0 {
+		t.Errorf("trusted though nobody was named: %q", got)
 	}
-	r := &http.Request{RemoteAddr: "192.0.2.1:1", Header: http.Header{"X-Real-Ip": {"198.51.100.1"}, "X-Forwarded-For": {"203.0.113.1"}}}
-	if got := parse("--client-header", "x-real-ip").ClientIP()(r); got != "198.51.100.1" {
-		t.Errorf("the client is %q", got)
+	if got := parse("--trusted-proxies", "127.0.0.1, 10.0.0.0/8"); !slices.Equal(got, []string{"127.0.0.1", "10.0.0.0/8"}) {
+		t.Errorf("trusted are %q", got)
 	}
 }

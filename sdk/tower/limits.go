@@ -19,7 +19,8 @@ import (
 // default. A payee's or payer's own rate counts only what was rightly signed:
 // nobody uses up another's.
 type Limits struct {
-	// ClientIP is who a request is from: see sdk.Limits.ClientIP.
+	// ClientIP is who a request is from, in place of TrustedProxies: see
+	// sdk.Limits.ClientIP.
 	ClientIP func(*http.Request) string
 
 	Requests limit.Rate // of a client; 10 a second, 100 at once

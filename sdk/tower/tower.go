@@ -27,6 +27,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/internal/database"
 	"github.com/gpupay/gpupay/sdk/internal/keyed"
 	"github.com/gpupay/gpupay/sdk/internal/run"
+	"github.com/gpupay/gpupay/sdk/limit"
 	"github.com/gpupay/gpupay/sdk/settle"
 	"github.com/gpupay/gpupay/sdk/units"
 )
@@ -65,11 +66,14 @@ type Config struct {
 	Poll          time.Duration // between looks at the chain; 2 s if zero
 	// MaxFee is the most that a transaction offers for a unit of gas, in wei;
 	// chain.DefaultMaxFee of the chain if nil (500 gwei on most).
-	MaxFee    *big.Int
-	Limits    Limits
-	OnSettled func(settle.Settlement) // after each settlement; may be nil
-	Log       *slog.Logger            // slog.Default() if nil
-	Backend   chain.Backend           // instead of RPC: a client that is already connected
+	MaxFee *big.Int
+	// TrustedProxies are the reverse proxies in front of the tower: see
+	// sdk.ProviderConfig.TrustedProxies.
+	TrustedProxies []string
+	Limits         Limits
+	OnSettled      func(settle.Settlement) // after each settlement; may be nil
+	Log            *slog.Logger            // slog.Default() if nil
+	Backend        chain.Backend           // instead of RPC: a client that is already connected
 }
 
 // GasBudget is how much native coin, in wei, transactions submitted within an
@@ -140,6 +144,9 @@ func (c Config) withDefaults() Config {
 	c.SettleGas = c.SettleGas.or(2e16, 2e17)
 	c.Confirmations = cmp.Or(c.Confirmations, 1)
 	c.Poll = cmp.Or(c.Poll, 2*time.Second)
+	if proxies, err := limit.ParseProxies(c.TrustedProxies); err == nil && c.Limits.ClientIP == nil { // else check says what is wrong
+		c.Limits.ClientIP = proxies.Client
+	}
 	c.Limits = c.Limits.withDefaults()
 	if c.Log == nil {
 		c.Log = slog.Default()
@@ -158,6 +165,9 @@ func (b GasBudget) or(party, total int64) GasBudget {
 }
 
 func (c Config) check() error {
+	if _, err := limit.ParseProxies(c.TrustedProxies); err != nil {
+		return fmt.Errorf("watchtower: TrustedProxies: %w", err)
+	}
 	switch {
 	case c.RPC == "" && c.Backend == nil:
 		return errors.New("watchtower: RPC is empty: give the URL of a JSON-RPC endpoint")
