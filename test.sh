@@ -150,6 +150,28 @@ forgetest() {
 	return "$status"
 }
 
+# forktest puts the escrow onto a chain of its own with the deploy program, as anybody would, and has forge test what is
+# there. The key is the first of those that anvil gives coins to, and no secret.
+forktest() {
+	local chain=84532 rpc= anvil out status=0
+	: >"$work/anvil"
+	node_modules/@foundry-rs/anvil-*/bin/anvil --port 0 --chain-id "$chain" >"$work/anvil" 2>&1 &
+	anvil=$!
+	for _ in {1..100}; do
+		rpc=$(sed -n 's/^Listening on /http:\/\//p' "$work/anvil")
+		[[ -z $rpc ]] || break
+		sleep 0.1
+	done
+	out=$(GPUPAY_KEY=0xac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80 \
+		go run ./examples/deploy --rpc "$rpc" --salt forktest) || status=1
+	FORK_ESCROW=${out#*GPUPAY_ESCROW=} FORK_CHAIN=$chain forge test --match-contract ForkTest --fork-url "$rpc" || status=1
+	kill "$anvil"
+	sed -n 's/.*: \([0-9]*\) tests passed, \([0-9]*\) failed, 0 skipped.*/\1 \2/p' "$log" | tail -1 >"$work/counts"
+	[[ -s $work/counts ]] || { echo "forge ran no tests against the deployed escrow"; return 1; }
+	say "$(grep -o '[0-9]* tests passed.*' "$log" | tail -1)"
+	return "$status"
+}
+
 # generated compares with a copy, not with a commit, so that a tree that is being worked on can be tested.
 generated() {
 	cp -r bindings "$work/bindings"
@@ -273,6 +295,7 @@ step "vectors, allocations" vectors
 step "forge build" contracts
 step "forge test, gas" forgetest
 step "bindings are current" generated
+step "forge test, deployed" forktest
 if [[ $mode == quick ]]; then
 	step "go test" gotest -p 2 -timeout 20m ./...
 	step "model" model

@@ -67,7 +67,7 @@ type ProviderConfig struct {
 	Poll           time.Duration // between looks at the chain; 2 s if zero
 	OpenTimeout    time.Duration // how long a renter's request waits for them; 60 s if zero
 	NoGasless      bool          // do not send renters' ERC-3009 deposits: they need gas of their own
-	MinGrace       time.Duration // refuse an escrow with a shorter grace period; 10 min if zero
+	MinGrace       time.Duration // refuse an escrow, or X402.WithdrawDelay, with less time to settle; chain.GraceFloor if zero: 2 h, on local chains 10 min
 	ClockTolerance time.Duration // between our clock and the chain's; 2 min if zero
 	// The most that a transaction of ours offers for a unit of gas, in wei;
 	// chain.DefaultMaxFee of the chain if nil (500 gwei on most).
@@ -113,7 +113,6 @@ func (c ProviderConfig) withDefaults() ProviderConfig {
 	c.Confirmations = cmp.Or(c.Confirmations, 1)
 	c.Poll = cmp.Or(c.Poll, 2*time.Second)
 	c.OpenTimeout = cmp.Or(c.OpenTimeout, time.Minute)
-	c.MinGrace = cmp.Or(c.MinGrace, chain.MinGrace)
 	c.ClockTolerance = cmp.Or(c.ClockTolerance, 2*time.Minute)
 	c.Realm = cmp.Or(c.Realm, "gpupay")
 	if proxies, err := limit.ParseProxies(c.TrustedProxies); err == nil && c.Limits.ClientIP == nil { // else check says what is wrong
@@ -190,7 +189,11 @@ func (c ProviderConfig) connect(ctx context.Context) (*chain.Escrow, *chain.Toke
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := errors.Join(escrow.CheckGrace(c.MinGrace), escrow.CheckClock(ctx, c.ClockTolerance), escrow.CheckHistory(ctx, c.Confirmations)); err != nil {
+	floor := cmp.Or(c.MinGrace, chain.GraceFloor(escrow.ChainID()))
+	if c.X402 != nil && c.X402.WithdrawDelay < floor {
+		return nil, nil, fmt.Errorf("%w: X402.WithdrawDelay is %s, at least %s is needed on chain %d (MinGrace)", chain.ErrGrace, c.X402.WithdrawDelay, floor, escrow.ChainID())
+	}
+	if err := errors.Join(escrow.CheckGrace(floor), escrow.CheckClock(ctx, c.ClockTolerance), escrow.CheckHistory(ctx, c.Confirmations)); err != nil {
 		return nil, nil, err
 	}
 	token, err := chain.NewToken(ctx, backend, c.Token)

@@ -20,6 +20,7 @@ import (
 	"github.com/ethereum/go-ethereum/accounts/abi/bind/v2"
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/ethereum/go-ethereum/core/types"
+	"github.com/ethereum/go-ethereum/crypto"
 
 	"github.com/gpupay/gpupay/bindings/testtoken"
 	"github.com/gpupay/gpupay/channel"
@@ -38,6 +39,7 @@ func run(ctx context.Context) error {
 	flags := flag.NewFlagSet("deploy", flag.ContinueOnError)
 	rpc := flags.String("rpc", cli.Env("GPUPAY_RPC", "http://127.0.0.1:8545"), "`URL` of the chain's JSON-RPC ($GPUPAY_RPC)")
 	grace := flags.Duration("grace", 24*time.Hour, "how long a payee has to settle after a close request; at least ten minutes, and fixed for ever")
+	salt := flags.String("salt", "", "an instance apart from everybody's, one for each `text`; empty for the one that all share")
 	token := flags.Bool("test-token", false, "also deploy a test token; on a local chain only")
 	mint := flags.String("mint", "", "comma-separated `addresses` that get 1,000 test tokens each")
 	var keys cli.KeyFlags
@@ -53,7 +55,7 @@ func run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	escrow, err := chain.Deploy(ctx, client, key, *grace)
+	escrow, err := chain.DeploySalted(ctx, client, key, *grace, instance(*salt))
 	if err != nil {
 		return err
 	}
@@ -62,6 +64,14 @@ func run(ctx context.Context) error {
 		return nil
 	}
 	return testToken(ctx, client, key, *mint)
+}
+
+// instance is the salt of an instance's name.
+func instance(name string) common.Hash {
+	if name == "" {
+		return common.Hash{}
+	}
+	return crypto.Keccak256Hash([]byte(name))
 }
 
 func testToken(ctx context.Context, backend chain.Backend, key *channel.Key, mint string) error {

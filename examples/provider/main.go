@@ -70,7 +70,7 @@ func parse(args []string) (*options, error) {
 	flags.DurationVar(&c.Takeover, "takeover", 10*time.Second, "with PostgreSQL: how long this gateway may be silent before others take its leases")
 	flags.Uint64Var(&c.Confirmations, "confirmations", 1, "blocks before a deposit counts; 1 is the block it is in")
 	flags.DurationVar(&c.Poll, "poll", 2*time.Second, "time between looks at the chain")
-	flags.DurationVar(&c.MinGrace, "min-grace", 10*time.Minute, "refuse an escrow with a shorter grace period: it is the time you have to settle after a close request")
+	flags.DurationVar(&c.MinGrace, "min-grace", 0, "refuse an escrow with a shorter grace period: it is the time you have to settle after a close request; 0 for the default, 2h, or 10m on a local chain")
 	flags.DurationVar(&c.Settlement.Interval, "settle-every", 0, "how often settlement is considered; 0 for the default")
 	flags.DurationVar(&c.Settlement.MaxAge, "settle-age", 0, "settle what has waited that long; 0 for the default")
 	towers := flags.String("watchtowers", cli.Env("GPUPAY_WATCHTOWERS", ""), "`URLs` of watchtowers that are told the newest vouchers, separated by commas ($GPUPAY_WATCHTOWERS)")

@@ -21,13 +21,17 @@ import (
 // each of them.
 var Factory = common.HexToAddress("0x4e59b44847b379578588920cA78FbF26c0B4956C")
 
-// deploySalt fixes the address that the factory gives to an escrow of one grace period.
-var deploySalt = crypto.Keccak256Hash([]byte("gpupay ChannelEscrow 1"))
-
 // Deploy puts an escrow with this grace period on the chain and returns its address. Where the factory exists, the
 // address depends on nothing but the code and the grace period, and an escrow that is there already is used. The key pays
 // the gas and has no say in the contract.
 func Deploy(ctx context.Context, backend Backend, key channel.Signer, grace time.Duration) (common.Address, error) {
+	return DeploySalted(ctx, backend, key, grace, common.Hash{})
+}
+
+// DeploySalted is Deploy of another instance, one for each salt: an issuer that blocks one instance's address, or a
+// deployment that wants its deposits apart from everybody else's, is no reason to change the code. Zero is Deploy's. Where
+// there is no factory, every deployment is an instance of its own whatever the salt.
+func DeploySalted(ctx context.Context, backend Backend, key channel.Signer, grace time.Duration, salt common.Hash) (common.Address, error) {
 	if grace < MinGrace || grace%time.Second != 0 {
 		return common.Address{}, fmt.Errorf("%w: %s; the contract wants whole seconds, %s or more", ErrGrace, grace, MinGrace)
 	}
@@ -41,15 +45,15 @@ func Deploy(ctx context.Context, backend Backend, key channel.Signer, grace time
 	if len(proxy) == 0 {
 		return create(ctx, backend, key, code)
 	}
-	return create2(ctx, backend, key, code)
+	return create2(ctx, backend, key, salt, code)
 }
 
-func create2(ctx context.Context, backend Backend, key channel.Signer, code []byte) (common.Address, error) {
-	address := crypto.CreateAddress2(Factory, deploySalt, crypto.Keccak256(code))
+func create2(ctx context.Context, backend Backend, key channel.Signer, salt common.Hash, code []byte) (common.Address, error) {
+	address := crypto.CreateAddress2(Factory, salt, crypto.Keccak256(code))
 	if found, err := backend.CodeAt(ctx, address, nil); err != nil || len(found) > 0 {
 		return address, err
 	}
-	data := bytes.Join([][]byte{deploySalt[:], code}, nil)
+	data := bytes.Join([][]byte{salt[:], code}, nil)
 	if _, err := transact(ctx, backend, key, &Factory, data); err != nil {
 		return common.Address{}, fmt.Errorf("chain: deploying the escrow: %w", err)
 	}

@@ -25,6 +25,23 @@ const (
 // MinGrace is the shortest grace period the contract can be deployed with.
 const MinGrace = 10 * time.Minute
 
+// publicGrace is the least grace period for which a payee should risk its vouchers on a public chain: twice the hour by
+// which the block time of an Arbitrum chain may run ahead, and four times the half hour of an OP Stack chain.
+const publicGrace = 2 * time.Hour
+
+// GraceFloor is the least grace period that a payee should accept on a chain: two hours, and what the contract itself asks
+// for on chains for development (31337 and 1337). Chains move their clocks by minutes to an hour, and a settlement has to be
+// seen and mined besides. A sequencer that leaves a payee out for as long as it can takes up to a day more: see
+// docs/contracts.md for what to deploy with.
+func GraceFloor(chainID uint64) time.Duration {
+	switch chainID {
+	case 31337, 1337:
+		return MinGrace
+	default:
+		return publicGrace
+	}
+}
+
 // maxGrace is the most seconds that a time.Duration holds, 292 years. The contract can be deployed with 34,000 years,
 // which would count as whatever is left of it.
 var maxGrace = big.NewInt(math.MaxInt64 / int64(time.Second))

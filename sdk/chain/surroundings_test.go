@@ -145,6 +145,22 @@ func TestDeployIsTheSameEverywhere(t *testing.T) {
 	if dev.Escrow != w.Escrow {
 		t.Errorf("on another chain: %s, want %s", dev.Escrow, w.Escrow)
 	}
+	// An instance of one's own has another address, and the same one each time.
+	own := common.HexToHash("0x5a17")
+	apart, err := chain.DeploySalted(t.Context(), w.Backend, w.payee, 10*time.Minute, own)
+	if err != nil || apart == w.Escrow {
+		t.Fatalf("an instance apart: %s, %v", apart, err)
+	}
+	if same, err := chain.DeploySalted(t.Context(), w.Backend, w.payee, 10*time.Minute, own); err != nil || same != apart {
+		t.Errorf("the same instance: %s, %v; it is at %s", same, err, apart)
+	}
+	escrow, err := chain.NewEscrow(t.Context(), w.Backend, apart)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := escrow.VerifyCode(t.Context()); err != nil {
+		t.Error(err)
+	}
 	// A chain without the factory gets a plain deployment.
 	w.RPC(t, nil, "anvil_setCode", chain.Factory, "0x")
 	plain, err := chain.Deploy(t.Context(), w.Backend, w.payee, 10*time.Minute)

@@ -15,20 +15,23 @@ import (
 // credited, other settlements go on, and the money is fetched when the token pays again.
 func TestRefusedSettlementIsCreditedAndFetched(t *testing.T) {
 	k := newTill(t)
-	first, second := k.Open(1, 1000), k.Open(2, 1000)
-	k.Accept(first, 300)
-	k.Accept(second, 400)
+	var all []channel.Terms
+	for i := range byte(4) {
+		all = append(all, k.Open(i, 1000))
+		k.Accept(all[i], 175)
+	}
+	first := all[0]
 	resume := k.PauseToken(t)
 	var refused *chain.Revert
 	if err := k.Settler.Settle(t.Context()); !errors.As(err, &refused) || refused.Name != "TransferFailed" {
 		t.Fatalf("Settle: %v, want it to say that the token does not pay out", err)
 	}
-	if done := k.Settlements(); len(done) != 1 || len(done[0].Channels) != 2 || !is(done[0].Paid, 700) {
-		t.Fatalf("settlements: %+v, want one of both channels", done)
+	if done := k.Settlements(); len(done) != 1 || len(done[0].Channels) != 4 || !is(done[0].Paid, 700) {
+		t.Fatalf("settlements: %+v, want one of all channels", done)
 	}
-	for terms, want := range map[channel.Terms]uint64{first: 300, second: 400} {
-		if s := k.State(terms); !is(s.Settled, want) {
-			t.Errorf("settled %s, want %d", s.Settled.Dec(), want)
+	for _, terms := range all {
+		if s := k.State(terms); !is(s.Settled, 175) {
+			t.Errorf("settled %s, want 175", s.Settled.Dec())
 		}
 	}
 
@@ -42,7 +45,7 @@ func TestRefusedSettlementIsCreditedAndFetched(t *testing.T) {
 		t.Errorf("%d settlements, want two: what is credited is settled", len(done))
 	}
 	resume()
-	k.Within(10*time.Second, "the credit is fetched", func() bool { return k.Tokens(t, k.Key.Address()) == 900 })
+	k.Within(10*time.Second, "the credit is fetched", func() bool { return k.Tokens(t, k.Key.Address()) == 1025 })
 	credit, err := k.Contract.Credit(t.Context(), k.Key.Address(), k.Token, nil)
 	if err != nil || !credit.Amount.IsZero() {
 		t.Errorf("credit left: %+v, %v", credit, err)

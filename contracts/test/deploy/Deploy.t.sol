@@ -22,7 +22,7 @@ contract DeployTest is Test {
     function test_deploy_atThePredictedAddress() public {
         ChannelEscrow escrow = _deploy.run();
 
-        assertEq(address(escrow), _deploy.predict(1 days));
+        assertEq(address(escrow), _deploy.predict(1 days, 0));
         assertEq(escrow.gracePeriod(), 1 days);
     }
 
@@ -32,11 +32,12 @@ contract DeployTest is Test {
     }
 
     /// @dev The address depends on the code and the grace period, and on no chain.
-    function testFuzz_predict(uint40 one, uint40 other, uint64 chain) public {
-        vm.assume(one != other && chain != 0);
-        address here = _deploy.predict(one);
-        assertTrue(here != _deploy.predict(other));
+    function testFuzz_predict(uint40 one, uint40 other, bytes32 salt, uint64 chain) public {
+        vm.assume(one != other && chain != 0 && salt != 0);
+        address here = _deploy.predict(one, 0);
+        assertTrue(here != _deploy.predict(other, 0));
+        assertTrue(here != _deploy.predict(one, salt));
         vm.chainId(chain);
-        assertEq(_deploy.predict(one), here);
+        assertEq(_deploy.predict(one, 0), here);
     }
 }

@@ -1,0 +1,50 @@
+package sdk
+
+import (
+	"errors"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/metering/sim"
+	"github.com/gpupay/gpupay/sdk/chain"
+)
+
+// On a public chain a provider refuses an escrow, or a delay for x402's clients, that is over when the chain's clock makes
+// one of the leaps that it may make. What it takes is for the operator to say.
+func TestGraceFloor(t *testing.T) {
+	m := newMarket(t)
+	connect := func(change func(*ProviderConfig)) error {
+		t.Helper()
+		config := ProviderConfig{
+			Backend: m.Backend, Escrow: m.Escrow, Token: m.Token, Key: channel.NewKey(m.payee), ClockTolerance: 24 * time.Hour,
+			Database: filepath.Join(t.TempDir(), "provider.db"), PricePerGPUHour: "3.60", MinDeposit: "0.01", Source: sim.New(1, sim.Options{}),
+		}
+		change(&config)
+		_, _, err := config.withDefaults().connect(t.Context())
+		return err
+	}
+	ours := func(*ProviderConfig) {}
+	if err := connect(ours); err != nil {
+		t.Errorf("ten minutes on a local chain: %v", err)
+	}
+	m.RPC(t, nil, "anvil_setChainId", 42161)
+	if err := connect(ours); !errors.Is(err, chain.ErrGrace) {
+		t.Errorf("ten minutes on Arbitrum: %v, want ErrGrace", err)
+	}
+	if err := connect(func(c *ProviderConfig) { c.MinGrace = 10 * time.Minute }); err != nil {
+		t.Errorf("ten minutes on Arbitrum, as the operator wants it: %v", err)
+	}
+	long, err := chain.Deploy(t.Context(), m.Backend, channel.NewKey(m.payee), 2*time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := connect(func(c *ProviderConfig) { c.Escrow = long }); err != nil {
+		t.Errorf("two hours on Arbitrum: %v", err)
+	}
+	short := func(c *ProviderConfig) { c.Escrow, c.X402 = long, &X402Config{WithdrawDelay: time.Hour} }
+	if err := connect(short); !errors.Is(err, chain.ErrGrace) {
+		t.Errorf("an hour for x402's clients on Arbitrum: %v, want ErrGrace", err)
+	}
+}
