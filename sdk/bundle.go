@@ -193,7 +193,7 @@ func exportPayee(ctx context.Context, db *store.DB, txs *chain.Store, id common.
 func (s leaseStore) ofChannel(ctx context.Context, channelID common.Hash) ([]leaseRow, error) {
 	var rows []leaseRow
 	db := s.db.View()
-	err := db.SelectContext(ctx, &rows, db.Rebind(`SELECT * FROM leases WHERE channel = ? ORDER BY started_at, id`), channelID.Hex())
+	err := db.SelectContext(ctx, &rows, db.Rebind(`SELECT `+leaseColumns+` FROM leases WHERE channel = ? ORDER BY started_at, id`), channelID.Hex())
 	if err != nil {
 		return nil, fmt.Errorf("leases of channel %s: %w", channelID, err)
 	}

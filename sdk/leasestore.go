@@ -9,6 +9,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"reflect"
+	"strings"
 	"sync"
 	"time"
 
@@ -72,6 +74,19 @@ type leaseRow struct {
 	Command    string `db:"command"`  // why another gateway wants it ended
 	Held       int64  `db:"held"`     // 1: ended, and its devices not taken back yet
 	Pending    string `db:"pending"`  // JSON of the record that is about to be signed; empty: none
+}
+
+var leaseColumns = columns[leaseRow]()
+
+// columns names what is read of a row, for SELECT: a newer program's migration may
+// have added other columns, which an older one that still runs must not stumble
+// over.
+func columns[T any]() string {
+	var names []string
+	for row := reflect.TypeFor[T](); len(names) < row.NumField(); {
+		names = append(names, row.Field(len(names)).Tag.Get("db"))
+	}
+	return strings.Join(names, ", ")
 }
 
 // leaseStore keeps what a provider must not forget beside its channels: leases,
@@ -323,7 +338,7 @@ func (s leaseStore) last(ctx context.Context, lease common.Hash) (*metering.Sign
 func (s leaseStore) unfinished(ctx context.Context) ([]leaseRow, error) {
 	var rows []leaseRow
 	db := s.db.View()
-	err := db.SelectContext(ctx, &rows, db.Rebind(`SELECT * FROM leases WHERE state <> ? ORDER BY started_at`), leaseEnded)
+	err := db.SelectContext(ctx, &rows, db.Rebind(`SELECT `+leaseColumns+` FROM leases WHERE state <> ? ORDER BY started_at`), leaseEnded)
 	return rows, err
 }
 
@@ -331,7 +346,7 @@ func (s leaseStore) unfinished(ctx context.Context) ([]leaseRow, error) {
 func (s leaseStore) newest(ctx context.Context, channelID common.Hash) (row leaseRow, ok bool, err error) {
 	db := s.db.View()
 	err = db.GetContext(ctx, &row, db.Rebind(
-		`SELECT * FROM leases WHERE channel = ? ORDER BY started_at DESC, id LIMIT 1`), channelID.Hex())
+		`SELECT `+leaseColumns+` FROM leases WHERE channel = ? ORDER BY started_at DESC, id LIMIT 1`), channelID.Hex())
 	if errors.Is(err, sql.ErrNoRows) {
 		return row, false, nil
 	}

@@ -36,6 +36,8 @@ type spoolRow struct {
 	Closed    int64  `db:"closed"`
 }
 
+var spoolColumns = columns[spoolRow]()
+
 func openSpool(ctx context.Context, path string) (spool, error) {
 	db, err := database.Open(ctx, path, "provider", providerMigrations, "migrations/provider")
 	if err != nil {
@@ -70,7 +72,7 @@ func (s spool) put(ctx context.Context, lease common.Hash, c channel.State) erro
 
 func (s spool) get(ctx context.Context, q sqlx.QueryerContext, lease common.Hash) (spoolRow, error) {
 	var row spoolRow
-	err := sqlx.GetContext(ctx, q, &row, `SELECT * FROM spool WHERE lease = ?`, lease.Hex())
+	err := sqlx.GetContext(ctx, q, &row, `SELECT `+spoolColumns+` FROM spool WHERE lease = ?`, lease.Hex())
 	return row, err
 }
 
@@ -143,7 +145,7 @@ const maxOpen = 10_000
 
 // open returns the leases that are not closed, those that run first.
 func (s spool) open(ctx context.Context) (rows []leaseRow, err error) {
-	err = s.db.View().SelectContext(ctx, &rows, `SELECT leases.* FROM leases JOIN spool ON spool.lease = leases.id
+	err = s.db.View().SelectContext(ctx, &rows, `SELECT `+leaseColumns+` FROM leases JOIN spool ON spool.lease = leases.id
 		WHERE spool.closed = 0 ORDER BY state = 'ended', started_at DESC LIMIT ?`, maxOpen)
 	return rows, err
 }

@@ -36,21 +36,21 @@ func (s leaseStore) leave(ctx context.Context, id string) error {
 
 // orphans returns the leases that nobody runs.
 func (s leaseStore) orphans(ctx context.Context) (rows []leaseRow, err error) {
-	err = s.db.View().SelectContext(ctx, &rows, `SELECT * FROM leases WHERE state <> 'ended' AND `+orphaned+` ORDER BY started_at`)
+	err = s.db.View().SelectContext(ctx, &rows, `SELECT `+leaseColumns+` FROM leases WHERE state <> 'ended' AND `+orphaned+` ORDER BY started_at`)
 	return rows, err
 }
 
 // owned returns the leases of a gateway that began before a time.
 func (s leaseStore) owned(ctx context.Context, owner string, before time.Time) (rows []leaseRow, err error) {
 	db := s.db.View()
-	err = db.SelectContext(ctx, &rows, db.Rebind(`SELECT * FROM leases WHERE state <> 'ended' AND owner = ? AND started_at < ?`), owner, before.UnixNano())
+	err = db.SelectContext(ctx, &rows, db.Rebind(`SELECT `+leaseColumns+` FROM leases WHERE state <> 'ended' AND owner = ? AND started_at < ?`), owner, before.UnixNano())
 	return rows, err
 }
 
 // stranded returns the ended leases whose devices were not taken back: their host
 // was gone, or taking them back failed.
 func (s leaseStore) stranded(ctx context.Context) (rows []leaseRow, err error) {
-	err = s.db.View().SelectContext(ctx, &rows, `SELECT * FROM leases WHERE state = 'ended' AND
+	err = s.db.View().SelectContext(ctx, &rows, `SELECT `+leaseColumns+` FROM leases WHERE state = 'ended' AND
 		(held = 1 OR id IN (SELECT lease FROM lease_devices)) ORDER BY started_at`)
 	return rows, err
 }
@@ -94,7 +94,7 @@ func (s leaseStore) giveBack(ctx context.Context, row leaseRow, owner string) er
 
 func (s leaseStore) byID(ctx context.Context, id string) (row leaseRow, err error) {
 	db := s.db.View()
-	err = db.GetContext(ctx, &row, db.Rebind(`SELECT * FROM leases WHERE id = ?`), id)
+	err = db.GetContext(ctx, &row, db.Rebind(`SELECT `+leaseColumns+` FROM leases WHERE id = ?`), id)
 	return row, err
 }
 
@@ -107,7 +107,7 @@ func (s leaseStore) byIDs(ctx context.Context, ids []common.Hash) (map[common.Ha
 	for i, id := range ids {
 		names[i] = id.Hex()
 	}
-	query, args, err := sqlx.In(`SELECT * FROM leases WHERE id IN (?)`, names)
+	query, args, err := sqlx.In(`SELECT `+leaseColumns+` FROM leases WHERE id IN (?)`, names)
 	if err != nil {
 		return nil, err
 	}

@@ -96,6 +96,8 @@ type x402Note struct {
 	CreatedAt    int64  `db:"created_at"`
 }
 
+var x402NoteColumns = columns[x402Note]()
+
 // What is kept of a channel's requests, and how long.
 const (
 	keptRequests = 4
@@ -143,7 +145,7 @@ func (s x402Store) put(tx *sqlx.Tx, n x402Note) error {
 // noted finds a request that was admitted before; ok is false if it was not.
 func (s x402Store) noted(ctx context.Context, id common.Hash, most uint256.Int, hash string) (n x402Note, ok bool, err error) {
 	db := s.db.View()
-	err = db.GetContext(ctx, &n, db.Rebind(`SELECT * FROM x402_requests WHERE channel = ? AND max_claimable = ? AND hash = ?`), id.Hex(), most.Dec(), hash)
+	err = db.GetContext(ctx, &n, db.Rebind(`SELECT `+x402NoteColumns+` FROM x402_requests WHERE channel = ? AND max_claimable = ? AND hash = ?`), id.Hex(), most.Dec(), hash)
 	if errors.Is(err, sql.ErrNoRows) {
 		return n, false, nil
 	}

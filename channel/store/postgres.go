@@ -6,7 +6,9 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"time"
 
@@ -71,34 +73,68 @@ func openPostgres(ctx context.Context, address string) (*DB, error) {
 	return db, nil
 }
 
-// pool connects with what the promises of this package rest on, whatever the
-// server's own defaults are.
+// settings are what the promises of this package rest on, whatever the server's own
+// defaults are. An address may name others, but none of the weaker ones.
+var settings = map[string]string{
+	"application_name":                    "gpupay",
+	"synchronous_commit":                  "on", // an acknowledged voucher is on disk
+	"default_transaction_isolation":       "read committed",
+	"lock_timeout":                        "10s",
+	"idle_in_transaction_session_timeout": "30s", // a process that hangs must not hold a channel
+	"tcp_keepalives_idle":                 "5",   // nor one whose machine is gone a lock
+	"tcp_keepalives_interval":             "2",
+	"tcp_keepalives_count":                "3",
+}
+
+// pool connects, and then sets what has to be in force: poolers refuse or drop
+// what a client asks for as it connects.
 func pool(config *pgx.ConnConfig, connections int, more map[string]string) *sqlx.DB {
 	c := config.Copy()
 	if c.ConnectTimeout == 0 {
 		c.ConnectTimeout = 5 * time.Second
 	}
-	for name, value := range map[string]string{
-		"application_name":                    "gpupay",
-		"synchronous_commit":                  "on", // an acknowledged voucher is on disk
-		"default_transaction_isolation":       "read committed",
-		"lock_timeout":                        "10s",
-		"idle_in_transaction_session_timeout": "30s", // a process that hangs must not hold a channel
-		"tcp_keepalives_idle":                 "5",   // nor one whose machine is gone a lock
-		"tcp_keepalives_interval":             "2",
-		"tcp_keepalives_count":                "3",
-	} {
-		if given := c.RuntimeParams[name]; given == "" || given == "off" || given == "local" {
-			c.RuntimeParams[name] = value
+	want := maps.Clone(settings)
+	for name, value := range c.RuntimeParams {
+		if name == "options" { // of the server's command line: it cannot be set later
+			continue
+		}
+		delete(c.RuntimeParams, name)
+		if value != "" && value != "off" && value != "local" {
+			want[name] = value
 		}
 	}
-	for name, value := range more {
-		c.RuntimeParams[name] = value
-	}
-	db := sqlx.NewDb(stdlib.OpenDB(*c), driverName)
+	maps.Copy(want, more)
+	db := sqlx.NewDb(stdlib.OpenDB(*c, stdlib.OptionAfterConnect(func(ctx context.Context, conn *pgx.Conn) error {
+		return configure(ctx, conn, want)
+	})), driverName)
 	db.SetMaxOpenConns(connections)
 	db.SetMaxIdleConns(connections)
 	return db
+}
+
+// verified are the settings without which money is lost: they are read back.
+var verified = []string{"synchronous_commit", "default_transaction_isolation", "default_transaction_read_only"}
+
+// configure sets what one session needs and makes sure that it is in force.
+func configure(ctx context.Context, conn *pgx.Conn, want map[string]string) error {
+	for _, name := range slices.Sorted(maps.Keys(want)) {
+		if _, err := conn.Exec(ctx, "SELECT set_config($1, $2, false)", name, want[name]); err != nil {
+			return fmt.Errorf("setting %s to %q: %w", name, want[name], err)
+		}
+	}
+	for _, name := range verified {
+		if want[name] == "" {
+			continue
+		}
+		var got string
+		if err := conn.QueryRow(ctx, "SELECT current_setting($1)", name).Scan(&got); err != nil {
+			return fmt.Errorf("reading %s: %w", name, err)
+		}
+		if got != want[name] {
+			return fmt.Errorf("%s is %q after it was set to %q: connect to PostgreSQL directly, or through a pooler that keeps sessions (pool_mode = session)", name, got, want[name])
+		}
+	}
+	return nil
 }
 
 // checkServer refuses a server that cannot do what durability rests on.

@@ -1,0 +1,100 @@
+package sdk
+
+import (
+	"net/http"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+
+	"github.com/gpupay/gpupay/channel/store"
+)
+
+// widen does to every table what a newer program's migration may do: it adds a column.
+func widen(t *testing.T, db *store.DB) {
+	t.Helper()
+	list := `SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'`
+	if db.Shared() {
+		list = `SELECT table_name FROM information_schema.tables WHERE table_schema = current_schema()`
+	}
+	var tables []string
+	if err := db.View().Select(&tables, list); err != nil || len(tables) < 5 {
+		t.Fatalf("%v, %v", tables, err)
+	}
+	err := db.Update(t.Context(), func(tx *sqlx.Tx) error {
+		for _, table := range tables {
+			if _, err := tx.Exec(`ALTER TABLE ` + table + ` ADD COLUMN of_a_newer_program TEXT NOT NULL DEFAULT 'new'`); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestColumnsOfANewerProgram: a newer program adds a column to each table while older ones run. They go on: leases are
+// rented, metered, taken up again, shown, paid, exported and closed.
+func TestColumnsOfANewerProgram(t *testing.T) {
+	for _, name := range []string{"file", onPostgres} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, quiet)
+			renter := r.renter(t, filepath.Join(t.TempDir(), "renter.db"))
+			first := r.open(1, 200_000, "")
+			first.record()
+			widen(t, r.provider.db)
+			widen(t, renter.db)
+			first.record()
+			r.restart()
+			first.again()
+			first.record()
+			final := first.release()
+			first.close(final.Owed.Uint64())
+			if b, err := r.provider.Export(t.Context(), first.terms.ID()); err != nil || len(b.Leases) != 1 {
+				t.Error(err)
+			}
+			rental, err := renter.Rent(t.Context(), r.server.URL, RentOptions{Deposit: "0.3", PayEvery: 50 * time.Millisecond})
+			if err != nil {
+				t.Fatal(err)
+			}
+			done := background(t.Context(), rental)
+			awaitRecord(t, rental, 2)
+			if _, err := rental.Close(t.Context()); err != nil {
+				t.Error(err)
+			}
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+			if _, err := renter.Export(t.Context(), rental.ID()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	t.Run("node", func(t *testing.T) {
+		o := newOutpost(t)
+		r := newRig(t, o.link)
+		widen(t, o.node.spool.db)
+		lease := r.open(1, 200_000, "")
+		lease.record()
+		o.stop()
+		o.start()
+		lease.record()
+		if final := lease.release(); !final.Final {
+			t.Errorf("%+v is not final", final.Record)
+		}
+	})
+	t.Run("x402", func(t *testing.T) {
+		r := newPayRig(t)
+		b := r.buyer("/tick")
+		b.open(20_000)
+		widen(t, r.provider.db)
+		p := b.payment(b.next())
+		b.take(b.keyed(p, "the same again"))
+		if resp := b.keyed(p, "the same again"); resp.StatusCode != http.StatusOK { // is read from the notes
+			t.Error(resp.Status)
+		}
+		b.again()
+	})
+}
