@@ -51,7 +51,9 @@ type Payee struct {
 	Store  Store
 	Domain Domain
 	// MinDelta is the least by which a voucher must grow: it keeps a payer from
-	// making us check and store a signature for each base unit. Zero means one.
+	// making us check and store a signature for each base unit. One that pays
+	// exactly what is charged may grow by less, so that no debt is too small to be
+	// paid. Zero means one.
 	MinDelta uint256.Int
 	// Contracts verifies contract accounts' signatures. Without it they are
 	// refused. A contract can disown later what it signed, and its vouchers
@@ -250,7 +252,7 @@ func (p *Payee) judge(s *State, v *Voucher) (Outcome, error) {
 		return 0, fmt.Errorf("channel %s: %w: voucher for %s, deposit %s: top up first",
 			s.ID, ErrExceedsDeposit, v.Cumulative.Dec(), s.Deposit.Dec())
 	}
-	if delta := minus(v.Cumulative, s.Accepted); delta.Lt(&p.MinDelta) {
+	if delta := minus(v.Cumulative, s.Accepted); delta.Lt(&p.MinDelta) && v.Cumulative != s.Spent {
 		return 0, fmt.Errorf("channel %s: %w: voucher for %s after %s, minimum %s",
 			s.ID, ErrDelta, v.Cumulative.Dec(), s.Accepted.Dec(), p.MinDelta.Dec())
 	}

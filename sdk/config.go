@@ -53,6 +53,16 @@ type ProviderConfig struct {
 	// The least deposit that opens a channel, in units of the token: it should
 	// be worth the gas of settling it. The price of ten minutes if empty.
 	MinDeposit string
+	// The least that is worth a transaction of the provider's, in units of the
+	// token: no top-up is sent for a renter, no part of an x402 deposit given back
+	// and, unless a payer wants out, nothing fetched (Settlement.Dust) of less. A
+	// tenth of MinDeposit if empty; "0" is no bound.
+	MinTransfer string
+	// The least by which a voucher must grow, in units of the token; it bounds how
+	// many signatures a payer has us check and store. Renters are told it in each
+	// challenge; the last voucher, of a close, may grow by less. One base unit if
+	// empty, at most a quarter of what Credit is worth.
+	MinVoucherDelta string
 
 	Tick           time.Duration // between readings; 1 s if zero
 	MaxGap         time.Duration // a longer interval is not billed; 3 s if zero

@@ -142,7 +142,7 @@ func (p *Provider) fundOpen(ctx context.Context, leave *admission, offer wire.Si
 		return wire.PaymentInsufficient.With("the deposit is %s, the offer wants at least %s", a.Value.Dec(), offer.MinDeposit.Dec())
 	}
 	fault.Point(fault.OpenChecked)
-	return p.sendOnce(ctx, terms.ID(), p.escrow.OpenAuthorizedCall(terms, a))
+	return p.sendOnce(ctx, terms, p.escrow.OpenAuthorizedCall(terms, a))
 }
 
 // topUp adds to a known channel's deposit.
@@ -193,7 +193,10 @@ func (p *Provider) fundTopUp(ctx context.Context, leave *admission, s channel.St
 	if a.Value != payload.AdditionalDeposit.Int {
 		return wire.VerificationFailed.With("the authorization is over %s, additionalDeposit is %s", a.Value.Dec(), payload.AdditionalDeposit.Dec())
 	}
-	return p.sendOnce(ctx, s.ID, p.escrow.TopUpAuthorizedCall(s.Terms, *payload.Salt, a))
+	if err := p.worthSending(a.Value); err != nil {
+		return err
+	}
+	return p.sendOnce(ctx, s.Terms, p.escrow.TopUpAuthorizedCall(s.Terms, *payload.Salt, a))
 }
 
 // authorization checks what can be checked of an ERC-3009 authorization before
@@ -232,8 +235,8 @@ func (p *Provider) authorization(payload *wire.Payload, from common.Address, non
 // sendOnce sends a renter's deposit and waits until it is mined. The call is
 // simulated first: a stranger's bad signature costs no gas. A deposit that an
 // earlier request sent already is waited for and not sent again.
-func (p *Provider) sendOnce(ctx context.Context, id common.Hash, call chain.Call) error {
-	tx, err := p.submitOnce(ctx, id, call)
+func (p *Provider) sendOnce(ctx context.Context, terms channel.Terms, call chain.Call) error {
+	tx, err := p.submitOnce(ctx, terms, call)
 	if err != nil {
 		return err
 	}
@@ -241,7 +244,8 @@ func (p *Provider) sendOnce(ctx context.Context, id common.Hash, call chain.Call
 	return err
 }
 
-func (p *Provider) submitOnce(ctx context.Context, id common.Hash, call chain.Call) (chain.TxID, error) {
+func (p *Provider) submitOnce(ctx context.Context, terms channel.Terms, call chain.Call) (chain.TxID, error) {
+	id := terms.ID()
 	defer p.submits.Lock(id)()
 	unclaim, err := p.claim(ctx, "deposit "+id.Hex())
 	if err != nil {
@@ -252,7 +256,7 @@ func (p *Provider) submitOnce(ctx context.Context, id common.Hash, call chain.Ca
 	if err != nil || tx != "" {
 		return tx, err
 	}
-	if tx, err = p.submitSponsored(ctx, call); err == nil {
+	if tx, err = p.submitSponsored(ctx, terms, call); err == nil {
 		p.config.Log.Info("deposit sent for a renter", "call", call.String(), "tx", tx)
 	}
 	return tx, err
@@ -339,7 +343,7 @@ func (p *Provider) closeChannel(ctx context.Context, s channel.State) (common.Ha
 	defer unclaim()
 	tx, err := p.closeSent(ctx, s.ID)
 	if err == nil && tx == "" {
-		tx, err = p.sender.Submit(ctx, p.escrow.CloseCall(s.Terms, amount, signature))
+		tx, err = p.submitReturn(ctx, s, p.escrow.CloseCall(s.Terms, amount, signature))
 	}
 	if err != nil {
 		return common.Hash{}, s, err

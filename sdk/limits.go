@@ -51,6 +51,21 @@ type Limits struct {
 	// until an hour has passed. It can be exceeded by one transaction for each
 	// process on a database. 0.01 ether if nil.
 	LostGas *big.Int
+
+	// SponsoredGas is how much native coin, in wei, the transactions that we sent
+	// for renters (opens, top-ups, closes, x402's deposits and refunds) may cost
+	// in a day, and SponsoredGasPerPayer what those for the channels of one payer
+	// may; those in flight count at the most that they may cost. Where a bound is
+	// met, deposits must be sent by renters themselves, and parts of an x402
+	// deposit are not given back. Closes and whole refunds count and are sent all
+	// the same. Each can be exceeded by one transaction for each process on a
+	// database. 0.1 ether, and 0.01 ether, if nil.
+	SponsoredGas, SponsoredGasPerPayer *big.Int
+	// ReservedSettlements is how many settlements of one channel, at twice the
+	// present price of gas, the key's coin must pay for besides whatever is sent
+	// for a renter. With less, nothing is sent for renters but what fetches at
+	// least MinTransfer itself. 20 if zero; negative: none.
+	ReservedSettlements int
 }
 
 func (l Limits) withDefaults() Limits {
@@ -65,12 +80,20 @@ func (l Limits) withDefaults() Limits {
 	if l.LostGas == nil {
 		l.LostGas = big.NewInt(1e16)
 	}
+	if l.SponsoredGas == nil {
+		l.SponsoredGas = big.NewInt(1e17)
+	}
+	if l.SponsoredGasPerPayer == nil {
+		l.SponsoredGasPerPayer = big.NewInt(1e16)
+	}
+	l.ReservedSettlements = cmp.Or(l.ReservedSettlements, 20)
 	return l
 }
 
 func (l Limits) check() error {
-	if l.Pending < 0 || l.Unmined < 0 || l.Clients < 0 || l.Challenges.Burst < 0 || l.Deposits.Burst < 0 || l.LostGas.Sign() < 0 {
-		return errors.New("provider: Limits: only a rate may be negative: it is none then")
+	if l.Pending < 0 || l.Unmined < 0 || l.Clients < 0 || l.Challenges.Burst < 0 || l.Deposits.Burst < 0 || l.LostGas.Sign() < 0 ||
+		l.SponsoredGas.Sign() < 0 || l.SponsoredGasPerPayer.Sign() < 0 {
+		return errors.New("provider: Limits: only a rate and ReservedSettlements may be negative: there is none then")
 	}
 	return nil
 }

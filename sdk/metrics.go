@@ -3,6 +3,8 @@ package sdk
 import (
 	"context"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"math/big"
 	"net/http"
 	"strings"
@@ -81,11 +83,14 @@ var (
 	descAccepted = prometheus.NewDesc("gpupay_accepted_tokens", "Vouchered, all channels that are not finalized.", nil, nil)
 	descSettled  = prometheus.NewDesc("gpupay_settled_tokens", "Settled on-chain, all channels that are not finalized.", nil, nil)
 	descAtRisk   = prometheus.NewDesc("gpupay_at_risk_tokens", "Charged and not yet settled: what a failure of everything could cost.", nil, nil)
+	descCoin     = prometheus.NewDesc("gpupay_coin_wei", "Native coin that the provider's key can still spend on gas: nothing can be settled without.", nil, nil)
+	descReserve  = prometheus.NewDesc("gpupay_coin_reserve_wei", "Native coin that is kept for settlements: with less, nothing is sent for renters.", nil, nil)
+	descOldest   = prometheus.NewDesc("gpupay_oldest_unsettled_seconds", "How long the oldest voucher has waited for its settlement.", nil, nil)
 	descGas      = prometheus.NewDesc("gpupay_gas_spent_ether", "Gas paid for transactions that were mined.", nil, nil)
 )
 
 func (c *moneyCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descLeases, descOwed, descAccepted, descSettled, descAtRisk, descGas} {
+	for _, d := range []*prometheus.Desc{descLeases, descOwed, descAccepted, descSettled, descAtRisk, descGas, descCoin, descReserve, descOldest} {
 		ch <- d
 	}
 }
@@ -110,6 +115,19 @@ func (c *moneyCollector) Collect(ch chan<- prometheus.Metric) {
 		ether, _ := new(big.Float).Quo(new(big.Float).SetInt(wei), big.NewFloat(1e18)).Float64()
 		gauge(descGas, ether)
 	}
+	if f, err := c.p.funds(ctx); err == nil {
+		gauge(descCoin, float(f.coin))
+		gauge(descReserve, float(f.reserve))
+	}
+	if age, err := c.p.sender.Store.Oldest(ctx, time.Now()); err == nil {
+		gauge(descOldest, age.Seconds())
+	}
+}
+
+// float is an amount of wei for a graph.
+func float(wei *big.Int) float64 {
+	f, _ := new(big.Float).SetInt(wei).Float64()
+	return f
 }
 
 type ledgerSums struct{ spent, accepted, settled, atRisk uint256.Int }
@@ -148,20 +166,41 @@ func (p *Provider) Metrics() http.Handler {
 	return promhttp.HandlerFor(p.metrics.registry, promhttp.HandlerOpts{})
 }
 
-// Health answers 200 while the provider can take vouchers and reach its chain,
-// 503 and the reason otherwise.
+// Health answers 200 while the provider can take vouchers, reach its chain and pay
+// for a settlement, 503 and the reason otherwise. It also says how much coin the
+// provider's key can still spend, and how much is kept for settlements, in wei.
 func (p *Provider) Health() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithTimeout(r.Context(), 5*time.Second)
 		defer cancel()
-		status, code := "ok", http.StatusOK
-		if err := p.check(ctx); err != nil {
-			status, code = err.Error(), http.StatusServiceUnavailable
+		h, code := health{Status: "ok"}, http.StatusOK
+		if err := errors.Join(p.check(ctx), p.checkCoin(ctx, &h)); err != nil {
+			h.Status, code = err.Error(), http.StatusServiceUnavailable
 		}
 		w.Header().Set("Content-Type", "application/json")
 		w.WriteHeader(code)
-		_ = json.NewEncoder(w).Encode(map[string]string{"status": status})
+		_ = json.NewEncoder(w).Encode(h)
 	})
+}
+
+// health is what Health answers.
+type health struct {
+	Status  string `json:"status"`
+	Coin    string `json:"coinWei,omitempty"`
+	Reserve string `json:"reserveWei,omitempty"`
+}
+
+// checkCoin looks at what the key has for gas.
+func (p *Provider) checkCoin(ctx context.Context, h *health) error {
+	f, err := p.funds(ctx)
+	if err != nil {
+		return err
+	}
+	h.Coin, h.Reserve = f.coin.String(), f.reserve.String()
+	if f.coin.Cmp(f.least) < 0 {
+		return fmt.Errorf("%s has %s wei and a settlement may take %s: send it native coin", p.sender.Address(), f.coin, f.least)
+	}
+	return nil
 }
 
 func (p *Provider) check(ctx context.Context) error {

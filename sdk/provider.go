@@ -45,6 +45,9 @@ type Provider struct {
 	devices []metering.Device
 	gasless bool // we send renters' ERC-3009 deposits
 
+	minTransfer uint256.Int // base units that are worth a transaction of ours
+	minDelta    uint256.Int // base units that a voucher must add
+
 	lessor
 	db       *store.DB
 	payee    *channel.Payee
@@ -114,13 +117,14 @@ func (p *Provider) prepare(ctx context.Context) error {
 		return errors.Join(err, db.Close())
 	}
 	p.deps.marks = marks
-	p.payee = &channel.Payee{Store: db.Payee(), Domain: p.escrow.Domain()}
+	p.payee = &channel.Payee{Store: db.Payee(), Domain: p.escrow.Domain(), MinDelta: p.minDelta}
 	if err := errors.Join(p.chainParts(ctx), p.challenges(ctx), p.renewOffer(ctx)); err != nil {
 		return errors.Join(err, p.shutFiles())
 	}
 	p.metrics = newProviderMetrics(p)
 	p.lets()
 	p.routes()
+	p.warnPoor(ctx)
 	return nil
 }
 
@@ -133,6 +137,15 @@ func (p *Provider) prices(ctx context.Context) error {
 	}
 	if p.credit, err = p.price.Charge(uint64(p.config.Credit)); err != nil {
 		return fmt.Errorf("provider: Credit: %w", err)
+	}
+	if p.minTransfer, err = p.leastTransfer(); err != nil {
+		return err
+	}
+	if p.minDelta, err = p.leastDelta(); err != nil {
+		return err
+	}
+	if p.config.Settlement.Dust.IsZero() {
+		p.config.Settlement.Dust = p.minTransfer
 	}
 	if len(p.config.Nodes) > 0 {
 		if p.nodes, err = newNodes(p); err == nil {

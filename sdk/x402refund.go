@@ -27,6 +27,9 @@ func (d *x402Desk) refund(ctx context.Context, r *x402Request, tab x402Tab) (*x4
 	if !tab.known {
 		return nil, fmt.Errorf("%w: channel %s holds nothing", x402.CodeRefundNoBalance, r.id)
 	}
+	if err := d.worthRefunding(tab.State, r.payment.Payload.Refund); err != nil {
+		return nil, err // before anything ends for it
+	}
 	leave, err := d.guard.deposit(r.Request)
 	if err != nil {
 		return nil, err
@@ -75,9 +78,25 @@ func refundable(s channel.State, asked *wire.Amount) (uint256.Int, error) {
 	return free, nil
 }
 
+// worthRefunding refuses a part that is not worth a transaction. The whole is
+// given back however little it is.
+func (d *x402Desk) worthRefunding(s channel.State, asked *wire.Amount) error {
+	if asked == nil || !asked.Lt(&d.minTransfer) {
+		return nil
+	}
+	if all, err := refundable(s, nil); err != nil || !asked.Lt(&all) {
+		return err
+	}
+	return fmt.Errorf("%w: a refund of %s, the least part is %s: ask for more, or for all", x402.CodeRefundAmountInvalid, asked.Dec(), d.minTransfer.Dec())
+}
+
 // submitRefund puts a refund into the outbox.
 func (d *x402Desk) submitRefund(ctx context.Context, s channel.State, amount uint256.Int) (chain.TxID, error) {
-	tx, err := d.sender.Submit(ctx, d.contract.RefundCall(s, amount))
+	submit := d.submitReturn
+	if all, err := refundable(s, nil); err == nil && amount.Lt(&all) {
+		submit = d.submitPart
+	}
+	tx, err := submit(ctx, s, d.contract.RefundCall(s, amount))
 	var refused *chain.Revert
 	if errors.As(err, &refused) {
 		return "", fmt.Errorf("%w: %s", x402.CodeRefundSimulation, refused.Refusal())

@@ -1,6 +1,7 @@
 package sdk
 
 import (
+	"math/big"
 	"net/http"
 	"testing"
 
@@ -155,4 +156,43 @@ func spend(t *testing.T, r *payRig, b *buyer, to uint64) {
 		t.Fatal(err)
 	}
 	b.charged = to
+}
+
+// TestDustIsNotRefunded: a part that is not worth a transaction is refused before anything ends for it; all that is left is
+// given back, however little. What parts may cost in a day is bounded.
+func TestDustIsNotRefunded(t *testing.T) {
+	r := newPayRig(t, func(c *ProviderConfig) { c.MinTransfer = "0.005"; c.Limits.SponsoredGasPerPayer = big.NewInt(1) })
+	b := r.buyer("/tick")
+	b.open(10_000)
+	nonce := func() uint64 {
+		n, err := r.chain.Backend.PendingNonceAt(t.Context(), r.config.Key.Address())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	before := nonce()
+	for range 35 {
+		resp := b.pay(b.refunding(1))
+		if resp.StatusCode == http.StatusPaymentRequired {
+			if refused := b.refused(resp); refused.Error == string(x402.CodeCumulativeMismatch) {
+				kept := b.kept()
+				b.charged = kept.Spent.Uint64()
+			} else if refused.Error != string(x402.CodeRefundAmountInvalid) {
+				t.Fatalf("refused with %q", refused.Error)
+			}
+			continue
+		}
+		t.Fatalf("a refund of one base unit: %s", resp.Status)
+	}
+	if n := nonce() - before; n != 0 || r.provider.running(b.terms.ID()) == nil {
+		t.Errorf("%d transactions, the lease is %s", n, r.provider.Service(b.terms.ID()))
+	}
+	b.idle()
+	if resp := b.pay(b.refunding(5_000)); resp.StatusCode != http.StatusTooManyRequests {
+		t.Errorf("a part beyond the day's budget: %s", resp.Status)
+	}
+	if all := b.refund(0); all.Amount.IsZero() {
+		t.Errorf("all that is left: %+v", all.SettleResponse)
+	}
 }

@@ -333,8 +333,8 @@ func TestX402RenterRefunds(t *testing.T) {
 	n := newTenant(t, newPayRig(t))
 	n.tick()
 	n.tick()
-	part, err := n.x.Refund(t.Context(), n.server.URL+"/tick", "0.0001")
-	if err != nil || part.Amount.Uint64() != 100 || part.Transaction == (common.Hash{}) {
+	part, err := n.x.Refund(t.Context(), n.server.URL+"/tick", "0.001")
+	if err != nil || part.Amount.Uint64() != 1000 || part.Transaction == (common.Hash{}) {
 		t.Fatalf("a part: %+v, %v", part, err)
 	}
 	first := n.tick()

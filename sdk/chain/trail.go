@@ -2,6 +2,7 @@ package chain
 
 import (
 	"context"
+	"database/sql"
 	"fmt"
 	"time"
 
@@ -94,6 +95,15 @@ func (s *Store) Since(ctx context.Context, chain uint64, contract common.Address
 		return waiting, nil
 	}
 	return waiting, s.saveWaiting(ctx, chain, contract, gone, fresh, now)
+}
+
+// Oldest is how long the channel that has waited longest for settlement has, of whatever contract.
+func (s *Store) Oldest(ctx context.Context, now time.Time) (time.Duration, error) {
+	var since sql.NullInt64
+	if err := s.db.View().GetContext(ctx, &since, `SELECT min(since) FROM chain_waiting`); err != nil || !since.Valid {
+		return 0, err
+	}
+	return max(now.Sub(moment(since.Int64)), 0), nil
 }
 
 // Restart has channels of a contract that wait for settlement wait since a moment, unless they have not waited as long:

@@ -21,7 +21,7 @@ func (s *Sender) Wasted(ctx context.Context, since time.Time, kinds ...Kind) (lo
 	db := s.Store.db.View()
 	var costs []string
 	query, args, err := sqlx.In(`SELECT cost FROM chain_tx WHERE chain = ? AND sender = ? AND kind IN (?)
-		AND state <> 'pending' AND succeeded = 0 AND created_at > ?`, chain, text(s.Address()), kinds, millis(since))
+		AND state <> 'pending' AND succeeded = 0 AND created_at > ? AND created_at <= ?`, chain, text(s.Address()), kinds, millis(since), millis(s.now()))
 	if err == nil {
 		err = db.SelectContext(ctx, &costs, db.Rebind(query), args...)
 	}

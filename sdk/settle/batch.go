@@ -17,7 +17,8 @@ import (
 )
 
 // due picks what the policy wants settled now, in-flight and penalized channels aside.
-func (s *Settler) due(ctx context.Context, states []channel.State) ([]channel.State, error) {
+// What is dust is urgent no more, as of the words that were heard before it was read.
+func (s *Settler) due(ctx context.Context, states []channel.State, heard uint64) ([]channel.State, error) {
 	ids := make([]common.Hash, len(states))
 	for i, state := range states {
 		ids[i] = state.ID
@@ -29,6 +30,9 @@ func (s *Settler) due(ctx context.Context, states []channel.State) ([]channel.St
 	var due []channel.State
 	for _, group := range s.ready(states) {
 		waiting, byID := s.waiting(group, since)
+		if s.Policy.dust(waiting) {
+			s.hush(waiting, heard)
+		}
 		for _, w := range s.Policy.Due(waiting, s.now(), s.cost(ctx)) {
 			due = append(due, byID[w.ID])
 		}
@@ -58,11 +62,22 @@ func (s *Settler) waiting(group []channel.State, since map[common.Hash]time.Time
 	defer s.mu.Unlock()
 	waiting, byID := make([]Waiting, len(group)), make(map[common.Hash]channel.State, len(group))
 	for i, state := range group {
-		urgent := s.urgent[state.ID] > 0 || state.Status == channel.Closing
-		waiting[i] = Waiting{ID: state.ID, Unsettled: state.Unsettled(), Since: since[state.ID], Urgent: urgent}
+		closing := state.Status == channel.Closing
+		waiting[i] = Waiting{ID: state.ID, Unsettled: state.Unsettled(), Since: since[state.ID], Closing: closing, Urgent: closing || s.urgent[state.ID] > 0}
 		byID[state.ID] = state
 	}
 	return waiting, byID
+}
+
+// hush forgets the urgency of what is not worth a transaction: looking at it again and again does not make it more.
+func (s *Settler) hush(waiting []Waiting, heard uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, w := range waiting {
+		if s.urgent[w.ID] <= heard {
+			delete(s.urgent, w.ID)
+		}
+	}
 }
 
 // cost is what a settlement costs at this moment, as far as the policy wants to know. Where the endpoint does not say, it

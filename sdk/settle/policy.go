@@ -28,13 +28,18 @@ const wholeShare = 10_000
 // whatever it says, and so is one whose lease ended, unless MaxFeeShare is set.
 //
 // At risk is what was vouchered and not yet settled. With MinValue it never exceeds MinValue and what comes in within one
-// Interval and the transaction's time; nothing waits longer than MaxAge and that. No fee, however high, and no failure to
+// Interval and the transaction's time; nothing but Dust waits longer than MaxAge and that. No fee, however high, and no failure to
 // learn it, changes either bound.
 type Policy struct {
 	Interval time.Duration // how often to look; 0: 1 min
 	MinValue uint256.Int   // base units of one payee and token that are fetched as soon as they have come together; 0: wait for MaxAge
 	MaxAge   time.Duration // how long anything may wait; 0: 1 h, or 24 h with MaxFeeShare
 	MaxBatch int           // channels in one transaction; 0: 100
+
+	// Dust is how much of one payee and token is not worth a transaction: less than that waits, however old it is and though
+	// its leases ended, until more has come together or one of its payers wants out. 0: everything is fetched; for a
+	// provider, its MinTransfer.
+	Dust uint256.Int
 
 	// MaxFeeShare is how much of what it brings a settlement may cost, in basis points (50: half a percent). What has waited
 	// for an hour is fetched at the first look at which it costs no more than that; what would cost more waits on, for
@@ -50,6 +55,7 @@ type Waiting struct {
 	ID        common.Hash
 	Unsettled uint256.Int // base units
 	Since     time.Time   // when it began to wait
+	Closing   bool        // cannot wait, however little it is: its payer wants out
 	Urgent    bool        // cannot wait: its payer wants out, or somebody said so
 }
 
@@ -90,6 +96,9 @@ func (c Cost) known() bool { return !c.Batch.IsZero() }
 
 // Due picks those of one payee's and token's channels that are to be settled now. It reads no clock and keeps nothing.
 func (p Policy) Due(waiting []Waiting, now time.Time, cost Cost) []Waiting {
+	if p.dust(waiting) {
+		return pick(waiting, func(w Waiting) bool { return w.Closing })
+	}
 	if p.together(waiting) {
 		return waiting
 	}
@@ -128,6 +137,12 @@ func (p Policy) pays(w Waiting, cost Cost) bool {
 func (p Policy) within(cost, value *uint256.Int) bool {
 	limit, over := new(uint256.Int).MulDivOverflow(value, uint256.NewInt(uint64(p.MaxFeeShare)), uint256.NewInt(wholeShare))
 	return over || !limit.Lt(cost)
+}
+
+// dust reports whether all of it together is not worth a transaction.
+func (p Policy) dust(waiting []Waiting) bool {
+	total := sum(waiting)
+	return total.Lt(&p.Dust)
 }
 
 // together reports whether as much as MinValue has come together.

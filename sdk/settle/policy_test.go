@@ -141,3 +141,30 @@ func TestPolicyCheck(t *testing.T) {
 		}
 	}
 }
+
+// Of dust only what is closing is fetched; of anything more, dust as a setting changes nothing.
+func TestDueLeavesDust(t *testing.T) {
+	random := rand.New(rand.NewPCG(3, 4))
+	for range 20_000 {
+		with := settle.Policy{MinValue: *uint256.NewInt(random.Uint64N(3) * 500), MaxAge: time.Hour}
+		without := with
+		with.Dust = *uint256.NewInt(1 + random.Uint64N(1000))
+		waiting := make([]settle.Waiting, random.IntN(6))
+		total, closing := uint64(0), ""
+		for i := range waiting {
+			waiting[i] = row(byte('a'+i), 1+random.Uint64N(400), time.Duration(random.Int64N(int64(2*time.Hour))), random.IntN(4) == 0)
+			total += waiting[i].Unsettled.Uint64()
+			if random.IntN(4) == 0 {
+				waiting[i].Closing, waiting[i].Urgent = true, true
+				closing += string(rune('a' + i))
+			}
+		}
+		got, want := ids(with.Due(waiting, noon, settle.Cost{})), closing
+		if total >= with.Dust.Uint64() {
+			want = ids(without.Due(waiting, noon, settle.Cost{}))
+		}
+		if got != want {
+			t.Fatalf("%+v of %+v: %q is due, want %q", with, waiting, got, want)
+		}
+	}
+}

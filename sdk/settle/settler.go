@@ -141,7 +141,7 @@ func (s *Settler) pass(ctx context.Context) error {
 		return err
 	}
 	s.calm(states, heard)
-	due, err := s.due(ctx, states)
+	due, err := s.due(ctx, states, heard)
 	if err != nil || len(due) == 0 {
 		return err
 	}

@@ -1,0 +1,80 @@
+package chain
+
+import (
+	"context"
+	"fmt"
+	"math/big"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/jmoiron/sqlx"
+)
+
+// Sponsor remembers whose channel a transaction is sent for. It comes before the transaction, so that a crash between the
+// two forgets no cost.
+func (s *Store) Sponsor(ctx context.Context, channel common.Hash, payer common.Address) error {
+	err := s.db.Update(ctx, func(db *sqlx.Tx) error {
+		_, err := db.ExecContext(ctx, db.Rebind(`INSERT INTO chain_sponsored (channel, payer) VALUES (?, ?) ON CONFLICT (channel) DO NOTHING`), text(channel), text(payer))
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("chain: noting who channel %s is of: %w", channel, err)
+	}
+	return nil
+}
+
+// Sponsored is what this key's transactions of some kinds that were submitted between two moments cost, in wei: what they
+// have cost, and the most that those in flight may. The first figure counts all, the second those for channels of the payer.
+func (s *Sender) Sponsored(ctx context.Context, from, to time.Time, payer common.Address, kinds ...Kind) (all, payers *big.Int, err error) {
+	chain, err := s.chainID(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	const of = ` AND id IN (SELECT c.tx FROM chain_tx_channel c JOIN chain_sponsored s ON s.channel = c.channel WHERE s.payer = ?)`
+	where, args, err := sqlx.In(`WHERE chain = ? AND sender = ? AND kind IN (?) AND created_at > ? AND created_at <= ?`,
+		chain, text(s.Address()), kinds, millis(from), millis(to))
+	if err != nil {
+		return nil, nil, err
+	}
+	if all, err = s.Store.price(ctx, where, args...); err != nil {
+		return nil, nil, err
+	}
+	payers, err = s.Store.price(ctx, where+of, append(args, text(payer))...)
+	return all, payers, err
+}
+
+// price is what some transactions have cost, and the most that those in flight may, in wei.
+func (s *Store) price(ctx context.Context, where string, args ...any) (*big.Int, error) {
+	db := s.db.View()
+	var costs []string
+	if err := db.SelectContext(ctx, &costs, db.Rebind(`SELECT cost FROM chain_tx `+where+` AND state <> 'pending'`), args...); err != nil {
+		return nil, fmt.Errorf("chain: reading what was sent for others: %w", err)
+	}
+	sum := new(big.Int)
+	for _, cost := range costs {
+		sum.Add(sum, wei(cost))
+	}
+	flying, err := s.list(ctx, where+` AND state = 'pending'`, args...)
+	for _, tx := range flying {
+		sum.Add(sum, tx.Price())
+	}
+	return sum, err
+}
+
+// Coin is what this key can still spend, in wei: what it has in the newest block, less the most that its transactions in
+// flight may cost.
+func (s *Sender) Coin(ctx context.Context) (*big.Int, error) {
+	coin, err := s.Backend.BalanceAt(ctx, s.Address(), nil)
+	if err != nil {
+		return nil, fmt.Errorf("%w: reading the balance of %s: %w", ErrUnreachable, s.Address(), err)
+	}
+	flying, err := s.InFlight(ctx)
+	if err != nil {
+		return nil, err
+	}
+	coin = new(big.Int).Set(coin)
+	for _, tx := range flying {
+		coin.Sub(coin, tx.Price())
+	}
+	return coin, nil
+}

@@ -1,0 +1,136 @@
+package sdk
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"math/big"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	"github.com/ethereum/go-ethereum/common/hexutil"
+	"github.com/ethereum/go-ethereum/crypto"
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// poorKey gives the provider a key with so much coin.
+func (r *rig) poorKey(wei int64) {
+	r.Helper()
+	private, err := crypto.GenerateKey()
+	if err != nil {
+		r.Fatal(err)
+	}
+	r.config.Key = channel.NewKey(private)
+	if err := r.chain.Fund(r.Context(), r.config.Key.Address(), big.NewInt(wei), uint256.Int{}); err != nil {
+		r.Fatal(err)
+	}
+}
+
+// A renter that has the provider send top-up after top-up gets no further than the reserve: what it vouchered is settled
+// when it wants its deposit back.
+func TestTopUpsLeaveGasToSettle(t *testing.T) {
+	r := newAnvilRig(t, func(c *ProviderConfig) { c.Limits.Deposits.PerSecond = -1 })
+	lease := r.open(1, 400_000, "")
+	lease.pay(390_000)
+	f, err := r.provider.funds(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	coin := new(big.Int).Add(f.reserve, new(big.Int).Mul(f.gift, big.NewInt(5)))
+	r.anvil.RPC(t, nil, "anvil_setBalance", r.config.Key.Address(), (*hexutil.Big)(coin))
+	before := r.nonce()
+	for i := range 229 {
+		if err := problemIn(wire.PaymentInsufficient, lease.do("POST", "", &wire.Credential{Challenge: lease.challenge(), Payload: *lease.topUp(1, byte(i))})); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := r.nonce() - before; n != 0 {
+		t.Errorf("%d transactions moved one base unit each", n)
+	}
+	refused := false
+	for i := 0; i < 100 && !refused; i++ {
+		resp := lease.do("POST", "", &wire.Credential{Challenge: lease.challenge(), Payload: *lease.topUp(1000, byte(i))})
+		refused = resp.StatusCode != http.StatusOK
+		if refused {
+			if err := problemIn(wire.Unavailable, resp); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	f, err = r.provider.funds(t.Context())
+	if err != nil || !refused || f.coin.Cmp(f.reserve) < 0 {
+		t.Errorf("refused %v after %d transactions, %s wei are left of a reserve of %s (%v)", refused, r.nonce()-before, f.coin, f.reserve, err)
+	}
+	requestClose(t, r.rig, r.anvil.Keys[1], lease.terms)
+	waitFor(t, func() bool { return r.balance(r.config.Key.Address()) == 390_000 })
+}
+
+// What is sent for one payer in a day is bounded, for all likewise, and a restart forgets neither.
+func TestSponsoredGasIsBounded(t *testing.T) {
+	for name, one := range map[string]struct {
+		limit func(*Limits)
+		other bool // whether another payer is still served
+		want  wire.Problem
+	}{
+		"of one payer": {func(l *Limits) { l.SponsoredGasPerPayer = big.NewInt(1) }, true, wire.TooMany},
+		"of all":       {func(l *Limits) { l.SponsoredGas = big.NewInt(1) }, false, wire.Unavailable},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, func(c *ProviderConfig) { one.limit(&c.Limits) })
+			lease := r.open(1, 100_000, "")
+			topUp := &wire.Credential{Challenge: lease.challenge(), Payload: *lease.topUp(5000, 1)}
+			if err := problemIn(one.want, lease.do("POST", "", topUp)); err != nil {
+				t.Error(err)
+			}
+			r.restart()
+			second := r.openCredential(r.payer, r.terms(r.payer.Address(), 2), 100_000, 0)
+			if err := problemIn(one.want, r.do("POST", "", second)); err != nil {
+				t.Error(err)
+			}
+			other := r.fund(t, 1_000_000)
+			resp := r.do("POST", "", r.openCredential(other, r.terms(other.Address(), 1), 100_000, 0))
+			if served := resp.StatusCode == http.StatusOK; served != one.other {
+				t.Errorf("another payer: %s", resp.Status)
+			}
+			lease.close(0) // what is given back is not held up
+		})
+	}
+}
+
+// Health and metrics say what coin the key has; without enough for one settlement the provider is not healthy.
+func TestHealthKnowsTheCoin(t *testing.T) {
+	r := newRig(t)
+	ask := func(of http.Handler) (int, string) {
+		w := httptest.NewRecorder()
+		of.ServeHTTP(w, httptest.NewRequest("GET", "/", nil))
+		return w.Code, w.Body.String()
+	}
+	var h health
+	code, body := ask(r.provider.Health())
+	if err := json.Unmarshal([]byte(body), &h); err != nil || code != http.StatusOK || h.Status != "ok" {
+		t.Fatalf("%d %s %v", code, body, err)
+	}
+	f, err := r.provider.funds(t.Context())
+	if err != nil || h.Coin != f.coin.String() || h.Reserve == "" || f.reserve.Sign() == 0 {
+		t.Errorf("health says %s, the key has %s (%v)", body, f.coin, err)
+	}
+	if _, text := ask(r.provider.Metrics()); !strings.Contains(text, fmt.Sprintf("gpupay_coin_wei %v\n", float(f.coin))) || !strings.Contains(text, "gpupay_coin_reserve_wei ") {
+		t.Errorf("metrics: %s", text)
+	}
+	r.shut()
+	r.poorKey(1)
+	r.start()
+	if code, body = ask(r.provider.Health()); code != http.StatusServiceUnavailable || !strings.Contains(body, r.config.Key.Address().Hex()) {
+		t.Errorf("without coin: %d %s", code, body)
+	}
+	resp := r.do("GET", "", r.openCredential(r.payer, r.terms(r.payer.Address(), 1), 100_000, 0))
+	if err := problemIn(wire.Unavailable, resp); err != nil {
+		body, _ := io.ReadAll(resp.Body)
+		t.Errorf("%v %s", err, body)
+	}
+}
