@@ -116,8 +116,23 @@ func view(s State) ChainView {
 }
 
 // Observe records what the chain says of a channel. The newest word counts, also
-// where it is lower: that is a re-org.
+// where it is lower: that is a re-org. But a finalized channel stays as it is:
+// a word that says otherwise is an old one, of a node that is behind or an
+// answer that was long under way, and nothing may be served for it. See Reopen.
 func (p *Payee) Observe(ctx context.Context, id common.Hash, v ChainView) (State, error) {
+	if err := v.validate(id); err != nil {
+		return State{}, err
+	}
+	return p.Store.Update(ctx, id, func(s *State) error {
+		if s.Status != Finalized || v.Finalized {
+			s.observe(v)
+		}
+		return nil
+	})
+}
+
+// Reopen is Observe after a re-org was seen: it undoes a close, too.
+func (p *Payee) Reopen(ctx context.Context, id common.Hash, v ChainView) (State, error) {
 	if err := v.validate(id); err != nil {
 		return State{}, err
 	}

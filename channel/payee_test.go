@@ -162,6 +162,13 @@ func TestMinDelta(t *testing.T) {
 	if r := accept(t, p, id, 10); r.Outcome != channel.Replayed {
 		t.Errorf("a delta of zero is %s, want replayed", r.Outcome)
 	}
+	if _, err := p.Charge(context.Background(), id, units(13)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.Accept(context.Background(), sign(t, testDomain, payerKey, id, units(14))); !errors.Is(err, channel.ErrDelta) {
+		t.Errorf("one more than is owed: %v, want %v", err, channel.ErrDelta)
+	}
+	checkSettles(t, accept(t, p, id, 13).State, 13) // exactly what is owed: no debt is too small to be paid
 }
 
 func TestCheckTakesTheInitialVoucherAndChangesNothing(t *testing.T) {
@@ -221,12 +228,23 @@ func TestRegister(t *testing.T) {
 func isZero(a uint256.Int) bool { return a.IsZero() }
 
 // TestReorg: the chain's newest word counts, also where it takes back what it
-// said; what was accepted and charged is ours and stays.
+// said; what was accepted and charged is ours and stays. Only who saw a re-org
+// undoes a close: every other word of before it is an old one.
 func TestReorg(t *testing.T) {
 	p, id := newPayee(t)
 	accept(t, p, id, 800)
-	observe(t, p, id, channel.ChainView{Deposit: units(1000), Settled: units(800), Finalized: true})
-	s := observe(t, p, id, channel.ChainView{Deposit: units(600), Settled: units(100)})
+	closed := observe(t, p, id, channel.ChainView{Deposit: units(1000), Settled: units(800), Finalized: true})
+	before := channel.ChainView{Deposit: units(600), Settled: units(100)}
+	if s := observe(t, p, id, before); s.Status != channel.Finalized || s.Settled != closed.Settled || s.Deposit != closed.Deposit {
+		t.Errorf("an old word reopens it: %+v", s)
+	}
+	if s, err := p.Register(context.Background(), closed.Terms, before); err != nil || s.Status != channel.Finalized {
+		t.Errorf("an open that is sent again reopens it: %+v, %v", s, err)
+	}
+	s, err := p.Reopen(context.Background(), id, before)
+	if err != nil {
+		t.Fatal(err)
+	}
 	if s.Status != channel.Open || s.Settled != units(100) || s.Deposit != units(600) || s.Unsettled() != units(700) {
 		t.Errorf("after the re-org: %+v", s)
 	}

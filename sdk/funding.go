@@ -66,14 +66,16 @@ func (p *Provider) open(r *request, payload *wire.Payload) (s channel.State, fre
 	if err := p.fundOpen(ctx, leave, r.offer, terms, payload); err != nil {
 		return s, false, err
 	}
-	view, err := p.awaitDeposit(ctx, terms.ID(), uint256.Int{})
+	if err := p.awaitDeposit(ctx, terms.ID(), uint256.Int{}); err != nil {
+		return s, false, err
+	}
+	s, err = p.record(ctx, terms.ID(), 0, func(ctx context.Context, view channel.ChainView) (channel.State, error) {
+		if err := worthOpening(terms.ID(), view, r.offer, voucher.Cumulative); err != nil {
+			return channel.State{}, err
+		}
+		return p.payee.Register(ctx, terms, view)
+	})
 	if err != nil {
-		return s, false, err
-	}
-	if err := worthOpening(terms.ID(), view, r.offer, voucher.Cumulative); err != nil {
-		return s, false, err
-	}
-	if s, err = p.payee.Register(ctx, terms, view); err != nil {
 		return s, false, err
 	}
 	fault.Point(fault.OpenRegistered)
@@ -166,14 +168,10 @@ func (p *Provider) topUp(r *request, payload *wire.Payload) (channel.State, erro
 	if err := p.fundTopUp(ctx, leave, s, payload); err != nil {
 		return s, err
 	}
-	view, err := p.awaitDeposit(ctx, s.ID, s.Deposit)
-	if err != nil {
+	if err := p.awaitDeposit(ctx, s.ID, s.Deposit); err != nil {
 		return s, err
 	}
-	err = p.escrow.Record(func() (err error) {
-		s, err = p.payee.Observe(ctx, s.ID, view)
-		return err
-	})
+	s, err = p.record(ctx, s.ID, 0, p.observed(s.ID))
 	fault.Point(fault.TopUpObserved)
 	if l := p.running(s.ID); err == nil && l != nil {
 		l.observe(s)
@@ -312,21 +310,51 @@ func (p *Provider) mentions(receipt *types.Receipt, id common.Hash) bool {
 }
 
 // awaitDeposit waits until more than before is deposited with enough
-// confirmations, and returns what the contract says then.
-func (p *Provider) awaitDeposit(ctx context.Context, id common.Hash, before uint256.Int) (channel.ChainView, error) {
+// confirmations, or nothing is on its way.
+func (p *Provider) awaitDeposit(ctx context.Context, id common.Hash, before uint256.Int) error {
 	for {
 		views, _, err := p.escrow.Confirmed(ctx, []common.Hash{id}, p.config.Confirmations)
 		if err != nil {
-			return channel.ChainView{}, err
+			return err
 		}
-		view := views[0].View
-		if view.Deposit.Gt(&before) || view.Finalized || !views[0].Pending() {
-			return view, nil
+		if view := views[0].View; view.Deposit.Gt(&before) || view.Finalized || !views[0].Pending() {
+			return nil
 		}
 		if err := chain.Pause(ctx, p.config.Poll); err != nil {
-			return view, wire.Unavailable.With("the deposit of channel %s has not %d confirmations yet: send the same request again later", id, p.config.Confirmations)
+			return wire.Unavailable.With("the deposit of channel %s has not %d confirmations yet: send the same request again later", id, p.config.Confirmations)
 		}
 	}
+}
+
+// recordTimeout bounds one reading that others wait for.
+const recordTimeout = 15 * time.Second
+
+// record reads a channel from a node that knows the block least, and keeps what
+// it says while no other reading of it is kept: an answer that came late must
+// not land on top of a newer one, or a channel that is over would be served.
+func (p *Provider) record(ctx context.Context, id common.Hash, least uint64, keep func(context.Context, channel.ChainView) (channel.State, error)) (s channel.State, err error) {
+	ctx, cancel := context.WithTimeout(ctx, recordTimeout)
+	defer cancel()
+	return s, p.escrow.Record(func() error {
+		views, head, err := p.escrow.Confirmed(ctx, []common.Hash{id}, p.config.Confirmations)
+		if err != nil {
+			return err
+		}
+		if head < least {
+			return fmt.Errorf("%w: it is at block %d, before at %d", errBehind, head, least)
+		}
+		s, err = keep(ctx, views[0].View)
+		return err
+	})
+}
+
+// errBehind is an endpoint that has not heard of a block yet, which another look
+// mends.
+var errBehind = errors.New("the endpoint is behind")
+
+// observed keeps a view of a known channel.
+func (p *Provider) observed(id common.Hash) func(context.Context, channel.ChainView) (channel.State, error) {
+	return func(ctx context.Context, view channel.ChainView) (channel.State, error) { return p.payee.Observe(ctx, id, view) }
 }
 
 // closeChannel settles the newest voucher and refunds the rest. The close is
@@ -352,12 +380,11 @@ func (p *Provider) closeChannel(ctx context.Context, s channel.State) (common.Ha
 	if err != nil {
 		return common.Hash{}, s, err
 	}
-	views, _, err := p.escrow.Confirmed(ctx, []common.Hash{s.ID}, p.config.Confirmations)
-	if err == nil {
-		err = p.escrow.Record(func() (err error) {
-			s, err = p.payee.Observe(ctx, s.ID, views[0].View)
-			return err
-		})
+	for {
+		s, err = p.record(ctx, s.ID, result.Receipt.BlockNumber.Uint64(), p.observed(s.ID))
+		if !errors.Is(err, errBehind) || chain.Pause(ctx, p.config.Poll) != nil {
+			break
+		}
 	}
 	fault.Point(fault.CloseObserved)
 	return result.Hash, s, err

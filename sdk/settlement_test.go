@@ -36,7 +36,6 @@ func TestAgeSettlesWhereX402IsTaken(t *testing.T) {
 		c.Settlement = settle.Policy{Interval: 50 * time.Millisecond, MaxAge: time.Second}
 	})
 	tab := r.open(1, 100_000, "")
-	owed := owedIn(tab.record())
-	tab.pay(owed)
-	waitFor(t, func() bool { return r.balance(r.config.Key.Address()) >= owed })
+	tab.pay(5000)
+	waitFor(t, func() bool { return r.balance(r.config.Key.Address()) >= 5000 })
 }

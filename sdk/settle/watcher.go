@@ -114,7 +114,7 @@ func (w *Watcher) Check(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := w.read(ctx, ids); err != nil {
+	if err := w.read(ctx, ids, w.keeper(reorged)); err != nil {
 		return err
 	}
 	if sweep {
@@ -242,8 +242,19 @@ func (w *Watcher) all(ctx context.Context, reorged bool) ([]common.Hash, error) 
 
 type change struct{ old, now channel.State }
 
+// keep records a view of a channel.
+type keep func(context.Context, common.Hash, channel.ChainView) (channel.State, error)
+
+// keeper is how views are recorded: only where there was a re-org can one reopen a channel.
+func (w *Watcher) keeper(reorged bool) keep {
+	if reorged {
+		return w.Payee.Reopen
+	}
+	return w.Payee.Observe
+}
+
 // read reads channels from the contract, records what changed, and says so.
-func (w *Watcher) read(ctx context.Context, ids []common.Hash) error {
+func (w *Watcher) read(ctx context.Context, ids []common.Hash, keep keep) error {
 	if len(ids) == 0 {
 		return nil
 	}
@@ -258,7 +269,7 @@ func (w *Watcher) read(ctx context.Context, ids []common.Hash) error {
 			if views[i].Pending() {
 				w.unconfirmed[id] = true
 			}
-			changed, err := w.record(ctx, id, views[i].View)
+			changed, err := w.record(ctx, id, views[i].View, keep)
 			if err != nil {
 				return err
 			}
@@ -270,7 +281,7 @@ func (w *Watcher) read(ctx context.Context, ids []common.Hash) error {
 	return err
 }
 
-func (w *Watcher) record(ctx context.Context, id common.Hash, view channel.ChainView) ([]change, error) {
+func (w *Watcher) record(ctx context.Context, id common.Hash, view channel.ChainView, keep keep) ([]change, error) {
 	old, err := w.Payee.State(ctx, id)
 	if err != nil {
 		return nil, err
@@ -278,9 +289,9 @@ func (w *Watcher) record(ctx context.Context, id common.Hash, view channel.Chain
 	if sees(old, view) {
 		return nil, nil
 	}
-	now, err := w.Payee.Observe(ctx, id, view)
-	if err != nil {
-		return nil, err
+	now, err := keep(ctx, id, view)
+	if err != nil || view.Finalized != (now.Status == channel.Finalized) {
+		return nil, err // it stays finalized, whatever a node that is behind says
 	}
 	return []change{{old, now}}, nil
 }
