@@ -354,7 +354,9 @@ var errBehind = errors.New("the endpoint is behind")
 
 // observed keeps a view of a known channel.
 func (p *Provider) observed(id common.Hash) func(context.Context, channel.ChainView) (channel.State, error) {
-	return func(ctx context.Context, view channel.ChainView) (channel.State, error) { return p.payee.Observe(ctx, id, view) }
+	return func(ctx context.Context, view channel.ChainView) (channel.State, error) {
+		return p.payee.Observe(ctx, id, view)
+	}
 }
 
 // closeChannel settles the newest voucher and refunds the rest. The close is
