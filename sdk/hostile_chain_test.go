@@ -410,3 +410,25 @@ func TestVouchersRaceACloseRequest(t *testing.T) {
 	}
 	t.Logf("%d vouchers were acknowledged before the close request was seen", (acknowledged-1000)/10+1)
 }
+
+// A transaction about another channel of the same escrow pays for nothing, though the escrow speaks in its receipt.
+func TestTransactionOfAnotherChannel(t *testing.T) {
+	r := newRig(t, func(c *ProviderConfig) {})
+	key := channel.NewKey(r.chain.Keys[1])
+	if err := r.chain.Fund(t.Context(), key.Address(), new(big.Int), *uint256.NewInt(1_000_000)); err != nil {
+		t.Fatal(err)
+	}
+	token, err := chain.NewToken(t.Context(), r.chain.Backend, r.chain.Token)
+	if err != nil {
+		t.Fatal(err)
+	}
+	deposit, paid, other := *uint256.NewInt(100_000), r.terms(key.Address(), 1), r.terms(key.Address(), 2)
+	r.send(1, token.ApproveCall(r.chain.Escrow, deposit))
+	hash, amount := r.send(1, r.provider.escrow.OpenCall(paid, deposit)), wireAmount(0)
+	resp := r.do("GET", "", &wire.Credential{Challenge: r.challenge(), Source: wire.Source(r.provider.escrow.ChainID(), other.Payer), Payload: wire.Payload{
+		Action: wire.ActionOpen, Type: wire.TypeHash, ChannelID: other.ID(), Salt: &other.Salt, Hash: &hash,
+		CumulativeAmount: &amount, Signature: r.sign(key, other, 0)}})
+	if err := problemIn(wire.VerificationFailed, resp); err != nil {
+		t.Error(err)
+	}
+}

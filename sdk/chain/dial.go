@@ -117,10 +117,13 @@ func (t *secretPath) scrub(resp *http.Response) error {
 		resp.ContentLength = -1
 		resp.Header.Del("Content-Length")
 	}
+	if resp.StatusCode != http.StatusOK { // it ends up in an error: a page of HTML does not
+		head, rest = []byte(line(string(head))), io.NopCloser(strings.NewReader(""))
+	}
 	resp.Body = struct {
 		io.Reader
 		io.Closer
-	}{io.MultiReader(bytes.NewReader(head), rest), rest}
+	}{io.MultiReader(bytes.NewReader(head), rest), resp.Body}
 	return nil
 }
 

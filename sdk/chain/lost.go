@@ -164,6 +164,26 @@ func transactions(ctx context.Context, backend Backend, number *big.Int) ([]sent
 	return list, nil
 }
 
+// strayed: an endpoint gave a transaction a nonce so far ahead that it cannot be mined before all between are paid for. Once
+// that holds over several blocks and some time it is signed anew under the next nonce.
+func (s *Sender) strayed(ctx context.Context, tx Tx, g glance) error {
+	a := s.absent(tx, g)
+	if a.looks < absentLooks || s.now().Sub(a.since) < either(s.Stuck, defaultStuck) {
+		return nil
+	}
+	f, err := s.feesAt(ctx, g.head)
+	if err != nil {
+		return err
+	}
+	if err := s.submitting.enter(ctx); err != nil {
+		return err
+	}
+	defer s.submitting.leave()
+	s.log().Warn("an endpoint gave a transaction a nonce that is far ahead of the chain's: it is signed anew under the next one",
+		"tx", tx.ID, "call", tx.Call.String(), "nonce", tx.Nonce, "new", g.mined)
+	return s.reissue(ctx, tx, g.mined, f)
+}
+
 // known reports whether the node has any version of a transaction, mined or waiting.
 func (s *Sender) known(ctx context.Context, tx Tx) (bool, error) {
 	for _, a := range tx.Attempts {
@@ -215,21 +235,27 @@ func (s *Sender) renumber(ctx context.Context, tx Tx, g glance) error {
 		return err
 	}
 	defer s.submitting.leave()
-	old := tx.Nonce
-	if tx.Nonce, err = s.nonce(ctx, tx.Chain); err != nil {
+	next, err := s.nonce(ctx, tx.Chain)
+	if err != nil {
 		return err
 	}
+	s.log().Warn("another program uses this key: its transaction took a nonce of ours", "tx", tx.ID, "call", tx.Call.String(), "nonce", tx.Nonce, "new", next)
+	return s.reissue(ctx, tx, next, f)
+}
+
+// reissue signs a transaction under another nonce and sends that. The caller holds submitting.
+func (s *Sender) reissue(ctx context.Context, tx Tx, nonce uint64, f fees) error {
+	tx.Nonce = nonce
 	signed, err := s.sign(ctx, tx, f)
 	if err != nil {
 		return err
 	}
-	s.log().Warn("another program uses this key: its transaction took a nonce of ours", "tx", tx.ID, "call", tx.Call.String(), "nonce", old, "new", tx.Nonce)
 	attempt := Attempt{Signed: signed, CreatedAt: s.now()}
-	if err := s.Store.renumber(ctx, tx, tx.Nonce, attempt); err != nil {
+	if err := s.Store.renumber(ctx, tx, nonce, attempt); err != nil {
 		return err
 	}
 	delete(s.absences, tx.ID)
-	s.born(signed.Hash(), g.head)
+	s.born(signed.Hash(), f.head)
 	return s.broadcast(ctx, attempt)
 }
 

@@ -227,3 +227,36 @@ func TestNodeThatIsBehindIsNoReorg(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// An endpoint that says a nonce far ahead, or an estimate that no block has room for, does not leave what can never be mined
+// in the outbox: it is refused, or signed anew once the chain says otherwise.
+func TestNonceFarAhead(t *testing.T) {
+	w := newWorld(t)
+	s, bad, log := w.badSender(t)
+	approve := w.token.ApproveCall(w.escrow.Address(), *uint256.NewInt(1))
+	for method, much := range map[string]string{"eth_getTransactionCount": "0xfffffffff", "eth_estimateGas": "0xfffffff"} {
+		bad.On(method, badrpc.Says(much))
+		if _, err := s.Submit(t.Context(), approve); !errors.Is(err, chain.ErrAnswer) {
+			t.Errorf("%s: %v", method, err)
+		}
+		bad.Heal()
+	}
+	bad.On("eth_getTransactionCount", badrpc.Says("0x3e8")) // a thousand, which can be
+	id, err := s.Submit(t.Context(), approve)
+	if err != nil {
+		t.Fatal(err)
+	}
+	bad.Heal()
+	w.looks(t, s, 20)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if _, err := s.Wait(ctx, id, 1); err != nil {
+		t.Error(err)
+	}
+	if got := w.nonce(t, s.Address()); got != 1 {
+		t.Errorf("%d transactions, want 1", got)
+	}
+	if n := strings.Count(log.String(), "far ahead"); n != 1 {
+		t.Errorf("it is said %d times", n)
+	}
+}

@@ -136,6 +136,9 @@ func (s *Sender) Submit(ctx context.Context, call Call) (TxID, error) {
 	if err != nil {
 		return "", err
 	}
+	if gas > fees.head.GasLimit { // no block would ever take it
+		return "", &incomplete{"eth_estimateGas", fmt.Sprintf("%s takes %d gas, and a block has room for %d", call, gas, fees.head.GasLimit)}
+	}
 	if fees.data, err = s.dataFee(ctx, call.Data); err != nil {
 		return "", err
 	}
@@ -209,7 +212,7 @@ func (s *Sender) nonce(ctx context.Context, chain uint64) (uint64, error) {
 	if err != nil {
 		return 0, fmt.Errorf("%w: asking for the nonce of %s: %w", ErrUnreachable, s.Address(), err)
 	}
-	if seen > max(mined, ours)+maxFill { // every nonce between would have to be paid for
+	if seen > max(mined, ours)+maxFill || seen > maxNonce { // every nonce between would have to be paid for
 		return 0, &incomplete{"eth_getTransactionCount", fmt.Sprintf("it says %d are pending and %d mined of %s", seen, mined, s.Address())}
 	}
 	return seen, nil

@@ -13,10 +13,13 @@ import (
 	"github.com/gpupay/gpupay/internal/fault"
 )
 
-// maxFill bounds how many nonces one step fills; fillGas is what using one up takes.
+// maxFill bounds how many nonces one step fills, and maxGap how many are filled at all; fillGas is what using one up takes. A
+// nonce above maxNonce is no account's.
 const (
-	maxFill = 16
-	fillGas = 21_000
+	maxFill  = 16
+	maxGap   = 128
+	fillGas  = 21_000
+	maxNonce = 1 << 32
 )
 
 // Run works the outbox until the context ends: it is what makes a submitted transaction certain. Failures of the
@@ -287,7 +290,9 @@ func (s *Sender) pend(ctx context.Context, tx Tx) error {
 
 // push broadcasts a transaction that is not mined: for the first time, again, or at a higher fee.
 func (s *Sender) push(ctx context.Context, tx Tx, g glance) error {
-	delete(s.absences, tx.ID)
+	if tx.Nonce-g.mined <= maxGap { // see strayed
+		delete(s.absences, tx.ID)
+	}
 	newest := tx.newest()
 	passed := s.passedOver(tx, newest.Signed, g)
 	if newest.SentAt.IsZero() {
@@ -351,6 +356,9 @@ func (s *Sender) fill(ctx context.Context, chain uint64, open []Tx, g glance) er
 		return nil
 	}
 	first := open[at].Nonce
+	if first-g.mined > maxGap {
+		return s.strayed(ctx, open[at], g)
+	}
 	if seen, err := s.Backend.PendingNonceAt(ctx, s.Address()); err != nil || seen > g.mined {
 		return err // the node has something for the gap: wait for it
 	}

@@ -59,8 +59,13 @@ func TestDialSaysWhatIsWrongAndKeepsTheSecret(t *testing.T) {
 		fmt.Fprintf(w, `{"jsonrpc":"2.0","id":1,"error":{"code":-32600,"message":"no project %s"}}`, r.URL.RequestURI())
 	}))
 	defer invalid.Close()
+	page := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.WriteHeader(http.StatusBadGateway)
+		fmt.Fprint(w, strings.Repeat("<html>\n<p>bad gateway</p>\n", 1000))
+	}))
+	defer page.Close()
 	urls := []string{
-		quoting.URL + "/s3cret", quoting.URL + "/v3?key=s3cret", redirecting.URL + "/s3cret", invalid.URL + "/v3/s3cret", "ws" + strings.TrimPrefix(quoting.URL, "http") + "/s3cret",
+		page.URL + "/s3cret", quoting.URL + "/s3cret", quoting.URL + "/v3?key=s3cret", redirecting.URL + "/s3cret", invalid.URL + "/v3/s3cret", "ws" + strings.TrimPrefix(quoting.URL, "http") + "/s3cret",
 		"//127.0.0.1/s3cret", "127.0.0.1:1/s3cret", "http:/127.0.0.1/s3cret", "http://127.0.0.1:1/s3cret\n", "http://127.0.0.1:port/s3cret",
 		"", "localhost:8545", "ftp://host/s3cret", "http://127.0.0.1:1/s3cret", "ws://127.0.0.1:1/s3cret", "http://u:s3cret@127.0.0.1:1/?key=s3cret",
 		refusing.URL + "/s3cret", html.URL + "/s3cret", "ws" + strings.TrimPrefix(html.URL, "http") + "/s3cret",
