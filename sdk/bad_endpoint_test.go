@@ -1,7 +1,6 @@
 package sdk
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -280,7 +279,7 @@ func (w *tale) rent(r *Renter) (*Rental, error) {
 
 func unfinished(ctx context.Context, r *Renter) ([]RentalState, error) {
 	all, err := r.Rentals(ctx)
-	return slices.DeleteFunc(all, func(s RentalState) bool { return s.Phase == RentalFinished }), err
+	return slices.DeleteFunc(all, func(s RentalState) bool { return s.Phase == RentalFinished || s.Phase == RentalClosed }), err
 }
 
 // balance holds what everybody has against what was used.
@@ -295,14 +294,14 @@ func (w *tale) balance(r *Renter, c Closing) {
 	if got := w.m.Tokens(w.T, w.payer.Address()); got != thousand-c.Settled.Uint64() {
 		w.Errorf("the payer has %d of %d, and owed %s", got, thousand, c.Owed.Dec())
 	}
-	if open, err := unfinished(w.Context(), r); err != nil || len(open) != 0 {
-		w.Errorf("unfinished: %v, %v", open, err)
+	if open := insist(w, "listing", func() ([]RentalState, error) { return unfinished(w.Context(), r) }); len(open) != 0 {
+		w.Errorf("unfinished: %v", open)
 	}
 	coins, err := w.m.Backend.BalanceAt(w.Context(), w.payer.Address(), nil)
 	if err != nil || coins.Cmp(common.Big0) == 0 || len(coins.String()) < len("99900000000000000000") {
 		w.Errorf("the payer has %s wei left of 10^20 (%v)", coins, err)
 	}
-	if strings.Contains(w.log.String(), "moved twice") || bytes.Contains([]byte(w.log.String()), []byte("nil pointer")) {
+	if text := w.log.String(); strings.Contains(text, "moved twice") || strings.Contains(text, "nil pointer") {
 		w.Error("money moved twice, or something panicked")
 	}
 }
