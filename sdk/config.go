@@ -97,6 +97,11 @@ type ProviderConfig struct {
 	// "https://gpus.example.org", with the path that a proxy takes away: what x402's
 	// offers name. As the request was addressed if empty.
 	PublicURL string
+	// AllowedOrigins are the web origins whose scripts may use the provider from a
+	// browser (CORS), such as "https://app.example.org". All may if nil: nothing here
+	// goes by cookies, so that a script can do no more than its own keys can. None
+	// may if empty and not nil.
+	AllowedOrigins []string
 
 	Watchtowers     []string      // URLs of watchtowers (see package tower) that are told the newest vouchers, which anybody may see
 	WatchtowerEvery time.Duration // how often at most; 10 s if zero
@@ -171,7 +176,7 @@ func (c ProviderConfig) check() error {
 	if _, err := limit.ParseProxies(c.TrustedProxies); err != nil {
 		return fmt.Errorf("provider: TrustedProxies: %w", err)
 	}
-	if err := checkPublicURL(c.PublicURL); err != nil {
+	if err := errors.Join(checkPublicURL(c.PublicURL), checkOrigins(c.AllowedOrigins)); err != nil {
 		return err
 	}
 	if err := tower.CheckURLs(c.Watchtowers); err != nil {

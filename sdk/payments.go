@@ -35,6 +35,9 @@ func (p *Provider) routes() {
 
 // ServeHTTP serves offers and leases.
 func (p *Provider) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if p.crossOrigin(w, r) {
+		return
+	}
 	if err := spare(w, r); err != nil {
 		p.refuse(w, r, err)
 		return

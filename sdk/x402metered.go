@@ -74,6 +74,9 @@ type meteredRoute struct {
 
 // ServeHTTP asks for a payment, or serves what was paid for.
 func (m *meteredRoute) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if m.d.crossOrigin(w, r) {
+		return
+	}
 	w.Header().Set("Cache-Control", "no-store")
 	if len(r.Header.Values(x402.HeaderSignature)) == 0 {
 		m.ask(w, r)

@@ -1,0 +1,71 @@
+package sdk
+
+import (
+	"errors"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+
+	"github.com/gpupay/gpupay/sdk/wire/x402"
+)
+
+// What a script of another origin may send and read. No answer ever allows
+// credentials, so that a browser adds neither cookies nor certificates of its user
+// to what a script asks here, and the wildcards count.
+const (
+	corsMethods = "GET, HEAD, POST, PUT, PATCH, DELETE"
+	corsAccepts = "*, Authorization, Content-Type, " + headerIdempotencyKey + ", Last-Event-ID, " + x402.HeaderSignature
+	corsExposes = "*, WWW-Authenticate, Payment-Receipt, " + x402.HeaderRequired + ", " + x402.HeaderResponse + ", X-PAYMENT-RESPONSE, ETag, Retry-After"
+	corsMaxAge  = "7200" // seconds that a browser remembers the answer to a preflight; browsers have bounds of their own
+)
+
+// crossOrigin says in an answer what a script of another origin may do with it. It
+// answers preflights, which ask for that before anything is paid for, and reports
+// that it did.
+func (p *Provider) crossOrigin(w http.ResponseWriter, r *http.Request) (answered bool) {
+	origin := r.Header.Get("Origin")
+	if origin == "" {
+		return false
+	}
+	preflight := r.Method == http.MethodOptions && r.Header.Get("Access-Control-Request-Method") != ""
+	if allowed := p.allows(origin); allowed != "" {
+		h := w.Header()
+		h.Set("Access-Control-Allow-Origin", allowed)
+		h.Set("Access-Control-Expose-Headers", corsExposes)
+		if preflight {
+			h.Set("Access-Control-Allow-Methods", corsMethods)
+			h.Set("Access-Control-Allow-Headers", corsAccepts)
+			h.Set("Access-Control-Max-Age", corsMaxAge)
+		}
+	}
+	if p.config.AllowedOrigins != nil {
+		w.Header().Add("Vary", "Origin")
+	}
+	if preflight {
+		w.WriteHeader(http.StatusNoContent)
+	}
+	return preflight
+}
+
+// allows is what is said of an origin: "*" where all may, itself if it is one of
+// those that may, "" if it may not.
+func (p *Provider) allows(origin string) string {
+	switch {
+	case p.config.AllowedOrigins == nil:
+		return "*"
+	case slices.Contains(p.config.AllowedOrigins, origin):
+		return origin
+	}
+	return ""
+}
+
+func checkOrigins(origins []string) error {
+	for _, text := range origins {
+		u, err := url.Parse(text)
+		if err != nil || u.Scheme == "" || u.Host == "" || text != u.Scheme+"://"+u.Host || text != strings.ToLower(text) {
+			return errors.New(`provider: AllowedOrigins: ` + text + ` is no origin such as https://app.example.org, in lower case and without a path; leave AllowedOrigins nil for all`)
+		}
+	}
+	return nil
+}
