@@ -112,7 +112,8 @@ func (s *Sender) tip(ctx context.Context, head *types.Header, most *big.Int) (*b
 	return tip, nil
 }
 
-// GasPrice is what a transaction that is mined now would pay, in wei per gas. A rollup's own charge for data is not in it.
+// GasPrice is what a transaction that is mined now would pay, in wei per gas. A rollup's own charge for data is
+// not in it: see DataFee.
 func (s *Sender) GasPrice(ctx context.Context) (*big.Int, error) {
 	head, err := s.Backend.HeaderByNumber(ctx, nil)
 	if err != nil {

@@ -27,6 +27,16 @@ var oracleABI = func() abi.ABI {
 // envelope is about how many bytes a transaction has beside its calldata: the oracle adds those of a signature itself.
 const envelope = 110
 
+// DataFee is about what the chain charges for a transaction with so many bytes of calldata, beside its gas, in wei: 0 where it
+// charges nothing.
+func (s *Sender) DataFee(ctx context.Context, calldata int) (*big.Int, error) {
+	data := make([]byte, calldata)
+	for i := range data {
+		data[i] = byte(i) | 1
+	}
+	return s.dataFee(ctx, data)
+}
+
 // dataFee is what the chain charges for a transaction with this calldata, beside its gas, in wei: 0 where it has no oracle
 // that says so. It is an estimate: the charge follows another chain's fees, so a quarter more is reckoned with.
 func (s *Sender) dataFee(ctx context.Context, data []byte) (*big.Int, error) {

@@ -94,8 +94,27 @@ func (s *Settler) cost(ctx context.Context) Cost {
 		return Cost{}
 	}
 	batch, row := s.Contract.SettlementGas()
+	for _, part := range []struct {
+		gas   *uint64
+		bytes int
+	}{{&batch, batchBytes}, {&row, rowBytes}} {
+		data, err := s.Sender.DataFee(ctx, part.bytes)
+		if err != nil {
+			s.log().Warn("what data costs is unknown: nothing is settled early", "err", err)
+			return Cost{}
+		}
+		if data.Sign() > 0 && fee.Sign() > 0 { // a rollup's charge, as so much more gas
+			*part.gas += data.Div(data, fee).Uint64()
+		}
+	}
 	return s.Policy.Costs(batch, row, fee)
 }
+
+// About how many bytes of calldata a settlement has, and each channel in it: a rollup charges for them beside the gas.
+const (
+	batchBytes = 164
+	rowBytes   = 100
+)
 
 // refresh reads the channels from the contract and drops those that have nothing left to settle: somebody else may have
 // settled them, and paying gas to hear that is a waste. What is dropped is released; what is returned, with an error or

@@ -103,3 +103,28 @@ func TestCheapFeesFetchEarly(t *testing.T) {
 	clock.Store(int64(time.Hour))
 	k.Within(30*time.Second, "it is settled", func() bool { s := k.State(terms); return is(s.Settled, 400_000) })
 }
+
+// What a rollup charges for data holds up what it takes too much of, as gas does.
+func TestDataFeesHoldUp(t *testing.T) {
+	k := newTill(t)
+	oracle := func(answers string) {
+		k.RPC(t, nil, "anvil_setCode", "0x420000000000000000000000000000000000000F", "0x"+answers+"60005260206000f3")
+	}
+	oracle("662386f26fc10000") // 10^16 wei, whatever it is asked
+	backend := &mute{Backend: k.Backend}
+	k.Restart(backend)
+	k.Settler.Policy = settle.Policy{Interval: poll, MaxFeeShare: 50, CoinPrice: *uint256.NewInt(1_000_000)}
+	terms := k.Open(1, 500_000)
+	k.Accept(terms, 400_000)
+	var clock atomic.Int64
+	start := time.Now()
+	k.Settler.Now = func() time.Time { return start.Add(time.Duration(clock.Load())) }
+	k.Run(k.Settler.Run)
+	k.Within(30*time.Second, "fees are asked for", func() bool { return backend.asked.Load() > 5 })
+	clock.Store(int64(time.Hour))
+	more := backend.asked.Load() + 5
+	k.Within(30*time.Second, "fees are asked for again", func() bool { return backend.asked.Load() > more })
+	k.Balance(0)
+	oracle("6000")
+	k.Within(30*time.Second, "it is settled", func() bool { s := k.State(terms); return is(s.Settled, 400_000) })
+}

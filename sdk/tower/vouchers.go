@@ -190,6 +190,9 @@ func (t *Tower) affordable(ctx context.Context, states []channel.State) ([]chann
 const (
 	// settlementGas is about what one settlement takes.
 	settlementGas = 100_000
+	// settlementBytes is about how much calldata it has, which a rollup charges
+	// for beside the gas.
+	settlementBytes = 300
 	// settlementsAnHour of one channel, where its payee may be anybody: a payer
 	// who pays himself must not get many settlements for the gas of one open. The
 	// second is for a voucher that comes late.
@@ -202,7 +205,12 @@ func (t *Tower) settlementPrice(ctx context.Context) (*big.Int, error) {
 	if err != nil {
 		return nil, fmt.Errorf("asking for the gas price: %w", err)
 	}
-	return price.Mul(price, big.NewInt(settlementGas)), nil
+	data, err := t.sender.DataFee(ctx, settlementBytes)
+	if err != nil {
+		return nil, err
+	}
+	price.Mul(price, big.NewInt(settlementGas))
+	return price.Add(price, data), nil
 }
 
 func payeeOf(t channel.Terms) common.Address { return t.Payee }
