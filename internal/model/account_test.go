@@ -21,17 +21,11 @@ type account struct {
 
 	meant  uint64 // what was ever authorized or sent for its deposit
 	signed uint64 // the most that its payer ever signed for: what it may cost the payer
-	own    uint64 // the same, as the payer's database has it
-	funded uint64 // the deposit that the payer's database counts with
-	agreed uint64 // what it may come to hold by what the payer signed, until the payer sees it there
-	asked  bool   // the payer has seen a close pending on the chain
-	over   bool   // and its end
-	acked  uint64 // the most that the payee acknowledged, as its database has it
-	spent  uint64 // charged, likewise
-	known  bool   // the payee has it
-	closed bool   // the payer wants no more to be signed
-	gone   bool   // withdrawn or closed on the chain, as of the last look
-	late   bool   // its grace period passed while the payee was away: what was not settled is lost
+	payerBook
+	payeeBook
+	heard bool // the payee has worked on a chain that answers since the payer asked for its money
+	gone  bool // withdrawn or closed on the chain, as of the last look
+	late  bool // its grace period passed while the payee was away: what was not settled is lost
 }
 
 // chainState is what the contract has of a channel in the newest block.
@@ -46,6 +40,24 @@ func (s chainState) locked() uint64 {
 		return 0
 	}
 	return s.deposit - s.settled
+}
+
+// A payerBook is what the payer's database has of a channel. It may be older than the world.
+type payerBook struct {
+	lost   bool   // nothing: it is older than the channel
+	own    uint64 // signed for
+	funded uint64 // the deposit that it counts with
+	agreed uint64 // what the channel may come to hold by what was signed, until the payer sees it there
+	asked  bool   // a close was seen pending on the chain
+	over   bool   // and its end
+	closed bool   // no more is to be signed
+}
+
+// A payeeBook is what the payee's database has, likewise.
+type payeeBook struct {
+	known bool
+	acked uint64 // the most that was acknowledged
+	spent uint64 // charged
 }
 
 // String is for failures.
@@ -151,6 +163,7 @@ func (a *account) pay(amount uint64, charge uint64) {
 		w.Fatalf("paying %d on %s: %v, want %v (%s)", amount, a.terms.Scheme, err, want, a)
 	}
 	if err != nil {
+		w.seen["not signed: "+want.Error()]++
 		return
 	}
 	a.payer.spends(a, amount)
@@ -190,7 +203,11 @@ func (a *account) take(v channel.Voucher, charge uint64) {
 	if !errors.Is(err, want) || err == nil && r.Outcome != outcome {
 		w.Fatalf("a voucher for %d on %s: %s, %v; want %s, %v", amount, a, r.Outcome, err, outcome, want)
 	}
+	if err != nil {
+		w.seen["not taken: "+want.Error()]++
+	}
 	if err == nil && outcome == channel.Accepted {
+		w.seen["vouchers"]++
 		a.acked = amount
 	}
 	if err == nil && !a.session() {
@@ -206,6 +223,8 @@ var errCap = errors.New("over a cap")
 // expects is the pure answer to whether a payer may sign.
 func (p *payer) expects(a *account, amount uint64) error {
 	switch {
+	case a.lost:
+		return channel.ErrUnknown
 	case a.over:
 		return channel.ErrFinalized
 	case a.closed, a.asked:
@@ -240,7 +259,7 @@ func (p *payer) affords(a *account, deposit uint64) bool {
 	locked := deposit - min(deposit, a.own)
 	others := uint64(0)
 	for _, b := range p.w.accounts {
-		if b != a && b.payer == p {
+		if b != a && b.payer == p && !b.lost {
 			others += b.committed() - b.own
 		}
 	}
@@ -250,7 +269,13 @@ func (p *payer) affords(a *account, deposit uint64) bool {
 // look has the payer observe its channel.
 func (a *account) look(s chainState) {
 	v := channel.ChainView{Deposit: units(s.deposit), Settled: units(s.settled), CloseRequestedAt: s.closing, Finalized: s.final}
-	_, err := a.payer.pays(a.terms.Scheme).Observe(a.w.ctx, a.id, v)
+	payer := a.payer.pays(a.terms.Scheme)
+	if a.lost {
+		_, err := payer.Adopt(a.w.ctx, a.terms, v)
+		a.w.must(err)
+		a.payerBook = payerBook{}
+	}
+	_, err := payer.Observe(a.w.ctx, a.id, v)
 	a.w.must(err)
 	a.funded, a.asked, a.over = s.deposit, s.closing != 0, s.final
 	if s.final || s.deposit >= a.agreed {

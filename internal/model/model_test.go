@@ -3,7 +3,9 @@ package model
 import (
 	"context"
 	"flag"
+	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"testing"
 	"time"
@@ -12,6 +14,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/channel/store"
 	"github.com/gpupay/gpupay/sdk/chain"
 )
 
@@ -43,20 +46,23 @@ func TestBooks(t *testing.T) {
 	set(t, "rapid.steps", strconv.Itoa(sequence))
 	set(t, "rapid.nofailfile", "true") // its seed is in the output
 	set(t, "rapid.shrinktime", "10s")
-	done := 0
+	seen := map[string]int{}
 	rapid.Check(t, func(rt *rapid.T) {
-		w := newWorld(rt)
+		w := newWorld(rt, seen)
 		actions := rapid.StateMachineActions(&actions{w})
+		for i, often := range []string{"Open", "Pay", "Pay", "Pay", "Pay", "Pay", "Pay", "TopUp", "Work", "Work", "TakeBack"} {
+			actions[fmt.Sprintf("%s (%d)", often, i)] = actions[often]
+		}
 		for name, action := range actions {
 			if name != "" {
-				actions[name] = func(rt *rapid.T) { w.T = rt; action(rt); done++ }
+				actions[name] = func(rt *rapid.T) { w.T = rt; action(rt); seen["steps"]++ }
 			}
 		}
 		rt.Repeat(actions)
 		w.T = rt
 		w.finale()
 	})
-	t.Logf("%d steps", done)
+	t.Log(seen)
 }
 
 // actions are what may happen next.
@@ -78,7 +84,7 @@ func (x *actions) any(t *rapid.T) *account {
 // Open makes a channel with the payer's authorization, which a stranger carries.
 func (x *actions) Open(t *rapid.T) {
 	w := x.w
-	if len(w.accounts) >= 6 || w.sick() {
+	if len(w.accounts) >= 12 || w.sick() {
 		t.Skip()
 	}
 	p := w.payers[rapid.IntRange(0, 1).Draw(t, "payer")]
@@ -94,7 +100,7 @@ func (x *actions) Open(t *rapid.T) {
 	a.funded, a.agreed = amount, amount
 	w.must(a.deposit(amount, true, w.stranger))
 	w.accounts = append(w.accounts, a)
-	if rapid.Bool().Draw(t, "confirmed") {
+	if rapid.IntRange(0, 3).Draw(t, "confirmed") > 0 {
 		for range confirmations {
 			_, err := w.chain.Mine()
 			w.must(err)
@@ -106,16 +112,20 @@ func (x *actions) Open(t *rapid.T) {
 func (x *actions) Pay(t *rapid.T) {
 	a := x.any(t)
 	amount := a.own
-	switch rapid.IntRange(0, 5).Draw(t, "how") {
-	case 0:
+	switch rapid.IntRange(0, 9).Draw(t, "how") {
+	case 0: // the same again
 	case 1:
 		amount = rapid.Uint64Range(0, a.own).Draw(t, "less")
 	case 2:
 		amount = a.funded
-	default:
+	case 3:
 		amount += amounts.Draw(t, "more")
+	case 4:
+		amount++
+	default:
+		amount = rapid.Uint64Range(a.own, max(a.own, a.funded)).Draw(t, "within")
 	}
-	a.pay(amount, rapid.Uint64Range(0, 200_000).Draw(t, "charge"))
+	a.pay(amount, amounts.Draw(t, "charge"))
 }
 
 // TopUp adds to a channel: the payer's authorization, carried by a stranger or the payer, or a stranger's own money.
@@ -141,7 +151,7 @@ func (x *actions) TopUp(t *rapid.T) {
 // fund has the payer's books expect more, if its caps allow.
 func (a *account) fund(amount uint64) bool {
 	err := a.payer.pays(a.terms.Scheme).Fund(a.w.ctx, a.id, units(a.funded+amount))
-	if may := !a.over && a.payer.affords(a, a.funded+amount); (err == nil) != may {
+	if may := !a.lost && !a.over && a.payer.affords(a, a.funded+amount); (err == nil) != may {
 		a.w.Fatalf("a deposit of %d more on %s: %v", amount, a, err)
 	}
 	if err == nil {
@@ -170,7 +180,7 @@ func (x *actions) OwnTopUp(t *rapid.T) {
 	_, err := a.payer.sender.Submit(w.ctx, w.till.session.TopUpCall(a.terms, units(amount)))
 	w.must(err)
 	a.meant += amount
-	if os.Getenv("P4") != "" && rapid.Bool().Draw(t, "late") {
+	if rapid.Bool().Draw(t, "late") {
 		w.chain.Mute()
 		for range rapid.IntRange(0, 3).Draw(t, "looks") {
 			w.must(w.chain.Advance(60))
@@ -189,12 +199,14 @@ func (x *actions) OwnTopUp(t *rapid.T) {
 func (x *actions) AskBack(t *rapid.T) {
 	w, a := x.w, x.any(t)
 	s := w.onChain()[a]
-	if s.final || s.locked() == 0 || s.closing != 0 || w.sick() {
+	if s.final || s.locked() == 0 || s.closing != 0 || w.sick() || rapid.IntRange(0, 5).Draw(t, "wants") > 0 {
 		t.Skip()
 	}
-	_, err := a.payer.pays(a.terms.Scheme).Close(w.ctx, a.id)
-	w.must(err)
-	a.closed = true
+	if !a.lost {
+		_, err := a.payer.pays(a.terms.Scheme).Close(w.ctx, a.id)
+		w.must(err)
+		a.closed = true
+	}
 	w.must(a.askBack(s))
 }
 
@@ -210,6 +222,7 @@ func (x *actions) TakeBack(t *rapid.T) {
 		w.Fatalf("taking back at %d what was asked for at %d: %v", w.chain.Time(), s.closing, err)
 	} else if err == nil {
 		a.gone = a.session()
+		w.seen["taken back"]++
 	}
 }
 
@@ -217,7 +230,7 @@ func (x *actions) TakeBack(t *rapid.T) {
 func (x *actions) Leave(t *rapid.T) {
 	w, a := x.w, x.any(t)
 	s := w.onChain()[a]
-	if !a.known || s.final || s.deposit == 0 || w.sick() {
+	if !a.known || s.final || s.deposit == 0 || w.sick() || rapid.IntRange(0, 2).Draw(t, "wants") > 0 {
 		t.Skip()
 	}
 	state := w.till.state(a)
@@ -227,8 +240,10 @@ func (x *actions) Leave(t *rapid.T) {
 	}
 	if err := w.till.submit(call); err != nil && !isRevert(err) {
 		w.Fatal(err)
-	} else if err == nil && a.session() {
-		a.gone = true
+	} else if err == nil {
+		a.gone = a.session()
+		w.till.desk(a.terms.Scheme).settler.Expect(a.terms) // as a provider does when it sees that something was claimed
+		w.seen["left"]++
 	}
 	w.till.work()
 }
@@ -254,7 +269,7 @@ func (x *actions) Work(t *rapid.T) {
 // Absence is time in which the payee does nothing.
 func (x *actions) Absence(t *rapid.T) {
 	w := x.w
-	w.pass(time.Duration(rapid.IntRange(1, 90).Draw(t, "minutes")) * time.Minute)
+	w.pass(time.Duration(rapid.OneOf(rapid.IntRange(1, 5), rapid.IntRange(1, 20), rapid.IntRange(20, 70)).Draw(t, "minutes")) * time.Minute)
 	w.noteLate()
 }
 
@@ -268,6 +283,40 @@ func (x *actions) Restart(t *rapid.T) {
 	w.till = openTill(w)
 	p := w.payers[rapid.IntRange(0, 1).Draw(t, "payer")]
 	p.close()
+	p.open()
+}
+
+// Second is another program on a database that is open.
+func (x *actions) Second(t *rapid.T) {
+	ctx, cancel := context.WithTimeout(x.w.ctx, time.Millisecond)
+	defer cancel()
+	file := rapid.SampledFrom([]string{tillFile, x.w.payers[0].file()}).Draw(t, "file")
+	if db, err := store.OpenAlone(ctx, filepath.Join(x.w.dir, file)); err == nil {
+		_ = db.Close()
+		t.Fatalf("two programs have %s", file)
+	}
+}
+
+// Jump sets the clock of the programs wrong, or right.
+func (x *actions) Jump(t *rapid.T) {
+	x.w.wall = x.w.wall.Add(time.Duration(rapid.IntRange(-180, 180).Draw(t, "minutes")) * time.Minute)
+}
+
+// Restore makes a backup of a database, or has its program go on from the last one.
+func (x *actions) Restore(t *rapid.T) {
+	w := x.w
+	if w.chain.Indexing {
+		t.Skip()
+	}
+	if rapid.Bool().Draw(t, "payee's") {
+		w.till.close()
+		w.kept = w.backup(tillFile, w.kept, rapid.Bool().Draw(t, "restore"), nil)
+		w.till = openTill(w)
+		return
+	}
+	p := w.payers[rapid.IntRange(0, 1).Draw(t, "payer")]
+	p.close()
+	p.kept = w.backup(p.file(), p.kept, rapid.Bool().Draw(t, "restore"), p)
 	p.open()
 }
 
@@ -291,9 +340,11 @@ func (x *actions) Reorg(t *rapid.T) {
 func (x *actions) Halt(t *rapid.T) {
 	w := x.w
 	w.chain.Halted = true
-	for range rapid.IntRange(1, 3).Draw(t, "minutes") {
+	w.pass(interval)
+	w.till.work() // which knows of the last block now
+	before := w.fees()
+	for range rapid.IntRange(0, 3).Draw(t, "minutes") {
 		w.pass(interval)
-		before := w.fees()
 		w.till.work()
 		w.checkFees(before)
 	}
@@ -343,7 +394,7 @@ func (w *world) fees() map[chain.TxID]int {
 // checkFees: a chain that makes no block takes no fee either, however high.
 func (w *world) checkFees(before map[chain.TxID]int) {
 	for id, n := range w.fees() {
-		if was, ok := before[id]; ok && n > was && os.Getenv("P3") != "" {
+		if was, ok := before[id]; ok && n > was {
 			w.Fatalf("the fee of %s was raised %d times though no block came", id, n-was)
 		}
 	}
@@ -352,7 +403,7 @@ func (w *world) checkFees(before map[chain.TxID]int) {
 // noteLate remembers which channels' grace periods end without the payee.
 func (w *world) noteLate() {
 	for a, s := range w.onChain() {
-		if s.closing != 0 && w.chain.Time() >= s.closing+uint64(grace/time.Second) {
+		if s.closing != 0 && !a.heard && w.chain.Time() >= s.closing+uint64(grace/time.Second) {
 			a.late = true
 		}
 	}
@@ -392,6 +443,7 @@ func (w *world) checkClosing() {
 		if want := a.payable(); a.known && s.closing != 0 && !s.final && s.settled < want && !a.late {
 			w.Fatalf("a channel closes and %d of %d are settled: %s", s.settled, want, a)
 		}
+		a.heard = s.closing != 0
 	}
 }
 
@@ -413,6 +465,12 @@ func (w *world) finale() {
 	for _, a := range w.accounts {
 		s := states[a]
 		settled += s.settled
+		if s.settled > 0 {
+			w.seen["channels that were settled"]++
+		}
+		if a.late {
+			w.seen["late channels"]++
+		}
 		if want := a.payable(); s.settled < want && !a.late {
 			w.Fatalf("after %s %d of %d are settled: %s, on the chain %+v", maxAge, s.settled, want, a, s)
 		}

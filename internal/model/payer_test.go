@@ -31,6 +31,8 @@ type payer struct {
 	// What the model knows of its budget, in base units.
 	paid uint64            // signed for in all
 	days map[string]uint64 // and by day
+
+	kept *books // what a backup has; nil: there is none
 }
 
 func newPayer(w *world, i int) *payer {
@@ -47,7 +49,7 @@ func (p *payer) file() string { return p.name + ".db" }
 
 func (p *payer) open() {
 	var err error
-	p.db, err = store.Open(p.w.ctx, filepath.Join(p.w.dir, p.file()))
+	p.db, err = store.OpenAlone(p.w.ctx, filepath.Join(p.w.dir, p.file()))
 	p.w.must(err)
 	txs, err := chain.OpenStore(p.w.ctx, p.db)
 	p.w.must(err)

@@ -19,6 +19,8 @@ const (
 	maxAge   = 10 * time.Minute // nothing waits longer for settlement
 )
 
+const tillFile = "till.db"
+
 // A till is the payee's program: two schemes over one database and one key, as a provider with X402 has it.
 type till struct {
 	w       *world
@@ -40,7 +42,7 @@ type desk struct {
 func openTill(w *world) *till {
 	k := &till{w: w}
 	var err error
-	k.db, err = store.Open(w.ctx, filepath.Join(w.dir, "till.db"))
+	k.db, err = store.OpenAlone(w.ctx, filepath.Join(w.dir, tillFile))
 	w.must(err)
 	txs, err := chain.OpenStore(w.ctx, k.db)
 	w.must(err)

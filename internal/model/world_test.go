@@ -5,6 +5,7 @@ import (
 	"crypto/ecdsa"
 	"errors"
 	"fmt"
+	"maps"
 	"math/big"
 	"os"
 	"path/filepath"
@@ -54,6 +55,8 @@ type world struct {
 	till      *till
 	accounts  []*account
 	salts     byte
+	kept      *books // of the payee's database; nil: there is no backup
+	seen      map[string]int
 }
 
 // key is the same in each run.
@@ -65,13 +68,13 @@ func key(name string) *ecdsa.PrivateKey {
 	return k
 }
 
-func newWorld(t *rapid.T) *world {
+func newWorld(t *rapid.T, seen map[string]int) *world {
 	dir, err := os.MkdirTemp(scratch(), "gpupay-model-")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	w := &world{T: t, ctx: context.Background(), dir: dir, wall: epoch, stranger: key("stranger"), payee: channel.NewKey(key("payee"))}
+	w := &world{T: t, ctx: context.Background(), dir: dir, wall: epoch, seen: seen, stranger: key("stranger"), payee: channel.NewKey(key("payee"))}
 	coins := new(big.Int).Mul(big.NewInt(1000), big.NewInt(params.Ether))
 	alloc := types.GenesisAlloc{
 		channel.BatchSettlementEscrow:    {Code: common.FromHex(standin.BatchSettlement)},
@@ -220,11 +223,58 @@ func (w *world) balance(of common.Address) uint64 {
 
 func units(n uint64) uint256.Int { return *uint256.NewInt(n) }
 
-// copyFile is for databases that nobody has open.
+// books are what the model knows of a database at the time of its backup.
+type books struct {
+	payees map[*account]payeeBook
+	payers map[*account]payerBook
+	paid   uint64
+	days   map[string]uint64
+}
+
+// backup copies a database that nobody has open, or puts the last copy in its place. It is the payee's if p is nil.
+func (w *world) backup(file string, kept *books, restore bool, p *payer) *books {
+	if restore && kept != nil {
+		w.copyFile(file+".bak", file)
+		w.recall(kept, p)
+		return kept
+	}
+	w.copyFile(file, file+".bak")
+	b := &books{payees: map[*account]payeeBook{}, payers: map[*account]payerBook{}}
+	for _, a := range w.accounts {
+		b.payees[a], b.payers[a] = a.payeeBook, a.payerBook
+	}
+	if p != nil {
+		b.paid, b.days = p.paid, maps.Clone(p.days)
+	}
+	return b
+}
+
+// recall has the model know no more than a database that was put back.
+func (w *world) recall(b *books, p *payer) {
+	for _, a := range w.accounts {
+		old, was := b.payers[a]
+		switch {
+		case p == nil:
+			a.payeeBook = b.payees[a]
+		case a.payer == p && was:
+			a.payerBook = old
+		case a.payer == p:
+			a.payerBook = payerBook{lost: true}
+		}
+	}
+	if p != nil {
+		p.paid, p.days = b.paid, maps.Clone(b.days)
+	}
+}
+
+// copyFile copies a database, which has no journal beside it while nobody has it open.
 func (w *world) copyFile(from, to string) {
 	text, err := os.ReadFile(filepath.Join(w.dir, from))
 	w.must(err)
 	for _, suffix := range []string{"-wal", "-shm"} {
+		if left, err := os.Stat(filepath.Join(w.dir, from+suffix)); err == nil && left.Size() > 0 {
+			w.Fatalf("%s was left with a journal", from)
+		}
 		_ = os.Remove(filepath.Join(w.dir, to+suffix))
 	}
 	w.must(os.WriteFile(filepath.Join(w.dir, to), text, 0o600))

@@ -61,6 +61,16 @@ func (c *Chain) HeaderByHash(_ context.Context, hash common.Hash) (*types.Header
 	return nil, ethereum.NotFound
 }
 
+func (c *Chain) BlockByNumber(_ context.Context, number *big.Int) (*types.Block, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	b, err := c.at(number)
+	if err != nil {
+		return nil, err
+	}
+	return types.NewBlockWithHeader(b.header).WithBody(types.Body{Transactions: b.txs}), nil
+}
+
 func (c *Chain) BalanceAt(_ context.Context, account common.Address, number *big.Int) (*big.Int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
