@@ -41,6 +41,12 @@ type ProviderConfig struct {
 	// on one host may share it.
 	HighWater string
 
+	// PastKeys are payee's keys from before Key, those of channels that are not
+	// closed yet: only the key that a channel names as its payee can close it
+	// together with its payer. They sign closes and nothing else. What is vouchered
+	// in such channels is settled without them, to the address that they name.
+	PastKeys []channel.Signer
+
 	// Nodes meter in place of Source and Allocator, each on the host of its GPUs,
 	// and this gateway keeps what they state. They sign as Meter, whose key they
 	// hold and this gateway does not.

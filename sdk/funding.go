@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/ethereum/go-ethereum"
@@ -373,7 +374,10 @@ func (p *Provider) closeChannel(ctx context.Context, s channel.State) (common.Ha
 	defer unclaim()
 	tx, err := p.closeSent(ctx, s.ID)
 	if err == nil && tx == "" {
-		tx, err = p.submitReturn(ctx, s, p.escrow.CloseCall(s.Terms, amount, signature))
+		var call chain.Call
+		if call, err = p.closeCall(ctx, s.Terms, amount, signature); err == nil {
+			tx, err = p.submitReturn(ctx, s, call)
+		}
 	}
 	if err != nil {
 		return common.Hash{}, s, err
@@ -390,6 +394,31 @@ func (p *Provider) closeChannel(ctx context.Context, s channel.State) (common.Ha
 	}
 	fault.Point(fault.CloseObserved)
 	return result.Hash, s, err
+}
+
+// closeDeadline is how long a close that a past key signed can be sent.
+const closeDeadline = 24 * time.Hour
+
+// closeCall closes a channel as its payee: the key that sends, or one from before
+// that signs for it.
+func (p *Provider) closeCall(ctx context.Context, terms channel.Terms, amount uint256.Int, signature []byte) (chain.Call, error) {
+	if terms.Payee == p.config.Key.Address() {
+		return p.escrow.CloseCall(terms, amount, signature), nil
+	}
+	i := slices.IndexFunc(p.config.PastKeys, func(k channel.Signer) bool { return k.Address() == terms.Payee })
+	if i < 0 {
+		return chain.Call{}, wire.NotServed.With("channel %s pays %s, whose key this provider does not use any more: what is vouchered is settled, the rest comes back without its help (leave the channel)", terms.ID(), terms.Payee)
+	}
+	now, err := p.escrow.Now(ctx)
+	if err != nil {
+		return chain.Call{}, err
+	}
+	deadline := uint64(now.Add(closeDeadline).Unix())
+	payee, err := p.config.PastKeys[i].Sign(ctx, p.escrow.Domain().CloseDigest(terms.ID(), amount, deadline))
+	if err != nil {
+		return chain.Call{}, fmt.Errorf("channel %s: signing its close with the past key %s: %w", terms.ID(), terms.Payee, err)
+	}
+	return p.escrow.CloseAuthorizedCall(terms, amount, signature, deadline, payee), nil
 }
 
 // closeSent finds a channel's close in the outbox: one is enough, whatever

@@ -26,7 +26,9 @@ import (
 //	GPUPAY_PAYER            the renter's address
 //
 // in their environment, so that a container or a virtual machine can be rented
-// out without code. A command that exits non-zero fails its operation with
+// out without code. Of this program's own environment they see what a command
+// needs to run (PATH, HOME, LANG and their like, and what begins with NVIDIA_,
+// CUDA_, DOCKER_ or XDG_) and what Environment names, and no key or secret. A command that exits non-zero fails its operation with
 // what it wrote to stderr.
 type HostAllocator struct {
 	Devices []string // UUIDs to rent out
@@ -37,6 +39,10 @@ type HostAllocator struct {
 	SuspendCommand  []string
 	ResumeCommand   []string
 	ReleaseCommand  []string
+
+	// Environment names more variables of this program's environment that the
+	// commands see, such as "HTTPS_PROXY". Do not name one that holds a key.
+	Environment []string
 
 	mu   sync.Mutex
 	held map[string]common.Hash // device -> lease
@@ -262,7 +268,7 @@ func (h *HostAllocator) run(ctx context.Context, what string, command []string, 
 		return nil, nil
 	}
 	cmd := exec.CommandContext(ctx, command[0], command[1:]...)
-	cmd.Env = append(os.Environ(),
+	cmd.Env = append(h.environment(),
 		"NVIDIA_VISIBLE_DEVICES="+strings.Join(a.Devices, ","),
 		"GPUPAY_LEASE="+a.LeaseID.Hex())
 	cmd.Env = append(cmd.Env, env...)
@@ -272,6 +278,28 @@ func (h *HostAllocator) run(ctx context.Context, what string, command []string, 
 		return nil, fmt.Errorf("%s command of lease %s: %w: %.500s", what, a.LeaseID, err, strings.TrimSpace(stderr.String()))
 	}
 	return stdout.Bytes(), nil
+}
+
+// passedOn are the variables that any command may need, passedPrefixes what those
+// begin with that tools for GPUs and containers read.
+var (
+	passedOn = []string{"PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR", "LD_LIBRARY_PATH",
+		"SSL_CERT_FILE", "SSL_CERT_DIR", "KUBECONFIG", "CONTAINER_HOST"}
+	passedPrefixes = []string{"LC_", "NVIDIA_", "CUDA_", "DOCKER_", "XDG_"}
+)
+
+// environment is what a command sees of ours: named variables only, since the
+// payee's key and the nodes' secret are in there, too.
+func (h *HostAllocator) environment() []string {
+	var env []string
+	for _, variable := range os.Environ() {
+		name, _, _ := strings.Cut(variable, "=")
+		begins := func(prefix string) bool { return strings.HasPrefix(name, prefix) }
+		if slices.Contains(passedOn, name) || slices.Contains(h.Environment, name) || slices.ContainsFunc(passedPrefixes, begins) {
+			env = append(env, variable)
+		}
+	}
+	return env
 }
 
 // accessDocument is what the allocate command wrote; the device list where it

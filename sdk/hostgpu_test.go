@@ -148,3 +148,30 @@ func TestHostAllocatorAdoptsOnlyWhatIsHereAndFree(t *testing.T) {
 		}
 	}
 }
+
+// TestCommandsSeeNoSecret: an allocator's command has what it needs in its environment, what the operator named, and
+// nothing else of ours.
+func TestCommandsSeeNoSecret(t *testing.T) {
+	for name, value := range map[string]string{"GPUPAY_KEY": "secret", "GPUPAY_NODE_SECRET": "secret", "AWS_SECRET_ACCESS_KEY": "secret", "ANY_OTHER": "secret",
+		"NAMED": "named", "CUDA_HOME": "/cuda", "LC_ALL": "C"} {
+		t.Setenv(name, value)
+	}
+	h := hostGPUs(t, 1)
+	h.AllocateCommand, h.Environment = []string{"env"}, []string{"NAMED"}
+	a, err := h.Allocate(t.Context(), AllocationRequest{LeaseID: common.Hash{1}, GPUs: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var seen string
+	if err := json.Unmarshal(a.Access, &seen); err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(seen, "secret") {
+		t.Errorf("the command sees a secret:\n%s", seen)
+	}
+	for _, want := range []string{"PATH=", "NAMED=named", "CUDA_HOME=/cuda", "LC_ALL=C", "NVIDIA_VISIBLE_DEVICES=", "GPUPAY_LEASE=", "GPUPAY_PAYER="} {
+		if !strings.Contains(seen, want) {
+			t.Errorf("the command does not see %s", want)
+		}
+	}
+}

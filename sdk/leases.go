@@ -73,12 +73,15 @@ func (p *Provider) takesLeases() error {
 // room refuses more devices than are free, those that are about to come back
 // included, and more than there are where the allocator does not say what is free.
 func (p *Provider) room(gpus, back int) error {
-	free := len(p.devices)
-	if c, ok := p.config.Allocator.(Capacity); ok {
-		free = c.Free() + back
+	left, ok, err := free(p.config.Log, p.config.Allocator)
+	if err != nil {
+		return err
 	}
-	if free < gpus {
-		return fmt.Errorf("%w: %d wanted, %d free", ErrNoCapacity, gpus, free)
+	if left += back; !ok {
+		left = len(p.devices)
+	}
+	if left < gpus {
+		return fmt.Errorf("%w: %d wanted, %d free", ErrNoCapacity, gpus, left)
 	}
 	return nil
 }

@@ -278,7 +278,7 @@ func (h *lessor) adopt(ctx context.Context, row leaseRow) error {
 	}
 	adopter, ok := h.deps.allocator.(Adopter)
 	if !ok {
-		return errors.New("the allocator cannot adopt it")
+		return errNoAdopter
 	}
 	if err := adopter.Adopt(ctx, a); err != nil {
 		return fmt.Errorf("%w: %w", errNotHere, err)
@@ -333,6 +333,8 @@ func (h *lessor) unforked(ctx context.Context, l *lease) error {
 	}
 	return nil
 }
+
+var errNoAdopter = errors.New("the allocator cannot adopt it")
 
 // errNotHere is a lease whose devices cannot be taken up here.
 var errNotHere = errors.New("its devices cannot be taken up here")

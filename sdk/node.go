@@ -93,6 +93,7 @@ func NewNode(ctx context.Context, config NodeConfig) (*Node, error) {
 	if err != nil {
 		return nil, fmt.Errorf("node %q: %w", config.Name, err)
 	}
+	config.Source = tame(config.Log, config.Source)
 	if config.Allocator == nil {
 		if config.Allocator, err = NewHostAllocator(ctx, config.Source); err != nil {
 			return nil, fmt.Errorf("node %s: %w", config.Name, err)
@@ -128,7 +129,7 @@ func (n *Node) lets() {
 	n.meterKey, n.store = n.config.MeterKey, n.spool.leaseStore
 	n.channel = n.spool.channel
 	n.deps = leaseDeps{
-		allocator: n.config.Allocator, source: n.config.Source, clock: n.config.Clock, store: n.store,
+		allocator: tameAllocator{n.config.Allocator, n.config.Log}, source: n.config.Source, clock: n.config.Clock, store: n.store,
 		metrics: metrics, log: n.config.Log, ended: n.leaseDropped, dropped: n.leaseDropped,
 		timing: leaseTiming{tick: metering.DefaultTick, recordEvery: defaultRecordEvery,
 			suspendTimeout: n.config.SuspendTimeout, callTimeout: n.config.CallTimeout},

@@ -117,8 +117,12 @@ func (n *Node) getStatus(r *http.Request, _ []byte) (any, error) {
 		return nil, err
 	}
 	status := nodeStatus{Meter: n.meterKey.Address(), Devices: devices, Free: len(devices), Leases: []nodeLease{}}
-	if c, ok := n.config.Allocator.(Capacity); ok {
-		status.Free = c.Free()
+	left, ok, err := free(n.config.Log, n.config.Allocator)
+	if err != nil {
+		return nil, err
+	}
+	if ok {
+		status.Free = left
 	}
 	for _, row := range rows {
 		status.Leases = append(status.Leases, rowLease(row))

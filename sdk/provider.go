@@ -86,6 +86,7 @@ func NewProvider(ctx context.Context, config ProviderConfig) (*Provider, error) 
 	if err := config.check(); err != nil {
 		return nil, err
 	}
+	config.Source = tame(config.Log, config.Source)
 	escrow, token, err := config.connect(ctx)
 	if err != nil {
 		return nil, err
@@ -188,7 +189,7 @@ func (p *Provider) lets() {
 		p.remote = p.nodes.newRemote
 	}
 	p.deps = leaseDeps{
-		allocator: namedAllocator{p.config.Allocator, &p.named}, source: p.config.Source, clock: p.config.Clock, store: p.store, marks: p.deps.marks,
+		allocator: namedAllocator{tameAllocator{p.config.Allocator, p.config.Log}, &p.named}, source: p.config.Source, clock: p.config.Clock, store: p.store, marks: p.deps.marks,
 		metrics: p.metrics.leaseMetrics, log: p.config.Log, ended: p.leaseEnded, dropped: p.leaseDropped,
 		timing: leaseTiming{tick: p.config.Tick, recordEvery: p.config.RecordEvery,
 			suspendTimeout: p.config.SuspendTimeout, callTimeout: p.config.CallTimeout},
@@ -253,7 +254,7 @@ func (p *Provider) newCrew(db *store.DB, txs *chain.Store) *crew {
 
 func (p *Provider) newTill(c *crew, db *store.DB, txs *chain.Store, contract chain.Contract) *till {
 	payee := &channel.Payee{Store: db.Payee(), Domain: contract.Domain()}
-	t := &till{settler: &settle.Settler{Payee: payee, Contract: contract, Sender: c.sender, Policy: p.config.Settlement, OnSettled: p.config.OnSettled, Log: p.config.Log}}
+	t := &till{settler: &settle.Settler{Payee: payee, Contract: contract, Sender: c.sender, Policy: p.config.Settlement, OnSettled: p.settled, Log: p.config.Log}}
 	changed := func(_, now channel.State) {
 		if now.Status == channel.Closing {
 			t.settler.Urgent(now.ID) // the grace period runs

@@ -154,7 +154,7 @@ func (r *replicas) recover(ctx context.Context, row leaseRow) error {
 	if err != nil {
 		return err
 	}
-	if adopter, ok := r.p.config.Allocator.(Adopter); ok && len(a.Devices) > 0 {
+	if adopter, ok := r.p.deps.allocator.(Adopter); ok && len(a.Devices) > 0 {
 		if err := adopter.Adopt(ctx, a); err != nil {
 			r.refuse(row.ID)
 			return nil // not here
@@ -162,7 +162,7 @@ func (r *replicas) recover(ctx context.Context, row leaseRow) error {
 	}
 	call, cancel := context.WithTimeout(ctx, r.p.config.CallTimeout)
 	defer cancel()
-	if err := r.p.config.Allocator.Release(call, a); err != nil {
+	if err := r.p.deps.allocator.Release(call, a); err != nil {
 		r.refuse(row.ID)
 		return err
 	}

@@ -3,7 +3,6 @@ package sdk
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"slices"
 	"sync"
 
@@ -85,7 +84,7 @@ func (n namedAllocator) Adopt(ctx context.Context, a Allocation) error {
 	}
 	adopter, ok := n.Allocator.(Adopter)
 	if !ok {
-		return errors.New("the allocator cannot adopt it")
+		return errNoAdopter
 	}
 	return adopter.Adopt(ctx, a)
 }

@@ -57,6 +57,7 @@ func parse(args []string) (*options, error) {
 	flags.Text(&c.Name, "name", "GPUPAY_NODE", "", "what the gateways call this node (--nodes name=URL)")
 	flags.Text(&o.gpu, "gpu", "GPUPAY_GPU", "nvml", "where GPUs come from: nvml, sim, sim:N, or auto")
 	flags.Text(&c.Database, "db", "GPUPAY_DB", "gpupay-node.db", "`path` of the spool: it holds usage records that no gateway has yet")
+	flags.Text(&c.HighWater, "high-water", "GPUPAY_HIGH_WATER", "", "`path` of the file that remembers which records were signed, never restored with the spool; the spool's with .signed if empty")
 	payee := flags.Address("payee", "GPUPAY_PAYEE", "whose leases are metered; without it anybody's who holds the secret")
 	flags.DurationVar(&c.SuspendTimeout, "suspend-timeout", 5*time.Minute, "an unpaid lease ends after it, also where no gateway is heard of")
 	o.hooks.Register(flags)

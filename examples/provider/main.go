@@ -13,11 +13,16 @@ import (
 	"strings"
 	"time"
 
+	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/cli"
 	"github.com/gpupay/gpupay/sdk"
 )
 
 func main() { cli.Main(run) }
+
+// pastKey is the variable that holds the payee's key from before, as long as it has
+// channels that are not closed.
+const pastKey = "GPUPAY_PAST_KEY"
 
 type options struct {
 	listen, admin, gpu string
@@ -62,6 +67,7 @@ func parse(args []string) (*options, error) {
 	token := flags.Address("token", "GPUPAY_TOKEN", "the token to be paid in")
 	flags.Uint64Var(&c.ChainID, "chain-id", 0, "refuse any other chain")
 	flags.Text(&c.Database, "db", "GPUPAY_DB", "gpupay-provider.db", "`path` of the database, or postgres://user@host/name for several gateways over one: it holds vouchers, which are money")
+	flags.Text(&c.HighWater, "high-water", "GPUPAY_HIGH_WATER", "", "`path` of the file that remembers which records were signed, beside the database and never restored with it; the database's with .signed if empty, in the state directory for PostgreSQL")
 	flags.Text(&c.PricePerGPUHour, "price", "GPUPAY_PRICE", "2.50", "price of one GPU for an hour, in units of the token")
 	flags.Text(&c.MinDeposit, "min-deposit", "GPUPAY_MIN_DEPOSIT", "", "least deposit, in units of the token; ten minutes' price if empty")
 	flags.DurationVar(&c.Credit, "credit", time.Minute, "GPU time served ahead of vouchers, at most")
@@ -96,7 +102,11 @@ func parse(args []string) (*options, error) {
 	}
 	c.TrustedProxies = flags.Proxies()
 	c.Watchtowers = strings.FieldsFunc(*towers, func(r rune) bool { return r == ',' || r == ' ' })
-	c.Key, err = flags.Key()
+	if c.Key, err = flags.Key(); err != nil || os.Getenv(pastKey) == "" {
+		return o, err
+	}
+	past, err := channel.KeyFromEnv(pastKey)
+	c.PastKeys = append(c.PastKeys, past)
 	return o, err
 }
 

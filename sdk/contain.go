@@ -1,0 +1,124 @@
+package sdk
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/settle"
+)
+
+// contain is deferred around the operator's own code: its panic becomes the error of
+// the lease that it was about, and does not end the others with the process.
+func contain(log *slog.Logger, what string, err *error) {
+	if r := recover(); r != nil {
+		*err = fmt.Errorf("%s panicked: %v", what, r)
+		log.Error("the operator's code panicked", "what", what, "panic", r, "stack", string(debug.Stack()))
+	}
+}
+
+// tameAllocator is an operator's Allocator whose panics are errors.
+type tameAllocator struct {
+	Allocator
+	log *slog.Logger
+}
+
+var _ Adopter = tameAllocator{}
+
+// Allocate releases what a panic left half allocated.
+func (t tameAllocator) Allocate(ctx context.Context, req AllocationRequest) (Allocation, error) {
+	returned := false
+	a, err := func() (a Allocation, err error) {
+		defer contain(t.log, "Allocator.Allocate", &err)
+		a, err = t.Allocator.Allocate(ctx, req)
+		returned = true
+		return a, err
+	}()
+	if !returned {
+		_ = t.Release(context.WithoutCancel(ctx), Allocation{LeaseID: req.LeaseID}) // logged; the lease is not begun either way
+	}
+	return a, err
+}
+
+func (t tameAllocator) Suspend(ctx context.Context, a Allocation) (err error) {
+	defer contain(t.log, "Allocator.Suspend", &err)
+	return t.Allocator.Suspend(ctx, a)
+}
+
+func (t tameAllocator) Resume(ctx context.Context, a Allocation) (err error) {
+	defer contain(t.log, "Allocator.Resume", &err)
+	return t.Allocator.Resume(ctx, a)
+}
+
+func (t tameAllocator) Release(ctx context.Context, a Allocation) (err error) {
+	defer contain(t.log, "Allocator.Release", &err)
+	return t.Allocator.Release(ctx, a)
+}
+
+func (t tameAllocator) Adopt(ctx context.Context, a Allocation) (err error) {
+	defer contain(t.log, "Allocator.Adopt", &err)
+	adopter, ok := t.Allocator.(Adopter)
+	if !ok {
+		return errNoAdopter
+	}
+	return adopter.Adopt(ctx, a)
+}
+
+// free is how many devices an allocator has left; ok is false if it does not say.
+func free(log *slog.Logger, a Allocator) (n int, ok bool, err error) {
+	defer contain(log, "Allocator.Free", &err)
+	c, ok := a.(Capacity)
+	if !ok {
+		return 0, false, nil
+	}
+	return c.Free(), true, nil
+}
+
+// tame is an operator's Source whose panics are errors of the device.
+func tame(log *slog.Logger, s metering.Source) metering.Source {
+	if s == nil {
+		return nil
+	}
+	t := tameSource{s, log}
+	if d, ok := s.(metering.Describer); ok {
+		return tameDescriber{t, d}
+	}
+	return t
+}
+
+type tameSource struct {
+	metering.Source
+	log *slog.Logger
+}
+
+func (t tameSource) Devices(ctx context.Context) (all []metering.Device, err error) {
+	defer contain(t.log, "Source.Devices", &err)
+	return t.Source.Devices(ctx)
+}
+
+func (t tameSource) Read(ctx context.Context, uuid string) (r metering.Reading, err error) {
+	defer contain(t.log, "Source.Read", &err)
+	return t.Source.Read(ctx, uuid)
+}
+
+type tameDescriber struct {
+	tameSource
+	describer metering.Describer
+}
+
+func (t tameDescriber) Describe(ctx context.Context, uuid string) (d metering.Device, err error) {
+	defer contain(t.log, "Source.Describe", &err)
+	return t.describer.Describe(ctx, uuid)
+}
+
+// settled tells the operator of a settlement. It is on the chain and in the books
+// whatever that does.
+func (p *Provider) settled(s settle.Settlement) {
+	var err error // logged
+	defer contain(p.config.Log, "ProviderConfig.OnSettled", &err)
+	if p.config.OnSettled != nil {
+		p.config.OnSettled(s)
+	}
+}
