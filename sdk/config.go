@@ -193,6 +193,11 @@ func (c ProviderConfig) check() error {
 
 // connect dials the chain and checks everything about it that could cost
 // money later.
+// graceFloor is the least time to settle that is accepted of an escrow and given to x402's clients.
+func (c ProviderConfig) graceFloor(e *chain.Escrow) time.Duration {
+	return cmp.Or(c.MinGrace, chain.GraceFloor(e.ChainID()))
+}
+
 func (c ProviderConfig) connect(ctx context.Context) (*chain.Escrow, *chain.Token, error) {
 	backend := chain.Checked(c.Backend)
 	if c.Backend == nil {
@@ -210,8 +215,8 @@ func (c ProviderConfig) connect(ctx context.Context) (*chain.Escrow, *chain.Toke
 	if err != nil {
 		return nil, nil, err
 	}
-	floor := cmp.Or(c.MinGrace, chain.GraceFloor(escrow.ChainID()))
-	if c.X402 != nil && c.X402.WithdrawDelay < floor {
+	floor := c.graceFloor(escrow)
+	if c.X402 != nil && c.X402.WithdrawDelay != 0 && c.X402.WithdrawDelay < floor {
 		return nil, nil, fmt.Errorf("%w: X402.WithdrawDelay is %s, at least %s is needed on chain %d (MinGrace)", chain.ErrGrace, c.X402.WithdrawDelay, floor, escrow.ChainID())
 	}
 	if err := errors.Join(escrow.CheckGrace(floor), escrow.CheckClock(ctx, c.ClockTolerance), escrow.CheckHistory(ctx, c.Confirmations)); err != nil {

@@ -9,6 +9,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/settle"
 )
 
 // On a public chain a provider refuses an escrow, or a delay for x402's clients, that is over when the chain's clock makes
@@ -46,5 +47,12 @@ func TestGraceFloor(t *testing.T) {
 	short := func(c *ProviderConfig) { c.Escrow, c.X402 = long, &X402Config{WithdrawDelay: time.Hour} }
 	if err := connect(short); !errors.Is(err, chain.ErrGrace) {
 		t.Errorf("an hour for x402's clients on Arbitrum: %v, want ErrGrace", err)
+	}
+	unsaid := func(c *ProviderConfig) { c.Escrow, c.X402 = long, &X402Config{} }
+	if err := connect(unsaid); err != nil {
+		t.Errorf("x402 as it comes, on Arbitrum: %v", err)
+	}
+	if d := (X402Config{}).withDefaults(settle.Policy{MaxAge: time.Minute}, 2*time.Hour).WithdrawDelay; d != 2*time.Hour {
+		t.Errorf("x402's clients wait %s where an escrow's wait two hours", d)
 	}
 }

@@ -25,7 +25,7 @@ type X402Config struct {
 	// must wait; whole seconds, 15 minutes to 30 days. Within it the provider must
 	// have seen the withdrawal and claimed, also after an outage. Another delay is
 	// another channel for every client: do not change it. Twice the settlement's
-	// MaxAge if zero, and at least 15 minutes.
+	// MaxAge if zero, and at least 15 minutes and the provider's MinGrace.
 	WithdrawDelay time.Duration
 	// Window is the GPU time that one request for /tick or /lease pays for, on
 	// each of its GPUs; 10 s if zero.
@@ -44,9 +44,9 @@ type X402Config struct {
 	Line, Waiting int
 }
 
-func (c X402Config) withDefaults(p settle.Policy) X402Config {
+func (c X402Config) withDefaults(p settle.Policy, floor time.Duration) X402Config {
 	age := p.Age()
-	c.WithdrawDelay = cmp.Or(c.WithdrawDelay, max(channel.MinWithdrawDelay, (2*age).Round(time.Second)))
+	c.WithdrawDelay = cmp.Or(c.WithdrawDelay, max(channel.MinWithdrawDelay, floor, (2*age).Round(time.Second)))
 	c.Window = cmp.Or(c.Window, 10*time.Second)
 	c.Slack = cmp.Or(c.Slack, 5*time.Second)
 	c.MaxTimeout = cmp.Or(c.MaxTimeout, 5*time.Minute)
@@ -97,7 +97,7 @@ func (p *Provider) newX402(ctx context.Context) (*x402Desk, error) {
 	if p.config.X402 == nil {
 		return nil, p.warnUnclaimed(ctx)
 	}
-	d := &x402Desk{Provider: p, named: &p.named, x: p.config.X402.withDefaults(p.config.Settlement)}
+	d := &x402Desk{Provider: p, named: &p.named, x: p.config.X402.withDefaults(p.config.Settlement, p.config.graceFloor(p.escrow))}
 	if err := d.x.check(p.config); err != nil {
 		return nil, err
 	}
