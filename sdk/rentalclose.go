@@ -295,7 +295,19 @@ func (l *Rental) ending(ctx context.Context, forced bool, err error) (Closing, e
 		Channel: l.id, Deposit: view.Deposit, Owed: l.owed(), Signed: paid.Signed, Settled: view.Settled, Forced: forced,
 	}
 	c.Refunded.Sub(&view.Deposit, &view.Settled)
+	c.Note = l.refundWaits(ctx)
 	return c, l.finish(ctx, c)
+}
+
+// refundWaits says so if the token refused to pay the refund out, or another before it: then the escrow owes it, without a
+// deadline.
+func (l *Rental) refundWaits(ctx context.Context) string {
+	credit, err := l.escrow.Credit(ctx, l.terms.Payer, l.terms.Token, nil)
+	if err != nil || credit.Amount.IsZero() {
+		return ""
+	}
+	return fmt.Sprintf("token %s refused to pay: escrow %s owes %s %s base units of it, which anyone can have paid out to it (withdrawCreditWithAuthorization)",
+		l.terms.Token, l.terms.Escrow, l.terms.Payer, credit.Amount.Dec())
 }
 
 // finish notes how the rental ended. It stays listed until no re-org can undo it.

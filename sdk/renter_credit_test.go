@@ -1,0 +1,36 @@
+package sdk
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/gpupay/gpupay/sdk/chain"
+)
+
+// TestLeaveWhileTheTokenRefuses: leaving ends all the same, and says who owes
+// the renter what.
+func TestLeaveWhileTheTokenRefuses(t *testing.T) {
+	m := newMarket(t)
+	config := m.renterConfig(t, m.payer)
+	config.ClockOff = 1000 * time.Hour
+	_, l := unopened(t, vanished(t, m), config, RentOptions{})
+	resume := m.PauseToken(t)
+	c := leave(t, m, l)
+	resume()
+	if c.Refunded.Uint64() != 500_000 || !strings.Contains(c.Note, "owes") || !strings.Contains(c.Note, "500000") {
+		t.Errorf("%+v, want a note that the escrow owes 500000", c)
+	}
+	escrow, err := chain.NewEscrow(t.Context(), m.Backend, m.Escrow)
+	if err != nil {
+		t.Fatal(err)
+	}
+	call, due, err := escrow.PayoutCall(t.Context(), m.payerAddress(), m.Token)
+	if err != nil || due.Uint64() != 500_000 {
+		t.Fatalf("%s due, %v", due.Dec(), err)
+	}
+	m.Transact(t, m.payee, call.To, call.Data)
+	if got := m.Tokens(t, m.payerAddress()); got != thousand {
+		t.Errorf("the payer has %d, want all of it", got)
+	}
+}
