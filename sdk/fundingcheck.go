@@ -72,7 +72,13 @@ func (p *Provider) worthStarting(r *request, after channel.State, known bool, de
 	if p.begun(r.Context(), after.ID) {
 		return nil
 	}
+	if ahead := r.cred.Payload.CumulativeAmount; ahead != nil && ahead.Gt(&after.Accepted) {
+		after.Accepted = ahead.Int // verified and taken before the lease begins
+	}
 	err := p.canServe(r.offer, r.gpus)
+	if err == nil {
+		err = p.creditworthy(r.Context(), after, r.offer, r.gpus)
+	}
 	if err == nil && deposit == wire.TypeAuthorization {
 		err = p.canPay(after, r.offer, r.gpus)
 	}

@@ -61,6 +61,8 @@ type lease struct {
 	muted  atomic.Bool // more was signed of it than the database has: nothing is signed any more, and it ends
 	ending atomic.Bool // somebody has asked it to end
 
+	account *account // of its payer, whose debts share the credit; nil: it has the credit for itself
+
 	mu      sync.Mutex
 	mail    leaseMail
 	working bool // its goroutine runs, or it is not launched yet, or has ended
@@ -84,6 +86,7 @@ type leaseDeps struct {
 	clock     metering.Clock
 	sampling  *metering.Sampling // of source, for all leases
 	store     leaseStore
+	accounts  *accounts        // of payers; nil: each lease has a credit of its own
 	marks     *highwater.Marks // outside the store: what was signed
 	metrics   leaseMetrics
 	log       *slog.Logger
@@ -149,9 +152,22 @@ func (l *lease) update(change func(*leaseView)) {
 	}
 }
 
-// observe tells the lease what its channel holds now.
+// observe tells the lease what its channel holds now. A state that comes late
+// takes no newer voucher back: a lease that is paid is never left suspended.
 func (l *lease) observe(s channel.State) {
-	l.update(func(v *leaseView) { v.accepted, v.deposit = s.Accepted, s.Deposit })
+	l.update(func(v *leaseView) { v.deposit = s.Deposit })
+	l.pays(s.Accepted)
+}
+
+// pays tells the lease of a voucher, the newest or an older one. What it says of
+// the deposit is not taken: of two that came together, either may be told last.
+func (l *lease) pays(accepted uint256.Int) {
+	l.update(func(v *leaseView) {
+		if accepted.Gt(&v.accepted) {
+			v.accepted = accepted
+		}
+	})
+	l.tally()
 	l.wake()
 }
 
@@ -316,16 +332,16 @@ func (l *lease) state() leaseState { return l.look().state }
 // Sampled stops the bill at the reading that uses up the credit. It is not left
 // to the lease's goroutine, which may be waiting for a disk or a command.
 func (l *lease) Sampled(metering.Reading, metering.Interval) {
-	l.mu.Lock()
-	active := l.view.state == leaseActive
-	exhausted := active && l.exhausted(&l.view)
-	l.mu.Unlock()
-	switch {
-	case exhausted:
+	l.tally()
+	v := l.look()
+	switch active := v.state == leaseActive; {
+	case active && l.exhausted(&v):
 		l.meter.Pause()
 		l.wake()
 	case active && l.window > 0 && l.filled():
 		l.wake()
+	case active && l.window == 0 && v.need == 0 && l.wants(&v, l.debt()):
+		l.cutNow() // the renter pays what records state, and the next one by the clock may come too late
 	}
 }
 
@@ -384,8 +400,8 @@ func (l *lease) bear() {
 // limit is the most that may be owed: what is vouchered and the credit, and
 // never more than the deposit can pay.
 func (l *lease) limit(v *leaseView) uint256.Int {
-	var limit uint256.Int
-	limit.Add(&v.accepted, &l.credit)
+	limit := l.left()
+	limit.Add(&v.accepted, &limit)
 	if l.window > 0 {
 		limit = v.reserved
 	}
@@ -414,8 +430,12 @@ func (l *lease) caughtUp(v leaseView) bool {
 	if l.window > 0 {
 		return l.room(v)
 	}
-	var half, want uint256.Int
-	half.Rsh(&l.credit, 1)
+	var want, least uint256.Int
+	half := l.left() // of the credit that the payer's other channels leave
+	half.Rsh(&half, 1)
+	if least.Rsh(&l.credit, 3); half.Lt(&least) {
+		half = least // the rest must be paid in advance
+	}
 	want.Add(&v.owed, &half)
 	limit := l.limit(&v)
 	return !want.Gt(&limit)
@@ -431,16 +451,35 @@ func (l *lease) owedAt(nanos uint64) (uint256.Int, error) {
 	return owed, nil
 }
 
-// remind asks for a voucher once when half of the credit is used, so that a
-// renter that pays on demand is never suspended.
+// wants reports whether it is time for a voucher: half of what may be used
+// before the lease is suspended is, by it and the payer's other channels.
+func (l *lease) wants(v *leaseView, debt uint256.Int) bool {
+	ahead, err := l.price.Charge(uint64(len(l.allocation.Devices)) * uint64(2*l.deps.timing.tick))
+	if err != nil || debt.IsZero() {
+		return false
+	}
+	var half uint256.Int
+	if l.credit.Gt(&ahead) {
+		half.Sub(&l.credit, &ahead)
+		half.Rsh(&half, 1)
+	}
+	used := l.others()
+	used.Add(&used, &debt)
+	return used.Gt(&half)
+}
+
+// remind asks for a voucher once when it is time, so that a renter that pays on
+// demand is never suspended.
 func (l *lease) remind(v leaseView) {
-	var half, due uint256.Int
-	half.Rsh(&l.credit, 1)
-	due.Add(&v.accepted, &half)
-	if v.owed.Gt(&due) && v.need == 0 {
+	var debt uint256.Int
+	if v.owed.Gt(&v.accepted) {
+		debt.Sub(&v.owed, &v.accepted)
+	}
+	wants := l.wants(&v, debt)
+	if wants && v.need == 0 {
 		l.update(func(v *leaseView) { v.need++ })
 	}
-	if !v.owed.Gt(&due) && v.need != 0 {
+	if !wants && v.need != 0 {
 		l.update(func(v *leaseView) { v.need = 0 })
 	}
 }

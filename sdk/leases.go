@@ -24,6 +24,9 @@ func (p *Provider) start(ctx context.Context, s channel.State, offer wire.Signed
 	if err := errors.Join(p.canServe(offer, gpus), p.canPay(s, offer, gpus)); err != nil {
 		return nil, "", err
 	}
+	if err := p.creditworthy(ctx, s, offer, gpus); err != nil {
+		return nil, "", err
+	}
 	id, secret := randomHash(), randomHash().Hex()[2:]
 	row := leaseRow{
 		ID: id.Hex(), Channel: s.ID.Hex(), Offer: offer.Hash.Hex(), SecretHash: hashSecret(secret), GPUs: gpus,

@@ -135,7 +135,15 @@ func (c *offerCache) get(hash common.Hash) *wire.SignedOffer {
 
 func (s leaseStore) insert(ctx context.Context, row leaseRow) error {
 	return s.db.Update(ctx, func(tx *sqlx.Tx) error {
-		_, err := tx.NamedExecContext(ctx, `
+		// The newest lease of a channel is found by this figure, also where the clock was
+		// set back since the last one: whose secret opens it must be certain.
+		var before int64
+		err := tx.GetContext(ctx, &before, tx.Rebind(`SELECT COALESCE(MAX(started_at), 0) FROM leases WHERE channel = ?`), row.Channel)
+		if err != nil {
+			return err
+		}
+		row.StartedAt = max(row.StartedAt, before+1)
+		_, err = tx.NamedExecContext(ctx, `
 			INSERT INTO leases (id, channel, offer, secret_hash, gpus, allocation, owed_before, state, started_at, owner, term)
 			VALUES (:id, :channel, :offer, :secret_hash, :gpus, :allocation, :owed_before, :state, :started_at, :owner, :term)`, row)
 		return err
@@ -340,6 +348,19 @@ func (s leaseStore) unfinished(ctx context.Context) ([]leaseRow, error) {
 	db := s.db.View()
 	err := db.SelectContext(ctx, &rows, db.Rebind(`SELECT `+leaseColumns+` FROM leases WHERE state <> ? ORDER BY started_at`), leaseEnded)
 	return rows, err
+}
+
+// served lists the channels that have a lease, at whatever gateway.
+func (s leaseStore) served(ctx context.Context) ([]common.Hash, error) {
+	var channels []string
+	if err := s.db.View().SelectContext(ctx, &channels, `SELECT DISTINCT channel FROM leases WHERE state <> 'ended'`); err != nil {
+		return nil, fmt.Errorf("channels that have a lease: %w", err)
+	}
+	ids := make([]common.Hash, len(channels))
+	for i, text := range channels {
+		ids[i] = common.HexToHash(text)
+	}
+	return ids, nil
 }
 
 // newest returns the newest lease of a channel; ok is false if it never had one.

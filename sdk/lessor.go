@@ -28,7 +28,8 @@ type lessor struct {
 	// a node meters.
 	channel func(ctx context.Context, row leaseRow) (channel.State, error)
 	remote  func(row leaseRow, terms metering.Lease, node string, last *metering.SignedRecord) (*remoteLease, error)
-	prepaid func(*lease) error // makes a lease one that is paid in advance, if it is; nil: none is
+	owing   func(ctx context.Context, payer common.Address) ([]channel.State, error) // the channels on which a payer owes; nil: it is not known
+	prepaid func(*lease) error                                                       // makes a lease one that is paid in advance, if it is; nil: none is
 
 	life   context.Context // leases run until it ends
 	finish func()
@@ -213,6 +214,13 @@ func (h *lessor) launch(l *lease, state leaseState, s channel.State, last *meter
 			l.meter.Pause()
 		}
 	}
+	if h.owing != nil {
+		owing, err := h.owing(h.life, s.Terms.Payer)
+		if err != nil {
+			return err
+		}
+		h.deps.accounts.join(l, owing)
+	}
 	if !h.begin() {
 		return errClosed
 	}
@@ -226,6 +234,7 @@ func (h *lessor) launch(l *lease, state leaseState, s channel.State, last *meter
 
 // leaseDropped makes room for another lease on the channel.
 func (h *lessor) leaseDropped(l *lease) {
+	h.deps.accounts.leave(l)
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.leases[l.terms.ID()] == l { // it may have come back here meanwhile

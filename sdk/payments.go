@@ -217,7 +217,9 @@ func (p *Provider) take(ctx context.Context, waiting []channel.Voucher) (channel
 	}
 	p.metrics.voucher(receipt.Outcome)
 	if l := p.running(receipt.State.ID); l != nil {
-		l.observe(receipt.State)
+		l.pays(receipt.State.Accepted)
+	} else {
+		p.deps.accounts.paid(receipt.State)
 	}
 	return receipt, err
 }

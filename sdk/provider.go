@@ -185,11 +185,12 @@ func (p *Provider) lets() {
 		return p.payee.State(ctx, common.HexToHash(row.Channel))
 	}
 	p.lessor.prepaid = p.prepaid
+	p.lessor.owing = func(ctx context.Context, payer common.Address) ([]channel.State, error) { return p.owing(ctx, payer) }
 	if p.nodes != nil {
 		p.remote = p.nodes.newRemote
 	}
 	p.deps = leaseDeps{
-		allocator: namedAllocator{tameAllocator{p.config.Allocator, p.config.Log}, &p.named}, source: p.config.Source, clock: p.config.Clock, store: p.store, marks: p.deps.marks,
+		allocator: namedAllocator{tameAllocator{p.config.Allocator, p.config.Log}, &p.named}, source: p.config.Source, clock: p.config.Clock, store: p.store, marks: p.deps.marks, accounts: newAccounts(),
 		metrics: p.metrics.leaseMetrics, log: p.config.Log, ended: p.leaseEnded, dropped: p.leaseDropped,
 		timing: leaseTiming{tick: p.config.Tick, recordEvery: p.config.RecordEvery,
 			suspendTimeout: p.config.SuspendTimeout, callTimeout: p.config.CallTimeout},
@@ -262,7 +263,7 @@ func (p *Provider) newTill(c *crew, db *store.DB, txs *chain.Store, contract cha
 		}
 		p.channelChanged(now)
 	}
-	t.watcher = &settle.Watcher{Payee: payee, Contract: contract, Confirmations: p.config.Confirmations, Poll: p.config.Poll, Store: txs, OnChange: changed, Log: p.config.Log}
+	t.watcher = &settle.Watcher{Payee: payee, Contract: contract, Confirmations: p.config.Confirmations, Poll: p.config.Poll, Store: txs, Served: leaseStore{db: db}.served, OnChange: changed, Log: p.config.Log}
 	return t
 }
 

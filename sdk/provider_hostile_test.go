@@ -154,12 +154,12 @@ var hostileVouchers = []hostile{
 	{name: "top-up that was signed for another channel", cred: mutate(func(t *tab, c *wire.Credential) {
 		other := *t
 		other.terms.Salt = common.Hash{9}
-		top := other.topUp(10, 1)
+		top := other.topUp(1000, 1)
 		top.ChannelID = t.terms.ID()
 		c.Payload.Deposit = top
 	}), want: wire.VerificationFailed},
 	{name: "top-up of more than was signed", cred: mutate(func(t *tab, c *wire.Credential) {
-		top := t.topUp(10, 1)
+		top := t.topUp(1000, 1)
 		more := wire.NewAmount(*uint256.NewInt(11))
 		top.AdditionalDeposit = &more
 		c.Payload.Deposit = top
@@ -168,7 +168,7 @@ var hostileVouchers = []hostile{
 		return &wire.Credential{Challenge: t.challenge(), Payload: *t.topUp(900_000_000, 1)}
 	}, want: wire.TransactionReverted},
 	{name: "top-up with a forged signature", cred: func(t *tab) *wire.Credential {
-		top := t.topUp(10, 1)
+		top := t.topUp(1000, 1)
 		top.Signature[3] ^= 1
 		return &wire.Credential{Challenge: t.challenge(), Payload: *top}
 	}, want: wire.TransactionReverted},

@@ -36,6 +36,12 @@ func (r *replicas) look(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	payers := r.p.deps.accounts.payers()
+	owing, err := r.p.owing(ctx, payers...)
+	if err != nil {
+		return err
+	}
+	r.p.deps.accounts.learn(payers, owing)
 	states := make(map[common.Hash]channel.State, len(list))
 	for _, s := range list {
 		states[s.ID] = s
@@ -85,6 +91,7 @@ func (l *lease) learn(s channel.State) {
 			v.accepted = s.Accepted
 		}
 	})
+	l.tally()
 	l.wake()
 }
 

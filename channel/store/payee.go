@@ -191,6 +191,21 @@ func (db *DB) States(ctx context.Context, ids []common.Hash) ([]channel.State, e
 	return payeeStates(rows), db.explain(err)
 }
 
+// Owing returns the payee's channels of some payers on which more was charged
+// than vouchered, whatever became of them.
+func (db *DB) Owing(ctx context.Context, payers ...common.Address) ([]channel.State, error) {
+	if len(payers) == 0 {
+		return nil, nil
+	}
+	query, args, err := sqlx.In(payeeSelect+"WHERE payer IN (?) AND spent > accepted ORDER BY id", payers)
+	if err != nil {
+		return nil, fmt.Errorf("store %s: %w", db.path, err)
+	}
+	var rows []payeeRow
+	err = db.reader.SelectContext(ctx, &rows, db.reader.Rebind(query), args...)
+	return payeeStates(rows), db.explain(err)
+}
+
 func payeeStates(rows []payeeRow) []channel.State {
 	states := make([]channel.State, 0, len(rows))
 	for _, r := range rows {

@@ -33,6 +33,10 @@ const (
 	manyBlocks = 1000
 	// patience is how many looks at an endpoint that is behind what it said before pass for lag; after that it is a re-org.
 	patience = 5
+	// servedBlocks is how many blocks pass at most between two readings of a channel that is served.
+	servedBlocks = 3
+	// servedBatch bounds how many of them are read in one look; with more, each waits its turn.
+	servedBatch = 1000
 	// reopenable is how long after its close a channel is read again when there was a re-org.
 	reopenable = 24 * time.Hour
 )
@@ -52,6 +56,11 @@ type Watcher struct {
 	Timeout       time.Duration // of one look; 0: 1 min
 	Store         *chain.Store  // remembers the blocks acted on, so that a re-org during a stop is seen; nil: does not
 
+	// Served lists the channels that service is given on now. They are read every three blocks, whatever the endpoint says of
+	// events: one that leaves them out must not hide a close request. With more than a thousand, a thousand at a time. It may
+	// be nil.
+	Served func(context.Context) ([]common.Hash, error)
+
 	// OnChange is told of each change after it is on disk, closing channels first. It may be nil, and must not call the
 	// watcher. What a crash kept from it is in the states it can read at the start.
 	OnChange func(old, now channel.State)
@@ -62,6 +71,8 @@ type Watcher struct {
 	trail       []chain.Block
 	loaded      bool
 	swept       time.Time
+	served      uint64      // the block at which channels that are served were read last
+	turn        common.Hash // the last of them
 	lagging     int
 	unconfirmed map[common.Hash]bool
 }
@@ -203,16 +214,47 @@ func (w *Watcher) concerned(ctx context.Context, head *types.Header, kept []chai
 	for id := range w.unconfirmed {
 		set[id] = true
 	}
+	if err := w.addServed(ctx, newest, set); err != nil {
+		return nil, false, err
+	}
 	ids := make([]common.Hash, 0, len(set))
 	for id := range set {
-		if _, err := w.Payee.State(ctx, id); errors.Is(err, channel.ErrUnknown) {
+		state, err := w.Payee.State(ctx, id)
+		if errors.Is(err, channel.ErrUnknown) {
 			continue // somebody else's
-		} else if err != nil {
+		}
+		if err != nil {
 			return nil, false, err
 		}
-		ids = append(ids, id)
+		if w.Payee.Domain.Holds(state.Terms) == nil { // not another contract's
+			ids = append(ids, id)
+		}
 	}
 	return ids, false, nil
+}
+
+// addServed adds channels that are served, if it is time to read them, those whose turn it is.
+func (w *Watcher) addServed(ctx context.Context, newest uint64, set map[common.Hash]bool) error {
+	if w.Served == nil || newest < w.served+servedBlocks && newest >= w.served {
+		return nil
+	}
+	ids, err := w.Served(ctx)
+	if err != nil {
+		return err
+	}
+	slices.SortFunc(ids, func(a, b common.Hash) int { return a.Cmp(b) })
+	from, found := slices.BinarySearchFunc(ids, w.turn, func(a, b common.Hash) int { return a.Cmp(b) })
+	if found {
+		from++
+	}
+	for i := range min(len(ids), servedBatch) {
+		w.turn = ids[(from+i)%len(ids)]
+		set[w.turn] = true
+	}
+	if len(ids) <= servedBatch {
+		w.served = newest
+	}
+	return nil
 }
 
 var errManyBlocks = errors.New("too many blocks")

@@ -1,0 +1,282 @@
+package sdk
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/units"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// account is what one payer owes on all of its channels: one credit is for all of
+// them together, or a payer would have it anew with each channel. Whoever holds
+// its mu may lock a lease's mu, and never the other way round.
+type account struct {
+	mu     sync.Mutex
+	debts  map[common.Hash]uint256.Int // charged and not vouchered, by channel
+	sum    uint256.Int                 // of debts
+	leases map[*lease]bool             // that run here
+}
+
+// accounts are those of the payers that have a lease here.
+type accounts struct {
+	mu      sync.Mutex
+	byPayer map[common.Address]*account
+}
+
+func newAccounts() *accounts { return &accounts{byPayer: make(map[common.Address]*account)} }
+
+// join counts a lease's debt with that of its payer's other channels, those that
+// have no lease included.
+func (b *accounts) join(l *lease, owing []channel.State) {
+	if b == nil || l.window > 0 {
+		return // nodes know one lease at a time; what is paid in advance takes no credit
+	}
+	b.mu.Lock()
+	a := b.byPayer[l.terms.Payer]
+	if a == nil {
+		a = &account{debts: make(map[common.Hash]uint256.Int), leases: make(map[*lease]bool)}
+		b.byPayer[l.terms.Payer] = a
+	}
+	a.mu.Lock()
+	b.mu.Unlock()
+	defer a.mu.Unlock()
+	a.leases[l] = true
+	l.account = a
+	a.learn(owing)
+}
+
+// leave forgets a lease. Its debt stands with its channel.
+func (b *accounts) leave(l *lease) {
+	if b == nil || l.account == nil {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	a := l.account
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.leases, l)
+	if len(a.leases) == 0 && b.byPayer[l.terms.Payer] == a {
+		delete(b.byPayer, l.terms.Payer)
+	}
+}
+
+// paid hears of a voucher for a channel that has no lease here.
+func (b *accounts) paid(s channel.State) {
+	if b == nil {
+		return
+	}
+	b.mu.Lock()
+	a := b.byPayer[s.Terms.Payer]
+	b.mu.Unlock()
+	if a == nil {
+		return
+	}
+	a.mu.Lock()
+	a.put(s.ID, s.Owed())
+	waiting := a.suspended(nil)
+	a.mu.Unlock()
+	for _, l := range waiting {
+		l.wake()
+	}
+}
+
+// learn takes what the books say of channels that have no lease here. The caller
+// holds mu.
+func (a *account) learn(owing []channel.State) {
+	here := make(map[common.Hash]bool, len(a.leases))
+	for l := range a.leases {
+		here[l.terms.ID()] = true
+	}
+	for id := range a.debts {
+		if !here[id] {
+			a.put(id, uint256.Int{})
+		}
+	}
+	for _, s := range owing {
+		if !here[s.ID] {
+			a.put(s.ID, s.Owed())
+		}
+	}
+}
+
+// put replaces the debt of one channel. The caller holds mu.
+func (a *account) put(id common.Hash, debt uint256.Int) {
+	old := a.debts[id]
+	a.sum.Sub(&a.sum, &old)
+	a.sum.Add(&a.sum, &debt)
+	if debt.IsZero() {
+		delete(a.debts, id)
+	} else {
+		a.debts[id] = debt
+	}
+}
+
+// suspended are the leases that may go on when others pay. The caller holds mu.
+func (a *account) suspended(but *lease) []*lease {
+	var waiting []*lease
+	for l := range a.leases {
+		if l != but && l.state() == leaseSuspended {
+			waiting = append(waiting, l)
+		}
+	}
+	return waiting
+}
+
+// others is what the lease's payer owes on other channels.
+func (l *lease) others() uint256.Int {
+	a := l.account
+	if a == nil {
+		return uint256.Int{}
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	own, sum := a.debts[l.terms.ID()], a.sum
+	return *sum.Sub(&sum, &own)
+}
+
+// tally counts what is owed here now, and lets leases of the same payer go on
+// where it fell.
+func (l *lease) tally() {
+	a := l.account
+	if a == nil {
+		return
+	}
+	var waiting []*lease
+	a.mu.Lock()
+	debt, before := l.debt(), a.debts[l.terms.ID()]
+	a.put(l.terms.ID(), debt)
+	if debt.Lt(&before) {
+		waiting = a.suspended(l)
+	}
+	a.mu.Unlock()
+	for _, other := range waiting {
+		other.wake()
+	}
+}
+
+// debt is what was used and is not vouchered, of the newest reading.
+func (l *lease) debt() uint256.Int {
+	v := l.look()
+	owed := v.owed
+	if l.meter != nil {
+		if now, err := l.owedAt(uint64(l.meter.Allocated())); err == nil && now.Gt(&owed) {
+			owed = now
+		}
+	}
+	if !owed.Gt(&v.accepted) {
+		return uint256.Int{}
+	}
+	return *owed.Sub(&owed, &v.accepted)
+}
+
+// left is what of the credit the payer's other channels leave for this lease.
+func (l *lease) left() uint256.Int {
+	others := l.others()
+	if !others.Lt(&l.credit) {
+		return uint256.Int{}
+	}
+	return *others.Sub(&l.credit, &others)
+}
+
+// payers are those that have a lease here.
+func (b *accounts) payers() []common.Address {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.Collect(maps.Keys(b.byPayer))
+}
+
+// learn takes what the books say of the payers' channels that other gateways
+// serve.
+func (b *accounts) learn(payers []common.Address, owing []channel.State) {
+	byPayer := make(map[common.Address][]channel.State)
+	for _, s := range owing {
+		byPayer[s.Terms.Payer] = append(byPayer[s.Terms.Payer], s)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, payer := range payers {
+		if a := b.byPayer[payer]; a != nil {
+			a.mu.Lock()
+			a.learn(byPayer[payer])
+			a.mu.Unlock()
+		}
+	}
+}
+
+// owing lists the channels of some payers on which they owe something, whatever
+// became of them and whichever gateway served them.
+func (p *Provider) owing(ctx context.Context, payers ...common.Address) ([]channel.State, error) {
+	states, err := p.db.Owing(ctx, payers...)
+	var own []channel.State
+	for _, s := range states {
+		if p.payee.Domain.Holds(s.Terms) == nil {
+			own = append(own, s)
+		}
+	}
+	return own, err
+}
+
+// creditworthy refuses a lease whose payer's other channels have used up what of
+// the credit it needs, unless so much is paid in advance.
+func (p *Provider) creditworthy(ctx context.Context, s channel.State, offer wire.SignedOffer, gpus int) error {
+	owing, err := p.owing(ctx, s.Terms.Payer)
+	if err != nil {
+		return err
+	}
+	price, err := offerPrice(offer.Offer)
+	if err != nil {
+		return err
+	}
+	credit, err := price.Charge(uint64(p.config.Credit))
+	if err != nil {
+		return err
+	}
+	need, err := price.Charge(uint64(gpus) * uint64(4*p.config.Tick))
+	if err != nil {
+		return err
+	}
+	var debt uint256.Int
+	for _, other := range owing {
+		if owed := other.Owed(); other.ID != s.ID {
+			debt.Add(&debt, &owed)
+		}
+	}
+	room := s.Available()
+	if debt.Lt(&credit) {
+		room.Add(&room, &credit)
+		room.Sub(&room, &debt)
+	}
+	if debt.IsZero() || !room.Lt(&need) {
+		return nil
+	}
+	return wire.InsufficientBalance.With("payer %s owes %s on other channels (%s), and has no credit left: pay that by a voucher there, or pay for this lease in advance, by a voucher that is at least %s over what channel %s has spent",
+		s.Terms.Payer, units.Format(debt, p.token.Decimals), p.debtors(owing, s.ID), units.Format(need, p.token.Decimals), s.ID)
+}
+
+// debtors names the channels with a debt, the first few of many.
+func (p *Provider) debtors(owing []channel.State, but common.Hash) string {
+	text, n := "", 0
+	for _, s := range owing {
+		if s.ID == but {
+			continue
+		}
+		if n++; n > 3 {
+			return text + ", .."
+		}
+		if n > 1 {
+			text += ", "
+		}
+		owed := s.Owed()
+		text += fmt.Sprintf("%s: %s", s.ID, units.Format(owed, p.token.Decimals))
+	}
+	return text
+}

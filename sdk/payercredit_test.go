@@ -1,0 +1,103 @@
+package sdk
+
+import (
+	"errors"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// owes is what was charged and not vouchered on the channels, base units.
+func (r *rig) owes(tabs ...*tab) (sum uint64) {
+	r.Helper()
+	for _, one := range tabs {
+		s, err := r.provider.payee.State(r.Context(), one.terms.ID())
+		if err != nil {
+			r.Fatal(err)
+		}
+		owed := s.Owed()
+		sum += owed.Uint64()
+	}
+	return sum
+}
+
+// Four channels in turn have one credit together: who has used it gets no other until it is paid, also after a restart and
+// after its channel is closed, or pays in advance.
+func TestCreditIsOfThePayer(t *testing.T) {
+	r := newRig(t, func(c *ProviderConfig) { c.Credit, c.SuspendTimeout = 2*time.Second, 200*time.Millisecond })
+	first := r.open(1, 100_000, "")
+	first.status(leaseEnded) // unpaid
+	debt := r.owes(first)
+	if debt == 0 || debt > 2000 {
+		t.Fatalf("%d is owed of a credit of 2000", debt)
+	}
+	first.close(0)
+	r.restart()
+	before := r.balance(r.payer.Address())
+	for salt := byte(2); salt < 5; salt++ {
+		terms := r.terms(r.payer.Address(), salt)
+		resp := r.do("GET", "", r.openCredential(r.payer, terms, 100_000, 0))
+		p := wire.ParseProblem(resp)
+		if !errors.Is(p, &wire.InsufficientBalance) || !strings.Contains(p.Detail, first.terms.ID().Hex()) {
+			t.Errorf("channel %d: %s %v", salt, resp.Status, p)
+		}
+	}
+	if now := r.balance(r.payer.Address()); now != before {
+		t.Errorf("%d base units moved for leases that were refused", before-now)
+	}
+	// In advance it is served, and not beyond that.
+	terms := r.terms(r.payer.Address(), 9)
+	resp := r.do("GET", "", r.openCredential(r.payer, terms, 100_000, 1500))
+	if resp.StatusCode != http.StatusOK {
+		t.Fatalf("paid in advance: %v", wire.ParseProblem(resp))
+	}
+	ahead := &tab{rig: r, key: r.payer, terms: terms}
+	ahead.attach(resp)
+	ahead.status(leaseSuspended)
+	if owed := r.owes(ahead); debt+owed > 2000 {
+		t.Errorf("%d and %d are owed of a credit of 2000", debt, owed)
+	}
+}
+
+// Several leases of one payer at once share one credit, and go on when any of them is paid.
+func TestLeasesOfOnePayerShareItsCredit(t *testing.T) {
+	r := newRig(t, func(c *ProviderConfig) { c.Credit = 4 * time.Second })
+	one, two := r.open(1, 100_000, ""), r.open(2, 100_000, "")
+	one.status(leaseSuspended)
+	two.status(leaseSuspended)
+	if owed := r.owes(one, two); owed == 0 || owed > 4000 {
+		t.Errorf("%d is owed of a credit of 4000", owed)
+	}
+	s, err := r.provider.payee.State(t.Context(), one.terms.ID())
+	if err != nil {
+		t.Fatal(err)
+	}
+	one.pay(s.Spent.Uint64())
+	one.status(leaseActive)
+	two.status(leaseActive)
+}
+
+// A renter that pays only when it is asked is asked in time, however seldom records are made.
+func TestVoucherIsAskedForInTime(t *testing.T) {
+	for _, every := range []time.Duration{100 * time.Millisecond, time.Second, 2 * time.Second, time.Minute} {
+		t.Run(every.String(), func(t *testing.T) {
+			r := newRig(t, func(c *ProviderConfig) { c.Credit, c.RecordEvery = 4*time.Second, every })
+			lease := r.open(1, 100_000, "")
+			for range 3 {
+				var need wire.NeedVoucher
+				lease.read(wire.EventNeedVoucher, &need)
+				if state := r.provider.Service(lease.terms.ID()); state != string(leaseActive) {
+					t.Fatalf("it is %s when it is asked to pay", state)
+				}
+				s, err := r.provider.payee.State(t.Context(), lease.terms.ID())
+				if err != nil {
+					t.Fatal(err)
+				}
+				lease.pay(s.Spent.Uint64())
+			}
+		})
+	}
+}
