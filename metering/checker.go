@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"math/bits"
 	"slices"
+	"strings"
 	"time"
+	"unicode"
 
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/holiman/uint256"
@@ -259,6 +261,12 @@ func (c *Checker) money(s SignedRecord, _ common.Hash) error {
 
 func (c *Checker) evidence(s SignedRecord, _ common.Hash) error {
 	e := s.Evidence
+	if size, most := len(e.Encode()), maxEvidence+maxDeviceEvidence*len(c.config.Lease.Devices); size > most {
+		return fmt.Errorf("%w: it has %d bytes, at most %d are kept", ErrEvidence, size, most)
+	}
+	if err := e.texts(); err != nil {
+		return err
+	}
 	if hash := e.Hash(); hash != s.EvidenceHash {
 		return fmt.Errorf("%w: it hashes to %s, the record says %s", ErrEvidence, hash, s.EvidenceHash)
 	}
@@ -278,6 +286,36 @@ func (c *Checker) evidence(s SignedRecord, _ common.Hash) error {
 	for _, d := range e.Devices {
 		if err := c.continues(d); err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+// What a payer keeps of one record, in bytes of its canonical form: the lists of
+// a device's evidence stop at 64 entries, and each text is a name.
+const (
+	maxEvidence       = 4 << 10
+	maxDeviceEvidence = 32 << 10
+	maxName           = 256
+)
+
+// texts refuses names that fill a disk or steer a terminal.
+func (e Evidence) texts() error {
+	texts := []string{e.Source}
+	for _, d := range e.Devices {
+		texts = append(texts, d.Device.BootID, d.Device.Driver, d.Device.Name, d.Device.NVML, d.Device.Parent, d.Device.PCI,
+			d.Device.Slice, d.Device.UUID, d.Device.VBIOS)
+		texts = append(texts, d.Missing...)
+		for _, g := range d.Gaps {
+			texts = append(texts, g.Reason)
+		}
+		for _, x := range d.XIDs {
+			texts = append(texts, string(x.Fault))
+		}
+	}
+	for _, text := range texts {
+		if len(text) > maxName || strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) }) {
+			return fmt.Errorf("%w: %.40q is no name", ErrEvidence, text)
 		}
 	}
 	return nil

@@ -40,11 +40,13 @@ type Rental struct {
 	poor      bool            // the balance did not cover a top-up at the newest look
 	delivered uint256.Int     // the newest voucher that the provider is known to have
 	sent      uint256.Int     // the newest that went into the stream, zero if none did
-	sentAt    time.Time
+	sentAt    time.Time       // by awake
 	demand    demand
 	topped    time.Time // the newest try to top up
 	service   string    // what the provider last said of the lease
 	heard     time.Time // the newest record, or the start
+	awake     awake     // what silence and patience are measured by
+	listened  time.Time // heard, by awake
 
 	mu      sync.Mutex
 	stop    context.CancelFunc // of a running Run
@@ -92,9 +94,12 @@ type Closing struct {
 
 // rental makes a Rental of what is on disk.
 func (r *Renter) rental(ctx context.Context, row rentalRow, escrow *chain.Escrow) (*Rental, error) {
+	if len(row.Offer) == 0 || string(row.Offer) == "null" {
+		return r.recovered(ctx, row, escrow)
+	}
 	offer, err := wire.ParseOffer(row.Offer)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("channel %s: its offer on disk does not parse; restore the database from its backup: %w", row.Terms.ID(), err)
 	}
 	unit, err := metering.ParseUnit(offer.Unit)
 	if err != nil {
@@ -122,6 +127,17 @@ func (r *Renter) rental(ctx context.Context, row rentalRow, escrow *chain.Escrow
 		if l.checker, err = metering.ResumeChecker(l.checking(), *row.Checker); err != nil {
 			return nil, err
 		}
+	}
+	l.show(ctx)
+	l.busy <- struct{}{}
+	return l, nil
+}
+
+// recovered makes a Rental of which only the channel is known: it can be left.
+func (r *Renter) recovered(ctx context.Context, row rentalRow, escrow *chain.Escrow) (*Rental, error) {
+	l := &Rental{
+		r: r, id: row.Terms.ID(), terms: row.Terms, escrow: escrow, payer: r.payer(escrow), row: row,
+		busy: make(chan struct{}, 1), heard: time.Now(),
 	}
 	l.show(ctx)
 	l.busy <- struct{}{}

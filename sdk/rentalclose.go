@@ -40,6 +40,9 @@ func (l *Rental) Close(ctx context.Context) (Closing, error) {
 	if l.row.Phase == RentalOpening {
 		return Closing{}, fmt.Errorf("channel %s: it was not opened: resume the rental to open it, or leave it", l.id)
 	}
+	if l.row.URL == "" {
+		return Closing{}, fmt.Errorf("channel %s: %w: it was found on the chain, and who its provider is was lost: leave it", l.id, ErrRefused)
+	}
 	if err := l.enter(ctx, RentalClosing); err != nil {
 		return Closing{}, err
 	}

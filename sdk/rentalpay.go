@@ -19,7 +19,7 @@ import (
 type demand struct {
 	required  uint256.Int
 	explained uint256.Int
-	since     time.Time // zero: there is none
+	since     time.Time // by the rental's awake; zero: there is none
 	document  []byte
 }
 
@@ -115,6 +115,7 @@ func under(cap *channel.CapError, signed, target uint256.Int) uint256.Int {
 // deliver hands a voucher to the provider. It is on disk: if the provider does
 // not take it now, it gets it, or a later one, the next time.
 func (l *Rental) deliver(ctx context.Context, v channel.Voucher) {
+	l.row.Vouchers++ // on disk with the next record
 	if l.feed.takes() {
 		l.stream(ctx, v)
 		return
@@ -139,7 +140,7 @@ func (l *Rental) stream(ctx context.Context, v channel.Voucher) {
 		return
 	}
 	if !l.sent.Gt(&l.delivered) {
-		l.sentAt = time.Now() // of the oldest that waits for its receipt
+		l.sentAt = l.awake.now() // of the oldest that waits for its receipt
 	}
 	l.sent = v.Cumulative
 }
@@ -153,7 +154,7 @@ func (l *Rental) accepted(ctx context.Context, message []byte) error {
 	if amount.Gt(&l.sent) || !l.delivered.Lt(&amount) {
 		return nil // of what we showed when we attached, or of nothing: no voucher depends on it
 	}
-	l.sentAt = time.Now()
+	l.sentAt = l.awake.now()
 	l.has(amount)
 	return nil
 }
@@ -179,7 +180,7 @@ func (l *Rental) notTaken(document []byte) {
 
 // unanswered reports a voucher that the stream took and nobody acknowledged.
 func (l *Rental) unanswered() bool {
-	return l.sent.Gt(&l.delivered) && time.Since(l.sentAt) > answerTimeout
+	return l.sent.Gt(&l.delivered) && l.awake.since(l.sentAt) > answerTimeout
 }
 
 // urgent reports whether half of the provider's credit is used: waiting for the
@@ -225,7 +226,7 @@ func (l *Rental) needed(ctx context.Context, document []byte) error {
 func (l *Rental) demanded(required, explained uint256.Int, document []byte) {
 	since := l.demand.since
 	if since.IsZero() {
-		since = time.Now()
+		since = l.awake.now()
 	}
 	l.demand = demand{required: required, explained: explained, since: since, document: document}
 }

@@ -49,13 +49,17 @@ func (l *Rental) Run(ctx context.Context) error {
 		return fmt.Errorf("channel %s: the rental is %s: only a running one can be paid for", l.id, l.row.Phase)
 	}
 	defer l.detach()
-	l.heard = time.Now() // the provider's silence counts from here, not ours
+	go l.awake.run(ctx)
+	l.hear() // the provider's silence counts from here, not ours
 	err = l.keepUp(ctx)
 	if ctx.Err() != nil && l.interrupted() {
 		return nil
 	}
 	return err
 }
+
+// hear notes that a record came, or that one is waited for from now on.
+func (l *Rental) hear() { l.heard, l.listened = time.Now(), l.awake.now() }
 
 // running lets Close and Leave stop a Run; it reports false if one of them
 // waits already.
@@ -93,7 +97,7 @@ func (l *Rental) keepUp(ctx context.Context) error {
 		if gone, finalErr := l.gone(ctx, err); gone {
 			return finalErr
 		}
-		if time.Since(l.heard) > l.r.config.Patience {
+		if l.awake.since(l.listened) > l.r.config.Patience {
 			return l.silent(ctx, err)
 		}
 		wait := pace.Next()
@@ -260,14 +264,20 @@ func (l *Rental) check(ctx context.Context, document []byte) error {
 	if err != nil {
 		return l.contradicted(ctx, rec, document, err)
 	}
+	if err := errors.Join(l.tooDense(rec), l.letTwice(rec)); err != nil {
+		return errors.Join(l.dispute(ctx, err, document), l.forget())
+	}
 	state := l.checker.State()
 	row := l.row
 	row.Checker = &state
+	row.Spans = spansWith(row.Spans, rec)
 	// A Close that interrupts must not lose a record that was checked.
 	if err := l.r.store.accept(context.WithoutCancel(ctx), row, rec); err != nil {
 		return errors.Join(err, l.forget())
 	}
-	l.row, l.heard = row, time.Now()
+	l.row = row
+	l.r.let.keep(l.terms.Payee, l.id, row.Spans)
+	l.hear()
 	l.show(ctx)
 	return nil
 }
@@ -289,6 +299,32 @@ func (l *Rental) mostOwed(ctx context.Context) (uint256.Int, error) {
 	most.Add(&most, &l.credit)
 	most.Add(&most, &paid.Signed)
 	return *most.AddUint64(&most, 1), nil // each charge is rounded by itself
+}
+
+// spareRecords is how many records a lease may have beyond what its offer and its
+// vouchers explain: restarts and takeovers of the provider make one each.
+const spareRecords = 64
+
+// tooDense refuses records that are denser than half of the time between them
+// that was offered: each is kept, and costs us disk. One more may come with each
+// voucher, after which a suspended lease goes on.
+func (l *Rental) tooDense(rec metering.SignedRecord) error {
+	half := max(int64(l.offer.RecordEvery)*int64(time.Millisecond)/2, 1)
+	most := spareRecords + l.row.Vouchers + uint64(l.checker.Elapsed()/half)
+	if rec.Sequence <= most {
+		return nil
+	}
+	return fmt.Errorf("lease %s, record %d: %w: %d could be in %s, with a record each %d ms", rec.LeaseID, rec.Sequence, ErrFlood, most,
+		time.Duration(l.checker.Elapsed()).Round(time.Millisecond), l.offer.RecordEvery)
+}
+
+// letTwice refuses a record of GPU time that another rental of ours is billed
+// for. Who simulates has no GPU that could be let twice.
+func (l *Rental) letTwice(rec metering.SignedRecord) error {
+	if rec.Evidence.Simulated {
+		return nil
+	}
+	return l.r.let.twice(l.terms.Payee, l.id, spansWith(l.row.Spans, rec))
 }
 
 // forget brings the checker back to what is on disk.
@@ -331,7 +367,7 @@ func (l *Rental) contradicted(ctx context.Context, rec metering.SignedRecord, do
 
 // watch is what only the clock can notice.
 func (l *Rental) watch(ctx context.Context) error {
-	if !l.demand.since.IsZero() && time.Since(l.demand.since) > l.r.config.Patience {
+	if !l.demand.since.IsZero() && l.awake.since(l.demand.since) > l.r.config.Patience {
 		return l.dispute(ctx, fmt.Errorf("%w: it wants %s and no record says more than %s", ErrDemand,
 			l.demand.required.Dec(), l.demand.explained.Dec()), l.demand.document)
 	}
@@ -340,7 +376,7 @@ func (l *Rental) watch(ctx context.Context) error {
 			return err
 		}
 	}
-	if time.Since(l.heard) > l.r.config.Patience {
+	if l.awake.since(l.listened) > l.r.config.Patience {
 		return l.silent(ctx, nil)
 	}
 	if l.unanswered() {

@@ -119,8 +119,35 @@ func (l *Rental) first(ctx context.Context) error {
 		if e.Name != wire.EventLease || exactjson.Unmarshal(e.Data, &lease) != nil || lease.ChannelID != l.id {
 			return l.dispute(ctx, fmt.Errorf("%w: it begins with %.40q and not with this channel's lease", ErrGarbage, e.Name), e.Data)
 		}
+		if err := fitting(&lease); err != nil {
+			return l.dispute(ctx, err, e.Data)
+		}
 		return l.begin(ctx, lease, e.Data)
 	}
+}
+
+// Bounds of what a provider says about a lease; all of it goes to disk.
+const (
+	maxSecret = 256
+	maxAccess = 64 << 10
+)
+
+// fitting holds a lease to them, and takes out of the way to the GPUs what could
+// steer a terminal: it is there to be shown.
+func fitting(lease *wire.Lease) error {
+	switch {
+	case len(lease.Secret) > maxSecret || lease.Secret != printable(lease.Secret):
+		return fmt.Errorf("%w: a lease's secret of %d bytes, at most %d printable ones are kept", ErrGarbage, len(lease.Secret), maxSecret)
+	case len(lease.Access) > maxAccess:
+		return fmt.Errorf("%w: %d bytes on how to reach the GPUs, at most %d are kept", ErrGarbage, len(lease.Access), maxAccess)
+	case len(lease.Access) == 0:
+		return nil
+	}
+	var err error
+	if lease.Access, err = plainJSON(lease.Access); err != nil {
+		return fmt.Errorf("%w: how to reach the GPUs: %w", ErrGarbage, err)
+	}
+	return nil
 }
 
 // begin takes a lease up, or again.
@@ -147,7 +174,7 @@ func (l *Rental) begin(ctx context.Context, lease wire.Lease, document []byte) e
 	if err := l.startClock(); err != nil {
 		return l.dispute(ctx, fmt.Errorf("%w: %w", ErrGarbage, err), document)
 	}
-	l.heard = time.Now()
+	l.hear()
 	return l.save(ctx)
 }
 

@@ -78,10 +78,10 @@ func (l *Rental) topUp(ctx context.Context) error {
 	if time.Since(l.topped) < topUpPause {
 		return nil
 	}
-	began := time.Now()
+	began := l.awake.now()
 	defer func() { // our own doing took the time, not the provider's silence
 		l.topped = time.Now()
-		l.heard = l.heard.Add(l.topped.Sub(began))
+		l.listened = l.listened.Add(l.awake.since(began))
 	}()
 	if l.row.TopUp != nil {
 		return l.finishTopUp(ctx)

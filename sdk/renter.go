@@ -34,6 +34,10 @@ var (
 	ErrDemand = errors.New("provider demands more than its records say")
 	// ErrGarbage: the provider's stream is not what it should be.
 	ErrGarbage = errors.New("provider's stream does not parse")
+	// ErrFlood: the provider sends records faster than it offered to.
+	ErrFlood = errors.New("provider sends more records than it offered")
+	// ErrLetTwice: the provider bills one GPU twice for the same time.
+	ErrLetTwice = errors.New("one GPU is billed twice for the same time")
 	// ErrRefused: the provider does not close the channel. Leave gets the
 	// deposit back without it.
 	ErrRefused = errors.New("provider does not close the channel")
@@ -84,6 +88,8 @@ type RenterConfig struct {
 	Database string         // path of the SQLite file; it remembers where the deposits are
 	Caps     Caps
 
+	ChainID uint64 // refuse an endpoint that serves another chain; not checked if zero
+
 	// Escrow is the one contract to trust. If zero, any contract is trusted
 	// whose code is this project's to the byte.
 	Escrow             common.Address
@@ -125,6 +131,7 @@ type Renter struct {
 	store   rentalStore
 	sender  *chain.Sender
 	turns   turns // of payments to x402 servers, whichever client makes them
+	let     letDevices
 
 	spending chan struct{} // held from an approval until it is spent
 }
@@ -154,6 +161,9 @@ func NewRenter(ctx context.Context, config RenterConfig) (*Renter, error) {
 		return nil, err
 	}
 	r.store = rentalStore{r.db}
+	if err := r.let.recall(ctx, r.store); err != nil {
+		return nil, errors.Join(err, r.db.Close())
+	}
 	outbox, err := chain.OpenStore(ctx, r.db)
 	if err != nil {
 		return nil, errors.Join(err, r.db.Close())
@@ -209,7 +219,9 @@ func (r *Renter) connect(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("%w: asking for the chain id: %w", chain.ErrUnreachable, err)
 	}
-	r.chainID = id.Uint64()
+	if r.chainID = id.Uint64(); !id.IsUint64() || r.config.ChainID != 0 && r.chainID != r.config.ChainID {
+		return fmt.Errorf("%w: the endpoint serves chain %s, this renter pays on chain %d; check the RPC URL", chain.ErrChainID, id, r.config.ChainID)
+	}
 	if r.token, err = chain.NewToken(ctx, r.backend, r.config.Token); err != nil {
 		return err
 	}

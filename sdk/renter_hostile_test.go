@@ -623,6 +623,29 @@ func TestHostileLeases(t *testing.T) {
 				time.Sleep(10 * time.Millisecond)
 			}
 		}, ErrSilent},
+		{"floods the disk with records of no time", nil, func(p *plot) {
+			for range 1000 {
+				p.usage(p.next(0))
+			}
+		}, ErrFlood},
+		{"sends evidence of half a megabyte", nil, func(p *plot) {
+			p.usage(p.resign(p.next(50*time.Millisecond), func(r *metering.SignedRecord) {
+				r.Evidence.Source = strings.Repeat("x", 500_000)
+				r.EvidenceHash = r.Evidence.Hash()
+			}))
+		}, metering.ErrEvidence},
+		{"calls what read the GPU a terminal's command", nil, func(p *plot) {
+			p.usage(p.resign(p.next(50*time.Millisecond), func(r *metering.SignedRecord) {
+				r.Evidence.Source = "nvml\x1b[2J"
+				r.EvidenceHash = r.Evidence.Hash()
+			}))
+		}, metering.ErrEvidence},
+		{"gives a secret of half a megabyte", func(v *villain) {
+			v.forgeLease = func(l *wire.Lease) { l.Secret = strings.Repeat("s", 500_000) }
+		}, func(*plot) {}, ErrGarbage},
+		{"gives half a megabyte of access", func(v *villain) {
+			v.forgeLease = func(l *wire.Lease) { l.Access = json.RawMessage(`"` + strings.Repeat("a", 500_000) + `"`) }
+		}, func(*plot) {}, ErrGarbage},
 		{"begins with a debt", func(v *villain) {
 			v.forgeLease = func(l *wire.Lease) { l.OwedBefore = wire.NewAmount(*uint256.NewInt(500_000)) }
 		}, func(*plot) {}, ErrDemand},

@@ -199,6 +199,7 @@ func TestRenterConfig(t *testing.T) {
 		{"no key", func(c *RenterConfig) { c.Key = nil }, "Key is nil", nil},
 		{"no chain", func(c *RenterConfig) { c.Backend = nil }, "RPC is empty", nil},
 		{"chain that is not there", func(c *RenterConfig) { c.Backend, c.RPC = nil, "http://127.0.0.1:1" }, "", chain.ErrUnreachable},
+		{"another chain than the one to pay on", func(c *RenterConfig) { c.ChainID = 1 }, "", chain.ErrChainID},
 		{"no token", func(c *RenterConfig) { c.Token = common.Address{} }, "Token is empty", nil},
 		{"token that is nothing", func(c *RenterConfig) { c.Token = common.Address{1} }, "", chain.ErrNoContract},
 		{"escrow that is nothing", func(c *RenterConfig) { c.Escrow = common.Address{1} }, "", chain.ErrNoContract},

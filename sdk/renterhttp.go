@@ -1,7 +1,9 @@
 package sdk
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -141,6 +143,45 @@ func printable(s string) string {
 		s = string(runes[:maxShown])
 	}
 	return s
+}
+
+// plainJSON is a document without what could steer a terminal in its texts. Line
+// ends and tabs stay: keys have them.
+func plainJSON(document []byte) ([]byte, error) {
+	dec := json.NewDecoder(bytes.NewReader(document))
+	dec.UseNumber()
+	var tree any
+	if err := dec.Decode(&tree); err != nil {
+		return nil, err
+	}
+	var plain bytes.Buffer
+	enc := json.NewEncoder(&plain)
+	enc.SetEscapeHTML(false)
+	err := enc.Encode(plainTexts(tree))
+	return bytes.TrimSpace(plain.Bytes()), err
+}
+
+func plainTexts(v any) any {
+	switch v := v.(type) {
+	case string:
+		return strings.Map(func(r rune) rune {
+			if r == '\n' || r == '\t' || unicode.IsPrint(r) {
+				return r
+			}
+			return -1
+		}, v)
+	case []any:
+		for i := range v {
+			v[i] = plainTexts(v[i])
+		}
+	case map[string]any:
+		plain := make(map[string]any, len(v))
+		for key, value := range v {
+			plain[printable(key)] = plainTexts(value)
+		}
+		return plain
+	}
+	return v
 }
 
 func (p peer) do(ctx context.Context, method, path string, header http.Header) (*http.Response, error) {

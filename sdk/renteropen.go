@@ -516,11 +516,7 @@ func (r *Renter) Rental(ctx context.Context, channelID common.Hash) (*Rental, er
 	if err != nil {
 		return nil, err
 	}
-	offer, err := wire.ParseOffer(row.Offer)
-	if err != nil {
-		return nil, fmt.Errorf("channel %s: its offer on disk does not parse; restore the database from its backup: %w", channelID, err)
-	}
-	escrow, err := r.knownEscrow(ctx, offer.Offer)
+	escrow, err := r.knownEscrow(ctx, row.Terms)
 	if err != nil {
 		return nil, fmt.Errorf("channel %s: %w", channelID, err)
 	}
@@ -529,11 +525,11 @@ func (r *Renter) Rental(ctx context.Context, channelID common.Hash) (*Rental, er
 
 // knownEscrow reaches an escrow that was checked when the rental began: money
 // may be in it, so nothing but the chain may keep us from it.
-func (r *Renter) knownEscrow(ctx context.Context, offer wire.Offer) (*chain.Escrow, error) {
-	if offer.ChainID != r.chainID {
-		return nil, fmt.Errorf("%w: it is on chain %d, this renter's endpoint serves %d", chain.ErrChainID, offer.ChainID, r.chainID)
+func (r *Renter) knownEscrow(ctx context.Context, terms channel.Terms) (*chain.Escrow, error) {
+	if terms.ChainID != r.chainID {
+		return nil, fmt.Errorf("%w: it is on chain %d, this renter's endpoint serves %d", chain.ErrChainID, terms.ChainID, r.chainID)
 	}
-	return chain.NewEscrow(ctx, r.backend, common.Address(offer.Escrow))
+	return chain.NewEscrow(ctx, r.backend, terms.Escrow)
 }
 
 // hasGas reports whether we can send a transaction at all.

@@ -69,6 +69,11 @@ type rentalRow struct {
 	Asked     *metering.Instant `json:"asked,omitempty"`
 	AskedBoot string            `json:"askedBoot,omitempty"`
 
+	// Vouchers counts those that were sent, roughly: a crash loses a few.
+	Vouchers uint64 `json:"vouchers,omitempty"`
+	// Spans are the stretches of each device's time that were billed.
+	Spans []span `json:"spans,omitempty"`
+
 	Lease      common.Hash            `json:"lease"`
 	Secret     string                 `json:"secret,omitempty"`
 	Devices    []string               `json:"devices,omitempty"`

@@ -28,6 +28,7 @@ type options struct {
 	leave    bool
 	list     bool
 	x402     bool
+	recover  int64
 	config   sdk.RenterConfig
 	rent     sdk.RentOptions
 }
@@ -55,6 +56,8 @@ func parse(args []string) (*options, error) {
 	minutes := flags.Float64("minutes", 0, "how long to rent; until interrupted or the budget is used if 0")
 	flags.BoolVar(&o.resume, "resume", false, "go on with an unfinished rental instead of beginning one")
 	flags.BoolVar(&o.leave, "leave", false, "get the deposit of an unfinished rental back without the provider's help")
+	flags.Int64Var(&o.recover, "recover", -1, "after the loss of a database, find your channels in --escrow from this `block` on; then --leave gets their deposits back")
+	flags.Uint64Var(&c.ChainID, "chain", 0, "refuse an endpoint that serves another chain than this `id`")
 	relay := flags.String("relay", cli.Env("GPUPAY_RELAY", ""), "`URL` of a watchtower that sends what --leave signs, where there is no native coin ($GPUPAY_RELAY)")
 	flags.BoolVar(&o.x402, "x402", false, "pay over x402, window by window; --leave then gets back what is in x402's contract")
 	flags.BoolVar(&o.list, "list", false, "list unfinished rentals and stop")
@@ -88,6 +91,9 @@ func run(ctx context.Context) error {
 		return err
 	}
 	defer renter.Close()
+	if o.recover >= 0 {
+		return recoverLost(work, renter, o)
+	}
 	if o.x402 {
 		return rentOverX402(ctx, work, renter, o)
 	}
@@ -182,6 +188,21 @@ func closeRental(ctx context.Context, renter *sdk.Renter, rental *sdk.Rental) er
 	}
 	if err == nil || closing.Channel != (common.Hash{}) {
 		report(renter, closing)
+	}
+	return err
+}
+
+// recoverLost finds on the chain what the database does not know.
+func recoverLost(ctx context.Context, renter *sdk.Renter, o *options) error {
+	if o.config.Escrow == (common.Address{}) {
+		return errors.New("--recover needs --escrow: the contract in which your channels are")
+	}
+	found, err := renter.Recover(ctx, o.config.Escrow, uint64(o.recover))
+	for _, id := range found {
+		fmt.Printf("found channel %s: --leave gets its deposit back\n", id)
+	}
+	if err == nil && len(found) == 0 {
+		fmt.Println("found no channel that is not known and not over")
 	}
 	return err
 }

@@ -1,0 +1,202 @@
+package sdk
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"math"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// real makes a villain's record one of a GPU that is not simulated.
+func (p *plot) real(rec metering.SignedRecord) metering.SignedRecord {
+	return p.resign(rec, func(r *metering.SignedRecord) {
+		r.Evidence.Simulated = false
+		r.Evidence.Devices[0].Device.Simulated = false
+		r.EvidenceHash = r.Evidence.Hash()
+	})
+}
+
+// realNext is an honest record of a real GPU, after the ones that real made.
+func (p *plot) realNext(last *metering.SignedRecord) metering.SignedRecord {
+	time.Sleep(50 * time.Millisecond)
+	rec := p.next(50 * time.Millisecond)
+	return p.resign(p.real(rec), func(r *metering.SignedRecord) {
+		if last != nil {
+			r.Previous = last.Digest(metering.Domain(31337, p.m.Escrow))
+		}
+	})
+}
+
+// TestOneGPULetTwice: a provider lets one GPU twice to one renter, which pays for
+// it once. It also hears of it when the first rental is only on disk.
+func TestOneGPULetTwice(t *testing.T) {
+	m := newMarket(t)
+	v := newVillain(t, m, nil)
+	v.script = func(p *plot) { // all of its leases read one clock from one moment on
+		var last *metering.SignedRecord
+		for range 4 {
+			rec := p.realNext(last)
+			p.usage(rec)
+			last = &rec
+		}
+	}
+	config := m.renterConfig(t, m.payer)
+	config.Caps.PerDay = Unlimited
+	r := openRenter(t, config)
+	first, err := r.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := background(ctx, first)
+	eventually(t, "records", func() bool { return first.Snapshot().Sequence == 4 })
+	cancel()
+	<-done
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	r = openRenter(t, config)
+	second, err := r.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var dispute *Dispute
+	if err := second.Run(t.Context()); !errors.As(err, &dispute) || !errors.Is(err, ErrLetTwice) {
+		t.Errorf("%v, want a dispute for ErrLetTwice", err)
+	}
+	if paid := second.Snapshot().Paid; !paid.IsZero() {
+		t.Errorf("%s paid", paid.Dec())
+	}
+}
+
+// TestHonestSpansNeverOverlap: one GPU goes from lease to lease, each of them
+// suspended now and then, over reboots. However the records come, no two leases
+// are taken to be billed for one instant; where one of them is billed for some of
+// another's time, they are.
+func TestHonestSpansNeverOverlap(t *testing.T) {
+	for seed := range uint64(200) {
+		random := rand.New(rand.NewPCG(seed, 1))
+		var let letDevices
+		spans := make(map[common.Hash][]span)
+		boot, now := "a", int64(1)
+		for lease := range 4 {
+			id := common.BigToHash(common.Big1)
+			id[0] = byte(lease)
+			for range random.IntN(30) {
+				if random.IntN(20) == 0 {
+					boot, now = boot+"x", 1
+				}
+				length := 1000 + random.Int64N(1000)
+				billed := []int64{0, length, length, length, random.Int64N(length)}[random.IntN(5)]
+				rec := metering.SignedRecord{Evidence: metering.Evidence{Devices: []metering.DeviceEvidence{{
+					Device: metering.Device{UUID: "GPU-1", BootID: boot}, From: metering.Instant{Mono: now}, To: metering.Instant{Mono: now + length},
+					Nanos: metering.Nanos{Allocated: billed},
+				}}}}
+				spans[id] = spansWith(spans[id], rec)
+				if err := let.twice(common.Address{1}, id, spans[id]); err != nil {
+					t.Fatalf("seed %d: %v", seed, err)
+				}
+				let.keep(common.Address{1}, id, spans[id])
+				now += length
+			}
+			now += random.Int64N(10)
+		}
+		for id, theirs := range spans {
+			if len(theirs) == 0 {
+				continue
+			}
+			again := theirs[random.IntN(len(theirs))]
+			if err := let.twice(common.Address{1}, common.Hash{31: 9}, []span{{again.UUID, again.BootID, again.From, again.To, again.To - again.From}}); !errors.Is(err, ErrLetTwice) {
+				t.Errorf("seed %d: the time of %s is billed again: %v", seed, id, err)
+			}
+			if err := let.twice(common.Address{2}, common.Hash{}, theirs); err != nil {
+				t.Errorf("another payee: %v", err)
+			}
+		}
+	}
+	if (span{To: math.MaxInt64}).overlaps(span{From: math.MaxInt64}) {
+		t.Error("nothing overlaps")
+	}
+}
+
+// TestAccessSteersNoTerminal: what is there to be shown cannot steer a terminal,
+// and a key in it keeps its lines.
+func TestAccessSteersNoTerminal(t *testing.T) {
+	lease := wire.Lease{Access: json.RawMessage("{\"ssh\":\"a\\u001b[2Jb\u009b2J\u202e\",\"key\":\"x\\ny\",\"port\":22,\"l\":[\"\\u0007c\"]}")}
+	if err := fitting(&lease); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := string(lease.Access), `{"key":"x\ny","l":["c"],"port":22,"ssh":"a[2Jb2J"}`; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+}
+
+// TestLostDatabase: the database is gone, and with it every rental. What is on
+// the chain is found there, and comes back.
+func TestLostDatabase(t *testing.T) {
+	m := newMarket(t)
+	v := newVillain(t, m, nil)
+	v.script = func(*plot) {}
+	lost := openRenter(t, m.renterConfig(t, m.payer))
+	var want common.Hash
+	for range 2 {
+		l, err := lost.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "1"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if l.detach(); want != (common.Hash{}) {
+			leave(t, m, l) // it is over, and nothing is left to find
+			break
+		}
+		want = l.ID()
+	}
+	r := openRenter(t, m.renterConfig(t, m.payer))
+	for i, n := range []int{1, 0} { // the second time it is known
+		found, err := r.Recover(t.Context(), m.Escrow, 0)
+		if err != nil || len(found) != n || n == 1 && found[0] != want {
+			t.Fatalf("look %d found %v, %v; want %s", i, found, err, want)
+		}
+	}
+	l, err := r.Rental(t.Context(), want)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.Close(t.Context()); !errors.Is(err, ErrRefused) {
+		t.Errorf("Close: %v, want ErrRefused", err)
+	}
+	leave(t, m, l)
+	if got := m.Tokens(t, r.Address()); got != thousand {
+		t.Errorf("%d of %d are back", got, thousand)
+	}
+}
+
+// TestPoorAndThenNot: a top-up that the balance did not cover is made when it
+// does.
+func TestPoorAndThenNot(t *testing.T) {
+	m := newMarket(t)
+	d := newDrawer(t, m)
+	config := m.renterConfig(t, m.payer)
+	config.Caps.PerLease, config.Caps.PerDay = "3000", "3000"
+	r := openRenter(t, config)
+	l, err := r.Rent(t.Context(), d.server.URL, RentOptions{Deposit: "600", TopUp: "600"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.detach()
+	if err := l.topUp(t.Context()); !errors.Is(err, ErrBalance) || l.mayTopUp() {
+		t.Fatalf("%v, want ErrBalance", err)
+	}
+	m.Mint(t, r.Address(), thousand)
+	l.topped = time.Time{}
+	if err := l.topUp(t.Context()); err != nil || !l.mayTopUp() {
+		t.Errorf("%v", err)
+	}
+}
