@@ -142,7 +142,7 @@ func TestRefusedRentals(t *testing.T) {
 		{"deposit over the cap", nil, RentOptions{Deposit: "10.000001"}, ErrDeposit},
 		{"deposit under the provider's least", nil, RentOptions{Deposit: "0.009999"}, ErrDeposit},
 		{"no deposit", nil, RentOptions{Deposit: "0"}, ErrDeposit},
-		{"more than the balance", func(c *RenterConfig) { c.Caps.PerLease = Unlimited }, RentOptions{Deposit: "1000.000001"}, ErrBalance},
+		{"more than the balance", func(c *RenterConfig) { c.Caps.PerLease, c.Caps.PerDay = Unlimited, Unlimited }, RentOptions{Deposit: "1000.000001"}, ErrBalance},
 		{"no gas, and nobody sends for us", func(c *RenterConfig) { c.Key = channel.NewKey(poor) }, RentOptions{Deposit: "1"}, ErrNoGas},
 		{"another escrow than the trusted one", func(c *RenterConfig) {
 			other, err := chain.Deploy(t.Context(), m.Backend, channel.NewKey(m.Keys[3]), time.Hour)

@@ -35,8 +35,12 @@ func TestLeaseBeganUnderTheOfferBefore(t *testing.T) {
 	for name, cut := range map[string]func(t *testing.T, config *RenterConfig, rent func(*Renter) (*Rental, error)){
 		"the answer got lost": func(t *testing.T, config *RenterConfig, rent func(*Renter) (*Rental, error)) {
 			config.HTTP = &http.Client{Transport: &deaf{}}
-			if _, err := rent(openRenter(t, *config)); err == nil {
+			r := openRenter(t, *config)
+			if _, err := rent(r); err == nil {
 				t.Fatal("the answer was not lost")
+			}
+			if err := r.Close(); err != nil {
+				t.Fatal(err)
 			}
 		},
 		"killed when the lease was on disk": func(t *testing.T, config *RenterConfig, rent func(*Renter) (*Rental, error)) {

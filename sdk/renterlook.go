@@ -27,16 +27,17 @@ type moment struct {
 
 // moment is the newest block that has the given number of confirmations.
 func (r *Renter) moment(ctx context.Context, confirmations uint64) (moment, error) {
-	head, err := r.backend.BlockNumber(ctx)
+	header, err := r.backend.HeaderByNumber(ctx, nil)
 	if err != nil {
-		return moment{}, fmt.Errorf("%w: asking for the newest block: %w", chain.ErrUnreachable, err)
+		return moment{}, fmt.Errorf("%w: reading the newest block: %w", chain.ErrUnreachable, err)
 	}
-	block := new(big.Int).SetUint64(head - min(confirmations-1, head))
-	header, err := r.backend.HeaderByNumber(ctx, block)
-	if err != nil {
-		return moment{}, fmt.Errorf("%w: reading block %s: %w", chain.ErrUnreachable, block, err)
+	if depth := min(confirmations-1, header.Number.Uint64()); depth > 0 {
+		block := new(big.Int).SetUint64(header.Number.Uint64() - depth)
+		if header, err = r.backend.HeaderByNumber(ctx, block); err != nil {
+			return moment{}, fmt.Errorf("%w: reading block %s: %w", chain.ErrUnreachable, block, err)
+		}
 	}
-	return moment{block: block, time: time.Unix(int64(header.Time), 0)}, nil
+	return moment{block: header.Number, time: time.Unix(int64(header.Time), 0)}, nil
 }
 
 // promise is an authorization that this renter signed and may have handed out:

@@ -190,11 +190,11 @@ func (l *Rental) open(ctx context.Context, first *wire.Challenge) error {
 	}
 	fault.Point(fault.ChannelStored)
 	if l.row.Funding.ChannelID != l.id {
-		if known, err := l.foreign(ctx); err != nil || known {
-			return err
-		}
-		if first == nil { // the price and the room before the money
-			var err error
+		if first == nil { // taken up again: the chain, the price and the room before the money
+			known, err := l.foreign(ctx)
+			if err != nil || known {
+				return err
+			}
 			if first, err = l.requote(ctx); err != nil {
 				return err
 			}
