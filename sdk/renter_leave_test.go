@@ -7,10 +7,12 @@ import (
 	"math/big"
 	"os"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/ethereum/go-ethereum"
 	"github.com/ethereum/go-ethereum/core/types"
 
 	"github.com/gpupay/gpupay/channel"
@@ -145,18 +147,23 @@ func TestLeaveWhatWasNotOpened(t *testing.T) {
 	})
 }
 
-// between is an endpoint at which something happens right before the time of a
-// block is told for the second time since it was armed.
+// between is an endpoint at which something happens, once, when the time of a
+// block is asked for after a contract was.
 type between struct {
 	chain.Backend
-	armed atomic.Bool
-	asked atomic.Int64
-	do    func()
+	armed, read atomic.Bool
+	once        sync.Once
+	do          func()
+}
+
+func (b *between) CallContract(ctx context.Context, call ethereum.CallMsg, block *big.Int) ([]byte, error) {
+	b.read.Store(b.armed.Load())
+	return b.Backend.CallContract(ctx, call, block)
 }
 
 func (b *between) HeaderByNumber(ctx context.Context, n *big.Int) (*types.Header, error) {
-	if b.armed.Load() && b.asked.Add(1) == 2 {
-		b.do()
+	if b.read.Load() {
+		b.once.Do(b.do)
 	}
 	return b.Backend.HeaderByNumber(ctx, n)
 }
