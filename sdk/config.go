@@ -41,6 +41,14 @@ type ProviderConfig struct {
 	// on one host may share it.
 	HighWater string
 
+	// Retention is how long usage records are kept in the database after the last
+	// lease of their channel ended; for ever if zero, at least a day. Then the
+	// channel's bundle is written into the directory Archive and its records are
+	// deleted; nothing is deleted of a channel that is not closed and settled, or
+	// that is disputed. See Provider.Prune.
+	Retention time.Duration
+	Archive   string
+
 	// PastKeys are payee's keys from before Key, those of channels that are not
 	// closed yet: only the key that a channel names as its payee can close it
 	// together with its payer. They sign closes and nothing else. What is vouchered
@@ -172,6 +180,10 @@ func (c ProviderConfig) check() error {
 		return errors.New("provider: X402 is paid by windows that a node does not cut: leave Nodes empty, or X402 nil")
 	case len(c.Nodes) > 0 && c.Meter == (common.Address{}):
 		return errors.New("provider: Meter is empty: give the address of the key that the nodes sign records with")
+	case c.Retention < 0 || c.Retention > 0 && c.Retention < 24*time.Hour:
+		return fmt.Errorf("provider: Retention (%s) must be zero (for ever) or at least a day", c.Retention)
+	case c.Retention > 0 && c.Archive == "":
+		return errors.New("provider: Retention deletes usage records: name the directory Archive, where they are written before")
 	case c.Takeover < time.Second:
 		return fmt.Errorf("provider: Takeover (%s) must be at least a second: less takes leases from gateways that are only slow", c.Takeover)
 	case c.RecordEvery < c.Tick:

@@ -157,8 +157,18 @@ func (p *Provider) leaseEnded(l *lease) {
 	if l.window > 0 {
 		return // its client comes back and goes on; the settlement's policy says when to claim
 	}
-	timer := time.AfterFunc(closeGrace, func() { p.crew.urgent(l.terms) })
-	context.AfterFunc(p.life, func() { timer.Stop() }) // after a restart the policy's MaxAge settles it
+	p.soon(closeGrace, l.terms) // after a restart the policy's MaxAge settles it
+}
+
+// soon has a channel settled after a while, unless the provider stops. Nothing of
+// the lease is kept for it, and nothing at all afterwards.
+func (p *Provider) soon(wait time.Duration, terms channel.Terms) {
+	waiting, done := context.WithCancel(p.life)
+	timer := time.AfterFunc(wait, func() {
+		done()
+		p.crew.urgent(terms)
+	})
+	context.AfterFunc(waiting, func() { timer.Stop() })
 }
 
 // restore takes up the leases of an earlier run.

@@ -398,9 +398,9 @@ func (p *Provider) Run(ctx context.Context) error {
 	defer p.wait.Done()
 	defer context.AfterFunc(p.life, cancel)()
 	if p.replicas != nil {
-		return run.Ended(run.Together(ctx, p.replicas.leader().run, p.renewOffers))
+		return run.Ended(run.Together(ctx, p.replicas.leader().run, p.renewOffers, p.retain))
 	}
-	return run.Ended(run.Together(ctx, p.crew.run, p.renewOffers))
+	return run.Ended(run.Together(ctx, p.crew.run, p.renewOffers, p.retain))
 }
 
 func (p *Provider) renewOffers(ctx context.Context) error {

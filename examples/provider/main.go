@@ -70,6 +70,8 @@ func parse(args []string) (*options, error) {
 	flags.Text(&c.HighWater, "high-water", "GPUPAY_HIGH_WATER", "", "`path` of the file that remembers which records were signed, beside the database and never restored with it; the database's with .signed if empty, in the state directory for PostgreSQL")
 	flags.Text(&c.PricePerGPUHour, "price", "GPUPAY_PRICE", "2.50", "price of one GPU for an hour, in units of the token")
 	flags.Text(&c.MinDeposit, "min-deposit", "GPUPAY_MIN_DEPOSIT", "", "least deposit, in units of the token; ten minutes' price if empty")
+	flags.DurationVar(&c.Retention, "retention", 0, "how long usage records are kept in the database after their channel is closed; 0 for ever")
+	flags.Text(&c.Archive, "archive", "GPUPAY_ARCHIVE", "", "`directory` that a channel's bundle is written into before its records are deleted")
 	flags.DurationVar(&c.Credit, "credit", time.Minute, "GPU time served ahead of vouchers, at most")
 	flags.DurationVar(&c.RecordEvery, "record-every", 5*time.Second, "time between usage records")
 	flags.DurationVar(&c.SuspendTimeout, "suspend-timeout", 5*time.Minute, "an unpaid lease ends after it")

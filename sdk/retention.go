@@ -1,0 +1,128 @@
+package sdk
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/jmoiron/sqlx"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/chain"
+)
+
+// Prune deletes the leases and usage records of channels over which nobody can
+// argue any more, each after archive has kept its bundle: channels whose leases all
+// ended before a time, that are closed on the chain or, with x402, have nothing
+// unsettled, and in whose leases no renter has shown a record that was lost. The
+// channels themselves stay. It returns how many it pruned, and stops at the first
+// error.
+func (p *Provider) Prune(ctx context.Context, before time.Time, archive func(*Bundle) error) (int, error) {
+	ids, err := p.store.quiet(ctx, before)
+	if err != nil {
+		return 0, err
+	}
+	pruned := 0
+	for _, id := range ids {
+		s, err := p.payee.State(ctx, id)
+		if err != nil {
+			return pruned, err
+		}
+		if !concluded(s) {
+			continue
+		}
+		b, err := p.Export(ctx, id)
+		if err == nil {
+			err = archive(b)
+		}
+		if err == nil {
+			err = p.store.prune(ctx, id)
+		}
+		if err != nil {
+			return pruned, fmt.Errorf("channel %s: pruning its records: %w", id, err)
+		}
+		pruned++
+	}
+	return pruned, nil
+}
+
+// concluded reports a channel of which nothing is left to settle or to refuse.
+func concluded(s channel.State) bool {
+	unsettled := s.Unsettled()
+	return s.Status == channel.Finalized || s.Terms.Scheme == channel.BatchSettlement && unsettled.IsZero()
+}
+
+// quiet returns the channels whose leases all ended before a time.
+func (s leaseStore) quiet(ctx context.Context, before time.Time) ([]common.Hash, error) {
+	var rows []string
+	db := s.db.View()
+	err := db.SelectContext(ctx, &rows, db.Rebind(`SELECT channel FROM leases
+		WHERE channel NOT IN (SELECT channel FROM shown_records)
+		GROUP BY channel HAVING SUM(CASE WHEN state = 'ended' AND ended_at < ? AND held = 0 THEN 0 ELSE 1 END) = 0 ORDER BY channel`), before.Unix())
+	ids := make([]common.Hash, len(rows))
+	for i, row := range rows {
+		ids[i] = common.HexToHash(row)
+	}
+	return ids, err
+}
+
+func (s leaseStore) prune(ctx context.Context, channelID common.Hash) error {
+	return s.db.Update(ctx, func(tx *sqlx.Tx) error {
+		_, err := tx.ExecContext(ctx, tx.Rebind(`DELETE FROM records WHERE lease IN (SELECT id FROM leases WHERE channel = ?)`), channelID.Hex())
+		if err == nil {
+			_, err = tx.ExecContext(ctx, tx.Rebind(`DELETE FROM leases WHERE channel = ?`), channelID.Hex())
+		}
+		return err
+	})
+}
+
+// retain prunes once an hour, into the archive, if that is configured.
+func (p *Provider) retain(ctx context.Context) error {
+	if p.config.Retention == 0 {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	for {
+		n, err := p.Prune(ctx, time.Now().Add(-p.config.Retention), p.archive)
+		if err != nil && ctx.Err() == nil {
+			p.config.Log.Error("old usage records could not be archived: they are kept", "archive", p.config.Archive, "error", err)
+		}
+		if n > 0 {
+			p.config.Log.Info("old usage records are in the archive", "channels", n, "archive", p.config.Archive)
+		}
+		if err := chain.Pause(ctx, time.Hour); err != nil {
+			return err
+		}
+	}
+}
+
+// archive has a bundle on disk, whole and synced, before it returns.
+func (p *Provider) archive(b *Bundle) error {
+	text, err := json.Marshal(b)
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(p.config.Archive, b.Channel.Hex()+".json")
+	file, err := os.CreateTemp(p.config.Archive, ".bundle-*")
+	if err != nil {
+		return err
+	}
+	_, err = file.Write(text)
+	err = errors.Join(err, file.Sync(), file.Close())
+	if err == nil {
+		err = os.Rename(file.Name(), path)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(file.Name()))
+	}
+	dir, err := os.Open(p.config.Archive)
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
+}
