@@ -137,6 +137,31 @@ func TestNodesBehindABalancer(t *testing.T) {
 	}
 }
 
+// A node that is behind refuses what the last transaction allows, or does not have the block that another one told of: both
+// are asked again.
+func TestRefusalByANodeBehind(t *testing.T) {
+	w := newWorld(t)
+	s, bad, _ := w.badSender(t)
+	send(t, s, w.token.ApproveCall(w.Escrow, *uint256.NewInt(10)))
+	bad.On("eth_estimateGas", badrpc.Times(2, badrpc.Fail(3, "execution reverted")))
+	id, err := s.SubmitAfter(t.Context(), w.escrow.OpenCall(w.terms(1), *uint256.NewInt(10)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Wait(t.Context(), id, 1); err != nil {
+		t.Fatal(err)
+	}
+	escrow, err := chain.NewEscrow(t.Context(), s.Backend, w.Escrow)
+	if err != nil {
+		t.Fatal(err)
+	}
+	bad.On("eth_call", badrpc.Times(2, badrpc.Fail(-32000, "header not found")))
+	terms := w.terms(1)
+	if got, _, err := escrow.Confirmed(t.Context(), []common.Hash{terms.ID()}, 1); err != nil || got[0].View.Deposit.Uint64() != 10 {
+		t.Errorf("%+v, %v", got, err)
+	}
+}
+
 // An endpoint whose state does not reach back as far as deposits need is found at the start.
 func TestHistoryIsTooShort(t *testing.T) {
 	w := newWorld(t)
@@ -170,13 +195,13 @@ func TestInterruptWhileTheEndpointHangs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	hang := make(chan struct{})
+	hang, asked := make(chan struct{}), bad.Count("eth_getBlockByNumber")
 	bad.On("eth_getBlockByNumber", func(*badrpc.Exchange) { <-hang })
 	defer close(hang)
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
 	go func() { _ = s.Run(ctx) }()
-	within(t, 5*time.Second, "it hangs", func() bool { return bad.Count("eth_getBlockByNumber") > 0 })
+	within(t, 5*time.Second, "it hangs", func() bool { return bad.Count("eth_getBlockByNumber") > asked })
 	short, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
 	began := time.Now()
