@@ -21,6 +21,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/badrpc"
 	"github.com/gpupay/gpupay/metering/sim"
+	"github.com/gpupay/gpupay/sdk/chain"
 )
 
 // LongEndpoints is the environment variable that, set to 1, has every field misbehave in every way, on either side and at
@@ -303,5 +304,54 @@ func (w *tale) balance(r *Renter, c Closing) {
 	}
 	if text := w.log.String(); strings.Contains(text, "moved twice") || strings.Contains(text, "nil pointer") {
 		w.Error("money moved twice, or something panicked")
+	}
+}
+
+// Whoever checks a bundle against an endpoint that leaves out or nulls what its answers must say hears that it could not be
+// checked, in one line each, and never that it holds, nor a panic.
+func TestVerifyThroughABadEndpoint(t *testing.T) {
+	m := newMarket(t)
+	server := m.provider(t, nil)
+	r := openRenter(t, m.renterConfig(t, m.payer))
+	l, err := r.Rent(t.Context(), server.URL, RentOptions{Deposit: "0.01", PayEvery: 100 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	bundle, err := r.Export(t.Context(), l.ID())
+	if err != nil {
+		t.Fatal(err)
+	}
+	bad := badrpc.New(t, m.URL)
+	for _, raw := range []bool{true, false} { // as it is dialled, and checked
+		client, err := chain.Dial(t.Context(), bad.URL)
+		if err != nil {
+			t.Fatal(err)
+		}
+		backend := chain.Backend(client)
+		if !raw {
+			backend = chain.Checked(client)
+		}
+		for _, field := range []string{"", "blockNumber", "blockHash", "gasUsed", "logs", "transactionHash"} {
+			for _, misdeed := range misdeeds[:2] {
+				bad.On("eth_getTransactionReceipt", misdeed.to(field))
+				failed := false
+				for _, check := range VerifyBundle(t.Context(), bundle, backend) {
+					failed = failed || check.Err != nil
+				}
+				if !failed {
+					t.Errorf("raw %t: the bundle holds though the endpoint %s %q of each receipt", raw, misdeed.name, field)
+				}
+				bad.Heal()
+			}
+		}
+		for _, check := range VerifyBundle(t.Context(), bundle, backend) {
+			if check.Err != nil {
+				t.Errorf("%s: %v", check.Name, check.Err)
+			}
+		}
+		client.Close()
 	}
 }
