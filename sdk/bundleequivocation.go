@@ -94,44 +94,21 @@ func (r *Renter) Equivocations(ctx context.Context, channelID common.Hash) ([]*E
 // Equivocations returns the proofs that lie in a payer's evidence.
 func (b *Bundle) Equivocations() []*EquivocationProof {
 	var proofs []*EquivocationProof
+	leases := make(map[common.Hash]*BundleLease, len(b.Leases))
+	for i := range b.Leases {
+		leases[b.Leases[i].ID] = &b.Leases[i]
+	}
 	for _, e := range b.Evidence {
 		var pair struct{ Accepted, Refused *metering.SignedRecord }
 		if json.Unmarshal([]byte(e.Document), &pair) != nil || pair.Accepted == nil || pair.Refused == nil {
 			continue // something else was refused
 		}
-		for _, l := range b.Leases {
-			if p, err := NewEquivocationProof(l.Offer, *pair.Accepted, *pair.Refused); err == nil {
-				proofs = append(proofs, p)
-				break
-			}
+		l := leases[pair.Accepted.LeaseID]
+		if l == nil {
+			continue
 		}
-	}
-	return proofs
-}
-
-// CompareBundles finds records that one bundle has and the other contradicts:
-// what a payee shows to its auditor and what it showed to the payer, say.
-func CompareBundles(a, b *Bundle) []*EquivocationProof {
-	type key struct {
-		lease    common.Hash
-		sequence uint64
-	}
-	seen := make(map[key]metering.SignedRecord)
-	for _, l := range a.Leases {
-		for _, r := range l.Records {
-			seen[key{r.LeaseID, r.Sequence}] = r
-		}
-	}
-	var proofs []*EquivocationProof
-	for _, l := range b.Leases {
-		for _, r := range l.Records {
-			other, ok := seen[key{r.LeaseID, r.Sequence}]
-			if !ok {
-				continue
-			}
-			if p, err := NewEquivocationProof(l.Offer, r, other); err == nil {
-				proofs = append(proofs, p)
-			}
+		if p, err := NewEquivocationProof(l.Offer, *pair.Accepted, *pair.Refused); err == nil {
+			proofs = append(proofs, p)
 		}
 	}
 	return proofs

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
-	"github.com/ethereum/go-ethereum/core/types"
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
@@ -68,14 +67,17 @@ func (v *verifier) note(name, detail string, err error) {
 func VerifyBundle(ctx context.Context, b *Bundle, backend chain.Backend) []Check {
 	v := &verifier{Bundle: b, terms: b.Terms.Channel()}
 	v.channel()
+	v.prepaid()
 	owed, known := uint256.Int{}, len(b.Leases) > 0
 	for i := range b.Leases {
 		var ok bool
 		owed, ok = v.lease(&b.Leases[i], owed)
 		known = known && ok
 	}
+	v.apart()
 	newest := v.vouchers()
 	v.vouchered(newest, owed, known)
+	v.debt(newest, owed)
 	v.settled(newest)
 	v.evidence()
 	if backend != nil {
@@ -202,35 +204,107 @@ func (v *verifier) proofs(name string, l *BundleLease) {
 	if len(l.Proofs) == 0 {
 		return
 	}
-	var failed error
+	var failed findings
 	for _, p := range l.Proofs {
 		if p.Sequence < 1 || p.Sequence > uint64(len(l.Records)) {
-			failed = errors.Join(failed, fmt.Errorf("%w: a sample of record %d, there are %d", metering.ErrProof, p.Sequence, len(l.Records)))
+			failed.add(fmt.Errorf("%w: a sample of record %d, there are %d", metering.ErrProof, p.Sequence, len(l.Records)))
 			continue
 		}
 		e := l.Records[p.Sequence-1].Evidence
 		if err := p.Proof.Verify(e.Root, e.Samples); err != nil {
-			failed = errors.Join(failed, fmt.Errorf("record %d: %w", p.Sequence, err))
+			failed.add(fmt.Errorf("record %d: %w", p.Sequence, err))
 		}
 	}
-	v.note(name+"sample proofs", fmt.Sprintf("%d samples are under the roots that the records commit to", len(l.Proofs)), failed)
+	v.note(name+"sample proofs", fmt.Sprintf("%d samples are under the roots that the records commit to", len(l.Proofs)), failed.err())
 }
 
 // vouchers checks every signature, and that they grow, and returns the newest
 // amount.
 func (v *verifier) vouchers() (newest uint256.Int) {
-	var failed error
+	var failed findings
 	domain := channel.EscrowDomain(v.terms.ChainID, v.terms.Escrow)
 	for i, voucher := range v.Vouchers {
 		err := domain.Verify(channel.Voucher{ChannelID: v.Channel, Cumulative: voucher.Cumulative.Int, Signature: voucher.Signature}, v.terms.Signer())
 		if i > 0 && !newest.Lt(&voucher.Cumulative.Int) {
 			err = errors.Join(err, fmt.Errorf("%w: a voucher for %s after one for %s", ErrBundle, voucher.Cumulative.Dec(), newest.Dec()))
 		}
-		failed = errors.Join(failed, err)
+		failed.add(err)
 		newest = voucher.Cumulative.Int
 	}
-	v.note("vouchers", fmt.Sprintf("%d, signed by %s, the newest for %s", len(v.Vouchers), v.terms.Signer(), newest.Dec()), failed)
+	v.note("vouchers", fmt.Sprintf("%d, signed by %s, the newest for %s", len(v.Vouchers), v.terms.Signer(), newest.Dec()), failed.err())
 	return newest
+}
+
+// prepaid is known to the payer alone: what a payee writes there would explain
+// away records that it left out.
+func (v *verifier) prepaid() {
+	var err error
+	if v.Keeper == KeptByPayee && !v.Prepaid.IsZero() {
+		err = fmt.Errorf("%w: the payee says that %s was prepaid, which only the payer can", ErrBundle, v.Prepaid.Dec())
+	}
+	v.note("prepaid", fmt.Sprintf("%s base units", v.Prepaid.Dec()), err)
+}
+
+// apart looks for leases that are there twice, and for a GPU that two leases were
+// billed for at once: the leases of a channel ran one after the other.
+func (v *verifier) apart() {
+	var failed findings
+	seen := make(map[common.Hash]bool, len(v.Leases))
+	last := make(map[[2]string]int64) // by device and boot: where its time ended
+	for _, l := range v.Leases {
+		if seen[l.ID] {
+			failed.add(fmt.Errorf("%w: lease %s is there twice", ErrBundle, l.ID))
+		}
+		seen[l.ID] = true
+		if len(l.Records) == 0 {
+			continue
+		}
+		for _, d := range l.Records[0].Evidence.Devices {
+			if end, ok := last[[2]string{d.Device.UUID, d.Device.BootID}]; ok && d.Nanos.Allocated > 0 && d.From.Mono < end {
+				failed.add(fmt.Errorf("%w: %s is billed for the same time in lease %s and one before", ErrBundle, d.Device.UUID, l.ID))
+			}
+		}
+		for _, d := range l.Records[len(l.Records)-1].Evidence.Devices {
+			last[[2]string{d.Device.UUID, d.Device.BootID}] = d.To.Mono
+		}
+	}
+	v.note("leases", fmt.Sprintf("%d, one after the other", len(v.Leases)), failed.err())
+}
+
+// underWay is what a lease may owe beyond the newest voucher: the offer's credit,
+// and one reading that comes late. A lease whose offer does not parse has none.
+func (l *BundleLease) underWay() uint256.Int {
+	offer, err := wire.ParseOffer(l.Offer)
+	if err != nil {
+		return uint256.Int{}
+	}
+	price, err := offerPrice(offer.Offer)
+	if err != nil {
+		return uint256.Int{}
+	}
+	most, err := price.Charge(offer.Credit * uint64(time.Second))
+	if err != nil || offer.Credit > uint64(math.MaxInt64)/uint64(time.Second) {
+		return channel.MaxAmount()
+	}
+	late, err := price.Charge(uint64(min(max(0, offer.MaxGap), maxLate.Milliseconds())) * uint64(time.Millisecond) * uint64(max(1, len(l.Devices))))
+	if err != nil {
+		return channel.MaxAmount()
+	}
+	return *most.Add(&most, &late)
+}
+
+// debt holds what is owed and not vouchered to what the offer allows: a provider
+// stops at its credit, so that more was not used or vouchers are missing.
+func (v *verifier) debt(newest, owed uint256.Int) {
+	if len(v.Leases) == 0 {
+		return
+	}
+	most := v.Leases[len(v.Leases)-1].underWay()
+	var err error
+	if exceeds(owed, newest, most) {
+		err = fmt.Errorf("%w: %s is owed and %s vouchered, the offer's credit is %s: vouchers are missing, or time is billed that was not used", ErrBundle, owed.Dec(), newest.Dec(), most.Dec())
+	}
+	v.note("credit", fmt.Sprintf("%s at most may be owed and not vouchered", most.Dec()), err)
 }
 
 // vouchered holds the newest voucher against the records. Owing more than was
@@ -277,57 +351,4 @@ func (v *verifier) evidence() {
 		detail += fmt.Sprintf("; the payee signed two records %d of lease %s", r.Sequence, r.LeaseID)
 	}
 	v.note("refused by the payer", detail, nil)
-}
-
-// chain compares the amounts with the contract's, and the transactions with what
-// was mined.
-func (v *verifier) chain(ctx context.Context, backend chain.Backend) {
-	escrow, err := chain.NewEscrow(ctx, backend, v.terms.Escrow)
-	if err == nil && escrow.ChainID() != v.terms.ChainID {
-		err = fmt.Errorf("%w: the channel is on chain %d, the endpoint serves %d", chain.ErrChainID, v.terms.ChainID, escrow.ChainID())
-	}
-	if err != nil {
-		v.note("contract", "", err)
-		return
-	}
-	view, err := escrow.View(ctx, v.Channel, nil)
-	if errors.Is(err, channel.ErrUnknown) && v.Deposit.IsZero() {
-		err = nil // it was meant to be opened, and was not
-	}
-	if err == nil && (view.Settled != v.Settled.Int || view.Deposit != v.Deposit.Int) {
-		err = fmt.Errorf("%w: the contract has settled %s of %s, it says %s of %s (one that was exported before the newest transaction is out of date: export it again)",
-			ErrBundle, view.Settled.Dec(), view.Deposit.Dec(), v.Settled.Dec(), v.Deposit.Dec())
-	}
-	v.note("contract", fmt.Sprintf("settled %s of %s on chain %d, finalized %t", view.Settled.Dec(), view.Deposit.Dec(), v.terms.ChainID, view.Finalized), err)
-	var failed error
-	for _, tx := range v.Transactions {
-		failed = errors.Join(failed, v.transaction(ctx, backend, tx))
-	}
-	v.note("transactions", fmt.Sprintf("%d are on the chain as they are here", len(v.Transactions)), failed)
-}
-
-func (v *verifier) transaction(ctx context.Context, backend chain.Backend, tx BundleTransaction) error {
-	if tx.Hash == (common.Hash{}) {
-		if tx.Block != 0 || tx.Succeeded {
-			return fmt.Errorf("%w: a %q was mined without a hash", ErrBundle, tx.Kind)
-		}
-		return nil
-	}
-	receipt, err := chain.Receipt(ctx, backend, tx.Hash)
-	if err != nil {
-		return fmt.Errorf("%q %s: %w", tx.Kind, tx.Hash, err)
-	}
-	if succeeded := receipt.Status == types.ReceiptStatusSuccessful; succeeded != tx.Succeeded || receipt.BlockNumber.Uint64() != tx.Block {
-		return fmt.Errorf("%w: %q %s is in block %d, succeeded %t; it says block %d, succeeded %t",
-			ErrBundle, tx.Kind, tx.Hash, receipt.BlockNumber, succeeded, tx.Block, tx.Succeeded)
-	}
-	for _, log := range receipt.Logs {
-		if log.Address == v.terms.Escrow && len(log.Topics) > 1 && log.Topics[1] == v.Channel {
-			return nil
-		}
-	}
-	if !tx.Succeeded {
-		return nil
-	}
-	return fmt.Errorf("%w: %q %s is not about this channel", ErrBundle, tx.Kind, tx.Hash)
 }

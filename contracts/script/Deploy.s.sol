@@ -9,8 +9,6 @@ import {ChannelEscrow} from "../src/ChannelEscrow.sol";
 /// @notice Deploys the escrow through the deterministic deployer that every public chain has, so that one grace period
 /// gives one address everywhere. Running it again on a chain that has the escrow changes nothing and costs nothing.
 ///
-/// docs/contracts.md says which forge (npm's wrapper of it exits 0 also when it fails):
-///
 ///     GRACE_PERIOD=86400 forge script contracts/script/Deploy.s.sol --rpc-url $RPC_URL --broadcast --interactive
 contract Deploy is Script {
     /// @notice A day: long enough for a payee whose watcher is down to hear of it, short enough for a payer to wait.

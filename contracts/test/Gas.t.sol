@@ -2,7 +2,6 @@
 pragma solidity 0.8.37;
 
 import {Base, Terms} from "./Base.sol";
-import {RefusingToken} from "./token/HostileTokens.sol";
 
 /// @notice What each operation costs, transaction and calldata included, in the state that it normally meets: distinct
 /// payers, every channel claimed once before, every balance above zero before and after. The figures are committed in
@@ -118,28 +117,6 @@ contract GasTest is Base {
         vm.prank(payee.addr);
         escrow.close(terms, SECOND, signature);
         _snapshot("close", 65_000);
-    }
-
-    /// @dev The state that a second refusal meets: the account has had credit in this token before.
-    function test_gas_credit() public {
-        RefusingToken refusing = new RefusingToken();
-        refusing.mint(payer.addr, DEPOSIT);
-        refusing.mint(payee.addr, 1);
-        vm.prank(payer.addr);
-        refusing.approve(address(escrow), DEPOSIT);
-        Terms memory terms = _terms();
-        terms.token = address(refusing);
-        _open(terms, DEPOSIT);
-        refusing.refuse(payee.addr, RefusingToken.Way.Reverts);
-        bytes memory signature = _voucher(terms, FIRST);
-        escrow.settle(terms, FIRST, signature);
-        signature = _voucher(terms, SECOND);
-        escrow.settle(terms, SECOND, signature);
-        _snapshot("settle, refused", 60_000);
-        refusing.refuse(payee.addr, RefusingToken.Way.Pays);
-        vm.prank(payee.addr);
-        escrow.withdrawCredit(address(refusing), payee.addr);
-        _snapshot("withdrawCredit", 50_000);
     }
 
     function test_gas_requestCloseAndWithdraw() public {

@@ -3,7 +3,7 @@
 //
 //	verify bundle.json                        everything that can be checked offline
 //	verify --rpc URL bundle.json              the amounts on the chain as well
-//	verify payer.json payee.json              and whether the payee told both the same
+//	verify payer.json payee.json              and whether both say the same
 //	verify equivocation.json                  a proof that it did not
 //	verify export --db FILE --channel ID      write the bundle of a channel, or of a lease's
 //
@@ -124,7 +124,11 @@ func (v *verification) equivocations(path string) error {
 	for i, b := range v.bundles {
 		found = append(found, b.Equivocations()...)
 		for _, other := range v.bundles[:i] {
-			found = append(found, sdk.CompareBundles(other, b)...)
+			both := sdk.CompareBundles(other, b)
+			found = append(found, both.Equivocations...)
+			for _, c := range both.Checks {
+				v.line(c)
+			}
 		}
 	}
 	for _, p := range found {

@@ -167,7 +167,7 @@ func (r *report) bundles(owner *renter, id common.Hash) {
 	for _, e := range payer.Evidence {
 		r.fault("channel %s: %s accuses an honest provider: %s", id, owner.name, e.Reason)
 	}
-	if found := sdk.CompareBundles(payee, payer); len(found) > 0 {
+	if found := sdk.CompareBundles(payee, payer).Equivocations; len(found) > 0 {
 		r.fault("channel %s: the provider signed two records of one number", id)
 	}
 }

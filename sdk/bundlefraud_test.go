@@ -1,0 +1,238 @@
+package sdk
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/ethereum/go-ethereum"
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/ethereum/go-ethereum/core/types"
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// forger changes bundles as one side can that has its own key.
+type forger struct {
+	*testing.T
+	*market
+	payee, payer *Bundle // honest
+}
+
+func copyOf(t *testing.T, b *Bundle) *Bundle {
+	t.Helper()
+	again, err := ParseBundle(encoded(t, b))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return again
+}
+
+// sign makes a record that the payee signed, of what it says.
+func (f *forger) sign(b *Bundle, r metering.SignedRecord) metering.SignedRecord {
+	f.Helper()
+	r.EvidenceHash = r.Evidence.Hash()
+	var err error
+	r.Signature, err = channel.NewKey(f.market.payee).Sign(f.Context(), r.Digest(metering.Domain(b.Terms.ChainID, common.Address(b.Terms.Escrow))))
+	if err != nil {
+		f.Fatal(err)
+	}
+	return r
+}
+
+// lease is one of one record for a time that never was, under an offer at a price of the payee's choice.
+func (f *forger) lease(b *Bundle, id byte, before uint256.Int, amount uint64, unit string, ran time.Duration) BundleLease {
+	f.Helper()
+	real := b.Leases[0]
+	offer, err := wire.ParseOffer(real.Offer)
+	if err != nil {
+		f.Fatal(err)
+	}
+	offer.Offer.Amount, offer.Offer.Unit = wire.NewAmount(*uint256.NewInt(amount)), unit
+	offer.Offer.MaxGap = int64(ran/time.Millisecond) + 1
+	signed, err := wire.SignOffer(f.Context(), channel.NewKey(f.market.payee), offer.Offer)
+	if err != nil {
+		f.Fatal(err)
+	}
+	price, err := offerPrice(offer.Offer)
+	if err != nil {
+		f.Fatal(err)
+	}
+	r := real.Records[0]
+	r.LeaseID, r.Previous, r.OfferHash, r.OwedBefore = common.Hash{id}, common.Hash{}, signed.Hash, before
+	r.Evidence.Devices = slices.Clone(r.Evidence.Devices)
+	n := int64(len(r.Evidence.Devices))
+	for i := range r.Evidence.Devices {
+		d := &r.Evidence.Devices[i]
+		d.Nanos, d.Total = metering.Nanos{Allocated: int64(ran)}, int64(ran)
+		d.From = metering.Instant{Boot: int64(id) << 40, Mono: int64(id) << 40, Wall: d.From.Wall}
+		d.To = metering.Instant{Boot: d.From.Boot + int64(ran), Mono: d.From.Mono + int64(ran), Wall: d.From.Wall + int64(ran)}
+		d.Device.BootID = string(rune('a' + id))
+		d.Gaps = nil
+	}
+	r.Nanos, r.Evidence.Nanos, r.Evidence.Total, r.Evidence.MaxGap = uint64(n*int64(ran)), n*int64(ran), n*int64(ran), offer.Offer.MaxGap*int64(time.Millisecond)
+	if r.Owed, err = price.Charge(r.Nanos); err != nil {
+		f.Fatal(err)
+	}
+	r.Owed.Add(&r.Owed, &before)
+	return BundleLease{ID: r.LeaseID, Offer: signed.Document, Devices: real.Devices, OwedBefore: wire.NewAmount(before), Records: []metering.SignedRecord{f.sign(b, r)}}
+}
+
+// found reports a forgery by the bundle alone, with the chain, or beside the other side's.
+func (f *forger) found(b *Bundle) (alone, online, beside error) {
+	other := f.payee
+	if b.Keeper == KeptByPayee {
+		other = f.payer
+	}
+	both := CompareBundles(b, other)
+	beside = Failures(both.Checks)
+	if len(both.Equivocations) > 0 {
+		beside = errors.Join(beside, errors.New("an equivocation"))
+	}
+	return Failures(VerifyBundle(f.Context(), b, nil)), Failures(VerifyBundle(f.Context(), b, f.Backend)), beside
+}
+
+// TestForgedBundles: what either side leaves out, invents or repeats with its own key is found: alone where that is
+// possible, with the chain, or beside what the other side kept.
+func TestForgedBundles(t *testing.T) {
+	m := newMarket(t)
+	f := &forger{T: t, market: m}
+	f.payee, f.payer = bundles(t, m)
+	for _, b := range []*Bundle{f.payee, f.payer} {
+		if alone, online, beside := f.found(b); alone != nil || online != nil || beside != nil {
+			t.Fatalf("the honest %s's: %v, %v, %v", b.Keeper, alone, online, beside)
+		}
+	}
+	most := channel.MaxAmount()
+	for _, row := range []struct {
+		name                  string
+		keeper                string
+		alone, online, beside bool // where it must be found
+		forge                 func(b *Bundle)
+	}{
+		{"no leases", KeptByPayee, true, true, true, func(b *Bundle) { b.Leases = nil }},
+		{"no leases, all prepaid", KeptByPayee, true, true, true, func(b *Bundle) { b.Leases, b.Prepaid = nil, wire.NewAmount(most) }},
+		{"no leases, all prepaid, says the payer", KeptByPayer, false, false, true, func(b *Bundle) { b.Leases, b.Prepaid = nil, wire.NewAmount(most) }},
+		{"no vouchers", KeptByPayee, true, true, false, func(b *Bundle) { b.Vouchers = nil }},
+		{"no vouchers, says the payer", KeptByPayer, true, true, true, func(b *Bundle) { b.Vouchers = nil }},
+		{"a lease that never was, within the credit", KeptByPayee, false, false, true, func(b *Bundle) {
+			l := b.Leases[0]
+			b.Leases = append(b.Leases, f.lease(b, 1, l.Records[len(l.Records)-1].Owed, 1, "gpu_second", time.Second))
+		}},
+		{"a lease that never was, over the credit", KeptByPayee, true, true, true, func(b *Bundle) {
+			l := b.Leases[0]
+			b.Leases = append(b.Leases, f.lease(b, 1, l.Records[len(l.Records)-1].Owed, 1_000_000, "gpu_second", 50*time.Second))
+		}},
+		{"weeks in a channel that lived for seconds", KeptByPayee, false, true, true, func(b *Bundle) {
+			newest := b.newest() // as many hours of two GPUs as were paid
+			b.Leases = []BundleLease{f.lease(b, 1, uint256.Int{}, 1, "gpu_hour", time.Duration(newest.Uint64())*time.Hour/2)}
+		}},
+		{"one GPU at once in two leases", KeptByPayee, true, true, true, func(b *Bundle) {
+			l := f.lease(b, 1, uint256.Int{}, 1, "gpu_hour", time.Hour)
+			again := f.lease(b, 1, l.Records[0].Owed, 1, "gpu_hour", time.Hour)
+			again.ID[1]++
+			again.Records[0].LeaseID = again.ID
+			again.Records[0] = f.sign(b, again.Records[0])
+			b.Leases = []BundleLease{l, again}
+		}},
+		{"a lease twice", KeptByPayee, true, true, false, func(b *Bundle) { b.Leases = append(b.Leases, b.Leases[0]) }},
+		{"the last records", KeptByPayer, true, true, false, func(b *Bundle) { b.Leases[0].Records = b.Leases[0].Records[:1] }},
+		{"a transaction three times", KeptByPayee, false, true, false, func(b *Bundle) {
+			b.Transactions = append(b.Transactions, b.Transactions[0], b.Transactions[0])
+		}},
+		{"a transaction left out", KeptByPayee, false, true, false, func(b *Bundle) { b.Transactions = b.Transactions[1:] }},
+		{"all transactions left out", KeptByPayee, false, true, false, func(b *Bundle) { b.Transactions = nil }},
+		{"a transaction of another name", KeptByPayee, false, true, false, func(b *Bundle) { b.Transactions[0].Kind = chain.Settle }},
+		{"a transaction that did not succeed", KeptByPayee, false, true, false, func(b *Bundle) { b.Transactions[0].Succeeded = false }},
+		{"another channel", KeptByPayee, true, true, true, func(b *Bundle) { b.Channel[0]++ }},
+		{"another payer", KeptByPayee, true, true, true, func(b *Bundle) { b.Terms.Payer[0]++ }},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			b := copyOf(t, f.payee)
+			if row.keeper == KeptByPayer {
+				b = copyOf(t, f.payer)
+			}
+			row.forge(b)
+			alone, online, beside := f.found(b)
+			if (row.alone && alone == nil) || (row.online && online == nil) || (row.beside && beside == nil) {
+				t.Errorf("not found: alone %v, with the chain %v, beside the other's %v", alone, online, beside)
+			}
+			if !row.alone && alone != nil { // the row says too little, or the forgery is clumsy
+				t.Errorf("found alone: %v", alone)
+			}
+		})
+	}
+}
+
+// nameless is an endpoint that leaves out in which block a transaction was mined.
+type nameless struct{ chain.Backend }
+
+func (n nameless) TransactionReceipt(ctx context.Context, hash common.Hash) (*types.Receipt, error) {
+	r, err := n.Backend.TransactionReceipt(ctx, hash)
+	if r != nil {
+		r.BlockNumber = nil
+	}
+	return r, err
+}
+
+// narrow is an endpoint that shows the events of few blocks at a time.
+type narrow struct {
+	chain.Backend
+	asked int
+}
+
+func (n *narrow) FilterLogs(ctx context.Context, q ethereum.FilterQuery) ([]types.Log, error) {
+	n.asked++
+	if q.ToBlock.Uint64()-q.FromBlock.Uint64() > 3 {
+		return nil, errors.New("query returned more than 3 blocks")
+	}
+	return n.Backend.FilterLogs(ctx, q)
+}
+
+// TestVerifyOddEndpoints: an endpoint that leaves out a block number ends in a failed check, and one that shows few events at
+// a time is asked often.
+func TestVerifyOddEndpoints(t *testing.T) {
+	m := newMarket(t)
+	payee, _ := bundles(t, m)
+	if err := Failures(VerifyBundle(t.Context(), payee, nameless{m.Backend})); err == nil {
+		t.Error("a transaction in no block was taken")
+	}
+	n := &narrow{Backend: m.Backend}
+	if err := Failures(VerifyBundle(t.Context(), payee, n)); err != nil || n.asked < 3 {
+		t.Errorf("%d requests for events: %v", n.asked, err)
+	}
+}
+
+// TestVerifyLargeBundles: a bundle of many entries that all fail takes time in proportion to them, and few lines.
+func TestVerifyLargeBundles(t *testing.T) {
+	m := newMarket(t)
+	payee, _ := bundles(t, m)
+	voucher := payee.Vouchers[0]
+	for range 3000 {
+		payee.Vouchers = append(payee.Vouchers, voucher)
+		payee.Leases[0].Proofs = append(payee.Leases[0].Proofs, BundleProof{Sequence: 1 << 40})
+	}
+	pair, err := json.Marshal(map[string]any{"accepted": payee.Leases[0].Records[0], "refused": payee.Leases[0].Records[0]})
+	if err != nil {
+		t.Fatal(err)
+	}
+	lease := payee.Leases[0]
+	for i := range 300 {
+		payee.Evidence = append(payee.Evidence, BundleEvidence{Document: string(pair)})
+		lease.ID[31] = byte(i)
+		lease.ID[30] = byte(i >> 8)
+		payee.Leases = append(payee.Leases, BundleLease{ID: lease.ID, Offer: lease.Offer, Devices: lease.Devices, OwedBefore: lease.OwedBefore})
+	}
+	began := time.Now()
+	report := Failures(VerifyBundle(t.Context(), payee, nil))
+	if report == nil || len(report.Error()) > 1<<18 || time.Since(began) > 20*time.Second {
+		t.Errorf("%d bytes in %s", len(report.Error()), time.Since(began))
+	}
+}
