@@ -62,6 +62,7 @@ func TestDearestFirst(t *testing.T) {
 			k.RequestClose(terms)
 		}
 	}
+	k.Mine(t, 3) // the deposits have their confirmations
 	k.Check()
 	k.Settler.Recall()
 	if err := k.Settler.Settle(t.Context()); err != nil {
