@@ -105,11 +105,20 @@ func worthOpening(id common.Hash, view channel.ChainView, offer wire.SignedOffer
 	return nil
 }
 
+// sourceOf is who opens a channel, and on which chain. An authorization names its
+// payer itself, and its challenge the chain; a transaction's hash names neither.
+func sourceOf(r *request, payload *wire.Payload) (chainID uint64, payer common.Address, err error) {
+	if r.cred.Source == "" && payload.Authorization != nil {
+		return r.offer.ChainID, common.Address(payload.Authorization.From), nil
+	}
+	return wire.ParseSource(r.cred.Source)
+}
+
 // termsOf rebuilds the channel's terms from what the challenge asked for and
 // what the renter chose. That they hash to the channel's id shows that both
 // mean the same channel.
 func (p *Provider) termsOf(r *request, payload *wire.Payload) (channel.Terms, error) {
-	chainID, payer, err := wire.ParseSource(r.cred.Source)
+	chainID, payer, err := sourceOf(r, payload)
 	if err != nil {
 		return channel.Terms{}, err
 	}

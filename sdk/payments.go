@@ -356,6 +356,9 @@ func (p *Provider) attach(w http.ResponseWriter, r *request, s channel.State) er
 	p.metrics.streams.Inc()
 	defer p.metrics.streams.Dec()
 	v, _ := l.snapshot()
+	if err := p.streamReceipt(r, l, v).Set(w.Header()); err != nil {
+		return err
+	}
 	err = st.serve(r.Context(), wire.Lease{
 		LeaseID: l.id, ChannelID: s.ID, Secret: secret, OfferHash: l.offer.Hash, Devices: l.allocation.Devices,
 		OwedBefore: wire.NewAmount(l.owedBefore), State: string(v.state), Access: l.allocation.Access,

@@ -256,7 +256,6 @@ var hostileOpens = []struct {
 	change func(r *rig, c *wire.Credential, terms channel.Terms)
 	want   wire.Problem
 }{
-	{"no source", func(r *rig, c *wire.Credential, _ channel.Terms) { c.Source = "" }, wire.MalformedCredential},
 	{"source on another chain", func(r *rig, c *wire.Credential, terms channel.Terms) { c.Source = wire.Source(1, terms.Payer) }, wire.VerificationFailed},
 	{"somebody else's channel id", func(r *rig, c *wire.Credential, _ channel.Terms) { c.Payload.ChannelID = common.Hash{5} }, wire.VerificationFailed},
 	{"another salt", func(r *rig, c *wire.Credential, _ channel.Terms) { c.Payload.Salt = &common.Hash{5} }, wire.VerificationFailed},

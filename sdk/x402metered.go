@@ -82,12 +82,7 @@ func (m *meteredRoute) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		m.ask(w, r)
 		return
 	}
-	body, err := m.d.body(w, r)
-	if err != nil {
-		m.d.Provider.refuse(w, r, err)
-		return
-	}
-	m.d.serve(w, r, &x402Request{route: m.route, metered: m, body: body})
+	m.d.serve(w, r, &x402Request{route: m.route, metered: m})
 }
 
 // ask answers a request without a payment.
@@ -107,6 +102,36 @@ func (m *meteredRoute) ask(w http.ResponseWriter, r *http.Request) {
 	serve.Hurry(w)
 	w.WriteHeader(http.StatusPaymentRequired)
 	_, _ = w.Write([]byte("{}"))
+}
+
+// load reads what a request asks for, once. A metered request's body is held in
+// memory: it is read only when the chain holds a deposit in the request's channel,
+// in the channel's turn, so that nobody fills the memory for nothing.
+func (d *x402Desk) load(w http.ResponseWriter, r *x402Request) error {
+	if r.hash != "" {
+		return nil
+	}
+	if r.metered != nil {
+		var err error
+		if r.body, err = d.body(w, r.Request); err != nil {
+			return err
+		}
+	}
+	r.identify()
+	return nil
+}
+
+// bounded refuses a body that would be refused when it is read, before money moves.
+func (d *x402Desk) bounded(r *x402Request, tab x402Tab) error {
+	switch {
+	case r.metered == nil:
+		return nil
+	case r.ContentLength > int64(d.x.MaxReply):
+		return wire.MalformedCredential.With("the body has %d bytes, it may have %d", r.ContentLength, d.x.MaxReply)
+	case r.ContentLength < 0 && !tab.known:
+		return wire.MalformedCredential.With("the first payment of a channel goes with a body whose length is said: send Content-Length")
+	}
+	return nil
 }
 
 // body reads a request's body whole: it tells the request from others with the

@@ -1,14 +1,20 @@
 package sdk
 
 import (
+	"bufio"
+	"fmt"
+	"io"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/gpupay/gpupay/metering/sim"
+	"github.com/gpupay/gpupay/sdk/internal/serve"
 	"github.com/gpupay/gpupay/sdk/wire/x402"
 )
 
@@ -55,5 +61,52 @@ func TestMeteredChargesTheHandlersTime(t *testing.T) {
 	}
 	if kept := b.kept(); kept.Spent.Uint64() != b.charged {
 		t.Errorf("told %d, booked %s", b.charged, kept.Spent.Dec())
+	}
+}
+
+// TestBodyIsReadForMoney: a metered request without a payment that counts is
+// refused before its body is read, and one whose body is too long before its deposit
+// is sent; a payment that counts has its body read.
+func TestBodyIsReadForMoney(t *testing.T) {
+	r, b := meteredRig(t, MeteredRoute{MaxTime: time.Second}, func(w http.ResponseWriter, req *http.Request) {
+		_, _ = io.Copy(w, req.Body)
+	}, func(c *ProviderConfig) { c.X402.MaxReply = 1 << 20 })
+	stranger := r.buyer("/infer")
+	garbage := http.Header{x402.HeaderSignature: {"bm9uc2Vuc2U="}}
+	for name, c := range map[string]struct {
+		header http.Header
+		length string
+	}{
+		"nonsense":                        {garbage, "Content-Length: 1048576"},
+		"a voucher of a channel of air":   {headerOf(t, stranger.payment(stranger.next())), "Content-Length: 1048576"},
+		"a deposit beside too much":       {headerOf(t, stranger.depositing(stranger.next(), 50_000)), "Content-Length: 1048577"},
+		"a deposit beside who knows what": {headerOf(t, stranger.depositing(stranger.next(), 50_000)), "Transfer-Encoding: chunked"},
+	} {
+		conn, err := net.Dial("tcp", r.server.Listener.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintf(conn, "POST /infer HTTP/1.1\r\nHost: x\r\n%s\r\n%s: %s\r\n\r\n", c.length, x402.HeaderSignature, c.header.Get(x402.HeaderSignature))
+		_ = conn.SetReadDeadline(time.Now().Add(serve.BodyTimeout / 2))
+		resp, err := http.ReadResponse(bufio.NewReader(conn), nil) // it waits for no byte of the body
+		if err != nil || resp.StatusCode != http.StatusPaymentRequired && resp.StatusCode != http.StatusBadRequest {
+			t.Errorf("%s: %v %v", name, resp, err)
+		}
+		if conn.Close(); stranger.holds() != 0 {
+			t.Errorf("%s: the contract holds %d", name, stranger.holds())
+		}
+	}
+	req, err := http.NewRequestWithContext(t.Context(), "POST", r.server.URL+"/infer", strings.NewReader("prompt"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header = headerOf(t, b.depositing(b.next(), 50_000))
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if text, err := io.ReadAll(resp.Body); err != nil || string(text) != "prompt" {
+		t.Errorf("%s: %q %v", resp.Status, text, err)
 	}
 }

@@ -45,15 +45,12 @@ const maxIdempotencyKey = 255
 
 // identify names what a request asks for, so that requests with the same voucher
 // are told apart.
-func (r *x402Request) identify() error {
+func (r *x402Request) identify() {
 	h := sha256.New()
 	_, _ = fmt.Fprintf(h, "%s\n%s\n", r.Method, r.URL.RequestURI())
 	_, _ = h.Write(r.body)
 	r.hash = hex.EncodeToString(h.Sum(nil))
 	key := r.Header.Get(headerIdempotencyKey)
-	if len(key) > maxIdempotencyKey {
-		return wire.MalformedCredential.With("%s has %d bytes, it may have %d", headerIdempotencyKey, len(key), maxIdempotencyKey)
-	}
 	if r.keyed = key != ""; r.keyed {
 		sum := sha256.Sum256([]byte(key))
 		r.hash += " " + hex.EncodeToString(sum[:])
@@ -64,7 +61,6 @@ func (r *x402Request) identify() error {
 			r.hash += " " + part.Dec()
 		}
 	}
-	return nil
 }
 
 // x402Answer is what a request with a payment gets.
@@ -138,8 +134,8 @@ func (d *x402Desk) read(r *x402Request) error {
 		return fmt.Errorf("%w: channel %s has no payerAuthorizer: name one, it may be the payer", x402.CodeVoucherSignature, r.terms.ID())
 	}
 	r.id, r.voucher = r.terms.ID(), r.payment.Payload.Voucher.Voucher()
-	if err := r.identify(); err != nil {
-		return err
+	if key := r.Header.Get(headerIdempotencyKey); len(key) > maxIdempotencyKey {
+		return wire.MalformedCredential.With("%s has %d bytes, it may have %d", headerIdempotencyKey, len(key), maxIdempotencyKey)
 	}
 	return d.book.Verify(r.Context(), r.terms, r.voucher)
 }
@@ -184,8 +180,16 @@ func (d *x402Desk) pay(ctx context.Context, w http.ResponseWriter, r *x402Reques
 	if err != nil {
 		return nil, err
 	}
-	if answer, err := d.again(ctx, w, r, tab); answer != nil || err != nil {
-		return answer, err
+	if err := d.bounded(r, tab); err != nil {
+		return nil, err
+	}
+	if tab.known {
+		if err := d.load(w, r); err != nil {
+			return nil, err
+		}
+		if answer, err := d.again(ctx, w, r, tab); answer != nil || err != nil {
+			return answer, err
+		}
 	}
 	if tab, err = d.match(ctx, r, tab); err != nil {
 		return nil, err
@@ -199,7 +203,7 @@ func (d *x402Desk) pay(ctx context.Context, w http.ResponseWriter, r *x402Reques
 	if err := d.capable(ctx, r); err != nil {
 		return nil, err
 	}
-	note := x402Note{Channel: r.id.Hex(), MaxClaimable: r.voucher.Cumulative.Dec(), Hash: r.hash, Kind: r.route.kind, Base: tab.charged.Dec(), Moved: "0"}
+	note := x402Note{Channel: r.id.Hex(), MaxClaimable: r.voucher.Cumulative.Dec(), Kind: r.route.kind, Base: tab.charged.Dec(), Moved: "0"}
 	if r.payment.Payload.Type == x402.TypeDeposit {
 		if tab, err = d.fund(ctx, r, tab, &note); err != nil {
 			return nil, err
@@ -211,6 +215,10 @@ func (d *x402Desk) pay(ctx context.Context, w http.ResponseWriter, r *x402Reques
 	if !tab.known {
 		return nil, fmt.Errorf("%w: the chain knows no channel %s", x402.CodeChannelNotFound, r.id)
 	}
+	if err := d.load(w, r); err != nil {
+		return nil, err
+	}
+	note.Hash = r.hash
 	receipt, err := d.book.Accept(ctx, r.voucher)
 	if err != nil {
 		return nil, err

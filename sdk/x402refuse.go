@@ -30,6 +30,9 @@ func (d *x402Desk) refuse(w http.ResponseWriter, r *x402Request, err error) {
 	if r.Context().Err() != nil {
 		return
 	}
+	if r.hash == "" && r.ContentLength != 0 {
+		w.Header().Set("Connection", "close") // its body was not read, and is not waited for
+	}
 	reason, ok := x402Reason(err)
 	if !ok {
 		d.Provider.refuse(w, r.Request, err)
