@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/ethereum/go-ethereum"
+	"github.com/ethereum/go-ethereum/common"
 	"github.com/ethereum/go-ethereum/core/types"
 
 	"github.com/gpupay/gpupay/channel"
@@ -148,16 +149,19 @@ func TestLeaveWhatWasNotOpened(t *testing.T) {
 }
 
 // between is an endpoint at which something happens, once, when the time of a
-// block is asked for after a contract was.
+// block is asked for after the token was.
 type between struct {
 	chain.Backend
+	token       common.Address
 	armed, read atomic.Bool
 	once        sync.Once
 	do          func()
 }
 
 func (b *between) CallContract(ctx context.Context, call ethereum.CallMsg, block *big.Int) ([]byte, error) {
-	b.read.Store(b.armed.Load())
+	if b.armed.Load() && *call.To == b.token {
+		b.read.Store(true)
+	}
 	return b.Backend.CallContract(ctx, call, block)
 }
 
@@ -175,7 +179,7 @@ func TestDepositBetweenTwoLooks(t *testing.T) {
 	m := newMarket(t)
 	before := m.Tokens(t, m.payerAddress())
 	d := vanished(t, m)
-	endpoint := &between{Backend: m.Backend, do: func() {
+	endpoint := &between{Backend: m.Backend, token: m.Token, do: func() {
 		d.submit(d.payloads()[0])
 		m.AdvanceTime(t, authorizationTTL+time.Minute)
 	}}
