@@ -23,9 +23,10 @@ type account struct {
 	signed uint64 // the most that its payer ever signed for: what it may cost the payer
 	payerBook
 	payeeBook
-	heard bool // the payee has worked on a chain that answers since the payer asked for its money
-	gone  bool // withdrawn or closed on the chain, as of the last look
-	late  bool // its grace period passed while the payee was away: what was not settled is lost
+	answer *channel.ChainView // what the chain said of it once, if it was asked
+	heard  bool               // the payee has worked on a chain that answers since the payer asked for its money
+	gone   bool               // withdrawn or closed on the chain, as of the last look
+	late   bool               // its grace period passed while the payee was away: what was not settled is lost
 }
 
 // chainState is what the contract has of a channel in the newest block.

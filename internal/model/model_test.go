@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ethereum/go-ethereum/common"
 	"github.com/ethereum/go-ethereum/core/types"
 	"pgregory.net/rapid"
 
@@ -62,7 +63,7 @@ func TestBooks(t *testing.T) {
 		w.T = rt
 		w.finale()
 	})
-	t.Log(seen)
+	t.Logf("%d steps, %v", seen["steps"], seen)
 }
 
 // actions are what may happen next.
@@ -248,6 +249,27 @@ func (x *actions) Leave(t *rapid.T) {
 	w.till.work()
 }
 
+// OldAnswer is what the chain said of a channel a while ago: an endpoint was slow to say it. It undoes no end.
+func (x *actions) OldAnswer(t *rapid.T) {
+	w, a := x.w, x.any(t)
+	if !a.known || a.answer == nil || rapid.Bool().Draw(t, "asked") {
+		views, _, err := w.till.desk(a.terms.Scheme).contract.Confirmed(w.ctx, []common.Hash{a.id}, confirmations)
+		w.must(err)
+		a.answer = &views[0].View
+		return
+	}
+	before := w.till.state(a)
+	if before.Status != channel.Finalized {
+		t.Skip("what is open is asked for in turn")
+	}
+	s, err := w.till.desk(a.terms.Scheme).payee.Register(w.ctx, a.terms, *a.answer)
+	w.must(err)
+	w.seen["old answers"]++
+	if s.Status != channel.Finalized {
+		w.Fatalf("an old answer has %s %s again", a, s.Status)
+	}
+}
+
 // Settle settles one channel at once.
 func (x *actions) Settle(t *rapid.T) {
 	a := x.any(t)
@@ -312,6 +334,7 @@ func (x *actions) Restore(t *rapid.T) {
 		w.till.close()
 		w.kept = w.backup(tillFile, w.kept, rapid.Bool().Draw(t, "restore"), nil)
 		w.till = openTill(w)
+		w.till.lookAround()
 		return
 	}
 	p := w.payers[rapid.IntRange(0, 1).Draw(t, "payer")]

@@ -90,6 +90,20 @@ func (k *till) work() bool {
 	return done
 }
 
+// lookAround is the first thing that a program does on a database that may be old, when the chain has gone on.
+func (k *till) lookAround() {
+	if k.w.sick() {
+		return
+	}
+	for range confirmations {
+		_, err := k.w.chain.Mine()
+		k.w.must(err)
+	}
+	for _, d := range k.desks {
+		k.w.must(k.w.during("watching", d.watcher.Check))
+	}
+}
+
 // register has the payee know a channel as the chain has it, with what is confirmed of its deposit.
 func (k *till) register(a *account) error {
 	d := k.desk(a.terms.Scheme)
