@@ -146,8 +146,13 @@ func TestEventsOfTwoEndpoints(t *testing.T) {
 	}
 }
 
-// A receipt is final when both endpoints have it.
+// A receipt is final when both endpoints have it, or one has and the other does not answer.
 func TestFinalReceiptOfTwoEndpoints(t *testing.T) {
+	t.Run("both say so", func(t *testing.T) { testFinalReceipt(t, nil) })
+	t.Run("the other is down", func(t *testing.T) { testFinalReceipt(t, badrpc.Status(http.StatusServiceUnavailable)) })
+}
+
+func testFinalReceipt(t *testing.T, then badrpc.Fault) {
 	w := newWorld(t)
 	backend, _, two, log := w.pair(t)
 	store, _ := openStore(t, file(t))
@@ -169,8 +174,11 @@ func TestFinalReceiptOfTwoEndpoints(t *testing.T) {
 		t.Errorf("%s, though one endpoint says that it reverted", got)
 	}
 	two.Heal()
+	if then != nil {
+		two.On(receiptMethod, then)
+	}
 	if got := state(); got != chain.Final {
-		t.Errorf("%s, and both say so", got)
+		t.Errorf("%s, and nobody says anything else", got)
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/ethereum/go-ethereum/core/types"
+	"github.com/jmoiron/sqlx"
 
 	"github.com/gpupay/gpupay/channel/store"
 )
@@ -56,6 +57,36 @@ func TestFinalRowStays(t *testing.T) {
 	}
 	if gas, err := s.gas(t.Context(), 1, tx.Sender); err != nil || gas.Int64() != 5 {
 		t.Errorf("gas %s, want 5 (%v)", gas, err)
+	}
+}
+
+// A transaction is in the outbox with its channels, or not at all: who asks what was sent about a channel would send it again.
+func TestOutboxRowIsWhole(t *testing.T) {
+	s := emptyOutbox(t)
+	tx := queued(t, s, 1, 0)
+	second := Attempt{Signed: types.NewTx(&types.DynamicFeeTx{ChainID: big.NewInt(1), GasTipCap: big.NewInt(1)})}
+	if err := s.attempt(t.Context(), tx, second); err != nil {
+		t.Fatal(err)
+	}
+	var numbers int
+	db := s.db.View()
+	if err := db.GetContext(t.Context(), &numbers, `SELECT COUNT(DISTINCT number) FROM chain_attempt`); err != nil || numbers != 2 {
+		t.Errorf("two versions have %d numbers (%v)", numbers, err)
+	}
+	err := s.db.Update(t.Context(), func(db *sqlx.Tx) error {
+		_, err := db.Exec(`DROP TABLE chain_tx_channel`)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tx.ID, tx.Nonce, tx.Call.Channels = newTxID(), 1, []common.Hash{{1}}
+	tx.Attempts = []Attempt{{Signed: types.NewTx(&types.DynamicFeeTx{ChainID: big.NewInt(1), Nonce: 1})}}
+	if err := s.insert(t.Context(), tx); err == nil {
+		t.Error("a transaction is queued whose channels were not written")
+	}
+	if _, err := s.get(t.Context(), tx.ID); err == nil {
+		t.Error("and it is in the outbox")
 	}
 }
 

@@ -337,6 +337,11 @@ func TestRevertNamesTheChannel(t *testing.T) {
 	if !errors.As(err, &reason) || reason.Name != "Stale" {
 		t.Errorf("reason %v", reverted.Reason)
 	}
+	all, err := s.Recent(t.Context(), time.Now().Add(-time.Hour), chain.Settle)
+	wasted, risked, lostErr := s.Wasted(t.Context(), time.Now().Add(-time.Hour), chain.Settle)
+	if err != nil || lostErr != nil || len(all) != 1 || wasted.Cmp(all[0].Cost) != 0 || wasted.Sign() <= 0 || risked.Sign() != 0 {
+		t.Errorf("%s wei are lost and %s risked (%v, %v)", wasted, risked, err, lostErr)
+	}
 }
 
 // Nothing is queued that cannot be paid for, and the message says what to do.

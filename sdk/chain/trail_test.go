@@ -92,6 +92,36 @@ func TestWaitingIsEachContractsOwn(t *testing.T) {
 	}
 }
 
+// TestRestartOfAWait: what waited for has come, and what came after it is not as old. It makes nobody older.
+func TestRestartOfAWait(t *testing.T) {
+	ctx := t.Context()
+	txs, _ := openStore(t, file(t))
+	ids, contract := []common.Hash{{1}, {2}}, common.Address{1}
+	at := func(minutes int) time.Time {
+		return time.UnixMilli(1_700_000_000_000).Add(time.Duration(minutes) * time.Minute)
+	}
+	since := func(minute int) map[common.Hash]time.Time {
+		t.Helper()
+		got, err := txs.Since(ctx, 1, contract, ids, at(minute))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return got
+	}
+	since(0)
+	for _, restart := range []struct {
+		ids []common.Hash
+		to  int
+	}{{ids[:1], 5}, {ids[:1], 3}, {nil, 9}} {
+		if err := txs.Restart(ctx, 1, contract, restart.ids, at(restart.to)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := since(9); !got[ids[0]].Equal(at(5)) || !got[ids[1]].Equal(at(0)) {
+		t.Errorf("they wait since %v", got)
+	}
+}
+
 // TestWaitingSinceTomorrow: a clock that is set back makes nobody wait until it is there again.
 func TestWaitingSinceTomorrow(t *testing.T) {
 	ctx := t.Context()
