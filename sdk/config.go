@@ -62,7 +62,8 @@ type ProviderConfig struct {
 	Meter common.Address
 
 	// What the provider risks for one lease: service that was given and not
-	// vouchered. Also published in the offer. 60 s of GPU time if zero.
+	// vouchered. Also published in the offer, so that it is whole seconds, at least
+	// one and four of Tick. 60 s of GPU time if zero.
 	Credit time.Duration
 	// The least deposit that opens a channel, in units of the token: it should
 	// be worth the gas of settling it. The price of ten minutes if empty.
@@ -78,6 +79,7 @@ type ProviderConfig struct {
 	// empty, at most a quarter of what Credit is worth.
 	MinVoucherDelta string
 
+	// The offer says these in milliseconds, so that they are whole ones.
 	Tick           time.Duration // between readings; 1 s if zero
 	MaxGap         time.Duration // a longer interval is not billed; 3 s if zero
 	RecordEvery    time.Duration // between usage records; 5 s if zero
@@ -188,6 +190,10 @@ func (c ProviderConfig) check() error {
 		return fmt.Errorf("provider: Takeover (%s) must be at least a second: less takes leases from gateways that are only slow", c.Takeover)
 	case c.RecordEvery < c.Tick:
 		return fmt.Errorf("provider: RecordEvery (%s) is shorter than Tick (%s)", c.RecordEvery, c.Tick)
+	case c.Credit < time.Second || c.Credit%time.Second != 0:
+		return fmt.Errorf("provider: Credit (%s) must be whole seconds, at least one: so the offer says it", c.Credit)
+	case min(c.Tick, c.MaxGap, c.RecordEvery) < 0 || c.Tick%time.Millisecond != 0 || c.MaxGap%time.Millisecond != 0 || c.RecordEvery%time.Millisecond != 0:
+		return fmt.Errorf("provider: Tick (%s), MaxGap (%s) and RecordEvery (%s) must be whole milliseconds: so the offer says them", c.Tick, c.MaxGap, c.RecordEvery)
 	case c.Credit < 4*c.Tick:
 		return fmt.Errorf("provider: Credit (%s) must be at least four ticks (%s): less suspends every lease at once", c.Credit, 4*c.Tick)
 	}

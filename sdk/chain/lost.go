@@ -42,7 +42,7 @@ func (s *Sender) displaced(ctx context.Context, tx Tx, g glance) error {
 		return nil
 	}
 	a := s.absent(tx, g)
-	if a.looks < absentLooks || s.now().Sub(a.since) < either(s.Stuck, defaultStuck) {
+	if a.looks < absentLooks || s.waited(tx, a.since) < either(s.Stuck, defaultStuck) {
 		return nil
 	}
 	if by, err := s.usedBy(ctx, tx.Nonce, g); err != nil || tx.has(by) {

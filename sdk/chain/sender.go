@@ -56,7 +56,8 @@ type Sender struct {
 	stepping   turn
 	stepped    time.Time
 	head       common.Hash
-	absences   map[TxID]*absence // the one who steps has it
+	absences   map[TxID]*absence   // the one who steps has it
+	ahead      map[stamp]time.Time // moments that were ahead of the clock, and when it was seen; the one who steps has it
 	aging      sync.Mutex
 	ages       map[common.Hash]age // by version
 	refusals   map[common.Hash]string

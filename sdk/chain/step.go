@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/big"
 	"slices"
+	"time"
 
 	"github.com/ethereum/go-ethereum"
 	"github.com/ethereum/go-ethereum/core/types"
@@ -89,6 +91,7 @@ func (s *Sender) sync(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	s.forget(open)
 	if err := s.fill(ctx, chain, open, g); err != nil {
 		return err
 	}
@@ -303,7 +306,7 @@ func (s *Sender) push(ctx context.Context, tx Tx, g glance) error {
 			return err
 		}
 	}
-	if s.now().Sub(newest.SentAt) >= either(s.Resend, defaultResend) {
+	if s.waited(tx, newest.SentAt) >= either(s.Resend, defaultResend) {
 		return s.broadcast(ctx, newest)
 	}
 	return nil
@@ -311,10 +314,41 @@ func (s *Sender) push(ctx context.Context, tx Tx, g glance) error {
 
 // stuck: it has waited long enough, and waits for its own fee, not for a transaction before it.
 func (s *Sender) stuck(tx Tx, newest Attempt, g glance) bool {
-	if s.now().Sub(newest.CreatedAt) < either(s.Stuck, defaultStuck) {
+	if s.waited(tx, newest.CreatedAt) < either(s.Stuck, defaultStuck) {
 		return false
 	}
 	return tx.Nonce == g.mined || (g.head.BaseFee != nil && newest.Signed.GasFeeCap().Cmp(g.head.BaseFee) < 0)
+}
+
+// A stamp is a moment that was written down about a transaction.
+type stamp struct {
+	tx TxID
+	at int64 // unix nanoseconds
+}
+
+// waited is how long ago a moment was that was written down about a transaction. One that is still to come, because the
+// clock was set back, counts as the first look since: it delays what waits by no more than the wait itself.
+func (s *Sender) waited(tx Tx, at time.Time) time.Duration {
+	now, key := s.now(), stamp{tx.ID, at.UnixNano()}
+	since, ahead := s.ahead[key]
+	switch {
+	case !ahead && !at.After(now):
+		return now.Sub(at)
+	case !ahead || since.After(now):
+		if s.ahead == nil {
+			s.ahead = make(map[stamp]time.Time)
+		}
+		s.ahead[key] = now
+		return 0
+	}
+	return now.Sub(since)
+}
+
+// forget drops what is remembered of transactions that are over.
+func (s *Sender) forget(open []Tx) {
+	maps.DeleteFunc(s.ahead, func(key stamp, _ time.Time) bool {
+		return !slices.ContainsFunc(open, func(tx Tx) bool { return tx.ID == key.tx })
+	})
 }
 
 // replace signs a version at a higher fee. It reports false where none can be: the transaction goes on waiting as it is.

@@ -1,0 +1,60 @@
+package chain_test
+
+import (
+	"context"
+	"math/big"
+	"testing"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common/hexutil"
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/sdk/chain"
+)
+
+// TestOutboxAfterAClockSetBack: a wall clock that is set back, before a look or
+// after one, puts off the next broadcast and the next fee by no more than Resend
+// and Stuck, which then hold as before.
+func TestOutboxAfterAClockSetBack(t *testing.T) {
+	for name, looked := range map[string]bool{"by a process that looked before": true, "by one that starts": false} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			store, _ := openStore(t, file(t))
+			wire := &mute{Backend: w.Backend}
+			now := time.Now()
+			s := &chain.Sender{Backend: wire, Key: w.payer, Store: store, Stuck: time.Hour, Resend: time.Minute, Now: func() time.Time { return now }}
+			w.Automine(t, false)
+			if _, err := s.Submit(t.Context(), w.token.ApproveCall(w.escrow.Address(), *uint256.NewInt(7))); err != nil {
+				t.Fatal(err)
+			}
+			if looked {
+				s.Sync(t.Context())
+			}
+			now = now.Add(-30 * 24 * time.Hour)
+			step := func(wait time.Duration, broadcasts int64, versions int) {
+				t.Helper()
+				now = now.Add(wait)
+				if err := s.Sync(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				flying, err := s.InFlight(context.Background())
+				if err != nil || len(flying) != 1 {
+					t.Fatalf("in flight: %v, %v", flying, err)
+				}
+				if got := wire.broadcast.Load(); got != broadcasts || len(flying[0].Attempts) != versions {
+					t.Errorf("%d broadcasts of %d versions, want %d of %d", got, len(flying[0].Attempts), broadcasts, versions)
+				}
+			}
+			step(0, 1, 1) // it was sent now, as far as anybody can tell
+			step(59*time.Second, 1, 1)
+			step(time.Second, 2, 1)
+			step(59*time.Second, 2, 1)
+			step(time.Second, 3, 1)
+			flying, _ := s.InFlight(t.Context())
+			w.RPC(t, nil, "anvil_setNextBlockBaseFeePerGas", (*hexutil.Big)(new(big.Int).Mul(flying[0].Attempts[0].Signed.GasFeeCap(), big.NewInt(2))))
+			w.Mine(t, 1) // a block passes it over
+			step(57*time.Minute, 4, 1)
+			step(time.Minute, 5, 2)
+		})
+	}
+}

@@ -1,0 +1,37 @@
+package sdk
+
+import (
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestCreditIsWholeSeconds: the offer says the credit in whole seconds and its
+// times in milliseconds, so that a provider holds its renters to exactly what it
+// published. A credit of 300 ms would be published as none.
+func TestCreditIsWholeSeconds(t *testing.T) {
+	good := payConfig(t, nil, "http://127.0.0.1", "0x1111111111111111111111111111111111111111", "0x2222222222222222222222222222222222222222", "x.db")
+	good.Key, good.Tick, good.RecordEvery = strangerKey, time.Millisecond, time.Millisecond
+	for credit, taken := range map[time.Duration]bool{
+		0: true, time.Second: true, time.Minute: true, -time.Second: false, time.Nanosecond: false, 300 * time.Millisecond: false, time.Second - 1: false,
+		time.Second + 1: false, 1500 * time.Millisecond: false,
+	} {
+		c := good
+		c.Credit = credit
+		err := c.withDefaults().check()
+		if taken && err != nil || !taken && (err == nil || !strings.Contains(err.Error(), "Credit")) {
+			t.Errorf("a credit of %s: %v", credit, err)
+		}
+	}
+	for _, set := range []func(*ProviderConfig){
+		func(c *ProviderConfig) { c.Tick = 1500 * time.Microsecond },
+		func(c *ProviderConfig) { c.MaxGap = time.Second + 1 },
+		func(c *ProviderConfig) { c.RecordEvery = time.Second + time.Microsecond },
+		func(c *ProviderConfig) { c.MaxGap = -time.Second },
+	} {
+		c := good
+		if set(&c); c.withDefaults().check() == nil {
+			t.Errorf("taken: Tick %s, MaxGap %s, RecordEvery %s, which the offer would say otherwise", c.Tick, c.MaxGap, c.RecordEvery)
+		}
+	}
+}
