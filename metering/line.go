@@ -81,7 +81,9 @@ func (s *Sampling) hire() {
 // sleeps already.
 func (s *Sampling) work() {
 	w := &worker{s: s}
+	w.mu.Lock() // on a machine that stands still for long enough check runs before guard is set
 	w.guard = time.AfterFunc(relieveAfter, w.check)
+	w.mu.Unlock()
 	defer w.rest()
 	for s.life.Err() == nil {
 		t, at := s.line.take(s)

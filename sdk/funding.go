@@ -64,7 +64,7 @@ func (p *Provider) open(r *request, payload *wire.Payload) (s channel.State, fre
 	if !errors.Is(err, channel.ErrUnknown) {
 		return s, false, err
 	}
-	if err := p.fundOpen(ctx, leave, r.offer, terms, payload); err != nil {
+	if err := p.fundOpen(ctx, leave, r, terms, payload); err != nil {
 		return s, false, err
 	}
 	if err := p.awaitDeposit(ctx, terms.ID(), uint256.Int{}); err != nil {
@@ -142,7 +142,7 @@ func (p *Provider) termsOf(r *request, payload *wire.Payload) (channel.Terms, er
 	return terms, nil
 }
 
-func (p *Provider) fundOpen(ctx context.Context, leave *admission, offer wire.SignedOffer, terms channel.Terms, payload *wire.Payload) error {
+func (p *Provider) fundOpen(ctx context.Context, leave *admission, r *request, terms channel.Terms, payload *wire.Payload) error {
 	if payload.Type == wire.TypeHash {
 		return p.checkTransaction(ctx, leave, terms.ID(), *payload.Hash)
 	}
@@ -150,11 +150,11 @@ func (p *Provider) fundOpen(ctx context.Context, leave *admission, offer wire.Si
 	if err != nil {
 		return err
 	}
-	if a.Value.Lt(&offer.MinDeposit.Int) {
-		return wire.PaymentInsufficient.With("the deposit is %s, the offer wants at least %s", a.Value.Dec(), offer.MinDeposit.Dec())
+	if a.Value.Lt(&r.offer.MinDeposit.Int) {
+		return wire.PaymentInsufficient.With("the deposit is %s, the offer wants at least %s", a.Value.Dec(), r.offer.MinDeposit.Dec())
 	}
 	fault.Point(fault.OpenChecked)
-	return p.sendOnce(ctx, terms, p.escrow.OpenAuthorizedCall(terms, a))
+	return p.sendOnce(ctx, r, terms, p.escrow.OpenAuthorizedCall(terms, a))
 }
 
 // topUp adds to a known channel's deposit.
@@ -175,7 +175,7 @@ func (p *Provider) topUp(r *request, payload *wire.Payload) (channel.State, erro
 	}
 	// Nothing is locked while a transaction is waited for: a stranger who names
 	// one that never comes must not keep the renter's own vouchers out.
-	if err := p.fundTopUp(ctx, leave, s, payload); err != nil {
+	if err := p.fundTopUp(ctx, leave, r, s, payload); err != nil {
 		return s, err
 	}
 	if err := p.awaitDeposit(ctx, s.ID, s.Deposit); err != nil {
@@ -189,7 +189,7 @@ func (p *Provider) topUp(r *request, payload *wire.Payload) (channel.State, erro
 	return s, err
 }
 
-func (p *Provider) fundTopUp(ctx context.Context, leave *admission, s channel.State, payload *wire.Payload) error {
+func (p *Provider) fundTopUp(ctx context.Context, leave *admission, r *request, s channel.State, payload *wire.Payload) error {
 	if payload.Type == wire.TypeHash {
 		return p.checkTransaction(ctx, leave, s.ID, *payload.Hash)
 	}
@@ -204,7 +204,7 @@ func (p *Provider) fundTopUp(ctx context.Context, leave *admission, s channel.St
 	if err := p.worthSending(a.Value); err != nil {
 		return err
 	}
-	return p.sendOnce(ctx, s.Terms, p.escrow.TopUpAuthorizedCall(s.Terms, *payload.Salt, a))
+	return p.sendOnce(ctx, r, s.Terms, p.escrow.TopUpAuthorizedCall(s.Terms, *payload.Salt, a))
 }
 
 // authorization checks what can be checked of an ERC-3009 authorization before
@@ -243,8 +243,8 @@ func (p *Provider) authorization(payload *wire.Payload, from common.Address, non
 // sendOnce sends a renter's deposit and waits until it is mined. The call is
 // simulated first: a stranger's bad signature costs no gas. A deposit that an
 // earlier request sent already is waited for and not sent again.
-func (p *Provider) sendOnce(ctx context.Context, terms channel.Terms, call chain.Call) error {
-	tx, err := p.submitOnce(ctx, terms, call)
+func (p *Provider) sendOnce(ctx context.Context, r *request, terms channel.Terms, call chain.Call) error {
+	tx, err := p.submitOnce(ctx, terms, call, func() error { return p.reserveFor(r, terms.ID()) })
 	if err != nil {
 		return err
 	}
@@ -252,7 +252,9 @@ func (p *Provider) sendOnce(ctx context.Context, terms channel.Terms, call chain
 	return err
 }
 
-func (p *Provider) submitOnce(ctx context.Context, terms channel.Terms, call chain.Call) (chain.TxID, error) {
+// submitOnce sends a deposit unless it was sent before. What it is for is reserved
+// when it is its turn: what only waits to be simulated keeps nothing from others.
+func (p *Provider) submitOnce(ctx context.Context, terms channel.Terms, call chain.Call, reserve func() error) (chain.TxID, error) {
 	id := terms.ID()
 	defer p.submits.Lock(id)()
 	unclaim, err := p.claim(ctx, "deposit "+id.Hex())
@@ -261,10 +263,13 @@ func (p *Provider) submitOnce(ctx context.Context, terms channel.Terms, call cha
 	}
 	defer unclaim()
 	tx, err := p.sent(ctx, id, call)
+	if err == nil && tx != "" {
+		_ = reserve() // the money has moved: without a GPU it is refused when it is in the channel
+	}
 	if err != nil || tx != "" {
 		return tx, err
 	}
-	if tx, err = p.submitSponsored(ctx, terms, call); err == nil {
+	if tx, err = p.submitSponsored(ctx, terms, call, reserve); err == nil {
 		p.config.Log.Info("deposit sent for a renter", "call", call.String(), "tx", tx)
 	}
 	return tx, err

@@ -21,7 +21,7 @@ import (
 
 // start begins a lease on an open channel.
 func (p *Provider) start(ctx context.Context, s channel.State, offer wire.SignedOffer, gpus int) (*lease, string, error) {
-	if err := errors.Join(p.canServe(offer, gpus), p.canPay(s, offer, gpus)); err != nil {
+	if err := errors.Join(p.canServe(s.ID, offer, gpus), p.canPay(s, offer, gpus)); err != nil {
 		return nil, "", err
 	}
 	if err := p.creditworthy(ctx, s, offer, gpus); err != nil {
@@ -47,14 +47,14 @@ func (p *Provider) start(ctx context.Context, s channel.State, offer wire.Signed
 
 // canServe refuses a lease that could not be begun, before anybody's money
 // moves for it.
-func (p *Provider) canServe(offer wire.SignedOffer, gpus int) error {
+func (p *Provider) canServe(id common.Hash, offer wire.SignedOffer, gpus int) error {
 	if err := p.takesLeases(); err != nil {
 		return err
 	}
 	if offer.ExpiredAt(time.Now()) {
 		return wire.PaymentExpired.With("the offer %s has expired: ask again for the price", offer.Hash)
 	}
-	if err := p.room(gpus, 0); err != nil {
+	if err := p.room(id, gpus, 0); err != nil {
 		return err
 	}
 	if least := time.Duration(gpus) * 4 * p.config.Tick; p.config.Credit < least {
@@ -69,22 +69,6 @@ func (p *Provider) takesLeases() error {
 	defer p.mu.Unlock()
 	if p.closed || p.draining {
 		return wire.Unavailable.With("this provider takes no new leases")
-	}
-	return nil
-}
-
-// room refuses more devices than are free, those that are about to come back
-// included, and more than there are where the allocator does not say what is free.
-func (p *Provider) room(gpus, back int) error {
-	left, ok, err := free(p.config.Log, p.config.Allocator)
-	if err != nil {
-		return err
-	}
-	if left += back; !ok {
-		left = len(p.devices)
-	}
-	if left < gpus {
-		return fmt.Errorf("%w: %d wanted, %d free", ErrNoCapacity, gpus, left)
 	}
 	return nil
 }

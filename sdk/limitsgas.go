@@ -54,9 +54,9 @@ func (p *Provider) sponsors() bool {
 }
 
 // submitSponsored sends a renter's deposit if what deposits have cost leaves
-// room for one that reverts, and if the budgets and the reserve leave room for
-// one that does not.
-func (p *Provider) submitSponsored(ctx context.Context, terms channel.Terms, call chain.Call) (chain.TxID, error) {
+// room for one that reverts, if the budgets and the reserve leave room for one
+// that does not, and if what it is for can be reserved.
+func (p *Provider) submitSponsored(ctx context.Context, terms channel.Terms, call chain.Call, reserve func() error) (chain.TxID, error) {
 	return p.inSponsorTurn(ctx, terms, call, func() error {
 		for _, room := range []func() error{
 			func() error { return p.affordRevert(ctx) },
@@ -70,7 +70,7 @@ func (p *Provider) submitSponsored(ctx context.Context, terms channel.Terms, cal
 		if p.sponsor.rest.Swap(0) != 0 {
 			p.config.Log.Info("deposits are sent for renters again")
 		}
-		return nil
+		return reserve()
 	})
 }
 

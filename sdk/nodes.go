@@ -161,14 +161,27 @@ func (c *nodeClient) end(ctx context.Context, timeout time.Duration, id common.H
 }
 
 // Free is the most devices that one node has free: a lease is on one host.
-func (n *nodes) Free() int {
+func (n *nodes) Free() int { return n.freeBeside(nil) }
+
+// freeBeside is Free when leases of so many devices have begun, each on the node
+// that has most free, as Allocate chooses it.
+func (n *nodes) freeBeside(leases []int) int {
 	n.mu.Lock()
-	defer n.mu.Unlock()
-	free := 0
+	var free []int
 	for _, s := range n.status {
-		free = max(free, s.Free)
+		free = append(free, s.Free)
 	}
-	return free
+	n.mu.Unlock()
+	if len(free) == 0 {
+		return 0
+	}
+	for _, gpus := range leases {
+		i := slices.Index(free, slices.Max(free))
+		if free[i] >= gpus {
+			free[i] -= gpus
+		}
+	}
+	return max(slices.Max(free), 0)
 }
 
 // roomy returns the nodes with enough devices free, those with most first, so

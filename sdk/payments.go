@@ -72,7 +72,8 @@ type request struct {
 	cred  wire.Credential
 	offer wire.SignedOffer // that the challenge was minted for
 	gpus  int
-	over  *lease // what the renter showed the end of: see heedShown
+	over  *lease       // what the renter showed the end of: see heedShown
+	seat  *reservation // of its GPUs, while its deposit is on its way
 }
 
 // serveLease is the paid resource.
@@ -128,6 +129,7 @@ func gpusOf(r *http.Request) (int, error) {
 }
 
 func (p *Provider) act(w http.ResponseWriter, r *request) error {
+	defer func() { r.seat.release() }()
 	payload := &r.cred.Payload
 	switch payload.Action {
 	case wire.ActionOpen:
@@ -374,6 +376,7 @@ func (p *Provider) attach(w http.ResponseWriter, r *request, s channel.State) er
 // a lease that is over gets the end of that one, and not another lease.
 func (p *Provider) join(r *request, s channel.State) (*lease, string, error) {
 	defer p.starts.Lock(s.ID)()
+	defer func() { r.seat.release() }()
 	if r.over != nil {
 		return r.over, "", nil
 	}
@@ -475,11 +478,13 @@ func (p *Provider) free() *int {
 	if p.takesLeases() != nil {
 		return &free
 	}
-	c, ok := p.config.Allocator.(Capacity)
-	if !ok {
+	if _, ok := p.config.Allocator.(Capacity); !ok {
 		return nil
 	}
-	free = max(c.Free(), 0)
+	left, err := p.left(p.reserved.others(common.Hash{}))
+	if err == nil {
+		free = max(left, 0)
+	}
 	return &free
 }
 

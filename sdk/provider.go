@@ -68,6 +68,8 @@ type Provider struct {
 	starts  keyed.Mutex // one lease start or close at a time on a channel
 	submits keyed.Mutex // one deposit at a time is looked up and sent for a channel
 
+	reserved reservations // GPUs whose deposits are on their way
+
 	offer wire.SignedOffer // guarded by mu
 }
 

@@ -32,7 +32,8 @@ type x402Request struct {
 	id      common.Hash
 	voucher channel.Voucher
 	metered *meteredRoute
-	body    []byte // of a metered request
+	body    []byte       // of a metered request
+	seat    *reservation // of its GPUs, while its deposit is on its way
 }
 
 // headerIdempotencyKey is the header by which a client says that a request is one
@@ -154,6 +155,7 @@ func (d *x402Desk) inTurn(w http.ResponseWriter, r *x402Request) (*x402Answer, e
 		return nil, err
 	}
 	defer func() { d.yield(r.id, unclaim, expect != nil) }()
+	defer func() { r.seat.release() }()
 	answer, err := d.pay(ctx, w, r)
 	var wrong *corrective
 	if errors.As(err, &wrong) {
@@ -325,7 +327,7 @@ func (d *x402Desk) capable(ctx context.Context, r *x402Request) error {
 	case current:
 		return nil
 	}
-	return d.room(r.route.gpus, gpus) // a lease of another price ends and gives its GPUs back
+	return d.room(r.id, r.route.gpus, gpus) // a lease of another price ends and gives its GPUs back
 }
 
 // runs is how many GPUs the lease has that runs on a channel, 0 if none does, and

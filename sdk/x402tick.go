@@ -48,6 +48,7 @@ func (d *x402Desk) tick(ctx context.Context, r *x402Request, tab x402Tab, note x
 // a request pays for. The caller owes a detach.
 func (d *x402Desk) attach(ctx context.Context, r *x402Request, tab x402Tab, note *x402Note) (*lease, error) {
 	defer d.starts.Lock(r.id)()
+	defer func() { r.seat.release() }()
 	l, err := d.serving(ctx, tab.State)
 	if err != nil {
 		return nil, err

@@ -1,0 +1,128 @@
+package sdk
+
+import (
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// TestOneDepositForTheLastGPU: while a payer's deposit is on its way, the GPUs
+// that it is for are its own. Another payer is told so before its money moves, and
+// has them when the first one's deposit does not come.
+func TestOneDepositForTheLastGPU(t *testing.T) {
+	for name, c := range map[string]struct{ first, second string }{
+		"ticks": {"/tick?gpus=2", "/tick"}, "a tick and a stream": {"/tick", "/lease?gpus=2"}, "streams": {"/lease?gpus=2", "/lease"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newPayRig(t, func(c *ProviderConfig) { c.OpenTimeout = 5 * time.Second })
+			a, b := r.buyer(c.first), r.buyer(c.second)
+			mine, theirs := a.depositing(a.next(), 20_000), b.depositing(b.next(), 20_000)
+			r.chain.Automine(t, false)
+			served := make(chan *http.Response, 1)
+			go func() { served <- a.pay(mine) }()
+			r.underWay(a)
+			if refused := b.pay(theirs); refused.StatusCode != http.StatusServiceUnavailable || len(r.transactions(b)) != 0 {
+				t.Errorf("the second: %s %v, sent %v", refused.Status, wire.ParseProblem(refused), r.transactions(b))
+			}
+			r.chain.Automine(t, true)
+			r.chain.Mine(t, 1)
+			if resp := <-served; resp.StatusCode != http.StatusOK {
+				t.Fatalf("the first: %s %v", resp.Status, wire.ParseProblem(resp))
+			}
+			if b.holds() != 0 || r.provider.reserved.others([32]byte{}) != nil {
+				t.Errorf("the second's channel holds %d; kept: %v", b.holds(), r.provider.reserved.others([32]byte{}))
+			}
+		})
+	}
+}
+
+// TestReservationEndsWithItsDeposit: what did not come in time keeps no GPU from
+// others, nor does what the chain refuses.
+func TestReservationEndsWithItsDeposit(t *testing.T) {
+	r := newPayRig(t, func(c *ProviderConfig) { c.OpenTimeout = 2 * time.Second })
+	a, b := r.buyer("/tick?gpus=2"), r.buyer("/tick?gpus=2")
+	forged := a.depositing(a.next(), 20_000)
+	forged.Payload.Deposit.Authorization.Signature[3] ^= 1
+	if refused := a.refused(a.pay(forged)); refused.Error == "" || r.provider.reserved.others([32]byte{}) != nil {
+		t.Errorf("a forged one: %v; kept: %v", refused, r.provider.reserved.others([32]byte{}))
+	}
+	mine, theirs := a.depositing(a.next(), 20_000), b.depositing(b.next(), 20_000)
+	r.chain.Automine(t, false)
+	if late := a.pay(mine); late.StatusCode == http.StatusOK {
+		t.Fatal("served without a deposit")
+	}
+	r.chain.Automine(t, true)
+	b.take(b.pay(theirs))
+}
+
+// underWay waits until a buyer's deposit is in the outbox.
+func (r *payRig) underWay(b *buyer) {
+	r.Helper()
+	for end := time.Now().Add(10 * time.Second); len(r.transactions(b)) == 0; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			r.Fatal("no deposit was sent")
+		}
+	}
+}
+
+// TestSessionsShareTheReservations: the same of a session's open and of its
+// top-up that begins a lease, against x402 and against one another.
+func TestSessionsShareTheReservations(t *testing.T) {
+	r := newPayRig(t)
+	other := r.buyer("/tick")
+	p := r.provider
+	open := func(method string, gpus int, id byte) (*request, error) {
+		req, err := http.NewRequestWithContext(t.Context(), method, "http://x/lease", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		q := &request{Request: req, gpus: gpus, offer: p.Offer()}
+		return q, p.reserveFor(q, [32]byte{id})
+	}
+	first, err := open("GET", 2, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := open("GET", 1, 2); err == nil {
+		t.Error("reserved twice")
+	}
+	if again, err := open("GET", 2, 1); err != nil {
+		t.Errorf("the same channel again: %v", err)
+	} else {
+		again.seat.release()
+	}
+	if _, err := open("POST", 1, 3); err != nil {
+		t.Errorf("an open without a lease needs no GPU: %v", err)
+	}
+	if free := p.free(); free == nil || *free != 0 {
+		t.Errorf("%v are said to be free", free)
+	}
+	if refused := other.pay(other.depositing(other.next(), 20_000)); refused.StatusCode != http.StatusServiceUnavailable || other.holds() != 0 {
+		t.Errorf("x402: %s", refused.Status)
+	}
+	if err := p.canServe([32]byte{9}, p.Offer(), 1); err == nil || !strings.Contains(err.Error(), "0 free") {
+		t.Errorf("a lease on a channel that holds money: %v", err)
+	}
+	first.seat.release()
+	first.seat.release()
+	if err := p.canServe([32]byte{9}, p.Offer(), 2); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestNodesKeepRoomForDeposits: a lease is on one host, and so is what is kept for
+// one that is to come.
+func TestNodesKeepRoomForDeposits(t *testing.T) {
+	n := &nodes{status: map[string]nodeStatus{"a": {Free: 4}, "b": {Free: 2}, "c": {Free: 4}}}
+	for _, c := range []struct {
+		kept []int
+		free int
+	}{{nil, 4}, {[]int{4}, 4}, {[]int{4, 4}, 2}, {[]int{4, 4, 2}, 0}, {[]int{2, 2}, 2}, {[]int{8}, 4}, {[]int{1, 4}, 3}} {
+		if got := n.freeBeside(c.kept); got != c.free {
+			t.Errorf("beside %v: %d are free, not %d", c.kept, got, c.free)
+		}
+	}
+}
