@@ -389,7 +389,14 @@ func (p *Provider) join(r *request, s channel.State) (*lease, string, error) {
 		if over != nil || err != nil {
 			return over, "", err
 		}
-		if s.Status != channel.Open {
+		if s, err = p.payee.State(r.Context(), s.ID); err != nil { // it may have closed, or paid for a lease, while we waited
+			return nil, "", err
+		}
+		closes, err := p.closeSent(r.Context(), s.ID) // by another gateway, or for a renter that hung up
+		if err != nil {
+			return nil, "", err
+		}
+		if s.Status != channel.Open || closes != "" {
 			return nil, "", fmt.Errorf("channel %s: %w", s.ID, channel.ErrClosing)
 		}
 		return p.start(r.Context(), s, r.offer, r.gpus)

@@ -1,0 +1,114 @@
+package sdk
+
+import (
+	"context"
+	"net/http"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/devchain"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// TestNoLeaseBeginsWhileItsChannelCloses: what the channel held is on its way back
+// to the payer then. Who asks for a lease meanwhile waits, and is refused by what
+// the channel is afterwards, not by what it was when it asked.
+func TestNoLeaseBeginsWhileItsChannelCloses(t *testing.T) {
+	r, still, lease := closingRig(t)
+	closing, again := lease.leaving()
+	still.Store(true)
+	closed, attached := make(chan *http.Response, 1), make(chan *http.Response, 1)
+	go func() { closed <- r.do("POST", "", closing) }()
+	lease.closeSent()
+	go func() { attached <- r.do("GET", "", again) }()
+	select {
+	case resp := <-attached:
+		t.Fatalf("a lease on a channel that closes: %s %v", resp.Status, wire.ParseProblem(resp))
+	case <-time.After(300 * time.Millisecond):
+	}
+	still.Store(false)
+	if resp := <-closed; resp.StatusCode != http.StatusOK {
+		t.Errorf("close: %s %v", resp.Status, wire.ParseProblem(resp))
+	}
+	if resp := <-attached; resp.StatusCode == http.StatusOK || r.provider.running(lease.terms.ID()) != nil {
+		t.Errorf("a lease on a channel that is closed: %s", resp.Status)
+	}
+}
+
+// TestNoLeaseBeginsBehindAClose: nor does one begin when nobody waits for the
+// close any more, or another gateway does.
+func TestNoLeaseBeginsBehindAClose(t *testing.T) {
+	r, still, lease := closingRig(t)
+	closing, again := lease.leaving()
+	still.Store(true)
+	ctx, hangUp := context.WithCancel(t.Context())
+	gone := make(chan struct{})
+	go func() {
+		defer close(gone)
+		req, err := http.NewRequestWithContext(ctx, "POST", r.server.URL+"/lease", nil)
+		if err == nil {
+			text, _ := closing.Header()
+			req.Header.Set("Authorization", text)
+			if resp, err := http.DefaultClient.Do(req); err == nil {
+				resp.Body.Close()
+			}
+		}
+	}()
+	lease.closeSent()
+	hangUp()
+	<-gone
+	if resp := r.do("GET", "", again); resp.StatusCode == http.StatusOK {
+		t.Errorf("a lease on a channel that closes: %s", resp.Status)
+	}
+	still.Store(false)
+}
+
+// closingRig has a lease that was released, on a chain whose blocks can be held up.
+func closingRig(t *testing.T) (*rig, *atomic.Bool, *tab) {
+	t.Helper()
+	t.Parallel()
+	net, err := devchain.Start(t.Context(), devchain.Options{Manual: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { net.Close() })
+	still := new(atomic.Bool)
+	go func() {
+		for ; t.Context().Err() == nil; time.Sleep(20 * time.Millisecond) {
+			if !still.Load() {
+				net.Mine()
+			}
+		}
+	}()
+	r := rigOn(t, net, func(r *rig) *channel.Key { return r.fund(t, 1_000_000) })
+	return r, still, r.open(1, 100_000, "")
+}
+
+// leaving releases the lease; its channel is closed by the first credential, and
+// another lease asked for by the second.
+func (t *tab) leaving() (closing, again *wire.Credential) {
+	t.Helper()
+	owed := t.release().Owed
+	closing = t.credential(wire.ActionClose, owed.Uint64())
+	closing.Payload.LeaseSecret = t.lease.Secret
+	again = t.credential(wire.ActionVoucher, owed.Uint64())
+	again.Payload.Proof = t.proof(again.Challenge.ID, "attach")
+	return closing, again
+}
+
+// closeSent waits until the channel's close is in the outbox.
+func (t *tab) closeSent() {
+	t.Helper()
+	for {
+		tx, err := t.provider.closeSent(t.Context(), t.terms.ID())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if tx != "" {
+			return
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
