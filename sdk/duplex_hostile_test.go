@@ -92,14 +92,18 @@ func (v *villain) worth(t *testing.T, d time.Duration) uint256.Int {
 
 // TestUnansweredVoucher: a renter waits for a receipt as long as for an answer, and then attaches again.
 func TestUnansweredVoucher(t *testing.T) {
-	l := &Rental{sent: *uint256.NewInt(20), delivered: *uint256.NewInt(10), sentAt: time.Now().Add(-answerTimeout - time.Second)}
+	l := &Rental{sent: *uint256.NewInt(20), delivered: *uint256.NewInt(10)}
+	l.sentAt = l.awake.now()
+	for waited := time.Duration(0); waited <= answerTimeout; waited += time.Second {
+		l.awake.count(time.Second)
+	}
 	if !l.unanswered() {
 		t.Error("it waits on")
 	}
 	if l.delivered = l.sent; l.unanswered() {
 		t.Error("it waits for what it has")
 	}
-	l.delivered, l.sentAt = *uint256.NewInt(10), time.Now()
+	l.delivered, l.sentAt = *uint256.NewInt(10), l.awake.now()
 	if l.unanswered() {
 		t.Error("it does not wait")
 	}

@@ -351,7 +351,7 @@ func (p *Provider) record(ctx context.Context, id common.Hash, least uint64, kee
 	ctx, cancel := context.WithTimeout(ctx, recordTimeout)
 	defer cancel()
 	return s, p.escrow.Record(func() error {
-		views, head, err := p.escrow.Confirmed(ctx, []common.Hash{id}, p.config.Confirmations)
+		views, head, err := p.escrow.Fresh(ctx, []common.Hash{id}, p.config.Confirmations)
 		if err != nil {
 			return err
 		}

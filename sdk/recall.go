@@ -47,7 +47,7 @@ func (p *Provider) recall(r *request) (channel.State, error) {
 // and records what it says.
 func (p *Provider) fromChain(ctx context.Context, terms channel.Terms) (s channel.State, err error) {
 	err = p.escrow.Record(func() error {
-		views, _, err := p.escrow.Confirmed(ctx, []common.Hash{terms.ID()}, p.config.Confirmations)
+		views, _, err := p.escrow.Fresh(ctx, []common.Hash{terms.ID()}, p.config.Confirmations)
 		if err != nil {
 			return err
 		}

@@ -49,7 +49,9 @@ func TestEndedLeasesAreCollected(t *testing.T) {
 func TestPrune(t *testing.T) {
 	for _, name := range []string{"file", onPostgres} {
 		t.Run(name, func(t *testing.T) {
-			r := newRig(t, quiet, func(c *ProviderConfig) { c.Archive, c.Source = t.TempDir(), sim.New(4, sim.Options{}) })
+			r := newRig(t, quiet, func(c *ProviderConfig) {
+				c.Archive, c.Source, c.Credit = t.TempDir(), sim.New(4, sim.Options{}), time.Minute
+			})
 			tabs := make(map[string]*tab)
 			for i, name := range []string{"closed", "runs", "unsettled", "disputed"} {
 				tabs[name] = r.open(byte(i+1), 100_000, "")

@@ -414,7 +414,7 @@ func (d *x402Desk) answer(w http.ResponseWriter, r *x402Request, a *x402Answer) 
 // confirmed reads a channel from the chain and records what it says.
 func (d *x402Desk) confirmed(ctx context.Context, terms channel.Terms) (s channel.State, pending bool, err error) {
 	err = d.contract.Record(func() error {
-		views, _, err := d.contract.Confirmed(ctx, []common.Hash{terms.ID()}, d.config.Confirmations)
+		views, _, err := d.contract.Fresh(ctx, []common.Hash{terms.ID()}, d.config.Confirmations)
 		if err != nil {
 			return err
 		}

@@ -106,7 +106,11 @@ func (t *X402Rental) startOf(s slate, rec metering.SignedRecord) (metering.Insta
 	if err != nil {
 		return start, err
 	}
-	if earlier.Add(&earlier, &rec.OwedBefore); earlier.Gt(&p.Base) {
+	most := p.Base
+	if s.Found { // it may have run on since the claim, and have records that we lost: as far as this tick is signed for
+		most = p.Most
+	}
+	if earlier.Add(&earlier, &rec.OwedBefore); earlier.Gt(&most) {
 		return start, caught("%w: %s owed before this tick, %s was charged", ErrDemand, earlier.Dec(), p.Base.Dec())
 	}
 	var ran, idle int64

@@ -161,6 +161,11 @@ func (b *BatchSettlement) Confirmed(ctx context.Context, ids []common.Hash, conf
 	})
 }
 
+// Fresh is Confirmed, but never goes back: see Contract.
+func (b *BatchSettlement) Fresh(ctx context.Context, ids []common.Hash, confirmations uint64) ([]Confirmed, uint64, error) {
+	return b.fresh(ctx, func() ([]Confirmed, uint64, error) { return b.Confirmed(ctx, ids, confirmations) })
+}
+
 // stateBatch bounds how many channels one call reads: each costs two cold storage reads and two calls of the contract to
 // itself, some 15,000 gas, and nodes cap the gas of a call.
 const stateBatch = 500

@@ -29,6 +29,9 @@ type Contract interface {
 
 	// Confirmed reads channels; see Confirmed. It also returns the number of the newest block it read.
 	Confirmed(ctx context.Context, ids []common.Hash, confirmations uint64) ([]Confirmed, uint64, error)
+	// Fresh is Confirmed for one who keeps what it says without watching the chain: an answer from before one that a Fresh
+	// read is asked for again, and is ErrBehind in the end.
+	Fresh(ctx context.Context, ids []common.Hash, confirmations uint64) ([]Confirmed, uint64, error)
 	// Touched lists the channels that the contract says anything about in the blocks from..to, both included.
 	Touched(ctx context.Context, from, to uint64) (map[common.Hash]bool, error)
 	// Record runs f while no other Record of this contract runs. Whoever reads views and stores them does both inside, so
@@ -61,8 +64,36 @@ func (e *Escrow) SettlementCall(states []channel.State) (Call, error) {
 // SettlementGas is what receipts say: see docs/contracts.md.
 func (e *Escrow) SettlementGas() (batch, channel uint64) { return 38_500, 11_500 }
 
-// recorder makes readings land in the order in which they were made.
-type recorder struct{ mu sync.Mutex }
+// recorder makes readings land in the order in which they were made, and refuses those that go back in time.
+type recorder struct {
+	mu sync.Mutex
+
+	seen   sync.Mutex
+	newest uint64    // the newest block that was read
+	at     time.Time // when it was
+}
+
+// ErrBehind is an endpoint that answers for a block from before one that was read already. Books that went back to it
+// would forget deposits that are there, and settlements that were made.
+var ErrBehind = errors.New("the RPC endpoint is behind")
+
+// What an endpoint is given to catch up. After behindFor the chain itself is taken to have gone back.
+const (
+	behindTries = 4
+	behindPause = 50 * time.Millisecond
+	behindFor   = time.Minute
+)
+
+// reached says whether a block is not from before one that was read.
+func (r *recorder) reached(head uint64) error {
+	r.seen.Lock()
+	defer r.seen.Unlock()
+	if head < r.newest && time.Since(r.at) < behindFor {
+		return fmt.Errorf("%w: it answers for block %d, and %d was read before", ErrBehind, head, r.newest)
+	}
+	r.newest, r.at = head, time.Now()
+	return nil
+}
 
 // Record runs f while no other Record runs.
 func (r *recorder) Record(f func() error) error {
@@ -90,6 +121,22 @@ type viewsAt func(ctx context.Context, backend Backend, block *big.Int) ([]chann
 type reading struct {
 	head         uint64
 	latest, deep []channel.ChainView
+}
+
+// fresh reads again while the answer is from before one that was read already, and is ErrBehind in the end.
+func (r *recorder) fresh(ctx context.Context, read func() ([]Confirmed, uint64, error)) ([]Confirmed, uint64, error) {
+	for try := 1; ; try++ {
+		views, head, err := read()
+		if err != nil {
+			return nil, 0, err
+		}
+		if err = r.reached(head); err == nil {
+			return views, head, nil
+		}
+		if try == behindTries || Pause(ctx, behindPause) != nil {
+			return nil, 0, err
+		}
+	}
 }
 
 // confirmed reads channels at the newest block and at the one that has the given number of confirmations (1: the newest

@@ -202,3 +202,36 @@ func TestEndpointsAtTheStart(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestEndpointGoesBack: an endpoint that answers for an old block, at which a channel had no deposit yet, is not believed
+// and no reason to write that down.
+func TestEndpointGoesBack(t *testing.T) {
+	w := newWorld(t)
+	bad := badrpc.New(t, w.URL)
+	backend, err := chain.Connect(t.Context(), bad.URL, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	escrow, err := chain.NewEscrow(t.Context(), backend, w.Escrow)
+	if err != nil {
+		t.Fatal(err)
+	}
+	read := func() error {
+		_, _, err := escrow.Fresh(t.Context(), []common.Hash{{1}}, 1)
+		return err
+	}
+	for range 2 {
+		w.Mine(t, 3)
+		if err := read(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	bad.On("eth_blockNumber", badrpc.Aged) // as it was at the first look
+	if err := read(); !errors.Is(err, chain.ErrBehind) {
+		t.Errorf("an answer from before the last one: %v", err)
+	}
+	bad.Heal()
+	if err := read(); err != nil {
+		t.Errorf("the endpoint is well again: %v", err)
+	}
+}

@@ -65,6 +65,11 @@ func (e *Escrow) Confirmed(ctx context.Context, ids []common.Hash, confirmations
 	})
 }
 
+// Fresh is Confirmed, but never goes back: see Contract.
+func (e *Escrow) Fresh(ctx context.Context, ids []common.Hash, confirmations uint64) ([]Confirmed, uint64, error) {
+	return e.fresh(ctx, func() ([]Confirmed, uint64, error) { return e.Confirmed(ctx, ids, confirmations) })
+}
+
 type reader func(ctx context.Context, data []byte) ([]byte, error)
 
 func (e *Escrow) at(block *big.Int) reader {
