@@ -32,6 +32,7 @@ func (v *verifier) chain(ctx context.Context, backend chain.Backend) {
 		v.note("contract", "", err)
 		return
 	}
+	v.note("escrow", fmt.Sprintf("%s has the code of a ChannelEscrow with %s of grace", escrow.Address(), escrow.Grace()), escrow.VerifyCode(ctx))
 	view, err := escrow.View(ctx, v.Channel, nil)
 	if errors.Is(err, channel.ErrUnknown) && v.Deposit.IsZero() {
 		err = nil // it was meant to be opened, and was not

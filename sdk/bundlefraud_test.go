@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"math/big"
 	"slices"
 	"testing"
 	"time"
@@ -194,6 +195,35 @@ func (n *narrow) FilterLogs(ctx context.Context, q ethereum.FilterQuery) ([]type
 		return nil, errors.New("query returned more than 3 blocks")
 	}
 	return n.Backend.FilterLogs(ctx, q)
+}
+
+// swapped is an endpoint where one byte of the escrow's code is another, as of a contract that answers every question like
+// ours and keeps no promise.
+type swapped struct {
+	chain.Backend
+	escrow common.Address
+}
+
+func (s swapped) CodeAt(ctx context.Context, address common.Address, block *big.Int) ([]byte, error) {
+	code, err := s.Backend.CodeAt(ctx, address, block)
+	if err == nil && address == s.escrow {
+		code[len(code)/2] ^= 1
+	}
+	return code, err
+}
+
+// TestVerifyHostileEscrow: a bundle that names another contract than ours shows nothing, whatever that contract answers.
+func TestVerifyHostileEscrow(t *testing.T) {
+	m := newMarket(t)
+	payee, payer := bundles(t, m)
+	for _, b := range []*Bundle{payee, payer} {
+		if err := Failures(VerifyBundle(t.Context(), b, m.Backend)); err != nil {
+			t.Error(err)
+		}
+		if err := Failures(VerifyBundle(t.Context(), b, swapped{m.Backend, m.Escrow})); !errors.Is(err, chain.ErrNotEscrow) {
+			t.Errorf("a hostile escrow: %v", err)
+		}
+	}
 }
 
 // TestVerifyOddEndpoints: an endpoint that leaves out a block number ends in a failed check, and one that shows few events at

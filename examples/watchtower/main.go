@@ -60,6 +60,7 @@ func parse(args []string) (*options, error) {
 	flags.DurationVar(&c.Patience, "patience", 0, "how long after a close request the provider may settle by itself; an eighth of the grace period if 0")
 	relay := flags.String("relay-gas", cli.Env("GPUPAY_RELAY_GAS", "0.005,0.05"), "native coin that close requests and withdrawals may cost an hour: `for one payer,for all` ($GPUPAY_RELAY_GAS)")
 	settle := flags.String("settle-gas", cli.Env("GPUPAY_SETTLE_GAS", "0.02,0.2"), "native coin that settlements may cost an hour without --payees: `for one payee,for all` ($GPUPAY_SETTLE_GAS)")
+	flags.DurationVar(&c.MinGrace, "min-grace", 0, "refuse an escrow with a shorter grace period; 0 for the default, 2h, or 10m on a local chain")
 	flags.Uint64Var(&c.Confirmations, "confirmations", 1, "blocks before a deposit counts; 1 is the block it is in")
 	flags.DurationVar(&c.Poll, "poll", 2*time.Second, "time between looks at the chain")
 	var err error

@@ -62,6 +62,7 @@ type Config struct {
 	SettleGas GasBudget
 
 	ChainID       uint64        // refuse any other chain; not checked if zero
+	MinGrace      time.Duration // refuse an escrow with less time to settle; chain.GraceFloor if zero: 2 h, on local chains 10 min
 	Confirmations uint64        // before a deposit counts; 1 (the block it is in) if zero
 	Poll          time.Duration // between looks at the chain; 2 s if zero
 	// MaxFee is the most that a transaction offers for a unit of gas, in wei;
@@ -205,7 +206,8 @@ func (t *Tower) connect(ctx context.Context) error {
 	if t.escrow, err = chain.NewEscrow(ctx, backend, t.config.Escrow); err != nil {
 		return err
 	}
-	if err := t.escrow.CheckHistory(ctx, t.config.Confirmations); err != nil {
+	floor := cmp.Or(t.config.MinGrace, chain.GraceFloor(t.escrow.ChainID()))
+	if err := errors.Join(t.escrow.CheckGrace(floor), t.escrow.CheckHistory(ctx, t.config.Confirmations)); err != nil {
 		return err
 	}
 	for address, least := range t.config.Tokens {

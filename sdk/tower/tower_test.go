@@ -627,6 +627,7 @@ func TestTowerConfig(t *testing.T) {
 		"not a decimal number": func(c *tower.Config) { c.Tokens = map[common.Address]string{k.Token: "much"} },
 		"Patience":             func(c *tower.Config) { c.Patience = time.Hour },
 		"key of its own":       func(c *tower.Config) { c.Payees = []common.Address{c.Key.Address()} },
+		"is needed":            func(c *tower.Config) { c.MinGrace = 48 * time.Hour },
 		"wrong chain":          func(c *tower.Config) { c.ChainID = 1 },
 	} {
 		config := right
@@ -634,5 +635,29 @@ func TestTowerConfig(t *testing.T) {
 		if _, err := tower.New(t.Context(), config); err == nil || !strings.Contains(err.Error(), says) || strings.Contains(err.Error(), "\n") {
 			t.Errorf("want %q, got %v", says, err)
 		}
+	}
+}
+
+// On a public chain a tower refuses an escrow that is over when the chain's clock makes one of the leaps that it may make:
+// it would be paid to watch what it cannot settle.
+func TestTowerGraceFloor(t *testing.T) {
+	k := tilltest.New(t)
+	connect := func(least time.Duration) error {
+		tower, err := tower.New(t.Context(), tower.Config{Backend: k.Backend, Escrow: k.Escrow, Key: channel.NewKey(k.Keys[3]), MinGrace: least,
+			Database: filepath.Join(t.TempDir(), "t.db"), Tokens: map[common.Address]string{k.Token: "1"}})
+		if err == nil {
+			err = tower.Close()
+		}
+		return err
+	}
+	if err := connect(0); err != nil {
+		t.Errorf("ten minutes on a local chain: %v", err)
+	}
+	k.RPC(t, nil, "anvil_setChainId", 42161)
+	if err := connect(0); !errors.Is(err, chain.ErrGrace) {
+		t.Errorf("ten minutes on Arbitrum: %v, want ErrGrace", err)
+	}
+	if err := connect(10 * time.Minute); err != nil {
+		t.Errorf("ten minutes on Arbitrum, as the operator wants it: %v", err)
 	}
 }
