@@ -46,8 +46,8 @@ var calls = []call{
 		_, ret := d.GetComputeRunningProcesses()
 		return ret
 	}},
-	{"DeviceGetFieldValues, of three", func(_ nvml.Interface, d nvml.Device, _ nvml.EventSet) nvml.Return {
-		return d.GetFieldValues([]nvml.FieldValue{{FieldId: 269}, {FieldId: 270}, {FieldId: 271}})
+	{"DeviceGetFieldValues, of four", func(_ nvml.Interface, d nvml.Device, _ nvml.EventSet) nvml.Return {
+		return d.GetFieldValues([]nvml.FieldValue{{FieldId: 269}, {FieldId: 270}, {FieldId: 271}, {FieldId: 230}})
 	}},
 }
 

@@ -88,7 +88,7 @@ const (
 `
 	isSigner      = `            valid := eq(mload(RECOVER), mload(signer))`
 	isSignerWhole = `            valid := and(eq(mload(RECOVER), mload(signer)), iszero(gt(mload(add(RECOVER, 0x60)), HALF_ORDER)))`
-	payout        = `        if (paid != 0) token.safeTransfer(payee, paid);
+	payout        = `        if (paid != 0) _pay(token, payee, paid);
     }
 
     /// @dev The checks of`

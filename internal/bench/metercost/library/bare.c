@@ -9,7 +9,7 @@ static char text[96];
 static nvmlMemory_t memory;
 static nvmlUtilization_t utilization;
 static nvmlProcessInfo_t processes[8];
-static nvmlFieldValue_t fields[3];
+static nvmlFieldValue_t fields[4];
 static nvmlEventData_t event;
 static unsigned long long energy;
 
@@ -25,7 +25,8 @@ static void running(nvmlDevice_t d, nvmlEventSet_t s) {
 }
 static void throttled(nvmlDevice_t d, nvmlEventSet_t s) {
     for (int i = 0; i < 3; i++) fields[i].fieldId = 269 + i;
-    nvmlDeviceGetFieldValues(d, 3, fields);
+    fields[3].fieldId = 230;
+    nvmlDeviceGetFieldValues(d, 4, fields);
 }
 
 // In the order of the calls in calls.go.

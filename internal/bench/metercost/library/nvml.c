@@ -106,7 +106,7 @@ nvmlReturn_t nvmlDeviceGetFieldValues(nvmlDevice_t d, int n, nvmlFieldValue_t *v
     for (int i = 0; i < n; i++) {
         v[i].nvmlReturn = NVML_SUCCESS;
         v[i].valueType = NVML_VALUE_TYPE_UNSIGNED_LONG_LONG;
-        v[i].value.ullVal = d->energy / 1000;
+        v[i].value.ullVal = v[i].fieldId == 230 ? 0 : d->energy / 1000; // 230: what is to be done with the GPU
     }
     return NVML_SUCCESS;
 }
