@@ -109,6 +109,9 @@ type Confirmed struct {
 	View channel.ChainView
 	// Latest is all of it as of the newest block; a deposit above View's waits for its confirmations.
 	Latest channel.ChainView
+	// Disputed is whether two endpoints say different things, be it that one is late: the cautious answer stands in View and
+	// Latest until they agree, so the channel is to be read again.
+	Disputed bool
 }
 
 // Pending reports whether the newest block says something that is not yet confirmed.
@@ -121,6 +124,7 @@ type viewsAt func(ctx context.Context, backend Backend, block *big.Int) ([]chann
 type reading struct {
 	head         uint64
 	latest, deep []channel.ChainView
+	disputed     []bool // where two endpoints say different things of the newest block of each; nil where one was asked
 }
 
 // fresh reads again while the answer is from before one that was read already, and is ErrBehind in the end.
@@ -155,13 +159,11 @@ func confirmed(ctx context.Context, backend Backend, confirmations uint64, read 
 	}
 	r := said[0].say
 	if len(said) == 2 {
-		if r, err = agree(backend, said); err != nil {
-			return nil, 0, err
-		}
+		r = agree(backend, said)
 	}
 	merged := make([]Confirmed, len(r.latest))
 	for i := range r.latest {
-		merged[i] = Confirmed{View: r.latest[i], Latest: r.latest[i]}
+		merged[i] = Confirmed{View: r.latest[i], Latest: r.latest[i], Disputed: r.disputed != nil && r.disputed[i]}
 		if r.deep[i].Deposit.Lt(&r.latest[i].Deposit) {
 			merged[i].View.Deposit = r.deep[i].Deposit
 		}
@@ -184,15 +186,16 @@ func readingAt(ctx context.Context, b Backend, head, back uint64, read viewsAt) 
 			deep, err = make([]channel.ChainView, len(latest)), nil // the contract is younger than that
 		}
 	}
-	return reading{head, latest, deep}, err
+	return reading{head: head, latest: latest, deep: deep}, err
 }
 
 // farBehind is how many blocks lie between endpoints of which one is not merely a little late.
 const farBehind = 32
 
-// agree merges what two endpoints say: a deposit counts as far as both have it confirmed, and a close request of either is
-// heard. What they say of one block must be the same; that a channel is over waits until it is.
-func agree(backend Backend, said []statement[reading]) (reading, error) {
+// agree merges what two endpoints say, whichever is further: a deposit counts as far as both have it confirmed, a close
+// request of either is heard, and what is settled or over is what both say is. Where they say different things of one block,
+// that is said; of two blocks, the one may merely be late.
+func agree(backend Backend, said []statement[reading]) reading {
 	newer, other := said[0], said[1]
 	if other.say.head > newer.say.head {
 		newer, other = other, newer
@@ -201,36 +204,35 @@ func agree(backend Backend, said []statement[reading]) (reading, error) {
 	if r.head-o.head > farBehind {
 		contradict(backend, "the newest block", fmt.Sprintf("%s is at %d", newer.by, r.head), fmt.Sprintf("%s at %d", other.by, o.head))
 	}
+	r.disputed = make([]bool, len(r.latest))
 	for i := range r.latest {
 		mine, theirs := &r.latest[i], o.latest[i]
-		if r.head == o.head && *mine != theirs {
-			err := contradict(backend, fmt.Sprintf("channel %d of %d at block %d", i+1, len(r.latest), r.head),
+		r.disputed[i] = *mine != theirs
+		if r.head == o.head && r.disputed[i] {
+			contradict(backend, fmt.Sprintf("channel %d of %d at block %d", i+1, len(r.latest), r.head),
 				newer.by+" says "+describe(*mine), other.by+" says "+describe(theirs))
-			if mine.Finalized != theirs.Finalized {
-				return r, err
-			}
 		}
-		if r.head == o.head {
-			*mine = cautious(*mine, theirs)
-		}
+		*mine = cautious(*mine, theirs)
 		if o.deep[i].Deposit.Lt(&r.deep[i].Deposit) {
 			r.deep[i].Deposit = o.deep[i].Deposit // the other is behind, or does not have it
 		}
 	}
-	return r, nil
+	return r
 }
 
-// cautious is the most of what either says; a deposit that only one has is pending, for the deep views have it not.
+// cautious is what a payee can rely on of what two endpoints say: it is warned by either, and of nothing that it has to
+// fetch does one alone say that it is fetched or lost. The higher deposit is pending, for the deep views have the lower.
 func cautious(a, b channel.ChainView) channel.ChainView {
 	if b.Deposit.Gt(&a.Deposit) {
 		a.Deposit = b.Deposit
 	}
-	if b.Settled.Gt(&a.Settled) {
+	if b.Settled.Lt(&a.Settled) {
 		a.Settled = b.Settled
 	}
 	if a.CloseRequestedAt == 0 {
 		a.CloseRequestedAt = b.CloseRequestedAt
 	}
+	a.Finalized = a.Finalized && b.Finalized
 	return a
 }
 

@@ -1,6 +1,7 @@
 package chain
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -194,29 +195,32 @@ func limited(err error) bool {
 	return said.ErrorCode() == -32005 || said.ErrorCode() == 429 || strings.Contains(text, "rate limit") || strings.Contains(text, "too many requests")
 }
 
-// first is the answer of the first endpoint that has one. What a contract refuses is an answer; what one endpoint does not
-// know, or does not serve, is asked of the others.
+// first is the answer of the first endpoint that has one. What a contract refuses is an answer once a second endpoint has
+// none either: one alone could keep money from being fetched. What one does not know, or does not serve, is asked of the
+// others.
 func first[T any](ctx context.Context, e *Endpoints, f func(context.Context, Backend) (T, error)) (T, error) {
 	var zero T
-	var failed, absent error
+	var refused, failed, absent error
 	for _, node := range e.order() {
 		v, err := ask(ctx, e, node, f)
 		if err == nil {
 			return v, nil
 		}
-		if _, refused := revertData(err); refused || ctx.Err() != nil {
-			return zero, err
+		if ctx.Err() != nil {
+			return zero, cmp.Or(refused, err)
 		}
-		if errors.Is(err, ethereum.NotFound) {
+		if _, reverts := revertData(err); reverts {
+			if refused != nil {
+				return zero, refused
+			}
+			refused = err
+		} else if errors.Is(err, ethereum.NotFound) {
 			absent = err
 		} else if failed == nil {
 			failed = err
 		}
 	}
-	if absent != nil {
-		return zero, absent
-	}
-	return zero, failed
+	return zero, cmp.Or(refused, absent, failed)
 }
 
 // A statement is what one endpoint said.
@@ -289,8 +293,18 @@ func (e *Endpoints) BlockByNumber(ctx context.Context, number *big.Int) (*types.
 	return first(ctx, e, func(ctx context.Context, b Backend) (*types.Block, error) { return b.BlockByNumber(ctx, number) })
 }
 
+// BalanceAt is the most of what two endpoints say: one that denies coin must not keep transactions from being sent, and
+// one that invents it makes a node refuse them.
 func (e *Endpoints) BalanceAt(ctx context.Context, account common.Address, block *big.Int) (*big.Int, error) {
-	return first(ctx, e, func(ctx context.Context, b Backend) (*big.Int, error) { return b.BalanceAt(ctx, account, block) })
+	said, err := two(ctx, e, func(ctx context.Context, b Backend) (*big.Int, error) { return b.BalanceAt(ctx, account, block) })
+	if err != nil {
+		return nil, err
+	}
+	most := said[0].say
+	for _, other := range said[1:] {
+		most = larger(most, other.say)
+	}
+	return most, nil
 }
 
 func (e *Endpoints) NonceAt(ctx context.Context, account common.Address, block *big.Int) (uint64, error) {

@@ -87,7 +87,7 @@ func TestEndpointsContradictEachOther(t *testing.T) {
 	for i, liar := range []*badrpc.Endpoint{one, two} { // the top-up, the settlement and the close request are hidden
 		liar.On("eth_call", badrpc.Says(old))
 		got, err := confirmed()
-		if err != nil || got.View.Deposit.Uint64() != 1000 || !got.Pending() || got.View.CloseRequestedAt == 0 || got.Latest.Settled.Uint64() != 400 {
+		if err != nil || got.View.Deposit.Uint64() != 1000 || !got.Pending() || got.View.CloseRequestedAt == 0 || !got.Latest.Settled.IsZero() || !got.Disputed {
 			t.Errorf("liar %d: %+v, %v", i, got, err)
 		}
 		liar.Heal()
@@ -98,12 +98,79 @@ func TestEndpointsContradictEachOther(t *testing.T) {
 	w.AdvanceTime(t, 2*chaintest.Grace)
 	send(t, payee, w.escrow.WithdrawCall(terms))
 	two.On("eth_call", badrpc.Says(old))
-	if _, err := confirmed(); !errors.Is(err, chain.ErrContradiction) || strings.Contains(err.Error(), "\n") {
-		t.Errorf("whether the channel is over is in doubt: %v", err)
+	if got, err := confirmed(); err != nil || got.View.Finalized || !got.Disputed {
+		t.Errorf("whether the channel is over is in doubt: %+v, %v", got, err)
+	}
+	if n := strings.Count(log.String(), chain.ErrContradiction.Error()); n != 3 {
+		t.Errorf("it is said %d times, want 3", n)
 	}
 	two.Heal()
 	if got, err := confirmed(); err != nil || !got.View.Finalized {
 		t.Errorf("%+v, %v", got, err)
+	}
+}
+
+// An endpoint that claims to be a block ahead says that a channel is over, or hides that its payer wants out: it alone is not
+// believed. Nor is one that is merely behind a contradiction.
+func TestEndpointAhead(t *testing.T) {
+	w := newWorld(t)
+	backend, one, two, log := w.pair(t)
+	escrow, err := chain.NewEscrow(t.Context(), backend, w.Escrow)
+	if err != nil {
+		t.Fatal(err)
+	}
+	payee := w.sender(t, w.Keys[1])
+	terms := w.open(t, payee, 1, 1000)
+	open := callAnswer(t, w, terms)
+	send(t, w.sender(t, w.Keys[0]), w.escrow.RequestCloseCall(terms))
+	closing := callAnswer(t, w, terms)
+	w.AdvanceTime(t, 2*chaintest.Grace)
+	send(t, payee, w.escrow.WithdrawCall(terms))
+	over := callAnswer(t, w, terms)
+	for _, liar := range []*badrpc.Endpoint{one, two} {
+		for name, c := range map[string]struct{ liar, other hexutil.Bytes }{"over": {over, closing}, "hidden": {open, closing}} {
+			liar.On("eth_call", badrpc.Says(c.liar))
+			liar.On("eth_blockNumber", badrpc.Says(hexutil.Uint64(w.Head(t)+1)))
+			honest := two
+			if liar == two {
+				honest = one
+			}
+			honest.On("eth_call", badrpc.Says(c.other))
+			got, _, err := escrow.Confirmed(t.Context(), []common.Hash{terms.ID()}, 1)
+			if err != nil || got[0].View.Finalized || got[0].View.CloseRequestedAt == 0 || !got[0].Disputed {
+				t.Errorf("%s: %+v, %v", name, got, err)
+			}
+			liar.Heal()
+			honest.Heal()
+		}
+	}
+	if strings.Contains(log.String(), chain.ErrContradiction.Error()) {
+		t.Errorf("it is called a contradiction: %s", log)
+	}
+}
+
+// One endpoint alone, the first or the second, can keep nothing from being sent: not with a revert, nor by denying the coin.
+func TestOneEndpointRefuses(t *testing.T) {
+	w := newWorld(t)
+	backend, one, two, _ := w.pair(t)
+	for _, liar := range []*badrpc.Endpoint{one, two} {
+		for method, fault := range map[string]badrpc.Fault{
+			"eth_estimateGas": badrpc.Fail(3, "execution reverted"), "eth_getBalance": badrpc.Says("0x0"),
+		} {
+			liar.On(method, fault)
+			store, _ := openStore(t, file(t))
+			s := &chain.Sender{Backend: backend, Key: w.payer, Store: store, Poll: 10 * time.Millisecond}
+			send(t, s, w.token.ApproveCall(w.escrow.Address(), *uint256.NewInt(1)))
+			liar.Heal()
+		}
+	}
+	one.On("eth_estimateGas", badrpc.Fail(3, "execution reverted"))
+	two.On("eth_estimateGas", badrpc.Fail(3, "execution reverted"))
+	store, _ := openStore(t, file(t))
+	s := &chain.Sender{Backend: backend, Key: w.payer, Store: store}
+	var refused *chain.Revert
+	if _, err := s.Submit(t.Context(), w.token.ApproveCall(w.escrow.Address(), *uint256.NewInt(1))); !errors.As(err, &refused) {
+		t.Errorf("both refuse: %v", err)
 	}
 }
 

@@ -160,6 +160,9 @@ func (s *Settler) observe(ctx context.Context, ids []common.Hash, least uint64) 
 			return fmt.Errorf("the endpoint is at block %d and the settlement in block %d", head, least)
 		}
 		for i, id := range ids {
+			if least > 0 && views[i].Disputed {
+				return fmt.Errorf("an endpoint does not know yet what block %d settled of channel %s", least, id)
+			}
 			state, err := s.Payee.State(ctx, id)
 			if errors.Is(err, channel.ErrUnknown) {
 				continue // not ours to keep: a watchtower's
@@ -220,17 +223,22 @@ func (s *Settler) batches(states []channel.State) [][]channel.State {
 }
 
 // settle brings one batch onto the chain. What the contract refuses as a whole is halved until the channel that it
-// refuses stands alone.
+// refuses stands alone; what there is no coin for is halved, too, so that
+// what is most at risk, which stands first (batches), is settled with the coin that there is.
 //
 // read is when the batch's states were read, or before.
 func (s *Settler) settle(ctx context.Context, batch []channel.State, read time.Time) error {
 	err := s.transact(ctx, batch, read)
 	var refused *chain.Revert
 	var reverted *chain.Reverted
-	if err == nil || !(errors.As(err, &refused) || errors.As(err, &reverted)) {
+	poor := errors.Is(err, chain.ErrFunds)
+	if err == nil || !(poor || errors.As(err, &refused) || errors.As(err, &reverted)) {
 		return err
 	}
 	if len(batch) == 1 {
+		if poor {
+			return err
+		}
 		if s.settledMeanwhile(ctx, batch[0].ID) {
 			return nil
 		}
@@ -239,6 +247,12 @@ func (s *Settler) settle(ctx context.Context, batch []channel.State, read time.T
 		return Unsettled(batch[0].ID, err)
 	}
 	half := len(batch) / 2
+	if poor {
+		if err := s.settle(ctx, batch[:half], read); err != nil {
+			return err // the rest waits for coin
+		}
+		return s.settle(ctx, batch[half:], read)
+	}
 	return errors.Join(s.settle(ctx, batch[:half], read), s.settle(ctx, batch[half:], read))
 }
 

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
+	"github.com/ethereum/go-ethereum/common/hexutil"
 	"github.com/ethereum/go-ethereum/core/types"
 	"github.com/ethereum/go-ethereum/crypto"
 	"github.com/ethereum/go-ethereum/rpc"
@@ -344,6 +345,32 @@ func TestNoGasToSettle(t *testing.T) {
 		t.Fatal(err)
 	}
 	k.Balance(40)
+}
+
+// TestTooLittleGasForAll: there is coin for a settlement, and not for one of all channels. Many that hold next to nothing do
+// not keep the one that matters from being settled.
+func TestTooLittleGasForAll(t *testing.T) {
+	k := newTill(t)
+	rich := k.Open(1, 100_000)
+	k.Register(rich)
+	k.Accept(rich, 50_000)
+	for i := range 11 {
+		dust := k.Open(byte(i+2), 1000)
+		k.Register(dust)
+		k.Accept(dust, 1)
+	}
+	price, err := k.Sender.GasPrice(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	coin := new(big.Int).Mul(price, big.NewInt(2*110_000))
+	k.RPC(t, nil, "anvil_setBalance", k.Key.Address(), (*hexutil.Big)(coin))
+	if err := k.Settler.Settle(t.Context()); !errors.Is(err, chain.ErrFunds) {
+		t.Errorf("the rest waits for coin: %v", err)
+	}
+	if now := k.State(rich); !is(now.Settled, 50_000) {
+		t.Errorf("settled %s of 50000", now.Settled.Dec())
+	}
 }
 
 // Many callers at once: each channel is settled once.

@@ -308,7 +308,7 @@ func (w *Watcher) read(ctx context.Context, ids []common.Hash, keep keep) error 
 		}
 		for i, id := range ids {
 			delete(w.unconfirmed, id)
-			if views[i].Pending() {
+			if views[i].Pending() || views[i].Disputed {
 				w.unconfirmed[id] = true
 			}
 			changed, err := w.record(ctx, id, views[i].View, keep)
