@@ -53,15 +53,24 @@ type Checker struct {
 
 // CheckerState is what a checker must remember over a restart of the payer.
 type CheckerState struct {
-	BootID   string          `json:"bootId"`         // the boot that Start.Boot counts from
-	Devices  []CheckedDevice `json:"devices"`        // as the last record left them
-	Elapsed  int64           `json:"elapsed,string"` // ns the lease had run when this was saved
+	BootID   string          `json:"bootId"`            // the boot that Start.Boot counts from
+	Ceiling  *Ceiling        `json:"ceiling,omitempty"` // nil before the first CheckWithin, and of older states
+	Devices  []CheckedDevice `json:"devices"`           // as the last record left them
+	Elapsed  int64           `json:"elapsed,string"`    // ns the lease had run when this was saved
 	Final    bool            `json:"final"`
 	Last     common.Hash     `json:"last"` // digest of the last good record
 	Nanos    uint64          `json:"nanos,string"`
 	Owed     uint256.Int     `json:"owed"` // base units, of the last good record
 	Sequence uint64          `json:"sequence,string"`
 	Start    Instant         `json:"start"` // before the lease began, on the payer's clocks
+}
+
+// Ceiling is the most that an honest payee could owe when the lease had run for
+// At nanoseconds. From there it owes more only as the GPUs run, whatever it is
+// paid meanwhile: a payment raises what may be owed in all, and makes no GPU time.
+type Ceiling struct {
+	At   int64       `json:"at,string"` // ns of the lease, on the payer's own clock
+	Owed uint256.Int `json:"owed"`      // base units
 }
 
 // CheckedDevice is where a device's evidence ended.
@@ -85,7 +94,8 @@ func NewChecker(config CheckerConfig) (*Checker, error) {
 
 // ResumeChecker goes on after a restart of the payer. Within one boot of its
 // host it still has the lease's beginning on a clock that nobody sets; after a
-// reboot only the wall clock spans the hole.
+// reboot only the wall clock spans the hole: it bounds all the time of the lease,
+// and the ceiling begins anew.
 func ResumeChecker(config CheckerConfig, s CheckerState) (*Checker, error) {
 	c, err := newChecker(config)
 	if err != nil {
@@ -98,6 +108,7 @@ func ResumeChecker(config CheckerConfig, s CheckerState) (*Checker, error) {
 		return c, nil
 	}
 	elapsed := max(now.Wall-s.Start.Wall, s.Elapsed)
+	c.state.Ceiling = nil // a wall clock that woke up late would make an honest payee a liar
 	c.state.BootID = boot
 	c.state.Start.Boot = now.Boot - elapsed
 	c.state.Start.Mono = now.Mono - elapsed
@@ -153,33 +164,77 @@ func (c *Checker) deviceLimit() uint64 {
 // Record.Owed is what to sign a voucher for. It changes nothing if it refuses.
 // It bounds time only by the payer's clock: a payer that may be away asks
 // CheckWithin.
-func (c *Checker) Check(s SignedRecord) error {
-	return c.CheckWithin(s, *new(uint256.Int).SetAllOne())
-}
+func (c *Checker) Check(s SignedRecord) error { return c.check(s, c.state.Ceiling) }
 
 // CheckWithin is Check for a payee that serves on credit: most is what may be
-// owed in all, in base units, whatever time passed. A payee that keeps its
-// signed offer stops there, so more (ErrCredit) was never served or is against
-// what it signed.
+// owed at this moment, in base units, whatever time passed. A payee that keeps
+// its signed offer stops there, so more (ErrCredit) was never served or is
+// against what it signed. It holds for the records to come, too: over the lowest
+// of these ceilings a payee gets only by GPU time that passes since, so that no
+// time is billed that it did not serve before, in however many records.
 func (c *Checker) CheckWithin(s SignedRecord, most uint256.Int) error {
+	ceiling := c.ceiling(most)
+	return c.check(s, &ceiling, func(s SignedRecord, _ common.Hash) error { return c.credit(s, most, ceiling) })
+}
+
+func (c *Checker) check(s SignedRecord, ceiling *Ceiling, more ...func(SignedRecord, common.Hash) error) error {
 	digest := s.Digest(c.domain)
-	for _, check := range []func(SignedRecord, common.Hash) error{
-		c.signature, c.lease, c.chain, c.money, c.evidence, c.clock,
-		func(s SignedRecord, _ common.Hash) error { return withinCredit(s, most) },
-	} {
+	checks := []func(SignedRecord, common.Hash) error{c.signature, c.lease, c.chain, c.money, c.evidence, c.clock}
+	for _, check := range append(checks, more...) {
 		if err := check(s, digest); err != nil {
 			return fmt.Errorf("lease %s, record %d: %w", c.config.Lease.ID, s.Sequence, err)
 		}
 	}
 	c.accept(s, digest)
+	c.state.Ceiling = ceiling
 	return nil
 }
 
-func withinCredit(s SignedRecord, most uint256.Int) error {
+// ceiling is the lower of the one that is remembered, as far as it has risen, and
+// most, which is right now. One is enough to remember: all rise alike.
+func (c *Checker) ceiling(most uint256.Int) Ceiling {
+	now := Ceiling{At: c.Elapsed(), Owed: most}
+	last := c.state.Ceiling
+	if last == nil {
+		return now
+	}
+	if risen := c.risen(*last, now.At, 0); risen.Gt(&most) {
+		return now
+	}
+	return *last
+}
+
+// credit refuses what is over most, or over the ceiling by more than the
+// tolerance for two clocks.
+func (c *Checker) credit(s SignedRecord, most uint256.Int, ceiling Ceiling) error {
+	now := c.Elapsed()
+	if risen := c.risen(ceiling, now, c.config.Tolerance); risen.Lt(&most) && s.Owed.Gt(&risen) {
+		return fmt.Errorf("%w: %s owed, at most %s may be: %s ago it was %s, and there is only the GPU time since",
+			ErrCredit, s.Owed.Dec(), risen.Dec(), time.Duration(now-ceiling.At).Round(time.Millisecond), ceiling.Owed.Dec())
+	}
 	if s.Owed.Gt(&most) {
 		return fmt.Errorf("%w: %s owed, at most %s may be", ErrCredit, s.Owed.Dec(), most.Dec())
 	}
 	return nil
+}
+
+// slew is how much faster than ours an honest payee's clock may run: one part in
+// so many. Time synchronization slews a clock by half as much at most.
+const slew = 1000
+
+// risen is a ceiling at a later time of the lease, in nanoseconds: higher by what
+// all devices earn meanwhile, and for slack more each. What is too much for an
+// amount is no ceiling.
+func (c *Checker) risen(from Ceiling, at int64, slack time.Duration) uint256.Int {
+	passed := uint64(max(0, at-from.At))
+	high, nanos := bits.Mul64(passed+passed/slew+uint64(slack), uint64(len(c.config.Lease.Devices)))
+	earned, err := c.config.Lease.Price.Charge(nanos)
+	earned.AddUint64(&earned, 1) // each charge is rounded by itself
+	var risen uint256.Int
+	if _, over := risen.AddOverflow(&from.Owed, &earned); high != 0 || err != nil || over {
+		return *risen.SetAllOne()
+	}
+	return risen
 }
 
 func (c *Checker) accept(s SignedRecord, digest common.Hash) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"net/http"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -16,12 +17,12 @@ import (
 // later is a renter's clock that a test moves on by hand, over the real one.
 type later struct {
 	metering.Clock
-	by time.Duration
+	by atomic.Int64 // ns
 }
 
 func (l *later) Now() metering.Instant {
-	now := l.Clock.Now()
-	now.Boot, now.Mono, now.Wall = now.Boot+int64(l.by), now.Mono+int64(l.by), now.Wall+int64(l.by)
+	now, by := l.Clock.Now(), l.by.Load()
+	now.Boot, now.Mono, now.Wall = now.Boot+by, now.Mono+by, now.Wall+by
 	return now
 }
 
@@ -75,7 +76,7 @@ func absentee(t *testing.T, m *market, v *villain) (*Renter, *Rental) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	clock.by = 15 * time.Minute
+	clock.by.Store(int64(15 * time.Minute))
 	return r, l
 }
 
@@ -90,6 +91,54 @@ func checkAway(t *testing.T, r *Renter, l *Rental, err, want error) {
 	}
 	if paid := l.Snapshot().Paid; want != nil && !paid.IsZero() {
 		t.Errorf("%s paid for what was refused", paid.Dec())
+	}
+}
+
+// TestAbsenceIsNoBank: time that a provider did not serve, while its renter was
+// away or by its own records of nothing, is not billed in many records that are
+// each within the credit: all that is signed for is.
+func TestAbsenceIsNoBank(t *testing.T) {
+	m := newMarket(t)
+	for _, rest := range []struct {
+		name string
+		of   func(*plot, *later)
+	}{
+		{"away", func(_ *plot, clock *later) { clock.by.Store(int64(15 * time.Minute)) }},
+		{"banked", func(p *plot, clock *later) {
+			for range 15 {
+				p.usage(p.next(0))
+				time.Sleep(20 * time.Millisecond)
+				clock.by.Add(int64(time.Minute))
+			}
+		}},
+	} {
+		t.Run(rest.name, func(t *testing.T) {
+			v := newVillain(t, m, nil)
+			config := m.renterConfig(t, m.payer)
+			clock := &later{Clock: metering.System}
+			config.Clock, config.Caps.PerDay = clock, Unlimited
+			v.script = func(p *plot) {
+				rest.of(p, clock)
+				for range 68 {
+					p.usage(p.next(13 * time.Second))
+					time.Sleep(20 * time.Millisecond)
+				}
+			}
+			r := openRenter(t, config)
+			l, err := r.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "1", PayEvery: 60 * time.Millisecond})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := l.Run(t.Context()); !errors.Is(err, metering.ErrCredit) {
+				t.Errorf("Run: %v", err)
+			}
+			if kept, err := r.Evidence(t.Context(), l.ID()); err != nil || len(kept) != 1 {
+				t.Errorf("%d pieces of evidence, %v", len(kept), err)
+			}
+			if paid := l.Snapshot().Paid; paid.Uint64() != 13*villainPrice {
+				t.Errorf("%s signed for, the credit and a late reading are %d", paid.Dec(), 13*villainPrice)
+			}
+		})
 	}
 }
 
