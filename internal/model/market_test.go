@@ -29,6 +29,7 @@ import (
 	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/limit"
 	"github.com/gpupay/gpupay/sdk/settle"
 )
 
@@ -55,6 +56,7 @@ type market struct {
 	gifts    map[common.Hash]uint64
 	digests  map[string]common.Hash // of every record that was ever shown, by lease and number
 	backed   bool
+	sponsorship
 }
 
 // A renter is one program, with its database.
@@ -85,7 +87,7 @@ func TestMarket(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		m := newMarket(rt, seen)
 		actions := rapid.StateMachineActions(&trades{m})
-		for i, often := range []string{"Rent", "Wait", "Wait", "Wait", "Gift"} {
+		for i, often := range []string{"Rent", "Wait", "Wait", "Wait", "Gift", "Drain", "Drain"} {
 			actions[fmt.Sprintf("%s (%d)", often, i)] = actions[often]
 		}
 		for name, action := range actions {
@@ -116,7 +118,7 @@ func newMarket(t *rapid.T, seen map[string]int) *market {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := &market{gifts: map[common.Hash]uint64{}, digests: map[string]common.Hash{}, world: &world{T: t, ctx: context.Background(), dir: dir,
+	m := &market{sponsorship: sponsorship{spent: map[common.Address]*big.Int{}, most: new(big.Int)}, gifts: map[common.Hash]uint64{}, digests: map[string]common.Hash{}, world: &world{T: t, ctx: context.Background(), dir: dir,
 		wall: time.Now(), seen: seen, stranger: key("stranger"), payee: channel.NewKey(key("payee"))}}
 	coins := new(big.Int).Mul(big.NewInt(1000), big.NewInt(params.Ether))
 	alloc := types.GenesisAlloc{
@@ -142,6 +144,7 @@ func newMarket(t *rapid.T, seen map[string]int) *market {
 		Backend: m.chain, Escrow: m.escrow, Token: m.token.Address, Key: m.payee, Database: filepath.Join(dir, tillFile),
 		PricePerGPUHour: "3.60", MinDeposit: "0.002", Source: sim.New(gpus, sim.Options{}), X402: &sdk.X402Config{},
 		Credit: creditTime, Tick: tick, RecordEvery: 2 * tick, MaxGap: time.Second, Poll: 20 * time.Millisecond,
+		Limits:         sdk.Limits{Deposits: limit.Rate{PerSecond: -1}, SponsoredGasPerPayer: gasPerPayer},
 		ClockTolerance: 24 * time.Hour, Settlement: settle.Policy{Interval: 50 * time.Millisecond, MaxAge: time.Hour}, Log: slog.New(slog.DiscardHandler),
 	}
 	m.open()
@@ -367,6 +370,7 @@ func (x *trades) Restore(t *rapid.T) {
 	m.shut()
 	if m.backed && rapid.Bool().Draw(t, "restore") {
 		m.seen["restored"]++
+		m.forgot = true
 		m.copyFile(tillFile+".bak", tillFile)
 	} else {
 		m.copyFile(tillFile, tillFile+".bak")
@@ -410,6 +414,7 @@ func (m *market) audit() {
 		m.records(d, s)
 	}
 	m.debts()
+	m.sponsored()
 }
 
 // signed is what a renter's database says that it signed for.
