@@ -214,7 +214,10 @@ failures() {
 # model lets everybody do anything for STEPS random steps, or as many as its tests take for enough, and counts the money.
 model() {
 	cd internal/model
-	GPUPAY_MODEL_STEPS=${STEPS:-} gotest -timeout 10h ./...
+	local status=0
+	GPUPAY_MODEL_STEPS=${STEPS:-} gotest -timeout 10h ./... || status=$?
+	say "$(cat "$work/summary"), $(grep -o '[0-9]* steps, map' "$work/json" | head -1 | sed 's/, map//')"
+	return "$status"
 }
 
 longmodel() { STEPS=${STEPS:-2000000} model; }

@@ -43,7 +43,7 @@ func set(t *testing.T, name, value string) {
 
 // TestBooks lets everybody do anything, and counts the money after each step and when all had their chance.
 func TestBooks(t *testing.T) {
-	set(t, "rapid.checks", strconv.Itoa(max(1, steps(t)*4/(sequence*3))))
+	set(t, "rapid.checks", strconv.Itoa(max(1, steps(t)*3/(sequence*2))))
 	set(t, "rapid.steps", strconv.Itoa(sequence))
 	set(t, "rapid.nofailfile", "true") // its seed is in the output
 	set(t, "rapid.shrinktime", "10s")
@@ -64,6 +64,9 @@ func TestBooks(t *testing.T) {
 		w.finale()
 	})
 	t.Logf("%d steps, %v", seen["steps"], seen)
+	if want := steps(t); seen["steps"] < want && want >= 10_000 { // of fewer the average says little
+		t.Errorf("%d steps were made of %d", seen["steps"], want)
+	}
 }
 
 // actions are what may happen next.
@@ -414,10 +417,11 @@ func (w *world) fees() map[chain.TxID]int {
 	return versions
 }
 
-// checkFees: a chain that makes no block takes no fee either, however high.
+// checkFees: a chain that makes no block takes no fee either, however high. A version that a block passed over before the
+// chain stood still may be replaced once.
 func (w *world) checkFees(before map[chain.TxID]int) {
 	for id, n := range w.fees() {
-		if was, ok := before[id]; ok && n > was {
+		if was, ok := before[id]; ok && n > was+1 {
 			w.Fatalf("the fee of %s was raised %d times though no block came", id, n-was)
 		}
 	}
