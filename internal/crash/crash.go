@@ -386,7 +386,7 @@ func (w *world) unfinished(r *renter) (n int) {
 		if err := db.View().Get(&tables, `SELECT count(*) FROM sqlite_master WHERE name = 'rentals'`); err != nil || tables == 0 {
 			return err
 		}
-		return db.View().Get(&n, `SELECT count(*) FROM rentals WHERE state <> 'finished'`)
+		return db.View().Get(&n, `SELECT count(*) FROM rentals WHERE state NOT IN ('finished', 'closed')`)
 	})
 	if err != nil && w.ctx.Err() == nil {
 		w.fault("%s: its database: %v", r.name, err)

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math/big"
 	"net/http"
 	"net/http/httptest"
 	"os/exec"
@@ -246,6 +247,7 @@ func newCounter(t *testing.T, s *stock, gpus int, change ...func(*counter)) *cou
 		Tick: 20 * time.Millisecond, MaxGap: 250 * time.Millisecond, RecordEvery: 100 * time.Millisecond, MinDeposit: "0.01",
 		ClockTolerance: 24 * time.Hour, OpenTimeout: time.Minute, Poll: 50 * time.Millisecond,
 		Settlement: settle.Policy{Interval: time.Hour},
+		Limits:     sdk.Limits{SponsoredGas: big.NewInt(1e18), SponsoredGasPerPayer: big.NewInt(1e18)}, // one payer opens hundreds
 		Log:        slog.New(slog.DiscardHandler),
 	}
 	for _, f := range change {
