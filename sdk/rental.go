@@ -41,6 +41,7 @@ type Rental struct {
 	delivered uint256.Int     // the newest voucher that the provider is known to have
 	sent      uint256.Int     // the newest that went into the stream, zero if none did
 	sentAt    time.Time       // by awake
+	counted   uint256.Int     // the newest that row.Vouchers counts
 	demand    demand
 	topped    time.Time // the newest try to top up
 	service   string    // what the provider last said of the lease

@@ -115,7 +115,10 @@ func under(cap *channel.CapError, signed, target uint256.Int) uint256.Int {
 // deliver hands a voucher to the provider. It is on disk: if the provider does
 // not take it now, it gets it, or a later one, the next time.
 func (l *Rental) deliver(ctx context.Context, v channel.Voucher) {
-	l.row.Vouchers++ // on disk with the next record
+	if v.Cumulative.Gt(&l.counted) { // one that is sent again explains no record
+		l.counted = v.Cumulative
+		l.row.Vouchers++ // on disk with the next record
+	}
 	if l.feed.takes() {
 		l.stream(ctx, v)
 		return

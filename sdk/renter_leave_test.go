@@ -84,7 +84,7 @@ func TestLeaveWhatWasNotOpened(t *testing.T) {
 	m := newMarket(t)
 	config := func(t *testing.T) RenterConfig {
 		c := m.renterConfig(t, m.payer)
-		c.ClockOff = 1000 * time.Hour
+		c.ClockOff, c.Now = 1000*time.Hour, m.now
 		return c
 	}
 	before := m.Tokens(t, m.payerAddress())
@@ -123,7 +123,7 @@ func TestLeaveWhatWasNotOpened(t *testing.T) {
 		if _, err := l.Leave(short); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "may be sent until") {
 			t.Errorf("%v, want to hear until when", err)
 		}
-		m.AdvanceTime(t, authorizationTTL+time.Minute)
+		m.pass(t, authorizationTTL+time.Minute)
 		c, err := l.Leave(t.Context())
 		if err != nil || !c.Deposit.IsZero() || c.Note == "" {
 			t.Errorf("%+v, %v", c, err)
@@ -181,10 +181,10 @@ func TestDepositBetweenTwoLooks(t *testing.T) {
 	d := vanished(t, m)
 	endpoint := &between{Backend: m.Backend, token: m.Token, do: func() {
 		d.submit(d.payloads()[0])
-		m.AdvanceTime(t, authorizationTTL+time.Minute)
+		m.pass(t, authorizationTTL+time.Minute)
 	}}
 	config := m.renterConfig(t, m.payer)
-	config.ClockOff, config.Backend = 1000*time.Hour, endpoint
+	config.ClockOff, config.Backend, config.Now = 1000*time.Hour, endpoint, m.now
 	_, l := unopened(t, d, config, RentOptions{Gasless: true})
 	endpoint.armed.Store(true)
 	if c := leave(t, m, l); c.Refunded.Uint64() != 500_000 {

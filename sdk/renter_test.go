@@ -8,6 +8,7 @@ import (
 	"net/http/httptest"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -25,7 +26,16 @@ type market struct {
 	*chaintest.Chain
 	payer *ecdsa.PrivateKey
 	payee *ecdsa.PrivateKey
+	ahead atomic.Int64 // of now, ns
 }
+
+// pass lets time pass on the chain and on our own clock, as far as a renter has now for it.
+func (m *market) pass(t *testing.T, d time.Duration) {
+	m.ahead.Add(int64(d))
+	m.AdvanceTime(t, d)
+}
+
+func (m *market) now() time.Time { return time.Now().Add(time.Duration(m.ahead.Load())) }
 
 const thousand = 1_000_000_000 // base units of a token with six decimals
 

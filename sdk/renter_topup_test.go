@@ -125,9 +125,9 @@ func TestCapHoldsWhateverIsSent(t *testing.T) {
 	m := newMarket(t)
 	const cap, deposit = 2_000_000, 500_000
 	for seed := range uint64(4) {
-		d := newDrawer(t, m)
+		d := newDrawerOf(t, m, func(o *wire.Offer) { o.Expires += 100 * 3600 })
 		config := m.renterConfig(t, m.payer)
-		config.Caps.PerLease, config.ClockOff = "2", 1000*time.Hour
+		config.Caps.PerLease, config.ClockOff, config.Now = "2", 1000*time.Hour, m.now
 		r := openRenter(t, config)
 		l, err := r.Rent(t.Context(), d.server.URL, RentOptions{Deposit: "0.5", TopUp: "0.7", Gasless: true})
 		if err != nil {
@@ -149,7 +149,7 @@ func TestCapHoldsWhateverIsSent(t *testing.T) {
 			case 4:
 				d.submit(all[random.IntN(len(all))])
 			case 5:
-				m.AdvanceTime(t, time.Duration(1+random.IntN(10))*time.Minute)
+				m.pass(t, time.Duration(1+random.IntN(10))*time.Minute)
 			case 6:
 				l.detach()
 				if l, err = r.Resume(t.Context(), l.ID()); err != nil {
@@ -160,7 +160,7 @@ func TestCapHoldsWhateverIsSent(t *testing.T) {
 				t.Fatalf("seed %d: %d deposited and %d outstanding are over the cap of %d", seed, got, out, cap)
 			}
 		}
-		m.AdvanceTime(t, 2*authorizationTTL)
+		m.pass(t, 2*authorizationTTL)
 		var last error
 		for range 12 {
 			l.topped = time.Time{}

@@ -16,7 +16,8 @@ import (
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
-// moment is a block and its time. What is read as of it is read after its time
+// moment is a block and its time, or our own clock's where that is earlier: one
+// false time of an endpoint ends no authorization in the books. What is read as of it is read after its time
 // is known: an authorization that ended before it, and that it does not show
 // used, never will be. In the other order a deposit that arrives between the two
 // looks would be taken for one that never came.
@@ -37,7 +38,11 @@ func (r *Renter) moment(ctx context.Context, confirmations uint64) (moment, erro
 			return moment{}, fmt.Errorf("%w: reading block %s: %w", chain.ErrUnreachable, block, err)
 		}
 	}
-	return moment{block: header.Number, time: time.Unix(int64(header.Time), 0)}, nil
+	at := moment{block: header.Number, time: r.config.Now()}
+	if mined := time.Unix(int64(header.Time), 0); mined.Before(at.time) {
+		at.time = mined
+	}
+	return at, nil
 }
 
 // promise is an authorization that this renter signed and may have handed out:
@@ -81,10 +86,18 @@ func (row *rentalRow) goodUntil() string {
 }
 
 // fundedBy is when the deposit of the open can come no more: zero for one by our
-// own transaction, which the outbox knows.
+// own transaction, which the outbox knows. A database that is a copy from before
+// the authorization was signed does not have it: it is as good as one signed when
+// the rental was made.
 func (row *rentalRow) fundedBy() uint64 {
-	if row.Funding == nil || row.Funding.Authorization == nil {
+	if row.Funding == nil {
 		return 0
+	}
+	if row.Funding.Authorization == nil {
+		if row.Funding.Type != wire.TypeAuthorization || row.Made == 0 {
+			return 0
+		}
+		return uint64(row.Made) + uint64(authorizationTTL/time.Second)
 	}
 	return row.Funding.Authorization.ValidBefore.Uint64()
 }

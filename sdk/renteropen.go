@@ -53,6 +53,9 @@ func (r *Renter) Rent(ctx context.Context, url string, options RentOptions) (*Re
 	if err := errors.Join(q.available(), q.escrow.CheckClock(ctx, r.config.ClockOff)); err != nil {
 		return nil, err
 	}
+	if _, err := r.vetSlates(ctx, common.Address(q.Offer.Payee), siteOf(q.URL)); err != nil {
+		return nil, fmt.Errorf("provider %s: no deposit is made: %w", q.URL, err)
+	}
 	deposit, err := r.deposit(ctx, q, options)
 	if err != nil {
 		return nil, err
@@ -123,6 +126,7 @@ func (r *Renter) prepare(ctx context.Context, q Quote, options RentOptions, depo
 	}
 	row := rentalRow{
 		URL: q.URL, Sponsored: sponsored, Offer: q.Offer.Document, GPUs: options.GPUs, Options: options, Deposit: deposit, Phase: RentalOpening,
+		Made: r.config.Now().Unix(),
 		Terms: channel.Terms{
 			ChainID: q.escrow.ChainID(), Escrow: q.escrow.Address(), Payer: r.Address(),
 			Payee: common.Address(q.Offer.Payee), Token: r.token.Address, Salt: shortSalt(),
@@ -401,6 +405,10 @@ func (l *Rental) start(ctx context.Context, first *wire.Challenge) error {
 	}
 	fault.Point(fault.LeaseBegun)
 	l.delivered = voucher.Cumulative
+	// What the open's authorization moved is the deposit now, and promised no more: it would count twice.
+	if _, err := l.look(ctx, l.r.config.Confirmations); err != nil {
+		l.r.config.Log.Warn("what became of the deposit's authorization is not known yet", "channel", l.id, "error", err)
+	}
 	if view, err := l.escrow.View(ctx, l.id, nil); err == nil {
 		if _, err := l.payer.Observe(ctx, l.id, view); err != nil {
 			return err

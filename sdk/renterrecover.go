@@ -12,7 +12,8 @@ import (
 )
 
 // Recover finds this renter's channels in an escrow that its database does not
-// know, as after the loss of one, and keeps them as rentals to be left: the
+// know, or has as never funded, as after the loss of one or with a copy from
+// before a deposit, and keeps them as rentals to be left: the
 // channel, and not who its provider is, stands on the chain. from is the first
 // block to look at: that of the contract, or of the first rental. Nothing is
 // signed or sent. It returns the channels that were found.
@@ -42,10 +43,12 @@ func (r *Renter) Recover(ctx context.Context, escrow common.Address, from uint64
 	return found, nil
 }
 
-// adopt keeps a channel that is not over and not known yet, and pays in our token.
+// adopt keeps a channel that is not over, pays in our token, and is not known yet
+// or is in the books as never funded.
 func (r *Renter) adopt(ctx context.Context, contract *chain.Escrow, terms channel.Terms, head moment) (bool, error) {
-	_, err := r.store.load(ctx, terms.ID())
-	if err == nil || !errors.Is(err, channel.ErrUnknown) || terms.Token != r.token.Address {
+	row, err := r.store.load(ctx, terms.ID())
+	known := err == nil
+	if known && !row.endedUnfunded() || terms.Token != r.token.Address || ignoreUnknown(err) != nil {
 		return false, ignoreUnknown(err)
 	}
 	view, err := contract.View(ctx, terms.ID(), head.block)
@@ -55,12 +58,24 @@ func (r *Renter) adopt(ctx context.Context, contract *chain.Escrow, terms channe
 	if _, err := r.payer(contract).Adopt(ctx, terms, view); err != nil {
 		return false, err
 	}
-	row := rentalRow{Terms: terms, GPUs: 1, Deposit: view.Deposit, Phase: RentalLeaving, Ended: "found on the chain: its records were lost"}
-	if err := r.store.create(ctx, row); err != nil {
+	if known { // its deposit came after it was taken for one that never would
+		row.Closed, row.Deposit, row.Phase, row.Ended = nil, view.Deposit, RentalLeaving, "found on the chain: it was taken for never funded"
+		err = r.store.save(ctx, row)
+	} else {
+		row = rentalRow{Terms: terms, GPUs: 1, Deposit: view.Deposit, Phase: RentalLeaving, Ended: "found on the chain: its records were lost"}
+		err = r.store.create(ctx, row)
+	}
+	if err != nil {
 		return false, err
 	}
-	r.config.Log.Warn("channel is ours and this database did not know it: leave it", "channel", terms.ID(), "deposit", view.Deposit.Dec())
+	r.config.Log.Warn("channel is ours and this database did not know its deposit: leave it", "channel", terms.ID(), "deposit", view.Deposit.Dec())
 	return true, nil
+}
+
+// endedUnfunded reports a rental that is over because its channel was not on the
+// chain.
+func (row *rentalRow) endedUnfunded() bool {
+	return (row.Phase == RentalClosed || row.Phase == RentalFinished) && row.Closed != nil && row.Closed.Deposit.IsZero()
 }
 
 func ignoreUnknown(err error) error {

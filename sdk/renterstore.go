@@ -47,6 +47,10 @@ type rentalRow struct {
 	Deposit  uint256.Int     `json:"deposit"` // meant for it, until the chain has it
 	MinDelta uint256.Int     `json:"minDelta"`
 
+	// Made is when the rental was put on disk, unix seconds; zero in databases that
+	// did not keep it.
+	Made int64 `json:"made,omitempty"`
+
 	// Sponsored: the provider sends deposits that we only sign.
 	Sponsored bool `json:"sponsored"`
 	// Funding is the open as it was signed: sent again after a crash, it can

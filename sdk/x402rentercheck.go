@@ -87,6 +87,7 @@ func (t *X402Rental) lease(ctx context.Context, b *buying, said x402Tick) (*tick
 		return nil, err
 	}
 	return &ticking{
+		Lent:  b.slate.Ticking.ahead(p),
 		Lease: said.LeaseID, Offer: t.offer.Document, Devices: said.Devices, OwedBefore: said.Record.OwedBefore,
 		Checker: metering.CheckerState{BootID: p.Boot, Start: start, Owed: said.Record.OwedBefore},
 	}, nil
@@ -116,6 +117,9 @@ func (t *X402Rental) startOf(s slate, rec metering.SignedRecord) (metering.Insta
 	var ran, idle int64
 	if rec.Sequence > 1 { // it ran on while the voucher before covered it
 		idle = int64(covered(p.Prior, p.Base, t.price, t.gpus))
+		if l := s.Ticking; l != nil && !s.Found {
+			idle = min(idle, l.since(p))
+		}
 	}
 	for _, d := range rec.Evidence.Devices {
 		ran = max(ran, d.Total-d.Nanos.Allocated+idle)
@@ -142,7 +146,7 @@ func (b *buying) follow(lease *ticking, rec metering.SignedRecord) error {
 		return &lie{err}
 	}
 	checker, err := metering.ResumeChecker(metering.CheckerConfig{
-		Key: common.Address(offer.Meter), Tolerance: min(tickTolerance, b.x.r.config.Tolerance), Clock: b.x.r.config.Clock,
+		Key: common.Address(offer.Meter), Tolerance: max(0, min(tickTolerance, b.x.r.config.Tolerance)-time.Duration(lease.Lent)), Clock: b.x.r.config.Clock,
 		Lease: metering.Lease{
 			ID: lease.Lease, ChannelID: b.id, OfferHash: offer.Hash, ChainID: b.terms.ChainID, Escrow: b.terms.Escrow,
 			Price: metering.Price{Amount: offer.Amount.Int, Unit: unit}, OwedBefore: lease.OwedBefore, Devices: lease.Devices,

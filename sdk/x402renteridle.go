@@ -40,6 +40,29 @@ func (b *buying) forfeit(l *ticking, price metering.Price) {
 	s.Start = metering.Instant{Boot: p.Asked.Boot - ran, Mono: p.Asked.Mono - ran, Wall: p.Asked.Wall - ran}
 }
 
+// since is how many ns passed on our clocks from the lease's newest record until
+// a tick was asked for: another lease cannot have run for longer before it.
+func (l *ticking) since(p *pendingTick) int64 {
+	s := l.Checker
+	if p.Boot == "" || p.Boot != s.BootID {
+		return max(0, p.Asked.Wall-s.Start.Wall-s.Elapsed)
+	}
+	return max(0, p.Asked.Boot-s.Start.Boot-s.Elapsed)
+}
+
+// ahead is by how many ns the channel's leases, this one and those before it, ran
+// ahead of our clock when a tick was asked for; zero for no lease.
+func (l *ticking) ahead(p *pendingTick) int64 {
+	if l == nil {
+		return 0
+	}
+	var ran int64
+	for _, d := range l.Checker.Devices {
+		ran = max(ran, d.Total)
+	}
+	return max(0, l.Lent+ran-l.Checker.Elapsed-l.since(p))
+}
+
 // reserved is for how long each GPU of a lease could run, in ns, on what was
 // signed for before this tick and not charged with a record, and how late a
 // reading may be.

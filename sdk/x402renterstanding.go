@@ -12,14 +12,9 @@ import (
 // newest 402 says: who was caught is not paid from another channel, and while one
 // channel with it holds money no second one is opened.
 func (b *buying) vet(ctx context.Context) error {
-	related, err := b.x.slates().related(ctx, b.terms.Payee, site(b.req.URL))
+	related, err := b.x.r.vetSlates(ctx, b.terms.Payee, site(b.req.URL))
 	if err != nil {
 		return err
-	}
-	for _, s := range related {
-		if s.Dispute != "" {
-			return &Dispute{Channel: s.ID, Reason: errors.New(s.Dispute)}
-		}
 	}
 	if err := b.vetRentals(ctx); err != nil {
 		return err
@@ -32,13 +27,31 @@ func (b *buying) vet(ctx context.Context) error {
 	return nil
 }
 
+// vetSlates refuses a payee or a site that was caught over x402, and returns the
+// slates of both.
+func (r *Renter) vetSlates(ctx context.Context, payee common.Address, site string) ([]slate, error) {
+	related, err := slates{r.store}.related(ctx, payee, site)
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range related {
+		if s.Dispute != "" {
+			return nil, &Dispute{Channel: s.ID, Reason: errors.New(s.Dispute)}
+		}
+	}
+	return related, nil
+}
+
 // vetRentals refuses a payee or a site that a rental caught.
 func (b *buying) vetRentals(ctx context.Context) error {
-	rows, err := b.x.r.store.list(ctx, `WHERE state = ?`, RentalDisputed)
+	rows, err := b.x.r.store.list(ctx, `WHERE state NOT IN (?, ?)`, RentalClosed, RentalFinished)
 	if err != nil {
 		return err
 	}
 	for _, row := range rows {
+		if row.Dispute == "" { // whatever phase a Close in vain left it in
+			continue
+		}
 		if row.Terms.Payee == b.terms.Payee || siteOf(row.URL) == site(b.req.URL) {
 			return &Dispute{Channel: row.Terms.ID(), Reason: errors.New(row.Dispute)}
 		}

@@ -65,12 +65,16 @@ type ticking struct {
 	OwedBefore uint256.Int           `json:"owedBefore"`
 	Checker    metering.CheckerState `json:"checker"`
 	Spans      []deviceSpan          `json:"spans,omitempty"` // from its first record to its last
+
+	// Lent is by how many ns the leases before ran ahead of our clock: so much of
+	// the channel's tolerance is used.
+	Lent int64 `json:"lent,omitempty,string"`
 }
 
-// tickTolerance is by how much a provider's clock may run ahead of ours in a
-// lease that is paid by ticks. Our clock starts before the provider's, so that
-// nothing that travels is in it, and a provider that begins a lease at every tick
-// gains it at every tick.
+// tickTolerance is by how much a provider's clock may run ahead of ours on a
+// channel that is paid by ticks. Our clock starts before the provider's, so that
+// nothing that travels is in it. A provider that begins a lease at every tick
+// gains it once.
 const tickTolerance = 250 * time.Millisecond
 
 // maxTick is the GPU time that one tick may cost at the offer's price, on each

@@ -1,0 +1,273 @@
+package sdk
+
+import (
+	"context"
+	"errors"
+	"math/big"
+	"os"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/ethereum/go-ethereum/core/types"
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/wire"
+	"github.com/gpupay/gpupay/sdk/wire/x402"
+)
+
+// hurried is an endpoint that says for as many blocks as it has lies that an hour more has passed.
+type hurried struct {
+	chain.Backend
+	lies atomic.Int64
+}
+
+func (h *hurried) HeaderByNumber(ctx context.Context, n *big.Int) (*types.Header, error) {
+	head, err := h.Backend.HeaderByNumber(ctx, n)
+	if err == nil && h.lies.Add(-1) >= 0 {
+		later := *head
+		later.Time += 3600
+		return &later, nil
+	}
+	return head, err
+}
+
+// TestOneFalseBlockTimeFreesNoCap: an endpoint says that what was signed has ended. As long as it is good by our own clock
+// it stays in the books, whether it is an open or a top-up.
+func TestOneFalseBlockTimeFreesNoCap(t *testing.T) {
+	m := newMarket(t)
+	t.Run("top-ups", func(t *testing.T) {
+		d := newDrawer(t, m)
+		config := m.renterConfig(t, m.payer)
+		h := &hurried{Backend: m.Backend}
+		config.Backend, config.Caps.PerLease = h, "1.5"
+		r := openRenter(t, config)
+		l, err := r.Rent(t.Context(), d.server.URL, RentOptions{Deposit: "0.5", TopUp: "0.5", Gasless: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.detach()
+		d.terms = l.Terms()
+		d.submit(d.payloads()[0])
+		for range 4 {
+			for _, lies := range []int64{0, 1} {
+				h.lies.Store(lies)
+				l.topped = time.Time{}
+				_ = l.topUp(t.Context()) // the provider says yes and does nothing
+			}
+			h.lies.Store(0)
+		}
+		for _, p := range d.payloads() {
+			d.submit(p)
+		}
+		if got := d.deposited() + d.outstanding(); got > 1_500_000 {
+			t.Errorf("%d can be in the channel, over a cap of 1500000", got)
+		}
+	})
+	t.Run("opens", func(t *testing.T) {
+		d := vanished(t, m)
+		config := m.renterConfig(t, m.payer)
+		h := &hurried{Backend: m.Backend}
+		config.Backend, config.Caps.PerDay = h, "0.5"
+		r := openRenter(t, config)
+		if _, err := r.Rent(t.Context(), d.server.URL, RentOptions{Deposit: "0.5", Gasless: true}); err == nil {
+			t.Fatal("it was not refused")
+		}
+		open, err := r.Rentals(t.Context())
+		if err != nil || len(open) != 1 {
+			t.Fatalf("%+v, %v", open, err)
+		}
+		l, err := r.Rental(t.Context(), open[0].Channel)
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.lies.Store(1)
+		short, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+		defer cancel()
+		if c, err := l.Leave(short); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("left: %+v, %v", c, err)
+		}
+		h.lies.Store(0)
+		if _, err := r.Rent(t.Context(), d.server.URL, RentOptions{Deposit: "0.5", Gasless: true}); !errors.Is(err, ErrDeposit) || len(d.payloads()) != 1 {
+			t.Errorf("%v, %d deposits were signed", err, len(d.payloads()))
+		}
+	})
+}
+
+// TestOpenCountsOnce: a deposit that the provider sent is in the channel, and no more promised beside that: there is room
+// for a top-up up to the cap.
+func TestOpenCountsOnce(t *testing.T) {
+	m := newMarket(t)
+	d := newDrawer(t, m)
+	keep := d.funding
+	d.funding = func(p wire.Payload) {
+		keep(p)
+		if p.Action == wire.ActionOpen && p.Authorization != nil {
+			d.terms = channel.Terms{
+				ChainID: 31337, Escrow: m.Escrow, Payer: common.Address(p.Authorization.From), Payee: d.key.Address(), Token: m.Token, Salt: *p.Salt,
+			}
+			d.submit(p)
+		}
+	}
+	config := m.renterConfig(t, m.payer)
+	config.Caps.PerLease = "1"
+	l, err := openRenter(t, config).Rent(t.Context(), d.server.URL, RentOptions{Deposit: "0.5", TopUp: "0.5", Gasless: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.detach()
+	if step, promised := l.step(), l.Snapshot().Promised; step.Uint64() != 500_000 || !promised.IsZero() || d.deposited() != 500_000 {
+		t.Errorf("the next top-up is %s, %s are promised beside %d", step.Dec(), promised.Dec(), d.deposited())
+	}
+}
+
+// TestVoucherCountsOnce: a voucher that is offered again explains no record more.
+func TestVoucherCountsOnce(t *testing.T) {
+	m := newMarket(t)
+	v := newVillain(t, m, nil)
+	v.script = func(*plot) {}
+	l, err := openRenter(t, m.renterConfig(t, m.payer)).Rent(t.Context(), v.server.URL, RentOptions{Deposit: "1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.detach()
+	before := l.row.Vouchers
+	for _, amount := range []uint64{1000, 1000, 1000, 2000, 2000} {
+		voucher, err := l.payer.Pay(t.Context(), l.ID(), *uint256.NewInt(amount))
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.deliver(t.Context(), voucher)
+	}
+	if got := l.row.Vouchers - before; got != 2 {
+		t.Errorf("%d were counted of 2", got)
+	}
+}
+
+// TestDistrustCrossesSchemes: whoever was caught over x402 gets no deposit of a rental, and whoever was caught in a rental is
+// not paid over x402 until that rental is over, also after a Close that it refused.
+func TestDistrustCrossesSchemes(t *testing.T) {
+	m := newX402Market(t)
+	newShop := func(t *testing.T) *stall {
+		s := newStall(t, m)
+		s.key = m.payee
+		s.offer.PayTo = wire.Address(channel.NewKey(m.payee).Address())
+		s.offer.Extra.ReceiverAuthorizer = s.offer.PayTo
+		return s
+	}
+	caps := stallCaps
+	caps.PricePerGPUHour = "10"
+	var d *Dispute
+	t.Run("caught over x402", func(t *testing.T) {
+		s := newShop(t)
+		x := s.client(caps, stallOptions)
+		s.receipt = func(r *x402.SettleResponse) { r.ChargedAmount = ptr(wireUnits(stallPrice + 1)) }
+		if _, err := s.get(x); !errors.As(err, &d) {
+			t.Fatal(err)
+		}
+		v := newVillain(t, m, nil)
+		v.script = func(*plot) {}
+		if _, err := x.r.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "0.02"}); !errors.As(err, &d) {
+			t.Errorf("rented: %v", err)
+		}
+		if open, err := x.r.Rentals(t.Context()); err != nil || len(open) != 0 {
+			t.Errorf("%+v, %v", open, err)
+		}
+	})
+	t.Run("caught in a rental", func(t *testing.T) {
+		s := newShop(t)
+		x := s.client(caps, stallOptions)
+		v := newVillain(t, m, nil)
+		v.script = func(p *plot) { p.honest(2); p.usage(p.next(36 * time.Second)) }
+		l, err := x.r.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "0.02", PayEvery: 50 * time.Millisecond})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := l.Run(t.Context()); !errors.As(err, &d) {
+			t.Fatal(err)
+		}
+		if _, err := l.Close(t.Context()); !errors.Is(err, ErrRefused) {
+			t.Fatal(err)
+		}
+		if _, err := s.get(x); !errors.As(err, &d) || len(s.paid) != 0 {
+			t.Errorf("%v, %d payments", err, len(s.paid))
+		}
+	})
+}
+
+// TestBackupFromBeforeTheAuthorization: the database is a copy from before the deposit was signed, and the provider holds the
+// deposit back. The rental is not over while it may still come, and one that comes later all the same is found.
+func TestBackupFromBeforeTheAuthorization(t *testing.T) {
+	m := newMarket(t)
+	before := m.Tokens(t, m.payerAddress())
+	d := vanished(t, m)
+	config := m.renterConfig(t, m.payer)
+	config.ClockOff, config.Now = 1000*time.Hour, m.now
+	r := openRenter(t, config)
+	q, err := r.quote(t.Context(), d.server.URL, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := r.prepare(t.Context(), q, RentOptions{GPUs: 1, PayEvery: 50 * time.Millisecond, Gasless: true}, wireAmount(500_000).Int)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.terms = l.Terms()
+	shut := func() {
+		if err := r.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	shut()
+	backup, err := os.ReadFile(config.Database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r = openRenter(t, config)
+	m.pass(t, 10*time.Minute) // it is taken up later, and good for longer than a rental of that age
+	if _, err := r.Resume(t.Context(), d.terms.ID()); err == nil || len(d.payloads()) != 1 {
+		t.Fatalf("%v, %d deposits were handed out", err, len(d.payloads()))
+	}
+	shut()
+	if err := os.WriteFile(config.Database, backup, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, rest := range []string{"-wal", "-shm"} {
+		_ = os.Remove(config.Database + rest)
+	}
+	r = openRenter(t, config)
+	if l, err = r.Rental(t.Context(), d.terms.ID()); err != nil {
+		t.Fatal(err)
+	}
+	short, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	if c, err := l.Leave(short); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("it is over while its deposit may come: %+v, %v", c, err)
+	}
+	m.pass(t, 6*time.Minute)
+	if c, err := l.Leave(t.Context()); err != nil || !c.Deposit.IsZero() {
+		t.Fatalf("%+v, %v", c, err)
+	}
+	m.Mine(t, finality)
+	if open, err := r.Rentals(t.Context()); err != nil || len(open) != 0 {
+		t.Fatalf("%+v, %v: want none", open, err)
+	}
+	d.submit(d.payloads()[0])
+	for i, n := range []int{1, 0} { // the second time it is known
+		if found, err := r.Recover(t.Context(), m.Escrow, 0); err != nil || len(found) != n {
+			t.Fatalf("look %d found %v, %v", i, found, err)
+		}
+	}
+	if l, err = r.Rental(t.Context(), d.terms.ID()); err != nil {
+		t.Fatal(err)
+	}
+	if c := leave(t, m, l); c.Refunded.Uint64() != 500_000 {
+		t.Errorf("%+v", c)
+	}
+	if got := m.Tokens(t, m.payerAddress()); got != before {
+		t.Errorf("the payer has %d of %d", got, before)
+	}
+}

@@ -1,0 +1,178 @@
+package sdk
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"net/http/httptest"
+	"testing"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/metering/sim"
+	"github.com/gpupay/gpupay/sdk/wire"
+	"github.com/gpupay/gpupay/sdk/wire/x402"
+)
+
+// mill is a provider of ticks that begins another lease at every tick.
+type mill struct {
+	t      *testing.T
+	s      *stall
+	key    *channel.Key
+	price  metering.Price
+	signed wire.SignedOffer
+	leases uint64
+	past   bool                                             // a lease's first record says nothing and is not shown
+	worth  func(lease uint64, covered uint64) time.Duration // billed by a lease, if the voucher before covers so many ms
+	server *httptest.Server
+}
+
+const (
+	millPrice = 1000 // base units a second: one is a ms
+	millAsk   = 60_001
+)
+
+func newMill(t *testing.T, past bool, worth func(lease, covered uint64) time.Duration) *mill {
+	t.Helper()
+	s := newStall(t, newX402Market(t))
+	m := &mill{
+		t: t, s: s, key: channel.NewKey(s.key), past: past, worth: worth,
+		price: metering.Price{Amount: *uint256.NewInt(millPrice), Unit: metering.Second},
+	}
+	var err error
+	m.signed, err = wire.SignOffer(t.Context(), m.key, wire.Offer{
+		Version: 1, ChainID: 31337, Escrow: wire.Address(s.Escrow), Token: wire.Address(s.Token),
+		Payee: wire.Address(m.key.Address()), Meter: wire.Address(m.key.Address()),
+		Amount: wire.NewAmount(m.price.Amount), Unit: string(m.price.Unit), Credit: 10,
+		MinDeposit: wireAmount(1), Tick: 50, MaxGap: 3000, RecordEvery: 50, Expires: time.Now().Add(time.Hour).Unix(),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.offer.Amount = wireAmount(millAsk)
+	s.offer.Extra.MinDeposit = ptr(wireAmount(5_000_000))
+	s.instead = m.serve
+	mux := http.NewServeMux()
+	mux.HandleFunc("/offer", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(m.signed.Document) })
+	mux.Handle("/", s)
+	m.server = httptest.NewServer(mux)
+	t.Cleanup(m.server.Close)
+	s.Mint(t, s.payerAddress(), 50_000_000)
+	return m
+}
+
+func (m *mill) serve(s *stall, w http.ResponseWriter, p x402.PaymentPayload) bool {
+	if p.Payload.Voucher.MaxClaimableAmount.Uint64() != s.base+millAsk {
+		s.correct(w, s.base, s.newest)
+		return true
+	}
+	s.bank(p)
+	m.leases++
+	covered := uint64(0)
+	if s.newest != nil {
+		covered = s.newest.MaxClaimableAmount.Uint64() - s.base
+	}
+	terms := p.Payload.Config.Terms(p.Accepted.Network)
+	lease := metering.Lease{
+		ID: common.BigToHash(uint256.NewInt(m.leases).ToBig()), ChannelID: terms.ID(), OfferHash: m.signed.Hash, ChainID: 31337,
+		Escrow: terms.Escrow, Price: m.price, Devices: []string{sim.UUID(0)}, OwedBefore: *uint256.NewInt(s.base),
+	}
+	rec := m.record(lease, m.worth(m.leases, covered))
+	charge := rec.Owed.Uint64() - s.base
+	voucher := p.Payload.Voucher
+	s.base, s.newest = s.base+charge, &voucher
+	receipt := x402.SettleResponse{
+		Success: true, Network: 31337, ChargedAmount: ptr(wireAmount(charge)),
+		ChannelState: &x402.ChannelState{ChargedCumulativeAmount: ptr(wireAmount(s.base))},
+	}
+	if err := receipt.Set(w.Header()); err != nil {
+		m.t.Error(err)
+	}
+	_ = json.NewEncoder(w).Encode(x402Tick{
+		LeaseID: lease.ID, ChannelID: terms.ID(), OfferHash: m.signed.Hash, Devices: lease.Devices,
+		Access: json.RawMessage(`{}`), State: "active", Charged: wireAmount(charge), Record: &rec,
+	})
+	return true
+}
+
+// record bills so much, none of which passed.
+func (m *mill) record(lease metering.Lease, worth time.Duration) metering.SignedRecord {
+	clock := sim.NewClock()
+	source := sim.New(1, sim.Options{Clock: clock})
+	meter, err := metering.NewMeter(metering.Config{Devices: lease.Devices, Tick: 50 * time.Millisecond})
+	if err != nil {
+		m.t.Error(err)
+	}
+	recorder, err := metering.NewRecorder(lease, m.key, nil)
+	if err != nil {
+		m.t.Error(err)
+	}
+	clock.Advance(time.Duration(m.leases) * time.Hour) // no GPU's time is billed twice
+	observe := func() {
+		reading, err := source.Read(context.Background(), sim.UUID(0))
+		if err == nil {
+			_, err = meter.Observe(reading)
+		}
+		if err != nil {
+			m.t.Error(err)
+		}
+	}
+	observe()
+	if m.past {
+		if _, err := recorder.Next(context.Background(), meter.Cut(), false); err != nil {
+			m.t.Error(err)
+		}
+	}
+	for ; worth >= 50*time.Millisecond; worth -= 50 * time.Millisecond {
+		clock.Advance(50 * time.Millisecond)
+		observe()
+	}
+	rec, err := recorder.Next(context.Background(), meter.Cut(), false)
+	if err != nil {
+		m.t.Error(err)
+	}
+	return rec
+}
+
+// TestX402NewLeasesBillNoMoreThanPassed: a provider that begins a lease at every tick bills the time that passed on our
+// clock and the tolerance, which it has once on a channel, whatever its vouchers would cover.
+func TestX402NewLeasesBillNoMoreThanPassed(t *testing.T) {
+	for name, m := range map[string]*mill{
+		"the time of the voucher before": newMill(t, true, func(lease, covered uint64) time.Duration {
+			if lease == 1 {
+				return 200 * time.Millisecond
+			}
+			return time.Duration(min(covered, 30_000)) * time.Millisecond
+		}),
+		"the tolerance at every lease": newMill(t, false, func(uint64, uint64) time.Duration { return 200 * time.Millisecond }),
+	} {
+		t.Run(name, func(t *testing.T) {
+			x := m.s.client(Caps{PricePerGPUHour: "10", PerLease: "5", PerDay: "50", PerPayee: "50"}, X402Options{MaxPrice: Unlimited})
+			rental, err := x.Rent(t.Context(), m.server.URL, 1)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var paid uint64
+			began := time.Now()
+			for range 100 {
+				var tick X402Tick
+				if tick, err = rental.Tick(t.Context()); err != nil {
+					break
+				}
+				paid += tick.Charged.Uint64()
+			}
+			var d *Dispute
+			if most := uint64((time.Since(began) + tickTolerance).Milliseconds()); paid > most || paid == 0 {
+				t.Errorf("%d ms were paid for, %d passed and are tolerated", paid, most)
+			}
+			if !errors.As(err, &d) || !errors.Is(err, metering.ErrClock) {
+				t.Errorf("%v, want a dispute about the clock", err)
+			}
+		})
+	}
+}
