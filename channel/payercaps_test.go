@@ -214,12 +214,10 @@ func TestStrangersUnitFreesNoCap(t *testing.T) {
 func TestLostStoreIsBookedOutsideTheCaps(t *testing.T) {
 	p, _, _ := newCeilingPayer(t)
 	ctx := context.Background()
-	old, _, id := newCeilingPayer(t)
-	shown := pay(t, old, id, 700)
 	terms := ceilingTerms("0x02")
-	id = terms.ID()
-	var err error
-	if shown, err = ceilingDomain.Sign(ctx, payerKey, id, units(700)); err != nil {
+	id := terms.ID()
+	shown, err := ceilingDomain.Sign(ctx, payerKey, id, units(700))
+	if err != nil {
 		t.Fatal(err)
 	}
 	p.Caps = channel.Caps{PerChannel: units(300), PerPayee: units(900), PerDay: units(100)}

@@ -157,7 +157,6 @@ type tale struct {
 	provider     *badrpc.Endpoint
 	renter       *badrpc.Endpoint
 	server       *httptest.Server
-	stop         func()
 }
 
 func newTale(t *testing.T, m *market, s story, keys [2]*channel.Key) *tale {
