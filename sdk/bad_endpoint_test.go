@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log"
 	"log/slog"
+	"maps"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
@@ -98,7 +99,8 @@ func (s story) String() string {
 // misdeed, at moments and sides that take turns.
 func stories() (all []story) {
 	long, turn := os.Getenv(LongEndpoints) == "1", 0
-	for method, fields := range answers {
+	for _, method := range slices.Sorted(maps.Keys(answers)) {
+		fields := answers[method]
 		for i, field := range fields {
 			for j, m := range misdeeds {
 				for k, moment := range moments {

@@ -142,8 +142,8 @@ func (s *Settler) refresh(ctx context.Context, states []channel.State) ([]channe
 	return fresh, nil
 }
 
-// observe reads channels from the contract and records what it says, of settlement, close and finality; deposits of
-// channels that go on are for the watcher to confirm. It insists on a node that knows the block least.
+// observe reads channels from the contract and records what goes on since: settlement, close and finality. It insists on a
+// node that knows the block least.
 func (s *Settler) observe(ctx context.Context, ids []common.Hash, least uint64) (map[common.Hash]channel.State, error) {
 	states := make(map[common.Hash]channel.State, len(ids))
 	if len(ids) == 0 {
@@ -170,13 +170,7 @@ func (s *Settler) observe(ctx context.Context, ids []common.Hash, least uint64) 
 			if err != nil {
 				return err
 			}
-			v := views[i].Latest
-			if state.Deposit.Lt(&v.Deposit) && !v.Finalized { // of a channel that is over nothing is promised, and nobody looks again
-				v.Deposit = state.Deposit
-			}
-			if v.Settled.Gt(&v.Deposit) {
-				v.Settled = v.Deposit
-			}
+			v := onwards(state, views[i].Latest)
 			now, err := s.Payee.Observe(ctx, id, v)
 			if err != nil {
 				return err
@@ -188,6 +182,26 @@ func (s *Settler) observe(ctx context.Context, ids []common.Hash, least uint64) 
 		}
 		return nil
 	})
+}
+
+// onwards is a view without what goes back: a node may answer for a block long past, in which the channel had less or was not
+// there, and nobody would read it again. What a re-org takes back is for the watcher to say, and so are deposits, which need
+// confirmations. Of a channel that is over nothing is promised, and nobody looks again.
+func onwards(s channel.State, v channel.ChainView) channel.ChainView {
+	if v.Finalized {
+		return v
+	}
+	v.Deposit = s.Deposit
+	if v.Settled.Lt(&s.Settled) {
+		v.Settled = s.Settled
+	}
+	if v.Settled.Gt(&v.Deposit) {
+		v.Settled = v.Deposit
+	}
+	if v.CloseRequestedAt == 0 {
+		v.CloseRequestedAt = s.CloseRequestedAt
+	}
+	return v
 }
 
 // batches sorts channels into transactions: those of one purse together, contract accounts' alone, as the contract wants

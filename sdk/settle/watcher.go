@@ -125,7 +125,7 @@ func (w *Watcher) Check(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := w.read(ctx, ids, w.keeper(reorged)); err != nil {
+	if err := w.read(ctx, ids, head.Number.Uint64(), w.keeper(reorged)); err != nil {
 		return err
 	}
 	if sweep {
@@ -295,16 +295,20 @@ func (w *Watcher) keeper(reorged bool) keep {
 	return w.Payee.Observe
 }
 
-// read reads channels from the contract, records what changed, and says so.
-func (w *Watcher) read(ctx context.Context, ids []common.Hash, keep keep) error {
+// read reads channels from the contract, records what changed, and says so. It insists on an answer for the block least or
+// a later one: what an earlier one lacks would be taken out of the books, and not looked for again.
+func (w *Watcher) read(ctx context.Context, ids []common.Hash, least uint64, keep keep) error {
 	if len(ids) == 0 {
 		return nil
 	}
 	var changes []change
 	err := w.Contract.Record(func() error {
-		views, _, err := w.Contract.Confirmed(ctx, ids, w.Confirmations)
+		views, at, err := w.Contract.Confirmed(ctx, ids, w.Confirmations)
 		if err != nil {
 			return err
+		}
+		if at < least {
+			return fmt.Errorf("%w: it reads channels at block %d, and its newest is %d", errLagging, at, least)
 		}
 		for i, id := range ids {
 			delete(w.unconfirmed, id)

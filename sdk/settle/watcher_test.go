@@ -1,6 +1,7 @@
 package settle_test
 
 import (
+	"context"
 	"io"
 	"net"
 	"net/http"
@@ -16,6 +17,7 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/badrpc"
 	"github.com/gpupay/gpupay/sdk/chain"
 )
 
@@ -146,6 +148,46 @@ func TestLaggingEndpoint(t *testing.T) {
 	}
 	if s := k.State(terms); refused == 0 || refused > 10 || !is(s.Deposit, 1000) {
 		t.Errorf("refused %d times, deposit %s", refused, s.Deposit.Dec())
+	}
+}
+
+// An endpoint that says the newest block, and for what it reads a number from long ago, takes no deposit out of the books:
+// no event would bring it back.
+func TestAgedBlockNumber(t *testing.T) {
+	k := newTill(t)
+	bad := badrpc.New(t, k.URL)
+	client, err := chain.Dial(t.Context(), bad.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := client.BlockNumber(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	terms := k.Open(1, 1000)
+	k.Mine(t, 3)
+	k.Restart(client)
+	k.Check()
+	k.Accept(terms, 300)
+	bad.On("eth_blockNumber", badrpc.Aged)
+	k.TopUp(terms, 500, 1)
+	k.Mine(t, 3)
+	for what, look := range map[string]func(context.Context) error{
+		"the watcher": k.Watcher.Check, "the settler": func(ctx context.Context) error { return k.Settler.Settle(ctx, terms.ID()) },
+	} {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second) // a settlement is not seen to be mined meanwhile
+		err := look(ctx)
+		cancel()
+		if s := k.State(terms); s.Deposit.Lt(uint256.NewInt(1000)) {
+			t.Fatalf("%s took the deposit for %s (%v)", what, s.Deposit.Dec(), err)
+		}
+	}
+	bad.Heal()
+	k.Check()
+	if err := k.Settler.Settle(t.Context(), terms.ID()); err != nil {
+		t.Fatal(err)
+	}
+	if s := k.State(terms); !is(s.Deposit, 1500) || !is(s.Settled, 300) {
+		t.Errorf("afterwards: deposit %s, settled %s", s.Deposit.Dec(), s.Settled.Dec())
 	}
 }
 

@@ -328,7 +328,7 @@ func (t *Tower) learn(ctx context.Context, all []channel.Terms) ([]channel.State
 		ids[i] = terms.ID()
 	}
 	err := t.escrow.Record(func() error {
-		views, _, err := t.escrow.Confirmed(ctx, ids, t.config.Confirmations)
+		views, _, err := t.escrow.Fresh(ctx, ids, t.config.Confirmations)
 		if err != nil {
 			return err
 		}
