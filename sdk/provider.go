@@ -7,6 +7,7 @@ import (
 	"math/big"
 	"net/http"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
@@ -227,6 +228,7 @@ func (p *Provider) chainParts(ctx context.Context) error {
 // crew is what watches the chain, works the outbox and settles. Of the processes
 // that share a database one has a crew at work.
 type crew struct {
+	began  time.Time
 	sender *chain.Sender
 	tills  []*till
 	towers *tower.Feed
@@ -237,6 +239,7 @@ type crew struct {
 type till struct {
 	watcher *settle.Watcher
 	settler *settle.Settler
+	looked  atomic.Int64 // when the watcher had looked last, nanoseconds since its crew began
 }
 
 func (p *Provider) newSender(txs *chain.Store) *chain.Sender {
@@ -244,7 +247,7 @@ func (p *Provider) newSender(txs *chain.Store) *chain.Sender {
 }
 
 func (p *Provider) newCrew(db *store.DB, txs *chain.Store) *crew {
-	c := &crew{sender: p.newSender(txs)}
+	c := &crew{sender: p.newSender(txs), began: time.Now()}
 	payee := *p.payee
 	payee.Store = db.Payee()
 	c.towers = tower.NewFeed(&payee, p.config.Watchtowers, p.config.WatchtowerEvery, p.config.Log)
@@ -265,8 +268,24 @@ func (p *Provider) newTill(c *crew, db *store.DB, txs *chain.Store, contract cha
 		}
 		p.channelChanged(now)
 	}
-	t.watcher = &settle.Watcher{Payee: payee, Contract: contract, Confirmations: p.config.Confirmations, Poll: p.config.Poll, Store: txs, Served: leaseStore{db: db}.served, OnChange: changed, Log: p.config.Log}
+	t.watcher = &settle.Watcher{Payee: payee, Contract: contract, Confirmations: p.config.Confirmations, Poll: p.config.Poll, Store: txs, Served: leaseStore{db: db}.served, OnChange: changed, Log: p.config.Log,
+		OnLook: func() { t.looked.Store(int64(time.Since(c.began))) }}
 	return t
+}
+
+// blindness is how long a leader may go on whose looks at the chain fail, though its
+// endpoint answers: three that take as long as one may. The grace period of an
+// escrow is several times that.
+const blindness = 3 * time.Minute
+
+// sees fails where channels were not looked at for too long.
+func (c *crew) sees(limit time.Duration) error {
+	for _, t := range c.tills {
+		if since := time.Since(c.began) - time.Duration(t.looked.Load()); since > limit {
+			return fmt.Errorf("the channels of %s were not read for %s: another gateway may do it, with its endpoint", t.watcher.Contract.Address(), since.Round(time.Second))
+		}
+	}
+	return nil
 }
 
 func (c *crew) run(ctx context.Context) error {

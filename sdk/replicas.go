@@ -191,9 +191,17 @@ const settleRequest = "settle"
 // for all.
 func (r *replicas) leader() *leader {
 	return &leader{
-		db: r.p.db, owner: r.identity(), log: r.p.config.Log, work: r.lead,
+		db: r.p.db, owner: r.identity(), ttl: r.ttl, log: r.p.config.Log, look: r.seeChain, work: r.lead,
 		name: fmt.Sprintf("settler %d %s %s", r.p.escrow.ChainID(), r.p.escrow.Address(), r.p.config.Key.Address()),
 	}
+}
+
+// seeChain fails where this gateway's endpoint does not answer.
+func (r *replicas) seeChain(ctx context.Context) error {
+	if _, err := r.p.escrow.Backend().HeaderByNumber(ctx, nil); err != nil {
+		return fmt.Errorf("reading the newest block: %w", err)
+	}
+	return nil
 }
 
 // lead does a leader's work through a database that lets it write only while it
@@ -206,6 +214,9 @@ func (r *replicas) lead(ctx context.Context, db *store.DB) error {
 	c := r.p.newCrew(db, txs)
 	return run.Together(ctx, c.run, func(ctx context.Context) error {
 		for chain.Pause(ctx, 2*time.Second) == nil {
+			if err := c.sees(blindness); err != nil {
+				return err
+			}
 			if err := r.serve(ctx, c, leaseStore{db: db}); err != nil && ctx.Err() == nil {
 				r.p.config.Log.Warn("what other gateways want settled", "error", err)
 			}

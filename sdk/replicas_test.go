@@ -1,19 +1,22 @@
 package sdk
 
 import (
+	"bufio"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
+	"os/exec"
 	"slices"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/holiman/uint256"
-	"github.com/jmoiron/sqlx"
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/channel/store"
@@ -25,7 +28,16 @@ import (
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
-func TestMain(m *testing.M) { os.Exit(pgtest.Main(m)) }
+func TestMain(m *testing.M) {
+	if address := os.Getenv(leadOn); address != "" {
+		if err := leadForEver(address); err != nil {
+			fmt.Println(err)
+			os.Exit(1)
+		}
+		return
+	}
+	os.Exit(pgtest.Main(m))
+}
 
 // onPostgres names the tests whose provider keeps its database on a server.
 const onPostgres = "postgres"
@@ -384,9 +396,10 @@ func TestSettlementByWhoLeads(t *testing.T) {
 	}
 }
 
-// TestOneLeadsAndAnotherTakesOver: while the leader's connection is cut, its work
-// goes on with the database it was given; from the moment that another one leads
-// nothing that it writes is kept, by any way there is to write.
+// TestOneLeadsAndAnotherTakesOver: a leader whose endpoint is dead is one no longer,
+// though its database is there; its work goes on with the database it was given,
+// and from the moment that another one leads nothing that it writes is kept, by any
+// way there is to write.
 func TestOneLeadsAndAnotherTakesOver(t *testing.T) {
 	t.Parallel()
 	address := pgtest.URL(t)
@@ -397,13 +410,20 @@ func TestOneLeadsAndAnotherTakesOver(t *testing.T) {
 	}
 	begun := make(chan led, 10)
 	stubborn := make(chan struct{})
-	for _, name := range []string{"first", "second"} {
+	cutOff := map[string]*atomic.Bool{"first": {}, "second": {}}
+	for name, cut := range cutOff {
 		db, err := database.Open(t.Context(), address, "provider", providerMigrations, "migrations/provider")
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer db.Close()
-		l := &leader{db: db, name: "test", owner: name, log: slog.New(slog.DiscardHandler), work: func(ctx context.Context, db *store.DB) error {
+		look := func(context.Context) error {
+			if cut.Load() {
+				return errors.New("the endpoint is dead")
+			}
+			return nil
+		}
+		l := &leader{db: db, name: "test", owner: name, ttl: time.Second, log: slog.New(slog.DiscardHandler), look: look, work: func(ctx context.Context, db *store.DB) error {
 			begun <- led{name, db, ctx}
 			<-stubborn // it does not stop when it is told to
 			return ctx.Err()
@@ -432,14 +452,13 @@ func TestOneLeadsAndAnotherTakesOver(t *testing.T) {
 	}
 
 	cutAt := time.Now()
-	if err := old.db.Update(t.Context(), func(tx *sqlx.Tx) error { // every advisory lock's session but our own
-		_, err := tx.Exec(`SELECT pg_terminate_backend(l.pid) FROM pg_locks l WHERE l.locktype = 'advisory' AND l.pid <> pg_backend_pid()
-			AND ((l.classid::bigint << 32) | l.objid::bigint) = hashtextextended(current_schema() || ' gpupay test', 0)`)
-		return err
-	}); err != nil {
-		t.Fatal(err)
+	cutOff[old.name].Store(true)
+	var next led
+	select {
+	case next = <-begun:
+	case <-time.After(10 * time.Second):
+		t.Fatal("a process whose endpoint is dead leads on")
 	}
-	next := <-begun
 	if next.name == old.name {
 		t.Fatal("the stubborn leader leads again") // it cannot: it is still at work
 	}
@@ -479,6 +498,79 @@ func TestOneLeadsAndAnotherTakesOver(t *testing.T) {
 	case <-old.ctx.Done():
 	case <-time.After(5 * time.Second):
 		t.Error("the old leader was not told to stop")
+	}
+}
+
+// leadOn has the test binary lead over a database until it is killed.
+const leadOn = "GPUPAY_TEST_LEAD_ON"
+
+// leadForEver says when it leads, and what a write of its says that fails.
+func leadForEver(address string) error {
+	db, err := database.Open(context.Background(), address, "provider", providerMigrations, "migrations/provider")
+	if err != nil {
+		return err
+	}
+	l := testLeader(db, func(ctx context.Context, db *store.DB) error {
+		fmt.Println("leads")
+		for {
+			if err := (leaseStore{db: db}).unclaim(context.Background(), "x", "x"); err != nil {
+				fmt.Println(err)
+				return err
+			}
+			time.Sleep(50 * time.Millisecond)
+		}
+	})
+	return l.run(context.Background())
+}
+
+func testLeader(db *store.DB, work func(context.Context, *store.DB) error) *leader {
+	return &leader{db: db, name: "test", ttl: time.Second, log: slog.New(slog.DiscardHandler), work: work,
+		look: func(context.Context) error { return nil }}
+}
+
+// TestStoppedLeaderIsReplaced: a process that is stopped keeps its connections, and
+// does no work. Another one leads soon; when the first goes on it writes nothing.
+func TestStoppedLeaderIsReplaced(t *testing.T) {
+	t.Parallel()
+	address := pgtest.URL(t)
+	child := exec.CommandContext(t.Context(), os.Args[0])
+	child.Env = append(os.Environ(), leadOn+"="+address)
+	out, err := child.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = child.Process.Kill(); _ = child.Wait() })
+	lines := bufio.NewScanner(out)
+	if !lines.Scan() || lines.Text() != "leads" {
+		t.Fatalf("the other process: %q, %v", lines.Text(), lines.Err())
+	}
+	db, err := database.Open(t.Context(), address, "provider", providerMigrations, "migrations/provider")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { db.Close() })
+	begun, ended := make(chan struct{}), make(chan error, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		ended <- testLeader(db, func(ctx context.Context, _ *store.DB) error { close(begun); <-ctx.Done(); return ctx.Err() }).run(ctx)
+	}()
+	defer func() { cancel(); <-ended }()
+	if err := child.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-begun:
+	case <-time.After(10 * time.Second):
+		t.Fatal("a process that is stopped leads on")
+	}
+	if err := child.Process.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	if !lines.Scan() || !strings.Contains(lines.Text(), errDeposed.Error()) {
+		t.Errorf("it goes on to write: %q", lines.Text())
 	}
 }
 

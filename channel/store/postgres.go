@@ -2,8 +2,6 @@ package store
 
 import (
 	"context"
-	"database/sql"
-	"database/sql/driver"
 	"errors"
 	"fmt"
 	"maps"
@@ -200,56 +198,6 @@ func (db *shared) transact(ctx context.Context, fn func(tx *sqlx.Tx) error) erro
 func transient(err error) bool {
 	var fault *pgconn.PgError
 	return errors.As(err, &fault) && (fault.Code == "40001" || fault.Code == "40P01") // serialization failure, deadlock
-}
-
-// A Lock is held by one process of all that share a database, for as long as its
-// connection lives: it ends with the process.
-type Lock struct {
-	conn *sql.Conn
-	pid  int
-}
-
-// TryLock takes the named lock, or returns nil where another process has it.
-// Only PostgreSQL has such locks: connect to it directly, or through a pooler
-// that keeps sessions.
-func (db *DB) TryLock(ctx context.Context, name string) (*Lock, error) {
-	if db.dialect != postgres {
-		return nil, fmt.Errorf("store %s: one program writes this database: there is nobody to lock out", db.path)
-	}
-	conn, err := db.writer.Conn(ctx)
-	if err != nil {
-		return nil, db.explain(err)
-	}
-	l := &Lock{conn: conn}
-	var got bool
-	// The schema is part of the name: two may live in one database.
-	err = conn.QueryRowContext(ctx, "SELECT pg_try_advisory_lock(hashtextextended(current_schema() || ' gpupay ' || $1, 0)), pg_backend_pid()", name).Scan(&got, &l.pid)
-	if err != nil || !got {
-		return nil, errors.Join(db.explain(err), l.Close())
-	}
-	return l, nil
-}
-
-// Check returns an error if the lock is lost.
-func (l *Lock) Check(ctx context.Context) error {
-	var pid int
-	if err := l.conn.QueryRowContext(ctx, "SELECT pg_backend_pid()").Scan(&pid); err != nil {
-		return err
-	}
-	if pid != l.pid {
-		return errors.New("store: a pooler gave the lock's session away: connect to PostgreSQL directly")
-	}
-	return nil
-}
-
-// Close ends the session, and the lock with it.
-func (l *Lock) Close() error {
-	_ = l.conn.Raw(func(any) error { return driver.ErrBadConn }) // drops the connection instead of keeping it for others
-	err := l.conn.Close()
-	if errors.Is(err, sql.ErrConnDone) {
-		return nil
-	}
-	return err
 }
 
 // serverAdvice is what an operator does about the surroundings' faults, by

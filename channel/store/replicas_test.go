@@ -8,7 +8,6 @@ import (
 	"sync/atomic"
 	"testing"
 	"testing/fstest"
-	"time"
 
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/jmoiron/sqlx"
@@ -164,61 +163,6 @@ func testGuardRefusesEveryWrite(t *testing.T, db *DB) {
 	}
 	if err := raise(guarded, id, 4); err == nil {
 		t.Error("lowered through a guard")
-	}
-}
-
-// TestLockIsOnesOwnAndEndsWithItsConnection: what leadership rests on.
-func TestLockIsOnesOwnAndEndsWithItsConnection(t *testing.T) {
-	dbs := replicas(t, 2)
-	ctx := context.Background()
-	take := func(db *DB, name string) *Lock {
-		t.Helper()
-		l, err := db.TryLock(ctx, name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return l
-	}
-	first := take(dbs[0], "a")
-	if first == nil || first.Check(ctx) != nil {
-		t.Fatal("the lock could not be had")
-	}
-	if take(dbs[1], "a") != nil {
-		t.Fatal("two processes have one lock")
-	}
-	if other := take(dbs[1], "b"); other == nil {
-		t.Fatal("another name is taken too")
-	} else if err := other.Close(); err != nil {
-		t.Error(err)
-	}
-	if _, err := dbs[1].writer.Exec("SELECT pg_terminate_backend($1)", first.pid); err != nil {
-		t.Fatal(err)
-	}
-	soon := func(db *DB) *Lock { // a server needs a moment to see that a connection is gone
-		t.Helper()
-		for range 500 {
-			if l := take(db, "a"); l != nil {
-				return l
-			}
-			time.Sleep(20 * time.Millisecond)
-		}
-		t.Fatal("the lock outlived its connection")
-		return nil
-	}
-	second := soon(dbs[1])
-	if err := first.Check(ctx); err == nil {
-		t.Error("who lost the lock does not know")
-	}
-	for _, l := range []*Lock{first, second} {
-		if err := l.Close(); err != nil {
-			t.Error(err)
-		}
-	}
-	if err := soon(dbs[0]).Close(); err != nil {
-		t.Error(err)
-	}
-	if _, err := newDB(t).TryLock(ctx, "a"); err == nil {
-		t.Error("a lock on a file")
 	}
 }
 

@@ -64,8 +64,10 @@ type Watcher struct {
 	// OnChange is told of each change after it is on disk, closing channels first. It may be nil, and must not call the
 	// watcher. What a crash kept from it is in the states it can read at the start.
 	OnChange func(old, now channel.State)
-	Log      *slog.Logger
-	Now      func() time.Time
+	// OnLook is told of each look that read all it had to and recorded it. It may be nil.
+	OnLook func()
+	Log    *slog.Logger
+	Now    func() time.Time
 
 	mu          sync.Mutex
 	trail       []chain.Block
@@ -131,7 +133,13 @@ func (w *Watcher) Check(ctx context.Context) error {
 	if sweep {
 		w.swept = w.now()
 	}
-	return w.advance(ctx, kept, head)
+	if err := w.advance(ctx, kept, head); err != nil {
+		return err
+	}
+	if w.OnLook != nil {
+		w.OnLook()
+	}
+	return nil
 }
 
 // load restores the trail of the last run.

@@ -1,0 +1,1 @@
+-- Nobody shares this database: there is nothing to lead.
