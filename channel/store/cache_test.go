@@ -129,15 +129,15 @@ func TestCacheGivesWayToAnotherWriter(t *testing.T) {
 // A full cache starts anew and loses nothing.
 func TestCacheIsBounded(t *testing.T) {
 	var c cache
-	for i := range 3 {
+	for i, want := range []int{maxCached / 2, maxCached, maxCached / 2} {
 		batch := make(map[common.Hash]*entry)
-		for n := range maxCached/2 - 1 {
+		for n := range maxCached / 2 {
 			batch[common.Hash{byte(i), byte(n >> 16), byte(n >> 8), byte(n)}] = &entry{}
 		}
 		c.keep(batch)
-	}
-	if len(c.states) > maxCached {
-		t.Errorf("%d states are kept", len(c.states))
+		if len(c.states) != want {
+			t.Errorf("%d states are kept after %d batches, want %d", len(c.states), i+1, want)
+		}
 	}
 	if _, ok := c.get(common.Hash{2}); !ok {
 		t.Error("the newest are not kept")

@@ -454,8 +454,9 @@ func testMigrate(t *testing.T, db *DB) {
 		t.Errorf("newer database: %v", err)
 	}
 	for _, name := range []string{"0002_hole.sql", "1_short.sql", "abcd_x.sql"} {
-		if err := db.Migrate(ctx, "other", fstest.MapFS{name: file("")}); err == nil {
-			t.Errorf("%s was taken", name)
+		err := db.Migrate(ctx, "other", fstest.MapFS{name: file("")})
+		if err == nil || !strings.Contains(err.Error(), "want number 0001, as in 0001_name.sql") {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 }

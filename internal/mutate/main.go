@@ -28,7 +28,7 @@ import (
 
 func main() {
 	only := flag.String("only", "", "the mutants whose names match (`regexp`)")
-	parallel := flag.Int("p", max(1, runtime.NumCPU()/2), "how many runs of tests at a time")
+	parallel := flag.Int("p", min(8, runtime.NumCPU()), "how many runs of tests at a time")
 	verbose := flag.Bool("v", false, "show what the tests of survivors and errors printed")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
@@ -63,7 +63,7 @@ func run(ctx context.Context, only string, b *bench) (int, error) {
 	if len(list) == 0 {
 		return 1, fmt.Errorf("no mutant's name matches %q", only)
 	}
-	return b.all(ctx, list), nil
+	return b.all(ctx, list)
 }
 
 // findRoot is the folder of this module, from wherever the program is run.
@@ -87,6 +87,7 @@ func findRoot() (string, error) {
 // A bench judges mutants.
 type bench struct {
 	root    string
+	shop    *workshop
 	slots   chan struct{} // one for each run at a time
 	verbose bool
 	out     io.Writer
@@ -98,7 +99,12 @@ type bench struct {
 }
 
 // all judges every mutant, and gives the exit status.
-func (b *bench) all(ctx context.Context, list []*mutant) int {
+func (b *bench) all(ctx context.Context, list []*mutant) (int, error) {
+	var err error
+	if b.shop, err = newWorkshop(ctx, b.root); err != nil {
+		return 1, err
+	}
+	defer b.shop.end()
 	sound := b.baselines(ctx, list)
 	var wait sync.WaitGroup
 	for _, m := range list {
@@ -107,9 +113,9 @@ func (b *bench) all(ctx context.Context, list []*mutant) int {
 	wait.Wait()
 	fmt.Fprintf(b.out, "%d killed, %d survived, %d errors\n", b.killed, b.survived, b.failed)
 	if b.survived+b.failed > 0 {
-		return 1
+		return 1, nil
 	}
-	return 0
+	return 0, nil
 }
 
 // baselines runs each distinct line over the tree as it is, and gives what was wrong with it by its text.
@@ -142,7 +148,7 @@ func (b *bench) baselines(ctx context.Context, list []*mutant) map[string]error 
 func (b *bench) slot(ctx context.Context, r runLine, changed map[string][]byte) (outcome, error) {
 	b.slots <- struct{}{}
 	defer func() { <-b.slots }()
-	return r.test(ctx, b.root, changed)
+	return b.shop.test(ctx, r, changed)
 }
 
 func (b *bench) judge(ctx context.Context, m *mutant, sound map[string]error) {
@@ -178,7 +184,7 @@ func (b *bench) judge(ctx context.Context, m *mutant, sound map[string]error) {
 		fmt.Fprintf(b.out, "killed   %s\n", what)
 		return
 	}
-	if b.verbose || errors.Is(err, errUncompiled) {
+	if b.verbose || errors.Is(err, errUncompiled) || errors.Is(err, errUnclear) {
 		fmt.Fprint(b.out, logs.String())
 	}
 }

@@ -139,8 +139,8 @@ func TestJudgement(t *testing.T) {
 	}
 	var out bytes.Buffer
 	b := &bench{root: root, slots: make(chan struct{}, 2), out: &out}
-	if code := b.all(t.Context(), list); code != 1 {
-		t.Errorf("status %d", code)
+	if code, err := b.all(t.Context(), list); code != 1 || err != nil {
+		t.Errorf("status %d, %v", code, err)
 	}
 	for name, verdict := range verdicts {
 		if !regexp.MustCompile(`(?m)^` + verdict + ` +` + name + ` `).MatchString(out.String()) {
@@ -152,7 +152,7 @@ func TestJudgement(t *testing.T) {
 	}
 	out.Reset()
 	b = &bench{root: root, slots: make(chan struct{}, 1), out: &out}
-	if code := b.all(t.Context(), list[:1]); code != 0 {
-		t.Errorf("only what is killed, and status %d:\n%s", code, &out)
+	if code, err := b.all(t.Context(), list[:1]); code != 0 || err != nil {
+		t.Errorf("only what is killed, and status %d, %v:\n%s", code, err, &out)
 	}
 }

@@ -14,11 +14,36 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 )
 
-// errUncompiled is the end of a run that shows nothing, since its code was never run.
-var errUncompiled = errors.New("it does not compile")
+var (
+	errUncompiled = errors.New("it does not compile")           // the end of a run that shows nothing: its code was never run
+	errUnclear    = errors.New("what the tests say is unclear") // what they printed has to be read
+)
+
+// A workshop is where mutants are compiled and tested. What they share is compiled once.
+type workshop struct {
+	root, scratch string
+	contracts     func() (string, error) // the folder where forge has compiled the tree as it is
+
+	mu       sync.Mutex
+	binaries map[string]func() (string, error) // of the tests of the tree as it is, by package
+}
+
+// newWorkshop keeps what it makes in a folder of its own, which end removes.
+func newWorkshop(ctx context.Context, root string) (*workshop, error) {
+	scratch, err := os.MkdirTemp("", "gpupay-mutants-")
+	if err != nil {
+		return nil, err
+	}
+	w := &workshop{root: root, scratch: scratch, binaries: map[string]func() (string, error){}}
+	w.contracts = sync.OnceValues(func() (string, error) { return w.compiled(ctx) })
+	return w, nil
+}
+
+func (w *workshop) end() { os.RemoveAll(w.scratch) }
 
 // An outcome is what the tests of one run said.
 type outcome struct {
@@ -27,17 +52,20 @@ type outcome struct {
 }
 
 // test runs a line over the tree with some of its files changed.
-func (r runLine) test(ctx context.Context, root string, changed map[string][]byte) (outcome, error) {
-	scratch, err := os.MkdirTemp("", "gpupay-mutant-")
+func (w *workshop) test(ctx context.Context, r runLine, changed map[string][]byte) (outcome, error) {
+	scratch, err := os.MkdirTemp(w.scratch, "mutant-")
 	if err != nil {
 		return outcome{}, err
 	}
 	defer os.RemoveAll(scratch)
 	var o outcome
-	if r.tool == "forge" {
-		o, err = r.forge(ctx, root, scratch, changed)
-	} else {
-		o, err = r.gotest(ctx, root, scratch, changed)
+	switch {
+	case r.tool == "forge":
+		o, err = w.forge(ctx, r, scratch, changed)
+	case len(changed) == 0 && len(r.packages) == 1:
+		o, err = w.unchanged(ctx, r)
+	default:
+		o, err = r.gotest(ctx, w.root, scratch, changed)
 	}
 	if err == nil && ctx.Err() != nil {
 		err = ctx.Err()
@@ -69,12 +97,46 @@ func (r runLine) gotest(ctx context.Context, root, scratch string, changed map[s
 	if err := os.WriteFile(file, overlay, 0o600); err != nil {
 		return outcome{}, err
 	}
-	args := slices.Concat([]string{"test", "-json", "-vet=off", "-count=1", "-overlay=" + file}, r.flags, local(r.packages))
+	args := slices.Concat([]string{"test", "-json", "-vet=off", "-count=1", "-overlay=" + file}, r.build, r.flags, local(r.packages))
 	if len(r.args) > 0 {
 		args = slices.Concat(args, []string{"-args"}, r.args)
 	}
 	out, err := command(ctx, filepath.Join(root, r.dir), nil, "go", args...)
 	return goOutcome(out, err)
+}
+
+// unchanged runs a line in the binary that is compiled once for all lines of its package.
+func (w *workshop) unchanged(ctx context.Context, r runLine) (outcome, error) {
+	binary, err := w.binary(ctx, r)
+	if err != nil {
+		return outcome{}, err
+	}
+	args := []string{"tool", "test2json", binary, "-test.v=test2json", "-test.paniconexit0"}
+	for _, flag := range r.flags {
+		args = append(args, "-test."+strings.TrimPrefix(flag, "-"))
+	}
+	out, err := command(ctx, filepath.Join(w.root, r.dir, r.packages[0]), nil, "go", append(args, r.args...)...)
+	return goOutcome(out, err)
+}
+
+// binary compiles the tests of a line's package, where no line before has.
+func (w *workshop) binary(ctx context.Context, r runLine) (string, error) {
+	key := fmt.Sprint(r.dir, " ", local(r.packages), r.build)
+	w.mu.Lock()
+	made := w.binaries[key]
+	if made == nil {
+		file := filepath.Join(w.scratch, fmt.Sprintf("%d.test", len(w.binaries)))
+		made = sync.OnceValues(func() (string, error) {
+			args := slices.Concat([]string{"test", "-c", "-vet=off", "-ldflags=-s -w", "-o", file}, r.build, local(r.packages))
+			if out, err := command(ctx, filepath.Join(w.root, r.dir), nil, "go", args...); err != nil {
+				return "", fmt.Errorf("compiling %s: %w\n%s", r.packages[0], err, out)
+			}
+			return file, nil
+		})
+		w.binaries[key] = made
+	}
+	w.mu.Unlock()
+	return made()
 }
 
 // local makes folders what go takes for packages of this module.
@@ -130,7 +192,7 @@ func goOutcome(out []byte, err error) (outcome, error) {
 	o.log = log.String()
 	switch {
 	case err != nil && !ran:
-		return o, fmt.Errorf("go test failed before a test ran: %w", err)
+		return o, fmt.Errorf("%w: go test failed before a test ran: %w", errUnclear, err)
 	case err != nil && o.failed == 0:
 		o.failed = 1
 	case err == nil:
@@ -142,17 +204,14 @@ func goOutcome(out []byte, err error) (outcome, error) {
 // forgeNeeds is what forge reads; out and cache spare it the compilation of what did not change.
 var forgeNeeds = []string{"contracts", "foundry.toml", "channel/testdata", "out", "cache"}
 
-// forge runs the native program, since npm's wrapper exits 0 also when it failed, over a copy of the tree. Gas figures are
-// not compared: a mutant has to be found by what it does.
-func (r runLine) forge(ctx context.Context, root, scratch string, changed map[string][]byte) (outcome, error) {
-	for _, path := range forgeNeeds {
-		from := filepath.Join(root, path)
-		if _, err := os.Stat(from); errors.Is(err, os.ErrNotExist) && (path == "out" || path == "cache") {
-			continue
-		}
-		if err := copyTree(from, filepath.Join(scratch, path)); err != nil {
-			return outcome{}, err
-		}
+// forge runs forge test in a copy of the tree.
+func (w *workshop) forge(ctx context.Context, r runLine, scratch string, changed map[string][]byte) (outcome, error) {
+	from, err := w.contracts()
+	if err == nil {
+		err = os.CopyFS(scratch, os.DirFS(from))
+	}
+	if err != nil {
+		return outcome{}, err
 	}
 	for path, text := range changed {
 		file := filepath.Join(scratch, filepath.FromSlash(path))
@@ -163,16 +222,40 @@ func (r runLine) forge(ctx context.Context, root, scratch string, changed map[st
 			return outcome{}, err
 		}
 	}
-	if err := os.Symlink(filepath.Join(root, "node_modules"), filepath.Join(scratch, "node_modules")); err != nil {
-		return outcome{}, err
+	out, err := w.runForge(ctx, scratch, append([]string{"test"}, r.flags...))
+	return forgeOutcome(string(out), err)
+}
+
+// compiled is a copy of what forge reads, compiled as it is: each mutant then compiles what it changes.
+func (w *workshop) compiled(ctx context.Context) (string, error) {
+	dir := filepath.Join(w.scratch, "contracts")
+	for _, path := range forgeNeeds {
+		from := filepath.Join(w.root, path)
+		if _, err := os.Stat(from); errors.Is(err, os.ErrNotExist) && (path == "out" || path == "cache") {
+			continue
+		}
+		if err := copyTree(from, filepath.Join(dir, path)); err != nil {
+			return "", err
+		}
 	}
-	binary, err := filepath.Glob(filepath.Join(root, "node_modules/@foundry-rs/forge-*/bin/forge"))
+	if out, err := w.runForge(ctx, dir, []string{"build"}); err != nil {
+		return "", fmt.Errorf("forge build: %w\n%s", err, out)
+	}
+	return dir, os.Remove(filepath.Join(dir, "node_modules"))
+}
+
+// runForge runs the native program, since npm's wrapper exits 0 also when it failed. Gas figures are not compared: a mutant
+// has to be found by what it does.
+func (w *workshop) runForge(ctx context.Context, dir string, args []string) ([]byte, error) {
+	if err := os.Symlink(filepath.Join(w.root, "node_modules"), filepath.Join(dir, "node_modules")); err != nil {
+		return nil, err
+	}
+	binary, err := filepath.Glob(filepath.Join(w.root, "node_modules/@foundry-rs/forge-*/bin/forge"))
 	if err != nil || len(binary) != 1 {
-		return outcome{}, errors.New("forge is not installed: npm ci")
+		return nil, errors.New("forge is not installed: npm ci")
 	}
 	env := []string{"FOUNDRY_GAS_SNAPSHOT_CHECK=false", "FOUNDRY_GAS_SNAPSHOT_EMIT=false", "NO_COLOR=1"}
-	out, err := command(ctx, scratch, env, binary[0], append([]string{"test"}, r.flags...)...)
-	return forgeOutcome(string(out), err)
+	return command(ctx, dir, env, binary[0], args...)
 }
 
 func copyTree(from, to string) error {
@@ -188,8 +271,13 @@ func copyTree(from, to string) error {
 	return os.WriteFile(to, text, 0o600)
 }
 
-var suites = regexp.MustCompile(`(\d+) passed; (\d+) failed; \d+ skipped`)
+var (
+	suites = regexp.MustCompile(`(\d+) passed; (\d+) failed; \d+ skipped`)
+	fails  = regexp.MustCompile(`(?m)^\[FAIL`)
+)
 
+// forgeOutcome counts tests by the line that ends each suite, and failures also by their own: forge may end before it
+// sums up.
 func forgeOutcome(out string, err error) (outcome, error) {
 	o := outcome{log: out}
 	if strings.Contains(out, "Compiler run failed") {
@@ -201,8 +289,11 @@ func forgeOutcome(out string, err error) (outcome, error) {
 		o.passed += passed
 		o.failed += failed
 	}
+	if o.failed == 0 {
+		o.failed = len(fails.FindAllString(out, -1))
+	}
 	if (err != nil) != (o.failed > 0) {
-		return o, fmt.Errorf("forge counts %d failures and ends with: %v", o.failed, err)
+		return o, fmt.Errorf("%w: forge counts %d failures and ends with: %v", errUnclear, o.failed, err)
 	}
 	return o, nil
 }

@@ -12,8 +12,9 @@ import (
 // A runLine is a command that runs tests: "go test" or "forge test" with flags that this program knows.
 type runLine struct {
 	text     string
-	tool     string // go or forge
-	dir      string // of go's -C, else "."
+	tool     string   // go or forge
+	dir      string   // of go's -C, else "."
+	build    []string // of go: flags that change what is compiled
 	flags    []string
 	packages []string // of go: folders from dir
 	match    string   // go's -run, forge's --match-test: which tests
@@ -49,7 +50,7 @@ func parseRun(text string) (runLine, error) {
 
 var (
 	goValued  = map[string]bool{"run": true, "skip": true, "count": true, "timeout": true, "tags": true, "cpu": true, "parallel": true, "C": true}
-	goPlain   = map[string]bool{"race": true, "v": true, "short": true, "failfast": true}
+	goPlain   = map[string]bool{"short": true, "failfast": true}
 	forgeKnow = map[string]bool{"match-test": true, "match-contract": true}
 )
 
@@ -68,6 +69,9 @@ func (r *runLine) goFlags(words []string) error {
 		}
 		name, value, inline := strings.Cut(strings.TrimLeft(word, "-"), "=")
 		switch {
+		case name == "race" && !inline:
+			r.build = append(r.build, "-race")
+			continue
 		case goPlain[name] && !inline:
 			r.flags = append(r.flags, "-"+name)
 			continue
@@ -81,13 +85,15 @@ func (r *runLine) goFlags(words []string) error {
 		switch name {
 		case "C":
 			r.dir = value
+			continue
+		case "tags":
+			r.build = append(r.build, "-tags="+value)
+			continue
 		case "run":
 			r.match = value
 		}
+		r.flags = append(r.flags, "-"+name+"="+value)
 		timed = timed || name == "timeout"
-		if name != "C" {
-			r.flags = append(r.flags, "-"+name+"="+value)
-		}
 	}
 	if !timed {
 		r.flags = append(r.flags, "-timeout="+timeout)

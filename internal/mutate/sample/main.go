@@ -1,14 +1,15 @@
 // Command sample changes the sources at random in small ways, and asks whether any test of their package finds it.
 //
-//	go run ./internal/mutate/sample [-group regexp] [-p parallel]
+//	go run ./internal/mutate/sample [-group regexp] [-p parallel] [-all] [-write]
 //
 // Forty changes are drawn in each group of files where money is decided: a condition negated, a boundary moved by one, ==
 // for !=, + for -, an error or a call left out, a constant one more. The draw is by a committed seed and by the names of
 // functions, so that most of it stays when code changes.
 //
-// All changes of a package are compiled into one test binary, each behind a switch. The tests are run once, one by one, to
-// learn which of them reach which change; then each change is switched on for those alone. What no test finds has to be
-// in harmless.txt with the reason.
+// All changes of a package are compiled into one test binary, each behind a switch. First each is tried with the test that
+// found it before, which killers.txt names. For what is left the tests are run once, one by one, to learn which of them
+// reach which change; then each change is switched on for those alone. What no test finds has to be in harmless.txt with
+// the reason, and is not tried again but with -all. With -write what found each change is written to killers.txt.
 package main
 
 import (
@@ -18,6 +19,7 @@ import (
 	_ "embed"
 	"flag"
 	"fmt"
+	"maps"
 	"os"
 	"os/signal"
 	"path"
@@ -33,6 +35,7 @@ const (
 	perGroup  = 40
 	mustDie   = 95 // of a hundred that are not equivalent
 	harmFile  = "internal/mutate/sample/harmless.txt"
+	killFile  = "internal/mutate/sample/killers.txt"
 	equalWord = "equivalent:"
 )
 
@@ -73,9 +76,11 @@ func (t target) groupOf(file string) string {
 func main() {
 	only := flag.String("group", "", "the groups whose names match (`regexp`)")
 	parallel := flag.Int("p", max(1, runtime.NumCPU()), "how many tests at a time")
+	every := flag.Bool("all", false, "try also what harmless.txt lists, with every test")
+	write := flag.Bool("write", false, "write what found each change to killers.txt")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	code, err := run(ctx, *only, *parallel)
+	code, err := run(ctx, *only, *parallel, *every, *write)
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "sample:", err)
@@ -84,7 +89,7 @@ func main() {
 	os.Exit(code)
 }
 
-func run(ctx context.Context, only string, parallel int) (int, error) {
+func run(ctx context.Context, only string, parallel int, every, write bool) (int, error) {
 	wanted, err := regexp.Compile(only)
 	if err != nil {
 		return 1, err
@@ -93,60 +98,85 @@ func run(ctx context.Context, only string, parallel int) (int, error) {
 	if err != nil {
 		return 1, err
 	}
-	harmless, err := readHarmless(filepath.Join(root, harmFile))
+	harmless, err := readList(filepath.Join(root, harmFile))
 	if err != nil {
 		return 1, fmt.Errorf("%w: run it from the root of the repository", err)
 	}
-	var total tally
+	killers, err := readList(filepath.Join(root, killFile))
+	if err != nil {
+		return 1, err
+	}
+	total := tally{root: root, harmless: harmless, killers: killers, every: every}
 	for _, t := range targets {
 		t.groups = slices.DeleteFunc(slices.Clone(t.groups), func(g group) bool { return !wanted.MatchString(g.name) })
 		if len(t.groups) == 0 {
 			continue
 		}
-		if err := t.judge(ctx, root, parallel, harmless, &total); err != nil {
+		if err := t.judge(ctx, root, parallel, &total); err != nil {
 			return 1, err
 		}
 	}
-	counted := total.killed + total.survived + total.harmless
+	if write {
+		if err := writeList(filepath.Join(root, killFile), killers); err != nil {
+			return 1, err
+		}
+	}
+	counted := total.killed + total.survived + total.listed
 	share := 0
 	if counted > 0 {
 		share = total.killed * 100 / counted
 	}
-	fmt.Printf("%d killed (%d %%), %d survived, %d harmless, %d equivalent\n", total.killed, share, total.survived, total.harmless, total.equivalent)
+	fmt.Printf("%d killed (%d %%), %d survived, %d harmless, %d equivalent\n", total.killed, share, total.survived, total.listed, total.equivalent)
 	if total.survived > 0 || share < mustDie {
 		return 1, nil
 	}
 	return 0, nil
 }
 
-type tally struct{ killed, survived, harmless, equivalent int }
+// A tally is what is known of mutations by their ids, and how many came to what.
+type tally struct {
+	root     string
+	harmless map[string]string // why what no test finds costs nobody anything
+	killers  map[string]string // the test that found it
+	every    bool              // what is harmless is tried too
 
-// readHarmless reads lines of an id, ": " and the reason: one that begins with "equivalent:" says that the program does
-// the same, any other that what changes costs nobody anything.
-func readHarmless(file string) (map[string]string, error) {
+	killed, survived, listed, equivalent int
+}
+
+// readList reads lines of an id, ": " and what is said of it. In harmless.txt that is the reason: one that begins with
+// "equivalent:" says that the program does the same, any other that what changes costs nobody anything.
+func readList(file string) (map[string]string, error) {
 	f, err := os.Open(file)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	reasons := map[string]string{}
+	said := map[string]string{}
 	lines := bufio.NewScanner(f)
 	for lines.Scan() {
 		line := strings.TrimSpace(lines.Text())
 		if line == "" || strings.HasPrefix(line, "#") {
 			continue
 		}
-		id, reason, ok := strings.Cut(line, ": ")
-		if !ok || reason == "" {
-			return nil, fmt.Errorf("%s: %q has no reason", file, line)
+		id, what, ok := strings.Cut(line, ": ")
+		if !ok || what == "" {
+			return nil, fmt.Errorf("%s: nothing is said of %q", file, line)
 		}
-		reasons[id] = reason
+		said[id] = what
 	}
-	return reasons, lines.Err()
+	return said, lines.Err()
+}
+
+func writeList(file string, said map[string]string) error {
+	text := "# What found each mutation of the sample, as the program wrote it with -write: it is tried first.\n"
+	for _, id := range slices.Sorted(maps.Keys(said)) {
+		text += id + ": " + said[id] + "\n"
+	}
+	return os.WriteFile(file, []byte(text), 0o644)
 }
 
 // judge draws, compiles and runs what is wanted of one package.
-func (t target) judge(ctx context.Context, root string, parallel int, harmless map[string]string, total *tally) error {
+func (t target) judge(ctx context.Context, root string, parallel int, total *tally) error {
 	all, pkg, err := find(root, t)
 	if err != nil {
 		return err
@@ -167,39 +197,80 @@ func (t target) judge(ctx context.Context, root string, parallel int, harmless m
 	if err != nil {
 		return err
 	}
-	r := &runner{binary: binary, dir: filepath.Join(root, t.dir), scratch: scratch, slots: make(chan struct{}, parallel)}
-	if err := r.learn(ctx); err != nil {
+	r := &runner{binary: binary, dir: filepath.Join(root, t.dir), scratch: scratch, slots: make(chan struct{}, parallel), done: map[string]bool{}}
+	verdicts, err := r.verdicts(ctx, list, total)
+	if err != nil {
 		return err
 	}
-	fmt.Printf("%s: %d mutants, %d tests\n", t.dir, len(list), len(r.tests))
-	verdicts := r.all(ctx, list)
-	if ctx.Err() != nil {
-		return ctx.Err()
-	}
+	fmt.Printf("%s: %d mutants, %d tests were run\n", t.dir, len(list), len(r.done))
 	slices.SortFunc(list, func(a, b *mutation) int { return cmp.Compare(a.id, b.id) })
 	for _, m := range list {
-		total.count(root, m, verdicts[m], harmless[m.id])
+		total.count(m, verdicts[m])
 	}
+	total.forget(t, list)
 	return nil
 }
 
+// verdicts gives the test that finds each mutation. Those that no test is known to find are the expensive ones: they take
+// a run of every test, and then those that reach them.
+func (r *runner) verdicts(ctx context.Context, list []*mutation, total *tally) (map[*mutation]string, error) {
+	tried := slices.DeleteFunc(slices.Clone(list), func(m *mutation) bool { return !total.every && total.harmless[m.id] != "" })
+	verdicts, err := r.again(ctx, tried, total.killers)
+	if err != nil {
+		return nil, err
+	}
+	left := slices.DeleteFunc(tried, func(m *mutation) bool { return verdicts[m] != "" })
+	if len(left) == 0 {
+		return verdicts, nil
+	}
+	names, err := r.list(ctx)
+	if err == nil {
+		err = r.learn(ctx, names)
+	}
+	if err != nil {
+		return nil, err
+	}
+	maps.Copy(verdicts, r.each(left, func(m *mutation) string { return r.killer(ctx, m) }))
+	return verdicts, ctx.Err()
+}
+
 // count says what became of a mutation: killer is empty where nothing found it.
-func (t *tally) count(root string, m *mutation, killer, reason string) {
-	file, _ := filepath.Rel(root, m.file)
+func (t *tally) count(m *mutation, killer string) {
+	file, _ := filepath.Rel(t.root, m.file)
 	where := fmt.Sprintf("%-44s %s:%d", m.id, file, m.line)
+	reason := t.harmless[m.id]
 	switch {
-	case killer != "" && reason != "":
-		t.killed++
-		fmt.Printf("killed    %s by %s: take it out of %s\n", where, killer, harmFile)
 	case killer != "":
 		t.killed++
+		t.killers[m.id] = killer
+		if reason != "" {
+			killer += ": take it out of " + harmFile
+		}
 		fmt.Printf("killed    %s by %s\n", where, killer)
 	case strings.HasPrefix(reason, equalWord):
 		t.equivalent++
 	case reason != "":
-		t.harmless++
+		t.listed++
 	default:
 		t.survived++
 		fmt.Printf("SURVIVED  %s: %s\n", where, m.what)
+	}
+}
+
+// forget takes out of the killers what is no longer drawn, and says which lines of harmless.txt are about nothing.
+func (t *tally) forget(of target, list []*mutation) {
+	drawn := map[string]bool{}
+	for _, m := range list {
+		drawn[m.id] = true
+	}
+	gone := func(id string) bool {
+		name, _, _ := strings.Cut(id, " ")
+		return !drawn[id] && slices.ContainsFunc(of.groups, func(g group) bool { return g.name == name })
+	}
+	maps.DeleteFunc(t.killers, func(id, _ string) bool { return gone(id) })
+	for _, id := range slices.Sorted(maps.Keys(t.harmless)) {
+		if gone(id) {
+			fmt.Printf("not drawn %s: take it out of %s\n", id, harmFile)
+		}
 	}
 }

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -20,7 +22,8 @@ type runner struct {
 	slots                chan struct{}
 
 	mu    sync.Mutex
-	tests []test
+	tests []test // the quickest first
+	done  map[string]bool
 }
 
 // A test is one that passes without a mutation.
@@ -35,41 +38,62 @@ const (
 	quick   = 20 * time.Second // what is tried first takes no longer
 )
 
-// learn runs each test by itself, and notes what it reaches. One that fails or is skipped can show nothing.
-func (r *runner) learn(ctx context.Context) error {
+// list names every test of the package.
+func (r *runner) list(ctx context.Context) ([]string, error) {
 	out, err := r.command(ctx, longest, "", "-test.list", ".").Output()
 	if err != nil {
-		return fmt.Errorf("listing the tests: %w", err)
+		return nil, fmt.Errorf("listing the tests: %w", err)
 	}
+	return slices.DeleteFunc(strings.Fields(string(out)), func(name string) bool {
+		return !strings.HasPrefix(name, "Test") && !strings.HasPrefix(name, "Fuzz") && !strings.HasPrefix(name, "Example")
+	}), nil
+}
+
+// learn runs tests that were not run before, each by itself, and notes what it reaches. One that fails or is skipped can
+// show nothing.
+func (r *runner) learn(ctx context.Context, names []string) error {
 	var wait sync.WaitGroup
-	for _, name := range strings.Fields(string(out)) {
-		if !strings.HasPrefix(name, "Test") && !strings.HasPrefix(name, "Fuzz") && !strings.HasPrefix(name, "Example") {
+	for _, name := range names {
+		if r.done[name] {
 			continue
 		}
+		r.done[name] = true
 		wait.Go(func() {
 			r.slots <- struct{}{}
 			defer func() { <-r.slots }()
-			trace := filepath.Join(r.scratch, "trace "+name)
-			begun := time.Now()
-			out, err := r.command(ctx, longest, trace, "-test.run", "^"+name+"$", "-test.v").CombinedOutput()
-			if err != nil || !strings.Contains(string(out), "--- PASS: "+name+" ") {
+			t, err := r.alone(ctx, name)
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			if err != nil {
 				fmt.Printf("not used  %s: %v\n", name, err)
 				return
 			}
-			t := test{name: name, took: time.Since(begun), reaches: map[int]bool{}}
-			text, _ := os.ReadFile(trace) // there is none where nothing is reached
-			for _, id := range strings.Fields(string(text)) {
-				number, _ := strconv.Atoi(id)
-				t.reaches[number] = true
-			}
-			r.mu.Lock()
-			defer r.mu.Unlock()
 			r.tests = append(r.tests, t)
 		})
 	}
 	wait.Wait()
-	slices.SortFunc(r.tests, func(a, b test) int { return int(a.took - b.took) })
+	slices.SortFunc(r.tests, func(a, b test) int { return cmp.Compare(a.took, b.took) })
 	return ctx.Err()
+}
+
+// alone runs one test without a mutation.
+func (r *runner) alone(ctx context.Context, name string) (test, error) {
+	trace := filepath.Join(r.scratch, "trace "+name)
+	begun := time.Now()
+	out, err := r.command(ctx, longest, trace, "-test.run", "^"+name+"$", "-test.v").CombinedOutput()
+	if err != nil {
+		return test{}, fmt.Errorf("it fails without a mutation: %w", err)
+	}
+	if !strings.Contains(string(out), "--- PASS: "+name+" ") {
+		return test{}, errors.New("it is skipped")
+	}
+	t := test{name: name, took: time.Since(begun), reaches: map[int]bool{}}
+	text, _ := os.ReadFile(trace) // there is none where nothing is reached
+	for _, id := range strings.Fields(string(text)) {
+		number, _ := strconv.Atoi(id)
+		t.reaches[number] = true
+	}
+	return t, nil
 }
 
 func (r *runner) command(ctx context.Context, limit time.Duration, trace string, args ...string) *exec.Cmd {
@@ -80,13 +104,33 @@ func (r *runner) command(ctx context.Context, limit time.Duration, trace string,
 	return cmd
 }
 
-// all gives, for each mutation, the test that finds it.
-func (r *runner) all(ctx context.Context, list []*mutation) map[*mutation]string {
+// again gives, for each mutation that was found before, the test that did, if it still does.
+func (r *runner) again(ctx context.Context, list []*mutation, before map[string]string) (map[*mutation]string, error) {
+	var names []string
+	for _, m := range list {
+		if name := before[m.id]; name != "" {
+			names = append(names, name)
+		}
+	}
+	if err := r.learn(ctx, names); err != nil {
+		return nil, err
+	}
+	return r.each(list, func(m *mutation) string {
+		at := slices.IndexFunc(r.tests, func(t test) bool { return t.name == before[m.id] && t.reaches[m.number] })
+		if at < 0 {
+			return ""
+		}
+		return r.try(ctx, m, r.tests[at:at+1])
+	}), ctx.Err()
+}
+
+// each judges mutations at the same time.
+func (r *runner) each(list []*mutation, judge func(*mutation) string) map[*mutation]string {
 	var wait sync.WaitGroup
 	verdicts := map[*mutation]string{}
 	for _, m := range list {
 		wait.Go(func() {
-			killer := r.killer(ctx, m)
+			killer := judge(m)
 			r.mu.Lock()
 			defer r.mu.Unlock()
 			verdicts[m] = killer
@@ -116,8 +160,27 @@ func (r *runner) killer(ctx context.Context, m *mutation) string {
 	return r.try(ctx, m, rest)
 }
 
-var failed = regexp.MustCompile(`(?m)^--- FAIL: (\S+)`)
+var (
+	failed = regexp.MustCompile(`(?m)^--- FAIL: (\S+)`)
+	hung   = regexp.MustCompile(`(?m)^running tests:\s+(\w+)`)
+	began  = regexp.MustCompile(`(?m)^=== (?:RUN|CONT|NAME) +(\w+)`)
+)
 
+// blamed names the test that failed, or that ran when the program ended.
+func blamed(out []byte) string {
+	if name := failed.FindSubmatch(out); name != nil {
+		return string(name[1])
+	}
+	if name := hung.FindSubmatch(out); name != nil {
+		return string(name[1])
+	}
+	if names := began.FindAllSubmatch(out, -1); len(names) > 0 {
+		return string(names[len(names)-1][1])
+	}
+	return "its end"
+}
+
+// try gives the test that fails with a mutation, if one does.
 func (r *runner) try(ctx context.Context, m *mutation, tests []test) string {
 	if len(tests) == 0 || ctx.Err() != nil {
 		return ""
@@ -130,14 +193,11 @@ func (r *runner) try(ctx context.Context, m *mutation, tests []test) string {
 		names = append(names, t.name)
 		limit += 3 * t.took
 	}
-	cmd := r.command(ctx, limit, "", "-test.run", "^("+strings.Join(names, "|")+")$", "-test.failfast")
+	cmd := r.command(ctx, limit, "", "-test.run", "^("+strings.Join(names, "|")+")$", "-test.failfast", "-test.v")
 	cmd.Env = append(cmd.Env, fmt.Sprintf("GPUPAY_MUTANT=%d", m.number))
 	out, err := cmd.CombinedOutput()
 	if err == nil || ctx.Err() != nil {
 		return ""
 	}
-	if name := failed.FindSubmatch(out); name != nil {
-		return string(name[1])
-	}
-	return "its end" // a panic, or the time that all of them may take
+	return blamed(out)
 }
