@@ -81,6 +81,23 @@ func (p Price) Charge(nanos uint64) (uint256.Int, error) {
 	return owed, nil
 }
 
+// Fractions is how many parts of a base unit Fraction counts in: so many that
+// what any price and time leave over is a whole number of them.
+const Fractions = 3_600_000_000_000
+
+// Fraction is what Charge rounds off, in parts of which Fractions make a base
+// unit. Who charges pieces of time one by one carries it to the next piece, or
+// many small ones would cost nothing.
+func (p Price) Fraction(nanos uint64) (uint64, error) {
+	if err := p.Validate(); err != nil {
+		return 0, err
+	}
+	var rest uint256.Int // as in Charge
+	rest.Mul(&p.Amount, uint256.NewInt(nanos))
+	rest.Mod(&rest, uint256.NewInt(p.Unit.Nanos()))
+	return rest.Uint64() * (Fractions / p.Unit.Nanos()), nil
+}
+
 type priceJSON struct {
 	Amount string `json:"amount"`
 	Unit   string `json:"unit"`

@@ -273,10 +273,11 @@ func (s leaseStore) append(ctx context.Context, term int64, rec metering.SignedR
 		if err != nil {
 			return err
 		}
-		if err := addRecord(ctx, tx, rec, string(record)); err != nil {
+		added, err := addRecord(ctx, tx, rec, string(record))
+		if err != nil {
 			return fmt.Errorf("record %d of lease %s: %w", rec.Sequence, rec.LeaseID, err)
 		}
-		if s.uncharged {
+		if !added || s.uncharged {
 			return nil
 		}
 		if err := s.db.Charge(tx, rec.ChannelID, rec.Owed); err != nil || !rec.Final || closing == nil {
@@ -286,23 +287,24 @@ func (s leaseStore) append(ctx context.Context, term int64, rec metering.SignedR
 	})
 }
 
-// addRecord takes the very record that is there already for success: a server
-// may have committed it and been cut off before it could say so.
-func addRecord(ctx context.Context, tx *sqlx.Tx, rec metering.SignedRecord, text string) error {
+// addRecord takes the very record that is there already for success, and adds
+// nothing: a server may have committed it, with all that goes to disk beside it,
+// and been cut off before it could say so.
+func addRecord(ctx context.Context, tx *sqlx.Tx, rec metering.SignedRecord, text string) (added bool, err error) {
 	done, err := tx.ExecContext(ctx, tx.Rebind(`INSERT INTO records (lease, sequence, record) VALUES (?, ?, ?) ON CONFLICT (lease, sequence) DO NOTHING`),
 		rec.LeaseID.Hex(), int64(rec.Sequence), text)
 	if err != nil {
-		return err
+		return false, err
 	}
 	if n, err := done.RowsAffected(); err != nil || n == 1 {
-		return err
+		return n == 1, err
 	}
 	var stored string
 	err = tx.GetContext(ctx, &stored, tx.Rebind(`SELECT record FROM records WHERE lease = ? AND sequence = ?`), rec.LeaseID.Hex(), int64(rec.Sequence))
 	if err == nil && stored != text {
 		err = errors.New("there is another one of this number: two would be a fork that the payee signed")
 	}
-	return err
+	return false, err
 }
 
 // records returns the usage records of a lease after a sequence number.

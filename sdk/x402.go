@@ -280,5 +280,6 @@ func (p *Provider) prepaid(l *lease) error {
 		l.window, l.read = math.MaxInt64, make(chan struct{}) // one request, one record
 	}
 	l.view.reserved = note.Reserved
+	p.x402.carries(l)
 	return nil
 }

@@ -55,7 +55,7 @@ func (d *x402Desk) again(ctx context.Context, w http.ResponseWriter, r *x402Requ
 	case kindRefund:
 		return d.refundAgain(ctx, r, tab, note)
 	default:
-		return d.copied(tab, note)
+		return d.copied(ctx, tab, note)
 	}
 }
 

@@ -262,22 +262,13 @@ func (d *x402Desk) finish(ctx context.Context, l *lease, tab x402Tab, note x402N
 	if err := out.keep(&note); err != nil {
 		return nil, err
 	}
-	state := func(rec *metering.SignedRecord) (x402Note, error) {
-		n := note
-		base, err := channel.ParseAmount(n.Base)
-		if err == nil && n.Charged == "" {
-			var most uint256.Int
-			if most, err = n.reserves(); rec != nil && rec.Owed.Gt(&base) {
-				base = least(rec.Owed, most)
-			}
-			n.Charged = base.Dec()
-		}
-		n.CreatedAt = time.Now().UnixMilli()
-		return n, err
-	}
 	var kept bool
 	closing := func(tx *sqlx.Tx, rec metering.SignedRecord) error {
-		n, err := state(&rec)
+		spent, err := d.carry(tx, l.price, rec)
+		n := note
+		if err == nil {
+			n, err = note.charged(spent)
+		}
 		if err == nil {
 			err = d.notes.put(tx, n)
 		}
@@ -289,20 +280,19 @@ func (d *x402Desk) finish(ctx context.Context, l *lease, tab x402Tab, note x402N
 		return nil, err
 	}
 	last, err := d.store.last(ctx, l.id)
-	if err == nil {
-		note, err = state(last)
+	if err != nil {
+		return nil, err
 	}
-	if err == nil && !kept { // it had ended by itself
+	var spent uint256.Int
+	if tab.State, err = d.book.State(ctx, tab.ID); err == nil && last != nil {
+		spent = tab.Spent
+	}
+	if note, err = note.charged(spent); err == nil && !kept { // it had ended by itself
 		err = d.db.Update(ctx, func(tx *sqlx.Tx) error { return d.notes.put(tx, note) })
 	}
 	if err != nil {
 		return nil, err
 	}
-	s, err := d.book.State(ctx, tab.ID)
-	if err != nil {
-		return nil, err
-	}
-	tab.State = s
 	answer, err := d.copyOf(tab, note)
 	if answer != nil && out.to != nil {
 		answer.written, answer.lost = true, out.lost
@@ -310,11 +300,35 @@ func (d *x402Desk) finish(ctx context.Context, l *lease, tab x402Tab, note x402N
 	return answer, err
 }
 
-// copied is an answer that was kept, nil if nothing was charged for it: then the
+// charged is the note of a request that was served, when its channel had spent so
+// much: no more than it reserved is told as charged.
+func (n x402Note) charged(spent uint256.Int) (x402Note, error) {
+	n.CreatedAt = time.Now().UnixMilli()
+	if n.Charged != "" { // told before it was served
+		return n, nil
+	}
+	charged, err := channel.ParseAmount(n.Base)
+	if err != nil {
+		return n, err
+	}
+	most, err := n.reserves()
+	if spent.Gt(&charged) {
+		charged = least(spent, most)
+	}
+	n.Charged = charged.Dec()
+	return n, err
+}
+
+// copied is an answer that was kept, nil if nothing was metered for it: then the
 // request can be served.
-func (d *x402Desk) copied(tab x402Tab, note x402Note) (*x402Answer, error) {
-	if note.Status == 0 || note.Charged == "" || note.Charged == note.Base {
+func (d *x402Desk) copied(ctx context.Context, tab x402Tab, note x402Note) (*x402Answer, error) {
+	if note.Status == 0 || note.Charged == "" {
 		return nil, nil
+	}
+	if note.Charged == note.Base { // or what it used is less than a base unit
+		if last, err := d.store.last(ctx, common.HexToHash(note.Lease)); err != nil || last == nil || last.Nanos == 0 {
+			return nil, err
+		}
 	}
 	return d.copyOf(tab, note)
 }

@@ -75,6 +75,32 @@ func (s x402Store) setNonce(ctx context.Context, id common.Hash, nonce uint256.I
 	return s.db.Update(ctx, func(tx *sqlx.Tx) error { return s.set(tx, id, "refund_nonce", nonce) })
 }
 
+// carried is what a channel used and was not charged for, in metering.Fractions,
+// and what it may be charged up to.
+func (s x402Store) carried(tx *sqlx.Tx, id common.Hash) (parts uint64, reserved uint256.Int, err error) {
+	var row struct {
+		Carried  uint64 `db:"carried"`
+		Reserved string `db:"reserved"`
+	}
+	err = tx.Get(&row, tx.Rebind(`SELECT carried, reserved FROM x402_channels WHERE channel = ?`), id.Hex())
+	if errors.Is(err, sql.ErrNoRows) {
+		return 0, reserved, nil
+	}
+	if err == nil {
+		err = reserved.SetFromDecimal(row.Reserved)
+	}
+	if err != nil {
+		return 0, reserved, fmt.Errorf("x402's notes of channel %s: %w", id, err)
+	}
+	return row.Carried, reserved, nil
+}
+
+func (s x402Store) setCarried(tx *sqlx.Tx, id common.Hash, parts uint64) error {
+	_, err := tx.Exec(tx.Rebind(`INSERT INTO x402_channels (channel, carried) VALUES (?, ?)
+		ON CONFLICT (channel) DO UPDATE SET carried = excluded.carried`), id.Hex(), int64(parts))
+	return err
+}
+
 // x402Note is a request as it stands on disk: what it was admitted with and, if
 // it was answered, what it got.
 type x402Note struct {

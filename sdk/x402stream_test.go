@@ -126,6 +126,13 @@ func meteredRig(t *testing.T, route MeteredRoute, h http.HandlerFunc, change ...
 	t.Helper()
 	r := newPayRig(t, change...)
 	route.Devices = []string{r.provider.devices[0].UUID}
+	remeter(t, r, route, h)
+	return r, r.buyer("/infer")
+}
+
+// remeter serves a metered route beside the provider's own.
+func remeter(t *testing.T, r *payRig, route MeteredRoute, h http.HandlerFunc) {
+	t.Helper()
 	handler, err := r.provider.Metered(route, h)
 	if err != nil {
 		t.Fatal(err)
@@ -135,7 +142,6 @@ func meteredRig(t *testing.T, route MeteredRoute, h http.HandlerFunc, change ...
 	mux.Handle("/", r.provider)
 	mux.Handle("/infer", handler)
 	r.server = httptest.NewServer(mux)
-	return r, r.buyer("/infer")
 }
 
 // TestMeteredChargesWhatWasUsed: and an equal request is answered and not

@@ -1,0 +1,182 @@
+package sdk
+
+import (
+	"math/rand/v2"
+	"net/http"
+	"path/filepath"
+	"strconv"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/holiman/uint256"
+	"github.com/jmoiron/sqlx"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/internal/database"
+	"github.com/gpupay/gpupay/sdk/wire/x402"
+)
+
+// meteredBooks are a channel's books as its metered requests leave them, one final
+// record after the other.
+type meteredBooks struct {
+	*testing.T
+	path  string
+	desk  *x402Desk
+	terms channel.Terms
+	price metering.Price
+	count int
+}
+
+func (b *meteredBooks) open() {
+	b.Helper()
+	db, err := database.Open(b.Context(), b.path, "provider", providerMigrations, "migrations/provider")
+	if err != nil {
+		b.Fatal(err)
+	}
+	notes, err := openX402Store(b.Context(), db)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.desk = &x402Desk{Provider: &Provider{db: db, lessor: lessor{store: leaseStore{db: db}}}, notes: notes}
+}
+
+func (b *meteredBooks) close() {
+	b.Helper()
+	if err := b.desk.db.Close(); err != nil {
+		b.Fatal(err)
+	}
+}
+
+func (b *meteredBooks) spent() uint256.Int {
+	b.Helper()
+	s, err := b.desk.db.Payee().Load(b.Context(), b.terms.ID())
+	if err != nil {
+		b.Fatal(err)
+	}
+	return s.Spent
+}
+
+// request is one that used so much and reserved room beyond what its record states.
+func (b *meteredBooks) request(nanos, room uint64, again bool) {
+	b.Helper()
+	ctx, d := b.Context(), b.desk
+	before := b.spent()
+	charge, err := b.price.Charge(nanos)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.count++
+	rec := metering.SignedRecord{Record: metering.Record{
+		LeaseID: common.BigToHash(uint256.NewInt(uint64(b.count)).ToBig()), ChannelID: b.terms.ID(), Sequence: 1, Nanos: nanos, Final: true, OwedBefore: before,
+	}}
+	rec.Owed.Add(&before, &charge)
+	reserved := rec.Owed
+	reserved.AddUint64(&reserved, room)
+	if err := d.db.Update(ctx, func(tx *sqlx.Tx) error { return d.notes.set(tx, b.terms.ID(), "reserved", reserved) }); err != nil {
+		b.Fatal(err)
+	}
+	if err := d.store.insert(ctx, leaseRow{ID: rec.LeaseID.Hex(), Channel: b.terms.ID().Hex(), OwedBefore: before.Dec(), State: string(leaseActive), Allocation: "{}", GPUs: 1}); err != nil {
+		b.Fatal(err)
+	}
+	l := &lease{price: b.price}
+	d.carries(l)
+	for range map[bool]int{false: 1, true: 2}[again] { // a commit whose answer was lost is made once more
+		if err := d.store.append(ctx, 0, rec, metering.State{}, l.closing.Load()); err != nil {
+			b.Fatal(err)
+		}
+	}
+	if spent := b.spent(); spent.Gt(&reserved) {
+		b.Fatalf("charged %s, %s was reserved", spent.Dec(), reserved.Dec())
+	}
+}
+
+// TestTimeCostsTheSameInPieces: whatever the price and however a time is split into
+// requests, it costs what it costs in one, across restarts and commits that are made
+// twice. Where a request has reserved no more than it used, the next one pays.
+func TestTimeCostsTheSameInPieces(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 402))
+	for round := range 8 {
+		b := &meteredBooks{T: t, path: filepath.Join(t.TempDir(), strconv.Itoa(round)+".db"), terms: channel.Terms{Payer: common.Address{1}, Scheme: channel.BatchSettlement}}
+		b.price = metering.Price{Amount: *uint256.NewInt(random.Uint64N(1 << (1 + random.IntN(24)))), Unit: []metering.Unit{metering.Second, metering.Minute, metering.Hour}[round%3]}
+		b.open()
+		if _, err := b.desk.db.Payee().Create(t.Context(), channel.State{ID: b.terms.ID(), Terms: b.terms, Deposit: channel.MaxAmount()}); err != nil {
+			t.Fatal(err)
+		}
+		var total uint64
+		for range 40 {
+			nanos := random.Uint64N(uint64(50 * time.Millisecond))
+			if random.IntN(8) == 0 {
+				nanos = 0
+			}
+			total += nanos
+			if b.request(nanos, random.Uint64N(3), random.IntN(4) == 0); random.IntN(10) == 0 {
+				b.close()
+				b.open()
+			}
+		}
+		whole, err := b.price.Charge(total)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if spent := b.spent(); spent.Gt(&whole) {
+			t.Errorf("%d ns at %s per %s cost %s in pieces, %s in one", total, b.price.Amount.Dec(), b.price.Unit, spent.Dec(), whole.Dec())
+		}
+		b.request(0, 1<<40, false) // what found no room before
+		if spent := b.spent(); spent != whole {
+			t.Errorf("%d ns at %s per %s cost %s in pieces, %s in one", total, b.price.Amount.Dec(), b.price.Unit, spent.Dec(), whole.Dec())
+		}
+		b.close()
+	}
+}
+
+// TestManySmallRequestsAreNotFree: requests of a few milliseconds, each worth less
+// than a base unit, are charged for their time together, also across a restart; one
+// that uses no time is free, and a repetition of one that was charged nothing is
+// answered from its copy.
+func TestManySmallRequestsAreNotFree(t *testing.T) {
+	var ran atomic.Int64
+	var runs atomic.Int64
+	handler := func(http.ResponseWriter, *http.Request) {
+		runs.Add(1)
+		began := time.Now()
+		time.Sleep(5 * time.Millisecond)
+		ran.Add(int64(time.Since(began)))
+	}
+	r, b := meteredRig(t, MeteredRoute{MaxTime: 30 * time.Second}, handler, func(c *ProviderConfig) {
+		c.PricePerGPUHour, c.MinDeposit = "0.20", "0.01" // 0.28 base units in 5 ms
+		c.X402.Slack, c.X402.Window = time.Second, time.Second
+	})
+	pay := b.depositing(b.next(), 50_000)
+	began := time.Now()
+	var free int
+	for i := range 24 {
+		resp := b.keyed(pay, strconv.Itoa(i))
+		receipt, err := x402.ParseSettleResponse(resp.Header)
+		if err != nil || resp.StatusCode != http.StatusOK {
+			t.Fatal(resp.Status, err)
+		}
+		if receipt.ChargedAmount.IsZero() {
+			free++
+			before := runs.Load()
+			if again := b.keyed(pay, strconv.Itoa(i)); again.StatusCode != http.StatusOK || runs.Load() != before {
+				t.Errorf("asked again for one that was charged nothing: %s, %d runs more", again.Status, runs.Load()-before)
+			}
+		}
+		if b.charged += receipt.ChargedAmount.Uint64(); i == 12 {
+			r.restart()
+			remeter(t, r, MeteredRoute{MaxTime: 30 * time.Second, Devices: []string{r.provider.devices[0].UUID}}, handler)
+		}
+		pay = b.payment(b.next())
+	}
+	perNano := 0.2e6 / 3600e9
+	least, most := uint64(float64(ran.Load())*perNano), uint64(float64(time.Since(began))*perNano)+1
+	if b.charged+1 < least || b.charged > most || least < 2 || free == 0 {
+		t.Errorf("%d requests of %s in all were charged %d, want %d to %d; %d of them nothing", runs.Load(), time.Duration(ran.Load()), b.charged, least, most, free)
+	}
+	if kept := b.kept(); kept.Spent.Uint64() != b.charged {
+		t.Errorf("told %d, booked %s", b.charged, kept.Spent.Dec())
+	}
+}
