@@ -51,8 +51,10 @@ type ProviderConfig struct {
 
 	// PastKeys are payee's keys from before Key, those of channels that are not
 	// closed yet: only the key that a channel names as its payee can close it
-	// together with its payer. They sign closes and nothing else. What is vouchered
-	// in such channels is settled without them, to the address that they name.
+	// together with its payer. They sign closes, and the claims and refunds of
+	// channels of x402, which Key sends: they need no coin. What is vouchered in our
+	// own channels is settled without them. All of it goes to the address that a
+	// channel names.
 	PastKeys []channel.Signer
 
 	// Nodes meter in place of Source and Allocator, each on the host of its GPUs,

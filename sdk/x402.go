@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"math"
 	"net/http"
+	"slices"
 	"time"
 
+	"github.com/ethereum/go-ethereum/common"
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
@@ -108,6 +110,7 @@ func (p *Provider) newX402(ctx context.Context) (*x402Desk, error) {
 	if d.contract, err = chain.NewBatchSettlement(ctx, p.escrow.Backend()); err != nil {
 		return nil, fmt.Errorf("provider: X402: %w", err)
 	}
+	d.contract.Past = p.config.PastKeys
 	if d.name, d.version, err = p.token.Domain(ctx); err != nil {
 		return nil, fmt.Errorf("provider: X402: %w", err)
 	}
@@ -119,7 +122,28 @@ func (p *Provider) newX402(ctx context.Context) (*x402Desk, error) {
 	if _, err := d.ceiling(1, 0); err != nil {
 		return nil, err
 	}
-	return d, nil
+	return d, d.warnKeyless(ctx)
+}
+
+// warnKeyless says so where the key that a channel names is neither today's nor
+// one of PastKeys: nobody else can claim what it was paid.
+func (d *x402Desk) warnKeyless(ctx context.Context) error {
+	states, err := d.book.Unsettled(ctx)
+	for _, s := range states {
+		if _, past := d.pastOffer(x402.Requirements{}, wire.Address(s.Terms.Payee)); !past && s.Terms.PayeeAuthorizer != d.config.Key.Address() {
+			left := s.Unsettled()
+			d.config.Log.Warn("a channel of x402 cannot be claimed without its key: name it in ProviderConfig.PastKeys", "channel", s.ID, "key", s.Terms.PayeeAuthorizer, "unclaimed", left.Dec())
+		}
+	}
+	return err
+}
+
+// pastOffer is an offer as it was made with a past key; ok is false if the address
+// is of none.
+func (d *x402Desk) pastOffer(offer x402.Requirements, payee wire.Address) (past x402.Requirements, ok bool) {
+	ok = slices.ContainsFunc(d.config.PastKeys, func(k channel.Signer) bool { return k.Address() == common.Address(payee) })
+	offer.PayTo, offer.Extra.ReceiverAuthorizer = payee, payee
+	return offer, ok
 }
 
 // warnUnclaimed says so where a provider took x402 before and does not now:

@@ -126,6 +126,9 @@ func (d *x402Desk) read(r *x402Request) error {
 	if r.payment, err = x402.ParsePaymentPayload(r.Header); err != nil {
 		return err
 	}
+	if past, ok := d.pastOffer(r.offer, r.payment.Payload.Config.Receiver); ok && r.payment.Payload.Type == x402.TypeRefund {
+		r.offer, r.payment.Accepted = past, past // it buys nothing: of what was offered only the channel counts
+	}
 	if r.terms, err = r.payment.Check(r.offer); err != nil {
 		return err
 	}

@@ -87,7 +87,7 @@ func claims(data []byte) ([]batchsettlement.VoucherClaim, error) {
 		return nil, err
 	}
 	switch method.Name {
-	case "claim":
+	case "claim", "claimWithSignature": // with one, by a past key
 		args, err := method.Inputs.Unpack(data[4:])
 		if err != nil {
 			return nil, err

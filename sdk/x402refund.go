@@ -96,7 +96,11 @@ func (d *x402Desk) submitRefund(ctx context.Context, s channel.State, amount uin
 	if all, err := refundable(s, nil); err == nil && amount.Lt(&all) {
 		submit = d.submitPart
 	}
-	tx, err := submit(ctx, s, d.contract.RefundCall(s, amount))
+	call, err := d.contract.RefundCall(ctx, s, amount)
+	if err != nil {
+		return "", err
+	}
+	tx, err := submit(ctx, s, call)
 	var refused *chain.Revert
 	if errors.As(err, &refused) {
 		return "", fmt.Errorf("%w: %s", x402.CodeRefundSimulation, refused.Refusal())

@@ -231,7 +231,7 @@ func TestX402RenterCatchesServers(t *testing.T) {
 // claim claims all that the stall charged.
 func (s *stall) claim(terms channel.Terms) {
 	voucher := s.newest.Voucher()
-	call, err := s.contract.SettlementCall([]channel.State{{
+	call, err := s.contract.SettlementCall(context.Background(), []channel.State{{
 		ID: terms.ID(), Terms: terms, Deposit: *uint256.NewInt(stallDeposit), Accepted: voucher.Cumulative, Spent: *uint256.NewInt(s.base), Signature: voucher.Signature,
 	}})
 	if err != nil {

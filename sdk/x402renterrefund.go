@@ -46,14 +46,14 @@ func (x *X402Client) Refund(ctx context.Context, url, amount string) (X402Refund
 	if err != nil {
 		return X402Refund{}, err
 	}
+	if err := b.stand(ctx); err != nil {
+		return X402Refund{}, err
+	}
 	release, err := x.queue(ctx, b.terms)
 	if err != nil {
 		return X402Refund{}, err
 	}
 	defer release()
-	if err := b.stand(ctx); err != nil {
-		return X402Refund{}, err
-	}
 	return b.refund(ctx, part)
 }
 

@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/ethereum/go-ethereum/common"
+
+	"github.com/gpupay/gpupay/channel"
 )
 
 // vet holds a server to what is known of its payee and its site, whatever its
@@ -81,8 +84,14 @@ func (b *buying) other(ctx context.Context, s slate) (*buying, error) {
 	if err != nil || turnOf(paid.Terms) != turnOf(b.terms) {
 		return nil, err
 	}
+	return b.holding(ctx, s, paid.Terms)
+}
+
+// holding is the buying of a known channel if that holds money that is not charged,
+// nil if it does not.
+func (b *buying) holding(ctx context.Context, s slate, terms channel.Terms) (*buying, error) {
 	other := *b
-	other.terms, other.id, other.slate = paid.Terms, s.ID, s
+	other.terms, other.id, other.slate = terms, s.ID, s
 	if _, _, err := other.observe(ctx); err != nil { // it may have been refunded
 		return nil, err
 	}
@@ -92,19 +101,28 @@ func (b *buying) other(ctx context.Context, s slate) (*buying, error) {
 	return &other, nil
 }
 
-// stand makes a refund's channel the one that holds money with this payee at this
-// site, whatever terms the server names now.
+// stand makes a refund's channel the one that holds money at this site, whatever
+// terms the server names now, and whatever payee: a server that takes another key
+// can still refund what it was paid under the last one.
 func (b *buying) stand(ctx context.Context) error {
-	known, err := b.x.slates().load(ctx, b.id)
-	if err != nil || known != nil {
-		return err
-	}
 	related, err := b.x.slates().related(ctx, b.terms.Payee, site(b.req.URL))
 	if err != nil {
 		return err
 	}
+	if i := slices.IndexFunc(related, func(s slate) bool { return s.ID == b.id }); i > 0 {
+		related[0], related[i] = related[i], related[0] // the one that it names now comes first
+	}
 	for _, s := range related {
-		other, err := b.other(ctx, s)
+		paid, err := b.x.payer.State(ctx, s.ID)
+		if err != nil {
+			return err
+		}
+		turn := turnOf(paid.Terms)
+		turn.payee = b.terms.Payee
+		if !s.at(site(b.req.URL)) || turn != turnOf(b.terms) {
+			continue
+		}
+		other, err := b.holding(ctx, s, paid.Terms)
 		if err != nil {
 			return err
 		}

@@ -157,7 +157,7 @@ func TestX402VectorsAreTheOfficialOnes(t *testing.T) {
 		cases[i].sameCalls(t, i, contract, v)
 		states = append(states, cases[i].state(v))
 	}
-	call, err := contract.SettlementCall(states)
+	call, err := contract.SettlementCall(t.Context(), states)
 	same(t, -1, "claim of all", call, err, got.ClaimAll)
 }
 
@@ -200,11 +200,13 @@ func (c x402Case) sameCalls(t *testing.T, i int, contract *chain.BatchSettlement
 	t.Helper()
 	state := c.state(v)
 	same(t, i, "deposit", contract.DepositCall(c.terms, v.Authorization.Salt, c.authorization(t, v)), nil, v.Deposit)
-	call, err := contract.SettlementCall([]channel.State{state})
+	call, err := contract.SettlementCall(t.Context(), []channel.State{state})
 	same(t, i, "claim", call, err, v.Claim)
-	same(t, i, "claim and refund", contract.RefundCall(state, c.refund), nil, v.ClaimAndRefund)
+	call, err = contract.RefundCall(t.Context(), state, c.refund)
+	same(t, i, "claim and refund", call, err, v.ClaimAndRefund)
 	state.Settled = state.Payable()
-	same(t, i, "refund", contract.RefundCall(state, c.refund), nil, v.Refund)
+	call, err = contract.RefundCall(t.Context(), state, c.refund)
+	same(t, i, "refund", call, err, v.Refund)
 	same(t, i, "start of a withdrawal", contract.InitiateWithdrawCall(c.terms, c.refund), nil, v.InitiateWithdraw)
 	same(t, i, "withdrawal", contract.FinalizeWithdrawCall(c.terms), nil, v.FinalizeWithdraw)
 	same(t, i, "payout", contract.SettleCall(c.terms.Payee, c.terms.Token), nil, v.Settle)

@@ -238,7 +238,8 @@ func (x *actions) Leave(t *rapid.T) {
 		t.Skip()
 	}
 	state := w.till.state(a)
-	call := w.till.batch.RefundCall(state, units(rapid.Uint64Range(1, capChannel).Draw(t, "refund")))
+	call, err := w.till.batch.RefundCall(w.ctx, state, units(rapid.Uint64Range(1, capChannel).Draw(t, "refund")))
+	w.must(err)
 	if a.session() {
 		call = w.till.session.CloseCall(a.terms, state.Accepted, state.Signature)
 	}

@@ -24,6 +24,10 @@ import (
 // and has code, which any account can give itself at any time, is asked by ERC-1271 and nothing else: such a payer can
 // take its vouchers back, so a payee should want channels with an authorized signer.
 type BatchSettlement struct {
+	// Past are keys that sign claims and refunds of the channels that name them as the payee's authorizer, so that somebody
+	// else can send those: a payee's from before it took another one. Set it before first use; nil: there are none.
+	Past []channel.Signer
+
 	recorder
 	backend Backend
 	abi     *batchsettlement.BatchSettlement

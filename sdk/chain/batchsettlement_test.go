@@ -101,7 +101,16 @@ func (d *desk) claimCall(terms ...channel.Terms) chain.Call {
 	for _, t := range terms {
 		states = append(states, d.kept(t))
 	}
-	call, err := d.contract.SettlementCall(states)
+	call, err := d.contract.SettlementCall(d.t.Context(), states)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	return call
+}
+
+func (d *desk) refundCall(s channel.State, most uint256.Int) chain.Call {
+	d.t.Helper()
+	call, err := d.contract.RefundCall(d.t.Context(), s, most)
 	if err != nil {
 		d.t.Fatal(err)
 	}
@@ -115,21 +124,21 @@ func TestRefundTakesNothingEarned(t *testing.T) {
 	d.serve(terms, 500, 300)
 	before := d.Tokens(t, d.payer.Address())
 	all := *uint256.NewInt(1_000_000)
-	d.refused(d.others, d.contract.RefundCall(d.kept(terms), all), "NotAuthorizedToClaim")
-	d.refused(d.payers, d.contract.RefundCall(d.kept(terms), all), "NotAuthorizedToClaim")
+	d.refused(d.others, d.refundCall(d.kept(terms), all), "NotAuthorizedToClaim")
+	d.refused(d.payers, d.refundCall(d.kept(terms), all), "NotAuthorizedToClaim")
 	forged := d.kept(terms)
 	forged.Signature = append([]byte(nil), forged.Signature...)
 	forged.Signature[3] ^= 1
-	if err := d.contract.Simulate(t.Context(), d.sender.Address(), d.contract.RefundCall(forged, all)); err == nil {
+	if err := d.contract.Simulate(t.Context(), d.sender.Address(), d.refundCall(forged, all)); err == nil {
 		t.Error("a refund was made though its claim is refused")
 	}
 
-	send(t, d.sender, d.contract.RefundCall(d.kept(terms), *uint256.NewInt(200)))
+	send(t, d.sender, d.refundCall(d.kept(terms), *uint256.NewInt(200)))
 	d.holds(terms, 800, 300)
 	if _, err := d.payee.Observe(t.Context(), terms.ID(), d.on(terms).View); err != nil {
 		t.Fatal(err)
 	}
-	send(t, d.sender, d.contract.RefundCall(d.kept(terms), all)) // nothing to claim: the plain call
+	send(t, d.sender, d.refundCall(d.kept(terms), all)) // nothing to claim: the plain call
 	d.holds(terms, 300, 300)
 	if got := d.Tokens(t, d.payer.Address()) - before; got != 700 {
 		t.Errorf("the payer got back %d, want 700", got)
@@ -153,6 +162,27 @@ func TestRefundTakesNothingEarned(t *testing.T) {
 	send(t, d.others, d.contract.RefundSignedCall(terms, *uint256.NewInt(50), nonce, signature))
 	d.holds(terms, 300, 300)
 	d.refused(d.others, d.contract.RefundSignedCall(terms, *uint256.NewInt(50), nonce, signature), "InvalidRefundNonce")
+}
+
+// TestPastKeySignsAndAnotherSends: what is due under a key that sends nothing any more is claimed and refunded by whoever
+// sends what it signed, in batches too, and by nobody with another key's word.
+func TestPastKeySignsAndAnotherSends(t *testing.T) {
+	d := newDesk(t)
+	one, two := d.fund(1, 1000), d.fund(2, 1000)
+	d.serve(one, 500, 300)
+	d.serve(two, 400, 200)
+	d.refused(d.others, d.claimCall(one), "NotAuthorizedToClaim")
+	d.contract.Past = []channel.Signer{d.signer} // not the authorizer of any
+	d.refused(d.others, d.claimCall(one, two), "NotAuthorizedToClaim")
+	d.contract.Past = []channel.Signer{d.signer, d.sender.Key}
+	send(t, d.others, d.claimCall(one, two))
+	d.holds(one, 1000, 300)
+	d.holds(two, 1000, 200)
+	d.serve(two, 600, 450)
+	call := d.refundCall(d.kept(two), *uint256.NewInt(1000))
+	send(t, d.others, call)
+	d.holds(two, 450, 450)
+	d.refused(d.others, call, "InvalidRefundNonce")
 }
 
 // counted counts what a backend is asked.
@@ -262,7 +292,7 @@ func TestTouchedByBatchSettlement(t *testing.T) {
 	d.serve(terms, 500, 300)
 	only("a claim", terms, func() { send(t, d.sender, d.claimCall(terms)) })
 	only("a refund", terms, func() {
-		send(t, d.sender, d.contract.RefundCall(channel.State{ID: terms.ID(), Terms: terms}, *uint256.NewInt(10)))
+		send(t, d.sender, d.refundCall(channel.State{ID: terms.ID(), Terms: terms}, *uint256.NewInt(10)))
 	})
 	only("a withdrawal's start", terms, func() { send(t, d.payers, d.contract.InitiateWithdrawCall(terms, *uint256.NewInt(10))) })
 	d.AdvanceTime(t, 900*time.Second)

@@ -50,8 +50,9 @@ func CollectorData(salt common.Hash, a Authorization) []byte {
 }
 
 // SettlementCall claims what is payable of channels of one payee and one token: all of them or, if the contract refuses
-// one, none. The sender must be the payee or the payee's authorizer. A claim pays nothing out: PayoutCall does.
-func (b *BatchSettlement) SettlementCall(states []channel.State) (Call, error) {
+// one, none. The sender must be the payee or the payee's authorizer, unless that is a key of Past, which signs for it then;
+// all rows have one authorizer. A claim pays nothing out: PayoutCall does.
+func (b *BatchSettlement) SettlementCall(ctx context.Context, states []channel.State) (Call, error) {
 	if len(states) == 0 {
 		return Call{}, fmt.Errorf("chain: a claim of no channels")
 	}
@@ -61,8 +62,48 @@ func (b *BatchSettlement) SettlementCall(states []channel.State) (Call, error) {
 		rows[i] = row(s)
 		call.Channels = append(call.Channels, s.ID)
 	}
-	call.Data = b.abi.PackClaim(rows)
-	return call, nil
+	var err error
+	call.Data, err = b.claim(ctx, states[0].Terms, rows)
+	return call, err
+}
+
+// claim packs a claim of rows that have the authorizer of these terms.
+func (b *BatchSettlement) claim(ctx context.Context, t channel.Terms, rows []batchsettlement.VoucherClaim) ([]byte, error) {
+	key := b.past(t)
+	if key == nil {
+		return b.abi.PackClaim(rows), nil
+	}
+	signature, err := key.Sign(ctx, b.claimDigest(rows))
+	if err != nil {
+		return nil, fmt.Errorf("chain: signing a claim of %d channels with the past key %s: %w", len(rows), key.Address(), err)
+	}
+	return b.abi.PackClaimWithSignature(rows, signature), nil
+}
+
+// past is the key of Past that is the authorizer of a channel, or nil.
+func (b *BatchSettlement) past(t channel.Terms) channel.Signer {
+	for _, key := range b.Past {
+		if key.Address() == t.PayeeAuthorizer {
+			return key
+		}
+	}
+	return nil
+}
+
+var (
+	claimEntryType = eip712.TypeHash("ClaimEntry(bytes32 channelId,uint128 maxClaimableAmount,uint128 totalClaimed)")
+	claimBatchType = eip712.TypeHash("ClaimBatch(ClaimEntry[] claims)ClaimEntry(bytes32 channelId,uint128 maxClaimableAmount,uint128 totalClaimed)")
+)
+
+// claimDigest is what the payee's authorizer signs so that anyone may make a claim of these rows.
+func (b *BatchSettlement) claimDigest(rows []batchsettlement.VoucherClaim) common.Hash {
+	var entries eip712.Words
+	for _, row := range rows {
+		most, claimed := amount(row.Voucher.MaxClaimableAmount), amount(row.TotalClaimed)
+		id := b.termsOf(row.Voucher.Channel).ID()
+		entries = entries.Hash(eip712.Words(nil).Hash(claimEntryType).Hash(id).Uint256(&most).Uint256(&claimed).Sum())
+	}
+	return eip712.Digest(b.domain.Separator(), eip712.Words(nil).Hash(claimBatchType).Hash(entries.Sum()).Sum())
 }
 
 // SettlementGas is that of the contract that is live: a claim and a payout.
@@ -106,14 +147,34 @@ func (b *BatchSettlement) SettleCall(payee, token common.Address) Call {
 
 // RefundCall gives the payer back most base units, or what is free if that is less. What is payable and not yet claimed
 // is claimed in the same transaction, so that a refund never gives away what the payee has earned. The sender must be the
-// payee or the payee's authorizer.
-func (b *BatchSettlement) RefundCall(s channel.State, most uint256.Int) Call {
-	refund := b.abi.PackRefund(config(s.Terms), most.ToBig())
-	if left := s.Unsettled(); left.IsZero() {
-		return b.about(Refund, s.Terms, refund)
+// payee or the payee's authorizer, unless that is a key of Past, which signs for it then: for one refund, the channel's next.
+func (b *BatchSettlement) RefundCall(ctx context.Context, s channel.State, most uint256.Int) (Call, error) {
+	refund, err := b.refund(ctx, s, most)
+	if err != nil {
+		return Call{}, err
 	}
-	claim := b.abi.PackClaim([]batchsettlement.VoucherClaim{row(s)})
-	return b.about(Refund, s.Terms, b.abi.PackMulticall([][]byte{claim, refund}))
+	if left := s.Unsettled(); left.IsZero() {
+		return b.about(Refund, s.Terms, refund), nil
+	}
+	claim, err := b.claim(ctx, s.Terms, []batchsettlement.VoucherClaim{row(s)})
+	return b.about(Refund, s.Terms, b.abi.PackMulticall([][]byte{claim, refund})), err
+}
+
+// refund packs a refund alone.
+func (b *BatchSettlement) refund(ctx context.Context, s channel.State, most uint256.Int) ([]byte, error) {
+	key := b.past(s.Terms)
+	if key == nil {
+		return b.abi.PackRefund(config(s.Terms), most.ToBig()), nil
+	}
+	on, err := b.State(ctx, s.ID)
+	if err != nil {
+		return nil, err
+	}
+	signature, err := key.Sign(ctx, b.RefundDigest(s.ID, on.RefundNonce, most))
+	if err != nil {
+		return nil, fmt.Errorf("chain: signing a refund of channel %s with the past key %s: %w", s.ID, key.Address(), err)
+	}
+	return b.RefundSignedCall(s.Terms, most, on.RefundNonce, signature).Data, nil
 }
 
 var refundType = eip712.TypeHash("Refund(bytes32 channelId,uint256 nonce,uint128 amount)")
@@ -144,6 +205,14 @@ func (b *BatchSettlement) FinalizeWithdrawCall(t channel.Terms) Call {
 
 func (b *BatchSettlement) about(kind Kind, t channel.Terms, data []byte) Call {
 	return Call{Kind: kind, To: channel.BatchSettlementEscrow, Data: data, Channels: []common.Hash{t.ID()}}
+}
+
+// termsOf is the channel of a configuration.
+func (b *BatchSettlement) termsOf(c batchsettlement.ChannelConfig) channel.Terms {
+	return channel.Terms{
+		ChainID: b.chainID, Escrow: channel.BatchSettlementEscrow, Payer: c.Payer, Payee: c.Receiver, Token: c.Token, Salt: c.Salt,
+		AuthorizedSigner: c.PayerAuthorizer, Scheme: channel.BatchSettlement, PayeeAuthorizer: c.ReceiverAuthorizer, WithdrawDelay: c.WithdrawDelay.Uint64(),
+	}
 }
 
 func config(t channel.Terms) batchsettlement.ChannelConfig {

@@ -39,7 +39,7 @@ type Contract interface {
 	Record(f func() error) error
 
 	// SettlementCall settles the newest voucher of channels of one payee and one token in one transaction.
-	SettlementCall(states []channel.State) (Call, error)
+	SettlementCall(ctx context.Context, states []channel.State) (Call, error)
 	// Skipped reads from a settlement's receipt which channels it left out.
 	Skipped(receipt *types.Receipt) []Skipped
 	// SettlementGas is about what a settlement and its payout cost, in gas, and what each channel in it costs besides, once
@@ -54,7 +54,7 @@ var _ Contract = (*Escrow)(nil)
 
 // SettlementCall is SettleCall for one channel and SettleBatchCall for several. A channel whose signer is a contract
 // account can only be settled alone.
-func (e *Escrow) SettlementCall(states []channel.State) (Call, error) {
+func (e *Escrow) SettlementCall(_ context.Context, states []channel.State) (Call, error) {
 	if len(states) == 1 {
 		return e.SettleCall(states[0].Terms, states[0].Accepted, states[0].Signature), nil
 	}

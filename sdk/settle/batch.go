@@ -285,7 +285,7 @@ func amountOf(state channel.State) string {
 }
 
 func (s *Settler) transact(ctx context.Context, batch []channel.State, read time.Time) error {
-	call, err := s.Contract.SettlementCall(batch)
+	call, err := s.Contract.SettlementCall(ctx, batch)
 	if err != nil {
 		return err
 	}

@@ -168,7 +168,7 @@ func (r *rig) claim(all []*account) uint64 {
 		r.pays(a.key, &a.state, r.x402.Domain())
 		states[i] = a.state
 	}
-	call, err := r.x402.SettlementCall(states)
+	call, err := r.x402.SettlementCall(r.t.ctx, states)
 	if err != nil {
 		r.t.Fatal(err)
 	}
