@@ -90,6 +90,7 @@ type x402Desk struct {
 	lines    lines
 	named    *namedDevices
 	held     heldClaims
+	looked   firstLooks
 
 	name, version string // of the token's EIP-712 domain
 }

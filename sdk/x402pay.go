@@ -245,6 +245,9 @@ func (d *x402Desk) find(ctx context.Context, r *x402Request) (x402Tab, error) {
 	s, err := d.book.State(ctx, r.id)
 	switch {
 	case err == nil:
+		if s, err = d.look(ctx, s); err != nil {
+			return x402Tab{}, err
+		}
 		return d.tab(ctx, s)
 	case !errors.Is(err, channel.ErrUnknown):
 		return x402Tab{}, err
@@ -258,7 +261,7 @@ func (d *x402Desk) find(ctx context.Context, r *x402Request) (x402Tab, error) {
 	if views[0].View.Deposit.IsZero() {
 		return x402Tab{State: channel.State{ID: r.id, Terms: r.terms, Status: channel.Open}}, nil
 	}
-	if s, _, err = d.confirmed(ctx, r.terms); err != nil {
+	if s, err = d.look(ctx, channel.State{ID: r.id, Terms: r.terms}); err != nil {
 		return x402Tab{}, err
 	}
 	return d.tab(ctx, s)

@@ -83,11 +83,11 @@ func x402Reason(err error) (string, bool) {
 
 // show puts a channel's state into an offer: the base of the next voucher, and
 // the newest voucher, by which the client knows that the base is not made up. A
-// client without a voucher here takes what the chain has claimed.
+// client that is shown no voucher takes what the chain has claimed.
 func (c *corrective) show(offer *x402.Requirements) {
 	charged := wire.NewAmount(c.tab.charged)
 	offer.Extra.ChannelState = &x402.ChannelState{Snapshot: c.tab.snapshot(), ChargedCumulativeAmount: &charged}
-	if len(c.tab.Signature) == 0 {
+	if len(c.tab.Signature) == 0 || c.tab.charged.Gt(&c.tab.Accepted) { // as after a restore: it would prove that we lie
 		return
 	}
 	v, err := x402.VoucherOf(c.tab.Voucher())
