@@ -33,8 +33,9 @@ type Device struct {
 // the device, so that a call that hangs shows as a gap.
 //
 // A device that is lost, or answers with an error, is a reading that says so.
-// An error from Read means that there is no reading: an unknown device, a
-// source that is closed or at its end.
+// An error from Read means that there is no reading: of an unknown device it
+// counts as down and is asked again, and [ErrEnd], of a source that is closed or
+// at its end, ends the readings.
 type Source interface {
 	Name() string
 	Devices(ctx context.Context) ([]Device, error)

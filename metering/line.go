@@ -188,7 +188,7 @@ func (w *worker) read(t *turn, since int64) {
 	w.call, w.since = t, since
 	w.calls++
 	w.mu.Unlock()
-	r, err := w.s.source.Read(w.s.life, t.device)
+	r, err := t.read()
 	w.mu.Lock()
 	held := w.held
 	w.call, w.held = nil, false

@@ -10,7 +10,7 @@ import (
 // readings bear one stamp, of after the last call. A device that does not answer
 // within timeout bills nothing until one of its turns finds it healthy.
 func (s *Sampling) AddRead(ctx context.Context, m *Meter, timeout time.Duration, to Listener) (*Sampled, error) {
-	one, err := s.sampled(ctx, m, timeout, to)
+	one, err := s.described(ctx, m, timeout, to)
 	if err != nil {
 		return nil, err
 	}
@@ -84,7 +84,7 @@ func (o *Sampled) call() (answers chan answer, calls int, waits []<-chan struct{
 			t.pending, t.looking = true, true
 			calls++
 			go func() {
-				r, err := o.s.source.Read(o.s.life, t.device)
+				r, err := t.read()
 				answers <- answer{t, r, err}
 			}()
 		}

@@ -59,5 +59,3 @@ func (l samplerListener) SamplingEnded(err error) { l.over <- err }
 // ErrEnd says that a source has no more readings of a device: a trace is over,
 // or the source was closed.
 var ErrEnd = errors.New("no more readings")
-
-func ended(err error) bool { return errors.Is(err, ErrEnd) || errors.Is(err, ErrDevice) }

@@ -7,6 +7,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sync/singleflight"
 )
 
 // Sampling reads the devices of many meters, each once a tick of its meter. A
@@ -75,6 +77,7 @@ type turn struct {
 	due     atomic.Int64  // where it stands in the line; 0: nowhere
 	pending bool          // a call is under way
 	late    bool          // and was given up
+	known   bool          // who it is was told to the meter; for who makes the call that is under way
 	over    bool          // it is read no more
 	looking bool          // it is out of turn, and has a time-out of its own
 	done    chan struct{} // closed when it is over; nil: nobody waits for it
@@ -84,25 +87,43 @@ type turn struct {
 // second is billed, and has them read from now on. A call that takes longer than
 // timeout counts as hung; the meter's MaxGap if zero.
 func (s *Sampling) Add(ctx context.Context, m *Meter, timeout time.Duration, to Listener) (*Sampled, error) {
-	one, err := s.sampled(ctx, m, timeout, to)
+	one, err := s.described(ctx, m, timeout, to)
 	if err != nil {
 		return nil, err
 	}
-	s.line.mu.Lock()
-	defer s.line.mu.Unlock()
+	one.begin()
+	return one, nil
+}
+
+// Attend is Add for a meter that must begin whatever state its devices are in: each
+// is described by itself when it first can be, and is down until then. A device
+// that is missing, or a driver that fails, holds up no other device and is asked
+// again at every turn.
+func (s *Sampling) Attend(m *Meter, timeout time.Duration, to Listener) *Sampled {
+	one := s.sampled(m, timeout, to)
+	one.begin()
+	return one
+}
+
+// described is a meter whose devices are described to it, and not read yet.
+func (s *Sampling) described(ctx context.Context, m *Meter, timeout time.Duration, to Listener) (*Sampled, error) {
+	ctx, cancel := context.WithTimeout(ctx, describeTimeout)
+	defer cancel()
+	for _, uuid := range m.config.Devices {
+		if err := s.describe(ctx, m, uuid); err != nil {
+			return nil, err
+		}
+	}
+	one := s.sampled(m, timeout, to)
 	for i := range one.devices {
-		s.queue(&one.devices[i], one.devices[i].next)
+		one.devices[i].known = true
 	}
 	return one, nil
 }
 
-// sampled is a meter whose devices are described to it, and not read yet.
-func (s *Sampling) sampled(ctx context.Context, m *Meter, timeout time.Duration, to Listener) (*Sampled, error) {
+func (s *Sampling) sampled(m *Meter, timeout time.Duration, to Listener) *Sampled {
 	if timeout == 0 {
 		timeout = m.config.MaxGap
-	}
-	if err := s.describe(ctx, m); err != nil {
-		return nil, err
 	}
 	one := &Sampled{s: s, meter: m, to: to, timeout: timeout, left: len(m.config.Devices)}
 	one.devices = make([]turn, one.left)
@@ -111,7 +132,17 @@ func (s *Sampling) sampled(ctx context.Context, m *Meter, timeout time.Duration,
 		t := &one.devices[i]
 		t.of, t.device, t.next = one, uuid, now
 	}
-	return one, nil
+	return one
+}
+
+// begin has the devices read from now on.
+func (o *Sampled) begin() {
+	l := &o.s.line
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for i := range o.devices {
+		o.s.queue(&o.devices[i], o.devices[i].next)
+	}
 }
 
 // Stop ends the sampling of one meter. Nothing is observed after it returns.
@@ -140,6 +171,20 @@ func (t *turn) begin() bool {
 	return true
 }
 
+// read is one call for the device: who it is, until that is known, and how it is.
+func (t *turn) read() (Reading, error) {
+	s := t.of.s
+	if !t.known {
+		ctx, cancel := context.WithTimeout(s.life, describeTimeout)
+		defer cancel()
+		if err := s.describe(ctx, t.of.meter, t.device); err != nil {
+			return Reading{}, err
+		}
+		t.known = true
+	}
+	return s.source.Read(s.life, t.device)
+}
+
 // finish takes what a call returned. A call that came back after it was given up
 // is stamped again: it is still stamped after the call, and what it says must not
 // be lost.
@@ -156,12 +201,11 @@ func (t *turn) finish(r Reading, err error) {
 	switch {
 	case o.stopped || o.s.life.Err() != nil:
 		return
-	case ended(err):
+	case errors.Is(err, ErrEnd):
 		t.end(err)
 		return
-	case err != nil:
-		r = o.blank(t.device, Failed)
-		r.Detail = err.Error()
+	case err != nil: // also where the source has no such device now: it may come back
+		r = o.failed(t.device, err)
 	case late:
 		r.At = o.s.clock.Now()
 	}
@@ -187,6 +231,10 @@ func (t *turn) observe(r Reading) bool {
 		r.At = *end
 	}
 	in, err := t.of.meter.Observe(r)
+	if err != nil { // of another device, or with a stamp that is none: no look at this one
+		r = t.of.failed(t.device, err)
+		in, err = t.of.meter.Observe(r)
+	}
 	if err != nil {
 		t.end(err)
 		return false
@@ -212,6 +260,12 @@ func (o *Sampled) stalled(device string) Reading {
 	return r
 }
 
+func (o *Sampled) failed(device string, err error) Reading {
+	r := o.blank(device, Failed)
+	r.Detail = err.Error()
+	return r
+}
+
 func (o *Sampled) blank(device string, health Health) Reading {
 	return Reading{At: o.s.clock.Now(), BootID: o.s.clock.BootID(), Device: device, Health: health}
 }
@@ -219,74 +273,86 @@ func (o *Sampled) blank(device string, health Health) Reading {
 // describeTimeout bounds how long a source is asked who the devices of a lease are.
 const describeTimeout = 10 * time.Second
 
-// describe tells the meter who its devices are: each by itself where the source can, so that a device of another lease
+// describe tells the meter who one of its devices is: by itself where the source can, so that a device of another lease
 // that hangs holds this one up in nothing.
-func (s *Sampling) describe(ctx context.Context, m *Meter) error {
-	ctx, cancel := context.WithTimeout(ctx, describeTimeout)
-	defer cancel()
-	one, ok := s.source.(Describer)
-	if !ok {
-		return s.known.describe(ctx, m)
+func (s *Sampling) describe(ctx context.Context, m *Meter, uuid string) error {
+	ask := s.known.find
+	if one, ok := s.source.(Describer); ok {
+		ask = one.Describe
 	}
-	for _, uuid := range m.config.Devices {
-		d, err := one.Describe(ctx, uuid)
-		if err != nil {
-			return fmt.Errorf("describe a device of %s: %w", s.source.Name(), err)
-		}
-		if err := m.Describe(s.source.Name(), d); err != nil {
-			return err
-		}
+	d, err := ask(ctx, uuid)
+	if err != nil {
+		return fmt.Errorf("describe a device of %s: %w", s.source.Name(), err)
 	}
-	return nil
+	return m.Describe(s.source.Name(), d)
 }
 
 // listing is what a source says its devices are. Leases that begin together, as
-// they do at a start, share one.
+// they do at a start, share one, and so do those that are told of a failure: one
+// is under way at most.
 type listing struct {
 	source Source
+	asked  singleflight.Group
 
 	mu    sync.Mutex
 	at    time.Time
 	known map[string]Device
+	err   error
 }
 
 // listingAge is for how long a listing is as good as a new one.
 const listingAge = time.Second
 
-func (l *listing) describe(ctx context.Context, m *Meter) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for _, uuid := range m.config.Devices {
-		d, err := l.find(ctx, uuid)
-		if err != nil {
-			return err
-		}
-		if err := m.Describe(l.source.Name(), d); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// find is for who holds mu.
 func (l *listing) find(ctx context.Context, uuid string) (Device, error) {
-	d, ok := l.known[uuid]
-	if ok && time.Since(l.at) < listingAge {
+	if d, ok := l.fresh(uuid); ok {
 		return d, nil
 	}
-	all, err := l.source.Devices(ctx)
-	if err != nil {
-		return Device{}, fmt.Errorf("list the devices of %s: %w", l.source.Name(), err)
+	answer := l.asked.DoChan("", func() (any, error) { return nil, l.renew() })
+	select {
+	case <-answer:
+	case <-ctx.Done():
+		return Device{}, fmt.Errorf("list the devices: %w", ctx.Err())
 	}
-	l.known, l.at = make(map[string]Device, len(all)), time.Now()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	d, ok := l.known[uuid]
+	switch {
+	case ok:
+		return d, nil
+	case l.err != nil:
+		return Device{}, fmt.Errorf("list the devices: %w", l.err)
+	}
+	return Device{}, fmt.Errorf("%w: there is no %s among %d", ErrDevice, uuid, len(l.known))
+}
+
+// fresh is a device of a listing that is not old.
+func (l *listing) fresh(uuid string) (Device, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	d, ok := l.known[uuid]
+	return d, ok && time.Since(l.at) < listingAge
+}
+
+// renew lists the devices anew, unless somebody has just tried. It outlives who
+// asks: others wait for the same answer.
+func (l *listing) renew() error {
+	l.mu.Lock()
+	tried := time.Since(l.at) < listingAge
+	l.mu.Unlock()
+	if tried {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), describeTimeout)
+	defer cancel()
+	all, err := l.source.Devices(ctx)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.known, l.err, l.at = make(map[string]Device, len(all)), err, time.Now()
 	for _, d := range all {
 		l.known[d.UUID] = d
 	}
 	time.AfterFunc(listingAge, l.forget)
-	if d, ok = l.known[uuid]; !ok {
-		return Device{}, fmt.Errorf("%w: %s has no %s; it has %d others", ErrDevice, l.source.Name(), uuid, len(all))
-	}
-	return d, nil
+	return nil
 }
 
 // forget lets go of a listing that is old: of a large host it is large.

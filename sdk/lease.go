@@ -42,7 +42,9 @@ type lease struct {
 	remote   *remoteLease // where a node meters it: then this has no meter and no recorder of its own
 	meter    *metering.Meter
 	sampled  *metering.Sampled
+	watchdog watchdog      // of its devices
 	read     chan struct{} // closed when its devices were read first, of a lease that lasts for one request
+	again    *time.Timer   // begins sampling that ended anew
 	recorder *metering.Recorder
 	draft    *pendingRecord         // measured, not yet signed: it is signed as it is, or never
 	unstored *metering.SignedRecord // signed, not yet on disk: the store failed
@@ -74,6 +76,7 @@ type lease struct {
 type leaseMail struct {
 	any   bool // look at the money, and at whether the lease is still ours
 	begin bool
+	again bool // sampling ended: begin it anew
 	due   bool // a record, by the clock
 	cut   bool // a record, of what was metered
 	stop  *stopRequest
@@ -117,6 +120,17 @@ type leaseView struct {
 	reserved uint256.Int // what may be owed at most, of a lease that is paid in advance
 	need     uint64      // counts the times a voucher was asked for
 	stream   uint64      // the stream that may write: a newer one replaces it
+}
+
+// ask notes whether a voucher is asked for when a lease comes into a state: not
+// where it is suspended for what no voucher mends.
+func (v *leaseView) ask(state leaseState, reason string) {
+	switch {
+	case state == leaseActive:
+		v.need = 0
+	case state == leaseSuspended && reason != reasonUnmetered:
+		v.need++
+	}
 }
 
 // stopRequest asks the lease to end.
@@ -276,10 +290,13 @@ func (l *lease) do(ctx context.Context, mail leaseMail) *stopRequest {
 		l.begin(ctx)
 		_ = l.complete(ctx) // what an earlier process left behind; logged and tried again
 	}
+	if mail.again {
+		l.sampled = l.deps.sampling.Attend(l.meter, 0, l)
+	}
 	if mail.due {
 		l.records.Reset(l.deps.timing.recordEvery)
 	}
-	if mail.cut || mail.due && l.state() == leaseActive {
+	if mail.cut || mail.due && l.tells() {
 		_ = l.record(ctx, false) // logged and tried again; the credit bounds what is served meanwhile
 	}
 	switch last, _ := l.recorder.Last(); {
@@ -300,10 +317,7 @@ func (l *lease) do(ctx context.Context, mail leaseMail) *stopRequest {
 // begin has the devices read and records made. They keep the grid on which the
 // lease began: leases that are taken up together do not all record at once.
 func (l *lease) begin(ctx context.Context) {
-	var err error
-	if l.sampled, err = l.sample(ctx); err != nil {
-		l.SamplingEnded(err)
-	}
+	l.sampled = l.sample(ctx)
 	if l.window == 0 {
 		every := l.deps.timing.recordEvery
 		past := max(time.Since(time.Unix(0, l.startedAt)), 0) % every
@@ -313,7 +327,10 @@ func (l *lease) begin(ctx context.Context) {
 
 // close ends what the lease does and finishes it.
 func (l *lease) close(ctx context.Context, req stopRequest) {
-	for _, t := range []*time.Timer{l.records, l.patience} {
+	l.mu.Lock()
+	again := l.again
+	l.mu.Unlock()
+	for _, t := range []*time.Timer{l.records, l.patience, again} {
 		if t != nil {
 			t.Stop()
 		}
@@ -331,8 +348,11 @@ func (l *lease) state() leaseState { return l.look().state }
 
 // Sampled stops the bill at the reading that uses up the credit. It is not left
 // to the lease's goroutine, which may be waiting for a disk or a command.
-func (l *lease) Sampled(metering.Reading, metering.Interval) {
+func (l *lease) Sampled(r metering.Reading, _ metering.Interval) {
 	l.tally()
+	if l.watchdog.saw(r, l.deps.clock) {
+		l.wake()
+	}
 	v := l.look()
 	switch active := v.state == leaseActive; {
 	case active && l.exhausted(&v):
@@ -345,46 +365,95 @@ func (l *lease) Sampled(metering.Reading, metering.Interval) {
 	}
 }
 
-// SamplingEnded says that no device of the lease is read any more.
+// sampleAgain is how long after sampling ended it is begun anew.
+const sampleAgain = time.Second
+
+// SamplingEnded says that no device of the lease is read any more: the source has
+// no more readings. It is asked again, and the lease is not served meanwhile.
 func (l *lease) SamplingEnded(err error) {
-	if l.life.Err() == nil {
-		l.deps.log.Error("metering stopped: the lease is no longer billed", "lease", l.id, "error", err)
+	if l.life.Err() != nil {
+		return
 	}
+	if !l.watchdog.starve() {
+		l.deps.log.Error("metering stopped: the lease is suspended until it goes on", "lease", l.id, "error", err)
+	}
+	l.mu.Lock()
+	l.again = time.AfterFunc(sampleAgain, func() { l.tell(func(m *leaseMail) { m.again = true }) })
+	l.mu.Unlock()
+	l.wake()
+}
+
+// Why a lease is suspended. They are on disk, and shown to the renter.
+const (
+	reasonUnpaid    = "a voucher is due"
+	reasonUnmetered = "its GPUs cannot be metered"
+)
+
+// hindrance is why a lease must not be served now, "" if nothing hinders it. One
+// that was suspended unpaid needs more than another: see caughtUp.
+func (l *lease) hindrance(v *leaseView) string {
+	unpaid := l.exhausted(v)
+	if v.state == leaseSuspended && v.reason != reasonUnmetered {
+		unpaid = !l.caughtUp(*v)
+	}
+	switch {
+	case unpaid:
+		return reasonUnpaid
+	case l.watchdog.starved():
+		return reasonUnmetered
+	}
+	return ""
+}
+
+// tells reports whether records are due by the clock: also of a lease that is paid
+// and cannot be metered, so that its renter hears of it.
+func (l *lease) tells() bool {
+	v := l.look()
+	return v.state == leaseActive || v.state == leaseSuspended && v.reason == reasonUnmetered
 }
 
 // enforce holds the lease to its credit: it suspends before the next reading
 // could exceed it, resumes when vouchers have caught up, and gives up on a renter
-// that stays away.
+// that stays away. A lease that nobody can meter is suspended alike.
 func (l *lease) enforce(ctx context.Context) (stop bool, reason string) {
 	v := l.look()
+	why := l.hindrance(&v)
 	switch v.state {
 	case leaseActive:
-		if !l.exhausted(&v) {
+		if why == "" {
 			l.meter.Resume() // a voucher may have come between the reading that stopped the bill and now
 			l.remind(v)
 			return false, ""
 		}
-		if err := l.suspend(ctx); err != nil {
-			l.deps.log.Error("lease could not be suspended: it ends", "lease", l.id, "error", err)
-			return true, "unpaid, and could not be suspended"
+		if err := l.suspend(ctx, why); err != nil {
+			l.deps.log.Error("lease could not be suspended: it ends", "lease", l.id, "reason", why, "error", err)
+			return true, endedFor(why) + ", and could not be suspended"
 		}
 		l.bear()
 	case leaseSuspended:
-		if l.caughtUp(v) {
+		if why == "" {
 			if err := l.resume(ctx); err != nil {
 				l.deps.log.Error("lease could not be resumed: it ends", "lease", l.id, "error", err)
 				return true, "could not be resumed"
 			}
 			return false, ""
 		}
-		if l.since.IsZero() { // suspended by an earlier process
+		if why != v.reason && l.enter(ctx, leaseSuspended, why) == nil || l.since.IsZero() { // or suspended by an earlier process
 			l.bear()
 		}
 		if time.Since(l.since) >= l.deps.timing.suspendTimeout {
-			return true, fmt.Sprintf("unpaid for %s", l.deps.timing.suspendTimeout)
+			return true, fmt.Sprintf("%s for %s", endedFor(why), l.deps.timing.suspendTimeout)
 		}
 	}
 	return false, ""
+}
+
+// endedFor is what is said of a lease that ends because it was suspended.
+func endedFor(why string) string {
+	if why == reasonUnpaid {
+		return "unpaid"
+	}
+	return why
 }
 
 // bear has the lease end if it is still suspended when the renter's time is up.
@@ -484,7 +553,7 @@ func (l *lease) remind(v leaseView) {
 	}
 }
 
-func (l *lease) suspend(ctx context.Context) error {
+func (l *lease) suspend(ctx context.Context, why string) error {
 	l.meter.Pause() // before the command: a renter does not pay for a slow suspension
 	if err := l.record(ctx, false); err != nil {
 		return err // also where the lease is another gateway's: then its devices are too
@@ -494,7 +563,7 @@ func (l *lease) suspend(ctx context.Context) error {
 	if err := l.deps.allocator.Suspend(call, l.allocation); err != nil {
 		return err
 	}
-	return l.enter(ctx, leaseSuspended, "a voucher is due")
+	return l.enter(ctx, leaseSuspended, why)
 }
 
 func (l *lease) resume(ctx context.Context) error {
@@ -516,11 +585,7 @@ func (l *lease) enter(ctx context.Context, state leaseState, reason string) erro
 	l.update(func(v *leaseView) {
 		v.state, v.reason = state, reason
 		v.version++
-		if state == leaseSuspended {
-			v.need++
-		} else {
-			v.need = 0
-		}
+		v.ask(state, reason)
 	})
 	return nil
 }

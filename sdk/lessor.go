@@ -155,7 +155,7 @@ func (h *lessor) newLease(row leaseRow, s channel.State, offer wire.SignedOffer,
 		id: a.LeaseID, terms: s.Terms, offer: h.store.offers.one(offer), price: price, credit: credit, allocation: a, owedBefore: before,
 		startedAt: row.StartedAt, term: row.Term, done: make(chan struct{}), deps: h.deps,
 	}
-	l.view.stream = uint64(row.Stream)
+	l.view.stream, l.view.reason = uint64(row.Stream), row.Reason
 	l.deps.timing = l.deps.timing.of(offer.Offer)
 	terms := metering.Lease{
 		ID: a.LeaseID, ChannelID: s.ID, OfferHash: offer.Hash, ChainID: s.Terms.ChainID, Escrow: s.Terms.Escrow,
@@ -175,6 +175,7 @@ func (h *lessor) newLease(row leaseRow, s channel.State, offer wire.SignedOffer,
 	if l.meter, err = newMeter(a.Devices, offer.Offer, saved); err != nil {
 		return nil, err
 	}
+	l.watchdog.limit = l.meter.Config().MaxGap
 	if l.recorder, err = metering.NewRecorder(terms, h.meterKey, record); err != nil || h.prepaid == nil {
 		return l, err
 	}
@@ -204,14 +205,15 @@ func newMeter(devices []string, o wire.Offer, saved *metering.State) (*metering.
 
 // launch lets a lease run. Its view starts where its last record is.
 func (h *lessor) launch(l *lease, state leaseState, s channel.State, last *metering.SignedRecord) error {
-	l.view = leaseView{state: state, version: 1, stream: l.view.stream, reserved: l.view.reserved, owed: l.owedBefore, accepted: s.Accepted, deposit: s.Deposit}
+	l.view = leaseView{state: state, reason: l.view.reason, version: 1, stream: l.view.stream, reserved: l.view.reserved, owed: l.owedBefore, accepted: s.Accepted, deposit: s.Deposit}
 	if last != nil {
 		l.view.sequence, l.view.owed, l.view.nanos = last.Sequence, last.Owed, last.Nanos
 	}
-	if state == leaseSuspended {
-		l.view.need = 1
-		if l.meter != nil {
-			l.meter.Pause()
+	l.view.ask(state, l.view.reason)
+	if state == leaseSuspended && l.meter != nil {
+		l.meter.Pause()
+		if l.view.reason == reasonUnmetered {
+			l.watchdog.starve() // until its devices are read
 		}
 	}
 	if h.owing != nil {

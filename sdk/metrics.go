@@ -78,19 +78,20 @@ func (m leaseMetrics) recorded(rec metering.SignedRecord) {
 type moneyCollector struct{ p *Provider }
 
 var (
-	descLeases   = prometheus.NewDesc("gpupay_leases", "Leases running.", nil, nil)
-	descOwed     = prometheus.NewDesc("gpupay_spent_tokens", "Charged for GPU time, all channels that are not finalized.", nil, nil)
-	descAccepted = prometheus.NewDesc("gpupay_accepted_tokens", "Vouchered, all channels that are not finalized.", nil, nil)
-	descSettled  = prometheus.NewDesc("gpupay_settled_tokens", "Settled on-chain, all channels that are not finalized.", nil, nil)
-	descAtRisk   = prometheus.NewDesc("gpupay_at_risk_tokens", "Charged and not yet settled: what a failure of everything could cost.", nil, nil)
-	descCoin     = prometheus.NewDesc("gpupay_coin_wei", "Native coin that the provider's key can still spend on gas: nothing can be settled without.", nil, nil)
-	descReserve  = prometheus.NewDesc("gpupay_coin_reserve_wei", "Native coin that is kept for settlements: with less, nothing is sent for renters.", nil, nil)
-	descOldest   = prometheus.NewDesc("gpupay_oldest_unsettled_seconds", "How long the oldest voucher has waited for its settlement.", nil, nil)
-	descGas      = prometheus.NewDesc("gpupay_gas_spent_ether", "Gas paid for transactions that were mined.", nil, nil)
+	descLeases    = prometheus.NewDesc("gpupay_leases", "Leases running.", nil, nil)
+	descUnmetered = prometheus.NewDesc("gpupay_unmetered_leases", "Leases none of whose GPUs can be metered: they are suspended.", nil, nil)
+	descOwed      = prometheus.NewDesc("gpupay_spent_tokens", "Charged for GPU time, all channels that are not finalized.", nil, nil)
+	descAccepted  = prometheus.NewDesc("gpupay_accepted_tokens", "Vouchered, all channels that are not finalized.", nil, nil)
+	descSettled   = prometheus.NewDesc("gpupay_settled_tokens", "Settled on-chain, all channels that are not finalized.", nil, nil)
+	descAtRisk    = prometheus.NewDesc("gpupay_at_risk_tokens", "Charged and not yet settled: what a failure of everything could cost.", nil, nil)
+	descCoin      = prometheus.NewDesc("gpupay_coin_wei", "Native coin that the provider's key can still spend on gas: nothing can be settled without.", nil, nil)
+	descReserve   = prometheus.NewDesc("gpupay_coin_reserve_wei", "Native coin that is kept for settlements: with less, nothing is sent for renters.", nil, nil)
+	descOldest    = prometheus.NewDesc("gpupay_oldest_unsettled_seconds", "How long the oldest voucher has waited for its settlement.", nil, nil)
+	descGas       = prometheus.NewDesc("gpupay_gas_spent_ether", "Gas paid for transactions that were mined.", nil, nil)
 )
 
 func (c *moneyCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descLeases, descOwed, descAccepted, descSettled, descAtRisk, descGas, descCoin, descReserve, descOldest} {
+	for _, d := range []*prometheus.Desc{descLeases, descUnmetered, descOwed, descAccepted, descSettled, descAtRisk, descGas, descCoin, descReserve, descOldest} {
 		ch <- d
 	}
 }
@@ -99,9 +100,9 @@ func (c *moneyCollector) Collect(ch chan<- prometheus.Metric) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	gauge := func(d *prometheus.Desc, v float64) { ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v) }
-	c.p.mu.Lock()
-	gauge(descLeases, float64(len(c.p.leases)))
-	c.p.mu.Unlock()
+	leases := c.p.allLeases()
+	gauge(descLeases, float64(len(leases)))
+	gauge(descUnmetered, float64(unmetered(leases)))
 	sums, err := c.p.sums(ctx)
 	if err != nil {
 		ch <- prometheus.NewInvalidMetric(descOwed, err)

@@ -125,6 +125,7 @@ func (n *Node) lets() {
 	n.metrics = prometheus.NewRegistry()
 	n.metrics.MustRegister(metrics.gpu, metrics.gaps,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "gpupay_leases", Help: "Leases running."}, func() float64 { return float64(len(n.allLeases())) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "gpupay_unmetered_leases", Help: "Leases none of whose GPUs can be metered: they are suspended."}, func() float64 { return float64(unmetered(n.allLeases())) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "gpupay_node_waiting_records", Help: "Usage records that no gateway has yet."}, n.waiting))
 	n.meterKey, n.store = n.config.MeterKey, n.spool.leaseStore
 	n.channel = n.spool.channel

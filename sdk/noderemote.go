@@ -164,7 +164,7 @@ func (l *lease) same(ctx context.Context, rec metering.SignedRecord) error {
 // mirrorState keeps whether the node serves the lease, and shows it.
 func (l *lease) mirrorState(ctx context.Context, there nodeLease) error {
 	v, _ := l.snapshot()
-	if there.State != leaseActive && there.State != leaseSuspended || there.State == v.state {
+	if there.State != leaseActive && there.State != leaseSuspended || there.State == v.state && there.Reason == v.reason {
 		return nil
 	}
 	return l.enter(ctx, there.State, there.Reason)

@@ -129,12 +129,7 @@ func (v *leaseView) reflect(row leaseRow, s channel.State, last *metering.Signed
 	}
 	if state := leaseState(row.State); state != v.state || row.Reason != v.reason {
 		v.version++
-		switch {
-		case state == leaseSuspended:
-			v.need++
-		case state == leaseActive && v.state == leaseSuspended:
-			v.need = 0
-		}
+		v.ask(state, row.Reason)
 		v.state, v.reason = state, row.Reason
 	}
 }
@@ -223,9 +218,7 @@ func (r *replicas) image(ctx context.Context, row leaseRow, s channel.State) (*l
 	if last != nil {
 		l.view.sequence, l.view.owed, l.view.nanos = last.Sequence, last.Owed, last.Nanos
 	}
-	if l.view.state == leaseSuspended {
-		l.view.need = 1
-	}
+	l.view.ask(l.view.state, l.view.reason)
 	return l, nil
 }
 

@@ -32,20 +32,19 @@ func (l *lease) room(v leaseView) bool {
 	return err == nil && !owed.Gt(&v.reserved)
 }
 
-// sample has the devices read. Of a lease that lasts for one request they are read
-// before the request is served, and the request waits for that.
-func (l *lease) sample(ctx context.Context) (*metering.Sampled, error) {
+// sample has the devices read from now on, whatever state they are in. Of a lease
+// that lasts for one request they are read before the request is served, and the
+// request waits for that: nil if nothing of it could be metered.
+func (l *lease) sample(ctx context.Context) *metering.Sampled {
 	if l.read == nil {
-		return l.deps.sampling.Add(ctx, l.meter, 0, l)
+		return l.deps.sampling.Attend(l.meter, 0, l)
 	}
-	defer func() {
-		select {
-		case <-l.read:
-		default:
-			close(l.read)
-		}
-	}()
-	return l.deps.sampling.AddRead(ctx, l.meter, 0, l)
+	defer close(l.read)
+	sampled, err := l.deps.sampling.AddRead(ctx, l.meter, 0, l)
+	if err != nil {
+		l.deps.log.Error("a request is not served: its GPUs cannot be metered", "lease", l.id, "error", err)
+	}
+	return sampled
 }
 
 // endSampling reads no more. Of a lease that lasts for one request the devices are

@@ -175,6 +175,9 @@ func (d *x402Desk) metered(ctx context.Context, w http.ResponseWriter, r *x402Re
 		return nil, err
 	}
 	defer d.named.drop(l.id)
+	if err := l.measurable(); err != nil {
+		return nil, errors.Join(err, l.end(ctx, stopRequest{reason: reasonUnmetered}))
+	}
 	out := &keptReply{limit: d.x.MaxReply, header: make(http.Header)}
 	if m.Streamed {
 		out.to, out.header = w, w.Header()
@@ -213,12 +216,8 @@ func (d *x402Desk) letNamed(ctx context.Context, tab x402Tab, devices []string, 
 }
 
 // run lets the handler answer until its time is used up, and returns when it was
-// over. Its GPUs are read before it begins, so that all of its time is charged.
+// over.
 func (m *meteredRoute) run(ctx context.Context, l *lease, r *x402Request, out *keptReply) metering.Instant {
-	select {
-	case <-l.read:
-	case <-l.done:
-	}
 	ctx, cancel := context.WithTimeout(ctx, m.MaxTime)
 	defer cancel()
 	defer context.AfterFunc(m.d.life, cancel)()
@@ -227,6 +226,19 @@ func (m *meteredRoute) run(ctx context.Context, l *lease, r *x402Request, out *k
 	req.Body, req.ContentLength = io.NopCloser(bytes.NewReader(r.body)), int64(len(r.body))
 	m.handle(out, req, r.id)
 	return l.deps.clock.Now()
+}
+
+// measurable waits until a request's GPUs were read first, so that all of its time
+// is charged, and refuses one that could not be charged at all.
+func (l *lease) measurable() error {
+	select {
+	case <-l.read:
+	case <-l.done:
+	}
+	if !l.watchdog.fed.Load() {
+		return wire.Unavailable.With("the GPUs of this request cannot be metered now: nothing was charged, try again later")
+	}
+	return nil
 }
 
 // handle calls the handler. A panic of it is an answer of status 500.

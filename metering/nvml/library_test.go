@@ -67,6 +67,7 @@ var cases = []struct {
 	{"second library", false, second},
 	{"recording", false, recording},
 	{"leased while another GPU is lost", false, leasedBesideLost},
+	{"begun with a lost GPU that comes back", false, begunLost},
 	{"reloaded while another GPU is lost", false, reloadedBesideLost},
 	{"slice leased while another GPU is lost", false, sliceBesideLost},
 	{"hung GPU does not hold up the listing", false, hungListing},
@@ -669,6 +670,51 @@ func leasedBesideLost(b *bench) {
 		b.Errorf("the lost GPU: %+v, %v", d, err)
 	}
 }
+
+// begunLost: a lease that begins while one of its GPUs is lost bills the other from the start, and the lost one from
+// the healthy pair after second 4 on, described as it is then.
+func begunLost(b *bench) {
+	b.set("lost", 2)
+	m, err := metering.NewMeter(metering.Config{Devices: []string{gpu(0), gpu(1)}})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.meter = m
+	all := metering.NewSampling(b.source, b.clock)
+	defer all.Close()
+	readings := make(chan metering.Reading, 2)
+	all.Attend(m, 0, relay(readings))
+	for second := 1; ; second++ {
+		for range 2 {
+			select {
+			case <-readings:
+			case <-time.After(20 * time.Second):
+				b.Fatalf("a GPU is not read at %d", b.clock.Now().Mono)
+			}
+		}
+		if second > 10 {
+			break
+		}
+		if second == 4 {
+			b.set("lost", 0)
+		}
+		for b.clock.Waiting() == 0 {
+			time.Sleep(time.Millisecond)
+		}
+		b.clock.Advance(time.Second)
+	}
+	b.want(gpu(0), metering.Nanos{Allocated: 10e9, Active: 10e9})
+	b.want(gpu(1), metering.Nanos{Allocated: 6e9, Active: 6e9, Down: 4e9})
+	if d := m.Cut().Devices[1].Device; d.Name != "Test library GPU" || d.MemoryBytes != 80<<30 {
+		b.Errorf("described as %+v", d)
+	}
+}
+
+// relay passes on what is read.
+type relay chan metering.Reading
+
+func (c relay) Sampled(r metering.Reading, _ metering.Interval) { c <- r }
+func (c relay) SamplingEnded(error)                             {}
 
 func reloadedBesideLost(b *bench) {
 	b.lease(gpu(1), gpu(0))
