@@ -282,7 +282,7 @@ func (p *Provider) sent(ctx context.Context, id common.Hash, call chain.Call) (c
 		return "", err
 	}
 	for _, tx := range all {
-		if tx.Call.Kind == call.Kind && string(tx.Call.Data) == string(call.Data) && (tx.State == chain.Pending || tx.Succeeded) {
+		if tx.Call.Kind == call.Kind && string(tx.Call.Data) == string(call.Data) && p.stands(tx) {
 			return tx.ID, nil
 		}
 	}
@@ -435,6 +435,12 @@ func (p *Provider) closeCall(ctx context.Context, terms channel.Terms, amount ui
 	return p.escrow.CloseAuthorizedCall(terms, amount, signature, deadline, payee), nil
 }
 
+// stands reports whether a transaction did what it is for, or is about to: one
+// that a key from before has in flight has nobody who sends it again.
+func (p *Provider) stands(tx chain.Tx) bool {
+	return tx.Succeeded || tx.State == chain.Pending && tx.Sender == p.sender.Address()
+}
+
 // closeSent finds a channel's close in the outbox: one is enough, whatever
 // became of who asked for it, and a second one would only cost gas.
 func (p *Provider) closeSent(ctx context.Context, id common.Hash) (chain.TxID, error) {
@@ -443,7 +449,7 @@ func (p *Provider) closeSent(ctx context.Context, id common.Hash) (chain.TxID, e
 		return "", err
 	}
 	for _, tx := range all {
-		if tx.Call.Kind == chain.Close && (tx.State == chain.Pending || tx.Succeeded) {
+		if tx.Call.Kind == chain.Close && p.stands(tx) {
 			return tx.ID, nil
 		}
 	}

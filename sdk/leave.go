@@ -70,7 +70,7 @@ func sendOnce(ctx context.Context, sender *chain.Sender, call chain.Call, confir
 		return err
 	}
 	for _, tx := range sent {
-		if tx.Call.Kind == call.Kind && tx.State == chain.Pending {
+		if tx.Call.Kind == call.Kind && tx.State == chain.Pending && tx.Sender == sender.Address() {
 			_, err := sender.Wait(ctx, tx.ID, confirmations)
 			return err
 		}

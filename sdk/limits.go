@@ -59,7 +59,11 @@ type Limits struct {
 	// met, deposits must be sent by renters themselves, and parts of an x402
 	// deposit are not given back. Closes and whole refunds count and are sent all
 	// the same. Each can be exceeded by one transaction for each process on a
-	// database. 0.1 ether, and 0.01 ether, if nil.
+	// database. A transaction that is stuck is sent again at a fee of at most twice
+	// the first, and within what is left of both; one that holds up a settlement is
+	// given up, for the gas of its nonce, and eight at most may be in flight. A
+	// close that fetches MinTransfer is a settlement. 0.1 ether, and 0.01 ether, if
+	// nil.
 	SponsoredGas, SponsoredGasPerPayer *big.Int
 	// ReservedSettlements is how many settlements of one channel, at twice the
 	// present price of gas, the key's coin must pay for besides whatever is sent

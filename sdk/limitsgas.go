@@ -26,6 +26,9 @@ const (
 	refrain = time.Minute
 	// sponsoredGas is more than any transaction that is sent for a renter takes.
 	sponsoredGas = 200_000
+	// maxGifts is how many transactions for renters may be in flight at once: a
+	// settlement that is submitted then has to wait for no more.
+	maxGifts = 8
 )
 
 // sponsoredKinds are the transactions that are sent for renters.
@@ -58,12 +61,12 @@ func (p *Provider) sponsors() bool {
 // that does not, and if what it is for can be reserved.
 func (p *Provider) submitSponsored(ctx context.Context, terms channel.Terms, call chain.Call, reserve func() error) (chain.TxID, error) {
 	return p.inSponsorTurn(ctx, terms, call, func() error {
-		for _, room := range []func() error{
-			func() error { return p.affordRevert(ctx) },
-			func() error { return p.keepReserve(ctx) },
-			func() error { return p.withinBudgets(ctx, terms.Payer) },
+		for _, room := range []func(context.Context) error{
+			p.affordRevert,
+			p.keepReserve,
+			p.withinBudgets(terms.Payer),
 		} {
-			if err := room(); err != nil {
+			if err := room(ctx); err != nil {
 				return err
 			}
 		}
@@ -74,33 +77,39 @@ func (p *Provider) submitSponsored(ctx context.Context, terms channel.Terms, cal
 	})
 }
 
-// submitReturn sends a close or the refund of a whole deposit for a renter.
+// submitReturn sends a close or the refund of a whole deposit for a renter. What
+// fetches enough to be worth its gas is a settlement of ours: its fee is raised as
+// one's, and it gives way to none.
 func (p *Provider) submitReturn(ctx context.Context, s channel.State, call chain.Call) (chain.TxID, error) {
-	return p.inSponsorTurn(ctx, s.Terms, call, func() error { return p.returnable(ctx, s) })
+	if !p.fetches(s) {
+		return p.inSponsorTurn(ctx, s.Terms, call, func() error { return p.keepReserve(ctx) })
+	}
+	if err := p.sender.Store.Sponsor(ctx, s.ID, s.Terms.Payer); err != nil {
+		return "", err
+	}
+	return p.sender.Submit(ctx, call)
 }
 
 // submitPart sends the refund of a part of a deposit. A payer can ask for many,
 // so that it must be within the budgets, too.
 func (p *Provider) submitPart(ctx context.Context, s channel.State, call chain.Call) (chain.TxID, error) {
 	return p.inSponsorTurn(ctx, s.Terms, call, func() error {
-		if err := p.withinBudgets(ctx, s.Terms.Payer); err != nil {
+		if err := p.withinBudgets(s.Terms.Payer)(ctx); err != nil || p.fetches(s) {
 			return err
 		}
-		return p.returnable(ctx, s)
+		return p.keepReserve(ctx)
 	})
 }
 
-// returnable refuses to give back a deposit from what is kept for settlements,
-// unless that fetches enough to be worth its gas to us.
-func (p *Provider) returnable(ctx context.Context, s channel.State) error {
-	if fetches := s.Unsettled(); !fetches.IsZero() && !fetches.Lt(&p.minTransfer) {
-		return nil
-	}
-	return p.keepReserve(ctx)
+// fetches reports whether to end a channel brings us enough to be worth its gas.
+func (p *Provider) fetches(s channel.State) bool {
+	left := s.Unsettled()
+	return !left.IsZero() && !left.Lt(&p.minTransfer)
 }
 
 // inSponsorTurn submits a call for a channel's payer if room says so, one at a
-// time: what is in the outbox counts for the next.
+// time: what is in the outbox counts for the next. Its fee is raised only as far as
+// the budgets go.
 func (p *Provider) inSponsorTurn(ctx context.Context, terms channel.Terms, call chain.Call, room func() error) (chain.TxID, error) {
 	select {
 	case p.sponsor.turn <- struct{}{}:
@@ -108,13 +117,64 @@ func (p *Provider) inSponsorTurn(ctx context.Context, terms channel.Terms, call 
 	case <-ctx.Done():
 		return "", ctx.Err()
 	}
+	if err := p.awaitGifts(ctx); err != nil {
+		return "", err
+	}
 	if err := room(); err != nil {
 		return "", err
 	}
+	spent, err := p.sponsoredFor(ctx, terms.Payer)
+	if err != nil {
+		return "", err
+	}
+	call.Budget = p.budgetAfter(spent)
 	if err := p.sender.Store.Sponsor(ctx, terms.ID(), terms.Payer); err != nil {
 		return "", err
 	}
 	return p.sender.Submit(ctx, call)
+}
+
+// awaitGifts waits until fewer than maxGifts transactions for renters are in flight.
+func (p *Provider) awaitGifts(ctx context.Context) error {
+	for {
+		flying, err := p.sender.InFlight(ctx)
+		if err != nil {
+			return err
+		}
+		gifts := 0
+		for _, tx := range flying {
+			if tx.GivesWay() {
+				gifts++
+			}
+		}
+		if gifts < maxGifts {
+			return nil
+		}
+		if chain.Pause(ctx, p.config.Poll) != nil {
+			return wire.Unavailable.With("this provider has %d transactions for others in flight: send the same request again later", gifts)
+		}
+	}
+}
+
+// spent is what was sent for renters within sponsoredGasWindow, in wei.
+type spent struct{ all, payer *big.Int }
+
+func (p *Provider) sponsoredFor(ctx context.Context, payer common.Address) (s spent, err error) {
+	now := time.Now()
+	s.all, s.payer, err = p.sender.Sponsored(ctx, now.Add(-sponsoredGasWindow), now, payer, sponsoredKinds...)
+	return s, err
+}
+
+// budgetAfter is what may still be spent for a payer, in wei.
+func (p *Provider) budgetAfter(s spent) *big.Int {
+	left := new(big.Int).Sub(p.config.Limits.SponsoredGas, s.all)
+	if payers := new(big.Int).Sub(p.config.Limits.SponsoredGasPerPayer, s.payer); payers.Cmp(left) < 0 {
+		left = payers
+	}
+	if left.Sign() < 0 {
+		left.SetInt64(0)
+	}
+	return left
 }
 
 func (p *Provider) affordRevert(ctx context.Context) error {
@@ -137,23 +197,24 @@ func (p *Provider) affordRevert(ctx context.Context) error {
 }
 
 // withinBudgets holds what is sent for renters to what it may cost in a day.
-func (p *Provider) withinBudgets(ctx context.Context, payer common.Address) error {
-	now := time.Now()
-	all, payers, err := p.sender.Sponsored(ctx, now.Add(-sponsoredGasWindow), now, payer, sponsoredKinds...)
-	if err != nil {
-		return err
+func (p *Provider) withinBudgets(payer common.Address) func(context.Context) error {
+	return func(ctx context.Context) error {
+		s, err := p.sponsoredFor(ctx, payer)
+		if err != nil {
+			return err
+		}
+		if s.payer.Cmp(p.config.Limits.SponsoredGasPerPayer) >= 0 {
+			return wire.TooMany.With("this provider has sent as much for payer %s in a day as it does for one: send the transaction yourself and give its hash, or come back tomorrow", payer)
+		}
+		if s.all.Cmp(p.config.Limits.SponsoredGas) < 0 {
+			return nil
+		}
+		if p.sponsor.refrains() {
+			p.config.Log.Warn("what was sent for renters has cost as much gas as Limits.SponsoredGas allows in a day: renters must send their own deposits until it has passed",
+				"cost_wei", s.all, "budget_wei", p.config.Limits.SponsoredGas)
+		}
+		return wire.Unavailable.With("this provider has sent as much for others in a day as it does: send the transaction yourself and give its hash, or come back tomorrow")
 	}
-	if payers.Cmp(p.config.Limits.SponsoredGasPerPayer) >= 0 {
-		return wire.TooMany.With("this provider has sent as much for payer %s in a day as it does for one: send the transaction yourself and give its hash, or come back tomorrow", payer)
-	}
-	if all.Cmp(p.config.Limits.SponsoredGas) < 0 {
-		return nil
-	}
-	if p.sponsor.refrains() {
-		p.config.Log.Warn("what was sent for renters has cost as much gas as Limits.SponsoredGas allows in a day: renters must send their own deposits until it has passed",
-			"cost_wei", all, "budget_wei", p.config.Limits.SponsoredGas)
-	}
-	return wire.Unavailable.With("this provider has sent as much for others in a day as it does: send the transaction yourself and give its hash, or come back tomorrow")
 }
 
 // keepReserve refuses to send for others what the reserve must not pay for.
@@ -177,7 +238,7 @@ type funds struct {
 	coin    *big.Int // not yet promised to a transaction
 	least   *big.Int // what one settlement takes, at twice the present price
 	reserve *big.Int // what is kept for settlements
-	gift    *big.Int // what a transaction for a renter takes at most
+	gift    *big.Int // what a transaction for a renter takes at most, its fee raised as far as it may be
 }
 
 func (p *Provider) funds(ctx context.Context) (funds, error) {
@@ -190,7 +251,7 @@ func (p *Provider) funds(ctx context.Context) (funds, error) {
 		return funds{}, err
 	}
 	price = new(big.Int).Lsh(price, 1)
-	f := funds{coin: coin, least: new(big.Int), gift: new(big.Int).Mul(price, big.NewInt(sponsoredGas))}
+	f := funds{coin: coin, least: new(big.Int), gift: new(big.Int).Mul(price, big.NewInt(2*sponsoredGas))}
 	for _, contract := range p.contracts() {
 		batch, row := contract.SettlementGas()
 		need := new(big.Int).SetUint64((batch+row)*5/4 + 30_000) // as a Sender asks for

@@ -1,7 +1,9 @@
 package sdk
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math/big"
@@ -9,6 +11,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/ethereum/go-ethereum/common/hexutil"
 	"github.com/ethereum/go-ethereum/crypto"
@@ -100,6 +103,64 @@ func TestSponsoredGasIsBounded(t *testing.T) {
 			lease.close(0) // what is given back is not held up
 		})
 	}
+}
+
+// Fees rise a hundredfold while as many top-ups as may be in flight stand before a settlement: it is mined, what was sent for
+// the renter may cost what the day's budget allows, and costs a nonce each, and the renter hears that it may ask again.
+func TestSettlementPassesGiftsThatAreStuck(t *testing.T) {
+	budget := big.NewInt(1e16)
+	r := newAnvilRig(t, func(c *ProviderConfig) {
+		c.Limits.Deposits.PerSecond, c.Limits.SponsoredGas, c.Limits.SponsoredGasPerPayer, c.Limits.LostGas = -1, budget, budget, big.NewInt(1e18)
+		c.Limits.Pending = 8 * 2 * maxGifts
+	})
+	r.shut()
+	r.tune = func(p *Provider) { p.sender.Stuck, p.sender.Resend = 200*time.Millisecond, 50*time.Millisecond }
+	r.start()
+	lease := r.open(1, 400_000, "")
+	lease.pay(390_000)
+	r.anvil.Automine(t, false)
+	before, answers := r.nonce(), make(chan error, maxGifts+1)
+	topUp := func(salt byte) {
+		resp := lease.do("POST", "", &wire.Credential{Challenge: lease.challenge(), Payload: *lease.topUp(1000, salt)})
+		answers <- problemIn(wire.Unavailable, resp)
+	}
+	for i := range byte(maxGifts) {
+		go topUp(i)
+	}
+	waitFor(t, func() bool { return r.nonce() == before+maxGifts })
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	if err := r.provider.awaitGifts(ctx); !errors.Is(problemOf(err), &wire.Unavailable) {
+		t.Errorf("one more finds a place: %v", err)
+	}
+	dear := func() {
+		r.anvil.RPC(t, nil, "anvil_setNextBlockBaseFeePerGas", (*hexutil.Big)(big.NewInt(100e9)))
+		r.anvil.Mine(t, 1)
+		time.Sleep(r.config.Poll)
+	}
+	for range 10 {
+		dear()
+	}
+	if s, err := r.provider.sponsoredFor(t.Context(), lease.terms.Payer); err != nil || s.all.Cmp(budget) > 0 {
+		t.Errorf("what is in flight may cost %s of %s wei (%v)", s.all, budget, err)
+	}
+	settled := make(chan error, 1)
+	go func() { settled <- r.provider.Settle(t.Context()) }()
+	waitFor(t, func() bool { dear(); return r.balance(r.config.Key.Address()) == 390_000 })
+	if err := <-settled; err != nil {
+		t.Error(err)
+	}
+	for range maxGifts {
+		if err := <-answers; err != nil {
+			t.Error(err)
+		}
+	}
+	s, err := r.provider.sponsoredFor(t.Context(), lease.terms.Payer)
+	if most := big.NewInt(budget.Int64() + maxGifts*21_000*102e9); err != nil || s.all.Cmp(most) > 0 {
+		t.Errorf("it cost %s of %s wei (%v)", s.all, most, err)
+	}
+	r.anvil.RPC(t, nil, "anvil_setNextBlockBaseFeePerGas", (*hexutil.Big)(big.NewInt(1e9)))
+	r.anvil.Automine(t, true)
 }
 
 // Health and metrics say what coin the key has; without enough for one settlement the provider is not healthy.

@@ -30,6 +30,7 @@ var problems = []struct {
 	{channel.ErrDelta, wire.DeltaTooSmall},
 	{channel.ErrAmount, wire.MalformedCredential},
 	{ErrNoCapacity, wire.NoCapacity},
+	{chain.ErrGaveWay, wire.Unavailable},
 }
 
 func problemOf(err error) *wire.Problem {

@@ -41,6 +41,7 @@ type rig struct {
 	provider *Provider
 	server   *httptest.Server
 	payer    *channel.Key
+	tune     func(*Provider) // of one that does not run yet; may be nil
 	stop     context.CancelFunc
 	ran      chan error
 }
@@ -114,6 +115,9 @@ func (r *rig) start() {
 	p, err := NewProvider(r.Context(), r.config)
 	if err != nil {
 		r.Fatal(err)
+	}
+	if r.tune != nil {
+		r.tune(p)
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	r.provider, r.stop, r.ran = p, stop, make(chan error, 1)

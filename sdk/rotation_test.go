@@ -1,6 +1,7 @@
 package sdk
 
 import (
+	"context"
 	"net/http"
 	"strings"
 	"testing"
@@ -64,5 +65,38 @@ func TestKeyRotation(t *testing.T) {
 	third.close(final.Owed.Uint64())
 	if got := r.balance(r.config.Key.Address()); got != final.Owed.Uint64() {
 		t.Errorf("the new key has %d, is owed %s", got, final.Owed.Dec())
+	}
+}
+
+// A close that the key from before has in flight is nobody's to send again: it is sent anew with the new key.
+func TestCloseAfterAKeyRotation(t *testing.T) {
+	r := newAnvilRig(t)
+	old := r.config.Key
+	lease := r.open(1, 100_000, "")
+	final := lease.release()
+	paid := final.Owed.Uint64()
+	lease.pay(paid)
+	r.anvil.Automine(t, false)
+	before := r.nonce()
+	state, err := r.provider.payee.State(t.Context(), lease.terms.ID())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_, _, _ = r.provider.closeChannel(ctx, state)
+	}()
+	waitFor(t, func() bool { return r.nonce() == before+1 })
+	cancel()
+	<-ended
+	r.anvil.RPC(t, nil, "anvil_dropAllTransactions")
+	r.anvil.Automine(t, true)
+	r.shut()
+	r.config.Key, r.config.PastKeys = channel.NewKey(r.chain.Keys[3]), []channel.Signer{old}
+	r.start()
+	if receipt := lease.close(paid); receipt.TxHash == nil {
+		t.Error("a close without a transaction")
 	}
 }

@@ -110,7 +110,7 @@ func (d *x402Desk) sendDeposit(ctx context.Context, r *x402Request, a chain.Auth
 	}
 	result, err := d.sender.Wait(ctx, tx, d.config.Confirmations)
 	var reverted *chain.Reverted
-	if errors.As(err, &reverted) {
+	if errors.As(err, &reverted) && !errors.Is(err, chain.ErrGaveWay) {
 		return "", fmt.Errorf("%w: transaction %s was mined and reverted", x402.CodeDepositFailed, reverted.Hash)
 	}
 	if err != nil {

@@ -115,7 +115,7 @@ func (d *x402Desk) submitRefund(ctx context.Context, s channel.State, amount uin
 func (d *x402Desk) refunded(ctx context.Context, r *x402Request, note x402Note, tx chain.TxID) (*x402Answer, error) {
 	result, err := d.sender.Wait(ctx, tx, d.config.Confirmations)
 	var reverted *chain.Reverted
-	if errors.As(err, &reverted) {
+	if errors.As(err, &reverted) && !errors.Is(err, chain.ErrGaveWay) {
 		return nil, fmt.Errorf("%w: transaction %s was mined and reverted", x402.CodeRefundFailed, reverted.Hash)
 	}
 	if err != nil {
@@ -176,7 +176,7 @@ func (d *x402Desk) refundAgain(ctx context.Context, r *x402Request, tab x402Tab,
 	}
 	for i := len(all) - 1; i >= 0; i-- {
 		tx := all[i]
-		if tx.Call.Kind == chain.Refund && tx.CreatedAt.UnixMilli() >= note.CreatedAt && (tx.State == chain.Pending || tx.Succeeded && repeated) {
+		if tx.Call.Kind == chain.Refund && tx.CreatedAt.UnixMilli() >= note.CreatedAt && d.stands(tx) && (!tx.Succeeded || repeated) {
 			ctx, cancel := context.WithTimeout(ctx, d.config.OpenTimeout)
 			defer cancel()
 			return d.refunded(ctx, r, note, tx.ID)

@@ -37,6 +37,10 @@ type Call struct {
 	To       common.Address
 	Data     []byte
 	Channels []common.Hash
+	// Budget is the most that it may cost, in wei, if its first version costs no more already; nil: what MaxFee allows. It is
+	// for what is sent for somebody else: its fee is at most doubled within the budget, and where that is too little it gives way
+	// to what waits behind it and has no budget (ErrGaveWay).
+	Budget *big.Int
 }
 
 // OpenCall opens a channel with the sender's own money: the sender must be the payer and have approved the deposit.

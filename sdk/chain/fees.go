@@ -132,10 +132,7 @@ func (s *Sender) afford(ctx context.Context, call Call, gas uint64, f fees) erro
 	if err != nil {
 		return fmt.Errorf("%w: reading the balance of %s: %w", ErrUnreachable, s.Address(), err)
 	}
-	need := new(big.Int).Mul(f.cap, new(big.Int).SetUint64(gas))
-	if f.data != nil {
-		need.Add(need, f.data)
-	}
+	need := f.price(gas)
 	if have.Cmp(need) >= 0 {
 		return nil
 	}

@@ -49,7 +49,7 @@ func (s *Sender) displaced(ctx context.Context, tx Tx, g glance) error {
 		s.puzzled(tx, a, by, err)
 		return nil
 	}
-	if tx.Call.Kind == Fill { // whoever used the nonce did what it was for
+	if tx.Call.Kind == Fill || tx.gaveWay(tx.newest().Signed) { // whoever used the nonce did what it was for
 		return s.giveUp(ctx, tx)
 	}
 	err = simulate(ctx, s.Backend, s.Address(), tx.Call)
@@ -246,7 +246,8 @@ func (s *Sender) renumber(ctx context.Context, tx Tx, g glance) error {
 // reissue signs a transaction under another nonce and sends that. The caller holds submitting.
 func (s *Sender) reissue(ctx context.Context, tx Tx, nonce uint64, f fees) error {
 	tx.Nonce = nonce
-	signed, err := s.sign(ctx, tx, f)
+	f.data = tx.DataFee
+	signed, err := s.sign(ctx, tx, f.within(tx))
 	if err != nil {
 		return err
 	}

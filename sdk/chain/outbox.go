@@ -76,6 +76,7 @@ type Tx struct {
 	BlockHash common.Hash
 	Succeeded bool
 	Cost      *big.Int // wei, of the version that was mined
+	Most      *big.Int // wei, the most that it may cost; nil: what MaxFee allows. See Call.Budget
 	DataFee   *big.Int // wei, what a rollup was expected to charge for its data when it was submitted; in Cost once it is mined
 	CreatedAt time.Time
 	Attempts  []Attempt // oldest first; those under an earlier nonce included
@@ -115,12 +116,13 @@ type txRow struct {
 	Succeeded int64  `db:"succeeded"`
 	Cost      string `db:"cost"`
 	DataFee   string `db:"data_fee"`
+	Most      string `db:"most"`
 	CreatedAt int64  `db:"created_at"`
 }
 
 // txColumns are named, so that a table which a newer program has widened is still read.
 const txColumns = `chain_tx.id, chain_tx.chain, chain_tx.sender, chain_tx.nonce, chain_tx.kind, chain_tx.recipient, chain_tx.data, chain_tx.gas,
-	chain_tx.state, chain_tx.hash, chain_tx.block, chain_tx.block_hash, chain_tx.succeeded, chain_tx.cost, chain_tx.data_fee, chain_tx.created_at`
+	chain_tx.state, chain_tx.hash, chain_tx.block, chain_tx.block_hash, chain_tx.succeeded, chain_tx.cost, chain_tx.data_fee, chain_tx.most, chain_tx.created_at`
 
 type attemptRow struct {
 	Hash      string `db:"hash"`
@@ -138,8 +140,8 @@ func (s *Store) insert(ctx context.Context, tx Tx) error {
 
 func insertTx(ctx context.Context, db *sqlx.Tx, tx Tx) error {
 	_, err := db.NamedExecContext(ctx, `INSERT INTO chain_tx (id, chain, sender, nonce, kind, recipient, data, gas, state,
-			hash, block, block_hash, succeeded, cost, data_fee, created_at) VALUES (:id, :chain, :sender, :nonce, :kind, :recipient, :data,
-			:gas, :state, :hash, :block, :block_hash, :succeeded, :cost, :data_fee, :created_at)`, toRow(tx))
+			hash, block, block_hash, succeeded, cost, data_fee, most, created_at) VALUES (:id, :chain, :sender, :nonce, :kind, :recipient, :data,
+			:gas, :state, :hash, :block, :block_hash, :succeeded, :cost, :data_fee, :most, :created_at)`, toRow(tx))
 	if err != nil {
 		return fmt.Errorf("chain: writing %s with nonce %d to the outbox: %w", tx.Call, tx.Nonce, err)
 	}
@@ -381,6 +383,9 @@ func toRow(tx Tx) txRow {
 	if tx.DataFee != nil {
 		row.DataFee = tx.DataFee.String()
 	}
+	if tx.Most != nil {
+		row.Most = tx.Most.String()
+	}
 	if tx.Succeeded {
 		row.Succeeded = 1
 	}
@@ -392,12 +397,16 @@ func fromRow(row txRow) (Tx, error) {
 	if err != nil {
 		return Tx{}, fmt.Errorf("chain: the outbox holds damaged calldata for %s; restore the database from its backup", row.ID)
 	}
-	return Tx{
+	tx := Tx{
 		ID: TxID(row.ID), Chain: uint64(row.Chain), Sender: common.HexToAddress(row.Sender), Nonce: uint64(row.Nonce),
 		Call: Call{Kind: Kind(row.Kind), To: common.HexToAddress(row.Recipient), Data: data},
 		Gas:  uint64(row.Gas), State: TxState(row.State), Hash: common.HexToHash(row.Hash), Block: uint64(row.Block),
 		BlockHash: common.HexToHash(row.BlockHash), Succeeded: row.Succeeded == 1, Cost: wei(row.Cost), DataFee: wei(row.DataFee), CreatedAt: moment(row.CreatedAt),
-	}, nil
+	}
+	if row.Most != "" {
+		tx.Most = wei(row.Most)
+	}
+	return tx, nil
 }
 
 func text(v interface{ Hex() string }) string { return strings.ToLower(v.Hex()) }

@@ -220,7 +220,7 @@ func (s *Sender) nonce(ctx context.Context, chain uint64) (uint64, error) {
 }
 
 func (s *Sender) write(ctx context.Context, chain, nonce uint64, call Call, gas uint64, f fees) (Tx, error) {
-	tx := Tx{ID: newTxID(), Chain: chain, Sender: s.Address(), Nonce: nonce, Call: call, Gas: gas, State: Pending, DataFee: f.data, CreatedAt: s.now()}
+	tx := Tx{ID: newTxID(), Chain: chain, Sender: s.Address(), Nonce: nonce, Call: call, Gas: gas, State: Pending, Most: mostOf(call, gas, f), DataFee: f.data, CreatedAt: s.now()}
 	signed, err := s.sign(ctx, tx, f)
 	if err != nil {
 		return Tx{}, err
@@ -365,6 +365,9 @@ func (s *Sender) result(ctx context.Context, id TxID, confirmations uint64) (*Re
 	}
 	if receipt.BlockNumber.Uint64()+confirmations > head+1 {
 		return nil, nil
+	}
+	if tx.wasFilled() {
+		return nil, &Reverted{Call: tx.Call, Reason: ErrGaveWay}
 	}
 	if receipt.Status != types.ReceiptStatusSuccessful {
 		return nil, &Reverted{Call: tx.Call, Hash: tx.Hash, Reason: s.reason(ctx, tx, receipt)}

@@ -32,5 +32,8 @@ func (tx Tx) Price() *big.Int {
 	if tx.DataFee != nil {
 		most.Add(most, tx.DataFee)
 	}
+	if tx.Most != nil {
+		most = larger(most, tx.Most) // its fee may be raised so far
+	}
 	return most
 }

@@ -48,6 +48,9 @@ type glance struct {
 	moved bool   // the head is another one than at the last step
 	mined uint64 // nonces below this one are used up, as of the head
 	deep  uint64 // the same, as of Finality blocks ago
+
+	waiting bool   // whether a transaction without a budget is in flight
+	lastOwn uint64 // the highest nonce of one
 }
 
 // step is Sync, but callers of Wait and Run share one per poll.
@@ -91,6 +94,7 @@ func (s *Sender) sync(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	g.lastOwn, g.waiting = lastOwn(open)
 	s.forget(open)
 	if err := s.fill(ctx, chain, open, g); err != nil {
 		return err
@@ -212,7 +216,7 @@ func (s *Sender) mined(ctx context.Context, tx Tx, found finding, g glance) erro
 		tx.State = Final
 	}
 	tx.Hash, tx.Block, tx.BlockHash, tx.Cost = receipt.TxHash, block, receipt.BlockHash, cost
-	tx.Succeeded = receipt.Status == types.ReceiptStatusSuccessful
+	tx.Succeeded = receipt.Status == types.ReceiptStatusSuccessful && !tx.gaveWay(found.version)
 	err = s.Store.record(ctx, tx)
 	fault.Sent(string(tx.Call.Kind), fault.TxMined)
 	return err
@@ -357,12 +361,28 @@ func (s *Sender) replace(ctx context.Context, tx Tx, newest Attempt, g glance) (
 	if err != nil {
 		return false, err
 	}
-	f, allowed := now.bump(newest.Signed)
+	now.data = tx.DataFee
+	if tx.gaveWay(newest.Signed) {
+		tx = tx.filling()
+	}
+	f, allowed := now.within(tx).bump(newest.Signed)
+	if tx.yields() && (!allowed || f.cap.Cmp(g.head.BaseFee) < 0) {
+		return s.giveWay(ctx, tx, newest, g, now)
+	}
 	if !allowed {
 		s.log().Warn("transaction is stuck and its fee is at the allowed maximum: wait for the chain's fees to fall, or raise MaxFee",
 			"tx", tx.ID, "call", tx.Call.String(), "fee_wei", newest.Signed.GasFeeCap(), "max_fee_wei", now.most)
 		return false, nil
 	}
+	done, err := s.supersede(ctx, tx, g, f)
+	if !done && err == nil && tx.yields() {
+		return s.giveWay(ctx, tx, newest, g, now)
+	}
+	return done, err
+}
+
+// supersede signs another version of a transaction and broadcasts it. It reports false where that cannot be paid.
+func (s *Sender) supersede(ctx context.Context, tx Tx, g glance, f fees) (bool, error) {
 	if err := s.afford(ctx, tx.Call, tx.Gas, f); errors.Is(err, ErrFunds) {
 		s.log().Warn("transaction is stuck and a higher fee cannot be paid", "tx", tx.ID, "err", err)
 		return false, nil

@@ -236,7 +236,8 @@ func (s *Settler) release(states []channel.State) {
 }
 
 // resume takes over what is under way already, since before the program last stopped or since a re-org undid it: those
-// channels are settled by a transaction that is in the outbox, and a second one would only cost gas.
+// channels are settled by a transaction that is in the outbox, and a second one would only cost gas. What is sent for payers
+// is not waited for.
 func (s *Settler) resume(ctx context.Context) error {
 	if err := s.Sender.Sync(ctx); err != nil {
 		return err
@@ -246,8 +247,8 @@ func (s *Settler) resume(ctx context.Context) error {
 		return err
 	}
 	for _, tx := range flying {
-		if tx.Call.To != s.Contract.Address() {
-			continue // another contract's, which the same key settles
+		if tx.Call.To != s.Contract.Address() || tx.Most != nil {
+			continue // another contract's, which the same key settles; or one for a payer, which gives way to a settlement
 		}
 		var states []channel.State
 		for _, id := range tx.Call.Channels {

@@ -189,7 +189,7 @@ func (t *Tower) submit(ctx context.Context, terms channel.Terms, call chain.Call
 	for _, tx := range sent {
 		// One that succeeded and whose work is not seen is being undone by a re-org,
 		// and will be sent again.
-		same := tx.Call.Kind == call.Kind && (tx.State == chain.Pending || tx.Succeeded && bytes.Equal(tx.Call.Data, call.Data))
+		same := tx.Call.Kind == call.Kind && (tx.State == chain.Pending && tx.Sender == t.sender.Address() || tx.Succeeded && bytes.Equal(tx.Call.Data, call.Data))
 		if same {
 			return tx.ID, nil
 		}

@@ -1,0 +1,101 @@
+package chain
+
+import (
+	"context"
+	"errors"
+	"math/big"
+	"slices"
+
+	"github.com/ethereum/go-ethereum/core/types"
+)
+
+// ErrGaveWay is why a transaction with a budget was given up: no block took it for what it may cost, and one without a budget
+// waited behind it. Nothing moved, and the call can be submitted again.
+var ErrGaveWay = errors.New("fees rose above what it may cost, and a transaction behind it could not wait: nothing moved, try again later")
+
+// maxRaise is how many times its first version's cost a transaction with a budget may cost at most.
+const maxRaise = 2
+
+// mostOf is the most that a transaction of a call may cost, in wei; nil: what MaxFee allows. The first version is always
+// within it: who submits has decided that it may be sent.
+func mostOf(call Call, gas uint64, f fees) *big.Int {
+	if call.Budget == nil {
+		return nil
+	}
+	first := f.price(gas)
+	return larger(first, smaller(call.Budget, new(big.Int).Mul(first, big.NewInt(maxRaise))))
+}
+
+// price is the most that a transaction of so much gas can cost at these fees, in wei, a rollup's charge for data included.
+func (f fees) price(gas uint64) *big.Int {
+	most := new(big.Int).Mul(f.cap, new(big.Int).SetUint64(gas))
+	if f.data != nil {
+		most.Add(most, f.data)
+	}
+	return most
+}
+
+// yields reports whether a transaction gives way: it has a budget, and has not been given up already.
+func (tx Tx) yields() bool { return tx.Most != nil && !tx.gaveWay(tx.newest().Signed) }
+
+// GivesWay reports whether the transaction is one with a budget that still wants to be mined.
+func (tx Tx) GivesWay() bool { return tx.State == Pending && tx.yields() }
+
+// gaveWay reports whether a version only uses up the nonce of a transaction that was to do something.
+func (tx Tx) gaveWay(version *types.Transaction) bool {
+	return tx.Call.Kind != Fill && len(version.Data()) == 0 && version.To() != nil && *version.To() == tx.Sender
+}
+
+// filling is a transaction as it is signed once it was given up: it pays its sender nothing.
+func (tx Tx) filling() Tx {
+	tx.Call.To, tx.Call.Data, tx.Gas = tx.Sender, nil, fillGas
+	return tx
+}
+
+// wasFilled reports whether what was mined of a transaction only used up its nonce.
+func (tx Tx) wasFilled() bool {
+	return slices.ContainsFunc(tx.Attempts, func(a Attempt) bool { return a.Signed.Hash() == tx.Hash && tx.gaveWay(a.Signed) })
+}
+
+// within are these fees as far as a transaction with a budget may offer them.
+func (f fees) within(tx Tx) fees {
+	if !tx.yields() {
+		return f
+	}
+	left := new(big.Int).Set(tx.Most)
+	if f.data != nil {
+		left.Sub(left, f.data)
+	}
+	f.most = smaller(f.most, left.Div(left, new(big.Int).SetUint64(tx.Gas)))
+	f.cap = smaller(f.cap, f.most)
+	f.tip = smaller(f.tip, f.cap)
+	return f
+}
+
+// lastOwn is the highest nonce of a transaction that must not wait for one with a budget; false if there is none.
+func lastOwn(open []Tx) (nonce uint64, found bool) {
+	for _, tx := range open {
+		if tx.State == Pending && tx.Most == nil && (!found || tx.Nonce > nonce) {
+			nonce, found = tx.Nonce, true
+		}
+	}
+	return nonce, found
+}
+
+// giveWay replaces a stuck transaction that may cost no more by one that only uses up its nonce, if one without a budget waits
+// behind it: that one is money of ours, this one a gift. Either version may be mined, and only one of them: both have the nonce.
+// It reports false where nothing waits, or where no fee is allowed that would replace it.
+func (s *Sender) giveWay(ctx context.Context, tx Tx, newest Attempt, g glance, now fees) (bool, error) {
+	if !g.waiting || g.lastOwn < tx.Nonce {
+		return false, nil
+	}
+	f, allowed := now.bump(newest.Signed)
+	if !allowed {
+		s.log().Warn("a transaction for somebody else holds up one of our own, and no fee up to MaxFee replaces it: raise MaxFee",
+			"tx", tx.ID, "call", tx.Call.String(), "fee_wei", newest.Signed.GasFeeCap(), "max_fee_wei", now.most)
+		return false, nil
+	}
+	s.log().Warn("a transaction for somebody else may cost no more and holds up one of our own: it is given up",
+		"tx", tx.ID, "call", tx.Call.String(), "nonce", tx.Nonce, "most_wei", tx.Most)
+	return s.supersede(ctx, tx.filling(), g, f)
+}
