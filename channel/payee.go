@@ -186,6 +186,7 @@ type taking struct {
 func (t *taking) change(s *State) (err error) {
 	t.outcome, err = t.payee.judge(s, &t.voucher)
 	if t.outcome == Accepted {
+		s.catchUp(s.Settled) // before it looks paid for: a voucher at or under what is settled buys nothing
 		s.Accepted, s.Signature = t.voucher.Cumulative, t.voucher.Signature
 	}
 	return err
@@ -280,6 +281,17 @@ func (p *Payee) judge(s *State, v *Voucher) (Outcome, error) {
 // accepted: how much credit to give is the caller's to decide.
 func (p *Payee) Charge(ctx context.Context, id common.Hash, spent uint256.Int) (State, error) {
 	return p.Store.Update(ctx, id, func(s *State) error { return s.Charge(spent) })
+}
+
+// CatchUp charges what the chain has settled of a channel where that is more than
+// any voucher that these books know, as after a restore from a backup: whatever it
+// paid for was served. It never lowers a charge, and a re-org that undoes the
+// settlement undoes no charge: what was served is owed again then.
+func (p *Payee) CatchUp(ctx context.Context, id common.Hash, settled uint256.Int) (State, error) {
+	if err := checkAmount(settled); err != nil {
+		return State{}, fmt.Errorf("channel %s: settled: %w", id, err)
+	}
+	return p.Store.Update(ctx, id, func(s *State) error { s.catchUp(settled); return nil })
 }
 
 // Charge raises Spent in memory. It is for stores; a payee calls Payee.Charge.

@@ -414,3 +414,45 @@ func TestContractAccount(t *testing.T) {
 		t.Errorf("a megabyte: %v", err)
 	}
 }
+
+// Books from before a settlement charge what was settled once, whichever they hear of first; a re-org takes no charge back,
+// and what was charged before is charged once.
+func TestBooksBehindASettlement(t *testing.T) {
+	p, id := newPayee(t)
+	accept(t, p, id, 100)
+	charge := func(want uint64) {
+		t.Helper()
+		s, err := p.State(t.Context(), id)
+		if err != nil || s.Spent != units(want) {
+			t.Errorf("charged %s, want %d (%v)", s.Spent.Dec(), want, err)
+		}
+	}
+	if s := observe(t, p, id, channel.ChainView{Deposit: units(1000), Settled: units(100)}); s.Behind() {
+		t.Error("what was accepted is not unknown")
+	}
+	s := observe(t, p, id, channel.ChainView{Deposit: units(1000), Settled: units(400)})
+	if charge(0); !s.Behind() {
+		t.Error("400 is settled and 100 accepted")
+	}
+	if s = accept(t, p, id, 390).State; s.Available() != units(0) {
+		t.Errorf("%+v can be used of a voucher under what is settled", s.Available())
+	}
+	charge(400)
+	if s = accept(t, p, id, 450).State; s.Available() != units(50) {
+		t.Errorf("%+v can be used of 50 more", s.Available())
+	}
+	observe(t, p, id, channel.ChainView{Deposit: units(1000)}) // a re-org
+	charge(400)
+	for _, settled := range []uint64{450, 420, 700, 700} {
+		if _, err := p.CatchUp(t.Context(), id, units(settled)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	charge(700)
+	if s, _ = p.State(t.Context(), id); s.Owed() != units(250) {
+		t.Errorf("%+v is owed after a re-org", s.Owed())
+	}
+	if s = observe(t, p, id, channel.ChainView{Deposit: units(1000), Settled: units(700)}); s.Owed() != units(0) || s.Behind() {
+		t.Errorf("%+v is owed of what the chain has paid", s.Owed())
+	}
+}

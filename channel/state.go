@@ -103,8 +103,28 @@ func (s State) Unsettled() uint256.Int { return minus(s.Payable(), s.Settled) }
 // Available returns what was vouchered and not yet charged: paid in advance.
 func (s State) Available() uint256.Int { return minus(s.Accepted, s.Spent) }
 
-// Owed returns what was charged and not yet vouchered: the credit given.
-func (s State) Owed() uint256.Int { return minus(s.Spent, s.Accepted) }
+// Owed returns what was charged and not yet vouchered, nor paid by the chain: the
+// credit given.
+func (s State) Owed() uint256.Int {
+	owed, unpaid := minus(s.Spent, s.Accepted), minus(s.Spent, s.Settled)
+	if unpaid.Lt(&owed) {
+		return unpaid // by a voucher that these books do not have
+	}
+	return owed
+}
+
+// Behind reports books that a settlement is ahead of: the chain has paid out more
+// than any voucher or charge here says. They were restored from before it, or
+// somebody settled a voucher that was never shown here. See Payee.CatchUp.
+func (s State) Behind() bool { return s.Settled.Gt(&s.Accepted) && s.Settled.Gt(&s.Spent) }
+
+// catchUp charges what the chain has paid out where the books are behind it: a
+// voucher for it is public, and was served for once.
+func (s *State) catchUp(settled uint256.Int) {
+	if settled.Gt(&s.Accepted) && settled.Gt(&s.Spent) {
+		s.Spent = settled
+	}
+}
 
 // Voucher returns the newest voucher, which settles Accepted.
 func (s State) Voucher() Voucher {

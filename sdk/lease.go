@@ -651,8 +651,9 @@ func (l *lease) sign(ctx context.Context, p pendingRecord) (metering.SignedRecor
 }
 
 func (l *lease) keep(ctx context.Context) error {
-	rec := *l.unstored
-	if err := l.deps.store.append(ctx, l.term, rec, l.metered(), l.closing.Load()); err != nil {
+	rec, books := *l.unstored, l.deps.store
+	books.late = l.remote != nil
+	if err := books.append(ctx, l.term, rec, l.metered(), l.closing.Load()); err != nil {
 		l.notice(err)
 		l.deps.log.Error("usage record could not be stored", "lease", l.id, "sequence", rec.Sequence, "error", err)
 		return err
@@ -679,7 +680,7 @@ func (l *lease) notice(err error) {
 	switch {
 	case errors.Is(err, errNotOurs):
 		l.lost.Store(true)
-	case errors.Is(err, highwater.ErrBehind), errors.Is(err, errRolledBack):
+	case errors.Is(err, highwater.ErrBehind), errors.Is(err, errRolledBack), errors.Is(err, channel.ErrLower):
 		l.muted.Store(true)
 	}
 }

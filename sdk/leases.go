@@ -21,6 +21,12 @@ import (
 
 // start begins a lease on an open channel.
 func (p *Provider) start(ctx context.Context, s channel.State, offer wire.SignedOffer, gpus int) (*lease, string, error) {
+	if s.Behind() {
+		var err error
+		if s, err = p.payee.CatchUp(ctx, s.ID, s.Settled); err != nil {
+			return nil, "", err
+		}
+	}
 	if err := errors.Join(p.canServe(s.ID, offer, gpus), p.canPay(s, offer, gpus)); err != nil {
 		return nil, "", err
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/jmoiron/sqlx"
 
+	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/channel/store"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -94,6 +95,7 @@ func columns[T any]() string {
 type leaseStore struct {
 	db        *store.DB
 	uncharged bool        // a node's: its gateway charges the channel
+	late      bool        // of records that a node delivers: what they say may have been charged before
 	offers    *offerCache // those that were read; nil: none is remembered
 }
 
@@ -280,7 +282,11 @@ func (s leaseStore) append(ctx context.Context, term int64, rec metering.SignedR
 		if !added || s.uncharged {
 			return nil
 		}
-		if err := s.db.Charge(tx, rec.ChannelID, rec.Owed); err != nil || !rec.Final || closing == nil {
+		err = s.db.Charge(tx, rec.ChannelID, rec.Owed)
+		if s.late && errors.Is(err, channel.ErrLower) {
+			err = nil // the chain had paid for it: the charge stands
+		}
+		if err != nil || !rec.Final || closing == nil {
 			return err
 		}
 		return (*closing)(tx, rec)

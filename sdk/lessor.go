@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
+	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/fault"
@@ -312,8 +313,8 @@ func (h *lessor) adopt(ctx context.Context, row leaseRow) error {
 // forgotten, or whose offer names another metering key than ours: no renter would
 // take what we sign.
 func (h *lessor) mayGoOn(ctx context.Context, l *lease, row leaseRow) error {
-	if row.Command == errRolledBack.Error() {
-		return errRolledBack // another gateway knows it
+	if row.Command == errRolledBack.Error() || l.muted.Load() {
+		return errRolledBack // another gateway knows it, or the chain
 	}
 	if l.remote != nil {
 		return nil // its node signs, and knows what it signed
@@ -356,7 +357,20 @@ func (h *lessor) rebuild(ctx context.Context, row leaseRow, s channel.State, a A
 	if err != nil {
 		return nil, err
 	}
-	return h.newLease(row, s, offer, a, last)
+	l, err := h.newLease(row, s, offer, a, last)
+	if err == nil && l.remote == nil && forgets(s, l.owedBefore, last) {
+		l.muted.Store(true)
+	}
+	return l, err
+}
+
+// forgets reports a channel that is charged more than its lease's records say,
+// with which they are charged in one step: some of them are forgotten.
+func forgets(s channel.State, before uint256.Int, last *metering.SignedRecord) bool {
+	if last != nil {
+		before = last.Owed
+	}
+	return s.Spent.Gt(&before)
 }
 
 // abandon releases what a lease of an earlier run still holds.

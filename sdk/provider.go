@@ -99,7 +99,11 @@ func NewProvider(ctx context.Context, config ProviderConfig) (*Provider, error) 
 		return nil, err
 	}
 	p.ready()
-	if err := p.restore(ctx); err != nil {
+	err = catchUp(ctx, p)
+	if err == nil {
+		err = p.restore(ctx)
+	}
+	if err != nil {
 		p.finish()
 		return nil, errors.Join(err, p.shutFiles())
 	}
@@ -481,6 +485,9 @@ func (p *Provider) Drain(ctx context.Context) error {
 
 // channelChanged hears of every change the chain made to a channel.
 func (p *Provider) channelChanged(now channel.State) {
+	if now.Behind() && p.payee.Domain.Holds(now.Terms) == nil {
+		settledUnseen(p, now)
+	}
 	l := p.running(now.ID)
 	if l == nil {
 		return

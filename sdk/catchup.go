@@ -1,0 +1,84 @@
+package sdk
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+
+	"github.com/gpupay/gpupay/channel"
+)
+
+// startTimeout bounds the look at all channels before the first request.
+const startTimeout = time.Minute
+
+// catchUp compares the channels with the chain before anything is served from
+// them. Where it has settled more than this database knows of, the database is
+// from before that, and what was paid for was served: it is charged. Its voucher
+// is public and buys nothing any more.
+func catchUp(ctx context.Context, p *Provider) error {
+	states, err := p.payee.Channels(ctx, channel.Open, channel.Closing)
+	if err != nil || len(states) == 0 {
+		return err
+	}
+	ids := make([]common.Hash, len(states))
+	for i, s := range states {
+		ids[i] = s.ID
+	}
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	views, _, err := p.escrow.Confirmed(ctx, ids, p.config.Confirmations)
+	if err != nil {
+		return fmt.Errorf("what is settled of %d channels: %w", len(ids), err)
+	}
+	for i, s := range states {
+		if s.Settled = views[i].View.Settled; !s.Behind() {
+			continue
+		}
+		warnBehind(p, s)
+		if _, err := p.payee.CatchUp(ctx, s.ID, s.Settled); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// settledUnseen charges what was settled of a channel and is not known here, and ends the
+// lease that runs on it: its records may have been signed before.
+func settledUnseen(p *Provider, s channel.State) {
+	warnBehind(p, s)
+	if l := p.running(s.ID); l != nil && l.remote == nil {
+		l.mute()
+	}
+	if !p.begin() {
+		return // the next process finds it at its start
+	}
+	go func() {
+		defer p.wait.Done()
+		if err := chargeUnseen(p.life, p, s); err != nil && p.life.Err() == nil {
+			p.config.Log.Error("what the chain has settled could not be charged: a voucher for it may be served again", "channel", s.ID, "error", err)
+		}
+	}()
+}
+
+// chargeUnseen is settledUnseen for a lease at whatever gateway. What a node meters goes
+// on: it has all records and delivers them.
+func chargeUnseen(ctx context.Context, p *Provider, s channel.State) error {
+	if _, err := p.payee.CatchUp(ctx, s.ID, s.Settled); err != nil {
+		return err
+	}
+	row, ok, err := p.store.newest(ctx, s.ID)
+	if err != nil || !ok || row.State == string(leaseEnded) {
+		return err
+	}
+	if a, err := row.allocation(); err != nil || a.Node != "" {
+		return err
+	}
+	return p.muteLease(ctx, s.ID, row)
+}
+
+func warnBehind(p *Provider, s channel.State) {
+	p.config.Log.Error("the chain has settled more of a channel than this database knows: it was restored from a backup, or somebody settled a voucher that was not shown here; it is charged, and buys nothing more",
+		"channel", s.ID, "settled", s.Settled.Dec(), "accepted", s.Accepted.Dec(), "charged", s.Spent.Dec())
+}
