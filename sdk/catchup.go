@@ -2,6 +2,7 @@ package sdk
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -28,20 +29,29 @@ func catchUp(ctx context.Context, p *Provider) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	views, _, err := p.escrow.Confirmed(ctx, ids, p.config.Confirmations)
-	if err != nil {
-		return fmt.Errorf("what is settled of %d channels: %w", len(ids), err)
-	}
-	for i, s := range states {
-		if s.Settled = views[i].View.Settled; !s.Behind() {
-			continue
+	return p.escrow.Record(func() error {
+		views, _, err := p.escrow.Confirmed(ctx, ids, p.config.Confirmations)
+		if err != nil {
+			return fmt.Errorf("what the chain says of %d channels: %w", len(ids), err)
 		}
+		for i, s := range states {
+			err = errors.Join(err, catchUpOne(ctx, p, s, views[i].View))
+		}
+		return err
+	})
+}
+
+// catchUpOne also keeps what else changed, where nobody else may be about to do
+// that and to act on it.
+func catchUpOne(ctx context.Context, p *Provider, s channel.State, view channel.ChainView) (err error) {
+	if s.Settled = view.Settled; s.Behind() {
 		warnBehind(p, s)
-		if _, err := p.payee.CatchUp(ctx, s.ID, s.Settled); err != nil {
-			return err
-		}
+		_, err = p.payee.CatchUp(ctx, s.ID, s.Settled)
 	}
-	return nil
+	if p.replicas == nil && err == nil {
+		_, err = p.payee.Observe(ctx, s.ID, view)
+	}
+	return err
 }
 
 // settledUnseen charges what was settled of a channel and is not known here, and ends the

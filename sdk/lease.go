@@ -63,7 +63,8 @@ type lease struct {
 	muted  atomic.Bool // more was signed of it than the database has: nothing is signed any more, and it ends
 	ending atomic.Bool // somebody has asked it to end
 
-	account *account // of its payer, whose debts share the credit; nil: it has the credit for itself
+	share   atomic.Pointer[uint256.Int] // base units of the credit that it has, where a node meters it; nil: not told
+	account *account                    // of its payer, whose debts share the credit; nil: it has the credit for itself
 
 	mu      sync.Mutex
 	mail    leaseMail
@@ -90,6 +91,7 @@ type leaseDeps struct {
 	sampling  *metering.Sampling // of source, for all leases
 	store     leaseStore
 	accounts  *accounts        // of payers; nil: each lease has a credit of its own
+	shares    *creditShares    // of leases that nodes meter; nil: none does
 	marks     *highwater.Marks // outside the store: what was signed
 	metrics   leaseMetrics
 	log       *slog.Logger
@@ -502,7 +504,11 @@ func (l *lease) caughtUp(v leaseView) bool {
 	var want, least uint256.Int
 	half := l.left() // of the credit that the payer's other channels leave
 	half.Rsh(&half, 1)
-	if least.Rsh(&l.credit, 3); half.Lt(&least) {
+	least.Rsh(&l.credit, 3)
+	if l.share.Load() != nil { // others leave no more of it, whoever pays
+		least, _ = l.price.Charge(uint64(len(l.allocation.Devices)) * uint64(4*l.deps.timing.tick))
+	}
+	if half.Lt(&least) {
 		half = least // the rest must be paid in advance
 	}
 	want.Add(&v.owed, &half)
@@ -527,12 +533,12 @@ func (l *lease) wants(v *leaseView, debt uint256.Int) bool {
 	if err != nil || debt.IsZero() {
 		return false
 	}
-	var half uint256.Int
-	if l.credit.Gt(&ahead) {
-		half.Sub(&l.credit, &ahead)
-		half.Rsh(&half, 1)
+	credit, used := l.credit, l.others()
+	if share := l.share.Load(); share != nil {
+		credit, used = *share, uint256.Int{}
 	}
-	used := l.others()
+	half := less(credit, ahead)
+	half.Rsh(&half, 1)
 	used.Add(&used, &debt)
 	return used.Gt(&half)
 }

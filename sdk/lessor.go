@@ -30,6 +30,7 @@ type lessor struct {
 	channel func(ctx context.Context, row leaseRow) (channel.State, error)
 	remote  func(row leaseRow, terms metering.Lease, node string, last *metering.SignedRecord) (*remoteLease, error)
 	owing   func(ctx context.Context, payer common.Address) ([]channel.State, error) // the channels on which a payer owes; nil: it is not known
+	share   func(ctx context.Context, lease common.Hash) (*uint256.Int, error)       // what of its payer's credit a lease has; nil: it is not told
 	prepaid func(*lease) error                                                       // makes a lease one that is paid in advance, if it is; nil: none is
 
 	life   context.Context // leases run until it ends
@@ -223,6 +224,13 @@ func (h *lessor) launch(l *lease, state leaseState, s channel.State, last *meter
 			return err
 		}
 		h.deps.accounts.join(l, owing)
+	}
+	if h.share != nil {
+		share, err := h.share(h.life, l.id)
+		if err != nil {
+			return err
+		}
+		l.share.Store(share)
 	}
 	if !h.begin() {
 		return errClosed

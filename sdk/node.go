@@ -128,7 +128,7 @@ func (n *Node) lets() {
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "gpupay_unmetered_leases", Help: "Leases none of whose GPUs can be metered: they are suspended."}, func() float64 { return float64(unmetered(n.allLeases())) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "gpupay_node_waiting_records", Help: "Usage records that no gateway has yet."}, n.waiting))
 	n.meterKey, n.store = n.config.MeterKey, n.spool.leaseStore
-	n.channel = n.spool.channel
+	n.channel, n.lessor.share = n.spool.channel, n.spool.share
 	n.deps = leaseDeps{
 		allocator: tameAllocator{n.config.Allocator, n.config.Log}, source: n.config.Source, clock: n.config.Clock, store: n.store,
 		metrics: metrics, log: n.config.Log, ended: n.leaseDropped, dropped: n.leaseDropped,

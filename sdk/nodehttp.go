@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
+	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/internal/serve"
@@ -183,7 +184,7 @@ func (n *Node) grantFor(ctx context.Context, q nodeStart, offer wire.SignedOffer
 			return err
 		}
 	}
-	if err := errors.Join(n.store.putOffer(ctx, offer), n.spool.put(ctx, q.LeaseID, s)); err != nil {
+	if err := errors.Join(n.store.putOffer(ctx, offer), n.spool.put(ctx, q.LeaseID, s, q.Credit)); err != nil {
 		return err
 	}
 	_, err := n.grant(ctx, leaseRow{
@@ -226,6 +227,9 @@ func (n *Node) postSync(r *http.Request, body []byte) (any, error) {
 		return nil, err
 	}
 	if l := n.runs(row); l != nil {
+		if q.Credit != nil {
+			l.allow(q.Credit.Int)
+		}
 		if v, _ := l.snapshot(); s.Accepted != v.accepted || s.Deposit != v.deposit {
 			l.observe(s)
 		}
@@ -237,6 +241,13 @@ func (n *Node) postSync(r *http.Request, body []byte) (any, error) {
 	records, err := n.store.records(r.Context(), answer.LeaseID, q.After, maxNodeRecords)
 	answer.Records = page(records)
 	return answer, err
+}
+
+// allow tells the lease its share of its payer's credit.
+func (l *lease) allow(share uint256.Int) {
+	if was := l.share.Swap(&share); was == nil || *was != share {
+		l.wake()
+	}
 }
 
 // page is what fits into an answer, and at least one record.

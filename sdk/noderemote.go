@@ -94,11 +94,15 @@ func (l *lease) exchange(ctx context.Context) (ended bool, reason string, err er
 			return false, "", err
 		}
 	}
+	part, err := l.portion(ctx)
+	if err != nil {
+		return false, "", err
+	}
 	for {
 		v, _ := l.snapshot()
 		var there nodeLease
 		err := l.remote.node.call(ctx, nodeTimeout, "POST", "/leases/"+l.id.Hex()+"/sync",
-			nodeSync{nodeMoney: moneyOf(v.accepted, v.deposit), After: v.sequence}, &there)
+			nodeSync{nodeMoney: moneyOf(v.accepted, v.deposit).with(part.tell), After: v.sequence}, &there)
 		if gone(err) {
 			return true, "its node knows nothing of it", nil
 		}
@@ -106,6 +110,9 @@ func (l *lease) exchange(ctx context.Context) (ended bool, reason string, err er
 			return false, "", fmt.Errorf("%w: %w", errUnfit, err)
 		}
 		if err != nil {
+			return false, "", err
+		}
+		if err := l.told(ctx, part); err != nil {
 			return false, "", err
 		}
 		for _, rec := range there.Records {
@@ -128,6 +135,13 @@ func (l *lease) exchange(ctx context.Context) (ended bool, reason string, err er
 
 func moneyOf(accepted, deposit uint256.Int) nodeMoney {
 	return nodeMoney{Accepted: wire.NewAmount(accepted), Deposit: wire.NewAmount(deposit)}
+}
+
+// with says how much of its payer's credit the lease has.
+func (m nodeMoney) with(share uint256.Int) nodeMoney {
+	credit := wire.NewAmount(share)
+	m.Credit = &credit
+	return m
 }
 
 // take checks a record and has it and its charge on disk before anyone sees it.
@@ -194,8 +208,10 @@ func (l *lease) collect(ctx context.Context, req stopRequest) error {
 	if err := l.remote.node.end(ctx, l.deps.timing.callTimeout, l.id, nodeEnd{Reason: req.reason}); err != nil {
 		return err
 	}
-	_, _, err := l.exchange(ctx)
-	return err
+	if _, _, err := l.exchange(ctx); err != nil {
+		return err
+	}
+	return l.deps.shares.end(ctx, l.id)
 }
 
 // meterAddress is whose signature usage records carry.

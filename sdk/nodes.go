@@ -145,7 +145,11 @@ func (n *nodes) reconcile(ctx context.Context) error {
 	rows, err := n.p.store.byIDs(ctx, ids)
 	for id, row := range rows {
 		if row.State == string(leaseEnded) {
-			err = errors.Join(err, n.link(where[id]).end(ctx, n.p.config.CallTimeout, id, nodeEnd{Reason: row.Reason, Closed: true}))
+			ended := n.link(where[id]).end(ctx, n.p.config.CallTimeout, id, nodeEnd{Reason: row.Reason, Closed: true})
+			if ended == nil {
+				ended = n.p.deps.shares.end(ctx, id)
+			}
+			err = errors.Join(err, ended)
 		}
 	}
 	return err
@@ -204,6 +208,11 @@ func (n *nodes) roomy(gpus int) []*nodeClient {
 func (n *nodes) Allocate(ctx context.Context, req AllocationRequest) (Allocation, error) {
 	q := nodeStart{LeaseID: req.LeaseID, Terms: req.channel.Terms, Offer: req.offer.Document, GPUs: req.GPUs, OwedBefore: wire.NewAmount(req.channel.Spent),
 		nodeMoney: moneyOf(req.channel.Accepted, req.channel.Deposit)}
+	share, err := n.makeRoom(ctx, req)
+	if err != nil {
+		return Allocation{}, err
+	}
+	q.nodeMoney = q.with(share)
 	for _, c := range n.roomy(req.GPUs) {
 		var began nodeLease
 		err := c.call(ctx, n.p.config.CallTimeout, "POST", "/leases", q, &began)
@@ -222,7 +231,7 @@ func (n *nodes) Allocate(ctx context.Context, req AllocationRequest) (Allocation
 		a.LeaseID, a.Node = req.LeaseID, c.name
 		return a, nil
 	}
-	return Allocation{}, fmt.Errorf("%w: no node has %d", ErrNoCapacity, req.GPUs)
+	return Allocation{}, errors.Join(fmt.Errorf("%w: no node has %d", ErrNoCapacity, req.GPUs), n.p.deps.shares.end(ctx, req.LeaseID))
 }
 
 // took counts what was just given away, until the node says so itself.

@@ -15,6 +15,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk/internal/database"
+	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 //go:embed migrations/node/*.sql
@@ -32,6 +33,7 @@ type spoolRow struct {
 	Terms     string `db:"terms"`
 	Accepted  string `db:"accepted"`
 	Deposit   string `db:"deposit"`
+	Credit    string `db:"credit"`
 	Delivered int64  `db:"delivered"`
 	Closed    int64  `db:"closed"`
 }
@@ -57,17 +59,35 @@ func openSpool(ctx context.Context, path string) (spool, error) {
 }
 
 // put keeps what the channel of a lease holds when the lease begins.
-func (s spool) put(ctx context.Context, lease common.Hash, c channel.State) error {
+func (s spool) put(ctx context.Context, lease common.Hash, c channel.State, credit *wire.Amount) error {
 	terms, err := json.Marshal(c.Terms)
 	if err != nil {
 		return err
 	}
 	return s.db.Update(ctx, func(tx *sqlx.Tx) error {
-		_, err := tx.NamedExecContext(ctx, `INSERT INTO spool (lease, terms, accepted, deposit)
-			VALUES (:lease, :terms, :accepted, :deposit) ON CONFLICT (lease) DO NOTHING`,
-			spoolRow{Lease: lease.Hex(), Terms: string(terms), Accepted: c.Accepted.Dec(), Deposit: c.Deposit.Dec()})
+		_, err := tx.NamedExecContext(ctx, `INSERT INTO spool (lease, terms, accepted, deposit, credit)
+			VALUES (:lease, :terms, :accepted, :deposit, :credit) ON CONFLICT (lease) DO NOTHING`,
+			spoolRow{Lease: lease.Hex(), Terms: string(terms), Accepted: c.Accepted.Dec(), Deposit: c.Deposit.Dec(), Credit: creditText(credit)})
 		return err
 	})
+}
+
+func creditText(credit *wire.Amount) string {
+	if credit == nil {
+		return ""
+	}
+	return credit.Dec()
+}
+
+// share is what a gateway said last of how much a lease may owe beyond what is
+// vouchered.
+func (s spool) share(ctx context.Context, lease common.Hash) (*uint256.Int, error) {
+	row, err := s.get(ctx, s.db.View(), lease)
+	if err != nil || row.Credit == "" {
+		return nil, err
+	}
+	amount, err := channel.ParseAmount(row.Credit)
+	return &amount, err
 }
 
 func (s spool) get(ctx context.Context, q sqlx.QueryerContext, lease common.Hash) (spoolRow, error) {
@@ -119,13 +139,16 @@ func (s spool) hear(ctx context.Context, row leaseRow, q nodeSync) (channel.Stat
 	if q.Accepted.Gt(&now.Accepted) {
 		now.Accepted = q.Accepted.Int
 	}
-	delivered := max(known.Delivered, int64(q.After))
-	if now.Accepted == was.Accepted && now.Deposit == was.Deposit && delivered == known.Delivered {
+	delivered, credit := max(known.Delivered, int64(q.After)), known.Credit
+	if q.Credit != nil {
+		credit = q.Credit.Dec()
+	}
+	if credit == known.Credit && now.Accepted == was.Accepted && now.Deposit == was.Deposit && delivered == known.Delivered {
 		return now, nil
 	}
 	err = s.db.Update(ctx, func(tx *sqlx.Tx) error {
-		_, err := tx.ExecContext(ctx, `UPDATE spool SET accepted = ?, deposit = ?, delivered = ? WHERE lease = ?`,
-			now.Accepted.Dec(), now.Deposit.Dec(), delivered, row.ID)
+		_, err := tx.ExecContext(ctx, `UPDATE spool SET accepted = ?, deposit = ?, credit = ?, delivered = ? WHERE lease = ?`,
+			now.Accepted.Dec(), now.Deposit.Dec(), credit, delivered, row.ID)
 		return err
 	})
 	return now, err

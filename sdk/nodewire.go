@@ -38,6 +38,9 @@ type nodeStart struct {
 type nodeMoney struct {
 	Accepted wire.Amount `json:"accepted"` // vouchered
 	Deposit  wire.Amount `json:"deposit"`
+	// Credit is how much may be owed beyond what is vouchered: the lease's share of its payer's credit. Without it, and at
+	// most, that is the offer's.
+	Credit *wire.Amount `json:"credit,omitempty"`
 }
 
 // nodeSync is the body of POST /leases/{id}/sync.

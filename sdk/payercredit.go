@@ -37,7 +37,7 @@ func newAccounts() *accounts { return &accounts{byPayer: make(map[common.Address
 // have no lease included.
 func (b *accounts) join(l *lease, owing []channel.State) {
 	if b == nil || l.window > 0 {
-		return // nodes know one lease at a time; what is paid in advance takes no credit
+		return // a node is told its share; what is paid in advance takes no credit
 	}
 	b.mu.Lock()
 	a := b.byPayer[l.terms.Payer]
@@ -180,6 +180,9 @@ func (l *lease) debt() uint256.Int {
 
 // left is what of the credit the payer's other channels leave for this lease.
 func (l *lease) left() uint256.Int {
+	if share := l.share.Load(); share != nil {
+		return least(*share, l.credit)
+	}
 	others := l.others()
 	if !others.Lt(&l.credit) {
 		return uint256.Int{}

@@ -196,7 +196,12 @@ func (p *Provider) lets() {
 	if p.nodes != nil {
 		p.remote = p.nodes.newRemote
 	}
+	var shares *creditShares
+	if p.nodes != nil {
+		shares = &creditShares{p.store, p.owing}
+	}
 	p.deps = leaseDeps{
+		shares:    shares,
 		allocator: namedAllocator{tameAllocator{p.config.Allocator, p.config.Log}, &p.named}, source: p.config.Source, clock: p.config.Clock, store: p.store, marks: p.deps.marks, accounts: newAccounts(),
 		metrics: p.metrics.leaseMetrics, log: p.config.Log, ended: p.leaseEnded, dropped: p.leaseDropped,
 		timing: leaseTiming{tick: p.config.Tick, recordEvery: p.config.RecordEvery,

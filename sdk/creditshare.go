@@ -1,0 +1,253 @@
+package sdk
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/holiman/uint256"
+	"github.com/jmoiron/sqlx"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/units"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// creditShares divide a payer's one credit among its leases that nodes meter. A
+// node knows nothing of the others, and serves up to what it was told last, however
+// long nobody reaches it; so what it was told counts as used until it has heard of
+// less, or the lease is over there.
+type creditShares struct {
+	store leaseStore
+	owing func(context.Context, ...common.Address) ([]channel.State, error)
+}
+
+// shareRow is a lease's share as it stands on disk.
+type shareRow struct {
+	Lease   string `db:"lease"`
+	Channel string `db:"channel"`
+	Amount  string `db:"amount"`
+	State   string `db:"state"`    // of the lease
+	EndedAt int64  `db:"ended_at"` // unix seconds
+}
+
+// claimant is a lease that wants its share.
+type claimant struct {
+	lease, channel common.Hash
+	payer          common.Address
+	credit         uint256.Int   // base units, of the payer, on all of its channels
+	lasts          time.Duration // a node that nobody reaches has used up its share after it
+}
+
+// portion is a lease's part of the credit, base units.
+type portion struct {
+	held uint256.Int // what its node may believe that it has
+	fair uint256.Int // what it is to have when the others keep to theirs
+	tell uint256.Int // what its node is to hear now
+}
+
+// ask says what a lease's node is to hear. More than it had is on disk when ask
+// returns; less is for heard.
+func (c *creditShares) ask(ctx context.Context, q claimant) (portion, error) {
+	owing, err := c.owing(ctx, q.payer)
+	if err != nil {
+		return portion{}, err
+	}
+	p, err := q.portion(ctx, c.store.db.View(), "", owing)
+	if err != nil || !p.tell.Gt(&p.held) {
+		return p, err
+	}
+	lock := ""
+	if c.store.db.Shared() {
+		lock = " FOR UPDATE OF s" // nobody else raises a share of this payer meanwhile
+	}
+	err = c.store.db.Update(ctx, func(tx *sqlx.Tx) (err error) {
+		if p, err = q.portion(ctx, tx, lock, owing); err != nil || !p.tell.Gt(&p.held) {
+			return err
+		}
+		return setShare(ctx, tx, q.lease, p.tell)
+	})
+	return p, err
+}
+
+// heard lowers a share when its node has heard of less.
+func (c *creditShares) heard(ctx context.Context, lease common.Hash, p portion) error {
+	if !p.tell.Lt(&p.held) {
+		return nil
+	}
+	return c.store.db.Update(ctx, func(tx *sqlx.Tx) error { return setShare(ctx, tx, lease, p.tell) })
+}
+
+// begin keeps a share for a lease that had none: nothing of one that begins, all of
+// one whose node was never told of shares.
+func (c *creditShares) begin(ctx context.Context, q claimant, amount uint256.Int) error {
+	return c.store.db.Update(ctx, func(tx *sqlx.Tx) error {
+		_, err := tx.ExecContext(ctx, tx.Rebind(`INSERT INTO credit_shares (lease, channel, payer, amount) VALUES (?, ?, ?, ?) ON CONFLICT (lease) DO NOTHING`),
+			q.lease.Hex(), q.channel.Hex(), q.payer.Hex(), amount.Dec())
+		return err
+	})
+}
+
+// end gives a share back when the lease is over at its node.
+func (c *creditShares) end(ctx context.Context, lease common.Hash) error {
+	return c.store.db.Update(ctx, func(tx *sqlx.Tx) error {
+		_, err := tx.ExecContext(ctx, tx.Rebind(`DELETE FROM credit_shares WHERE lease = ?`), lease.Hex())
+		return err
+	})
+}
+
+func setShare(ctx context.Context, tx *sqlx.Tx, lease common.Hash, amount uint256.Int) error {
+	_, err := tx.ExecContext(ctx, tx.Rebind(`UPDATE credit_shares SET amount = ? WHERE lease = ?`), amount.Dec(), lease.Hex())
+	return err
+}
+
+// portion divides the credit: each lease is to have the same, and none more than the
+// others leave.
+func (q claimant) portion(ctx context.Context, db sqlx.ExtContext, lock string, owing []channel.State) (p portion, err error) {
+	var rows []shareRow
+	err = sqlx.SelectContext(ctx, db, &rows, db.Rebind(`SELECT s.lease, s.channel, s.amount, l.state, l.ended_at
+		FROM credit_shares s JOIN leases l ON l.id = s.lease WHERE s.payer = ? ORDER BY s.lease`+lock), q.payer.Hex())
+	if err != nil {
+		return p, err
+	}
+	debts := make(map[common.Hash]uint256.Int, len(owing))
+	for _, s := range owing {
+		debts[s.ID] = s.Owed()
+	}
+	others, count := uint256.Int{}, uint64(1)
+	for _, row := range rows {
+		amount, err := channel.ParseAmount(row.Amount)
+		if err != nil {
+			return p, err
+		}
+		if row.Lease == q.lease.Hex() {
+			p.held = amount
+			continue
+		}
+		over := row.State == string(leaseEnded)
+		if over && time.Since(time.Unix(row.EndedAt, 0)) > q.lasts {
+			continue // what it left unpaid is in the books, as far as it was heard of
+		}
+		id := common.HexToHash(row.Channel)
+		if debt := debts[id]; debt.Gt(&amount) {
+			amount = debt
+		}
+		delete(debts, id)
+		others.Add(&others, &amount)
+		if !over {
+			count++
+		}
+	}
+	delete(debts, q.channel)
+	var idle uint256.Int // owed where no lease has a share
+	for _, debt := range debts {
+		idle.Add(&idle, &debt)
+	}
+	p.fair = less(q.credit, idle)
+	p.fair.Div(&p.fair, uint256.NewInt(count))
+	others.Add(&others, &idle)
+	free := less(q.credit, others)
+	if p.tell = p.fair; !p.fair.Lt(&p.held) {
+		if p.tell = least(p.fair, free); p.tell.Lt(&p.held) {
+			p.tell = p.held // the others have to let go first
+		}
+	}
+	return p, nil
+}
+
+// less is a without b, and nothing where b is more.
+func less(a, b uint256.Int) (left uint256.Int) {
+	if a.Gt(&b) {
+		left.Sub(&a, &b)
+	}
+	return left
+}
+
+// claimant is the lease as one that shares its payer's credit.
+func (l *lease) claimant() claimant { return claimantOf(l.id, l.terms, l.credit, l.offer.Credit) }
+
+func claimantOf(id common.Hash, t channel.Terms, credit uint256.Int, seconds uint64) claimant {
+	return claimant{lease: id, channel: t.ID(), payer: t.Payer, credit: credit, lasts: time.Duration(seconds)*time.Second + time.Minute}
+}
+
+// portion asks for the share that the lease's node is to hear of.
+func (l *lease) portion(ctx context.Context) (portion, error) {
+	if l.share.Load() == nil { // its node may never have been told of one
+		if err := l.deps.shares.begin(ctx, l.claimant(), l.credit); err != nil {
+			return portion{}, err
+		}
+	}
+	return l.deps.shares.ask(ctx, l.claimant())
+}
+
+// told keeps what the lease's node has heard.
+func (l *lease) told(ctx context.Context, p portion) error {
+	l.share.Store(&p.tell)
+	return l.deps.shares.heard(ctx, l.id, p)
+}
+
+// shareWait is how long a lease that begins waits for its payer's others to let go
+// of their parts of the credit: each hears of it once a second.
+const shareWait = 3 * time.Second
+
+// makeRoom finds the share of a lease that begins. It refuses where neither that
+// nor what is paid in advance lets it run at all.
+func (n *nodes) makeRoom(ctx context.Context, req AllocationRequest) (uint256.Int, error) {
+	price, err := offerPrice(req.offer.Offer)
+	if err != nil {
+		return uint256.Int{}, err
+	}
+	credit, err := price.Charge(req.offer.Credit * uint64(time.Second))
+	if err != nil {
+		return uint256.Int{}, err
+	}
+	need, err := price.Charge(uint64(req.GPUs) * uint64(4*n.p.config.Tick))
+	if err != nil {
+		return uint256.Int{}, err
+	}
+	shares, q := n.p.deps.shares, claimantOf(req.LeaseID, req.channel.Terms, credit, req.offer.Credit)
+	if err := shares.begin(ctx, q, uint256.Int{}); err != nil {
+		return uint256.Int{}, err
+	}
+	for deadline := time.Now().Add(shareWait); ; {
+		p, err := shares.ask(ctx, q)
+		if err != nil {
+			return p.tell, err
+		}
+		late := time.Now().After(deadline)
+		if !late && p.tell.Lt(&p.fair) {
+			n.p.deps.accounts.wake(q.payer)
+			if err := chain.Pause(ctx, n.p.config.Tick/2); err == nil {
+				continue
+			}
+		}
+		room := req.channel.Available()
+		if room.Add(&room, &p.tell); !room.Lt(&need) {
+			return p.tell, nil
+		}
+		return p.tell, errors.Join(shares.end(ctx, q.lease),
+			wire.InsufficientBalance.With("payer %s has other leases that use its credit: pay those, or pay for this one in advance, by a voucher that is at least %s over what channel %s has spent",
+				q.payer, units.Format(need, n.p.token.Decimals), q.channel))
+	}
+}
+
+// wake has a payer's leases look at their money.
+func (b *accounts) wake(payer common.Address) {
+	b.mu.Lock()
+	a := b.byPayer[payer]
+	b.mu.Unlock()
+	if a == nil {
+		return
+	}
+	a.mu.Lock()
+	var all []*lease
+	for l := range a.leases {
+		all = append(all, l)
+	}
+	a.mu.Unlock()
+	for _, l := range all {
+		l.wake()
+	}
+}

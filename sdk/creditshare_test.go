@@ -1,0 +1,136 @@
+package sdk
+
+import (
+	"net/http"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/gpupay/gpupay/metering/sim"
+)
+
+// southern is a second node, of the same metering key.
+func (o *outpost) southern() *outpost {
+	o.Helper()
+	s := newOutpost(o.T)
+	s.stop()
+	s.config.Name, s.config.MeterKey = "south", o.config.MeterKey
+	s.config.Database = filepath.Join(o.TempDir(), "south.db")
+	s.config.Source, s.config.Allocator = sim.New(4, sim.Options{}), &HostAllocator{Devices: []string{"SIM-GPU-2", "SIM-GPU-3"}}
+	s.start()
+	return s
+}
+
+// unpaid is what the leases owe by their nodes' own books, base units.
+func unpaid(leases []*tab, nodes ...*outpost) (sum uint64) {
+	for _, lease := range leases {
+		for _, o := range nodes {
+			last, err := o.node.store.last(o.Context(), lease.lease.LeaseID)
+			if err != nil || last == nil {
+				continue
+			}
+			row, err := o.node.spool.get(o.Context(), o.node.spool.db.View(), lease.lease.LeaseID)
+			if err != nil {
+				o.Fatal(err)
+			}
+			s, err := row.state()
+			if err != nil {
+				o.Fatal(err)
+			}
+			owed := less(last.Owed, s.Accepted)
+			sum += owed.Uint64()
+		}
+	}
+	return sum
+}
+
+// TestLeasesOnNodesShareTheCredit: four leases of one payer on two nodes, one of which is cut off, have one credit together at
+// all times; whoever pays goes on, and one that ended leaves its part to the others.
+func TestLeasesOnNodesShareTheCredit(t *testing.T) {
+	north := newOutpost(t)
+	south := north.southern()
+	r := newRig(t, north.link, func(c *ProviderConfig) {
+		c.Nodes = append(c.Nodes, NodeLink{Name: "south", URL: south.server.URL, Secret: nodeSecret})
+		c.Credit = 8 * time.Second
+	})
+	const most = 8000 + 4*50 // the credit, and a tick of each GPU
+	var leases []*tab
+	hold := func() {
+		t.Helper()
+		if sum := unpaid(leases, north, south); sum > most {
+			t.Fatalf("%d is unpaid of a credit of 8000", sum)
+		}
+	}
+	leases = append(leases, r.open(1, 100_000, ""))
+	leases[0].payAll(1000)
+	for salt := byte(2); salt <= 4; salt++ {
+		leases = append(leases, r.open(salt, 100_000, ""))
+		hold()
+	}
+	for _, lease := range leases {
+		for end := time.Now().Add(20 * time.Second); r.provider.Service(lease.terms.ID()) != string(leaseSuspended); time.Sleep(50 * time.Millisecond) {
+			if hold(); time.Now().After(end) {
+				t.Fatal("it is not suspended")
+			}
+		}
+	}
+	south.set(true, nil) // what is there keeps its part
+	for _, lease := range leases {
+		if row, err := r.provider.store.byID(t.Context(), lease.lease.LeaseID.Hex()); err != nil {
+			t.Fatal(err)
+		} else if a, err := row.allocation(); err != nil || a.Node != "north" {
+			continue
+		}
+		s := lease.state()
+		lease.pay(s.Spent.Uint64())
+		waitFor(t, func() bool { hold(); return r.provider.Service(lease.terms.ID()) == string(leaseActive) })
+	}
+	for range 40 {
+		hold()
+		time.Sleep(50 * time.Millisecond)
+	}
+	south.set(false, nil)
+	for _, lease := range leases[1:] {
+		final := lease.release()
+		lease.pay(owedIn(final))
+	}
+	one := leases[0]
+	one.pay(one.spent())
+	waitFor(t, func() bool {
+		share := r.provider.running(one.terms.ID()).share.Load()
+		return share.Uint64() == 8000
+	})
+}
+
+// TestCreditThatANodeHolds: a lease that ended while its node was cut off holds its part of the credit until the node has
+// heard of the end: another one begins only if it is paid in advance.
+func TestCreditThatANodeHolds(t *testing.T) {
+	north := newOutpost(t)
+	south := north.southern()
+	r := newRig(t, quiet, north.link, func(c *ProviderConfig) {
+		c.Nodes = append(c.Nodes, NodeLink{Name: "south", URL: south.server.URL, Secret: nodeSecret})
+		c.CallTimeout = time.Second
+	})
+	first := r.open(1, 100_000, "?gpus=2")
+	first.record()
+	at := north
+	if _, err := south.node.store.byID(t.Context(), first.lease.LeaseID.Hex()); err == nil {
+		at = south
+	}
+	at.set(true, nil)
+	first.release()
+	terms := r.terms(r.payer.Address(), 2)
+	if resp := r.do("GET", "", r.openCredential(r.payer, terms, 100_000, 0)); resp.StatusCode != http.StatusPaymentRequired {
+		t.Fatalf("a second credit: %s", resp.Status)
+	}
+	at.set(false, nil)
+	second := &tab{rig: r, key: r.payer, terms: terms}
+	waitFor(t, func() bool {
+		resp := second.comeBack(0)
+		if resp.StatusCode != http.StatusOK {
+			return false
+		}
+		second.attach(resp)
+		return true
+	})
+}
