@@ -1,12 +1,15 @@
 package sdk
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"testing"
 
+	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk/limit"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -113,5 +116,37 @@ func TestClientsAreForgotten(t *testing.T) {
 	}
 	if n := g.clients.Len(); n != 100 {
 		t.Errorf("%d clients are remembered", n)
+	}
+}
+
+// errorsSaid counts what an operator is woken by.
+type errorsSaid struct {
+	slog.Handler
+	count *int
+}
+
+func (e errorsSaid) Enabled(context.Context, slog.Level) bool { return true }
+
+func (e errorsSaid) Handle(_ context.Context, r slog.Record) error {
+	if r.Level >= slog.LevelWarn {
+		*e.count++
+	}
+	return nil
+}
+
+// TestRefusalsWakeNobody: strangers write nothing into the log that an operator has to read, and what is our own failure
+// does stand there.
+func TestRefusalsWakeNobody(t *testing.T) {
+	said := 0
+	p := &Provider{config: ProviderConfig{Log: slog.New(errorsSaid{count: &said})}}
+	for range 100 {
+		p.problem(wire.TooMany.With("wait"))
+		p.problem(channel.ErrSignature)
+	}
+	if said != 0 {
+		t.Errorf("%d lines for refusals", said)
+	}
+	if p.problem(errors.New("disk on fire")); said != 1 {
+		t.Errorf("%d lines for a failure of our own, want one", said)
 	}
 }

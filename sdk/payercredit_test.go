@@ -101,3 +101,22 @@ func TestVoucherIsAskedForInTime(t *testing.T) {
 		})
 	}
 }
+
+// TestPatienceBeginsAnew: a renter that paid and is suspended again has all of SuspendTimeout again.
+func TestPatienceBeginsAnew(t *testing.T) {
+	r := newRig(t, func(c *ProviderConfig) { c.Credit, c.SuspendTimeout = time.Second, 800*time.Millisecond })
+	lease := r.open(1, 100_000, "")
+	lease.status(leaseSuspended)
+	s, err := r.provider.payee.State(t.Context(), lease.terms.ID())
+	if err != nil {
+		t.Fatal(err)
+	}
+	lease.pay(s.Spent.Uint64())
+	lease.status(leaseActive)
+	lease.status(leaseSuspended)
+	again := time.Now()
+	lease.status(leaseEnded)
+	if had := time.Since(again); had < 400*time.Millisecond {
+		t.Errorf("it was given up after %s", had)
+	}
+}

@@ -118,3 +118,36 @@ func TestX402RenterBoundsTicks(t *testing.T) {
 		t.Errorf("more than a minute: %v", err)
 	}
 }
+
+// TestX402FirstRecord: a lease that has not run yet is taken, and one whose first record says more new time than time is
+// caught. What it may have cost before the tick is what was charged.
+func TestX402FirstRecord(t *testing.T) {
+	price, err := PerHour("3.60", 6)
+	if err != nil {
+		t.Fatal(err)
+	}
+	x := &X402Rental{gpus: 1, price: price}
+	b := &buying{slate: slate{Tick: &pendingTick{Boot: "b", Asked: metering.Instant{Boot: 5e9, Mono: 5e9, Wall: 5e9}, Base: *uint256.NewInt(1000)}}}
+	lease := func(nanos uint64, added int64, before uint64) (*ticking, error) {
+		rec := metering.SignedRecord{Record: metering.Record{Sequence: 1, Nanos: nanos, OwedBefore: *uint256.NewInt(before)}, Evidence: metering.Evidence{Nanos: added}}
+		return x.lease(t.Context(), b, x402Tick{Devices: []string{"GPU-1"}, Record: &rec})
+	}
+	for _, c := range []struct {
+		nanos  uint64
+		added  int64
+		before uint64
+		want   error
+	}{
+		{0, 0, 1000, nil},
+		{1e9, 1e9, 1000, nil},
+		{2e9, 1e9, 0, nil},               // a second before the tick: 1000 base units
+		{2e9, 1e9, 1, ErrDemand},         // and one more
+		{0, 0, 1001, ErrDemand},          // more than was charged
+		{0, 1, 0, metering.ErrBackwards}, // new time that is none
+	} {
+		l, err := lease(c.nanos, c.added, c.before)
+		if !errors.Is(err, c.want) || (l == nil) != (c.want != nil) {
+			t.Errorf("%+v: %+v, %v", c, l, err)
+		}
+	}
+}

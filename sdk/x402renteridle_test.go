@@ -257,3 +257,24 @@ func TestX402OneGPUIsPaidOnce(t *testing.T) {
 		t.Errorf("paid twice: %v", err)
 	}
 }
+
+// TestX402SinceTheNewestRecord: by the monotonic clock while the machine runs, by the wall after a reboot, and never less
+// than nothing.
+func TestX402SinceTheNewestRecord(t *testing.T) {
+	l := &ticking{Checker: metering.CheckerState{BootID: "a", Start: metering.Instant{Boot: 1000, Wall: 50_000}, Elapsed: 300}}
+	for _, c := range []struct {
+		boot  string
+		asked metering.Instant
+		want  int64
+	}{
+		{"a", metering.Instant{Boot: 1500, Wall: 99_999}, 200},
+		{"a", metering.Instant{Boot: 1200, Wall: 99_999}, 0},
+		{"b", metering.Instant{Boot: 10, Wall: 50_700}, 400},
+		{"", metering.Instant{Boot: 1500, Wall: 50_700}, 400},
+		{"b", metering.Instant{Boot: 9999, Wall: 50_100}, 0},
+	} {
+		if got := l.since(&pendingTick{Asked: c.asked, Boot: c.boot}); got != c.want {
+			t.Errorf("boot %q, asked at %+v: %d, want %d", c.boot, c.asked, got, c.want)
+		}
+	}
+}

@@ -1,0 +1,116 @@
+package sdk
+
+import (
+	"context"
+	"errors"
+	"math/big"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/ethereum/go-ethereum"
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/holiman/uint256"
+	"github.com/jmoiron/sqlx"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/chaintest"
+	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/wire/x402"
+)
+
+// TestX402SaysWhatItCannotRead: what could not be read is not taken for a channel that holds nothing, for a refund that was
+// never sent, or for an answer that was noted.
+func TestX402SaysWhatItCannotRead(t *testing.T) {
+	r := newPayRig(t)
+	d := r.provider.x402
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := d.find(ended, &x402Request{id: common.Hash{1}}); !errors.Is(err, context.Canceled) {
+		t.Errorf("a channel: %v", err)
+	}
+	if answer, err := d.refundAgain(ended, &x402Request{id: common.Hash{1}}, x402Tab{}, x402Note{}); !errors.Is(err, context.Canceled) || answer != nil {
+		t.Errorf("a refund that may have been sent: %v, %v", answer, err)
+	}
+	rename := func(from, to string) {
+		err := r.provider.db.Update(t.Context(), func(tx *sqlx.Tx) error {
+			_, err := tx.Exec("ALTER TABLE " + from + " RENAME TO " + to)
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	rename("x402_requests", "gone")
+	if err := d.notes.answered(t.Context(), x402Note{}, false); err == nil {
+		t.Error("an answer that was not noted counts as noted")
+	}
+	rename("gone", "x402_requests")
+}
+
+// TestX402NeedsItsContract: a provider that is told to take x402 where its contract is not says so at the start.
+func TestX402NeedsItsContract(t *testing.T) {
+	t.Parallel()
+	net := chaintest.Anvil(t)
+	p, err := NewProvider(t.Context(), payConfig(t, channel.NewKey(net.Keys[0]), net.URL, net.Escrow.Hex(), net.Token.Hex(), t.TempDir()+"/provider.db"))
+	if err == nil || !strings.HasPrefix(err.Error(), "provider: X402: ") {
+		t.Errorf("%v", err)
+	}
+	if err == nil {
+		_ = p.Close()
+	}
+}
+
+// TestX402LeavesNotBehindADeposit: while a deposit may still arrive nothing is withdrawn, and who stops waiting for it is
+// not told that it is over.
+func TestX402LeavesNotBehindADeposit(t *testing.T) {
+	n := newTenant(t, newPayRig(t))
+	n.tick()
+	s := n.slate()
+	s.Deposit = &x402.Deposit{Authorization: x402.Authorization{ValidBefore: x402.Seconds(time.Now().Add(time.Hour).Unix()), Salt: x402.Hash{1}}}
+	s.Deposit.Amount.Int = *uint256.NewInt(1)
+	if err := n.x.slates().save(t.Context(), &s); err != nil {
+		t.Fatal(err)
+	}
+	paid, err := n.x.payer.State(t.Context(), s.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	short, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	b := &buying{x: n.x, terms: paid.Terms, id: s.ID}
+	if _, err := b.pack(short); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("%v", err)
+	}
+	if n.slate().Leaving {
+		t.Error("it left behind a deposit that may still arrive")
+	}
+}
+
+// plain is an endpoint of a token that does nothing when it is asked for ERC-3009.
+type plain struct{ chain.Backend }
+
+func (p plain) CallContract(ctx context.Context, call ethereum.CallMsg, block *big.Int) ([]byte, error) {
+	if call.From != (common.Address{}) {
+		return nil, nil
+	}
+	return p.Backend.CallContract(ctx, call, block)
+}
+
+// TestX402SignsNoDepositThatCannotWork: a deposit that the token cannot move, or that is not there, is not signed.
+func TestX402SignsNoDepositThatCannotWork(t *testing.T) {
+	n := newTenant(t, newPayRig(t))
+	b := &buying{x: n.x, terms: channel.Terms{Payer: n.key.Address()}}
+	for amount, want := range map[uint64]error{1: nil, tenantPurse: nil, tenantPurse + 1: ErrBalance} {
+		if err := b.afford(t.Context(), *uint256.NewInt(amount)); !errors.Is(err, want) {
+			t.Errorf("%d: %v, want %v", amount, err, want)
+		}
+	}
+	var err error
+	if n.x.r.token, err = chain.NewToken(t.Context(), plain{n.chain.Backend}, n.config.Token); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.afford(t.Context(), *uint256.NewInt(1)); !errors.Is(err, ErrNotOffered) {
+		t.Errorf("a token without ERC-3009: %v", err)
+	}
+}
