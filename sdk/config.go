@@ -72,8 +72,10 @@ type ProviderConfig struct {
 	MinDeposit string
 	// The least that is worth a transaction of the provider's, in units of the
 	// token: no top-up is sent for a renter, no part of an x402 deposit given back
-	// and, unless a payer wants out, nothing fetched (Settlement.Dust) of less. A
-	// tenth of MinDeposit if empty; "0" is no bound.
+	// and, unless a payer wants out, nothing fetched (Settlement.Dust) of less. Of
+	// one channel the share of it is fetched that a row's gas is of a settlement's,
+	// some 23% (Settlement.LeastRow), or more. A tenth of MinDeposit if empty; "0"
+	// is no bound.
 	MinTransfer string
 	// The least by which a voucher must grow, in units of the token; it bounds how
 	// many signatures a payer has us check and store. Renters are told it in each

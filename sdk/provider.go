@@ -269,7 +269,12 @@ func (p *Provider) newCrew(db *store.DB, txs *chain.Store) *crew {
 
 func (p *Provider) newTill(c *crew, db *store.DB, txs *chain.Store, contract chain.Contract) *till {
 	payee := &channel.Payee{Store: db.Payee(), Domain: contract.Domain()}
-	t := &till{settler: &settle.Settler{Payee: payee, Contract: contract, Sender: c.sender, Policy: p.config.Settlement, OnSettled: p.settled, Log: p.config.Log}}
+	policy := p.config.Settlement
+	if policy.LeastRow.IsZero() {
+		batch, row := contract.SettlementGas()
+		policy.LeastRow = settle.RowOf(p.minTransfer, batch, row)
+	}
+	t := &till{settler: &settle.Settler{Payee: payee, Contract: contract, Sender: c.sender, Policy: policy, OnSettled: p.settled, Log: p.config.Log}}
 	changed := func(_, now channel.State) {
 		if now.Status == channel.Closing {
 			t.settler.Urgent(now.ID) // the grace period runs

@@ -33,6 +33,7 @@ func (s *Settler) due(ctx context.Context, states []channel.State, heard uint64)
 		if s.Policy.dust(waiting) {
 			s.hush(waiting, heard)
 		}
+		s.hush(pick(waiting, s.Policy.crumb), heard)
 		for _, w := range s.Policy.Due(waiting, s.now(), s.cost(ctx)) {
 			due = append(due, byID[w.ID])
 		}

@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/channel"
 )
 
 // Dust waits though its lease ended, costs no gas, and is fetched with what makes it worth a transaction, or when its payer
@@ -29,4 +31,43 @@ func TestDustWaits(t *testing.T) {
 	k.RequestClose(small)
 	k.Check()
 	k.Within(20*time.Second, "what is closing is settled, however little", func() bool { s := k.State(small); return is(s.Settled, 1) })
+}
+
+// Channels that are not worth their row ride along in no batch and are not settled for closing; with more they are.
+func TestCrumbsCostNoGas(t *testing.T) {
+	k := newTill(t)
+	k.Settler.Policy.LeastRow = *uint256.NewInt(100)
+	k.Settler.Policy.MaxAge = time.Millisecond
+	worth, edge := k.Open(1, 1000), k.Open(2, 1000)
+	crumbs := []channel.Terms{k.Open(3, 1000), k.Open(4, 1000), k.Open(5, 1000)}
+	for _, crumb := range crumbs {
+		k.Accept(crumb, 99)
+	}
+	k.Accept(worth, 500)
+	k.Accept(edge, 100)
+	k.Mine(t, 3)
+	k.RequestClose(crumbs[0])
+	k.Check()
+	look := func() {
+		t.Helper()
+		for range 2 { // what is first seen begins to wait
+			if err := k.Settler.Once(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(2 * k.Settler.Policy.MaxAge)
+		}
+	}
+	look()
+	settlements := k.Settlements()
+	if len(settlements) != 1 || len(settlements[0].Channels) != 2 || !is(settlements[0].Paid, 600) {
+		t.Fatalf("%d settlements, the first of %+v", len(settlements), settlements)
+	}
+	k.Accept(crumbs[1], 100)
+	look()
+	if s := k.State(crumbs[1]); !is(s.Settled, 100) {
+		t.Errorf("what grew has %s settled", s.Settled.Dec())
+	}
+	if s := k.State(crumbs[0]); !s.Settled.IsZero() {
+		t.Errorf("a row was paid for %s", s.Settled.Dec())
+	}
 }

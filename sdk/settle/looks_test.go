@@ -35,11 +35,11 @@ func (c *counted) Confirmed(ctx context.Context, ids []common.Hash, confirmation
 	return c.Contract.Confirmed(ctx, ids, confirmations)
 }
 
-func (c *counted) SettlementCall(states []channel.State) (chain.Call, error) {
+func (c *counted) SettlementCall(ctx context.Context, states []channel.State) (chain.Call, error) {
 	for _, s := range states {
 		c.asked = append(c.asked, s.ID)
 	}
-	return c.Contract.SettlementCall(states)
+	return c.Contract.SettlementCall(ctx, states)
 }
 
 // TestWhatALookReads: everything at the start and every five minutes, what is served every three blocks, what an event

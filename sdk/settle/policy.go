@@ -24,11 +24,11 @@ const (
 // wholeShare is a share of everything, in basis points.
 const wholeShare = 10_000
 
-// Policy says when money at risk is worth the gas of fetching it. A channel that is closing is settled at once
-// whatever it says, and so is one whose lease ended, unless MaxFeeShare is set.
+// Policy says when money at risk is worth the gas of fetching it. A channel that is closing and worth its own row is settled
+// at once whatever else it says, and so is one whose lease ended, unless MaxFeeShare is set.
 //
 // At risk is what was vouchered and not yet settled. With MinValue it never exceeds MinValue and what comes in within one
-// Interval and the transaction's time; nothing but Dust waits longer than MaxAge and that. No fee, however high, and no failure to
+// Interval and the transaction's time; nothing but Dust and LeastRow waits longer than MaxAge and that. No fee, however high, and no failure to
 // learn it, changes either bound.
 type Policy struct {
 	Interval time.Duration // how often to look; 0: 1 min
@@ -40,6 +40,12 @@ type Policy struct {
 	// its leases ended, until more has come together or one of its payers wants out. 0: everything is fetched; for a
 	// provider, its MinTransfer.
 	Dust uint256.Int
+
+	// LeastRow is how much of one channel is worth its own row of a batch: a channel with less rides along in none, and is not
+	// settled for closing either, since the row would cost more than it brings. It waits until it has more; what it has when
+	// its payer takes the deposit back by force is given up, and a close that both sides make pays it. 0: every row is worth
+	// it; for a provider, what a row's gas is of a settlement's, of MinTransfer.
+	LeastRow uint256.Int
 
 	// MaxFeeShare is how much of what it brings a settlement may cost, in basis points (50: half a percent). What has waited
 	// for an hour is fetched at the first look at which it costs no more than that; what would cost more waits on, for
@@ -55,7 +61,7 @@ type Waiting struct {
 	ID        common.Hash
 	Unsettled uint256.Int // base units
 	Since     time.Time   // when it began to wait
-	Closing   bool        // cannot wait, however little it is: its payer wants out
+	Closing   bool        // cannot wait, and be it Dust: its payer wants out
 	Urgent    bool        // cannot wait: its payer wants out, or somebody said so
 }
 
@@ -96,6 +102,7 @@ func (c Cost) known() bool { return !c.Batch.IsZero() }
 
 // Due picks those of one payee's and token's channels that are to be settled now. It reads no clock and keeps nothing.
 func (p Policy) Due(waiting []Waiting, now time.Time, cost Cost) []Waiting {
+	waiting = pick(waiting, func(w Waiting) bool { return !p.crumb(w) })
 	if p.dust(waiting) {
 		return pick(waiting, func(w Waiting) bool { return w.Closing })
 	}
@@ -137,6 +144,17 @@ func (p Policy) pays(w Waiting, cost Cost) bool {
 func (p Policy) within(cost, value *uint256.Int) bool {
 	limit, over := new(uint256.Int).MulDivOverflow(value, uint256.NewInt(uint64(p.MaxFeeShare)), uint256.NewInt(wholeShare))
 	return over || !limit.Lt(cost)
+}
+
+// crumb reports whether a channel is not worth its own row.
+func (p Policy) crumb(w Waiting) bool { return w.Unsettled.Lt(&p.LeastRow) }
+
+// RowOf is what a channel must bring to be worth its row of a batch where value is the least that is worth a whole
+// transaction, by the gas that a transaction and a row take.
+func RowOf(value uint256.Int, batchGas, rowGas uint64) uint256.Int {
+	var row uint256.Int
+	row.MulDivOverflow(&value, uint256.NewInt(rowGas), uint256.NewInt(batchGas+rowGas)) // no more than value
+	return row
 }
 
 // dust reports whether all of it together is not worth a transaction.

@@ -32,6 +32,8 @@ func TestDue(t *testing.T) {
 	cost := settle.Cost{Batch: *uint256.NewInt(100), Channel: *uint256.NewInt(10)}
 	spike := settle.Cost{Batch: *uint256.NewInt(1e18), Channel: *uint256.NewInt(1e17)}
 	plain := settle.Policy{MinValue: *uint256.NewInt(100_000)}
+	crumbs := plain
+	crumbs.LeastRow = *uint256.NewInt(10)
 	share := plain
 	share.MaxFeeShare = 100 // one percent: a row pays for itself from 1,000 on, a batch of two from 12,000
 	for _, c := range []struct {
@@ -42,6 +44,8 @@ func TestDue(t *testing.T) {
 		want    string
 	}{
 		{"nothing", share, cost, nil, ""},
+		{"crumbs stay", crumbs, cost, []settle.Waiting{row('a', 9, 9*time.Hour, true), row('b', 10, time.Hour, false), row('c', 9, 9*time.Hour, false)}, "b"},
+		{"crumbs do not come together", crumbs, cost, []settle.Waiting{row('a', 9, 0, false), row('b', 99_995, 0, false)}, ""},
 		{"fees play no part", plain, cost, []settle.Waiting{row('a', 99_999, 59*time.Minute, false)}, ""},
 		{"old takes all", plain, cost, []settle.Waiting{row('a', 1, time.Hour, false), row('b', 1, 0, false)}, "ab"},
 		{"urgent goes alone", plain, cost, []settle.Waiting{row('a', 1, 0, true), row('b', 50_000, 0, false)}, "a"},
