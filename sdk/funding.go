@@ -355,8 +355,8 @@ func (p *Provider) record(ctx context.Context, id common.Hash, least uint64, kee
 		if err != nil {
 			return err
 		}
-		if head < least {
-			return fmt.Errorf("%w: it is at block %d, before at %d", errBehind, head, least)
+		if head < least || views[0].Disputed && views[0].Known < least {
+			return fmt.Errorf("%w: it is at block %d, before at %d", errBehind, min(head, views[0].Known), least)
 		}
 		s, err = keep(ctx, views[0].View)
 		return err

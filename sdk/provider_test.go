@@ -70,7 +70,7 @@ func rigOn(t *testing.T, net *devchain.Chain, payer func(*rig) *channel.Key, cha
 		Database: filepath.Join(t.TempDir(), "provider.db"), PricePerGPUHour: hour, Source: source,
 		Credit: 2 * time.Second, Tick: 50 * time.Millisecond, MaxGap: 500 * time.Millisecond, RecordEvery: 100 * time.Millisecond,
 		SuspendTimeout: time.Minute, MinDeposit: "0.01", ClockTolerance: 24 * time.Hour, OpenTimeout: 20 * time.Second, Poll: 100 * time.Millisecond,
-		Settlement: settle.Policy{Interval: time.Hour},
+		Settlement: settle.Policy{Interval: time.Hour, LeastRow: *uint256.NewInt(1)},
 		Log:        slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelWarn})),
 	}}
 	if strings.Contains(t.Name(), onPostgres) {

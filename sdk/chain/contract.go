@@ -112,6 +112,9 @@ type Confirmed struct {
 	// Disputed is whether two endpoints say different things, be it that one is late: the cautious answer stands in View and
 	// Latest until they agree, so the channel is to be read again.
 	Disputed bool
+	// Known is the newest block up to which all who were asked have read: what is disputed and happened before it, one of them
+	// denies.
+	Known uint64
 }
 
 // Pending reports whether the newest block says something that is not yet confirmed.
@@ -123,6 +126,7 @@ type viewsAt func(ctx context.Context, backend Backend, block *big.Int) ([]chann
 // A reading is what one endpoint says of channels.
 type reading struct {
 	head         uint64
+	known        uint64 // the older head of two
 	latest, deep []channel.ChainView
 	disputed     []bool // where two endpoints say different things of the newest block of each; nil where one was asked
 }
@@ -163,7 +167,7 @@ func confirmed(ctx context.Context, backend Backend, confirmations uint64, read 
 	}
 	merged := make([]Confirmed, len(r.latest))
 	for i := range r.latest {
-		merged[i] = Confirmed{View: r.latest[i], Latest: r.latest[i], Disputed: r.disputed != nil && r.disputed[i]}
+		merged[i] = Confirmed{View: r.latest[i], Latest: r.latest[i], Disputed: r.disputed != nil && r.disputed[i], Known: r.known}
 		if r.deep[i].Deposit.Lt(&r.latest[i].Deposit) {
 			merged[i].View.Deposit = r.deep[i].Deposit
 		}
@@ -186,7 +190,7 @@ func readingAt(ctx context.Context, b Backend, head, back uint64, read viewsAt) 
 			deep, err = make([]channel.ChainView, len(latest)), nil // the contract is younger than that
 		}
 	}
-	return reading{head: head, latest: latest, deep: deep}, err
+	return reading{head: head, known: head, latest: latest, deep: deep}, err
 }
 
 // farBehind is how many blocks lie between endpoints of which one is not merely a little late.
@@ -201,6 +205,7 @@ func agree(backend Backend, said []statement[reading]) reading {
 		newer, other = other, newer
 	}
 	r, o := newer.say, other.say
+	r.known = o.head
 	if r.head-o.head > farBehind {
 		contradict(backend, "the newest block", fmt.Sprintf("%s is at %d", newer.by, r.head), fmt.Sprintf("%s at %d", other.by, o.head))
 	}

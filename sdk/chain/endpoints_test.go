@@ -302,3 +302,20 @@ func TestEndpointGoesBack(t *testing.T) {
 		t.Errorf("the endpoint is well again: %v", err)
 	}
 }
+
+// One endpoint alone has no transaction count as reverted, whichever of the two it is.
+func TestFalseRevert(t *testing.T) {
+	w := newWorld(t)
+	backend, one, two, _ := w.pair(t)
+	store, _ := openStore(t, file(t))
+	s := &chain.Sender{Backend: backend, Key: w.payer, Store: store, Poll: 10 * time.Millisecond}
+	for i, liar := range []*badrpc.Endpoint{one, two} {
+		liar.On(receiptMethod, badrpc.With("status", "0x0"))
+		result := send(t, s, w.token.ApproveCall(w.escrow.Address(), *uint256.NewInt(uint64(i))))
+		all, err := s.Recent(t.Context(), time.Now().Add(-time.Hour), chain.Approve)
+		if err != nil || len(all) != i+1 || !all[i].Succeeded || all[i].ID != result.ID {
+			t.Errorf("%+v, %v", all, err)
+		}
+		liar.Heal()
+	}
+}

@@ -161,7 +161,7 @@ func (s *Settler) observe(ctx context.Context, ids []common.Hash, least uint64) 
 			return fmt.Errorf("the endpoint is at block %d and the settlement in block %d", head, least)
 		}
 		for i, id := range ids {
-			if least > 0 && views[i].Disputed {
+			if least > 0 && views[i].Disputed && views[i].Known < least {
 				return fmt.Errorf("an endpoint does not know yet what block %d settled of channel %s", least, id)
 			}
 			state, err := s.Payee.State(ctx, id)
@@ -176,8 +176,12 @@ func (s *Settler) observe(ctx context.Context, ids []common.Hash, least uint64) 
 			if err != nil {
 				return err
 			}
-			if left := now.Unsettled(); left.IsZero() {
+			left := now.Unsettled()
+			if left.IsZero() {
 				s.fulfil(id)
+			}
+			if least > 0 && views[i].Disputed && !left.IsZero() {
+				s.punish(id) // an endpoint denies what was just settled, or invents it: to settle again would cost gas each time
 			}
 			states[id] = now
 		}
