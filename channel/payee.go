@@ -66,8 +66,8 @@ type Outcome uint8
 
 const (
 	Accepted Outcome = iota + 1 // it is the newest now, and on disk
-	Replayed                    // it equals the newest; nothing changed
-	Stale                       // it is lower than the newest; nothing changed
+	Replayed                    // it equals the newest, and is covered; nothing changed
+	Stale                       // it is lower than the newest, and covered; nothing changed
 )
 
 var outcomeNames = [...]string{"unknown", "accepted", "replayed", "stale"}
@@ -258,15 +258,15 @@ func (p *Payee) judge(s *State, v *Voucher) (Outcome, error) {
 	if err := live(s.ID, s.Terms, s.Status); err != nil {
 		return 0, err
 	}
+	if v.Cumulative.Gt(&s.Deposit) { // also one that was accepted before a refund or a re-org lowered the deposit
+		return 0, fmt.Errorf("channel %s: %w: voucher for %s, deposit %s: top up first",
+			s.ID, ErrExceedsDeposit, v.Cumulative.Dec(), s.Deposit.Dec())
+	}
 	switch v.Cumulative.Cmp(&s.Accepted) {
 	case 0:
 		return Replayed, nil
 	case -1:
 		return Stale, nil
-	}
-	if v.Cumulative.Gt(&s.Deposit) {
-		return 0, fmt.Errorf("channel %s: %w: voucher for %s, deposit %s: top up first",
-			s.ID, ErrExceedsDeposit, v.Cumulative.Dec(), s.Deposit.Dec())
 	}
 	if delta := minus(v.Cumulative, s.Accepted); delta.Lt(&p.MinDelta) && v.Cumulative != s.Spent {
 		return 0, fmt.Errorf("channel %s: %w: voucher for %s after %s, minimum %s",

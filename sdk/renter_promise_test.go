@@ -177,6 +177,23 @@ func TestDistrustCrossesSchemes(t *testing.T) {
 			t.Errorf("%+v, %v", open, err)
 		}
 	})
+	t.Run("caught over x402 beside a rental", func(t *testing.T) {
+		s := newShop(t)
+		x := s.client(caps, stallOptions)
+		v := newVillain(t, m, nil)
+		v.script = func(p *plot) { p.honest(2) }
+		l, err := x.r.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "0.02", TopUp: "0.01", PayEvery: 50 * time.Millisecond})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.receipt = func(r *x402.SettleResponse) { r.ChargedAmount = ptr(wireUnits(stallPrice + 1)) }
+		if _, err := s.get(x); !errors.As(err, &d) {
+			t.Fatal(err)
+		}
+		if err := l.topUp(t.Context()); !errors.As(err, &d) || l.row.TopUp != nil || l.mayTopUp() {
+			t.Errorf("topped up: %v, %+v", err, l.row.TopUp)
+		}
+	})
 	t.Run("caught in a rental", func(t *testing.T) {
 		s := newShop(t)
 		x := s.client(caps, stallOptions)

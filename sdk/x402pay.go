@@ -214,9 +214,6 @@ func (d *x402Desk) pay(ctx context.Context, w http.ResponseWriter, r *x402Reques
 			return nil, err
 		}
 	}
-	if tab.known && r.voucher.Cumulative.Gt(&tab.Deposit) {
-		return nil, fmt.Errorf("%w: the voucher is over %s, channel %s holds %s", x402.CodeCumulativeExceedsBalance, r.voucher.Cumulative.Dec(), r.id, tab.Deposit.Dec())
-	}
 	if !tab.known {
 		return nil, fmt.Errorf("%w: the chain knows no channel %s", x402.CodeChannelNotFound, r.id)
 	}

@@ -22,7 +22,7 @@ import (
 type X402Refund struct {
 	Channel     common.Hash
 	Amount      uint256.Int
-	Left        uint256.Int // in the channel and not charged
+	Left        uint256.Int // in the channel, and not charged or, after Leave, not claimed
 	Transaction common.Hash // as the server says; zero where we sent it ourselves
 }
 
@@ -189,7 +189,9 @@ func (b *buying) await(ctx context.Context, seen func(channel.ChainView) bool) (
 //
 // It takes as long as the delay, 15 minutes at least. It can be cut off and
 // called again, also in another process. Nothing is paid from the channel
-// meanwhile; after it, a payment deposits again.
+// meanwhile; after it, a payment deposits again. What somebody deposited during the
+// delay stays, and is X402Refund.Left: another Leave gets that. ErrStuck says that
+// the contract refuses.
 func (x *X402Client) Leave(ctx context.Context, id common.Hash) (X402Refund, error) {
 	known, err := x.slates().load(ctx, id)
 	if err != nil {
@@ -281,30 +283,55 @@ func (b *buying) settleDeposit(ctx context.Context) error {
 	}
 }
 
-// walkOut does what the chain says is next, until nothing is left to withdraw.
+// walkOut does what the chain says is next, until nothing is left to withdraw or
+// one withdrawal of all that was there is over: anybody can deposit dust meanwhile,
+// and each withdrawal takes the delay and the renter's gas. A step that is refused
+// leaveRounds times is ErrStuck; waiting for the delay or an endpoint is no try.
 func (b *buying) walkOut(ctx context.Context) error {
-	for {
+	var last channel.ChainView
+	var begun bool // by us, of all that was free
+	pace := chain.Backoff{Least: b.x.r.config.Poll, Most: 8 * b.x.r.config.Poll}
+	for tries := 0; ; {
+		wait := b.x.r.config.Poll
 		_, view, err := b.observe(ctx)
-		switch {
-		case err != nil:
-			b.x.r.config.Log.Warn("leaving: the chain cannot be read", "channel", b.id, "error", err)
-		case view.CloseRequestedAt == 0 && !view.Deposit.Gt(&view.Settled):
-			return nil
-		case view.CloseRequestedAt == 0:
-			var free uint256.Int
-			free.Sub(&view.Deposit, &view.Settled)
-			err = b.sendOwn(ctx, b.x.escrow.InitiateWithdrawCall(b.terms, free))
-		default:
-			err = b.finalize(ctx, view)
+		if err == nil {
+			over := begun && view.CloseRequestedAt == 0 && view.Deposit.Lt(&last.Deposit)
+			if view.CloseRequestedAt == 0 && !view.Deposit.Gt(&view.Settled) || over {
+				return nil
+			}
+			if view.CloseRequestedAt != last.CloseRequestedAt {
+				tries = 0
+			}
+			last = view
+			begun = begun || view.CloseRequestedAt == 0
+			err = b.exit(ctx, view)
 		}
 		var revert *chain.Revert
-		if err != nil && !errors.As(err, &revert) && !errors.Is(err, chain.ErrUnreachable) {
+		switch {
+		case errors.As(err, &revert):
+			if tries++; tries >= leaveRounds {
+				return fmt.Errorf("channel %s: %w: the contract refused %d times: %w", b.id, ErrStuck, tries, err)
+			}
+			wait = pace.Next()
+		case errors.Is(err, chain.ErrUnreachable):
+			b.x.r.config.Log.Warn("leaving: not yet", "channel", b.id, "error", err)
+		case err != nil:
 			return err
 		}
-		if err := chain.Pause(ctx, b.x.r.config.Poll); err != nil {
+		if err := chain.Pause(ctx, wait); err != nil {
 			return err
 		}
 	}
+}
+
+// exit takes the step that the chain has come to.
+func (b *buying) exit(ctx context.Context, view channel.ChainView) error {
+	if view.CloseRequestedAt != 0 {
+		return b.finalize(ctx, view)
+	}
+	var free uint256.Int
+	free.Sub(&view.Deposit, &view.Settled)
+	return b.sendOwn(ctx, b.x.escrow.InitiateWithdrawCall(b.terms, free))
 }
 
 // finalize waits out the delay by the chain's clock.

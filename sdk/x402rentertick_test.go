@@ -18,6 +18,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/wire/x402"
 )
 
@@ -326,6 +327,71 @@ func TestX402RenterLeavesProvider(t *testing.T) {
 	if got := n.chain.Tokens(t, n.key.Address()); got != tenantPurse-claimed || refund.Left.Uint64() != 0 {
 		t.Errorf("%d tokens after %d were claimed, %+v", got, claimed, refund)
 	}
+}
+
+// TestX402LeaveEndsWithDust: somebody deposits into the channel whenever a withdrawal is pending. The renter gets back all
+// that was its own by one withdrawal, and is told of what is left.
+func TestX402LeaveEndsWithDust(t *testing.T) {
+	n := newTenant(t, newPayRig(t, func(c *ProviderConfig) { c.X402.WithdrawDelay = 15 * time.Minute }))
+	n.tick()
+	if err := n.provider.Settle(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	n.shut()
+	n.chain.RPC(t, nil, "anvil_setBalance", n.key.Address(), "0xde0b6b3a7640000")
+	id := n.only().ID
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	done := make(chan error, 1)
+	var refund X402Refund
+	go func() {
+		var err error
+		refund, err = n.x.Leave(ctx, id)
+		done <- err
+	}()
+	var dust uint64
+	for seen := uint64(0); ; time.Sleep(5 * time.Millisecond) {
+		select {
+		case err := <-done:
+			if got := n.chain.Tokens(t, n.key.Address()); err != nil || dust != 1 || refund.Left.Uint64() != dust || got+dust+n.claimed(id) != tenantPurse {
+				t.Errorf("%v: %+v, %d of dust, %d tokens, %d claimed", err, refund, dust, got, n.claimed(id))
+			}
+			return
+		default:
+		}
+		if s, err := n.contract.State(t.Context(), id); err == nil && s.View.CloseRequestedAt > seen {
+			seen, dust = s.View.CloseRequestedAt, dust+1
+			n.dust(1)
+			n.chain.AdvanceTime(t, 15*time.Minute)
+		}
+	}
+}
+
+func (n *tenant) claimed(id common.Hash) uint64 {
+	s, err := n.contract.State(n.Context(), id)
+	if err != nil {
+		n.Fatal(err)
+	}
+	return s.View.Settled.Uint64()
+}
+
+// dust deposits so much into the only channel, from outside of the renter's books.
+func (n *tenant) dust(amount uint64) {
+	n.Helper()
+	terms := n.only().Terms
+	salt := common.Hash{9, byte(time.Now().UnixNano())}
+	separator, err := n.token.DomainSeparator(n.Context())
+	if err != nil {
+		n.Fatal(err)
+	}
+	a, err := chain.SignAuthorization(n.Context(), n.key, separator, channel.Authorization{
+		From: terms.Payer, To: channel.BatchSettlementCollector, Value: *uint256.NewInt(amount), ValidBefore: 1 << 40, Nonce: channel.DepositNonce(terms.ID(), salt),
+	})
+	if err != nil {
+		n.Fatal(err)
+	}
+	call := n.contract.DepositCall(terms, salt, a)
+	n.chain.Transact(n.T, n.chain.Keys[3], call.To, call.Data)
 }
 
 // TestX402RenterRefunds: a part and then all comes back, the lease ends, every base unit is where both books say, and the

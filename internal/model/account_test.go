@@ -194,12 +194,12 @@ func (a *account) take(v channel.Voucher, charge uint64) {
 		want = channel.ErrFinalized
 	case before.Status == channel.Closing:
 		want = channel.ErrClosing
+	case amount > before.Deposit.Uint64():
+		want = channel.ErrExceedsDeposit
 	case amount == a.acked:
 		outcome = channel.Replayed
 	case amount < a.acked:
 		outcome = channel.Stale
-	case amount > before.Deposit.Uint64():
-		want = channel.ErrExceedsDeposit
 	}
 	if !errors.Is(err, want) || err == nil && r.Outcome != outcome {
 		w.Fatalf("a voucher for %d on %s: %s, %v; want %s, %v", amount, a, r.Outcome, err, outcome, want)
