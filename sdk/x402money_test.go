@@ -13,7 +13,7 @@ import (
 
 // TestRefundable: a refund may move all that is neither claimed nor used under a
 // voucher, and nothing of what is; what was only signed for is not earned, and what
-// was used beyond the voucher cannot be claimed.
+// was used beyond the voucher, or is its last base unit, cannot be claimed.
 func TestRefundable(t *testing.T) {
 	for name, c := range map[string]struct {
 		deposit, settled, accepted, spent uint64
@@ -23,7 +23,7 @@ func TestRefundable(t *testing.T) {
 		"nothing was used":            {deposit: 1000, accepted: 501, want: 1000},
 		"used and not claimed":        {deposit: 1000, accepted: 700, spent: 300, want: 700},
 		"used, a part of it claimed":  {deposit: 1000, settled: 200, accepted: 700, spent: 300, want: 700},
-		"used beyond the voucher":     {deposit: 1000, accepted: 200, spent: 300, want: 800},
+		"used beyond the voucher":     {deposit: 1000, accepted: 200, spent: 300, want: 801},
 		"claimed more than we know":   {deposit: 1000, settled: 400, accepted: 300, spent: 300, want: 600},
 		"a part":                      {deposit: 1000, accepted: 700, spent: 300, asked: 50, want: 50},
 		"more than there is":          {deposit: 1000, accepted: 700, spent: 300, asked: 5000, want: 700},
