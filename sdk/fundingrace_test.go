@@ -2,10 +2,12 @@ package sdk
 
 import (
 	"net/http"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/gpupay/gpupay/internal/pgtest"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -36,6 +38,40 @@ func TestOneDepositForTheLastGPU(t *testing.T) {
 				t.Errorf("the second's channel holds %d; kept: %v", b.holds(), r.provider.reserved.others([32]byte{}))
 			}
 		})
+	}
+}
+
+// TestGatewaysShareTheReservations: of two payers after the last GPUs, each at a gateway of its own over one database, one is
+// refused before its money moves, and nothing is kept when the other one is served. What a gateway kept that died ends.
+func TestGatewaysShareTheReservations(t *testing.T) {
+	database := pgtest.URL(t)
+	change := func(c *ProviderConfig) {
+		c.Database, c.Takeover = database, 10*time.Second
+		c.HighWater = filepath.Join(t.TempDir(), "signed")
+	}
+	one := newPayRig(t, change)
+	two := payRigOn(t, one.chain, change)
+	dead := reservationRow{ID: "dead", Pool: one.provider.pool(), Channel: "of a gateway that died", GPUs: 2}
+	if err := one.provider.store.keepGPUs(t.Context(), dead, time.Millisecond, func([]int) error { return nil }); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(5 * time.Millisecond)
+	a, b := one.buyer("/tick?gpus=2"), two.buyer("/tick")
+	mine, theirs := a.depositing(a.next(), 20_000), b.depositing(b.next(), 20_000)
+	one.chain.Automine(t, false)
+	served := make(chan *http.Response, 1)
+	go func() { served <- a.pay(mine) }()
+	one.underWay(a)
+	if refused := b.pay(theirs); refused.StatusCode != http.StatusServiceUnavailable || len(two.transactions(b)) != 0 {
+		t.Errorf("the second: %s %v, sent %v", refused.Status, wire.ParseProblem(refused), two.transactions(b))
+	}
+	one.chain.Automine(t, true)
+	one.chain.Mine(t, 1)
+	if resp := <-served; resp.StatusCode != http.StatusOK {
+		t.Fatalf("the first: %s %v", resp.Status, wire.ParseProblem(resp))
+	}
+	if kept, err := two.provider.others(t.Context(), [32]byte{}); err != nil || len(kept) != 0 || b.holds() != 0 {
+		t.Errorf("kept: %v, %v; the second's channel holds %d", kept, err, b.holds())
 	}
 }
 
@@ -103,12 +139,12 @@ func TestSessionsShareTheReservations(t *testing.T) {
 	if refused := other.pay(other.depositing(other.next(), 20_000)); refused.StatusCode != http.StatusServiceUnavailable || other.holds() != 0 {
 		t.Errorf("x402: %s", refused.Status)
 	}
-	if err := p.canServe([32]byte{9}, p.Offer(), 1); err == nil || !strings.Contains(err.Error(), "0 free") {
+	if err := p.canServe(t.Context(), [32]byte{9}, p.Offer(), 1); err == nil || !strings.Contains(err.Error(), "0 free") {
 		t.Errorf("a lease on a channel that holds money: %v", err)
 	}
 	first.seat.release()
 	first.seat.release()
-	if err := p.canServe([32]byte{9}, p.Offer(), 2); err != nil {
+	if err := p.canServe(t.Context(), [32]byte{9}, p.Offer(), 2); err != nil {
 		t.Error(err)
 	}
 }

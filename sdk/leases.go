@@ -27,7 +27,7 @@ func (p *Provider) start(ctx context.Context, s channel.State, offer wire.Signed
 			return nil, "", err
 		}
 	}
-	if err := errors.Join(p.canServe(s.ID, offer, gpus), p.canPay(s, offer, gpus)); err != nil {
+	if err := errors.Join(p.canServe(ctx, s.ID, offer, gpus), p.canPay(s, offer, gpus)); err != nil {
 		return nil, "", err
 	}
 	if err := p.creditworthy(ctx, s, offer, gpus); err != nil {
@@ -53,14 +53,14 @@ func (p *Provider) start(ctx context.Context, s channel.State, offer wire.Signed
 
 // canServe refuses a lease that could not be begun, before anybody's money
 // moves for it.
-func (p *Provider) canServe(id common.Hash, offer wire.SignedOffer, gpus int) error {
+func (p *Provider) canServe(ctx context.Context, id common.Hash, offer wire.SignedOffer, gpus int) error {
 	if err := p.takesLeases(); err != nil {
 		return err
 	}
 	if offer.ExpiredAt(time.Now()) {
 		return wire.PaymentExpired.With("the offer %s has expired: ask again for the price", offer.Hash)
 	}
-	if err := p.room(id, gpus, 0); err != nil {
+	if err := p.room(ctx, id, gpus, 0); err != nil {
 		return err
 	}
 	if least := time.Duration(gpus) * 4 * p.config.Tick; p.config.Credit < least {

@@ -488,7 +488,11 @@ func (p *Provider) free() *int {
 	if _, ok := p.config.Allocator.(Capacity); !ok {
 		return nil
 	}
-	left, err := p.left(p.reserved.others(common.Hash{}))
+	others, err := p.others(context.Background(), common.Hash{})
+	if err != nil {
+		return &free // nothing can be begun without the book
+	}
+	left, err := p.left(others)
 	if err == nil {
 		free = max(left, 0)
 	}

@@ -191,6 +191,56 @@ func (s leaseStore) claimed(ctx context.Context, name string) (bool, error) {
 	return n > 0, err
 }
 
+// reservationRow is GPUs that a gateway keeps for a channel.
+type reservationRow struct {
+	ID      string `db:"id"`
+	Pool    string `db:"pool"`
+	Channel string `db:"channel"`
+	GPUs    int    `db:"gpus"`
+}
+
+// keepGPUs keeps GPUs until they are dropped or time is up, if fits agrees to what
+// the other channels of the pool keep, at all gateways: one of them asks at a time.
+func (s leaseStore) keepGPUs(ctx context.Context, r reservationRow, ttl time.Duration, fits func(others []int) error) error {
+	return s.db.Update(ctx, func(tx *sqlx.Tx) error {
+		if _, err := tx.ExecContext(ctx, `LOCK TABLE reservations IN SHARE ROW EXCLUSIVE MODE`); err != nil {
+			return err
+		}
+		if _, err := tx.ExecContext(ctx, `DELETE FROM reservations WHERE expires <= `+serverNow); err != nil {
+			return err
+		}
+		others, err := keptGPUs(ctx, tx, r.Pool, r.Channel)
+		if err != nil {
+			return err
+		}
+		if err := fits(others); err != nil {
+			return err
+		}
+		_, err = tx.ExecContext(ctx, tx.Rebind(`INSERT INTO reservations (id, pool, channel, gpus, expires) VALUES (?, ?, ?, ?, `+serverNow+` + ?)`),
+			r.ID, r.Pool, r.Channel, r.GPUs, ttl.Milliseconds())
+		return err
+	})
+}
+
+// keptGPUs is how many GPUs each channel of a pool but one keeps, the most of its
+// requests, the largest first.
+func (s leaseStore) keptGPUs(ctx context.Context, pool string, but common.Hash) ([]int, error) {
+	return keptGPUs(ctx, s.db.View(), pool, but.Hex())
+}
+
+func keptGPUs(ctx context.Context, db sqlx.ExtContext, pool, but string) (all []int, err error) {
+	err = sqlx.SelectContext(ctx, db, &all, db.Rebind(`SELECT MAX(gpus) FROM reservations
+		WHERE pool = ? AND channel <> ? AND expires > `+serverNow+` GROUP BY channel ORDER BY MAX(gpus) DESC`), pool, but)
+	return all, err
+}
+
+func (s leaseStore) dropGPUs(ctx context.Context, id string) error {
+	return s.db.Update(ctx, func(tx *sqlx.Tx) error {
+		_, err := tx.ExecContext(ctx, tx.Rebind(`DELETE FROM reservations WHERE id = ?`), id)
+		return err
+	})
+}
+
 // deviceTable is the book of devices of gateways that share a database.
 type deviceTable struct{ leaseStore }
 

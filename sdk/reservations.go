@@ -1,17 +1,20 @@
 package sdk
 
 import (
+	"context"
+	"crypto/sha256"
 	"fmt"
 	"net/http"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/ethereum/go-ethereum/common"
 )
 
 // reservations keep GPUs for leases whose deposits are on their way to the chain:
-// of two payers after the last GPU one is refused before its money moves. They
-// are of one process; gateways that share a database do not see one another's.
+// of two payers after the last GPU one is refused before its money moves. Those of
+// gateways that share a database are in its rows, too, where all see them.
 type reservations struct {
 	mu   sync.Mutex
 	held map[*reservation]struct{}
@@ -21,7 +24,8 @@ type reservations struct {
 type reservation struct {
 	in      *reservations
 	channel common.Hash
-	gpus    int // beside those that the channel's lease gives back
+	gpus    int    // beside those that the channel's lease gives back
+	drop    func() // lets the other gateways have them; nil: there are none
 }
 
 // others is how many GPUs each channel but one keeps, the most of its requests: a
@@ -69,20 +73,62 @@ func (s *reservation) release() {
 		return
 	}
 	s.in.mu.Lock()
-	defer s.in.mu.Unlock()
+	drop := s.drop
+	s.drop = nil
 	delete(s.in.held, s)
+	s.in.mu.Unlock()
+	if drop != nil {
+		drop()
+	}
 }
 
 // reserve keeps GPUs for a channel until its lease has begun. Of them back are
 // about to come back from its own lease.
-func (p *Provider) reserve(id common.Hash, gpus, back int) (*reservation, error) {
-	return p.reserved.add(id, max(gpus-back, 0), func(others []int) error { return p.roomBeside(others, gpus, back) })
+func (p *Provider) reserve(ctx context.Context, id common.Hash, gpus, back int) (*reservation, error) {
+	fits := func(others []int) error { return p.roomBeside(others, gpus, back) }
+	s, err := p.reserved.add(id, max(gpus-back, 0), fits)
+	if err != nil || p.replicas == nil {
+		return s, err
+	}
+	row := reservationRow{ID: newGatewayID(), Pool: p.pool(), Channel: id.Hex(), GPUs: s.gpus}
+	if err := p.store.keepGPUs(ctx, row, p.config.OpenTimeout+p.config.CallTimeout, fits); err != nil {
+		s.release()
+		return nil, err
+	}
+	s.drop = func() {
+		if err := p.store.dropGPUs(context.WithoutCancel(ctx), row.ID); err != nil {
+			p.config.Log.Warn("a reservation was not given back: it ends by itself", "channel", id, "error", err)
+		}
+	}
+	return s, nil
+}
+
+// pool names the gateways that rent out the same devices: one's reservations are
+// nothing to those of another host.
+func (p *Provider) pool() string {
+	if p.nodes != nil {
+		return "nodes"
+	}
+	var all []string
+	for _, d := range p.devices {
+		all = append(all, d.UUID)
+	}
+	slices.Sort(all)
+	return fmt.Sprintf("%x", sha256.Sum256([]byte(strings.Join(all, "\n"))))
+}
+
+// others is how many GPUs each channel but one keeps, at whatever gateway.
+func (p *Provider) others(ctx context.Context, id common.Hash) ([]int, error) {
+	if p.replicas == nil {
+		return p.reserved.others(id), nil
+	}
+	return p.store.keptGPUs(ctx, p.pool(), id)
 }
 
 // reserveFor keeps what a session's request wants, if it wants a lease to begin.
 func (p *Provider) reserveFor(r *request, id common.Hash) (err error) {
 	if r.Method == http.MethodGet && !p.begun(r.Context(), id) {
-		r.seat, err = p.reserve(id, r.gpus, 0)
+		r.seat, err = p.reserve(r.Context(), id, r.gpus, 0)
 	}
 	return err
 }
@@ -91,15 +137,19 @@ func (p *Provider) reserveFor(r *request, id common.Hash) (err error) {
 func (d *x402Desk) reserveFor(r *x402Request) error {
 	gpus, current, err := d.runs(r.Context(), r.id)
 	if err == nil && !current && r.route.kind != kindMetered {
-		r.seat, err = d.reserve(r.id, r.route.gpus, gpus)
+		r.seat, err = d.reserve(r.Context(), r.id, r.route.gpus, gpus)
 	}
 	return err
 }
 
 // room refuses more devices than are free and not kept for others, those that are
 // about to come back included.
-func (p *Provider) room(id common.Hash, gpus, back int) error {
-	return p.roomBeside(p.reserved.others(id), gpus, back)
+func (p *Provider) room(ctx context.Context, id common.Hash, gpus, back int) error {
+	others, err := p.others(ctx, id)
+	if err != nil {
+		return err
+	}
+	return p.roomBeside(others, gpus, back)
 }
 
 func (p *Provider) roomBeside(others []int, gpus, back int) error {

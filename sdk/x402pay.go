@@ -330,7 +330,7 @@ func (d *x402Desk) capable(ctx context.Context, r *x402Request) error {
 	case current:
 		return nil
 	}
-	return d.room(r.id, r.route.gpus, gpus) // a lease of another price ends and gives its GPUs back
+	return d.room(ctx, r.id, r.route.gpus, gpus) // a lease of another price ends and gives its GPUs back
 }
 
 // runs is how many GPUs the lease has that runs on a channel, 0 if none does, and
