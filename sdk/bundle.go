@@ -5,8 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
-	"strings"
+	"io/fs"
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
@@ -15,6 +14,7 @@ import (
 	"github.com/gpupay/gpupay/channel/store"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/database"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -111,10 +111,7 @@ func (r *Renter) Export(ctx context.Context, channelID common.Hash) (*Bundle, er
 // channel, or about the channel of a lease. The program that owns the database
 // may run meanwhile.
 func ExportFile(ctx context.Context, path string, id common.Hash) (*Bundle, error) {
-	if _, err := os.Stat(path); err != nil && !strings.Contains(path, "://") { // a server's address
-		return nil, fmt.Errorf("database: %w", err) // store.Open would make one
-	}
-	db, err := store.Open(ctx, path)
+	db, err := database.Read(ctx, path, map[string]fs.FS{"provider": providerMigrations, "renter": renterMigrations, "x402": x402Migrations})
 	if err != nil {
 		return nil, err
 	}

@@ -5,10 +5,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"math/big"
 	"net/http"
-	"os"
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
@@ -308,10 +308,7 @@ func (r *Renter) History(ctx context.Context) ([]RentalState, error) {
 // RentalsFile lists what is not finished in a renter's database. The program that
 // owns the database may run meanwhile; what it does not have yet is not there.
 func RentalsFile(ctx context.Context, path string) ([]RentalState, error) {
-	if _, err := os.Stat(path); err != nil {
-		return nil, fmt.Errorf("database: %w", err) // store.Open would make one
-	}
-	db, err := store.Open(ctx, path)
+	db, err := database.Read(ctx, path, map[string]fs.FS{"renter": renterMigrations})
 	if err != nil {
 		return nil, err
 	}

@@ -16,6 +16,10 @@ import (
 // misread what is owed, so it does not touch it.
 var ErrNewer = errors.New("database is newer than this program")
 
+// ErrOlder marks a database that is only read, and that its own program has not
+// brought up to date.
+var ErrOlder = errors.New("database is older than this program")
+
 const migrationsTable = `CREATE TABLE IF NOT EXISTS migrations (
     component  TEXT     NOT NULL,
     version    INTEGER  NOT NULL,
@@ -34,6 +38,9 @@ func (db *DB) Migrate(ctx context.Context, component string, fsys fs.FS) error {
 	if err != nil {
 		return fmt.Errorf("store: migrations of %s: %w", component, err)
 	}
+	if db.readOnly {
+		return db.current(ctx, component, len(files))
+	}
 	return db.Update(ctx, func(tx *sqlx.Tx) error {
 		if err := exclusive(tx); err != nil {
 			return err
@@ -46,8 +53,7 @@ func (db *DB) Migrate(ctx context.Context, component string, fsys fs.FS) error {
 			return err
 		}
 		if applied > len(files) {
-			return fmt.Errorf("store %s: %w: %s is at version %d, this program knows %d: run a newer program",
-				db.path, ErrNewer, component, applied, len(files))
+			return db.newer(component, applied, len(files))
 		}
 		for i := applied; i < len(files); i++ {
 			if err := apply(tx, component, i+1, files[i], fsys); err != nil {
@@ -58,9 +64,39 @@ func (db *DB) Migrate(ctx context.Context, component string, fsys fs.FS) error {
 	})
 }
 
+func (db *shared) newer(component string, applied, known int) error {
+	return fmt.Errorf("store %s: %w: %s is at version %d, this program knows %d: run a newer program",
+		db.path, ErrNewer, component, applied, known)
+}
+
+// current refuses tables of another version than this program reads.
+func (db *DB) current(ctx context.Context, component string, known int) error {
+	applied, err := db.Version(ctx, component)
+	switch {
+	case err != nil:
+		return fmt.Errorf("store %s: which version its tables of %s have: %w: is it a database of this project's?", db.path, component, err)
+	case applied > known:
+		return db.newer(component, applied, known)
+	case applied < known:
+		return fmt.Errorf("store %s: %w: %s is at version %d, this program reads %d, and only reads: start the program that owns it once in this version, or read it with the older one",
+			db.path, ErrOlder, component, applied, known)
+	}
+	return nil
+}
+
+// Version is how many migrations of a component were applied; 0 where it has no
+// tables here.
+func (db *DB) Version(ctx context.Context, component string) (int, error) {
+	var v int
+	err := db.reader.GetContext(ctx, &v, db.reader.Rebind(versionQuery), component)
+	return v, db.explain(err)
+}
+
+const versionQuery = "SELECT COALESCE(MAX(version), 0) FROM migrations WHERE component = ?"
+
 func version(tx *sqlx.Tx, component string) (int, error) {
 	var v int
-	err := tx.Get(&v, tx.Rebind("SELECT COALESCE(MAX(version), 0) FROM migrations WHERE component = ?"), component)
+	err := tx.Get(&v, tx.Rebind(versionQuery), component)
 	return v, err
 }
 

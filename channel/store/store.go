@@ -65,7 +65,10 @@ type shared struct {
 	idle    chan struct{} // closed when the commit loop has ended
 	mu      sync.RWMutex  // guards closed, and queue against a send after close
 	closed  bool
-	lock    io.Closer // nil: the file is not locked
+
+	readOnly bool // nothing is written, nor migrated
+
+	lock io.Closer // nil: the file is not locked
 
 	terms   termsCache
 	cache   cache  // SQLite: what nobody else can change
@@ -88,6 +91,51 @@ func Open(ctx context.Context, address string) (*DB, error) {
 	if err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
+	return db, nil
+}
+
+// OpenToRead opens a database that exists to read from it beside the program that
+// owns it. Nothing is written to it, and no tables are brought up to date: one of
+// another version is ErrNewer or ErrOlder, also what Migrate finds of other
+// components.
+func OpenToRead(ctx context.Context, address string) (*DB, error) {
+	var db *DB
+	var err error
+	if isPostgres(address) {
+		if db, err = openPostgres(ctx, address); err == nil {
+			err = db.writer.Close()
+			db.writer = db.reader
+		}
+	} else {
+		db, err = readFile(address)
+	}
+	if err != nil {
+		return nil, err
+	}
+	db.readOnly = true
+	own, err := fs.Sub(migrations, "migrations")
+	if err == nil {
+		err = db.Migrate(ctx, "channel", own)
+	}
+	if err != nil {
+		return nil, errors.Join(err, db.Close())
+	}
+	return db, nil
+}
+
+// readFile opens an SQLite file so that SQLite itself refuses to write it.
+func readFile(path string) (*DB, error) {
+	if _, err := os.Stat(path); err != nil {
+		return nil, fmt.Errorf("store: %w", err)
+	}
+	db := newShared(path, sqlite)
+	reader, err := sqlx.Open("sqlite3", fmt.Sprintf("file:%s?mode=ro&_query_only=true&_busy_timeout=%d", (&url.URL{Path: path}).EscapedPath(), busyTimeout.Milliseconds()))
+	if err != nil {
+		return nil, db.explain(err)
+	}
+	reader.SetMaxOpenConns(readers)
+	db.reader, db.writer = reader, reader
+	go db.loop()
 	return db, nil
 }
 

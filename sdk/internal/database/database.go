@@ -31,6 +31,29 @@ func Open(ctx context.Context, path, side string, migrations fs.FS, dir string) 
 	return db, nil
 }
 
+// Read opens a database to read from it beside its program. sides are the migrations of those that it may be of; of what it has
+// it must have all, and no more.
+func Read(ctx context.Context, path string, sides map[string]fs.FS) (*store.DB, error) {
+	db, err := store.OpenToRead(ctx, path)
+	if err != nil {
+		return nil, fmt.Errorf("database: %w", err)
+	}
+	for side, all := range sides {
+		version, failed := db.Version(ctx, side)
+		if failed == nil && version > 0 {
+			var files fs.FS
+			if files, failed = fs.Sub(all, "migrations/"+side); failed == nil {
+				failed = db.Migrate(ctx, side, files)
+			}
+		}
+		err = errors.Join(err, failed)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("database: %w", err), db.Close())
+	}
+	return db, nil
+}
+
 // ErrDamaged says that a database file is not what was written to it.
 var ErrDamaged = errors.New("the file is damaged: restore it from a backup, and do not delete it: what can still be read of it is money")
 
