@@ -357,6 +357,11 @@ func (p *Provider) renewOffer(ctx context.Context) error {
 	if p.nodes != nil {
 		devices = p.nodes.devices()
 	}
+	var minTopUp *wire.Amount
+	if p.gasless && !p.minTransfer.IsZero() {
+		least := wire.NewAmount(p.minTransfer)
+		minTopUp = &least
+	}
 	offer, err := wire.SignOffer(ctx, p.config.Key, wire.Offer{
 		Version:     1,
 		ChainID:     p.escrow.ChainID(),
@@ -368,6 +373,7 @@ func (p *Provider) renewOffer(ctx context.Context) error {
 		Unit:        string(p.price.Unit),
 		Credit:      uint64(p.config.Credit / time.Second),
 		MinDeposit:  wire.NewAmount(deposit),
+		MinTopUp:    minTopUp,
 		Tick:        p.config.Tick.Milliseconds(),
 		MaxGap:      p.config.MaxGap.Milliseconds(),
 		RecordEvery: p.config.RecordEvery.Milliseconds(),

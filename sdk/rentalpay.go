@@ -263,8 +263,8 @@ func (l *Rental) budget(ctx context.Context) error {
 		}
 	}
 	if need.Gt(&l.row.Deposit) && !l.mayTopUp() {
-		return fmt.Errorf("channel %s: %w: %s of %s are owed: close now, and all is paid",
-			l.id, ErrBudget, l.r.units(l.owed()), l.r.units(l.row.Deposit))
+		return fmt.Errorf("channel %s: %w: %s of %s are owed%s: close now, and all is paid",
+			l.id, ErrBudget, l.r.units(l.owed()), l.r.units(l.row.Deposit), l.whyNoTopUp())
 	}
 	return nil
 }

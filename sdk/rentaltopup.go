@@ -48,7 +48,35 @@ func (l *Rental) step() uint256.Int {
 	}
 	var room uint256.Int
 	room.Sub(&l.r.caps.PerChannel, &committed)
-	return lesser(step, room)
+	step = lesser(step, room)
+	if least := l.leastTopUp(); step.Lt(&least) {
+		return uint256.Int{} // it would be refused, again and again
+	}
+	return step
+}
+
+// leastTopUp is the least that the provider sends for us. What we send ourselves
+// has no bound.
+func (l *Rental) leastTopUp() uint256.Int {
+	return leastTopUp(l.offer.Offer, l.row.Funding)
+}
+
+func leastTopUp(o wire.Offer, funding *wire.Payload) uint256.Int {
+	if o.MinTopUp == nil || funding == nil || funding.Type != wire.TypeAuthorization {
+		return uint256.Int{}
+	}
+	return o.MinTopUp.Int
+}
+
+// whyNoTopUp says that the last top-up would be one that the provider refuses; ""
+// where it is not that.
+func (l *Rental) whyNoTopUp() string {
+	least := l.leastTopUp()
+	room := less(l.r.caps.PerChannel, l.committed())
+	if l.row.Options.TopUp == "" || !room.Lt(&least) {
+		return ""
+	}
+	return fmt.Sprintf(" (Caps.PerLease leaves room for less than the %s that this provider sends at least)", l.r.units(least))
 }
 
 // room is how much of a top-up all caps leave room for.
@@ -63,7 +91,13 @@ func (l *Rental) room(ctx context.Context, step uint256.Int) (uint256.Int, error
 		return step, fmt.Errorf("%w: %s leaves no room for a top-up: raise the cap, or get back what lies in other channels", ErrBudget, capField(cap))
 	}
 	most.Sub(&most, &committed)
-	return lesser(step, most), nil
+	step = lesser(step, most)
+	if least := l.leastTopUp(); step.Lt(&least) {
+		l.poor = true
+		return step, fmt.Errorf("%w: %s leaves room for a top-up of %s, this provider sends none under %s: raise the cap, or get back what lies in other channels",
+			ErrBudget, capField(cap), l.r.units(step), l.r.units(least))
+	}
+	return step, nil
 }
 
 // topUp adds to the deposit. The intent is on disk before anything is signed,

@@ -102,6 +102,18 @@ func (r *Renter) deposit(ctx context.Context, q Quote, options RentOptions) (uin
 	return deposit, nil
 }
 
+// worthTopUp refuses top-ups that the provider would not send.
+func (r *Renter) worthTopUp(o wire.Offer, options RentOptions, funding string) error {
+	if options.TopUp == "" {
+		return nil
+	}
+	step, err := units.Parse(options.TopUp, r.token.Decimals)
+	if least := leastTopUp(o, &wire.Payload{Type: funding}); err == nil && step.Lt(&least) {
+		err = fmt.Errorf("%w: TopUp is %s, this provider sends none under %s: add more at a time, or none", ErrDeposit, r.units(step), r.units(least))
+	}
+	return err
+}
+
 func (r *Renter) units(amount uint256.Int) string {
 	return units.Format(amount, r.token.Decimals) + " " + r.token.Symbol
 }
@@ -118,6 +130,9 @@ func (r *Renter) prepare(ctx context.Context, q Quote, options RentOptions, depo
 	}
 	funding, err := r.funding(ctx, q, options)
 	if err != nil {
+		return nil, err
+	}
+	if err := r.worthTopUp(q.Offer.Offer, options, funding); err != nil {
 		return nil, err
 	}
 	sponsored, err := r.sponsored(ctx, q)

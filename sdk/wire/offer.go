@@ -35,6 +35,7 @@ type Offer struct {
 	Unit        string         `json:"unit"`   // gpu_second, gpu_minute or gpu_hour
 	Credit      uint64         `json:"credit"` // GPU-seconds served ahead of vouchers, at most
 	MinDeposit  Amount         `json:"minDeposit"`
+	MinTopUp    *Amount        `json:"minTopUp,omitempty"` // the least top-up that the provider sends for a renter
 	Tick        int64          `json:"tickMillis"`
 	MaxGap      int64          `json:"maxGapMillis"` // an interval longer than this is not billed
 	RecordEvery int64          `json:"recordMillis"`

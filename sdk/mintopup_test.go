@@ -1,0 +1,38 @@
+package sdk
+
+import (
+	"errors"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestLastTopUpIsWorthSending: a renter knows the least top-up that its provider sends, signs none under it, and where its cap
+// leaves room for less ends in time and says so; all is paid.
+func TestLastTopUpIsWorthSending(t *testing.T) {
+	r := newRig(t, quiet, func(c *ProviderConfig) { c.MinDeposit, c.MinTransfer, c.Credit = "0.001", "0.005", 10*time.Second })
+	renter := r.renter(t, filepath.Join(t.TempDir(), "renter.db"))
+	if _, err := renter.Rent(t.Context(), r.server.URL, RentOptions{Deposit: "0.006", TopUp: "0.004"}); !errors.Is(err, ErrDeposit) || !strings.Contains(err.Error(), "0.005") {
+		t.Fatalf("top-ups that are refused: %v", err)
+	}
+	if got := r.balance(r.payer.Address()); got != 1_000_000 {
+		t.Fatalf("%d moved", 1_000_000-got)
+	}
+	renter.caps.PerChannel.SetUint64(15_000) // 6,000, a top-up of 5,000, and 4,000 are left
+	rental, err := renter.Rent(t.Context(), r.server.URL, RentOptions{Deposit: "0.006", TopUp: "0.005", PayEvery: 50 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := rental.Run(t.Context()); !errors.Is(err, ErrBudget) || !strings.Contains(err.Error(), "0.005") {
+		t.Errorf("it ended because of %v", err)
+	}
+	s := rental.Snapshot()
+	if !s.Promised.IsZero() || s.Deposit.Uint64() != 11_000 {
+		t.Errorf("the deposit is %s and %s is signed for besides; one top-up can be sent", s.Deposit.Dec(), s.Promised.Dec())
+	}
+	closed, err := rental.Close(t.Context())
+	if err != nil || closed.Settled != closed.Owed {
+		t.Errorf("settled %s of %s (%v)", closed.Settled.Dec(), closed.Owed.Dec(), err)
+	}
+}
