@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -154,5 +155,28 @@ func TestJudgement(t *testing.T) {
 	b = &bench{root: root, slots: make(chan struct{}, 1), out: &out}
 	if code, err := b.all(t.Context(), list[:1]); code != 0 || err != nil {
 		t.Errorf("only what is killed, and status %d, %v:\n%s", code, err, &out)
+	}
+}
+
+// TestForgeOutcome: forge's exit and its own count have to agree, and a failure counts though no sum follows it.
+func TestForgeOutcome(t *testing.T) {
+	red := errors.New("exit status 1")
+	for name, c := range map[string]struct {
+		out            string
+		err            error
+		passed, failed int
+		want           error
+	}{
+		"green":                      {"Suite result: ok. 3 passed; 0 failed; 0 skipped; finished\nSuite result: ok. 1 passed; 0 failed; 0 skipped\n", nil, 4, 0, nil},
+		"red":                        {"[FAIL: why] testA()\nSuite result: FAILED. 2 passed; 1 failed; 0 skipped\n\nFailing tests:\n[FAIL: why] testA()\n", red, 2, 1, nil},
+		"red without a sum":          {"[FAIL: the balance is not]\n\t[Sequence] (original: 69, shrunk: 9)\n", red, 0, 1, nil},
+		"it does not compile":        {"Compiler run failed:\n", red, 0, 0, errUncompiled},
+		"it ends without a failure":  {"Suite result: ok. 3 passed; 0 failed; 0 skipped\n", red, 3, 0, errUnclear},
+		"it fails and ends as green": {"Suite result: FAILED. 2 passed; 1 failed; 0 skipped\n", nil, 2, 1, errUnclear},
+	} {
+		o, err := forgeOutcome(c.out, c.err)
+		if o.passed != c.passed || o.failed != c.failed || !errors.Is(err, c.want) {
+			t.Errorf("%s: %d passed, %d failed, %v", name, o.passed, o.failed, err)
+		}
 	}
 }
