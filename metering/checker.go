@@ -240,12 +240,11 @@ func (c *Checker) risen(from Ceiling, at int64, slack time.Duration) uint256.Int
 func (c *Checker) accept(s SignedRecord, digest common.Hash) {
 	c.state.Last, c.state.Sequence = digest, s.Sequence
 	c.state.Nanos, c.state.Owed, c.state.Final = s.Nanos, s.Owed, s.Final
-	c.state.Devices = c.state.Devices[:0:0]
-	for _, d := range s.Evidence.Devices {
-		c.state.Devices = append(c.state.Devices, CheckedDevice{
-			BootID: d.Device.BootID, Mono: d.To.Mono, Total: d.Total, UUID: d.Device.UUID,
-		})
+	devices := make([]CheckedDevice, len(s.Evidence.Devices))
+	for i, d := range s.Evidence.Devices {
+		devices[i] = d.after(c.state.Devices)
 	}
+	c.state.Devices = devices
 }
 
 // signature comes first: what is not signed by the payee proves nothing about
@@ -406,10 +405,48 @@ func (c *Checker) continues(d DeviceEvidence) error {
 	if d.Total-d.Nanos.Allocated != last.Total {
 		return fmt.Errorf("%w: %s starts at %d ns, the last record ended at %d", ErrEvidence, d.Device.UUID, d.Total-d.Nanos.Allocated, last.Total)
 	}
-	if d.Nanos.Allocated > 0 && d.Device.BootID == last.BootID && d.From.Mono < last.Mono {
+	if d.Nanos.Allocated == 0 {
+		return nil
+	}
+	if d.Device.BootID == last.BootID && d.From.Mono < last.Mono {
 		return fmt.Errorf("%w: %s shows time from %d, the last record went to %d", ErrEvidence, d.Device.UUID, d.From.Mono, last.Mono)
 	}
+	return d.sameBoot(last)
+}
+
+// sameBoot refuses billed time on the clock of another boot before the end of the
+// one before was shown, and time after a reboot under the boot's old name: both
+// would let a host's clock be set back, and its time be billed again. Where a
+// system names no boots, the payer's own clock is all there is.
+func (d DeviceEvidence) sameBoot(last CheckedDevice) error {
+	if last.BootID == "" {
+		return nil
+	}
+	if d.Device.BootID != last.BootID && !d.rebooted() {
+		return fmt.Errorf("%w: %s is metered on the clock of boot %q, and the end of boot %q is nowhere", ErrEvidence, d.Device.UUID, d.Device.BootID, last.BootID)
+	}
+	if d.Device.BootID == last.BootID && d.rebooted() && d.Nanos.Allocated > d.beforeReboot() {
+		return fmt.Errorf("%w: %s is metered on after a reboot, and its boot is still %q", ErrEvidence, d.Device.UUID, last.BootID)
+	}
 	return nil
+}
+
+// after is where a device's evidence ended. What billed nothing says nothing of
+// the clock but a reboot: then any boot may follow, if it is not named yet.
+func (d DeviceEvidence) after(devices []CheckedDevice) CheckedDevice {
+	at := CheckedDevice{BootID: d.Device.BootID, Mono: d.To.Mono, Total: d.Total, UUID: d.Device.UUID}
+	i := slices.IndexFunc(devices, func(o CheckedDevice) bool { return o.UUID == at.UUID })
+	if i < 0 || d.Nanos.Allocated > 0 {
+		return at
+	}
+	last := devices[i]
+	switch {
+	case !d.rebooted():
+		at.BootID, at.Mono = last.BootID, last.Mono
+	case at.BootID == last.BootID:
+		at.BootID = ""
+	}
+	return at
 }
 
 // clock holds the record against the payer's own clock, in all and for each

@@ -349,3 +349,79 @@ func TestCheckerConfig(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestBootsEnd: a device's host goes on in another boot once the end of the one before was shown, and bills nothing else on
+// another boot's clock.
+func TestBootsEnd(t *testing.T) {
+	next := func(m *market, boot string, from, seconds float64) metering.SignedRecord { // on one device, the other stands still
+		for range int(seconds) + 1 {
+			m.clock.Advance(time.Second)
+			observe(m.t, m.meter, of(gpu, at(from, func(r *metering.Reading) { r.BootID = boot })))
+			from++
+		}
+		return m.next()
+	}
+	change := func(m *market, s metering.SignedRecord, change func(*metering.DeviceEvidence)) metering.SignedRecord {
+		s.Evidence.Devices = slices.Clone(s.Evidence.Devices)
+		change(&s.Evidence.Devices[0])
+		s.EvidenceHash = s.Evidence.Hash()
+		m.resign(&s)
+		return s
+	}
+	for _, test := range []struct {
+		name string
+		lie  func(m *market, honest metering.SignedRecord) metering.SignedRecord
+		want error
+	}{
+		{"shown", func(_ *market, s metering.SignedRecord) metering.SignedRecord { return s }, nil},
+		{"not shown", func(m *market, s metering.SignedRecord) metering.SignedRecord {
+			return change(m, s, func(d *metering.DeviceEvidence) { d.Gaps = nil })
+		}, metering.ErrEvidence},
+		{"under its old name", func(m *market, s metering.SignedRecord) metering.SignedRecord {
+			return change(m, s, func(d *metering.DeviceEvidence) { d.Device.BootID = "boot" })
+		}, metering.ErrEvidence},
+		{"more than there is of the new one", func(m *market, s metering.SignedRecord) metering.SignedRecord {
+			return change(m, s, func(d *metering.DeviceEvidence) { d.To.Mono = d.From.Mono + d.Nanos.Allocated - 1 })
+		}, metering.ErrEvidence},
+		{"before the host was switched on", func(m *market, s metering.SignedRecord) metering.SignedRecord {
+			return change(m, s, func(d *metering.DeviceEvidence) { d.From.Mono = -5e9; d.Gaps[0].To = -5e9 })
+		}, metering.ErrEvidence},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			m := newMarket(t)
+			if err := m.check.Check(test.lie(m, next(m, "next", 1, 3))); !errors.Is(err, test.want) || (err == nil) != (test.want == nil) {
+				t.Fatalf("%v, want %v", err, test.want)
+			}
+			if test.want != nil {
+				return
+			}
+			if err := m.check.Check(next(m, "next", 5, 2)); err != nil { // it goes on
+				t.Error(err)
+			}
+			if err := m.check.Check(change(m, next(m, "next", 8, 2), func(d *metering.DeviceEvidence) { d.Device.BootID = "boot" })); !errors.Is(err, metering.ErrEvidence) {
+				t.Errorf("back in the first boot: %v", err)
+			}
+		})
+	}
+}
+
+// TestBootWithoutAnAnswer: a device that answers only a while after a reboot shows in which boot it is when it does.
+func TestBootWithoutAnAnswer(t *testing.T) {
+	m := newMarket(t)
+	mute := func(r *metering.Reading) { r.BootID, r.Health, r.Seen = "next", metering.Lost, "" }
+	for _, readings := range [][]metering.Reading{{at(1, mute), at(2, mute)}, {at(3, mute)}, {at(4), at(5), at(6)}, {at(7), at(8)}} {
+		for _, r := range readings {
+			if r.Seen != "" {
+				r.BootID = "next"
+			}
+			m.clock.Advance(time.Second)
+			observe(t, m.meter, of(gpu, r))
+		}
+		if err := m.check.Check(m.next()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := m.check.State().Nanos; n != 24e9 {
+		t.Errorf("%d ns billed", n)
+	}
+}

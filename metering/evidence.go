@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/ethereum/go-ethereum/crypto"
@@ -53,6 +54,46 @@ type Hole struct {
 	From   int64  `json:"from,string"`
 	Reason string `json:"reason"`
 	To     int64  `json:"to,string"`
+}
+
+// Stretch is a part of a device's evidence on the clock of one boot, in
+// nanoseconds of monotonic time. Unbilled time may lie in it.
+type Stretch struct {
+	BootID   string // empty: of a boot before, which the evidence does not name
+	From, To int64
+}
+
+// Stretches are the parts between which the host was rebooted, in order; the last
+// one is of the boot that the evidence names. A reboot is in the list of gaps, and
+// its ends are on two clocks.
+func (d DeviceEvidence) Stretches() []Stretch {
+	var before []Stretch
+	at := d.From.Mono
+	for _, g := range d.Gaps {
+		if g.Reason != ReasonReboot {
+			continue
+		}
+		if g.To != at { // else the first reading was made after it
+			before = append(before, Stretch{From: at, To: g.From})
+		}
+		at = g.To
+	}
+	return append(before, Stretch{BootID: d.Device.BootID, From: at, To: d.To.Mono})
+}
+
+// beforeReboot is the most time, in nanoseconds, that can be billed of what lies
+// before the first reboot.
+func (d DeviceEvidence) beforeReboot() int64 {
+	s := d.Stretches()
+	if len(s) == 1 {
+		return 0
+	}
+	return max(0, s[0].To-s[0].From)
+}
+
+// rebooted reports whether the evidence shows the end of a boot.
+func (d DeviceEvidence) rebooted() bool {
+	return slices.ContainsFunc(d.Gaps, func(g Hole) bool { return g.Reason == ReasonReboot })
 }
 
 // Cut ends a stretch of metering and returns its evidence. The interval that
@@ -163,15 +204,17 @@ func (d DeviceEvidence) validate() error {
 	if n.Active > n.Allocated || n.Throttled > n.Allocated {
 		return errors.New("more active or throttled time than allocated")
 	}
+	if d.From.Mono < 0 || d.To.Mono < 0 || slices.ContainsFunc(d.Gaps, func(g Hole) bool { return g.From < 0 || g.To < 0 }) {
+		return errors.New("a stamp before the host's boot")
+	}
 	if d.Total < n.Allocated {
 		return errors.New("more time since the last record than since the start")
 	}
-	for _, g := range d.Gaps {
-		if g.Reason == ReasonReboot { // its ends are on two clocks
-			return nil
-		}
+	var room int64
+	for _, s := range d.Stretches() {
+		room += max(0, s.To-s.From)
 	}
-	if n.Allocated > 0 && (d.To.Mono < d.From.Mono || n.Allocated > d.To.Mono-d.From.Mono) {
+	if n.Allocated > room {
 		return fmt.Errorf("%d ns allocated between stamps %d and %d", n.Allocated, d.From.Mono, d.To.Mono)
 	}
 	return nil

@@ -266,3 +266,50 @@ func TestVerifyLargeBundles(t *testing.T) {
 		t.Errorf("%d bytes in %s", len(report.Error()), time.Since(began))
 	}
 }
+
+// TestBundlesTogether: a GPU that is billed in two channels at once is found where their bundles lie side by side, also
+// where the host's boot has another name in each.
+func TestBundlesTogether(t *testing.T) {
+	m := newMarket(t)
+	f := &forger{T: t, market: m}
+	f.payee, f.payer = bundles(t, m)
+	if err := Failures(VerifyTogether([]*Bundle{f.payee, f.payer})); err != nil {
+		t.Errorf("both sides of one channel: %v", err)
+	}
+	// let is a channel with one lease of an hour of a real GPU, in a boot that its id names.
+	let := func(salt, id byte, later time.Duration) *Bundle {
+		b := copyOf(t, f.payee)
+		terms := b.Terms.Channel()
+		terms.Salt[0] = salt
+		b.Terms, b.Channel = wire.NewTerms(terms), terms.ID()
+		b.Leases = []BundleLease{f.lease(b, id, uint256.Int{}, 1, "gpu_hour", time.Hour)}
+		b.Leases[0].ID[31] = salt
+		r := &b.Leases[0].Records[0]
+		for i := range r.Evidence.Devices {
+			d := &r.Evidence.Devices[i]
+			d.Device.Simulated = false
+			for _, at := range []*metering.Instant{&d.From, &d.To} {
+				at.Mono, at.Wall = at.Mono+int64(later), at.Wall+int64(later)
+			}
+		}
+		return b
+	}
+	first := let(1, 1, 0)
+	for _, row := range []struct {
+		name  string
+		other *Bundle
+		found bool
+	}{
+		{"afterwards", let(2, 1, time.Hour), false},
+		{"at once", let(2, 1, time.Hour-time.Nanosecond), true},
+		{"at once, in another boot", let(2, 2, time.Hour/2), true},
+		{"afterwards, in another boot", let(2, 2, time.Hour), false},
+		{"the same channel again", let(1, 1, 0), false},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			if err := Failures(VerifyTogether([]*Bundle{first, f.payer, row.other})); errors.Is(err, ErrLetTwice) != row.found {
+				t.Errorf("%v, want found: %v", err, row.found)
+			}
+		})
+	}
+}

@@ -264,13 +264,13 @@ func (l *Rental) check(ctx context.Context, document []byte) error {
 	if err != nil {
 		return l.contradicted(ctx, rec, document, err)
 	}
-	if err := errors.Join(l.tooDense(rec), l.letTwice(rec)); err != nil {
-		return errors.Join(l.dispute(ctx, err, document), l.forget())
-	}
 	state := l.checker.State()
 	row := l.row
 	row.Checker = &state
-	row.Spans = spansWith(row.Spans, rec)
+	row.Spans = spansWith(row.Spans, realOnly(rec), hearing{boot: state.BootID, began: state.Start.Boot, now: state.Start.Boot + state.Elapsed})
+	if err := errors.Join(l.tooDense(rec), l.r.let.twice(l.terms.Payee, l.id, row.Spans, l.r.config.Tolerance)); err != nil {
+		return errors.Join(l.dispute(ctx, err, document), l.forget())
+	}
 	// A Close that interrupts must not lose a record that was checked.
 	if err := l.r.store.accept(context.WithoutCancel(ctx), row, rec); err != nil {
 		return errors.Join(err, l.forget())
@@ -316,15 +316,6 @@ func (l *Rental) tooDense(rec metering.SignedRecord) error {
 	}
 	return fmt.Errorf("lease %s, record %d: %w: %d could be in %s, with a record each %d ms", rec.LeaseID, rec.Sequence, ErrFlood, most,
 		time.Duration(l.checker.Elapsed()).Round(time.Millisecond), l.offer.RecordEvery)
-}
-
-// letTwice refuses a record of GPU time that another rental of ours is billed
-// for. Who simulates has no GPU that could be let twice.
-func (l *Rental) letTwice(rec metering.SignedRecord) error {
-	if rec.Evidence.Simulated {
-		return nil
-	}
-	return l.r.let.twice(l.terms.Payee, l.id, spansWith(l.row.Spans, rec))
 }
 
 // forget brings the checker back to what is on disk.

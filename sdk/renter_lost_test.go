@@ -4,8 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"math"
-	"math/rand/v2"
 	"testing"
 	"time"
 
@@ -74,56 +72,6 @@ func TestOneGPULetTwice(t *testing.T) {
 	}
 	if paid := second.Snapshot().Paid; !paid.IsZero() {
 		t.Errorf("%s paid", paid.Dec())
-	}
-}
-
-// TestHonestSpansNeverOverlap: one GPU goes from lease to lease, each of them
-// suspended now and then, over reboots. However the records come, no two leases
-// are taken to be billed for one instant; where one of them is billed for some of
-// another's time, they are.
-func TestHonestSpansNeverOverlap(t *testing.T) {
-	for seed := range uint64(200) {
-		random := rand.New(rand.NewPCG(seed, 1))
-		var let letDevices
-		spans := make(map[common.Hash][]span)
-		boot, now := "a", int64(1)
-		for lease := range 4 {
-			id := common.BigToHash(common.Big1)
-			id[0] = byte(lease)
-			for range random.IntN(30) {
-				if random.IntN(20) == 0 {
-					boot, now = boot+"x", 1
-				}
-				length := 1000 + random.Int64N(1000)
-				billed := []int64{0, length, length, length, random.Int64N(length)}[random.IntN(5)]
-				rec := metering.SignedRecord{Evidence: metering.Evidence{Devices: []metering.DeviceEvidence{{
-					Device: metering.Device{UUID: "GPU-1", BootID: boot}, From: metering.Instant{Mono: now}, To: metering.Instant{Mono: now + length},
-					Nanos: metering.Nanos{Allocated: billed},
-				}}}}
-				spans[id] = spansWith(spans[id], rec)
-				if err := let.twice(common.Address{1}, id, spans[id]); err != nil {
-					t.Fatalf("seed %d: %v", seed, err)
-				}
-				let.keep(common.Address{1}, id, spans[id])
-				now += length
-			}
-			now += random.Int64N(10)
-		}
-		for id, theirs := range spans {
-			if len(theirs) == 0 {
-				continue
-			}
-			again := theirs[random.IntN(len(theirs))]
-			if err := let.twice(common.Address{1}, common.Hash{31: 9}, []span{{again.UUID, again.BootID, again.From, again.To, again.To - again.From}}); !errors.Is(err, ErrLetTwice) {
-				t.Errorf("seed %d: the time of %s is billed again: %v", seed, id, err)
-			}
-			if err := let.twice(common.Address{2}, common.Hash{}, theirs); err != nil {
-				t.Errorf("another payee: %v", err)
-			}
-		}
-	}
-	if (span{To: math.MaxInt64}).overlaps(span{From: math.MaxInt64}) {
-		t.Error("nothing overlaps")
 	}
 }
 

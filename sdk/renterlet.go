@@ -1,64 +1,207 @@
 package sdk
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
+	"time"
 
 	"github.com/ethereum/go-ethereum/common"
 
 	"github.com/gpupay/gpupay/metering"
 )
 
-// span is a stretch of a device's monotonic time that was billed almost whole.
-// What of it was not billed is no more than a hundredth.
+// span is time of one device that was billed: Billed nanoseconds of it lie
+// between From and To on the clock of the device's host, and between Since and
+// Until on this renter's own.
 type span struct {
 	UUID   string `json:"uuid"`
-	BootID string `json:"bootId"`
-	From   int64  `json:"from,string"` // ns on the host's clock
+	BootID string `json:"bootId"`      // of the host; where it names none, its clock shows nothing
+	From   int64  `json:"from,string"` // ns of the host's monotonic time
 	To     int64  `json:"to,string"`
 	Billed int64  `json:"billed,string"` // ns
+
+	Ours  string `json:"ours,omitempty"`         // the boot that Since and Until count from; empty: it is not known
+	Since int64  `json:"since,omitempty,string"` // ns of this renter's time: billed no earlier
+	Until int64  `json:"until,omitempty,string"` // and no later
 }
 
-// maxSpans bounds what is kept of a lease that is suspended again and again: the
-// newest.
+// hearing is when a lease's record came on this renter's own clock, in
+// nanoseconds, and before when the lease cannot have begun.
+type hearing struct {
+	boot       string
+	began, now int64
+}
+
+// maxSpans bounds what is kept of a channel whose leases are suspended, or whose
+// hosts are rebooted, again and again.
 const maxSpans = 256
 
 // spansWith adds what a record bills. Stretches that follow each other are one.
-func spansWith(spans []span, rec metering.SignedRecord) []span {
+func spansWith(spans []span, rec metering.SignedRecord, h hearing) []span {
 	spans = slices.Clone(spans)
 	for _, d := range rec.Evidence.Devices {
-		next := span{d.Device.UUID, d.Device.BootID, d.From.Mono, d.To.Mono, d.Nanos.Allocated}
-		if next.Billed == 0 || next.To <= next.From {
-			continue
+		for _, next := range billedSpans(d, h, spans) {
+			i := lastOf(spans, next)
+			if i >= 0 && spans[i].To == next.From && spans[i].dense() && next.dense() {
+				spans[i] = spans[i].with(next)
+				continue
+			}
+			spans = append(spans, next)
 		}
-		i := len(spans) - 1
-		for i >= 0 && spans[i].UUID != next.UUID {
-			i--
-		}
-		if i >= 0 && spans[i].BootID == next.BootID && spans[i].To == next.From && spans[i].dense() && next.dense() {
-			spans[i].To, spans[i].Billed = next.To, spans[i].Billed+next.Billed
-			continue
-		}
-		spans = append(spans, next)
 	}
-	return spans[max(0, len(spans)-maxSpans):]
+	for len(spans) > maxSpans {
+		spans = shorten(spans)
+	}
+	return spans
 }
 
+// realOnly is a record without its simulated GPUs, which say so in their names as
+// well: each host has one of every name, and none that could be let twice.
+func realOnly(rec metering.SignedRecord) metering.SignedRecord {
+	rec.Evidence.Devices = slices.DeleteFunc(slices.Clone(rec.Evidence.Devices), func(d metering.DeviceEvidence) bool {
+		return d.Device.Simulated && strings.HasPrefix(d.Device.UUID, "SIM-")
+	})
+	return rec
+}
+
+// billedSpans is what a device's evidence bills, for each boot of its host. Where
+// it tells of several, each has at least what cannot have been in the others.
+func billedSpans(d metering.DeviceEvidence, h hearing, before []span) []span {
+	stretches := d.Stretches()
+	var room int64
+	for _, s := range stretches {
+		room += max(0, s.To-s.From)
+	}
+	ran := d.Total - d.Nanos.Allocated
+	var spans []span
+	for i, s := range stretches {
+		length := max(0, s.To-s.From)
+		next := span{
+			UUID: d.Device.UUID, BootID: s.BootID, From: s.From, To: s.To, Billed: min(length, d.Nanos.Allocated-(room-length)),
+			Ours: h.boot, Since: h.began + ran - ran/slew, Until: h.now,
+		}
+		if i < len(stretches)-1 {
+			next.BootID = bootOf(before, next.UUID)
+		}
+		if next.Billed > 0 {
+			spans = append(spans, next)
+		}
+	}
+	return spans
+}
+
+// slew is how much faster than ours an honest host's clock may run: one part in
+// so many.
+const slew = 1000
+
+// bootOf is the boot that a device was billed in last.
+func bootOf(spans []span, uuid string) string {
+	for _, s := range slices.Backward(spans) {
+		if s.UUID == uuid {
+			return s.BootID
+		}
+	}
+	return ""
+}
+
+// lastOf is the index of the newest span of the same device and clocks, or -1.
+func lastOf(spans []span, s span) int {
+	i := len(spans) - 1
+	for i >= 0 && spans[i].UUID != s.UUID {
+		i--
+	}
+	if i < 0 || !spans[i].sameClocks(s) {
+		return -1
+	}
+	return i
+}
+
+func (s span) sameClocks(o span) bool {
+	return s.UUID == o.UUID && s.BootID == o.BootID && s.Ours == o.Ours
+}
+
+// dense reports whether no more than a hundredth was not billed.
 func (s span) dense() bool { return (s.To-s.From)-s.Billed <= (s.To-s.From)/100 }
 
-// overlaps reports whether some instant was billed in both: together they bill
-// more than there was.
-func (s span) overlaps(o span) bool {
-	if s.UUID != o.UUID || s.BootID != o.BootID || s.From >= o.To || o.From >= s.To {
-		return false
-	}
-	return s.Billed+o.Billed > max(s.To, o.To)-min(s.From, o.From)
+// with is both as one: what was billed lies somewhere in it.
+func (s span) with(o span) span {
+	s.From, s.To, s.Billed = min(s.From, o.From), max(s.To, o.To), s.Billed+o.Billed
+	s.Since, s.Until = min(s.Since, o.Since), max(s.Until, o.Until)
+	return s
 }
 
+// shorten joins the two oldest spans of one device and clock: less is known of
+// where they were billed, and nothing is forgotten. Only where there are no two,
+// which takes a boot for each, is the oldest dropped.
+func shorten(spans []span) []span {
+	for i, s := range spans {
+		for j := i + 1; j < len(spans); j++ {
+			if s.sameClocks(spans[j]) {
+				spans[i] = s.with(spans[j])
+				return slices.Delete(spans, j, j+1)
+			}
+		}
+	}
+	return spans[1:]
+}
+
+// clock is where a span lies on one clock; ok says whether it lies on the same
+// one as another span.
+type clock func(s, other span) (from, to int64, ok bool)
+
+func hostClock(s, o span) (int64, int64, bool) {
+	return s.From, s.To, s.UUID == o.UUID && s.BootID == o.BootID && s.BootID != ""
+}
+
+func ourClock(s, o span) (int64, int64, bool) {
+	return s.Since, s.Until, s.UUID == o.UUID && s.Ours == o.Ours && s.Ours != ""
+}
+
+// stretch is a time on one clock.
+type stretch struct{ from, to, billed int64 }
+
+// around is where the spans of one device lie on the clock that fresh lies on.
+func around(spans []span, fresh span, on clock) (all []stretch) {
+	for _, s := range spans {
+		if from, to, ok := on(s, fresh); ok {
+			all = append(all, stretch{from, to, s.Billed})
+		}
+	}
+	return all
+}
+
+// crowded finds a time on a clock, no later than begin and no earlier than end,
+// in which more was billed than there was with slack: then some of it was billed
+// twice, whatever the order in which records came and however much of their time
+// was not billed.
+func crowded(all []stretch, begin, end int64, slack func(length int64) int64) (time stretch, found bool) {
+	slices.SortFunc(all, func(a, b stretch) int { return cmp.Compare(a.to, b.to) })
+	for _, first := range all {
+		if first.from > begin {
+			continue
+		}
+		var billed int64
+		for _, s := range all {
+			if s.from < first.from {
+				continue
+			}
+			billed += s.billed
+			if length := s.to - first.from; s.to >= end && billed > length+slack(length) {
+				return stretch{first.from, s.to, billed}, true
+			}
+		}
+	}
+	return stretch{}, false
+}
+
+func exactly(int64) int64 { return 0 }
+
 // letDevices is the GPU time of each payee that this renter was billed for, over
-// all its rentals.
+// all its rentals and its channels with x402 servers.
 type letDevices struct {
 	mu    sync.Mutex
 	spans map[common.Address]map[common.Hash][]span // by payee and channel
@@ -77,28 +220,58 @@ func (d *letDevices) keep(payee common.Address, id common.Hash, spans []span) {
 	d.spans[payee][id] = spans
 }
 
-// twice refuses spans of a channel of which another one was billed a part.
-func (d *letDevices) twice(payee common.Address, id common.Hash, spans []span) error {
+// twice refuses spans of a channel if a GPU is billed in them for time that is
+// billed already: on the clock of its host exactly, and on ours, which no boot id
+// changes, but for the tolerance.
+func (d *letDevices) twice(payee common.Address, id common.Hash, spans []span, tolerance time.Duration) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	all, known := slices.Clone(spans), d.spans[payee][id]
 	for other, theirs := range d.spans[payee] {
-		if other == id {
+		if other != id {
+			all = append(all, theirs...)
+		}
+	}
+	for _, fresh := range spans {
+		if slices.Contains(known, fresh) {
 			continue
 		}
-		for _, o := range theirs {
-			if i := slices.IndexFunc(spans, o.overlaps); i >= 0 {
-				return fmt.Errorf("%w: %s from %d to %d, also in channel %s", ErrLetTwice, o.UUID, max(o.From, spans[i].From), min(o.To, spans[i].To), other)
-			}
+		if s, found := crowded(around(all, fresh, hostClock), fresh.From, fresh.To, exactly); found {
+			return fmt.Errorf("%w: %s for %d ns between %d and %d of boot %q, in channel %s and %s", ErrLetTwice, fresh.UUID, s.billed, s.from, s.to, fresh.BootID, id, d.other(payee, id, fresh))
+		}
+		slack := func(length int64) int64 { return int64(tolerance) + length/slew }
+		if s, found := crowded(around(all, fresh, ourClock), fresh.Since, fresh.Until, slack); found {
+			return fmt.Errorf("%w: %s for %s in %s of our time, in channel %s and %s", ErrLetTwice, fresh.UUID, time.Duration(s.billed), time.Duration(s.to-s.from), id, d.other(payee, id, fresh))
 		}
 	}
 	return nil
 }
 
-// recall takes up what is on disk.
+// other names a channel that was billed for the same device last.
+func (d *letDevices) other(payee common.Address, id common.Hash, fresh span) string {
+	name, newest := "itself", int64(0)
+	for other, theirs := range d.spans[payee] {
+		for _, s := range theirs {
+			if other != id && s.UUID == fresh.UUID && (name == "itself" || s.Until > newest) {
+				name, newest = other.String(), s.Until
+			}
+		}
+	}
+	return name
+}
+
+// recall takes up what is on disk, of rentals and of x402.
 func (d *letDevices) recall(ctx context.Context, s rentalStore) error {
 	rows, err := s.list(ctx, `ORDER BY updated_at`)
+	if err != nil {
+		return err
+	}
 	for _, row := range rows {
 		d.keep(row.Terms.Payee, row.Terms.ID(), row.Spans)
+	}
+	all, err := slates{s}.list(ctx)
+	for _, s := range all {
+		d.keep(s.Payee, s.ID, s.Spans)
 	}
 	return err
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
@@ -39,7 +38,8 @@ func (t *X402Rental) check(ctx context.Context, b *buying, document []byte) (X40
 	if err := b.follow(lease, *rec); err != nil {
 		return X402Tick{}, nil, err
 	}
-	if err := b.once(ctx, lease, *rec); err != nil {
+	spans, err := b.once(lease, *rec)
+	if err != nil {
 		return X402Tick{}, nil, err
 	}
 	var owed uint256.Int
@@ -49,7 +49,7 @@ func (t *X402Rental) check(ctx context.Context, b *buying, document []byte) (X40
 	if owed != b.charge || said.Charged.Int != b.charge {
 		return X402Tick{}, nil, caught("%w: charged %s, its record adds %s", ErrOvercharged, b.charge.Dec(), owed.Dec())
 	}
-	b.slate.Ticking = lease
+	b.slate.Ticking, b.slate.Spans = lease, spans
 	return X402Tick{
 		Channel: b.id, Lease: said.LeaseID, Devices: lease.Devices, Access: said.Access, State: printable(said.State), Charged: b.charge, Record: *rec,
 	}, rec, nil
@@ -59,7 +59,6 @@ func (t *X402Rental) check(ctx context.Context, b *buying, document []byte) (X40
 func (t *X402Rental) lease(ctx context.Context, b *buying, said x402Tick) (*ticking, error) {
 	if l := b.slate.Ticking; l != nil && l.Lease == said.LeaseID {
 		kept := *l
-		kept.Spans = slices.Clone(l.Spans)
 		return &kept, nil
 	}
 	if said.OfferHash != t.offer.Hash {
@@ -88,6 +87,7 @@ func (t *X402Rental) lease(ctx context.Context, b *buying, said x402Tick) (*tick
 	}
 	return &ticking{
 		Lent:  b.slate.Ticking.ahead(p),
+		Began: start, BeganBoot: p.Boot,
 		Lease: said.LeaseID, Offer: t.offer.Document, Devices: said.Devices, OwedBefore: said.Record.OwedBefore,
 		Checker: metering.CheckerState{BootID: p.Boot, Start: start, Owed: said.Record.OwedBefore},
 	}, nil
@@ -186,7 +186,9 @@ func bridge(s metering.CheckerState, rec metering.SignedRecord) (metering.Checke
 			if from.Total < before.Total {
 				return s, fmt.Errorf("lease %s, record %d: %w: %s shows time from %d ns, an earlier record went to %d", rec.LeaseID, rec.Sequence, metering.ErrBackwards, from.UUID, from.Total, before.Total)
 			}
-			from.BootID, from.Mono = before.BootID, before.Mono
+			if from.BootID, from.Mono = before.BootID, before.Mono; d.Device.BootID != before.BootID {
+				from.BootID = "" // its end is in a record that was not shown
+			}
 		}
 		s.Devices = append(s.Devices, from)
 	}

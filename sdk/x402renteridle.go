@@ -1,8 +1,6 @@
 package sdk
 
 import (
-	"context"
-	"slices"
 	"time"
 
 	"github.com/holiman/uint256"
@@ -94,51 +92,22 @@ func covered(signed, owed uint256.Int, price metering.Price, gpus int) time.Dura
 	return time.Duration(open.Uint64())
 }
 
-// deviceSpan is the time on a device's own clock that a lease was billed for it.
-type deviceSpan struct {
-	UUID   string `json:"uuid"`
-	BootID string `json:"bootId"`
-	From   int64  `json:"from,string"`
-	To     int64  `json:"to,string"`
+// hearing is when a tick's record came. What the renter forfeits moves the
+// checker's start, and not when the lease can have begun.
+func (b *buying) hearing(l *ticking) hearing {
+	clock := b.x.r.config.Clock
+	if l.BeganBoot == "" || l.BeganBoot != clock.BootID() {
+		return hearing{}
+	}
+	return hearing{boot: l.BeganBoot, began: l.Began.Boot, now: clock.Now().Boot}
 }
 
-// once refuses to pay for a GPU's time in two leases, and notes the time that a
-// record bills.
-func (b *buying) once(ctx context.Context, l *ticking, rec metering.SignedRecord) error {
-	all, err := b.x.slates().list(ctx)
-	if err != nil {
-		return err
+// once refuses to pay for a GPU's time twice, in whatever leases, and returns
+// what the channel is billed for with a record.
+func (b *buying) once(l *ticking, rec metering.SignedRecord) ([]span, error) {
+	spans := spansWith(b.slate.Spans, realOnly(rec), b.hearing(l))
+	if err := b.x.r.let.twice(b.terms.Payee, b.id, spans, b.x.r.config.Tolerance); err != nil {
+		return nil, &lie{err}
 	}
-	for _, d := range rec.Evidence.Devices {
-		if d.Nanos.Allocated == 0 {
-			continue
-		}
-		span := l.note(deviceSpan{UUID: d.Device.UUID, BootID: d.Device.BootID, From: d.From.Mono, To: d.To.Mono})
-		for _, s := range all {
-			if other := s.Ticking; other != nil && other.Lease != l.Lease && other.bills(span) {
-				return caught("%w: %s is let for the same time in lease %s on channel %s", metering.ErrDevices, span.UUID, other.Lease, s.ID)
-			}
-		}
-	}
-	return nil
-}
-
-func (l *ticking) bills(span deviceSpan) bool {
-	return slices.ContainsFunc(l.Spans, func(s deviceSpan) bool {
-		return s.UUID == span.UUID && s.BootID == span.BootID && s.From < span.To && span.From < s.To
-	})
-}
-
-// note adds a span to what the lease has of the device, and returns all of that: a
-// lease keeps its GPUs from its first record to its last, also while it is
-// suspended.
-func (l *ticking) note(span deviceSpan) deviceSpan {
-	for i, s := range l.Spans {
-		if s.UUID == span.UUID && s.BootID == span.BootID {
-			l.Spans[i].To = max(s.To, span.To)
-			return l.Spans[i]
-		}
-	}
-	l.Spans = append(l.Spans, span)
-	return span
+	return spans, nil
 }

@@ -231,14 +231,37 @@ func (generous) Suspend(context.Context, Allocation) error { return nil }
 func (generous) Resume(context.Context, Allocation) error  { return nil }
 func (generous) Release(context.Context, Allocation) error { return nil }
 
-// TestX402OneGPUIsPaidOnce: a GPU that is let to one renter twice for the same time is paid once.
-func TestX402OneGPUIsPaidOnce(t *testing.T) {
-	source := sim.New(2, sim.Options{})
+// earnest says of simulated GPUs that they are real.
+type earnest struct{ metering.Source }
+
+func (e earnest) Devices(ctx context.Context) ([]metering.Device, error) {
+	devices, err := e.Source.Devices(ctx)
+	for i := range devices {
+		devices[i].Simulated = false
+	}
+	return devices, err
+}
+
+func (e earnest) Read(ctx context.Context, uuid string) (metering.Reading, error) {
+	r, err := e.Source.Read(ctx, uuid)
+	r.Simulated = false
+	return r, err
+}
+
+// overbooked is a tenant of a provider that lets one GPU as often as it is asked.
+func overbooked(t *testing.T) *tenant {
+	t.Helper()
+	source := earnest{sim.New(2, sim.Options{})}
 	devices, err := source.Devices(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := newTenant(t, newPayRig(t, func(c *ProviderConfig) { c.Source, c.Allocator = source, generous{devices[0].UUID} }))
+	return newTenant(t, newPayRig(t, func(c *ProviderConfig) { c.Source, c.Allocator = source, generous{devices[0].UUID} }))
+}
+
+// TestX402OneGPUIsPaidOnce: a GPU that is let to one renter twice for the same time is paid once.
+func TestX402OneGPUIsPaidOnce(t *testing.T) {
+	n := overbooked(t)
 	second, err := n.x.r.X402(t.Context(), X402Options{MaxPrice: Unlimited, Salt: common.Hash{1}})
 	if err != nil {
 		t.Fatal(err)
@@ -247,13 +270,21 @@ func TestX402OneGPUIsPaidOnce(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n.tick()
-	_, err = other.Tick(t.Context())
-	if err == nil { // it began behind the first's record
-		_, err = n.rental.Tick(t.Context())
+	errs := make(chan error, 2)
+	for _, r := range []*X402Rental{n.rental, other} {
+		go func() {
+			var err error
+			for range 20 {
+				if _, err = r.Tick(t.Context()); err != nil {
+					break
+				}
+			}
+			errs <- err
+		}()
 	}
+	err = errors.Join(<-errs, <-errs)
 	var d *Dispute
-	if !errors.As(err, &d) || !errors.Is(err, metering.ErrDevices) {
+	if !errors.As(err, &d) || !errors.Is(err, ErrLetTwice) {
 		t.Errorf("paid twice: %v", err)
 	}
 }
@@ -276,5 +307,40 @@ func TestX402SinceTheNewestRecord(t *testing.T) {
 		if got := l.since(&pendingTick{Asked: c.asked, Boot: c.boot}); got != c.want {
 			t.Errorf("boot %q, asked at %+v: %d, want %d", c.boot, c.asked, got, c.want)
 		}
+	}
+}
+
+// TestOneGPUInASessionAndOverX402: a GPU that is let in a session and over x402 at once is paid once, also where the session
+// is only on disk.
+func TestOneGPUInASessionAndOverX402(t *testing.T) {
+	n := overbooked(t)
+	n.tick()
+	session, err := n.x.r.Rent(t.Context(), n.server.URL, RentOptions{Deposit: "0.02"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := background(ctx, session)
+	for range 3 { // refused, or paid before the session's records of that time came: then those are refused
+		if _, err = n.rental.Tick(t.Context()); err != nil {
+			break
+		}
+	}
+	cancel()
+	err = errors.Join(err, <-done)
+	var d *Dispute
+	if !errors.As(err, &d) || !errors.Is(err, ErrLetTwice) {
+		t.Errorf("one GPU in a session and over x402: %v", err)
+	}
+	n.open()
+	rows, listErr := n.x.r.store.list(t.Context(), ``)
+	if listErr != nil || len(rows) != 1 || len(rows[0].Spans) == 0 {
+		t.Fatalf("%d rentals, %v", len(rows), listErr)
+	}
+	if err := n.x.r.let.twice(rows[0].Terms.Payee, common.Hash{1}, rows[0].Spans, 0); !errors.Is(err, ErrLetTwice) {
+		t.Errorf("what a session was billed for is forgotten: %v", err)
+	}
+	if err := n.x.r.let.twice(rows[0].Terms.Payee, common.Hash{1}, n.slate().Spans, 0); !errors.Is(err, ErrLetTwice) {
+		t.Errorf("what ticks were billed for is forgotten: %v", err)
 	}
 }

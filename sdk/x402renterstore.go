@@ -36,6 +36,7 @@ type slate struct {
 	Dispute string       `json:"dispute,omitempty"` // what the server was caught at: nothing more is paid
 	Tick    *pendingTick `json:"tick,omitempty"`    // asked for, and its record was not yet seen
 	Ticking *ticking     `json:"ticking,omitempty"` // the lease that is paid tick by tick
+	Spans   []span       `json:"spans,omitempty"`   // billed of each device, in all leases of the channel
 
 	version int64 // of the row that was read; zero: there was none
 }

@@ -64,7 +64,8 @@ type ticking struct {
 	Devices    []string              `json:"devices"`
 	OwedBefore uint256.Int           `json:"owedBefore"`
 	Checker    metering.CheckerState `json:"checker"`
-	Spans      []deviceSpan          `json:"spans,omitempty"` // from its first record to its last
+	Began      metering.Instant      `json:"began,omitzero"` // no earlier, on our clocks
+	BeganBoot  string                `json:"beganBoot,omitempty"`
 
 	// Lent is by how many ns the leases before ran ahead of our clock: so much of
 	// the channel's tolerance is used.
@@ -249,7 +250,11 @@ func (t *X402Rental) answered(ctx context.Context, b *buying, resp *http.Respons
 		return X402Tick{}, err
 	}
 	b.slate.Tick, b.slate.Found = nil, false
-	return tick, b.x.slates().accept(ctx, &b.slate, rec)
+	if err := b.x.slates().accept(ctx, &b.slate, rec); err != nil {
+		return tick, err
+	}
+	b.x.r.let.keep(b.terms.Payee, b.id, b.slate.Spans)
+	return tick, nil
 }
 
 // failed is a tick that was answered by an error. One with a receipt is the

@@ -4,6 +4,7 @@
 //	verify bundle.json                        everything that can be checked offline
 //	verify --rpc URL bundle.json              the amounts on the chain as well
 //	verify payer.json payee.json              and whether both say the same
+//	verify one.json two.json                  of two channels: and whether a GPU was billed in both at once
 //	verify equivocation.json                  a proof that it did not
 //	verify export --db FILE --channel ID      write the bundle of a channel, or of a lease's
 //
@@ -58,6 +59,9 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		if err := v.file(ctx, path); err != nil {
 			return fmt.Errorf("%s: %w", path, err)
 		}
+	}
+	for _, c := range sdk.VerifyTogether(v.bundles) {
+		v.line(c)
 	}
 	if err := v.equivocations(*proofs); err != nil {
 		return err
@@ -124,6 +128,9 @@ func (v *verification) equivocations(path string) error {
 	for i, b := range v.bundles {
 		found = append(found, b.Equivocations()...)
 		for _, other := range v.bundles[:i] {
+			if other.Channel != b.Channel { // VerifyTogether holds those against each other
+				continue
+			}
 			both := sdk.CompareBundles(other, b)
 			found = append(found, both.Equivocations...)
 			for _, c := range both.Checks {

@@ -1,0 +1,148 @@
+package sdk
+
+import (
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+
+	"github.com/gpupay/gpupay/metering"
+)
+
+// VerifyTogether checks what no bundle shows alone: that no GPU of a payee was
+// billed twice for one time, in whichever of its channels. Verify each bundle
+// first. Of several bundles of one channel the one that bills more counts:
+// CompareBundles holds them against each other.
+func VerifyTogether(bundles []*Bundle) []Check {
+	byPayee := make(map[common.Address]map[common.Hash][]leaseSpan)
+	var payees []common.Address
+	for _, b := range bundles {
+		payee := common.Address(b.Terms.Payee)
+		if byPayee[payee] == nil {
+			byPayee[payee] = make(map[common.Hash][]leaseSpan)
+			payees = append(payees, payee)
+		}
+		if spans := b.spans(realOnly); billedIn(spans) >= billedIn(byPayee[payee][b.Channel]) {
+			byPayee[payee][b.Channel] = spans
+		}
+	}
+	var checks []Check
+	for _, payee := range payees {
+		channels := byPayee[payee]
+		if len(channels) < 2 {
+			continue
+		}
+		var all []leaseSpan
+		for _, spans := range channels {
+			all = append(all, spans...)
+		}
+		checks = append(checks, Check{"together: one GPU is billed once", fmt.Sprintf("%d channels of payee %s", len(channels), payee), billedTwice(all)})
+	}
+	return checks
+}
+
+// leaseSpan is what a lease bills. Ours is the payee's wall clock.
+type leaseSpan struct {
+	span
+	lease common.Hash
+}
+
+// spans is what a bundle's records bill, on the clocks that its payee names.
+func (b *Bundle) spans(of func(metering.SignedRecord) metering.SignedRecord) (all []leaseSpan) {
+	for i := range b.Leases {
+		var spans []span
+		for _, rec := range b.Leases[i].Records {
+			for _, d := range of(rec).Evidence.Devices {
+				d.Total = d.Nanos.Allocated // nothing was billed before its beginning
+				one := metering.SignedRecord{Evidence: metering.Evidence{Devices: []metering.DeviceEvidence{d}}}
+				spans = spansWith(spans, one, hearing{boot: "the payee's", began: d.From.Wall, now: d.To.Wall})
+			}
+		}
+		for _, s := range spans {
+			all = append(all, leaseSpan{s, b.Leases[i].ID})
+		}
+	}
+	return all
+}
+
+func billedIn(spans []leaseSpan) (sum int64) {
+	for _, s := range spans {
+		sum += s.Billed
+	}
+	return sum
+}
+
+// bootOverlap is by how much a wall clock may be set back at a reboot.
+const bootOverlap = time.Minute
+
+// billedTwice finds GPUs that are billed for more than the time that there was on
+// their hosts' clocks, and boots of one host that ran at once: it has one at a
+// time.
+func billedTwice(spans []leaseSpan) error {
+	type boot struct{ uuid, id string }
+	boots := make(map[boot][]leaseSpan)
+	var order []boot
+	for _, s := range spans {
+		b := boot{s.UUID, s.BootID}
+		if boots[b] == nil {
+			order = append(order, b)
+		}
+		boots[b] = append(boots[b], s)
+	}
+	var failed findings
+	for i, b := range order {
+		if s, found := tooMuch(boots[b]); found {
+			failed.add(fmt.Errorf("%w: %w: %s for %d ns between %d and %d of boot %q, in %s",
+				ErrBundle, ErrLetTwice, b.uuid, s.billed, s.from, s.to, b.id, leasesOf(boots[b], func(o leaseSpan) bool { return o.From < s.to && s.from < o.To })))
+		}
+		for _, other := range order[:i] {
+			if other.uuid != b.uuid {
+				continue
+			}
+			one, two := wallTime(boots[b]), wallTime(boots[other])
+			if both := min(one.to, two.to) - max(one.from, two.from); both > int64(bootOverlap) {
+				failed.add(fmt.Errorf("%w: %w: by the payee's wall clock %s ran for %s in boots %q and %q at once, or that clock was set back, in %s",
+					ErrBundle, ErrLetTwice, b.uuid, time.Duration(both), other.id, b.id, leasesOf(slices.Concat(boots[other], boots[b]), func(leaseSpan) bool { return true })))
+			}
+		}
+	}
+	return failed.err()
+}
+
+// tooMuch looks at the spans of one boot of a device. A boot without a name is no
+// one boot.
+func tooMuch(spans []leaseSpan) (stretch, bool) {
+	if spans[0].BootID == "" {
+		return stretch{}, false
+	}
+	all := make([]stretch, len(spans))
+	for i, s := range spans {
+		all[i] = stretch{s.From, s.To, s.Billed}
+	}
+	return crowded(all, math.MaxInt64, math.MinInt64, exactly)
+}
+
+func wallTime(spans []leaseSpan) stretch {
+	s := stretch{from: math.MaxInt64, to: math.MinInt64}
+	for _, o := range spans {
+		s.from, s.to = min(s.from, o.Since), max(s.to, o.Until)
+	}
+	return s
+}
+
+// leasesOf names the leases of spans.
+func leasesOf(spans []leaseSpan, which func(leaseSpan) bool) string {
+	var names []string
+	for _, s := range spans {
+		if name := "lease " + s.lease.Hex(); which(s) && !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	if len(names) > maxFindings {
+		names = append(names[:maxFindings], "others")
+	}
+	return strings.Join(names, ", ")
+}

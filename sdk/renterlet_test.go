@@ -1,0 +1,238 @@
+package sdk
+
+import (
+	"cmp"
+	"errors"
+	"math/rand/v2"
+	"slices"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+
+	"github.com/gpupay/gpupay/metering"
+)
+
+const second = int64(time.Second)
+
+// letHost is a host with one GPU that runs at its own speed and is rebooted now and then.
+type letHost struct {
+	boots []int64 // true time at which each began
+	fast  int64   // parts in ten thousand
+	named bool    // whether its system names its boots
+}
+
+func (h letHost) boot(at int64) int {
+	n, _ := slices.BinarySearch(h.boots, at+1)
+	return n - 1
+}
+
+func (h letHost) mono(at int64) int64 {
+	since := at - h.boots[h.boot(at)]
+	return since + since*h.fast/10_000
+}
+
+func (h letHost) name(at int64) string {
+	if !h.named {
+		return ""
+	}
+	return "boot-" + strconv.Itoa(h.boot(at))
+}
+
+// letRecord is one record on its way to the renter, on a clock that runs true.
+type letRecord struct {
+	channel byte
+	began   int64 // the lease was asked for
+	at      int64 // it arrives
+	metering.DeviceEvidence
+}
+
+// record is of the time from one true moment to another, over a reboot or not. total is billed before it.
+func (h letHost) record(from, to, billed, total int64) metering.DeviceEvidence {
+	d := metering.DeviceEvidence{Device: metering.Device{UUID: "GPU-1", BootID: h.name(to)}, From: metering.Instant{Mono: h.mono(from)}, To: metering.Instant{Mono: h.mono(to)}}
+	if h.boot(from) != h.boot(to) { // the first reading after it is the beginning
+		first := h.mono(max(from, h.boots[h.boot(to)]))
+		d.Gaps = []metering.Hole{{From: d.From.Mono, Reason: metering.ReasonReboot, To: first}}
+		d.From.Mono = first
+	}
+	d.Nanos.Allocated = min(billed, d.To.Mono-d.From.Mono)
+	d.Total = total + d.Nanos.Allocated
+	return d
+}
+
+// letLease is what a lease bills that is asked for at began and ends at end. Its records come promptly or late, in order.
+func (h letHost) lease(random *rand.Rand, channel byte, began, end int64, lazy bool) (records []letRecord) {
+	var total, heard int64
+	late := func() int64 {
+		if lazy && random.IntN(10) == 0 {
+			return random.Int64N(600 * second)
+		}
+		return random.Int64N(second / 100)
+	}
+	for at := began + late()%second; at < end; {
+		to := min(end, at+second/2+random.Int64N(second))
+		billed := to - at + (to-at)*h.fast/10_000
+		if lazy {
+			billed = []int64{0, billed, billed, billed, random.Int64N(billed + 1)}[random.IntN(5)]
+		}
+		d := h.record(at, to, billed, total)
+		total, heard = d.Total, max(heard, to+late())
+		records = append(records, letRecord{channel, began, heard, d})
+		at = to
+	}
+	return records
+}
+
+// billed gives a ledger all records in the order in which they arrive, and returns what it says to the first that it refuses.
+func billed(records []letRecord) error {
+	slices.SortStableFunc(records, func(a, b letRecord) int { return cmp.Compare(a.at, b.at) })
+	var let letDevices
+	spans := make(map[common.Hash][]span)
+	for _, r := range records {
+		id := common.Hash{r.channel}
+		rec := metering.SignedRecord{Evidence: metering.Evidence{Devices: []metering.DeviceEvidence{r.DeviceEvidence}}}
+		spans[id] = spansWith(spans[id], rec, hearing{boot: "ours", began: r.began, now: r.at})
+		if err := let.twice(common.Address{1}, id, spans[id], 2*time.Second); err != nil {
+			return err
+		}
+		let.keep(common.Address{1}, id, spans[id])
+	}
+	return nil
+}
+
+func newLetHost(random *rand.Rand, until int64) letHost {
+	h := letHost{boots: []int64{-random.Int64N(1000 * second)}, fast: random.Int64N(9) - 4, named: random.IntN(4) > 0}
+	for at := h.boots[0]; at < until; {
+		at += 20*second + random.Int64N(300*second)
+		h.boots = append(h.boots, at)
+	}
+	return h
+}
+
+// TestHonestSpansNeverOverlap: one GPU goes from lease to lease, in sessions and over x402, each of them suspended now and
+// then, over reboots, and however late the records come: nothing is taken to be billed twice.
+func TestHonestSpansNeverOverlap(t *testing.T) {
+	for seed := range uint64(60) {
+		random := rand.New(rand.NewPCG(seed, 1))
+		host := newLetHost(random, 1000*second)
+		var records []letRecord
+		var heard [4]int64 // a channel has one lease after the other
+		for at := int64(0); at < 600*second; {
+			end := at + random.Int64N(120*second)
+			channel := byte(random.IntN(4))
+			lease := host.lease(random, channel, at, end, true)
+			for i := range lease {
+				lease[i].at = max(lease[i].at, heard[channel])
+				heard[channel] = lease[i].at
+			}
+			records = append(records, lease...)
+			at = end + random.Int64N(10)
+		}
+		if err := billed(records); err != nil {
+			t.Fatalf("seed %d: %v", seed, err)
+		}
+	}
+}
+
+// TestBilledTwiceIsFound: a GPU that is billed in two leases at once is found out, in whichever channels they are, and
+// whatever the boots are called; so is a lease whose host's clock is set back.
+func TestBilledTwiceIsFound(t *testing.T) {
+	for seed := range uint64(200) {
+		random := rand.New(rand.NewPCG(seed, 2))
+		host := newLetHost(random, 1000*second)
+		began := random.Int64N(100 * second)
+		records := host.lease(random, 1, began, began+30*second, false)
+		other := host
+		other.boots = slices.Clone(host.boots)
+		mode := random.IntN(3)
+		switch mode {
+		case 0: // the same clock
+		case 1: // as if in another boot at each time
+			for i := range other.boots {
+				other.boots[i] -= random.Int64N(10_000 * second)
+			}
+			slices.Sort(other.boots)
+			other.boots = append([]int64{other.boots[0] - 500*second}, other.boots...)
+		case 2:
+			other.named = !host.named
+		}
+		again := began + random.Int64N(20*second)
+		records = append(records, other.lease(random, byte(1+random.IntN(2)), again, again+8*second, random.IntN(2) == 0 && mode == 0 && host.named)...)
+		if err := billed(records); err != nil && !errors.Is(err, ErrLetTwice) || err == nil && doubly(records) > 3*second {
+			t.Errorf("seed %d: %v, with %s billed twice", seed, err, time.Duration(doubly(records)))
+		}
+	}
+}
+
+// doubly is what the second of two leases bills.
+func doubly(records []letRecord) (sum int64) {
+	first := records[0].began
+	for _, r := range records {
+		if r.began != first {
+			sum += r.Nanos.Allocated
+		}
+	}
+	return sum
+}
+
+// TestClockSetBackInALease: what a lease bills on a clock that was set back, under whatever name, is not billed again.
+func TestClockSetBackInALease(t *testing.T) {
+	device := func(boot string, from, to int64, gaps ...metering.Hole) metering.DeviceEvidence {
+		return metering.DeviceEvidence{
+			Device: metering.Device{UUID: "GPU-1", BootID: boot}, From: metering.Instant{Mono: from * second}, To: metering.Instant{Mono: to * second},
+			Nanos: metering.Nanos{Allocated: (to - from) * second}, Gaps: gaps,
+		}
+	}
+	reboot := func(from, to int64) metering.Hole {
+		return metering.Hole{From: from * second, Reason: metering.ReasonReboot, To: to * second}
+	}
+	for _, row := range []struct {
+		name    string
+		records []metering.DeviceEvidence
+		twice   bool
+	}{
+		{"goes on", []metering.DeviceEvidence{device("a", 0, 10), device("a", 10, 20)}, false},
+		{"is rebooted", []metering.DeviceEvidence{device("a", 0, 10), device("b", 3, 9, reboot(10, 3))}, false},
+		{"is set back", []metering.DeviceEvidence{device("a", 0, 10), device("a", 5, 15)}, true},
+		{"is set back behind a reboot", []metering.DeviceEvidence{device("a", 0, 10), device("a", 3, 9, reboot(10, 3))}, true},
+		{"comes back to a boot that is over", []metering.DeviceEvidence{device("a", 0, 10), device("b", 0, 5, reboot(10, 0)), device("a", 2, 9, reboot(5, 2))}, true},
+		{"runs on before it is rebooted", []metering.DeviceEvidence{device("a", 0, 10), {
+			Device: metering.Device{UUID: "GPU-1", BootID: "b"}, From: metering.Instant{Mono: 5 * second}, To: metering.Instant{Mono: 2 * second},
+			Nanos: metering.Nanos{Allocated: 10 * second}, Gaps: []metering.Hole{reboot(14, 1)},
+		}}, true},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			var let letDevices
+			var spans []span
+			var err error
+			for _, d := range row.records {
+				spans = spansWith(spans, metering.SignedRecord{Evidence: metering.Evidence{Devices: []metering.DeviceEvidence{d}}}, hearing{})
+				err = errors.Join(err, let.twice(common.Address{}, common.Hash{}, spans, time.Second))
+				let.keep(common.Address{}, common.Hash{}, spans)
+			}
+			if errors.Is(err, ErrLetTwice) != row.twice {
+				t.Errorf("%v, want found: %v", err, row.twice)
+			}
+		})
+	}
+}
+
+// TestManySpansAreShortened: what is kept of a channel is bounded, and what was billed is not forgotten for it.
+func TestManySpansAreShortened(t *testing.T) {
+	var spans []span
+	for i := range int64(5 * maxSpans) { // half of each second is billed: none follows another
+		d := metering.DeviceEvidence{
+			Device: metering.Device{UUID: "GPU-1", BootID: "a"}, From: metering.Instant{Mono: i * second}, To: metering.Instant{Mono: (i + 1) * second},
+			Nanos: metering.Nanos{Allocated: second / 2},
+		}
+		spans = spansWith(spans, metering.SignedRecord{Evidence: metering.Evidence{Devices: []metering.DeviceEvidence{d}}}, hearing{})
+	}
+	var sum int64
+	for _, s := range spans {
+		sum += s.Billed
+	}
+	if len(spans) > maxSpans || sum != 5*maxSpans*second/2 {
+		t.Errorf("%d spans of %s", len(spans), time.Duration(sum))
+	}
+}
