@@ -248,8 +248,15 @@ func exportPayer(ctx context.Context, db *store.DB, txs *chain.Store, id common.
 		return nil, err
 	}
 	kept, err := rentals.evidence(ctx, id)
+	if err != nil {
+		return nil, err
+	}
 	for _, e := range kept {
 		b.Evidence = append(b.Evidence, BundleEvidence{Reason: e.Reason, At: e.At.UTC(), Document: redactExport(string(e.Document), row.Secret, string(row.Access))})
+	}
+	proofs, err := rentals.proofs(ctx, id)
+	for _, p := range proofs { // nothing is cut out of one: what a provider calls its secret may be a part of it, and no more
+		b.Evidence = append(b.Evidence, BundleEvidence{Reason: EquivocationKind, At: time.UnixMilli(p.At).UTC(), Document: p.Document})
 	}
 	return b, err
 }

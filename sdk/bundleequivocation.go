@@ -1,7 +1,6 @@
 package sdk
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -81,35 +80,41 @@ func (p *EquivocationProof) Verify() (payee common.Address, err error) {
 	return common.Address(offer.Payee), nil
 }
 
-// Equivocations returns the proofs that a provider contradicted itself on a
-// channel. A renter that meets a second record of one number keeps both.
-func (r *Renter) Equivocations(ctx context.Context, channelID common.Hash) ([]*EquivocationProof, error) {
-	b, err := r.Export(ctx, channelID)
-	if err != nil {
-		return nil, err
-	}
-	return b.Equivocations(), nil
-}
-
 // Equivocations returns the proofs that lie in a payer's evidence.
 func (b *Bundle) Equivocations() []*EquivocationProof {
 	var proofs []*EquivocationProof
-	leases := make(map[common.Hash]*BundleLease, len(b.Leases))
-	for i := range b.Leases {
-		leases[b.Leases[i].ID] = &b.Leases[i]
-	}
+	seen := make(map[[2]common.Hash]bool)
 	for _, e := range b.Evidence {
-		var pair struct{ Accepted, Refused *metering.SignedRecord }
-		if json.Unmarshal([]byte(e.Document), &pair) != nil || pair.Accepted == nil || pair.Refused == nil {
+		p := b.proofIn(e.Document)
+		if p == nil {
 			continue // something else was refused
 		}
-		l := leases[pair.Accepted.LeaseID]
-		if l == nil {
-			continue
-		}
-		if p, err := NewEquivocationProof(l.Offer, *pair.Accepted, *pair.Refused); err == nil {
+		domain := metering.Domain(b.Terms.ChainID, common.Address(b.Terms.Escrow))
+		pair := [2]common.Hash{p.Records[0].Digest(domain), p.Records[1].Digest(domain)}
+		if !seen[pair] {
+			seen[pair] = true
 			proofs = append(proofs, p)
 		}
 	}
 	return proofs
+}
+
+// proofIn is the proof that a piece of evidence is or makes, or nil.
+func (b *Bundle) proofIn(document string) *EquivocationProof {
+	if p, err := ParseEquivocationProof([]byte(document)); err == nil {
+		return p
+	}
+	var pair struct{ Accepted, Refused *metering.SignedRecord }
+	if json.Unmarshal([]byte(document), &pair) != nil || pair.Accepted == nil || pair.Refused == nil {
+		return nil
+	}
+	l := b.lease(pair.Accepted.LeaseID)
+	if l == nil {
+		return nil
+	}
+	p, err := NewEquivocationProof(l.Offer, *pair.Accepted, *pair.Refused)
+	if err != nil {
+		return nil
+	}
+	return p
 }

@@ -125,10 +125,11 @@ func (l *Rental) gone(ctx context.Context, cause error) (bool, error) {
 // time, so it is no dispute; that it happened is kept.
 func (l *Rental) silent(ctx context.Context, cause error) error {
 	err := fmt.Errorf("channel %s: %w: no usage record for %s", l.id, ErrSilent, l.r.config.Patience)
+	// Without the cause, which the provider words: silences are one piece of evidence, however many there are.
+	kept := l.r.store.keep(ctx, Evidence{Channel: l.id, URL: l.row.URL, Reason: err.Error(), At: l.r.config.Now()})
 	if cause != nil {
 		err = fmt.Errorf("%w (%w)", err, cause)
 	}
-	kept := l.r.store.keep(ctx, Evidence{Channel: l.id, URL: l.row.URL, Reason: err.Error(), At: l.r.config.Now()})
 	return errors.Join(err, kept)
 }
 
@@ -269,7 +270,7 @@ func (l *Rental) check(ctx context.Context, document []byte) error {
 	row.Checker = &state
 	row.Spans = spansWith(row.Spans, realOnly(rec), hearing{boot: state.BootID, began: state.Start.Boot, now: state.Start.Boot + state.Elapsed})
 	if err := errors.Join(l.tooDense(rec), l.r.let.twice(l.terms.Payee, l.id, row.Spans, l.r.config.Tolerance)); err != nil {
-		return errors.Join(l.dispute(ctx, err, document), l.forget())
+		return errors.Join(l.dispute(ctx, err, evident(rec, document)), l.forget())
 	}
 	// A Close that interrupts must not lose a record that was checked.
 	if err := l.r.store.accept(context.WithoutCancel(ctx), row, rec); err != nil {
@@ -335,7 +336,7 @@ func (l *Rental) contradicted(ctx context.Context, rec metering.SignedRecord, do
 		return err
 	}
 	if earlier == nil {
-		return l.dispute(ctx, cause, document)
+		return l.dispute(ctx, cause, evident(rec, document))
 	}
 	var kept metering.SignedRecord
 	if err := json.Unmarshal(earlier, &kept); err != nil {
@@ -349,11 +350,12 @@ func (l *Rental) contradicted(ctx context.Context, rec metering.SignedRecord, do
 	if errors.Is(cause, metering.ErrSequence) { // signed, and not what was signed before
 		cause = fmt.Errorf("lease %s, record %d: %w: there are two of this number", rec.LeaseID, rec.Sequence, metering.ErrForked)
 	}
-	both, err := json.Marshal(map[string]json.RawMessage{"accepted": earlier, "refused": document})
+	proven := l.r.store.prove(context.WithoutCancel(ctx), l.row.Offer, kept, rec, l.r.config.Now().UnixMilli())
+	both, err := json.Marshal(map[string]json.RawMessage{"accepted": evident(kept, earlier), "refused": evident(rec, document)})
 	if err != nil {
 		return err
 	}
-	return l.dispute(ctx, cause, both)
+	return errors.Join(l.dispute(ctx, cause, both), proven)
 }
 
 // watch is what only the clock can notice.

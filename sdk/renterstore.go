@@ -152,10 +152,14 @@ func (s rentalStore) accept(ctx context.Context, row rentalRow, rec metering.Sig
 
 // record returns the accepted record of a number, or nil.
 func (s rentalStore) record(ctx context.Context, id, lease common.Hash, sequence uint64) (json.RawMessage, error) {
+	return s.recordIn(ctx, "rental_records", id, lease, sequence)
+}
+
+func (s rentalStore) recordIn(ctx context.Context, table string, id, lease common.Hash, sequence uint64) (json.RawMessage, error) {
 	var document string
 	db := s.db.View()
 	err := db.GetContext(ctx, &document, db.Rebind(
-		`SELECT record FROM rental_records WHERE channel = ? AND lease = ? AND sequence = ?`), id.Hex(), lease.Hex(), int64(sequence))
+		`SELECT record FROM `+table+` WHERE channel = ? AND lease = ? AND sequence = ?`), id.Hex(), lease.Hex(), int64(sequence))
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, nil
 	}

@@ -174,7 +174,12 @@ func (b *buying) dispute(ctx context.Context, reason error, h http.Header, name 
 // distrust keeps what a server was caught at and pays nothing more on the channel.
 func (b *buying) distrust(ctx context.Context, reason error, document []byte) error {
 	ctx = context.WithoutCancel(ctx)
-	err := b.x.r.store.keep(ctx, Evidence{Channel: b.id, URL: b.slate.URL, Reason: reason.Error(), At: b.x.r.config.Now(), Document: document})
+	var err error
+	if rec := recordIn(document); rec != nil {
+		err = b.prove(ctx, *rec)
+		document = evident(*rec, document)
+	}
+	err = errors.Join(err, b.x.r.store.keep(ctx, Evidence{Channel: b.id, URL: b.slate.URL, Reason: reason.Error(), At: b.x.r.config.Now(), Document: document}))
 	b.slate.Dispute = reason.Error()
 	b.x.r.config.Log.Error("x402 server was caught: nothing more is paid", "channel", b.id, "reason", reason)
 	return errors.Join(&Dispute{Channel: b.id, Reason: reason}, err, b.save(ctx))

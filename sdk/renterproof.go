@@ -1,0 +1,139 @@
+package sdk
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/jmoiron/sqlx"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/metering"
+)
+
+// maxProofs bounds what is kept of one channel: the first ones, of which each
+// convinces by itself.
+const maxProofs = 8
+
+// maxRecordText is how long a refused record may be, in bytes as it came, that is
+// kept with what its hash stands for: more than that of any number of GPUs that a
+// provider lets at once.
+const maxRecordText = 256 << 10
+
+// evident is what is kept of a refused record: the record itself, which is signed
+// and has no room for anything else, and what it came with if that is not too
+// much. A provider that adds a megabyte to its lie has the lie kept.
+func evident(rec metering.SignedRecord, document []byte) []byte {
+	if len(document) <= maxRecordText {
+		return document
+	}
+	short, err := json.Marshal(bare(rec))
+	if err != nil {
+		return document
+	}
+	return short
+}
+
+// bare is a record without its evidence, whose hash it holds.
+func bare(rec metering.SignedRecord) metering.SignedRecord {
+	rec.Evidence = metering.Evidence{}
+	return rec
+}
+
+// prove keeps two records of one number, if they are two and both the payee's.
+func (s rentalStore) prove(ctx context.Context, offer json.RawMessage, accepted, refused metering.SignedRecord, at int64) error {
+	p, err := NewEquivocationProof(offer, bare(accepted), bare(refused))
+	if err != nil { // no proof: what was refused is kept as such
+		return nil
+	}
+	document, err := json.Marshal(p)
+	if err != nil {
+		return err
+	}
+	id := accepted.ChannelID.Hex()
+	return s.db.Update(ctx, func(tx *sqlx.Tx) error {
+		_, err := tx.ExecContext(ctx, tx.Rebind(`INSERT INTO rental_proofs (channel, lease, sequence, document, at)
+			SELECT ?, ?, ?, ?, ? WHERE (SELECT count(*) FROM rental_proofs WHERE channel = ?) < ? ON CONFLICT DO NOTHING`),
+			id, accepted.LeaseID.Hex(), int64(accepted.Sequence), string(document), at, id, maxProofs)
+		return err
+	})
+}
+
+// storedProof is a proof as it is on disk.
+type storedProof struct {
+	Document string `db:"document"`
+	At       int64  `db:"at"`
+}
+
+// proofs returns those of a channel, oldest first. A database that no program has
+// opened since there are any has none.
+func (s rentalStore) proofs(ctx context.Context, id common.Hash) (all []storedProof, err error) {
+	db := s.db.View()
+	var there int
+	if err := db.GetContext(ctx, &there, `SELECT count(*) FROM sqlite_master WHERE name = 'rental_proofs'`); err != nil || there == 0 {
+		return nil, err
+	}
+	err = db.SelectContext(ctx, &all, db.Rebind(`SELECT document, at FROM rental_proofs WHERE channel = ? ORDER BY at, lease, sequence`), id.Hex())
+	if err != nil {
+		return nil, fmt.Errorf("channel %s: reading its proofs: %w", id, err)
+	}
+	return all, nil
+}
+
+// Equivocations returns the proofs that a provider contradicted itself on a
+// channel, also on one with an x402 server. A renter that meets a second record of
+// one number keeps both.
+func (r *Renter) Equivocations(ctx context.Context, channelID common.Hash) ([]*EquivocationProof, error) {
+	b, err := r.Export(ctx, channelID)
+	if err == nil {
+		return b.Equivocations(), nil
+	}
+	if !errors.Is(err, channel.ErrUnknown) { // no rental: it may be of x402
+		return nil, err
+	}
+	stored, readErr := r.store.proofs(ctx, channelID)
+	if readErr != nil || len(stored) == 0 {
+		known, slateErr := slates{r.store}.load(ctx, channelID)
+		if readErr != nil || slateErr != nil || known == nil {
+			return nil, errors.Join(err, readErr, slateErr)
+		}
+		return nil, nil
+	}
+	var proofs []*EquivocationProof
+	for _, s := range stored {
+		p, err := ParseEquivocationProof([]byte(s.Document))
+		if err != nil {
+			return nil, fmt.Errorf("channel %s: a proof on disk does not hold; restore the database from its backup: %w", channelID, err)
+		}
+		proofs = append(proofs, p)
+	}
+	return proofs, nil
+}
+
+// recordIn is the usage record in a tick's answer, or nil.
+func recordIn(document []byte) *metering.SignedRecord {
+	var said x402Tick
+	if len(document) > maxAnswer || json.Unmarshal(document, &said) != nil {
+		return nil
+	}
+	return said.Record
+}
+
+// prove looks whether the channel has another record of a refused one's number,
+// and keeps both.
+func (b *buying) prove(ctx context.Context, refused metering.SignedRecord) error {
+	if b.slate.Ticking == nil {
+		return nil
+	}
+	earlier, err := b.x.r.store.recordIn(ctx, "x402_records", b.id, refused.LeaseID, refused.Sequence)
+	if err != nil || earlier == nil {
+		return err
+	}
+	var accepted metering.SignedRecord
+	if err := json.Unmarshal(earlier, &accepted); err != nil {
+		return fmt.Errorf("channel %s: record %d on disk does not parse; restore the database from its backup: %w", b.id, refused.Sequence, err)
+	}
+	return b.x.r.store.prove(ctx, b.slate.Ticking.Offer, accepted, refused, b.x.r.config.Now().UnixMilli())
+}

@@ -1,0 +1,95 @@
+package sdk
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/gpupay/gpupay/internal/eip712"
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// TestProofIsNotCrowdedOut: a provider fills its renter's evidence with whatever it can say, calls a part of its records its
+// secret, and sends a megabyte with the record that contradicts it. The proof is there, in the renter's database and in
+// what is exported of it.
+func TestProofIsNotCrowdedOut(t *testing.T) {
+	m := newMarket(t)
+	v := newVillain(t, m, nil)
+	v.forgeLease = func(l *wire.Lease) { l.Secret = l.LeaseID.Hex() }
+	forked := make(chan struct{})
+	v.script = func(p *plot) {
+		p.honest(3)
+		<-forked
+		p.usage(p.resign(p.sent, func(r *metering.SignedRecord) {
+			r.To++
+			r.Evidence.Source = strings.Repeat("x", 900_000)
+		}))
+	}
+	config := m.renterConfig(t, m.payer)
+	r := openRenter(t, config)
+	l, err := r.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "1", PayEvery: 50 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 3 * maxPieces { // each says something else
+		if err := l.silent(t.Context(), fmt.Errorf("excuse %d", i)); !errors.Is(err, ErrSilent) {
+			t.Fatal(err)
+		}
+	}
+	if kept, err := l.Evidence(t.Context()); err != nil || len(kept) != 1 {
+		t.Errorf("%d silences are kept, %v", len(kept), err)
+	}
+	for i := range maxPieces {
+		if err := r.store.keep(t.Context(), Evidence{Channel: l.ID(), URL: l.row.URL, Reason: fmt.Sprint(i), At: time.Now()}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	close(forked)
+	if err := l.Run(t.Context()); !errors.Is(err, metering.ErrForked) {
+		t.Fatalf("the fork was not noticed: %v", err)
+	}
+	proofs, err := r.Equivocations(t.Context(), l.ID())
+	if err != nil || len(proofs) != 1 {
+		t.Fatalf("%d proofs, %v", len(proofs), err)
+	}
+	exported, err := ExportFile(t.Context(), config.Database, l.ID())
+	if err != nil || len(exported.Equivocations()) != 1 {
+		t.Errorf("the exported bundle has not the proof: %v", err)
+	}
+}
+
+// TestRefusedRecordIsKeptWithoutItsJunk: a signed lie is kept whole, whatever it comes with.
+func TestRefusedRecordIsKeptWithoutItsJunk(t *testing.T) {
+	m := newMarket(t)
+	v := newVillain(t, m, nil)
+	v.script = func(p *plot) {
+		p.honest(2)
+		p.usage(p.resign(p.next(50*time.Millisecond), func(r *metering.SignedRecord) {
+			r.Evidence.Source = strings.Repeat("x", 900_000)
+			r.EvidenceHash = r.Evidence.Hash()
+		}))
+	}
+	r := openRenter(t, m.renterConfig(t, m.payer))
+	l, err := r.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Run(t.Context()); !errors.Is(err, metering.ErrEvidence) {
+		t.Fatalf("the junk was taken: %v", err)
+	}
+	kept, err := l.Evidence(t.Context())
+	if err != nil || len(kept) != 1 || len(kept[0].Document) > maxRecordText {
+		t.Fatalf("%d pieces, %v", len(kept), err)
+	}
+	var rec metering.SignedRecord
+	if err := json.Unmarshal(kept[0].Document, &rec); err != nil || rec.Sequence != 3 {
+		t.Errorf("record %d is kept, %v", rec.Sequence, err)
+	}
+	if who, err := eip712.Recover(rec.Digest(metering.Domain(31337, m.Escrow)), rec.Signature); err != nil || who != v.key.Address() {
+		t.Errorf("it is signed by %s: %v", who, err)
+	}
+}
