@@ -85,6 +85,7 @@ func parse(args []string) (*options, error) {
 	flags.DurationVar(&c.WatchtowerEvery, "watchtower-every", 0, "how often at most; 0 for the default")
 	x402 := flags.Bool("x402", false, "take payments of stock x402 clients too")
 	window := flags.Duration("x402-window", 0, "GPU time that one of their requests pays for; 0 for the default")
+	gas := registerGas(flags, c)
 	o.hooks.Register(flags)
 	nodes := flags.String("nodes", cli.Env("GPUPAY_NODES", ""), "`NAME=URL,..` of nodes that meter in place of this host; $"+cli.NodeSecret+" holds their secret ($GPUPAY_NODES)")
 	meter := flags.Address("meter", "GPUPAY_METER", "with --nodes: of the key that the nodes sign usage records with")
@@ -100,6 +101,9 @@ func parse(args []string) (*options, error) {
 	}
 	c.Escrow, c.Token, c.Meter = escrow.Address, token.Address, meter.Address
 	if c.Nodes, err = cli.Links(*nodes); err != nil {
+		return nil, err
+	}
+	if err := gas.budgets(&c.Limits); err != nil {
 		return nil, err
 	}
 	c.TrustedProxies = flags.Proxies()
