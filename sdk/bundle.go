@@ -12,6 +12,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/channel/store"
+	"github.com/gpupay/gpupay/internal/exactjson"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/database"
@@ -88,7 +89,7 @@ type BundleEvidence struct {
 // ParseBundle reads an exported bundle. It checks the form and nothing else.
 func ParseBundle(document []byte) (*Bundle, error) {
 	var b Bundle
-	if err := json.Unmarshal(document, &b); err != nil {
+	if err := exactjson.Unmarshal(document, &b); err != nil {
 		return nil, fmt.Errorf("bundle does not parse: %w", err)
 	}
 	if b.Kind != BundleKind || b.Version != 1 {

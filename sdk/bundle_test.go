@@ -286,7 +286,10 @@ func TestBundleOfAnUnknownChannel(t *testing.T) {
 	if _, err := ExportFile(t.Context(), config.Database, common.Hash{1}); !errors.Is(err, channel.ErrUnknown) {
 		t.Error(err)
 	}
-	if _, err := ParseBundle([]byte(`{"kind":"gpupay bundle","version":2}`)); err == nil {
-		t.Error("a bundle of a version that nobody knows was read")
+	for _, wrong := range []string{`{"kind":"gpupay bundle","version":2}`, `{"kind":"gpupay bundle","version":2,"version":1}`, `{"kind":"gpupay bundle","Version":1}`,
+		`{"kind":"gpupay bundle","version":1} {}`} {
+		if _, err := ParseBundle([]byte(wrong)); err == nil {
+			t.Errorf("%s was read", wrong)
+		}
 	}
 }

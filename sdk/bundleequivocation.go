@@ -8,6 +8,7 @@ import (
 	"github.com/ethereum/go-ethereum/common"
 
 	"github.com/gpupay/gpupay/internal/eip712"
+	"github.com/gpupay/gpupay/internal/exactjson"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -41,7 +42,7 @@ func NewEquivocationProof(offer json.RawMessage, a, b metering.SignedRecord) (*E
 // ParseEquivocationProof reads an exported proof and verifies it.
 func ParseEquivocationProof(document []byte) (*EquivocationProof, error) {
 	var p EquivocationProof
-	if err := json.Unmarshal(document, &p); err != nil {
+	if err := exactjson.Unmarshal(document, &p); err != nil {
 		return nil, fmt.Errorf("%w: it does not parse: %w", ErrNotEquivocation, err)
 	}
 	_, err := p.Verify()

@@ -84,6 +84,7 @@ var (
 	descAccepted  = prometheus.NewDesc("gpupay_accepted_tokens", "Vouchered, all channels that are not finalized.", nil, nil)
 	descSettled   = prometheus.NewDesc("gpupay_settled_tokens", "Settled on-chain, all channels that are not finalized.", nil, nil)
 	descAtRisk    = prometheus.NewDesc("gpupay_at_risk_tokens", "Charged and not yet settled: what a failure of everything could cost.", nil, nil)
+	descHeld      = prometheus.NewDesc("gpupay_held_tokens", "Settled and waiting in the contract: the token refuses to pay it out, or fetching it is not worth the gas yet.", nil, nil)
 	descCoin      = prometheus.NewDesc("gpupay_coin_wei", "Native coin that the provider's key can still spend on gas: nothing can be settled without.", nil, nil)
 	descReserve   = prometheus.NewDesc("gpupay_coin_reserve_wei", "Native coin that is kept for settlements: with less, nothing is sent for renters.", nil, nil)
 	descOldest    = prometheus.NewDesc("gpupay_oldest_unsettled_seconds", "How long the oldest voucher has waited for its settlement.", nil, nil)
@@ -91,7 +92,7 @@ var (
 )
 
 func (c *moneyCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descLeases, descUnmetered, descOwed, descAccepted, descSettled, descAtRisk, descGas, descCoin, descReserve, descOldest} {
+	for _, d := range []*prometheus.Desc{descLeases, descUnmetered, descOwed, descAccepted, descSettled, descAtRisk, descHeld, descGas, descCoin, descReserve, descOldest} {
 		ch <- d
 	}
 }
@@ -112,6 +113,7 @@ func (c *moneyCollector) Collect(ch chan<- prometheus.Metric) {
 	gauge(descAccepted, c.p.units(sums.accepted))
 	gauge(descSettled, c.p.units(sums.settled))
 	gauge(descAtRisk, c.p.units(sums.atRisk))
+	gauge(descHeld, c.p.units(c.p.atWork.Load().held()))
 	if wei, err := c.p.sender.GasSpent(ctx); err == nil {
 		ether, _ := new(big.Float).Quo(new(big.Float).SetInt(wei), big.NewFloat(1e18)).Float64()
 		gauge(descGas, ether)

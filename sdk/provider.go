@@ -53,9 +53,10 @@ type Provider struct {
 	db       *store.DB
 	payee    *channel.Payee
 	sender   *chain.Sender
-	crew     *crew     // nil where the leader's is at work
-	replicas *replicas // nil where nobody shares the database
-	x402     *x402Desk // nil where x402 is not offered
+	crew     *crew                // nil where the leader's is at work
+	atWork   atomic.Pointer[crew] // of this process, be it as the leader; nil where another process's is
+	replicas *replicas            // nil where nobody shares the database
+	x402     *x402Desk            // nil where x402 is not offered
 	named    namedDevices
 	nodes    *nodes // nil where this gateway meters
 	minter   *wire.Minter
@@ -230,6 +231,7 @@ func (p *Provider) chainParts(ctx context.Context) error {
 		return nil
 	}
 	p.crew = p.newCrew(p.db, txs)
+	p.atWork.Store(p.crew)
 	p.sender = p.crew.sender
 	return nil
 }
@@ -326,6 +328,19 @@ func (c *crew) urgent(t channel.Terms) {
 			till.settler.Urgent(t.ID())
 		}
 	}
+}
+
+// held is what was settled and waits in the contracts, as far as this process
+// settles.
+func (c *crew) held() (total uint256.Int) {
+	if c == nil {
+		return total
+	}
+	for _, t := range c.tills {
+		amount := t.settler.Held()
+		total.Add(&total, &amount)
+	}
+	return total
 }
 
 // expect has what was set aside for us fetched with the next settlement.

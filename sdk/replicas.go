@@ -212,6 +212,8 @@ func (r *replicas) lead(ctx context.Context, db *store.DB) error {
 		return err
 	}
 	c := r.p.newCrew(db, txs)
+	r.p.atWork.Store(c)
+	defer r.p.atWork.Store(nil)
 	return run.Together(ctx, c.run, func(ctx context.Context) error {
 		for chain.Pause(ctx, 2*time.Second) == nil {
 			if err := c.sees(blindness); err != nil {

@@ -29,6 +29,9 @@ func TestRefusedSettlementIsCreditedAndFetched(t *testing.T) {
 	if done := k.Settlements(); len(done) != 1 || len(done[0].Channels) != 4 || !is(done[0].Paid, 700) {
 		t.Fatalf("settlements: %+v, want one of all channels", done)
 	}
+	if held := k.Settler.Held(); !is(held, 700) {
+		t.Errorf("%s are held", held.Dec())
+	}
 	for _, terms := range all {
 		if s := k.State(terms); !is(s.Settled, 175) {
 			t.Errorf("settled %s, want 175", s.Settled.Dec())
@@ -46,6 +49,7 @@ func TestRefusedSettlementIsCreditedAndFetched(t *testing.T) {
 	}
 	resume()
 	k.Within(10*time.Second, "the credit is fetched", func() bool { return k.Tokens(t, k.Key.Address()) == 1025 })
+	k.Within(10*time.Second, "nothing is held", func() bool { return is(k.Settler.Held(), 0) })
 	credit, err := k.Contract.Credit(t.Context(), k.Key.Address(), k.Token, nil)
 	if err != nil || !credit.Amount.IsZero() {
 		t.Errorf("credit left: %+v, %v", credit, err)
@@ -65,6 +69,9 @@ func TestCreditIsFetchedWhenItIsWorthTheGas(t *testing.T) {
 	k.Settler.Policy.MaxFeeShare, k.Settler.Policy.CoinPrice = 50, *uint256.NewInt(1e18)
 	if err := k.Settler.Settle(t.Context()); err != nil {
 		t.Fatal(err)
+	}
+	if held := k.Settler.Held(); !is(held, 300) {
+		t.Errorf("%s are held", held.Dec())
 	}
 	k.Balance(0) // one base unit is worth a wei here: no share of 300 pays for any gas
 	k.Settler.Policy.CoinPrice = *uint256.NewInt(1)

@@ -27,6 +27,30 @@ type payouts struct {
 	mu      sync.Mutex
 	loaded  time.Time
 	waiting map[purse]bool
+	held    map[purse]uint256.Int // what the contract held at the last look, where it held something
+}
+
+// Held is what was settled and waits in the contract, in base units of all tokens together: the token refused to pay it
+// out, or fetching it is not worth the gas yet. It is as of this settler's last look, an hour ago at most while it runs.
+func (s *Settler) Held() (total uint256.Int) {
+	s.payouts.mu.Lock()
+	defer s.payouts.mu.Unlock()
+	for _, amount := range s.payouts.held {
+		total.Add(&total, &amount)
+	}
+	return total
+}
+
+// hold notes what waits for a purse.
+func (s *Settler) hold(p purse, amount uint256.Int) {
+	s.payouts.mu.Lock()
+	defer s.payouts.mu.Unlock()
+	if s.payouts.held == nil {
+		s.payouts.held = make(map[purse]uint256.Int)
+	}
+	if s.payouts.held[p] = amount; amount.IsZero() {
+		delete(s.payouts.held, p)
+	}
 }
 
 // recallEvery is how often all purses are looked into.
@@ -114,6 +138,9 @@ func (s *Settler) pay(ctx context.Context, p purse) error {
 
 func (s *Settler) payout(ctx context.Context, p purse) error {
 	call, amount, err := s.Contract.PayoutCall(ctx, p.payee, p.token)
+	if err == nil {
+		s.hold(p, amount)
+	}
 	if err != nil || amount.IsZero() || !s.worth(ctx, amount) {
 		return err
 	}
@@ -132,6 +159,7 @@ func (s *Settler) payout(ctx context.Context, p purse) error {
 	if err != nil {
 		return fmt.Errorf("%s base units wait in contract %s: %w", amount.Dec(), call.To, err)
 	}
+	s.hold(p, uint256.Int{})
 	return nil
 }
 
@@ -148,5 +176,8 @@ func (s *Settler) worth(ctx context.Context, amount uint256.Int) bool {
 // paidMeanwhile reports whether nothing waits for a purse any more: somebody else may have been faster.
 func (s *Settler) paidMeanwhile(ctx context.Context, p purse) bool {
 	_, amount, err := s.Contract.PayoutCall(ctx, p.payee, p.token)
+	if err == nil {
+		s.hold(p, amount)
+	}
 	return err == nil && amount.IsZero()
 }

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/exactjson"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -96,7 +97,10 @@ func post(ctx context.Context, client *http.Client, base, path string, document,
 	if answer == nil {
 		_, err = io.Copy(io.Discard, body)
 	} else {
-		err = json.NewDecoder(body).Decode(answer)
+		var document []byte
+		if document, err = io.ReadAll(body); err == nil {
+			err = exactjson.Unmarshal(document, answer)
+		}
 	}
 	if err != nil {
 		return &errLater{base, err}

@@ -2,7 +2,6 @@ package tower
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"io"
 	"math/big"
@@ -13,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/exactjson"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/serve"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -172,14 +172,11 @@ func readBody(w http.ResponseWriter, r *http.Request, most int64, into any) erro
 	// A ResponseWriter without deadlines leaves it to the server's own.
 	control := http.NewResponseController(w)
 	_ = control.SetReadDeadline(time.Now().Add(serve.BodyTimeout))
-	decoder := json.NewDecoder(http.MaxBytesReader(w, r.Body, most))
-	err := decoder.Decode(into)
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, most))
 	if err == nil {
-		if _, err = decoder.Token(); err == io.EOF {
+		if err = exactjson.Unmarshal(body, into); err == nil {
 			_ = control.SetReadDeadline(time.Time{})
 			return nil
-		} else if err == nil {
-			err = errors.New("more than one document")
 		}
 	}
 	w.Header().Set("Connection", "close")

@@ -122,6 +122,15 @@ func (l *lookout) voucher(v tower.Voucher) string {
 	return got.Receipts[0].Outcome
 }
 
+func marshal(t *testing.T, document any) []byte {
+	t.Helper()
+	raw, err := json.Marshal(document)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return raw
+}
+
 func (l *lookout) sign(key channel.Signer, terms channel.Terms, amount uint64) tower.Voucher {
 	l.T.Helper()
 	v, err := channel.EscrowDomain(terms.ChainID, terms.Escrow).Sign(l.T.Context(), key, terms.ID(), *uint256.NewInt(amount))
@@ -452,6 +461,8 @@ func TestTowerHostileRequests(t *testing.T) {
 		{"body/deep", "/vouchers", []byte(strings.Repeat("[", 100_000)), 400},
 		{"body/none", "/vouchers", []byte{}, 400},
 		{"body/two documents", "/vouchers", []byte(`{"vouchers":[]} {}`), 400},
+		{"body/a key twice", "/vouchers", []byte(`{"vouchers":[],"vouchers":[{}]}`), 400},
+		{"body/a key in another case", "/withdrawals", bytes.Replace(marshal(t, wire.NewTerms(done)), []byte(`"salt"`), []byte(`"SALT"`), 1), 400},
 		{"body/no vouchers", "/vouchers", vouchers(0), 400},
 		{"body/too many vouchers", "/vouchers", vouchers(101), 400},
 		{"body/an amount that is a number", "/vouchers", []byte(`{"vouchers":[{"cumulativeAmount":5}]}`), 400},
