@@ -37,6 +37,7 @@ type Bundle struct {
 	Keeper  string      `json:"keeper"`  // whose database it comes from: KeptByPayee or KeptByPayer
 	Channel common.Hash `json:"channel"`
 	Terms   wire.Terms  `json:"terms"`
+	X402    *BundleX402 `json:"x402,omitempty"` // of a channel of x402; nil: it is one of our own escrow
 
 	Deposit wire.Amount `json:"deposit"` // base units, as the keeper last saw it on the chain
 	Settled wire.Amount `json:"settled"` // base units, likewise
@@ -46,6 +47,21 @@ type Bundle struct {
 	Vouchers     []BundleVoucher     `json:"vouchers"`     // oldest first; a database keeps only the newest, which replaces all before it
 	Transactions []BundleTransaction `json:"transactions"` // the keeper's own about this channel, oldest first
 	Evidence     []BundleEvidence    `json:"evidence,omitempty"`
+}
+
+// BundleX402 is what a channel of x402 has in its terms beside the others.
+type BundleX402 struct {
+	ReceiverAuthorizer wire.Address `json:"receiverAuthorizer"`
+	WithdrawDelay      uint64       `json:"withdrawDelay"` // seconds
+}
+
+// terms are the channel's terms, of whichever scheme.
+func (b *Bundle) terms() channel.Terms {
+	t := b.Terms.Channel()
+	if b.X402 != nil {
+		t.Scheme, t.PayeeAuthorizer, t.WithdrawDelay = channel.BatchSettlement, common.Address(b.X402.ReceiverAuthorizer), b.X402.WithdrawDelay
+	}
+	return t
 }
 
 // BundleLease is one lease with its usage records, in order, each with the
@@ -150,6 +166,9 @@ func newBundle(ctx context.Context, txs *chain.Store, keeper string, t channel.T
 	b := &Bundle{
 		Kind: BundleKind, Version: 1, Keeper: keeper, Channel: t.ID(), Terms: wire.NewTerms(t),
 		Leases: []BundleLease{}, Vouchers: []BundleVoucher{}, Transactions: []BundleTransaction{},
+	}
+	if t.Scheme == channel.BatchSettlement {
+		b.X402 = &BundleX402{ReceiverAuthorizer: wire.Address(t.PayeeAuthorizer), WithdrawDelay: t.WithdrawDelay}
 	}
 	sent, err := (&chain.Sender{Store: txs}).Find(ctx, t.ID())
 	for _, tx := range sent {

@@ -13,7 +13,6 @@ import (
 	"github.com/ethereum/go-ethereum/core/types"
 
 	"github.com/gpupay/gpupay/bindings"
-	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk/chain"
 )
 
@@ -24,18 +23,14 @@ const lifeTolerance = 2 * time.Minute
 // chain compares the amounts with the contract's, the transactions with what was
 // mined, and the time that was billed with the time that the channel lived.
 func (v *verifier) chain(ctx context.Context, backend chain.Backend) {
-	escrow, err := chain.NewEscrow(ctx, backend, v.terms.Escrow)
-	if err == nil && escrow.ChainID() != v.terms.ChainID {
-		err = fmt.Errorf("%w: the channel is on chain %d, the endpoint serves %d", chain.ErrChainID, v.terms.ChainID, escrow.ChainID())
+	on := v.onEscrow
+	if v.X402 != nil {
+		on = v.onX402
 	}
-	if err != nil {
+	view, err := on(ctx, backend)
+	if errors.Is(err, chain.ErrUnreachable) || errors.Is(err, chain.ErrChainID) || errors.Is(err, chain.ErrNoContract) || errors.Is(err, chain.ErrNotEscrow) {
 		v.note("contract", "", err)
 		return
-	}
-	v.note("escrow", fmt.Sprintf("%s has the code of a ChannelEscrow with %s of grace", escrow.Address(), escrow.Grace()), escrow.VerifyCode(ctx))
-	view, err := escrow.View(ctx, v.Channel, nil)
-	if errors.Is(err, channel.ErrUnknown) && v.Deposit.IsZero() {
-		err = nil // it was meant to be opened, and was not
 	}
 	if err == nil && (view.Settled != v.Settled.Int || view.Deposit != v.Deposit.Int) {
 		err = fmt.Errorf("%w: the contract has settled %s of %s, it says %s of %s (one that was exported before the newest transaction is out of date: export it again)",
@@ -125,9 +120,10 @@ func (h *history) kind(ctx context.Context, tx BundleTransaction) error {
 	if err != nil {
 		return fmt.Errorf("%q %s: %w", tx.Kind, tx.Hash, err)
 	}
-	method, err := escrowABI.MethodById(sent.Data())
-	if err != nil || sent.To() == nil || *sent.To() != h.v.terms.Escrow || escrowKinds[method.Name] != tx.Kind {
-		return fmt.Errorf("%w: %s is said to be a %q of the escrow, and is another call", ErrBundle, tx.Hash, tx.Kind)
+	methods, kinds := h.v.calls()
+	method, err := methods.MethodById(sent.Data())
+	if err != nil || sent.To() == nil || *sent.To() != h.v.terms.Escrow || kinds[method.Name] != tx.Kind {
+		return fmt.Errorf("%w: %s is said to be a %q of the contract, and is another call", ErrBundle, tx.Hash, tx.Kind)
 	}
 	return nil
 }

@@ -50,6 +50,10 @@ type verifier struct {
 	*Bundle
 	terms  channel.Terms
 	checks []Check
+
+	// carried is what rounding left of the leases so far, in metering.Fractions: over
+	// x402 it is charged as soon as it makes a base unit.
+	carried uint64
 }
 
 func (v *verifier) note(name, detail string, err error) {
@@ -65,7 +69,7 @@ func (v *verifier) note(name, detail string, err error) {
 // What it cannot check is whether a GPU was really used, and who stands behind
 // an address: compare payer and payee with those you know.
 func VerifyBundle(ctx context.Context, b *Bundle, backend chain.Backend) []Check {
-	v := &verifier{Bundle: b, terms: b.Terms.Channel()}
+	v := &verifier{Bundle: b, terms: b.terms()}
 	v.channel()
 	v.prepaid()
 	owed, known := uint256.Int{}, len(b.Leases) > 0
@@ -76,9 +80,13 @@ func VerifyBundle(ctx context.Context, b *Bundle, backend chain.Backend) []Check
 	}
 	v.apart()
 	newest := v.vouchers()
-	v.vouchered(newest, owed, known)
+	if b.X402 != nil {
+		v.claimed(newest, owed, known)
+	} else {
+		v.vouchered(newest, owed, known)
+		v.settled(newest)
+	}
 	v.debt(newest, owed)
-	v.settled(newest)
 	v.evidence()
 	if backend != nil {
 		v.chain(ctx, backend)
@@ -105,7 +113,7 @@ func (v *verifier) lease(l *BundleLease, before uint256.Int) (owed uint256.Int, 
 	if err != nil {
 		return l.OwedBefore.Int, false
 	}
-	if l.OwedBefore.Int != before {
+	if l.OwedBefore.Int != before && !v.carries(before, l.OwedBefore.Int) {
 		err = fmt.Errorf("%w: it begins with %s owed, the lease before ended with %s", ErrBundle, l.OwedBefore.Dec(), before.Dec())
 	}
 	v.note(name+"start", fmt.Sprintf("%s owed before it", before.Dec()), err)
@@ -115,6 +123,9 @@ func (v *verifier) lease(l *BundleLease, before uint256.Int) (owed uint256.Int, 
 	}
 	failed := v.records(name, l, offer)
 	v.proofs(name, l)
+	if failed == nil && v.X402 != nil {
+		failed = v.carry(offer, l.Records[len(l.Records)-1])
+	}
 	return l.Records[len(l.Records)-1].Owed, err == nil && failed == nil
 }
 
@@ -125,7 +136,7 @@ func (v *verifier) offer(l *BundleLease) (wire.SignedOffer, error) {
 	}
 	for _, same := range []struct{ name, offered, used string }{
 		{"chain", fmt.Sprint(offer.ChainID), fmt.Sprint(v.terms.ChainID)},
-		{"escrow", offer.Escrow.String(), v.Terms.Escrow.String()},
+		{"escrow", offer.Escrow.String(), v.offeredEscrow(offer).String()},
 		{"token", offer.Token.String(), v.Terms.Token.String()},
 		{"payee", offer.Payee.String(), v.Terms.Payee.String()},
 	} {
@@ -222,7 +233,7 @@ func (v *verifier) proofs(name string, l *BundleLease) {
 // amount.
 func (v *verifier) vouchers() (newest uint256.Int) {
 	var failed findings
-	domain := channel.EscrowDomain(v.terms.ChainID, v.terms.Escrow)
+	domain := v.terms.Scheme.Domain(v.terms.ChainID, v.terms.Escrow)
 	for i, voucher := range v.Vouchers {
 		err := domain.Verify(channel.Voucher{ChannelID: v.Channel, Cumulative: voucher.Cumulative.Int, Signature: voucher.Signature}, v.terms.Signer())
 		if i > 0 && !newest.Lt(&voucher.Cumulative.Int) {

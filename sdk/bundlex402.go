@@ -1,0 +1,120 @@
+package sdk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/ethereum/go-ethereum/accounts/abi"
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// A bundle of a channel of x402 is the payee's: of what was charged there its
+// vouchers say nothing, since they are ceilings. What was claimed has to be in its
+// records, and what rounding left of its many short leases adds up.
+
+// offeredEscrow is the escrow that an offer must name: the channel's. What x402 pays
+// for is offered under our own, which is not where it is paid.
+func (v *verifier) offeredEscrow(offer wire.SignedOffer) wire.Address {
+	if v.X402 != nil {
+		return offer.Escrow
+	}
+	return v.Terms.Escrow
+}
+
+// carry adds what a lease's final record leaves uncharged.
+func (v *verifier) carry(offer wire.SignedOffer, last metering.SignedRecord) error {
+	price, err := offerPrice(offer.Offer)
+	if err != nil || !last.Final {
+		return err
+	}
+	left, err := price.Fraction(last.Nanos)
+	v.carried += left
+	return err
+}
+
+// carries reports whether what was carried explains that a lease begins with so much
+// more owed than the one before ended with, and takes it off.
+func (v *verifier) carries(before, begins uint256.Int) bool {
+	if v.X402 == nil || begins.Lt(&before) {
+		return false
+	}
+	var more uint256.Int
+	if more.Sub(&begins, &before); !more.IsUint64() || more.Uint64() > v.carried/metering.Fractions {
+		return false
+	}
+	v.carried -= more.Uint64() * metering.Fractions
+	return true
+}
+
+// claimed holds what was claimed to what was metered, and to the ceiling that the
+// payer signed. A refund lowers the deposit, so that the newest voucher may be over
+// more.
+func (v *verifier) claimed(newest, owed uint256.Int, known bool) {
+	most := owed
+	most.AddUint64(&most, v.carried/metering.Fractions)
+	var err error
+	switch {
+	case len(v.Leases) > 0 && !known:
+		err = fmt.Errorf("%w: what is owed is not known: see above", ErrBundle)
+	case v.Settled.Gt(&most):
+		err = fmt.Errorf("%w: %s is claimed, the records say %s: records are missing, or more was claimed than was metered", ErrBundle, v.Settled.Dec(), most.Dec())
+	case v.Settled.Gt(&newest):
+		err = fmt.Errorf("%w: %s is claimed, the newest voucher is over %s", ErrBundle, v.Settled.Dec(), newest.Dec())
+	case v.Settled.Gt(&v.Deposit.Int):
+		err = fmt.Errorf("%w: %s is claimed of a deposit of %s", ErrBundle, v.Settled.Dec(), v.Deposit.Dec())
+	}
+	v.note("records and claims", fmt.Sprintf("%s owed, %s claimed under a voucher over %s, deposit %s", owed.Dec(), v.Settled.Dec(), newest.Dec(), v.Deposit.Dec()), err)
+}
+
+// onX402 compares a bundle's amounts with x402's contract.
+func (v *verifier) onX402(ctx context.Context, backend chain.Backend) (channel.ChainView, error) {
+	contract, err := chain.NewBatchSettlement(ctx, backend)
+	if err == nil && contract.ChainID() != v.terms.ChainID {
+		err = fmt.Errorf("%w: the channel is on chain %d, the endpoint serves %d", chain.ErrChainID, v.terms.ChainID, contract.ChainID())
+	}
+	if err != nil {
+		return channel.ChainView{}, err
+	}
+	on, err := contract.State(ctx, v.Channel)
+	return on.View, err
+}
+
+// settlementKinds is what each method of x402's contract is called in a bundle. Only
+// a refund is ever sent with a claim in one call.
+var settlementKinds = map[string]chain.Kind{
+	"deposit": chain.Deposit, "claim": chain.Claim, "claimWithSignature": chain.Claim,
+	"refund": chain.Refund, "refundWithSignature": chain.Refund, "multicall": chain.Refund,
+	"initiateWithdraw": chain.InitiateWithdraw, "finalizeWithdraw": chain.FinalizeWithdraw,
+}
+
+// calls is the interface of the contract that a bundle's channel is in, and what its
+// methods are called.
+func (b *Bundle) calls() (*abi.ABI, map[string]chain.Kind) {
+	if b.X402 != nil {
+		return settlementABI, settlementKinds
+	}
+	return escrowABI, escrowKinds
+}
+
+// onEscrow compares a bundle's amounts with our escrow, whose code is checked.
+func (v *verifier) onEscrow(ctx context.Context, backend chain.Backend) (channel.ChainView, error) {
+	escrow, err := chain.NewEscrow(ctx, backend, v.terms.Escrow)
+	if err == nil && escrow.ChainID() != v.terms.ChainID {
+		err = fmt.Errorf("%w: the channel is on chain %d, the endpoint serves %d", chain.ErrChainID, v.terms.ChainID, escrow.ChainID())
+	}
+	if err != nil {
+		return channel.ChainView{}, err
+	}
+	v.note("escrow", fmt.Sprintf("%s has the code of a ChannelEscrow with %s of grace", escrow.Address(), escrow.Grace()), escrow.VerifyCode(ctx))
+	view, err := escrow.View(ctx, v.Channel, nil)
+	if errors.Is(err, channel.ErrUnknown) && v.Deposit.IsZero() {
+		err = nil // it was meant to be opened, and was not
+	}
+	return view, err
+}

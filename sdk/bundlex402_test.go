@@ -1,0 +1,101 @@
+package sdk
+
+import (
+	"encoding/json"
+	"net/http"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/chain"
+)
+
+// TestX402Bundle: what a provider exports of a channel of x402, with metered requests
+// worth less than a base unit, a tick, a claim and a refund, holds together alone and
+// with the chain. A lease that is left out, a claim of more than was metered, another
+// claim than the chain's and another authorizer are found.
+func TestX402Bundle(t *testing.T) {
+	r, b := meteredRig(t, MeteredRoute{MaxTime: 30 * time.Second}, func(http.ResponseWriter, *http.Request) { time.Sleep(7 * time.Millisecond) },
+		func(c *ProviderConfig) {
+			c.PricePerGPUHour = "0.20"
+			c.X402.Slack, c.X402.Window = time.Second, 300*time.Millisecond
+		})
+	b.take(b.pay(b.depositing(b.next(), 50_000)))
+	for range 12 {
+		b.take(b.pay(b.payment(b.next())))
+	}
+	ticks := *b
+	ticks.path = "/tick"
+	ticks.again()
+	ticks.refund(0)
+	if err := r.provider.Settle(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	kept, err := r.provider.Export(t.Context(), b.terms.ID())
+	if err != nil {
+		t.Fatal(err)
+	}
+	document, err := json.Marshal(kept)
+	if err != nil {
+		t.Fatal(err)
+	}
+	read := func() *Bundle {
+		copied, err := ParseBundle(document)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return copied
+	}
+	if err := Failures(VerifyBundle(t.Context(), read(), r.chain.Backend)); err != nil {
+		t.Fatalf("an honest one: %v", err)
+	}
+	if kept.X402 == nil || len(kept.Leases) < 14 || kept.Settled.IsZero() || len(kept.Transactions) < 2 {
+		t.Errorf("it has %d leases, %s claimed, %d transactions", len(kept.Leases), kept.Settled.Dec(), len(kept.Transactions))
+	}
+	for name, c := range map[string]struct {
+		chain bool // is needed to find it
+		forge func(*Bundle)
+	}{
+		"the last lease left out": {false, func(b *Bundle) { b.Leases = b.Leases[:len(b.Leases)-1] }},
+		"requests left out":       {false, func(b *Bundle) { b.Leases = slices.Delete(b.Leases, 0, 10) }},
+		"more claimed":            {false, func(b *Bundle) { b.Settled.AddUint64(&b.Settled.Int, 3) }},
+		"less claimed":            {true, func(b *Bundle) { b.Settled.SubUint64(&b.Settled.Int, 3) }},
+		"another authorizer":      {false, func(b *Bundle) { b.X402.ReceiverAuthorizer[3] ^= 1 }},
+		"no x402":                 {false, func(b *Bundle) { b.X402 = nil }},
+		"its refund left out":     {true, func(b *Bundle) { b.Transactions = b.Transactions[:len(b.Transactions)-1] }},
+	} {
+		forged := read()
+		c.forge(forged)
+		var backend chain.Backend
+		if c.chain {
+			backend = r.chain.Backend
+		}
+		if Failures(VerifyBundle(t.Context(), forged, backend)) == nil {
+			t.Errorf("%s: not found", name)
+		}
+	}
+}
+
+// TestCarriesOnlyWhatWasLeft: a lease over x402 may begin with so many base units more
+// than the one before ended with as rounding has left, once.
+func TestCarriesOnlyWhatWasLeft(t *testing.T) {
+	v := &verifier{Bundle: &Bundle{X402: &BundleX402{}}, carried: 2*metering.Fractions + 5}
+	amount := func(n uint64) uint256.Int { return *uint256.NewInt(n) }
+	for _, c := range []struct {
+		before, begins uint64
+		ok             bool
+	}{{10, 9, false}, {10, 13, false}, {10, 11, true}, {11, 12, true}, {12, 13, false}} {
+		if got := v.carries(amount(c.before), amount(c.begins)); got != c.ok {
+			t.Errorf("%d after %d: %t", c.begins, c.before, got)
+		}
+	}
+	if v.carried != 5 {
+		t.Errorf("%d parts are left", v.carried)
+	}
+	if v.X402 = nil; v.carries(amount(10), amount(10)) {
+		t.Error("our own channels carry nothing")
+	}
+}
