@@ -163,13 +163,17 @@ func (h *HostAllocator) Adopt(ctx context.Context, a Allocation) error {
 	return nil
 }
 
+// errLetAgain is a device that was given back since: to give it back once more would
+// take it from the next renter.
+var errLetAgain = errors.New("it is in lease")
+
 func (h *HostAllocator) adoptable(a Allocation, held map[string]common.Hash) error {
 	for _, device := range a.Devices {
 		if !slices.Contains(h.Devices, device) {
 			return fmt.Errorf("device %s of lease %s is no longer on this host", device, a.LeaseID)
 		}
 		if other, taken := held[device]; taken && other != a.LeaseID {
-			return fmt.Errorf("device %s of lease %s is in lease %s", device, a.LeaseID, other)
+			return fmt.Errorf("device %s of lease %s: %w %s", device, a.LeaseID, errLetAgain, other)
 		}
 	}
 	return nil

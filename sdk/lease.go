@@ -16,6 +16,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/fault"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/highwater"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -48,6 +49,8 @@ type lease struct {
 	recorder *metering.Recorder
 	draft    *pendingRecord         // measured, not yet signed: it is signed as it is, or never
 	unstored *metering.SignedRecord // signed, not yet on disk: the store failed
+	unsaved  bool                   // its state is not on disk: the store failed
+	rewrite  *time.Timer            // wants to try that again
 	records  *time.Timer            // wants the next record
 	patience *time.Timer            // ends it if it is still suspended then
 	since    time.Time              // of its suspension
@@ -121,6 +124,7 @@ type leaseView struct {
 	deposit  uint256.Int
 	reserved uint256.Int // what may be owed at most, of a lease that is paid in advance
 	need     uint64      // counts the times a voucher was asked for
+	stalled  bool        // it ends, and this could not be written yet
 	stream   uint64      // the stream that may write: a newer one replaces it
 }
 
@@ -232,18 +236,30 @@ func (l *lease) mailed() (leaseMail, bool) {
 }
 
 // end asks the lease to end and waits until it has: nothing is billed after it
-// returns. The first to ask gives the reason.
+// returns, also where it says that the end could not be written yet. The first to
+// ask gives the reason.
 func (l *lease) end(ctx context.Context, req stopRequest) error {
 	l.tell(func(m *leaseMail) {
 		if m.stop == nil {
 			m.stop = &req
 		}
 	})
-	select {
-	case <-l.done:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
+	for {
+		v, changed := l.snapshot()
+		select {
+		case <-l.done:
+			return nil
+		default:
+		}
+		if v.stalled {
+			return wire.Unavailable.With("lease %s ends, is billed no more, and this could not be written yet: try again", l.id)
+		}
+		select {
+		case <-l.done:
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
 }
 
@@ -288,6 +304,7 @@ func (l *lease) do(ctx context.Context, mail leaseMail) *stopRequest {
 	case ctx.Err() != nil:
 		return &stopRequest{reason: "the provider stops", keep: true}
 	}
+	_ = l.save(ctx) // logged and tried again
 	if mail.begin {
 		l.begin(ctx)
 		_ = l.complete(ctx) // what an earlier process left behind; logged and tried again
@@ -332,7 +349,7 @@ func (l *lease) close(ctx context.Context, req stopRequest) {
 	l.mu.Lock()
 	again := l.again
 	l.mu.Unlock()
-	for _, t := range []*time.Timer{l.records, l.patience, again} {
+	for _, t := range []*time.Timer{l.records, l.patience, again, l.rewrite} {
 		if t != nil {
 			t.Stop()
 		}
@@ -440,7 +457,11 @@ func (l *lease) enforce(ctx context.Context) (stop bool, reason string) {
 			}
 			return false, ""
 		}
-		if why != v.reason && l.enter(ctx, leaseSuspended, why) == nil || l.since.IsZero() { // or suspended by an earlier process
+		if why != v.reason {
+			l.enter(ctx, leaseSuspended, why)
+			l.bear()
+		}
+		if l.since.IsZero() || l.unwritten() { // suspended by an earlier process; or it is our fault that nothing counts
 			l.bear()
 		}
 		if time.Since(l.since) >= l.deps.timing.suspendTimeout {
@@ -559,17 +580,20 @@ func (l *lease) remind(v leaseView) {
 	}
 }
 
+// suspend stops the meter and the renter's use of its devices. It waits for no
+// disk: what cannot be written now is tried again.
 func (l *lease) suspend(ctx context.Context, why string) error {
 	l.meter.Pause() // before the command: a renter does not pay for a slow suspension
-	if err := l.record(ctx, false); err != nil {
-		return err // also where the lease is another gateway's: then its devices are too
+	if err := l.record(ctx, false); l.lost.Load() {
+		return err // the lease is another gateway's, and so are its devices
 	}
 	call, cancel := context.WithTimeout(ctx, l.deps.timing.callTimeout)
 	defer cancel()
 	if err := l.deps.allocator.Suspend(call, l.allocation); err != nil {
 		return err
 	}
-	return l.enter(ctx, leaseSuspended, why)
+	l.enter(ctx, leaseSuspended, why)
+	return nil
 }
 
 func (l *lease) resume(ctx context.Context) error {
@@ -579,22 +603,48 @@ func (l *lease) resume(ctx context.Context) error {
 		return err
 	}
 	l.meter.Resume() // after the command: the renter has its devices again
-	return l.enter(ctx, leaseActive, "")
+	l.enter(ctx, leaseActive, "")
+	return nil
 }
 
-func (l *lease) enter(ctx context.Context, state leaseState, reason string) error {
-	if err := l.deps.store.setState(ctx, l.id, l.term, state, reason, 0); err != nil {
-		l.notice(err)
-		return err
-	}
+// enter is a change of state, which is on disk as soon as it can be.
+func (l *lease) enter(ctx context.Context, state leaseState, reason string) {
 	l.deps.log.Info("lease "+string(state), "lease", l.id, "channel", l.terms.ID(), "reason", reason)
 	l.update(func(v *leaseView) {
 		v.state, v.reason = state, reason
 		v.version++
 		v.ask(state, reason)
 	})
-	return nil
+	l.unsaved = true
+	_ = l.save(ctx) // logged and tried again
 }
+
+// retryWrite is how long a lease waits before it tries again to write its state.
+const retryWrite = time.Second
+
+// save has the lease's state on disk.
+func (l *lease) save(ctx context.Context) error {
+	if !l.unsaved {
+		return nil
+	}
+	v := l.look()
+	err := l.deps.store.setState(ctx, l.id, l.term, v.state, v.reason, 0)
+	if err == nil {
+		l.unsaved = false
+		return nil
+	}
+	l.notice(err)
+	l.deps.log.Error("the lease's state could not be stored: it is tried again", "lease", l.id, "state", string(v.state), "error", err)
+	if l.rewrite == nil {
+		l.rewrite = time.AfterFunc(retryWrite, l.wake)
+	} else {
+		l.rewrite.Reset(retryWrite)
+	}
+	return err
+}
+
+// unwritten reports whether something of the lease is not on disk that should be.
+func (l *lease) unwritten() bool { return l.unsaved || l.draft != nil || l.unstored != nil }
 
 // record cuts the meter and makes the next signed record durable before anyone
 // sees it. What an earlier attempt left behind goes first: a second record of
@@ -713,32 +763,103 @@ func (l *lease) conclude(ctx context.Context, req stopRequest) error {
 // finish states the last record and takes the devices back. A lease that is
 // kept goes on in the next process: its devices stay with the renter, and the
 // time in between is not billed.
-func (l *lease) finish(ctx context.Context, req stopRequest) {
-	ctx = context.WithoutCancel(ctx)
-	var err error
-	if !l.lost.Load() && !l.muted.Load() {
-		err = l.conclude(ctx, req)
+func (l *lease) finish(life context.Context, req stopRequest) {
+	ctx := context.WithoutCancel(life)
+	if req.keep && !l.lost.Load() && !l.muted.Load() {
+		_ = l.save(ctx)          // logged, and so is
+		_ = l.conclude(ctx, req) // this: the next process goes on from what is on disk
 	}
-	if l.lost.Load() {
+	switch {
+	case l.lost.Load():
 		l.drop()
-		return
-	}
-	if req.keep {
+	case req.keep:
 		l.update(func(v *leaseView) { v.version++; v.reason = req.reason })
+	default:
+		l.expire(life, req)
+	}
+}
+
+// expire ends the lease in two steps that are on disk: that it ends, with its last
+// record, before its devices are taken back, and that it has ended, after. So
+// whoever takes it up in between, after a crash or on a full disk, neither meters
+// it without its devices nor leaves them with the renter.
+func (l *lease) expire(life context.Context, req stopRequest) {
+	ctx := context.WithoutCancel(life)
+	if !l.until(life, func() error { return l.concluded(ctx, req) }) {
 		return
 	}
 	call, cancel := context.WithTimeout(ctx, l.deps.timing.callTimeout)
 	defer cancel()
-	if releaseErr := l.deps.allocator.Release(call, l.allocation); releaseErr != nil {
-		err = errors.Join(err, releaseErr)
+	err := l.deps.allocator.Release(call, l.allocation)
+	if err != nil {
+		l.deps.log.Error("the devices of a lease could not be taken back", "lease", l.id, "error", err)
 	}
 	fault.Point(fault.LeaseReleased)
-	// The state is written last: a crash before it releases once more.
-	err = errors.Join(err, l.deps.store.setState(ctx, l.id, l.term, leaseEnded, req.reason, time.Now().Unix()))
-	if err != nil {
-		l.deps.log.Error("lease ended with errors", "lease", l.id, "error", err)
+	held := err != nil
+	if !l.until(life, func() error { return l.deps.store.setEnded(ctx, l.id, l.term, req.reason, held) }) {
+		return
 	}
 	l.deps.log.Info("lease ended", "lease", l.id, "channel", l.terms.ID(), "reason", req.reason)
 	l.update(func(v *leaseView) { v.state, v.reason = leaseEnded, req.reason; v.version++ })
 	l.deps.ended(l)
+}
+
+// concluded has it on disk that the lease ends.
+func (l *lease) concluded(ctx context.Context, req stopRequest) error {
+	var err error
+	if !l.muted.Load() {
+		err = l.conclude(ctx, req)
+	}
+	switch {
+	case l.lost.Load():
+		return err
+	case !l.muted.Load() && (l.draft != nil || l.unstored != nil):
+		return err
+	case err != nil: // nothing of it is left to write
+		l.deps.log.Error("lease ends without a last record", "lease", l.id, "error", err)
+	case l.remote == nil && !l.muted.Load():
+		return nil // it is there with the final record
+	}
+	return l.deps.store.setState(ctx, l.id, l.term, leaseEnding, req.reason, 0)
+}
+
+// until tries a write of the lease's end until it is on disk. It is false if that
+// did not come about: the process stops first, or the lease is another gateway's.
+// Meanwhile nobody has the use of the devices, and who asked for the end hears so.
+func (l *lease) until(life context.Context, write func() error) bool {
+	var pace chain.Backoff
+	for {
+		err := write()
+		l.notice(err)
+		switch {
+		case l.lost.Load():
+			l.drop()
+			return false
+		case err == nil:
+			return true
+		}
+		l.stall(context.WithoutCancel(life), err)
+		if chain.Pause(life, pace.Next()) != nil {
+			l.update(func(v *leaseView) { v.version++; v.reason = "the provider stops" })
+			return false
+		}
+	}
+}
+
+// stall suspends what cannot be ended yet.
+func (l *lease) stall(ctx context.Context, err error) {
+	v := l.look()
+	if v.stalled {
+		return
+	}
+	l.deps.log.Error("lease ends, and this cannot be written: it is tried again until it can", "lease", l.id, "channel", l.terms.ID(), "error", err)
+	l.update(func(v *leaseView) { v.stalled = true })
+	if v.state != leaseActive {
+		return
+	}
+	call, cancel := context.WithTimeout(ctx, l.deps.timing.callTimeout)
+	defer cancel()
+	if err := l.deps.allocator.Suspend(call, l.allocation); err != nil {
+		l.deps.log.Error("a lease that ends could not be suspended meanwhile", "lease", l.id, "error", err)
+	}
 }

@@ -34,7 +34,7 @@ func TestNewestLeaseAfterAClockSetBack(t *testing.T) {
 		if err != nil || !ok || newest.ID != row.ID || !sameSecret(id.Hex(), newest.SecretHash) {
 			t.Errorf("lease %d, by a clock %s back: the newest is %s (%v)", i, back, newest.ID, err)
 		}
-		if err := s.setState(t.Context(), id, 0, leaseEnded, "", clock.Unix()); err != nil {
+		if err := s.setEnded(t.Context(), id, 0, "", false); err != nil {
 			t.Fatal(err)
 		}
 	}

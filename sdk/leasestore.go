@@ -33,6 +33,7 @@ const (
 	leaseAllocating leaseState = "allocating"
 	leaseActive     leaseState = "active"
 	leaseSuspended  leaseState = "suspended"
+	leaseEnding     leaseState = "ending" // nothing is metered any more; its devices may be taken back already
 	leaseEnded      leaseState = "ended"
 )
 
@@ -162,9 +163,22 @@ func (s leaseStore) activate(ctx context.Context, id common.Hash, term int64, al
 
 func (s leaseStore) setState(ctx context.Context, id common.Hash, term int64, state leaseState, reason string, endedAt int64) error {
 	return s.db.Update(ctx, func(tx *sqlx.Tx) error {
-		err := own(id)(tx.ExecContext(ctx, tx.Rebind(`UPDATE leases SET state = ?, reason = ?, ended_at = ? WHERE id = ? AND term = ?`),
+		return own(id)(tx.ExecContext(ctx, tx.Rebind(`UPDATE leases SET state = ?, reason = ?, ended_at = ? WHERE id = ? AND term = ?`),
 			state, reason, endedAt, id.Hex(), term))
-		if err != nil || state != leaseEnded {
+	})
+}
+
+// setEnded ends a lease. Where its devices are held they are still to be taken
+// back.
+func (s leaseStore) setEnded(ctx context.Context, id common.Hash, term int64, reason string, held bool) error {
+	flag := 0
+	if held {
+		flag = 1
+	}
+	return s.db.Update(ctx, func(tx *sqlx.Tx) error {
+		err := own(id)(tx.ExecContext(ctx, tx.Rebind(`UPDATE leases SET state = 'ended', reason = ?, ended_at = ?, held = ? WHERE id = ? AND term = ?`),
+			reason, time.Now().Unix(), flag, id.Hex(), term))
+		if err != nil {
 			return err
 		}
 		return forgetAccess(ctx, tx, id)
@@ -270,8 +284,11 @@ func (s leaseStore) append(ctx context.Context, term int64, rec metering.SignedR
 			ctx = context.WithoutCancel(ctx) // the driver starts a goroutine for each statement that could be cut off
 		}
 		// First, so that whoever takes the lease over waits until the record stands.
-		err := own(rec.LeaseID)(tx.ExecContext(ctx, tx.Rebind(`UPDATE leases SET meter = ?, sequence = ?, pending = '' WHERE id = ? AND term = ?`),
-			string(totals), int64(rec.Sequence), rec.LeaseID.Hex(), term))
+		query := `UPDATE leases SET meter = ?, sequence = ?, pending = '' WHERE id = ? AND term = ?`
+		if rec.Final { // in one step: nobody meters the lease on
+			query = `UPDATE leases SET meter = ?, sequence = ?, pending = '', state = 'ending' WHERE id = ? AND term = ?`
+		}
+		err := own(rec.LeaseID)(tx.ExecContext(ctx, tx.Rebind(query), string(totals), int64(rec.Sequence), rec.LeaseID.Hex(), term))
 		if err != nil {
 			return err
 		}

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -119,7 +120,7 @@ func (h *lessor) grant(ctx context.Context, row leaseRow, s channel.State, offer
 			h.deps.allocator.Release(call, a))
 	}
 	if err != nil {
-		return nil, errors.Join(err, h.store.setState(call, id, row.Term, leaseEnded, "not allocated", time.Now().Unix()))
+		return nil, errors.Join(err, h.store.setEnded(call, id, row.Term, "not allocated", false))
 	}
 	fault.Point(fault.LeaseAllocated)
 	a.LeaseID = id
@@ -128,12 +129,12 @@ func (h *lessor) grant(ctx context.Context, row leaseRow, s channel.State, offer
 		err = h.store.activate(call, id, row.Term, string(text))
 	}
 	if err != nil {
-		return nil, errors.Join(err, h.deps.allocator.Release(call, a))
+		return nil, errors.Join(err, h.deps.allocator.Release(call, a)) // the row says that nothing is metered
 	}
 	fault.Point(fault.LeaseActivated)
 	l, err := h.newLease(row, s, offer, a, nil)
 	if err != nil {
-		return nil, errors.Join(err, h.deps.allocator.Release(call, a), h.store.setState(call, id, row.Term, leaseEnded, "not started", time.Now().Unix()))
+		return nil, errors.Join(err, h.giveBack(call, row, a, "not started"))
 	}
 	return l, h.launch(l, leaseActive, s, nil) // after an error the next process takes the lease up
 }
@@ -259,28 +260,114 @@ func (h *lessor) takeUp(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("leases of the last run: %w", err)
 	}
+	for i, row := range rows {
+		err := h.adopt(ctx, row)
+		switch {
+		case err == nil:
+			continue
+		case !isOver(err) && !errors.Is(err, errNotHere):
+			return fmt.Errorf("lease %s of the last run could not be taken up, nothing of it is lost: start again: %w", row.ID, err)
+		}
+		h.deps.log.Warn("lease of the last run is ended", "lease", row.ID, "reason", err)
+		if letAgain(row, rows[i+1:]) {
+			err = h.store.setEnded(ctx, common.HexToHash(row.ID), row.Term, err.Error(), false)
+		} else {
+			err = h.abandon(ctx, row, err.Error())
+		}
+		if err != nil {
+			return fmt.Errorf("ending lease %s of the last run: %w", row.ID, err)
+		}
+	}
+	return h.recoverHeld(ctx)
+}
+
+// letAgain reports whether a device of a lease is in one that began later: it was
+// given back, and to do so once more would take it from the next renter.
+func letAgain(row leaseRow, later []leaseRow) bool {
+	a, err := row.allocation()
+	if err != nil {
+		return false
+	}
+	for _, other := range later {
+		b, err := other.allocation()
+		if err == nil && slices.ContainsFunc(a.Devices, func(device string) bool { return slices.Contains(b.Devices, device) }) {
+			return true
+		}
+	}
+	return false
+}
+
+// recoverHeld takes back what could not be when its lease ended.
+func (h *lessor) recoverHeld(ctx context.Context) error {
+	rows, err := h.store.stillHeld(ctx)
+	if err != nil {
+		return fmt.Errorf("devices that an ended lease still holds: %w", err)
+	}
 	for _, row := range rows {
-		if err := h.adopt(ctx, row); err != nil {
-			h.deps.log.Warn("lease of the last run is ended", "lease", row.ID, "reason", err)
-			if err := h.abandon(ctx, row, err.Error()); err != nil {
-				return fmt.Errorf("ending lease %s of the last run: %w", row.ID, err)
-			}
+		if err := h.recover(ctx, row); err != nil {
+			h.deps.log.Error("devices of an ended lease could not be taken back: it is tried again at the next start", "lease", row.ID, "error", err)
 		}
 	}
 	return nil
 }
 
+// recover takes the devices of an ended lease back, if they are here.
+func (h *lessor) recover(ctx context.Context, row leaseRow) error {
+	a, err := row.allocation()
+	if err != nil {
+		return err
+	}
+	if err := h.reachable(ctx, a); errors.Is(err, errLetAgain) {
+		return h.store.setHeld(ctx, row.ID, 0)
+	} else if err != nil {
+		return err
+	}
+	call, cancel := context.WithTimeout(ctx, h.deps.timing.callTimeout)
+	defer cancel()
+	if err := h.deps.allocator.Release(call, a); err != nil {
+		return err
+	}
+	return h.store.setHeld(ctx, row.ID, 0)
+}
+
+// overError is why a lease can go on nowhere and never: it is ended. Any other
+// error of adopt is of this moment or of this host, and ends nothing.
+type overError string
+
+func (e overError) Error() string { return string(e) }
+
+func isOver(err error) bool {
+	var over overError
+	return errors.As(err, &over) || errors.Is(err, errNoAdopter) || errors.Is(err, errRolledBack)
+}
+
+// reachable is errNotHere where an allocation's devices cannot be taken up here.
+func (h *lessor) reachable(ctx context.Context, a Allocation) error {
+	adopter, ok := h.deps.allocator.(Adopter)
+	if !ok || len(a.Devices) == 0 {
+		return nil
+	}
+	if err := adopter.Adopt(ctx, a); err != nil && !errors.Is(err, errNoAdopter) {
+		return fmt.Errorf("%w: %w", errNotHere, err)
+	}
+	return nil
+}
+
+// adopt goes on with a lease.
 func (h *lessor) adopt(ctx context.Context, row leaseRow) error {
 	id := common.HexToHash(row.ID)
-	if row.State == string(leaseAllocating) {
-		return errors.New("it was not allocated yet")
+	switch leaseState(row.State) {
+	case leaseAllocating:
+		return overError("it was not allocated yet")
+	case leaseEnding:
+		return overError(cmp.Or(row.Reason, "its final record was written"))
 	}
 	last, err := h.store.last(ctx, id)
 	if err != nil {
 		return err
 	}
 	if last != nil && last.Final {
-		return errors.New("its final record was written")
+		return overError("its final record was written")
 	}
 	s, err := h.channel(ctx, row)
 	if err != nil {
@@ -291,10 +378,10 @@ func (h *lessor) adopt(ctx context.Context, row leaseRow) error {
 		return err
 	}
 	if forOneRequest(a) {
-		return errors.New("it was one request's, which ended with the program")
+		return overError("it was one request's, which ended with the program")
 	}
 	if s.Status != channel.Open && a.Node == "" {
-		return fmt.Errorf("its channel is %s", s.Status)
+		return overError("its channel is " + s.Status.String())
 	}
 	adopter, ok := h.deps.allocator.(Adopter)
 	if !ok {
@@ -329,7 +416,7 @@ func (h *lessor) mayGoOn(ctx context.Context, l *lease, row leaseRow) error {
 	}
 	key := l.recorder.Signer()
 	if named := common.Address(l.offer.Meter); named != key {
-		return fmt.Errorf("its offer names metering key %s, and records are signed with %s now", named, key)
+		return overError(fmt.Sprintf("its offer names metering key %s, and records are signed with %s now", named, key))
 	}
 	return h.unforked(ctx, l)
 }
@@ -381,21 +468,28 @@ func forgets(s channel.State, before uint256.Int, last *metering.SignedRecord) b
 	return s.Spent.Gt(&before)
 }
 
-// abandon releases what a lease of an earlier run still holds.
+// abandon ends a lease that nobody runs.
 func (h *lessor) abandon(ctx context.Context, row leaseRow, reason string) error {
 	a, err := row.allocation()
 	if err != nil {
 		return err
 	}
-	if adopter, ok := h.deps.allocator.(Adopter); ok && len(a.Devices) > 0 {
-		_ = adopter.Adopt(ctx, a) // so that Release knows its devices; it is released whether or not this works
+	_ = h.reachable(ctx, a) // so that Release knows its devices; it is released whether or not this works
+	return h.giveBack(ctx, row, a, reason)
+}
+
+// giveBack ends a lease in the two steps of expire.
+func (h *lessor) giveBack(ctx context.Context, row leaseRow, a Allocation, reason string) error {
+	id := common.HexToHash(row.ID)
+	if err := h.store.setState(ctx, id, row.Term, leaseEnding, reason, 0); err != nil {
+		return err
 	}
 	call, cancel := context.WithTimeout(ctx, h.deps.timing.callTimeout)
 	defer cancel()
 	if err := h.deps.allocator.Release(call, a); err != nil {
 		return err
 	}
-	return h.store.setState(ctx, common.HexToHash(row.ID), row.Term, leaseEnded, reason, time.Now().Unix())
+	return h.store.setEnded(ctx, id, row.Term, reason, false)
 }
 
 // endSoon has a lease end, once, and does not wait for it.

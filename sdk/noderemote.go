@@ -89,6 +89,9 @@ func (l *lease) follow(ctx context.Context) stopRequest {
 // no more. It reports whether the lease has ended there.
 func (l *lease) exchange(ctx context.Context) (ended bool, reason string, err error) {
 	defer func() { l.complain(ctx, err) }()
+	if err := l.save(ctx); err != nil {
+		return false, "", err
+	}
 	if l.unstored != nil {
 		if err := l.keep(ctx); err != nil {
 			return false, "", err
@@ -181,7 +184,8 @@ func (l *lease) mirrorState(ctx context.Context, there nodeLease) error {
 	if there.State != leaseActive && there.State != leaseSuspended || there.State == v.state && there.Reason == v.reason {
 		return nil
 	}
-	return l.enter(ctx, there.State, there.Reason)
+	l.enter(ctx, there.State, there.Reason)
+	return nil
 }
 
 // complain logs the first of a row of failures.

@@ -30,17 +30,18 @@ func (r *replicas) sweep(ctx context.Context) error {
 	return errors.Join(err, failed)
 }
 
-// tidy ends leases that are ours in the table and nowhere else: the database
-// failed us when they began or ended.
+// tidy takes up leases that are ours in the table and do not run here: the
+// database failed us when they began or ended, or its clock was set.
 func (r *replicas) tidy(ctx context.Context) error {
 	rows, err := r.p.store.owned(ctx, r.identity(), time.Now().Add(-2*r.p.config.CallTimeout))
 	for _, row := range rows {
-		err = errors.Join(err, r.forget(ctx, row))
+		err = errors.Join(err, r.resume(ctx, row))
 	}
 	return err
 }
 
-func (r *replicas) forget(ctx context.Context, row leaseRow) error {
+// resume runs a lease that is ours in the table, or ends it if it can go on nowhere.
+func (r *replicas) resume(ctx context.Context, row leaseRow) error {
 	id := common.HexToHash(row.Channel)
 	if r.p.running(id) != nil {
 		return nil
@@ -50,11 +51,17 @@ func (r *replicas) forget(ctx context.Context, row leaseRow) error {
 	if err != nil || now.State == string(leaseEnded) || now.Term != row.Term || r.p.running(id) != nil {
 		return err
 	}
-	return r.p.abandon(ctx, now, "the database failed when it began or ended")
+	err = r.p.adopt(ctx, now)
+	if isOver(err) {
+		r.p.config.Log.Warn("lease that did not run is ended", "lease", row.ID, "reason", err)
+		err = r.p.abandon(ctx, now, err.Error())
+	}
+	return err
 }
 
 // rescue takes up one lease if its devices can be reached from here, and leaves
-// it to the others if not.
+// it to the others if not. What fails for now ends nothing: it is tried again, here
+// or by another gateway.
 func (r *replicas) rescue(ctx context.Context, row leaseRow) error {
 	if r.p.running(common.HexToHash(row.Channel)) != nil || r.refuses(row.ID) {
 		return nil
@@ -64,26 +71,50 @@ func (r *replicas) rescue(ctx context.Context, row leaseRow) error {
 	if err != nil {
 		return err
 	}
+	a, err := row.allocation()
+	if err == nil {
+		err = r.p.reachable(ctx, a) // before it is taken: who lives after all keeps it
+	}
+	if errors.Is(err, errNotHere) {
+		return r.leaveTo(ctx, row, silent, err)
+	}
+	if err != nil {
+		return err
+	}
 	if ok, err := r.p.store.take(ctx, &row, r.identity()); err != nil || !ok {
 		return err
 	}
-	err = r.p.adopt(ctx, row)
-	if err == nil {
+	switch err = r.p.adopt(ctx, row); {
+	case err == nil:
 		r.p.config.Log.Info("lease taken over from a gateway that is gone", "lease", row.ID, "gateway", before, "term", row.Term)
 		return nil
-	}
-	if !errors.Is(err, errNotHere) {
+	case isOver(err):
 		r.p.config.Log.Warn("lease of a gateway that is gone is ended", "lease", row.ID, "reason", err)
-		if err = r.p.abandon(ctx, row, err.Error()); err == nil {
+		if failed := r.p.abandon(ctx, row, err.Error()); failed == nil {
 			return nil
+		} else {
+			err = errors.Join(err, failed)
 		}
 	}
-	if silent > r.p.config.SuspendTimeout {
+	return errors.Join(err, r.p.store.giveBack(ctx, row, before))
+}
+
+// leaveTo leaves a lease to the gateways that reach its devices, for as long as a
+// renter that does not pay would have them.
+func (r *replicas) leaveTo(ctx context.Context, row leaseRow, silent time.Duration, reason error) error {
+	letAgain := row.State == string(leaseEnding) && errors.Is(reason, errLetAgain)
+	if letAgain || silent > r.p.config.SuspendTimeout {
+		if ok, err := r.p.store.take(ctx, &row, r.identity()); err != nil || !ok {
+			return err
+		}
+		if letAgain {
+			return r.p.store.setEnded(ctx, common.HexToHash(row.ID), row.Term, row.Reason, false)
+		}
 		return r.endBooks(ctx, row, "its host is gone")
 	}
 	r.refuse(row.ID)
-	r.p.config.Log.Warn("lease of a gateway that is gone is left to the others", "lease", row.ID, "reason", err)
-	return r.p.store.giveBack(ctx, row, before)
+	r.p.config.Log.Warn("lease of a gateway that is gone is left to the others", "lease", row.ID, "reason", reason)
+	return nil
 }
 
 func (r *replicas) refuses(lease string) bool {
@@ -105,7 +136,11 @@ func (r *replicas) closeBooks(ctx context.Context, row leaseRow, reason string) 
 		return err
 	}
 	if r.p.nodes != nil { // from here it can be reached as from anywhere
-		if err := r.p.adopt(ctx, row); !errors.Is(err, errNotHere) {
+		err := r.p.adopt(ctx, row)
+		if isOver(err) {
+			return r.p.abandon(ctx, row, err.Error())
+		}
+		if !errors.Is(err, errNotHere) {
 			return err
 		}
 	}
@@ -138,11 +173,8 @@ func (r *replicas) endBooks(ctx context.Context, row leaseRow, reason string) er
 			return err
 		}
 	}
-	if err := r.p.store.setHeld(ctx, row.ID, 1); err != nil {
-		return err
-	}
 	r.p.config.Log.Warn("lease ended without its devices: they are taken back when their host is there again", "lease", row.ID, "reason", reason)
-	return r.p.store.setState(ctx, a.LeaseID, row.Term, leaseEnded, reason, time.Now().Unix())
+	return r.p.store.setEnded(ctx, a.LeaseID, row.Term, reason, true)
 }
 
 // recover takes the devices of an ended lease back, if they are here.
@@ -150,21 +182,12 @@ func (r *replicas) recover(ctx context.Context, row leaseRow) error {
 	if r.refuses(row.ID) {
 		return nil
 	}
-	a, err := row.allocation()
+	err := r.p.recover(ctx, row)
 	if err != nil {
-		return err
-	}
-	if adopter, ok := r.p.deps.allocator.(Adopter); ok && len(a.Devices) > 0 {
-		if err := adopter.Adopt(ctx, a); err != nil {
-			r.refuse(row.ID)
-			return nil // not here
-		}
-	}
-	call, cancel := context.WithTimeout(ctx, r.p.config.CallTimeout)
-	defer cancel()
-	if err := r.p.deps.allocator.Release(call, a); err != nil {
 		r.refuse(row.ID)
-		return err
 	}
-	return r.p.store.setHeld(ctx, row.ID, 0)
+	if errors.Is(err, errNotHere) {
+		return nil
+	}
+	return err
 }

@@ -581,3 +581,31 @@ func TestPostgresThatIsNotThere(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// TestLeaseOfAGatewayThatLivesAfterAll: when the server's clock steps ahead every
+// gateway looks dead. Those of other hosts leave its leases alone, and it goes on.
+func TestLeaseOfAGatewayThatLivesAfterAll(t *testing.T) {
+	quiet := func(c *ProviderConfig) { c.Log = slog.New(slog.DiscardHandler) }
+	a, b := fleet(t, quiet)
+	b.shut()
+	b.config.Source, b.config.Allocator = sim.New(2, sim.Options{}), &HostAllocator{Devices: []string{"ELSEWHERE-0"}}
+	b.start()
+	lease := a.open(1, 500_000, "")
+	lease.record()
+	old := a.provider.running(lease.terms.ID())
+	for range 3 {
+		cut(t, a)
+		clearRefused(b.provider.replicas)
+		if err := b.provider.replicas.sweep(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if row := lease.row(); row.Term != old.term || row.State != string(leaseActive) {
+		t.Errorf("the lease is %s in term %d, it was in %d", row.State, row.Term, old.term)
+	}
+	lease.record()
+	lease.record()
+	if a.provider.running(lease.terms.ID()) != old {
+		t.Error("its owner let it go")
+	}
+}

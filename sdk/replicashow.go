@@ -127,7 +127,7 @@ func (v *leaseView) reflect(row leaseRow, s channel.State, last *metering.Signed
 	if last != nil && last.Sequence > v.sequence {
 		v.sequence, v.owed, v.nanos = last.Sequence, last.Owed, last.Nanos
 	}
-	if state := leaseState(row.State); state != v.state || row.Reason != v.reason {
+	if state := leaseState(row.State); state != leaseEnding && (state != v.state || row.Reason != v.reason) {
 		v.version++
 		v.ask(state, row.Reason)
 		v.state, v.reason = state, row.Reason
@@ -144,8 +144,8 @@ func (r *replicas) shown() []*lease {
 	return all
 }
 
-// errElsewhere is a lease that another gateway is about to begin or to take
-// over.
+// errElsewhere is a lease that another gateway is about to begin, to take over or
+// to end.
 func errElsewhere(id common.Hash) error {
 	return wire.Unavailable.With("another gateway is at work on the lease of channel %s: try again", id)
 }
@@ -160,7 +160,7 @@ func (p *Provider) serving(ctx context.Context, s channel.State) (*lease, error)
 	switch {
 	case err != nil || !ok || row.State == string(leaseEnded):
 		return nil, err
-	case row.State == string(leaseAllocating):
+	case row.State == string(leaseAllocating), row.State == string(leaseEnding):
 		return nil, errElsewhere(s.ID)
 	}
 	return p.replicas.follow(ctx, row, s)

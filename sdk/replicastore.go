@@ -55,6 +55,12 @@ func (s leaseStore) stranded(ctx context.Context) (rows []leaseRow, err error) {
 	return rows, err
 }
 
+// stillHeld returns the ended leases whose devices could not be taken back.
+func (s leaseStore) stillHeld(ctx context.Context) (rows []leaseRow, err error) {
+	err = s.db.View().SelectContext(ctx, &rows, `SELECT `+leaseColumns+` FROM leases WHERE state = 'ended' AND held = 1 ORDER BY started_at`)
+	return rows, err
+}
+
 // silent is how long ago the gateway of a lease should have said that it lives.
 func (s leaseStore) silent(ctx context.Context, owner string) (time.Duration, error) {
 	var ms int64
