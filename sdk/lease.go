@@ -634,7 +634,9 @@ func (l *lease) save(ctx context.Context) error {
 		return nil
 	}
 	l.notice(err)
-	l.deps.log.Error("the lease's state could not be stored: it is tried again", "lease", l.id, "state", string(v.state), "error", err)
+	if ctx.Err() == nil { // else it is written as the process stops
+		l.deps.log.Error("the lease's state could not be stored: it is tried again", "lease", l.id, "state", string(v.state), "error", err)
+	}
 	if l.rewrite == nil {
 		l.rewrite = time.AfterFunc(retryWrite, l.wake)
 	} else {
