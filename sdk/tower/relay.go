@@ -91,19 +91,34 @@ func (t *Tower) usable(ctx context.Context, q wire.LeaveRequest) error {
 }
 
 // Withdraw pays the payer of a channel whose grace period is over, after
-// settling what the tower holds for the payee.
+// settling what the tower holds for the payee. Of a channel that is over it pays
+// the payer what the token refused to pay before.
 func (t *Tower) Withdraw(ctx context.Context, terms channel.Terms) error {
 	if err := errors.Join(t.serves(terms), t.guard.read()); err != nil {
 		return err
 	}
 	state, err := t.look(ctx, terms)
-	if errors.Is(err, channel.ErrFinalized) {
-		return nil
+	if errors.Is(err, channel.ErrFinalized) || err == nil && state.Status == channel.Finalized {
+		return t.payCredit(ctx, terms)
 	}
 	if err != nil {
 		return err
 	}
 	return t.withdraw(ctx, state)
+}
+
+// payCredit pays a payer what the contract owes it in a channel's token. It goes
+// to the payer itself, which takes no signature.
+func (t *Tower) payCredit(ctx context.Context, terms channel.Terms) error {
+	call, amount, err := t.escrow.PayoutCall(ctx, terms.Payer, terms.Token)
+	if err != nil || amount.IsZero() {
+		return err
+	}
+	if err := t.worth(terms, amount); err != nil {
+		return err
+	}
+	call.Channels = []common.Hash{terms.ID()}
+	return t.send(ctx, terms, call)
 }
 
 func (t *Tower) look(ctx context.Context, terms channel.Terms) (channel.State, error) {
@@ -203,7 +218,7 @@ func (t *Tower) submit(ctx context.Context, terms channel.Terms, call chain.Call
 }
 
 func (t *Tower) relayBudget(ctx context.Context, terms channel.Terms) error {
-	spent, err := t.spent(ctx, payerOf, chain.RequestClose, chain.Withdraw)
+	spent, err := t.spent(ctx, payerOf, chain.RequestClose, chain.Withdraw, chain.WithdrawCredit)
 	if err != nil {
 		return err
 	}

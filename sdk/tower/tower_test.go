@@ -261,6 +261,36 @@ func (l *lookout) towerState(terms channel.Terms) channel.State {
 	return channel.State{}
 }
 
+// A withdrawal that the token refuses is owed to the payer by the contract; once the token pays again the tower has it paid
+// out, for who has no native coin, once.
+func TestTowerRelaysACredit(t *testing.T) {
+	l := newLookout(t, nil)
+	terms := l.Open(1, 1000)
+	before := l.Tokens(t, l.Payer.Address())
+	relay := &tower.Client{URL: l.server.URL, Log: slog.New(slog.DiscardHandler)}
+	if err := relay.RequestClose(t.Context(), l.request(l.Payer, terms, 0, 1<<40)); err != nil {
+		t.Fatal(err)
+	}
+	resume := l.PauseToken(t)
+	l.AdvanceTime(t, chaintest.Grace)
+	l.Within(20*time.Second, "it is withdrawn", func() bool { return l.view(terms).Finalized })
+	if err := relay.Withdraw(t.Context(), terms); err == nil {
+		t.Error("the token refuses to pay, and it is said to be done")
+	}
+	resume()
+	for range 2 {
+		if err := relay.Withdraw(t.Context(), terms); err != nil {
+			t.Error(err)
+		}
+	}
+	if got := l.Tokens(t, l.Payer.Address()) - before; got != 1000 {
+		t.Errorf("the payer got %d back", got)
+	}
+	if n := l.sent(); n != 3 {
+		t.Errorf("%d transactions: close, withdrawal and payout are three", n)
+	}
+}
+
 // A payer without native coin leaves through the tower: the close request, the settlement of what the payee is due, and
 // the withdrawal are the tower's, and each is sent once.
 func TestTowerRelaysALeave(t *testing.T) {
