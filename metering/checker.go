@@ -73,12 +73,17 @@ type Ceiling struct {
 	Owed uint256.Int `json:"owed"`      // base units
 }
 
-// CheckedDevice is where a device's evidence ended.
+// CheckedDevice is where a device's evidence ended, and what it was; Name is empty
+// where that is not known.
 type CheckedDevice struct {
-	BootID string `json:"bootId"`
-	Mono   int64  `json:"mono,string"`
-	Total  int64  `json:"total,string"`
-	UUID   string `json:"uuid"`
+	BootID      string `json:"bootId"`
+	MemoryBytes uint64 `json:"memoryBytes,string"`
+	Mono        int64  `json:"mono,string"`
+	Name        string `json:"name"`
+	Stopped     bool   `json:"stopped,omitempty"` // an error at its end stops what follows
+	Total       int64  `json:"total,string"`
+	UUID        string `json:"uuid"`
+	VBIOS       string `json:"vbios"`
 }
 
 // NewChecker starts the payer's clock: call it before the lease is asked for.
@@ -240,12 +245,29 @@ func (c *Checker) risen(from Ceiling, at int64, slack time.Duration) uint256.Int
 func (c *Checker) accept(s SignedRecord, digest common.Hash) {
 	c.state.Last, c.state.Sequence = digest, s.Sequence
 	c.state.Nanos, c.state.Owed, c.state.Final = s.Nanos, s.Owed, s.Final
-	devices := make([]CheckedDevice, len(s.Evidence.Devices))
-	for i, d := range s.Evidence.Devices {
-		devices[i] = d.after(c.state.Devices)
-	}
-	c.state.Devices = devices
+	c.state.Devices = s.Evidence.after(c.state.Devices)
 }
+
+// after is where devices' evidence ended, given where it ended before.
+func (e Evidence) after(before []CheckedDevice) []CheckedDevice {
+	var now []CheckedDevice
+	for _, d := range e.Devices {
+		now = append(now, d.after(before))
+	}
+	return now
+}
+
+func (d DeviceEvidence) among(devices []CheckedDevice) (CheckedDevice, bool) {
+	i := slices.IndexFunc(devices, func(o CheckedDevice) bool { return o.UUID == d.Device.UUID })
+	if i < 0 {
+		return CheckedDevice{}, false
+	}
+	return devices[i], true
+}
+
+// CheckedTo is where the evidence of a record ended, for who goes on after it
+// without what it had checked before.
+func (e Evidence) CheckedTo() []CheckedDevice { return e.after(nil) }
 
 // signature comes first: what is not signed by the payee proves nothing about
 // it, whatever else is wrong.
@@ -334,8 +356,8 @@ func (c *Checker) evidence(s SignedRecord, _ common.Hash) error {
 		return fmt.Errorf("%w: it adds %d to make %d ns, the record adds %d to make %d",
 			ErrEvidence, e.Nanos, e.Total, s.Nanos-c.state.Nanos, s.Nanos)
 	}
-	if most := c.config.Lease.MaxGap; most > 0 && e.MaxGap > int64(most) {
-		return fmt.Errorf("%w: it bills gaps of %s, the offer allows %s", ErrEvidence, time.Duration(e.MaxGap), most)
+	if err := c.config.Lease.offered(e); err != nil {
+		return err
 	}
 	for _, d := range e.Devices {
 		if err := c.continues(d); err != nil {
@@ -394,24 +416,14 @@ func (c *Checker) devices(s SignedRecord) error {
 // continues checks that a device's evidence starts where the last one ended, so
 // that no second is shown twice.
 func (c *Checker) continues(d DeviceEvidence) error {
-	i := slices.IndexFunc(c.state.Devices, func(o CheckedDevice) bool { return o.UUID == d.Device.UUID })
-	if i < 0 {
-		if d.Total != d.Nanos.Allocated {
-			return fmt.Errorf("%w: %s starts at %d ns", ErrEvidence, d.Device.UUID, d.Total-d.Nanos.Allocated)
-		}
-		return nil
+	last, ok := d.among(c.state.Devices)
+	if ok {
+		return d.follows(last)
 	}
-	last := c.state.Devices[i]
-	if d.Total-d.Nanos.Allocated != last.Total {
-		return fmt.Errorf("%w: %s starts at %d ns, the last record ended at %d", ErrEvidence, d.Device.UUID, d.Total-d.Nanos.Allocated, last.Total)
+	if d.Total != d.Nanos.Allocated {
+		return fmt.Errorf("%w: %s starts at %d ns", ErrEvidence, d.Device.UUID, d.Total-d.Nanos.Allocated)
 	}
-	if d.Nanos.Allocated == 0 {
-		return nil
-	}
-	if d.Device.BootID == last.BootID && d.From.Mono < last.Mono {
-		return fmt.Errorf("%w: %s shows time from %d, the last record went to %d", ErrEvidence, d.Device.UUID, d.From.Mono, last.Mono)
-	}
-	return d.sameBoot(last)
+	return nil
 }
 
 // sameBoot refuses billed time on the clock of another boot before the end of the
@@ -434,12 +446,14 @@ func (d DeviceEvidence) sameBoot(last CheckedDevice) error {
 // after is where a device's evidence ended. What billed nothing says nothing of
 // the clock but a reboot: then any boot may follow, if it is not named yet.
 func (d DeviceEvidence) after(devices []CheckedDevice) CheckedDevice {
-	at := CheckedDevice{BootID: d.Device.BootID, Mono: d.To.Mono, Total: d.Total, UUID: d.Device.UUID}
-	i := slices.IndexFunc(devices, func(o CheckedDevice) bool { return o.UUID == at.UUID })
-	if i < 0 || d.Nanos.Allocated > 0 {
+	at := d.checked()
+	last, ok := d.among(devices)
+	if !ok || d.Nanos.Allocated > 0 {
 		return at
 	}
-	last := devices[i]
+	if d.Device.Name == "" { // it could not be described, and is who it was
+		at.Name, at.MemoryBytes, at.VBIOS = last.Name, last.MemoryBytes, last.VBIOS
+	}
 	switch {
 	case !d.rebooted():
 		at.BootID, at.Mono = last.BootID, last.Mono

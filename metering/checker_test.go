@@ -31,7 +31,8 @@ type market struct {
 func newMarket(t *testing.T) *market {
 	t.Helper()
 	l := lease(gpu, second)
-	l.MaxGap = metering.DefaultMaxGap
+	l.MaxGap, l.Tick = metering.DefaultMaxGap, metering.DefaultTick
+	l.Models = []metering.Model{{Name: "Good GPU", MemoryBytes: 81 << 30}}
 	m := &market{t: t, clock: sim.NewClock(), meter: newMeter(t, gpu, second), now: 1, key: newKey(t, 1)}
 	m.conf = metering.CheckerConfig{Lease: l, Key: m.key.Address(), Tolerance: 2 * time.Second, Clock: m.clock}
 	var err error
@@ -41,6 +42,7 @@ func newMarket(t *testing.T) *market {
 	if m.check, err = metering.NewChecker(m.conf); err != nil {
 		t.Fatal(err)
 	}
+	describe(t, m.meter)
 	m.tick()
 	for range 2 {
 		m.run(5)

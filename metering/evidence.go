@@ -178,8 +178,10 @@ func canonical(v any) []byte {
 // that they are true.
 func (e Evidence) Validate() error {
 	var nanos, total int64
+	var samples uint64
+	simulated := false
 	for _, d := range e.Devices {
-		if err := d.validate(); err != nil {
+		if err := d.validate(e.MaxGap); err != nil {
 			return fmt.Errorf("%w: %s: %w", ErrEvidence, d.Device.UUID, err)
 		}
 		if total > math.MaxInt64-d.Total { // bounds nanos as well, which is less
@@ -187,6 +189,11 @@ func (e Evidence) Validate() error {
 		}
 		nanos += d.Nanos.Allocated
 		total += d.Total
+		samples += d.Samples
+		simulated = simulated || d.Device.Simulated
+	}
+	if samples != e.Samples || simulated != e.Simulated {
+		return fmt.Errorf("%w: %d samples, simulated: %v; its devices say %d and %v", ErrEvidence, e.Samples, e.Simulated, samples, simulated)
 	}
 	if nanos != e.Nanos || total != e.Total {
 		return fmt.Errorf("%w: the devices sum to %d ns of %d, it states %d of %d", ErrEvidence, nanos, total, e.Nanos, e.Total)
@@ -194,7 +201,7 @@ func (e Evidence) Validate() error {
 	return nil
 }
 
-func (d DeviceEvidence) validate() error {
+func (d DeviceEvidence) validate(maxGap int64) error {
 	n := d.Nanos
 	for _, v := range []int64{n.Active, n.Allocated, n.Down, n.Gap, n.Paused, n.Throttled} {
 		if v < 0 {
@@ -210,12 +217,5 @@ func (d DeviceEvidence) validate() error {
 	if d.Total < n.Allocated {
 		return errors.New("more time since the last record than since the start")
 	}
-	var room int64
-	for _, s := range d.Stretches() {
-		room += max(0, s.To-s.From)
-	}
-	if n.Allocated > room {
-		return fmt.Errorf("%d ns allocated between stamps %d and %d", n.Allocated, d.From.Mono, d.To.Mono)
-	}
-	return nil
+	return d.contradicts(maxGap)
 }

@@ -29,6 +29,12 @@ type Lease struct {
 	// MaxGap is the longest unobserved interval that the offer lets the payee
 	// bill. A checker refuses evidence metered with a longer one; zero allows any.
 	MaxGap time.Duration
+	// Tick is how often the offer says that each device is read; zero: any.
+	Tick time.Duration
+	// Models are the kinds of devices that the offer has, and Simulated says that it
+	// has such as are none. A checker refuses time of others; of any if Models is empty.
+	Models    []Model
+	Simulated bool
 }
 
 // Validate refuses a lease without devices or with a price that is none.

@@ -60,6 +60,7 @@ func (d *device) observe(r Reading, maxGap time.Duration, paused bool) Interval 
 	if d.late(r) {
 		d.last.XIDs = append(d.last.XIDs, r.XIDs...) // bad news counts whenever it comes
 		for _, x := range r.XIDs {
+			x.Mono = max(x.Mono, d.last.At.Mono) // it stops what follows
 			d.part.xid(x)
 		}
 		return Interval{Class: Late}
@@ -204,7 +205,7 @@ func (r Reading) active() bool {
 // note writes down the evidence of an interval.
 func (d *device) note(in Interval, r Reading) {
 	p := &d.part
-	if p.samples == 0 && (in.Class == Opened || in.Reason == ReasonReboot) {
+	if p.samples == 0 && d.since == (Nanos{}) && (in.Class == Opened || in.Reason == ReasonReboot) {
 		p.from = r.At
 	}
 	if r.Health == Healthy { // a broken device reports nothing, which says nothing about what it can report

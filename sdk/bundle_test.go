@@ -103,12 +103,16 @@ func TestTamperedBundle(t *testing.T) {
 // addProof has the payee show a sample of its last record.
 func addProof(t *testing.T, m *market, b *Bundle) {
 	t.Helper()
-	samples := [][]byte{[]byte("one"), []byte("two"), []byte("three")}
+	last := &b.Leases[0].Records[len(b.Leases[0].Records)-1]
+	last.Evidence.Devices[0].Samples += 3
+	var samples [][]byte
+	for i := range last.Evidence.Samples + 3 {
+		samples = append(samples, []byte{byte(i)})
+	}
 	proof, err := metering.Prove(samples, 1)
 	if err != nil {
 		t.Fatal(err)
 	}
-	last := &b.Leases[0].Records[len(b.Leases[0].Records)-1]
 	last.Evidence.Root, last.Evidence.Samples = metering.Root(samples), uint64(len(samples))
 	last.EvidenceHash = last.Evidence.Hash()
 	domain := metering.Domain(b.Terms.ChainID, common.Address(b.Terms.Escrow))

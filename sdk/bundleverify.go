@@ -188,10 +188,10 @@ func (v *verifier) check(l *BundleLease, offer wire.SignedOffer) (int, error) {
 	}
 	checker, err := metering.NewChecker(metering.CheckerConfig{
 		Key: common.Address(offer.Meter), Tolerance: math.MaxInt64, Clock: noClock{},
-		Lease: metering.Lease{
+		Lease: agreed(metering.Lease{
 			ID: l.ID, ChannelID: v.Channel, OfferHash: offer.Hash, ChainID: v.terms.ChainID, Escrow: v.terms.Escrow,
-			Price: price, OwedBefore: l.OwedBefore.Int, Devices: l.Devices, MaxGap: time.Duration(offer.MaxGap) * time.Millisecond,
-		},
+			Price: price, OwedBefore: l.OwedBefore.Int, Devices: l.Devices,
+		}, offer.Offer),
 	})
 	if err != nil {
 		return 0, err

@@ -160,11 +160,10 @@ func (h *lessor) newLease(row leaseRow, s channel.State, offer wire.SignedOffer,
 	}
 	l.view.stream, l.view.reason = uint64(row.Stream), row.Reason
 	l.deps.timing = l.deps.timing.of(offer.Offer)
-	terms := metering.Lease{
+	terms := agreed(metering.Lease{
 		ID: a.LeaseID, ChannelID: s.ID, OfferHash: offer.Hash, ChainID: s.Terms.ChainID, Escrow: s.Terms.Escrow,
-		MaxGap: time.Duration(offer.MaxGap) * time.Millisecond,
-		Price:  price, OwedBefore: before, Devices: a.Devices,
-	}
+		Price: price, OwedBefore: before, Devices: a.Devices,
+	}, offer.Offer)
 	if a.Node != "" {
 		l.poke = make(chan struct{}, 1)
 		l.remote, err = h.remote(row, terms, a.Node, last)

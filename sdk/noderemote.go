@@ -48,9 +48,7 @@ func checkedTo(last *metering.SignedRecord, terms metering.Lease, startedAt int6
 	}
 	s.Last, s.Sequence = last.Digest(metering.Domain(terms.ChainID, terms.Escrow)), last.Sequence
 	s.Nanos, s.Owed, s.Final = last.Nanos, last.Owed, last.Final
-	for _, d := range last.Evidence.Devices {
-		s.Devices = append(s.Devices, metering.CheckedDevice{BootID: d.Device.BootID, Mono: d.To.Mono, Total: d.Total, UUID: d.Device.UUID})
-	}
+	s.Devices = last.Evidence.CheckedTo()
 	return s
 }
 

@@ -147,11 +147,10 @@ func (b *buying) follow(lease *ticking, rec metering.SignedRecord) error {
 	}
 	checker, err := metering.ResumeChecker(metering.CheckerConfig{
 		Key: common.Address(offer.Meter), Tolerance: max(0, min(tickTolerance, b.x.r.config.Tolerance)-time.Duration(lease.Lent)), Clock: b.x.r.config.Clock,
-		Lease: metering.Lease{
+		Lease: agreed(metering.Lease{
 			ID: lease.Lease, ChannelID: b.id, OfferHash: offer.Hash, ChainID: b.terms.ChainID, Escrow: b.terms.Escrow,
 			Price: metering.Price{Amount: offer.Amount.Int, Unit: unit}, OwedBefore: lease.OwedBefore, Devices: lease.Devices,
-			MaxGap: time.Duration(offer.MaxGap) * time.Millisecond,
-		},
+		}, offer.Offer),
 	}, state)
 	if err != nil {
 		return &lie{fmt.Errorf("%w: %w", ErrGarbage, err)}
@@ -186,6 +185,7 @@ func bridge(s metering.CheckerState, rec metering.SignedRecord) (metering.Checke
 			if from.Total < before.Total {
 				return s, fmt.Errorf("lease %s, record %d: %w: %s shows time from %d ns, an earlier record went to %d", rec.LeaseID, rec.Sequence, metering.ErrBackwards, from.UUID, from.Total, before.Total)
 			}
+			from.Name, from.MemoryBytes, from.VBIOS = before.Name, before.MemoryBytes, before.VBIOS
 			if from.BootID, from.Mono = before.BootID, before.Mono; d.Device.BootID != before.BootID {
 				from.BootID = "" // its end is in a record that was not shown
 			}

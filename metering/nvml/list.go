@@ -156,7 +156,7 @@ func (s *Source) one(uuid string) (metering.Device, error) {
 }
 
 // describe fills in what the driver says about a whole GPU. Only a UUID is
-// needed; the rest is evidence.
+// needed; the rest is evidence, and may be absent but not fail.
 func (s *Source) describe(handle nvml.Device) (metering.Device, bool) {
 	uuid, ret := handle.GetUUID()
 	if ret != nvml.SUCCESS {
@@ -167,15 +167,22 @@ func (s *Source) describe(handle nvml.Device) (metering.Device, bool) {
 	if s.has("nvmlSystemGetNVMLVersion") {
 		d.NVML, _ = s.lib.SystemGetNVMLVersion()
 	}
+	var rets [3]nvml.Return
 	if s.has("nvmlDeviceGetName") {
-		d.Name, _ = handle.GetName()
+		d.Name, rets[0] = handle.GetName()
 	}
 	if s.has("nvmlDeviceGetVbiosVersion") {
-		d.VBIOS, _ = handle.GetVbiosVersion()
+		d.VBIOS, rets[1] = handle.GetVbiosVersion()
 	}
 	if s.has("nvmlDeviceGetMemoryInfo") {
-		memory, _ := handle.GetMemoryInfo()
+		var memory nvml.Memory
+		memory, rets[2] = handle.GetMemoryInfo()
 		d.MemoryBytes = memory.Total
+	}
+	for _, ret := range rets { // records are held to what the offer says of the device: half of it would be a lie
+		if ret != nvml.SUCCESS && !absent(ret) {
+			return metering.Device{}, false
+		}
 	}
 	if s.has("nvmlDeviceGetPciInfo", "nvmlDeviceGetPciInfo_v2", "nvmlDeviceGetPciInfo_v3") {
 		if pci, ret := handle.GetPciInfo(); ret == nvml.SUCCESS {

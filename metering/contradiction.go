@@ -1,0 +1,167 @@
+package metering
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+)
+
+// contradicts says where a device's evidence contradicts itself: what an honest
+// meter cannot have counted, whatever the device did. maxGap is the evidence's own.
+func (d DeviceEvidence) contradicts(maxGap int64) error {
+	if err := d.accounted(); err != nil {
+		return err
+	}
+	if d.Nanos.Allocated == 0 {
+		return nil
+	}
+	if maxGap <= 0 || uint64(d.Nanos.Allocated-1)/uint64(maxGap) >= d.Samples { // each billed interval ends with a sample
+		return fmt.Errorf("%d ns allocated with %d samples, at most %d ns apart", d.Nanos.Allocated, d.Samples, maxGap)
+	}
+	for _, x := range d.XIDs {
+		if x.Stops() && x.Mono < d.To.Mono && !d.interrupted() {
+			return fmt.Errorf("xid %d, and all of its time is billed", x.Code)
+		}
+	}
+	return nil
+}
+
+// accounted checks that the time between the stamps is allocated, down, a gap or
+// paused, to the nanosecond, and that the holes are what was down or a gap.
+func (d DeviceEvidence) accounted() error {
+	passed, holes, err := d.spans()
+	if err != nil {
+		return err
+	}
+	n, rest := d.Nanos, passed
+	for _, part := range []int64{n.Allocated, n.Down, n.Gap, n.Paused} {
+		if uint64(part) > rest {
+			return fmt.Errorf("%d ns allocated, %d down, %d of gaps and %d paused between stamps %d ns apart", n.Allocated, n.Down, n.Gap, n.Paused, passed)
+		}
+		rest -= uint64(part)
+	}
+	if rest != 0 {
+		return fmt.Errorf("%d ns between its stamps are not accounted for", rest)
+	}
+	if unbilled := uint64(n.Down) + uint64(n.Gap); holes > unbilled || d.MoreGaps == 0 && holes != unbilled {
+		return fmt.Errorf("holes of %d ns, and %d ns of gaps and down time", holes, unbilled)
+	}
+	return nil
+}
+
+// spans is the time between the stamps and that in the listed holes, in
+// nanoseconds. The ends of a reboot are on two clocks: before and after it time is
+// counted on one each, and it happens once at most.
+func (d DeviceEvidence) spans() (passed, holes uint64, err error) {
+	start, at := d.From.Mono, d.From.Mono // of this clock, and up to where holes were seen
+	if start < 0 || d.To.Mono < 0 {
+		return 0, 0, errors.New("a stamp from before its host's boot")
+	}
+	rebooted := false
+	for i, g := range d.Gaps {
+		switch {
+		case g.From < 0 || g.To < 0:
+			return 0, 0, errors.New("a hole from before its host's boot")
+		case g.Reason == ReasonReboot && rebooted:
+			return 0, 0, errors.New("two reboots")
+		case g.Reason == ReasonReboot && i == 0 && g.To == start: // nothing was counted before it
+			rebooted = true
+		case g.From < at:
+			return 0, 0, fmt.Errorf("a hole from %d on, after one that ended at %d", g.From, at)
+		case g.Reason == ReasonReboot:
+			rebooted = true
+			passed += uint64(g.From - start)
+			start, at = g.To, g.To
+		case g.To < g.From:
+			return 0, 0, fmt.Errorf("a hole from %d to %d", g.From, g.To)
+		default:
+			holes += uint64(g.To - g.From)
+			at = g.To
+		}
+	}
+	if d.To.Mono < at {
+		return 0, 0, fmt.Errorf("its last stamp is %d, after %d", d.To.Mono, at)
+	}
+	return passed + uint64(d.To.Mono-start), holes, nil
+}
+
+// interrupted reports whether any of the time was not billed, or a reboot hid some.
+func (d DeviceEvidence) interrupted() bool {
+	return d.Nanos.Down > 0 || d.Nanos.Gap > 0 || d.Nanos.Paused > 0 || len(d.Gaps) > 0 || d.MoreGaps > 0
+}
+
+// checked is what a checker remembers of a device at the end of its evidence.
+func (d DeviceEvidence) checked() CheckedDevice {
+	return CheckedDevice{BootID: d.Device.BootID, Mono: d.To.Mono, Total: d.Total, UUID: d.Device.UUID,
+		Name: d.Device.Name, MemoryBytes: d.Device.MemoryBytes, VBIOS: d.Device.VBIOS,
+		Stopped: slices.ContainsFunc(d.XIDs, func(x XID) bool { return x.Stops() && x.Mono >= d.To.Mono })}
+}
+
+// follows checks a device's evidence against how it ended in the record before.
+func (d DeviceEvidence) follows(last CheckedDevice) error {
+	if d.Total-d.Nanos.Allocated != last.Total {
+		return fmt.Errorf("%w: %s starts at %d ns, the last record ended at %d", ErrEvidence, d.Device.UUID, d.Total-d.Nanos.Allocated, last.Total)
+	}
+	if d.Nanos.Allocated == 0 {
+		return nil
+	}
+	if d.Device.BootID == last.BootID && d.From.Mono < last.Mono {
+		return fmt.Errorf("%w: %s shows time from %d, the last record went to %d", ErrEvidence, d.Device.UUID, d.From.Mono, last.Mono)
+	}
+	if last.Stopped && !d.interrupted() {
+		return fmt.Errorf("%w: %s stopped with an xid in the last record, and all of its time is billed", ErrEvidence, d.Device.UUID)
+	}
+	if err := d.sameBoot(last); err != nil {
+		return err
+	}
+	return d.isStill(last)
+}
+
+// isStill checks that a device is what it was in the record before. Its VBIOS can
+// be another after a reboot, and its driver counts memory a little differently.
+func (d DeviceEvidence) isStill(last CheckedDevice) error {
+	is := d.Device
+	if last.Name == "" {
+		return nil
+	}
+	if is.Name != last.Name || !alike(is.MemoryBytes, last.MemoryBytes) || is.BootID == last.BootID && is.VBIOS != last.VBIOS {
+		return fmt.Errorf("%w: %s was %s with %d bytes and VBIOS %s, and is %s with %d and %s", ErrDevices, is.UUID,
+			last.Name, last.MemoryBytes, last.VBIOS, is.Name, is.MemoryBytes, is.VBIOS)
+	}
+	return nil
+}
+
+// alike reports whether two amounts of memory differ by no more than what drivers
+// keep for themselves: a sixteenth.
+func alike(a, b uint64) bool { return max(a, b)-min(a, b) <= max(a, b)/16 }
+
+// Model is a kind of device.
+type Model struct {
+	Name        string
+	MemoryBytes uint64
+}
+
+// offered checks evidence against what the lease's offer says of its devices.
+func (l Lease) offered(e Evidence) error {
+	if l.MaxGap > 0 && e.MaxGap > int64(l.MaxGap) {
+		return fmt.Errorf("%w: it bills gaps of %d ns, the offer allows %s", ErrEvidence, e.MaxGap, l.MaxGap)
+	}
+	if l.Tick > 0 && e.Tick != int64(l.Tick) {
+		return fmt.Errorf("%w: it was read each %d ns, the offer says %s", ErrEvidence, e.Tick, l.Tick)
+	}
+	if len(l.Models) == 0 {
+		return nil
+	}
+	if e.Simulated && !l.Simulated {
+		return fmt.Errorf("%w: they are simulated, and the offer's are not", ErrDevices)
+	}
+	for _, d := range e.Devices {
+		is := func(m Model) bool {
+			return printable(m.Name) == d.Device.Name && alike(m.MemoryBytes, d.Device.MemoryBytes)
+		}
+		if d.Nanos.Allocated > 0 && !slices.ContainsFunc(l.Models, is) {
+			return fmt.Errorf("%w: %s is a %s with %d bytes, the offer has %v", ErrDevices, d.Device.UUID, d.Device.Name, d.Device.MemoryBytes, l.Models)
+		}
+	}
+	return nil
+}

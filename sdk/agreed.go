@@ -1,0 +1,19 @@
+package sdk
+
+import (
+	"time"
+
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// agreed is a lease with what its signed offer says of how its devices are metered
+// and what they are: records are held to it by whoever checks them.
+func agreed(l metering.Lease, o wire.Offer) metering.Lease {
+	l.MaxGap, l.Tick = time.Duration(o.MaxGap)*time.Millisecond, time.Duration(o.Tick)*time.Millisecond
+	l.Simulated = o.Simulated
+	for _, d := range o.Devices {
+		l.Models = append(l.Models, metering.Model{Name: d.Model, MemoryBytes: d.MemoryBytes})
+	}
+	return l
+}
