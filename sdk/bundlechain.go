@@ -13,6 +13,7 @@ import (
 	"github.com/ethereum/go-ethereum/core/types"
 
 	"github.com/gpupay/gpupay/bindings"
+	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk/chain"
 )
 
@@ -43,6 +44,23 @@ func (v *verifier) chain(ctx context.Context, backend chain.Backend) {
 	if len(h.events) > 0 {
 		v.note("time on the chain", fmt.Sprintf("the channel's first event is in block %d", h.events[0].BlockNumber), h.life(ctx, view.Finalized))
 	}
+}
+
+// onEscrow compares a bundle's amounts with our escrow, whose code is checked.
+func (v *verifier) onEscrow(ctx context.Context, backend chain.Backend) (channel.ChainView, error) {
+	escrow, err := chain.NewEscrow(ctx, backend, v.terms.Escrow)
+	if err == nil && escrow.ChainID() != v.terms.ChainID {
+		err = fmt.Errorf("%w: the channel is on chain %d, the endpoint serves %d", chain.ErrChainID, v.terms.ChainID, escrow.ChainID())
+	}
+	if err != nil {
+		return channel.ChainView{}, err
+	}
+	v.note("escrow", fmt.Sprintf("%s has the code of a ChannelEscrow with %s of grace", escrow.Address(), escrow.Grace()), escrow.VerifyCode(ctx))
+	view, err := escrow.View(ctx, v.Channel, nil)
+	if errors.Is(err, channel.ErrUnknown) && v.Deposit.IsZero() {
+		err = nil // it was meant to be opened, and was not
+	}
+	return view, err
 }
 
 // history is what the chain has of a channel.

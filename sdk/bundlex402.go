@@ -2,7 +2,6 @@ package sdk
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"github.com/ethereum/go-ethereum/accounts/abi"
@@ -100,21 +99,4 @@ func (b *Bundle) calls() (*abi.ABI, map[string]chain.Kind) {
 		return settlementABI, settlementKinds
 	}
 	return escrowABI, escrowKinds
-}
-
-// onEscrow compares a bundle's amounts with our escrow, whose code is checked.
-func (v *verifier) onEscrow(ctx context.Context, backend chain.Backend) (channel.ChainView, error) {
-	escrow, err := chain.NewEscrow(ctx, backend, v.terms.Escrow)
-	if err == nil && escrow.ChainID() != v.terms.ChainID {
-		err = fmt.Errorf("%w: the channel is on chain %d, the endpoint serves %d", chain.ErrChainID, v.terms.ChainID, escrow.ChainID())
-	}
-	if err != nil {
-		return channel.ChainView{}, err
-	}
-	v.note("escrow", fmt.Sprintf("%s has the code of a ChannelEscrow with %s of grace", escrow.Address(), escrow.Grace()), escrow.VerifyCode(ctx))
-	view, err := escrow.View(ctx, v.Channel, nil)
-	if errors.Is(err, channel.ErrUnknown) && v.Deposit.IsZero() {
-		err = nil // it was meant to be opened, and was not
-	}
-	return view, err
 }
