@@ -283,6 +283,9 @@ func exportPayer(ctx context.Context, db *store.DB, txs *chain.Store, id common.
 
 // exportLease adds the rental's lease, if it came to one, and what was prepaid.
 func (row rentalRow) exportLease(ctx context.Context, rentals rentalStore, b *Bundle) error {
+	if row.found() {
+		return nil // its lease and what was prepaid went with the database
+	}
 	offer, err := wire.ParseOffer(row.Offer)
 	if err != nil {
 		return fmt.Errorf("channel %s: its offer on disk: %w", b.Channel, err)

@@ -44,6 +44,7 @@ type Rental struct {
 	counted   uint256.Int     // the newest that row.Vouchers counts
 	demand    demand
 	topped    time.Time // the newest try to top up
+	looked    time.Time // the newest look of budget at the chain
 	service   string    // what the provider last said of the lease
 	heard     time.Time // the newest record, or the start
 	awake     awake     // what silence and patience are measured by
@@ -95,7 +96,7 @@ type Closing struct {
 
 // rental makes a Rental of what is on disk.
 func (r *Renter) rental(ctx context.Context, row rentalRow, escrow *chain.Escrow) (*Rental, error) {
-	if len(row.Offer) == 0 || string(row.Offer) == "null" {
+	if row.found() {
 		return r.recovered(ctx, row, escrow)
 	}
 	offer, err := wire.ParseOffer(row.Offer)
@@ -133,6 +134,9 @@ func (r *Renter) rental(ctx context.Context, row rentalRow, escrow *chain.Escrow
 	l.busy <- struct{}{}
 	return l, nil
 }
+
+// found reports a rental that was found on the chain, of which no offer is known.
+func (row rentalRow) found() bool { return len(row.Offer) == 0 || string(row.Offer) == "null" }
 
 // recovered makes a Rental of which only the channel is known: it can be left.
 func (r *Renter) recovered(ctx context.Context, row rentalRow, escrow *chain.Escrow) (*Rental, error) {

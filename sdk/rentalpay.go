@@ -256,6 +256,9 @@ func (l *Rental) budget(ctx context.Context) error {
 	need.Add(&need, &room)
 	var low uint256.Int
 	low.Add(&need, &lead)
+	if low.Gt(&l.row.Deposit) {
+		l.recount(ctx)
+	}
 	step := l.step()
 	if low.Gt(&l.row.Deposit) && (!step.IsZero() || l.row.TopUp != nil) {
 		if err := l.topUp(ctx); err != nil {
@@ -267,6 +270,22 @@ func (l *Rental) budget(ctx context.Context) error {
 			l.id, ErrBudget, l.r.units(l.owed()), l.r.units(l.row.Deposit), l.whyNoTopUp())
 	}
 	return nil
+}
+
+// recount looks at the chain before the caps end a rental: an authorization that
+// has moved its money counts beside the deposit until a look has seen that, and
+// the one at the start may have come before its confirmations.
+func (l *Rental) recount(ctx context.Context) {
+	promised := l.row.outstanding()
+	if promised.IsZero() || l.row.TopUp != nil || l.row.Options.TopUp == "" || time.Since(l.looked) < l.r.config.Poll {
+		return
+	}
+	began := l.awake.now()
+	if _, err := l.look(ctx, l.r.config.Confirmations); err != nil {
+		l.r.config.Log.Warn("what became of a deposit's authorization is not known yet", "channel", l.id, "error", err)
+	}
+	l.looked = time.Now()
+	l.listened = l.listened.Add(l.awake.since(began)) // our own doing took the time, not the provider's silence
 }
 
 // forgiveDemand drops a demand that records have come to explain.

@@ -120,7 +120,7 @@ func (l *Rental) topUp(ctx context.Context) error {
 	if l.row.TopUp != nil {
 		return l.finishTopUp(ctx)
 	}
-	if _, err := l.r.vetSlates(ctx, l.row.Terms.Payee, siteOf(l.row.URL)); err != nil {
+	if err := l.r.vetPayee(ctx, l.row.Terms.Payee, siteOf(l.row.URL)); err != nil {
 		l.poor = true // what is in the channel is used up, and closes it
 		return fmt.Errorf("channel %s: no top-up is made: %w", l.id, err)
 	}

@@ -117,6 +117,12 @@ func TestLostDatabase(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if b, err := r.Export(t.Context(), want); err != nil || b.Channel != want || Failures(VerifyBundle(t.Context(), b, nil)) != nil {
+		t.Errorf("its bundle: %+v, %v", b, err)
+	}
+	if proofs, err := r.Equivocations(t.Context(), want); err != nil || len(proofs) != 0 {
+		t.Errorf("%d proofs, %v", len(proofs), err)
+	}
 	if _, err := l.Close(t.Context()); !errors.Is(err, ErrRefused) {
 		t.Errorf("Close: %v, want ErrRefused", err)
 	}

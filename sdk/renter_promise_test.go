@@ -288,3 +288,112 @@ func TestBackupFromBeforeTheAuthorization(t *testing.T) {
 		t.Errorf("the payer has %d of %d", got, before)
 	}
 }
+
+// TestDepositCountsOnceWithConfirmations: the look at the start comes before the deposit has its confirmations. When the
+// deposit runs low it is looked at again, and the caps leave the room that they leave.
+func TestDepositCountsOnceWithConfirmations(t *testing.T) {
+	m := newMarket(t)
+	d := newDrawer(t, m)
+	config := m.renterConfig(t, m.payer)
+	config.Confirmations, config.Caps.PerLease = 3, "0.021"
+	r := openRenter(t, config)
+	l, err := r.Rent(t.Context(), d.server.URL, RentOptions{Deposit: "0.011", TopUp: "0.01", Gasless: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.detach()
+	d.terms = l.Terms()
+	d.submit(d.payloads()[0])
+	m.Mine(t, 3)
+	if step := l.step(); !step.IsZero() {
+		t.Fatalf("the deposit is counted already, and a top-up of %s would be made: the test shows nothing", step.Dec())
+	}
+	if err := l.budget(t.Context()); err != nil || len(d.payloads()) != 2 {
+		t.Errorf("%v, %d deposits were handed out, want the top-up", err, len(d.payloads()))
+	}
+}
+
+// TestCaughtPayeeGetsNoOtherRental: who was caught in a rental that is not over gets the deposit of no other: not of a new
+// one, nor of one that is taken up again.
+func TestCaughtPayeeGetsNoOtherRental(t *testing.T) {
+	m := newMarket(t)
+	v := newVillain(t, m, nil)
+	v.script = func(p *plot) { p.honest(2); p.usage(p.next(36 * time.Second)) }
+	config := m.renterConfig(t, m.payer)
+	config.ClockOff, config.Now = 1000*time.Hour, m.now // the chain's clock runs ahead once the rental was left
+	r := openRenter(t, config)
+	q, err := r.quote(t.Context(), v.server.URL, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	begun, err := r.prepare(t.Context(), q, RentOptions{GPUs: 1, PayEvery: time.Second}, wireAmount(100_000).Int)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := r.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "0.1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var d *Dispute
+	if err := l.Run(t.Context()); !errors.As(err, &d) {
+		t.Fatal(err)
+	}
+	before := m.Tokens(t, m.payerAddress())
+	elsewhere := newVillain(t, m, func(o *wire.Offer) { o.Expires += 3600 }) // the same payee at another site
+	elsewhere.script = func(*plot) {}
+	if _, err := r.Rent(t.Context(), elsewhere.server.URL, RentOptions{Deposit: "0.1"}); !errors.As(err, &d) || d.Channel != l.ID() {
+		t.Errorf("rented again: %v", err)
+	}
+	if _, err := r.Resume(t.Context(), begun.ID()); !errors.As(err, &d) {
+		t.Errorf("opened: %v", err)
+	}
+	if got := m.Tokens(t, m.payerAddress()); got != before {
+		t.Errorf("%d were deposited", before-got)
+	}
+	leave(t, m, l)
+	if l, err = r.Rent(t.Context(), elsewhere.server.URL, RentOptions{Deposit: "0.1"}); err != nil {
+		t.Errorf("it is over, and all is back: %v", err)
+	} else {
+		l.detach()
+	}
+}
+
+// TestFallbackMayStillCome: a copy of the database, from when the renter's own transaction was to open the channel, does not
+// know of the authorization that the provider got in its place. What it took for never funded is found when it comes.
+func TestFallbackMayStillCome(t *testing.T) {
+	m := newMarket(t)
+	d := vanished(t, m)
+	config := m.renterConfig(t, m.payer)
+	config.ClockOff, config.Now = 1000*time.Hour, m.now
+	r := openRenter(t, config)
+	q, err := r.quote(t.Context(), d.server.URL, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := r.prepare(t.Context(), q, RentOptions{GPUs: 1, PayEvery: 50 * time.Millisecond}, wireAmount(500_000).Int)
+	if err != nil || l.row.Funding.Type != wire.TypeHash {
+		t.Fatalf("%+v, %v", l.row.Funding, err)
+	}
+	d.terms = l.Terms()
+	if c, err := l.Leave(t.Context()); err != nil || !c.Deposit.IsZero() {
+		t.Fatalf("%+v, %v", c, err)
+	}
+	m.Mine(t, finality+1)
+	if open, err := r.Rentals(t.Context()); err != nil || len(open) != 1 || open[0].Phase != RentalClosed {
+		t.Fatalf("%+v, %v: want one that is closed, and not for good", open, err)
+	}
+	a, signature, err := l.authorize(t.Context(), wireAmount(500_000).Int, channel.OpenNonce(d.terms.Payer, d.terms)) // as the other copy did
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.submit(wire.Payload{Action: wire.ActionOpen, Type: wire.TypeAuthorization, Authorization: a, Signature: signature})
+	if _, err := r.Rentals(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if l, err = r.Rental(t.Context(), d.terms.ID()); err != nil {
+		t.Fatal(err)
+	}
+	if c := leave(t, m, l); c.Refunded.Uint64() != 500_000 {
+		t.Errorf("%+v", c)
+	}
+}

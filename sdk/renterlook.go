@@ -102,6 +102,17 @@ func (row *rentalRow) fundedBy() uint64 {
 	return row.Funding.Authorization.ValidBefore.Uint64()
 }
 
+// fallbackBy is when a deposit can come no more that another copy of this database
+// may have signed for the provider to send, in place of the transaction that this
+// one would send: zero where no provider sends any. Until then a rental that was
+// never funded is over, and not for good.
+func (row *rentalRow) fallbackBy() uint64 {
+	if row.Funding == nil || row.Funding.Authorization != nil || !row.Sponsored || row.Made == 0 {
+		return 0
+	}
+	return uint64(row.Made) + uint64(authorizationTTL/time.Second)
+}
+
 // until is when the last of the unused authorizations ends, zero if there is none.
 func (row *rentalRow) until() (last uint64) {
 	for _, p := range row.Promises {
@@ -178,7 +189,7 @@ func (l *Rental) over(ctx context.Context) (bool, error) {
 		l.r.config.Log.Warn("whether the end of a rental is final is not known yet", "channel", l.id, "error", err)
 		return true, nil
 	}
-	if !l.ended(deep) {
+	if !l.ended(deep) || !deep.there && uint64(deep.time.Unix()) < l.row.fallbackBy() {
 		return true, nil
 	}
 	return true, l.enter(ctx, RentalFinished)

@@ -53,7 +53,7 @@ func (r *Renter) Rent(ctx context.Context, url string, options RentOptions) (*Re
 	if err := errors.Join(q.available(), q.escrow.CheckClock(ctx, r.config.ClockOff)); err != nil {
 		return nil, err
 	}
-	if _, err := r.vetSlates(ctx, common.Address(q.Offer.Payee), siteOf(q.URL)); err != nil {
+	if err := r.vetPayee(ctx, common.Address(q.Offer.Payee), siteOf(q.URL)); err != nil {
 		return nil, fmt.Errorf("provider %s: no deposit is made: %w", q.URL, err)
 	}
 	deposit, err := r.deposit(ctx, q, options)
@@ -213,6 +213,9 @@ func (l *Rental) open(ctx context.Context, first *wire.Challenge) error {
 			known, err := l.foreign(ctx)
 			if err != nil || known {
 				return err
+			}
+			if err := l.r.vetPayee(ctx, l.row.Terms.Payee, siteOf(l.row.URL)); err != nil {
+				return fmt.Errorf("provider %s: no deposit is made: %w", l.row.URL, err)
 			}
 			if first, err = l.requote(ctx); err != nil {
 				return err

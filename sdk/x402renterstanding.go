@@ -19,7 +19,7 @@ func (b *buying) vet(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := b.vetRentals(ctx); err != nil {
+	if err := b.x.r.vetRentals(ctx, b.terms.Payee, site(b.req.URL)); err != nil {
 		return err
 	}
 	for _, s := range related {
@@ -45,9 +45,9 @@ func (r *Renter) vetSlates(ctx context.Context, payee common.Address, site strin
 	return related, nil
 }
 
-// vetRentals refuses a payee or a site that a rental caught.
-func (b *buying) vetRentals(ctx context.Context) error {
-	rows, err := b.x.r.store.list(ctx, `WHERE state NOT IN (?, ?)`, RentalClosed, RentalFinished)
+// vetRentals refuses a payee or a site that a rental caught which is not over.
+func (r *Renter) vetRentals(ctx context.Context, payee common.Address, site string) error {
+	rows, err := r.store.list(ctx, `WHERE state NOT IN (?, ?)`, RentalClosed, RentalFinished)
 	if err != nil {
 		return err
 	}
@@ -55,11 +55,19 @@ func (b *buying) vetRentals(ctx context.Context) error {
 		if row.Dispute == "" { // whatever phase a Close in vain left it in
 			continue
 		}
-		if row.Terms.Payee == b.terms.Payee || siteOf(row.URL) == site(b.req.URL) {
+		if row.Terms.Payee == payee || siteOf(row.URL) == site {
 			return &Dispute{Channel: row.Terms.ID(), Reason: errors.New(row.Dispute)}
 		}
 	}
 	return nil
+}
+
+// vetPayee refuses a payee or a site that was caught, whichever way it was paid.
+func (r *Renter) vetPayee(ctx context.Context, payee common.Address, site string) error {
+	if _, err := r.vetSlates(ctx, payee, site); err != nil {
+		return err
+	}
+	return r.vetRentals(ctx, payee, site)
 }
 
 // oneChannel refuses to open another channel with a payee at a site while the one
