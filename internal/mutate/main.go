@@ -29,7 +29,7 @@ import (
 func main() {
 	only := flag.String("only", "", "the mutants whose names match (`regexp`)")
 	parallel := flag.Int("p", min(8, runtime.NumCPU()), "how many runs of tests at a time")
-	verbose := flag.Bool("v", false, "show what the tests of survivors and errors printed")
+	verbose := flag.Bool("v", false, "show all that the tests of survivors and errors printed")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	code, err := run(ctx, *only, &bench{slots: make(chan struct{}, max(1, *parallel)), verbose: *verbose, out: os.Stdout})
@@ -134,7 +134,7 @@ func (b *bench) baselines(ctx context.Context, list []*mutant) map[string]error 
 			o, err := b.slot(ctx, r, nil)
 			if err == nil && o.failed > 0 {
 				err = fmt.Errorf("%q fails without a mutant", text)
-				b.print("", o.log)
+				b.print(b.shown(o.log))
 			}
 			lock.Lock()
 			defer lock.Unlock()
@@ -185,12 +185,23 @@ func (b *bench) judge(ctx context.Context, m *mutant, sound map[string]error) {
 		return
 	}
 	if b.verbose || errors.Is(err, errUncompiled) || errors.Is(err, errUnclear) {
-		fmt.Fprint(b.out, logs.String())
+		fmt.Fprint(b.out, b.shown(logs.String()))
 	}
 }
 
-func (b *bench) print(prefix, text string) {
+// longestLog is how many lines of what tests printed are shown, the last, where -v does not ask for all.
+const longestLog = 30
+
+func (b *bench) shown(log string) string {
+	lines := strings.SplitAfter(log, "\n")
+	if b.verbose || len(lines) <= longestLog {
+		return log
+	}
+	return strings.Join(lines[len(lines)-longestLog:], "")
+}
+
+func (b *bench) print(text string) {
 	b.printing.Lock()
 	defer b.printing.Unlock()
-	fmt.Fprint(b.out, prefix, text)
+	fmt.Fprint(b.out, text)
 }
