@@ -400,8 +400,8 @@ func (p *Provider) closeChannel(ctx context.Context, s channel.State) (common.Ha
 	if err != nil {
 		return common.Hash{}, s, err
 	}
-	for {
-		s, err = p.record(ctx, s.ID, result.Receipt.BlockNumber.Uint64(), p.observed(s.ID))
+	for id := s.ID; ; { // what failed has no state
+		s, err = p.record(ctx, id, result.Receipt.BlockNumber.Uint64(), p.observed(id))
 		if !errors.Is(err, errBehind) || chain.Pause(ctx, p.config.Poll) != nil {
 			break
 		}
