@@ -101,17 +101,7 @@ func TestMarket(t *testing.T) {
 }
 
 // markets is how many of a kind a test makes.
-func markets(t *testing.T) int {
-	text := os.Getenv("GPUPAY_MODEL_MARKETS")
-	if text == "" {
-		return 3
-	}
-	n, err := strconv.Atoi(text)
-	if err != nil || n < 1 {
-		t.Fatalf("GPUPAY_MODEL_MARKETS is %q, want a number", text)
-	}
-	return n
-}
+func markets(t *testing.T) int { return setting(t, "GPUPAY_MODEL_MARKETS", 3) }
 
 func newMarket(t *rapid.T, seen map[string]int) *market {
 	dir, err := os.MkdirTemp(scratch(), "gpupay-market-")

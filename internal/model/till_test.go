@@ -55,6 +55,7 @@ func openTill(w *world) *till {
 		d := &desk{contract: contract, payee: &channel.Payee{Store: k.db.Payee(), Domain: contract.Domain()}}
 		d.settler = &settle.Settler{Payee: d.payee, Contract: contract, Sender: k.sender,
 			Policy: settle.Policy{Interval: interval, MaxAge: maxAge}, Now: w.now}
+		d.settler.Expect(channel.Terms{Payee: w.payee.Address(), Token: w.token.Address}) // as a provider does
 		d.watcher = &settle.Watcher{Payee: d.payee, Contract: contract, Confirmations: confirmations, Store: txs, Now: w.now,
 			OnChange: func(_, now channel.State) {
 				if now.Status == channel.Closing {

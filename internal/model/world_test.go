@@ -56,6 +56,7 @@ type world struct {
 	accounts  []*account
 	salts     byte
 	kept      *books // of the payee's database; nil: there is no backup
+	last      reading
 	seen      map[string]int
 }
 
@@ -139,7 +140,7 @@ func (w *world) must(err error) {
 // now is the clock of all programs. It moves a little whenever it is looked at, and much for who waits for it.
 func (w *world) now() time.Time {
 	step := time.Microsecond
-	if w.looks.Add(1) > 100 {
+	if w.looks.Add(1) > 2*patience {
 		step = time.Second
 	}
 	return w.wall.Add(time.Duration(w.moved.Add(int64(step/time.Microsecond))) * time.Microsecond)
@@ -174,8 +175,8 @@ func (w *world) sick() bool { return w.chain.Halted || w.chain.Indexing }
 
 // Programs that wait for a chain that does not answer are let look at it so often, and at most so long.
 const (
-	patience     = 40
-	longPatience = 20 * time.Millisecond
+	patience     = 12
+	longPatience = 2 * time.Second
 )
 
 // during runs what may wait for the chain. On a chain that answers it must come to an end.
@@ -213,10 +214,17 @@ func (w *world) pass(d time.Duration) {
 }
 
 func (w *world) balance(of common.Address) uint64 {
+	known := w.last.block == w.chain.Head()
+	if units, ok := w.last.balances[of]; known && ok {
+		return units
+	}
 	b, err := w.token.Balance(w.ctx, of)
 	w.must(err)
 	if !b.IsUint64() {
 		w.Fatalf("%s has %s", of, b.Dec())
+	}
+	if known {
+		w.last.balances[of] = b.Uint64()
 	}
 	return b.Uint64()
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"sync"
 	"time"
 
@@ -27,6 +28,7 @@ type payouts struct {
 	mu      sync.Mutex
 	loaded  time.Time
 	waiting map[purse]bool
+	own     map[purse]bool        // expected once, looked into whichever channels are known
 	held    map[purse]uint256.Int // what the contract held at the last look, where it held something
 }
 
@@ -64,7 +66,11 @@ func (s *Settler) Expect(t channel.Terms) {
 	if s.payouts.waiting == nil {
 		s.payouts.waiting = make(map[purse]bool)
 	}
+	if s.payouts.own == nil {
+		s.payouts.own = make(map[purse]bool)
+	}
 	s.payouts.waiting[purse{t.Payee, t.Token}] = true
+	s.payouts.own[purse{t.Payee, t.Token}] = true
 }
 
 // expect does the same for channels that a transaction is about of which nobody here waits for the end: what it set aside
@@ -108,6 +114,7 @@ func (s *Settler) purses(ctx context.Context) ([]purse, error) {
 		for _, state := range states {
 			s.payouts.waiting[purseOf(state)] = true
 		}
+		maps.Copy(s.payouts.waiting, s.payouts.own)
 		s.payouts.loaded = s.now()
 	}
 	var waiting []purse

@@ -192,6 +192,13 @@ func (c *Chain) Advance(seconds uint64) error {
 	return err
 }
 
+// Head is the hash of the newest block.
+func (c *Chain) Head() common.Hash {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.head().hash
+}
+
 // Time is that of the newest block, in unix seconds.
 func (c *Chain) Time() uint64 {
 	c.mu.Lock()
