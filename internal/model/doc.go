@@ -5,5 +5,9 @@
 // withdrawals, refunds, restarts, restored files, re-orgs, halted and forgetful nodes, and absences. Beside them a model
 // of a few integers a channel says what each answer has to be, and what each side must have in the end.
 //
+// TestBooks is the whole of it. Programs that live in real time, with HTTP between them, have a market (TestMarket, TestHoard)
+// and parts of one in which a fault is likely that needs several things at once: TestLastMoment, TestSlowAnswer, TestDebtors,
+// TestRestored, TestTicks, TestAbsence.
+//
 // It is a module of its own, so that nobody who uses gpupay has its tools among their dependencies.
 package model

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -71,6 +72,7 @@ type hoard struct {
 	*market
 	*hoarder
 	between *between
+	leaving atomic.Bool // the renter's clock has come to where the chain's is
 	terms   map[common.Hash]channel.Terms
 }
 
@@ -136,6 +138,32 @@ func TestHoard(t *testing.T) {
 	t.Log(seen)
 }
 
+// TestLastMoment is the part of TestHoard in which a deposit that was kept back is sent while its renter looks whether it ever
+// will be.
+func TestLastMoment(t *testing.T) {
+	set(t, "rapid.checks", strconv.Itoa(3*markets(t)))
+	set(t, "rapid.nofailfile", "true")
+	set(t, "rapid.shrinktime", "1ms")
+	seen := map[string]int{}
+	rapid.Check(t, func(rt *rapid.T) {
+		h := newHoard(rt, seen)
+		x := &hoarding{h}
+		h.rent(rt, true)
+		if len(h.deals) == 0 {
+			rt.Skip("no deal")
+		}
+		for !h.deals[0].over {
+			h.leave(rt, h.deals[0])
+			x.Check(rt)
+			if rapid.Bool().Draw(rt, "enough") {
+				break
+			}
+			h.must(h.chain.Advance(60 * uint64(rapid.IntRange(1, 17).Draw(rt, "minutes"))))
+		}
+	})
+	t.Log(seen)
+}
+
 func newHoard(t *rapid.T, seen map[string]int) *hoard {
 	h := &hoard{market: newMarket(t, seen), terms: map[common.Hash]channel.Terms{}}
 	h.hoarder = &hoarder{Handler: h.provider}
@@ -144,9 +172,17 @@ func newHoard(t *rapid.T, seen map[string]int) *hoard {
 	h.renters = h.renters[:1] // the one with coin, which can leave
 	r := h.renters[0]
 	h.must(r.Close())
-	r.config.Backend, r.config.Caps.PerLease = h.between, "0.03"
+	r.config.Backend, r.config.Caps.PerLease, r.config.Now = h.between, "0.03", h.now
 	h.start(r)
 	return h
+}
+
+// now is the renter's clock, which the provider's does not follow: its offers are good for as long as a test runs.
+func (h *hoard) now() time.Time {
+	if mined := time.Unix(int64(h.chain.Time()), 0); h.leaving.Load() && mined.After(time.Now()) {
+		return mined
+	}
+	return time.Now()
 }
 
 // submit sends what was kept back, if the chain takes it.
@@ -188,8 +224,12 @@ func (x *hoarding) Rent(t *rapid.T) {
 	if len(h.deals) > 0 && !h.deals[len(h.deals)-1].left {
 		t.Skip("one at a time")
 	}
+	h.rent(t, rapid.Bool().Draw(t, "kept back"))
+}
+
+func (h *hoard) rent(t *rapid.T, kept bool) {
 	h.mu.Lock()
-	h.opens = rapid.Bool().Draw(t, "kept back")
+	h.opens = kept
 	h.mu.Unlock()
 	ctx, cancel := context.WithTimeout(h.ctx, time.Second)
 	defer cancel()
@@ -204,7 +244,7 @@ func (x *hoarding) Rent(t *rapid.T) {
 		return
 	}
 	for _, s := range after {
-		if h.has(s.Channel) {
+		if _, known := h.terms[s.Channel]; known {
 			continue
 		}
 		rental, err := r.Rental(h.ctx, s.Channel)
@@ -213,11 +253,6 @@ func (x *hoarding) Rent(t *rapid.T) {
 		h.deals = append(h.deals, &deal{by: r, rental: rental, id: s.Channel})
 		h.seen["begun: "+string(s.Phase)]++
 	}
-}
-
-func (h *hoard) has(id common.Hash) bool {
-	_, ok := h.terms[id]
-	return ok
 }
 
 // Again has the renter's program begin anew and run for a moment: it asks for what its deposit lacks at once.
@@ -272,8 +307,15 @@ func (x *hoarding) Leave(t *rapid.T) {
 	if d.over || !d.left && !opening && rapid.IntRange(0, 4).Draw(t, "wants") > 0 {
 		t.Skip()
 	}
+	h.leave(t, d)
+}
+
+// leave wants a deal's money back.
+func (h *hoard) leave(t *rapid.T, d *deal) {
 	h.pause(d)
 	d.left = true
+	h.leaving.Store(true)
+	defer h.leaving.Store(false)
 	mine := slices.DeleteFunc(h.authorizations(), func(p wire.Payload) bool { return p.ChannelID != d.id })
 	if len(mine) > 0 && rapid.IntRange(0, 3).Draw(t, "in between") > 0 {
 		h.between.arm(func() {

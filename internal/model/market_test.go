@@ -40,6 +40,7 @@ const (
 	tick       = 20 * time.Millisecond
 	perLease   = 100_000 // base units
 	gpus       = 4
+	leastRoom  = 4 * 20 // base units of credit that a lease of one GPU begins with: four ticks
 )
 
 // A market is a real provider, real renters and HTTP between them, on a chain in memory.
@@ -100,10 +101,30 @@ func TestMarket(t *testing.T) {
 	t.Log(seen)
 }
 
+// TestDebtors: who has used its credit gets no other lease, whatever channel it opens for that.
+func TestDebtors(t *testing.T) {
+	set(t, "rapid.checks", strconv.Itoa(markets(t)))
+	set(t, "rapid.nofailfile", "true")
+	set(t, "rapid.shrinktime", "1ms")
+	seen := map[string]int{}
+	rapid.Check(t, func(rt *rapid.T) {
+		m := newMarket(rt, seen, func(c *sdk.ProviderConfig) { c.SuspendTimeout = 10 * tick }) // so that there are free GPUs
+		x := &trades{m}
+		for range rapid.IntRange(1, 2).Draw(rt, "rounds") {
+			x.Dodge(rt)
+			for range rapid.IntRange(2, 4).Draw(rt, "more") {
+				x.Rent(rt)
+			}
+		}
+		m.audit()
+	})
+	t.Log(seen)
+}
+
 // markets is how many of a kind a test makes.
 func markets(t *testing.T) int { return setting(t, "GPUPAY_MODEL_MARKETS", 3) }
 
-func newMarket(t *rapid.T, seen map[string]int) *market {
+func newMarket(t *rapid.T, seen map[string]int, change ...func(*sdk.ProviderConfig)) *market {
 	dir, err := os.MkdirTemp(scratch(), "gpupay-market-")
 	if err != nil {
 		t.Fatal(err)
@@ -114,6 +135,7 @@ func newMarket(t *rapid.T, seen map[string]int) *market {
 	alloc := types.GenesisAlloc{
 		channel.BatchSettlementEscrow:    {Code: common.FromHex(standin.BatchSettlement)},
 		channel.BatchSettlementCollector: {Code: common.FromHex(standin.ERC3009DepositCollector)},
+		giver:                            {Code: giverCode},
 	}
 	for _, who := range []string{"stranger", "payee", "payer 0"} { // the other payer has no coin
 		alloc[crypto.PubkeyToAddress(key(who).PublicKey)] = types.Account{Balance: coins}
@@ -136,6 +158,9 @@ func newMarket(t *rapid.T, seen map[string]int) *market {
 		Credit: creditTime, Tick: tick, RecordEvery: 2 * tick, MaxGap: time.Second, Poll: 20 * time.Millisecond,
 		Limits:         sdk.Limits{Deposits: limit.Rate{PerSecond: -1}, SponsoredGasPerPayer: gasPerPayer},
 		ClockTolerance: 24 * time.Hour, Settlement: settle.Policy{Interval: 50 * time.Millisecond, MaxAge: time.Hour}, Log: slog.New(slog.DiscardHandler),
+	}
+	for _, f := range change {
+		f(&m.config)
 	}
 	m.open()
 	for i := range 2 {
@@ -224,11 +249,15 @@ func (x *trades) Rent(t *rapid.T) {
 		TopUp: rapid.SampledFrom([]string{"", "0.001", "0.02"}).Draw(t, "top up"), PayEvery: 50 * time.Millisecond}
 	ctx, cancel := context.WithTimeout(m.ctx, 10*time.Second)
 	defer cancel()
+	debt, stands := m.debt(r)
 	rental, err := r.Rent(ctx, m.server.URL, options)
 	if err != nil {
 		m.seen["not rented"]++
 		t.Log(err)
 		return
+	}
+	if stands && debt+leastRoom > creditCost {
+		m.Fatalf("a payer that owes %d of a credit of %d gets another lease", debt, creditCost)
 	}
 	m.seen["rented"]++
 	d := &deal{by: r, rental: rental, id: rental.ID()}
@@ -254,6 +283,27 @@ func (x *trades) Dodge(t *rapid.T) {
 		m.seen["dodged"]++
 	}
 	time.Sleep(creditTime + 10*tick)
+}
+
+// debt is what a renter owes, and stands says that nobody pays it meanwhile: it only grows.
+func (m *market) debt(r *renter) (sum uint64, stands bool) {
+	for _, d := range m.deals {
+		if d.by == r && d.cancel != nil {
+			return 0, false
+		}
+	}
+	db, err := store.Open(m.ctx, m.config.Database)
+	m.must(err)
+	defer db.Close()
+	states, err := db.Payee().List(m.ctx)
+	m.must(err)
+	for _, s := range states {
+		if s.Terms.Payer == r.Address() {
+			owed := s.Owed()
+			sum += owed.Uint64()
+		}
+	}
+	return sum, true
 }
 
 // pay has somebody pay for a deal, until pause.
