@@ -222,6 +222,9 @@ func (a *account) take(v channel.Voucher, charge uint64) {
 	}
 	if err == nil && outcome == channel.Accepted {
 		w.seen["vouchers"]++
+		if settled := before.Settled.Uint64(); settled > a.acked { // the books are from before: what the chain has paid was served
+			a.spent = max(a.spent, settled)
+		}
 		a.acked = amount
 	}
 	if err == nil && !a.session() {
