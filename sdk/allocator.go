@@ -48,6 +48,20 @@ type Capacity interface {
 	Free() int
 }
 
+// ErrDead is what a Liveness says of an allocation that does not run any more.
+var ErrDead = errors.New("it is not alive")
+
+// Liveness is implemented by an Allocator that can tell whether what it allocated
+// still runs. A lease that is not alive is suspended and not billed; it goes on when
+// it is alive again, and ends after SuspendTimeout. Then Suspend may fail, and
+// Resume must succeed on what is not suspended.
+type Liveness interface {
+	// Alive returns nil for what is alive, suspended or not, and ErrDead for what is
+	// not. Any other error says that nobody knows, and changes nothing. It may be
+	// called while another call for the lease is under way.
+	Alive(ctx context.Context, a Allocation) error
+}
+
 // AllocationRequest says what a lease needs.
 type AllocationRequest struct {
 	LeaseID common.Hash

@@ -89,6 +89,7 @@ type ProviderConfig struct {
 	RecordEvery    time.Duration // between usage records; 5 s if zero
 	SuspendTimeout time.Duration // an unpaid lease ends after it; 5 min if zero
 	CallTimeout    time.Duration // of an allocator's command; 30 s if zero
+	AliveEvery     time.Duration // between looks at whether what was allocated is alive, where the Allocator says (Liveness): dead time of as much is billed; 10 s if zero
 	Takeover       time.Duration // how long a gateway may be silent before others on its database take its leases; 10 s if zero
 	OfferTTL       time.Duration // how long an offer stays good for a new lease; 24 h if zero
 
@@ -133,7 +134,10 @@ type ProviderConfig struct {
 	Backend  chain.Backend   // instead of RPC: a client that is already connected
 }
 
-const defaultRecordEvery = 5 * time.Second
+const (
+	defaultRecordEvery = 5 * time.Second
+	defaultAliveEvery  = 10 * time.Second
+)
 
 // withDefaults fills in the defaults; check says what is missing.
 func (c ProviderConfig) withDefaults() ProviderConfig {
@@ -143,6 +147,7 @@ func (c ProviderConfig) withDefaults() ProviderConfig {
 	c.RecordEvery = cmp.Or(c.RecordEvery, defaultRecordEvery)
 	c.SuspendTimeout = cmp.Or(c.SuspendTimeout, 5*time.Minute)
 	c.CallTimeout = cmp.Or(c.CallTimeout, 30*time.Second)
+	c.AliveEvery = cmp.Or(c.AliveEvery, defaultAliveEvery)
 	c.Takeover = cmp.Or(c.Takeover, 10*time.Second)
 	c.OfferTTL = cmp.Or(c.OfferTTL, 24*time.Hour)
 	c.Confirmations = cmp.Or(c.Confirmations, 1)
@@ -192,6 +197,8 @@ func (c ProviderConfig) check() error {
 		return errors.New("provider: Retention deletes usage records: name the directory Archive, where they are written before")
 	case c.Takeover < time.Second:
 		return fmt.Errorf("provider: Takeover (%s) must be at least a second: less takes leases from gateways that are only slow", c.Takeover)
+	case c.AliveEvery < 0:
+		return fmt.Errorf("provider: AliveEvery (%s) must not be negative", c.AliveEvery)
 	case c.RecordEvery < c.Tick:
 		return fmt.Errorf("provider: RecordEvery (%s) is shorter than Tick (%s)", c.RecordEvery, c.Tick)
 	case c.Credit < time.Second || c.Credit%time.Second != 0:

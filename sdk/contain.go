@@ -66,6 +66,18 @@ func (t tameAllocator) Adopt(ctx context.Context, a Allocation) (err error) {
 	return adopter.Adopt(ctx, a)
 }
 
+// liveness is what an allocator says of what it allocated; nil if it does not say.
+func liveness(log *slog.Logger, a Allocator) func(context.Context, Allocation) error {
+	live, ok := a.(Liveness)
+	if !ok {
+		return nil
+	}
+	return func(ctx context.Context, a Allocation) (err error) {
+		defer contain(log, "Allocator.Alive", &err)
+		return live.Alive(ctx, a)
+	}
+}
+
 // free is how many devices an allocator has left; ok is false if it does not say.
 func free(log *slog.Logger, a Allocator) (n int, ok bool, err error) {
 	defer contain(log, "Allocator.Free", &err)

@@ -40,6 +40,12 @@ type HostAllocator struct {
 	ResumeCommand   []string
 	ReleaseCommand  []string
 
+	// AliveCommand tells whether what was allocated still runs, suspended or not:
+	// status 0 says that it does, any other that it does not. One that does not end
+	// within CallTimeout, or cannot be run, says nothing. Where there is one, the
+	// resume command must succeed on what is not suspended.
+	AliveCommand []string
+
 	// Environment names more variables of this program's environment that the
 	// commands see, such as "HTTPS_PROXY". Do not name one that holds a key.
 	Environment []string
@@ -61,6 +67,7 @@ var (
 	_ Allocator = (*HostAllocator)(nil)
 	_ Adopter   = (*HostAllocator)(nil)
 	_ Capacity  = (*HostAllocator)(nil)
+	_ Liveness  = (*HostAllocator)(nil)
 )
 
 // share has several processes rent out the same devices, each to one lease.
@@ -121,6 +128,16 @@ func (h *HostAllocator) Suspend(ctx context.Context, a Allocation) error {
 // Resume runs the provider's command.
 func (h *HostAllocator) Resume(ctx context.Context, a Allocation) error {
 	_, err := h.run(ctx, "resume", h.ResumeCommand, a)
+	return err
+}
+
+// Alive runs the provider's command.
+func (h *HostAllocator) Alive(ctx context.Context, a Allocation) error {
+	_, err := h.run(ctx, "alive", h.AliveCommand, a)
+	var exit *exec.ExitError
+	if errors.As(err, &exit) && exit.Exited() && ctx.Err() == nil {
+		return fmt.Errorf("%w: %w", ErrDead, err)
+	}
 	return err
 }
 

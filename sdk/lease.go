@@ -44,6 +44,7 @@ type lease struct {
 	meter    *metering.Meter
 	sampled  *metering.Sampled
 	watchdog watchdog      // of its devices
+	liveness probe         // of what was allocated
 	read     chan struct{} // closed when its devices were read first, of a lease that lasts for one request
 	again    *time.Timer   // begins sampling that ended anew
 	recorder *metering.Recorder
@@ -89,6 +90,8 @@ type leaseMail struct {
 // leaseDeps is what every lease of a provider uses.
 type leaseDeps struct {
 	allocator Allocator
+	liveness  func(context.Context, Allocation) error // of what it allocated; nil: it does not say
+	probing   chan struct{}                           // bounds how many are asked at a time
 	source    metering.Source
 	clock     metering.Clock
 	sampling  *metering.Sampling // of source, for all leases
@@ -109,6 +112,7 @@ type leaseTiming struct {
 	tick           time.Duration
 	recordEvery    time.Duration
 	suspendTimeout time.Duration
+	aliveEvery     time.Duration // between looks at whether what was allocated is alive
 	callTimeout    time.Duration // of an allocator's command and of a device's reading
 }
 
@@ -134,7 +138,7 @@ func (v *leaseView) ask(state leaseState, reason string) {
 	switch {
 	case state == leaseActive:
 		v.need = 0
-	case state == leaseSuspended && reason != reasonUnmetered:
+	case state == leaseSuspended && reason != reasonUnmetered && reason != reasonDead:
 		v.need++
 	}
 }
@@ -337,6 +341,7 @@ func (l *lease) do(ctx context.Context, mail leaseMail) *stopRequest {
 // lease began: leases that are taken up together do not all record at once.
 func (l *lease) begin(ctx context.Context) {
 	l.sampled = l.sample(ctx)
+	l.probe()
 	if l.window == 0 {
 		every := l.deps.timing.recordEvery
 		past := max(time.Since(time.Unix(0, l.startedAt)), 0) % every
@@ -406,13 +411,14 @@ func (l *lease) SamplingEnded(err error) {
 const (
 	reasonUnpaid    = "a voucher is due"
 	reasonUnmetered = "its GPUs cannot be metered"
+	reasonDead      = "what it was given is not alive"
 )
 
 // hindrance is why a lease must not be served now, "" if nothing hinders it. One
 // that was suspended unpaid needs more than another: see caughtUp.
 func (l *lease) hindrance(v *leaseView) string {
 	unpaid := l.exhausted(v)
-	if v.state == leaseSuspended && v.reason != reasonUnmetered {
+	if v.state == leaseSuspended && v.reason != reasonUnmetered && v.reason != reasonDead {
 		unpaid = !l.caughtUp(*v)
 	}
 	switch {
@@ -420,6 +426,8 @@ func (l *lease) hindrance(v *leaseView) string {
 		return reasonUnpaid
 	case l.watchdog.starved():
 		return reasonUnmetered
+	case l.liveness.dead.Load():
+		return reasonDead
 	}
 	return ""
 }
@@ -428,7 +436,7 @@ func (l *lease) hindrance(v *leaseView) string {
 // and cannot be metered, so that its renter hears of it.
 func (l *lease) tells() bool {
 	v := l.look()
-	return v.state == leaseActive || v.state == leaseSuspended && v.reason == reasonUnmetered
+	return v.state == leaseActive || v.state == leaseSuspended && (v.reason == reasonUnmetered || v.reason == reasonDead)
 }
 
 // enforce holds the lease to its credit: it suspends before the next reading
@@ -440,7 +448,7 @@ func (l *lease) enforce(ctx context.Context) (stop bool, reason string) {
 	switch v.state {
 	case leaseActive:
 		if why == "" {
-			l.meter.Resume() // a voucher may have come between the reading that stopped the bill and now
+			l.goOn() // a voucher may have come between the reading that stopped the bill and now
 			l.remind(v)
 			return false, ""
 		}
@@ -458,7 +466,10 @@ func (l *lease) enforce(ctx context.Context) (stop bool, reason string) {
 			return false, ""
 		}
 		if why != v.reason {
-			l.enter(ctx, leaseSuspended, why)
+			if err := l.suspendFor(ctx, v.reason, why); err != nil {
+				l.deps.log.Error("lease could not be suspended: it ends", "lease", l.id, "reason", why, "error", err)
+				return true, endedFor(why) + ", and could not be suspended"
+			}
 			l.bear()
 		}
 		if l.since.IsZero() || l.unwritten() { // suspended by an earlier process; or it is our fault that nothing counts
@@ -469,6 +480,16 @@ func (l *lease) enforce(ctx context.Context) (stop bool, reason string) {
 		}
 	}
 	return false, ""
+}
+
+// suspendFor changes why a lease is suspended. What was dead may never have been,
+// whatever its command said.
+func (l *lease) suspendFor(ctx context.Context, before, why string) error {
+	if before == reasonDead {
+		return l.suspend(ctx, why)
+	}
+	l.enter(ctx, leaseSuspended, why)
+	return nil
 }
 
 // endedFor is what is said of a lease that ends because it was suspended.
@@ -589,7 +610,7 @@ func (l *lease) suspend(ctx context.Context, why string) error {
 	}
 	call, cancel := context.WithTimeout(ctx, l.deps.timing.callTimeout)
 	defer cancel()
-	if err := l.deps.allocator.Suspend(call, l.allocation); err != nil {
+	if err := l.deps.allocator.Suspend(call, l.allocation); err != nil && why != reasonDead { // nothing runs that would have to stop
 		return err
 	}
 	l.enter(ctx, leaseSuspended, why)
@@ -602,12 +623,20 @@ func (l *lease) resume(ctx context.Context) error {
 	if err := l.deps.allocator.Resume(call, l.allocation); err != nil {
 		return err
 	}
-	l.meter.Resume() // after the command: the renter has its devices again
+	l.goOn() // after the command: the renter has its devices again
 	l.enter(ctx, leaseActive, "")
 	return nil
 }
 
 // enter is a change of state, which is on disk as soon as it can be.
+// goOn has the meter bill, unless the lease was found dead meanwhile.
+func (l *lease) goOn() {
+	l.meter.Resume()
+	if l.liveness.dead.Load() {
+		l.meter.Pause()
+	}
+}
+
 func (l *lease) enter(ctx context.Context, state leaseState, reason string) {
 	l.deps.log.Info("lease "+string(state), "lease", l.id, "channel", l.terms.ID(), "reason", reason)
 	l.update(func(v *leaseView) {

@@ -48,6 +48,7 @@ func (h *lessor) ready() {
 	h.leases = make(map[common.Hash]*lease)
 	life, end := context.WithCancel(context.Background())
 	h.life = life
+	h.deps.probing = make(chan struct{}, probes)
 	h.deps.leaving = make(chan struct{}, 1024) // as many as the store commits at once
 	h.deps.sampling = metering.NewSampling(h.deps.source, h.deps.clock)
 	h.finish = func() {
@@ -214,8 +215,11 @@ func (h *lessor) launch(l *lease, state leaseState, s channel.State, last *meter
 	l.view.ask(state, l.view.reason)
 	if state == leaseSuspended && l.meter != nil {
 		l.meter.Pause()
-		if l.view.reason == reasonUnmetered {
+		switch l.view.reason {
+		case reasonUnmetered:
 			l.watchdog.starve() // until its devices are read
+		case reasonDead:
+			l.liveness.dead.Store(h.deps.liveness != nil) // until it is asked
 		}
 	}
 	if h.owing != nil {

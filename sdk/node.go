@@ -33,6 +33,7 @@ type NodeConfig struct {
 	Payee          common.Address // whose offers it meters for; anybody's who holds the secret if zero
 	SuspendTimeout time.Duration  // an unpaid lease ends after it, also where no gateway is heard of; 5 min if zero
 	CallTimeout    time.Duration  // of an allocator's command; 30 s if zero
+	AliveEvery     time.Duration  // between looks at whether what was allocated is alive, where the Allocator says (Liveness); 10 s if zero
 	Clock          metering.Clock // the system's if nil
 	Log            *slog.Logger   // slog.Default() if nil
 }
@@ -40,6 +41,7 @@ type NodeConfig struct {
 func (c NodeConfig) withDefaults() NodeConfig {
 	c.SuspendTimeout = cmp.Or(c.SuspendTimeout, 5*time.Minute)
 	c.CallTimeout = cmp.Or(c.CallTimeout, 30*time.Second)
+	c.AliveEvery = cmp.Or(c.AliveEvery, defaultAliveEvery)
 	if c.Clock == nil {
 		c.Clock = metering.System
 	}
@@ -55,6 +57,8 @@ func (c NodeConfig) check() error {
 		return errors.New("node: MeterKey is nil: give the key that signs usage records")
 	case c.Database == "":
 		return errors.New("node: Database is empty: give the path of a file; it will hold records that are not delivered yet")
+	case c.AliveEvery < 0:
+		return fmt.Errorf("node: AliveEvery (%s) must not be negative", c.AliveEvery)
 	case c.Source == nil:
 		return errors.New("node: Source is nil: give nvml.Open(..) or, to try things out, sim.New(1)")
 	}
@@ -130,10 +134,10 @@ func (n *Node) lets() {
 	n.meterKey, n.store = n.config.MeterKey, n.spool.leaseStore
 	n.channel, n.lessor.share = n.spool.channel, n.spool.share
 	n.deps = leaseDeps{
-		allocator: tameAllocator{n.config.Allocator, n.config.Log}, source: n.config.Source, clock: n.config.Clock, store: n.store,
+		allocator: tameAllocator{n.config.Allocator, n.config.Log}, liveness: liveness(n.config.Log, n.config.Allocator), source: n.config.Source, clock: n.config.Clock, store: n.store,
 		metrics: metrics, log: n.config.Log, ended: n.leaseDropped, dropped: n.leaseDropped,
 		timing: leaseTiming{tick: metering.DefaultTick, recordEvery: defaultRecordEvery,
-			suspendTimeout: n.config.SuspendTimeout, callTimeout: n.config.CallTimeout},
+			suspendTimeout: n.config.SuspendTimeout, aliveEvery: n.config.AliveEvery, callTimeout: n.config.CallTimeout},
 	}
 }
 

@@ -203,10 +203,11 @@ func (p *Provider) lets() {
 	}
 	p.deps = leaseDeps{
 		shares:    shares,
-		allocator: namedAllocator{tameAllocator{p.config.Allocator, p.config.Log}, &p.named}, source: p.config.Source, clock: p.config.Clock, store: p.store, marks: p.deps.marks, accounts: newAccounts(),
+		allocator: namedAllocator{tameAllocator{p.config.Allocator, p.config.Log}, &p.named},
+		liveness:  liveness(p.config.Log, p.config.Allocator), source: p.config.Source, clock: p.config.Clock, store: p.store, marks: p.deps.marks, accounts: newAccounts(),
 		metrics: p.metrics.leaseMetrics, log: p.config.Log, ended: p.leaseEnded, dropped: p.leaseDropped,
 		timing: leaseTiming{tick: p.config.Tick, recordEvery: p.config.RecordEvery,
-			suspendTimeout: p.config.SuspendTimeout, callTimeout: p.config.CallTimeout},
+			suspendTimeout: p.config.SuspendTimeout, aliveEvery: p.config.AliveEvery, callTimeout: p.config.CallTimeout},
 	}
 }
 

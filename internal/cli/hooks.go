@@ -11,7 +11,7 @@ import (
 )
 
 // Hooks are an operator's own commands for a lease's GPUs, split at white space.
-type Hooks struct{ allocate, suspend, resume, release, environment string }
+type Hooks struct{ allocate, suspend, resume, release, alive, environment string }
 
 // Register adds their flags.
 func (h *Hooks) Register(flags *Flags) {
@@ -19,6 +19,7 @@ func (h *Hooks) Register(flags *Flags) {
 	flags.Text(&h.suspend, "suspend", "GPUPAY_SUSPEND", "", "`command` that suspends an unpaid lease")
 	flags.Text(&h.resume, "resume", "GPUPAY_RESUME", "", "`command` that resumes it")
 	flags.Text(&h.release, "release", "GPUPAY_RELEASE", "", "`command` that takes the GPUs back")
+	flags.Text(&h.alive, "alive", "GPUPAY_ALIVE", "", "`command` that fails for a lease whose container is gone: it is suspended and not billed; --resume must then succeed on what is not suspended")
 	flags.Text(&h.environment, "hook-env", "GPUPAY_HOOK_ENV", "", "`NAMES` of environment variables that these commands see beside the usual ones, separated by commas")
 }
 
@@ -32,6 +33,7 @@ func (h *Hooks) Allocator(ctx context.Context, source metering.Source) (*sdk.Hos
 	a.SuspendCommand = strings.Fields(h.suspend)
 	a.ResumeCommand = strings.Fields(h.resume)
 	a.ReleaseCommand = strings.Fields(h.release)
+	a.AliveCommand = strings.Fields(h.alive)
 	a.Environment = strings.FieldsFunc(h.environment, func(r rune) bool { return r == ',' || r == ' ' })
 	return a, nil
 }

@@ -1,0 +1,123 @@
+package sdk
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/metering/sim"
+)
+
+// undertaker is an allocator whose allocations die, by their first device.
+type undertaker struct {
+	*HostAllocator
+	mu    sync.Mutex
+	says  map[string]error
+	calls []string
+}
+
+func (m *undertaker) say(device string, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.says[device] = err
+}
+
+func (m *undertaker) Alive(_ context.Context, a Allocation) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.says[a.Devices[0]]
+}
+
+func (m *undertaker) note(what string, a Allocation) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.calls = append(m.calls, what+" "+a.Devices[0])
+	if what == "suspend" && m.says[a.Devices[0]] != nil {
+		return errors.New("there is nothing to suspend")
+	}
+	return nil
+}
+
+func (m *undertaker) Suspend(_ context.Context, a Allocation) error { return m.note("suspend", a) }
+func (m *undertaker) Resume(_ context.Context, a Allocation) error  { return m.note("resume", a) }
+
+// TestDeadLeaseIsNotBilled: of two leases of a GPU each one dies after three seconds
+// and lives again after six. It is suspended and not billed meanwhile, says so, and
+// goes on by itself; the other is billed all the while.
+func TestDeadLeaseIsNotBilled(t *testing.T) {
+	allocator := &undertaker{HostAllocator: hostGPUs(t, 2), says: make(map[string]error)}
+	w := newWard(t, func(c *ProviderConfig) { c.Allocator, c.AliveEvery = allocator, 10*time.Millisecond })
+	first := w.open(1, 500_000, "")
+	w.payer = w.fund(t, 1_000_000)
+	second := w.open(2, 500_000, "")
+	if first.lease.Devices[0] != sim.UUID(0) || second.lease.Devices[0] != sim.UUID(1) {
+		t.Fatal(first.lease.Devices, second.lease.Devices)
+	}
+	w.step(3)
+	allocator.say(sim.UUID(0), ErrDead)
+	if s := first.status(leaseSuspended); s.Reason != reasonDead {
+		t.Fatalf("suspended because %q", s.Reason)
+	}
+	if v := w.provider.running(first.terms.ID()).look(); v.need != 0 {
+		t.Error("a voucher is asked for")
+	}
+	w.step(3)
+	allocator.say(sim.UUID(0), nil)
+	w.in(first, leaseActive)
+	allocator.say(sim.UUID(1), errors.New("the container engine does not answer")) // nobody knows: it is billed
+	w.step(4)                                                                      // the first interval after the pause belongs to it
+	first.release()
+	second.release()
+	if n := w.times(first)[sim.UUID(0)]; n != (metering.Nanos{Allocated: 6e9, Active: 6e9, Paused: 4e9}) {
+		t.Errorf("the one that died: %+v", n)
+	}
+	if n := w.times(second)[sim.UUID(1)]; n != busy(10e9) {
+		t.Errorf("the one beside it: %+v", n)
+	}
+}
+
+// TestDeadLeaseEnds: its GPUs are free again after SuspendTimeout.
+func TestDeadLeaseEnds(t *testing.T) {
+	allocator := &undertaker{HostAllocator: hostGPUs(t, 2), says: map[string]error{sim.UUID(0): ErrDead}}
+	w := newWard(t, func(c *ProviderConfig) {
+		c.Allocator, c.AliveEvery, c.SuspendTimeout = allocator, 10*time.Millisecond, 200*time.Millisecond
+	})
+	lease := w.open(1, 500_000, "")
+	if s := lease.status(leaseEnded); !strings.HasPrefix(s.Reason, reasonDead+" for") {
+		t.Errorf("ended because %q", s.Reason)
+	}
+	if free := allocator.Free(); free != 2 {
+		t.Errorf("%d GPUs are free", free)
+	}
+}
+
+// TestAliveCommand: a command's status says whether a lease lives; one that cannot
+// be run, or does not end, says nothing.
+func TestAliveCommand(t *testing.T) {
+	hang, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	for name, c := range map[string]struct {
+		ctx     context.Context
+		command []string
+		fails   bool
+		dead    bool
+	}{
+		"none":            {t.Context(), nil, false, false},
+		"alive":           {t.Context(), []string{"true"}, false, false},
+		"dead":            {t.Context(), []string{"false"}, true, true},
+		"not to be found": {t.Context(), []string{"/nowhere"}, true, false},
+		"hangs":           {hang, []string{"sleep", "60"}, true, false},
+	} {
+		h := &HostAllocator{AliveCommand: c.command}
+		err := h.Alive(c.ctx, Allocation{LeaseID: common.Hash{1}, Devices: []string{"GPU-a"}})
+		if (err != nil) != c.fails || errors.Is(err, ErrDead) != c.dead {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
