@@ -114,3 +114,23 @@ func TestX402SignsNoDepositThatCannotWork(t *testing.T) {
 		t.Errorf("a token without ERC-3009: %v", err)
 	}
 }
+
+// full is a disk that takes nothing more.
+type full struct{ channel.PayerStore }
+
+var errFull = errors.New("no space left")
+
+func (full) Update(context.Context, common.Hash, string, func(*channel.PayerState, channel.Budget) error) (channel.PayerState, error) {
+	return channel.PayerState{}, errFull
+}
+
+// TestX402BooksWhatItSees: what the chain says of a channel and the disk does not take was not seen: nothing is paid on it.
+func TestX402BooksWhatItSees(t *testing.T) {
+	n := newTenant(t, newPayRig(t))
+	n.tick()
+	n.x.payer.Store = full{n.x.payer.Store}
+	b := &buying{x: n.x, id: n.slate().ID}
+	if _, _, err := b.observe(t.Context()); !errors.Is(err, errFull) {
+		t.Errorf("%v", err)
+	}
+}
