@@ -219,8 +219,8 @@ func (r *Renter) checkPrice(offer wire.Offer) (metering.Price, error) {
 // escrowOf reaches the escrow that an offer names and checks that it is one to
 // trust, on our chain, with a way out in bearable time.
 func (r *Renter) escrowOf(ctx context.Context, offer wire.Offer) (*chain.Escrow, error) {
-	if offer.ChainID != r.chainID {
-		return nil, fmt.Errorf("%w: the provider is paid on chain %d, this renter's endpoint serves %d", chain.ErrChainID, offer.ChainID, r.chainID)
+	if err := r.onChain(ctx, offer.ChainID); err != nil {
+		return nil, err
 	}
 	address := common.Address(offer.Escrow)
 	escrow, err := chain.NewEscrow(ctx, r.backend, address)

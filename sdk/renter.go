@@ -124,7 +124,6 @@ type RenterConfig struct {
 type Renter struct {
 	config  RenterConfig
 	backend chain.Backend
-	chainID uint64
 	token   *chain.Token
 	caps    renterCaps
 	db      *store.DB
@@ -215,12 +214,10 @@ func (r *Renter) connect(ctx context.Context) error {
 			return err
 		}
 	}
-	id, err := r.backend.ChainID(ctx)
-	if err != nil {
-		return fmt.Errorf("%w: asking for the chain id: %w", chain.ErrUnreachable, err)
-	}
-	if r.chainID = id.Uint64(); !id.IsUint64() || r.config.ChainID != 0 && r.chainID != r.config.ChainID {
-		return fmt.Errorf("%w: the endpoint serves chain %s, this renter pays on chain %d; check the RPC URL", chain.ErrChainID, id, r.config.ChainID)
+	if r.config.ChainID != 0 {
+		if err := chain.CheckChainID(ctx, r.backend, r.config.ChainID); err != nil {
+			return err
+		}
 	}
 	if r.token, err = chain.NewToken(ctx, r.backend, r.config.Token); err != nil {
 		return err
@@ -230,6 +227,18 @@ func (r *Renter) connect(ctx context.Context) error {
 	}
 	_, err = chain.NewEscrow(ctx, r.backend, r.config.Escrow)
 	return err
+}
+
+// onChain refuses to pay on another chain than the endpoint's, and than the configured one. The endpoint is asked each time:
+// one wrong answer must not stop a renter until it is started again.
+func (r *Renter) onChain(ctx context.Context, id uint64) error {
+	if want := r.config.ChainID; want != 0 && id != want {
+		return fmt.Errorf("%w: the payee is paid on chain %d, this renter pays on %d", chain.ErrChainID, id, want)
+	}
+	if err := chain.CheckChainID(ctx, r.backend, id); err != nil {
+		return fmt.Errorf("the payee is paid on chain %d: %w", id, err)
+	}
+	return nil
 }
 
 // base reads the caps as base units of a token.

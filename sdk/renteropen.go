@@ -552,8 +552,8 @@ func (r *Renter) Rental(ctx context.Context, channelID common.Hash) (*Rental, er
 // knownEscrow reaches an escrow that was checked when the rental began: money
 // may be in it, so nothing but the chain may keep us from it.
 func (r *Renter) knownEscrow(ctx context.Context, terms channel.Terms) (*chain.Escrow, error) {
-	if terms.ChainID != r.chainID {
-		return nil, fmt.Errorf("%w: it is on chain %d, this renter's endpoint serves %d", chain.ErrChainID, terms.ChainID, r.chainID)
+	if err := r.onChain(ctx, terms.ChainID); err != nil {
+		return nil, err
 	}
 	return chain.NewEscrow(ctx, r.backend, terms.Escrow)
 }

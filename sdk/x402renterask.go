@@ -175,8 +175,8 @@ func (x *X402Client) terms(offer x402.Requirements) channel.Terms {
 func (x *X402Client) fits(offer x402.Requirements, maxPrice uint256.Int) error {
 	delay := time.Duration(min(offer.Extra.WithdrawDelay, uint64(channel.MaxWithdrawDelay/time.Second)+1)) * time.Second
 	switch {
-	case uint64(offer.Network) != x.r.chainID:
-		return fmt.Errorf("%w: it is on %s, this renter's endpoint serves eip155:%d", chain.ErrChainID, offer.Network, x.r.chainID)
+	case uint64(offer.Network) != x.escrow.ChainID():
+		return fmt.Errorf("%w: it is on %s, this renter's endpoint serves eip155:%d", chain.ErrChainID, offer.Network, x.escrow.ChainID())
 	case common.Address(offer.Asset) != x.r.token.Address:
 		return fmt.Errorf("%w: it is %s, this renter pays in %s", ErrToken, offer.Asset, x.r.token.Address)
 	case offer.Amount.Gt(&maxPrice):

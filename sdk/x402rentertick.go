@@ -106,8 +106,8 @@ func (t *X402Rental) agree(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("provider %s: %w: %w", t.peer.base, ErrOffer, err)
 	}
-	if offer.ChainID != t.x.r.chainID {
-		return fmt.Errorf("provider %s: %w: it is paid on chain %d, this renter's endpoint serves %d", t.peer.base, chain.ErrChainID, offer.ChainID, t.x.r.chainID)
+	if err := t.x.r.onChain(ctx, offer.ChainID); err != nil {
+		return fmt.Errorf("provider %s: %w", t.peer.base, err)
 	}
 	if offer.ExpiredAt(t.x.r.config.Now()) {
 		return fmt.Errorf("provider %s: %w: it expired at %s", t.peer.base, ErrOffer, time.Unix(offer.Expires, 0).UTC().Format(time.RFC3339))
