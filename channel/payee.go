@@ -306,6 +306,29 @@ func (s *State) Charge(spent uint256.Int) error {
 	return nil
 }
 
+// Close has no voucher count on a channel any more that was not accepted by then,
+// at no process that shares the store: it is about to be closed at what is accepted
+// in the state that it returns. An open channel is Closing from here on, whatever
+// is observed, until it is Finalized or Keep is called.
+func (p *Payee) Close(ctx context.Context, id common.Hash) (State, error) {
+	return p.Store.Update(ctx, id, func(s *State) error {
+		if s.Status == Open {
+			s.Status = Closing
+		}
+		return nil
+	})
+}
+
+// Keep undoes Close: nothing came of it.
+func (p *Payee) Keep(ctx context.Context, id common.Hash) (State, error) {
+	return p.Store.Update(ctx, id, func(s *State) error {
+		if s.Status == Closing && !s.CloseRequested() {
+			s.Status = Open
+		}
+		return nil
+	})
+}
+
 // State returns a channel, or ErrUnknown.
 func (p *Payee) State(ctx context.Context, id common.Hash) (State, error) {
 	return p.Store.Load(ctx, id)

@@ -135,9 +135,17 @@ func (s State) Voucher() Voucher {
 // deposit and the settled amount and re-open a channel. What was accepted and
 // charged is ours and stays.
 func (s *State) observe(v ChainView) {
+	leaving := s.Status == Closing && !s.CloseRequested()
 	s.Deposit, s.Settled = v.Deposit, v.Settled
 	s.Status, s.CloseRequestedAt = v.status(), v.CloseRequestedAt
+	if leaving && s.Status == Open {
+		s.Status = Closing // the chain does not have our close yet
+	}
 }
+
+// CloseRequested reports whether the payer has asked the chain to close. A channel
+// can be Closing without: then the payee's own close is on its way.
+func (s State) CloseRequested() bool { return s.CloseRequestedAt != 0 }
 
 // live reports a channel on which no new voucher counts.
 func live(id common.Hash, t Terms, s Status) error {

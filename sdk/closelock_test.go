@@ -2,10 +2,13 @@ package sdk
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/ethereum/go-ethereum/common"
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/devchain"
@@ -110,5 +113,51 @@ func (t *tab) closeSent() {
 			return
 		}
 		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// TestNothingIsAcceptedBehindAClose: what a close leaves out could not be fetched
+// any more. A voucher that comes after it was sent is refused, and so is a lease at
+// a gateway that looked before. A close that comes to nothing leaves the channel as
+// it was.
+func TestNothingIsAcceptedBehindAClose(t *testing.T) {
+	for _, database := range []string{"file", onPostgres} {
+		t.Run(database, func(t *testing.T) {
+			r, still, lease := closingRig(t)
+			closing, _ := lease.leaving()
+			late := lease.credential(wire.ActionVoucher, 50_000)
+			still.Store(true)
+			closed := make(chan *http.Response, 1)
+			go func() { closed <- r.do("POST", "", closing) }()
+			lease.closeSent()
+			if resp := r.do("POST", "", late); resp.StatusCode == http.StatusOK {
+				t.Error("a voucher is acknowledged that the close does not fetch")
+			}
+			row := leaseRow{ID: common.Hash{9}.Hex(), Channel: lease.terms.ID().Hex(), Allocation: "{}", OwedBefore: "0", State: string(leaseAllocating)}
+			if err := r.provider.store.insert(t.Context(), row); !errors.Is(err, channel.ErrClosing) {
+				t.Errorf("a lease that another gateway was about to begin: %v", err)
+			}
+			still.Store(false)
+			if resp := <-closed; resp.StatusCode != http.StatusOK {
+				t.Errorf("close: %s %v", resp.Status, wire.ParseProblem(resp))
+			}
+			if s, err := r.provider.payee.State(t.Context(), lease.terms.ID()); err != nil || s.Status != channel.Finalized || s.Accepted.Gt(&s.Settled) {
+				t.Errorf("%s is accepted, %s settled, %s, %v", s.Accepted.Dec(), s.Settled.Dec(), s.Status, err)
+			}
+
+			other := r.open(2, 100_000, "")
+			final := other.release()
+			id := other.terms.ID()
+			if err := r.provider.keepOpen(t.Context(), id, nil); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := r.provider.payee.Close(t.Context(), id); err != nil {
+				t.Fatal(err)
+			}
+			if err := r.provider.keepOpen(t.Context(), id, nil); err != nil {
+				t.Fatal(err)
+			}
+			other.pay(final.Owed.Uint64())
+		})
 	}
 }

@@ -173,6 +173,9 @@ func (p *Provider) topUp(r *request, payload *wire.Payload) (channel.State, erro
 	if s.Status == channel.Finalized {
 		return s, fmt.Errorf("channel %s: %w", s.ID, channel.ErrFinalized)
 	}
+	if s.Status == channel.Closing && !s.CloseRequested() {
+		return s, fmt.Errorf("channel %s: %w: its close is on its way", s.ID, channel.ErrClosing)
+	}
 	// Nothing is locked while a transaction is waited for: a stranger who names
 	// one that never comes must not keep the renter's own vouchers out.
 	if err := p.fundTopUp(ctx, leave, r, s, payload); err != nil {
@@ -377,10 +380,6 @@ func (p *Provider) observed(id common.Hash) func(context.Context, channel.ChainV
 // closeChannel settles the newest voucher and refunds the rest. The close is
 // on disk before it is broadcast, so that a crash does not forget it.
 func (p *Provider) closeChannel(ctx context.Context, s channel.State) (common.Hash, channel.State, error) {
-	amount, signature := s.Accepted, s.Signature
-	if amount.Lt(&s.Settled) || amount.Eq(&s.Settled) {
-		amount, signature = s.Settled, nil // what is settled needs no signature
-	}
 	unclaim, err := p.claim(ctx, "close "+s.ID.Hex())
 	if err != nil {
 		return common.Hash{}, s, err
@@ -388,15 +387,15 @@ func (p *Provider) closeChannel(ctx context.Context, s channel.State) (common.Ha
 	defer unclaim()
 	tx, err := p.closeSent(ctx, s.ID)
 	if err == nil && tx == "" {
-		var call chain.Call
-		if call, err = p.closeCall(ctx, s.Terms, amount, signature); err == nil {
-			tx, err = p.submitReturn(ctx, s, call)
-		}
+		tx, err = p.sendClose(ctx, s.ID)
 	}
 	if err != nil {
 		return common.Hash{}, s, err
 	}
 	result, err := p.sender.Wait(ctx, tx, 1)
+	if reverted := new(chain.Reverted); errors.As(err, &reverted) {
+		return common.Hash{}, s, p.keepOpen(ctx, s.ID, err)
+	}
 	if err != nil {
 		return common.Hash{}, s, err
 	}
@@ -408,6 +407,43 @@ func (p *Provider) closeChannel(ctx context.Context, s channel.State) (common.Ha
 	}
 	fault.Point(fault.CloseObserved)
 	return result.Hash, s, err
+}
+
+// sendClose closes a channel at what was accepted when no gateway accepts any more.
+// A lease that began meanwhile ends.
+func (p *Provider) sendClose(ctx context.Context, id common.Hash) (chain.TxID, error) {
+	s, err := p.payee.Close(ctx, id)
+	if err != nil {
+		return "", err
+	}
+	tx, err := func() (chain.TxID, error) {
+		row, ok, err := p.store.newest(ctx, id)
+		if err == nil && ok {
+			err = p.endLease(ctx, id, &row, "closed by the renter")
+		}
+		if err != nil {
+			return "", err
+		}
+		amount, signature := s.Accepted, s.Signature
+		if !amount.Gt(&s.Settled) {
+			amount, signature = s.Settled, nil // what is settled needs no signature
+		}
+		call, err := p.closeCall(ctx, s.Terms, amount, signature)
+		if err != nil {
+			return "", err
+		}
+		return p.submitReturn(ctx, s, call)
+	}()
+	if err != nil {
+		return "", p.keepOpen(ctx, id, err)
+	}
+	return tx, nil
+}
+
+// keepOpen lets a channel be used again whose close came to nothing.
+func (p *Provider) keepOpen(ctx context.Context, id common.Hash, reason error) error {
+	_, err := p.payee.Keep(context.WithoutCancel(ctx), id)
+	return errors.Join(reason, err)
 }
 
 // closeDeadline is how long a close that a past key signed can be sent.

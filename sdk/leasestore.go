@@ -138,6 +138,9 @@ func (c *offerCache) get(hash common.Hash) *wire.SignedOffer {
 
 func (s leaseStore) insert(ctx context.Context, row leaseRow) error {
 	return s.db.Update(ctx, func(tx *sqlx.Tx) error {
+		if err := s.open(ctx, tx, common.HexToHash(row.Channel)); err != nil {
+			return err
+		}
 		// The newest lease of a channel is found by this figure, also where the clock was
 		// set back since the last one: whose secret opens it must be certain.
 		var before int64
@@ -151,6 +154,23 @@ func (s leaseStore) insert(ctx context.Context, row leaseRow) error {
 			VALUES (:id, :channel, :offer, :secret_hash, :gpus, :allocation, :owed_before, :state, :started_at, :owner, :term)`, row)
 		return err
 	})
+}
+
+// open refuses a lease on a channel that closes, by whichever gateway. A node has no
+// channels: its gateways have.
+func (s leaseStore) open(ctx context.Context, tx *sqlx.Tx, id common.Hash) error {
+	query := `SELECT status FROM payee_channels WHERE id = ?`
+	if s.db.Shared() {
+		query += ` FOR SHARE` // a close that begins now waits, and then finds the lease
+	}
+	var statuses []channel.Status
+	if err := tx.SelectContext(ctx, &statuses, tx.Rebind(query), id[:]); err != nil {
+		return err
+	}
+	if len(statuses) == 1 && statuses[0] != channel.Open {
+		return fmt.Errorf("channel %s: %w", id, channel.ErrClosing)
+	}
+	return nil
 }
 
 // activate records what was allocated: from here on the lease is metered.

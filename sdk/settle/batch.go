@@ -63,7 +63,7 @@ func (s *Settler) waiting(group []channel.State, since map[common.Hash]time.Time
 	defer s.mu.Unlock()
 	waiting, byID := make([]Waiting, len(group)), make(map[common.Hash]channel.State, len(group))
 	for i, state := range group {
-		closing := state.Status == channel.Closing
+		closing := state.Status == channel.Closing && state.CloseRequested() // not where our own close fetches it
 		waiting[i] = Waiting{ID: state.ID, Unsettled: state.Unsettled(), Since: since[state.ID], Closing: closing, Urgent: closing || s.urgent[state.ID] > 0}
 		byID[state.ID] = state
 	}
