@@ -127,7 +127,8 @@ func Root() (string, error) {
 // start runs anvil on a port of its own choice and returns the port.
 func start(t testing.TB, binary string, args []string) string {
 	t.Helper()
-	cmd := exec.Command(binary, append([]string{"--port", "0", "--host", "127.0.0.1", "--accounts", "0"}, args...)...)
+	// What anvil writes of old states goes with the test: it is killed, and would leave it in the user's home.
+	cmd := exec.Command(binary, append([]string{"--port", "0", "--host", "127.0.0.1", "--accounts", "0", "--cache-path", t.TempDir()}, args...)...)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
