@@ -474,8 +474,10 @@ func TestNewerDatabaseIsRefusedAtOpen(t *testing.T) {
 		if err := errors.Join(err, db.Close()); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := Open(context.Background(), address); !errors.Is(err, ErrNewer) {
-			t.Errorf("opened a newer database: %v", err)
+		for _, open := range []func(context.Context, string) (*DB, error){Open, OpenToRead} {
+			if db, err := open(context.Background(), address); !errors.Is(err, ErrNewer) || db != nil {
+				t.Errorf("opened a newer database: %v", err)
+			}
 		}
 	}
 }

@@ -183,3 +183,43 @@ func TestGiftIsMinedAfterAll(t *testing.T) {
 		t.Errorf("nonce %d", n)
 	}
 }
+
+// What is sent for somebody else and there is no coin to raise gives way as well: to use up its nonce takes less.
+func TestGiftThatCannotBePaidGivesWay(t *testing.T) {
+	w := newWorld(t)
+	s := w.sender(t, w.Keys[1])
+	s.Stuck, s.Resend = 100*time.Millisecond, 50*time.Millisecond
+	terms := w.open(t, s, 1, 1000)
+	v := w.voucher(t, terms, 600)
+	w.Automine(t, false)
+	call, of := w.gift(t, 2, big.NewInt(1e18))
+	id, err := s.Submit(t.Context(), call)
+	if err != nil {
+		t.Fatal(err)
+	}
+	own, err := s.Submit(t.Context(), w.escrow.SettleCall(terms, v.Accepted, v.Signature))
+	if err != nil {
+		t.Fatal(err)
+	}
+	tx := w.tx(t, s, id, of)
+	first := tx.Price()
+	coin := new(big.Int).Div(new(big.Int).Mul(first, big.NewInt(9)), big.NewInt(10)) // for the nonce alone, at thrice the fee
+	w.RPC(t, nil, "anvil_setBalance", s.Address(), (*hexutil.Big)(coin))
+	dear := new(big.Int).Div(new(big.Int).Mul(tx.Attempts[0].Signed.GasFeeCap(), big.NewInt(3)), big.NewInt(2)) // within its budget
+	within(t, 20*time.Second, "it gives way", func() bool {
+		w.RPC(t, nil, "anvil_setNextBlockBaseFeePerGas", (*hexutil.Big)(dear))
+		w.looks(t, s, 1)
+		return w.tx(t, s, id, of).State != chain.Pending
+	})
+	if _, err := s.Wait(t.Context(), id, 1); !errors.Is(err, chain.ErrGaveWay) {
+		t.Errorf("who waits for it hears %v", err)
+	}
+	w.RPC(t, nil, "anvil_setBalance", s.Address(), (*hexutil.Big)(big.NewInt(1e18)))
+	within(t, 20*time.Second, "the settlement is mined", func() bool {
+		w.looks(t, s, 1)
+		return w.tx(t, s, own, terms).State != chain.Pending
+	})
+	if settled := w.view(t, terms).Settled; settled.Uint64() != 600 {
+		t.Errorf("settled %s", settled.Dec())
+	}
+}
