@@ -53,6 +53,11 @@ type HostAllocator struct {
 	mu   sync.Mutex
 	held map[string]common.Hash // device -> lease
 	book deviceBook             // instead of held, where gateways share the host
+
+	sick quarantine // of devices that are not handed out meanwhile
+
+	awayMu sync.Mutex
+	away   []string // of leases of an earlier run, and not here when this one began
 }
 
 // deviceBook keeps which devices are in leases, for several processes.
@@ -73,7 +78,8 @@ var (
 // share has several processes rent out the same devices, each to one lease.
 func (h *HostAllocator) share(book deviceBook) { h.book = book }
 
-// NewHostAllocator rents out every device that the source can meter.
+// NewHostAllocator rents out every device that the source can meter. One that the
+// source lists no more, as it is lost or hangs, is not handed out until it does.
 func NewHostAllocator(ctx context.Context, source metering.Source) (*HostAllocator, error) {
 	devices, err := source.Devices(ctx)
 	if err != nil {
@@ -82,25 +88,46 @@ func NewHostAllocator(ctx context.Context, source metering.Source) (*HostAllocat
 	if len(devices) == 0 {
 		return nil, fmt.Errorf("%s has no GPU to rent out", source.Name())
 	}
-	h := &HostAllocator{}
+	h := &HostAllocator{sick: quarantine{source: source}}
 	for _, d := range devices {
 		h.Devices = append(h.Devices, d.UUID)
 	}
 	return h, nil
 }
 
-// Free returns how many devices are not in a lease.
+// devices are all of this host, those included that were away when this began.
+func (h *HostAllocator) devices() []string {
+	h.awayMu.Lock()
+	defer h.awayMu.Unlock()
+	return slices.Concat(h.Devices, h.away)
+}
+
+// remember takes devices of a lease that is here for devices of this host.
+func (h *HostAllocator) remember(devices []string) {
+	missing := without(devices, h.devices())
+	h.awayMu.Lock()
+	defer h.awayMu.Unlock()
+	h.away = append(h.away, missing...)
+}
+
+// Free returns how many devices are not in a lease, and work.
 func (h *HostAllocator) Free() int {
+	fit := h.sick.lately(h.devices())
 	if h.book != nil {
 		held, err := h.taken(context.Background())
 		if err != nil {
 			return 0 // nothing can be begun without the book
 		}
-		return len(h.Devices) - len(held)
+		return len(notIn(held, fit))
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return len(h.Devices) - len(h.held)
+	return len(notIn(h.held, fit))
+}
+
+// notIn are the devices that are in no lease.
+func notIn(held map[string]common.Hash, devices []string) []string {
+	return slices.DeleteFunc(slices.Clone(devices), func(uuid string) bool { _, taken := held[uuid]; return taken })
 }
 
 // Allocate hands out free devices exclusively.
@@ -167,6 +194,9 @@ func (h *HostAllocator) Release(ctx context.Context, a Allocation) error {
 // Adopt marks the devices of a lease of an earlier run as taken.
 func (h *HostAllocator) Adopt(ctx context.Context, a Allocation) error {
 	choose := func(held map[string]common.Hash) ([]string, error) { return a.Devices, h.adoptable(a, held) }
+	if len(without(a.Devices, h.devices())) < len(a.Devices) { // it is of this host: what is missing may come back
+		h.remember(a.Devices)
+	}
 	if h.book != nil {
 		_, err := h.book.reserve(ctx, a.LeaseID, choose)
 		return err
@@ -185,8 +215,9 @@ func (h *HostAllocator) Adopt(ctx context.Context, a Allocation) error {
 var errLetAgain = errors.New("it is in lease")
 
 func (h *HostAllocator) adoptable(a Allocation, held map[string]common.Hash) error {
+	here := h.devices()
 	for _, device := range a.Devices {
-		if !slices.Contains(h.Devices, device) {
+		if !slices.Contains(here, device) {
 			return fmt.Errorf("device %s of lease %s is no longer on this host", device, a.LeaseID)
 		}
 		if other, taken := held[device]; taken && other != a.LeaseID {
@@ -197,7 +228,11 @@ func (h *HostAllocator) adoptable(a Allocation, held map[string]common.Hash) err
 }
 
 func (h *HostAllocator) take(ctx context.Context, lease common.Hash, n int) ([]string, error) {
-	choose := func(held map[string]common.Hash) ([]string, error) { return h.choose(held, n) }
+	fit, err := h.sick.fit(ctx, h.devices())
+	if err != nil {
+		return nil, fmt.Errorf("%w: the GPUs cannot be listed: %w", ErrNoCapacity, err)
+	}
+	choose := func(held map[string]common.Hash) ([]string, error) { return h.choose(held, fit, n) }
 	if h.book != nil {
 		return h.book.reserve(ctx, lease, choose)
 	}
@@ -211,16 +246,12 @@ func (h *HostAllocator) take(ctx context.Context, lease common.Hash, n int) ([]s
 	return free, nil
 }
 
-// choose picks free devices of this host.
-func (h *HostAllocator) choose(held map[string]common.Hash, n int) ([]string, error) {
-	var free []string
-	for _, device := range h.Devices {
-		if _, taken := held[device]; !taken {
-			free = append(free, device)
-		}
-	}
+// choose picks devices that work and are free.
+func (h *HostAllocator) choose(held map[string]common.Hash, fit []string, n int) ([]string, error) {
+	free := notIn(held, fit)
 	if n < 1 || len(free) < n {
-		return nil, fmt.Errorf("%w: %d wanted, %d of %d free", ErrNoCapacity, n, len(free), len(h.Devices))
+		all := len(h.devices())
+		return nil, fmt.Errorf("%w: %d wanted, %d of %d free, %d in quarantine", ErrNoCapacity, n, len(free), all, all-len(fit))
 	}
 	return free[:n], nil
 }
@@ -228,8 +259,9 @@ func (h *HostAllocator) choose(held map[string]common.Hash, n int) ([]string, er
 // taken is what is held of this host's devices, by the book.
 func (h *HostAllocator) taken(ctx context.Context) (map[string]common.Hash, error) {
 	held, err := h.book.held(ctx)
+	here := h.devices()
 	for device := range held {
-		if !slices.Contains(h.Devices, device) {
+		if !slices.Contains(here, device) {
 			delete(held, device)
 		}
 	}
@@ -255,8 +287,9 @@ func (h *HostAllocator) complete(ctx context.Context, a *Allocation) error {
 			a.Devices = append(slices.Clone(a.Devices), device)
 		}
 	}
+	here := h.devices()
 	for _, device := range a.Devices {
-		if !slices.Contains(h.Devices, device) {
+		if !slices.Contains(here, device) {
 			return fmt.Errorf("device %s of lease %s is not on this host", device, a.LeaseID)
 		}
 	}
@@ -276,7 +309,7 @@ func (h *HostAllocator) heldBy(lease common.Hash) []string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	var devices []string
-	for _, device := range h.Devices {
+	for _, device := range h.devices() {
 		if h.held[device] == lease {
 			devices = append(devices, device)
 		}

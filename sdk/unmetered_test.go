@@ -86,7 +86,7 @@ func newWard(t *testing.T, change ...func(*ProviderConfig)) *ward {
 	w := &ward{clock: sim.NewClock()}
 	w.host = &sickHost{Source: sim.New(2, sim.Options{Clock: w.clock})}
 	w.rig = newRig(t, append([]func(*ProviderConfig){func(c *ProviderConfig) {
-		c.Source, c.Clock = w.host, w.clock
+		c.Source, c.Clock, c.Allocator = w.host, w.clock, hostGPUs(t, 2) // which hands out what is away, too
 		c.Tick, c.RecordEvery, c.MaxGap, c.Credit = time.Second, time.Second, 3*time.Second, time.Minute
 	}}, change...)...)
 	return w

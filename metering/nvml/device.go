@@ -408,8 +408,7 @@ func (s *Source) values(d *device, r *metering.Reading) nvml.Return {
 	if ret != nvml.SUCCESS {
 		return present(r, metering.HasThrottle, ret)
 	}
-	recovery := fields[3]
-	if nvml.Return(recovery.NvmlReturn) == nvml.SUCCESS && number(recovery) != uint64(nvml.GPU_RECOVERY_ACTION_NONE) {
+	if recovers(fields[3]) {
 		return nvml.ERROR_RESET_REQUIRED
 	}
 	for _, f := range fields[:3] {

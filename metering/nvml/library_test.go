@@ -907,6 +907,9 @@ func recovery(b *bench) {
 		if r := b.last[gpu(0)]; r.Health != metering.Reset {
 			b.Errorf("action %d: reading %s", action, r.Encode())
 		}
+		if devices, err := b.source.Devices(b.Context()); err != nil || len(devices) != 1 || devices[0].UUID != gpu(1) {
+			b.Errorf("action %d: listed %v, %v", action, devices, err)
+		}
 		b.set("acting", 0)
 		b.step(3)
 		b.want(gpu(0), metering.Nanos{Allocated: 4e9, Active: 4e9, Down: 6e9})

@@ -19,8 +19,8 @@ import (
 const listTimeout = 2 * time.Second
 
 // Devices lists the GPUs of this host, and the slices of those that are in MIG
-// mode in their place: nobody can rent both. A GPU that is lost, or does not
-// answer in two seconds, is left out and holds up no other.
+// mode in their place: nobody can rent both. A GPU that is lost, does not
+// answer in two seconds, or asks for a reset is left out and holds up no other.
 func (s *Source) Devices(ctx context.Context) ([]metering.Device, error) {
 	ctx, cancel := context.WithTimeout(ctx, listTimeout)
 	defer cancel()
@@ -113,7 +113,7 @@ func (s *Source) card(i int) ([]metering.Device, error) {
 		return nil, nil
 	}
 	gpu, ok := s.describe(handle)
-	if !ok {
+	if !ok || s.unfit(handle) {
 		return nil, nil
 	}
 	devices := []metering.Device{gpu}
@@ -129,6 +129,20 @@ func (s *Source) card(i int) ([]metering.Device, error) {
 		s.places.Store(d.UUID, i)
 	}
 	return devices, nil
+}
+
+// unfit reports whether the driver wants a GPU reset, or worse, before it is used.
+func (s *Source) unfit(handle nvml.Device) bool {
+	if !s.has("nvmlDeviceGetFieldValues") {
+		return false
+	}
+	fields := []nvml.FieldValue{{FieldId: nvml.FI_DEV_GET_GPU_RECOVERY_ACTION}}
+	return handle.GetFieldValues(fields) == nvml.SUCCESS && recovers(fields[0])
+}
+
+// recovers reports whether a recovery action is there, and is one.
+func recovers(action nvml.FieldValue) bool {
+	return nvml.Return(action.NvmlReturn) == nvml.SUCCESS && number(action) != uint64(nvml.GPU_RECOVERY_ACTION_NONE)
 }
 
 // one is the description of a device that is found by its UUID.
