@@ -359,6 +359,7 @@ func (l *lease) close(ctx context.Context, req stopRequest) {
 			t.Stop()
 		}
 	}
+	l.liveness.stop()
 	l.endSampling(req)
 	if req.keep { // all of the process do so at once
 		l.deps.leaving <- struct{}{}
@@ -366,6 +367,7 @@ func (l *lease) close(ctx context.Context, req stopRequest) {
 	}
 	l.finish(ctx, req)
 	close(l.done)
+	l.liveness.stop() // a look that was under way has set it again
 }
 
 func (l *lease) state() leaseState { return l.look().state }

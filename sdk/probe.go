@@ -15,6 +15,14 @@ const probes = 16
 type probe struct {
 	dead    atomic.Bool
 	unknown bool // it could not say, which was logged; for who asks
+	next    atomic.Pointer[time.Timer]
+}
+
+// stop lets go of a lease that has ended: the timer would keep it in memory.
+func (p *probe) stop() {
+	if next := p.next.Load(); next != nil {
+		next.Stop()
+	}
 }
 
 // probe asks the allocator again and again whether what it allocated is alive,
@@ -24,7 +32,12 @@ func (l *lease) probe() {
 	if l.deps.liveness == nil || l.read != nil { // what lasts for one request was given to nobody
 		return
 	}
-	time.AfterFunc(l.deps.timing.aliveEvery, func() {
+	l.liveness.next.Store(time.AfterFunc(l.deps.timing.aliveEvery, func() {
+		select {
+		case <-l.done: // what it was allocated is another's
+			return
+		default:
+		}
 		select {
 		case l.deps.probing <- struct{}{}:
 		case <-l.done:
@@ -38,7 +51,7 @@ func (l *lease) probe() {
 		<-l.deps.probing
 		l.felt(err)
 		l.probe()
-	})
+	}))
 }
 
 // felt takes what the allocator says. The bill stops at once, not when the lease's
