@@ -11,6 +11,9 @@ import (
 // knows.
 var ErrDevice = errors.New("unknown device")
 
+// ErrRestart says that a source works again only when its program is started anew.
+var ErrRestart = errors.New("nothing can be metered before a restart")
+
 // Device is the identity of a GPU or of a MIG slice, as its source reports it.
 // It stands in the evidence of every record.
 type Device struct {

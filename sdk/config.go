@@ -85,7 +85,7 @@ type ProviderConfig struct {
 
 	// The offer says these in milliseconds, so that they are whole ones.
 	Tick           time.Duration // between readings; 1 s if zero
-	MaxGap         time.Duration // a longer interval is not billed; 3 s if zero
+	MaxGap         time.Duration // a longer interval is not billed; 3 s if zero, at least two of Tick
 	RecordEvery    time.Duration // between usage records; 5 s if zero
 	SuspendTimeout time.Duration // an unpaid lease ends after it; 5 min if zero
 	CallTimeout    time.Duration // of an allocator's command; 30 s if zero
@@ -199,6 +199,8 @@ func (c ProviderConfig) check() error {
 		return fmt.Errorf("provider: Takeover (%s) must be at least a second: less takes leases from gateways that are only slow", c.Takeover)
 	case c.AliveEvery < 0:
 		return fmt.Errorf("provider: AliveEvery (%s) must not be negative", c.AliveEvery)
+	case c.MaxGap < 2*c.Tick:
+		return fmt.Errorf("provider: MaxGap (%s) must be at least two of Tick (%s): a reading that is a little late, or takes long, would bill nothing", c.MaxGap, c.Tick)
 	case c.RecordEvery < c.Tick:
 		return fmt.Errorf("provider: RecordEvery (%s) is shorter than Tick (%s)", c.RecordEvery, c.Tick)
 	case c.Credit < time.Second || c.Credit%time.Second != 0:

@@ -2,7 +2,6 @@ package sdk
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"math/big"
@@ -78,21 +77,25 @@ func (m leaseMetrics) recorded(rec metering.SignedRecord) {
 type moneyCollector struct{ p *Provider }
 
 var (
-	descLeases    = prometheus.NewDesc("gpupay_leases", "Leases running.", nil, nil)
-	descUnmetered = prometheus.NewDesc("gpupay_unmetered_leases", "Leases none of whose GPUs can be metered: they are suspended.", nil, nil)
-	descOwed      = prometheus.NewDesc("gpupay_spent_tokens", "Charged for GPU time, all channels that are not finalized.", nil, nil)
-	descAccepted  = prometheus.NewDesc("gpupay_accepted_tokens", "Vouchered, all channels that are not finalized.", nil, nil)
-	descSettled   = prometheus.NewDesc("gpupay_settled_tokens", "Settled on-chain, all channels that are not finalized.", nil, nil)
-	descAtRisk    = prometheus.NewDesc("gpupay_at_risk_tokens", "Charged and not yet settled: what a failure of everything could cost.", nil, nil)
-	descHeld      = prometheus.NewDesc("gpupay_held_tokens", "Settled and waiting in the contract: the token refuses to pay it out, or fetching it is not worth the gas yet.", nil, nil)
-	descCoin      = prometheus.NewDesc("gpupay_coin_wei", "Native coin that the provider's key can still spend on gas: nothing can be settled without.", nil, nil)
-	descReserve   = prometheus.NewDesc("gpupay_coin_reserve_wei", "Native coin that is kept for settlements: with less, nothing is sent for renters.", nil, nil)
-	descOldest    = prometheus.NewDesc("gpupay_oldest_unsettled_seconds", "How long the oldest voucher has waited for its settlement.", nil, nil)
-	descGas       = prometheus.NewDesc("gpupay_gas_spent_ether", "Gas paid for transactions that were mined.", nil, nil)
+	descLeases     = prometheus.NewDesc("gpupay_leases", "Leases running.", nil, nil)
+	descQuarantine = prometheus.NewDesc("gpupay_quarantined_gpus", "GPUs that are offered and do not work: they go into no new lease.", nil, nil)
+	descSource     = prometheus.NewDesc("gpupay_source_up", "1 while the metering source lists its GPUs.", nil, nil)
+	descRestart    = prometheus.NewDesc("gpupay_restart_wanted", "1 while nothing can be metered before the program is restarted.", nil, nil)
+	descSeen       = prometheus.NewDesc("gpupay_chain_seen_seconds", "How long ago the chain was last seen to its newest block.", nil, nil)
+	descUnmetered  = prometheus.NewDesc("gpupay_unmetered_leases", "Leases none of whose GPUs can be metered: they are suspended.", nil, nil)
+	descOwed       = prometheus.NewDesc("gpupay_spent_tokens", "Charged for GPU time, all channels that are not finalized.", nil, nil)
+	descAccepted   = prometheus.NewDesc("gpupay_accepted_tokens", "Vouchered, all channels that are not finalized.", nil, nil)
+	descSettled    = prometheus.NewDesc("gpupay_settled_tokens", "Settled on-chain, all channels that are not finalized.", nil, nil)
+	descAtRisk     = prometheus.NewDesc("gpupay_at_risk_tokens", "Charged and not yet settled: what a failure of everything could cost.", nil, nil)
+	descHeld       = prometheus.NewDesc("gpupay_held_tokens", "Settled and waiting in the contract: the token refuses to pay it out, or fetching it is not worth the gas yet.", nil, nil)
+	descCoin       = prometheus.NewDesc("gpupay_coin_wei", "Native coin that the provider's key can still spend on gas: nothing can be settled without.", nil, nil)
+	descReserve    = prometheus.NewDesc("gpupay_coin_reserve_wei", "Native coin that is kept for settlements: with less, nothing is sent for renters.", nil, nil)
+	descOldest     = prometheus.NewDesc("gpupay_oldest_unsettled_seconds", "How long the oldest voucher has waited for its settlement.", nil, nil)
+	descGas        = prometheus.NewDesc("gpupay_gas_spent_ether", "Gas paid for transactions that were mined.", nil, nil)
 )
 
 func (c *moneyCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descLeases, descUnmetered, descOwed, descAccepted, descSettled, descAtRisk, descHeld, descGas, descCoin, descReserve, descOldest} {
+	for _, d := range []*prometheus.Desc{descLeases, descUnmetered, descQuarantine, descSource, descRestart, descSeen, descOwed, descAccepted, descSettled, descAtRisk, descHeld, descGas, descCoin, descReserve, descOldest} {
 		ch <- d
 	}
 }
@@ -122,9 +125,23 @@ func (c *moneyCollector) Collect(ch chan<- prometheus.Metric) {
 		gauge(descCoin, float(f.coin))
 		gauge(descReserve, float(f.reserve))
 	}
+	gpus := c.p.gpus(ctx)
+	gauge(descQuarantine, float64(len(gpus.quarantined)))
+	gauge(descSource, flag(gpus.err == nil))
+	gauge(descRestart, flag(errors.Is(gpus.err, metering.ErrRestart)))
+	if seen, ok := c.p.chainSeen(); ok {
+		gauge(descSeen, time.Since(seen).Seconds())
+	}
 	if age, err := c.p.sender.Store.Oldest(ctx, time.Now()); err == nil {
 		gauge(descOldest, age.Seconds())
 	}
+}
+
+func flag(on bool) float64 {
+	if on {
+		return 1
+	}
+	return 0
 }
 
 // float is an amount of wei for a graph.
@@ -167,30 +184,6 @@ func (p *Provider) units(amount uint256.Int) float64 {
 // serve them to the world.
 func (p *Provider) Metrics() http.Handler {
 	return promhttp.HandlerFor(p.metrics.registry, promhttp.HandlerOpts{})
-}
-
-// Health answers 200 while the provider can take vouchers, reach its chain and pay
-// for a settlement, 503 and the reason otherwise. It also says how much coin the
-// provider's key can still spend, and how much is kept for settlements, in wei.
-func (p *Provider) Health() http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		ctx, cancel := context.WithTimeout(r.Context(), 5*time.Second)
-		defer cancel()
-		h, code := health{Status: "ok"}, http.StatusOK
-		if err := errors.Join(p.check(ctx), p.checkCoin(ctx, &h)); err != nil {
-			h.Status, code = err.Error(), http.StatusServiceUnavailable
-		}
-		w.Header().Set("Content-Type", "application/json")
-		w.WriteHeader(code)
-		_ = json.NewEncoder(w).Encode(h)
-	})
-}
-
-// health is what Health answers.
-type health struct {
-	Status  string `json:"status"`
-	Coin    string `json:"coinWei,omitempty"`
-	Reserve string `json:"reserveWei,omitempty"`
 }
 
 // checkCoin looks at what the key has for gas.

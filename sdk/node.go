@@ -98,6 +98,9 @@ func NewNode(ctx context.Context, config NodeConfig) (*Node, error) {
 		return nil, fmt.Errorf("node %q: %w", config.Name, err)
 	}
 	config.Source = tame(config.Log, config.Source)
+	if err := listOfOneKind(ctx, config.Source); err != nil {
+		return nil, fmt.Errorf("node %s: %w", config.Name, err)
+	}
 	if config.Allocator == nil {
 		if config.Allocator, err = NewHostAllocator(ctx, config.Source); err != nil {
 			return nil, fmt.Errorf("node %s: %w", config.Name, err)

@@ -44,7 +44,8 @@ type Provider struct {
 	price   metering.Price
 	credit  uint256.Int // base units for ProviderConfig.Credit of GPU time
 	devices []metering.Device
-	gasless bool // we send renters' ERC-3009 deposits
+	sick    quarantine // of devices
+	gasless bool       // we send renters' ERC-3009 deposits
 
 	minTransfer uint256.Int // base units that are worth a transaction of ours
 	minDelta    uint256.Int // base units that a voucher must add
@@ -168,6 +169,10 @@ func (p *Provider) prices(ctx context.Context) error {
 	}
 	if len(p.devices) == 0 {
 		return fmt.Errorf("provider: %s has no GPU to rent out", p.config.Source.Name())
+	}
+	p.sick.source = p.config.Source
+	if err := ofOneKind(p.devices); err != nil {
+		return fmt.Errorf("provider: %w", err)
 	}
 	if p.config.Allocator == nil {
 		p.config.Allocator, err = NewHostAllocator(ctx, p.config.Source)

@@ -335,7 +335,7 @@ func TestHooksRentOutAHostWithoutCode(t *testing.T) {
 	if last := strings.Fields(lines[len(lines)-1]); last[0] != "release" || last[2] != strings.Fields(lines[0])[2] {
 		t.Errorf("last call: %v", last)
 	}
-	var health map[string]string
+	var health map[string]any
 	if err := json.Unmarshal([]byte(s.get(t, "/healthz")), &health); err != nil || health["status"] != "ok" {
 		t.Errorf("health is %v (%v)", health, err)
 	}

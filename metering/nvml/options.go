@@ -16,6 +16,7 @@ package nvml
 
 import (
 	"errors"
+	"fmt"
 
 	"github.com/gpupay/gpupay/metering"
 )
@@ -30,7 +31,7 @@ var (
 	// ErrRestart says that the driver was upgraded under this program, which
 	// holds the library of the one before: nothing is billed until it is
 	// restarted. Leases survive a restart.
-	ErrRestart = errors.New("the NVIDIA driver was upgraded under this program: restart it (leases survive that; nothing is billed until then)")
+	ErrRestart = fmt.Errorf("the NVIDIA driver was upgraded under this program: restart it (leases survive that): %w", metering.ErrRestart)
 	// ErrSecond says that the process has loaded another driver library.
 	ErrSecond = errors.New("a process can load only one NVIDIA driver library")
 )

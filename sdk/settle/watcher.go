@@ -9,6 +9,7 @@ import (
 	"math/big"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/ethereum/go-ethereum"
@@ -76,6 +77,7 @@ type Watcher struct {
 	served      uint64      // the block at which channels that are served were read last
 	turn        common.Hash // the last of them
 	lagging     int
+	looked      atomic.Int64 // unix nanoseconds of the last look that succeeded
 	unconfirmed map[common.Hash]bool
 }
 
@@ -136,10 +138,21 @@ func (w *Watcher) Check(ctx context.Context) error {
 	if err := w.advance(ctx, kept, head); err != nil {
 		return err
 	}
+	w.looked.Store(w.now().UnixNano())
 	if w.OnLook != nil {
 		w.OnLook()
 	}
 	return nil
+}
+
+// Looked is when the chain was last seen, all of it to its newest block; zero if it
+// never was.
+func (w *Watcher) Looked() time.Time {
+	at := w.looked.Load()
+	if at == 0 {
+		return time.Time{}
+	}
+	return time.Unix(0, at)
 }
 
 // load restores the trail of the last run.

@@ -1,0 +1,112 @@
+package sdk
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/gpupay/gpupay/metering"
+)
+
+// health is what Health answers.
+type health struct {
+	Status          string   `json:"status"` // "ok", "degraded: " and what of, or why it answers 503
+	Coin            string   `json:"coinWei,omitempty"`
+	Reserve         string   `json:"reserveWei,omitempty"`
+	Source          string   `json:"source,omitempty"` // "ok", or why no GPU can be metered; empty where nodes meter
+	Restart         bool     `json:"restartWanted"`    // nothing can be metered before the program is restarted
+	Quarantined     []string `json:"quarantined,omitempty"`
+	Leases          int      `json:"leases"`
+	Unmetered       int      `json:"unmeteredLeases"`
+	OldestUnsettled float64  `json:"oldestUnsettledSeconds"`
+	ChainSeen       *float64 `json:"chainSeenSeconds,omitempty"` // how long ago; missing before the first look, and where another gateway looks
+}
+
+// Health answers 200 while the provider can take vouchers, reach its chain, meter
+// its GPUs and pay for a settlement, 503 and the reason otherwise. What concerns
+// some GPUs alone, or leases on them, leaves it at 200 and says degraded: no
+// balancer should take the others' renters away for it. It says how much coin the
+// key can still spend and how much is kept for settlements, which GPUs are in
+// quarantine, how many leases nobody can meter, how old the oldest unsettled voucher
+// is, and when the chain was last seen.
+func (p *Provider) Health() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeout(r.Context(), 5*time.Second)
+		defer cancel()
+		h, code := p.health(ctx), http.StatusOK
+		err := errors.Join(p.check(ctx), p.checkCoin(ctx, &h), h.checkSource())
+		switch {
+		case err != nil:
+			h.Status, code = err.Error(), http.StatusServiceUnavailable
+		case len(h.Quarantined) > 0 || h.Unmetered > 0:
+			h.Status = fmt.Sprintf("degraded: %d GPUs in quarantine, %d leases that cannot be metered", len(h.Quarantined), h.Unmetered)
+		}
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(code)
+		_ = json.NewEncoder(w).Encode(h)
+	})
+}
+
+func (p *Provider) health(ctx context.Context) health {
+	leases, gpus := p.allLeases(), p.gpus(ctx)
+	h := health{Status: "ok", Leases: len(leases), Unmetered: unmetered(leases), Quarantined: gpus.quarantined,
+		Restart: errors.Is(gpus.err, metering.ErrRestart)}
+	switch {
+	case gpus.err != nil:
+		h.Source = gpus.err.Error()
+	case p.nodes == nil:
+		h.Source = "ok"
+	}
+	if age, err := p.sender.Store.Oldest(ctx, time.Now()); err == nil {
+		h.OldestUnsettled = age.Seconds()
+	}
+	if seen, ok := p.chainSeen(); ok {
+		ago := time.Since(seen).Seconds()
+		h.ChainSeen = &ago
+	}
+	return h
+}
+
+func (h *health) checkSource() error {
+	if h.Source == "" || h.Source == "ok" {
+		return nil
+	}
+	return fmt.Errorf("no GPU can be metered: %s", h.Source)
+}
+
+// gpuHealth is which of the offered GPUs do not work, and why none does.
+type gpuHealth struct {
+	quarantined []string
+	err         error
+}
+
+func (p *Provider) gpus(ctx context.Context) gpuHealth {
+	var all []string
+	for _, d := range p.devices {
+		all = append(all, d.UUID)
+	}
+	fit, err := p.sick.fit(ctx, all)
+	return gpuHealth{without(all, fit), err}
+}
+
+// chainSeen is when every contract was last looked at to the chain's newest block;
+// false before the first look, and where another gateway does that.
+func (p *Provider) chainSeen() (time.Time, bool) {
+	if p.crew == nil {
+		return time.Time{}, false
+	}
+	var oldest time.Time
+	for _, t := range p.crew.tills {
+		seen := t.watcher.Looked()
+		if seen.IsZero() {
+			return seen, false
+		}
+		if oldest.IsZero() || seen.Before(oldest) {
+			oldest = seen
+		}
+	}
+	return oldest, !oldest.IsZero()
+}

@@ -1,0 +1,30 @@
+package sdk
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/gpupay/gpupay/metering"
+)
+
+// ofOneKind refuses devices of several kinds: an offer has one price for any of
+// them, so that who pays for a whole GPU may get a slice.
+func ofOneKind(devices []metering.Device) error {
+	for i := range devices {
+		a, b := devices[0], devices[i]
+		if a.Name != b.Name || a.MIG != b.MIG || max(a.MemoryBytes, b.MemoryBytes)-min(a.MemoryBytes, b.MemoryBytes) > a.MemoryBytes/16 {
+			return fmt.Errorf("%s is a %s with %d bytes and %s is a %s with %d bytes, and an offer has one price for both: rent out devices of one kind",
+				a.UUID, a.Name, a.MemoryBytes, b.UUID, b.Name, b.MemoryBytes)
+		}
+	}
+	return nil
+}
+
+// listOfOneKind is ofOneKind for what a source lists now.
+func listOfOneKind(ctx context.Context, source metering.Source) error {
+	devices, err := source.Devices(ctx)
+	if err != nil {
+		return err
+	}
+	return ofOneKind(devices)
+}
