@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/ethereum/go-ethereum/common"
 
@@ -23,7 +24,9 @@ import (
 //
 //	NVIDIA_VISIBLE_DEVICES  the lease's device UUIDs, comma-separated
 //	GPUPAY_LEASE            the lease's id, 0x and 64 hex digits
-//	GPUPAY_PAYER            the renter's address
+//	GPUPAY_PAYER            the renter's address, when it is allocated
+//	GPUPAY_TERM             a fencing token, where gateways share a database: it grows with each gateway that
+//	                        takes the lease over, and a command with a lower one than was seen should do nothing
 //
 // in their environment, so that a container or a virtual machine can be rented
 // out without code. Of this program's own environment they see what a command
@@ -136,7 +139,7 @@ func (h *HostAllocator) Allocate(ctx context.Context, req AllocationRequest) (Al
 	if err != nil {
 		return Allocation{}, err
 	}
-	a := Allocation{LeaseID: req.LeaseID, Devices: devices}
+	a := Allocation{LeaseID: req.LeaseID, Devices: devices, Term: req.row.Term}
 	out, err := h.run(ctx, "allocate", h.AllocateCommand, a, "GPUPAY_PAYER="+req.Payer.Hex())
 	if err != nil {
 		// What a half-run command left behind must not stay in the stranger's hands.
@@ -317,18 +320,28 @@ func (h *HostAllocator) heldBy(lease common.Hash) []string {
 	return devices
 }
 
+// outputWait is how long a command's output is waited for when it has ended: what
+// it started may keep that open for ever.
+const outputWait = time.Second
+
 func (h *HostAllocator) run(ctx context.Context, what string, command []string, a Allocation, env ...string) ([]byte, error) {
 	if len(command) == 0 {
 		return nil, nil
 	}
 	cmd := exec.CommandContext(ctx, command[0], command[1:]...)
+	ofItsOwnGroup(cmd)
+	cmd.WaitDelay = outputWait
 	cmd.Env = append(h.environment(),
 		"NVIDIA_VISIBLE_DEVICES="+strings.Join(a.Devices, ","),
-		"GPUPAY_LEASE="+a.LeaseID.Hex())
+		"GPUPAY_LEASE="+a.LeaseID.Hex(), fmt.Sprintf("GPUPAY_TERM=%d", a.Term))
 	cmd.Env = append(cmd.Env, env...)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	if err := cmd.Run(); err != nil {
+	err := cmd.Run()
+	if errors.Is(err, exec.ErrWaitDelay) && ctx.Err() == nil && cmd.ProcessState.Success() {
+		err = nil // it did what it should, and left something behind that runs on
+	}
+	if err != nil {
 		return nil, fmt.Errorf("%s command of lease %s: %w: %.500s", what, a.LeaseID, err, strings.TrimSpace(stderr.String()))
 	}
 	return stdout.Bytes(), nil

@@ -34,10 +34,11 @@ type lease struct {
 	credit     uint256.Int // base units owed and not vouchered, at most
 	allocation Allocation
 	owedBefore uint256.Int
-	startedAt  int64  // unix nanoseconds
-	term       int64  // of our ownership, where gateways share the database
-	mirror     bool   // another gateway runs it: this only shows its streams
-	window     uint64 // device nanoseconds that a record states, of a lease that is paid in advance; 0: the clock cuts them
+	startedAt  int64           // unix nanoseconds
+	term       int64           // of our ownership, where gateways share the database
+	tenure     context.Context // ends when others may run it; nil: nobody else does
+	mirror     bool            // another gateway runs it: this only shows its streams
+	window     uint64          // device nanoseconds that a record states, of a lease that is paid in advance; 0: the clock cuts them
 	deps       leaseDeps
 
 	remote   *remoteLease // where a node meters it: then this has no meter and no recorder of its own
@@ -103,8 +104,9 @@ type leaseDeps struct {
 	log       *slog.Logger
 	timing    leaseTiming
 	ended     func(*lease)
-	dropped   func(*lease)  // it goes on elsewhere
-	leaving   chan struct{} // bounds how many write their last record at a time
+	dropped   func(*lease)           // it goes on elsewhere
+	leaving   chan struct{}          // bounds how many write their last record at a time
+	tenure    func() context.Context // ends when others may run our leases; nil: nobody else does
 }
 
 // leaseTiming is how often a lease looks at things.
@@ -610,9 +612,7 @@ func (l *lease) suspend(ctx context.Context, why string) error {
 	if err := l.record(ctx, false); l.lost.Load() {
 		return err // the lease is another gateway's, and so are its devices
 	}
-	call, cancel := context.WithTimeout(ctx, l.deps.timing.callTimeout)
-	defer cancel()
-	if err := l.deps.allocator.Suspend(call, l.allocation); err != nil && why != reasonDead { // nothing runs that would have to stop
+	if err := l.command(ctx, l.deps.allocator.Suspend); err != nil && (why != reasonDead || l.lost.Load()) { // nothing runs that would have to stop
 		return err
 	}
 	l.enter(ctx, leaseSuspended, why)
@@ -620,14 +620,34 @@ func (l *lease) suspend(ctx context.Context, why string) error {
 }
 
 func (l *lease) resume(ctx context.Context) error {
-	call, cancel := context.WithTimeout(ctx, l.deps.timing.callTimeout)
-	defer cancel()
-	if err := l.deps.allocator.Resume(call, l.allocation); err != nil {
+	if err := l.command(ctx, l.deps.allocator.Resume); err != nil {
 		return err
 	}
 	l.goOn() // after the command: the renter has its devices again
 	l.enter(ctx, leaseActive, "")
 	return nil
+}
+
+// ownerTimeout is how long the database may take to say whose a lease is.
+const ownerTimeout = 2 * time.Second
+
+// command has the allocator do something, in the term that is ours only: another
+// gateway's devices are not touched, and what is under way when others may take
+// the lease is cut off.
+func (l *lease) command(ctx context.Context, do func(context.Context, Allocation) error) error {
+	call, cancel := context.WithTimeout(ctx, l.deps.timing.callTimeout)
+	defer cancel()
+	if l.tenure != nil {
+		defer context.AfterFunc(l.tenure, cancel)()
+		ask, done := context.WithTimeout(call, ownerTimeout)
+		term, err := l.deps.store.term(ask, l.id)
+		done()
+		if err == nil && term != l.term || l.tenure.Err() != nil { // where it does not answer, our tenure says it
+			l.lost.Store(true)
+			return fmt.Errorf("lease %s: %w", l.id, errNotOurs)
+		}
+	}
+	return do(call, l.allocation)
 }
 
 // enter is a change of state, which is on disk as soon as it can be.
@@ -821,9 +841,7 @@ func (l *lease) expire(life context.Context, req stopRequest) {
 	if !l.until(life, func() error { return l.concluded(ctx, req) }) {
 		return
 	}
-	call, cancel := context.WithTimeout(ctx, l.deps.timing.callTimeout)
-	defer cancel()
-	err := l.deps.allocator.Release(call, l.allocation)
+	err := l.command(ctx, l.deps.allocator.Release)
 	if err != nil {
 		l.deps.log.Error("the devices of a lease could not be taken back", "lease", l.id, "error", err)
 	}
@@ -890,9 +908,7 @@ func (l *lease) stall(ctx context.Context, err error) {
 	if v.state != leaseActive {
 		return
 	}
-	call, cancel := context.WithTimeout(ctx, l.deps.timing.callTimeout)
-	defer cancel()
-	if err := l.deps.allocator.Suspend(call, l.allocation); err != nil {
+	if err := l.command(ctx, l.deps.allocator.Suspend); err != nil {
 		l.deps.log.Error("a lease that ends could not be suspended meanwhile", "lease", l.id, "error", err)
 	}
 }

@@ -172,7 +172,7 @@ func (p *Provider) restore(ctx context.Context) error {
 func (r leaseRow) allocation() (Allocation, error) {
 	var a Allocation
 	err := json.Unmarshal([]byte(r.Allocation), &a)
-	a.LeaseID = common.HexToHash(r.ID)
+	a.LeaseID, a.Term = common.HexToHash(r.ID), r.Term
 	return a, err
 }
 

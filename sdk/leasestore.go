@@ -205,6 +205,13 @@ func (s leaseStore) setEnded(ctx context.Context, id common.Hash, term int64, re
 	})
 }
 
+// term is the newest term of a lease's ownership.
+func (s leaseStore) term(ctx context.Context, id common.Hash) (term int64, err error) {
+	db := s.db.View()
+	err = db.GetContext(ctx, &term, db.Rebind(`SELECT term FROM leases WHERE id = ?`), id.Hex())
+	return term, err
+}
+
 // forgetAccess cuts the access document, often a password, out of a lease that has
 // ended: a running lease needs it, also in the next process.
 func forgetAccess(ctx context.Context, tx *sqlx.Tx, id common.Hash) error {

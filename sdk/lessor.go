@@ -124,7 +124,7 @@ func (h *lessor) grant(ctx context.Context, row leaseRow, s channel.State, offer
 		return nil, errors.Join(err, h.store.setEnded(call, id, row.Term, "not allocated", false))
 	}
 	fault.Point(fault.LeaseAllocated)
-	a.LeaseID = id
+	a.LeaseID, a.Term = id, row.Term
 	text, err := json.Marshal(a)
 	if err == nil {
 		err = h.store.activate(call, id, row.Term, string(text))
@@ -160,6 +160,9 @@ func (h *lessor) newLease(row leaseRow, s channel.State, offer wire.SignedOffer,
 		startedAt: row.StartedAt, term: row.Term, done: make(chan struct{}), deps: h.deps,
 	}
 	l.view.stream, l.view.reason = uint64(row.Stream), row.Reason
+	if h.deps.tenure != nil && a.Node == "" {
+		l.tenure = h.deps.tenure()
+	}
 	l.deps.timing = l.deps.timing.of(offer.Offer)
 	terms := agreed(metering.Lease{
 		ID: a.LeaseID, ChannelID: s.ID, OfferHash: offer.Hash, ChainID: s.Terms.ChainID, Escrow: s.Terms.Escrow,

@@ -214,6 +214,9 @@ func (p *Provider) lets() {
 		timing: leaseTiming{tick: p.config.Tick, recordEvery: p.config.RecordEvery,
 			suspendTimeout: p.config.SuspendTimeout, aliveEvery: p.config.AliveEvery, callTimeout: p.config.CallTimeout},
 	}
+	if p.replicas != nil {
+		p.deps.tenure = p.replicas.tenureNow
+	}
 }
 
 // chainParts makes what watches the chain and sends to it.

@@ -27,7 +27,9 @@ type replicas struct {
 
 	mu      sync.Mutex
 	id      string
-	expiry  *time.Timer           // fires when others may take our leases
+	expiry  *time.Timer     // fires when others may take our leases
+	tenure  context.Context // ends then
+	depose  context.CancelFunc
 	mirrors map[common.Hash]*seen // by lease
 	refused map[string]time.Time  // leases that could not be taken up here, and until when not to try again
 }
@@ -36,7 +38,16 @@ type replicas struct {
 const claimTime = 30 * time.Second
 
 func newReplicas(p *Provider) *replicas {
-	return &replicas{p: p, ttl: p.config.Takeover, mirrors: make(map[common.Hash]*seen), refused: make(map[string]time.Time), id: newGatewayID()}
+	r := &replicas{p: p, ttl: p.config.Takeover, mirrors: make(map[common.Hash]*seen), refused: make(map[string]time.Time), id: newGatewayID()}
+	r.tenure, r.depose = context.WithCancel(context.Background())
+	return r
+}
+
+// tenureNow is the time in which a lease that is taken up now is ours.
+func (r *replicas) tenureNow() context.Context {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.tenure
 }
 
 func newGatewayID() string { return randomHash().Hex()[2:18] }
@@ -134,6 +145,8 @@ func (r *replicas) beat(ctx context.Context) error {
 func (r *replicas) standDown() {
 	r.mu.Lock()
 	r.id, r.expiry = newGatewayID(), nil
+	r.depose()
+	r.tenure, r.depose = context.WithCancel(context.Background())
 	r.mu.Unlock()
 	running := r.p.allLeases()
 	if r.p.life.Err() == nil {
@@ -141,6 +154,7 @@ func (r *replicas) standDown() {
 	}
 	for _, l := range running {
 		l.lose()
+		r.watchOver(l)
 	}
 }
 

@@ -1,0 +1,94 @@
+package sdk
+
+import (
+	"context"
+	"errors"
+	"sort"
+	"time"
+
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/sdk/chain"
+)
+
+// watchOver keeps a lease that was let go, because the database was not reached,
+// from being served for nothing: nobody meters it then. When the credit that was
+// left is used up, by our own clock, its devices are suspended, unless another
+// owner was heard of. Who finds it running, later, has them resumed.
+func (r *replicas) watchOver(l *lease) {
+	if l.remote != nil || !r.p.begin() { // a node does so by itself
+		return
+	}
+	go func() {
+		defer r.p.wait.Done()
+		select {
+		case <-l.done:
+			r.guardCredit(r.p.life, l)
+		case <-r.p.life.Done():
+		}
+	}()
+}
+
+func (r *replicas) guardCredit(ctx context.Context, l *lease) {
+	if l.state() != leaseActive {
+		return
+	}
+	until := time.Now().Add(l.lasts())
+	for suspended := false; chain.Pause(ctx, r.poll()) == nil; {
+		row, err := r.seen(ctx, l)
+		switch {
+		case err == nil && (row.Term != l.term || row.State != string(leaseActive)):
+			if suspended && row.State == string(leaseActive) {
+				r.undo(ctx, l, row)
+			}
+			return
+		case !suspended && time.Now().After(until):
+			suspended = true
+			r.p.config.Log.Warn("nobody meters a lease and its credit is used up: its devices are suspended", "lease", l.id, "channel", l.terms.ID())
+			call, cancel := context.WithTimeout(ctx, l.deps.timing.callTimeout)
+			err := l.deps.allocator.Suspend(call, l.allocation)
+			cancel()
+			if err != nil {
+				r.p.config.Log.Error("a lease that nobody meters could not be suspended", "lease", l.id, "error", err)
+				return
+			}
+		}
+	}
+}
+
+// seen is the lease's row, if the database answers.
+func (r *replicas) seen(ctx context.Context, l *lease) (leaseRow, error) {
+	ask, cancel := context.WithTimeout(ctx, ownerTimeout)
+	defer cancel()
+	return r.p.store.byID(ask, l.id.Hex())
+}
+
+// undo gives the devices of a lease that runs again back to its renter.
+func (r *replicas) undo(ctx context.Context, l *lease, row leaseRow) {
+	a := l.allocation
+	a.Term = row.Term
+	call, cancel := context.WithTimeout(ctx, l.deps.timing.callTimeout)
+	defer cancel()
+	if err := l.deps.allocator.Resume(call, a); err != nil && !errors.Is(err, context.Canceled) {
+		r.p.config.Log.Error("a lease that runs again could not be resumed: it ends", "lease", l.id, "error", err)
+		_ = r.p.store.command(ctx, l.id, "could not be resumed")
+	}
+}
+
+// lasts is how long what may still be owed of a lease serves all of its devices.
+func (l *lease) lasts() time.Duration {
+	v := l.look()
+	owed, err := l.owedAt(uint64(l.meter.Allocated()))
+	limit := l.limit(&v)
+	if err != nil || !limit.Gt(&owed) {
+		return 0
+	}
+	var left uint256.Int
+	left.Sub(&limit, &owed)
+	const step, most = 100 * time.Millisecond, 24 * time.Hour
+	n := sort.Search(int(most/step), func(n int) bool {
+		cost, err := l.price.Charge(uint64(len(l.allocation.Devices)) * uint64(time.Duration(n)*step))
+		return err != nil || cost.Gt(&left)
+	})
+	return time.Duration(max(n-1, 0)) * step
+}

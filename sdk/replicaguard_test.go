@@ -1,0 +1,180 @@
+package sdk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+
+	"github.com/gpupay/gpupay/internal/pgtest"
+)
+
+// wirecut stands before a server and can be cut.
+type wirecut struct {
+	mu    sync.Mutex
+	cut   bool
+	conns []net.Conn
+}
+
+// through is the server's address through a wirecut.
+func through(t *testing.T, address string) (string, *wirecut) {
+	t.Helper()
+	at, err := url.Parse(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	query := at.Query()
+	socket := query.Get("host") + "/.s.PGSQL.5432"
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { listener.Close() })
+	l := &wirecut{}
+	go func() {
+		for {
+			client, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			go l.carry(client, socket)
+		}
+	}()
+	query.Set("host", "127.0.0.1")
+	query.Set("port", fmt.Sprint(listener.Addr().(*net.TCPAddr).Port))
+	query.Set("sslmode", "disable")
+	at.RawQuery = query.Encode()
+	return at.String(), l
+}
+
+func (l *wirecut) carry(client net.Conn, socket string) {
+	defer client.Close()
+	server, err := net.Dial("unix", socket)
+	if err != nil {
+		return
+	}
+	defer server.Close()
+	l.mu.Lock()
+	cut := l.cut
+	l.conns = append(l.conns, client, server)
+	l.mu.Unlock()
+	if cut {
+		return
+	}
+	go func() { _, _ = io.Copy(server, client); server.Close() }()
+	_, _ = io.Copy(client, server)
+}
+
+func (l *wirecut) set(cut bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.cut = cut
+	if cut {
+		for _, conn := range l.conns {
+			conn.Close()
+		}
+		l.conns = nil
+	}
+}
+
+// TestDatabaseAwayServesNoLongerThanTheCredit: while no gateway can reach the
+// database nobody meters a lease. It is suspended when the credit that was left is
+// used up, not ended, and goes on when the database is back.
+func TestDatabaseAwayServesNoLongerThanTheCredit(t *testing.T) {
+	address, line := through(t, pgtest.URL(t))
+	command, calls := script(t, "")
+	r := newRig(t, func(c *ProviderConfig) {
+		host := hostGPUs(t, 2)
+		host.SuspendCommand, host.ResumeCommand, host.ReleaseCommand = append(command, "suspend"), append(command[:1:1], "resume"), append(command[:1:1], "release")
+		c.Database, c.Takeover, c.Allocator, c.Log = address, time.Second, host, slog.New(slog.DiscardHandler)
+	})
+	lease := r.open(1, 500_000, "")
+	lease.record()
+	line.set(true)
+	cutAt := time.Now()
+	waitFor(t, func() bool { return strings.Contains(calls(), "suspend") })
+	if took := time.Since(cutAt); took > r.config.Takeover+r.config.Credit+3*time.Second {
+		t.Errorf("it was served for %s, of a credit of %s", took, r.config.Credit)
+	}
+	line.set(false)
+	waitFor(t, func() bool { return strings.Contains(calls(), "resume") })
+	if got := calls(); strings.Contains(got, "release") || lease.row().State == string(leaseEnded) {
+		t.Errorf("the lease is %s, after\n%s", lease.row().State, got)
+	}
+}
+
+// TestDeposedOwnerLeavesTheDevicesAlone: a command of a gateway that runs the lease
+// no more is not begun, also where it has not heard of that yet, and one that is
+// under way when others may take the lease is cut off. Each has the term that it is
+// of in its environment.
+func TestDeposedOwnerLeavesTheDevicesAlone(t *testing.T) {
+	terms := filepath.Join(t.TempDir(), "terms")
+	command, calls := script(t, "echo $GPUPAY_TERM >> "+terms+"\n[ $1 != slow ] || sleep 20")
+	a, _ := fleet(t, func(c *ProviderConfig) {
+		host := hostGPUs(t, 2)
+		host.SuspendCommand, host.ResumeCommand = append(command, "suspend"), append(command[:1:1], "slow")
+		c.Allocator, c.Log = host, slog.New(slog.DiscardHandler)
+	})
+	lease := a.open(1, 500_000, "")
+	lease.record()
+	old := a.provider.running(lease.terms.ID())
+	ended := make(chan error, 1)
+	go func() { ended <- old.command(context.Background(), old.deps.allocator.Resume) }()
+	waitFor(t, func() bool { return strings.Contains(calls(), "slow") })
+	began := time.Now()
+	a.provider.replicas.standDown()
+	if err := <-ended; err == nil || time.Since(began) > 5*time.Second {
+		t.Errorf("a command ran on for %s when others may run the lease: %v", time.Since(began), err)
+	}
+	if text, err := os.ReadFile(terms); err != nil || strings.TrimSpace(string(text)) != fmt.Sprint(old.term) {
+		t.Errorf("its term was %q, %v", text, err)
+	}
+
+	waitFor(t, func() bool {
+		l := a.provider.running(lease.terms.ID())
+		return l != nil && l != old || lease.row().Owner != a.provider.replicas.identity()
+	})
+	second := a.open(2, 500_000, "")
+	l := a.provider.running(second.terms.ID())
+	err := a.provider.db.Update(t.Context(), func(tx *sqlx.Tx) error {
+		_, err := tx.Exec(`UPDATE leases SET term = term + 1 WHERE id = $1`, second.lease.LeaseID.Hex())
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := calls()
+	if err := l.command(t.Context(), l.deps.allocator.Suspend); !errors.Is(err, errNotOurs) || strings.Contains(strings.TrimPrefix(calls(), before), second.lease.LeaseID.Hex()) {
+		t.Errorf("it touches the devices of another gateway: %v, %s", err, calls())
+	}
+}
+
+// TestCommandEndsWithItsTime: also where a child of it keeps its output open.
+func TestCommandEndsWithItsTime(t *testing.T) {
+	command, _ := script(t, "sleep 20 & sleep 20")
+	h := hostGPUs(t, 1)
+	h.SuspendCommand = append(command, "suspend")
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	began := time.Now()
+	if err := h.Suspend(ctx, Allocation{Devices: h.Devices}); err == nil || time.Since(began) > 5*time.Second {
+		t.Errorf("after %s: %v", time.Since(began), err)
+	}
+	command, _ = script(t, "sleep 20 & exit 0")
+	h.SuspendCommand = append(command, "suspend")
+	began = time.Now()
+	if err := h.Suspend(t.Context(), Allocation{Devices: h.Devices}); err != nil || time.Since(began) > 5*time.Second {
+		t.Errorf("a command that left something behind, after %s: %v", time.Since(began), err)
+	}
+}
