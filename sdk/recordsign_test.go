@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"net/http"
 	"os"
 	"strings"
 	"sync"
@@ -189,7 +190,10 @@ func TestDraftedFinalRecordEndsTheLease(t *testing.T) {
 		key.before = func(common.Hash) error { return errors.New("the key is away") }
 		return nil
 	})
-	lease.release()
+	release := &wire.Credential{Challenge: lease.challenge(), Payload: wire.Payload{Action: wire.ActionRelease, ChannelID: lease.terms.ID(), LeaseSecret: lease.lease.Secret}}
+	if resp := lease.do("POST", "", release); resp.StatusCode != http.StatusServiceUnavailable {
+		t.Errorf("a release whose final record is not signed: %s", resp.Status)
+	}
 	r.sql(`UPDATE leases SET state = 'active'`) // as it was on disk until the end was
 	r.shut()
 	key.set(nil)

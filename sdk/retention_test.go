@@ -17,7 +17,7 @@ import (
 
 // TestEndedLeasesAreCollected: nothing of a lease that has ended stays in memory, also before it is settled.
 func TestEndedLeasesAreCollected(t *testing.T) {
-	r := newRig(t, quiet)
+	r := newRig(t, quiet, func(c *ProviderConfig) { c.AliveEvery = time.Hour })
 	var ended []weak.Pointer[lease]
 	for salt := range byte(5) {
 		tab := r.open(salt+1, 50_000, "")
