@@ -75,7 +75,10 @@ func (p *Provider) worthStarting(r *request, after channel.State, known bool, de
 	if ahead := r.cred.Payload.CumulativeAmount; ahead != nil && ahead.Gt(&after.Accepted) {
 		after.Accepted = ahead.Int // verified and taken before the lease begins
 	}
-	err := p.canServe(r.Context(), after.ID, r.offer, r.gpus)
+	err := p.safeToServe(r.Context(), after)
+	if err == nil {
+		err = p.canServe(r.Context(), after.ID, r.offer, r.gpus)
+	}
 	if err == nil {
 		err = p.creditworthy(r.Context(), after, r.offer, r.gpus)
 	}

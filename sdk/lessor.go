@@ -24,6 +24,7 @@ import (
 type lessor struct {
 	deps     leaseDeps
 	meterKey metering.Signer // signs usage records
+	paidTo   common.Address  // whom channels must pay that leases go on on; zero: whomever
 	store    leaseStore
 
 	// channel is the channel of a lease, and remote what a gateway has of one that
@@ -386,8 +387,9 @@ func (h *lessor) adopt(ctx context.Context, row leaseRow) error {
 	if forOneRequest(a) {
 		return overError("it was one request's, which ended with the program")
 	}
-	if s.Status != channel.Open && a.Node == "" {
-		return overError("its channel is " + s.Status.String())
+	over := h.overOn(s)
+	if over != "" && a.Node == "" {
+		return overError(over)
 	}
 	adopter, ok := h.deps.allocator.(Adopter)
 	if !ok {
@@ -403,11 +405,23 @@ func (h *lessor) adopt(ctx context.Context, row leaseRow) error {
 	if err := h.mayGoOn(ctx, l, row); err != nil {
 		return err
 	}
-	if err := h.launch(l, leaseState(row.State), s, last); err != nil || s.Status == channel.Open {
+	if err := h.launch(l, leaseState(row.State), s, last); err != nil || over == "" {
 		return err
 	}
-	h.endSoon(l, "its channel is "+s.Status.String()) // when its node has told the rest
+	h.endSoon(l, over) // when its node has told the rest
 	return nil
+}
+
+// overOn says why no lease goes on on a channel: it closes, or who has the key that
+// it pays can close it below what was vouchered. It is empty while one may.
+func (h *lessor) overOn(s channel.State) string {
+	if s.Status != channel.Open {
+		return "its channel is " + s.Status.String()
+	}
+	if h.paidTo != (common.Address{}) && s.Terms.Payee != h.paidTo {
+		return fmt.Sprintf("its channel pays %s, and this provider's key is %s now", s.Terms.Payee, h.paidTo)
+	}
+	return ""
 }
 
 // mayGoOn refuses to sign on for a lease whose later records this database has

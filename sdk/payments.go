@@ -392,12 +392,8 @@ func (p *Provider) join(r *request, s channel.State) (*lease, string, error) {
 		if s, err = p.payee.State(r.Context(), s.ID); err != nil { // it may have closed, or paid for a lease, while we waited
 			return nil, "", err
 		}
-		closes, err := p.closeSent(r.Context(), s.ID) // by another gateway, or for a renter that hung up
-		if err != nil {
+		if err := p.safeToServe(r.Context(), s); err != nil { // another gateway may close it, or this one for a renter that hung up
 			return nil, "", err
-		}
-		if s.Status != channel.Open || closes != "" {
-			return nil, "", fmt.Errorf("channel %s: %w", s.ID, channel.ErrClosing)
 		}
 		return p.start(r.Context(), s, r.offer, r.gpus)
 	}

@@ -66,6 +66,7 @@ type Provider struct {
 	guard    *guard   // what clients may do how often
 	sponsor  *sponsor // what deposits of strangers may cost
 	proxies  limit.Proxies
+	whole    atomic.Bool // the outbox knows what is on its way: see outboxIsWhole
 
 	opens   keyed.Mutex // one open at a time of a channel
 	starts  keyed.Mutex // one lease start or close at a time on a channel
@@ -194,6 +195,7 @@ func (p *Provider) attend() {
 // lets says how leases are run.
 func (p *Provider) lets() {
 	p.meterKey = p.config.MeterKey
+	p.paidTo = p.config.Key.Address()
 	p.lessor.channel = func(ctx context.Context, row leaseRow) (channel.State, error) {
 		return p.payee.State(ctx, common.HexToHash(row.Channel))
 	}

@@ -44,6 +44,9 @@ func (d *x402Desk) look(ctx context.Context, s channel.State) (channel.State, er
 	}
 	ctx, cancel := context.WithTimeout(ctx, recordTimeout)
 	defer cancel()
+	if err := d.outboxIsWhole(ctx); err != nil { // a refund may be among what it does not know
+		return s, err
+	}
 	s, _, err := d.confirmed(ctx, s.Terms)
 	if err != nil {
 		return s, fmt.Errorf("channel %s: nothing is served before it was read from the chain once: %w", s.ID, err)

@@ -1,6 +1,7 @@
 package chain
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"math/big"
@@ -93,6 +94,24 @@ func (e *Escrow) CloseCall(t channel.Terms, cumulative uint256.Int, signature []
 // deadline, in unix seconds.
 func (e *Escrow) CloseAuthorizedCall(t channel.Terms, cumulative uint256.Int, signature []byte, deadline uint64, payee []byte) Call {
 	return e.about(Close, t, e.abi.PackCloseWithAuthorization(terms(t), cumulative.ToBig(), signature, number(deadline), payee))
+}
+
+// CloseDeadline is until when anyone who has a close may send it, in unix seconds. It is false of a close that only the
+// payee can send.
+func CloseDeadline(call Call) (uint64, bool) {
+	method := escrowErrors.Methods["closeWithAuthorization"]
+	if len(call.Data) < 4 || !bytes.Equal(call.Data[:4], method.ID) {
+		return 0, false
+	}
+	values, err := method.Inputs.Unpack(call.Data[4:])
+	if err != nil || len(values) != len(method.Inputs) {
+		return 0, false
+	}
+	deadline, ok := values[3].(*big.Int)
+	if !ok || !deadline.IsUint64() {
+		return 0, false
+	}
+	return deadline.Uint64(), true
 }
 
 // RequestCloseCall starts the grace period; the sender must be the payer.

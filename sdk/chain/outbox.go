@@ -272,6 +272,13 @@ func (s *Store) nextNonce(ctx context.Context, chain uint64, sender common.Addre
 	return uint64(highest.Int64) + 1, nil
 }
 
+// countKnown counts the nonces from one on and below another that transactions here have.
+func (s *Store) countKnown(ctx context.Context, chain uint64, sender common.Address, from, below uint64) (n uint64, err error) {
+	db := s.db.View()
+	err = db.GetContext(ctx, &n, db.Rebind(`SELECT count(DISTINCT nonce) FROM chain_tx WHERE chain = ? AND sender = ? AND nonce >= ? AND nonce < ?`), chain, text(sender), from, below)
+	return n, err
+}
+
 // open lists what is not final, lowest nonce first.
 func (s *Store) open(ctx context.Context, chain uint64, sender common.Address) ([]Tx, error) {
 	return s.list(ctx, `WHERE chain = ? AND sender = ? AND state <> 'final' ORDER BY nonce`, chain, text(sender))

@@ -412,6 +412,28 @@ func (s *Sender) InFlight(ctx context.Context) ([]Tx, error) {
 	return flying, nil
 }
 
+// Unknown counts the transactions of this key that the node has on their way and the outbox does not know. None is ever sent
+// that is not in the outbox before: they are those of a database of which this one is an older copy, or of another program.
+func (s *Sender) Unknown(ctx context.Context) (uint64, error) {
+	chain, err := s.chainID(ctx)
+	if err != nil {
+		return 0, err
+	}
+	mined, err := s.Backend.NonceAt(ctx, s.Address(), nil)
+	if err != nil {
+		return 0, fmt.Errorf("%w: asking for the nonce of %s: %w", ErrUnreachable, s.Address(), err)
+	}
+	seen, err := s.Backend.PendingNonceAt(ctx, s.Address())
+	if err != nil {
+		return 0, fmt.Errorf("%w: asking for the nonce of %s: %w", ErrUnreachable, s.Address(), err)
+	}
+	if seen <= mined || seen > maxNonce {
+		return 0, nil
+	}
+	known, err := s.Store.countKnown(ctx, chain, s.Address(), mined, seen)
+	return seen - mined - min(known, seen-mined), err
+}
+
 // GasSpent is what all transactions of this key cost so far, in wei.
 func (s *Sender) GasSpent(ctx context.Context) (*big.Int, error) {
 	chain, err := s.chainID(ctx)
