@@ -196,7 +196,10 @@ func (p *Provider) fundTopUp(ctx context.Context, leave *admission, r *request, 
 	if payload.Type == wire.TypeHash {
 		return p.checkTransaction(ctx, leave, s.ID, *payload.Hash)
 	}
-	from := common.Address(payload.Authorization.From)
+	from := s.Terms.Payer // what it costs counts for the payer: nobody else may use up its budget
+	if by := common.Address(payload.Authorization.From); by != from {
+		return wire.VerificationFailed.With("the top-up is authorized by %s, and this provider sends only those of the channel's payer %s: send the transaction yourself and give its hash", by, from)
+	}
 	a, err := p.authorization(payload, from, channel.TopUpNonce(s.ID, payload.AdditionalDeposit.Int, from, *payload.Salt))
 	if err != nil {
 		return err

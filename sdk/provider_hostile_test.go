@@ -360,6 +360,23 @@ func TestStrangersTopUpHoldsNobodyUp(t *testing.T) {
 	}
 }
 
+// TestStrangersTopUpUsesUpNobodysBudget: what is sent for a channel counts for its payer. A top-up that somebody else authorizes
+// is not sent, and the payer's own is.
+func TestStrangersTopUpUsesUpNobodysBudget(t *testing.T) {
+	r := newAnvilRig(t)
+	stranger := r.payerWith(t, 2, 1_000_000)
+	lease := r.open(1, 100_000, "")
+	before := r.nonce()
+	resp := r.do("POST", "", &wire.Credential{Challenge: r.challenge(), Payload: *lease.topUpBy(stranger, 50_000, 1)})
+	if problem := wire.ParseProblem(resp); resp.StatusCode != http.StatusPaymentRequired || !strings.Contains(problem.Error(), "send the transaction yourself") || r.nonce() != before {
+		t.Errorf("a stranger's top-up: %v, and %d transactions were sent", problem, r.nonce()-before)
+	}
+	resp = r.do("POST", "", &wire.Credential{Challenge: r.challenge(), Payload: *lease.topUp(50_000, 2)})
+	if resp.StatusCode != http.StatusOK || r.nonce() != before+1 {
+		t.Errorf("the payer's top-up: %v", wire.ParseProblem(resp))
+	}
+}
+
 // HEAD is for vouchers where no body is wanted.
 func TestVoucherByHEAD(t *testing.T) {
 	r := newRig(t)

@@ -576,7 +576,14 @@ func TestTopUpLetsALeaseGoOn(t *testing.T) {
 	}
 }
 
+// topUp is a top-up that the payer authorizes.
 func (t *tab) topUp(amount uint64, salt byte) *wire.Payload {
+	t.Helper()
+	return t.topUpBy(t.key, amount, salt)
+}
+
+// topUpBy is a top-up that anybody authorizes.
+func (t *tab) topUpBy(key *channel.Key, amount uint64, salt byte) *wire.Payload {
 	t.Helper()
 	token, err := chain.NewToken(t.Context(), t.chain.Backend, t.chain.Token)
 	if err != nil {
@@ -587,9 +594,9 @@ func (t *tab) topUp(amount uint64, salt byte) *wire.Payload {
 		t.Fatal(err)
 	}
 	topUpSalt := common.Hash{31: salt}
-	auth, err := chain.SignAuthorization(t.Context(), t.key, domain, channel.Authorization{
-		From: t.terms.Payer, To: t.terms.Escrow, Value: *uint256.NewInt(amount), ValidBefore: uint64(time.Now().Add(48 * time.Hour).Unix()),
-		Nonce: channel.TopUpNonce(t.terms.ID(), *uint256.NewInt(amount), t.terms.Payer, topUpSalt)})
+	auth, err := chain.SignAuthorization(t.Context(), key, domain, channel.Authorization{
+		From: key.Address(), To: t.terms.Escrow, Value: *uint256.NewInt(amount), ValidBefore: uint64(time.Now().Add(48 * time.Hour).Unix()),
+		Nonce: channel.TopUpNonce(t.terms.ID(), *uint256.NewInt(amount), key.Address(), topUpSalt)})
 	if err != nil {
 		t.Fatal(err)
 	}
