@@ -128,7 +128,12 @@ func Root() (string, error) {
 func start(t testing.TB, binary string, args []string) string {
 	t.Helper()
 	// What anvil writes of old states goes with the test: it is killed, and would leave it in the user's home.
-	cmd := exec.Command(binary, append([]string{"--port", "0", "--host", "127.0.0.1", "--accounts", "0", "--cache-path", t.TempDir()}, args...)...)
+	states, err := os.MkdirTemp("", "gpupay-anvil-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(states) })
+	cmd := exec.Command(binary, append([]string{"--port", "0", "--host", "127.0.0.1", "--accounts", "0", "--cache-path", states}, args...)...)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
