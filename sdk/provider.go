@@ -289,7 +289,10 @@ func (p *Provider) newTill(c *crew, db *store.DB, txs *chain.Store, contract cha
 	}
 	t := &till{settler: &settle.Settler{Payee: payee, Contract: contract, Sender: c.sender, Policy: policy, OnSettled: p.settled, Log: p.config.Log}}
 	t.settler.Expect(channel.Terms{Payee: p.config.Key.Address(), Token: p.config.Token}) // a database from before may know no channel of it
-	changed := func(_, now channel.State) {
+	changed := func(old, now channel.State) {
+		if now.Settled.Gt(&old.Settled) {
+			t.settler.Expect(now.Terms) // by whom or what for: a refund claims, too, and who asked for it may have given up
+		}
 		if now.Status == channel.Closing && now.CloseRequested() {
 			t.settler.Urgent(now.ID) // the grace period runs
 			c.towers.Hurry()

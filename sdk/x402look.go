@@ -11,7 +11,7 @@ import (
 )
 
 // firstLooks are the channels that were read from the chain since the program
-// began. Its database may be one from a backup, which does not know what was
+// began, and the blocks with a refund after which one was. Its database may be one from a backup, which does not know what was
 // claimed since: nothing is served from a channel, nor given back, before it was
 // read once, however long the watcher takes to its first look and at whichever
 // gateway that is. It keeps 32 bytes of each channel that was used.

@@ -78,6 +78,9 @@ type x402Answer struct {
 // errWithdrawing refuses to serve what might never be paid.
 var errWithdrawing = errors.New("a withdrawal of the channel is pending: nothing is served from it until that is over; a refund is faster")
 
+// errRefunding refuses to serve from a deposit that a refund is about to take.
+var errRefunding = errors.New("a refund of the channel is on its way: nothing is served from it until that is mined; send the request again then")
+
 // corrective refuses a voucher over another amount than the next one must have.
 // A stock client makes its state what it is told here and asks once more.
 type corrective struct {
@@ -194,6 +197,11 @@ func (d *x402Desk) pay(ctx context.Context, w http.ResponseWriter, r *x402Reques
 		}
 		if answer, err := d.again(ctx, w, r, tab); answer != nil || err != nil {
 			return answer, err
+		}
+	}
+	if r.payment.Payload.Type != x402.TypeRefund {
+		if tab, err = d.unrefunded(ctx, tab); err != nil {
+			return nil, err
 		}
 	}
 	if tab, err = d.match(ctx, r, tab); err != nil {

@@ -184,3 +184,35 @@ func (d *x402Desk) refundAgain(ctx context.Context, r *x402Request, tab x402Tab,
 	}
 	return nil, nil
 }
+
+// unrefunded is a channel from which no refund takes anything any more. One that is
+// in flight may take the deposit in the next block, whether or not its request was
+// given up, and whichever gateway or key sent it: nothing is served meanwhile. Of one
+// that was mined the channel is read from the chain, once at each gateway and for each
+// block that it was mined in, as the watcher may come to it later.
+func (d *x402Desk) unrefunded(ctx context.Context, tab x402Tab) (x402Tab, error) {
+	refunds, err := d.sender.Find(ctx, tab.ID, chain.Refund)
+	if err != nil {
+		return tab, err
+	}
+	var unread []common.Hash
+	for _, tx := range refunds {
+		switch {
+		case tx.State == chain.Pending:
+			return tab, fmt.Errorf("channel %s: %w", tab.ID, errRefunding)
+		case !d.looked.has(tx.BlockHash):
+			unread = append(unread, tx.BlockHash)
+		}
+	}
+	if len(unread) == 0 {
+		return tab, nil
+	}
+	s, _, err := d.confirmed(ctx, tab.Terms)
+	if err != nil {
+		return tab, fmt.Errorf("channel %s: nothing is served after a refund before it was read from the chain: %w", tab.ID, err)
+	}
+	for _, block := range unread {
+		d.looked.add(block)
+	}
+	return d.tab(ctx, s)
+}

@@ -20,6 +20,7 @@ var x402Codes = []struct {
 	{channel.ErrSignature, string(x402.CodeVoucherSignature)},
 	{channel.ErrExceedsDeposit, string(x402.CodeCumulativeExceedsBalance)},
 	{errWithdrawing, errWithdrawing.Error()},
+	{errRefunding, errRefunding.Error()},
 	{channel.ErrClosing, errWithdrawing.Error()},
 	{channel.ErrTerms, string(x402.CodeWithdrawDelayOutOfRange)},
 }

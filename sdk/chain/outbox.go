@@ -285,8 +285,16 @@ func (s *Store) open(ctx context.Context, chain uint64, sender common.Address) (
 }
 
 // about lists the transactions about one channel, oldest first.
-func (s *Store) about(ctx context.Context, channel common.Hash) ([]Tx, error) {
-	return s.list(ctx, `WHERE id IN (SELECT tx FROM chain_tx_channel WHERE channel = ?) ORDER BY created_at, nonce`, text(channel))
+func (s *Store) about(ctx context.Context, channel common.Hash, kinds []Kind) ([]Tx, error) {
+	const where, order = `WHERE id IN (SELECT tx FROM chain_tx_channel WHERE channel = ?)`, ` ORDER BY created_at, nonce`
+	if len(kinds) == 0 {
+		return s.list(ctx, where+order, text(channel))
+	}
+	query, args, err := sqlx.In(where+` AND kind IN (?)`+order, text(channel), kinds)
+	if err != nil {
+		return nil, fmt.Errorf("chain: reading the outbox: %w", err)
+	}
+	return s.list(ctx, query, args...)
 }
 
 // errNoTx is an id that is not in the outbox.

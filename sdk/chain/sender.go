@@ -388,9 +388,10 @@ func (s *Sender) reason(ctx context.Context, tx Tx, receipt *types.Receipt) erro
 	return errors.New("the reason is gone: the same call succeeds now")
 }
 
-// Find lists the transactions about a channel, oldest first. After a restart it tells what was already sent.
-func (s *Sender) Find(ctx context.Context, channel common.Hash) ([]Tx, error) {
-	return s.Store.about(ctx, channel)
+// Find lists the transactions about a channel, oldest first: those of some kinds, or all if none is named. After a restart
+// it tells what was already sent.
+func (s *Sender) Find(ctx context.Context, channel common.Hash, kinds ...Kind) ([]Tx, error) {
+	return s.Store.about(ctx, channel, kinds)
 }
 
 // InFlight lists the transactions that are on disk and not mined, lowest nonce first.

@@ -1,0 +1,90 @@
+package sdk
+
+import (
+	"net/http"
+	"testing"
+
+	"github.com/gpupay/gpupay/sdk/chain"
+)
+
+// refundGivenUp has a refund of all in flight that no request waits for.
+func (b *buyer) refundGivenUp() {
+	b.Helper()
+	b.idle()
+	b.chain.RPC(b.T, nil, "evm_setAutomine", false)
+	s := b.kept()
+	all, err := refundable(s, nil)
+	if err == nil {
+		_, err = b.provider.x402.submitRefund(b.Context(), s, all)
+	}
+	if err != nil {
+		b.Fatal(err)
+	}
+}
+
+// mineRefund has the refund mined, and waits until the outbox knows.
+func (b *buyer) mineRefund() {
+	b.Helper()
+	b.chain.RPC(b.T, nil, "evm_setAutomine", true)
+	b.chain.RPC(b.T, nil, "evm_mine")
+	eventually(b.T, "the refund is mined", func() bool {
+		txs, err := b.provider.sender.Find(b.Context(), b.terms.ID(), chain.Refund)
+		return err == nil && len(txs) == 1 && txs[0].State != chain.Pending
+	})
+}
+
+// TestRefundInFlightServesNothing: nothing is served from a deposit that a refund is about to take, by this process or the
+// next, nor from what the refund took before the watcher saw that.
+func TestRefundInFlightServesNothing(t *testing.T) {
+	r := newPayRig(t)
+	b := r.buyer("/tick")
+	b.open(20_000)
+	b.refundGivenUp()
+	used := b.kept().Spent
+	for _, when := range []string{"in flight", "in flight over a restart"} {
+		if refused := b.refused(b.pay(b.payment(b.next()))); refused.Error != errRefunding.Error() {
+			t.Errorf("%s: %q", when, refused.Error)
+		}
+		if refused := b.refused(b.pay(b.depositing(b.next(), 20_000))); refused.Error != errRefunding.Error() {
+			t.Errorf("%s, with a deposit: %q", when, refused.Error)
+		}
+		if when == "in flight" {
+			r.restart()
+			b.provider = r.provider
+		}
+	}
+	b.mineRefund()
+	stale := b.kept()
+	stale.Deposit.SetUint64(20_000)
+	if tab, err := r.provider.x402.unrefunded(t.Context(), x402Tab{State: stale, known: true}); err != nil || tab.Deposit.Uint64() >= 20_000 {
+		t.Errorf("after the refund %s is served from, %v", tab.Deposit.Dec(), err)
+	}
+	if resp := b.pay(b.payment(b.next())); resp.StatusCode == http.StatusOK {
+		t.Error("served from what was refunded")
+	}
+	if kept := b.kept(); kept.Spent != used {
+		t.Errorf("%s was used, %s before the refund", kept.Spent.Dec(), used.Dec())
+	}
+}
+
+// TestClaimOfAGivenUpRefundIsPaidOut: what a refund claimed is fetched with the next settlement, though its request is gone.
+func TestClaimOfAGivenUpRefundIsPaidOut(t *testing.T) {
+	r := newPayRig(t)
+	b := r.buyer("/tick")
+	b.open(20_000)
+	b.idle()
+	if err := r.provider.Settle(t.Context()); err != nil { // all purses were looked into
+		t.Fatal(err)
+	}
+	b.again()
+	b.refundGivenUp()
+	used := b.used()
+	b.mineRefund()
+	eventually(t, "the watcher sees it", func() bool { return b.kept().Settled == used })
+	eventually(t, "what was claimed is paid out", func() bool {
+		if err := r.provider.Settle(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		return r.chain.Tokens(t, r.config.Key.Address()) == used.Uint64()
+	})
+}
