@@ -40,13 +40,16 @@ func (p *Provider) Prune(ctx context.Context, before time.Time, archive func(*Bu
 		if err == nil {
 			err = archive(b)
 		}
+		still := false
 		if err == nil {
-			err = p.store.prune(ctx, id)
+			still, err = p.store.prune(ctx, id, before)
 		}
 		if err != nil {
 			return pruned, fmt.Errorf("channel %s: pruning its records: %w", id, err)
 		}
-		pruned++
+		if still {
+			pruned++
+		}
 	}
 	return pruned, nil
 }
@@ -61,9 +64,7 @@ func concluded(s channel.State) bool {
 func (s leaseStore) quiet(ctx context.Context, before time.Time) ([]common.Hash, error) {
 	var rows []string
 	db := s.db.View()
-	err := db.SelectContext(ctx, &rows, db.Rebind(`SELECT channel FROM leases
-		WHERE channel NOT IN (SELECT channel FROM shown_records)
-		GROUP BY channel HAVING SUM(CASE WHEN state = 'ended' AND ended_at < ? AND held = 0 THEN 0 ELSE 1 END) = 0 ORDER BY channel`), before.Unix())
+	err := db.SelectContext(ctx, &rows, db.Rebind(`SELECT channel FROM leases WHERE `+isQuiet+` ORDER BY channel`), before.Unix())
 	ids := make([]common.Hash, len(rows))
 	for i, row := range rows {
 		ids[i] = common.HexToHash(row)
@@ -71,14 +72,41 @@ func (s leaseStore) quiet(ctx context.Context, before time.Time) ([]common.Hash,
 	return ids, err
 }
 
-func (s leaseStore) prune(ctx context.Context, channelID common.Hash) error {
-	return s.db.Update(ctx, func(tx *sqlx.Tx) error {
-		_, err := tx.ExecContext(ctx, tx.Rebind(`DELETE FROM records WHERE lease IN (SELECT id FROM leases WHERE channel = ?)`), channelID.Hex())
+// isQuiet selects the channels whose leases all ended before a time, in unix seconds,
+// and of which no renter has shown a record that was lost.
+const isQuiet = `channel NOT IN (SELECT channel FROM shown_records)
+	GROUP BY channel HAVING SUM(CASE WHEN state = 'ended' AND ended_at < ? AND held = 0 THEN 0 ELSE 1 END) = 0`
+
+// prune deletes the leases and records of a channel if it is still quiet, and reports
+// whether it was: a lease may have begun while the archive was written, and without
+// its row nobody would take its GPUs back.
+func (s leaseStore) prune(ctx context.Context, channelID common.Hash, before time.Time) (still bool, err error) {
+	err = s.db.Update(ctx, func(tx *sqlx.Tx) error {
+		if err := s.hold(ctx, tx, channelID); err != nil {
+			return err
+		}
+		var n int
+		err := tx.GetContext(ctx, &n, tx.Rebind(`SELECT COUNT(*) FROM (SELECT channel FROM leases WHERE channel = ? AND `+isQuiet+`) quiet`), channelID.Hex(), before.Unix())
+		if still = n > 0; err != nil || !still {
+			return err
+		}
+		_, err = tx.ExecContext(ctx, tx.Rebind(`DELETE FROM records WHERE lease IN (SELECT id FROM leases WHERE channel = ?)`), channelID.Hex())
 		if err == nil {
 			_, err = tx.ExecContext(ctx, tx.Rebind(`DELETE FROM leases WHERE channel = ?`), channelID.Hex())
 		}
 		return err
 	})
+	return still && err == nil, err
+}
+
+// hold has leases that begin on a channel at other gateways wait until the transaction
+// is over. See open.
+func (s leaseStore) hold(ctx context.Context, tx *sqlx.Tx, channelID common.Hash) error {
+	if !s.db.Shared() {
+		return nil // it has one writer
+	}
+	_, err := tx.ExecContext(ctx, tx.Rebind(`SELECT id FROM payee_channels WHERE id = ? FOR UPDATE`), channelID.Hex())
+	return err
 }
 
 // retain prunes once an hour, into the archive, if that is configured.

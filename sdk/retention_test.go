@@ -99,3 +99,32 @@ func TestPrune(t *testing.T) {
 		})
 	}
 }
+
+// TestPruneSparesALeaseThatBegins: a channel that was quiet is used again while its records are archived.
+func TestPruneSparesALeaseThatBegins(t *testing.T) {
+	for _, name := range []string{"file", onPostgres} {
+		t.Run(name, func(t *testing.T) {
+			r := newPayRig(t)
+			b := r.buyer("/tick")
+			b.open(100_000)
+			b.idle()
+			if err := r.provider.Settle(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			n, err := r.provider.Prune(t.Context(), time.Now().Add(time.Hour), func(*Bundle) error {
+				b.again()
+				return nil
+			})
+			if n != 0 || err != nil {
+				t.Errorf("%d are pruned, %v", n, err)
+			}
+			if _, ok, err := r.provider.store.newest(t.Context(), b.terms.ID()); !ok || err != nil {
+				t.Fatalf("the lease's row is gone, %v", err)
+			}
+			if r.provider.running(b.terms.ID()) != nil {
+				b.idle()
+			}
+			eventually(t, "its GPU is free again", func() bool { return *r.provider.free() == 2 })
+		})
+	}
+}
