@@ -163,3 +163,33 @@ func (b *buyer) age(t *testing.T, by time.Duration) {
 		t.Fatal(err)
 	}
 }
+
+// TestLostAnswerAfterAClockWasSetBack: what is noted of a request is not forgotten before what was noted under a clock that
+// was ahead: its answer is had again for nothing.
+func TestLostAnswerAfterAClockWasSetBack(t *testing.T) {
+	r := newPayRig(t)
+	b := r.buyer("/tick")
+	b.open(100_000)
+	for _, key := range []string{"a", "b", "c", "d", "e"} {
+		b.idle()
+		b.take(b.keyed(b.payment(b.next()), key))
+	}
+	err := r.provider.db.Update(t.Context(), func(tx *sqlx.Tx) error { // as they stand where they were written an hour ahead
+		_, err := tx.Exec(`UPDATE x402_requests SET created_at = created_at + 3600000`)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.idle()
+	p := b.payment(b.next())
+	b.take(b.keyed(p, "late"))
+	b.idle()
+	used := b.kept().Spent
+	if again := b.keyed(p, "late"); again.StatusCode != http.StatusOK {
+		t.Errorf("an answer that got lost must be paid once more: %s", again.Status)
+	}
+	if kept := b.kept(); kept.Spent != used {
+		t.Errorf("charged %s for an answer that got lost, before %s", kept.Spent.Dec(), used.Dec())
+	}
+}

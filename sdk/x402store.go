@@ -147,20 +147,23 @@ func (s x402Store) admit(ctx context.Context, n x402Note, reserved uint256.Int) 
 	})
 }
 
+// put writes a note, as its channel's newest. Notes are ordered by a counter: by a
+// clock that was set back a new one would be the oldest, and be forgotten at once.
 func (s x402Store) put(tx *sqlx.Tx, n x402Note) error {
 	_, err := tx.NamedExec(`INSERT INTO x402_requests (channel, max_claimable, hash, kind, base, charged, lease, sequence, tx, moved,
-			status, header, body, answered_at, broken, created_at)
+			status, header, body, answered_at, broken, created_at, number)
 		VALUES (:channel, :max_claimable, :hash, :kind, :base, :charged, :lease, :sequence, :tx, :moved,
-			:status, :header, :body, :answered_at, :broken, :created_at)
+			:status, :header, :body, :answered_at, :broken, :created_at,
+			(SELECT COALESCE(MAX(number), 0) + 1 FROM x402_requests WHERE channel = :channel))
 		ON CONFLICT (channel, max_claimable, hash) DO UPDATE SET kind = excluded.kind, base = excluded.base, charged = excluded.charged,
 			lease = excluded.lease, sequence = excluded.sequence, tx = excluded.tx, moved = excluded.moved, status = excluded.status,
 			header = excluded.header, body = excluded.body, answered_at = excluded.answered_at, broken = excluded.broken,
-			created_at = excluded.created_at`, n)
+			created_at = excluded.created_at, number = excluded.number`, n)
 	if err != nil {
 		return err
 	}
-	_, err = tx.Exec(tx.Rebind(`DELETE FROM x402_requests WHERE channel = ? AND created_at <
-		(SELECT MIN(created_at) FROM (SELECT created_at FROM x402_requests WHERE channel = ? ORDER BY created_at DESC LIMIT ?) newest)`),
+	_, err = tx.Exec(tx.Rebind(`DELETE FROM x402_requests WHERE channel = ? AND number <
+		(SELECT MIN(number) FROM (SELECT number FROM x402_requests WHERE channel = ? ORDER BY number DESC LIMIT ?) newest)`),
 		n.Channel, n.Channel, keptRequests)
 	if err == nil { // of all channels: who does not come back leaves nothing
 		_, err = tx.Exec(tx.Rebind(`DELETE FROM x402_requests WHERE created_at < ?`), time.Now().Add(-keptFor).UnixMilli())
