@@ -57,8 +57,9 @@ type Limits struct {
 	// in a day, and SponsoredGasPerPayer what those for the channels of one payer
 	// may; those in flight count at the most that they may cost. Where a bound is
 	// met, deposits must be sent by renters themselves, and parts of an x402
-	// deposit are not given back. Closes and whole refunds count and are sent all
-	// the same. Each can be exceeded by one transaction for each process on a
+	// deposit are not given back. Closes and whole refunds count; the first for a
+	// payer in a day is sent all the same, for others it leaves by itself or comes
+	// back the next day. Each can be exceeded by one transaction for each process on a
 	// database. A transaction that is stuck is sent again at a fee of at most twice
 	// the first, and within what is left of both; one that holds up a settlement is
 	// given up, for the gas of its nonce, and eight at most may be in flight. A

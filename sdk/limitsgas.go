@@ -82,12 +82,30 @@ func (p *Provider) submitSponsored(ctx context.Context, terms channel.Terms, cal
 // one's, and it gives way to none.
 func (p *Provider) submitReturn(ctx context.Context, s channel.State, call chain.Call) (chain.TxID, error) {
 	if !p.fetches(s) {
-		return p.inSponsorTurn(ctx, s.Terms, call, func() error { return p.keepReserve(ctx) })
+		return p.inSponsorTurn(ctx, s.Terms, call, func() error {
+			if err := p.affordReturn(ctx, s.Terms.Payer); err != nil {
+				return err
+			}
+			return p.keepReserve(ctx)
+		})
 	}
 	if err := p.sender.Store.Sponsor(ctx, s.ID, s.Terms.Payer); err != nil {
 		return "", err
 	}
 	return p.sender.Submit(ctx, call)
+}
+
+// affordReturn lets the first close or refund for a payer in a day through whatever
+// others have cost, so that a budget that is used up keeps nobody's deposit here. A
+// payer can deposit again by itself and ask again, so that the next ones must be
+// within the budgets.
+func (p *Provider) affordReturn(ctx context.Context, payer common.Address) error {
+	now := time.Now()
+	_, returned, err := p.sender.Sponsored(ctx, now.Add(-sponsoredGasWindow), now, payer, chain.Close, chain.Refund)
+	if err != nil || returned.Sign() == 0 {
+		return err
+	}
+	return p.withinBudgets(payer)(ctx)
 }
 
 // submitPart sends the refund of a part of a deposit. A payer can ask for many,

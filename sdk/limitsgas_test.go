@@ -101,6 +101,12 @@ func TestSponsoredGasIsBounded(t *testing.T) {
 				t.Errorf("another payer: %s", resp.Status)
 			}
 			lease.close(0) // what is given back is not held up
+			if err := r.provider.affordReturn(t.Context(), r.payer.Address()); !errors.Is(problemOf(err), &one.want) {
+				t.Errorf("what is given back to one payer once more: %v", err)
+			}
+			if err := r.provider.affordReturn(t.Context(), other.Address()); err != nil {
+				t.Errorf("what is given back to another: %v", err)
+			}
 		})
 	}
 }

@@ -7,6 +7,7 @@ import (
 
 	"github.com/holiman/uint256"
 
+	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/wire/x402"
 )
 
@@ -194,5 +195,42 @@ func TestDustIsNotRefunded(t *testing.T) {
 	}
 	if all := b.refund(0); all.Amount.IsZero() {
 		t.Errorf("all that is left: %+v", all.SettleResponse)
+	}
+}
+
+// TestWholeRefundsAreBounded: a payer that deposits dust by itself and asks for all of it, again and again, gets it back once
+// whatever the budgets say, and then within them.
+func TestWholeRefundsAreBounded(t *testing.T) {
+	r := newPayRig(t, func(c *ProviderConfig) { c.Limits.SponsoredGasPerPayer = big.NewInt(1) })
+	b := r.buyer("/tick")
+	b.open(20_000)
+	b.idle()
+	b.refund(0)
+	p := b.depositing(b.next(), 1)
+	a := chain.Authorization{Authorization: p.Payload.Authorization(), Signature: p.Payload.Deposit.Authorization.Signature[:]}
+	call := b.contract.DepositCall(b.terms, [32]byte(p.Payload.Deposit.Authorization.Salt), a)
+	r.chain.Transact(t, r.chain.Keys[5], call.To, call.Data)
+	before, err := r.provider.GasSpent(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp := b.pay(b.refunding(0))
+	if resp.StatusCode == http.StatusPaymentRequired {
+		b.corrected(resp)
+		resp = b.pay(b.refunding(0))
+	}
+	after, err := r.provider.GasSpent(t.Context())
+	if resp.StatusCode != http.StatusTooManyRequests || err != nil || after.Cmp(before) != 0 {
+		t.Errorf("a refund of one base unit beyond the day's budget: %s, and it cost %s wei more than %s (%v)", resp.Status, after, before, err)
+	}
+	b.holding(1)
+}
+
+// holding checks what the contract holds of the channel.
+func (b *buyer) holding(want uint64) {
+	b.Helper()
+	on := b.on()
+	if got := on.View.Deposit.Uint64() - on.View.Settled.Uint64(); got != want {
+		b.Errorf("the channel holds %d, want %d", got, want)
 	}
 }
