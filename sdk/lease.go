@@ -149,7 +149,7 @@ func (v *leaseView) ask(state leaseState, reason string) {
 type stopRequest struct {
 	reason string
 	keep   bool              // the process stops and the lease goes on in the next one
-	served *metering.Instant // of a lease that lasts for one request: when that was over
+	at     *metering.Instant // when it was asked for, or the request that it lasts for was over: it is billed up to then; nil: to its last reading
 }
 
 // snapshot is the view, and what is closed when it changes.
@@ -245,6 +245,10 @@ func (l *lease) mailed() (leaseMail, bool) {
 // returns, also where it says that the end could not be written yet. The first to
 // ask gives the reason.
 func (l *lease) end(ctx context.Context, req stopRequest) error {
+	if req.at == nil && l.window == 0 && l.meter != nil {
+		now := l.deps.clock.Now()
+		req.at = &now
+	}
 	l.tell(func(m *leaseMail) {
 		if m.stop == nil {
 			m.stop = &req

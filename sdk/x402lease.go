@@ -47,14 +47,15 @@ func (l *lease) sample(ctx context.Context) *metering.Sampled {
 	return sampled
 }
 
-// endSampling reads no more. Of a lease that lasts for one request the devices are
-// read a last time, for the time up to the request's end.
+// endSampling reads no more. The devices of a lease that was asked to end are read
+// a last time, for the time up to that: or leases shorter than a tick would be free,
+// however many. What a channel has paid for in windows is not: see cutWindow.
 func (l *lease) endSampling(req stopRequest) {
 	if l.sampled == nil {
 		return
 	}
-	if req.served != nil {
-		l.sampled.Finish(*req.served)
+	if req.at != nil {
+		l.sampled.Finish(*req.at)
 	}
 	l.sampled.Stop()
 }

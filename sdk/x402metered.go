@@ -288,7 +288,7 @@ func (d *x402Desk) finish(ctx context.Context, l *lease, tab x402Tab, note x402N
 		return err
 	}
 	l.closing.Store(&closing)
-	if err := l.end(ctx, stopRequest{reason: "the request was served", served: &served}); err != nil {
+	if err := l.end(ctx, stopRequest{reason: "the request was served", at: &served}); err != nil {
 		return nil, err
 	}
 	last, err := d.store.last(ctx, l.id)
