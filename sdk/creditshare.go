@@ -223,12 +223,13 @@ func (n *nodes) makeRoom(ctx context.Context, req AllocationRequest) (uint256.In
 				continue
 			}
 		}
-		room := req.channel.Available()
-		if room.Add(&room, &p.tell); !room.Lt(&need) {
+		room, owed := req.channel.Available(), req.channel.Owed() // which uses of the share what it is
+		left := less(p.tell, owed)
+		if room.Add(&room, &left); !room.Lt(&need) {
 			return p.tell, nil
 		}
 		return p.tell, errors.Join(shares.end(ctx, q.lease),
-			wire.InsufficientBalance.With("payer %s has other leases that use its credit: pay those, or pay for this one in advance, by a voucher that is at least %s over what channel %s has spent",
+			wire.InsufficientBalance.With("payer %s has used its credit, on this channel or by other leases: pay those, or pay for this one in advance, by a voucher that is at least %s over what channel %s has spent",
 				q.payer, units.Format(need, n.p.token.Decimals), q.channel))
 	}
 }

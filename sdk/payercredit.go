@@ -228,8 +228,8 @@ func (p *Provider) owing(ctx context.Context, payers ...common.Address) ([]chann
 	return own, err
 }
 
-// creditworthy refuses a lease whose payer's other channels have used up what of
-// the credit it needs, unless so much is paid in advance.
+// creditworthy refuses a lease whose payer's channels, its own included, have used
+// up what of the credit it needs, unless so much is paid in advance.
 func (p *Provider) creditworthy(ctx context.Context, s channel.State, offer wire.SignedOffer, gpus int) error {
 	owing, err := p.owing(ctx, s.Terms.Payer)
 	if err != nil {
@@ -247,7 +247,7 @@ func (p *Provider) creditworthy(ctx context.Context, s channel.State, offer wire
 	if err != nil {
 		return err
 	}
-	var debt uint256.Int
+	debt := s.Owed() // of this channel as it is, or will be by the voucher that comes with the request
 	for _, other := range owing {
 		if owed := other.Owed(); other.ID != s.ID {
 			debt.Add(&debt, &owed)
@@ -258,24 +258,21 @@ func (p *Provider) creditworthy(ctx context.Context, s channel.State, offer wire
 		room.Add(&room, &credit)
 		room.Sub(&room, &debt)
 	}
-	if debt.IsZero() || !room.Lt(&need) {
+	if !room.Lt(&need) {
 		return nil
 	}
-	return wire.InsufficientBalance.With("payer %s owes %s on other channels (%s), and has no credit left: pay that by a voucher there, or pay for this lease in advance, by a voucher that is at least %s over what channel %s has spent",
-		s.Terms.Payer, units.Format(debt, p.token.Decimals), p.debtors(owing, s.ID), units.Format(need, p.token.Decimals), s.ID)
+	return wire.InsufficientBalance.With("payer %s owes %s (%s), and has no credit left for this lease: pay that by a voucher there, or pay for this lease in advance, by a voucher that is at least %s over what channel %s has spent",
+		s.Terms.Payer, units.Format(debt, p.token.Decimals), p.debtors(owing), units.Format(need, p.token.Decimals), s.ID)
 }
 
 // debtors names the channels with a debt, the first few of many.
-func (p *Provider) debtors(owing []channel.State, but common.Hash) string {
-	text, n := "", 0
-	for _, s := range owing {
-		if s.ID == but {
-			continue
-		}
-		if n++; n > 3 {
+func (p *Provider) debtors(owing []channel.State) string {
+	text := ""
+	for n, s := range owing {
+		if n == 3 {
 			return text + ", .."
 		}
-		if n > 1 {
+		if n > 0 {
 			text += ", "
 		}
 		owed := s.Owed()

@@ -121,3 +121,27 @@ func TestPatienceBeginsAnew(t *testing.T) {
 		t.Errorf("it was given up after %s", had)
 	}
 }
+
+// TestDebtorBeginsNoLeaseAnew: who owes the credit on a channel begins no other lease on that same channel, which would
+// have the GPUs in its hands until it is suspended, until it pays.
+func TestDebtorBeginsNoLeaseAnew(t *testing.T) {
+	r := newRig(t, func(c *ProviderConfig) { c.SuspendTimeout = 200 * time.Millisecond })
+	lease := r.open(1, 100_000, "")
+	lease.status(leaseEnded) // unpaid
+	debt := r.owes(lease)
+	for range 3 {
+		resp := lease.beginAgain("", 0)
+		p := wire.ParseProblem(resp)
+		if !errors.Is(p, &wire.InsufficientBalance) || !strings.Contains(p.Detail, lease.terms.ID().Hex()) {
+			t.Fatalf("a lease of a payer that owes %d: %s %v", debt, resp.Status, p)
+		}
+	}
+	if free := r.provider.free(); free == nil || *free != 2 {
+		t.Errorf("%v GPUs are free after leases that were refused", free)
+	}
+	s, err := r.provider.payee.State(t.Context(), lease.terms.ID())
+	if err != nil {
+		t.Fatal(err)
+	}
+	lease.attach(lease.beginAgain("", s.Spent.Uint64())) // a voucher that comes with the request pays
+}
