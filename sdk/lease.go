@@ -561,7 +561,11 @@ func (l *lease) caughtUp(v leaseView) bool {
 	if half.Lt(&least) {
 		half = least // the rest must be paid in advance
 	}
-	want.Add(&v.owed, &half)
+	owed, err := l.owedAt(uint64(l.meter.Allocated())) // also what no record could be stored of
+	if err != nil {
+		return false
+	}
+	want.Add(&owed, &half)
 	limit := l.limit(&v)
 	return !want.Gt(&limit)
 }
@@ -654,7 +658,6 @@ func (l *lease) command(ctx context.Context, do func(context.Context, Allocation
 	return do(call, l.allocation)
 }
 
-// enter is a change of state, which is on disk as soon as it can be.
 // goOn has the meter bill, unless the lease was found dead meanwhile.
 func (l *lease) goOn() {
 	l.meter.Resume()
@@ -663,6 +666,7 @@ func (l *lease) goOn() {
 	}
 }
 
+// enter is a change of state, which is on disk as soon as it can be.
 func (l *lease) enter(ctx context.Context, state leaseState, reason string) {
 	l.deps.log.Info("lease "+string(state), "lease", l.id, "channel", l.terms.ID(), "reason", reason)
 	l.update(func(v *leaseView) {

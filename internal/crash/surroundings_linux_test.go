@@ -143,9 +143,9 @@ func (p *place) limitFiles(size int64) {
 	}
 }
 
-// TestFullDisk: nothing can be written any more. No voucher is acknowledged,
-// the lease ends within its credit, and when there is space again everything
-// goes on from what was written.
+// TestFullDisk: nothing can be written any more. No voucher is acknowledged, the
+// lease is suspended within its credit and stays so, and when there is space
+// again everything goes on from what was written.
 func TestFullDisk(t *testing.T) {
 	p := newPlace(t)
 	p.serve()
@@ -157,7 +157,11 @@ func TestFullDisk(t *testing.T) {
 	p.limitFiles(info.Size())
 	p.says("the disk")
 	before := p.vouchers()
-	p.says("lease ended") // unpaid and unrecorded service is bounded by the credit
+	p.says("lease suspended") // unpaid and unrecorded service is bounded by the credit
+	time.Sleep(3 * time.Second)
+	if strings.Contains(p.provider.output(), "lease active") {
+		t.Error("it is served again although nothing of it could be written")
+	}
 	if now := p.vouchers(); now != before {
 		t.Errorf("%d vouchers were acknowledged with nowhere to put them", now-before)
 	}
