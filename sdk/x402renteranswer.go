@@ -136,7 +136,7 @@ func (b *buying) rebase(ctx context.Context, said x402.Extra, h http.Header) (ag
 		return false, err
 	}
 	if unanswered { // it counts this very request as served: a second voucher would pay it twice
-		return false, b.lost()
+		return false, b.lost(ctx, h)
 	}
 	return true, nil
 }

@@ -241,7 +241,7 @@ func (b *buying) pay(ctx context.Context) (*http.Response, error) {
 		before := b.slate.Charged
 		again, err := b.answered(ctx, resp, p)
 		if err == nil && again && lost && !b.untaken && b.slate.Charged.Gt(&before) {
-			err = b.lost()
+			err = b.lost(ctx, resp.Header)
 		}
 		if err != nil {
 			drop(resp)
@@ -255,7 +255,17 @@ func (b *buying) pay(ctx context.Context) (*http.Response, error) {
 }
 
 // lost is a request that was charged and not answered. Paying it again is for
-// the caller to decide.
-func (b *buying) lost() error {
+// the caller to decide. A second tick with no record since the first is a lie: an
+// honest provider answers the same payment with what it had answered.
+func (b *buying) lost(ctx context.Context, h http.Header) error {
+	if b.tick != "" {
+		if first := b.slate.Lost; !first.IsZero() && first != b.most {
+			return b.dispute(ctx, fmt.Errorf("%w: a second tick was charged and not answered, and no record came", ErrGarbage), h, x402.HeaderRequired)
+		}
+		b.slate.Lost = b.most
+		if err := b.save(ctx); err != nil {
+			return err
+		}
+	}
 	return fmt.Errorf("channel %s: %w: ask again and it is paid again", b.id, ErrLostAnswer)
 }

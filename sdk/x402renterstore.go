@@ -35,6 +35,7 @@ type slate struct {
 	Leaving bool         `json:"leaving,omitempty"` // being got back without the server
 	Dispute string       `json:"dispute,omitempty"` // what the server was caught at: nothing more is paid
 	Tick    *pendingTick `json:"tick,omitempty"`    // asked for, and its record was not yet seen
+	Lost    uint256.Int  `json:"lost"`              // the voucher of a tick that was charged and not answered; zero once a record came
 	Ticking *ticking     `json:"ticking,omitempty"` // the lease that is paid tick by tick
 	Spans   []span       `json:"spans,omitempty"`   // billed of each device, in all leases of the channel
 

@@ -222,11 +222,18 @@ func (t *X402Rental) pending(ctx context.Context, b *buying) (*http.Response, er
 		return resp, nil
 	}
 	drop(resp)
-	if err != nil {
+	unbooked := !again && b.slate.Charged == p.Base
+	switch {
+	case errors.Is(err, ErrLostAnswer): // told twice: who asks again pays again
+		b.slate.Tick = nil
+		return nil, errors.Join(err, b.save(ctx))
+	case err != nil:
 		return nil, err
-	}
-	if !again && b.slate.Charged == p.Base && known.Gt(&p.Base) {
-		b.slate.Charged = known // what was booked before stays booked
+	case unbooked && known.Gt(&p.Base) && resp.StatusCode >= http.StatusInternalServerError:
+		return nil, fmt.Errorf("channel %s: %w: a tick that was charged was answered by %s: ask again and it is not paid again", b.id, ErrGone, resp.Status)
+	case unbooked && known.Gt(&p.Base):
+		b.slate.Tick, b.slate.Charged = nil, known // what was booked before stays booked
+		return nil, b.lost(ctx, resp.Header)
 	}
 	b.slate.Tick = nil
 	return nil, b.save(ctx)
@@ -250,6 +257,7 @@ func (t *X402Rental) answered(ctx context.Context, b *buying, resp *http.Respons
 		return X402Tick{}, err
 	}
 	b.slate.Tick, b.slate.Found = nil, false
+	b.slate.Lost = uint256.Int{}
 	if err := b.x.slates().accept(ctx, &b.slate, rec); err != nil {
 		return tick, err
 	}
@@ -275,7 +283,8 @@ func (b *buying) failed(ctx context.Context, resp *http.Response) error {
 // Run pays tick after tick and hands each to seen, until ctx ends or something
 // stops it for good. The tick that runs when ctx ends is seen to its end: it is
 // paid. A provider that cannot be reached is asked again for as long as the
-// renter's Patience lasts.
+// renter's Patience lasts. A tick that was charged and not answered
+// (ErrLostAnswer) ends it: nothing is paid twice unless it is called again.
 func (t *X402Rental) Run(ctx context.Context, seen func(X402Tick)) error {
 	heard := time.Now()
 	for ctx.Err() == nil {
@@ -315,7 +324,7 @@ func (t *X402Rental) passing(err error) bool {
 	case errors.As(err, &problem):
 		return problem.Status >= 500 || problem.Status == http.StatusTooManyRequests || problem.Status == http.StatusPaymentRequired
 	}
-	return errors.Is(err, ErrGone) || errors.Is(err, ErrLostAnswer) || errors.Is(err, chain.ErrUnreachable)
+	return errors.Is(err, ErrGone) || errors.Is(err, chain.ErrUnreachable)
 }
 
 // Close ends the lease by taking back all that was not charged.

@@ -1,0 +1,50 @@
+package sdk
+
+import (
+	"errors"
+	"net/http"
+	"testing"
+	"time"
+
+	"github.com/gpupay/gpupay/sdk/wire/x402"
+)
+
+// TestX402ChargedForNothing: a provider that says of each voucher that all of it is charged, and serves nothing, gets one
+// voucher of a Run, and is caught at the second.
+func TestX402ChargedForNothing(t *testing.T) {
+	for _, served := range []bool{false, true} { // before it takes to it
+		m := newMill(t, false, func(uint64, uint64) time.Duration { return 50 * time.Millisecond })
+		x := m.s.client(Caps{PricePerGPUHour: "10", PerLease: "5", PerDay: "50", PerPayee: "50"}, X402Options{MaxPrice: Unlimited})
+		rental, err := x.Rent(t.Context(), m.server.URL, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if served {
+			if _, err := rental.Tick(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		vouchers := map[uint64]bool{}
+		m.s.instead = func(s *stall, w http.ResponseWriter, p x402.PaymentPayload) bool {
+			most := p.Payload.Voucher.MaxClaimableAmount.Uint64()
+			if vouchers[most] {
+				w.WriteHeader(http.StatusNotFound)
+				return true
+			}
+			vouchers[most] = true
+			s.bank(p)
+			s.correct(w, most, &p.Payload.Voucher)
+			return true
+		}
+		if err := rental.Run(t.Context(), func(X402Tick) { t.Error("a tick") }); !errors.Is(err, ErrLostAnswer) || len(vouchers) != 1 {
+			t.Errorf("Run ended with %v after %d vouchers", err, len(vouchers))
+		}
+		if _, err := rental.Tick(t.Context()); !errors.Is(err, ErrLostAnswer) || len(vouchers) != 1 {
+			t.Errorf("asked for the same tick: %v, %d vouchers", err, len(vouchers))
+		}
+		var d *Dispute
+		if _, err := rental.Tick(t.Context()); !errors.As(err, &d) || len(vouchers) != 2 {
+			t.Errorf("asked to pay again: %v, %d vouchers", err, len(vouchers))
+		}
+	}
+}
