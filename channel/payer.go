@@ -22,8 +22,8 @@ type PayerState struct {
 	// whatever the chain says meanwhile: somebody else's deposit is not ours.
 	Authorized uint256.Int
 	Settled    uint256.Int // paid out by the chain
-	// Signed is the most that a voucher was, or is being, signed for: what this
-	// channel can cost us.
+	// Signed is the most that a voucher was, or is being, signed for. The chain's
+	// word never raises it: an endpoint that lies has nothing signed away.
 	Signed uint256.Int
 	// Signature is of the voucher for Signed; empty where a crash came between the
 	// decision to sign and the signature.
@@ -44,22 +44,29 @@ func (s *PayerState) observe(v ChainView) {
 	if v.Finalized || !v.Deposit.Lt(&s.Authorized) {
 		s.Authorized = uint256.Int{}
 	}
-	if v.Settled.Gt(&s.Signed) { // a voucher that this store does not know of
-		s.Signed, s.Signature = v.Settled, nil
-	}
 	s.Status = v.status()
 	if s.Closed && s.Status == Open {
 		s.Status = Closing
 	}
 }
 
-// Left returns what can still be signed for.
-func (s PayerState) Left() uint256.Int { return minus(s.Deposit, s.Signed) }
+// Cost returns what the channel can cost us: what was signed for, or what the
+// chain says was settled, if that is more, by a voucher that this store does not
+// know of. It counts in the caps. Nothing is signed for it.
+func (s PayerState) Cost() uint256.Int {
+	if s.Settled.Gt(&s.Signed) {
+		return s.Settled
+	}
+	return s.Signed
+}
 
-// committed is what the payer has at stake in the channel: what was signed for,
-// and what it holds or may come to hold.
+// Left returns what can still be signed for.
+func (s PayerState) Left() uint256.Int { return minus(s.Deposit, s.Cost()) }
+
+// committed is what the payer has at stake in the channel: what it can cost, and
+// what it holds or may come to hold.
 func (s PayerState) committed() uint256.Int {
-	most := s.Signed
+	most := s.Cost()
 	if s.Status == Finalized {
 		return most
 	}
@@ -72,8 +79,8 @@ func (s PayerState) committed() uint256.Int {
 }
 
 // Locked returns what the channel holds, or may come to hold, beyond what was
-// signed for: the payer's own money, which it does not have until it is refunded.
-func (s PayerState) Locked() uint256.Int { return minus(s.committed(), s.Signed) }
+// it can cost: the payer's own money, which it does not have until it is refunded.
+func (s PayerState) Locked() uint256.Int { return minus(s.committed(), s.Cost()) }
 
 // Caps bound what a payer's key puts at stake, in base units: a deposit counts
 // until it is refunded, a voucher for ever. They are not limits until they are
@@ -124,7 +131,7 @@ type PayerStore interface {
 	Create(ctx context.Context, s PayerState, day string, allow func(Budget) error) (PayerState, error)
 	// Update changes one channel: it runs change on the current state and what
 	// was signed away to its payee and in day (YYYY-MM-DD), alone on all of them,
-	// and keeps the state unless change returns an error. By how much Signed
+	// and keeps the state unless change returns an error. By how much its Cost
 	// grew, the budget grows in the same transaction; with an empty day, that of
 	// the payee only. change may run more than once.
 	Update(ctx context.Context, id common.Hash, day string, change func(*PayerState, Budget) error) (PayerState, error)
@@ -235,7 +242,8 @@ func (p *Payer) Room(ctx context.Context, t Terms) (most uint256.Int, cap string
 			most, cap = room, c.name
 		}
 	}
-	return *most.Add(&most, &s.Signed), cap, nil
+	cost := s.Cost()
+	return *most.Add(&most, &cost), cap, nil
 }
 
 // Observe records what the chain says of a channel; the newest word counts. A
@@ -349,7 +357,11 @@ func (p *Payer) allow(s PayerState, spent Budget, cumulative uint256.Int) error 
 	if cumulative.Gt(&s.Deposit) {
 		return fmt.Errorf("channel %s: %w: %s, deposit %s: top up first", s.ID, ErrExceedsDeposit, cumulative.Dec(), s.Deposit.Dec())
 	}
-	return p.Caps.allow(s.ID, cumulative, minus(cumulative, s.Signed), spent)
+	cost := s.Cost()
+	if !cumulative.Gt(&cost) {
+		return nil // it was counted when the chain said that it was settled
+	}
+	return p.Caps.allow(s.ID, cumulative, minus(cumulative, cost), spent)
 }
 
 // capped is a cap, and what counts in it already.
@@ -398,7 +410,7 @@ func (c Caps) beside(s PayerState, spent Budget) ([]capped, error) {
 	}
 	payee.Add(&payee, &spent.Payee) // no overflow: amounts have 96 bits
 	all.Add(&all, &spent.Day)
-	return []capped{{CapChannel, c.PerChannel, s.Signed}, {CapPayee, c.PerPayee, payee}, {CapDay, c.PerDay, all}}, nil
+	return []capped{{CapChannel, c.PerChannel, s.Cost()}, {CapPayee, c.PerPayee, payee}, {CapDay, c.PerDay, all}}, nil
 }
 
 // fund holds a deposit to the caps. What was at stake already needs no room again.

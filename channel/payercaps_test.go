@@ -222,7 +222,7 @@ func TestLostStoreIsBookedOutsideTheCaps(t *testing.T) {
 	}
 	p.Caps = channel.Caps{PerChannel: units(300), PerPayee: units(900), PerDay: units(100)}
 	s, err := p.Adopt(ctx, terms, channel.ChainView{Deposit: units(1000), Settled: units(400)})
-	if err != nil || s.Signed != units(400) || s.Deposit != units(1000) || s.Status != channel.Open {
+	if err != nil || s.Signed != units(0) || s.Cost() != units(400) || s.Deposit != units(1000) || s.Status != channel.Open {
 		t.Fatalf("adopted %+v, %v", s, err)
 	}
 	forged := shown

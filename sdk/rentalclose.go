@@ -295,7 +295,7 @@ func (l *Rental) ending(ctx context.Context, forced bool, err error) (Closing, e
 		return Closing{}, err
 	}
 	c := Closing{
-		Channel: l.id, Deposit: view.Deposit, Owed: l.owed(), Signed: paid.Signed, Settled: view.Settled, Forced: forced,
+		Channel: l.id, Deposit: view.Deposit, Owed: l.owed(), Signed: paid.Cost(), Settled: view.Settled, Forced: forced,
 	}
 	c.Refunded.Sub(&view.Deposit, &view.Settled)
 	c.Note = l.refundWaits(ctx)

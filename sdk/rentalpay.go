@@ -66,7 +66,7 @@ func (l *Rental) payUpTo(ctx context.Context, target uint256.Int) (capped *uint2
 	voucher, err := l.payer.Pay(ctx, l.id, target)
 	var cap *channel.CapError
 	if errors.As(err, &cap) {
-		target = under(cap, paid.Signed, target)
+		target = under(cap, paid.Cost(), target)
 		capped = &target
 		voucher, err = l.payer.Pay(ctx, l.id, target)
 	}
@@ -99,16 +99,16 @@ func (l *Rental) offered() uint256.Int {
 	return l.delivered
 }
 
-// under is the most that a cap leaves of the way from signed to target.
-func under(cap *channel.CapError, signed, target uint256.Int) uint256.Int {
+// under is the most that a cap leaves of the way from what counts in it to target.
+func under(cap *channel.CapError, cost, target uint256.Int) uint256.Int {
 	var over uint256.Int
 	over.Sub(&cap.Wanted, &cap.Limit) // a cap is only met from below
 	var growth uint256.Int
-	if growth.Sub(&target, &signed); growth.Lt(&over) {
-		return signed
+	if growth.Sub(&target, &cost); growth.Lt(&over) {
+		return cost
 	}
 	growth.Sub(&growth, &over)
-	growth.Add(&growth, &signed)
+	growth.Add(&growth, &cost)
 	return growth
 }
 

@@ -297,8 +297,9 @@ func (l *Rental) mostOwed(ctx context.Context) (uint256.Int, error) {
 	if err != nil {
 		return most, err
 	}
+	cost := paid.Cost()
 	most.Add(&most, &l.credit)
-	most.Add(&most, &paid.Signed)
+	most.Add(&most, &cost)
 	return *most.AddUint64(&most, 1), nil // each charge is rounded by itself
 }
 

@@ -102,7 +102,7 @@ func (b *buying) drained(ctx context.Context) (again bool, err error) {
 
 // rebase takes the server's base for the next voucher. With our own newest
 // signature beside it, it may be anything up to what we signed; without one, it
-// is what was claimed on the chain.
+// is what was claimed on the chain, within what this database signed for.
 func (b *buying) rebase(ctx context.Context, said x402.Extra, h http.Header) (again bool, err error) {
 	paid, view, err := b.observe(ctx)
 	if err != nil {
@@ -126,6 +126,10 @@ func (b *buying) rebase(ctx context.Context, said x402.Extra, h http.Header) (ag
 		// voucher may be one of an earlier request.
 		unanswered = base.Gt(&b.prior) && !v.SignedMaxClaimable.Gt(&b.most) && !(b.found && b.slate.Deposit == nil)
 		b.untaken = v.SignedMaxClaimable.Lt(&b.most)
+	} else if base.Gt(&paid.Signed) {
+		b.x.r.config.Log.Warn("x402 channel: more was claimed than this database signed for, and the server shows no voucher for it: it is not paid on",
+			"channel", b.id, "claimed", base.Dec(), "signed", paid.Signed.Dec())
+		return false, nil // an endpoint's word alone has nothing signed
 	}
 	if base == b.slate.Charged {
 		return false, nil // nothing is different: the same would come of it
@@ -211,7 +215,7 @@ func (x *X402Client) Channels(ctx context.Context) ([]X402Channel, error) {
 			return nil, err
 		}
 		channels[i] = X402Channel{
-			ID: t.ID, URL: t.URL, Terms: s.Terms, Status: s.Status, Deposit: s.Deposit, Charged: t.Charged, Signed: s.Signed,
+			ID: t.ID, URL: t.URL, Terms: s.Terms, Status: s.Status, Deposit: s.Deposit, Charged: t.Charged, Signed: s.Cost(),
 			Dispute: t.Dispute, Leaving: t.Leaving,
 		}
 	}

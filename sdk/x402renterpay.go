@@ -58,7 +58,7 @@ func (b *buying) begin(ctx context.Context) error {
 	if errors.Is(err, channel.ErrUnknown) {
 		return nil
 	}
-	b.prior = paid.Signed // a crash came before the slate
+	b.prior = paid.Cost() // a crash came before the slate
 	return err
 }
 

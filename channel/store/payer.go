@@ -118,7 +118,7 @@ func (p payerStore) Update(ctx context.Context, id common.Hash, day string, chan
 		if err := savePayer(tx, kept); err != nil {
 			return err
 		}
-		return raiseBudget(tx, kept.Terms, day, spent, before.Signed, kept.Signed)
+		return raiseBudget(tx, kept.Terms, day, spent, before.Cost(), kept.Cost())
 	})
 	if err != nil {
 		return channel.PayerState{}, err
@@ -233,9 +233,10 @@ func readLocked(ctx context.Context, q querier, id common.Hash, t channel.Terms)
 	return payee, all, nil
 }
 
-// raiseBudget adds what a channel's signed amount grew by to its scopes.
+// raiseBudget adds what a channel's cost grew by to its scopes. They do not fall
+// with it: what an endpoint took back may be said again.
 func raiseBudget(tx *sqlx.Tx, t channel.Terms, day string, spent channel.Budget, before, after uint256.Int) error {
-	if before == after {
+	if !after.Gt(&before) {
 		return nil
 	}
 	var growth uint256.Int

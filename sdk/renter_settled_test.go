@@ -1,0 +1,61 @@
+package sdk
+
+import (
+	"context"
+	"encoding/json"
+	"math/big"
+	"testing"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common/hexutil"
+
+	"github.com/gpupay/gpupay/bindings"
+	"github.com/gpupay/gpupay/internal/badrpc"
+)
+
+// TestFalseSettledIsNotSignedFor: an endpoint that says, while a channel opens, that all of its deposit was settled has
+// nothing signed for it: what the provider gets is what its records say.
+func TestFalseSettledIsNotSignedFor(t *testing.T) {
+	m := newMarket(t)
+	server := m.provider(t, nil)
+	config, bad := m.behindEndpoint(t)
+	abi, err := bindings.ChannelEscrowMetaData.ParseABI()
+	if err != nil {
+		t.Fatal(err)
+	}
+	lies := 0
+	bad.On("eth_call", func(x *badrpc.Exchange) {
+		var text hexutil.Bytes
+		if x.Result == nil || json.Unmarshal(x.Result, &text) != nil {
+			return
+		}
+		slots, err := bindings.NewChannelEscrow().UnpackChannels(text)
+		if err != nil || len(slots) != 1 || !slots[0].Open {
+			return
+		}
+		slots[0].Settled = new(big.Int).Set(slots[0].Deposit)
+		out, err := abi.Methods["channels"].Outputs.Pack(slots)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		x.Result, _ = json.Marshal(hexutil.Bytes(out))
+		lies++
+	})
+	r := openRenter(t, config)
+	l, err := r.Rent(t.Context(), server.URL, RentOptions{Deposit: "1.00", PayEvery: 100 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	bad.Heal()
+	if lies == 0 {
+		t.Fatal("the endpoint was not asked for the channel")
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	_ = l.Run(ctx)
+	c, err := l.Close(t.Context())
+	if err != nil || c.Settled != c.Owed || c.Owed.IsZero() || c.Settled == c.Deposit {
+		t.Errorf("owed %s, settled %s of %s: %v", c.Owed.Dec(), c.Settled.Dec(), c.Deposit.Dec(), err)
+	}
+}
