@@ -6,8 +6,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ethereum/go-ethereum/common"
 	"github.com/ethereum/go-ethereum/common/hexutil"
 	"github.com/holiman/uint256"
+	"github.com/jmoiron/sqlx"
 
 	"github.com/gpupay/gpupay/sdk/chain"
 )
@@ -57,4 +59,61 @@ func TestOutboxAfterAClockSetBack(t *testing.T) {
 			step(time.Minute, 5, 2)
 		})
 	}
+}
+
+// TestBudgetsAfterAClockSetBack: what was sent while the clock was a month ahead counts in every budget from when the clock was
+// set back on, for as long as the budget's time and no longer.
+func TestBudgetsAfterAClockSetBack(t *testing.T) {
+	w := newWorld(t)
+	store, db := openStore(t, file(t))
+	now := time.Now()
+	s := &chain.Sender{Backend: w.Backend, Key: w.payer, Store: store, Now: func() time.Time { return now }}
+	about := common.Hash{7}
+	if err := store.Sponsor(t.Context(), about, w.payer.Address()); err != nil {
+		t.Fatal(err)
+	}
+	submit := func() {
+		t.Helper()
+		call := w.token.ApproveCall(w.escrow.Address(), *uint256.NewInt(7))
+		call.Channels = []common.Hash{about}
+		if _, err := s.Submit(t.Context(), call); err != nil {
+			t.Fatal(err)
+		}
+	}
+	now = now.Add(30 * 24 * time.Hour)
+	submit()
+	if err := s.Sync(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := db.Update(t.Context(), func(tx *sqlx.Tx) error {
+		_, err := tx.Exec(`UPDATE chain_tx SET succeeded = 0`) // as of one that reverted
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	w.Automine(t, false)
+	submit()
+	counts := func(mined, flying bool) {
+		t.Helper()
+		since := now.Add(-time.Hour)
+		all, payers, err := s.Sponsored(t.Context(), since, now, w.payer.Address(), chain.Approve)
+		if err != nil || all.Sign() > 0 != mined || payers.Cmp(all) != 0 {
+			t.Errorf("sent for others: %s, for the payer %s, %v", all, payers, err)
+		}
+		lost, risked, err := s.Wasted(t.Context(), since, chain.Approve)
+		if err != nil || lost.Sign() > 0 != mined || risked.Sign() > 0 != flying {
+			t.Errorf("lost %s, at risk %s, %v", lost, risked, err)
+		}
+		recent, err := s.Recent(t.Context(), since, chain.Approve)
+		if err != nil || len(recent) > 0 != mined || mined && len(recent) != 2 {
+			t.Errorf("recent are %d, %v", len(recent), err)
+		}
+	}
+	counts(true, true)
+	now = now.Add(-30 * 24 * time.Hour)
+	counts(true, true)
+	now = now.Add(59 * time.Minute)
+	counts(true, true)
+	now = now.Add(2 * time.Minute)
+	counts(false, true)
 }

@@ -59,6 +59,7 @@ type Sender struct {
 	absences   map[TxID]*absence   // the one who steps has it
 	ahead      map[stamp]time.Time // moments that were ahead of the clock, and when it was seen; the one who steps has it
 	aging      sync.Mutex
+	early      map[TxID]time.Time  // whose stamp is ahead of the clock, and when that was seen; aging guards it
 	ages       map[common.Hash]age // by version
 	refusals   map[common.Hash]string
 	identity   sync.Mutex

@@ -18,7 +18,10 @@ func (s *Sender) Recent(ctx context.Context, since time.Time, kinds ...Kind) ([]
 	if err != nil {
 		return nil, err
 	}
-	return slices.DeleteFunc(all, func(tx Tx) bool { return !slices.Contains(kinds, tx.Call.Kind) }), nil
+	now := s.now()
+	return slices.DeleteFunc(all, func(tx Tx) bool {
+		return !slices.Contains(kinds, tx.Call.Kind) || !s.submittedSince(tx.ID, tx.CreatedAt, since, now)
+	}), nil
 }
 
 // Price is what the transaction has cost, in wei, or the most that it may still cost. What a rollup charges for data is in

@@ -31,32 +31,70 @@ func (s *Sender) Sponsored(ctx context.Context, from, to time.Time, payer common
 		return nil, nil, err
 	}
 	const of = ` AND id IN (SELECT c.tx FROM chain_tx_channel c JOIN chain_sponsored s ON s.channel = c.channel WHERE s.payer = ?)`
-	where, args, err := sqlx.In(`WHERE chain = ? AND sender = ? AND kind IN (?) AND created_at > ? AND created_at <= ?`,
-		chain, text(s.Address()), kinds, millis(from), millis(to))
+	where, args, err := sqlx.In(`WHERE chain = ? AND sender = ? AND kind IN (?) AND created_at > ?`,
+		chain, text(s.Address()), kinds, millis(from))
 	if err != nil {
 		return nil, nil, err
 	}
-	if all, err = s.Store.price(ctx, where, args...); err != nil {
+	within := func(id TxID, at time.Time) bool { return s.submittedSince(id, at, from, to) }
+	if all, err = s.Store.price(ctx, within, where, args...); err != nil {
 		return nil, nil, err
 	}
-	payers, err = s.Store.price(ctx, where+of, append(args, text(payer))...)
+	payers, err = s.Store.price(ctx, within, where+of, append(args, text(payer))...)
 	return all, payers, err
 }
 
-// price is what some transactions have cost, and the most that those in flight may, in wei.
-func (s *Store) price(ctx context.Context, where string, args ...any) (*big.Int, error) {
-	db := s.db.View()
-	var costs []string
-	if err := db.SelectContext(ctx, &costs, db.Rebind(`SELECT cost FROM chain_tx `+where+` AND state <> 'pending'`), args...); err != nil {
-		return nil, fmt.Errorf("chain: reading what was sent for others: %w", err)
+// submittedSince reports whether a transaction counts as submitted since a moment. One whose stamp is ahead of the clock, which
+// was set back, counts from when this process saw that: it was paid for, and must not be left out of a budget, nor be in it for
+// as long as the clock was ahead.
+func (s *Sender) submittedSince(id TxID, at, since, now time.Time) bool {
+	s.aging.Lock()
+	defer s.aging.Unlock()
+	if !at.After(now) {
+		delete(s.early, id)
+		return at.After(since)
 	}
-	sum := new(big.Int)
-	for _, cost := range costs {
-		sum.Add(sum, wei(cost))
+	seen, ok := s.early[id]
+	if !ok || seen.After(now) {
+		if s.early == nil {
+			s.early = make(map[TxID]time.Time)
+		}
+		seen = now
+		s.early[id] = seen
+	}
+	return seen.After(since)
+}
+
+// price is what some transactions have cost, and the most that those in flight may, in wei: those that count by their id and
+// when they were submitted.
+func (s *Store) price(ctx context.Context, counts func(TxID, time.Time) bool, where string, args ...any) (*big.Int, error) {
+	sum, err := s.cost(ctx, counts, where+` AND state <> 'pending'`, args...)
+	if err != nil {
+		return nil, fmt.Errorf("chain: reading what was sent for others: %w", err)
 	}
 	flying, err := s.list(ctx, where+` AND state = 'pending'`, args...)
 	for _, tx := range flying {
-		sum.Add(sum, tx.Price())
+		if counts(tx.ID, tx.CreatedAt) {
+			sum.Add(sum, tx.Price())
+		}
+	}
+	return sum, err
+}
+
+// cost is what some transactions have cost, in wei: those that count by their id and when they were submitted.
+func (s *Store) cost(ctx context.Context, counts func(TxID, time.Time) bool, where string, args ...any) (*big.Int, error) {
+	var rows []struct {
+		ID        string
+		Cost      string
+		CreatedAt int64 `db:"created_at"`
+	}
+	db := s.db.View()
+	err := db.SelectContext(ctx, &rows, db.Rebind(`SELECT id, cost, created_at FROM chain_tx `+where), args...)
+	sum := new(big.Int)
+	for _, row := range rows {
+		if counts(TxID(row.ID), time.UnixMilli(row.CreatedAt)) {
+			sum.Add(sum, wei(row.Cost))
+		}
 	}
 	return sum, err
 }

@@ -17,19 +17,14 @@ func (s *Sender) Wasted(ctx context.Context, since time.Time, kinds ...Kind) (lo
 	if err != nil {
 		return nil, nil, err
 	}
-	lost, risked = new(big.Int), new(big.Int)
-	db := s.Store.db.View()
-	var costs []string
-	query, args, err := sqlx.In(`SELECT cost FROM chain_tx WHERE chain = ? AND sender = ? AND kind IN (?)
-		AND state <> 'pending' AND succeeded = 0 AND created_at > ? AND created_at <= ?`, chain, text(s.Address()), kinds, millis(since), millis(s.now()))
+	risked, now := new(big.Int), s.now()
+	where, args, err := sqlx.In(`WHERE chain = ? AND sender = ? AND kind IN (?) AND state <> 'pending' AND succeeded = 0 AND created_at > ?`,
+		chain, text(s.Address()), kinds, millis(since))
 	if err == nil {
-		err = db.SelectContext(ctx, &costs, db.Rebind(query), args...)
+		lost, err = s.Store.cost(ctx, func(id TxID, at time.Time) bool { return s.submittedSince(id, at, since, now) }, where, args...)
 	}
 	if err != nil {
 		return nil, nil, fmt.Errorf("chain: reading what reverted: %w", err)
-	}
-	for _, cost := range costs {
-		lost.Add(lost, wei(cost))
 	}
 	flying, err := s.InFlight(ctx)
 	for _, tx := range flying {
