@@ -50,6 +50,7 @@ func (b *buying) charged(ctx context.Context, resp *http.Response, receipt x402.
 			"charge", charge.Dec(), "ours", total.Dec(), "theirs", s.ChargedCumulativeAmount.Dec())
 		return nil
 	}
+	b.unticked(total)
 	b.slate.Charged, b.booked, b.charge = total, true, charge
 	if err := b.save(ctx); err != nil {
 		return err
@@ -134,7 +135,12 @@ func (b *buying) rebase(ctx context.Context, said x402.Extra, h http.Header) (ag
 	if base == b.slate.Charged {
 		return false, nil // nothing is different: the same would come of it
 	}
+	if base.Gt(&b.slate.Charged) && !unanswered && !b.passed(base) {
+		b.x.r.config.Log.Warn("x402 server counts more GPU time than passed: its base is not taken", "channel", b.id, "ours", b.slate.Charged.Dec(), "theirs", base.Dec())
+		return false, nil
+	}
 	b.x.r.config.Log.Info("x402 channel was out of step", "channel", b.id, "ours", b.slate.Charged.Dec(), "theirs", base.Dec())
+	b.unticked(base)
 	b.slate.Charged = base
 	if err := b.save(ctx); err != nil {
 		return false, err

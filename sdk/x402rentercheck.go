@@ -49,6 +49,9 @@ func (t *X402Rental) check(ctx context.Context, b *buying, document []byte) (X40
 	if owed != b.charge || said.Charged.Int != b.charge {
 		return X402Tick{}, nil, caught("%w: charged %s, its record adds %s", ErrOvercharged, b.charge.Dec(), owed.Dec())
 	}
+	if old := b.slate.Ticking; old == nil || old.Lease != lease.Lease {
+		b.slate.Other = uint256.Int{}
+	}
 	b.slate.Ticking, b.slate.Spans = lease, spans
 	return X402Tick{
 		Channel: b.id, Lease: said.LeaseID, Devices: lease.Devices, Access: said.Access, State: printable(said.State), Charged: b.charge, Record: *rec,
@@ -86,7 +89,7 @@ func (t *X402Rental) lease(ctx context.Context, b *buying, said x402Tick) (*tick
 		return nil, err
 	}
 	return &ticking{
-		Lent:  b.slate.Ticking.ahead(p),
+		Lent:  max(b.slate.Ticking.ahead(p), b.slate.unpassed(said.Record.OwedBefore, p)),
 		Began: start, BeganBoot: p.Boot,
 		Lease: said.LeaseID, Offer: t.offer.Document, Devices: said.Devices, OwedBefore: said.Record.OwedBefore,
 		Checker: metering.CheckerState{BootID: p.Boot, Start: start, Owed: said.Record.OwedBefore},

@@ -1,6 +1,7 @@
 package sdk
 
 import (
+	"math"
 	"time"
 
 	"github.com/holiman/uint256"
@@ -61,6 +62,46 @@ func (l *ticking) ahead(p *pendingTick) int64 {
 	return max(0, l.Lent+ran-l.Checker.Elapsed-l.since(p))
 }
 
+// passed reports whether a base that no record states can be GPU time: all that
+// was charged since the lease began that is paid by ticks, that base included,
+// took no longer than passed on our clocks. Without it, a provider that meters
+// little and begins a lease at every tick takes the whole ceiling of each.
+func (b *buying) passed(base uint256.Int) bool {
+	clock := b.x.r.config.Clock
+	if b.tick == "" || b.slate.Found {
+		return true
+	}
+	now := &pendingTick{Asked: clock.Now(), Boot: clock.BootID()}
+	return b.slate.unpassed(base, now) <= int64(min(tickTolerance, b.x.r.config.Tolerance))
+}
+
+// unpassed is by how many ns what is charged on a channel, since the lease began
+// that is paid by ticks, ran ahead of our clock at a tick; zero for no lease.
+func (s *slate) unpassed(charged uint256.Int, p *pendingTick) int64 {
+	l := s.Ticking
+	if l == nil || s.Found {
+		return 0
+	}
+	from := new(uint256.Int).Add(&l.OwedBefore, &s.Other)
+	from.AddUint64(from, 1) // a lease's charge is rounded up
+	offer, err := wire.ParseOffer(l.Offer)
+	if err != nil {
+		return 0 // the next record is not checked under it either
+	}
+	price, err := offerPrice(offer.Offer)
+	if err != nil {
+		return 0
+	}
+	return max(0, l.Lent+int64(lasts(charged, *from, price, len(l.Devices)))-l.Checker.Elapsed-l.since(p))
+}
+
+// unticked counts what is charged up to now for what is no tick.
+func (b *buying) unticked(total uint256.Int) {
+	if b.tick == "" && total.Gt(&b.slate.Charged) {
+		b.slate.Other.Add(&b.slate.Other, new(uint256.Int).Sub(&total, &b.slate.Charged))
+	}
+}
+
 // reserved is for how long each GPU of a lease could run, in ns, on what was
 // signed for before this tick and not charged with a record, and how late a
 // reading may be.
@@ -76,8 +117,16 @@ func (b *buying) reserved(l *ticking, price metering.Price) int64 {
 }
 
 // covered is for how long each of a lease's GPUs can run from what is owed up to
-// what is signed for.
+// what is signed for: no tick reserves more than maxTick.
 func covered(signed, owed uint256.Int, price metering.Price, gpus int) time.Duration {
+	return min(lasts(signed, owed, price, gpus), maxTick)
+}
+
+// maxLasts is more time than any lease takes, and can be added to without overflow.
+const maxLasts = math.MaxInt64 / 4
+
+// lasts is how long each of so many GPUs runs from one amount to another.
+func lasts(signed, owed uint256.Int, price metering.Price, gpus int) time.Duration {
 	hourly, err := price.Charge(uint64(time.Hour))
 	if err != nil || hourly.IsZero() || !signed.Gt(&owed) || gpus < 1 {
 		return 0
@@ -86,8 +135,8 @@ func covered(signed, owed uint256.Int, price metering.Price, gpus int) time.Dura
 	open.Sub(&signed, &owed)
 	open.Mul(&open, uint256.NewInt(uint64(time.Hour)))
 	open.Div(&open, hourly.Mul(&hourly, uint256.NewInt(uint64(gpus))))
-	if open.Gt(uint256.NewInt(uint64(maxTick))) {
-		return maxTick // no tick reserves more
+	if open.Gt(uint256.NewInt(maxLasts)) {
+		return maxLasts
 	}
 	return time.Duration(open.Uint64())
 }

@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/holiman/uint256"
+
 	"github.com/gpupay/gpupay/sdk/wire/x402"
 )
 
@@ -46,5 +48,34 @@ func TestX402ChargedForNothing(t *testing.T) {
 		if _, err := rental.Tick(t.Context()); !errors.As(err, &d) || len(vouchers) != 2 {
 			t.Errorf("asked to pay again: %v, %d vouchers", err, len(vouchers))
 		}
+	}
+}
+
+// TestX402RaisedBaseIsTimeThatPassed: a provider that meters little in a new lease at every tick, and says before the next
+// that all of the voucher before is charged, has no more signed than the time that passed, and one ceiling.
+func TestX402RaisedBaseIsTimeThatPassed(t *testing.T) {
+	m := newMill(t, false, func(uint64, uint64) time.Duration { time.Sleep(60 * time.Millisecond); return 50 * time.Millisecond })
+	x := m.s.client(Caps{PricePerGPUHour: "10", PerLease: "5", PerDay: "50", PerPayee: "50"}, X402Options{MaxPrice: Unlimited})
+	rental, err := x.Rent(t.Context(), m.server.URL, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	for range 8 {
+		if _, err := rental.Tick(t.Context()); err != nil {
+			t.Log(err)
+		}
+		if m.s.newest != nil {
+			m.s.base = m.s.newest.MaxClaimableAmount.Uint64()
+		}
+	}
+	all, err := x.Channels(t.Context())
+	if err != nil || len(all) != 1 {
+		t.Fatalf("%+v, %v", all, err)
+	}
+	var most uint256.Int
+	most.SetUint64(uint64((time.Since(began) + tickTolerance).Milliseconds()) + millAsk)
+	if all[0].Signed.Gt(&most) || all[0].Signed.IsZero() {
+		t.Errorf("signed %s, %s is what passed and one tick", all[0].Signed.Dec(), most.Dec())
 	}
 }

@@ -37,6 +37,7 @@ type slate struct {
 	Tick    *pendingTick `json:"tick,omitempty"`    // asked for, and its record was not yet seen
 	Lost    uint256.Int  `json:"lost"`              // the voucher of a tick that was charged and not answered; zero once a record came
 	Ticking *ticking     `json:"ticking,omitempty"` // the lease that is paid tick by tick
+	Other   uint256.Int  `json:"other"`             // charged since that lease began for what was no tick
 	Spans   []span       `json:"spans,omitempty"`   // billed of each device, in all leases of the channel
 
 	version int64 // of the row that was read; zero: there was none
