@@ -104,11 +104,11 @@ func (s State) Unsettled() uint256.Int { return minus(s.Payable(), s.Settled) }
 func (s State) Available() uint256.Int { return minus(s.Accepted, s.Spent) }
 
 // Owed returns what was charged and not yet vouchered, nor paid by the chain: the
-// credit given.
+// credit given. No voucher counts for a channel that is finalized: no block pays it.
 func (s State) Owed() uint256.Int {
 	owed, unpaid := minus(s.Spent, s.Accepted), minus(s.Spent, s.Settled)
-	if unpaid.Lt(&owed) {
-		return unpaid // by a voucher that these books do not have
+	if s.Status == Finalized || unpaid.Lt(&owed) {
+		return unpaid // of what was charged, or paid by a voucher that these books do not have
 	}
 	return owed
 }

@@ -68,7 +68,8 @@ type ProviderConfig struct {
 	// one and four of Tick. 60 s of GPU time if zero.
 	Credit time.Duration
 	// The least deposit that opens a channel, in units of the token: it should
-	// be worth the gas of settling it. The price of ten minutes if empty.
+	// be worth the gas of settling it, and is at least what of a channel is settled
+	// (Settlement.LeastRow). The price of ten minutes if empty.
 	MinDeposit string
 	// The least that is worth a transaction of the provider's, in units of the
 	// token: no top-up is sent for a renter, no part of an x402 deposit given back

@@ -152,6 +152,9 @@ func (p *Provider) prices(ctx context.Context) error {
 	if p.minTransfer, err = p.leastTransfer(); err != nil {
 		return err
 	}
+	if err := p.worthSettling(p.escrow); err != nil {
+		return err
+	}
 	if p.minDelta, err = p.leastDelta(); err != nil {
 		return err
 	}
@@ -280,13 +283,33 @@ func (p *Provider) newCrew(db *store.DB, txs *chain.Store) *crew {
 	return c
 }
 
+// leastRow is what a channel of a contract must bring to be settled, base units.
+func (p *Provider) leastRow(contract chain.Contract) uint256.Int {
+	if least := p.config.Settlement.LeastRow; !least.IsZero() {
+		return least
+	}
+	batch, row := contract.SettlementGas()
+	return settle.RowOf(p.minTransfer, batch, row)
+}
+
+// worthSettling refuses a least deposit that is less than the least row: nothing of
+// such a channel would ever be settled, and its payer leaves with all that it used.
+func (p *Provider) worthSettling(contract chain.Contract) error {
+	deposit, err := p.minDeposit()
+	if err != nil {
+		return err
+	}
+	if row := p.leastRow(contract); deposit.Lt(&row) {
+		return fmt.Errorf("provider: MinDeposit is %s, and of a channel less than %s is not settled (MinTransfer, Settlement.LeastRow): deposit more, or lower those",
+			units.Format(deposit, p.token.Decimals), units.Format(row, p.token.Decimals))
+	}
+	return nil
+}
+
 func (p *Provider) newTill(c *crew, db *store.DB, txs *chain.Store, contract chain.Contract) *till {
 	payee := &channel.Payee{Store: db.Payee(), Domain: contract.Domain()}
 	policy := p.config.Settlement
-	if policy.LeastRow.IsZero() {
-		batch, row := contract.SettlementGas()
-		policy.LeastRow = settle.RowOf(p.minTransfer, batch, row)
-	}
+	policy.LeastRow = p.leastRow(contract)
 	t := &till{settler: &settle.Settler{Payee: payee, Contract: contract, Sender: c.sender, Policy: policy, OnSettled: p.settled, Log: p.config.Log}}
 	t.settler.Expect(channel.Terms{Payee: p.config.Key.Address(), Token: p.config.Token}) // a database from before may know no channel of it
 	changed := func(old, now channel.State) {

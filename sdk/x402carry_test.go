@@ -102,7 +102,7 @@ func TestTimeCostsTheSameInPieces(t *testing.T) {
 		b := &meteredBooks{T: t, path: filepath.Join(t.TempDir(), strconv.Itoa(round)+".db"), terms: channel.Terms{Payer: common.Address{1}, Scheme: channel.BatchSettlement}}
 		b.price = metering.Price{Amount: *uint256.NewInt(random.Uint64N(1 << (1 + random.IntN(24)))), Unit: []metering.Unit{metering.Second, metering.Minute, metering.Hour}[round%3]}
 		b.open()
-		if _, err := b.desk.db.Payee().Create(t.Context(), channel.State{ID: b.terms.ID(), Terms: b.terms, Deposit: channel.MaxAmount()}); err != nil {
+		if _, err := b.desk.db.Payee().Create(t.Context(), channel.State{ID: b.terms.ID(), Terms: b.terms, Status: channel.Open, Deposit: channel.MaxAmount()}); err != nil {
 			t.Fatal(err)
 		}
 		var total uint64
