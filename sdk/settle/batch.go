@@ -143,8 +143,9 @@ func (s *Settler) refresh(ctx context.Context, states []channel.State) ([]channe
 	return fresh, nil
 }
 
-// observe reads channels from the contract and records what goes on since: settlement, close and finality. It insists on a
-// node that knows the block least.
+// observe reads channels from the contract and records what it says, of settlement, close and finality; deposits of
+// channels that go on are for the watcher to confirm. It insists on a node that knows the block least, and on a reading of
+// the node's newest block: what an older one lacks would be taken out of the books.
 func (s *Settler) observe(ctx context.Context, ids []common.Hash, least uint64) (map[common.Hash]channel.State, error) {
 	states := make(map[common.Hash]channel.State, len(ids))
 	if len(ids) == 0 {
@@ -153,9 +154,16 @@ func (s *Settler) observe(ctx context.Context, ids []common.Hash, least uint64) 
 	ctx, cancel := context.WithTimeout(ctx, lookTimeout) // others wait for the record meanwhile
 	defer cancel()
 	return states, s.Contract.Record(func() error {
+		newest, err := s.Contract.Backend().HeaderByNumber(ctx, nil)
+		if err != nil {
+			return fmt.Errorf("reading the newest block: %w", err)
+		}
 		views, head, err := s.Contract.Confirmed(ctx, ids, 1)
 		if err != nil {
 			return err
+		}
+		if n := newest.Number.Uint64(); head < n {
+			return fmt.Errorf("%w: it reads channels at block %d, and its newest is %d", errLagging, head, n)
 		}
 		if head < least {
 			return fmt.Errorf("the endpoint is at block %d and the settlement in block %d", head, least)
@@ -171,7 +179,13 @@ func (s *Settler) observe(ctx context.Context, ids []common.Hash, least uint64) 
 			if err != nil {
 				return err
 			}
-			v := onwards(state, views[i].Latest)
+			v := views[i].Latest
+			if state.Deposit.Lt(&v.Deposit) && !v.Finalized { // of a channel that is over nothing is promised, and nobody looks again
+				v.Deposit = state.Deposit
+			}
+			if v.Settled.Gt(&v.Deposit) {
+				v.Settled = v.Deposit
+			}
 			now, err := s.Payee.Observe(ctx, id, v)
 			if err != nil {
 				return err
@@ -187,26 +201,6 @@ func (s *Settler) observe(ctx context.Context, ids []common.Hash, least uint64) 
 		}
 		return nil
 	})
-}
-
-// onwards is a view without what goes back: a node may answer for a block long past, in which the channel had less or was not
-// there, and nobody would read it again. What a re-org takes back is for the watcher to say, and so are deposits, which need
-// confirmations. Of a channel that is over nothing is promised, and nobody looks again.
-func onwards(s channel.State, v channel.ChainView) channel.ChainView {
-	if v.Finalized {
-		return v
-	}
-	v.Deposit = s.Deposit
-	if v.Settled.Lt(&s.Settled) {
-		v.Settled = s.Settled
-	}
-	if v.Settled.Gt(&v.Deposit) {
-		v.Settled = v.Deposit
-	}
-	if v.CloseRequestedAt == 0 {
-		v.CloseRequestedAt = s.CloseRequestedAt
-	}
-	return v
 }
 
 // batches sorts channels into transactions: those of one purse together, contract accounts' alone, as the contract wants
