@@ -98,6 +98,20 @@ func TestSignedCloseStandsUntilItsDeadline(t *testing.T) {
 	lease.attach(lease.begins(paid))
 }
 
+// TestNoLeaseBeginsBesideACloseInTheOutbox: a close is in flight, whatever the books say of its channel.
+func TestNoLeaseBeginsBesideACloseInTheOutbox(t *testing.T) {
+	r := newAnvilRig(t)
+	lease := r.open(1, 100_000, "")
+	final := lease.release()
+	paid := final.Owed.Uint64()
+	lease.pay(paid)
+	r.anvil.Automine(t, false)
+	if _, err := r.provider.sender.Submit(t.Context(), r.provider.escrow.CloseCall(lease.terms, final.Owed, lease.sign(lease.key, lease.terms, paid))); err != nil {
+		t.Fatal(err)
+	}
+	lease.beginsNot(paid, http.StatusGone, "its close is signed")
+}
+
 // TestNothingBeginsBesideWhatTheOutboxForgot: a database is restored from before a close that is still on its way. No lease
 // begins until the chain has it.
 func TestNothingBeginsBesideWhatTheOutboxForgot(t *testing.T) {
