@@ -40,10 +40,9 @@ func (b *buying) charged(ctx context.Context, resp *http.Response, receipt x402.
 	if receipt.ChargedAmount != nil {
 		charge = receipt.ChargedAmount.Int
 	}
-	if charge.Gt(&b.offer.Amount.Int) {
-		return b.dispute(ctx, fmt.Errorf("%w: %s for a request of up to %s", ErrOvercharged, charge.Dec(), b.offer.Amount.Dec()), resp.Header, x402.HeaderResponse)
+	if _, overflow := total.AddOverflow(&b.slate.Charged, &charge); overflow || total.Gt(&p.most) { // whatever the price is by now
+		return b.dispute(ctx, fmt.Errorf("%w: %s on top of %s, for a voucher of %s", ErrOvercharged, charge.Dec(), b.slate.Charged.Dec(), p.most.Dec()), resp.Header, x402.HeaderResponse)
 	}
-	total.Add(&b.slate.Charged, &charge) // at most what was signed for
 	if s := receipt.ChannelState; s != nil && s.ChargedCumulativeAmount != nil && s.ChargedCumulativeAmount.Int != total {
 		// Theirs counts, and the corrective answer that shows it must hold.
 		b.x.r.config.Log.Warn("x402 receipt does not add up: nothing is booked", "channel", b.id,

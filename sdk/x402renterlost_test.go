@@ -51,6 +51,40 @@ func TestX402ChargedForNothing(t *testing.T) {
 	}
 }
 
+// TestX402LostTickAtANewPrice: a tick that is asked for again is charged at most what its own voucher was for, however much
+// the next one may cost by then.
+func TestX402LostTickAtANewPrice(t *testing.T) {
+	m := newMill(t, false, func(uint64, uint64) time.Duration { return 50 * time.Millisecond })
+	x := m.s.client(Caps{PricePerGPUHour: "10", PerLease: "5", PerDay: "50", PerPayee: "50"}, X402Options{MaxPrice: Unlimited})
+	rental, err := x.Rent(t.Context(), m.server.URL, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := rental.Tick(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	const small = 3000
+	m.s.offer.Amount = wireAmount(small)
+	m.s.instead = func(*stall, http.ResponseWriter, x402.PaymentPayload) bool { panic(http.ErrAbortHandler) }
+	if _, err := rental.Tick(t.Context()); !errors.Is(err, ErrGone) {
+		t.Fatalf("%v, want %v", err, ErrGone)
+	}
+	m.s.offer.Amount = wireAmount(millAsk)
+	m.s.instead = func(s *stall, w http.ResponseWriter, p x402.PaymentPayload) bool {
+		receipt := x402.SettleResponse{Success: true, Network: 31337, ChargedAmount: ptr(wireAmount(small + 1))}
+		if err := receipt.Set(w.Header()); err != nil {
+			t.Error(err)
+		}
+		return true
+	}
+	if _, err := rental.Tick(t.Context()); !errors.Is(err, ErrOvercharged) {
+		t.Errorf("%v, want %v", err, ErrOvercharged)
+	}
+	if all, err := x.Channels(t.Context()); err != nil || len(all) != 1 || all[0].Charged.Gt(&all[0].Signed) {
+		t.Errorf("charged more than was signed: %+v, %v", all, err)
+	}
+}
+
 // TestX402RaisedBaseIsTimeThatPassed: a provider that meters little in a new lease at every tick, and says before the next
 // that all of the voucher before is charged, has no more signed than the time that passed, and one ceiling.
 func TestX402RaisedBaseIsTimeThatPassed(t *testing.T) {
