@@ -200,9 +200,8 @@ func (p *Payer) checkTerms(t Terms) error {
 }
 
 // Fund records that a channel's deposit is about to be deposit in all. It comes
-// before the top-up is signed, like Open, so that a voucher may go with it. It
-// takes back a Close of ours; a close that the chain has stays until Observe
-// sees it cancelled.
+// before the top-up is signed, like Open, so that a voucher may go with it. A
+// channel that we Closed gets no more: ErrClosing, until Reopen.
 //
 // A deposit in all that is lower than before says that what was authorized
 // cannot arrive any more; zero for a pending channel, that it was never funded.
@@ -215,11 +214,11 @@ func (p *Payer) Fund(ctx context.Context, id common.Hash, deposit uint256.Int) e
 		if s.Status == Finalized {
 			return fmt.Errorf("channel %s: %w: open another", id, ErrFinalized)
 		}
-		before := *s
-		s.Deposit, s.Authorized, s.Closed = deposit, deposit, false
-		if s.Status == Closing && s.CloseRequestedAt == 0 {
-			s.Status = Open
+		if s.Closed && deposit.Gt(&s.Deposit) && deposit.Gt(&s.Authorized) {
+			return fmt.Errorf("channel %s: %w: we closed it, and it gets no more: get its deposit back, or reopen it", id, ErrClosing)
 		}
+		before := *s
+		s.Deposit, s.Authorized = deposit, deposit
 		return p.Caps.fund(before, *s, spent)
 	})
 	return err
@@ -281,6 +280,19 @@ func (p *Payer) Close(ctx context.Context, id common.Hash) (PayerState, error) {
 		s.Closed = true
 		if s.Status != Finalized {
 			s.Status = Closing
+		}
+		return nil
+	})
+}
+
+// Reopen takes back a Close of ours, whose request must not have been handed out:
+// whoever has one can send it. A close that the chain has stays until Observe
+// sees it cancelled.
+func (p *Payer) Reopen(ctx context.Context, id common.Hash) (PayerState, error) {
+	return p.update(ctx, id, func(s *PayerState, _ Budget) error {
+		s.Closed = false
+		if s.Status == Closing && s.CloseRequestedAt == 0 {
+			s.Status = Open
 		}
 		return nil
 	})

@@ -328,6 +328,18 @@ func TestPayerFollowsTheChain(t *testing.T) {
 	if _, err := p.Pay(ctx, id, units(1)); !errors.Is(err, channel.ErrClosing) {
 		t.Errorf("paid on a closed channel: %v", err)
 	}
+	if err := p.Fund(ctx, id, units(2000)); !errors.Is(err, channel.ErrClosing) {
+		t.Errorf("funded a closed channel: %v", err)
+	}
+	if err := p.Fund(ctx, id, units(900)); err != nil { // what was authorized cannot arrive any more
+		t.Error(err)
+	}
+	if _, err := p.Pay(ctx, id, units(1)); !errors.Is(err, channel.ErrClosing) {
+		t.Errorf("paid on a closed channel that was funded: %v", err)
+	}
+	if s, err := p.Reopen(ctx, id); err != nil || s.Status != channel.Open {
+		t.Errorf("reopened: %s, %v", s.Status, err)
+	}
 	if err := p.Fund(ctx, id, units(2000)); err != nil { // to go on after all
 		t.Fatal(err)
 	}

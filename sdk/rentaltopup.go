@@ -263,7 +263,7 @@ func (l *Rental) unfunded(ctx context.Context, seen sight, cause error) error {
 	}
 	l.row.TopUp = nil
 	l.row.TopUps++
-	if err := l.payer.Fund(ctx, l.id, l.committed()); err != nil {
+	if err := l.payer.Fund(ctx, l.id, l.committed()); err != nil && !errors.Is(err, channel.ErrClosing) {
 		return err
 	}
 	return errors.Join(failed, l.save(ctx))

@@ -295,6 +295,9 @@ func (b *buying) deposit(ctx context.Context, before, most uint256.Int) (*x402.D
 	if err := b.enter(ctx); err != nil {
 		return nil, err
 	}
+	if _, err := b.x.payer.Reopen(ctx, b.id); err != nil { // one that was left before: nobody holds a request to close it
+		return nil, err
+	}
 	var total uint256.Int
 	total.Add(&before, &value)
 	if err := b.x.payer.Fund(ctx, b.id, total); err != nil {

@@ -193,6 +193,11 @@ func (x *actions) TopUp(t *rapid.T) {
 
 // fund has the payer's books expect more, if its caps allow.
 func (a *account) fund(amount uint64) bool {
+	if a.closed && !a.lost && !a.over {
+		_, err := a.payer.pays(a.terms.Scheme).Reopen(a.w.ctx, a.id)
+		a.w.must(err)
+		a.closed = false
+	}
 	err := a.payer.pays(a.terms.Scheme).Fund(a.w.ctx, a.id, units(a.funded+amount))
 	if may := !a.lost && !a.over && a.payer.affords(a, a.funded+amount); (err == nil) != may {
 		a.w.Fatalf("a deposit of %d more on %s: %v", amount, a, err)
