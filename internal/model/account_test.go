@@ -45,13 +45,14 @@ func (s chainState) locked() uint64 {
 
 // A payerBook is what the payer's database has of a channel. It may be older than the world.
 type payerBook struct {
-	lost   bool   // nothing: it is older than the channel
-	own    uint64 // signed for
-	funded uint64 // the deposit that it counts with
-	agreed uint64 // what the channel may come to hold by what was signed, until the payer sees it there
-	asked  bool   // a close was seen pending on the chain
-	over   bool   // and its end
-	closed bool   // no more is to be signed
+	lost      bool   // nothing: it is older than the channel
+	own       uint64 // what it can cost: signed for, or settled by a voucher that the store does not know
+	vouchered uint64 // signed for, by this store
+	funded    uint64 // the deposit that it counts with
+	agreed    uint64 // what the channel may come to hold by what was signed, until the payer sees it there
+	asked     bool   // a close was seen pending on the chain
+	over      bool   // and its end
+	closed    bool   // no more is to be signed
 }
 
 // A payeeBook is what the payee's database has, likewise.
@@ -246,7 +247,7 @@ func (p *payer) expects(a *account, amount uint64) error {
 		return channel.ErrFinalized
 	case a.closed, a.asked:
 		return channel.ErrClosing
-	case amount < a.own && a.session():
+	case amount < a.vouchered && a.session():
 		return channel.ErrLower
 	case amount <= a.own:
 		return nil
@@ -311,5 +312,5 @@ func (p *payer) spends(a *account, amount uint64) {
 		p.paid += growth
 		a.own = amount
 	}
-	a.signed = max(a.signed, amount)
+	a.signed, a.vouchered = max(a.signed, amount), max(a.vouchered, amount)
 }
