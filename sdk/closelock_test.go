@@ -16,8 +16,8 @@ import (
 )
 
 // TestNoLeaseBeginsWhileItsChannelCloses: what the channel held is on its way back
-// to the payer then. Who asks for a lease meanwhile waits, and is refused by what
-// the channel is afterwards, not by what it was when it asked.
+// to the payer then. Who asks for a lease meanwhile is refused, at once or by what
+// the channel is afterwards, and not served by what it was before.
 func TestNoLeaseBeginsWhileItsChannelCloses(t *testing.T) {
 	r, still, lease := closingRig(t)
 	closing, again := lease.leaving()
@@ -26,17 +26,13 @@ func TestNoLeaseBeginsWhileItsChannelCloses(t *testing.T) {
 	go func() { closed <- r.do("POST", "", closing) }()
 	lease.closeSent()
 	go func() { attached <- r.do("GET", "", again) }()
-	select {
-	case resp := <-attached:
-		t.Fatalf("a lease on a channel that closes: %s %v", resp.Status, wire.ParseProblem(resp))
-	case <-time.After(300 * time.Millisecond):
-	}
+	time.Sleep(300 * time.Millisecond)
 	still.Store(false)
 	if resp := <-closed; resp.StatusCode != http.StatusOK {
 		t.Errorf("close: %s %v", resp.Status, wire.ParseProblem(resp))
 	}
 	if resp := <-attached; resp.StatusCode == http.StatusOK || r.provider.running(lease.terms.ID()) != nil {
-		t.Errorf("a lease on a channel that is closed: %s", resp.Status)
+		t.Errorf("a lease on a channel that closes: %s", resp.Status)
 	}
 }
 

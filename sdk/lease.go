@@ -315,6 +315,9 @@ func (l *lease) do(ctx context.Context, mail leaseMail) *stopRequest {
 		return &stopRequest{reason: "the provider stops", keep: true}
 	}
 	_ = l.save(ctx) // logged and tried again
+	if l.state() == leaseSuspended && (l.draft != nil || l.unstored != nil) && l.record(ctx, false) != nil {
+		l.writeLater() // what no record says cannot be paid
+	}
 	if mail.begin {
 		l.begin(ctx)
 		_ = l.complete(ctx) // what an earlier process left behind; logged and tried again
@@ -696,12 +699,17 @@ func (l *lease) save(ctx context.Context) error {
 	if ctx.Err() == nil { // else it is written as the process stops
 		l.deps.log.Error("the lease's state could not be stored: it is tried again", "lease", l.id, "state", string(v.state), "error", err)
 	}
+	l.writeLater()
+	return err
+}
+
+// writeLater has the lease try again what it could not write.
+func (l *lease) writeLater() {
 	if l.rewrite == nil {
 		l.rewrite = time.AfterFunc(retryWrite, l.wake)
-	} else {
-		l.rewrite.Reset(retryWrite)
+		return
 	}
-	return err
+	l.rewrite.Reset(retryWrite)
 }
 
 // unwritten reports whether something of the lease is not on disk that should be.

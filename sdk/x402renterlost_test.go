@@ -3,6 +3,7 @@ package sdk
 import (
 	"errors"
 	"net/http"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -65,9 +66,13 @@ func TestX402LostTickAtANewPrice(t *testing.T) {
 	}
 	const small = 3000
 	m.s.offer.Amount = wireAmount(small)
-	m.s.instead = func(*stall, http.ResponseWriter, x402.PaymentPayload) bool { panic(http.ErrAbortHandler) }
+	var gone atomic.Int32
+	m.s.instead = func(*stall, http.ResponseWriter, x402.PaymentPayload) bool { gone.Add(1); panic(http.ErrAbortHandler) }
 	if _, err := rental.Tick(t.Context()); !errors.Is(err, ErrGone) {
 		t.Fatalf("%v, want %v", err, ErrGone)
+	}
+	if time.Sleep(100 * time.Millisecond); gone.Load() == 0 { // a client may ask twice where its line broke
+		t.Fatal("the tick was not asked for")
 	}
 	m.s.offer.Amount = wireAmount(millAsk)
 	m.s.instead = func(s *stall, w http.ResponseWriter, p x402.PaymentPayload) bool {

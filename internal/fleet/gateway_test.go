@@ -82,7 +82,7 @@ func newGateway(t *testing.T, c *chaintest.Chain, database string, devices int) 
 // provider is the command of a gateway.
 func provider(c *chaintest.Chain, address, database string, more ...string) *exec.Cmd {
 	cmd := exec.Command(program, append([]string{"--listen", address, "--admin", "", "--rpc", c.URL,
-		"--escrow", c.Escrow.Hex(), "--token", c.Token.Hex(), "--db", database, "--price", "3.60", "--min-deposit", "0.01",
+		"--escrow", c.Escrow.Hex(), "--token", c.Token.Hex(), "--db", database, "--price", "3.60", "--min-deposit", "0.01", "--min-transfer", "0",
 		"--takeover", "2s", "--settle-every", "2s", "--settle-age", "5s", "--log-level", "warn"}, more...)...)
 	cmd.Env = append(os.Environ(), "GPUPAY_KEY="+hex.EncodeToString(crypto.FromECDSA(c.Keys[0])))
 	return cmd
