@@ -129,7 +129,8 @@ func TestSuspensionNeedsNoDisk(t *testing.T) {
 	lease.record()
 	mended := r.fails(`UPDATE ON leases`)
 	lease.status(leaseSuspended)
-	if got := calls(); got == "" || strings.Contains(got, "release") {
+	time.Sleep(300 * time.Millisecond) // what no record says is owed all the same
+	if got := calls(); got == "" || strings.Contains(got, "release") || strings.Contains(got, "resume") {
 		t.Errorf("the commands were\n%s", got)
 	}
 	mended()
