@@ -59,6 +59,7 @@ func TestDeadLeaseIsNotBilled(t *testing.T) {
 	if first.lease.Devices[0] != sim.UUID(0) || second.lease.Devices[0] != sim.UUID(1) {
 		t.Fatal(first.lease.Devices, second.lease.Devices)
 	}
+	waitFor(t, func() bool { return w.host.wasRead(sim.UUID(0)) && w.host.wasRead(sim.UUID(1)) })
 	w.step(3)
 	allocator.say(sim.UUID(0), ErrDead)
 	if s := first.status(leaseSuspended); s.Reason != reasonDead {

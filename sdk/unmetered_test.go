@@ -26,6 +26,7 @@ type sickHost struct {
 	away   []string
 	broken error
 	ended  bool
+	read   []string // what was read
 }
 
 func (h *sickHost) set(broken error, away ...string) {
@@ -71,7 +72,20 @@ func (h *sickHost) Read(ctx context.Context, uuid string) (metering.Reading, err
 	case slices.Contains(away, uuid):
 		return metering.Reading{}, fmt.Errorf("%w: %s", metering.ErrDevice, uuid)
 	}
-	return h.Source.Read(ctx, uuid)
+	r, err := h.Source.Read(ctx, uuid)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !slices.Contains(h.read, uuid) {
+		h.read = append(h.read, uuid)
+	}
+	return r, err
+}
+
+// wasRead reports whether a device was read once: its lease's time counts from then.
+func (h *sickHost) wasRead(uuid string) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Contains(h.read, uuid)
 }
 
 // ward is a provider with two GPUs on a clock that the test moves.
