@@ -49,6 +49,10 @@ step() {
 		fail "$name ($((SECONDS - begun)) s)"
 	fi
 	printf 'ok   %-22s %4d s  %s\n' "$name" "$((SECONDS - begun))" "$(<"$work/summary")"
+	if [[ -s $work/again ]]; then
+		sed -e 's/^/     /' -e 's/FAIL/failed/' "$work/again"
+		rm "$work/again"
+	fi
 }
 
 # count adds what a step's tests left in $work/counts.
@@ -196,6 +200,35 @@ gotest() {
 	return "$status"
 }
 
+# suite runs all Go tests, and those that failed beside the others once more by themselves.
+suite() { gotest "$@" -p 2 -timeout 20m ./... || again "$@"; }
+
+# again runs up to three tests that failed, one after the other, with the machine to themselves: a test of real programs and
+# real clocks can starve on two cores, and a fault is there alone too. What they printed is shown either way. A data race, a
+# panic, and a package that fails outside its tests have no second run.
+again() {
+	local json=$work/json first=$work/first package name p f count=0
+	grep -qE 'WARNING: DATA RACE|"Output":"panic: |"Action":"build-fail"' "$json" && return 1
+	awk '
+		function field(name) { return match($0, "\"" name "\":\"[^\"]*\"") ? substr($0, RSTART + length(name) + 4, RLENGTH - length(name) - 5) : "" }
+		!/^\{[^{]*"Action":"fail"/ { next }
+		field("Test") == "" { whole[field("Package")] = 1; next }
+		field("Test") !~ "/" { print field("Package"), field("Test"); test[field("Package")] = 1 }
+		END { for (p in whole) if (!(p in test)) print p, "itself" }' "$json" >"$first"
+	if ! [[ -s $first ]] || (($(wc -l <"$first") > 3)) || grep -q ' itself$' "$first"; then
+		return 1
+	fi
+	cp "$log" "$work/kept"
+	read -r p f <"$work/counts"
+	while read -r package name; do
+		gotest "$@" -timeout 20m -run "^$name\$" "$package" || { echo "$p $f" >"$work/counts"; return 1; }
+		count=$((count + $(cut -d' ' -f1 "$work/counts")))
+	done <"$first"
+	echo "$((p + count)) 0" >"$work/counts"
+	say "$((p + count)) passed, $(wc -l <"$first") tests of them alone, after they had failed beside the others"
+	mv "$work/kept" "$work/again"
+}
+
 # failures prints the output of failed tests, of failed packages outside their tests, and of failed builds.
 failures() {
 	awk '
@@ -321,10 +354,10 @@ step "forge test, gas" forgetest
 step "bindings are current" generated
 step "forge test, deployed" forktest
 if [[ $mode == quick ]]; then
-	step "go test" gotest -p 2 -timeout 20m ./...
+	step "go test" suite
 	step "model" model
 else
-	step "go test -race" gotest -race -p 2 -timeout 20m ./...
+	step "go test -race" suite -race
 	step "model" model
 	step "quickstart" quickstart
 fi
