@@ -125,8 +125,8 @@ func (r *Renter) Export(ctx context.Context, channelID common.Hash) (*Bundle, er
 }
 
 // ExportFile returns what a provider's or a renter's database kept about a
-// channel, or about the channel of a lease. The program that owns the database
-// may run meanwhile.
+// channel, or about the channel of a lease; with the zero id about its only
+// channel. The program that owns the database may run meanwhile.
 func ExportFile(ctx context.Context, path string, id common.Hash) (*Bundle, error) {
 	db, err := database.Read(ctx, path, map[string]fs.FS{"provider": providerMigrations, "renter": renterMigrations, "x402": x402Migrations})
 	if err != nil {
@@ -140,6 +140,11 @@ func ExportFile(ctx context.Context, path string, id common.Hash) (*Bundle, erro
 	if channelID, ok := channelOf(ctx, db, id); ok {
 		id = channelID
 	}
+	if id == (common.Hash{}) {
+		if id, err = onlyChannel(ctx, db); err != nil {
+			return nil, fmt.Errorf("database %s: %w", path, err)
+		}
+	}
 	b, err := exportPayee(ctx, db, txs, id)
 	if errors.Is(err, channel.ErrUnknown) {
 		b, err = exportPayer(ctx, db, txs, id)
@@ -148,6 +153,32 @@ func ExportFile(ctx context.Context, path string, id common.Hash) (*Bundle, erro
 		return nil, fmt.Errorf("database %s knows no channel or lease %s: %w", path, id, channel.ErrUnknown)
 	}
 	return b, err
+}
+
+// maxNamed bounds the channels that an error names.
+const maxNamed = 20
+
+// onlyChannel is the channel that a database is about where it is about one.
+func onlyChannel(ctx context.Context, db *store.DB) (common.Hash, error) {
+	payee, err := db.Payee().List(ctx)
+	payer, more := db.Payer().List(ctx)
+	if err := errors.Join(err, more); err != nil {
+		return common.Hash{}, err
+	}
+	var ids []common.Hash
+	for _, s := range payee {
+		ids = append(ids, s.ID)
+	}
+	for _, s := range payer {
+		ids = append(ids, s.ID)
+	}
+	switch len(ids) {
+	case 0:
+		return common.Hash{}, fmt.Errorf("%w: it knows no channel", channel.ErrUnknown)
+	case 1:
+		return ids[0], nil
+	}
+	return common.Hash{}, fmt.Errorf("it knows %d channels; name one of them: %s", len(ids), ids[:min(len(ids), maxNamed)])
 }
 
 // channelOf finds the channel of a lease in either side's tables; those of the

@@ -5,10 +5,13 @@
 //
 //	anvil &
 //	go run ./examples/deploy --test-token --mint 0x..,0x..
+//
+// Who has no such chain starts examples/devchain, which has all of it.
 package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"math/big"
@@ -21,7 +24,9 @@ import (
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/ethereum/go-ethereum/core/types"
 	"github.com/ethereum/go-ethereum/crypto"
+	"github.com/ethereum/go-ethereum/rpc"
 
+	"github.com/gpupay/gpupay/bindings/batchsettlement/standin"
 	"github.com/gpupay/gpupay/bindings/testtoken"
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/cli"
@@ -37,33 +42,84 @@ func main() { cli.Main(run) }
 
 func run(ctx context.Context) error {
 	flags := flag.NewFlagSet("deploy", flag.ContinueOnError)
-	rpc := flags.String("rpc", cli.Env("GPUPAY_RPC", "http://127.0.0.1:8545"), "`URL` of the chain's JSON-RPC ($GPUPAY_RPC)")
+	endpoint := flags.String("rpc", cli.Env("GPUPAY_RPC", "http://127.0.0.1:8545"), "`URL` of the chain's JSON-RPC ($GPUPAY_RPC)")
 	grace := flags.Duration("grace", 24*time.Hour, "how long a payee has to settle after a close request; at least ten minutes, and fixed for ever")
 	salt := flags.String("salt", "", "an instance apart from everybody's, one for each `text`; empty for the one that all share")
 	token := flags.Bool("test-token", false, "also deploy a test token; on a local chain only")
-	mint := flags.String("mint", "", "comma-separated `addresses` that get 1,000 test tokens each")
+	x402 := flags.Bool("x402-stand-in", false, "also put stand-ins for x402's contracts at their addresses; on a local chain of anvil or hardhat only")
+	mint := flags.String("mint", "", "comma-separated `addresses` that get 1,000 test tokens each; with --test-token")
 	var keys cli.KeyFlags
 	keys.Register(flags, "GPUPAY_KEY")
 	if err := cli.Parse(flags, os.Args[1:]); err != nil {
 		return err
 	}
+	if *mint != "" && !*token {
+		return errors.New("--mint hands out the test token that --test-token deploys: give both, or mint with the token's own tools")
+	}
+	receivers, err := addresses(*mint)
+	if err != nil {
+		return fmt.Errorf("--mint: %w", err)
+	}
 	key, err := keys.Load()
 	if err != nil {
 		return err
 	}
-	client, err := chain.Dial(ctx, *rpc)
+	client, err := chain.Dial(ctx, *endpoint)
 	if err != nil {
 		return err
+	}
+	if *token || *x402 { // before anything is sent
+		if err := local(ctx, client); err != nil {
+			return err
+		}
 	}
 	escrow, err := chain.DeploySalted(ctx, client, key, *grace, instance(*salt))
 	if err != nil {
 		return err
 	}
 	fmt.Printf("export GPUPAY_ESCROW=%s\n", escrow)
+	if *x402 {
+		if err := standIn(ctx, client.Client()); err != nil {
+			return err
+		}
+	}
 	if !*token {
 		return nil
 	}
-	return testToken(ctx, client, key, *mint)
+	return testToken(ctx, client, key, receivers)
+}
+
+func addresses(text string) ([]common.Address, error) {
+	var all []common.Address
+	for item := range strings.SplitSeq(text, ",") {
+		var a cli.Address
+		if err := a.Set(strings.TrimSpace(item)); err != nil {
+			return nil, err
+		}
+		if a.Address != (common.Address{}) {
+			all = append(all, a.Address)
+		}
+	}
+	return all, nil
+}
+
+// standIn puts code of ours where x402's contracts are on public chains, as only
+// nodes for tests let anybody.
+func standIn(ctx context.Context, node *rpc.Client) error {
+	for _, c := range []struct {
+		at   common.Address
+		code string
+	}{{channel.BatchSettlementEscrow, standin.BatchSettlement}, {channel.BatchSettlementCollector, standin.ERC3009DepositCollector}} {
+		err := node.CallContext(ctx, nil, "anvil_setCode", c.at, c.code)
+		if err != nil {
+			err = node.CallContext(ctx, nil, "hardhat_setCode", c.at, c.code)
+		}
+		if err != nil {
+			return fmt.Errorf("--x402-stand-in: this node lets nobody place code, as anvil and hardhat do: %w", err)
+		}
+	}
+	fmt.Fprintln(os.Stderr, "x402's contracts on this chain are stand-ins of ours, not the code that is live elsewhere")
+	return nil
 }
 
 // instance is the salt of an instance's name.
@@ -74,10 +130,7 @@ func instance(name string) common.Hash {
 	return crypto.Keccak256Hash([]byte(name))
 }
 
-func testToken(ctx context.Context, backend chain.Backend, key *channel.Key, mint string) error {
-	if err := local(ctx, backend); err != nil {
-		return err
-	}
+func testToken(ctx context.Context, backend chain.Backend, key *channel.Key, receivers []common.Address) error {
 	id, err := backend.ChainID(ctx)
 	if err != nil {
 		return err
@@ -100,17 +153,13 @@ func testToken(ctx context.Context, backend chain.Backend, key *channel.Key, min
 	}
 	fmt.Printf("export GPUPAY_TOKEN=%s\n", address)
 	contract := bind.NewBoundContract(address, abi.ABI{}, backend, backend, backend)
-	for _, text := range strings.FieldsFunc(mint, func(r rune) bool { return r == ',' }) {
-		var to cli.Address
-		if err := to.Set(text); err != nil {
-			return fmt.Errorf("--mint: %w", err)
-		}
-		tx, err := contract.RawTransact(opts, testtoken.NewTestToken().PackMint(to.Address, big.NewInt(minted)))
+	for _, to := range receivers {
+		tx, err := contract.RawTransact(opts, testtoken.NewTestToken().PackMint(to, big.NewInt(minted)))
 		if err != nil {
-			return fmt.Errorf("minting for %s: %w", to.Address, err)
+			return fmt.Errorf("minting for %s: %w", to, err)
 		}
 		if _, err := bind.WaitMined(ctx, backend, tx.Hash()); err != nil {
-			return fmt.Errorf("minting for %s: %w", to.Address, err)
+			return fmt.Errorf("minting for %s: %w", to, err)
 		}
 	}
 	return nil
@@ -124,5 +173,5 @@ func local(ctx context.Context, backend chain.Backend) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("--test-token is for local chains: %w", err)
+	return fmt.Errorf("test tokens and stand-ins are for local chains: %w", err)
 }

@@ -6,7 +6,7 @@
 //	verify payer.json payee.json              and whether both say the same
 //	verify one.json two.json                  of two channels: and whether a GPU was billed in both at once
 //	verify equivocation.json                  a proof that it did not
-//	verify export --db FILE --channel ID      write the bundle of a channel, or of a lease's
+//	verify export --db FILE --channel ID      write the bundle of a channel, or of a lease's; of the only one without
 //
 // It prints one line a check and exits with 1 if one of them failed.
 package main
@@ -153,15 +153,19 @@ func export(ctx context.Context, args []string, out io.Writer) error {
 	flags := flag.NewFlagSet("verify export", flag.ContinueOnError)
 	flags.SetOutput(out)
 	db := flags.String("db", "", "a provider's or a renter's database (`path`)")
-	channelID := flags.String("channel", "", "the channel's `id`")
+	channelID := flags.String("channel", "", "the channel's `id`; not needed where the database knows one channel")
 	lease := flags.String("lease", "", "a lease's `id`, instead of the channel's")
 	path := flags.String("out", "", "where to write the bundle (`path`); stdout if empty")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
-	id := common.HexToHash(*channelID + *lease)
-	if *db == "" || (*channelID == "") == (*lease == "") || id.Hex() != *channelID+*lease {
-		return errors.New("export: give --db, and --channel or --lease with an id of 0x and 64 hex digits")
+	named := *channelID + *lease
+	id := common.HexToHash(named)
+	switch {
+	case *db == "":
+		return errors.New("export: --db is empty: give the path of a provider's or a renter's database")
+	case *channelID != "" && *lease != "", named != "" && id.Hex() != named:
+		return errors.New("export: give --channel or --lease, with an id of 0x and 64 hex digits")
 	}
 	b, err := sdk.ExportFile(ctx, *db, id)
 	if err != nil {

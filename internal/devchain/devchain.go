@@ -25,6 +25,7 @@ import (
 	"github.com/ethereum/go-ethereum/node"
 	"github.com/holiman/uint256"
 
+	"github.com/gpupay/gpupay/bindings/batchsettlement/standin"
 	"github.com/gpupay/gpupay/bindings/testtoken"
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk/chain"
@@ -39,6 +40,7 @@ type Options struct {
 	Manual    bool          // no blocks but those of Mine and AdvanceTime
 	Grace     time.Duration // of the escrow; 0: ten minutes, the least there is
 	Keys      int           // funded keys; 0: 4
+	Port      int           // of the JSON-RPC, on 127.0.0.1; 0: any free one
 
 	Genesis types.GenesisAlloc // accounts that are there from the beginning, beside those of the keys
 }
@@ -70,7 +72,7 @@ func Start(ctx context.Context, opts Options) (*Chain, error) {
 		alloc[crypto.PubkeyToAddress(k.PublicKey)] = types.Account{Balance: coins}
 	}
 	maps.Copy(alloc, opts.Genesis)
-	if err := c.serve(alloc); err != nil {
+	if err := c.serve(alloc, opts.Port); err != nil {
 		return nil, err
 	}
 	client, err := chain.Dial(ctx, c.URL)
@@ -89,9 +91,13 @@ func Start(ctx context.Context, opts Options) (*Chain, error) {
 	return c, nil
 }
 
-// serve starts the simulated chain with its JSON-RPC on a free loopback port.
-func (c *Chain) serve(alloc types.GenesisAlloc) error {
-	var failed error
+// serve starts the simulated chain with its JSON-RPC on a loopback port, a free one if it is 0.
+func (c *Chain) serve(alloc types.GenesisAlloc, port int) (failed error) {
+	if port != 0 {
+		c.URL = fmt.Sprintf("http://127.0.0.1:%d", port)
+		c.sim, failed = simulate(alloc, port)
+		return failed
+	}
 	for range 5 { // somebody may take the free port first
 		port, err := freePort()
 		if err != nil {
@@ -156,6 +162,14 @@ func (c *Chain) deploy(ctx context.Context, opts Options) error {
 	}
 	c.Token = address
 	return nil
+}
+
+// X402 is the genesis of a chain with stand-ins for x402's contracts, at the addresses of the real ones.
+func X402() types.GenesisAlloc {
+	return types.GenesisAlloc{
+		channel.BatchSettlementEscrow:    {Code: common.FromHex(standin.BatchSettlement), Balance: new(big.Int)},
+		channel.BatchSettlementCollector: {Code: common.FromHex(standin.ERC3009DepositCollector), Balance: new(big.Int)},
+	}
 }
 
 // serveDeployment makes a block when there is something for it, and no other: each block moves the chain's clock a second

@@ -1,0 +1,55 @@
+// Command devchain is a chain to try the other programs on. It lasts as long as
+// the program runs, and has the escrow, a test token, stand-ins for x402's
+// contracts, and two accounts with coin and tokens, whose keys everybody knows.
+// What they need to know of it is in a file that a shell can source.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"strconv"
+
+	"github.com/ethereum/go-ethereum/crypto"
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/internal/cli"
+	"github.com/gpupay/gpupay/internal/devchain"
+)
+
+const purse = 1_000_000_000 // base units that the renter has: 1,000 tokens
+
+func main() { cli.Main(run) }
+
+func run(ctx context.Context) error {
+	flags := flag.NewFlagSet("devchain", flag.ContinueOnError)
+	listen := flags.String("port", cli.Env("GPUPAY_DEVCHAIN_PORT", "8545"), "of the chain's JSON-RPC, on 127.0.0.1 ($GPUPAY_DEVCHAIN_PORT)")
+	file := flags.String("env", "devchain.env", "where to write what the other programs need to know (`path`)")
+	if err := cli.Parse(flags, os.Args[1:]); err != nil {
+		return err
+	}
+	port, err := strconv.ParseUint(*listen, 10, 16)
+	if err != nil {
+		return fmt.Errorf("--port %q is not a port", *listen)
+	}
+	chain, err := devchain.Start(context.WithoutCancel(ctx), devchain.Options{Port: int(port), Genesis: devchain.X402()})
+	if err != nil {
+		return err
+	}
+	defer chain.Close()
+	provider, renter := chain.Keys[0], chain.Keys[1]
+	if err := chain.Fund(ctx, crypto.PubkeyToAddress(renter.PublicKey), nil, *uint256.NewInt(purse)); err != nil {
+		return err
+	}
+	env := fmt.Sprintf("export GPUPAY_RPC=%s\nexport GPUPAY_ESCROW=%s\nexport GPUPAY_TOKEN=%s\nexport PROVIDER_KEY=%x\nexport RENTER_KEY=%x\n",
+		chain.URL, chain.Escrow, chain.Token, crypto.FromECDSA(provider), crypto.FromECDSA(renter))
+	if err := os.WriteFile(*file, []byte(env), 0o600); err != nil {
+		return err
+	}
+	fmt.Printf("a chain for tests, id %d, at %s, until this program ends; nothing on it is worth money, and its keys are known to everyone\n", devchain.ChainID, chain.URL)
+	fmt.Println("x402's contracts on it are stand-ins of ours, not the code that is live elsewhere")
+	fmt.Printf("ready: source %s\n", *file)
+	<-ctx.Done()
+	return nil
+}
