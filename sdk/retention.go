@@ -2,6 +2,8 @@ package sdk
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -129,13 +131,16 @@ func (p *Provider) retain(ctx context.Context) error {
 	}
 }
 
-// archive has a bundle on disk, whole and synced, before it returns.
+// archive has a bundle on disk, whole and synced, before it returns. What it says is
+// in its file's name, so that no bundle of a channel is written over another: one of
+// x402 is used again after it was pruned.
 func (p *Provider) archive(b *Bundle) error {
 	text, err := json.Marshal(b)
 	if err != nil {
 		return err
 	}
-	path := filepath.Join(p.config.Archive, b.Channel.Hex()+".json")
+	sum := sha256.Sum256(text)
+	path := filepath.Join(p.config.Archive, b.Channel.Hex()+"-"+hex.EncodeToString(sum[:8])+".json")
 	file, err := os.CreateTemp(p.config.Archive, ".bundle-*")
 	if err != nil {
 		return err

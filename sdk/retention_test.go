@@ -1,11 +1,11 @@
 package sdk
 
 import (
-	"encoding/json"
 	"errors"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"testing"
 	"time"
 	"weak"
@@ -79,13 +79,8 @@ func TestPrune(t *testing.T) {
 			if n, err := r.provider.Prune(t.Context(), later, r.provider.archive); n != 1 || err != nil {
 				t.Errorf("%d are pruned, want 1, %v", n, err)
 			}
-			text, err := os.ReadFile(filepath.Join(r.config.Archive, gone.terms.ID().Hex()+".json"))
-			if err != nil {
-				t.Fatal(err)
-			}
-			var b Bundle
-			if err := json.Unmarshal(text, &b); err != nil || len(b.Leases) != 1 || len(b.Leases[0].Records) == 0 {
-				t.Errorf("the archive has %+v, %v", b, err)
+			if kept := archived(t, r.config.Archive, gone.terms.ID()); len(kept) != 1 || len(kept[0].Leases) != 1 || len(kept[0].Leases[0].Records) == 0 {
+				t.Errorf("the archive has %+v", kept)
 			}
 			for name, tab := range tabs {
 				var n int
@@ -126,5 +121,82 @@ func TestPruneSparesALeaseThatBegins(t *testing.T) {
 			}
 			eventually(t, "its GPU is free again", func() bool { return *r.provider.free() == 2 })
 		})
+	}
+}
+
+// archived reads what an archive has of a channel.
+func archived(t *testing.T, dir string, id common.Hash) (all []*Bundle) {
+	t.Helper()
+	paths, err := filepath.Glob(filepath.Join(dir, id.Hex()+"*.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range paths {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := ParseBundle(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, b)
+	}
+	return all
+}
+
+// TestArchiveKeepsWhatWasPrunedBefore: a channel of x402 that is pruned, used again and pruned again has two bundles in the
+// archive, and a third that says what the second does, as after a crash, is no other. None of the later ones holds together
+// alone; joined, in whatever order, they do, with the chain, unless one is missing or says something else of a lease.
+func TestArchiveKeepsWhatWasPrunedBefore(t *testing.T) {
+	r := newPayRig(t, func(c *ProviderConfig) { c.Archive = t.TempDir() })
+	b := r.buyer("/tick")
+	later := time.Now().Add(time.Hour)
+	for round := range 3 {
+		if b.charged == 0 {
+			b.open(100_000)
+		} else {
+			b.again()
+		}
+		b.idle()
+		if err := r.provider.Settle(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if round == 2 { // its archive is written, and the process dies before it prunes
+			kept, err := r.provider.Export(t.Context(), b.terms.ID())
+			if err == nil {
+				err = r.provider.archive(kept)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		if n, err := r.provider.Prune(t.Context(), later, r.provider.archive); n != 1 || err != nil {
+			t.Fatalf("%d are pruned, want 1, %v", n, err)
+		}
+		if kept := archived(t, r.config.Archive, b.terms.ID()); len(kept) != round+1 {
+			t.Fatalf("%d bundles after %d rounds", len(kept), round+1)
+		}
+	}
+	kept := archived(t, r.config.Archive, b.terms.ID())
+	for range kept {
+		kept = append(kept[1:], kept[0])
+		joined := JoinBundles(kept)
+		if len(joined) != 1 || len(joined[0].Leases) != 3 {
+			t.Fatalf("%d bundles, joined", len(joined))
+		}
+		if err := Failures(VerifyBundle(t.Context(), joined[0], r.chain.Backend)); err != nil {
+			t.Errorf("joined: %v", err)
+		}
+		if joined = JoinBundles(kept[1:]); Failures(VerifyBundle(t.Context(), joined[0], r.chain.Backend)) == nil {
+			t.Error("one that is missing is not missed")
+		}
+	}
+	other := *kept[0]
+	other.Leases = []BundleLease{kept[0].Leases[0]}
+	other.Leases[0].Records = slices.Clone(other.Leases[0].Records)
+	other.Leases[0].Records[0].To++
+	if joined := JoinBundles(append(kept, &other)); len(joined) != 2 {
+		t.Errorf("%d bundles: one that contradicts the others is joined", len(joined))
 	}
 }

@@ -5,6 +5,7 @@
 //	verify --rpc URL bundle.json              the amounts on the chain as well
 //	verify payer.json payee.json              and whether both say the same
 //	verify one.json two.json                  of two channels: and whether a GPU was billed in both at once
+//	verify archive/0x12..*.json               what an archive has of one channel, as one bundle
 //	verify equivocation.json                  a proof that it did not
 //	verify export --db FILE --channel ID      write the bundle of a channel, or of a lease's; of the only one without
 //
@@ -54,10 +55,16 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 			return err
 		}
 	}
-	v := verification{out: out, backend: backend}
+	v := verification{out: out}
 	for _, path := range flags.Args() {
-		if err := v.file(ctx, path); err != nil {
+		if err := v.file(path); err != nil {
 			return fmt.Errorf("%s: %w", path, err)
+		}
+	}
+	v.bundles = sdk.JoinBundles(v.bundles)
+	for _, b := range v.bundles {
+		for _, c := range sdk.VerifyBundle(ctx, b, backend) {
+			v.line(c)
 		}
 	}
 	for _, c := range sdk.VerifyTogether(v.bundles) {
@@ -74,13 +81,13 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 
 type verification struct {
 	out     io.Writer
-	backend chain.Backend
 	bundles []*sdk.Bundle
 	failed  int
 }
 
-// file checks one file, whichever it is.
-func (v *verification) file(ctx context.Context, path string) error {
+// file reads one file, whichever it is. A proof is checked at once, bundles when all
+// of a channel's are there.
+func (v *verification) file(path string) error {
 	raw, err := os.ReadFile(path)
 	if err != nil {
 		return err
@@ -98,9 +105,6 @@ func (v *verification) file(ctx context.Context, path string) error {
 		return err
 	}
 	v.bundles = append(v.bundles, b)
-	for _, c := range sdk.VerifyBundle(ctx, b, v.backend) {
-		v.line(c)
-	}
 	return nil
 }
 
