@@ -10,7 +10,9 @@ import (
 // refundGivenUp has a refund of all in flight that no request waits for.
 func (b *buyer) refundGivenUp() {
 	b.Helper()
-	b.idle()
+	if b.provider.running(b.terms.ID()) != nil {
+		b.idle()
+	}
 	b.chain.RPC(b.T, nil, "evm_setAutomine", false)
 	s := b.kept()
 	all, err := refundable(s, nil)

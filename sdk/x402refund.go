@@ -1,11 +1,13 @@
 package sdk
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/ethereum/go-ethereum/core/types"
@@ -196,13 +198,20 @@ func (d *x402Desk) unrefunded(ctx context.Context, tab x402Tab) (x402Tab, error)
 		return tab, err
 	}
 	var unread []common.Hash
-	for _, tx := range refunds {
-		switch {
-		case tx.State == chain.Pending:
-			return tab, fmt.Errorf("channel %s: %w", tab.ID, errRefunding)
-		case !d.looked.has(tx.BlockHash):
-			unread = append(unread, tx.BlockHash)
+	for i, tx := range refunds {
+		seen := tx.BlockHash
+		if tx.State == chain.Pending {
+			seen = tx.Attempts[0].Signed.Hash()
 		}
+		if d.looked.has(seen) {
+			continue
+		}
+		if tx.State == chain.Pending {
+			if over, err := d.overtaken(ctx, tx, refunds[i+1:]); err != nil || !over {
+				return tab, cmp.Or(err, fmt.Errorf("channel %s: %w", tab.ID, errRefunding))
+			}
+		}
+		unread = append(unread, seen)
 	}
 	if len(unread) == 0 {
 		return tab, nil
@@ -215,4 +224,18 @@ func (d *x402Desk) unrefunded(ctx context.Context, tab x402Tab) (x402Tab, error)
 		d.looked.add(block)
 	}
 	return d.tab(ctx, s)
+}
+
+// overtaken reports whether a refund that the outbox has in flight takes nothing any
+// more. One that another key sent is in flight there for ever, as nobody looks after
+// it: it was mined or never will be where its sender has used its nonce, or where a
+// later refund was mined, since what it carries is signed for the channel's next one.
+func (d *x402Desk) overtaken(ctx context.Context, tx chain.Tx, later []chain.Tx) (bool, error) {
+	if d.stands(tx) {
+		return false, nil
+	}
+	if slices.ContainsFunc(later, func(o chain.Tx) bool { return o.Succeeded }) {
+		return true, nil
+	}
+	return chain.Passed(ctx, d.contract.Backend(), tx, d.config.Confirmations)
 }

@@ -88,3 +88,50 @@ func TestX402RefundAfterKeyRotation(t *testing.T) {
 		t.Error("refunded twice")
 	}
 }
+
+// TestRefundOfAnotherKeyIsOver: the provider takes another key and then its first again. A refund that the second key sent
+// for a channel of the first is in flight in the outbox for ever. Nothing is served while it may take the deposit; once it
+// was mined, or another refund took its place, the channel is served again.
+func TestRefundOfAnotherKeyIsOver(t *testing.T) {
+	for name, lost := range map[string]bool{"mined": false, "lost": true} {
+		t.Run(name, func(t *testing.T) {
+			r := newPayRig(t)
+			first, second := r.config.Key, channel.NewKey(r.chain.Keys[1])
+			b := r.buyer("/tick")
+			b.open(100_000)
+			b.idle()
+			r.shut()
+			r.config.Key, r.config.PastKeys = second, []channel.Signer{first}
+			r.start()
+			b.provider = r.provider
+			b.refundGivenUp()
+			r.shut()
+			r.config.Key, r.config.PastKeys = first, []channel.Signer{second}
+			r.start()
+			b.provider = r.provider
+			if refused := b.refused(b.pay(b.payment(b.next()))); refused.Error != errRefunding.Error() {
+				t.Errorf("in flight: %q", refused.Error)
+			}
+			if lost {
+				r.chain.RPC(t, nil, "anvil_dropAllTransactions")
+			}
+			r.chain.RPC(t, nil, "evm_setAutomine", true)
+			r.chain.RPC(t, nil, "evm_mine")
+			if lost {
+				if refused := b.refused(b.pay(b.payment(b.next()))); refused.Error != errRefunding.Error() {
+					t.Errorf("it may still come: %q", refused.Error)
+				}
+				b.refund(0)
+			}
+			if resp := b.pay(b.payment(b.next())); resp.StatusCode == http.StatusOK {
+				t.Error("served from what was refunded")
+			}
+			if again := b.take(b.pay(b.depositing(b.next(), 50_000))); again.ChargedAmount.IsZero() {
+				t.Errorf("served, and not charged: %+v", again)
+			}
+			if held, used := b.holds(), b.kept().Settled; held != 50_000+used.Uint64() {
+				t.Errorf("the contract holds %d, %s was claimed before", held, used.Dec())
+			}
+		})
+	}
+}

@@ -324,3 +324,24 @@ func (s *Sender) passedOver(tx Tx, version *types.Transaction, g glance) bool {
 	s.ages[version.Hash()] = a
 	return a.passed
 }
+
+// Passed reports whether a transaction that no sender looks after any more, as its key was exchanged, was mined or never will
+// be: its account has used all of its nonces, in a block with the wanted confirmations and by the word of two endpoints where
+// there are two.
+func Passed(ctx context.Context, backend Backend, tx Tx, confirmations uint64) (bool, error) {
+	last := tx.Nonce
+	for _, a := range tx.Attempts {
+		last = max(last, a.Signed.Nonce())
+	}
+	said, err := two(ctx, backend, func(ctx context.Context, b Backend) (uint64, error) {
+		head, err := b.BlockNumber(ctx)
+		if err != nil || head+1 < confirmations {
+			return 0, err
+		}
+		return b.NonceAt(ctx, tx.Sender, new(big.Int).SetUint64(head+1-max(1, confirmations)))
+	})
+	if err != nil {
+		return false, fmt.Errorf("%w: asking for the nonce of %s: %w", ErrUnreachable, tx.Sender, err)
+	}
+	return !slices.ContainsFunc(said, func(s statement[uint64]) bool { return s.say <= last }), nil
+}
