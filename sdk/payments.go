@@ -363,12 +363,20 @@ func (p *Provider) attach(w http.ResponseWriter, r *request, s channel.State) er
 	}
 	err = st.serve(r.Context(), wire.Lease{
 		LeaseID: l.id, ChannelID: s.ID, Secret: secret, OfferHash: l.offer.Hash, Devices: l.allocation.Devices,
-		OwedBefore: wire.NewAmount(l.owedBefore), State: string(v.state), Access: l.allocation.Access,
+		OwedBefore: wire.NewAmount(l.owedBefore), State: string(v.state), Access: l.allocation.Access, Voucher: heldVoucher(s),
 	}, lastEventID(r.Request))
 	if err != nil {
 		p.config.Log.Debug("stream ended; the lease goes on", "lease", l.id, "error", err)
 	}
 	return nil // the answer has begun: it cannot become a problem document
+}
+
+// heldVoucher is the newest voucher, for a renter that may have forgotten it. A lease's stream is shown to who it belongs to only.
+func heldVoucher(s channel.State) *wire.HeldVoucher {
+	if s.Accepted.IsZero() {
+		return nil
+	}
+	return &wire.HeldVoucher{CumulativeAmount: wire.NewAmount(s.Accepted), Signature: s.Signature}
 }
 
 // join finds the lease that runs on the channel or begins one. Who comes with

@@ -16,8 +16,9 @@ import (
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
-// releaseWait is how long the records before the final one may take to come
-// over the stream after the lease was released.
+// releaseWait is how long each of the records before the final one may take to
+// come over the stream after the lease was released; all of them together may
+// take as long as Patience, where that is more.
 const releaseWait = 5 * time.Second
 
 // Close ends the rental with the provider's help: it gives the lease back,
@@ -185,16 +186,18 @@ func (l *Rental) released(ctx context.Context, document json.RawMessage) error {
 }
 
 // drain reads records from the stream up to a number.
-func (l *Rental) drain(ctx context.Context, last uint64) error {
+func (l *Rental) drain(outer context.Context, last uint64) error {
 	if l.feed == nil {
 		return nil
 	}
+	ctx, cancel := context.WithTimeout(outer, max(releaseWait, l.r.config.Patience))
+	defer cancel()
 	wait := time.NewTimer(releaseWait)
 	defer wait.Stop()
 	for l.row.Checker.Sequence < last {
 		select {
 		case <-ctx.Done():
-			return ctx.Err()
+			return outer.Err()
 		case <-wait.C:
 			return nil
 		case e, ok := <-l.feed.events:
@@ -204,9 +207,10 @@ func (l *Rental) drain(ctx context.Context, last uint64) error {
 			if e.Name != wire.EventUsage {
 				continue
 			}
-			if err := l.check(ctx, e.Data); err != nil {
+			if err := l.check(outer, e.Data); err != nil {
 				return err
 			}
+			wait.Reset(releaseWait) // a database from long ago has many to read
 		}
 	}
 	return nil

@@ -161,13 +161,9 @@ func (l *Rental) reattach(ctx context.Context) error {
 		return err
 	}
 	amount := wire.NewAmount(voucher.Cumulative)
-	err = l.attach(ctx, wire.Payload{
+	return l.attach(ctx, wire.Payload{
 		Action: wire.ActionVoucher, ChannelID: l.id, CumulativeAmount: &amount, Signature: voucher.Signature,
 	})
-	if err == nil {
-		l.delivered = voucher.Cumulative
-	}
-	return err
 }
 
 // follow handles events and clocks until the stream ends.

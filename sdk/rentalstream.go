@@ -11,6 +11,7 @@ import (
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/holiman/uint256"
 
+	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/exactjson"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -122,8 +123,49 @@ func (l *Rental) first(ctx context.Context) error {
 		if err := fitting(&lease); err != nil {
 			return l.dispute(ctx, err, e.Data)
 		}
+		if err := l.remember(ctx, lease.Voucher); err != nil {
+			return err
+		}
 		return l.begin(ctx, lease, e.Data)
 	}
+}
+
+// remember adopts a voucher of ours that the provider has and this database does not, as after a restore: before any record is
+// held against what was signed. What we did not sign is nobody's word, and changes nothing.
+func (l *Rental) remember(ctx context.Context, held *wire.HeldVoucher) error {
+	paid, err := l.payer.State(ctx, l.id)
+	if err != nil {
+		return err
+	}
+	l.delivered = paid.Signed // it was shown when we attached
+	if held == nil || !held.CumulativeAmount.Gt(&paid.Signed) {
+		return nil
+	}
+	voucher := channel.Voucher{ChannelID: l.id, Cumulative: held.CumulativeAmount.Int, Signature: held.Signature}
+	if err := l.escrow.Domain().Verify(voucher, l.terms.Signer()); err != nil {
+		l.r.config.Log.Warn("provider shows a voucher that we did not sign: it is left alone", "channel", l.id, "error", err)
+		return nil
+	}
+	l.row.Vouchers += l.forgotten(paid.Signed, voucher.Cumulative)
+	if err := l.save(ctx); err != nil {
+		return err
+	}
+	if _, err := l.payer.Recall(context.WithoutCancel(ctx), voucher); err != nil {
+		return err
+	}
+	l.delivered, l.counted = voucher.Cumulative, voucher.Cumulative
+	l.r.config.Log.Warn("provider has a newer voucher of ours than this database, which was restored from a backup: it counts as signed",
+		"channel", l.id, "cumulative", voucher.Cumulative.Dec(), "known", paid.Signed.Dec())
+	return nil
+}
+
+// forgotten is how many vouchers may lie between two that are known: a provider asks for the next when half of its credit, or
+// of a share of it, is used.
+func (l *Rental) forgotten(from, to uint256.Int) uint64 {
+	var step, count uint256.Int
+	step.Rsh(&l.credit, 3)
+	count.Div(count.Sub(&to, &from), step.AddUint64(&step, 1))
+	return count.Uint64() + 1
 }
 
 // Bounds of what a provider says about a lease; all of it goes to disk.

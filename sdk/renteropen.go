@@ -422,7 +422,6 @@ func (l *Rental) start(ctx context.Context, first *wire.Challenge) error {
 		return err
 	}
 	fault.Point(fault.LeaseBegun)
-	l.delivered = voucher.Cumulative
 	// What the open's authorization moved is the deposit now, and promised no more: it would count twice.
 	if _, err := l.look(ctx, l.r.config.Confirmations); err != nil {
 		l.r.config.Log.Warn("what became of the deposit's authorization is not known yet", "channel", l.id, "error", err)

@@ -17,12 +17,16 @@ type pair struct {
 }
 
 func newPair(t *testing.T) *pair {
-	r := newRig(t, quiet, func(c *ProviderConfig) { c.SuspendTimeout = time.Second })
+	return newPairWith(t, RentOptions{Deposit: "0.3", PayEvery: 50 * time.Millisecond}, func(c *ProviderConfig) { c.SuspendTimeout = time.Second })
+}
+
+func newPairWith(t *testing.T, options RentOptions, change func(*ProviderConfig)) *pair {
+	r := newRig(t, quiet, change)
 	p := &pair{rig: r, front: newFront(t), database: filepath.Join(t.TempDir(), "renter.db")}
 	p.front.provider.Store(r.provider)
 	p.renter = r.renter(t, p.database)
 	var err error
-	if p.rental, err = p.renter.Rent(t.Context(), p.front.URL, RentOptions{Deposit: "0.3", PayEvery: 50 * time.Millisecond}); err != nil {
+	if p.rental, err = p.renter.Rent(t.Context(), p.front.URL, options); err != nil {
 		t.Fatal(err)
 	}
 	return p

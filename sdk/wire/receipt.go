@@ -85,6 +85,14 @@ type Lease struct {
 	OwedBefore Amount          `json:"owedBefore"` // the channel's spent amount when the lease began
 	State      string          `json:"state"`
 	Access     json.RawMessage `json:"access"` // what the allocator said about reaching the devices
+	// Voucher is the newest that the provider has of the channel: a payer whose database was restored has forgotten it. nil: none.
+	Voucher *HeldVoucher `json:"voucher,omitempty"`
+}
+
+// HeldVoucher is a voucher of the channel that stands beside it. Its signature is the payer's own.
+type HeldVoucher struct {
+	CumulativeAmount Amount `json:"cumulativeAmount"`
+	Signature        Bytes  `json:"signature"`
 }
 
 // Status is the data of a status event: the lease was suspended, resumed or

@@ -1,0 +1,232 @@
+package sdk
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// past is copies of the files of a pair whose programs were down.
+type past struct{ provider, renter files }
+
+func (p *pair) copy() past {
+	p.Helper()
+	p.down()
+	defer p.resume()
+	return past{copyFiles(p.T, p.config.Database, p.config.Database+".signed"), copyFiles(p.T, p.database)}
+}
+
+// resume starts both sides and takes the rental up, if there is one.
+func (p *pair) resume() {
+	p.Helper()
+	p.up()
+	rental, err := p.renter.Resume(p.Context(), p.rental.ID())
+	if err != nil {
+		p.Fatal(err)
+	}
+	p.rental = rental
+}
+
+// useUp has the lease used and paid for beyond what a renter that remembers none of it lets it owe.
+func (p *pair) useUp() {
+	p.Helper()
+	ctx, stop := context.WithCancel(p.Context())
+	done := background(ctx, p.rental)
+	s := p.rental.Snapshot()
+	target := s.Owed.Uint64() + 2*uint64((p.config.Credit+p.config.MaxGap)/time.Millisecond)
+	eventually(p.T, "use", func() bool { s := p.rental.Snapshot(); return s.Paid.Uint64() >= target || len(done) > 0 })
+	stop()
+	<-done
+}
+
+// oldRenter is a pair with a small credit.
+func oldRenter(t *testing.T, options RentOptions) *pair {
+	return newPairWith(t, options, func(c *ProviderConfig) {
+		c.Credit, c.MaxGap, c.SuspendTimeout = time.Second, 150*time.Millisecond, 20*time.Second
+	})
+}
+
+// TestRenterFromBeforeItsCredit: a renter whose database is from before more was used than the credit and a late reading is
+// shown its own newest voucher. It accuses nobody, what was used is paid, and no more; whether it runs on or closes, whatever
+// became of the lease meanwhile, and whatever the provider remembers.
+func TestRenterFromBeforeItsCredit(t *testing.T) {
+	for _, test := range []struct{ side, since, then string }{
+		{"renter", "ran on", "closes"},
+		{"renter", "ran on", "runs"},
+		{"renter", "topped up", "closes"},
+		{"renter", "ended", "closes"},
+		{"renter", "settled", "closes"},
+		{"renter", "closed", "closes"},
+		{"both", "ran on", "closes"},
+		{"both", "settled", "runs"},
+		{"provider older", "settled", "closes"},
+		{"provider newer", "ran on", "closes"},
+		{"provider newer", "settled", "runs"},
+	} {
+		t.Run(test.side+", lease "+test.since+", "+test.then, func(t *testing.T) {
+			p := oldRenter(t, RentOptions{Deposit: "0.3", TopUp: "0.1", PayEvery: 50 * time.Millisecond})
+			p.goOn(3)
+			first := p.copy()
+			p.useUp()
+			second := first
+			if strings.HasPrefix(test.side, "provider ") {
+				second = p.copy()
+				p.useUp()
+			}
+			p.since(test.since)
+			p.down()
+			switch test.side {
+			case "both", "provider newer":
+				second.provider.restore(t)
+				first.renter.restore(t)
+			case "provider older":
+				first.provider.restore(t)
+				second.renter.restore(t)
+			case "renter":
+				first.renter.restore(t)
+			}
+			p.up()
+			p.checkPaid(test.then)
+		})
+	}
+}
+
+// since is what became of a lease after the copy.
+func (p *pair) since(what string) {
+	p.Helper()
+	id := p.rental.ID()
+	var err error
+	switch what {
+	case "topped up":
+		p.rental.topped = time.Time{}
+		err = p.rental.topUp(p.Context())
+		if s := p.rental.Snapshot(); err == nil && s.Deposit.Uint64() != 400_000 {
+			p.Fatalf("the deposit is %s", s.Deposit.Dec())
+		}
+	case "ended":
+		err = p.provider.running(id).end(p.Context(), stopRequest{reason: "a test ends it"})
+	case "settled":
+		err = p.provider.Settle(p.Context())
+	case "closed":
+		_, err = p.rental.Close(p.Context())
+	}
+	if err != nil {
+		p.Fatal(err)
+	}
+}
+
+// checkPaid has the renter go on and close, and looks at all accounts.
+func (p *pair) checkPaid(then string) {
+	p.Helper()
+	id := p.rental.ID()
+	known, err := p.provider.payee.State(p.Context(), id)
+	if err != nil {
+		p.Fatal(err)
+	}
+	rental, err := p.renter.Resume(p.Context(), id)
+	if err != nil {
+		p.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(p.Context(), time.Minute)
+	defer cancel()
+	if then == "runs" {
+		done := background(ctx, rental)
+		eventually(p.T, "records", func() bool {
+			s := rental.Snapshot()
+			return s.Owed.Gt(&known.Spent) && s.Service == string(leaseActive) || len(done) > 0
+		})
+	}
+	closed, err := rental.Close(ctx)
+	if err != nil {
+		p.Errorf("closing: %v", err)
+	}
+	after, err := p.provider.payee.State(p.Context(), id)
+	if err != nil {
+		p.Fatal(err)
+	}
+	if used := larger(after.Spent, known.Spent); closed.Settled != used {
+		p.Errorf("the payee has %s of %s, its books before %+v, closed %+v", closed.Settled.Dec(), used.Dec(), known, closed)
+	}
+	earned, left := p.balance(p.config.Key.Address()), p.balance(p.payer.Address())
+	if earned != closed.Settled.Uint64() || earned+left != 1_000_000 {
+		p.Errorf("the payee has %d, the payer %d, closed %+v", earned, left, closed)
+	}
+	if kept, err := p.renter.Evidence(p.Context(), id); err != nil || len(kept) != 0 {
+		p.Errorf("the renter accuses an honest provider: %v, %v", reasons(kept), err)
+	}
+}
+
+func reasons(kept []Evidence) (all []string) {
+	for _, e := range kept {
+		all = append(all, e.Reason)
+	}
+	return all
+}
+
+// TestShownVoucher: a voucher that the provider shows with the lease counts as signed if we signed it, is on disk before any
+// record is, and explains the records that were paid by it and by those before it; any other changes nothing.
+func TestShownVoucher(t *testing.T) {
+	m := newMarket(t)
+	payer, stranger := channel.NewKey(m.payer), channel.NewKey(m.payee)
+	const signed = 500_000
+	for name, test := range map[string]struct {
+		by     channel.Signer
+		change func(*wire.HeldVoucher, *channel.Voucher)
+		want   uint64
+	}{
+		"ours":                {payer, func(*wire.HeldVoucher, *channel.Voucher) {}, signed},
+		"of a stranger":       {stranger, func(*wire.HeldVoucher, *channel.Voucher) {}, 0},
+		"of another channel":  {payer, func(_ *wire.HeldVoucher, v *channel.Voucher) { v.ChannelID[0]++ }, 0},
+		"for less":            {payer, func(_ *wire.HeldVoucher, v *channel.Voucher) { v.Cumulative.SubUint64(&v.Cumulative, 1) }, 0},
+		"without a signature": {payer, func(h *wire.HeldVoucher, _ *channel.Voucher) { h.Signature = nil }, 0},
+		"for all there is":    {payer, func(h *wire.HeldVoucher, _ *channel.Voucher) { h.CumulativeAmount.Int = channel.MaxAmount() }, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			v := newVillain(t, m, func(o *wire.Offer) { o.RecordEvery = time.Minute.Milliseconds() })
+			v.forgeLease = func(l *wire.Lease) {
+				voucher := channel.Voucher{ChannelID: l.ChannelID, Cumulative: *uint256.NewInt(signed)}
+				l.Voucher = &wire.HeldVoucher{CumulativeAmount: wire.NewAmount(voucher.Cumulative)}
+				test.change(&wire.HeldVoucher{}, &voucher)
+				voucher, err := channel.EscrowDomain(31337, m.Escrow).Sign(t.Context(), test.by, voucher.ChannelID, voucher.Cumulative)
+				if err != nil {
+					t.Error(err)
+				}
+				l.Voucher.Signature = voucher.Signature
+				test.change(l.Voucher, &voucher)
+			}
+			v.script = func(p *plot) {
+				for range 4 * spareRecords {
+					p.usage(p.next(50 * time.Millisecond))
+				}
+			}
+			config := m.renterConfig(t, m.payer)
+			clock := &later{Clock: metering.System}
+			config.Clock, config.Patience, config.Caps.PerDay = clock, time.Hour, Unlimited
+			r := openRenter(t, config)
+			l, err := r.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "1"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if s := l.Snapshot(); s.Paid.Uint64() != test.want {
+				t.Errorf("%s is signed for, want %d", s.Paid.Dec(), test.want)
+			}
+			clock.by.Store(int64(15 * time.Minute))
+			ctx, stop := context.WithCancel(t.Context())
+			done := background(ctx, l)
+			eventually(t, "records", func() bool { return l.Snapshot().Sequence >= 4*spareRecords || len(done) > 0 })
+			stop()
+			var dispute *Dispute
+			if err := <-done; errors.As(err, &dispute) != (test.want == 0) {
+				t.Errorf("Run: %v", err)
+			}
+		})
+	}
+}
