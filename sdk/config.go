@@ -60,8 +60,9 @@ type ProviderConfig struct {
 	// Nodes meter in place of Source and Allocator, each on the host of its GPUs,
 	// and this gateway keeps what they state. They sign as Meter, whose key they
 	// hold and this gateway does not.
-	Nodes []NodeLink
-	Meter common.Address
+	Nodes        []NodeLink
+	Meter        common.Address
+	NodeIdentity NodeIdentity // a gateway's, that the nodes' NodeCA issued
 
 	// What the provider risks for one lease: service that was given and not
 	// vouchered. Also published in the offer, so that it is whole seconds, at least

@@ -12,9 +12,9 @@ import (
 // southern is a second node, of the same metering key.
 func (o *outpost) southern() *outpost {
 	o.Helper()
-	s := newOutpost(o.T)
+	s := newNamedOutpost(o.T, "south")
 	s.stop()
-	s.config.Name, s.config.MeterKey = "south", o.config.MeterKey
+	s.config.MeterKey = o.config.MeterKey
 	s.config.Database = filepath.Join(o.TempDir(), "south.db")
 	s.config.Source, s.config.Allocator = sim.New(4, sim.Options{}), &HostAllocator{Devices: []string{"SIM-GPU-2", "SIM-GPU-3"}}
 	s.start()
@@ -50,7 +50,7 @@ func TestLeasesOnNodesShareTheCredit(t *testing.T) {
 	north := newOutpost(t)
 	south := north.southern()
 	r := newRig(t, north.link, func(c *ProviderConfig) {
-		c.Nodes = append(c.Nodes, NodeLink{Name: "south", URL: south.server.URL, Secret: nodeSecret})
+		c.Nodes = append(c.Nodes, NodeLink{Name: "south", URL: south.server.URL})
 		c.Credit = 8 * time.Second
 	})
 	const most = 8000 + 4*250 // the credit, and a reading that comes late of each GPU; with a credit each it would be 16,000
@@ -108,7 +108,7 @@ func TestCreditThatANodeHolds(t *testing.T) {
 	north := newOutpost(t)
 	south := north.southern()
 	r := newRig(t, quiet, north.link, func(c *ProviderConfig) {
-		c.Nodes = append(c.Nodes, NodeLink{Name: "south", URL: south.server.URL, Secret: nodeSecret})
+		c.Nodes = append(c.Nodes, NodeLink{Name: "south", URL: south.server.URL})
 		c.CallTimeout = time.Second
 	})
 	first := r.open(1, 100_000, "?gpus=2")

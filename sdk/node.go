@@ -3,6 +3,7 @@ package sdk
 import (
 	"cmp"
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -22,15 +23,15 @@ import (
 // NodeConfig says what a node meters, and for whom. The fields of the first group
 // are needed.
 type NodeConfig struct {
-	Name     string          // what its gateways call it
-	Secret   string          // that only the node and its gateways know, 32 characters at least
+	Name     string          // what its gateways call it: 1 to 63 of a-z, 0-9 and -
+	Identity NodeIdentity    // that the provider's NodeCA issued to this name
 	MeterKey metering.Signer // signs usage records; the gateways' offers name its address
 	Database string          // path of the spool, an SQLite file on the node's own disk
 	Source   metering.Source
 
 	HighWater      string         // as ProviderConfig.HighWater; Database with ".signed" behind it if empty
 	Allocator      Allocator      // a HostAllocator over Source if nil
-	Payee          common.Address // whose offers it meters for; anybody's who holds the secret if zero
+	Payee          common.Address // whose offers it meters for; anybody's whom its gateways serve if zero
 	SuspendTimeout time.Duration  // an unpaid lease ends after it, also where no gateway is heard of; 5 min if zero
 	CallTimeout    time.Duration  // of an allocator's command; 30 s if zero
 	AliveEvery     time.Duration  // between looks at whether what was allocated is alive, where the Allocator says (Liveness); 10 s if zero
@@ -52,6 +53,9 @@ func (c NodeConfig) withDefaults() NodeConfig {
 }
 
 func (c NodeConfig) check() error {
+	if err := checkNodeName(c.Name); err != nil {
+		return err
+	}
 	switch {
 	case c.MeterKey == nil:
 		return errors.New("node: MeterKey is nil: give the key that signs usage records")
@@ -70,7 +74,8 @@ func (c NodeConfig) check() error {
 // gateway to go on:
 //
 //	n, err := sdk.NewNode(ctx, sdk.NodeConfig{..})
-//	http.ListenAndServe("10.0.0.5:8403", n)
+//	server := &http.Server{Addr: "10.0.0.5:8404", Handler: n, TLSConfig: n.TLS()}
+//	server.ListenAndServeTLS("", "")
 //
 // It promises: a usage record is on the node's own disk before any gateway sees
 // it, and stays there until one has it; no lease runs further ahead of what its
@@ -80,7 +85,6 @@ type Node struct {
 	config NodeConfig
 	lessor
 	spool   spool
-	gate    *nodeGate
 	mux     *http.ServeMux
 	starts  keyed.Mutex // one start or end of a lease at a time
 	metrics *prometheus.Registry
@@ -93,20 +97,22 @@ func NewNode(ctx context.Context, config NodeConfig) (*Node, error) {
 	if err := config.check(); err != nil {
 		return nil, err
 	}
-	key, err := newNodeKey(config.Name, config.Secret)
-	if err != nil {
-		return nil, fmt.Errorf("node %q: %w", config.Name, err)
+	if err := config.Identity.check(config.Name+nodeDomain, x509.ExtKeyUsageServerAuth); err != nil {
+		return nil, fmt.Errorf("node %s: %w", config.Name, err)
 	}
 	config.Source = tame(config.Log, config.Source)
 	if err := listOfOneKind(ctx, config.Source); err != nil {
 		return nil, fmt.Errorf("node %s: %w", config.Name, err)
 	}
 	if config.Allocator == nil {
-		if config.Allocator, err = NewHostAllocator(ctx, config.Source); err != nil {
+		allocator, err := NewHostAllocator(ctx, config.Source)
+		if err != nil {
 			return nil, fmt.Errorf("node %s: %w", config.Name, err)
 		}
+		config.Allocator = allocator
 	}
-	n := &Node{config: config, gate: &nodeGate{key: key, started: time.Now(), now: time.Now, seen: make(map[string]time.Time)}}
+	n := &Node{config: config}
+	var err error
 	if n.spool, err = openSpool(ctx, config.Database); err != nil {
 		return nil, err
 	}

@@ -21,11 +21,11 @@ import (
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
-// FuzzNode gives a node whatever a gateway could send that holds the secret. It
+// FuzzNode gives a node whatever a gateway could send that it let in. It
 // never fails by an error of its own.
 func FuzzNode(f *testing.F) {
 	key := fixedKey(f)
-	n, err := NewNode(f.Context(), NodeConfig{Name: "n", Secret: nodeSecret, MeterKey: key, Database: filepath.Join(f.TempDir(), "spool.db"),
+	n, err := NewNode(f.Context(), NodeConfig{Name: "n", Identity: testNode("n"), MeterKey: key, Database: filepath.Join(f.TempDir(), "spool.db"),
 		Source: sim.New(1, sim.Options{}), Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		f.Fatal(err)
@@ -51,9 +51,8 @@ func FuzzNode(f *testing.F) {
 		if err != nil || !strings.HasPrefix(path, "/") || req.URL.Host != "n" {
 			return
 		}
-		n.gate.key.sign(req, body, time.Now())
 		w := httptest.NewRecorder()
-		n.ServeHTTP(w, req)
+		n.mux.ServeHTTP(w, req)
 		if w.Code == http.StatusInternalServerError {
 			t.Fatalf("%s %q: %s", path, body, w.Body)
 		}
@@ -74,8 +73,7 @@ func fixedKey(f *testing.F) *channel.Key {
 	return channel.NewKey(private)
 }
 
-// FuzzNodeAnswer gives a gateway whatever a node could answer that holds the
-// secret. Of what it takes, each record is signed by the offer's key and owes what
+// FuzzNodeAnswer gives a gateway whatever a node could answer. Of what it takes, each record is signed by the offer's key and owes what
 // its time costs.
 func FuzzNodeAnswer(f *testing.F) {
 	key := fixedKey(f)

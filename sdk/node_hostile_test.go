@@ -3,15 +3,17 @@ package sdk
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"io"
+	"log"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -25,104 +27,95 @@ import (
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
-// knock is one request to a node, with whatever is wrong with it.
-func (o *outpost) knock(method, path string, body []byte, key nodeKey, at time.Time, spoil func(*http.Request)) *http.Response {
+// knock is one request of a gateway to a node.
+func (o *outpost) knock(method, path string, body []byte) *http.Response {
+	o.Helper()
+	resp, err := o.ask(testGateway().dial("north"), method, path, body)
+	if err != nil {
+		o.Fatal(err)
+	}
+	return resp
+}
+
+// ask is one request of whoever has such a TLS.
+func (o *outpost) ask(who *tls.Config, method, path string, body []byte) (*http.Response, error) {
 	o.Helper()
 	req, err := http.NewRequestWithContext(o.Context(), method, o.server.URL+path, bytes.NewReader(body))
 	if err != nil {
 		o.Fatal(err)
 	}
-	key.sign(req, body, at)
-	if spoil != nil {
-		spoil(req)
+	transport := &http.Transport{TLSClientConfig: who}
+	o.Cleanup(transport.CloseIdleConnections)
+	resp, err := (&http.Client{Transport: transport}).Do(req)
+	if err == nil {
+		o.Cleanup(func() { resp.Body.Close() })
 	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		o.Fatal(err)
-	}
-	o.Cleanup(func() { resp.Body.Close() })
-	return resp
+	return resp, err
 }
 
-func (o *outpost) key(name, secret string) nodeKey {
-	o.Helper()
-	key, err := newNodeKey(name, secret)
-	if err != nil {
-		o.Fatal(err)
-	}
-	return key
-}
-
-// TestHostileRequestsToANode: who does not hold the secret, or sends what was sent
-// before, gets nothing and changes nothing.
-func TestHostileRequestsToANode(t *testing.T) {
+// TestStrangersToANode: nobody but a gateway of the node's own authority gets a word in: another node with its certificate does
+// not, and neither does the gateway of another provider.
+func TestStrangersToANode(t *testing.T) {
 	t.Parallel()
 	o := newOutpost(t)
-	good, now := o.key("north", nodeSecret), time.Now()
-	if resp := o.knock("GET", "/status", nil, good, now, nil); resp.StatusCode != http.StatusOK {
-		t.Fatalf("a good request: %s", resp.Status)
+	other, err := newTestCA().Gateway()
+	if err != nil {
+		t.Fatal(err)
 	}
-	end := []byte(`{"reason":"because","closed":true}`)
+	crossed := testGateway() // who believes our authority, and is known to another
+	crossed.Certificate = other.Certificate
+	imposter, err := testCA().issue(gatewayHost, x509.ExtKeyUsageServerAuth)
+	if err != nil {
+		t.Fatal(err)
+	}
 	lease := "/leases/" + common.Hash{1}.Hex() + "/end"
-	for name, c := range map[string]struct {
-		key    nodeKey
-		at     time.Time
-		spoil  func(*http.Request)
-		status int
-	}{
-		"another secret":      {o.key("north", strings.Repeat("x", 40)), now, nil, 401},
-		"of another node":     {o.key("south", nodeSecret), now, nil, 401},
-		"no MAC":              {good, now, func(r *http.Request) { r.Header.Del(headerNodeMAC) }, 401},
-		"no headers at all":   {good, now, func(r *http.Request) { r.Header = http.Header{} }, 401},
-		"another path":        {good, now, func(r *http.Request) { r.URL.Path = "/leases/" + common.Hash{2}.Hex() + "/end" }, 401},
-		"another method":      {good, now, func(r *http.Request) { r.Method = "PUT" }, 401},
-		"a query":             {good, now, func(r *http.Request) { r.URL.RawQuery = "x=1" }, 401},
-		"another time":        {good, now, func(r *http.Request) { r.Header.Set(headerNodeTime, strconv.FormatInt(now.UnixMilli()+1, 10)) }, 401},
-		"another nonce":       {good, now, func(r *http.Request) { r.Header.Set(headerNodeNonce, strings.Repeat("0", 32)) }, 401},
-		"another body":        {good, now, func(r *http.Request) { r.Body, r.ContentLength = io.NopCloser(strings.NewReader(`{}`)), 2 }, 401},
-		"from the past":       {good, now.Add(-2 * nodeWindow), nil, 401},
-		"from the future":     {good, now.Add(2 * nodeWindow), nil, 401},
-		"before the node's":   {good, o.node.gate.started.Add(-time.Millisecond), nil, 401},
-		"right, but no lease": {good, now, nil, 404},
+	end := []byte(`{"reason":"because","closed":true}`)
+	for name, who := range map[string]NodeIdentity{
+		"no certificate": {CA: testCA().certificate}, "another authority's gateway": crossed,
+		"another node": testNode("south"), "the node itself": testNode("north"), "a node that is called as gateways are": imposter,
 	} {
-		if resp := o.knock("POST", lease, end, c.key, c.at, c.spoil); resp.StatusCode != c.status {
-			t.Errorf("%s: %s, want %d", name, resp.Status, c.status)
+		if resp, err := o.ask(who.dial("north"), "POST", lease, end); err == nil {
+			t.Errorf("%s is answered %s", name, resp.Status)
 		}
 	}
-	var first *http.Request
-	o.knock("POST", lease, end, good, now, func(r *http.Request) { first = r.Clone(t.Context()) })
-	for range 2 {
-		resp := o.knock("POST", lease, end, good, now, func(r *http.Request) { r.Header = first.Header.Clone() })
-		if problem := wire.ParseProblem(resp); resp.StatusCode != 401 || !strings.Contains(problem.Detail, errNodeReplay.Error()) {
-			t.Errorf("played again: %s, %v", resp.Status, problem)
-		}
+	if resp := o.knock("POST", lease, end); resp.StatusCode != http.StatusNotFound {
+		t.Errorf("a gateway: %s", resp.Status)
 	}
 	large := bytes.Repeat([]byte(" "), maxNodeRequest+1)
-	if resp := o.knock("POST", "/leases", large, good, now, nil); resp.StatusCode != http.StatusRequestEntityTooLarge {
+	if resp := o.knock("POST", "/leases", large); resp.StatusCode != http.StatusRequestEntityTooLarge {
 		t.Errorf("a body too large: %s", resp.Status)
-	}
-	if n := len(o.node.gate.seen); n > 10 {
-		t.Errorf("strangers' %d numbers are remembered", n)
 	}
 }
 
-// TestNoncesAreForgotten: what a node remembers of requests is bounded by their
-// rate, and none is forgotten while it could be played again.
-func TestNoncesAreForgotten(t *testing.T) {
+// TestNodeServedWithoutItsTLS: a node that is served in clear, or by a server that lets in any certificate, lets in nobody.
+func TestNodeServedWithoutItsTLS(t *testing.T) {
 	t.Parallel()
-	now := time.Now()
-	g := &nodeGate{seen: make(map[string]time.Time)}
-	for i := range 100_000 {
-		if err := g.once(strconv.Itoa(i), now.Add(time.Duration(i)*time.Millisecond+nodeWindow), now.Add(time.Duration(i)*time.Millisecond)); err != nil {
-			t.Fatal(err)
+	o := newOutpost(t)
+	other, err := newTestCA().Gateway()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stranger := other
+	stranger.CA = testCA().certificate
+	named, err := testCA().issue("north"+nodeDomain, x509.ExtKeyUsageClientAuth)
+	if err != nil {
+		t.Fatal(err)
+	}
+	plain := httptest.NewServer(o.node)
+	defer plain.Close()
+	lax := httptest.NewUnstartedServer(o.node)
+	lax.TLS = o.node.TLS()
+	lax.TLS.ClientCAs.AddCert(other.CA)
+	lax.StartTLS()
+	defer lax.Close()
+	for url, who := range map[string]NodeIdentity{plain.URL: testGateway(), lax.URL: stranger, lax.URL + "/": named} {
+		o.server = &httptest.Server{URL: strings.TrimSuffix(url, "/")}
+		resp, err := o.ask(who.dial("north"), "GET", "/status", nil)
+		if err != nil || resp.StatusCode != http.StatusUnauthorized {
+			t.Errorf("%s: %v, %v", url, resp, err)
 		}
 	}
-	if n := len(g.seen); n > 131_072 || n < 60_000 {
-		t.Errorf("%d of 60,000 that count are remembered", n)
-	}
-	if err := g.once("99999", now, now.Add(99_999*time.Millisecond)); err == nil {
-		t.Error("a number was taken twice")
-	}
+	o.server = lax
 }
 
 // TestStartsThatANodeRefuses: a node meters under its own key, for its own payee,
@@ -172,7 +165,7 @@ func TestStartsThatANodeRefuses(t *testing.T) {
 		"more GPUs than here": {start(payee, func(_ *wire.Offer, q *nodeStart) { q.GPUs = 3 }), 503},
 		"no scheme":           {start(payee, func(_ *wire.Offer, q *nodeStart) { q.Terms.Scheme = 99 }), 400},
 	} {
-		if resp := o.knock("POST", "/leases", c.body, o.node.gate.key, time.Now(), nil); resp.StatusCode != c.status {
+		if resp := o.knock("POST", "/leases", c.body); resp.StatusCode != c.status {
 			t.Errorf("%s: %v, want %d", name, wire.ParseProblem(resp), c.status)
 		}
 	}
@@ -182,7 +175,7 @@ func TestStartsThatANodeRefuses(t *testing.T) {
 	good := start(payee, func(_ *wire.Offer, q *nodeStart) { q.LeaseID = common.Hash{8} })
 	var first, second nodeLease
 	for _, into := range []*nodeLease{&first, &second} { // asked twice, begun once
-		resp := o.knock("POST", "/leases", good, o.node.gate.key, time.Now(), nil)
+		resp := o.knock("POST", "/leases", good)
 		if err := json.NewDecoder(resp.Body).Decode(into); err != nil || resp.StatusCode != http.StatusOK {
 			t.Fatal(resp.Status, err)
 		}
@@ -331,45 +324,47 @@ func TestRecordsDeliveredTwice(t *testing.T) {
 	}
 }
 
-// TestAnswersFromNobody: what does not come from the node, or answers another
-// question, is no answer; the lease goes on where it was.
+// TestAnswersFromNobody: what does not come from the node, or is no answer of its, is none; the lease goes on where it was.
 func TestAnswersFromNobody(t *testing.T) {
 	t.Parallel()
-	answers := map[string]http.HandlerFunc{
-		"no MAC":         func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(`{}`)) },
-		"another secret": sealWith(t, strings.Repeat("y", 40), func(r *http.Request) string { return r.Header.Get(headerNodeMAC) }),
-		"to another":     sealWith(t, nodeSecret, func(*http.Request) string { return strings.Repeat("0", 64) }),
-		"a redirect": func(w http.ResponseWriter, r *http.Request) {
+	other, err := newTestCA().Node("north")
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer := func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(`{}`)) }
+	for name, c := range map[string]struct {
+		who     NodeIdentity
+		handler http.HandlerFunc
+		good    bool
+	}{
+		"the node":                     {testNode("north"), answer, true},
+		"another node":                 {testNode("south"), answer, false},
+		"another authority's":          {other, answer, false},
+		"a gateway that poses as node": {testGateway(), answer, false},
+		"a redirect": {testNode("north"), func(w http.ResponseWriter, r *http.Request) {
 			http.Redirect(w, r, "/elsewhere", http.StatusTemporaryRedirect)
-		},
-		"endless": func(w http.ResponseWriter, _ *http.Request) {
+		}, false},
+		"endless": {testNode("north"), func(w http.ResponseWriter, _ *http.Request) {
 			for range maxNodeAnswer>>16 + 2 {
 				_, _ = w.Write(make([]byte, 1<<16))
 			}
-		},
-	}
-	for name, handler := range answers {
-		server := httptest.NewServer(handler)
-		c, err := newNodeClient(NodeLink{Name: "north", URL: server.URL, Secret: nodeSecret})
+		}, false},
+	} {
+		server := httptest.NewUnstartedServer(c.handler)
+		server.TLS = c.who.serve()
+		server.TLS.ClientCAs = testGateway().roots()
+		server.Config.ErrorLog = log.New(io.Discard, "", 0)
+		server.StartTLS()
+		client, err := newNodeClient(NodeLink{Name: "north", URL: server.URL}, testGateway())
 		if err != nil {
 			t.Fatal(err)
 		}
 		var s nodeStatus
-		if err := c.call(t.Context(), 10*time.Second, "GET", "/status", nil, &s); err == nil {
-			t.Errorf("%s: taken for an answer", name)
+		err = client.call(t.Context(), time.Minute, "GET", "/status", nil, &s)
+		if (err == nil) != c.good || gone(err) {
+			t.Errorf("%s: %v", name, err)
 		}
 		server.Close()
-	}
-}
-
-func sealWith(t *testing.T, secret string, request func(*http.Request) string) http.HandlerFunc {
-	key, err := newNodeKey("north", secret)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set(headerNodeMAC, key.answer(request(r), http.StatusOK, []byte(`{}`)))
-		_, _ = w.Write([]byte(`{}`))
 	}
 }
 
@@ -440,7 +435,7 @@ func TestNodeThatForgotSignsNoMore(t *testing.T) {
 	lease.record()
 	r.shut()
 	ahead := []byte(`{"accepted":"0","deposit":"500000","after":1000000}`)
-	if resp := o.knock("POST", "/leases/"+id.Hex()+"/sync", ahead, o.node.gate.key, time.Now(), nil); resp.StatusCode != http.StatusConflict {
+	if resp := o.knock("POST", "/leases/"+id.Hex()+"/sync", ahead); resp.StatusCode != http.StatusConflict {
 		t.Errorf("%s", resp.Status)
 	}
 	row := o.wait(id, leaseEnded)
@@ -463,7 +458,7 @@ func TestVoucheredNeverFalls(t *testing.T) {
 	r.shut()
 	for _, accepted := range []string{"700", "300"} {
 		body := []byte(`{"accepted":"` + accepted + `","deposit":"500000","after":1}`)
-		if resp := o.knock("POST", "/leases/"+id.Hex()+"/sync", body, o.node.gate.key, time.Now(), nil); resp.StatusCode != http.StatusOK {
+		if resp := o.knock("POST", "/leases/"+id.Hex()+"/sync", body); resp.StatusCode != http.StatusOK {
 			t.Fatal(resp.Status)
 		}
 	}

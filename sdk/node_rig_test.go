@@ -21,7 +21,32 @@ import (
 // vouchered: the credit, and one reading of each device that came late.
 func nodeCredit(gpus uint64) uint64 { return 2000 + gpus*500 }
 
-const nodeSecret = "a secret of the tests, and of no use elsewhere"
+// testCA is the authority of the tests' nodes and gateways.
+var testCA = sync.OnceValue(newTestCA)
+
+func newTestCA() *NodeCA {
+	ca, err := newNodeCA()
+	if err != nil {
+		panic(err)
+	}
+	return ca
+}
+
+func testGateway() NodeIdentity {
+	identity, err := testCA().Gateway()
+	if err != nil {
+		panic(err)
+	}
+	return identity
+}
+
+func testNode(name string) NodeIdentity {
+	identity, err := testCA().Node(name)
+	if err != nil {
+		panic(err)
+	}
+	return identity
+}
 
 // outpost is a node behind a network that can be cut, and that can be told to lie.
 type outpost struct {
@@ -38,19 +63,23 @@ type outpost struct {
 	lie func(path string, answer []byte) []byte
 }
 
-func newOutpost(t *testing.T) *outpost {
+func newOutpost(t *testing.T) *outpost { return newNamedOutpost(t, "north") }
+
+func newNamedOutpost(t *testing.T, name string) *outpost {
 	t.Helper()
 	private, err := crypto.GenerateKey()
 	if err != nil {
 		t.Fatal(err)
 	}
 	o := &outpost{T: t, config: NodeConfig{
-		Name: "north", Secret: nodeSecret, MeterKey: channel.NewKey(private), Source: sim.New(2, sim.Options{}),
+		Name: name, Identity: testNode(name), MeterKey: channel.NewKey(private), Source: sim.New(2, sim.Options{}),
 		Database: filepath.Join(t.TempDir(), "spool.db"), SuspendTimeout: time.Minute,
 		Log: slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelWarn})),
 	}}
 	o.start()
-	o.server = httptest.NewServer(o)
+	o.server = httptest.NewUnstartedServer(o)
+	o.server.TLS = o.node.TLS()
+	o.server.StartTLS()
 	t.Cleanup(func() { o.server.Close(); o.stop() })
 	return o
 }
@@ -100,7 +129,6 @@ func (o *outpost) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	for name, values := range answer.Header() {
 		w.Header()[name] = values
 	}
-	w.Header().Set(headerNodeMAC, n.gate.key.answer(r.Header.Get(headerNodeMAC), answer.Code, body)) // who lies has the secret
 	w.WriteHeader(answer.Code)
 	_, _ = w.Write(body)
 }
@@ -114,7 +142,7 @@ func (o *outpost) set(cut bool, lie func(string, []byte) []byte) {
 // link has a provider's devices metered by the node.
 func (o *outpost) link(c *ProviderConfig) {
 	c.Source, c.Meter = nil, o.config.MeterKey.Address()
-	c.Nodes = []NodeLink{{Name: "north", URL: o.server.URL, Secret: nodeSecret}}
+	c.Nodes, c.NodeIdentity = []NodeLink{{Name: "north", URL: o.server.URL}}, testGateway()
 	c.CallTimeout = 3 * time.Second
 }
 

@@ -1,6 +1,7 @@
 package sdk
 
 import (
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"log/slog"
@@ -334,10 +335,16 @@ func TestSpoolForgets(t *testing.T) {
 // TestNodeConfig: what cannot work is refused at the start, with a line that says
 // why.
 func TestNodeConfig(t *testing.T) {
-	good := NodeConfig{Name: "n", Secret: nodeSecret, MeterKey: testKey(t), Database: filepath.Join(t.TempDir(), "spool.db"), Source: sim.New(1, sim.Options{})}
+	good := NodeConfig{Name: "n", Identity: testNode("n"), MeterKey: testKey(t), Database: filepath.Join(t.TempDir(), "spool.db"), Source: sim.New(1, sim.Options{})}
 	for want, change := range map[string]func(*NodeConfig){
-		"no name":       func(c *NodeConfig) { c.Name = "" },
-		"at least 32":   func(c *NodeConfig) { c.Secret = "short" },
+		"no name":     func(c *NodeConfig) { c.Name = "" },
+		"a-z":         func(c *NodeConfig) { c.Name = "North" },
+		"no identity": func(c *NodeConfig) { c.Identity = NodeIdentity{} },
+		"not m.node":  func(c *NodeConfig) { c.Name = "m" },
+		"key usage": func(c *NodeConfig) {
+			c.Identity, _ = testCA().issue("n"+nodeDomain, x509.ExtKeyUsageClientAuth)
+		},
+		"authority":     func(c *NodeConfig) { c.Identity.CA = newTestCA().certificate },
 		"MeterKey":      func(c *NodeConfig) { c.MeterKey = nil },
 		"Database":      func(c *NodeConfig) { c.Database = "" },
 		"Source is nil": func(c *NodeConfig) { c.Source = nil },
@@ -350,15 +357,17 @@ func TestNodeConfig(t *testing.T) {
 	}
 	for want, change := range map[string]func(*ProviderConfig){
 		"two of this name":    func(c *ProviderConfig) { c.Nodes = append(c.Nodes, c.Nodes[0]) },
-		"http or https":       func(c *ProviderConfig) { c.Nodes[0].URL = "10.0.0.5:8403" },
-		"at least 32":         func(c *ProviderConfig) { c.Nodes[0].Secret = "short" },
+		"not the https URL":   func(c *ProviderConfig) { c.Nodes[0].URL = "10.0.0.5:8404" },
+		"http://x\" is not":   func(c *ProviderConfig) { c.Nodes[0].URL = "http://x" },
+		"no name of a node":   func(c *ProviderConfig) { c.Nodes[0].Name = "North" },
+		"NodeIdentity":        func(c *ProviderConfig) { c.NodeIdentity = testNode("n") },
 		"Meter is empty":      func(c *ProviderConfig) { c.Meter = common.Address{} },
 		"leave Nodes empty":   func(c *ProviderConfig) { c.X402 = &X402Config{} },
 		"leave Source":        func(c *ProviderConfig) { c.Source = sim.New(1, sim.Options{}) },
 		"Source is nil: give": func(c *ProviderConfig) { c.Nodes = nil },
 	} {
 		config := ProviderConfig{RPC: "http://127.0.0.1:1", Escrow: common.Address{1}, Token: common.Address{2}, Key: testKey(t),
-			Database: "x", PricePerGPUHour: hour, Meter: common.Address{3}, Nodes: []NodeLink{{Name: "n", URL: "http://127.0.0.1:2", Secret: nodeSecret}}}.withDefaults()
+			Database: "x", PricePerGPUHour: hour, Meter: common.Address{3}, Nodes: []NodeLink{{Name: "n", URL: "https://127.0.0.1:2"}}, NodeIdentity: testGateway()}.withDefaults()
 		change(&config)
 		err := config.check()
 		if err == nil {

@@ -17,9 +17,8 @@ import (
 
 // NodeLink is how a gateway reaches a node.
 type NodeLink struct {
-	Name   string // as in the node's NodeConfig: leases are kept under it, so it stays when the address changes
-	URL    string // http or https; what goes over http can be read on the way, but not changed
-	Secret string // as in the node's NodeConfig
+	Name string // as the node's identity was issued: leases are kept under it, so it stays when the address changes
+	URL  string // https
 }
 
 // errNode is a node that could not be reached, or not understood: it is asked
@@ -35,27 +34,27 @@ func (e *errNode) Unwrap() error { return e.err }
 // nodeClient is a gateway's end of a link.
 type nodeClient struct {
 	name, base string
-	key        nodeKey
 	http       *http.Client
 }
 
-func newNodeClient(link NodeLink) (*nodeClient, error) {
-	key, err := newNodeKey(link.Name, link.Secret)
-	if err != nil {
-		return nil, fmt.Errorf("node %q: %w", link.Name, err)
+func newNodeClient(link NodeLink, identity NodeIdentity) (*nodeClient, error) {
+	if err := checkNodeName(link.Name); err != nil {
+		return nil, err
 	}
 	u, err := url.Parse(link.URL)
-	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
-		return nil, fmt.Errorf("node %s: %q is not the http or https URL of a node", link.Name, link.URL)
+	if err != nil || u.Scheme != "https" || u.Host == "" {
+		return nil, fmt.Errorf("node %s: %q is not the https URL of a node", link.Name, link.URL)
 	}
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.MaxIdleConnsPerHost = 64
-	return &nodeClient{name: link.Name, base: strings.TrimRight(link.URL, "/"), key: key,
+	transport.Proxy = nil // a node is on a private network
+	transport.TLSClientConfig = identity.dial(link.Name)
+	return &nodeClient{name: link.Name, base: strings.TrimRight(link.URL, "/"),
 		http: &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}}, nil
 }
 
 // call asks the node. What the node itself refuses is its problem document; what
-// failed on the way, or could be anybody's answer, is an errNode.
+// failed on the way is an errNode.
 func (c *nodeClient) call(ctx context.Context, timeout time.Duration, method, path string, question, answer any) error {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
@@ -70,7 +69,6 @@ func (c *nodeClient) call(ctx context.Context, timeout time.Duration, method, pa
 	if err != nil {
 		return &errNode{c.name, err}
 	}
-	c.key.sign(req, raw, time.Now())
 	resp, err := c.http.Do(req)
 	if err != nil {
 		return &errNode{c.name, err}
@@ -82,9 +80,6 @@ func (c *nodeClient) call(ctx context.Context, timeout time.Duration, method, pa
 	}
 	if len(body) > maxNodeAnswer {
 		return &errNode{c.name, fmt.Errorf("its answer has more than %d bytes", maxNodeAnswer)}
-	}
-	if err := c.key.verify(req, resp, body); err != nil {
-		return &errNode{c.name, err}
 	}
 	if resp.StatusCode != http.StatusOK {
 		resp.Body = io.NopCloser(bytes.NewReader(body))

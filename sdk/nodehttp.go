@@ -2,9 +2,11 @@ package sdk
 
 import (
 	"context"
+	"crypto/tls"
 	"database/sql"
 	"encoding/json"
 	"errors"
+	"io"
 	"net/http"
 	"time"
 
@@ -32,47 +34,37 @@ func (n *Node) routes() {
 	n.mux.HandleFunc("POST /leases/{id}/end", n.handle(n.postEnd))
 }
 
-// ServeHTTP serves the node's gateways, and nobody else. Who does not hold the
-// secret learns nothing but that.
+// ServeHTTP serves the node's gateways, and nobody else: serve it with the TLS of Node.TLS, and not behind a proxy that
+// ends TLS.
 func (n *Node) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	serve.Hurry(w)
 	w.Header().Set("Cache-Control", "no-store")
-	if err := n.gate.admit(r); err != nil {
-		n.config.Log.Debug("request refused", "method", r.Method, "error", err)
+	if !n.config.Identity.gateway(r) {
 		w.Header().Set("Connection", "close")
-		answer := &sealed{header: w.Header(), status: http.StatusOK}
-		problemStranger.With("%v", err).Write(answer)
-		if errors.Is(err, errNodeSecret) {
-			w.WriteHeader(answer.status)
-			_, _ = w.Write(answer.body.Bytes())
-			return
-		}
-		n.gate.seal(w, r, answer)
+		problemStranger.With("this node serves gateways that its certificate authority knows").Write(w)
 		return
 	}
-	answer := &sealed{header: w.Header(), status: http.StatusOK}
-	control := http.NewResponseController(w)
-	_ = control.SetReadDeadline(time.Now().Add(serve.BodyTimeout))
-	raw, err := n.gate.body(w, r)
-	_ = control.SetReadDeadline(time.Time{})
-	if err != nil {
-		w.Header().Set("Connection", "close")
-		nodeProblem(err).Write(answer)
-	} else {
-		n.mux.ServeHTTP(answer, r.WithContext(context.WithValue(r.Context(), nodeBody{}, raw)))
-	}
-	serve.Hurry(w)
-	n.gate.seal(w, r, answer)
+	n.mux.ServeHTTP(w, r)
 }
 
-// nodeBody is the key of a request's body, read and verified.
-type nodeBody struct{}
+// TLS is what to serve the node with: gateways of its own certificate authority are let in, nobody else.
+func (n *Node) TLS() *tls.Config { return n.config.Identity.serve() }
 
 // handle answers with what do returns, or with the problem that it had.
 func (n *Node) handle(do func(r *http.Request, body []byte) (any, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		body, _ := r.Context().Value(nodeBody{}).([]byte)
-		answer, err := do(r, body)
+		control := http.NewResponseController(w)
+		_ = control.SetReadDeadline(time.Now().Add(serve.BodyTimeout))
+		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxNodeRequest))
+		_ = control.SetReadDeadline(time.Time{})
+		var answer any
+		switch {
+		case err == nil:
+			answer, err = do(r, body)
+		case !errors.As(err, new(*http.MaxBytesError)):
+			err = wire.BadRequest.With("%v", err)
+		}
+		serve.Hurry(w)
 		if err != nil {
 			problem := nodeProblem(err)
 			if problem.Status == http.StatusInternalServerError {
@@ -81,8 +73,7 @@ func (n *Node) handle(do func(r *http.Request, body []byte) (any, error)) http.H
 			problem.Write(w)
 			return
 		}
-		w.Header().Set("Content-Type", "application/json")
-		_ = json.NewEncoder(w).Encode(answer) // into memory
+		serve.JSON(w, http.StatusOK, answer)
 	}
 }
 
@@ -94,8 +85,6 @@ func nodeProblem(err error) *wire.Problem {
 		return problem
 	case errors.As(err, &large):
 		return wire.TooLarge.With("at most %d bytes are read", large.Limit)
-	case errors.Is(err, errNodeSecret):
-		return problemStranger.With("%v", err)
 	case errors.Is(err, sql.ErrNoRows):
 		return problemNoLease.With("this node has no such lease")
 	case errors.Is(err, ErrNoCapacity):

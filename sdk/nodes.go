@@ -3,6 +3,7 @@ package sdk
 import (
 	"cmp"
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"slices"
@@ -40,8 +41,11 @@ var (
 
 func newNodes(p *Provider) (*nodes, error) {
 	n := &nodes{p: p, status: make(map[string]nodeStatus), known: make(map[string][]metering.Device), failed: make(map[string]string)}
+	if err := p.config.NodeIdentity.check(gatewayHost, x509.ExtKeyUsageClientAuth); err != nil {
+		return nil, fmt.Errorf("provider: NodeIdentity: %w", err)
+	}
 	for _, link := range p.config.Nodes {
-		client, err := newNodeClient(link)
+		client, err := newNodeClient(link, p.config.NodeIdentity)
 		if err == nil && n.link(client.name) != nil {
 			err = fmt.Errorf("node %s: there are two of this name", link.Name)
 		}

@@ -6,9 +6,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/gpupay/gpupay/internal/cli"
@@ -19,7 +22,8 @@ func main() { cli.Main(run) }
 
 type options struct {
 	listen, admin, gpu string
-	cert, key          string // of TLS
+	identity           string // folder of the certificate
+	ca, issue          string // folder of the authority, and the nodes that certificates are made for
 	drain              bool
 	hooks              cli.Hooks
 	config             sdk.NodeConfig
@@ -29,6 +33,17 @@ func run(ctx context.Context) error {
 	o, err := parse(os.Args[1:])
 	if err != nil {
 		return err
+	}
+	return start(ctx, o)
+}
+
+func start(ctx context.Context, o *options) error {
+	if o.issue != "" {
+		return issue(o.ca, strings.Split(o.issue, ","))
+	}
+	var err error
+	if o.config.Identity, err = sdk.ReadNodeIdentity(o.identity); err != nil {
+		return fmt.Errorf("--identity: %w", err)
 	}
 	source, err := cli.Source(o.gpu)
 	if err != nil {
@@ -49,16 +64,17 @@ func run(ctx context.Context) error {
 func parse(args []string) (*options, error) {
 	o := &options{}
 	c := &o.config
-	flags := cli.NewFlags("node", "meters this host's GPUs for gateways that are somewhere else.\n\nIts key signs usage records and nothing else. $"+cli.NodeSecret+" holds the secret that it shares with its gateways. ", "info")
-	flags.Text(&o.listen, "listen", "GPUPAY_LISTEN", "127.0.0.1:8404", "`address` to serve gateways on: of a private network, or with TLS")
-	flags.Text(&o.cert, "tls-cert", "GPUPAY_TLS_CERT", "", "`path` of a certificate, to serve gateways over TLS")
-	flags.Text(&o.key, "tls-key", "GPUPAY_TLS_KEY", "", "`path` of its key")
+	flags := cli.NewFlags("node", "meters this host's GPUs for gateways that are somewhere else.\n\nIts key signs usage records and nothing else. ", "info")
+	flags.Text(&o.listen, "listen", "GPUPAY_LISTEN", "127.0.0.1:8404", "`address` to serve gateways on")
+	flags.Text(&o.identity, "identity", "GPUPAY_NODE_IDENTITY", "node-identity", "`folder` of this node's certificate, that --issue made")
+	flags.StringVar(&o.issue, "issue", "", "make certificates for nodes of these `names`, separated by commas, and for their gateways where there is none, and end")
+	flags.StringVar(&o.ca, "ca", "gpupay-ca", "with --issue: `folder` of the authority, and of a folder for each certificate; who has its key commands all nodes")
 	flags.Text(&o.admin, "admin", "GPUPAY_ADMIN", "127.0.0.1:9404", "`address` of /metrics and /healthz; empty for none. Do not open it to the world")
 	flags.Text(&c.Name, "name", "GPUPAY_NODE", "", "what the gateways call this node (--nodes name=URL)")
 	flags.Text(&o.gpu, "gpu", "GPUPAY_GPU", "nvml", "where GPUs come from: nvml, sim, sim:N, or auto")
 	flags.Text(&c.Database, "db", "GPUPAY_DB", "gpupay-node.db", "`path` of the spool: it holds usage records that no gateway has yet")
 	flags.Text(&c.HighWater, "high-water", "GPUPAY_HIGH_WATER", "", "`path` of the file that remembers which records were signed, never restored with the spool; the spool's with .signed if empty")
-	payee := flags.Address("payee", "GPUPAY_PAYEE", "whose leases are metered; without it anybody's who holds the secret")
+	payee := flags.Address("payee", "GPUPAY_PAYEE", "whose leases are metered; without it anybody's whom its gateways serve")
 	flags.DurationVar(&c.SuspendTimeout, "suspend-timeout", 5*time.Minute, "an unpaid lease ends after it, also where no gateway is heard of")
 	o.hooks.Register(flags)
 	flags.BoolVar(&o.drain, "drain", false, "when stopped, end all leases; without it leases go on after a restart")
@@ -66,12 +82,42 @@ func parse(args []string) (*options, error) {
 	if c.Log, err = flags.Load(args); err != nil {
 		return nil, err
 	}
-	if (o.cert == "") != (o.key == "") {
-		return nil, errors.New("--tls-cert and --tls-key go together")
+	if c.Payee = payee.Address; o.issue != "" {
+		return o, nil
 	}
-	c.Payee, c.Secret = payee.Address, os.Getenv(cli.NodeSecret)
 	c.MeterKey, err = flags.Key()
 	return o, err
+}
+
+// issue makes certificates for nodes, and once one for their gateways.
+func issue(dir string, names []string) error {
+	ca, err := sdk.OpenNodeCA(dir)
+	if err != nil {
+		return err
+	}
+	write := func(name string, identity sdk.NodeIdentity, err error) error {
+		folder := filepath.Join(dir, name)
+		if err == nil {
+			err = identity.Write(folder)
+		}
+		if err == nil {
+			fmt.Println("made", folder)
+		}
+		return err
+	}
+	if _, err := os.Stat(filepath.Join(dir, "gateway")); errors.Is(err, fs.ErrNotExist) {
+		gateway, err := ca.Gateway()
+		if err := write("gateway", gateway, err); err != nil {
+			return err
+		}
+	}
+	for _, name := range names {
+		node, err := ca.Node(name)
+		if err := write(filepath.Join("nodes", name), node, err); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func serve(ctx context.Context, node *sdk.Node, o *options) error {
@@ -81,14 +127,8 @@ func serve(ctx context.Context, node *sdk.Node, o *options) error {
 	}
 	fmt.Printf("node %s meters %d GPU(s) at %s and signs as %s\n", o.config.Name, len(o.config.Allocator.(*sdk.HostAllocator).Devices), listener.Addr(), o.config.MeterKey.Address())
 	failed := make(chan error, 2)
-	gateways := &http.Server{Handler: node, ReadHeaderTimeout: 10 * time.Second, MaxHeaderBytes: 16 << 10, IdleTimeout: 2 * time.Minute}
-	go func() {
-		if o.cert != "" {
-			failed <- gateways.ServeTLS(listener, o.cert, o.key)
-			return
-		}
-		failed <- gateways.Serve(listener)
-	}()
+	gateways := &http.Server{Handler: node, TLSConfig: node.TLS(), ReadHeaderTimeout: 10 * time.Second, MaxHeaderBytes: 16 << 10, IdleTimeout: 2 * time.Minute}
+	go func() { failed <- gateways.ServeTLS(listener, "", "") }()
 	admin, err := cli.Admin(o.admin, node.Metrics(), node.Health(), failed)
 	if err == nil {
 		select {

@@ -4,44 +4,53 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/pem"
 	"net/http"
 	"net/http/httptest"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/gpupay/gpupay/internal/cli"
+	"github.com/gpupay/gpupay/sdk"
 )
 
 const key = "4646464646464646464646464646464646464646464646464646464646464646"
 
-// TestNodeOverTLS: the program serves gateways over TLS, and tells a stranger
-// nothing.
-func TestNodeOverTLS(t *testing.T) {
-	cert, private := certificate(t)
+// TestNodeServesItsGateways: the program makes the certificates, serves who has the gateway's, and nobody else.
+func TestNodeServesItsGateways(t *testing.T) {
 	t.Setenv("GPUPAY_KEY", key)
-	t.Setenv(cli.NodeSecret, strings.Repeat("s", 40))
+	ca := filepath.Join(t.TempDir(), "ca")
+	if err := program(t.Context(), "--issue", "north,south", "--ca", ca); err != nil {
+		t.Fatal(err)
+	}
+	if err := program(t.Context(), "--issue", "north", "--ca", ca); err == nil || !strings.Contains(err.Error(), "exists") {
+		t.Errorf("north's key is made again: %v", err)
+	}
+	if err := program(t.Context(), "--issue", "east", "--ca", ca); err != nil {
+		t.Errorf("a third node, later: %v", err)
+	}
 	address := free(t)
-	args := os.Args
-	t.Cleanup(func() { os.Args = args })
-	os.Args = []string{"node", "--name", "north", "--gpu", "sim:2", "--listen", address, "--admin", "", "--db", filepath.Join(t.TempDir(), "spool.db"),
-		"--tls-cert", cert, "--tls-key", private, "--log-level", "error"}
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
-	go func() { ended <- run(ctx) }()
-	raw, err := os.ReadFile(cert)
+	go func() {
+		ended <- program(ctx, "--name", "north", "--identity", filepath.Join(ca, "nodes", "north"), "--gpu", "sim:2", "--listen", address, "--admin", "",
+			"--db", filepath.Join(t.TempDir(), "spool.db"), "--log-level", "error")
+	}()
+	gateway, err := sdk.ReadNodeIdentity(filepath.Join(ca, "gateway"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	roots := x509.NewCertPool()
-	roots.AppendCertsFromPEM(raw)
-	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, ServerName: "example.com"}}}
+	roots.AddCert(gateway.CA)
+	who := &tls.Config{RootCAs: roots, ServerName: "north.node.gpupay.internal"}
+	get := func() (*http.Response, error) {
+		client := &http.Client{Transport: &http.Transport{TLSClientConfig: who.Clone(), DisableKeepAlives: true}}
+		return client.Get("https://" + address + "/status")
+	}
+	who.Certificates = []tls.Certificate{gateway.Certificate}
 	var resp *http.Response
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		if resp, err = client.Get("https://" + address + "/status"); err == nil {
+	for deadline := time.Now().Add(60 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		if resp, err = get(); err == nil {
 			break
 		}
 		if time.Now().After(deadline) {
@@ -49,7 +58,11 @@ func TestNodeOverTLS(t *testing.T) {
 		}
 	}
 	resp.Body.Close()
-	if resp.StatusCode != http.StatusUnauthorized {
+	if resp.StatusCode != http.StatusOK {
+		t.Errorf("a gateway is answered %s", resp.Status)
+	}
+	who.Certificates = nil
+	if resp, err := get(); err == nil {
 		t.Errorf("a stranger is answered %s", resp.Status)
 	}
 	stop()
@@ -58,45 +71,34 @@ func TestNodeOverTLS(t *testing.T) {
 	}
 }
 
+// program runs this command.
+func program(ctx context.Context, args ...string) error {
+	o, err := parse(args)
+	if err != nil {
+		return err
+	}
+	return start(ctx, o)
+}
+
 // TestFlagsThatCannotWork are refused with a line that says why.
 func TestFlagsThatCannotWork(t *testing.T) {
 	t.Setenv("GPUPAY_KEY", key)
-	t.Setenv(cli.NodeSecret, "short")
+	ca := filepath.Join(t.TempDir(), "ca")
+	if err := program(t.Context(), "--issue", "north", "--ca", ca); err != nil {
+		t.Fatal(err)
+	}
+	identity := filepath.Join(ca, "nodes", "north")
 	for want, flags := range map[string][]string{
-		"go together": {"--tls-cert", "x"},
-		"not a flag":  {"x"},
-		"at least 32": {"--name", "north", "--gpu", "sim", "--db", filepath.Join(t.TempDir(), "spool.db")},
-		"no name":     {"--gpu", "sim", "--db", filepath.Join(t.TempDir(), "spool.db")},
+		"not a flag":            {"x"},
+		"no such file":          {"--name", "north", "--gpu", "sim", "--identity", filepath.Join(ca, "nodes", "south")},
+		"no name of a node":     {"--gpu", "sim", "--identity", identity},
+		"not south.node.gpupay": {"--name", "south", "--gpu", "sim", "--identity", identity, "--db", filepath.Join(t.TempDir(), "spool.db")},
+		"A is no name":          {"--issue", "A", "--ca", ca},
 	} {
-		args := os.Args
-		os.Args = append([]string{"node"}, flags...)
-		err := run(t.Context())
-		os.Args = args
-		if err == nil || !strings.Contains(err.Error(), want) {
+		if err := program(t.Context(), flags...); err == nil || !strings.Contains(strings.ReplaceAll(err.Error(), `"`, ""), want) {
 			t.Errorf("%v: %v, want %q", flags, err, want)
 		}
 	}
-}
-
-// certificate writes a certificate and its key for a test's server.
-func certificate(t *testing.T) (cert, key string) {
-	t.Helper()
-	server := httptest.NewTLSServer(nil)
-	defer server.Close()
-	pair := server.TLS.Certificates[0]
-	der, err := x509.MarshalPKCS8PrivateKey(pair.PrivateKey)
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := t.TempDir()
-	write := func(name, kind string, bytes []byte) string {
-		path := filepath.Join(dir, name)
-		if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: bytes}), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		return path
-	}
-	return write("cert.pem", "CERTIFICATE", pair.Certificate[0]), write("key.pem", "PRIVATE KEY", der)
 }
 
 // free is an address that nobody listens on.

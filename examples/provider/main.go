@@ -87,7 +87,8 @@ func parse(args []string) (*options, error) {
 	window := flags.Duration("x402-window", 0, "GPU time that one of their requests pays for; 0 for the default")
 	gas := registerGas(flags, c)
 	o.hooks.Register(flags)
-	nodes := flags.String("nodes", cli.Env("GPUPAY_NODES", ""), "`NAME=URL,..` of nodes that meter in place of this host; $"+cli.NodeSecret+" holds their secret ($GPUPAY_NODES)")
+	nodes := flags.String("nodes", cli.Env("GPUPAY_NODES", ""), "`NAME=URL,..` of nodes that meter in place of this host ($GPUPAY_NODES)")
+	identity := flags.String("node-identity", cli.Env("GPUPAY_NODE_IDENTITY", ""), "with --nodes: `folder` of this gateway's certificate, that `node --issue` made ($GPUPAY_NODE_IDENTITY)")
 	meter := flags.Address("meter", "GPUPAY_METER", "with --nodes: of the key that the nodes sign usage records with")
 	flags.TrustedProxies()
 	flags.Text(&c.PublicURL, "public-url", "GPUPAY_PUBLIC_URL", "", "`URL` at which clients reach this provider, such as https://gpus.example.org; what the proxy says if empty")
@@ -100,7 +101,7 @@ func parse(args []string) (*options, error) {
 		c.X402 = &sdk.X402Config{Window: *window}
 	}
 	c.Escrow, c.Token, c.Meter = escrow.Address, token.Address, meter.Address
-	if c.Nodes, err = cli.Links(*nodes); err != nil {
+	if c.Nodes, c.NodeIdentity, err = cli.Links(*nodes, *identity); err != nil {
 		return nil, err
 	}
 	if err := gas.budgets(&c.Limits); err != nil {

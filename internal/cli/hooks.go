@@ -2,8 +2,8 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"os"
 	"strings"
 
 	"github.com/gpupay/gpupay/metering"
@@ -38,25 +38,23 @@ func (h *Hooks) Allocator(ctx context.Context, source metering.Source) (*sdk.Hos
 	return a, nil
 }
 
-// NodeSecret is the variable that holds what a node and its gateways know each
-// other by. There is no flag for it: command lines are public.
-const NodeSecret = "GPUPAY_NODE_SECRET"
-
-// Links reads name=URL,.. of nodes that share a secret.
-func Links(list string) ([]sdk.NodeLink, error) {
-	var links []sdk.NodeLink
+// Links reads name=URL,.. of nodes, and who this gateway is to them.
+func Links(list, identity string) (links []sdk.NodeLink, who sdk.NodeIdentity, err error) {
 	for item := range strings.SplitSeq(list, ",") {
 		if item = strings.TrimSpace(item); item == "" {
 			continue
 		}
 		name, url, ok := strings.Cut(item, "=")
 		if !ok || name == "" || url == "" {
-			return nil, fmt.Errorf("--nodes: %q is not a name, = and a URL", item)
+			return nil, who, fmt.Errorf("--nodes: %q is not a name, = and a URL", item)
 		}
-		links = append(links, sdk.NodeLink{Name: name, URL: url, Secret: os.Getenv(NodeSecret)})
+		links = append(links, sdk.NodeLink{Name: name, URL: url})
 	}
-	if len(links) > 0 && os.Getenv(NodeSecret) == "" {
-		return nil, fmt.Errorf("--nodes: $%s is empty: it holds the nodes' secret", NodeSecret)
+	switch {
+	case len(links) > 0 && identity == "":
+		err = errors.New("--nodes: --node-identity names no folder: make one with `node --issue`")
+	case len(links) > 0:
+		who, err = sdk.ReadNodeIdentity(identity)
 	}
-	return links, nil
+	return links, who, err
 }

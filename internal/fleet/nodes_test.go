@@ -26,7 +26,22 @@ import (
 	"github.com/gpupay/gpupay/metering"
 )
 
-const nodeSecret = "GPUPAY_NODE_SECRET=a secret of the tests, and of no use elsewhere"
+// identities makes certificates with the node's program, once for all tests.
+func identities(t *testing.T) string {
+	t.Helper()
+	identitiesOnce.Do(func() {
+		identitiesDir = filepath.Join(filepath.Dir(nodeProgram), "ca")
+		if out, err := exec.Command(nodeProgram, "--issue", "north,south,east,west", "--ca", identitiesDir).CombinedOutput(); err != nil {
+			t.Fatalf("--issue: %v\n%s", err, out)
+		}
+	})
+	return identitiesDir
+}
+
+var (
+	identitiesOnce sync.Once
+	identitiesDir  string
+)
 
 // host is a node process with its spool, behind a network that can be cut.
 type host struct {
@@ -40,11 +55,13 @@ type host struct {
 // number 8.
 func newHost(t *testing.T, c *chaintest.Chain, name string, devices int) *host {
 	t.Helper()
+	dir := identities(t)
 	h := &host{name: name, spool: filepath.Join(t.TempDir(), "spool.db")}
 	h.gateway = supervise(t, func(address string) *exec.Cmd {
 		cmd := exec.Command(nodeProgram, "--listen", address, "--admin", "", "--name", name, "--gpu", fmt.Sprintf("sim:%d", devices),
-			"--db", h.spool, "--payee", crypto.PubkeyToAddress(c.Keys[0].PublicKey).Hex(), "--log-level", "warn")
-		cmd.Env = append(os.Environ(), nodeSecret, "GPUPAY_KEY="+hex.EncodeToString(crypto.FromECDSA(c.Keys[8])))
+			"--db", h.spool, "--payee", crypto.PubkeyToAddress(c.Keys[0].PublicKey).Hex(), "--log-level", "warn",
+			"--identity", filepath.Join(dir, "nodes", name))
+		cmd.Env = append(os.Environ(), "GPUPAY_KEY="+hex.EncodeToString(crypto.FromECDSA(c.Keys[8])))
 		return cmd
 	})
 	h.ready()
@@ -57,14 +74,11 @@ func newRemoteGateway(t *testing.T, c *chaintest.Chain, database string, hosts [
 	t.Helper()
 	var links []string
 	for _, h := range hosts {
-		links = append(links, h.name+"=http://"+h.wire.address)
+		links = append(links, h.name+"=https://"+h.wire.address)
 	}
-	more = append([]string{"--nodes", strings.Join(links, ","), "--meter", crypto.PubkeyToAddress(c.Keys[8].PublicKey).Hex()}, more...)
-	return supervise(t, func(address string) *exec.Cmd {
-		cmd := provider(c, address, database, more...)
-		cmd.Env = append(cmd.Env, nodeSecret)
-		return cmd
-	})
+	more = append([]string{"--nodes", strings.Join(links, ","), "--meter", crypto.PubkeyToAddress(c.Keys[8].PublicKey).Hex(),
+		"--node-identity", filepath.Join(identities(t), "gateway")}, more...)
+	return supervise(t, func(address string) *exec.Cmd { return provider(c, address, database, more...) })
 }
 
 // cable forwards TCP until it is cut.
