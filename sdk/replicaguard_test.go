@@ -1,10 +1,10 @@
 package sdk
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"net/url"
@@ -12,19 +12,23 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/jmoiron/sqlx"
 
+	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/pgtest"
 )
 
-// wirecut stands before a server and can be cut.
+// wirecut stands before a server and can be cut. Or it can swallow what the server
+// answers to who only reads: such connections are dead and do not say so.
 type wirecut struct {
 	mu    sync.Mutex
 	cut   bool
 	conns []net.Conn
+	deaf  atomic.Bool
 }
 
 // through is the server's address through a wirecut.
@@ -72,8 +76,58 @@ func (l *wirecut) carry(client net.Conn, socket string) {
 	if cut {
 		return
 	}
-	go func() { _, _ = io.Copy(server, client); server.Close() }()
-	_, _ = io.Copy(client, server)
+	var reads atomic.Bool
+	go func() {
+		defer server.Close()
+		for buffer := make([]byte, 1<<16); ; {
+			n, err := client.Read(buffer)
+			if bytes.Contains(buffer[:n], []byte("default_transaction_read_only")) {
+				reads.Store(true)
+			}
+			if _, failed := server.Write(buffer[:n]); err != nil || failed != nil {
+				return
+			}
+		}
+	}()
+	for buffer := make([]byte, 1<<16); ; {
+		n, err := server.Read(buffer)
+		if err != nil {
+			return
+		}
+		if l.deaf.Load() && reads.Load() {
+			continue
+		}
+		if _, err := client.Write(buffer[:n]); err != nil {
+			return
+		}
+	}
+}
+
+// TestDeafGatewayLetsGo: a gateway that writes and gets no answer to what it reads does not
+// say that it lives. Its lease goes on at another one, where it hears of the voucher.
+func TestDeafGatewayLetsGo(t *testing.T) {
+	shared := pgtest.URL(t)
+	address, line := through(t, shared)
+	quiet := func(c *ProviderConfig) { c.Takeover, c.Log = 2*time.Second, slog.New(slog.DiscardHandler) }
+	a := newRig(t, quiet, func(c *ProviderConfig) { c.Database = address })
+	b := rigOn(t, a.chain, func(*rig) *channel.Key { return a.payer }, quiet, func(c *ProviderConfig) { c.Database = shared })
+	lease := a.open(1, 500_000, "")
+	lease.record()
+	old := a.provider.running(lease.terms.ID())
+	line.deaf.Store(true)
+	waitFor(t, func() bool { return b.provider.running(lease.terms.ID()) != nil })
+	select {
+	case <-old.done:
+	case <-time.After(20 * time.Second):
+		t.Fatal("the deaf gateway runs it, too")
+	}
+	s, err := b.provider.payee.State(t.Context(), lease.terms.ID())
+	if err != nil {
+		t.Fatal(err)
+	}
+	lease.at(b).pay(s.Spent.Uint64())
+	waitFor(t, func() bool { return lease.at(b).row().State == string(leaseActive) })
+	line.deaf.Store(false)
 }
 
 func (l *wirecut) set(cut bool) {

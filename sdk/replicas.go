@@ -27,6 +27,7 @@ type replicas struct {
 
 	mu      sync.Mutex
 	id      string
+	looked  time.Time       // when the last look that read everything began
 	expiry  *time.Timer     // fires when others may take our leases
 	tenure  context.Context // ends then
 	depose  context.CancelFunc
@@ -58,7 +59,7 @@ func (r *replicas) identity() string {
 	return r.id
 }
 
-func (r *replicas) poll() time.Duration { return min(r.p.config.Tick, time.Second) }
+func (r *replicas) poll() time.Duration { return min(r.p.config.Tick, time.Second, r.ttl/4) }
 
 // join makes the gateway one of them: it says that it lives, takes up what
 // nobody runs, and goes on doing both.
@@ -66,6 +67,7 @@ func (r *replicas) join(ctx context.Context) error {
 	if a, ok := r.p.config.Allocator.(interface{ share(deviceBook) }); ok { // also where it is embedded
 		a.share(r.devices())
 	}
+	r.sees(time.Now()) // nothing runs here yet that it could be late for
 	if err := r.beat(ctx); err != nil {
 		return fmt.Errorf("joining the gateways of this database: %w", err)
 	}
@@ -118,11 +120,25 @@ func (r *replicas) every(pause time.Duration, what string, do func(context.Conte
 	}()
 }
 
-// beat says that this gateway lives. Its time counts from before it says so: the
-// others, who count from after, never take a lease that it still believes in.
+// sees notes that everything was read, from a time on.
+func (r *replicas) sees(began time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.looked = began
+}
+
+// beat says that this gateway lives. Its time counts from its last look, as one that
+// writes and cannot read ends leases that are paid and runs those that are over;
+// and so from before it says so: the others, who count from after, never take a lease
+// that it still believes in.
 func (r *replicas) beat(ctx context.Context) error {
-	began, id := time.Now(), r.identity()
-	if err := r.p.store.beat(ctx, id, r.ttl); err != nil {
+	r.mu.Lock()
+	id, until := r.id, r.looked.Add(r.ttl)
+	r.mu.Unlock()
+	if time.Until(until) <= 0 {
+		return fmt.Errorf("what other gateways wrote could not be read for %s: others take this one's leases", r.ttl)
+	}
+	if err := r.p.store.beat(ctx, id, time.Until(until)); err != nil {
 		return err
 	}
 	r.mu.Lock()
@@ -130,7 +146,7 @@ func (r *replicas) beat(ctx context.Context) error {
 	if r.id != id {
 		return nil // it came too late
 	}
-	left := r.ttl - time.Since(began)
+	left := time.Until(until)
 	if r.expiry == nil {
 		r.expiry = time.AfterFunc(left, r.standDown)
 	} else {
@@ -139,8 +155,8 @@ func (r *replicas) beat(ctx context.Context) error {
 	return nil
 }
 
-// standDown lets go of every lease: the database was not reached for so long
-// that others may have taken them. Under another name this gateway may take up
+// standDown lets go of every lease: the database was not written, or not read, for so
+// long that others may have taken them. Under another name this gateway may take up
 // what they have not.
 func (r *replicas) standDown() {
 	r.mu.Lock()
@@ -150,7 +166,7 @@ func (r *replicas) standDown() {
 	r.mu.Unlock()
 	running := r.p.allLeases()
 	if r.p.life.Err() == nil {
-		r.p.config.Log.Error("the database was not reached for too long: other gateways may run this one's leases now", "leases", len(running), "takeover", r.ttl)
+		r.p.config.Log.Error("the database was not written, or not read, for too long: other gateways may run this one's leases now", "leases", len(running), "takeover", r.ttl)
 	}
 	for _, l := range running {
 		l.lose()

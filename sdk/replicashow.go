@@ -3,6 +3,7 @@ package sdk
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/ethereum/go-ethereum/common"
 
@@ -23,6 +24,9 @@ type seen struct {
 // they took over, wishes to end one, and what they say of those that are shown
 // here.
 func (r *replicas) look(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, r.ttl/2)
+	defer cancel()
+	began := time.Now()
 	own, shown := r.p.allLeases(), r.shown()
 	var ids, channels []common.Hash
 	for _, l := range append(own, shown...) {
@@ -41,6 +45,7 @@ func (r *replicas) look(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	r.sees(began)
 	r.p.deps.accounts.learn(payers, owing)
 	states := make(map[common.Hash]channel.State, len(list))
 	for _, s := range list {

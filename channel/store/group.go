@@ -31,6 +31,7 @@ type op struct {
 	kept   channel.State      // after the change
 	run    func(*group) error // nil: it is a change
 	soon   bool               // it waits for the next one that does not
+	held   bool               // PostgreSQL: it was not run, because somebody else has its row locked
 	done   chan struct{}
 	err    error
 }
@@ -49,6 +50,8 @@ type group struct {
 	db       *shared
 	tx       *sqlx.Tx
 	conn     *sqlx.Conn             // SQLite: what tx is on
+	waits    bool                   // PostgreSQL: for rows that somebody else has locked
+	held     []*op                  // PostgreSQL: those that were not run, because their rows are
 	channels map[common.Hash]*entry // payee channels read or changed in it
 	dirty    []*entry               // those to be written
 	spare    []*entry
@@ -127,6 +130,10 @@ func (db *shared) unlessClosed(err error) error {
 func (db *shared) loop() {
 	defer close(db.idle)
 	g := &group{db: db, channels: make(map[common.Hash]*entry)}
+	commit := g.commit
+	if db.dialect == postgres {
+		commit = g.commitServer
+	}
 	waiting := make([]*op, 0, maxGroup)
 	for first := range db.queue {
 		waiting = db.company(append(waiting[:0], first))
@@ -136,7 +143,7 @@ func (db *shared) loop() {
 		for len(waiting) < maxGroup && len(db.queue) > 0 {
 			waiting = append(waiting, <-db.queue)
 		}
-		g.commit(waiting)
+		commit(waiting)
 	}
 }
 
@@ -174,6 +181,9 @@ func (g *group) commit(ops []*op) {
 			continue // another process was in the way: nothing was kept
 		}
 		if culprit < 0 {
+			if err == nil {
+				ops = g.served(ops)
+			}
 			answer(ops, err)
 			return
 		}

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"database/sql/driver"
 	"errors"
 	"fmt"
 	"maps"
@@ -27,11 +28,11 @@ const (
 const (
 	// driverName has sqlx number placeholders ($1) instead of writing them as ?.
 	driverName = "pgx"
-	// writers is how many connections one process writes through; three gateways
-	// together stay within a server's usual hundred.
-	writers = 8
-	// patience bounds a transaction on a server that does not answer: who waits
-	// for a voucher to count must hear that it did not.
+	// writers is how many connections one process writes through beside that of its
+	// groups; three gateways together stay within a server's usual hundred.
+	writers = 7
+	// patience bounds each query, and each transaction, on a server that does not
+	// answer: who waits for a voucher to count must hear that it did not.
 	patience = 30 * time.Second
 	// retries is how often a transaction that another one stood in the way of is
 	// run again.
@@ -62,10 +63,11 @@ func openPostgres(ctx context.Context, address string) (*DB, error) {
 		return nil, errors.New("store: the address names no database: postgres://user@host/database")
 	}
 	db := newShared(fmt.Sprintf("%s:%d/%s", config.Host, config.Port, config.Database), postgres)
-	db.writer = pool(config, writers, nil)
-	db.reader = pool(config, readers, map[string]string{"default_transaction_read_only": "on"})
+	db.writer = pool(config, writers, patience, nil)
+	db.grouper = pool(config, 1, patience, nil)
+	db.reader = pool(config, readers, patience, map[string]string{"default_transaction_read_only": "on"})
 	if err := db.checkServer(ctx); err != nil {
-		return nil, errors.Join(err, db.writer.Close(), db.reader.Close())
+		return nil, errors.Join(err, db.writer.Close(), db.grouper.Close(), db.reader.Close())
 	}
 	go db.loop()
 	return db, nil
@@ -78,16 +80,21 @@ var settings = map[string]string{
 	"synchronous_commit":                  "on", // an acknowledged voucher is on disk
 	"default_transaction_isolation":       "read committed",
 	"lock_timeout":                        "10s",
+	"statement_timeout":                   "30s", // patience: what nobody waits for holds no lock
 	"idle_in_transaction_session_timeout": "30s", // a process that hangs must not hold a channel
 	"tcp_keepalives_idle":                 "5",   // nor one whose machine is gone a lock
 	"tcp_keepalives_interval":             "2",
 	"tcp_keepalives_count":                "3",
+	"tcp_user_timeout":                    "15s",
 }
 
 // pool connects, and then sets what has to be in force: poolers refuse or drop
-// what a client asks for as it connects.
-func pool(config *pgx.ConnConfig, connections int, more map[string]string) *sqlx.DB {
+// what a client asks for as it connects. Of several servers in the address only one
+// that can be written is taken, also to read from: a standby is behind, and shows
+// less than was accepted, charged or ended.
+func pool(config *pgx.ConnConfig, connections int, wait time.Duration, more map[string]string) *sqlx.DB {
 	c := config.Copy()
+	c.ValidateConnect, c.Tracer = writable, deadline(wait)
 	if c.ConnectTimeout == 0 {
 		c.ConnectTimeout = 5 * time.Second
 	}
@@ -97,17 +104,64 @@ func pool(config *pgx.ConnConfig, connections int, more map[string]string) *sqlx
 			continue
 		}
 		delete(c.RuntimeParams, name)
-		if value != "" && value != "off" && value != "local" {
+		if value != "" && value != "off" && value != "local" && value != "0" { // 0 is a timeout that never comes
 			want[name] = value
 		}
 	}
 	maps.Copy(want, more)
 	db := sqlx.NewDb(stdlib.OpenDB(*c, stdlib.OptionAfterConnect(func(ctx context.Context, conn *pgx.Conn) error {
 		return configure(ctx, conn, want)
-	})), driverName)
+	}), stdlib.OptionShouldPing(ping), stdlib.OptionResetSession(usable)), driverName)
 	db.SetMaxOpenConns(connections)
 	db.SetMaxIdleConns(connections)
 	return db
+}
+
+// errReadOnly is a server that cannot be written, such as a standby.
+var errReadOnly = errors.New("cannot be written")
+
+// writable refuses a connection to a server that cannot be written.
+func writable(ctx context.Context, conn *pgconn.PgConn) error {
+	if err := pgconn.ValidateConnectTargetSessionAttrsReadWrite(ctx, conn); err != nil {
+		return fmt.Errorf("%w: %w", errReadOnly, err)
+	}
+	return nil
+}
+
+// ping asks a connection that was idle whether it lives, in place of the driver, which
+// would wait for ever: one that does not answer is closed.
+func ping(ctx context.Context, p stdlib.ShouldPingParams) bool {
+	if p.IdleDuration > time.Second {
+		ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+		defer cancel()
+		_ = p.Conn.Ping(ctx)
+	}
+	return false
+}
+
+// usable has another connection take the place of a closed one.
+func usable(_ context.Context, conn *pgx.Conn) error {
+	if conn.IsClosed() {
+		return driver.ErrBadConn
+	}
+	return nil
+}
+
+// deadline ends each query, with the reading of its rows, on a connection that is
+// dead and does not say so. The driver drops the connection then.
+type deadline time.Duration
+
+type cancelKey struct{}
+
+func (d deadline) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryStartData) context.Context {
+	ctx, cancel := context.WithTimeout(ctx, time.Duration(d))
+	return context.WithValue(ctx, cancelKey{}, cancel)
+}
+
+func (d deadline) TraceQueryEnd(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryEndData) {
+	if cancel, ok := ctx.Value(cancelKey{}).(context.CancelFunc); ok {
+		cancel()
+	}
 }
 
 // verified are the settings without which money is lost: they are read back.
@@ -139,18 +193,14 @@ func configure(ctx context.Context, conn *pgx.Conn, want map[string]string) erro
 func (db *shared) checkServer(ctx context.Context) error {
 	var s struct {
 		Fsync   string `db:"fsync"`
-		Standby bool   `db:"standby"`
 		Version int    `db:"version"`
 	}
-	err := db.writer.GetContext(ctx, &s, `SELECT current_setting('fsync') AS fsync, pg_is_in_recovery() AS standby,
-		current_setting('server_version_num')::int AS version`)
+	err := db.writer.GetContext(ctx, &s, `SELECT current_setting('fsync') AS fsync, current_setting('server_version_num')::int AS version`)
 	switch {
 	case err != nil:
 		return db.explain(err)
 	case s.Fsync != "on":
 		return fmt.Errorf("store %s: the server has fsync %s: a power cut would lose vouchers: set fsync = on", db.path, s.Fsync)
-	case s.Standby:
-		return fmt.Errorf("store %s: the server is a standby, which cannot be written: name the primary", db.path)
 	case s.Version < 120000:
 		return fmt.Errorf("store %s: the server is PostgreSQL %d, this needs 12 or newer", db.path, s.Version/10000)
 	}
@@ -211,6 +261,7 @@ var serverAdvice = map[string]string{
 	"53100": "the server's disk is full: free some space",
 	"53300": "the server has no connection left: raise max_connections",
 	"55P03": "another process holds a row locked: see pg_stat_activity",
+	"57014": "the server did not answer in time: see pg_stat_activity",
 	"57P01": "the server is shutting down: start it, nothing that was acknowledged is lost",
 	"57P03": "the server is starting: wait for it",
 	"XX001": "the server's data is damaged: stop, and restore it from a backup",
@@ -223,6 +274,9 @@ func (db *shared) explainServer(err error) error {
 			return fmt.Errorf("store %s: %s: %w", db.path, what, err)
 		}
 		return fmt.Errorf("store %s: %w", db.path, err)
+	}
+	if errors.Is(err, errReadOnly) {
+		return fmt.Errorf("store %s: no server of the address can be written, as a standby cannot: name the primary: %w", db.path, err)
 	}
 	var refused *pgconn.ConnectError
 	if errors.As(err, &refused) {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
@@ -17,10 +18,8 @@ import (
 )
 
 const (
-	// The order of the ids: groups of several processes that want the same channels
-	// wait for each other and do not deadlock.
 	payeeLockRows = `SELECT id, deposit, settled, accepted, spent, signature, status, close_requested_at, updated_at
-		FROM payee_channels WHERE id = ANY($1) ORDER BY id FOR UPDATE`
+		FROM payee_channels WHERE id = ANY($1) FOR UPDATE`
 	// The condition is the last guard, as in payeeUpdate.
 	payeeUpdateRows = `UPDATE payee_channels c SET deposit = n.deposit, settled = n.settled, accepted = n.accepted,
 	spent = n.spent, signature = n.signature, status = n.status, close_requested_at = n.close_requested_at, updated_at = n.updated_at
@@ -29,13 +28,75 @@ const (
 	WHERE c.id = n.id AND c.accepted <= n.accepted AND c.spent <= n.spent`
 )
 
+// maxLanes is how many channels whose rows are locked are waited for at a time: less
+// than there are connections to write through.
+const maxLanes = 4
+
+// commitServer answers all ops on a server. Those of channels whose rows somebody
+// else has locked wait for them apart: the others' vouchers count meanwhile.
+func (g *group) commitServer(ops []*op) {
+	g.commit(ops)
+	held := make(map[common.Hash][]*op)
+	for _, o := range g.held {
+		held[o.id] = append(held[o.id], o)
+	}
+	g.held = nil
+	for id, ops := range held {
+		g.db.await(id, ops)
+	}
+}
+
+// await runs ops of one channel when its row is free, after those that wait for it
+// already.
+func (db *shared) await(id common.Hash, ops []*op) {
+	db.lanes.Lock()
+	defer db.lanes.Unlock()
+	if before, waits := db.lanes.waiting[id]; waits {
+		db.lanes.waiting[id] = append(before, ops...)
+		return
+	}
+	db.lanes.waiting[id] = ops
+	db.lanes.wait.Go(func() {
+		db.lanes.slots <- struct{}{}
+		defer func() { <-db.lanes.slots }()
+		g := &group{db: db, waits: true, channels: make(map[common.Hash]*entry)}
+		for ops := db.next(id); len(ops) > 0; ops = db.next(id) {
+			g.commit(ops)
+		}
+	})
+}
+
+// next takes what waits for a channel; there is no lane for it any more if nothing
+// does.
+func (db *shared) next(id common.Hash) []*op {
+	db.lanes.Lock()
+	defer db.lanes.Unlock()
+	ops := db.lanes.waiting[id]
+	if db.lanes.waiting[id] = nil; len(ops) == 0 {
+		delete(db.lanes.waiting, id)
+	}
+	return ops
+}
+
+// lanes are the channels whose rows are waited for.
+type lanes struct {
+	sync.Mutex
+	waiting map[common.Hash][]*op
+	slots   chan struct{}
+	wait    sync.WaitGroup
+}
+
 // tryServer runs the group on a server, where it holds changes of channels only.
 // It speaks to the driver: database/sql and sqlx would make a dozen objects of
 // each row. With an error nothing is kept.
 func (g *group) tryServer(ops []*op) error {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	conn, err := g.db.writer.Conn(ctx)
+	pool := g.db.grouper
+	if g.waits {
+		pool = g.db.writer
+	}
+	conn, err := pool.Conn(ctx)
 	if err != nil {
 		return err
 	}
@@ -46,14 +107,27 @@ func (g *group) tryServer(ops []*op) error {
 				return err
 			}
 			for _, o := range ops {
-				g.serve(o)
+				if o.held = !g.waits && g.channels[o.id] == nil; !o.held {
+					g.serve(o)
+				}
 			}
 			return g.flushRows(ctx, tx)
 		})
 	})
 }
 
-// lockRows locks and reads the channels of a group. Their terms are known.
+// served keeps those that wait for their rows from being answered.
+func (g *group) served(ops []*op) []*op {
+	return slices.DeleteFunc(ops, func(o *op) bool {
+		if o.held {
+			g.held = append(g.held, o)
+		}
+		return o.held
+	})
+}
+
+// lockRows locks and reads the channels of a group, those that nobody else has
+// locked unless it waits. Their terms are known.
 func (g *group) lockRows(ctx context.Context, tx pgx.Tx, ops []*op) error {
 	terms := make(map[common.Hash]*channel.Terms, len(ops))
 	ids := make([][]byte, 0, len(ops))
@@ -63,8 +137,11 @@ func (g *group) lockRows(ctx context.Context, tx pgx.Tx, ops []*op) error {
 			ids = append(ids, o.id[:])
 		}
 	}
-	slices.SortFunc(ids, bytes.Compare)
-	rows, err := tx.Query(ctx, payeeLockRows, ids)
+	query := payeeLockRows + " SKIP LOCKED"
+	if g.waits { // for one
+		query = payeeLockRows
+	}
+	rows, err := tx.Query(ctx, query, ids)
 	if err != nil {
 		return err
 	}

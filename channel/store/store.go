@@ -31,6 +31,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/ethereum/go-ethereum/common"
 	"github.com/jmoiron/sqlx"
 	_ "github.com/mattn/go-sqlite3" // the database/sql driver
 
@@ -61,12 +62,15 @@ type shared struct {
 	dialect dialect
 	writer  *sqlx.DB // SQLite: one connection, used by the commit loop only
 	reader  *sqlx.DB
+	grouper *sqlx.DB // PostgreSQL: the connection of the commit loop, which nothing else can take
 	queue   chan *op
 	idle    chan struct{} // closed when the commit loop has ended
 	mu      sync.RWMutex  // guards closed, and queue against a send after close
 	closed  bool
 
 	readOnly bool // nothing is written, nor migrated
+
+	lanes lanes // PostgreSQL
 
 	lock io.Closer // nil: the file is not locked
 
@@ -188,7 +192,8 @@ func makeFile(path string) error {
 }
 
 func newShared(path string, d dialect) *DB {
-	return &DB{shared: &shared{path: path, dialect: d, queue: make(chan *op, maxGroup), idle: make(chan struct{})}}
+	return &DB{shared: &shared{path: path, dialect: d, queue: make(chan *op, maxGroup), idle: make(chan struct{}),
+		lanes: lanes{waiting: make(map[common.Hash][]*op), slots: make(chan struct{}, maxLanes)}}}
 }
 
 func connect(path, extra string, connections int) (*sqlx.DB, error) {
@@ -235,7 +240,11 @@ func (db *DB) Close() error {
 	close(db.queue)
 	db.mu.Unlock()
 	<-db.idle
+	db.lanes.wait.Wait()
 	err := errors.Join(db.reader.Close(), db.writer.Close())
+	if db.grouper != nil {
+		err = errors.Join(err, db.grouper.Close())
+	}
 	if db.lock != nil {
 		err = errors.Join(err, db.lock.Close())
 	}

@@ -174,6 +174,39 @@ func (s *Server) start(bin string) error {
 	return s.launch()
 }
 
+// Standby is a server for one test that follows this one and can only be read.
+func (s *Server) Standby(t testing.TB) *Server {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "gpupay-pg-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	standby := &Server{dir: dir, binary: s.binary}
+	t.Cleanup(func() {
+		if err := standby.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	if standby.identity, err = unprivileged(dir); err != nil {
+		t.Fatal(err)
+	}
+	backup := exec.Command(filepath.Join(filepath.Dir(s.binary), "pg_basebackup"), "-D", filepath.Join(dir, "data"),
+		"-h", s.dir, "-U", "gpupay", "-R", "-X", "stream", "-c", "fast", "--no-sync")
+	backup.SysProcAttr, backup.Dir = &syscall.SysProcAttr{Credential: standby.identity}, dir
+	if out, err := backup.CombinedOutput(); err != nil {
+		t.Fatalf("pgtest: pg_basebackup: %v\n%s", err, out)
+	}
+	if err := standby.launch(); err != nil {
+		t.Fatal(err)
+	}
+	return standby
+}
+
+// Before is an address of this server's with another server's named before it.
+func (s *Server) Before(other *Server, address string) string {
+	return strings.Replace(address, url.QueryEscape(s.dir), url.QueryEscape(other.dir+","+s.dir), 1)
+}
+
 func (s *Server) launch() error {
 	s.output.Reset()
 	cmd := exec.Command(s.binary, "-D", filepath.Join(s.dir, "data"), "-k", s.dir, "-c", "listen_addresses=", "-c", "max_connections=300")
