@@ -21,7 +21,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/badrpc"
-	"github.com/gpupay/gpupay/metering/sim"
+	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/sdk/chain"
 )
 
@@ -212,7 +212,7 @@ func (w *tale) tell() {
 // insist tries until the endpoint is well again; each error until then must be one clear line.
 func insist[T any](w *tale, what string, try func() (T, error)) T {
 	w.Helper()
-	limit := time.Now().Add(40 * time.Second)
+	limit := time.Now().Add(2 * time.Minute)
 	for {
 		v, err := try()
 		if err == nil {
@@ -232,7 +232,7 @@ func (w *tale) startProvider() (func(), error) {
 	p, err := NewProvider(w.Context(), ProviderConfig{
 		RPC: w.provider.URL, Escrow: w.m.Escrow, Token: w.m.Token, Key: w.payee,
 		Database: filepath.Join(w.TempDir(), "provider.db"), PricePerGPUHour: "3.60", MinDeposit: "0.003",
-		Source: sim.New(1, sim.Options{}), Credit: 2 * time.Second,
+		Source: testclock.GPUs(1), Clock: testclock.Process(), Credit: 2 * time.Second,
 		Tick: 50 * time.Millisecond, RecordEvery: 100 * time.Millisecond, MaxGap: time.Second, Poll: 50 * time.Millisecond,
 		ClockTolerance: time.Hour, Log: slog.New(slog.NewTextHandler(w.log, nil)),
 	})

@@ -9,6 +9,7 @@ import (
 
 	"github.com/holiman/uint256"
 
+	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
 )
@@ -18,7 +19,7 @@ import (
 // with the chain. A lease that is left out, a claim of more than was metered, another
 // claim than the chain's and another authorizer are found.
 func TestX402Bundle(t *testing.T) {
-	r, b := meteredRig(t, MeteredRoute{MaxTime: 30 * time.Second}, func(http.ResponseWriter, *http.Request) { time.Sleep(7 * time.Millisecond) },
+	r, b := meteredRig(t, MeteredRoute{MaxTime: 30 * time.Second}, func(http.ResponseWriter, *http.Request) { testclock.Sleep(7 * time.Millisecond) },
 		func(c *ProviderConfig) {
 			c.PricePerGPUHour = "0.20"
 			c.X402.Slack, c.X402.Window = time.Second, 300*time.Millisecond

@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sim"
 )
@@ -14,12 +15,12 @@ import (
 type jumping struct{ boot, mono, wall atomic.Int64 }
 
 func (j *jumping) Now() metering.Instant {
-	now := metering.System.Now()
+	now := testclock.Process().Now()
 	return metering.Instant{Boot: now.Boot + j.boot.Load(), Mono: now.Mono + j.mono.Load(), Wall: now.Wall + j.wall.Load()}
 }
 
-func (j *jumping) After(d time.Duration) <-chan time.Time { return metering.System.After(d) }
-func (j *jumping) BootID() string                         { return metering.System.BootID() }
+func (j *jumping) After(d time.Duration) <-chan time.Time { return testclock.Process().After(d) }
+func (j *jumping) BootID() string                         { return testclock.Process().BootID() }
 
 // TestClockThatJumps: whatever a host's clocks do, the renter pays for no more
 // than the time that passed, and nobody is taken for a liar.

@@ -90,6 +90,7 @@ func TestColumnsOfANewerProgram(t *testing.T) {
 		b := r.buyer("/tick")
 		b.open(20_000)
 		widen(t, r.provider.db)
+		b.idle()
 		p := b.payment(b.next())
 		b.take(b.keyed(p, "the same again"))
 		if resp := b.keyed(p, "the same again"); resp.StatusCode != http.StatusOK { // is read from the notes

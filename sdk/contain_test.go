@@ -11,8 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
-	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/sdk/settle"
 )
 
@@ -74,7 +74,7 @@ func (p panickySource) Read(ctx context.Context, uuid string) (metering.Reading,
 // TestOperatorsCodePanics: a panic in the operator's allocator, source or OnSettled is logged with where it came from,
 // costs the lease that it was about, and no other.
 func TestOperatorsCodePanics(t *testing.T) {
-	p := &panicky{HostAllocator: hostGPUs(t, 2), Source: sim.New(2, sim.Options{}), bad: map[string]bool{}}
+	p := &panicky{HostAllocator: hostGPUs(t, 2), Source: testclock.GPUs(2), bad: map[string]bool{}}
 	var told atomic.Int64
 	var said bytes.Buffer
 	var saying sync.Mutex

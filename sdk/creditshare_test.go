@@ -6,7 +6,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/gpupay/gpupay/metering/sim"
+	"github.com/gpupay/gpupay/internal/testclock"
 )
 
 // southern is a second node, of the same metering key.
@@ -16,7 +16,7 @@ func (o *outpost) southern() *outpost {
 	s.stop()
 	s.config.MeterKey = o.config.MeterKey
 	s.config.Database = filepath.Join(o.TempDir(), "south.db")
-	s.config.Source, s.config.Allocator = sim.New(4, sim.Options{}), &HostAllocator{Devices: []string{"SIM-GPU-2", "SIM-GPU-3"}}
+	s.config.Source, s.config.Allocator = testclock.GPUs(4), &HostAllocator{Devices: []string{"SIM-GPU-2", "SIM-GPU-3"}}
 	s.start()
 	return s
 }
@@ -51,14 +51,14 @@ func TestLeasesOnNodesShareTheCredit(t *testing.T) {
 	south := north.southern()
 	r := newRig(t, north.link, func(c *ProviderConfig) {
 		c.Nodes = append(c.Nodes, NodeLink{Name: "south", URL: south.server.URL})
-		c.Credit = 8 * time.Second
+		c.Credit = 20 * time.Second // not used up before all four have begun
 	})
-	const most = 8000 + 4*250 // the credit, and a reading that comes late of each GPU; with a credit each it would be 16,000
+	const most = 20_000 + 4*250 // the credit, and a reading that comes late of each GPU; with a credit each it would be 40,000
 	var leases []*tab
 	hold := func() {
 		t.Helper()
 		if sum := unpaid(leases, north, south); sum > most {
-			t.Fatalf("%d is unpaid of a credit of 8000", sum)
+			t.Fatalf("%d is unpaid of a credit of 20,000", sum)
 		}
 	}
 	leases = append(leases, r.open(1, 100_000, ""))
@@ -68,7 +68,7 @@ func TestLeasesOnNodesShareTheCredit(t *testing.T) {
 		hold()
 	}
 	for _, lease := range leases {
-		for end := time.Now().Add(20 * time.Second); r.provider.Service(lease.terms.ID()) != string(leaseSuspended); time.Sleep(50 * time.Millisecond) {
+		for end := time.Now().Add(time.Minute); r.provider.Service(lease.terms.ID()) != string(leaseSuspended); time.Sleep(50 * time.Millisecond) {
 			if hold(); time.Now().After(end) {
 				t.Fatal("it is not suspended")
 			}
@@ -98,7 +98,7 @@ func TestLeasesOnNodesShareTheCredit(t *testing.T) {
 	one.pay(one.spent())
 	waitFor(t, func() bool {
 		share := r.provider.running(one.terms.ID()).share.Load()
-		return share.Uint64() == 8000
+		return share.Uint64() == 20_000
 	})
 }
 
@@ -109,7 +109,6 @@ func TestCreditThatANodeHolds(t *testing.T) {
 	south := north.southern()
 	r := newRig(t, quiet, north.link, func(c *ProviderConfig) {
 		c.Nodes = append(c.Nodes, NodeLink{Name: "south", URL: south.server.URL})
-		c.CallTimeout = time.Second
 	})
 	first := r.open(1, 100_000, "?gpus=2")
 	first.record()

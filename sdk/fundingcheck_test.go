@@ -9,7 +9,7 @@ import (
 
 	"github.com/holiman/uint256"
 
-	"github.com/gpupay/gpupay/metering/sim"
+	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/sdk/wire"
 	"github.com/gpupay/gpupay/sdk/wire/x402"
 )
@@ -58,7 +58,7 @@ func TestNothingMovesForAnX402RequestThatIsRefused(t *testing.T) {
 // TestNothingMovesWhereNobodySaysWhatIsFree: an allocator that does not count
 // still has no more GPUs than its source.
 func TestNothingMovesWhereNobodySaysWhatIsFree(t *testing.T) {
-	source := sim.New(2, sim.Options{})
+	source := testclock.GPUs(2)
 	host, err := NewHostAllocator(context.Background(), source)
 	if err != nil {
 		t.Fatal(err)

@@ -19,7 +19,7 @@ func TestOneDepositForTheLastGPU(t *testing.T) {
 		"ticks": {"/tick?gpus=2", "/tick"}, "a tick and a stream": {"/tick", "/lease?gpus=2"}, "streams": {"/lease?gpus=2", "/lease"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := newPayRig(t, func(c *ProviderConfig) { c.OpenTimeout = 5 * time.Second })
+			r := newPayRig(t)
 			a, b := r.buyer(c.first), r.buyer(c.second)
 			mine, theirs := a.depositing(a.next(), 20_000), b.depositing(b.next(), 20_000)
 			r.chain.Automine(t, false)
@@ -46,7 +46,7 @@ func TestOneDepositForTheLastGPU(t *testing.T) {
 func TestGatewaysShareTheReservations(t *testing.T) {
 	database := pgtest.URL(t)
 	change := func(c *ProviderConfig) {
-		c.Database, c.Takeover = database, 10*time.Second
+		c.Database, c.Takeover = database, 20*time.Second
 		c.HighWater = filepath.Join(t.TempDir(), "signed")
 	}
 	one := newPayRig(t, change)
@@ -91,13 +91,18 @@ func TestReservationEndsWithItsDeposit(t *testing.T) {
 		t.Fatal("served without a deposit")
 	}
 	r.chain.Automine(t, true)
-	b.take(b.pay(theirs))
+	var resp *http.Response
+	eventually(t, "the other is served", func() bool { // once its own deposit comes in time
+		resp = b.pay(theirs)
+		return resp.StatusCode != http.StatusServiceUnavailable
+	})
+	b.take(resp)
 }
 
 // underWay waits until a buyer's deposit is in the outbox.
 func (r *payRig) underWay(b *buyer) {
 	r.Helper()
-	for end := time.Now().Add(10 * time.Second); len(r.transactions(b)) == 0; time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); len(r.transactions(b)) == 0; time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
 			r.Fatal("no deposit was sent")
 		}

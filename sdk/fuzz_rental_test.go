@@ -16,7 +16,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/devchain"
-	"github.com/gpupay/gpupay/metering/sim"
+	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -133,7 +133,7 @@ func fuzzRental(f *testing.F) (*Rental, []byte) {
 		f.Fatal(err)
 	}
 	p, err := NewProvider(f.Context(), ProviderConfig{
-		Backend: net.Backend, Escrow: net.Escrow, Token: net.Token, Key: channel.NewKey(net.Keys[0]), Source: sim.New(1, sim.Options{}),
+		Backend: net.Backend, Escrow: net.Escrow, Token: net.Token, Key: channel.NewKey(net.Keys[0]), Source: testclock.GPUs(1), Clock: testclock.Process(),
 		Database: filepath.Join(f.TempDir(), "provider.db"), PricePerGPUHour: hour, MinDeposit: "0.01", ClockTolerance: 24 * time.Hour,
 		Tick: 50 * time.Millisecond, RecordEvery: 100 * time.Millisecond, Poll: 20 * time.Millisecond, Log: slog.New(slog.DiscardHandler),
 	})

@@ -18,8 +18,8 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/devchain"
+	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
-	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -91,7 +91,7 @@ func fuzzProvider(f *testing.F) (*Provider, *channel.Key, channel.Terms) {
 	}
 	f.Cleanup(func() { net.Close() })
 	p, err := NewProvider(f.Context(), ProviderConfig{
-		RPC: net.URL, Escrow: net.Escrow, Token: net.Token, Key: channel.NewKey(net.Keys[0]), Source: sim.New(1, sim.Options{}),
+		RPC: net.URL, Escrow: net.Escrow, Token: net.Token, Key: channel.NewKey(net.Keys[0]), Source: testclock.GPUs(1), Clock: testclock.Process(),
 		Database: filepath.Join(f.TempDir(), "provider.db"), PricePerGPUHour: hour, ClockTolerance: 24 * time.Hour,
 		OpenTimeout: 10 * time.Millisecond, Poll: 5 * time.Millisecond, Log: slog.New(slog.DiscardHandler),
 	})

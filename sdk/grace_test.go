@@ -7,7 +7,7 @@ import (
 	"time"
 
 	"github.com/gpupay/gpupay/channel"
-	"github.com/gpupay/gpupay/metering/sim"
+	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/settle"
 )
@@ -20,7 +20,7 @@ func TestGraceFloor(t *testing.T) {
 		t.Helper()
 		config := ProviderConfig{
 			Backend: m.Backend, Escrow: m.Escrow, Token: m.Token, Key: channel.NewKey(m.payee), ClockTolerance: 24 * time.Hour,
-			Database: filepath.Join(t.TempDir(), "provider.db"), PricePerGPUHour: "3.60", MinDeposit: "0.01", Source: sim.New(1, sim.Options{}),
+			Database: filepath.Join(t.TempDir(), "provider.db"), PricePerGPUHour: "3.60", MinDeposit: "0.01", Source: testclock.GPUs(1), Clock: testclock.Process(),
 		}
 		change(&config)
 		_, _, err := config.withDefaults().connect(t.Context())

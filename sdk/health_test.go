@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sim"
 )
@@ -77,21 +78,21 @@ func TestMixedGPUsAreRefused(t *testing.T) {
 		"a slice":         func(d *metering.Device) { d.MIG = true },
 		"half the memory": func(d *metering.Device) { d.MemoryBytes /= 2 },
 	} {
-		all, err := mixed{sim.New(2, sim.Options{}), change}.Devices(t.Context())
+		all, err := mixed{testclock.GPUs(2), change}.Devices(t.Context())
 		if err = errors.Join(err, ofOneKind(all)); err == nil || !strings.Contains(err.Error(), "of one kind") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
 	r := newRig(t)
 	config := r.config
-	config.Database, config.Source = t.TempDir()+"/other.db", mixed{sim.New(2, sim.Options{}), func(d *metering.Device) { d.MIG = true }}
+	config.Database, config.Source = t.TempDir()+"/other.db", mixed{testclock.GPUs(2), func(d *metering.Device) { d.MIG = true }}
 	if p, err := NewProvider(t.Context(), config); err == nil {
 		p.Close()
 		t.Error("a provider of a GPU and a slice started")
 	} else if !strings.Contains(err.Error(), "of one kind") {
 		t.Error(err)
 	}
-	config.Source, config.MaxGap = sim.New(2, sim.Options{}), config.Tick*3/2
+	config.Source, config.MaxGap = testclock.GPUs(2), config.Tick*3/2
 	if p, err := NewProvider(t.Context(), config); err == nil || !strings.Contains(err.Error(), "MaxGap") {
 		t.Errorf("a gap of one and a half ticks: %v %v", p, err)
 	}

@@ -12,12 +12,12 @@ import (
 
 	"github.com/ethereum/go-ethereum/common"
 
-	"github.com/gpupay/gpupay/metering/sim"
+	"github.com/gpupay/gpupay/internal/testclock"
 )
 
 func hostGPUs(t *testing.T, n int) *HostAllocator {
 	t.Helper()
-	h, err := NewHostAllocator(t.Context(), sim.New(n, sim.Options{}))
+	h, err := NewHostAllocator(t.Context(), testclock.GPUs(n))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -20,6 +20,7 @@ import (
 	"github.com/ethereum/go-ethereum/crypto"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/limit"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -74,7 +75,7 @@ func TestFloodOfChallengesFromOneAddress(t *testing.T) {
 	lease := r.open(1, 500_000, "")
 	const flooder = "203.0.113.9"
 	voucher := lease.credential(wire.ActionVoucher, 1000)
-	answers := map[int]int{}
+	answers, began := map[int]int{}, time.Now()
 	for range 5000 {
 		resp := r.ask(flooder, nil)
 		answers[resp.StatusCode]++
@@ -83,7 +84,8 @@ func TestFloodOfChallengesFromOneAddress(t *testing.T) {
 		}
 	}
 	t.Logf("5000 requests of one address: %v", answers)
-	if answers[402] < 100 || answers[402] > 1000 || answers[402]+answers[429] != 5000 {
+	most := 101 + int(10*time.Since(began).Seconds()) // the burst, and ten a second
+	if answers[402] < 100 || answers[402] > most || answers[402]+answers[429] != 5000 {
 		t.Errorf("answers: %v", answers)
 	}
 	if err := problemIn(wire.PaymentRequired, r.ask("203.0.113.10", nil)); err != nil {
@@ -166,11 +168,17 @@ func TestFloodOfOpensFromManyAddresses(t *testing.T) {
 	for n := range creds {
 		creds[n] = r.unmined(challenge, private, n)
 	}
+	lease := &tab{rig: r, key: r.payer, terms: r.terms(r.payer.Address(), 1)}
+	own := r.openCredential(r.payer, lease.terms, 100_000, 0)
 	before := heap()
 	began := time.Now()
 	done := make(chan map[int]int, 1)
 	go func() { done <- r.flood(creds, address) }()
-	lease := r.open(1, 100_000, "") // gasless, in the middle of it
+	resp := r.do("GET", "", own) // gasless, in the middle of it
+	for ; resp.StatusCode == http.StatusServiceUnavailable && time.Since(began) < 2*time.Minute; resp = r.do("GET", "", own) {
+		time.Sleep(10 * time.Millisecond) // where blocks are slow, or there was no room
+	}
+	lease.attach(resp)
 	opened := time.Since(began)
 	answers := <-done
 	t.Logf("%d opens at once: %v in %s; a renter's own took %s; heap grew by %d KB", opens, answers, time.Since(began).Round(time.Millisecond), opened.Round(time.Millisecond), (heap()-before)>>10)
@@ -198,7 +206,9 @@ func TestFloodOfOpensFromManyAddresses(t *testing.T) {
 }
 
 func TestFloodOfOpensFromOneAddress(t *testing.T) {
-	r := newRig(t, behindProxy, func(c *ProviderConfig) { c.OpenTimeout = 5 * time.Second })
+	r := newRig(t, behindProxy, func(c *ProviderConfig) {
+		c.OpenTimeout, c.Limits.Deposits = 5*time.Second, limit.Rate{PerSecond: 0.01, Burst: 20}
+	})
 	private, err := crypto.GenerateKey()
 	if err != nil {
 		t.Fatal(err)

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -175,7 +176,7 @@ func (l *losing) Read(ctx context.Context, uuid string) (metering.Reading, error
 // A device that is lost stops the bill, and the lease of nothing else is suspended
 // until it is back.
 func TestLostDeviceIsNotBilled(t *testing.T) {
-	source := &losing{Source: sim.New(1, sim.Options{})}
+	source := &losing{Source: testclock.GPUs(1)}
 	r := newRig(t, func(c *ProviderConfig) { c.Source = source; c.Credit = time.Hour })
 	lease := r.open(1, 500_000, "")
 	for lease.record().Nanos == 0 {

@@ -16,8 +16,8 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
-	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -26,7 +26,7 @@ import (
 func FuzzNode(f *testing.F) {
 	key := fixedKey(f)
 	n, err := NewNode(f.Context(), NodeConfig{Name: "n", Identity: testNode("n"), MeterKey: key, Database: filepath.Join(f.TempDir(), "spool.db"),
-		Source: sim.New(1, sim.Options{}), Log: slog.New(slog.DiscardHandler)})
+		Source: testclock.GPUs(1), Clock: testclock.Process(), Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		f.Fatal(err)
 	}

@@ -13,8 +13,8 @@ import (
 	"github.com/ethereum/go-ethereum/crypto"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
-	"github.com/gpupay/gpupay/metering/sim"
 )
 
 // nodeCredit is the most that a lease of the tests may owe beyond what is
@@ -72,7 +72,7 @@ func newNamedOutpost(t *testing.T, name string) *outpost {
 		t.Fatal(err)
 	}
 	o := &outpost{T: t, config: NodeConfig{
-		Name: name, Identity: testNode(name), MeterKey: channel.NewKey(private), Source: sim.New(2, sim.Options{}),
+		Name: name, Identity: testNode(name), MeterKey: channel.NewKey(private), Source: testclock.GPUs(2), Clock: testclock.Process(),
 		Database: filepath.Join(t.TempDir(), "spool.db"), SuspendTimeout: time.Minute,
 		Log: slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelWarn})),
 	}}
@@ -143,7 +143,6 @@ func (o *outpost) set(cut bool, lie func(string, []byte) []byte) {
 func (o *outpost) link(c *ProviderConfig) {
 	c.Source, c.Meter = nil, o.config.MeterKey.Address()
 	c.Nodes, c.NodeIdentity = []NodeLink{{Name: "north", URL: o.server.URL}}, testGateway()
-	c.CallTimeout = 3 * time.Second
 }
 
 // spooled is a lease as the node's disk has it.

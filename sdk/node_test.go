@@ -15,8 +15,8 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/pgtest"
+	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
-	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/sdk/internal/database"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -103,9 +103,9 @@ func TestNodeGoesOnFromItsSpool(t *testing.T) {
 	id := lease.lease.LeaseID
 	lease.record()
 	o.stop()
-	stopped := time.Now()
-	time.Sleep(2 * time.Second) // as long as the whole credit
-	gap := time.Since(stopped)
+	stopped := testclock.Stopwatch()
+	testclock.Sleep(2 * time.Second) // as long as the whole credit
+	gap := stopped()
 	o.start()
 	_, before := o.spooled(id)
 	billed := before[len(before)-1].Nanos
@@ -178,7 +178,7 @@ func TestReleaseWithoutTheNode(t *testing.T) {
 	if s, err := r.provider.payee.State(t.Context(), lease.terms.ID()); err != nil || s.Spent != last.Owed || s.Status != channel.Finalized {
 		t.Errorf("the channel is %s and charged %s, the last record that came says %s (%v)", s.Status, s.Spent.Dec(), last.Owed.Dec(), err)
 	}
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
 		if rows, err := o.node.spool.open(t.Context()); err == nil && len(rows) == 0 {
 			break
 		}
@@ -250,7 +250,7 @@ func TestAnyGatewayTakesOverALeaseAtANode(t *testing.T) {
 	o := newOutpost(t)
 	address := pgtest.URL(t)
 	change := []func(*ProviderConfig){o.link, func(c *ProviderConfig) {
-		c.Database, c.Takeover, c.Log = address, 2*time.Second, slog.New(slog.DiscardHandler)
+		c.Database, c.Takeover, c.Log = address, 20*time.Second, slog.New(slog.DiscardHandler)
 	}}
 	a := newRig(t, change...)
 	b := rigOn(t, a.chain, func(*rig) *channel.Key { return a.payer }, change...)
@@ -335,7 +335,7 @@ func TestSpoolForgets(t *testing.T) {
 // TestNodeConfig: what cannot work is refused at the start, with a line that says
 // why.
 func TestNodeConfig(t *testing.T) {
-	good := NodeConfig{Name: "n", Identity: testNode("n"), MeterKey: testKey(t), Database: filepath.Join(t.TempDir(), "spool.db"), Source: sim.New(1, sim.Options{})}
+	good := NodeConfig{Name: "n", Identity: testNode("n"), MeterKey: testKey(t), Database: filepath.Join(t.TempDir(), "spool.db"), Source: testclock.GPUs(1), Clock: testclock.Process()}
 	for want, change := range map[string]func(*NodeConfig){
 		"no name":     func(c *NodeConfig) { c.Name = "" },
 		"a-z":         func(c *NodeConfig) { c.Name = "North" },
@@ -363,7 +363,7 @@ func TestNodeConfig(t *testing.T) {
 		"NodeIdentity":        func(c *ProviderConfig) { c.NodeIdentity = testNode("n") },
 		"Meter is empty":      func(c *ProviderConfig) { c.Meter = common.Address{} },
 		"leave Nodes empty":   func(c *ProviderConfig) { c.X402 = &X402Config{} },
-		"leave Source":        func(c *ProviderConfig) { c.Source = sim.New(1, sim.Options{}) },
+		"leave Source":        func(c *ProviderConfig) { c.Source = testclock.GPUs(1) },
 		"Source is nil: give": func(c *ProviderConfig) { c.Nodes = nil },
 	} {
 		config := ProviderConfig{RPC: "http://127.0.0.1:1", Escrow: common.Address{1}, Token: common.Address{2}, Key: testKey(t),

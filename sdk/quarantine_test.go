@@ -8,6 +8,7 @@ import (
 
 	"github.com/ethereum/go-ethereum/common"
 
+	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sim"
 )
@@ -15,7 +16,7 @@ import (
 // TestSickGPUIsNotHandedOut: of two GPUs the first is lost: the second is let, and
 // the first when it is back.
 func TestSickGPUIsNotHandedOut(t *testing.T) {
-	host := &sickHost{Source: sim.New(2, sim.Options{})}
+	host := &sickHost{Source: testclock.GPUs(2)}
 	h, err := NewHostAllocator(t.Context(), host)
 	if err != nil {
 		t.Fatal(err)
@@ -50,7 +51,7 @@ func TestSickGPUIsNotHandedOut(t *testing.T) {
 // TestHungListingHoldsNobodyUp: whoever asks what is free while a listing hangs hears
 // what was known.
 func TestHungListingHoldsNobodyUp(t *testing.T) {
-	slow := &slowList{Source: sim.New(2, sim.Options{}), wait: make(chan struct{})}
+	slow := &slowList{Source: testclock.GPUs(2), wait: make(chan struct{})}
 	q := quarantine{source: slow}
 	devices := []string{sim.UUID(0), sim.UUID(1)}
 	slow.free()

@@ -5,6 +5,7 @@ package sdk
 import (
 	"context"
 	"encoding/hex"
+	"io"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -37,7 +38,7 @@ func TestStoppedRenterProcess(t *testing.T) {
 	r, err := NewRenter(t.Context(), RenterConfig{
 		RPC: os.Getenv(stoppedRenter + "_RPC"), Token: common.HexToAddress(os.Getenv(stoppedRenter + "_TOKEN")), Key: channel.NewKey(key),
 		Database: os.Getenv(stoppedRenter + "_DB"), Caps: Caps{PricePerGPUHour: "4.00", PerLease: "10", PerDay: "20", PerPayee: Unlimited},
-		Patience: time.Second, Poll: 50 * time.Millisecond, Log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
+		Patience: 4 * time.Second, Poll: 50 * time.Millisecond, Log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -47,8 +48,8 @@ func TestStoppedRenterProcess(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Second)
-	defer cancel()
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() { defer cancel(); _, _ = io.Copy(io.Discard, os.Stdin) }() // until the other test has seen enough
 	if err := l.Run(ctx); ctx.Err() == nil {
 		t.Fatalf("Run: %v", err)
 	}
@@ -64,7 +65,11 @@ func TestRenterThatWasStopped(t *testing.T) {
 	child.Env = append(os.Environ(), stoppedRenter+"="+server.URL, stoppedRenter+"_DB="+db, stoppedRenter+"_RPC="+m.URL,
 		stoppedRenter+"_TOKEN="+m.Token.Hex(), stoppedRenter+"_KEY="+hex.EncodeToString(crypto.FromECDSA(m.payer)))
 	child.Stderr = os.Stderr
-	if err := child.Start(); err != nil {
+	enough, err := child.StdinPipe()
+	if err == nil {
+		err = child.Start()
+	}
+	if err != nil {
 		t.Fatal(err)
 	}
 	records := func() (sequence uint64) {
@@ -78,12 +83,13 @@ func TestRenterThatWasStopped(t *testing.T) {
 	if err := child.Process.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(3 * time.Second)
+	time.Sleep(6 * time.Second)
 	before := records()
 	if err := child.Process.Signal(syscall.SIGCONT); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "records after the stop", func() bool { return records() > before+10 })
+	enough.Close()
 	if err := child.Wait(); err != nil {
 		t.Errorf("the renter: %v", err)
 	}

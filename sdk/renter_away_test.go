@@ -9,8 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
-	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -147,7 +147,7 @@ func TestAbsenceIsNoBank(t *testing.T) {
 func TestHonestWhileAway(t *testing.T) {
 	m := newMarket(t)
 	server := m.provider(t, func(c *ProviderConfig) {
-		c.Credit, c.MaxGap, c.Source = time.Second, 200*time.Millisecond, sim.New(2, sim.Options{})
+		c.Credit, c.MaxGap, c.Source = time.Second, 200*time.Millisecond, testclock.GPUs(2)
 	})
 	r := openRenter(t, m.renterConfig(t, m.payer))
 	l, err := r.Rent(t.Context(), server.URL, RentOptions{GPUs: 2, Deposit: "1", PayEvery: 50 * time.Millisecond, Prepay: 200 * time.Millisecond})

@@ -15,7 +15,7 @@ import (
 	"github.com/ethereum/go-ethereum/crypto"
 
 	"github.com/gpupay/gpupay/channel"
-	"github.com/gpupay/gpupay/metering/sim"
+	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -117,7 +117,7 @@ func (m *mortal) Read(p []byte) (int, error) {
 // up to the base unit.
 func TestCrashAnywhere(t *testing.T) {
 	m := newMarket(t)
-	server := m.provider(t, func(c *ProviderConfig) { c.MinDeposit, c.Source = "0.002", sim.New(16, sim.Options{}) })
+	server := m.provider(t, func(c *ProviderConfig) { c.MinDeposit, c.Source = "0.002", testclock.GPUs(16) })
 	for _, test := range []struct {
 		name string
 		key  func() *ecdsa.PrivateKey

@@ -11,7 +11,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/badrpc"
-	"github.com/gpupay/gpupay/metering/sim"
+	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/sdk/chain"
 )
 
@@ -95,7 +95,7 @@ func TestProviderWithoutHistory(t *testing.T) {
 	})
 	_, err := NewProvider(t.Context(), ProviderConfig{
 		RPC: bad.URL, Escrow: m.Escrow, Token: m.Token, Key: channel.NewKey(m.payee), Database: filepath.Join(t.TempDir(), "provider.db"),
-		PricePerGPUHour: "3.60", Source: sim.New(1, sim.Options{}), Confirmations: 12, Log: slog.New(slog.DiscardHandler),
+		PricePerGPUHour: "3.60", Source: testclock.GPUs(1), Clock: testclock.Process(), Confirmations: 12, Log: slog.New(slog.DiscardHandler),
 	})
 	if !errors.Is(err, chain.ErrHistory) || strings.Contains(err.Error(), "\n") {
 		t.Errorf("want one line about the history, got %v", err)

@@ -17,7 +17,7 @@ import (
 	"github.com/ethereum/go-ethereum/core/types"
 
 	"github.com/gpupay/gpupay/channel"
-	"github.com/gpupay/gpupay/metering/sim"
+	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -26,7 +26,7 @@ import (
 // money moves, by either way to fund, and nothing keeps the renter's database.
 func TestNoRoomNoDeposit(t *testing.T) {
 	m := newMarket(t)
-	server := m.provider(t, func(c *ProviderConfig) { c.Source = sim.New(1, sim.Options{}) })
+	server := m.provider(t, func(c *ProviderConfig) { c.Source = testclock.GPUs(1) })
 	first := openRenter(t, m.renterConfig(t, m.payer))
 	l, err := first.Rent(t.Context(), server.URL, RentOptions{Deposit: "1"})
 	if err != nil {

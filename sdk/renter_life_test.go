@@ -17,6 +17,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/channel/store"
+	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -58,19 +59,19 @@ func TestSuspended(t *testing.T) {
 	m := newMarket(t)
 	server := m.provider(t, func(c *ProviderConfig) { c.Credit = time.Second })
 	r := openRenter(t, m.renterConfig(t, m.payer))
-	began := time.Now()
+	passed := testclock.Stopwatch()
 	l, err := r.Rent(t.Context(), server.URL, RentOptions{Deposit: "1", PayEvery: 100 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(2 * time.Second) // twice the credit, and nobody pays
+	testclock.Sleep(2 * time.Second) // twice the credit, and nobody pays
 	done := background(t.Context(), l)
 	eventually(t, "the lease to go on", func() bool {
 		s := l.Snapshot()
 		return s.Service == "active" && s.Owed.Uint64() > 1300
 	})
-	if s := l.Snapshot(); time.Since(began)-time.Duration(s.Nanos) < 700*time.Millisecond {
-		t.Errorf("%s of %s are billed: it was not suspended", time.Duration(s.Nanos), time.Since(began))
+	if s, d := l.Snapshot(), passed(); d-time.Duration(s.Nanos) < 700*time.Millisecond {
+		t.Errorf("%s of %s are billed: it was not suspended", time.Duration(s.Nanos), d)
 	}
 	if _, err := l.Close(t.Context()); err != nil {
 		t.Fatal(err)

@@ -11,7 +11,7 @@ import (
 	"time"
 
 	"github.com/gpupay/gpupay/channel"
-	"github.com/gpupay/gpupay/metering/sim"
+	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -107,7 +107,7 @@ func restartable(t *testing.T, m *market) (server *httptest.Server, restart func
 	config := ProviderConfig{
 		Backend: m.Backend, Escrow: m.Escrow, Token: m.Token, Key: channel.NewKey(m.payee),
 		Database: filepath.Join(t.TempDir(), "provider.db"), PricePerGPUHour: "3.60", MinDeposit: "0.01",
-		Source: sim.New(1, sim.Options{}), Credit: 2 * time.Second,
+		Source: testclock.GPUs(1), Clock: testclock.Process(), Credit: 2 * time.Second,
 		Tick: 50 * time.Millisecond, RecordEvery: 100 * time.Millisecond, MaxGap: time.Second, Poll: 50 * time.Millisecond,
 		Log: slog.New(slog.DiscardHandler),
 	}

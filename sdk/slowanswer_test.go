@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/big"
 	"net/http"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -67,27 +68,27 @@ func testSlowAnswer(t *testing.T, answer int64, want channel.Status, end func(*t
 		ChannelID: lease.terms.ID(), AdditionalDeposit: &amount, Salt: &salt, Hash: &hash}}
 
 	slow.countdown.Store(answer)
-	topped, ended := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(topped)
-		lease.do("POST", "", stranger)
-	}()
+	var late sync.WaitGroup
+	late.Go(func() { lease.do("POST", "", stranger) })
 	<-slow.held
-	go func() {
-		defer close(ended)
-		end(lease)
-	}()
+	late.Go(func() { end(lease) })
 	time.AfterFunc(time.Second, func() { close(slow.release) })
+	over := make(chan struct{})
+	go func() { defer close(over); late.Wait() }()
 	var last channel.Status
-	for until := time.Now().Add(3 * time.Second); time.Now().Before(until); time.Sleep(2 * time.Millisecond) {
+	for done, until := false, time.Now().Add(time.Minute); (!done || last != want) && time.Now().Before(until); time.Sleep(2 * time.Millisecond) {
+		select {
+		case <-over:
+			done = true
+		default:
+		}
 		s, err := r.provider.payee.State(t.Context(), lease.terms.ID())
 		if err != nil || s.Status < last {
 			t.Fatalf("it is %s after it was %s (%v)", s.Status, last, err)
 		}
 		last = s.Status
 	}
-	<-topped
-	<-ended
+	<-over
 	if last != want {
 		t.Errorf("it is %s, want %s", last, want)
 	}

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -268,7 +269,7 @@ func TestUnmeteredRestart(t *testing.T) {
 // TestUnmeteredRequestIsRefused: a request whose GPUs cannot be metered is not
 // served for nothing, and one of the GPU beside them is.
 func TestUnmeteredRequestIsRefused(t *testing.T) {
-	host := &sickHost{Source: sim.New(2, sim.Options{})}
+	host := &sickHost{Source: testclock.GPUs(2)}
 	r := newPayRig(t, func(c *ProviderConfig) { c.Source = host })
 	mux := http.NewServeMux()
 	mux.Handle("/", r.provider)

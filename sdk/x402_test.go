@@ -48,7 +48,7 @@ func TestTicksFromDepositToPayout(t *testing.T) {
 		if tick.Record.Owed.Uint64() != b.charged || (tick.Record.Sequence == last.Record.Sequence+1) != (tick.Record.Previous == last.Record.Digest(domain)) {
 			t.Fatalf("charged %d, the record is %+v", b.charged, tick.Record.Record)
 		}
-		if c := tick.ChargedAmount.Uint64(); c < 300 || c >= testMost {
+		if c := tick.ChargedAmount.Uint64(); c == 0 || c >= testMost { // less where a piece of slack was stated, or the machine stood still
 			t.Errorf("tick %d of 300 ms cost %d", n, c)
 		}
 		last = tick

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/jmoiron/sqlx"
+
+	"github.com/gpupay/gpupay/internal/testclock"
 )
 
 // TestFreshProcessIsServedAnew: a client that keeps nothing signs the same voucher
@@ -48,7 +50,7 @@ func lostRig(t *testing.T) (b *buyer, runs *atomic.Int64, began, goOn chan struc
 		n := runs.Add(1)
 		began <- struct{}{}
 		<-goOn
-		time.Sleep(20 * time.Millisecond) // so that it costs something
+		testclock.Sleep(20 * time.Millisecond) // so that it costs something
 		fmt.Fprintf(w, "run %d", n)
 	})
 	return b, runs, began, goOn

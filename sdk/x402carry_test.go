@@ -14,6 +14,7 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/internal/database"
 	"github.com/gpupay/gpupay/sdk/wire/x402"
@@ -141,16 +142,16 @@ func TestManySmallRequestsAreNotFree(t *testing.T) {
 	var runs atomic.Int64
 	handler := func(http.ResponseWriter, *http.Request) {
 		runs.Add(1)
-		began := time.Now()
-		time.Sleep(5 * time.Millisecond)
-		ran.Add(int64(time.Since(began)))
+		took := testclock.Stopwatch()
+		testclock.Sleep(5 * time.Millisecond)
+		ran.Add(int64(took()))
 	}
 	r, b := meteredRig(t, MeteredRoute{MaxTime: 30 * time.Second}, handler, func(c *ProviderConfig) {
 		c.PricePerGPUHour, c.MinDeposit = "0.20", "0.01" // 0.28 base units in 5 ms
 		c.X402.Slack, c.X402.Window = time.Second, time.Second
 	})
 	pay := b.depositing(b.next(), 50_000)
-	began := time.Now()
+	whole := testclock.Stopwatch()
 	var free int
 	for i := range 24 {
 		resp := b.keyed(pay, strconv.Itoa(i))
@@ -172,7 +173,7 @@ func TestManySmallRequestsAreNotFree(t *testing.T) {
 		pay = b.payment(b.next())
 	}
 	perNano := 0.2e6 / 3600e9
-	least, most := uint64(float64(ran.Load())*perNano), uint64(float64(time.Since(began))*perNano)+1
+	least, most := uint64(float64(ran.Load())*perNano), uint64(float64(whole())*perNano)+1
 	if b.charged+1 < least || b.charged > most || least < 2 || free == 0 {
 		t.Errorf("%d requests of %s in all were charged %d, want %d to %d; %d of them nothing", runs.Load(), time.Duration(ran.Load()), b.charged, least, most, free)
 	}

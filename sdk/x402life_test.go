@@ -88,9 +88,14 @@ func TestX402(t *testing.T) {
 // the other, and many requests at both are served one after the other.
 func TestGatewaysShareAChannel(t *testing.T) {
 	database := pgtest.URL(t)
-	change := func(c *ProviderConfig) { c.Database, c.Takeover = database, 10*time.Second }
+	change := func(c *ProviderConfig) {
+		c.Database, c.Takeover, c.X402.Slack = database, 20*time.Second, 10*time.Second
+	}
 	one := newPayRig(t, change)
 	two := payRigOn(t, one.chain, change)
+	for _, r := range []*payRig{one, two} { // however late one that was corrected comes
+		r.provider.x402.lines.hold = time.Minute
+	}
 	b := one.buyer("/tick")
 	first := b.open(100_000)
 	there := *b

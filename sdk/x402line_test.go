@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/gpupay/gpupay/sdk/wire/x402"
 )
@@ -11,7 +12,8 @@ import (
 // stock is one call of a stock client that shares its books with others: it
 // reads the base, pays, and is corrected once.
 func (b *buyer) stock(base uint64) (status int, charged uint64) {
-	most := base + testMost
+	amount := b.accept().Amount.Int
+	most := base + amount.Uint64()
 	for range 2 {
 		resp := b.send("GET", b.path, headerOf(b.T, b.payment(most)))
 		if resp.StatusCode != http.StatusPaymentRequired {
@@ -28,7 +30,7 @@ func (b *buyer) stock(base uint64) (status int, charged uint64) {
 			return resp.StatusCode, 0
 		}
 		told := required.Accepts[0].Extra.ChannelState.ChargedCumulativeAmount.Int
-		most = told.Uint64() + testMost
+		most = told.Uint64() + amount.Uint64()
 	}
 	return http.StatusPaymentRequired, 0
 }
@@ -36,7 +38,8 @@ func (b *buyer) stock(base uint64) (status int, charged uint64) {
 // TestManyAtOnceAreAllServed: stock clients are corrected once and then give up;
 // the line sees to it that once is enough.
 func TestManyAtOnceAreAllServed(t *testing.T) {
-	r := newPayRig(t)
+	r := newPayRig(t, func(c *ProviderConfig) { c.X402.Slack = 10 * time.Second })
+	r.provider.x402.lines.hold = time.Minute // however late the one that was corrected comes
 	b := r.buyer("/tick")
 	b.open(100_000)
 	const calls = 20
@@ -50,15 +53,15 @@ func TestManyAtOnceAreAllServed(t *testing.T) {
 			mu.Lock()
 			defer mu.Unlock()
 			sum += charged
-			if status != http.StatusOK {
-				t.Errorf("a call got %d", status)
+			if status != http.StatusOK || charged == 0 {
+				t.Errorf("a call got %d, for %d", status, charged)
 			}
 		})
 	}
 	wait.Wait()
 	kept := b.kept()
 	spent := kept.Spent
-	if spent.Uint64() < base+sum || sum < calls*300*9/10 {
+	if spent.Uint64() < base+sum {
 		t.Errorf("%d calls were charged %d, the channel %s after %d", calls, sum, spent.Dec(), base)
 	}
 }

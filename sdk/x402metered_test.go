@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/sdk/internal/serve"
 	"github.com/gpupay/gpupay/sdk/wire/x402"
@@ -30,9 +31,9 @@ func TestMeteredChargesTheHandlersTime(t *testing.T) {
 	var ran atomic.Int64
 	var work time.Duration
 	handler, err := r.provider.Metered(MeteredRoute{Devices: []string{sim.UUID(0), sim.UUID(1)}, MaxTime: 2 * time.Second}, http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
-		began := time.Now()
-		time.Sleep(work)
-		ran.Store(int64(time.Since(began)))
+		took := testclock.Stopwatch()
+		testclock.Sleep(work)
+		ran.Store(int64(took()))
 	}))
 	if err != nil {
 		t.Fatal(err)
@@ -44,9 +45,9 @@ func TestMeteredChargesTheHandlersTime(t *testing.T) {
 	random := rand.New(rand.NewPCG(5, 6))
 	for range 12 {
 		work = time.Duration(random.IntN(150)) * time.Millisecond
-		began := time.Now()
+		took := testclock.Stopwatch()
 		resp := b.pay(pay)
-		whole := time.Since(began)
+		whole := took()
 		receipt, err := x402.ParseSettleResponse(resp.Header)
 		if err != nil || resp.StatusCode != http.StatusOK {
 			t.Fatal(resp.Status, err)

@@ -12,8 +12,8 @@ import (
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/holiman/uint256"
 
+	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
-	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/sdk/wire/x402"
 )
 
@@ -31,7 +31,7 @@ func (n *nap) Now() metering.Instant {
 	if n.stopped != nil {
 		return *n.stopped
 	}
-	now := metering.System.Now()
+	now := testclock.Process().Now()
 	now.Boot, now.Mono, now.Wall = now.Boot+n.ahead, now.Mono+n.ahead, now.Wall+n.ahead
 	return now
 }
@@ -158,7 +158,12 @@ func TestX402StrangersUnitKeepsTheClock(t *testing.T) {
 		n.clock = clock
 		n.open()
 		var d *Dispute
-		if _, err := n.rental.Tick(t.Context()); !errors.Is(err, metering.ErrClock) || !errors.As(err, &d) {
+		for range 10 { // a tick that the machine was too busy to meter may be within the tolerance
+			if _, err = n.rental.Tick(t.Context()); err != nil {
+				break
+			}
+		}
+		if !errors.Is(err, metering.ErrClock) || !errors.As(err, &d) {
 			t.Errorf("%d of a stranger: %v", amount, err)
 		}
 	}
@@ -259,7 +264,7 @@ func (e earnest) Read(ctx context.Context, uuid string) (metering.Reading, error
 // overbooked is a tenant of a provider that lets one GPU as often as it is asked.
 func overbooked(t *testing.T) *tenant {
 	t.Helper()
-	source := earnest{sim.New(2, sim.Options{})}
+	source := earnest{testclock.GPUs(2)}
 	devices, err := source.Devices(t.Context())
 	if err != nil {
 		t.Fatal(err)

@@ -19,6 +19,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/wire"
 	"github.com/gpupay/gpupay/sdk/wire/x402"
 )
 
@@ -79,11 +80,17 @@ func (n *tenant) open() {
 
 func (n *tenant) tick() X402Tick {
 	n.Helper()
-	tick, err := n.rental.Tick(n.Context())
-	if err != nil {
-		n.Fatal(err)
+	for tries := 0; ; tries++ {
+		tick, err := n.rental.Tick(n.Context())
+		if err == nil {
+			return tick
+		}
+		// The lease used slack meanwhile, and more of it before the corrected voucher came.
+		var p *wire.Problem
+		if !errors.As(err, &p) || p.Status != http.StatusPaymentRequired || tries == 10 {
+			n.Fatal(err)
+		}
 	}
-	return tick
 }
 
 // slate is what the renter has on disk of its only channel.

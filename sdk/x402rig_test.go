@@ -20,7 +20,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/chaintest"
 	"github.com/gpupay/gpupay/internal/pgtest"
-	"github.com/gpupay/gpupay/metering/sim"
+	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/settle"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -60,10 +60,10 @@ func newPayRig(t *testing.T, change ...func(*ProviderConfig)) *payRig {
 func payConfig(t *testing.T, key *channel.Key, url, escrow, token, database string) ProviderConfig {
 	return ProviderConfig{
 		RPC: url, Escrow: common.HexToAddress(escrow), Token: common.HexToAddress(token), Key: key, X402: &X402Config{Window: testWindow, Slack: testSlack},
-		Database: database, PricePerGPUHour: hour, Source: sim.New(2, sim.Options{}),
+		Database: database, PricePerGPUHour: hour, Source: testclock.GPUs(2), Clock: testclock.Process(),
 		Credit: 2 * time.Second, Tick: 20 * time.Millisecond, MaxGap: 10 * time.Second, RecordEvery: 50 * time.Millisecond,
-		SuspendTimeout: time.Minute, MinDeposit: "0.01", MinGrace: time.Minute, ClockTolerance: 24 * time.Hour, OpenTimeout: 20 * time.Second, Poll: 50 * time.Millisecond,
-		Settlement: settle.Policy{Interval: time.Hour},
+		SuspendTimeout: time.Minute, MinDeposit: "0.01", MinGrace: time.Minute, ClockTolerance: 24 * time.Hour, OpenTimeout: time.Minute, Poll: 50 * time.Millisecond,
+		Settlement: settle.Policy{Interval: time.Hour, LeastRow: *uint256.NewInt(1)},
 		Log:        slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelWarn})),
 	}
 }
@@ -319,12 +319,12 @@ func (b *buyer) holds() uint64 {
 }
 
 // again pays the next request by a voucher and, as a stock client does, once
-// more if it is corrected: where the machine was slow, the lease has used some
-// of its slack and stopped.
+// more if it is corrected: the lease uses its slack meanwhile. Where the machine
+// is slow each correction comes late, until the slack is used.
 func (b *buyer) again() paid {
 	b.Helper()
 	resp := b.pay(b.payment(b.next()))
-	if resp.StatusCode == http.StatusPaymentRequired {
+	for n := 0; resp.StatusCode == http.StatusPaymentRequired && n < 10; n++ {
 		b.corrected(resp)
 		resp = b.pay(b.payment(b.next()))
 	}

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -151,7 +152,7 @@ func TestMeteredChargesWhatWasUsed(t *testing.T) {
 	r, b := meteredRig(t, MeteredRoute{MaxTime: 5 * time.Second}, func(w http.ResponseWriter, req *http.Request) {
 		runs++
 		body, _ := io.ReadAll(req.Body)
-		time.Sleep(300 * time.Millisecond)
+		testclock.Sleep(300 * time.Millisecond)
 		w.Header().Set("X-Model", "m1")
 		w.WriteHeader(http.StatusCreated)
 		fmt.Fprintf(w, "run %d: %s", runs, body)
@@ -226,7 +227,7 @@ func TestMeteredStream(t *testing.T) {
 	step := make(chan struct{})
 	_, b := meteredRig(t, MeteredRoute{MaxTime: 10 * time.Second, Streamed: true}, func(w http.ResponseWriter, req *http.Request) {
 		fmt.Fprint(w, "one ")
-		time.Sleep(100 * time.Millisecond) // two readings, at least
+		testclock.Sleep(100 * time.Millisecond) // two readings, at least
 		select {
 		case <-step:
 		case <-req.Context().Done():
@@ -282,7 +283,7 @@ func TestMeteredHandlerThatFails(t *testing.T) {
 // TestNothingMeteredNothingCharged: a request whose GPU cannot be read is
 // answered all the same, with a record that says so, for nothing.
 func TestNothingMeteredNothingCharged(t *testing.T) {
-	source := sim.New(1, sim.Options{})
+	source := testclock.GPUs(1)
 	r := newPayRig(t, func(c *ProviderConfig) { c.Source = source })
 	b := r.buyer("/tick")
 	b.open(20_000)
@@ -320,7 +321,7 @@ func TestLeaseStopsWithoutThePayer(t *testing.T) {
 // with the rest, and a client that reads the chain is right about its base.
 func TestRefundGivesCreditBack(t *testing.T) {
 	_, b := meteredRig(t, MeteredRoute{MaxTime: 10 * time.Second, Streamed: true}, func(w http.ResponseWriter, _ *http.Request) {
-		time.Sleep(100 * time.Millisecond)
+		testclock.Sleep(100 * time.Millisecond)
 		fmt.Fprint(w, "done")
 	})
 	resp := b.pay(b.depositing(b.next(), 100_000))

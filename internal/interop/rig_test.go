@@ -21,7 +21,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/chaintest"
-	"github.com/gpupay/gpupay/metering/sim"
+	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/settle"
@@ -61,7 +61,7 @@ func newRig(t *testing.T) *rig {
 	}
 	r.provider, err = sdk.NewProvider(t.Context(), sdk.ProviderConfig{
 		RPC: r.chain.URL, Escrow: r.chain.Escrow, Token: r.chain.Token, Key: key,
-		Database: filepath.Join(t.TempDir(), "provider.db"), PricePerGPUHour: "3.60", Source: sim.New(1, sim.Options{}),
+		Database: filepath.Join(t.TempDir(), "provider.db"), PricePerGPUHour: "3.60", Source: testclock.GPUs(1), Clock: testclock.Process(),
 		Tick: 50 * time.Millisecond, RecordEvery: 100 * time.Millisecond, MinDeposit: "0.01", Poll: 50 * time.Millisecond,
 		Settlement: settle.Policy{Interval: time.Hour}, OnSettled: func(s settle.Settlement) { r.settled <- s },
 		Log: slog.New(slog.DiscardHandler),

@@ -19,6 +19,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/eip712"
+	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/sdk"
@@ -165,7 +166,7 @@ func freshProcesses(t *testing.T, _ *stock) {
 	c := newCounter(t, newStock(t), 2, func(c *counter) {
 		c.routes = func(p *sdk.Provider) http.Handler {
 			infer, err := p.Metered(sdk.MeteredRoute{Devices: []string{sim.UUID(1)}, MaxTime: time.Second}, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-				time.Sleep(50 * time.Millisecond)
+				testclock.Sleep(50 * time.Millisecond)
 				fmt.Fprint(w, runs.Add(1))
 			}))
 			if err != nil {
@@ -386,7 +387,7 @@ func meteredHandler(t *testing.T, s *stock) {
 	c := inference(t, s, sdk.MeteredRoute{Devices: []string{"SIM-GPU-0"}, MaxTime: 5 * time.Second}, func(w http.ResponseWriter, r *http.Request) {
 		served.Add(1)
 		body, _ := io.ReadAll(r.Body)
-		time.Sleep(100 * time.Millisecond)
+		testclock.Sleep(100 * time.Millisecond)
 		w.Header().Set("Content-Type", "application/json")
 		_, _ = fmt.Fprintf(w, `{"was":%s,"by":%q}`, body, r.Method)
 	})

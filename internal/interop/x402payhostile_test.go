@@ -5,7 +5,6 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"github.com/gpupay/gpupay/metering"
-	"github.com/gpupay/gpupay/metering/sim"
 	"io"
 	"maps"
 	"net/http"
@@ -17,6 +16,7 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/wire"
 	"github.com/gpupay/gpupay/sdk/wire/x402"
@@ -181,7 +181,7 @@ func (s *stalling) Read(ctx context.Context, uuid string) (metering.Reading, err
 // lateReadings: whatever the provider's host does, a client is charged no more than it has signed for. One that is would
 // throw the answer away, or refuse to be corrected, and its channel would be dead.
 func lateReadings(t *testing.T, s *stock) {
-	late := &stalling{Source: sim.New(1, sim.Options{})}
+	late := &stalling{Source: testclock.GPUs(1)}
 	c := newCounter(t, s, 1, func(c *counter) { c.config.Source, c.config.MaxGap = late, time.Minute })
 	b := c.shopper(c.payer(), nil)
 	b.credit = uint64(payWindow.Milliseconds()) // in between the lease may use up all that was signed for

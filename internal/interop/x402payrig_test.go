@@ -25,7 +25,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/chaintest"
-	"github.com/gpupay/gpupay/metering/sim"
+	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/settle"
@@ -243,7 +243,7 @@ func newCounter(t *testing.T, s *stock, gpus int, change ...func(*counter)) *cou
 	c := &counter{T: t, chain: net, stock: s}
 	c.config = sdk.ProviderConfig{
 		RPC: net.URL, Escrow: net.Escrow, Token: net.Token, Key: channel.NewKey(net.Keys[0]), X402: &sdk.X402Config{Window: payWindow, Slack: paySlack},
-		Database: filepath.Join(t.TempDir(), "provider.db"), PricePerGPUHour: "3.60", Source: sim.New(gpus, sim.Options{}),
+		Database: filepath.Join(t.TempDir(), "provider.db"), PricePerGPUHour: "3.60", Source: testclock.GPUs(gpus), Clock: testclock.Process(),
 		Tick: 20 * time.Millisecond, MaxGap: 250 * time.Millisecond, RecordEvery: 100 * time.Millisecond, MinDeposit: "0.01",
 		ClockTolerance: 24 * time.Hour, OpenTimeout: time.Minute, Poll: 50 * time.Millisecond,
 		Settlement: settle.Policy{Interval: time.Hour},
