@@ -123,6 +123,9 @@ func (p *Provider) prepare(ctx context.Context) error {
 		return err
 	}
 	p.db, p.store = db, leaseStore{db: db, offers: &offerCache{}}
+	if err := p.identify(ctx); err != nil {
+		return errors.Join(err, db.Close())
+	}
 	marks, err := openMarks(ctx, p.config.HighWater, p.config.Database, p.config.MeterKey.Address())
 	if err != nil {
 		return errors.Join(err, db.Close())

@@ -71,6 +71,9 @@ func (r *replicas) join(ctx context.Context) error {
 	if err := r.beat(ctx); err != nil {
 		return fmt.Errorf("joining the gateways of this database: %w", err)
 	}
+	if err := r.p.identify(ctx); err != nil { // again: from here on no other provider's is let in
+		return err
+	}
 	if err := r.warn(ctx); err != nil {
 		return fmt.Errorf("leases of a database that may have been restored: %w", err)
 	}
