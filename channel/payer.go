@@ -174,11 +174,12 @@ func (p *Payer) Open(ctx context.Context, t Terms, deposit uint256.Int) error {
 
 // Adopt keeps a channel that the chain shows and this store does not know, as
 // after the loss of a database, or where somebody else deposited first. It asks
-// no cap: nothing is signed by it, and what was claimed was signed before. It is
+// no cap: nothing is signed by it, and what was claimed was signed before. One
+// whose vouchers another key signs is kept to be closed, and not paid. It is
 // idempotent.
 func (p *Payer) Adopt(ctx context.Context, t Terms, v ChainView) (PayerState, error) {
 	id := t.ID()
-	if err := errors.Join(p.checkTerms(t), v.validate(id)); err != nil {
+	if err := errors.Join(p.Domain.Holds(t), v.validate(id)); err != nil {
 		return PayerState{}, err
 	}
 	s := PayerState{ID: id, Terms: t, Status: Pending}
@@ -357,7 +358,7 @@ func (p *Payer) allow(s PayerState, spent Budget, cumulative uint256.Int) error 
 	if err := live(s.ID, s.Terms, s.Status); err != nil {
 		return err
 	}
-	if err := p.Domain.Holds(s.Terms); err != nil {
+	if err := p.checkTerms(s.Terms); err != nil {
 		return err
 	}
 	if cumulative.Lt(&s.Signed) && !s.Terms.Scheme.rules().lower {

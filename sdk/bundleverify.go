@@ -89,7 +89,7 @@ func VerifyBundle(ctx context.Context, b *Bundle, backend chain.Backend) []Check
 	v.debt(newest, owed)
 	v.evidence()
 	if backend != nil {
-		v.chain(ctx, backend)
+		v.chain(ctx, chain.Agreed(backend))
 	}
 	return v.checks
 }

@@ -115,6 +115,9 @@ func (l *Rental) SignLeave(ctx context.Context) (wire.LeaveRequest, error) {
 // and never makes the deposit: it waits until one that was handed out is there or
 // has ended, and leaves what came.
 //
+// Of one that is over in the books it asks the chain too, and goes on where that
+// has the channel open.
+//
 // It takes as long as the grace period. It can be cut off and called again,
 // also in another process: it goes on from what the chain says. ErrStuck says
 // whose refusal it gave up on; nothing is lost by it.
@@ -124,8 +127,10 @@ func (l *Rental) Leave(ctx context.Context) (Closing, error) {
 		return Closing{}, err
 	}
 	defer release()
-	if done, err := l.over(ctx); done || err != nil {
-		return l.closing(), err
+	if l.row.isOver() { // also one that is final in the books: who leaves asks the chain
+		if done, err := l.stillOver(ctx); done || err != nil {
+			return l.closing(), err
+		}
 	}
 	if l.row.Phase == RentalOpening {
 		if there, err := l.awaitOpening(ctx); err != nil || !there {

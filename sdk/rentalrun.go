@@ -365,6 +365,10 @@ func (l *Rental) watch(ctx context.Context) error {
 		if err := l.topUp(ctx); err != nil && !isTransient(err) {
 			return err
 		}
+	} else if l.service == string(leaseSuspended) { // no record comes, after which a top-up that failed would be tried again
+		if err := l.budget(ctx); err != nil {
+			return err
+		}
 	}
 	if l.awake.since(l.listened) > l.r.config.Patience {
 		return l.silent(ctx, nil)

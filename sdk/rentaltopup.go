@@ -134,6 +134,7 @@ func (l *Rental) topUp(ctx context.Context) error {
 		return err
 	}
 	amount, salt := wire.NewAmount(step), l.topUpSalt()
+	l.row.Before = l.row.Deposit
 	l.row.TopUp = &wire.Payload{
 		Action: wire.ActionTopUp, Type: l.row.Funding.Type, ChannelID: l.id, AdditionalDeposit: &amount, Salt: &salt,
 	}
@@ -211,8 +212,13 @@ func (l *Rental) finishTopUp(ctx context.Context) error {
 	return l.save(ctx)
 }
 
-// arrived reports whether the chain had the top-up when it was seen.
+// arrived reports whether the chain had the top-up when it was seen. A receipt,
+// which may be one endpoint's word, does not do without the deposit.
 func (l *Rental) arrived(ctx context.Context, seen sight) (bool, error) {
+	var least uint256.Int
+	if least.Add(&l.row.Before, &l.row.TopUp.AdditionalDeposit.Int); seen.Deposit.Lt(&least) {
+		return false, nil
+	}
 	if a := l.row.TopUp.Authorization; a != nil {
 		return seen.used[a.Nonce], nil
 	}

@@ -123,7 +123,7 @@ type RenterConfig struct {
 // is sent again after a crash can move the money only once.
 type Renter struct {
 	config  RenterConfig
-	backend chain.Backend
+	backend chain.Backend // for reading: chain.Agreed
 	token   *chain.Token
 	caps    renterCaps
 	db      *store.DB
@@ -149,10 +149,10 @@ func NewRenter(ctx context.Context, config RenterConfig) (*Renter, error) {
 		return nil, err
 	}
 	r := &Renter{config: config, spending: make(chan struct{}, 1)}
-	if err := r.connect(ctx); err != nil {
+	backend, err := r.connect(ctx)
+	if err != nil {
 		return nil, err
 	}
-	var err error
 	if r.caps, err = config.Caps.base(r.token.Decimals); err != nil {
 		return nil, err
 	}
@@ -160,6 +160,9 @@ func NewRenter(ctx context.Context, config RenterConfig) (*Renter, error) {
 		return nil, err
 	}
 	r.store = rentalStore{r.db}
+	if err := r.store.keepDecimals(ctx, backend, r.token); err != nil {
+		return nil, errors.Join(err, r.db.Close())
+	}
 	if err := r.let.recall(ctx, r.store); err != nil {
 		return nil, errors.Join(err, r.db.Close())
 	}
@@ -167,7 +170,7 @@ func NewRenter(ctx context.Context, config RenterConfig) (*Renter, error) {
 	if err != nil {
 		return nil, errors.Join(err, r.db.Close())
 	}
-	r.sender = &chain.Sender{Backend: r.backend, Key: config.Key, Store: outbox, Poll: config.Poll, MaxFee: config.MaxFee, Log: config.Log}
+	r.sender = &chain.Sender{Backend: backend, Key: config.Key, Store: outbox, Poll: config.Poll, MaxFee: config.MaxFee, Log: config.Log}
 	return r, nil
 }
 
@@ -206,27 +209,28 @@ func (c RenterConfig) check() error {
 	return nil
 }
 
-// connect dials the chain and checks what about it could cost money later.
-func (r *Renter) connect(ctx context.Context) error {
-	var err error
-	if r.backend = chain.Checked(r.config.Backend); r.config.Backend == nil {
-		if r.backend, err = chain.Connect(ctx, r.config.RPC, r.config.Log); err != nil {
-			return err
+// connect dials the chain and checks what about it could cost money later. It
+// returns the backend to send through: r.backend is for reading, and believes none
+// of several endpoints alone.
+func (r *Renter) connect(ctx context.Context) (backend chain.Backend, err error) {
+	if backend = chain.Checked(r.config.Backend); r.config.Backend == nil {
+		if backend, err = chain.Connect(ctx, r.config.RPC, r.config.Log); err != nil {
+			return nil, err
 		}
 	}
+	r.backend = chain.Agreed(backend)
 	if r.config.ChainID != 0 {
 		if err := chain.CheckChainID(ctx, r.backend, r.config.ChainID); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	if r.token, err = chain.NewToken(ctx, r.backend, r.config.Token); err != nil {
-		return err
+		return nil, err
 	}
-	if r.config.Escrow == (common.Address{}) {
-		return nil
+	if r.config.Escrow != (common.Address{}) {
+		_, err = chain.NewEscrow(ctx, r.backend, r.config.Escrow)
 	}
-	_, err = chain.NewEscrow(ctx, r.backend, r.config.Escrow)
-	return err
+	return backend, err
 }
 
 // onChain refuses to pay on another chain than the endpoint's, and than the configured one. The endpoint is asked each time:

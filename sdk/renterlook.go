@@ -161,9 +161,24 @@ func (l *Rental) look(ctx context.Context, confirmations uint64) (sight, error) 
 	}
 	l.row.Promises = left
 	if s.there {
-		l.row.Deposit = s.Deposit
+		l.row.deposited(&s)
 	}
 	return s, nil
+}
+
+// deposited takes the chain's word for what was paid into the channel. That never
+// falls but by a re-org: what was seen once counts, against the caps too, until
+// as many blocks lie over it as undo no more.
+func (row *rentalRow) deposited(s *sight) {
+	block := s.block.Uint64()
+	if !s.Finalized && s.Deposit.Lt(&row.Deposit) && row.Seen != 0 && block < row.Seen+finality {
+		s.Deposit = row.Deposit
+		return
+	}
+	if row.Deposit != s.Deposit {
+		row.Deposit, row.Seen = s.Deposit, 0
+	}
+	row.Seen = max(row.Seen, block)
 }
 
 // finality is how many blocks lie over an end before it is left alone, as for
@@ -177,9 +192,17 @@ func (l *Rental) over(ctx context.Context) (bool, error) {
 	if l.row.Phase != RentalClosed {
 		return l.row.Phase == RentalFinished, nil
 	}
+	return l.stillOver(ctx)
+}
+
+// stillOver is over for a rental that is over in the books, final or not.
+func (l *Rental) stillOver(ctx context.Context) (bool, error) {
 	now, err := l.look(ctx, l.r.config.Confirmations)
 	if err == nil && !l.ended(now) {
 		return false, l.undone(ctx, now)
+	}
+	if l.row.Phase == RentalFinished {
+		return true, nil
 	}
 	var deep sight
 	if err == nil {

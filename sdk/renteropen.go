@@ -427,6 +427,7 @@ func (l *Rental) start(ctx context.Context, first *wire.Challenge) error {
 		l.r.config.Log.Warn("what became of the deposit's authorization is not known yet", "channel", l.id, "error", err)
 	}
 	if view, err := l.escrow.View(ctx, l.id, nil); err == nil {
+		view.Deposit = larger(view.Deposit, l.row.Deposit)
 		if _, err := l.payer.Observe(ctx, l.id, view); err != nil {
 			return err
 		}

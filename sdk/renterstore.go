@@ -18,6 +18,7 @@ import (
 	"github.com/gpupay/gpupay/channel/store"
 	"github.com/gpupay/gpupay/internal/fault"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -39,13 +40,15 @@ const (
 
 // rentalRow is what a rental must not forget. Amounts are base units.
 type rentalRow struct {
-	URL      string          `json:"url"`
-	Terms    channel.Terms   `json:"terms"`
-	Offer    json.RawMessage `json:"offer"`
-	GPUs     int             `json:"gpus"`
-	Options  RentOptions     `json:"options"`
-	Deposit  uint256.Int     `json:"deposit"` // meant for it, until the chain has it
-	MinDelta uint256.Int     `json:"minDelta"`
+	URL     string          `json:"url"`
+	Terms   channel.Terms   `json:"terms"`
+	Offer   json.RawMessage `json:"offer"`
+	GPUs    int             `json:"gpus"`
+	Options RentOptions     `json:"options"`
+	Deposit uint256.Int     `json:"deposit"` // meant for it, until the chain has it
+	// Seen is the newest block as of which the chain had Deposit; zero before it did.
+	Seen     uint64      `json:"seen,omitempty"`
+	MinDelta uint256.Int `json:"minDelta"`
 
 	// Made is when the rental was put on disk, unix seconds; zero in databases that
 	// did not keep it.
@@ -58,6 +61,8 @@ type rentalRow struct {
 	Funding *wire.Payload `json:"funding,omitempty"`
 	// TopUp is the same for a top-up that is not known to have arrived.
 	TopUp *wire.Payload `json:"topUp,omitempty"`
+	// Before is the deposit that TopUp adds to.
+	Before uint256.Int `json:"before"`
 	// TopUps counts them: it is the salt that tells equal ones apart.
 	TopUps uint64 `json:"topUps"`
 	// Promises are the authorizations that were signed for this channel and may
@@ -186,6 +191,31 @@ func (s rentalStore) recordsIn(ctx context.Context, table string, id common.Hash
 		}
 	}
 	return records, nil
+}
+
+// keepDecimals keeps how many decimals a token has, which all caps and amounts
+// are read by, and refuses another number later: it never changes on the chain.
+func (s rentalStore) keepDecimals(ctx context.Context, backend chain.Backend, token *chain.Token) error {
+	id, err := backend.ChainID(ctx)
+	if err != nil {
+		return fmt.Errorf("%w: asking for the chain id: %w", chain.ErrUnreachable, err)
+	}
+	var kept uint8
+	err = s.db.Update(ctx, func(tx *sqlx.Tx) error {
+		if _, err := tx.ExecContext(ctx, tx.Rebind(`INSERT INTO renter_tokens (chain, token, decimals) VALUES (?, ?, ?) ON CONFLICT DO NOTHING`),
+			id.String(), token.Address.Hex(), token.Decimals); err != nil {
+			return err
+		}
+		return tx.GetContext(ctx, &kept, tx.Rebind(`SELECT decimals FROM renter_tokens WHERE chain = ? AND token = ?`), id.String(), token.Address.Hex())
+	})
+	if err != nil {
+		return fmt.Errorf("keeping the decimals of token %s: %w", token.Address, err)
+	}
+	if kept != token.Decimals {
+		return fmt.Errorf("renter: %w: the endpoint says that %s on chain %s has %d decimals, this database was made with %d, and every cap would mean another amount: use another endpoint",
+			ErrToken, token.Address, id, token.Decimals, kept)
+	}
+	return nil
 }
 
 // load returns one rental, or channel.ErrUnknown.

@@ -45,15 +45,15 @@ func NewBatchSettlement(ctx context.Context, backend Backend) (*BatchSettlement,
 		return nil, err
 	}
 	b := &BatchSettlement{
-		backend: backend,
+		backend: Agreed(backend),
 		abi:     batchsettlement.NewBatchSettlement(),
 		chainID: id,
 		domain:  channel.BatchSettlement.Domain(id, channel.BatchSettlementEscrow),
 	}
 	for _, address := range []common.Address{channel.BatchSettlementEscrow, channel.BatchSettlementCollector} {
-		code, err := backend.CodeAt(ctx, address, nil)
+		code, err := b.backend.CodeAt(ctx, address, nil)
 		if err != nil {
-			return nil, fmt.Errorf("%w: reading the code of %s: %w", ErrUnreachable, address, err)
+			return nil, unread("the code of "+address.String(), err)
 		}
 		if len(code) == 0 {
 			return nil, fmt.Errorf("%w: %s on chain %d; x402's batch-settlement is not on this chain, leave it out of what is offered", ErrNoContract, address, id)
@@ -62,6 +62,7 @@ func NewBatchSettlement(ctx context.Context, backend Backend) (*BatchSettlement,
 	if err := b.identify(ctx); err != nil {
 		return nil, err
 	}
+	b.backend = backend
 	return b, nil
 }
 

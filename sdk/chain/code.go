@@ -15,16 +15,16 @@ import (
 
 // VerifyCode compares the code at the escrow's address with what our constructor leaves there, to the byte. A contract
 // of a stranger's could answer every question like ours and still keep the deposit. Each immutable is held to the word
-// that belongs in its own place: with another's word there, the same code does something else. The error wraps
-// ErrUnreachable or ErrNotEscrow.
+// that belongs in its own place: with another's word there, the same code does something else. Of several endpoints two must
+// have it (Agreed). The error wraps ErrUnreachable or ErrNotEscrow.
 func (e *Escrow) VerifyCode(ctx context.Context) error {
 	want, err := e.runtime()
 	if err != nil {
 		return err
 	}
-	code, err := e.backend.CodeAt(ctx, e.address, nil)
+	code, err := Agreed(e.backend).CodeAt(ctx, e.address, nil)
 	if err != nil {
-		return fmt.Errorf("%w: reading the code of escrow %s: %w", ErrUnreachable, e.address, err)
+		return unread("the code of escrow "+e.address.String(), err)
 	}
 	if len(code) != len(want) {
 		return fmt.Errorf("%w: %s has %d bytes of code, ours has %d", ErrNotEscrow, e.address, len(code), len(want))

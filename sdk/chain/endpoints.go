@@ -232,8 +232,8 @@ type statement[T any] struct {
 // two is what two different endpoints answer, the preferred one first; one, where no second answers. An endpoint that does
 // not know what it is asked for does not answer.
 func two[T any](ctx context.Context, backend Backend, f func(context.Context, Backend) (T, error)) ([]statement[T], error) {
-	e, several := backend.(*Endpoints)
-	if !several {
+	e, more := several(backend)
+	if !more {
 		v, err := f(ctx, backend)
 		return []statement[T]{{say: v}}, err
 	}
@@ -266,7 +266,7 @@ func (e *Endpoints) say(text string, args ...any) {
 // contradict says that two endpoints contradict each other.
 func contradict(backend Backend, about, one, other string) error {
 	err := fmt.Errorf("%w: %s: %s; %s; the cautious answer counts until they agree", ErrContradiction, about, one, other)
-	if e, ok := backend.(*Endpoints); ok {
+	if e, more := several(backend); more {
 		e.say(err.Error())
 	}
 	return err

@@ -59,22 +59,23 @@ type Escrow struct {
 }
 
 // NewEscrow checks that an escrow contract of ours lives at the address and reads its constants. The error is one
-// line and wraps ErrUnreachable, ErrNoContract or ErrNotEscrow.
+// line and wraps ErrUnreachable, ErrNoContract or ErrNotEscrow. Of several endpoints two are asked (Agreed), whatever is read
+// of the contract later.
 func NewEscrow(ctx context.Context, backend Backend, address common.Address) (*Escrow, error) {
 	id, err := chainID(ctx, backend)
 	if err != nil {
 		return nil, err
 	}
 	e := &Escrow{
-		backend: backend,
+		backend: Agreed(backend),
 		abi:     bindings.NewChannelEscrow(),
 		address: address,
 		chainID: id,
 		domain:  channel.EscrowDomain(id, address),
 	}
-	code, err := backend.CodeAt(ctx, address, nil)
+	code, err := e.backend.CodeAt(ctx, address, nil)
 	if err != nil {
-		return nil, fmt.Errorf("%w: reading the code of %s: %w", ErrUnreachable, address, err)
+		return nil, unread("the code of "+address.String(), err)
 	}
 	if len(code) == 0 {
 		return nil, fmt.Errorf("%w: %s on chain %d; check the escrow's address and that the endpoint serves the right chain", ErrNoContract, address, id)
@@ -82,6 +83,7 @@ func NewEscrow(ctx context.Context, backend Backend, address common.Address) (*E
 	if err := e.identify(ctx); err != nil {
 		return nil, err
 	}
+	e.backend = backend
 	return e, nil
 }
 
@@ -181,7 +183,7 @@ func (e *Escrow) Now(ctx context.Context) (time.Time, error) { return Now(ctx, e
 func Now(ctx context.Context, backend Backend) (time.Time, error) {
 	head, err := backend.HeaderByNumber(ctx, nil)
 	if err != nil {
-		return time.Time{}, fmt.Errorf("%w: reading the newest block: %w", ErrUnreachable, err)
+		return time.Time{}, unread("the newest block", err)
 	}
 	if pending, err := backend.HeaderByNumber(ctx, big.NewInt(int64(rpc.PendingBlockNumber))); err == nil && pending.Time > head.Time {
 		head = pending

@@ -167,7 +167,7 @@ func parseRevert(data []byte) *Revert {
 
 // isTransport reports whether err says that the endpoint failed, as against that it answered with an error.
 func isTransport(err error) bool {
-	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) || errors.Is(err, ErrAnswer) {
+	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) || errors.Is(err, ErrAnswer) || errors.Is(err, ErrContradiction) {
 		return true
 	}
 	var quoted *url.Error

@@ -224,7 +224,7 @@ func (s *Sender) mined(ctx context.Context, tx Tx, found finding, g glance) erro
 
 // agreed reports whether a second endpoint, where there is one, has the receipt too: what is final is not looked at again.
 func (s *Sender) agreed(ctx context.Context, tx Tx, receipt *types.Receipt) bool {
-	if _, several := s.Backend.(*Endpoints); !several {
+	if _, more := several(s.Backend); !more {
 		return true
 	}
 	said, err := two(ctx, s.Backend, func(ctx context.Context, b Backend) (*types.Receipt, error) {

@@ -47,11 +47,13 @@ type Token struct {
 // maxTokenText bounds the name a stranger's token can put on a screen or into a log.
 const maxTokenText = 64
 
-// NewToken reads a token's description. An address without code is ErrNoContract.
+// NewToken reads a token's description. An address without code is ErrNoContract. Whatever is read of the token, then and
+// later, is asked of two endpoints where there are several (Agreed).
 func NewToken(ctx context.Context, backend Backend, address common.Address) (*Token, error) {
+	backend = Agreed(backend)
 	code, err := backend.CodeAt(ctx, address, nil)
 	if err != nil {
-		return nil, fmt.Errorf("%w: reading the code of token %s: %w", ErrUnreachable, address, err)
+		return nil, unread("the code of token "+address.String(), err)
 	}
 	if len(code) == 0 {
 		return nil, fmt.Errorf("%w: token %s; check the token's address and the chain", ErrNoContract, address)
