@@ -203,8 +203,8 @@ func FuzzAnswer(f *testing.F) {
 	f.Add(429, "application/problem+json", []byte(`{"title":"y","status":200}`))
 	f.Fuzz(func(t *testing.T, status int, kind string, body []byte) {
 		client := &http.Client{Transport: answerer{status, kind, body}}
-		feed := &Feed{http: client, log: slog.New(slog.DiscardHandler)}
-		told := make(map[common.Hash]uint256.Int)
+		feed := &Feed{http: client, log: slog.New(slog.DiscardHandler), now: time.Now}
+		told := make(map[common.Hash]heard)
 		err := feed.push(t.Context(), "http://tower", batch, told)
 		var answer Receipts
 		decoded := json.NewDecoder(bytes.NewReader(body)).Decode(&answer) == nil && status == http.StatusOK && len(answer.Receipts) == len(batch)
@@ -215,8 +215,8 @@ func FuzzAnswer(f *testing.F) {
 			t.Fatalf("%d %s: no error, and %d of %d channels are told", status, body, len(told), len(batch))
 		}
 		for _, s := range batch {
-			if amount, ok := told[s.ID]; ok && amount != s.Accepted {
-				t.Fatalf("channel %s counts as told %s", s.ID, amount.Dec())
+			if last, ok := told[s.ID]; ok && last.amount != s.Accepted {
+				t.Fatalf("channel %s counts as told %s", s.ID, last.amount.Dec())
 			}
 		}
 		relay := &Client{URL: "http://tower", HTTP: client, Log: feed.log}

@@ -123,7 +123,7 @@ func (t *Tower) postVouchers(w http.ResponseWriter, r *http.Request) {
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), answerTime)
 	defer cancel()
-	outcomes, errs := t.take(ctx, body.Vouchers)
+	outcomes, errs := t.take(ctx, t.guard.limits.ClientIP(r), body.Vouchers)
 	answer := Receipts{Receipts: make([]Receipt, len(outcomes))}
 	for i, outcome := range outcomes {
 		answer.Receipts[i].ChannelID = body.Vouchers[i].Channel().ID()

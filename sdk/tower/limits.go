@@ -16,7 +16,8 @@ import (
 
 // Limits bound what strangers may cost a watchtower beside gas: signatures
 // to check, rows on disk and questions to the chain. A zero field is its
-// default. A payee's or payer's own rate counts only what was rightly signed:
+// default. A payee's or payer's own rate counts only what was rightly signed and is
+// new, of channels that there are, and of vouchers for each client that sends them:
 // nobody uses up another's.
 type Limits struct {
 	// ClientIP is who a request is from, in place of TrustedProxies: see
@@ -24,8 +25,8 @@ type Limits struct {
 	ClientIP func(*http.Request) string
 
 	Requests limit.Rate // of a client; 10 a second, 100 at once
-	Vouchers limit.Rate // of a payee; 200 a second, 10,000 at once
-	Channel  limit.Rate // of a channel: its vouchers; one a second, 10 at once
+	Vouchers limit.Rate // of a payee, from a client; 200 a second, 10,000 at once
+	Channel  limit.Rate // of a channel, from a client: its vouchers; one a second, 10 at once
 	Leaves   limit.Rate // of a payer: its close requests; one in 5 s, 10 at once
 	Reads    limit.Rate // of the chain, by all; 50 a second, 200 at once
 	Names    int        // clients, payees, channels and payers that are remembered, the latest; 50,000, in about 15 MB
@@ -75,12 +76,14 @@ func (g *guard) request(r *http.Request) bool {
 	return client == "" || g.allow("client "+client, g.limits.Requests)
 }
 
-// voucher admits one whose signature was checked.
-func (g *guard) voucher(t channel.Terms) error {
-	if !g.allow("channel "+t.ID().Hex(), g.limits.Channel) {
+// voucher admits one of a channel that there is, whose signature was checked. A payer can
+// sign as many as it likes: those that it sends itself leave its payee's alone.
+func (g *guard) voucher(client string, t channel.Terms) error {
+	client = limit.Client(client)
+	if !g.allow("channel "+t.ID().Hex()+" "+client, g.limits.Channel) {
 		return fmt.Errorf("%w: too many vouchers of channel %s: send the newest, later", errBusy, t.ID())
 	}
-	if !g.allow("payee "+t.Payee.Hex(), g.limits.Vouchers) {
+	if !g.allow("payee "+t.Payee.Hex()+" "+client, g.limits.Vouchers) {
 		return fmt.Errorf("%w: too many vouchers for payee %s", errBusy, t.Payee)
 	}
 	return nil

@@ -163,16 +163,25 @@ func (t *Tower) withdraw(ctx context.Context, s channel.State) error {
 }
 
 // settleFirst gives the payee its due while there is time: after the withdrawal
-// the voucher is worth nothing. What the contract refuses does not hold up the
-// payer.
+// the voucher is worth nothing. Without the budget for that there is no withdrawal.
+// What the contract refuses, or is not worth its gas, does not hold up the payer.
 func (t *Tower) settleFirst(ctx context.Context, s channel.State) error {
 	err := t.settler.Settle(ctx, s.ID)
 	var revert *chain.Revert
 	var reverted *chain.Reverted
-	if err == nil || errors.As(err, &revert) || errors.As(err, &reverted) {
+	if errors.As(err, &revert) || errors.As(err, &reverted) {
 		return nil
 	}
-	return fmt.Errorf("settling channel %s before its withdrawal: %w", s.ID, err)
+	if err == nil {
+		s, err = t.payee.State(ctx, s.ID)
+	}
+	if err != nil {
+		return fmt.Errorf("settling channel %s before its withdrawal: %w", s.ID, err)
+	}
+	if left := s.Unsettled(); !left.IsZero() && t.worth(s.Terms, left) == nil {
+		return fmt.Errorf("%w: channel %s: a voucher over %s base units that are not settled would be lost by its withdrawal: try again later", errBudget, s.ID, left.Dec())
+	}
+	return nil
 }
 
 // send puts a payer's transaction on the chain, or waits for the one that is on
@@ -246,6 +255,7 @@ func (t *Tower) relayOnce(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	t.largestFirst(ctx, requests)
 	slots := make(chan struct{}, relaysAtOnce)
 	var work sync.WaitGroup
 	defer work.Wait()

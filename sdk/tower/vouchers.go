@@ -40,12 +40,12 @@ type Receipt struct {
 
 // take takes vouchers, each with its own outcome or error. Those of channels
 // that are new, or topped up since, share one look at the chain.
-func (t *Tower) take(ctx context.Context, vouchers []Voucher) ([]channel.Outcome, []error) {
+func (t *Tower) take(ctx context.Context, client string, vouchers []Voucher) ([]channel.Outcome, []error) {
 	outcomes, errs := make([]channel.Outcome, len(vouchers)), make([]error, len(vouchers))
 	var again []int
 	var unread []channel.Terms
 	for i, v := range vouchers {
-		outcomes[i], errs[i] = t.accept(ctx, v)
+		outcomes[i], errs[i] = t.accept(ctx, client, v)
 		if errors.Is(errs[i], channel.ErrUnknown) || errors.Is(errs[i], channel.ErrExceedsDeposit) {
 			again, unread = append(again, i), append(unread, v.Channel())
 		}
@@ -62,6 +62,9 @@ func (t *Tower) take(ctx context.Context, vouchers []Voucher) ([]channel.Outcome
 	_, failed := t.learn(ctx, unread)
 	for k, i := range again {
 		if errs[i] = failed[k]; errs[i] == nil {
+			errs[i] = t.guard.voucher(client, unread[k])
+		}
+		if errs[i] == nil {
 			outcomes[i], errs[i] = t.count(ctx, vouchers[i].voucher())
 		}
 	}
@@ -69,8 +72,10 @@ func (t *Tower) take(ctx context.Context, vouchers []Voucher) ([]channel.Outcome
 }
 
 // accept takes a voucher of a channel that is known. What costs nothing is
-// checked first, and nothing is looked up for a forged one.
-func (t *Tower) accept(ctx context.Context, v Voucher) (channel.Outcome, error) {
+// checked first, and nothing is looked up for a forged one. It counts for its payee
+// only where it would be kept: anybody can sign for a channel that there is not, and
+// a settled voucher is public.
+func (t *Tower) accept(ctx context.Context, client string, v Voucher) (channel.Outcome, error) {
 	terms := v.Channel()
 	if err := t.serves(terms); err != nil {
 		return 0, err
@@ -78,8 +83,14 @@ func (t *Tower) accept(ctx context.Context, v Voucher) (channel.Outcome, error) 
 	if err := t.late.Verify(ctx, terms, v.voucher()); err != nil {
 		return 0, err
 	}
-	if err := t.guard.voucher(terms); err != nil {
+	known, err := t.late.State(ctx, terms.ID())
+	if err != nil {
 		return 0, err
+	}
+	if v.Cumulative.Gt(&known.Accepted) && !v.Cumulative.Gt(&known.Deposit) {
+		if err := t.guard.voucher(client, terms); err != nil {
+			return 0, err
+		}
 	}
 	return t.count(ctx, v.voucher())
 }
@@ -152,10 +163,11 @@ func (d dutyStore) Unsettled(ctx context.Context) ([]channel.State, error) {
 			due = append(due, s)
 		}
 	}
+	d.tower.rank(due, now)
 	return d.tower.affordable(ctx, due)
 }
 
-// affordable drops what would exceed the budget of settlements.
+// affordable drops what would exceed the budget of settlements, from the end.
 func (t *Tower) affordable(ctx context.Context, states []channel.State) ([]channel.State, error) {
 	if len(states) == 0 || len(t.config.Payees) > 0 {
 		return states, nil
