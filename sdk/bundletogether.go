@@ -98,6 +98,16 @@ func billedTwice(spans []leaseSpan) error {
 			failed.add(fmt.Errorf("%w: %w: %s for %d ns between %d and %d of boot %q, in %s",
 				ErrBundle, ErrLetTwice, b.uuid, s.billed, s.from, s.to, b.id, leasesOf(boots[b], func(o leaseSpan) bool { return o.From < s.to && s.from < o.To })))
 		}
+		for _, other := range order {
+			if other.id != b.id || parentOf(boots[b]) != other.uuid {
+				continue
+			}
+			if s, found := tooMuch(slices.Concat(boots[b], boots[other])); found {
+				failed.add(fmt.Errorf("%w: %w: %s for %d ns between %d and %d of boot %q, in %s",
+					ErrBundle, ErrLetTwice, named(b.uuid, other.uuid), s.billed, s.from, s.to, b.id,
+					leasesOf(slices.Concat(boots[b], boots[other]), func(o leaseSpan) bool { return o.From < s.to && s.from < o.To })))
+			}
+		}
 		for _, other := range order[:i] {
 			if other.uuid != b.uuid {
 				continue
@@ -110,6 +120,16 @@ func billedTwice(spans []leaseSpan) error {
 		}
 	}
 	return failed.err()
+}
+
+// parentOf is the GPU that a MIG slice was cut from, "" of a whole one.
+func parentOf(spans []leaseSpan) string {
+	for _, s := range spans {
+		if s.Parent != "" {
+			return s.Parent
+		}
+	}
+	return ""
 }
 
 // tooMuch looks at the spans of one boot of a device. A boot without a name is no

@@ -222,6 +222,9 @@ func (l *Rental) begin(ctx context.Context, lease wire.Lease, document []byte) e
 
 // judge holds a new lease against what was asked for.
 func (l *Rental) judge(lease wire.Lease) error {
+	if lease.LeaseID == (common.Hash{}) {
+		return fmt.Errorf("%w: a lease without an id", ErrGarbage) // it would be begun anew, with its clock, each time
+	}
 	if lease.OfferHash != l.offer.Hash {
 		return fmt.Errorf("%w: the lease is under offer %s, %s was agreed", ErrOffer, lease.OfferHash, l.offer.Hash)
 	}

@@ -655,6 +655,9 @@ func TestHostileLeases(t *testing.T) {
 		{"calls a device what steers a terminal", func(v *villain) {
 			v.forgeLease = func(l *wire.Lease) { l.Devices = []string{"GPU-\x1b[2J"} }
 		}, func(*plot) {}, ErrGarbage},
+		{"begins without an id", func(v *villain) {
+			v.forgeLease = func(l *wire.Lease) { l.LeaseID = common.Hash{} }
+		}, func(*plot) {}, ErrGarbage},
 		{"begins under another offer", func(v *villain) {
 			v.forgeLease = func(l *wire.Lease) { l.OfferHash = common.Hash{1} }
 		}, func(*plot) {}, ErrOffer},

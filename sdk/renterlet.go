@@ -19,8 +19,9 @@ import (
 // Until on this renter's own.
 type span struct {
 	UUID   string `json:"uuid"`
-	BootID string `json:"bootId"`      // of the host; where it names none, its clock shows nothing
-	From   int64  `json:"from,string"` // ns of the host's monotonic time
+	Parent string `json:"parent,omitempty"` // of a MIG slice, the GPU that it was cut from
+	BootID string `json:"bootId"`           // of the host; where it names none, its clock shows nothing
+	From   int64  `json:"from,string"`      // ns of the host's monotonic time
 	To     int64  `json:"to,string"`
 	Billed int64  `json:"billed,string"` // ns
 
@@ -81,7 +82,7 @@ func billedSpans(d metering.DeviceEvidence, h hearing, before []span) []span {
 	for i, s := range stretches {
 		length := max(0, s.To-s.From)
 		next := span{
-			UUID: d.Device.UUID, BootID: s.BootID, From: s.From, To: s.To, Billed: min(length, d.Nanos.Allocated-(room-length)),
+			UUID: d.Device.UUID, Parent: d.Device.Parent, BootID: s.BootID, From: s.From, To: s.To, Billed: min(length, d.Nanos.Allocated-(room-length)),
 			Ours: h.boot, Since: h.began + ran - ran/slew, Until: h.now,
 		}
 		if i < len(stretches)-1 {
@@ -129,6 +130,7 @@ func (s span) dense() bool { return (s.To-s.From)-s.Billed <= (s.To-s.From)/100 
 
 // with is both as one: what was billed lies somewhere in it.
 func (s span) with(o span) span {
+	s.Parent = cmp.Or(s.Parent, o.Parent) // what older programs kept has none
 	s.From, s.To, s.Billed = min(s.From, o.From), max(s.To, o.To), s.Billed+o.Billed
 	s.Since, s.Until = min(s.Since, o.Since), max(s.Until, o.Until)
 	return s
@@ -154,20 +156,32 @@ func shorten(spans []span) []span {
 type clock func(s, other span) (from, to int64, ok bool)
 
 func hostClock(s, o span) (int64, int64, bool) {
-	return s.From, s.To, s.UUID == o.UUID && s.BootID == o.BootID && s.BootID != ""
+	return s.From, s.To, s.BootID == o.BootID && s.BootID != ""
 }
 
 func ourClock(s, o span) (int64, int64, bool) {
-	return s.Since, s.Until, s.UUID == o.UUID && s.Ours == o.Ours && s.Ours != ""
+	return s.Since, s.Until, s.Ours == o.Ours && s.Ours != ""
 }
 
 // stretch is a time on one clock.
 type stretch struct{ from, to, billed int64 }
 
-// around is where the spans of one device lie on the clock that fresh lies on.
-func around(spans []span, fresh span, on clock) (all []stretch) {
+// rivals are the devices that cannot be let while fresh's is: itself, a MIG slice's whole GPU, and the slices of a whole one.
+// Slices of one GPU can be let at once, so each rival is looked at by itself.
+func rivals(spans []span, fresh span) []string {
+	found := []string{fresh.UUID}
 	for _, s := range spans {
-		if from, to, ok := on(s, fresh); ok {
+		if (s.UUID == fresh.Parent || s.Parent == fresh.UUID) && !slices.Contains(found, s.UUID) {
+			found = append(found, s.UUID)
+		}
+	}
+	return found
+}
+
+// around is where the spans of fresh's device and a rival lie on the clock that fresh lies on.
+func around(spans []span, fresh span, rival string, on clock) (all []stretch) {
+	for _, s := range spans {
+		if from, to, ok := on(s, fresh); ok && (s.UUID == fresh.UUID || s.UUID == rival) {
 			all = append(all, stretch{from, to, s.Billed})
 		}
 	}
@@ -236,23 +250,33 @@ func (d *letDevices) twice(payee common.Address, id common.Hash, spans []span, t
 		if slices.Contains(known, fresh) {
 			continue
 		}
-		if s, found := crowded(around(all, fresh, hostClock), fresh.From, fresh.To, exactly); found {
-			return fmt.Errorf("%w: %s for %d ns between %d and %d of boot %q, in channel %s and %s", ErrLetTwice, fresh.UUID, s.billed, s.from, s.to, fresh.BootID, id, d.other(payee, id, fresh))
-		}
-		slack := func(length int64) int64 { return int64(tolerance) + length/slew }
-		if s, found := crowded(around(all, fresh, ourClock), fresh.Since, fresh.Until, slack); found {
-			return fmt.Errorf("%w: %s for %s in %s of our time, in channel %s and %s", ErrLetTwice, fresh.UUID, time.Duration(s.billed), time.Duration(s.to-s.from), id, d.other(payee, id, fresh))
+		for _, rival := range rivals(all, fresh) {
+			if s, found := crowded(around(all, fresh, rival, hostClock), fresh.From, fresh.To, exactly); found {
+				return fmt.Errorf("%w: %s for %d ns between %d and %d of boot %q, in channel %s and %s", ErrLetTwice, named(fresh.UUID, rival), s.billed, s.from, s.to, fresh.BootID, id, d.other(payee, id, rival))
+			}
+			slack := func(length int64) int64 { return int64(tolerance) + length/slew }
+			if s, found := crowded(around(all, fresh, rival, ourClock), fresh.Since, fresh.Until, slack); found {
+				return fmt.Errorf("%w: %s for %s in %s of our time, in channel %s and %s", ErrLetTwice, named(fresh.UUID, rival), time.Duration(s.billed), time.Duration(s.to-s.from), id, d.other(payee, id, rival))
+			}
 		}
 	}
 	return nil
 }
 
-// other names a channel that was billed for the same device last.
-func (d *letDevices) other(payee common.Address, id common.Hash, fresh span) string {
+// named is a device, and the one that it cannot be let beside.
+func named(uuid, rival string) string {
+	if uuid == rival {
+		return uuid
+	}
+	return uuid + " and " + rival + ", which are one GPU and its MIG slice,"
+}
+
+// other names a channel that was billed for a device last.
+func (d *letDevices) other(payee common.Address, id common.Hash, uuid string) string {
 	name, newest := "itself", int64(0)
 	for other, theirs := range d.spans[payee] {
 		for _, s := range theirs {
-			if other != id && s.UUID == fresh.UUID && (name == "itself" || s.Until > newest) {
+			if other != id && s.UUID == uuid && (name == "itself" || s.Until > newest) {
 				name, newest = other.String(), s.Until
 			}
 		}

@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -234,5 +235,59 @@ func TestManySpansAreShortened(t *testing.T) {
 	}
 	if len(spans) > maxSpans || sum != 5*maxSpans*second/2 {
 		t.Errorf("%d spans of %s", len(spans), time.Duration(sum))
+	}
+}
+
+// TestSliceOfAGPUThatIsLet: a MIG slice and the whole GPU that it was cut from are not let at once, whatever the boots are
+// called; slices of one GPU are, and a GPU that is cut, or whole again, goes on.
+func TestSliceOfAGPUThatIsLet(t *testing.T) {
+	type let struct {
+		uuid, boot string
+		from, to   int64
+	}
+	for _, row := range []struct {
+		name  string
+		lets  []let
+		twice bool
+	}{
+		{"slices at once", []let{{"MIG-1", "a", 0, 10}, {"MIG-2", "a", 0, 10}, {"MIG-1", "a", 10, 20}, {"MIG-2", "a", 10, 20}}, false},
+		{"cut", []let{{"GPU-1", "a", 0, 10}, {"MIG-1", "a", 10, 20}, {"MIG-2", "a", 10, 20}}, false},
+		{"whole again", []let{{"MIG-1", "a", 0, 10}, {"MIG-2", "a", 0, 10}, {"GPU-1", "a", 10, 20}, {"MIG-1", "a", 20, 30}}, false},
+		{"another GPU", []let{{"GPU-2", "a", 0, 10}, {"MIG-1", "a", 0, 10}}, false},
+		{"whole beside a slice", []let{{"MIG-1", "a", 0, 10}, {"MIG-2", "a", 0, 10}, {"GPU-1", "a", 5, 15}}, true},
+		{"slice beside the whole", []let{{"GPU-1", "a", 0, 20}, {"MIG-1", "a", 4, 8}}, true},
+		{"under another boot", []let{{"GPU-1", "a", 0, 20}, {"MIG-1", "b", 4, 8}}, true},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			var ledger letDevices
+			var bundled []leaseSpan
+			var err error
+			spans := make(map[string][]span)
+			for _, l := range row.lets {
+				d := metering.DeviceEvidence{
+					Device: metering.Device{UUID: l.uuid, BootID: l.boot}, From: metering.Instant{Mono: l.from * second}, To: metering.Instant{Mono: l.to * second},
+					Nanos: metering.Nanos{Allocated: (l.to - l.from) * second}, Total: (l.to - l.from) * second,
+				}
+				if strings.HasPrefix(l.uuid, "MIG") {
+					d.Device.MIG, d.Device.Parent = true, "GPU-1"
+				}
+				id := common.BytesToHash([]byte(l.uuid))
+				rec := metering.SignedRecord{Evidence: metering.Evidence{Devices: []metering.DeviceEvidence{d}}}
+				spans[l.uuid] = spansWith(spans[l.uuid], rec, hearing{boot: "ours", began: l.from * second, now: l.to * second})
+				err = errors.Join(err, ledger.twice(common.Address{}, id, spans[l.uuid], time.Second))
+				ledger.keep(common.Address{}, id, spans[l.uuid])
+			}
+			if errors.Is(err, ErrLetTwice) != row.twice {
+				t.Errorf("%v, want found: %v", err, row.twice)
+			}
+			for uuid, s := range spans {
+				for _, s := range s {
+					bundled = append(bundled, leaseSpan{s, common.BytesToHash([]byte(uuid))})
+				}
+			}
+			if err := billedTwice(bundled); errors.Is(err, ErrLetTwice) != (row.twice && row.name != "under another boot") {
+				t.Errorf("in bundles: %v, want found: %v", err, row.twice)
+			}
+		})
 	}
 }
