@@ -43,12 +43,14 @@ type Rental struct {
 	sentAt    time.Time       // by awake
 	counted   uint256.Int     // the newest that row.Vouchers counts
 	demand    demand
-	topped    time.Time // the newest try to top up
-	looked    time.Time // the newest look of budget at the chain
-	service   string    // what the provider last said of the lease
-	heard     time.Time // the newest record, or the start
-	awake     awake     // what silence and patience are measured by
-	listened  time.Time // heard, by awake
+	topped    time.Time     // the newest try to top up
+	aside     bool          // something is done beside the stream
+	followed  time.Duration // by awake: how long, in all
+	looked    time.Time     // the newest look of budget at the chain
+	service   string        // what the provider last said of the lease
+	heard     time.Time     // the newest record, or the start
+	awake     awake         // what silence and patience are measured by
+	listened  time.Time     // heard, by awake
 
 	mu      sync.Mutex
 	stop    context.CancelFunc // of a running Run

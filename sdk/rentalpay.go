@@ -261,7 +261,11 @@ func (l *Rental) budget(ctx context.Context) error {
 	}
 	step := l.step()
 	if low.Gt(&l.row.Deposit) && (!step.IsZero() || l.row.TopUp != nil) {
-		if err := l.topUp(ctx); err != nil {
+		err := l.topUp(ctx)
+		if l.row.Phase == RentalDisputed { // it was caught meanwhile
+			return err
+		}
+		if err != nil {
 			l.r.config.Log.Warn("top-up failed: it is tried again", "channel", l.id, "error", err)
 		}
 	}

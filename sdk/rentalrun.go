@@ -150,7 +150,7 @@ func (l *Rental) session(ctx context.Context) error {
 	if err := l.pay(ctx); err != nil {
 		return err
 	}
-	return l.follow(ctx)
+	return l.follow(ctx, nil)
 }
 
 // reattach shows the provider the newest voucher it should have and takes the
@@ -166,8 +166,8 @@ func (l *Rental) reattach(ctx context.Context) error {
 	})
 }
 
-// follow handles events and clocks until the stream ends.
-func (l *Rental) follow(ctx context.Context) error {
+// follow handles events and clocks until the stream ends, or something else does.
+func (l *Rental) follow(ctx context.Context, until <-chan struct{}) error {
 	due := time.NewTicker(l.row.Options.PayEvery)
 	defer due.Stop()
 	look := time.NewTicker(min(time.Second, l.r.config.Patience/4+time.Millisecond))
@@ -177,6 +177,8 @@ func (l *Rental) follow(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
+		case <-until:
+			return nil
 		case e, ok := <-l.feed.events:
 			if !ok {
 				return l.broken(ctx, l.feed.err)
@@ -191,6 +193,33 @@ func (l *Rental) follow(ctx context.Context) error {
 			return err
 		}
 	}
+}
+
+// beside does what may take long while the stream is followed: records are paid, and silence is noticed. stopped is why the
+// stream is not followed any more, and do was cut off. do must use nothing that events change.
+func (l *Rental) beside(ctx context.Context, do func(context.Context) error) (failed, stopped error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		failed = do(ctx)
+	}()
+	if l.feed != nil {
+		began := l.awake.now()
+		l.aside = true
+		stopped = l.follow(ctx, done)
+		l.aside = false
+		l.followed += l.awake.since(began)
+		if stopped == nil && l.row.Ended != "" {
+			stopped = transient{fmt.Errorf("channel %s: the lease ended meanwhile", l.id)}
+		}
+		if stopped != nil {
+			cancel()
+		}
+	}
+	<-done
+	return failed, stopped
 }
 
 // handle is one event. Names that we do not know are left alone: they are of a

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net/http"
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
@@ -104,6 +105,9 @@ func (l *Rental) room(ctx context.Context, step uint256.Int) (uint256.Int, error
 // and what was signed is sent again unchanged after a crash: the money moves
 // once.
 func (l *Rental) topUp(ctx context.Context) error {
+	if l.aside {
+		return nil // it is under way
+	}
 	if l.row.TopUp == nil {
 		if _, err := l.room(ctx, l.step()); err != nil {
 			return err
@@ -112,10 +116,10 @@ func (l *Rental) topUp(ctx context.Context) error {
 	if time.Since(l.topped) < topUpPause {
 		return nil
 	}
-	began := l.awake.now()
+	began, followed := l.awake.now(), l.followed
 	defer func() { // our own doing took the time, not the provider's silence
 		l.topped = time.Now()
-		l.listened = l.listened.Add(l.awake.since(began))
+		l.listened = l.listened.Add(l.awake.since(began) - (l.followed - followed))
 	}()
 	if l.row.TopUp != nil {
 		return l.finishTopUp(ctx)
@@ -131,6 +135,9 @@ func (l *Rental) topUp(ctx context.Context) error {
 	deposit := l.committed()
 	deposit.Add(&deposit, &step)
 	if err := l.payer.Fund(ctx, l.id, deposit); err != nil {
+		return err
+	}
+	if err := l.skipUsed(ctx, step); err != nil {
 		return err
 	}
 	amount, salt := wire.NewAmount(step), l.topUpSalt()
@@ -180,6 +187,19 @@ func (l *Rental) topUpSalt() (salt common.Hash) {
 	return salt
 }
 
+// skipUsed counts the top-ups that a database from before them does not know: their authorizations are used, and would move
+// nothing again.
+func (l *Rental) skipUsed(ctx context.Context, step uint256.Int) error {
+	for l.row.Funding.Type == wire.TypeAuthorization {
+		used, err := l.r.token.AuthorizationUsed(ctx, l.terms.Payer, channel.TopUpNonce(l.id, step, l.terms.Payer, l.topUpSalt()))
+		if err != nil || !used {
+			return err
+		}
+		l.row.TopUps++
+	}
+	return nil
+}
+
 // finishTopUp goes on with a top-up wherever it stands. That the deposit grew
 // says nothing about ours: anybody may add a base unit. The outbox knows our own
 // transaction, and the token an authorization.
@@ -187,11 +207,18 @@ func (l *Rental) finishTopUp(ctx context.Context) error {
 	if l.row.TopUp == nil {
 		return nil
 	}
-	if err := l.signTopUp(ctx); err != nil {
-		return transient{err}
+	failed, stopped := l.signTopUp(ctx)
+	if stopped != nil {
+		return stopped
+	}
+	if failed != nil {
+		return transient{failed}
 	}
 	fault.Point(fault.TopUpSigned)
-	_, _, sendErr := l.post(ctx, *l.row.TopUp, "", chainTimeout)
+	failed, stopped = l.beside(ctx, l.handIn(*l.row.TopUp))
+	if stopped != nil {
+		return stopped
+	}
 	seen, err := l.look(ctx, l.r.config.Confirmations)
 	if err != nil {
 		return transient{err}
@@ -201,7 +228,7 @@ func (l *Rental) finishTopUp(ctx context.Context) error {
 		return transient{err}
 	}
 	if !arrived {
-		return l.unfunded(ctx, seen, sendErr)
+		return l.unfunded(ctx, seen, failed)
 	}
 	if _, err := l.payer.Observe(ctx, l.id, seen.ChainView); err != nil {
 		return err
@@ -210,6 +237,27 @@ func (l *Rental) finishTopUp(ctx context.Context) error {
 	l.row.TopUps++
 	l.r.config.Log.Info("topped up", "channel", l.id, "deposit", seen.Deposit.Dec())
 	return l.save(ctx)
+}
+
+// handIn gives the provider a top-up, which takes as long as its transaction. It has a challenge of its own: the
+// rental's changes meanwhile.
+func (l *Rental) handIn(payload wire.Payload) func(context.Context) error {
+	p, gpus, source := l.peer, l.row.GPUs, wire.Source(l.terms.ChainID, l.terms.Payer)
+	return func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, chainTimeout)
+		defer cancel()
+		c, _, err := p.challenge(ctx, gpus)
+		if err != nil {
+			return err
+		}
+		resp, err := p.send(ctx, http.MethodPost, gpus, wire.Credential{Challenge: c, Source: source, Payload: payload}, nil)
+		if err != nil {
+			return err
+		}
+		defer resp.Body.Close()
+		_, err = p.body(resp)
+		return err
+	}
 }
 
 // arrived reports whether the chain had the top-up when it was seen. A receipt,
@@ -236,28 +284,32 @@ func (l *Rental) arrived(ctx context.Context, seen sight) (bool, error) {
 
 // signTopUp makes what moves the money, once: our own transaction, or an
 // authorization.
-func (l *Rental) signTopUp(ctx context.Context) error {
+func (l *Rental) signTopUp(ctx context.Context) (failed, stopped error) {
 	payload := *l.row.TopUp
 	if payload.Hash != nil || payload.Authorization != nil {
-		return nil
+		return nil, nil
 	}
 	step := payload.AdditionalDeposit.Int
 	if payload.Type == wire.TypeHash {
-		result, err := l.transfer(ctx, step, l.escrow.TopUpCall(l.row.Terms, step), int(l.row.TopUps))
-		if err != nil {
+		call, after := l.escrow.TopUpCall(l.terms, step), int(l.row.TopUps)
+		var result *chain.Result
+		failed, stopped = l.beside(ctx, func(ctx context.Context) (err error) {
+			result, err = l.transfer(ctx, step, call, after)
 			return err
+		})
+		if failed != nil || stopped != nil {
+			return failed, stopped
 		}
 		payload.Hash = &result.Hash
 	} else {
-		var err error
 		nonce := channel.TopUpNonce(l.id, step, l.row.Terms.Payer, *payload.Salt)
-		if payload.Authorization, payload.Signature, err = l.authorize(ctx, step, nonce); err != nil {
-			return err
+		if payload.Authorization, payload.Signature, failed = l.authorize(ctx, step, nonce); failed != nil {
+			return failed, nil
 		}
 		l.row.promised(payload.Authorization)
 	}
 	l.row.TopUp = &payload
-	return l.save(ctx)
+	return l.save(ctx), nil
 }
 
 // unfunded is a top-up that is not on the chain. An authorization that ended

@@ -1,6 +1,8 @@
 package sdk
 
 import (
+	"context"
+	"errors"
 	"math/rand/v2"
 	"testing"
 	"time"
@@ -195,6 +197,62 @@ func TestTopUpComesWithTheDebt(t *testing.T) {
 		if got := len(d.payloads()); got != want {
 			t.Errorf("deposit %s: %d authorizations, want %d", deposit, got, want)
 		}
+	}
+}
+
+// TestSilentWhileItTopsUp: a provider that takes a top-up's request and does not answer is as silent as any, and one that goes
+// on meanwhile is paid as ever.
+func TestSilentWhileItTopsUp(t *testing.T) {
+	m := newMarket(t)
+	for _, test := range []struct {
+		name    string
+		records int
+		want    error
+	}{{"silent", 8, ErrSilent}, {"goes on", 60, nil}} {
+		t.Run(test.name, func(t *testing.T) {
+			d := newDrawerOf(t, m, func(o *wire.Offer) { o.Credit = 3600 })
+			answer := make(chan struct{})
+			keep := d.funding
+			d.funding = func(p wire.Payload) {
+				keep(p)
+				if p.Action == wire.ActionTopUp {
+					select {
+					case <-answer:
+					case <-d.stop:
+					}
+				}
+			}
+			d.script = func(p *plot) { p.honest(test.records) }
+			config := m.renterConfig(t, m.payer)
+			config.Patience = 4 * time.Second
+			r := openRenter(t, config)
+			l, err := r.Rent(t.Context(), d.server.URL, RentOptions{Deposit: "0.05", TopUp: "0.7", PayEvery: 100 * time.Millisecond, Gasless: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			d.terms = l.Terms()
+			d.submit(d.payloads()[0])
+			ctx, stop := context.WithCancel(t.Context())
+			defer stop()
+			done := background(ctx, l)
+			eventually(t, "the top-up's request", func() bool { return len(d.payloads()) == 2 || len(done) > 0 })
+			if test.want == nil {
+				eventually(t, "payments beside the top-up", func() bool { s := l.Snapshot(); return s.Paid.Uint64() > 2000 || len(done) > 0 })
+				d.submit(d.payloads()[1])
+				close(answer)
+				eventually(t, "the top-up", func() bool { s := l.Snapshot(); return s.Deposit.Uint64() == 750_000 || len(done) > 0 })
+				stop()
+				test.want = context.Canceled
+			}
+			select {
+			case err = <-done:
+			case <-time.After(time.Minute):
+				err = errors.New("it waits on")
+			}
+			if !errors.Is(err, test.want) {
+				t.Errorf("Run: %v, want %v", err, test.want)
+			}
+		})
 	}
 }
 

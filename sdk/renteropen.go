@@ -328,7 +328,7 @@ func (l *Rental) transfer(ctx context.Context, amount uint256.Int, call chain.Ca
 	}
 	id, err := l.outgoing(ctx, call.Kind, after)
 	if err == nil && id == "" {
-		if err = l.r.token.Allow(ctx, l.r.sender, l.row.Terms.Escrow, amount, l.r.config.Confirmations); err == nil {
+		if err = l.r.token.Allow(ctx, l.r.sender, l.terms.Escrow, amount, l.r.config.Confirmations); err == nil {
 			id, err = l.r.sender.SubmitAfter(ctx, call)
 		}
 	}

@@ -94,7 +94,7 @@ func TestRenterFromBeforeItsCredit(t *testing.T) {
 				first.renter.restore(t)
 			}
 			p.up()
-			p.checkPaid(test.then)
+			p.checkPaid(test.since, test.then)
 		})
 	}
 }
@@ -124,7 +124,7 @@ func (p *pair) since(what string) {
 }
 
 // checkPaid has the renter go on and close, and looks at all accounts.
-func (p *pair) checkPaid(then string) {
+func (p *pair) checkPaid(since, then string) {
 	p.Helper()
 	id := p.rental.ID()
 	known, err := p.provider.payee.State(p.Context(), id)
@@ -137,6 +137,11 @@ func (p *pair) checkPaid(then string) {
 	}
 	ctx, cancel := context.WithTimeout(p.Context(), time.Minute)
 	defer cancel()
+	if since == "topped up" {
+		if err := rental.topUp(ctx); err != nil || rental.row.Deposit.Uint64() != 500_000 {
+			p.Errorf("another top-up: the deposit is %s, %v", rental.row.Deposit.Dec(), err)
+		}
+	}
 	if then == "runs" {
 		done := background(ctx, rental)
 		eventually(p.T, "records", func() bool {
