@@ -450,15 +450,18 @@ func (s leaseStore) offer(ctx context.Context, hash common.Hash) (wire.SignedOff
 	return *s.offers.one(o), nil
 }
 
-// useChallenge marks a challenge as used, once. It forgets those that have
-// expired: they are refused by their date.
+// clocksDiffer is more than the clocks of gateways differ, or one clock is set by.
+const clocksDiffer = 24 * time.Hour
+
+// useChallenge marks a challenge as used, once. It forgets those that have expired by
+// any clock: they are refused by their date.
 func (s leaseStore) useChallenge(ctx context.Context, c wire.Challenge, now time.Time) error {
 	expires, err := time.Parse(time.RFC3339, c.Expires)
 	if err != nil {
 		return err
 	}
 	return s.db.Update(ctx, func(tx *sqlx.Tx) error {
-		if _, err := tx.ExecContext(ctx, tx.Rebind(`DELETE FROM used_challenges WHERE expires < ?`), now.Unix()); err != nil {
+		if _, err := tx.ExecContext(ctx, tx.Rebind(`DELETE FROM used_challenges WHERE expires < ?`), now.Add(-clocksDiffer).Unix()); err != nil {
 			return err
 		}
 		res, err := tx.ExecContext(ctx, tx.Rebind(`INSERT INTO used_challenges (id, expires) VALUES (?, ?) ON CONFLICT (id) DO NOTHING`),

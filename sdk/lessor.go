@@ -329,12 +329,21 @@ func (h *lessor) recover(ctx context.Context, row leaseRow) error {
 	} else if err != nil {
 		return err
 	}
-	call, cancel := context.WithTimeout(ctx, h.deps.timing.callTimeout)
-	defer cancel()
-	if err := h.deps.allocator.Release(call, a); err != nil {
+	if err := h.release(ctx, a); err != nil {
 		return err
 	}
 	return h.store.setHeld(ctx, row.ID, 0)
+}
+
+// release takes the devices of a lease back that does not run any more, and is cut off
+// when others may do so.
+func (h *lessor) release(ctx context.Context, a Allocation) error {
+	call, cancel := context.WithTimeout(ctx, h.deps.timing.callTimeout)
+	defer cancel()
+	if h.deps.tenure != nil {
+		defer context.AfterFunc(h.deps.tenure(), cancel)()
+	}
+	return h.deps.allocator.Release(call, a)
 }
 
 // overError is why a lease can go on nowhere and never: it is ended. Any other
@@ -504,9 +513,7 @@ func (h *lessor) giveBack(ctx context.Context, row leaseRow, a Allocation, reaso
 	if err := h.store.setState(ctx, id, row.Term, leaseEnding, reason, 0); err != nil {
 		return err
 	}
-	call, cancel := context.WithTimeout(ctx, h.deps.timing.callTimeout)
-	defer cancel()
-	if err := h.deps.allocator.Release(call, a); err != nil {
+	if err := h.release(ctx, a); err != nil {
 		return err
 	}
 	return h.store.setEnded(ctx, id, row.Term, reason, false)

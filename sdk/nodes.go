@@ -31,7 +31,22 @@ type nodes struct {
 	status map[string]nodeStatus        // of the nodes that answered when they were asked last
 	known  map[string][]metering.Device // of all that ever did: the offer does not change with the network
 	failed map[string]string            // what was logged of the others
+	rests  map[string]*nodeRest         // of those that began no lease when they were asked
+	now    func() time.Time
 }
+
+// nodeRest is how long a node gets no new lease that could not begin one: it answers,
+// and so has most free, and every lease would fail at it.
+type nodeRest struct {
+	until time.Time
+	pace  chain.Backoff
+}
+
+// The least and the most of a node's rest.
+const (
+	leastNodeRest = 10 * time.Second
+	mostNodeRest  = 5 * time.Minute
+)
 
 var (
 	_ Allocator = (*nodes)(nil)
@@ -40,7 +55,8 @@ var (
 )
 
 func newNodes(p *Provider) (*nodes, error) {
-	n := &nodes{p: p, status: make(map[string]nodeStatus), known: make(map[string][]metering.Device), failed: make(map[string]string)}
+	n := &nodes{p: p, status: make(map[string]nodeStatus), known: make(map[string][]metering.Device), failed: make(map[string]string),
+		rests: make(map[string]*nodeRest), now: time.Now}
 	if err := p.config.NodeIdentity.check(gatewayHost, x509.ExtKeyUsageClientAuth); err != nil {
 		return nil, fmt.Errorf("provider: NodeIdentity: %w", err)
 	}
@@ -168,6 +184,32 @@ func (c *nodeClient) end(ctx context.Context, timeout time.Duration, id common.H
 	return err
 }
 
+// resting reports whether a node gets no new lease for now. n.mu is held.
+func (n *nodes) resting(name string) bool {
+	rest := n.rests[name]
+	return rest != nil && n.now().Before(rest.until)
+}
+
+// tire has a node rest that could not begin a lease, longer each time.
+func (n *nodes) tire(name string) time.Duration {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	rest := n.rests[name]
+	if rest == nil {
+		rest = &nodeRest{pace: chain.Backoff{Least: leastNodeRest, Most: mostNodeRest}}
+		n.rests[name] = rest
+	}
+	wait := rest.pace.Next()
+	rest.until = n.now().Add(wait)
+	return wait
+}
+
+func (n *nodes) wakeUp(name string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.rests, name)
+}
+
 // Free is the most devices that one node has free: a lease is on one host.
 func (n *nodes) Free() int { return n.freeBeside(nil) }
 
@@ -176,8 +218,10 @@ func (n *nodes) Free() int { return n.freeBeside(nil) }
 func (n *nodes) freeBeside(leases []int) int {
 	n.mu.Lock()
 	var free []int
-	for _, s := range n.status {
-		free = append(free, s.Free)
+	for name, s := range n.status {
+		if !n.resting(name) {
+			free = append(free, s.Free)
+		}
 	}
 	n.mu.Unlock()
 	if len(free) == 0 {
@@ -199,7 +243,7 @@ func (n *nodes) roomy(gpus int) []*nodeClient {
 	defer n.mu.Unlock()
 	var fit []*nodeClient
 	for _, c := range n.links {
-		if s, ok := n.status[c.name]; ok && s.Free >= gpus {
+		if s, ok := n.status[c.name]; ok && s.Free >= gpus && !n.resting(c.name) {
 			fit = append(fit, c)
 		}
 	}
@@ -227,9 +271,13 @@ func (n *nodes) Allocate(ctx context.Context, req AllocationRequest) (Allocation
 			err = &errNode{c.name, fmt.Errorf("its answer is about lease %s and names no devices", began.LeaseID)}
 		}
 		if err != nil {
-			n.p.config.Log.Error("lease could not be begun at its node", "node", c.name, "lease", req.LeaseID, "error", err)
+			n.p.config.Log.Error("lease could not be begun at its node", "node", c.name, "lease", req.LeaseID, "error", err, "rest", n.tire(c.name))
+			if ended := c.end(ctx, nodeTimeout, req.LeaseID, nodeEnd{Reason: "another node begins it", Closed: true}); ended == nil {
+				continue // it has it no more, if it ever had
+			}
 			return Allocation{}, errors.Join(wire.Unavailable.With("the GPUs' host could not be reached: try again"), err)
 		}
+		n.wakeUp(c.name)
 		n.took(c.name, req.GPUs)
 		a := *began.Allocation
 		a.LeaseID, a.Node = req.LeaseID, c.name

@@ -3,6 +3,7 @@ package sdk
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
@@ -177,12 +178,29 @@ func (r *replicas) endBooks(ctx context.Context, row leaseRow, reason string) er
 	return r.p.store.setEnded(ctx, a.LeaseID, row.Term, reason, true)
 }
 
-// recover takes the devices of an ended lease back, if they are here.
+// recover takes the devices of an ended lease back, if they are here: at one gateway of
+// the host, as the command of a slower one would run in the next renter's time. The
+// claim lasts longer than the command may.
 func (r *replicas) recover(ctx context.Context, row leaseRow) error {
 	if r.refuses(row.ID) {
 		return nil
 	}
-	err := r.p.recover(ctx, row)
+	name, owner := "release "+row.ID, newGatewayID()
+	if ok, err := r.p.store.claim(ctx, name, owner, r.p.config.CallTimeout+claimTime); err != nil || !ok {
+		return err
+	}
+	err := r.recoverAlone(ctx, row)
+	return errors.Join(err, r.p.store.unclaim(context.WithoutCancel(ctx), name, owner))
+}
+
+// recoverAlone is recover with the claim, where nobody has done it since the row was
+// read.
+func (r *replicas) recoverAlone(ctx context.Context, row leaseRow) error {
+	rows, err := r.p.store.stranded(ctx)
+	if err != nil || !slices.ContainsFunc(rows, func(other leaseRow) bool { return other.ID == row.ID }) {
+		return err
+	}
+	err = r.p.recover(ctx, row)
 	if err != nil {
 		r.refuse(row.ID)
 	}
