@@ -3,6 +3,7 @@ package sdk
 import (
 	"context"
 	"errors"
+	"math"
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
@@ -19,6 +20,9 @@ import (
 // node knows nothing of the others, and serves up to what it was told last, however
 // long nobody reaches it; so what it was told counts as used until it has heard of
 // less, or the lease is over there.
+//
+// Each figure that a node is told has a version, from the row that all gateways share, and a node takes none that is older
+// than one that it took: what a gateway says late, also one that is deposed by then, raises no share again.
 type creditShares struct {
 	store leaseStore
 	owing func(context.Context, ...common.Address) ([]channel.State, error)
@@ -29,6 +33,8 @@ type shareRow struct {
 	Lease   string `db:"lease"`
 	Channel string `db:"channel"`
 	Amount  string `db:"amount"`
+	Told    string `db:"told"`     // the newest figure that was, or is being, told; '': amount
+	Version int64  `db:"version"`  // of it
 	State   string `db:"state"`    // of the lease
 	EndedAt int64  `db:"ended_at"` // unix seconds
 }
@@ -46,17 +52,23 @@ type portion struct {
 	held uint256.Int // what its node may believe that it has
 	fair uint256.Int // what it is to have when the others keep to theirs
 	tell uint256.Int // what its node is to hear now
+	told uint256.Int // what it was to hear before
+
+	version int64 // of tell, once ask returned: the fencing token
 }
 
-// ask says what a lease's node is to hear. More than it had is on disk when ask
-// returns; less is for heard.
+// said reports whether the figure has a version, and is not more than what counts.
+func (p portion) said() bool { return p.tell == p.told && !p.tell.Gt(&p.held) }
+
+// ask says what a lease's node is to hear. Its version, and more than the lease had,
+// are on disk when ask returns; less is for heard.
 func (c *creditShares) ask(ctx context.Context, q claimant) (portion, error) {
 	owing, err := c.owing(ctx, q.payer)
 	if err != nil {
 		return portion{}, err
 	}
 	p, err := q.portion(ctx, c.store.db.View(), "", owing)
-	if err != nil || !p.tell.Gt(&p.held) {
+	if err != nil || p.said() {
 		return p, err
 	}
 	lock := ""
@@ -64,20 +76,47 @@ func (c *creditShares) ask(ctx context.Context, q claimant) (portion, error) {
 		lock = " FOR UPDATE OF s" // nobody else raises a share of this payer meanwhile
 	}
 	err = c.store.db.Update(ctx, func(tx *sqlx.Tx) (err error) {
-		if p, err = q.portion(ctx, tx, lock, owing); err != nil || !p.tell.Gt(&p.held) {
+		if p, err = q.portion(ctx, tx, lock, owing); err != nil || p.said() {
 			return err
 		}
-		return setShare(ctx, tx, q.lease, p.tell)
+		p.version++
+		held := larger(p.held, p.tell)
+		_, err = tx.ExecContext(ctx, tx.Rebind(`UPDATE credit_shares SET amount = ?, told = ?, version = ? WHERE lease = ?`),
+			held.Dec(), p.tell.Dec(), p.version, q.lease.Hex())
+		return err
 	})
 	return p, err
 }
 
-// heard lowers a share when its node has heard of less.
+// heard lowers a share when its node has heard of less, and of nothing newer.
 func (c *creditShares) heard(ctx context.Context, lease common.Hash, p portion) error {
 	if !p.tell.Lt(&p.held) {
 		return nil
 	}
-	return c.store.db.Update(ctx, func(tx *sqlx.Tx) error { return setShare(ctx, tx, lease, p.tell) })
+	return c.store.db.Update(ctx, func(tx *sqlx.Tx) error {
+		_, err := tx.ExecContext(ctx, tx.Rebind(`UPDATE credit_shares SET amount = ? WHERE lease = ? AND version = ?`), p.tell.Dec(), lease.Hex(), p.version)
+		return err
+	})
+}
+
+// behind takes up what a node has heard of, where that is newer than what this
+// database knows: it is a copy from before, and what it says next has to be newer.
+func (c *creditShares) behind(ctx context.Context, lease common.Hash, heard uint256.Int, version int64) error {
+	return c.store.db.Update(ctx, func(tx *sqlx.Tx) error {
+		var row shareRow
+		err := tx.GetContext(ctx, &row, tx.Rebind(`SELECT amount, version FROM credit_shares WHERE lease = ?`), lease.Hex())
+		if err != nil || row.Version >= version {
+			return err
+		}
+		amount, err := channel.ParseAmount(row.Amount)
+		if err != nil {
+			return err
+		}
+		held := larger(amount, heard)
+		_, err = tx.ExecContext(ctx, tx.Rebind(`UPDATE credit_shares SET amount = ?, told = ?, version = ? WHERE lease = ? AND version < ?`),
+			held.Dec(), heard.Dec(), version, lease.Hex(), version)
+		return err
+	})
 }
 
 // begin keeps a share for a lease that had none: nothing of one that begins, all of
@@ -98,16 +137,11 @@ func (c *creditShares) end(ctx context.Context, lease common.Hash) error {
 	})
 }
 
-func setShare(ctx context.Context, tx *sqlx.Tx, lease common.Hash, amount uint256.Int) error {
-	_, err := tx.ExecContext(ctx, tx.Rebind(`UPDATE credit_shares SET amount = ? WHERE lease = ?`), amount.Dec(), lease.Hex())
-	return err
-}
-
 // portion divides the credit: each lease is to have the same, and none more than the
 // others leave.
 func (q claimant) portion(ctx context.Context, db sqlx.ExtContext, lock string, owing []channel.State) (p portion, err error) {
 	var rows []shareRow
-	err = sqlx.SelectContext(ctx, db, &rows, db.Rebind(`SELECT s.lease, s.channel, s.amount, l.state, l.ended_at
+	err = sqlx.SelectContext(ctx, db, &rows, db.Rebind(`SELECT s.lease, s.channel, s.amount, s.told, s.version, l.state, l.ended_at
 		FROM credit_shares s JOIN leases l ON l.id = s.lease WHERE s.payer = ? ORDER BY s.lease`+lock), q.payer.Hex())
 	if err != nil {
 		return p, err
@@ -123,7 +157,12 @@ func (q claimant) portion(ctx context.Context, db sqlx.ExtContext, lock string, 
 			return p, err
 		}
 		if row.Lease == q.lease.Hex() {
-			p.held = amount
+			if p.held, p.told, p.version = amount, amount, row.Version; row.Told != "" {
+				p.told, err = channel.ParseAmount(row.Told)
+			}
+			if err != nil {
+				return p, err
+			}
 			continue
 		}
 		over := row.State == string(leaseEnded)
@@ -182,8 +221,12 @@ func (l *lease) portion(ctx context.Context) (portion, error) {
 	return l.deps.shares.ask(ctx, l.claimant())
 }
 
-// told keeps what the lease's node has heard.
-func (l *lease) told(ctx context.Context, p portion) error {
+// told keeps what the lease's node has heard: ours, unless it knows of something newer.
+func (l *lease) told(ctx context.Context, p portion, there nodeLease) error {
+	if there.CreditVersion > p.version && there.Credit != nil {
+		heard := lesser(there.Credit.Int, l.credit) // it serves no more, whatever it was told
+		return l.deps.shares.behind(ctx, l.id, heard, min(there.CreditVersion, math.MaxInt64>>1))
+	}
 	l.share.Store(&p.tell)
 	return l.deps.shares.heard(ctx, l.id, p)
 }
@@ -194,27 +237,27 @@ const shareWait = 3 * time.Second
 
 // makeRoom finds the share of a lease that begins. It refuses where neither that
 // nor what is paid in advance lets it run at all.
-func (n *nodes) makeRoom(ctx context.Context, req AllocationRequest) (uint256.Int, error) {
+func (n *nodes) makeRoom(ctx context.Context, req AllocationRequest) (portion, error) {
 	price, err := offerPrice(req.offer.Offer)
 	if err != nil {
-		return uint256.Int{}, err
+		return portion{}, err
 	}
 	credit, err := price.Charge(req.offer.Credit * uint64(time.Second))
 	if err != nil {
-		return uint256.Int{}, err
+		return portion{}, err
 	}
 	need, err := price.Charge(uint64(req.GPUs) * uint64(4*n.p.config.Tick))
 	if err != nil {
-		return uint256.Int{}, err
+		return portion{}, err
 	}
 	shares, q := n.p.deps.shares, claimantOf(req.LeaseID, req.channel.Terms, credit, req.offer.Credit)
 	if err := shares.begin(ctx, q, uint256.Int{}); err != nil {
-		return uint256.Int{}, err
+		return portion{}, err
 	}
 	for deadline := time.Now().Add(shareWait); ; {
 		p, err := shares.ask(ctx, q)
 		if err != nil {
-			return p.tell, err
+			return p, err
 		}
 		late := time.Now().After(deadline)
 		if !late && p.tell.Lt(&p.fair) {
@@ -226,9 +269,9 @@ func (n *nodes) makeRoom(ctx context.Context, req AllocationRequest) (uint256.In
 		room, owed := req.channel.Available(), req.channel.Owed() // which uses of the share what it is
 		left := less(p.tell, owed)
 		if room.Add(&room, &left); !room.Lt(&need) {
-			return p.tell, nil
+			return p, nil
 		}
-		return p.tell, errors.Join(shares.end(ctx, q.lease),
+		return p, errors.Join(shares.end(ctx, q.lease),
 			wire.InsufficientBalance.With("payer %s has used its credit, on this channel or by other leases: pay those, or pay for this one in advance, by a voucher that is at least %s over what channel %s has spent",
 				q.payer, units.Format(need, n.p.token.Decimals), q.channel))
 	}

@@ -87,6 +87,7 @@ type Node struct {
 	spool   spool
 	mux     *http.ServeMux
 	starts  keyed.Mutex // one start or end of a lease at a time
+	hears   keyed.Mutex // one word about a lease's money at a time
 	metrics *prometheus.Registry
 }
 

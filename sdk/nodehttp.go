@@ -173,7 +173,7 @@ func (n *Node) grantFor(ctx context.Context, q nodeStart, offer wire.SignedOffer
 			return err
 		}
 	}
-	if err := errors.Join(n.store.putOffer(ctx, offer), n.spool.put(ctx, q.LeaseID, s, q.Credit)); err != nil {
+	if err := errors.Join(n.store.putOffer(ctx, offer), n.spool.put(ctx, q.LeaseID, s, q.nodeMoney)); err != nil {
 		return err
 	}
 	_, err := n.grant(ctx, leaseRow{
@@ -211,25 +211,45 @@ func (n *Node) postSync(r *http.Request, body []byte) (any, error) {
 	if q.After > uint64(row.Sequence) {
 		return nil, n.mute(row, q.After)
 	}
-	s, err := n.spool.hear(r.Context(), row, q)
-	if err != nil {
+	answer := rowLease(row)
+	if err := n.hear(r.Context(), row, q, &answer); err != nil {
 		return nil, err
 	}
-	if l := n.runs(row); l != nil {
-		if q.Credit != nil {
-			l.allow(q.Credit.Int)
-		}
-		if v, _ := l.snapshot(); s.Accepted != v.accepted || s.Deposit != v.deposit {
-			l.observe(s)
-		}
-	}
-	answer := rowLease(row)
 	if answer.Sequence == q.After {
 		return answer, nil
 	}
 	records, err := n.store.records(r.Context(), answer.LeaseID, q.After, maxNodeRecords)
 	answer.Records = page(records)
 	return answer, err
+}
+
+// hear keeps what a gateway says of a lease's money, has the lease act on it, and
+// answers with the share that counts.
+func (n *Node) hear(ctx context.Context, row leaseRow, q nodeSync, answer *nodeLease) error {
+	defer n.hears.Lock(answer.LeaseID)() // else an older share could land on a newer one
+	heard, s, err := n.spool.hear(ctx, row, q)
+	if err != nil {
+		return err
+	}
+	share, err := heard.share()
+	if err != nil {
+		return err
+	}
+	if share != nil {
+		credit := wire.NewAmount(*share)
+		answer.Credit, answer.CreditVersion = &credit, heard.Version
+	}
+	l := n.runs(row)
+	if l == nil {
+		return nil
+	}
+	if share != nil {
+		l.allow(*share)
+	}
+	if v, _ := l.snapshot(); s.Accepted != v.accepted || s.Deposit != v.deposit {
+		l.observe(s)
+	}
+	return nil
 }
 
 // allow tells the lease its share of its payer's credit.

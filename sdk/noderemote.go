@@ -103,7 +103,7 @@ func (l *lease) exchange(ctx context.Context) (ended bool, reason string, err er
 		v, _ := l.snapshot()
 		var there nodeLease
 		err := l.remote.node.call(ctx, nodeTimeout, "POST", "/leases/"+l.id.Hex()+"/sync",
-			nodeSync{nodeMoney: moneyOf(v.accepted, v.deposit).with(part.tell), After: v.sequence}, &there)
+			nodeSync{nodeMoney: moneyOf(v.accepted, v.deposit).with(part), After: v.sequence}, &there)
 		if gone(err) {
 			return true, "its node knows nothing of it", nil
 		}
@@ -113,7 +113,7 @@ func (l *lease) exchange(ctx context.Context) (ended bool, reason string, err er
 		if err != nil {
 			return false, "", err
 		}
-		if err := l.told(ctx, part); err != nil {
+		if err := l.told(ctx, part, there); err != nil {
 			return false, "", err
 		}
 		for _, rec := range there.Records {
@@ -139,9 +139,9 @@ func moneyOf(accepted, deposit uint256.Int) nodeMoney {
 }
 
 // with says how much of its payer's credit the lease has.
-func (m nodeMoney) with(share uint256.Int) nodeMoney {
-	credit := wire.NewAmount(share)
-	m.Credit = &credit
+func (m nodeMoney) with(share portion) nodeMoney {
+	credit := wire.NewAmount(share.tell)
+	m.Credit, m.CreditVersion = &credit, &share.version
 	return m
 }
 

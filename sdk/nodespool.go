@@ -36,6 +36,7 @@ type spoolRow struct {
 	Credit    string `db:"credit"`
 	Delivered int64  `db:"delivered"`
 	Closed    int64  `db:"closed"`
+	Version   int64  `db:"credit_version"` // of Credit
 }
 
 var spoolColumns = columns[spoolRow]()
@@ -59,17 +60,25 @@ func openSpool(ctx context.Context, path string) (spool, error) {
 }
 
 // put keeps what the channel of a lease holds when the lease begins.
-func (s spool) put(ctx context.Context, lease common.Hash, c channel.State, credit *wire.Amount) error {
+func (s spool) put(ctx context.Context, lease common.Hash, c channel.State, money nodeMoney) error {
 	terms, err := json.Marshal(c.Terms)
 	if err != nil {
 		return err
 	}
 	return s.db.Update(ctx, func(tx *sqlx.Tx) error {
-		_, err := tx.NamedExecContext(ctx, `INSERT INTO spool (lease, terms, accepted, deposit, credit)
-			VALUES (:lease, :terms, :accepted, :deposit, :credit) ON CONFLICT (lease) DO NOTHING`,
-			spoolRow{Lease: lease.Hex(), Terms: string(terms), Accepted: c.Accepted.Dec(), Deposit: c.Deposit.Dec(), Credit: creditText(credit)})
+		_, err := tx.NamedExecContext(ctx, `INSERT INTO spool (lease, terms, accepted, deposit, credit, credit_version)
+			VALUES (:lease, :terms, :accepted, :deposit, :credit, :credit_version) ON CONFLICT (lease) DO NOTHING`,
+			spoolRow{Lease: lease.Hex(), Terms: string(terms), Accepted: c.Accepted.Dec(), Deposit: c.Deposit.Dec(), Credit: creditText(money.Credit), Version: money.version()})
 		return err
 	})
+}
+
+// version is the fencing token of the credit; 0 where none is said.
+func (m nodeMoney) version() int64 {
+	if m.CreditVersion == nil {
+		return 0
+	}
+	return *m.CreditVersion
 }
 
 func creditText(credit *wire.Amount) string {
@@ -83,10 +92,17 @@ func creditText(credit *wire.Amount) string {
 // vouchered.
 func (s spool) share(ctx context.Context, lease common.Hash) (*uint256.Int, error) {
 	row, err := s.get(ctx, s.db.View(), lease)
-	if err != nil || row.Credit == "" {
+	if err != nil {
 		return nil, err
 	}
-	amount, err := channel.ParseAmount(row.Credit)
+	return row.share()
+}
+
+func (r spoolRow) share() (*uint256.Int, error) {
+	if r.Credit == "" {
+		return nil, nil
+	}
+	amount, err := channel.ParseAmount(r.Credit)
 	return &amount, err
 }
 
@@ -123,35 +139,35 @@ func (r spoolRow) state() (channel.State, error) {
 
 // hear keeps what a gateway says of a lease's money and of the records it has,
 // and returns what counts: what was vouchered never falls, whichever gateway is
-// behind.
-func (s spool) hear(ctx context.Context, row leaseRow, q nodeSync) (channel.State, error) {
-	id := common.HexToHash(row.ID)
-	known, err := s.get(ctx, s.db.View(), id)
+// behind, and a share that is older than the one that was heard does not count.
+// One hear of a lease runs at a time.
+func (s spool) hear(ctx context.Context, row leaseRow, q nodeSync) (spoolRow, channel.State, error) {
+	known, err := s.get(ctx, s.db.View(), common.HexToHash(row.ID))
 	if err != nil {
-		return channel.State{}, err
+		return known, channel.State{}, err
 	}
 	was, err := known.state()
 	if err != nil {
-		return was, err
+		return known, was, err
 	}
-	now := was
+	now, next := was, known
 	now.Deposit = q.Deposit.Int
 	if q.Accepted.Gt(&now.Accepted) {
 		now.Accepted = q.Accepted.Int
 	}
-	delivered, credit := max(known.Delivered, int64(q.After)), known.Credit
-	if q.Credit != nil {
-		credit = q.Credit.Dec()
+	if q.Credit != nil && (q.CreditVersion == nil || *q.CreditVersion >= known.Version) {
+		next.Credit, next.Version = q.Credit.Dec(), max(known.Version, q.version())
 	}
-	if credit == known.Credit && now.Accepted == was.Accepted && now.Deposit == was.Deposit && delivered == known.Delivered {
-		return now, nil
+	next.Accepted, next.Deposit, next.Delivered = now.Accepted.Dec(), now.Deposit.Dec(), max(known.Delivered, int64(q.After))
+	if next == known {
+		return known, now, nil
 	}
 	err = s.db.Update(ctx, func(tx *sqlx.Tx) error {
-		_, err := tx.ExecContext(ctx, `UPDATE spool SET accepted = ?, deposit = ?, credit = ?, delivered = ? WHERE lease = ?`,
-			now.Accepted.Dec(), now.Deposit.Dec(), credit, delivered, row.ID)
+		_, err := tx.NamedExecContext(ctx, `UPDATE spool SET accepted = :accepted, deposit = :deposit, credit = :credit, credit_version = :credit_version,
+			delivered = :delivered WHERE lease = :lease`, next)
 		return err
 	})
-	return now, err
+	return next, now, err
 }
 
 // close marks a lease of which no gateway asks for more.

@@ -41,6 +41,9 @@ type nodeMoney struct {
 	// Credit is how much may be owed beyond what is vouchered: the lease's share of its payer's credit. Without it, and at
 	// most, that is the offer's.
 	Credit *wire.Amount `json:"credit,omitempty"`
+	// CreditVersion is the fencing token of Credit: one that is older than what was heard before does not count. A gateway from
+	// before it says none, and is believed.
+	CreditVersion *int64 `json:"creditVersion,omitempty"`
 }
 
 // nodeSync is the body of POST /leases/{id}/sync.
@@ -63,6 +66,10 @@ type nodeLease struct {
 	Sequence   uint64                  `json:"sequence"` // of the newest record
 	Allocation *Allocation             `json:"allocation,omitempty"`
 	Records    []metering.SignedRecord `json:"records,omitempty"` // in order
+
+	// Credit is what the node holds the lease to, with its version.
+	Credit        *wire.Amount `json:"credit,omitempty"`
+	CreditVersion int64        `json:"creditVersion,omitempty"`
 }
 
 // nodeStatus is the answer to GET /status.

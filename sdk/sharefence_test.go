@@ -1,0 +1,80 @@
+package sdk
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/holiman/uint256"
+)
+
+// TestOldShareIsNotHeard: what a gateway says late of a lease's share, deposed or not, raises none at its node and lowers none
+// in the database; a gateway from before shares had versions is believed; and one whose database is a copy from before takes
+// up what the node has heard of since.
+func TestOldShareIsNotHeard(t *testing.T) {
+	north := newOutpost(t)
+	r := newRig(t, quiet, north.link)
+	lease := r.open(1, 100_000, "")
+	id := lease.lease.LeaseID
+	stored := func() (row shareRow) {
+		t.Helper()
+		if err := r.provider.db.View().Get(&row, `SELECT amount, told, version FROM credit_shares WHERE lease = ?`, id.Hex()); err != nil {
+			t.Fatal(err)
+		}
+		return row
+	}
+	spooled := func() spoolRow {
+		t.Helper()
+		row, err := north.node.spool.get(t.Context(), north.node.spool.db.View(), id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return row
+	}
+	waitFor(t, func() bool { return spooled().Version > 0 && spooled().Version == stored().Version })
+	north.set(true, nil) // from here on the gateways are ours
+	fair, newest := stored().Amount, stored().Version+10
+	say := func(share uint64, version int64) string {
+		t.Helper()
+		row, err := north.node.store.byID(t.Context(), id.Hex())
+		if err != nil {
+			t.Fatal(err)
+		}
+		money := moneyOf(uint256.Int{}, *uint256.NewInt(100_000)).with(portion{tell: *uint256.NewInt(share), version: version})
+		if version < 0 {
+			money.CreditVersion = nil
+		}
+		answer := rowLease(row)
+		if err := north.node.hear(t.Context(), row, nodeSync{nodeMoney: money}, &answer); err != nil {
+			t.Fatal(err)
+		}
+		if got := spooled(); got.Credit != answer.Credit.Dec() || got.Version != answer.CreditVersion {
+			t.Errorf("the node keeps %s of version %d and answers %s of version %d", got.Credit, got.Version, answer.Credit.Dec(), answer.CreditVersion)
+		}
+		share = north.node.runs(row).share.Load().Uint64()
+		return fmt.Sprintf("%d of version %d", share, answer.CreditVersion)
+	}
+	for _, step := range []struct {
+		what    string
+		share   uint64
+		version int64
+		want    string
+	}{
+		{"a share", 700, newest, fmt.Sprintf("700 of version %d", newest)},
+		{"an older, larger one", 1900, newest - 1, fmt.Sprintf("700 of version %d", newest)},
+		{"the same one again", 700, newest, fmt.Sprintf("700 of version %d", newest)},
+		{"one without a version", 800, -1, fmt.Sprintf("800 of version %d", newest)},
+		{"an old one after it", 1900, 0, fmt.Sprintf("800 of version %d", newest)},
+	} {
+		if got := say(step.share, step.version); got != step.want {
+			t.Errorf("%s: the lease has %s, want %s", step.what, got, step.want)
+		}
+	}
+	late := portion{held: *uint256.NewInt(2000), tell: *uint256.NewInt(1), version: stored().Version - 1}
+	if err := r.provider.deps.shares.heard(t.Context(), id, late); err != nil || stored().Amount != fair {
+		t.Errorf("a late answer lowered the share to %s: %v", stored().Amount, err)
+	}
+	north.set(false, nil)
+	waitFor(t, func() bool {
+		return stored().Version > newest && spooled().Version > newest && spooled().Credit == fair
+	})
+}
