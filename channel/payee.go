@@ -131,13 +131,18 @@ func (p *Payee) Observe(ctx context.Context, id common.Hash, v ChainView) (State
 	})
 }
 
-// Reopen is Observe after a re-org was seen: it undoes a close, too.
+// Reopen is Observe after a re-org was seen: it undoes a close, too. What is open
+// after it is Closing: the close that a block had is in an outbox and comes again,
+// as it was signed, and a voucher that is taken until then it would not fetch.
 func (p *Payee) Reopen(ctx context.Context, id common.Hash, v ChainView) (State, error) {
 	if err := v.validate(id); err != nil {
 		return State{}, err
 	}
 	return p.Store.Update(ctx, id, func(s *State) error {
-		s.observe(v)
+		undone := s.Status == Finalized
+		if s.observe(v); undone && s.Status == Open {
+			s.Status = Closing
+		}
 		return nil
 	})
 }

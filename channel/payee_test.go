@@ -245,10 +245,16 @@ func TestReorg(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s.Status != channel.Open || s.Settled != units(100) || s.Deposit != units(600) || s.Unsettled() != units(700) {
+	if s.Status != channel.Closing || s.Settled != units(100) || s.Deposit != units(600) || s.Unsettled() != units(700) {
 		t.Errorf("after the re-org: %+v", s)
 	}
 	checkSettles(t, s, 800)
+	if _, err := p.Accept(context.Background(), sign(t, testDomain, payerKey, id, units(900))); !errors.Is(err, channel.ErrClosing) {
+		t.Errorf("behind the close that comes again: %v", err)
+	}
+	if s, err = p.Keep(context.Background(), id); err != nil || s.Status != channel.Open {
+		t.Errorf("nothing came of the close: %+v, %v", s, err)
+	}
 	if _, err := p.Accept(context.Background(), sign(t, testDomain, payerKey, id, units(900))); !errors.Is(err, channel.ErrExceedsDeposit) {
 		t.Errorf("over the deposit that is left: %v", err)
 	}

@@ -281,18 +281,23 @@ func (x *actions) Leave(t *rapid.T) {
 	if !a.known || s.final || s.deposit == 0 || w.sick() || rapid.IntRange(0, 2).Draw(t, "wants") > 0 {
 		t.Skip()
 	}
-	state := w.till.state(a)
-	call, err := w.till.batch.RefundCall(w.ctx, state, units(rapid.Uint64Range(1, capChannel).Draw(t, "refund")))
+	d := w.till.desk(a.terms.Scheme)
+	call, err := w.till.batch.RefundCall(w.ctx, w.till.state(a), units(rapid.Uint64Range(1, capChannel).Draw(t, "refund")))
 	w.must(err)
 	if a.session() {
+		state, err := d.payee.Close(w.ctx, a.id)
+		w.must(err)
 		call = w.till.session.CloseCall(a.terms, state.Accepted, state.Signature)
 	}
 	if err := w.till.submit(call); err != nil && !isRevert(err) {
 		w.Fatal(err)
 	} else if err == nil {
 		a.gone = a.session()
-		w.till.desk(a.terms.Scheme).settler.Expect(a.terms) // as a provider does when it sees that something was claimed
+		d.settler.Expect(a.terms) // as a provider does when it sees that something was claimed
 		w.seen["left"]++
+	} else {
+		_, err := d.payee.Keep(w.ctx, a.id)
+		w.must(err)
 	}
 	w.till.work()
 }
