@@ -293,7 +293,7 @@ func (p *Provider) prepaid(l *lease) error {
 		return nil
 	}
 	if p.x402 == nil {
-		return errors.New("its channel is one of x402, which this provider does not take any more")
+		return overError("its channel is one of x402, which this provider does not take any more")
 	}
 	note, err := p.x402.notes.channel(context.Background(), l.terms.ID())
 	if err != nil {

@@ -53,13 +53,6 @@ func (d *x402Desk) attach(ctx context.Context, r *x402Request, tab x402Tab, note
 	if err != nil {
 		return nil, err
 	}
-	if l != nil && l.price != d.price {
-		d.detach(l)
-		if err := d.endNewest(ctx, r.id, "the price changed"); err != nil {
-			return nil, err
-		}
-		l = nil
-	}
 	if l == nil {
 		note.Lease = randomHash().Hex()
 		if err := d.admit(ctx, *note, nil); err != nil {
@@ -76,6 +69,12 @@ func (d *x402Desk) attach(ctx context.Context, r *x402Request, tab x402Tab, note
 	if err := d.admit(ctx, *note, l); err != nil {
 		d.detach(l)
 		return nil, err
+	}
+	if l.price != d.price { // it ends with the record that answers this request, and the next one begins another
+		if err := d.endNewest(ctx, r.id, "the price changed"); err != nil {
+			d.detach(l)
+			return nil, err
+		}
 	}
 	return l, nil
 }
