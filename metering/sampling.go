@@ -67,7 +67,13 @@ type Sampled struct {
 	err     error
 	until   *Instant // nothing is observed with a later stamp; nil: no end
 	devices []turn
+	unread  int           // devices of which nothing was observed yet
+	looked  chan struct{} // closed when there is none
 }
+
+// Looked is closed when something is known of every device: it was read, or it did
+// not answer within the timeout. What is used before that is billed to nobody.
+func (o *Sampled) Looked() <-chan struct{} { return o.looked }
 
 // turn is one device and when it is read next.
 type turn struct {
@@ -79,6 +85,7 @@ type turn struct {
 	late    bool          // and was given up
 	known   bool          // who it is was told to the meter; for who makes the call that is under way
 	over    bool          // it is read no more
+	seen    bool          // something was observed of it
 	looking bool          // it is out of turn, and has a time-out of its own
 	done    chan struct{} // closed when it is over; nil: nobody waits for it
 }
@@ -125,7 +132,7 @@ func (s *Sampling) sampled(m *Meter, timeout time.Duration, to Listener) *Sample
 	if timeout == 0 {
 		timeout = m.config.MaxGap
 	}
-	one := &Sampled{s: s, meter: m, to: to, timeout: timeout, left: len(m.config.Devices)}
+	one := &Sampled{s: s, meter: m, to: to, timeout: timeout, left: len(m.config.Devices), unread: len(m.config.Devices), looked: make(chan struct{})}
 	one.devices = make([]turn, one.left)
 	now := s.clock.Now().Mono
 	for i, uuid := range m.config.Devices {
@@ -227,6 +234,7 @@ func (t *turn) schedule() {
 }
 
 func (t *turn) observe(r Reading) bool {
+	defer t.see()
 	if end := t.of.until; end != nil && r.At.Mono > end.Mono {
 		r.At = *end
 	}
@@ -243,10 +251,22 @@ func (t *turn) observe(r Reading) bool {
 	return true
 }
 
+// see notes that something is known of a device.
+func (t *turn) see() {
+	if t.seen {
+		return
+	}
+	t.seen = true
+	if t.of.unread--; t.of.unread == 0 {
+		close(t.of.looked)
+	}
+}
+
 // end notes that a device is read no more.
 func (t *turn) end(err error) {
 	o := t.of
 	t.over = true
+	t.see()
 	o.err = errors.Join(o.err, err)
 	if o.left--; o.left == 0 {
 		o.stopped = true

@@ -47,6 +47,7 @@ type lease struct {
 	watchdog watchdog      // of its devices
 	liveness probe         // of what was allocated
 	read     chan struct{} // closed when its devices were read first, of a lease that lasts for one request
+	opened   chan struct{} // closed when they were looked at first, of any other that begins here
 	again    *time.Timer   // begins sampling that ended anew
 	recorder *metering.Recorder
 	draft    *pendingRecord         // measured, not yet signed: it is signed as it is, or never
@@ -350,6 +351,9 @@ func (l *lease) do(ctx context.Context, mail leaseMail) *stopRequest {
 // lease began: leases that are taken up together do not all record at once.
 func (l *lease) begin(ctx context.Context) {
 	l.sampled = l.sample(ctx)
+	if l.opened != nil {
+		go l.open(l.sampled.Looked())
+	}
 	l.probe()
 	if l.window == 0 {
 		every := l.deps.timing.recordEvery

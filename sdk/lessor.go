@@ -138,7 +138,18 @@ func (h *lessor) grant(ctx context.Context, row leaseRow, s channel.State, offer
 	if err != nil {
 		return nil, errors.Join(err, h.giveBack(call, row, a, "not started"))
 	}
-	return l, h.launch(l, leaseActive, s, nil) // after an error the next process takes the lease up
+	if l.remote == nil && l.read == nil {
+		l.opened = make(chan struct{})
+	}
+	if err := h.launch(l, leaseActive, s, nil); err != nil || l.opened == nil {
+		return l, err // after an error the next process takes the lease up
+	}
+	// Nobody is told how the devices are reached before their first readings, from which they are billed on.
+	select {
+	case <-l.opened:
+	case <-call.Done():
+	}
+	return l, nil
 }
 
 // newLease builds a lease: fresh, or as its last record and the meter's state

@@ -47,6 +47,15 @@ func (l *lease) sample(ctx context.Context) *metering.Sampled {
 	return sampled
 }
 
+// open lets the renter have its devices when they were looked at.
+func (l *lease) open(looked <-chan struct{}) {
+	select {
+	case <-looked:
+	case <-l.done:
+	}
+	close(l.opened)
+}
+
 // endSampling reads no more. The devices of a lease that was asked to end are read
 // a last time, for the time up to that: or leases shorter than a tick would be free,
 // however many. What a channel has paid for in windows is not: see cutWindow.
