@@ -1,6 +1,7 @@
 package sdk
 
 import (
+	"fmt"
 	"net/http"
 	"os"
 	"strings"
@@ -147,6 +148,63 @@ func TestNothingBeginsBesideWhatTheOutboxForgot(t *testing.T) {
 	lease.beginsNot(paid, http.StatusGone, "")
 	second := r.open(2, 100_000, "")
 	second.record()
+}
+
+// TestNothingBeginsBesideWhatNoNodeShows: a database is restored from before a close that no node shows, and somebody has kept.
+// Nothing begins before its nonce is used: by the close, or by what the provider sends in its place.
+func TestNothingBeginsBesideWhatNoNodeShows(t *testing.T) {
+	for _, kept := range []bool{false, true} {
+		t.Run(fmt.Sprintf("mined after all %v", kept), func(t *testing.T) {
+			r := newAnvilRig(t)
+			lease := r.open(1, 100_000, "")
+			final := lease.release()
+			paid := final.Owed.Uint64()
+			lease.pay(paid)
+			r.shut()
+			backup, err := os.ReadFile(r.config.Database)
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.start()
+			r.anvil.Automine(t, false)
+			if _, err := r.provider.sendClose(t.Context(), lease.terms.ID()); err != nil {
+				t.Fatal(err)
+			}
+			sent, err := r.provider.sender.Find(t.Context(), lease.terms.ID(), chain.Close)
+			if err != nil || len(sent) != 1 {
+				t.Fatal(len(sent), err)
+			}
+			r.shut()
+			r.anvil.RPC(t, nil, "anvil_dropAllTransactions")
+			r.putBack(backup)
+			r.start()
+			lease.beginsNot(paid, http.StatusServiceUnavailable, "database does not know")
+			waitFor(t, func() bool {
+				pending, err := r.anvil.Backend.PendingNonceAt(t.Context(), r.config.Key.Address())
+				return err == nil && pending == sent[0].Nonce+1
+			})
+			lease.beginsNot(paid, http.StatusServiceUnavailable, "database does not know") // what is sent in its place may lose
+			if kept {
+				r.anvil.RPC(t, nil, "anvil_dropAllTransactions")
+				if err := r.anvil.Backend.SendTransaction(t.Context(), sent[0].Attempts[0].Signed); err != nil {
+					t.Fatal(err)
+				}
+			}
+			r.anvil.Automine(t, true)
+			r.anvil.Mine(t, 1)
+			if kept {
+				waitFor(t, func() bool { return lease.state().Status == channel.Finalized })
+				lease.beginsNot(paid, http.StatusGone, "")
+				return
+			}
+			if err := r.anvil.Backend.SendTransaction(t.Context(), sent[0].Attempts[0].Signed); err == nil {
+				t.Error("the close can still be mined")
+			}
+			resp := lease.begins(paid)
+			lease.attach(resp)
+			lease.record()
+		})
+	}
 }
 
 // putBack restores the provider's database.

@@ -271,7 +271,7 @@ type till struct {
 }
 
 func (p *Provider) newSender(txs *chain.Store) *chain.Sender {
-	return &chain.Sender{Backend: p.escrow.Backend(), Key: p.config.Key, Store: txs, Poll: p.config.Poll, MaxFee: p.config.MaxFee, Log: p.config.Log}
+	return &chain.Sender{Backend: p.escrow.Backend(), Key: p.config.Key, Store: txs, Poll: p.config.Poll, MaxFee: p.config.MaxFee, Marks: p.deps.marks, Log: p.config.Log}
 }
 
 func (p *Provider) newCrew(db *store.DB, txs *chain.Store) *crew {

@@ -70,6 +70,9 @@ func (l *Rental) payUpTo(ctx context.Context, target uint256.Int) (capped *uint2
 		capped = &target
 		voucher, err = l.payer.Pay(ctx, l.id, target)
 	}
+	if errors.Is(err, channel.ErrClosing) {
+		return nil, fmt.Errorf("channel %s: nothing is paid after a leave was signed or a close requested: leave it: %w", l.id, channel.ErrClosing)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("channel %s: paying %s: %w", l.id, target.Dec(), err)
 	}

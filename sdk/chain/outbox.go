@@ -272,10 +272,11 @@ func (s *Store) nextNonce(ctx context.Context, chain uint64, sender common.Addre
 	return uint64(highest.Int64) + 1, nil
 }
 
-// countKnown counts the nonces from one on and below another that transactions here have.
-func (s *Store) countKnown(ctx context.Context, chain uint64, sender common.Address, from, below uint64) (n uint64, err error) {
+// countKnown counts the nonces from one on and below another that transactions here have, but those of one kind.
+func (s *Store) countKnown(ctx context.Context, chain uint64, sender common.Address, from, below uint64, but Kind) (n uint64, err error) {
 	db := s.db.View()
-	err = db.GetContext(ctx, &n, db.Rebind(`SELECT count(DISTINCT nonce) FROM chain_tx WHERE chain = ? AND sender = ? AND nonce >= ? AND nonce < ?`), chain, text(sender), from, below)
+	err = db.GetContext(ctx, &n, db.Rebind(`SELECT count(DISTINCT nonce) FROM chain_tx WHERE chain = ? AND sender = ? AND nonce >= ? AND nonce < ? AND kind <> ?`),
+		chain, text(sender), from, below, string(but))
 	return n, err
 }
 

@@ -49,6 +49,7 @@ type Sender struct {
 	// Follow leaves the outbox to another process on the same database that has a
 	// Sender of the same key and runs it: this one submits and waits.
 	Follow bool
+	Marks  Marks // of the nonces that were signed for; nil: the database alone remembers them
 	Log    *slog.Logger
 	Now    func() time.Time
 
@@ -56,6 +57,7 @@ type Sender struct {
 	stepping   turn
 	stepped    time.Time
 	head       common.Hash
+	whole      bool                // nothing can be mined that the outbox does not know; the one who steps has it
 	absences   map[TxID]*absence   // the one who steps has it
 	ahead      map[stamp]time.Time // moments that were ahead of the clock, and when it was seen; the one who steps has it
 	aging      sync.Mutex
@@ -236,6 +238,11 @@ func (s *Sender) write(ctx context.Context, chain, nonce uint64, call Call, gas 
 }
 
 func (s *Sender) sign(ctx context.Context, tx Tx, f fees) (*types.Transaction, error) {
+	if s.Marks != nil {
+		if err := s.Marks.RaiseNonce(ctx, s.Address(), tx.Chain, tx.Nonce); err != nil {
+			return nil, fmt.Errorf("chain: %s: %w", tx.Call, err)
+		}
+	}
 	signed, err := s.seal(ctx, &types.DynamicFeeTx{
 		ChainID: new(big.Int).SetUint64(tx.Chain), Nonce: tx.Nonce, GasTipCap: f.tip, GasFeeCap: f.cap,
 		Gas: tx.Gas, To: &tx.Call.To, Value: new(big.Int), Data: tx.Call.Data,
@@ -412,28 +419,6 @@ func (s *Sender) InFlight(ctx context.Context) ([]Tx, error) {
 		}
 	}
 	return flying, nil
-}
-
-// Unknown counts the transactions of this key that the node has on their way and the outbox does not know. None is ever sent
-// that is not in the outbox before: they are those of a database of which this one is an older copy, or of another program.
-func (s *Sender) Unknown(ctx context.Context) (uint64, error) {
-	chain, err := s.chainID(ctx)
-	if err != nil {
-		return 0, err
-	}
-	mined, err := s.Backend.NonceAt(ctx, s.Address(), nil)
-	if err != nil {
-		return 0, fmt.Errorf("%w: asking for the nonce of %s: %w", ErrUnreachable, s.Address(), err)
-	}
-	seen, err := s.Backend.PendingNonceAt(ctx, s.Address())
-	if err != nil {
-		return 0, fmt.Errorf("%w: asking for the nonce of %s: %w", ErrUnreachable, s.Address(), err)
-	}
-	if seen <= mined || seen > maxNonce {
-		return 0, nil
-	}
-	known, err := s.Store.countKnown(ctx, chain, s.Address(), mined, seen)
-	return seen - mined - min(known, seen-mined), err
 }
 
 // GasSpent is what all transactions of this key cost so far, in wei.

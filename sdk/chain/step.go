@@ -86,6 +86,9 @@ func (s *Sender) sync(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := s.reclaim(ctx, chain); err != nil {
+		return err
+	}
 	open, err := s.Store.open(ctx, chain, s.Address())
 	if err != nil || len(open) == 0 {
 		return err
@@ -433,11 +436,7 @@ func (s *Sender) fill(ctx context.Context, chain uint64, open []Tx, g glance) er
 		if known {
 			continue // the next step broadcasts it
 		}
-		tx, err := s.write(ctx, chain, nonce, Call{Kind: Fill, To: s.Address()}, fillGas, f)
-		if err != nil {
-			return err
-		}
-		if err := s.broadcast(ctx, tx.Attempts[0]); err != nil {
+		if err := s.useUp(ctx, chain, nonce, f); err != nil {
 			return err
 		}
 	}

@@ -1,6 +1,6 @@
 // Package highwater remembers, outside the database, the newest usage record that
 // a metering key has signed for each lease, as a validator's slashing protection
-// does (EIP-3076). A database that was restored from a backup does not know what
+// does (EIP-3076), and the highest nonce of a key's transactions. A database that was restored from a backup does not know what
 // was signed since; this file does, and refuses a second signature of a number.
 package highwater
 
@@ -113,6 +113,29 @@ func get(ctx context.Context, q sqlx.QueryerContext, key common.Address, lease c
 		return Mark{}, nil
 	}
 	return Mark{Sequence: uint64(row.Sequence), Digest: common.HexToHash(row.Digest)}, err
+}
+
+// RaiseNonce puts on disk that a transaction of a key is about to be signed.
+func (m *Marks) RaiseNonce(ctx context.Context, key common.Address, chain, nonce uint64) error {
+	err := m.db.Update(ctx, func(tx *sqlx.Tx) error {
+		_, err := tx.Exec(`INSERT INTO nonce_mark (key, chain, nonce) VALUES (?, ?, ?)
+			ON CONFLICT (key, chain) DO UPDATE SET nonce = excluded.nonce WHERE nonce_mark.nonce < excluded.nonce`, key.Hex(), int64(chain), int64(nonce))
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("high-water mark %s: nonce %d of %s: %w", m.path, nonce, key, err)
+	}
+	return nil
+}
+
+// NextNonce is one above the highest nonce that a key has signed for on a chain, 0 if it has for none.
+func (m *Marks) NextNonce(ctx context.Context, key common.Address, chain uint64) (uint64, error) {
+	var next uint64
+	err := m.db.View().GetContext(ctx, &next, `SELECT COALESCE(max(nonce) + 1, 0) FROM nonce_mark WHERE key = ? AND chain = ?`, key.Hex(), int64(chain))
+	if err != nil {
+		return 0, fmt.Errorf("high-water mark %s: nonces of %s: %w", m.path, key, err)
+	}
+	return next, nil
 }
 
 // Close closes the file.

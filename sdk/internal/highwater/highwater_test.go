@@ -58,6 +58,33 @@ func TestMarks(t *testing.T) {
 	}
 }
 
+// TestNonces: the highest nonce of a key only rises, on each chain by itself, also after the file was closed.
+func TestNonces(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "db.signed")
+	for _, step := range []struct {
+		key          common.Address
+		chain, nonce uint64
+		next         uint64
+	}{{common.Address{1}, 1, 0, 1}, {common.Address{1}, 1, 7, 8}, {common.Address{1}, 1, 3, 8}, {common.Address{1}, 2, 3, 4}, {common.Address{2}, 1, 5, 6}} {
+		m, err := Open(t.Context(), path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := m.RaiseNonce(t.Context(), step.key, step.chain, step.nonce); err != nil {
+			t.Fatal(err)
+		}
+		if next, err := m.NextNonce(t.Context(), step.key, step.chain); err != nil || next != step.next {
+			t.Errorf("%+v: next is %d, %v", step, next, err)
+		}
+		if next, err := m.NextNonce(t.Context(), common.Address{9}, step.chain); err != nil || next != 0 {
+			t.Errorf("a key that signed nothing: next is %d, %v", next, err)
+		}
+		if err := m.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // TestMarksOfManyAtOnce: of many that raise one number at once with a record each, one may sign.
 func TestMarksOfManyAtOnce(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "db.signed")
