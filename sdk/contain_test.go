@@ -80,6 +80,7 @@ func TestOperatorsCodePanics(t *testing.T) {
 	var saying sync.Mutex
 	r := newRig(t, func(c *ProviderConfig) {
 		c.Allocator, c.Source = panickyAllocator{p}, panickySource{p}
+		c.Credit = 6 * time.Second // of two leases
 		c.OnSettled = func(settle.Settlement) { told.Add(1); panic("OnSettled on purpose") }
 		c.Log = slog.New(slog.NewTextHandler(writerFunc(func(b []byte) (int, error) {
 			saying.Lock()

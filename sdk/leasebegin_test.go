@@ -39,7 +39,7 @@ func (t *tab) beginsNot(amount uint64, status int, word string) {
 // sent into one.
 func TestNothingIsServedOnAnotherKeysChannel(t *testing.T) {
 	meter := testKey(t)
-	r := newRig(t, quiet, func(c *ProviderConfig) { c.MeterKey = meter })
+	r := newRig(t, quiet, generousCredit, func(c *ProviderConfig) { c.MeterKey = meter })
 	lease := r.open(1, 100_000, "")
 	paid := owedIn(lease.record())
 	lease.pay(paid)

@@ -313,7 +313,7 @@ func TestNodeDrains(t *testing.T) {
 // room; what is not delivered stays.
 func TestSpoolForgets(t *testing.T) {
 	o := newOutpost(t)
-	r := newRig(t, o.link)
+	r := newRig(t, o.link, generousCredit)
 	done, running := r.open(1, 100_000, ""), r.open(2, 100_000, "")
 	done.record()
 	running.record()

@@ -88,6 +88,9 @@ func rigOn(t *testing.T, net *devchain.Chain, payer func(*rig) *channel.Key, cha
 	return r
 }
 
+// generousCredit is for tests that are not about credit: on a busy machine two seconds are used up before a renter's next step.
+func generousCredit(c *ProviderConfig) { c.Credit = time.Hour }
+
 type testWriter struct{ t *testing.T }
 
 func (w testWriter) Write(p []byte) (int, error) {

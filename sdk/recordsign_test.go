@@ -334,7 +334,7 @@ func TestDeposedGatewaySignsNothing(t *testing.T) {
 // ended since, signs nothing of them, and their channels are paid and closed.
 func TestRestoredProviderSignsNoFork(t *testing.T) {
 	key := newNotary(t)
-	r := newRig(t, quiet, func(c *ProviderConfig) { c.MeterKey = key })
+	r := newRig(t, quiet, generousCredit, func(c *ProviderConfig) { c.MeterKey = key })
 	runs, ended := r.open(1, 200_000, ""), r.open(2, 200_000, "")
 	runs.record()
 	ended.record()

@@ -140,7 +140,7 @@ func TestStreamAtAnotherGateway(t *testing.T) {
 // TestReleaseAndCloseAtAnotherGateway: the wish reaches the lease's owner, and
 // every base unit its owner.
 func TestReleaseAndCloseAtAnotherGateway(t *testing.T) {
-	a, b := fleet(t)
+	a, b := fleet(t, generousCredit)
 	lease := a.open(1, 100_000, "")
 	lease.record()
 	final := lease.at(b).release()
@@ -164,7 +164,7 @@ func TestReleaseAndCloseAtAnotherGateway(t *testing.T) {
 
 // TestGatewaysDoNotShareADevice: two gateways on one host rent out its GPUs once.
 func TestGatewaysDoNotShareADevice(t *testing.T) {
-	a, b := fleet(t)
+	a, b := fleet(t, generousCredit)
 	one, two := a.open(1, 100_000, ""), b.open(2, 100_000, "")
 	if slices.Equal(one.lease.Devices, two.lease.Devices) {
 		t.Errorf("both have %v", one.lease.Devices)
@@ -379,7 +379,7 @@ func clearRefused(r *replicas) {
 // TestSettlementByWhoLeads: what one gateway took is settled by the one that
 // leads, whoever asks.
 func TestSettlementByWhoLeads(t *testing.T) {
-	a, b := fleet(t)
+	a, b := fleet(t, generousCredit)
 	for i, r := range []*rig{a, b} {
 		lease := r.open(byte(i+1), 100_000, "")
 		lease.at([]*rig{b, a}[i]).pay(uint64(500 + i))

@@ -16,7 +16,7 @@ import (
 // closes their channels with the old key's word; new leases are the new key's. Without the old key a close is refused
 // with the reason, and what was vouchered is settled all the same.
 func TestKeyRotation(t *testing.T) {
-	r := newRig(t, quiet)
+	r := newRig(t, quiet, generousCredit)
 	old := r.config.Key
 	first, second := r.open(1, 100_000, ""), r.open(2, 100_000, "")
 	paid := owedIn(first.record())

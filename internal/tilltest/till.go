@@ -233,15 +233,15 @@ func (k *Till) State(terms channel.Terms) channel.State {
 	return s
 }
 
-// Within polls until f is true.
-func (k *Till) Within(d time.Duration, what string, f func() bool) {
+// Eventually polls until f is true.
+func (k *Till) Eventually(what string, f func() bool) {
 	k.T.Helper()
-	for end := time.Now().Add(d); time.Now().Before(end); time.Sleep(Poll) {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(Poll) {
 		if f() {
 			return
 		}
 	}
-	k.T.Fatalf("not within %s: %s", d, what)
+	k.T.Fatalf("not within a minute: %s", what)
 }
 
 // Balance is what the payee must have in tokens.

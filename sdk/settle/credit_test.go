@@ -42,14 +42,14 @@ func TestRefusedSettlementIsCreditedAndFetched(t *testing.T) {
 	k.Accept(first, 500)
 	k.Settler.Policy.MinValue = *uint256.NewInt(100)
 	k.Run(k.Settler.Run)
-	k.Within(10*time.Second, "it is settled all the same", func() bool { s := k.State(first); return is(s.Settled, 500) })
+	k.Eventually("it is settled all the same", func() bool { s := k.State(first); return is(s.Settled, 500) })
 	time.Sleep(10 * poll)
 	if done := k.Settlements(); len(done) != 2 {
 		t.Errorf("%d settlements, want two: what is credited is settled", len(done))
 	}
 	resume()
-	k.Within(10*time.Second, "the credit is fetched", func() bool { return k.Tokens(t, k.Key.Address()) == 1025 })
-	k.Within(10*time.Second, "nothing is held", func() bool { return is(k.Settler.Held(), 0) })
+	k.Eventually("the credit is fetched", func() bool { return k.Tokens(t, k.Key.Address()) == 1025 })
+	k.Eventually("nothing is held", func() bool { return is(k.Settler.Held(), 0) })
 	credit, err := k.Contract.Credit(t.Context(), k.Key.Address(), k.Token, nil)
 	if err != nil || !credit.Amount.IsZero() {
 		t.Errorf("credit left: %+v, %v", credit, err)

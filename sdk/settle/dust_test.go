@@ -20,7 +20,7 @@ func TestDustWaits(t *testing.T) {
 	k.Settler.Urgent(dust.ID())
 	k.Accept(more, 100)
 	k.Settler.Urgent(more.ID())
-	k.Within(20*time.Second, "what is worth it is settled", func() bool { s := k.State(more); return is(s.Settled, 100) })
+	k.Eventually("what is worth it is settled", func() bool { s := k.State(more); return is(s.Settled, 100) })
 	if s := k.State(dust); !s.Settled.IsZero() && len(k.Settlements()) > 1 {
 		t.Errorf("dust took a transaction of its own: settled %s", s.Settled.Dec())
 	}
@@ -30,7 +30,7 @@ func TestDustWaits(t *testing.T) {
 	k.Mine(t, 3)
 	k.RequestClose(small)
 	k.Check()
-	k.Within(20*time.Second, "what is closing is settled, however little", func() bool { s := k.State(small); return is(s.Settled, 1) })
+	k.Eventually("what is closing is settled, however little", func() bool { s := k.State(small); return is(s.Settled, 1) })
 }
 
 // Channels that are not worth their row ride along in no batch and are not settled for closing; with more they are.

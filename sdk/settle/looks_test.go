@@ -224,7 +224,7 @@ func TestPauseBeginsAnew(t *testing.T) {
 		defer log.mu.Unlock()
 		return slices.Clone(log.waits)
 	}
-	k.Within(30*time.Second, "it fails three times", func() bool { return len(waits()) == 3 })
+	k.Eventually("it fails three times", func() bool { return len(waits()) == 3 })
 	if w := waits(); w[1] < time.Second || w[2] > time.Second {
 		t.Errorf("it waits %s", fmt.Sprint(w))
 	}

@@ -31,14 +31,14 @@ func TestWhatCameInMeanwhileIsNotOld(t *testing.T) {
 	k.aside(2)
 	backend.once, backend.before = sync.Once{}, func() { k.Accept(terms, 201) }
 	clock.Store(int64(time.Hour))
-	k.Within(30*time.Second, "the first hour is settled", func() bool { s := k.State(terms); return is(s.Settled, 200) })
+	k.Eventually("the first hour is settled", func() bool { s := k.State(terms); return is(s.Settled, 200) })
 	clock.Store(int64(2*time.Hour - time.Minute))
 	k.aside(3)
 	if s := k.State(terms); !is(s.Settled, 200) || !is(s.Accepted, 201) {
 		t.Errorf("%s of %s is settled after a minute less than an hour", s.Settled.Dec(), s.Accepted.Dec())
 	}
 	clock.Store(int64(2 * time.Hour))
-	k.Within(30*time.Second, "the second hour is settled", func() bool { s := k.State(terms); return is(s.Settled, 201) })
+	k.Eventually("the second hour is settled", func() bool { s := k.State(terms); return is(s.Settled, 201) })
 }
 
 // mute is an endpoint that does not say what a transaction would pay.
@@ -67,11 +67,11 @@ func TestFeesHoldUpNothingThatIsDue(t *testing.T) {
 	k.Accept(first, 200)
 	k.Accept(second, 299)
 	k.Run(k.Settler.Run)
-	k.Within(30*time.Second, "fees are asked for", func() bool { return backend.asked.Load() > 5 })
+	k.Eventually("fees are asked for", func() bool { return backend.asked.Load() > 5 })
 	k.Balance(0)
 	backend.on.Store(true)
 	k.Accept(second, 300)
-	k.Within(30*time.Second, "both are settled", func() bool { a, b := k.State(first), k.State(second); return is(a.Settled, 200) && is(b.Settled, 300) })
+	k.Eventually("both are settled", func() bool { a, b := k.State(first), k.State(second); return is(a.Settled, 200) && is(b.Settled, 300) })
 	if backend.on.Load() {
 		t.Error("the fee was known")
 	}
@@ -80,7 +80,7 @@ func TestFeesHoldUpNothingThatIsDue(t *testing.T) {
 	k.RequestClose(first)
 	k.Check()
 	backend.on.Store(true)
-	k.Within(30*time.Second, "the closing one is settled", func() bool { s := k.State(first); return is(s.Settled, 210) })
+	k.Eventually("the closing one is settled", func() bool { s := k.State(first); return is(s.Settled, 210) })
 	if s := k.State(second); !is(s.Settled, 300) {
 		t.Errorf("%s of the other is settled", s.Settled.Dec())
 	}
@@ -98,10 +98,10 @@ func TestCheapFeesFetchEarly(t *testing.T) {
 	start := time.Now()
 	k.Settler.Now = func() time.Time { return start.Add(time.Duration(clock.Load())) }
 	k.Run(k.Settler.Run)
-	k.Within(30*time.Second, "fees are asked for", func() bool { return backend.asked.Load() > 5 })
+	k.Eventually("fees are asked for", func() bool { return backend.asked.Load() > 5 })
 	k.Balance(0)
 	clock.Store(int64(time.Hour))
-	k.Within(30*time.Second, "it is settled", func() bool { s := k.State(terms); return is(s.Settled, 400_000) })
+	k.Eventually("it is settled", func() bool { s := k.State(terms); return is(s.Settled, 400_000) })
 }
 
 // What a rollup charges for data holds up what it takes too much of, as gas does.
@@ -120,11 +120,11 @@ func TestDataFeesHoldUp(t *testing.T) {
 	start := time.Now()
 	k.Settler.Now = func() time.Time { return start.Add(time.Duration(clock.Load())) }
 	k.Run(k.Settler.Run)
-	k.Within(30*time.Second, "fees are asked for", func() bool { return backend.asked.Load() > 5 })
+	k.Eventually("fees are asked for", func() bool { return backend.asked.Load() > 5 })
 	clock.Store(int64(time.Hour))
 	more := backend.asked.Load() + 5
-	k.Within(30*time.Second, "fees are asked for again", func() bool { return backend.asked.Load() > more })
+	k.Eventually("fees are asked for again", func() bool { return backend.asked.Load() > more })
 	k.Balance(0)
 	oracle("6000")
-	k.Within(30*time.Second, "it is settled", func() bool { s := k.State(terms); return is(s.Settled, 400_000) })
+	k.Eventually("it is settled", func() bool { s := k.State(terms); return is(s.Settled, 400_000) })
 }

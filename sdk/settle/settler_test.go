@@ -69,10 +69,10 @@ func TestPolicy(t *testing.T) {
 	time.Sleep(20 * poll)
 	k.Balance(0)
 	k.Settler.Urgent(first.ID()) // its lease ended: at once, and alone
-	k.Within(10*time.Second, "the ended lease is settled", func() bool { s := k.State(first); return is(s.Settled, 200) })
+	k.Eventually("the ended lease is settled", func() bool { s := k.State(first); return is(s.Settled, 200) })
 	k.Balance(200)
 	k.Accept(first, 450) // 250 + 250 have come together
-	k.Within(10*time.Second, "both are settled", func() bool { a, b := k.State(first), k.State(second); return is(a.Settled, 450) && is(b.Settled, 250) })
+	k.Eventually("both are settled", func() bool { a, b := k.State(first), k.State(second); return is(a.Settled, 450) && is(b.Settled, 250) })
 	k.Balance(700)
 	stop()
 
@@ -94,7 +94,7 @@ func TestPolicy(t *testing.T) {
 	k.Balance(700)
 	old := clock.Add(time.Hour)
 	now.Store(&old)
-	k.Within(10*time.Second, "the old one is settled", func() bool { s := k.State(second); return is(s.Settled, 251) })
+	k.Eventually("the old one is settled", func() bool { s := k.State(second); return is(s.Settled, 251) })
 	k.Balance(701)
 }
 
@@ -112,14 +112,14 @@ func TestClosingChannelIsSettledInTime(t *testing.T) {
 	k.Run(k.Settler.Run)
 	k.Run(k.Watcher.Run)
 	k.RequestClose(terms)
-	k.Within(10*time.Second, "it is settled", func() bool { s := k.State(terms); return is(s.Settled, 900) && s.Status == channel.Closing })
+	k.Eventually("it is settled", func() bool { s := k.State(terms); return is(s.Settled, 900) && s.Status == channel.Closing })
 	k.AdvanceTime(t, chaintest.Grace)
 	k.Send(k.Others, k.Contract.WithdrawCall(terms))
 	k.Balance(900)
 	if got := k.Tokens(t, k.Payer.Address()); got != 1_000_000-900 {
 		t.Errorf("payer has %d", got)
 	}
-	k.Within(10*time.Second, "the end is seen", func() bool { return k.State(terms).Status == channel.Finalized })
+	k.Eventually("the end is seen", func() bool { return k.State(terms).Status == channel.Finalized })
 }
 
 // A provider that was down for most of the grace period settles with what is left of it.
@@ -144,7 +144,7 @@ func TestCloseRequestedWhileDown(t *testing.T) {
 		t.Fatalf("after the first look: %s", s.Status)
 	}
 	k.Run(k.Settler.Run) // closing: due without anybody's word
-	k.Within(10*time.Second, "it is settled", func() bool { s := k.State(terms); return is(s.Settled, 700) })
+	k.Eventually("it is settled", func() bool { s := k.State(terms); return is(s.Settled, 700) })
 	k.Balance(700)
 }
 
@@ -247,7 +247,7 @@ func TestReorgedSettlementIsRedone(t *testing.T) {
 		k.Run(k.Settler.Run)
 		k.Run(k.Watcher.Run)
 		k.Settler.Urgent(terms.ID())
-		k.Within(10*time.Second, "it is settled again", func() bool { s := k.State(terms); return is(s.Settled, 400) })
+		k.Eventually("it is settled again", func() bool { s := k.State(terms); return is(s.Settled, 400) })
 		k.Mine(t, 3)
 		time.Sleep(20 * poll)
 		k.Balance(400)
@@ -279,19 +279,22 @@ func TestRestartResumesSettlement(t *testing.T) {
 	wire.on.Store(true)
 	k.Restart(wire)
 	k.Accept(terms, 300)
-	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
-	defer cancel()
-	if err := k.Settler.Settle(ctx); !errors.Is(err, context.DeadlineExceeded) {
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- k.Settler.Settle(ctx) }()
+	k.Eventually("it is in flight", func() bool {
+		flying, err := k.Sender.InFlight(t.Context())
+		return err == nil && len(flying) == 1 && flying[0].Call.Kind == chain.Settle
+	})
+	time.Sleep(10 * poll)
+	cancel()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
 		t.Fatalf("settled over a wire that is cut: %v", err)
-	}
-	flying, err := k.Sender.InFlight(t.Context())
-	if err != nil || len(flying) != 1 || flying[0].Call.Kind != chain.Settle {
-		t.Fatalf("in flight: %+v, %v", flying, err)
 	}
 	k.Restart(k.Backend)
 	k.Settler.Urgent(terms.ID())
 	k.Run(k.Settler.Run)
-	k.Within(10*time.Second, "it is settled", func() bool { s := k.State(terms); return is(s.Settled, 300) })
+	k.Eventually("it is settled", func() bool { s := k.State(terms); return is(s.Settled, 300) })
 	time.Sleep(20 * poll)
 	k.Balance(300)
 	nonce, err := k.Backend.NonceAt(t.Context(), k.Key.Address(), nil)
@@ -390,7 +393,7 @@ func TestConcurrentSettlers(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	k.Within(10*time.Second, "all is settled", func() bool { return k.Tokens(t, k.Key.Address()) == 100 })
+	k.Eventually("all is settled", func() bool { return k.Tokens(t, k.Key.Address()) == 100 })
 	var paid uint64
 	for _, s := range k.Settlements() {
 		paid += s.Paid.Uint64()

@@ -20,7 +20,7 @@ func (k *till) aside(salt byte) {
 	terms := k.Open(salt, 1000)
 	k.Accept(terms, 50)
 	k.Settler.Urgent(terms.ID())
-	k.Within(30*time.Second, "another channel is settled", func() bool { s := k.State(terms); return is(s.Settled, 50) })
+	k.Eventually("another channel is settled", func() bool { s := k.State(terms); return is(s.Settled, 50) })
 }
 
 // What was called urgent is settled once: a voucher that comes while that is under way waits for the policy. One that is
@@ -34,7 +34,7 @@ func TestUrgencyEndsWithItsSettlement(t *testing.T) {
 	backend.before = func() { k.Accept(terms, 300) } // of the next lease
 	k.Run(k.Settler.Run)
 	k.Settler.Urgent(terms.ID())
-	k.Within(30*time.Second, "the ended lease is settled", func() bool { s := k.State(terms); return is(s.Settled, 200) })
+	k.Eventually("the ended lease is settled", func() bool { s := k.State(terms); return is(s.Settled, 200) })
 	k.aside(2)
 	if s := k.State(terms); !is(s.Settled, 200) || !is(s.Accepted, 300) {
 		t.Errorf("%s of %s is settled", s.Settled.Dec(), s.Accepted.Dec())
@@ -44,7 +44,7 @@ func TestUrgencyEndsWithItsSettlement(t *testing.T) {
 		k.Settler.Urgent(terms.ID())
 	}
 	k.Settler.Urgent(terms.ID())
-	k.Within(30*time.Second, "both leases after it are settled", func() bool { s := k.State(terms); return is(s.Settled, 500) })
+	k.Eventually("both leases after it are settled", func() bool { s := k.State(terms); return is(s.Settled, 500) })
 	k.Balance(550)
 }
 
@@ -92,7 +92,7 @@ func TestUrgentDuringALook(t *testing.T) {
 		k.Settler.Urgent(terms.ID())
 	}}
 	k.Run(k.Settler.Run)
-	k.Within(30*time.Second, "it is settled", func() bool { s := k.State(terms); return is(s.Settled, 200) })
+	k.Eventually("it is settled", func() bool { s := k.State(terms); return is(s.Settled, 200) })
 }
 
 // faint is an endpoint that fails once when a call is tried.
@@ -118,7 +118,7 @@ func TestUrgencyOutlivesAFailure(t *testing.T) {
 	k.Accept(terms, 200)
 	k.Settler.Urgent(terms.ID())
 	k.Run(k.Settler.Run)
-	k.Within(30*time.Second, "it is settled", func() bool { s := k.State(terms); return is(s.Settled, 200) })
+	k.Eventually("it is settled", func() bool { s := k.State(terms); return is(s.Settled, 200) })
 	if n := backend.tried.Load(); n != 2 {
 		t.Errorf("tried %d times, want 2", n)
 	}

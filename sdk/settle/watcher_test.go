@@ -247,7 +247,7 @@ func TestWatchThroughFailures(t *testing.T) {
 		t.Errorf("%d requests in 3 s of failure", n)
 	}
 	down.Store(false)
-	k.Within(35*time.Second, "the close request is seen and answered", func() bool {
+	k.Eventually("the close request is seen and answered", func() bool {
 		s := k.State(terms)
 		return s.Status == channel.Closing && is(s.Settled, 10)
 	})
@@ -261,11 +261,11 @@ func TestWatchOverWebSocket(t *testing.T) {
 	k.watchOver(k.WS)
 	k.Watcher.Poll = time.Hour
 	k.Run(k.Watcher.Run)
-	k.Within(5*time.Second, "the first look", k.looked)
+	k.Eventually("the first look", k.looked)
 	time.Sleep(100 * time.Millisecond) // until it waits for heads
 	for _, terms := range []channel.Terms{first, second} {
 		k.direct(terms)
-		k.Within(5*time.Second, "the close request is seen", func() bool { return k.State(terms).Status == channel.Closing })
+		k.Eventually("the close request is seen", func() bool { return k.State(terms).Status == channel.Closing })
 	}
 }
 
@@ -277,14 +277,14 @@ func TestWebSocketBreaks(t *testing.T) {
 	k.watchOver("ws://" + line.address)
 	k.Watcher.Poll = 100 * time.Millisecond
 	k.Run(k.Watcher.Run)
-	k.Within(5*time.Second, "the first look", k.looked)
+	k.Eventually("the first look", k.looked)
 	time.Sleep(100 * time.Millisecond)
 	line.hangUp()
 	k.direct(first)
-	k.Within(15*time.Second, "the close request is seen", func() bool { return k.State(first).Status == channel.Closing })
-	k.Within(15*time.Second, "the connection is back", func() bool { return line.calls.Load() > 1 })
+	k.Eventually("the close request is seen", func() bool { return k.State(first).Status == channel.Closing })
+	k.Eventually("the connection is back", func() bool { return line.calls.Load() > 1 })
 	k.direct(second)
-	k.Within(15*time.Second, "the second one is seen", func() bool { return k.State(second).Status == channel.Closing })
+	k.Eventually("the second one is seen", func() bool { return k.State(second).Status == channel.Closing })
 }
 
 // watchOver begins anew over another endpoint.

@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/ethereum/go-ethereum"
 	"github.com/ethereum/go-ethereum/core/types"
@@ -82,7 +81,7 @@ func TestTowerWithdrawsNothingOnABrokenEndpoint(t *testing.T) {
 	}
 
 	backend.noSettling.Store(false)
-	l.Within(30*time.Second, "it is withdrawn", func() bool { return l.view(terms).Finalized })
+	l.Eventually("it is withdrawn", func() bool { return l.view(terms).Finalized })
 	l.paidOut(400, 0)
 	if l.sent() != 3 { // request, settlement, withdrawal
 		t.Errorf("the tower sent %d transactions, want 3", l.sent())

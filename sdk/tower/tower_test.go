@@ -203,12 +203,12 @@ func TestTowerSettlesInTime(t *testing.T) {
 	l.Mine(t, 300) // more blocks than the trail keeps
 	began := time.Now()
 	l.up()
-	l.Within(10*time.Second, "it is settled", func() bool { v := l.view(first); return tilltest.Is(v.Settled, 700) })
+	l.Eventually("it is settled", func() bool { v := l.view(first); return tilltest.Is(v.Settled, 700) })
 	t.Logf("settled %s after the tower came back", time.Since(began).Round(time.Millisecond))
 	if got := l.voucher(l.sign(l.Payer, first, 850)); got != "accepted" {
 		t.Fatalf("a voucher that comes late: %s", got)
 	}
-	l.Within(10*time.Second, "the late one is settled", func() bool { v := l.view(first); return tilltest.Is(v.Settled, 850) })
+	l.Eventually("the late one is settled", func() bool { v := l.view(first); return tilltest.Is(v.Settled, 850) })
 	// A payer who pays himself gets no third settlement for the gas of one open.
 	if got := l.voucher(l.sign(l.Payer, first, 950)); got != "accepted" {
 		t.Fatal(got)
@@ -218,7 +218,7 @@ func TestTowerSettlesInTime(t *testing.T) {
 	l.Send(l.Others, l.Contract.WithdrawCall(first))
 	l.paidOut(850, 1000)
 	late := l.sign(l.Payer, first, 960)
-	l.Within(10*time.Second, "a voucher after the withdrawal is refused", func() bool { return l.voucher(late) == "410" })
+	l.Eventually("a voucher after the withdrawal is refused", func() bool { return l.voucher(late) == "410" })
 	if l.sent() != 2 {
 		t.Errorf("the tower sent %d transactions, want 2", l.sent())
 	}
@@ -231,7 +231,7 @@ func TestTowerLeavesItToThePayee(t *testing.T) {
 	l.Accept(terms, 700)
 	l.voucher(l.sign(l.Payer, terms, 700))
 	l.RequestClose(terms)
-	l.Within(10*time.Second, "the tower sees it", func() bool { return l.towerState(terms).Status == channel.Closing })
+	l.Eventually("the tower sees it", func() bool { return l.towerState(terms).Status == channel.Closing })
 	time.Sleep(time.Second + 20*tilltest.Poll)
 	if l.sent() != 0 {
 		t.Fatal("the tower did not wait for the payee")
@@ -273,7 +273,7 @@ func TestTowerRelaysACredit(t *testing.T) {
 	}
 	resume := l.PauseToken(t)
 	l.AdvanceTime(t, chaintest.Grace)
-	l.Within(20*time.Second, "it is withdrawn", func() bool { return l.view(terms).Finalized })
+	l.Eventually("it is withdrawn", func() bool { return l.view(terms).Finalized })
 	if err := relay.Withdraw(t.Context(), terms); err == nil {
 		t.Error("the token refuses to pay, and it is said to be done")
 	}
@@ -315,7 +315,7 @@ func TestTowerRelaysALeave(t *testing.T) {
 		t.Errorf("withdrawal within the grace period: %v", err)
 	}
 	l.AdvanceTime(t, chaintest.Grace)
-	l.Within(20*time.Second, "it is withdrawn", func() bool { return l.view(terms).Finalized })
+	l.Eventually("it is withdrawn", func() bool { return l.view(terms).Finalized })
 	l.paidOut(400, 0)
 	if err := relay.Withdraw(t.Context(), terms); err != nil {
 		t.Errorf("withdrawal of what is withdrawn: %v", err)
@@ -342,27 +342,27 @@ func TestTowerIsRestartedMidway(t *testing.T) {
 	go func() {
 		asked <- (&tower.Client{URL: l.server.URL, Log: slog.New(slog.DiscardHandler)}).RequestClose(ctx, l.request(l.Payer, terms, 0, 1<<40))
 	}()
-	l.Within(10*time.Second, "the close request is sent", pending(1))
+	l.Eventually("the close request is sent", pending(1))
 	cancel()
 	<-asked
 	l.stop()
 	l.up()
 	time.Sleep(20 * tilltest.Poll)
 	l.Mine(t, 1)
-	l.Within(10*time.Second, "the close is requested", func() bool { return l.view(terms).CloseRequestedAt != 0 })
+	l.Eventually("the close is requested", func() bool { return l.view(terms).CloseRequestedAt != 0 })
 	l.AdvanceTime(t, chaintest.Grace)
-	l.Within(10*time.Second, "the settlement is sent", pending(2))
+	l.Eventually("the settlement is sent", pending(2))
 	l.stop()
 	l.up()
 	time.Sleep(20 * tilltest.Poll)
 	l.Mine(t, 1)
-	l.Within(10*time.Second, "the withdrawal is sent", pending(3))
+	l.Eventually("the withdrawal is sent", pending(3))
 	l.stop()
 	l.up()
 	time.Sleep(20 * tilltest.Poll)
 	l.Mine(t, 1)
 	l.Automine(t, true)
-	l.Within(10*time.Second, "it is withdrawn", func() bool { return l.view(terms).Finalized })
+	l.Eventually("it is withdrawn", func() bool { return l.view(terms).Finalized })
 	time.Sleep(20 * tilltest.Poll)
 	l.paidOut(400, 0)
 	if l.sent() != 3 {
@@ -379,9 +379,9 @@ func TestTowerRedoesWhatAReorgUndid(t *testing.T) {
 		t.Fatalf("%d %s", status, answer)
 	}
 	l.Reorg(t, 2)
-	l.Within(10*time.Second, "the close is requested again", func() bool { return l.view(terms).CloseRequestedAt != 0 })
+	l.Eventually("the close is requested again", func() bool { return l.view(terms).CloseRequestedAt != 0 })
 	l.AdvanceTime(t, chaintest.Grace)
-	l.Within(20*time.Second, "it is withdrawn", func() bool { return l.view(terms).Finalized })
+	l.Eventually("it is withdrawn", func() bool { return l.view(terms).Finalized })
 	l.paidOut(0, 0)
 	if l.sent() != 2 {
 		t.Errorf("the tower sent %d transactions, want 2", l.sent())
@@ -585,7 +585,7 @@ func TestTowerSettlementBudget(t *testing.T) {
 				l.RequestClose(terms)
 				l.AdvanceTime(t, 2*time.Second)
 				if uint64(salt) < row.want {
-					l.Within(10*time.Second, "it is settled", func() bool { v := l.view(terms); return tilltest.Is(v.Settled, 400) })
+					l.Eventually("it is settled", func() bool { v := l.view(terms); return tilltest.Is(v.Settled, 400) })
 				}
 			}
 			time.Sleep(time.Second + 20*tilltest.Poll)
