@@ -3,6 +3,7 @@ package metering_test
 import (
 	"context"
 	"math/rand/v2"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -15,10 +16,14 @@ type slow struct {
 	*sim.Source
 	clock *sim.Clock
 	cost  time.Duration
+	calls atomic.Int64 // under way
+	ended atomic.Int64
 }
 
 func (s *slow) Read(ctx context.Context, uuid string) (metering.Reading, error) {
 	s.clock.Advance(s.cost)
+	s.calls.Add(1)
+	defer func() { s.calls.Add(-1); s.ended.Add(1) }()
 	return s.Source.Read(ctx, uuid)
 }
 
@@ -26,13 +31,16 @@ func (s *slow) Read(ctx context.Context, uuid string) (metering.Reading, error) 
 type looked struct {
 	heard
 	clock *sim.Clock
+	begun int64 // on the clock
 	meter *metering.Meter
+	src   *slow
 	s     *metering.Sampling
 }
 
 func newLooked(t *testing.T, devices int, cost time.Duration, script ...sim.Fault) *looked {
 	t.Helper()
 	l := &looked{clock: sim.NewClock()}
+	l.begun = l.clock.Now().Mono
 	l.ended = make(chan error, 1)
 	src := sim.New(devices, sim.Options{Clock: l.clock, Script: script})
 	var uuids []string
@@ -40,7 +48,8 @@ func newLooked(t *testing.T, devices int, cost time.Duration, script ...sim.Faul
 		uuids = append(uuids, sim.UUID(i))
 	}
 	l.meter = newMeter(t, uuids...)
-	l.s = metering.NewSampling(&slow{src, l.clock, cost}, l.clock)
+	l.src = &slow{Source: src, clock: l.clock, cost: cost}
+	l.s = metering.NewSampling(l.src, l.clock)
 	t.Cleanup(func() { l.s.Close(); src.Close() })
 	return l
 }
@@ -114,6 +123,8 @@ func TestLooksAtDevicesThatFail(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			l := newLooked(t, 2, 0, c.script...)
 			step := func(what func()) { // a call that hangs is given up when the clock says so
+				ended, now := l.src.ended.Load(), l.clock.Now().Mono-l.begun
+				hangs := len(c.script) > 0 && c.script[0].Kind == sim.Hang && now >= int64(c.script[0].At)
 				done := make(chan struct{})
 				go func() { what(); close(done) }()
 				for {
@@ -121,7 +132,9 @@ func TestLooksAtDevicesThatFail(t *testing.T) {
 					case <-done:
 						return
 					case <-time.After(20 * time.Millisecond):
-						l.clock.Advance(metering.DefaultMaxGap)
+						if hangs && l.src.calls.Load() == 1 && l.src.ended.Load() > ended {
+							l.clock.Advance(metering.DefaultMaxGap)
+						}
 					}
 				}
 			}

@@ -49,7 +49,7 @@ func (b *bench) observed(r metering.Reading, _ metering.Interval) {
 // wait waits until a device was read at this very moment.
 func (b *bench) wait(devices ...int) {
 	b.t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for _, i := range devices {
 		for {
 			b.mu.Lock()
@@ -81,7 +81,7 @@ func (b *bench) run(seconds int, devices ...int) {
 // under a goroutine that is about to set one.
 func (b *bench) settle(timers int) {
 	b.t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); b.clock.Waiting() != timers; time.Sleep(100 * time.Microsecond) {
+	for deadline := time.Now().Add(time.Minute); b.clock.Waiting() != timers; time.Sleep(100 * time.Microsecond) {
 		if time.Now().After(deadline) {
 			b.t.Fatalf("%d timers are set, want %d", b.clock.Waiting(), timers)
 		}

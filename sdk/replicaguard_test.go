@@ -20,6 +20,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/pgtest"
+	"github.com/gpupay/gpupay/internal/testclock"
 )
 
 // wirecut stands before a server and can be cut. Or it can swallow what the server
@@ -156,9 +157,9 @@ func TestDatabaseAwayServesNoLongerThanTheCredit(t *testing.T) {
 	lease := r.open(1, 500_000, "")
 	lease.record()
 	line.set(true)
-	cutAt := time.Now()
+	served := testclock.Stopwatch()
 	waitFor(t, func() bool { return strings.Contains(calls(), "suspend") })
-	if took := time.Since(cutAt); took > r.config.Takeover+r.config.Credit+3*time.Second {
+	if took := served(); took > r.config.Takeover+r.config.Credit+3*time.Second {
 		t.Errorf("it was served for %s, of a credit of %s", took, r.config.Credit)
 	}
 	line.set(false)
@@ -188,7 +189,7 @@ func TestDeposedOwnerLeavesTheDevicesAlone(t *testing.T) {
 	waitFor(t, func() bool { return strings.Contains(calls(), "slow") })
 	began := time.Now()
 	a.provider.replicas.standDown()
-	if err := <-ended; err == nil || time.Since(began) > 5*time.Second {
+	if err := <-ended; err == nil || time.Since(began) > 15*time.Second {
 		t.Errorf("a command ran on for %s when others may run the lease: %v", time.Since(began), err)
 	}
 	if text, err := os.ReadFile(terms); err != nil || strings.TrimSpace(string(text)) != fmt.Sprint(old.term) {
@@ -222,13 +223,13 @@ func TestCommandEndsWithItsTime(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
 	began := time.Now()
-	if err := h.Suspend(ctx, Allocation{Devices: h.Devices}); err == nil || time.Since(began) > 5*time.Second {
+	if err := h.Suspend(ctx, Allocation{Devices: h.Devices}); err == nil || time.Since(began) > 15*time.Second {
 		t.Errorf("after %s: %v", time.Since(began), err)
 	}
 	command, _ = script(t, "sleep 20 & exit 0")
 	h.SuspendCommand = append(command, "suspend")
 	began = time.Now()
-	if err := h.Suspend(t.Context(), Allocation{Devices: h.Devices}); err != nil || time.Since(began) > 5*time.Second {
+	if err := h.Suspend(t.Context(), Allocation{Devices: h.Devices}); err != nil || time.Since(began) > 15*time.Second {
 		t.Errorf("a command that left something behind, after %s: %v", time.Since(began), err)
 	}
 }

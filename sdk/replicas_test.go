@@ -497,7 +497,7 @@ func TestOneLeadsAndAnotherTakesOver(t *testing.T) {
 }
 
 // leadTTL is how long a test's leader leads without a word: more than a machine stands still for.
-const leadTTL = 3 * time.Second
+const leadTTL = 5 * time.Second
 
 // leadOn has the test binary lead over a database until it is killed.
 const leadOn = "GPUPAY_TEST_LEAD_ON"

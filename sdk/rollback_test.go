@@ -80,7 +80,7 @@ func (r *rig) renter(t *testing.T, database string) *Renter {
 
 func awaitRecord(t *testing.T, l *Rental, sequence uint64) RentalState {
 	t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
 		if s := l.Snapshot(); s.Sequence >= sequence {
 			return s
 		} else if time.Now().After(deadline) {

@@ -97,7 +97,7 @@ func TestGatewaysShareAChannel(t *testing.T) {
 		r.provider.x402.lines.hold = time.Minute
 	}
 	b := one.buyer("/tick")
-	first := b.open(100_000)
+	first := b.open(900_000)
 	there := *b
 	there.payRig = two
 	second := there.again()

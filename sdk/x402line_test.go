@@ -41,7 +41,7 @@ func TestManyAtOnceAreAllServed(t *testing.T) {
 	r := newPayRig(t, func(c *ProviderConfig) { c.X402.Slack = 10 * time.Second })
 	r.provider.x402.lines.hold = time.Minute // however late the one that was corrected comes
 	b := r.buyer("/tick")
-	b.open(100_000)
+	b.open(900_000)
 	const calls = 20
 	var wait sync.WaitGroup
 	var mu sync.Mutex

@@ -56,9 +56,15 @@ func rented(t *testing.T, c *chaintest.Chain) (provider, renter, channelID, leas
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	_ = l.Run(ctx)
+	ran := make(chan struct{})
+	go func() { defer close(ran); _ = l.Run(ctx) }()
+	for s := l.Snapshot(); ctx.Err() == nil && (s.Sequence < 3 || s.Paid.IsZero()); s = l.Snapshot() {
+		time.Sleep(10 * time.Millisecond)
+	}
+	cancel()
+	<-ran
 	if _, err := l.Close(t.Context()); err != nil {
 		t.Fatal(err)
 	}

@@ -187,7 +187,7 @@ func TestReplacementIsSentAtOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	bad.Heal()
-	within(t, 10*time.Second, "a replacement", func() bool {
+	within(t, "a replacement", func() bool {
 		w.looks(t, s, 1)
 		return len(versions(t, s)) > 1
 	})

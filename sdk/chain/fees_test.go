@@ -67,7 +67,7 @@ func TestReplacementRaisesTheTip(t *testing.T) {
 	if _, err := s.Submit(t.Context(), w.token.ApproveCall(w.escrow.Address(), *uint256.NewInt(1))); err != nil {
 		t.Fatal(err)
 	}
-	within(t, 10*time.Second, "a replacement", func() bool {
+	within(t, "a replacement", func() bool {
 		w.looks(t, s, 1)
 		return len(versions(t, s)) > 1
 	})

@@ -79,7 +79,7 @@ func TestGiftsGiveWayToASettlement(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	within(t, 20*time.Second, "the settlement is mined", func() bool {
+	within(t, "the settlement is mined", func() bool {
 		w.at(t, s, 100, 1)
 		return w.tx(t, s, own, terms).State != chain.Pending
 	})
@@ -123,7 +123,7 @@ func TestGiftIsRaisedWithinItsBudget(t *testing.T) {
 	w.RPC(t, nil, "anvil_dropAllTransactions")
 	w.RPC(t, nil, "anvil_setNextBlockBaseFeePerGas", (*hexutil.Big)(new(big.Int).Div(new(big.Int).Mul(first.GasFeeCap(), big.NewInt(3)), big.NewInt(2))))
 	w.Mine(t, 1)
-	within(t, 10*time.Second, "its fee is raised", func() bool {
+	within(t, "its fee is raised", func() bool {
 		w.looks(t, s, 1)
 		return len(w.tx(t, s, id, terms).Attempts) > 1
 	})
@@ -134,7 +134,7 @@ func TestGiftIsRaisedWithinItsBudget(t *testing.T) {
 			t.Errorf("a version may cost %s of %s wei", price, most)
 		}
 	}
-	within(t, 10*time.Second, "it is mined when fees fall", func() bool {
+	within(t, "it is mined when fees fall", func() bool {
 		w.at(t, s, 1, 1)
 		return w.tx(t, s, id, terms).Succeeded
 	})
@@ -161,7 +161,7 @@ func TestGiftIsMinedAfterAll(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	within(t, 10*time.Second, "it is given up", func() bool {
+	within(t, "it is given up", func() bool {
 		w.at(t, s, 100, 1)
 		return len(w.tx(t, s, id, terms).Attempts) > 1
 	})
@@ -172,7 +172,7 @@ func TestGiftIsMinedAfterAll(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.Resend = 50 * time.Millisecond
-	within(t, 10*time.Second, "both are mined", func() bool {
+	within(t, "both are mined", func() bool {
 		w.at(t, s, 1, 1)
 		return w.tx(t, s, own, settled).Succeeded && w.tx(t, s, id, terms).Succeeded
 	})
@@ -206,7 +206,7 @@ func TestGiftThatCannotBePaidGivesWay(t *testing.T) {
 	coin := new(big.Int).Div(new(big.Int).Mul(first, big.NewInt(9)), big.NewInt(10)) // for the nonce alone, at thrice the fee
 	w.RPC(t, nil, "anvil_setBalance", s.Address(), (*hexutil.Big)(coin))
 	dear := new(big.Int).Div(new(big.Int).Mul(tx.Attempts[0].Signed.GasFeeCap(), big.NewInt(3)), big.NewInt(2)) // within its budget
-	within(t, 20*time.Second, "it gives way", func() bool {
+	within(t, "it gives way", func() bool {
 		w.RPC(t, nil, "anvil_setNextBlockBaseFeePerGas", (*hexutil.Big)(dear))
 		w.looks(t, s, 1)
 		return w.tx(t, s, id, of).State != chain.Pending
@@ -215,7 +215,7 @@ func TestGiftThatCannotBePaidGivesWay(t *testing.T) {
 		t.Errorf("who waits for it hears %v", err)
 	}
 	w.RPC(t, nil, "anvil_setBalance", s.Address(), (*hexutil.Big)(big.NewInt(1e18)))
-	within(t, 20*time.Second, "the settlement is mined", func() bool {
+	within(t, "the settlement is mined", func() bool {
 		w.looks(t, s, 1)
 		return w.tx(t, s, own, terms).State != chain.Pending
 	})

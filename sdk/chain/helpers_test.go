@@ -79,7 +79,7 @@ func (w *world) sender(t *testing.T, key *ecdsa.PrivateKey) *chain.Sender {
 // send submits a call and waits until it is mined.
 func send(t *testing.T, s *chain.Sender, call chain.Call) *chain.Result {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	id, err := s.Submit(ctx, call)
 	if err != nil {

@@ -109,7 +109,7 @@ func TestLateReceipt(t *testing.T) {
 // deposited checks that a transaction is found, and what the channel holds after so many transactions of its sender.
 func (w *world) deposited(t *testing.T, s *chain.Sender, id chain.TxID, terms channel.Terms, deposit, nonce uint64) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	if _, err := s.Wait(ctx, id, 1); err != nil {
 		t.Error(err)
@@ -248,7 +248,7 @@ func TestNonceFarAhead(t *testing.T) {
 	}
 	bad.Heal()
 	w.looks(t, s, 20)
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	if _, err := s.Wait(ctx, id, 1); err != nil {
 		t.Error(err)

@@ -28,7 +28,7 @@ func TestReceiptWithoutAField(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				within(t, 5*time.Second, "it is mined", func() bool { return w.nonce(t, s.Address()) > before })
+				within(t, "it is mined", func() bool { return w.nonce(t, s.Address()) > before })
 				if err := s.Sync(t.Context()); !errors.Is(err, chain.ErrAnswer) || strings.Contains(err.Error(), "\n") {
 					t.Errorf("want one line that the answer is incomplete, got %v", err)
 				}

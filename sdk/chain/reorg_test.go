@@ -109,7 +109,7 @@ func undo(t *testing.T, w *world, s *chain.Sender, terms channel.Terms, call cha
 	if got := view(); got != before || w.Tokens(t, w.payee.Address()) != tokens {
 		t.Fatalf("not undone: %+v", got)
 	}
-	within(t, 10*time.Second, "it is back", func() bool {
+	within(t, "it is back", func() bool {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		_, err := s.Wait(ctx, result.ID, 1)
@@ -172,7 +172,7 @@ func TestHungEndpoint(t *testing.T) {
 	s := &chain.Sender{Backend: hung{w.Backend}, Key: w.payer, Store: store, Timeout: 200 * time.Millisecond}
 	began := time.Now()
 	_, err := s.Submit(t.Context(), w.token.ApproveCall(w.escrow.Address(), *uint256.NewInt(1)))
-	if !errors.Is(err, chain.ErrUnreachable) || time.Since(began) > 5*time.Second {
+	if !errors.Is(err, chain.ErrUnreachable) || time.Since(began) > 20*time.Second {
 		t.Errorf("after %s: %v", time.Since(began), err)
 	}
 }

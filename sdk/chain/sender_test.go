@@ -35,15 +35,15 @@ func (m *mute) SendTransaction(ctx context.Context, tx *types.Transaction) error
 	return m.Backend.SendTransaction(ctx, tx)
 }
 
-// within runs f until it is true.
-func within(t *testing.T, d time.Duration, what string, f func() bool) {
+// within runs f until it is true, for a minute.
+func within(t *testing.T, what string, f func() bool) {
 	t.Helper()
-	for end := time.Now().Add(d); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		if f() {
 			return
 		}
 	}
-	t.Fatalf("not within %s: %s", d, what)
+	t.Fatalf("not within a minute: %s", what)
 }
 
 // background runs a sender until the test ends.
@@ -129,7 +129,7 @@ func TestStuckTransactionIsReplaced(t *testing.T) {
 	w.RPC(t, nil, "anvil_setNextBlockBaseFeePerGas", (*hexutil.Big)(new(big.Int).Mul(first.GasFeeCap(), big.NewInt(3))))
 	w.Mine(t, 1)
 	background(t, s)
-	within(t, 10*time.Second, "the fee is raised", func() bool {
+	within(t, "the fee is raised", func() bool {
 		flying, err := s.InFlight(t.Context())
 		return err == nil && len(flying) == 1 && len(flying[0].Attempts) > 1
 	})
@@ -165,7 +165,7 @@ func TestDroppedTransactionIsSentAgain(t *testing.T) {
 	w.RPC(t, nil, "anvil_dropAllTransactions")
 	w.Automine(t, true)
 	background(t, s)
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	if _, err := s.Wait(ctx, id, 1); err != nil {
 		t.Fatal(err)
@@ -190,7 +190,7 @@ func TestNonceGapIsFilled(t *testing.T) {
 	w.RPC(t, nil, "anvil_dropAllTransactions")
 	w.Automine(t, true)
 	background(t, s)
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	if _, err := s.Wait(ctx, id, 1); err != nil {
 		t.Fatal(err)
@@ -222,7 +222,7 @@ func TestDisplacedTransactionGetsANewNonce(t *testing.T) {
 		w.Mine(t, 1)
 		time.Sleep(40 * time.Millisecond)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	if _, err := s.Wait(ctx, id, 1); err != nil {
 		t.Fatal(err)
@@ -247,7 +247,7 @@ func TestReorgedTransactionIsSentAgainOnce(t *testing.T) {
 		if got := w.view(t, terms).Deposit; got != before {
 			t.Fatalf("depth %d: the re-org did not undo the top-up: %s", depth, got.Dec())
 		}
-		within(t, 10*time.Second, "the top-up is back", func() bool {
+		within(t, "the top-up is back", func() bool {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 			defer cancel()
 			_, err := s.Wait(ctx, result.ID, 1)
@@ -326,7 +326,7 @@ func TestRevertNamesTheChannel(t *testing.T) {
 	w.Mine(t, 1)
 	s.Resend = 50 * time.Millisecond
 	w.Automine(t, true)
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	_, err = s.Wait(ctx, lost, 1)
 	var reverted *chain.Reverted
@@ -429,16 +429,17 @@ func TestEndpointFailsForAWhile(t *testing.T) {
 	p.fail(503)
 	cut.silent.Store(false)
 	background(t, s)
-	before := p.count()
+	before, began := p.count(), time.Now()
 	time.Sleep(3 * time.Second) // at 5 ms a poll, 600 requests if failures were not paused
-	if n := p.count() - before; n == 0 || n > 6 {
-		t.Errorf("%d requests in 3 s of failure, want a handful", n)
+	n := p.count() - before
+	if took := time.Since(began); n == 0 || n > 4+int(took.Seconds()) {
+		t.Errorf("%d requests in %s of failure, want a handful", n, took)
 	}
 	if _, err := s.Submit(t.Context(), w.token.ApproveCall(w.escrow.Address(), *uint256.NewInt(4))); err == nil {
 		t.Error("submitted what could not be simulated")
 	}
 	p.fail(0)
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	if _, err := s.Wait(ctx, id, 1); err != nil {
 		t.Fatal(err)

@@ -314,7 +314,7 @@ func TestWebSocket(t *testing.T) {
 	send(t, s, escrow.OpenAuthorizedCall(terms, w.authorize(t, 100, channel.OpenNonce(terms.Payer, terms))))
 	select {
 	case <-heads:
-	case <-time.After(5 * time.Second):
+	case <-time.After(time.Minute):
 		t.Error("no new head")
 	}
 	if _, err := escrow.View(t.Context(), terms.ID(), nil); err != nil {
