@@ -39,10 +39,10 @@ func TestTowerSettlesTheLargestFirst(t *testing.T) {
 		l.RequestClose(terms)
 	}
 	for _, terms := range all {
-		l.Within(20*time.Second, "the tower knows that it closes", func() bool { return l.towerState(terms).Status == channel.Closing })
+		l.Eventually("the tower knows that it closes", func() bool { return l.towerState(terms).Status == channel.Closing })
 	}
 	l.AdvanceTime(t, 5*time.Minute)
-	l.Within(20*time.Second, "the largest is settled", func() bool { return l.sent() > 0 && tilltest.Is(l.view(large).Settled, 900) })
+	l.Eventually("the largest is settled", func() bool { return l.sent() > 0 && tilltest.Is(l.view(large).Settled, 900) })
 	for _, terms := range all {
 		if view := l.view(terms); terms != large && !view.Settled.IsZero() {
 			t.Errorf("a channel of 60 was settled too: %s", view.Settled.Dec())
@@ -58,7 +58,7 @@ func TestTowerDestroysNoVoucherByAWithdrawal(t *testing.T) {
 	l.voucher(l.sign(l.Payer, first, 400))
 	l.RequestClose(first)
 	l.AdvanceTime(t, 2*time.Second)
-	l.Within(20*time.Second, "the budget is used up", func() bool { return tilltest.Is(l.view(first).Settled, 400) })
+	l.Eventually("the budget is used up", func() bool { return tilltest.Is(l.view(first).Settled, 400) })
 	l.voucher(l.sign(l.Payer, second, 600))
 	if status, answer := l.post("/close-requests", l.request(l.Payer, second, 0, 1<<40)); status != http.StatusOK {
 		t.Fatalf("%d %s", status, answer)
@@ -75,7 +75,7 @@ func TestTowerDestroysNoVoucherByAWithdrawal(t *testing.T) {
 	l.stop()
 	l.config.SettleGas = tower.GasBudget{}
 	l.up()
-	l.Within(20*time.Second, "it is withdrawn", func() bool { return l.view(second).Finalized })
+	l.Eventually("it is withdrawn", func() bool { return l.view(second).Finalized })
 	l.paidOut(1000, 600) // what is left of the first stays: nobody asked the tower for it
 }
 
@@ -116,7 +116,7 @@ func TestTowerThatLostItsDatabaseIsToldAnew(t *testing.T) {
 	tell(time.Hour, true)
 	lose()
 	l.RequestClose(terms)
-	l.Within(20*time.Second, "the payee sees it", func() bool { return l.State(terms).Status == channel.Closing })
+	l.Eventually("the payee sees it", func() bool { return l.State(terms).Status == channel.Closing })
 	tell(time.Second, true)
 }
 
