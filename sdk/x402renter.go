@@ -24,7 +24,8 @@ var (
 	ErrForged = errors.New("x402 server's word on the channel is false")
 	// ErrOvercharged: the server charged more than the price that it had offered.
 	ErrOvercharged = errors.New("x402 server charged more than its price")
-	// ErrLostAnswer: the connection broke and the server charged for the answer that was lost.
+	// ErrLostAnswer: the connection broke and the server charged for the answer that was lost. Asking again pays again,
+	// but for a tick, which is asked for again with the same payment.
 	ErrLostAnswer = errors.New("x402 answer was charged and lost")
 )
 

@@ -17,8 +17,10 @@ import (
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/ethereum/go-ethereum/core/types"
 	"github.com/ethereum/go-ethereum/crypto"
+	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/badrpc"
 	"github.com/gpupay/gpupay/internal/chaintest"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -366,29 +368,92 @@ func TestX402LyingClock(t *testing.T) {
 // gift puts money of somebody else into a channel, by writing what the contract would keep of it.
 func gift(t *testing.T, net *chaintest.Chain, contract *chain.BatchSettlement, id common.Hash, amount uint64) {
 	t.Helper()
-	deposit := func() uint64 {
+	net.Mint(t, channel.BatchSettlementEscrow, amount)
+	rewrite(t, net, contract, id, 16, amount, func(v channel.ChainView) uint256.Int { return v.Deposit })
+}
+
+// rewrite adds an amount to what the contract keeps of a channel, at so many bytes of a word.
+func rewrite(t *testing.T, net *chaintest.Chain, contract *chain.BatchSettlement, id common.Hash, at int, amount uint64, of func(channel.ChainView) uint256.Int) {
+	t.Helper()
+	read := func() uint64 {
 		s, err := contract.State(t.Context(), id)
 		if err != nil {
 			t.Fatal(err)
 		}
-		return s.View.Deposit.Uint64()
+		v := of(s.View)
+		return v.Uint64()
 	}
-	before := deposit()
-	net.Mint(t, channel.BatchSettlementEscrow, amount)
+	before := read()
 	for slot := range byte(20) {
 		key := crypto.Keccak256Hash(id[:], common.Hash{31: slot}.Bytes())
 		var word common.Hash
 		net.RPC(t, &word, "eth_getStorageAt", channel.BatchSettlementEscrow, key, "latest")
 		given := word
-		balance := new(big.Int).SetBytes(word[16:])
-		balance.Add(balance, new(big.Int).SetUint64(amount)).FillBytes(given[16:])
+		kept := new(big.Int).SetBytes(word[at : at+16])
+		kept.Add(kept, new(big.Int).SetUint64(amount)).FillBytes(given[at : at+16])
 		net.RPC(t, nil, "anvil_setStorageAt", channel.BatchSettlementEscrow, key, given)
-		if deposit() == before+amount {
+		if read() == before+amount {
 			return
 		}
 		net.RPC(t, nil, "anvil_setStorageAt", channel.BatchSettlementEscrow, key, word)
 	}
-	t.Fatal("the contract keeps balances somewhere else")
+	t.Fatal("the contract keeps it somewhere else")
+}
+
+// TestX402FalseClaimIsNotSignedFor: a renter has lost its database, and its endpoint says that most of a channel was claimed.
+// Nothing above what was signed before is signed on that word alone, whatever the server says; a server that shows no
+// voucher of ours is paid on where a second endpoint says the same.
+func TestX402FalseClaimIsNotSignedFor(t *testing.T) {
+	const claim = 6000
+	m := newX402Market(t)
+	second := badrpc.New(t, m.URL)
+	for name, row := range map[string]struct {
+		shows, two bool
+		most       uint64 // that is signed
+	}{
+		"it shows our voucher": {true, false, 2*stallCharge + stallPrice},
+		"it shows none":        {false, false, stallPrice},
+		"two endpoints":        {false, true, claim + stallPrice},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newStall(t, m)
+			s.payer = m.newcomer(t)
+			x := s.client(stallCaps, stallOptions)
+			for range 3 {
+				s.buy(x)
+			}
+			rewrite(t, m.Chain, s.contract, s.only(x).ID, 0, claim, func(v channel.ChainView) uint256.Int { return v.Settled })
+			s.database, s.paid = filepath.Join(t.TempDir(), "new.db"), nil
+			if !row.shows {
+				s.base, s.newest = claim, nil
+			}
+			x = s.client(stallCaps, stallOptions)
+			if row.two {
+				var err error
+				if x.r.backend, err = chain.Connect(t.Context(), m.URL+","+second.URL, nil); err == nil {
+					x.escrow, err = chain.NewBatchSettlement(t.Context(), x.r.backend)
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			for range 2 {
+				resp, err := s.get(x)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if served := resp.StatusCode == http.StatusOK; served != row.two {
+					t.Errorf("served: %t", served)
+				}
+				for _, p := range s.paid {
+					if v := p.Payload.Voucher.MaxClaimableAmount; v.Uint64() > row.most {
+						t.Errorf("%s was signed, at most %d may be", v.Dec(), row.most)
+					}
+				}
+				row.most += stallCharge
+			}
+		})
+	}
 }
 
 // TestX402LostDatabase: with a new database, under caps that the old channel alone is above, the next request is served at

@@ -232,7 +232,7 @@ func TestX402RenterCatchesServers(t *testing.T) {
 func (s *stall) claim(terms channel.Terms) {
 	voucher := s.newest.Voucher()
 	call, err := s.contract.SettlementCall(context.Background(), []channel.State{{
-		ID: terms.ID(), Terms: terms, Deposit: *uint256.NewInt(stallDeposit), Accepted: voucher.Cumulative, Spent: *uint256.NewInt(s.base), Signature: voucher.Signature,
+		ID: terms.ID(), Terms: terms, Deposit: channel.MaxAmount(), Accepted: voucher.Cumulative, Spent: *uint256.NewInt(s.base), Signature: voucher.Signature,
 	}})
 	if err != nil {
 		s.Error(err)

@@ -11,6 +11,7 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/wire/x402"
 )
 
@@ -49,7 +50,9 @@ func (b *buying) charged(ctx context.Context, resp *http.Response, receipt x402.
 			"charge", charge.Dec(), "ours", total.Dec(), "theirs", s.ChargedCumulativeAmount.Dec())
 		return nil
 	}
-	b.unticked(total)
+	if b.tick == "" {
+		b.unticked(total)
+	}
 	b.slate.Charged, b.booked, b.charge = total, true, charge
 	if err := b.save(ctx); err != nil {
 		return err
@@ -101,14 +104,15 @@ func (b *buying) drained(ctx context.Context) (again bool, err error) {
 }
 
 // rebase takes the server's base for the next voucher. With our own newest
-// signature beside it, it may be anything up to what we signed; without one, it
-// is what was claimed on the chain, within what this database signed for.
+// signature beside it, it may be anything up to what we signed, and of ticks only
+// what allows says; without one, it is what was claimed on the chain, within what
+// this database signed for.
 func (b *buying) rebase(ctx context.Context, said x402.Extra, h http.Header) (again bool, err error) {
 	paid, view, err := b.observe(ctx)
 	if err != nil {
 		return false, err
 	}
-	base, unanswered := view.Settled, false
+	base, lost := view.Settled, false
 	if s, v := said.ChannelState, said.VoucherState; s != nil && v != nil && s.ChargedCumulativeAmount != nil {
 		base = s.ChargedCumulativeAmount.Int
 		if err := b.proved(base, *v); err != nil {
@@ -124,30 +128,44 @@ func (b *buying) rebase(ctx context.Context, said x402.Extra, h http.Header) (ag
 		}
 		// With a channel that was on the chain before this database knew of it, the
 		// voucher may be one of an earlier request.
-		unanswered = base.Gt(&b.prior) && !v.SignedMaxClaimable.Gt(&b.most) && !(b.found && b.slate.Deposit == nil)
+		lost = base.Gt(&b.prior) && !v.SignedMaxClaimable.Gt(&b.most) && !(b.found && b.slate.Deposit == nil)
 		b.untaken = v.SignedMaxClaimable.Lt(&b.most)
-	} else if base.Gt(&paid.Signed) {
-		b.x.r.config.Log.Warn("x402 channel: more was claimed than this database signed for, and the server shows no voucher for it: it is not paid on",
+	} else if base.Gt(&paid.Signed) && !b.confirmed(ctx, base) {
+		b.x.r.config.Log.Warn("x402 channel: more was claimed than this database signed for, and neither the server's voucher nor two endpoints show it: it is not paid on; leave it, or name a second endpoint",
 			"channel", b.id, "claimed", base.Dec(), "signed", paid.Signed.Dec())
 		return false, nil // an endpoint's word alone has nothing signed
 	}
 	if base == b.slate.Charged {
 		return false, nil // nothing is different: the same would come of it
 	}
-	if base.Gt(&b.slate.Charged) && !unanswered && !b.passed(base) {
-		b.x.r.config.Log.Warn("x402 server counts more GPU time than passed: its base is not taken", "channel", b.id, "ours", b.slate.Charged.Dec(), "theirs", base.Dec())
-		return false, nil
+	if b.tick != "" && base.Gt(&b.slate.Charged) {
+		if lost = !b.allows(base); !lost && !b.passed(base) {
+			b.x.r.config.Log.Warn("x402 server counts more GPU time than passed: its base is not taken", "channel", b.id, "ours", b.slate.Charged.Dec(), "theirs", base.Dec())
+			return false, nil
+		}
 	}
 	b.x.r.config.Log.Info("x402 channel was out of step", "channel", b.id, "ours", b.slate.Charged.Dec(), "theirs", base.Dec())
-	b.unticked(base)
+	if b.tick == "" || !base.Gt(&b.slate.Plain) {
+		b.unticked(base)
+	}
 	b.slate.Charged = base
 	if err := b.save(ctx); err != nil {
 		return false, err
 	}
-	if unanswered { // it counts this very request as served: a second voucher would pay it twice
+	if lost { // it counts this very request as served: a second voucher would pay it twice
 		return false, b.lost(ctx, h)
 	}
 	return true, nil
+}
+
+// confirmed reports whether two endpoints say that so much was claimed of a channel
+// that this database has forgotten.
+func (b *buying) confirmed(ctx context.Context, claimed uint256.Int) bool {
+	if _, several := b.x.r.backend.(*chain.Endpoints); !several || !b.slate.Found {
+		return false
+	}
+	on, _, err := b.x.escrow.Confirmed(ctx, []common.Hash{b.id}, 1)
+	return err == nil && !on[0].Disputed && on[0].Latest.Settled == claimed
 }
 
 // proved holds a server's base against our signature.
@@ -168,6 +186,7 @@ func (b *buying) recall(ctx context.Context, shown x402.VoucherState) error {
 	v := channel.Voucher{ChannelID: b.id, Cumulative: shown.SignedMaxClaimable.Int, Signature: shown.Signature[:]}
 	_, err := b.x.payer.Recall(ctx, v)
 	b.slate.Found, b.prior = true, larger(b.prior, v.Cumulative)
+	b.slate.Ceiling = larger(b.slate.Ceiling, v.Cumulative)
 	return err
 }
 

@@ -136,6 +136,7 @@ type buying struct {
 	tick  string            // where a tick is asked for; empty: this is none
 
 	untaken bool // the server has not taken this request's voucher
+	resent  bool // it is a tick that was asked for before
 	booked  bool // the answer's receipt was, and says:
 	charge  uint256.Int
 }
@@ -240,7 +241,7 @@ func (b *buying) pay(ctx context.Context) (*http.Response, error) {
 		}
 		before := b.slate.Charged
 		again, err := b.answered(ctx, resp, p)
-		if err == nil && again && lost && !b.untaken && b.slate.Charged.Gt(&before) {
+		if err == nil && again && lost && b.tick == "" && !b.untaken && b.slate.Charged.Gt(&before) {
 			err = b.lost(ctx, resp.Header)
 		}
 		if err != nil {
@@ -255,17 +256,21 @@ func (b *buying) pay(ctx context.Context) (*http.Response, error) {
 }
 
 // lost is a request that was charged and not answered. Paying it again is for
-// the caller to decide. A second tick with no record since the first is a lie: an
-// honest provider answers the same payment with what it had answered.
+// the caller to decide; a tick is asked for again with the same payment. A second
+// tick with no record since the first is a lie: an honest provider answers the same
+// payment with what it had answered.
 func (b *buying) lost(ctx context.Context, h http.Header) error {
-	if b.tick != "" {
-		if first := b.slate.Lost; !first.IsZero() && first != b.most {
-			return b.dispute(ctx, fmt.Errorf("%w: a second tick was charged and not answered, and no record came", ErrGarbage), h, x402.HeaderRequired)
-		}
-		b.slate.Lost = b.most
-		if err := b.save(ctx); err != nil {
-			return err
-		}
+	if b.tick == "" {
+		return fmt.Errorf("channel %s: %w: ask again and it is paid again", b.id, ErrLostAnswer)
 	}
-	return fmt.Errorf("channel %s: %w: ask again and it is paid again", b.id, ErrLostAnswer)
+	if first := b.slate.Lost; !first.IsZero() && first != b.most {
+		return b.dispute(ctx, fmt.Errorf("%w: a second tick was charged and not answered, and no record came", ErrGarbage), h, x402.HeaderRequired)
+	}
+	b.slate.Lost = b.most
+	return errors.Join(b.lostTick(), b.save(ctx))
+}
+
+func (b *buying) lostTick() error {
+	return fmt.Errorf("channel %s: %w: the provider shows no record of a tick for which up to %s is signed: Tick asks for it again and signs nothing more before it comes, was claimed on the chain, or was given up by a refund or a leave",
+		b.id, ErrLostAnswer, b.x.r.units(b.slate.Lost))
 }

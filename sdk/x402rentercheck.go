@@ -38,6 +38,9 @@ func (t *X402Rental) check(ctx context.Context, b *buying, document []byte) (X40
 	if err := b.follow(lease, *rec); err != nil {
 		return X402Tick{}, nil, err
 	}
+	if b.resent { // it was metered before it was heard of, and another lease may have run since
+		lease.Checker.Elapsed = min(lease.Checker.Elapsed, lease.ran())
+	}
 	spans, err := b.once(lease, *rec)
 	if err != nil {
 		return X402Tick{}, nil, err
@@ -46,7 +49,7 @@ func (t *X402Rental) check(ctx context.Context, b *buying, document []byte) (X40
 	if base := b.slate.Tick.Base; rec.Owed.Gt(&base) {
 		owed.Sub(&rec.Owed, &base)
 	}
-	if owed != b.charge || said.Charged.Int != b.charge {
+	if b.charge.Gt(&owed) || said.Charged.Int != b.charge { // what is over its ceiling is charged with the next
 		return X402Tick{}, nil, caught("%w: charged %s, its record adds %s", ErrOvercharged, b.charge.Dec(), owed.Dec())
 	}
 	if old := b.slate.Ticking; old == nil || old.Lease != lease.Lease {
@@ -81,7 +84,11 @@ func (t *X402Rental) lease(ctx context.Context, b *buying, said x402Tick) (*tick
 		}
 	}
 	p := b.slate.Tick
-	if said.Record.OwedBefore.Gt(&p.Base) {
+	before, err := t.before(p.Base)
+	if err != nil {
+		return nil, err
+	}
+	if said.Record.OwedBefore.Gt(&before) {
 		return nil, caught("%w: the lease begins with %s owed, %s was charged", ErrDemand, said.Record.OwedBefore.Dec(), p.Base.Dec())
 	}
 	start, err := t.startOf(b.slate, *said.Record)
@@ -94,6 +101,18 @@ func (t *X402Rental) lease(ctx context.Context, b *buying, said x402Tick) (*tick
 		Lease: said.LeaseID, Offer: t.offer.Document, Devices: said.Devices, OwedBefore: said.Record.OwedBefore,
 		Checker: metering.CheckerState{BootID: p.Boot, Start: start, Owed: said.Record.OwedBefore},
 	}, nil
+}
+
+// before is what may be owed of earlier leases where so much was charged: of one that
+// read its GPUs late, what is over its ceiling is charged with the next tick. Our
+// clock counts that as time of theirs.
+func (t *X402Rental) before(charged uint256.Int) (uint256.Int, error) {
+	if charged.IsZero() {
+		return charged, nil
+	}
+	late, err := t.price.Charge(uint64(t.gpus) * uint64(lateIn(t.offer.Offer)))
+	late.Add(&late, &charged)
+	return late, err
 }
 
 // startOf is where our clock starts for a lease: when it was asked for. One that
@@ -110,7 +129,10 @@ func (t *X402Rental) startOf(s slate, rec metering.SignedRecord) (metering.Insta
 	if err != nil {
 		return start, err
 	}
-	most := p.Base
+	most, err := t.before(p.Base)
+	if err != nil {
+		return start, err
+	}
 	if s.Found { // it may have run on since the claim, and have records that we lost: as far as this tick is signed for
 		most = p.Most
 	}
@@ -119,7 +141,9 @@ func (t *X402Rental) startOf(s slate, rec metering.SignedRecord) (metering.Insta
 	}
 	var ran, idle int64
 	if rec.Sequence > 1 { // it ran on while the voucher before covered it
-		idle = int64(covered(p.Prior, p.Base, t.price, t.gpus))
+		if idle = int64(covered(p.Prior, earlier, t.price, t.gpus)); !p.Base.IsZero() {
+			idle += int64(lateIn(t.offer.Offer))
+		}
 		if l := s.Ticking; l != nil && !s.Found {
 			idle = min(idle, l.since(p))
 		}

@@ -155,4 +155,14 @@ func TestX402FirstRecord(t *testing.T) {
 			t.Errorf("%+v: %+v, %v", c, l, err)
 		}
 	}
+	x.offer.MaxGap = 500 // a lease before it may have read its GPUs so late: 500 base units
+	for before, want := range map[uint64]error{1500: nil, 1501: ErrDemand} {
+		if _, err := lease(0, 0, before); !errors.Is(err, want) {
+			t.Errorf("%d owed: %v, want %v", before, err, want)
+		}
+	}
+	b.slate.Tick.Base.Clear() // nothing was before it
+	if _, err := lease(0, 0, 1); !errors.Is(err, ErrDemand) {
+		t.Errorf("the first of all: %v", err)
+	}
 }

@@ -27,16 +27,20 @@ func (b *buying) forfeit(l *ticking, price metering.Price) {
 	if p.Boot == "" || p.Boot != s.BootID {
 		elapsed = max(p.Asked.Wall-s.Start.Wall, s.Elapsed)
 	}
-	var ran int64
-	for _, d := range s.Devices {
-		ran = max(ran, d.Total)
-	}
-	ran = min(ran, s.Elapsed) + b.reserved(l, price)
+	ran := min(l.ran(), s.Elapsed) + b.reserved(l, price)
 	if ran >= elapsed {
 		return
 	}
 	s.BootID, s.Elapsed = p.Boot, ran
 	s.Start = metering.Instant{Boot: p.Asked.Boot - ran, Mono: p.Asked.Mono - ran, Wall: p.Asked.Wall - ran}
+}
+
+// ran is for how many ns the lease ran, by the GPU of it that ran the longest.
+func (l *ticking) ran() (most int64) {
+	for _, d := range l.Checker.Devices {
+		most = max(most, d.Total)
+	}
+	return most
 }
 
 // since is how many ns passed on our clocks from the lease's newest record until
@@ -55,11 +59,7 @@ func (l *ticking) ahead(p *pendingTick) int64 {
 	if l == nil {
 		return 0
 	}
-	var ran int64
-	for _, d := range l.Checker.Devices {
-		ran = max(ran, d.Total)
-	}
-	return max(0, l.Lent+ran-l.Checker.Elapsed-l.since(p))
+	return max(0, l.Lent+l.ran()-l.Checker.Elapsed-l.since(p))
 }
 
 // passed reports whether a base that no record states can be GPU time: all that
@@ -68,7 +68,7 @@ func (l *ticking) ahead(p *pendingTick) int64 {
 // little and begins a lease at every tick takes the whole ceiling of each.
 func (b *buying) passed(base uint256.Int) bool {
 	clock := b.x.r.config.Clock
-	if b.tick == "" || b.slate.Found {
+	if b.slate.Found || !base.Gt(&b.slate.Plain) {
 		return true
 	}
 	now := &pendingTick{Asked: clock.Now(), Boot: clock.BootID()}
@@ -95,25 +95,48 @@ func (s *slate) unpassed(charged uint256.Int, p *pendingTick) int64 {
 	return max(0, l.Lent+int64(lasts(charged, *from, price, len(l.Devices)))-l.Checker.Elapsed-l.since(p))
 }
 
+// allows reports whether a base that is above what is known can be what was charged
+// with no record that we saw: what a lease ran on after its newest one, or what is no
+// tick. It is once taken too on a channel that was on the chain before this database
+// knew of it. All else is a tick that was charged and not answered: no provider gets
+// a second voucher for what no record states.
+func (b *buying) allows(base uint256.Int) bool {
+	s := &b.slate
+	if !base.Gt(&s.Plain) || !base.Gt(&s.Ceiling) {
+		return true
+	}
+	if b.found && s.Deposit == nil && s.Lost.IsZero() {
+		s.Lost = b.most
+		return true
+	}
+	return false
+}
+
 // unticked counts what is charged up to now for what is no tick.
 func (b *buying) unticked(total uint256.Int) {
-	if b.tick == "" && total.Gt(&b.slate.Charged) {
+	if total.Gt(&b.slate.Charged) {
 		b.slate.Other.Add(&b.slate.Other, new(uint256.Int).Sub(&total, &b.slate.Charged))
 	}
 }
 
 // reserved is for how long each GPU of a lease could run, in ns, on what was
 // signed for before this tick and not charged with a record, and how late a
-// reading may be.
+// reading may be. What was signed for since that record may be many ticks: those
+// that a restored database has forgotten, or that others paid for.
 func (b *buying) reserved(l *ticking, price metering.Price) int64 {
 	late := time.Duration(0)
 	if offer, err := wire.ParseOffer(l.Offer); err == nil {
-		late = min(time.Duration(max(0, min(offer.MaxGap, maxLate.Milliseconds())))*time.Millisecond, maxLate)
+		late = lateIn(offer.Offer)
 		if own, err := offerPrice(offer.Offer); err == nil {
 			price = own
 		}
 	}
-	return int64(late + covered(b.slate.Tick.Prior, l.Checker.Owed, price, len(l.Devices)))
+	return int64(late + lasts(b.slate.Tick.Prior, l.Checker.Owed, price, len(l.Devices)))
+}
+
+// lateIn is how late a reading may be under an offer.
+func lateIn(offer wire.Offer) time.Duration {
+	return time.Duration(max(0, min(offer.MaxGap, maxLate.Milliseconds()))) * time.Millisecond
 }
 
 // covered is for how long each of a lease's GPUs can run from what is owed up to

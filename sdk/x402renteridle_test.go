@@ -210,6 +210,7 @@ func TestX402TickErrorWithReceipt(t *testing.T) {
 	if _, err := n.rental.Tick(t.Context()); err == nil || errors.As(err, &d) || n.slate().Tick != nil {
 		t.Errorf("nothing was charged: %v, pending %+v", err, n.slate().Tick)
 	}
+	n = newTenant(t, n.payRig)
 	n.line.alter = func(resp *http.Response) {
 		resp.StatusCode, resp.Status = http.StatusInternalServerError, "500 Internal Server Error"
 	}

@@ -2,7 +2,11 @@ package sdk
 
 import (
 	"errors"
+	"math/rand/v2"
 	"net/http"
+	"path/filepath"
+	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -13,7 +17,7 @@ import (
 )
 
 // TestX402ChargedForNothing: a provider that says of each voucher that all of it is charged, and serves nothing, gets one
-// voucher of a Run, and is caught at the second.
+// voucher, however often it is asked again. It gets a second one once it has claimed the first, and is caught at that.
 func TestX402ChargedForNothing(t *testing.T) {
 	for _, served := range []bool{false, true} { // before it takes to it
 		m := newMill(t, false, func(uint64, uint64) time.Duration { return 50 * time.Millisecond })
@@ -45,10 +49,169 @@ func TestX402ChargedForNothing(t *testing.T) {
 		if _, err := rental.Tick(t.Context()); !errors.Is(err, ErrLostAnswer) || len(vouchers) != 1 {
 			t.Errorf("asked for the same tick: %v, %d vouchers", err, len(vouchers))
 		}
+		for range 5 {
+			if _, err := rental.Tick(t.Context()); !errors.Is(err, ErrLostAnswer) || len(vouchers) != 1 {
+				t.Errorf("asked for it again: %v, %d vouchers", err, len(vouchers))
+			}
+		}
+		m.s.claimAll(m.s.only(x))
+		if _, err := rental.Tick(t.Context()); !errors.Is(err, ErrLostAnswer) || len(vouchers) != 1 {
+			t.Errorf("claimed: %v, %d vouchers", err, len(vouchers))
+		}
 		var d *Dispute
 		if _, err := rental.Tick(t.Context()); !errors.As(err, &d) || len(vouchers) != 2 {
 			t.Errorf("asked to pay again: %v, %d vouchers", err, len(vouchers))
 		}
+	}
+}
+
+// claimAll claims all that was signed on a channel.
+func (s *stall) claimAll(c X402Channel) {
+	i := slices.IndexFunc(s.paid, func(p x402.PaymentPayload) bool { return p.Payload.Voucher.MaxClaimableAmount.Int == c.Signed })
+	s.newest, s.base = &s.paid[i].Payload.Voucher, c.Signed.Uint64()
+	s.claim(c.Terms)
+}
+
+// TestX402BaseWithoutARecord: whatever a provider that shows no record says of what is charged, by whatever answers and
+// however much time passes, one voucher is signed beyond what the newest record's tick was signed for.
+func TestX402BaseWithoutARecord(t *testing.T) {
+	m := newMill(t, false, func(uint64, uint64) time.Duration { return 50 * time.Millisecond })
+	serve := m.s.instead
+	seed := rand.Uint64()
+	for round := range uint64(12) {
+		random := rand.New(rand.NewPCG(seed, round))
+		m.s.payer, m.s.database = m.s.newcomer(t), filepath.Join(t.TempDir(), "renter.db")
+		m.s.Mint(t, m.s.payerAddress(), 50_000_000)
+		m.s.base, m.s.newest, m.s.instead = 0, nil, serve
+		x := m.s.client(Caps{PricePerGPUHour: "10", PerLease: "5", PerDay: "50", PerPayee: "50"}, X402Options{MaxPrice: Unlimited})
+		clock := &nap{}
+		x.r.config.Clock = clock
+		rental, err := x.Rent(t.Context(), m.server.URL, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		most := uint64(millAsk)
+		if round%2 == 1 {
+			if _, err := rental.Tick(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			most += m.s.newest.MaxClaimableAmount.Uint64()
+		}
+		m.s.instead = m.liar(random)
+		var said []error
+		for range 20 {
+			_, err := rental.Tick(t.Context())
+			if said = append(said, err); err == nil {
+				t.Fatal("a tick with no record")
+			}
+			clock.pass(time.Duration(random.IntN(120)) * time.Second)
+		}
+		if signed := m.s.only(x).Signed; signed.Uint64() > most || signed.IsZero() {
+			t.Errorf("seed %d, round %d: %s signed, at most %d may be: %v", seed, round, signed.Dec(), most, errors.Join(said...))
+		}
+	}
+}
+
+// liar answers payments by what is worth most to it, and shows no record.
+func (m *mill) liar(random *rand.Rand) func(*stall, http.ResponseWriter, x402.PaymentPayload) bool {
+	return func(s *stall, w http.ResponseWriter, p x402.PaymentPayload) bool {
+		before, now := s.newest, p.Payload.Voucher
+		if before == nil {
+			s.bank(p)
+		}
+		if before == nil || before.MaxClaimableAmount.Lt(&now.MaxClaimableAmount.Int) {
+			s.newest = &now
+		}
+		all := s.newest.MaxClaimableAmount.Uint64()
+		switch random.IntN(6) {
+		case 0:
+			s.correct(w, all, s.newest)
+		case 1:
+			s.correct(w, all-1, s.newest)
+		case 2:
+			if before != nil {
+				s.correct(w, before.MaxClaimableAmount.Uint64(), before)
+				return true
+			}
+			w.WriteHeader(http.StatusBadGateway)
+		case 3:
+			w.WriteHeader(http.StatusServiceUnavailable)
+		case 4:
+			w.WriteHeader(http.StatusNotFound)
+		default:
+			s.refuse(w, x402.FirstError, s.offer)
+		}
+		return true
+	}
+}
+
+// TestX402TickIsAnsweredAfterAll: a tick that was said to be charged, with no record, is asked for again with the same
+// payment; when its answer comes it is checked and costs nothing more.
+func TestX402TickIsAnsweredAfterAll(t *testing.T) {
+	n := newTenant(t, newPayRig(t))
+	n.tick()
+	var sent string
+	n.line.alter = func(resp *http.Response) {
+		sent = resp.Request.Header.Get(x402.HeaderSignature)
+		p, err := x402.ParsePaymentPayload(resp.Request.Header)
+		if err != nil {
+			t.Error(err)
+		}
+		v, a := p.Payload.Voucher, p.Accepted
+		offer := x402.Requirements{Network: a.Network, Amount: a.Amount, Asset: a.Asset, PayTo: a.PayTo, MaxTimeoutSeconds: a.MaxTimeoutSeconds, Extra: a.Extra}
+		base := v.MaxClaimableAmount
+		base.SubUint64(&base.Int, 1)
+		offer.Extra.ChannelState = &x402.ChannelState{ChargedCumulativeAmount: &base}
+		offer.Extra.VoucherState = &x402.VoucherState{SignedMaxClaimable: v.MaxClaimableAmount, Signature: v.Signature}
+		resp.Header = make(http.Header)
+		resp.StatusCode = http.StatusPaymentRequired
+		if err := (x402.PaymentRequired{Error: string(x402.CodeCumulativeMismatch), Resource: x402.Resource{URL: n.server.URL}, Accepts: []x402.Requirements{offer}}).Set(resp.Header); err != nil {
+			t.Error(err)
+		}
+	}
+	for range 2 {
+		if _, err := n.rental.Tick(t.Context()); !errors.Is(err, ErrLostAnswer) || !strings.Contains(err.Error(), "signs nothing more") {
+			t.Fatalf("%v, want %v", err, ErrLostAnswer)
+		}
+		n.open()
+	}
+	n.line.alter, n.line.paid = nil, nil
+	if tick := n.tick(); tick.Charged.IsZero() || len(n.line.paid) != 1 || n.line.paid[0] != sent {
+		t.Errorf("%+v, %d payments", tick, len(n.line.paid))
+	}
+	n.agrees()
+	if s := n.slate(); s.Tick != nil || !s.Lost.IsZero() {
+		t.Errorf("it is not over: %+v", s)
+	}
+	n.tick()
+	n.agrees()
+}
+
+// TestX402LostTickIsGivenUp: a tick that was charged and is never answered is given up by a refund.
+func TestX402LostTickIsGivenUp(t *testing.T) {
+	n := newTenant(t, newPayRig(t))
+	n.tick()
+	s := n.slate()
+	s.Tick = &pendingTick{URL: n.server.URL + "/tick?gpus=1", Header: "lost", Base: s.Charged, Most: *uint256.NewInt(1000), Prior: *uint256.NewInt(501)}
+	s.Lost = s.Tick.Most
+	if err := n.x.slates().save(t.Context(), &s); err != nil {
+		t.Fatal(err)
+	}
+	paid := len(n.line.paid)
+	two, err := n.x.Rent(t.Context(), n.server.URL, 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, rental := range []*X402Rental{n.rental, two} {
+		if _, err := rental.Tick(t.Context()); !errors.Is(err, ErrLostAnswer) || len(n.line.paid) != paid {
+			t.Errorf("%v, %d payments", err, len(n.line.paid)-paid)
+		}
+	}
+	if _, err := n.rental.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if tick := n.tick(); tick.Charged.IsZero() {
+		t.Errorf("after it: %+v", tick)
 	}
 }
 

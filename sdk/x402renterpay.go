@@ -45,15 +45,17 @@ func (b *buying) load(ctx context.Context) error {
 
 func (x *X402Client) slates() slates { return slates{x.r.store} }
 
-// begin takes a channel up as the chain has it. Nothing is kept of it until
-// something is signed: whoever answers 402 does not fill the disk.
+// begin takes a channel up that this database does not know. What was claimed of it
+// is an endpoint's word: the first voucher is for the price alone, which is worth
+// nothing where more was claimed, and the server shows what we signed before. Nothing
+// is kept of it until something is signed: whoever answers 402 does not fill the disk.
 func (b *buying) begin(ctx context.Context) error {
 	s, err := b.x.escrow.State(ctx, b.id)
 	if err != nil {
 		return err
 	}
 	b.view, b.fresh, b.found, b.prior = s.View, true, !s.View.Deposit.IsZero(), s.View.Settled
-	b.slate = slate{ID: b.id, URL: origin(b.req.URL), Charged: s.View.Settled, Found: !s.View.Settled.IsZero()}
+	b.slate = slate{ID: b.id, URL: origin(b.req.URL), Found: !s.View.Settled.IsZero()}
 	paid, err := b.x.payer.State(ctx, b.id)
 	if errors.Is(err, channel.ErrUnknown) {
 		return nil

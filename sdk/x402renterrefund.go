@@ -139,11 +139,10 @@ func (b *buying) refunded(ctx context.Context, resp *http.Response, before chann
 	if err != nil {
 		return refund, false, fmt.Errorf("channel %s: %w: it said so, the chain does not: leave it: %w", b.id, ErrRefused, err)
 	}
-	if view.Settled.Gt(&b.slate.Charged) { // the last of what was charged is claimed with a refund
-		b.slate.Charged = view.Settled
-		if err := b.save(ctx); err != nil {
-			return refund, false, err
-		}
+	b.slate.Charged = larger(b.slate.Charged, view.Settled) // the last of what was charged is claimed with a refund
+	b.slate.Tick = nil                                      // to pay again is a new decision
+	if err := b.save(ctx); err != nil {
+		return refund, false, err
 	}
 	refund = X402Refund{Channel: b.id, Transaction: common.Hash(receipt.Transaction)}
 	refund.Amount.Sub(&before.Deposit, &view.Deposit)
@@ -264,6 +263,7 @@ func (b *buying) left(ctx context.Context, before channel.ChainView) (refund X40
 		}
 		refund.Left.Sub(&after.Deposit, &after.Settled)
 		b.slate.Leaving, b.slate.Dispute = false, "" // the money is back: to pay again is a new decision
+		b.slate.Tick, b.slate.Lost = nil, uint256.Int{}
 		return b.save(ctx)
 	})
 	return refund, err

@@ -36,9 +36,16 @@ type slate struct {
 	Dispute string       `json:"dispute,omitempty"` // what the server was caught at: nothing more is paid
 	Tick    *pendingTick `json:"tick,omitempty"`    // asked for, and its record was not yet seen
 	Lost    uint256.Int  `json:"lost"`              // the voucher of a tick that was charged and not answered; zero once a record came
-	Ticking *ticking     `json:"ticking,omitempty"` // the lease that is paid tick by tick
-	Other   uint256.Int  `json:"other"`             // charged since that lease began for what was no tick
-	Spans   []span       `json:"spans,omitempty"`   // billed of each device, in all leases of the channel
+	// Ticked: ticks were paid from the channel, and what may be charged there that no
+	// record states is told apart: up to Ceiling, which the newest record's tick was
+	// signed for, as time passes; up to Plain, the most that was signed since for what
+	// is no tick, at once.
+	Ticked  bool        `json:"ticked,omitempty"`
+	Ceiling uint256.Int `json:"ceiling"`
+	Plain   uint256.Int `json:"plain"`
+	Ticking *ticking    `json:"ticking,omitempty"` // the lease that is paid tick by tick
+	Other   uint256.Int `json:"other"`             // charged since that lease began for what was no tick
+	Spans   []span      `json:"spans,omitempty"`   // billed of each device, in all leases of the channel
 
 	version int64 // of the row that was read; zero: there was none
 }

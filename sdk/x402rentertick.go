@@ -126,7 +126,9 @@ func (t *X402Rental) url() string { return t.peer.base + "/tick?gpus=" + strconv
 // offer, its price arithmetic must hold, the charge must be what it adds, and no
 // more GPU time may be in it than passed here. What does not hold is a *Dispute,
 // and nothing more is paid. A tick whose answer got lost is not paid again: the
-// next call gets it.
+// next call gets it. ErrLostAnswer says that the provider counts it as charged and
+// shows no record: each further call asks for the same tick and signs nothing, until
+// it is answered, was claimed on the chain, or Close or Leave gave it up.
 func (t *X402Rental) Tick(ctx context.Context) (X402Tick, error) {
 	b, err := t.ask(ctx)
 	if err != nil {
@@ -141,6 +143,7 @@ func (t *X402Rental) Tick(ctx context.Context) (X402Tick, error) {
 		return X402Tick{}, err
 	}
 	t.id = b.id
+	b.tell()
 	resp, err := t.pending(ctx, b)
 	if resp == nil && err == nil {
 		resp, err = b.pay(ctx)
@@ -192,10 +195,29 @@ func (t *X402Rental) ask(ctx context.Context) (*buying, error) {
 	return b, nil
 }
 
-// pend puts a tick's payment on disk before it is sent.
+// tell has what was signed for ticks told apart from all else on a channel: what was
+// signed before the first is no tick's, unless it was an earlier version that paid.
+func (b *buying) tell() {
+	s := &b.slate
+	switch {
+	case s.Ticked:
+	case s.Ticking == nil && s.Tick == nil:
+		s.Plain = larger(s.Plain, b.prior)
+	default:
+		s.Ceiling = larger(s.Ceiling, b.prior)
+	}
+	s.Ticked = true
+}
+
+// pend puts a tick's payment on disk before it is sent, and what else is signed
+// where ticks are paid too.
 func (b *buying) pend(ctx context.Context, p signed) error {
 	if b.tick == "" {
-		return nil
+		if !b.slate.Ticked {
+			return nil
+		}
+		b.slate.Plain = larger(b.slate.Plain, p.most)
+		return b.save(ctx)
 	}
 	clock := b.x.r.config.Clock
 	b.slate.Tick = &pendingTick{
@@ -205,38 +227,60 @@ func (b *buying) pend(ctx context.Context, p signed) error {
 }
 
 // pending asks again for a tick whose record was never seen; nil if there is none
-// or the provider does not answer for it any more.
+// or it was not charged and the provider does not answer for it any more.
 func (t *X402Rental) pending(ctx context.Context, b *buying) (*http.Response, error) {
-	p := b.slate.Tick
-	if p == nil || p.URL != b.tick {
+	p, lost := b.slate.Tick, false
+	if p != nil {
+		lost = b.slate.Lost == p.Most
+	}
+	switch {
+	case p == nil:
+		return nil, nil
+	case p.URL != b.tick && lost:
+		return nil, fmt.Errorf("%s is asked for: %w", p.URL, b.lostTick())
+	case p.URL != b.tick: // for another number of GPUs: what it may have cost is known
+		b.slate.Plain = larger(b.slate.Plain, p.Most)
 		return nil, nil
 	}
-	known := b.slate.Charged
-	b.slate.Charged, b.most, b.prior, b.key = p.Base, p.Most, p.Prior, p.Key
+	known, prior := b.slate.Charged, b.prior
+	b.slate.Charged, b.most, b.prior, b.key, b.resent = p.Base, p.Most, p.Prior, p.Key, true
 	resp, _, err := b.deliver(ctx, p.Header)
 	if err != nil {
 		return nil, err
 	}
 	again, err := b.answered(ctx, resp, signed{header: p.Header, most: p.Most})
-	if err == nil && b.booked {
+	later := resp.StatusCode >= http.StatusInternalServerError || resp.StatusCode == http.StatusTooManyRequests
+	switch {
+	case err == nil && b.booked:
+		if !lost {
+			b.slate.Charged = larger(b.slate.Charged, known) // and something else since
+		}
+		return resp, nil
+	case errors.Is(err, ErrLostAnswer), err == nil && !again && lost && !later:
+		drop(resp)
+		b.slate.Charged = larger(b.slate.Charged, known)
+		return nil, errors.Join(b.lostTick(), b.giveUp(ctx))
+	case err != nil:
+		drop(resp)
+		return nil, err
+	case !again && later:
+		b.slate.Charged = known
 		return resp, nil
 	}
 	drop(resp)
-	unbooked := !again && b.slate.Charged == p.Base
-	switch {
-	case errors.Is(err, ErrLostAnswer): // told twice: who asks again pays again
-		b.slate.Tick = nil
-		return nil, errors.Join(err, b.save(ctx))
-	case err != nil:
-		return nil, err
-	case unbooked && known.Gt(&p.Base) && resp.StatusCode >= http.StatusInternalServerError:
-		return nil, fmt.Errorf("channel %s: %w: a tick that was charged was answered by %s: ask again and it is not paid again", b.id, ErrGone, resp.Status)
-	case unbooked && known.Gt(&p.Base):
-		b.slate.Tick, b.slate.Charged = nil, known // what was booked before stays booked
-		return nil, b.lost(ctx, resp.Header)
-	}
-	b.slate.Tick = nil
+	b.slate.Tick, b.prior, b.resent = nil, larger(prior, b.prior), false
 	return nil, b.save(ctx)
+}
+
+// giveUp forgets a tick that was charged and not answered once the chain shows that
+// its own voucher was claimed: then an honest provider answers for it no more, since
+// anybody can read that, and another one has the money.
+func (b *buying) giveUp(ctx context.Context) error {
+	_, on, err := b.observe(ctx)
+	if err == nil && (on.Settled.Gt(&b.slate.Tick.Prior) || !b.slate.Charged.Gt(&on.Settled)) {
+		b.slate.Tick = nil
+	}
+	return errors.Join(err, b.save(ctx))
 }
 
 // answered reads a tick's answer and holds it to all that is known.
@@ -256,8 +300,11 @@ func (t *X402Rental) answered(ctx context.Context, b *buying, resp *http.Respons
 	if err != nil {
 		return X402Tick{}, err
 	}
-	b.slate.Tick, b.slate.Found = nil, false
-	b.slate.Lost = uint256.Int{}
+	b.slate.Ceiling = b.slate.Tick.Most
+	if !b.resent { // else something else may have been paid since
+		b.slate.Plain = uint256.Int{}
+	}
+	b.slate.Tick, b.slate.Found, b.slate.Lost = nil, false, uint256.Int{}
 	if err := b.x.slates().accept(ctx, &b.slate, rec); err != nil {
 		return tick, err
 	}
