@@ -19,7 +19,7 @@ import (
 
 // ErrKey marks a private key that cannot be used. Such an error never quotes
 // what was given for one.
-var ErrKey = errors.New("invalid private key")
+var ErrKey = errors.New("no usable private key")
 
 // Key is a Signer with its private key in memory. However it is printed, logged
 // or encoded, only its address shows.
@@ -73,7 +73,7 @@ func KeyFromEnv(name string) (*Key, error) {
 func OpenKeystore(path, passphrase string) (*Key, error) {
 	file, err := os.ReadFile(path)
 	if err != nil {
-		return nil, fmt.Errorf("keystore: %w", err)
+		return nil, fmt.Errorf("%w: keystore: %w: give the path of a Web3 Secret Storage file, as go-ethereum's keystore directory holds", ErrKey, err)
 	}
 	key, err := decrypt(file, passphrase)
 	if errors.Is(err, keystore.ErrDecrypt) {

@@ -109,7 +109,7 @@ type CapError struct {
 
 // Error names the cap, the limit and the amount.
 func (e *CapError) Error() string {
-	return fmt.Sprintf("channel %s: refused by a cap: it would make %s %s, the cap is %s: raise the cap, stop paying, or get back what lies in other channels",
+	return fmt.Sprintf("channel %s: refused by a cap: it would make %s base units %s, the cap is %s: raise the cap, stop paying, or get back what lies in other channels",
 		e.Channel, e.Wanted.Dec(), e.Cap, e.Limit.Dec())
 }
 

@@ -14,6 +14,7 @@ import (
 	"github.com/coder/websocket"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/internal/reach"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -76,7 +77,7 @@ func (p peer) ask(ctx context.Context, f *feed, gpus int, header http.Header) (*
 		f.conn = conn
 		return nil, nil
 	case asked.answer == nil:
-		return nil, fmt.Errorf("%w: %s: %w", ErrGone, p.base, err)
+		return nil, fmt.Errorf("%w: %s: %w", ErrGone, p.base, reach.Explain(err))
 	case asked.answer.StatusCode == http.StatusOK || wire.IsProblem(asked.answer):
 		return asked.answer, nil // the provider's own words
 	}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
+	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/channel/store"
@@ -63,7 +64,7 @@ func (p *Provider) canServe(ctx context.Context, id common.Hash, offer wire.Sign
 	if err := p.room(ctx, id, gpus, 0); err != nil {
 		return err
 	}
-	if least := time.Duration(gpus) * 4 * p.config.Tick; p.config.Credit < least {
+	if least := leastCredit(gpus, p.config.Tick); p.config.Credit < least {
 		return wire.NoCapacity.With("%d GPUs need a credit of %s, this provider gives %s", gpus, least, p.config.Credit)
 	}
 	return nil
@@ -79,6 +80,16 @@ func (p *Provider) takesLeases() error {
 	return nil
 }
 
+// leastCredit is the GPU time ahead of vouchers without which a lease would be
+// suspended at once.
+func leastCredit(gpus int, tick time.Duration) time.Duration { return time.Duration(gpus) * 4 * tick }
+
+// leastLease is what a lease needs to begin, base units: what a record of each GPU
+// may be for.
+func leastLease(price metering.Price, gpus int, recordEvery, tick time.Duration) (uint256.Int, error) {
+	return price.Charge(uint64(gpus) * uint64(recordEvery+4*tick))
+}
+
 // canPay refuses a lease that would be suspended at once: the deposit must
 // have room for one record of every GPU, after what is owed already.
 func (p *Provider) canPay(s channel.State, offer wire.SignedOffer, gpus int) error {
@@ -86,13 +97,14 @@ func (p *Provider) canPay(s channel.State, offer wire.SignedOffer, gpus int) err
 	if err != nil {
 		return err
 	}
-	need, err := price.Charge(uint64(gpus) * uint64(p.config.RecordEvery+4*p.config.Tick))
+	need, err := leastLease(price, gpus, p.config.RecordEvery, p.config.Tick)
 	if err != nil {
 		return err
 	}
 	need.Add(&need, &s.Spent)
 	if need.Gt(&s.Deposit) {
-		return wire.InsufficientBalance.With("channel %s holds %s and has spent %s: top it up, or open another", s.ID, s.Deposit.Dec(), s.Spent.Dec())
+		return wire.InsufficientBalance.With("channel %s holds %s base units and has spent %s, a lease of %d GPU(s) begins with %s: top it up, or open another",
+			s.ID, s.Deposit.Dec(), s.Spent.Dec(), gpus, need.Dec())
 	}
 	return nil
 }

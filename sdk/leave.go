@@ -109,7 +109,8 @@ func (l *Rental) SignLeave(ctx context.Context) (wire.LeaveRequest, error) {
 // waits out the grace period, in which the provider may still settle what was
 // signed, and withdraws. Where there is too little native coin, the Relay of the
 // configuration sends what was signed; without one the error is ErrNoGas, and
-// SignLeave makes a document that anyone can send.
+// SignLeave makes a document that anyone can send; the rental is then as it was
+// before, and can be paid, closed or left.
 //
 // Of a rental that was being opened (see Renter.Rental) it asks the chain alone,
 // and never makes the deposit: it waits until one that was handed out is there or
@@ -141,6 +142,11 @@ func (l *Rental) Leave(ctx context.Context) (Closing, error) {
 	if err != nil || closed {
 		return l.ending(ctx, true, err)
 	}
+	before, err := l.payer.State(ctx, l.id)
+	if err != nil {
+		return Closing{}, err
+	}
+	phase := l.row.Phase
 	if _, err := l.payer.Close(ctx, l.id); err != nil {
 		return Closing{}, err
 	}
@@ -148,9 +154,30 @@ func (l *Rental) Leave(ctx context.Context) (Closing, error) {
 		return Closing{}, err
 	}
 	if err := l.walkOut(ctx); err != nil {
+		if errors.Is(err, ErrNoGas) && !before.Closed {
+			err = errors.Join(err, l.stay(ctx, phase))
+		}
 		return Closing{}, err
 	}
 	return l.ending(ctx, true, nil)
+}
+
+// stay takes back that a channel is being left where nobody could send the request
+// to close it: the rental goes on where it was, so that it can be resumed and paid,
+// or closed by its provider. A request that was sent stays: vouchers end with it.
+func (l *Rental) stay(ctx context.Context, phase RentalPhase) error {
+	sent, err := l.outgoing(ctx, chain.RequestClose, 0)
+	if err != nil || sent != "" {
+		return err
+	}
+	view, err := l.escrow.View(ctx, l.id, nil)
+	if err != nil || view.CloseRequestedAt != 0 {
+		return err
+	}
+	if _, err := l.payer.Reopen(ctx, l.id); err != nil {
+		return err
+	}
+	return l.enter(ctx, phase)
 }
 
 // awaitOpening waits until a channel that was being opened is on the chain, or
@@ -285,8 +312,11 @@ func (l *Rental) take(ctx context.Context, e exit) error {
 		if err == nil {
 			return nil
 		}
-		if relay == nil || !errors.Is(err, chain.ErrFunds) {
+		if !errors.Is(err, chain.ErrFunds) {
 			return fmt.Errorf("our own transaction to %s failed: %w", e.name, err)
+		}
+		if relay == nil {
+			return fmt.Errorf("channel %s: %w: %s: %w", l.id, ErrNoGas, e.hint, err)
 		}
 	}
 	if relay == nil {

@@ -82,6 +82,10 @@ func (q Quote) available() error {
 	if q.Free != nil && *q.Free < q.GPUs {
 		return fmt.Errorf("provider %s: %w: %d wanted, %d free; nothing was deposited", q.URL, ErrNoCapacity, q.GPUs, *q.Free)
 	}
+	credit := time.Duration(q.Offer.Credit) * time.Second // plausible
+	if need := leastCredit(q.GPUs, time.Duration(q.Offer.Tick)*time.Millisecond); credit < need {
+		return fmt.Errorf("provider %s: %w: %d GPUs need a credit of %s, it gives %s; nothing was deposited: rent fewer at once", q.URL, ErrNoCapacity, q.GPUs, need, credit)
+	}
 	return nil
 }
 
@@ -206,7 +210,7 @@ func (r *Renter) checkPrice(offer wire.Offer) (metering.Price, error) {
 		return metering.Price{}, fmt.Errorf("%w: %w", ErrOffer, err)
 	}
 	if common.Address(offer.Token) != r.token.Address {
-		return metering.Price{}, fmt.Errorf("%w: the provider wants %s, this renter pays in %s", ErrToken, offer.Token, r.token.Address)
+		return metering.Price{}, fmt.Errorf("%w: the provider wants %s, this renter pays in %s: nothing was signed", ErrToken, offer.Token, r.token.Address)
 	}
 	price := metering.Price{Amount: offer.Amount.Int, Unit: unit}
 	if hourly := hourlyAmount(price); hourly.Gt(&r.caps.hourly) {

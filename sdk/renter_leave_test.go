@@ -14,6 +14,7 @@ import (
 
 	"github.com/ethereum/go-ethereum"
 	"github.com/ethereum/go-ethereum/common"
+	"github.com/ethereum/go-ethereum/common/hexutil"
 	"github.com/ethereum/go-ethereum/core/types"
 
 	"github.com/gpupay/gpupay/channel"
@@ -381,4 +382,52 @@ func TestCloseWhileTheEndpointIsDown(t *testing.T) {
 		t.Errorf("%+v, %v", c, err)
 	}
 	<-done
+}
+
+// TestLeaveThatFailsIsNoEnd: a renter that cannot send the request to close its channel, and has nobody who does, can go on with
+// the rental, pay, and have it closed. One whose request was signed for others to send cannot: they may send it.
+func TestLeaveThatFailsIsNoEnd(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		coin   int64 // wei: less than the request takes
+		signed bool
+	}{{"no coin", 0, false}, {"too little coin", 1, false}, {"a request that is out", 0, true}} {
+		t.Run(test.name, func(t *testing.T) {
+			m := newMarket(t)
+			server := m.provider(t, nil)
+			r := openRenter(t, m.renterConfig(t, m.newcomer(t)))
+			l, err := r.Rent(t.Context(), server.URL, RentOptions{Deposit: "1", PayEvery: 100 * time.Millisecond})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if test.signed {
+				if _, err := l.SignLeave(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			m.RPC(t, nil, "anvil_setBalance", r.Address(), (*hexutil.Big)(big.NewInt(test.coin)))
+			if _, err := l.Leave(t.Context()); !errors.Is(err, ErrNoGas) {
+				t.Fatalf("Leave: %v, want ErrNoGas", err)
+			}
+			if l, err = r.Resume(t.Context(), l.ID()); err != nil {
+				t.Fatal(err)
+			}
+			if phase := l.Snapshot().Phase; (phase == RentalLeaving) != test.signed {
+				t.Fatalf("it is %s", phase)
+			}
+			if test.signed {
+				return
+			}
+			before := l.Snapshot().Paid
+			ctx, stop := context.WithCancel(t.Context())
+			defer stop()
+			done := background(ctx, l)
+			eventually(t, "a payment", func() bool { paid := l.Snapshot().Paid; return paid.Gt(&before) })
+			stop()
+			<-done
+			if c, err := l.Close(t.Context()); err != nil || c.Settled.IsZero() || c.Settled != c.Owed {
+				t.Errorf("%+v, %v", c, err)
+			}
+		})
+	}
 }

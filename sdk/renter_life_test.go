@@ -18,6 +18,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/channel/store"
 	"github.com/gpupay/gpupay/internal/testclock"
+	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -170,6 +171,44 @@ func TestRefusedRentals(t *testing.T) {
 				t.Errorf("%d rentals were begun (%v)", len(open), err)
 			}
 		})
+	}
+}
+
+// TestDepositBeginsALease: a deposit that no lease begins with is refused before it is made, by who would ask for it and by who would make it.
+func TestDepositBeginsALease(t *testing.T) {
+	m := newMarket(t)
+	server := m.provider(t, func(c *ProviderConfig) { c.MinDeposit, c.Source = "0.002", sim.New(16, sim.Options{}) })
+	config := m.renterConfig(t, m.payer)
+	r := openRenter(t, config)
+	_, err := r.Rent(t.Context(), server.URL, RentOptions{GPUs: 10, Deposit: "0.002"})
+	if !errors.Is(err, ErrDeposit) || !strings.Contains(err.Error(), "10 GPU(s) of this provider take at least 0.003") {
+		t.Errorf("Rent: %v, want ErrDeposit", err)
+	}
+	config.Database, config.Caps.PerLease = filepath.Join(t.TempDir(), "capped.db"), "0.001"
+	capped := openRenter(t, config)
+	_, err = capped.Rent(t.Context(), server.URL, RentOptions{})
+	if !errors.Is(err, ErrDeposit) || !strings.Contains(err.Error(), "Caps.PerLease leaves room for 0.001") || !strings.Contains(err.Error(), "raise the cap") {
+		t.Errorf("Rent under a small cap: %v, want ErrDeposit and the cap", err)
+	}
+	if open, err := r.Rentals(t.Context()); err != nil || len(open) != 0 {
+		t.Errorf("%d rentals were begun (%v)", len(open), err)
+	}
+	if _, err := r.Rent(t.Context(), server.URL, RentOptions{GPUs: 16}); !errors.Is(err, ErrNoCapacity) || !strings.Contains(err.Error(), "nothing was deposited") {
+		t.Errorf("Rent of more GPUs than the credit lets begin: %v, want ErrNoCapacity", err)
+	}
+	l, err := r.Rent(t.Context(), server.URL, RentOptions{GPUs: 10}) // what nobody says is enough
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.Close(t.Context()); err != nil {
+		t.Error(err)
+	}
+	for least, works := range map[string]bool{"0": false, "0.0001": false, "0.0003": true} { // 0.3 s at 0.001 a second
+		p := &Provider{config: ProviderConfig{MinDeposit: least, RecordEvery: 100 * time.Millisecond, Tick: 50 * time.Millisecond}, token: r.token}
+		p.price.Amount, p.price.Unit = *uint256.NewInt(1000), "gpu_second"
+		if err := p.worthLease(); (err == nil) != works || err != nil && !strings.Contains(err.Error(), "begins with 0.0003") {
+			t.Errorf("a least deposit of %s: %v", least, err)
+		}
 	}
 }
 

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -15,6 +14,7 @@ import (
 	"time"
 	"unicode"
 
+	"github.com/gpupay/gpupay/sdk/internal/reach"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -75,6 +75,9 @@ func (p peer) challenge(ctx context.Context, gpus int) (wire.Challenge, *int, er
 	}
 	defer resp.Body.Close()
 	problem := shownProblem(resp)
+	if resp.StatusCode != http.StatusPaymentRequired && !wire.IsProblem(resp) {
+		return wire.Challenge{}, nil, fmt.Errorf("provider %s: asked for its price, it answered: %w: %s", p.base, problem, notOurs(resp.StatusCode))
+	}
 	if resp.StatusCode != http.StatusPaymentRequired {
 		return wire.Challenge{}, nil, fmt.Errorf("provider %s: asked for its price, it answered: %w", p.base, problem)
 	}
@@ -83,6 +86,17 @@ func (p peer) challenge(ctx context.Context, gpus int) (wire.Challenge, *int, er
 		return c, nil, fmt.Errorf("provider %s: %w", p.base, err)
 	}
 	return c, problem.FreeGPUs, nil
+}
+
+// notOurs says what to do about an answer that no provider of ours gives.
+func notOurs(status int) string {
+	switch status {
+	case http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
+		return "the proxy in front of the provider does not reach it; try again later"
+	case http.StatusBadRequest:
+		return "if it speaks TLS there, give its URL with https://"
+	}
+	return "no gpupay provider answers there; check its URL, with port and path"
 }
 
 // sessionChallenge returns the first challenge that we can answer.
@@ -192,11 +206,7 @@ func (p peer) do(ctx context.Context, method, path string, header http.Header) (
 	req.Header = p.header(header)
 	resp, err := p.http.Do(req)
 	if err != nil {
-		var outer *url.Error
-		if errors.As(err, &outer) {
-			err = outer.Err
-		}
-		return nil, fmt.Errorf("%w: %s: %w", ErrGone, p.base, err)
+		return nil, fmt.Errorf("%w: %s: %w", ErrGone, p.base, reach.Explain(err))
 	}
 	return resp, nil
 }

@@ -207,6 +207,9 @@ func (l *Rental) stillOver(ctx context.Context) (bool, error) {
 	var deep sight
 	if err == nil {
 		deep, err = l.look(ctx, finality+1)
+		if errors.Is(err, chain.ErrNoContract) { // it is younger than that, and the rental's end with it
+			return true, nil
+		}
 	}
 	if err != nil {
 		l.r.config.Log.Warn("whether the end of a rental is final is not known yet", "channel", l.id, "error", err)

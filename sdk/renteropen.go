@@ -46,6 +46,11 @@ func (r *Renter) Rent(ctx context.Context, url string, options RentOptions) (*Re
 	if options.GPUs < 1 || options.PayEvery < 0 || options.Prepay < 0 {
 		return nil, errors.New("renter: GPUs, PayEvery and Prepay must not be negative")
 	}
+	for _, amount := range []struct{ name, text string }{{"Deposit", options.Deposit}, {"TopUp", options.TopUp}} {
+		if _, err := units.Parse(cmp.Or(amount.text, "0"), r.token.Decimals); err != nil {
+			return nil, fmt.Errorf("renter: %s: %w", amount.name, err)
+		}
+	}
 	q, err := r.quote(ctx, url, options.GPUs)
 	if err != nil {
 		return nil, err
@@ -73,16 +78,14 @@ func (r *Renter) Rent(ctx context.Context, url string, options RentOptions) (*Re
 
 // deposit is how much to put into the channel, within the caps.
 func (r *Renter) deposit(ctx context.Context, q Quote, options RentOptions) (uint256.Int, error) {
-	deposit := q.SuggestedDeposit
-	if options.Deposit != "" {
-		var err error
-		if deposit, err = units.Parse(options.Deposit, r.token.Decimals); err != nil {
-			return deposit, fmt.Errorf("renter: Deposit: %w", err)
-		}
+	least, err := q.least()
+	if err != nil {
+		return least, err
 	}
-	if options.TopUp != "" {
-		if _, err := units.Parse(options.TopUp, r.token.Decimals); err != nil {
-			return deposit, fmt.Errorf("renter: TopUp: %w", err)
+	deposit := larger(q.SuggestedDeposit, least)
+	if options.Deposit != "" {
+		if deposit, err = units.Parse(options.Deposit, r.token.Decimals); err != nil {
+			return deposit, err
 		}
 	}
 	room, cap, err := r.payer(q.escrow).Room(ctx, channel.Terms{Payee: common.Address(q.Offer.Payee), Token: r.token.Address})
@@ -96,10 +99,21 @@ func (r *Renter) deposit(ctx context.Context, q Quote, options RentOptions) (uin
 		return deposit, fmt.Errorf("%w: it is %s, %s leaves room for %s: deposit less, raise the cap, or get back what lies in other channels",
 			ErrDeposit, r.units(deposit), capField(cap), r.units(room))
 	}
-	if deposit.IsZero() || deposit.Lt(&q.MinDeposit) {
-		return deposit, fmt.Errorf("%w: it is %s, the provider wants at least %s", ErrDeposit, r.units(deposit), r.units(q.MinDeposit))
+	if !deposit.IsZero() && !deposit.Lt(&least) {
+		return deposit, nil
 	}
-	return deposit, nil
+	if options.Deposit == "" && room.Lt(&least) {
+		return deposit, fmt.Errorf("%w: %s leaves room for %s, %d GPU(s) of this provider take at least %s: raise the cap, or get back what lies in other channels",
+			ErrDeposit, capField(cap), r.units(room), q.GPUs, r.units(least))
+	}
+	return deposit, fmt.Errorf("%w: it is %s, %d GPU(s) of this provider take at least %s: deposit more", ErrDeposit, r.units(deposit), q.GPUs, r.units(least))
+}
+
+// least is the smallest deposit that a lease begins with: the provider's, or what a
+// record of each GPU may be for.
+func (q Quote) least() (uint256.Int, error) {
+	first, err := leastLease(q.Price, q.GPUs, time.Duration(q.Offer.RecordEvery)*time.Millisecond, time.Duration(q.Offer.Tick)*time.Millisecond)
+	return larger(first, q.MinDeposit), err
 }
 
 // worthTopUp refuses top-ups that the provider would not send.
@@ -367,9 +381,8 @@ func (l *Rental) authorize(ctx context.Context, value uint256.Int, nonce common.
 	if err != nil {
 		return nil, nil, err
 	}
-	if off := l.r.config.Now().Sub(now); off.Abs() > l.r.config.ClockOff { // an endpoint that lies could make it good for years
-		return nil, nil, fmt.Errorf("%w: this machine is %s off chain %d (%s is tolerated): nothing is signed; set the clock, or check that the node is in step",
-			chain.ErrClock, off.Round(time.Second), l.row.Terms.ChainID, l.r.config.ClockOff)
+	if err := chain.CheckClock(l.r.config.Now(), now, l.row.Terms.ChainID, l.r.config.ClockOff); err != nil { // an endpoint that lies could make it good for years
+		return nil, nil, err
 	}
 	signed, err := chain.SignAuthorization(ctx, l.r.config.Key, separator, channel.Authorization{
 		From: l.row.Terms.Payer, To: l.row.Terms.Escrow, Value: value, Nonce: nonce,

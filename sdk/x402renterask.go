@@ -16,6 +16,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/reach"
 	"github.com/gpupay/gpupay/sdk/wire/x402"
 )
 
@@ -76,7 +77,11 @@ func (a *ask) send(transport http.RoundTripper, payment string) (*http.Response,
 			req.Header.Set(headerIdempotencyKey, a.key)
 		}
 	}
-	return transport.RoundTrip(req)
+	resp, err := transport.RoundTrip(req)
+	if err != nil {
+		err = reach.Explain(err)
+	}
+	return resp, err
 }
 
 // idempotent reports whether sending the request twice does what once does.

@@ -339,8 +339,8 @@ func (b *buying) size(ctx context.Context, before, most uint256.Int) (value uint
 	case value.Lt(&least):
 		return value, fmt.Errorf("channel %s: %w: it is %s, the server wants at least %s", b.id, ErrDeposit, units(value), units(least))
 	case value.Gt(&room):
-		return value, fmt.Errorf("channel %s: %w: %s on top of %s is more than %s leaves room for: %w",
-			b.id, ErrDeposit, units(value), units(before), capField(cap), b.capped(cap, before, value))
+		return value, fmt.Errorf("channel %s: %w: %s on top of %s, and %s leaves room for %s: %w",
+			b.id, ErrDeposit, units(value), units(before), capField(cap), units(room), b.capped(cap, before, value))
 	case value.Lt(&needed):
 		return value, fmt.Errorf("channel %s: %w: it is %s, the request needs %s", b.id, ErrDeposit, units(value), units(needed))
 	}

@@ -166,6 +166,9 @@ func shutdown(provider *sdk.Provider, o *options, servers ...*http.Server) error
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	var err error
+	if !o.drain {
+		fmt.Println("stopping: leases and vouchers are kept, and go on when it is started again with this --db (--drain ends and settles them instead)")
+	}
 	if o.drain {
 		o.config.Log.Info("ending all leases and settling")
 		err = provider.Drain(ctx)

@@ -65,6 +65,12 @@ func parse(args []string) (*options, error) {
 	if c.Log, err = flags.Load(args); err != nil {
 		return nil, err
 	}
+	switch {
+	case *minutes < 0:
+		return nil, fmt.Errorf("--minutes %v is negative: say how long to rent, or nothing to rent until interrupted", *minutes)
+	case o.resume && o.leave:
+		return nil, errors.New("--resume goes on with a rental, --leave ends it without the provider: give one of them")
+	}
 	o.minutes = time.Duration(*minutes * float64(time.Minute))
 	c.Token, c.Escrow = token.Address, escrow.Address
 	if *relay != "" {
@@ -79,6 +85,23 @@ func run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	return explain(ctx, rent(ctx, o))
+}
+
+// explain says what to do about an error in terms of this program's flags.
+func explain(ctx context.Context, err error) error {
+	switch {
+	case errors.Is(err, sdk.ErrDeposit), errors.Is(err, sdk.ErrTooDear):
+		return fmt.Errorf("%w (--deposit and --top-up are what is put in; the caps are --max-price, --budget, --max-per-day and --max-per-provider)", err)
+	case errors.Is(err, sdk.ErrToken):
+		return fmt.Errorf("%w (--token, or another provider)", err)
+	case ctx.Err() != nil && errors.Is(err, context.Canceled):
+		return fmt.Errorf("interrupted: %w (--list shows what is unfinished; --resume goes on with it, --leave gets the deposit back)", err)
+	}
+	return err
+}
+
+func rent(ctx context.Context, o *options) error {
 	// An interrupt ends the rental, not the program: what is left is paid and
 	// the refund waited for.
 	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
@@ -92,7 +115,7 @@ func run(ctx context.Context) error {
 	}
 	defer renter.Close()
 	if o.recover >= 0 {
-		return recoverLost(work, renter, o)
+		return recoverLost(ctx, renter, o)
 	}
 	if o.x402 {
 		return rentOverX402(ctx, work, renter, o)
@@ -102,9 +125,9 @@ func run(ctx context.Context) error {
 		return err
 	}
 	if o.leave {
-		return leaveAll(work, renter, open)
+		return leaveAll(ctx, renter, open)
 	}
-	rental, err := begin(work, renter, open, o)
+	rental, err := begin(ctx, renter, open, o)
 	if err != nil {
 		return err
 	}
@@ -152,7 +175,11 @@ func use(ctx, work context.Context, renter *sdk.Renter, rental *sdk.Rental, limi
 	case sdk.RentalClosing, sdk.RentalClosed, sdk.RentalFinished: // resumed: only the close is left
 		return closeRental(work, renter, rental)
 	case sdk.RentalLeaving:
-		return leave(work, renter, rental)
+		fmt.Println("it is being left; the provider is asked first, who can close at once")
+		if err := closeRental(work, renter, rental); err == nil {
+			return nil
+		}
+		return leave(ctx, renter, rental)
 	}
 	if limit > 0 {
 		var cancel context.CancelFunc
@@ -181,10 +208,10 @@ func use(ctx, work context.Context, renter *sdk.Renter, rental *sdk.Rental, limi
 }
 
 func closeRental(ctx context.Context, renter *sdk.Renter, rental *sdk.Rental) error {
-	fmt.Println("closing: paying what is left, waiting for the refund")
+	fmt.Println("closing: paying what is left, waiting for the refund (an interrupt stops at once; --resume then goes on)")
 	closing, err := rental.Close(ctx)
 	if errors.Is(err, sdk.ErrRefused) || errors.Is(err, sdk.ErrSilent) {
-		return fmt.Errorf("%w (--leave gets the deposit back without the provider)", err)
+		return fmt.Errorf("%w (--resume asks again when the provider is back, --leave gets the deposit back without it)", err)
 	}
 	if err == nil || closing.Channel != (common.Hash{}) {
 		report(renter, closing)
@@ -209,21 +236,26 @@ func recoverLost(ctx context.Context, renter *sdk.Renter, o *options) error {
 
 func leaveAll(ctx context.Context, renter *sdk.Renter, open []sdk.RentalState) error {
 	var failed error
+	left := 0
 	for _, state := range open { // one that cannot be left yet keeps nobody from the others
 		if state.Phase == sdk.RentalClosed {
 			continue
 		}
+		left++
 		rental, err := renter.Rental(ctx, state.Channel) // not Resume, which would make a deposit
 		if err == nil {
 			err = leave(ctx, renter, rental)
 		}
 		failed = errors.Join(failed, err)
 	}
+	if left == 0 {
+		fmt.Println("no unfinished rental: there is nothing to leave")
+	}
 	return failed
 }
 
 func leave(ctx context.Context, renter *sdk.Renter, rental *sdk.Rental) error {
-	fmt.Printf("leaving channel %s: the refund comes after the grace period\n", rental.ID())
+	fmt.Printf("leaving channel %s: the refund comes after the grace period (it can be interrupted, and --leave goes on)\n", rental.ID())
 	if s := rental.Snapshot(); s.Phase == sdk.RentalOpening && !s.Until.IsZero() {
 		fmt.Printf("it is not known to be open; the deposit that was signed for it may be sent until %s, and is watched until then\n", s.Until.Format(time.TimeOnly))
 	}

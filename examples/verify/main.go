@@ -42,21 +42,21 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	flags.SetOutput(out)
 	rpc := flags.String("rpc", "", "compare with the chain behind this JSON-RPC `URL`, or several with commas between them; only offline checks if empty")
 	proofs := flags.String("equivocation", "", "where to write a proof of equivocation, if there is one (`path`)")
-	if err := flags.Parse(args); err != nil {
+	files, err := interleaved(flags, args)
+	if err != nil {
 		return err
 	}
-	if flags.NArg() == 0 {
+	if len(files) == 0 {
 		return errors.New("name a bundle or a proof of equivocation (--help says more)")
 	}
 	var backend chain.Backend
 	if *rpc != "" {
-		var err error
 		if backend, err = chain.Connect(ctx, *rpc, nil); err != nil {
 			return err
 		}
 	}
 	v := verification{out: out}
-	for _, path := range flags.Args() {
+	for _, path := range files {
 		if err := v.file(path); err != nil {
 			return fmt.Errorf("%s: %w", path, err)
 		}
@@ -79,6 +79,19 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	return nil
 }
 
+// interleaved parses flags that may stand after files, too: what does not say that
+// the chain was asked would be taken for a check that passed.
+func interleaved(flags *flag.FlagSet, args []string) (files []string, err error) {
+	for len(args) > 0 && err == nil {
+		if err = flags.Parse(args); err == nil && flags.NArg() > 0 {
+			files, args = append(files, flags.Arg(0)), flags.Args()[1:]
+			continue
+		}
+		break
+	}
+	return files, err
+}
+
 type verification struct {
 	out     io.Writer
 	bundles []*sdk.Bundle
@@ -94,7 +107,7 @@ func (v *verification) file(path string) error {
 	}
 	var header struct{ Kind string }
 	if err := json.Unmarshal(raw, &header); err != nil {
-		return fmt.Errorf("it is not JSON: %w", err)
+		return fmt.Errorf("it is no bundle: not JSON: %w", err)
 	}
 	if header.Kind == sdk.EquivocationKind {
 		v.proof(raw)

@@ -160,6 +160,7 @@ func TestMistakes(t *testing.T) {
 		{[]string{filepath.Join(dir, "none.json")}, "no such file"},
 		{[]string{garbage}, "not JSON"},
 		{[]string{"export"}, "--db"},
+		{[]string{garbage, "--rpc", "http://127.0.0.1:1"}, "unreachable"}, // not a check that passed without the chain
 		{[]string{"export", "--db", garbage, "--channel", "0x12"}, "64 hex digits"},
 		{[]string{"export", "--db", garbage, "--channel", "0x" + strings.Repeat("1", 64)}, "not a database"},
 		{[]string{"export", "--db", filepath.Join(dir, "none.db"), "--channel", "0x" + strings.Repeat("1", 64)}, "no such file"},

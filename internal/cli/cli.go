@@ -90,13 +90,17 @@ func (k *KeyFlags) Load() (*channel.Key, error) {
 		return key, nil
 	}
 	if k.passphrase == "" {
-		return nil, errors.New("--keystore needs --passphrase-file")
+		return nil, errors.New("--keystore needs --passphrase-file: a file with the keystore's passphrase; there is no flag for the passphrase itself, because command lines are public")
 	}
 	passphrase, err := os.ReadFile(k.passphrase)
 	if err != nil {
 		return nil, fmt.Errorf("passphrase file: %w", err)
 	}
-	return channel.OpenKeystore(k.keystore, strings.TrimRight(string(passphrase), "\r\n"))
+	key, err := channel.OpenKeystore(k.keystore, strings.TrimRight(string(passphrase), "\r\n"))
+	if err != nil {
+		return nil, fmt.Errorf("%w (--keystore %s, with the passphrase in --passphrase-file %s)", err, k.keystore, k.passphrase)
+	}
+	return key, nil
 }
 
 // Address is a flag that holds an address.

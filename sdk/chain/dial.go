@@ -2,6 +2,7 @@ package chain
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,6 +16,8 @@ import (
 
 	"github.com/ethereum/go-ethereum/ethclient"
 	"github.com/ethereum/go-ethereum/rpc"
+
+	"github.com/gpupay/gpupay/sdk/internal/reach"
 )
 
 // Errors of the surroundings. Each comes wrapped in one line that says what to do.
@@ -146,7 +149,7 @@ func secrets(endpoint *url.URL) []string {
 }
 
 func unreachable(rawurl string, err error) error {
-	return fmt.Errorf("%w: %s: %s; check the URL and that the node runs", ErrUnreachable, redact(rawurl), cause(err))
+	return fmt.Errorf("%w: %s: %s; %s", ErrUnreachable, redact(rawurl), cause(err), cmp.Or(reach.Hint(err), "check the URL and that the node runs"))
 }
 
 // cause strips what quotes the URL from a dialling error.

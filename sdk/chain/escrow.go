@@ -121,7 +121,7 @@ func (e *Escrow) notOurs(err error) error {
 	if isTransport(err) {
 		return fmt.Errorf("reading the contract at %s: %w", e.address, err)
 	}
-	return fmt.Errorf("%w: %s on chain %d: %w", ErrNotEscrow, e.address, e.chainID, err)
+	return fmt.Errorf("%w: %s on chain %d: %w; check the escrow's address and the chain", ErrNotEscrow, e.address, e.chainID, err)
 }
 
 // ChainID is the chain the contract lives on.
@@ -155,11 +155,20 @@ func (e *Escrow) CheckClock(ctx context.Context, tolerance time.Duration) error 
 	if err != nil {
 		return err
 	}
-	off := time.Since(now)
+	return CheckClock(time.Now(), now, e.chainID, tolerance)
+}
+
+// CheckClock refuses a local clock further than tolerance from a chain's, and says which is behind.
+func CheckClock(ours, chains time.Time, chainID uint64, tolerance time.Duration) error {
+	off, side := ours.Sub(chains), "ahead of"
 	if off.Abs() <= tolerance {
 		return nil
 	}
-	return fmt.Errorf("%w: this machine is %s off chain %d (%s is tolerated); set the clock, or check that the node is in step", ErrClock, off.Round(time.Second), e.chainID, tolerance)
+	if off < 0 {
+		side = "behind"
+	}
+	return fmt.Errorf("%w: this machine's clock is %s %s that of chain %d (%s is tolerated): nothing is signed; set this machine's clock, or check that the node is in step",
+		ErrClock, off.Abs().Round(time.Second), side, chainID, tolerance)
 }
 
 // ErrHistory is an endpoint that keeps too little old state.

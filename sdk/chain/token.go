@@ -61,7 +61,7 @@ func NewToken(ctx context.Context, backend Backend, address common.Address) (*To
 	t := &Token{Address: address, backend: backend}
 	decimals, err := read[uint8](ctx, t, "decimals")
 	if err != nil {
-		return nil, fmt.Errorf("chain: %s is not a usable ERC-20 token: %w", address, err)
+		return nil, fmt.Errorf("chain: %s is not a usable ERC-20 token; check the token's address and the chain: %w", address, err)
 	}
 	t.Decimals = decimals
 	if name, err := read[string](ctx, t, "name"); err == nil {

@@ -17,6 +17,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/exactjson"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/reach"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -82,7 +83,7 @@ func post(ctx context.Context, client *http.Client, base, path string, document,
 	req.Header.Set("Content-Type", "application/json")
 	resp, err := cmp.Or(client, http.DefaultClient).Do(req)
 	if err != nil {
-		return &errLater{base, err}
+		return &errLater{base, reach.Explain(err)}
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {

@@ -1,0 +1,308 @@
+// Package programs runs the example programs as a newcomer does, and reads what they say when something is wrong.
+package programs
+
+import (
+	"bytes"
+	"context"
+	"encoding/hex"
+	"fmt"
+	"log"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/ethereum/go-ethereum/accounts/keystore"
+	"github.com/ethereum/go-ethereum/crypto"
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/internal/chaintest"
+	"github.com/gpupay/gpupay/internal/devchain"
+)
+
+// world is a chain, the built programs, and a provider that runs.
+type world struct {
+	*devchain.Chain
+	bin, dir string
+	provider string // URL
+	env      []string
+	secrets  []string // that no program may print
+}
+
+// built is the folder of the programs, as they were built before the tests.
+var built string
+
+func TestMain(m *testing.M) {
+	code, err := withPrograms(m.Run)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(code)
+}
+
+func withPrograms(run func() int) (int, error) {
+	root, err := chaintest.Root()
+	if err != nil {
+		return 0, err
+	}
+	if built, err = os.MkdirTemp("", "gpupay-programs-"); err != nil {
+		return 0, err
+	}
+	defer os.RemoveAll(built)
+	build := exec.Command("go", "build", "-o", built, "./examples/deploy", "./examples/provider", "./examples/renter", "./examples/verify")
+	build.Dir = root
+	if out, err := build.CombinedOutput(); err != nil {
+		return 0, fmt.Errorf("building the programs: %w\n%s", err, out)
+	}
+	return run(), nil
+}
+
+const passphrase = "correct horse battery"
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	w, err := &world{bin: built, dir: t.TempDir()}, error(nil)
+	if w.Chain, err = devchain.Start(t.Context(), devchain.Options{Genesis: devchain.X402()}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { w.Chain.Close() })
+	if err := w.Fund(t.Context(), crypto.PubkeyToAddress(w.Keys[1].PublicKey), nil, *uint256.NewInt(1e9)); err != nil {
+		t.Fatal(err)
+	}
+	for _, k := range w.Keys {
+		w.secrets = append(w.secrets, hex.EncodeToString(crypto.FromECDSA(k)))
+	}
+	w.secrets = append(w.secrets, passphrase)
+	w.provider = "http://" + freeAddress(t)
+	w.env = append(os.Environ(), "GPUPAY_RPC="+w.URL, "GPUPAY_ESCROW="+w.Escrow.Hex(), "GPUPAY_TOKEN="+w.Token.Hex(),
+		"GPUPAY_KEY="+w.secrets[1], "GPUPAY_PROVIDER="+w.provider, "GPUPAY_ADMIN=")
+	return w
+}
+
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// program is one that was started; what it says can be waited for.
+type program struct {
+	cmd  *exec.Cmd
+	mu   sync.Mutex
+	said bytes.Buffer
+	done chan struct{}
+}
+
+func (p *program) Write(b []byte) (int, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.said.Write(b)
+}
+
+func (p *program) String() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.said.String()
+}
+
+// start runs "program args" with more of an environment, which wins.
+func (w *world) start(t *testing.T, line string, env ...string) *program {
+	t.Helper()
+	args := strings.Fields(line)
+	p := &program{cmd: exec.Command(filepath.Join(w.bin, args[0]), args[1:]...), done: make(chan struct{})}
+	p.cmd.Dir, p.cmd.Env = w.dir, slices.Concat(w.env, env)
+	p.cmd.Stdout, p.cmd.Stderr = p, p
+	if err := p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() { defer close(p.done); _ = p.cmd.Wait() }()
+	t.Cleanup(func() { _ = p.cmd.Process.Kill(); <-p.done })
+	return p
+}
+
+// wait waits until the program says something or, of nothing, until it ends.
+func (p *program) wait(t *testing.T, text string) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute) // of a machine that hangs
+	defer cancel()
+	for text == "" || !strings.Contains(p.String(), text) {
+		select {
+		case <-p.done:
+			if text != "" && !strings.Contains(p.String(), text) {
+				t.Fatalf("%s ended and never said %q:\n%s", p.cmd, text, p)
+			}
+			return p.String()
+		case <-time.After(20 * time.Millisecond):
+		case <-ctx.Done():
+			t.Fatalf("%s does not say %q:\n%s", p.cmd, text, p)
+		}
+	}
+	return p.String()
+}
+
+func (p *program) interrupt(t *testing.T) {
+	t.Helper()
+	if err := p.cmd.Process.Signal(os.Interrupt); err != nil {
+		t.Error(err)
+	}
+}
+
+func (w *world) runProvider(t *testing.T) *program {
+	t.Helper()
+	p := w.start(t, "provider --gpu sim:2 --x402 --record-every 1s --poll 200ms", "GPUPAY_KEY="+w.secrets[0], "GPUPAY_LISTEN="+strings.TrimPrefix(w.provider, "http://"))
+	p.wait(t, "renting out 2 GPU(s)")
+	return p
+}
+
+// checkError: the program failed with one line that says what is wanted, and no secret.
+func (w *world) checkError(t *testing.T, p *program, wants ...string) {
+	t.Helper()
+	said := p.wait(t, "")
+	_, line, _ := strings.Cut(said, "error: ")
+	if p.cmd.ProcessState.ExitCode() != 1 || strings.Count(said, "error: ") != 1 || strings.Count(line, "\n") != 1 {
+		t.Errorf("exit status %d, and not one line of an error:\n%s", p.cmd.ProcessState.ExitCode(), said)
+	}
+	for _, want := range wants {
+		if !strings.Contains(line, want) {
+			t.Errorf("%q is not said:\n%s", want, said)
+		}
+	}
+	for i, secret := range w.secrets {
+		if strings.Contains(strings.ToLower(said), secret) {
+			t.Errorf("secret %d is printed:\n%s", i, said)
+		}
+	}
+}
+
+func (w *world) write(t *testing.T, name string, content []byte) {
+	t.Helper()
+	if err := os.WriteFile(filepath.Join(w.dir, name), content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestErrorsSayWhatToDo provokes what goes wrong in the first ten minutes. Each error says what happened, whose part failed, and what to do.
+func TestErrorsSayWhatToDo(t *testing.T) {
+	w := newWorld(t)
+	w.runProvider(t)
+	quiet := log.New(new(bytes.Buffer), "", 0)
+	secure := httptest.NewUnstartedServer(http.NotFoundHandler())
+	secure.Config.ErrorLog = quiet
+	secure.StartTLS()
+	defer secure.Close()
+	bad := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusBadGateway) }))
+	defer bad.Close()
+	account, err := keystore.NewKeyStore(t.TempDir(), keystore.LightScryptN, keystore.LightScryptP).ImportECDSA(w.Keys[1], "another")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(account.URL.Path, filepath.Join(w.dir, "key.json")); err != nil {
+		t.Fatal(err)
+	}
+	w.write(t, "pass", []byte(passphrase+"\n"))
+	plain, nobody := strings.TrimPrefix(w.provider, "http://"), freeAddress(t)
+	poor := "GPUPAY_KEY=" + strings.Repeat("1", 64)
+	for _, test := range []struct {
+		line string
+		env  string
+		want []string
+	}{
+		{"renter --provider " + w.provider + "/nothing", "", []string{"404", "no gpupay provider answers there; check its URL"}},
+		{"renter --provider " + w.URL, "", []string{"no gpupay provider answers there; check its URL"}},
+		{"renter --provider " + bad.URL, "", []string{"502", "proxy"}},
+		{"renter --provider https://" + plain, "", []string{"it speaks no TLS there; give its URL with http://"}},
+		{"renter --provider http://" + secure.Listener.Addr().String(), "", []string{"give its URL with https://"}},
+		{"renter --provider " + secure.URL, "", []string{"its certificate is not trusted here"}},
+		{"renter --provider http://" + nobody, "", []string{"provider cannot be reached", "nothing listens there", "check host and port"}},
+		{"renter --provider " + plain, "", []string{"not a provider's URL such as https://host/path"}},
+		{"renter --x402 --provider http://" + nobody, "", []string{"provider cannot be reached", "nothing listens there"}},
+		{"renter --x402 --provider https://" + plain, "", []string{"give its URL with http://"}},
+		{"renter --rpc http://" + nobody, "", []string{"RPC endpoint unreachable", "nothing listens there"}},
+		{"renter --rpc https://" + strings.TrimPrefix(w.URL, "http://"), "", []string{"RPC endpoint unreachable", "give its URL with http://"}},
+		{"renter --rpc " + w.provider, "", []string{"RPC endpoint unreachable", "check the URL"}},
+		{"renter --budget 0.1", "", []string{"leaves room for 0.10 TUSD", "take at least 0.416666 TUSD", "raise the cap", "--budget"}},
+		{"renter --deposit 0.1", "", []string{"0.10 TUSD", "take at least 0.416666 TUSD", "--deposit"}},
+		{"renter --x402 --budget 0.1", "", []string{"0.416666 TUSD", "room for 0.10 TUSD", "--budget"}},
+		{"renter --x402 --deposit 0.1", "", []string{"0.10 TUSD", "at least 0.416666 TUSD", "--deposit"}},
+		{"renter --max-price 1", "", []string{"2.50 TUSD per GPU-hour", "the cap is 1.00", "--max-price"}},
+		{"renter --gpus 5", "", []string{"5 wanted, 2 free; nothing was deposited"}},
+		{"renter --minutes -1", "", []string{"--minutes -1 is negative"}},
+		{"renter --resume", "", []string{"no unfinished rental in gpupay-renter.db"}},
+		{"renter --resume --leave", "", []string{"give one of them"}},
+		{"renter --token " + w.Escrow.Hex(), "", []string{"not a usable ERC-20 token", "check the token's address and the chain"}},
+		{"renter --token 0x00000000000000000000000000000000000000aa", "", []string{"no contract at the address", "check the token's address and the chain"}},
+		{"renter --escrow " + w.Token.Hex(), "", []string{"not a channel escrow", "check the escrow's address and the chain"}},
+		{"renter --chain 5", "", []string{"the endpoint serves chain 1337, not 5"}},
+		{"renter", poor, []string{"too little of the token", "0.00 TUSD", "the deposit is 0.416666 TUSD"}},
+		{"renter", "GPUPAY_KEY=", []string{"GPUPAY_KEY is empty: set it", "--keystore"}},
+		{"renter", "GPUPAY_KEY=" + w.secrets[1][:40], []string{"want 64 hex digits, have 40"}},
+		{"renter --keystore none.json", "", []string{"--keystore needs --passphrase-file"}},
+		{"renter --keystore none.json --passphrase-file none", "", []string{"passphrase file", "no such file"}},
+		{"renter --keystore none.json --passphrase-file pass", "", []string{"no usable private key", "none.json", "no such file", "--keystore"}},
+		{"renter --keystore pass --passphrase-file pass", "", []string{"keystore pass is not a Web3 Secret Storage file"}},
+		{"renter --keystore key.json --passphrase-file pass", "", []string{"keystore key.json: wrong passphrase", "--passphrase-file"}},
+		{"provider --gpu sim --db p2.db --listen " + plain, "", []string{"--listen", "address already in use"}},
+		{"provider --gpu sim --db p2.db --min-deposit 0.001 --listen " + nobody, "", []string{"MinDeposit is 0.001", "begins with 0.00625"}},
+		{"provider --gpu sim --db p2.db --min-deposit 0.0000001 --listen " + nobody, "", []string{"MinDeposit", "more than the token's 6 decimals"}},
+		{"verify none.json --rpc " + w.URL, "", []string{"none.json: no such file"}},
+		{"verify pass --rpc http://" + nobody, "", []string{"RPC endpoint unreachable"}},
+		{"verify export --db none.db", "", []string{"none.db", "no such file"}},
+		{"deploy --mint 0x00000000000000000000000000000000000000aa", "", []string{"--test-token", "give both"}},
+		{"deploy --grace 1h", poor, []string{"not enough native coin for gas", "send it native coin"}},
+	} {
+		t.Run(test.line, func(t *testing.T) { w.checkError(t, w.start(t, test.line, test.env), test.want...) })
+	}
+	t.Run("a clock that is off", func(t *testing.T) {
+		if err := w.AdvanceTime(time.Hour); err != nil {
+			t.Fatal(err)
+		}
+		w.checkError(t, w.start(t, "renter"), "this machine's clock is ", " behind that of chain 1337", "nothing is signed", "set this machine's clock")
+	})
+}
+
+// TestInterruptedPrograms: an interrupt, and a provider that stops in the middle, leave nobody without a word on what is to be done.
+func TestInterruptedPrograms(t *testing.T) {
+	w := newWorld(t)
+	provider := w.runProvider(t)
+	renter := w.start(t, "renter --poll 200ms")
+	renter.wait(t, "access ")
+	renter.interrupt(t)
+	if said := renter.wait(t, ""); !strings.Contains(said, "closed: deposited") || renter.cmd.ProcessState.ExitCode() != 0 {
+		t.Errorf("an interrupted renter does not close:\n%s", said)
+	}
+
+	renter = w.start(t, "renter --poll 200ms --log-level error")
+	renter.wait(t, "access ")
+	provider.interrupt(t)
+	if said := provider.wait(t, ""); !strings.Contains(said, "stopping: leases and vouchers are kept") || provider.cmd.ProcessState.ExitCode() != 0 {
+		t.Errorf("a provider that stops:\n%s", said)
+	}
+	renter.interrupt(t)
+	w.checkError(t, renter, "provider cannot be reached", "nothing listens there", "--resume asks again when the provider is back, --leave gets the deposit back without it")
+	w.checkError(t, w.start(t, "renter"), "1 unfinished rental(s)", "--resume to go on", "--leave to get them back")
+
+	leaving := w.start(t, "renter --leave --poll 200ms")
+	leaving.wait(t, "the refund comes after the grace period")
+	leaving.interrupt(t)
+	w.checkError(t, leaving, "interrupted: ", "--list shows", "--leave gets the deposit back")
+	w.runProvider(t)
+	resumed := w.start(t, "renter --resume --poll 200ms")
+	if said := resumed.wait(t, ""); !strings.Contains(said, "closed: deposited") || resumed.cmd.ProcessState.ExitCode() != 0 {
+		t.Errorf("a rental that was left is not closed by its provider, who is back:\n%s", said)
+	}
+	if said := w.start(t, "renter --leave").wait(t, ""); !strings.Contains(said, "there is nothing to leave") {
+		t.Errorf("--leave of nothing:\n%s", said)
+	}
+}
