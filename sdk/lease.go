@@ -2,9 +2,11 @@ package sdk
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -52,6 +54,7 @@ type lease struct {
 	recorder *metering.Recorder
 	draft    *pendingRecord         // measured, not yet signed: it is signed as it is, or never
 	unstored *metering.SignedRecord // signed, not yet on disk: the store failed
+	written  []writtenRecord        // the newest of those that are on disk, where others share the database
 	unsaved  bool                   // its state is not on disk: the store failed
 	rewrite  *time.Timer            // wants to try that again
 	records  *time.Timer            // wants the next record
@@ -767,7 +770,11 @@ func (l *lease) sign(ctx context.Context, p pendingRecord) (metering.SignedRecor
 	if l.muted.Load() {
 		return metering.SignedRecord{}, errRolledBack
 	}
-	if err := l.deps.store.reserve(ctx, l.term, p); err != nil {
+	err := l.deps.store.reserve(ctx, l.term, p)
+	if errors.Is(err, errRolledBack) && l.writeAgain(ctx) == nil {
+		err = l.deps.store.reserve(ctx, l.term, p)
+	}
+	if err != nil {
 		return metering.SignedRecord{}, err
 	}
 	fault.Point(fault.RecordReserved)
@@ -779,16 +786,57 @@ func (l *lease) sign(ctx context.Context, p pendingRecord) (metering.SignedRecor
 	return l.recorder.Sign(ctx, p.Draft)
 }
 
+// writtenRecord is a record that was on disk, and where the meter stood at it.
+type writtenRecord struct {
+	record metering.SignedRecord
+	meter  metering.State
+}
+
+// maxWritten is how many of them a lease remembers: a server that is further behind
+// has lost more than the lease can tell.
+const maxWritten = 3
+
+// writeAgain writes records down that the database has forgotten, as after a fail-over
+// to a server that was a little behind: they are signed, and shown.
+func (l *lease) writeAgain(ctx context.Context) error {
+	row, err := l.deps.store.byID(ctx, l.id.Hex())
+	if err != nil {
+		return err
+	}
+	missing := slices.DeleteFunc(slices.Clone(l.written), func(w writtenRecord) bool { return w.record.Sequence <= uint64(row.Sequence) })
+	if len(missing) == 0 || missing[0].record.Sequence != uint64(row.Sequence)+1 {
+		return errRolledBack
+	}
+	books := l.deps.store
+	books.late = true // of what was charged later, or settled, the charge stands
+	for _, w := range missing {
+		if err := books.append(ctx, l.term, w.record, w.meter, nil); err != nil {
+			return err
+		}
+	}
+	l.deps.log.Warn("the database had forgotten records, as after a fail-over to a server that was behind: they are written again", "lease", l.id, "records", len(missing))
+	return nil
+}
+
 func (l *lease) keep(ctx context.Context) error {
-	rec, books := *l.unstored, l.deps.store
+	rec, books, meter := *l.unstored, l.deps.store, l.metered()
 	books.late = l.remote != nil
-	if err := books.append(ctx, l.term, rec, l.metered(), l.closing.Load()); err != nil {
+	err := books.append(ctx, l.term, rec, meter, l.closing.Load())
+	if errors.Is(err, errRolledBack) && l.remote != nil {
+		l.lost.Store(true) // it is taken up again as the database has it, and its node has the rest
+	} else if errors.Is(err, errRolledBack) && l.writeAgain(ctx) == nil {
+		err = books.append(ctx, l.term, rec, meter, l.closing.Load())
+	}
+	if err != nil {
 		l.notice(err)
 		l.deps.log.Error("usage record could not be stored", "lease", l.id, "sequence", rec.Sequence, "error", err)
 		return err
 	}
 	fault.Point(fault.RecordStored)
 	l.unstored = nil
+	if l.remote == nil && books.db.Shared() {
+		l.written = append(l.written[max(0, len(l.written)+1-maxWritten):], writtenRecord{rec, meter})
+	}
 	l.deps.metrics.recorded(rec)
 	l.update(func(v *leaseView) { v.sequence, v.owed, v.nanos = rec.Sequence, rec.Owed, rec.Nanos })
 	return nil
@@ -815,11 +863,33 @@ func (l *lease) notice(err error) {
 }
 
 // drop leaves the lease to who runs it. What was measured since the last record
-// is not billed by anybody.
+// is not billed by anybody. One whose row is gone runs nowhere: nobody else would take
+// its devices back.
 func (l *lease) drop() {
-	l.deps.log.Warn("lease goes on at another gateway", "lease", l.id, "channel", l.terms.ID())
+	if _, err := l.deps.store.term(context.Background(), l.id); errors.Is(err, sql.ErrNoRows) {
+		l.takeBack()
+	} else {
+		l.deps.log.Warn("lease goes on at another gateway", "lease", l.id, "channel", l.terms.ID())
+	}
 	l.update(func(v *leaseView) { v.version++; v.reason = "another gateway runs it" })
 	l.deps.dropped(l)
+}
+
+// takeBack takes the devices of a lease back that the database has forgotten, as after
+// a fail-over to a server that was behind, unless they are in another lease already.
+func (l *lease) takeBack() {
+	call, cancel := context.WithTimeout(context.Background(), l.deps.timing.callTimeout)
+	defer cancel()
+	var err error
+	if adopter, ok := l.deps.allocator.(Adopter); ok && l.remote == nil {
+		if err = adopter.Adopt(call, l.allocation); !errors.Is(err, errLetAgain) {
+			err = nil
+		}
+	}
+	if err == nil {
+		err = l.deps.allocator.Release(call, l.allocation)
+	}
+	l.deps.log.Error("the database has forgotten a lease, as after a fail-over to a server that was behind: its devices are taken back", "lease", l.id, "channel", l.terms.ID(), "devices", l.allocation.Devices, "error", err)
 }
 
 // conclude has the last record on disk.

@@ -315,9 +315,14 @@ func (s leaseStore) append(ctx context.Context, term int64, rec metering.SignedR
 		if rec.Final { // in one step: nobody meters the lease on
 			query = `UPDATE leases SET meter = ?, sequence = ?, pending = '', state = 'ending' WHERE id = ? AND term = ?`
 		}
-		err := own(rec.LeaseID)(tx.ExecContext(ctx, tx.Rebind(query), string(totals), int64(rec.Sequence), rec.LeaseID.Hex(), term))
+		// Nor a hole, where the database was exchanged for an older one since the record was reserved.
+		done, err := tx.ExecContext(ctx, tx.Rebind(query+` AND sequence BETWEEN ? AND ?`), string(totals), int64(rec.Sequence),
+			rec.LeaseID.Hex(), term, int64(rec.Sequence)-1, int64(rec.Sequence))
 		if err != nil {
 			return err
+		}
+		if n, err := done.RowsAffected(); err != nil || n == 0 {
+			return errors.Join(err, s.refused(ctx, tx, rec.LeaseID, term))
 		}
 		added, err := addRecord(ctx, tx, rec, string(record))
 		if err != nil {

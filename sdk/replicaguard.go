@@ -2,6 +2,7 @@ package sdk
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"sort"
 	"time"
@@ -37,6 +38,9 @@ func (r *replicas) guardCredit(ctx context.Context, l *lease) {
 	for suspended := false; chain.Pause(ctx, r.poll()) == nil; {
 		row, err := r.seen(ctx, l)
 		switch {
+		case errors.Is(err, sql.ErrNoRows):
+			l.takeBack()
+			return
 		case err == nil && (row.Term != l.term || row.State != string(leaseActive)):
 			if suspended && row.State == string(leaseActive) {
 				r.undo(ctx, l, row)

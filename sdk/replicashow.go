@@ -63,11 +63,11 @@ func (r *replicas) look(ctx context.Context) error {
 
 // heed tells a lease that runs here what others wrote.
 func (r *replicas) heed(l *lease, row leaseRow, s channel.State) {
-	if row.ID == "" || s.ID == (common.Hash{}) {
-		return // it began after we looked
-	}
-	if row.Term != l.term {
+	if row.ID == "" || row.Term != l.term { // its row was there when it began: see drop
 		l.lose()
+		return
+	}
+	if s.ID == (common.Hash{}) {
 		return
 	}
 	v, _ := l.snapshot()
