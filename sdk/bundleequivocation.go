@@ -105,8 +105,11 @@ func (b *Bundle) proofIn(document string) *EquivocationProof {
 	if p, err := ParseEquivocationProof([]byte(document)); err == nil {
 		return p
 	}
-	var pair struct{ Accepted, Refused *metering.SignedRecord }
-	if json.Unmarshal([]byte(document), &pair) != nil || pair.Accepted == nil || pair.Refused == nil {
+	var pair struct {
+		Accepted *metering.SignedRecord `json:"accepted"`
+		Refused  *metering.SignedRecord `json:"refused"`
+	}
+	if exactjson.Unmarshal([]byte(document), &pair) != nil || pair.Accepted == nil || pair.Refused == nil {
 		return nil
 	}
 	l := b.lease(pair.Accepted.LeaseID)

@@ -129,7 +129,7 @@ func TestForgedBundles(t *testing.T) {
 		}},
 		{"a lease that never was, over the credit", KeptByPayee, true, true, true, func(b *Bundle) {
 			l := b.Leases[0]
-			b.Leases = append(b.Leases, f.lease(b, 1, l.Records[len(l.Records)-1].Owed, 1_000_000, "gpu_second", 50*time.Second))
+			b.Leases = append(b.Leases, f.lease(b, 1, l.Records[len(l.Records)-1].Owed, 1_000_000, "gpu_second", 150*time.Second))
 		}},
 		{"weeks in a channel that lived for seconds", KeptByPayee, false, true, true, func(b *Bundle) {
 			newest := b.newest() // as many hours of two GPUs as were paid

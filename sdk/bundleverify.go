@@ -272,7 +272,8 @@ func (v *verifier) apart() {
 }
 
 // underWay is what a lease may owe beyond the newest voucher: the offer's credit,
-// and one reading that comes late. A lease whose offer does not parse has none.
+// and one reading of each device that comes late, by MaxGap at most and by no more
+// than an offer is taken with. A lease whose offer does not parse has none.
 func (l *BundleLease) underWay() uint256.Int {
 	offer, err := wire.ParseOffer(l.Offer)
 	if err != nil {
@@ -286,7 +287,7 @@ func (l *BundleLease) underWay() uint256.Int {
 	if err != nil || offer.Credit > uint64(math.MaxInt64)/uint64(time.Second) {
 		return channel.MaxAmount()
 	}
-	late, err := price.Charge(uint64(min(max(0, offer.MaxGap), maxLate.Milliseconds())) * uint64(time.Millisecond) * uint64(max(1, len(l.Devices))))
+	late, err := price.Charge(uint64(min(max(0, offer.MaxGap), maxOfferGap.Milliseconds())) * uint64(time.Millisecond) * uint64(max(1, len(l.Devices))))
 	if err != nil {
 		return channel.MaxAmount()
 	}

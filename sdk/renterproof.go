@@ -10,6 +10,7 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/exactjson"
 	"github.com/gpupay/gpupay/metering"
 )
 
@@ -115,7 +116,7 @@ func (r *Renter) Equivocations(ctx context.Context, channelID common.Hash) ([]*E
 // recordIn is the usage record in a tick's answer, or nil.
 func recordIn(document []byte) *metering.SignedRecord {
 	var said x402Tick
-	if len(document) > maxAnswer || json.Unmarshal(document, &said) != nil {
+	if len(document) > maxAnswer || exactjson.Unmarshal(document, &said) != nil {
 		return nil
 	}
 	return said.Record

@@ -2,13 +2,13 @@ package sdk
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/holiman/uint256"
 
+	"github.com/gpupay/gpupay/internal/exactjson"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -23,7 +23,7 @@ func caught(format string, args ...any) error { return &lie{fmt.Errorf(format, a
 // check holds a tick to the receipt, the offer, our clock and the record before.
 func (t *X402Rental) check(ctx context.Context, b *buying, document []byte) (X402Tick, *metering.SignedRecord, error) {
 	var said x402Tick
-	if len(document) > maxAnswer || json.Unmarshal(document, &said) != nil || said.Record == nil {
+	if len(document) > maxAnswer || exactjson.Unmarshal(document, &said) != nil || said.Record == nil {
 		return X402Tick{}, nil, caught("%w: a tick was charged and its record is not there", ErrGarbage)
 	}
 	rec := said.Record
