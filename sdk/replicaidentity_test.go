@@ -19,7 +19,7 @@ import (
 func TestDatabaseIsOfOneProvider(t *testing.T) {
 	address := pgtest.URL(t)
 	a := newRig(t, func(c *ProviderConfig) {
-		c.Database, c.Takeover, c.Log = address, time.Second, slog.New(slog.DiscardHandler)
+		c.Database, c.Takeover, c.Log = address, 5*time.Second, slog.New(slog.DiscardHandler)
 	})
 	join := func(change func(*ProviderConfig)) error {
 		config := a.config

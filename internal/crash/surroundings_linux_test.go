@@ -71,7 +71,7 @@ func (p *place) fails(says string) {
 	}
 	select {
 	case <-p.provider.done:
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		p.Fatal("it serves")
 	}
 	if last := lastLine(p.provider.output()); !strings.HasPrefix(last, "error: ") || !strings.Contains(last, says) {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -409,10 +410,11 @@ func meteredHandler(t *testing.T, s *stock) {
 		}
 	}
 	const requests = 20
-	question["times"] = requests
-	answers := b.asks(question)
+	many := maps.Clone(question)
+	many["times"] = requests
+	answers := b.asks(many)
 	for range requests {
-		b.paid(receive(t, answers))
+		b.paid(b.insisted(receive(t, answers), question))
 	}
 	if n := served.Load(); n != requests+2 {
 		t.Errorf("the handler ran %d times", n)

@@ -96,8 +96,11 @@ func withdrawal(t *testing.T, s *stock) {
 	}
 	again := c.shopper(b.key, nil)
 	again.id, again.spent, again.gaps = b.id, b.spent, claimed.Uint64()-b.spent
+	d.Requests = nil
 	c.eventually("the provider sees that the withdrawal is over", func() bool {
+		before := d.Requests // it may be corrected while it is refused
 		d = again.asked(nil)
+		d.Requests = append(before, d.Requests...)
 		return d.Status == http.StatusOK
 	})
 	again.took(d)

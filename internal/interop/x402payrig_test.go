@@ -245,7 +245,7 @@ func newCounter(t *testing.T, s *stock, gpus int, change ...func(*counter)) *cou
 		RPC: net.URL, Escrow: net.Escrow, Token: net.Token, Key: channel.NewKey(net.Keys[0]), X402: &sdk.X402Config{Window: payWindow, Slack: paySlack},
 		Database: filepath.Join(t.TempDir(), "provider.db"), PricePerGPUHour: "3.60", Source: testclock.GPUs(gpus), Clock: testclock.Process(),
 		Tick: 20 * time.Millisecond, MaxGap: 250 * time.Millisecond, RecordEvery: 100 * time.Millisecond, MinDeposit: "0.01",
-		ClockTolerance: 24 * time.Hour, OpenTimeout: patience, Poll: 50 * time.Millisecond,
+		ClockTolerance: 24 * time.Hour, OpenTimeout: time.Minute, Poll: 50 * time.Millisecond,
 		Settlement: settle.Policy{Interval: time.Hour},
 		Limits:     sdk.Limits{SponsoredGas: big.NewInt(1e18), SponsoredGasPerPayer: big.NewInt(1e18)}, // one payer opens hundreds
 		Log:        slog.New(slog.DiscardHandler),
