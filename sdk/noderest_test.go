@@ -21,7 +21,7 @@ func TestNodeThatBeginsNoLeaseRests(t *testing.T) {
 	bad.config.Source = host.sick.source
 	bad.start()
 	var ahead atomic.Int64
-	r := newRig(t, good.link, func(c *ProviderConfig) {
+	r := newRig(t, good.link, generousCredit, func(c *ProviderConfig) {
 		c.Nodes = append(c.Nodes, NodeLink{Name: "south", URL: bad.server.URL})
 		c.Log = slog.New(slog.DiscardHandler)
 	})

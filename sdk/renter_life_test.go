@@ -18,7 +18,6 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/channel/store"
 	"github.com/gpupay/gpupay/internal/testclock"
-	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -177,7 +176,7 @@ func TestRefusedRentals(t *testing.T) {
 // TestDepositBeginsALease: a deposit that no lease begins with is refused before it is made, by who would ask for it and by who would make it.
 func TestDepositBeginsALease(t *testing.T) {
 	m := newMarket(t)
-	server := m.provider(t, func(c *ProviderConfig) { c.MinDeposit, c.Source = "0.002", sim.New(16, sim.Options{}) })
+	server := m.provider(t, func(c *ProviderConfig) { c.MinDeposit, c.Source = "0.002", testclock.GPUs(16) })
 	config := m.renterConfig(t, m.payer)
 	r := openRenter(t, config)
 	_, err := r.Rent(t.Context(), server.URL, RentOptions{GPUs: 10, Deposit: "0.002"})
