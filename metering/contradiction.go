@@ -94,7 +94,13 @@ func (d DeviceEvidence) interrupted() bool {
 func (d DeviceEvidence) checked() CheckedDevice {
 	return CheckedDevice{BootID: d.Device.BootID, Mono: d.To.Mono, Total: d.Total, UUID: d.Device.UUID,
 		Name: d.Device.Name, MemoryBytes: d.Device.MemoryBytes, VBIOS: d.Device.VBIOS,
-		Stopped: slices.ContainsFunc(d.XIDs, func(x XID) bool { return x.Stops() && x.Mono >= d.To.Mono })}
+		Stopped: slices.ContainsFunc(d.XIDs, d.stoppedBy)}
+}
+
+// stoppedBy reports whether an XID stopped the device at the end of its evidence.
+// One with a later stamp is of the boot before, if one ended.
+func (d DeviceEvidence) stoppedBy(x XID) bool {
+	return x.Stops() && (x.Mono == d.To.Mono || x.Mono > d.To.Mono && !d.rebooted())
 }
 
 // follows checks a device's evidence against how it ended in the record before.

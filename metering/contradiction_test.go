@@ -145,6 +145,8 @@ func (h *truthful) act() {
 		h.meter.Resume()
 	case 5:
 		h.restart(h.random.IntN(2) == 0)
+	case 6: // under a meter that goes on, as a node's host does, and more than once in a record
+		h.reboot()
 	default:
 		h.pass([]float64{0.5, 1, 1, 1, 2, 3, 3.5, 9}[h.random.IntN(8)])
 	}
@@ -198,9 +200,53 @@ func (h *truthful) restart(reboot bool) {
 		h.meter.Pause()
 	}
 	if reboot {
-		h.boot += "'"
-		h.now = 1 + h.random.Float64()*100
-		h.clock.Advance(time.Minute)
+		h.reboot()
+	}
+}
+
+func (h *truthful) reboot() {
+	h.boot += "'"
+	h.now = 1 + h.random.Float64()*100
+	h.clock.Advance(time.Minute)
+}
+
+// TestRebootsInOneRecord: however many boots and gaps a record spans, it can be drafted, and what it bills is believed: the time
+// of the first two boots. The next record goes on.
+func TestRebootsInOneRecord(t *testing.T) {
+	for _, gaps := range []int{0, 70} { // more than are listed
+		m := newMarket(t)
+		h := &truthful{market: m, random: rand.New(rand.NewPCG(1, 1)), boot: "boot", energy: 1 << 20}
+		read := func(seconds float64) {
+			h.now += seconds
+			h.clock.Advance(time.Duration(seconds * 1e9))
+			for _, uuid := range []string{gpu, second} {
+				r := of(uuid, at(h.now))
+				r.BootID = h.boot
+				observe(t, h.meter, r)
+			}
+		}
+		read(1)
+		before := h.meter.Allocated()
+		for range gaps {
+			read(1)
+			read(9)
+		}
+		for range 4 {
+			h.reboot()
+			read(1)
+			read(1)
+		}
+		h.record(false)
+		want := time.Duration(2*(gaps+1)) * time.Second
+		if got := time.Duration(h.meter.Allocated() - before); got != want {
+			t.Errorf("%d gaps: %s billed, want %s", gaps, got, want)
+		}
+		read(1)
+		read(1)
+		h.record(true)
+		if got := time.Duration(h.meter.Allocated() - before); got != want+2*time.Second {
+			t.Errorf("%d gaps: %s billed in all, want %s", gaps, got, want+2*time.Second)
+		}
 	}
 }
 

@@ -148,6 +148,9 @@ func (d *device) cut() DeviceEvidence {
 	if d.known.seen != "" { // as they are now, not as they were when the lease began
 		e.Device.BootID, e.Device.Driver = d.known.bootID, d.known.driver
 	}
+	if d.last.Device != "" { // whose clock the last stamp is on, whether or not the device answered since the host was rebooted
+		e.Device.BootID = d.last.BootID
+	}
 	e.Device.Simulated = e.Device.Simulated || d.last.Simulated
 	d.since = Nanos{}
 	d.part = part{from: d.last.At}

@@ -43,7 +43,7 @@ const (
 	Gap       Class = "gap"       // not observed: not billed
 	Down      Class = "down"      // observed broken: not billed
 	Paused    Class = "paused"    // the lease was suspended: not billed
-	Late      Class = "late"      // older than the reading before: dropped
+	Late      Class = "late"      // older than the reading before, or of the second boot after it in one record: dropped
 )
 
 // Reasons of a gap.

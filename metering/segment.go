@@ -1,6 +1,7 @@
 package metering
 
 import (
+	"slices"
 	"strings"
 	"time"
 )
@@ -55,9 +56,10 @@ type part struct {
 }
 
 // observe counts one reading: first which class the interval is of, then the
-// evidence, then it becomes the reading before.
+// evidence, then it becomes the reading before. Evidence has the clocks of two
+// boots at most: readings of a third wait for the cut, and their time is not billed.
 func (d *device) observe(r Reading, maxGap time.Duration, paused bool) Interval {
-	if d.late(r) {
+	if d.late(r) || d.rebooted(r) && d.part.rebooted() {
 		d.last.XIDs = append(d.last.XIDs, r.XIDs...) // bad news counts whenever it comes
 		for _, x := range r.XIDs {
 			x.Mono = max(x.Mono, d.last.At.Mono) // it stops what follows
@@ -251,9 +253,17 @@ func (p *part) gap(g Hole) {
 	}
 	if len(p.gaps) == maxGaps {
 		p.moreGaps++
+		if g.Reason == ReasonReboot { // without it no stamp after it can be told from one before
+			p.gaps[maxGaps-1] = g
+		}
 		return
 	}
 	p.gaps = append(p.gaps, g)
+}
+
+// rebooted reports whether a boot ended since the last cut.
+func (p *part) rebooted() bool {
+	return slices.ContainsFunc(p.gaps, func(g Hole) bool { return g.Reason == ReasonReboot })
 }
 
 // clean makes a reading's texts fit for canonical JSON.
