@@ -336,16 +336,18 @@ func (a *ahead) HeaderByNumber(ctx context.Context, n *big.Int) (*types.Header, 
 	return head, err
 }
 
-// TestX402LyingClock: an endpoint that lies about the time has no deposit signed that is good for long, and none beside one
-// that is still good.
+// TestX402LyingClock: an endpoint that lies about the time, and a clock of our own that is wrong, have no deposit signed that
+// is good for long, and none beside one that is still good.
 func TestX402LyingClock(t *testing.T) {
 	const years = 10 * 365 * 24 * time.Hour
 	s := newStall(t, newX402Market(t))
 	x := s.client(stallCaps, stallOptions)
 	lying := &ahead{Backend: x.r.backend, by: years}
 	x.r.backend = lying
-	if _, err := s.get(x); !errors.Is(err, chain.ErrClock) || len(s.paid) != 0 {
-		t.Errorf("%v, %d payments", err, len(s.paid))
+	for _, lying.by = range []time.Duration{years, -24 * time.Hour} { // the latter is a clock of ours that is a day ahead, too
+		if _, err := s.get(x); !errors.Is(err, chain.ErrClock) || len(s.paid) != 0 {
+			t.Errorf("%s: %v, %d payments", lying.by, err, len(s.paid))
+		}
 	}
 	lying.by = 0
 	s.instead = func(_ *stall, w http.ResponseWriter, _ x402.PaymentPayload) bool {

@@ -381,17 +381,17 @@ func (b *buying) afford(ctx context.Context, value uint256.Int) error {
 // validBefore is until when the server may draw a deposit: as long as it asks
 // for, but no longer than a deposit is ever left open, by the later of the
 // chain's clock and ours. Servers check it by their own. A chain that is further
-// ahead of our clock than ClockOff is not believed: its endpoint would have
-// deposits signed that are good for years.
+// from our clock than ClockOff is not believed: its endpoint, or our own clock,
+// would have deposits signed that are good for days or years.
 func (b *buying) validBefore(ctx context.Context) (x402.Seconds, error) {
 	theirs, err := chain.Now(ctx, b.x.r.backend)
 	if err != nil {
 		return 0, err
 	}
 	now := b.x.r.config.Now()
-	if ahead := theirs.Sub(now); ahead > b.x.r.config.ClockOff {
-		return 0, fmt.Errorf("%w: the endpoint's newest block is %s ahead of this machine (ClockOff is %s): set the clock, or use another endpoint",
-			chain.ErrClock, ahead.Round(time.Second), b.x.r.config.ClockOff)
+	if off := now.Sub(theirs); off.Abs() > b.x.r.config.ClockOff {
+		return 0, fmt.Errorf("%w: this machine is %s off the endpoint's newest block (ClockOff is %s): no deposit is signed; set the clock, or use another endpoint",
+			chain.ErrClock, off.Round(time.Second), b.x.r.config.ClockOff)
 	}
 	if theirs.After(now) {
 		now = theirs
