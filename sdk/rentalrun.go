@@ -312,7 +312,9 @@ func (l *Rental) check(ctx context.Context, document []byte) error {
 // the newest voucher that was signed, prepayment and all, whether it has arrived
 // or not, the offer's credit, and one reading of each device, which may come as
 // late as the offer bills a gap. A provider suspends at the credit, so a record
-// over it contradicts the offer that it signed.
+// over it contradicts the offer that it signed. What the chain says was settled
+// explains nothing: one endpoint alone may say it, and a voucher of ours that this
+// database has lost the provider shows.
 func (l *Rental) mostOwed(ctx context.Context) (uint256.Int, error) {
 	paid, err := l.payer.State(context.WithoutCancel(ctx), l.id)
 	if err != nil {
@@ -322,9 +324,8 @@ func (l *Rental) mostOwed(ctx context.Context) (uint256.Int, error) {
 	if err != nil {
 		return most, err
 	}
-	cost := paid.Cost()
 	most.Add(&most, &l.credit)
-	most.Add(&most, &cost)
+	most.Add(&most, &paid.Signed)
 	return *most.AddUint64(&most, 1), nil // each charge is rounded by itself
 }
 

@@ -67,7 +67,11 @@ func TestAbsenceIsBounded(t *testing.T) {
 // absentee is a renter that was away for a quarter of an hour.
 func absentee(t *testing.T, m *market, v *villain) (*Renter, *Rental) {
 	t.Helper()
-	config := m.renterConfig(t, m.payer)
+	return absenteeOf(t, m.renterConfig(t, m.payer), v)
+}
+
+func absenteeOf(t *testing.T, config RenterConfig, v *villain) (*Renter, *Rental) {
+	t.Helper()
 	config.Patience, config.Caps.PerDay = 600*time.Millisecond, Unlimited
 	clock := &later{Clock: metering.System}
 	config.Clock = clock

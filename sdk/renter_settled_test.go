@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"math/big"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -11,6 +12,7 @@ import (
 
 	"github.com/gpupay/gpupay/bindings"
 	"github.com/gpupay/gpupay/internal/badrpc"
+	"github.com/gpupay/gpupay/metering"
 )
 
 // TestFalseSettledIsNotSignedFor: an endpoint that says, while a channel opens, that all of its deposit was settled has
@@ -19,11 +21,48 @@ func TestFalseSettledIsNotSignedFor(t *testing.T) {
 	m := newMarket(t)
 	server := m.provider(t, nil)
 	config, bad := m.behindEndpoint(t)
+	lies := claimSettled(t, bad)
+	r := openRenter(t, config)
+	l, err := r.Rent(t.Context(), server.URL, RentOptions{Deposit: "1.00", PayEvery: 100 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	bad.Heal()
+	if lies.Load() == 0 {
+		t.Fatal("the endpoint was not asked for the channel")
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	_ = l.Run(ctx)
+	c, err := l.Close(t.Context())
+	if err != nil || c.Settled != c.Owed || c.Owed.IsZero() || c.Settled == c.Deposit {
+		t.Errorf("owed %s, settled %s of %s: %v", c.Owed.Dec(), c.Settled.Dec(), c.Deposit.Dec(), err)
+	}
+}
+
+// TestFalseSettledBuysNoAbsence: a provider and an endpoint together, of which this one says that all of the deposit was
+// settled, have no more signed for a renter's absence than the credit allows.
+func TestFalseSettledBuysNoAbsence(t *testing.T) {
+	m := newMarket(t)
+	v := newVillain(t, m, nil)
+	v.script = func(p *plot) { p.usage(p.next(15 * time.Minute)) }
+	config, bad := m.behindEndpoint(t)
+	lies := claimSettled(t, bad)
+	r, l := absenteeOf(t, config, v)
+	if paid, err := l.payer.State(t.Context(), l.ID()); err != nil || paid.Settled.IsZero() || lies.Load() == 0 {
+		t.Fatalf("the renter holds %s for settled (%v): the endpoint was not asked for the channel", paid.Settled.Dec(), err)
+	}
+	checkAway(t, r, l, l.Run(t.Context()), metering.ErrCredit)
+}
+
+// claimSettled has an endpoint say of open channels that all of their deposit was settled, and counts how often it did.
+func claimSettled(t *testing.T, bad *badrpc.Endpoint) *atomic.Int64 {
+	t.Helper()
 	abi, err := bindings.ChannelEscrowMetaData.ParseABI()
 	if err != nil {
 		t.Fatal(err)
 	}
-	lies := 0
+	lies := new(atomic.Int64)
 	bad.On("eth_call", func(x *badrpc.Exchange) {
 		var text hexutil.Bytes
 		if x.Result == nil || json.Unmarshal(x.Result, &text) != nil {
@@ -40,22 +79,7 @@ func TestFalseSettledIsNotSignedFor(t *testing.T) {
 			return
 		}
 		x.Result, _ = json.Marshal(hexutil.Bytes(out))
-		lies++
+		lies.Add(1)
 	})
-	r := openRenter(t, config)
-	l, err := r.Rent(t.Context(), server.URL, RentOptions{Deposit: "1.00", PayEvery: 100 * time.Millisecond})
-	if err != nil {
-		t.Fatal(err)
-	}
-	bad.Heal()
-	if lies == 0 {
-		t.Fatal("the endpoint was not asked for the channel")
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
-	defer cancel()
-	_ = l.Run(ctx)
-	c, err := l.Close(t.Context())
-	if err != nil || c.Settled != c.Owed || c.Owed.IsZero() || c.Settled == c.Deposit {
-		t.Errorf("owed %s, settled %s of %s: %v", c.Owed.Dec(), c.Settled.Dec(), c.Deposit.Dec(), err)
-	}
+	return lies
 }
