@@ -84,9 +84,11 @@ func sendOnce(ctx context.Context, sender *chain.Sender, call chain.Call, confir
 }
 
 // SignLeave signs a request to close that anyone can relay, and ends payments:
-// no voucher is signed after it. Signing moves nothing.
+// no voucher and no deposit is signed after it. Signing moves nothing. A top-up by
+// our own transaction that was sent before it, and is mined after the request,
+// takes the request back: sign another one then.
 func (l *Rental) SignLeave(ctx context.Context) (wire.LeaveRequest, error) {
-	if _, err := l.payer.Close(ctx, l.id); err != nil {
+	if err := l.endPayments(ctx); err != nil {
 		return wire.LeaveRequest{}, err
 	}
 	nonce, err := l.escrow.CloseRequests(ctx, l.id)
@@ -147,7 +149,7 @@ func (l *Rental) Leave(ctx context.Context) (Closing, error) {
 		return Closing{}, err
 	}
 	phase := l.row.Phase
-	if _, err := l.payer.Close(ctx, l.id); err != nil {
+	if err := l.endPayments(ctx); err != nil {
 		return Closing{}, err
 	}
 	if err := l.enter(ctx, RentalLeaving); err != nil {

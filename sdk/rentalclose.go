@@ -222,7 +222,7 @@ func (l *Rental) askToClose(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if _, err := l.payer.Close(ctx, l.id); err != nil {
+	if err := l.endPayments(ctx); err != nil {
 		return err
 	}
 	fault.Point(fault.PaymentsEnded)

@@ -211,6 +211,9 @@ func (l *Rental) finishTopUp(ctx context.Context) error {
 	if stopped != nil {
 		return stopped
 	}
+	if errors.Is(failed, channel.ErrClosing) {
+		return l.dropTopUp(ctx)
+	}
 	if failed != nil {
 		return transient{failed}
 	}
@@ -249,6 +252,11 @@ func (l *Rental) handIn(payload wire.Payload) func(context.Context) error {
 		c, _, err := p.challenge(ctx, gpus)
 		if err != nil {
 			return err
+		}
+		if payload.Authorization != nil { // signed before, and not to be handed out after a leave
+			if err := l.pledgeable(ctx); err != nil {
+				return err
+			}
 		}
 		resp, err := p.send(ctx, http.MethodPost, gpus, wire.Credential{Challenge: c, Source: source, Payload: payload}, nil)
 		if err != nil {
@@ -310,6 +318,17 @@ func (l *Rental) signTopUp(ctx context.Context) (failed, stopped error) {
 	}
 	l.row.TopUp = &payload
 	return l.save(ctx), nil
+}
+
+// dropTopUp forgets a top-up of a channel that we closed before it was signed. It
+// was neither handed out nor sent, and its number is free for another.
+func (l *Rental) dropTopUp(ctx context.Context) error {
+	l.row.TopUp = nil
+	if err := l.payer.Fund(ctx, l.id, l.committed()); err != nil {
+		return err
+	}
+	l.r.config.Log.Info("top-up is not made: the channel was closed meanwhile", "channel", l.id)
+	return l.save(ctx)
 }
 
 // unfunded is a top-up that is not on the chain. An authorization that ended

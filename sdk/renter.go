@@ -133,6 +133,7 @@ type Renter struct {
 	let     letDevices
 
 	spending chan struct{} // held from an approval until it is spent
+	pledging chan struct{} // held while a deposit is signed, and while payments are ended: see Rental.pledge
 }
 
 // renterCaps are Caps in base units.
@@ -148,7 +149,7 @@ func NewRenter(ctx context.Context, config RenterConfig) (*Renter, error) {
 	if err := config.check(); err != nil {
 		return nil, err
 	}
-	r := &Renter{config: config, spending: make(chan struct{}, 1)}
+	r := &Renter{config: config, spending: make(chan struct{}, 1), pledging: make(chan struct{}, 1)}
 	backend, err := r.connect(ctx)
 	if err != nil {
 		return nil, err

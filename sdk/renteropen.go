@@ -343,13 +343,64 @@ func (l *Rental) transfer(ctx context.Context, amount uint256.Int, call chain.Ca
 	id, err := l.outgoing(ctx, call.Kind, after)
 	if err == nil && id == "" {
 		if err = l.r.token.Allow(ctx, l.r.sender, l.terms.Escrow, amount, l.r.config.Confirmations); err == nil {
-			id, err = l.r.sender.SubmitAfter(ctx, call)
+			err = l.pledge(ctx, func() error {
+				id, err = l.r.sender.SubmitAfter(ctx, call)
+				return err
+			})
 		}
 	}
 	if err != nil {
 		return nil, err
 	}
 	return l.r.sender.Wait(ctx, id, l.r.config.Confirmations)
+}
+
+// pledge runs sign, which commits money to the channel, unless payments on it were
+// ended, by whichever Rental of it: then its error is channel.ErrClosing. Between
+// the decision for a deposit and its signature lie answers of endpoints, which may
+// take their time; our own top-up would take a close request back.
+func (l *Rental) pledge(ctx context.Context, sign func() error) error {
+	release, err := l.r.pledges(ctx)
+	if err != nil {
+		return err
+	}
+	defer release()
+	if err := l.pledgeable(ctx); err != nil {
+		return err
+	}
+	return sign()
+}
+
+// pledgeable is channel.ErrClosing where payments on the channel were ended, or
+// the chain showed a close request.
+func (l *Rental) pledgeable(ctx context.Context) error {
+	paid, err := l.payer.State(ctx, l.id)
+	if err == nil && (paid.Closed || paid.Status == channel.Closing) {
+		err = fmt.Errorf("channel %s: %w: nothing more is deposited", l.id, channel.ErrClosing)
+	}
+	return err
+}
+
+// endPayments has nothing more signed for the channel. It comes before a close is
+// signed or asked for.
+func (l *Rental) endPayments(ctx context.Context) error {
+	release, err := l.r.pledges(ctx)
+	if err != nil {
+		return err
+	}
+	defer release()
+	_, err = l.payer.Close(ctx, l.id)
+	return err
+}
+
+// pledges waits until no deposit is being signed and no payments are being ended.
+func (r *Renter) pledges(ctx context.Context) (release func(), err error) {
+	select {
+	case r.pledging <- struct{}{}:
+		return func() { <-r.pledging }, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 }
 
 // outgoing finds a call about this channel in the outbox, one that may still
@@ -384,9 +435,13 @@ func (l *Rental) authorize(ctx context.Context, value uint256.Int, nonce common.
 	if err := chain.CheckClock(l.r.config.Now(), now, l.row.Terms.ChainID, l.r.config.ClockOff); err != nil { // an endpoint that lies could make it good for years
 		return nil, nil, err
 	}
-	signed, err := chain.SignAuthorization(ctx, l.r.config.Key, separator, channel.Authorization{
-		From: l.row.Terms.Payer, To: l.row.Terms.Escrow, Value: value, Nonce: nonce,
-		ValidBefore: uint64(now.Add(authorizationTTL).Unix()),
+	var signed chain.Authorization
+	err = l.pledge(ctx, func() error {
+		signed, err = chain.SignAuthorization(ctx, l.r.config.Key, separator, channel.Authorization{
+			From: l.row.Terms.Payer, To: l.row.Terms.Escrow, Value: value, Nonce: nonce,
+			ValidBefore: uint64(now.Add(authorizationTTL).Unix()),
+		})
+		return err
 	})
 	if err != nil {
 		return nil, nil, err
