@@ -29,12 +29,14 @@ func (l *Rental) mayTopUp() bool {
 	return l.row.TopUp != nil || !step.IsZero() && !l.poor
 }
 
-// committed is what counts against the caps: what is in the channel, and all that
-// signed authorizations may still move into it, whoever has them and whether or
-// not they were ever sent.
+// committed is what counts against the caps: what is in the channel, whatever an
+// endpoint says of it at least what we moved into it, and all that signed
+// authorizations may still move into it, whoever has them and whether or not they
+// were ever sent.
 func (l *Rental) committed() uint256.Int {
-	sum := l.row.outstanding()
-	return *sum.Add(&sum, &l.row.Deposit)
+	sum, moved := l.row.outstanding(), l.row.moved()
+	there := larger(l.row.Deposit, moved)
+	return *sum.Add(&sum, &there)
 }
 
 // step is the next top-up: what was asked for, within the cap per lease.
@@ -235,6 +237,9 @@ func (l *Rental) finishTopUp(ctx context.Context) error {
 	}
 	if _, err := l.payer.Observe(ctx, l.id, seen.ChainView); err != nil {
 		return err
+	}
+	if l.row.TopUp.Hash != nil {
+		l.row.Moved.Add(&l.row.Moved, &l.row.TopUp.AdditionalDeposit.Int)
 	}
 	l.row.TopUp = nil
 	l.row.TopUps++

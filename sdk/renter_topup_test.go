@@ -178,6 +178,50 @@ func TestCapHoldsWhateverIsSent(t *testing.T) {
 	}
 }
 
+// TestOwnDepositsCountWhateverIsSeen: an endpoint that shows a channel with what it held at first, for as long as makes that
+// final, and each top-up only until it is taken for arrived, has no cap passed: what we moved into it counts.
+func TestOwnDepositsCountWhateverIsSeen(t *testing.T) {
+	m := newMarket(t)
+	const deposit, step, cap = 500_000, 300_000, 1_200_000
+	for name, caps := range map[string]Caps{
+		"PerLease": {PerLease: "1.2", PerDay: "10", PerPayee: "10"},
+		"PerDay":   {PerLease: "10", PerDay: "1.2", PerPayee: "10"},
+		"PerPayee": {PerLease: "10", PerDay: "10", PerPayee: "1.2"},
+	} {
+		for _, gasless := range []bool{false, true} {
+			d := newDrawerOf(t, m, func(o *wire.Offer) { o.Expires += 100 * 3600 })
+			config, bad := m.behindEndpoint(t)
+			caps.PricePerGPUHour = config.Caps.PricePerGPUHour
+			config.Caps, config.ClockOff, config.Now = caps, 1000*time.Hour, m.now
+			r := openRenter(t, config)
+			l, err := r.Rent(t.Context(), d.server.URL, RentOptions{Deposit: "0.5", TopUp: "0.3", Gasless: gasless})
+			if err != nil {
+				t.Fatal(err)
+			}
+			d.terms = l.Terms()
+			topUp := func(shown uint64) {
+				bad.Heal()
+				bad.On("eth_call", word(channelsCall, map[int]uint64{fieldDeposit: shown}))
+				for _, p := range d.payloads() {
+					d.submit(p)
+				}
+				l.topped = time.Time{}
+				_ = l.topUp(t.Context())
+			}
+			for range 4 {
+				topUp(deposit)
+				topUp(deposit + step)
+				m.pass(t, 2*authorizationTTL) // what was signed leaves the books
+				m.Mine(t, finality)
+			}
+			if got, out := d.deposited(), d.outstanding(); got+out > cap || got < cap-step {
+				t.Errorf("%s, gasless %t: %d deposited and %d outstanding, the cap is %d", name, gasless, got, out, cap)
+			}
+			l.detach()
+		}
+	}
+}
+
 // TestTopUpComesWithTheDebt: a provider that offers an hour's credit is not given
 // the cap at once. The deposit is added to when what is owed comes near it.
 func TestTopUpComesWithTheDebt(t *testing.T) {

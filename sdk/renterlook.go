@@ -63,11 +63,41 @@ func (row *rentalRow) promised(a *wire.Authorization) {
 }
 
 // outstanding is what signed authorizations may still move into the channel.
-// Several of one nonce, which a crash may leave, can move only one of their values.
-func (row *rentalRow) outstanding() (sum uint256.Int) {
-	most := make(map[common.Hash]uint256.Int)
+func (row *rentalRow) outstanding() uint256.Int {
+	return sumOf(row.Promises, func(p promise) bool { return !p.Used })
+}
+
+// moved is what deposits of ours have moved into the channel: what is there at
+// least, whatever an endpoint says.
+func (row *rentalRow) moved() uint256.Int {
+	sum := sumOf(row.Promises, func(p promise) bool { return p.Used })
+	return *sum.Add(&sum, &row.Moved)
+}
+
+// retire takes authorizations that have ended out of the books. What they moved
+// stays in Moved.
+func (row *rentalRow) retire(now uint64) {
+	var left, ended []promise
 	for _, p := range row.Promises {
-		if before := most[p.Nonce]; !p.Used && p.Value.Gt(&before) {
+		if now < p.Until {
+			left = append(left, p)
+		} else {
+			ended = append(ended, p)
+		}
+	}
+	moved := sumOf(ended, func(p promise) bool {
+		return p.Used && !slices.ContainsFunc(left, func(q promise) bool { return q.Nonce == p.Nonce })
+	})
+	row.Moved.Add(&row.Moved, &moved)
+	row.Promises = left
+}
+
+// sumOf adds up the promises that count. Several of one nonce, which a crash may
+// leave, can move only one of their values.
+func sumOf(promises []promise, counts func(promise) bool) (sum uint256.Int) {
+	most := make(map[common.Hash]uint256.Int)
+	for _, p := range promises {
+		if before := most[p.Nonce]; counts(p) && p.Value.Gt(&before) {
 			most[p.Nonce] = p.Value
 		}
 	}
@@ -137,29 +167,26 @@ func (s sight) ended(a *wire.Authorization) bool {
 }
 
 // look reads what became of the channel and of the authorizations for it, and
-// brings the row up to it. Authorizations that have ended leave the books: by
-// then the deposit has what they moved.
+// brings the row up to it.
 func (l *Rental) look(ctx context.Context, confirmations uint64) (sight, error) {
 	at, err := l.r.moment(ctx, confirmations)
 	if err != nil {
 		return sight{}, err
 	}
 	s := sight{moment: at, used: make(map[common.Hash]bool)}
-	var left []promise
-	for _, p := range l.row.Promises {
-		if p.Used, err = l.r.token.AuthorizationUsedAt(ctx, l.row.Terms.Payer, p.Nonce, at.block); err != nil {
+	promises := slices.Clone(l.row.Promises)
+	for i, p := range promises {
+		if promises[i].Used, err = l.r.token.AuthorizationUsedAt(ctx, l.row.Terms.Payer, p.Nonce, at.block); err != nil {
 			return s, fmt.Errorf("channel %s: asking the token what became of an authorization: %w", l.id, err)
 		}
-		s.used[p.Nonce] = p.Used
-		if uint64(at.time.Unix()) < p.Until {
-			left = append(left, p)
-		}
+		s.used[p.Nonce] = promises[i].Used
 	}
 	s.ChainView, err = l.escrow.View(ctx, l.id, at.block)
 	if s.there = err == nil; err != nil && !errors.Is(err, channel.ErrUnknown) {
 		return s, err
 	}
-	l.row.Promises = left
+	l.row.Promises = promises
+	l.row.retire(uint64(at.time.Unix()))
 	if s.there {
 		l.row.deposited(&s)
 	}

@@ -266,6 +266,9 @@ func (l *Rental) fund(ctx context.Context) error {
 		return err
 	}
 	l.row.promised(payload.Authorization)
+	if payload.Hash != nil {
+		l.row.Moved = l.row.Deposit
+	}
 	l.row.Funding = &payload
 	return l.save(ctx)
 }

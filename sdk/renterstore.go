@@ -61,6 +61,9 @@ type rentalRow struct {
 	Funding *wire.Payload `json:"funding,omitempty"`
 	// TopUp is the same for a top-up that is not known to have arrived.
 	TopUp *wire.Payload `json:"topUp,omitempty"`
+	// Moved is what deposits of ours have moved into the channel, by transactions that
+	// were mined and authorizations that were seen used and have ended. It never falls.
+	Moved uint256.Int `json:"moved"`
 	// Before is the deposit that TopUp adds to.
 	Before uint256.Int `json:"before"`
 	// TopUps counts them: it is the salt that tells equal ones apart.
