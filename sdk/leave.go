@@ -88,6 +88,7 @@ func sendOnce(ctx context.Context, sender *chain.Sender, call chain.Call, confir
 // our own transaction that was sent before it, and is mined after the request,
 // takes the request back: sign another one then.
 func (l *Rental) SignLeave(ctx context.Context) (wire.LeaveRequest, error) {
+	l.r.left.Store(l.id, true)
 	if err := l.endPayments(ctx); err != nil {
 		return wire.LeaveRequest{}, err
 	}
@@ -175,6 +176,9 @@ func (l *Rental) stay(ctx context.Context, phase RentalPhase) error {
 	view, err := l.escrow.View(ctx, l.id, nil)
 	if err != nil || view.CloseRequestedAt != 0 {
 		return err
+	}
+	if _, signed := l.r.left.Load(l.id); signed { // meanwhile, and handed out
+		return nil
 	}
 	if _, err := l.payer.Reopen(ctx, l.id); err != nil {
 		return err

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"math/big"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
@@ -133,6 +134,7 @@ type Renter struct {
 	let     letDevices
 
 	spending chan struct{} // held from an approval until it is spent
+	left     sync.Map      // ids of channels whose leave this process has signed: they are not reopened
 	pledging chan struct{} // held while a deposit is signed, and while payments are ended: see Rental.pledge
 }
 

@@ -174,3 +174,31 @@ func storeTopUp(t *testing.T, l *Rental, bad *badrpc.Endpoint, fails []string) {
 	bad.Heal()
 	l.detach()
 }
+
+// TestLeaveSignedDuringALeave: a Leave that nobody could send takes back that it ended payments, but not where the request was
+// signed for others to send meanwhile.
+func TestLeaveSignedDuringALeave(t *testing.T) {
+	m := newMarket(t)
+	server := m.provider(t, nil)
+	config, bad := m.behindEndpoint(t)
+	config.Key = channel.NewKey(m.newcomer(t))
+	r := openRenter(t, config)
+	l, err := r.Rent(t.Context(), server.URL, RentOptions{Deposit: "1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var once sync.Once
+	bad.On("eth_getBalance", func(*badrpc.Exchange) {
+		once.Do(func() {
+			if _, err := l.SignLeave(t.Context()); err != nil {
+				t.Error(err)
+			}
+		})
+	})
+	if _, err := l.Leave(t.Context()); !errors.Is(err, ErrNoGas) {
+		t.Fatalf("Leave: %v, want ErrNoGas", err)
+	}
+	if paid, err := l.payer.State(t.Context(), l.ID()); err != nil || !paid.Closed || l.Snapshot().Phase != RentalLeaving {
+		t.Errorf("the channel is open for payments, its rental %s (%v)", l.Snapshot().Phase, err)
+	}
+}
