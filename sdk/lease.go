@@ -866,13 +866,25 @@ func (l *lease) notice(err error) {
 // is not billed by anybody. One whose row is gone runs nowhere: nobody else would take
 // its devices back.
 func (l *lease) drop() {
-	if _, err := l.deps.store.term(context.Background(), l.id); errors.Is(err, sql.ErrNoRows) {
+	if l.forgotten() {
 		l.takeBack()
 	} else {
 		l.deps.log.Warn("lease goes on at another gateway", "lease", l.id, "channel", l.terms.ID())
 	}
 	l.update(func(v *leaseView) { v.version++; v.reason = "another gateway runs it" })
 	l.deps.dropped(l)
+}
+
+// forgotten reports that the lease's row is gone. A database that was not reached in
+// time is not asked: see replicas.guardCredit.
+func (l *lease) forgotten() bool {
+	if l.tenure != nil && l.tenure.Err() != nil {
+		return false
+	}
+	ask, cancel := context.WithTimeout(context.Background(), ownerTimeout)
+	defer cancel()
+	_, err := l.deps.store.term(ask, l.id)
+	return errors.Is(err, sql.ErrNoRows)
 }
 
 // takeBack takes the devices of a lease back that the database has forgotten, as after

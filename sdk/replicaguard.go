@@ -31,9 +31,7 @@ func (r *replicas) watchOver(l *lease) {
 }
 
 func (r *replicas) guardCredit(ctx context.Context, l *lease) {
-	if l.state() != leaseActive {
-		return
-	}
+	active := l.state() == leaseActive
 	until := time.Now().Add(l.lasts())
 	for suspended := false; chain.Pause(ctx, r.poll()) == nil; {
 		row, err := r.seen(ctx, l)
@@ -46,7 +44,7 @@ func (r *replicas) guardCredit(ctx context.Context, l *lease) {
 				r.undo(ctx, l, row)
 			}
 			return
-		case !suspended && time.Now().After(until):
+		case active && !suspended && time.Now().After(until):
 			suspended = true
 			r.p.config.Log.Warn("nobody meters a lease and its credit is used up: its devices are suspended", "lease", l.id, "channel", l.terms.ID())
 			call, cancel := context.WithTimeout(ctx, l.deps.timing.callTimeout)
