@@ -1,6 +1,7 @@
 package sdk
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -72,7 +73,7 @@ func variants(t *testing.T, document []byte, f func(what string, document []byte
 	walk("", tree, func(x any) { tree = x })
 }
 
-// TestEveryFieldOfWhatAProviderSends: whatever a field of a record, a demand, a status or a receipt says, signed or not, the
+// TestEveryFieldOfWhatAProviderSends: whatever a field of a record, a demand, a status, a refusal, a receipt or a second lease says, signed or not, the
 // renter owes no more than an honest record says, and signs for no more than that and its prepayment.
 func TestEveryFieldOfWhatAProviderSends(t *testing.T) {
 	m := newMarket(t)
@@ -148,12 +149,20 @@ func TestEveryFieldOfWhatAProviderSends(t *testing.T) {
 	for name, message := range map[string]any{
 		wire.EventNeedVoucher: wire.NeedVoucher{ChannelID: l.id, RequiredCumulative: wire.NewAmount(honest.Owed), Deposit: wire.NewAmount(row.Deposit)},
 		wire.EventStatus:      wire.Status{State: "active", Reason: "none"},
+		wire.EventProblem:     wire.AmountExceedsDeposit.With("a voucher is refused"),
+		wire.EventLease:       wire.Lease{LeaseID: row.Lease, ChannelID: l.id, Devices: row.Devices, State: "active"},
 	} {
 		document, err := json.Marshal(message)
 		if err != nil {
 			t.Fatal(err)
 		}
 		variants(t, document, func(what string, document []byte) { send(name, what, document) })
+	}
+	send(wire.EventStatus, "the end", []byte(`{"state":"ended"}`))
+	for _, size := range []int{0, 1, 31, 32, 33, 600_000} { // receipts over the duplex stream are bytes
+		for _, digit := range []byte{0, 1, 0xff} {
+			send(eventAccepted, fmt.Sprintf("a receipt of %d bytes %d", size, digit), bytes.Repeat([]byte{digit}, size))
+		}
 	}
 	if refused < 200 || taken == 0 {
 		t.Errorf("%d were refused and %d taken: the test shows nothing", refused, taken)
