@@ -13,6 +13,7 @@ import (
 
 	"github.com/ethereum/go-ethereum/common"
 
+	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/cli"
 	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/tower"
@@ -95,6 +96,8 @@ func explain(ctx context.Context, err error) error {
 		return fmt.Errorf("%w (--deposit and --top-up are what is put in; the caps are --max-price, --budget, --max-per-day and --max-per-provider)", err)
 	case errors.Is(err, sdk.ErrToken):
 		return fmt.Errorf("%w (--token, or another provider)", err)
+	case errors.Is(err, channel.ErrUnknown):
+		return fmt.Errorf("%w (a test chain that was started anew has nothing of the one before: take another --db)", err)
 	case ctx.Err() != nil && errors.Is(err, context.Canceled):
 		return fmt.Errorf("interrupted: %w (--list shows what is unfinished; --resume goes on with it, --leave gets the deposit back)", err)
 	}

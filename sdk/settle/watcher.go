@@ -201,7 +201,7 @@ func (w *Watcher) stands(ctx context.Context, head *types.Header, b chain.Block)
 	}
 	if b.Number > head.Number.Uint64() {
 		if w.lagging++; w.lagging <= patience {
-			return false, fmt.Errorf("%w: at block %d, before at %d", errLagging, head.Number, b.Number)
+			return false, fmt.Errorf("%w: at block %d, before at %d (a test chain that was started anew wants another database)", errLagging, head.Number, b.Number)
 		}
 		return false, nil
 	}

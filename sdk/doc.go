@@ -1,0 +1,24 @@
+// Package sdk is the two sides of paid GPU time: a Provider that rents out GPUs
+// and is paid for what it metered, and a Renter that pays for what it checked.
+//
+// A Provider is an http.Handler. NewProvider takes a ProviderConfig: the chain's
+// RPC, the Escrow, the Token, the payee's Key, a Database (vouchers are in it, and
+// they are money), a price of one GPU-hour, and a Source that meters, which is
+// package metering/nvml or, to try things out, metering/sim. Serve it, and call
+// Run beside it: that watches the chain and settles. How a renter reaches its GPU
+// is the Allocator's to say.
+//
+// What a provider publishes is a signed offer: the price, the least deposit, the
+// credit (GPU time that it serves ahead of vouchers, and the most that it can
+// lose), and how often it meters. A lease keeps the offer that it began under.
+//
+// A Renter takes a RenterConfig, whose Caps bound the price, and what may be spent
+// in a lease, in a day and with one provider: they are on disk and checked before
+// its Key signs. Rent checks an offer, deposits and begins a lease; Rental.Run
+// checks each usage record and signs a voucher for it; Rental.Close pays what is
+// left and waits for the refund. After a crash Resume goes on, and Leave gets the
+// deposit back without the provider.
+//
+// Amounts in configurations are units of the token, such as "2.50"; those in
+// results are its base units. X402 of either side speaks x402 instead.
+package sdk
