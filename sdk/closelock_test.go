@@ -73,8 +73,10 @@ func closingRig(t *testing.T) (*rig, *atomic.Bool, *tab) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { net.Close() })
-	still := new(atomic.Bool)
+	still, mined := new(atomic.Bool), make(chan struct{})
+	t.Cleanup(func() { <-mined }) // before the chain closes
 	go func() {
+		defer close(mined)
 		for ; t.Context().Err() == nil; time.Sleep(20 * time.Millisecond) {
 			if !still.Load() {
 				net.Mine()

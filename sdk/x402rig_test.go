@@ -77,6 +77,9 @@ func payRigOn(t *testing.T, net *chaintest.Chain, change ...func(*ProviderConfig
 	for _, c := range change {
 		c(&r.config)
 	}
+	if strings.Contains(r.config.Database, "://") && r.config.HighWater == "" { // not the one of whoever runs the tests
+		r.config.HighWater = filepath.Join(t.TempDir(), "high-water.db")
+	}
 	var err error
 	if r.contract, err = chain.NewBatchSettlement(t.Context(), net.Backend); err != nil {
 		t.Fatal(err)
