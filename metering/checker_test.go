@@ -385,6 +385,13 @@ func TestBootsEnd(t *testing.T) {
 		{"more than there is of the new one", func(m *market, s metering.SignedRecord) metering.SignedRecord {
 			return change(m, s, func(d *metering.DeviceEvidence) { d.To.Mono = d.From.Mono + d.Nanos.Allocated - 1 })
 		}, metering.ErrEvidence},
+		{"of time in the old one that was shown before", func(m *market, s metering.SignedRecord) metering.SignedRecord {
+			return change(m, s, func(d *metering.DeviceEvidence) {
+				end := m.check.State().Devices[0].Mono
+				d.Nanos.Paused, d.From.Mono = 2e9, end-1e9
+				d.Gaps[0].From = end + 1e9
+			})
+		}, metering.ErrEvidence},
 		{"before the host was switched on", func(m *market, s metering.SignedRecord) metering.SignedRecord {
 			return change(m, s, func(d *metering.DeviceEvidence) { d.From.Mono = -5e9; d.Gaps[0].To = -5e9 })
 		}, metering.ErrEvidence},

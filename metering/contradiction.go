@@ -111,7 +111,7 @@ func (d DeviceEvidence) follows(last CheckedDevice) error {
 	if d.Nanos.Allocated == 0 {
 		return nil
 	}
-	if d.Device.BootID == last.BootID && d.From.Mono < last.Mono {
+	if d.begins(last.BootID) && d.From.Mono < last.Mono {
 		return fmt.Errorf("%w: %s shows time from %d, the last record went to %d", ErrEvidence, d.Device.UUID, d.From.Mono, last.Mono)
 	}
 	if last.Stopped && !d.interrupted() {
@@ -121,6 +121,12 @@ func (d DeviceEvidence) follows(last CheckedDevice) error {
 		return err
 	}
 	return d.isStill(last)
+}
+
+// begins reports whether evidence that bills time begins on the clock of the boot
+// before: it is of that boot, or ends it with a reboot.
+func (d DeviceEvidence) begins(before string) bool {
+	return d.Device.BootID == before || before != "" && len(d.Stretches()) > 1
 }
 
 // isStill checks that a device is what it was in the record before. Its VBIOS can

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"math/big"
 	"slices"
 	"testing"
@@ -294,6 +295,35 @@ func TestBundlesTogether(t *testing.T) {
 		}
 		return b
 	}
+	// minutes is a channel whose GPU is rebooted with each minute's record, or hides behind as much paused time in which it was.
+	minutes := func(salt byte, later, paused time.Duration) *Bundle {
+		b := let(salt, 1, later)
+		whole := b.Leases[0].Records[0]
+		b.Leases[0].Records = nil
+		for i := range int64(60) {
+			rec := whole
+			rec.Evidence.Devices = slices.Clone(whole.Evidence.Devices)
+			for j := range rec.Evidence.Devices {
+				d := &rec.Evidence.Devices[j]
+				d.Device.BootID = fmt.Sprintf("hidden-%d", i)
+				d.Nanos = metering.Nanos{Allocated: int64(time.Minute), Paused: int64(paused)}
+				d.From.Wall += i * int64(time.Minute)
+				d.To.Wall = d.From.Wall + int64(time.Minute)
+				d.To.Mono = d.From.Mono + int64(time.Minute+paused)
+				if paused > 0 {
+					end := d.From.Mono + int64(time.Minute)
+					d.Gaps = []metering.Hole{{From: end, Reason: metering.ReasonReboot, To: end}}
+				}
+			}
+			b.Leases[0].Records = append(b.Leases[0].Records, rec)
+		}
+		return b
+	}
+	back := let(2, 1, time.Hour)
+	for i := range back.Leases[0].Records[0].Evidence.Devices {
+		d := &back.Leases[0].Records[0].Evidence.Devices[i]
+		d.From.Wall, d.To.Wall = d.From.Wall-int64(time.Hour), d.To.Wall-int64(time.Hour)
+	}
 	first := let(1, 1, 0)
 	for _, row := range []struct {
 		name  string
@@ -304,6 +334,11 @@ func TestBundlesTogether(t *testing.T) {
 		{"at once", let(2, 1, time.Hour-time.Nanosecond), true},
 		{"at once, in another boot", let(2, 2, time.Hour/2), true},
 		{"afterwards, in another boot", let(2, 2, time.Hour), false},
+		{"afterwards, when its clock was set back", back, false},
+		{"at once, in a boot for each minute", minutes(2, 0, 0), true},
+		{"at once, behind a reboot in each minute", minutes(2, 0, time.Minute), true},
+		{"afterwards, in a boot for each minute", minutes(2, time.Hour, 0), false},
+		{"afterwards, over a reboot in each minute", minutes(2, time.Hour, time.Minute), false},
 		{"the same channel again", let(1, 1, 0), false},
 	} {
 		t.Run(row.name, func(t *testing.T) {

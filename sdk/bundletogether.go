@@ -1,6 +1,7 @@
 package sdk
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	"slices"
@@ -58,7 +59,7 @@ func (b *Bundle) spans(of func(metering.SignedRecord) metering.SignedRecord) (al
 			for _, d := range of(rec).Evidence.Devices {
 				d.Total = d.Nanos.Allocated // nothing was billed before its beginning
 				one := metering.SignedRecord{Evidence: metering.Evidence{Devices: []metering.DeviceEvidence{d}}}
-				spans = spansWith(spans, one, hearing{boot: "the payee's", began: d.From.Wall, now: d.To.Wall})
+				spans = spansWith(spans, one, hearing{boot: "the payee's", began: min(d.From.Wall, d.To.Wall), now: max(d.From.Wall, d.To.Wall)})
 			}
 		}
 		for _, s := range spans {
@@ -70,7 +71,9 @@ func (b *Bundle) spans(of func(metering.SignedRecord) metering.SignedRecord) (al
 
 func billedIn(spans []leaseSpan) (sum int64) {
 	for _, s := range spans {
-		sum += s.Billed
+		if s.Ours != "" {
+			sum += s.Billed
+		}
 	}
 	return sum
 }
@@ -79,13 +82,21 @@ func billedIn(spans []leaseSpan) (sum int64) {
 const bootOverlap = time.Minute
 
 // billedTwice finds GPUs that are billed for more than the time that there was on
-// their hosts' clocks, and boots of one host that ran at once: it has one at a
-// time.
+// their hosts' clocks or, over several boots, on the payee's wall clock, and boots
+// of one host that ran at once: it has one at a time.
 func billedTwice(spans []leaseSpan) error {
 	type boot struct{ uuid, id string }
-	boots := make(map[boot][]leaseSpan)
+	boots, devices := make(map[boot][]leaseSpan), make(map[string][]leaseSpan)
 	var order []boot
+	var uuids []string
 	for _, s := range spans {
+		if devices[s.UUID] == nil {
+			uuids = append(uuids, s.UUID)
+		}
+		devices[s.UUID] = append(devices[s.UUID], s)
+		if !s.onHost() {
+			continue
+		}
 		b := boot{s.UUID, s.BootID}
 		if boots[b] == nil {
 			order = append(order, b)
@@ -119,6 +130,12 @@ func billedTwice(spans []leaseSpan) error {
 			}
 		}
 	}
+	for _, uuid := range uuids {
+		if s, found := overBoots(devices[uuid]); found {
+			failed.add(fmt.Errorf("%w: %w: by the payee's wall clock %s was billed for %s of %s, or that clock was set back, in %s",
+				ErrBundle, ErrLetTwice, uuid, time.Duration(s.billed), time.Duration(s.to-s.from), leasesOf(devices[uuid], func(o leaseSpan) bool { return o.Since < s.to && s.from < o.Until })))
+		}
+	}
 	return failed.err()
 }
 
@@ -130,6 +147,50 @@ func parentOf(spans []leaseSpan) string {
 		}
 	}
 	return ""
+}
+
+// overBoots finds a time on the payee's wall clock in which a device was billed in
+// several boots for more than there was. One boot alone is held to its own clock,
+// on which a wall clock that is set back shows nothing.
+func overBoots(spans []leaseSpan) (stretch, bool) {
+	type boot struct {
+		id    string
+		lease common.Hash // of a boot that has no name, or is one of several
+	}
+	var all []leaseSpan
+	for _, s := range spans {
+		if s.Ours != "" {
+			all = append(all, s)
+		}
+	}
+	slices.SortFunc(all, func(a, b leaseSpan) int { return cmp.Compare(a.Until, b.Until) })
+	for _, first := range all {
+		billed, sum := make(map[boot]int64), int64(0)
+		for _, s := range all {
+			if s.Since < first.Since {
+				continue
+			}
+			b := boot{id: s.BootID}
+			if b.id == "" {
+				b.lease = s.lease
+			}
+			billed[b] += s.Billed
+			sum += s.Billed
+			length := s.Until - first.Since
+			most := length + int64(bootOverlap) + length/slew
+			if sum <= most {
+				continue
+			}
+			var capped int64
+			for _, ns := range billed {
+				capped += min(ns, length)
+			}
+			if capped > most {
+				return stretch{first.Since, s.Until, capped}, true
+			}
+		}
+	}
+	return stretch{}, false
 }
 
 // tooMuch looks at the spans of one boot of a device. A boot without a name is no

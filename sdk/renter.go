@@ -3,6 +3,7 @@ package sdk
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -190,11 +191,23 @@ func (c RenterConfig) withDefaults() RenterConfig {
 	if c.Clock == nil {
 		c.Clock = metering.System
 	}
+	if c.Clock.BootID() == "" {
+		c.Clock = processClock{c.Clock, rand.Text()}
+	}
 	if c.Now == nil {
 		c.Now = time.Now
 	}
 	return c
 }
+
+// processClock names a boot where the system names none, as off Linux: it ends
+// with the process. What is compared on no named boot would be paid for twice.
+type processClock struct {
+	metering.Clock
+	boot string
+}
+
+func (c processClock) BootID() string { return c.boot }
 
 func (c RenterConfig) check() error {
 	switch {

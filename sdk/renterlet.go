@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"sync"
@@ -37,9 +38,12 @@ type hearing struct {
 	began, now int64
 }
 
-// maxSpans bounds what is kept of a channel whose leases are suspended, or whose
-// hosts are rebooted, again and again.
-const maxSpans = 256
+// Bounds of what is kept of a channel whose leases are suspended, or whose hosts
+// are rebooted, again and again. Each of its devices has a share of maxSpans.
+const (
+	maxSpans       = 1024
+	maxDeviceSpans = 64
+)
 
 // spansWith adds what a record bills. Stretches that follow each other are one.
 func spansWith(spans []span, rec metering.SignedRecord, h hearing) []span {
@@ -47,17 +51,14 @@ func spansWith(spans []span, rec metering.SignedRecord, h hearing) []span {
 	for _, d := range rec.Evidence.Devices {
 		for _, next := range billedSpans(d, h, spans) {
 			i := lastOf(spans, next)
-			if i >= 0 && spans[i].To == next.From && spans[i].dense() && next.dense() {
+			if i >= 0 && next.onHost() && spans[i].To == next.From && spans[i].dense() && next.dense() {
 				spans[i] = spans[i].with(next)
 				continue
 			}
 			spans = append(spans, next)
 		}
 	}
-	for len(spans) > maxSpans {
-		spans = shorten(spans)
-	}
-	return spans
+	return bounded(spans, h.boot)
 }
 
 // realOnly is a record without its simulated GPUs, which say so in their names as
@@ -69,28 +70,31 @@ func realOnly(rec metering.SignedRecord) metering.SignedRecord {
 	return rec
 }
 
-// billedSpans is what a device's evidence bills, for each boot of its host. Where
-// it tells of several, each has at least what cannot have been in the others.
+// billedSpans is what a device's evidence bills. On our clock that is all of it,
+// however often its host was rebooted meanwhile. Which boot's time was billed
+// cannot be known then: the first has what it has room for, and so on.
 func billedSpans(d metering.DeviceEvidence, h hearing, before []span) []span {
-	stretches := d.Stretches()
-	var room int64
-	for _, s := range stretches {
-		room += max(0, s.To-s.From)
+	if d.Nanos.Allocated <= 0 {
+		return nil
 	}
+	stretches := d.Stretches()
+	last := stretches[len(stretches)-1]
 	ran := d.Total - d.Nanos.Allocated
-	var spans []span
+	all := span{UUID: d.Device.UUID, Parent: d.Device.Parent, Billed: d.Nanos.Allocated, Ours: h.boot, Since: h.began + ran - ran/slew, Until: h.now}
+	if len(stretches) == 1 {
+		all.BootID, all.From, all.To = last.BootID, last.From, last.To
+		return []span{all}
+	}
+	spans, left := []span{all}, d.Nanos.Allocated
 	for i, s := range stretches {
-		length := max(0, s.To-s.From)
-		next := span{
-			UUID: d.Device.UUID, Parent: d.Device.Parent, BootID: s.BootID, From: s.From, To: s.To, Billed: min(length, d.Nanos.Allocated-(room-length)),
-			Ours: h.boot, Since: h.began + ran - ran/slew, Until: h.now,
-		}
+		part := span{UUID: all.UUID, Parent: all.Parent, BootID: s.BootID, From: s.From, To: s.To, Billed: min(left, max(0, s.To-s.From)), Since: all.Since, Until: all.Until}
 		if i < len(stretches)-1 {
-			next.BootID = bootOf(before, next.UUID)
+			part.BootID = bootAt(before, part)
 		}
-		if next.Billed > 0 {
-			spans = append(spans, next)
+		if part.BootID != "" && part.Billed > 0 {
+			spans = append(spans, part)
 		}
+		left -= part.Billed
 	}
 	return spans
 }
@@ -99,10 +103,11 @@ func billedSpans(d metering.DeviceEvidence, h hearing, before []span) []span {
 // so many.
 const slew = 1000
 
-// bootOf is the boot that a device was billed in last.
-func bootOf(spans []span, uuid string) string {
+// bootAt is the boot of a span that goes on where another one ended; empty where
+// none did.
+func bootAt(spans []span, next span) string {
 	for _, s := range slices.Backward(spans) {
-		if s.UUID == uuid {
+		if s.UUID == next.UUID && s.To == next.From {
 			return s.BootID
 		}
 	}
@@ -128,27 +133,93 @@ func (s span) sameClocks(o span) bool {
 // dense reports whether no more than a hundredth was not billed.
 func (s span) dense() bool { return (s.To-s.From)-s.Billed <= (s.To-s.From)/100 }
 
-// with is both as one: what was billed lies somewhere in it.
+// with is both as one, on the clocks that both lie on: what was billed lies
+// somewhere in it.
 func (s span) with(o span) span {
 	s.Parent = cmp.Or(s.Parent, o.Parent) // what older programs kept has none
+	if s.BootID != o.BootID {
+		s.BootID, s.From, s.To, o.From, o.To = "", 0, 0, 0, 0
+	}
+	if s.Ours != o.Ours {
+		s.Ours = ""
+	}
 	s.From, s.To, s.Billed = min(s.From, o.From), max(s.To, o.To), s.Billed+o.Billed
 	s.Since, s.Until = min(s.Since, o.Since), max(s.Until, o.Until)
 	return s
 }
 
-// shorten joins the two oldest spans of one device and clock: less is known of
-// where they were billed, and nothing is forgotten. Only where there are no two,
-// which takes a boot for each, is the oldest dropped.
-func shorten(spans []span) []span {
+// onHost reports whether it is known where a span lies on its host's clock.
+func (s span) onHost() bool { return s.To > s.From }
+
+// unbilled is how much of a span's time on our clock was not billed, in ns.
+func (s span) unbilled() int64 { return s.Until - s.Since - s.Billed }
+
+// bounded joins spans until each device has no more than its share. Only of more
+// devices than there is room for at all is what was billed first forgotten.
+func bounded(spans []span, ours string) []span {
+	count := make(map[string]int)
+	for _, s := range spans {
+		count[s.UUID]++
+	}
+	share := min(maxDeviceSpans, max(1, maxSpans/max(1, len(count))))
+	for uuid, n := range count {
+		for ; n > share; n-- {
+			spans = shorten(spans, uuid, ours)
+		}
+	}
+	return spans[max(0, len(spans)-maxSpans):]
+}
+
+// shorten makes a device's spans one fewer. Those that lie on our clock are joined
+// whatever their hosts' boots, so that nothing is forgotten of what was billed in
+// all. The others, of boots of ours that are over or of a host's clock alone, have
+// half of the room: two of one host's boot are joined, or the oldest is dropped.
+func shorten(spans []span, uuid, ours string) []span {
+	var on, off []int
 	for i, s := range spans {
-		for j := i + 1; j < len(spans); j++ {
-			if s.sameClocks(spans[j]) {
-				spans[i] = s.with(spans[j])
-				return slices.Delete(spans, j, j+1)
+		switch {
+		case s.UUID != uuid:
+		case ours != "" && s.Ours == ours:
+			on = append(on, i)
+		default:
+			off = append(off, i)
+		}
+	}
+	i, j := nearest(spans, on)
+	if j == 0 || len(off) > len(on) {
+		i, j = ofOneBoot(spans, off)
+	}
+	if j == 0 {
+		return slices.Delete(spans, off[0], off[0]+1)
+	}
+	spans[i] = spans[i].with(spans[j])
+	return slices.Delete(spans, j, j+1)
+}
+
+// nearest are the two neighbours that tell the least more apart than joined, the
+// oldest of those; zero where there are no two.
+func nearest(spans []span, on []int) (i, j int) {
+	least := int64(math.MaxInt64)
+	for k := 1; k < len(on); k++ {
+		a, b := spans[on[k-1]], spans[on[k]]
+		if lost := max(0, a.with(b).unbilled()-min(a.unbilled(), b.unbilled())); lost < least {
+			i, j, least = on[k-1], on[k], lost
+		}
+	}
+	return i, j
+}
+
+// ofOneBoot are the two oldest on the clock of one boot of a host; zero where
+// there are no two.
+func ofOneBoot(spans []span, off []int) (i, j int) {
+	for k, i := range off {
+		for _, j := range off[k+1:] {
+			if spans[i].BootID == spans[j].BootID && spans[i].BootID != "" {
+				return i, j
 			}
 		}
 	}
-	return spans[1:]
+	return 0, 0
 }
 
 // clock is where a span lies on one clock; ok says whether it lies on the same

@@ -3,6 +3,7 @@ package sdk
 import (
 	"cmp"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"slices"
 	"strconv"
@@ -188,6 +189,11 @@ func TestClockSetBackInALease(t *testing.T) {
 	reboot := func(from, to int64) metering.Hole {
 		return metering.Hole{From: from * second, Reason: metering.ReasonReboot, To: to * second}
 	}
+	over := func(boot string, from, end, then int64) metering.DeviceEvidence { // all of it is billed
+		d := device(boot, from, then, reboot(end, 0))
+		d.Nanos.Allocated = (end - from + then) * second
+		return d
+	}
 	for _, row := range []struct {
 		name    string
 		records []metering.DeviceEvidence
@@ -198,17 +204,15 @@ func TestClockSetBackInALease(t *testing.T) {
 		{"is set back", []metering.DeviceEvidence{device("a", 0, 10), device("a", 5, 15)}, true},
 		{"is set back behind a reboot", []metering.DeviceEvidence{device("a", 0, 10), device("a", 3, 9, reboot(10, 3))}, true},
 		{"comes back to a boot that is over", []metering.DeviceEvidence{device("a", 0, 10), device("b", 0, 5, reboot(10, 0)), device("a", 2, 9, reboot(5, 2))}, true},
-		{"runs on before it is rebooted", []metering.DeviceEvidence{device("a", 0, 10), {
-			Device: metering.Device{UUID: "GPU-1", BootID: "b"}, From: metering.Instant{Mono: 5 * second}, To: metering.Instant{Mono: 2 * second},
-			Nanos: metering.Nanos{Allocated: 10 * second}, Gaps: []metering.Hole{reboot(14, 1)},
-		}}, true},
+		{"is rebooted again before it was billed", []metering.DeviceEvidence{device("a", 0, 100), over("c", 5, 15, 5)}, false},
+		{"bills one moment before two reboots", []metering.DeviceEvidence{device("a", 0, 10), over("b", 10, 20, 5), over("c", 10, 20, 5)}, true},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			var let letDevices
 			var spans []span
 			var err error
-			for _, d := range row.records {
-				spans = spansWith(spans, metering.SignedRecord{Evidence: metering.Evidence{Devices: []metering.DeviceEvidence{d}}}, hearing{})
+			for i, d := range row.records {
+				spans = spansWith(spans, metering.SignedRecord{Evidence: metering.Evidence{Devices: []metering.DeviceEvidence{d}}}, hearing{now: int64(i)})
 				err = errors.Join(err, let.twice(common.Address{}, common.Hash{}, spans, time.Second))
 				let.keep(common.Address{}, common.Hash{}, spans)
 			}
@@ -219,22 +223,163 @@ func TestClockSetBackInALease(t *testing.T) {
 	}
 }
 
-// TestManySpansAreShortened: what is kept of a channel is bounded, and what was billed is not forgotten for it.
-func TestManySpansAreShortened(t *testing.T) {
-	var spans []span
-	for i := range int64(5 * maxSpans) { // half of each second is billed: none follows another
-		d := metering.DeviceEvidence{
-			Device: metering.Device{UUID: "GPU-1", BootID: "a"}, From: metering.Instant{Mono: i * second}, To: metering.Instant{Mono: (i + 1) * second},
-			Nanos: metering.Nanos{Allocated: second / 2},
+// hide makes records bill as much as before, and hides where: behind new names of boots, and behind reboots with as much
+// paused time.
+func hide(random *rand.Rand, records []letRecord) []letRecord {
+	style := random.IntN(4)
+	var to int64
+	for i := range records {
+		d := &records[i].DeviceEvidence
+		how := style
+		if style == 3 {
+			how = random.IntN(3)
 		}
-		spans = spansWith(spans, metering.SignedRecord{Evidence: metering.Evidence{Devices: []metering.DeviceEvidence{d}}}, hearing{})
+		d.Device.BootID = "forged-" + strconv.Itoa(random.Int())
+		d.Gaps = nil
+		billed := d.Nanos.Allocated
+		switch how {
+		case 0: // all of it in a boot of its own
+			d.From.Mono, d.To.Mono = to, to+billed
+		case 1: // half of the time before a reboot and after it is billed
+			d.From.Mono, d.To.Mono = to, to+2*billed
+			d.Gaps = []metering.Hole{{From: to + billed, Reason: metering.ReasonReboot, To: to + billed}}
+		case 2: // after a reboot
+			d.From.Mono, d.To.Mono = to, to+billed
+			d.Gaps = []metering.Hole{{From: to + 5*second, Reason: metering.ReasonReboot, To: to}}
+		}
+		to = d.To.Mono
 	}
-	var sum int64
-	for _, s := range spans {
-		sum += s.Billed
+	return records
+}
+
+// letAll is what became of the leases of several GPUs: each record is taken or ends its lease.
+func letAll(t *testing.T, seed uint64, records []letRecord, honest map[string]bool) {
+	slices.SortStableFunc(records, func(a, b letRecord) int { return cmp.Compare(a.at, b.at) })
+	type lease struct {
+		channel byte
+		uuid    string
+		began   int64
 	}
-	if len(spans) > maxSpans || sum != 5*maxSpans*second/2 {
-		t.Errorf("%d spans of %s", len(spans), time.Duration(sum))
+	var let letDevices
+	over, sums, began := make(map[lease]bool), make(map[string]int64), make(map[string]int64)
+	spans := make(map[common.Hash][]span)
+	for _, r := range records {
+		uuid, key := r.Device.UUID, lease{r.channel, r.Device.UUID, r.began}
+		if over[key] {
+			continue
+		}
+		id := common.Hash{r.channel}
+		next := spansWith(spans[id], metering.SignedRecord{Evidence: metering.Evidence{Devices: []metering.DeviceEvidence{r.DeviceEvidence}}}, hearing{boot: "ours", began: r.began, now: r.at})
+		if err := let.twice(common.Address{1}, id, next, 2*time.Second); err != nil {
+			if over[key] = true; honest[uuid] {
+				t.Fatalf("seed %d: honest %s: %v", seed, uuid, err)
+			}
+			continue
+		}
+		spans[id] = next
+		let.keep(common.Address{1}, id, next)
+		if first, ok := began[uuid]; !ok || r.began < first {
+			began[uuid] = r.began
+		}
+		sums[uuid] += r.Nanos.Allocated
+		if passed := r.at - began[uuid]; sums[uuid] > passed+2*second+passed/slew {
+			t.Fatalf("seed %d: %s of %s are billed in %s", seed, time.Duration(sums[uuid]), uuid, time.Duration(passed))
+		}
+	}
+	for id, all := range spans {
+		if len(all) > maxSpans {
+			t.Errorf("seed %d: %d spans in channel %s", seed, len(all), id)
+		}
+	}
+}
+
+// TestNoDeviceIsBilledForMoreThanPassed: of several GPUs some are let to one lease after the other and some to several at
+// once, in channels that they share and over many short boots. However a forger hides what it bills, no GPU's billed time
+// passes what there was on our clock and the tolerance, and nobody honest is accused of anything.
+func TestNoDeviceIsBilledForMoreThanPassed(t *testing.T) {
+	for seed := range uint64(60) {
+		random := rand.New(rand.NewPCG(seed, 3))
+		var records []letRecord
+		honest := make(map[string]bool)
+		for gpu := range 1 + random.IntN(4) {
+			uuid := "GPU-" + strconv.Itoa(gpu)
+			host := letHost{boots: []int64{-random.Int64N(1000 * second)}, fast: random.Int64N(9) - 4, named: random.IntN(4) > 0}
+			for at := int64(0); at < 300*second; at += second/2 + random.Int64N(8*second) {
+				host.boots = append(host.boots, at)
+			}
+			var leases [][]letRecord
+			if honest[uuid] = random.IntN(2) == 0; honest[uuid] {
+				for at := int64(0); at < 150*second; {
+					end := at + random.Int64N(60*second)
+					leases = append(leases, host.lease(random, byte(random.IntN(4)), at, end, true))
+					at = end + random.Int64N(10)
+				}
+			} else {
+				for range 2 + random.IntN(2) {
+					began := random.Int64N(5 * second)
+					leases = append(leases, hide(random, host.lease(random, byte(random.IntN(4)), began, began+150*second, false)))
+				}
+			}
+			for _, lease := range leases {
+				for i := range lease {
+					lease[i].Device.UUID = uuid
+				}
+				records = append(records, lease...)
+			}
+		}
+		letAll(t, seed, records, honest)
+	}
+}
+
+// TestManySpansAreShortened: what is kept of a channel is bounded, and what was billed is not forgotten for it, also where
+// each of many GPUs has a boot for each record.
+func TestManySpansAreShortened(t *testing.T) {
+	for _, row := range []struct {
+		gpus, boots int64
+		h           hearing
+	}{
+		{1, 1, hearing{}}, {1, 1, hearing{boot: "ours"}}, {32, 1 << 40, hearing{boot: "ours"}}, {1, 1 << 40, hearing{boot: "ours"}}, {maxSpans, 1 << 40, hearing{boot: "ours"}},
+	} {
+		records := min(5*maxDeviceSpans, 10*maxSpans/row.gpus)
+		var spans []span
+		for i := range records { // half of each second is billed: none follows another
+			var devices []metering.DeviceEvidence
+			for gpu := range row.gpus {
+				devices = append(devices, metering.DeviceEvidence{
+					Device: metering.Device{UUID: fmt.Sprint("GPU-", gpu), BootID: fmt.Sprint("boot-", i%row.boots)}, From: metering.Instant{Mono: i * second}, To: metering.Instant{Mono: (i + 1) * second},
+					Nanos: metering.Nanos{Allocated: second / 2}, Total: (i + 1) * second / 2,
+				})
+			}
+			row.h.now = (i + 1) * second
+			spans = spansWith(spans, metering.SignedRecord{Evidence: metering.Evidence{Devices: devices}}, row.h)
+		}
+		sums := make(map[string]int64)
+		for _, s := range spans {
+			sums[s.UUID] += s.Billed
+		}
+		for gpu := range row.gpus {
+			if sum := sums[fmt.Sprint("GPU-", gpu)]; len(spans) > maxSpans || sum != records*second/2 {
+				t.Fatalf("%d GPUs, %d boots: %d spans, %s of GPU %d in %d records", row.gpus, row.boots, len(spans), time.Duration(sum), gpu, records)
+			}
+		}
+	}
+}
+
+// TestIdleTimeIsNotJoined: of a device that stood still between two of a channel's leases it stays known that it did,
+// however many boots were billed since: what another lease bills late of the same time is found.
+func TestIdleTimeIsNotJoined(t *testing.T) {
+	var records []letRecord
+	random := rand.New(rand.NewPCG(1, 4))
+	host := letHost{boots: []int64{0}, named: true}
+	records = append(records, host.lease(random, 1, 0, 10*second, false)...)
+	records = append(records, hide(random, host.lease(random, 1, 1000*second, 1200*second, false))...)
+	late := hide(random, host.lease(random, 2, 1000*second, 1010*second, false))
+	for i := range late {
+		late[i].at = 1200*second + int64(i)
+	}
+	records = append(records, late...)
+	if err := billed(records); !errors.Is(err, ErrLetTwice) {
+		t.Errorf("%v, want ErrLetTwice", err)
 	}
 }
 

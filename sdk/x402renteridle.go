@@ -165,13 +165,14 @@ func lasts(signed, owed uint256.Int, price metering.Price, gpus int) time.Durati
 }
 
 // hearing is when a tick's record came. What the renter forfeits moves the
-// checker's start, and not when the lease can have begun.
+// checker's start, and not when the lease can have begun. After a reboot of ours
+// only the wall clock tells how long ago that was, as for the checker.
 func (b *buying) hearing(l *ticking) hearing {
-	clock := b.x.r.config.Clock
-	if l.BeganBoot == "" || l.BeganBoot != clock.BootID() {
-		return hearing{}
+	now, boot := b.x.r.config.Clock.Now(), b.x.r.config.Clock.BootID()
+	if l.BeganBoot != boot {
+		l.Began.Boot, l.BeganBoot = now.Boot-max(now.Wall-l.Began.Wall, l.Checker.Elapsed), boot
 	}
-	return hearing{boot: l.BeganBoot, began: l.Began.Boot, now: clock.Now().Boot}
+	return hearing{boot: boot, began: l.Began.Boot, now: now.Boot}
 }
 
 // once refuses to pay for a GPU's time twice, in whatever leases, and returns

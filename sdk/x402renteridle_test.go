@@ -262,10 +262,31 @@ func (e earnest) Read(ctx context.Context, uuid string) (metering.Reading, error
 	return r, err
 }
 
+// bootless names no boot of its host.
+type bootless struct{ metering.Source }
+
+func (s bootless) Devices(ctx context.Context) ([]metering.Device, error) {
+	devices, err := s.Source.Devices(ctx)
+	for i := range devices {
+		devices[i].BootID = ""
+	}
+	return devices, err
+}
+
+func (s bootless) Read(ctx context.Context, uuid string) (metering.Reading, error) {
+	r, err := s.Source.Read(ctx, uuid)
+	r.BootID = ""
+	return r, err
+}
+
 // overbooked is a tenant of a provider that lets one GPU as often as it is asked.
 func overbooked(t *testing.T) *tenant {
 	t.Helper()
-	source := earnest{testclock.GPUs(2)}
+	return overbookedOf(t, earnest{testclock.GPUs(2)})
+}
+
+func overbookedOf(t *testing.T, source metering.Source) *tenant {
+	t.Helper()
 	devices, err := source.Devices(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -275,21 +296,26 @@ func overbooked(t *testing.T) *tenant {
 
 // TestX402OneGPUIsPaidOnce: a GPU that is let to one renter twice for the same time is paid once.
 func TestX402OneGPUIsPaidOnce(t *testing.T) {
-	n := overbooked(t)
-	second, err := n.x.r.X402(t.Context(), X402Options{MaxPrice: Unlimited, Salt: common.Hash{1}})
+	overbooked(t).paidOnce()
+}
+
+// paidOnce lets a second channel tick beside the first until a GPU was billed twice.
+func (n *tenant) paidOnce() {
+	n.Helper()
+	second, err := n.x.r.X402(n.Context(), X402Options{MaxPrice: Unlimited, Salt: common.Hash{1}})
 	if err != nil {
-		t.Fatal(err)
+		n.Fatal(err)
 	}
-	other, err := second.Rent(t.Context(), n.server.URL, 1)
+	other, err := second.Rent(n.Context(), n.server.URL, 1)
 	if err != nil {
-		t.Fatal(err)
+		n.Fatal(err)
 	}
 	errs := make(chan error, 2)
 	for _, r := range []*X402Rental{n.rental, other} {
 		go func() {
 			var err error
 			for range 20 {
-				if _, err = r.Tick(t.Context()); err != nil {
+				if _, err = r.Tick(n.Context()); err != nil {
 					break
 				}
 			}
@@ -299,7 +325,45 @@ func TestX402OneGPUIsPaidOnce(t *testing.T) {
 	err = errors.Join(<-errs, <-errs)
 	var d *Dispute
 	if !errors.As(err, &d) || !errors.Is(err, ErrLetTwice) {
-		t.Errorf("paid twice: %v", err)
+		n.Errorf("paid twice: %v", err)
+	}
+}
+
+// bootOf is the system's clock, as a host shows it that names a boot, or none.
+type bootOf struct {
+	metering.Clock
+	name string
+	past int64 // ns of monotonic time that are not in it
+}
+
+func (b bootOf) BootID() string { return b.name }
+func (b bootOf) Now() metering.Instant {
+	at := b.Clock.Now()
+	at.Boot, at.Mono = at.Boot-b.past, at.Mono-b.past
+	return at
+}
+
+// TestOurClockFindsOneGPULetTwice: where a payee names no boot, a GPU that is let twice is found on the renter's own clock,
+// also where that renter's system names no boot, and after it was rebooted in the lease.
+func TestOurClockFindsOneGPULetTwice(t *testing.T) {
+	for name, clocks := range map[string][]metering.Clock{
+		"of a system that names no boot": {bootOf{metering.System, "", 0}},
+		"rebooted":                       {bootOf{metering.System, "first", 0}, bootOf{metering.System, "second", metering.System.Now().Boot - second}},
+		"of another process":             {bootOf{metering.System, "", 0}, bootOf{metering.System, "", metering.System.Now().Boot - second}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := overbookedOf(t, bootless{earnest{testclock.GPUs(2)}})
+			n.change = func(c *RenterConfig) { c.Tolerance = tickTolerance }
+			var lease common.Hash
+			for _, n.clock = range clocks {
+				n.open()
+				if was := lease; was != (common.Hash{}) && n.tick().Lease != was {
+					t.Fatal("the lease did not go on")
+				}
+				lease = n.tick().Lease
+			}
+			n.paidOnce()
+		})
 	}
 }
 
