@@ -107,8 +107,8 @@ func (s leaseStore) hold(ctx context.Context, tx *sqlx.Tx, channelID common.Hash
 	if !s.db.Shared() {
 		return nil // it has one writer
 	}
-	_, err := tx.ExecContext(ctx, tx.Rebind(`SELECT id FROM payee_channels WHERE id = ? FOR UPDATE`), channelID.Hex())
-	return err
+	var held []byte
+	return tx.GetContext(ctx, &held, tx.Rebind(`SELECT id FROM payee_channels WHERE id = ? FOR UPDATE`), channelID.Bytes())
 }
 
 // retain prunes once an hour, into the archive, if that is configured.
