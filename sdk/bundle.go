@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
@@ -330,15 +331,15 @@ func (row rentalRow) exportLease(ctx context.Context, rentals rentalStore, b *Bu
 		return err
 	}
 	b.Prepaid = wire.NewAmount(ahead)
-	if row.Lease == (common.Hash{}) {
-		return nil
+	leases := row.Past
+	if row.Lease != (common.Hash{}) {
+		leases = append(slices.Clone(leases), pastLease{row.Lease, row.Offer, row.Devices, row.OwedBefore})
 	}
 	records, err := rentals.records(ctx, b.Channel)
-	if err != nil {
-		return err
+	for _, l := range leases {
+		b.Leases = append(b.Leases, BundleLease{
+			ID: l.ID, Offer: l.Offer, Devices: l.Devices, OwedBefore: wire.NewAmount(l.OwedBefore), Records: of(l.ID, records),
+		})
 	}
-	b.Leases = append(b.Leases, BundleLease{
-		ID: row.Lease, Offer: row.Offer, Devices: row.Devices, OwedBefore: wire.NewAmount(row.OwedBefore), Records: records,
-	})
-	return nil
+	return err
 }

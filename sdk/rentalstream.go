@@ -147,6 +147,7 @@ func (l *Rental) remember(ctx context.Context, held *wire.HeldVoucher) error {
 		return nil
 	}
 	l.row.Vouchers += l.forgotten(paid.Signed, voucher.Cumulative)
+	l.row.Recalled = voucher.Cumulative
 	if err := l.save(ctx); err != nil {
 		return err
 	}
@@ -203,12 +204,25 @@ func (l *Rental) begin(ctx context.Context, lease wire.Lease, document []byte) e
 		return l.save(ctx)
 	}
 	if l.row.Lease != (common.Hash{}) {
-		return l.replaced(ctx, lease)
+		owed := l.owed()
+		if !l.row.knows(lease) || !lease.OwedBefore.Gt(&owed) || lease.OfferHash != l.offer.Hash {
+			return l.replaced(ctx, lease)
+		}
+		l.turnOver() // this database is from before our next lease on the channel: its records come from the first
+		l.row.Secret = lease.Secret
+		if err := l.save(ctx); err != nil {
+			return err
+		}
+		return l.reattach(ctx)
 	}
 	if err := l.recall(lease.OfferHash); err != nil {
 		return err
 	}
-	if err := l.judge(lease); err != nil {
+	err := l.judge(lease)
+	if errors.Is(err, ErrDemand) && (len(l.row.Past) > 0 || !l.row.Recalled.IsZero()) { // of what we may not have seen, or have forgotten
+		return errors.Join(err, l.replaced(ctx, lease))
+	}
+	if err != nil {
 		return l.dispute(ctx, err, document)
 	}
 	l.row.Lease, l.row.Secret, l.row.Devices, l.row.Access = lease.LeaseID, lease.Secret, lease.Devices, lease.Access
@@ -236,7 +250,7 @@ func (l *Rental) judge(lease wire.Lease) error {
 			return fmt.Errorf("%w: a device is called %.60q", ErrGarbage, uuid)
 		}
 	}
-	if lease.OwedBefore.Int != l.row.OwedBefore {
+	if !l.row.knows(lease) {
 		return fmt.Errorf("%w: the lease begins with %s owed, the channel owes %s", ErrDemand, lease.OwedBefore.Dec(), l.row.OwedBefore.Dec())
 	}
 	return nil

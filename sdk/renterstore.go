@@ -96,6 +96,13 @@ type rentalRow struct {
 	Dispute    string                 `json:"dispute,omitempty"`
 	Closed     *Closing               `json:"closed,omitempty"`
 
+	// Past are the channel's leases before this one.
+	Past []pastLease `json:"past,omitempty"`
+	// Recalled is the newest voucher of ours that a provider showed and this database had forgotten.
+	Recalled uint256.Int `json:"recalled,omitzero"`
+	// Cancels numbers the close request that is being taken back, zero: none is.
+	Cancels uint64 `json:"cancels,omitempty"`
+
 	Phase RentalPhase `json:"-"`
 }
 
