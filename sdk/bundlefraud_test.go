@@ -324,6 +324,10 @@ func TestBundlesTogether(t *testing.T) {
 		d := &back.Leases[0].Records[0].Evidence.Devices[i]
 		d.From.Wall, d.To.Wall = d.From.Wall-int64(time.Hour), d.To.Wall-int64(time.Hour)
 	}
+	idle := let(2, 2, 0)
+	for i := range idle.Leases[0].Records[0].Evidence.Devices {
+		idle.Leases[0].Records[0].Evidence.Devices[i].Nanos = metering.Nanos{Allocated: int64(time.Second), Paused: int64(time.Hour - time.Second)}
+	}
 	first := let(1, 1, 0)
 	for _, row := range []struct {
 		name  string
@@ -334,6 +338,7 @@ func TestBundlesTogether(t *testing.T) {
 		{"at once", let(2, 1, time.Hour-time.Nanosecond), true},
 		{"at once, in another boot", let(2, 2, time.Hour/2), true},
 		{"afterwards, in another boot", let(2, 2, time.Hour), false},
+		{"at once, in another boot that bills little", idle, true},
 		{"afterwards, when its clock was set back", back, false},
 		{"at once, in a boot for each minute", minutes(2, 0, 0), true},
 		{"at once, behind a reboot in each minute", minutes(2, 0, time.Minute), true},
