@@ -201,7 +201,7 @@ gotest() {
 }
 
 # suite runs all Go tests, and those that failed beside the others once more by themselves.
-suite() { gotest "$@" -p 2 -timeout 20m ./... || again "$@"; }
+suite() { gotest "$@" -p 2 -timeout 35m ./... || again "$@"; }
 
 # again runs up to three tests that failed, one after the other, with the machine to themselves: a test of real programs and
 # real clocks can starve on two cores, and a fault is there alone too. What they printed is shown either way. A data race, a

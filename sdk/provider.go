@@ -155,7 +155,7 @@ func (p *Provider) prices(ctx context.Context) error {
 	if p.minTransfer, err = p.leastTransfer(); err != nil {
 		return err
 	}
-	if err := errors.Join(p.worthSettling(p.escrow), p.worthLease()); err != nil {
+	if err := p.worthSettling(p.escrow); err != nil {
 		return err
 	}
 	if p.minDelta, err = p.leastDelta(); err != nil {
@@ -307,21 +307,6 @@ func (p *Provider) worthSettling(contract chain.Contract) error {
 			units.Format(deposit, p.token.Decimals), units.Format(row, p.token.Decimals))
 	}
 	return nil
-}
-
-// worthLease refuses a least deposit that no lease begins with: renters would make
-// it, and be refused.
-func (p *Provider) worthLease() error {
-	deposit, err := p.minDeposit()
-	if err != nil {
-		return err
-	}
-	least, err := leastLease(p.price, 1, p.config.RecordEvery, p.config.Tick)
-	if err == nil && deposit.Lt(&least) {
-		err = fmt.Errorf("provider: MinDeposit is %s, and a lease of one GPU begins with %s at this price (RecordEvery and four of Tick): ask for that or more, or for records sooner",
-			units.Format(deposit, p.token.Decimals), units.Format(least, p.token.Decimals))
-	}
-	return err
 }
 
 func (p *Provider) newTill(c *crew, db *store.DB, txs *chain.Store, contract chain.Contract) *till {

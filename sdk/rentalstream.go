@@ -204,16 +204,7 @@ func (l *Rental) begin(ctx context.Context, lease wire.Lease, document []byte) e
 		return l.save(ctx)
 	}
 	if l.row.Lease != (common.Hash{}) {
-		owed := l.owed()
-		if !l.row.knows(lease) || !lease.OwedBefore.Gt(&owed) || lease.OfferHash != l.offer.Hash {
-			return l.replaced(ctx, lease)
-		}
-		l.turnOver() // this database is from before our next lease on the channel: its records come from the first
-		l.row.Secret = lease.Secret
-		if err := l.save(ctx); err != nil {
-			return err
-		}
-		return l.reattach(ctx)
+		return l.replaced(ctx, lease)
 	}
 	if err := l.recall(lease.OfferHash); err != nil {
 		return err

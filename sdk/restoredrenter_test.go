@@ -64,8 +64,6 @@ func TestRenterFromBeforeItsCredit(t *testing.T) {
 		{"renter", "topped up", "closes"},
 		{"renter", "ended", "closes"},
 		{"renter", "settled", "closes"},
-		{"renter", "ended, another began", "closes"},
-		{"renter", "ended, another began", "runs"},
 		{"renter", "closed", "closes"},
 		{"both", "ran on", "closes"},
 		{"both", "settled", "runs"},
@@ -115,11 +113,6 @@ func (p *pair) since(what string) {
 		}
 	case "ended":
 		err = p.provider.running(id).end(p.Context(), stopRequest{reason: "a test ends it"})
-	case "ended, another began":
-		if err = p.provider.running(id).end(p.Context(), stopRequest{reason: "a test ends it"}); err == nil {
-			err = errors.Join(p.rental.Run(p.Context()), p.rental.Reopen(p.Context()))
-			p.useUp()
-		}
 	case "settled":
 		err = p.provider.Settle(p.Context())
 	case "closed":

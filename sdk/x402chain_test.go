@@ -80,7 +80,8 @@ func TestStaleOffer(t *testing.T) {
 	if refused := b.refused(b.pay(old)); refused.Error != string(x402.CodeNoMatch) {
 		t.Errorf("refused with %q", refused.Error)
 	}
-	tick := b.again() // under the new one, on a lease of the new one
+	b.again()         // ends the lease of the old one
+	tick := b.again() // on a lease of the new one
 	if charged := tick.ChargedAmount.Uint64(); charged < 600 || charged >= 2*testMost {
 		t.Errorf("a tick of 600 cost %d", charged)
 	}

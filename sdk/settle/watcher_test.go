@@ -88,7 +88,7 @@ func TestReorgRollsBackTheView(t *testing.T) {
 	}
 }
 
-// A close that a re-org undoes opens the channel again.
+// A close that a re-org undoes comes again: until then the channel is closing.
 func TestReorgUndoesAClose(t *testing.T) {
 	k := newTill(t)
 	terms := k.Open(1, 1000)
@@ -101,7 +101,7 @@ func TestReorgUndoesAClose(t *testing.T) {
 	}
 	k.Reorg(t, 1)
 	k.Check()
-	if s := k.State(terms); s.Status != channel.Open {
+	if s := k.State(terms); s.Status != channel.Closing {
 		t.Errorf("after the re-org: %s", s.Status)
 	}
 }
@@ -117,7 +117,7 @@ func TestReorgWhileStopped(t *testing.T) {
 	k.Restart(k.Backend)
 	k.Reorg(t, 1)
 	k.Check()
-	if s := k.State(terms); s.Status != channel.Open {
+	if s := k.State(terms); s.Status != channel.Closing {
 		t.Errorf("after the re-org: %s", s.Status)
 	}
 }
