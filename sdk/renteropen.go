@@ -1,6 +1,7 @@
 package sdk
 
 import (
+	"strings"
 	"cmp"
 	"context"
 	"crypto/rand"
@@ -129,7 +130,7 @@ func (r *Renter) worthTopUp(o wire.Offer, options RentOptions, funding string) e
 }
 
 func (r *Renter) units(amount uint256.Int) string {
-	return units.Format(amount, r.token.Decimals) + " " + r.token.Symbol
+	return strings.TrimSpace(units.Format(amount, r.token.Decimals) + " " + r.token.Symbol)
 }
 
 // prepare chooses the way to fund, makes sure that it can work, and puts the

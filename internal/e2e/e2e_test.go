@@ -418,7 +418,7 @@ func TestBadSurroundingsAreOneClearLine(t *testing.T) {
 		{"renter: provider is not there", "renter", rich, rent("--provider", "http://127.0.0.1:1"), "127.0.0.1:1"},
 		{"renter: too dear", "renter", rich, rent("--max-price", "1"), "above the cap"},
 		{"renter: nothing to resume", "renter", rich, rent("--resume"), "no unfinished rental"},
-		{"renter: no gas, and a token without authorizations", "renter", poor, rent("--provider", plainSite.url, "--token", plain.Hex(), "--deposit", "2"), "gas"},
+		{"renter: no gas, and a token without authorizations", "renter", poor, rent("--provider", plainSite.url, "--token", plain.Hex(), "--deposit", "6"), "gas"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			p := start(t, row.program, row.key, row.args...)
