@@ -254,7 +254,6 @@ func TestErrorsSayWhatToDo(t *testing.T) {
 		{"renter --keystore pass --passphrase-file pass", "", []string{"keystore pass is not a Web3 Secret Storage file"}},
 		{"renter --keystore key.json --passphrase-file pass", "", []string{"keystore key.json: wrong passphrase", "--passphrase-file"}},
 		{"provider --gpu sim --db p2.db --listen " + plain, "", []string{"--listen", "address already in use"}},
-		{"provider --gpu sim --db p2.db --min-deposit 0.001 --listen " + nobody, "", []string{"MinDeposit is 0.001", "begins with 0.00625"}},
 		{"provider --gpu sim --db p2.db --min-deposit 0.0000001 --listen " + nobody, "", []string{"MinDeposit", "more than the token's 6 decimals"}},
 		{"verify none.json --rpc " + w.URL, "", []string{"none.json: no such file"}},
 		{"verify pass --rpc http://" + nobody, "", []string{"RPC endpoint unreachable"}},
