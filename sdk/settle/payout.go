@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"sync"
 	"time"
 
@@ -63,13 +62,10 @@ const recallEvery = time.Hour
 func (s *Settler) Expect(t channel.Terms) {
 	s.payouts.mu.Lock()
 	defer s.payouts.mu.Unlock()
-	if s.payouts.waiting == nil {
-		s.payouts.waiting = make(map[purse]bool)
-	}
+	s.payouts.wait(purse{t.Payee, t.Token})
 	if s.payouts.own == nil {
 		s.payouts.own = make(map[purse]bool)
 	}
-	s.payouts.waiting[purse{t.Payee, t.Token}] = true
 	s.payouts.own[purse{t.Payee, t.Token}] = true
 }
 
@@ -108,13 +104,12 @@ func (s *Settler) purses(ctx context.Context) ([]purse, error) {
 		if err != nil {
 			return nil, err
 		}
-		if s.payouts.waiting == nil {
-			s.payouts.waiting = make(map[purse]bool)
-		}
 		for _, state := range states {
-			s.payouts.waiting[purseOf(state)] = true
+			s.payouts.wait(purseOf(state))
 		}
-		maps.Copy(s.payouts.waiting, s.payouts.own)
+		for p := range s.payouts.own {
+			s.payouts.wait(p)
+		}
 		s.payouts.loaded = s.now()
 	}
 	var waiting []purse
@@ -125,22 +120,30 @@ func (s *Settler) purses(ctx context.Context) ([]purse, error) {
 }
 
 // pay has the contract pay out what it set aside for a purse, if settling does not pay at once. The contract is asked
-// each time, so that a payout that somebody else made, or a re-org undid, is no matter.
+// each time, so that a payout that somebody else made, or a re-org undid, is no matter. The purse is taken off the list
+// before: what is set aside while this payout is under way puts it there again.
 func (s *Settler) pay(ctx context.Context, p purse) error {
 	s.payouts.paying.Lock()
 	defer s.payouts.paying.Unlock()
-	err := s.payout(ctx, p)
 	s.payouts.mu.Lock()
-	defer s.payouts.mu.Unlock()
+	delete(s.payouts.waiting, p)
+	s.payouts.mu.Unlock()
+	err := s.payout(ctx, p)
 	if err == nil {
-		delete(s.payouts.waiting, p)
 		return nil
 	}
-	if s.payouts.waiting == nil {
-		s.payouts.waiting = make(map[purse]bool)
-	}
-	s.payouts.waiting[p] = true
+	s.payouts.mu.Lock()
+	defer s.payouts.mu.Unlock()
+	s.payouts.wait(p)
 	return fmt.Errorf("what was settled for %s in token %s is not paid out yet: %w", p.payee, p.token, err)
+}
+
+// wait has a purse looked into at the next pass. The lock is held.
+func (o *payouts) wait(p purse) {
+	if o.waiting == nil {
+		o.waiting = make(map[purse]bool)
+	}
+	o.waiting[p] = true
 }
 
 func (s *Settler) payout(ctx context.Context, p purse) error {
