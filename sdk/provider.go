@@ -233,6 +233,9 @@ func (p *Provider) chainParts(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := txs.CheckGenesis(ctx, p.escrow.Backend()); err != nil {
+		return err
+	}
 	supported, err := p.token.SupportsAuthorization(ctx)
 	if err != nil {
 		return err

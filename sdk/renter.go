@@ -164,13 +164,16 @@ func NewRenter(ctx context.Context, config RenterConfig) (*Renter, error) {
 		return nil, err
 	}
 	r.store = rentalStore{r.db}
-	if err := r.store.keepDecimals(ctx, backend, r.token); err != nil {
-		return nil, errors.Join(err, r.db.Close())
-	}
-	if err := r.let.recall(ctx, r.store); err != nil {
-		return nil, errors.Join(err, r.db.Close())
-	}
 	outbox, err := chain.OpenStore(ctx, r.db)
+	if err == nil {
+		err = outbox.CheckGenesis(ctx, backend)
+	}
+	if err == nil {
+		err = r.store.keepDecimals(ctx, backend, r.token)
+	}
+	if err == nil {
+		err = r.let.recall(ctx, r.store)
+	}
 	if err != nil {
 		return nil, errors.Join(err, r.db.Close())
 	}

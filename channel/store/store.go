@@ -251,6 +251,9 @@ func (db *DB) Close() error {
 	return err
 }
 
+// Path is the file, or where the server is, without a password.
+func (db *DB) Path() string { return db.path }
+
 // View returns the database for reading. What it reads is committed. Writes
 // through it fail.
 func (db *DB) View() *sqlx.DB { return db.reader }

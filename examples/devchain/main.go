@@ -1,7 +1,7 @@
 // Command devchain is a chain to try the other programs on. It lasts as long as
 // the program runs, and has the escrow, a test token, stand-ins for x402's
-// contracts, and two accounts with coin and tokens, whose keys everybody knows.
-// What they need to know of it is in a file that a shell can source.
+// contracts, two accounts with coin and tokens, whose keys everybody knows, and a
+// directory for databases. What they need to know of it is in a file that a shell can source.
 package main
 
 import (
@@ -42,8 +42,13 @@ func run(ctx context.Context) error {
 	if err := chain.Fund(ctx, crypto.PubkeyToAddress(renter.PublicKey), nil, *uint256.NewInt(purse)); err != nil {
 		return err
 	}
-	env := fmt.Sprintf("export GPUPAY_RPC=%s\nexport GPUPAY_ESCROW=%s\nexport GPUPAY_TOKEN=%s\nexport PROVIDER_KEY=%x\nexport RENTER_KEY=%x\n",
-		chain.URL, chain.Escrow, chain.Token, crypto.FromECDSA(provider), crypto.FromECDSA(renter))
+	dir, err := os.MkdirTemp("", "gpupay-devchain-") // databases that are of this chain end with it
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	env := fmt.Sprintf("export DEVCHAIN_DIR=%s\nexport GPUPAY_RPC=%s\nexport GPUPAY_ESCROW=%s\nexport GPUPAY_TOKEN=%s\nexport PROVIDER_KEY=%x\nexport RENTER_KEY=%x\n",
+		dir, chain.URL, chain.Escrow, chain.Token, crypto.FromECDSA(provider), crypto.FromECDSA(renter))
 	if err := os.WriteFile(*file, []byte(env), 0o600); err != nil {
 		return err
 	}

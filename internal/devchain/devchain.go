@@ -6,6 +6,7 @@ package devchain
 import (
 	"context"
 	"crypto/ecdsa"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"maps"
@@ -123,6 +124,8 @@ func simulate(alloc types.GenesisAlloc, port int) (sim *simulated.Backend, err e
 		rules.BogotaTime = nil // not released, and it quadruples the gas of everything
 		genesis := *e.Genesis
 		genesis.Config = &rules
+		genesis.ExtraData = make([]byte, 32)
+		rand.Read(genesis.ExtraData) // never fails; each chain is told from the one before it
 		e.Genesis = &genesis
 		n.HTTPHost, n.HTTPPort = "127.0.0.1", port
 		n.HTTPModules = []string{"eth", "net", "web3"}

@@ -133,6 +133,9 @@ func New(ctx context.Context, config Config) (*Tower, error) {
 		return nil, err
 	}
 	txs, err := chain.OpenStore(ctx, db)
+	if err == nil {
+		err = txs.CheckGenesis(ctx, t.escrow.Backend())
+	}
 	if err != nil {
 		return nil, errors.Join(err, db.Close())
 	}

@@ -1,0 +1,68 @@
+package sdk_test
+
+import (
+	"errors"
+	"log/slog"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/devchain"
+	"github.com/gpupay/gpupay/metering/sim"
+	"github.com/gpupay/gpupay/sdk"
+	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/tower"
+)
+
+// A chain that was started anew has the id, the contracts' addresses and the accounts of the one before. Each program refuses a
+// database from that, names it, and goes on with it where the chain is the same.
+func TestChainStartedAnew(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	quiet := slog.New(slog.DiscardHandler)
+	type closer interface{ Close() error }
+	programs := map[string]func(*devchain.Chain) (closer, error){
+		"provider.db": func(c *devchain.Chain) (closer, error) {
+			return sdk.NewProvider(t.Context(), sdk.ProviderConfig{Backend: c.Backend, Escrow: c.Escrow, Token: c.Token, Key: channel.NewKey(c.Keys[0]),
+				Database: filepath.Join(dir, "provider.db"), PricePerGPUHour: "36.00", Source: sim.New(1, sim.Options{}), ClockTolerance: time.Hour, Log: quiet})
+		},
+		"renter.db": func(c *devchain.Chain) (closer, error) {
+			return sdk.NewRenter(t.Context(), sdk.RenterConfig{Backend: c.Backend, Token: c.Token, Key: channel.NewKey(c.Keys[1]),
+				Database: filepath.Join(dir, "renter.db"), Log: quiet, Caps: sdk.Caps{PricePerGPUHour: "40.00", PerLease: "1", PerDay: "1", PerPayee: "1"}})
+		},
+		"tower.db": func(c *devchain.Chain) (closer, error) {
+			return tower.New(t.Context(), tower.Config{Backend: c.Backend, Escrow: c.Escrow, Key: channel.NewKey(c.Keys[2]),
+				Database: filepath.Join(dir, "tower.db"), Tokens: map[common.Address]string{c.Token: "0.01"}, Log: quiet})
+		},
+	}
+	var chains []*devchain.Chain
+	for range 2 {
+		c, err := devchain.Start(t.Context(), devchain.Options{Manual: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		chains = append(chains, c)
+	}
+	if chains[0].Escrow != chains[1].Escrow || chains[0].Token != chains[1].Token {
+		t.Fatal("the chains differ in their addresses already")
+	}
+	for file, start := range programs {
+		for i, c := range []*devchain.Chain{chains[0], chains[1], chains[0]} {
+			program, err := start(c)
+			if err == nil {
+				err = errors.Join(program.Close())
+			}
+			switch other := c == chains[1]; {
+			case !other && err != nil:
+				t.Errorf("%s, start %d, on the chain that it is from: %v", file, i, err)
+			case other && (!errors.Is(err, chain.ErrChainID) || !strings.Contains(err.Error(), filepath.Join(dir, file)) || !strings.Contains(err.Error(), "--db") || strings.Contains(err.Error(), "\n")):
+				t.Errorf("%s on a chain that was started anew: %v", file, err)
+			}
+		}
+	}
+}
