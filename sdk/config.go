@@ -89,7 +89,7 @@ type ProviderConfig struct {
 	Tick           time.Duration // between readings; 1 s if zero
 	MaxGap         time.Duration // a longer interval is not billed; 3 s if zero, at least two of Tick
 	RecordEvery    time.Duration // between usage records; 5 s if zero
-	SuspendTimeout time.Duration // an unpaid lease ends after it; 5 min if zero
+	SuspendTimeout time.Duration // an unpaid lease ends after it, restarts included; 5 min if zero
 	CallTimeout    time.Duration // of an allocator's command; 30 s if zero
 	AliveEvery     time.Duration // between looks at whether what was allocated is alive, where the Allocator says (Liveness): dead time of as much is billed; 10 s if zero
 	Takeover       time.Duration // how long a gateway may be silent before others on its database take its leases; 10 s if zero

@@ -60,6 +60,7 @@ type lease struct {
 	records  *time.Timer            // wants the next record
 	patience *time.Timer            // ends it if it is still suspended then
 	since    time.Time              // of its suspension
+	earlier  time.Time              // when an earlier process suspended it; zero if none did
 
 	life context.Context // it goes on in the next process when this ends
 	wait *sync.WaitGroup // for it to have ended
@@ -490,8 +491,11 @@ func (l *lease) enforce(ctx context.Context) (stop bool, reason string) {
 			}
 			l.bear()
 		}
-		if l.since.IsZero() || l.unwritten() { // suspended by an earlier process; or it is our fault that nothing counts
+		if l.unwritten() { // it is our fault that nothing counts
 			l.bear()
+		}
+		if l.since.IsZero() { // suspended by an earlier process
+			l.bearSince(suspendedSince(l.earlier, time.Now(), l.deps.timing.suspendTimeout))
 		}
 		if time.Since(l.since) >= l.deps.timing.suspendTimeout {
 			return true, fmt.Sprintf("%s for %s", endedFor(why), l.deps.timing.suspendTimeout)
@@ -519,13 +523,30 @@ func endedFor(why string) string {
 }
 
 // bear has the lease end if it is still suspended when the renter's time is up.
-func (l *lease) bear() {
-	l.since = time.Now()
+func (l *lease) bear() { l.bearSince(time.Now()) }
+
+func (l *lease) bearSince(since time.Time) {
+	l.since = since
+	left := l.deps.timing.suspendTimeout - time.Since(since)
 	if l.patience == nil {
-		l.patience = time.AfterFunc(l.deps.timing.suspendTimeout, l.wake)
+		l.patience = time.AfterFunc(left, l.wake)
 		return
 	}
-	l.patience.Reset(l.deps.timing.suspendTimeout)
+	l.patience.Reset(left)
+}
+
+// suspendedSince is when a suspension began that an earlier process wrote down as
+// of then: its time goes on, so that a provider that starts often keeps no GPU for
+// who does not pay. A quarter of it is left whatever the clock says, since nobody
+// could pay while no process was there.
+func suspendedSince(then, now time.Time, timeout time.Duration) time.Time {
+	if then.IsZero() || then.After(now) {
+		return now
+	}
+	if latest := now.Add(-timeout * 3 / 4); then.Before(latest) {
+		return latest
+	}
+	return then
 }
 
 // limit is the most that may be owed: what is vouchered and the credit, and

@@ -69,13 +69,14 @@ type leaseRow struct {
 	Meter      string `db:"meter"`
 	StartedAt  int64  `db:"started_at"`
 	EndedAt    int64  `db:"ended_at"`
-	Owner      string `db:"owner"`    // the gateway that runs it, where several share the database
-	Term       int64  `db:"term"`     // grows with each change of owner
-	Sequence   int64  `db:"sequence"` // of the newest record
-	Stream     int64  `db:"stream"`   // the newest stream
-	Command    string `db:"command"`  // why another gateway wants it ended
-	Held       int64  `db:"held"`     // 1: ended, and its devices not taken back yet
-	Pending    string `db:"pending"`  // JSON of the record that is about to be signed; empty: none
+	Owner      string `db:"owner"`        // the gateway that runs it, where several share the database
+	Term       int64  `db:"term"`         // grows with each change of owner
+	Sequence   int64  `db:"sequence"`     // of the newest record
+	Stream     int64  `db:"stream"`       // the newest stream
+	Command    string `db:"command"`      // why another gateway wants it ended
+	Held       int64  `db:"held"`         // 1: ended, and its devices not taken back yet
+	Pending    string `db:"pending"`      // JSON of the record that is about to be signed; empty: none
+	Suspended  int64  `db:"suspended_at"` // unix nanoseconds; 0 where it is not
 }
 
 var leaseColumns = columns[leaseRow]()
@@ -181,10 +182,14 @@ func (s leaseStore) activate(ctx context.Context, id common.Hash, term int64, al
 	})
 }
 
+// setState has a lease in a state, for a reason. What is suspended for the same
+// reason as before has been since then.
 func (s leaseStore) setState(ctx context.Context, id common.Hash, term int64, state leaseState, reason string, endedAt int64) error {
 	return s.db.Update(ctx, func(tx *sqlx.Tx) error {
-		return own(id)(tx.ExecContext(ctx, tx.Rebind(`UPDATE leases SET state = ?, reason = ?, ended_at = ? WHERE id = ? AND term = ?`),
-			state, reason, endedAt, id.Hex(), term))
+		return own(id)(tx.ExecContext(ctx, tx.Rebind(`UPDATE leases SET suspended_at = CASE WHEN ? <> 'suspended' THEN 0
+			WHEN state = 'suspended' AND reason = ? AND suspended_at > 0 THEN suspended_at ELSE ? END,
+			state = ?, reason = ?, ended_at = ? WHERE id = ? AND term = ?`),
+			state, reason, time.Now().UnixNano(), state, reason, endedAt, id.Hex(), term))
 	})
 }
 

@@ -496,6 +496,9 @@ func (h *lessor) rebuild(ctx context.Context, row leaseRow, s channel.State, a A
 	if err == nil && l.remote == nil && forgets(s, l.owedBefore, last) {
 		l.muted.Store(true)
 	}
+	if err == nil && row.Suspended > 0 {
+		l.earlier = time.Unix(0, row.Suspended)
+	}
 	return l, err
 }
 

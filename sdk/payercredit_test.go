@@ -122,6 +122,60 @@ func TestPatienceBeginsAnew(t *testing.T) {
 	}
 }
 
+// TestPatienceOutlivesRestarts: a provider that starts often does not keep its GPUs for a renter that does not pay. What is left
+// of the time is at least a quarter, however wrong the clock is or was.
+func TestPatienceOutlivesRestarts(t *testing.T) {
+	now := time.Now()
+	for then, left := range map[time.Time]time.Duration{
+		{}:                                 time.Minute,
+		now:                                time.Minute,
+		now.Add(-10 * time.Second):         50 * time.Second,
+		now.Add(-24 * time.Hour):           15 * time.Second,
+		now.Add(24 * time.Hour):            time.Minute,
+		now.Add(-50 * time.Second):         15 * time.Second,
+		time.Unix(0, 1):                    15 * time.Second,
+		now.Add(-45 * time.Second):         15 * time.Second,
+		now.Add(-44900 * time.Millisecond): 15100 * time.Millisecond,
+	} {
+		if got := time.Minute - now.Sub(suspendedSince(then, now, time.Minute)); got != left {
+			t.Errorf("suspended at %s it has %s at %s, want %s", then, got, now, left)
+		}
+	}
+
+	r := newRig(t, func(c *ProviderConfig) { c.Credit, c.SuspendTimeout = time.Second, time.Hour })
+	lease := r.open(1, 100_000, "")
+	lease.status(leaseSuspended)
+	before := r.row(lease.lease.LeaseID)
+	waitFor(t, func() bool { // it is shown before it is stored
+		before = r.row(lease.lease.LeaseID)
+		return before.State == string(leaseSuspended)
+	})
+	if before.Suspended == 0 {
+		t.Fatal("nothing says on disk since when the lease is suspended")
+	}
+	for range 2 {
+		r.restart()
+		if row := r.row(lease.lease.LeaseID); row.State != before.State || row.Suspended != before.Suspended {
+			t.Fatalf("suspended at %d, and %s since %d after a restart", before.Suspended, row.State, row.Suspended)
+		}
+		l := r.provider.running(lease.terms.ID())
+		if l == nil {
+			t.Fatal("a suspended lease does not go on after a restart")
+		}
+		if !l.earlier.Equal(time.Unix(0, before.Suspended)) {
+			t.Errorf("the lease counts from %s, and was suspended at %d", l.earlier, before.Suspended)
+		}
+	}
+	lease.again()
+	s, err := r.provider.payee.State(t.Context(), lease.terms.ID())
+	if err != nil {
+		t.Fatal(err)
+	}
+	lease.pay(s.Spent.Uint64())
+	lease.status(leaseActive)
+	waitFor(t, func() bool { return r.row(lease.lease.LeaseID).Suspended == 0 })
+}
+
 // TestDebtorBeginsNoLeaseAnew: who owes the credit on a channel begins no other lease on that same channel, which would
 // have the GPUs in its hands until it is suspended, until it pays.
 func TestDebtorBeginsNoLeaseAnew(t *testing.T) {
