@@ -303,6 +303,10 @@ func least(a, b uint256.Int) uint256.Int {
 
 // match holds a voucher to the amount that comes next.
 func (d *x402Desk) match(ctx context.Context, r *x402Request, tab x402Tab) (x402Tab, error) {
+	tab, err := d.recalled(ctx, r, tab)
+	if err != nil {
+		return tab, err
+	}
 	expect := tab.charged
 	if r.payment.Payload.Type != x402.TypeRefund {
 		expect.Add(&expect, &r.route.most)
@@ -317,7 +321,14 @@ func (d *x402Desk) match(ctx context.Context, r *x402Request, tab x402Tab) (x402
 		}
 		expect.AddUint64(&expect, 1)
 	}
-	return tab, &corrective{tab: tab, expect: expect, got: r.voucher.Cumulative}
+	wrong, err := d.behind(ctx, r, tab)
+	if err != nil {
+		return tab, err
+	}
+	if wrong == nil {
+		wrong = &corrective{tab: tab, expect: expect, got: r.voucher.Cumulative}
+	}
+	return tab, wrong
 }
 
 // capable refuses what could not be served before anybody's money moves for it.

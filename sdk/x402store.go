@@ -36,6 +36,7 @@ type x402Channel struct {
 	Prepaid     uint256.Int // told as charged, cumulative; what of it is not used is credit
 	Reserved    uint256.Int // what may be charged at most until the next request, cumulative
 	RefundNonce uint256.Int
+	Asserted    uint256.Int // signed for by the payer as charged and not known here: see x402Desk.behind
 }
 
 // channel returns what is kept of a channel: zero if there is nothing.
@@ -44,16 +45,17 @@ func (s x402Store) channel(ctx context.Context, id common.Hash) (c x402Channel, 
 		Prepaid     string `db:"prepaid"`
 		Reserved    string `db:"reserved"`
 		RefundNonce string `db:"refund_nonce"`
+		Asserted    string `db:"asserted"`
 	}
 	db := s.db.View()
-	err = db.GetContext(ctx, &row, db.Rebind(`SELECT prepaid, reserved, refund_nonce FROM x402_channels WHERE channel = ?`), id.Hex())
+	err = db.GetContext(ctx, &row, db.Rebind(`SELECT prepaid, reserved, refund_nonce, asserted FROM x402_channels WHERE channel = ?`), id.Hex())
 	if errors.Is(err, sql.ErrNoRows) {
 		return c, nil
 	}
 	for _, field := range []struct {
 		text string
 		into *uint256.Int
-	}{{row.Prepaid, &c.Prepaid}, {row.Reserved, &c.Reserved}, {row.RefundNonce, &c.RefundNonce}} {
+	}{{row.Prepaid, &c.Prepaid}, {row.Reserved, &c.Reserved}, {row.RefundNonce, &c.RefundNonce}, {row.Asserted, &c.Asserted}} {
 		if err == nil {
 			err = field.into.SetFromDecimal(field.text)
 		}
@@ -198,6 +200,11 @@ func (s x402Store) answered(ctx context.Context, n x402Note, broken bool) error 
 // prepay raises what a channel was told as charged.
 func (s x402Store) prepay(ctx context.Context, id common.Hash, prepaid uint256.Int) error {
 	return s.db.Update(ctx, func(tx *sqlx.Tx) error { return s.set(tx, id, "prepaid", prepaid) })
+}
+
+// assert remembers what a payer's voucher says was charged.
+func (s x402Store) assert(ctx context.Context, id common.Hash, base uint256.Int) error {
+	return s.db.Update(ctx, func(tx *sqlx.Tx) error { return s.set(tx, id, "asserted", base) })
 }
 
 // x402Tab is a channel of x402 as a request finds it.
