@@ -51,8 +51,8 @@ type verifier struct {
 	terms  channel.Terms
 	checks []Check
 
-	// carried is what rounding left of the leases so far, in metering.Fractions: over
-	// x402 it is charged as soon as it makes a base unit.
+	// carried is what rounding left of the leases so far, in metering.Fractions: it is
+	// charged as soon as it makes a base unit.
 	carried uint64
 }
 
@@ -113,7 +113,7 @@ func (v *verifier) lease(l *BundleLease, before uint256.Int) (owed uint256.Int, 
 	if err != nil {
 		return l.OwedBefore.Int, false
 	}
-	if l.OwedBefore.Int != before && !v.carries(before, l.OwedBefore.Int) {
+	if !v.carries(before, l.OwedBefore.Int) {
 		err = fmt.Errorf("%w: it begins with %s owed, the lease before ended with %s", ErrBundle, l.OwedBefore.Dec(), before.Dec())
 	}
 	v.note(name+"start", fmt.Sprintf("%s owed before it", before.Dec()), err)
@@ -123,7 +123,7 @@ func (v *verifier) lease(l *BundleLease, before uint256.Int) (owed uint256.Int, 
 	}
 	failed := v.records(name, l, offer)
 	v.proofs(name, l)
-	if failed == nil && v.X402 != nil {
+	if failed == nil {
 		failed = v.carry(offer, l.Records[len(l.Records)-1])
 	}
 	return l.Records[len(l.Records)-1].Owed, err == nil && failed == nil

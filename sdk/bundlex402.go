@@ -28,27 +28,16 @@ func (v *verifier) offeredEscrow(offer wire.SignedOffer) wire.Address {
 
 // carry adds what a lease's final record leaves uncharged.
 func (v *verifier) carry(offer wire.SignedOffer, last metering.SignedRecord) error {
-	price, err := offerPrice(offer.Offer)
-	if err != nil || !last.Final {
-		return err
-	}
-	left, err := price.Fraction(last.Nanos)
+	left, err := uncharged(offer.Offer, last.Nanos, last.Final)
 	v.carried += left
 	return err
 }
 
 // carries reports whether what was carried explains that a lease begins with so much
 // more owed than the one before ended with, and takes it off.
-func (v *verifier) carries(before, begins uint256.Int) bool {
-	if v.X402 == nil || begins.Lt(&before) {
-		return false
-	}
-	var more uint256.Int
-	if more.Sub(&begins, &before); !more.IsUint64() || more.Uint64() > v.carried/metering.Fractions {
-		return false
-	}
-	v.carried -= more.Uint64() * metering.Fractions
-	return true
+func (v *verifier) carries(before, begins uint256.Int) (ok bool) {
+	v.carried, ok = carriesTo(before, begins, v.carried)
+	return ok
 }
 
 // claimed holds what was claimed to what was metered, and to the ceiling that the

@@ -80,10 +80,10 @@ func TestX402Bundle(t *testing.T) {
 	}
 }
 
-// TestCarriesOnlyWhatWasLeft: a lease over x402 may begin with so many base units more
-// than the one before ended with as rounding has left, once.
+// TestCarriesOnlyWhatWasLeft: a lease may begin with so many base units more than the
+// one before ended with as rounding has left, once.
 func TestCarriesOnlyWhatWasLeft(t *testing.T) {
-	v := &verifier{Bundle: &Bundle{X402: &BundleX402{}}, carried: 2*metering.Fractions + 5}
+	v := &verifier{carried: 2*metering.Fractions + 5}
 	amount := func(n uint64) uint256.Int { return *uint256.NewInt(n) }
 	for _, c := range []struct {
 		before, begins uint64
@@ -95,8 +95,5 @@ func TestCarriesOnlyWhatWasLeft(t *testing.T) {
 	}
 	if v.carried != 5 {
 		t.Errorf("%d parts are left", v.carried)
-	}
-	if v.X402 = nil; v.carries(amount(10), amount(10)) {
-		t.Error("our own channels carry nothing")
 	}
 }

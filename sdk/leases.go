@@ -28,6 +28,11 @@ func (p *Provider) start(ctx context.Context, s channel.State, offer wire.Signed
 			return nil, "", err
 		}
 	}
+	begins, carried, err := p.store.carry(ctx, s)
+	if err != nil {
+		return nil, "", err
+	}
+	s.Spent = begins
 	if err := errors.Join(p.canServe(ctx, s.ID, offer, gpus), p.canPay(s, offer, gpus)); err != nil {
 		return nil, "", err
 	}
@@ -37,7 +42,7 @@ func (p *Provider) start(ctx context.Context, s channel.State, offer wire.Signed
 	id, secret := randomHash(), randomHash().Hex()[2:]
 	row := leaseRow{
 		ID: id.Hex(), Channel: s.ID.Hex(), Offer: offer.Hash.Hex(), SecretHash: hashSecret(secret), GPUs: gpus,
-		Allocation: "{}", OwedBefore: s.Spent.Dec(), State: string(leaseAllocating), StartedAt: time.Now().UnixNano(),
+		Allocation: "{}", OwedBefore: begins.Dec(), Carried: int64(carried), State: string(leaseAllocating), StartedAt: time.Now().UnixNano(),
 	}
 	if p.replicas != nil {
 		row.Owner, row.Term = p.replicas.identity(), 1

@@ -77,6 +77,7 @@ type leaseRow struct {
 	Held       int64  `db:"held"`         // 1: ended, and its devices not taken back yet
 	Pending    string `db:"pending"`      // JSON of the record that is about to be signed; empty: none
 	Suspended  int64  `db:"suspended_at"` // unix nanoseconds; 0 where it is not
+	Carried    int64  `db:"carried"`      // what the leases before it were not charged, in metering.Fractions, less than one base unit
 }
 
 var leaseColumns = columns[leaseRow]()
@@ -151,8 +152,8 @@ func (s leaseStore) insert(ctx context.Context, row leaseRow) error {
 		}
 		row.StartedAt = max(row.StartedAt, before+1)
 		_, err = tx.NamedExecContext(ctx, `
-			INSERT INTO leases (id, channel, offer, secret_hash, gpus, allocation, owed_before, state, started_at, owner, term)
-			VALUES (:id, :channel, :offer, :secret_hash, :gpus, :allocation, :owed_before, :state, :started_at, :owner, :term)`, row)
+			INSERT INTO leases (id, channel, offer, secret_hash, gpus, allocation, owed_before, state, started_at, owner, term, carried)
+			VALUES (:id, :channel, :offer, :secret_hash, :gpus, :allocation, :owed_before, :state, :started_at, :owner, :term, :carried)`, row)
 		return err
 	})
 }

@@ -213,7 +213,9 @@ func (l *Rental) next(ctx context.Context) error {
 		if err := q.available(); err != nil {
 			return err
 		}
-		l.turnOver()
+		if err := l.turnOver(); err != nil {
+			return err
+		}
 		now := l.r.config.Clock.Now()
 		l.row.Asked, l.row.AskedBoot = &now, l.r.config.Clock.BootID()
 		if err := errors.Join(l.agree(q.Offer), l.save(ctx)); err != nil {
@@ -224,12 +226,20 @@ func (l *Rental) next(ctx context.Context) error {
 }
 
 // turnOver makes room in the books for the channel's next lease.
-func (l *Rental) turnOver() {
+func (l *Rental) turnOver() error {
+	if at := l.row.Checker; at != nil {
+		left, err := uncharged(l.offer.Offer, at.Nanos, at.Final)
+		if err != nil {
+			return err
+		}
+		l.row.Carried += left
+	}
 	l.row.Past = append(l.row.Past, pastLease{ID: l.row.Lease, Offer: l.row.Offer, Devices: l.row.Devices, OwedBefore: l.row.OwedBefore})
 	l.row.OwedBefore = l.owed()
 	l.row.Lease, l.row.Secret, l.row.Devices, l.row.Access, l.row.Ended = common.Hash{}, "", nil, nil, ""
 	l.row.Checker, l.checker, l.row.PastOffers = nil, nil, nil
 	l.demand = demand{}
+	return nil
 }
 
 // of is the records of one lease.
@@ -242,8 +252,18 @@ func of(lease common.Hash, records []metering.SignedRecord) (its []metering.Sign
 	return its
 }
 
-// knows reports whether what a lease begins with is what this database has, or no more than a voucher that it had forgotten.
-func (row *rentalRow) knows(lease wire.Lease) bool {
-	before := lease.OwedBefore.Int
-	return before == row.OwedBefore || before.Gt(&row.OwedBefore) && !before.Gt(&row.Recalled)
+// knows reports whether what a lease begins with is what this database has, with what the leases before were not charged, or no
+// more than a voucher that it had forgotten and the base unit that forgotten leases may have left. What of it is then still
+// carried is the second result.
+func (row *rentalRow) knows(lease wire.Lease) (carried uint64, ok bool) {
+	if carried, ok = carriesTo(row.OwedBefore, lease.OwedBefore.Int, row.Carried); ok {
+		return carried, true
+	}
+	if row.Recalled.IsZero() || row.Recalled.Lt(&row.OwedBefore) || lease.OwedBefore.Lt(&row.OwedBefore) {
+		return 0, false
+	}
+	if _, ok = carriesTo(row.Recalled, lease.OwedBefore.Int, metering.Fractions); ok || lease.OwedBefore.Lt(&row.Recalled) {
+		return metering.Fractions - 1, true
+	}
+	return 0, false
 }

@@ -217,6 +217,7 @@ func (l *Rental) begin(ctx context.Context, lease wire.Lease, document []byte) e
 		return l.dispute(ctx, err, document)
 	}
 	l.row.Lease, l.row.Secret, l.row.Devices, l.row.Access = lease.LeaseID, lease.Secret, lease.Devices, lease.Access
+	l.row.Carried, _ = l.row.knows(lease)
 	l.row.OwedBefore = lease.OwedBefore.Int
 	if err := l.startClock(); err != nil {
 		return l.dispute(ctx, fmt.Errorf("%w: %w", ErrGarbage, err), document)
@@ -241,7 +242,7 @@ func (l *Rental) judge(lease wire.Lease) error {
 			return fmt.Errorf("%w: a device is called %.60q", ErrGarbage, uuid)
 		}
 	}
-	if !l.row.knows(lease) {
+	if _, ok := l.row.knows(lease); !ok {
 		return fmt.Errorf("%w: the lease begins with %s owed, the channel owes %s", ErrDemand, lease.OwedBefore.Dec(), l.row.OwedBefore.Dec())
 	}
 	return nil

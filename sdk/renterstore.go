@@ -98,6 +98,8 @@ type rentalRow struct {
 
 	// Past are the channel's leases before this one.
 	Past []pastLease `json:"past,omitempty"`
+	// Carried is what they used and were not charged for, in metering.Fractions: the next lease is, once it makes a base unit.
+	Carried uint64 `json:"carried,omitempty"`
 	// Recalled is the newest voucher of ours that a provider showed and this database had forgotten.
 	Recalled uint256.Int `json:"recalled,omitzero"`
 	// Cancels numbers the close request that is being taken back, zero: none is.

@@ -1,0 +1,74 @@
+package sdk
+
+import (
+	"context"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// A lease is charged whole base units of its own time. What rounding leaves of it
+// is carried to the channel's next lease, which begins with a base unit more owed as
+// soon as the pieces make one: time costs the same in many leases as in one. Both
+// sides find the figure in the final records that both have.
+
+// carry is what a channel owes when its next lease begins, and what is left then of
+// what its leases before were not charged, in parts of which metering.Fractions make
+// a base unit. A channel that was charged more than its newest lease says has had
+// leases that the database forgot: nothing is carried from those that it knows.
+func (s leaseStore) carry(ctx context.Context, at channel.State) (begins uint256.Int, parts uint64, err error) {
+	row, ok, err := s.newest(ctx, at.ID)
+	if err != nil || !ok {
+		return at.Spent, 0, err
+	}
+	begins, parts, err = s.left(ctx, row)
+	if err != nil || begins.Lt(&at.Spent) {
+		return at.Spent, 0, err
+	}
+	begins.AddUint64(&begins, parts/metering.Fractions)
+	return begins, parts % metering.Fractions, nil
+}
+
+// left is what a channel owed when a lease on it ended, and what it was not charged.
+func (s leaseStore) left(ctx context.Context, row leaseRow) (owed uint256.Int, parts uint64, err error) {
+	last, err := s.last(ctx, common.HexToHash(row.ID))
+	if err != nil {
+		return owed, 0, err
+	}
+	if last == nil {
+		owed, err = channel.ParseAmount(row.OwedBefore)
+		return owed, uint64(row.Carried), err
+	}
+	offer, err := s.offer(ctx, last.OfferHash)
+	if err != nil {
+		return owed, 0, err
+	}
+	parts, err = uncharged(offer.Offer, last.Nanos, last.Final)
+	return last.Owed, parts + uint64(row.Carried), err
+}
+
+// uncharged is what rounding leaves of a lease that used nanos, in
+// metering.Fractions. Of a lease without a final record nothing is carried: one
+// side may have more of it than the other.
+func uncharged(offer wire.Offer, nanos uint64, final bool) (uint64, error) {
+	price, err := offerPrice(offer)
+	if err != nil || !final {
+		return 0, err
+	}
+	return price.Fraction(nanos)
+}
+
+// carriesTo reports whether a lease may begin with so much owed, where the records
+// before it say owed and parts were not charged, and what is left of these then. A
+// provider that has forgotten leases carries less.
+func carriesTo(owed, begins uint256.Int, parts uint64) (left uint64, ok bool) {
+	var more uint256.Int
+	if _, under := more.SubOverflow(&begins, &owed); under || !more.IsUint64() || more.Uint64() > parts/metering.Fractions {
+		return parts, false
+	}
+	return parts - more.Uint64()*metering.Fractions, true
+}

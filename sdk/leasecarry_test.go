@@ -1,0 +1,216 @@
+package sdk
+
+import (
+	"math/rand/v2"
+	"path/filepath"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/holiman/uint256"
+	"github.com/jmoiron/sqlx"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/internal/database"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// leaseBooks are one channel's books of both sides, as its session leases leave them.
+type leaseBooks struct {
+	*testing.T
+	store  leaseStore
+	renter *Rental
+	terms  channel.Terms
+	key    channel.Signer
+	count  int
+}
+
+func (b *leaseBooks) state() channel.State {
+	b.Helper()
+	s, err := b.store.db.Payee().Load(b.Context(), b.terms.ID())
+	if err != nil {
+		b.Fatal(err)
+	}
+	return s
+}
+
+// offer publishes an offer at a price.
+func (b *leaseBooks) offer(price metering.Price) wire.SignedOffer {
+	b.Helper()
+	o, err := wire.SignOffer(b.Context(), b.key, wire.Offer{Version: 1,
+		Escrow: wire.Address{1}, Token: wire.Address{2}, ChainID: 1, Payee: wire.Address(b.key.Address()), Meter: wire.Address(b.key.Address()),
+		Amount: wire.NewAmount(price.Amount), Unit: string(price.Unit), Credit: 100, Tick: 50, RecordEvery: 100, MaxGap: 1000,
+	})
+	if err == nil {
+		err = b.store.putOffer(b.Context(), o)
+	}
+	if err != nil {
+		b.Fatal(err)
+	}
+	return o
+}
+
+// lease is one that used so much; without a record at all where recorded is false.
+func (b *leaseBooks) lease(o wire.SignedOffer, nanos uint64, recorded bool) {
+	b.Helper()
+	ctx := b.Context()
+	begins, carried, err := b.store.carry(ctx, b.state())
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.count++
+	id := common.BigToHash(uint256.NewInt(uint64(b.count)).ToBig())
+	left, ok := b.renter.row.knows(wire.Lease{LeaseID: id, OwedBefore: wire.NewAmount(begins)})
+	if !ok {
+		b.Fatalf("lease %d begins with %s owed, the renter's records say %s and %d parts", b.count, begins.Dec(), b.renter.row.OwedBefore.Dec(), b.renter.row.Carried)
+	}
+	b.renter.row.Carried, b.renter.row.OwedBefore, b.renter.row.Lease, b.renter.offer = left, begins, id, o
+	if err := b.store.insert(ctx, leaseRow{ID: id.Hex(), Channel: b.terms.ID().Hex(), Offer: o.Hash.Hex(), OwedBefore: begins.Dec(), Carried: int64(carried),
+		State: string(leaseEnded), Allocation: "{}", GPUs: 1}); err != nil {
+		b.Fatal(err)
+	}
+	if recorded {
+		price, err := offerPrice(o.Offer)
+		if err != nil {
+			b.Fatal(err)
+		}
+		rec := metering.SignedRecord{Signature: make([]byte, 65), Record: metering.Record{
+			LeaseID: id, ChannelID: b.terms.ID(), OfferHash: o.Hash, Sequence: 1, Nanos: nanos, Final: true, OwedBefore: begins}}
+		if rec.Owed, err = (metering.Lease{Price: price, OwedBefore: begins}).Owed(nanos); err != nil {
+			b.Fatal(err)
+		}
+		if err := b.store.append(ctx, 0, rec, metering.State{}, nil); err != nil {
+			b.Fatal(err)
+		}
+		b.renter.row.Checker = &metering.CheckerState{Nanos: nanos, Owed: rec.Owed, Final: true}
+	}
+	if err := b.renter.turnOver(); err != nil {
+		b.Fatal(err)
+	}
+}
+
+// forget takes the newest lease out of the provider's books, as a restore does; what
+// the renter shows of it is charged.
+func (b *leaseBooks) forget() {
+	b.Helper()
+	s := b.state()
+	err := b.store.db.Update(b.Context(), func(tx *sqlx.Tx) error {
+		id := common.BigToHash(uint256.NewInt(uint64(b.count)).ToBig()).Hex()
+		_, err := tx.Exec(tx.Rebind(`DELETE FROM records WHERE lease = ?`), id)
+		if err == nil {
+			_, err = tx.Exec(tx.Rebind(`DELETE FROM leases WHERE id = ?`), id)
+		}
+		if err == nil && s.Spent.Lt(&b.renter.row.OwedBefore) {
+			err = b.store.db.Charge(tx, s.ID, b.renter.row.OwedBefore)
+		}
+		return err
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+}
+
+// TestTimeCostsTheSameInLeases: however a time is split into a channel's leases, at
+// whatever prices, it costs what it costs in one, but for what is less than a base
+// unit when the last of them ends. Both sides find the same, also where leases have no
+// record and where a provider has forgotten some: then it costs less.
+func TestTimeCostsTheSameInLeases(t *testing.T) {
+	random := rand.New(rand.NewPCG(14, 250))
+	for round := range 8 {
+		forgetful := round%2 == 1
+		db, err := database.Open(t.Context(), filepath.Join(t.TempDir(), strconv.Itoa(round)+".db"), "provider", providerMigrations, "migrations/provider")
+		if err != nil {
+			t.Fatal(err)
+		}
+		b := &leaseBooks{T: t, store: leaseStore{db: db}, terms: channel.Terms{Payer: common.Address{1}}, key: testKey(t), renter: &Rental{}}
+		if _, err := db.Payee().Create(t.Context(), channel.State{ID: b.terms.ID(), Terms: b.terms, Status: channel.Open, Deposit: channel.MaxAmount()}); err != nil {
+			t.Fatal(err)
+		}
+		unit := []metering.Unit{metering.Minute, metering.Hour}[round/2%2]
+		var parts uint256.Int // nanoseconds times price: what was used, exactly
+		for range 4 {
+			price := metering.Price{Amount: *uint256.NewInt(1 + random.Uint64N(1<<(1+random.IntN(12)))), Unit: unit}
+			o := b.offer(price)
+			for range 10 {
+				nanos, recorded := random.Uint64N(uint64(10*time.Second)), random.IntN(5) > 0
+				b.lease(o, nanos, recorded)
+				if recorded {
+					var used uint256.Int
+					parts.Add(&parts, used.Mul(&price.Amount, uint256.NewInt(nanos)))
+				}
+				if forgetful && random.IntN(6) == 0 {
+					b.forget()
+				}
+			}
+		}
+		b.lease(b.offer(metering.Price{Unit: unit}), 1, true) // what was carried to here
+		var whole uint256.Int
+		whole.Div(&parts, uint256.NewInt(unit.Nanos()))
+		if spent := b.state().Spent; spent.Gt(&whole) || !forgetful && spent != whole {
+			t.Errorf("round %d: %s is charged, in one lease it would be %s", round, spent.Dec(), whole.Dec())
+		}
+		if err := db.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestManyShortLeasesAreNotFree: at a price of one base unit for half a second, as
+// with a token of two decimals, leases of less than that are charged for their time
+// together; both sides' bundles hold together, and agree.
+func TestManyShortLeasesAreNotFree(t *testing.T) {
+	m := newMarket(t)
+	server := m.provider(t, func(c *ProviderConfig) { c.PricePerGPUHour = "0.0072" })
+	r := openRenter(t, m.renterConfig(t, m.payer))
+	l, err := r.Rent(t.Context(), server.URL, RentOptions{Deposit: "0.1", PayEvery: 50 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var used uint256.Int
+	for leases := 0; leases < 5 || used.Lt(uint256.NewInt(3)); leases++ {
+		time.Sleep(250 * time.Millisecond) // GPU time
+		if _, err := l.release(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := l.Reopen(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		records, err := r.Records(t.Context(), l.ID())
+		if err != nil {
+			t.Fatal(err)
+		}
+		var nanos uint64
+		for _, rec := range records {
+			if rec.Final {
+				nanos += rec.Nanos
+			}
+		}
+		if used, err = l.price.Charge(nanos); err != nil {
+			t.Fatal(err)
+		}
+		if l.row.OwedBefore != used {
+			t.Fatalf("%d leases used %d ns, which is %s base units; %s are charged", leases+1, nanos, used.Dec(), l.row.OwedBefore.Dec())
+		}
+	}
+	if _, err := l.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	payers, err := r.Export(t.Context(), l.ID())
+	if err != nil {
+		t.Fatal(err)
+	}
+	payees, err := server.Config.Handler.(*Provider).Export(t.Context(), l.ID())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, b := range []*Bundle{payers, payees} {
+		if err := Failures(VerifyBundle(t.Context(), b, m.Backend)); err != nil {
+			t.Errorf("kept by the %s: %v", b.Keeper, err)
+		}
+	}
+	if err := Failures(CompareBundles(payers, payees).Checks); err != nil {
+		t.Error(err)
+	}
+}
