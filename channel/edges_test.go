@@ -86,7 +86,7 @@ var errMislaid = errors.New("disk on fire")
 
 func (m mislaid) Create(ctx context.Context, s channel.PayerState, day string, allow func(channel.Budget) error) (channel.PayerState, error) {
 	return m.PayerStore.Create(ctx, s, day, func(b channel.Budget) error {
-		b.Locked = func() (payee, all uint256.Int, err error) { return payee, all, errMislaid }
+		b.Locked = func() (own, payee, all uint256.Int, err error) { return own, payee, all, errMislaid }
 		return allow(b)
 	})
 }

@@ -117,9 +117,10 @@ func (e *CapError) Error() string {
 type Budget struct {
 	Payee uint256.Int // signed for to the channel's payee, over all channels
 	Day   uint256.Int // signed for in the day asked for, to anyone
-	// Locked sums PayerState.Locked over the other channels of the token: those
-	// with the payee, and all. Only deposits ask for it.
-	Locked func() (payee, all uint256.Int, err error)
+	// Locked sums PayerState.Locked over the other channels of the token, those
+	// with the payee and all, and adds what Unseen counts today: own is of the
+	// channel itself. Only deposits ask for it.
+	Locked func() (own, payee, all uint256.Int, err error)
 }
 
 // PayerStore keeps a payer's channels and budget. Every method that changes
@@ -138,6 +139,8 @@ type PayerStore interface {
 	// Budget returns a channel, zero but for its id if it is not kept, and what
 	// Update would show for it.
 	Budget(ctx context.Context, t Terms, day string) (PayerState, Budget, error)
+	// Unseen keeps what Payer.Unseen counts in a day, once for each nonce.
+	Unseen(ctx context.Context, t Terms, nonce common.Hash, amount uint256.Int, day string) error
 	// Load returns one channel, or ErrUnknown.
 	Load(ctx context.Context, id common.Hash) (PayerState, error)
 	// List returns the channels of the given statuses, or all, in order of id.
@@ -223,6 +226,14 @@ func (p *Payer) Fund(ctx context.Context, id common.Hash, deposit uint256.Int) e
 		return p.Caps.fund(before, *s, spent)
 	})
 	return err
+}
+
+// Unseen has an authorization that was given away, and that ended at until without
+// the chain showing it, count in all caps as what is locked does until that UTC day
+// is over: who alone tells what the chain shows could deny a deposit that came, and
+// have another one signed in its place each time.
+func (p *Payer) Unseen(ctx context.Context, t Terms, nonce common.Hash, amount uint256.Int, until time.Time) error {
+	return p.Store.Unseen(ctx, t, nonce, amount, until.UTC().Format(time.DateOnly))
 }
 
 // Room returns the most that a channel may hold in all, whether it is kept or
@@ -417,13 +428,15 @@ func (c Caps) allow(id common.Hash, total, growth uint256.Int, spent Budget) err
 
 // beside are the caps, with what counts in each beside what a channel has locked.
 func (c Caps) beside(s PayerState, spent Budget) ([]capped, error) {
-	payee, all, err := spent.Locked()
+	own, payee, all, err := spent.Locked()
 	if err != nil {
 		return nil, err
 	}
+	cost := s.Cost()
+	own.Add(&own, &cost)
 	payee.Add(&payee, &spent.Payee) // no overflow: amounts have 96 bits
 	all.Add(&all, &spent.Day)
-	return []capped{{CapChannel, c.PerChannel, s.Cost()}, {CapPayee, c.PerPayee, payee}, {CapDay, c.PerDay, all}}, nil
+	return []capped{{CapChannel, c.PerChannel, own}, {CapPayee, c.PerPayee, payee}, {CapDay, c.PerDay, all}}, nil
 }
 
 // fund holds a deposit to the caps. What was at stake already needs no room again.

@@ -220,8 +220,7 @@ func (l *Rental) finishTopUp(ctx context.Context) error {
 		return transient{failed}
 	}
 	fault.Point(fault.TopUpSigned)
-	failed, stopped = l.beside(ctx, l.handIn(*l.row.TopUp))
-	if stopped != nil {
+	if failed, stopped = l.handIn(ctx); stopped != nil {
 		return stopped
 	}
 	seen, err := l.look(ctx, l.r.config.Confirmations)
@@ -248,29 +247,39 @@ func (l *Rental) finishTopUp(ctx context.Context) error {
 }
 
 // handIn gives the provider a top-up, which takes as long as its transaction. It has a challenge of its own: the
-// rental's changes meanwhile.
-func (l *Rental) handIn(payload wire.Payload) func(context.Context) error {
-	p, gpus, source := l.peer, l.row.GPUs, wire.Source(l.terms.ChainID, l.terms.Payer)
-	return func(ctx context.Context) error {
-		ctx, cancel := context.WithTimeout(ctx, chainTimeout)
-		defer cancel()
-		c, _, err := p.challenge(ctx, gpus)
-		if err != nil {
-			return err
+// rental's changes meanwhile. That the provider may have it is on disk before.
+func (l *Rental) handIn(ctx context.Context) (failed, stopped error) {
+	p, gpus, payload := l.peer, l.row.GPUs, *l.row.TopUp
+	ctx, cancel := context.WithTimeout(ctx, chainTimeout)
+	defer cancel()
+	var c wire.Challenge
+	failed, stopped = l.beside(ctx, func(ctx context.Context) (err error) {
+		c, _, err = p.challenge(ctx, gpus)
+		return err
+	})
+	if failed != nil || stopped != nil {
+		return failed, stopped
+	}
+	if l.row.give(payload.Authorization) {
+		if err := l.save(ctx); err != nil {
+			return err, nil
 		}
+	}
+	credential := wire.Credential{Challenge: c, Source: wire.Source(l.terms.ChainID, l.terms.Payer), Payload: payload}
+	return l.beside(ctx, func(ctx context.Context) error {
 		if payload.Authorization != nil { // signed before, and not to be handed out after a leave
 			if err := l.pledgeable(ctx); err != nil {
 				return err
 			}
 		}
-		resp, err := p.send(ctx, http.MethodPost, gpus, wire.Credential{Challenge: c, Source: source, Payload: payload}, nil)
+		resp, err := p.send(ctx, http.MethodPost, gpus, credential, nil)
 		if err != nil {
 			return err
 		}
 		defer resp.Body.Close()
 		_, err = p.body(resp)
 		return err
-	}
+	})
 }
 
 // arrived reports whether the chain had the top-up when it was seen. A receipt,

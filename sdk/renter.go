@@ -72,7 +72,9 @@ const Unlimited = "unlimited"
 
 // Caps are what a renter will put at stake, in units of the token ("2.50"). Each
 // must be said: "unlimited" lifts one. PricePerGPUHour cannot be lifted. What is
-// deposited, or signed to be deposited, counts until it is back or signed away.
+// deposited, or signed to be deposited, counts until it is back or signed away. With
+// one endpoint, a deposit that was signed and given away, and that it does not show
+// in time, counts until that day (UTC) is over.
 type Caps struct {
 	PricePerGPUHour string // a dearer offer is refused
 	PerLease        string // deposited and signed for in one rental
@@ -126,6 +128,7 @@ type RenterConfig struct {
 type Renter struct {
 	config  RenterConfig
 	backend chain.Backend // for reading: chain.Agreed
+	alone   bool          // it is one endpoint's word
 	token   *chain.Token
 	caps    renterCaps
 	db      *store.DB
@@ -238,6 +241,8 @@ func (r *Renter) connect(ctx context.Context) (backend chain.Backend, err error)
 		}
 	}
 	r.backend = chain.Agreed(backend)
+	_, several := backend.(*chain.Endpoints)
+	r.alone = !several
 	if r.config.ChainID != 0 {
 		if err := chain.CheckChainID(ctx, r.backend, r.config.ChainID); err != nil {
 			return nil, err

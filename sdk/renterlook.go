@@ -50,8 +50,9 @@ func (r *Renter) moment(ctx context.Context, confirmations uint64) (moment, erro
 type promise struct {
 	Nonce common.Hash `json:"nonce"`
 	Value uint256.Int `json:"value"`
-	Until uint64      `json:"until"` // unix seconds: the token refuses it from then on
-	Used  bool        `json:"used"`  // as of the newest look; a re-org may undo it
+	Until uint64      `json:"until"`           // unix seconds: the token refuses it from then on
+	Used  bool        `json:"used"`            // as of the newest look; a re-org may undo it
+	Given bool        `json:"given,omitempty"` // the provider may have it
 }
 
 // promised keeps an authorization in the books, before it is handed out.
@@ -60,6 +61,31 @@ func (row *rentalRow) promised(a *wire.Authorization) {
 		return
 	}
 	row.Promises = append(row.Promises, promise{Nonce: a.Nonce, Value: a.Value.Int, Until: a.ValidBefore.Uint64()})
+}
+
+// give marks an authorization before it is sent to the provider. It reports whether
+// that is new, and to be kept first.
+func (row *rentalRow) give(a *wire.Authorization) (fresh bool) {
+	for i, p := range row.Promises {
+		if a != nil && p.Nonce == a.Nonce && !p.Given {
+			row.Promises[i].Given, fresh = true, true
+		}
+	}
+	return fresh
+}
+
+// unseen has the caps go on counting what was given away and ended unused, where
+// one endpoint alone says that it is.
+func (l *Rental) unseen(ctx context.Context, now uint64) error {
+	for _, p := range l.row.Promises {
+		if !l.r.alone || p.Used || !p.Given || now < p.Until {
+			continue
+		}
+		if err := l.payer.Unseen(ctx, l.row.Terms, p.Nonce, p.Value, time.Unix(int64(p.Until), 0)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // outstanding is what signed authorizations may still move into the channel.
@@ -186,6 +212,9 @@ func (l *Rental) look(ctx context.Context, confirmations uint64) (sight, error) 
 		return s, err
 	}
 	l.row.Promises = promises
+	if err := l.unseen(ctx, uint64(at.time.Unix())); err != nil {
+		return s, err
+	}
 	l.row.retire(uint64(at.time.Unix()))
 	if s.there {
 		l.row.deposited(&s)

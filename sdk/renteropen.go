@@ -475,9 +475,13 @@ func (l *Rental) start(ctx context.Context, first *wire.Challenge) error {
 	if err != nil {
 		return err
 	}
+	given := l.row.give(l.row.Funding.Authorization)
 	if l.row.Asked == nil {
 		now := l.r.config.Clock.Now()
 		l.row.Asked, l.row.AskedBoot = &now, l.r.config.Clock.BootID()
+		given = true
+	}
+	if given {
 		if err := l.save(ctx); err != nil {
 			return err
 		}

@@ -218,12 +218,25 @@ func (b *buying) underWay(ctx context.Context) (bool, error) {
 		if err != nil {
 			return false, err
 		}
+		if err := b.x.unseen(ctx, b.terms, b.slate.Deposit); err != nil {
+			return false, err
+		}
 		if err := b.x.payer.Fund(ctx, b.id, view.Deposit); err != nil {
 			return false, err
 		}
 	}
 	b.slate.Deposit = nil
 	return false, b.save(ctx)
+}
+
+// unseen has the caps go on counting a deposit that ended without arriving, where
+// one endpoint alone says so.
+func (x *X402Client) unseen(ctx context.Context, t channel.Terms, d *x402.Deposit) error {
+	if !x.r.alone {
+		return nil
+	}
+	a := d.Authorization
+	return x.payer.Unseen(ctx, t, channel.DepositNonce(t.ID(), common.Hash(a.Salt)), d.Amount.Int, time.Unix(int64(a.ValidBefore), 0))
 }
 
 // over reports whether a time has passed on the chain, in a block with the wanted

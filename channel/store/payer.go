@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
@@ -27,6 +28,7 @@ const (
 		"status = ?, closed = ?, close_requested_at = ?, updated_at = ? WHERE id = ? AND signed <= ?"
 	lockedSelect = payerSelect + "WHERE token = ? AND id <> ? AND status <> ?"
 	budgetSelect = "SELECT amount FROM payer_budgets WHERE token = ? AND scope = ?"
+	unseenSelect = "SELECT scope, amount FROM payer_budgets WHERE token = ? AND scope LIKE ?"
 	budgetStart  = "INSERT INTO payer_budgets (token, scope, amount) VALUES (?, ?, ?) ON CONFLICT (token, scope) DO NOTHING"
 	budgetRaise  = "INSERT INTO payer_budgets (token, scope, amount) VALUES (?, ?, ?) " +
 		"ON CONFLICT (token, scope) DO UPDATE SET amount = excluded.amount WHERE payer_budgets.amount < excluded.amount"
@@ -126,6 +128,13 @@ func (p payerStore) Update(ctx context.Context, id common.Hash, day string, chan
 	return kept, nil
 }
 
+func (p payerStore) Unseen(ctx context.Context, t channel.Terms, nonce common.Hash, a uint256.Int, day string) error {
+	return p.db.Update(ctx, func(tx *sqlx.Tx) error {
+		_, err := tx.Exec(tx.Rebind(budgetRaise), t.Token, unseenScope(day)+t.Payee.Hex()+" "+t.ID().Hex()+" "+nonce.Hex(), amount(a))
+		return err
+	})
+}
+
 func (p payerStore) Load(ctx context.Context, id common.Hash) (channel.PayerState, error) {
 	s, err := loadPayer(ctx, p.db.reader, id)
 	return s, p.db.explain(err)
@@ -169,6 +178,7 @@ func savePayer(tx *sqlx.Tx, s channel.PayerState) error {
 
 func payeeScope(t channel.Terms) string { return "payee " + t.Payee.Hex() }
 func dayScope(day string) string        { return "day " + day }
+func unseenScope(day string) string     { return "unseen " + day + " " }
 
 // loadBudget reads what readBudget does, and on a server holds its rows: two
 // processes must not add to the same sum at once.
@@ -199,7 +209,7 @@ func readBudget(ctx context.Context, q querier, id common.Hash, t channel.Terms,
 			return channel.Budget{}, err
 		}
 	}
-	locked := func() (payee, all uint256.Int, err error) { return readLocked(ctx, q, id, t) }
+	locked := func() (own, payee, all uint256.Int, err error) { return readLocked(ctx, q, id, t, day) }
 	return channel.Budget{Payee: sums[0], Day: sums[1], Locked: locked}, nil
 }
 
@@ -216,11 +226,15 @@ func readAmount(ctx context.Context, q querier, t channel.Terms, scope string) (
 	return uint256.Int(a), err
 }
 
-// readLocked sums what the other channels of a token have locked.
-func readLocked(ctx context.Context, q querier, id common.Hash, t channel.Terms) (payee, all uint256.Int, err error) {
+// readLocked sums what the other channels of a token have locked, and what of a day
+// ended unseen.
+func readLocked(ctx context.Context, q querier, id common.Hash, t channel.Terms, day string) (own, payee, all uint256.Int, err error) {
+	if own, payee, all, err = readUnseen(ctx, q, id, t, day); err != nil {
+		return own, payee, all, err
+	}
 	var rows []payerRow
 	if err := sqlx.SelectContext(ctx, q, &rows, q.Rebind(lockedSelect), t.Token, id, uint8(channel.Finalized)); err != nil {
-		return payee, all, err
+		return own, payee, all, err
 	}
 	for _, r := range rows {
 		s := r.state()
@@ -230,7 +244,26 @@ func readLocked(ctx context.Context, q querier, id common.Hash, t channel.Terms)
 			payee.Add(&payee, &locked)
 		}
 	}
-	return payee, all, nil
+	return own, payee, all, nil
+}
+
+func readUnseen(ctx context.Context, q querier, id common.Hash, t channel.Terms, day string) (own, payee, all uint256.Int, err error) {
+	var rows []struct {
+		Scope  string `db:"scope"`
+		Amount amount `db:"amount"`
+	}
+	err = sqlx.SelectContext(ctx, q, &rows, q.Rebind(unseenSelect), t.Token, unseenScope(day)+"%")
+	for _, r := range rows {
+		sum := uint256.Int(r.Amount)
+		all.Add(&all, &sum)
+		if strings.Contains(r.Scope, t.Payee.Hex()) {
+			payee.Add(&payee, &sum)
+		}
+		if strings.Contains(r.Scope, id.Hex()) {
+			own.Add(&own, &sum)
+		}
+	}
+	return own, payee, all, err
 }
 
 // raiseBudget adds what a channel's cost grew by to its scopes. They do not fall

@@ -1,0 +1,218 @@
+package sdk
+
+import (
+	"context"
+	"math/big"
+	"net/http"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/ethereum/go-ethereum"
+
+	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/wire"
+	"github.com/gpupay/gpupay/sdk/wire/x402"
+)
+
+// stuckEndpoint is an endpoint that answers calls of contracts as of one block: of what was deposited since it shows nothing.
+type stuckEndpoint struct {
+	chain.Backend
+	at atomic.Pointer[big.Int] // nil: it tells the truth
+}
+
+func (f *stuckEndpoint) CallContract(ctx context.Context, msg ethereum.CallMsg, block *big.Int) ([]byte, error) {
+	if at := f.at.Load(); at != nil {
+		block = at
+	}
+	return f.Backend.CallContract(ctx, msg, block)
+}
+
+func (f *stuckEndpoint) freeze(t *testing.T) {
+	t.Helper()
+	head, err := f.BlockNumber(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.at.Store(new(big.Int).SetUint64(head))
+}
+
+// fromMidnight moves the clocks to shortly after the next midnight (UTC): a day of the caps begins.
+func (m *market) fromMidnight(t *testing.T) {
+	t.Helper()
+	now := m.now()
+	m.pass(t, now.UTC().Truncate(24*time.Hour).Add(24*time.Hour+time.Minute).Sub(now))
+}
+
+// spent is what has left the payer, base units.
+func (d *drawer) spent() uint64 {
+	balance, err := d.token.Balance(d.t.Context(), d.m.payerAddress())
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	return thousand - balance.Uint64()
+}
+
+func deniedCaps() map[string]Caps {
+	return map[string]Caps{
+		"PerLease": {PerLease: "1.2", PerDay: "100", PerPayee: "100"},
+		"PerDay":   {PerLease: "100", PerDay: "1.2", PerPayee: "100"},
+		"PerPayee": {PerLease: "100", PerDay: "100", PerPayee: "1.2"},
+	}
+}
+
+// TestDeniedTopUpsCountForTheDay: the only endpoint shows no top-up that the provider sends, and each authorization ends as if
+// unused. The caps hold for the day, also over a restart; the next day there is room again.
+func TestDeniedTopUpsCountForTheDay(t *testing.T) {
+	const cap = 1_200_000
+	for name, caps := range deniedCaps() {
+		t.Run(name, func(t *testing.T) {
+			m := newMarket(t)
+			m.fromMidnight(t)
+			d := newDrawerOf(t, m, func(o *wire.Offer) { o.Expires += 1000 * 3600 })
+			config := m.renterConfig(t, m.payer)
+			bad := &stuckEndpoint{Backend: m.Backend}
+			caps.PricePerGPUHour = config.Caps.PricePerGPUHour
+			config.Backend, config.Caps, config.ClockOff, config.Now = bad, caps, 10_000*time.Hour, m.now
+			r := openRenter(t, config)
+			l, err := r.Rent(t.Context(), d.server.URL, RentOptions{Deposit: "0.5", TopUp: "0.3", Gasless: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			d.terms = l.Terms()
+			d.submit(d.payloads()[0])
+			bad.freeze(t)
+			round := func() {
+				l.topped = time.Time{}
+				_ = l.topUp(t.Context())
+				for _, p := range d.payloads() {
+					d.submit(p)
+				}
+				m.pass(t, 2*authorizationTTL)
+			}
+			for i := range 8 {
+				if i == 4 {
+					l.detach()
+					if err := r.Close(); err != nil {
+						t.Fatal(err)
+					}
+					r = openRenter(t, config)
+					if l, err = r.Rental(t.Context(), d.terms.ID()); err != nil {
+						t.Fatal(err)
+					}
+				}
+				round()
+			}
+			today := d.spent()
+			if today > cap || today < 800_000 {
+				t.Errorf("%d were deposited in a day, the cap is %d", today, cap)
+			}
+			m.fromMidnight(t)
+			for range 3 {
+				round()
+			}
+			if got := d.spent(); got <= today || got > 2*cap {
+				t.Errorf("%d were deposited by the next day, and %d by the day before", got, today)
+			}
+		})
+	}
+}
+
+// TestDeniedOpensCountForTheDay: the same with a channel for each deposit.
+func TestDeniedOpensCountForTheDay(t *testing.T) {
+	const cap = 1_200_000
+	for name, caps := range deniedCaps() {
+		if name == "PerLease" {
+			continue // each is another one
+		}
+		t.Run(name, func(t *testing.T) {
+			m := newMarket(t)
+			m.fromMidnight(t)
+			d := newDrawerOf(t, m, func(o *wire.Offer) { o.Expires += 1000 * 3600 })
+			d.refuseOpen = true
+			config := m.renterConfig(t, m.payer)
+			bad := &stuckEndpoint{Backend: m.Backend}
+			caps.PricePerGPUHour = config.Caps.PricePerGPUHour
+			config.Backend, config.Caps, config.ClockOff, config.Now = bad, caps, 10_000*time.Hour, m.now
+			r := openRenter(t, config)
+			bad.freeze(t)
+			round := func() {
+				_, _ = r.Rent(t.Context(), d.server.URL, RentOptions{Deposit: "0.5", Gasless: true})
+				open, err := r.Rentals(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				var left []*Rental
+				for _, state := range open {
+					l, err := r.Rental(t.Context(), state.Channel)
+					if err != nil {
+						t.Fatal(err)
+					}
+					d.terms, left = l.Terms(), append(left, l)
+					for _, p := range d.payloads() {
+						d.submit(p)
+					}
+				}
+				m.pass(t, 2*authorizationTTL)
+				for _, l := range left {
+					if _, err := l.Leave(t.Context()); err != nil {
+						t.Error(err)
+					}
+				}
+			}
+			for range 5 {
+				round()
+			}
+			today := d.spent()
+			if today != 1_000_000 {
+				t.Errorf("%d were deposited in a day, the cap is %d", today, cap)
+			}
+			m.fromMidnight(t)
+			round()
+			if got := d.spent(); got <= today || got > 2*cap {
+				t.Errorf("%d were deposited by the next day, and %d by the day before", got, today)
+			}
+		})
+	}
+}
+
+// TestX402DeniedDepositsCountForTheDay: a server keeps each deposit back until it has ended, or the only endpoint says so. What
+// was signed for it stays within the caps for the day.
+func TestX402DeniedDepositsCountForTheDay(t *testing.T) {
+	for name, change := range map[string]func(*Caps){
+		"PerLease": func(c *Caps) { c.PerLease = "0.025" },
+		"PerDay":   func(c *Caps) { c.PerDay = "0.025" },
+		"PerPayee": func(c *Caps) { c.PerPayee = "0.025" },
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newStall(t, newX402Market(t))
+			s.fromMidnight(t)
+			caps := Caps{PricePerGPUHour: "1000", PerLease: "100", PerDay: "100", PerPayee: "100"}
+			change(&caps)
+			x := s.client(caps, stallOptions)
+			x.r.config.Now, x.payer.Now, x.r.config.ClockOff = s.now, s.now, 10_000*time.Hour
+			s.instead = func(_ *stall, w http.ResponseWriter, _ x402.PaymentPayload) bool {
+				w.WriteHeader(http.StatusBadGateway)
+				return true
+			}
+			signed := func(rounds int) int {
+				for range rounds {
+					_, _ = s.get(x)
+					s.pass(t, 10*time.Minute)
+				}
+				distinct := make(map[x402.Deposit]bool)
+				for _, p := range s.paid {
+					distinct[*p.Payload.Deposit] = true
+				}
+				return len(distinct)
+			}
+			if got := signed(6); got != 2 {
+				t.Errorf("%d deposits were signed in a day, there is room for 2", got)
+			}
+			s.fromMidnight(t)
+			if got := signed(6); got != 4 {
+				t.Errorf("%d deposits were signed in two days, there is room for 4", got)
+			}
+		})
+	}
+}
