@@ -37,6 +37,7 @@ type shareRow struct {
 	Version int64  `db:"version"`  // of it
 	State   string `db:"state"`    // of the lease
 	EndedAt int64  `db:"ended_at"` // unix seconds
+	Held    int64  `db:"held"`     // 1: what its node metered last is not taken over yet
 }
 
 // claimant is a lease that wants its share.
@@ -141,7 +142,7 @@ func (c *creditShares) end(ctx context.Context, lease common.Hash) error {
 // others leave.
 func (q claimant) portion(ctx context.Context, db sqlx.ExtContext, lock string, owing []channel.State) (p portion, err error) {
 	var rows []shareRow
-	err = sqlx.SelectContext(ctx, db, &rows, db.Rebind(`SELECT s.lease, s.channel, s.amount, s.told, s.version, l.state, l.ended_at
+	err = sqlx.SelectContext(ctx, db, &rows, db.Rebind(`SELECT s.lease, s.channel, s.amount, s.told, s.version, l.state, l.ended_at, l.held
 		FROM credit_shares s JOIN leases l ON l.id = s.lease WHERE s.payer = ? ORDER BY s.lease`+lock), q.payer.Hex())
 	if err != nil {
 		return p, err
@@ -166,8 +167,8 @@ func (q claimant) portion(ctx context.Context, db sqlx.ExtContext, lock string, 
 			continue
 		}
 		over := row.State == string(leaseEnded)
-		if over && time.Since(time.Unix(row.EndedAt, 0)) > q.lasts {
-			continue // what it left unpaid is in the books, as far as it was heard of
+		if over && row.Held == 0 && time.Since(time.Unix(row.EndedAt, 0)) > q.lasts {
+			continue // what it left unpaid is in the books, or given up
 		}
 		id := common.HexToHash(row.Channel)
 		if debt := debts[id]; debt.Gt(&amount) {
@@ -248,6 +249,9 @@ func (n *nodes) makeRoom(ctx context.Context, req AllocationRequest) (portion, e
 	}
 	need, err := price.Charge(uint64(req.GPUs) * uint64(4*n.p.config.Tick))
 	if err != nil {
+		return portion{}, err
+	}
+	if err := n.booked(ctx, req.channel); err != nil {
 		return portion{}, err
 	}
 	shares, q := n.p.deps.shares, claimantOf(req.LeaseID, req.channel.Terms, credit, req.offer.Credit)

@@ -103,7 +103,7 @@ func TestLeasesOnNodesShareTheCredit(t *testing.T) {
 }
 
 // TestCreditThatANodeHolds: a lease that ended while its node was cut off holds its part of the credit until the node has
-// heard of the end: another one begins only if it is paid in advance.
+// told what it metered: another one begins only if it is paid in advance, and then when that is paid.
 func TestCreditThatANodeHolds(t *testing.T) {
 	north := newOutpost(t)
 	south := north.southern()
@@ -123,6 +123,8 @@ func TestCreditThatANodeHolds(t *testing.T) {
 		t.Fatalf("a second credit: %s", resp.Status)
 	}
 	at.set(false, nil)
+	waitFor(t, func() bool { return first.row().Held == 0 })
+	first.pay(first.spent())
 	second := &tab{rig: r, key: r.payer, terms: terms}
 	waitFor(t, func() bool {
 		resp := second.comeBack(0)

@@ -960,8 +960,8 @@ func (l *lease) finish(life context.Context, req stopRequest) {
 // whoever takes it up in between, after a crash or on a full disk, neither meters
 // it without its devices nor leaves them with the renter.
 func (l *lease) expire(life context.Context, req stopRequest) {
-	ctx := context.WithoutCancel(life)
-	if !l.until(life, func() error { return l.concluded(ctx, req) }) {
+	ctx, asked := context.WithoutCancel(life), time.Now()
+	if !l.until(life, func() error { return l.concluded(ctx, req, asked) }) {
 		return
 	}
 	err := l.command(ctx, l.deps.allocator.Release)
@@ -978,8 +978,8 @@ func (l *lease) expire(life context.Context, req stopRequest) {
 	l.deps.ended(l)
 }
 
-// concluded has it on disk that the lease ends.
-func (l *lease) concluded(ctx context.Context, req stopRequest) error {
+// concluded has it on disk that the lease ends, and, where its node is still to say what it metered, until when that counts.
+func (l *lease) concluded(ctx context.Context, req stopRequest, asked time.Time) error {
 	var err error
 	if !l.muted.Load() {
 		err = l.conclude(ctx, req)
@@ -994,7 +994,7 @@ func (l *lease) concluded(ctx context.Context, req stopRequest) error {
 	case l.remote == nil && !l.muted.Load():
 		return nil // it is there with the final record
 	}
-	return l.deps.store.setState(ctx, l.id, l.term, leaseEnding, req.reason, 0)
+	return l.deps.store.setState(ctx, l.id, l.term, leaseEnding, req.reason, asked.Unix())
 }
 
 // until tries a write of the lease's end until it is on disk. It is false if that

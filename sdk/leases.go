@@ -193,6 +193,12 @@ func (r leaseRow) allocation() (Allocation, error) {
 	return a, err
 }
 
+// atNode reports whether a node meters the lease.
+func (r leaseRow) atNode() bool {
+	a, err := r.allocation()
+	return err == nil && a.Node != ""
+}
+
 // metered is where the meter was at the lease's newest record, signed or about to
 // be, and the record that is about to be.
 func (r leaseRow) metered(last *metering.SignedRecord) (*metering.State, *metering.Record, *pendingRecord, error) {

@@ -68,13 +68,13 @@ type leaseRow struct {
 	Reason     string `db:"reason"`
 	Meter      string `db:"meter"`
 	StartedAt  int64  `db:"started_at"`
-	EndedAt    int64  `db:"ended_at"`
+	EndedAt    int64  `db:"ended_at"`     // unix seconds
 	Owner      string `db:"owner"`        // the gateway that runs it, where several share the database
 	Term       int64  `db:"term"`         // grows with each change of owner
 	Sequence   int64  `db:"sequence"`     // of the newest record
 	Stream     int64  `db:"stream"`       // the newest stream
 	Command    string `db:"command"`      // why another gateway wants it ended
-	Held       int64  `db:"held"`         // 1: ended, and its devices not taken back yet
+	Held       int64  `db:"held"`         // 1: ended, and its devices not taken back yet, nor what its node metered last taken over
 	Pending    string `db:"pending"`      // JSON of the record that is about to be signed; empty: none
 	Suspended  int64  `db:"suspended_at"` // unix nanoseconds; 0 where it is not
 	Carried    int64  `db:"carried"`      // what the leases before it were not charged, in metering.Fractions, less than one base unit
@@ -194,16 +194,17 @@ func (s leaseStore) setState(ctx context.Context, id common.Hash, term int64, st
 	})
 }
 
-// setEnded ends a lease. Where its devices are held they are still to be taken
-// back.
+// setEnded ends a lease, at the time at which it was asked to, where that is on disk. Where its devices are held they are
+// still to be taken back, and what its node metered last is still to be taken over.
 func (s leaseStore) setEnded(ctx context.Context, id common.Hash, term int64, reason string, held bool) error {
 	flag := 0
 	if held {
 		flag = 1
 	}
 	return s.db.Update(ctx, func(tx *sqlx.Tx) error {
-		err := own(id)(tx.ExecContext(ctx, tx.Rebind(`UPDATE leases SET state = 'ended', reason = ?, ended_at = ?, held = ? WHERE id = ? AND term = ?`),
-			reason, time.Now().Unix(), flag, id.Hex(), term))
+		err := own(id)(tx.ExecContext(ctx, tx.Rebind(`UPDATE leases SET state = 'ended', reason = ?, held = ?,
+			ended_at = CASE WHEN state = 'ending' AND ended_at > 0 THEN ended_at ELSE ? END WHERE id = ? AND term = ?`),
+			reason, flag, time.Now().Unix(), id.Hex(), term))
 		if err != nil {
 			return err
 		}
@@ -319,7 +320,7 @@ func (s leaseStore) append(ctx context.Context, term int64, rec metering.SignedR
 		// First, so that whoever takes the lease over waits until the record stands.
 		query := `UPDATE leases SET meter = ?, sequence = ?, pending = '' WHERE id = ? AND term = ?`
 		if rec.Final { // in one step: nobody meters the lease on
-			query = `UPDATE leases SET meter = ?, sequence = ?, pending = '', state = 'ending' WHERE id = ? AND term = ?`
+			query = `UPDATE leases SET meter = ?, sequence = ?, pending = '', state = CASE WHEN state = 'ended' THEN state ELSE 'ending' END WHERE id = ? AND term = ?`
 		}
 		// Nor a hole, where the database was exchanged for an older one since the record was reserved.
 		done, err := tx.ExecContext(ctx, tx.Rebind(query+` AND sequence BETWEEN ? AND ?`), string(totals), int64(rec.Sequence),

@@ -303,7 +303,7 @@ func (h *lessor) takeUp(ctx context.Context) error {
 // given back, and to do so once more would take it from the next renter.
 func letAgain(row leaseRow, later []leaseRow) bool {
 	a, err := row.allocation()
-	if err != nil {
+	if err != nil || a.Node != "" { // a node takes back what is in this lease
 		return false
 	}
 	for _, other := range later {
@@ -322,6 +322,9 @@ func (h *lessor) recoverHeld(ctx context.Context) error {
 		return fmt.Errorf("devices that an ended lease still holds: %w", err)
 	}
 	for _, row := range rows {
+		if row.atNode() {
+			continue // nodes.collect asks for it
+		}
 		if err := h.recover(ctx, row); err != nil {
 			h.deps.log.Error("devices of an ended lease could not be taken back: it is tried again at the next start", "lease", row.ID, "error", err)
 		}
@@ -524,13 +527,17 @@ func (h *lessor) abandon(ctx context.Context, row leaseRow, reason string) error
 // giveBack ends a lease in the two steps of expire.
 func (h *lessor) giveBack(ctx context.Context, row leaseRow, a Allocation, reason string) error {
 	id := common.HexToHash(row.ID)
-	if err := h.store.setState(ctx, id, row.Term, leaseEnding, reason, 0); err != nil {
+	if err := h.store.setState(ctx, id, row.Term, leaseEnding, reason, cmp.Or(row.EndedAt, time.Now().Unix())); err != nil {
 		return err
 	}
-	if err := h.release(ctx, a); err != nil {
+	err := h.release(ctx, a)
+	if err != nil && a.Node == "" {
 		return err
 	}
-	return h.store.setEnded(ctx, id, row.Term, reason, false)
+	if err != nil {
+		h.deps.log.Warn("lease ends without its node, which is asked again", "lease", row.ID, "node", a.Node, "error", err)
+	}
+	return h.store.setEnded(ctx, id, row.Term, reason, err != nil)
 }
 
 // endSoon has a lease end, once, and does not wait for it.

@@ -27,6 +27,7 @@ type providerMetrics struct {
 	streams  prometheus.Gauge
 	vouchers *prometheus.CounterVec
 	problems *prometheus.CounterVec
+	forgone  prometheus.Counter
 }
 
 // leaseMetrics counts what is metered.
@@ -49,8 +50,9 @@ func newProviderMetrics(p *Provider) *providerMetrics {
 		streams:      prometheus.NewGauge(prometheus.GaugeOpts{Name: "gpupay_streams", Help: "Renters' open event streams."}),
 		vouchers:     prometheus.NewCounterVec(prometheus.CounterOpts{Name: "gpupay_vouchers_total", Help: "Vouchers with a right signature, by outcome."}, []string{"outcome"}),
 		problems:     prometheus.NewCounterVec(prometheus.CounterOpts{Name: "gpupay_refused_total", Help: "Requests refused, by problem."}, []string{"problem"}),
+		forgone:      prometheus.NewCounter(prometheus.CounterOpts{Name: "gpupay_forgone_leases_total", Help: "Leases at nodes whose last records were given up: their node was away for too long, or what it gave did not hold."}),
 	}
-	m.registry.MustRegister(m.streams, m.vouchers, m.problems, m.gpu, m.gaps, &moneyCollector{p: p})
+	m.registry.MustRegister(m.streams, m.vouchers, m.problems, m.forgone, m.gpu, m.gaps, &moneyCollector{p: p})
 	return m
 }
 

@@ -33,11 +33,29 @@ func (n *nodes) newRemote(row leaseRow, terms metering.Lease, name string, last 
 	if c == nil {
 		return nil, fmt.Errorf("node %q of lease %s is not among ProviderConfig.Nodes (%s)", name, terms.ID, n.names())
 	}
-	checker, err := metering.ResumeChecker(
-		metering.CheckerConfig{Lease: terms, Key: n.p.config.Meter, Tolerance: n.p.config.ClockTolerance},
-		checkedTo(last, terms, row.StartedAt))
+	config := metering.CheckerConfig{Lease: terms, Key: n.p.config.Meter, Tolerance: n.p.config.ClockTolerance}
+	if row.EndedAt > 0 {
+		config.Clock, config.Tolerance = stoppedClock{at: row.EndedAt + 1}, min(config.Tolerance, endTolerance)
+	}
+	checker, err := metering.ResumeChecker(config, checkedTo(last, terms, row.StartedAt))
 	return &remoteLease{node: c, checker: checker}, err
 }
+
+// endTolerance is what a lease may be billed beyond when it was asked to end, for each GPU: as the renter's own tolerance. The
+// beginning and the end are of the gateways' clocks, and what ran in between is of the node's.
+const endTolerance = 2 * time.Second
+
+// stoppedClock stands where a lease was asked to end: a checker that has it takes no record of more time than passed by then,
+// whatever the clock of the node says.
+type stoppedClock struct {
+	metering.Clock
+	at int64 // unix seconds
+}
+
+func (c stoppedClock) Now() metering.Instant {
+	return metering.Instant{Wall: c.at * int64(time.Second)}
+}
+func (stoppedClock) BootID() string { return "" }
 
 // checkedTo is the state of a checker that has seen a lease's records up to last.
 // startedAt is unix nanoseconds, before the node was asked to begin.
@@ -210,10 +228,8 @@ func (l *lease) collect(ctx context.Context, req stopRequest) error {
 	if err := l.remote.node.end(ctx, l.deps.timing.callTimeout, l.id, nodeEnd{Reason: req.reason}); err != nil {
 		return err
 	}
-	if _, _, err := l.exchange(ctx); err != nil {
-		return err
-	}
-	return l.deps.shares.end(ctx, l.id)
+	_, _, err := l.exchange(ctx)
+	return err
 }
 
 // meterAddress is whose signature usage records carry.

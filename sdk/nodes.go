@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/x509"
+	"database/sql"
 	"errors"
 	"fmt"
 	"slices"
@@ -139,16 +140,15 @@ func (n *nodes) run(ctx context.Context) error {
 				n.p.config.Log.Error("offer could not be renewed", "error", err)
 			}
 		}
-		if err := n.reconcile(ctx); err != nil && ctx.Err() == nil {
+		if err := errors.Join(n.reconcile(ctx), n.collect(ctx)); err != nil && ctx.Err() == nil {
 			n.p.config.Log.Warn("leases at nodes that have ended here", "error", err)
 		}
 	}
 	return ctx.Err()
 }
 
-// reconcile ends at the nodes what has ended here without them: the node was out
-// of reach, or this gateway was killed while one began. What is not in our
-// database at all is not ours to end.
+// reconcile ends at the nodes what has ended here and of which nothing is collected: this gateway was killed while one began,
+// or it was given up. What is not in our database at all is not ours to end.
 func (n *nodes) reconcile(ctx context.Context) error {
 	n.mu.Lock()
 	where := make(map[common.Hash]string)
@@ -164,7 +164,7 @@ func (n *nodes) reconcile(ctx context.Context) error {
 	}
 	rows, err := n.p.store.byIDs(ctx, ids)
 	for id, row := range rows {
-		if row.State == string(leaseEnded) {
+		if row.State == string(leaseEnded) && row.Held == 0 {
 			ended := n.link(where[id]).end(ctx, n.p.config.CallTimeout, id, nodeEnd{Reason: row.Reason, Closed: true})
 			if ended == nil {
 				ended = n.p.deps.shares.end(ctx, id)
@@ -182,6 +182,14 @@ func (c *nodeClient) end(ctx context.Context, timeout time.Duration, id common.H
 		return nil
 	}
 	return err
+}
+
+// answers reports whether a node did when it was asked last.
+func (n *nodes) answers(name string) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	_, ok := n.status[name]
+	return ok
 }
 
 // resting reports whether a node gets no new lease for now. n.mu is held.
@@ -303,17 +311,29 @@ func (n *nodes) Suspend(context.Context, Allocation) error { return nil }
 // Resume does nothing, for the same reason.
 func (n *nodes) Resume(context.Context, Allocation) error { return nil }
 
-// Release has the node take the devices back and forget about the lease. A node
-// that is out of reach hears of it when it is back (reconcile).
+// Release takes over what the node has metered of a lease that ends here, has it take the devices back and forget about the
+// lease, and gives its share of the credit back. A node that is out of reach is asked again (collect).
 func (n *nodes) Release(ctx context.Context, a Allocation) error {
+	if a.Node == "" {
+		return nil // none ever had it
+	}
 	c := n.link(a.Node)
-	if c == nil {
-		return nil
+	if c == nil || !n.answers(a.Node) {
+		return fmt.Errorf("node %s is out of reach: what it metered of lease %s is asked for when it is back", a.Node, a.LeaseID)
 	}
-	if err := c.end(ctx, n.p.config.CallTimeout, a.LeaseID, nodeEnd{Reason: "its gateway ends it", Closed: true}); err != nil {
-		n.p.config.Log.Warn("node is told later that a lease has ended", "node", a.Node, "lease", a.LeaseID, "error", err)
+	row, err := n.p.store.byID(ctx, a.LeaseID.Hex())
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return err
 	}
-	return nil
+	if err := n.takeOver(ctx, c, row); errors.Is(err, errUnfit) {
+		n.forgo(row, err)
+	} else if err != nil {
+		return err
+	}
+	if err := c.end(ctx, n.p.config.CallTimeout, a.LeaseID, nodeEnd{Reason: cmp.Or(row.Reason, "its gateway ends it"), Closed: true}); err != nil {
+		return err
+	}
+	return n.p.deps.shares.end(ctx, a.LeaseID)
 }
 
 // Adopt goes on with a lease, whoever began it: any gateway that has a link to

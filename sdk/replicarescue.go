@@ -26,6 +26,9 @@ func (r *replicas) sweep(ctx context.Context) error {
 	err = errors.Join(err, r.tidy(ctx))
 	stranded, failed := r.p.store.stranded(ctx)
 	for _, row := range stranded {
+		if row.atNode() {
+			continue // nodes.collect asks for it
+		}
 		failed = errors.Join(failed, r.recover(ctx, row))
 	}
 	return errors.Join(err, failed)

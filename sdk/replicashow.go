@@ -174,7 +174,7 @@ func (p *Provider) serving(ctx context.Context, s channel.State) (*lease, error)
 // follow shows a lease of another gateway.
 func (r *replicas) follow(ctx context.Context, row leaseRow, s channel.State) (*lease, error) {
 	id := common.HexToHash(row.ID)
-	fresh, err := r.image(ctx, row, s)
+	fresh, err := image(ctx, r.p, row, s)
 	if err != nil {
 		return nil, err
 	}
@@ -204,16 +204,16 @@ func (r *replicas) unfollow(l *lease) {
 }
 
 // image is a lease as the table has it.
-func (r *replicas) image(ctx context.Context, row leaseRow, s channel.State) (*lease, error) {
+func image(ctx context.Context, p *Provider, row leaseRow, s channel.State) (*lease, error) {
 	a, err := row.allocation()
 	if err != nil {
 		return nil, err
 	}
-	last, err := r.p.store.last(ctx, a.LeaseID)
+	last, err := p.store.last(ctx, a.LeaseID)
 	if err != nil {
 		return nil, err
 	}
-	l, err := r.p.rebuild(ctx, row, s, a, last)
+	l, err := p.rebuild(ctx, row, s, a, last)
 	if err != nil {
 		return nil, err
 	}

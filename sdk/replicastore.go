@@ -55,10 +55,19 @@ func (s leaseStore) stranded(ctx context.Context) (rows []leaseRow, err error) {
 	return rows, err
 }
 
-// stillHeld returns the ended leases whose devices could not be taken back.
+// stillHeld returns the ended leases whose devices could not be taken back. It is
+// asked once a second, and has an index.
 func (s leaseStore) stillHeld(ctx context.Context) (rows []leaseRow, err error) {
-	err = s.db.View().SelectContext(ctx, &rows, `SELECT `+leaseColumns+` FROM leases WHERE state = 'ended' AND held = 1 ORDER BY started_at`)
+	err = s.db.View().SelectContext(ctx, &rows, `SELECT `+leaseColumns+` FROM leases WHERE held = 1 ORDER BY started_at`)
 	return rows, err
+}
+
+// holds reports whether a lease of a channel is still held.
+func (s leaseStore) holds(ctx context.Context, channelID common.Hash) (bool, error) {
+	var n int
+	db := s.db.View()
+	err := db.GetContext(ctx, &n, db.Rebind(`SELECT COUNT(*) FROM leases WHERE held = 1 AND channel = ?`), channelID.Hex())
+	return n > 0, err
 }
 
 // silent is how long ago the gateway of a lease should have said that it lives.

@@ -1,0 +1,107 @@
+package sdk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// collectFor is how long after its end a lease waits for its node, which was out of reach, to say what it metered. Meanwhile
+// the payer's credit is without the lease's share, and no other lease begins on its channel; after it, what was not said is
+// given up.
+const collectFor = time.Hour
+
+// collect takes over what nodes metered of leases that ended here while they were out of reach, whichever gateway ended them,
+// and gives up what it waited for too long.
+func (n *nodes) collect(ctx context.Context) error {
+	rows, err := n.p.store.stillHeld(ctx)
+	for _, row := range rows {
+		a, bad := row.allocation()
+		if bad != nil || a.Node == "" {
+			continue // a gateway's own
+		}
+		failed := fmt.Errorf("node %s is out of reach", a.Node)
+		if n.answers(a.Node) {
+			failed = n.recover(ctx, row)
+		}
+		if failed != nil && n.now().Sub(time.Unix(row.EndedAt, 0)) > collectFor {
+			n.forgo(row, failed)
+			failed = errors.Join(n.p.store.setHeld(ctx, row.ID, 0), n.p.deps.shares.end(ctx, a.LeaseID))
+		}
+		if n.answers(a.Node) { // of the others it was said once
+			err = errors.Join(err, failed)
+		}
+	}
+	return err
+}
+
+// recover is the lessor's, at one gateway at a time.
+func (n *nodes) recover(ctx context.Context, row leaseRow) error {
+	if n.p.replicas != nil {
+		return n.p.replicas.recover(ctx, row)
+	}
+	return n.p.recover(ctx, row)
+}
+
+// forgo says that what a lease used is billed to nobody.
+func (n *nodes) forgo(row leaseRow, why error) {
+	n.p.metrics.forgone.Inc()
+	n.p.config.Log.Error("what a node metered of a lease is given up: it is billed to nobody", "lease", row.ID, "channel", row.Channel, "records", row.Sequence, "error", why)
+}
+
+// takeOver ends a lease at its node and has on disk, with their charges, its records that are not there yet, up to when it was
+// asked to end: what the node metered beyond that, before it heard so, is billed to nobody.
+func (n *nodes) takeOver(ctx context.Context, c *nodeClient, row leaseRow) error {
+	a, err := row.allocation()
+	if err != nil || a.Node == "" {
+		return nil // its renter never had it
+	}
+	last, err := n.p.store.last(ctx, a.LeaseID)
+	if err != nil || last != nil && last.Final {
+		return err
+	}
+	s, err := n.p.payee.State(ctx, common.HexToHash(row.Channel))
+	if err != nil {
+		return err
+	}
+	l, err := image(ctx, n.p, row, s)
+	if err != nil {
+		return err
+	}
+	var there nodeLease
+	if err := c.call(ctx, n.p.config.CallTimeout, "POST", "/leases/"+row.ID+"/end", nodeEnd{Reason: row.Reason}, &there); gone(err) {
+		return fmt.Errorf("%w: %w", errUnfit, err)
+	} else if err != nil {
+		return err
+	}
+	_, _, err = l.exchange(ctx)
+	if errors.Is(err, metering.ErrClock) {
+		n.p.config.Log.Warn("what a node metered of a lease after it was asked to end is billed to nobody", "lease", row.ID, "channel", row.Channel, "error", err)
+		err = nil
+	}
+	return err
+}
+
+// booked refuses a lease on a channel of which a node may still say what another one used: its charge would be lost in the
+// charges of this one.
+func (n *nodes) booked(ctx context.Context, s channel.State) error {
+	held, err := n.p.store.holds(ctx, s.ID)
+	if err != nil {
+		return err
+	}
+	now, err := n.p.payee.State(ctx, s.ID)
+	if err != nil {
+		return err
+	}
+	if held || now.Spent != s.Spent {
+		return wire.Unavailable.With("what the last lease on channel %s used is still to be heard from its GPUs' host: try again, or open another channel", s.ID)
+	}
+	return nil
+}

@@ -1,0 +1,231 @@
+package sdk
+
+import (
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/pgtest"
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// goesOn is until the node has metered more of a lease than a record says.
+func (o *outpost) goesOn(id common.Hash, nanos uint64) {
+	o.Helper()
+	waitFor(o.T, func() bool {
+		_, records := o.spooled(id)
+		return len(records) > 0 && records[len(records)-1].Nanos > nanos
+	})
+}
+
+// collected is that nothing of a lease is waited for any more, here or at its node.
+func (o *outpost) collected(r *rig, id common.Hash) bool {
+	o.Helper()
+	row, err := r.provider.store.byID(o.Context(), id.Hex())
+	if err != nil {
+		o.Fatal(err)
+	}
+	there, err := o.node.spool.open(o.Context())
+	if err != nil {
+		o.Fatal(err)
+	}
+	var shares int
+	if err := r.provider.db.View().Get(&shares, `SELECT COUNT(*) FROM credit_shares`); err != nil {
+		o.Fatal(err)
+	}
+	return row.Held == 0 && row.State == string(leaseEnded) && len(there) == 0 && shares == 0
+}
+
+// told is the newest record of a lease at its gateway: it and those before it are the node's, and the channel is charged what
+// it says.
+func (o *outpost) told(r *rig, id common.Hash) metering.SignedRecord {
+	o.Helper()
+	_, there := o.spooled(id)
+	here, err := r.provider.store.records(o.Context(), id, 0, 10_000)
+	if err != nil || len(here) == 0 || len(here) > len(there) {
+		o.Fatalf("the gateway has %d records, the node %d (%v)", len(here), len(there), err)
+	}
+	for i := range here {
+		if here[i].Record != there[i].Record {
+			o.Fatalf("record %d: %+v at the gateway, %+v at the node", i+1, here[i].Record, there[i].Record)
+		}
+	}
+	last := here[len(here)-1]
+	if s, err := r.provider.payee.State(o.Context(), last.ChannelID); err != nil || s.Spent != last.Owed {
+		o.Fatalf("charged %s, the last record says %s (%v)", s.Spent.Dec(), last.Owed.Dec(), err)
+	}
+	return last
+}
+
+// forgone is how many leases were given up.
+func (r *rig) forgone() string {
+	rec := httptest.NewRecorder()
+	r.provider.Metrics().ServeHTTP(rec, httptest.NewRequest("GET", "/metrics", nil))
+	_, text, _ := strings.Cut(rec.Body.String(), "\ngpupay_forgone_leases_total ")
+	count, _, _ := strings.Cut(text, "\n")
+	return count
+}
+
+// refused is that no lease begins on the channel for now.
+func (t *tab) refused() {
+	t.Helper()
+	if err := problemIn(wire.Unavailable, t.comeBack(t.accepted())); err != nil {
+		t.Errorf("a lease on a channel whose last one is not told yet: %v", err)
+	}
+}
+
+// TestReleasedWhileItsNodeIsAway: what a node metered before a release that it did not hear of is on disk and charged when it
+// is back, though the gateway was another process by then; until then its credit is taken, and no lease begins on its channel.
+func TestReleasedWhileItsNodeIsAway(t *testing.T) {
+	for _, closes := range []bool{false, true} {
+		name := "left open"
+		if closes {
+			name = "closed"
+		}
+		t.Run(name, func(t *testing.T) {
+			o := newOutpost(t)
+			south := o.southern()
+			r := newRig(t, quiet, o.link, func(c *ProviderConfig) {
+				c.Nodes = append(c.Nodes, NodeLink{Name: "south", URL: south.server.URL})
+				c.Credit = time.Minute
+			})
+			lease := r.open(1, 500_000, "")
+			id := lease.lease.LeaseID
+			first := lease.record()
+			o.set(true, nil)
+			o.goesOn(id, first.Nanos+uint64(time.Second))
+			last := lease.release()
+			if row := lease.row(); row.State != string(leaseEnded) || row.Held != 1 || last.Final {
+				t.Errorf("the lease is %s, held %d, and its last record is %+v", row.State, row.Held, last.Record)
+			}
+			if closes {
+				lease.close(last.Owed.Uint64())
+			} else {
+				lease.refused()
+			}
+			r.restart()
+			if !closes {
+				lease.refused()
+			}
+			o.set(false, nil)
+			waitFor(t, func() bool { return o.collected(r, id) })
+			newest := o.told(r, id)
+			if !newest.Owed.Gt(&last.Owed) {
+				t.Errorf("%s is charged, as when it ended", newest.Owed.Dec())
+			}
+			owing, err := r.provider.owing(t.Context(), lease.terms.Payer)
+			if err != nil || len(owing) != 1 {
+				t.Fatalf("the payer owes on %d channels: %v", len(owing), err)
+			}
+			if owed := owing[0].Owed(); owed != less(newest.Owed, owing[0].Settled) {
+				t.Errorf("the payer owes %s of %s", owed.Dec(), newest.Owed.Dec())
+			}
+			if !closes {
+				lease.attach(lease.comeBack(0))
+				if now := lease.record(); now.OwedBefore != newest.Owed {
+					t.Errorf("the next lease begins with %s owed, the last ended with %s", now.OwedBefore.Dec(), newest.Owed.Dec())
+				}
+			}
+		})
+	}
+}
+
+// TestAnyGatewayCollects: what was metered of a lease that ended at one gateway is heard by another.
+func TestAnyGatewayCollects(t *testing.T) {
+	o := newOutpost(t)
+	address := pgtest.URL(t)
+	change := []func(*ProviderConfig){quiet, o.link, func(c *ProviderConfig) { c.Database, c.Takeover, c.Credit = address, 20*time.Second, time.Minute }}
+	a := newRig(t, change...)
+	lease := a.open(1, 500_000, "")
+	id := lease.lease.LeaseID
+	first := lease.record()
+	o.set(true, nil)
+	o.goesOn(id, first.Nanos+uint64(time.Second))
+	last := lease.release()
+	a.shut()
+	b := rigOn(t, a.chain, func(*rig) *channel.Key { return a.payer }, change...)
+	c := rigOn(t, a.chain, func(*rig) *channel.Key { return a.payer }, change...)
+	o.set(false, nil)
+	waitFor(t, func() bool { return o.collected(b, id) })
+	if newest := o.told(c, id); !newest.Owed.Gt(&last.Owed) {
+		t.Errorf("%s is charged, as when it ended", newest.Owed.Dec())
+	}
+}
+
+// TestNothingIsBilledAfterARelease: a node that did not hear of it meters on, and of that nobody is charged more than the
+// time that the lease had until its renter gave it back.
+func TestNothingIsBilledAfterARelease(t *testing.T) {
+	o := newOutpost(t)
+	r := newRig(t, quiet, o.link, func(c *ProviderConfig) { c.Credit = time.Minute })
+	lease := r.open(1, 500_000, "")
+	id := lease.lease.LeaseID
+	lease.record()
+	o.set(true, nil)
+	last := lease.release()
+	row := lease.row()
+	most := uint64((row.EndedAt+1)*int64(time.Second)-row.StartedAt) + uint64(endTolerance)
+	o.goesOn(id, most+uint64(time.Second))
+	o.set(false, nil)
+	waitFor(t, func() bool { return o.collected(r, id) })
+	kept, err := r.provider.store.last(t.Context(), id)
+	if err != nil || kept.Nanos > most || kept.Nanos < last.Nanos || lease.spent() != owedIn(*kept) {
+		t.Errorf("%d ns are charged, the lease had %d (%v)", kept.Nanos, most, err)
+	}
+	if lost := r.forgone(); lost != "0" {
+		t.Errorf("%s leases are given up", lost)
+	}
+}
+
+// TestNodeThatDoesNotComeBack: after an hour its lease holds nobody's credit any more, this is said, and what it tells then
+// counts for nothing.
+func TestNodeThatDoesNotComeBack(t *testing.T) {
+	o := newOutpost(t)
+	r := newRig(t, quiet, o.link, func(c *ProviderConfig) { c.Credit = time.Minute })
+	lease := r.open(1, 500_000, "")
+	id := lease.lease.LeaseID
+	lease.record()
+	o.set(true, nil)
+	last := lease.release()
+	n := r.provider.nodes
+	later := func(d time.Duration) {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		n.now = func() time.Time { return time.Now().Add(d) }
+	}
+	later(collectFor / 2)
+	if _ = n.collect(t.Context()); lease.row().Held != 1 { // fails where it was not noticed yet that the node is away
+		t.Error("half of the time is over, and it is given up")
+	}
+	later(collectFor + time.Minute)
+	waitFor(t, func() bool { return lease.row().Held == 0 })
+	o.set(false, nil)
+	waitFor(t, func() bool { return o.collected(r, id) })
+	if got := lease.spent(); got != last.Owed.Uint64() {
+		t.Errorf("charged %d, when it ended %s", got, last.Owed.Dec())
+	}
+	if lost := r.forgone(); lost != "1" {
+		t.Errorf("%s leases are given up", lost)
+	}
+}
+
+// TestForgedLateRecords: what a node tells late is checked as what it tells in time.
+func TestForgedLateRecords(t *testing.T) {
+	o := newOutpost(t)
+	r := newRig(t, quiet, o.link, func(c *ProviderConfig) { c.Credit = time.Minute })
+	lease := r.open(1, 500_000, "")
+	id := lease.lease.LeaseID
+	first := lease.record()
+	o.set(true, nil)
+	o.goesOn(id, first.Nanos+uint64(time.Second))
+	last := lease.release()
+	o.set(false, forge(o, nil, func(rec *metering.SignedRecord) { rec.Owed.AddUint64(&rec.Owed, 1) }))
+	waitFor(t, func() bool { return o.collected(r, id) })
+	if got, lost := lease.spent(), r.forgone(); got != last.Owed.Uint64() || lost != "1" {
+		t.Errorf("charged %d of %s, %s leases are given up", got, last.Owed.Dec(), lost)
+	}
+}
