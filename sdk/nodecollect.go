@@ -100,7 +100,7 @@ func (n *nodes) booked(ctx context.Context, s channel.State) error {
 	if err != nil {
 		return err
 	}
-	if held || now.Spent != s.Spent {
+	if held || now.Spent.Gt(&s.Spent) {
 		return wire.Unavailable.With("what the last lease on channel %s used is still to be heard from its GPUs' host: try again, or open another channel", s.ID)
 	}
 	return nil
