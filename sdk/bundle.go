@@ -333,7 +333,7 @@ func (row rentalRow) exportLease(ctx context.Context, rentals rentalStore, b *Bu
 	b.Prepaid = wire.NewAmount(ahead)
 	leases := row.Past
 	if row.Lease != (common.Hash{}) {
-		leases = append(slices.Clone(leases), pastLease{row.Lease, row.Offer, row.Devices, row.OwedBefore})
+		leases = append(slices.Clone(leases), pastLease{ID: row.Lease, Offer: row.Offer, Devices: row.Devices, OwedBefore: row.OwedBefore})
 	}
 	records, err := rentals.records(ctx, b.Channel)
 	for _, l := range leases {

@@ -3,6 +3,7 @@ package sdk
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
@@ -87,7 +88,67 @@ func sendOnce(ctx context.Context, sender *chain.Sender, call chain.Call, confir
 // no voucher and no deposit is signed after it. Signing moves nothing. A top-up by
 // our own transaction that was sent before it, and is mined after the request,
 // takes the request back: sign another one then.
+//
+// The lease is given back to the provider at once, if that answers, since what it
+// serves from then on would be paid no more; a Run ends with channel.ErrClosing.
 func (l *Rental) SignLeave(ctx context.Context) (wire.LeaveRequest, error) {
+	request, err := l.signLeave(ctx)
+	if err != nil {
+		return request, err
+	}
+	if release, free := l.takeOverRun(ctx); free {
+		defer release()
+		defer l.detach()
+		l.giveBack(ctx)
+	}
+	return request, nil
+}
+
+// takeOverRun claims the rental from a Run, or where nothing goes on. A Close or a Leave that goes on ends the lease itself.
+func (l *Rental) takeOverRun(ctx context.Context) (release func(), free bool) {
+	l.mu.Lock()
+	runs := l.stop != nil
+	l.mu.Unlock()
+	if runs {
+		release, err := l.takeOver(ctx)
+		return release, err == nil
+	}
+	select {
+	case <-l.busy:
+		return func() { l.busy <- struct{}{} }, true
+	default:
+		return nil, false
+	}
+}
+
+// unpaid is channel.ErrClosing where payments were ended.
+func (l *Rental) unpaid(ctx context.Context) error {
+	paid, err := l.payer.State(context.WithoutCancel(ctx), l.id)
+	if err == nil && paid.Closed {
+		err = l.paidNoMore()
+	}
+	return err
+}
+
+// giveBack ends the lease of a channel that is paid no more, keeps its last record, and forgets a top-up that was not signed. A
+// provider that does not answer ends the lease when it sees the request to close, or when its credit is used.
+func (l *Rental) giveBack(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	defer cancel()
+	var err error
+	if l.checker != nil && l.row.Ended == "" {
+		var record json.RawMessage
+		if record, err = l.release(ctx); err == nil {
+			l.row.Ended = "it was given back: a leave is signed"
+			err = errors.Join(l.save(ctx), l.released(ctx, record))
+		}
+	}
+	if err = errors.Join(err, l.finishTopUp(ctx)); err != nil {
+		l.r.config.Log.Warn("a leave is signed, and the lease is not given back, or its last record or a top-up not known", "channel", l.id, "error", err)
+	}
+}
+
+func (l *Rental) signLeave(ctx context.Context) (wire.LeaveRequest, error) {
 	l.r.left.Store(l.id, true)
 	if err := l.endPayments(ctx); err != nil {
 		return wire.LeaveRequest{}, err
@@ -289,7 +350,7 @@ func (l *Rental) walkOut(ctx context.Context) error {
 func (l *Rental) nextExit(ctx context.Context, view channel.ChainView) (*exit, error) {
 	if view.CloseRequestedAt == 0 {
 		return &exit{"request the close", l.escrow.RequestCloseCall(l.row.Terms), func(ctx context.Context, relay Relay) error {
-			request, err := l.SignLeave(ctx)
+			request, err := l.signLeave(ctx)
 			if err != nil {
 				return err
 			}

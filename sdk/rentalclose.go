@@ -131,13 +131,8 @@ func (l *Rental) lastRecord(ctx context.Context) (lied, err error) {
 }
 
 func (l *Rental) wrapUp(ctx context.Context) error {
-	if l.row.Ended == "" {
-		secret := l.row.Secret
-		err := l.reattach(ctx)
-		if secret != "" && l.row.Secret == "" { // refused: a proof does without it
-			err = l.reattach(ctx)
-		}
-		if err != nil && !isTransient(err) {
+	if l.row.Ended == "" || l.row.Secret != "" { // if that is refused, another lease was on the channel since
+		if err := l.reattach(ctx); err != nil && !isTransient(err) {
 			return err
 		}
 	}

@@ -71,7 +71,7 @@ func (l *Rental) payUpTo(ctx context.Context, target uint256.Int) (capped *uint2
 		voucher, err = l.payer.Pay(ctx, l.id, target)
 	}
 	if errors.Is(err, channel.ErrClosing) {
-		return nil, fmt.Errorf("channel %s: nothing is paid after a leave was signed or a close requested: leave it: %w", l.id, channel.ErrClosing)
+		return nil, l.paidNoMore()
 	}
 	if err != nil {
 		return nil, fmt.Errorf("channel %s: paying %s: %w", l.id, target.Dec(), err)
@@ -81,6 +81,10 @@ func (l *Rental) payUpTo(ctx context.Context, target uint256.Int) (capped *uint2
 	}
 	l.show(ctx)
 	return capped, nil
+}
+
+func (l *Rental) paidNoMore() error {
+	return fmt.Errorf("channel %s: nothing is paid after a leave was signed or a close requested: leave it: %w", l.id, channel.ErrClosing)
 }
 
 // tooSmall reports a step that the provider would refuse, or none at all.

@@ -22,6 +22,10 @@ type pastLease struct {
 	Offer      json.RawMessage `json:"offer"`
 	Devices    []string        `json:"devices"`
 	OwedBefore uint256.Int     `json:"owedBefore"`
+
+	// Heard is when its newest record came, on our clocks: the next lease began after it. Nil in older databases.
+	Heard     *metering.Instant `json:"heard,omitempty"`
+	HeardBoot string            `json:"heardBoot,omitempty"`
 }
 
 // Reopen takes back a close that was requested on the chain, by Leave or by who relayed what SignLeave signed, and begins
@@ -227,19 +231,31 @@ func (l *Rental) next(ctx context.Context) error {
 
 // turnOver makes room in the books for the channel's next lease.
 func (l *Rental) turnOver() error {
-	if at := l.row.Checker; at != nil {
-		left, err := uncharged(l.offer.Offer, at.Nanos, at.Final)
-		if err != nil {
-			return err
-		}
-		l.row.Carried += left
+	carried, err := l.carried()
+	if err != nil {
+		return err
 	}
-	l.row.Past = append(l.row.Past, pastLease{ID: l.row.Lease, Offer: l.row.Offer, Devices: l.row.Devices, OwedBefore: l.row.OwedBefore})
+	past := pastLease{ID: l.row.Lease, Offer: l.row.Offer, Devices: l.row.Devices, OwedBefore: l.row.OwedBefore}
+	if c := l.row.Checker; c != nil {
+		past.Heard, past.HeardBoot = &metering.Instant{Boot: c.Start.Boot + c.Elapsed, Mono: c.Start.Mono + c.Elapsed, Wall: c.Start.Wall + c.Elapsed}, c.BootID
+	}
+	l.row.Past = append(l.row.Past, past)
+	l.row.Carried = carried
 	l.row.OwedBefore = l.owed()
 	l.row.Lease, l.row.Secret, l.row.Devices, l.row.Access, l.row.Ended = common.Hash{}, "", nil, nil, ""
 	l.row.Checker, l.checker, l.row.PastOffers = nil, nil, nil
 	l.demand = demand{}
 	return nil
+}
+
+// carried is what the channel's leases used so far and were not charged for, in metering.Fractions.
+func (l *Rental) carried() (uint64, error) {
+	at := l.row.Checker
+	if at == nil {
+		return l.row.Carried, nil
+	}
+	left, err := uncharged(l.offer.Offer, at.Nanos, at.Final)
+	return l.row.Carried + left, err
 }
 
 // of is the records of one lease.

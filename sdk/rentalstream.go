@@ -204,9 +204,12 @@ func (l *Rental) begin(ctx context.Context, lease wire.Lease, document []byte) e
 		return l.save(ctx)
 	}
 	if l.row.Lease != (common.Hash{}) {
-		return l.replaced(ctx, lease)
+		return l.another(ctx, lease)
 	}
 	if err := l.recall(lease.OfferHash); err != nil {
+		return err
+	}
+	if err := l.catchUp(ctx, lease); err != nil {
 		return err
 	}
 	err := l.judge(lease)
@@ -264,13 +267,22 @@ func (l *Rental) startClock() error {
 }
 
 // replaced is a lease that we did not ask for: ours ended while we were away,
-// and attaching began another. Nobody uses it, so it is given back at once.
+// and attaching began another. Nobody uses it, so it is given back at once, and
+// paid if it was taken up.
 func (l *Rental) replaced(ctx context.Context, lease wire.Lease) error {
 	l.row.Secret = lease.Secret
 	l.row.Ended = "the provider ended the lease while nobody was attached"
 	err := l.save(ctx)
-	if _, releaseErr := l.release(ctx); releaseErr != nil {
-		l.r.config.Log.Warn("a lease that nobody asked for could not be given back: close the rental", "channel", l.id, "error", releaseErr)
+	record, failed := l.release(ctx)
+	if failed == nil && l.checker != nil && l.row.Lease == lease.LeaseID {
+		failed = l.released(ctx, record)
+	}
+	var lie *Dispute
+	if errors.As(failed, &lie) {
+		return errors.Join(err, failed)
+	}
+	if failed != nil {
+		l.r.config.Log.Warn("a lease that nobody asked for could not be given back: close the rental", "channel", l.id, "error", failed)
 	}
 	return err
 }

@@ -23,7 +23,15 @@ func leftDuring(t *testing.T, m *market, d *drawer, bad *badrpc.Endpoint, l *Ren
 		}
 	})
 	before, topUp = d.deposited(), make(chan error, 1)
-	go func() { topUp <- l.topUp(t.Context()) }()
+	go func() {
+		release, err := l.claim(t.Context()) // as Run does
+		if err != nil {
+			topUp <- err
+			return
+		}
+		defer release()
+		topUp <- l.topUp(t.Context())
+	}()
 	select {
 	case <-asked:
 	case err := <-topUp:

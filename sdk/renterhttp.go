@@ -14,6 +14,8 @@ import (
 	"time"
 	"unicode"
 
+	"github.com/ethereum/go-ethereum/common"
+
 	"github.com/gpupay/gpupay/sdk/internal/reach"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -48,10 +50,28 @@ func (r *Renter) peer(base string) (peer, error) {
 }
 
 // offer returns the provider's current offer as it is published.
-func (p peer) offer(ctx context.Context) ([]byte, error) {
+func (p peer) offer(ctx context.Context) ([]byte, error) { return p.offerAt(ctx, "/offer") }
+
+// pastOffer returns an offer that was published once, if it is what its hash says.
+func (p peer) pastOffer(ctx context.Context, hash common.Hash) (wire.SignedOffer, error) {
+	document, err := p.offerAt(ctx, "/offer/"+hash.Hex())
+	if err != nil {
+		return wire.SignedOffer{}, err
+	}
+	offer, err := wire.ParseOffer(document)
+	if err == nil && offer.Hash != hash {
+		err = fmt.Errorf("it has the hash %s", offer.Hash)
+	}
+	if err != nil {
+		return offer, fmt.Errorf("provider %s: %w: offer %s: %w", p.base, ErrOffer, hash, err)
+	}
+	return offer, nil
+}
+
+func (p peer) offerAt(ctx context.Context, path string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
-	resp, err := p.do(ctx, http.MethodGet, "/offer", nil)
+	resp, err := p.do(ctx, http.MethodGet, path, nil)
 	if err != nil {
 		return nil, err
 	}

@@ -64,6 +64,9 @@ func TestRenterFromBeforeItsCredit(t *testing.T) {
 		{"renter", "topped up", "closes"},
 		{"renter", "ended", "closes"},
 		{"renter", "settled", "closes"},
+		{"renter", "ended, another began", "closes"},
+		{"renter", "ended, another began", "runs"},
+		{"renter", "ended, another began", "reopens"},
 		{"renter", "closed", "closes"},
 		{"both", "ran on", "closes"},
 		{"both", "settled", "runs"},
@@ -113,6 +116,11 @@ func (p *pair) since(what string) {
 		}
 	case "ended":
 		err = p.provider.running(id).end(p.Context(), stopRequest{reason: "a test ends it"})
+	case "ended, another began":
+		if err = p.provider.running(id).end(p.Context(), stopRequest{reason: "a test ends it"}); err == nil {
+			err = errors.Join(p.rental.Run(p.Context()), p.rental.Reopen(p.Context()))
+			p.useUp()
+		}
 	case "settled":
 		err = p.provider.Settle(p.Context())
 	case "closed":
@@ -142,7 +150,12 @@ func (p *pair) checkPaid(since, then string) {
 			p.Errorf("another top-up: the deposit is %s, %v", rental.row.Deposit.Dec(), err)
 		}
 	}
-	if then == "runs" {
+	if then == "reopens" {
+		if err := rental.Reopen(ctx); err != nil {
+			p.Errorf("reopening: %v", err)
+		}
+	}
+	if then != "closes" {
 		done := background(ctx, rental)
 		eventually(p.T, "records", func() bool {
 			s := rental.Snapshot()

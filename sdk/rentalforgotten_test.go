@@ -1,0 +1,113 @@
+package sdk
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"net/http/httptest"
+	"testing"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// TestForgottenLeaseIsPaid: a lease of which nothing was paid yet is all that a restored renter has forgotten. It cannot tell
+// that from one that nobody asked for, gives it back, and pays what its records say.
+func TestForgottenLeaseIsPaid(t *testing.T) {
+	p := newPairWith(t, RentOptions{Deposit: "0.3", PayEvery: time.Hour}, generousCredit)
+	p.goOn(3)
+	id := p.rental.ID()
+	if err := p.provider.running(id).end(t.Context(), stopRequest{reason: "a test ends it"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.rental.Run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	old := p.copy()
+	first := p.rental.Snapshot()
+	if err := p.rental.Reopen(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	p.goOn(5)
+	if s := p.rental.Snapshot(); s.Paid != first.Paid || s.Lease == first.Lease {
+		t.Fatalf("nothing was to be paid of another lease: %+v", s)
+	}
+	p.down()
+	old.renter.restore(t)
+	p.up()
+	rental, err := p.renter.Resume(t.Context(), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if err := rental.Run(ctx); err != nil {
+		t.Errorf("Run: %v", err)
+	}
+	p.rental = rental
+	p.checkPaid("", "closes")
+}
+
+// TestForgottenOffer: an offer that a provider names for a lease counts if the channel's payee signed it and it is within the
+// caps; it may have ended meanwhile.
+func TestForgottenOffer(t *testing.T) {
+	m := newMarket(t)
+	v := newVillain(t, m, nil)
+	v.script = func(*plot) {}
+	config := m.renterConfig(t, m.payer)
+	config.Caps.PricePerGPUHour = "20"
+	r := openRenter(t, config)
+	l, err := r.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var document []byte
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(document) }))
+	t.Cleanup(server.Close)
+	if l.peer, err = r.peer(server.URL); err != nil {
+		t.Fatal(err)
+	}
+	for name, test := range map[string]struct {
+		change func(*wire.Offer)
+		want   error
+	}{
+		"ended":           {func(o *wire.Offer) { o.Expires = 1 }, nil},
+		"of a new price":  {func(o *wire.Offer) { o.Amount = wire.NewAmount(*uint256.NewInt(2 * villainPrice)) }, nil},
+		"too dear":        {func(o *wire.Offer) { o.Amount = wire.NewAmount(*uint256.NewInt(1e12)) }, ErrTooDear},
+		"another token":   {func(o *wire.Offer) { o.Token[0]++ }, ErrToken},
+		"another escrow":  {func(o *wire.Offer) { o.Escrow[0]++ }, ErrOffer},
+		"another chain":   {func(o *wire.Offer) { o.ChainID++ }, ErrOffer},
+		"a huge credit":   {func(o *wire.Offer) { o.Credit = 1e9 }, ErrOffer},
+		"seldom a record": {func(o *wire.Offer) { o.RecordEvery = time.Hour.Milliseconds() }, ErrOffer},
+	} {
+		t.Run(name, func(t *testing.T) {
+			changed := v.offer.Offer
+			test.change(&changed)
+			signed, err := wire.SignOffer(t.Context(), v.key, changed)
+			if err != nil {
+				t.Fatal(err)
+			}
+			document = signed.Document
+			offer, err := l.forgottenOffer(t.Context(), signed.Hash)
+			if !errors.Is(err, test.want) || err == nil && offer.Hash != signed.Hash {
+				t.Errorf("%v, want %v", err, test.want)
+			}
+			if _, err := l.forgottenOffer(t.Context(), common.Hash{1}); !errors.Is(err, ErrOffer) {
+				t.Errorf("under another hash: %v", err)
+			}
+		})
+	}
+	stranger := v.offer.Offer
+	stranger.Payee = wire.Address(m.payerAddress())
+	signed, err := wire.SignOffer(t.Context(), r.config.Key, stranger)
+	if err != nil {
+		t.Fatal(err)
+	}
+	document = signed.Document
+	if _, err := l.forgottenOffer(t.Context(), signed.Hash); !errors.Is(err, ErrOffer) {
+		t.Errorf("of another payee: %v", err)
+	}
+}
