@@ -85,58 +85,83 @@ const bootOverlap = time.Minute
 // their hosts' clocks or, over several boots, on the payee's wall clock, and boots
 // of one host that ran at once: it has one at a time.
 func billedTwice(spans []leaseSpan) error {
-	type boot struct{ uuid, id string }
-	boots, devices := make(map[boot][]leaseSpan), make(map[string][]leaseSpan)
-	var order []boot
-	var uuids []string
-	for _, s := range spans {
-		if devices[s.UUID] == nil {
-			uuids = append(uuids, s.UUID)
-		}
-		devices[s.UUID] = append(devices[s.UUID], s)
-		if !s.onHost() {
-			continue
-		}
-		b := boot{s.UUID, s.BootID}
-		if boots[b] == nil {
-			order = append(order, b)
-		}
-		boots[b] = append(boots[b], s)
-	}
 	var failed findings
-	for i, b := range order {
-		if s, found := tooMuch(boots[b]); found {
-			failed.add(fmt.Errorf("%w: %w: %s for %d ns between %d and %d of boot %q, in %s",
-				ErrBundle, ErrLetTwice, b.uuid, s.billed, s.from, s.to, b.id, leasesOf(boots[b], func(o leaseSpan) bool { return o.From < s.to && s.from < o.To })))
-		}
-		for _, other := range order {
-			if other.id != b.id || parentOf(boots[b]) != other.uuid {
-				continue
-			}
-			if s, found := tooMuch(slices.Concat(boots[b], boots[other])); found {
-				failed.add(fmt.Errorf("%w: %w: %s for %d ns between %d and %d of boot %q, in %s",
-					ErrBundle, ErrLetTwice, named(b.uuid, other.uuid), s.billed, s.from, s.to, b.id,
-					leasesOf(slices.Concat(boots[b], boots[other]), func(o leaseSpan) bool { return o.From < s.to && s.from < o.To })))
+	boots := grouped(spans, func(s leaseSpan) (ofDevice, bool) { return ofDevice{s.UUID, s.BootID}, s.onHost() })
+	for i, b := range boots {
+		failed.add(b.crowded(deviceSpans{ofDevice: b.ofDevice}))
+		parent := parentOf(b.spans)
+		for _, other := range boots {
+			if other.boot == b.boot && other.uuid == parent {
+				failed.add(b.crowded(other))
 			}
 		}
-		for _, other := range order[:i] {
-			if other.uuid != b.uuid {
-				continue
-			}
-			one, two := wallTime(boots[b]), wallTime(boots[other])
-			if both := min(one.to, two.to) - max(one.from, two.from); both > int64(bootOverlap) {
-				failed.add(fmt.Errorf("%w: %w: by the payee's wall clock %s ran for %s in boots %q and %q at once, or that clock was set back, in %s",
-					ErrBundle, ErrLetTwice, b.uuid, time.Duration(both), other.id, b.id, leasesOf(slices.Concat(boots[other], boots[b]), func(leaseSpan) bool { return true })))
+		for _, other := range boots[:i] {
+			if other.uuid == b.uuid {
+				failed.add(b.atOnce(other))
 			}
 		}
 	}
-	for _, uuid := range uuids {
-		if s, found := overBoots(devices[uuid]); found {
-			failed.add(fmt.Errorf("%w: %w: by the payee's wall clock %s was billed for %s of %s, or that clock was set back, in %s",
-				ErrBundle, ErrLetTwice, uuid, time.Duration(s.billed), time.Duration(s.to-s.from), leasesOf(devices[uuid], func(o leaseSpan) bool { return o.Since < s.to && s.from < o.Until })))
+	for _, d := range grouped(spans, func(s leaseSpan) (ofDevice, bool) { return ofDevice{uuid: s.UUID}, true }) {
+		if s, found := overBoots(d.spans); found {
+			failed.add(letTwice(d.spans, func(o leaseSpan) bool { return o.Since < s.to && s.from < o.Until },
+				"by the payee's wall clock %s was billed for %s of %s, or that clock was set back", d.uuid, time.Duration(s.billed), time.Duration(s.to-s.from)))
 		}
 	}
 	return failed.err()
+}
+
+// ofDevice is a device in one boot of its host, or in all of them.
+type ofDevice struct{ uuid, boot string }
+
+// deviceSpans is what was billed of it.
+type deviceSpans struct {
+	ofDevice
+	spans []leaseSpan
+}
+
+// grouped is spans by device, in the order in which they come first.
+func grouped(spans []leaseSpan, key func(leaseSpan) (ofDevice, bool)) (all []deviceSpans) {
+	at := make(map[ofDevice]int)
+	for _, s := range spans {
+		k, ok := key(s)
+		if !ok {
+			continue
+		}
+		i, known := at[k]
+		if !known {
+			i, at[k] = len(all), len(all)
+			all = append(all, deviceSpans{ofDevice: k})
+		}
+		all[i].spans = append(all[i].spans, s)
+	}
+	return all
+}
+
+// crowded is more billed on a host's clock than there was, of a device and of one that cannot be let beside it.
+func (b deviceSpans) crowded(rival deviceSpans) error {
+	spans := slices.Concat(b.spans, rival.spans)
+	s, found := tooMuch(spans)
+	if !found {
+		return nil
+	}
+	return letTwice(spans, func(o leaseSpan) bool { return o.From < s.to && s.from < o.To },
+		"%s for %d ns between %d and %d of boot %q", named(b.uuid, rival.uuid), s.billed, s.from, s.to, b.boot)
+}
+
+// atOnce is two boots of one host that ran at once, by more than its wall clock may be set back.
+func (b deviceSpans) atOnce(other deviceSpans) error {
+	one, two := wallTime(b.spans), wallTime(other.spans)
+	both := min(one.to, two.to) - max(one.from, two.from)
+	if both <= int64(bootOverlap) {
+		return nil
+	}
+	return letTwice(slices.Concat(other.spans, b.spans), func(leaseSpan) bool { return true },
+		"by the payee's wall clock %s ran for %s in boots %q and %q at once, or that clock was set back", b.uuid, time.Duration(both), other.boot, b.boot)
+}
+
+// letTwice is ErrLetTwice, of the leases of those spans that which picks.
+func letTwice(spans []leaseSpan, which func(leaseSpan) bool, format string, args ...any) error {
+	return fmt.Errorf("%w: %w: %s, in %s", ErrBundle, ErrLetTwice, fmt.Sprintf(format, args...), leasesOf(spans, which))
 }
 
 // parentOf is the GPU that a MIG slice was cut from, "" of a whole one.

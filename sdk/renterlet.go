@@ -311,14 +311,15 @@ func (d *letDevices) keep(payee common.Address, id common.Hash, spans []span) {
 func (d *letDevices) twice(payee common.Address, id common.Hash, spans []span, tolerance time.Duration) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	all, known := slices.Clone(spans), d.spans[payee][id]
+	all, known := slices.Clone(spans), slices.Clone(d.spans[payee][id])
 	for other, theirs := range d.spans[payee] {
 		if other != id {
 			all = append(all, theirs...)
 		}
 	}
 	for _, fresh := range spans {
-		if slices.Contains(known, fresh) {
+		if i := slices.Index(known, fresh); i >= 0 {
+			known = slices.Delete(known, i, i+1) // it stands for one: another lease's may equal it
 			continue
 		}
 		for _, rival := range rivals(all, fresh) {

@@ -436,3 +436,19 @@ func TestSliceOfAGPUThatIsLet(t *testing.T) {
 		})
 	}
 }
+
+// TestEqualSpansOfTwoLeases: a second lease of a channel that bills a GPU for exactly the same time is found, also where our
+// clock tells the two records nothing apart.
+func TestEqualSpansOfTwoLeases(t *testing.T) {
+	once := metering.DeviceEvidence{
+		Device: metering.Device{UUID: "GPU-1", BootID: "a"}, From: metering.Instant{Mono: 5 * second}, To: metering.Instant{Mono: 6 * second},
+		Nanos: metering.Nanos{Allocated: second}, Total: second,
+	}
+	record := letRecord{1, 0, 10 * second, once}
+	if err := billed([]letRecord{record}); err != nil {
+		t.Error(err)
+	}
+	if err := billed([]letRecord{record, record}); !errors.Is(err, ErrLetTwice) {
+		t.Errorf("billed twice: %v", err)
+	}
+}
