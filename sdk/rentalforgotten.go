@@ -10,6 +10,9 @@ import (
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
+// maxPast is from how many leases on a channel on no more are taken up that this database does not know: each is kept.
+const maxPast = 64
+
 // another is a lease beside the one that this database has, whose records are asked for from the first, checked and paid. Where
 // the provider has a voucher of ours that this database has lost, that is from before Reopen began the lease, which goes on. Else
 // nothing shows that anybody asked for it: it is given back. Of time, it may have used what the one before did not.
@@ -19,7 +22,7 @@ func (l *Rental) another(ctx context.Context, lease wire.Lease) error {
 		return err
 	}
 	after := rentalRow{OwedBefore: l.owed(), Carried: carried, Recalled: l.row.Recalled}
-	if _, ok := after.knows(lease); !ok {
+	if _, ok := after.knows(lease); !ok || len(l.row.Past) >= maxPast {
 		return l.replaced(ctx, lease)
 	}
 	offer, err := l.forgottenOffer(ctx, lease.OfferHash)
