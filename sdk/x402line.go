@@ -38,6 +38,7 @@ type line struct {
 
 type waiter struct {
 	amount   uint256.Int
+	told     bool // the line waited for this amount
 	admitted chan struct{}
 }
 
@@ -47,11 +48,12 @@ type waiter struct {
 type turn struct {
 	lines *lines
 	id    common.Hash
+	told  bool // the request brings the amount that the last one was told
 }
 
 // enter waits for its turn in the line of a channel.
 func (q *lines) enter(ctx context.Context, id common.Hash, amount uint256.Int) (turn, error) {
-	t := turn{q, id}
+	t := turn{lines: q, id: id}
 	q.mu.Lock()
 	if q.byID == nil {
 		q.byID = make(map[common.Hash]*line)
@@ -62,7 +64,7 @@ func (q *lines) enter(ctx context.Context, id common.Hash, amount uint256.Int) (
 		q.byID[id] = l
 	}
 	if !l.busy && (l.expect == nil || *l.expect == amount) {
-		l.admit()
+		t.told = l.admit()
 		q.mu.Unlock()
 		return t, nil
 	}
@@ -76,6 +78,7 @@ func (q *lines) enter(ctx context.Context, id common.Hash, amount uint256.Int) (
 	q.mu.Unlock()
 	select {
 	case <-w.admitted:
+		t.told = w.told
 		return t, nil
 	case <-ctx.Done():
 		q.abandon(t, w)
@@ -83,13 +86,15 @@ func (q *lines) enter(ctx context.Context, id common.Hash, amount uint256.Int) (
 	}
 }
 
-// admit begins a turn. The caller holds mu.
-func (l *line) admit() {
+// admit begins a turn, and reports whether the line waited for it. The caller holds mu.
+func (l *line) admit() (told bool) {
+	told = l.expect != nil
 	l.busy, l.expect = true, nil
 	if l.timer != nil {
 		l.timer.Stop()
 		l.timer = nil
 	}
+	return told
 }
 
 // abandon takes one that does not want to wait any longer out of the line.
@@ -139,7 +144,7 @@ func (q *lines) next(id common.Hash, l *line) {
 		if l.expect == nil || *l.expect == w.amount {
 			l.queue = append(l.queue[:i], l.queue[i+1:]...)
 			q.waiting--
-			l.admit()
+			w.told = l.admit()
 			close(w.admitted)
 			return
 		}

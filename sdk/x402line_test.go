@@ -141,3 +141,80 @@ func TestDebtIsCarried(t *testing.T) {
 		})
 	}
 }
+
+// TestOneCorrectionIsEnough: a stock client that is corrected while its lease uses up what was reserved, and asks again when
+// it has, is served: what the lease used meanwhile is charged with that request, within its amount.
+func TestOneCorrectionIsEnough(t *testing.T) {
+	for _, path := range []string{"/tick", "/lease", "refund"} {
+		t.Run(path, func(t *testing.T) {
+			r := newPayRig(t, func(c *ProviderConfig) { c.X402.Slack = 2 * time.Second })
+			r.provider.x402.lines.hold = time.Minute // however late the one that was corrected comes
+			b := r.buyer("/tick")
+			first := b.accept().Amount.Int
+			b.open(100_000)
+			if path == "/lease" {
+				b.path = path
+			}
+			one := b.fresh()
+			next := func() *x402.PaymentPayload { return one.payment(one.next()) }
+			if path == "refund" {
+				next = func() *x402.PaymentPayload { return one.refunding(0) }
+			}
+			for tries := 0; ; tries++ { // until it is told before the slack is used
+				one.charged = 0
+				if path == "refund" {
+					one.charged = 1
+				}
+				one.corrected(one.pay(next()))
+				if kept := b.kept(); kept.Spent.Uint64() == one.charged && r.provider.running(b.terms.ID()).state() == leaseActive {
+					break
+				}
+				if tries == 10 {
+					t.Skip("this machine is too slow to come before the slack is used")
+				}
+				one.again()
+			}
+			eventually(t, "the slack is used", func() bool { kept := b.kept(); return kept.Spent.Uint64() > one.charged })
+			told := one.charged
+			if path == "/lease" {
+				resp := one.pay(next())
+				if resp.StatusCode != http.StatusOK {
+					t.Fatalf("corrected twice: %s", resp.Status)
+				}
+				return
+			}
+			one.take(one.pay(next()))
+			if path == "refund" {
+				if used := b.used(); b.on().View.Settled != used || b.holds() != used.Uint64() {
+					t.Errorf("%s is used, the contract has %+v", used.Dec(), b.on().View)
+				}
+				return
+			}
+			if one.charged >= told+first.Uint64() {
+				t.Errorf("a request for %s was charged %d", first.Dec(), one.charged-told)
+			}
+			b.idle()
+			if kept := b.kept(); kept.Spent.Uint64() < one.charged {
+				t.Errorf("told %d, charged %s", one.charged, kept.Spent.Dec())
+			}
+		})
+	}
+}
+
+// TestNobodyIsToldAPublicAmount: where the amount that comes next is that of a voucher that was claimed, and so could be
+// anybody's, the client hears of the next one at once.
+func TestNobodyIsToldAPublicAmount(t *testing.T) {
+	r := newPayRig(t)
+	b := r.buyer("/tick")
+	b.open(100_000)
+	b.idle()
+	if _, err := r.provider.x402.book.Accept(t.Context(), b.voucher(b.next()).Voucher()); err != nil { // and then nothing was metered
+		t.Fatal(err)
+	}
+	if err := r.provider.Settle(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	one := b.fresh()
+	one.corrected(one.pay(one.payment(one.next())))
+	one.take(one.pay(one.payment(one.next())))
+}

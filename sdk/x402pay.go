@@ -31,6 +31,7 @@ type x402Request struct {
 	terms   channel.Terms
 	id      common.Hash
 	voucher channel.Voucher
+	told    bool // its voucher is over what the request before it was told
 	metered *meteredRoute
 	body    []byte       // of a metered request
 	seat    *reservation // of its GPUs, while its deposit is on its way
@@ -153,6 +154,7 @@ func (d *x402Desk) inTurn(w http.ResponseWriter, r *x402Request) (*x402Answer, e
 	if err != nil {
 		return nil, err
 	}
+	r.told = t.told
 	var expect *uint256.Int
 	defer func() { t.leave(expect) }()
 	ctx := context.WithoutCancel(r.Context())
@@ -301,34 +303,63 @@ func least(a, b uint256.Int) uint256.Int {
 	return a
 }
 
-// match holds a voucher to the amount that comes next.
+// match holds a voucher to the amount that comes next. A stock client is corrected
+// once and then gives up: so what it is told is no public voucher's amount, and is
+// taken though its lease went on meanwhile.
 func (d *x402Desk) match(ctx context.Context, r *x402Request, tab x402Tab) (x402Tab, error) {
 	tab, err := d.recalled(ctx, r, tab)
 	if err != nil {
 		return tab, err
 	}
+	if fits, err := d.stillFits(ctx, r, tab); err != nil {
+		return tab, err
+	} else if fits {
+		tab.charged = r.based()
+		return tab, nil
+	}
 	expect := tab.charged
 	if r.payment.Payload.Type != x402.TypeRefund {
 		expect.Add(&expect, &r.route.most)
 	}
-	if r.voucher.Cumulative == expect {
-		public, err := d.public(ctx, tab, r.voucher.Cumulative)
-		if err != nil || !public {
+	if r.voucher.Cumulative != expect {
+		if wrong, err := d.behind(ctx, r, tab); err != nil {
 			return tab, err
+		} else if wrong != nil {
+			return tab, wrong
 		}
+	}
+	public, err := d.public(ctx, tab, expect)
+	if err != nil {
+		return tab, err
+	}
+	if !public && r.voucher.Cumulative == expect {
+		return tab, nil
+	}
+	if public {
 		if tab, err = d.outdate(ctx, tab); err != nil {
 			return tab, err
 		}
 		expect.AddUint64(&expect, 1)
 	}
-	wrong, err := d.behind(ctx, r, tab)
-	if err != nil {
-		return tab, err
+	return tab, &corrective{tab: tab, expect: expect, got: r.voucher.Cumulative}
+}
+
+// stillFits reports whether a voucher over what its client was told pays for a window
+// of what is charged by now: a lease that used its slack up meanwhile is charged for
+// that with this request, within its amount.
+func (d *x402Desk) stillFits(ctx context.Context, r *x402Request, tab x402Tab) (bool, error) {
+	base := r.based()
+	if !r.told || r.metered != nil || !base.Lt(&tab.charged) || base.Lt(&tab.Settled) {
+		return false, nil
 	}
-	if wrong == nil {
-		wrong = &corrective{tab: tab, expect: expect, got: r.voucher.Cumulative}
+	if r.payment.Payload.Type != x402.TypeRefund {
+		cost, err := d.price.Charge(uint64(r.route.gpus) * uint64(d.x.Window))
+		if cost.Add(&cost, &tab.charged); err != nil || !cost.Lt(&r.voucher.Cumulative) {
+			return false, err
+		}
 	}
-	return tab, wrong
+	public, err := d.public(ctx, tab, r.voucher.Cumulative)
+	return !public, err
 }
 
 // capable refuses what could not be served before anybody's money moves for it.
