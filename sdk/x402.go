@@ -21,7 +21,8 @@ import (
 )
 
 // X402Config has a provider take payments of x402's scheme batch-settlement
-// beside its own. The zero value is usable.
+// beside its own. The zero value is usable. It needs a ProviderConfig.MaxGap of
+// 10 s at most.
 type X402Config struct {
 	// WithdrawDelay is how long a payer that takes its money back without asking
 	// must wait; whole seconds, 15 minutes to 30 days. Within it the provider must
@@ -69,6 +70,8 @@ func (c X402Config) check(p ProviderConfig) error {
 		return fmt.Errorf("provider: X402.Window (%s) is shorter than Tick (%s)", c.Window, p.Tick)
 	case c.Slack < 4*p.Tick:
 		return fmt.Errorf("provider: X402.Slack (%s) must be at least four ticks (%s): less suspends every lease at once", c.Slack, 4*p.Tick)
+	case p.MaxGap > maxLate:
+		return fmt.Errorf("provider: X402: MaxGap (%s) must be at most %s: whoever pays in advance takes no offer of readings that are later", p.MaxGap, maxLate)
 	case c.MaxTimeout < 2*authorizationMargin || c.MaxTimeout%time.Second != 0:
 		return fmt.Errorf("provider: X402.MaxTimeout (%s) must be whole seconds, at least %s: a deposit must be mined in it", c.MaxTimeout, 2*authorizationMargin)
 	case c.MaxReply < 0 || c.Line < 0 || c.Waiting < 0:

@@ -44,7 +44,7 @@ func (d *x402Desk) again(ctx context.Context, w http.ResponseWriter, r *x402Requ
 	if !r.repeats(note) && note.Kind != kindRefund {
 		return nil, nil
 	}
-	if public, err := d.public(ctx, tab, r.voucher.Cumulative); err != nil || public {
+	if public, err := d.public(ctx, tab, r.voucher.Cumulative); err != nil || public && !r.secret {
 		return nil, err // whoever sends it may have read it from the chain
 	}
 	switch note.Kind {

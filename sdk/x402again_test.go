@@ -144,6 +144,40 @@ func TestKeysTellRequestsApart(t *testing.T) {
 	}
 }
 
+// TestPublicVoucherNeedsASecretKey: an answer whose voucher was claimed is had again with the key that it was asked for with, if
+// nobody guesses that; not without one, nor with another.
+func TestPublicVoucherNeedsASecretKey(t *testing.T) {
+	r := newPayRig(t)
+	b := r.buyer("/tick")
+	secret := strings.Repeat("s", secretIdempotencyKey)
+	b.open(100_000)
+	b.idle()
+	for _, c := range []struct {
+		key, again string
+		answered   bool
+	}{
+		{secret, secret, true}, {secret, secret + "t", false}, {secret, "", false}, {secret[1:], secret[1:], false},
+	} {
+		p := b.payment(b.next())
+		before := b.charged
+		b.take(b.keyed(p, c.key))
+		b.idle()
+		if err := r.provider.Settle(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		used, again := b.kept().Spent, *b
+		again.charged = before
+		if resp := again.keyed(p, c.again); c.answered {
+			again.take(resp)
+		} else {
+			again.refused(resp)
+		}
+		if kept := b.kept(); kept.Spent != used {
+			t.Errorf("key %q after %q was charged: %s after %s", c.again, c.key, kept.Spent.Dec(), used.Dec())
+		}
+	}
+}
+
 // noted reports whether a request of the channel is noted so.
 func (b *buyer) noted(t *testing.T, where string) bool {
 	t.Helper()

@@ -26,6 +26,7 @@ type x402Request struct {
 	route   x402Route
 	hash    string // of what is asked for: see requestHash
 	keyed   bool   // an idempotency key is part of that
+	secret  bool   // and it is one that nobody guesses
 	offer   x402.Requirements
 	payment x402.PaymentPayload
 	terms   channel.Terms
@@ -42,8 +43,13 @@ type x402Request struct {
 // from a copy, for a day; up to 255 bytes of any text that is new for each payment.
 const headerIdempotencyKey = "Idempotency-Key"
 
-// maxIdempotencyKey bounds the key; bytes.
-const maxIdempotencyKey = 255
+// maxIdempotencyKey bounds the key; bytes. One of secretIdempotencyKey, which 128
+// random bits take in base64, is on no chain and is not guessed: with it an answer is
+// had again though its voucher was claimed.
+const (
+	maxIdempotencyKey    = 255
+	secretIdempotencyKey = 22
+)
 
 // identify names what a request asks for, so that requests with the same voucher
 // are told apart.
@@ -53,6 +59,7 @@ func (r *x402Request) identify() {
 	_, _ = h.Write(r.body)
 	r.hash = hex.EncodeToString(h.Sum(nil))
 	key := r.Header.Get(headerIdempotencyKey)
+	r.secret = len(key) >= secretIdempotencyKey
 	if r.keyed = key != ""; r.keyed {
 		sum := sha256.Sum256([]byte(key))
 		r.hash += " " + hex.EncodeToString(sum[:])

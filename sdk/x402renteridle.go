@@ -10,8 +10,9 @@ import (
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
-// maxLate bounds how late a provider's reading may be, whatever gap its offer
-// allows: so much time may be used beyond what was reserved.
+// maxLate bounds how late a provider's reading may be where it is paid by ticks: so
+// much time may be used beyond what was reserved, and be billed for each time that a
+// renter is away. An offer of a longer MaxGap is not made, nor taken.
 const maxLate = 10 * time.Second
 
 // forfeit takes the time away from a lease that it was not paid for: between two

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -420,5 +421,25 @@ func TestOneGPUInASessionAndOverX402(t *testing.T) {
 	}
 	if err := n.x.r.let.twice(rows[0].Terms.Payee, common.Hash{1}, n.slate().Spans, 0); !errors.Is(err, ErrLetTwice) {
 		t.Errorf("what ticks were billed for is forgotten: %v", err)
+	}
+}
+
+// TestX402LateReadings: a provider that takes x402 makes no offer of readings so late that a renter would not pay for them, and a
+// renter pays for no ticks under such an offer.
+func TestX402LateReadings(t *testing.T) {
+	r := newPayRig(t)
+	n := newTenant(t, r)
+	r.shut()
+	r.config.MaxGap = maxLate + time.Millisecond
+	if p, err := NewProvider(t.Context(), r.config); err == nil || !strings.Contains(err.Error(), "MaxGap (10.001s) must be at most 10s") {
+		t.Errorf("a provider: %v", err)
+		if err == nil {
+			_ = p.Close()
+		}
+	}
+	r.config.X402 = nil
+	r.start()
+	if _, err := n.x.Rent(t.Context(), n.server.URL, 1); !errors.Is(err, ErrOffer) || !strings.Contains(err.Error(), "10.001s late") {
+		t.Errorf("a renter: %v", err)
 	}
 }

@@ -187,6 +187,31 @@ func TestX402TickIsAnsweredAfterAll(t *testing.T) {
 	n.agrees()
 }
 
+// TestX402LostAndClaimedTicks: ticks whose answers get lost, one after the other, and that are claimed before they are asked
+// for again, are answered when they are: an honest provider is not accused, and each is paid once.
+func TestX402LostAndClaimedTicks(t *testing.T) {
+	n := newTenant(t, newPayRig(t))
+	n.tick()
+	for range 3 {
+		before := n.slate()
+		n.line.cut = lostTries + 1
+		if _, err := n.rental.Tick(t.Context()); !errors.Is(err, ErrGone) {
+			t.Fatalf("%v, want %v", err, ErrGone)
+		}
+		if err := n.provider.Settle(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		paid := len(n.line.paid)
+		if tick := n.tick(); tick.Charged.IsZero() || !tick.Record.Owed.Gt(&before.Charged) || len(n.line.paid) != paid+1 || n.line.paid[paid] != n.line.paid[paid-1] {
+			t.Errorf("%+v, by %d payments", tick, len(n.line.paid)-paid)
+		}
+		n.agrees()
+	}
+	if evidence, err := n.x.r.Evidence(t.Context(), n.slate().ID); err != nil || len(evidence) > 0 {
+		t.Errorf("it is accused: %v, %v", evidence, err)
+	}
+}
+
 // TestX402LostTickIsGivenUp: a tick that was charged and is never answered is given up by a refund.
 func TestX402LostTickIsGivenUp(t *testing.T) {
 	n := newTenant(t, newPayRig(t))

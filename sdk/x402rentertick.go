@@ -115,9 +115,15 @@ func (t *X402Rental) agree(ctx context.Context) error {
 	if t.price, err = t.x.r.checkPrice(offer.Offer); err != nil {
 		return fmt.Errorf("provider %s: %w", t.peer.base, err)
 	}
+	if late := time.Duration(offer.MaxGap) * time.Millisecond; late > maxLate {
+		return fmt.Errorf("provider %s: %w: its readings may be %s late, paid by ticks at most %s is taken: nothing was signed", t.peer.base, ErrOffer, late, maxLate)
+	}
 	t.offer = offer
 	return nil
 }
+
+// Channel is the one that the ticks are paid from; zero before the first was asked for.
+func (t *X402Rental) Channel() common.Hash { return t.id }
 
 func (t *X402Rental) url() string { return t.peer.base + "/tick?gpus=" + strconv.Itoa(t.gpus) }
 

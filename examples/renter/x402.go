@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/gpupay/gpupay/sdk"
@@ -57,12 +59,21 @@ func rentOverX402(ctx, work context.Context, renter *sdk.Renter, o *options) err
 			time.Duration(t.Record.Nanos).Round(time.Millisecond), units.Format(t.Record.Owed, token.Decimals), token.Symbol)
 	})
 	if !shown {
-		return runErr
+		if locked, err := holds(work, client, rental); err != nil || !locked {
+			return errors.Join(runErr, err)
+		}
 	}
 	refund, err := rental.Close(work)
 	if err != nil {
-		return fmt.Errorf("%w (--x402 --leave gets the deposit back without the provider)", err)
+		return fmt.Errorf("%w (--x402 --leave gets the deposit back without the provider)", errors.Join(runErr, err))
 	}
 	fmt.Printf("closed: got back %s %s\n", units.Format(refund.Amount, token.Decimals), token.Symbol)
 	return runErr
+}
+
+// holds reports whether a rental's channel has money that is not charged: its first
+// tick may have failed behind the deposit.
+func holds(ctx context.Context, client *sdk.X402Client, rental *sdk.X402Rental) (bool, error) {
+	channels, err := client.Channels(ctx)
+	return slices.ContainsFunc(channels, func(c sdk.X402Channel) bool { return c.ID == rental.Channel() && c.Deposit.Gt(&c.Charged) }), err
 }

@@ -10,6 +10,8 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -159,9 +161,9 @@ func (p *program) interrupt(t *testing.T) {
 	}
 }
 
-func (w *world) runProvider(t *testing.T) *program {
+func (w *world) runProvider(t *testing.T, flags ...string) *program {
 	t.Helper()
-	p := w.start(t, "provider --gpu sim:2 --x402 --record-every 1s --poll 200ms", "GPUPAY_KEY="+w.secrets[0], "GPUPAY_LISTEN="+strings.TrimPrefix(w.provider, "http://"))
+	p := w.start(t, "provider --gpu sim:2 --x402 --record-every 1s --poll 200ms "+strings.Join(flags, " "), "GPUPAY_KEY="+w.secrets[0], "GPUPAY_LISTEN="+strings.TrimPrefix(w.provider, "http://"))
 	p.wait(t, "renting out 2 GPU(s)")
 	return p
 }
@@ -269,6 +271,46 @@ func TestErrorsSayWhatToDo(t *testing.T) {
 		}
 		w.checkError(t, w.start(t, "renter"), "this machine's clock is ", " behind that of chain 1337", "nothing is signed", "set this machine's clock")
 	})
+}
+
+// TestFirstTickThatFails: a rental over x402 whose first tick fails behind its deposit has the deposit back or, where the
+// provider gives none, says how to get it.
+func TestFirstTickThatFails(t *testing.T) {
+	w := newWorld(t)
+	w.runProvider(t, "--x402-window 1s") // what a tick takes
+	target, err := url.Parse(w.provider)
+	if err != nil {
+		t.Fatal(err)
+	}
+	forward := httputil.NewSingleHostReverseProxy(target)
+	for name, refunds := range map[string]bool{"and is refunded": true, "and is not": false} {
+		t.Run(name, func(t *testing.T) {
+			deposited := false
+			proxy := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, req *http.Request) {
+				paid := req.Header.Get("PAYMENT-SIGNATURE") != ""
+				switch {
+				case paid && !deposited:
+					deposited = true
+					forward.ServeHTTP(httptest.NewRecorder(), req)
+					http.Error(rw, "no", http.StatusNotFound)
+				case paid && !refunds:
+					http.Error(rw, "no", http.StatusNotFound)
+				default:
+					forward.ServeHTTP(rw, req)
+				}
+			}))
+			defer proxy.Close()
+			renter := w.start(t, "renter --x402 --minutes 1 --poll 200ms --provider "+proxy.URL)
+			want := []string{"no tick", "404"}
+			if !refunds {
+				want = append(want, "no refund", "--x402 --leave gets the deposit back without the provider")
+			}
+			w.checkError(t, renter, want...)
+			if said := renter.String(); strings.Contains(said, "closed: got back ") != refunds {
+				t.Errorf("refunded: %t, it says:\n%s", refunds, said)
+			}
+		})
+	}
 }
 
 // TestInterruptedPrograms: an interrupt, and a provider that stops in the middle, leave nobody without a word on what is to be done.
