@@ -14,7 +14,7 @@ import (
 // provider named. A contract of the provider's own could answer every question
 // like ours and still pay the whole deposit to the provider: so it is either
 // the one that the renter's configuration names, or its code is ours to the
-// byte.
+// byte, and only our constructor can have run at its address.
 func (r *Renter) checkEscrow(ctx context.Context, escrow *chain.Escrow) error {
 	if r.config.Escrow != (common.Address{}) {
 		if escrow.Address() == r.config.Escrow {
@@ -25,7 +25,7 @@ func (r *Renter) checkEscrow(ctx context.Context, escrow *chain.Escrow) error {
 	if r.config.AllowUnknownEscrow {
 		return nil
 	}
-	err := escrow.VerifyCode(ctx)
+	err := escrow.VerifyOrigin(ctx)
 	if errors.Is(err, chain.ErrNotEscrow) {
 		return fmt.Errorf("%w: %w: name it in the configuration if you trust it", ErrEscrow, err)
 	}

@@ -94,8 +94,10 @@ type RenterConfig struct {
 
 	ChainID uint64 // refuse an endpoint that serves another chain; not checked if zero
 
-	// Escrow is the one contract to trust. If zero, any contract is trusted
-	// whose code is this project's to the byte.
+	// Escrow is the one contract to trust. If zero, those are that the
+	// deterministic factory deployed (chain.DeployedAt with salt zero), with this
+	// project's code to the byte: an instance of another salt, or of a chain
+	// without the factory, must be named.
 	Escrow             common.Address
 	AllowUnknownEscrow bool          // trust any contract that a provider names: it can keep the whole deposit
 	MaxGrace           time.Duration // refuse an escrow that takes longer to leave; 7 days if zero

@@ -44,7 +44,7 @@ func run(ctx context.Context) error {
 	flags := flag.NewFlagSet("deploy", flag.ContinueOnError)
 	endpoint := flags.String("rpc", cli.Env("GPUPAY_RPC", "http://127.0.0.1:8545"), "`URL` of the chain's JSON-RPC ($GPUPAY_RPC)")
 	grace := flags.Duration("grace", 24*time.Hour, "how long a payee has to settle after a close request; at least ten minutes, and fixed for ever")
-	salt := flags.String("salt", "", "an instance apart from everybody's, one for each `text`; empty for the one that all share")
+	salt := flags.String("salt", "", "an instance apart from everybody's, one for each `text`, which renters must name; empty for the one that all share")
 	token := flags.Bool("test-token", false, "also deploy a test token; on a local chain only")
 	x402 := flags.Bool("x402-stand-in", false, "also put stand-ins for x402's contracts at their addresses; on a local chain of anvil or hardhat only")
 	mint := flags.String("mint", "", "comma-separated `addresses` that get 1,000 test tokens each; with --test-token")

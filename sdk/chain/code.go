@@ -16,7 +16,8 @@ import (
 // VerifyCode compares the code at the escrow's address with what our constructor leaves there, to the byte. A contract
 // of a stranger's could answer every question like ours and still keep the deposit. Each immutable is held to the word
 // that belongs in its own place: with another's word there, the same code does something else. Of several endpoints two must
-// have it (Agreed). The error wraps ErrUnreachable or ErrNotEscrow.
+// have it (Agreed). The error wraps ErrUnreachable or ErrNotEscrow. What stands in its storage no code tells: see
+// VerifyOrigin.
 func (e *Escrow) VerifyCode(ctx context.Context) error {
 	want, err := e.runtime()
 	if err != nil {
@@ -37,6 +38,20 @@ func (e *Escrow) VerifyCode(ctx context.Context) error {
 		at++
 	}
 	return fmt.Errorf("%w: %s has other code than ours at byte %d", ErrNotEscrow, e.address, at)
+}
+
+// VerifyOrigin is VerifyCode of an escrow that the factory deployed under the zero salt, as Deploy does: its storage was empty
+// when our constructor began. Of any other with our code somebody's word must be taken that nothing was in it. The error
+// wraps ErrUnreachable or ErrNotEscrow.
+func (e *Escrow) VerifyOrigin(ctx context.Context) error {
+	if err := e.VerifyCode(ctx); err != nil {
+		return err
+	}
+	if want := DeployedAt(e.grace, common.Hash{}); e.address != want {
+		return fmt.Errorf("%w: %s has our code, but not the address %s at which factory %s deploys an escrow with %s of grace: whoever put it there may have written himself a credit first",
+			ErrNotEscrow, e.address, want, Factory, e.grace)
+	}
+	return nil
 }
 
 // runtime is the code of an escrow of ours at this address, on this chain, with this grace period.

@@ -35,9 +35,7 @@ func DeploySalted(ctx context.Context, backend Backend, key channel.Signer, grac
 	if grace < MinGrace || grace%time.Second != 0 {
 		return common.Address{}, fmt.Errorf("%w: %s; the contract wants whole seconds, %s or more", ErrGrace, grace, MinGrace)
 	}
-	seconds := big.NewInt(int64(grace / time.Second))
-	code := append(common.FromHex(bindings.ChannelEscrowMetaData.Bin), bindings.NewChannelEscrow().PackConstructor(seconds)...)
-
+	code := initCode(grace)
 	proxy, err := backend.CodeAt(ctx, Factory, nil)
 	if err != nil {
 		return common.Address{}, fmt.Errorf("%w: looking for the factory: %w", ErrUnreachable, err)
@@ -46,6 +44,19 @@ func DeploySalted(ctx context.Context, backend Backend, key channel.Signer, grac
 		return create(ctx, backend, key, code)
 	}
 	return create2(ctx, backend, key, salt, code)
+}
+
+// DeployedAt is the address at which the factory puts an escrow with this grace period and salt, on any chain. Only our own
+// constructor can have run there, whoever called the factory: code that is ours to the byte may stand elsewhere on storage that
+// another constructor wrote, and a credit or a channel in it takes what others deposit.
+func DeployedAt(grace time.Duration, salt common.Hash) common.Address {
+	return crypto.CreateAddress2(Factory, salt, crypto.Keccak256(initCode(grace)))
+}
+
+// initCode is what makes an escrow: our constructor, and its argument.
+func initCode(grace time.Duration) []byte {
+	seconds := big.NewInt(int64(grace / time.Second))
+	return append(common.FromHex(bindings.ChannelEscrowMetaData.Bin), bindings.NewChannelEscrow().PackConstructor(seconds)...)
 }
 
 func create2(ctx context.Context, backend Backend, key channel.Signer, salt common.Hash, code []byte) (common.Address, error) {
