@@ -961,6 +961,7 @@ func (l *lease) finish(life context.Context, req stopRequest) {
 // it without its devices nor leaves them with the renter.
 func (l *lease) expire(life context.Context, req stopRequest) {
 	ctx, asked := context.WithoutCancel(life), time.Now()
+	l.ending.Store(true) // its devices are another lease's as soon as they are taken back
 	if !l.until(life, func() error { return l.concluded(ctx, req, asked) }) {
 		return
 	}

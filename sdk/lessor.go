@@ -141,8 +141,13 @@ func (h *lessor) grant(ctx context.Context, row leaseRow, s channel.State, offer
 	if l.remote == nil && l.read == nil {
 		l.opened = make(chan struct{})
 	}
-	if err := h.launch(l, leaseActive, s, nil); err != nil || l.opened == nil {
-		return l, err // after an error the next process takes the lease up
+	err = h.launch(l, leaseActive, s, nil)
+	if errors.Is(err, errMetered) { // and not given back: that would take it from who has it
+		h.deps.accounts.leave(l)
+		return nil, errors.Join(err, h.store.setEnded(call, id, row.Term, err.Error(), false))
+	}
+	if err != nil || l.opened == nil {
+		return l, err // after another error the next process takes the lease up
 	}
 	// Nobody is told how the devices are reached before their first readings, from which they are billed on.
 	select {
@@ -254,11 +259,34 @@ func (h *lessor) launch(l *lease, state leaseState, s channel.State, last *meter
 	if !h.begin() {
 		return errClosed
 	}
-	h.mu.Lock()
-	h.leases[s.ID] = l
-	h.mu.Unlock()
+	if err := h.enlist(l); err != nil {
+		h.wait.Done()
+		return err
+	}
 	l.run(h.life, &h.wait)
 	h.deps.log.Info("lease started", "lease", l.id, "channel", s.ID, "payer", s.Terms.Payer, "devices", l.allocation.Devices, "state", string(state))
+	return nil
+}
+
+// errMetered is a device that another running lease has: its time would be billed twice.
+var errMetered = errors.New("it is metered for lease")
+
+// enlist has a lease run here. One meter is on each device, whatever the allocator says; of those that a node meters the node
+// sees to it.
+func (h *lessor) enlist(l *lease) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, other := range h.leases {
+		if l.remote != nil || other.remote != nil || other.id == l.id || other.ending.Load() || other.lost.Load() {
+			continue
+		}
+		for _, device := range l.allocation.Devices {
+			if slices.Contains(other.allocation.Devices, device) {
+				return fmt.Errorf("device %s of lease %s: %w %s", device, l.id, errMetered, other.id)
+			}
+		}
+	}
+	h.leases[l.terms.ID()] = l
 	return nil
 }
 
@@ -279,7 +307,11 @@ func (h *lessor) takeUp(ctx context.Context) error {
 		return fmt.Errorf("leases of the last run: %w", err)
 	}
 	for i, row := range rows {
-		err := h.adopt(ctx, row)
+		again := letAgain(row, rows[i+1:])
+		err := error(overError("its devices are in a later lease"))
+		if !again || row.State == string(leaseEnding) {
+			err = h.adopt(ctx, row)
+		}
 		switch {
 		case err == nil:
 			continue
@@ -287,7 +319,7 @@ func (h *lessor) takeUp(ctx context.Context) error {
 			return fmt.Errorf("lease %s of the last run could not be taken up, nothing of it is lost: start again: %w", row.ID, err)
 		}
 		h.deps.log.Warn("lease of the last run is ended", "lease", row.ID, "reason", err)
-		if letAgain(row, rows[i+1:]) {
+		if again {
 			err = h.store.setEnded(ctx, common.HexToHash(row.ID), row.Term, err.Error(), false)
 		} else {
 			err = h.abandon(ctx, row, err.Error())
