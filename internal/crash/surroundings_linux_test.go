@@ -12,11 +12,11 @@ import (
 	"syscall"
 	"testing"
 	"time"
-	"unsafe"
 
 	"github.com/jmoiron/sqlx"
 
 	"github.com/gpupay/gpupay/channel/store"
+	"github.com/gpupay/gpupay/internal/fleet"
 )
 
 // place is one provider with one renter that pays, and something that goes
@@ -135,11 +135,8 @@ func (p *place) recovered() {
 // or a full disk would; it lifts the limit for a negative size.
 func (p *place) limitFiles(size int64) {
 	p.Helper()
-	limit := syscall.Rlimit{Cur: uint64(size), Max: ^uint64(0)}
-	_, _, errno := syscall.RawSyscall6(syscall.SYS_PRLIMIT64, uintptr(p.provider.cmd.Process.Pid), syscall.RLIMIT_FSIZE,
-		uintptr(unsafe.Pointer(&limit)), 0, 0, 0)
-	if errno != 0 {
-		p.Fatal(errno)
+	if err := fleet.LimitFiles(p.provider.cmd.Process.Pid, size); err != nil {
+		p.Fatal(err)
 	}
 }
 

@@ -2,11 +2,11 @@ package fleet
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"math/rand/v2"
 	"net/http"
 	"os"
+	"os/exec"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -60,7 +60,7 @@ func TestGatewaysAreKilledWhileRentersPay(t *testing.T) {
 		w.fleet.gateways = append(w.fleet.gateways, newGateway(t, c, w.database, renters))
 	}
 	for _, g := range w.fleet.gateways {
-		g.ready()
+		g.Ready()
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
@@ -69,7 +69,7 @@ func TestGatewaysAreKilledWhileRentersPay(t *testing.T) {
 	opened := time.Now()
 	w.payAndKill(ctx, kills)
 	killed := time.Now()
-	w.each(func(r *renter) error { return r.finish(ctx) })
+	w.each(func(r *Renter) error { return r.Finish(ctx) })
 	db, err := store.Open(ctx, w.database)
 	if err != nil {
 		t.Fatal(err)
@@ -87,15 +87,15 @@ type world struct {
 	server   *pgtest.Server
 	database string
 	fleet    *fleet
-	victims  []*gateway // die in turn; if empty, gateways at random
-	renters  []*renter
+	victims  []*Process // die in turn; if empty, gateways at random
+	renters  []*Renter
 
 	vouchers, tries atomic.Int64
 	kills           int
 }
 
 // each lets all renters do something at once.
-func (w *world) each(do func(*renter) error) {
+func (w *world) each(do func(*Renter) error) {
 	w.Helper()
 	var wait sync.WaitGroup
 	for _, r := range w.renters {
@@ -120,15 +120,15 @@ func (w *world) open(ctx context.Context, n int) {
 	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: n}}
 	w.Cleanup(client.CloseIdleConnections)
 	for i := range n {
-		r := newRenter(w.T, w.chain, w.fleet, client, token, i)
+		r := NewRenter(w.T, w.chain, w.fleet.next, client, token, i)
 		r.vouchers, r.tries = &w.vouchers, &w.tries
 		w.renters = append(w.renters, r)
 	}
 	slots := make(chan struct{}, 24)
-	w.each(func(r *renter) error {
+	w.each(func(r *Renter) error {
 		slots <- struct{}{}
 		defer func() { <-slots }()
-		return r.open(ctx)
+		return r.Open(ctx)
 	})
 }
 
@@ -141,10 +141,10 @@ func (w *world) payAndKill(ctx context.Context, kills int) {
 		for n := range kills {
 			pause(ctx, time.Duration(500+rand.IntN(1500))*time.Millisecond)
 			g := w.victim(n)
-			g.kill()
+			g.Kill()
 			w.kills++
 			pause(ctx, time.Duration(rand.IntN(1000))*time.Millisecond)
-			g.start()
+			g.Start()
 			if n == kills/2 { // and the server once
 				if err := w.server.Crash(); err != nil {
 					w.Error(err)
@@ -153,13 +153,13 @@ func (w *world) payAndKill(ctx context.Context, kills int) {
 		}
 		pause(ctx, time.Second)
 	}()
-	w.each(func(r *renter) error { return r.payUntil(ctx, over) })
+	w.each(func(r *Renter) error { return r.payUntil(ctx, over) })
 	for _, g := range append(w.victims, w.fleet.gateways...) {
-		g.ready()
+		g.Ready()
 	}
 }
 
-func (w *world) victim(n int) *gateway {
+func (w *world) victim(n int) *Process {
 	if len(w.victims) == 0 {
 		return w.fleet.gateways[rand.IntN(len(w.fleet.gateways))]
 	}
@@ -171,7 +171,7 @@ func (w *world) payee() common.Address { return crypto.PubkeyToAddress(w.chain.K
 // vouchered is what all renters have signed for.
 func (w *world) vouchered() (sum uint64) {
 	for _, r := range w.renters {
-		sum += r.amount
+		sum += r.Amount
 	}
 	return sum
 }
@@ -195,23 +195,23 @@ func (w *world) check(ctx context.Context, db *store.DB) {
 	w.Helper()
 	lost, records := 0, 0
 	for _, r := range w.renters {
-		s, err := db.Payee().Load(ctx, r.terms.ID())
+		s, err := db.Payee().Load(ctx, r.Terms.ID())
 		if err != nil {
 			w.Error(err)
 			continue
 		}
-		if s.Accepted.LtUint64(r.acked) {
+		if s.Accepted.LtUint64(r.Acked) {
 			lost++
-			w.Errorf("channel %s: acknowledged %d, kept %s", s.ID, r.acked, s.Accepted.Dec())
+			w.Errorf("channel %s: acknowledged %d, kept %s", s.ID, r.Acked, s.Accepted.Dec())
 		}
-		if s.Accepted.Uint64() != r.amount || s.Settled != s.Accepted {
-			w.Errorf("channel %s: signed %d, accepted %s, settled %s", s.ID, r.amount, s.Accepted.Dec(), s.Settled.Dec())
+		if s.Accepted.Uint64() != r.Amount || s.Settled != s.Accepted {
+			w.Errorf("channel %s: signed %d, accepted %s, settled %s", s.ID, r.Amount, s.Accepted.Dec(), s.Settled.Dec())
 		}
-		if s.Spent != r.final.Owed {
-			w.Errorf("channel %s: charged %s, the final record says %s", s.ID, s.Spent.Dec(), r.final.Owed.Dec())
+		if s.Spent != r.Final.Owed {
+			w.Errorf("channel %s: charged %s, the final record says %s", s.ID, s.Spent.Dec(), r.Final.Owed.Dec())
 		}
-		if passed := r.ended.Sub(r.opened) + time.Second; time.Duration(r.final.Nanos) > passed {
-			w.Errorf("channel %s: %s of one GPU's time in %s: metered twice", s.ID, time.Duration(r.final.Nanos), passed)
+		if passed := r.Ended.Sub(r.Opened) + time.Second; time.Duration(r.Final.Nanos) > passed {
+			w.Errorf("channel %s: %s of one GPU's time in %s: metered twice", s.ID, time.Duration(r.Final.Nanos), passed)
 		}
 		records += w.checkRecords(ctx, db, r)
 	}
@@ -222,7 +222,7 @@ func (w *world) check(ctx context.Context, db *store.DB) {
 	if nonce := w.nonce(ctx); nonce != uint64(nonces) {
 		w.Errorf("%d transactions in the outbox, %d on the chain", nonces, nonce)
 	}
-	if got := w.chain.Tokens(w.T, w.chain.Escrow); got != uint64(len(w.renters))*deposit-w.vouchered() {
+	if got := w.chain.Tokens(w.T, w.chain.Escrow); got != uint64(len(w.renters))*Deposit-w.vouchered() {
 		w.Errorf("the escrow holds %d", got)
 	}
 	fmt.Printf("fleet: %d gateways, %d renters, %d vouchers acknowledged (%d sent), %d kills and 1 crash of PostgreSQL, %d leaders, %d leases taken over, %d usage records, %d lost, %d base units settled = vouchered\n",
@@ -250,29 +250,33 @@ func (w *world) get(ctx context.Context, db *store.DB, into *int, query string) 
 
 // checkRecords makes sure that a channel had one lease with one chain of records,
 // whoever wrote them, and that its last one is what the renter was given.
-func (w *world) checkRecords(ctx context.Context, db *store.DB, r *renter) int {
+func (w *world) checkRecords(ctx context.Context, db *store.DB, r *Renter) int {
 	w.Helper()
 	var rows []string
 	err := db.View().SelectContext(ctx, &rows, db.View().Rebind(
-		`SELECT record FROM records JOIN leases ON leases.id = records.lease WHERE leases.channel = ? ORDER BY records.lease, records.sequence`), r.terms.ID().Hex())
+		`SELECT record FROM records JOIN leases ON leases.id = records.lease WHERE leases.channel = ? ORDER BY records.lease, records.sequence`), r.Terms.ID().Hex())
 	if err != nil || len(rows) == 0 {
-		w.Errorf("records of channel %s: %d, %v", r.terms.ID(), len(rows), err)
+		w.Errorf("records of channel %s: %d, %v", r.Terms.ID(), len(rows), err)
 		return 0
 	}
-	domain := metering.Domain(r.terms.ChainID, r.terms.Escrow)
-	var last metering.SignedRecord
-	for i, row := range rows {
-		var rec metering.SignedRecord
-		if err := json.Unmarshal([]byte(row), &rec); err != nil {
-			w.Error(err)
-		}
-		if rec.Sequence != uint64(i+1) || rec.Owed.Lt(&last.Owed) || rec.Nanos < last.Nanos || (i > 0 && rec.Previous != last.Digest(domain)) {
-			w.Errorf("channel %s: record %d does not follow record %d", r.terms.ID(), rec.Sequence, last.Sequence)
-		}
-		last = rec
+	domain := metering.Domain(r.Terms.ChainID, r.Terms.Escrow)
+	records, err := Records(domain, rows)
+	if err != nil {
+		w.Error(err)
+		return 0
 	}
-	if last.Record != r.final.Record || !last.Final {
-		w.Errorf("channel %s: the renter's final record is not the newest", r.terms.ID())
+	last := records[len(records)-1]
+	if last.Record != r.Final.Record || !last.Final {
+		w.Errorf("channel %s: the renter's final record is not the newest", r.Terms.ID())
 	}
 	return len(rows)
+}
+
+// newGateway starts one of several gateways over a database, on one host with
+// that many devices.
+func newGateway(t *testing.T, c *chaintest.Chain, database string, devices int) *Process {
+	t.Helper()
+	return Supervise(t, func(address string) *exec.Cmd {
+		return Provider(c, address, database, "--gpu", fmt.Sprintf("sim:%d", devices), "--credit", "60s", "--record-every", "3s")
+	})
 }

@@ -1,0 +1,99 @@
+package nemesis
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/gpupay/gpupay/internal/fleet"
+)
+
+func TestMain(m *testing.M) { os.Exit(fleet.Main(m, "./device")) }
+
+// number is what the environment wants, or something else.
+func number(t *testing.T, name string, otherwise uint64) uint64 {
+	t.Helper()
+	text := os.Getenv(name)
+	if text == "" {
+		return otherwise
+	}
+	n, err := strconv.ParseUint(text, 10, 64)
+	if err != nil {
+		t.Fatalf("%s=%q is no number", name, text)
+	}
+	return n
+}
+
+// TestGatewaysThatMeter: two gateways over one host's GPUs.
+func TestGatewaysThatMeter(t *testing.T) { torment(t, false) }
+
+// TestGatewaysOverANode: two gateways, and a node that meters for them.
+func TestGatewaysOverANode(t *testing.T) { torment(t, true) }
+
+// torment lets renters rent and pay while the nemesis does what it can, each kind of
+// fault once and then at random, and looks at what everybody saw.
+func torment(t *testing.T, nodes bool) {
+	if testing.Short() {
+		t.Skip("runs for a minute")
+	}
+	seed, length := number(t, "GPUPAY_NEMESIS_SEED", 1), time.Duration(number(t, "GPUPAY_NEMESIS_SECONDS", 30))*time.Second
+	w := newWorld(t, seed, nodes)
+	over := make(chan struct{})
+	var renters sync.WaitGroup
+	for n := range clients {
+		renters.Go(func() { w.live(n, over) })
+	}
+	faults := w.torture(length)
+	close(over)
+	renters.Wait()
+	w.settled()
+	w.check()
+	w.report(faults)
+}
+
+// torture does one thing after the other to the fleet.
+func (w *world) torture(length time.Duration) (done int) {
+	rng := rand.New(rand.NewPCG(w.seed, 0))
+	all := w.faults()
+	order := rng.Perm(len(all))
+	if only := os.Getenv("GPUPAY_NEMESIS_ONLY"); only != "" {
+		order = slices.DeleteFunc(order, func(i int) bool { return all[i].name != only })
+	}
+	for began := time.Now(); (done < len(order) || time.Since(began) < length) && len(w.broken) == 0; done++ {
+		if pause(w.ctx, time.Duration(500+rng.IntN(1500))*time.Millisecond) != nil {
+			return done
+		}
+		next := order[rng.IntN(len(order))]
+		if done < len(order) {
+			next = order[done]
+		}
+		w.tell("%s", all[next].name)
+		all[next].do(rng)
+		w.tell("%s is over", all[next].name)
+		w.steady()
+	}
+	return done
+}
+
+func (w *world) report(faults int) {
+	var acked, signed uint64
+	for _, r := range w.allRentals() {
+		acked, signed = acked+r.acked, signed+r.signed
+	}
+	fmt.Printf("nemesis: seed %d, %d faults in %s, %d rentals, %d base units acknowledged of %d signed, %d promises broken\n",
+		w.seed, faults, time.Since(w.began).Round(time.Second), len(w.rentals), acked, signed, len(w.broken))
+	if len(w.broken) == 0 {
+		return
+	}
+	for _, line := range w.story {
+		w.Log(line)
+	}
+	for _, line := range w.broken {
+		w.Error(line)
+	}
+}
