@@ -5,8 +5,8 @@
 #   ./test.sh         everything
 #   ./test.sh quick   without the race detector and the quickstart, while developing
 #   ./test.sh long    everything, then two million steps of the model (STEPS), 100,000 vouchers to payee and contract, 500
-#                     kills of each program (KILLS), each fuzz target for a minute (FUZZTIME), and govulncheck (GOVULNDB
-#                     names another database)
+#                     kills of each program (KILLS), five minutes of faults in each kind of fleet (NEMESIS, in seconds, SEED),
+#                     each fuzz target for a minute (FUZZTIME), and govulncheck (GOVULNDB names another database)
 #   ./test.sh mutate  undoes each mend of a fault in turn (internal/mutants), and asks whether its test finds that
 set -euo pipefail
 
@@ -301,6 +301,13 @@ kills() {
 	say "${KILLS:-500} of the provider and as many of renters"
 }
 
+# torment does to whole fleets what a nemesis would, by a seed of its own.
+torment() {
+	local seed=${SEED:-$RANDOM}
+	GPUPAY_NEMESIS_SECONDS=${NEMESIS:-300} GPUPAY_NEMESIS_SEED=$seed gotest -timeout 60m ./internal/nemesis
+	say "seed $seed, $(grep -o '[0-9]* faults in [0-9ms]*' "$work/json" | paste -sd, | sed 's/,/, /g')"
+}
+
 # vulnerabilities says so where the database cannot be reached: that is no finding, and no clean bill either.
 vulnerabilities() {
 	local status=0
@@ -365,6 +372,7 @@ if [[ $mode == long ]]; then
 	step "model, long" longmodel
 	step "vouchers to both" vouchers
 	step "kills" kills
+	step "nemesis" torment
 	step "fuzzing" fuzz
 	step "govulncheck" vulnerabilities
 fi

@@ -257,11 +257,11 @@ func (r *Renter) Close(ctx context.Context) error {
 	return err
 }
 
-// Twin is the same renter on another line: it may pay while the first does something
-// else.
-func (r *Renter) Twin() *Renter {
+// Twin is the same renter on another line, to gateways of its own: it may pay while
+// the first does something else.
+func (r *Renter) Twin(next func() string) *Renter {
 	twin := *r
-	twin.challenge = wire.Challenge{}
+	twin.next, twin.challenge = next, wire.Challenge{}
 	return &twin
 }
 

@@ -66,7 +66,7 @@ func fenced(path string, term int64) (bool, error) {
 // Events reads what was done.
 func Events(dir string) ([]Event, error) {
 	text, err := os.ReadFile(filepath.Join(dir, "events"))
-	if err != nil {
+	if err != nil && !os.IsNotExist(err) {
 		return nil, err
 	}
 	var all []Event

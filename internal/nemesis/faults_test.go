@@ -4,12 +4,16 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
 
+	"github.com/jmoiron/sqlx"
+
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/fleet"
 )
 
 // fault is one thing that the nemesis does. It is over when do returns.
@@ -23,20 +27,28 @@ func (w *world) faults() []fault {
 	all := []fault{
 		{"kill a gateway", w.killGateway},
 		{"stop a gateway past its terms", w.stopGateway},
-		{"the chain is away for one gateway", w.chainAway},
+		{"the chain is away for each gateway in turn", w.chainAway},
+		{"links to PostgreSQL break while leases change hands", w.wornBooks},
+		{"renters' links break", w.wornRenters},
+		{"PostgreSQL crashes", w.crashBooks},
 		{"PostgreSQL is away for all", w.booksAway},
+		{"PostgreSQL fails over to its standby", w.failOver},
 	}
-	return all
+	if len(w.hosts) == 0 { // a node keeps its own time
+		return append(all, fault{"PostgreSQL's clock is set ahead", w.clockAhead})
+	}
+	return append(all, fault{"kill a node", w.killNode}, fault{"stop a node", w.stopNode},
+		fault{"a node is cut off", w.nodeAway}, fault{"a node's disk is full", w.fullDisk})
 }
 
-func (w *world) one(rng *rand.Rand) *gateway { return w.gateways[rng.IntN(len(w.gateways))] }
+func (w *world) one(choose func(int) int) *gateway { return w.gateways[choose(len(w.gateways))] }
 
 func while(rng *rand.Rand, least, most time.Duration) time.Duration {
 	return least + time.Duration(rng.Int64N(int64(most-least)))
 }
 
 func (w *world) killGateway(rng *rand.Rand) {
-	g := w.one(rng)
+	g := w.one(rng.IntN)
 	w.tell("gateway %s", g.name)
 	g.Kill()
 	_ = pause(w.ctx, while(rng, 0, 2*term))
@@ -46,7 +58,7 @@ func (w *world) killGateway(rng *rand.Rand) {
 // stopGateway: another one must take its leases, and it must notice that when it goes
 // on.
 func (w *world) stopGateway(rng *rand.Rand) {
-	g := w.one(rng)
+	g := w.one(rng.IntN)
 	w.tell("gateway %s", g.name)
 	g.Signal(syscall.SIGSTOP)
 	_ = pause(w.ctx, while(rng, term, 2*term))
@@ -64,20 +76,24 @@ func (w *world) living() (bool, string) {
 
 // chainAway: whoever has an endpoint that answers must settle what was acknowledged.
 func (w *world) chainAway(rng *rand.Rand) {
-	g := w.one(rng)
-	apart := g.rpc.Cut
-	if rng.IntN(2) == 0 {
-		apart = g.rpc.Freeze
+	for _, g := range w.gateways {
+		apart, word := g.rpc.Cut, "cut"
+		if rng.IntN(2) == 0 {
+			apart, word = g.rpc.Freeze, "frozen"
+		}
+		w.tell("gateway %s, %s", g.name, word)
+		apart(true)
+		_ = pause(w.ctx, while(rng, term, 2*term))
+		before, err := w.db.Payee().Unsettled(w.ctx)
+		if err != nil {
+			w.Fatal(err)
+		}
+		kept := w.comes("what was acknowledged is settled by a gateway whose endpoint answers", func() (bool, string) { return w.fetched(before) })
+		apart(false)
+		if !kept {
+			return
+		}
 	}
-	w.tell("gateway %s", g.name)
-	before, err := w.db.Payee().Unsettled(w.ctx)
-	if err != nil {
-		w.Fatal(err)
-	}
-	apart(true)
-	defer apart(false)
-	_ = pause(w.ctx, while(rng, term, 2*term))
-	w.comes("what was acknowledged is settled by a gateway whose endpoint answers", func() (bool, string) { return w.fetched(before) })
 }
 
 // fetched reports whether the chain has what was accepted once.
@@ -104,10 +120,7 @@ func (w *world) fetched(before []channel.State) (bool, string) {
 
 // booksAway: nobody meters, and nobody may be served for longer than the credit.
 func (w *world) booksAway(rng *rand.Rand) {
-	var running []string
-	if err := w.db.View().SelectContext(w.ctx, &running, `SELECT id FROM leases WHERE state = 'active' AND EXISTS (SELECT 1 FROM records WHERE lease = leases.id)`); err != nil {
-		w.Fatal(err)
-	}
+	running := w.running()
 	frozen := rng.IntN(2) == 0
 	for _, g := range w.gateways {
 		if frozen {
@@ -119,6 +132,14 @@ func (w *world) booksAway(rng *rand.Rand) {
 		}
 	}
 	w.comes("while PostgreSQL is away nobody is served beyond the credit", func() (bool, string) { return w.suspended(running) })
+}
+
+// running are the leases that are served and metered.
+func (w *world) running() (leases []string) {
+	if err := w.db.View().SelectContext(w.ctx, &leases, `SELECT id FROM leases WHERE state = 'active' AND EXISTS (SELECT 1 FROM records WHERE lease = leases.id)`); err != nil {
+		w.Fatal(err)
+	}
+	return leases
 }
 
 // suspended reports whether no lease of some has its devices.
@@ -141,4 +162,153 @@ func (w *world) suspended(leases []string) (bool, string) {
 		}
 	}
 	return len(left) == 0, strings.Join(left, "; ")
+}
+
+// wornBooks: what fails for a moment ends no lease, whether it begins, ends or is
+// taken over, again and again.
+func (w *world) wornBooks(rng *rand.Rand) {
+	for _, g := range w.gateways {
+		g.books.Wear(0.01+0.02*rng.Float64(), rng.Uint64())
+		defer g.books.Wear(0, 0)
+	}
+	for range 2 {
+		for _, g := range w.gateways {
+			g.Signal(syscall.SIGSTOP)
+			_ = pause(w.ctx, while(rng, 3*term/2, 5*term/2))
+			g.Signal(syscall.SIGCONT)
+			_ = pause(w.ctx, while(rng, 0, term/2))
+		}
+	}
+}
+
+func (w *world) wornRenters(rng *rand.Rand) {
+	for _, g := range w.gateways {
+		g.renters.Wear(0.3*rng.Float64(), rng.Uint64())
+		defer g.renters.Wear(0, 0)
+	}
+	_ = pause(w.ctx, while(rng, term, 2*term))
+}
+
+func (w *world) crashBooks(*rand.Rand) {
+	if err := w.server.Crash(); err != nil {
+		w.Error(err)
+	}
+}
+
+// failOver goes to a standby that has every commit, once.
+func (w *world) failOver(*rand.Rand) {
+	if w.standby == nil {
+		w.tell("there is no standby any more")
+		return
+	}
+	for _, g := range w.gateways {
+		g.books.Freeze(true)
+		defer g.books.Freeze(false)
+	}
+	if err := w.server.FailOver(w.standby); err != nil {
+		w.Error(err)
+	}
+	w.server, w.standby = w.standby, nil
+	for _, c := range []*fleet.Cable{w.books, w.gateways[0].books, w.gateways[1].books} {
+		c.Lead("unix", w.server.Socket())
+	}
+}
+
+// clockAhead has the server's clock set ahead, as gateways see it: what runs out by it
+// has run out. So one may take a lease whose owner believes in its own time. Renters
+// that have not paid then pay, and the old owner must leave that to the new one.
+func (w *world) clockAhead(*rand.Rand) {
+	w.setStrike(true)
+	defer w.setStrike(false)
+	type leaseRow struct {
+		ID, Channel string
+		Term        int64
+	}
+	var rows []leaseRow
+	w.comes("a lease that is not paid is suspended", func() (bool, string) {
+		err := w.db.View().SelectContext(w.ctx, &rows, `SELECT id, channel, term FROM leases WHERE state = 'suspended'`)
+		var left int
+		if err == nil {
+			err = w.db.View().GetContext(w.ctx, &left, `SELECT count(*) FROM leases WHERE state = 'active'`)
+		}
+		return err == nil && left == 0 && len(rows) > 0, fmt.Sprintf("%d are, %d are active (%v)", len(rows), left, err)
+	})
+	renters := make(map[string]*rental)
+	for _, r := range w.allRentals() {
+		renters[r.Terms.ID().Hex()] = r
+	}
+	for _, table := range []string{"gateways", "leaders", "claims", "reservations"} {
+		if err := w.db.Update(w.ctx, func(tx *sqlx.Tx) error {
+			_, err := tx.Exec(`UPDATE ` + table + ` SET expires = expires - 3600000`)
+			return err
+		}); err != nil {
+			w.Fatal(err)
+		}
+	}
+	var wait sync.WaitGroup
+	for _, row := range rows {
+		wait.Go(func() {
+			for until := time.Now().Add(term); time.Now().Before(until); time.Sleep(5 * time.Millisecond) {
+				var now int64
+				if err := w.db.View().GetContext(w.ctx, &now, `SELECT term FROM leases WHERE id = $1`, row.ID); err != nil || now == row.Term {
+					continue
+				}
+				w.mu.Lock()
+				w.deposed = append(w.deposed, deposed{row.ID, row.Term, time.Now().UnixNano()})
+				w.mu.Unlock()
+				break
+			}
+			r, paid := renters[row.Channel], make(chan struct{})
+			select {
+			case r.errands <- func() { w.payAll(r, uint64(time.Since(r.Opened))/rate); close(paid) }:
+				<-paid
+			case <-time.After(term): // it has something else to do
+			}
+		})
+	}
+	wait.Wait()
+	w.tell("%d leases were suspended, %d of them taken over", len(rows), len(w.deposed))
+}
+
+func (w *world) killNode(rng *rand.Rand) {
+	w.hosts[0].Kill()
+	_ = pause(w.ctx, while(rng, 0, 2*term))
+	w.hosts[0].Start()
+	w.hosts[0].Ready()
+}
+
+func (w *world) stopNode(rng *rand.Rand) {
+	w.hosts[0].Signal(syscall.SIGSTOP)
+	_ = pause(w.ctx, while(rng, term, 3*term))
+	w.hosts[0].Signal(syscall.SIGCONT)
+}
+
+// nodeAway: the node serves nobody beyond the credit.
+func (w *world) nodeAway(rng *rand.Rand) {
+	apart := w.hosts[0].Wire.Cut
+	if rng.IntN(2) == 0 {
+		apart = w.hosts[0].Wire.Freeze
+	}
+	running := w.running()
+	apart(true)
+	defer apart(false)
+	w.comes("a node that is cut off serves nobody beyond the credit", func() (bool, string) { return w.suspended(running) })
+}
+
+// fullDisk: no lease ends before that can be written, and none is billed afterwards.
+func (w *world) fullDisk(rng *rand.Rand) {
+	node := w.hosts[0]
+	if err := fleet.LimitFiles(node.PID(), 0); err != nil {
+		w.Fatal(err)
+	}
+	_ = pause(w.ctx, while(rng, term, 3*term))
+	if rng.IntN(2) == 0 { // and somebody restarts it
+		node.Kill()
+		node.Start()
+		node.Ready()
+		return
+	}
+	if err := fleet.LimitFiles(node.PID(), -1); err != nil {
+		w.Fatal(err)
+	}
 }

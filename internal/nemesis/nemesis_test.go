@@ -35,13 +35,15 @@ func TestGatewaysThatMeter(t *testing.T) { torment(t, false) }
 // TestGatewaysOverANode: two gateways, and a node that meters for them.
 func TestGatewaysOverANode(t *testing.T) { torment(t, true) }
 
-// torment lets renters rent and pay while the nemesis does what it can, each kind of
-// fault once and then at random, and looks at what everybody saw.
+// torment lets renters rent and pay while the nemesis does what it can, for
+// GPUPAY_NEMESIS_SECONDS, each kind of fault once and then at random by
+// GPUPAY_NEMESIS_SEED, and looks at what everybody saw. GPUPAY_NEMESIS_ONLY names the
+// one kind that is to be done.
 func torment(t *testing.T, nodes bool) {
 	if testing.Short() {
 		t.Skip("runs for a minute")
 	}
-	seed, length := number(t, "GPUPAY_NEMESIS_SEED", 1), time.Duration(number(t, "GPUPAY_NEMESIS_SECONDS", 30))*time.Second
+	seed, length := number(t, "GPUPAY_NEMESIS_SEED", 1), time.Duration(number(t, "GPUPAY_NEMESIS_SECONDS", 20))*time.Second
 	w := newWorld(t, seed, nodes)
 	over := make(chan struct{})
 	var renters sync.WaitGroup
@@ -64,7 +66,11 @@ func (w *world) torture(length time.Duration) (done int) {
 	if only := os.Getenv("GPUPAY_NEMESIS_ONLY"); only != "" {
 		order = slices.DeleteFunc(order, func(i int) bool { return all[i].name != only })
 	}
-	for began := time.Now(); (done < len(order) || time.Since(began) < length) && len(w.broken) == 0; done++ {
+	w.comes("every renter rents", func() (bool, string) {
+		n := len(w.running())
+		return n == clients, fmt.Sprintf("%d do", n)
+	})
+	for began := time.Now(); time.Since(began) < length && len(w.broken) == 0; done++ {
 		if pause(w.ctx, time.Duration(500+rng.IntN(1500))*time.Millisecond) != nil {
 			return done
 		}

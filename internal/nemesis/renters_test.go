@@ -16,7 +16,8 @@ type rental struct {
 	signed   uint64 // the most that was signed
 	over     bool   // its renter is done with it
 	closed   bool
-	released bool // the renter asked for the end
+	released bool        // the renter asked for the end
+	errands  chan func() // what the nemesis wants its renter to do
 	mu       sync.Mutex
 }
 
@@ -28,7 +29,7 @@ func (w *world) live(n int, over <-chan struct{}) {
 	rng, client := rand.New(rand.NewPCG(w.seed, uint64(100+n))), w.client()
 	for i := 0; ; i++ {
 		w.mint.Lock() // one key sends all purses
-		r := &rental{Renter: fleet.NewRenter(w.T, w.chain, w.next, client, w.token, n<<16+i)}
+		r := &rental{Renter: fleet.NewRenter(w.T, w.chain, w.next, client, w.token, n<<16+i), errands: make(chan func())}
 		w.mint.Unlock()
 		r.Patience = 10 * time.Second
 		w.mu.Lock()
@@ -53,15 +54,21 @@ func (w *world) rent(r *rental, rng *rand.Rand, over <-chan struct{}) error {
 	}
 	until := time.Duration(3+rng.IntN(12)) * time.Second
 	lazy := rng.IntN(3) == 0
-	for time.Since(r.Opened) < until {
+	for time.Since(r.Opened) < until || w.onStrike() {
 		wait := time.Duration(100+rng.IntN(300)) * time.Millisecond
 		if lazy && rng.IntN(6) == 0 {
 			wait = credit + time.Duration(rng.IntN(3000))*time.Millisecond // it is suspended meanwhile
 		}
 		select {
+		case do := <-r.errands:
+			do()
+			continue
 		case <-over:
 			until = 0
 		case <-time.After(wait):
+		}
+		if w.onStrike() {
+			continue
 		}
 		if err := w.pay(w.ctx, r, r.Renter, uint64(time.Since(r.Opened))/rate+uint64(rng.IntN(500))); err != nil {
 			return err
@@ -98,11 +105,39 @@ func (w *world) pay(ctx context.Context, r *rental, line *fleet.Renter, amount u
 	return err
 }
 
+func (w *world) onStrike() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.strike
+}
+
+// setStrike has all renters stop paying, or go on.
+func (w *world) setStrike(on bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.strike = on
+}
+
+// payAll has a renter send one voucher to every gateway, at once.
+func (w *world) payAll(r *rental, amount uint64) {
+	var wait sync.WaitGroup
+	for _, g := range w.gateways {
+		line := r.Twin(g.url)
+		wait.Go(func() {
+			ctx, cancel := context.WithTimeout(w.ctx, r.Patience)
+			defer cancel()
+			_ = w.pay(ctx, r, line, amount)
+		})
+	}
+	wait.Wait()
+	r.Amount, r.Acked = max(r.Amount, amount), max(r.Acked, r.acked)
+}
+
 // shut has the channel closed, while another program of the same renter pays on: it
 // is acknowledged or refused, and what is acknowledged must be paid out.
 func (w *world) shut(r *rental, rng *rand.Rand) error {
 	ctx, cancel := context.WithCancel(w.ctx)
-	twin, pace := r.Twin(), time.Duration(20+rng.IntN(200))*time.Millisecond
+	twin, pace := r.Twin(w.next), time.Duration(20+rng.IntN(200))*time.Millisecond
 	var wait sync.WaitGroup
 	wait.Go(func() {
 		for pause(ctx, pace) == nil {

@@ -45,7 +45,9 @@ type world struct {
 	chain    *chaintest.Chain
 	token    *chain.Token
 	server   *pgtest.Server
-	direct   string // the database without a link
+	standby  *pgtest.Server // nil where it has taken over
+	books    *fleet.Cable   // the harness's own, which nothing is done to
+	direct   string         // the database over it
 	db       *store.DB
 	folder   string // of the devices' events
 	gateways []*gateway
@@ -56,6 +58,8 @@ type world struct {
 	rentals []*rental
 	story   []string
 	broken  []string // promises
+	deposed []deposed
+	strike  bool // nobody pays
 	began   time.Time
 }
 
@@ -69,10 +73,16 @@ func newWorld(t *testing.T, seed uint64, nodes bool) *world {
 	w.ctx = ctx
 	w.chain = chaintest.Anvil(t)
 	w.server = pgtest.OwnServer(t)
-	var err error
-	if w.direct, err = w.server.Schema(); err != nil {
+	schema, err := w.server.Schema()
+	if err != nil {
 		t.Fatal(err)
 	}
+	w.standby = w.server.Standby(t)
+	if err := w.server.Synchronous(); err != nil {
+		t.Fatal(err)
+	}
+	w.books = fleet.NewCable(t, "unix", w.server.Socket())
+	w.direct = through(t, w.books, schema)
 	if w.token, err = chain.NewToken(ctx, w.chain.Backend, w.chain.Token); err != nil {
 		t.Fatal(err)
 	}
@@ -108,15 +118,8 @@ func (w *world) hooks() (flags []string) {
 func (w *world) newGateway(name string, meter []string) *gateway {
 	w.Helper()
 	g := &gateway{name: name}
-	address, err := url.Parse(w.direct)
-	if err != nil {
-		w.Fatal(err)
-	}
-	query := address.Query()
-	g.books = fleet.NewCable(w, "unix", filepath.Join(query.Get("host"), ".s.PGSQL.5432"))
-	query.Del("host")
-	query.Set("sslmode", "disable")
-	address.Host, address.RawQuery = g.books.Address, query.Encode()
+	g.books = fleet.NewCable(w, "unix", w.server.Socket())
+	address := through(w, g.books, w.direct)
 	endpoint, err := url.Parse(w.chain.URL)
 	if err != nil {
 		w.Fatal(err)
@@ -124,17 +127,30 @@ func (w *world) newGateway(name string, meter []string) *gateway {
 	g.rpc = fleet.NewCable(w, "tcp", endpoint.Host)
 	marks := filepath.Join(w.TempDir(), "signed")
 	g.Process = fleet.Supervise(w.T, func(listen string) *exec.Cmd {
-		return fleet.Provider(w.chain, listen, address.String(), append([]string{"--rpc", "http://" + g.rpc.Address, "--high-water", marks,
+		return fleet.Provider(w.chain, listen, address, append([]string{"--rpc", "http://" + g.rpc.Address, "--high-water", marks,
 			"--takeover", term.String(), "--credit", credit.String(), "--record-every", "1s", "--suspend-timeout", "1h", "--poll", "1s"}, meter...)...)
 	})
 	g.renters = fleet.NewCable(w, "tcp", g.Address)
 	return g
 }
 
-// next is a gateway for a renter, the one or the other.
-func (w *world) next() string {
-	return "http://" + w.gateways[rand.IntN(len(w.gateways))].renters.Address
+// through is a database's address that goes over a cable.
+func through(t testing.TB, c *fleet.Cable, database string) string {
+	address, err := url.Parse(database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	query := address.Query()
+	query.Del("host")
+	query.Set("sslmode", "disable")
+	address.Host, address.RawQuery = c.Address, query.Encode()
+	return address.String()
 }
+
+// next is a gateway for a renter, the one or the other.
+func (w *world) next() string { return w.one(rand.IntN).url() }
+
+func (g *gateway) url() string { return "http://" + g.renters.Address }
 
 func (w *world) client() *http.Client {
 	c := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: clients}}

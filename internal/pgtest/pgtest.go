@@ -202,6 +202,21 @@ func (s *Server) Standby(t testing.TB) *Server {
 	return standby
 }
 
+// Synchronous has every commit wait for the standby's disk.
+func (s *Server) Synchronous() error {
+	return errors.Join(s.execute("ALTER SYSTEM SET synchronous_standby_names = '*'"), s.execute("SELECT pg_reload_conf()"))
+}
+
+// FailOver ends the server as a power cut would, for good, and has its standby take
+// over.
+func (s *Server) FailOver(standby *Server) error {
+	s.end()
+	return standby.execute("SELECT pg_promote()")
+}
+
+// Socket is the path of the socket that the server listens at.
+func (s *Server) Socket() string { return filepath.Join(s.dir, ".s.PGSQL.5432") }
+
 // Before is an address of this server's with another server's named before it.
 func (s *Server) Before(other *Server, address string) string {
 	return strings.Replace(address, url.QueryEscape(s.dir), url.QueryEscape(other.dir+","+s.dir), 1)

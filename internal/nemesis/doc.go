@@ -1,0 +1,24 @@
+// Package nemesis torments a fleet of real processes and holds afterwards what
+// everybody saw against each other, in the manner of Jepsen.
+//
+// The fleet is two gateways over one PostgreSQL with a synchronous standby, on a real
+// chain (anvil) that makes a block a second; they meter one host's GPUs, or those of a
+// node. Renters rent, pay, stop paying, release and close all the time, and pay on
+// while they close. The nemesis kills and stops gateways and nodes past the terms of
+// their leases and of their lead, cuts, freezes and wears the links between renters,
+// gateways, node, PostgreSQL and chain, crashes PostgreSQL, sets its clock ahead, fails
+// it over to the standby, and fills the node's disk. A fault that calls for an answer
+// lasts until the answer comes, and is a broken promise if none does.
+//
+// In the end: no acknowledged voucher is lost, on disk or on the chain; nothing is
+// settled that was not signed; what was put in is settled, refunded or still there;
+// what is charged is what the final record says, and each record follows the one
+// before; nothing is billed for a time in which the devices' own books say that they
+// were suspended or taken back; a device is in one lease at a time, and does nothing
+// for one that it was taken from; no command of an owner is begun for what came after
+// another one had the lease; no lease ends that its renter did not end; the chain has
+// every transaction of the outbox and no other.
+//
+// What it does not do: it steps the server's clock by moving every time that the server
+// keeps, as nothing here steps the clock of one process alone.
+package nemesis
