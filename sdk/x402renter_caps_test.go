@@ -1,16 +1,21 @@
 package sdk
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"math/big"
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -545,5 +550,120 @@ func TestX402TakesTheCheapestOffer(t *testing.T) {
 		if err != nil || b.offer.Amount != cheap.Amount || b.offer.Network != cheap.Network {
 			t.Errorf("%d: %+v, %v", i, b, err)
 		}
+	}
+}
+
+// oldNode is an endpoint that, while it is told to, answers every call to x402's
+// contract as of an old block.
+type oldNode struct {
+	*httptest.Server
+	lies atomic.Bool
+}
+
+func newOldNode(t *testing.T, target string, block uint64) *oldNode {
+	t.Helper()
+	p := &oldNode{}
+	p.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var call struct {
+			Version string            `json:"jsonrpc"`
+			ID      json.RawMessage   `json:"id"`
+			Method  string            `json:"method"`
+			Params  []json.RawMessage `json:"params"`
+		}
+		if err := json.NewDecoder(r.Body).Decode(&call); err != nil {
+			t.Error(err)
+		}
+		if p.lies.Load() && call.Method == "eth_call" && len(call.Params) > 1 && strings.Contains(strings.ToLower(string(call.Params[0])), lowerHex(channel.BatchSettlementEscrow)) {
+			call.Params[1] = json.RawMessage(fmt.Sprintf(`"0x%x"`, block))
+		}
+		body, err := json.Marshal(call)
+		if err != nil {
+			t.Error(err)
+		}
+		resp, err := http.Post(target, "application/json", bytes.NewReader(body))
+		if err != nil {
+			w.WriteHeader(http.StatusBadGateway)
+			return
+		}
+		defer resp.Body.Close()
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = io.Copy(w, resp.Body)
+	}))
+	t.Cleanup(p.Close)
+	return p
+}
+
+// TestX402LowerViewOfOneEndpoint: of two endpoints, the first says that a channel holds nothing of what was deposited. No second
+// deposit is signed on its word alone: not where the server says the same, not once a deposit that was kept back has ended,
+// and no other channel is opened in its place.
+func TestX402LowerViewOfOneEndpoint(t *testing.T) {
+	for _, name := range []string{"drained", "expired", "another channel"} {
+		t.Run(name, func(t *testing.T) {
+			m := newX402Market(t)
+			head, err := m.Backend.BlockNumber(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			lying := newOldNode(t, m.URL, head)
+			s := newStall(t, m)
+			x := s.client(Caps{PricePerGPUHour: "1", PerLease: "0.015", PerDay: "1", PerPayee: "1"}, stallOptions)
+			if x.r.backend, err = chain.Connect(t.Context(), lying.URL+","+m.URL, nil); err != nil {
+				t.Fatal(err)
+			}
+			if x.escrow, err = chain.NewBatchSettlement(t.Context(), x.r.backend); err != nil {
+				t.Fatal(err)
+			}
+			if x.r.token, err = chain.NewToken(t.Context(), x.r.backend, m.Token); err != nil {
+				t.Fatal(err)
+			}
+			x.r.alone = false
+			var kept x402.PaymentPayload
+			keeps := func(_ *stall, w http.ResponseWriter, p x402.PaymentPayload) bool {
+				kept = p
+				w.WriteHeader(http.StatusBadGateway)
+				return true
+			}
+			switch name {
+			case "drained":
+				s.buy(x)
+				s.instead = func(s *stall, w http.ResponseWriter, p x402.PaymentPayload) bool {
+					s.refuse(w, string(x402.CodeCumulativeExceedsBalance), s.offer)
+					return true
+				}
+			case "expired":
+				s.instead = keeps
+				if _, err := s.get(x); err != nil {
+					t.Fatal(err)
+				}
+				s.instead = nil
+				s.bank(kept)
+				const later = 20 * time.Minute
+				m.AdvanceTime(t, later)
+				m.Mine(t, 1)
+				x.r.config.Now = func() time.Time { return time.Now().Add(later) }
+			case "another channel":
+				s.buy(x)
+				s.offer.Extra.WithdrawDelay++
+				s.base, s.newest = 0, nil
+			}
+			lying.lies.Store(true)
+			for range 3 {
+				_, err := s.get(x)
+				t.Log(err)
+			}
+			deposits := make(map[x402.Hash]bool)
+			for _, p := range s.paid {
+				if d := p.Payload.Deposit; d != nil {
+					deposits[d.Authorization.Salt] = true
+				}
+			}
+			if len(deposits) != 1 {
+				t.Errorf("%d deposits were signed", len(deposits))
+			}
+			lying.lies.Store(false)
+			if all, err := x.Channels(t.Context()); err != nil || len(all) != 1 || all[0].Deposit.Uint64() != stallDeposit {
+				t.Errorf("%+v, %v", all, err)
+			}
+		})
 	}
 }

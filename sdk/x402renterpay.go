@@ -90,8 +90,44 @@ func (b *buying) observe(ctx context.Context) (channel.PayerState, channel.Chain
 	if b.fresh {
 		return channel.PayerState{ID: b.id, Terms: b.terms, Deposit: s.View.Deposit, Settled: s.View.Settled, Signed: b.prior}, s.View, nil
 	}
-	paid, err := b.x.payer.Observe(ctx, b.id, s.View)
-	return paid, s.View, err
+	if b.view, err = b.agreed(ctx, s.View); err != nil {
+		return channel.PayerState{}, s.View, err
+	}
+	paid, err := b.x.payer.Observe(ctx, b.id, b.view)
+	return paid, b.view, err
+}
+
+// agreed is a view with the deposit that two endpoints agree on, where there are two
+// and a deposit would be signed, or count no more in the caps, on the word of one: that
+// the channel holds less than is known, or that what was authorized has arrived.
+func (b *buying) agreed(ctx context.Context, v channel.ChainView) (channel.ChainView, error) {
+	paid, err := b.x.payer.State(ctx, b.id)
+	if err != nil {
+		return v, err
+	}
+	less, arrived := v.Deposit.Lt(&paid.Deposit), !paid.Authorized.IsZero() && !v.Deposit.Lt(&paid.Authorized)
+	if !less && !arrived {
+		return v, nil
+	}
+	least, most, err := b.held(ctx)
+	if err != nil {
+		return v, err
+	}
+	if v.Deposit = least; less {
+		v.Deposit = larger(least, lesser(most, paid.Deposit))
+	}
+	v.Settled = lesser(v.Settled, v.Deposit)
+	return v, nil
+}
+
+// held is the least and the most that the channel holds, by the newest words of two
+// endpoints; the same where there is one.
+func (b *buying) held(ctx context.Context) (least, most uint256.Int, err error) {
+	on, _, err := b.x.escrow.Confirmed(ctx, []common.Hash{b.id}, 1)
+	if err != nil {
+		return least, most, err
+	}
+	return on[0].View.Deposit, on[0].Latest.Deposit, nil
 }
 
 // free is what the channel holds, as last read, and is not charged.
@@ -214,14 +250,14 @@ func (b *buying) underWay(ctx context.Context) (bool, error) {
 		return true, nil
 	}
 	if !arrived {
-		_, view, err := b.observe(ctx)
+		_, most, err := b.held(ctx)
 		if err != nil {
 			return false, err
 		}
 		if err := b.x.unseen(ctx, b.terms, b.slate.Deposit); err != nil {
 			return false, err
 		}
-		if err := b.x.payer.Fund(ctx, b.id, view.Deposit); err != nil {
+		if err := b.x.payer.Fund(ctx, b.id, most); err != nil {
 			return false, err
 		}
 	}

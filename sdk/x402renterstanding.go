@@ -99,7 +99,7 @@ func (b *buying) other(ctx context.Context, s slate) (*buying, error) {
 // nil if it does not.
 func (b *buying) holding(ctx context.Context, s slate, terms channel.Terms) (*buying, error) {
 	other := *b
-	other.terms, other.id, other.slate = terms, s.ID, s
+	other.terms, other.id, other.slate, other.fresh = terms, s.ID, s, false
 	if _, _, err := other.observe(ctx); err != nil { // it may have been refunded
 		return nil, err
 	}
