@@ -1,6 +1,7 @@
 package sdk
 
 import (
+	"errors"
 	"net/http"
 	"testing"
 
@@ -66,6 +67,28 @@ func TestRefundInFlightServesNothing(t *testing.T) {
 	}
 	if kept := b.kept(); kept.Spent != used {
 		t.Errorf("%s was used, %s before the refund", kept.Spent.Dec(), used.Dec())
+	}
+}
+
+// TestUndoneRefundServesNothing: a refund that a re-org undid comes again, though the outbox does not know yet that it must.
+func TestUndoneRefundServesNothing(t *testing.T) {
+	r := newPayRig(t)
+	b := r.buyer("/tick")
+	b.open(20_000)
+	before := r.chain.Head(t)
+	b.refundGivenUp()
+	b.mineRefund()
+	r.stop() // neither the outbox nor the watcher sees the re-org
+	r.ran <- <-r.ran
+	stale := b.kept()
+	stale.Deposit.SetUint64(20_000)
+	tab := x402Tab{State: stale, known: true}
+	if tab, err := r.provider.x402.unrefunded(t.Context(), tab); err != nil || tab.Deposit.Uint64() >= 20_000 {
+		t.Fatalf("after the refund %s is served from, %v", tab.Deposit.Dec(), err)
+	}
+	r.chain.Reorg(t, int(r.chain.Head(t)-before))
+	if tab, err := r.provider.x402.unrefunded(t.Context(), tab); !errors.Is(err, errRefunding) {
+		t.Errorf("after a re-org %s is served from, %v", tab.Deposit.Dec(), err)
 	}
 }
 

@@ -189,9 +189,10 @@ func (d *x402Desk) refundAgain(ctx context.Context, r *x402Request, tab x402Tab,
 
 // unrefunded is a channel from which no refund takes anything any more. One that is
 // in flight may take the deposit in the next block, whether or not its request was
-// given up, and whichever gateway or key sent it: nothing is served meanwhile. Of one
-// that was mined the channel is read from the chain, once at each gateway and for each
-// block that it was mined in, as the watcher may come to it later.
+// given up, and whichever gateway or key sent it: nothing is served meanwhile, nor
+// while a re-org has undone it. Of one that was mined the channel is read from the
+// chain, as the watcher may come to it later: each time until the refund is final, and
+// then once at each gateway.
 func (d *x402Desk) unrefunded(ctx context.Context, tab x402Tab) (x402Tab, error) {
 	refunds, err := d.sender.Find(ctx, tab.ID, chain.Refund)
 	if err != nil {
@@ -199,17 +200,21 @@ func (d *x402Desk) unrefunded(ctx context.Context, tab x402Tab) (x402Tab, error)
 	}
 	var unread []common.Hash
 	for i, tx := range refunds {
-		seen := tx.BlockHash
+		seen, over := tx.BlockHash, true
 		if tx.State == chain.Pending {
 			seen = tx.Attempts[0].Signed.Hash()
 		}
-		if d.looked.has(seen) {
+		if tx.State != chain.Mined && d.looked.has(seen) {
 			continue
 		}
-		if tx.State == chain.Pending {
-			if over, err := d.overtaken(ctx, tx, refunds[i+1:]); err != nil || !over {
-				return tab, cmp.Or(err, fmt.Errorf("channel %s: %w", tab.ID, errRefunding))
-			}
+		switch tx.State {
+		case chain.Pending:
+			over, err = d.overtaken(ctx, tx, refunds[i+1:])
+		case chain.Mined:
+			over, err = d.sender.Stands(ctx, tx)
+		}
+		if err != nil || !over {
+			return tab, cmp.Or(err, fmt.Errorf("channel %s: %w", tab.ID, errRefunding))
 		}
 		unread = append(unread, seen)
 	}

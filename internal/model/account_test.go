@@ -194,6 +194,14 @@ func (a *account) take(v channel.Voucher, charge uint64) {
 		}
 		a.known = true
 	}
+	if !a.session() {
+		free, err := w.till.unrefunded(a)
+		w.must(err)
+		if !free {
+			w.seen["refunds under way"]++
+			return
+		}
+	}
 	before := w.till.state(a)
 	if before.Accepted.Uint64() != a.acked || before.Spent.Uint64() != a.spent {
 		w.Fatalf("the payee has accepted %s and charged %s, not %d and %d", before.Accepted.Dec(), before.Spent.Dec(), a.acked, a.spent)

@@ -118,6 +118,26 @@ func (k *till) register(a *account) error {
 	})
 }
 
+// unrefunded is what a desk looks at before it takes a voucher of x402, as a provider's does: whether a refund of the channel
+// is under way, or undone by a re-org, and what it took.
+func (k *till) unrefunded(a *account) (bool, error) {
+	refunds, err := k.sender.Find(k.w.ctx, a.id, chain.Refund)
+	if err != nil {
+		return false, err
+	}
+	for _, tx := range refunds {
+		switch stands, err := k.sender.Stands(k.w.ctx, tx); {
+		case err != nil || !stands:
+			return false, nil // nothing is served of what the chain does not tell either
+		case tx.State != chain.Final:
+			if err := k.register(a); err != nil {
+				return false, err
+			}
+		}
+	}
+	return true, nil
+}
+
 // settleNow settles one channel, whatever its age.
 func (k *till) settleNow(a *account) error {
 	return k.w.during("settling at once", func(ctx context.Context) error {

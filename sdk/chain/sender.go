@@ -383,6 +383,19 @@ func (s *Sender) result(ctx context.Context, id TxID, confirmations uint64) (*Re
 	return &Result{ID: id, Hash: tx.Hash, Receipt: receipt, Cost: tx.Cost}, nil
 }
 
+// Stands reports whether a mined transaction is in the chain now: a re-org may have undone it, of which the outbox hears with its
+// next step.
+func (s *Sender) Stands(ctx context.Context, tx Tx) (bool, error) {
+	if tx.State != Mined {
+		return tx.State == Final, nil
+	}
+	_, err := Receipt(ctx, s.Backend, tx.Hash)
+	if errors.Is(err, ethereum.NotFound) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
 // reason runs a reverted call again on the state it was mined onto. That state may have been another at its place in the
 // block, so the answer is a help and no proof.
 func (s *Sender) reason(ctx context.Context, tx Tx, receipt *types.Receipt) error {
