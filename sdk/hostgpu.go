@@ -197,7 +197,8 @@ func (h *HostAllocator) Release(ctx context.Context, a Allocation) error {
 // Adopt marks the devices of a lease of an earlier run as taken.
 func (h *HostAllocator) Adopt(ctx context.Context, a Allocation) error {
 	choose := func(held map[string]common.Hash) ([]string, error) { return a.Devices, h.adoptable(a, held) }
-	if len(without(a.Devices, h.devices())) < len(a.Devices) { // it is of this host: what is missing may come back
+	here := len(without(a.Devices, h.devices())) < len(a.Devices)
+	if here || len(h.Devices) == 0 && h.book == nil { // it is of this host, which may know none of its own: what is missing may come back
 		h.remember(a.Devices)
 	}
 	if h.book != nil {

@@ -75,8 +75,11 @@ func (p *Provider) canServe(ctx context.Context, id common.Hash, offer wire.Sign
 	return nil
 }
 
-// takesLeases refuses every new lease of a provider that stops.
+// takesLeases refuses every new lease of a provider that stops, or that settles alone.
 func (p *Provider) takesLeases() error {
+	if p.noGPUs != nil {
+		return wire.NoCapacity.With("no GPU of this provider can be metered")
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed || p.draining {

@@ -75,6 +75,8 @@ type Provider struct {
 	reserved reservations // GPUs whose deposits are on their way
 
 	offer wire.SignedOffer // guarded by mu
+
+	noGPUs error // why none could be listed at the start: it settles, and rents out nothing
 }
 
 // ErrDamaged says that a database file is not what was written to it.
@@ -132,13 +134,35 @@ func (p *Provider) prepare(ctx context.Context) error {
 	}
 	p.deps.marks = marks
 	p.payee = &channel.Payee{Store: db.Payee(), Domain: p.escrow.Domain(), MinDelta: p.minDelta}
-	if err := errors.Join(p.chainParts(ctx), p.challenges(ctx), p.renewOffer(ctx)); err != nil {
+	if err := errors.Join(settlesAlone(ctx, p), p.chainParts(ctx), p.challenges(ctx), p.renewOffer(ctx)); err != nil {
 		return errors.Join(err, p.shutFiles())
 	}
 	p.metrics = newProviderMetrics(p)
 	p.lets()
 	p.routes()
 	p.warnPoor(ctx)
+	return nil
+}
+
+// settlesAlone has a provider that cannot list its GPUs run where there is something to settle or to give back: it rents out
+// nothing, its leases are suspended until they can be metered, and its health says why. Without that it is refused.
+func settlesAlone(ctx context.Context, p *Provider) error {
+	if p.noGPUs == nil {
+		return nil
+	}
+	leases, err := p.store.unfinished(ctx)
+	if err != nil {
+		return err
+	}
+	channels, err := p.payee.Channels(ctx, channel.Open, channel.Closing)
+	if err != nil {
+		return err
+	}
+	if len(leases) == 0 && len(channels) == 0 {
+		return p.noGPUs
+	}
+	p.config.Log.Error("no GPU can be metered: what is owed is settled, and nothing is rented out before this program is started again with its GPUs at work",
+		"channels", len(channels), "leases", len(leases), "error", p.noGPUs)
 	return nil
 }
 
@@ -171,13 +195,17 @@ func (p *Provider) prices(ctx context.Context) error {
 		}
 		return err
 	}
+	p.sick.source = p.config.Source
 	if p.devices, err = p.config.Source.Devices(ctx); err != nil {
-		return fmt.Errorf("provider: listing the GPUs of %s: %w", p.config.Source.Name(), err)
+		p.noGPUs = fmt.Errorf("provider: listing the GPUs of %s: %w", p.config.Source.Name(), err)
+		if p.config.Allocator == nil {
+			p.config.Allocator = &HostAllocator{sick: quarantine{source: p.config.Source}}
+		}
+		return nil
 	}
 	if len(p.devices) == 0 {
 		return fmt.Errorf("provider: %s has no GPU to rent out", p.config.Source.Name())
 	}
-	p.sick.source = p.config.Source
 	if err := ofOneKind(p.devices); err != nil {
 		return fmt.Errorf("provider: %w", err)
 	}

@@ -39,7 +39,7 @@ func run(ctx context.Context) error {
 	if len(o.config.Nodes) == 0 {
 		source, err := cli.Source(o.gpu)
 		if err != nil {
-			return err
+			source = cli.Away{Err: err}
 		}
 		defer source.Close()
 		if o.config.Allocator, err = o.hooks.Allocator(ctx, source); err != nil {

@@ -26,6 +26,9 @@ func (h *Hooks) Register(flags *Flags) {
 // Allocator rents out the source's GPUs with the commands.
 func (h *Hooks) Allocator(ctx context.Context, source metering.Source) (*sdk.HostAllocator, error) {
 	a, err := sdk.NewHostAllocator(ctx, source)
+	if _, away := source.(Away); away {
+		a, err = &sdk.HostAllocator{}, nil // of the leases that are there: what it has free is nobody's
+	}
 	if err != nil {
 		return nil, err
 	}
