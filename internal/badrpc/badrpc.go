@@ -48,6 +48,7 @@ type Endpoint struct {
 
 	behind uint64 // see Balance
 	turns  int
+	stuck  uint64 // see Stick
 }
 
 // New starts a proxy before the node at target and ends it with the test.
@@ -79,7 +80,7 @@ func (e *Endpoint) Instead(method string, fault Fault) {
 func (e *Endpoint) Heal() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.behind = 0
+	e.behind, e.stuck = 0, 0
 	e.faults, e.mute = make(map[string][]Fault), make(map[string]Fault)
 	e.counts, e.firsts = make(map[string]int), make(map[string]json.RawMessage)
 }
@@ -113,8 +114,8 @@ func (e *Endpoint) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	body, known := e.lagging(x, body)
 	if instead != nil {
 		instead(x)
-	} else if known {
-		// the answer is that of a node that does not know the block
+	} else if known || e.swallowed(x) {
+		// the answer is that of a node that does not know the block, or passes nothing on
 	} else if err := e.forward(r, body, x); err != nil {
 		http.Error(w, err.Error(), http.StatusBadGateway)
 		return

@@ -1,12 +1,16 @@
 package badrpc
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/ethereum/go-ethereum/common"
 )
 
 // Balance makes the endpoint a balancer of two nodes that take turns, one of which is some blocks behind the other: it
@@ -15,6 +19,42 @@ func (e *Endpoint) Balance(behind uint64) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.behind, e.turns = behind, 0
+}
+
+// Stick makes the endpoint a node that has stopped following the chain: it answers as of this block, and takes transactions
+// without passing them on. 0 ends it.
+func (e *Endpoint) Stick(at uint64) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.stuck = at
+}
+
+// swallowed answers what a node that is stuck takes and passes on to nobody.
+func (e *Endpoint) swallowed(x *Exchange) bool {
+	if x.Method != "eth_sendRawTransaction" || e.stuckNow() == 0 {
+		return false
+	}
+	x.Result = encode(common.Hash{1})
+	return true
+}
+
+func (e *Endpoint) stuckNow() uint64 {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.stuck
+}
+
+// knows is the newest block of the node that answers the next request; ok is false where that is the chain's.
+func (e *Endpoint) knows() (known uint64, ok bool) {
+	if stuck := e.stuckNow(); stuck != 0 {
+		return stuck, true
+	}
+	behind := e.late()
+	if behind == 0 {
+		return 0, false
+	}
+	head, err := e.head()
+	return head - min(head, behind), err == nil
 }
 
 // late reports by how much the node is behind that answers the next request.
@@ -35,16 +75,11 @@ var tags = map[string]int{
 // lagging rewrites a request so that the node answers it as one that is behind; it answers at once what that one would not
 // know.
 func (e *Endpoint) lagging(x *Exchange, body []byte) ([]byte, bool) {
-	behind := e.late()
+	known, late := e.knows()
 	at, named := tags[x.Method]
-	if behind == 0 || !named {
+	if !late || !named {
 		return body, false
 	}
-	head, err := e.head()
-	if err != nil {
-		return body, false
-	}
-	known := head - min(head, behind)
 	var asked message
 	var params []json.RawMessage
 	if json.Unmarshal(body, &asked) != nil || json.Unmarshal(asked.Params, &params) != nil {
@@ -74,28 +109,43 @@ func (e *Endpoint) lagging(x *Exchange, body []byte) ([]byte, bool) {
 
 // behindToo takes from an answer what a node that is behind does not know.
 func (e *Endpoint) behindToo(x *Exchange) {
-	if x.Method != "eth_blockNumber" && x.Method != "eth_getTransactionReceipt" || e.behindNow() == 0 {
+	stuck := e.stuckNow() != 0
+	if !stuck && e.behindNow() == 0 {
 		return
 	}
-	behind := e.late()
-	head, err := e.head()
-	if behind == 0 || err != nil {
+	switch x.Method {
+	case "eth_blockNumber", "eth_getTransactionReceipt":
+	case "eth_getTransactionByHash", "eth_getBlockByHash", "eth_getLogs":
+		if !stuck {
+			return
+		}
+	default:
 		return
 	}
-	known := head - min(head, behind)
-	if x.Method == "eth_blockNumber" {
+	known, late := e.knows()
+	if !late {
+		return
+	}
+	switch x.Method {
+	case "eth_blockNumber":
 		x.Result = encode(fmt.Sprintf("0x%x", known))
-		return
+	case "eth_getLogs":
+		var logs []json.RawMessage
+		_ = json.Unmarshal(x.Result, &logs)
+		x.Result = encode(slices.DeleteFunc(logs, func(raw json.RawMessage) bool { return blockOf(raw) > known }))
+	default:
+		if blockOf(x.Result) > known {
+			Null(x)
+		}
 	}
-	var receipt struct {
-		Block string `json:"blockNumber"`
-	}
-	if json.Unmarshal(x.Result, &receipt) != nil {
-		return
-	}
-	if n, err := strconv.ParseUint(strings.TrimPrefix(receipt.Block, "0x"), 16, 64); err == nil && n > known {
-		Null(x)
-	}
+}
+
+// blockOf is the block that an answer is of, or is; 0 if it says none.
+func blockOf(raw json.RawMessage) uint64 {
+	var said struct{ BlockNumber, Number string }
+	_ = json.Unmarshal(raw, &said)
+	n, _ := strconv.ParseUint(strings.TrimPrefix(cmp.Or(said.BlockNumber, said.Number), "0x"), 16, 64)
+	return n
 }
 
 func (e *Endpoint) behindNow() uint64 {

@@ -109,7 +109,7 @@ func (a *agreed) BlockNumber(ctx context.Context) (uint64, error) {
 	}
 	head := said[0].say
 	for _, other := range said[1:] {
-		if max(head, other.say)-min(head, other.say) > farBehind {
+		if max(head, other.say)-min(head, other.say) > FarBehind {
 			return 0, &contradiction{"the newest block", fmt.Sprintf("%s is at %d", said[0].by, head), fmt.Sprintf("%s at %d", other.by, other.say)}
 		}
 		head = min(head, other.say)

@@ -193,20 +193,18 @@ func readingAt(ctx context.Context, b Backend, head, back uint64, read viewsAt) 
 	return reading{head: head, known: head, latest: latest, deep: deep}, err
 }
 
-// farBehind is how many blocks lie between endpoints of which one is not merely a little late.
-const farBehind = 32
+// FarBehind is how many blocks lie between endpoints of which one is not merely a little late.
+const FarBehind = 32
 
 // agree merges what two endpoints say, whichever is further: a deposit counts as far as both have it confirmed, a close
 // request of either is heard, and what is settled or over is what both say is. Where they say different things of one block,
 // that is said; of two blocks, the one may merely be late.
 func agree(backend Backend, said []statement[reading]) reading {
+	far := newerFirst(said, func(r reading) uint64 { return r.head })
 	newer, other := said[0], said[1]
-	if other.say.head > newer.say.head {
-		newer, other = other, newer
-	}
 	r, o := newer.say, other.say
 	r.known = o.head
-	if r.head-o.head > farBehind {
+	if far {
 		contradict(backend, "the newest block", fmt.Sprintf("%s is at %d", newer.by, r.head), fmt.Sprintf("%s at %d", other.by, o.head))
 	}
 	r.disputed = make([]bool, len(r.latest))

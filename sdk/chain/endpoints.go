@@ -67,6 +67,7 @@ type endpoint struct {
 	backend Backend
 	pace    Backoff
 	rests   time.Time // it failed: others are asked first until then
+	late    time.Time // its newest block was far behind another's: the same
 }
 
 // meet dials all endpoints. They must serve one chain, and one of them must answer.
@@ -142,7 +143,8 @@ func (n *endpoint) worked() bool {
 	return true
 }
 
-// order is the endpoints as they are asked: those that work first, each group as configured.
+// order is the endpoints as they are asked: those that work first, then those that have stopped following the chain, then
+// those that failed; each group as configured.
 func (e *Endpoints) order() []*endpoint {
 	now := time.Now()
 	order := slices.Clone(e.nodes)
@@ -153,10 +155,26 @@ func (e *Endpoints) order() []*endpoint {
 func (n *endpoint) resting(now time.Time) int {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if now.Before(n.rests) {
+	switch {
+	case now.Before(n.rests):
+		return 2
+	case now.Before(n.late):
 		return 1
 	}
 	return 0
+}
+
+// lateFor is how long one that is far behind another is asked after it, unless it is seen to be behind again.
+const lateFor = time.Minute
+
+// lag notes that the newest block of an endpoint is far behind another's, or is not.
+func (n *endpoint) lag(far bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.late = time.Time{}
+	if far {
+		n.late = time.Now().Add(lateFor)
+	}
 }
 
 // ask has one endpoint answer within its share of the time, and keeps account of whether it works.
@@ -225,8 +243,9 @@ func first[T any](ctx context.Context, e *Endpoints, f func(context.Context, Bac
 
 // A statement is what one endpoint said.
 type statement[T any] struct {
-	by  string
-	say T
+	by   string
+	say  T
+	node *endpoint // nil: the only one
 }
 
 // two is what two different endpoints answer, the preferred one first; one, where no second answers. An endpoint that does
@@ -242,7 +261,7 @@ func two[T any](ctx context.Context, backend Backend, f func(context.Context, Ba
 	for _, node := range e.order() {
 		v, err := ask(ctx, e, node, f)
 		if err == nil {
-			if said = append(said, statement[T]{node.name, v}); len(said) == 2 {
+			if said = append(said, statement[T]{node.name, v, node}); len(said) == 2 {
 				return said, nil
 			}
 			continue
@@ -255,6 +274,31 @@ func two[T any](ctx context.Context, backend Backend, f func(context.Context, Ba
 		return nil, failed
 	}
 	return said, nil
+}
+
+// newerFirst puts the statement of the endpoint that is further first, by the newest block of each. One that is far behind the
+// other is asked after it from then on, and reports that.
+func newerFirst[T any](said []statement[T], head func(T) uint64) (far bool) {
+	if len(said) != 2 {
+		return false
+	}
+	if head(said[1].say) > head(said[0].say) {
+		said[0], said[1] = said[1], said[0]
+	}
+	far = head(said[0].say)-head(said[1].say) > FarBehind
+	said[0].node.lag(false)
+	said[1].node.lag(far)
+	return far
+}
+
+// Heads are the newest blocks of two endpoints, that of the further one first; the same twice where only one answers.
+func Heads(ctx context.Context, backend Backend) (newest, older *types.Header, err error) {
+	said, err := two(ctx, backend, func(ctx context.Context, b Backend) (*types.Header, error) { return b.HeaderByNumber(ctx, nil) })
+	if err != nil {
+		return nil, nil, err
+	}
+	newerFirst(said, func(h *types.Header) uint64 { return h.Number.Uint64() })
+	return said[0].say, said[len(said)-1].say, nil
 }
 
 func (e *Endpoints) say(text string, args ...any) {
@@ -371,9 +415,10 @@ func (e *Endpoints) SubscribeFilterLogs(ctx context.Context, q ethereum.FilterQu
 	})
 }
 
-// FilterLogs is what two endpoints know of, together: one that leaves an event out, such as a close request, hides nothing.
+// FilterLogs is what two endpoints know of, together: one that leaves an event out, such as a close request, hides nothing,
+// nor does one that is further than the other: that is asked for what it has.
 func (e *Endpoints) FilterLogs(ctx context.Context, q ethereum.FilterQuery) ([]types.Log, error) {
-	said, err := two(ctx, e, func(ctx context.Context, b Backend) ([]types.Log, error) { return b.FilterLogs(ctx, q) })
+	said, err := two(ctx, e, func(ctx context.Context, b Backend) ([]types.Log, error) { return logsUpToHead(ctx, b, q) })
 	if err != nil {
 		return nil, err
 	}
@@ -387,6 +432,23 @@ func (e *Endpoints) FilterLogs(ctx context.Context, q ethereum.FilterQuery) ([]t
 		}
 	}
 	return all, nil
+}
+
+// logsUpToHead asks a node that refuses blocks which it does not have yet for those that it has.
+func logsUpToHead(ctx context.Context, b Backend, q ethereum.FilterQuery) ([]types.Log, error) {
+	logs, err := b.FilterLogs(ctx, q)
+	if err == nil || isTransport(err) || q.FromBlock == nil || q.ToBlock == nil {
+		return logs, err
+	}
+	head, failed := b.BlockNumber(ctx)
+	switch {
+	case failed != nil || head >= q.ToBlock.Uint64():
+		return nil, err
+	case head < q.FromBlock.Uint64():
+		return []types.Log{}, nil
+	}
+	q.ToBlock = new(big.Int).SetUint64(head)
+	return b.FilterLogs(ctx, q)
 }
 
 func (e *Endpoints) TransactionByHash(ctx context.Context, hash common.Hash) (*types.Transaction, bool, error) {

@@ -249,6 +249,38 @@ func testFinalReceipt(t *testing.T, then badrpc.Fault) {
 	}
 }
 
+// An endpoint that is far behind another is asked after it, until it has caught up.
+func TestEndpointFarBehindIsAskedLast(t *testing.T) {
+	w := newWorld(t)
+	backend, one, _, _ := w.pair(t)
+	first := func() uint64 {
+		t.Helper()
+		if _, _, err := chain.Heads(t.Context(), backend); err != nil {
+			t.Fatal(err)
+		}
+		n, err := backend.BlockNumber(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	stuck := w.Head(t)
+	one.Stick(stuck)
+	w.Mine(t, chain.FarBehind)
+	if n := first(); n != stuck {
+		t.Errorf("%d blocks behind: the first to be asked is at %d, not at %d", chain.FarBehind, n, stuck)
+	}
+	w.Mine(t, 1)
+	if n := first(); n != w.Head(t) {
+		t.Errorf("one more block behind: the first to be asked is at %d, not at %d", n, w.Head(t))
+	}
+	one.Stick(w.Head(t))
+	w.Mine(t, 1)
+	if n := first(); n != w.Head(t)-1 {
+		t.Errorf("it has caught up: the first to be asked is at %d", n)
+	}
+}
+
 // Endpoints of two chains are refused at the start; one that is down is not needed, and is used once it is up.
 func TestEndpointsAtTheStart(t *testing.T) {
 	w := newWorld(t)

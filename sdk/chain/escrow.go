@@ -185,6 +185,20 @@ func (e *Escrow) CheckHistory(ctx context.Context, confirmations uint64) error {
 		ErrHistory, confirmations, line(err.Error()))
 }
 
+// Times is what two endpoints hold the time to be, the earlier first; the same twice where only one answers. One that has
+// stopped following the chain, or lies, must have nothing put off by the earlier one and nothing given up by the later one.
+func (e *Escrow) Times(ctx context.Context) (earliest, latest time.Time, err error) {
+	said, err := two(ctx, e.backend, Now)
+	if err != nil {
+		return time.Time{}, time.Time{}, err
+	}
+	earliest, latest = said[0].say, said[len(said)-1].say
+	if latest.Before(earliest) {
+		earliest, latest = latest, earliest
+	}
+	return earliest, latest, nil
+}
+
 // Now is the chain's idea of the time.
 func (e *Escrow) Now(ctx context.Context) (time.Time, error) { return Now(ctx, e.backend) }
 

@@ -28,6 +28,9 @@ const (
 	lookTimeout = time.Minute
 	// sweepEvery bounds how long anything that slipped through can stay unseen.
 	sweepEvery = 5 * time.Minute
+	// apartEvery is the same while two endpoints are over chain.FarBehind apart: one has stopped following the chain, or says that it is
+	// ahead: no events say what happened between them.
+	apartEvery = 10 * time.Second
 	// trailLength is how many blocks are remembered: deeper re-orgs are handled too, they only lose their depth.
 	trailLength = 128
 	// manyBlocks is how many at once are not searched for events.
@@ -74,6 +77,7 @@ type Watcher struct {
 	trail       []chain.Block
 	loaded      bool
 	swept       time.Time
+	older       uint64      // the newest block that both of two endpoints had at the last look
 	served      uint64      // the block at which channels that are served were read last
 	turn        common.Hash // the last of them
 	lagging     int
@@ -117,7 +121,7 @@ func (w *Watcher) Check(ctx context.Context) error {
 	if err := w.load(ctx); err != nil {
 		return err
 	}
-	head, err := w.Contract.Backend().HeaderByNumber(ctx, nil)
+	head, older, err := chain.Heads(ctx, w.Contract.Backend())
 	if err != nil {
 		return fmt.Errorf("reading the newest block: %w", err)
 	}
@@ -125,11 +129,12 @@ func (w *Watcher) Check(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	ids, sweep, err := w.concerned(ctx, head, kept, reorged)
+	far := head.Number.Uint64()-older.Number.Uint64() > chain.FarBehind
+	ids, sweep, err := w.concerned(ctx, head, kept, reorged, far)
 	if err != nil {
 		return err
 	}
-	if err := w.read(ctx, ids, head.Number.Uint64(), w.keeper(reorged)); err != nil {
+	if err := w.read(ctx, ids, older.Number.Uint64(), w.keeper(reorged)); err != nil {
 		return err
 	}
 	if sweep {
@@ -138,6 +143,7 @@ func (w *Watcher) Check(ctx context.Context) error {
 	if err := w.advance(ctx, kept, head); err != nil {
 		return err
 	}
+	w.older = older.Number.Uint64()
 	w.looked.Store(w.now().UnixNano())
 	if w.OnLook != nil {
 		w.OnLook()
@@ -216,13 +222,21 @@ func (w *Watcher) stands(ctx context.Context, head *types.Header, b chain.Block)
 }
 
 // concerned lists the channels to read: all live ones at the start, after a re-org and from time to time, else those that
-// events name and those whose deposit waits for confirmations.
-func (w *Watcher) concerned(ctx context.Context, head *types.Header, kept []chain.Block, reorged bool) ([]common.Hash, bool, error) {
-	if reorged || len(kept) == 0 || w.swept.IsZero() || w.now().Sub(w.swept) >= sweepEvery {
+// events name and those whose deposit waits for confirmations. Blocks that one of two endpoints did not have at the last look
+// are searched again: who said that it had them may have left their events out. While they are far apart all are read often.
+func (w *Watcher) concerned(ctx context.Context, head *types.Header, kept []chain.Block, reorged, far bool) ([]common.Hash, bool, error) {
+	every := sweepEvery
+	if far {
+		every = apartEvery
+	}
+	if reorged || len(kept) == 0 || w.swept.IsZero() || w.now().Sub(w.swept) >= every {
 		ids, err := w.all(ctx, reorged)
 		return ids, true, err
 	}
 	last, newest := kept[len(kept)-1].Number, head.Number.Uint64()
+	if !far {
+		last = min(last, w.older)
+	}
 	if last == newest {
 		return nil, false, nil
 	}

@@ -80,7 +80,7 @@ func (t *Tower) usable(ctx context.Context, q wire.LeaveRequest) error {
 	if q.CloseRequests != nonce {
 		return fmt.Errorf("%w: channel %s has seen %d close requests, this one is for %d", errUsed, id, nonce, q.CloseRequests)
 	}
-	now, err := t.escrow.Now(ctx)
+	now, _, err := t.escrow.Times(ctx)
 	if err != nil {
 		return err
 	}
@@ -146,7 +146,7 @@ func (t *Tower) withdraw(ctx context.Context, s channel.State) error {
 	if s.Status != channel.Closing {
 		return fmt.Errorf("%w: nobody asked to close channel %s", errNotDue, s.ID)
 	}
-	now, err := t.escrow.Now(ctx)
+	now, err := t.time(ctx)
 	if err != nil {
 		return err
 	}
@@ -251,7 +251,7 @@ func (t *Tower) relayOnce(ctx context.Context) error {
 	if err != nil || len(requests) == 0 {
 		return err
 	}
-	now, err := t.escrow.Now(ctx)
+	now, err := t.time(ctx)
 	if err != nil {
 		return err
 	}
@@ -279,6 +279,16 @@ func (t *Tower) relayOnce(ctx context.Context) error {
 func (t *Tower) waits(ctx context.Context, id common.Hash, now time.Time) bool {
 	state, err := t.payee.State(ctx, id)
 	return err == nil && state.Status == channel.Closing && now.Before(t.due(state))
+}
+
+// time is when it is for what must not come too late: the latest that two endpoints and this machine's clock say. What is
+// tried too early for that the contract refuses in a simulation, or it is a settlement that would have been made later.
+func (t *Tower) time(ctx context.Context) (time.Time, error) {
+	_, latest, err := t.escrow.Times(ctx)
+	if ours := time.Now(); ours.After(latest) {
+		latest = ours
+	}
+	return latest, err
 }
 
 // due is when a closing channel's payer may withdraw.

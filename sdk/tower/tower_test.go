@@ -226,7 +226,7 @@ func TestTowerSettlesInTime(t *testing.T) {
 
 // A payee that settles by itself in time costs the tower nothing.
 func TestTowerLeavesItToThePayee(t *testing.T) {
-	l := newLookout(t, func(c *tower.Config) { c.Patience = 2 * time.Minute })
+	l := newLookout(t, func(c *tower.Config) { c.Patience = 5 * time.Minute })
 	terms := l.Open(1, 1000)
 	l.Accept(terms, 700)
 	l.voucher(l.sign(l.Payer, terms, 700))
@@ -239,7 +239,7 @@ func TestTowerLeavesItToThePayee(t *testing.T) {
 	if err := l.Settler.Settle(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	l.AdvanceTime(t, 3*time.Minute)
+	l.AdvanceTime(t, 6*time.Minute)
 	time.Sleep(time.Second + 20*tilltest.Poll)
 	l.paidOut(700, 300)
 	if l.sent() != 0 {

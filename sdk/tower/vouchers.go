@@ -153,7 +153,7 @@ func (d dutyStore) Unsettled(ctx context.Context) ([]channel.State, error) {
 	if len(closing) == 0 {
 		return nil, nil
 	}
-	now, err := d.tower.escrow.Now(ctx)
+	now, err := d.tower.time(ctx)
 	if err != nil {
 		return nil, err
 	}
