@@ -140,6 +140,7 @@ type honest struct {
 	paused  bool
 	drift   float64 // of the payee's clock against the payer's
 	records int
+	passes  func(time.Duration) // on the payer's clocks; nil: on all of them
 }
 
 // serve lets time pass. The payee reads its devices late or in time.
@@ -147,7 +148,11 @@ func (h *honest) serve(passed time.Duration) {
 	for passed > 0 {
 		step := min(passed, time.Duration(1+h.random.Int64N(int64(2900*time.Millisecond))))
 		passed -= step
-		h.clock.Advance(step)
+		if h.passes == nil {
+			h.clock.Advance(step)
+		} else {
+			h.passes(step)
+		}
 		h.now += step.Seconds() * (1 + h.drift)
 		h.tick()
 		if h.paused {
@@ -206,8 +211,33 @@ func (h *honest) restart() {
 	}
 }
 
+// miss is time that the payer's clock does not count: its virtual machine is
+// stopped, or it is rebooted and its wall clock wakes up late, or is set back.
+func (h *honest) miss() {
+	missed := time.Duration(h.random.Int64N(int64(time.Minute)))
+	h.passes = func(step time.Duration) { h.clock.SetWall(h.clock.Now().Wall + int64(step)) }
+	reboot := h.random.IntN(2) == 0
+	if reboot {
+		h.passes = func(time.Duration) {}
+		h.clock.SetWall(h.clock.Now().Wall - h.random.Int64N(int64(time.Hour)))
+	}
+	h.serve(missed)
+	h.passes = nil
+	if !reboot {
+		return
+	}
+	saved := throughJSON(h.t, h.check.State())
+	saved.BootID = "the boot before"
+	var err error
+	if h.check, err = metering.ResumeChecker(h.conf, saved); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
 func (h *honest) step() {
-	switch h.random.IntN(10) {
+	switch h.random.IntN(11) {
+	case 10:
+		h.miss()
 	case 0: // away, stopped, asleep, or cut off: what was sent is buffered
 		h.serve(time.Duration(h.random.Int64N(int64(3 * time.Minute))))
 	case 1:
@@ -277,4 +307,132 @@ func TestCeilingAfterTheCreditWasUsed(t *testing.T) {
 		t.Fatal(err)
 	}
 	serve(all)
+}
+
+// TestClockThatMissedTime: a payer's host was rebooted and its wall clock woke up
+// late, or its virtual machine was stopped. An honest payee that served meanwhile
+// is believed, and one that makes up time gets its credit once for each such event.
+func TestClockThatMissedTime(t *testing.T) {
+	const late = 2 * uint64(metering.DefaultMaxGap/time.Second)
+	reboot := func(m *market, wall time.Duration) {
+		m.clock.SetWall(m.clock.Now().Wall + int64(wall))
+		saved := throughJSON(t, m.check.State())
+		saved.BootID = "the boot before"
+		var err error
+		if m.check, err = metering.ResumeChecker(m.conf, saved); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, miss := range map[string]func(m *market){
+		"rebooted, an hour behind":  func(m *market) { reboot(m, -time.Hour) },
+		"rebooted, seconds behind":  func(m *market) { reboot(m, 4*time.Second) },
+		"stopped":                   func(m *market) { m.clock.SetWall(m.clock.Now().Wall + 8e9) },
+		"stopped, and started anew": func(m *market) { m.clock.SetWall(m.clock.Now().Wall + 8e9); m.restart() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := newMarket(t)
+			paid := m.owes()
+			serve := func(seconds int) error {
+				for range seconds {
+					m.now++
+					m.tick()
+				}
+				s := m.next()
+				err := m.check.CheckWithin(s, m.within(paid))
+				if err == nil {
+					paid = s.Owed.Uint64()
+				}
+				return err
+			}
+			for range 3 { // each time the clock misses 8 seconds, which are served and shown in pieces
+				miss(m)
+				for range 8 {
+					if err := serve(1); err != nil {
+						t.Fatalf("an honest payee is caught: %v", err)
+					}
+					m.restart()
+				}
+				for range 60 {
+					m.clock.Advance(time.Second)
+					if err := serve(1); err != nil {
+						t.Fatalf("an honest payee is caught later: %v", err)
+					}
+				}
+			}
+			miss(m)
+			bound := (creditSeconds + late + 2*2*2 + 2) * 555
+			stolen, err := m.absence(time.Second, 20*time.Millisecond, 68)
+			if stolen > bound || !errors.Is(err, metering.ErrClock) && !errors.Is(err, metering.ErrCredit) {
+				t.Errorf("%d stolen, %d is the bound: %v", stolen, bound, err)
+			}
+		})
+	}
+}
+
+// restart goes on from what is on disk.
+func (m *market) restart() {
+	m.t.Helper()
+	var err error
+	if m.check, err = metering.ResumeChecker(m.conf, throughJSON(m.t, m.check.State())); err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+// TestNothingIsPayableAfterTheEnd: the payer gave the lease back. What was metered
+// before, and shown late, is owed; what was metered after is not, over the
+// tolerance, in however many records, and is no lie of a payee that heard late.
+func TestNothingIsPayableAfterTheEnd(t *testing.T) {
+	m := newMarket(t)
+	owed := func(perDevice time.Duration) uint64 {
+		o, err := m.conf.Lease.Owed(uint64(2 * perDevice))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return o.Uint64()
+	}
+	within := func() uint256.Int { return *uint256.NewInt(1e9) }
+	m.run(3)
+	before := m.next()
+	m.run(1)
+	m.check.Stop(within()) // after 14 s
+	m.clock.Advance(time.Minute)
+	m.check.Stop(within())
+	if err := m.check.CheckWithin(before, within()); err != nil || m.owes() != owed(13*time.Second) {
+		t.Errorf("%d owed of time before the end, want %d: %v", m.owes(), owed(13*time.Second), err)
+	}
+	m.restart()
+	for i := range 3 {
+		m.run(5)
+		if err := m.check.CheckWithin(m.next(), within()); err != nil || m.owes() != owed(16*time.Second) {
+			t.Errorf("record %d: %d owed, want %d: %v", i, m.owes(), owed(16*time.Second), err)
+		}
+		saved := throughJSON(t, m.check.State())
+		saved.BootID = "the boot before"
+		var err error
+		if m.check, err = metering.ResumeChecker(m.conf, saved); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestEndOfALeaseWhoseClockMissedTime: what a payee served while its payer was
+// rebooted is owed also where the payer gives the lease back first of all.
+func TestEndOfALeaseWhoseClockMissedTime(t *testing.T) {
+	m := newMarket(t)
+	saved := throughJSON(t, m.check.State())
+	saved.BootID = "the boot before"
+	m.clock.SetWall(m.clock.Now().Wall - int64(time.Hour))
+	var err error
+	if m.check, err = metering.ResumeChecker(m.conf, saved); err != nil {
+		t.Fatal(err)
+	}
+	m.check.Stop(m.within(m.owes()))
+	for range 8 {
+		m.now++
+		m.tick()
+	}
+	s := m.next()
+	if err := m.check.CheckWithin(s, m.within(m.owes())); err != nil || m.owes() != s.Owed.Uint64() {
+		t.Errorf("%d owed, want %s: %v", m.owes(), s.Owed.Dec(), err)
+	}
 }

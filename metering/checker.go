@@ -60,9 +60,11 @@ type CheckerState struct {
 	Final    bool            `json:"final"`
 	Last     common.Hash     `json:"last"` // digest of the last good record
 	Nanos    uint64          `json:"nanos,string"`
-	Owed     uint256.Int     `json:"owed"` // base units, of the last good record
+	Owed     uint256.Int     `json:"owed"` // base units, payable of the last good record: all that it says, but of time after Stopped
 	Sequence uint64          `json:"sequence,string"`
-	Start    Instant         `json:"start"` // before the lease began, on the payer's clocks
+	Start    Instant         `json:"start"`                    // before the lease began, on the payer's clocks
+	Stopped  int64           `json:"stopped,string,omitempty"` // ns the lease had run at Stop; 0: it runs
+	Unsure   bool            `json:"unsure,omitempty"`         // another boot since the last record: how long it was, the wall clock says
 }
 
 // Ceiling is the most that an honest payee could owe when the lease had run for
@@ -99,8 +101,8 @@ func NewChecker(config CheckerConfig) (*Checker, error) {
 
 // ResumeChecker goes on after a restart of the payer. Within one boot of its
 // host it still has the lease's beginning on a clock that nobody sets; after a
-// reboot only the wall clock spans the hole: it bounds all the time of the lease,
-// and the ceiling begins anew.
+// reboot only the wall clock spans the hole, and that may be behind: beside it stands
+// what the payee can have served on credit. See CheckWithin.
 func ResumeChecker(config CheckerConfig, s CheckerState) (*Checker, error) {
 	c, err := newChecker(config)
 	if err != nil {
@@ -109,12 +111,11 @@ func ResumeChecker(config CheckerConfig, s CheckerState) (*Checker, error) {
 	c.state = s
 	c.state.Devices = slices.Clone(s.Devices)
 	now, boot := c.config.Clock.Now(), c.config.Clock.BootID()
-	if boot != "" && boot == s.BootID {
+	if boot == s.BootID && (boot != "" || c.missed().Abs() < c.noticed()) { // where boots have no names, each process has its own clock
 		return c, nil
 	}
 	elapsed := max(now.Wall-s.Start.Wall, s.Elapsed)
-	c.state.Ceiling = nil // a wall clock that woke up late would make an honest payee a liar
-	c.state.BootID = boot
+	c.state.BootID, c.state.Unsure = boot, true
 	c.state.Start.Boot = now.Boot - elapsed
 	c.state.Start.Mono = now.Mono - elapsed
 	return c, nil
@@ -151,6 +152,34 @@ func (c *Checker) Elapsed() int64 {
 	return max(0, c.config.Clock.Now().Boot-c.state.Start.Boot)
 }
 
+// Stop notes that the lease ends now, for the payer: it gives the devices back, or
+// the payee says that it took them. Records of the time before are checked and
+// owed as ever. Of what was metered later, by more than the tolerance, nothing is
+// payable; it is no lie either: the payee may not have heard of it yet. most is as
+// for CheckWithin.
+func (c *Checker) Stop(most uint256.Int) {
+	if c.state.Stopped == 0 {
+		c.compare(most)
+		c.state.Stopped = max(1, c.Elapsed())
+	}
+}
+
+// payable is what a record owes for time before the lease was stopped.
+func (c *Checker) payable(s SignedRecord) uint256.Int {
+	if c.state.Stopped == 0 {
+		return s.Owed
+	}
+	limit, nanos := c.state.Stopped+int64(c.config.Tolerance), uint64(0)
+	for _, d := range s.Evidence.Devices {
+		nanos += uint64(min(d.Total, limit))
+	}
+	owed, err := c.config.Lease.Owed(min(nanos, s.Nanos))
+	if err != nil {
+		return c.state.Owed
+	}
+	return owed
+}
+
 // Limit is the most device time, in nanoseconds over all devices, that the
 // payer's clock allows now.
 func (c *Checker) Limit() uint64 {
@@ -177,7 +206,12 @@ func (c *Checker) Check(s SignedRecord) error { return c.check(s, c.state.Ceilin
 // against what it signed. It holds for the records to come, too: over the lowest
 // of these ceilings a payee gets only by GPU time that passes since, so that no
 // time is billed that it did not serve before, in however many records.
+//
+// Where this host's clock may have missed time, after a reboot or a pause of a
+// virtual machine, it is set forward to where most could be owed: a record up to
+// that proves nothing against the payee.
 func (c *Checker) CheckWithin(s SignedRecord, most uint256.Int) error {
+	c.compare(most)
 	ceiling := c.ceiling(most)
 	return c.check(s, &ceiling, func(s SignedRecord, _ common.Hash) error { return c.credit(s, most, ceiling) })
 }
@@ -193,6 +227,47 @@ func (c *Checker) check(s SignedRecord, ceiling *Ceiling, more ...func(SignedRec
 	c.accept(s, digest)
 	c.state.Ceiling = ceiling
 	return nil
+}
+
+// compare looks for time that the payer's clock may have missed: its host was
+// rebooted, or the wall clock went ahead of it. Then the payee has its credit once
+// more, for that time, under a ceiling that begins anew. No payee can bring that
+// about. A wall clock that was set back is compared from there.
+func (c *Checker) compare(most uint256.Int) {
+	missed := c.missed()
+	noticed := missed > c.noticed()
+	if noticed || missed < 0 {
+		c.state.Start.Wall += int64(missed)
+	}
+	if noticed || c.state.Unsure {
+		c.state.Ceiling, c.state.Unsure = nil, false // a clock that is behind would make an honest payee a liar
+		c.setForward(most)
+	}
+}
+
+// missed is how far the wall clock went ahead of the one that nobody sets.
+func (c *Checker) missed() time.Duration {
+	now, start := c.config.Clock.Now(), c.state.Start
+	return time.Duration((now.Wall - now.Boot) - (start.Wall - start.Boot))
+}
+
+// noticed is how much time a clock may miss, in all, unnoticed: the tolerance makes
+// up for it.
+func (c *Checker) noticed() time.Duration { return max(c.config.Tolerance/2, 10*time.Millisecond) }
+
+// setForward has the clock allow what could be owed now at most, whichever device
+// ran for it.
+func (c *Checker) setForward(most uint256.Int) {
+	var ran int64
+	for _, d := range c.state.Devices {
+		ran = max(ran, d.Total)
+	}
+	behind := ran + max(0, c.config.Lease.lasts(most)-int64(c.state.Nanos)) - c.Elapsed()
+	if behind <= 0 {
+		return
+	}
+	start := &c.state.Start
+	start.Boot, start.Mono, start.Wall = start.Boot-behind, start.Mono-behind, start.Wall-behind
 }
 
 // ceiling is the lower of the one that is remembered, as far as it has risen, and
@@ -244,7 +319,7 @@ func (c *Checker) risen(from Ceiling, at int64, slack time.Duration) uint256.Int
 
 func (c *Checker) accept(s SignedRecord, digest common.Hash) {
 	c.state.Last, c.state.Sequence = digest, s.Sequence
-	c.state.Nanos, c.state.Owed, c.state.Final = s.Nanos, s.Owed, s.Final
+	c.state.Nanos, c.state.Owed, c.state.Final = s.Nanos, c.payable(s), s.Final
 	c.state.Devices = s.Evidence.after(c.state.Devices)
 }
 

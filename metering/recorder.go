@@ -61,6 +61,29 @@ func (l Lease) Owed(nanos uint64) (uint256.Int, error) {
 	return charge, nil
 }
 
+// maxLasts is more nanoseconds than any lease takes, and can be added to without
+// overflow.
+const maxLasts = math.MaxInt64 / 4
+
+// lasts is how long, in nanoseconds over all devices, the lease runs until more
+// than an amount is owed.
+func (l Lease) lasts(owed uint256.Int) int64 {
+	if l.Price.Amount.IsZero() || owed.Gt(maxAmount) {
+		return maxLasts
+	}
+	var open uint256.Int // 97 + 42 bits do not overflow 256
+	if owed.Gt(&l.OwedBefore) {
+		open.Sub(&owed, &l.OwedBefore)
+	}
+	open.AddUint64(&open, 1) // a charge is rounded down
+	open.Mul(&open, uint256.NewInt(l.Price.Unit.Nanos()))
+	open.Div(&open, &l.Price.Amount)
+	if open.Gt(uint256.NewInt(maxLasts)) {
+		return maxLasts
+	}
+	return int64(open.Uint64())
+}
+
 // Recorder writes the records of one lease. It is not for several goroutines
 // at once: two records of one number would be a fork, signed by the payee.
 type Recorder struct {

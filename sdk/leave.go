@@ -137,10 +137,17 @@ func (l *Rental) giveBack(ctx context.Context) {
 	defer cancel()
 	var err error
 	if l.checker != nil && l.row.Ended == "" {
+		runs := l.row.Checker
 		var record json.RawMessage
-		if record, err = l.release(ctx); err == nil {
+		if err = l.stopClock(ctx); err == nil {
+			record, err = l.release(ctx)
+		}
+		if err == nil {
 			l.row.Ended = "it was given back: a leave is signed"
 			err = errors.Join(l.save(ctx), l.released(ctx, record))
+		} else { // it goes on, and is paid if the leave is taken back
+			l.row.Checker = runs
+			err = errors.Join(err, l.forget())
 		}
 	}
 	if err = errors.Join(err, l.finishTopUp(ctx)); err != nil {

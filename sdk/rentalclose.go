@@ -44,7 +44,7 @@ func (l *Rental) Close(ctx context.Context) (Closing, error) {
 	if l.row.URL == "" {
 		return Closing{}, fmt.Errorf("channel %s: %w: it was found on the chain, and who its provider is was lost: leave it", l.id, ErrRefused)
 	}
-	if err := l.enter(ctx, RentalClosing); err != nil {
+	if err := errors.Join(l.stopClock(ctx), l.enter(ctx, RentalClosing)); err != nil {
 		return Closing{}, err
 	}
 	lied, unheard := l.lastRecord(ctx) // first of all: the lease is billed until it is given back, and that takes no chain
@@ -68,6 +68,22 @@ func (l *Rental) Close(ctx context.Context) (Closing, error) {
 	fault.Point(fault.CloseSeen)
 	c, err := l.ending(ctx, false, nil)
 	return c, errors.Join(err, lied)
+}
+
+// stopClock ends, on disk with what is saved next, the time that is paid: the lease is being given back, or its provider says that
+// it is over. How late the provider answers, and what it bills meanwhile, makes no difference.
+func (l *Rental) stopClock(ctx context.Context) error {
+	if l.checker == nil {
+		return nil
+	}
+	most, err := l.mostOwed(ctx)
+	if err != nil {
+		return err
+	}
+	l.checker.Stop(most)
+	state := l.checker.State()
+	l.row.Checker = &state
+	return nil
 }
 
 // awaitChain asks whether the channel is closed already, and waits out an

@@ -123,7 +123,7 @@ func (l *Rental) gone(ctx context.Context, cause error) (bool, error) {
 		return false, nil
 	}
 	l.row.Ended = "the channel is closed on the chain"
-	return true, l.save(ctx)
+	return true, errors.Join(l.stopClock(ctx), l.save(ctx))
 }
 
 // silent gives up on a provider that says nothing. Nothing is owed for the
@@ -257,7 +257,7 @@ func (l *Rental) status(ctx context.Context, document []byte) error {
 	l.service = printable(s.State)
 	if s.State == string(leaseEnded) {
 		l.row.Ended = cmp.Or(printable(s.Reason), "ended by the provider")
-		return l.save(ctx)
+		return errors.Join(l.stopClock(ctx), l.save(ctx))
 	}
 	l.show(ctx)
 	return nil
@@ -292,7 +292,12 @@ func (l *Rental) check(ctx context.Context, document []byte) error {
 	if err != nil {
 		return err
 	}
+	began := l.checker.State().Start.Boot
 	err = l.checker.CheckWithin(rec, most)
+	if by := began - l.checker.State().Start.Boot; by > 0 {
+		l.r.config.Log.Warn("this host's clock may have missed time, after a reboot or a pause: it is set forward for the lease, by what its credit allows",
+			"channel", l.id, "lease", l.row.Lease, "by", time.Duration(by))
+	}
 	if errors.Is(err, metering.ErrReplayed) {
 		return nil
 	}

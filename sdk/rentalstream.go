@@ -272,7 +272,7 @@ func (l *Rental) startClock() error {
 func (l *Rental) replaced(ctx context.Context, lease wire.Lease) error {
 	l.row.Secret = lease.Secret
 	l.row.Ended = "the provider ended the lease while nobody was attached"
-	err := l.save(ctx)
+	err := errors.Join(l.stopClock(ctx), l.save(ctx))
 	record, failed := l.release(ctx)
 	if failed == nil && l.checker != nil && l.row.Lease == lease.LeaseID {
 		failed = l.released(ctx, record)

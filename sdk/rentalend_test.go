@@ -1,0 +1,195 @@
+package sdk
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/gpupay/gpupay/internal/testclock"
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/metering/sim"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// ownClock has the renter live by a clock that only the test moves.
+func ownClock(config *RenterConfig) *sim.Clock {
+	clock := sim.NewClock()
+	config.Clock = clock
+	return clock
+}
+
+// oneMeter has all streams of a villain go on with the meter of the first, and its answers to a release, one after the other.
+func oneMeter(v *villain, script func(stream int, p *plot), final func(*plot) metering.SignedRecord) {
+	var mu sync.Mutex
+	var first *plot
+	streams := 0
+	v.script = func(p *plot) {
+		mu.Lock()
+		defer mu.Unlock()
+		if first == nil {
+			first = p
+		}
+		p.meter, p.recorder, p.clock, p.source = first.meter, first.recorder, first.clock, first.source
+		streams++
+		script(streams, p)
+	}
+	v.final = func() metering.SignedRecord {
+		mu.Lock()
+		defer mu.Unlock()
+		return final(first)
+	}
+}
+
+// TestNothingIsBilledAfterTheRelease: a renter gives its lease back. The provider answers late and with a record whose number
+// lies far ahead, and bills what passes meanwhile, in the stream and in the answer, also after the renter began anew.
+func TestNothingIsBilledAfterTheRelease(t *testing.T) {
+	m := newMarket(t)
+	v := newVillain(t, m, func(o *wire.Offer) { o.RecordEvery = 500; o.Credit = 3600 })
+	config := m.renterConfig(t, m.payer)
+	clock := ownClock(&config)
+	const half = 500 * time.Millisecond
+	bill := func(p *plot, records int) {
+		for range records {
+			clock.Advance(half)
+			p.usage(p.next(half))
+		}
+	}
+	oneMeter(v, func(stream int, p *plot) {
+		if bill(p, 6); stream > 1 {
+			bill(p, 14)
+			panic(http.ErrAbortHandler)
+		}
+	}, func(p *plot) metering.SignedRecord {
+		clock.Advance(10 * time.Second)
+		rec := p.sent
+		rec.Sequence += 1000
+		return rec
+	})
+	r := openRenter(t, config)
+	l, err := r.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "1", PayEvery: 50 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := background(t.Context(), l)
+	eventually(t, "six records", func() bool { return l.Snapshot().Sequence == 6 })
+	for range 2 {
+		if _, err := l.Close(t.Context()); !errors.Is(err, ErrRefused) { // this provider does not close
+			t.Fatalf("Close: %v", err)
+		}
+		s, most := l.Snapshot(), 3*villainPrice+uint64(config.Tolerance.Seconds()*villainPrice)
+		if s.Sequence < 26 || s.Paid.Uint64() != most || s.Owed.Uint64() != most {
+			t.Errorf("after record %d %s are owed and %s paid, at most %d were owed when the lease was given back", s.Sequence, s.Owed.Dec(), s.Paid.Dec(), most)
+		}
+		if err := r.Close(); err != nil {
+			t.Fatal(err)
+		}
+		r = openRenter(t, config)
+		if l, err = r.Resume(t.Context(), l.ID()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := <-done; err != nil {
+		t.Errorf("Run: %v", err)
+	}
+}
+
+// TestNothingIsBilledAfterTheProviderEnded: a provider says that the lease has ended, and its final record, in the answer to a
+// close that comes later, bills the time until then.
+func TestNothingIsBilledAfterTheProviderEnded(t *testing.T) {
+	m := newMarket(t)
+	v := newVillain(t, m, func(o *wire.Offer) { o.Credit = 3600 })
+	config := m.renterConfig(t, m.payer)
+	clock := ownClock(&config)
+	oneMeter(v, func(_ int, p *plot) {
+		clock.Advance(time.Second)
+		p.usage(p.next(time.Second))
+		p.send(0, wire.EventStatus, wire.Status{State: string(leaseEnded), Reason: "we need the GPU"})
+	}, func(p *plot) metering.SignedRecord { return p.next(10 * time.Second) })
+	r := openRenter(t, config)
+	l, err := r.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	clock.Advance(10 * time.Second)
+	if _, err = l.Close(t.Context()); !errors.Is(err, ErrRefused) {
+		t.Errorf("Close: %v", err)
+	}
+	s, most := l.Snapshot(), villainPrice+uint64(config.Tolerance.Seconds()*villainPrice)
+	if s.Sequence < 2 || s.Paid.Uint64() != most {
+		t.Errorf("after record %d %s are paid, at most %d were owed when the provider said that the lease had ended", s.Sequence, s.Paid.Dec(), most)
+	}
+}
+
+// TestHonestProviderOfARenterWhoseClockMissedTime: a renter's host is rebooted and its wall clock wakes up late, or its virtual
+// machine is stopped and started again. The lease goes on meanwhile, on credit, and all of it is paid.
+func TestHonestProviderOfARenterWhoseClockMissedTime(t *testing.T) {
+	m := newMarket(t)
+	for name, wake := range map[string]func(*partedClock){
+		"rebooted, an hour behind": func(c *partedClock) { c.boot, c.wall = "second", -int64(time.Hour) },
+		"stopped":                  func(c *partedClock) { c.wall = int64(5 * time.Second) },
+	} {
+		for _, paysFirst := range []bool{true, false} {
+			t.Run(name, func(t *testing.T) {
+				v := newVillain(t, m, func(o *wire.Offer) { o.Credit = 20 })
+				oneMeter(v, func(stream int, p *plot) {
+					if stream == 1 {
+						p.honest(4)
+					} else if stream == 2 {
+						p.usage(p.next(5 * time.Second)) // all of it while the renter's clocks stood
+					}
+				}, func(p *plot) metering.SignedRecord { return p.next(0) })
+				config := m.renterConfig(t, m.payer)
+				config.Caps.PerDay = Unlimited
+				config.Clock = &partedClock{Clock: testclock.Process(), boot: "first"}
+				r := openRenter(t, config)
+				l, err := r.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "1", PayEvery: 50 * time.Millisecond})
+				if err != nil {
+					t.Fatal(err)
+				}
+				ctx, stop := context.WithCancel(t.Context())
+				done := background(ctx, l)
+				eventually(t, "four records", func() bool { return l.Snapshot().Sequence == 4 })
+				stop()
+				<-done
+				_ = r.Close()
+				again := &partedClock{Clock: testclock.Process(), boot: "first"}
+				wake(again)
+				config.Clock = again
+				r = openRenter(t, config)
+				if l, err = r.Resume(t.Context(), l.ID()); err != nil {
+					t.Fatal(err)
+				}
+				if paysFirst {
+					done = background(t.Context(), l)
+					eventually(t, "what was used meanwhile", func() bool { return l.Snapshot().Sequence == 5 || len(done) > 0 })
+				}
+				if _, err := l.Close(t.Context()); errors.As(err, new(*Dispute)) {
+					t.Errorf("an honest provider is caught: %v", err)
+				}
+				if s := l.Snapshot(); s.Paid.Uint64() != 5200 || s.Owed.Uint64() != 5200 {
+					t.Errorf("%s paid of %s, 5200 were used", s.Paid.Dec(), s.Owed.Dec())
+				}
+			})
+		}
+	}
+}
+
+// partedClock is a host of that boot, whose wall clock is off.
+type partedClock struct {
+	metering.Clock
+	boot string
+	wall int64 // ns
+}
+
+func (c *partedClock) BootID() string { return c.boot }
+func (c *partedClock) Now() metering.Instant {
+	now := c.Clock.Now()
+	now.Wall += c.wall
+	return now
+}
