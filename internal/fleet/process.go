@@ -96,6 +96,7 @@ func Supervise(t *testing.T, command func(address string) *exec.Cmd) *Process {
 	p.command = func() *exec.Cmd {
 		cmd := command(address)
 		cmd.Stdout, cmd.Stderr = &p.out, &p.out
+		die(cmd)
 		return cmd
 	}
 	p.Start()

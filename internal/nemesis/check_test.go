@@ -63,6 +63,9 @@ func (w *world) check() {
 		w.checkMoney(r, view)
 		w.checkLease(r, served)
 	}
+	for _, u := range w.users {
+		paid += u.check(w)
+	}
 	if got := w.chain.Tokens(w.T, w.payee()); got != paid {
 		w.breaks("the payee has %d, its channels settled %d", got, paid)
 	}
@@ -140,7 +143,7 @@ func (w *world) checkLease(r *rental, served map[string]service) {
 			continue
 		}
 		last := records[len(records)-1]
-		if last.LeaseID == r.Final.LeaseID && last.Record != r.Final.Record {
+		if last.LeaseID == r.Final.LeaseID && r.Final.Final && last.Record != r.Final.Record {
 			w.breaks("channel %s: the renter's final record is not the newest", id)
 		}
 		if s := served[strings.ToLower(l.ID)]; int64(last.Nanos) > s.nanos {
@@ -197,7 +200,7 @@ func (w *world) checkDevices() map[string]service {
 			s = &service{}
 			leases[e.Lease] = s
 		}
-		if s.gone && e.Verb != "release" && !e.Fenced {
+		if s.gone && (e.Verb == "allocate" || e.Verb == "resume") && !e.Fenced {
 			w.breaks("lease %s: %s after its devices were taken back:%s", e.Lease, e.Verb, s.story)
 		}
 		s.saw(e)
@@ -209,13 +212,13 @@ func (w *world) checkDevices() map[string]service {
 		for _, device := range e.Devices {
 			other := holder[device]
 			switch {
-			case e.Fenced || e.Verb != "allocate" && e.Verb != "release":
+			case e.Fenced:
 			case other != "" && other != e.Lease:
 				w.breaks("%s of lease %s: device %s is in lease %s", e.Verb, e.Lease, device, other)
+			case e.Verb == "allocate":
+				holder[device] = e.Lease
 			case e.Verb == "release":
 				delete(holder, device)
-			default:
-				holder[device] = e.Lease
 			}
 		}
 	}

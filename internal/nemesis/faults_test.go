@@ -77,22 +77,21 @@ func (w *world) living() (bool, string) {
 // chainAway: whoever has an endpoint that answers must settle what was acknowledged.
 func (w *world) chainAway(rng *rand.Rand) {
 	for _, g := range w.gateways {
-		apart, word := g.rpc.Cut, "cut"
-		if rng.IntN(2) == 0 {
-			apart, word = g.rpc.Freeze, "frozen"
-		}
-		w.tell("gateway %s, %s", g.name, word)
-		apart(true)
+		w.tell("gateway %s", g.name)
+		g.rpc.Freeze(true)
 		_ = pause(w.ctx, while(rng, term, 2*term))
 		before, err := w.db.Payee().Unsettled(w.ctx)
 		if err != nil {
 			w.Fatal(err)
 		}
 		kept := w.comes("what was acknowledged is settled by a gateway whose endpoint answers", func() (bool, string) { return w.fetched(before) })
-		apart(false)
+		g.rpc.Freeze(false)
 		if !kept {
 			return
 		}
+		g.rpc.Cut(true) // now it knows that it cannot
+		_ = pause(w.ctx, while(rng, 0, term))
+		g.rpc.Cut(false)
 	}
 }
 
@@ -237,14 +236,7 @@ func (w *world) clockAhead(*rand.Rand) {
 	for _, r := range w.allRentals() {
 		renters[r.Terms.ID().Hex()] = r
 	}
-	for _, table := range []string{"gateways", "leaders", "claims", "reservations"} {
-		if err := w.db.Update(w.ctx, func(tx *sqlx.Tx) error {
-			_, err := tx.Exec(`UPDATE ` + table + ` SET expires = expires - 3600000`)
-			return err
-		}); err != nil {
-			w.Fatal(err)
-		}
-	}
+	before := w.lostLeases()
 	var wait sync.WaitGroup
 	for _, row := range rows {
 		wait.Go(func() {
@@ -266,8 +258,28 @@ func (w *world) clockAhead(*rand.Rand) {
 			}
 		})
 	}
+	for until := time.Now().Add(term); time.Now().Before(until) && w.lostLeases() == before; time.Sleep(term / 10) {
+		w.setClockAhead()
+	}
 	wait.Wait()
-	w.tell("%d leases were suspended, %d of them taken over", len(rows), len(w.deposed))
+	w.tell("%d leases were suspended, %d of them taken over", len(rows), w.lostLeases()-before)
+}
+
+func (w *world) lostLeases() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.deposed)
+}
+
+func (w *world) setClockAhead() {
+	for _, table := range []string{"gateways", "leaders", "claims", "reservations"} {
+		if err := w.db.Update(w.ctx, func(tx *sqlx.Tx) error {
+			_, err := tx.Exec(`UPDATE ` + table + ` SET expires = expires - 3600000`)
+			return err
+		}); err != nil {
+			w.Error(err)
+		}
+	}
 }
 
 func (w *world) killNode(rng *rand.Rand) {

@@ -13,7 +13,7 @@ import (
 	"github.com/gpupay/gpupay/internal/fleet"
 )
 
-func TestMain(m *testing.M) { os.Exit(fleet.Main(m, "./device")) }
+func TestMain(m *testing.M) { os.Exit(fleet.Main(m, "./device", "../../examples/renter")) }
 
 // number is what the environment wants, or something else.
 func number(t *testing.T, name string, otherwise uint64) uint64 {
@@ -43,12 +43,15 @@ func torment(t *testing.T, nodes bool) {
 	if testing.Short() {
 		t.Skip("runs for a minute")
 	}
-	seed, length := number(t, "GPUPAY_NEMESIS_SEED", 1), time.Duration(number(t, "GPUPAY_NEMESIS_SECONDS", 20))*time.Second
+	seed, length := number(t, "GPUPAY_NEMESIS_SEED", 9), time.Duration(number(t, "GPUPAY_NEMESIS_SECONDS", 30))*time.Second
 	w := newWorld(t, seed, nodes)
 	over := make(chan struct{})
 	var renters sync.WaitGroup
 	for n := range clients {
 		renters.Go(func() { w.live(n, over) })
+	}
+	for n := range programs {
+		renters.Go(func() { w.livePrograms(n, over) })
 	}
 	faults := w.torture(length)
 	close(over)
@@ -68,7 +71,7 @@ func (w *world) torture(length time.Duration) (done int) {
 	}
 	w.comes("every renter rents", func() (bool, string) {
 		n := len(w.running())
-		return n == clients, fmt.Sprintf("%d do", n)
+		return n >= clients, fmt.Sprintf("%d do", n)
 	})
 	for began := time.Now(); time.Since(began) < length && len(w.broken) == 0; done++ {
 		if pause(w.ctx, time.Duration(500+rng.IntN(1500))*time.Millisecond) != nil {
@@ -91,8 +94,12 @@ func (w *world) report(faults int) {
 	for _, r := range w.allRentals() {
 		acked, signed = acked+r.acked, signed+r.signed
 	}
+	channels := len(w.rentals)
+	for _, u := range w.users {
+		channels += u.channels
+	}
 	fmt.Printf("nemesis: seed %d, %d faults in %s, %d rentals, %d base units acknowledged of %d signed, %d promises broken\n",
-		w.seed, faults, time.Since(w.began).Round(time.Second), len(w.rentals), acked, signed, len(w.broken))
+		w.seed, faults, time.Since(w.began).Round(time.Second), channels, acked, signed, len(w.broken))
 	if len(w.broken) == 0 {
 		return
 	}

@@ -56,6 +56,7 @@ type world struct {
 	mint    sync.Mutex
 	mu      sync.Mutex
 	rentals []*rental
+	users   []*user
 	story   []string
 	broken  []string // promises
 	deposed []deposed
@@ -87,9 +88,9 @@ func newWorld(t *testing.T, seed uint64, nodes bool) *world {
 		t.Fatal(err)
 	}
 	hooks := w.hooks()
-	meter := append([]string{"--gpu", fmt.Sprintf("sim:%d", clients)}, hooks...)
+	meter := append([]string{"--gpu", fmt.Sprintf("sim:%d", clients+programs)}, hooks...)
 	if nodes {
-		w.hosts = []*fleet.Host{fleet.NewHost(t, w.chain, "north", clients, append(hooks, "--suspend-timeout", "1h")...)}
+		w.hosts = []*fleet.Host{fleet.NewHost(t, w.chain, "north", clients+programs, append(hooks, "--suspend-timeout", "1h")...)}
 		meter = fleet.Links(t, w.chain, w.hosts)
 	}
 	for _, name := range []string{"A", "B"} {
