@@ -168,7 +168,7 @@ func (w *world) suspended(leases []string) (bool, string) {
 // taken over, again and again.
 func (w *world) wornBooks(rng *rand.Rand) {
 	for _, g := range w.gateways {
-		g.books.Wear(0.02+0.03*rng.Float64(), rng.Uint64())
+		g.books.Wear(0.02+0.04*rng.Float64(), rng.Uint64())
 		defer g.books.Wear(0, 0)
 	}
 	for range 2 {

@@ -43,7 +43,7 @@ func torment(t *testing.T, nodes bool) {
 	if testing.Short() {
 		t.Skip("runs for a minute")
 	}
-	seed, length := number(t, "GPUPAY_NEMESIS_SEED", 9), time.Duration(number(t, "GPUPAY_NEMESIS_SECONDS", 30))*time.Second
+	seed, length := number(t, "GPUPAY_NEMESIS_SEED", 1), time.Duration(number(t, "GPUPAY_NEMESIS_SECONDS", 30))*time.Second
 	w := newWorld(t, seed, nodes)
 	over := make(chan struct{})
 	var renters sync.WaitGroup
