@@ -56,6 +56,7 @@ type lease struct {
 	unstored *metering.SignedRecord // signed, not yet on disk: the store failed
 	written  []writtenRecord        // the newest of those that are on disk, where others share the database
 	unsaved  bool                   // its state is not on disk: the store failed
+	returned bool                   // its devices were taken back, and may be the next renter's
 	rewrite  *time.Timer            // wants to try that again
 	records  *time.Timer            // wants the next record
 	patience *time.Timer            // ends it if it is still suspended then
@@ -970,8 +971,8 @@ func (l *lease) expire(life context.Context, req stopRequest) {
 		l.deps.log.Error("the devices of a lease could not be taken back", "lease", l.id, "error", err)
 	}
 	fault.Point(fault.LeaseReleased)
-	held := err != nil
-	if !l.until(life, func() error { return l.deps.store.setEnded(ctx, l.id, l.term, req.reason, held) }) {
+	l.returned = err == nil
+	if !l.until(life, func() error { return l.deps.store.setEnded(ctx, l.id, l.term, req.reason, !l.returned) }) {
 		return
 	}
 	l.deps.log.Info("lease ended", "lease", l.id, "channel", l.terms.ID(), "reason", req.reason)
@@ -1029,7 +1030,7 @@ func (l *lease) stall(ctx context.Context, err error) {
 	}
 	l.deps.log.Error("lease ends, and this cannot be written: it is tried again until it can", "lease", l.id, "channel", l.terms.ID(), "error", err)
 	l.update(func(v *leaseView) { v.stalled = true })
-	if v.state != leaseActive {
+	if v.state != leaseActive || l.returned {
 		return
 	}
 	if err := l.command(ctx, l.deps.allocator.Suspend); err != nil {

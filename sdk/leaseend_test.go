@@ -75,8 +75,8 @@ func TestNothingIsGivenBackBeforeItsEndIsOnDisk(t *testing.T) {
 	}
 }
 
-// TestProcessThatDiesBetweenReleaseAndEnd: the next one neither meters the lease
-// nor, where its device is in another lease by then, takes that from its renter.
+// TestProcessThatDiesBetweenReleaseAndEnd: it suspends nothing that it has given
+// back, and the next one neither meters the lease nor, where its device is in another lease by then, takes that from its renter.
 func TestProcessThatDiesBetweenReleaseAndEnd(t *testing.T) {
 	r, calls := commanded(t)
 	lease := r.open(1, 200_000, "?gpus=2")
@@ -94,6 +94,9 @@ func TestProcessThatDiesBetweenReleaseAndEnd(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.shut()
+	if strings.Contains(calls(), "suspend") {
+		t.Errorf("devices that were given back were suspended:\n%s", calls())
+	}
 	r.mend()
 	r.start()
 	s, err := r.provider.payee.State(t.Context(), lease.terms.ID())
