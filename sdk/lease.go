@@ -70,9 +70,10 @@ type lease struct {
 
 	closing atomic.Pointer[func(*sqlx.Tx, metering.SignedRecord) error] // goes to disk with the final record
 
-	lost   atomic.Bool // another gateway has it, or may: nothing of it is touched here any more
-	muted  atomic.Bool // more was signed of it than the database has: nothing is signed any more, and it ends
-	ending atomic.Bool // somebody has asked it to end
+	guarded atomic.Bool // the time in which it was ours is up, and its credit is watched over
+	lost    atomic.Bool // another gateway has it, or may: nothing of it is touched here any more
+	muted   atomic.Bool // more was signed of it than the database has: nothing is signed any more, and it ends
+	ending  atomic.Bool // somebody has asked it to end
 
 	share   atomic.Pointer[uint256.Int] // base units of the credit that it has, where a node meters it; nil: not told
 	account *account                    // of its payer, whose debts share the credit; nil: it has the credit for itself

@@ -169,6 +169,22 @@ func TestDatabaseAwayServesNoLongerThanTheCredit(t *testing.T) {
 	}
 }
 
+// TestNewNameRunsOutToo: what a gateway takes up under a new name is not its own for
+// ever where the database goes away before it has heard that the name could be said.
+func TestNewNameRunsOutToo(t *testing.T) {
+	address, line := through(t, pgtest.URL(t))
+	r := newRig(t, func(c *ProviderConfig) {
+		c.Database, c.Takeover, c.Log = address, time.Second, slog.New(slog.DiscardHandler)
+	})
+	line.set(true)
+	r.provider.replicas.standDown()
+	select {
+	case <-r.provider.replicas.tenureNow().Done():
+	case <-time.After(time.Minute):
+		t.Fatal("what is taken up now is served without an end")
+	}
+}
+
 // TestDeposedOwnerLeavesTheDevicesAlone: a command of a gateway that runs the lease
 // no more is not begun, also where it has not heard of that yet, and one that is
 // under way when others may take the lease is cut off. Each has the term that it is

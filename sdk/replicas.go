@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -163,12 +164,15 @@ func (r *replicas) beat(ctx context.Context) error {
 // what they have not.
 func (r *replicas) standDown() {
 	r.mu.Lock()
-	r.id, r.expiry = newGatewayID(), nil
+	r.id = newGatewayID()
+	if r.p.life.Err() == nil {
+		r.expiry.Reset(r.ttl) // also of what is taken up before it is known that the new name could be said
+	}
 	r.depose()
 	r.tenure, r.depose = context.WithCancel(context.Background())
 	r.mu.Unlock()
-	running := r.p.allLeases()
-	if r.p.life.Err() == nil {
+	running := slices.DeleteFunc(r.p.allLeases(), func(l *lease) bool { return l.guarded.Swap(true) })
+	if r.p.life.Err() == nil && len(running) > 0 {
 		r.p.config.Log.Error("the database was not written, or not read, for too long: other gateways may run this one's leases now", "leases", len(running), "takeover", r.ttl)
 	}
 	for _, l := range running {
