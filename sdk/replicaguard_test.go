@@ -177,9 +177,13 @@ func TestNewNameRunsOutToo(t *testing.T) {
 		c.Database, c.Takeover, c.Log = address, time.Second, slog.New(slog.DiscardHandler)
 	})
 	line.set(true)
-	r.provider.replicas.standDown()
+	replicas := r.provider.replicas
+	replicas.mu.Lock()
+	replicas.expiry.Stop() // as when it has fired
+	replicas.mu.Unlock()
+	replicas.standDown()
 	select {
-	case <-r.provider.replicas.tenureNow().Done():
+	case <-replicas.tenureNow().Done():
 	case <-time.After(time.Minute):
 		t.Fatal("what is taken up now is served without an end")
 	}
