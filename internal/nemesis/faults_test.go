@@ -121,6 +121,7 @@ func (w *world) fetched(before []channel.State) (bool, string) {
 // booksAway: nobody meters, and nobody may be served for longer than the credit.
 func (w *world) booksAway(rng *rand.Rand) {
 	running := w.running()
+	ahead := w.ahead()
 	frozen := rng.IntN(2) == 0
 	for _, g := range w.gateways {
 		if frozen {
@@ -131,7 +132,25 @@ func (w *world) booksAway(rng *rand.Rand) {
 			defer g.books.Cut(false)
 		}
 	}
+	w.tell("%s of it are paid in advance", ahead)
+	_ = pause(w.ctx, ahead)
 	w.comes("while PostgreSQL is away nobody is served beyond the credit", func() (bool, string) { return w.suspended(running) })
+}
+
+// ahead is how much of a lease's time is paid in advance, at most: renters pay for all
+// that passes, also while nobody meters.
+func (w *world) ahead() (most time.Duration) {
+	var channels []string
+	if err := w.db.View().SelectContext(w.ctx, &channels, `SELECT channel FROM leases WHERE state = 'active'`); err != nil {
+		w.Fatal(err)
+	}
+	for _, id := range channels {
+		s, err := w.db.Payee().Load(w.ctx, common.HexToHash(id))
+		if err == nil && s.Accepted.Gt(&s.Spent) {
+			most = max(most, time.Duration(s.Accepted.Uint64()-s.Spent.Uint64())*time.Duration(rate))
+		}
+	}
+	return most
 }
 
 // running are the leases that are served and metered.
@@ -301,9 +320,10 @@ func (w *world) nodeAway(rng *rand.Rand) {
 	if rng.IntN(2) == 0 {
 		apart = w.hosts[0].Wire.Freeze
 	}
-	running := w.running()
+	running, ahead := w.running(), w.ahead()
 	apart(true)
 	defer apart(false)
+	_ = pause(w.ctx, ahead)
 	w.comes("a node that is cut off serves nobody beyond the credit", func() (bool, string) { return w.suspended(running) })
 }
 

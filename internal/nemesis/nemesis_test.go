@@ -73,7 +73,7 @@ func (w *world) torture(length time.Duration) (done int) {
 		n := len(w.running())
 		return n >= clients, fmt.Sprintf("%d do", n)
 	})
-	for began := time.Now(); time.Since(began) < length && len(w.broken) == 0; done++ {
+	for began := time.Now(); time.Since(began) < length && w.kept(); done++ {
 		if pause(w.ctx, time.Duration(500+rng.IntN(1500))*time.Millisecond) != nil {
 			return done
 		}

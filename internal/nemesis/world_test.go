@@ -177,6 +177,13 @@ func (w *world) breaks(format string, args ...any) {
 	w.broken = append(w.broken, text)
 }
 
+// kept reports whether no promise was broken yet.
+func (w *world) kept() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.broken) == 0
+}
+
 // comes waits for what was promised. It is false, and the promise broken, where it
 // does not come about.
 func (w *world) comes(what string, ok func() (bool, string)) bool {
