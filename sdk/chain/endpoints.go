@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"math/big"
 	"slices"
 	"strings"
@@ -251,6 +252,15 @@ type statement[T any] struct {
 // two is what two different endpoints answer, the preferred one first; one, where no second answers. An endpoint that does
 // not know what it is asked for does not answer.
 func two[T any](ctx context.Context, backend Backend, f func(context.Context, Backend) (T, error)) ([]statement[T], error) {
+	return statements(ctx, backend, 2, f)
+}
+
+// all is two of every endpoint that answers.
+func all[T any](ctx context.Context, backend Backend, f func(context.Context, Backend) (T, error)) ([]statement[T], error) {
+	return statements(ctx, backend, math.MaxInt, f)
+}
+
+func statements[T any](ctx context.Context, backend Backend, most int, f func(context.Context, Backend) (T, error)) ([]statement[T], error) {
 	e, more := several(backend)
 	if !more {
 		v, err := f(ctx, backend)
@@ -261,7 +271,7 @@ func two[T any](ctx context.Context, backend Backend, f func(context.Context, Ba
 	for _, node := range e.order() {
 		v, err := ask(ctx, e, node, f)
 		if err == nil {
-			if said = append(said, statement[T]{node.name, v, node}); len(said) == 2 {
+			if said = append(said, statement[T]{node.name, v, node}); len(said) == most {
 				return said, nil
 			}
 			continue

@@ -16,8 +16,8 @@ type Marks interface {
 	RaiseNonce(ctx context.Context, key common.Address, chain, nonce uint64) error
 }
 
-// Unknown counts the transactions of this key that may still be mined and that the outbox does not know: those that a node has
-// on its way, of two where there are two, and those that Marks remembers. None is ever sent that is not in the outbox before:
+// Unknown counts the transactions of this key that may still be mined and that the outbox does not know: those that any endpoint
+// has on its way, and those that Marks remembers. None is ever sent that is not in the outbox before:
 // they are those of a database of which this one is an older copy, or of another program.
 func (s *Sender) Unknown(ctx context.Context) (uint64, error) {
 	chain, err := s.chainID(ctx)
@@ -34,7 +34,7 @@ func (s *Sender) Unknown(ctx context.Context) (uint64, error) {
 
 // span is from the first nonce that is not used up to the first that nobody can have used.
 func (s *Sender) span(ctx context.Context, chain uint64) (mined, next uint64, err error) {
-	said, err := two(ctx, s.Backend, func(ctx context.Context, b Backend) (n [2]uint64, err error) {
+	said, err := all(ctx, s.Backend, func(ctx context.Context, b Backend) (n [2]uint64, err error) {
 		if n[0], err = b.NonceAt(ctx, s.Address(), nil); err == nil {
 			n[1], err = b.PendingNonceAt(ctx, s.Address())
 		}
