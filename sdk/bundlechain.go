@@ -151,7 +151,7 @@ func (h *history) kind(ctx context.Context, tx BundleTransaction) error {
 func (h *history) read(ctx context.Context) error {
 	head, err := h.backend.BlockNumber(ctx)
 	if err != nil {
-		return fmt.Errorf("%w: asking for the newest block: %w", chain.ErrUnreachable, err)
+		return chain.Unread("the newest block", err)
 	}
 	asked := 0
 	if h.events, err = h.logs(ctx, 0, head, &asked); err != nil {
@@ -232,7 +232,7 @@ func (h *history) life(ctx context.Context, finalized bool) error {
 func (h *history) at(ctx context.Context, block uint64) (time.Time, error) {
 	header, err := h.backend.HeaderByNumber(ctx, new(big.Int).SetUint64(block))
 	if err != nil {
-		return time.Time{}, fmt.Errorf("%w: reading the time of block %d: %w", chain.ErrUnreachable, block, err)
+		return time.Time{}, chain.Unread(fmt.Sprintf("the time of block %d", block), err)
 	}
 	return time.Unix(int64(header.Time), 0), nil
 }

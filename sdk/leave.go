@@ -262,7 +262,7 @@ func (l *Rental) awaitOpening(ctx context.Context) (there bool, err error) {
 		there, never, err := l.opened(ctx)
 		switch {
 		case err != nil:
-			l.r.config.Log.Warn("leaving: it is not known yet whether the channel was opened", "channel", l.id, "error", err)
+			warn(l.r.config.Log, "leaving: it is not known yet whether the channel was opened", l.id, err)
 		case there:
 			return true, nil
 		case never:
@@ -344,7 +344,7 @@ func (l *Rental) walkOut(ctx context.Context) error {
 			err = errors.Join(err, l.r.sender.Sync(ctx))
 		}
 		if err != nil {
-			l.r.config.Log.Warn("leaving: not yet", "channel", l.id, "error", err, "retry", wait)
+			warn(l.r.config.Log, "leaving: not yet", l.id, err, "retry", wait)
 		}
 		if err := chain.Pause(ctx, wait); err != nil {
 			return err

@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
+	"strings"
 	"sync"
 	"time"
 
@@ -163,6 +165,12 @@ func (l *Rental) Access() json.RawMessage {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.access
+}
+
+// warn logs what failed of a channel, which most errors name too: it is said once.
+func warn(log *slog.Logger, text string, id common.Hash, err error, more ...any) {
+	cause := strings.ReplaceAll(err.Error(), "channel "+id.Hex()+": ", "")
+	log.Warn(text, append([]any{"channel", id, "error", cause}, more...)...)
 }
 
 // Snapshot is how things stand, for a live table.

@@ -96,7 +96,7 @@ func (l *Rental) awaitChain(ctx context.Context) (closed bool, err error) {
 			return closed, err
 		}
 		wait := pace.Next()
-		l.r.config.Log.Warn("the chain cannot be read: waiting for it", "channel", l.id, "error", err, "retry", wait)
+		warn(l.r.config.Log, "the chain cannot be read: waiting for it", l.id, err, "retry", wait)
 		if err := chain.Pause(ctx, wait); err != nil {
 			return false, err
 		}
@@ -112,7 +112,7 @@ func (l *Rental) closedOnChain(ctx context.Context) (bool, error) {
 func (l *Rental) settledView(ctx context.Context) (channel.ChainView, error) {
 	head, err := l.r.backend.BlockNumber(ctx)
 	if err != nil {
-		return channel.ChainView{}, fmt.Errorf("%w: asking for the newest block: %w", chain.ErrUnreachable, err)
+		return channel.ChainView{}, fmt.Errorf("channel %s: %w", l.id, chain.Unread("the newest block", err))
 	}
 	depth := min(l.r.config.Confirmations-1, head)
 	return l.escrow.View(ctx, l.id, new(big.Int).SetUint64(head-depth))
@@ -132,7 +132,7 @@ func (l *Rental) lastRecord(ctx context.Context) (lied, err error) {
 		return err, l.enter(ctx, RentalClosing)
 	}
 	if unpaid := l.settleUp(ctx); unpaid != nil {
-		l.r.config.Log.Warn("the lease's last seconds could not be paid", "channel", l.id, "error", unpaid)
+		warn(l.r.config.Log, "the lease's last seconds could not be paid", l.id, unpaid)
 	}
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
@@ -141,7 +141,7 @@ func (l *Rental) lastRecord(ctx context.Context) (lied, err error) {
 		return nil, fmt.Errorf("channel %s: %w: close again, or leave it: %w", l.id, ErrRefused, err)
 	}
 	if err != nil {
-		l.r.config.Log.Warn("the lease's last record is not there", "channel", l.id, "error", err)
+		warn(l.r.config.Log, "the lease's last record is not there", l.id, err)
 	}
 	return nil, nil
 }
@@ -290,7 +290,7 @@ func (l *Rental) finalView(ctx context.Context) (channel.ChainView, error) {
 			return view, nil
 		}
 		if errors.Is(err, chain.ErrUnreachable) {
-			l.r.config.Log.Warn("closing: the chain cannot be read", "channel", l.id, "error", err)
+			warn(l.r.config.Log, "closing: the chain cannot be read", l.id, err)
 			limit = limit.Add(time.Since(began) + l.r.config.Poll)
 		} else if time.Now().After(limit) {
 			return view, errors.Join(fmt.Errorf("channel %s is not closed on the chain", l.id), err)

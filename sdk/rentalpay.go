@@ -135,7 +135,7 @@ func (l *Rental) deliver(ctx context.Context, v channel.Voucher) {
 		Action: wire.ActionVoucher, ChannelID: l.id, CumulativeAmount: &amount, Signature: v.Signature,
 	}, "", answerTimeout)
 	if err != nil {
-		l.r.config.Log.Warn("provider did not take a voucher: it is offered again", "channel", l.id, "cumulative", v.Cumulative.Dec(), "error", err)
+		warn(l.r.config.Log, "provider did not take a voucher: it is offered again", l.id, err, "cumulative", v.Cumulative.Dec())
 		return
 	}
 	l.has(v.Cumulative)
@@ -145,7 +145,7 @@ func (l *Rental) deliver(ctx context.Context, v channel.Voucher) {
 // receipt. A stream that does not take it is attached to again.
 func (l *Rental) stream(ctx context.Context, v channel.Voucher) {
 	if err := l.feed.pay(ctx, v); err != nil {
-		l.r.config.Log.Warn("stream did not take a voucher: it is offered again", "channel", l.id, "cumulative", v.Cumulative.Dec(), "error", err)
+		warn(l.r.config.Log, "stream did not take a voucher: it is offered again", l.id, err, "cumulative", v.Cumulative.Dec())
 		l.feed.cancel()
 		return
 	}
@@ -184,7 +184,7 @@ func (l *Rental) notTaken(document []byte) {
 		problem = wire.Problem{Title: "a problem that does not parse"}
 	}
 	problem.Title, problem.Detail = printable(problem.Title), printable(problem.Detail)
-	l.r.config.Log.Warn("provider did not take a voucher: it is offered again", "channel", l.id, "cumulative", l.sent.Dec(), "error", &problem)
+	warn(l.r.config.Log, "provider did not take a voucher: it is offered again", l.id, &problem, "cumulative", l.sent.Dec())
 	l.sent = uint256.Int{}
 }
 
@@ -273,7 +273,7 @@ func (l *Rental) budget(ctx context.Context) error {
 			return err
 		}
 		if err != nil {
-			l.r.config.Log.Warn("top-up failed: it is tried again", "channel", l.id, "error", err)
+			warn(l.r.config.Log, "top-up failed: it is tried again", l.id, err)
 		}
 	}
 	if need.Gt(&l.row.Deposit) && !l.mayTopUp() {
@@ -293,7 +293,7 @@ func (l *Rental) recount(ctx context.Context) {
 	}
 	began := l.awake.now()
 	if _, err := l.look(ctx, l.r.config.Confirmations); err != nil {
-		l.r.config.Log.Warn("what became of a deposit's authorization is not known yet", "channel", l.id, "error", err)
+		warn(l.r.config.Log, "what became of a deposit's authorization is not known yet", l.id, err)
 	}
 	l.looked = time.Now()
 	l.listened = l.listened.Add(l.awake.since(began)) // our own doing took the time, not the provider's silence

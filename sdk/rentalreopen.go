@@ -101,7 +101,7 @@ func (l *Rental) cancelClose(ctx context.Context) error {
 			return fmt.Errorf("channel %s: %w: to take the close request back was tried %d times: %w", l.id, ErrStuck, try, errors.Join(err, errNotYet))
 		}
 		if err != nil {
-			l.r.config.Log.Warn("reopening: not yet", "channel", l.id, "error", err)
+			warn(l.r.config.Log, "reopening: not yet", l.id, err)
 		}
 		if err := chain.Pause(ctx, pace.Next()); err != nil {
 			return err

@@ -106,7 +106,7 @@ func (l *Rental) keepUp(ctx context.Context) error {
 			return l.silent(ctx, err)
 		}
 		wait := pace.Next()
-		l.r.config.Log.Warn("lease's stream broke: attaching again", "channel", l.id, "error", err, "retry", wait)
+		warn(l.r.config.Log, "lease's stream broke: attaching again", l.id, err, "retry", wait)
 		if err := chain.Pause(ctx, wait); err != nil {
 			return err
 		}

@@ -143,7 +143,7 @@ func (l *Rental) remember(ctx context.Context, held *wire.HeldVoucher) error {
 	}
 	voucher := channel.Voucher{ChannelID: l.id, Cumulative: held.CumulativeAmount.Int, Signature: held.Signature}
 	if err := l.escrow.Domain().Verify(voucher, l.terms.Signer()); err != nil {
-		l.r.config.Log.Warn("provider shows a voucher that we did not sign: it is left alone", "channel", l.id, "error", err)
+		warn(l.r.config.Log, "provider shows a voucher that we did not sign: it is left alone", l.id, err)
 		return nil
 	}
 	l.row.Vouchers += l.forgotten(paid.Signed, voucher.Cumulative)
@@ -282,7 +282,7 @@ func (l *Rental) replaced(ctx context.Context, lease wire.Lease) error {
 		return errors.Join(err, failed)
 	}
 	if failed != nil {
-		l.r.config.Log.Warn("a lease that nobody asked for could not be given back: close the rental", "channel", l.id, "error", failed)
+		warn(l.r.config.Log, "a lease that nobody asked for could not be given back: close the rental", l.id, failed)
 	}
 	return err
 }

@@ -30,12 +30,12 @@ type moment struct {
 func (r *Renter) moment(ctx context.Context, confirmations uint64) (moment, error) {
 	header, err := r.backend.HeaderByNumber(ctx, nil)
 	if err != nil {
-		return moment{}, fmt.Errorf("%w: reading the newest block: %w", chain.ErrUnreachable, err)
+		return moment{}, chain.Unread("the newest block", err)
 	}
 	if depth := min(confirmations-1, header.Number.Uint64()); depth > 0 {
 		block := new(big.Int).SetUint64(header.Number.Uint64() - depth)
 		if header, err = r.backend.HeaderByNumber(ctx, block); err != nil {
-			return moment{}, fmt.Errorf("%w: reading block %s: %w", chain.ErrUnreachable, block, err)
+			return moment{}, chain.Unread("block "+block.String(), err)
 		}
 	}
 	at := moment{block: header.Number, time: r.config.Now()}
@@ -197,7 +197,7 @@ func (s sight) ended(a *wire.Authorization) bool {
 func (l *Rental) look(ctx context.Context, confirmations uint64) (sight, error) {
 	at, err := l.r.moment(ctx, confirmations)
 	if err != nil {
-		return sight{}, err
+		return sight{}, fmt.Errorf("channel %s: %w", l.id, err)
 	}
 	s := sight{moment: at, used: make(map[common.Hash]bool)}
 	promises := slices.Clone(l.row.Promises)
@@ -268,7 +268,7 @@ func (l *Rental) stillOver(ctx context.Context) (bool, error) {
 		}
 	}
 	if err != nil {
-		l.r.config.Log.Warn("whether the end of a rental is final is not known yet", "channel", l.id, "error", err)
+		warn(l.r.config.Log, "whether the end of a rental is final is not known yet", l.id, err)
 		return true, nil
 	}
 	if !l.ended(deep) || !deep.there && uint64(deep.time.Unix()) < l.row.fallbackBy() {

@@ -500,7 +500,7 @@ func (l *Rental) start(ctx context.Context, first *wire.Challenge) error {
 	fault.Point(fault.LeaseBegun)
 	// What the open's authorization moved is the deposit now, and promised no more: it would count twice.
 	if _, err := l.look(ctx, l.r.config.Confirmations); err != nil {
-		l.r.config.Log.Warn("what became of the deposit's authorization is not known yet", "channel", l.id, "error", err)
+		warn(l.r.config.Log, "what became of the deposit's authorization is not known yet", l.id, err)
 	}
 	if view, err := l.escrow.View(ctx, l.id, nil); err == nil {
 		view.Deposit = larger(view.Deposit, l.row.Deposit)
@@ -638,7 +638,7 @@ func (r *Renter) knownEscrow(ctx context.Context, terms channel.Terms) (*chain.E
 func (r *Renter) hasGas(ctx context.Context) (bool, error) {
 	coin, err := r.backend.BalanceAt(ctx, r.Address(), nil)
 	if err != nil {
-		return false, fmt.Errorf("%w: asking for the balance of %s: %w", chain.ErrUnreachable, r.Address(), err)
+		return false, chain.Unread("the balance of "+r.Address().String(), err)
 	}
 	return coin.Sign() > 0, nil
 }

@@ -210,7 +210,7 @@ func (s rentalStore) recordsIn(ctx context.Context, table string, id common.Hash
 func (s rentalStore) keepDecimals(ctx context.Context, backend chain.Backend, token *chain.Token) error {
 	id, err := backend.ChainID(ctx)
 	if err != nil {
-		return fmt.Errorf("%w: asking for the chain id: %w", chain.ErrUnreachable, err)
+		return chain.Unread("the chain id", err)
 	}
 	var kept uint8
 	err = s.db.Update(ctx, func(tx *sqlx.Tx) error {

@@ -25,7 +25,7 @@ func (b *buying) answered(ctx context.Context, resp *http.Response, p signed) (a
 	case errors.Is(err, x402.ErrNone):
 		return false, nil // nothing was charged, or the next answer will tell
 	case err != nil:
-		b.x.r.config.Log.Warn("x402 receipt does not parse: nothing is booked", "channel", b.id, "error", err)
+		warn(b.x.r.config.Log, "x402 receipt does not parse: nothing is booked", b.id, err)
 		return false, nil
 	}
 	if !receipt.Success {
@@ -61,7 +61,7 @@ func (b *buying) charged(ctx context.Context, resp *http.Response, receipt x402.
 	if p.deposit != nil {
 		paid.Deposited = p.deposit.Amount.Int
 		if _, err := b.underWay(ctx); err != nil { // the next payment looks again
-			b.x.r.config.Log.Warn("x402 deposit: the chain cannot be read", "channel", b.id, "error", err)
+			warn(b.x.r.config.Log, "x402 deposit: the chain cannot be read", b.id, err)
 		}
 	}
 	if b.x.options.OnPaid != nil {

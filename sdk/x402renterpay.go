@@ -288,7 +288,7 @@ func (x *X402Client) over(ctx context.Context, at uint64) (bool, error) {
 		head, err = x.r.backend.HeaderByNumber(ctx, behind.Sub(head.Number, behind))
 	}
 	if err != nil {
-		return false, fmt.Errorf("%w: reading the time of a block: %w", chain.ErrUnreachable, err)
+		return false, chain.Unread("the time of a block", err)
 	}
 	return head.Time >= at, nil
 }

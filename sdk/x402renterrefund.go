@@ -314,7 +314,7 @@ func (b *buying) walkOut(ctx context.Context) error {
 			}
 			wait = pace.Next()
 		case errors.Is(err, chain.ErrUnreachable):
-			b.x.r.config.Log.Warn("leaving: not yet", "channel", b.id, "error", err)
+			warn(b.x.r.config.Log, "leaving: not yet", b.id, err)
 		case err != nil:
 			return err
 		}

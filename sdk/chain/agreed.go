@@ -11,6 +11,7 @@ import (
 	"github.com/ethereum/go-ethereum/common/hexutil"
 	"github.com/ethereum/go-ethereum/core/types"
 	"github.com/ethereum/go-ethereum/crypto"
+	"github.com/ethereum/go-ethereum/rpc"
 )
 
 // Agreed is a backend that believes no endpoint alone where another one answers: code, calls of contracts and headers are
@@ -48,13 +49,30 @@ func (e *contradiction) Is(target error) bool {
 	return target == ErrContradiction || target == ErrUnreachable
 }
 
-// unread is ErrUnreachable of what could not be read.
-func unread(what string, err error) error {
-	if errors.Is(err, ErrContradiction) {
-		return fmt.Errorf("reading %s: %w", what, err)
-	}
-	return fmt.Errorf("%w: reading %s: %w", ErrUnreachable, what, err)
+// Unread is ErrUnreachable of what could not be read: asking again later may help. It says that the endpoint cannot be reached
+// only where that is what happened.
+func Unread(what string, err error) error { return &unread{what, err} }
+
+type unread struct {
+	what string
+	err  error
 }
+
+func (e *unread) Error() string {
+	var said rpc.Error
+	switch {
+	case errors.Is(e.err, ErrUnreachable), errors.Is(e.err, context.Canceled): // it says itself what happened
+		return fmt.Sprintf("reading %s: %s", e.what, e.err)
+	case errors.As(e.err, &said), errors.Is(e.err, ethereum.NotFound):
+		return fmt.Sprintf("RPC endpoint answers with an error: reading %s: %s; if it stays so, use another endpoint", e.what, line(e.err.Error()))
+	}
+	return fmt.Sprintf("%s: reading %s: %s", ErrUnreachable, e.what, e.err)
+}
+
+// Is makes it ErrUnreachable.
+func (e *unread) Is(target error) bool { return target == ErrUnreachable }
+
+func (e *unread) Unwrap() error { return e.err }
 
 // same is what two endpoints say alike, or what the only one says that answers. That a contract refuses, and that the block is
 // not known, is said too: else who says anything else would be believed alone.

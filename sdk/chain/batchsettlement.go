@@ -53,7 +53,7 @@ func NewBatchSettlement(ctx context.Context, backend Backend) (*BatchSettlement,
 	for _, address := range []common.Address{channel.BatchSettlementEscrow, channel.BatchSettlementCollector} {
 		code, err := b.backend.CodeAt(ctx, address, nil)
 		if err != nil {
-			return nil, unread("the code of "+address.String(), err)
+			return nil, Unread("the code of "+address.String(), err)
 		}
 		if len(code) == 0 {
 			return nil, fmt.Errorf("%w: %s on chain %d; x402's batch-settlement is not on this chain, leave it out of what is offered", ErrNoContract, address, id)

@@ -25,7 +25,7 @@ func (e *Escrow) VerifyCode(ctx context.Context) error {
 	}
 	code, err := Agreed(e.backend).CodeAt(ctx, e.address, nil)
 	if err != nil {
-		return unread("the code of escrow "+e.address.String(), err)
+		return Unread("the code of escrow "+e.address.String(), err)
 	}
 	if len(code) != len(want) {
 		return fmt.Errorf("%w: %s has %d bytes of code, ours has %d", ErrNotEscrow, e.address, len(code), len(want))

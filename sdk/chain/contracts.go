@@ -2,7 +2,6 @@ package chain
 
 import (
 	"context"
-	"fmt"
 	"math/big"
 	"strings"
 
@@ -41,7 +40,7 @@ var accountABI = func() abi.ABI {
 func (c Contracts) IsValidSignature(ctx context.Context, account common.Address, digest common.Hash, signature []byte) (bool, error) {
 	code, err := c.Backend.CodeAt(ctx, account, nil)
 	if err != nil {
-		return false, fmt.Errorf("%w: reading the code of %s: %w", ErrUnreachable, account, err)
+		return false, Unread("the code of "+account.String(), err)
 	}
 	if len(code) == 0 {
 		return false, nil

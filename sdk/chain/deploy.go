@@ -38,7 +38,7 @@ func DeploySalted(ctx context.Context, backend Backend, key channel.Signer, grac
 	code := initCode(grace)
 	proxy, err := backend.CodeAt(ctx, Factory, nil)
 	if err != nil {
-		return common.Address{}, fmt.Errorf("%w: looking for the factory: %w", ErrUnreachable, err)
+		return common.Address{}, Unread("the code of the factory of contracts", err)
 	}
 	if len(proxy) == 0 {
 		return create(ctx, backend, key, code)

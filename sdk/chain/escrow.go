@@ -75,7 +75,7 @@ func NewEscrow(ctx context.Context, backend Backend, address common.Address) (*E
 	}
 	code, err := e.backend.CodeAt(ctx, address, nil)
 	if err != nil {
-		return nil, unread("the code of "+address.String(), err)
+		return nil, Unread("the code of "+address.String(), err)
 	}
 	if len(code) == 0 {
 		return nil, fmt.Errorf("%w: %s on chain %d; check the escrow's address and that the endpoint serves the right chain", ErrNoContract, address, id)
@@ -206,7 +206,7 @@ func (e *Escrow) Now(ctx context.Context) (time.Time, error) { return Now(ctx, e
 func Now(ctx context.Context, backend Backend) (time.Time, error) {
 	head, err := backend.HeaderByNumber(ctx, nil)
 	if err != nil {
-		return time.Time{}, unread("the newest block", err)
+		return time.Time{}, Unread("the newest block", err)
 	}
 	if pending, err := backend.HeaderByNumber(ctx, big.NewInt(int64(rpc.PendingBlockNumber))); err == nil && pending.Time > head.Time {
 		head = pending
@@ -229,7 +229,7 @@ func CheckChainID(ctx context.Context, backend Backend, want uint64) error {
 func chainID(ctx context.Context, backend Backend) (uint64, error) {
 	id, err := backend.ChainID(ctx)
 	if err != nil {
-		return 0, fmt.Errorf("%w: asking for the chain id: %w", ErrUnreachable, err)
+		return 0, Unread("the chain id", err)
 	}
 	if !id.IsUint64() {
 		return 0, fmt.Errorf("%w: chain id %s is beyond 64 bits", ErrChainID, id)

@@ -57,7 +57,7 @@ func (s *Sender) estimate(ctx context.Context, call Call) (uint64, error) {
 func (s *Sender) fees(ctx context.Context) (fees, error) {
 	head, err := s.Backend.HeaderByNumber(ctx, nil)
 	if err != nil {
-		return fees{}, fmt.Errorf("%w: reading the newest block: %w", ErrUnreachable, err)
+		return fees{}, Unread("the newest block", err)
 	}
 	return s.feesAt(ctx, head)
 }
@@ -117,7 +117,7 @@ func (s *Sender) tip(ctx context.Context, head *types.Header, most *big.Int) (*b
 func (s *Sender) GasPrice(ctx context.Context) (*big.Int, error) {
 	head, err := s.Backend.HeaderByNumber(ctx, nil)
 	if err != nil {
-		return nil, fmt.Errorf("%w: reading the newest block: %w", ErrUnreachable, err)
+		return nil, Unread("the newest block", err)
 	}
 	f, err := s.feesAt(ctx, head)
 	if err != nil {
@@ -130,7 +130,7 @@ func (s *Sender) GasPrice(ctx context.Context) (*big.Int, error) {
 func (s *Sender) afford(ctx context.Context, call Call, gas uint64, f fees) error {
 	have, err := s.Backend.BalanceAt(ctx, s.Address(), nil)
 	if err != nil {
-		return fmt.Errorf("%w: reading the balance of %s: %w", ErrUnreachable, s.Address(), err)
+		return Unread("the balance of "+s.Address().String(), err)
 	}
 	need := f.price(gas)
 	if have.Cmp(need) >= 0 {

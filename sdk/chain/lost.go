@@ -341,7 +341,7 @@ func Passed(ctx context.Context, backend Backend, tx Tx, confirmations uint64) (
 		return b.NonceAt(ctx, tx.Sender, new(big.Int).SetUint64(head+1-max(1, confirmations)))
 	})
 	if err != nil {
-		return false, fmt.Errorf("%w: asking for the nonce of %s: %w", ErrUnreachable, tx.Sender, err)
+		return false, Unread("the nonce of "+tx.Sender.String(), err)
 	}
 	return !slices.ContainsFunc(said, func(s statement[uint64]) bool { return s.say <= last }), nil
 }

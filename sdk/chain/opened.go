@@ -22,7 +22,7 @@ func (e *Escrow) OpenedBy(ctx context.Context, payer common.Address, from, to ui
 		query.FromBlock, query.ToBlock = new(big.Int).SetUint64(from), new(big.Int).SetUint64(min(to, from+logSpan-1))
 		logs, err := e.backend.FilterLogs(ctx, query)
 		if err != nil {
-			return nil, fmt.Errorf("%w: reading who opened channels in blocks %s to %s: %w", ErrUnreachable, query.FromBlock, query.ToBlock, err)
+			return nil, Unread(fmt.Sprintf("who opened channels in blocks %s to %s", query.FromBlock, query.ToBlock), err)
 		}
 		for i := range logs {
 			event, err := e.abi.UnpackOpenedEvent(&logs[i])

@@ -2,7 +2,6 @@ package chain
 
 import (
 	"context"
-	"fmt"
 
 	"github.com/ethereum/go-ethereum/common"
 )
@@ -41,7 +40,7 @@ func (s *Sender) span(ctx context.Context, chain uint64) (mined, next uint64, er
 		return n, err
 	})
 	if err != nil {
-		return 0, 0, fmt.Errorf("%w: asking for the nonce of %s: %w", ErrUnreachable, s.Address(), err)
+		return 0, 0, Unread("the nonce of "+s.Address().String(), err)
 	}
 	mined = said[0].say[0]
 	for _, by := range said {

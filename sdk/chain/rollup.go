@@ -81,7 +81,7 @@ func (s *Sender) chargesForData(ctx context.Context) (bool, error) {
 	}
 	code, err := s.Backend.CodeAt(ctx, gasPriceOracle, nil)
 	if err != nil {
-		return false, fmt.Errorf("%w: asking whether data is charged for: %w", ErrUnreachable, err)
+		return false, Unread("whether data is charged for", err)
 	}
 	found := len(code) > 0
 	s.identity.Lock()

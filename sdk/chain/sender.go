@@ -203,7 +203,7 @@ func (s *Sender) enqueue(ctx context.Context, chain uint64, call Call, gas uint6
 func (s *Sender) nonce(ctx context.Context, chain uint64) (uint64, error) {
 	seen, err := s.Backend.PendingNonceAt(ctx, s.Address())
 	if err != nil {
-		return 0, fmt.Errorf("%w: asking for the nonce of %s: %w", ErrUnreachable, s.Address(), err)
+		return 0, Unread("the nonce of "+s.Address().String(), err)
 	}
 	ours, err := s.Store.nextNonce(ctx, chain, s.Address())
 	if err != nil {
@@ -214,7 +214,7 @@ func (s *Sender) nonce(ctx context.Context, chain uint64) (uint64, error) {
 	}
 	mined, err := s.Backend.NonceAt(ctx, s.Address(), nil)
 	if err != nil {
-		return 0, fmt.Errorf("%w: asking for the nonce of %s: %w", ErrUnreachable, s.Address(), err)
+		return 0, Unread("the nonce of "+s.Address().String(), err)
 	}
 	if seen > max(mined, ours)+maxFill || seen > maxNonce { // every nonce between would have to be paid for
 		return 0, &incomplete{"eth_getTransactionCount", fmt.Sprintf("it says %d are pending and %d mined of %s", seen, mined, s.Address())}

@@ -104,7 +104,7 @@ func (s *Store) cost(ctx context.Context, counts func(TxID, time.Time) bool, whe
 func (s *Sender) Coin(ctx context.Context) (*big.Int, error) {
 	coin, err := s.Backend.BalanceAt(ctx, s.Address(), nil)
 	if err != nil {
-		return nil, fmt.Errorf("%w: reading the balance of %s: %w", ErrUnreachable, s.Address(), err)
+		return nil, Unread("the balance of "+s.Address().String(), err)
 	}
 	flying, err := s.InFlight(ctx)
 	if err != nil {

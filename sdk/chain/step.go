@@ -120,7 +120,7 @@ func (s *Sender) sync(ctx context.Context) error {
 func (s *Sender) look(ctx context.Context) (glance, error) {
 	head, err := s.Backend.HeaderByNumber(ctx, nil)
 	if err != nil {
-		return glance{}, fmt.Errorf("%w: reading the newest block: %w", ErrUnreachable, err)
+		return glance{}, Unread("the newest block", err)
 	}
 	g := glance{head: head, moved: head.Hash() != s.head}
 	if g.mined, err = s.Backend.NonceAt(ctx, s.Address(), head.Number); err != nil {

@@ -53,7 +53,7 @@ func NewToken(ctx context.Context, backend Backend, address common.Address) (*To
 	backend = Agreed(backend)
 	code, err := backend.CodeAt(ctx, address, nil)
 	if err != nil {
-		return nil, unread("the code of token "+address.String(), err)
+		return nil, Unread("the code of token "+address.String(), err)
 	}
 	if len(code) == 0 {
 		return nil, fmt.Errorf("%w: token %s; check the token's address and the chain", ErrNoContract, address)

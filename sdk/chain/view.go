@@ -22,7 +22,7 @@ const viewBatch = 1000
 func (e *Escrow) View(ctx context.Context, id common.Hash, block *big.Int) (channel.ChainView, error) {
 	slots, err := e.slots(ctx, []common.Hash{id}, e.at(block))
 	if err != nil {
-		return channel.ChainView{}, err
+		return channel.ChainView{}, fmt.Errorf("channel %s: %w", id, err)
 	}
 	if !exists(slots[0]) {
 		return channel.ChainView{}, fmt.Errorf("%w: escrow %s has no channel %s", channel.ErrUnknown, e.address, id)
@@ -52,7 +52,7 @@ func (e *Escrow) ViewsAt(ctx context.Context, ids []common.Hash, block common.Ha
 func (e *Escrow) CloseRequests(ctx context.Context, id common.Hash) (uint64, error) {
 	slots, err := e.slots(ctx, []common.Hash{id}, e.at(nil))
 	if err != nil {
-		return 0, err
+		return 0, fmt.Errorf("channel %s: %w", id, err)
 	}
 	return uint64(slots[0].CloseRequests), nil
 }
