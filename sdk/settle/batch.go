@@ -204,15 +204,13 @@ func (s *Settler) observe(ctx context.Context, ids []common.Hash, least uint64) 
 }
 
 // batches sorts channels into transactions: those of one purse together, contract accounts' alone, as the contract wants
-// it. Closing channels come first, and the most money before the least.
+// it, in the order of First.
 func (s *Settler) batches(states []channel.State) [][]channel.State {
-	slices.SortStableFunc(states, func(a, b channel.State) int {
-		if d := cmp.Compare(b.Status, a.Status); d != 0 {
-			return d
-		}
-		x, y := a.Unsettled(), b.Unsettled()
-		return y.Cmp(&x)
-	})
+	first := s.First
+	if first == nil {
+		first = closingFirst
+	}
+	slices.SortStableFunc(states, first)
 	var order []purse
 	var batches [][]channel.State
 	purses := make(map[purse][]channel.State)
@@ -235,13 +233,19 @@ func (s *Settler) batches(states []channel.State) [][]channel.State {
 	return batches
 }
 
+// closingFirst puts what is closing first, and the most money before the least.
+func closingFirst(a, b channel.State) int {
+	x, y := a.Unsettled(), b.Unsettled()
+	return cmp.Or(cmp.Compare(b.Status, a.Status), y.Cmp(&x))
+}
+
 // settle brings one batch onto the chain. What the contract refuses as a whole is halved until the channel that it
 // refuses stands alone; what there is no coin for is halved, too, so that
 // what is most at risk, which stands first (batches), is settled with the coin that there is.
 //
-// read is when the batch's states were read, or before.
-func (s *Settler) settle(ctx context.Context, batch []channel.State, read time.Time) error {
-	err := s.transact(ctx, batch, read)
+// read is when the batch's states were read, or before. sent is called when a transaction of it is in the outbox.
+func (s *Settler) settle(ctx context.Context, batch []channel.State, read time.Time, sent func()) error {
+	err := s.transact(ctx, batch, read, sent)
 	var refused *chain.Revert
 	var reverted *chain.Reverted
 	poor := errors.Is(err, chain.ErrFunds)
@@ -261,12 +265,12 @@ func (s *Settler) settle(ctx context.Context, batch []channel.State, read time.T
 	}
 	half := len(batch) / 2
 	if poor {
-		if err := s.settle(ctx, batch[:half], read); err != nil {
+		if err := s.settle(ctx, batch[:half], read, sent); err != nil {
 			return err // the rest waits for coin
 		}
-		return s.settle(ctx, batch[half:], read)
+		return s.settle(ctx, batch[half:], read, sent)
 	}
-	return errors.Join(s.settle(ctx, batch[:half], read), s.settle(ctx, batch[half:], read))
+	return errors.Join(s.settle(ctx, batch[:half], read, sent), s.settle(ctx, batch[half:], read, sent))
 }
 
 // settledMeanwhile reports whether the contract paid everything while we were
@@ -283,7 +287,7 @@ func amountOf(state channel.State) string {
 	return unsettled.Dec()
 }
 
-func (s *Settler) transact(ctx context.Context, batch []channel.State, read time.Time) error {
+func (s *Settler) transact(ctx context.Context, batch []channel.State, read time.Time, sent func()) error {
 	call, err := s.Contract.SettlementCall(ctx, batch)
 	if err != nil {
 		return err
@@ -293,6 +297,7 @@ func (s *Settler) transact(ctx context.Context, batch []channel.State, read time
 	if err != nil {
 		return err
 	}
+	sent()
 	before := make(map[common.Hash]channel.State, len(batch))
 	for _, state := range batch {
 		before[state.ID] = state

@@ -36,6 +36,10 @@ type Settler struct {
 	Sender   *chain.Sender
 	Policy   Policy
 
+	// First says which of two channels is settled first, where one transaction does not hold both or
+	// there is no coin for all; nil: what is closing, and then what brings most.
+	First func(a, b channel.State) int
+
 	OnSettled func(Settlement) // after each transaction; may be nil
 	Log       *slog.Logger
 	Now       func() time.Time
@@ -158,12 +162,17 @@ func (s *Settler) pass(ctx context.Context) error {
 	return nil
 }
 
+// start returns when the batch is in the outbox or was refused: what comes after it takes no coin from it.
 func (s *Settler) start(ctx context.Context, batch []channel.State, read time.Time) {
 	s.work.Add(1)
+	submitted := make(chan struct{})
+	sent := sync.OnceFunc(func() { close(submitted) })
+	defer func() { <-submitted }()
 	go func() {
 		defer s.work.Done()
 		defer s.release(batch)
-		if err := s.settle(ctx, batch, read); err != nil && ctx.Err() == nil {
+		defer sent()
+		if err := s.settle(ctx, batch, read, sent); err != nil && ctx.Err() == nil {
 			s.log().Error("settlement failed", "channels", len(batch), "err", err)
 		}
 	}()
@@ -191,7 +200,7 @@ func (s *Settler) Settle(ctx context.Context, ids ...common.Hash) error {
 		return err
 	}
 	for _, batch := range s.batches(fresh) {
-		err = errors.Join(err, s.settle(ctx, batch, read))
+		err = errors.Join(err, s.settle(ctx, batch, read, func() {}))
 	}
 	return errors.Join(err, s.payWaiting(ctx))
 }

@@ -17,15 +17,15 @@ import (
 // spent before they began.
 const planned = 2 * time.Hour
 
-// rank puts first what must be settled first: what ends within the next two hours, then
+// first puts first what must be settled first: what ends within the next two hours, then
 // within the two after them and so on; and of these what brings most for the gas, which
 // is the same for each. So a stranger's small channels take no budget from a larger
-// one, whatever their ids are and whoever asked to close first.
-func (t *Tower) rank(states []channel.State, now time.Time) {
-	slices.SortStableFunc(states, func(a, b channel.State) int {
-		worthA, worthB := t.weight(a.Terms, a.Unsettled()), t.weight(b.Terms, b.Unsettled())
-		return cmp.Or(cmp.Compare(t.due(a).Sub(now)/planned, t.due(b).Sub(now)/planned), worthB.Cmp(&worthA))
-	})
+// one, whatever their ids are and whoever asked to close first. The settler sends in
+// this order too: where there is no coin for all, it goes to what is most at risk.
+func (t *Tower) first(a, b channel.State) int {
+	now := time.Unix(t.now.Load(), 0)
+	worthA, worthB := t.weight(a.Terms, a.Unsettled()), t.weight(b.Terms, b.Unsettled())
+	return cmp.Or(cmp.Compare(t.due(a).Sub(now)/planned, t.due(b).Sub(now)/planned), worthB.Cmp(&worthA))
 }
 
 // weight is an amount in millionths of what is worth gas in its token: those of several

@@ -11,6 +11,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/ethereum/go-ethereum/common/hexutil"
+
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/chaintest"
 	"github.com/gpupay/gpupay/internal/tilltest"
@@ -47,6 +50,50 @@ func TestTowerSettlesTheLargestFirst(t *testing.T) {
 		if view := l.view(terms); terms != large && !view.Settled.IsZero() {
 			t.Errorf("a channel of 60 was settled too: %s", view.Settled.Dec())
 		}
+	}
+}
+
+// A tower of several payees has coin for few settlements, each of which is a transaction: it goes to what is most at risk,
+// whoever's that is.
+func TestTowerSpendsItsCoinOnTheLargest(t *testing.T) {
+	var payees []common.Address
+	for i := range byte(12) {
+		payees = append(payees, common.Address{0xaa, i})
+	}
+	l := newLookout(t, func(c *tower.Config) { c.Patience, c.Payees = 4*time.Minute, payees })
+	var all []channel.Terms // by what is at risk, the most first
+	for i, payee := range payees {
+		terms := l.Terms(byte(i))
+		terms.Payee = payee
+		l.Send(l.Others, l.Contract.OpenAuthorizedCall(terms, l.Authorize(1000, channel.OpenNonce(terms.Payer, terms))))
+		if got := l.voucher(l.sign(l.Payer, terms, uint64(900-50*i))); got != "accepted" {
+			t.Fatal(got)
+		}
+		l.RequestClose(terms)
+		all = append(all, terms)
+	}
+	for _, terms := range all {
+		l.Eventually("the tower knows that it closes", func() bool { return l.towerState(terms).Status == channel.Closing })
+	}
+	price, err := l.sender0().GasPrice(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.RPC(t, nil, "anvil_setBalance", l.config.Key.Address(), (*hexutil.Big)(price.Mul(price, big.NewInt(2*110_000))))
+	l.AdvanceTime(t, 5*time.Minute)
+	settled := func() (n int) {
+		for i, terms := range slices.Backward(all) { // a larger one may be settled while we look
+			if view := l.view(terms); !view.Settled.IsZero() {
+				n++
+			} else if n > 0 {
+				t.Fatalf("%d channels were settled, and the larger one %d was not", n, i)
+			}
+		}
+		return n
+	}
+	l.Eventually("the coin is used", func() bool { return settled() > 0 })
+	if settled() == len(all) {
+		t.Error("there was coin for all")
 	}
 }
 

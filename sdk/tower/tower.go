@@ -16,6 +16,7 @@ import (
 	"net/http"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
@@ -109,8 +110,9 @@ type Tower struct {
 	mux     *http.ServeMux
 	guard   *guard
 
-	sends keyed.Mutex // one relayed transaction at a time is looked up and sent for a channel
-	turn  sync.Mutex  // held between looking at the budget and being in the outbox
+	now   atomic.Int64 // the chain's time, unix seconds, when what is due was last looked for
+	sends keyed.Mutex  // one relayed transaction at a time is looked up and sent for a channel
+	turn  sync.Mutex   // held between looking at the budget and being in the outbox
 
 	mu      sync.Mutex
 	rest    map[common.Hash]*rest // leaves that failed
@@ -237,7 +239,7 @@ func (t *Tower) assemble(db *store.DB, txs *chain.Store) {
 	t.sender = &chain.Sender{Backend: t.escrow.Backend(), Key: c.Key, Store: txs, Poll: c.Poll, MaxFee: c.MaxFee, Log: c.Log}
 	t.settler = &settle.Settler{
 		Payee:    &channel.Payee{Store: dutyStore{db.Payee(), t}, Domain: t.escrow.Domain()},
-		Contract: t.escrow, Sender: t.sender, Log: c.Log, OnSettled: c.OnSettled,
+		Contract: t.escrow, Sender: t.sender, First: t.first, Log: c.Log, OnSettled: c.OnSettled,
 		// What is not closing is the payee's to settle; dutyStore says what is due.
 		Policy: settle.Policy{Interval: max(c.Poll, time.Second), MaxAge: math.MaxInt64},
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"slices"
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
@@ -163,7 +164,8 @@ func (d dutyStore) Unsettled(ctx context.Context) ([]channel.State, error) {
 			due = append(due, s)
 		}
 	}
-	d.tower.rank(due, now)
+	d.tower.now.Store(now.Unix())
+	slices.SortStableFunc(due, d.tower.first)
 	return d.tower.affordable(ctx, due)
 }
 
