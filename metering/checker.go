@@ -28,6 +28,7 @@ var (
 	ErrClock     = errors.New("record claims more time than passed")
 	ErrCredit    = errors.New("record claims more than the offer's credit lets a lease owe")
 	ErrDevices   = errors.New("record is about devices that were not leased")
+	ErrRoom      = errors.New("records come so often, or are so large, that they would fill the disk")
 )
 
 // CheckerConfig is what the payer knows by itself.
@@ -39,6 +40,10 @@ type CheckerConfig struct {
 	// own clock, by the drift of two clocks. It is the most that a lying clock
 	// can cost, at the lease's price, for each device, once a lease.
 	Tolerance time.Duration
+
+	// RecordEvery is how often records come at most, on the average. What they take
+	// on disk is bounded by it and [RecordRoom]; zero: it is not.
+	RecordEvery time.Duration
 
 	Clock Clock // System if nil
 }
@@ -58,7 +63,8 @@ type CheckerState struct {
 	Devices  []CheckedDevice `json:"devices"`           // as the last record left them
 	Elapsed  int64           `json:"elapsed,string"`    // ns the lease had run when this was saved
 	Final    bool            `json:"final"`
-	Last     common.Hash     `json:"last"` // digest of the last good record
+	Kept     uint64          `json:"kept,omitempty,string"` // bytes that the records take, see RecordRoom
+	Last     common.Hash     `json:"last"`                  // digest of the last good record
 	Nanos    uint64          `json:"nanos,string"`
 	Owed     uint256.Int     `json:"owed"` // base units, payable of the last good record: all that it says, but of time after Stopped
 	Sequence uint64          `json:"sequence,string"`
@@ -218,7 +224,7 @@ func (c *Checker) CheckWithin(s SignedRecord, most uint256.Int) error {
 
 func (c *Checker) check(s SignedRecord, ceiling *Ceiling, more ...func(SignedRecord, common.Hash) error) error {
 	digest := s.Digest(c.domain)
-	checks := []func(SignedRecord, common.Hash) error{c.signature, c.lease, c.chain, c.money, c.evidence, c.clock}
+	checks := []func(SignedRecord, common.Hash) error{c.signature, c.lease, c.chain, c.money, c.evidence, c.clock, c.room}
 	for _, check := range append(checks, more...) {
 		if err := check(s, digest); err != nil {
 			return fmt.Errorf("lease %s, record %d: %w", c.config.Lease.ID, s.Sequence, err)
@@ -320,6 +326,9 @@ func (c *Checker) risen(from Ceiling, at int64, slack time.Duration) uint256.Int
 func (c *Checker) accept(s SignedRecord, digest common.Hash) {
 	c.state.Last, c.state.Sequence = digest, s.Sequence
 	c.state.Nanos, c.state.Owed, c.state.Final = s.Nanos, c.payable(s), s.Final
+	if c.config.RecordEvery > 0 {
+		c.state.Kept += s.size()
+	}
 	c.state.Devices = s.Evidence.after(c.state.Devices)
 }
 

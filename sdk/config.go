@@ -88,7 +88,7 @@ type ProviderConfig struct {
 	// The offer says these in milliseconds, so that they are whole ones.
 	Tick           time.Duration // between readings; 1 s if zero
 	MaxGap         time.Duration // a longer interval is not billed; 3 s if zero, at least two of Tick
-	RecordEvery    time.Duration // between usage records; 5 s if zero
+	RecordEvery    time.Duration // between usage records; 5 s if zero, at least 50 ms and Tick
 	SuspendTimeout time.Duration // an unpaid lease ends after it, restarts included; 5 min if zero
 	CallTimeout    time.Duration // of an allocator's command; 30 s if zero
 	AliveEvery     time.Duration // between looks at whether what was allocated is alive, where the Allocator says (Liveness): dead time of as much is billed; 10 s if zero
@@ -205,6 +205,8 @@ func (c ProviderConfig) check() error {
 		return fmt.Errorf("provider: MaxGap (%s) must be at least two of Tick (%s): a reading that is a little late, or takes long, would bill nothing", c.MaxGap, c.Tick)
 	case c.RecordEvery < c.Tick:
 		return fmt.Errorf("provider: RecordEvery (%s) is shorter than Tick (%s)", c.RecordEvery, c.Tick)
+	case c.RecordEvery < metering.MinRecordEvery:
+		return fmt.Errorf("provider: RecordEvery (%s) must be at least %s: renters refuse more, which would fill their disks", c.RecordEvery, metering.MinRecordEvery)
 	case c.Credit < time.Second || c.Credit%time.Second != 0:
 		return fmt.Errorf("provider: Credit (%s) must be whole seconds, at least one: so the offer says it", c.Credit)
 	case min(c.Tick, c.MaxGap, c.RecordEvery) < 0 || c.Tick%time.Millisecond != 0 || c.MaxGap%time.Millisecond != 0 || c.RecordEvery%time.Millisecond != 0:

@@ -4,6 +4,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/gpupay/gpupay/metering"
 )
 
 // TestCreditIsWholeSeconds: the offer says the credit in whole seconds and its
@@ -11,7 +13,7 @@ import (
 // published. A credit of 300 ms would be published as none.
 func TestCreditIsWholeSeconds(t *testing.T) {
 	good := payConfig(t, nil, "http://127.0.0.1", "0x1111111111111111111111111111111111111111", "0x2222222222222222222222222222222222222222", "x.db")
-	good.Key, good.Tick, good.RecordEvery = strangerKey, time.Millisecond, time.Millisecond
+	good.Key, good.Tick, good.RecordEvery = strangerKey, time.Millisecond, metering.MinRecordEvery
 	for credit, taken := range map[time.Duration]bool{
 		0: true, time.Second: true, time.Minute: true, -time.Second: false, time.Nanosecond: false, 300 * time.Millisecond: false, time.Second - 1: false,
 		time.Second + 1: false, 1500 * time.Millisecond: false,
@@ -28,10 +30,17 @@ func TestCreditIsWholeSeconds(t *testing.T) {
 		func(c *ProviderConfig) { c.MaxGap = time.Second + 1 },
 		func(c *ProviderConfig) { c.RecordEvery = time.Second + time.Microsecond },
 		func(c *ProviderConfig) { c.MaxGap = -time.Second },
+		func(c *ProviderConfig) { c.RecordEvery = metering.MinRecordEvery - time.Millisecond },
 	} {
 		c := good
 		if set(&c); c.withDefaults().check() == nil {
-			t.Errorf("taken: Tick %s, MaxGap %s, RecordEvery %s, which the offer would say otherwise", c.Tick, c.MaxGap, c.RecordEvery)
+			t.Errorf("taken: Tick %s, MaxGap %s, RecordEvery %s, which the offer would say otherwise, or which renters refuse", c.Tick, c.MaxGap, c.RecordEvery)
+		}
+	}
+	for window, taken := range map[time.Duration]bool{metering.MinRecordEvery: true, metering.MinRecordEvery - 1: false} {
+		c := good.withDefaults()
+		if err := (X402Config{Window: window}).withDefaults(c.Settlement, 0).check(c); taken != (err == nil) {
+			t.Errorf("a window of %s: %v", window, err)
 		}
 	}
 }

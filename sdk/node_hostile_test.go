@@ -158,6 +158,7 @@ func TestStartsThatANodeRefuses(t *testing.T) {
 		"another's channel":   {start(payee, func(_ *wire.Offer, q *nodeStart) { q.Terms.Payee = common.Address{5} }), 400},
 		"an unsigned offer":   {start(payee, func(_ *wire.Offer, q *nodeStart) { q.Offer = json.RawMessage(`{"version":1}`) }), 400},
 		"no tick":             {start(payee, func(o *wire.Offer, _ *nodeStart) { o.Tick = 0 }), 400},
+		"too many records":    {start(payee, func(o *wire.Offer, _ *nodeStart) { o.Tick, o.RecordEvery = 1, 1 }), 400},
 		"an endless tick":     {start(payee, func(o *wire.Offer, _ *nodeStart) { o.Tick, o.MaxGap, o.RecordEvery = 1<<60, 1<<60, 1<<60 }), 400},
 		"no unit":             {start(payee, func(o *wire.Offer, _ *nodeStart) { o.Unit = "gpu_eon" }), 400},
 		"no GPU":              {start(payee, func(_ *wire.Offer, q *nodeStart) { q.GPUs = 0 }), 400},

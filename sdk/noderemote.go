@@ -33,7 +33,7 @@ func (n *nodes) newRemote(row leaseRow, terms metering.Lease, name string, last 
 	if c == nil {
 		return nil, fmt.Errorf("node %q of lease %s is not among ProviderConfig.Nodes (%s)", name, terms.ID, n.names())
 	}
-	config := metering.CheckerConfig{Lease: terms, Key: n.p.config.Meter, Tolerance: n.p.config.ClockTolerance}
+	config := metering.CheckerConfig{Lease: terms, Key: n.p.config.Meter, Tolerance: n.p.config.ClockTolerance, RecordEvery: metering.MinRecordEvery}
 	if row.EndedAt > 0 {
 		config.Clock, config.Tolerance = stoppedClock{at: row.EndedAt + 1}, min(config.Tolerance, endTolerance)
 	}

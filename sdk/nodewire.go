@@ -105,7 +105,7 @@ func (s nodeStart) check() (wire.SignedOffer, error) {
 	if s.LeaseID == (common.Hash{}) || s.GPUs < 1 || s.GPUs > maxGPUs {
 		return offer, fmt.Errorf("lease %s of %d GPUs is none", s.LeaseID, s.GPUs)
 	}
-	if offer.Tick < 1 || offer.MaxGap < offer.Tick || offer.RecordEvery < offer.Tick || offer.Tick > maxOfferMillis ||
+	if offer.RecordEvery < metering.MinRecordEvery.Milliseconds() || offer.Tick < 1 || offer.MaxGap < offer.Tick || offer.RecordEvery < offer.Tick || offer.Tick > maxOfferMillis ||
 		offer.MaxGap > maxOfferMillis || offer.RecordEvery > maxOfferMillis {
 		return offer, fmt.Errorf("a tick of %d ms, gaps from %d ms and records every %d ms cannot be metered", offer.Tick, offer.MaxGap, offer.RecordEvery)
 	}

@@ -167,7 +167,7 @@ func (r *Renter) plausible(o wire.Offer) error {
 		{"credit", int64(min(o.Credit, math.MaxInt64)), 1, max(int64(r.config.MaxCredit/time.Second), 1), "GPU-seconds"},
 		{"tick", o.Tick, 1, maxOfferTick.Milliseconds(), "ms"},
 		{"gap", o.MaxGap, o.Tick, maxOfferGap.Milliseconds(), "ms"},
-		{"time between records", o.RecordEvery, 1, max(r.config.Patience.Milliseconds(), 1), "ms"},
+		{"time between records", o.RecordEvery, metering.MinRecordEvery.Milliseconds(), max(r.config.Patience, metering.MinRecordEvery).Milliseconds(), "ms"},
 	} {
 		if figure.is < figure.least || figure.is > figure.most {
 			return fmt.Errorf("%w: a %s of %d %s, from %d to %d is plausible: nothing was signed", ErrOffer, figure.name, figure.is, figure.unit, figure.least, figure.most)

@@ -249,6 +249,7 @@ func (l *Rental) enter(ctx context.Context, phase RentalPhase) error {
 func (l *Rental) checking() metering.CheckerConfig {
 	return metering.CheckerConfig{
 		Key: common.Address(l.offer.Meter), Tolerance: l.r.config.Tolerance, Clock: l.r.config.Clock,
+		RecordEvery: densest(l.offer.Offer),
 		Lease: agreed(metering.Lease{
 			ID: l.row.Lease, ChannelID: l.id, OfferHash: l.offer.Hash,
 			ChainID: l.row.Terms.ChainID, Escrow: l.row.Terms.Escrow,

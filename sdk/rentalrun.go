@@ -348,7 +348,7 @@ func (l *Rental) mostOwed(ctx context.Context) (uint256.Int, error) {
 const spareRecords = 64
 
 // tooDense refuses records that are denser than half of the time between them
-// that was offered: each is kept, and costs us disk. One more may come with each
+// that was offered: each is kept, and costs us disk ([metering.RecordRoom]). One more may come with each
 // voucher, after which a suspended lease goes on.
 func (l *Rental) tooDense(rec metering.SignedRecord) error {
 	half := max(int64(l.offer.RecordEvery)*int64(time.Millisecond)/2, 1)

@@ -450,6 +450,7 @@ func TestHostileQuotes(t *testing.T) {
 		{"no credit", func(o *wire.Offer) { o.Credit = 0 }, nil, nil, ErrOffer, true},
 		{"records that are a day apart", func(o *wire.Offer) { o.RecordEvery = 86_400_000 }, nil, nil, ErrOffer, true},
 		{"records that are no time apart", func(o *wire.Offer) { o.RecordEvery = 0 }, nil, nil, ErrOffer, true},
+		{"a record each millisecond", func(o *wire.Offer) { o.Tick, o.RecordEvery = 1, 1 }, nil, nil, ErrOffer, true},
 		{"tick of an hour", func(o *wire.Offer) { o.Tick, o.MaxGap = 3_600_000, 3_600_000 }, nil, nil, ErrOffer, true},
 		{"gap of an hour", func(o *wire.Offer) { o.MaxGap = 3_600_000 }, nil, nil, ErrOffer, true},
 		{"gap that takes time back", func(o *wire.Offer) { o.MaxGap = -1 }, nil, nil, ErrOffer, true},
@@ -589,6 +590,23 @@ func TestHostileLeases(t *testing.T) {
 			rec.Evidence = p.sent.Evidence
 			p.usage(rec)
 		}, metering.ErrEvidence},
+		{"fills the disk with records", func(v *villain) {
+			o := v.offer.Offer
+			o.RecordEvery = 600
+			v.offer, _ = wire.SignOffer(context.Background(), v.key, o)
+		}, func(p *plot) {
+			for range 60 { // as large as they may be
+				e := p.meter.Cut()
+				for range 120 {
+					e.Devices[0].Missing = append(e.Devices[0].Missing, strings.Repeat("x", 250))
+				}
+				rec, err := p.recorder.Next(context.Background(), e, false)
+				if err != nil {
+					p.t.Error(err)
+				}
+				p.usage(rec)
+			}
+		}, metering.ErrRoom},
 		{"demands and sends no records", nil, func(p *plot) { p.demand(700_000, 1_000_000) }, ErrDemand},
 		{"demands more than its records say", nil, func(p *plot) {
 			for range 200 {

@@ -14,6 +14,7 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/settle"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -31,7 +32,7 @@ type X402Config struct {
 	// MaxAge if zero, and at least 15 minutes and the provider's MinGrace.
 	WithdrawDelay time.Duration
 	// Window is the GPU time that one request for /tick or /lease pays for, on
-	// each of its GPUs; 10 s if zero.
+	// each of its GPUs; 10 s if zero, at least 50 ms and Tick.
 	Window time.Duration
 	// Slack is how long a lease goes on between two requests, under the voucher
 	// of the first; 5 s if zero, and at least four ticks.
@@ -68,6 +69,8 @@ func (c X402Config) check(p ProviderConfig) error {
 		return fmt.Errorf("provider: X402.WithdrawDelay (%s) must be whole seconds from %s to %s", c.WithdrawDelay, channel.MinWithdrawDelay, channel.MaxWithdrawDelay)
 	case c.Window < p.Tick:
 		return fmt.Errorf("provider: X402.Window (%s) is shorter than Tick (%s)", c.Window, p.Tick)
+	case c.Window < metering.MinRecordEvery:
+		return fmt.Errorf("provider: X402.Window (%s) must be at least %s: each has a record, and renters refuse more, which would fill their disks", c.Window, metering.MinRecordEvery)
 	case c.Slack < 4*p.Tick:
 		return fmt.Errorf("provider: X402.Slack (%s) must be at least four ticks (%s): less suspends every lease at once", c.Slack, 4*p.Tick)
 	case p.MaxGap > maxLate:

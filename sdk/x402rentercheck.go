@@ -95,11 +95,15 @@ func (t *X402Rental) lease(ctx context.Context, b *buying, said x402Tick) (*tick
 	if err != nil {
 		return nil, err
 	}
+	kept, err := b.overfull()
+	if err != nil {
+		return nil, err
+	}
 	return &ticking{
 		Lent:  max(b.slate.Ticking.ahead(p), b.slate.unpassed(said.Record.OwedBefore, p)),
 		Began: start, BeganBoot: p.Boot,
 		Lease: said.LeaseID, Offer: t.offer.Document, Devices: said.Devices, OwedBefore: said.Record.OwedBefore,
-		Checker: metering.CheckerState{BootID: p.Boot, Start: start, Owed: said.Record.OwedBefore},
+		Checker: metering.CheckerState{BootID: p.Boot, Start: start, Owed: said.Record.OwedBefore, Kept: kept},
 	}, nil
 }
 
@@ -160,33 +164,58 @@ func (t *X402Rental) startOf(s slate, rec metering.SignedRecord) (metering.Insta
 
 // follow checks a record and remembers it in lease.
 func (b *buying) follow(lease *ticking, rec metering.SignedRecord) error {
-	offer, err := wire.ParseOffer(lease.Offer)
-	if err != nil {
-		return fmt.Errorf("channel %s: its offer on disk does not parse; restore the database from its backup: %w", b.id, err)
-	}
-	unit, err := metering.ParseUnit(offer.Unit)
-	if err != nil {
-		return err
-	}
 	state, err := bridge(lease.Checker, rec)
 	if err != nil {
 		return &lie{err}
 	}
-	checker, err := metering.ResumeChecker(metering.CheckerConfig{
-		Key: common.Address(offer.Meter), Tolerance: max(0, min(tickTolerance, b.x.r.config.Tolerance)-time.Duration(lease.Lent)), Clock: b.x.r.config.Clock,
-		Lease: agreed(metering.Lease{
-			ID: lease.Lease, ChannelID: b.id, OfferHash: offer.Hash, ChainID: b.terms.ChainID, Escrow: b.terms.Escrow,
-			Price: metering.Price{Amount: offer.Amount.Int, Unit: unit}, OwedBefore: lease.OwedBefore, Devices: lease.Devices,
-		}, offer.Offer),
-	}, state)
+	checker, err := b.checker(lease, state)
 	if err != nil {
-		return &lie{fmt.Errorf("%w: %w", ErrGarbage, err)}
+		return err
 	}
 	if err := checker.Check(rec); err != nil {
 		return &lie{err}
 	}
 	lease.Checker = checker.State()
 	return nil
+}
+
+// checker of a lease's records, which are as many as there are ticks: no offer says
+// how long these are.
+func (b *buying) checker(lease *ticking, state metering.CheckerState) (*metering.Checker, error) {
+	offer, err := wire.ParseOffer(lease.Offer)
+	if err != nil {
+		return nil, fmt.Errorf("channel %s: its offer on disk does not parse; restore the database from its backup: %w", b.id, err)
+	}
+	unit, err := metering.ParseUnit(offer.Unit)
+	if err != nil {
+		return nil, err
+	}
+	checker, err := metering.ResumeChecker(metering.CheckerConfig{
+		Key: common.Address(offer.Meter), Tolerance: max(0, min(tickTolerance, b.x.r.config.Tolerance)-time.Duration(lease.Lent)), Clock: b.x.r.config.Clock,
+		RecordEvery: metering.MinRecordEvery,
+		Lease: agreed(metering.Lease{
+			ID: lease.Lease, ChannelID: b.id, OfferHash: offer.Hash, ChainID: b.terms.ChainID, Escrow: b.terms.Escrow,
+			Price: metering.Price{Amount: offer.Amount.Int, Unit: unit}, OwedBefore: lease.OwedBefore, Devices: lease.Devices,
+		}, offer.Offer),
+	}, state)
+	if err != nil {
+		return nil, &lie{fmt.Errorf("%w: %w", ErrGarbage, err)}
+	}
+	return checker, nil
+}
+
+// overfull is by how many bytes the records of the lease before take more than its
+// time allows: a new lease at each tick has no more room than one that goes on.
+func (b *buying) overfull() (uint64, error) {
+	last := b.slate.Ticking
+	if last == nil {
+		return 0, nil
+	}
+	checker, err := b.checker(last, last.Checker)
+	if err != nil {
+		return 0, err
+	}
+	return checker.Overfull(), nil
 }
 
 // bridge goes over records that were never shown: a provider states what it

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"testing"
 	"time"
 
@@ -27,6 +28,7 @@ type mill struct {
 	price  metering.Price
 	signed wire.SignedOffer
 	leases uint64
+	fill   bool                                             // records are as large as they may be
 	past   bool                                             // a lease's first record says nothing and is not shown
 	worth  func(lease uint64, covered uint64) time.Duration // billed by a lease, if the voucher before covers so many ms
 	server *httptest.Server
@@ -133,10 +135,44 @@ func (m *mill) record(lease metering.Lease, worth time.Duration) metering.Signed
 		observe()
 	}
 	rec, err := recorder.Next(context.Background(), meter.Cut(), false)
+	if err == nil && m.fill {
+		for range 120 {
+			rec.Evidence.Devices[0].Missing = append(rec.Evidence.Devices[0].Missing, strings.Repeat("x", 250))
+		}
+		rec.EvidenceHash = rec.Evidence.Hash()
+		rec.Signature, err = m.key.Sign(context.Background(), recorder.Digest(rec.Record))
+	}
 	if err != nil {
 		m.t.Error(err)
 	}
 	return rec
+}
+
+// TestX402NewLeasesFillNoDisk: a provider that begins a lease at every tick, and answers each at once with a record that is
+// as large as one may be, is given as much room on the renter's disk as one lease has in that time.
+func TestX402NewLeasesFillNoDisk(t *testing.T) {
+	m := newMill(t, false, func(uint64, uint64) time.Duration { return 0 })
+	m.fill = true
+	x := m.s.client(Caps{PricePerGPUHour: "10", PerLease: "5", PerDay: "50", PerPayee: "50"}, X402Options{MaxPrice: Unlimited})
+	rental, err := x.Rent(t.Context(), m.server.URL, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	kept, began := 0, time.Now()
+	for range 100 {
+		var tick X402Tick
+		if tick, err = rental.Tick(t.Context()); err != nil {
+			break
+		}
+		kept += len(tick.Record.Evidence.Encode())
+	}
+	most := (int(time.Since(began)/metering.MinRecordEvery) + 100) * int(metering.RecordRoom(1))
+	if kept > most || kept == 0 {
+		t.Errorf("%d bytes are kept, in this time there is room for %d", kept, most)
+	}
+	if err != nil && !errors.Is(err, metering.ErrRoom) {
+		t.Error(err)
+	}
 }
 
 // TestX402NewLeasesBillNoMoreThanPassed: a provider that begins a lease at every tick bills the time that passed on our
