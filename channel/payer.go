@@ -82,6 +82,11 @@ func (s PayerState) committed() uint256.Int {
 // it can cost: the payer's own money, which it does not have until it is refunded.
 func (s PayerState) Locked() uint256.Int { return minus(s.committed(), s.Cost()) }
 
+// Unsigned returns what the channel holds, or may come to hold, beyond what was
+// signed for. No day counts what the chain alone says was settled, so that this is
+// locked in Caps.PerDay: whoever lies about it makes no room there.
+func (s PayerState) Unsigned() uint256.Int { return minus(s.committed(), s.Signed) }
+
 // Caps bound what a payer's key puts at stake, in base units: a deposit counts
 // until it is refunded, a voucher for ever. They are not limits until they are
 // set: the zero value refuses every deposit and payment. Use MaxAmount for "no
@@ -117,9 +122,9 @@ func (e *CapError) Error() string {
 type Budget struct {
 	Payee uint256.Int // signed for to the channel's payee, over all channels
 	Day   uint256.Int // signed for in the day asked for, to anyone
-	// Locked sums PayerState.Locked over the other channels of the token, those
-	// with the payee and all, and adds what Unseen counts today: own is of the
-	// channel itself. Only deposits ask for it.
+	// Locked sums over the other channels of the token: PayerState.Locked of those
+	// with the payee, and PayerState.Unsigned of all, and adds what Unseen counts
+	// today: own is of the channel itself. Only deposits ask for it.
 	Locked func() (own, payee, all uint256.Int, err error)
 }
 
@@ -253,8 +258,7 @@ func (p *Payer) Room(ctx context.Context, t Terms) (most uint256.Int, cap string
 			most, cap = room, c.name
 		}
 	}
-	cost := s.Cost()
-	return *most.Add(&most, &cost), cap, nil
+	return most, cap, nil
 }
 
 // Observe records what the chain says of a channel; the newest word counts. A
@@ -381,21 +385,23 @@ func (p *Payer) allow(s PayerState, spent Budget, cumulative uint256.Int) error 
 	if cumulative.Gt(&s.Deposit) {
 		return fmt.Errorf("channel %s: %w: %s, deposit %s: top up first", s.ID, ErrExceedsDeposit, cumulative.Dec(), s.Deposit.Dec())
 	}
-	cost := s.Cost()
-	if !cumulative.Gt(&cost) {
-		return nil // it was counted when the chain said that it was settled
-	}
-	return p.Caps.allow(s.ID, cumulative, minus(cumulative, cost), spent)
+	return p.Caps.allow(s, cumulative, spent)
 }
 
-// capped is a cap, and what counts in it already.
+// capped is a cap, what counts in it already, and how much of the channel that it
+// is asked for does: what it can cost, or of a day what was signed.
 type capped struct {
-	name          string
-	limit, before uint256.Int
+	name                   string
+	limit, before, counted uint256.Int
 }
 
-// hold refuses what would bring the sum over the limit. MaxAmount is none.
-func (c capped) hold(id common.Hash, growth uint256.Int) error {
+// hold refuses what would bring the sum over the limit, with so much of the channel
+// in it. MaxAmount is none. What counts already needs no room again.
+func (c capped) hold(id common.Hash, total uint256.Int) error {
+	growth := minus(total, c.counted)
+	if growth.IsZero() {
+		return nil
+	}
 	var wanted uint256.Int
 	_, overflow := wanted.AddOverflow(&c.before, &growth)
 	if c.limit == MaxAmount() || (!overflow && !wanted.Gt(&c.limit)) {
@@ -404,22 +410,19 @@ func (c capped) hold(id common.Hash, growth uint256.Int) error {
 	return &CapError{id, c.name, c.limit, wanted}
 }
 
-// room returns what may be added.
+// room returns how much of the channel there may be in all.
 func (c capped) room() uint256.Int {
-	if c.limit == MaxAmount() {
-		return c.limit
+	most := c.limit
+	if c.limit != MaxAmount() {
+		most = minus(c.limit, c.before)
 	}
-	return minus(c.limit, c.before)
+	return *most.Add(&most, &c.counted)
 }
 
-// allow holds a payment that brings a channel to total, by growth, to the caps.
-func (c Caps) allow(id common.Hash, total, growth uint256.Int, spent Budget) error {
-	for _, cap := range []capped{
-		{CapChannel, c.PerChannel, minus(total, growth)},
-		{CapPayee, c.PerPayee, spent.Payee},
-		{CapDay, c.PerDay, spent.Day},
-	} {
-		if err := cap.hold(id, growth); err != nil {
+// allow holds a payment that brings a channel to total to the caps.
+func (c Caps) allow(s PayerState, total uint256.Int, spent Budget) error {
+	for _, cap := range c.of(s, s.Cost(), spent.Payee, spent.Day) {
+		if err := cap.hold(s.ID, total); err != nil {
 			return err
 		}
 	}
@@ -436,12 +439,18 @@ func (c Caps) beside(s PayerState, spent Budget) ([]capped, error) {
 	own.Add(&own, &cost)
 	payee.Add(&payee, &spent.Payee) // no overflow: amounts have 96 bits
 	all.Add(&all, &spent.Day)
-	return []capped{{CapChannel, c.PerChannel, own}, {CapPayee, c.PerPayee, payee}, {CapDay, c.PerDay, all}}, nil
+	return c.of(s, own, payee, all), nil
+}
+
+// of are the caps as they stand for a channel, with what counts in each.
+func (c Caps) of(s PayerState, own, payee, day uint256.Int) []capped {
+	cost := s.Cost()
+	return []capped{{CapChannel, c.PerChannel, own, cost}, {CapPayee, c.PerPayee, payee, cost}, {CapDay, c.PerDay, day, s.Signed}}
 }
 
 // fund holds a deposit to the caps. What was at stake already needs no room again.
 func (c Caps) fund(before, after PayerState, spent Budget) error {
-	was, is, locked := before.committed(), after.committed(), after.Locked()
+	was, is := before.committed(), after.committed()
 	if !is.Gt(&was) {
 		return nil
 	}
@@ -450,7 +459,7 @@ func (c Caps) fund(before, after PayerState, spent Budget) error {
 		return err
 	}
 	for _, cap := range all {
-		if err := cap.hold(after.ID, locked); err != nil {
+		if err := cap.hold(after.ID, is); err != nil {
 			return err
 		}
 	}

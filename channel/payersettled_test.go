@@ -32,3 +32,34 @@ func TestSettledIsNoSignature(t *testing.T) {
 		t.Errorf("a voucher for less than was signed: %v", err)
 	}
 }
+
+// TestFalseSettledFreesNoDay: an endpoint that says that all of a channel was settled makes no room in the day's cap for
+// another deposit, and what is signed for below it counts in the day as any other.
+func TestFalseSettledFreesNoDay(t *testing.T) {
+	ctx := context.Background()
+	p, _, _ := newCeilingPayer(t)
+	p.Caps = channel.Caps{PerChannel: units(1000), PerPayee: channel.MaxAmount(), PerDay: units(2000)} // half of it lies in another channel
+	first, second := ceilingTerms("0x02"), ceilingTerms("0x03")
+	if err := p.Open(ctx, first, units(900)); err != nil {
+		t.Fatal(err)
+	}
+	for _, settled := range []uint64{0, 900} {
+		if _, err := p.Observe(ctx, first.ID(), channel.ChainView{Deposit: units(900), Settled: units(settled)}); err != nil {
+			t.Fatal(err)
+		}
+		if room, _, err := p.Room(ctx, second); err != nil || room != units(100) {
+			t.Errorf("%d settled: room for %s beside it, %v", settled, room.Dec(), err)
+		}
+		var capped *channel.CapError
+		if err := p.Open(ctx, second, units(101)); !errors.As(err, &capped) || capped.Cap != channel.CapDay || capped.Wanted != units(2001) {
+			t.Errorf("%d settled: a deposit over the day: %v", settled, err)
+		}
+	}
+	pay(t, p, first.ID(), 800)
+	p.Caps.PerDay = units(850)
+	var capped *channel.CapError
+	if _, err := p.Pay(ctx, first.ID(), units(851)); !errors.As(err, &capped) || capped.Cap != channel.CapDay {
+		t.Errorf("signed over the day, under what is said to be settled: %v", err)
+	}
+	pay(t, p, first.ID(), 850)
+}

@@ -120,7 +120,7 @@ func (p payerStore) Update(ctx context.Context, id common.Hash, day string, chan
 		if err := savePayer(tx, kept); err != nil {
 			return err
 		}
-		return raiseBudget(tx, kept.Terms, day, spent, before.Cost(), kept.Cost())
+		return raiseBudget(tx, day, spent, before, kept)
 	})
 	if err != nil {
 		return channel.PayerState{}, err
@@ -238,8 +238,8 @@ func readLocked(ctx context.Context, q querier, id common.Hash, t channel.Terms,
 	}
 	for _, r := range rows {
 		s := r.state()
-		locked := s.Locked()
-		all.Add(&all, &locked)
+		locked, unsigned := s.Locked(), s.Unsigned()
+		all.Add(&all, &unsigned)
 		if s.Terms.Payee == t.Payee {
 			payee.Add(&payee, &locked)
 		}
@@ -266,19 +266,22 @@ func readUnseen(ctx context.Context, q querier, id common.Hash, t channel.Terms,
 	return own, payee, all, err
 }
 
-// raiseBudget adds what a channel's cost grew by to its scopes. They do not fall
-// with it: what an endpoint took back may be said again.
-func raiseBudget(tx *sqlx.Tx, t channel.Terms, day string, spent channel.Budget, before, after uint256.Int) error {
+// raiseBudget adds to the payee's sum what a channel's cost grew by, and to the day's
+// what more was signed for. They do not fall with it: what an endpoint took back may
+// be said again.
+func raiseBudget(tx *sqlx.Tx, day string, spent channel.Budget, before, after channel.PayerState) error {
+	if err := raiseSum(tx, after.Terms.Token, payeeScope(after.Terms), spent.Payee, before.Cost(), after.Cost()); err != nil || day == "" {
+		return err
+	}
+	return raiseSum(tx, after.Terms.Token, dayScope(day), spent.Day, before.Signed, after.Signed)
+}
+
+// raiseSum adds what a figure grew by to the sum of a scope.
+func raiseSum(tx *sqlx.Tx, token common.Address, scope string, sum, before, after uint256.Int) error {
 	if !after.Gt(&before) {
 		return nil
 	}
-	var growth uint256.Int
-	growth.Sub(&after, &before)
-	spent.Payee.Add(&spent.Payee, &growth)
-	spent.Day.Add(&spent.Day, &growth)
-	if _, err := tx.Exec(tx.Rebind(budgetRaise), t.Token, payeeScope(t), amount(spent.Payee)); err != nil || day == "" {
-		return err
-	}
-	_, err := tx.Exec(tx.Rebind(budgetRaise), t.Token, dayScope(day), amount(spent.Day))
+	sum.Add(&sum, after.Sub(&after, &before))
+	_, err := tx.Exec(tx.Rebind(budgetRaise), token, scope, amount(sum))
 	return err
 }
