@@ -189,10 +189,17 @@ func (l *Rental) topUpSalt() (salt common.Hash) {
 	return salt
 }
 
+// maxUsed is how many top-ups that were made already are looked for at a time.
+const maxUsed = 64
+
 // skipUsed counts the top-ups that a database from before them does not know: their authorizations are used, and would move
-// nothing again.
+// nothing again. It tries so many at a time: an endpoint that says it of each holds up no payment.
 func (l *Rental) skipUsed(ctx context.Context, step uint256.Int) error {
-	for l.row.Funding.Type == wire.TypeAuthorization {
+	for tried := 0; l.row.Funding.Type == wire.TypeAuthorization; tried++ {
+		if tried == maxUsed {
+			return transient{fmt.Errorf("channel %s: the RPC endpoint says that %d authorizations of a top-up were used already, up to number %d: where you did not make so many, it lies: take another",
+				l.id, tried, l.row.TopUps)}
+		}
 		used, err := l.r.token.AuthorizationUsed(ctx, l.terms.Payer, channel.TopUpNonce(l.id, step, l.terms.Payer, l.topUpSalt()))
 		if err != nil || !used {
 			return err

@@ -1,6 +1,7 @@
 package sdk
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -99,5 +100,34 @@ func TestProviderWithoutHistory(t *testing.T) {
 	})
 	if !errors.Is(err, chain.ErrHistory) || strings.Contains(err.Error(), "\n") {
 		t.Errorf("want one line about the history, got %v", err)
+	}
+}
+
+// TestEndpointThatUsedEverything: an endpoint that says of each authorization that it was used already keeps a top-up from
+// being made, says so, and holds up nothing else; after it the top-up is made.
+func TestEndpointThatUsedEverything(t *testing.T) {
+	m := newMarket(t)
+	server := m.provider(t, nil)
+	config, bad := m.behindEndpoint(t)
+	r := openRenter(t, config)
+	l, err := r.Rent(t.Context(), server.URL, RentOptions{Deposit: "0.5", TopUp: "0.7", Gasless: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	bad.On("eth_call", word("authorizationState(address,bytes32)", map[int]uint64{1: 1}))
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- l.skipUsed(ctx, l.step()) }()
+	eventually(t, "an end of that", func() bool { return len(done) > 0 || bad.Count("eth_call") > 1000 })
+	if len(done) == 0 {
+		t.Fatalf("asked %d times, and goes on", bad.Count("eth_call"))
+	}
+	if err := <-done; !isTransient(err) || !strings.Contains(err.Error(), "RPC endpoint says") {
+		t.Error(err)
+	}
+	bad.Heal()
+	if err := l.skipUsed(t.Context(), l.step()); err != nil {
+		t.Error(err)
 	}
 }
