@@ -69,6 +69,7 @@ func parse(args []string) (*options, error) {
 	flags.Text(&c.Database, "db", "GPUPAY_DB", "gpupay-provider.db", "`path` of the database, or postgres://user@host/name for several gateways over one: it holds vouchers, which are money")
 	flags.Text(&c.HighWater, "high-water", "GPUPAY_HIGH_WATER", "", "`path` of the file that remembers which records were signed, beside the database and never restored with it; the database's with .signed if empty, in the state directory for PostgreSQL")
 	flags.Text(&c.PricePerGPUHour, "price", "GPUPAY_PRICE", "2.50", "price of one GPU for an hour, in units of the token")
+	free := flags.Bool("free", false, "with --price 0: give GPU time away")
 	flags.Text(&c.MinDeposit, "min-deposit", "GPUPAY_MIN_DEPOSIT", "", "least deposit, in units of the token; ten minutes' price if empty")
 	flags.DurationVar(&c.Retention, "retention", 0, "how long usage records are kept in the database after their channel is closed; 0 for ever")
 	flags.Text(&c.Archive, "archive", "GPUPAY_ARCHIVE", "", "`directory` that a channel's bundle is written into before its records are deleted")
@@ -95,6 +96,9 @@ func parse(args []string) (*options, error) {
 	flags.BoolVar(&o.drain, "drain", false, "when stopped, end all leases and settle; without it leases go on after a restart")
 	var err error
 	if c.Log, err = flags.Load(args); err != nil {
+		return nil, err
+	}
+	if err := checkPrice(c.PricePerGPUHour, *free); err != nil {
 		return nil, err
 	}
 	if *x402 {
