@@ -57,7 +57,7 @@ func (p peer) attach(life context.Context, gpus int, c wire.Credential, header h
 	default:
 		defer cancel()
 		defer resp.Body.Close()
-		return nil, shownProblem(resp)
+		return nil, wire.ParseProblem(resp)
 	}
 }
 

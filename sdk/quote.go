@@ -102,7 +102,7 @@ func (r *Renter) refuse(ctx context.Context, url string, challenge wire.Challeng
 	if err != nil {
 		return err
 	}
-	return r.store.keep(ctx, Evidence{URL: url, Reason: reason.Error(), At: time.Now(), Document: both})
+	return r.store.keep(ctx, Evidence{URL: url, Reason: (&worded{reason}).Error(), At: time.Now(), Document: both})
 }
 
 func (r *Renter) checkQuote(ctx context.Context, challenge wire.Challenge, document []byte) (Quote, error) {

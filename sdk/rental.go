@@ -276,7 +276,7 @@ func (d *Dispute) Unwrap() error { return d.Reason }
 
 // dispute stops trusting the provider: evidence first, then no more payments.
 func (l *Rental) dispute(ctx context.Context, reason error, document []byte) error {
-	ctx = context.WithoutCancel(ctx)
+	ctx, reason = context.WithoutCancel(ctx), &worded{reason}
 	err := l.r.store.keep(ctx, Evidence{Channel: l.id, URL: l.row.URL, Reason: reason.Error(), At: l.r.config.Now(), Document: document})
 	l.row.Dispute = reason.Error()
 	l.row.Phase = RentalDisputed

@@ -183,7 +183,7 @@ func (l *Rental) notTaken(document []byte) {
 	if err := exactjson.Unmarshal(document, &problem); err != nil {
 		problem = wire.Problem{Title: "a problem that does not parse"}
 	}
-	problem.Title, problem.Detail = printable(problem.Title), printable(problem.Detail)
+	problem = problem.Printable()
 	warn(l.r.config.Log, "provider did not take a voucher: it is offered again", l.id, &problem, "cumulative", l.sent.Dec())
 	l.sent = uint256.Int{}
 }

@@ -195,7 +195,6 @@ func (c RenterConfig) withDefaults() RenterConfig {
 	c.Poll = cmp.Or(c.Poll, 2*time.Second)
 	c.ClockOff = cmp.Or(c.ClockOff, 2*time.Minute)
 	c.HTTP = cmp.Or(c.HTTP, http.DefaultClient)
-	c.Log = cmp.Or(c.Log, slog.Default())
 	if c.Clock == nil {
 		c.Clock = metering.System
 	}
@@ -205,6 +204,7 @@ func (c RenterConfig) withDefaults() RenterConfig {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
+	c.Log = boundedLog(cmp.Or(c.Log, slog.Default()), c.Now)
 	return c
 }
 

@@ -77,7 +77,7 @@ func (p peer) offerAt(ctx context.Context, path string) ([]byte, error) {
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("provider %s: reading its offer: %w", p.base, shownProblem(resp))
+		return nil, fmt.Errorf("provider %s: reading its offer: %w", p.base, wire.ParseProblem(resp))
 	}
 	return p.body(resp)
 }
@@ -94,7 +94,7 @@ func (p peer) challenge(ctx context.Context, gpus int) (wire.Challenge, *int, er
 		return wire.Challenge{}, nil, err
 	}
 	defer resp.Body.Close()
-	problem := shownProblem(resp)
+	problem := wire.ParseProblem(resp)
 	if resp.StatusCode != http.StatusPaymentRequired && !wire.IsProblem(resp) {
 		return wire.Challenge{}, nil, fmt.Errorf("provider %s: asked for its price, it answered: %w: %s", p.base, problem, notOurs(resp.StatusCode))
 	}
@@ -151,14 +151,7 @@ func (p peer) send(ctx context.Context, method string, gpus int, c wire.Credenti
 		return resp, nil
 	}
 	defer resp.Body.Close()
-	return nil, shownProblem(resp)
-}
-
-// shownProblem is what a provider answered, fit to be shown.
-func shownProblem(resp *http.Response) *wire.Problem {
-	p := wire.ParseProblem(resp)
-	p.Title, p.Detail = printable(p.Title), printable(p.Detail)
-	return p
+	return nil, wire.ParseProblem(resp)
 }
 
 // maxShown bounds a provider's words in our errors and tables.
@@ -166,18 +159,7 @@ const maxShown = 300
 
 // printable leaves of a stranger's words what cannot steer a terminal or forge
 // a line of a log.
-func printable(s string) string {
-	s = strings.Map(func(r rune) rune {
-		if !unicode.IsPrint(r) {
-			return -1
-		}
-		return r
-	}, s)
-	if runes := []rune(s); len(runes) > maxShown {
-		s = string(runes[:maxShown])
-	}
-	return s
-}
+func printable(s string) string { return reach.Printable(s, maxShown) }
 
 // plainJSON is a document without what could steer a terminal in its texts. Line
 // ends and tabs stay: keys have them.

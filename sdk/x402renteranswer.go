@@ -201,7 +201,7 @@ func (b *buying) dispute(ctx context.Context, reason error, h http.Header, name 
 
 // distrust keeps what a server was caught at and pays nothing more on the channel.
 func (b *buying) distrust(ctx context.Context, reason error, document []byte) error {
-	ctx = context.WithoutCancel(ctx)
+	ctx, reason = context.WithoutCancel(ctx), &worded{reason}
 	var err error
 	if rec := recordIn(document); rec != nil {
 		err = b.prove(ctx, *rec)

@@ -183,7 +183,7 @@ func (t *X402Rental) ask(ctx context.Context) (*buying, error) {
 	}
 	if p == nil {
 		defer resp.Body.Close()
-		return nil, fmt.Errorf("provider %s: asked for a tick, it answered: %w", t.peer.base, shownProblem(resp))
+		return nil, fmt.Errorf("provider %s: asked for a tick, it answered: %w", t.peer.base, wire.ParseProblem(resp))
 	}
 	most, err := t.price.Charge(uint64(t.gpus) * uint64(maxTick))
 	if err != nil {
@@ -322,7 +322,7 @@ func (t *X402Rental) answered(ctx context.Context, b *buying, resp *http.Respons
 // answer, and asking for it again gets no other: what it charged, it charged for
 // nothing.
 func (b *buying) failed(ctx context.Context, resp *http.Response) error {
-	err := fmt.Errorf("channel %s: no tick: %w", b.id, shownProblem(resp))
+	err := fmt.Errorf("channel %s: no tick: %w", b.id, wire.ParseProblem(resp))
 	if !b.booked {
 		return err
 	}

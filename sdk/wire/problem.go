@@ -6,6 +6,8 @@ import (
 	"io"
 	"net/http"
 	"strings"
+
+	"github.com/gpupay/gpupay/sdk/internal/reach"
 )
 
 const problemBase = "https://paymentauth.org/problems/"
@@ -92,7 +94,16 @@ func IsProblem(resp *http.Response) bool {
 	return strings.HasPrefix(resp.Header.Get("Content-Type"), "application/problem+json")
 }
 
-// ParseProblem reads the error of an answer, whatever its body is.
+// maxWords bounds each of a problem's texts, in characters.
+const maxWords = 300
+
+// Printable is a stranger's problem, fit to be shown: nothing in it steers a terminal or forges a line of a log.
+func (p Problem) Printable() Problem {
+	p.Type, p.Title, p.Detail = reach.Printable(p.Type, maxWords), reach.Printable(p.Title, maxWords), reach.Printable(p.Detail, maxWords)
+	return p
+}
+
+// ParseProblem reads the error of an answer, whatever its body is, fit to be shown.
 func ParseProblem(resp *http.Response) *Problem {
 	p := Problem{Type: "about:blank", Title: http.StatusText(resp.StatusCode), Status: resp.StatusCode}
 	if !IsProblem(resp) {
@@ -103,5 +114,6 @@ func ParseProblem(resp *http.Response) *Problem {
 		return &p
 	}
 	got.Status = resp.StatusCode
+	got = got.Printable()
 	return &got
 }

@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"strings"
 	"syscall"
+	"unicode"
 )
 
 // Explain adds to an error of an HTTP request, or of a dial, what to do about it. The URL, which may hold a secret, is left
@@ -18,19 +19,43 @@ func Explain(err error) error {
 	if errors.As(err, &outer) {
 		err = outer.Err
 	}
-	if hint := Hint(err); hint != "" {
-		return &explained{err, hint}
+	hint := Hint(err)
+	if hint == "" && err.Error() == Printable(err.Error(), maxError) {
+		return err
 	}
-	return err
+	return &explained{err, hint}
 }
+
+// maxError bounds an error's words, in characters: a line of an answer that is none, or a certificate's names, can be megabytes.
+const maxError = 1000
 
 type explained struct {
 	error
 	hint string
 }
 
-func (e *explained) Error() string { return e.error.Error() + ": " + e.hint }
+func (e *explained) Error() string {
+	words := Printable(e.error.Error(), maxError)
+	if e.hint == "" {
+		return words
+	}
+	return words + ": " + e.hint
+}
 func (e *explained) Unwrap() error { return e.error }
+
+// Printable leaves of a stranger's words what cannot steer a terminal or forge a line of a log, and no more than most characters.
+func Printable(s string, most int) string {
+	s = strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return -1
+		}
+		return r
+	}, s)
+	if runes := []rune(s); len(runes) > most {
+		s = string(runes[:most])
+	}
+	return s
+}
 
 // Hint is what to do about an error of a dial, or nothing where the error says enough.
 func Hint(err error) string {
