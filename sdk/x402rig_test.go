@@ -63,7 +63,7 @@ func payConfig(t *testing.T, key *channel.Key, url, escrow, token, database stri
 		Database: database, PricePerGPUHour: hour, Source: testclock.GPUs(2), Clock: testclock.Process(),
 		Credit: 2 * time.Second, Tick: 20 * time.Millisecond, MaxGap: 10 * time.Second, RecordEvery: 50 * time.Millisecond,
 		SuspendTimeout: time.Minute, MinDeposit: "0.01", MinGrace: time.Minute, ClockTolerance: 24 * time.Hour, OpenTimeout: time.Minute, Poll: 50 * time.Millisecond,
-		Settlement: settle.Policy{Interval: time.Hour, LeastRow: *uint256.NewInt(1)},
+		Settlement: settle.Policy{Interval: time.Hour, LeastRow: *uint256.NewInt(1), Dust: *uint256.NewInt(1)},
 		Log:        slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelWarn})),
 	}
 }

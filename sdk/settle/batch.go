@@ -308,7 +308,7 @@ func (s *Settler) transact(ctx context.Context, batch []channel.State, read time
 		return err
 	}
 	err = errors.Join(s.restart(ctx, result, before, read), s.report(ctx, result, before))
-	if refused := s.pay(ctx, purseOf(batch[0])); refused != nil && ctx.Err() == nil { // says nothing against the settlement, which is mined
+	if refused := s.pay(ctx, purseOf(batch[0]), s.worth); refused != nil && ctx.Err() == nil { // says nothing against the settlement, which is mined
 		s.log().Warn("a payout waits", "err", refused)
 	}
 	return err

@@ -67,7 +67,7 @@ func TestCreditIsFetchedWhenItIsWorthTheGas(t *testing.T) {
 	k.Send(k.Others, k.Contract.SettleCall(terms, state.Accepted, state.Signature))
 	resume()
 	k.Settler.Policy.MaxFeeShare, k.Settler.Policy.CoinPrice = 50, *uint256.NewInt(1e18)
-	if err := k.Settler.Settle(t.Context()); err != nil {
+	if err := k.Settler.Settle(t.Context(), terms.ID()); err != nil {
 		t.Fatal(err)
 	}
 	if held := k.Settler.Held(); !is(held, 300) {
@@ -76,7 +76,7 @@ func TestCreditIsFetchedWhenItIsWorthTheGas(t *testing.T) {
 	k.Balance(0) // one base unit is worth a wei here: no share of 300 pays for any gas
 	k.Settler.Policy.CoinPrice = *uint256.NewInt(1)
 	k.Settler.Recall()
-	if err := k.Settler.Settle(t.Context()); err != nil {
+	if err := k.Settler.Settle(t.Context(), terms.ID()); err != nil {
 		t.Fatal(err)
 	}
 	k.Balance(300) // gas costs one unit here, rounded up; half a percent of 300 is more

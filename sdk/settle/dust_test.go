@@ -71,3 +71,37 @@ func TestCrumbsCostNoGas(t *testing.T) {
 		t.Errorf("a row was paid for %s", s.Settled.Dec())
 	}
 }
+
+// What a contract set aside is paid out when it is no Dust, and however little it is when all is settled on demand.
+func TestDustInTheContractWaits(t *testing.T) {
+	k := newTill(t)
+	k.Settler.Policy.Dust = *uint256.NewInt(100)
+	terms := k.Open(1, 1000)
+	credit := func(upTo uint64) { // what the token does not let through is set aside
+		t.Helper()
+		k.Accept(terms, upTo)
+		resume := k.PauseToken(t)
+		_ = k.Settler.Settle(t.Context(), terms.ID())
+		resume()
+	}
+	once := func(held, paid uint64) {
+		t.Helper()
+		k.Settler.Recall()
+		if err := k.Settler.Once(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if have := k.Tokens(t, k.Key.Address()); have != paid || !is(k.Settler.Held(), held) {
+			t.Fatalf("%d were paid out and %v are held, want %d and %d", have, k.Settler.Held(), paid, held)
+		}
+	}
+	credit(60)
+	once(60, 0)
+	credit(100)
+	once(0, 100)
+	credit(130)
+	once(30, 100)
+	if err := k.Settler.Settle(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	once(0, 130)
+}

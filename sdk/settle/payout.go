@@ -88,10 +88,10 @@ func (s *Settler) Recall() {
 }
 
 // payWaiting fetches what a payout that failed, or never came, left behind. Nothing is lost while it waits.
-func (s *Settler) payWaiting(ctx context.Context) error {
+func (s *Settler) payWaiting(ctx context.Context, worth worthwhile) error {
 	waiting, err := s.purses(ctx)
 	for _, p := range waiting {
-		err = errors.Join(err, s.pay(ctx, p))
+		err = errors.Join(err, s.pay(ctx, p, worth))
 	}
 	return err
 }
@@ -122,13 +122,13 @@ func (s *Settler) purses(ctx context.Context) ([]purse, error) {
 // pay has the contract pay out what it set aside for a purse, if settling does not pay at once. The contract is asked
 // each time, so that a payout that somebody else made, or a re-org undid, is no matter. The purse is taken off the list
 // before: what is set aside while this payout is under way puts it there again.
-func (s *Settler) pay(ctx context.Context, p purse) error {
+func (s *Settler) pay(ctx context.Context, p purse, worth worthwhile) error {
 	s.payouts.paying.Lock()
 	defer s.payouts.paying.Unlock()
 	s.payouts.mu.Lock()
 	delete(s.payouts.waiting, p)
 	s.payouts.mu.Unlock()
-	err := s.payout(ctx, p)
+	err := s.payout(ctx, p, worth)
 	if err == nil {
 		return nil
 	}
@@ -146,12 +146,12 @@ func (o *payouts) wait(p purse) {
 	o.waiting[p] = true
 }
 
-func (s *Settler) payout(ctx context.Context, p purse) error {
+func (s *Settler) payout(ctx context.Context, p purse, worth worthwhile) error {
 	call, amount, err := s.Contract.PayoutCall(ctx, p.payee, p.token)
 	if err == nil {
 		s.hold(p, amount)
 	}
-	if err != nil || amount.IsZero() || !s.worth(ctx, amount) {
+	if err != nil || amount.IsZero() || !worth(ctx, amount) {
 		return err
 	}
 	id, err := s.Sender.Submit(ctx, call)
@@ -173,9 +173,17 @@ func (s *Settler) payout(ctx context.Context, p purse) error {
 	return nil
 }
 
-// worth reports whether a payout brings enough for its gas, by the policy. What is not worth it waits for more: nothing
-// that was set aside is ever lost.
+// worthwhile reports whether a payout of so many base units brings enough for its gas.
+type worthwhile func(ctx context.Context, amount uint256.Int) bool
+
+// whatever pays out all that there is: a provider that is drained leaves nothing behind.
+func whatever(context.Context, uint256.Int) bool { return true }
+
+// worth is worthwhile by the policy. What is Dust, or not worth it, waits for more: nothing that was set aside is ever lost.
 func (s *Settler) worth(ctx context.Context, amount uint256.Int) bool {
+	if amount.Lt(&s.Policy.Dust) {
+		return false
+	}
 	if s.Policy.MaxFeeShare == 0 {
 		return true
 	}

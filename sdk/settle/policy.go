@@ -37,8 +37,9 @@ type Policy struct {
 	MaxBatch int           // channels in one transaction; 0: 100
 
 	// Dust is how much of one payee and token is not worth a transaction: less than that waits, however old it is and though
-	// its leases ended, until more has come together or one of its payers wants out. 0: everything is fetched; for a
-	// provider, its MinTransfer.
+	// its leases ended, until more has come together or one of its payers wants out. What a contract set aside of one payee
+	// and token, also for who wanted out, is paid out when so much of it has come together, and by Settle. 0: everything is
+	// fetched; for a provider, its MinTransfer.
 	Dust uint256.Int
 
 	// LeastRow is how much of one channel is worth its own row of a batch: a channel with less rides along in none, and is not

@@ -133,7 +133,7 @@ func (s *Settler) pass(ctx context.Context) error {
 	if err := s.resume(ctx); err != nil {
 		return err
 	}
-	if err := s.payWaiting(ctx); err != nil { // no reason not to settle: what is set aside is safe, and a voucher is not
+	if err := s.payWaiting(ctx, s.worth); err != nil { // no reason not to settle: what is set aside is safe, and a voucher is not
 		if ctx.Err() != nil {
 			return err
 		}
@@ -178,7 +178,8 @@ func (s *Settler) start(ctx context.Context, batch []channel.State, read time.Ti
 	}()
 }
 
-// Settle settles channels now, all that have something to settle if none is named, and returns when that is done. The
+// Settle settles channels now, and returns when that is done. If none is named it settles all that have something to
+// settle, and fetches all that the contract set aside, however little: the policy plays no part. The
 // error names every channel that could not be settled.
 func (s *Settler) Settle(ctx context.Context, ids ...common.Hash) error {
 	s.init()
@@ -202,7 +203,11 @@ func (s *Settler) Settle(ctx context.Context, ids ...common.Hash) error {
 	for _, batch := range s.batches(fresh) {
 		err = errors.Join(err, s.settle(ctx, batch, read, func() {}))
 	}
-	return errors.Join(err, s.payWaiting(ctx))
+	if len(ids) > 0 {
+		return errors.Join(err, s.payWaiting(ctx, s.worth))
+	}
+	s.Recall()
+	return errors.Join(err, s.payWaiting(ctx, whatever))
 }
 
 // acquire claims all of the channels, waiting for who settles them already.
