@@ -25,6 +25,7 @@ import (
 // than one that it took: what a gateway says late, also one that is deposed by then, raises no share again.
 type creditShares struct {
 	store leaseStore
+	row   uint256.Int // base units of a channel that a settlement fetches at least
 	owing func(context.Context, ...common.Address) ([]channel.State, error)
 }
 
@@ -68,7 +69,7 @@ func (c *creditShares) ask(ctx context.Context, q claimant) (portion, error) {
 	if err != nil {
 		return portion{}, err
 	}
-	p, err := q.portion(ctx, c.store.db.View(), "", owing)
+	p, err := q.portion(ctx, c.store.db.View(), "", owing, c.row)
 	if err != nil || p.said() {
 		return p, err
 	}
@@ -77,7 +78,7 @@ func (c *creditShares) ask(ctx context.Context, q claimant) (portion, error) {
 		lock = " FOR UPDATE OF s" // nobody else raises a share of this payer meanwhile
 	}
 	err = c.store.db.Update(ctx, func(tx *sqlx.Tx) (err error) {
-		if p, err = q.portion(ctx, tx, lock, owing); err != nil || p.said() {
+		if p, err = q.portion(ctx, tx, lock, owing, c.row); err != nil || p.said() {
 			return err
 		}
 		p.version++
@@ -140,7 +141,7 @@ func (c *creditShares) end(ctx context.Context, lease common.Hash) error {
 
 // portion divides the credit: each lease is to have the same, and none more than the
 // others leave.
-func (q claimant) portion(ctx context.Context, db sqlx.ExtContext, lock string, owing []channel.State) (p portion, err error) {
+func (q claimant) portion(ctx context.Context, db sqlx.ExtContext, lock string, owing []channel.State, row uint256.Int) (p portion, err error) {
 	var rows []shareRow
 	err = sqlx.SelectContext(ctx, db, &rows, db.Rebind(`SELECT s.lease, s.channel, s.amount, s.told, s.version, l.state, l.ended_at, l.held
 		FROM credit_shares s JOIN leases l ON l.id = s.lease WHERE s.payer = ? ORDER BY s.lease`+lock), q.payer.Hex())
@@ -148,8 +149,12 @@ func (q claimant) portion(ctx context.Context, db sqlx.ExtContext, lock string, 
 		return p, err
 	}
 	debts := make(map[common.Hash]uint256.Int, len(owing))
+	var idle uint256.Int // owed where no lease has a share, or vouchered and not collectible
 	for _, s := range owing {
 		debts[s.ID] = s.Owed()
+		if more := less(debtOf(s, row), s.Owed()); s.ID != q.channel {
+			idle.Add(&idle, &more)
+		}
 	}
 	others, count := uint256.Int{}, uint64(1)
 	for _, row := range rows {
@@ -181,7 +186,6 @@ func (q claimant) portion(ctx context.Context, db sqlx.ExtContext, lock string, 
 		}
 	}
 	delete(debts, q.channel)
-	var idle uint256.Int // owed where no lease has a share
 	for _, debt := range debts {
 		idle.Add(&idle, &debt)
 	}
@@ -270,14 +274,16 @@ func (n *nodes) makeRoom(ctx context.Context, req AllocationRequest) (portion, e
 				continue
 			}
 		}
-		room, owed := req.channel.Available(), req.channel.Owed() // which uses of the share what it is
-		left := less(p.tell, owed)
+		room, left := less(collectible(req.channel, shares.row), req.channel.Spent), uint256.Int{}
+		if !p.tell.IsZero() {
+			room, left = req.channel.Available(), less(p.tell, req.channel.Owed()) // which uses of the share what it is
+		}
 		if room.Add(&room, &left); !room.Lt(&need) {
 			return p, nil
 		}
 		return p, errors.Join(shares.end(ctx, q.lease),
-			wire.InsufficientBalance.With("payer %s has used its credit, on this channel or by other leases: pay those, or pay for this one in advance, by a voucher that is at least %s over what channel %s has spent",
-				q.payer, units.Format(need, n.p.token.Decimals), q.channel))
+			wire.InsufficientBalance.With("payer %s has used its credit, on this channel or by other leases: pay those, or pay for this one in advance, by a voucher that is at least %s over what channel %s has spent and settled",
+				q.payer, units.Format(larger(need, shares.row), n.p.token.Decimals), q.channel))
 	}
 }
 

@@ -104,6 +104,7 @@ type leaseDeps struct {
 	clock     metering.Clock
 	sampling  *metering.Sampling // of source, for all leases
 	store     leaseStore
+	row       uint256.Int      // base units of a channel that a settlement fetches at least
 	accounts  *accounts        // of payers; nil: each lease has a credit of its own
 	shares    *creditShares    // of leases that nodes meter; nil: none does
 	marks     *highwater.Marks // outside the store: what was signed
@@ -135,6 +136,9 @@ type leaseView struct {
 	nanos    uint64
 	accepted uint256.Int
 	deposit  uint256.Int
+
+	collectible uint256.Int // of accepted: see collectible
+
 	reserved uint256.Int // what may be owed at most, of a lease that is paid in advance
 	need     uint64      // counts the times a voucher was asked for
 	stalled  bool        // it ends, and this could not be written yet
@@ -189,19 +193,20 @@ func (l *lease) update(change func(*leaseView)) {
 // takes no newer voucher back: a lease that is paid is never left suspended.
 func (l *lease) observe(s channel.State) {
 	l.update(func(v *leaseView) { v.deposit = s.Deposit })
-	l.pays(s.Accepted)
+	l.pays(s)
 }
 
 // pays tells the lease of a voucher, the newest or an older one. What it says of
 // the deposit is not taken: of two that came together, either may be told last.
-func (l *lease) pays(accepted uint256.Int) {
-	l.update(func(v *leaseView) {
-		if accepted.Gt(&v.accepted) {
-			v.accepted = accepted
-		}
-	})
+func (l *lease) pays(s channel.State) {
+	l.update(func(v *leaseView) { v.hear(s, l.deps.row) })
 	l.tally()
 	l.wake()
+}
+
+// hear takes a voucher, if it is newer.
+func (v *leaseView) hear(s channel.State, row uint256.Int) {
+	v.accepted, v.collectible = larger(v.accepted, s.Accepted), larger(v.collectible, collectible(s, row))
 }
 
 // lose has the lease let go of everything at once: another gateway runs it.
@@ -552,10 +557,15 @@ func suspendedSince(then, now time.Time, timeout time.Duration) time.Time {
 }
 
 // limit is the most that may be owed: what is vouchered and the credit, and
-// never more than the deposit can pay.
+// never more than the deposit can pay. Where the payer's other channels leave no
+// credit, only what is collectible counts: or each of them would give a little more.
 func (l *lease) limit(v *leaseView) uint256.Int {
 	limit := l.left()
-	limit.Add(&v.accepted, &limit)
+	if limit.IsZero() {
+		limit = v.collectible
+	} else {
+		limit.Add(&v.accepted, &limit)
+	}
 	if l.window > 0 {
 		limit = v.reserved
 	}

@@ -47,7 +47,7 @@ func TestViewKeepsTheNewestVoucher(t *testing.T) {
 	older, newer := *uint256.NewInt(100), *uint256.NewInt(200)
 	deposit := *uint256.NewInt(1000)
 	l.observe(channel.State{Accepted: newer, Deposit: deposit})
-	l.pays(older)
+	l.pays(channel.State{Accepted: older})
 	l.observe(channel.State{Accepted: older, Deposit: *uint256.NewInt(500)}) // a re-org took a deposit, and no voucher
 	if v := l.look(); v.accepted != newer || v.deposit.Uint64() != 500 {
 		t.Errorf("accepted %s, deposit %s", v.accepted.Dec(), v.deposit.Dec())

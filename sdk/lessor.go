@@ -228,7 +228,8 @@ func newMeter(devices []string, o wire.Offer, saved *metering.State) (*metering.
 
 // launch lets a lease run. Its view starts where its last record is.
 func (h *lessor) launch(l *lease, state leaseState, s channel.State, last *metering.SignedRecord) error {
-	l.view = leaseView{state: state, reason: l.view.reason, version: 1, stream: l.view.stream, reserved: l.view.reserved, owed: l.owedBefore, accepted: s.Accepted, deposit: s.Deposit}
+	l.view = leaseView{state: state, reason: l.view.reason, version: 1, stream: l.view.stream, reserved: l.view.reserved, owed: l.owedBefore, deposit: s.Deposit}
+	l.view.hear(s, l.deps.row)
 	if last != nil {
 		l.view.sequence, l.view.owed, l.view.nanos = last.Sequence, last.Owed, last.Nanos
 	}

@@ -119,9 +119,13 @@ func (l *lease) exchange(ctx context.Context) (ended bool, reason string, err er
 	}
 	for {
 		v, _ := l.snapshot()
+		counts := v.accepted
+		if part.tell.IsZero() { // see limit
+			counts = v.collectible
+		}
 		var there nodeLease
 		err := l.remote.node.call(ctx, nodeTimeout, "POST", "/leases/"+l.id.Hex()+"/sync",
-			nodeSync{nodeMoney: moneyOf(v.accepted, v.deposit).with(part), After: v.sequence}, &there)
+			nodeSync{nodeMoney: moneyOf(counts, v.deposit).with(part), After: v.sequence}, &there)
 		if gone(err) {
 			return true, "its node knows nothing of it", nil
 		}

@@ -268,6 +268,9 @@ func (n *nodes) Allocate(ctx context.Context, req AllocationRequest) (Allocation
 	if err != nil {
 		return Allocation{}, err
 	}
+	if share.tell.IsZero() { // see lease.limit
+		q.nodeMoney = moneyOf(collectible(req.channel, n.p.deps.row), req.channel.Deposit)
+	}
 	q.nodeMoney = q.with(share)
 	for _, c := range n.roomy(req.GPUs) {
 		var began nodeLease

@@ -11,6 +11,7 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/units"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -20,18 +21,38 @@ import (
 // its mu may lock a lease's mu, and never the other way round.
 type account struct {
 	mu     sync.Mutex
-	debts  map[common.Hash]uint256.Int // charged and not vouchered, by channel
+	row    uint256.Int                 // see accounts
+	debts  map[common.Hash]uint256.Int // see debtOf, by channel
 	sum    uint256.Int                 // of debts
 	leases map[*lease]bool             // that run here
 }
 
 // accounts are those of the payers that have a lease here.
 type accounts struct {
+	row uint256.Int // base units of a channel that a settlement fetches at least
+
 	mu      sync.Mutex
 	byPayer map[common.Address]*account
 }
 
-func newAccounts() *accounts { return &accounts{byPayer: make(map[common.Address]*account)} }
+func newAccounts(row uint256.Int) *accounts {
+	return &accounts{row: row, byPayer: make(map[common.Address]*account)}
+}
+
+// collectible is how much of a channel is the payee's whatever its payer does: what is
+// settled, and what is vouchered where a settlement would fetch that. Less than row
+// waits for more, and is lost when the payer takes its deposit back by force.
+func collectible(s channel.State, row uint256.Int) uint256.Int {
+	payable := least(s.Payable(), s.Deposit)
+	if left := less(payable, s.Settled); s.Status == channel.Finalized || left.Lt(&row) {
+		return s.Settled
+	}
+	return larger(payable, s.Settled)
+}
+
+// debtOf is what was charged on a channel and is not collectible: what the payer can
+// leave with.
+func debtOf(s channel.State, row uint256.Int) uint256.Int { return less(s.Spent, collectible(s, row)) }
 
 // join counts a lease's debt with that of its payer's other channels, those that
 // have no lease included.
@@ -42,7 +63,7 @@ func (b *accounts) join(l *lease, owing []channel.State) {
 	b.mu.Lock()
 	a := b.byPayer[l.terms.Payer]
 	if a == nil {
-		a = &account{debts: make(map[common.Hash]uint256.Int), leases: make(map[*lease]bool)}
+		a = &account{row: b.row, debts: make(map[common.Hash]uint256.Int), leases: make(map[*lease]bool)}
 		b.byPayer[l.terms.Payer] = a
 	}
 	a.mu.Lock()
@@ -81,7 +102,7 @@ func (b *accounts) paid(s channel.State) {
 		return
 	}
 	a.mu.Lock()
-	a.put(s.ID, s.Owed())
+	a.put(s.ID, debtOf(s, a.row))
 	waiting := a.suspended(nil)
 	a.mu.Unlock()
 	for _, l := range waiting {
@@ -103,7 +124,7 @@ func (a *account) learn(owing []channel.State) {
 	}
 	for _, s := range owing {
 		if !here[s.ID] {
-			a.put(s.ID, s.Owed())
+			a.put(s.ID, debtOf(s, a.row))
 		}
 	}
 }
@@ -152,7 +173,7 @@ func (l *lease) tally() {
 	}
 	var waiting []*lease
 	a.mu.Lock()
-	debt, before := l.debt(), a.debts[l.terms.ID()]
+	debt, before := l.over(func(v leaseView) uint256.Int { return v.collectible }), a.debts[l.terms.ID()]
 	a.put(l.terms.ID(), debt)
 	if debt.Lt(&before) {
 		waiting = a.suspended(l)
@@ -165,6 +186,11 @@ func (l *lease) tally() {
 
 // debt is what was used and is not vouchered, of the newest reading.
 func (l *lease) debt() uint256.Int {
+	return l.over(func(v leaseView) uint256.Int { return v.accepted })
+}
+
+// over is what the newest reading has used over what of the view is paid.
+func (l *lease) over(paid func(leaseView) uint256.Int) uint256.Int {
 	v := l.look()
 	owed := v.owed
 	if l.meter != nil {
@@ -172,10 +198,7 @@ func (l *lease) debt() uint256.Int {
 			owed = now
 		}
 	}
-	if !owed.Gt(&v.accepted) {
-		return uint256.Int{}
-	}
-	return *owed.Sub(&owed, &v.accepted)
+	return less(owed, paid(v))
 }
 
 // left is what of the credit the payer's other channels leave for this lease.
@@ -215,13 +238,19 @@ func (b *accounts) learn(payers []common.Address, owing []channel.State) {
 	}
 }
 
-// owing lists the channels of some payers on which they owe something, whatever
-// became of them and whichever gateway served them.
+// owing lists the escrow's channels of some payers on which they owe something,
+// whatever became of them and whichever gateway served them.
 func (p *Provider) owing(ctx context.Context, payers ...common.Address) ([]channel.State, error) {
+	return p.owingAt(ctx, p.escrow, payers...)
+}
+
+// owingAt is owing at one contract.
+func (p *Provider) owingAt(ctx context.Context, contract chain.Contract, payers ...common.Address) ([]channel.State, error) {
 	states, err := p.db.Owing(ctx, payers...)
+	row, domain := p.leastRow(contract), contract.Domain()
 	var own []channel.State
 	for _, s := range states {
-		if p.payee.Domain.Holds(s.Terms) == nil {
+		if debt := debtOf(s, row); !debt.IsZero() && domain.Holds(s.Terms) == nil {
 			own = append(own, s)
 		}
 	}
@@ -247,26 +276,33 @@ func (p *Provider) creditworthy(ctx context.Context, s channel.State, offer wire
 	if err != nil {
 		return err
 	}
-	debt := s.Owed() // of this channel as it is, or will be by the voucher that comes with the request
-	for _, other := range owing {
-		if owed := other.Owed(); other.ID != s.ID {
-			debt.Add(&debt, &owed)
-		}
-	}
-	room := s.Available()
-	if debt.Lt(&credit) {
-		room.Add(&room, &credit)
-		room.Sub(&room, &debt)
+	row, owed := p.leastRow(p.escrow), s.Owed() // of this channel as it is, or will be by the voucher that comes with the request
+	others := debtsBut(owing, s.ID, row)
+	room := less(collectible(s, row), s.Spent) // who has used up the credit pays in advance what a settlement fetches
+	if others.Lt(&credit) {
+		left := less(less(credit, others), owed)
+		room = s.Available()
+		room.Add(&room, &left)
 	}
 	if !room.Lt(&need) {
 		return nil
 	}
-	return wire.InsufficientBalance.With("payer %s owes %s (%s), and has no credit left for this lease: pay that by a voucher there, or pay for this lease in advance, by a voucher that is at least %s over what channel %s has spent",
-		s.Terms.Payer, units.Format(debt, p.token.Decimals), p.debtors(owing), units.Format(need, p.token.Decimals), s.ID)
+	return wire.InsufficientBalance.With("payer %s owes %s (%s), and has no credit left for this lease: pay that by a voucher there, where less than %s is not settled close the channel, or pay for this lease in advance, by a voucher that is at least %s over what channel %s has spent and settled",
+		s.Terms.Payer, units.Format(*owed.Add(&owed, &others), p.token.Decimals), p.debtors(owing, row), units.Format(row, p.token.Decimals), units.Format(larger(need, row), p.token.Decimals), s.ID)
+}
+
+// debtsBut is what is owed on all of the channels but one.
+func debtsBut(owing []channel.State, but common.Hash, row uint256.Int) (sum uint256.Int) {
+	for _, s := range owing {
+		if debt := debtOf(s, row); s.ID != but {
+			sum.Add(&sum, &debt)
+		}
+	}
+	return sum
 }
 
 // debtors names the channels with a debt, the first few of many.
-func (p *Provider) debtors(owing []channel.State) string {
+func (p *Provider) debtors(owing []channel.State, row uint256.Int) string {
 	text := ""
 	for n, s := range owing {
 		if n == 3 {
@@ -275,7 +311,7 @@ func (p *Provider) debtors(owing []channel.State) string {
 		if n > 0 {
 			text += ", "
 		}
-		owed := s.Owed()
+		owed := debtOf(s, row)
 		text += fmt.Sprintf("%s: %s", s.ID, units.Format(owed, p.token.Decimals))
 	}
 	return text

@@ -219,7 +219,7 @@ func (p *Provider) take(ctx context.Context, waiting []channel.Voucher) (channel
 	}
 	p.metrics.voucher(receipt.Outcome)
 	if l := p.running(receipt.State.ID); l != nil {
-		l.pays(receipt.State.Accepted)
+		l.pays(receipt.State)
 	} else {
 		p.deps.accounts.paid(receipt.State)
 	}

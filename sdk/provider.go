@@ -240,12 +240,12 @@ func (p *Provider) lets() {
 	}
 	var shares *creditShares
 	if p.nodes != nil {
-		shares = &creditShares{p.store, p.owing}
+		shares = &creditShares{p.store, p.leastRow(p.escrow), p.owing}
 	}
 	p.deps = leaseDeps{
 		shares:    shares,
 		allocator: namedAllocator{tameAllocator{p.config.Allocator, p.config.Log}, &p.named},
-		liveness:  liveness(p.config.Log, p.config.Allocator), source: p.config.Source, clock: p.config.Clock, store: p.store, marks: p.deps.marks, accounts: newAccounts(),
+		liveness:  liveness(p.config.Log, p.config.Allocator), source: p.config.Source, clock: p.config.Clock, store: p.store, marks: p.deps.marks, row: p.leastRow(p.escrow), accounts: newAccounts(p.leastRow(p.escrow)),
 		metrics: p.metrics.leaseMetrics, log: p.config.Log, ended: p.leaseEnded, dropped: p.leaseDropped,
 		timing: leaseTiming{tick: p.config.Tick, recordEvery: p.config.RecordEvery,
 			suspendTimeout: p.config.SuspendTimeout, aliveEvery: p.config.AliveEvery, callTimeout: p.config.CallTimeout},

@@ -92,9 +92,7 @@ func (r *replicas) heed(l *lease, row leaseRow, s channel.State) {
 func (l *lease) learn(s channel.State) {
 	l.update(func(v *leaseView) {
 		v.deposit = s.Deposit
-		if s.Accepted.Gt(&v.accepted) {
-			v.accepted = s.Accepted
-		}
+		v.hear(s, l.deps.row)
 	})
 	l.tally()
 	l.wake()

@@ -89,6 +89,9 @@ var errWithdrawing = errors.New("a withdrawal of the channel is pending: nothing
 // errRefunding refuses to serve from a deposit that a refund is about to take.
 var errRefunding = errors.New("a refund of the channel is on its way: nothing is served from it until that is mined; send the request again then")
 
+// errScattered refuses to serve from yet another channel of one payer.
+var errScattered = errors.New("too much was used on other channels of this payer, on each too little for a claim: refund those, which pays for it, or use one channel")
+
 // corrective refuses a voucher over another amount than the next one must have.
 // A stock client makes its state what it is told here and asks once more.
 type corrective struct {
@@ -222,7 +225,7 @@ func (d *x402Desk) pay(ctx context.Context, w http.ResponseWriter, r *x402Reques
 	if tab.Status != channel.Open {
 		return nil, fmt.Errorf("channel %s: %w", tab.ID, errWithdrawing)
 	}
-	if err := d.capable(ctx, r); err != nil {
+	if err := errors.Join(d.capable(ctx, r), d.claimable(ctx, r.terms)); err != nil {
 		return nil, err
 	}
 	note := x402Note{Channel: r.id.Hex(), MaxClaimable: r.voucher.Cumulative.Dec(), Kind: r.route.kind, Base: tab.charged.Dec(), Moved: "0"}
@@ -251,6 +254,17 @@ func (d *x402Desk) pay(ctx context.Context, w http.ResponseWriter, r *x402Reques
 		return d.metered(ctx, w, r, tab, note)
 	}
 	return d.tick(ctx, r, tab, note)
+}
+
+// claimable refuses a payer whose other channels hold the credit's worth of what
+// was used there and no claim is worth: it could leave with all of that, and would with as
+// much again of each further channel.
+func (d *x402Desk) claimable(ctx context.Context, t channel.Terms) error {
+	owing, err := d.owingAt(ctx, d.contract, t.Payer)
+	if others := debtsBut(owing, t.ID(), d.leastRow(d.contract)); err != nil || others.Lt(&d.credit) {
+		return err
+	}
+	return fmt.Errorf("%w (%s)", errScattered, d.debtors(owing, d.leastRow(d.contract)))
 }
 
 // find returns the channel that a payment is from, as we know it or, of one that

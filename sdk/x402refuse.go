@@ -21,6 +21,7 @@ var x402Codes = []struct {
 	{channel.ErrExceedsDeposit, string(x402.CodeCumulativeExceedsBalance)},
 	{errWithdrawing, errWithdrawing.Error()},
 	{errRefunding, errRefunding.Error()},
+	{errScattered, errScattered.Error()},
 	{channel.ErrClosing, errWithdrawing.Error()},
 	{channel.ErrTerms, string(x402.CodeWithdrawDelayOutOfRange)},
 }

@@ -192,13 +192,12 @@ func (db *DB) States(ctx context.Context, ids []common.Hash) ([]channel.State, e
 }
 
 // Owing returns the payee's channels of some payers on which more was charged
-// than vouchered or settled, whatever became of them; of one that is finalized, more
-// than settled: see channel.State.Owed.
+// than settled, whatever became of them, and vouchered or not.
 func (db *DB) Owing(ctx context.Context, payers ...common.Address) ([]channel.State, error) {
 	if len(payers) == 0 {
 		return nil, nil
 	}
-	query, args, err := sqlx.In(payeeSelect+"WHERE payer IN (?) AND spent > settled AND (spent > accepted OR status = ?) ORDER BY id", payers, channel.Finalized)
+	query, args, err := sqlx.In(payeeSelect+"WHERE payer IN (?) AND spent > settled ORDER BY id", payers)
 	if err != nil {
 		return nil, fmt.Errorf("store %s: %w", db.path, err)
 	}

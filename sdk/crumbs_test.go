@@ -1,0 +1,212 @@
+package sdk
+
+import (
+	"errors"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// TestVouchersThatNoSettlementFetchesAreADebt: who pays on each of many channels, and on each less than a settlement
+// fetches, has its credit and one such row of all of them together, also after a restart. What it pays in advance counts
+// where a settlement fetches it, and closing pays all.
+func TestVouchersThatNoSettlementFetchesAreADebt(t *testing.T) {
+	const row, credit = 4000, 6000
+	r := newAnvilRig(t, func(c *ProviderConfig) {
+		c.Settlement.LeastRow = *uint256.NewInt(row)
+		c.Credit = 6 * time.Second
+	})
+	var used uint64
+	var crumbs []*tab
+	ask := func(salt byte, ahead uint64) *http.Response {
+		return r.do("GET", "", r.openCredential(r.payer, r.terms(r.payer.Address(), salt), 10_000, ahead))
+	}
+	salt, refused := byte(1), (*http.Response)(nil)
+	for ; refused == nil && salt < 40; salt++ {
+		resp := ask(salt, 0)
+		if resp.StatusCode != http.StatusOK {
+			refused = resp
+			break
+		}
+		lease := &tab{rig: r.rig, key: r.payer, terms: r.terms(r.payer.Address(), salt)}
+		lease.attach(resp)
+		eventually(t, "it has used a little, or all that is left", func() bool {
+			l := r.provider.running(lease.terms.ID())
+			used := l.debt()
+			return used.Uint64() >= 1000 || l.state() == leaseSuspended
+		})
+		l, s := r.provider.running(lease.terms.ID()), lease.state()
+		lease.pay(s.Spent.Uint64())
+		if owed := l.account.debtHere(s.ID); s.Spent.Lt(uint256.NewInt(row)) && owed.Lt(&s.Spent) {
+			t.Errorf("%s was vouchered while the lease ran, which no settlement fetches, and %s counts for other leases", s.Spent.Dec(), owed.Dec())
+		}
+		final := lease.release()
+		lease.pay(final.Owed.Uint64())
+		if final.Owed.Uint64() < row { // on a machine with much to do it may be more, which is settled
+			used += final.Owed.Uint64()
+			crumbs = append(crumbs, lease)
+		}
+	}
+	if refused == nil {
+		t.Fatalf("served on %d channels, of which %d can be left with %d; the credit is %d", salt-1, len(crumbs), used, credit)
+	}
+	if p := wire.ParseProblem(refused); !errors.Is(p, &wire.InsufficientBalance) || !strings.Contains(p.Detail, "close the channel") {
+		t.Fatalf("%s %v", refused.Status, p)
+	}
+	if used < credit-row || used >= credit+row {
+		t.Errorf("refused at %d, of a credit of %d and rows of %d", used, credit, row)
+	}
+	if s, err := r.provider.payee.State(t.Context(), crumbs[0].terms.ID()); err != nil || !s.Settled.IsZero() {
+		t.Fatalf("settled %s: %v", s.Settled.Dec(), err)
+	}
+
+	r.config.Credit = time.Second // less than is owed, whatever the last lease left
+	r.restart()
+	if resp := ask(salt, row-1); resp.StatusCode != http.StatusPaymentRequired { // less than a settlement fetches
+		t.Fatalf("%s for an advance that no settlement fetches", resp.Status)
+	}
+	resp := ask(salt, row)
+	if resp.StatusCode != http.StatusOK {
+		t.Fatalf("paid in advance: %v", wire.ParseProblem(resp))
+	}
+	ahead := &tab{rig: r.rig, key: r.payer, terms: r.terms(r.payer.Address(), salt)}
+	ahead.attach(resp)
+	if err := r.provider.crew.tills[0].settler.Settle(t.Context(), ahead.terms.ID()); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the advance is settled", func() bool { return r.settled(ahead) == row })
+	ahead.pay(row + 1000)
+	l := r.provider.running(ahead.terms.ID())
+	if l == nil {
+		t.Fatal("no lease runs on what is paid in advance")
+	}
+	v := l.look()
+	if limit := l.limit(&v); limit.Uint64() != row {
+		t.Errorf("served up to %s, and a settlement fetched %d", limit.Dec(), row)
+	}
+	ahead.release()
+
+	for _, crumb := range crumbs {
+		crumb.closeProven(crumb.accepted())
+		if s, err := r.provider.payee.State(t.Context(), crumb.terms.ID()); err != nil || s.Settled != s.Accepted {
+			t.Fatalf("a close left %v of %s unpaid: %v", s.Unsettled(), s.Accepted.Dec(), err)
+		}
+	}
+	if resp := ask(salt+1, 0); resp.StatusCode != http.StatusOK {
+		t.Errorf("after all is paid: %v", wire.ParseProblem(resp))
+	}
+}
+
+// debtHere is what the account counts of a channel.
+func (a *account) debtHere(id common.Hash) uint256.Int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.debts[id]
+}
+
+// TestShareLacksWhatNoSettlementFetches: what a payer's other channels hold and no settlement fetches is off the share of its leases on
+// nodes.
+func TestShareLacksWhatNoSettlementFetches(t *testing.T) {
+	r := newRig(t)
+	n := func(v uint64) uint256.Int { return *uint256.NewInt(v) }
+	crumb := channel.State{ID: common.Hash{1}, Deposit: n(1000), Accepted: n(99), Spent: n(99), Status: channel.Open}
+	worth := channel.State{ID: common.Hash{2}, Deposit: n(1000), Accepted: n(100), Spent: n(130), Status: channel.Open}
+	for own, want := range map[common.Hash]uint64{{3}: 1000 - 99 - 30, {1}: 1000 - 30, {2}: 1000 - 99} {
+		q := claimant{lease: common.Hash{9}, channel: own, payer: r.payer.Address(), credit: n(1000)}
+		p, err := q.portion(t.Context(), r.provider.db.View(), "", []channel.State{crumb, worth}, n(100))
+		if err != nil || p.tell.Uint64() != want {
+			t.Errorf("a lease on channel %s hears of %s, want %d: %v", own, p.tell.Dec(), want, err)
+		}
+	}
+}
+
+// settled is what the chain paid of a channel, as the books have it.
+func (r *rig) settled(l *tab) uint64 {
+	s, err := r.provider.payee.State(r.Context(), l.terms.ID())
+	if err != nil {
+		r.Fatal(err)
+	}
+	return s.Settled.Uint64()
+}
+
+// TestX402UseThatNoClaimFetchesIsBounded: one payer leaves with no more than the credit's worth and one row of a claim, whatever
+// number of channels it has; a refund of what it used pays for that.
+func TestX402UseThatNoClaimFetchesIsBounded(t *testing.T) {
+	const row, credit = 2000, 1000
+	r := newPayRig(t, func(c *ProviderConfig) {
+		c.Settlement.LeastRow = *uint256.NewInt(row)
+		c.Credit = time.Second
+	})
+	base := r.buyer("/tick")
+	var all []*buyer
+	channelOf := func(salt byte) *buyer {
+		b := *base
+		b.terms.Salt[31] = salt
+		b.charged, b.salt = 0, salt*4
+		return &b
+	}
+	var used uint64
+	salt := byte(1)
+	for ; used < credit && salt < 30; salt++ {
+		b := channelOf(salt)
+		b.open(10_000)
+		b.idle()
+		k := b.kept()
+		if used += k.Spent.Uint64(); k.Spent.Uint64() >= row {
+			t.Fatalf("%s were used of one window", k.Spent.Dec())
+		}
+		all = append(all, b)
+	}
+	before := r.chain.Tokens(t, base.key.Address())
+	b := channelOf(salt)
+	resp := b.pay(b.depositing(b.next(), 10_000))
+	body, _ := io.ReadAll(resp.Body)
+	if resp.StatusCode != http.StatusPaymentRequired || !strings.Contains(string(body), errScattered.Error()) {
+		t.Fatalf("%s %s after %d on %d channels, of a credit of %d", resp.Status, body, used, len(all), credit)
+	}
+	if now := r.chain.Tokens(t, base.key.Address()); now != before {
+		t.Errorf("%d moved for a request that was refused", before-now)
+	}
+	for _, b := range all {
+		b.refund(0)
+		if k := b.kept(); k.Settled != k.Spent {
+			t.Fatalf("a refund left %v of %s unpaid", k.Unsettled(), k.Spent.Dec())
+		}
+	}
+	b.salt++
+	b.open(10_000)
+}
+
+// TestCollectible: of a channel counts what is settled, and what is vouchered where a settlement fetches it.
+func TestCollectible(t *testing.T) {
+	n := func(v uint64) uint256.Int { return *uint256.NewInt(v) }
+	for _, c := range []struct {
+		deposit, settled, accepted, spent uint64
+		status                            channel.Status
+		counts, debt                      uint64
+	}{
+		{1000, 0, 0, 50, channel.Open, 0, 50},
+		{1000, 0, 99, 99, channel.Open, 0, 99},
+		{1000, 0, 100, 99, channel.Open, 100, 0},
+		{1000, 0, 100, 150, channel.Open, 100, 50},
+		{1000, 100, 199, 199, channel.Open, 100, 99},
+		{1000, 100, 200, 199, channel.Closing, 200, 0},
+		{1000, 100, 200, 199, channel.Finalized, 100, 99},
+		{1000, 300, 200, 250, channel.Open, 300, 0},
+		{150, 100, 300, 300, channel.Open, 100, 200}, // a re-org took deposit
+	} {
+		s := channel.State{Deposit: n(c.deposit), Settled: n(c.settled), Accepted: n(c.accepted), Spent: n(c.spent), Status: c.status}
+		counts, debt := collectible(s, n(100)), debtOf(s, n(100))
+		if counts.Uint64() != c.counts || debt.Uint64() != c.debt {
+			t.Errorf("%+v: %s counts and %s is owed", c, counts.Dec(), debt.Dec())
+		}
+	}
+}
