@@ -161,11 +161,11 @@ func (l Lease) offered(e Evidence) error {
 	if l.Tick > 0 && e.Tick != int64(l.Tick) {
 		return fmt.Errorf("%w: it was read each %d ns, the offer says %s", ErrEvidence, e.Tick, l.Tick)
 	}
+	if e.Simulated && !l.Simulated { // also where the offer names no devices: a simulated one is not looked for in other leases
+		return fmt.Errorf("%w: they are simulated, and the offer's are not", ErrDevices)
+	}
 	if len(l.Models) == 0 {
 		return nil
-	}
-	if e.Simulated && !l.Simulated {
-		return fmt.Errorf("%w: they are simulated, and the offer's are not", ErrDevices)
 	}
 	for _, d := range e.Devices {
 		is := func(m Model) bool {

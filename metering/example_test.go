@@ -23,10 +23,11 @@ func Example() {
 	}})
 	meteringKey := key{crypto.ToECDSAUnsafe(common.LeftPadBytes([]byte{7}, 32))}
 	lease := metering.Lease{
-		ID:      common.HexToHash("0x01"),
-		ChainID: 31337,
-		Price:   metering.Price{Amount: *uint256.NewInt(555), Unit: metering.Second},
-		Devices: []string{sim.UUID(0)},
+		ID:        common.HexToHash("0x01"),
+		ChainID:   31337,
+		Price:     metering.Price{Amount: *uint256.NewInt(555), Unit: metering.Second},
+		Devices:   []string{sim.UUID(0)},
+		Simulated: true,
 	}
 
 	checker, err := metering.NewChecker(metering.CheckerConfig{

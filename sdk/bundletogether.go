@@ -96,15 +96,19 @@ func billedTwice(spans []leaseSpan) error {
 			}
 		}
 		for _, other := range boots[:i] {
-			if other.uuid == b.uuid {
+			if other.boot != b.boot && cmp.Or(parentOf(other.spans), other.uuid) == cmp.Or(parent, b.uuid) {
 				failed.add(b.atOnce(other))
 			}
 		}
 	}
-	for _, d := range grouped(spans, func(s leaseSpan) (ofDevice, bool) { return ofDevice{uuid: s.UUID}, true }) {
-		if s, found := overBoots(d.spans); found {
-			failed.add(letTwice(d.spans, func(o leaseSpan) bool { return o.Since < s.to && s.from < o.Until },
-				"by the payee's wall clock %s was billed for %s of %s, or that clock was set back", d.uuid, time.Duration(s.billed), time.Duration(s.to-s.from)))
+	devices := grouped(spans, func(s leaseSpan) (ofDevice, bool) { return ofDevice{uuid: s.UUID}, true })
+	for _, d := range devices {
+		failed.add(d.overBoots(deviceSpans{ofDevice: d.ofDevice}))
+		parent := parentOf(d.spans)
+		for _, other := range devices {
+			if other.uuid == parent {
+				failed.add(d.overBoots(other))
+			}
 		}
 	}
 	return failed.err()
@@ -148,7 +152,19 @@ func (b deviceSpans) crowded(rival deviceSpans) error {
 		"%s for %d ns between %d and %d of boot %q", named(b.uuid, rival.uuid), s.billed, s.from, s.to, b.boot)
 }
 
-// atOnce is two boots of one host that ran at once, by more than its wall clock may be set back.
+// overBoots is more billed in several boots than there was, of a device and of one that cannot be let beside it.
+func (b deviceSpans) overBoots(rival deviceSpans) error {
+	spans := slices.Concat(b.spans, rival.spans)
+	s, found := overBoots(spans)
+	if !found {
+		return nil
+	}
+	return letTwice(spans, func(o leaseSpan) bool { return o.Since < s.to && s.from < o.Until },
+		"by the payee's wall clock %s was billed for %s of %s, or that clock was set back", named(b.uuid, rival.uuid), time.Duration(s.billed), time.Duration(s.to-s.from))
+}
+
+// atOnce is two boots of one host that ran at once, by more than its wall clock may be set back. One card, whole or in
+// slices, is in one host.
 func (b deviceSpans) atOnce(other deviceSpans) error {
 	one, two := wallTime(b.spans), wallTime(other.spans)
 	both := min(one.to, two.to) - max(one.from, two.from)
@@ -156,7 +172,7 @@ func (b deviceSpans) atOnce(other deviceSpans) error {
 		return nil
 	}
 	return letTwice(slices.Concat(other.spans, b.spans), func(leaseSpan) bool { return true },
-		"by the payee's wall clock %s ran for %s in boots %q and %q at once, or that clock was set back", b.uuid, time.Duration(both), other.boot, b.boot)
+		"by the payee's wall clock the host of %s ran for %s in boots %q and %q at once, or that clock was set back", b.uuid, time.Duration(both), other.boot, b.boot)
 }
 
 // letTwice is ErrLetTwice, of the leases of those spans that which picks.

@@ -41,7 +41,7 @@ func (b *leaseBooks) offer(price metering.Price) wire.SignedOffer {
 	b.Helper()
 	o, err := wire.SignOffer(b.Context(), b.key, wire.Offer{Version: 1,
 		Escrow: wire.Address{1}, Token: wire.Address{2}, ChainID: 1, Payee: wire.Address(b.key.Address()), Meter: wire.Address(b.key.Address()),
-		Amount: wire.NewAmount(price.Amount), Unit: string(price.Unit), Credit: 100, Tick: 50, RecordEvery: 100, MaxGap: 1000,
+		Amount: wire.NewAmount(price.Amount), Unit: string(price.Unit), Credit: 100, Tick: 50, RecordEvery: 100, MaxGap: 1000, Simulated: true,
 	})
 	if err == nil {
 		err = b.store.putOffer(b.Context(), o)

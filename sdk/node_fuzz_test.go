@@ -78,7 +78,7 @@ func fixedKey(f *testing.F) *channel.Key {
 func FuzzNodeAnswer(f *testing.F) {
 	key := fixedKey(f)
 	terms := metering.Lease{ID: common.Hash{1}, ChannelID: common.Hash{2}, OfferHash: common.Hash{3}, ChainID: 1, Escrow: common.Address{4},
-		Price: metering.Price{Amount: *uint256.NewInt(1000), Unit: metering.Second}, Devices: []string{"SIM-GPU-0"}}
+		Price: metering.Price{Amount: *uint256.NewInt(1000), Unit: metering.Second}, Devices: []string{"SIM-GPU-0"}, Simulated: true}
 	recorder, err := metering.NewRecorder(terms, key, nil)
 	if err != nil {
 		f.Fatal(err)

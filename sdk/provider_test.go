@@ -372,7 +372,7 @@ func TestLeaseFromOpenToRefund(t *testing.T) {
 	}
 	checker, err := metering.NewChecker(metering.CheckerConfig{
 		Lease: metering.Lease{ID: lease.lease.LeaseID, ChannelID: lease.terms.ID(), OfferHash: r.provider.Offer().Hash, ChainID: devchain.ChainID,
-			Escrow: r.chain.Escrow, Price: r.provider.price, Devices: lease.lease.Devices},
+			Escrow: r.chain.Escrow, Price: r.provider.price, Devices: lease.lease.Devices, Simulated: true},
 		Key: r.config.Key.Address(), Tolerance: 2 * time.Second})
 	if err != nil {
 		t.Fatal(err)

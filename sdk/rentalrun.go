@@ -308,15 +308,19 @@ func (l *Rental) check(ctx context.Context, document []byte) error {
 	row := l.row
 	row.Checker = &state
 	row.Spans = spansWith(row.Spans, realOnly(rec), hearing{boot: state.BootID, began: state.Start.Boot, now: state.Start.Boot + state.Elapsed})
-	if err := errors.Join(l.tooDense(rec), l.r.let.twice(l.terms.Payee, l.id, row.Spans, l.r.config.Tolerance)); err != nil {
+	err = l.tooDense(rec)
+	if err == nil {
+		err = l.r.let.book(l.terms.Payee, l.id, row.Spans, l.r.config.Tolerance)
+	}
+	if err != nil {
 		return errors.Join(l.dispute(ctx, err, evident(rec, document)), l.forget())
 	}
 	// A Close that interrupts must not lose a record that was checked.
 	if err := l.r.store.accept(context.WithoutCancel(ctx), row, rec); err != nil {
+		l.r.let.keep(l.terms.Payee, l.id, l.row.Spans)
 		return errors.Join(err, l.forget())
 	}
 	l.row = row
-	l.r.let.keep(l.terms.Payee, l.id, row.Spans)
 	l.hear()
 	l.show(ctx)
 	return nil

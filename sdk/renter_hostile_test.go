@@ -68,7 +68,8 @@ func newVillain(t *testing.T, m *market, change func(*wire.Offer)) *villain {
 		Payee: wire.Address(v.key.Address()), Meter: wire.Address(v.key.Address()),
 		Amount: wire.NewAmount(v.price.Amount), Unit: string(v.price.Unit), Credit: 10,
 		MinDeposit: wire.NewAmount(*uint256.NewInt(1)), Tick: 50, MaxGap: 3000, RecordEvery: 50,
-		Expires: time.Now().Add(time.Hour).Unix(),
+		Simulated: true,
+		Expires:   time.Now().Add(time.Hour).Unix(),
 	}
 	if change != nil {
 		change(&offer)

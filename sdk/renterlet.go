@@ -292,10 +292,28 @@ type letDevices struct {
 	spans map[common.Address]map[common.Hash][]span // by payee and channel
 }
 
-// keep notes what a channel was billed for.
+// book notes what a channel is billed for, unless twice refuses it: of two records
+// that come at one instant the later is held against the other. Then the record is
+// written; where that fails, keep takes up again what is on disk.
+func (d *letDevices) book(payee common.Address, id common.Hash, spans []span, tolerance time.Duration) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := d.twice(payee, id, spans, tolerance); err != nil {
+		return err
+	}
+	d.note(payee, id, spans)
+	return nil
+}
+
+// keep notes what a channel was billed for, as it is on disk.
 func (d *letDevices) keep(payee common.Address, id common.Hash, spans []span) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.note(payee, id, spans)
+}
+
+// note is keep for who holds mu.
+func (d *letDevices) note(payee common.Address, id common.Hash, spans []span) {
 	if d.spans == nil {
 		d.spans = make(map[common.Address]map[common.Hash][]span)
 	}
@@ -307,10 +325,8 @@ func (d *letDevices) keep(payee common.Address, id common.Hash, spans []span) {
 
 // twice refuses spans of a channel if a GPU is billed in them for time that is
 // billed already: on the clock of its host exactly, and on ours, which no boot id
-// changes, but for the tolerance.
+// changes, but for the tolerance. Whoever calls it holds mu.
 func (d *letDevices) twice(payee common.Address, id common.Hash, spans []span, tolerance time.Duration) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
 	all, known := slices.Clone(spans), slices.Clone(d.spans[payee][id])
 	for other, theirs := range d.spans[payee] {
 		if other != id {

@@ -41,16 +41,16 @@ func (t *X402Rental) check(ctx context.Context, b *buying, document []byte) (X40
 	if b.resent { // it was metered before it was heard of, and another lease may have run since
 		lease.Checker.Elapsed = min(lease.Checker.Elapsed, lease.ran())
 	}
-	spans, err := b.once(lease, *rec)
-	if err != nil {
-		return X402Tick{}, nil, err
-	}
 	var owed uint256.Int
 	if base := b.slate.Tick.Base; rec.Owed.Gt(&base) {
 		owed.Sub(&rec.Owed, &base)
 	}
 	if b.charge.Gt(&owed) || said.Charged.Int != b.charge { // what is over its ceiling is charged with the next
 		return X402Tick{}, nil, caught("%w: charged %s, its record adds %s", ErrOvercharged, b.charge.Dec(), owed.Dec())
+	}
+	spans, err := b.once(lease, *rec)
+	if err != nil {
+		return X402Tick{}, nil, err
 	}
 	if old := b.slate.Ticking; old == nil || old.Lease != lease.Lease {
 		b.slate.Other = uint256.Int{}

@@ -177,10 +177,11 @@ func (b *buying) hearing(l *ticking) hearing {
 }
 
 // once refuses to pay for a GPU's time twice, in whatever leases, and returns
-// what the channel is billed for with a record.
+// what the channel is billed for with a record. That is booked, and the record is
+// still to be written.
 func (b *buying) once(l *ticking, rec metering.SignedRecord) ([]span, error) {
 	spans := spansWith(b.slate.Spans, realOnly(rec), b.hearing(l))
-	if err := b.x.r.let.twice(b.terms.Payee, b.id, spans, b.x.r.config.Tolerance); err != nil {
+	if err := b.x.r.let.book(b.terms.Payee, b.id, spans, b.x.r.config.Tolerance); err != nil {
 		return nil, &lie{err}
 	}
 	return spans, nil

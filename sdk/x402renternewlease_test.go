@@ -51,7 +51,7 @@ func newMill(t *testing.T, past bool, worth func(lease, covered uint64) time.Dur
 		Version: 1, ChainID: 31337, Escrow: wire.Address(s.Escrow), Token: wire.Address(s.Token),
 		Payee: wire.Address(m.key.Address()), Meter: wire.Address(m.key.Address()),
 		Amount: wire.NewAmount(m.price.Amount), Unit: string(m.price.Unit), Credit: 10,
-		MinDeposit: wireAmount(1), Tick: 50, MaxGap: 3000, RecordEvery: 50, Expires: time.Now().Add(time.Hour).Unix(),
+		MinDeposit: wireAmount(1), Tick: 50, MaxGap: 3000, RecordEvery: 50, Simulated: true, Expires: time.Now().Add(time.Hour).Unix(),
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -298,6 +298,7 @@ func (t *X402Rental) answered(ctx context.Context, b *buying, resp *http.Respons
 	if err != nil {
 		return X402Tick{}, fmt.Errorf("channel %s: %w: the tick's answer broke off: ask again and it is not paid again: %w", b.id, ErrGone, err)
 	}
+	onDisk := b.slate.Spans
 	tick, rec, err := t.check(ctx, b, document)
 	var lie *lie
 	if errors.As(err, &lie) {
@@ -312,9 +313,9 @@ func (t *X402Rental) answered(ctx context.Context, b *buying, resp *http.Respons
 	}
 	b.slate.Tick, b.slate.Found, b.slate.Lost = nil, false, uint256.Int{}
 	if err := b.x.slates().accept(ctx, &b.slate, rec); err != nil {
+		b.x.r.let.keep(b.terms.Payee, b.id, onDisk)
 		return tick, err
 	}
-	b.x.r.let.keep(b.terms.Payee, b.id, b.slate.Spans)
 	return tick, nil
 }
 

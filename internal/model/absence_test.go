@@ -68,7 +68,7 @@ func newAbsence(t *rapid.T, seen map[string]int) *absence {
 	a.source = sim.New(a.gpus, sim.Options{Clock: a.host})
 	signer := channel.NewKey(key("meter"))
 	lease := metering.Lease{ID: common.Hash{1}, ChannelID: common.Hash{2}, OfferHash: common.Hash{3}, ChainID: 1, Escrow: common.Address{4},
-		Price: metering.Price{Amount: *uint256.NewInt(absencePrice), Unit: metering.Second}, MaxGap: absenceGap}
+		Price: metering.Price{Amount: *uint256.NewInt(absencePrice), Unit: metering.Second}, MaxGap: absenceGap, Simulated: true}
 	for i := range a.gpus {
 		lease.Devices = append(lease.Devices, sim.UUID(i))
 	}

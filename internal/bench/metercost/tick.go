@@ -48,7 +48,7 @@ func newLease(c *clock, source metering.Source, devices []string) (*lease, error
 		return nil, err
 	}
 	terms := metering.Lease{ID: common.Hash{1}, ChannelID: common.Hash{2}, OfferHash: common.Hash{3}, ChainID: 1, Escrow: common.Address{4},
-		Price: metering.Price{Amount: *uint256.NewInt(2_500_000), Unit: metering.Hour}, Devices: devices}
+		Price: metering.Price{Amount: *uint256.NewInt(2_500_000), Unit: metering.Hour}, Devices: devices, Simulated: true}
 	l := &lease{clock: c, source: source, devices: devices, terms: terms}
 	if l.meter, err = metering.NewMeter(metering.Config{Devices: devices, Tick: tick, Keep: -1}); err != nil {
 		return nil, err

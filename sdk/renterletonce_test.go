@@ -1,0 +1,141 @@
+package sdk
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/jmoiron/sqlx"
+
+	"github.com/gpupay/gpupay/internal/testclock"
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// TestOneGPULetAtOnce: records of several leases of one renter, which bill one GPU for one second, come at one instant: one of
+// them is paid, and who sent the others is caught.
+func TestOneGPULetAtOnce(t *testing.T) {
+	const leases = 4
+	m := newMarket(t)
+	v := newVillain(t, m, nil)
+	var ready sync.WaitGroup
+	ready.Add(leases)
+	v.script = func(p *plot) {
+		rec := p.real(p.next(time.Second))
+		ready.Done()
+		ready.Wait()
+		p.usage(rec)
+	}
+	config := m.renterConfig(t, m.payer)
+	config.Patience, config.Tolerance, config.Caps.PerDay = time.Minute, time.Minute, Unlimited
+	r := openRenter(t, config)
+	var all []*Rental
+	var done []<-chan error
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	for range leases {
+		l, err := r.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "0.5", PayEvery: 100 * time.Millisecond})
+		if err != nil {
+			t.Fatal(err)
+		}
+		all, done = append(all, l), append(done, background(ctx, l))
+	}
+	var paid, caught int
+	eventually(t, "each record to be paid or refused", func() bool {
+		paid, caught = 0, 0
+		for _, l := range all {
+			switch s := l.Snapshot(); {
+			case s.Phase == RentalDisputed:
+				caught++
+			case s.Paid.Uint64() >= villainPrice:
+				paid++
+			}
+		}
+		return paid+caught == leases
+	})
+	stop()
+	for i := range done {
+		var d *Dispute
+		if err := <-done[i]; errors.As(err, &d) && !errors.Is(err, ErrLetTwice) {
+			t.Errorf("lease %d: %v", i, err)
+		}
+	}
+	if paid != 1 {
+		t.Errorf("one GPU was paid in %d leases for one second", paid)
+	}
+}
+
+// TestX402BooksBeforeItWrites: of two channels' ticks that bill one GPU for one time the second is refused while the first is
+// still to be written.
+func TestX402BooksBeforeItWrites(t *testing.T) {
+	x := &X402Client{r: &Renter{config: RenterConfig{Clock: testclock.Process()}}}
+	rec := metering.SignedRecord{Evidence: metering.Evidence{Devices: []metering.DeviceEvidence{{
+		Device: metering.Device{UUID: "GPU-1", BootID: "a"}, To: metering.Instant{Mono: second}, Nanos: metering.Nanos{Allocated: second}, Total: second,
+	}}}}
+	for i, want := range []error{nil, ErrLetTwice} {
+		b := &buying{x: x, id: common.Hash{byte(i + 1)}}
+		if _, err := b.once(new(ticking), rec); !errors.Is(err, want) {
+			t.Errorf("channel %d: %v, want %v", i+1, err, want)
+		}
+	}
+}
+
+// TestRecordThatIsNotKeptIsNotBooked: the disk refuses a record: nobody else is held to what it billed. It is kept once the
+// disk takes it.
+func TestRecordThatIsNotKeptIsNotBooked(t *testing.T) {
+	m := newMarket(t)
+	v := newVillain(t, m, nil)
+	v.script = func(p *plot) { p.usage(p.real(p.next(time.Second))) }
+	config := m.renterConfig(t, m.payer)
+	config.Patience, config.Tolerance = time.Minute, time.Minute
+	r := openRenter(t, config)
+	l, err := r.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "0.5", PayEvery: 100 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	exec := func(query string) {
+		t.Helper()
+		if err := r.db.Update(t.Context(), func(tx *sqlx.Tx) error { _, err := tx.Exec(query); return err }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	exec(`CREATE TRIGGER refused BEFORE INSERT ON rental_records BEGIN SELECT RAISE(ABORT, 'no record is taken'); END`)
+	if err := l.Run(t.Context()); err == nil {
+		t.Fatal("a record was taken that could not be written")
+	}
+	if spans := r.let.spans[l.Terms().Payee][l.ID()]; len(spans) != 0 {
+		t.Errorf("booked: %+v", spans)
+	}
+	exec(`DROP TRIGGER refused`)
+	ctx, stop := context.WithCancel(t.Context())
+	done := background(ctx, l)
+	eventually(t, "the record", func() bool { s := l.Snapshot(); return s.Paid.Uint64() >= villainPrice })
+	stop()
+	<-done
+	if spans := r.let.spans[l.Terms().Payee][l.ID()]; len(spans) != 1 {
+		t.Errorf("booked: %+v", spans)
+	}
+}
+
+// TestNoRealOfferHasSimulatedGPUs: an offer that names no devices and is of no simulated ones has none: a GPU that is called
+// simulated is not looked for in other leases, and could be let in all of them.
+func TestNoRealOfferHasSimulatedGPUs(t *testing.T) {
+	m := newMarket(t)
+	v := newVillain(t, m, func(o *wire.Offer) { o.Simulated = false })
+	v.script = func(p *plot) { p.usage(p.next(time.Second)) }
+	r := openRenter(t, m.renterConfig(t, m.payer))
+	l, err := r.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "0.5"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var d *Dispute
+	if err := l.Run(t.Context()); !errors.As(err, &d) || !errors.Is(err, metering.ErrDevices) {
+		t.Errorf("%v, want a dispute for ErrDevices", err)
+	}
+	if paid := l.Snapshot().Paid; !paid.IsZero() {
+		t.Errorf("%s paid", paid.Dec())
+	}
+}
