@@ -287,8 +287,8 @@ func (p *Provider) creditworthy(ctx context.Context, s channel.State, offer wire
 	if !room.Lt(&need) {
 		return nil
 	}
-	return wire.InsufficientBalance.With("payer %s owes %s (%s), and has no credit left for this lease: pay that by a voucher there, where less than %s is not settled close the channel, or pay for this lease in advance, by a voucher that is at least %s over what channel %s has spent and settled",
-		s.Terms.Payer, units.Format(*owed.Add(&owed, &others), p.token.Decimals), p.debtors(owing, row), units.Format(row, p.token.Decimals), units.Format(larger(need, row), p.token.Decimals), s.ID)
+	return wire.InsufficientBalance.With("this payer owes %s and has no credit left: pay it by vouchers, close channels with less than %s to settle, or pay %s in advance, over what this one has spent and settled; owed on %s",
+		units.Format(*owed.Add(&owed, &others), p.token.Decimals), units.Format(row, p.token.Decimals), units.Format(larger(need, row), p.token.Decimals), p.debtors(owing, row))
 }
 
 // debtsBut is what is owed on all of the channels but one.
