@@ -288,10 +288,19 @@ func (l *Rental) check(ctx context.Context, document []byte) error {
 	if err := exactjson.Unmarshal(document, &rec); err != nil {
 		return l.dispute(ctx, fmt.Errorf("%w: usage record: %w", ErrGarbage, err), document)
 	}
+	shared := l.r.credits.with(l.terms)
+	shared.mu.Lock()
+	defer shared.mu.Unlock()
+	use := shared.join(l.id, l.row.GPUs, l.price, l.offer.Offer)
 	most, err := l.mostOwed(ctx)
+	if err == nil {
+		err = shared.look(context.WithoutCancel(ctx), l.payer, l.r.config.Clock)
+	}
 	if err != nil {
 		return err
 	}
+	taken := lesser(use.left(l.r.config.Clock.Now(), l.r.config.Tolerance), l.credit)
+	most.Sub(&most, &taken)
 	began := l.checker.State().Start.Boot
 	err = l.checker.CheckWithin(rec, most)
 	if by := began - l.checker.State().Start.Boot; by > 0 {
@@ -308,6 +317,11 @@ func (l *Rental) check(ctx context.Context, document []byte) error {
 	row := l.row
 	row.Checker = &state
 	row.Spans = spansWith(row.Spans, realOnly(rec), hearing{boot: state.BootID, began: state.Start.Boot, now: state.Start.Boot + state.Elapsed})
+	use.owed = state.Owed
+	if err := shared.look(context.WithoutCancel(ctx), l.payer, l.r.config.Clock); err != nil {
+		return errors.Join(err, l.forget())
+	}
+	row.Beside = shared.beside(l.id)
 	err = l.tooDense(rec)
 	if err == nil {
 		err = l.r.let.book(l.terms.Payee, l.id, row.Spans, l.r.config.Tolerance)

@@ -148,6 +148,7 @@ func (l *Rental) remember(ctx context.Context, held *wire.HeldVoucher) error {
 	}
 	l.row.Vouchers += l.forgotten(paid.Signed, voucher.Cumulative)
 	l.row.Recalled = voucher.Cumulative
+	l.r.credits.with(l.terms).forget(l.id)
 	if err := l.save(ctx); err != nil {
 		return err
 	}

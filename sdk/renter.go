@@ -138,6 +138,7 @@ type Renter struct {
 	sender  *chain.Sender
 	turns   turns // of payments to x402 servers, whichever client makes them
 	let     letDevices
+	credits payeeCredits
 
 	spending chan struct{} // held from an approval until it is spent
 	left     sync.Map      // ids of channels whose leave this process has signed: they are not reopened
@@ -177,13 +178,23 @@ func NewRenter(ctx context.Context, config RenterConfig) (*Renter, error) {
 		err = r.store.keepDecimals(ctx, backend, r.token)
 	}
 	if err == nil {
-		err = r.let.recall(ctx, r.store)
+		err = r.recall(ctx)
 	}
 	if err != nil {
 		return nil, errors.Join(err, r.db.Close())
 	}
 	r.sender = &chain.Sender{Backend: backend, Key: config.Key, Store: outbox, Poll: config.Poll, MaxFee: config.MaxFee, Log: config.Log}
 	return r, nil
+}
+
+// recall takes up what its rentals hold against each other.
+func (r *Renter) recall(ctx context.Context) error {
+	rows, err := r.store.list(ctx, `ORDER BY updated_at`)
+	if err != nil {
+		return err
+	}
+	r.credits.recall(rows, r.config.Clock)
+	return r.let.recall(ctx, r.store, rows)
 }
 
 func (c RenterConfig) withDefaults() RenterConfig {

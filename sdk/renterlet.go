@@ -373,11 +373,7 @@ func (d *letDevices) other(payee common.Address, id common.Hash, uuid string) st
 }
 
 // recall takes up what is on disk, of rentals and of x402.
-func (d *letDevices) recall(ctx context.Context, s rentalStore) error {
-	rows, err := s.list(ctx, `ORDER BY updated_at`)
-	if err != nil {
-		return err
-	}
+func (d *letDevices) recall(ctx context.Context, s rentalStore, rows []rentalRow) error {
 	for _, row := range rows {
 		d.keep(row.Terms.Payee, row.Terms.ID(), row.Spans)
 	}

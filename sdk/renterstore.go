@@ -83,6 +83,8 @@ type rentalRow struct {
 
 	// Vouchers counts those that were sent, roughly: a crash loses a few.
 	Vouchers uint64 `json:"vouchers,omitempty"`
+	// Beside is what of the payee's credit other channels could not have any more, at the newest record.
+	Beside map[common.Hash]*creditTaken `json:"beside,omitempty"`
 	// Spans are the stretches of each device's time that were billed.
 	Spans []span `json:"spans,omitempty"`
 
