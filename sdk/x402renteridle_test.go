@@ -280,34 +280,37 @@ func (s bootless) Read(ctx context.Context, uuid string) (metering.Reading, erro
 	return r, err
 }
 
-// overbooked is a tenant of a provider that lets one GPU as often as it is asked.
-func overbooked(t *testing.T) *tenant {
+// overbooked is a tenant of a payee that lets one GPU twice: by two providers with a database each, the other at a URL of its own.
+func overbooked(t *testing.T) (n *tenant, elsewhere string) {
 	t.Helper()
 	return overbookedOf(t, earnest{testclock.GPUs(2)})
 }
 
-func overbookedOf(t *testing.T, source metering.Source) *tenant {
+func overbookedOf(t *testing.T, source metering.Source) (n *tenant, elsewhere string) {
 	t.Helper()
 	devices, err := source.Devices(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	return newTenant(t, newPayRig(t, func(c *ProviderConfig) { c.Source, c.Allocator = source, generous{devices[0].UUID} }))
+	greedy := func(c *ProviderConfig) { c.Source, c.Allocator = source, generous{devices[0].UUID} }
+	first := newPayRig(t, greedy)
+	return newTenant(t, first), payRigOn(t, first.chain, greedy).server.URL
 }
 
 // TestX402OneGPUIsPaidOnce: a GPU that is let to one renter twice for the same time is paid once.
 func TestX402OneGPUIsPaidOnce(t *testing.T) {
-	overbooked(t).paidOnce()
+	n, elsewhere := overbooked(t)
+	n.paidOnce(elsewhere)
 }
 
 // paidOnce lets a second channel tick beside the first until a GPU was billed twice.
-func (n *tenant) paidOnce() {
+func (n *tenant) paidOnce(elsewhere string) {
 	n.Helper()
 	second, err := n.x.r.X402(n.Context(), X402Options{MaxPrice: Unlimited, Salt: common.Hash{1}})
 	if err != nil {
 		n.Fatal(err)
 	}
-	other, err := second.Rent(n.Context(), n.server.URL, 1)
+	other, err := second.Rent(n.Context(), elsewhere, 1)
 	if err != nil {
 		n.Fatal(err)
 	}
@@ -353,7 +356,7 @@ func TestOurClockFindsOneGPULetTwice(t *testing.T) {
 		"of another process":             {bootOf{metering.System, "", 0}, bootOf{metering.System, "", metering.System.Now().Boot - second}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			n := overbookedOf(t, bootless{earnest{testclock.GPUs(2)}})
+			n, elsewhere := overbookedOf(t, bootless{earnest{testclock.GPUs(2)}})
 			n.change = func(c *RenterConfig) { c.Tolerance = tickTolerance }
 			var lease common.Hash
 			for _, n.clock = range clocks {
@@ -363,7 +366,7 @@ func TestOurClockFindsOneGPULetTwice(t *testing.T) {
 				}
 				lease = n.tick().Lease
 			}
-			n.paidOnce()
+			n.paidOnce(elsewhere)
 		})
 	}
 }
@@ -392,9 +395,9 @@ func TestX402SinceTheNewestRecord(t *testing.T) {
 // TestOneGPUInASessionAndOverX402: a GPU that is let in a session and over x402 at once is paid once, also where the session
 // is only on disk.
 func TestOneGPUInASessionAndOverX402(t *testing.T) {
-	n := overbooked(t)
+	n, elsewhere := overbooked(t)
 	n.tick()
-	session, err := n.x.r.Rent(t.Context(), n.server.URL, RentOptions{Deposit: "0.02"})
+	session, err := n.x.r.Rent(t.Context(), elsewhere, RentOptions{Deposit: "0.02"})
 	if err != nil {
 		t.Fatal(err)
 	}
