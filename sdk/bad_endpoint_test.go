@@ -202,7 +202,12 @@ func (w *tale) tell() {
 	l := insist(w, "renting", func() (*Rental, error) { return w.rent(r) })
 	ctx, cancel := context.WithCancel(w.Context())
 	defer cancel()
-	ran := background(ctx, l)
+	ran := make(chan error, 1)
+	go func() {
+		err := l.Run(ctx)
+		_, _ = fmt.Fprintln(w.log, "Run ended:", err)
+		ran <- err
+	}()
 	eventually(w.T, "a paid record", func() bool { s := l.Snapshot(); return !s.Paid.IsZero() })
 	w.misbehave("top-up")
 	eventually(w.T, "a top-up", func() bool { s := l.Snapshot(); return s.Deposit.Uint64() > 3_000 })
