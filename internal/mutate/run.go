@@ -97,11 +97,12 @@ func (r runLine) gotest(ctx context.Context, root, scratch string, changed map[s
 	if err := os.WriteFile(file, overlay, 0o600); err != nil {
 		return outcome{}, err
 	}
-	args := slices.Concat([]string{"test", "-json", "-vet=off", "-count=1", "-overlay=" + file}, r.build, r.flags, local(r.packages))
+	args := slices.Concat([]string{"test", "-json", "-vet=off", "-count=1"}, r.build, r.flags, local(r.packages))
 	if len(r.args) > 0 {
 		args = slices.Concat(args, []string{"-args"}, r.args)
 	}
-	out, err := command(ctx, filepath.Join(root, r.dir), nil, "go", args...)
+	flags := strings.TrimSpace(os.Getenv("GOFLAGS") + " -overlay=" + file) // also of what a test builds: programs have the mutant too
+	out, err := command(ctx, filepath.Join(root, r.dir), []string{"GOFLAGS=" + flags}, "go", args...)
 	return goOutcome(out, err)
 }
 

@@ -124,20 +124,22 @@ func row(s channel.State) batchsettlement.VoucherClaim {
 }
 
 // PayoutCall has the contract pay what was claimed for a payee in a token; zero if all of it is paid. Anyone may send it.
-func (b *BatchSettlement) PayoutCall(ctx context.Context, payee, token common.Address) (Call, uint256.Int, error) {
-	out, err := b.at(nil)(ctx, b.abi.PackReceivers(payee, token))
+func (b *BatchSettlement) PayoutCall(ctx context.Context, payee, token common.Address) (Call, Due, error) {
+	d, err := due(ctx, b.backend, func(ctx context.Context, backend Backend, block *big.Int) (uint256.Int, error) {
+		out, err := b.on(backend, block)(ctx, b.abi.PackReceivers(payee, token))
+		if err != nil {
+			return uint256.Int{}, err
+		}
+		income, err := b.abi.UnpackReceivers(out)
+		if err != nil || income.TotalClaimed.Cmp(income.TotalSettled) <= 0 {
+			return uint256.Int{}, err
+		}
+		return amount(new(big.Int).Sub(income.TotalClaimed, income.TotalSettled)), nil
+	})
 	if err != nil {
-		return Call{}, uint256.Int{}, fmt.Errorf("chain: reading what was claimed for %s in token %s: %w", payee, token, err)
+		return Call{}, Due{}, fmt.Errorf("chain: reading what was claimed for %s in token %s: %w", payee, token, err)
 	}
-	income, err := b.abi.UnpackReceivers(out)
-	if err != nil {
-		return Call{}, uint256.Int{}, fmt.Errorf("chain: reading what was claimed for %s in token %s: %w", payee, token, err)
-	}
-	due, over := uint256.FromBig(new(big.Int).Sub(income.TotalClaimed, income.TotalSettled))
-	if over || income.TotalClaimed.Cmp(income.TotalSettled) <= 0 {
-		return Call{}, uint256.Int{}, nil
-	}
-	return b.SettleCall(payee, token), *due, nil
+	return b.SettleCall(payee, token), d, nil
 }
 
 // SettleCall is the payout, whether something is due or not.

@@ -45,9 +45,45 @@ type Contract interface {
 	// SettlementGas is about what a settlement and its payout cost, in gas, and what each channel in it costs besides, once
 	// every channel and the payee have been paid before.
 	SettlementGas() (batch, channel uint64)
-	// PayoutCall fetches what settlements have set aside for a payee, and says how much that is in base units: zero where
-	// nothing waits.
-	PayoutCall(ctx context.Context, payee, token common.Address) (Call, uint256.Int, error)
+	// PayoutCall fetches what settlements have set aside for a payee, and says how much that is: zero where nothing waits.
+	PayoutCall(ctx context.Context, payee, token common.Address) (Call, Due, error)
+}
+
+// Due is what waits in a contract to be paid out, in base units: the most that one of two endpoints says.
+type Due struct {
+	uint256.Int
+	Sure   uint256.Int // what both say
+	Known  uint64      // the block as of which the one that is behind says it
+	Newest uint64      // and the other
+}
+
+// due asks two endpoints what waits, as of the newest block of each.
+func due(ctx context.Context, backend Backend, read func(ctx context.Context, b Backend, block *big.Int) (uint256.Int, error)) (Due, error) {
+	said, err := two(ctx, backend, func(ctx context.Context, b Backend) (Due, error) {
+		head, err := b.BlockNumber(ctx)
+		if err != nil {
+			return Due{}, fmt.Errorf("chain: reading the block number: %w", err)
+		}
+		amount, err := read(ctx, b, new(big.Int).SetUint64(head))
+		return Due{amount, amount, head, head}, err
+	})
+	if err != nil {
+		return Due{}, err
+	}
+	d := said[0].say
+	for _, other := range said[1:] {
+		o := other.say
+		if o.Known == d.Known && !o.Eq(&d.Int) {
+			contradict(backend, fmt.Sprintf("what is to be paid out at block %d", d.Known), said[0].by+" says "+d.Dec(), other.by+" says "+o.Dec())
+		}
+		if o.Gt(&d.Int) {
+			d.Int = o.Int
+		} else {
+			d.Sure = o.Int
+		}
+		d.Known, d.Newest = min(d.Known, o.Known), max(d.Newest, o.Newest)
+	}
+	return d, nil
 }
 
 var _ Contract = (*Escrow)(nil)

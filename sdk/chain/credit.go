@@ -19,7 +19,11 @@ type Credit struct {
 
 // Credit reads what the escrow owes an account in a token, as of a block (nil: the newest).
 func (e *Escrow) Credit(ctx context.Context, account, token common.Address, block *big.Int) (Credit, error) {
-	out, err := e.call(ctx, e.abi.PackCredit(account, token), block)
+	return e.creditOn(ctx, e.backend, account, token, block)
+}
+
+func (e *Escrow) creditOn(ctx context.Context, backend Backend, account, token common.Address, block *big.Int) (Credit, error) {
+	out, err := e.callOn(ctx, backend, e.abi.PackCredit(account, token), block)
 	if err != nil {
 		return Credit{}, fmt.Errorf("chain: reading what escrow %s owes %s in token %s: %w", e.address, account, token, err)
 	}
@@ -49,12 +53,12 @@ func (e *Escrow) WithdrawCreditAuthorizedCall(account, token, to common.Address,
 
 // PayoutCall fetches the payee's credit, of which there is none but after the token refused a settlement: else settling
 // pays. Anyone may send it.
-func (e *Escrow) PayoutCall(ctx context.Context, payee, token common.Address) (Call, uint256.Int, error) {
-	credit, err := e.Credit(ctx, payee, token, nil)
-	if err != nil || credit.Amount.IsZero() {
-		return Call{}, uint256.Int{}, err
-	}
-	return e.WithdrawCreditAuthorizedCall(payee, token, payee, 0, nil), credit.Amount, nil
+func (e *Escrow) PayoutCall(ctx context.Context, payee, token common.Address) (Call, Due, error) {
+	d, err := due(ctx, e.backend, func(ctx context.Context, b Backend, block *big.Int) (uint256.Int, error) {
+		credit, err := e.creditOn(ctx, b, payee, token, block)
+		return credit.Amount, err
+	})
+	return e.WithdrawCreditAuthorizedCall(payee, token, payee, 0, nil), d, err
 }
 
 // Credited is a payout that the token refused.

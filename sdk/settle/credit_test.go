@@ -43,6 +43,7 @@ func TestRefusedSettlementIsCreditedAndFetched(t *testing.T) {
 	k.Settler.Policy.MinValue = *uint256.NewInt(100)
 	k.Run(k.Settler.Run)
 	k.Eventually("it is settled all the same", func() bool { s := k.State(first); return is(s.Settled, 500) })
+	k.Eventually("it is told", func() bool { return len(k.Settlements()) >= 2 })
 	time.Sleep(10 * poll)
 	if done := k.Settlements(); len(done) != 2 {
 		t.Errorf("%d settlements, want two: what is credited is settled", len(done))

@@ -6,7 +6,6 @@ import (
 	"testing"
 
 	"github.com/ethereum/go-ethereum/common"
-	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk/chain"
@@ -19,7 +18,7 @@ type busyContract struct {
 	settled func()
 }
 
-func (c *busyContract) PayoutCall(ctx context.Context, payee, token common.Address) (chain.Call, uint256.Int, error) {
+func (c *busyContract) PayoutCall(ctx context.Context, payee, token common.Address) (chain.Call, chain.Due, error) {
 	call, amount, err := c.Contract.PayoutCall(ctx, payee, token)
 	if c.asked.Add(1) == 1 {
 		c.settled()

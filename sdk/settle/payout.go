@@ -27,6 +27,8 @@ type payouts struct {
 	mu      sync.Mutex
 	loaded  time.Time
 	waiting map[purse]bool
+	claimed map[purse]bool        // of which something was set aside, as far as is known, since the last payout
+	moved   map[purse]uint64      // the block of the last settlement or payout: what an endpoint says as of an older one is out of date
 	own     map[purse]bool        // expected once, looked into whichever channels are known
 	held    map[purse]uint256.Int // what the contract held at the last look, where it held something
 }
@@ -62,7 +64,7 @@ const recallEvery = time.Hour
 func (s *Settler) Expect(t channel.Terms) {
 	s.payouts.mu.Lock()
 	defer s.payouts.mu.Unlock()
-	s.payouts.wait(purse{t.Payee, t.Token})
+	s.payouts.expect(purse{t.Payee, t.Token})
 	if s.payouts.own == nil {
 		s.payouts.own = make(map[purse]bool)
 	}
@@ -105,10 +107,10 @@ func (s *Settler) purses(ctx context.Context) ([]purse, error) {
 			return nil, err
 		}
 		for _, state := range states {
-			s.payouts.wait(purseOf(state))
+			s.payouts.recall(purseOf(state))
 		}
 		for p := range s.payouts.own {
-			s.payouts.wait(p)
+			s.payouts.recall(p)
 		}
 		s.payouts.loaded = s.now()
 	}
@@ -126,15 +128,23 @@ func (s *Settler) pay(ctx context.Context, p purse, worth worthwhile) error {
 	s.payouts.paying.Lock()
 	defer s.payouts.paying.Unlock()
 	s.payouts.mu.Lock()
+	claimed, moved := s.payouts.claimed[p], s.payouts.moved[p]
 	delete(s.payouts.waiting, p)
+	delete(s.payouts.claimed, p)
 	s.payouts.mu.Unlock()
-	err := s.payout(ctx, p, worth)
-	if err == nil {
+	done, err := s.payout(ctx, p, worth, claimed, moved)
+	if done && err == nil {
 		return nil
 	}
 	s.payouts.mu.Lock()
 	defer s.payouts.mu.Unlock()
 	s.payouts.wait(p)
+	if claimed {
+		s.payouts.expect(p)
+	}
+	if err == nil {
+		return nil
+	}
 	return fmt.Errorf("what was settled for %s in token %s is not paid out yet: %w", p.payee, p.token, err)
 }
 
@@ -146,42 +156,95 @@ func (o *payouts) wait(p purse) {
 	o.waiting[p] = true
 }
 
-func (s *Settler) payout(ctx context.Context, p purse, worth worthwhile) error {
-	call, amount, err := s.Contract.PayoutCall(ctx, p.payee, p.token)
-	if err == nil {
-		s.hold(p, amount)
+// expect is wait for a purse of which something was set aside: then one of two endpoints is enough to have it paid out. The
+// lock is held.
+func (o *payouts) expect(p purse) {
+	o.wait(p)
+	if o.claimed == nil {
+		o.claimed = make(map[purse]bool)
 	}
-	if err != nil || amount.IsZero() || !worth(ctx, amount) {
-		return err
+	o.claimed[p] = true
+}
+
+// recall is expect at the start, when nothing is known of a purse, and wait later. The lock is held.
+func (o *payouts) recall(p purse) {
+	if _, known := o.moved[p]; known {
+		o.wait(p)
+		return
+	}
+	o.expect(p)
+}
+
+// at notes that something was moved into a purse or out of it at a block. The lock is held.
+func (o *payouts) at(p purse, block uint64) {
+	if o.moved == nil {
+		o.moved = make(map[purse]uint64)
+	}
+	o.moved[p] = max(o.moved[p], block)
+}
+
+// settledAt notes of the purses of channels that they were settled at a block.
+func (s *Settler) settledAt(ctx context.Context, ids []common.Hash, block uint64) {
+	for _, id := range ids {
+		if state, err := s.Payee.State(ctx, id); err == nil {
+			s.payouts.mu.Lock()
+			s.payouts.at(purseOf(state), block)
+			s.payouts.mu.Unlock()
+		}
+	}
+}
+
+// payout reports whether nothing of a purse has to be looked into any more. What two endpoints say waits is paid out; what one
+// alone says, once for each time that something was set aside: it costs gas, and the other may only be behind. Where they do
+// not agree, or have not read what was moved last, it is not done.
+func (s *Settler) payout(ctx context.Context, p purse, worth worthwhile, claimed bool, moved uint64) (done bool, err error) {
+	call, due, err := s.Contract.PayoutCall(ctx, p.payee, p.token)
+	if err != nil {
+		return false, err
+	}
+	s.hold(p, due.Int)
+	sure := due.Sure
+	if due.Known < moved {
+		sure.Clear()
+	}
+	if !worth(ctx, sure) && !(claimed && worth(ctx, due.Int)) {
+		if due.Newest < moved && claimed {
+			return false, fmt.Errorf("%w: it says what waits at block %d, and it was settled at %d", errLagging, due.Newest, moved)
+		}
+		return due.Known >= moved && due.Sure.Eq(&due.Int), nil
 	}
 	id, err := s.Sender.Submit(ctx, call)
 	var refused *chain.Revert
 	if errors.As(err, &refused) && s.paidMeanwhile(ctx, p) {
-		return nil
+		return true, nil
 	}
+	var result *chain.Result
 	if err == nil {
-		_, err = s.Sender.Wait(ctx, id, 1)
+		result, err = s.Sender.Wait(ctx, id, 1)
 	}
 	var reverted *chain.Reverted
 	if errors.As(err, &reverted) && s.paidMeanwhile(ctx, p) {
-		return nil
+		return true, nil
 	}
 	if err != nil {
-		return fmt.Errorf("%s base units wait in contract %s: %w", amount.Dec(), call.To, err)
+		return false, fmt.Errorf("%s base units wait in contract %s: %w", due.Dec(), call.To, err)
 	}
 	s.hold(p, uint256.Int{})
-	return nil
+	s.payouts.mu.Lock()
+	defer s.payouts.mu.Unlock()
+	s.payouts.at(p, result.Receipt.BlockNumber.Uint64())
+	return true, nil
 }
 
 // worthwhile reports whether a payout of so many base units brings enough for its gas.
 type worthwhile func(ctx context.Context, amount uint256.Int) bool
 
 // whatever pays out all that there is: a provider that is drained leaves nothing behind.
-func whatever(context.Context, uint256.Int) bool { return true }
+func whatever(_ context.Context, amount uint256.Int) bool { return !amount.IsZero() }
 
 // worth is worthwhile by the policy. What is Dust, or not worth it, waits for more: nothing that was set aside is ever lost.
 func (s *Settler) worth(ctx context.Context, amount uint256.Int) bool {
-	if amount.Lt(&s.Policy.Dust) {
+	if amount.IsZero() || amount.Lt(&s.Policy.Dust) {
 		return false
 	}
 	if s.Policy.MaxFeeShare == 0 {
@@ -193,9 +256,9 @@ func (s *Settler) worth(ctx context.Context, amount uint256.Int) bool {
 
 // paidMeanwhile reports whether nothing waits for a purse any more: somebody else may have been faster.
 func (s *Settler) paidMeanwhile(ctx context.Context, p purse) bool {
-	_, amount, err := s.Contract.PayoutCall(ctx, p.payee, p.token)
+	_, due, err := s.Contract.PayoutCall(ctx, p.payee, p.token)
 	if err == nil {
-		s.hold(p, amount)
+		s.hold(p, due.Int)
 	}
-	return err == nil && amount.IsZero()
+	return err == nil && due.IsZero()
 }

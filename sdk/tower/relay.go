@@ -114,7 +114,7 @@ func (t *Tower) payCredit(ctx context.Context, terms channel.Terms) error {
 	if err != nil || amount.IsZero() {
 		return err
 	}
-	if err := t.worth(terms, amount); err != nil {
+	if err := t.worth(terms, amount.Int); err != nil {
 		return err
 	}
 	call.Channels = []common.Hash{terms.ID()}
