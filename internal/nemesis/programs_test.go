@@ -145,7 +145,7 @@ func (u *user) unfinished(w *world) (n int) {
 	}
 	defer db.Close()
 	var tables int
-	if err := db.View().Get(&tables, `SELECT count(*) FROM sqlite_master WHERE name = 'rentals'`); err == nil && tables > 0 {
+	if err = db.View().Get(&tables, `SELECT count(*) FROM sqlite_master WHERE name = 'rentals'`); err == nil && tables > 0 {
 		err = db.View().Get(&n, `SELECT count(*) FROM rentals WHERE state NOT IN ('finished', 'closed')`)
 	}
 	if err != nil {
