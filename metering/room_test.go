@@ -32,6 +32,7 @@ func newRoomy(t *testing.T, gpus int, tick, every time.Duration, script ...sim.F
 		uuids = append(uuids, sim.UUID(i))
 	}
 	r.lease = lease(uuids...)
+	r.lease.Simulated = true
 	key := newKey(t, 1)
 	var err error
 	if r.meter, err = metering.NewMeter(metering.Config{Devices: uuids, Tick: tick, MaxGap: 3 * tick}); err != nil {

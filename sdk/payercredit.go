@@ -173,7 +173,7 @@ func (l *lease) tally() {
 	}
 	var waiting []*lease
 	a.mu.Lock()
-	debt, before := l.over(func(v leaseView) uint256.Int { return v.collectible }), a.debts[l.terms.ID()]
+	debt, before := l.debt(), a.debts[l.terms.ID()]
 	a.put(l.terms.ID(), debt)
 	if debt.Lt(&before) {
 		waiting = a.suspended(l)
@@ -186,11 +186,6 @@ func (l *lease) tally() {
 
 // debt is what was used and is not vouchered, of the newest reading.
 func (l *lease) debt() uint256.Int {
-	return l.over(func(v leaseView) uint256.Int { return v.accepted })
-}
-
-// over is what the newest reading has used over what of the view is paid.
-func (l *lease) over(paid func(leaseView) uint256.Int) uint256.Int {
 	v := l.look()
 	owed := v.owed
 	if l.meter != nil {
@@ -198,7 +193,7 @@ func (l *lease) over(paid func(leaseView) uint256.Int) uint256.Int {
 			owed = now
 		}
 	}
-	return less(owed, paid(v))
+	return less(owed, v.accepted)
 }
 
 // left is what of the credit the payer's other channels leave for this lease.
@@ -244,17 +239,30 @@ func (p *Provider) owing(ctx context.Context, payers ...common.Address) ([]chann
 	return p.owingAt(ctx, p.escrow, payers...)
 }
 
-// owingAt is owing at one contract.
+// owingAt is owing at one contract. While a channel has a lease what is vouchered on
+// it stands there as settled: it grows to a row, and a payer of many leases, each of
+// which begins at nothing after each settlement, would be left without credit. When
+// the lease ends it counts.
 func (p *Provider) owingAt(ctx context.Context, contract chain.Contract, payers ...common.Address) ([]channel.State, error) {
 	states, err := p.db.Owing(ctx, payers...)
+	if err != nil || len(states) == 0 {
+		return nil, err
+	}
+	served, err := p.store.served(ctx)
+	if err != nil {
+		return nil, err
+	}
 	row, domain := p.leastRow(contract), contract.Domain()
 	var own []channel.State
 	for _, s := range states {
+		if slices.Contains(served, s.ID) {
+			s.Settled = larger(s.Settled, s.Accepted)
+		}
 		if debt := debtOf(s, row); !debt.IsZero() && domain.Holds(s.Terms) == nil {
 			own = append(own, s)
 		}
 	}
-	return own, err
+	return own, nil
 }
 
 // creditworthy refuses a lease whose payer's channels, its own included, have used
