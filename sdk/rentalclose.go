@@ -82,6 +82,9 @@ func (l *Rental) stopClock(ctx context.Context) error {
 	}
 	l.checker.Stop(most)
 	state := l.checker.State()
+	if before := l.row.Checker; before != nil {
+		state.Elapsed = before.Elapsed // when a record was heard of last: a lease that this database has forgotten began after that
+	}
 	l.row.Checker = &state
 	return nil
 }
