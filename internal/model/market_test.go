@@ -155,7 +155,7 @@ func newMarket(t *rapid.T, seen map[string]int, change ...func(*sdk.ProviderConf
 	m.config = sdk.ProviderConfig{
 		Backend: m.chain, Escrow: m.escrow, Token: m.token.Address, Key: m.payee, Database: filepath.Join(dir, tillFile),
 		PricePerGPUHour: "3.60", MinDeposit: "0.002", Source: sim.New(gpus, sim.Options{}), X402: &sdk.X402Config{},
-		Credit: creditTime, Tick: tick, RecordEvery: 2 * tick, MaxGap: time.Second, Poll: 20 * time.Millisecond,
+		Credit: creditTime, Tick: tick, RecordEvery: 50 * time.Millisecond, MaxGap: time.Second, Poll: 20 * time.Millisecond,
 		Limits:         sdk.Limits{Deposits: limit.Rate{PerSecond: -1}, SponsoredGasPerPayer: gasPerPayer},
 		ClockTolerance: 24 * time.Hour, Settlement: settle.Policy{Interval: 50 * time.Millisecond, MaxAge: time.Hour}, Log: slog.New(slog.DiscardHandler),
 	}
@@ -172,7 +172,7 @@ func newMarket(t *rapid.T, seen map[string]int, change ...func(*sdk.ProviderConf
 
 func (m *market) newRenter(k *ecdsa.PrivateKey, i int) *renter {
 	r := &renter{config: sdk.RenterConfig{
-		Backend: m.chain, Token: m.token.Address, Key: channel.NewKey(k), Database: filepath.Join(m.dir, fmt.Sprintf("renter %d.db", i)),
+		Backend: m.chain, Escrow: m.escrow, Token: m.token.Address, Key: channel.NewKey(k), Database: filepath.Join(m.dir, fmt.Sprintf("renter %d.db", i)),
 		Caps:      sdk.Caps{PricePerGPUHour: "4.00", PerLease: "0.1", PerDay: sdk.Unlimited, PerPayee: sdk.Unlimited},
 		Tolerance: time.Second, Patience: 5 * time.Second, Poll: 10 * time.Millisecond, ClockOff: 24 * time.Hour, Log: slog.New(slog.DiscardHandler),
 	}}
