@@ -200,9 +200,9 @@ gotest() {
 	return "$status"
 }
 
-# suite runs all Go tests, and those that failed beside the others once more by themselves. Most wait for blocks and clocks: four
-# at a time leave two cores time.
-suite() { gotest "$@" -p 2 -parallel 4 -timeout 35m ./... || again "$@"; }
+# suite runs all Go tests, the longest package first, and those that failed beside the others once more by themselves. Most wait
+# for blocks and clocks: four at a time leave two cores time.
+suite() { gotest "$@" -p 2 -parallel 4 -timeout 35m ./sdk ./... || again "$@"; }
 
 # again runs up to three tests that failed, one after the other, with the machine to themselves: a test of real programs and
 # real clocks can starve on two cores, and a fault is there alone too. What they printed is shown either way. A data race, a

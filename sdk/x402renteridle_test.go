@@ -300,6 +300,7 @@ func overbookedOf(t *testing.T, source metering.Source) (n *tenant, elsewhere st
 // TestX402OneGPUIsPaidOnce: a GPU that is let to one renter twice for the same time is paid once.
 func TestX402OneGPUIsPaidOnce(t *testing.T) {
 	n, elsewhere := overbooked(t)
+	n.tick() // funded before the other provider sends anything: of two that take one nonce, one waits until the other's is final
 	n.paidOnce(elsewhere)
 }
 
