@@ -68,6 +68,11 @@ type ProviderConfig struct {
 	// vouchered. Also published in the offer, so that it is whole seconds, at least
 	// one and four of Tick. 60 s of GPU time if zero.
 	Credit time.Duration
+	// How long what a payer owes on a closed channel, where no voucher can pay it any
+	// more, is off its credit: from the channel's last lease on. Then it is written
+	// off, when the payer asks for its next lease. 24 h if zero; until the operator
+	// forgives it (Provider.Forgive) if negative.
+	DebtKept time.Duration
 	// The least deposit that opens a channel, in units of the token: it should
 	// be worth the gas of settling it, and is at least what of a channel is settled
 	// (Settlement.LeastRow). The price of ten minutes if empty.
@@ -144,6 +149,7 @@ const (
 // withDefaults fills in the defaults; check says what is missing.
 func (c ProviderConfig) withDefaults() ProviderConfig {
 	c.Credit = cmp.Or(c.Credit, time.Minute)
+	c.DebtKept = cmp.Or(c.DebtKept, defaultDebtKept)
 	c.Tick = cmp.Or(c.Tick, metering.DefaultTick)
 	c.MaxGap = cmp.Or(c.MaxGap, metering.DefaultMaxGap)
 	c.RecordEvery = cmp.Or(c.RecordEvery, defaultRecordEvery)

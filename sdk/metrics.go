@@ -89,6 +89,7 @@ var (
 	descAccepted   = prometheus.NewDesc("gpupay_accepted_tokens", "Vouchered, all channels that are not finalized.", nil, nil)
 	descSettled    = prometheus.NewDesc("gpupay_settled_tokens", "Settled on-chain, all channels that are not finalized.", nil, nil)
 	descAtRisk     = prometheus.NewDesc("gpupay_at_risk_tokens", "Charged and not yet settled: what a failure of everything could cost.", nil, nil)
+	descWrittenOff = prometheus.NewDesc("gpupay_written_off_tokens", "Charged on channels that are closed, never paid and not asked for any more: forgiven, or older than DebtKept.", nil, nil)
 	descHeld       = prometheus.NewDesc("gpupay_held_tokens", "Settled and waiting in the contract: the token refuses to pay it out, or fetching it is not worth the gas yet.", nil, nil)
 	descCoin       = prometheus.NewDesc("gpupay_coin_wei", "Native coin that the provider's key can still spend on gas: nothing can be settled without.", nil, nil)
 	descReserve    = prometheus.NewDesc("gpupay_coin_reserve_wei", "Native coin that is kept for settlements: with less, nothing is sent for renters.", nil, nil)
@@ -97,7 +98,7 @@ var (
 )
 
 func (c *moneyCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descLeases, descUnmetered, descQuarantine, descSource, descRestart, descSeen, descOwed, descAccepted, descSettled, descAtRisk, descHeld, descGas, descCoin, descReserve, descOldest} {
+	for _, d := range []*prometheus.Desc{descLeases, descUnmetered, descQuarantine, descSource, descRestart, descSeen, descOwed, descAccepted, descSettled, descAtRisk, descWrittenOff, descHeld, descGas, descCoin, descReserve, descOldest} {
 		ch <- d
 	}
 }
@@ -118,6 +119,7 @@ func (c *moneyCollector) Collect(ch chan<- prometheus.Metric) {
 	gauge(descAccepted, c.p.units(sums.accepted))
 	gauge(descSettled, c.p.units(sums.settled))
 	gauge(descAtRisk, c.p.units(sums.atRisk))
+	gauge(descWrittenOff, c.p.units(sums.writtenOff))
 	gauge(descHeld, c.p.units(c.p.atWork.Load().held()))
 	if wei, err := c.p.sender.GasSpent(ctx); err == nil {
 		ether, _ := new(big.Float).Quo(new(big.Float).SetInt(wei), big.NewFloat(1e18)).Float64()
@@ -152,7 +154,7 @@ func float(wei *big.Int) float64 {
 	return f
 }
 
-type ledgerSums struct{ spent, accepted, settled, atRisk uint256.Int }
+type ledgerSums struct{ spent, accepted, settled, atRisk, writtenOff uint256.Int }
 
 func (p *Provider) sums(ctx context.Context) (ledgerSums, error) {
 	var sums ledgerSums
@@ -172,7 +174,11 @@ func (p *Provider) sums(ctx context.Context) (ledgerSums, error) {
 			sums.atRisk.Add(&sums.atRisk, &open)
 		}
 	}
-	return sums, err
+	lost, lostErr := p.store.writtenOff(ctx)
+	for _, amount := range lost {
+		sums.writtenOff.Add(&sums.writtenOff, &amount)
+	}
+	return sums, errors.Join(err, lostErr)
 }
 
 // units is an amount for a graph.

@@ -252,9 +252,14 @@ func (p *Provider) owingAt(ctx context.Context, contract chain.Contract, payers 
 	if err != nil {
 		return nil, err
 	}
+	forgiven, err := p.store.writtenOff(ctx, payers...)
+	if err != nil {
+		return nil, err
+	}
 	row, domain := p.leastRow(contract), contract.Domain()
 	var own []channel.State
 	for _, s := range states {
+		s.Spent = less(s.Spent, forgiven[s.ID])
 		if slices.Contains(served, s.ID) {
 			s.Settled = larger(s.Settled, s.Accepted)
 		}
@@ -269,6 +274,9 @@ func (p *Provider) owingAt(ctx context.Context, contract chain.Contract, payers 
 // up what of the credit it needs, unless so much is paid in advance.
 func (p *Provider) creditworthy(ctx context.Context, s channel.State, offer wire.SignedOffer, gpus int) error {
 	owing, err := p.owing(ctx, s.Terms.Payer)
+	if err == nil {
+		owing, err = p.lapse(ctx, owing)
+	}
 	if err != nil {
 		return err
 	}
@@ -295,8 +303,8 @@ func (p *Provider) creditworthy(ctx context.Context, s channel.State, offer wire
 	if !room.Lt(&need) {
 		return nil
 	}
-	return wire.InsufficientBalance.With("this payer owes %s and has no credit left: pay it by vouchers, close channels with less than %s to settle, or pay %s in advance, over what this one has spent and settled; owed on %s",
-		units.Format(*owed.Add(&owed, &others), p.token.Decimals), units.Format(row, p.token.Decimals), units.Format(larger(need, row), p.token.Decimals), p.debtors(owing, row))
+	return wire.InsufficientBalance.With("this payer owes %s and has no credit left: pay it by vouchers, close channels with less than %s to settle, or pay %s in advance, over what is spent and settled here; owed on %s%s",
+		units.Format(*owed.Add(&owed, &others), p.token.Decimals), units.Format(row, p.token.Decimals), units.Format(larger(need, row), p.token.Decimals), p.debtors(owing, row), p.patience(owing))
 }
 
 // debtsBut is what is owed on all of the channels but one.
@@ -307,6 +315,15 @@ func debtsBut(owing []channel.State, but common.Hash, row uint256.Int) (sum uint
 		}
 	}
 	return sum
+}
+
+// patience says for how long a debt on a closed channel counts, if there is one.
+func (p *Provider) patience(owing []channel.State) string {
+	closed := func(s channel.State) bool { return s.Status == channel.Finalized }
+	if p.config.DebtKept < 0 || !slices.ContainsFunc(owing, closed) {
+		return ""
+	}
+	return fmt.Sprintf("; of closed channels for %s", p.config.DebtKept)
 }
 
 // debtors names the channels with a debt, the first few of many.

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/ethereum/go-ethereum/common"
+
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/cli"
 	"github.com/gpupay/gpupay/sdk"
@@ -27,6 +29,7 @@ const pastKey = "GPUPAY_PAST_KEY"
 type options struct {
 	listen, admin, gpu string
 	drain              bool
+	forgive            cli.Address
 	hooks              cli.Hooks
 	config             sdk.ProviderConfig
 }
@@ -51,7 +54,23 @@ func run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := forgive(ctx, provider, o.forgive.Address); err != nil {
+		return errors.Join(err, provider.Close())
+	}
 	return serve(ctx, provider, o)
+}
+
+// forgive has a payer that asked for it begin leases again.
+func forgive(ctx context.Context, provider *sdk.Provider, payer common.Address) error {
+	if payer == (common.Address{}) {
+		return nil
+	}
+	sum, err := provider.Forgive(ctx, payer)
+	if err != nil {
+		return fmt.Errorf("--forgive: %w", err)
+	}
+	fmt.Printf("forgiven to %s: %s base units that it owed on closed channels\n", payer, sum.Dec())
+	return nil
 }
 
 func parse(args []string) (*options, error) {
@@ -74,6 +93,8 @@ func parse(args []string) (*options, error) {
 	flags.DurationVar(&c.Retention, "retention", 0, "how long usage records are kept in the database after their channel is closed; 0 for ever")
 	flags.Text(&c.Archive, "archive", "GPUPAY_ARCHIVE", "", "`directory` that a channel's bundle is written into before its records are deleted")
 	flags.DurationVar(&c.Credit, "credit", time.Minute, "GPU time served ahead of vouchers, at most")
+	flags.DurationVar(&c.DebtKept, "debt-kept", 0, "how long what a payer owes on a closed channel is off its credit; 0 for the default, 24h; negative until --forgive")
+	flags.Var(&o.forgive, "forgive", "write off, at the start, what the payer of this `address` owes on closed channels")
 	flags.DurationVar(&c.RecordEvery, "record-every", 5*time.Second, "time between usage records")
 	flags.DurationVar(&c.SuspendTimeout, "suspend-timeout", 5*time.Minute, "an unpaid lease ends after it")
 	flags.DurationVar(&c.Takeover, "takeover", 10*time.Second, "with PostgreSQL: how long this gateway may be silent before others take its leases")
