@@ -143,7 +143,7 @@ func ExportFile(ctx context.Context, path string, id common.Hash) (*Bundle, erro
 	}
 	if id == (common.Hash{}) {
 		if id, err = onlyChannel(ctx, db); err != nil {
-			return nil, fmt.Errorf("database %s: %w", path, err)
+			return nil, fmt.Errorf("database %s: %w", db.Path(), err)
 		}
 	}
 	b, err := exportPayee(ctx, db, txs, id)
@@ -151,7 +151,7 @@ func ExportFile(ctx context.Context, path string, id common.Hash) (*Bundle, erro
 		b, err = exportPayer(ctx, db, txs, id)
 	}
 	if errors.Is(err, channel.ErrUnknown) {
-		return nil, fmt.Errorf("database %s knows no channel or lease %s: %w", path, id, channel.ErrUnknown)
+		return nil, fmt.Errorf("database %s knows no channel or lease %s: %w", db.Path(), id, channel.ErrUnknown)
 	}
 	return b, err
 }

@@ -17,9 +17,9 @@ const (
 
 var secretKey = regexp.MustCompile(`(?i)"(` + keySecret + `|` + keyAccess + `)"\s*:`)
 
-// redact cuts a lease's secret and its access document out of what a provider
+// withoutSecrets cuts a lease's secret and its access document out of what a provider
 // sent, wherever they are in it. What is no JSON is cut off where one begins.
-func redact(document []byte) []byte {
+func withoutSecrets(document []byte) []byte {
 	at := secretKey.FindIndex(document)
 	if at == nil {
 		return document
@@ -55,10 +55,10 @@ func cutKeys(tree any) {
 	}
 }
 
-// redactExport is redact for what goes into a bundle: the values that the keeper
+// redactExport is withoutSecrets for what goes into a bundle: the values that the keeper
 // knows are cut as well, under whatever name a provider sent them.
 func redactExport(document string, secrets ...string) string {
-	text := string(redact([]byte(document)))
+	text := string(withoutSecrets([]byte(document)))
 	for _, s := range secrets {
 		if len(s) >= 8 { // shorter ones are words
 			text = strings.ReplaceAll(text, s, removed)

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/gpupay/gpupay/internal/redact"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -43,7 +44,7 @@ func newNodeClient(link NodeLink, identity NodeIdentity) (*nodeClient, error) {
 	}
 	u, err := url.Parse(link.URL)
 	if err != nil || u.Scheme != "https" || u.Host == "" {
-		return nil, fmt.Errorf("node %s: %q is not the https URL of a node", link.Name, link.URL)
+		return nil, fmt.Errorf("node %s: %q is not the https URL of a node", link.Name, redact.URL(link.URL))
 	}
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.MaxIdleConnsPerHost = 64

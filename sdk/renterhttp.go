@@ -16,6 +16,7 @@ import (
 
 	"github.com/ethereum/go-ethereum/common"
 
+	"github.com/gpupay/gpupay/internal/redact"
 	"github.com/gpupay/gpupay/sdk/internal/reach"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -40,7 +41,7 @@ type peer struct {
 func (r *Renter) peer(base string) (peer, error) {
 	u, err := url.Parse(base)
 	if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") || u.RawQuery != "" || u.User != nil {
-		return peer{}, fmt.Errorf("renter: %.200q is not a provider's URL such as https://host/path", base)
+		return peer{}, fmt.Errorf("renter: %.200q is not a provider's URL such as https://host/path", redact.URL(base))
 	}
 	client := *r.config.HTTP
 	// A credential is for the provider that it was made for and no other.

@@ -278,7 +278,7 @@ const (
 
 // keep puts evidence on disk. The same thing twice is kept once.
 func (s rentalStore) keep(ctx context.Context, e Evidence) error {
-	e.Document = redact(e.Document)
+	e.Document = withoutSecrets(e.Document)
 	if len(e.Document) > maxEvidence {
 		e.Document = e.Document[:maxEvidence]
 	}

@@ -15,6 +15,8 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/jmoiron/sqlx"
+
+	"github.com/gpupay/gpupay/internal/redact"
 )
 
 // dialect is which database this is.
@@ -55,6 +57,9 @@ func forUpdate(q interface{ DriverName() string }) string {
 }
 
 func openPostgres(ctx context.Context, address string) (*DB, error) {
+	if redact.Cut(address) {
+		return nil, errors.New("store: the address must be postgres://user@host/database, with %2F, %3F, %23 and %40 for each /, ?, # and @ in the user, the password and the rest")
+	}
 	config, err := pgx.ParseConfig(address)
 	if err != nil {
 		return nil, fmt.Errorf("store: the address must be postgres://user@host/database: %w", err)

@@ -181,6 +181,10 @@ func TestServersThatCannotBeUsed(t *testing.T) {
 	for address, says := range map[string]string{
 		"postgres://u:hunter2@127.0.0.1:1/gpupay":        "cannot be reached",
 		"postgres://u:hunter2@%zz/gpupay":                "postgres://user@host/database",
+		"postgres://u:1/hunter2@127.0.0.1/gpupay":        "%2F",
+		"postgres://u:x/hunter2@127.0.0.1/gpupay":        "%2F",
+		"postgresql+psycopg://u:hunter2@127.0.0.1/x":     "neither the path of a file nor",
+		"host=127.0.0.1 password=hunter2":                "neither the path of a file nor",
 		strings.Replace(good, "@/test", "@/nowhere", 1):  "create it",
 		strings.Replace(good, "gpupay@", "stranger@", 1): "check the address",
 	} {

@@ -28,6 +28,7 @@ import (
 	"io/fs"
 	"net/url"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -36,6 +37,7 @@ import (
 	_ "github.com/mattn/go-sqlite3" // the database/sql driver
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/redact"
 )
 
 //go:embed migrations/*.sql migrations/postgres/*.sql
@@ -129,6 +131,9 @@ func OpenToRead(ctx context.Context, address string) (*DB, error) {
 
 // readFile opens an SQLite file so that SQLite itself refuses to write it.
 func readFile(path string) (*DB, error) {
+	if err := checkPath(path); err != nil {
+		return nil, err
+	}
 	if _, err := os.Stat(path); err != nil {
 		return nil, fmt.Errorf("store: %w", err)
 	}
@@ -176,10 +181,21 @@ func openFile(ctx context.Context, path string) (*DB, error) {
 	return db, nil
 }
 
-// makeFile makes an empty file for its owner only, unless it is there already.
-func makeFile(path string) error {
+// checkPath refuses what no file is to be named by: an address of another database has its password in it.
+func checkPath(path string) error {
 	if path == "" || path == ":memory:" {
 		return errors.New("store: name a file: a store in memory would lose money on a restart")
+	}
+	if shown := redact.Database(path); shown != path || strings.Contains(path, "://") {
+		return fmt.Errorf("store: %s is neither the path of a file nor postgres://user@host/database", shown)
+	}
+	return nil
+}
+
+// makeFile makes an empty file for its owner only, unless it is there already.
+func makeFile(path string) error {
+	if err := checkPath(path); err != nil {
+		return err
 	}
 	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {

@@ -40,9 +40,9 @@ func run(ctx context.Context) error {
 		return err
 	}
 	if len(o.config.Nodes) == 0 {
-		source, err := cli.Source(o.gpu)
+		source, err := cli.SourceOrAway(o.gpu)
 		if err != nil {
-			source = cli.Away{Err: err}
+			return err
 		}
 		defer source.Close()
 		if o.config.Allocator, err = o.hooks.Allocator(ctx, source); err != nil {

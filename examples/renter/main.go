@@ -15,6 +15,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/cli"
+	"github.com/gpupay/gpupay/internal/redact"
 	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/tower"
 	"github.com/gpupay/gpupay/sdk/units"
@@ -157,10 +158,10 @@ func begin(ctx context.Context, renter *sdk.Renter, open []sdk.RentalState, o *o
 		holding++
 	}
 	if o.resume {
-		return nil, fmt.Errorf("no unfinished rental in %s", o.config.Database)
+		return nil, fmt.Errorf("no unfinished rental in %s", redact.Database(o.config.Database))
 	}
 	if holding > 0 {
-		return nil, fmt.Errorf("%d unfinished rental(s) in %s hold deposits: give --resume to go on, --leave to get them back, or another --db", holding, o.config.Database)
+		return nil, fmt.Errorf("%d unfinished rental(s) in %s hold deposits: give --resume to go on, --leave to get them back, or another --db", holding, redact.Database(o.config.Database))
 	}
 	quote, err := renter.Quote(ctx, o.provider)
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 
 	"github.com/holiman/uint256"
 
+	"github.com/gpupay/gpupay/internal/redact"
 	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/units"
@@ -103,7 +104,7 @@ func list(ctx context.Context, config sdk.RenterConfig) error {
 		return err
 	}
 	if len(open) == 0 {
-		fmt.Printf("no unfinished rental in %s\n", config.Database)
+		fmt.Printf("no unfinished rental in %s\n", redact.Database(config.Database))
 		return nil
 	}
 	backend, err := chain.Dial(ctx, config.RPC)

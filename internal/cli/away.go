@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 
 	"github.com/gpupay/gpupay/metering"
 )
@@ -10,6 +11,16 @@ import (
 type Away struct{ Err error }
 
 var _ metering.Source = Away{}
+
+// SourceOrAway is Source for a program that has more to do than to meter: where the GPUs that it names cannot be opened its
+// source is Away. What Source does not know is an error as ever: a host must not stand idle for a typing mistake.
+func SourceOrAway(name string) (metering.Source, error) {
+	source, err := Source(name)
+	if errors.Is(err, errNoGPU) {
+		return Away{Err: err}, nil
+	}
+	return source, err
+}
 
 // Name is "none".
 func (Away) Name() string { return "none" }

@@ -19,6 +19,7 @@ import (
 	"github.com/ethereum/go-ethereum/common"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/redact"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/nvml"
 	"github.com/gpupay/gpupay/metering/sim"
@@ -45,11 +46,12 @@ func Parse(flags *flag.FlagSet, args []string) error {
 	err := flags.Parse(args)
 	if errors.Is(err, flag.ErrHelp) {
 		flags.SetOutput(os.Stdout)
+		flags.VisitAll(func(f *flag.Flag) { f.DefValue = redact.List(f.DefValue) }) // of the environment
 		flags.Usage()
 		return err
 	}
 	if err == nil && flags.NArg() > 0 {
-		err = fmt.Errorf("%q is not a flag", flags.Arg(0))
+		err = fmt.Errorf("%q is not a flag", redact.Database(flags.Arg(0)))
 	}
 	if err != nil {
 		return fmt.Errorf("%w (--help lists the flags)", err)
@@ -127,15 +129,21 @@ func (a *Address) String() string {
 	return a.Hex()
 }
 
+// errNoGPU says that --gpu is right, and this host's GPUs cannot be opened.
+var errNoGPU = errors.New("no NVIDIA GPU")
+
 // Source opens where readings come from: "nvml" for this host's NVIDIA GPUs,
 // "sim" or "sim:8" for simulated ones, "auto" for NVML where there is a GPU
 // and two simulated GPUs where there is none.
 func Source(name string) (metering.Source, error) {
-	kind, count, _ := strings.Cut(name, ":")
+	kind, count, counted := strings.Cut(name, ":")
+	if counted && kind != "sim" {
+		kind = ""
+	}
 	switch kind {
 	case "sim":
 		n := 1
-		if count != "" {
+		if counted {
 			var err error
 			if n, err = strconv.Atoi(count); err != nil || n < 1 || n > 1024 {
 				return nil, fmt.Errorf("--gpu %s: the number of simulated GPUs must be 1 to 1024", name)
@@ -145,7 +153,7 @@ func Source(name string) (metering.Source, error) {
 	case "nvml":
 		source, err := nvml.Open(nvml.Options{})
 		if err != nil {
-			return nil, fmt.Errorf("no NVIDIA GPU: %w (to try things out without one, give --gpu sim)", err)
+			return nil, fmt.Errorf("%w: %w (to try things out without one, give --gpu sim)", errNoGPU, err)
 		}
 		return source, nil
 	case "auto":

@@ -50,6 +50,23 @@ func FuzzSource(f *testing.F) {
 	})
 }
 
+// TestMistypedSourceIsAnError: also for a program that goes on without GPUs where they cannot be opened.
+func TestMistypedSourceIsAnError(t *testing.T) {
+	for _, name := range []string{"", "nvlm", "NVML", "nvml ", "nvml:2", "auto:1", "none", "sim:", "sim:0", "sim:x", "sim:1:1", "smi:2"} {
+		if source, err := SourceOrAway(name); err == nil || !strings.Contains(err.Error(), "--gpu") {
+			t.Errorf("--gpu %q is %T, %v", name, source, err)
+		}
+	}
+	source, err := SourceOrAway("nvml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer source.Close()
+	if _, err := source.Devices(t.Context()); (err != nil) != (source.Name() == "none") {
+		t.Errorf("%T: %v", source, err)
+	}
+}
+
 // Proxies are trusted that were named, and no others.
 func TestTrustedProxies(t *testing.T) {
 	parse := func(args ...string) []string {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/gpupay/gpupay/internal/redact"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk"
 )
@@ -49,7 +50,7 @@ func Links(list, identity string) (links []sdk.NodeLink, who sdk.NodeIdentity, e
 		}
 		name, url, ok := strings.Cut(item, "=")
 		if !ok || name == "" || url == "" {
-			return nil, who, fmt.Errorf("--nodes: %q is not a name, = and a URL", item)
+			return nil, who, fmt.Errorf("--nodes: %q is not a name, = and a URL", redact.URL(item))
 		}
 		links = append(links, sdk.NodeLink{Name: name, URL: url})
 	}

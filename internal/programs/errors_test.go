@@ -82,7 +82,7 @@ func newWorld(t *testing.T) *world {
 	for _, k := range w.Keys {
 		w.secrets = append(w.secrets, hex.EncodeToString(crypto.FromECDSA(k)))
 	}
-	w.secrets = append(w.secrets, passphrase)
+	w.secrets = append(w.secrets, passphrase, "hunter2")
 	w.provider = "http://" + freeAddress(t)
 	w.env = append(os.Environ(), "GPUPAY_RPC="+w.URL, "GPUPAY_ESCROW="+w.Escrow.Hex(), "GPUPAY_TOKEN="+w.Token.Hex(),
 		"GPUPAY_KEY="+w.secrets[1], "GPUPAY_PROVIDER="+w.provider, "GPUPAY_ADMIN=")
@@ -173,7 +173,7 @@ func (w *world) checkError(t *testing.T, p *program, wants ...string) {
 	t.Helper()
 	said := p.wait(t, "")
 	_, line, _ := strings.Cut(said, "error: ")
-	if p.cmd.ProcessState.ExitCode() != 1 || strings.Count(said, "error: ") != 1 || strings.Count(line, "\n") != 1 {
+	if p.cmd.ProcessState.ExitCode() != 1 || strings.Count("\n"+said, "\nerror: ") != 1 || strings.Count(line, "\n") != 1 {
 		t.Errorf("exit status %d, and not one line of an error:\n%s", p.cmd.ProcessState.ExitCode(), said)
 	}
 	for _, want := range wants {
@@ -257,6 +257,18 @@ func TestErrorsSayWhatToDo(t *testing.T) {
 		{"renter --keystore key.json --passphrase-file pass", "", []string{"keystore key.json: wrong passphrase", "--passphrase-file"}},
 		{"provider --gpu sim --db p2.db --listen " + plain, "", []string{"--listen", "address already in use"}},
 		{"provider --gpu sim --db p2.db --min-deposit 0.0000001 --listen " + nobody, "", []string{"MinDeposit", "more than the token's 6 decimals"}},
+		{"provider --gpu sim --db postgres://u:hunter2@" + nobody + "/gpupay", "", []string{"cannot be reached"}},
+		{"provider --gpu sim --db postgres://u:1/hunter2@" + nobody + "/gpupay", "", []string{"%2F"}},
+		{"provider --gpu sim --db postgresql+psycopg://u:hunter2@" + nobody + "/gpupay", "", []string{"neither the path of a file nor postgres://"}},
+		{"provider --gpu sim --db p2.db --high-water postgres://u:hunter2@" + nobody + "/gpupay", "", []string{"it must be a file of its own"}},
+		{"provider --gpu sim --db p2.db --watchtowers ftp://u:hunter2@" + nobody, "", []string{"URL of a watchtower"}},
+		{"provider --gpu sim postgres://u:hunter2@" + nobody + "/gpupay", "", []string{"is not a flag"}},
+		{"provider --nodes https://u:hunter2@" + nobody, "", []string{"--nodes", "and a URL"}},
+		{"provider --gpu nvlm --db p2.db", "", []string{"--gpu", "is not nvml, sim"}},
+		{"renter --provider http://u:hunter2@" + plain, "", []string{"not a provider's URL such as https://host/path"}},
+		{"renter --list --db postgres://u:hunter2@" + nobody + "/gpupay", "", []string{"cannot be reached"}},
+		{"renter --rpc http://u:hunter2@" + nobody + "/hunter2", "", []string{"RPC endpoint unreachable", "nothing listens there"}},
+		{"verify export --db postgres://u:hunter2@" + nobody + "/gpupay", "", []string{"cannot be reached"}},
 		{"verify none.json --rpc " + w.URL, "", []string{"none.json: no such file"}},
 		{"verify pass --rpc http://" + nobody, "", []string{"RPC endpoint unreachable"}},
 		{"verify export --db none.db", "", []string{"none.db", "no such file"}},
@@ -265,6 +277,13 @@ func TestErrorsSayWhatToDo(t *testing.T) {
 	} {
 		t.Run(test.line, func(t *testing.T) { w.checkError(t, w.start(t, test.line, test.env), test.want...) })
 	}
+	t.Run("what the environment says", func(t *testing.T) {
+		help := w.start(t, "provider --help", "GPUPAY_RPC=https://one/hunter2,https://u:hunter2@two", "GPUPAY_DB=postgres://u:hunter2@three/db",
+			"GPUPAY_NODES=a=https://u:hunter2@four", "GPUPAY_WATCHTOWERS=https://u:hunter2@five/")
+		if said := help.wait(t, ""); !strings.Contains(said, "https://one,https://two") || strings.Contains(said, "hunter2") {
+			t.Errorf("--help shows:\n%s", said)
+		}
+	})
 	t.Run("a clock that is off", func(t *testing.T) {
 		if err := w.AdvanceTime(time.Hour); err != nil {
 			t.Fatal(err)
@@ -332,6 +351,7 @@ func TestInterruptedPrograms(t *testing.T) {
 	}
 	renter.interrupt(t)
 	w.checkError(t, renter, "provider cannot be reached", "nothing listens there", "--resume asks again when the provider is back, --leave gets the deposit back without it")
+	w.checkError(t, w.start(t, "provider --gpu nvlm", "GPUPAY_KEY="+w.secrets[0]), "--gpu", "is not nvml, sim") // also with a channel that is to be settled
 	w.checkError(t, w.start(t, "renter"), "1 unfinished rental(s)", "--resume to go on", "--leave to get them back")
 
 	leaving := w.start(t, "renter --leave --poll 200ms")

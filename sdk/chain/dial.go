@@ -17,6 +17,7 @@ import (
 	"github.com/ethereum/go-ethereum/ethclient"
 	"github.com/ethereum/go-ethereum/rpc"
 
+	"github.com/gpupay/gpupay/internal/redact"
 	"github.com/gpupay/gpupay/sdk/internal/reach"
 )
 
@@ -44,7 +45,7 @@ const (
 func Dial(ctx context.Context, rawurl string) (*ethclient.Client, error) {
 	endpoint, err := url.Parse(rawurl)
 	if err != nil || endpoint.Host == "" {
-		return nil, fmt.Errorf("%w: %q is not a URL such as http://127.0.0.1:8545 or wss://host/path", ErrUnreachable, redact(rawurl))
+		return nil, fmt.Errorf("%w: %q is not a URL such as http://127.0.0.1:8545 or wss://host/path", ErrUnreachable, redact.URL(rawurl))
 	}
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
@@ -149,7 +150,7 @@ func secrets(endpoint *url.URL) []string {
 }
 
 func unreachable(rawurl string, err error) error {
-	return fmt.Errorf("%w: %s: %s; %s", ErrUnreachable, redact(rawurl), cause(err), cmp.Or(reach.Hint(err), "check the URL and that the node runs"))
+	return fmt.Errorf("%w: %s: %s; %s", ErrUnreachable, redact.URL(rawurl), cause(err), cmp.Or(reach.Hint(err), "check the URL and that the node runs"))
 }
 
 // cause strips what quotes the URL from a dialling error.
@@ -178,13 +179,4 @@ func line(text string) string {
 		text = strings.ToValidUTF8(text[:maxAnswer], "") + "..."
 	}
 	return text
-}
-
-// redact leaves of a URL what may be shown: the scheme and the host.
-func redact(rawurl string) string {
-	u, err := url.Parse(rawurl)
-	if err != nil || u.Host == "" {
-		return "the given endpoint"
-	}
-	return (&url.URL{Scheme: u.Scheme, Host: u.Host}).String()
 }

@@ -19,6 +19,8 @@ import (
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/ethereum/go-ethereum/core/types"
 	"github.com/ethereum/go-ethereum/rpc"
+
+	"github.com/gpupay/gpupay/internal/redact"
 )
 
 // ErrContradiction is two endpoints of one chain that say different things of one block. What hangs on it waits.
@@ -41,7 +43,7 @@ func Connect(ctx context.Context, rpcs string, log *slog.Logger) (Backend, error
 	}
 	e := &Endpoints{log: log}
 	for _, url := range urls {
-		e.nodes = append(e.nodes, &endpoint{url: url, name: redact(url)})
+		e.nodes = append(e.nodes, &endpoint{url: url, name: redact.URL(url)})
 	}
 	return e, e.meet(ctx)
 }

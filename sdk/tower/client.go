@@ -16,6 +16,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/exactjson"
+	"github.com/gpupay/gpupay/internal/redact"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/reach"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -61,7 +62,7 @@ type errLater struct {
 	err error
 }
 
-func (e *errLater) Error() string        { return fmt.Sprintf("watchtower %s: %v", e.url, e.err) }
+func (e *errLater) Error() string        { return fmt.Sprintf("watchtower %s: %v", redact.URL(e.url), e.err) }
 func (e *errLater) Unwrap() error        { return e.err }
 func (e *errLater) Is(target error) bool { return target == chain.ErrUnreachable }
 
@@ -78,7 +79,7 @@ func post(ctx context.Context, client *http.Client, base, path string, document,
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, strings.TrimRight(base, "/")+path, bytes.NewReader(raw))
 	if err != nil {
-		return fmt.Errorf("watchtower %s: %w", base, err)
+		return fmt.Errorf("watchtower %s: %w", redact.URL(base), reach.Explain(err))
 	}
 	req.Header.Set("Content-Type", "application/json")
 	resp, err := cmp.Or(client, http.DefaultClient).Do(req)
@@ -90,7 +91,7 @@ func post(ctx context.Context, client *http.Client, base, path string, document,
 		problem := wire.ParseProblem(resp)
 		switch resp.StatusCode {
 		case http.StatusBadRequest, http.StatusForbidden, http.StatusNotFound, http.StatusMethodNotAllowed, http.StatusRequestEntityTooLarge:
-			return fmt.Errorf("watchtower %s: %w", base, problem)
+			return fmt.Errorf("watchtower %s: %w", redact.URL(base), problem)
 		}
 		return &errLater{base, problem}
 	}
@@ -114,7 +115,7 @@ func CheckURLs(urls []string) error {
 	for _, text := range urls {
 		u, err := url.Parse(text)
 		if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
-			return fmt.Errorf("%q is not the http or https URL of a watchtower", text)
+			return fmt.Errorf("%q is not the http or https URL of a watchtower", redact.URL(text))
 		}
 	}
 	return nil

@@ -15,6 +15,7 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/redact"
 	"github.com/gpupay/gpupay/sdk/chain"
 )
 
@@ -84,7 +85,7 @@ func (f *Feed) follow(ctx context.Context, url string, wake <-chan struct{}) {
 	for ctx.Err() == nil {
 		if err := f.tell(ctx, url, told); err != nil && ctx.Err() == nil {
 			wait := pace.Next()
-			f.log.Warn("a watchtower does not have the newest vouchers", "watchtower", url, "err", err, "retry", wait)
+			f.log.Warn("a watchtower does not have the newest vouchers", "watchtower", redact.URL(url), "err", err, "retry", wait)
 			_ = chain.Pause(ctx, wait) // the loop sees that ctx ended
 			continue
 		}
@@ -163,7 +164,7 @@ func (f *Feed) push(ctx context.Context, url string, batch []channel.State, told
 				continue // it was said
 			}
 			told[s.ID] = heard{s.Accepted, f.now()} // it will not take this one, however often it is asked
-			f.log.Warn("a watchtower does not watch a channel", "watchtower", url, "channel", s.ID, "err", p)
+			f.log.Warn("a watchtower does not watch a channel", "watchtower", redact.URL(url), "channel", s.ID, "err", p)
 		}
 	}
 	return failed

@@ -26,7 +26,7 @@ func Open(ctx context.Context, path, side string, migrations fs.FS, dir string) 
 		err = db.Migrate(ctx, side, files)
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("database %s: %w", path, err), db.Close())
+		return nil, errors.Join(fmt.Errorf("database %s: %w", db.Path(), err), db.Close())
 	}
 	return db, nil
 }

@@ -10,7 +10,22 @@ import (
 	"testing/fstest"
 
 	"github.com/jmoiron/sqlx"
+
+	"github.com/gpupay/gpupay/internal/pgtest"
 )
+
+// TestErrorsKeepThePassword: what is wrong in a server's database is said with where that is, and without its password.
+func TestErrorsKeepThePassword(t *testing.T) {
+	address := strings.Replace(pgtest.Database(t), "gpupay@", "gpupay:hunter2@", 1)
+	db, err := Open(t.Context(), address, "notes", notes, "migrations/notes")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	if _, err := Open(t.Context(), address, "other", notes, "migrations/notes"); err == nil || !strings.Contains(err.Error(), db.Path()) || strings.Contains(err.Error(), "hunter2") {
+		t.Errorf("%v; want %s and no password", err, db.Path())
+	}
+}
 
 var notes = fstest.MapFS{
 	"migrations/notes/0001_notes.sql": {Data: []byte("CREATE TABLE notes (note TEXT NOT NULL)")},

@@ -18,6 +18,7 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/gpupay/gpupay/channel/store"
+	"github.com/gpupay/gpupay/internal/redact"
 )
 
 //go:embed migrations/*.sql
@@ -48,7 +49,7 @@ type Marks struct {
 // that ended more than 400 days ago.
 func Open(ctx context.Context, path string) (*Marks, error) {
 	if strings.Contains(path, "://") {
-		return nil, fmt.Errorf("high-water mark %s: it must be a file of its own on this host: beside what it guards it would be restored with it", path)
+		return nil, fmt.Errorf("high-water mark %s: it must be a file of its own on this host: beside what it guards it would be restored with it", redact.Database(path))
 	}
 	db, err := store.OpenBare(ctx, path)
 	if err != nil {

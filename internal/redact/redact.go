@@ -1,0 +1,54 @@
+// Package redact takes secrets out of addresses before they are shown: in an error, a log, a help text.
+package redact
+
+import (
+	"net/url"
+	"strings"
+)
+
+// hidden stands for an address of which nothing can be shown, since it is not known where in it a secret ends.
+const hidden = "the given address"
+
+// URL leaves of a URL its scheme and its host. Its user, path and query often are the key to a database or to an RPC endpoint.
+// What is no URL is shown if it is a host and a port at most.
+func URL(address string) string {
+	if !strings.ContainsAny(address, "/?#@=% ") {
+		return address
+	}
+	u, err := url.Parse(address)
+	if err != nil || u.Scheme == "" || u.Host == "" || Cut(address) {
+		return hidden
+	}
+	return (&url.URL{Scheme: u.Scheme, Host: u.Host}).String()
+}
+
+// Database is URL for the address of a database, which is the path of a file unless it is a URL or a list of settings.
+func Database(address string) string {
+	if strings.Contains(address, "://") {
+		return URL(address)
+	}
+	if strings.Contains(address, "password=") {
+		return hidden
+	}
+	return address
+}
+
+// List is URL for each of several addresses with commas between them, and leaves any other text as it is.
+func List(text string) string {
+	if !strings.Contains(text, "://") {
+		return text
+	}
+	items := strings.FieldsFunc(text, func(r rune) bool { return r == ',' || r == ' ' })
+	for i := range items {
+		items[i] = URL(items[i])
+	}
+	return strings.Join(items, ",")
+}
+
+// Cut reports whether a password in a URL may be cut in two by one of its own characters: what looks like host and path is
+// the user and the password then.
+func Cut(address string) bool {
+	_, rest, _ := strings.Cut(address, "://")
+	end := strings.IndexAny(rest, "/?#@")
+	return end >= 0 && rest[end] != '@' && strings.Contains(rest[end:], "@")
+}
