@@ -257,11 +257,11 @@ func (p *payer) expects(a *account, amount uint64) error {
 		return channel.ErrClosing
 	case amount < a.vouchered && a.session():
 		return channel.ErrLower
-	case amount <= a.own:
+	case amount <= a.vouchered:
 		return nil
 	case amount > a.funded:
 		return channel.ErrExceedsDeposit
-	case amount > capChannel, p.paid+amount-a.own > capPayee, p.days[p.day()]+amount-a.own > capDay:
+	case amount > max(a.own, capChannel), amount > a.own && p.paid+amount-a.own > capPayee, p.days[p.day()]+amount-a.vouchered > capDay:
 		return errCap
 	}
 	return nil
@@ -283,13 +283,14 @@ func (p *payer) affords(a *account, deposit uint64) bool {
 		return true
 	}
 	locked := deposit - min(deposit, a.own)
-	others := uint64(0)
+	unsigned := deposit - min(deposit, a.vouchered) // what the chain alone says was settled makes no room in the day
 	for _, b := range p.w.accounts {
-		if b != a && b.payer == p && !b.lost {
-			others += b.committed() - b.own
+		if b != a && b.payer == p && !b.lost && !b.over {
+			locked += b.committed() - b.own
+			unsigned += b.committed() - b.vouchered
 		}
 	}
-	return a.own+locked <= capChannel && p.paid+others+locked <= capPayee && p.days[p.day()]+others+locked <= capDay
+	return max(a.own, deposit) <= capChannel && p.paid+locked <= capPayee && p.days[p.day()]+unsigned <= capDay
 }
 
 // look has the payer observe its channel.
@@ -315,10 +316,7 @@ func (a *account) look(s chainState) {
 
 // spends books what was signed.
 func (p *payer) spends(a *account, amount uint64) {
-	if growth := amount - min(amount, a.own); growth > 0 {
-		p.days[p.day()] += growth
-		p.paid += growth
-		a.own = amount
-	}
-	a.signed, a.vouchered = max(a.signed, amount), max(a.vouchered, amount)
+	p.days[p.day()] += amount - min(amount, a.vouchered)
+	p.paid += amount - min(amount, a.own)
+	a.own, a.signed, a.vouchered = max(a.own, amount), max(a.signed, amount), max(a.vouchered, amount)
 }
