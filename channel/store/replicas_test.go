@@ -178,6 +178,7 @@ func TestServersThatCannotBeUsed(t *testing.T) {
 	if err := openAt(t, good).writer.Get(&mode, "SHOW synchronous_commit"); err != nil || mode != "on" {
 		t.Errorf("a database that does not sync by default: %q, %v; want it to sync for vouchers", mode, err)
 	}
+	t.Chdir(t.TempDir()) // where a file would be made of an address that is taken for a path
 	for address, says := range map[string]string{
 		"postgres://u:hunter2@127.0.0.1:1/gpupay":        "cannot be reached",
 		"postgres://u:hunter2@%zz/gpupay":                "postgres://user@host/database",
