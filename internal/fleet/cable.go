@@ -19,6 +19,7 @@ type Cable struct {
 	frozen bool
 	wear   float64 // how likely a piece of data breaks its connection
 	rng    *rand.Rand
+	look   func(statement string) bool
 	conns  map[net.Conn]struct{}
 }
 
@@ -59,19 +60,20 @@ func (c *Cable) join(in net.Conn) {
 	}
 	defer c.drop(in, out)
 	done := make(chan struct{})
-	go func() { defer close(done); c.pump(out, in) }()
-	c.pump(in, out)
+	go func() { defer close(done); c.pump(out, in, c.heeds) }()
+	c.pump(in, out, func([]byte) bool { return true })
 	<-done
 }
 
-// pump forwards one direction until either end is closed, and closes both.
-func (c *Cable) pump(to, from net.Conn) {
+// pump forwards one direction until either end is closed, or a piece is not to pass,
+// and closes both.
+func (c *Cable) pump(to, from net.Conn, heeds func([]byte) bool) {
 	defer to.Close()
 	defer from.Close()
 	piece := make([]byte, 32<<10)
 	for {
 		n, err := from.Read(piece)
-		if n > 0 && (!c.passes() || write(to, piece[:n]) != nil) || err != nil {
+		if n > 0 && (!c.passes() || !heeds(piece[:n]) || write(to, piece[:n]) != nil) || err != nil {
 			return
 		}
 	}

@@ -115,6 +115,28 @@ func (w *world) checkMoney(r *rental, view channel.ChainView) {
 // reasons are those for which a lease may end: its renter asked, or never had it.
 var reasons = []string{"released by the renter", "closed by the renter", "its final record was written", "not allocated", "not started", "it was not allocated yet"}
 
+// checkPaid: no lease ends whose renter has not asked for it.
+func (w *world) checkPaid() {
+	var ended []struct{ ID, Channel, Reason string }
+	if err := w.db.View().SelectContext(w.ctx, &ended, `SELECT id, channel, reason FROM leases WHERE state IN ('ending', 'ended')`); err != nil {
+		w.breaks("what has ended cannot be read: %v", err)
+	}
+	renters := make(map[string]*rental)
+	for _, r := range w.allRentals() {
+		renters[r.Terms.ID().Hex()] = r
+	}
+	for _, l := range ended {
+		r := renters[l.Channel]
+		if r == nil || r.askedFor() || slices.Contains(unborn, l.Reason) {
+			continue // a program asks by itself
+		}
+		w.breaks("lease %s of channel %s, whose renter did not ask for that, has ended: %q", l.ID, l.Channel, l.Reason)
+	}
+}
+
+// unborn are reasons for which a lease ends before its renter has it.
+var unborn = []string{"not allocated", "not started", "it was not allocated yet"}
+
 // checkLease: one chain of records, up to the one that the renter was given; nothing
 // is billed that was not served; and no lease ends whose renter pays.
 func (w *world) checkLease(r *rental, served map[string]service) {

@@ -30,6 +30,7 @@ func (w *world) faults() []fault {
 		{"stop a gateway past its terms", w.stopGateway},
 		{"the chain is away for each gateway in turn", w.chainAway},
 		{"links to PostgreSQL break while leases change hands", w.wornBooks},
+		{failingTakeovers, w.failTakeovers},
 		{"renters' links break", w.wornRenters},
 		{"PostgreSQL crashes", w.crashBooks},
 		{"PostgreSQL is away for all", w.booksAway},

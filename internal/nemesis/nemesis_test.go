@@ -35,16 +35,21 @@ func TestGatewaysThatMeter(t *testing.T) { torment(t, false) }
 // TestGatewaysOverANode: two gateways, and a node that meters for them.
 func TestGatewaysOverANode(t *testing.T) { torment(t, true) }
 
-// torment lets renters rent and pay while the nemesis does what it can, for
-// GPUPAY_NEMESIS_SECONDS, each kind of fault once and then at random by
-// GPUPAY_NEMESIS_SEED, and looks at what everybody saw. GPUPAY_NEMESIS_ONLY names the
+// torment does to a fleet what the nemesis can, for GPUPAY_NEMESIS_SECONDS, each kind of
+// fault once and then at random by GPUPAY_NEMESIS_SEED. GPUPAY_NEMESIS_ONLY names the
 // one kind that is to be done.
 func torment(t *testing.T, nodes bool) {
+	length := time.Duration(number(t, "GPUPAY_NEMESIS_SECONDS", 30)) * time.Second
+	inhabit(t, nodes, func(w *world) int { return w.torture(length) })
+}
+
+// inhabit lets renters rent and pay in a fleet to which something is done, and looks at
+// what everybody saw. What is done says how many faults it was.
+func inhabit(t *testing.T, nodes bool, do func(w *world) int) {
 	if testing.Short() {
 		t.Skip("runs for a minute")
 	}
-	seed, length := number(t, "GPUPAY_NEMESIS_SEED", 1), time.Duration(number(t, "GPUPAY_NEMESIS_SECONDS", 30))*time.Second
-	w := newWorld(t, seed, nodes)
+	w := newWorld(t, number(t, "GPUPAY_NEMESIS_SEED", 1), nodes)
 	over := make(chan struct{})
 	var renters sync.WaitGroup
 	for n := range clients {
@@ -53,11 +58,20 @@ func torment(t *testing.T, nodes bool) {
 	for n := range programs {
 		renters.Go(func() { w.livePrograms(n, over) })
 	}
-	faults := w.torture(length)
+	w.comes("every renter rents", func() (bool, string) {
+		n := len(w.running())
+		return n >= clients, fmt.Sprintf("%d do", n)
+	})
+	faults := do(w)
+	if !w.kept() { // what comes after it shows no more, and a renter whose lease is gone waits for ever
+		w.stop()
+	}
 	close(over)
 	renters.Wait()
-	w.settled()
-	w.check()
+	if w.kept() {
+		w.settled()
+		w.check()
+	}
 	w.report(faults)
 }
 
@@ -69,10 +83,6 @@ func (w *world) torture(length time.Duration) (done int) {
 	if only := os.Getenv("GPUPAY_NEMESIS_ONLY"); only != "" {
 		order = slices.DeleteFunc(order, func(i int) bool { return all[i].name != only })
 	}
-	w.comes("every renter rents", func() (bool, string) {
-		n := len(w.running())
-		return n >= clients, fmt.Sprintf("%d do", n)
-	})
 	for began := time.Now(); time.Since(began) < length && w.kept(); done++ {
 		if pause(w.ctx, time.Duration(500+rng.IntN(1500))*time.Millisecond) != nil {
 			return done
@@ -81,12 +91,17 @@ func (w *world) torture(length time.Duration) (done int) {
 		if done < len(order) {
 			next = order[done]
 		}
-		w.tell("%s", all[next].name)
-		all[next].do(rng)
-		w.tell("%s is over", all[next].name)
-		w.steady()
+		w.inflict(all[next], rng)
 	}
 	return done
+}
+
+// inflict does one thing, and waits until everybody is up again.
+func (w *world) inflict(f fault, rng *rand.Rand) {
+	w.tell("%s", f.name)
+	f.do(rng)
+	w.tell("%s is over", f.name)
+	w.steady()
 }
 
 func (w *world) report(faults int) {

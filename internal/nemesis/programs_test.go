@@ -140,7 +140,9 @@ func (u *user) unfinished(w *world) (n int) {
 	}
 	db, err := store.Open(w.ctx, u.database)
 	if err != nil {
-		w.breaks("%s: its database: %v", u.name, err)
+		if w.ctx.Err() == nil {
+			w.breaks("%s: its database: %v", u.name, err)
+		}
 		return 0
 	}
 	defer db.Close()
@@ -148,7 +150,7 @@ func (u *user) unfinished(w *world) (n int) {
 	if err = db.View().Get(&tables, `SELECT count(*) FROM sqlite_master WHERE name = 'rentals'`); err == nil && tables > 0 {
 		err = db.View().Get(&n, `SELECT count(*) FROM rentals WHERE state NOT IN ('finished', 'closed')`)
 	}
-	if err != nil {
+	if err != nil && w.ctx.Err() == nil {
 		w.breaks("%s: its database: %v", u.name, err)
 	}
 	return n

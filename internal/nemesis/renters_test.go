@@ -36,6 +36,9 @@ func (w *world) live(n int, over <-chan struct{}) {
 		w.rentals = append(w.rentals, r)
 		w.mu.Unlock()
 		if err := w.rent(r, rng, over); err != nil {
+			if !w.kept() {
+				return // the run is over
+			}
 			w.breaks("renter %d of channel %s cannot go on: %v", n, r.Terms.ID(), err)
 			return
 		}
@@ -74,7 +77,7 @@ func (w *world) rent(r *rental, rng *rand.Rand, over <-chan struct{}) error {
 			return err
 		}
 	}
-	r.released = true
+	r.asked()
 	if err := r.Release(w.ctx); err != nil {
 		return err
 	}
@@ -103,6 +106,19 @@ func (w *world) pay(ctx context.Context, r *rental, line *fleet.Renter, amount u
 	defer r.mu.Unlock()
 	r.acked = max(r.acked, line.Acked)
 	return err
+}
+
+// asked notes that the renter asks for its lease's end.
+func (r *rental) asked() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.released = true
+}
+
+func (r *rental) askedFor() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.released
 }
 
 func (w *world) onStrike() bool {

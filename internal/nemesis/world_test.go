@@ -41,6 +41,7 @@ type gateway struct {
 type world struct {
 	*testing.T
 	ctx      context.Context
+	stop     context.CancelFunc
 	seed     uint64
 	chain    *chaintest.Chain
 	token    *chain.Token
@@ -71,7 +72,7 @@ func newWorld(t *testing.T, seed uint64, nodes bool) *world {
 	w := &world{T: t, seed: seed, folder: t.TempDir(), began: time.Now()}
 	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
 	t.Cleanup(cancel)
-	w.ctx = ctx
+	w.ctx, w.stop = ctx, cancel
 	w.chain = chaintest.Anvil(t)
 	w.server = pgtest.OwnServer(t)
 	schema, err := w.server.Schema()
@@ -206,6 +207,7 @@ func (w *world) steady() {
 		g.Ready()
 	}
 	w.comes("every lease is run by a gateway that lives", w.living)
+	w.checkPaid()
 }
 
 func (w *world) allRentals() []*rental {
