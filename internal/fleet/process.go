@@ -2,6 +2,7 @@ package fleet
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/hex"
 	"fmt"
 	"net"
@@ -17,6 +18,7 @@ import (
 	"github.com/ethereum/go-ethereum/crypto"
 
 	"github.com/gpupay/gpupay/internal/chaintest"
+	"github.com/gpupay/gpupay/internal/fault"
 )
 
 // program is the provider program and nodeProgram the node's, built once.
@@ -32,7 +34,7 @@ func Main(m *testing.M, others ...string) int {
 	}
 	defer os.RemoveAll(dir)
 	program, nodeProgram = filepath.Join(dir, "provider"), filepath.Join(dir, "node")
-	build := exec.Command("go", append([]string{"build", "-o", dir, "../../examples/provider", "../../examples/node"}, others...)...)
+	build := exec.Command("go", append([]string{"build", "-tags", "faults", "-o", dir, "../../examples/provider", "../../examples/node"}, others...)...)
 	if out, err := build.CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "building the programs: %v\n%s", err, out)
 		return 1
@@ -49,6 +51,7 @@ type Process struct {
 	URL     string
 	Address string
 	command func() *exec.Cmd
+	wall    *os.File // by how much its wall clock is ahead: see fault.Wall
 
 	mu   sync.Mutex
 	cmd  *exec.Cmd
@@ -93,8 +96,17 @@ func Supervise(t *testing.T, command func(address string) *exec.Cmd) *Process {
 	address := listener.Addr().String() // free, and kept for all its processes
 	listener.Close()
 	p := &Process{t: t, Address: address, URL: "http://" + address}
+	if p.wall, err = os.Create(filepath.Join(t.TempDir(), "wall")); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.wall.Close() })
+	p.SetWall(0)
 	p.command = func() *exec.Cmd {
 		cmd := command(address)
+		if cmd.Env == nil {
+			cmd.Env = os.Environ()
+		}
+		cmd.Env = append(cmd.Env, fault.Wall+"="+p.wall.Name())
 		cmd.Stdout, cmd.Stderr = &p.out, &p.out
 		die(cmd)
 		return cmd
@@ -153,6 +165,14 @@ func (p *Process) Signal(s syscall.Signal) {
 	defer p.mu.Unlock()
 	if p.cmd != nil {
 		_ = p.cmd.Process.Signal(s)
+	}
+}
+
+// SetWall sets the process's wall clock, and that of the next ones, ahead of the host's,
+// or behind it. On other systems than linux/amd64 it does nothing.
+func (p *Process) SetWall(ahead time.Duration) {
+	if _, err := p.wall.WriteAt(binary.NativeEndian.AppendUint64(nil, uint64(ahead)), 0); err != nil {
+		p.t.Error(err)
 	}
 }
 

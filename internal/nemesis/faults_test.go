@@ -3,6 +3,8 @@ package nemesis
 import (
 	"fmt"
 	"math/rand/v2"
+	"net/http"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -35,12 +37,13 @@ func (w *world) faults() []fault {
 		{"PostgreSQL crashes", w.crashBooks},
 		{"PostgreSQL is away for all", w.booksAway},
 		{"PostgreSQL fails over to its standby", w.failOver},
+		{"a gateway's clock is set", w.setGatewayClock},
 	}
 	if len(w.hosts) == 0 { // a node keeps its own time
 		return append(all, fault{"PostgreSQL's clock is set ahead", w.clockAhead})
 	}
 	return append(all, fault{"kill a node", w.killNode}, fault{"stop a node", w.stopNode},
-		fault{"a node is cut off", w.nodeAway}, fault{"a node's disk is full", w.fullDisk})
+		fault{"a node's clock is set", w.setNodeClock}, fault{"a node is cut off", w.nodeAway}, fault{"a node's disk is full", w.fullDisk})
 }
 
 func (w *world) one(choose func(int) int) *gateway { return w.gateways[choose(len(w.gateways))] }
@@ -283,6 +286,50 @@ func (w *world) clockAhead(*rand.Rand) {
 	}
 	wait.Wait()
 	w.tell("%d leases were suspended, %d of them taken over", len(rows), w.lostLeases()-before)
+}
+
+// setGatewayClock: the wall clock of one process is wrong for a while, by up to what the
+// clocks of gateways may differ.
+func (w *world) setGatewayClock(rng *rand.Rand) {
+	g := w.one(rng.IntN)
+	w.setClock(g.Process, "gateway "+g.name, rng, func(ahead time.Duration) {
+		answer, err := http.Get(g.URL + "/offer")
+		if err != nil || runtime.GOOS != "linux" || runtime.GOARCH != "amd64" {
+			return // it may be busy, or its clock cannot be set
+		}
+		answer.Body.Close()
+		if says, err := http.ParseTime(answer.Header.Get("Date")); err != nil || time.Until(says)-ahead < -promise || time.Until(says)-ahead > promise {
+			w.Errorf("gateway %s's clock was set ahead by %s, and it says %s (%v)", g.name, ahead, says, err)
+		}
+	})
+}
+
+func (w *world) setNodeClock(rng *rand.Rand) {
+	w.setClock(w.hosts[0].Process, "the node", rng, func(time.Duration) {})
+}
+
+// setClock sets a process's wall clock and sets it right again, and restarts it before
+// that, after it, or not at all: it can begin in the wrong time, or have written in it.
+func (w *world) setClock(p *fleet.Process, name string, rng *rand.Rand, look func(ahead time.Duration)) {
+	ahead := while(rng, time.Minute, 12*time.Hour)
+	if rng.IntN(2) == 0 {
+		ahead = -ahead
+	}
+	w.tell("%s is %s ahead", name, ahead.Round(time.Second))
+	restart := rng.IntN(3)
+	p.SetWall(ahead)
+	look(ahead)
+	_ = pause(w.ctx, while(rng, 0, term))
+	if restart == 1 {
+		p.Kill()
+		p.Start()
+	}
+	_ = pause(w.ctx, while(rng, 0, 2*term))
+	p.SetWall(0)
+	if restart == 2 {
+		p.Kill()
+		p.Start()
+	}
 }
 
 func (w *world) lostLeases() int {
