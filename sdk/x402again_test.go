@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -43,21 +45,55 @@ func TestFreshProcessIsServedAnew(t *testing.T) {
 	}
 }
 
-// lostRig serves a handler that says when it began and waits until it may go on.
-func lostRig(t *testing.T) (b *buyer, runs *atomic.Int64, began, goOn chan struct{}) {
-	runs, began, goOn = new(atomic.Int64), make(chan struct{}, 10), make(chan struct{}, 10)
-	_, b = meteredRig(t, MeteredRoute{MaxTime: 10 * time.Second}, func(w http.ResponseWriter, req *http.Request) {
-		n := runs.Add(1)
-		began <- struct{}{}
-		<-goOn
+// lostRig serves a handler that says when it began and waits until it may go on. The answer of a request that lose sends is
+// written when written is called.
+type lostRig struct {
+	*buyer
+	runs        atomic.Int64
+	began, goOn chan struct{}
+	gone, done  chan struct{} // the server sees that lose's connection is cut, and is done with its request
+	written     func()        // has what lose's request is answered written, and waits until that is over
+}
+
+func newLostRig(t *testing.T) *lostRig {
+	l := &lostRig{began: make(chan struct{}, 10), goOn: make(chan struct{}, 10), gone: make(chan struct{}), done: make(chan struct{})}
+	var r *payRig
+	r, l.buyer = meteredRig(t, MeteredRoute{MaxTime: 10 * time.Second}, func(w http.ResponseWriter, req *http.Request) {
+		n := l.runs.Add(1)
+		l.began <- struct{}{}
+		<-l.goOn
 		testclock.Sleep(20 * time.Millisecond) // so that it costs something
 		fmt.Fprintf(w, "run %d", n)
 	})
-	return b, runs, began, goOn
+	served, write := r.server.Config.Handler, make(chan struct{})
+	l.written = sync.OnceFunc(func() { close(write); <-l.done })
+	r.server.Close()
+	r.server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		if req.Header.Get("X-Lose") != "" {
+			context.AfterFunc(req.Context(), func() { close(l.gone) })
+			w = heldWriter{w, write}
+			defer close(l.done)
+		}
+		served.ServeHTTP(w, req)
+	}))
+	return l
 }
 
-// lose sends a request and cuts its connection while it is served.
-func (b *buyer) lose(header http.Header, began, goOn chan struct{}) {
+// heldWriter begins an answer when it is told to.
+type heldWriter struct {
+	http.ResponseWriter
+	write <-chan struct{}
+}
+
+func (w heldWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+func (w heldWriter) WriteHeader(status int) {
+	<-w.write
+	w.ResponseWriter.WriteHeader(status)
+}
+
+// lose sends a request, once, and cuts its connection while it is served.
+func (b *lostRig) lose(header http.Header) {
 	b.Helper()
 	ctx, cancel := context.WithCancel(b.Context())
 	defer cancel()
@@ -66,6 +102,8 @@ func (b *buyer) lose(header http.Header, began, goOn chan struct{}) {
 		b.Fatal(err)
 	}
 	req.Header = header
+	req.Header.Set("X-Lose", "1")
+	b.Cleanup(b.written)
 	cut := make(chan error, 1)
 	go func() {
 		resp, err := http.DefaultClient.Do(req)
@@ -74,17 +112,18 @@ func (b *buyer) lose(header http.Header, began, goOn chan struct{}) {
 		}
 		cut <- err
 	}()
-	<-began
+	<-b.began
 	cancel()
 	if err := <-cut; !errors.Is(err, context.Canceled) {
 		b.Fatalf("the request was not cut: %v", err)
 	}
-	time.Sleep(50 * time.Millisecond) // until the server has seen it
-	goOn <- struct{}{}
+	<-b.gone
+	b.goOn <- struct{}{}
 }
 
 // TestAnswerThatWasLost: it is had again for nothing by the same request, soon, and
-// once; later only with an idempotency key.
+// once; later only with an idempotency key. That an answer cannot be written counts once: its connection may hang long after
+// the answer was had again.
 func TestAnswerThatWasLost(t *testing.T) {
 	for _, c := range []struct {
 		name  string
@@ -97,28 +136,32 @@ func TestAnswerThatWasLost(t *testing.T) {
 		{"long after, with a key", "k", lostWithin, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			b, runs, began, goOn := lostRig(t)
+			b := newLostRig(t)
 			p := b.depositing(b.next(), 100_000)
 			header := headerOf(t, p)
 			if c.key != "" {
 				header.Set("Idempotency-Key", c.key)
 			}
-			b.lose(header.Clone(), began, goOn)
+			b.lose(header.Clone())
 			eventually(t, "it was noted as lost", func() bool { return b.noted(t, "answered_at > 0 AND broken = 1") })
 			b.age(t, c.later)
-			goOn <- struct{}{}
+			b.goOn <- struct{}{}
+			if !c.again {
+				b.written()
+			}
 			resp := b.send("GET", b.path, header)
 			if !c.again {
-				if b.corrected(resp); runs.Load() != 1 {
-					t.Errorf("%d runs", runs.Load())
+				if b.corrected(resp); b.runs.Load() != 1 {
+					t.Errorf("%d runs", b.runs.Load())
 				}
 				return
 			}
 			kept := b.kept()
-			if b.take(resp); runs.Load() != 1 || kept.Spent.Uint64() != b.charged || b.kept().Spent != kept.Spent {
-				t.Errorf("%d runs, charged %d of %s", runs.Load(), b.charged, kept.Spent.Dec())
+			if b.take(resp); b.runs.Load() != 1 || kept.Spent.Uint64() != b.charged || b.kept().Spent != kept.Spent {
+				t.Errorf("%d runs, charged %d of %s", b.runs.Load(), b.charged, kept.Spent.Dec())
 			}
 			if c.key == "" { // that was its answer: another is another wish
+				b.written()
 				b.fresh().corrected(b.send("GET", b.path, header))
 			}
 		})
@@ -127,17 +170,17 @@ func TestAnswerThatWasLost(t *testing.T) {
 
 // TestKeysTellRequestsApart: an answer is had again with its own key only.
 func TestKeysTellRequestsApart(t *testing.T) {
-	b, runs, _, goOn := lostRig(t)
+	b := newLostRig(t)
 	for range 3 {
-		goOn <- struct{}{}
+		b.goOn <- struct{}{}
 	}
 	p := b.depositing(b.next(), 100_000)
 	b.take(b.keyed(p, "one"))
 	b.fresh().take(b.keyed(p, "one"))
 	b.fresh().corrected(b.keyed(p, "two"))
 	b.fresh().corrected(b.pay(p))
-	if runs.Load() != 1 {
-		t.Errorf("%d runs", runs.Load())
+	if b.runs.Load() != 1 {
+		t.Errorf("%d runs", b.runs.Load())
 	}
 	if resp := b.keyed(p, strings.Repeat("x", maxIdempotencyKey+1)); resp.StatusCode == http.StatusOK {
 		t.Errorf("a key of any length: %s", resp.Status)

@@ -80,7 +80,7 @@ type x402Answer struct {
 	header  http.Header
 	body    []byte
 	written bool // it was streamed: nothing is left to write
-	lost    bool // and the client did not get it
+	lost    bool // the client was not there to take it
 }
 
 // errWithdrawing refuses to serve what might never be paid.
@@ -182,14 +182,15 @@ func (d *x402Desk) inTurn(w http.ResponseWriter, r *x402Request) (*x402Answer, e
 	if err != nil {
 		return nil, err
 	}
-	d.answered(ctx, answer, answer.lost || r.Context().Err() != nil)
+	answer.lost = answer.lost || r.Context().Err() != nil
+	d.answered(ctx, answer)
 	return answer, nil
 }
 
 // answered remembers what became of an answer. It was charged by now, so that a
 // disk that fails here is no reason to keep it back.
-func (d *x402Desk) answered(ctx context.Context, a *x402Answer, lost bool) {
-	if err := d.notes.answered(ctx, a.note, lost); err != nil {
+func (d *x402Desk) answered(ctx context.Context, a *x402Answer) {
+	if err := d.notes.answered(ctx, a.note, a.lost); err != nil {
 		d.config.Log.Error("x402 answer was not noted: the client gets it again if it asks again", "channel", a.note.Channel, "error", err)
 	}
 }
@@ -480,8 +481,9 @@ func (d *x402Desk) answer(w http.ResponseWriter, r *x402Request, a *x402Answer) 
 		_ = http.NewResponseController(w).Flush()
 		err = r.Context().Err()
 	}
-	if err != nil {
-		d.answered(context.WithoutCancel(r.Context()), a, true)
+	if err != nil && !a.lost { // what was noted as lost may have been had again since
+		a.lost = true
+		d.answered(context.WithoutCancel(r.Context()), a)
 	}
 }
 
