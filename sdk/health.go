@@ -13,16 +13,17 @@ import (
 
 // health is what Health answers.
 type health struct {
-	Status          string   `json:"status"` // "ok", "degraded: " and what of, or why it answers 503
-	Coin            string   `json:"coinWei,omitempty"`
-	Reserve         string   `json:"reserveWei,omitempty"`
-	Source          string   `json:"source,omitempty"` // "ok", or why no GPU can be metered; empty where nodes meter
-	Restart         bool     `json:"restartWanted"`    // nothing can be metered before the program is restarted
-	Quarantined     []string `json:"quarantined,omitempty"`
-	Leases          int      `json:"leases"`
-	Unmetered       int      `json:"unmeteredLeases"`
-	OldestUnsettled float64  `json:"oldestUnsettledSeconds"`
-	ChainSeen       *float64 `json:"chainSeenSeconds,omitempty"` // how long ago; missing before the first look, and where another gateway looks
+	Status          string            `json:"status"` // "ok", "degraded: " and what of, or why it answers 503
+	Coin            string            `json:"coinWei,omitempty"`
+	Reserve         string            `json:"reserveWei,omitempty"`
+	Source          string            `json:"source,omitempty"` // "ok", or why no GPU can be metered; empty where nodes meter
+	Restart         bool              `json:"restartWanted"`    // nothing can be metered before the program is restarted
+	Quarantined     []string          `json:"quarantined,omitempty"`
+	Refused         map[string]string `json:"refusedNodes,omitempty"` // of another kind than the first: why, by name
+	Leases          int               `json:"leases"`
+	Unmetered       int               `json:"unmeteredLeases"`
+	OldestUnsettled float64           `json:"oldestUnsettledSeconds"`
+	ChainSeen       *float64          `json:"chainSeenSeconds,omitempty"` // how long ago; missing before the first look, and where another gateway looks
 }
 
 // Health answers 200 while the provider can take vouchers, reach its chain, meter
@@ -30,7 +31,7 @@ type health struct {
 // some GPUs alone, or leases on them, leaves it at 200 and says degraded: no
 // balancer should take the others' renters away for it. It says how much coin the
 // key can still spend and how much is kept for settlements, which GPUs are in
-// quarantine, how many leases nobody can meter, how old the oldest unsettled voucher
+// quarantine, which nodes are refused and why, how many leases nobody can meter, how old the oldest unsettled voucher
 // is, and when the chain was last seen.
 func (p *Provider) Health() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -43,6 +44,8 @@ func (p *Provider) Health() http.Handler {
 			h.Status, code = err.Error(), http.StatusServiceUnavailable
 		case len(h.Quarantined) > 0 || h.Unmetered > 0:
 			h.Status = fmt.Sprintf("degraded: %d GPUs in quarantine, %d leases that cannot be metered", len(h.Quarantined), h.Unmetered)
+		case len(h.Refused) > 0:
+			h.Status = fmt.Sprintf("degraded: %d nodes are refused", len(h.Refused))
 		}
 		w.Header().Set("Content-Type", "application/json")
 		w.WriteHeader(code)
@@ -52,7 +55,7 @@ func (p *Provider) Health() http.Handler {
 
 func (p *Provider) health(ctx context.Context) health {
 	leases, gpus := p.allLeases(), p.gpus(ctx)
-	h := health{Status: "ok", Leases: len(leases), Unmetered: unmetered(leases), Quarantined: gpus.quarantined,
+	h := health{Status: "ok", Leases: len(leases), Unmetered: unmetered(leases), Quarantined: gpus.quarantined, Refused: p.nodes.refusals(),
 		Restart: errors.Is(gpus.err, metering.ErrRestart)}
 	switch {
 	case gpus.err != nil:

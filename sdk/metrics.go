@@ -81,6 +81,7 @@ type moneyCollector struct{ p *Provider }
 var (
 	descLeases     = prometheus.NewDesc("gpupay_leases", "Leases running.", nil, nil)
 	descQuarantine = prometheus.NewDesc("gpupay_quarantined_gpus", "GPUs that are offered and do not work: they go into no new lease.", nil, nil)
+	descRefused    = prometheus.NewDesc("gpupay_refused_nodes", "Nodes that begin no lease: their GPUs are of another kind than those of the first.", nil, nil)
 	descSource     = prometheus.NewDesc("gpupay_source_up", "1 while the metering source lists its GPUs.", nil, nil)
 	descRestart    = prometheus.NewDesc("gpupay_restart_wanted", "1 while nothing can be metered before the program is restarted.", nil, nil)
 	descSeen       = prometheus.NewDesc("gpupay_chain_seen_seconds", "How long ago the chain was last seen to its newest block.", nil, nil)
@@ -98,7 +99,7 @@ var (
 )
 
 func (c *moneyCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descLeases, descUnmetered, descQuarantine, descSource, descRestart, descSeen, descOwed, descAccepted, descSettled, descAtRisk, descWrittenOff, descHeld, descGas, descCoin, descReserve, descOldest} {
+	for _, d := range []*prometheus.Desc{descLeases, descUnmetered, descQuarantine, descRefused, descSource, descRestart, descSeen, descOwed, descAccepted, descSettled, descAtRisk, descWrittenOff, descHeld, descGas, descCoin, descReserve, descOldest} {
 		ch <- d
 	}
 }
@@ -131,6 +132,7 @@ func (c *moneyCollector) Collect(ch chan<- prometheus.Metric) {
 	}
 	gpus := c.p.gpus(ctx)
 	gauge(descQuarantine, float64(len(gpus.quarantined)))
+	gauge(descRefused, float64(len(c.p.nodes.refusals())))
 	gauge(descSource, flag(gpus.err == nil))
 	gauge(descRestart, flag(errors.Is(gpus.err, metering.ErrRestart)))
 	if seen, ok := c.p.chainSeen(); ok {

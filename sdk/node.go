@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
@@ -89,6 +90,7 @@ type Node struct {
 	starts  keyed.Mutex // one start or end of a lease at a time
 	hears   keyed.Mutex // one word about a lease's money at a time
 	metrics *prometheus.Registry
+	refusal atomic.Pointer[refusal]
 }
 
 // NewNode opens the spool and takes up the leases of an earlier run. The time in
@@ -140,6 +142,7 @@ func (n *Node) lets() {
 	n.metrics.MustRegister(metrics.gpu, metrics.gaps,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "gpupay_leases", Help: "Leases running."}, func() float64 { return float64(len(n.allLeases())) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "gpupay_unmetered_leases", Help: "Leases none of whose GPUs can be metered: they are suspended."}, func() float64 { return float64(unmetered(n.allLeases())) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "gpupay_node_refused", Help: "1 while a gateway begins no lease here: its GPUs are of another kind than those of other nodes."}, func() float64 { return flag(n.refused() != "") }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "gpupay_node_waiting_records", Help: "Usage records that no gateway has yet."}, n.waiting))
 	n.meterKey, n.store = n.config.MeterKey, n.spool.leaseStore
 	n.channel, n.lessor.share = n.spool.channel, n.spool.share
@@ -213,6 +216,9 @@ func (n *Node) Health() http.Handler {
 		ctx, cancel := context.WithTimeout(r.Context(), 5*time.Second)
 		defer cancel()
 		status, code := "ok", http.StatusOK
+		if why := n.refused(); why != "" {
+			status = "degraded: a gateway begins no lease here: " + why
+		}
 		if err := n.fit(ctx); err != nil {
 			status, code = err.Error(), http.StatusServiceUnavailable
 		}

@@ -29,6 +29,7 @@ var (
 func (n *Node) routes() {
 	n.mux = http.NewServeMux()
 	n.mux.HandleFunc("GET /status", n.handle(n.getStatus))
+	n.mux.HandleFunc("POST /refusal", n.handle(n.postRefusal))
 	n.mux.HandleFunc("POST /leases", n.handle(n.postLease))
 	n.mux.HandleFunc("POST /leases/{id}/sync", n.handle(n.postSync))
 	n.mux.HandleFunc("POST /leases/{id}/end", n.handle(n.postEnd))
@@ -118,6 +119,34 @@ func (n *Node) getStatus(r *http.Request, _ []byte) (any, error) {
 		status.Leases = append(status.Leases, rowLease(row))
 	}
 	return status, nil
+}
+
+// refusal is what a gateway said last of why it begins no lease here.
+type refusal struct {
+	reason string
+	at     time.Time
+}
+
+// refused is why gateways begin no lease at the node; empty if none has said so for
+// a minute.
+func (n *Node) refused() string {
+	if r := n.refusal.Load(); r != nil && time.Since(r.at) < enlistedFor {
+		return r.reason
+	}
+	return ""
+}
+
+// postRefusal hears why a gateway begins no lease here, for the operator to see.
+func (n *Node) postRefusal(_ *http.Request, body []byte) (any, error) {
+	var q nodeRefusal
+	if err := parseNode(body, &q); err != nil {
+		return nil, wire.BadRequest.With("%v", err)
+	}
+	if n.refused() != q.Reason {
+		n.config.Log.Error("a gateway begins no lease here, and those that run go on", "error", q.Reason)
+	}
+	n.refusal.Store(&refusal{q.Reason, time.Now()})
+	return struct{}{}, nil
 }
 
 func rowLease(row leaseRow) nodeLease {

@@ -30,10 +30,14 @@ type nodes struct {
 
 	mu     sync.Mutex
 	status map[string]nodeStatus        // of the nodes that answered when they were asked last
-	known  map[string][]metering.Device // of all that ever did: the offer does not change with the network
+	known  map[string][]metering.Device // of all that were ever enlisted: the offer does not change with the network
 	failed map[string]string            // what was logged of the others
 	rests  map[string]*nodeRest         // of those that began no lease when they were asked
 	now    func() time.Time
+
+	enlisted   map[string][]wire.OfferDevices // what each node had when its enlistment was decided last, at enlistedAt
+	enlistedAt time.Time
+	refused    map[string]string // and why it was refused
 }
 
 // nodeRest is how long a node gets no new lease that could not begin one: it answers,
@@ -57,7 +61,7 @@ var (
 
 func newNodes(p *Provider) (*nodes, error) {
 	n := &nodes{p: p, status: make(map[string]nodeStatus), known: make(map[string][]metering.Device), failed: make(map[string]string),
-		rests: make(map[string]*nodeRest), now: time.Now}
+		rests: make(map[string]*nodeRest), now: time.Now, enlisted: make(map[string][]wire.OfferDevices), refused: make(map[string]string)}
 	if err := p.config.NodeIdentity.check(gatewayHost, x509.ExtKeyUsageClientAuth); err != nil {
 		return nil, fmt.Errorf("provider: NodeIdentity: %w", err)
 	}
@@ -82,8 +86,9 @@ func (n *nodes) link(name string) *nodeClient {
 	return n.links[i]
 }
 
-// ask hears from all nodes at once how they are.
-func (n *nodes) ask(ctx context.Context) {
+// ask hears from all nodes at once how they are, and enlists those that are of one
+// kind.
+func (n *nodes) ask(ctx context.Context) error {
 	var wait sync.WaitGroup
 	for _, c := range n.links {
 		wait.Go(func() {
@@ -98,6 +103,7 @@ func (n *nodes) ask(ctx context.Context) {
 		})
 	}
 	wait.Wait()
+	return n.enlist(ctx)
 }
 
 func (n *nodes) note(name string, s nodeStatus, err error) {
@@ -108,7 +114,7 @@ func (n *nodes) note(name string, s nodeStatus, err error) {
 			n.p.config.Log.Info("node is back", "node", name)
 		}
 		delete(n.failed, name)
-		n.status[name], n.known[name] = s, s.Devices
+		n.status[name] = s
 		return
 	}
 	delete(n.status, name)
@@ -118,7 +124,7 @@ func (n *nodes) note(name string, s nodeStatus, err error) {
 	n.failed[name] = err.Error()
 }
 
-// devices is what all nodes rent out, in the order of their links.
+// devices is what all enlisted nodes rent out, in the order of their links.
 func (n *nodes) devices() []metering.Device {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -134,14 +140,14 @@ func (n *nodes) devices() []metering.Device {
 func (n *nodes) run(ctx context.Context) error {
 	for chain.Pause(ctx, time.Second) == nil {
 		before := n.devices()
-		n.ask(ctx)
+		asked := n.ask(ctx)
 		if devices := n.devices(); !slices.Equal(offered(before), offered(devices)) {
 			if err := n.p.renewOffer(ctx); err != nil && ctx.Err() == nil {
 				n.p.config.Log.Error("offer could not be renewed", "error", err)
 			}
 		}
-		if err := errors.Join(n.reconcile(ctx), n.collect(ctx)); err != nil && ctx.Err() == nil {
-			n.p.config.Log.Warn("leases at nodes that have ended here", "error", err)
+		if err := errors.Join(asked, n.reconcile(ctx), n.collect(ctx)); err != nil && ctx.Err() == nil {
+			n.p.config.Log.Warn("what nodes have to do with the database", "error", err)
 		}
 	}
 	return ctx.Err()
@@ -227,7 +233,7 @@ func (n *nodes) freeBeside(leases []int) int {
 	n.mu.Lock()
 	var free []int
 	for name, s := range n.status {
-		if !n.resting(name) {
+		if n.takes(name) {
 			free = append(free, s.Free)
 		}
 	}
@@ -251,7 +257,7 @@ func (n *nodes) roomy(gpus int) []*nodeClient {
 	defer n.mu.Unlock()
 	var fit []*nodeClient
 	for _, c := range n.links {
-		if s, ok := n.status[c.name]; ok && s.Free >= gpus && !n.resting(c.name) {
+		if n.takes(c.name) && n.status[c.name].Free >= gpus {
 			fit = append(fit, c)
 		}
 	}

@@ -80,6 +80,11 @@ type nodeStatus struct {
 	Leases  []nodeLease       `json:"leases"` // that no gateway has closed yet
 }
 
+// nodeRefusal is why a gateway begins no lease at a node.
+type nodeRefusal struct {
+	Reason string `json:"reason"`
+}
+
 // parseNode reads one document of the protocol.
 func parseNode(raw []byte, into any) error {
 	if err := exactjson.Unmarshal(raw, into); err != nil {

@@ -134,7 +134,10 @@ func (p *Provider) prepare(ctx context.Context) error {
 	}
 	p.deps.marks = marks
 	p.payee = &channel.Payee{Store: db.Payee(), Domain: p.escrow.Domain(), MinDelta: p.minDelta}
-	if err := errors.Join(settlesAlone(ctx, p), p.chainParts(ctx), p.challenges(ctx), p.renewOffer(ctx)); err != nil {
+	if p.nodes != nil {
+		err = p.nodes.ask(ctx)
+	}
+	if err := errors.Join(err, settlesAlone(ctx, p), p.chainParts(ctx), p.challenges(ctx), p.renewOffer(ctx)); err != nil {
 		return errors.Join(err, p.shutFiles())
 	}
 	p.metrics = newProviderMetrics(p)
@@ -191,7 +194,6 @@ func (p *Provider) prices(ctx context.Context) error {
 	if len(p.config.Nodes) > 0 {
 		if p.nodes, err = newNodes(p); err == nil {
 			p.config.Allocator = p.nodes
-			p.nodes.ask(ctx)
 		}
 		return err
 	}
