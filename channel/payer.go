@@ -137,9 +137,9 @@ type PayerStore interface {
 	Create(ctx context.Context, s PayerState, day string, allow func(Budget) error) (PayerState, error)
 	// Update changes one channel: it runs change on the current state and what
 	// was signed away to its payee and in day (YYYY-MM-DD), alone on all of them,
-	// and keeps the state unless change returns an error. By how much its Cost
-	// grew, the budget grows in the same transaction; with an empty day, that of
-	// the payee only. change may run more than once.
+	// and keeps the state unless change returns an error. The payee's budget follows
+	// its Cost in the same transaction, and the day's, unless that is empty, what more
+	// was Signed. change may run more than once.
 	Update(ctx context.Context, id common.Hash, day string, change func(*PayerState, Budget) error) (PayerState, error)
 	// Budget returns a channel, zero but for its id if it is not kept, and what
 	// Update would show for it.

@@ -63,3 +63,34 @@ func TestFalseSettledFreesNoDay(t *testing.T) {
 	}
 	pay(t, p, first.ID(), 850)
 }
+
+// TestFalseSettledIsGivenBack: an endpoint that says now and again that more was settled fills the payee's cap only while it says so;
+// what was signed for counts for ever.
+func TestFalseSettledIsGivenBack(t *testing.T) {
+	ctx := context.Background()
+	p, _, id := newPayer(t)
+	p.Caps = channel.Caps{PerChannel: channel.MaxAmount(), PerPayee: units(3000), PerDay: channel.MaxAmount()}
+	other := openChannel(t, p, "0x02", 1000)
+	pay(t, p, id, 10)
+	says := func(settled uint64) {
+		t.Helper()
+		if _, err := p.Observe(ctx, id, channel.ChainView{Deposit: units(5000), Settled: units(settled)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var capped *channel.CapError
+	for n := range uint64(10) {
+		says(2990 + n)
+		if _, err := p.Pay(ctx, other, units(21+n)); !errors.As(err, &capped) || capped.Cap != channel.CapPayee {
+			t.Fatalf("paid beside what is said to be settled: %v", err)
+		}
+		says(5)
+		pay(t, p, other, 11+n)
+	}
+	pay(t, p, other, 1000)
+	p.Caps.PerPayee = units(1011)
+	pay(t, p, id, 11)
+	if _, err := p.Pay(ctx, id, units(12)); !errors.As(err, &capped) || capped.Wanted != units(1012) {
+		t.Errorf("signed over the payee's cap: %v", err)
+	}
+}

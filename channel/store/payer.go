@@ -30,7 +30,9 @@ const (
 	budgetSelect = "SELECT amount FROM payer_budgets WHERE token = ? AND scope = ?"
 	unseenSelect = "SELECT scope, amount FROM payer_budgets WHERE token = ? AND scope LIKE ?"
 	budgetStart  = "INSERT INTO payer_budgets (token, scope, amount) VALUES (?, ?, ?) ON CONFLICT (token, scope) DO NOTHING"
-	budgetRaise  = "INSERT INTO payer_budgets (token, scope, amount) VALUES (?, ?, ?) " +
+	budgetSet    = "INSERT INTO payer_budgets (token, scope, amount) VALUES (?, ?, ?) " +
+		"ON CONFLICT (token, scope) DO UPDATE SET amount = excluded.amount"
+	budgetRaise = "INSERT INTO payer_budgets (token, scope, amount) VALUES (?, ?, ?) " +
 		"ON CONFLICT (token, scope) DO UPDATE SET amount = excluded.amount WHERE payer_budgets.amount < excluded.amount"
 )
 
@@ -120,7 +122,7 @@ func (p payerStore) Update(ctx context.Context, id common.Hash, day string, chan
 		if err := savePayer(tx, kept); err != nil {
 			return err
 		}
-		return raiseBudget(tx, day, spent, before, kept)
+		return adjustBudget(tx, day, spent, before, kept)
 	})
 	if err != nil {
 		return channel.PayerState{}, err
@@ -266,14 +268,25 @@ func readUnseen(ctx context.Context, q querier, id common.Hash, t channel.Terms,
 	return own, payee, all, err
 }
 
-// raiseBudget adds to the payee's sum what a channel's cost grew by, and to the day's
-// what more was signed for. They do not fall with it: what an endpoint took back may
-// be said again.
-func raiseBudget(tx *sqlx.Tx, day string, spent channel.Budget, before, after channel.PayerState) error {
-	if err := raiseSum(tx, after.Terms.Token, payeeScope(after.Terms), spent.Payee, before.Cost(), after.Cost()); err != nil || day == "" {
-		return err
+// adjustBudget has the payee's sum follow what a channel costs, and adds to the day's
+// what more was signed for. What was signed for never falls. What the chain alone says
+// was settled counts while it says so: an endpoint that says it now and again would
+// else use the cap up.
+func adjustBudget(tx *sqlx.Tx, day string, spent channel.Budget, before, after channel.PayerState) error {
+	token, sum := after.Terms.Token, spent.Payee
+	if was, is := before.Cost(), after.Cost(); was != is {
+		if sum.Lt(&was) {
+			sum = was
+		}
+		sum.Add(sum.Sub(&sum, &was), &is)
+		if _, err := tx.Exec(tx.Rebind(budgetSet), token, payeeScope(after.Terms), amount(sum)); err != nil {
+			return err
+		}
 	}
-	return raiseSum(tx, after.Terms.Token, dayScope(day), spent.Day, before.Signed, after.Signed)
+	if day == "" {
+		return nil
+	}
+	return raiseSum(tx, token, dayScope(day), spent.Day, before.Signed, after.Signed)
 }
 
 // raiseSum adds what a figure grew by to the sum of a scope.
