@@ -145,6 +145,8 @@ type Confirmed struct {
 	View channel.ChainView
 	// Latest is all of it as of the newest block; a deposit above View's waits for its confirmations.
 	Latest channel.ChainView
+	// Newer is what the endpoint that is further says alone of its newest block: nothing to rely on where it is Disputed.
+	Newer channel.ChainView
 	// Disputed is whether two endpoints say different things, be it that one is late: the cautious answer stands in View and
 	// Latest until they agree, so the channel is to be read again.
 	Disputed bool
@@ -164,7 +166,8 @@ type reading struct {
 	head         uint64
 	known        uint64 // the older head of two
 	latest, deep []channel.ChainView
-	disputed     []bool // where two endpoints say different things of the newest block of each; nil where one was asked
+	newer        []channel.ChainView // latest, of the one of two that is further
+	disputed     []bool              // where two endpoints say different things of the newest block of each; nil where one was asked
 }
 
 // fresh reads again while the answer is from before one that was read already, and is ErrBehind in the end.
@@ -203,7 +206,7 @@ func confirmed(ctx context.Context, backend Backend, confirmations uint64, read 
 	}
 	merged := make([]Confirmed, len(r.latest))
 	for i := range r.latest {
-		merged[i] = Confirmed{View: r.latest[i], Latest: r.latest[i], Disputed: r.disputed != nil && r.disputed[i], Known: r.known}
+		merged[i] = Confirmed{View: r.latest[i], Latest: r.latest[i], Newer: r.newer[i], Disputed: r.disputed != nil && r.disputed[i], Known: r.known}
 		if r.deep[i].Deposit.Lt(&r.latest[i].Deposit) {
 			merged[i].View.Deposit = r.deep[i].Deposit
 		}
@@ -226,7 +229,7 @@ func readingAt(ctx context.Context, b Backend, head, back uint64, read viewsAt) 
 			deep, err = make([]channel.ChainView, len(latest)), nil // the contract is younger than that
 		}
 	}
-	return reading{head: head, known: head, latest: latest, deep: deep}, err
+	return reading{head: head, known: head, latest: latest, deep: deep, newer: latest}, err
 }
 
 // FarBehind is how many blocks lie between endpoints of which one is not merely a little late.
@@ -239,7 +242,7 @@ func agree(backend Backend, said []statement[reading]) reading {
 	far := newerFirst(said, func(r reading) uint64 { return r.head })
 	newer, other := said[0], said[1]
 	r, o := newer.say, other.say
-	r.known = o.head
+	r.known, r.newer = o.head, slices.Clone(r.latest)
 	if far {
 		contradict(backend, "the newest block", fmt.Sprintf("%s is at %d", newer.by, r.head), fmt.Sprintf("%s at %d", other.by, o.head))
 	}

@@ -125,15 +125,13 @@ func (s *Settler) refresh(ctx context.Context, states []channel.State) ([]channe
 	for i, state := range states {
 		ids[i] = state.ID
 	}
-	if _, err := s.observe(ctx, ids, 0); err != nil {
+	now, err := s.observe(ctx, ids, 0)
+	if err != nil {
 		return states, err
 	}
 	fresh := make([]channel.State, 0, len(states))
 	for _, id := range ids {
-		state, err := s.Payee.State(ctx, id)
-		if err != nil {
-			return states, err
-		}
+		state := now[id]
 		if left := state.Unsettled(); left.IsZero() || state.Status == channel.Finalized {
 			continue
 		}
@@ -145,7 +143,8 @@ func (s *Settler) refresh(ctx context.Context, states []channel.State) ([]channe
 
 // observe reads channels from the contract and records what it says, of settlement, close and finality; deposits of
 // channels that go on are for the watcher to confirm. It insists on a node that knows the block least, and on a reading of
-// the node's newest block: what an older one lacks would be taken out of the books.
+// the node's newest block: what an older one lacks would be taken out of the books. What it returns counts as settled what a
+// settlement of ours brought that one of two endpoints does not know yet, which the books do not; with errUnknownYet all the same.
 func (s *Settler) observe(ctx context.Context, ids []common.Hash, least uint64) (map[common.Hash]channel.State, error) {
 	states := make(map[common.Hash]channel.State, len(ids))
 	if len(ids) == 0 {
@@ -168,9 +167,10 @@ func (s *Settler) observe(ctx context.Context, ids []common.Hash, least uint64) 
 		if head < least {
 			return fmt.Errorf("the endpoint is at block %d and the settlement in block %d", head, least)
 		}
+		var late error
 		for i, id := range ids {
 			if least > 0 && views[i].Disputed && views[i].Known < least {
-				return fmt.Errorf("an endpoint does not know yet what block %d settled of channel %s", least, id)
+				late = fmt.Errorf("%w: what block %d settled of channel %s", errUnknownYet, least, id)
 			}
 			state, err := s.Payee.State(ctx, id)
 			if errors.Is(err, channel.ErrUnknown) {
@@ -190,16 +190,21 @@ func (s *Settler) observe(ctx context.Context, ids []common.Hash, least uint64) 
 			if err != nil {
 				return err
 			}
+			fetched, err := s.fetched(ctx, id, views[i])
+			if err != nil {
+				return err
+			}
+			now = fetched.count(now)
 			left := now.Unsettled()
 			if left.IsZero() {
 				s.fulfil(id)
 			}
-			if least > 0 && views[i].Disputed && !left.IsZero() {
+			if least > 0 && views[i].Disputed && !left.IsZero() && late == nil && fetched.settled.IsZero() {
 				s.punish(id) // an endpoint denies what was just settled, or invents it: to settle again would cost gas each time
 			}
 			states[id] = now
 		}
-		return nil
+		return late
 	})
 }
 
@@ -343,7 +348,7 @@ func (s *Settler) await(ctx context.Context, id chain.TxID, channels []common.Ha
 	pace := chain.Backoff{Least: 500 * time.Millisecond, Most: 10 * time.Second}
 	for try := 0; ; try++ {
 		after, err := s.observe(ctx, channels, result.Receipt.BlockNumber.Uint64())
-		if err == nil {
+		if err == nil || errors.Is(err, errUnknownYet) && try >= knownSoon {
 			fault.Point(fault.SettlementObserved)
 			return outcome{result, after}, nil
 		}

@@ -51,6 +51,7 @@ type Settler struct {
 	urgent  map[common.Hash]uint64   // and by which word, the newest
 	claimed map[common.Hash]uint64   // somebody is settling it, and has heard this many words
 	penalty map[common.Hash]*penalty // it failed alone
+	ahead   map[common.Hash]ahead
 	payouts payouts
 	work    sync.WaitGroup
 }
@@ -67,6 +68,7 @@ func (s *Settler) init() {
 		s.urgent = make(map[common.Hash]uint64)
 		s.claimed = make(map[common.Hash]uint64)
 		s.penalty = make(map[common.Hash]*penalty)
+		s.ahead = make(map[common.Hash]ahead)
 	})
 }
 
@@ -140,7 +142,7 @@ func (s *Settler) pass(ctx context.Context) error {
 		s.log().Warn("a payout waits", "err", err)
 	}
 	heard := s.heard()
-	states, err := s.Payee.Unsettled(ctx)
+	states, err := s.unsettled(ctx)
 	if err != nil {
 		return err
 	}
@@ -186,7 +188,7 @@ func (s *Settler) Settle(ctx context.Context, ids ...common.Hash) error {
 	if err := s.resume(ctx); err != nil {
 		return err
 	}
-	states, err := s.Payee.Unsettled(ctx)
+	states, err := s.unsettled(ctx)
 	if err != nil {
 		return err
 	}

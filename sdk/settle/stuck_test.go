@@ -9,6 +9,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/badrpc"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/settle"
 )
 
 // beside starts a till anew on two endpoints of which one can misbehave, the first or the second.
@@ -89,5 +90,65 @@ func TestCloseRequestThatTheFurtherEndpointHides(t *testing.T) {
 	k.Check()
 	if s := k.State(terms); s.Status != channel.Closing {
 		t.Errorf("it is %s", s.Status)
+	}
+}
+
+// One of two endpoints, the first or the second, has stopped following the chain: what was settled is settled once, also after a
+// restart, what is vouchered since is settled besides, and the books say so once it follows again.
+func TestSettledOnceBesideAnEndpointThatStandsStill(t *testing.T) {
+	for blocks, orders := range map[int][]bool{1: {false}, 100: {true, false}} {
+		for _, first := range orders {
+			t.Run(fmt.Sprintf("%d blocks, first %t", blocks, first), func(t *testing.T) {
+				k := newTill(t)
+				bad := badrpc.New(t, k.URL)
+				urls := k.URL + "," + bad.URL
+				if first {
+					urls = bad.URL + "," + k.URL
+				}
+				k.on(t, urls)
+				now := time.Now()
+				all := []channel.Terms{k.Open(1, 1000), k.Open(2, 1000)}
+				bad.Stick(k.Head(t))
+				k.Mine(t, blocks)
+				pay := func(cumulative, want uint64) {
+					t.Helper()
+					for _, terms := range all {
+						k.Accept(terms, cumulative)
+					}
+					k.Settler.Policy.MaxAge = time.Minute
+					k.Settler.Now = func() time.Time { return now }
+					for range 3 {
+						now = now.Add(time.Hour)
+						if err := k.Settler.Once(t.Context()); err != nil {
+							t.Fatal(err)
+						}
+						if n := nonceOf(t, k); n > want {
+							t.Fatalf("%d transactions for %d settlements", n, want)
+						}
+						k.Mine(t, 1)
+					}
+					if err := k.Settler.Settle(t.Context()); err != nil {
+						t.Fatal(err)
+					}
+					if n := nonceOf(t, k); n != want {
+						t.Fatalf("%d transactions for %d settlements", n, want)
+					}
+				}
+				pay(400, 1)
+				k.Settler = &settle.Settler{Payee: k.Payee, Contract: k.Contract, Sender: k.Sender} // knows what is on disk
+				pay(400, 1)
+				pay(700, 2)
+				k.Balance(1400)
+				bad.Stick(0)
+				if err := k.Settler.Settle(t.Context()); err != nil {
+					t.Error(err)
+				}
+				for _, terms := range all {
+					if s := k.State(terms); !is(s.Settled, 700) {
+						t.Errorf("settled %s in the books", s.Settled.Dec())
+					}
+				}
+			})
+		}
 	}
 }
