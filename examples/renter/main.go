@@ -9,6 +9,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
@@ -239,23 +241,29 @@ func recoverLost(ctx context.Context, renter *sdk.Renter, o *options) error {
 }
 
 func leaveAll(ctx context.Context, renter *sdk.Renter, open []sdk.RentalState) error {
-	var failed error
-	left := 0
-	for _, state := range open { // one that cannot be left yet keeps nobody from the others
-		if state.Phase == sdk.RentalClosed {
-			continue
-		}
-		left++
-		rental, err := renter.Rental(ctx, state.Channel) // not Resume, which would make a deposit
-		if err == nil {
-			err = leave(ctx, renter, rental)
-		}
-		failed = errors.Join(failed, err)
-	}
-	if left == 0 {
+	open = slices.DeleteFunc(open, func(s sdk.RentalState) bool { return s.Phase == sdk.RentalClosed })
+	if len(open) == 0 {
 		fmt.Println("no unfinished rental: there is nothing to leave")
 	}
-	return failed
+	return together(open, func(state sdk.RentalState) error {
+		rental, err := renter.Rental(ctx, state.Channel) // not Resume, which would make a deposit
+		if err != nil {
+			return err
+		}
+		return leave(ctx, renter, rental)
+	})
+}
+
+// together leaves all channels at once: one after another each would wait for a grace period of its own, and one that cannot
+// be left yet would keep the others.
+func together[C any](channels []C, leave func(C) error) error {
+	failed := make([]error, len(channels))
+	var left sync.WaitGroup
+	for i, c := range channels {
+		left.Go(func() { failed[i] = leave(c) })
+	}
+	left.Wait()
+	return errors.Join(failed...)
 }
 
 func leave(ctx context.Context, renter *sdk.Renter, rental *sdk.Rental) error {

@@ -28,17 +28,18 @@ func rentOverX402(ctx, work context.Context, renter *sdk.Renter, o *options) err
 			fmt.Printf("channel %s: %s, holds %s %s, %s charged, %s\n", c.ID, c.Status, units.Format(c.Deposit, token.Decimals),
 				token.Symbol, units.Format(c.Charged, token.Decimals), c.URL)
 		}
-		if !o.leave {
-			continue
-		}
-		refund, err := client.Leave(work, c.ID)
-		if err != nil {
-			return err
-		}
-		fmt.Printf("got back %s %s\n", units.Format(refund.Amount, token.Decimals), token.Symbol)
 	}
-	if o.list || o.leave {
+	switch {
+	case o.list:
 		return nil
+	case o.leave:
+		return together(channels, func(c sdk.X402Channel) error {
+			refund, err := client.Leave(work, c.ID)
+			if err == nil {
+				fmt.Printf("channel %s: got back %s %s\n", c.ID, units.Format(refund.Amount, token.Decimals), token.Symbol)
+			}
+			return err
+		})
 	}
 	rental, err := client.Rent(work, o.provider, o.rent.GPUs)
 	if err != nil {
