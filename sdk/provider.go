@@ -573,7 +573,7 @@ func (p *Provider) Settle(ctx context.Context) error {
 	return p.crew.settle(ctx)
 }
 
-// GasSpent is what the provider's transactions have cost so far, in wei.
+// GasSpent is what the transactions of the provider's present key have cost so far, in wei.
 func (p *Provider) GasSpent(ctx context.Context) (*big.Int, error) { return p.sender.GasSpent(ctx) }
 
 // Drain ends every lease and settles what is owed. New leases are refused.

@@ -11,6 +11,7 @@ import (
 	"github.com/holiman/uint256"
 	"github.com/jmoiron/sqlx"
 
+	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk/chain"
 )
 
@@ -116,4 +117,46 @@ func TestBudgetsAfterAClockSetBack(t *testing.T) {
 	counts(true, true)
 	now = now.Add(2 * time.Minute)
 	counts(false, true)
+}
+
+// TestBudgetsOutliveAKey: what an outbox's key before this one sent counts in every budget: a rotation renews none.
+func TestBudgetsOutliveAKey(t *testing.T) {
+	w := newWorld(t)
+	store, db := openStore(t, file(t))
+	about := common.Hash{7}
+	if err := store.Sponsor(t.Context(), about, w.payer.Address()); err != nil {
+		t.Fatal(err)
+	}
+	call := w.token.ApproveCall(w.escrow.Address(), *uint256.NewInt(7))
+	call.Channels = []common.Hash{about}
+	spent := func(key *channel.Key) (all, payers, lost *big.Int) {
+		t.Helper()
+		s := &chain.Sender{Backend: w.Backend, Key: key, Store: store}
+		id, err := s.Submit(t.Context(), call)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Wait(t.Context(), id, 1); err != nil {
+			t.Fatal(err)
+		}
+		if err := db.Update(t.Context(), func(tx *sqlx.Tx) error {
+			_, err := tx.Exec(`UPDATE chain_tx SET succeeded = 0`) // as of one that reverted
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+		since := time.Now().Add(-time.Hour)
+		if all, payers, err = s.Sponsored(t.Context(), since, time.Now(), w.payer.Address(), chain.Approve); err != nil {
+			t.Fatal(err)
+		}
+		if lost, _, err = s.Wasted(t.Context(), since, chain.Approve); err != nil {
+			t.Fatal(err)
+		}
+		return all, payers, lost
+	}
+	one, _, _ := spent(w.payee)
+	all, payers, lost := spent(w.payer)
+	if all.Cmp(one) <= 0 || payers.Cmp(all) != 0 || lost.Cmp(all) != 0 {
+		t.Errorf("the first key spent %s; both: %s, for the payer %s, lost %s", one, all, payers, lost)
+	}
 }

@@ -23,16 +23,16 @@ func (s *Store) Sponsor(ctx context.Context, channel common.Hash, payer common.A
 	return nil
 }
 
-// Sponsored is what this key's transactions of some kinds that were submitted between two moments cost, in wei: what they
+// Sponsored is what the outbox's transactions of some kinds that were submitted between two moments cost, in wei: what they
 // have cost, and the most that those in flight may. The first figure counts all, the second those for channels of the payer.
+// Those of keys before this one count: a rotation renews no budget.
 func (s *Sender) Sponsored(ctx context.Context, from, to time.Time, payer common.Address, kinds ...Kind) (all, payers *big.Int, err error) {
 	chain, err := s.chainID(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
 	const of = ` AND id IN (SELECT c.tx FROM chain_tx_channel c JOIN chain_sponsored s ON s.channel = c.channel WHERE s.payer = ?)`
-	where, args, err := sqlx.In(`WHERE chain = ? AND sender = ? AND kind IN (?) AND created_at > ?`,
-		chain, text(s.Address()), kinds, millis(from))
+	where, args, err := sqlx.In(`WHERE chain = ? AND kind IN (?) AND created_at > ?`, chain, kinds, millis(from))
 	if err != nil {
 		return nil, nil, err
 	}

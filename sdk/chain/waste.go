@@ -11,15 +11,14 @@ import (
 )
 
 // Wasted is what some kinds of transactions can have cost for nothing, in wei: lost is what those that were submitted
-// since a moment and reverted have cost, and risked is the most that those in flight may still cost.
+// since a moment and reverted have cost, by whatever key, and risked is the most that this key's in flight may still cost.
 func (s *Sender) Wasted(ctx context.Context, since time.Time, kinds ...Kind) (lost, risked *big.Int, err error) {
 	chain, err := s.chainID(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
 	risked, now := new(big.Int), s.now()
-	where, args, err := sqlx.In(`WHERE chain = ? AND sender = ? AND kind IN (?) AND state <> 'pending' AND succeeded = 0 AND created_at > ?`,
-		chain, text(s.Address()), kinds, millis(since))
+	where, args, err := sqlx.In(`WHERE chain = ? AND kind IN (?) AND state <> 'pending' AND succeeded = 0 AND created_at > ?`, chain, kinds, millis(since))
 	if err == nil {
 		lost, err = s.Store.cost(ctx, func(id TxID, at time.Time) bool { return s.submittedSince(id, at, since, now) }, where, args...)
 	}
