@@ -268,7 +268,11 @@ type Dispute struct {
 
 // Error says what the provider did and what to do.
 func (d *Dispute) Error() string {
-	return fmt.Sprintf("channel %s: %v: nothing is paid for it, the evidence is on disk: close the rental or leave it", d.Channel, d.Reason)
+	hint := ""
+	if errors.Is(d.Reason, metering.ErrClock) || errors.Is(d.Reason, metering.ErrCredit) {
+		hint = " (where this machine was stopped and its clock not set since, that is no lie: set it, and rent anew)"
+	}
+	return fmt.Sprintf("channel %s: %v: nothing is paid for it, the evidence is on disk: close the rental or leave it%s", d.Channel, d.Reason, hint)
 }
 
 // Unwrap is what the provider did.

@@ -80,7 +80,9 @@ func (l *Rental) stopClock(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	began := l.checker.State().Start
 	l.checker.Stop(most)
+	l.parted(began)
 	state := l.checker.State()
 	if before := l.row.Checker; before != nil {
 		state.Elapsed = before.Elapsed // when a record was heard of last: a lease that this database has forgotten began after that

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -180,16 +181,72 @@ func TestHonestProviderOfARenterWhoseClockMissedTime(t *testing.T) {
 	}
 }
 
+// TestStoppedLateInALongLease: a renter's virtual machine is stopped when its lease has run for long. What is billed for that time
+// takes up none of its GPU's, on the renter's own clock, that was billed before.
+func TestStoppedLateInALongLease(t *testing.T) {
+	m := newMarket(t)
+	v := newVillain(t, m, func(o *wire.Offer) { o.Credit, o.RecordEvery = 20, 500 })
+	config := m.renterConfig(t, m.payer)
+	config.Caps.PerDay = Unlimited
+	simulated := ownClock(&config)
+	clock := &partedClock{Clock: simulated, boot: "first"}
+	config.Clock = clock
+	var rental atomic.Pointer[Rental]
+	oneMeter(v, func(_ int, p *plot) {
+		var last *metering.SignedRecord
+		send := func(worth time.Duration) {
+			rec := p.resign(p.real(p.next(worth)), func(r *metering.SignedRecord) {
+				if last != nil {
+					r.Previous = last.Digest(metering.Domain(31337, m.Escrow))
+				}
+			})
+			last = &rec
+			p.usage(rec)
+			eventually(t, "the record is paid", func() bool {
+				l := rental.Load()
+				return p.gone.Err() != nil || l != nil && l.Snapshot().Paid == rec.Owed
+			})
+		}
+		for range 6 {
+			simulated.Advance(10 * time.Second)
+			send(10 * time.Second)
+		}
+		clock.stood.Add(int64(6 * time.Second)) // the renter's clock stands, and its wall clock is set
+		for range 3 {
+			send(2 * time.Second)
+		}
+		for range 3 {
+			simulated.Advance(time.Second)
+			send(time.Second)
+		}
+		p.send(0, wire.EventStatus, wire.Status{State: string(leaseEnded), Reason: "done"})
+	}, func(p *plot) metering.SignedRecord { return p.next(0) })
+	r := openRenter(t, config)
+	l, err := r.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "1", PayEvery: 50 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	rental.Store(l)
+	if err := l.Run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if s := l.Snapshot(); s.Sequence != 12 {
+		t.Errorf("%d records were taken", s.Sequence)
+	}
+}
+
 // partedClock is a host of that boot, whose wall clock is off.
 type partedClock struct {
 	metering.Clock
 	boot string
 	wall int64 // ns
+
+	stood atomic.Int64 // ns of the wall clock too, while it runs
 }
 
 func (c *partedClock) BootID() string { return c.boot }
 func (c *partedClock) Now() metering.Instant {
 	now := c.Clock.Now()
-	now.Wall += c.wall
+	now.Wall += c.wall + c.stood.Load()
 	return now
 }

@@ -281,6 +281,19 @@ func (l *Rental) usage(ctx context.Context, document []byte) error {
 	return l.budget(ctx)
 }
 
+// parted is for a lease's clock that may have been set forward since it began there,
+// for time that it missed: what was billed before lies on it no more.
+func (l *Rental) parted(began metering.Instant) {
+	state := l.checker.State()
+	by := began.Boot - state.Start.Boot
+	if by <= 0 {
+		return
+	}
+	l.row.Spans = l.r.let.part(l.row.Spans, state.BootID)
+	l.r.config.Log.Warn("this host's clock may have missed time, after a reboot or a pause: it is set forward for the lease, by what its credit allows",
+		"channel", l.id, "lease", l.row.Lease, "by", time.Duration(by))
+}
+
 // check holds a record against everything that this renter knows, and keeps it
 // with the checker's state in one step. What does not hold is a dispute.
 func (l *Rental) check(ctx context.Context, document []byte) error {
@@ -301,12 +314,9 @@ func (l *Rental) check(ctx context.Context, document []byte) error {
 	}
 	taken := lesser(use.left(l.r.config.Clock.Now(), l.r.config.Tolerance), l.credit)
 	most.Sub(&most, &taken)
-	began := l.checker.State().Start.Boot
+	began := l.checker.State().Start
 	err = l.checker.CheckWithin(rec, most)
-	if by := began - l.checker.State().Start.Boot; by > 0 {
-		l.r.config.Log.Warn("this host's clock may have missed time, after a reboot or a pause: it is set forward for the lease, by what its credit allows",
-			"channel", l.id, "lease", l.row.Lease, "by", time.Duration(by))
-	}
+	l.parted(began)
 	if errors.Is(err, metering.ErrReplayed) {
 		return nil
 	}

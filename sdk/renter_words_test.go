@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/gpupay/gpupay/internal/badrpc"
+	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
 )
 
@@ -67,5 +68,15 @@ func TestWarningsNameTheChannelOnce(t *testing.T) {
 	}
 	if warnings < 2 {
 		t.Errorf("nothing was warned of: %s", log.String())
+	}
+}
+
+// TestDisputeNamesTheClock: a renter whose machine was stopped, and whose clock nobody set, cannot know it. What it says of its
+// provider then says what to do.
+func TestDisputeNamesTheClock(t *testing.T) {
+	for reason, named := range map[error]bool{metering.ErrClock: true, metering.ErrCredit: true, metering.ErrForked: false} {
+		if said := (&Dispute{Reason: &worded{reason}}).Error(); strings.Contains(said, "its clock not set") != named {
+			t.Errorf("%v: %s", reason, said)
+		}
 	}
 }

@@ -372,6 +372,30 @@ func (d *letDevices) other(payee common.Address, id common.Hash, uuid string) st
 	return name
 }
 
+// part is for our own clock, of that boot, when it has missed time: what was billed
+// before lies on it no more, of these spans and of all that are known. On the clocks
+// of their hosts they still do.
+func (d *letDevices) part(spans []span, boot string) []span {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, channels := range d.spans {
+		for id, known := range channels {
+			channels[id] = unclocked(known, boot)
+		}
+	}
+	return unclocked(spans, boot)
+}
+
+func unclocked(spans []span, boot string) []span {
+	spans = slices.Clone(spans)
+	for i := range spans {
+		if spans[i].Ours == boot {
+			spans[i].Ours = ""
+		}
+	}
+	return spans
+}
+
 // recall takes up what is on disk, of rentals and of x402.
 func (d *letDevices) recall(ctx context.Context, s rentalStore, rows []rentalRow) error {
 	for _, row := range rows {

@@ -142,6 +142,7 @@ type buying struct {
 
 	untaken bool // the server has not taken this request's voucher
 	resent  bool // it is a tick that was asked for before
+	apart   bool // our clocks have parted since its lease was heard of
 	booked  bool // the answer's receipt was, and says:
 	charge  uint256.Int
 }

@@ -34,7 +34,13 @@ func (t *X402Rental) check(ctx context.Context, b *buying, document []byte) (X40
 	if err != nil {
 		return X402Tick{}, nil, err
 	}
-	b.forfeit(lease, t.price)
+	clock := b.x.r.config.Clock
+	if boot := clock.BootID(); b.forfeit(lease, t.price, clock.Now(), boot) {
+		b.apart = true
+		b.slate.Spans = b.x.r.let.part(b.slate.Spans, boot)
+		b.x.r.config.Log.Warn("this host's clock may have missed time, after a reboot or a pause: the lease is taken to have run for what was signed for",
+			"channel", b.id, "lease", lease.Lease)
+	}
 	if err := b.follow(lease, *rec); err != nil {
 		return X402Tick{}, nil, err
 	}

@@ -19,21 +19,53 @@ const maxLate = 10 * time.Second
 // ticks a provider meters at most what the voucher before still covers, and one
 // reading that comes late. Without it, a renter that was away could be billed for
 // all of that time at once.
-func (b *buying) forfeit(l *ticking, price metering.Price) {
+//
+// Where our clocks have parted nobody knows how much time they missed: then the
+// lease may have run for all of that, and after the tick was asked for for all
+// that its own voucher covers. No provider can bring that about. It reports
+// whether they have.
+func (b *buying) forfeit(l *ticking, price metering.Price, now metering.Instant, boot string) (apart bool) {
 	p, s := b.slate.Tick, &l.Checker
-	if p == nil || s.Sequence == 0 {
-		return
+	if p == nil {
+		return false
 	}
-	elapsed := p.Asked.Boot - s.Start.Boot
-	if p.Boot == "" || p.Boot != s.BootID {
-		elapsed = max(p.Asked.Wall-s.Start.Wall, s.Elapsed)
+	before := min(l.ran(), s.Elapsed)
+	if s.Sequence > 0 {
+		ran := before + l.reserved(p.Prior, price)
+		apart = parted(s.BootID, s.Start, p.Boot, p.Asked)
+		if apart || ran < p.Asked.Boot-s.Start.Boot {
+			l.ranFor(ran, p.Asked, p.Boot)
+		}
 	}
-	ran := min(l.ran(), s.Elapsed) + b.reserved(l, price)
-	if ran >= elapsed {
-		return
+	if !parted(s.BootID, s.Start, boot, now) {
+		s.Start.Wall += int64(min(0, advanced(s.Start, now))) // a wall clock that was set back is compared from there
+		return apart
 	}
-	s.BootID, s.Elapsed = p.Boot, ran
-	s.Start = metering.Instant{Boot: p.Asked.Boot - ran, Mono: p.Asked.Mono - ran, Wall: p.Asked.Wall - ran}
+	l.ranFor(max(p.Asked.Boot-s.Start.Boot, before+l.reserved(p.Most, price)), now, boot)
+	return true
+}
+
+// ranFor has the checker's clock say that at a moment the lease had run for so many ns.
+func (l *ticking) ranFor(ran int64, at metering.Instant, boot string) {
+	s := &l.Checker
+	s.BootID, s.Elapsed = boot, ran
+	s.Start = metering.Instant{Boot: at.Boot - ran, Mono: at.Mono - ran, Wall: at.Wall - ran}
+}
+
+// parted reports whether our clocks may have missed time between two moments: the
+// host was rebooted, or stopped, as a virtual machine is, and its wall clock was set
+// since. Where boots have no names, each process has a clock of its own.
+func parted(bootThen string, then metering.Instant, boot string, now metering.Instant) bool {
+	missed := advanced(then, now)
+	if boot == "" {
+		missed = missed.Abs()
+	}
+	return boot != bootThen || missed > tickTolerance/2 // so much in all is within the tolerance
+}
+
+// advanced is how far the wall clock went ahead of the one that nobody sets.
+func advanced(then, now metering.Instant) time.Duration {
+	return time.Duration((now.Wall - now.Boot) - (then.Wall - then.Boot))
 }
 
 // ran is for how many ns the lease ran, by the GPU of it that ran the longest.
@@ -45,11 +77,12 @@ func (l *ticking) ran() (most int64) {
 }
 
 // since is how many ns passed on our clocks from the lease's newest record until
-// a tick was asked for: another lease cannot have run for longer before it.
+// a tick was asked for: another lease cannot have run for longer before it. Where
+// these have parted, that is no less than what was signed for.
 func (l *ticking) since(p *pendingTick) int64 {
 	s := l.Checker
-	if p.Boot == "" || p.Boot != s.BootID {
-		return max(0, p.Asked.Wall-s.Start.Wall-s.Elapsed)
+	if parted(s.BootID, s.Start, p.Boot, p.Asked) {
+		return max(p.Asked.Wall-s.Start.Wall-s.Elapsed, l.reserved(p.Prior, metering.Price{}))
 	}
 	return max(0, p.Asked.Boot-s.Start.Boot-s.Elapsed)
 }
@@ -72,7 +105,7 @@ func (b *buying) passed(base uint256.Int) bool {
 	if b.slate.Found || !base.Gt(&b.slate.Plain) {
 		return true
 	}
-	now := &pendingTick{Asked: clock.Now(), Boot: clock.BootID()}
+	now := &pendingTick{Asked: clock.Now(), Boot: clock.BootID(), Prior: b.prior}
 	return b.slate.unpassed(base, now) <= int64(min(tickTolerance, b.x.r.config.Tolerance))
 }
 
@@ -120,11 +153,11 @@ func (b *buying) unticked(total uint256.Int) {
 	}
 }
 
-// reserved is for how long each GPU of a lease could run, in ns, on what was
-// signed for before this tick and not charged with a record, and how late a
-// reading may be. What was signed for since that record may be many ticks: those
-// that a restored database has forgotten, or that others paid for.
-func (b *buying) reserved(l *ticking, price metering.Price) int64 {
+// reserved is for how long each GPU of a lease could run, in ns, on what is signed
+// for and not charged with a record, and how late a reading may be. What was signed
+// for since that record may be many ticks: those that a restored database has
+// forgotten, or that others paid for.
+func (l *ticking) reserved(signed uint256.Int, price metering.Price) int64 {
 	late := time.Duration(0)
 	if offer, err := wire.ParseOffer(l.Offer); err == nil {
 		late = lateIn(offer.Offer)
@@ -132,7 +165,7 @@ func (b *buying) reserved(l *ticking, price metering.Price) int64 {
 			price = own
 		}
 	}
-	return int64(late + lasts(b.slate.Tick.Prior, l.Checker.Owed, price, len(l.Devices)))
+	return int64(late + lasts(signed, l.Checker.Owed, price, len(l.Devices)))
 }
 
 // lateIn is how late a reading may be under an offer.
@@ -166,12 +199,18 @@ func lasts(signed, owed uint256.Int, price metering.Price, gpus int) time.Durati
 }
 
 // hearing is when a tick's record came. What the renter forfeits moves the
-// checker's start, and not when the lease can have begun. After a reboot of ours
-// only the wall clock tells how long ago that was, as for the checker.
+// checker's start, and not when the lease can have begun. Where our clocks have
+// parted that is as long ago as it ran, and where its tick was asked for before, as
+// long as it may have run since. After a reboot of ours the wall clock tells that too.
 func (b *buying) hearing(l *ticking) hearing {
 	now, boot := b.x.r.config.Clock.Now(), b.x.r.config.Clock.BootID()
 	if l.BeganBoot != boot {
-		l.Began.Boot, l.BeganBoot = now.Boot-max(now.Wall-l.Began.Wall, l.Checker.Elapsed), boot
+		l.Began.Boot, l.BeganBoot = now.Boot-(now.Wall-l.Began.Wall), boot
+	}
+	if b.apart && b.resent {
+		l.Began.Boot = min(l.Began.Boot, l.Checker.Start.Boot)
+	} else if b.apart {
+		l.Began.Boot = min(l.Began.Boot, now.Boot-l.ran())
 	}
 	return hearing{boot: boot, began: l.Began.Boot, now: now.Boot}
 }

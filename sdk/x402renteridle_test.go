@@ -118,25 +118,31 @@ func TestX402IdleAllowance(t *testing.T) {
 		name                string
 		ran, idle, elapsed  time.Duration // of the lease so far, and what its elapsed clock says at the last record
 		bootAsked, bootLast string
+		missed              time.Duration // by our boot clock, and not by the wall
 		want                time.Duration // that the lease may have run when the tick is asked for
 	}{
-		{"no pause", 10 * time.Second, 0, 10 * time.Second, "a", "a", 10 * time.Second},
-		{"a short pause", 10 * time.Second, time.Second, 10 * time.Second, "a", "a", 11 * time.Second},
-		{"a long pause", 10 * time.Second, time.Hour, 10 * time.Second, "a", "a", 15 * time.Second},
-		{"over a reboot", 10 * time.Second, time.Hour, 10 * time.Second, "b", "a", 15 * time.Second},
-		{"it ran ahead of our clock", 11 * time.Second, time.Hour, 10 * time.Second, "a", "a", 15 * time.Second},
+		{"no pause", 10 * time.Second, 0, 10 * time.Second, "a", "a", 0, 10 * time.Second},
+		{"a short pause", 10 * time.Second, time.Second, 10 * time.Second, "a", "a", 0, 11 * time.Second},
+		{"a long pause", 10 * time.Second, time.Hour, 10 * time.Second, "a", "a", 0, 15 * time.Second},
+		{"over a reboot", 10 * time.Second, time.Hour, 10 * time.Second, "b", "a", 0, 15 * time.Second},
+		{"over a reboot, and no time passed by the wall", 10 * time.Second, 0, 10 * time.Second, "b", "a", 0, 15 * time.Second},
+		{"over a reboot, an hour behind", 10 * time.Second, -time.Hour, 10 * time.Second, "b", "a", 0, 15 * time.Second},
+		{"our machine was stopped", 10 * time.Second, 0, 10 * time.Second, "a", "a", time.Minute, 15 * time.Second},
+		{"it was not", 10 * time.Second, 0, 10 * time.Second, "a", "a", 20 * time.Millisecond, 10 * time.Second},
+		{"our wall clock was set back", 10 * time.Second, 0, 10 * time.Second, "a", "a", -time.Hour, 10 * time.Second},
+		{"it ran ahead of our clock", 11 * time.Second, time.Hour, 10 * time.Second, "a", "a", 0, 15 * time.Second},
 	} {
 		asked := metering.Instant{Boot: int64(24 * time.Hour), Mono: int64(24 * time.Hour), Wall: time.Now().UnixNano()}
 		began := int64(row.elapsed + row.idle)
 		l := &ticking{Devices: []string{"GPU-a"}, Checker: metering.CheckerState{
 			BootID: row.bootLast, Sequence: 1, Elapsed: int64(row.elapsed), Owed: *uint256.NewInt(10),
-			Start:   metering.Instant{Boot: asked.Boot - began, Mono: asked.Mono - began, Wall: asked.Wall - began},
+			Start:   metering.Instant{Boot: asked.Boot - began, Mono: asked.Mono - began, Wall: asked.Wall - began - int64(row.missed)},
 			Devices: []metering.CheckedDevice{{UUID: "GPU-a", Total: int64(row.ran)}},
 		}}
 		b := &buying{slate: slate{Tick: &pendingTick{Prior: *uint256.NewInt(15), Asked: asked, Boot: row.bootAsked}}}
-		b.forfeit(l, price)
+		b.forfeit(l, price, asked, row.bootAsked)
 		got := time.Duration(asked.Boot - l.Checker.Start.Boot)
-		if wall := time.Duration(asked.Wall - l.Checker.Start.Wall); got != row.want || wall != row.want {
+		if wall := time.Duration(asked.Wall - l.Checker.Start.Wall); got != row.want || (wall-got).Abs() > 20*time.Millisecond {
 			t.Errorf("%s: %s, %s on the wall", row.name, got, wall)
 		}
 	}
@@ -445,5 +451,106 @@ func TestX402LateReadings(t *testing.T) {
 	r.start()
 	if _, err := n.x.Rent(t.Context(), n.server.URL, 1); !errors.Is(err, ErrOffer) || !strings.Contains(err.Error(), "10.001s late") {
 		t.Errorf("a renter: %v", err)
+	}
+}
+
+// flawed is a renter's host that is rebooted with its wall clock behind, or stopped for a while, as a virtual machine is.
+type flawed struct {
+	metering.Clock
+	mu     sync.Mutex
+	boot   string
+	lost   int64 // ns that its clocks missed
+	behind int64 // ns of the wall clock beside the time that is
+}
+
+func (f *flawed) BootID() string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.boot
+}
+
+func (f *flawed) Now() metering.Instant {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	at := f.Clock.Now()
+	at.Boot, at.Mono, at.Wall = at.Boot-f.lost, at.Mono-f.lost, at.Wall-f.behind
+	return at
+}
+
+// stand has the host have been stopped since then, and its wall clock set.
+func (f *flawed) stand(since metering.Instant) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.lost += f.Clock.Now().Boot - since.Boot
+}
+
+func (f *flawed) reboot() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.boot, f.lost, f.behind = f.boot+"'", f.Clock.Now().Boot-int64(time.Second), int64(time.Hour)
+}
+
+// TestX402HonestProviderOfARenterWhoseClockMissedTime: a renter's host is rebooted and its wall clock wakes up an hour behind,
+// or its virtual machine is stopped, between two ticks or while one is under way, the first or a later one. The provider is
+// accused of nothing, in the ticks that come then either, and is paid.
+func TestX402HonestProviderOfARenterWhoseClockMissedTime(t *testing.T) {
+	between := func(miss func(n *tenant, f *flawed, since metering.Instant)) func(*tenant, *flawed) {
+		return func(n *tenant, f *flawed) {
+			since := f.Clock.Now()
+			eventually(n.T, "time passes", func() bool { return f.Clock.Now().Boot > since.Boot+int64(6*time.Second) })
+			miss(n, f, since)
+		}
+	}
+	stoppedMeanwhile := func(n *tenant, f *flawed) {
+		since, once := f.Clock.Now(), sync.Once{}
+		n.line.alter = func(*http.Response) { once.Do(func() { f.stand(since) }) }
+	}
+	rebootedMeanwhile := func(n *tenant, f *flawed) {
+		n.line.short = 1
+		if _, err := n.rental.Tick(n.Context()); !errors.Is(err, ErrGone) {
+			n.Fatal(err)
+		}
+		f.reboot()
+		n.open()
+	}
+	for name, row := range map[string]struct {
+		ticks int // before
+		miss  func(*tenant, *flawed)
+	}{
+		"stopped": {3, between(func(_ *tenant, f *flawed, since metering.Instant) { f.stand(since) })},
+		"rebooted": {3, between(func(n *tenant, f *flawed, _ metering.Instant) {
+			f.reboot()
+			n.open()
+		})},
+		"stopped in a tick":          {3, stoppedMeanwhile},
+		"stopped in the first tick":  {0, stoppedMeanwhile},
+		"rebooted in a tick":         {3, rebootedMeanwhile},
+		"rebooted in the first tick": {0, rebootedMeanwhile},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := swiftTenant(t, func(c *ProviderConfig) { c.Source = earnest{c.Source} })
+			f, change := &flawed{Clock: n.clock, boot: "first"}, n.change
+			n.clock, n.change = f, func(c *RenterConfig) {
+				change(c)
+				c.Tolerance = 20 * time.Second // an answer's way takes a hundred times as long
+			}
+			n.open()
+			for range row.ticks {
+				if _, err := n.patient(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			row.miss(n, f)
+			for i := range 4 {
+				tick, err := n.patient()
+				if err != nil {
+					t.Fatalf("tick %d after it: %v", i+1, err)
+				}
+				if c := n.slate().Charged; tick.Record.Owed.Lt(&c) {
+					t.Errorf("%s charged, %s owed", c.Dec(), tick.Record.Owed.Dec())
+				}
+			}
+			n.settles()
+		})
 	}
 }

@@ -44,7 +44,7 @@ const (
 )
 
 // swiftTenant is a tenant whose clock, and whose provider's, is swift.
-func swiftTenant(t *testing.T) *tenant {
+func swiftTenant(t *testing.T, change ...func(*ProviderConfig)) *tenant {
 	t.Helper()
 	clock := newSwift(swiftTimes)
 	r, _ := meteredRig(t, MeteredRoute{MaxTime: 5 * time.Second}, func(http.ResponseWriter, *http.Request) { time.Sleep(20 * time.Millisecond) },
@@ -52,6 +52,9 @@ func swiftTenant(t *testing.T) *tenant {
 			c.Source, c.Clock, c.PricePerGPUHour = sim.New(3, sim.Options{Clock: clock}), clock, "0.036"
 			c.Credit, c.Tick, c.RecordEvery = 20*time.Second, 2*time.Second, 5*time.Second
 			c.X402.Window, c.X402.Slack = 20*time.Second, 10*time.Second
+			for _, f := range change {
+				f(c)
+			}
 		})
 	n := newTenant(t, r)
 	n.clock, n.change = clock, func(c *RenterConfig) { c.Caps.PerLease = "0.5" }
