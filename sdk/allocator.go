@@ -26,7 +26,9 @@ type Allocator interface {
 	Allocate(ctx context.Context, req AllocationRequest) (Allocation, error)
 	// Suspend stops the renter's use of the devices and keeps its state.
 	Suspend(ctx context.Context, a Allocation) error
-	// Resume undoes Suspend.
+	// Resume undoes Suspend. A process that goes on with a lease of an earlier one
+	// calls it first, since that may have suspended it: where it refuses what is not
+	// suspended, Suspend is called and Resume again.
 	Resume(ctx context.Context, a Allocation) error
 	// Release takes the devices back for good. It is called for every
 	// allocation, also for one whose Allocate was cut off by a crash (then

@@ -56,6 +56,7 @@ type lease struct {
 	unstored *metering.SignedRecord // signed, not yet on disk: the store failed
 	written  []writtenRecord        // the newest of those that are on disk, where others share the database
 	unsaved  bool                   // its state is not on disk: the store failed
+	unsure   bool                   // an earlier process ran it, and may have suspended its devices without writing that down
 	returned bool                   // its devices were taken back, and may be the next renter's
 	rewrite  *time.Timer            // wants to try that again
 	records  *time.Timer            // wants the next record
@@ -350,6 +351,11 @@ func (l *lease) do(ctx context.Context, mail leaseMail) *stopRequest {
 		return &stopRequest{reason: errRolledBack.Error()}
 	case last.Final: // it was drafted by an earlier process
 		return &stopRequest{reason: "its final record was written"}
+	}
+	if l.unsure {
+		if req := l.handOver(ctx); req != nil {
+			return req
+		}
 	}
 	l.cutWindow(ctx)
 	if stop, reason := l.enforce(ctx); stop {
@@ -667,6 +673,29 @@ func (l *lease) suspend(ctx context.Context, why string) error {
 		return err
 	}
 	l.enter(ctx, leaseSuspended, why)
+	return nil
+}
+
+// handOver has the devices of a lease that an earlier process ran in the renter's
+// hands, before a second of them is billed: whoever suspended them may have died
+// before the database took it. It returns why the lease is over, if they cannot be.
+func (l *lease) handOver(ctx context.Context) *stopRequest {
+	err := l.command(ctx, l.deps.allocator.Resume)
+	if err != nil && !l.lost.Load() && ctx.Err() == nil { // a command may refuse what is not suspended
+		if err = l.command(ctx, l.deps.allocator.Suspend); err == nil {
+			err = l.command(ctx, l.deps.allocator.Resume)
+		}
+	}
+	switch {
+	case l.lost.Load():
+		return &stopRequest{reason: "another gateway runs it"}
+	case ctx.Err() != nil:
+		return &stopRequest{reason: "the provider stops", keep: true}
+	case err != nil:
+		l.deps.log.Error("lease of an earlier process could not be resumed: it ends", "lease", l.id, "error", err)
+		return &stopRequest{reason: "could not be resumed"}
+	}
+	l.unsure = false
 	return nil
 }
 

@@ -461,6 +461,9 @@ func (h *lessor) adopt(ctx context.Context, row leaseRow) error {
 	if err := h.mayGoOn(ctx, l, row); err != nil {
 		return err
 	}
+	if l.unsure = l.meter != nil && row.State == string(leaseActive); l.unsure {
+		l.meter.Pause()
+	}
 	if err := h.launch(l, leaseState(row.State), s, last); err != nil || over == "" {
 		return err
 	}

@@ -169,6 +169,63 @@ func TestDatabaseAwayServesNoLongerThanTheCredit(t *testing.T) {
 	}
 }
 
+// TestSuspendedWhileTheDatabaseWasAway: a gateway that suspends a lease's devices, cannot write that down and dies leaves a row
+// that says active. Who goes on with it bills nothing before the devices are in the renter's hands again.
+func TestSuspendedWhileTheDatabaseWasAway(t *testing.T) {
+	direct := pgtest.URL(t)
+	address, line := through(t, direct)
+	command, calls := script(t, `[ $1 != resume ] || while [ ! -e $0.mended ]; do sleep 0.05; done`)
+	r := newRig(t, func(c *ProviderConfig) {
+		host := hostGPUs(t, 2)
+		host.SuspendCommand, host.ResumeCommand = append(command, "suspend"), append(command[:1:1], "resume")
+		c.Database, c.Takeover, c.Allocator, c.Log = address, time.Second, host, slog.New(slog.DiscardHandler)
+	})
+	lease := r.open(1, 500_000, "")
+	lease.record()
+	line.set(true)
+	waitFor(t, func() bool { return strings.Contains(calls(), "suspend") })
+	r.server.Close()
+	r.stop()
+	<-r.ran
+	r.provider.Close() // as good as killed: nothing of it reaches the database
+	r.config.Database = direct
+	r.start()
+	if row := lease.row(); row.State != string(leaseActive) {
+		t.Fatalf("the lease is %s on disk", row.State)
+	}
+	waitFor(t, func() bool { return r.provider.running(lease.terms.ID()) != nil })
+	waitFor(t, func() bool { return strings.Contains(calls(), "resume") })
+	l := r.provider.running(lease.terms.ID())
+	before := l.meter.Allocated()
+	testclock.Sleep(500 * time.Millisecond)
+	if now := l.meter.Allocated(); now != before {
+		t.Errorf("%s are billed of devices that are suspended", time.Duration(now-before))
+	}
+	mend(t, command[0])
+	waitFor(t, func() bool { return l.meter.Allocated() > before })
+}
+
+// TestDevicesThatNeedNoResume: a command that refuses to resume what is not suspended ends no lease that goes on.
+func TestDevicesThatNeedNoResume(t *testing.T) {
+	command, calls := script(t, `case $1 in suspend) touch $0.suspended;; resume) rm $0.suspended;; esac`)
+	r := newRig(t, generousCredit, func(c *ProviderConfig) {
+		host := hostGPUs(t, 2)
+		host.SuspendCommand, host.ResumeCommand = append(command, "suspend"), append(command[:1:1], "resume")
+		c.Allocator, c.Log = host, slog.New(slog.DiscardHandler)
+	})
+	lease := r.open(1, 500_000, "")
+	lease.record()
+	r.restart()
+	l := r.provider.running(lease.terms.ID())
+	before := l.meter.Allocated()
+	waitFor(t, func() bool { return l.meter.Allocated() > before })
+	if got := calls(); strings.Count(got, "resume") != 2 || strings.Count(got, "suspend") != 1 {
+		t.Errorf("the commands were\n%s", got)
+	}
+	lease.again()
+	lease.record()
+}
+
 // TestNewNameRunsOutToo: what a gateway takes up under a new name is not its own for
 // ever where the database goes away before it has heard that the name could be said.
 func TestNewNameRunsOutToo(t *testing.T) {
