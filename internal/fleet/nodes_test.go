@@ -121,6 +121,7 @@ func TestNodeApartFromItsGateway(t *testing.T) {
 	if testing.Short() {
 		t.Skip("runs for a minute")
 	}
+	t.Parallel()                    // it waits more than it works
 	const credit, late = 6000, 3000 // base units: 6 s, and one reading that comes MaxGap late
 	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
 	defer cancel()
@@ -213,6 +214,7 @@ func TestNodesAndGatewaysAreKilled(t *testing.T) {
 	if testing.Short() {
 		t.Skip("runs for a minute")
 	}
+	t.Parallel() // it waits more than it works
 	renters, kills := number(t, "GPUPAY_NODES_RENTERS", 24), number(t, "GPUPAY_NODES_KILLS", 12)
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/ethereum/go-ethereum/common"
+	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk/chain"
@@ -46,5 +47,43 @@ func TestExpectedDuringAPayout(t *testing.T) {
 	}
 	if asked := busy.asked.Load(); asked != 2 {
 		t.Errorf("the contract was asked %d times, though nothing more was settled", asked)
+	}
+}
+
+// What a settlement sets aside that is mined when nobody waits for it any more is looked for at the next pass, and not an hour
+// later: whether the wait was given up, or the program that goes on finds its transaction on the way.
+func TestExpectedAfterAWaitThatWasGivenUp(t *testing.T) {
+	k := newTill(t)
+	terms := k.Open(1, 1000)
+	busy := &busyContract{Contract: k.Settler.Contract, settled: func() {}}
+	k.Settler.Contract = busy
+	if err := k.Settler.Once(t.Context()); err != nil { // looks into all purses, as at the start
+		t.Fatal(err)
+	}
+	asked := busy.asked.Load()
+	k.Settler.Policy.MinValue = *uint256.NewInt(500)
+	k.Accept(terms, 500)
+	k.Automine(t, false)
+	ctx, cancel := context.WithCancel(t.Context())
+	gone := make(chan struct{})
+	go func() {
+		defer close(gone)
+		_ = k.Settler.Once(ctx) // it says in the log how its settlements went
+	}()
+	k.Eventually("the settlement is sent", func() bool {
+		flying, err := k.Sender.InFlight(t.Context())
+		return err == nil && len(flying) == 1
+	})
+	cancel()
+	<-gone
+	k.Mine(t, 1)
+	k.Automine(t, true)
+	for range 2 {
+		if err := k.Settler.Once(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if busy.asked.Load() == asked {
+		t.Error("nobody asked for what the settlement set aside")
 	}
 }
