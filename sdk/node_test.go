@@ -330,6 +330,25 @@ func TestSpoolForgets(t *testing.T) {
 	if _, records := o.spooled(running.lease.LeaseID); len(records) == 0 {
 		t.Error("records of a running lease are gone")
 	}
+	running.release()
+	waitFor(t, func() bool { // when its gateway has all of it
+		if err := o.node.spool.forget(t.Context(), time.Now().Add(time.Minute)); err != nil {
+			t.Fatal(err)
+		}
+		return view.Get(&leases, `SELECT count(*) FROM leases`) == nil && leases == 0
+	})
+	offers := func(before time.Time) (n int) {
+		if err := errors.Join(o.node.spool.forget(t.Context(), before), view.Get(&n, `SELECT count(*) FROM offers`)); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	if n := offers(time.Now()); n == 0 {
+		t.Error("an offer is forgotten under which a lease may begin")
+	}
+	if n := offers(time.Now().Add(48 * time.Hour)); n != 0 {
+		t.Errorf("%d offers are kept that nobody can rent under and nobody has", n)
+	}
 }
 
 // TestNodeConfig: what cannot work is refused at the start, with a line that says

@@ -210,7 +210,28 @@ func (s spool) forget(ctx context.Context, before time.Time) error {
 		if _, err := tx.ExecContext(ctx, `DELETE FROM leases WHERE `+old, before.Unix()); err != nil {
 			return err
 		}
-		_, err := tx.ExecContext(ctx, `DELETE FROM spool WHERE closed = 1 AND lease NOT IN (SELECT id FROM leases)`)
-		return err
+		if _, err := tx.ExecContext(ctx, `DELETE FROM spool WHERE closed = 1 AND lease NOT IN (SELECT id FROM leases)`); err != nil {
+			return err
+		}
+		return forgetOffers(ctx, tx, before)
 	})
+}
+
+// forgetOffers forgets those that expired before a time and that no lease is under: a
+// gateway signs a new one again and again. One that has not expired may be a lease's
+// which is about to begin.
+func forgetOffers(ctx context.Context, tx *sqlx.Tx, before time.Time) error {
+	var unused []struct{ Hash, Document string }
+	if err := tx.SelectContext(ctx, &unused, `SELECT hash, document FROM offers WHERE hash NOT IN (SELECT offer FROM leases)`); err != nil {
+		return err
+	}
+	for _, row := range unused {
+		if o, err := wire.ParseOffer([]byte(row.Document)); err == nil && o.Expires >= before.Unix() {
+			continue
+		}
+		if _, err := tx.ExecContext(ctx, `DELETE FROM offers WHERE hash = ?`, row.Hash); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/ethereum/go-ethereum/common/hexutil"
+	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/chaintest"
@@ -49,6 +50,24 @@ func TestTowerSettlesTheLargestFirst(t *testing.T) {
 	for _, terms := range all {
 		if view := l.view(terms); terms != large && !view.Settled.IsZero() {
 			t.Errorf("a channel of 60 was settled too: %s", view.Settled.Dec())
+		}
+	}
+}
+
+// What ends hours before the rest is settled before it, however little it is: the rest can wait for the next hour's budget.
+// What ends at about the same time goes by what it brings.
+func TestTowerSettlesFirstWhatEndsFirst(t *testing.T) {
+	l := newLookout(t, nil)
+	now := time.Now()
+	closing := func(ago time.Duration, accepted uint64) channel.State {
+		return channel.State{Terms: l.Terms(1), Accepted: *uint256.NewInt(accepted), CloseRequestedAt: uint64(now.Add(-ago).Unix())}
+	}
+	soon, large, larger := closing(chaintest.Grace-time.Minute, 60), closing(-5*time.Hour, 900), closing(-5*time.Hour-time.Minute, 901)
+	due := []channel.State{large, soon, larger}
+	l.tower.Order(now, due)
+	for i, want := range []channel.State{soon, larger, large} {
+		if due[i].Accepted != want.Accepted {
+			t.Errorf("channel of %s is number %d", due[i].Accepted.Dec(), i)
 		}
 	}
 }
