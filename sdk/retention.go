@@ -87,6 +87,9 @@ func (s leaseStore) prune(ctx context.Context, channelID common.Hash, before tim
 		if err := s.hold(ctx, tx, channelID); err != nil {
 			return err
 		}
+		if now, err := s.db.Payee().Load(ctx, channelID); err != nil || !concluded(now) {
+			return err // it was used, or a re-org undid its end, while the archive was written
+		}
 		var n int
 		err := tx.GetContext(ctx, &n, tx.Rebind(`SELECT COUNT(*) FROM (SELECT channel FROM leases WHERE channel = ? AND `+isQuiet+`) quiet`), channelID.Hex(), before.Unix())
 		if still = n > 0; err != nil || !still {

@@ -124,6 +124,66 @@ func TestPruneSparesALeaseThatBegins(t *testing.T) {
 	}
 }
 
+// TestPruneBesideDisputes: two gateways prune one database. What is disputed after its bundle was written, or not at its end
+// any more, is kept whole; what is not is deleted once. A database that is restored from before is pruned again into the same
+// bundle.
+func TestPruneBesideDisputes(t *testing.T) {
+	archive := t.TempDir()
+	a, b := fleet(t, quiet, func(c *ProviderConfig) { c.Archive, c.Credit = archive, time.Minute })
+	lease := a.open(1, 100_000, "")
+	lease.record()
+	final := lease.release()
+	lease.close(final.Owed.Uint64())
+	id, later := lease.terms.ID(), time.Now().Add(time.Hour)
+	records := func() (n int) {
+		if err := a.provider.db.View().Get(&n, `SELECT count(*) FROM records`); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	whole := records()
+	for what, meanwhile := range map[string][2]string{
+		"disputed": {`INSERT INTO shown_records (lease, sequence, channel, record, shown_at) VALUES ('` + final.LeaseID.Hex() + `', 99, '` + id.Hex() + `', '{}', 1)`,
+			`DELETE FROM shown_records`},
+		"open again": {`UPDATE payee_channels SET status = 2`, `UPDATE payee_channels SET status = 4`},
+	} {
+		n, err := a.provider.Prune(t.Context(), later, func(*Bundle) error { b.sql(meanwhile[0]); return nil })
+		if n != 0 || err != nil || records() != whole {
+			t.Errorf("%s: %d are pruned, and %d of %d records are left, %v", what, n, records(), whole, err)
+		}
+		if n, err := b.provider.Prune(t.Context(), later, b.provider.archive); n != 0 || err != nil {
+			t.Errorf("%s: the other gateway prunes %d, %v", what, n, err)
+		}
+		b.sql(meanwhile[1])
+	}
+	for _, copied := range []string{"leases", "records"} {
+		a.sql(`CREATE TABLE copy_of_` + copied + ` AS SELECT * FROM ` + copied)
+	}
+	for _, restored := range []bool{false, true} {
+		if restored {
+			a.sql(`INSERT INTO leases SELECT * FROM copy_of_leases`)
+			a.sql(`INSERT INTO records SELECT * FROM copy_of_records`)
+		}
+		pruned := make(chan int)
+		for _, r := range []*rig{a, b} {
+			go func() {
+				n, err := r.provider.Prune(t.Context(), later, r.provider.archive)
+				if err != nil {
+					t.Error(err)
+				}
+				pruned <- n
+			}()
+		}
+		if n := <-pruned + <-pruned; n != 1 || records() != 0 {
+			t.Errorf("restored %t: %d are pruned and %d records are left", restored, n, records())
+		}
+	}
+	kept := archived(t, archive, id)
+	if len(kept) != 1 || len(kept[0].Leases) != 1 || len(kept[0].Leases[0].Records) != whole {
+		t.Errorf("the archive has %+v", kept)
+	}
+}
+
 // archived reads what an archive has of a channel.
 func archived(t *testing.T, dir string, id common.Hash) (all []*Bundle) {
 	t.Helper()
