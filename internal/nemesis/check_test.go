@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/ethereum/go-ethereum/common"
+	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/fleet"
@@ -95,8 +96,10 @@ func (w *world) checkMoney(r *rental, view channel.ChainView) {
 		w.breaks("channel %s: acknowledged %d, kept %s", id, r.acked, s.Accepted.Dec())
 	case settled < r.acked:
 		w.breaks("channel %s: acknowledged %d, settled %d", id, r.acked, settled)
-	case settled > r.signed:
+	case settled > r.signed: // more than was acknowledged may be: an answer is lost where its voucher is not
 		w.breaks("channel %s: signed %d, settled %d", id, r.signed, settled)
+	case view.Settled != s.Accepted: // also behind a close, which leaves no accepted voucher out
+		w.breaks("channel %s: accepted %s, settled %d", id, s.Accepted.Dec(), settled)
 	case view.Finalized != r.closed:
 		w.breaks("channel %s: closed %t, finalized %t", id, r.closed, view.Finalized)
 	}
@@ -107,13 +110,15 @@ func (w *world) checkMoney(r *rental, view channel.ChainView) {
 	if left := w.chain.Tokens(w.T, r.Terms.Payer); left != want {
 		w.breaks("channel %s: its payer has %d, not %d", id, left, want)
 	}
+	// Without a final record the renter knows only what it signed; checkLease has the gateways' own.
 	if r.Final.Final && s.Spent != r.Final.Owed {
 		w.breaks("channel %s: charged %s, the final record says %s", id, s.Spent.Dec(), r.Final.Owed.Dec())
 	}
 }
 
-// reasons are those for which a lease may end: its renter asked, or never had it.
-var reasons = []string{"released by the renter", "closed by the renter", "its final record was written", "not allocated", "not started", "it was not allocated yet"}
+// reasons are those for which a lease may end whose renter asked for it, where it has no
+// final record: its node was away, or the answer with it was lost.
+var reasons = []string{"released by the renter", "closed by the renter", "its final record was written"}
 
 // checkPaid: no lease ends whose renter has not asked for it.
 func (w *world) checkPaid() {
@@ -146,6 +151,7 @@ func (w *world) checkLease(r *rental, served map[string]service) {
 	if err := db.SelectContext(w.ctx, &leases, db.Rebind(`SELECT id, state, reason FROM leases WHERE channel = ?`), id.Hex()); err != nil {
 		w.Fatal(err)
 	}
+	var owed uint256.Int
 	if r.over && !r.Final.Final && len(w.hosts) == 0 { // who ends a lease while its node is away gets the newest that is known
 		w.breaks("channel %s: its renter has no final record", id)
 	}
@@ -158,20 +164,28 @@ func (w *world) checkLease(r *rental, served map[string]service) {
 		if err != nil {
 			w.breaks("channel %s: %v", id, err)
 		}
-		final := len(records) > 0 && records[len(records)-1].Final && r.released // whoever goes on with its end may give another reason
-		if !final && !slices.Contains(reasons, l.Reason) || l.State != "ended" {
+		final := len(records) > 0 && records[len(records)-1].Final // whoever goes on with its end may give another reason
+		asked := r.released && (final || slices.Contains(reasons, l.Reason))
+		born := len(records) > 0 || !slices.Contains(unborn, l.Reason)
+		if born && !asked || l.State != "ended" {
 			w.breaks("lease %s of channel %s, which paid, is %s: %q", l.ID, id, l.State, l.Reason)
 		}
 		if len(records) == 0 {
 			continue
 		}
 		last := records[len(records)-1]
+		if len(w.hosts) == 0 && last.Owed.Gt(&owed) { // of what a node tells late no more is charged than until the end that was asked for
+			owed = last.Owed
+		}
 		if last.LeaseID == r.Final.LeaseID && r.Final.Final && last.Record != r.Final.Record {
 			w.breaks("channel %s: the renter's final record is not the newest", id)
 		}
 		if s := served[strings.ToLower(l.ID)]; int64(last.Nanos) > s.nanos {
 			w.breaks("lease %s: billed for %d ms, served for %d ms:%s", l.ID, last.Nanos/1e6, s.nanos/1e6, s.story)
 		}
+	}
+	if s, err := w.db.Payee().Load(w.ctx, id); len(w.hosts) == 0 && (err != nil || s.Spent != owed) {
+		w.breaks("channel %s: charged %s, its newest record says %s (%v)", id, s.Spent.Dec(), owed.Dec(), err)
 	}
 }
 
@@ -209,8 +223,8 @@ type deposed struct {
 	since int64 // unix nanoseconds
 }
 
-// checkDevices: a device is in one lease at a time, is taken from it once, and does
-// nothing for it afterwards.
+// checkDevices: a device is in one lease at a time, and does nothing for it when it was
+// taken from it.
 func (w *world) checkDevices() map[string]service {
 	events, err := Events(w.folder)
 	if err != nil {
@@ -235,12 +249,12 @@ func (w *world) checkDevices() map[string]service {
 		for _, device := range e.Devices {
 			other := holder[device]
 			switch {
-			case e.Fenced:
+			case e.Fenced: // it did nothing
 			case other != "" && other != e.Lease:
 				w.breaks("%s of lease %s: device %s is in lease %s", e.Verb, e.Lease, device, other)
 			case e.Verb == "allocate":
 				holder[device] = e.Lease
-			case e.Verb == "release":
+			case e.Verb == "release": // again where nobody has it since: that it worked is lost with who knew it
 				delete(holder, device)
 			}
 		}

@@ -180,7 +180,7 @@ func (u *user) check(w *world) (paid uint64) {
 		paid += view.Settled.Uint64()
 		here, err := w.db.Payee().Load(w.ctx, s.ID)
 		switch {
-		case err != nil && view.Deposit.IsZero(): // it never came
+		case err != nil && view.Deposit.IsZero(): // its deposit never came, so nobody has to know it
 			continue
 		case err != nil:
 			w.breaks("%s: channel %s: %v", u.name, s.ID, err)
