@@ -1,0 +1,55 @@
+package sdk
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// TestNoShareIsServedByWhatIsSettled: a lease at a node whose payer has used up its credit begins, and goes on, only by vouchers
+// that a settlement fetches, and the node hears of no others.
+func TestNoShareIsServedByWhatIsSettled(t *testing.T) {
+	const row = 500
+	o := newOutpost(t)
+	r := newRig(t, o.link, func(c *ProviderConfig) { c.Settlement.LeastRow = *uint256.NewInt(row) })
+	first := r.open(1, 100_000, "")
+	first.status(leaseSuspended)
+	first.release()
+	if debt := r.owes(first); debt < 1000 {
+		t.Fatalf("%d is owed", debt)
+	}
+	r.config.Credit = time.Second // less than it owes
+	r.restart()
+
+	resp := r.do("GET", "", r.openCredential(r.payer, r.terms(r.payer.Address(), 2), 100_000, row))
+	lease := &tab{rig: r, key: r.payer, terms: r.terms(r.payer.Address(), 2)}
+	lease.attach(resp)
+	id := lease.lease.LeaseID
+	o.wait(id, leaseSuspended)
+	if err := r.provider.Settle(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, func() bool { s := lease.state(); return s.Settled.Uint64() == row })
+	another := func(accepted uint64) (portion, error) { // on the same channel
+		s := lease.state()
+		s.Accepted, s.Spent = *uint256.NewInt(accepted), *uint256.NewInt(row)
+		return r.provider.nodes.makeRoom(t.Context(), AllocationRequest{LeaseID: randomHash(), GPUs: 1, offer: r.provider.Offer(), channel: s})
+	}
+	if _, err := another(2*row - 1); !errors.Is(err, &wire.InsufficientBalance) {
+		t.Errorf("a voucher that no settlement fetches: %v", err)
+	}
+	if p, err := another(2 * row); err != nil || !p.tell.IsZero() {
+		t.Errorf("a voucher that one fetches: a share of %s (%v)", p.tell.Dec(), err)
+	}
+	lease.pay(2*row - 1)
+	time.Sleep(500 * time.Millisecond) // it is in touch ten times meanwhile
+	if told := o.accepted(id); told != row {
+		t.Errorf("the node was told %d, of which a settlement fetches %d", told, row)
+	}
+	lease.pay(2 * row)
+	waitFor(t, func() bool { return o.accepted(id) == 2*row })
+}
