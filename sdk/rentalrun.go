@@ -442,6 +442,9 @@ func (l *Rental) watch(ctx context.Context) error {
 			return err
 		}
 	}
+	if l.awaitsTopUp() {
+		l.listened = l.awake.now()
+	}
 	if l.awake.since(l.listened) > l.r.config.Patience {
 		return l.silent(ctx, nil)
 	}
@@ -452,6 +455,17 @@ func (l *Rental) watch(ctx context.Context) error {
 		return transient{fmt.Errorf("channel %s: %w: not even a keep-alive for %s", l.id, ErrSilent, maxSilence)}
 	}
 	return nil
+}
+
+// awaitsTopUp reports whether the lease is suspended until a top-up of ours, as while our endpoint is sick: that no record comes
+// is not the provider's silence.
+func (l *Rental) awaitsTopUp() bool {
+	need, err := l.headroom()
+	if err != nil || l.service != string(leaseSuspended) || !l.mayTopUp() {
+		return false
+	}
+	owed := l.owed()
+	return need.Add(&need, &owed).Gt(&l.row.Deposit)
 }
 
 // settleUp pays what the last records say, exactly.

@@ -131,3 +131,30 @@ func TestEndpointThatUsedEverything(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestSickEndpointEndsNoLease: a top-up fails because the renter's endpoint is sick, and the lease is suspended for longer than
+// Patience until the next try: that is not the provider's silence, and the lease goes on. It takes as long as topUpPause.
+func TestSickEndpointEndsNoLease(t *testing.T) {
+	m := newMarket(t)
+	server := m.provider(t, func(c *ProviderConfig) { c.MinDeposit = "0.003" })
+	config, bad := m.behindEndpoint(t)
+	config.Patience = 2 * time.Second
+	r := openRenter(t, config)
+	l, err := r.Rent(t.Context(), server.URL, RentOptions{Deposit: "0.003", TopUp: "0.02", PayEvery: 100 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	bad.On("eth_getBalance", badrpc.Null)
+	done := background(t.Context(), l)
+	eventually(t, "a try to top up", func() bool { return bad.Count("eth_getBalance") > 0 || len(done) > 0 })
+	eventually(t, "a suspension", func() bool { return l.Snapshot().Service == string(leaseSuspended) || len(done) > 0 })
+	bad.Heal()
+	eventually(t, "a top-up", func() bool { s := l.Snapshot(); return s.Deposit.Uint64() > 3_000 || len(done) > 0 })
+	eventually(t, "service", func() bool { return l.Snapshot().Service == string(leaseActive) || len(done) > 0 })
+	if len(done) > 0 {
+		t.Fatal("the lease was ended: ", <-done)
+	}
+	if _, err := l.Close(t.Context()); err != nil {
+		t.Error(err)
+	}
+}

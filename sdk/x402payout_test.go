@@ -90,3 +90,30 @@ func TestPayoutsBesideAnEndpoint(t *testing.T) {
 		}
 	}
 }
+
+// The only endpoint is a balancer, one of whose nodes is a block behind: what was claimed is paid out when Settle says that
+// all is settled.
+func TestPayoutBehindABalancer(t *testing.T) {
+	net := chaintest.Anvil(t)
+	net.PlaceBatchSettlement(t)
+	bad := badrpc.New(t, net.URL)
+	r := payoutRig(t, net, bad.URL)
+	var all []*buyer
+	for n := range 2 {
+		all = append(all, r.earn())
+		bad.Balance(1)
+		net.Mine(t, 1) // who is behind knows the deposit
+		eventually(t, "it is settled", func() bool {
+			err := r.provider.Settle(t.Context())
+			if err != nil {
+				t.Log(err)
+				net.Mine(t, 1)
+			}
+			return err == nil
+		})
+		bad.Balance(0)
+		if got, earned := net.Tokens(t, r.config.Key.Address()), claimed(all...); got == 0 || got != earned {
+			t.Fatalf("%d of %d are paid out after %d settlements that said that they were done", got, earned, n+1)
+		}
+	}
+}
