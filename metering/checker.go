@@ -66,7 +66,8 @@ type CheckerState struct {
 	Kept     uint64          `json:"kept,omitempty,string"` // bytes that the records take, see RecordRoom
 	Last     common.Hash     `json:"last"`                  // digest of the last good record
 	Nanos    uint64          `json:"nanos,string"`
-	Owed     uint256.Int     `json:"owed"` // base units, payable of the last good record: all that it says, but of time after Stopped
+	Owed     uint256.Int     `json:"owed"`              // base units, payable of the last good record: all that it says, but of time after Stopped
+	Payable  *uint256.Int    `json:"payable,omitempty"` // base units, the most that is payable after Stop; nil: it runs, or an older state
 	Sequence uint64          `json:"sequence,string"`
 	Start    Instant         `json:"start"`                    // before the lease began, on the payer's clocks
 	Stopped  int64           `json:"stopped,string,omitempty"` // ns the lease had run at Stop; 0: it runs
@@ -162,11 +163,15 @@ func (c *Checker) Elapsed() int64 {
 // the payee says that it took them. Records of the time before are checked and
 // owed as ever. Of what was metered later, by more than the tolerance, nothing is
 // payable; it is no lie either: the payee may not have heard of it yet. most is as
-// for CheckWithin.
+// for CheckWithin, and all that is payable from now on, whatever is paid and
+// however long the lease stands stopped: the credit is for time before it.
 func (c *Checker) Stop(most uint256.Int) {
 	if c.state.Stopped == 0 {
 		c.compare(most)
 		c.state.Stopped = max(1, c.Elapsed())
+	}
+	if c.state.Payable == nil {
+		c.state.Payable = &most
 	}
 }
 
@@ -182,6 +187,9 @@ func (c *Checker) payable(s SignedRecord) uint256.Int {
 	owed, err := c.config.Lease.Owed(min(nanos, s.Nanos))
 	if err != nil {
 		return c.state.Owed
+	}
+	if most := c.state.Payable; most != nil && owed.Gt(most) {
+		return *most
 	}
 	return owed
 }

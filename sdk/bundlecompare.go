@@ -43,7 +43,7 @@ type comparer struct {
 }
 
 func (c *comparer) note(name string, err error) {
-	c.Checks = append(c.Checks, Check{"both: " + name, fmt.Sprintf("the %s's and the %s's agree", c.a.Keeper, c.b.Keeper), err})
+	c.Checks = append(c.Checks, Check{Name: "both: " + name, Detail: fmt.Sprintf("the %s's and the %s's agree", c.a.Keeper, c.b.Keeper), Err: err})
 }
 
 // leases wants each lease that says anything about money in both.

@@ -40,7 +40,7 @@ func VerifyTogether(bundles []*Bundle) []Check {
 		for _, spans := range channels {
 			all = append(all, spans...)
 		}
-		checks = append(checks, Check{"together: one GPU is billed once", fmt.Sprintf("%d channels of payee %s", len(channels), payee), billedTwice(all)})
+		checks = append(checks, Check{Name: "together: one GPU is billed once", Detail: fmt.Sprintf("%d channels of payee %s", len(channels), payee), Err: billedTwice(all)})
 	}
 	return checks
 }

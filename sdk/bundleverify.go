@@ -24,12 +24,16 @@ type Check struct {
 	Name   string
 	Detail string // what was found
 	Err    error
+	Look   string // it holds together, and only the payer knows whether it agreed to it; empty: nothing of that kind
 }
 
 // String is a line for a person.
 func (c Check) String() string {
 	if c.Err != nil {
 		return fmt.Sprintf("FAILED  %s: %v", c.Name, c.Err)
+	}
+	if c.Look != "" {
+		return fmt.Sprintf("LOOK    %s: %s: %s", c.Name, c.Detail, c.Look)
 	}
 	return fmt.Sprintf("ok      %s: %s", c.Name, c.Detail)
 }
@@ -57,7 +61,7 @@ type verifier struct {
 }
 
 func (v *verifier) note(name, detail string, err error) {
-	v.checks = append(v.checks, Check{name, detail, err})
+	v.checks = append(v.checks, Check{Name: name, Detail: detail, Err: err})
 }
 
 // VerifyBundle checks everything that a bundle says: the offer's signature, each
@@ -79,6 +83,7 @@ func VerifyBundle(ctx context.Context, b *Bundle, backend chain.Backend) []Check
 		known = known && ok
 	}
 	v.apart()
+	v.offers()
 	newest := v.vouchers()
 	if b.X402 != nil {
 		v.claimed(newest, owed, known)
@@ -292,20 +297,6 @@ func (l *BundleLease) underWay() uint256.Int {
 		return channel.MaxAmount()
 	}
 	return *most.Add(&most, &late)
-}
-
-// debt holds what is owed and not vouchered to what the offer allows: a provider
-// stops at its credit, so that more was not used or vouchers are missing.
-func (v *verifier) debt(newest, owed uint256.Int) {
-	if len(v.Leases) == 0 {
-		return
-	}
-	most := v.Leases[len(v.Leases)-1].underWay()
-	var err error
-	if exceeds(owed, newest, most) {
-		err = fmt.Errorf("%w: %s is owed and %s vouchered, the offer's credit is %s: vouchers are missing, or time is billed that was not used", ErrBundle, owed.Dec(), newest.Dec(), most.Dec())
-	}
-	v.note("credit", fmt.Sprintf("%s at most may be owed and not vouchered", most.Dec()), err)
 }
 
 // vouchered holds the newest voucher against the records. Owing more than was

@@ -14,9 +14,9 @@ import (
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
-// TestForgottenLeaseIsPaid: a lease of which nothing was paid yet is all that a restored renter has forgotten. It cannot tell
-// that from one that nobody asked for, gives it back, and pays what its records say.
-func TestForgottenLeaseIsPaid(t *testing.T) {
+// TestForgottenLeaseIsGivenBack: a lease of which nothing was paid yet is all that a restored renter has forgotten. It cannot tell
+// that from one that nobody asked for, gives it back, pays nothing of it, and closes. Its provider loses less than its credit.
+func TestForgottenLeaseIsGivenBack(t *testing.T) {
 	p := newPairWith(t, RentOptions{Deposit: "0.3", PayEvery: time.Hour}, generousCredit)
 	p.goOn(3)
 	id := p.rental.ID()
@@ -47,8 +47,16 @@ func TestForgottenLeaseIsPaid(t *testing.T) {
 	if err := rental.Run(ctx); err != nil {
 		t.Errorf("Run: %v", err)
 	}
-	p.rental = rental
-	p.checkPaid("", "closes")
+	if s := rental.Snapshot(); s.Lease != first.Lease || s.Paid != first.Paid || s.Reason == "" || p.provider.running(id) != nil {
+		t.Errorf("%+v: before the other lease began %+v", s, first)
+	}
+	closed, err := rental.Close(ctx)
+	if err != nil || closed.Settled != first.Paid {
+		t.Errorf("closed: %+v, %v: %s was signed for", closed, err, first.Paid.Dec())
+	}
+	if kept, err := p.renter.Evidence(ctx, id); err != nil || len(kept) != 0 {
+		t.Errorf("the renter accuses an honest provider: %v, %v", reasons(kept), err)
+	}
 }
 
 // TestForgottenOffer: an offer that a provider names for a lease counts if the channel's payee signed it and it is within the
@@ -80,6 +88,7 @@ func TestForgottenOffer(t *testing.T) {
 		"another token":   {func(o *wire.Offer) { o.Token[0]++ }, ErrToken},
 		"another escrow":  {func(o *wire.Offer) { o.Escrow[0]++ }, ErrOffer},
 		"another chain":   {func(o *wire.Offer) { o.ChainID++ }, ErrOffer},
+		"a longer credit": {func(o *wire.Offer) { o.Credit++ }, ErrOffer},
 		"a huge credit":   {func(o *wire.Offer) { o.Credit = 1e9 }, ErrOffer},
 		"seldom a record": {func(o *wire.Offer) { o.RecordEvery = time.Hour.Milliseconds() }, ErrOffer},
 	} {

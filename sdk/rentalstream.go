@@ -146,6 +146,9 @@ func (l *Rental) remember(ctx context.Context, held *wire.HeldVoucher) error {
 		warn(l.r.config.Log, "provider shows a voucher that we did not sign: it is left alone", l.id, err)
 		return nil
 	}
+	if err := l.payableWith(ctx, voucher, paid.Signed); err != nil {
+		return err
+	}
 	l.row.Vouchers += l.forgotten(paid.Signed, voucher.Cumulative)
 	l.row.Recalled = voucher.Cumulative
 	l.r.credits.with(l.terms).forget(l.id)
@@ -159,6 +162,23 @@ func (l *Rental) remember(ctx context.Context, held *wire.HeldVoucher) error {
 	l.r.config.Log.Warn("provider has a newer voucher of ours than this database, which was restored from a backup: it counts as signed",
 		"channel", l.id, "cumulative", voucher.Cumulative.Dec(), "known", paid.Signed.Dec())
 	return nil
+}
+
+// payableWith has the records count that a voucher explains which is heard of after the lease was stopped.
+func (l *Rental) payableWith(ctx context.Context, voucher channel.Voucher, signed uint256.Int) error {
+	if l.row.Checker == nil || l.row.Checker.Payable == nil {
+		return nil
+	}
+	most, err := l.mostOwed(ctx)
+	if err != nil {
+		return err
+	}
+	most.Add(&most, &voucher.Cumulative)
+	most.Sub(&most, &signed)
+	state := *l.row.Checker
+	state.Payable = &most
+	l.row.Checker = &state
+	return l.forget()
 }
 
 // forgotten is how many vouchers may lie between two that are known: a provider asks for the next when half of its credit, or
@@ -198,14 +218,14 @@ func fitting(lease *wire.Lease) error {
 func (l *Rental) begin(ctx context.Context, lease wire.Lease, document []byte) error {
 	l.service = printable(lease.State)
 	if lease.LeaseID == l.row.Lease && l.checker != nil {
-		l.row.Access = lease.Access
+		l.row.Access, l.row.Recalled = lease.Access, uint256.Int{} // nothing is forgotten that is after it
 		if lease.Secret != "" {
 			l.row.Secret = lease.Secret
 		}
 		return l.save(ctx)
 	}
 	if l.row.Lease != (common.Hash{}) {
-		return l.another(ctx, lease)
+		return l.another(ctx, lease, document)
 	}
 	if err := l.recall(lease.OfferHash); err != nil {
 		return err
@@ -269,20 +289,13 @@ func (l *Rental) startClock() error {
 
 // replaced is a lease that we did not ask for: ours ended while we were away,
 // and attaching began another. Nobody uses it, so it is given back at once, and
-// paid if it was taken up.
+// nothing is paid of it: any payee can say so, and what an honest one loses by
+// it is a moment, or less than its credit where this database is from a backup.
 func (l *Rental) replaced(ctx context.Context, lease wire.Lease) error {
 	l.row.Secret = lease.Secret
-	l.row.Ended = "the provider ended the lease while nobody was attached"
+	l.row.Ended = "the provider ended the lease while nobody was attached, or names another that nobody here asked for, which is not paid"
 	err := errors.Join(l.stopClock(ctx), l.save(ctx))
-	record, failed := l.release(ctx)
-	if failed == nil && l.checker != nil && l.row.Lease == lease.LeaseID {
-		failed = l.released(ctx, record)
-	}
-	var lie *Dispute
-	if errors.As(failed, &lie) {
-		return errors.Join(err, failed)
-	}
-	if failed != nil {
+	if _, failed := l.release(ctx); failed != nil {
 		warn(l.r.config.Log, "a lease that nobody asked for could not be given back: close the rental", l.id, failed)
 	}
 	return err
