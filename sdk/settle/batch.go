@@ -48,7 +48,7 @@ func (s *Settler) ready(states []channel.State) map[purse][]channel.State {
 	purses := make(map[purse][]channel.State)
 	for _, state := range states {
 		_, taken := s.claimed[state.ID]
-		if p := s.penalty[state.ID]; taken || (p != nil && s.now().Before(p.until)) {
+		if p := s.penalty[state.ID]; taken || (p != nil && !p.over(s.now())) {
 			continue
 		}
 		key := purseOf(state)

@@ -6,6 +6,7 @@ import (
 
 	"github.com/ethereum/go-ethereum/common"
 
+	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk/chain"
 )
 
@@ -26,9 +27,29 @@ func TestPenaltyLeavesManyTries(t *testing.T) {
 		id := common.Hash{1}
 		for range 40 {
 			s.punish(id)
-			if wait := s.penalty[id].until.Sub(now); wait <= 0 || wait > most {
+			if wait := s.penalty[id].wait; wait <= 0 || wait > most {
 				t.Fatalf("with a grace period of %s it waits %s, at most %s leaves ten tries", grace, wait, most)
 			}
 		}
+	}
+}
+
+// TestPenaltyAfterAClockSetBack: a channel that failed is tried again when its time is over, and at once when the clock was set
+// back by hours: its payer's grace period goes on meanwhile.
+func TestPenaltyAfterAClockSetBack(t *testing.T) {
+	now := time.Unix(1_000_000, 0)
+	s := &Settler{Contract: graced{grace: time.Hour}, Now: func() time.Time { return now }}
+	s.init()
+	states := []channel.State{{ID: common.Hash{1}}}
+	s.punish(states[0].ID)
+	if len(s.ready(states)) != 0 {
+		t.Error("tried again at once")
+	}
+	began := now
+	if now = began.Add(10 * time.Minute); len(s.ready(states)) != 1 {
+		t.Error("not tried again after ten minutes")
+	}
+	if now = began.Add(-3 * time.Hour); len(s.ready(states)) != 1 {
+		t.Error("not tried again with the clock three hours back")
 	}
 }

@@ -58,9 +58,14 @@ type Settler struct {
 
 // penalty keeps a channel that failed out of the others' way for a while.
 type penalty struct {
-	until time.Time
+	since time.Time
+	wait  time.Duration
 	pace  chain.Backoff
 }
+
+// over reports whether the channel has waited long enough. A clock that was set back further than the wait ends it: otherwise
+// a channel that closes could stay out for as long as the clock went back.
+func (p *penalty) over(now time.Time) bool { return now.Sub(p.since).Abs() >= p.wait }
 
 func (s *Settler) init() {
 	s.once.Do(func() {
@@ -334,7 +339,7 @@ func (s *Settler) punish(id common.Hash) {
 		p = &penalty{pace: chain.Backoff{Least: 10 * time.Second, Most: min(10*time.Minute, s.Contract.Grace()/10)}}
 		s.penalty[id] = p
 	}
-	p.until = s.now().Add(p.pace.Next())
+	p.since, p.wait = s.now(), p.pace.Next()
 }
 
 func (s *Settler) now() time.Time {
