@@ -308,10 +308,9 @@ func (a *account) look(s chainState) {
 	if s.final || s.deposit >= a.agreed {
 		a.agreed = 0
 	}
-	if s.settled > a.own {
-		a.payer.paid += s.settled - a.own
-		a.own = s.settled
-	}
+	cost := max(a.vouchered, s.settled) // which a re-org takes back
+	a.payer.paid += cost - a.own        // modulo 2^64 where it falls
+	a.own = cost
 }
 
 // spends books what was signed.
