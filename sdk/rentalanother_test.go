@@ -13,6 +13,7 @@ import (
 
 	"github.com/holiman/uint256"
 
+	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -130,21 +131,8 @@ func TestLeaseThatNobodyAskedFor(t *testing.T) {
 			"heard of its end, and closes an hour later": func(v *visit) { v.ended(); v.clock.Advance(time.Hour); v.anew(); v.close() },
 		} {
 			t.Run(how+", under "+under, func(t *testing.T) {
-				u := newUsurper(t, m, change)
-				v := &visit{usurper: u, t: t, config: m.renterConfig(t, m.payer)}
-				v.clock = ownClock(&v.config)
-				v.config.Caps.PricePerGPUHour, v.config.Caps.PerDay = "20", Unlimited
-				v.r = openRenter(t, v.config)
-				var err error
-				if v.l, err = v.r.Rent(t.Context(), u.front.URL, RentOptions{Deposit: "1", PayEvery: 50 * time.Millisecond}); err != nil {
-					t.Fatal(err)
-				}
-				v.clock.Advance(3 * time.Second)
-				ctx, stop := context.WithCancel(t.Context())
-				done := background(ctx, v.l)
-				eventually(t, "the lease's records", func() bool { return signedFor(v.l) == 3*villainPrice || len(done) > 0 })
-				stop()
-				<-done
+				v := arrive(t, m, change)
+				u := v.usurper
 				u.name(v.l, 9*time.Second)
 				then(v)
 				s := v.l.Snapshot()
@@ -170,6 +158,26 @@ type visit struct {
 	clock  *sim.Clock
 	r      *Renter
 	l      *Rental
+}
+
+// arrive has a lease begin, and all of it paid: three seconds.
+func arrive(t *testing.T, m *market, change func(*wire.Offer)) *visit {
+	t.Helper()
+	v := &visit{usurper: newUsurper(t, m, change), t: t, config: m.renterConfig(t, m.payer)}
+	v.clock = ownClock(&v.config)
+	v.config.Caps.PricePerGPUHour, v.config.Caps.PerDay = "20", Unlimited
+	v.r = openRenter(t, v.config)
+	var err error
+	if v.l, err = v.r.Rent(t.Context(), v.front.URL, RentOptions{Deposit: "1", PayEvery: 50 * time.Millisecond}); err != nil {
+		t.Fatal(err)
+	}
+	v.clock.Advance(3 * time.Second)
+	ctx, stop := context.WithCancel(t.Context())
+	done := background(ctx, v.l)
+	eventually(t, "the lease's records", func() bool { return signedFor(v.l) == 3*villainPrice || len(done) > 0 })
+	stop()
+	<-done
+	return v
 }
 
 func (v *visit) run() {
@@ -232,17 +240,17 @@ func (v *visit) closeAgain() {
 	}
 }
 
-// TestForgottenLeaseNeedsItsVoucher: a restored renter has caught up with what its voucher showed. A lease that is named later
-// is one that nobody asked for, and is given back.
+// TestForgottenLeaseNeedsItsVoucher: a restored renter has caught up with the lease that its voucher was for, which prepays more
+// than was used. A lease that is named later is one that nobody asked for, and is given back.
 func TestForgottenLeaseNeedsItsVoucher(t *testing.T) {
-	p := oldRenter(t, RentOptions{Deposit: "0.3", PayEvery: 50 * time.Millisecond})
+	p := oldRenter(t, RentOptions{Deposit: "0.3", PayEvery: 50 * time.Millisecond, Prepay: 100 * time.Second})
 	p.goOn(3)
 	old := p.copy()
-	p.useUp()
+	p.goOn(5)
 	p.down()
 	old.renter.restore(t)
 	p.resume()
-	p.useUp()
+	p.goOn(8)
 	id, lease := p.rental.ID(), p.rental.Snapshot().Lease
 	if err := p.provider.running(id).end(t.Context(), stopRequest{reason: "a test ends it"}); err != nil {
 		t.Fatal(err)
@@ -255,6 +263,47 @@ func TestForgottenLeaseNeedsItsVoucher(t *testing.T) {
 	}
 	if s := p.rental.Snapshot(); s.Lease != lease || p.provider.running(id) != nil {
 		t.Errorf("it goes on with lease %s, and asked for %s", s.Lease, lease)
+	}
+}
+
+// TestForgottenLeaseIsPaidUpToItsClose: a restored renter closes, and is shown a voucher that it had lost for a lease that it had
+// lost. What is metered of that after Close was asked for, however late the answer comes, is not paid. Under an offer with a longer
+// credit than was agreed nothing is, beyond the voucher.
+func TestForgottenLeaseIsPaidUpToItsClose(t *testing.T) {
+	m := newMarket(t)
+	const shown = 3*villainPrice + 100
+	for name, c := range map[string]struct {
+		change func(*wire.Offer)
+		goesOn bool
+	}{
+		"under the agreed offer": {nil, true},
+		"under a longer credit":  {func(o *wire.Offer) { o.Credit *= 2 }, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			v := arrive(t, m, c.change)
+			v.name(v.l, 2*time.Second)
+			signer, forge := channel.NewKey(m.payer), v.forgeLease
+			v.forgeLease = func(l *wire.Lease) {
+				voucher, err := channel.EscrowDomain(31337, m.Escrow).Sign(t.Context(), signer, l.ChannelID, *uint256.NewInt(shown))
+				if err != nil {
+					t.Error(err)
+				}
+				l.Voucher = &wire.HeldVoucher{CumulativeAmount: wire.NewAmount(voucher.Cumulative), Signature: voucher.Signature}
+				forge(l)
+			}
+			v.late()
+			v.close()
+			want := uint64(shown)
+			if c.goesOn { // what was used before, and the tolerance
+				want = 3*villainPrice + uint64(v.config.Tolerance.Seconds()*villainPrice)
+			}
+			if paid := signedFor(v.l); paid != want {
+				t.Errorf("%d are signed for, %d is right", paid, want)
+			}
+			if is := v.l.Snapshot().Lease == v.lease.ID; is != c.goesOn {
+				t.Errorf("its lease is the one that was lost: %t", is)
+			}
+		})
 	}
 }
 
