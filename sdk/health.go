@@ -2,13 +2,13 @@ package sdk
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
 	"time"
 
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/internal/serve"
 )
 
 // health is what Health answers.
@@ -47,9 +47,7 @@ func (p *Provider) Health() http.Handler {
 		case len(h.Refused) > 0:
 			h.Status = fmt.Sprintf("degraded: %d nodes are refused", len(h.Refused))
 		}
-		w.Header().Set("Content-Type", "application/json")
-		w.WriteHeader(code)
-		_ = json.NewEncoder(w).Encode(h)
+		serve.JSON(w, code, h)
 	})
 }
 

@@ -351,6 +351,8 @@ func (p *Provider) attach(w http.ResponseWriter, r *request, s channel.State) er
 		st.paid = p.duplex(w, r, s.ID)
 		st.outlet = st.paid
 		defer func() { st.paid.close(err) }()
+	} else {
+		defer serve.Hurry(w)
 	}
 	if st.number, err = p.nextStream(r.Context(), l); err != nil {
 		return err

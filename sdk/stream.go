@@ -144,12 +144,12 @@ func (s *stream) send(id uint64, name string, data any) error {
 
 // serverSent is the outlet of a text/event-stream.
 type serverSent struct {
-	w       http.ResponseWriter
-	control *http.ResponseController
+	w   http.ResponseWriter
+	out *serve.Stream
 }
 
 func newServerSent(w http.ResponseWriter) serverSent {
-	return serverSent{w, http.NewResponseController(w)}
+	return serverSent{w, serve.NewStream(w, serve.WriteTimeout)}
 }
 
 func (s serverSent) begin() error {
@@ -162,19 +162,17 @@ func (s serverSent) begin() error {
 }
 
 func (s serverSent) event(e wire.Event) error {
-	serve.Hurry(s.w)
-	if _, err := e.WriteTo(s.w); err != nil {
+	if _, err := e.WriteTo(s.out); err != nil {
 		return err
 	}
-	return s.control.Flush()
+	return s.out.Flush()
 }
 
 func (s serverSent) idle() error {
-	serve.Hurry(s.w)
-	if _, err := s.w.Write([]byte(wire.Comment)); err != nil {
+	if _, err := s.out.Write([]byte(wire.Comment)); err != nil {
 		return err
 	}
-	return s.control.Flush()
+	return s.out.Flush()
 }
 
 // lastEventID is where a renter wants its stream to go on.

@@ -35,13 +35,15 @@ type MeteredRoute struct {
 	// Otherwise the answer is kept until the handler returns, and the charge is
 	// what was used.
 	Streamed bool
+
+	writeTimeout time.Duration // of a piece of a streamed answer
 }
 
 // Metered puts a handler behind payments of x402: each request is charged the
 // time of the route's GPUs while the handler runs, whatever status it answers.
-// The handler's context ends when the time that was paid for is used up. An
-// answer that is kept may have ProviderConfig.X402.MaxReply bytes, and so may a
-// request's body.
+// The handler's context ends when the time that was paid for is used up, and what
+// it writes to a client that does not read fails soon after. An answer that is
+// kept may have ProviderConfig.X402.MaxReply bytes, and so may a request's body.
 func (p *Provider) Metered(route MeteredRoute, h http.Handler) (http.Handler, error) {
 	if p.x402 == nil {
 		return nil, errors.New("provider: Metered needs ProviderConfig.X402")
@@ -55,6 +57,7 @@ func (p *Provider) Metered(route MeteredRoute, h http.Handler) (http.Handler, er
 			return nil, fmt.Errorf("provider: Metered: %s has no device %q, or it is named twice", p.config.Source.Name(), uuid)
 		}
 	}
+	route.writeTimeout = cmp.Or(route.writeTimeout, serve.WriteTimeout)
 	// The lease stops two ticks before what is reserved, and a reading may be late.
 	most, err := p.x402.ceiling(len(route.Devices), route.MaxTime+4*p.config.Tick)
 	if err != nil {
@@ -180,7 +183,8 @@ func (d *x402Desk) metered(ctx context.Context, w http.ResponseWriter, r *x402Re
 	}
 	out := &keptReply{limit: d.x.MaxReply, header: make(http.Header)}
 	if m.Streamed {
-		out.to, out.header = w, w.Header()
+		out.to, out.header, out.stream = w, w.Header(), serve.NewStream(w, m.writeTimeout)
+		defer serve.Hurry(w)
 		if err := d.told(tab, note, w.Header()); err != nil {
 			return nil, errors.Join(err, l.end(ctx, stopRequest{reason: "not served"}))
 		}
@@ -222,6 +226,10 @@ func (m *meteredRoute) run(ctx context.Context, l *lease, r *x402Request, out *k
 	defer cancel()
 	defer context.AfterFunc(m.d.life, cancel)()
 	go l.whileActive(ctx, cancel) // what is reserved may be used up before the clock says so
+	if out.to != nil {
+		// A client that does not read would hold up whoever comes next.
+		defer context.AfterFunc(ctx, out.stream.End)()
+	}
 	req := r.Request.Clone(ctx)
 	req.Body, req.ContentLength = io.NopCloser(bytes.NewReader(r.body)), int64(len(r.body))
 	m.handle(out, req, r.id)

@@ -17,6 +17,7 @@ var errReplyTooLong = errors.New("the answer is longer than ProviderConfig.X402.
 type keptReply struct {
 	limit  int
 	to     http.ResponseWriter // nil: the answer is only kept
+	stream *serve.Stream       // writes to it
 	header http.Header
 	status int
 	body   bytes.Buffer
@@ -49,7 +50,7 @@ func (o *keptReply) Write(p []byte) (int, error) {
 	if o.to == nil {
 		return len(p), nil
 	}
-	n, err := o.to.Write(p)
+	n, err := o.stream.Write(p)
 	if err == nil {
 		err = o.FlushError()
 	}
@@ -62,8 +63,7 @@ func (o *keptReply) FlushError() error {
 	if o.to == nil {
 		return nil
 	}
-	serve.Hurry(o.to)
-	return http.NewResponseController(o.to).Flush()
+	return o.stream.Flush()
 }
 
 // Flush is FlushError for handlers that look for an http.Flusher.

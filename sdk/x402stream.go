@@ -12,6 +12,7 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/internal/serve"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -104,6 +105,7 @@ func (d *x402Desk) show(ctx context.Context, w http.ResponseWriter, r *x402Reque
 	if err := answer.receipt.Set(w.Header()); err != nil {
 		return nil, err
 	}
+	defer serve.Hurry(w)
 	st := &stream{outlet: newServerSent(w), lease: l}
 	v, _ := l.snapshot()
 	lost := errors.Join(st.begin(), st.send(0, wire.EventLease, wire.Lease{

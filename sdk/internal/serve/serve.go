@@ -10,7 +10,8 @@ import (
 const (
 	// BodyTimeout bounds the time in which a client must send its body.
 	BodyTimeout = 10 * time.Second
-	// WriteTimeout bounds one write to a client that does not read.
+	// WriteTimeout bounds one write to a client that does not read: of a whole
+	// answer, or of a piece of a Stream.
 	WriteTimeout = 30 * time.Second
 )
 
