@@ -92,7 +92,7 @@ func TestPayoutsBesideAnEndpoint(t *testing.T) {
 }
 
 // The only endpoint is a balancer, one of whose nodes is a block behind: what was claimed is paid out when Settle says that
-// all is settled.
+// all is settled, and no payout runs out of the gas that the node behind has estimated.
 func TestPayoutBehindABalancer(t *testing.T) {
 	net := chaintest.Anvil(t)
 	net.PlaceBatchSettlement(t)
@@ -114,6 +114,15 @@ func TestPayoutBehindABalancer(t *testing.T) {
 		bad.Balance(0)
 		if got, earned := net.Tokens(t, r.config.Key.Address()), claimed(all...); got == 0 || got != earned {
 			t.Fatalf("%d of %d are paid out after %d settlements that said that they were done", got, earned, n+1)
+		}
+	}
+	sent, err := r.provider.sender.Recent(t.Context(), time.Now().Add(-time.Hour), chain.Payout)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tx := range sent {
+		if tx.State != chain.Pending && !tx.Succeeded {
+			t.Errorf("payout %s reverted", tx.Hash)
 		}
 	}
 }

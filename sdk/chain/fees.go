@@ -44,13 +44,21 @@ const (
 // payment to a payee writes a fresh slot of the token.
 const gasMargin = 30_000
 
+// leastPayoutGas is what a payout has at least: a node that does not know the claim before it yet estimates one that has
+// nothing to move, and the real one would run out of gas. What is not used costs nothing.
+const leastPayoutGas = 150_000
+
 // estimate runs the call and says how much gas to give it.
 func (s *Sender) estimate(ctx context.Context, call Call) (uint64, error) {
 	gas, err := s.Backend.EstimateGas(ctx, ethereum.CallMsg{From: s.Address(), To: &call.To, Data: call.Data})
 	if err != nil {
 		return 0, fmt.Errorf("chain: %s: %w", call, decode(err))
 	}
-	return gas + gas/4 + gasMargin, nil
+	gas += gas/4 + gasMargin
+	if call.Kind == Payout || call.Kind == WithdrawCredit {
+		gas = max(gas, leastPayoutGas)
+	}
+	return gas, nil
 }
 
 // fees for a transaction to be mined soon: twice the base fee leaves room for six full blocks.
