@@ -490,6 +490,9 @@ func (l *lease) enforce(ctx context.Context) (stop bool, reason string) {
 		}
 		l.bear()
 	case leaseSuspended:
+		if why == "" && !l.claims(true) { // another one that went on meanwhile took what was left
+			why = v.reason
+		}
 		if why == "" {
 			if err := l.resume(ctx); err != nil {
 				l.deps.log.Error("lease could not be resumed: it ends", "lease", l.id, "error", err)
@@ -566,11 +569,12 @@ func suspendedSince(then, now time.Time, timeout time.Duration) time.Time {
 // never more than the deposit can pay. Where the payer's other channels leave no
 // credit, only what is collectible counts: or each of them would give a little more.
 func (l *lease) limit(v *leaseView) uint256.Int {
-	limit := l.left()
-	if limit.IsZero() {
+	return l.limitOf(v, l.left())
+}
+
+func (l *lease) limitOf(v *leaseView, left uint256.Int) (limit uint256.Int) {
+	if limit.Add(&v.accepted, &left); left.IsZero() {
 		limit = v.collectible
-	} else {
-		limit.Add(&v.accepted, &limit)
 	}
 	if l.window > 0 {
 		limit = v.reserved
@@ -582,16 +586,19 @@ func (l *lease) limit(v *leaseView) uint256.Int {
 }
 
 // exhausted reports whether the next reading could take the debt over its
-// limit. Two ticks are kept free: a reading may come late. One that comes later
-// still, up to MaxGap, is billed, and is the provider's own risk.
-func (l *lease) exhausted(v *leaseView) bool {
-	ahead := uint64(len(l.allocation.Devices)) * uint64(2*l.deps.timing.tick)
-	owed, err := l.owedAt(uint64(l.meter.Allocated()) + ahead)
-	if err != nil {
-		return true
-	}
-	limit := l.limit(v)
-	return owed.Gt(&limit)
+// limit. Two ticks are kept free, of these GPUs and of all that the payer's other
+// leases have here: a reading may come late. One that comes later still, up to
+// MaxGap, is billed, and is the provider's own risk.
+func (l *lease) exhausted(v *leaseView) bool { return l.exceeds(l.limit(v)) }
+
+func (l *lease) exceeds(limit uint256.Int) bool {
+	owed, err := l.owedAt(uint64(l.meter.Allocated()) + l.ahead())
+	return err != nil || owed.Gt(&limit)
+}
+
+// ahead is the two ticks of each GPU that are kept free, nanoseconds.
+func (l *lease) ahead() uint64 {
+	return uint64(len(l.allocation.Devices)) * uint64(2*l.deps.timing.tick)
 }
 
 // caughtUp reports whether at least half of the credit is free again, so that
@@ -632,11 +639,12 @@ func (l *lease) owedAt(nanos uint64) (uint256.Int, error) {
 // wants reports whether it is time for a voucher: half of what may be used
 // before the lease is suspended is, by it and the payer's other channels.
 func (l *lease) wants(v *leaseView, debt uint256.Int) bool {
-	ahead, err := l.price.Charge(uint64(len(l.allocation.Devices)) * uint64(2*l.deps.timing.tick))
+	ahead, err := l.price.Charge(l.ahead())
 	if err != nil || debt.IsZero() {
 		return false
 	}
-	credit, used := l.credit, l.others()
+	used, theirs := l.others()
+	credit := less(l.credit, theirs)
 	if share := l.share.Load(); share != nil {
 		credit, used = *share, uint256.Int{}
 	}
@@ -741,13 +749,19 @@ func (l *lease) goOn() {
 // enter is a change of state, which is on disk as soon as it can be.
 func (l *lease) enter(ctx context.Context, state leaseState, reason string) {
 	l.deps.log.Info("lease "+string(state), "lease", l.id, "channel", l.terms.ID(), "reason", reason)
+	l.turn(state, reason)
+	l.unsaved = true
+	_ = l.save(ctx) // logged and tried again
+}
+
+// turn shows another state.
+func (l *lease) turn(state leaseState, reason string) {
 	l.update(func(v *leaseView) {
 		v.state, v.reason = state, reason
 		v.version++
 		v.ask(state, reason)
 	})
-	l.unsaved = true
-	_ = l.save(ctx) // logged and tried again
+	l.claims(state == leaseActive)
 }
 
 // retryWrite is how long a lease waits before it tries again to write its state.

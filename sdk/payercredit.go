@@ -24,7 +24,13 @@ type account struct {
 	row    uint256.Int                 // see accounts
 	debts  map[common.Hash]uint256.Int // see debtOf, by channel
 	sum    uint256.Int                 // of debts
-	leases map[*lease]bool             // that run here
+	leases map[*lease]claim            // that run here
+}
+
+// claim is what a lease may use of its payer's credit before it is stopped.
+type claim struct {
+	serves bool        // else it is suspended, and uses nothing
+	ahead  uint256.Int // base units that its next two ticks may add to its debt
 }
 
 // accounts are those of the payers that have a lease here.
@@ -63,14 +69,15 @@ func (b *accounts) join(l *lease, owing []channel.State) {
 	b.mu.Lock()
 	a := b.byPayer[l.terms.Payer]
 	if a == nil {
-		a = &account{row: b.row, debts: make(map[common.Hash]uint256.Int), leases: make(map[*lease]bool)}
+		a = &account{row: b.row, debts: make(map[common.Hash]uint256.Int), leases: make(map[*lease]claim)}
 		b.byPayer[l.terms.Payer] = a
 	}
 	a.mu.Lock()
 	b.mu.Unlock()
 	defer a.mu.Unlock()
-	a.leases[l] = true
+	a.leases[l] = claim{serves: l.state() == leaseActive}
 	l.account = a
+	a.count(l)
 	a.learn(owing)
 }
 
@@ -152,16 +159,63 @@ func (a *account) suspended(but *lease) []*lease {
 	return waiting
 }
 
-// others is what the lease's payer owes on other channels.
-func (l *lease) others() uint256.Int {
+// others is what the lease's payer owes on other channels, and what leases that run on those here may add to it before each
+// of them has been read again: it is off the credit, or many leases would each go a little past it.
+func (l *lease) others() (debt, ahead uint256.Int) {
 	a := l.account
 	if a == nil {
-		return uint256.Int{}
+		return debt, ahead
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	own, sum := a.debts[l.terms.ID()], a.sum
-	return *sum.Sub(&sum, &own)
+	return a.others(l)
+}
+
+// others is lease.others. The caller holds mu.
+func (a *account) others(l *lease) (debt, ahead uint256.Int) {
+	own := a.debts[l.terms.ID()]
+	debt.Sub(&a.sum, &own)
+	for other, c := range a.leases {
+		if other != l {
+			ahead.Add(&ahead, &c.ahead)
+		}
+	}
+	return debt, ahead
+}
+
+// count takes what a lease owes now, and may owe two ticks later. The caller holds mu.
+func (a *account) count(l *lease) {
+	debt, c := l.debt(), a.leases[l]
+	c.ahead = uint256.Int{}
+	if c.serves {
+		later := l.debtAhead()
+		c.ahead = less(later, debt)
+	}
+	a.leases[l] = c
+	a.put(l.terms.ID(), debt)
+}
+
+// claims has what a lease may use before it is read again off the credit of its payer's others, or no more. It is false,
+// and nothing is taken, where the credit has no room for it: of several that go on at once only so many do as it has.
+func (l *lease) claims(serves bool) bool {
+	a := l.account
+	if a == nil {
+		return true
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if _, here := a.leases[l]; !here {
+		return true
+	}
+	if serves && l.state() != leaseActive {
+		v := l.look()
+		if limit := l.limitOf(&v, l.leftOf(a.others(l))); l.exceeds(limit) {
+			return false
+		}
+	}
+	a.leases[l] = claim{serves: serves}
+	a.count(l)
+	return true
 }
 
 // tally counts what is owed here now, and lets leases of the same payer go on
@@ -173,9 +227,13 @@ func (l *lease) tally() {
 	}
 	var waiting []*lease
 	a.mu.Lock()
-	debt, before := l.debt(), a.debts[l.terms.ID()]
-	a.put(l.terms.ID(), debt)
-	if debt.Lt(&before) {
+	before := a.debts[l.terms.ID()]
+	if _, here := a.leases[l]; here {
+		a.count(l)
+	} else {
+		a.put(l.terms.ID(), l.debt())
+	}
+	if now := a.debts[l.terms.ID()]; now.Lt(&before) {
 		waiting = a.suspended(l)
 	}
 	a.mu.Unlock()
@@ -185,27 +243,51 @@ func (l *lease) tally() {
 }
 
 // debt is what was used and is not vouchered, of the newest reading.
-func (l *lease) debt() uint256.Int {
+func (l *lease) debt() uint256.Int { return l.debtAfter(0) }
+
+// debtAhead is the debt two ticks of each GPU later: see exhausted.
+func (l *lease) debtAhead() uint256.Int { return l.debtAfter(l.ahead()) }
+
+func (l *lease) debtAfter(nanos uint64) uint256.Int {
 	v := l.look()
 	owed := v.owed
 	if l.meter != nil {
-		if now, err := l.owedAt(uint64(l.meter.Allocated())); err == nil && now.Gt(&owed) {
-			owed = now
+		if then, err := l.owedAt(uint64(l.meter.Allocated()) + nanos); err == nil && then.Gt(&owed) {
+			owed = then
 		}
 	}
 	return less(owed, v.accepted)
 }
 
 // left is what of the credit the payer's other channels leave for this lease.
-func (l *lease) left() uint256.Int {
+func (l *lease) left() uint256.Int { return l.leftOf(l.others()) }
+
+func (l *lease) leftOf(debt, ahead uint256.Int) uint256.Int {
 	if share := l.share.Load(); share != nil {
 		return least(*share, l.credit)
 	}
-	others := l.others()
-	if !others.Lt(&l.credit) {
-		return uint256.Int{}
+	return less(less(l.credit, debt), ahead)
+}
+
+// ahead is what the payer's leases here, but for one channel's, may add to its debt before they are read again.
+func (b *accounts) ahead(payer common.Address, but common.Hash) (sum uint256.Int) {
+	if b == nil {
+		return sum
 	}
-	return *others.Sub(&l.credit, &others)
+	b.mu.Lock()
+	a := b.byPayer[payer]
+	b.mu.Unlock()
+	if a == nil {
+		return sum
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for l, c := range a.leases {
+		if l.terms.ID() != but {
+			sum.Add(&sum, &c.ahead)
+		}
+	}
+	return sum
 }
 
 // payers are those that have a lease here.
@@ -295,8 +377,8 @@ func (p *Provider) creditworthy(ctx context.Context, s channel.State, offer wire
 	row, owed := p.leastRow(p.escrow), s.Owed() // of this channel as it is, or will be by the voucher that comes with the request
 	others := debtsBut(owing, s.ID, row)
 	room := less(collectible(s, row), s.Spent) // who has used up the credit pays in advance what a settlement fetches
-	if others.Lt(&credit) {
-		left := less(less(credit, others), owed)
+	if left := less(less(credit, others), p.deps.accounts.ahead(s.Terms.Payer, s.ID)); !left.IsZero() {
+		left = less(left, owed)
 		room = s.Available()
 		room.Add(&room, &left)
 	}
