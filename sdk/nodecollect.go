@@ -13,15 +13,19 @@ import (
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
-// collectFor is how long after its end a lease waits for its node, which was out of reach, to say what it metered. Meanwhile
-// the payer's credit is without the lease's share, and no other lease begins on its channel; after it, what was not said is
-// given up.
+// collectFor is how long a gateway's process waits for a node, which was out of reach when a lease ended, to say what it metered:
+// from when it first saw that, by its monotonic clock, since wall clocks of gateways disagree and are set. Meanwhile the payer's
+// credit is without the lease's share, and no other lease begins on its channel; after it, what was not said is given up.
 const collectFor = time.Hour
 
 // collect takes over what nodes metered of leases that ended here while they were out of reach, whichever gateway ended them,
 // and gives up what it waited for too long.
 func (n *nodes) collect(ctx context.Context) error {
 	rows, err := n.p.store.stillHeld(ctx)
+	if err != nil {
+		return err
+	}
+	waited := n.waited(rows)
 	for _, row := range rows {
 		a, bad := row.allocation()
 		if bad != nil || a.Node == "" {
@@ -31,7 +35,7 @@ func (n *nodes) collect(ctx context.Context) error {
 		if n.answers(a.Node) {
 			failed = n.recover(ctx, row)
 		}
-		if failed != nil && n.now().Sub(time.Unix(row.EndedAt, 0)) > collectFor {
+		if failed != nil && waited[row.ID] > collectFor {
 			n.forgo(row, failed)
 			failed = errors.Join(n.p.store.setHeld(ctx, row.ID, 0), n.p.deps.shares.end(ctx, a.LeaseID))
 		}
@@ -40,6 +44,22 @@ func (n *nodes) collect(ctx context.Context) error {
 		}
 	}
 	return err
+}
+
+// waited is for how long this process has seen each of the leases wait for its node.
+func (n *nodes) waited(rows []leaseRow) map[string]time.Duration {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	now, waited, absent := n.now(), make(map[string]time.Duration), make(map[string]time.Time)
+	for _, row := range rows {
+		since, seen := n.absent[row.ID]
+		if !seen {
+			since = now
+		}
+		absent[row.ID], waited[row.ID] = since, now.Sub(since)
+	}
+	n.absent = absent
+	return waited
 }
 
 // recover is the lessor's, at one gateway at a time.

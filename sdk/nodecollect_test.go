@@ -192,6 +192,7 @@ func TestNodeThatDoesNotComeBack(t *testing.T) {
 	o.set(true, nil)
 	last := lease.release()
 	n := r.provider.nodes
+	_ = n.collect(t.Context()) // from now on it waits
 	later := func(d time.Duration) {
 		n.mu.Lock()
 		defer n.mu.Unlock()
@@ -210,6 +211,33 @@ func TestNodeThatDoesNotComeBack(t *testing.T) {
 	}
 	if lost := r.forgone(); lost != "1" {
 		t.Errorf("%s leases are given up", lost)
+	}
+}
+
+// TestGatewayWithAWrongClockGivesUpNoLease: a gateway whose wall clock is hours from that of the one that ended a lease waits
+// for its node as long as any, and charges what it says.
+func TestGatewayWithAWrongClockGivesUpNoLease(t *testing.T) {
+	o := newOutpost(t)
+	r := newRig(t, quiet, o.link, func(c *ProviderConfig) { c.Credit = time.Minute })
+	lease := r.open(1, 500_000, "")
+	id := lease.lease.LeaseID
+	first := lease.record()
+	o.set(true, nil)
+	o.goesOn(id, first.Nanos+uint64(time.Second))
+	n := r.provider.nodes
+	n.mu.Lock()
+	n.now = func() time.Time { return time.Now().Add(2 * collectFor) }
+	n.mu.Unlock()
+	last := lease.release() // whose moment is of the right clock
+	for range 3 {
+		if _ = n.collect(t.Context()); lease.row().Held != 1 {
+			t.Fatal("it is given up at once")
+		}
+	}
+	o.set(false, nil)
+	waitFor(t, func() bool { return o.collected(r, id) })
+	if newest := o.told(r, id); !newest.Owed.Gt(&last.Owed) || r.forgone() != "0" {
+		t.Errorf("%s is charged, as when it ended; %s leases are given up", newest.Owed.Dec(), r.forgone())
 	}
 }
 

@@ -34,6 +34,7 @@ type nodes struct {
 	failed map[string]string            // what was logged of the others
 	rests  map[string]*nodeRest         // of those that began no lease when they were asked
 	now    func() time.Time
+	absent map[string]time.Time // lease -> when this process first waited for its node to say what it metered
 
 	enlisted   map[string][]wire.OfferDevices // what each node had when its enlistment was decided last, at enlistedAt
 	enlistedAt time.Time
@@ -61,7 +62,7 @@ var (
 
 func newNodes(p *Provider) (*nodes, error) {
 	n := &nodes{p: p, status: make(map[string]nodeStatus), known: make(map[string][]metering.Device), failed: make(map[string]string),
-		rests: make(map[string]*nodeRest), now: time.Now, enlisted: make(map[string][]wire.OfferDevices), refused: make(map[string]string)}
+		rests: make(map[string]*nodeRest), now: time.Now, absent: make(map[string]time.Time), enlisted: make(map[string][]wire.OfferDevices), refused: make(map[string]string)}
 	if err := p.config.NodeIdentity.check(gatewayHost, x509.ExtKeyUsageClientAuth); err != nil {
 		return nil, fmt.Errorf("provider: NodeIdentity: %w", err)
 	}
