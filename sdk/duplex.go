@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/coder/websocket"
 	"github.com/ethereum/go-ethereum/common"
@@ -30,6 +31,7 @@ type duplex struct {
 	channelID common.Hash
 	pay       func(context.Context, []channel.Voucher) (channel.Receipt, error)
 	refused   func(error) *wire.Problem
+	timeout   time.Duration // of one message to a renter that does not read
 
 	conn *websocket.Conn
 	some chan struct{} // has a token where something waits, or nothing more comes
@@ -65,7 +67,7 @@ func wantsDuplex(w http.ResponseWriter, r *http.Request) bool {
 // duplex makes the outlet for a renter that asked for one.
 func (p *Provider) duplex(w http.ResponseWriter, r *request, channelID common.Hash) *duplex {
 	return &duplex{
-		w: w, r: r.Request, channelID: channelID, pay: p.take,
+		w: w, r: r.Request, channelID: channelID, pay: p.take, timeout: serve.WriteTimeout,
 		refused: func(err error) *wire.Problem {
 			problem := p.problem(err)
 			p.metrics.refused(problem)
@@ -97,7 +99,7 @@ func (d *duplex) event(e wire.Event) error {
 func (d *duplex) idle() error { return d.write(websocket.MessageText, []byte(wire.Comment)) }
 
 func (d *duplex) write(kind websocket.MessageType, message []byte) error {
-	ctx, cancel := context.WithTimeout(context.Background(), serve.WriteTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), d.timeout)
 	defer cancel()
 	return d.conn.Write(ctx, kind, message)
 }
