@@ -53,22 +53,13 @@ type HostAllocator struct {
 	// commands see, such as "HTTPS_PROXY". Do not name one that holds a key.
 	Environment []string
 
-	mu   sync.Mutex
-	held map[string]common.Hash // device -> lease
-	book deviceBook             // instead of held, where gateways share the host
+	own  memoryBook
+	book deviceBook // instead of own, where gateways share the host
 
 	sick quarantine // of devices that are not handed out meanwhile
 
 	awayMu sync.Mutex
 	away   []string // of leases of an earlier run, and not here when this one began
-}
-
-// deviceBook keeps which devices are in leases, for several processes.
-type deviceBook interface {
-	// reserve keeps what choose picks, given what is held, for a lease.
-	reserve(ctx context.Context, lease common.Hash, choose func(held map[string]common.Hash) ([]string, error)) ([]string, error)
-	held(ctx context.Context) (map[string]common.Hash, error)
-	free(ctx context.Context, lease common.Hash) error
 }
 
 var (
@@ -80,6 +71,14 @@ var (
 
 // share has several processes rent out the same devices, each to one lease.
 func (h *HostAllocator) share(book deviceBook) { h.book = book }
+
+// leased is the book of the devices that are rented out here.
+func (h *HostAllocator) leased() deviceBook {
+	if h.book != nil {
+		return h.book
+	}
+	return &h.own
+}
 
 // NewHostAllocator rents out every device that the source can meter. One that the
 // source lists no more, as it is lost or hangs, is not handed out until it does.
@@ -115,17 +114,11 @@ func (h *HostAllocator) remember(devices []string) {
 
 // Free returns how many devices are not in a lease, and work.
 func (h *HostAllocator) Free() int {
-	fit := h.sick.lately(h.devices())
-	if h.book != nil {
-		held, err := h.taken(context.Background())
-		if err != nil {
-			return 0 // nothing can be begun without the book
-		}
-		return len(notIn(held, fit))
+	held, err := h.leased().held(context.Background())
+	if err != nil {
+		return 0 // nothing can be begun without the book
 	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return len(notIn(h.held, fit))
+	return len(notIn(held, h.sick.lately(h.devices())))
 }
 
 // notIn are the devices that are in no lease.
@@ -181,17 +174,7 @@ func (h *HostAllocator) Release(ctx context.Context, a Allocation) error {
 	if _, err := h.run(ctx, "release", h.ReleaseCommand, a); err != nil {
 		return err
 	}
-	if h.book != nil {
-		return h.book.free(ctx, a.LeaseID)
-	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	for device, lease := range h.held {
-		if lease == a.LeaseID {
-			delete(h.held, device)
-		}
-	}
-	return nil
+	return h.leased().free(ctx, a.LeaseID)
 }
 
 // Adopt marks the devices of a lease of an earlier run as taken.
@@ -201,17 +184,8 @@ func (h *HostAllocator) Adopt(ctx context.Context, a Allocation) error {
 	if here || len(h.Devices) == 0 && h.book == nil { // it is of this host, which may know none of its own: what is missing may come back
 		h.remember(a.Devices)
 	}
-	if h.book != nil {
-		_, err := h.book.reserve(ctx, a.LeaseID, choose)
-		return err
-	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if _, err := choose(h.held); err != nil {
-		return err
-	}
-	h.hold(a.LeaseID, a.Devices)
-	return nil
+	_, err := h.leased().reserve(ctx, a.LeaseID, choose)
+	return err
 }
 
 // errLetAgain is a device that was given back since: to give it back once more would
@@ -237,17 +211,7 @@ func (h *HostAllocator) take(ctx context.Context, lease common.Hash, n int) ([]s
 		return nil, fmt.Errorf("%w: the GPUs cannot be listed: %w", ErrNoCapacity, err)
 	}
 	choose := func(held map[string]common.Hash) ([]string, error) { return h.choose(held, fit, n) }
-	if h.book != nil {
-		return h.book.reserve(ctx, lease, choose)
-	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	free, err := choose(h.held)
-	if err != nil {
-		return nil, err
-	}
-	h.hold(lease, free)
-	return free, nil
+	return h.leased().reserve(ctx, lease, choose)
 }
 
 // choose picks devices that work and are free.
@@ -260,29 +224,11 @@ func (h *HostAllocator) choose(held map[string]common.Hash, fit []string, n int)
 	return free[:n], nil
 }
 
-// taken is what is held of this host's devices, by the book.
-func (h *HostAllocator) taken(ctx context.Context) (map[string]common.Hash, error) {
-	held, err := h.book.held(ctx)
-	here := h.devices()
-	for device := range held {
-		if !slices.Contains(here, device) {
-			delete(held, device)
-		}
-	}
-	return held, err
-}
-
 // complete finds the devices of an allocation that was cut off. Where gateways
 // share a book, it refuses those of another host: taking them back here would
 // hand them to the next renter while the last one still has them.
 func (h *HostAllocator) complete(ctx context.Context, a *Allocation) error {
-	if h.book == nil {
-		if len(a.Devices) == 0 {
-			a.Devices = h.heldBy(a.LeaseID)
-		}
-		return nil
-	}
-	held, err := h.book.held(ctx)
+	held, err := h.leased().held(ctx)
 	if err != nil {
 		return err
 	}
@@ -291,6 +237,9 @@ func (h *HostAllocator) complete(ctx context.Context, a *Allocation) error {
 			a.Devices = append(slices.Clone(a.Devices), device)
 		}
 	}
+	if h.book == nil {
+		return nil
+	}
 	here := h.devices()
 	for _, device := range a.Devices {
 		if !slices.Contains(here, device) {
@@ -298,27 +247,6 @@ func (h *HostAllocator) complete(ctx context.Context, a *Allocation) error {
 		}
 	}
 	return nil
-}
-
-func (h *HostAllocator) hold(lease common.Hash, devices []string) {
-	if h.held == nil {
-		h.held = make(map[string]common.Hash)
-	}
-	for _, device := range devices {
-		h.held[device] = lease
-	}
-}
-
-func (h *HostAllocator) heldBy(lease common.Hash) []string {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	var devices []string
-	for _, device := range h.devices() {
-		if h.held[device] == lease {
-			devices = append(devices, device)
-		}
-	}
-	return devices
 }
 
 // outputWait is how long a command's output is waited for when it has ended: what

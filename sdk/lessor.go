@@ -142,7 +142,11 @@ func (h *lessor) grant(ctx context.Context, row leaseRow, s channel.State, offer
 		l.opened = make(chan struct{})
 	}
 	err = h.launch(l, leaseActive, s, nil)
-	if errors.Is(err, errMetered) { // and not given back: that would take it from who has it
+	switch {
+	case errors.Is(err, ErrNoCapacity):
+		h.deps.accounts.leave(l)
+		return nil, errors.Join(err, h.giveBack(call, row, a, err.Error()))
+	case errors.Is(err, errMetered): // and not given back: that would take it from who has it
 		h.deps.accounts.leave(l)
 		return nil, errors.Join(err, h.store.setEnded(call, id, row.Term, err.Error(), false))
 	}
@@ -273,21 +277,46 @@ func (h *lessor) launch(l *lease, state leaseState, s channel.State, last *meter
 var errMetered = errors.New("it is metered for lease")
 
 // enlist has a lease run here. One meter is on each device, whatever the allocator says; of those that a node meters the node
-// sees to it.
+// sees to it. A device that the allocator gave to both leases stays the other's. Where one of them is a metered request, the
+// allocator gave it to one lease at most: the error is ErrNoCapacity, and the device is given back.
 func (h *lessor) enlist(l *lease) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for _, other := range h.leases {
-		if l.remote != nil || other.remote != nil || other.id == l.id || other.ending.Load() || other.lost.Load() {
-			continue
+	if l.remote == nil {
+		device, other := h.meter(l.allocation.Devices, l.id)
+		if other != nil && (forOneRequest(l.allocation) || forOneRequest(other.allocation)) {
+			return fmt.Errorf("%w: device %s of lease %s: %w %s", ErrNoCapacity, device, l.id, errMetered, other.id)
 		}
-		for _, device := range l.allocation.Devices {
-			if slices.Contains(other.allocation.Devices, device) {
-				return fmt.Errorf("device %s of lease %s: %w %s", device, l.id, errMetered, other.id)
-			}
+		if other != nil {
+			return fmt.Errorf("device %s of lease %s: %w %s", device, l.id, errMetered, other.id)
 		}
 	}
 	h.leases[l.terms.ID()] = l
+	return nil
+}
+
+// meter is the lease, but for one, that has one of some devices here, and which; nil if none has. The caller holds mu.
+func (h *lessor) meter(devices []string, but common.Hash) (string, *lease) {
+	for _, other := range h.leases {
+		if other.remote != nil || other.id == but || other.ending.Load() || other.lost.Load() {
+			continue
+		}
+		for _, device := range devices {
+			if slices.Contains(other.allocation.Devices, device) {
+				return device, other
+			}
+		}
+	}
+	return "", nil
+}
+
+// unmetered is ErrNoCapacity where a lease that runs here has one of the devices, whatever the allocator knows.
+func (h *lessor) unmetered(devices []string) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if device, other := h.meter(devices, common.Hash{}); other != nil {
+		return fmt.Errorf("%w: device %s: %w %s", ErrNoCapacity, device, errMetered, other.id)
+	}
 	return nil
 }
 

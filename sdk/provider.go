@@ -246,7 +246,7 @@ func (p *Provider) lets() {
 	}
 	p.deps = leaseDeps{
 		shares:    shares,
-		allocator: namedAllocator{tameAllocator{p.config.Allocator, p.config.Log}, &p.named},
+		allocator: namedAllocator{tameAllocator{p.config.Allocator, p.config.Log}, &p.named, p.deviceBook},
 		liveness:  liveness(p.config.Log, p.config.Allocator), source: p.config.Source, clock: p.config.Clock, store: p.store, marks: p.deps.marks, row: p.leastRow(p.escrow), accounts: newAccounts(p.leastRow(p.escrow)),
 		metrics: p.metrics.leaseMetrics, log: p.config.Log, ended: p.leaseEnded, dropped: p.leaseDropped,
 		timing: leaseTiming{tick: p.config.Tick, recordEvery: p.config.RecordEvery,

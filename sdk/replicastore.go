@@ -267,39 +267,57 @@ type deviceRow struct {
 }
 
 func (d deviceTable) held(ctx context.Context) (map[string]common.Hash, error) {
-	var rows []deviceRow
-	if err := d.db.View().SelectContext(ctx, &rows, `SELECT device, lease FROM lease_devices`); err != nil {
-		return nil, err
-	}
-	return held(rows), nil
+	return heldDevices(ctx, d.db.View())
 }
 
-func held(rows []deviceRow) map[string]common.Hash {
+// keptDevice begins the pool of a reservation that is of one device, whose name follows; its channel is the lease.
+const keptDevice = "device "
+
+func heldDevices(ctx context.Context, db sqlx.ExtContext) (map[string]common.Hash, error) {
+	var rows []deviceRow
+	err := sqlx.SelectContext(ctx, db, &rows, db.Rebind(`SELECT device, lease FROM lease_devices
+		UNION SELECT substr(pool, ?), channel FROM reservations WHERE pool LIKE ? AND expires > `+serverNow), len(keptDevice)+1, keptDevice+"%")
 	m := make(map[string]common.Hash, len(rows))
 	for _, row := range rows {
 		m[row.Device] = common.HexToHash(row.Lease)
 	}
-	return m
+	return m, err
 }
 
 // reserve lets one gateway choose at a time.
 func (d deviceTable) reserve(ctx context.Context, lease common.Hash, choose func(held map[string]common.Hash) ([]string, error)) ([]string, error) {
+	return d.choose(ctx, lease, choose, func(tx *sqlx.Tx, device string) error {
+		_, err := tx.ExecContext(ctx, tx.Rebind(`INSERT INTO lease_devices (device, lease) VALUES (?, ?) ON CONFLICT (device) DO NOTHING`), device, lease.Hex())
+		return err
+	})
+}
+
+// keep is for a lease that has no row yet.
+func (d deviceTable) keep(ctx context.Context, lease common.Hash, devices []string, ttl time.Duration) error {
+	_, err := d.choose(ctx, lease, theseDevices(lease, devices), func(tx *sqlx.Tx, device string) error {
+		_, err := tx.ExecContext(ctx, tx.Rebind(`INSERT INTO reservations (id, pool, channel, gpus, expires) VALUES (?, ?, ?, 1, `+serverNow+` + ?)`),
+			newGatewayID(), keptDevice+device, lease.Hex(), ttl.Milliseconds())
+		return err
+	})
+	return err
+}
+
+// choose writes down what is picked while nobody else picks.
+func (d deviceTable) choose(ctx context.Context, lease common.Hash, pick func(held map[string]common.Hash) ([]string, error), write func(tx *sqlx.Tx, device string) error) ([]string, error) {
 	var chosen []string
 	err := d.db.Update(ctx, func(tx *sqlx.Tx) error {
 		if _, err := tx.ExecContext(ctx, `LOCK TABLE lease_devices IN SHARE ROW EXCLUSIVE MODE`); err != nil {
 			return err
 		}
-		var rows []deviceRow
-		if err := tx.SelectContext(ctx, &rows, `SELECT device, lease FROM lease_devices`); err != nil {
+		held, err := heldDevices(ctx, tx)
+		if err != nil {
 			return err
 		}
-		var err error
-		if chosen, err = choose(held(rows)); err != nil {
+		if chosen, err = pick(held); err != nil {
 			return err
 		}
 		for _, device := range slices.Sorted(slices.Values(chosen)) {
-			_, err := tx.ExecContext(ctx, tx.Rebind(`INSERT INTO lease_devices (device, lease) VALUES (?, ?) ON CONFLICT (device) DO NOTHING`), device, lease.Hex())
-			if err != nil {
+			if err := write(tx, device); err != nil {
 				return err
 			}
 		}
@@ -313,7 +331,11 @@ func (d deviceTable) reserve(ctx context.Context, lease common.Hash, choose func
 
 func (d deviceTable) free(ctx context.Context, lease common.Hash) error {
 	return d.db.Update(ctx, func(tx *sqlx.Tx) error {
-		_, err := tx.ExecContext(ctx, tx.Rebind(`DELETE FROM lease_devices WHERE lease = ?`), lease.Hex())
-		return err
+		for _, held := range []string{`DELETE FROM lease_devices WHERE lease = ?`, `DELETE FROM reservations WHERE channel = ?`} {
+			if _, err := tx.ExecContext(ctx, tx.Rebind(held), lease.Hex()); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 }

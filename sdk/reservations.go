@@ -135,8 +135,11 @@ func (p *Provider) reserveFor(r *request, id common.Hash) (err error) {
 
 // reserveFor keeps what an x402 request wants, if it wants a lease to begin.
 func (d *x402Desk) reserveFor(r *x402Request) error {
+	if r.metered != nil {
+		return d.keepDevices(r.Context(), r)
+	}
 	gpus, current, err := d.runs(r.Context(), r.id)
-	if err == nil && !current && r.route.kind != kindMetered {
+	if err == nil && !current {
 		r.seat, err = d.reserve(r.Context(), r.id, r.route.gpus, gpus)
 	}
 	return err

@@ -25,11 +25,11 @@ import (
 
 // MeteredRoute is a handler's price: the time of named GPUs while it runs.
 type MeteredRoute struct {
-	Devices []string      // UUIDs, as the provider's source names them
+	// Devices are UUIDs, as the provider's source names them. Each is billed to one request or lease at a time: requests of
+	// a route wait for each other, and whoever finds a device in a lease, or in another route's request, is refused with a
+	// 503 before money moves.
+	Devices []string
 	MaxTime time.Duration // that one request may run; its ceiling is the price of it
-	// Parallel is how many requests may run at once; 1 if zero. Each pays for all
-	// the time that it runs.
-	Parallel int
 	// Streamed has the answer written as the handler writes it: the whole ceiling
 	// is charged first, and what was not used is credit for the next request.
 	// Otherwise the answer is kept until the handler returns, and the charge is
@@ -48,7 +48,7 @@ func (p *Provider) Metered(route MeteredRoute, h http.Handler) (http.Handler, er
 	if p.x402 == nil {
 		return nil, errors.New("provider: Metered needs ProviderConfig.X402")
 	}
-	if len(route.Devices) == 0 || route.Parallel < 0 || route.MaxTime < p.config.Tick {
+	if len(route.Devices) == 0 || route.MaxTime < p.config.Tick {
 		return nil, fmt.Errorf("provider: Metered: a route needs Devices, and a MaxTime of at least a tick (%s)", p.config.Tick)
 	}
 	for i, uuid := range route.Devices {
@@ -63,7 +63,7 @@ func (p *Provider) Metered(route MeteredRoute, h http.Handler) (http.Handler, er
 	if err != nil {
 		return nil, err
 	}
-	return &meteredRoute{d: p.x402, MeteredRoute: route, handler: h, running: make(chan struct{}, max(route.Parallel, 1)),
+	return &meteredRoute{d: p.x402, MeteredRoute: route, handler: h, running: make(chan struct{}, 1),
 		route: x402Route{kind: kindMetered, gpus: len(route.Devices), most: most}}, nil
 }
 
@@ -158,14 +158,6 @@ func (d *x402Desk) body(w http.ResponseWriter, r *http.Request) ([]byte, error) 
 // metered. What the client gets is on disk with the charge.
 func (d *x402Desk) metered(ctx context.Context, w http.ResponseWriter, r *x402Request, tab x402Tab, note x402Note) (*x402Answer, error) {
 	m := r.metered
-	select {
-	case m.running <- struct{}{}:
-		defer func() { <-m.running }()
-	case <-r.Context().Done():
-		return nil, r.Context().Err()
-	case <-d.life.Done():
-		return nil, wire.Unavailable.With("this provider stops")
-	}
 	if m.Streamed {
 		charged, err := d.advance(tab, r.route, m.MaxTime+4*d.config.Tick)
 		if err != nil {
@@ -173,7 +165,7 @@ func (d *x402Desk) metered(ctx context.Context, w http.ResponseWriter, r *x402Re
 		}
 		note.Charged = charged.Dec()
 	}
-	l, err := d.letNamed(ctx, tab, m.Devices, &note)
+	l, err := d.letNamed(ctx, r, tab, &note)
 	if err != nil {
 		return nil, err
 	}
@@ -202,10 +194,36 @@ func (d *x402Desk) told(tab x402Tab, note x402Note, h http.Header) error {
 	return a.receipt.Set(h)
 }
 
-// letNamed begins a lease of named devices, on disk with what it may use.
-func (d *x402Desk) letNamed(ctx context.Context, tab x402Tab, devices []string, note *x402Note) (*lease, error) {
+// enter waits for a metered request's turn at its route: one runs at a time, as each is billed for the route's devices.
+func (d *x402Desk) enter(r *x402Request) error {
+	if r.metered == nil {
+		return nil
+	}
+	select {
+	case r.metered.running <- struct{}{}:
+		r.turn = true
+		return nil
+	case <-r.Context().Done():
+		return r.Context().Err()
+	case <-d.life.Done():
+		return wire.Unavailable.With("this provider stops")
+	}
+}
+
+// leave lets the next request of a route have its turn.
+func (r *x402Request) leave() {
+	if r.turn {
+		<-r.metered.running
+	}
+}
+
+// letNamed begins a lease of a route's devices, on disk with what it may use.
+func (d *x402Desk) letNamed(ctx context.Context, r *x402Request, tab x402Tab, note *x402Note) (*lease, error) {
 	defer d.starts.Lock(tab.ID)()
-	id := randomHash()
+	id, devices := r.lease, r.metered.Devices
+	if id == (common.Hash{}) {
+		id = randomHash()
+	}
 	note.Lease = id.Hex()
 	d.named.put(id, devices)
 	err := d.admit(ctx, *note, nil)
@@ -215,8 +233,10 @@ func (d *x402Desk) letNamed(ctx context.Context, tab x402Tab, devices []string, 
 	}
 	if err != nil {
 		d.named.drop(id)
+		return nil, err
 	}
-	return l, err
+	r.lease = common.Hash{} // its end frees them
+	return l, nil
 }
 
 // run lets the handler answer until its time is used up, and returns when it was

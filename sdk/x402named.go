@@ -7,13 +7,16 @@ import (
 	"sync"
 
 	"github.com/ethereum/go-ethereum/common"
+
+	"github.com/gpupay/gpupay/sdk/internal/serve"
 )
 
-// namedDevices are the devices of leases that last for one metered request. They
-// are used by the handler and given to nobody, so no allocator hears of them.
+// namedDevices are the devices of leases that last for one metered request. They are used by the handler and given to nobody, so
+// that no command of an allocator is run for them; but they are in its book, where it has one.
 type namedDevices struct {
 	mu      sync.Mutex
 	byLease map[common.Hash][]string
+	own     memoryBook // where the allocator has no book, and no database is shared
 }
 
 func (n *namedDevices) put(lease common.Hash, devices []string) {
@@ -37,22 +40,100 @@ func (n *namedDevices) of(lease common.Hash) []string {
 	return n.byLease[lease]
 }
 
+// rentedOut is an allocator that says in which book its devices are: HostAllocator, also where it is embedded.
+type rentedOut interface {
+	leased() deviceBook
+	devices() []string
+}
+
+// deviceBook is where the devices of metered requests are, beside those of leases.
+func (p *Provider) deviceBook() deviceBook {
+	a, ok := p.config.Allocator.(rentedOut)
+	switch {
+	case ok:
+		return a.leased()
+	case p.replicas != nil:
+		return p.replicas.devices()
+	}
+	return &p.named.own
+}
+
+// vacant is ErrNoCapacity where a device is in a lease, or would be missing to those whose deposits are on their way.
+func (d *x402Desk) vacant(ctx context.Context, id common.Hash, devices []string) error {
+	held, err := d.deviceBook().held(ctx)
+	if err == nil {
+		_, err = theseDevices(common.Hash{}, devices)(held)
+	}
+	if err == nil {
+		err = d.unmetered(devices)
+	}
+	if n := d.rented(devices); err == nil && n > 0 {
+		err = d.room(ctx, id, n, 0)
+	}
+	return err
+}
+
+// rented is how many of a route's devices the allocator hands out as well.
+func (d *x402Desk) rented(devices []string) int {
+	a, ok := d.config.Allocator.(rentedOut)
+	if !ok {
+		return 0
+	}
+	return len(devices) - len(without(devices, a.devices()))
+}
+
+// keepDevices keeps a metered request's devices while its deposit is on its way. That nobody else's deposit is counted on them
+// meanwhile is asked first, and as many are kept until they are in the book.
+func (d *x402Desk) keepDevices(ctx context.Context, r *x402Request) error {
+	if r.lease != (common.Hash{}) {
+		return nil
+	}
+	devices, lease := r.metered.Devices, randomHash()
+	if err := d.unmetered(devices); err != nil {
+		return err
+	}
+	if n := d.rented(devices); n > 0 {
+		seat, err := d.reserve(ctx, r.id, n, 0)
+		if err != nil {
+			return err
+		}
+		defer seat.release()
+	}
+	if err := d.deviceBook().keep(ctx, lease, devices, d.config.OpenTimeout+d.config.CallTimeout+serve.BodyTimeout); err != nil {
+		return err
+	}
+	r.lease = lease
+	return nil
+}
+
+// letGo frees what was kept for a request whose lease did not begin.
+func (d *x402Desk) letGo(ctx context.Context, r *x402Request) {
+	if r.lease == (common.Hash{}) {
+		return
+	}
+	if err := d.deviceBook().free(ctx, r.lease); err != nil {
+		d.config.Log.Warn("devices were not given back: that ends by itself", "channel", r.id, "error", err)
+	}
+}
+
 // namedAccess is the access document of such a lease.
 const namedAccess = `{"metered":true}`
 
 func forOneRequest(a Allocation) bool { return string(a.Access) == namedAccess }
 
-// namedAllocator is a provider's allocator that lets named devices be.
+// namedAllocator is a provider's allocator that runs nothing for named devices, and keeps them from others.
 type namedAllocator struct {
 	Allocator
 	named *namedDevices
+	book  func() deviceBook
 }
 
 var _ Adopter = namedAllocator{}
 
 func (n namedAllocator) Allocate(ctx context.Context, req AllocationRequest) (Allocation, error) {
 	if devices := n.named.of(req.LeaseID); devices != nil {
-		return Allocation{LeaseID: req.LeaseID, Devices: devices, Access: json.RawMessage(namedAccess)}, nil
+		_, err := n.book().reserve(ctx, req.LeaseID, theseDevices(req.LeaseID, devices))
+		return Allocation{LeaseID: req.LeaseID, Devices: devices, Access: json.RawMessage(namedAccess)}, err
 	}
 	return n.Allocator.Allocate(ctx, req)
 }
@@ -73,7 +154,7 @@ func (n namedAllocator) Resume(ctx context.Context, a Allocation) error {
 
 func (n namedAllocator) Release(ctx context.Context, a Allocation) error {
 	if forOneRequest(a) {
-		return nil
+		return n.book().free(ctx, a.LeaseID)
 	}
 	return n.Allocator.Release(ctx, a)
 }

@@ -36,6 +36,8 @@ type x402Request struct {
 	metered *meteredRoute
 	body    []byte       // of a metered request
 	seat    *reservation // of its GPUs, while its deposit is on its way
+	lease   common.Hash  // for which a metered request's devices are kept meanwhile; zero: none are
+	turn    bool         // it has its turn at its metered route
 }
 
 // headerIdempotencyKey is the header by which a client says that a request is one
@@ -174,6 +176,8 @@ func (d *x402Desk) inTurn(w http.ResponseWriter, r *x402Request) (*x402Answer, e
 	}
 	defer func() { d.yield(r.id, unclaim, expect != nil) }()
 	defer func() { r.seat.release() }()
+	defer r.leave()
+	defer func() { d.letGo(ctx, r) }()
 	answer, err := d.pay(ctx, w, r)
 	var wrong *corrective
 	if errors.As(err, &wrong) {
@@ -226,17 +230,24 @@ func (d *x402Desk) pay(ctx context.Context, w http.ResponseWriter, r *x402Reques
 	if tab.Status != channel.Open {
 		return nil, fmt.Errorf("channel %s: %w", tab.ID, errWithdrawing)
 	}
-	if err := errors.Join(d.capable(ctx, r), d.claimable(ctx, r.terms)); err != nil {
+	deposits := r.payment.Payload.Type == x402.TypeDeposit
+	if !tab.known && !deposits {
+		return nil, fmt.Errorf("%w: the chain knows no channel %s", x402.CodeChannelNotFound, r.id)
+	}
+	if err := d.claimable(ctx, r.terms); err != nil {
+		return nil, err
+	}
+	if err := d.enter(r); err != nil {
+		return nil, err
+	}
+	if err := d.capable(ctx, r); err != nil {
 		return nil, err
 	}
 	note := x402Note{Channel: r.id.Hex(), MaxClaimable: r.voucher.Cumulative.Dec(), Kind: r.route.kind, Base: tab.charged.Dec(), Moved: "0"}
-	if r.payment.Payload.Type == x402.TypeDeposit {
+	if deposits {
 		if tab, err = d.fund(ctx, r, tab, &note); err != nil {
 			return nil, err
 		}
-	}
-	if !tab.known {
-		return nil, fmt.Errorf("%w: the chain knows no channel %s", x402.CodeChannelNotFound, r.id)
 	}
 	if err := d.load(w, r); err != nil {
 		return nil, err
@@ -396,7 +407,7 @@ func (d *x402Desk) capable(ctx context.Context, r *x402Request) error {
 	case r.route.kind == kindMetered && gpus > 0:
 		return errConflict.With("a lease runs on channel %s: take a refund, which ends it, or wait until it ends", r.id)
 	case r.route.kind == kindMetered:
-		return nil
+		return d.vacant(ctx, r.id, r.metered.Devices)
 	case current && gpus != r.route.gpus:
 		return misfit(r, gpus)
 	case current:
