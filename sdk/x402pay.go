@@ -234,13 +234,10 @@ func (d *x402Desk) pay(ctx context.Context, w http.ResponseWriter, r *x402Reques
 	if !tab.known && !deposits {
 		return nil, fmt.Errorf("%w: the chain knows no channel %s", x402.CodeChannelNotFound, r.id)
 	}
-	if err := d.claimable(ctx, r.terms); err != nil {
-		return nil, err
-	}
 	if err := d.enter(r); err != nil {
 		return nil, err
 	}
-	if err := d.capable(ctx, r); err != nil {
+	if err := errors.Join(d.capable(ctx, r), d.claimable(ctx, r.terms)); err != nil {
 		return nil, err
 	}
 	note := x402Note{Channel: r.id.Hex(), MaxClaimable: r.voucher.Cumulative.Dec(), Kind: r.route.kind, Base: tab.charged.Dec(), Moved: "0"}
