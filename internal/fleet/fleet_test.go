@@ -267,7 +267,8 @@ func (w *world) checkRecords(ctx context.Context, db *store.DB, r *Renter) int {
 	}
 	last := records[len(records)-1]
 	if last.Record != r.Final.Record || !last.Final {
-		w.Errorf("channel %s: the renter's final record is not the newest", r.Terms.ID())
+		w.Errorf("channel %s: the renter's final record is not the newest: it has number %d of lease %s (final %t), and kept are %d, the newest number %d of lease %s (final %t)", r.Terms.ID(),
+			r.Final.Sequence, r.Final.LeaseID, r.Final.Final, len(records), last.Sequence, last.LeaseID, last.Final)
 	}
 	return len(rows)
 }
