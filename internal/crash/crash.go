@@ -287,7 +287,8 @@ func (w *world) providerDB() string { return filepath.Join(w.dir, "provider.db")
 func (w *world) providerArgs() []string {
 	return []string{"--listen", w.address, "--admin", "", "--gpu", fmt.Sprintf("sim:%d", len(w.renters)), "--rpc", w.chain.URL,
 		"--escrow", w.chain.Escrow.Hex(), "--token", w.chain.Token.Hex(), "--db", w.providerDB(), "--price", "3600.00", "--min-deposit", "1",
-		"--record-every", "1s", "--credit", "6s", "--settle-every", "300ms", "--settle-age", "500ms", "--poll", "300ms"}
+		"--record-every", "1s", "--credit", "6s", "--settle-every", "300ms", "--settle-age", "500ms", "--poll", "300ms",
+		"--sponsored-gas", "1,10"} // so few renters do in minutes what is bounded for a day
 }
 
 func (w *world) lifeOfRenter(r *renter) {
