@@ -100,3 +100,17 @@ func TestCloseAfterAKeyRotation(t *testing.T) {
 		t.Error("a close without a transaction")
 	}
 }
+
+// TestMeterKeyRotation: with another metering key, the payee's being the same, a lease whose offer names the old one ends, and
+// nothing more is signed of it: its renter would take the records for a stranger's.
+func TestMeterKeyRotation(t *testing.T) {
+	r := newRig(t, quiet, generousCredit)
+	lease := r.open(1, 100_000, "")
+	lease.record()
+	r.shut()
+	r.config.MeterKey = channel.NewKey(r.chain.Keys[1])
+	r.start()
+	if row := r.row(lease.lease.LeaseID); row.State != string(leaseEnded) || !strings.Contains(row.Reason, "metering key") {
+		t.Errorf("the lease is %s: %s", row.State, row.Reason)
+	}
+}
