@@ -6,7 +6,8 @@
 #   ./test.sh quick   without the race detector and the quickstart, while developing
 #   ./test.sh long    everything, then two million steps of the model (STEPS), 100,000 vouchers to payee and contract, 500
 #                     kills of each program (KILLS), five minutes of faults in each kind of fleet (NEMESIS, in seconds, SEED),
-#                     each fuzz target for a minute (FUZZTIME), and govulncheck (GOVULNDB names another database)
+#                     every way in which an endpoint can misbehave, each fuzz target for a minute (FUZZTIME), and
+#                     govulncheck (GOVULNDB names another database)
 #   ./test.sh mutate  undoes each mend of a fault in turn (internal/mutants), and asks whether its test finds that
 set -euo pipefail
 
@@ -302,6 +303,11 @@ kills() {
 	say "${KILLS:-500} of the provider and as many of renters"
 }
 
+# endpoints has every field of an endpoint's answers misbehave in every way, on either side, at every moment, also one of two.
+endpoints() {
+	GPUPAY_LONG_ENDPOINTS=1 gotest -timeout 60m -run '^(TestEndpointMisbehaves|TestRenterOfTwoEndpoints)$' ./sdk
+}
+
 # torment does to whole fleets what a nemesis would, by a seed of its own.
 torment() {
 	local seed=${SEED:-$RANDOM}
@@ -374,6 +380,7 @@ if [[ $mode == long ]]; then
 	step "vouchers to both" vouchers
 	step "kills" kills
 	step "nemesis" torment
+	step "endpoints" endpoints
 	step "fuzzing" fuzz
 	step "govulncheck" vulnerabilities
 fi
