@@ -358,10 +358,7 @@ func (l *lease) do(ctx context.Context, mail leaseMail) *stopRequest {
 		}
 	}
 	l.cutWindow(ctx)
-	if stop, reason := l.enforce(ctx); stop {
-		return &stopRequest{reason: reason}
-	}
-	return nil
+	return l.enforce(ctx)
 }
 
 // begin has the devices read and records made. They keep the grid on which the
@@ -473,8 +470,9 @@ func (l *lease) tells() bool {
 
 // enforce holds the lease to its credit: it suspends before the next reading
 // could exceed it, resumes when vouchers have caught up, and gives up on a renter
-// that stays away. A lease that nobody can meter is suspended alike.
-func (l *lease) enforce(ctx context.Context) (stop bool, reason string) {
+// that stays away. A lease that nobody can meter is suspended alike. It returns why
+// the lease is over, if it is.
+func (l *lease) enforce(ctx context.Context) *stopRequest {
 	v := l.look()
 	why := l.hindrance(&v)
 	switch v.state {
@@ -482,11 +480,10 @@ func (l *lease) enforce(ctx context.Context) (stop bool, reason string) {
 		if why == "" {
 			l.goOn() // a voucher may have come between the reading that stopped the bill and now
 			l.remind(v)
-			return false, ""
+			return nil
 		}
 		if err := l.suspend(ctx, why); err != nil {
-			l.deps.log.Error("lease could not be suspended: it ends", "lease", l.id, "reason", why, "error", err)
-			return true, endedFor(why) + ", and could not be suspended"
+			return l.failed(ctx, endedFor(why)+", and could not be suspended", err)
 		}
 		l.bear()
 	case leaseSuspended:
@@ -495,15 +492,13 @@ func (l *lease) enforce(ctx context.Context) (stop bool, reason string) {
 		}
 		if why == "" {
 			if err := l.resume(ctx); err != nil {
-				l.deps.log.Error("lease could not be resumed: it ends", "lease", l.id, "error", err)
-				return true, "could not be resumed"
+				return l.failed(ctx, "could not be resumed", err)
 			}
-			return false, ""
+			return nil
 		}
 		if why != v.reason {
 			if err := l.suspendFor(ctx, v.reason, why); err != nil {
-				l.deps.log.Error("lease could not be suspended: it ends", "lease", l.id, "reason", why, "error", err)
-				return true, endedFor(why) + ", and could not be suspended"
+				return l.failed(ctx, endedFor(why)+", and could not be suspended", err)
 			}
 			l.bear()
 		}
@@ -514,10 +509,26 @@ func (l *lease) enforce(ctx context.Context) (stop bool, reason string) {
 			l.bearSince(suspendedSince(l.earlier, time.Now(), l.deps.timing.suspendTimeout))
 		}
 		if time.Since(l.since) >= l.deps.timing.suspendTimeout {
-			return true, fmt.Sprintf("%s for %s", endedFor(why), l.deps.timing.suspendTimeout)
+			return &stopRequest{reason: fmt.Sprintf("%s for %s", endedFor(why), l.deps.timing.suspendTimeout)}
 		}
 	}
-	return false, ""
+	return nil
+}
+
+// failed is why a lease is over whose command failed: its own failure, unless the
+// command was cut off since the process stops, or is another gateway's to give.
+func (l *lease) failed(ctx context.Context, reason string, err error) *stopRequest {
+	if l.tenure != nil && l.tenure.Err() != nil {
+		l.lost.Store(true)
+	}
+	switch {
+	case l.lost.Load():
+		return &stopRequest{reason: "another gateway runs it"}
+	case ctx.Err() != nil:
+		return &stopRequest{reason: "the provider stops", keep: true}
+	}
+	l.deps.log.Error("a command on a lease's devices failed: it ends", "lease", l.id, "reason", reason, "error", err)
+	return &stopRequest{reason: reason}
 }
 
 // suspendFor changes why a lease is suspended. What was dead may never have been,
@@ -694,14 +705,8 @@ func (l *lease) handOver(ctx context.Context) *stopRequest {
 			err = l.command(ctx, l.deps.allocator.Resume)
 		}
 	}
-	switch {
-	case l.lost.Load():
-		return &stopRequest{reason: "another gateway runs it"}
-	case ctx.Err() != nil:
-		return &stopRequest{reason: "the provider stops", keep: true}
-	case err != nil:
-		l.deps.log.Error("lease of an earlier process could not be resumed: it ends", "lease", l.id, "error", err)
-		return &stopRequest{reason: "could not be resumed"}
+	if err != nil || l.lost.Load() || ctx.Err() != nil {
+		return l.failed(ctx, "could not be resumed", err)
 	}
 	l.unsure = false
 	return nil
@@ -709,6 +714,10 @@ func (l *lease) handOver(ctx context.Context) *stopRequest {
 
 func (l *lease) resume(ctx context.Context) error {
 	if err := l.command(ctx, l.deps.allocator.Resume); err != nil {
+		if ctx.Err() != nil && !l.lost.Load() { // cut off, and perhaps done: the next process resumes what is active, before it is billed
+			l.unsaved = true
+			l.turn(leaseActive, "")
+		}
 		return err
 	}
 	l.goOn() // after the command: the renter has its devices again

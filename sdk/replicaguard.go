@@ -71,7 +71,7 @@ func (r *replicas) undo(ctx context.Context, l *lease, row leaseRow) {
 	a.Term = row.Term
 	call, cancel := context.WithTimeout(ctx, l.deps.timing.callTimeout)
 	defer cancel()
-	if err := l.deps.allocator.Resume(call, a); err != nil && !errors.Is(err, context.Canceled) {
+	if err := l.deps.allocator.Resume(call, a); err != nil && ctx.Err() == nil { // else the process stops, and the next one resumes it
 		r.p.config.Log.Error("a lease that runs again could not be resumed: it ends", "lease", l.id, "error", err)
 		_ = r.p.store.command(ctx, l.id, "could not be resumed")
 	}

@@ -226,6 +226,49 @@ func TestDevicesThatNeedNoResume(t *testing.T) {
 	lease.record()
 }
 
+// TestCommandThatIsCutOffEndsNoLease: a process that stops, or that others may take the lease from, while a command on its devices
+// goes on has not heard that it failed: the lease goes on in the next one, which resumes what may be in either state first.
+func TestCommandThatIsCutOffEndsNoLease(t *testing.T) {
+	for name, test := range map[string]struct {
+		slow string
+		cut  func(*rig)
+	}{
+		"stopped during a resume":                       {"resume", (*rig).shut},
+		"stopped during a suspension":                   {"suspend", (*rig).shut},
+		onPostgres + ", stood down during a resume":     {"resume", func(r *rig) { r.provider.replicas.standDown() }},
+		onPostgres + ", stood down during a suspension": {"suspend", func(r *rig) { r.provider.replicas.standDown() }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			command, calls := script(t, `[ $1 != `+test.slow+` ] || while [ ! -e $0.mended ]; do sleep 0.05; done`)
+			r := newRig(t, func(c *ProviderConfig) {
+				host := hostGPUs(t, 2)
+				host.SuspendCommand, host.ResumeCommand = append(command, "suspend"), append(command[:1:1], "resume")
+				c.Allocator, c.Takeover, c.Log = host, time.Second, slog.New(slog.DiscardHandler)
+			})
+			lease := r.open(1, 500_000, "")
+			waitFor(t, func() bool { return strings.Contains(calls(), "suspend") })
+			if test.slow == "resume" {
+				lease.status(leaseSuspended)
+			}
+			lease.pay(400_000)
+			waitFor(t, func() bool { return strings.Contains(calls(), test.slow) })
+			test.cut(r)
+			before := calls()
+			mend(t, command[0])
+			if r.server == nil {
+				r.start()
+			}
+			waitFor(t, func() bool {
+				l := r.provider.running(lease.terms.ID())
+				return lease.row().State == string(leaseEnded) || l != nil && l.state() == leaseActive && l.meter.Allocated() > 0 && !l.unsure && strings.Contains(strings.TrimPrefix(calls(), before), "resume")
+			})
+			if row := lease.row(); row.State == string(leaseEnded) {
+				t.Errorf("the lease is ended: %q", row.Reason)
+			}
+		})
+	}
+}
+
 // TestNewNameRunsOutToo: what a gateway takes up under a new name is not its own for
 // ever where the database goes away before it has heard that the name could be said.
 func TestNewNameRunsOutToo(t *testing.T) {
