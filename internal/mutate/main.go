@@ -8,6 +8,8 @@
 //
 // A test that fails without a mutant, a mutant whose place is not found once, that does not compile, or whose test is not
 // there, is an error; a mutant whose test passes has survived. Either ends the program with status 1.
+//
+// Mutants that change no more than the bodies of functions are compiled together, and switched on one at a time.
 package main
 
 import (
@@ -101,7 +103,7 @@ type bench struct {
 // all judges every mutant, and gives the exit status.
 func (b *bench) all(ctx context.Context, list []*mutant) (int, error) {
 	var err error
-	if b.shop, err = newWorkshop(ctx, b.root); err != nil {
+	if b.shop, err = newWorkshop(ctx, b.root, list); err != nil {
 		return 1, err
 	}
 	defer b.shop.end()
@@ -131,7 +133,7 @@ func (b *bench) baselines(ctx context.Context, list []*mutant) map[string]error 
 	sound := map[string]error{}
 	for text, r := range lines {
 		wait.Go(func() {
-			o, err := b.slot(ctx, r, nil)
+			o, err := b.slot(func() (outcome, error) { return b.shop.together(ctx, r, "") })
 			if err == nil && o.failed > 0 {
 				err = fmt.Errorf("%q fails without a mutant", text)
 				b.print(b.shown(o.log))
@@ -145,10 +147,21 @@ func (b *bench) baselines(ctx context.Context, list []*mutant) map[string]error 
 	return sound
 }
 
-func (b *bench) slot(ctx context.Context, r runLine, changed map[string][]byte) (outcome, error) {
+func (b *bench) slot(test func() (outcome, error)) (outcome, error) {
 	b.slots <- struct{}{}
 	defer func() { <-b.slots }()
-	return b.shop.test(ctx, r, changed)
+	return test()
+}
+
+// try runs a line with a mutant: compiled with the others where it fits in, and by itself before it is said to survive.
+func (b *bench) try(ctx context.Context, m *mutant, r runLine, changed map[string][]byte) (outcome, error) {
+	if b.shop.all.names[m.name] {
+		o, err := b.slot(func() (outcome, error) { return b.shop.together(ctx, r, m.name) })
+		if err == nil && o.failed > 0 {
+			return o, nil
+		}
+	}
+	return b.slot(func() (outcome, error) { return b.shop.alone(ctx, r, changed) })
 }
 
 func (b *bench) judge(ctx context.Context, m *mutant, sound map[string]error) {
@@ -161,7 +174,7 @@ func (b *bench) judge(ctx context.Context, m *mutant, sound map[string]error) {
 			break
 		}
 		var o outcome
-		o, err = b.slot(ctx, r, changed)
+		o, err = b.try(ctx, m, r, changed)
 		if err != nil || o.failed == 0 {
 			logs.WriteString(o.log)
 		}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -155,6 +156,64 @@ func TestJudgement(t *testing.T) {
 	b = &bench{root: root, slots: make(chan struct{}, 1), out: &out}
 	if code, err := b.all(t.Context(), list[:1]); code != 0 || err != nil {
 		t.Errorf("only what is killed, and status %d, %v:\n%s", code, err, &out)
+	}
+}
+
+// TestSchemata: mutants that are compiled together do what they do alone, and the others are compiled alone.
+func TestSchemata(t *testing.T) {
+	root := t.TempDir()
+	for path, text := range map[string]string{
+		"go.mod": "module small\n\ngo 1.26\n",
+		"a.go": "package small\n\nimport \"errors\"\n\nconst least = 1\n\ntype sum struct{ n int }\n\n" +
+			"func (s *sum) add(_ string, first int, more ...int) (err error) {\n\ts.n += first\n\tfor _, m := range more {\n\t\ts.n += m\n\t}\n" +
+			"\tdefer func() { err = errors.Join(err, recover().(error)) }()\n\tpanic(errors.New(\"end\"))\n}\n\n" +
+			"func (s *sum) clear() {\n\ts.n = 0\n}\n\nfunc first[T any](_, a T, _ ...T) T {\n\treturn a\n}\n",
+		"a_test.go": "package small\n\nimport \"testing\"\n\nfunc TestSum(t *testing.T) {\n\tvar s sum\n\tif err := s.add(\"\", 1, 2, 3); err == nil || s.n != 6*least {\n\t\tt.Fatal(err, s.n)\n\t}\n" +
+			"\tif s.clear(); s.n != 0 || first(1, 2, 3) != 2 {\n\t\tt.Fail()\n\t}\n}\n",
+	} {
+		if err := os.WriteFile(filepath.Join(root, path), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var list []*mutant
+	want := map[string]bool{} // whether it is compiled with the others
+	for i, c := range []struct {
+		old, new string
+		together bool
+	}{
+		{"\t\ts.n += m\n", "\t\ts.n = m\n", true},
+		{"\ts.n += first\n", "\ts.n -= first\n", true},
+		{"\tdefer func() { err = errors.Join(err, recover().(error)) }()\n", "\tdefer func() { recover() }()\n", true},
+		{"\ts.n = 0\n", "", true},
+		{"\treturn a\n", "\tvar none T\n\treturn none\n", true},
+		{"const least = 1\n", "const least = 2\n", false},
+		{"func (s *sum) clear() {\n\ts.n = 0\n}\n", "func (s *sum) clear() {}\n\nfunc init() {}\n", false},
+		{"\treturn a\n", "\tvar unused T\n\treturn a\n", false},
+	} {
+		m, err := parseMutant(fmt.Sprint("M", i), "row: M\nwhy: w\nrun: go test . -run '^TestSum$'\n-- a.go --\n"+c.old+"-- with --\n"+c.new)
+		if err != nil {
+			t.Fatal(err)
+		}
+		list = append(list, m)
+		if c.together {
+			want[m.name] = true
+		}
+	}
+	shop, err := newWorkshop(t.Context(), root, list)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer shop.end()
+	if !maps.Equal(shop.all.names, want) {
+		t.Errorf("compiled together: %v", shop.all.names)
+	}
+	if o, err := shop.together(t.Context(), list[0].runs[0], ""); err != nil || o.passed != 1 || o.failed != 0 {
+		t.Errorf("with no mutant on: %+v, %v", o, err)
+	}
+	for name := range want {
+		if o, err := shop.together(t.Context(), list[0].runs[0], name); err != nil || o.failed != 1 {
+			t.Errorf("with %s on: %+v, %v", name, o, err)
+		}
 	}
 }
 

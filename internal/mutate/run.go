@@ -26,21 +26,29 @@ var (
 // A workshop is where mutants are compiled and tested. What they share is compiled once.
 type workshop struct {
 	root, scratch string
+	all           *schemata              // the mutants that are compiled together
+	overlay       string                 // their files, as go wants them
 	contracts     func() (string, error) // the folder where forge has compiled the tree as it is
-
-	mu       sync.Mutex
-	binaries map[string]func() (string, error) // of the tests of the tree as it is, by package
+	mu            sync.Mutex
+	binaries      map[string]func() (string, error) // of the tests, by package
 }
 
 // newWorkshop keeps what it makes in a folder of its own, which end removes.
-func newWorkshop(ctx context.Context, root string) (*workshop, error) {
+func newWorkshop(ctx context.Context, root string, list []*mutant) (*workshop, error) {
 	scratch, err := os.MkdirTemp("", "gpupay-mutants-")
 	if err != nil {
 		return nil, err
 	}
-	w := &workshop{root: root, scratch: scratch, binaries: map[string]func() (string, error){}}
+	w := &workshop{root: root, scratch: scratch, all: newSchemata(root, list), binaries: map[string]func() (string, error){}}
 	w.contracts = sync.OnceValues(func() (string, error) { return w.compiled(ctx) })
-	return w, nil
+	dir := filepath.Join(scratch, "schemata")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return nil, err
+	}
+	if w.overlay, err = w.all.compiled(ctx, root, dir); err != nil {
+		w.end()
+	}
+	return w, err
 }
 
 func (w *workshop) end() { os.RemoveAll(w.scratch) }
@@ -51,102 +59,109 @@ type outcome struct {
 	log            string
 }
 
-// test runs a line over the tree with some of its files changed.
-func (w *workshop) test(ctx context.Context, r runLine, changed map[string][]byte) (outcome, error) {
+// together runs a line with one of the mutants that are compiled together switched on, or with none.
+func (w *workshop) together(ctx context.Context, r runLine, name string) (outcome, error) {
+	if r.tool == "forge" {
+		return w.alone(ctx, r, nil)
+	}
+	overlay := w.overlay
+	if !r.plain() {
+		overlay = ""
+	}
+	binary, err := w.binary(ctx, r, overlay)
+	if err != nil {
+		return outcome{log: err.Error()}, errUncompiled
+	}
+	return r.run(ctx, w.root, binary, overlay, name)
+}
+
+// alone runs a line over the tree with some of its files changed.
+func (w *workshop) alone(ctx context.Context, r runLine, changed map[string][]byte) (outcome, error) {
 	scratch, err := os.MkdirTemp(w.scratch, "mutant-")
 	if err != nil {
 		return outcome{}, err
 	}
 	defer os.RemoveAll(scratch)
-	var o outcome
-	switch {
-	case r.tool == "forge":
-		o, err = w.forge(ctx, r, scratch, changed)
-	case len(changed) == 0 && len(r.packages) == 1:
-		o, err = w.unchanged(ctx, r)
-	default:
-		o, err = r.gotest(ctx, w.root, scratch, changed)
+	if r.tool == "forge" {
+		return ran(w.forge(ctx, r, scratch, changed))
 	}
-	if err == nil && ctx.Err() != nil {
-		err = ctx.Err()
+	for file := range changed {
+		if ext := filepath.Ext(file); ext != ".go" && ext != ".sql" {
+			return outcome{}, fmt.Errorf("go test does not compile %s: only Go and the SQL that it embeds can be replaced", file)
+		}
 	}
+	overlay, err := writeOverlay(w.root, scratch, changed)
+	if err != nil {
+		return outcome{}, err
+	}
+	binary := filepath.Join(scratch, "tests")
+	if err := r.compile(ctx, w.root, binary, overlay); err != nil {
+		return outcome{log: err.Error()}, errUncompiled
+	}
+	return r.run(ctx, w.root, binary, overlay, "")
+}
+
+// writeOverlay writes files and the list by which go compiles them instead of the tree's own.
+func writeOverlay(root, dir string, changed map[string][]byte) (string, error) {
+	replace := map[string]string{}
+	for i, path := range slices.Sorted(maps.Keys(changed)) {
+		file := filepath.Join(dir, strconv.Itoa(i)+filepath.Ext(path))
+		if err := os.WriteFile(file, changed[path], 0o600); err != nil {
+			return "", err
+		}
+		replace[filepath.Join(root, filepath.FromSlash(path))] = file
+	}
+	overlay, err := json.Marshal(map[string]any{"Replace": replace})
+	if err != nil {
+		return "", err
+	}
+	file := filepath.Join(dir, "overlay.json")
+	return file, os.WriteFile(file, overlay, 0o600)
+}
+
+// compilerMemory lets the compiler take more memory and a third less time.
+const compilerMemory = "GOGC=400"
+
+// compile makes the tests of a line's package a program.
+func (r runLine) compile(ctx context.Context, root, file, overlay string) error {
+	args := slices.Concat([]string{"test", "-c", "-vet=off", "-ldflags=-s -w", "-o", file, "-overlay=" + overlay}, r.build, []string{"./" + filepath.ToSlash(r.folder)})
+	if out, err := command(ctx, filepath.Join(root, r.dir), []string{compilerMemory}, "go", args...); err != nil {
+		return fmt.Errorf("compiling %s: %w\n%s", r.folder, err, out)
+	}
+	return nil
+}
+
+// run runs a line's tests. What they build has the mutants too.
+func (r runLine) run(ctx context.Context, root, binary, overlay, name string) (outcome, error) {
+	args := []string{"tool", "test2json", binary, "-test.v=test2json", "-test.paniconexit0"}
+	for _, flag := range r.flags {
+		args = append(args, "-test."+strings.TrimPrefix(flag, "-"))
+	}
+	env := []string{activeMutant + "=" + name, strings.TrimSpace("GOFLAGS=" + os.Getenv("GOFLAGS") + " -overlay=" + overlay)}
+	out, err := command(ctx, filepath.Join(root, r.dir, r.folder), env, "go", append(args, r.args...)...)
+	return ran(goOutcome(out, err))
+}
+
+// ran has a line that ran no test be an error.
+func ran(o outcome, err error) (outcome, error) {
 	if err == nil && o.passed+o.failed == 0 {
 		err = errors.New("it ran no test, or skipped all")
 	}
 	return o, err
 }
 
-// gotest compiles the changed files instead of the tree's own.
-func (r runLine) gotest(ctx context.Context, root, scratch string, changed map[string][]byte) (outcome, error) {
-	replace := map[string]string{}
-	for i, path := range slices.Sorted(maps.Keys(changed)) {
-		if ext := filepath.Ext(path); ext != ".go" && ext != ".sql" {
-			return outcome{}, fmt.Errorf("go test does not compile %s: only Go and the SQL that it embeds can be replaced", path)
-		}
-		file := filepath.Join(scratch, strconv.Itoa(i)+filepath.Ext(path))
-		if err := os.WriteFile(file, changed[path], 0o600); err != nil {
-			return outcome{}, err
-		}
-		replace[filepath.Join(root, filepath.FromSlash(path))] = file
-	}
-	overlay, err := json.Marshal(map[string]any{"Replace": replace})
-	if err != nil {
-		return outcome{}, err
-	}
-	file := filepath.Join(scratch, "overlay.json")
-	if err := os.WriteFile(file, overlay, 0o600); err != nil {
-		return outcome{}, err
-	}
-	args := slices.Concat([]string{"test", "-json", "-vet=off", "-count=1"}, r.build, r.flags, local(r.packages))
-	if len(r.args) > 0 {
-		args = slices.Concat(args, []string{"-args"}, r.args)
-	}
-	flags := strings.TrimSpace(os.Getenv("GOFLAGS") + " -overlay=" + file) // also of what a test builds: programs have the mutant too
-	out, err := command(ctx, filepath.Join(root, r.dir), []string{"GOFLAGS=" + flags}, "go", args...)
-	return goOutcome(out, err)
-}
-
-// unchanged runs a line in the binary that is compiled once for all lines of its package.
-func (w *workshop) unchanged(ctx context.Context, r runLine) (outcome, error) {
-	binary, err := w.binary(ctx, r)
-	if err != nil {
-		return outcome{}, err
-	}
-	args := []string{"tool", "test2json", binary, "-test.v=test2json", "-test.paniconexit0"}
-	for _, flag := range r.flags {
-		args = append(args, "-test."+strings.TrimPrefix(flag, "-"))
-	}
-	out, err := command(ctx, filepath.Join(w.root, r.dir, r.packages[0]), nil, "go", append(args, r.args...)...)
-	return goOutcome(out, err)
-}
-
-// binary compiles the tests of a line's package, where no line before has.
-func (w *workshop) binary(ctx context.Context, r runLine) (string, error) {
-	key := fmt.Sprint(r.dir, " ", local(r.packages), r.build)
+// binary compiles the tests of a line's package with all mutants in it, where no line before has.
+func (w *workshop) binary(ctx context.Context, r runLine, overlay string) (string, error) {
+	key := fmt.Sprint(r.dir, " ", r.folder, r.build)
 	w.mu.Lock()
 	made := w.binaries[key]
 	if made == nil {
 		file := filepath.Join(w.scratch, fmt.Sprintf("%d.test", len(w.binaries)))
-		made = sync.OnceValues(func() (string, error) {
-			args := slices.Concat([]string{"test", "-c", "-vet=off", "-ldflags=-s -w", "-o", file}, r.build, local(r.packages))
-			if out, err := command(ctx, filepath.Join(w.root, r.dir), nil, "go", args...); err != nil {
-				return "", fmt.Errorf("compiling %s: %w\n%s", r.packages[0], err, out)
-			}
-			return file, nil
-		})
+		made = sync.OnceValues(func() (string, error) { return file, r.compile(ctx, w.root, file, overlay) })
 		w.binaries[key] = made
 	}
 	w.mu.Unlock()
 	return made()
-}
-
-// local makes folders what go takes for packages of this module.
-func local(folders []string) []string {
-	var packages []string
-	for _, f := range folders {
-		packages = append(packages, "./"+filepath.ToSlash(filepath.Clean(f)))
-	}
-	return packages
 }
 
 // command gives what a program printed, and as an error whether it failed.
@@ -179,8 +194,6 @@ func goOutcome(out []byte, err error) (outcome, error) {
 		}
 		log.WriteString(e.Output)
 		switch {
-		case e.Action == "build-fail":
-			return outcome{log: log.String()}, errUncompiled
 		case e.Test == "":
 		case e.Action == "run":
 			ran = true

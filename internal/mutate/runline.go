@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -16,10 +17,15 @@ type runLine struct {
 	dir      string   // of go's -C, else "."
 	build    []string // of go: flags that change what is compiled
 	flags    []string
-	packages []string // of go: folders from dir
+	folder   string   // of go: the package of the tests, from dir
 	match    string   // go's -run, forge's --match-test: which tests
 	contract string   // forge's --match-contract
 	args     []string // after -args
+}
+
+// plain tells whether a line compiles what everybody compiles, with or without the race detector.
+func (r runLine) plain() bool {
+	return !slices.ContainsFunc(r.build, func(flag string) bool { return strings.HasPrefix(flag, "-tags") })
 }
 
 // timeout ends a mutant that hangs, where its line names no time of its own.
@@ -64,7 +70,10 @@ func (r *runLine) goFlags(words []string) error {
 			break
 		}
 		if !strings.HasPrefix(word, "-") {
-			r.packages = append(r.packages, word)
+			if r.folder != "" {
+				return errors.New("it names two packages: the second needs a line of its own, also")
+			}
+			r.folder = filepath.Clean(word)
 			continue
 		}
 		name, value, inline := strings.Cut(strings.TrimLeft(word, "-"), "=")
@@ -98,10 +107,10 @@ func (r *runLine) goFlags(words []string) error {
 	if !timed {
 		r.flags = append(r.flags, "-timeout="+timeout)
 	}
-	if len(r.packages) == 0 {
-		r.packages = []string{"."}
+	if r.folder == "" {
+		r.folder = "."
 	}
-	for _, p := range append(r.packages, r.dir) {
+	for _, p := range []string{r.folder, r.dir} {
 		if !filepath.IsLocal(p) || strings.Contains(p, "...") {
 			return fmt.Errorf("%q is no folder of the repository: name the package of the test", p)
 		}
@@ -170,11 +179,8 @@ var (
 
 // exists tells whether a run line names a test that is there, by the text of the sources and so in no time.
 func (r runLine) exists(root string) error {
-	var folders []string
 	suffix, find, match := "_test.go", goTest, strings.Split(r.match, "/")[0]
-	for _, p := range r.packages {
-		folders = append(folders, filepath.Join(root, r.dir, p, "*"+suffix))
-	}
+	folders := []string{filepath.Join(root, r.dir, r.folder, "*"+suffix)}
 	if r.tool == "forge" {
 		suffix, find, match = ".sol", solidTest, r.match
 		folders = []string{filepath.Join(root, "contracts/test/*"+suffix), filepath.Join(root, "contracts/test/*/*"+suffix)}
