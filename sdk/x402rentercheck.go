@@ -46,6 +46,7 @@ func (t *X402Rental) check(ctx context.Context, b *buying, document []byte) (X40
 	}
 	if b.resent { // it was metered before it was heard of, and another lease may have run since
 		lease.Checker.Elapsed = min(lease.Checker.Elapsed, lease.ran())
+		lease.Together.Elapsed = min(lease.Together.Elapsed, lease.ranTogether())
 	}
 	var owed uint256.Int
 	if base := b.slate.Tick.Base; rec.Owed.Gt(&base) {
@@ -97,7 +98,7 @@ func (t *X402Rental) lease(ctx context.Context, b *buying, said x402Tick) (*tick
 	if said.Record.OwedBefore.Gt(&before) {
 		return nil, caught("%w: the lease begins with %s owed, %s was charged", ErrDemand, said.Record.OwedBefore.Dec(), p.Base.Dec())
 	}
-	start, err := t.startOf(b.slate, *said.Record)
+	each, together, err := t.startOf(b.slate, *said.Record)
 	if err != nil {
 		return nil, err
 	}
@@ -107,9 +108,9 @@ func (t *X402Rental) lease(ctx context.Context, b *buying, said x402Tick) (*tick
 	}
 	return &ticking{
 		Lent:  max(b.slate.Ticking.ahead(p), b.slate.unpassed(said.Record.OwedBefore, p)),
-		Began: start, BeganBoot: p.Boot,
+		Began: each.Start, BeganBoot: p.Boot, Together: together,
 		Lease: said.LeaseID, Offer: t.offer.Document, Devices: said.Devices, OwedBefore: said.Record.OwedBefore,
-		Checker: metering.CheckerState{BootID: p.Boot, Start: start, Owed: said.Record.OwedBefore, Kept: kept},
+		Checker: metering.CheckerState{BootID: p.Boot, Start: each.Start, Owed: said.Record.OwedBefore, Kept: kept},
 	}, nil
 }
 
@@ -125,47 +126,61 @@ func (t *X402Rental) before(charged uint256.Int) (uint256.Int, error) {
 	return late, err
 }
 
-// startOf is where our clock starts for a lease: when it was asked for. One that
-// ran before, as for a renter that lost its database, began so much earlier as
-// its record says, and may only have cost for that what was charged already.
-func (t *X402Rental) startOf(s slate, rec metering.SignedRecord) (metering.Instant, error) {
+// startOf is where our clocks start for a lease, of each GPU and of all together:
+// when it was asked for. One that ran before, as for a renter that lost its database,
+// began so much earlier as its record says, and may only have cost for that what was
+// charged already.
+func (t *X402Rental) startOf(s slate, rec metering.SignedRecord) (each, together leaseClock, err error) {
 	p := s.Tick
-	start := p.Asked
 	added := uint64(max(0, rec.Evidence.Nanos))
 	if added > rec.Nanos {
-		return start, caught("%w: %d ns are new of %d", metering.ErrBackwards, added, rec.Nanos)
+		return each, together, caught("%w: %d ns are new of %d", metering.ErrBackwards, added, rec.Nanos)
 	}
 	earlier, err := t.price.Charge(rec.Nanos - added)
 	if err != nil {
-		return start, err
+		return each, together, err
 	}
 	most, err := t.before(p.Base)
 	if err != nil {
-		return start, err
+		return each, together, err
 	}
 	if s.Found { // it may have run on since the claim, and have records that we lost: as far as this tick is signed for
 		most = p.Most
 	}
 	if earlier.Add(&earlier, &rec.OwedBefore); earlier.Gt(&most) {
-		return start, caught("%w: %s owed before this tick, %s was charged", ErrDemand, earlier.Dec(), p.Base.Dec())
+		return each, together, caught("%w: %s owed before this tick, %s was charged", ErrDemand, earlier.Dec(), p.Base.Dec())
 	}
-	var ran, idle int64
-	if rec.Sequence > 1 { // it ran on while the voucher before covered it
-		if idle = int64(covered(p.Prior, earlier, t.price, t.gpus)); !p.Base.IsZero() {
-			idle += int64(lateIn(t.offer.Offer))
-		}
-		if l := s.Ticking; l != nil && !s.Found {
-			idle = min(idle, l.since(p))
-		}
-	}
+	idle, ofOne := t.idle(s, rec, earlier)
+	ran, ofAll := int64(0), idle+int64(min(rec.Nanos-added, maxLasts)/uint64(t.gpus))
 	for _, d := range rec.Evidence.Devices {
-		ran = max(ran, d.Total-d.Nanos.Allocated+idle)
+		ran = max(ran, d.Total-d.Nanos.Allocated+ofOne)
 		if s.Found { // it may be the copy of an answer from before
-			ran = max(ran, p.Asked.Wall-d.From.Wall)
+			ran, ofAll = max(ran, p.Asked.Wall-d.From.Wall), max(ofAll, p.Asked.Wall-d.From.Wall)
 		}
 	}
-	start.Boot, start.Mono, start.Wall = start.Boot-ran, start.Mono-ran, start.Wall-ran
-	return start, nil
+	each.set(ran, p.Asked, p.Boot)
+	together.set(ofAll, p.Asked, p.Boot)
+	each.Elapsed, together.Elapsed = 0, 0 // no record was checked
+	return each, together, nil
+}
+
+// idle is for how long all GPUs of a lease can have run, or one of them alone, between
+// its record before and this tick, in ns: while the voucher before covered it.
+func (t *X402Rental) idle(s slate, rec metering.SignedRecord, earlier uint256.Int) (all, one int64) {
+	if rec.Sequence <= 1 {
+		return 0, 0
+	}
+	p, late := s.Tick, int64(0)
+	if !p.Base.IsZero() {
+		late = int64(lateIn(t.offer.Offer))
+	}
+	all = int64(covered(p.Prior, earlier, t.price, t.gpus))
+	all, one = late+all, late+all*int64(t.gpus)
+	if l := s.Ticking; l != nil && !s.Found {
+		all = min(all, l.together().since(p, l.reserved(p.Prior, t.price, len(l.Devices))))
+		one = min(one, l.each().since(p, l.reserved(p.Prior, t.price, 1)))
+	}
+	return all, one
 }
 
 // follow checks a record and remembers it in lease.
@@ -182,7 +197,18 @@ func (b *buying) follow(lease *ticking, rec metering.SignedRecord) error {
 		return &lie{err}
 	}
 	lease.Checker = checker.State()
+	all := &lease.Together
+	all.Elapsed = max(0, b.x.r.config.Clock.Now().Boot-all.Start.Boot)
+	if most := all.Elapsed + int64(b.tolerance(lease)); lease.ranTogether() > most {
+		return caught("lease %s, record %d: %w: %d ns over %d GPUs, and of each at most %d ns were paid for, or passed here",
+			rec.LeaseID, rec.Sequence, metering.ErrClock, rec.Nanos, len(lease.Devices), most)
+	}
 	return nil
+}
+
+// tolerance is by how much a lease may run ahead of our clock.
+func (b *buying) tolerance(l *ticking) time.Duration {
+	return max(0, min(tickTolerance, b.x.r.config.Tolerance)-time.Duration(l.Lent))
 }
 
 // checker of a lease's records, which are as many as there are ticks: no offer says
@@ -197,7 +223,7 @@ func (b *buying) checker(lease *ticking, state metering.CheckerState) (*metering
 		return nil, err
 	}
 	checker, err := metering.ResumeChecker(metering.CheckerConfig{
-		Key: common.Address(offer.Meter), Tolerance: max(0, min(tickTolerance, b.x.r.config.Tolerance)-time.Duration(lease.Lent)), Clock: b.x.r.config.Clock,
+		Key: common.Address(offer.Meter), Tolerance: b.tolerance(lease), Clock: b.x.r.config.Clock,
 		RecordEvery: metering.MinRecordEvery,
 		Lease: agreed(metering.Lease{
 			ID: lease.Lease, ChannelID: b.id, OfferHash: offer.Hash, ChainID: b.terms.ChainID, Escrow: b.terms.Escrow,

@@ -15,10 +15,19 @@ import (
 // renter is away. An offer of a longer MaxGap is not made, nor taken.
 const maxLate = 10 * time.Second
 
+// leaseClock is for how long a lease may have run, on our clocks.
+type leaseClock struct {
+	BootID  string           `json:"bootId"`
+	Start   metering.Instant `json:"start"`
+	Elapsed int64            `json:"elapsed,string"` // ns the lease had run when this was kept
+}
+
 // forfeit takes the time away from a lease that it was not paid for: between two
 // ticks a provider meters at most what the voucher before still covers, and one
 // reading that comes late. Without it, a renter that was away could be billed for
-// all of that time at once.
+// all of that time at once. One GPU of several may have run for all of what is
+// covered, while the others were down, and all together for no more: each is held to
+// a clock, and so is their sum.
 //
 // Where our clocks have parted nobody knows how much time they missed: then the
 // lease may have run for all of that, and after the tick was asked for for all
@@ -29,27 +38,42 @@ func (b *buying) forfeit(l *ticking, price metering.Price, now metering.Instant,
 	if p == nil {
 		return false
 	}
-	before := min(l.ran(), s.Elapsed)
-	if s.Sequence > 0 {
-		ran := before + l.reserved(p.Prior, price)
-		apart = parted(s.BootID, s.Start, p.Boot, p.Asked)
-		if apart || ran < p.Asked.Boot-s.Start.Boot {
-			l.ranFor(ran, p.Asked, p.Boot)
-		}
+	each := l.each()
+	l.Together = l.together()
+	hold := func(c *leaseClock, ran int64, gpus int) bool {
+		before := min(ran, c.Elapsed)
+		missed := s.Sequence > 0 && c.cut(p, before+l.reserved(p.Prior, price, gpus))
+		return c.bridge(p, before+l.reserved(p.Most, price, gpus), now, boot) || missed
 	}
-	if !parted(s.BootID, s.Start, boot, now) {
-		s.Start.Wall += int64(min(0, advanced(s.Start, now))) // a wall clock that was set back is compared from there
-		return apart
+	one, all := hold(&each, l.ran(), 1), hold(&l.Together, l.ranTogether(), len(l.Devices))
+	s.BootID, s.Start, s.Elapsed = each.BootID, each.Start, each.Elapsed
+	return one || all
+}
+
+// cut has the clock say that the lease ran for no longer than most when a tick was
+// asked for, and for as long where our clocks have parted.
+func (c *leaseClock) cut(p *pendingTick, most int64) (apart bool) {
+	apart = parted(c.BootID, c.Start, p.Boot, p.Asked)
+	if apart || most < p.Asked.Boot-c.Start.Boot {
+		c.set(most, p.Asked, p.Boot)
 	}
-	l.ranFor(max(p.Asked.Boot-s.Start.Boot, before+l.reserved(p.Most, price)), now, boot)
+	return apart
+}
+
+// bridge has the clock go on where ours have parted since a tick was asked for: the
+// lease may have run for as long as most.
+func (c *leaseClock) bridge(p *pendingTick, most int64, now metering.Instant, boot string) (apart bool) {
+	if !parted(c.BootID, c.Start, boot, now) {
+		c.Start.Wall += int64(min(0, advanced(c.Start, now))) // a wall clock that was set back is compared from there
+		return false
+	}
+	c.set(max(p.Asked.Boot-c.Start.Boot, most), now, boot)
 	return true
 }
 
-// ranFor has the checker's clock say that at a moment the lease had run for so many ns.
-func (l *ticking) ranFor(ran int64, at metering.Instant, boot string) {
-	s := &l.Checker
-	s.BootID, s.Elapsed = boot, ran
-	s.Start = metering.Instant{Boot: at.Boot - ran, Mono: at.Mono - ran, Wall: at.Wall - ran}
+// set has the clock say that at a moment the lease had run for so many ns.
+func (c *leaseClock) set(ran int64, at metering.Instant, boot string) {
+	*c = leaseClock{boot, metering.Instant{Boot: at.Boot - ran, Mono: at.Mono - ran, Wall: at.Wall - ran}, ran}
 }
 
 // parted reports whether our clocks may have missed time between two moments: the
@@ -76,15 +100,32 @@ func (l *ticking) ran() (most int64) {
 	return most
 }
 
+// ranTogether is for how many ns the lease ran if all of its GPUs ran alike.
+func (l *ticking) ranTogether() int64 {
+	return int64(min(l.Checker.Nanos, maxLasts) / uint64(max(1, len(l.Devices))))
+}
+
 // since is how many ns passed on our clocks from the lease's newest record until
 // a tick was asked for: another lease cannot have run for longer before it. Where
 // these have parted, that is no less than what was signed for.
-func (l *ticking) since(p *pendingTick) int64 {
-	s := l.Checker
-	if parted(s.BootID, s.Start, p.Boot, p.Asked) {
-		return max(p.Asked.Wall-s.Start.Wall-s.Elapsed, l.reserved(p.Prior, metering.Price{}))
+func (c leaseClock) since(p *pendingTick, reserved int64) int64 {
+	if parted(c.BootID, c.Start, p.Boot, p.Asked) {
+		return max(p.Asked.Wall-c.Start.Wall-c.Elapsed, reserved)
 	}
-	return max(0, p.Asked.Boot-s.Start.Boot-s.Elapsed)
+	return max(0, p.Asked.Boot-c.Start.Boot-c.Elapsed)
+}
+
+// together is the clock that all GPUs of the lease in sum are held to.
+func (l *ticking) together() leaseClock {
+	if l.Together == (leaseClock{}) { // kept by an earlier version
+		return l.each()
+	}
+	return l.Together
+}
+
+// each is the clock that each GPU of the lease is held to.
+func (l *ticking) each() leaseClock {
+	return leaseClock{l.Checker.BootID, l.Checker.Start, l.Checker.Elapsed}
 }
 
 // ahead is by how many ns the channel's leases, this one and those before it, ran
@@ -93,7 +134,8 @@ func (l *ticking) ahead(p *pendingTick) int64 {
 	if l == nil {
 		return 0
 	}
-	return max(0, l.Lent+l.ran()-l.Checker.Elapsed-l.since(p))
+	each := l.each()
+	return max(0, l.Lent+l.ran()-each.Elapsed-each.since(p, l.reserved(p.Prior, metering.Price{}, 1)))
 }
 
 // passed reports whether a base that no record states can be GPU time: all that
@@ -126,7 +168,8 @@ func (s *slate) unpassed(charged uint256.Int, p *pendingTick) int64 {
 	if err != nil {
 		return 0
 	}
-	return max(0, l.Lent+int64(lasts(charged, *from, price, len(l.Devices)))-l.Checker.Elapsed-l.since(p))
+	all := l.together()
+	return max(0, l.Lent+int64(lasts(charged, *from, price, len(l.Devices)))-all.Elapsed-all.since(p, l.reserved(p.Prior, price, len(l.Devices))))
 }
 
 // allows reports whether a base that is above what is known can be what was charged
@@ -153,11 +196,11 @@ func (b *buying) unticked(total uint256.Int) {
 	}
 }
 
-// reserved is for how long each GPU of a lease could run, in ns, on what is signed
+// reserved is for how long so many GPUs of a lease could run, in ns, on what is signed
 // for and not charged with a record, and how late a reading may be. What was signed
 // for since that record may be many ticks: those that a restored database has
 // forgotten, or that others paid for.
-func (l *ticking) reserved(signed uint256.Int, price metering.Price) int64 {
+func (l *ticking) reserved(signed uint256.Int, price metering.Price, gpus int) int64 {
 	late := time.Duration(0)
 	if offer, err := wire.ParseOffer(l.Offer); err == nil {
 		late = lateIn(offer.Offer)
@@ -165,7 +208,7 @@ func (l *ticking) reserved(signed uint256.Int, price metering.Price) int64 {
 			price = own
 		}
 	}
-	return int64(late + lasts(signed, l.Checker.Owed, price, len(l.Devices)))
+	return int64(late + lasts(signed, l.Checker.Owed, price, gpus))
 }
 
 // lateIn is how late a reading may be under an offer.
@@ -173,8 +216,8 @@ func lateIn(offer wire.Offer) time.Duration {
 	return time.Duration(max(0, min(offer.MaxGap, maxLate.Milliseconds()))) * time.Millisecond
 }
 
-// covered is for how long each of a lease's GPUs can run from what is owed up to
-// what is signed for: no tick reserves more than maxTick.
+// covered is for how long all of a lease's GPUs can run from what is owed up to
+// what is signed for: no tick reserves more than maxTick of each.
 func covered(signed, owed uint256.Int, price metering.Price, gpus int) time.Duration {
 	return min(lasts(signed, owed, price, gpus), maxTick)
 }

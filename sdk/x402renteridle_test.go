@@ -393,7 +393,7 @@ func TestX402SinceTheNewestRecord(t *testing.T) {
 		{"", metering.Instant{Boot: 1500, Wall: 50_700}, 400},
 		{"b", metering.Instant{Boot: 9999, Wall: 50_100}, 0},
 	} {
-		if got := l.since(&pendingTick{Asked: c.asked, Boot: c.boot}); got != c.want {
+		if got := l.each().since(&pendingTick{Asked: c.asked, Boot: c.boot}, 0); got != c.want {
 			t.Errorf("boot %q, asked at %+v: %d, want %d", c.boot, c.asked, got, c.want)
 		}
 	}

@@ -66,6 +66,7 @@ type ticking struct {
 	Checker    metering.CheckerState `json:"checker"`
 	Began      metering.Instant      `json:"began,omitzero"` // no earlier, on our clocks
 	BeganBoot  string                `json:"beganBoot,omitempty"`
+	Together   leaseClock            `json:"together,omitzero"` // that the GPUs' time in sum is held to
 
 	// Lent is by how many ns the leases before ran ahead of our clock: so much of
 	// the channel's tolerance is used.
