@@ -34,19 +34,17 @@ type shareRow struct {
 	Lease   string `db:"lease"`
 	Channel string `db:"channel"`
 	Amount  string `db:"amount"`
-	Told    string `db:"told"`     // the newest figure that was, or is being, told; '': amount
-	Version int64  `db:"version"`  // of it
-	State   string `db:"state"`    // of the lease
-	EndedAt int64  `db:"ended_at"` // unix seconds
-	Held    int64  `db:"held"`     // 1: what its node metered last is not taken over yet
+	Told    string `db:"told"`    // the newest figure that was, or is being, told; '': amount
+	Version int64  `db:"version"` // of it
+	State   string `db:"state"`   // of the lease
+	Held    int64  `db:"held"`    // 1: what its node metered last is not taken over yet
 }
 
 // claimant is a lease that wants its share.
 type claimant struct {
 	lease, channel common.Hash
 	payer          common.Address
-	credit         uint256.Int   // base units, of the payer, on all of its channels
-	lasts          time.Duration // a node that nobody reaches has used up its share after it
+	credit         uint256.Int // base units, of the payer, on all of its channels
 }
 
 // portion is a lease's part of the credit, base units.
@@ -143,7 +141,7 @@ func (c *creditShares) end(ctx context.Context, lease common.Hash) error {
 // others leave.
 func (q claimant) portion(ctx context.Context, db sqlx.ExtContext, lock string, owing []channel.State, row uint256.Int) (p portion, err error) {
 	var rows []shareRow
-	err = sqlx.SelectContext(ctx, db, &rows, db.Rebind(`SELECT s.lease, s.channel, s.amount, s.told, s.version, l.state, l.ended_at, l.held
+	err = sqlx.SelectContext(ctx, db, &rows, db.Rebind(`SELECT s.lease, s.channel, s.amount, s.told, s.version, l.state, l.held
 		FROM credit_shares s JOIN leases l ON l.id = s.lease WHERE s.payer = ? ORDER BY s.lease`+lock), q.payer.Hex())
 	if err != nil {
 		return p, err
@@ -172,8 +170,8 @@ func (q claimant) portion(ctx context.Context, db sqlx.ExtContext, lock string, 
 			continue
 		}
 		over := row.State == string(leaseEnded)
-		if over && row.Held == 0 && time.Since(time.Unix(row.EndedAt, 0)) > q.lasts {
-			continue // what it left unpaid is in the books, or given up
+		if over && row.Held == 0 {
+			continue // what it left unpaid is in the books, or given up: no gateway's clock says when
 		}
 		id := common.HexToHash(row.Channel)
 		if debt := debts[id]; debt.Gt(&amount) {
@@ -210,10 +208,10 @@ func less(a, b uint256.Int) (left uint256.Int) {
 }
 
 // claimant is the lease as one that shares its payer's credit.
-func (l *lease) claimant() claimant { return claimantOf(l.id, l.terms, l.credit, l.offer.Credit) }
+func (l *lease) claimant() claimant { return claimantOf(l.id, l.terms, l.credit) }
 
-func claimantOf(id common.Hash, t channel.Terms, credit uint256.Int, seconds uint64) claimant {
-	return claimant{lease: id, channel: t.ID(), payer: t.Payer, credit: credit, lasts: time.Duration(seconds)*time.Second + time.Minute}
+func claimantOf(id common.Hash, t channel.Terms, credit uint256.Int) claimant {
+	return claimant{lease: id, channel: t.ID(), payer: t.Payer, credit: credit}
 }
 
 // portion asks for the share that the lease's node is to hear of.
@@ -258,7 +256,7 @@ func (n *nodes) makeRoom(ctx context.Context, req AllocationRequest) (portion, e
 	if err := n.booked(ctx, req.channel); err != nil {
 		return portion{}, err
 	}
-	shares, q := n.p.deps.shares, claimantOf(req.LeaseID, req.channel.Terms, credit, req.offer.Credit)
+	shares, q := n.p.deps.shares, claimantOf(req.LeaseID, req.channel.Terms, credit)
 	if err := shares.begin(ctx, q, uint256.Int{}); err != nil {
 		return portion{}, err
 	}

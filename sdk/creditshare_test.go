@@ -1,12 +1,20 @@
 package sdk
 
 import (
+	"context"
+	"errors"
 	"net/http"
 	"path/filepath"
 	"testing"
 	"time"
 
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/holiman/uint256"
+	"github.com/jmoiron/sqlx"
+
+	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/testclock"
+	"github.com/gpupay/gpupay/sdk/internal/database"
 )
 
 // southern is a second node, of the same metering key.
@@ -134,4 +142,44 @@ func TestCreditThatANodeHolds(t *testing.T) {
 		second.attach(resp)
 		return true
 	})
+}
+
+// TestShareOfALeaseThatAnotherClockEnded: a lease that ended keeps its part of the credit until its node was heard, and not a
+// moment longer, whatever the clock of the gateway that ended it said: ten minutes ahead of ours or behind.
+func TestShareOfALeaseThatAnotherClockEnded(t *testing.T) {
+	db, err := database.Open(t.Context(), filepath.Join(t.TempDir(), "provider.db"), "provider", providerMigrations, "migrations/provider")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { db.Close() })
+	shares := &creditShares{store: leaseStore{db: db}, owing: func(context.Context, ...common.Address) ([]channel.State, error) { return nil, nil }}
+	payer := common.Address{1}
+	lets := func(id byte, share uint64) claimant {
+		t.Helper()
+		q := claimant{lease: common.Hash{id}, channel: common.Hash{id}, payer: payer, credit: *uint256.NewInt(1000)}
+		row := leaseRow{ID: q.lease.Hex(), Channel: q.channel.Hex(), Allocation: "{}", OwedBefore: "0", State: string(leaseAllocating), StartedAt: time.Now().UnixNano()}
+		if err := errors.Join(shares.store.insert(t.Context(), row), shares.begin(t.Context(), q, *uint256.NewInt(share))); err != nil {
+			t.Fatal(err)
+		}
+		return q
+	}
+	ended, ours := lets(1, 900), lets(2, 0)
+	for _, ahead := range []time.Duration{-10 * time.Minute, 0, 10 * time.Minute} {
+		for held, want := range map[bool]uint64{true: 100, false: 1000} {
+			if err := shares.store.setEnded(t.Context(), ended.lease, 0, "", held); err != nil {
+				t.Fatal(err)
+			}
+			err := db.Update(t.Context(), func(tx *sqlx.Tx) error {
+				_, err := tx.Exec(`UPDATE leases SET ended_at = ? WHERE id = ?`, time.Now().Add(ahead).Unix(), ended.lease.Hex())
+				return err
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			p, err := ours.portion(t.Context(), db.View(), "", nil, uint256.Int{})
+			if err != nil || p.tell.Uint64() != want {
+				t.Errorf("ended by a clock %s ahead, its node not heard %t: the other lease has %s of the credit, want %d, %v", ahead, held, p.tell.Dec(), want, err)
+			}
+		}
+	}
 }
