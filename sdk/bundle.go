@@ -185,7 +185,8 @@ func onlyChannel(ctx context.Context, db *store.DB) (common.Hash, error) {
 // channelOf finds the channel of a lease in either side's tables; those of the
 // other side do not exist.
 func channelOf(ctx context.Context, db *store.DB, lease common.Hash) (common.Hash, bool) {
-	for _, query := range []string{`SELECT channel FROM leases WHERE id = ?`, `SELECT channel FROM rental_records WHERE lease = ? LIMIT 1`} {
+	for _, query := range []string{`SELECT channel FROM leases WHERE id = ?`, `SELECT channel FROM rental_records WHERE lease = ? LIMIT 1`,
+		`SELECT channel FROM x402_records WHERE lease = ? LIMIT 1`} {
 		var id string
 		if db.View().GetContext(ctx, &id, db.View().Rebind(query), lease.Hex()) == nil {
 			return common.HexToHash(id), true
@@ -284,7 +285,10 @@ func exportPayer(ctx context.Context, db *store.DB, txs *chain.Store, id common.
 		return nil, err
 	}
 	rentals := rentalStore{db}
-	row, err := rentals.load(ctx, id)
+	var row rentalRow // none of a channel of x402
+	if s.Terms.Scheme != channel.BatchSettlement {
+		row, err = rentals.load(ctx, id)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -296,7 +300,12 @@ func exportPayer(ctx context.Context, db *store.DB, txs *chain.Store, id common.
 	if len(s.Signature) > 0 {
 		b.Vouchers = append(b.Vouchers, BundleVoucher{wire.NewAmount(s.Signed), s.Signature})
 	}
-	if err := row.exportLease(ctx, rentals, b); err != nil {
+	if b.X402 != nil {
+		err = slates{rentals}.export(ctx, b)
+	} else {
+		err = row.exportLease(ctx, rentals, b)
+	}
+	if err != nil {
 		return nil, err
 	}
 	kept, err := rentals.evidence(ctx, id)

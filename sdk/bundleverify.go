@@ -118,7 +118,7 @@ func (v *verifier) lease(l *BundleLease, before uint256.Int) (owed uint256.Int, 
 	if err != nil {
 		return l.OwedBefore.Int, false
 	}
-	if !v.carries(before, l.OwedBefore.Int) {
+	if !v.follows(before, l.OwedBefore.Int) {
 		err = fmt.Errorf("%w: it begins with %s owed, the lease before ended with %s", ErrBundle, l.OwedBefore.Dec(), before.Dec())
 	}
 	v.note(name+"start", fmt.Sprintf("%s owed before it", before.Dec()), err)
@@ -191,22 +191,38 @@ func (v *verifier) check(l *BundleLease, offer wire.SignedOffer) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	checker, err := metering.NewChecker(metering.CheckerConfig{
+	config := metering.CheckerConfig{
 		Key: common.Address(offer.Meter), Tolerance: math.MaxInt64, Clock: noClock{},
 		Lease: agreed(metering.Lease{
 			ID: l.ID, ChannelID: v.Channel, OfferHash: offer.Hash, ChainID: v.terms.ChainID, Escrow: v.terms.Escrow,
 			Price: price, OwedBefore: l.OwedBefore.Int, Devices: l.Devices,
 		}, offer.Offer),
-	})
+	}
+	checker, err := metering.NewChecker(config)
 	if err != nil {
 		return 0, err
 	}
 	for i, record := range l.Records {
-		if err := checker.Check(record); err != nil {
+		if v.holed() {
+			checker, err = overHole(config, checker.State(), record)
+		}
+		if err == nil {
+			err = checker.Check(record)
+		}
+		if err != nil {
 			return i, err
 		}
 	}
 	return len(l.Records), nil
+}
+
+// overHole is a checker that goes on behind records that its keeper was not shown.
+func overHole(config metering.CheckerConfig, s metering.CheckerState, next metering.SignedRecord) (*metering.Checker, error) {
+	s, err := bridge(s, next)
+	if err != nil {
+		return nil, err
+	}
+	return metering.ResumeChecker(config, s)
 }
 
 // noClock is the clock of somebody who was not there.

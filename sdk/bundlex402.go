@@ -1,8 +1,10 @@
 package sdk
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/ethereum/go-ethereum/accounts/abi"
 	"github.com/holiman/uint256"
@@ -13,9 +15,42 @@ import (
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
-// A bundle of a channel of x402 is the payee's: of what was charged there its
-// vouchers say nothing, since they are ceilings. What was claimed has to be in its
-// records, and what rounding left of its many short leases adds up.
+// In a bundle of a channel of x402 vouchers say nothing of what was charged, since
+// they are ceilings. What was claimed has to be in the payee's records, and what
+// rounding left of its many short leases adds up. A payer is shown the records that
+// answer its ticks and no others: those of what was metered between two ticks, of
+// streams and of metered requests it never had.
+
+// holed reports a bundle whose keeper was not shown all records.
+func (b *Bundle) holed() bool { return b.X402 != nil && b.Keeper == KeptByPayer }
+
+// export adds the leases whose records were checked for ticks, in the order in which
+// they ran.
+func (s slates) export(ctx context.Context, b *Bundle) error {
+	records, err := s.records(ctx, b.Channel)
+	if err != nil {
+		return err
+	}
+	for _, rec := range records { // of one lease they follow one another
+		if n := len(b.Leases); n > 0 && b.Leases[n-1].ID == rec.LeaseID {
+			b.Leases[n-1].Records = append(b.Leases[n-1].Records, rec)
+			continue
+		}
+		l := BundleLease{ID: rec.LeaseID, OwedBefore: wire.NewAmount(rec.OwedBefore), Records: []metering.SignedRecord{rec}}
+		for _, d := range rec.Evidence.Devices {
+			l.Devices = append(l.Devices, d.Device.UUID)
+		}
+		if l.Offer, err = s.offer(ctx, rec.OfferHash); err != nil {
+			return err
+		}
+		b.Leases = append(b.Leases, l)
+	}
+	slices.SortStableFunc(b.Leases, func(l, o BundleLease) int {
+		one, two := l.Records[len(l.Records)-1].Owed, o.Records[len(o.Records)-1].Owed
+		return cmp.Or(l.OwedBefore.Cmp(&o.OwedBefore.Int), one.Cmp(&two))
+	})
+	return nil
+}
 
 // offeredEscrow is the escrow that an offer must name: the channel's. What x402 pays
 // for is offered under our own, which is not where it is paid.
@@ -33,6 +68,15 @@ func (v *verifier) carry(offer wire.SignedOffer, last metering.SignedRecord) err
 	return err
 }
 
+// follows reports whether a lease may begin with so much owed where the one before ended
+// with so much.
+func (v *verifier) follows(before, begins uint256.Int) bool {
+	if v.holed() { // what was charged in between was not shown
+		return !begins.Lt(&before)
+	}
+	return v.carries(before, begins)
+}
+
 // carries reports whether what was carried explains that a lease begins with so much
 // more owed than the one before ended with, and takes it off.
 func (v *verifier) carries(before, begins uint256.Int) (ok bool) {
@@ -42,7 +86,7 @@ func (v *verifier) carries(before, begins uint256.Int) (ok bool) {
 
 // claimed holds what was claimed to what was metered, and to the ceiling that the
 // payer signed. A refund lowers the deposit, so that the newest voucher may be over
-// more.
+// more. What a payer's records do not say may be of other requests: it has to look.
 func (v *verifier) claimed(newest, owed uint256.Int, known bool) {
 	most := owed
 	most.AddUint64(&most, v.carried/metering.Fractions)
@@ -50,7 +94,7 @@ func (v *verifier) claimed(newest, owed uint256.Int, known bool) {
 	switch {
 	case len(v.Leases) > 0 && !known:
 		err = fmt.Errorf("%w: what is owed is not known: see above", ErrBundle)
-	case v.Settled.Gt(&most):
+	case v.Settled.Gt(&most) && !v.holed():
 		err = fmt.Errorf("%w: %s is claimed, the records say %s: records are missing, or more was claimed than was metered", ErrBundle, v.Settled.Dec(), most.Dec())
 	case v.Settled.Gt(&newest):
 		err = fmt.Errorf("%w: %s is claimed, the newest voucher is over %s", ErrBundle, v.Settled.Dec(), newest.Dec())
@@ -58,6 +102,9 @@ func (v *verifier) claimed(newest, owed uint256.Int, known bool) {
 		err = fmt.Errorf("%w: %s is claimed of a deposit of %s", ErrBundle, v.Settled.Dec(), v.Deposit.Dec())
 	}
 	v.note("records and claims", fmt.Sprintf("%s owed, %s claimed under a voucher over %s, deposit %s", owed.Dec(), v.Settled.Dec(), newest.Dec(), v.Deposit.Dec()), err)
+	if err == nil && v.Settled.Gt(&most) {
+		v.checks[len(v.checks)-1].Look = "more is claimed than the records of ticks say: did the payer pay for other requests from the channel, or for time between two ticks?"
+	}
 }
 
 // onX402 compares a bundle's amounts with x402's contract.

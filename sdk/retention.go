@@ -163,12 +163,13 @@ func (p *Provider) archive(b *Bundle) error {
 	return errors.Join(dir.Sync(), dir.Close())
 }
 
-// Prune deletes the usage records of rentals over which nobody can argue any more,
+// Prune deletes the usage records of channels over which nobody can argue any more,
 // each after archive has kept its bundle: rentals whose end on the chain is final,
 // that were written last before a time, and in which the provider was caught at
-// nothing. The rental itself stays, with what was signed, what its GPUs were billed
-// for and what counts against the caps. It returns how many it pruned, and stops at
-// the first error.
+// nothing; and channels with x402 servers, caught at nothing, that hold no money, by a
+// look at the chain before that time and by one now. What was signed stays, what the
+// GPUs were billed for and what counts against the caps. It returns how many it
+// pruned, and stops at the first error.
 func (r *Renter) Prune(ctx context.Context, before time.Time, archive func(*Bundle) error) (int, error) {
 	rows, err := r.store.list(ctx, isSettled, RentalFinished, before.UnixMilli())
 	if err != nil {
@@ -195,7 +196,62 @@ func (r *Renter) Prune(ctx context.Context, before time.Time, archive func(*Bund
 			pruned++
 		}
 	}
-	return pruned, nil
+	more, err := r.pruneX402(ctx, before, archive)
+	return pruned + more, err
+}
+
+// pruneX402 is Prune for channels with x402 servers.
+func (r *Renter) pruneX402(ctx context.Context, before time.Time, archive func(*Bundle) error) (pruned int, err error) {
+	slates := slates{r.store}
+	quiet, err := slates.quiet(ctx, before)
+	for _, s := range quiet {
+		empty, err := r.emptySince(ctx, s.ID, before)
+		if err != nil {
+			return pruned, fmt.Errorf("channel %s: whether it holds money: %w", s.ID, err)
+		}
+		if !empty {
+			continue
+		}
+		b, err := r.Export(ctx, s.ID)
+		if err == nil {
+			err = archive(b)
+		}
+		deleted := false
+		if err == nil {
+			deleted, err = slates.prune(ctx, s, before)
+		}
+		if err != nil {
+			return pruned, fmt.Errorf("channel %s: pruning its records: %w", s.ID, err)
+		}
+		if deleted {
+			pruned++
+		}
+	}
+	return pruned, err
+}
+
+// emptySince reports whether an x402 channel has nothing that could be claimed or
+// refunded, by what was seen of the chain before a time and is there now. What is seen
+// first counts from now on: it may be undone.
+func (r *Renter) emptySince(ctx context.Context, id common.Hash, before time.Time) (bool, error) {
+	known, err := r.db.Payer().Load(ctx, id)
+	if err != nil {
+		return false, err
+	}
+	contract, err := chain.NewBatchSettlement(ctx, r.backend)
+	if err != nil {
+		return false, err
+	}
+	on, _, err := contract.Confirmed(ctx, []common.Hash{id}, 1)
+	if err != nil || on[0].Disputed || on[0].Latest.Deposit.Gt(&on[0].Latest.Settled) || on[0].Latest.CloseRequestedAt != 0 {
+		return false, err
+	}
+	if known.Deposit != on[0].Latest.Deposit || known.Settled != on[0].Latest.Settled {
+		payer := channel.Payer{Store: r.db.Payer(), Now: r.config.Now}
+		_, err = payer.Observe(ctx, id, on[0].Latest)
+		return false, err
+	}
+	return known.UpdatedAt.Before(before), nil
 }
 
 // isSettled selects the rentals that are in a state since a time, in unix milliseconds,

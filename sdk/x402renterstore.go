@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -115,6 +116,9 @@ func (s slates) accept(ctx context.Context, t *slate, rec *metering.SignedRecord
 		if err != nil {
 			return err
 		}
+		if _, err := tx.Exec(tx.Rebind(`INSERT INTO x402_offers (hash, document) VALUES (?, ?) ON CONFLICT DO NOTHING`), rec.OfferHash.Hex(), string(t.Ticking.Offer)); err != nil {
+			return err
+		}
 		_, err = tx.Exec(tx.Rebind(`INSERT INTO x402_records (channel, lease, sequence, record) VALUES (?, ?, ?, ?)`),
 			t.ID.Hex(), rec.LeaseID.Hex(), int64(rec.Sequence), string(text))
 		return err
@@ -149,4 +153,43 @@ func (t *slate) write(tx *sqlx.Tx, document string) error {
 // records returns the checked usage records of a channel, in order.
 func (s slates) records(ctx context.Context, id common.Hash) ([]metering.SignedRecord, error) {
 	return s.recordsIn(ctx, "x402_records", id)
+}
+
+// offer is one that records were kept under: null where they are from before offers were.
+func (s slates) offer(ctx context.Context, hash common.Hash) (json.RawMessage, error) {
+	var all []string
+	db := s.db.View()
+	err := db.SelectContext(ctx, &all, db.Rebind(`SELECT document FROM x402_offers WHERE hash = ?`), hash.Hex())
+	if err != nil || len(all) == 0 {
+		return json.RawMessage("null"), err
+	}
+	return json.RawMessage(all[0]), nil
+}
+
+// isQuietSlate selects the slates that were written last before a time, in unix
+// milliseconds, of whose channels there are records and no evidence.
+const isQuietSlate = `WHERE updated_at < ? AND channel IN (SELECT channel FROM x402_records)
+	AND channel NOT IN (SELECT channel FROM rental_evidence) AND channel NOT IN (SELECT channel FROM rental_proofs)`
+
+// quiet returns the slates of which nothing is under way, written last before a time.
+func (s slates) quiet(ctx context.Context, before time.Time) ([]slate, error) {
+	all, err := s.query(ctx, isQuietSlate, before.UnixMilli())
+	return slices.DeleteFunc(all, func(t slate) bool {
+		return t.Tick != nil || t.Deposit != nil || t.Leaving || t.Dispute != "" || !t.Lost.IsZero()
+	}), err
+}
+
+// prune deletes the records of a channel, unless it was paid from since its slate was read.
+func (s slates) prune(ctx context.Context, t slate, before time.Time) (deleted bool, err error) {
+	err = s.db.Update(ctx, func(tx *sqlx.Tx) error {
+		done, err := tx.ExecContext(ctx, tx.Rebind(`DELETE FROM x402_records WHERE channel = ? AND channel IN (SELECT channel FROM x402_slates `+isQuietSlate+` AND version = ?)`),
+			t.ID.Hex(), before.UnixMilli(), t.version)
+		if err != nil {
+			return err
+		}
+		n, err := done.RowsAffected()
+		deleted = n > 0
+		return err
+	})
+	return deleted, err
 }
