@@ -37,7 +37,7 @@ type sponsorship struct {
 func (x *trades) Drain(t *rapid.T) {
 	m, d := x.m, x.any(t)
 	amount := rapid.SampledFrom([]uint64{1, leastTransfer - 1, leastTransfer, leastTransfer + 100}).Draw(t, "amount")
-	for range rapid.IntRange(4, 12).Draw(t, "times") {
+	for range rapid.IntRange(4, 24).Draw(t, "times") {
 		m.salts++
 		status, err := m.askTopUp(d, amount, common.Hash{0: 1, 31: m.salts})
 		if err != nil {

@@ -192,7 +192,7 @@ func (m *market) open() {
 	m.must(err)
 	ctx, halt := context.WithCancel(m.ctx)
 	m.provider, m.halt, m.ran = p, halt, make(chan error, 1)
-	go func() { m.ran <- p.Run(ctx) }()
+	go func() { m.ran <- p.Run(ctx); close(m.ran) }()
 	if m.server == nil {
 		m.server = httptest.NewServer(p)
 	} else {

@@ -218,7 +218,7 @@ func (x *actions) Look(t *rapid.T) {
 }
 
 // OwnTopUp is a transaction of the payer's own, from its allowance, which nothing but its outbox keeps from being sent
-// twice; the node may not tell for long that it was mined.
+// twice; the node may not tell for long that it was mined, nor know it by its hash.
 func (x *actions) OwnTopUp(t *rapid.T) {
 	w, a := x.w, x.any(t)
 	amount := amounts.Draw(t, "amount")
@@ -230,15 +230,18 @@ func (x *actions) OwnTopUp(t *rapid.T) {
 	a.meant += amount
 	if rapid.Bool().Draw(t, "late") {
 		w.chain.Mute()
-		for range rapid.IntRange(0, 3).Draw(t, "looks") {
-			w.must(w.chain.Advance(60))
+		w.chain.Unindexed = rapid.Bool().Draw(t, "unindexed")
+		for range rapid.IntRange(0, 6).Draw(t, "looks") {
+			w.pass(interval)
 			for range 20 {
 				_, err := w.chain.Mine()
 				w.must(err)
 			}
 			_ = w.during("the payer's outbox", a.payer.sender.Sync)
 		}
+		w.chain.Unindexed = false
 		w.chain.Unmute()
+		w.noteLate()
 	}
 	_ = w.during("the payer's outbox", a.payer.sender.Sync)
 }

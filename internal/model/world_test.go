@@ -275,15 +275,30 @@ func (w *world) recall(b *books, p *payer) {
 	}
 }
 
-// copyFile copies a database, which has no journal beside it while nobody has it open.
+// copyFile copies a database, which has no journal beside it while nobody has it open: what is under way when a program
+// closes it still ends.
 func (w *world) copyFile(from, to string) {
-	text, err := os.ReadFile(filepath.Join(w.dir, from))
-	w.must(err)
-	for _, suffix := range []string{"-wal", "-shm"} {
-		if left, err := os.Stat(filepath.Join(w.dir, from+suffix)); err == nil && left.Size() > 0 {
+	for until := time.Now().Add(20 * time.Second); w.journaled(from); time.Sleep(time.Millisecond) {
+		if time.Now().After(until) {
 			w.Fatalf("%s was left with a journal", from)
 		}
+	}
+	text, err := os.ReadFile(filepath.Join(w.dir, from))
+	w.must(err)
+	for _, suffix := range journals {
 		_ = os.Remove(filepath.Join(w.dir, to+suffix))
 	}
 	w.must(os.WriteFile(filepath.Join(w.dir, to), text, 0o600))
+}
+
+// journals are what SQLite keeps beside a database that is open.
+var journals = []string{"-wal", "-shm"}
+
+func (w *world) journaled(file string) bool {
+	for _, suffix := range journals {
+		if left, err := os.Stat(filepath.Join(w.dir, file+suffix)); err == nil && left.Size() > 0 {
+			return true
+		}
+	}
+	return false
 }

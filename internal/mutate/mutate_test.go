@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -31,6 +32,25 @@ func TestListIsCurrent(t *testing.T) {
 			if err := r.exists(root); err != nil {
 				t.Errorf("%s: %v", m.name, err)
 			}
+		}
+	}
+}
+
+// TestModelFindsEachFault: where money moved wrongly, random steps find it again, not only the test that was written for it.
+func TestModelFindsEachFault(t *testing.T) {
+	root, err := findRoot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	list, err := loadMutants(filepath.Join(root, "internal/mutants"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, row := range strings.Fields("P1 P2 P3 P4 P5 P6 P7 P8 P9 R2 R3 R4 R5 R6") {
+		if !slices.ContainsFunc(list, func(m *mutant) bool {
+			return m.row == row && slices.ContainsFunc(m.runs, func(r runLine) bool { return filepath.ToSlash(r.dir) == "internal/model" })
+		}) {
+			t.Errorf("no mutant of %s is run against the model", row)
 		}
 	}
 }

@@ -183,7 +183,7 @@ func (c *Chain) TransactionByHash(_ context.Context, hash common.Hash) (*types.T
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if b, i := c.find(hash); b != nil {
+	if b, i := c.find(hash); b != nil && !(c.Unindexed && c.muted[hash]) {
 		return b.txs[i], false, nil
 	}
 	for _, queue := range c.pool {

@@ -60,6 +60,8 @@ type Chain struct {
 	Halted bool
 	// Indexing is a node that has not indexed its transactions yet: it knows no receipt.
 	Indexing bool
+	// Unindexed is a node that does not find a muted transaction by its hash either: only its block shows it.
+	Unindexed bool
 	// BaseFee and Tip are wei per gas, of the next block and as suggested.
 	BaseFee, Tip *big.Int
 	// Asked is called at each question for the newest block, if it is not nil.
