@@ -7,7 +7,7 @@
 //
 // TestBooks is the whole of it. Programs that live in real time, with HTTP between them, have a market (TestMarket, TestHoard)
 // and parts of one in which a fault is likely that needs several things at once: TestLastMoment, TestSlowAnswer, TestDebtors,
-// TestRestored, TestTicks, TestAbsence.
+// TestDrained, TestRestored, TestTicks, TestAbsence.
 //
 // It is a module of its own, so that nobody who uses gpupay has its tools among their dependencies.
 package model

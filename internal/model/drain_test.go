@@ -2,19 +2,25 @@ package model
 
 import (
 	"context"
+	"crypto/ecdsa"
 	"errors"
 	"fmt"
 	"math/big"
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
+	"strconv"
+	"testing"
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/ethereum/go-ethereum/core/types"
+	"github.com/ethereum/go-ethereum/crypto"
+	"github.com/ethereum/go-ethereum/params"
 	"pgregory.net/rapid"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/model/memchain"
 	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -105,8 +111,8 @@ func (m *market) sponsored() {
 		}
 	}
 	for payer, spent := range s.spent {
-		if spent.Cmp(new(big.Int).Add(gasPerPayer, s.most)) > 0 && !s.forgot {
-			m.Fatalf("the provider has sent deposits of %s for %s wei, the budget is %s", payer, spent, gasPerPayer)
+		if budget := m.config.Limits.SponsoredGasPerPayer; spent.Cmp(new(big.Int).Add(budget, s.most)) > 0 && !s.forgot {
+			m.Fatalf("the provider has sent deposits of %s for %s wei, the budget is %s", payer, spent, budget)
 		}
 	}
 }
@@ -167,4 +173,54 @@ func (x *trades) Absurd(t *rapid.T) {
 		m.Fatalf("an offer with a credit of %s and records each %s is taken: %v", config.Credit, config.RecordEvery, err)
 	}
 	m.seen["absurd offers"]++
+}
+
+// TestDrained: of a provider with little coin a renter has sent what it will send, and enough is left to fetch what it owes.
+func TestDrained(t *testing.T) {
+	set(t, "rapid.checks", strconv.Itoa(markets(t)))
+	set(t, "rapid.nofailfile", "true")
+	set(t, "rapid.shrinktime", "1ms")
+	seen := map[string]int{}
+	rapid.Check(t, func(rt *rapid.T) {
+		coin := big.NewInt(1e14 * rapid.Int64Range(38, 50).Draw(rt, "coin")) // what is kept, and some top-ups more
+		m := newMarket(rt, seen, func(c *sdk.ProviderConfig) {
+			c.Limits.SponsoredGasPerPayer, c.Limits.ReservedSettlements = big.NewInt(params.Ether), 2
+			leave(rt, c.Backend, key("payee"), coin)
+		})
+		d := m.lease()
+		m.hear(d, rapid.Uint64Range(1, 8).Draw(rt, "records"))
+		if rapid.Bool().Draw(rt, "away") {
+			m.pause(d)
+		}
+		for range 40 {
+			m.salts++
+			status, err := m.askTopUp(d, leastTransfer, common.Hash{0: 1, 31: m.salts})
+			m.must(err)
+			if seen[fmt.Sprint(status)]++; status != http.StatusOK {
+				break
+			}
+		}
+		m.clearance()
+	})
+	t.Log(seen)
+}
+
+// leave has somebody who has sent nothing yet send all coins away but some.
+func leave(t *rapid.T, b chain.Backend, from *ecdsa.PrivateKey, some *big.Int) {
+	const gas = 21_000
+	to, price := crypto.PubkeyToAddress(key("stranger").PublicKey), big.NewInt(4*params.GWei)
+	have, err := b.BalanceAt(context.Background(), crypto.PubkeyToAddress(from.PublicKey), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	value := new(big.Int).Sub(have, new(big.Int).Add(some, new(big.Int).Mul(price, big.NewInt(gas))))
+	id := big.NewInt(memchain.ChainID)
+	tx, err := types.SignNewTx(from, types.LatestSignerForChainID(id),
+		&types.DynamicFeeTx{ChainID: id, GasTipCap: price, GasFeeCap: price, Gas: gas, To: &to, Value: value})
+	if err == nil {
+		err = b.SendTransaction(context.Background(), tx)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 }
