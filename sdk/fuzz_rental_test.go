@@ -93,7 +93,7 @@ func say(ctx context.Context, l *Rental, way byte, e wire.Event) error {
 		defer l.detach()
 		return l.first(ctx)
 	case saysRelease:
-		return l.released(ctx, e.Data)
+		return l.released(ctx, wire.Released{Record: e.Data})
 	}
 	return l.handle(ctx, e)
 }

@@ -3,7 +3,6 @@ package sdk
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
@@ -138,13 +137,13 @@ func (l *Rental) giveBack(ctx context.Context) {
 	var err error
 	if l.checker != nil && l.row.Ended == "" {
 		runs := l.row.Checker
-		var record json.RawMessage
+		var answer wire.Released
 		if err = l.stopClock(ctx); err == nil {
-			record, err = l.release(ctx)
+			answer, err = l.release(ctx)
 		}
 		if err == nil {
 			l.row.Ended = "it was given back: a leave is signed"
-			err = errors.Join(l.save(ctx), l.released(ctx, record))
+			err = errors.Join(l.save(ctx), l.released(ctx, answer))
 		} else { // it goes on, and is paid if the leave is taken back
 			l.row.Checker = runs
 			err = errors.Join(err, l.forget())

@@ -248,10 +248,7 @@ func (p *Provider) actRelease(w http.ResponseWriter, r *request) error {
 	if err := p.endLease(r.Context(), s.ID, row, "released by the renter"); err != nil {
 		return err
 	}
-	var answer struct {
-		Record json.RawMessage `json:"record"`
-	}
-	answer.Record = json.RawMessage("null")
+	answer := wire.Released{Record: json.RawMessage("null"), Voucher: heldVoucher(s)}
 	if row != nil && r.over == nil {
 		last, err := p.store.last(r.Context(), common.HexToHash(row.ID))
 		if err != nil {
@@ -373,7 +370,7 @@ func (p *Provider) attach(w http.ResponseWriter, r *request, s channel.State) er
 	return nil // the answer has begun: it cannot become a problem document
 }
 
-// heldVoucher is the newest voucher, for a renter that may have forgotten it. A lease's stream is shown to who it belongs to only.
+// heldVoucher is the newest voucher, for a renter that may have forgotten it. It is shown to who the lease belongs to only.
 func heldVoucher(s channel.State) *wire.HeldVoucher {
 	if s.Accepted.IsZero() {
 		return nil

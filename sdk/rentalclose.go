@@ -2,7 +2,6 @@ package sdk
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"math/big"
@@ -170,24 +169,26 @@ func (l *Rental) wrapUp(ctx context.Context) error {
 
 // release ends the lease. Nothing is billed after its answer, which carries
 // the final record.
-func (l *Rental) release(ctx context.Context) (json.RawMessage, error) {
+func (l *Rental) release(ctx context.Context) (answer wire.Released, err error) {
 	body, _, err := l.post(ctx, wire.Payload{Action: wire.ActionRelease, ChannelID: l.id}, wire.ActionRelease, time.Minute)
 	if err != nil {
-		return nil, err
-	}
-	var answer struct {
-		Record json.RawMessage `json:"record"`
+		return answer, err
 	}
 	if err := exactjson.Unmarshal(body, &answer); err != nil {
-		return nil, fmt.Errorf("channel %s: %w: the answer to a release: %w", l.id, ErrGarbage, err)
+		return answer, fmt.Errorf("channel %s: %w: the answer to a release: %w", l.id, ErrGarbage, err)
 	}
-	return answer.Record, nil
+	return answer, nil
 }
 
 // released checks the record in a release's answer, after those before it that
 // the stream still carries. If they never come it cannot be checked: it is not
-// paid then, and no lie either.
-func (l *Rental) released(ctx context.Context, document json.RawMessage) error {
+// paid then, and no lie either. It is held against what was signed, which a restored
+// database may have forgotten: also where no stream was there to show it.
+func (l *Rental) released(ctx context.Context, answer wire.Released) error {
+	if err := l.remember(ctx, answer.Voucher); err != nil {
+		return err
+	}
+	document := answer.Record
 	if string(document) == "null" || len(document) == 0 {
 		return nil
 	}

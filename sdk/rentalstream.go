@@ -123,6 +123,11 @@ func (l *Rental) first(ctx context.Context) error {
 		if err := fitting(&lease); err != nil {
 			return l.dispute(ctx, err, e.Data)
 		}
+		paid, err := l.payer.State(ctx, l.id)
+		if err != nil {
+			return err
+		}
+		l.delivered = paid.Signed // it was shown when we attached
 		if err := l.remember(ctx, lease.Voucher); err != nil {
 			return err
 		}
@@ -137,7 +142,6 @@ func (l *Rental) remember(ctx context.Context, held *wire.HeldVoucher) error {
 	if err != nil {
 		return err
 	}
-	l.delivered = paid.Signed // it was shown when we attached
 	if held == nil || !held.CumulativeAmount.Gt(&paid.Signed) {
 		return nil
 	}
@@ -151,7 +155,6 @@ func (l *Rental) remember(ctx context.Context, held *wire.HeldVoucher) error {
 	}
 	l.row.Vouchers += l.forgotten(paid.Signed, voucher.Cumulative)
 	l.row.Recalled = voucher.Cumulative
-	l.r.credits.with(l.terms).forget(l.id)
 	if err := l.save(ctx); err != nil {
 		return err
 	}
@@ -159,6 +162,7 @@ func (l *Rental) remember(ctx context.Context, held *wire.HeldVoucher) error {
 		return err
 	}
 	l.delivered, l.counted = voucher.Cumulative, voucher.Cumulative
+	l.show(ctx)
 	l.r.config.Log.Warn("provider has a newer voucher of ours than this database, which was restored from a backup: it counts as signed",
 		"channel", l.id, "cumulative", voucher.Cumulative.Dec(), "known", paid.Signed.Dec())
 	return nil

@@ -97,16 +97,6 @@ func (c *payeeCredit) join(id common.Hash, gpus int, price metering.Price, o wir
 	return use
 }
 
-// forget is for a channel of which the database has forgotten vouchers: it was
-// restored, and what others took is not known against those.
-func (c *payeeCredit) forget(id common.Hash) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if use := c.channels[id]; use != nil {
-		use.others = creditTaken{}
-	}
-}
-
 // look notes for each channel what the others have taken at this moment: what is
 // owed on them, and was not signed for.
 func (c *payeeCredit) look(ctx context.Context, payer *channel.Payer, clock metering.Clock) error {

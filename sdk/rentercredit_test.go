@@ -12,11 +12,9 @@ import (
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/holiman/uint256"
 
-	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sim"
-	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // TestCreditIsOneForAllRentals: a renter with three rentals at one payee was away for less than the offer's credit. The payee
@@ -104,7 +102,7 @@ func paidOrCaught(t *testing.T, r *Renter, ids []common.Hash) (paid uint64, caug
 }
 
 // TestHonestWithSeveralLeases: a provider that holds a payer to one credit on all of its channels is never caught at it, however
-// its renter's rentals come and go, each by itself, and its process with them.
+// its renter's rentals come and go, each by itself, and its process with them, at last with a database from a backup.
 func TestHonestWithSeveralLeases(t *testing.T) {
 	const leases = 3
 	m := newMarket(t)
@@ -122,9 +120,16 @@ func TestHonestWithSeveralLeases(t *testing.T) {
 		}
 		ids = append(ids, l.ID())
 	}
-	for range 4 {
+	var backup files
+	for round := range 4 {
 		if err := r.Close(); err != nil {
 			t.Fatal(err)
+		}
+		switch round {
+		case 1:
+			backup = copyFiles(t, config.Database)
+		case 3:
+			backup.restore(t)
 		}
 		time.Sleep(time.Duration(rand.IntN(900)) * time.Millisecond)
 		r = openRenter(t, config)
@@ -166,43 +171,5 @@ func TestCreditTakenBinds(t *testing.T) {
 	use.take(creditTaken{Amount: *uint256.NewInt(6000), At: at(12)})
 	if left := use.left(at(12), 0); left.Uint64() != 5999 {
 		t.Errorf("%s left of what was taken last", left.Dec())
-	}
-}
-
-// TestForgetsWhatOthersTook: what others took of a payee's credit stops to count for a channel of which vouchers were forgotten, and
-// counts on for every other one, also when a record keeps it.
-func TestForgetsWhatOthersTook(t *testing.T) {
-	var credits payeeCredits
-	terms := channel.Terms{ChainID: 1, Payee: common.Address{1}}
-	c := credits.with(terms)
-	price := metering.Price{Amount: *uint256.NewInt(3600), Unit: metering.Hour}
-	now := metering.Instant{Boot: int64(time.Hour), Wall: int64(time.Hour)}
-	restored, other := common.Hash{1}, common.Hash{2}
-	taken := *uint256.NewInt(10)
-	for _, id := range []common.Hash{restored, other} {
-		use := c.join(id, 1, price, wire.Offer{})
-		use.take(creditTaken{Amount: taken, At: now, BootID: "a"})
-		use.take(creditTaken{Amount: *uint256.NewInt(4), At: now, BootID: "a"}) // binds less
-		if use.others.Amount != taken {
-			t.Fatalf("%s of 10 were kept", use.others.Amount.Dec())
-		}
-	}
-	credits.with(terms).forget(restored)
-	c.forget(common.Hash{3}) // which is none of these
-	if left := c.channels[restored].left(now, 0); !left.IsZero() {
-		t.Errorf("%s count against the restored channel", left.Dec())
-	}
-	if use := c.channels[other]; use.others.Amount != taken || use.others.At != now {
-		t.Errorf("the other channel: %+v", use.others)
-	}
-	if kept := c.beside(other); len(kept) != 0 {
-		t.Errorf("the other channel's record keeps %v of the restored one", kept)
-	}
-	if kept := c.beside(restored); len(kept) != 1 || kept[other].Amount != taken {
-		t.Errorf("the restored channel's record keeps %v", kept)
-	}
-	c.channels[restored].take(creditTaken{Amount: *uint256.NewInt(4), At: now, BootID: "a"})
-	if left := c.channels[restored].others.Amount; left != *uint256.NewInt(4) {
-		t.Errorf("what others take after that counts as %s of 4", left.Dec())
 	}
 }

@@ -189,6 +189,101 @@ func reasons(kept []Evidence) (all []string) {
 	return all
 }
 
+// TestRestoredRenterEndsWithoutAStream: a renter whose database is from before its vouchers ends the rental, whether its provider's
+// stream is to be had or not, which of what was used it had paid in advance or not. Its newest voucher counts before the final
+// record does: nobody is accused, no more is paid than was used or signed for before, and no debt is left behind that is none, which
+// the payee's other leases here would lack credit for.
+func TestRestoredRenterEndsWithoutAStream(t *testing.T) {
+	for paid, prepay := range map[string]time.Duration{"in advance": 100 * time.Second, "by records": 0} {
+		for _, then := range []string{"closes", "signs a leave"} {
+			for _, lease := range []string{"runs", "ended"} {
+				for _, attach := range []string{"stream", "no stream"} {
+					t.Run("paid "+paid+", "+then+", lease "+lease+", "+attach, func(t *testing.T) {
+						p := newPairWith(t, RentOptions{Deposit: "0.3", PayEvery: 50 * time.Millisecond}, func(c *ProviderConfig) {
+							c.Credit, c.MaxGap, c.RecordEvery = 2*time.Second, 150*time.Millisecond, 15*time.Second
+						})
+						old := p.anew(nil)
+						p.rental.row.Options.Prepay = prepay
+						before := p.use(3*time.Second, lease == "ended")
+						p.anew(old)
+						p.front.full.Store(attach == "no stream")
+						p.wantNoDebt(before, then, prepay > 0 || then == "closes" && attach == "stream")
+					})
+				}
+			}
+		}
+	}
+}
+
+// anew starts the renter anew, on a copy of its database where there is one. It returns a copy of what was there.
+func (p *pair) anew(old files) files {
+	p.Helper()
+	if err := p.renter.Close(); err != nil {
+		p.Fatal(err)
+	}
+	was := copyFiles(p.T, p.database)
+	old.restore(p.T)
+	p.renter = p.rig.renter(p.T, p.database)
+	var err error
+	if p.rental, err = p.renter.Rental(p.Context(), p.rental.ID()); err != nil {
+		p.Fatal(err)
+	}
+	return was
+}
+
+// use has the rental run until so much is used, and its lease end then. It returns what its provider has of the channel.
+func (p *pair) use(used time.Duration, ends bool) channel.State {
+	p.Helper()
+	l := p.provider.running(p.rental.ID())
+	ctx, stop := context.WithCancel(p.Context())
+	done := background(ctx, p.rental)
+	waitFor(p.T, func() bool { return l.meter.Allocated() > int64(used) || len(done) > 0 })
+	stop()
+	<-done
+	if ends {
+		if err := l.end(p.Context(), stopRequest{reason: "a test ends it"}); err != nil {
+			p.Fatal(err)
+		}
+	}
+	s, err := p.provider.payee.State(p.Context(), p.rental.ID())
+	if err != nil || s.Accepted.IsZero() {
+		p.Fatal(s, err)
+	}
+	return s
+}
+
+// wantNoDebt has a rental end. If its records are shown, what they say is what was used.
+func (p *pair) wantNoDebt(before channel.State, then string, shown bool) {
+	p.Helper()
+	var closed Closing
+	var err error
+	if then == "closes" {
+		closed, err = p.rental.Close(p.Context())
+	} else {
+		_, err = p.rental.SignLeave(p.Context())
+	}
+	if err != nil {
+		p.Errorf("it %s: %v", then, err)
+	}
+	after, err := p.provider.payee.State(p.Context(), before.ID)
+	if err != nil {
+		p.Fatal(err)
+	}
+	s, most := p.rental.Snapshot(), larger(after.Spent, before.Accepted)
+	if s.Owed.Gt(&after.Spent) || shown && s.Owed != after.Spent {
+		p.Errorf("%s are owed by record %d, %s were used", s.Owed.Dec(), s.Sequence, after.Spent.Dec())
+	}
+	if s.Paid.Gt(&most) || s.Paid.Lt(&before.Accepted) || closed.Settled.Gt(&most) {
+		p.Errorf("%s are signed for, of %s that were before and %s that were used; closed %+v", s.Paid.Dec(), before.Accepted.Dec(), after.Spent.Dec(), closed)
+	}
+	if kept, err := p.renter.Evidence(p.Context(), before.ID); err != nil || len(kept) != 0 {
+		p.Errorf("the renter accuses an honest provider: %v, %v", reasons(kept), err)
+	}
+	if use := p.renter.credits.with(before.Terms).channels[before.ID]; use != nil && shown && then == "closes" && use.owed.Gt(&s.Paid) {
+		p.Errorf("a debt of %s is left with %s signed for", use.owed.Dec(), s.Paid.Dec())
+	}
+}
+
 // TestShownVoucher: a voucher that the provider shows with the lease counts as signed if we signed it, is on disk before any
 // record is, and explains the records that were paid by it and by those before it; any other changes nothing.
 func TestShownVoucher(t *testing.T) {

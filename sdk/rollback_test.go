@@ -25,6 +25,7 @@ import (
 type front struct {
 	*httptest.Server
 	provider atomic.Pointer[Provider]
+	full     atomic.Bool // whoever attaches hears that no GPU is free
 }
 
 func newFront(t *testing.T) *front {
@@ -33,6 +34,10 @@ func newFront(t *testing.T) *front {
 		p := f.provider.Load()
 		if p == nil {
 			panic(http.ErrAbortHandler)
+		}
+		if f.full.Load() && r.Method == http.MethodGet && r.Header.Get("Authorization") != "" {
+			wire.NoCapacity.With("a test has all GPUs taken").Write(w)
+			return
 		}
 		p.ServeHTTP(w, r)
 	}))

@@ -89,6 +89,13 @@ type Lease struct {
 	Voucher *HeldVoucher `json:"voucher,omitempty"`
 }
 
+// Released is the answer to a release: the lease's final record, null where it has none, and the newest voucher that the provider
+// has of the channel, as in a Lease.
+type Released struct {
+	Record  json.RawMessage `json:"record"`
+	Voucher *HeldVoucher    `json:"voucher,omitempty"`
+}
+
 // HeldVoucher is a voucher of the channel that stands beside it. Its signature is the payer's own.
 type HeldVoucher struct {
 	CumulativeAmount Amount `json:"cumulativeAmount"`
