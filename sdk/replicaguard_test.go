@@ -131,6 +131,28 @@ func TestDeafGatewayLetsGo(t *testing.T) {
 	line.deaf.Store(false)
 }
 
+// TestTakeoverReadsWhatItTakes: a gateway whose database answers what it writes and not what it reads afterwards takes a lease with
+// what was written of it last, or not at all: never to leave it with nobody who meters it.
+func TestTakeoverReadsWhatItTakes(t *testing.T) {
+	shared := pgtest.URL(t)
+	address, line := through(t, shared)
+	quiet := func(c *ProviderConfig) { c.Takeover, c.Log = time.Minute, slog.New(slog.DiscardHandler) }
+	a := newRig(t, quiet, func(c *ProviderConfig) { c.Database = shared })
+	b := rigOn(t, a.chain, func(*rig) *channel.Key { return a.payer }, quiet, func(c *ProviderConfig) { c.Database = address })
+	lease := a.open(1, 500_000, "")
+	lease.record()
+	row := lease.row()
+	line.deaf.Store(true)
+	defer line.deaf.Store(false)
+	a.shut()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	name, last := b.provider.replicas.identity(), row.Sequence
+	if ok, err := b.provider.store.take(ctx, &row, name); err != nil || !ok || row.Owner != name || row.Sequence < last {
+		t.Errorf("taken: %t, %v: %+v", ok, err, row)
+	}
+}
+
 func (l *wirecut) set(cut bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -85,22 +85,31 @@ func (r *replicas) rescue(ctx context.Context, row leaseRow) error {
 	if err != nil {
 		return err
 	}
+	return r.taken(ctx, row, func(row leaseRow) error {
+		err := r.p.adopt(ctx, row)
+		if err == nil {
+			r.p.config.Log.Info("lease taken over from a gateway that is gone", "lease", row.ID, "gateway", before, "term", row.Term)
+		}
+		if isOver(err) {
+			r.p.config.Log.Warn("lease of a gateway that is gone is ended", "lease", row.ID, "reason", err)
+			err = r.p.abandon(ctx, row, err.Error())
+		}
+		return err
+	})
+}
+
+// taken takes an orphan and goes on with it or ends it. Where that fails for now it is an orphan again: nobody runs a lease that
+// was only taken, while its renter has the devices.
+func (r *replicas) taken(ctx context.Context, row leaseRow, do func(leaseRow) error) error {
+	before := row.Owner
 	if ok, err := r.p.store.take(ctx, &row, r.identity()); err != nil || !ok {
 		return err
 	}
-	switch err = r.p.adopt(ctx, row); {
-	case err == nil:
-		r.p.config.Log.Info("lease taken over from a gateway that is gone", "lease", row.ID, "gateway", before, "term", row.Term)
-		return nil
-	case isOver(err):
-		r.p.config.Log.Warn("lease of a gateway that is gone is ended", "lease", row.ID, "reason", err)
-		if failed := r.p.abandon(ctx, row, err.Error()); failed == nil {
-			return nil
-		} else {
-			err = errors.Join(err, failed)
-		}
+	err := do(row)
+	if err != nil {
+		err = errors.Join(err, r.p.store.giveBack(ctx, row, before))
 	}
-	return errors.Join(err, r.p.store.giveBack(ctx, row, before))
+	return err
 }
 
 // leaveTo leaves a lease to the gateways that reach its devices, for as long as a
@@ -108,13 +117,12 @@ func (r *replicas) rescue(ctx context.Context, row leaseRow) error {
 func (r *replicas) leaveTo(ctx context.Context, row leaseRow, silent time.Duration, reason error) error {
 	letAgain := row.State == string(leaseEnding) && errors.Is(reason, errLetAgain)
 	if letAgain || silent > r.p.config.SuspendTimeout {
-		if ok, err := r.p.store.take(ctx, &row, r.identity()); err != nil || !ok {
-			return err
-		}
-		if letAgain {
-			return r.p.store.setEnded(ctx, common.HexToHash(row.ID), row.Term, row.Reason, false)
-		}
-		return r.endBooks(ctx, row, "its host is gone")
+		return r.taken(ctx, row, func(row leaseRow) error {
+			if letAgain {
+				return r.p.store.setEnded(ctx, common.HexToHash(row.ID), row.Term, row.Reason, false)
+			}
+			return r.endBooks(ctx, row, "its host is gone")
+		})
 	}
 	r.refuse(row.ID)
 	r.p.config.Log.Warn("lease of a gateway that is gone is left to the others", "lease", row.ID, "reason", reason)
@@ -135,20 +143,18 @@ func (r *replicas) refuse(lease string) {
 
 // closeBooks ends a lease whose host is gone, unless somebody else does it.
 func (r *replicas) closeBooks(ctx context.Context, row leaseRow, reason string) error {
-	ok, err := r.p.store.take(ctx, &row, r.identity())
-	if err != nil || !ok {
-		return err
-	}
-	if r.p.nodes != nil { // from here it can be reached as from anywhere
-		err := r.p.adopt(ctx, row)
-		if isOver(err) {
-			return r.p.abandon(ctx, row, err.Error())
+	return r.taken(ctx, row, func(row leaseRow) error {
+		if r.p.nodes != nil { // from here it can be reached as from anywhere
+			err := r.p.adopt(ctx, row)
+			if isOver(err) {
+				return r.p.abandon(ctx, row, err.Error())
+			}
+			if !errors.Is(err, errNotHere) {
+				return err
+			}
 		}
-		if !errors.Is(err, errNotHere) {
-			return err
-		}
-	}
-	return r.endBooks(ctx, row, reason)
+		return r.endBooks(ctx, row, reason)
+	})
 }
 
 // endBooks states the final record of a lease that is ours and ends it. Nothing

@@ -79,8 +79,11 @@ func (s leaseStore) silent(ctx context.Context, owner string) (time.Duration, er
 }
 
 // take makes a gateway the owner of an orphan: a new term begins, in which the
-// old owner can write nothing. ok is false if another gateway was faster.
+// old owner can write nothing. ok is false if another gateway was faster. What the old
+// owner wrote last is read in the transaction: nobody would run a lease that was taken
+// and not read.
 func (s leaseStore) take(ctx context.Context, row *leaseRow, owner string) (ok bool, err error) {
+	var fresh leaseRow
 	err = s.db.Update(ctx, func(tx *sqlx.Tx) error {
 		done, err := tx.ExecContext(ctx, tx.Rebind(`UPDATE leases SET owner = ?, term = term + 1 WHERE id = ? AND term = ? AND state <> 'ended' AND `+orphaned),
 			owner, row.ID, row.Term)
@@ -88,15 +91,16 @@ func (s leaseStore) take(ctx context.Context, row *leaseRow, owner string) (ok b
 			return err
 		}
 		n, err := done.RowsAffected()
-		ok = n == 1
-		return err
+		if ok = n == 1; err != nil || !ok {
+			return err
+		}
+		return tx.GetContext(ctx, &fresh, tx.Rebind(`SELECT `+leaseColumns+` FROM leases WHERE id = ?`), row.ID)
 	})
 	if err != nil || !ok {
 		return false, err
 	}
-	fresh, err := s.byID(ctx, row.ID) // what the old owner wrote last
 	*row = fresh
-	return err == nil, err
+	return true, nil
 }
 
 // giveBack leaves an orphan to a gateway that can do more for it.
