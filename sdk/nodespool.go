@@ -213,23 +213,23 @@ func (s spool) forget(ctx context.Context, before time.Time) error {
 		if _, err := tx.ExecContext(ctx, `DELETE FROM spool WHERE closed = 1 AND lease NOT IN (SELECT id FROM leases)`); err != nil {
 			return err
 		}
-		return forgetOffers(ctx, tx, before)
+		return forgetOffers(ctx, tx, before, nil)
 	})
 }
 
-// forgetOffers forgets those that expired before a time and that no lease is under: a
-// gateway signs a new one again and again. One that has not expired may be a lease's
-// which is about to begin.
-func forgetOffers(ctx context.Context, tx *sqlx.Tx, before time.Time) error {
+// forgetOffers forgets those that expired before a time, that no lease is under and
+// that are not among the needed hashes: a new one is signed again and again. One that has
+// not expired may be a lease's which is about to begin.
+func forgetOffers(ctx context.Context, tx *sqlx.Tx, before time.Time, needed map[string]bool) error {
 	var unused []struct{ Hash, Document string }
 	if err := tx.SelectContext(ctx, &unused, `SELECT hash, document FROM offers WHERE hash NOT IN (SELECT offer FROM leases)`); err != nil {
 		return err
 	}
 	for _, row := range unused {
-		if o, err := wire.ParseOffer([]byte(row.Document)); err == nil && o.Expires >= before.Unix() {
+		if o, err := wire.ParseOffer([]byte(row.Document)); needed[row.Hash] || err == nil && o.Expires >= before.Unix() {
 			continue
 		}
-		if _, err := tx.ExecContext(ctx, `DELETE FROM offers WHERE hash = ?`, row.Hash); err != nil {
+		if _, err := tx.ExecContext(ctx, tx.Rebind(`DELETE FROM offers WHERE hash = ?`), row.Hash); err != nil {
 			return err
 		}
 	}

@@ -16,14 +16,16 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // Prune deletes the leases and usage records of channels over which nobody can
 // argue any more, each after archive has kept its bundle: channels whose leases all
 // ended before a time, that are closed on the chain or, with x402, have nothing
 // unsettled, and in whose leases no renter has shown a record that was lost. The
-// channels themselves stay. It returns how many it pruned, and stops at the first
-// error.
+// channels themselves stay. It deletes the offers too that expired before that time, and
+// a day ago, and that no lease is under that is kept, and no record that a renter has
+// shown. It returns how many channels it pruned, and stops at the first error.
 func (p *Provider) Prune(ctx context.Context, before time.Time, archive func(*Bundle) error) (int, error) {
 	ids, err := p.store.quiet(ctx, before)
 	if err != nil {
@@ -53,7 +55,33 @@ func (p *Provider) Prune(ctx context.Context, before time.Time, archive func(*Bu
 			pruned++
 		}
 	}
-	return pruned, nil
+	if day := time.Now().Add(-clocksDiffer); before.After(day) {
+		before = day // a lease may be about to begin at a gateway whose clock is behind
+	}
+	return pruned, p.db.Update(ctx, func(tx *sqlx.Tx) error {
+		shown, err := shownOffers(ctx, tx)
+		if err != nil {
+			return err
+		}
+		return forgetOffers(ctx, tx, before, shown)
+	})
+}
+
+// shownOffers are the hashes of the offers that records name which renters have shown and which are not in the database.
+func shownOffers(ctx context.Context, tx *sqlx.Tx) (map[string]bool, error) {
+	var documents []string
+	if err := tx.SelectContext(ctx, &documents, `SELECT record FROM shown_records`); err != nil {
+		return nil, err
+	}
+	named := make(map[string]bool)
+	for _, document := range documents {
+		var shown wire.ShownRecord
+		if err := json.Unmarshal([]byte(document), &shown); err != nil {
+			return nil, err
+		}
+		named[shown.Record.OfferHash.Hex()] = true
+	}
+	return named, nil
 }
 
 // concluded reports a channel of which nothing is left to settle or to refuse.

@@ -13,6 +13,8 @@ import (
 	"github.com/ethereum/go-ethereum/common"
 
 	"github.com/gpupay/gpupay/internal/testclock"
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // TestEndedLeasesAreCollected: nothing of a lease that has ended stays in memory, also before it is settled.
@@ -90,6 +92,66 @@ func TestPrune(t *testing.T) {
 			}
 			if n, err := r.provider.Prune(t.Context(), later, r.provider.archive); n != 0 || err != nil {
 				t.Errorf("%d are pruned again, %v", n, err)
+			}
+		})
+	}
+}
+
+// TestPruneForgetsOffers: an offer that expired long ago goes with the last lease that is under it. One of a lease whose channel is
+// unsettled, disputed or runs stays, and so does one that a lease may still begin under at a gateway whose clock is behind.
+func TestPruneForgetsOffers(t *testing.T) {
+	for _, name := range []string{"file", onPostgres} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, quiet, func(c *ProviderConfig) {
+				c.Archive, c.Source, c.Credit = t.TempDir(), testclock.GPUs(4), time.Minute
+			})
+			stays := map[string]bool{"closed": false, "unsettled": true, "disputed": true, "runs": true, "nobody's": false, "shown": true, "of today": true}
+			hashes := make(map[string]common.Hash)
+			for what := range stays {
+				offer := r.provider.Offer().Offer
+				offer.Expires = time.Now().Add(-48 * time.Hour).Unix()
+				if what == "of today" {
+					offer.Expires = time.Now().Add(-time.Hour).Unix()
+				}
+				offer.Credit += uint64(len(hashes)) // each is another one
+				signed, err := wire.SignOffer(t.Context(), r.config.Key, offer)
+				if err == nil {
+					err = r.provider.store.putOffer(t.Context(), signed)
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				hashes[what] = signed.Hash
+			}
+			for i, what := range []string{"closed", "unsettled", "disputed", "runs"} {
+				lease := r.open(byte(i+1), 100_000, "")
+				lease.record()
+				r.sql(`UPDATE leases SET offer = ? WHERE id = ?`, hashes[what].Hex(), lease.lease.LeaseID.Hex())
+				switch what {
+				case "closed":
+					final := lease.release()
+					lease.close(final.Owed.Uint64())
+				case "unsettled":
+					final := lease.release()
+					lease.pay(final.Owed.Uint64())
+				case "disputed":
+					final := lease.release()
+					lease.close(final.Owed.Uint64())
+					shown := metering.Record{LeaseID: common.Hash{1}, ChannelID: lease.terms.ID(), Sequence: 99, OfferHash: hashes["shown"]}
+					if err := r.provider.store.putShown(t.Context(), wire.ShownRecord{Record: shown}); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			if _, err := r.provider.Prune(t.Context(), time.Now().Add(time.Hour), r.provider.archive); err != nil {
+				t.Error(err)
+			}
+			stays["the present one"], hashes["the present one"] = true, r.provider.Offer().Hash
+			for what, hash := range hashes {
+				var n int
+				if err := r.provider.db.View().Get(&n, r.provider.db.View().Rebind(`SELECT count(*) FROM offers WHERE hash = ?`), hash.Hex()); err != nil || (n == 1) != stays[what] {
+					t.Errorf("%s: %d offers, %v", what, n, err)
+				}
 			}
 		})
 	}
