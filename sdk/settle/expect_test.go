@@ -87,3 +87,51 @@ func TestExpectedAfterAWaitThatWasGivenUp(t *testing.T) {
 		t.Error("nobody asked for what the settlement set aside")
 	}
 }
+
+// A behindContract says what it set aside as of its first block, which is before whatever was settled, where its node is behind.
+type behindContract struct {
+	chain.Contract
+	asked  atomic.Int64
+	behind atomic.Bool
+}
+
+func (c *behindContract) PayoutCall(ctx context.Context, payee, token common.Address) (chain.Call, chain.Due, error) {
+	c.asked.Add(1)
+	call, due, err := c.Contract.PayoutCall(ctx, payee, token)
+	if c.behind.Load() {
+		due = chain.Due{Known: 1, Newest: 1}
+	}
+	return call, due, err
+}
+
+// What a settlement sets aside is looked for at each pass until a node says it that knows the settlement, and then no more: no
+// endpoint that is a balancer has a payout wait for an hour by being behind.
+func TestNodeThatIsBehindForgetsNoPayout(t *testing.T) {
+	k := newTill(t)
+	terms := k.Open(1, 1000)
+	contract := &behindContract{Contract: k.Settler.Contract}
+	k.Settler.Contract = contract
+	asks := func() int64 {
+		before := contract.asked.Load()
+		if err := k.Settler.Once(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		return contract.asked.Load() - before
+	}
+	asks() // looks into all purses, as at the start
+	k.Settler.Policy.MinValue = *uint256.NewInt(500)
+	k.Accept(terms, 500)
+	contract.behind.Store(true)
+	if asks() == 0 {
+		t.Fatal("nobody asked for what the settlement set aside")
+	}
+	for range 3 {
+		if asks() != 1 {
+			t.Fatal("it is forgotten what a node was asked for that did not know the settlement")
+		}
+	}
+	contract.behind.Store(false)
+	if asks() != 1 || asks() != 0 {
+		t.Error("it is not looked for once by a node that knows the settlement")
+	}
+}
