@@ -83,4 +83,6 @@ type Allocation struct {
 	Access  json.RawMessage `json:"access"`         // how to reach them: any JSON, handed to the renter as it is
 	Node    string          `json:"node,omitempty"` // that meters them; empty where the gateway does
 	Term    int64           `json:"-"`              // fencing token of the call, where gateways share a database: it grows with each owner of the lease
+
+	meter common.Address // of the node's key that signs the lease's records
 }

@@ -71,7 +71,8 @@ type BundleLease struct {
 	ID         common.Hash             `json:"id"`
 	Offer      json.RawMessage         `json:"offer"` // as it was published, its signature inside
 	Devices    []string                `json:"devices"`
-	OwedBefore wire.Amount             `json:"owedBefore"` // base units the channel owed when the lease began
+	OwedBefore wire.Amount             `json:"owedBefore"`        // base units the channel owed when the lease began
+	Binding    *wire.MeterBinding      `json:"binding,omitempty"` // whose key signs the records; nil: the one that the offer names
 	Records    []metering.SignedRecord `json:"records"`
 	Proofs     []BundleProof           `json:"proofs,omitempty"` // of samples, where somebody asked for some
 }
@@ -264,7 +265,11 @@ func (s leaseStore) export(ctx context.Context, row leaseRow) (BundleLease, erro
 	if err != nil {
 		return BundleLease{}, err
 	}
-	lease := BundleLease{ID: id, Offer: offer.Document, Devices: a.Devices, OwedBefore: wire.NewAmount(before)}
+	binding, err := row.binding()
+	if err != nil {
+		return BundleLease{}, err
+	}
+	lease := BundleLease{ID: id, Offer: offer.Document, Devices: a.Devices, OwedBefore: wire.NewAmount(before), Binding: binding}
 	const page = 1000
 	for after := uint64(0); ; {
 		records, err := s.records(ctx, id, after, page)
@@ -342,12 +347,12 @@ func (row rentalRow) exportLease(ctx context.Context, rentals rentalStore, b *Bu
 	b.Prepaid = wire.NewAmount(ahead)
 	leases := row.Past
 	if row.Lease != (common.Hash{}) {
-		leases = append(slices.Clone(leases), pastLease{ID: row.Lease, Offer: row.Offer, Devices: row.Devices, OwedBefore: row.OwedBefore})
+		leases = append(slices.Clone(leases), pastLease{ID: row.Lease, Offer: row.Offer, Devices: row.Devices, OwedBefore: row.OwedBefore, Binding: row.Binding})
 	}
 	records, err := rentals.records(ctx, b.Channel)
 	for _, l := range leases {
 		b.Leases = append(b.Leases, BundleLease{
-			ID: l.ID, Offer: l.Offer, Devices: l.Devices, OwedBefore: wire.NewAmount(l.OwedBefore), Records: of(l.ID, records),
+			ID: l.ID, Offer: l.Offer, Devices: l.Devices, OwedBefore: wire.NewAmount(l.OwedBefore), Binding: l.Binding, Records: of(l.ID, records),
 		})
 	}
 	return err

@@ -13,8 +13,8 @@ import (
 
 // Comparison is what two bundles of one channel say about each other.
 type Comparison struct {
-	// Equivocations are pairs of records that the payee signed and that contradict
-	// each other. Each is a proof for anybody.
+	// Equivocations are pairs of records, or of meters of a lease, that the payee
+	// signed and that contradict each other. Each is a proof for anybody.
 	Equivocations []*EquivocationProof
 	// Checks are what else was compared. What fails shows that one of the two is
 	// incomplete or false, and not which.
@@ -61,6 +61,7 @@ func (c *comparer) leases() {
 			if l.offerHash() != other.offerHash() || l.OwedBefore.Int != other.OwedBefore.Int || !sameDevices(l.Devices, other.Devices) {
 				terms.add(fmt.Errorf("%w: lease %s has another offer, beginning or devices in each", ErrBundle, l.ID))
 			}
+			terms.add(c.bindings(l, other))
 			records.add(c.records(l, other))
 		}
 	}
@@ -93,6 +94,19 @@ func sameDevices(a, b []string) bool {
 	return slices.Equal(a, b)
 }
 
+// bindings compares the meters of one lease.
+func (c *comparer) bindings(l, other *BundleLease) error {
+	if sameBinding(l.Binding, other.Binding) {
+		return nil
+	}
+	if l.Binding != nil && other.Binding != nil {
+		if p, err := newBindingProof(l.Offer, *l.Binding, *other.Binding); err == nil {
+			c.Equivocations = append(c.Equivocations, p)
+		}
+	}
+	return fmt.Errorf("%w: another meter is bound to lease %s in each", ErrBundle, l.ID)
+}
+
 // records compares the records of one lease. The payee has at least those that it
 // sent; the payer lacks none but the last ones, worth the credit.
 func (c *comparer) records(l, other *BundleLease) error {
@@ -106,7 +120,7 @@ func (c *comparer) records(l, other *BundleLease) error {
 		if one.Digest(domain) == two.Digest(domain) {
 			continue
 		}
-		if p, err := NewEquivocationProof(l.Offer, one, two); err == nil {
+		if p, err := NewEquivocationProof(l.Offer, l.Binding, one, two); err == nil {
 			c.Equivocations = append(c.Equivocations, p)
 		}
 		failed.add(fmt.Errorf("%w: record %d of lease %s is not the same in both", ErrBundle, i+1, l.ID))
@@ -152,7 +166,7 @@ func (c *comparer) ticks(l, other *BundleLease) error {
 		if one.Digest(domain) == two.Digest(domain) {
 			continue
 		}
-		if p, err := NewEquivocationProof(l.Offer, one, two); err == nil {
+		if p, err := NewEquivocationProof(l.Offer, l.Binding, one, two); err == nil {
 			c.Equivocations = append(c.Equivocations, p)
 		}
 		failed.add(fmt.Errorf("%w: record %d of lease %s is not the same in both", ErrBundle, one.Sequence, l.ID))

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"reflect"
 
 	"github.com/ethereum/go-ethereum/common"
 
@@ -21,17 +22,29 @@ const EquivocationKind = "gpupay equivocation"
 var ErrNotEquivocation = errors.New("no equivocation")
 
 // EquivocationProof shows that a payee signed two different usage records of one
-// number: whatever it says of one, the other is its word as well. Anybody can
-// check it, without a chain and without trusting who shows it.
+// number, or bound two meters to one lease: whatever it says of one, the other is
+// its word as well. Anybody can check it, without a chain and without trusting who
+// shows it. It has Records, or Bindings.
 type EquivocationProof struct {
-	Kind    string                   `json:"kind"`
-	Offer   json.RawMessage          `json:"offer"`   // signed by the payee, and names its metering key
-	Records [2]metering.SignedRecord `json:"records"` // of one lease and number, both signed by that key
+	Kind     string                   `json:"kind"`
+	Offer    json.RawMessage          `json:"offer"`             // signed by the payee
+	Binding  *wire.MeterBinding       `json:"binding,omitempty"` // of the records' lease, where the offer names no metering key
+	Records  [2]metering.SignedRecord `json:"records,omitzero"`  // of one lease and number, both signed by its metering key
+	Bindings *[2]wire.MeterBinding    `json:"bindings,omitempty"`
 }
 
 // NewEquivocationProof makes a proof of two records, or says why they are none.
-func NewEquivocationProof(offer json.RawMessage, a, b metering.SignedRecord) (*EquivocationProof, error) {
-	p := &EquivocationProof{Kind: EquivocationKind, Offer: offer, Records: [2]metering.SignedRecord{a, b}}
+// binding is the lease's, nil where its offer names the metering key.
+func NewEquivocationProof(offer json.RawMessage, binding *wire.MeterBinding, a, b metering.SignedRecord) (*EquivocationProof, error) {
+	return (&EquivocationProof{Kind: EquivocationKind, Offer: offer, Binding: binding, Records: [2]metering.SignedRecord{a, b}}).verified()
+}
+
+// newBindingProof makes a proof of two bindings, or says why they are none.
+func newBindingProof(offer json.RawMessage, a, b wire.MeterBinding) (*EquivocationProof, error) {
+	return (&EquivocationProof{Kind: EquivocationKind, Offer: offer, Bindings: &[2]wire.MeterBinding{a, b}}).verified()
+}
+
+func (p *EquivocationProof) verified() (*EquivocationProof, error) {
 	_, err := p.Verify()
 	if err != nil {
 		return nil, err
@@ -58,7 +71,14 @@ func (p *EquivocationProof) Verify() (payee common.Address, err error) {
 	if err != nil {
 		return payee, fmt.Errorf("%w: %w", ErrNotEquivocation, err)
 	}
+	if p.Bindings != nil {
+		return common.Address(offer.Payee), p.verifyBindings(offer)
+	}
 	a, b := p.Records[0], p.Records[1]
+	meter, err := offer.MeterOf(a.LeaseID, a.ChannelID, p.Binding)
+	if err != nil {
+		return payee, fmt.Errorf("%w: %w", ErrNotEquivocation, err)
+	}
 	if a.LeaseID != b.LeaseID || a.Sequence != b.Sequence {
 		return payee, fmt.Errorf("%w: record %d of lease %s and record %d of lease %s", ErrNotEquivocation, a.Sequence, a.LeaseID, b.Sequence, b.LeaseID)
 	}
@@ -71,14 +91,66 @@ func (p *EquivocationProof) Verify() (payee common.Address, err error) {
 		if err != nil {
 			return payee, fmt.Errorf("%w: record %d of the pair: %w", ErrNotEquivocation, i+1, err)
 		}
-		if signer != common.Address(offer.Meter) {
-			return payee, fmt.Errorf("%w: record %d of the pair is signed by %s, the offer names %s", ErrNotEquivocation, i+1, signer, offer.Meter)
+		if signer != meter {
+			return payee, fmt.Errorf("%w: record %d of the pair is signed by %s, the payee's meter is %s", ErrNotEquivocation, i+1, signer, meter)
 		}
 	}
 	if a.Digest(domain) == b.Digest(domain) {
 		return payee, fmt.Errorf("%w: both are the same record", ErrNotEquivocation)
 	}
 	return common.Address(offer.Payee), nil
+}
+
+// verifyBindings holds two bindings against each other.
+func (p *EquivocationProof) verifyBindings(offer wire.SignedOffer) error {
+	a, b := p.Bindings[0], p.Bindings[1]
+	escrow := common.Address(offer.Escrow)
+	switch {
+	case p.Binding != nil || !reflect.ValueOf(p.Records).IsZero():
+		return fmt.Errorf("%w: records stand beside two meters", ErrNotEquivocation)
+	case offer.NamesMeter() || a.OfferHash != offer.Hash:
+		return fmt.Errorf("%w: the first meter is bound under offer %s, this is %s", ErrNotEquivocation, a.OfferHash, offer.Hash)
+	case a.LeaseID != b.LeaseID:
+		return fmt.Errorf("%w: meters of leases %s and %s", ErrNotEquivocation, a.LeaseID, b.LeaseID)
+	case !a.SignedBy(common.Address(offer.Payee), offer.ChainID, escrow) || !b.SignedBy(common.Address(offer.Payee), offer.ChainID, escrow):
+		return fmt.Errorf("%w: payee %s did not bind both meters", ErrNotEquivocation, offer.Payee)
+	case a.Digest(offer.ChainID, escrow) == b.Digest(offer.ChainID, escrow):
+		return fmt.Errorf("%w: both are the same meter", ErrNotEquivocation)
+	}
+	return nil
+}
+
+// lease is what the proof is about.
+func (p *EquivocationProof) lease() common.Hash {
+	if p.Bindings != nil {
+		return p.Bindings[0].LeaseID
+	}
+	return p.Records[0].LeaseID
+}
+
+// Subject is what the payee signed two of, in words.
+func (p *EquivocationProof) Subject() string {
+	if p.Bindings != nil {
+		return fmt.Sprintf("meters of lease %s", p.lease())
+	}
+	return fmt.Sprintf("records %d of lease %s", p.Records[0].Sequence, p.lease())
+}
+
+// pair is what tells a proof from others.
+func (p *EquivocationProof) pair(chainID uint64, escrow common.Address) [2]common.Hash {
+	if p.Bindings != nil {
+		return [2]common.Hash{p.Bindings[0].Digest(chainID, escrow), p.Bindings[1].Digest(chainID, escrow)}
+	}
+	domain := metering.Domain(chainID, escrow)
+	return [2]common.Hash{p.Records[0].Digest(domain), p.Records[1].Digest(domain)}
+}
+
+// sameBinding reports whether two say one thing.
+func sameBinding(a, b *wire.MeterBinding) bool {
+	if a == nil || b == nil {
+		return a == b
+	}
+	return a.Meter == b.Meter && a.Of(b.LeaseID, b.ChannelID, b.OfferHash)
 }
 
 // Equivocations returns the proofs that lie in a payer's evidence.
@@ -90,8 +162,7 @@ func (b *Bundle) Equivocations() []*EquivocationProof {
 		if p == nil {
 			continue // something else was refused
 		}
-		domain := metering.Domain(b.Terms.ChainID, common.Address(b.Terms.Escrow))
-		pair := [2]common.Hash{p.Records[0].Digest(domain), p.Records[1].Digest(domain)}
+		pair := p.pair(b.Terms.ChainID, common.Address(b.Terms.Escrow))
 		if !seen[pair] {
 			seen[pair] = true
 			proofs = append(proofs, p)
@@ -116,7 +187,7 @@ func (b *Bundle) proofIn(document string) *EquivocationProof {
 	if l == nil {
 		return nil
 	}
-	p, err := NewEquivocationProof(l.Offer, *pair.Accepted, *pair.Refused)
+	p, err := NewEquivocationProof(l.Offer, l.Binding, *pair.Accepted, *pair.Refused)
 	if err != nil {
 		return nil
 	}

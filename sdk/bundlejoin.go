@@ -54,7 +54,7 @@ func (b *Bundle) continues(earlier *Bundle) bool {
 
 // sameLease reports whether two are one lease, as it was at two moments.
 func (b *Bundle) sameLease(l, other *BundleLease) bool {
-	if l.offerHash() != other.offerHash() || l.OwedBefore.Int != other.OwedBefore.Int || !sameDevices(l.Devices, other.Devices) {
+	if l.offerHash() != other.offerHash() || l.OwedBefore.Int != other.OwedBefore.Int || !sameDevices(l.Devices, other.Devices) || !sameBinding(l.Binding, other.Binding) {
 		return false
 	}
 	terms := b.terms()

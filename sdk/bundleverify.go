@@ -122,6 +122,9 @@ func (v *verifier) lease(l *BundleLease, before uint256.Int) (owed uint256.Int, 
 		err = fmt.Errorf("%w: it begins with %s owed, the lease before ended with %s", ErrBundle, l.OwedBefore.Dec(), before.Dec())
 	}
 	v.note(name+"start", fmt.Sprintf("%s owed before it", before.Dec()), err)
+	if err := v.meter(name, l, offer); err != nil {
+		return l.OwedBefore.Int, false
+	}
 	if len(l.Records) == 0 {
 		v.note(name+"records", "none: nothing is owed for it", nil)
 		return l.OwedBefore.Int, err == nil
@@ -150,6 +153,17 @@ func (v *verifier) offer(l *BundleLease) (wire.SignedOffer, error) {
 		}
 	}
 	return offer, nil
+}
+
+// meter checks that the payee bound the key that signs the records, where its offer names none. A lease that never began
+// has no records and none.
+func (v *verifier) meter(name string, l *BundleLease, offer wire.SignedOffer) error {
+	if l.Binding == nil && (offer.NamesMeter() || len(l.Records) == 0) {
+		return nil
+	}
+	meter, err := offer.MeterOf(l.ID, v.Channel, l.Binding)
+	v.note(name+"meter", fmt.Sprintf("%s, bound to it by the payee", meter), err)
+	return err
 }
 
 // The checks of records, in the order in which a checker makes them, and the
@@ -191,8 +205,12 @@ func (v *verifier) check(l *BundleLease, offer wire.SignedOffer) (int, error) {
 	if err != nil {
 		return 0, err
 	}
+	meter, err := offer.MeterOf(l.ID, v.Channel, l.Binding)
+	if err != nil {
+		return 0, err
+	}
 	config := metering.CheckerConfig{
-		Key: common.Address(offer.Meter), Tolerance: math.MaxInt64, Clock: noClock{},
+		Key: meter, Tolerance: math.MaxInt64, Clock: noClock{},
 		Lease: agreed(metering.Lease{
 			ID: l.ID, ChannelID: v.Channel, OfferHash: offer.Hash, ChainID: v.terms.ChainID, Escrow: v.terms.Escrow,
 			Price: price, OwedBefore: l.OwedBefore.Int, Devices: l.Devices,
@@ -355,8 +373,7 @@ func (v *verifier) evidence() {
 	}
 	detail := fmt.Sprintf("%d things were refused", len(v.Evidence))
 	for _, p := range v.Equivocations() {
-		r := p.Records[0]
-		detail += fmt.Sprintf("; the payee signed two records %d of lease %s", r.Sequence, r.LeaseID)
+		detail += "; the payee signed two " + p.Subject()
 	}
 	v.note("refused by the payer", detail, nil)
 }

@@ -58,10 +58,9 @@ type ProviderConfig struct {
 	PastKeys []channel.Signer
 
 	// Nodes meter in place of Source and Allocator, each on the host of its GPUs,
-	// and this gateway keeps what they state. They sign as Meter, whose key they
-	// hold and this gateway does not.
+	// and this gateway keeps what they state. Each signs with a key of its own,
+	// which Key binds to the node's leases, one by one, and to no others.
 	Nodes        []NodeLink
-	Meter        common.Address
 	NodeIdentity NodeIdentity // a gateway's, that the nodes' NodeCA issued
 
 	// What the provider risks for one lease: service that was given and not
@@ -197,8 +196,6 @@ func (c ProviderConfig) check() error {
 		return errors.New("provider: Nodes meter: leave Source and Allocator nil, or run a node on this host, too")
 	case len(c.Nodes) > 0 && c.X402 != nil:
 		return errors.New("provider: X402 is paid by windows that a node does not cut: leave Nodes empty, or X402 nil")
-	case len(c.Nodes) > 0 && c.Meter == (common.Address{}):
-		return errors.New("provider: Meter is empty: give the address of the key that the nodes sign records with")
 	case c.Retention < 0 || c.Retention > 0 && c.Retention < 24*time.Hour:
 		return fmt.Errorf("provider: Retention (%s) must be zero (for ever) or at least a day", c.Retention)
 	case c.Retention > 0 && c.Archive == "":

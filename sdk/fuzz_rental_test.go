@@ -69,7 +69,7 @@ func FuzzLease(f *testing.F) {
 		if after := l.checker.State(); after.Sequence != before.Sequence || after.Owed != before.Owed || l.row.Checker.Owed != before.Owed {
 			t.Fatalf("%s %s: from %+v to %+v", name, document, before, after)
 		}
-		if l.row.Lease != row.Lease || l.row.Deposit != row.Deposit || l.row.OwedBefore != row.OwedBefore || l.offer.Hash != l.checking().Lease.OfferHash {
+		if l.row.Lease != row.Lease || l.row.Deposit != row.Deposit || l.row.OwedBefore != row.OwedBefore || l.row.Binding != row.Binding {
 			t.Fatalf("%s %s: the lease became %+v", name, document, l.row)
 		}
 		if l.row.Ended != printable(l.row.Ended) {

@@ -45,6 +45,7 @@ type lease struct {
 
 	remote   *remoteLease // where a node meters it: then this has no meter and no recorder of its own
 	meter    *metering.Meter
+	binding  *wire.MeterBinding // whose key signs its records; nil: the one that its offer names
 	sampled  *metering.Sampled
 	watchdog watchdog      // of its devices
 	liveness probe         // of what was allocated

@@ -145,6 +145,9 @@ func (p *Provider) remembered(r *request, s channel.State) (*lease, error) {
 	l := &lease{id: a.LeaseID, terms: s.Terms, allocation: a, owedBefore: before, deps: leaseDeps{store: p.store},
 		offer: &wire.SignedOffer{Hash: common.HexToHash(row.Offer)}, done: make(chan struct{})}
 	close(l.done)
+	if l.binding, err = row.binding(); err != nil {
+		return nil, err
+	}
 	l.view = leaseView{state: leaseEnded, reason: row.Reason, version: 2, owed: s.Spent, accepted: s.Accepted, deposit: s.Deposit}
 	last, err := p.store.last(r.Context(), l.id)
 	if err == nil && last != nil {

@@ -78,6 +78,8 @@ type leaseRow struct {
 	Pending    string `db:"pending"`      // JSON of the record that is about to be signed; empty: none
 	Suspended  int64  `db:"suspended_at"` // unix nanoseconds; 0 where it is not
 	Carried    int64  `db:"carried"`      // what the leases before it were not charged, in metering.Fractions, less than one base unit
+	MeterKey   string `db:"meter_key"`    // address of the key that signs its records; empty: the one that its offer names
+	Binding    string `db:"binding"`      // JSON of the wire.MeterBinding that says so, at a gateway
 }
 
 var leaseColumns = columns[leaseRow]()
@@ -175,11 +177,12 @@ func (s leaseStore) open(ctx context.Context, tx *sqlx.Tx, id common.Hash) error
 	return nil
 }
 
-// activate records what was allocated: from here on the lease is metered.
-func (s leaseStore) activate(ctx context.Context, id common.Hash, term int64, allocation string) error {
+// activate records what was allocated, and whose key signs the records: from here on the lease is metered.
+func (s leaseStore) activate(ctx context.Context, row leaseRow) error {
 	return s.db.Update(ctx, func(tx *sqlx.Tx) error {
-		return own(id)(tx.ExecContext(ctx, tx.Rebind(`UPDATE leases SET allocation = ?, state = ? WHERE id = ? AND term = ?`),
-			allocation, leaseActive, id.Hex(), term))
+		return own(common.HexToHash(row.ID))(tx.ExecContext(ctx, tx.Rebind(`UPDATE leases SET allocation = ?, meter_key = ?, binding = ?, state = ?
+			WHERE id = ? AND term = ? AND state = ?`),
+			row.Allocation, row.MeterKey, row.Binding, leaseActive, row.ID, row.Term, leaseAllocating))
 	})
 }
 

@@ -24,13 +24,15 @@ import (
 type lessor struct {
 	deps     leaseDeps
 	meterKey metering.Signer // signs usage records
-	paidTo   common.Address  // whom channels must pay that leases go on on; zero: whomever
+	pastKeys []metering.Signer
+	payee    channel.Signer // binds the meters of leases whose offer names none; nil: a node, whose gateways do
+	paidTo   common.Address // whom channels must pay that leases go on on; zero: whomever
 	store    leaseStore
 
 	// channel is the channel of a lease, and remote what a gateway has of one that
 	// a node meters.
 	channel func(ctx context.Context, row leaseRow) (channel.State, error)
-	remote  func(row leaseRow, terms metering.Lease, node string, last *metering.SignedRecord) (*remoteLease, error)
+	remote  func(row leaseRow, terms metering.Lease, node string, meter common.Address, last *metering.SignedRecord) (*remoteLease, error)
 	owing   func(ctx context.Context, payer common.Address) ([]channel.State, error) // the channels on which a payer owes; nil: it is not known
 	share   func(ctx context.Context, lease common.Hash) (*uint256.Int, error)       // what of its payer's credit a lease has; nil: it is not told
 	prepaid func(*lease) error                                                       // makes a lease one that is paid in advance, if it is; nil: none is
@@ -127,8 +129,12 @@ func (h *lessor) grant(ctx context.Context, row leaseRow, s channel.State, offer
 	fault.Point(fault.LeaseAllocated)
 	a.LeaseID, a.Term = id, row.Term
 	text, err := json.Marshal(a)
+	row.Allocation = string(text)
 	if err == nil {
-		err = h.store.activate(call, id, row.Term, string(text))
+		err = h.bind(call, &row, s.ID, offer, a.meter)
+	}
+	if err == nil {
+		err = h.store.activate(call, row)
 	}
 	if err != nil {
 		return nil, errors.Join(err, h.deps.allocator.Release(call, a)) // the row says that nothing is metered
@@ -181,6 +187,9 @@ func (h *lessor) newLease(row leaseRow, s channel.State, offer wire.SignedOffer,
 		startedAt: row.StartedAt, term: row.Term, done: make(chan struct{}), deps: h.deps,
 	}
 	l.view.stream, l.view.reason = uint64(row.Stream), row.Reason
+	if l.binding, err = row.binding(); err != nil {
+		return nil, err
+	}
 	if h.deps.tenure != nil && a.Node == "" {
 		l.tenure = h.deps.tenure()
 	}
@@ -191,7 +200,7 @@ func (h *lessor) newLease(row leaseRow, s channel.State, offer wire.SignedOffer,
 	}, offer.Offer)
 	if a.Node != "" {
 		l.poke = make(chan struct{}, 1)
-		l.remote, err = h.remote(row, terms, a.Node, last)
+		l.remote, err = h.remote(row, terms, a.Node, row.meter(offer), last)
 		return l, err
 	}
 	saved, record, pending, err := row.metered(last)
@@ -203,7 +212,7 @@ func (h *lessor) newLease(row leaseRow, s channel.State, offer wire.SignedOffer,
 		return nil, err
 	}
 	l.watchdog.limit = l.meter.Config().MaxGap
-	if l.recorder, err = metering.NewRecorder(terms, h.meterKey, record); err != nil || h.prepaid == nil {
+	if l.recorder, err = metering.NewRecorder(terms, h.signer(row.meter(offer)), record); err != nil || h.prepaid == nil {
 		return l, err
 	}
 	return l, h.prepaid(l)
@@ -513,8 +522,8 @@ func (h *lessor) overOn(s channel.State) string {
 }
 
 // mayGoOn refuses to sign on for a lease whose later records this database has
-// forgotten, or whose offer names another metering key than ours: no renter would
-// take what we sign.
+// forgotten, or whose records another key than ours signs: no renter would take
+// what we sign.
 func (h *lessor) mayGoOn(ctx context.Context, l *lease, row leaseRow) error {
 	if row.Command == errRolledBack.Error() || l.muted.Load() {
 		return errRolledBack // another gateway knows it, or the chain
@@ -523,8 +532,8 @@ func (h *lessor) mayGoOn(ctx context.Context, l *lease, row leaseRow) error {
 		return nil // its node signs, and knows what it signed
 	}
 	key := l.recorder.Signer()
-	if named := common.Address(l.offer.Meter); named != key {
-		return overError(fmt.Sprintf("its offer names metering key %s, and records are signed with %s now", named, key))
+	if bound := row.meter(*l.offer); bound != key {
+		return overError(fmt.Sprintf("its records are signed with metering key %s, and this host has %s now", bound, key))
 	}
 	return h.unforked(ctx, l)
 }

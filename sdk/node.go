@@ -26,18 +26,19 @@ import (
 type NodeConfig struct {
 	Name     string          // what its gateways call it: 1 to 63 of a-z, 0-9 and -
 	Identity NodeIdentity    // that the provider's NodeCA issued to this name
-	MeterKey metering.Signer // signs usage records; the gateways' offers name its address
+	MeterKey metering.Signer // this node's own, which signs the usage records of its leases: see OpenMeterKey
 	Database string          // path of the spool, an SQLite file on the node's own disk
 	Source   metering.Source
 
-	HighWater      string         // as ProviderConfig.HighWater; Database with ".signed" behind it if empty
-	Allocator      Allocator      // a HostAllocator over Source if nil
-	Payee          common.Address // whose offers it meters for; anybody's whom its gateways serve if zero
-	SuspendTimeout time.Duration  // an unpaid lease ends after it, also where no gateway is heard of; 5 min if zero
-	CallTimeout    time.Duration  // of an allocator's command; 30 s if zero
-	AliveEvery     time.Duration  // between looks at whether what was allocated is alive, where the Allocator says (Liveness); 10 s if zero
-	Clock          metering.Clock // the system's if nil
-	Log            *slog.Logger   // slog.Default() if nil
+	PastKeys       []metering.Signer // metering keys of before, for leases that go on, the one that all nodes had first; none if empty
+	HighWater      string            // as ProviderConfig.HighWater; Database with ".signed" behind it if empty
+	Allocator      Allocator         // a HostAllocator over Source if nil
+	Payee          common.Address    // whose offers it meters for; anybody's whom its gateways serve if zero
+	SuspendTimeout time.Duration     // an unpaid lease ends after it, also where no gateway is heard of; 5 min if zero
+	CallTimeout    time.Duration     // of an allocator's command; 30 s if zero
+	AliveEvery     time.Duration     // between looks at whether what was allocated is alive, where the Allocator says (Liveness); 10 s if zero
+	Clock          metering.Clock    // the system's if nil
+	Log            *slog.Logger      // slog.Default() if nil
 }
 
 func (c NodeConfig) withDefaults() NodeConfig {
@@ -59,7 +60,7 @@ func (c NodeConfig) check() error {
 	}
 	switch {
 	case c.MeterKey == nil:
-		return errors.New("node: MeterKey is nil: give the key that signs usage records")
+		return errors.New("node: MeterKey is nil: give the key that signs usage records, as OpenMeterKey makes one")
 	case c.Database == "":
 		return errors.New("node: Database is empty: give the path of a file; it will hold records that are not delivered yet")
 	case c.AliveEvery < 0:
@@ -144,7 +145,7 @@ func (n *Node) lets() {
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "gpupay_unmetered_leases", Help: "Leases none of whose GPUs can be metered: they are suspended."}, func() float64 { return float64(unmetered(n.allLeases())) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "gpupay_node_refused", Help: "1 while a gateway begins no lease here: its GPUs are of another kind than those of other nodes."}, func() float64 { return flag(n.refused() != "") }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "gpupay_node_waiting_records", Help: "Usage records that no gateway has yet."}, n.waiting))
-	n.meterKey, n.store = n.config.MeterKey, n.spool.leaseStore
+	n.meterKey, n.pastKeys, n.store = n.config.MeterKey, n.config.PastKeys, n.spool.leaseStore
 	n.channel, n.lessor.share = n.spool.channel, n.spool.share
 	n.deps = leaseDeps{
 		allocator: tameAllocator{n.config.Allocator, n.config.Log}, liveness: liveness(n.config.Log, n.config.Allocator), source: n.config.Source, clock: n.config.Clock, store: n.store,

@@ -154,6 +154,7 @@ func TestStartsThatANodeRefuses(t *testing.T) {
 		"two documents":       {[]byte(`{}{}`), 400},
 		"nothing":             {[]byte(`{}`), 400},
 		"another meter":       {start(payee, func(o *wire.Offer, _ *nodeStart) { o.Meter = wire.Address{5} }), 403},
+		"a meter beside none": {start(payee, func(o *wire.Offer, _ *nodeStart) { o.Version = 2 }), 400},
 		"another payee":       {start(testKey(t), func(*wire.Offer, *nodeStart) {}), 403},
 		"another's channel":   {start(payee, func(_ *wire.Offer, q *nodeStart) { q.Terms.Payee = common.Address{5} }), 400},
 		"an unsigned offer":   {start(payee, func(_ *wire.Offer, q *nodeStart) { q.Offer = json.RawMessage(`{"version":1}`) }), 400},
@@ -173,13 +174,16 @@ func TestStartsThatANodeRefuses(t *testing.T) {
 	if free := o.node.config.Allocator.(*HostAllocator).Free(); free != 2 {
 		t.Errorf("%d devices are free", free)
 	}
-	good := start(payee, func(_ *wire.Offer, q *nodeStart) { q.LeaseID = common.Hash{8} })
+	good := start(payee, func(o *wire.Offer, q *nodeStart) { q.LeaseID, o.Version, o.Meter = common.Hash{8}, 2, wire.Address{} })
 	var first, second nodeLease
 	for _, into := range []*nodeLease{&first, &second} { // asked twice, begun once
 		resp := o.knock("POST", "/leases", good)
 		if err := json.NewDecoder(resp.Body).Decode(into); err != nil || resp.StatusCode != http.StatusOK {
 			t.Fatal(resp.Status, err)
 		}
+	}
+	if meter := o.config.MeterKey.Address(); first.Meter == nil || *first.Meter != meter || second.Meter == nil || *second.Meter != meter {
+		t.Errorf("signed by %v, then %v, the node's key is %s", first.Meter, second.Meter, meter)
 	}
 	if !slices.Equal(first.Allocation.Devices, second.Allocation.Devices) || o.node.config.Allocator.(*HostAllocator).Free() != 1 {
 		t.Errorf("%+v, then %+v", first.Allocation, second.Allocation)
@@ -369,13 +373,26 @@ func TestAnswersFromNobody(t *testing.T) {
 	}
 }
 
-// TestNodeWithAnotherKey: a node whose records no renter would take gets no lease.
-func TestNodeWithAnotherKey(t *testing.T) {
+// TestNodeWithoutAKeyOfItsOwn: a node that does not say whose key signs a lease's records, as one from before, begins none.
+func TestNodeWithoutAKeyOfItsOwn(t *testing.T) {
 	o := newOutpost(t)
-	r := newRig(t, o.link, func(c *ProviderConfig) { c.Meter, c.Log = common.Address{1}, slog.New(slog.DiscardHandler) })
+	r := newRig(t, o.link, func(c *ProviderConfig) { c.Log = slog.New(slog.DiscardHandler) })
+	o.set(false, func(path string, answer []byte) []byte {
+		if path != "/leases" {
+			return answer
+		}
+		var l nodeLease
+		_ = json.Unmarshal(answer, &l)
+		l.Meter = nil
+		raw, _ := json.Marshal(l)
+		return raw
+	})
 	resp := r.do("GET", "", r.openCredential(r.payer, r.terms(r.payer.Address(), 1), 100_000, 0))
 	if err := problemIn(wire.NoCapacity, resp); err != nil {
 		t.Error(err)
+	}
+	if free := o.node.config.Allocator.(*HostAllocator).Free(); free != 2 {
+		t.Errorf("%d devices are free", free)
 	}
 }
 

@@ -141,7 +141,7 @@ func (o *outpost) set(cut bool, lie func(string, []byte) []byte) {
 
 // link has a provider's devices metered by the node.
 func (o *outpost) link(c *ProviderConfig) {
-	c.Source, c.Meter = nil, o.config.MeterKey.Address()
+	c.Source = nil
 	c.Nodes, c.NodeIdentity = []NodeLink{{Name: "north", URL: o.server.URL}}, testGateway()
 }
 

@@ -12,6 +12,7 @@ import (
 
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/ethereum/go-ethereum/crypto"
+	"github.com/jmoiron/sqlx"
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/pgtest"
@@ -30,10 +31,14 @@ func TestLeaseAtANode(t *testing.T) {
 		t.Fatalf("the offer names %+v", offer.Devices)
 	}
 	lease := r.open(1, 500_000, "?gpus=2")
+	meter, err := r.provider.Offer().MeterOf(lease.lease.LeaseID, lease.terms.ID(), lease.lease.Binding)
+	if err != nil || meter != o.config.MeterKey.Address() {
+		t.Fatalf("meter %s is bound to the lease, the node's is %s (%v)", meter, o.config.MeterKey.Address(), err)
+	}
 	checker, err := metering.NewChecker(metering.CheckerConfig{
 		Lease: metering.Lease{ID: lease.lease.LeaseID, ChannelID: lease.terms.ID(), OfferHash: r.provider.Offer().Hash, ChainID: lease.terms.ChainID,
 			Escrow: r.chain.Escrow, Price: r.provider.price, Devices: lease.lease.Devices, Simulated: true},
-		Key: o.config.MeterKey.Address(), Tolerance: 2 * time.Second})
+		Key: meter, Tolerance: 2 * time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -237,8 +242,11 @@ func TestLeaseThatItsGatewayForgot(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := leaseStore{db: db}
-	if err := errors.Join(s.activate(t.Context(), id, 0, "{}"), s.setState(t.Context(), id, 0, leaseAllocating, "", 0), db.Close()); err != nil {
+	err = db.Update(t.Context(), func(tx *sqlx.Tx) error {
+		_, err := tx.Exec(`UPDATE leases SET allocation = '{}', meter_key = '', binding = '', state = 'allocating' WHERE id = ?`, id.Hex())
+		return err
+	})
+	if err := errors.Join(err, db.Close()); err != nil {
 		t.Fatal(err)
 	}
 	r.start()
@@ -380,13 +388,12 @@ func TestNodeConfig(t *testing.T) {
 		"http://x\" is not":   func(c *ProviderConfig) { c.Nodes[0].URL = "http://x" },
 		"no name of a node":   func(c *ProviderConfig) { c.Nodes[0].Name = "North" },
 		"NodeIdentity":        func(c *ProviderConfig) { c.NodeIdentity = testNode("n") },
-		"Meter is empty":      func(c *ProviderConfig) { c.Meter = common.Address{} },
 		"leave Nodes empty":   func(c *ProviderConfig) { c.X402 = &X402Config{} },
 		"leave Source":        func(c *ProviderConfig) { c.Source = testclock.GPUs(1) },
 		"Source is nil: give": func(c *ProviderConfig) { c.Nodes = nil },
 	} {
 		config := ProviderConfig{RPC: "http://127.0.0.1:1", Escrow: common.Address{1}, Token: common.Address{2}, Key: testKey(t),
-			Database: "x", PricePerGPUHour: hour, Meter: common.Address{3}, Nodes: []NodeLink{{Name: "n", URL: "https://127.0.0.1:2"}}, NodeIdentity: testGateway()}.withDefaults()
+			Database: "x", PricePerGPUHour: hour, Nodes: []NodeLink{{Name: "n", URL: "https://127.0.0.1:2"}}, NodeIdentity: testGateway()}.withDefaults()
 		change(&config)
 		err := config.check()
 		if err == nil {

@@ -107,7 +107,7 @@ func (n *Node) getStatus(r *http.Request, _ []byte) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	status := nodeStatus{Meter: n.meterKey.Address(), Devices: devices, Free: len(devices), Leases: []nodeLease{}}
+	status := nodeStatus{Meter: n.named(), Devices: devices, Free: len(devices), Leases: []nodeLease{}}
 	left, ok, err := free(n.config.Log, n.config.Allocator)
 	if err != nil {
 		return nil, err
@@ -119,6 +119,14 @@ func (n *Node) getStatus(r *http.Request, _ []byte) (any, error) {
 		status.Leases = append(status.Leases, rowLease(row))
 	}
 	return status, nil
+}
+
+// named is the metering key that offers of before may name.
+func (n *Node) named() common.Address {
+	if len(n.pastKeys) > 0 {
+		return n.pastKeys[0].Address()
+	}
+	return n.meterKey.Address()
 }
 
 // refusal is what a gateway said last of why it begins no lease here.
@@ -163,8 +171,8 @@ func (n *Node) postLease(r *http.Request, body []byte) (any, error) {
 	if err != nil {
 		return nil, wire.BadRequest.With("%v", err)
 	}
-	if meter := n.meterKey.Address(); common.Address(offer.Meter) != meter {
-		return nil, wire.NotServed.With("the offer's records are signed by %s, this node signs as %s", offer.Meter, meter)
+	if named := common.Address(offer.Meter); offer.NamesMeter() && n.signer(named).Address() != named {
+		return nil, wire.NotServed.With("the offer's records are signed by %s, this node signs as %s", offer.Meter, n.named())
 	}
 	if n.config.Payee != (common.Address{}) && common.Address(offer.Payee) != n.config.Payee {
 		return nil, wire.NotServed.With("this node meters for payee %s, the offer is %s's", n.config.Payee, offer.Payee)
@@ -184,8 +192,8 @@ func (n *Node) postLease(r *http.Request, body []byte) (any, error) {
 		return nil, problemEnded.With("lease %s has ended: %s", q.LeaseID, row.Reason)
 	}
 	a, err := row.allocation()
-	answer := rowLease(row)
-	answer.Allocation = &a
+	answer, meter := rowLease(row), row.meter(offer)
+	answer.Allocation, answer.Meter = &a, &meter
 	return answer, err
 }
 

@@ -27,13 +27,14 @@ type remoteLease struct {
 var errUnfit = errors.New("the node's records do not hold")
 
 // newRemote is what a gateway has of a lease on a node: the checker goes on after
-// the last record on disk, whichever gateway wrote it.
-func (n *nodes) newRemote(row leaseRow, terms metering.Lease, name string, last *metering.SignedRecord) (*remoteLease, error) {
+// the last record on disk, whichever gateway wrote it. It takes records of the key
+// that is bound to the lease alone: no other node can sign for it.
+func (n *nodes) newRemote(row leaseRow, terms metering.Lease, name string, meter common.Address, last *metering.SignedRecord) (*remoteLease, error) {
 	c := n.link(name)
 	if c == nil {
 		return nil, fmt.Errorf("node %q of lease %s is not among ProviderConfig.Nodes (%s)", name, terms.ID, n.names())
 	}
-	config := metering.CheckerConfig{Lease: terms, Key: n.p.config.Meter, Tolerance: n.p.config.ClockTolerance, RecordEvery: metering.MinRecordEvery}
+	config := metering.CheckerConfig{Lease: terms, Key: meter, Tolerance: n.p.config.ClockTolerance, RecordEvery: metering.MinRecordEvery}
 	if row.EndedAt > 0 {
 		config.Clock, config.Tolerance = stoppedClock{at: row.EndedAt + 1}, min(config.Tolerance, endTolerance)
 	}
@@ -234,12 +235,4 @@ func (l *lease) collect(ctx context.Context, req stopRequest) error {
 	}
 	_, _, err := l.exchange(ctx)
 	return err
-}
-
-// meterAddress is whose signature usage records carry.
-func (c ProviderConfig) meterAddress() common.Address {
-	if len(c.Nodes) > 0 {
-		return c.Meter
-	}
-	return c.MeterKey.Address()
 }

@@ -95,9 +95,6 @@ func (n *nodes) ask(ctx context.Context) error {
 		wait.Go(func() {
 			var s nodeStatus
 			err := c.call(ctx, nodeTimeout, "GET", "/status", nil, &s)
-			if err == nil && s.Meter != n.p.config.Meter {
-				err = fmt.Errorf("node %s signs records as %s, and ProviderConfig.Meter is %s: no renter would take them", c.name, s.Meter, n.p.config.Meter)
-			}
 			if ctx.Err() == nil {
 				n.note(c.name, s, err)
 			}
@@ -288,6 +285,9 @@ func (n *nodes) Allocate(ctx context.Context, req AllocationRequest) (Allocation
 		if err == nil && (began.Allocation == nil || began.LeaseID != req.LeaseID) {
 			err = &errNode{c.name, fmt.Errorf("its answer is about lease %s and names no devices", began.LeaseID)}
 		}
+		if err == nil && (began.Meter == nil || *began.Meter == (common.Address{})) {
+			err = &errNode{c.name, errors.New("it does not say which key signs the lease's records: it is from before nodes had keys of their own")}
+		}
 		if err != nil {
 			n.p.config.Log.Error("lease could not be begun at its node", "node", c.name, "lease", req.LeaseID, "error", err, "rest", n.tire(c.name))
 			if ended := c.end(ctx, nodeTimeout, req.LeaseID, nodeEnd{Reason: "another node begins it", Closed: true}); ended == nil {
@@ -298,7 +298,7 @@ func (n *nodes) Allocate(ctx context.Context, req AllocationRequest) (Allocation
 		n.wakeUp(c.name)
 		n.took(c.name, req.GPUs)
 		a := *began.Allocation
-		a.LeaseID, a.Node = req.LeaseID, c.name
+		a.LeaseID, a.Node, a.meter = req.LeaseID, c.name, *began.Meter
 		return a, nil
 	}
 	return Allocation{}, errors.Join(fmt.Errorf("%w: no node has %d", ErrNoCapacity, req.GPUs), n.p.deps.shares.end(ctx, req.LeaseID))

@@ -67,6 +67,9 @@ type nodeLease struct {
 	Allocation *Allocation             `json:"allocation,omitempty"`
 	Records    []metering.SignedRecord `json:"records,omitempty"` // in order
 
+	// Meter is of the node's key that signs the lease's records, in the answer to its start.
+	Meter *common.Address `json:"meter,omitempty"`
+
 	// Credit is what the node holds the lease to, with its version.
 	Credit        *wire.Amount `json:"credit,omitempty"`
 	CreditVersion int64        `json:"creditVersion,omitempty"`
@@ -74,7 +77,9 @@ type nodeLease struct {
 
 // nodeStatus is the answer to GET /status.
 type nodeStatus struct {
-	Meter   common.Address    `json:"meter"` // of the key that signs the node's records
+	// Meter is of the key that signs records under offers that name one. Gateways from before ask for it: the others hear a
+	// lease's key when it begins.
+	Meter   common.Address    `json:"meter"`
 	Devices []metering.Device `json:"devices"`
 	Free    int               `json:"free"`   // devices that are in no lease
 	Leases  []nodeLease       `json:"leases"` // that no gateway has closed yet

@@ -362,7 +362,7 @@ func (p *Provider) attach(w http.ResponseWriter, r *request, s channel.State) er
 	}
 	err = st.serve(r.Context(), wire.Lease{
 		LeaseID: l.id, ChannelID: s.ID, Secret: secret, OfferHash: l.offer.Hash, Devices: l.allocation.Devices,
-		OwedBefore: wire.NewAmount(l.owedBefore), State: string(v.state), Access: l.allocation.Access, Voucher: heldVoucher(s),
+		OwedBefore: wire.NewAmount(l.owedBefore), State: string(v.state), Access: l.allocation.Access, Voucher: heldVoucher(s), Binding: l.binding,
 	}, lastEventID(r.Request))
 	if err != nil {
 		p.config.Log.Debug("stream ended; the lease goes on", "lease", l.id, "error", err)

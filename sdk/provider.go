@@ -230,7 +230,7 @@ func (p *Provider) attend() {
 
 // lets says how leases are run.
 func (p *Provider) lets() {
-	p.meterKey = p.config.MeterKey
+	p.meterKey, p.lessor.payee = p.config.MeterKey, p.config.Key
 	p.paidTo = p.config.Key.Address()
 	p.lessor.channel = func(ctx context.Context, row leaseRow) (channel.State, error) {
 		return p.payee.State(ctx, common.HexToHash(row.Channel))
@@ -451,13 +451,17 @@ func (p *Provider) renewOffer(ctx context.Context) error {
 		least := wire.NewAmount(p.minTransfer)
 		minTopUp = &least
 	}
+	version, meter := uint32(1), p.config.MeterKey.Address()
+	if p.nodes != nil { // each signs the records of its leases with a key of its own
+		version, meter = 2, common.Address{}
+	}
 	offer, err := wire.SignOffer(ctx, p.config.Key, wire.Offer{
-		Version:     1,
+		Version:     version,
 		ChainID:     p.escrow.ChainID(),
 		Escrow:      wire.Address(p.escrow.Address()),
 		Token:       wire.Address(p.config.Token),
 		Payee:       wire.Address(p.config.Key.Address()),
-		Meter:       wire.Address(p.config.meterAddress()),
+		Meter:       wire.Address(meter),
 		Amount:      wire.NewAmount(p.price.Amount),
 		Unit:        string(p.price.Unit),
 		Credit:      uint64(p.config.Credit / time.Second),

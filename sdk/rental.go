@@ -130,8 +130,8 @@ func (r *Renter) rental(ctx context.Context, row rentalRow, escrow *chain.Escrow
 		return nil, err
 	}
 	if row.Checker != nil {
-		if l.checker, err = metering.ResumeChecker(l.checking(), *row.Checker); err != nil {
-			return nil, err
+		if err := l.resumeChecker(*row.Checker); err != nil {
+			return nil, fmt.Errorf("channel %s: the lease on disk does not hold; restore the database from its backup: %w", l.id, err)
 		}
 	}
 	l.show(ctx)
@@ -245,17 +245,31 @@ func (l *Rental) enter(ctx context.Context, phase RentalPhase) error {
 	return l.save(ctx)
 }
 
+// resumeChecker has records checked on from a state.
+func (l *Rental) resumeChecker(state metering.CheckerState) error {
+	config, err := l.checking()
+	if err != nil {
+		return err
+	}
+	checker, err := metering.ResumeChecker(config, state)
+	if err == nil {
+		l.checker = checker
+	}
+	return err
+}
+
 // checking is what this renter knows by itself about the lease.
-func (l *Rental) checking() metering.CheckerConfig {
+func (l *Rental) checking() (metering.CheckerConfig, error) {
+	meter, err := l.offer.MeterOf(l.row.Lease, l.id, l.row.Binding)
 	return metering.CheckerConfig{
-		Key: common.Address(l.offer.Meter), Tolerance: l.r.config.Tolerance, Clock: l.r.config.Clock,
+		Key: meter, Tolerance: l.r.config.Tolerance, Clock: l.r.config.Clock,
 		RecordEvery: densest(l.offer.Offer),
 		Lease: agreed(metering.Lease{
 			ID: l.row.Lease, ChannelID: l.id, OfferHash: l.offer.Hash,
 			ChainID: l.row.Terms.ChainID, Escrow: l.row.Terms.Escrow,
 			Price: l.price, OwedBefore: l.row.OwedBefore, Devices: l.row.Devices,
 		}, l.offer.Offer),
-	}
+	}, err
 }
 
 // Dispute is the end of trust in a provider: what it sent was refused and kept.

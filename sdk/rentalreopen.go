@@ -23,6 +23,8 @@ type pastLease struct {
 	Devices    []string        `json:"devices"`
 	OwedBefore uint256.Int     `json:"owedBefore"`
 
+	Binding *wire.MeterBinding `json:"binding,omitempty"` // as of the rental's lease
+
 	// Heard is when its newest record came, on our clocks: the next lease began after it. Nil in older databases.
 	Heard     *metering.Instant `json:"heard,omitempty"`
 	HeardBoot string            `json:"heardBoot,omitempty"`
@@ -235,7 +237,7 @@ func (l *Rental) turnOver() error {
 	if err != nil {
 		return err
 	}
-	past := pastLease{ID: l.row.Lease, Offer: l.row.Offer, Devices: l.row.Devices, OwedBefore: l.row.OwedBefore}
+	past := pastLease{ID: l.row.Lease, Offer: l.row.Offer, Devices: l.row.Devices, OwedBefore: l.row.OwedBefore, Binding: l.row.Binding}
 	if c := l.row.Checker; c != nil {
 		past.Heard, past.HeardBoot = &metering.Instant{Boot: c.Start.Boot + c.Elapsed, Mono: c.Start.Mono + c.Elapsed, Wall: c.Start.Wall + c.Elapsed}, c.BootID
 	}
@@ -243,7 +245,7 @@ func (l *Rental) turnOver() error {
 	l.row.Carried = carried
 	l.row.OwedBefore = l.owed()
 	l.row.Lease, l.row.Secret, l.row.Devices, l.row.Access, l.row.Ended = common.Hash{}, "", nil, nil, ""
-	l.row.Checker, l.checker, l.row.PastOffers = nil, nil, nil
+	l.row.Checker, l.checker, l.row.PastOffers, l.row.Binding = nil, nil, nil, nil
 	l.demand = demand{}
 	return nil
 }

@@ -390,11 +390,7 @@ func (l *Rental) tooDense(rec metering.SignedRecord) error {
 
 // forget brings the checker back to what is on disk.
 func (l *Rental) forget() error {
-	checker, err := metering.ResumeChecker(l.checking(), *l.row.Checker)
-	if err == nil {
-		l.checker = checker
-	}
-	return err
+	return l.resumeChecker(*l.row.Checker)
 }
 
 // contradicted is a record that does not hold. One that we have already is
@@ -419,7 +415,7 @@ func (l *Rental) contradicted(ctx context.Context, rec metering.SignedRecord, do
 	if errors.Is(cause, metering.ErrSequence) { // signed, and not what was signed before
 		cause = fmt.Errorf("lease %s, record %d: %w: there are two of this number", rec.LeaseID, rec.Sequence, metering.ErrForked)
 	}
-	proven := l.r.store.prove(context.WithoutCancel(ctx), l.row.Offer, kept, rec, l.r.config.Now().UnixMilli())
+	proven := l.r.store.prove(context.WithoutCancel(ctx), l.row.Offer, l.row.Binding, kept, rec, l.r.config.Now().UnixMilli())
 	both, err := json.Marshal(map[string]json.RawMessage{"accepted": evident(kept, earlier), "refused": evident(rec, document)})
 	if err != nil {
 		return err

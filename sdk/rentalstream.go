@@ -92,7 +92,7 @@ func (l *Rental) shows(ctx context.Context) (http.Header, error) {
 	if err := exactjson.Unmarshal(document, &rec); err != nil {
 		return header, fmt.Errorf("channel %s: record %d on disk does not parse; restore the database from its backup: %w", l.id, l.row.Checker.Sequence, err)
 	}
-	return header, wire.ShownRecord{Record: rec.Record, Signature: rec.Signature}.Set(header)
+	return header, wire.ShownRecord{Record: rec.Record, Signature: rec.Signature, Binding: l.row.Binding}.Set(header)
 }
 
 // refused sorts what came instead of a stream.
@@ -222,6 +222,9 @@ func fitting(lease *wire.Lease) error {
 func (l *Rental) begin(ctx context.Context, lease wire.Lease, document []byte) error {
 	l.service = printable(lease.State)
 	if lease.LeaseID == l.row.Lease && l.checker != nil {
+		if err := l.sameMeter(ctx, lease, document); err != nil {
+			return err
+		}
 		l.row.Access, l.row.Recalled = lease.Access, uint256.Int{} // nothing is forgotten that is after it
 		if lease.Secret != "" {
 			l.row.Secret = lease.Secret
@@ -244,7 +247,7 @@ func (l *Rental) begin(ctx context.Context, lease wire.Lease, document []byte) e
 	if err != nil {
 		return l.dispute(ctx, err, document)
 	}
-	l.row.Lease, l.row.Secret, l.row.Devices, l.row.Access = lease.LeaseID, lease.Secret, lease.Devices, lease.Access
+	l.row.Lease, l.row.Secret, l.row.Devices, l.row.Access, l.row.Binding = lease.LeaseID, lease.Secret, lease.Devices, lease.Access, lease.Binding
 	l.row.Carried, _ = l.row.knows(lease)
 	l.row.OwedBefore = lease.OwedBefore.Int
 	if err := l.startClock(); err != nil {
@@ -261,6 +264,9 @@ func (l *Rental) judge(lease wire.Lease) error {
 	}
 	if lease.OfferHash != l.offer.Hash {
 		return fmt.Errorf("%w: the lease is under offer %s, %s was agreed", ErrOffer, lease.OfferHash, l.offer.Hash)
+	}
+	if _, err := l.offer.MeterOf(lease.LeaseID, l.id, lease.Binding); err != nil {
+		return err
 	}
 	if len(lease.Devices) != l.row.GPUs {
 		return fmt.Errorf("%w: %d in the lease, %d were rented", metering.ErrDevices, len(lease.Devices), l.row.GPUs)
@@ -282,12 +288,11 @@ func (l *Rental) judge(lease wire.Lease) error {
 // provider could gain by it, the credit bounds.
 func (l *Rental) startClock() error {
 	state := metering.CheckerState{BootID: l.row.AskedBoot, Owed: l.row.OwedBefore, Start: *l.row.Asked}
-	checker, err := metering.ResumeChecker(l.checking(), state)
-	if err != nil {
+	if err := l.resumeChecker(state); err != nil {
 		return err
 	}
-	state = checker.State()
-	l.checker, l.row.Checker = checker, &state
+	state = l.checker.State()
+	l.row.Checker = &state
 	return nil
 }
 

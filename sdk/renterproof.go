@@ -12,6 +12,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/exactjson"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // maxProofs bounds what is kept of one channel: the first ones, of which each
@@ -44,20 +45,25 @@ func bare(rec metering.SignedRecord) metering.SignedRecord {
 }
 
 // prove keeps two records of one number, if they are two and both the payee's.
-func (s rentalStore) prove(ctx context.Context, offer json.RawMessage, accepted, refused metering.SignedRecord, at int64) error {
-	p, err := NewEquivocationProof(offer, bare(accepted), bare(refused))
+func (s rentalStore) prove(ctx context.Context, offer json.RawMessage, meter *wire.MeterBinding, accepted, refused metering.SignedRecord, at int64) error {
+	p, err := NewEquivocationProof(offer, meter, bare(accepted), bare(refused))
 	if err != nil { // no proof: what was refused is kept as such
 		return nil
 	}
+	return s.putProof(ctx, p, accepted.ChannelID, at)
+}
+
+// putProof keeps a proof about a channel.
+func (s rentalStore) putProof(ctx context.Context, p *EquivocationProof, channelID common.Hash, at int64) error {
 	document, err := json.Marshal(p)
 	if err != nil {
 		return err
 	}
-	id := accepted.ChannelID.Hex()
+	id := channelID.Hex()
 	return s.db.Update(ctx, func(tx *sqlx.Tx) error {
 		_, err := tx.ExecContext(ctx, tx.Rebind(`INSERT INTO rental_proofs (channel, lease, sequence, document, at)
 			SELECT ?, ?, ?, ?, ? WHERE (SELECT count(*) FROM rental_proofs WHERE channel = ?) < ? ON CONFLICT DO NOTHING`),
-			id, accepted.LeaseID.Hex(), int64(accepted.Sequence), string(document), at, id, maxProofs)
+			id, p.lease().Hex(), int64(p.Records[0].Sequence), string(document), at, id, maxProofs)
 		return err
 	})
 }
@@ -136,5 +142,5 @@ func (b *buying) prove(ctx context.Context, refused metering.SignedRecord) error
 	if err := json.Unmarshal(earlier, &accepted); err != nil {
 		return fmt.Errorf("channel %s: record %d on disk does not parse; restore the database from its backup: %w", b.id, refused.Sequence, err)
 	}
-	return b.x.r.store.prove(ctx, b.slate.Ticking.Offer, accepted, refused, b.x.r.config.Now().UnixMilli())
+	return b.x.r.store.prove(ctx, b.slate.Ticking.Offer, nil, accepted, refused, b.x.r.config.Now().UnixMilli())
 }

@@ -93,6 +93,7 @@ type rentalRow struct {
 	Devices    []string               `json:"devices,omitempty"`
 	Access     json.RawMessage        `json:"-"` // often a password: the lease's stream brings it again
 	OwedBefore uint256.Int            `json:"owedBefore"`
+	Binding    *wire.MeterBinding     `json:"binding,omitempty"` // whose key signs its records; nil: the one that its offer names
 	Checker    *metering.CheckerState `json:"checker,omitempty"`
 	Ended      string                 `json:"ended,omitempty"` // why the lease is over
 	Dispute    string                 `json:"dispute,omitempty"`

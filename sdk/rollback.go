@@ -50,15 +50,19 @@ func (p *Provider) heedShown(r *request, s channel.State) (*lease, error) {
 	return p.rolledBack(s, row, *shown)
 }
 
-// signed reports a record that was signed with a metering key of ours: that of now,
-// or the one that the record's offer names.
+// signed reports a record that was signed with a metering key of ours: that of now, the one that the record's offer names, or
+// the one that we bound to its lease, as its renter shows where the database has forgotten the lease.
 func (p *Provider) signed(ctx context.Context, s channel.State, shown wire.ShownRecord) bool {
 	signer, err := eip712.Recover(shown.Record.Digest(metering.Domain(s.Terms.ChainID, s.Terms.Escrow)), shown.Signature)
 	if err != nil {
 		return false
 	}
-	if signer == p.config.meterAddress() {
+	if signer == p.meterKey.Address() {
 		return true
+	}
+	if b := shown.Binding; b != nil {
+		return common.Address(b.Meter) == signer && b.Of(shown.Record.LeaseID, s.ID, shown.Record.OfferHash) &&
+			b.SignedBy(s.Terms.Payee, s.Terms.ChainID, s.Terms.Escrow)
 	}
 	offer, err := p.store.offer(ctx, shown.Record.OfferHash)
 	return err == nil && common.Address(offer.Meter) == signer
@@ -108,6 +112,7 @@ func (p *Provider) rolledBack(s channel.State, row leaseRow, shown wire.ShownRec
 		}
 	}
 	l.allocation.Access = json.RawMessage("null")
+	l.binding = shown.Binding
 	close(l.done)
 	l.view = leaseView{state: leaseEnded, reason: errRolledBack.Error(), version: 2, sequence: shown.Record.Sequence,
 		owed: shown.Record.Owed, nanos: shown.Record.Nanos, accepted: s.Accepted, deposit: s.Deposit}

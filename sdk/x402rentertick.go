@@ -107,6 +107,9 @@ func (t *X402Rental) agree(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("provider %s: %w: %w", t.peer.base, ErrOffer, err)
 	}
+	if !offer.NamesMeter() {
+		return fmt.Errorf("provider %s: %w: it names no metering key, which ticks need", t.peer.base, ErrOffer)
+	}
 	if err := t.x.r.onChain(ctx, offer.ChainID); err != nil {
 		return fmt.Errorf("provider %s: %w", t.peer.base, err)
 	}

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -23,6 +24,7 @@ func main() { cli.Main(run) }
 type options struct {
 	listen, admin, gpu string
 	identity           string // folder of the certificate
+	meterKey           string // file of the key that signs records
 	ca, issue          string // folder of the authority, and the nodes that certificates are made for
 	drain              bool
 	hooks              cli.Hooks
@@ -45,6 +47,9 @@ func start(ctx context.Context, o *options) error {
 	if o.config.Identity, err = sdk.ReadNodeIdentity(o.identity); err != nil {
 		return fmt.Errorf("--identity: %w", err)
 	}
+	if o.config.MeterKey, err = sdk.OpenMeterKey(cmp.Or(o.meterKey, filepath.Join(o.identity, "meter-key.pem"))); err != nil {
+		return fmt.Errorf("--meter-key: %w", err)
+	}
 	source, err := cli.Source(o.gpu)
 	if err != nil {
 		return err
@@ -64,9 +69,10 @@ func start(ctx context.Context, o *options) error {
 func parse(args []string) (*options, error) {
 	o := &options{}
 	c := &o.config
-	flags := cli.NewFlags("node", "meters this host's GPUs for gateways that are somewhere else.\n\nIts key signs usage records and nothing else. ", "info")
+	flags := cli.NewFlags("node", "meters this host's GPUs for gateways that are somewhere else.\n\nThe key that signs its usage records is made at the first start, and stays here. ", "info")
 	flags.Text(&o.listen, "listen", "GPUPAY_LISTEN", "127.0.0.1:8404", "`address` to serve gateways on")
 	flags.Text(&o.identity, "identity", "GPUPAY_NODE_IDENTITY", "node-identity", "`folder` of this node's certificate, that --issue made")
+	flags.Text(&o.meterKey, "meter-key", "GPUPAY_METER_KEY", "", "`path` of this node's own key, which signs its usage records and is made where it is missing; meter-key.pem in --identity if empty")
 	flags.StringVar(&o.issue, "issue", "", "make certificates for nodes of these `names`, separated by commas, and for their gateways where there is none, and end")
 	flags.StringVar(&o.ca, "ca", "gpupay-ca", "with --issue: `folder` of the authority, and of a folder for each certificate; who has its key commands all nodes")
 	flags.Text(&o.admin, "admin", "GPUPAY_ADMIN", "127.0.0.1:9404", "`address` of /metrics and /healthz; empty for none. Do not open it to the world")
@@ -82,10 +88,11 @@ func parse(args []string) (*options, error) {
 	if c.Log, err = flags.Load(args); err != nil {
 		return nil, err
 	}
-	if c.Payee = payee.Address; o.issue != "" {
+	if c.Payee = payee.Address; o.issue != "" || !flags.KeyGiven() {
 		return o, nil
 	}
-	c.MeterKey, err = flags.Key()
+	shared, err := flags.Key() // that all nodes signed with before each had its own: leases of then go on
+	c.PastKeys = append(c.PastKeys, shared)
 	return o, err
 }
 

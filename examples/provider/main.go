@@ -111,7 +111,6 @@ func parse(args []string) (*options, error) {
 	o.hooks.Register(flags)
 	nodes := flags.String("nodes", cli.Env("GPUPAY_NODES", ""), "`NAME=URL,..` of nodes that meter in place of this host ($GPUPAY_NODES)")
 	identity := flags.String("node-identity", cli.Env("GPUPAY_NODE_IDENTITY", ""), "with --nodes: `folder` of this gateway's certificate, that `node --issue` made ($GPUPAY_NODE_IDENTITY)")
-	meter := flags.Address("meter", "GPUPAY_METER", "with --nodes: of the key that the nodes sign usage records with")
 	flags.TrustedProxies()
 	flags.Text(&c.PublicURL, "public-url", "GPUPAY_PUBLIC_URL", "", "`URL` at which clients reach this provider, such as https://gpus.example.org; what the proxy says if empty")
 	flags.BoolVar(&o.drain, "drain", false, "when stopped, end all leases and settle; without it leases go on after a restart")
@@ -125,7 +124,7 @@ func parse(args []string) (*options, error) {
 	if *x402 {
 		c.X402 = &sdk.X402Config{Window: *window}
 	}
-	c.Escrow, c.Token, c.Meter = escrow.Address, token.Address, meter.Address
+	c.Escrow, c.Token = escrow.Address, token.Address
 	if c.Nodes, c.NodeIdentity, err = cli.Links(*nodes, *identity); err != nil {
 		return nil, err
 	}

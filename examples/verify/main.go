@@ -126,7 +126,7 @@ func (v *verification) proof(raw []byte) {
 	p, err := sdk.ParseEquivocationProof(raw)
 	if c.Err = err; err == nil {
 		payee, _ := p.Verify()
-		c.Detail = fmt.Sprintf("payee %s signed two different records %d of lease %s", payee, p.Records[0].Sequence, p.Records[0].LeaseID)
+		c.Detail = fmt.Sprintf("payee %s signed two different %s", payee, p.Subject())
 	}
 	v.line(c)
 }
@@ -156,8 +156,7 @@ func (v *verification) equivocations(path string) error {
 		}
 	}
 	for _, p := range found {
-		r := p.Records[0]
-		v.line(sdk.Check{Name: "one word", Err: fmt.Errorf("the payee signed two different records %d of lease %s", r.Sequence, r.LeaseID)})
+		v.line(sdk.Check{Name: "one word", Err: fmt.Errorf("the payee signed two different %s", p.Subject())})
 	}
 	if len(found) == 0 || path == "" {
 		return nil

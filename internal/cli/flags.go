@@ -97,6 +97,9 @@ func (f *Flags) Load(args []string) (*slog.Logger, error) {
 	return Logger(f.level, f.format)
 }
 
+// KeyGiven reports whether the program was given a key, where it can do without.
+func (f *Flags) KeyGiven() bool { return f.key.keystore != "" || os.Getenv(f.key.env) != "" }
+
 // Key opens the program's key.
 func (f *Flags) Key() (*channel.Key, error) { return f.key.Load() }
 

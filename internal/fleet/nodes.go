@@ -65,6 +65,5 @@ func Links(t *testing.T, c *chaintest.Chain, hosts []*Host) []string {
 	for _, h := range hosts {
 		links = append(links, h.Name+"=https://"+h.Wire.Address)
 	}
-	return []string{"--nodes", strings.Join(links, ","), "--meter", crypto.PubkeyToAddress(c.Keys[8].PublicKey).Hex(),
-		"--node-identity", filepath.Join(identities(t), "gateway")}
+	return []string{"--nodes", strings.Join(links, ","), "--node-identity", filepath.Join(identities(t), "gateway")}
 }

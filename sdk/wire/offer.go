@@ -25,12 +25,12 @@ import (
 // signature; fields that a reader does not know are part of it. Keys are exact:
 // a document with one twice, or in another case, is no offer.
 type Offer struct {
-	Version     uint32         `json:"version"` // 1
+	Version     uint32         `json:"version"` // 1, or 2: it names no Meter, and each lease has a MeterBinding
 	ChainID     uint64         `json:"chainId"`
 	Escrow      Address        `json:"escrow"`
 	Token       Address        `json:"token"`
 	Payee       Address        `json:"payee"`
-	Meter       Address        `json:"meter"` // signs usage records
+	Meter       Address        `json:"meter,omitzero"` // signs usage records; zero in version 2
 	Amount      Amount         `json:"amount"`
 	Unit        string         `json:"unit"`   // gpu_second, gpu_minute or gpu_hour
 	Credit      uint64         `json:"credit"` // GPU-seconds served ahead of vouchers, at most
@@ -58,6 +58,10 @@ type SignedOffer struct {
 	Signature Bytes
 	Document  json.RawMessage // as published, the signature inside
 }
+
+// boundVersion is of offers that name no meter. Who reads version 1 alone refuses it before money moves, and does not take
+// an honest provider's records for forged.
+const boundVersion = 2
 
 var offerType = crypto.Keccak256Hash([]byte("Offer(bytes32 documentHash)"))
 
@@ -124,8 +128,11 @@ func ParseOffer(document []byte) (SignedOffer, error) {
 }
 
 func (s SignedOffer) verify() error {
-	if s.Version != 1 {
-		return malformed("offer has version %d, this program reads 1", s.Version)
+	if s.Version < 1 || s.Version > boundVersion {
+		return malformed("offer has version %d, this program reads 1 to %d", s.Version, boundVersion)
+	}
+	if !s.NamesMeter() && s.Meter != (Address{}) {
+		return malformed("offer of version %d names meter %s", s.Version, s.Meter)
 	}
 	signer, err := eip712.Recover(offerDigest(s.ChainID, common.Address(s.Escrow), s.Hash), s.Signature)
 	if err != nil {

@@ -87,6 +87,8 @@ type Lease struct {
 	Access     json.RawMessage `json:"access"` // what the allocator said about reaching the devices
 	// Voucher is the newest that the provider has of the channel: a payer whose database was restored has forgotten it. nil: none.
 	Voucher *HeldVoucher `json:"voucher,omitempty"`
+	// Binding says whose key signs the lease's records, where its offer does not. nil: the offer does.
+	Binding *MeterBinding `json:"binding,omitempty"`
 }
 
 // Released is the answer to a release: the lease's final record, null where it has none, and the newest voucher that the provider

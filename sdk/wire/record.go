@@ -16,6 +16,7 @@ const HeaderRecord = "Gpupay-Record"
 type ShownRecord struct {
 	Record    metering.Record `json:"record"`
 	Signature Bytes           `json:"signature"`
+	Binding   *MeterBinding   `json:"binding,omitempty"` // of its lease, where the offer names no meter
 }
 
 // Set puts the record into a request's header.

@@ -1,0 +1,26 @@
+package sdk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// sameMeter holds what a stream says of a lease that we know against the meter that was bound to it: it has one for its
+// whole life. Two that the payee signed are kept as a proof. A lease that has ended may be shown without any.
+func (l *Rental) sameMeter(ctx context.Context, lease wire.Lease, document []byte) error {
+	if lease.Binding == nil || sameBinding(lease.Binding, l.row.Binding) {
+		return nil
+	}
+	cause := fmt.Errorf("lease %s: %w: it is shown with another meter than before", l.row.Lease, wire.ErrMeter)
+	if l.row.Binding == nil {
+		return l.dispute(ctx, cause, document)
+	}
+	var kept error
+	if p, err := newBindingProof(l.row.Offer, *l.row.Binding, *lease.Binding); err == nil {
+		kept = l.r.store.putProof(context.WithoutCancel(ctx), p, l.id, l.r.config.Now().UnixMilli())
+	}
+	return errors.Join(l.dispute(ctx, cause, document), kept)
+}
