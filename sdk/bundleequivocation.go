@@ -101,15 +101,13 @@ func (p *EquivocationProof) Verify() (payee common.Address, err error) {
 	return common.Address(offer.Payee), nil
 }
 
-// verifyBindings holds two bindings against each other.
+// verifyBindings holds two bindings against each other, under whatever offers of the payee.
 func (p *EquivocationProof) verifyBindings(offer wire.SignedOffer) error {
 	a, b := p.Bindings[0], p.Bindings[1]
 	escrow := common.Address(offer.Escrow)
 	switch {
 	case p.Binding != nil || !reflect.ValueOf(p.Records).IsZero():
 		return fmt.Errorf("%w: records stand beside two meters", ErrNotEquivocation)
-	case offer.NamesMeter() || a.OfferHash != offer.Hash:
-		return fmt.Errorf("%w: the first meter is bound under offer %s, this is %s", ErrNotEquivocation, a.OfferHash, offer.Hash)
 	case a.LeaseID != b.LeaseID:
 		return fmt.Errorf("%w: meters of leases %s and %s", ErrNotEquivocation, a.LeaseID, b.LeaseID)
 	case !a.SignedBy(common.Address(offer.Payee), offer.ChainID, escrow) || !b.SignedBy(common.Address(offer.Payee), offer.ChainID, escrow):

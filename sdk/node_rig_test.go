@@ -1,6 +1,7 @@
 package sdk
 
 import (
+	"errors"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -11,10 +12,12 @@ import (
 
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/ethereum/go-ethereum/crypto"
+	"github.com/jmoiron/sqlx"
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/internal/database"
 )
 
 // nodeCredit is the most that a lease of the tests may owe beyond what is
@@ -170,6 +173,36 @@ func (o *outpost) wait(id common.Hash, state leaseState) leaseRow {
 		if time.Now().After(deadline) {
 			o.Fatalf("lease %s is %s at its node, want %s", id, row.State, state)
 		}
+	}
+}
+
+// await is until the node has so many records of a lease.
+func (o *outpost) await(id common.Hash, n int) []metering.SignedRecord {
+	o.Helper()
+	for deadline := time.Now().Add(60 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		_, records := o.spooled(id)
+		if len(records) >= n {
+			return records
+		}
+		if time.Now().After(deadline) {
+			o.Fatalf("the node has %d records of lease %s, want %d", len(records), id, n)
+		}
+	}
+}
+
+// beingAllocated has a provider's database be from before a lease was allocated.
+func beingAllocated(t *testing.T, path string, id common.Hash) {
+	t.Helper()
+	db, err := database.Open(t.Context(), path, "provider", providerMigrations, "migrations/provider")
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = db.Update(t.Context(), func(tx *sqlx.Tx) error {
+		_, err := tx.Exec(`UPDATE leases SET allocation = '{}', meter_key = '', binding = '', meter = '', pending = '', sequence = 0, state = 'allocating' WHERE id = ?`, id.Hex())
+		return err
+	})
+	if err := errors.Join(err, db.Close()); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -12,13 +12,11 @@ import (
 
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/ethereum/go-ethereum/crypto"
-	"github.com/jmoiron/sqlx"
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/pgtest"
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
-	"github.com/gpupay/gpupay/sdk/internal/database"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -238,17 +236,7 @@ func TestLeaseThatItsGatewayForgot(t *testing.T) {
 	id := lease.lease.LeaseID
 	lease.record()
 	r.shut()
-	db, err := database.Open(t.Context(), r.config.Database, "provider", providerMigrations, "migrations/provider")
-	if err != nil {
-		t.Fatal(err)
-	}
-	err = db.Update(t.Context(), func(tx *sqlx.Tx) error {
-		_, err := tx.Exec(`UPDATE leases SET allocation = '{}', meter_key = '', binding = '', state = 'allocating' WHERE id = ?`, id.Hex())
-		return err
-	})
-	if err := errors.Join(err, db.Close()); err != nil {
-		t.Fatal(err)
-	}
+	beingAllocated(t, r.config.Database, id)
 	r.start()
 	o.wait(id, leaseEnded)
 }

@@ -35,7 +35,8 @@ type villain struct {
 	t      *testing.T
 	m      *market
 	server *httptest.Server
-	key    *channel.Key // payee and metering key
+	key    *channel.Key // payee's
+	meter  *channel.Key // metering key
 	offer  wire.SignedOffer
 	minter *wire.Minter
 	price  metering.Price
@@ -59,7 +60,7 @@ const villainPrice = 1000 // base units a GPU-second
 
 func newVillain(t *testing.T, m *market, change func(*wire.Offer)) *villain {
 	t.Helper()
-	v := &villain{t: t, m: m, key: channel.NewKey(m.payee), stop: make(chan struct{}),
+	v := &villain{t: t, m: m, key: channel.NewKey(m.payee), meter: channel.NewKey(m.payee), stop: make(chan struct{}),
 		price:  metering.Price{Amount: *uint256.NewInt(villainPrice), Unit: metering.Second},
 		minter: &wire.Minter{Secret: make([]byte, 32), Realm: "villain", TTL: time.Minute, Now: time.Now},
 	}
@@ -236,7 +237,7 @@ func (p *plot) restart(lease metering.Lease, last *metering.Record) {
 	if p.meter, err = metering.NewMeter(metering.Config{Devices: lease.Devices, Tick: 50 * time.Millisecond}); err != nil {
 		p.t.Error(err)
 	}
-	if p.recorder, err = metering.NewRecorder(lease, p.key, last); err != nil {
+	if p.recorder, err = metering.NewRecorder(lease, p.villain.meter, last); err != nil {
 		p.t.Error(err)
 	}
 	p.read(lease.Devices[0])
@@ -282,7 +283,7 @@ func (p *plot) usage(rec metering.SignedRecord) {
 // resign makes a record say something else, properly signed.
 func (p *plot) resign(rec metering.SignedRecord, change func(*metering.SignedRecord)) metering.SignedRecord {
 	change(&rec)
-	signature, err := p.key.Sign(context.Background(), rec.Digest(metering.Domain(31337, p.m.Escrow)))
+	signature, err := p.villain.meter.Sign(context.Background(), rec.Digest(metering.Domain(31337, p.m.Escrow)))
 	if err != nil {
 		p.t.Error(err)
 	}
@@ -526,7 +527,7 @@ func TestHostileLeases(t *testing.T) {
 			p.honest(4)
 			p.lease.Price.Amount = *uint256.NewInt(2 * villainPrice)
 			last, _ := p.recorder.Last()
-			recorder, err := metering.NewRecorder(p.lease, p.key, &last)
+			recorder, err := metering.NewRecorder(p.lease, p.villain.meter, &last)
 			if err != nil {
 				p.t.Error(err)
 			}
@@ -582,7 +583,7 @@ func TestHostileLeases(t *testing.T) {
 		}, metering.ErrDevices},
 		{"has another key sign", nil, func(p *plot) {
 			p.honest(2)
-			p.key = channel.NewKey(p.m.Keys[5])
+			p.villain.meter = channel.NewKey(p.m.Keys[5])
 			p.usage(p.resign(p.next(50*time.Millisecond), func(*metering.SignedRecord) {}))
 		}, metering.ErrSignature},
 		{"swaps the evidence", nil, func(p *plot) {

@@ -1,0 +1,351 @@
+package sdk
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/eip712"
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// pairOfNodes is a rig over two nodes, south with more GPUs free than north has left after a lease, behind a front.
+func pairOfNodes(t *testing.T, change ...func(*ProviderConfig)) (r *rig, north, south *outpost, f *front) {
+	t.Helper()
+	north, south = newOutpost(t), newNamedOutpost(t, "south")
+	r = newRig(t, append([]func(*ProviderConfig){north.link, quiet, func(c *ProviderConfig) {
+		c.Nodes = append(c.Nodes, NodeLink{Name: "south", URL: south.server.URL})
+	}}, change...)...)
+	f = newFront(t)
+	f.provider.Store(r.provider)
+	return r, north, south, f
+}
+
+// bounce restarts a gateway that a front stands before.
+func bounce(r *rig, f *front, between func()) {
+	f.provider.Store(nil)
+	f.CloseClientConnections()
+	r.shut()
+	between()
+	r.start()
+	f.provider.Store(r.provider)
+}
+
+// export is a bundle as it is read from a file.
+func export(t *testing.T, b *Bundle, err error) *Bundle {
+	t.Helper()
+	raw, failed := json.Marshal(b)
+	if err := errors.Join(err, failed); err != nil {
+		t.Fatal(err)
+	}
+	if b, err = ParseBundle(raw); err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// TestEachNodeSignsWithItsOwnKey: leases on two nodes of one gateway are signed with two keys, which the payee bound to each;
+// gateway, nodes and renter go on with them after restarts, and what both sides export holds.
+func TestEachNodeSignsWithItsOwnKey(t *testing.T) {
+	r, north, south, f := pairOfNodes(t)
+	if offer := r.provider.Offer(); offer.Version != 2 || offer.Meter != (wire.Address{}) {
+		t.Fatalf("the offer of version %d names meter %s", offer.Version, offer.Meter)
+	}
+	path := filepath.Join(t.TempDir(), "renter.db")
+	renter := r.renter(t, path)
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	meters := map[common.Address]common.Hash{}
+	run := func(ids ...common.Hash) (rentals []*Rental, done []<-chan error) {
+		for range 2 - len(ids) {
+			l, err := renter.Rent(t.Context(), f.URL, RentOptions{Deposit: "0.3", PayEvery: 50 * time.Millisecond})
+			if err != nil {
+				t.Fatal(err)
+			}
+			rentals = append(rentals, l)
+		}
+		for _, id := range ids {
+			l, err := renter.Resume(t.Context(), id)
+			if err != nil {
+				t.Fatal(err)
+			}
+			rentals = append(rentals, l)
+		}
+		for _, l := range rentals {
+			done = append(done, background(ctx, l))
+		}
+		return rentals, done
+	}
+	rentals, done := run()
+	on := func() {
+		t.Helper()
+		for _, l := range rentals {
+			awaitRecord(t, l, l.Snapshot().Sequence+2)
+		}
+	}
+	on()
+	for _, l := range rentals {
+		meters[common.Address(l.row.Binding.Meter)] = l.row.Lease
+	}
+	_, atNorth := meters[north.config.MeterKey.Address()]
+	_, atSouth := meters[south.config.MeterKey.Address()]
+	if !atNorth || !atSouth {
+		t.Fatalf("bound are %v", meters)
+	}
+	bounce(r, f, func() {})
+	on()
+	for _, o := range []*outpost{north, south} {
+		o.stop()
+		o.start()
+	}
+	on()
+	stop()
+	for i := range done {
+		<-done[i]
+	}
+	if err := renter.Close(); err != nil {
+		t.Fatal(err)
+	}
+	renter, ctx = r.renter(t, path), t.Context()
+	rentals, done = run(rentals[0].ID(), rentals[1].ID())
+	on()
+	for i, l := range rentals {
+		c, err := l.Close(t.Context())
+		if err := errors.Join(err, <-done[i]); err != nil || c.Settled != c.Owed {
+			t.Fatalf("settled %s of %s: %v", c.Settled.Dec(), c.Owed.Dec(), err)
+		}
+		kept, err := renter.Export(t.Context(), l.ID())
+		payer := export(t, kept, err)
+		kept, err = r.provider.Export(t.Context(), l.ID())
+		payee := export(t, kept, err)
+		for _, b := range []*Bundle{payee, payer} {
+			if err := Failures(VerifyBundle(t.Context(), b, nil)); err != nil || b.Leases[0].Binding == nil {
+				t.Errorf("kept by the %s, with %+v: %v", b.Keeper, b.Leases[0].Binding, err)
+			}
+		}
+		if both := CompareBundles(payee, payer); Failures(both.Checks) != nil || len(both.Equivocations) != 0 {
+			t.Errorf("both: %v, %d proofs", Failures(both.Checks), len(both.Equivocations))
+		}
+		forgedBindings(t, r, payee, payer)
+	}
+}
+
+// forgedBindings changes who is bound to the lease of a bundle that holds: each is found.
+func forgedBindings(t *testing.T, r *rig, payee, payer *Bundle) {
+	t.Helper()
+	real := *payee.Leases[0].Binding
+	stranger := testKey(t)
+	offer, err := wire.ParseOffer(payee.Leases[0].Offer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	bind := func(key channel.Signer, change func(*wire.MeterBinding)) *wire.MeterBinding {
+		b, o := real, offer.Offer
+		change(&b)
+		o.Payee = wire.Address(key.Address())
+		b, err := wire.BindMeter(t.Context(), key, o, b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return &b
+	}
+	another := bind(r.config.Key, func(b *wire.MeterBinding) { b.Meter = wire.Address(stranger.Address()) })
+	for name, c := range map[string]*wire.MeterBinding{
+		"none":                nil,
+		"of a stranger":       bind(stranger, func(*wire.MeterBinding) {}),
+		"of another lease":    bind(r.config.Key, func(b *wire.MeterBinding) { b.LeaseID[0]++ }),
+		"of another channel":  bind(r.config.Key, func(b *wire.MeterBinding) { b.ChannelID[0]++ }),
+		"under another offer": bind(r.config.Key, func(b *wire.MeterBinding) { b.OfferHash[0]++ }),
+		"another's key":       another,
+		"another, not signed": {LeaseID: real.LeaseID, ChannelID: real.ChannelID, OfferHash: real.OfferHash, Meter: another.Meter, Signature: real.Signature},
+	} {
+		payee.Leases[0].Binding = c
+		if Failures(VerifyBundle(t.Context(), payee, nil)) == nil {
+			t.Errorf("a binding %s holds", name)
+		}
+		both := CompareBundles(payee, payer)
+		if same := Failures(both.Checks) == nil; same != (name == "of a stranger") { // which says the same, and its own check found it
+			t.Errorf("a binding %s is the same in both: %v", name, same)
+		}
+		proofs := 0
+		if c == another || name == "of another channel" || name == "under another offer" {
+			proofs = 1
+		}
+		if len(both.Equivocations) != proofs {
+			t.Errorf("a binding %s: %d proofs", name, len(both.Equivocations))
+		}
+		if len(JoinBundles([]*Bundle{payee, payee})) != 1 {
+			t.Errorf("a binding %s: a bundle does not join itself", name)
+		}
+	}
+	payee.Leases[0].Binding = another
+	whole := *payee
+	whole.Leases = append([]BundleLease(nil), payee.Leases...)
+	whole.Leases[0].Binding = &real
+	if got := JoinBundles([]*Bundle{payee, &whole}); len(got) != 2 {
+		t.Errorf("two meters of one lease are joined")
+	}
+	payee.Leases[0].Binding = &real
+}
+
+// TestRestoredGatewayOverANode: a gateway whose database is from before a lease at a node, or from before its node began it, ends
+// it: no second meter is bound to it, its renter accuses nobody, and what its records say is paid.
+func TestRestoredGatewayOverANode(t *testing.T) {
+	for _, name := range []string{"begun since", "being allocated", "in the copy"} {
+		t.Run(name, func(t *testing.T) {
+			o := newOutpost(t)
+			r := newRig(t, o.link, quiet)
+			f := newFront(t)
+			f.provider.Store(r.provider)
+			var old files
+			image := func() {
+				bounce(r, f, func() { old = copyFiles(t, r.config.Database, r.config.Database+".signed") })
+			}
+			if name == "begun since" {
+				image()
+			}
+			renter := r.renter(t, filepath.Join(t.TempDir(), "renter.db"))
+			l, err := renter.Rent(t.Context(), f.URL, RentOptions{Deposit: "0.3", PayEvery: 50 * time.Millisecond})
+			if err != nil {
+				t.Fatal(err)
+			}
+			done := background(t.Context(), l)
+			awaitRecord(t, l, 3)
+			if name != "begun since" {
+				image()
+			}
+			awaitRecord(t, l, l.Snapshot().Sequence+3)
+			bounce(r, f, func() {
+				old.restore(t)
+				if name == "being allocated" {
+					beingAllocated(t, r.config.Database, l.row.Lease)
+				}
+			})
+			if name == "in the copy" { // its node has the rest
+				awaitRecord(t, l, l.Snapshot().Sequence+3)
+			} else if err := <-done; err != nil {
+				t.Fatal(err)
+			}
+			c, err := l.Close(t.Context())
+			if err != nil || c.Settled != c.Owed {
+				t.Fatalf("settled %s of %s: %v", c.Settled.Dec(), c.Owed.Dec(), err)
+			}
+			if kept, err := renter.Evidence(t.Context(), l.ID()); err != nil || len(kept) != 0 {
+				t.Errorf("the renter accuses a provider that bound no second meter: %v, %v", kept, err)
+			}
+			b, err := r.provider.Export(t.Context(), l.ID())
+			if err != nil || name != "in the copy" && len(b.Evidence) == 0 {
+				t.Errorf("the record that the renter showed is not kept: %v", err)
+			}
+		})
+	}
+}
+
+// TestNodeThatLostItsKey: a lease whose metering key is not at its node any more ends without another signature, the next one is
+// bound to the new key, and one whose key is there as a past one goes on.
+func TestNodeThatLostItsKey(t *testing.T) {
+	for name, kept := range map[string]bool{"lost": false, "kept as a past one": true} {
+		t.Run(name, func(t *testing.T) {
+			o := newOutpost(t)
+			r := newRig(t, o.link, quiet, generousCredit)
+			lease := r.open(1, 300_000, "")
+			id, old := lease.lease.LeaseID, o.config.MeterKey
+			lease.record()
+			o.stop()
+			o.config.MeterKey, o.config.Log = testKey(t), slog.New(slog.DiscardHandler)
+			if kept {
+				o.config.PastKeys = []metering.Signer{old}
+			}
+			o.start()
+			_, before := o.spooled(id)
+			if kept {
+				o.await(id, len(before)+2)
+				lease.release()
+				o.same(r, id)
+			} else {
+				lease.status(leaseEnded)
+				if row, records := o.spooled(id); row.State != string(leaseEnded) || len(records) != len(before) || records[len(records)-1].Final {
+					t.Errorf("it is %s with %d records, it had %d", row.State, len(records), len(before))
+				}
+			}
+			next := r.open(2, 300_000, "")
+			if meter := common.Address(next.lease.Binding.Meter); meter != o.config.MeterKey.Address() {
+				t.Errorf("the next lease is signed by %s, the node's key is %s", meter, o.config.MeterKey.Address())
+			}
+			next.record()
+		})
+	}
+}
+
+// TestLeaseFromBeforeAtANode: a node goes on to meter under offers that name a key which it had before its own, for gateways and
+// leases from before.
+func TestLeaseFromBeforeAtANode(t *testing.T) {
+	o := newOutpost(t)
+	shared := testKey(t)
+	o.stop()
+	o.config.PastKeys = []metering.Signer{shared}
+	o.start()
+	payee := testKey(t)
+	offer, err := wire.SignOffer(t.Context(), payee, wire.Offer{Version: 1, ChainID: 1, Escrow: wire.Address{1}, Token: wire.Address{2}, Payee: wire.Address(payee.Address()),
+		Meter: wire.Address(shared.Address()), Amount: wireAmount(1000), Unit: "gpu_second", Credit: 60, Tick: 50, MaxGap: 3000, RecordEvery: 100})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var s nodeStatus
+	if err := json.NewDecoder(o.knock("GET", "/status", nil).Body).Decode(&s); err != nil || s.Meter != shared.Address() {
+		t.Errorf("gateways from before are told %s (%v)", s.Meter, err)
+	}
+	q := nodeStart{LeaseID: common.Hash{9}, GPUs: 1, OwedBefore: wireAmount(0), Offer: offer.Document, nodeMoney: moneyOf(uint256.Int{}, *uint256.NewInt(100_000)),
+		Terms: channel.Terms{ChainID: 1, Escrow: common.Address{1}, Payer: common.Address{7}, Payee: payee.Address(), Token: common.Address{2}}}
+	raw, _ := json.Marshal(q)
+	var began nodeLease
+	if err := json.NewDecoder(o.knock("POST", "/leases", raw).Body).Decode(&began); err != nil || began.Meter == nil || *began.Meter != shared.Address() {
+		t.Fatalf("%+v, %v", began, err)
+	}
+	for round := range 2 {
+		records := o.await(q.LeaseID, 2+round)
+		domain := metering.Domain(1, common.Address{1})
+		if who, err := eip712.Recover(records[len(records)-1].Digest(domain), records[len(records)-1].Signature); err != nil || who != shared.Address() {
+			t.Errorf("signed by %s, the offer names %s (%v)", who, shared.Address(), err)
+		}
+		o.stop()
+		o.start()
+	}
+}
+
+// TestMeterKeyStaysWithItsNode: a node's key is made once, in a file for its owner alone, and what is no key is refused and left.
+func TestMeterKeyStaysWithItsNode(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "meter-key.pem")
+	first, err := OpenMeterKey(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	second, err := OpenMeterKey(path)
+	if err != nil || first.Address() != second.Address() {
+		t.Errorf("%s, then %s (%v)", first.Address(), second.Address(), err)
+	}
+	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("%v, %v", info.Mode(), err)
+	}
+	for _, text := range []string{"", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n", "-----BEGIN GPUPAY METER KEY-----\nAAAA\n-----END GPUPAY METER KEY-----\n"} {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if key, err := OpenMeterKey(path); err == nil {
+			t.Errorf("%q is key %s", text, key.Address())
+		}
+		if left, _ := os.ReadFile(path); string(left) != text {
+			t.Errorf("%q was written over", text)
+		}
+	}
+}

@@ -1,0 +1,158 @@
+package sdk
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// ofNodes has a villain's offer name no meter: m.Keys[5] is the key of a node of its, bound to its lease.
+func ofNodes(t *testing.T, m *market) *villain {
+	v := newVillain(t, m, func(o *wire.Offer) { o.Version, o.Meter = 2, wire.Address{} })
+	v.meter = channel.NewKey(m.Keys[5])
+	v.forgeLease = func(l *wire.Lease) { l.Binding = v.bind(l, v.meter.Address(), nil) }
+	return v
+}
+
+// bind is the villain's word for a meter of a lease, or for another one that change makes of it.
+func (v *villain) bind(l *wire.Lease, meter common.Address, change func(*wire.MeterBinding)) *wire.MeterBinding {
+	b := wire.MeterBinding{LeaseID: l.LeaseID, ChannelID: l.ChannelID, OfferHash: l.OfferHash, Meter: wire.Address(meter)}
+	if change != nil {
+		change(&b)
+	}
+	b, err := wire.BindMeter(context.Background(), v.key, v.offer.Offer, b)
+	if err != nil {
+		v.t.Error(err)
+	}
+	return &b
+}
+
+// TestLeaseWithoutItsMeter: a renter takes up no lease whose meter its payee did not bind to it.
+func TestLeaseWithoutItsMeter(t *testing.T) {
+	m := newMarket(t)
+	for name, forge := range map[string]func(*villain, *wire.Lease){
+		"none": func(_ *villain, l *wire.Lease) { l.Binding = nil },
+		"of another lease": func(v *villain, l *wire.Lease) {
+			l.Binding = v.bind(l, v.meter.Address(), func(b *wire.MeterBinding) { b.LeaseID[0]++ })
+		},
+		"of another channel": func(v *villain, l *wire.Lease) {
+			l.Binding = v.bind(l, v.meter.Address(), func(b *wire.MeterBinding) { b.ChannelID[0]++ })
+		},
+		"under another offer": func(v *villain, l *wire.Lease) {
+			l.Binding = v.bind(l, v.meter.Address(), func(b *wire.MeterBinding) { b.OfferHash[0]++ })
+		},
+		"not signed":         func(v *villain, l *wire.Lease) { l.Binding.Meter[0]++ },
+		"beside a named one": nil,
+	} {
+		t.Run(name, func(t *testing.T) {
+			v := ofNodes(t, m)
+			if forge == nil {
+				bind := v.forgeLease
+				v = newVillain(t, m, nil)
+				v.forgeLease = bind
+				forge = func(v *villain, l *wire.Lease) { l.Binding = v.bind(l, v.meter.Address(), nil) }
+			}
+			v.forgeLease = func(l *wire.Lease) {
+				l.Binding = v.bind(l, v.meter.Address(), nil)
+				forge(v, l)
+			}
+			v.script = func(p *plot) { p.honest(2) }
+			r := openRenter(t, m.renterConfig(t, m.payer))
+			_, err := r.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "1"})
+			var lie *Dispute
+			if !errors.Is(err, wire.ErrMeter) || !errors.As(err, &lie) {
+				t.Errorf("%v", err)
+			}
+			if paid := v.highest(); !paid.IsZero() {
+				t.Errorf("%s was signed for", paid.Dec())
+			}
+		})
+	}
+}
+
+// TestAnotherNodeSigns: a record that another key of the payee signed than the one that is bound to the lease is not paid for, and is
+// no second word of the payee's.
+func TestAnotherNodeSigns(t *testing.T) {
+	m := newMarket(t)
+	v := ofNodes(t, m)
+	goOn := make(chan struct{})
+	v.script = func(p *plot) {
+		p.honest(3)
+		<-goOn
+		p.villain.meter = v.key
+		p.usage(p.resign(p.sent, func(r *metering.SignedRecord) { r.To++ }))
+	}
+	config := m.renterConfig(t, m.payer)
+	r := openRenter(t, config)
+	l, err := r.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "1", PayEvery: 50 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := background(t.Context(), l)
+	eventually(t, "records", func() bool { return l.Snapshot().Sequence == 3 })
+	close(goOn)
+	if err := <-done; !errors.Is(err, metering.ErrSignature) {
+		t.Fatalf("%v", err)
+	}
+	if proofs, err := r.Equivocations(t.Context(), l.ID()); err != nil || len(proofs) != 0 {
+		t.Errorf("%d proofs of what another node signed, %v", len(proofs), err)
+	}
+}
+
+// TestTwoMetersOfALease: a payee that binds a second meter to a lease is caught, also by a renter that was started again, and what it
+// signed convinces anybody.
+func TestTwoMetersOfALease(t *testing.T) {
+	m := newMarket(t)
+	v := ofNodes(t, m)
+	var second atomic.Bool
+	v.forgeLease = func(l *wire.Lease) {
+		if l.Binding = v.bind(l, v.meter.Address(), nil); second.Load() {
+			l.Binding = v.bind(l, v.key.Address(), nil)
+		}
+	}
+	v.script = func(p *plot) { p.honest(3) }
+	config := m.renterConfig(t, m.payer)
+	r := openRenter(t, config)
+	l, err := r.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "1", PayEvery: 50 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	done := background(ctx, l)
+	eventually(t, "records", func() bool { return l.Snapshot().Sequence == 3 })
+	stop()
+	<-done
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	second.Store(true)
+	paid := v.highest()
+	r = openRenter(t, config)
+	if l, err = r.Resume(t.Context(), l.ID()); err != nil {
+		t.Fatal(err)
+	}
+	var lie *Dispute
+	if err := l.Run(t.Context()); !errors.Is(err, wire.ErrMeter) || !errors.As(err, &lie) {
+		t.Fatalf("%v", err)
+	}
+	if now := v.highest(); now != paid {
+		t.Errorf("%s was signed for, %s before", now.Dec(), paid.Dec())
+	}
+	b, err := ExportFile(t.Context(), config.Database, l.ID())
+	b = export(t, b, err)
+	proofs := b.Equivocations()
+	if len(proofs) != 1 {
+		t.Fatalf("%d proofs", len(proofs))
+	}
+	if payee, err := proofs[0].Verify(); err != nil || payee != v.key.Address() || proofs[0].Subject() != "meters of lease "+l.row.Lease.Hex() {
+		t.Errorf("against %s: %s (%v)", payee, proofs[0].Subject(), err)
+	}
+}
