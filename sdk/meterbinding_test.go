@@ -251,6 +251,30 @@ func TestRestoredGatewayOverANode(t *testing.T) {
 	}
 }
 
+// TestBoundBeforeActive: whose key signs a lease's records is on disk with what it was allocated, before anybody hears of either, and
+// is never written again.
+func TestBoundBeforeActive(t *testing.T) {
+	o := newOutpost(t)
+	r := newRig(t, o.link, quiet)
+	lease := r.open(1, 300_000, "")
+	store := r.provider.store
+	row, err := store.byID(t.Context(), lease.lease.LeaseID.Hex())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b, err := row.binding(); err != nil || !sameBinding(b, lease.lease.Binding) || row.MeterKey != o.config.MeterKey.Address().Hex() || !row.atNode() {
+		t.Errorf("the row has %+v, the renter %+v (%v)", row, lease.lease.Binding, err)
+	}
+	again := row
+	again.MeterKey, again.Binding = common.Address{1}.Hex(), "{}"
+	if err := store.activate(t.Context(), again); !errors.Is(err, errNotOurs) {
+		t.Errorf("bound again: %v", err)
+	}
+	if now, err := store.byID(t.Context(), row.ID); err != nil || now.Binding != row.Binding || now.MeterKey != row.MeterKey {
+		t.Errorf("now it has %s (%v)", now.Binding, err)
+	}
+}
+
 // TestNodeThatLostItsKey: a lease whose metering key is not at its node any more ends without another signature, the next one is
 // bound to the new key, and one whose key is there as a past one goes on.
 func TestNodeThatLostItsKey(t *testing.T) {

@@ -1,7 +1,6 @@
 package fleet
 
 import (
-	"encoding/hex"
 	"fmt"
 	"os"
 	"os/exec"
@@ -40,8 +39,7 @@ type Host struct {
 	Wire  *Cable
 }
 
-// NewHost starts a node with simulated GPUs. All nodes sign with the chain's key
-// number 8.
+// NewHost starts a node with simulated GPUs. It signs with a key of its own.
 func NewHost(t *testing.T, c *chaintest.Chain, name string, devices int, more ...string) *Host {
 	t.Helper()
 	dir := identities(t)
@@ -50,7 +48,6 @@ func NewHost(t *testing.T, c *chaintest.Chain, name string, devices int, more ..
 		cmd := exec.Command(nodeProgram, append([]string{"--listen", address, "--admin", "", "--name", name, "--gpu", fmt.Sprintf("sim:%d", devices),
 			"--db", h.Spool, "--payee", crypto.PubkeyToAddress(c.Keys[0].PublicKey).Hex(), "--log-level", "warn",
 			"--identity", filepath.Join(dir, "nodes", name)}, more...)...)
-		cmd.Env = append(os.Environ(), "GPUPAY_KEY="+hex.EncodeToString(crypto.FromECDSA(c.Keys[8])))
 		return cmd
 	})
 	h.Ready()
