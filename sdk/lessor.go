@@ -23,10 +23,10 @@ import (
 // those that a node meters for its gateways.
 type lessor struct {
 	deps     leaseDeps
-	meterKey metering.Signer // signs usage records
-	pastKeys []metering.Signer
-	payee    channel.Signer // binds the meters of leases whose offer names none; nil: a node, whose gateways do
-	paidTo   common.Address // whom channels must pay that leases go on on; zero: whomever
+	meterKey metering.Signer   // signs usage records
+	pastKeys []metering.Signer // sign those of leases from before meterKey
+	binder   channel.Signer    // the payee's key, which binds meters to leases; nil: a node, whose gateways have it
+	paidTo   common.Address    // whom channels must pay that leases go on on; zero: whomever
 	store    leaseStore
 
 	// channel is the channel of a lease, and remote what a gateway has of one that

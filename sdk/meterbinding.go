@@ -24,10 +24,10 @@ func (h *lessor) bind(ctx context.Context, row *leaseRow, channelID common.Hash,
 		meter = h.meterKey.Address()
 	}
 	row.MeterKey = meter.Hex()
-	if h.payee == nil {
+	if h.binder == nil {
 		return nil
 	}
-	binding, err := wire.BindMeter(ctx, h.payee, offer.Offer, wire.MeterBinding{
+	binding, err := wire.BindMeter(ctx, h.binder, offer.Offer, wire.MeterBinding{
 		LeaseID: common.HexToHash(row.ID), ChannelID: channelID, OfferHash: offer.Hash, Meter: wire.Address(meter)})
 	if err != nil {
 		return err

@@ -230,7 +230,7 @@ func (p *Provider) attend() {
 
 // lets says how leases are run.
 func (p *Provider) lets() {
-	p.meterKey, p.lessor.payee = p.config.MeterKey, p.config.Key
+	p.meterKey, p.binder = p.config.MeterKey, p.config.Key
 	p.paidTo = p.config.Key.Address()
 	p.lessor.channel = func(ctx context.Context, row leaseRow) (channel.State, error) {
 		return p.payee.State(ctx, common.HexToHash(row.Channel))
