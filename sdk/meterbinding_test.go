@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"log/slog"
+	"net/http"
 	"os"
 	"path/filepath"
 	"testing"
@@ -309,6 +310,82 @@ func TestNodeThatLostItsKey(t *testing.T) {
 			}
 			next.record()
 		})
+	}
+}
+
+// TestNodeThatNamesAnothersKey: a node that has another one's key bound to its lease gets none of its own records taken, and none of
+// the other's.
+func TestNodeThatNamesAnothersKey(t *testing.T) {
+	o, other := newOutpost(t), testKey(t)
+	r := newRig(t, o.link, quiet)
+	o.chainID, o.escrow = r.provider.escrow.ChainID(), r.chain.Escrow
+	o.set(false, func(path string, answer []byte) []byte {
+		if path != "/leases" {
+			return answer
+		}
+		var l nodeLease
+		_ = json.Unmarshal(answer, &l)
+		meter := other.Address()
+		l.Meter = &meter
+		raw, _ := json.Marshal(l)
+		return raw
+	})
+	lease := r.open(1, 300_000, "")
+	if meter := common.Address(lease.lease.Binding.Meter); meter != other.Address() {
+		t.Fatalf("bound is %s", meter)
+	}
+	if s := lease.status(leaseEnded); s.Reason != errUnfit.Error() {
+		t.Errorf("ended because %q", s.Reason)
+	}
+	if records, err := r.provider.store.records(t.Context(), lease.lease.LeaseID, 0, 10); err != nil || len(records) != 0 {
+		t.Errorf("%d records are kept, %v", len(records), err)
+	}
+}
+
+// TestShownBindingOfNobody: a record of a lease that nobody knows counts for nothing where the meter that signed it was not bound to
+// that lease by the payee.
+func TestShownBindingOfNobody(t *testing.T) {
+	o := newOutpost(t)
+	r := newRig(t, o.link, quiet, generousCredit)
+	lease := r.open(1, 300_000, "")
+	rec := lease.record().Record
+	rec.LeaseID, rec.Sequence = common.Hash{9}, 1000
+	stranger := testKey(t)
+	real := *lease.lease.Binding
+	forged := real
+	forged.LeaseID, forged.Meter = rec.LeaseID, wire.Address(stranger.Address())
+	offer := r.provider.Offer().Offer
+	offer.Payee = wire.Address(stranger.Address())
+	own, err := wire.BindMeter(t.Context(), stranger, offer, forged)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		signer  metering.Signer
+		binding *wire.MeterBinding
+	}{
+		"none, by a stranger":         {stranger, nil},
+		"none, by a node":             {o.config.MeterKey, nil},
+		"a stranger's":                {stranger, &own},
+		"not signed":                  {stranger, &forged},
+		"of another lease":            {o.config.MeterKey, &real},
+		"of another lease, by others": {stranger, &real},
+	} {
+		signature, err := c.signer.Sign(t.Context(), rec.Digest(metering.Domain(lease.terms.ChainID, lease.terms.Escrow)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		h := http.Header{}
+		if err := (wire.ShownRecord{Record: rec, Signature: signature, Binding: c.binding}).Set(h); err != nil {
+			t.Fatal(err)
+		}
+		lease.again(wire.HeaderRecord, h.Get(wire.HeaderRecord))
+		if lease.lease.State == string(leaseEnded) {
+			t.Errorf("%s: the lease ended", name)
+		}
+	}
+	if b, err := r.provider.Export(t.Context(), lease.terms.ID()); err != nil || len(b.Evidence) != 0 {
+		t.Errorf("kept: %+v, %v", b.Evidence, err)
 	}
 }
 

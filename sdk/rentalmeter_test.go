@@ -78,6 +78,19 @@ func TestLeaseWithoutItsMeter(t *testing.T) {
 	}
 }
 
+// TestTicksNeedANamedMeter: a renter pays no ticks under an offer that names no meter: nothing of x402 says whose key signs.
+func TestTicksNeedANamedMeter(t *testing.T) {
+	m := newMarket(t)
+	v := ofNodes(t, m)
+	x, err := openRenter(t, m.renterConfig(t, m.payer)).X402(t.Context(), X402Options{MaxPrice: Unlimited})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := x.Rent(t.Context(), v.server.URL, 1); !errors.Is(err, ErrOffer) {
+		t.Errorf("%v", err)
+	}
+}
+
 // TestAnotherNodeSigns: a record that another key of the payee signed than the one that is bound to the lease is not paid for, and is
 // no second word of the payee's.
 func TestAnotherNodeSigns(t *testing.T) {
