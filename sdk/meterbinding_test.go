@@ -141,6 +141,54 @@ func TestEachNodeSignsWithItsOwnKey(t *testing.T) {
 	}
 }
 
+// TestNextLeaseHasItsOwnMeter: leases of one channel, one after the other on whichever node, have each its own binding, and both
+// sides' bundles hold with all of them.
+func TestNextLeaseHasItsOwnMeter(t *testing.T) {
+	r, north, south, f := pairOfNodes(t)
+	renter := r.renter(t, filepath.Join(t.TempDir(), "renter.db"))
+	l, err := renter.Rent(t.Context(), f.URL, RentOptions{Deposit: "0.3", PayEvery: 50 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var bound []wire.MeterBinding
+	for _, o := range []*outpost{north, south} {
+		bound = append(bound, *l.row.Binding)
+		if _, err := l.release(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		o.set(o == north, nil) // the next one begins at the other node
+		r.enlist()
+		if err := l.Reopen(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		north.set(false, nil)
+	}
+	bound = append(bound, *l.row.Binding)
+	if common.Address(bound[1].Meter) != south.config.MeterKey.Address() {
+		t.Errorf("the second lease is bound to %s, south's key is %s", bound[1].Meter, south.config.MeterKey.Address())
+	}
+	if _, err := l.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	kept, err := renter.Export(t.Context(), l.ID())
+	payer := export(t, kept, err)
+	kept, err = r.provider.Export(t.Context(), l.ID())
+	payee := export(t, kept, err)
+	for _, b := range []*Bundle{payee, payer} {
+		if err := Failures(VerifyBundle(t.Context(), b, nil)); err != nil || len(b.Leases) != len(bound) {
+			t.Fatalf("kept by the %s, with %d leases: %v", b.Keeper, len(b.Leases), err)
+		}
+		for i, lease := range b.Leases {
+			if !sameBinding(lease.Binding, &bound[i]) {
+				t.Errorf("lease %d is kept by the %s with %+v, it began with %+v", i, b.Keeper, lease.Binding, bound[i])
+			}
+		}
+	}
+	if both := CompareBundles(payee, payer); Failures(both.Checks) != nil || len(both.Equivocations) != 0 {
+		t.Errorf("both: %v, %d proofs", Failures(both.Checks), len(both.Equivocations))
+	}
+}
+
 // forgedBindings changes who is bound to the lease of a bundle that holds: each is found.
 func forgedBindings(t *testing.T, r *rig, payee, payer *Bundle) {
 	t.Helper()

@@ -42,7 +42,14 @@ func FuzzNode(f *testing.F) {
 		f.Fatal(err)
 	}
 	id := common.Hash{1}.Hex()
+	bound := offer.Offer // of a lease that a gateway binds the node's key to
+	bound.Version, bound.Meter = 2, wire.Address{}
+	unnamed, err := wire.SignOffer(f.Context(), key, bound)
+	if err != nil {
+		f.Fatal(err)
+	}
 	f.Add("/leases", start)
+	f.Add("/leases", bytes.Replace(start, offer.Document, unnamed.Document, 1))
 	f.Add("/leases/"+id+"/sync", []byte(`{"accepted":"1","deposit":"2","after":0}`))
 	f.Add("/leases/"+id+"/sync", []byte(`{"accepted":"1","deposit":"2","after":18446744073709551615}`))
 	f.Add("/leases/"+id+"/end", []byte(`{"reason":"x","closed":true}`))

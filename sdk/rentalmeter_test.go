@@ -120,6 +120,54 @@ func TestAnotherNodeSigns(t *testing.T) {
 	}
 }
 
+// TestForkOfABoundMeter: two records of one number by the key that the payee bound to the lease convict the payee, with the binding
+// beside them, and without it nobody.
+func TestForkOfABoundMeter(t *testing.T) {
+	m := newMarket(t)
+	v := ofNodes(t, m)
+	v.script = func(p *plot) {
+		p.honest(3)
+		p.usage(p.resign(p.sent, func(r *metering.SignedRecord) { r.To++ }))
+	}
+	config := m.renterConfig(t, m.payer)
+	r := openRenter(t, config)
+	l, err := r.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "1", PayEvery: 50 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Run(t.Context()); !errors.Is(err, metering.ErrForked) {
+		t.Fatalf("%v", err)
+	}
+	b, err := ExportFile(t.Context(), config.Database, l.ID())
+	b = export(t, b, err)
+	proofs := b.Equivocations()
+	if len(proofs) != 1 {
+		t.Fatalf("%d proofs", len(proofs))
+	}
+	p := proofs[0]
+	if payee, err := p.Verify(); err != nil || payee != v.key.Address() {
+		t.Errorf("against %s (%v)", payee, err)
+	}
+	real := *p.Binding
+	other := real
+	other.Meter = wire.Address(v.key.Address())
+	for name, binding := range map[string]*wire.MeterBinding{"no binding": nil, "another, not signed": &other} {
+		if p.Binding = binding; !errors.Is(errOf(p.Verify()), ErrNotEquivocation) {
+			t.Errorf("%s: it convicts", name)
+		}
+	}
+	p.Binding, p.Bindings = &real, &[2]wire.MeterBinding{real, real}
+	if !errors.Is(errOf(p.Verify()), ErrNotEquivocation) {
+		t.Error("records and meters beside each other convict")
+	}
+	p.Binding, p.Records = nil, [2]metering.SignedRecord{}
+	if !errors.Is(errOf(p.Verify()), ErrNotEquivocation) {
+		t.Error("one meter twice convicts")
+	}
+}
+
+func errOf(_ common.Address, err error) error { return err }
+
 // TestTwoMetersOfALease: a payee that binds a second meter to a lease is caught, also by a renter that was started again, and what it
 // signed convinces anybody.
 func TestTwoMetersOfALease(t *testing.T) {
