@@ -69,7 +69,7 @@ func start(ctx context.Context, o *options) error {
 func parse(args []string) (*options, error) {
 	o := &options{}
 	c := &o.config
-	flags := cli.NewFlags("node", "meters this host's GPUs for gateways that are somewhere else.\n\nThe key that signs its usage records is made at the first start, and stays here. ", "info")
+	flags := cli.NewFlags("node", "meters this host's GPUs for gateways that are somewhere else.\n\nThe key that signs its usage records is made at the first start, and stays here. One that is given by $GPUPAY_KEY or\n--keystore signs leases from before alone. ", "info")
 	flags.Text(&o.listen, "listen", "GPUPAY_LISTEN", "127.0.0.1:8404", "`address` to serve gateways on")
 	flags.Text(&o.identity, "identity", "GPUPAY_NODE_IDENTITY", "node-identity", "`folder` of this node's certificate, that --issue made")
 	flags.Text(&o.meterKey, "meter-key", "GPUPAY_METER_KEY", "", "`path` of this node's own key, which signs its usage records and is made where it is missing; meter-key.pem in --identity if empty")

@@ -6,19 +6,20 @@ import (
 	"crypto/x509"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/ethereum/go-ethereum/common"
+
 	"github.com/gpupay/gpupay/sdk"
 )
 
-const key = "4646464646464646464646464646464646464646464646464646464646464646"
-
-// TestNodeServesItsGateways: the program makes the certificates, serves who has the gateway's, and nobody else.
+// TestNodeServesItsGateways: the program makes the certificates and its own metering key, serves who has the gateway's, and nobody
+// else. It needs no other key.
 func TestNodeServesItsGateways(t *testing.T) {
-	t.Setenv("GPUPAY_KEY", key)
 	ca := filepath.Join(t.TempDir(), "ca")
 	if err := program(t.Context(), "--issue", "north,south", "--ca", ca); err != nil {
 		t.Fatal(err)
@@ -69,6 +70,10 @@ func TestNodeServesItsGateways(t *testing.T) {
 	if err := <-ended; err != nil {
 		t.Error(err)
 	}
+	made, err := os.Stat(filepath.Join(ca, "nodes", "north", "meter-key.pem"))
+	if err != nil || made.Mode().Perm() != 0o600 {
+		t.Errorf("its metering key is %v (%v)", made, err)
+	}
 }
 
 // program runs this command.
@@ -80,9 +85,20 @@ func program(ctx context.Context, args ...string) error {
 	return start(ctx, o)
 }
 
+// TestKeyFromBefore: a node that is given the key which all nodes signed with signs leases from before with it, and has its own.
+func TestKeyFromBefore(t *testing.T) {
+	t.Setenv("GPUPAY_KEY", "4646464646464646464646464646464646464646464646464646464646464646")
+	o, err := parse([]string{"--name", "north"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if past := o.config.PastKeys; len(past) != 1 || past[0].Address() != common.HexToAddress("0x9d8A62f656a8d1615C1294fd71e9CFb3E4855A4F") || o.config.MeterKey != nil {
+		t.Errorf("past keys %v, its own %v", past, o.config.MeterKey)
+	}
+}
+
 // TestFlagsThatCannotWork are refused with a line that says why.
 func TestFlagsThatCannotWork(t *testing.T) {
-	t.Setenv("GPUPAY_KEY", key)
 	ca := filepath.Join(t.TempDir(), "ca")
 	if err := program(t.Context(), "--issue", "north", "--ca", ca); err != nil {
 		t.Fatal(err)
