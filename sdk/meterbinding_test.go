@@ -361,6 +361,50 @@ func TestNodeThatLostItsKey(t *testing.T) {
 	}
 }
 
+// TestNodeSignsForNoOtherLease: what one node signs of another one's lease is refused by its gateway, and beside the record of the
+// node that is bound it convicts nobody.
+func TestNodeSignsForNoOtherLease(t *testing.T) {
+	r, north, south, _ := pairOfNodes(t, generousCredit)
+	lease := r.open(1, 300_000, "")
+	here, there := north, south
+	if lease.lease.Binding.Meter == wire.Address(south.config.MeterKey.Address()) {
+		here, there = south, north
+	}
+	here.chainID, here.escrow = r.provider.escrow.ChainID(), r.chain.Escrow
+	rec := lease.record()
+	var forged []metering.SignedRecord
+	lie := forge(here, there.config.MeterKey, func(*metering.SignedRecord) {})
+	here.set(false, lie)
+	if s := lease.status(leaseEnded); s.Reason != errUnfit.Error() {
+		t.Errorf("ended because %q", s.Reason)
+	}
+	kept, err := r.provider.store.records(t.Context(), lease.lease.LeaseID, 0, 1000)
+	if err != nil {
+		t.Fatal(err)
+	}
+	domain := metering.Domain(here.chainID, here.escrow)
+	for _, k := range kept {
+		if who, err := eip712.Recover(k.Digest(domain), k.Signature); err != nil || who != here.config.MeterKey.Address() {
+			t.Errorf("record %d of %s is kept (%v)", k.Sequence, who, err)
+		}
+	}
+	for _, key := range []metering.Signer{there.config.MeterKey, here.config.MeterKey} {
+		fork := rec
+		fork.To++
+		if fork.Signature, err = key.Sign(t.Context(), fork.Digest(domain)); err != nil {
+			t.Fatal(err)
+		}
+		forged = append(forged, fork)
+	}
+	offer := r.provider.Offer().Document
+	if _, err := NewEquivocationProof(offer, lease.lease.Binding, rec, forged[0]); !errors.Is(err, ErrNotEquivocation) {
+		t.Errorf("what another node signed convicts the payee: %v", err)
+	}
+	if _, err := NewEquivocationProof(offer, lease.lease.Binding, rec, forged[1]); err != nil {
+		t.Errorf("a second word of the node that is bound convicts nobody: %v", err)
+	}
+}
+
 // TestNodeThatNamesAnothersKey: a node that has another one's key bound to its lease gets none of its own records taken, and none of
 // the other's.
 func TestNodeThatNamesAnothersKey(t *testing.T) {
