@@ -396,11 +396,14 @@ func TestNodeSignsForNoOtherLease(t *testing.T) {
 		}
 		forged = append(forged, fork)
 	}
-	offer := r.provider.Offer().Document
-	if _, err := NewEquivocationProof(offer, lease.lease.Binding, rec, forged[0]); !errors.Is(err, ErrNotEquivocation) {
+	offer, err := r.provider.store.offer(t.Context(), lease.lease.OfferHash)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := NewEquivocationProof(offer.Document, lease.lease.Binding, rec, forged[0]); !errors.Is(err, ErrNotEquivocation) {
 		t.Errorf("what another node signed convicts the payee: %v", err)
 	}
-	if _, err := NewEquivocationProof(offer, lease.lease.Binding, rec, forged[1]); err != nil {
+	if _, err := NewEquivocationProof(offer.Document, lease.lease.Binding, rec, forged[1]); err != nil {
 		t.Errorf("a second word of the node that is bound convicts nobody: %v", err)
 	}
 }
