@@ -520,6 +520,50 @@ func TestLeaseFromBeforeAtANode(t *testing.T) {
 	}
 }
 
+// TestLeaseFromBeforeGoesOn: a lease under an offer that names the key which all nodes had goes on at node and gateway after both were
+// upgraded, is signed with that key and bound to none, and the next lease is bound to the node's own.
+func TestLeaseFromBeforeGoesOn(t *testing.T) {
+	o := newOutpost(t)
+	shared := testKey(t)
+	o.stop()
+	o.config.PastKeys = []metering.Signer{shared}
+	o.start()
+	r := newRig(t, o.link, quiet, generousCredit)
+	named := r.provider.Offer().Offer
+	named.Version, named.Meter = 1, wire.Address(shared.Address())
+	before, err := wire.SignOffer(t.Context(), r.config.Key, named)
+	if err := errors.Join(err, r.provider.store.putOffer(t.Context(), before)); err != nil {
+		t.Fatal(err)
+	}
+	r.provider.mu.Lock()
+	r.provider.offer = before
+	r.provider.mu.Unlock()
+	lease := r.open(1, 300_000, "")
+	lease.record()
+	r.restart()
+	o.stop()
+	o.start()
+	lease.again()
+	rec := lease.record()
+	if lease.lease.OfferHash != before.Hash || lease.lease.Binding != nil {
+		t.Fatalf("it is under offer %s, bound to %+v", lease.lease.OfferHash, lease.lease.Binding)
+	}
+	if who, err := eip712.Recover(rec.Digest(metering.Domain(lease.terms.ChainID, lease.terms.Escrow)), rec.Signature); err != nil || who != shared.Address() {
+		t.Errorf("signed by %s, its offer names %s (%v)", who, shared.Address(), err)
+	}
+	lease.release()
+	o.same(r, lease.lease.LeaseID)
+	kept, err := r.provider.Export(t.Context(), lease.terms.ID())
+	if err := Failures(VerifyBundle(t.Context(), export(t, kept, err), nil)); err != nil {
+		t.Error(err)
+	}
+	r.enlist()
+	next := r.open(2, 300_000, "")
+	if next.lease.Binding == nil || common.Address(next.lease.Binding.Meter) != o.config.MeterKey.Address() {
+		t.Errorf("the next lease is bound to %+v", next.lease.Binding)
+	}
+}
+
 // TestMeterKeyStaysWithItsNode: a node's key is made once, in a file for its owner alone, and what is no key is refused and left.
 func TestMeterKeyStaysWithItsNode(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "meter-key.pem")
