@@ -2,6 +2,7 @@ package sdk
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"sync/atomic"
 	"testing"
@@ -10,6 +11,7 @@ import (
 	"github.com/ethereum/go-ethereum/common"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/exactjson"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -75,6 +77,39 @@ func TestLeaseWithoutItsMeter(t *testing.T) {
 				t.Errorf("%s was signed for", paid.Dec())
 			}
 		})
+	}
+}
+
+// TestEveryFieldOfABinding: whatever a field of a lease's binding says, no other key is taken for the lease's.
+func TestEveryFieldOfABinding(t *testing.T) {
+	m := newMarket(t)
+	v := ofNodes(t, m)
+	v.script = func(*plot) {}
+	l, err := openRenter(t, m.renterConfig(t, m.payer)).Rent(t.Context(), v.server.URL, RentOptions{Deposit: "0.1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	lease := wire.Lease{LeaseID: l.row.Lease, ChannelID: l.id, OfferHash: l.offer.Hash, Devices: l.row.Devices, State: "active"}
+	real, err := json.Marshal(l.row.Binding)
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused := 0
+	variants(t, real, func(what string, document []byte) {
+		lease.Binding = nil
+		if err := exactjson.Unmarshal(document, &lease.Binding); err != nil {
+			refused++
+			return
+		}
+		if err := l.judge(lease); err != nil {
+			refused++
+		} else if !sameBinding(lease.Binding, l.row.Binding) {
+			t.Errorf("%s: %+v is taken", what, lease.Binding)
+		}
+	})
+	lease.Binding = l.row.Binding
+	if err := l.judge(lease); err != nil || refused < 20 {
+		t.Errorf("%d were refused, and what is right is: %v", refused, err)
 	}
 }
 
