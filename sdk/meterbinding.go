@@ -8,6 +8,7 @@ import (
 
 	"github.com/ethereum/go-ethereum/common"
 
+	"github.com/gpupay/gpupay/internal/fault"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -32,6 +33,7 @@ func (h *lessor) bind(ctx context.Context, row *leaseRow, channelID common.Hash,
 	if err != nil {
 		return err
 	}
+	fault.Point(fault.MeterBound)
 	text, err := json.Marshal(binding)
 	row.Binding = string(text)
 	return err

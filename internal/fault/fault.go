@@ -24,6 +24,7 @@ const (
 	TopUpObserved      Step = "top up: observed"
 	LeaseWritten       Step = "lease row written"
 	LeaseAllocated     Step = "allocated"
+	MeterBound         Step = "meter bound" // by a gateway whose GPUs nodes meter
 	LeaseActivated     Step = "activated"
 	RecordReserved     Step = "record reserved"
 	RecordMarked       Step = "record marked"
@@ -67,7 +68,7 @@ const (
 // Of is a step of a transaction of one kind.
 func Of(kind string, step Step) Step { return Step(kind + ": " + string(step)) }
 
-// Provider lists the steps that a provider comes to.
+// Provider lists the steps that a provider comes to which meters itself.
 func Provider() []Step {
 	return []Step{
 		OpenChecked, Of("open", TxStored), Of("open", TxBroadcast), Of("open", TxMined), OpenRegistered,

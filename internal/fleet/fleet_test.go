@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -277,7 +278,12 @@ func (w *world) checkRecords(ctx context.Context, db *store.DB, r *Renter) int {
 // that many devices.
 func newGateway(t *testing.T, c *chaintest.Chain, database string, devices int) *Process {
 	t.Helper()
-	return Supervise(t, func(address string) *exec.Cmd {
-		return Provider(c, address, database, "--gpu", fmt.Sprintf("sim:%d", devices), "--credit", "60s", "--record-every", "3s")
-	})
+	more := append(marks(t), "--gpu", fmt.Sprintf("sim:%d", devices), "--credit", "60s", "--record-every", "3s")
+	return Supervise(t, func(address string) *exec.Cmd { return Provider(c, address, database, more...) })
+}
+
+// marks gives a gateway a file of high-water marks of its own: this user's one has those of earlier tests, which had other chains.
+func marks(t *testing.T) []string {
+	t.Helper()
+	return []string{"--high-water", filepath.Join(t.TempDir(), "signed")}
 }

@@ -3,6 +3,7 @@ package fleet
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os/exec"
 	"path/filepath"
@@ -15,8 +16,10 @@ import (
 
 	"github.com/gpupay/gpupay/channel/store"
 	"github.com/gpupay/gpupay/internal/chaintest"
+	"github.com/gpupay/gpupay/internal/fault"
 	"github.com/gpupay/gpupay/internal/pgtest"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // books is a database as it stands, read while its program runs or not.
@@ -281,6 +284,81 @@ func (w *world) spools(db *store.DB, hosts []*Host) (spread []int) {
 // newRemoteGateway starts a gateway whose GPUs are metered by the hosts.
 func newRemoteGateway(t *testing.T, c *chaintest.Chain, database string, hosts []*Host, more ...string) *Process {
 	t.Helper()
-	more = append(Links(t, c, hosts), more...)
+	more = slices.Concat(Links(t, c, hosts), marks(t), more)
 	return Supervise(t, func(address string) *exec.Cmd { return Provider(c, address, database, more...) })
+}
+
+// TestGatewayDiesOnceItBoundAMeter: a gateway that is killed when it has signed whose key meters a lease, and has not written that
+// down, has bound nobody: another one ends the lease, its node too, and the renter has the next one of the same GPUs, with a
+// meter of its own.
+func TestGatewayDiesOnceItBoundAMeter(t *testing.T) {
+	t.Parallel() // it waits more than it works
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	c := chaintest.Anvil(t)
+	database := pgtest.URL(t)
+	const renters = 4
+	h := NewHost(t, c, "north", renters)
+	lives, more := 0, slices.Concat(Links(t, c, []*Host{h}), marks(t), []string{"--credit", "60s"})
+	mortal := Supervise(t, func(address string) *exec.Cmd {
+		cmd := Provider(c, address, database, more...)
+		if lives++; lives == 1 {
+			cmd.Env = append(cmd.Env, fault.Env+"="+string(fault.MeterBound))
+		}
+		return cmd
+	})
+	w := &world{T: t, chain: c, database: database, fleet: &fleet{gateways: []*Process{mortal, newRemoteGateway(t, c, database, []*Host{h}, "--credit", "60s")}}}
+	for _, g := range w.fleet.gateways {
+		g.Ready()
+	}
+	w.open(ctx, renters)
+	w.each(func(r *Renter) error { return r.Finish(ctx) })
+	db, err := store.Open(ctx, database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	w.settled(ctx, db)
+	for _, r := range w.renters {
+		w.checkRecords(ctx, db, r)
+	}
+	w.bound(ctx, db, openBooks(t, h.Spool))
+}
+
+// bound makes sure that every lease which was served has one meter, that of its node, and that one which its node had begun ended
+// without: its gateway had died.
+func (w *world) bound(ctx context.Context, db *store.DB, node *books) {
+	w.Helper()
+	type lease struct {
+		ID, State, Binding string
+		Key                string `db:"meter_key"`
+	}
+	var here, there []lease
+	const all = `SELECT id, state, binding, meter_key FROM leases`
+	if err := errors.Join(db.View().SelectContext(ctx, &here, all), node.db.SelectContext(ctx, &there, all)); err != nil {
+		w.Fatal(err)
+	}
+	orphans := 0
+	for _, l := range here {
+		begun := slices.IndexFunc(there, func(n lease) bool { return n.ID == l.ID })
+		if l.State != "ended" || begun >= 0 && there[begun].State != "ended" {
+			w.Errorf("lease %s has not ended: %s here, at its node %+v", l.ID, l.State, there)
+		}
+		if l.Binding == "" {
+			if begun >= 0 {
+				orphans++
+			}
+			continue
+		}
+		var b wire.MeterBinding
+		if err := json.Unmarshal([]byte(l.Binding), &b); err != nil {
+			w.Error(err)
+		}
+		if begun < 0 || b.Meter.String() != there[begun].Key || l.Key != there[begun].Key || !b.SignedBy(w.payee(), w.renters[0].Terms.ChainID, w.chain.Escrow) {
+			w.Errorf("lease %s is bound to %s, its node has %+v", l.ID, l.Binding, there)
+		}
+	}
+	if orphans == 0 || len(there) != len(w.renters)+orphans {
+		w.Errorf("%d of %d leases at the node have no meter: the gateway that died was to leave one", orphans, len(there))
+	}
 }
