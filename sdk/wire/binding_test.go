@@ -1,8 +1,10 @@
 package wire
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"os"
 	"strings"
 	"testing"
 
@@ -11,6 +13,7 @@ import (
 	"github.com/ethereum/go-ethereum/signer/core/apitypes"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/exactjson"
 )
 
 // bound is an offer of version 2 and a binding under it.
@@ -114,5 +117,34 @@ func TestBindingEqualsApitypes(t *testing.T) {
 	}
 	if got := b.Digest(offer.ChainID, common.Address(offer.Escrow)); got != common.BytesToHash(want) {
 		t.Errorf("%s, apitypes has %x", got, want)
+	}
+}
+
+// TestBindingVector: the golden vector, for other implementations, is what a payee signs and what is taken.
+func TestBindingVector(t *testing.T) {
+	raw, err := os.ReadFile("testdata/meter-binding.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var v struct {
+		ChainID uint64       `json:"chainId"`
+		Escrow  Address      `json:"escrow"`
+		Payee   Address      `json:"payee"`
+		Binding MeterBinding `json:"binding"`
+		Digest  common.Hash  `json:"digest"`
+	}
+	if err := exactjson.Unmarshal(raw, &v); err != nil {
+		t.Fatal(err)
+	}
+	payee := testKey(t, 1)
+	again, err := BindMeter(context.Background(), payee, Offer{ChainID: v.ChainID, Escrow: v.Escrow, Payee: v.Payee}, v.Binding)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := v.Binding.Digest(v.ChainID, common.Address(v.Escrow)); got != v.Digest || !bytes.Equal(again.Signature, v.Binding.Signature) {
+		t.Errorf("digest %s, signature %s", got, again.Signature)
+	}
+	if !v.Binding.SignedBy(common.Address(v.Payee), v.ChainID, common.Address(v.Escrow)) {
+		t.Error("its payee did not sign it")
 	}
 }
