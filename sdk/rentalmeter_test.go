@@ -170,6 +170,9 @@ func TestForkOfABoundMeter(t *testing.T) {
 	if err := l.Run(t.Context()); !errors.Is(err, metering.ErrForked) {
 		t.Fatalf("%v", err)
 	}
+	if kept, err := r.store.proofs(t.Context(), l.ID()); err != nil || len(kept) != 1 {
+		t.Errorf("%d proofs are on disk (%v)", len(kept), err)
+	}
 	b, err := ExportFile(t.Context(), config.Database, l.ID())
 	b = export(t, b, err)
 	proofs := b.Equivocations()

@@ -48,15 +48,18 @@ func (p *pair) useUp() {
 }
 
 // oldRenter is a pair with a small credit.
-func oldRenter(t *testing.T, options RentOptions) *pair {
+func oldRenter(t *testing.T, options RentOptions, change ...func(*ProviderConfig)) *pair {
 	return newPairWith(t, options, func(c *ProviderConfig) {
 		c.Credit, c.MaxGap, c.SuspendTimeout = time.Second, 150*time.Millisecond, 20*time.Second
+		for _, change := range change {
+			change(c)
+		}
 	})
 }
 
 // TestRenterFromBeforeItsCredit: a renter whose database is from before more was used than the credit and a late reading is
 // shown its own newest voucher. It accuses nobody, what was used is paid, and no more; whether it runs on or closes, whatever
-// became of the lease meanwhile, and whatever the provider remembers.
+// became of the lease meanwhile, and whatever the provider remembers. At a node each lease has its own meter, also one that was forgotten.
 func TestRenterFromBeforeItsCredit(t *testing.T) {
 	for _, test := range []struct{ side, since, then string }{
 		{"renter", "ran on", "closes"},
@@ -73,9 +76,22 @@ func TestRenterFromBeforeItsCredit(t *testing.T) {
 		{"provider older", "settled", "closes"},
 		{"provider newer", "ran on", "closes"},
 		{"provider newer", "settled", "runs"},
+		{"renter of a node", "ran on", "runs"},
+		{"renter of a node", "ended, another began", "closes"},
+		{"renter of a node", "ended, another began", "runs"},
+		{"renter of a node", "ended, another began", "reopens"},
+		{"both, of a node", "settled", "runs"},
 	} {
 		t.Run(test.side+", lease "+test.since+", "+test.then, func(t *testing.T) {
-			p := oldRenter(t, RentOptions{Deposit: "0.3", TopUp: "0.1", PayEvery: 50 * time.Millisecond})
+			change := func(*ProviderConfig) {}
+			side, ofNode := strings.CutSuffix(test.side, "of a node")
+			if test.side = strings.TrimRight(side, ", "); ofNode {
+				change = newOutpost(t).link
+			}
+			p := oldRenter(t, RentOptions{Deposit: "0.3", TopUp: "0.1", PayEvery: 50 * time.Millisecond}, change)
+			if p.provider.Offer().NamesMeter() == ofNode {
+				t.Fatalf("the offer is of version %d", p.provider.Offer().Version)
+			}
 			p.goOn(3)
 			first := p.copy()
 			p.useUp()
