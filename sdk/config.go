@@ -97,7 +97,7 @@ type ProviderConfig struct {
 	CallTimeout    time.Duration // of an allocator's command; 30 s if zero
 	AliveEvery     time.Duration // between looks at whether what was allocated is alive, where the Allocator says (Liveness): dead time of as much is billed; 10 s if zero
 	Takeover       time.Duration // how long a gateway may be silent before others on its database take its leases; 10 s if zero
-	OfferTTL       time.Duration // how long an offer stays good for a new lease; 24 h if zero
+	OfferTTL       time.Duration // how long an offer stays good for a new lease, at most, and half of it at least; 24 h if zero
 
 	ChainID        uint64        // refuse any other chain; not checked if zero
 	Confirmations  uint64        // before a deposit counts; 1 (the block it is in) if zero

@@ -472,7 +472,7 @@ func (p *Provider) renewOffer(ctx context.Context) error {
 		RecordEvery: p.config.RecordEvery.Milliseconds(),
 		Devices:     offered(devices),
 		Simulated:   simulated(devices),
-		Expires:     time.Now().Add(p.config.OfferTTL).Unix(),
+		Expires:     offerEnd(time.Now(), p.config.OfferTTL).Unix(),
 	})
 	if err != nil {
 		return err
@@ -537,16 +537,31 @@ func (p *Provider) Run(ctx context.Context) error {
 	return run.Ended(run.Together(ctx, p.crew.run, p.renewOffers, p.retain))
 }
 
+// offerEnd is when an offer that is made now expires: after half of ttl at least, and ttl at most. It is the same for a whole
+// half, so that all gateways of a database, and the next process, make one offer: a balancer sends a renter, or a lease, to any.
+func offerEnd(now time.Time, ttl time.Duration) time.Time {
+	half := ttl / 2
+	return now.Truncate(half).Add(2 * half)
+}
+
+// offerLook is how long an offer is not renewed, at most, after it was due: the wall clock may have been set.
+const offerLook = time.Minute
+
+// renewOffers publishes the next offer when it is due. What fails is tried again.
 func (p *Provider) renewOffers(ctx context.Context) error {
-	ticker := time.NewTicker(p.config.OfferTTL / 2)
-	defer ticker.Stop()
 	for {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-ticker.C:
-			if err := p.renewOffer(ctx); err != nil {
-				p.config.Log.Error("offer could not be renewed", "error", err)
+		end := offerEnd(time.Now(), p.config.OfferTTL)
+		due := time.Until(end.Add(-p.config.OfferTTL / 2))
+		if err := chain.Pause(ctx, min(due+time.Millisecond, offerLook)); err != nil {
+			return err
+		}
+		if p.Offer().Expires == offerEnd(time.Now(), p.config.OfferTTL).Unix() {
+			continue
+		}
+		if err := p.renewOffer(ctx); err != nil && ctx.Err() == nil {
+			p.config.Log.Error("offer could not be renewed: it is tried again", "error", err)
+			if err := chain.Pause(ctx, time.Second); err != nil {
+				return err
 			}
 		}
 	}

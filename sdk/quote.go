@@ -64,7 +64,7 @@ func (r *Renter) quote(ctx context.Context, url string, gpus int) (Quote, error)
 	if err != nil {
 		return Quote{}, err
 	}
-	document, err := p.offer(ctx)
+	document, err := p.offerOf(ctx, challenge)
 	if err != nil {
 		return Quote{}, err
 	}

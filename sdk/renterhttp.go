@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -52,6 +53,30 @@ func (r *Renter) peer(base string) (peer, error) {
 
 // offer returns the provider's current offer as it is published.
 func (p peer) offer(ctx context.Context) ([]byte, error) { return p.offerAt(ctx, "/offer") }
+
+// offerOf returns the offer that a challenge names. That is another one than the provider's current where a gateway answers that did
+// not make the challenge, and the two have signed offers of their own: their clocks differ, or one has renewed its offer. An offer
+// that is not to be had is left to who holds the challenge to the current one.
+func (p peer) offerOf(ctx context.Context, c wire.Challenge) ([]byte, error) {
+	document, err := p.offer(ctx)
+	if err != nil {
+		return nil, err
+	}
+	offer, err := wire.ParseOffer(document)
+	request, undecoded := c.Decode()
+	if err != nil || undecoded != nil || offer.Hash.Hex() == request.ExternalID {
+		return document, nil
+	}
+	named := common.HexToHash(request.ExternalID)
+	other, err := p.pastOffer(ctx, named)
+	if errors.Is(err, ErrGone) {
+		return nil, err
+	}
+	if err != nil || named.Hex() != request.ExternalID {
+		return document, nil
+	}
+	return other.Document, nil
+}
 
 // pastOffer returns an offer that was published once, if it is what its hash says.
 func (p peer) pastOffer(ctx context.Context, hash common.Hash) (wire.SignedOffer, error) {

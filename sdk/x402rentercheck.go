@@ -2,6 +2,7 @@ package sdk
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -68,19 +69,35 @@ func (t *X402Rental) check(ctx context.Context, b *buying, document []byte) (X40
 	}, rec, nil
 }
 
+// under goes by the offer that a lease has begun under: the provider's current one, or one of another gateway of it, which
+// signed its own a moment, or some difference of clocks, before.
+func (t *X402Rental) under(ctx context.Context, b *buying, hash common.Hash) error {
+	if hash == t.offer.Hash {
+		return nil
+	}
+	if err := t.agree(ctx); err != nil || hash == t.offer.Hash {
+		return err
+	}
+	offer, err := t.peer.pastOffer(ctx, hash)
+	switch {
+	case errors.Is(err, ErrGone):
+		return err
+	case err != nil:
+		return caught("%w: the lease is under offer %s, the provider's is %s, and it shows no other: %w", ErrOffer, hash, t.offer.Hash, err)
+	case common.Address(offer.Payee) != b.terms.Payee:
+		return caught("%w: the lease is under offer %s of payee %s, and pays %s", ErrOffer, hash, offer.Payee, b.terms.Payee)
+	}
+	return t.agreeOn(ctx, offer)
+}
+
 // lease is the one that a tick is of: ours, or one that has just begun.
 func (t *X402Rental) lease(ctx context.Context, b *buying, said x402Tick) (*ticking, error) {
 	if l := b.slate.Ticking; l != nil && l.Lease == said.LeaseID {
 		kept := *l
 		return &kept, nil
 	}
-	if said.OfferHash != t.offer.Hash {
-		if err := t.agree(ctx); err != nil {
-			return nil, err
-		}
-	}
-	if said.OfferHash != t.offer.Hash {
-		return nil, caught("%w: the lease is under offer %s, the provider's is %s", ErrOffer, said.OfferHash, t.offer.Hash)
+	if err := t.under(ctx, b, said.OfferHash); err != nil {
+		return nil, err
 	}
 	if len(said.Devices) != t.gpus {
 		return nil, caught("%w: %d in the lease, %d were paid", metering.ErrDevices, len(said.Devices), t.gpus)

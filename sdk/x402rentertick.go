@@ -107,6 +107,11 @@ func (t *X402Rental) agree(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("provider %s: %w: %w", t.peer.base, ErrOffer, err)
 	}
+	return t.agreeOn(ctx, offer)
+}
+
+// agreeOn holds an offer to the caps and to what a renter who is paid for by ticks can bear, and goes by it from here on.
+func (t *X402Rental) agreeOn(ctx context.Context, offer wire.SignedOffer) (err error) {
 	if !offer.NamesMeter() {
 		return fmt.Errorf("provider %s: %w: it names no metering key, which ticks need", t.peer.base, ErrOffer)
 	}
