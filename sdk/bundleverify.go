@@ -11,6 +11,7 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/redact"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -27,15 +28,15 @@ type Check struct {
 	Look   string // it holds together, and only the payer knows whether it agreed to it; empty: nothing of that kind
 }
 
-// String is a line for a person.
+// String is a line for a person. Its words are the bundle's, which comes from a stranger: they are one line and steer no terminal.
 func (c Check) String() string {
-	if c.Err != nil {
-		return fmt.Sprintf("FAILED  %s: %v", c.Name, c.Err)
+	switch {
+	case c.Err != nil:
+		return redact.Text(fmt.Sprintf("FAILED  %s: %v", c.Name, c.Err))
+	case c.Look != "":
+		return redact.Text(fmt.Sprintf("LOOK    %s: %s: %s", c.Name, c.Detail, c.Look))
 	}
-	if c.Look != "" {
-		return fmt.Sprintf("LOOK    %s: %s: %s", c.Name, c.Detail, c.Look)
-	}
-	return fmt.Sprintf("ok      %s: %s", c.Name, c.Detail)
+	return redact.Text(fmt.Sprintf("ok      %s: %s", c.Name, c.Detail))
 }
 
 // Failures joins what did not hold, nil if everything did.

@@ -208,8 +208,6 @@ func fitting(lease *wire.Lease) error {
 		return fmt.Errorf("%w: a lease's secret of %d bytes, at most %d printable ones are kept", ErrGarbage, len(lease.Secret), maxSecret)
 	case len(lease.Access) > maxAccess:
 		return fmt.Errorf("%w: %d bytes on how to reach the GPUs, at most %d are kept", ErrGarbage, len(lease.Access), maxAccess)
-	case len(lease.Access) == 0:
-		return nil
 	}
 	var err error
 	if lease.Access, err = plainJSON(lease.Access); err != nil {

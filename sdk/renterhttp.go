@@ -190,6 +190,9 @@ func printable(s string) string { return reach.Printable(s, maxShown) }
 // plainJSON is a document without what could steer a terminal in its texts. Line
 // ends and tabs stay: keys have them.
 func plainJSON(document []byte) ([]byte, error) {
+	if len(document) == 0 {
+		return nil, nil
+	}
 	dec := json.NewDecoder(bytes.NewReader(document))
 	dec.UseNumber()
 	var tree any

@@ -56,6 +56,10 @@ func (t *X402Rental) check(ctx context.Context, b *buying, document []byte) (X40
 	if b.charge.Gt(&owed) || said.Charged.Int != b.charge { // what is over its ceiling is charged with the next
 		return X402Tick{}, nil, caught("%w: charged %s, its record adds %s", ErrOvercharged, b.charge.Dec(), owed.Dec())
 	}
+	access, err := plainJSON(said.Access)
+	if err != nil {
+		return X402Tick{}, nil, caught("%w: how to reach the GPUs: %w", ErrGarbage, err)
+	}
 	spans, err := b.once(lease, *rec)
 	if err != nil {
 		return X402Tick{}, nil, err
@@ -65,7 +69,7 @@ func (t *X402Rental) check(ctx context.Context, b *buying, document []byte) (X40
 	}
 	b.slate.Ticking, b.slate.Spans = lease, spans
 	return X402Tick{
-		Channel: b.id, Lease: said.LeaseID, Devices: lease.Devices, Access: said.Access, State: printable(said.State), Charged: b.charge, Record: *rec,
+		Channel: b.id, Lease: said.LeaseID, Devices: lease.Devices, Access: access, State: printable(said.State), Charged: b.charge, Record: *rec,
 	}, rec, nil
 }
 

@@ -25,23 +25,38 @@ type frozen struct {
 func (f frozen) Now() metering.Instant { return f.at }
 func (f frozen) BootID() string        { return "frozen" }
 
+// rewriteTick changes what a tick is answered by.
+func rewriteTick(t *testing.T, change func(*x402Tick)) func(*http.Response) {
+	return func(resp *http.Response) {
+		var tick x402Tick
+		body, err := io.ReadAll(resp.Body)
+		if err != nil || json.Unmarshal(body, &tick) != nil {
+			t.Errorf("%s: %v", body, err)
+		}
+		change(&tick)
+		if body, err = json.Marshal(tick); err != nil {
+			t.Error(err)
+		}
+		resp.Body = io.NopCloser(bytes.NewReader(body))
+	}
+}
+
+// TestX402AccessSteersNoTerminal: how the GPUs of a tick are reached is there to be shown, and is no more than shown.
+func TestX402AccessSteersNoTerminal(t *testing.T) {
+	n := newTenant(t, newPayRig(t))
+	n.line.alter = rewriteTick(t, func(k *x402Tick) {
+		k.Access, k.State = json.RawMessage("{\"ssh\":\"a\\u001b[2Jb\u009b2J\u202e\"}"), "active\x1b[2J"
+	})
+	tick := n.tick()
+	if want := `{"ssh":"a[2Jb2J"}`; string(tick.Access) != want || tick.State != "active[2J" {
+		t.Errorf("%q, %q, want %q", tick.Access, tick.State, want)
+	}
+}
+
 // TestX402RenterCatchesProviders: a tick that does not hold is kept as evidence, and nothing more is paid.
 func TestX402RenterCatchesProviders(t *testing.T) {
 	r := newPayRig(t)
-	rewrite := func(change func(*x402Tick)) func(*http.Response) {
-		return func(resp *http.Response) {
-			var tick x402Tick
-			body, err := io.ReadAll(resp.Body)
-			if err != nil || json.Unmarshal(body, &tick) != nil {
-				t.Errorf("%s: %v", body, err)
-			}
-			change(&tick)
-			if body, err = json.Marshal(tick); err != nil {
-				t.Error(err)
-			}
-			resp.Body = io.NopCloser(bytes.NewReader(body))
-		}
-	}
+	rewrite := func(change func(*x402Tick)) func(*http.Response) { return rewriteTick(t, change) }
 	for _, row := range []struct {
 		name  string
 		want  error

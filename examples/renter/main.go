@@ -206,7 +206,7 @@ func use(ctx, work context.Context, renter *sdk.Renter, rental *sdk.Rental, limi
 	case errors.Is(err, sdk.ErrBudget):
 		fmt.Println("the budget is used up")
 	case errors.Is(err, sdk.ErrSilent), errors.As(err, &dispute):
-		fmt.Fprintln(os.Stderr, "warning:", err)
+		fmt.Fprintln(os.Stderr, "warning:", redact.Text(err.Error()))
 	default:
 		return fmt.Errorf("%w (the rental is kept: --resume goes on, --leave gets the deposit back)", err)
 	}

@@ -20,6 +20,9 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"unicode"
+	"unicode/utf16"
+	"unicode/utf8"
 
 	"github.com/ethereum/go-ethereum/common"
 
@@ -195,10 +198,27 @@ func write(path string, v any, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	raw = append(raw, '\n')
+	raw = append(escaped(raw), '\n')
 	if path == "" {
 		_, err = out.Write(raw)
 		return err
 	}
 	return os.WriteFile(path, raw, 0o600)
+}
+
+// escaped is a JSON document that steers no terminal, and says the same: in its texts, which are strangers', JSON itself leaves
+// some control characters as they are.
+func escaped(document []byte) []byte {
+	plain := make([]byte, 0, len(document))
+	for _, r := range string(document) {
+		switch {
+		case r == '\n' || unicode.IsPrint(r):
+			plain = utf8.AppendRune(plain, r)
+		default:
+			for _, unit := range utf16.AppendRune(nil, r) {
+				plain = fmt.Appendf(plain, `\u%04x`, unit)
+			}
+		}
+	}
+	return plain
 }

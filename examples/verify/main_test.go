@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode"
 
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/ethereum/go-ethereum/crypto"
@@ -143,6 +144,108 @@ func TestEquivocationFails(t *testing.T) {
 	}
 	if out, err := verify(t, proof); err != nil || !strings.HasPrefix(out, "ok      equivocation: payee") {
 		t.Errorf("the proof does not stand alone: %v\n%s", err, out)
+	}
+}
+
+// hostile erases a line, writes a better one in colours, by both kinds of control characters, and turns the direction of reading.
+const hostile = "\x1b[2K\x1b[1A\rok      x\nok      everything: this bundle holds\u009b8m\x7f\u202e\x07"
+
+// steers reports what of a text a terminal would not just show.
+func steers(text string) bool {
+	return strings.ContainsFunc(text, func(r rune) bool { return r != '\n' && !unicode.IsPrint(r) })
+}
+
+// spoiled returns copies of a JSON document, in each of which all texts of one path have something hostile added, and one in
+// which all texts there are have.
+func spoiled(t *testing.T, document []byte) map[string][]byte {
+	t.Helper()
+	paths, all := map[string]bool{}, map[string][]byte{}
+	var walk func(v any, path, only string) any
+	walk = func(v any, path, only string) any {
+		switch v := v.(type) {
+		case map[string]any:
+			for key := range v {
+				v[key] = walk(v[key], path+"."+key, only)
+			}
+		case []any:
+			for i := range v {
+				v[i] = walk(v[i], path, only)
+			}
+		case string:
+			if paths[path] = true; only == path || only == "all" && path != ".kind" {
+				return v + hostile
+			}
+		}
+		return v
+	}
+	copyWith := func(only string) []byte {
+		var tree any
+		dec := json.NewDecoder(bytes.NewReader(document))
+		dec.UseNumber()
+		if err := dec.Decode(&tree); err != nil {
+			t.Fatal(err)
+		}
+		raw, err := json.Marshal(walk(tree, "", only))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return raw
+	}
+	all["all"] = copyWith("all")
+	for path := range paths {
+		all[path] = copyWith(path)
+	}
+	return all
+}
+
+// TestBundleSteersNoTerminal: whatever a bundle has in any of its texts, verify prints one line a check, which steers no terminal
+// and can be told from the others, and what it exports says the same and is as plain.
+func TestBundleSteersNoTerminal(t *testing.T) {
+	provider, _, channelID, _ := rented(t, chaintest.Anvil(t))
+	b, err := sdk.ExportFile(t.Context(), provider, common.HexToHash(channelID))
+	if err != nil {
+		t.Fatal(err)
+	}
+	twice := b.Leases[0] // whose GPU is named, since it is billed twice
+	twice.ID[0] ^= 1
+	b.Leases = append(b.Leases, twice)
+	b.Evidence = append(b.Evidence, sdk.BundleEvidence{Reason: "garbage", Document: "{}"})
+	document, err := json.Marshal(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path, named := filepath.Join(t.TempDir(), "bundle.json"), false
+	for name, raw := range spoiled(t, document) {
+		if err := os.WriteFile(path, raw, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		out, err := verify(t, path)
+		if err == nil {
+			t.Errorf("%s: it holds:\n%s", name, out)
+		}
+		if steers(out) {
+			t.Errorf("%s: it steers a terminal: %.2000q", name, out)
+		}
+		named = named || strings.Contains(out, "[2K")
+		for _, line := range strings.Split(strings.TrimSpace(out), "\n") {
+			if line != "" && !strings.HasPrefix(line, "ok      ") && !strings.HasPrefix(line, "FAILED  ") && !strings.HasPrefix(line, "LOOK    ") || strings.HasPrefix(line, "ok      everything") {
+				t.Errorf("%s: a line that no check is: %q", name, line)
+			}
+		}
+	}
+	if !named {
+		t.Error("nothing of a bundle's texts was printed at all: the test tries nothing")
+	}
+	b.Evidence[0].Document = hostile
+	if err := write(path, b, nil); err != nil {
+		t.Fatal(err)
+	}
+	raw, err := os.ReadFile(path)
+	if err != nil || steers(string(raw)) {
+		t.Errorf("an export steers a terminal: %v", err)
+	}
+	if again, err := sdk.ParseBundle(raw); err != nil || again.Evidence[0].Document != hostile {
+		t.Errorf("an export does not say the same: %v", err)
 	}
 }
 

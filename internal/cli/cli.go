@@ -35,9 +35,12 @@ func Main(run func(ctx context.Context) error) {
 	if err == nil || errors.Is(err, flag.ErrHelp) {
 		return
 	}
-	fmt.Fprintln(os.Stderr, "error: "+strings.ReplaceAll(err.Error(), "\n", "; "))
+	fmt.Fprintln(os.Stderr, lastWords(err))
 	os.Exit(1)
 }
+
+// lastWords is the line of a program that cannot go on. What a server or a file had a part in steers no terminal.
+func lastWords(err error) string { return "error: " + redact.Text(err.Error()) }
 
 // Parse parses a program's arguments. Help goes to stdout; what is wrong is an
 // error of one line.
@@ -167,7 +170,9 @@ func Source(name string) (metering.Source, error) {
 }
 
 // Logger writes structured logs to stderr: text for people, JSON for machines.
-func Logger(level, format string) (*slog.Logger, error) {
+func Logger(level, format string) (*slog.Logger, error) { return logger(os.Stderr, level, format) }
+
+func logger(w io.Writer, level, format string) (*slog.Logger, error) {
 	var l slog.Level
 	if err := l.UnmarshalText([]byte(level)); err != nil {
 		return nil, fmt.Errorf("--log-level %q is not debug, info, warn or error", level)
@@ -175,9 +180,17 @@ func Logger(level, format string) (*slog.Logger, error) {
 	options := &slog.HandlerOptions{Level: l}
 	switch format {
 	case "text":
-		return slog.New(slog.NewTextHandler(os.Stderr, options)), nil
+		return slog.New(slog.NewTextHandler(w, options)), nil
 	case "json":
-		return slog.New(slog.NewJSONHandler(os.Stderr, options)), nil
+		return slog.New(slog.NewJSONHandler(plainLines{w}, options)), nil
 	}
 	return nil, fmt.Errorf("--log-format %q is not text or json", format)
+}
+
+// plainLines takes out of each line what steers a terminal: JSON escapes less than that, and text quotes all of it.
+type plainLines struct{ io.Writer }
+
+func (w plainLines) Write(line []byte) (int, error) {
+	_, err := io.WriteString(w.Writer, redact.Text(strings.TrimSuffix(string(line), "\n"))+"\n")
+	return len(line), err
 }

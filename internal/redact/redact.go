@@ -1,10 +1,23 @@
-// Package redact takes secrets out of addresses before they are shown: in an error, a log, a help text.
+// Package redact takes out of what is shown, in an error, a log, a table, what must not be: secrets in addresses, and whatever
+// in a stranger's words steers a terminal.
 package redact
 
 import (
 	"net/url"
 	"strings"
+	"unicode"
 )
+
+// Text leaves of a stranger's words what cannot steer a terminal, forge a line of their own or turn the direction in which the
+// rest is read: what is printed. A line's end becomes "; ".
+func Text(s string) string {
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return -1
+		}
+		return r
+	}, strings.ReplaceAll(s, "\n", "; "))
+}
 
 // hidden stands for an address of which nothing can be shown, since it is not known where in it a secret ends.
 const hidden = "the given address"

@@ -174,7 +174,7 @@ const maxAnswer = 120
 
 // line makes one short line of what an endpoint said, which may be a page of HTML.
 func line(text string) string {
-	text = strings.Join(strings.Fields(text), " ")
+	text = redact.Text(strings.Join(strings.Fields(text), " "))
 	if len(text) > maxAnswer {
 		text = strings.ToValidUTF8(text[:maxAnswer], "") + "..."
 	}

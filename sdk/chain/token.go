@@ -11,6 +11,8 @@ import (
 	"github.com/ethereum/go-ethereum/accounts/abi"
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/sdk/internal/reach"
 )
 
 // tokenABI is the part of ERC-20, EIP-2612 and ERC-3009 that is used. Tokens are other people's contracts, so this is
@@ -210,15 +212,5 @@ func readAt[T any](ctx context.Context, t *Token, block *big.Int, method string,
 	return value, nil
 }
 
-func clip(text string) string {
-	text = strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f {
-			return -1
-		}
-		return r
-	}, strings.ToValidUTF8(text, ""))
-	if runes := []rune(text); len(runes) > maxTokenText {
-		text = string(runes[:maxTokenText])
-	}
-	return text
-}
+// clip is what is shown of a contract's words.
+func clip(text string) string { return reach.Printable(strings.ToValidUTF8(text, ""), maxTokenText) }

@@ -9,7 +9,8 @@ import (
 	"net/url"
 	"strings"
 	"syscall"
-	"unicode"
+
+	"github.com/gpupay/gpupay/internal/redact"
 )
 
 // Explain adds to an error of an HTTP request, or of a dial, what to do about it. The URL, which may hold a secret, is left
@@ -45,12 +46,7 @@ func (e *explained) Unwrap() error { return e.error }
 
 // Printable leaves of a stranger's words what cannot steer a terminal or forge a line of a log, and no more than most characters.
 func Printable(s string, most int) string {
-	s = strings.Map(func(r rune) rune {
-		if !unicode.IsPrint(r) {
-			return -1
-		}
-		return r
-	}, s)
+	s = redact.Text(s)
 	if runes := []rune(s); len(runes) > most {
 		s = string(runes[:most])
 	}
