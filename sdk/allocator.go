@@ -70,6 +70,10 @@ type AllocationRequest struct {
 	Payer   common.Address
 	GPUs    int
 
+	// Routed are the devices of this provider's Metered routes. A route answers 503 for as long as a lease has one of its
+	// devices: where others are free a lease is given those.
+	Routed []string
+
 	// What a node must know to meter the lease.
 	row     leaseRow
 	channel channel.State

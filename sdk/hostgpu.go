@@ -128,7 +128,7 @@ func notIn(held map[string]common.Hash, devices []string) []string {
 
 // Allocate hands out free devices exclusively.
 func (h *HostAllocator) Allocate(ctx context.Context, req AllocationRequest) (Allocation, error) {
-	devices, err := h.take(ctx, req.LeaseID, req.GPUs)
+	devices, err := h.take(ctx, req)
 	if err != nil {
 		return Allocation{}, err
 	}
@@ -205,23 +205,24 @@ func (h *HostAllocator) adoptable(a Allocation, held map[string]common.Hash) err
 	return nil
 }
 
-func (h *HostAllocator) take(ctx context.Context, lease common.Hash, n int) ([]string, error) {
+func (h *HostAllocator) take(ctx context.Context, req AllocationRequest) ([]string, error) {
 	fit, err := h.sick.fit(ctx, h.devices())
 	if err != nil {
 		return nil, fmt.Errorf("%w: the GPUs cannot be listed: %w", ErrNoCapacity, err)
 	}
-	choose := func(held map[string]common.Hash) ([]string, error) { return h.choose(held, fit, n) }
-	return h.leased().reserve(ctx, lease, choose)
+	choose := func(held map[string]common.Hash) ([]string, error) { return h.choose(held, fit, req) }
+	return h.leased().reserve(ctx, req.LeaseID, choose)
 }
 
-// choose picks devices that work and are free.
-func (h *HostAllocator) choose(held map[string]common.Hash, fit []string, n int) ([]string, error) {
-	free := notIn(held, fit)
+// choose picks devices that work and are free, those of no Metered route first.
+func (h *HostAllocator) choose(held map[string]common.Hash, fit []string, req AllocationRequest) ([]string, error) {
+	n, free := req.GPUs, notIn(held, fit)
 	if n < 1 || len(free) < n {
 		all := len(h.devices())
 		return nil, fmt.Errorf("%w: %d wanted, %d of %d free, %d in quarantine", ErrNoCapacity, n, len(free), all, all-len(fit))
 	}
-	return free[:n], nil
+	others := without(free, req.Routed)
+	return append(others, without(free, others)...)[:n], nil
 }
 
 // complete finds the devices of an allocation that was cut off. Where gateways

@@ -128,6 +128,26 @@ func TestMeteredRequestsAndLeasesOnOneGPU(t *testing.T) {
 	})
 }
 
+// TestLeasesLeaveARouteItsGPU: a lease is given GPUs of no Metered route while there are any, so that the route is served
+// beside it, and a route's GPU only when no other is left.
+func TestLeasesLeaveARouteItsGPU(t *testing.T) {
+	r, g := newPayRig(t, func(c *ProviderConfig) { c.Source = testclock.GPUs(3) }), newGate()
+	close(g.end)
+	routed(r, map[string]http.Handler{"/infer": g, "/other": g})
+	b := r.buyer("/infer")
+	lease := func(id byte, want string) {
+		t.Helper()
+		a, err := r.provider.deps.allocator.Allocate(t.Context(), AllocationRequest{LeaseID: common.Hash{id}, GPUs: 1})
+		if err != nil || len(a.Devices) != 1 || a.Devices[0] != want {
+			t.Fatalf("lease %d has %v (%v), want %s", id, a.Devices, err, want)
+		}
+	}
+	lease(1, sim.UUID(1))
+	lease(2, sim.UUID(2))
+	b.isServed(b.opens())
+	lease(3, sim.UUID(0))
+}
+
 // TestAllocatorThatKnowsNoMeteredRoute: a GPU that an allocator of the operator's own gives to a lease while a metered request
 // runs on it is given back, and is the next one's.
 func TestAllocatorThatKnowsNoMeteredRoute(t *testing.T) {

@@ -63,6 +63,7 @@ func (p *Provider) Metered(route MeteredRoute, h http.Handler) (http.Handler, er
 	if err != nil {
 		return nil, err
 	}
+	p.named.route(route.Devices...)
 	return &meteredRoute{d: p.x402, MeteredRoute: route, handler: h, running: make(chan struct{}, 1),
 		route: x402Route{kind: kindMetered, gpus: len(route.Devices), most: most}}, nil
 }

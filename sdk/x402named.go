@@ -16,6 +16,7 @@ import (
 type namedDevices struct {
 	mu      sync.Mutex
 	byLease map[common.Hash][]string
+	routed  []string   // those of any route
 	own     memoryBook // where the allocator has no book, and no database is shared
 }
 
@@ -38,6 +39,14 @@ func (n *namedDevices) of(lease common.Hash) []string {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.byLease[lease]
+}
+
+// route notes devices that a route asks for, and returns those of all routes.
+func (n *namedDevices) route(devices ...string) []string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.routed = append(n.routed, without(devices, n.routed)...)
+	return slices.Clone(n.routed)
 }
 
 // rentedOut is an allocator that says in which book its devices are: HostAllocator, also where it is embedded.
@@ -135,6 +144,7 @@ func (n namedAllocator) Allocate(ctx context.Context, req AllocationRequest) (Al
 		_, err := n.book().reserve(ctx, req.LeaseID, theseDevices(req.LeaseID, devices))
 		return Allocation{LeaseID: req.LeaseID, Devices: devices, Access: json.RawMessage(namedAccess)}, err
 	}
+	req.Routed = n.named.route()
 	return n.Allocator.Allocate(ctx, req)
 }
 
