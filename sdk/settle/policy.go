@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"slices"
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
@@ -25,7 +26,7 @@ const (
 const wholeShare = 10_000
 
 // Policy says when money at risk is worth the gas of fetching it. A channel that is closing and worth its own row is settled
-// at once whatever else it says, and so is one whose lease ended, unless MaxFeeShare is set.
+// at once whatever else it says, and so are those whose leases ended, if together they are no Dust, unless MaxFeeShare is set.
 //
 // At risk is what was vouchered and not yet settled. With MinValue it never exceeds MinValue and what comes in within one
 // Interval and the transaction's time; nothing but Dust and LeastRow waits longer than MaxAge and that. No fee, however high, and no failure to
@@ -37,7 +38,8 @@ type Policy struct {
 	MaxBatch int           // channels in one transaction; 0: 100
 
 	// Dust is how much of one payee and token is not worth a transaction: less than that waits, however old it is and though
-	// its leases ended, until more has come together or one of its payers wants out. What a contract set aside of one payee
+	// its leases ended, until more has come together or one of its payers wants out. Less than that of leases that ended waits
+	// for MaxAge, as what runs beside it does. What a contract set aside of one payee
 	// and token, also for who wanted out, is paid out when so much of it has come together, and by Settle. 0: everything is
 	// fetched; for a provider, its MinTransfer.
 	Dust uint256.Int
@@ -110,13 +112,16 @@ func (p Policy) Due(waiting []Waiting, now time.Time, cost Cost) []Waiting {
 	if p.together(waiting) {
 		return waiting
 	}
+	forced := pick(waiting, func(w Waiting) bool { return w.Urgent || p.old(w, now, p.Age()) })
+	if p.dust(forced) && !slices.ContainsFunc(forced, func(w Waiting) bool { return w.Closing || p.old(w, now, p.Age()) }) {
+		forced = nil // what is worth the transaction is not in it: leases that ended wait for more that did, or for the others
+	}
 	if p.MaxFeeShare == 0 {
 		if p.anyOld(waiting, now, p.Age()) {
 			return waiting
 		}
-		return pick(waiting, func(w Waiting) bool { return w.Urgent })
+		return forced
 	}
-	forced := pick(waiting, func(w Waiting) bool { return w.Urgent || p.old(w, now, p.Age()) })
 	if len(forced) == 0 {
 		return p.cheap(waiting, now, cost)
 	}
