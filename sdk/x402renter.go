@@ -13,6 +13,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/units"
+	"github.com/gpupay/gpupay/sdk/wire/x402"
 )
 
 // What a renter meets at x402 servers, beside what it meets at providers:
@@ -119,7 +120,8 @@ func (r *Renter) X402(ctx context.Context, options X402Options) (*X402Client, er
 }
 
 // Client returns an http.Client that pays. It follows redirects within one host
-// only: who asked one server did not ask to pay another.
+// only, and until something was paid: who asked one server did not ask to pay
+// another, nor ten times.
 func (x *X402Client) Client() *http.Client {
 	return &http.Client{Transport: x, CheckRedirect: sameHost}
 }
@@ -128,10 +130,21 @@ const maxRedirects = 10
 
 func sameHost(req *http.Request, via []*http.Request) error {
 	first := via[0].URL
-	if req.URL.Host != first.Host || req.URL.Scheme != first.Scheme || len(via) >= maxRedirects {
+	if req.URL.Host != first.Host || req.URL.Scheme != first.Scheme || len(via) >= maxRedirects || wasPaid(req) {
 		return http.ErrUseLastResponse
 	}
 	return nil
+}
+
+// wasPaid reports whether a request is a redirect's, of whichever http.Client, and an answer on the way to it was paid for:
+// whether it was charged only the server knows, which may say so with the next answer.
+func wasPaid(req *http.Request) bool {
+	for resp := req.Response; resp != nil && resp.Request != nil; resp = resp.Request.Response {
+		if resp.Request.Header.Get(x402.HeaderSignature) != "" {
+			return true
+		}
+	}
+	return false
 }
 
 // RoundTrip sends a request and, where the answer is a 402 that it may pay, pays
@@ -154,6 +167,10 @@ func (x *X402Client) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	if required == nil {
 		return resp, nil
+	}
+	if wasPaid(req) {
+		return nil, fmt.Errorf("%s: %w: this call was paid for before it was redirected here, and a call is paid for once: ask for it in a call of its own",
+			req.URL.Host, ErrTooDear)
 	}
 	b, err := x.choose(ask, *required, x.maxPrice)
 	if err != nil {

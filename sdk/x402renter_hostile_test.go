@@ -323,6 +323,69 @@ func TestX402RenterStaysWithItsHost(t *testing.T) {
 	}
 }
 
+// TestX402RedirectsArePaidOnce: a server that redirects to itself what was paid for, says that it charged for it or keeps that
+// to itself, and shows its base with the next answer, has one voucher of each call, also of an http.Client with other ideas.
+func TestX402RedirectsArePaidOnce(t *testing.T) {
+	m := newX402Market(t)
+	for _, row := range []struct {
+		name string
+		says bool // that it charged
+		own  bool // http.Client
+		want error
+	}{
+		{name: "a receipt"}, {name: "the base with the next answer"},
+		{"a receipt, and a client that follows", true, true, ErrTooDear}, {"the base, and a client that follows", false, true, ErrTooDear},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			s := newStall(t, m)
+			x := s.client(stallCaps, stallOptions)
+			s.instead = func(_ *stall, w http.ResponseWriter, p x402.PaymentPayload) bool {
+				if most := p.Payload.Voucher.MaxClaimableAmount.Uint64(); most != s.base+stallPrice {
+					s.correct(w, s.base, s.newest)
+					return true
+				}
+				s.bank(p)
+				s.base, s.newest = s.base+stallPrice, &p.Payload.Voucher
+				w.Header().Set("Location", s.server.URL)
+				if row.says {
+					charged := wireUnits(stallPrice)
+					_ = x402.SettleResponse{Success: true, Network: 31337, ChargedAmount: &charged}.Set(w.Header())
+				}
+				w.WriteHeader(http.StatusFound)
+				return true
+			}
+			client := x.Client()
+			if row.own {
+				client = &http.Client{Transport: x}
+			}
+			for call := uint64(1); call <= 2; call++ {
+				resp, err := client.Get(s.server.URL)
+				if !errors.Is(err, row.want) || err == nil && resp.StatusCode != http.StatusFound {
+					t.Errorf("%v, %v, want %v", resp, err, row.want)
+				}
+				if err == nil {
+					resp.Body.Close()
+				}
+				if signed := s.only(x).Signed; signed.Uint64() > call*stallPrice {
+					t.Errorf("%d calls: %s signed, at most %d", call, signed.Dec(), call*stallPrice)
+				}
+			}
+		})
+	}
+	s := newStall(t, m) // what costs nothing is followed, and then paid
+	x := s.client(stallCaps, stallOptions)
+	s.server.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+		if q.URL.Path != "/there" {
+			http.Redirect(w, q, "/there", http.StatusFound)
+			return
+		}
+		s.ServeHTTP(w, q)
+	})
+	if s.buy(x); len(s.paid) != 1 {
+		t.Errorf("%d payments behind a redirect", len(s.paid))
+	}
+}
+
 // TestX402RefundIsSeenOnTheChain: a server's word that it gave money back is not enough.
 func TestX402RefundIsSeenOnTheChain(t *testing.T) {
 	s := newStall(t, newX402Market(t))

@@ -79,9 +79,10 @@ func (a *ask) send(transport http.RoundTripper, payment string) (*http.Response,
 	}
 	resp, err := transport.RoundTrip(req)
 	if err != nil {
-		err = reach.Explain(err)
+		return nil, reach.Explain(err)
 	}
-	return resp, err
+	resp.Request = req // says whether it was paid, whatever transport this is
+	return resp, nil
 }
 
 // idempotent reports whether sending the request twice does what once does.
