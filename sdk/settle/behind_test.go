@@ -2,6 +2,7 @@ package settle_test
 
 import (
 	"context"
+	"math/big"
 	"sync/atomic"
 	"testing"
 
@@ -27,6 +28,15 @@ func (b *behind) BlockNumber(ctx context.Context) (uint64, error) {
 		n--
 	}
 	return n, err
+}
+
+// HeaderByNumber answers for the newest block as the node does that is asked for its number next.
+func (b *behind) HeaderByNumber(ctx context.Context, number *big.Int) (*types.Header, error) {
+	head, err := b.Backend.HeaderByNumber(ctx, number)
+	if err != nil || number != nil || b.asked.Load() != 1 {
+		return head, err
+	}
+	return b.Backend.HeaderByNumber(ctx, new(big.Int).Sub(head.Number, big.NewInt(1)))
 }
 
 // What a settlement brought is read from a node that has its block, and a deposit that nobody confirmed yet is not believed
