@@ -214,16 +214,23 @@ func TestNodeThatDoesNotComeBack(t *testing.T) {
 	}
 }
 
-// TestGatewayWithAWrongClockGivesUpNoLease: a gateway whose wall clock is hours from that of the one that ended a lease waits
-// for its node as long as any, and charges what it says.
-func TestGatewayWithAWrongClockGivesUpNoLease(t *testing.T) {
+// cutOff is a lease whose node is away from its gateway and has metered a second that this has not heard of.
+func cutOff(t *testing.T) (*outpost, *rig, *tab) {
+	t.Helper()
 	o := newOutpost(t)
 	r := newRig(t, quiet, o.link, func(c *ProviderConfig) { c.Credit = time.Minute })
 	lease := r.open(1, 500_000, "")
-	id := lease.lease.LeaseID
 	first := lease.record()
 	o.set(true, nil)
-	o.goesOn(id, first.Nanos+uint64(time.Second))
+	o.goesOn(lease.lease.LeaseID, first.Nanos+uint64(time.Second))
+	return o, r, lease
+}
+
+// TestGatewayWithAWrongClockGivesUpNoLease: a gateway whose wall clock is hours from that of the one that ended a lease waits
+// for its node as long as any, and charges what it says.
+func TestGatewayWithAWrongClockGivesUpNoLease(t *testing.T) {
+	o, r, lease := cutOff(t)
+	id := lease.lease.LeaseID
 	n := r.provider.nodes
 	n.mu.Lock()
 	n.now = func() time.Time { return time.Now().Add(2 * collectFor) }
@@ -243,16 +250,10 @@ func TestGatewayWithAWrongClockGivesUpNoLease(t *testing.T) {
 
 // TestForgedLateRecords: what a node tells late is checked as what it tells in time.
 func TestForgedLateRecords(t *testing.T) {
-	o := newOutpost(t)
-	r := newRig(t, quiet, o.link, func(c *ProviderConfig) { c.Credit = time.Minute })
-	lease := r.open(1, 500_000, "")
-	id := lease.lease.LeaseID
-	first := lease.record()
-	o.set(true, nil)
-	o.goesOn(id, first.Nanos+uint64(time.Second))
+	o, r, lease := cutOff(t)
 	last := lease.release()
 	o.set(false, forge(o, nil, func(rec *metering.SignedRecord) { rec.Owed.AddUint64(&rec.Owed, 1) }))
-	waitFor(t, func() bool { return o.collected(r, id) })
+	waitFor(t, func() bool { return o.collected(r, lease.lease.LeaseID) })
 	if got, lost := lease.spent(), r.forgone(); got != last.Owed.Uint64() || lost != "1" {
 		t.Errorf("charged %d of %s, %s leases are given up", got, last.Owed.Dec(), lost)
 	}

@@ -227,6 +227,11 @@ func (d *x402Desk) pay(ctx context.Context, w http.ResponseWriter, r *x402Reques
 	if r.payment.Payload.Type == x402.TypeRefund {
 		return d.refund(ctx, r, tab)
 	}
+	return d.buy(ctx, w, r, tab)
+}
+
+// buy serves what a payment is for, after its deposit, if it brings one, and its voucher.
+func (d *x402Desk) buy(ctx context.Context, w http.ResponseWriter, r *x402Request, tab x402Tab) (_ *x402Answer, err error) {
 	if tab.Status != channel.Open {
 		return nil, fmt.Errorf("channel %s: %w", tab.ID, errWithdrawing)
 	}

@@ -153,19 +153,9 @@ func (s *Settler) observe(ctx context.Context, ids []common.Hash, least uint64) 
 	ctx, cancel := context.WithTimeout(ctx, lookTimeout) // others wait for the record meanwhile
 	defer cancel()
 	return states, s.Contract.Record(func() error {
-		newest, err := s.Contract.Backend().HeaderByNumber(ctx, nil)
-		if err != nil {
-			return fmt.Errorf("reading the newest block: %w", err)
-		}
-		views, head, err := s.Contract.Confirmed(ctx, ids, 1)
+		views, err := s.views(ctx, ids, least)
 		if err != nil {
 			return err
-		}
-		if n := newest.Number.Uint64(); head < n {
-			return fmt.Errorf("%w: it reads channels at block %d, and its newest is %d", errLagging, head, n)
-		}
-		if head < least {
-			return fmt.Errorf("the endpoint is at block %d and the settlement in block %d", head, least)
 		}
 		var late error
 		for i, id := range ids {
@@ -179,22 +169,10 @@ func (s *Settler) observe(ctx context.Context, ids []common.Hash, least uint64) 
 			if err != nil {
 				return err
 			}
-			v := views[i].Latest
-			if state.Deposit.Lt(&v.Deposit) && !v.Finalized { // of a channel that is over nothing is promised, and nobody looks again
-				v.Deposit = state.Deposit
-			}
-			if v.Settled.Gt(&v.Deposit) {
-				v.Settled = v.Deposit
-			}
-			now, err := s.Payee.Observe(ctx, id, v)
+			now, fetched, err := s.book(ctx, state, views[i])
 			if err != nil {
 				return err
 			}
-			fetched, err := s.fetched(ctx, id, views[i])
-			if err != nil {
-				return err
-			}
-			now = fetched.count(now)
 			left := now.Unsettled()
 			if left.IsZero() {
 				s.fulfil(id)
@@ -206,6 +184,42 @@ func (s *Settler) observe(ctx context.Context, ids []common.Hash, least uint64) 
 		}
 		return late
 	})
+}
+
+// views reads channels from a node that knows the block least, as of its newest block.
+func (s *Settler) views(ctx context.Context, ids []common.Hash, least uint64) ([]chain.Confirmed, error) {
+	newest, err := s.Contract.Backend().HeaderByNumber(ctx, nil)
+	if err != nil {
+		return nil, fmt.Errorf("reading the newest block: %w", err)
+	}
+	views, head, err := s.Contract.Confirmed(ctx, ids, 1)
+	if err != nil {
+		return nil, err
+	}
+	if n := newest.Number.Uint64(); head < n {
+		return nil, fmt.Errorf("%w: it reads channels at block %d, and its newest is %d", errLagging, head, n)
+	}
+	if head < least {
+		return nil, fmt.Errorf("the endpoint is at block %d and the settlement in block %d", head, least)
+	}
+	return views, nil
+}
+
+// book records what the contract says of a channel, and adds for the caller what was fetched ahead of it.
+func (s *Settler) book(ctx context.Context, state channel.State, view chain.Confirmed) (channel.State, ahead, error) {
+	v := view.Latest
+	if state.Deposit.Lt(&v.Deposit) && !v.Finalized { // of a channel that is over nothing is promised, and nobody looks again
+		v.Deposit = state.Deposit
+	}
+	if v.Settled.Gt(&v.Deposit) {
+		v.Settled = v.Deposit
+	}
+	now, err := s.Payee.Observe(ctx, state.ID, v)
+	if err != nil {
+		return now, ahead{}, err
+	}
+	fetched, err := s.fetched(ctx, state.ID, view)
+	return fetched.count(now), fetched, err
 }
 
 // batches sorts channels into transactions: those of one purse together, contract accounts' alone, as the contract wants
