@@ -134,21 +134,26 @@ func (b *buying) rebase(ctx context.Context, said x402.Extra, h http.Header) (ag
 		b.x.r.config.Log.Warn("x402 channel: more was claimed than this database signed for, and neither the server's voucher nor two endpoints show it: it is not paid on; leave it, or name a second endpoint",
 			"channel", b.id, "claimed", base.Dec(), "signed", paid.Signed.Dec())
 		return false, nil // an endpoint's word alone has nothing signed
+	} else if base.Gt(&paid.Signed) {
+		b.slate.Plain = larger(b.slate.Plain, base) // signed before this database, for whatever
+	}
+	if b.back { // nothing more is signed for it than was, and what counts later is held to the clock when the refund is there
+		same := base == b.counts
+		b.counts = base
+		return !same, nil
 	}
 	if base == b.slate.Charged {
 		return false, nil // nothing is different: the same would come of it
 	}
 	if b.tick != "" && base.Gt(&b.slate.Charged) {
-		if lost = !b.allows(base); !lost && !b.passed(base) {
-			b.x.r.config.Log.Warn("x402 server counts more GPU time than passed: its base is not taken", "channel", b.id, "ours", b.slate.Charged.Dec(), "theirs", base.Dec())
-			return false, nil
-		}
+		lost = !b.allows(base)
+	}
+	if !lost && !b.plausible(base) {
+		b.notTaken(base)
+		return false, nil
 	}
 	b.x.r.config.Log.Info("x402 channel was out of step", "channel", b.id, "ours", b.slate.Charged.Dec(), "theirs", base.Dec())
-	if b.tick == "" || !base.Gt(&b.slate.Plain) {
-		b.unticked(base)
-	}
-	b.slate.Charged = base
+	b.take(base)
 	if err := b.save(ctx); err != nil {
 		return false, err
 	}
@@ -156,6 +161,19 @@ func (b *buying) rebase(ctx context.Context, said x402.Extra, h http.Header) (ag
 		return false, b.lost(ctx, h)
 	}
 	return true, nil
+}
+
+// notTaken says that a server's base is more than can be.
+func (b *buying) notTaken(base uint256.Int) {
+	b.x.r.config.Log.Warn("x402 server counts more GPU time than passed: its base is not taken", "channel", b.id, "ours", b.slate.Charged.Dec(), "theirs", base.Dec())
+}
+
+// take has the next voucher count from a base: what of it is no tick is told apart.
+func (b *buying) take(base uint256.Int) {
+	if !b.slate.Ticked || !base.Gt(&b.slate.Plain) {
+		b.unticked(base)
+	}
+	b.slate.Charged = base
 }
 
 // confirmed reports whether two endpoints say that so much was claimed of a channel

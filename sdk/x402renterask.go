@@ -128,18 +128,23 @@ func required(resp *http.Response) (*x402.PaymentRequired, error) {
 // owns it.
 type buying struct {
 	*ask
-	x     *X402Client
-	first x402.PaymentRequired // what the request was refused with
-	offer x402.Requirements    // the one of it that is paid
-	terms channel.Terms
-	id    common.Hash
-	slate slate
-	view  channel.ChainView // as last read
-	fresh bool              // nothing is on disk yet
-	found bool              // fresh, and the chain held money for it when the request began
-	prior uint256.Int       // the most that was signed for before this request
-	most  uint256.Int       // what its voucher is for
-	tick  string            // where a tick is asked for; empty: this is none
+	x      *X402Client
+	first  x402.PaymentRequired // what the request was refused with
+	offer  x402.Requirements    // the one of it that is paid
+	terms  channel.Terms
+	id     common.Hash
+	slate  slate
+	view   channel.ChainView // as last read
+	fresh  bool              // nothing is on disk yet
+	found  bool              // fresh, and the chain held money for it when the request began
+	prior  uint256.Int       // the most that was signed for before this request, or said to be claimed of a channel that is not known
+	own    uint256.Int       // the most that this database knows to be signed for, by then
+	most   uint256.Int       // what its voucher is for
+	tick   string            // where a tick is asked for; empty: this is none
+	gpus   int               // of the tick
+	hourly uint256.Int       // the price of a GPU-hour of the tick
+	back   bool              // a refund is asked for: nothing is bought
+	counts uint256.Int       // what the server counts as charged, for a refund
 
 	untaken bool // the server has not taken this request's voucher
 	resent  bool // it is a tick that was asked for before

@@ -119,16 +119,20 @@ func (t *X402Rental) lease(ctx context.Context, b *buying, said x402Tick) (*tick
 	if said.Record.OwedBefore.Gt(&before) {
 		return nil, caught("%w: the lease begins with %s owed, %s was charged", ErrDemand, said.Record.OwedBefore.Dec(), p.Base.Dec())
 	}
-	each, together, err := t.startOf(b.slate, *said.Record)
+	earlier, err := t.earlier(b.slate, *said.Record)
 	if err != nil {
 		return nil, err
 	}
+	if err := b.hasPassed(earlier, *said.Record); err != nil {
+		return nil, err
+	}
+	each, together := t.startOf(b.slate, *said.Record, earlier)
 	kept, err := b.overfull()
 	if err != nil {
 		return nil, err
 	}
 	return &ticking{
-		Lent:  max(b.slate.Ticking.ahead(p), b.slate.unpassed(said.Record.OwedBefore, p)),
+		Lent:  max(b.slate.Ticking.ahead(p), b.slate.unpassed(earlier, p, len(said.Devices))),
 		Began: each.Start, BeganBoot: p.Boot, Together: together,
 		Lease: said.LeaseID, Offer: t.offer.Document, Devices: said.Devices, OwedBefore: said.Record.OwedBefore,
 		Checker: metering.CheckerState{BootID: p.Boot, Start: each.Start, Owed: said.Record.OwedBefore, Kept: kept},
@@ -147,32 +151,58 @@ func (t *X402Rental) before(charged uint256.Int) (uint256.Int, error) {
 	return late, err
 }
 
-// startOf is where our clocks start for a lease, of each GPU and of all together:
-// when it was asked for. One that ran before, as for a renter that lost its database,
-// began so much earlier as its record says, and may only have cost for that what was
-// charged already.
-func (t *X402Rental) startOf(s slate, rec metering.SignedRecord) (each, together leaseClock, err error) {
+// earlier is what a new lease's first record that is shown says is owed for all before it: for the leases before, and in
+// records of its own that were never shown. It may only have cost what was charged already.
+func (t *X402Rental) earlier(s slate, rec metering.SignedRecord) (uint256.Int, error) {
 	p := s.Tick
 	added := uint64(max(0, rec.Evidence.Nanos))
 	if added > rec.Nanos {
-		return each, together, caught("%w: %d ns are new of %d", metering.ErrBackwards, added, rec.Nanos)
+		return uint256.Int{}, caught("%w: %d ns are new of %d", metering.ErrBackwards, added, rec.Nanos)
 	}
 	earlier, err := t.price.Charge(rec.Nanos - added)
 	if err != nil {
-		return each, together, err
+		return earlier, err
 	}
 	most, err := t.before(p.Base)
 	if err != nil {
-		return each, together, err
+		return earlier, err
 	}
 	if s.Found { // it may have run on since the claim, and have records that we lost: as far as this tick is signed for
 		most = p.Most
 	}
 	if earlier.Add(&earlier, &rec.OwedBefore); earlier.Gt(&most) {
-		return each, together, caught("%w: %s owed before this tick, %s was charged", ErrDemand, earlier.Dec(), p.Base.Dec())
+		return earlier, caught("%w: %s owed before this tick, %s was charged", ErrDemand, earlier.Dec(), p.Base.Dec())
 	}
+	return earlier, nil
+}
+
+// hasPassed refuses a new lease that says of the time before it, which no record that we saw states, that more was used than
+// passed on our clock since the lease before: the allowance for a reading that came late would be taken at every lease.
+func (b *buying) hasPassed(earlier uint256.Int, rec metering.SignedRecord) error {
+	l := b.slate.Ticking
+	if l == nil || b.slate.Found {
+		return nil
+	}
+	clock := b.x.r.config.Clock
+	now := &pendingTick{Asked: clock.Now(), Boot: clock.BootID(), Prior: b.slate.Tick.Prior} // it may have begun long after it was asked for
+	tolerance := int64(min(tickTolerance, b.x.r.config.Tolerance))
+	over := b.slate.unpassed(earlier, now, len(rec.Evidence.Devices))
+	for _, d := range rec.Evidence.Devices {
+		over = max(over, d.Total-d.Nanos.Allocated-l.each().since(now, l.reserved(now.Prior, metering.Price{}, 1)))
+	}
+	if over > tolerance {
+		return caught("%w: %s owed before this tick is %s more GPU time than passed since lease %s", metering.ErrClock, earlier.Dec(), time.Duration(over), l.Lease)
+	}
+	return nil
+}
+
+// startOf is where our clocks start for a lease, of each GPU and of all together:
+// when it was asked for. One that ran before, as for a renter that lost its database,
+// began so much earlier as its record says.
+func (t *X402Rental) startOf(s slate, rec metering.SignedRecord, earlier uint256.Int) (each, together leaseClock) {
+	p, before := s.Tick, rec.Nanos-uint64(max(0, rec.Evidence.Nanos))
 	idle, ofOne := t.idle(s, rec, earlier)
-	ran, ofAll := int64(0), idle+int64(min(rec.Nanos-added, maxLasts)/uint64(t.gpus))
+	ran, ofAll := int64(0), idle+int64(min(before, maxLasts)/uint64(t.gpus))
 	for _, d := range rec.Evidence.Devices {
 		ran = max(ran, d.Total-d.Nanos.Allocated+ofOne)
 		if s.Found { // it may be the copy of an answer from before
@@ -182,7 +212,7 @@ func (t *X402Rental) startOf(s slate, rec metering.SignedRecord) (each, together
 	each.set(ran, p.Asked, p.Boot)
 	together.set(ofAll, p.Asked, p.Boot)
 	each.Elapsed, together.Elapsed = 0, 0 // no record was checked
-	return each, together, nil
+	return each, together
 }
 
 // idle is for how long all GPUs of a lease can have run, or one of them alone, between

@@ -148,12 +148,13 @@ func (b *buying) passed(base uint256.Int) bool {
 		return true
 	}
 	now := &pendingTick{Asked: clock.Now(), Boot: clock.BootID(), Prior: b.prior}
-	return b.slate.unpassed(base, now) <= int64(min(tickTolerance, b.x.r.config.Tolerance))
+	return b.slate.unpassed(base, now, 0) <= int64(min(tickTolerance, b.x.r.config.Tolerance))
 }
 
 // unpassed is by how many ns what is charged on a channel, since the lease began
-// that is paid by ticks, ran ahead of our clock at a tick; zero for no lease.
-func (s *slate) unpassed(charged uint256.Int, p *pendingTick) int64 {
+// that is paid by ticks, ran ahead of our clock at a tick; zero for no lease. gpus is
+// how many may have run, if those are more than that lease's.
+func (s *slate) unpassed(charged uint256.Int, p *pendingTick, gpus int) int64 {
 	l := s.Ticking
 	if l == nil || s.Found {
 		return 0
@@ -169,7 +170,7 @@ func (s *slate) unpassed(charged uint256.Int, p *pendingTick) int64 {
 		return 0
 	}
 	all := l.together()
-	return max(0, l.Lent+int64(lasts(charged, *from, price, len(l.Devices)))-all.Elapsed-all.since(p, l.reserved(p.Prior, price, len(l.Devices))))
+	return max(0, l.Lent+int64(lasts(charged, *from, price, max(gpus, len(l.Devices))))-all.Elapsed-all.since(p, l.reserved(p.Prior, price, len(l.Devices))))
 }
 
 // allows reports whether a base that is above what is known can be what was charged
@@ -179,7 +180,7 @@ func (s *slate) unpassed(charged uint256.Int, p *pendingTick) int64 {
 // a second voucher for what no record states.
 func (b *buying) allows(base uint256.Int) bool {
 	s := &b.slate
-	if !base.Gt(&s.Plain) || !base.Gt(&s.Ceiling) {
+	if !base.Gt(&s.Plain) || !base.Gt(&s.Ceiling) || b.ranFor(s.Open, base) {
 		return true
 	}
 	if b.found && s.Deposit == nil && s.Lost.IsZero() {
@@ -187,6 +188,48 @@ func (b *buying) allows(base uint256.Int) bool {
 		return true
 	}
 	return false
+}
+
+// plausible reports whether so much can be charged on a channel that is paid by ticks where no record that we saw states it:
+// what was signed for what is no tick; up to what the newest record's tick was signed for, time that passed; and what a tick
+// whose answer never came can have run for since it was asked for. It is asked at every door by which a server's base
+// comes: a tick, another request, a refund. Else whoever meters ticks takes the whole ceiling of each at another one.
+func (b *buying) plausible(base uint256.Int) bool {
+	s := &b.slate
+	switch {
+	case !s.Ticked || !base.Gt(&s.Charged) || !base.Gt(&s.Plain):
+		return true
+	case b.tick != "": // and allowed
+		return b.passed(base) || b.ranFor(s.Open, base)
+	case !base.Gt(&s.Ceiling) && b.passed(base):
+		return true
+	}
+	return b.ranFor(s.Tick, base) || b.ranFor(s.Open, base)
+}
+
+// ranFor reports whether a tick that was not answered can have run up to a base since it was asked for. Where our clocks have
+// parted it may have for all that it was signed for.
+func (b *buying) ranFor(p *pendingTick, base uint256.Int) bool {
+	if p == nil || base.Gt(&p.Most) {
+		return false
+	}
+	from, clock := p.Base, b.x.r.config.Clock
+	if b.slate.Ceiling.Gt(&from) && b.passed(b.slate.Ceiling) { // the lease before ran on until it was begun
+		from = b.slate.Ceiling
+	}
+	now, boot := clock.Now(), clock.BootID()
+	tolerance := int64(min(tickTolerance, b.x.r.config.Tolerance))
+	return parted(p.Boot, p.Asked, boot, now) || int64(lastsAt(base, from, p.Hourly, p.GPUs)) <= now.Boot-p.Asked.Boot+tolerance
+}
+
+// after is a tick that is given up after another one: both, where the provider has counted nothing in between.
+func (p *pendingTick) after(open *pendingTick) *pendingTick {
+	both := *p
+	if open != nil && open.Base == p.Base && open.Boot == p.Boot {
+		both.Asked = open.Asked
+		both.Most, both.GPUs = larger(open.Most, p.Most), max(open.GPUs, p.GPUs)
+	}
+	return &both
 }
 
 // unticked counts what is charged up to now for what is no tick.
@@ -228,7 +271,15 @@ const maxLasts = math.MaxInt64 / 4
 // lasts is how long each of so many GPUs runs from one amount to another.
 func lasts(signed, owed uint256.Int, price metering.Price, gpus int) time.Duration {
 	hourly, err := price.Charge(uint64(time.Hour))
-	if err != nil || hourly.IsZero() || !signed.Gt(&owed) || gpus < 1 {
+	if err != nil {
+		return 0
+	}
+	return lastsAt(signed, owed, hourly, gpus)
+}
+
+// lastsAt is lasts at a price of a GPU-hour.
+func lastsAt(signed, owed, hourly uint256.Int, gpus int) time.Duration {
+	if hourly.IsZero() || !signed.Gt(&owed) || gpus < 1 {
 		return 0
 	}
 	var open uint256.Int

@@ -22,16 +22,20 @@ import (
 
 // mill is a provider of ticks that begins another lease at every tick.
 type mill struct {
-	t      *testing.T
-	s      *stall
-	key    *channel.Key
-	price  metering.Price
-	signed wire.SignedOffer
-	leases uint64
-	fill   bool                                             // records are as large as they may be
-	past   bool                                             // a lease's first record says nothing and is not shown
-	worth  func(lease uint64, covered uint64) time.Duration // billed by a lease, if the voucher before covers so many ms
-	server *httptest.Server
+	t       *testing.T
+	s       *stall
+	key     *channel.Key
+	price   metering.Price
+	signed  wire.SignedOffer
+	leases  uint64
+	fill    bool                                             // records are as large as they may be
+	past    bool                                             // a lease's first record says nothing and is not shown
+	before  time.Duration                                    // that each lease but the first says was used before it
+	hidden  time.Duration                                    // that each lease but the first says was used in a record which is not shown
+	worth   func(lease uint64, covered uint64) time.Duration // billed by a lease, if the voucher before covers so many ms
+	other   bool                                             // what is asked for is no tick
+	settled uint64                                           // claimed
+	server  *httptest.Server
 }
 
 const (
@@ -84,6 +88,9 @@ func (m *mill) serve(s *stall, w http.ResponseWriter, p x402.PaymentPayload) boo
 		ID: common.BigToHash(uint256.NewInt(m.leases).ToBig()), ChannelID: terms.ID(), OfferHash: m.signed.Hash, ChainID: 31337,
 		Escrow: terms.Escrow, Price: m.price, Devices: []string{sim.UUID(0)}, OwedBefore: *uint256.NewInt(s.base),
 	}
+	if m.leases > 1 {
+		lease.OwedBefore.AddUint64(&lease.OwedBefore, uint64(m.before.Milliseconds()))
+	}
 	rec := m.record(lease, m.worth(m.leases, covered))
 	charge := rec.Owed.Uint64() - s.base
 	voucher := p.Payload.Voucher
@@ -125,6 +132,10 @@ func (m *mill) record(lease metering.Lease, worth time.Duration) metering.Signed
 		}
 	}
 	observe()
+	for ran := m.hidden; m.leases > 1 && ran > 0; ran -= 50 * time.Millisecond {
+		clock.Advance(50 * time.Millisecond)
+		observe()
+	}
 	if m.past {
 		if _, err := recorder.Next(context.Background(), meter.Cut(), false); err != nil {
 			m.t.Error(err)
@@ -178,6 +189,12 @@ func TestX402NewLeasesFillNoDisk(t *testing.T) {
 // TestX402NewLeasesBillNoMoreThanPassed: a provider that begins a lease at every tick bills the time that passed on our
 // clock and the tolerance, which it has once on a channel, whatever its vouchers would cover.
 func TestX402NewLeasesBillNoMoreThanPassed(t *testing.T) {
+	late := func(past bool, before, hidden time.Duration) *mill {
+		m := newMill(t, past, func(lease, _ uint64) time.Duration { return time.Duration(2-min(lease, 2)) * 50 * time.Millisecond })
+		m.before, m.hidden = before, hidden
+		return m
+	}
+	before, hidden, halves := late(false, 2900*time.Millisecond, 0), late(true, 0, 2900*time.Millisecond), late(true, 1400*time.Millisecond, 1400*time.Millisecond)
 	for name, m := range map[string]*mill{
 		"the time of the voucher before": newMill(t, true, func(lease, covered uint64) time.Duration {
 			if lease == 1 {
@@ -185,7 +202,10 @@ func TestX402NewLeasesBillNoMoreThanPassed(t *testing.T) {
 			}
 			return time.Duration(min(covered, 30_000)) * time.Millisecond
 		}),
-		"the tolerance at every lease": newMill(t, false, func(uint64, uint64) time.Duration { return 200 * time.Millisecond }),
+		"the tolerance at every lease":         newMill(t, false, func(uint64, uint64) time.Duration { return 200 * time.Millisecond }),
+		"a late reading before every lease":    before,
+		"a late reading in a hidden record":    hidden,
+		"half of a late reading, and the rest": halves,
 	} {
 		t.Run(name, func(t *testing.T) {
 			x := m.s.client(Caps{PricePerGPUHour: "10", PerLease: "5", PerDay: "50", PerPayee: "50"}, X402Options{MaxPrice: Unlimited})

@@ -39,7 +39,7 @@ func (b *buying) load(ctx context.Context) error {
 		return fmt.Errorf("channel %s: %w: its deposit is being got back: finish Leave before paying on", b.id, channel.ErrClosing)
 	}
 	paid, err := b.x.payer.State(ctx, b.id)
-	b.prior = paid.Signed
+	b.prior, b.own = paid.Signed, paid.Signed
 	return err
 }
 
@@ -60,7 +60,7 @@ func (b *buying) begin(ctx context.Context) error {
 	if errors.Is(err, channel.ErrUnknown) {
 		return nil
 	}
-	b.prior = paid.Cost() // a crash came before the slate
+	b.prior, b.own = paid.Cost(), paid.Signed // a crash came before the slate
 	return err
 }
 
@@ -94,6 +94,7 @@ func (b *buying) observe(ctx context.Context) (channel.PayerState, channel.Chain
 		return channel.PayerState{}, s.View, err
 	}
 	paid, err := b.x.payer.Observe(ctx, b.id, b.view)
+	b.own = larger(b.own, paid.Signed)
 	return paid, b.view, err
 }
 
@@ -130,12 +131,14 @@ func (b *buying) held(ctx context.Context) (least, most uint256.Int, err error) 
 	return on[0].View.Deposit, on[0].Latest.Deposit, nil
 }
 
-// free is what the channel holds, as last read, and is not charged.
+// free is what the channel holds, as last read, and is neither charged nor claimed.
 func (b *buying) free() (free uint256.Int) {
-	if b.view.Deposit.Gt(&b.slate.Charged) {
-		free.Sub(&b.view.Deposit, &b.slate.Charged)
-	}
-	return free
+	return less(b.view.Deposit, b.spent())
+}
+
+// spent is what is known to be charged, or was claimed, of what we signed: an endpoint's word for more counts for nothing.
+func (b *buying) spent() uint256.Int {
+	return larger(b.slate.Charged, lesser(b.view.Settled, b.own))
 }
 
 // signed is a payment that is ready to be sent.

@@ -95,16 +95,18 @@ func (b *buying) refund(ctx context.Context, part *wire.Amount) (X402Refund, err
 	if err != nil {
 		return X402Refund{}, err
 	}
+	b.back = true
 	for try := 0; ; try++ {
 		paid, before, err := b.observe(ctx)
 		if err != nil {
 			return X402Refund{}, err
 		}
-		if !before.Deposit.Gt(&b.slate.Charged) {
-			return X402Refund{}, fmt.Errorf("channel %s: nothing to refund: it holds %s, %s is charged", b.id, before.Deposit.Dec(), b.slate.Charged.Dec())
+		b.counts = larger(b.counts, b.spent())
+		if !before.Deposit.Gt(&b.counts) {
+			return X402Refund{}, fmt.Errorf("channel %s: nothing to refund: it holds %s, %s is charged", b.id, before.Deposit.Dec(), b.counts.Dec())
 		}
-		b.prior, b.most = paid.Signed, b.slate.Charged
-		header, err := b.header(ctx, x402.TypeRefund, b.slate.Charged, nil, part)
+		b.prior, b.most = paid.Signed, b.counts
+		header, err := b.header(ctx, x402.TypeRefund, b.counts, nil, part)
 		if err != nil {
 			return X402Refund{}, err
 		}
@@ -139,17 +141,30 @@ func (b *buying) refunded(ctx context.Context, resp *http.Response, before chann
 	if err != nil {
 		return refund, false, fmt.Errorf("channel %s: %w: it said so, the chain does not: leave it: %w", b.id, ErrRefused, err)
 	}
-	b.slate.Charged = larger(b.slate.Charged, view.Settled) // the last of what was charged is claimed with a refund
-	b.slate.Tick = nil                                      // to pay again is a new decision
+	b.counts = larger(b.counts, b.spent()) // the last of what was charged is claimed with a refund
+	b.giveBack()
 	if err := b.save(ctx); err != nil {
 		return refund, false, err
 	}
 	refund = X402Refund{Channel: b.id, Transaction: common.Hash(receipt.Transaction)}
 	refund.Amount.Sub(&before.Deposit, &view.Deposit)
-	if view.Deposit.Gt(&b.slate.Charged) {
-		refund.Left.Sub(&view.Deposit, &b.slate.Charged)
-	}
+	refund.Left = less(view.Deposit, b.counts)
 	return refund, false, nil
+}
+
+// giveBack ends what was paid for when a refund is there: to pay again is a new decision. What the server counted, or claimed,
+// is the next voucher's base as far as it can be.
+func (b *buying) giveBack() {
+	if b.plausible(b.counts) {
+		b.take(larger(b.slate.Charged, b.counts))
+		b.slate.Open = nil
+	} else {
+		b.notTaken(b.counts)
+		if b.slate.Tick != nil {
+			b.slate.Open = b.slate.Tick.after(b.slate.Open)
+		}
+	}
+	b.slate.Tick = nil
 }
 
 // refused is a server's no to a refund, in its words.
@@ -263,7 +278,7 @@ func (b *buying) left(ctx context.Context, before channel.ChainView) (refund X40
 		}
 		refund.Left.Sub(&after.Deposit, &after.Settled)
 		b.slate.Leaving, b.slate.Dispute = false, "" // the money is back: to pay again is a new decision
-		b.slate.Tick, b.slate.Lost = nil, uint256.Int{}
+		b.slate.Tick, b.slate.Open, b.slate.Lost = nil, nil, uint256.Int{}
 		return b.save(ctx)
 	})
 	return refund, err

@@ -44,9 +44,12 @@ type slate struct {
 	Ticked  bool        `json:"ticked,omitempty"`
 	Ceiling uint256.Int `json:"ceiling"`
 	Plain   uint256.Int `json:"plain"`
-	Ticking *ticking    `json:"ticking,omitempty"` // the lease that is paid tick by tick
-	Other   uint256.Int `json:"other"`             // charged since that lease began for what was no tick
-	Spans   []span      `json:"spans,omitempty"`   // billed of each device, in all leases of the channel
+	// Open is a tick that was given up with no answer, for one of another number of GPUs or by a refund: what may be charged
+	// for it is what it can have run for since it was asked for.
+	Open    *pendingTick `json:"open,omitempty"`
+	Ticking *ticking     `json:"ticking,omitempty"` // the lease that is paid tick by tick
+	Other   uint256.Int  `json:"other"`             // charged since that lease began for what was no tick
+	Spans   []span       `json:"spans,omitempty"`   // billed of each device, in all leases of the channel
 
 	version int64 // of the row that was read; zero: there was none
 }

@@ -55,6 +55,9 @@ type pendingTick struct {
 
 	Asked metering.Instant `json:"asked"` // on our clocks: its lease began no earlier
 	Boot  string           `json:"boot"`
+
+	GPUs   int         `json:"gpus,omitempty"`
+	Hourly uint256.Int `json:"hourly"` // the price of a GPU-hour; zero in older databases
 }
 
 // ticking is a lease that is paid by ticks, as a checker must remember it.
@@ -206,7 +209,7 @@ func (t *X402Rental) ask(ctx context.Context) (*buying, error) {
 	if b.terms.Payee != common.Address(t.offer.Payee) {
 		return nil, fmt.Errorf("provider %s: %w: x402 pays %s, the offer is of %s", t.peer.base, ErrOffer, b.terms.Payee, t.offer.Payee)
 	}
-	b.tick = t.url()
+	b.tick, b.gpus, b.hourly = t.url(), t.gpus, hourlyAmount(t.price)
 	return b, nil
 }
 
@@ -217,9 +220,9 @@ func (b *buying) tell() {
 	switch {
 	case s.Ticked:
 	case s.Ticking == nil && s.Tick == nil:
-		s.Plain = larger(s.Plain, b.prior)
+		s.Plain = larger(s.Plain, b.own)
 	default:
-		s.Ceiling = larger(s.Ceiling, b.prior)
+		s.Ceiling = larger(s.Ceiling, b.own)
 	}
 	s.Ticked = true
 }
@@ -237,6 +240,7 @@ func (b *buying) pend(ctx context.Context, p signed) error {
 	clock := b.x.r.config.Clock
 	b.slate.Tick = &pendingTick{
 		URL: b.tick, Header: p.header, Key: b.key, Base: b.slate.Charged, Most: p.most, Prior: b.prior, Asked: clock.Now(), Boot: clock.BootID(),
+		GPUs: b.gpus, Hourly: b.hourly,
 	}
 	return b.save(ctx)
 }
@@ -253,8 +257,8 @@ func (t *X402Rental) pending(ctx context.Context, b *buying) (*http.Response, er
 		return nil, nil
 	case p.URL != b.tick && lost:
 		return nil, fmt.Errorf("%s is asked for: %w", p.URL, b.lostTick())
-	case p.URL != b.tick: // for another number of GPUs: what it may have cost is known
-		b.slate.Plain = larger(b.slate.Plain, p.Most)
+	case p.URL != b.tick: // for another number of GPUs: what it can have cost grows with time
+		b.slate.Open = p.after(b.slate.Open)
 		return nil, nil
 	}
 	known, prior := b.slate.Charged, b.prior
@@ -318,7 +322,7 @@ func (t *X402Rental) answered(ctx context.Context, b *buying, resp *http.Respons
 	}
 	b.slate.Ceiling = b.slate.Tick.Most
 	if !b.resent { // else something else may have been paid since
-		b.slate.Plain = uint256.Int{}
+		b.slate.Plain, b.slate.Open = uint256.Int{}, nil
 	}
 	b.slate.Tick, b.slate.Found, b.slate.Lost = nil, false, uint256.Int{}
 	if err := b.x.slates().accept(ctx, &b.slate, rec); err != nil {
