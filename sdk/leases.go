@@ -173,13 +173,16 @@ func (p *Provider) leaseEnded(l *lease) {
 	p.soon(closeGrace, l.terms) // after a restart the policy's MaxAge settles it
 }
 
-// soon has a channel settled after a while, unless the provider stops. Nothing of
-// the lease is kept for it, and nothing at all afterwards.
+// soon has a channel settled after a while, unless the provider stops or the next lease
+// runs on it by then: that one pays on, and has it settled when it ends. Nothing of the
+// lease is kept for it, and nothing at all afterwards.
 func (p *Provider) soon(wait time.Duration, terms channel.Terms) {
 	waiting, done := context.WithCancel(p.life)
 	timer := time.AfterFunc(wait, func() {
 		done()
-		p.crew.urgent(terms)
+		if p.running(terms.ID()) == nil {
+			p.crew.urgent(terms)
+		}
 	})
 	context.AfterFunc(waiting, func() { timer.Stop() })
 }

@@ -275,9 +275,14 @@ func (r *replicas) serve(ctx context.Context, c *crew, s leaseStore) error {
 	for _, id := range ids {
 		ended[id] = true
 	}
+	served, err := s.served(ctx)
+	if err != nil {
+		return err
+	}
 	unsettled, err := r.p.db.Payee().Unsettled(ctx)
 	for _, state := range unsettled {
-		if ended[state.ID] && state.Terms.Scheme == channel.Session {
+		// One on which the next lease runs is paid on, and would be fetched again and again.
+		if ended[state.ID] && !slices.Contains(served, state.ID) && state.Terms.Scheme == channel.Session {
 			c.urgent(state.Terms)
 		}
 	}
