@@ -319,11 +319,11 @@ func (h *lessor) meter(devices []string, but common.Hash) (string, *lease) {
 	return "", nil
 }
 
-// unmetered is ErrNoCapacity where a lease that runs here has one of the devices, whatever the allocator knows.
-func (h *lessor) unmetered(devices []string) error {
+// unmetered is ErrNoCapacity where a lease that runs here and is not the route's has one of the devices, whatever the allocator knows.
+func (h *lessor) unmetered(devices []string, route routeLeases) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if device, other := h.meter(devices, common.Hash{}); other != nil {
+	if device, other := h.meter(devices, common.Hash{}); other != nil && !route(other.id) {
 		return fmt.Errorf("%w: device %s: %w %s", ErrNoCapacity, device, errMetered, other.id)
 	}
 	return nil

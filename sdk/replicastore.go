@@ -297,8 +297,8 @@ func (d deviceTable) reserve(ctx context.Context, lease common.Hash, choose func
 }
 
 // keep is for a lease that has no row yet.
-func (d deviceTable) keep(ctx context.Context, lease common.Hash, devices []string, ttl time.Duration) error {
-	_, err := d.choose(ctx, lease, theseDevices(lease, devices), func(tx *sqlx.Tx, device string) error {
+func (d deviceTable) keep(ctx context.Context, lease common.Hash, devices []string, route routeLeases, ttl time.Duration) error {
+	_, err := d.choose(ctx, lease, theseDevices(devices, route), func(tx *sqlx.Tx, device string) error {
 		_, err := tx.ExecContext(ctx, tx.Rebind(`INSERT INTO reservations (id, pool, channel, gpus, expires) VALUES (?, ?, ?, 1, `+serverNow+` + ?)`),
 			newGatewayID(), keptDevice+device, lease.Hex(), ttl.Milliseconds())
 		return err

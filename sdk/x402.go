@@ -97,6 +97,7 @@ type x402Desk struct {
 	named    *namedDevices
 	held     heldClaims
 	looked   firstLooks
+	arrivals arrivals
 
 	name, version string // of the token's EIP-712 domain
 }

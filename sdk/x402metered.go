@@ -195,19 +195,31 @@ func (d *x402Desk) told(tab x402Tab, note x402Note, h http.Header) error {
 	return a.receipt.Set(h)
 }
 
-// enter waits for a metered request's turn at its route: one runs at a time, as each is billed for the route's devices.
+// enter waits for a metered request's turn at its route: one runs at a time, as each is billed for the route's devices. What is kept
+// for it is kept on.
 func (d *x402Desk) enter(r *x402Request) error {
 	if r.metered == nil {
 		return nil
 	}
-	select {
-	case r.metered.running <- struct{}{}:
-		r.turn = true
-		return nil
-	case <-r.Context().Done():
-		return r.Context().Err()
-	case <-d.life.Done():
-		return wire.Unavailable.With("this provider stops")
+	again := time.NewTicker(d.keepFor() / 3)
+	defer again.Stop()
+	for {
+		select {
+		case r.metered.running <- struct{}{}:
+			r.turn = true
+			return nil
+		case <-r.Context().Done():
+			return r.Context().Err()
+		case <-d.life.Done():
+			return wire.Unavailable.With("this provider stops")
+		case <-again.C:
+			if r.lease == (common.Hash{}) {
+				continue
+			}
+			if err := d.keepOn(r.Context(), r.metered, r.lease); err != nil {
+				d.config.Log.Warn("a route's devices are not kept on for a request that waits", "channel", r.id, "error", err)
+			}
+		}
 	}
 }
 
@@ -226,14 +238,16 @@ func (d *x402Desk) letNamed(ctx context.Context, r *x402Request, tab x402Tab, no
 		id = randomHash()
 	}
 	note.Lease = id.Hex()
-	d.named.put(id, devices)
+	d.named.put(id, r.metered)
 	err := d.admit(ctx, *note, nil)
 	var l *lease
 	if err == nil {
 		l, err = d.let(ctx, tab, len(devices), note.Lease)
 	}
-	if err != nil {
+	if err != nil && id != r.lease { // what was kept is let go of with the request
 		d.named.drop(id)
+	}
+	if err != nil {
 		return nil, err
 	}
 	r.lease = common.Hash{} // its end frees them

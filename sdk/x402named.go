@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/ethereum/go-ethereum/common"
 
@@ -15,18 +16,20 @@ import (
 // that no command of an allocator is run for them; but they are in its book, where it has one.
 type namedDevices struct {
 	mu      sync.Mutex
-	byLease map[common.Hash][]string
+	byLease map[common.Hash]*meteredRoute
 	routed  []string   // those of any route
 	own     memoryBook // where the allocator has no book, and no database is shared
+
+	turn sync.Mutex // held while the book is looked at and written for requests, so that what a route has does not change in between
 }
 
-func (n *namedDevices) put(lease common.Hash, devices []string) {
+func (n *namedDevices) put(lease common.Hash, m *meteredRoute) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.byLease == nil {
-		n.byLease = make(map[common.Hash][]string)
+		n.byLease = make(map[common.Hash]*meteredRoute)
 	}
-	n.byLease[lease] = slices.Clone(devices)
+	n.byLease[lease] = m
 }
 
 func (n *namedDevices) drop(lease common.Hash) {
@@ -35,7 +38,8 @@ func (n *namedDevices) drop(lease common.Hash) {
 	delete(n.byLease, lease)
 }
 
-func (n *namedDevices) of(lease common.Hash) []string {
+// of is the route whose request a lease is; nil if it is none's.
+func (n *namedDevices) of(lease common.Hash) *meteredRoute {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.byLease[lease]
@@ -48,6 +52,9 @@ func (n *namedDevices) route(devices ...string) []string {
 	n.routed = append(n.routed, without(devices, n.routed)...)
 	return slices.Clone(n.routed)
 }
+
+// leases are those of a route: what runs for its requests, and what is kept for those whose deposits are on their way.
+func (m *meteredRoute) leases(lease common.Hash) bool { return m.d.named.of(lease) == m }
 
 // rentedOut is an allocator that says in which book its devices are: HostAllocator, also where it is embedded.
 type rentedOut interface {
@@ -67,19 +74,25 @@ func (p *Provider) deviceBook() deviceBook {
 	return &p.named.own
 }
 
-// vacant is ErrNoCapacity where a device is in a lease, or would be missing to those whose deposits are on their way.
-func (d *x402Desk) vacant(ctx context.Context, id common.Hash, devices []string) error {
+// vacant is ErrNoCapacity where a device is in a lease that is not the route's, or would be missing to those whose deposits are
+// on their way.
+func (d *x402Desk) vacant(ctx context.Context, id common.Hash, m *meteredRoute) error {
 	held, err := d.deviceBook().held(ctx)
 	if err == nil {
-		_, err = theseDevices(common.Hash{}, devices)(held)
+		_, err = theseDevices(m.Devices, m.leases)(held)
 	}
 	if err == nil {
-		err = d.unmetered(devices)
+		err = d.unmetered(m.Devices, m.leases)
 	}
-	if n := d.rented(devices); err == nil && n > 0 {
+	if n := d.rented(missing(m.Devices, held)); err == nil && n > 0 {
 		err = d.room(ctx, id, n, 0)
 	}
 	return err
+}
+
+// missing are the devices that nobody holds.
+func missing(devices []string, held map[string]common.Hash) []string {
+	return slices.DeleteFunc(slices.Clone(devices), func(uuid string) bool { _, taken := held[uuid]; return taken })
 }
 
 // rented is how many of a route's devices the allocator hands out as well.
@@ -91,28 +104,47 @@ func (d *x402Desk) rented(devices []string) int {
 	return len(devices) - len(without(devices, a.devices()))
 }
 
-// keepDevices keeps a metered request's devices while its deposit is on its way. That nobody else's deposit is counted on them
-// meanwhile is asked first, and as many are kept until they are in the book.
+// keepDevices keeps a metered request's devices while its deposit is on its way, and until its turn at the route comes: from all but
+// the route's other requests, which run meanwhile. That nobody else's deposit is counted on them is asked first, and as many are
+// kept until they are in the book.
 func (d *x402Desk) keepDevices(ctx context.Context, r *x402Request) error {
 	if r.lease != (common.Hash{}) {
 		return nil
 	}
-	devices, lease := r.metered.Devices, randomHash()
-	if err := d.unmetered(devices); err != nil {
+	d.named.turn.Lock()
+	defer d.named.turn.Unlock()
+	m, lease := r.metered, randomHash()
+	if err := d.unmetered(m.Devices, m.leases); err != nil {
 		return err
 	}
-	if n := d.rented(devices); n > 0 {
+	held, err := d.deviceBook().held(ctx)
+	if err != nil {
+		return err
+	}
+	if n := d.rented(missing(m.Devices, held)); n > 0 {
 		seat, err := d.reserve(ctx, r.id, n, 0)
 		if err != nil {
 			return err
 		}
 		defer seat.release()
 	}
-	if err := d.deviceBook().keep(ctx, lease, devices, d.config.OpenTimeout+d.config.CallTimeout+serve.BodyTimeout); err != nil {
+	d.named.put(lease, m)
+	if err := d.keepOn(ctx, m, lease); err != nil {
+		d.named.drop(lease)
 		return err
 	}
 	r.lease = lease
 	return nil
+}
+
+// keepFor is how long devices are kept in a database for a request whose process may have died.
+func (d *x402Desk) keepFor() time.Duration {
+	return d.config.OpenTimeout + d.config.CallTimeout + serve.BodyTimeout
+}
+
+// keepOn keeps a route's devices for a lease, once more where they were.
+func (d *x402Desk) keepOn(ctx context.Context, m *meteredRoute, lease common.Hash) error {
+	return d.deviceBook().keep(ctx, lease, m.Devices, m.leases, d.keepFor())
 }
 
 // letGo frees what was kept for a request whose lease did not begin.
@@ -120,6 +152,9 @@ func (d *x402Desk) letGo(ctx context.Context, r *x402Request) {
 	if r.lease == (common.Hash{}) {
 		return
 	}
+	d.named.turn.Lock()
+	defer d.named.turn.Unlock()
+	defer d.named.drop(r.lease)
 	if err := d.deviceBook().free(ctx, r.lease); err != nil {
 		d.config.Log.Warn("devices were not given back: that ends by itself", "channel", r.id, "error", err)
 	}
@@ -140,9 +175,11 @@ type namedAllocator struct {
 var _ Adopter = namedAllocator{}
 
 func (n namedAllocator) Allocate(ctx context.Context, req AllocationRequest) (Allocation, error) {
-	if devices := n.named.of(req.LeaseID); devices != nil {
-		_, err := n.book().reserve(ctx, req.LeaseID, theseDevices(req.LeaseID, devices))
-		return Allocation{LeaseID: req.LeaseID, Devices: devices, Access: json.RawMessage(namedAccess)}, err
+	if m := n.named.of(req.LeaseID); m != nil {
+		n.named.turn.Lock()
+		defer n.named.turn.Unlock()
+		_, err := n.book().reserve(ctx, req.LeaseID, theseDevices(m.Devices, m.leases))
+		return Allocation{LeaseID: req.LeaseID, Devices: slices.Clone(m.Devices), Access: json.RawMessage(namedAccess)}, err
 	}
 	req.Routed = n.named.route()
 	return n.Allocator.Allocate(ctx, req)
@@ -164,6 +201,8 @@ func (n namedAllocator) Resume(ctx context.Context, a Allocation) error {
 
 func (n namedAllocator) Release(ctx context.Context, a Allocation) error {
 	if forOneRequest(a) {
+		n.named.turn.Lock()
+		defer n.named.turn.Unlock()
 		return n.book().free(ctx, a.LeaseID)
 	}
 	return n.Allocator.Release(ctx, a)

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/holiman/uint256"
@@ -239,10 +240,15 @@ func (d *x402Desk) buy(ctx context.Context, w http.ResponseWriter, r *x402Reques
 	if !tab.known && !deposits {
 		return nil, fmt.Errorf("%w: the chain knows no channel %s", x402.CodeChannelNotFound, r.id)
 	}
-	if err := d.enter(r); err != nil {
+	var others uint64 // of the payer's channels whose use is not in the books yet
+	if deposits {
+		var end func()
+		others, end = d.arrivals.begin(r.terms.Payer)
+		defer end()
+	} else if err := d.enter(r); err != nil {
 		return nil, err
 	}
-	if err := errors.Join(d.capable(ctx, r), d.claimable(ctx, r.terms)); err != nil {
+	if err := errors.Join(d.capable(ctx, r), d.claimable(ctx, r.terms, others)); err != nil {
 		return nil, err
 	}
 	note := x402Note{Channel: r.id.Hex(), MaxClaimable: r.voucher.Cumulative.Dec(), Kind: r.route.kind, Base: tab.charged.Dec(), Moved: "0"}
@@ -253,6 +259,11 @@ func (d *x402Desk) buy(ctx context.Context, w http.ResponseWriter, r *x402Reques
 	}
 	if err := d.load(w, r); err != nil {
 		return nil, err
+	}
+	if deposits { // the chain and its client take their time, and it is not the route's
+		if err := d.enter(r); err != nil {
+			return nil, err
+		}
 	}
 	note.Hash = r.hash
 	receipt, err := d.book.Accept(ctx, r.voucher)
@@ -273,12 +284,40 @@ func (d *x402Desk) buy(ctx context.Context, w http.ResponseWriter, r *x402Reques
 // claimable refuses a payer whose other channels hold the credit's worth of what
 // was used there and no claim is worth: it could leave with all of that, and would with as
 // much again of each further channel.
-func (d *x402Desk) claimable(ctx context.Context, t channel.Terms) error {
+//
+// Each of its channels whose deposit is on its way may come to a row.
+func (d *x402Desk) claimable(ctx context.Context, t channel.Terms, arriving uint64) error {
 	owing, err := d.owingAt(ctx, d.contract, t.Payer)
-	if others := debtsBut(owing, t.ID(), d.leastRow(d.contract)); err != nil || others.Lt(&d.credit) {
+	row := d.leastRow(d.contract)
+	others := debtsBut(owing, t.ID(), row)
+	if row.Mul(&row, uint256.NewInt(arriving)); err != nil || others.Add(&others, &row).Lt(&d.credit) {
 		return err
 	}
 	return fmt.Errorf("%w (%s)", errScattered, d.debtors(owing, d.leastRow(d.contract)))
+}
+
+// arrivals counts each payer's requests that bring a deposit, until they are served.
+type arrivals struct {
+	mu      sync.Mutex
+	byPayer map[common.Address]uint64
+}
+
+// begin counts a request, until end, and returns how many of its payer there are beside it.
+func (a *arrivals) begin(payer common.Address) (others uint64, end func()) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.byPayer == nil {
+		a.byPayer = make(map[common.Address]uint64)
+	}
+	others = a.byPayer[payer]
+	a.byPayer[payer]++
+	return others, func() {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		if a.byPayer[payer]--; a.byPayer[payer] == 0 {
+			delete(a.byPayer, payer)
+		}
+	}
 }
 
 // find returns the channel that a payment is from, as we know it or, of one that
@@ -409,7 +448,7 @@ func (d *x402Desk) capable(ctx context.Context, r *x402Request) error {
 	case r.route.kind == kindMetered && gpus > 0:
 		return errConflict.With("a lease runs on channel %s: take a refund, which ends it, or wait until it ends", r.id)
 	case r.route.kind == kindMetered:
-		return d.vacant(ctx, r.id, r.metered.Devices)
+		return d.vacant(ctx, r.id, r.metered)
 	case current && gpus != r.route.gpus:
 		return misfit(r, gpus)
 	case current:
