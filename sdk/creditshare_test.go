@@ -15,6 +15,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/sdk/internal/database"
+	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // southern is a second node, of the same metering key.
@@ -142,6 +143,37 @@ func TestCreditThatANodeHolds(t *testing.T) {
 		second.attach(resp)
 		return true
 	})
+}
+
+// TestLeaseThatDidNotBeginHasNoShare: a lease whose node's answers were lost as it was to begin leaves its share of the credit to
+// the next one, which begins at another node at once.
+func TestLeaseThatDidNotBeginHasNoShare(t *testing.T) {
+	north := newOutpost(t)
+	south := north.southern()
+	r := newRig(t, quiet, north.link, func(c *ProviderConfig) {
+		c.Nodes = append(c.Nodes, NodeLink{Name: "south", URL: south.server.URL})
+	})
+	north.set(false, func(path string, answer []byte) []byte {
+		if path != "/status" {
+			panic(http.ErrAbortHandler)
+		}
+		return answer
+	})
+	terms := r.terms(r.payer.Address(), 1)
+	if resp := r.do("GET", "", r.openCredential(r.payer, terms, 100_000, 0)); resp.StatusCode != http.StatusServiceUnavailable {
+		t.Fatalf("its node's answer is lost: %s", resp.Status)
+	}
+	var shares int
+	if err := r.provider.db.View().Get(&shares, `SELECT COUNT(*) FROM credit_shares`); err != nil || shares != 0 {
+		t.Errorf("%d shares of no lease (%v)", shares, err)
+	}
+	next := &tab{rig: r, key: r.payer, terms: terms}
+	if resp := next.comeBack(0); resp.StatusCode != http.StatusOK {
+		t.Fatalf("the next lease: %s %v", resp.Status, wire.ParseProblem(resp))
+	}
+	if l := r.provider.running(terms.ID()); l == nil || l.allocation.Node != "south" {
+		t.Errorf("it runs at %+v", l)
+	}
 }
 
 // TestShareOfALeaseThatAnotherClockEnded: a lease that ended keeps its part of the credit until its node was heard, and not a

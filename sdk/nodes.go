@@ -264,7 +264,8 @@ func (n *nodes) roomy(gpus int) []*nodeClient {
 }
 
 // Allocate has a node begin the lease: from its answer on it meters. Where the
-// answer is lost the lease ends here, and so it does there (reconcile).
+// answer is lost the lease ends here, and so it does there (reconcile). Its share is free at once:
+// nobody was told how to reach what the node may have begun, and it is charged to nobody.
 func (n *nodes) Allocate(ctx context.Context, req AllocationRequest) (Allocation, error) {
 	q := nodeStart{LeaseID: req.LeaseID, Terms: req.channel.Terms, Offer: req.offer.Document, GPUs: req.GPUs, OwedBefore: wire.NewAmount(req.channel.Spent),
 		nodeMoney: moneyOf(req.channel.Accepted, req.channel.Deposit)}
@@ -293,7 +294,7 @@ func (n *nodes) Allocate(ctx context.Context, req AllocationRequest) (Allocation
 			if ended := c.end(ctx, nodeTimeout, req.LeaseID, nodeEnd{Reason: "another node begins it", Closed: true}); ended == nil {
 				continue // it has it no more, if it ever had
 			}
-			return Allocation{}, errors.Join(wire.Unavailable.With("the GPUs' host could not be reached: try again"), err)
+			return Allocation{}, errors.Join(wire.Unavailable.With("the GPUs' host could not be reached: try again"), err, n.p.deps.shares.end(ctx, req.LeaseID))
 		}
 		n.wakeUp(c.name)
 		n.took(c.name, req.GPUs)
