@@ -1,9 +1,15 @@
 package sdk
 
 import (
+	"path/filepath"
 	"testing"
 	"time"
 
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/jmoiron/sqlx"
+
+	"github.com/gpupay/gpupay/internal/pgtest"
+	"github.com/gpupay/gpupay/sdk/internal/database"
 	"github.com/gpupay/gpupay/sdk/settle"
 )
 
@@ -54,6 +60,73 @@ func TestChannelOfTheNextLeaseIsNotUrgent(t *testing.T) {
 				}
 			case <-time.After(time.Minute):
 				t.Fatal("it is not settled after the next lease's end")
+			}
+		})
+	}
+}
+
+// endedLease has a lease of a channel in the table that ended some time ago; one that ended at 0 s is still being ended.
+func endedLease(t *testing.T, s leaseStore, at common.Hash, ago time.Duration) {
+	t.Helper()
+	row := leaseRow{ID: randomHash().Hex(), Channel: at.Hex(), Allocation: "{}", OwedBefore: "0", State: "ended", StartedAt: 1}
+	if ago == 0 {
+		row.State = "ending"
+	}
+	if err := s.insert(t.Context(), row); err != nil {
+		t.Fatal(err)
+	}
+	err := s.db.Update(t.Context(), func(tx *sqlx.Tx) error {
+		_, err := tx.Exec(tx.Rebind(`UPDATE leases SET ended_at = ? WHERE id = ?`), time.Now().Add(-ago).Unix(), row.ID)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestIdleChannels: a channel is idle since its last lease ended, and not while another one runs.
+func TestIdleChannels(t *testing.T) {
+	for _, name := range []string{"file", onPostgres} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "provider.db")
+			if name == onPostgres {
+				path = pgtest.URL(t)
+			}
+			db, err := database.Open(t.Context(), path, "provider", providerMigrations, "migrations/provider")
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { db.Close() })
+			s, now := leaseStore{db: db}, time.Now()
+			want := make(map[common.Hash]bool)
+			for i, c := range []struct {
+				ended []time.Duration
+				idle  bool
+			}{
+				{[]time.Duration{30 * time.Minute}, true},
+				{[]time.Duration{50 * time.Minute, 30 * time.Minute}, true},
+				{[]time.Duration{3 * time.Hour, 30 * time.Minute}, true},
+				{[]time.Duration{3 * time.Hour}, false},
+				{[]time.Duration{time.Minute}, false},
+				{[]time.Duration{30 * time.Minute, time.Minute}, false},
+				{[]time.Duration{30 * time.Minute, 0}, false},
+			} {
+				at := common.Hash{byte(i + 1)}
+				for _, ago := range c.ended {
+					endedLease(t, s, at, ago)
+				}
+				if c.idle {
+					want[at] = true
+				}
+			}
+			got, err := s.idleSince(t.Context(), now.Add(-time.Hour).Unix(), now.Add(-15*time.Minute).Unix())
+			if err != nil || len(got) != len(want) {
+				t.Errorf("%d are idle: %v (%v), want %d", len(got), got, err, len(want))
+			}
+			for _, id := range got {
+				if !want[id] {
+					t.Errorf("%s is idle", id)
+				}
 			}
 		})
 	}

@@ -264,10 +264,11 @@ func (r *replicas) lead(ctx context.Context, db *store.DB) error {
 	})
 }
 
-// serve has settled what ended at any gateway and what one of them asks for.
+// serve has settled what ended at any gateway and what one of them asks for. A channel on which another lease
+// runs waits for that one's end, or for the policy: it would be settled as often as a voucher comes.
 func (r *replicas) serve(ctx context.Context, c *crew, s leaseStore) error {
 	now := time.Now()
-	ids, err := s.endedBetween(ctx, now.Add(-closeGrace-time.Hour).Unix(), now.Add(-closeGrace).Unix())
+	ids, err := s.idleSince(ctx, now.Add(-closeGrace-time.Hour).Unix(), now.Add(-closeGrace).Unix())
 	if err != nil {
 		return err
 	}
@@ -275,14 +276,9 @@ func (r *replicas) serve(ctx context.Context, c *crew, s leaseStore) error {
 	for _, id := range ids {
 		ended[id] = true
 	}
-	served, err := s.served(ctx)
-	if err != nil {
-		return err
-	}
 	unsettled, err := r.p.db.Payee().Unsettled(ctx)
 	for _, state := range unsettled {
-		// One on which the next lease runs is paid on, and would be fetched again and again.
-		if ended[state.ID] && !slices.Contains(served, state.ID) && state.Terms.Scheme == channel.Session {
+		if ended[state.ID] && state.Terms.Scheme == channel.Session {
 			c.urgent(state.Terms)
 		}
 	}

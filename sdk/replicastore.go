@@ -166,12 +166,13 @@ func (s leaseStore) setHeld(ctx context.Context, id string, held int) error {
 	})
 }
 
-// endedBetween returns the channels of the leases that ended in a time, unix
-// seconds.
-func (s leaseStore) endedBetween(ctx context.Context, from, to int64) ([]common.Hash, error) {
+// idleSince returns the channels on which no lease runs and whose last one ended in a time, unix seconds.
+func (s leaseStore) idleSince(ctx context.Context, from, to int64) ([]common.Hash, error) {
 	var rows []string
 	db := s.db.View()
-	err := db.SelectContext(ctx, &rows, db.Rebind(`SELECT channel FROM leases WHERE state = 'ended' AND ended_at > ? AND ended_at <= ?`), from, to)
+	err := db.SelectContext(ctx, &rows, db.Rebind(`SELECT channel FROM leases l WHERE state = 'ended' AND ended_at > ?
+		AND NOT EXISTS (SELECT 1 FROM leases r WHERE r.channel = l.channel AND r.state <> 'ended')
+		GROUP BY channel HAVING MAX(ended_at) <= ?`), from, to)
 	ids := make([]common.Hash, len(rows))
 	for i, row := range rows {
 		ids[i] = common.HexToHash(row)
