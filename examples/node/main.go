@@ -22,6 +22,7 @@ import (
 func main() { cli.Main(run) }
 
 type options struct {
+	flags              *cli.Flags
 	listen, admin, gpu string
 	identity           string // folder of the certificate
 	meterKey           string // file of the key that signs records
@@ -61,7 +62,7 @@ func start(ctx context.Context, o *options) error {
 	}
 	node, err := sdk.NewNode(ctx, o.config)
 	if err != nil {
-		return err
+		return o.flags.Named(err, cli.Fields{"Database": "db", "HighWater": "high-water", "SuspendTimeout": "suspend-timeout"})
 	}
 	return serve(ctx, node, o)
 }
@@ -70,6 +71,7 @@ func parse(args []string) (*options, error) {
 	o := &options{}
 	c := &o.config
 	flags := cli.NewFlags("node", "meters this host's GPUs for gateways that are somewhere else.\n\nThe key that signs its usage records is made at the first start, and stays here. One that is given by $GPUPAY_KEY or\n--keystore signs leases from before alone. ", "info")
+	o.flags = flags
 	flags.Text(&o.listen, "listen", "GPUPAY_LISTEN", "127.0.0.1:8404", "`address` to serve gateways on")
 	flags.Text(&o.identity, "identity", "GPUPAY_NODE_IDENTITY", "node-identity", "`folder` of this node's certificate, that --issue made")
 	flags.Text(&o.meterKey, "meter-key", "GPUPAY_METER_KEY", "", "`path` of this node's own key, which signs its usage records and is made where it is missing; meter-key.pem in --identity if empty")

@@ -26,7 +26,19 @@ func main() { cli.Main(run) }
 // channels that are not closed.
 const pastKey = "GPUPAY_PAST_KEY"
 
+// fields are the flags behind what is configured.
+var fields = cli.Fields{
+	"RPC": "rpc", "Escrow": "escrow", "Token": "token", "Database": "db", "HighWater": "high-water", "PublicURL": "public-url",
+	"Retention": "retention", "Archive": "archive", "Takeover": "takeover", "PricePerGPUHour": "price", "MinDeposit": "min-deposit",
+	"Credit": "credit", "DebtKept": "debt-kept", "RecordEvery": "record-every", "SuspendTimeout": "suspend-timeout",
+	"X402": "x402", "X402.Window": "x402-window", "ChainID": "chain-id", "Confirmations": "confirmations", "Poll": "poll",
+	"MinGrace": "min-grace", "MaxFee": "max-fee", "Settlement.Interval": "settle-every", "Settlement.MaxAge": "settle-age",
+	"Watchtowers": "watchtowers", "WatchtowerEvery": "watchtower-every", "Nodes": "nodes", "NodeIdentity": "node-identity",
+	"MinTransfer": "min-transfer", "ReservedSettlements": "reserved-settlements", "TrustedProxies": "trusted-proxies",
+}
+
 type options struct {
+	flags              *cli.Flags
 	listen, admin, gpu string
 	drain              bool
 	forgive            cli.Address
@@ -52,7 +64,7 @@ func run(ctx context.Context) error {
 	}
 	provider, err := sdk.NewProvider(ctx, o.config)
 	if err != nil {
-		return err
+		return o.flags.Named(err, fields)
 	}
 	if err := forgive(ctx, provider, o.forgive.Address); err != nil {
 		return errors.Join(err, provider.Close())
@@ -85,6 +97,7 @@ type given struct {
 func parse(args []string) (*options, error) {
 	o, g := &options{}, &given{}
 	flags := cli.NewFlags("provider", "rents out this host's GPUs and is paid for metered time.\n\n", "info")
+	o.flags = flags
 	registerServing(flags, o)
 	registerRecords(flags, &o.config)
 	registerOffer(flags, o, g)

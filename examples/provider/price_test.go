@@ -3,6 +3,9 @@ package main
 import (
 	"strings"
 	"testing"
+
+	"github.com/gpupay/gpupay/metering/sim"
+	"github.com/gpupay/gpupay/sdk"
 )
 
 // TestPriceIsMeant: no GPUs are given away, and none are offered at a price in base
@@ -28,6 +31,39 @@ func TestPriceIsMeant(t *testing.T) {
 		}
 		if _, err := parse(args); c.says != "" && (err == nil || !strings.Contains(err.Error(), c.says)) {
 			t.Errorf("%v: %v", args, err)
+		}
+	}
+}
+
+// TestMistakesNameFlags: what is wrong is called what the operator typed, or can type.
+func TestMistakesNameFlags(t *testing.T) {
+	t.Setenv("GPUPAY_KEY", strings.Repeat("1", 64))
+	t.Setenv("GPUPAY_ESCROW", "")
+	t.Setenv("GPUPAY_TOKEN", "")
+	escrow, token := " --escrow 0x"+strings.Repeat("1", 40), " --token 0x"+strings.Repeat("2", 40)
+	for _, row := range []struct{ args, says string }{
+		{"", "--escrow ($GPUPAY_ESCROW) is empty"}, {"", "devchain.env"}, {escrow, "--token ($GPUPAY_TOKEN) is empty"},
+		{escrow + token + " --db=", "--db ($GPUPAY_DB) is empty"}, {escrow + token + " --retention 1h", "--retention (1h0m0s)"},
+		{escrow + token + " --retention 24h", "--archive ($GPUPAY_ARCHIVE)"}, {escrow + token + " --credit 100ms", "--credit (100ms)"},
+		{"--credit 60", "60s"},
+	} {
+		o, err := parse(strings.Fields(row.args))
+		if err == nil {
+			o.config.Source = sim.New(1, sim.Options{})
+			_, err = sdk.NewProvider(t.Context(), o.config)
+			err = o.flags.Named(err, fields)
+		}
+		if err == nil || !strings.Contains(err.Error(), row.says) {
+			t.Errorf("%q: %v", row.args, err)
+		}
+	}
+	o, err := parse(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for field, name := range fields {
+		if o.flags.Lookup(name) == nil {
+			t.Errorf("%s: no flag is --%s", field, name)
 		}
 	}
 }

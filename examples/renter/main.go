@@ -25,7 +25,15 @@ import (
 
 func main() { cli.Main(run) }
 
+// fields are the flags behind what is configured.
+var fields = cli.Fields{
+	"RPC": "rpc", "Token": "token", "Escrow": "escrow", "Database": "db", "Poll": "poll", "ChainID": "chain", "MaxFee": "max-fee",
+	"GPUs": "gpus", "Deposit": "deposit", "TopUp": "top-up", "PayEvery": "pay-every",
+	"Caps.PricePerGPUHour": "max-price", "Caps.PerLease": "budget", "Caps.PerDay": "max-per-day", "Caps.PerPayee": "max-per-provider",
+}
+
 type options struct {
+	flags    *cli.Flags
 	provider string
 	minutes  time.Duration
 	resume   bool
@@ -41,6 +49,7 @@ func parse(args []string) (*options, error) {
 	o := &options{}
 	c := &o.config
 	flags := cli.NewFlags("renter", "rents GPUs from a provider and pays for metered time.\n\nAmounts are in units of the token. Every cap is checked before anything is signed.\n", "warn")
+	o.flags = flags
 	flags.Text(&o.provider, "provider", "GPUPAY_PROVIDER", "http://127.0.0.1:8402", "`URL` of the provider")
 	flags.RPC(&c.RPC, "")
 	flags.MaxFee(&c.MaxFee)
@@ -72,6 +81,8 @@ func parse(args []string) (*options, error) {
 	switch {
 	case *minutes < 0:
 		return nil, fmt.Errorf("--minutes %v is negative: say how long to rent, or nothing to rent until interrupted", *minutes)
+	case o.rent.GPUs < 1:
+		return nil, fmt.Errorf("--gpus %d: a rental has one GPU at least", o.rent.GPUs)
 	case o.resume && o.leave:
 		return nil, errors.New("--resume goes on with a rental, --leave ends it without the provider: give one of them")
 	}
@@ -89,7 +100,7 @@ func run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return explain(ctx, rent(ctx, o))
+	return explain(ctx, o.flags.Named(rent(ctx, o), fields))
 }
 
 // explain says what to do about an error in terms of this program's flags.

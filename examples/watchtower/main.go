@@ -25,7 +25,15 @@ import (
 
 func main() { cli.Main(run) }
 
+// fields are the flags behind what is configured.
+var fields = cli.Fields{
+	"RPC": "rpc", "Escrow": "escrow", "ChainID": "chain-id", "Database": "db", "Tokens": "tokens", "Payees": "payees", "Patience": "patience",
+	"MinGrace": "min-grace", "Confirmations": "confirmations", "Poll": "poll", "MaxFee": "max-fee", "RelayGas": "relay-gas",
+	"SettleGas": "settle-gas", "TrustedProxies": "trusted-proxies",
+}
+
 type options struct {
+	flags         *cli.Flags
 	listen, admin string
 	config        tower.Config
 }
@@ -37,7 +45,7 @@ func run(ctx context.Context) error {
 	}
 	t, err := tower.New(ctx, o.config)
 	if err != nil {
-		return err
+		return o.flags.Named(err, fields)
 	}
 	return errors.Join(serve(ctx, t, o), t.Close())
 }
@@ -46,6 +54,7 @@ func parse(args []string) (*options, error) {
 	o := &options{}
 	c := &o.config
 	flags := cli.NewFlags("watchtower", "settles vouchers for providers that are gone, and takes renters without native coin out of their channels.\n\nIts key pays the gas and is nobody else's. ", "info")
+	o.flags = flags
 	flags.Text(&o.listen, "listen", "GPUPAY_LISTEN", "127.0.0.1:8403", "`address` to take vouchers and close requests on; put TLS in front of it")
 	flags.Text(&o.admin, "admin", "GPUPAY_ADMIN", "127.0.0.1:9403", "`address` of /metrics and /healthz; empty for none. Do not open it to the world")
 	flags.TrustedProxies()

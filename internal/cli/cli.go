@@ -12,9 +12,11 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/ethereum/go-ethereum/common"
 
@@ -57,9 +59,30 @@ func Parse(flags *flag.FlagSet, args []string) error {
 		err = fmt.Errorf("%q is not a flag", redact.Database(flags.Arg(0)))
 	}
 	if err != nil {
-		return fmt.Errorf("%w (--help lists the flags)", err)
+		return fmt.Errorf("%w (--help lists the flags)", shaped(flags, err))
 	}
 	return nil
+}
+
+// unparsed is what package flag says of a value that has not the shape of its flag.
+var unparsed = regexp.MustCompile(`^invalid value ("(?:[^"\\]|\\.)*") for flag -(\S+): parse error$`)
+
+// shaped says which shape a flag's value has, where package flag says only that it does not parse.
+func shaped(flags *flag.FlagSet, err error) error {
+	said := unparsed.FindStringSubmatch(err.Error())
+	if said == nil {
+		return err
+	}
+	shape := "a number"
+	if value, ok := flags.Lookup(said[2]).Value.(flag.Getter); ok {
+		switch value.Get().(type) {
+		case time.Duration:
+			shape = "a time with its unit, such as 60s, 5m or 24h"
+		case int, int64, uint64:
+			shape = "a whole number"
+		}
+	}
+	return fmt.Errorf("--%s %s is not %s", said[2], said[1], shape)
 }
 
 // Env returns the value of an environment variable, or otherwise: what a

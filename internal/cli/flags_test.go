@@ -1,9 +1,11 @@
 package cli
 
 import (
+	"errors"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/ethereum/go-ethereum/common"
 )
@@ -83,5 +85,46 @@ func TestTrustedProxies(t *testing.T) {
 	}
 	if got := parse("--trusted-proxies", "127.0.0.1, 10.0.0.0/8"); !slices.Equal(got, []string{"127.0.0.1", "10.0.0.0/8"}) {
 		t.Errorf("trusted are %q", got)
+	}
+}
+
+// TestErrorsNameFlags: an error of a configuration says what the user typed, or can type, and is still the same error; what
+// somebody wrote is left as it is.
+func TestErrorsNameFlags(t *testing.T) {
+	f, text := NewFlags("renter", "", "info"), ""
+	f.Text(&text, "max-price", "GPUPAY_MAX_PRICE", "", "refuse more")
+	f.Int("gpus", 1, "how many")
+	f.RPC(&text, "")
+	f.Address("token", "GPUPAY_TOKEN", "the token")
+	fields := Fields{"Caps.PricePerGPUHour": "max-price", "GPUs": "gpus", "Token": "token", "RPC": "rpc"}
+	for said, want := range map[string]string{
+		"renter: Caps.PricePerGPUHour: invalid amount":             "renter: --max-price ($GPUPAY_MAX_PRICE): invalid amount",
+		"too dear (Caps.PricePerGPUHour is 5)":                     "too dear (--max-price ($GPUPAY_MAX_PRICE) is 5)",
+		"renter: GPUs, PayEvery and Prepay must not be negative":   "renter: --gpus, PayEvery and Prepay must not be negative",
+		"renter: RPC is empty: give the URL of a JSON-RPC one":     "renter: --rpc ($GPUPAY_RPC) is empty: give the URL of a JSON-RPC one",
+		"renter: Token is empty: give it":                          "renter: --token ($GPUPAY_TOKEN) is empty: give it (on a chain that devchain runs: `. ./devchain.env` says it)",
+		"http://x: No Capacity: Token GPUs":                        "http://x: No Capacity: Token GPUs",
+		`renter: GPUs: "Token \" GPUs Caps.PricePerGPUHour" is no`: `renter: --gpus: "Token \" GPUs Caps.PricePerGPUHour" is no`,
+	} {
+		err := errors.New(said)
+		if got := f.Named(err, fields); got.Error() != want || !errors.Is(got, err) {
+			t.Errorf("%q\nis   %q\nwant %q", said, got, want)
+		}
+	}
+	if f.Named(nil, fields) != nil {
+		t.Error("no error is one")
+	}
+}
+
+// TestValuesOfAnotherShape: of a value that does not parse an error says which shape it has.
+func TestValuesOfAnotherShape(t *testing.T) {
+	for value, says := range map[string]string{"credit=60": "--credit \"60\" is not a time with its unit, such as 60s", "credit=": "60s", "gpus=x": "a whole number", "minutes=1,5": "a number"} {
+		f := NewFlags("test", "", "info")
+		f.Duration("credit", time.Minute, "")
+		f.Int("gpus", 1, "")
+		f.Float64("minutes", 0, "")
+		if _, err := f.Load([]string{"--" + value}); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("--%s: %v", value, err)
+		}
 	}
 }

@@ -211,7 +211,7 @@ func TestWatchtowerSaysWhatIsWrong(t *testing.T) {
 		args []string
 		says string
 	}{
-		"no tokens":           {[]string{"--tokens", ""}, "Tokens is empty"},
+		"no tokens":           {[]string{"--tokens", ""}, "--tokens ($GPUPAY_TOKENS) is empty"},
 		"token without a sum": {[]string{"--tokens", s.chain.Token.Hex()}, "an amount"},
 		"no contract":         {[]string{"--escrow", "0x0000000000000000000000000000000000000001"}, "no contract"},
 		"unreachable":         {[]string{"--rpc", "http://127.0.0.1:1"}, "unreachable"},
