@@ -14,9 +14,9 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/wire"
-	"github.com/gpupay/gpupay/sdk/wire/x402"
 )
 
 // hurried is an endpoint that says for as many blocks as it has lies that an hour more has passed.
@@ -158,16 +158,24 @@ func TestDistrustCrossesSchemes(t *testing.T) {
 		s.offer.Extra.ReceiverAuthorizer = s.offer.PayTo
 		return s
 	}
-	caps := stallCaps
-	caps.PricePerGPUHour = "10"
+	lieOverX402 := func(t *testing.T, s *stall, x *X402Client) { // in a record that the payee signs
+		mill := millAt(t, s, false, func(uint64, uint64) time.Duration { return time.Second })
+		rental, err := x.Rent(t.Context(), mill.server.URL, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		mill.price.Amount.AddUint64(&mill.price.Amount, 1)
+		if _, err := rental.Tick(t.Context()); !errors.Is(err, metering.ErrPrice) {
+			t.Fatal(err)
+		}
+	}
+	caps := Caps{PricePerGPUHour: "10", PerLease: "6", PerDay: "50", PerPayee: "50"}
+	stallOptions := X402Options{MaxPrice: Unlimited}
 	var d *Dispute
 	t.Run("caught over x402", func(t *testing.T) {
 		s := newShop(t)
 		x := s.client(caps, stallOptions)
-		s.receipt = func(r *x402.SettleResponse) { r.ChargedAmount = ptr(wireUnits(stallPrice + 1)) }
-		if _, err := s.get(x); !errors.As(err, &d) {
-			t.Fatal(err)
-		}
+		lieOverX402(t, s, x)
 		v := newVillain(t, m, nil)
 		v.script = func(*plot) {}
 		if _, err := x.r.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "0.02"}); !errors.As(err, &d) {
@@ -186,10 +194,7 @@ func TestDistrustCrossesSchemes(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		s.receipt = func(r *x402.SettleResponse) { r.ChargedAmount = ptr(wireUnits(stallPrice + 1)) }
-		if _, err := s.get(x); !errors.As(err, &d) {
-			t.Fatal(err)
-		}
+		lieOverX402(t, s, x)
 		if err := l.topUp(t.Context()); !errors.As(err, &d) || l.row.TopUp != nil || l.mayTopUp() {
 			t.Errorf("topped up: %v, %+v", err, l.row.TopUp)
 		}

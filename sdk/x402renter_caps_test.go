@@ -12,6 +12,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -258,8 +259,9 @@ func TestX402RefusedOffersLeaveNoTrace(t *testing.T) {
 	}
 }
 
-// TestX402CaughtServerIsNotPaidElsewhere: a server that was caught is not paid at another payee, nor its payee at another
-// site, nor over another path, until the channel was left.
+// TestX402CaughtServerIsNotPaidElsewhere: a server that was caught is not paid at another payee, nor over another path, until
+// the channel was left. Its payee, whose signature proves nothing of it, is paid at another site, and rented from: anybody can
+// name it in his 402.
 func TestX402CaughtServerIsNotPaidElsewhere(t *testing.T) {
 	s := newStall(t, newX402Market(t))
 	x := s.client(stallCaps, stallOptions)
@@ -290,12 +292,30 @@ func TestX402CaughtServerIsNotPaidElsewhere(t *testing.T) {
 	s.offer.Extra.ReceiverAuthorizer = s.offer.PayTo
 	try("another payee", s.server.URL+"/other")
 	s.offer = honest
-	try("another site", elsewhere.URL)
+	try("with its own payee again", s.server.URL)
+	if resp, err := x.Client().Get(elsewhere.URL); err != nil || resp.StatusCode != http.StatusOK {
+		t.Errorf("its payee elsewhere: %v, %v", resp, err)
+	}
+	if err := x.r.vetPayee(t.Context(), common.Address(honest.PayTo), "http://elsewhere"); err != nil {
+		t.Errorf("a rental of its payee elsewhere: %v", err)
+	}
+	if err := x.r.vetPayee(t.Context(), common.Address{1}, site(parsed(t, s.server.URL))); !errors.As(err, &d) {
+		t.Errorf("a rental there: %v", err)
+	}
 	other := newStall(t, s.market)
 	other.renter = nil
 	if resp, err := x.Client().Get(other.server.URL); err != nil || resp.StatusCode != http.StatusOK {
 		t.Errorf("somebody else: %v, %v", resp, err)
 	}
+}
+
+func parsed(t *testing.T, address string) *url.URL {
+	t.Helper()
+	u, err := url.Parse(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return u
 }
 
 // TestX402ClientsOfOneRenterTakeTurns: two clients of one renter share its channels: no deposit is made twice and nothing is

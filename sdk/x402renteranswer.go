@@ -5,12 +5,16 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
+	"slices"
+	"strings"
 
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/wire/x402"
 )
@@ -217,7 +221,8 @@ func (b *buying) dispute(ctx context.Context, reason error, h http.Header, name 
 	return b.distrust(ctx, reason, document)
 }
 
-// distrust keeps what a server was caught at and pays nothing more on the channel.
+// distrust keeps what a server was caught at and pays it nothing more: its payee nowhere,
+// if records that the payee signed prove it, and else nobody at this site.
 func (b *buying) distrust(ctx context.Context, reason error, document []byte) error {
 	ctx, reason = context.WithoutCancel(ctx), &worded{reason}
 	var err error
@@ -226,9 +231,23 @@ func (b *buying) distrust(ctx context.Context, reason error, document []byte) er
 		document = evident(*rec, document)
 	}
 	err = errors.Join(err, b.x.r.store.keep(ctx, Evidence{Channel: b.id, URL: b.slate.URL, Reason: reason.Error(), At: b.x.r.config.Now(), Document: document}))
-	b.slate.Dispute = reason.Error()
+	if convicts(reason) {
+		b.slate.Dispute = reason.Error()
+	} else {
+		accused := map[string]string{site(b.req.URL): reason.Error()}
+		maps.Copy(accused, b.slate.Accused)
+		b.slate.Accused = accused
+	}
 	b.x.r.config.Log.Error("x402 server was caught: nothing more is paid", "channel", b.id, "reason", reason)
 	return errors.Join(&Dispute{Channel: b.id, Reason: reason}, err, b.save(ctx))
+}
+
+// convicts reports whether records that a payee signed, as it did its offer, contradict each other or their price: it is found
+// behind a record's signature, in nothing but what that covers. What else an answer says is its site's word, and when a record
+// comes is the site's doing: who passes a tick on to an honest provider can keep its answer back until it is another's, and has
+// it state more time than passed (ErrClock, and on our clock ErrLetTwice).
+func convicts(reason error) bool {
+	return errors.Is(reason, metering.ErrPrice) || errors.Is(reason, metering.ErrForked)
 }
 
 // X402Channel is a channel with an x402 server. Amounts are base units.
@@ -240,8 +259,16 @@ type X402Channel struct {
 	Deposit uint256.Int // in the channel, what was claimed included, as far as we know
 	Charged uint256.Int // by the server, for answers
 	Signed  uint256.Int // the most that the server could claim
-	Dispute string      // what the server was caught at
+	Dispute string      // what the server, or else one of its sites, was caught at
 	Leaving bool
+}
+
+// caught is what a payee was caught at, or else its sites, one after the other.
+func (s slate) caught() string {
+	if s.Dispute != "" {
+		return s.Dispute
+	}
+	return strings.Join(slices.Sorted(maps.Values(s.Accused)), "; ")
 }
 
 // Channels lists the channels with x402 servers, as this database knows them.
@@ -258,7 +285,7 @@ func (x *X402Client) Channels(ctx context.Context) ([]X402Channel, error) {
 		}
 		channels[i] = X402Channel{
 			ID: t.ID, URL: t.URL, Terms: s.Terms, Status: s.Status, Deposit: s.Deposit, Charged: t.Charged, Signed: s.Cost(),
-			Dispute: t.Dispute, Leaving: t.Leaving,
+			Dispute: t.caught(), Leaving: t.Leaving,
 		}
 	}
 	return channels, nil

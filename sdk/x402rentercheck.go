@@ -79,16 +79,20 @@ func (t *X402Rental) under(ctx context.Context, b *buying, hash common.Hash) err
 	if hash == t.offer.Hash {
 		return nil
 	}
-	if err := t.agree(ctx); err != nil || hash == t.offer.Hash {
+	err := t.agree(ctx)
+	if err != nil {
 		return err
 	}
-	offer, err := t.peer.pastOffer(ctx, hash)
+	offer := t.offer
+	if hash != offer.Hash {
+		offer, err = t.peer.pastOffer(ctx, hash)
+	}
 	switch {
 	case errors.Is(err, ErrGone):
 		return err
 	case err != nil:
 		return caught("%w: the lease is under offer %s, the provider's is %s, and it shows no other: %w", ErrOffer, hash, t.offer.Hash, err)
-	case common.Address(offer.Payee) != b.terms.Payee:
+	case common.Address(offer.Payee) != b.terms.Payee: // its meter's signature would accuse another
 		return caught("%w: the lease is under offer %s of payee %s, and pays %s", ErrOffer, hash, offer.Payee, b.terms.Payee)
 	}
 	return t.agreeOn(ctx, offer)

@@ -5,12 +5,17 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"maps"
 	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
 	"testing"
 	"time"
 
+	"github.com/ethereum/go-ethereum/crypto"
 	"github.com/holiman/uint256"
 
+	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/wire"
 	"github.com/gpupay/gpupay/sdk/wire/x402"
@@ -38,6 +43,178 @@ func rewriteTick(t *testing.T, change func(*x402Tick)) func(*http.Response) {
 			t.Error(err)
 		}
 		resp.Body = io.NopCloser(bytes.NewReader(body))
+	}
+}
+
+// TestX402StrangerAccusesNoPayee: somebody's site names the payee of an honest provider in its 402 and answers the payment by a
+// forgery. It is paid no more; the provider is, as before, also by a renter that was started anew.
+func TestX402StrangerAccusesNoPayee(t *testing.T) {
+	n := newTenant(t, newPayRig(t))
+	n.tick()
+	stranger := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+		resp, err := http.Get(n.server.URL + "/tick?gpus=1")
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer resp.Body.Close()
+		said, err := x402.ParsePaymentRequired(resp.Header)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		o := said.Accepts[0]
+		said.Accepts = []x402.Requirements{{Network: o.Network, Amount: wireUnits(100), Asset: o.Asset, PayTo: o.PayTo, MaxTimeoutSeconds: o.MaxTimeoutSeconds, Extra: o.Extra}}
+		if _, err := x402.ParsePaymentPayload(q.Header); err == nil {
+			base := wireUnits(7)
+			said.Error = string(x402.CodeCumulativeMismatch)
+			said.Accepts[0].Extra.ChannelState = &x402.ChannelState{ChargedCumulativeAmount: &base}
+			said.Accepts[0].Extra.VoucherState = &x402.VoucherState{SignedMaxClaimable: base}
+		}
+		if err := said.Set(w.Header()); err != nil {
+			t.Error(err)
+		}
+		w.WriteHeader(http.StatusPaymentRequired)
+	}))
+	defer stranger.Close()
+	payee := n.slate().Payee
+	for range 2 {
+		var d *Dispute
+		if resp, err := n.x.Client().Get(stranger.URL); !errors.As(err, &d) || !errors.Is(err, ErrForged) && n.slate().Accused == nil {
+			t.Fatalf("the stranger's site: %v, %v", resp, err)
+		}
+		if err := n.x.r.vetPayee(t.Context(), payee, siteOf(n.server.URL)); err != nil {
+			t.Errorf("a rental of the honest provider: %v", err)
+		}
+		n.tick()
+		if c := n.only(); c.Dispute == "" {
+			t.Error("the list of channels does not say what the site was caught at")
+		}
+		n.open()
+	}
+}
+
+// TestX402RelayAccusesNoPayee: somebody's site passes ticks on to an honest provider and keeps an answer back until it is asked for
+// another one: the record that the provider signed says more time than passed since. The site is paid no more; the provider is.
+func TestX402RelayAccusesNoPayee(t *testing.T) {
+	n := newTenant(t, newPayRig(t))
+	n.change = func(c *RenterConfig) { c.Tolerance = time.Millisecond }
+	n.open()
+	provider := httputil.NewSingleHostReverseProxy(parsed(t, n.server.URL))
+	var first string
+	kept := httptest.NewRecorder()
+	relay := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+		switch paid := q.Header.Get(x402.HeaderSignature); paid {
+		case "":
+			provider.ServeHTTP(w, q)
+		case first:
+			w.WriteHeader(http.StatusBadRequest)
+		default:
+			if first == "" {
+				first = paid
+				provider.ServeHTTP(kept, q)
+				w.WriteHeader(http.StatusBadRequest)
+				return
+			}
+			maps.Copy(w.Header(), kept.Header())
+			_, _ = w.Write(kept.Body.Bytes())
+		}
+	}))
+	defer relay.Close()
+	rental, err := n.x.Rent(t.Context(), relay.URL, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var d *Dispute
+	for tries := 0; !errors.As(err, &d); tries++ {
+		if _, err = rental.Tick(t.Context()); err == nil || tries == 3 {
+			t.Fatalf("the relay's answer was believed, or not read: %v", err)
+		}
+	}
+	if !errors.Is(err, metering.ErrClock) {
+		t.Fatal(err)
+	}
+	if err := n.x.r.vetPayee(t.Context(), n.slate().Payee, siteOf(n.server.URL)); err != nil {
+		t.Errorf("a rental of the honest provider: %v", err)
+	}
+	if _, err := rental.Tick(t.Context()); !errors.As(err, &d) {
+		t.Errorf("the relay is paid again: %v", err)
+	}
+	n.change = nil
+	n.open()
+	if _, err = n.rental.Tick(t.Context()); errors.Is(err, ErrLostAnswer) { // less passed than the relay had metered
+		_, err = n.rental.Close(t.Context())
+	}
+	if err != nil {
+		t.Error(err)
+	}
+	n.tick()
+}
+
+// TestX402StrangerLosesNoTickOfAnother: somebody's site shows the offer of an honest provider, and says of a tick that it was
+// charged, with no record: the provider, asked for a tick, is asked for that one.
+func TestX402StrangerLosesNoTickOfAnother(t *testing.T) {
+	n := newTenant(t, newPayRig(t))
+	provider := httputil.NewSingleHostReverseProxy(parsed(t, n.server.URL))
+	stranger := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+		p, err := x402.ParsePaymentPayload(q.Header)
+		if err != nil {
+			provider.ServeHTTP(w, q)
+			return
+		}
+		o, v := p.Accepted, p.Payload.Voucher
+		said := x402.PaymentRequired{
+			Resource: x402.Resource{URL: "http://" + q.Host}, Error: string(x402.CodeCumulativeMismatch),
+			Accepts: []x402.Requirements{{Network: o.Network, Amount: o.Amount, Asset: o.Asset, PayTo: o.PayTo, MaxTimeoutSeconds: o.MaxTimeoutSeconds, Extra: o.Extra}},
+		}
+		said.Accepts[0].Extra.ChannelState = &x402.ChannelState{ChargedCumulativeAmount: &v.MaxClaimableAmount}
+		said.Accepts[0].Extra.VoucherState = &x402.VoucherState{SignedMaxClaimable: v.MaxClaimableAmount, Signature: v.Signature}
+		if err := said.Set(w.Header()); err != nil {
+			t.Error(err)
+		}
+		w.WriteHeader(http.StatusPaymentRequired)
+	}))
+	defer stranger.Close()
+	rental, err := n.x.Rent(t.Context(), stranger.URL, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if _, err = rental.Tick(t.Context()); !errors.Is(err, ErrLostAnswer) {
+			t.Fatal(err)
+		}
+	}
+	signed := n.only().Signed
+	n.tick()
+	if now := n.only().Signed; now != signed {
+		t.Errorf("%s were signed for one tick, and %s of another", now.Dec(), signed.Dec())
+	}
+	n.tick()
+}
+
+// TestX402StrangersOfferAccusesNoPayee: a site that shows the offer of an honest provider, and answers a tick by a record under an
+// offer of its own, signed by its own key, accuses itself.
+func TestX402StrangersOfferAccusesNoPayee(t *testing.T) {
+	m := newMill(t, false, func(uint64, uint64) time.Duration { return time.Second })
+	x := m.s.client(Caps{PricePerGPUHour: "10", PerLease: "5", PerDay: "50", PerPayee: "50"}, X402Options{MaxPrice: Unlimited})
+	rental, err := x.Rent(t.Context(), m.server.URL, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	payee := m.key.Address()
+	own, err := crypto.GenerateKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.key = channel.NewKey(own)
+	m.offer()
+	m.price.Amount.AddUint64(&m.price.Amount, 1)
+	var d *Dispute
+	if _, err := rental.Tick(t.Context()); !errors.As(err, &d) || !errors.Is(err, ErrOffer) {
+		t.Errorf("%v, want a dispute about the offer", err)
+	}
+	if err := x.r.vetPayee(t.Context(), payee, "http://elsewhere"); err != nil {
+		t.Errorf("a rental of the honest provider: %v", err)
 	}
 }
 

@@ -45,21 +45,16 @@ const (
 
 func newMill(t *testing.T, past bool, worth func(lease, covered uint64) time.Duration) *mill {
 	t.Helper()
-	s := newStall(t, newX402Market(t))
+	return millAt(t, newStall(t, newX402Market(t)), past, worth)
+}
+
+func millAt(t *testing.T, s *stall, past bool, worth func(lease, covered uint64) time.Duration) *mill {
+	t.Helper()
 	m := &mill{
 		t: t, s: s, key: channel.NewKey(s.key), past: past, worth: worth,
 		price: metering.Price{Amount: *uint256.NewInt(millPrice), Unit: metering.Second},
 	}
-	var err error
-	m.signed, err = wire.SignOffer(t.Context(), m.key, wire.Offer{
-		Version: 1, ChainID: 31337, Escrow: wire.Address(s.Escrow), Token: wire.Address(s.Token),
-		Payee: wire.Address(m.key.Address()), Meter: wire.Address(m.key.Address()),
-		Amount: wire.NewAmount(m.price.Amount), Unit: string(m.price.Unit), Credit: 10,
-		MinDeposit: wireAmount(1), Tick: 50, MaxGap: 3000, RecordEvery: 50, Simulated: true, Expires: time.Now().Add(time.Hour).Unix(),
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	m.offer()
 	s.offer.Amount = wireAmount(millAsk)
 	s.offer.Extra.MinDeposit = ptr(wireAmount(5_000_000))
 	s.instead = m.serve
@@ -70,6 +65,21 @@ func newMill(t *testing.T, past bool, worth func(lease, covered uint64) time.Dur
 	t.Cleanup(m.server.Close)
 	s.Mint(t, s.payerAddress(), 50_000_000)
 	return m
+}
+
+// offer signs one with the mill's key.
+func (m *mill) offer() {
+	m.t.Helper()
+	var err error
+	m.signed, err = wire.SignOffer(m.t.Context(), m.key, wire.Offer{
+		Version: 1, ChainID: 31337, Escrow: wire.Address(m.s.Escrow), Token: wire.Address(m.s.Token),
+		Payee: wire.Address(m.key.Address()), Meter: wire.Address(m.key.Address()),
+		Amount: wire.NewAmount(m.price.Amount), Unit: string(m.price.Unit), Credit: 10,
+		MinDeposit: wireAmount(1), Tick: 50, MaxGap: 3000, RecordEvery: 50, Simulated: true, Expires: time.Now().Add(time.Hour).Unix(),
+	})
+	if err != nil {
+		m.t.Fatal(err)
+	}
 }
 
 func (m *mill) serve(s *stall, w http.ResponseWriter, p x402.PaymentPayload) bool {

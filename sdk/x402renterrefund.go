@@ -277,7 +277,7 @@ func (b *buying) left(ctx context.Context, before channel.ChainView) (refund X40
 			refund.Amount.Sub(&before.Deposit, &after.Deposit)
 		}
 		refund.Left.Sub(&after.Deposit, &after.Settled)
-		b.slate.Leaving, b.slate.Dispute = false, "" // the money is back: to pay again is a new decision
+		b.slate.Leaving, b.slate.Dispute, b.slate.Accused = false, "", nil // the money is back: to pay again is a new decision
 		b.slate.Tick, b.slate.Open, b.slate.Lost = nil, nil, uint256.Int{}
 		return b.save(ctx)
 	})

@@ -30,8 +30,8 @@ func (b *buying) vet(ctx context.Context) error {
 	return nil
 }
 
-// vetSlates refuses a payee or a site that was caught over x402, and returns the
-// slates of both.
+// vetSlates refuses a site that was caught over x402, and a payee whose signature
+// proves what it was caught at, and returns the slates of both.
 func (r *Renter) vetSlates(ctx context.Context, payee common.Address, site string) ([]slate, error) {
 	related, err := slates{r.store}.related(ctx, payee, site)
 	if err != nil {
@@ -40,6 +40,9 @@ func (r *Renter) vetSlates(ctx context.Context, payee common.Address, site strin
 	for _, s := range related {
 		if s.Dispute != "" {
 			return nil, &Dispute{Channel: s.ID, Reason: errors.New(s.Dispute)}
+		}
+		if reason, ok := s.Accused[site]; ok {
+			return nil, &Dispute{Channel: s.ID, Reason: errors.New(reason)}
 		}
 	}
 	return related, nil

@@ -32,11 +32,14 @@ type slate struct {
 	Deposit *x402.Deposit `json:"deposit,omitempty"`
 	// Found: something was claimed, or our own voucher was shown, that this
 	// database does not know of. It ends with the first record that is accepted.
-	Found   bool         `json:"found,omitempty"`
-	Leaving bool         `json:"leaving,omitempty"` // being got back without the server
-	Dispute string       `json:"dispute,omitempty"` // what the server was caught at: nothing more is paid
-	Tick    *pendingTick `json:"tick,omitempty"`    // asked for, and its record was not yet seen
-	Lost    uint256.Int  `json:"lost"`              // the voucher of a tick that was charged and not answered; zero once a record came
+	Found   bool   `json:"found,omitempty"`
+	Leaving bool   `json:"leaving,omitempty"` // being got back without the server
+	Dispute string `json:"dispute,omitempty"` // what the server was caught at: nothing more is paid
+	// Accused are the sites that were caught at what no signature of the payee proves, and at what: whoever runs one may have named
+	// another's payee in its 402. They are not paid; the payee is, elsewhere.
+	Accused map[string]string `json:"accused,omitempty"`
+	Tick    *pendingTick      `json:"tick,omitempty"` // asked for, and its record was not yet seen
+	Lost    uint256.Int       `json:"lost"`           // the voucher of a tick that was charged and not answered; zero once a record came
 	// Ticked: ticks were paid from the channel, and what may be charged there that no
 	// record states is told apart: up to Ceiling, which the newest record's tick was
 	// signed for, as time passes; up to Plain, the most that was signed since for what
@@ -178,7 +181,7 @@ const isQuietSlate = `WHERE updated_at < ? AND channel IN (SELECT channel FROM x
 func (s slates) quiet(ctx context.Context, before time.Time) ([]slate, error) {
 	all, err := s.query(ctx, isQuietSlate, before.UnixMilli())
 	return slices.DeleteFunc(all, func(t slate) bool {
-		return t.Tick != nil || t.Deposit != nil || t.Leaving || t.Dispute != "" || !t.Lost.IsZero()
+		return t.Tick != nil || t.Deposit != nil || t.Leaving || t.Dispute != "" || len(t.Accused) > 0 || !t.Lost.IsZero()
 	}), err
 }
 

@@ -255,9 +255,11 @@ func (t *X402Rental) pending(ctx context.Context, b *buying) (*http.Response, er
 	switch {
 	case p == nil:
 		return nil, nil
-	case p.URL != b.tick && lost:
+	case p.URL == b.tick:
+	case lost && p.GPUs == b.gpus: // at another site, whose word it is that it was charged: here it is asked for in its place
+	case lost:
 		return nil, fmt.Errorf("%s is asked for: %w", p.URL, b.lostTick())
-	case p.URL != b.tick: // for another number of GPUs: what it can have cost grows with time
+	default: // for another number of GPUs: what it can have cost grows with time
 		b.slate.Open = p.after(b.slate.Open)
 		return nil, nil
 	}
