@@ -41,10 +41,16 @@ func (p *Provider) Prune(ctx context.Context, before time.Time, archive func(*Bu
 			continue
 		}
 		b, err := p.Export(ctx, id)
+		still := false
+		if err == nil {
+			still, err = p.store.isQuiet(ctx, p.db.View(), id, before)
+		}
+		if err == nil && !still {
+			continue // another gateway may have deleted while this one read: a part is no bundle to keep
+		}
 		if err == nil {
 			err = archive(b)
 		}
-		still := false
 		if err == nil {
 			still, err = p.store.prune(ctx, id, before)
 		}
@@ -107,6 +113,13 @@ func (s leaseStore) quiet(ctx context.Context, before time.Time) ([]common.Hash,
 const isQuiet = `channel NOT IN (SELECT channel FROM shown_records)
 	GROUP BY channel HAVING SUM(CASE WHEN state = 'ended' AND ended_at < ? AND held = 0 THEN 0 ELSE 1 END) = 0`
 
+// isQuiet tells of one channel what quiet lists.
+func (s leaseStore) isQuiet(ctx context.Context, q sqlx.ExtContext, channelID common.Hash, before time.Time) (bool, error) {
+	var n int
+	err := sqlx.GetContext(ctx, q, &n, q.Rebind(`SELECT COUNT(*) FROM (SELECT channel FROM leases WHERE channel = ? AND `+isQuiet+`) quiet`), channelID.Hex(), before.Unix())
+	return n > 0, err
+}
+
 // prune deletes the leases and records of a channel if it is still quiet, and reports
 // whether it was: a lease may have begun while the archive was written, and without
 // its row nobody would take its GPUs back.
@@ -118,9 +131,7 @@ func (s leaseStore) prune(ctx context.Context, channelID common.Hash, before tim
 		if now, err := s.db.Payee().Load(ctx, channelID); err != nil || !concluded(now) {
 			return err // it was used, or a re-org undid its end, while the archive was written
 		}
-		var n int
-		err := tx.GetContext(ctx, &n, tx.Rebind(`SELECT COUNT(*) FROM (SELECT channel FROM leases WHERE channel = ? AND `+isQuiet+`) quiet`), channelID.Hex(), before.Unix())
-		if still = n > 0; err != nil || !still {
+		if still, err = s.isQuiet(ctx, tx, channelID, before); err != nil || !still {
 			return err
 		}
 		_, err = tx.ExecContext(ctx, tx.Rebind(`DELETE FROM records WHERE lease IN (SELECT id FROM leases WHERE channel = ?)`), channelID.Hex())

@@ -85,6 +85,9 @@ func TestPrune(t *testing.T) {
 				t.Errorf("the archive has %+v", kept)
 			}
 			for name, tab := range tabs {
+				if kept := archived(t, r.config.Archive, tab.terms.ID()); name != "closed" && len(kept) > 0 {
+					t.Errorf("%s: the archive has %+v", name, kept)
+				}
 				var n int
 				if err := r.provider.db.View().Get(&n, r.provider.db.View().Rebind(`SELECT count(*) FROM records JOIN leases ON id = lease WHERE channel = ?`), tab.terms.ID().Hex()); err != nil || (n == 0) != (name == "closed") {
 					t.Errorf("%s: %d records are left, %v", name, n, err)

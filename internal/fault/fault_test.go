@@ -33,6 +33,7 @@ func TestEveryStepIsTaken(t *testing.T) {
 		}
 	}
 	listed := append(Provider(), append(Renter(false), Renter(true)...)...)
+	listed = append(listed, MeterBound) // of a gateway over nodes: a test of its own kills it there
 	found := 0
 	ast.Inspect(file, func(n ast.Node) bool {
 		spec, ok := n.(*ast.ValueSpec)
