@@ -86,7 +86,10 @@ type Caps struct {
 // (or Backend), Token, Database and Caps are needed; the zero value of every
 // other field is its default.
 type RenterConfig struct {
-	Key      channel.Signer // the payer: deposits, signs vouchers, gets refunds
+	// Key is the payer's: it deposits, signs vouchers and gets refunds. One key belongs to one running Renter: two, also with a
+	// database each, replace each other's approvals and take each other's nonces, so that deposits revert, and each counts only its
+	// own channels under its Caps.
+	Key      channel.Signer
 	RPC      string         // JSON-RPC endpoint: http, https, ws or wss; several of one chain with commas between them
 	Token    common.Address // what to pay in; all caps are in its units
 	Database string         // path of the SQLite file; it remembers where the deposits are

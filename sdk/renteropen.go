@@ -354,9 +354,26 @@ func (l *Rental) transfer(ctx context.Context, amount uint256.Int, call chain.Ca
 		}
 	}
 	if err != nil {
-		return nil, err
+		return nil, l.unapproved(ctx, amount, err)
 	}
-	return l.r.sender.Wait(ctx, id, l.r.config.Confirmations)
+	result, err := l.r.sender.Wait(ctx, id, l.r.config.Confirmations)
+	return result, l.unapproved(ctx, amount, err)
+}
+
+// unapproved says of a deposit that reverted that the approval made for it is gone, where it is: only the payer's key replaces or
+// spends it, so that another program has that key.
+func (l *Rental) unapproved(ctx context.Context, amount uint256.Int, err error) error {
+	var refused *chain.Revert
+	var reverted *chain.Reverted
+	if !errors.As(err, &refused) && !errors.As(err, &reverted) {
+		return err
+	}
+	left, failed := l.r.token.Allowance(ctx, l.r.sender.Address(), l.terms.Escrow)
+	if failed != nil || !left.Lt(&amount) {
+		return err
+	}
+	return fmt.Errorf("%w: of the %s approved for this deposit the escrow may take %s: another program with the key of %s approved or deposited meanwhile; "+
+		"one key belongs to one running renter: end the other one, or give it a key of its own", err, l.r.units(amount), l.r.units(left), l.r.sender.Address())
 }
 
 // pledge runs sign, which commits money to the channel, unless payments on it were

@@ -48,7 +48,7 @@ type options struct {
 func parse(args []string) (*options, error) {
 	o := &options{}
 	c := &o.config
-	flags := cli.NewFlags("renter", "rents GPUs from a provider and pays for metered time.\n\nAmounts are in units of the token. Every cap is checked before anything is signed.\n", "warn")
+	flags := cli.NewFlags("renter", "rents GPUs from a provider and pays for metered time.\n\nAmounts are in units of the token. Every cap is checked before anything is signed. One key belongs to one\nrunning renter: another one at the same time needs a key and a --db of its own. ", "warn")
 	o.flags = flags
 	flags.Text(&o.provider, "provider", "GPUPAY_PROVIDER", "http://127.0.0.1:8402", "`URL` of the provider")
 	flags.RPC(&c.RPC, "")
@@ -174,7 +174,7 @@ func begin(ctx context.Context, renter *sdk.Renter, open []sdk.RentalState, o *o
 		return nil, fmt.Errorf("no unfinished rental in %s", redact.Database(o.config.Database))
 	}
 	if holding > 0 {
-		return nil, fmt.Errorf("%d unfinished rental(s) in %s hold deposits: give --resume to go on, --leave to get them back, or another --db", holding, redact.Database(o.config.Database))
+		return nil, fmt.Errorf("%d unfinished rental(s) in %s hold deposits: give --resume to go on, --leave to get them back, or another --db with another key", holding, redact.Database(o.config.Database))
 	}
 	quote, err := renter.Quote(ctx, o.provider)
 	if err != nil {
