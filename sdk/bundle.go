@@ -1,6 +1,7 @@
 package sdk
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -128,7 +129,7 @@ func (r *Renter) Export(ctx context.Context, channelID common.Hash) (*Bundle, er
 
 // ExportFile returns what a provider's or a renter's database kept about a
 // channel, or about the channel of a lease; with the zero id about its only
-// channel. The program that owns the database may run meanwhile.
+// channel, or a renter's newest. The program that owns the database may run meanwhile.
 func ExportFile(ctx context.Context, path string, id common.Hash) (*Bundle, error) {
 	db, err := database.Read(ctx, path, map[string]fs.FS{"provider": providerMigrations, "renter": renterMigrations, "x402": x402Migrations})
 	if err != nil {
@@ -143,7 +144,7 @@ func ExportFile(ctx context.Context, path string, id common.Hash) (*Bundle, erro
 		id = channelID
 	}
 	if id == (common.Hash{}) {
-		if id, err = onlyChannel(ctx, db); err != nil {
+		if id, err = unnamed(ctx, db); err != nil {
 			return nil, fmt.Errorf("database %s: %w", db.Path(), err)
 		}
 	}
@@ -160,27 +161,45 @@ func ExportFile(ctx context.Context, path string, id common.Hash) (*Bundle, erro
 // maxNamed bounds the channels that an error names.
 const maxNamed = 20
 
-// onlyChannel is the channel that a database is about where it is about one.
-func onlyChannel(ctx context.Context, db *store.DB) (common.Hash, error) {
+// unnamed is the channel that an export is of where nobody names one: the only one, or a renter's newest.
+func unnamed(ctx context.Context, db *store.DB) (common.Hash, error) {
 	payee, err := db.Payee().List(ctx)
 	payer, more := db.Payer().List(ctx)
 	if err := errors.Join(err, more); err != nil {
 		return common.Hash{}, err
 	}
-	var ids []common.Hash
-	for _, s := range payee {
-		ids = append(ids, s.ID)
-	}
-	for _, s := range payer {
-		ids = append(ids, s.ID)
-	}
-	switch len(ids) {
-	case 0:
+	switch {
+	case len(payee)+len(payer) == 0:
 		return common.Hash{}, fmt.Errorf("%w: it knows no channel", channel.ErrUnknown)
-	case 1:
-		return ids[0], nil
+	case len(payee) == 0:
+		return newestOf(ctx, rentalStore{db}, payer)
+	case len(payee)+len(payer) == 1:
+		return payee[0].ID, nil
 	}
-	return common.Hash{}, fmt.Errorf("it knows %d channels; name one of them: %s", len(ids), ids[:min(len(ids), maxNamed)])
+	var ids []common.Hash
+	for _, s := range payee[:min(len(payee), maxNamed)] {
+		ids = append(ids, s.ID)
+	}
+	return common.Hash{}, fmt.Errorf("it knows %d channels; name one of them: %s", len(payee)+len(payer), ids)
+}
+
+// newestOf is the channel whose rental was made last; one of x402, which is of no rental, counts by when it changed last.
+func newestOf(ctx context.Context, rentals rentalStore, channels []channel.PayerState) (common.Hash, error) {
+	made := make(map[common.Hash]int64)
+	if len(channels) > 1 {
+		rows, err := rentals.list(ctx, "")
+		if err != nil {
+			return common.Hash{}, err
+		}
+		for _, row := range rows {
+			made[row.Terms.ID()] = row.Made
+		}
+	}
+	newest := slices.MaxFunc(channels, func(a, b channel.PayerState) int {
+		since := func(s channel.PayerState) int64 { return cmp.Or(made[s.ID], s.UpdatedAt.Unix()) }
+		return cmp.Or(cmp.Compare(since(a), since(b)), a.UpdatedAt.Compare(b.UpdatedAt))
+	})
+	return newest.ID, nil
 }
 
 // channelOf finds the channel of a lease in either side's tables; those of the

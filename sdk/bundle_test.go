@@ -7,6 +7,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -271,6 +272,33 @@ func TestEquivocationIsKeptAndProven(t *testing.T) {
 				t.Errorf("it proves something: %v", err)
 			}
 		})
+	}
+}
+
+// TestBundleOfTheNewestRental: an export from a renter's database that names no channel is of its newest rental, and a provider's
+// has to be told which.
+func TestBundleOfTheNewestRental(t *testing.T) {
+	m := newMarket(t)
+	var payee string
+	server, config := m.provider(t, func(c *ProviderConfig) { payee = c.Database }), m.renterConfig(t, m.payer)
+	r := openRenter(t, config)
+	for range 3 {
+		l, err := r.Rent(t.Context(), server.URL, RentOptions{Deposit: "1"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if b, err := ExportFile(t.Context(), config.Database, common.Hash{}); err != nil || b.Channel != l.ID() {
+			t.Errorf("the newest rental is %s: %v", l.ID(), err)
+		}
+		if _, err := l.Close(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if b, err := ExportFile(t.Context(), config.Database, common.Hash{}); err != nil || b.Channel != l.ID() {
+			t.Errorf("the newest rental, which is closed, is %s: %v", l.ID(), err)
+		}
+	}
+	if _, err := ExportFile(t.Context(), payee, common.Hash{}); err == nil || !strings.Contains(err.Error(), "it knows 3 channels; name one of them: [0x") {
+		t.Errorf("of a provider: %v", err)
 	}
 }
 

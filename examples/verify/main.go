@@ -7,7 +7,7 @@
 //	verify one.json two.json                  of two channels: and whether a GPU was billed in both at once
 //	verify archive/0x12..*.json               what an archive has of one channel, as one bundle
 //	verify equivocation.json                  a proof that it did not
-//	verify export --db FILE --channel ID      write the bundle of a channel, or of a lease's; of the only one without
+//	verify export --db FILE --channel ID      write the bundle of a channel, or of a lease's; of a renter's newest without
 //
 // It prints one line a check and exits with 1 if one of them failed.
 package main
@@ -27,6 +27,7 @@ import (
 	"github.com/ethereum/go-ethereum/common"
 
 	"github.com/gpupay/gpupay/internal/cli"
+	"github.com/gpupay/gpupay/internal/redact"
 	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/chain"
 )
@@ -172,7 +173,7 @@ func export(ctx context.Context, args []string, out io.Writer) error {
 	flags := flag.NewFlagSet("verify export", flag.ContinueOnError)
 	flags.SetOutput(out)
 	db := flags.String("db", "", "a provider's or a renter's database (`path`)")
-	channelID := flags.String("channel", "", "the channel's `id`; not needed where the database knows one channel")
+	channelID := flags.String("channel", "", "the channel's `id`; without it the newest of a renter, or the only one of a provider")
 	lease := flags.String("lease", "", "a lease's `id`, instead of the channel's")
 	path := flags.String("out", "", "where to write the bundle (`path`); stdout if empty")
 	if err := flags.Parse(args); err != nil {
@@ -187,8 +188,13 @@ func export(ctx context.Context, args []string, out io.Writer) error {
 		return errors.New("export: give --channel or --lease, with an id of 0x and 64 hex digits")
 	}
 	b, err := sdk.ExportFile(ctx, *db, id)
-	if err != nil {
+	switch {
+	case err != nil && named == "":
+		return fmt.Errorf("%w (--channel or --lease names one)", err)
+	case err != nil:
 		return err
+	case named == "": // beside the bundle, which may go to stdout
+		fmt.Fprintf(os.Stderr, "exporting channel %s of %s, the newest that is there: --channel names another one\n", b.Channel, redact.Database(*db))
 	}
 	return write(*path, b, out)
 }
