@@ -42,6 +42,8 @@ func main() { cli.Main(run) }
 
 func run(ctx context.Context) error {
 	flags := flag.NewFlagSet("deploy", flag.ContinueOnError)
+	cli.About(flags, "puts the escrow contract onto a chain, at the address that it has on every chain, and prints the address.\n\n"+
+		"On a local chain it can also make a test token. Who has no chain starts devchain, which has all of it. ")
 	endpoint := flags.String("rpc", cli.Env("GPUPAY_RPC", "http://127.0.0.1:8545"), "`URL` of the chain's JSON-RPC ($GPUPAY_RPC)")
 	grace := flags.Duration("grace", 24*time.Hour, "how long a payee has to settle after a close request; at least ten minutes, and fixed for ever")
 	salt := flags.String("salt", "", "an instance apart from everybody's, one for each `text`, which renters must name; empty for the one that all share")

@@ -24,6 +24,8 @@ func main() { cli.Main(run) }
 
 func run(ctx context.Context) error {
 	flags := flag.NewFlagSet("devchain", flag.ContinueOnError)
+	cli.About(flags, "runs a chain to try the other programs on, with the escrow, a test token and two accounts that have some of it.\n\n"+
+		"It lasts as long as the program. So do the databases in $DEVCHAIN_DIR, which it deletes when it ends. ")
 	listen := flags.String("port", cli.Env("GPUPAY_DEVCHAIN_PORT", "8545"), "of the chain's JSON-RPC, on 127.0.0.1 ($GPUPAY_DEVCHAIN_PORT)")
 	file := flags.String("env", "devchain.env", "where to write what the other programs need to know (`path`)")
 	if err := cli.Parse(flags, os.Args[1:]); err != nil {
@@ -56,5 +58,6 @@ func run(ctx context.Context) error {
 	fmt.Println("x402's contracts on it are stand-ins of ours, not the code that is live elsewhere")
 	fmt.Printf("ready: source %s\n", *file)
 	<-ctx.Done()
+	fmt.Printf("stopping: the chain is gone, and %s with the databases in it is deleted\n", dir)
 	return nil
 }

@@ -44,6 +44,7 @@ func main() { cli.Main(run) }
 
 func run(ctx context.Context) error {
 	flags := flag.NewFlagSet("quickstart", flag.ContinueOnError)
+	cli.About(flags, "runs a chain, a provider and two renters in one process, and checks at the end that every base unit is where it belongs.\n\n")
 	gpu := flags.String("gpu", "auto", "where GPUs come from: nvml, sim, sim:N, or auto")
 	verbose := flags.Bool("v", false, "show the programs' own logs")
 	if err := cli.Parse(flags, os.Args[1:]); err != nil {

@@ -13,9 +13,9 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"time"
 
+	"github.com/gpupay/gpupay/internal/cli"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/nvml"
 	"github.com/gpupay/gpupay/metering/sim"
@@ -31,19 +31,25 @@ type options struct {
 }
 
 func main() {
-	var o options
-	flag.StringVar(&o.gpu, "gpu", "nvml", "nvml: this host's GPUs and MIG slices; sim: one simulated GPU")
-	flag.DurationVar(&o.span, "for", time.Minute, "how long to record")
-	flag.DurationVar(&o.tick, "tick", metering.DefaultTick, "how often to read each device")
-	flag.StringVar(&o.out, "out", "", "the trace to write (required)")
-	flag.StringVar(&o.note, "note", "", "what is recorded, for people: hardware, driver, load (required)")
-	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	defer stop()
-	if err := run(ctx, o, os.Stdout); err != nil {
-		fmt.Fprintln(os.Stderr, "record:", err)
-		os.Exit(1)
-	}
+	cli.Main(func(ctx context.Context) error {
+		o, err := parse(os.Args[1:])
+		if err != nil {
+			return err
+		}
+		return run(ctx, o, os.Stdout)
+	})
+}
+
+func parse(args []string) (o options, err error) {
+	flags := flag.NewFlagSet("record", flag.ContinueOnError)
+	cli.About(flags, "meters the GPUs of this host for a while and writes what it read to a trace, which can be metered again on any other host.\n\n"+
+		"UUIDs and boot ids in it are hashed with a random salt that is thrown away.\n")
+	flags.StringVar(&o.gpu, "gpu", "nvml", "nvml: this host's GPUs and MIG slices; sim: one simulated GPU")
+	flags.DurationVar(&o.span, "for", time.Minute, "how long to record")
+	flags.DurationVar(&o.tick, "tick", metering.DefaultTick, "how often to read each device")
+	flags.StringVar(&o.out, "out", "", "the trace to write (required)")
+	flags.StringVar(&o.note, "note", "", "what is recorded, for people: hardware, driver, load (required)")
+	return o, cli.Parse(flags, args)
 }
 
 func run(ctx context.Context, o options, stdout io.Writer) error {

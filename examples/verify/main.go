@@ -9,7 +9,7 @@
 //	verify equivocation.json                  a proof that it did not
 //	verify export --db FILE --channel ID      write the bundle of a channel, or of a lease's; of a renter's newest without
 //
-// It prints one line a check and exits with 1 if one of them failed.
+// It prints one line a check and one with the verdict, and exits with 1 if one of them failed.
 package main
 
 import (
@@ -26,6 +26,7 @@ import (
 
 	"github.com/ethereum/go-ethereum/common"
 
+	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/cli"
 	"github.com/gpupay/gpupay/internal/redact"
 	"github.com/gpupay/gpupay/sdk"
@@ -36,6 +37,15 @@ func main() {
 	cli.Main(func(ctx context.Context) error { return run(ctx, os.Args[1:], os.Stdout) })
 }
 
+// about is what --help begins with.
+const about = `checks what a payer and a payee kept about a channel, without asking either.
+
+  verify [flags] FILE ..        check bundles, and proofs of equivocation: several of one channel against each other
+  verify export --db FILE ..    write the bundle of a channel from a database (verify export --help)
+
+It prints one line a check, and at the end whether all of them hold; it exits with 1 if one does not.
+`
+
 var errFailed = errors.New("not everything holds")
 
 func run(ctx context.Context, args []string, out io.Writer) error {
@@ -43,10 +53,10 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		return export(ctx, args[1:], out)
 	}
 	flags := flag.NewFlagSet("verify", flag.ContinueOnError)
-	flags.SetOutput(out)
+	cli.About(flags, about)
 	rpc := flags.String("rpc", "", "compare with the chain behind this JSON-RPC `URL`, or several with commas between them; only offline checks if empty")
 	proofs := flags.String("equivocation", "", "where to write a proof of equivocation, if there is one (`path`)")
-	files, err := interleaved(flags, args)
+	files, err := interleaved(flags, args, out)
 	if err != nil {
 		return err
 	}
@@ -77,17 +87,34 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	if err := v.equivocations(*proofs); err != nil {
 		return err
 	}
+	return v.verdict(backend != nil)
+}
+
+// verdict is the last line.
+func (v *verification) verdict(asked bool) error {
 	if v.failed > 0 {
-		return fmt.Errorf("%w: %d checks failed", errFailed, v.failed)
+		return fmt.Errorf("%w: %d of %d checks failed", errFailed, v.failed, v.checks)
 	}
+	with := "with what the chain says"
+	switch {
+	case len(v.bundles) == 0: // a proof stands alone
+		with = "a proof needs no chain"
+	case !asked:
+		with = "offline: --rpc compares with the chain too"
+	}
+	look := ""
+	if v.look > 0 {
+		look = fmt.Sprintf("; look at the %d that say LOOK", v.look)
+	}
+	fmt.Fprintf(v.out, "verified: all %d checks hold (%s)%s\n", v.checks, with, look)
 	return nil
 }
 
 // interleaved parses flags that may stand after files, too: what does not say that
 // the chain was asked would be taken for a check that passed.
-func interleaved(flags *flag.FlagSet, args []string) (files []string, err error) {
+func interleaved(flags *flag.FlagSet, args []string, help io.Writer) (files []string, err error) {
 	for len(args) > 0 && err == nil {
-		if err = flags.Parse(args); err == nil && flags.NArg() > 0 {
+		if err = cli.ParseFlags(flags, args, help); err == nil && flags.NArg() > 0 {
 			files, args = append(files, flags.Arg(0)), flags.Args()[1:]
 			continue
 		}
@@ -99,7 +126,8 @@ func interleaved(flags *flag.FlagSet, args []string) (files []string, err error)
 type verification struct {
 	out     io.Writer
 	bundles []*sdk.Bundle
-	failed  int
+
+	checks, failed, look int
 }
 
 // file reads one file, whichever it is. A proof is checked at once, bundles when all
@@ -136,8 +164,15 @@ func (v *verification) proof(raw []byte) {
 }
 
 func (v *verification) line(c sdk.Check) {
-	if c.Err != nil {
+	v.checks++
+	switch {
+	case c.Err != nil:
 		v.failed++
+	case c.Look != "":
+		v.look++
+	}
+	if c.Name == "contract" && errors.Is(c.Err, channel.ErrUnknown) {
+		c.Err = fmt.Errorf("%w there: this chain is another one than the bundle's, or it was started anew since", c.Err)
 	}
 	fmt.Fprintln(v.out, c)
 }
@@ -171,13 +206,16 @@ func (v *verification) equivocations(path string) error {
 // export writes a bundle from a provider's or a renter's database.
 func export(ctx context.Context, args []string, out io.Writer) error {
 	flags := flag.NewFlagSet("verify export", flag.ContinueOnError)
-	flags.SetOutput(out)
+	cli.About(flags, "writes the bundle of one channel from the database of its provider or its renter, which may run meanwhile.\n\n")
 	db := flags.String("db", "", "a provider's or a renter's database (`path`)")
 	channelID := flags.String("channel", "", "the channel's `id`; without it the newest of a renter, or the only one of a provider")
 	lease := flags.String("lease", "", "a lease's `id`, instead of the channel's")
 	path := flags.String("out", "", "where to write the bundle (`path`); stdout if empty")
-	if err := flags.Parse(args); err != nil {
+	if err := cli.ParseFlags(flags, args, out); err != nil {
 		return err
+	}
+	if flags.NArg() > 0 {
+		return fmt.Errorf("export: %q is not a flag: --out is where the bundle is written", flags.Arg(0))
 	}
 	named := *channelID + *lease
 	id := common.HexToHash(named)

@@ -4,6 +4,9 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
 	"log/slog"
 	"net/http/httptest"
 	"os"
@@ -97,6 +100,13 @@ func TestExportAndVerify(t *testing.T) {
 		if err != nil || strings.Contains(out, "FAILED") || strings.Count(out, "ok ") < 10 {
 			t.Errorf("%v: %v\n%s", args, err, out)
 		}
+		lines := strings.Split(strings.TrimSuffix(out, "\n"), "\n")
+		if last := lines[len(lines)-1]; !strings.HasPrefix(last, fmt.Sprintf("verified: all %d checks hold (", len(lines)-1)) || strings.Contains(last, "offline") == (args[0] == "--rpc") {
+			t.Errorf("%v: the verdict is %q", args, last)
+		}
+	}
+	if out, err := verify(t, "--rpc", chaintest.Anvil(t).URL, payer); err == nil || !strings.Contains(out, "FAILED  contract: ") || !strings.Contains(out, "started anew") {
+		t.Errorf("on a chain that was started anew: %v\n%s", err, out)
 	}
 	tampered := filepath.Join(dir, "tampered.json")
 	raw, err := os.ReadFile(payee)
@@ -263,13 +273,24 @@ func TestMistakes(t *testing.T) {
 		{[]string{filepath.Join(dir, "none.json")}, "no such file"},
 		{[]string{garbage}, "not JSON"},
 		{[]string{"export"}, "--db"},
+		{[]string{"exprt", "--db", "x"}, "-db (--help"},
+		{[]string{"export", "--db", garbage, "bundle.json"}, "--out"},
 		{[]string{garbage, "--rpc", "http://127.0.0.1:1"}, "unreachable"}, // not a check that passed without the chain
 		{[]string{"export", "--db", garbage, "--channel", "0x12"}, "64 hex digits"},
 		{[]string{"export", "--db", garbage, "--channel", "0x" + strings.Repeat("1", 64)}, "not a database"},
 		{[]string{"export", "--db", filepath.Join(dir, "none.db"), "--channel", "0x" + strings.Repeat("1", 64)}, "no such file"},
 	} {
-		if out, err := verify(t, row.args...); err == nil || !strings.Contains(err.Error(), row.says) {
+		if out, err := verify(t, row.args...); err == nil || !strings.Contains(err.Error(), row.says) || out != "" {
 			t.Errorf("%v: %v\n%s", row.args, err, out)
+		}
+	}
+}
+
+// TestHelp: the help says what there is beside flags.
+func TestHelp(t *testing.T) {
+	for want, args := range map[string][]string{"verify export --db": {"--help"}, "from the database": {"export", "--help"}} {
+		if out, err := verify(t, args...); !errors.Is(err, flag.ErrHelp) || !strings.HasPrefix(out, "verify ") || !strings.Contains(out, want) {
+			t.Errorf("%v: %v\n%s", args, err, out)
 		}
 	}
 }

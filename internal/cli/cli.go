@@ -44,19 +44,31 @@ func Main(run func(ctx context.Context) error) {
 // lastWords is the line of a program that cannot go on. What a server or a file had a part in steers no terminal.
 func lastWords(err error) string { return "error: " + redact.Text(err.Error()) }
 
-// Parse parses a program's arguments. Help goes to stdout; what is wrong is an
-// error of one line.
+// About begins a program's help with what it is for, which may go over several lines and ends where another sentence can begin.
+func About(flags *flag.FlagSet, about string) {
+	flags.Usage = func() {
+		fmt.Fprintln(flags.Output(), flags.Name()+" "+about+"Where a flag names an environment variable, the variable sets its default.")
+		flags.PrintDefaults()
+	}
+}
+
+// Parse parses a program's arguments, all of which are flags. Help goes to stdout; what is wrong is an error of one line.
 func Parse(flags *flag.FlagSet, args []string) error {
+	if err := ParseFlags(flags, args, os.Stdout); err != nil || flags.NArg() == 0 {
+		return err
+	}
+	return fmt.Errorf("%q is not a flag (--help lists the flags)", redact.Database(flags.Arg(0)))
+}
+
+// ParseFlags parses the flags before the first argument that is none. Help goes to help, and what is wrong is an error of one line.
+func ParseFlags(flags *flag.FlagSet, args []string, help io.Writer) error {
 	flags.SetOutput(io.Discard)
 	err := flags.Parse(args)
 	if errors.Is(err, flag.ErrHelp) {
-		flags.SetOutput(os.Stdout)
+		flags.SetOutput(help)
 		flags.VisitAll(func(f *flag.Flag) { f.DefValue = redact.List(f.DefValue) }) // of the environment
 		flags.Usage()
 		return err
-	}
-	if err == nil && flags.NArg() > 0 {
-		err = fmt.Errorf("%q is not a flag", redact.Database(flags.Arg(0)))
 	}
 	if err != nil {
 		return fmt.Errorf("%w (--help lists the flags)", shaped(flags, err))

@@ -29,10 +29,7 @@ type Flags struct {
 // more.
 func NewFlags(program, about, level string) *Flags {
 	f := &Flags{FlagSet: flag.NewFlagSet(program, flag.ContinueOnError)}
-	f.Usage = func() {
-		fmt.Fprintln(f.Output(), program+" "+about+"Where a flag names an environment variable, the variable sets its default.")
-		f.PrintDefaults()
-	}
+	About(f.FlagSet, about)
 	f.Text(&f.level, "log-level", "GPUPAY_LOG", level, "debug, info, warn or error")
 	f.StringVar(&f.format, "log-format", "text", "text or json")
 	f.key.Register(f.FlagSet, "GPUPAY_KEY")

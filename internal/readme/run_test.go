@@ -35,14 +35,30 @@ func TestLinesInTheReadmeRun(t *testing.T) {
 	if out, err := inDir(exec.CommandContext(t.Context(), "sh", "-c", build), root).CombinedOutput(); err != nil {
 		t.Fatalf("%s: %v\n%s", build, err, out)
 	}
+	helps(t, filepath.Join(dir, "bin"))
 	shell := newShell(t, dir)
 	var all string
 	for _, line := range lines[1:] {
 		all += shell.run(t, line)
 	}
-	for _, want := range []string{"closed: deposited", "ok      contract: settled", "closed: got back"} {
+	for _, want := range []string{"closed: deposited", "exporting channel 0x", "ok      contract: settled", "verified: all ", "closed: got back"} {
 		if !strings.Contains(all, want) {
 			t.Errorf("nothing says %q:\n%s", want, all)
+		}
+	}
+}
+
+// helps has every program say what it is for when it is asked for help.
+func helps(t *testing.T, bin string) {
+	t.Helper()
+	programs, err := os.ReadDir(bin)
+	if err != nil || len(programs) < 8 {
+		t.Fatalf("%d programs, %v", len(programs), err)
+	}
+	for _, program := range programs {
+		out, err := exec.CommandContext(t.Context(), filepath.Join(bin, program.Name()), "--help").Output()
+		if first, _, _ := strings.Cut(string(out), "\n"); err != nil || !strings.HasPrefix(first, program.Name()+" ") || !strings.HasSuffix(first, ".") {
+			t.Errorf("%s --help: %v, begins with %q", program.Name(), err, first)
 		}
 	}
 }
