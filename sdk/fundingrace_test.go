@@ -52,7 +52,7 @@ func TestGatewaysShareTheReservations(t *testing.T) {
 	one := newPayRig(t, change)
 	two := payRigOn(t, one.chain, change)
 	dead := reservationRow{ID: "dead", Pool: one.provider.pool(), Channel: "of a gateway that died", GPUs: 2}
-	if err := one.provider.store.keepGPUs(t.Context(), dead, time.Millisecond, func([]int) error { return nil }); err != nil {
+	if err := one.provider.store.keepGPUs(t.Context(), dead, time.Millisecond, func([]kept) error { return nil }); err != nil {
 		t.Fatal(err)
 	}
 	time.Sleep(5 * time.Millisecond)

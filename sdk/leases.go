@@ -20,8 +20,9 @@ import (
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
-// start begins a lease on an open channel.
-func (p *Provider) start(ctx context.Context, s channel.State, offer wire.SignedOffer, gpus int) (*lease, string, error) {
+// start begins a lease on an open channel, on the reservation of its request.
+func (p *Provider) start(r *request, s channel.State) (*lease, string, error) {
+	ctx, offer, gpus := r.Context(), r.offer, r.gpus
 	if s.Behind() {
 		var err error
 		if s, err = p.payee.CatchUp(ctx, s.ID, s.Settled); err != nil {
@@ -33,13 +34,16 @@ func (p *Provider) start(ctx context.Context, s channel.State, offer wire.Signed
 		return nil, "", err
 	}
 	s.Spent = begins
-	if err := errors.Join(p.canServe(ctx, s.ID, offer, gpus), p.canPay(s, offer, gpus)); err != nil {
+	if err := errors.Join(p.canBegin(offer, gpus), p.canPay(s, offer, gpus)); err != nil {
 		return nil, "", err
 	}
 	if err := p.creditworthy(ctx, s, offer, gpus); err != nil {
 		return nil, "", err
 	}
-	id, secret := randomHash(), randomHash().Hex()[2:]
+	if r.seat, err = p.seated(ctx, r.seat, s.ID, gpus); err != nil {
+		return nil, "", err
+	}
+	id, secret := r.seat.lease, randomHash().Hex()[2:]
 	row := leaseRow{
 		ID: id.Hex(), Channel: s.ID.Hex(), Offer: offer.Hash.Hex(), SecretHash: hashSecret(secret), GPUs: gpus,
 		Allocation: "{}", OwedBefore: begins.Dec(), Carried: int64(carried), State: string(leaseAllocating), StartedAt: time.Now().UnixNano(),
@@ -60,14 +64,19 @@ func (p *Provider) start(ctx context.Context, s channel.State, offer wire.Signed
 // canServe refuses a lease that could not be begun, before anybody's money
 // moves for it.
 func (p *Provider) canServe(ctx context.Context, id common.Hash, offer wire.SignedOffer, gpus int) error {
+	if err := p.canBegin(offer, gpus); err != nil {
+		return err
+	}
+	return p.room(ctx, id, gpus, 0)
+}
+
+// canBegin is canServe for who has its GPUs reserved.
+func (p *Provider) canBegin(offer wire.SignedOffer, gpus int) error {
 	if err := p.takesLeases(); err != nil {
 		return err
 	}
 	if offer.ExpiredAt(time.Now()) {
 		return wire.PaymentExpired.With("the offer %s has expired: ask again for the price", offer.Hash)
-	}
-	if err := p.room(ctx, id, gpus, 0); err != nil {
-		return err
 	}
 	if least := leastCredit(gpus, p.config.Tick); p.config.Credit < least {
 		return wire.NoCapacity.With("%d GPUs need a credit of %s, this provider gives %s", gpus, least, p.config.Credit)

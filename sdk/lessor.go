@@ -31,11 +31,12 @@ type lessor struct {
 
 	// channel is the channel of a lease, and remote what a gateway has of one that
 	// a node meters.
-	channel func(ctx context.Context, row leaseRow) (channel.State, error)
-	remote  func(row leaseRow, terms metering.Lease, node string, meter common.Address, last *metering.SignedRecord) (*remoteLease, error)
-	owing   func(ctx context.Context, payer common.Address) ([]channel.State, error) // the channels on which a payer owes; nil: it is not known
-	share   func(ctx context.Context, lease common.Hash) (*uint256.Int, error)       // what of its payer's credit a lease has; nil: it is not told
-	prepaid func(*lease) error                                                       // makes a lease one that is paid in advance, if it is; nil: none is
+	channel   func(ctx context.Context, row leaseRow) (channel.State, error)
+	remote    func(row leaseRow, terms metering.Lease, node string, meter common.Address, last *metering.SignedRecord) (*remoteLease, error)
+	owing     func(ctx context.Context, payer common.Address) ([]channel.State, error) // the channels on which a payer owes; nil: it is not known
+	share     func(ctx context.Context, lease common.Hash) (*uint256.Int, error)       // what of its payer's credit a lease has; nil: it is not told
+	allocated func(channel common.Hash)                                                // hears that a channel's lease has its devices; may be nil
+	prepaid   func(*lease) error                                                       // makes a lease one that is paid in advance, if it is; nil: none is
 
 	life   context.Context // leases run until it ends
 	finish func()
@@ -127,6 +128,9 @@ func (h *lessor) grant(ctx context.Context, row leaseRow, s channel.State, offer
 		return nil, errors.Join(err, h.store.setEnded(call, id, row.Term, "not allocated", false))
 	}
 	fault.Point(fault.LeaseAllocated)
+	if h.allocated != nil {
+		h.allocated(s.ID)
+	}
 	a.LeaseID, a.Term = id, row.Term
 	text, err := json.Marshal(a)
 	row.Allocation = string(text)

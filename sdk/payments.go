@@ -402,7 +402,7 @@ func (p *Provider) join(r *request, s channel.State) (*lease, string, error) {
 		if err := p.safeToServe(r.Context(), s); err != nil { // another gateway may close it, or this one for a renter that hung up
 			return nil, "", err
 		}
-		return p.start(r.Context(), s, r.offer, r.gpus)
+		return p.start(r, s)
 	}
 	if r.cred.Payload.LeaseSecret != "" {
 		return l, "", nil
@@ -495,7 +495,7 @@ func (p *Provider) free() *int {
 	if err != nil {
 		return &free // nothing can be begun without the book
 	}
-	left, err := p.left(others)
+	left, err := p.left(context.Background(), others)
 	if err == nil {
 		free = max(left, 0)
 	}

@@ -235,7 +235,7 @@ func (p *Provider) lets() {
 	p.lessor.channel = func(ctx context.Context, row leaseRow) (channel.State, error) {
 		return p.payee.State(ctx, common.HexToHash(row.Channel))
 	}
-	p.lessor.prepaid = p.prepaid
+	p.lessor.prepaid, p.lessor.allocated = p.prepaid, p.seatTaken
 	p.lessor.owing = func(ctx context.Context, payer common.Address) ([]channel.State, error) { return p.owing(ctx, payer) }
 	if p.nodes != nil {
 		p.remote = p.nodes.newRemote

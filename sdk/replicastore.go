@@ -3,6 +3,7 @@ package sdk
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -213,7 +214,7 @@ func (s leaseStore) claimed(ctx context.Context, name string) (bool, error) {
 
 // reservationRow is GPUs that a gateway keeps for a channel.
 type reservationRow struct {
-	ID      string `db:"id"`
+	ID      string `db:"id"` // of the lease that begins on it
 	Pool    string `db:"pool"`
 	Channel string `db:"channel"`
 	GPUs    int    `db:"gpus"`
@@ -221,7 +222,7 @@ type reservationRow struct {
 
 // keepGPUs keeps GPUs until they are dropped or time is up, if fits agrees to what
 // the other channels of the pool keep, at all gateways: one of them asks at a time.
-func (s leaseStore) keepGPUs(ctx context.Context, r reservationRow, ttl time.Duration, fits func(others []int) error) error {
+func (s leaseStore) keepGPUs(ctx context.Context, r reservationRow, ttl time.Duration, fits func(others []kept) error) error {
 	return s.db.Update(ctx, func(tx *sqlx.Tx) error {
 		if _, err := tx.ExecContext(ctx, `LOCK TABLE reservations IN SHARE ROW EXCLUSIVE MODE`); err != nil {
 			return err
@@ -242,16 +243,21 @@ func (s leaseStore) keepGPUs(ctx context.Context, r reservationRow, ttl time.Dur
 	})
 }
 
-// keptGPUs is how many GPUs each channel of a pool but one keeps, the most of its
-// requests, the largest first.
-func (s leaseStore) keptGPUs(ctx context.Context, pool string, but common.Hash) ([]int, error) {
+// keptGPUs is what each channel of a pool but one keeps.
+func (s leaseStore) keptGPUs(ctx context.Context, pool string, but common.Hash) ([]kept, error) {
 	return keptGPUs(ctx, s.db.View(), pool, but.Hex())
 }
 
-func keptGPUs(ctx context.Context, db sqlx.ExtContext, pool, but string) (all []int, err error) {
-	err = sqlx.SelectContext(ctx, db, &all, db.Rebind(`SELECT MAX(gpus) FROM reservations
-		WHERE pool = ? AND channel <> ? AND expires > `+serverNow+` GROUP BY channel ORDER BY MAX(gpus) DESC`), pool, but)
-	return all, err
+func keptGPUs(ctx context.Context, db sqlx.ExtContext, pool, but string) ([]kept, error) {
+	var rows []reservationRow
+	err := sqlx.SelectContext(ctx, db, &rows, db.Rebind(`SELECT id, channel, gpus FROM reservations
+		WHERE pool = ? AND channel <> ? AND expires > `+serverNow), pool, but)
+	most := make(map[string]kept)
+	for _, row := range rows {
+		k := most[row.Channel]
+		most[row.Channel] = kept{max(k.gpus, row.GPUs), append(k.leases, common.HexToHash(row.ID))}
+	}
+	return slices.Collect(maps.Values(most)), err
 }
 
 func (s leaseStore) dropGPUs(ctx context.Context, id string) error {

@@ -4,62 +4,101 @@ import (
 	"context"
 	"crypto/sha256"
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/ethereum/go-ethereum/common"
 )
 
-// reservations keep GPUs for leases whose deposits are on their way to the chain:
-// of two payers after the last GPU one is refused before its money moves. Those of
-// gateways that share a database are in its rows, too, where all see them.
+// reservations keep GPUs for leases whose deposits are on their way to the chain, or
+// that are about to begin: of two payers after the last GPU one is refused before its
+// money moves. Every lease takes its GPUs on one, so that none takes what another's
+// deposit was sent for. Those of gateways that share a database are in its rows, too,
+// where all see them.
 type reservations struct {
 	mu   sync.Mutex
 	held map[*reservation]struct{}
+
+	table sync.Mutex // held while the rows are asked, so that those who wait for them leave connections to the one who asks
 }
 
 // reservation is what one request keeps; nil keeps nothing.
 type reservation struct {
 	in      *reservations
 	channel common.Hash
-	gpus    int    // beside those that the channel's lease gives back
-	drop    func() // lets the other gateways have them; nil: there are none
+	lease   common.Hash // that begins on it: what that one has is not kept besides
+	gpus    int         // beside those that the channel's lease gives back
+	drop    func()      // lets the other gateways have them; nil: there are none
+	ends    time.Time   // when the other gateways have them anyway; zero: never
 }
 
-// others is how many GPUs each channel but one keeps, the most of its requests: a
-// channel has one lease at a time. The largest come first.
-func (r *reservations) others(id common.Hash) []int {
+// kept is what the requests of one channel keep, the most of them: a channel has one
+// lease at a time.
+type kept struct {
+	gpus   int
+	leases []common.Hash // one of which begins
+}
+
+// beside is how many GPUs are kept, for each channel, beside those that its lease has
+// by now. The largest come first.
+func beside(all []kept, held map[string]common.Hash) (gpus []int) {
+	for _, k := range all {
+		for _, lease := range held {
+			if slices.Contains(k.leases, lease) {
+				k.gpus--
+			}
+		}
+		if k.gpus > 0 {
+			gpus = append(gpus, k.gpus)
+		}
+	}
+	slices.SortFunc(gpus, func(a, b int) int { return b - a })
+	return gpus
+}
+
+// others is what each channel but one keeps.
+func (r *reservations) others(id common.Hash) []kept {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.beside(id)
 }
 
 // beside is others for who holds mu.
-func (r *reservations) beside(id common.Hash) []int {
-	most := make(map[common.Hash]int)
+func (r *reservations) beside(id common.Hash) []kept {
+	most := make(map[common.Hash]kept)
 	for s := range r.held {
 		if s.channel != id {
-			most[s.channel] = max(most[s.channel], s.gpus)
+			k := most[s.channel]
+			most[s.channel] = kept{max(k.gpus, s.gpus), append(k.leases, s.lease)}
 		}
 	}
-	var all []int
-	for _, gpus := range most {
-		all = append(all, gpus)
+	return slices.Collect(maps.Values(most))
+}
+
+// of are the reservations of a channel at this gateway.
+func (r *reservations) of(id common.Hash) (all []*reservation) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for s := range r.held {
+		if s.channel == id {
+			all = append(all, s)
+		}
 	}
-	slices.SortFunc(all, func(a, b int) int { return b - a })
 	return all
 }
 
 // add keeps GPUs for a channel, if fits agrees to what the others keep.
-func (r *reservations) add(id common.Hash, gpus int, fits func(others []int) error) (*reservation, error) {
+func (r *reservations) add(id common.Hash, gpus int, fits func(others []kept) error) (*reservation, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if err := fits(r.beside(id)); err != nil {
 		return nil, err
 	}
-	s := &reservation{in: r, channel: id, gpus: gpus}
+	s := &reservation{in: r, channel: id, lease: randomHash(), gpus: gpus}
 	if r.held == nil {
 		r.held = make(map[*reservation]struct{})
 	}
@@ -82,25 +121,70 @@ func (s *reservation) release() {
 	}
 }
 
-// reserve keeps GPUs for a channel until its lease has begun. Of them back are
+// stands reports whether so many GPUs are still kept.
+func (s *reservation) stands(gpus int) bool {
+	if s == nil || s.gpus < gpus || !s.ends.IsZero() && !time.Now().Before(s.ends) {
+		return false
+	}
+	s.in.mu.Lock()
+	defer s.in.mu.Unlock()
+	_, held := s.in.held[s]
+	return held
+}
+
+// seated is a reservation for a lease that begins now: the one of its request, whose
+// deposit was sent for it and is not refused any more, or a new one.
+func (p *Provider) seated(ctx context.Context, s *reservation, id common.Hash, gpus int) (*reservation, error) {
+	if s.stands(gpus) {
+		return s, nil
+	}
+	s.release()
+	return p.reserve(ctx, id, gpus, 0)
+}
+
+// seatTaken ends what is kept for a channel whose lease has its GPUs.
+func (p *Provider) seatTaken(id common.Hash) {
+	for _, s := range p.reserved.of(id) {
+		s.release()
+	}
+}
+
+// reserve keeps GPUs for a channel until its lease has them. Of them back are
 // about to come back from its own lease.
 func (p *Provider) reserve(ctx context.Context, id common.Hash, gpus, back int) (*reservation, error) {
-	fits := func(others []int) error { return p.roomBeside(others, gpus, back) }
+	fits := func(others []kept) error { return p.roomBeside(ctx, others, gpus, back) }
 	s, err := p.reserved.add(id, max(gpus-back, 0), fits)
 	if err != nil || p.replicas == nil {
 		return s, err
 	}
-	row := reservationRow{ID: newGatewayID(), Pool: p.pool(), Channel: id.Hex(), GPUs: s.gpus}
-	if err := p.store.keepGPUs(ctx, row, p.config.OpenTimeout+p.config.CallTimeout, fits); err != nil {
+	row := reservationRow{ID: s.lease.Hex(), Pool: p.pool(), Channel: id.Hex(), GPUs: s.gpus}
+	ttl := p.config.OpenTimeout + p.config.CallTimeout
+	p.reserved.table.Lock()
+	defer p.reserved.table.Unlock()
+	s.ends = time.Now().Add(ttl)
+	if err := p.store.keepGPUs(ctx, row, ttl, fits); err != nil {
 		s.release()
 		return nil, err
 	}
-	s.drop = func() {
+	s.shared(func() {
 		if err := p.store.dropGPUs(context.WithoutCancel(ctx), row.ID); err != nil {
 			p.config.Log.Warn("a reservation was not given back: it ends by itself", "channel", id, "error", err)
 		}
-	}
+	})
 	return s, nil
+}
+
+// shared has drop end what other gateways see: at once where the channel's lease began meanwhile.
+func (s *reservation) shared(drop func()) {
+	s.in.mu.Lock()
+	_, held := s.in.held[s]
+	if held {
+		s.drop = drop
+	}
+	s.in.mu.Unlock()
+	if !held {
+		drop()
+	}
 }
 
 // pool names the gateways that rent out the same devices: one's reservations are
@@ -117,8 +201,8 @@ func (p *Provider) pool() string {
 	return fmt.Sprintf("%x", sha256.Sum256([]byte(strings.Join(all, "\n"))))
 }
 
-// others is how many GPUs each channel but one keeps, at whatever gateway.
-func (p *Provider) others(ctx context.Context, id common.Hash) ([]int, error) {
+// others is what each channel but one keeps, at whatever gateway.
+func (p *Provider) others(ctx context.Context, id common.Hash) ([]kept, error) {
 	if p.replicas == nil {
 		return p.reserved.others(id), nil
 	}
@@ -152,11 +236,11 @@ func (p *Provider) room(ctx context.Context, id common.Hash, gpus, back int) err
 	if err != nil {
 		return err
 	}
-	return p.roomBeside(others, gpus, back)
+	return p.roomBeside(ctx, others, gpus, back)
 }
 
-func (p *Provider) roomBeside(others []int, gpus, back int) error {
-	left, err := p.left(others)
+func (p *Provider) roomBeside(ctx context.Context, others []kept, gpus, back int) error {
+	left, err := p.left(ctx, others)
 	if left = max(left, 0) + back; err == nil && left < gpus {
 		return fmt.Errorf("%w: %d wanted, %d free", ErrNoCapacity, gpus, left)
 	}
@@ -165,10 +249,30 @@ func (p *Provider) roomBeside(others []int, gpus, back int) error {
 
 // left is how many devices are free beside what others keep, and how many there
 // are where the allocator does not say what is free.
-func (p *Provider) left(others []int) (int, error) {
+func (p *Provider) left(ctx context.Context, others []kept) (int, error) {
 	if p.nodes != nil {
-		return p.nodes.freeBeside(others), nil
+		return p.nodes.freeBeside(beside(others, nil)), nil
 	}
+	book, known := p.config.Allocator.(rentedOut)
+	if !known || len(others) == 0 {
+		return p.leftBeside(beside(others, nil))
+	}
+	for { // until no lease began or ended in between: one that did would count twice, or not at all
+		held, err := book.leased().held(ctx)
+		if err != nil {
+			return 0, err
+		}
+		left, err := p.leftBeside(beside(others, held))
+		if err != nil {
+			return 0, err
+		}
+		if now, err := book.leased().held(ctx); err != nil || maps.Equal(now, held) {
+			return left, err
+		}
+	}
+}
+
+func (p *Provider) leftBeside(others []int) (int, error) {
 	left, ok, err := free(p.config.Log, p.config.Allocator)
 	if !ok {
 		left = len(p.devices)

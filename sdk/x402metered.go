@@ -233,20 +233,14 @@ func (r *x402Request) leave() {
 // letNamed begins a lease of a route's devices, on disk with what it may use.
 func (d *x402Desk) letNamed(ctx context.Context, r *x402Request, tab x402Tab, note *x402Note) (*lease, error) {
 	defer d.starts.Lock(tab.ID)()
-	id, devices := r.lease, r.metered.Devices
-	if id == (common.Hash{}) {
-		id = randomHash()
+	if err := d.keepDevices(ctx, r); err != nil { // also without a deposit: another's may be on its way for what is free
+		return nil, err
 	}
-	note.Lease = id.Hex()
-	d.named.put(id, r.metered)
-	err := d.admit(ctx, *note, nil)
-	var l *lease
-	if err == nil {
-		l, err = d.let(ctx, tab, len(devices), note.Lease)
+	note.Lease = r.lease.Hex()
+	if err := d.admit(ctx, *note, nil); err != nil {
+		return nil, err // what was kept is let go of with the request
 	}
-	if err != nil && id != r.lease { // what was kept is let go of with the request
-		d.named.drop(id)
-	}
+	l, err := d.let(ctx, tab, len(r.metered.Devices), note.Lease)
 	if err != nil {
 		return nil, err
 	}

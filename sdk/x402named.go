@@ -127,6 +127,7 @@ func (d *x402Desk) keepDevices(ctx context.Context, r *x402Request) error {
 			return err
 		}
 		defer seat.release()
+		lease = seat.lease
 	}
 	d.named.put(lease, m)
 	if err := d.keepOn(ctx, m, lease); err != nil {

@@ -54,7 +54,10 @@ func (d *x402Desk) attach(ctx context.Context, r *x402Request, tab x402Tab, note
 		return nil, err
 	}
 	if l == nil {
-		note.Lease = randomHash().Hex()
+		if r.seat, err = d.seated(ctx, r.seat, r.id, r.route.gpus); err != nil {
+			return nil, err
+		}
+		note.Lease = r.seat.lease.Hex()
 		if err := d.admit(ctx, *note, nil); err != nil {
 			return nil, err
 		}
