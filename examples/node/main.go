@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -130,9 +129,9 @@ func issue(dir string, names []string) error {
 }
 
 func serve(ctx context.Context, node *sdk.Node, o *options) error {
-	listener, err := net.Listen("tcp", o.listen)
+	listener, err := cli.Listen("listen", o.listen)
 	if err != nil {
-		return errors.Join(fmt.Errorf("--listen: %w", err), node.Close())
+		return errors.Join(err, node.Close())
 	}
 	fmt.Printf("node %s meters %d GPU(s) at %s and signs as %s\n", o.config.Name, len(o.config.Allocator.(*sdk.HostAllocator).Devices), listener.Addr(), o.config.MeterKey.Address())
 	failed := make(chan error, 2)

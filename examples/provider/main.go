@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"strings"
@@ -198,9 +197,9 @@ func (g *given) read(flags *cli.Flags, c *sdk.ProviderConfig) (err error) {
 }
 
 func serve(ctx context.Context, provider *sdk.Provider, o *options) error {
-	listener, err := net.Listen("tcp", o.listen)
+	listener, err := cli.Listen("listen", o.listen)
 	if err != nil {
-		return errors.Join(fmt.Errorf("--listen: %w", err), provider.Close())
+		return errors.Join(err, provider.Close())
 	}
 	offer, gpus := provider.Offer(), 0
 	for _, kind := range offer.Devices {

@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
-	"net"
 	"net/http"
 	"os"
 	"strings"
@@ -138,9 +137,9 @@ func budget(name, text string) (tower.GasBudget, error) {
 }
 
 func serve(ctx context.Context, t *tower.Tower, o *options) error {
-	listener, err := net.Listen("tcp", o.listen)
+	listener, err := cli.Listen("listen", o.listen)
 	if err != nil {
-		return fmt.Errorf("--listen: %w", err)
+		return err
 	}
 	fmt.Printf("watching escrow %s (grace period %s) at http://%s  (gas is paid by %s)\n", t.Escrow().Address(), t.Escrow().Grace(), listener.Addr(), t.Address())
 	ctx, cancel := context.WithCancel(ctx)

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/gpupay/gpupay/channel"
@@ -100,6 +101,18 @@ func (f *Flags) KeyGiven() bool { return f.key.keystore != "" || os.Getenv(f.key
 // Key opens the program's key.
 func (f *Flags) Key() (*channel.Key, error) { return f.key.Load() }
 
+// Listen opens the address that a flag names.
+func Listen(name, address string) (net.Listener, error) {
+	listener, err := net.Listen("tcp", address)
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		return nil, fmt.Errorf("--%s: %w: another program is there: end it, or listen elsewhere", name, err)
+	case err != nil:
+		return nil, fmt.Errorf("--%s: %w", name, err)
+	}
+	return listener, nil
+}
+
 // Admin serves what only the operator should see, metrics and health, on an
 // address; on none if that is empty. What ends it goes to failed. The server is
 // there to be shut down even beside an error.
@@ -111,9 +124,9 @@ func Admin(address string, metrics, health http.Handler, failed chan<- error) (*
 	if address == "" {
 		return server, nil
 	}
-	listener, err := net.Listen("tcp", address)
+	listener, err := Listen("admin", address)
 	if err != nil {
-		return server, fmt.Errorf("--admin: %w", err)
+		return server, err
 	}
 	fmt.Printf("admin at http://%s (/metrics, /healthz)\n", listener.Addr())
 	go func() { failed <- server.Serve(listener) }()
