@@ -120,30 +120,21 @@ func (b *bench) all(ctx context.Context, list []*mutant) (int, error) {
 	return 0, nil
 }
 
-// baselines runs each distinct line over the tree as it is, and gives what was wrong with it by its text.
-func (b *bench) baselines(ctx context.Context, list []*mutant) map[string]error {
-	lines := map[string]runLine{}
+// baselines gives, by the text of each distinct line, a function that runs it once over the tree as it is, and tells what was wrong.
+func (b *bench) baselines(ctx context.Context, list []*mutant) map[string]func() error {
+	sound := map[string]func() error{}
 	for _, m := range list {
 		for _, r := range m.runs {
-			lines[r.text] = r
+			sound[r.text] = sync.OnceValue(func() error {
+				o, err := b.slot(func() (outcome, error) { return b.shop.together(ctx, r, "") })
+				if err == nil && o.failed > 0 {
+					err = fmt.Errorf("%q fails without a mutant", r.text)
+					b.print(b.shown(o.log))
+				}
+				return err
+			})
 		}
 	}
-	var wait sync.WaitGroup
-	var lock sync.Mutex
-	sound := map[string]error{}
-	for text, r := range lines {
-		wait.Go(func() {
-			o, err := b.slot(func() (outcome, error) { return b.shop.together(ctx, r, "") })
-			if err == nil && o.failed > 0 {
-				err = fmt.Errorf("%q fails without a mutant", text)
-				b.print(b.shown(o.log))
-			}
-			lock.Lock()
-			defer lock.Unlock()
-			sound[text] = err
-		})
-	}
-	wait.Wait()
 	return sound
 }
 
@@ -164,13 +155,13 @@ func (b *bench) try(ctx context.Context, m *mutant, r runLine, changed map[strin
 	return b.slot(func() (outcome, error) { return b.shop.alone(ctx, r, changed) })
 }
 
-func (b *bench) judge(ctx context.Context, m *mutant, sound map[string]error) {
+func (b *bench) judge(ctx context.Context, m *mutant, sound map[string]func() error) {
 	begun := time.Now()
 	changed, err := m.apply(b.root)
 	var logs strings.Builder
 	survived := ""
 	for _, r := range m.runs {
-		if err = errors.Join(err, sound[r.text]); err != nil {
+		if err = errors.Join(err, sound[r.text]()); err != nil {
 			break
 		}
 		var o outcome
