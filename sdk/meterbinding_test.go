@@ -268,6 +268,7 @@ func TestRestoredGatewayOverANode(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			lease := l.row.Lease // which only the rental may read once it runs
 			done := background(t.Context(), l)
 			awaitRecord(t, l, 3)
 			if name != "begun since" {
@@ -277,7 +278,7 @@ func TestRestoredGatewayOverANode(t *testing.T) {
 			bounce(r, f, func() {
 				old.restore(t)
 				if name == "being allocated" {
-					beingAllocated(t, r.config.Database, l.row.Lease)
+					beingAllocated(t, r.config.Database, lease)
 				}
 			})
 			if name == "in the copy" { // its node has the rest

@@ -480,10 +480,10 @@ func (w *world) checkFees(before map[chain.TxID]int) {
 	}
 }
 
-// noteLate remembers which channels' grace periods end without the payee.
+// noteLate remembers which channels' grace periods end without the payee: it did not hear of the close, or was paid since.
 func (w *world) noteLate() {
 	for a, s := range w.onChain() {
-		if s.closing != 0 && !a.heard && w.chain.Time() >= s.closing+uint64(grace/time.Second) {
+		if s.closing != 0 && (!a.heard || s.settled < a.payable()) && w.chain.Time() >= s.closing+uint64(grace/time.Second) {
 			a.late = true
 		}
 	}
