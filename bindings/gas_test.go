@@ -132,7 +132,9 @@ func (m *meter) prepareLong(n int) []*payment {
 	ps := make([]*payment, n)
 	for i := range ps {
 		signer := m.account()
-		ps[i] = m.channel(m.payer(), signer, crypto.Keccak256Hash(address(signer).Bytes()), address(signer))
+		salt := crypto.Keccak256Hash(address(signer).Bytes())
+		salt[0] |= 1 // group reads how long the salts are from the first
+		ps[i] = m.channel(m.payer(), signer, salt, address(signer))
 	}
 	m.batch(ps)
 	return ps
