@@ -9,10 +9,12 @@ import (
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
+	"github.com/ethereum/go-ethereum/common/hexutil"
 	"github.com/ethereum/go-ethereum/core/types"
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/badrpc"
 	"github.com/gpupay/gpupay/internal/chaintest"
 	"github.com/gpupay/gpupay/sdk/chain"
 )
@@ -155,6 +157,58 @@ func TestReorgDeeperThanFinality(t *testing.T) {
 		t.Errorf("nonce %d, want 2", got)
 	}
 	w.explainGas(t, s)
+}
+
+// A re-org undoes a transaction while the node cannot tell what it has: it is sent again once the node can, though no block
+// comes. On a chain that makes blocks only of transactions, the next one waits for it, and no block for either.
+func TestReorgWhileTheNodeCannotTell(t *testing.T) {
+	for name, hide := range map[string]func(b *badrpc.Endpoint, mined *types.Receipt, head uint64){
+		"indexing": func(b *badrpc.Endpoint, _ *types.Receipt, _ uint64) {
+			b.On(receiptMethod, badrpc.Fail(-32000, "transaction indexing is in progress"))
+		},
+		"shows what was": func(b *badrpc.Endpoint, mined *types.Receipt, _ uint64) {
+			b.On(receiptMethod, badrpc.About(mined.TxHash.Hex(), badrpc.Says(mined)))
+		},
+		"counts what was": func(b *badrpc.Endpoint, _ *types.Receipt, head uint64) {
+			b.On("eth_getTransactionCount", badrpc.About(hexutil.EncodeUint64(head), badrpc.Says("0x1")))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			s, bad, _ := w.badSender(t)
+			s.Finality = 64
+			first := send(t, s, w.token.ApproveCall(w.escrow.Address(), *uint256.NewInt(1)))
+			w.Reorg(t, 1)
+			if got := w.nonce(t, s.Address()); got != 0 {
+				t.Fatalf("nonce %d: the re-org undid nothing", got)
+			}
+			hide(bad, first.Receipt, w.Head(t))
+			second, err := s.Submit(t.Context(), w.token.ApproveCall(w.escrow.Address(), *uint256.NewInt(2)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := s.Sync(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if got := w.nonce(t, s.Address()); got != 0 {
+				t.Fatalf("nonce %d while the node could not tell", got)
+			}
+			bad.Heal()
+			for range 3 {
+				if err := s.Sync(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if got := w.nonce(t, s.Address()); got != 2 {
+				t.Fatalf("nonce %d, want 2: what the re-org undid is not sent again", got)
+			}
+			for _, id := range []chain.TxID{first.ID, second} {
+				if _, err := s.Wait(t.Context(), id, 1); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
 }
 
 // hung is a backend that never answers.

@@ -49,6 +49,8 @@ type glance struct {
 	mined uint64 // nonces below this one are used up, as of the head
 	deep  uint64 // the same, as of Finality blocks ago
 
+	untold bool // the node cannot say yet what became of some transaction: it is asked again, though no block comes
+
 	waiting bool   // whether a transaction without a budget is in flight
 	lastOwn uint64 // the highest nonce of one
 }
@@ -104,17 +106,20 @@ func (s *Sender) sync(ctx context.Context) error {
 	}
 	var failed error
 	for _, tx := range open {
-		if err := s.advance(ctx, tx, g); err != nil {
+		if err := s.advance(ctx, tx, &g); err != nil {
 			failed = errors.Join(failed, fmt.Errorf("chain: %s: %w", tx.Call, err))
 		}
 		if failed != nil && isTransport(failed) {
 			return failed // the others would fail likewise
 		}
 	}
-	if failed == nil {
-		s.head, s.stepped = g.head.Hash(), s.now()
+	if failed != nil {
+		return failed
 	}
-	return failed
+	if s.stepped = s.now(); !g.untold {
+		s.head = g.head.Hash()
+	}
+	return nil
 }
 
 func (s *Sender) look(ctx context.Context) (glance, error) {
@@ -139,11 +144,12 @@ func (s *Sender) look(ctx context.Context) (glance, error) {
 }
 
 // advance brings one transaction further: it is mined, final, undone, displaced, stuck, or dropped.
-func (s *Sender) advance(ctx context.Context, tx Tx, g glance) error {
+func (s *Sender) advance(ctx context.Context, tx Tx, g *glance) error {
 	if !g.moved && tx.State != Pending {
 		return nil
 	}
 	found, err := s.find(ctx, tx)
+	g.untold = g.untold || found.unsure
 	switch {
 	case err != nil:
 		return err
@@ -154,11 +160,11 @@ func (s *Sender) advance(ctx context.Context, tx Tx, g glance) error {
 	case tx.State != Pending:
 		return nil
 	case tx.Nonce >= g.mined:
-		return s.push(ctx, tx, g)
+		return s.push(ctx, tx, *g)
 	case tx.Nonce >= g.deep || found.unsure:
 		return nil // somebody's transaction has this nonce, perhaps ours on a node that lags: the next steps tell
 	}
-	return s.displaced(ctx, tx, g)
+	return s.displaced(ctx, tx, *g)
 }
 
 // A finding is what the chain says of a transaction's versions.
@@ -194,15 +200,16 @@ func (s *Sender) find(ctx context.Context, tx Tx) (found finding, err error) {
 	return found, nil
 }
 
-func (s *Sender) mined(ctx context.Context, tx Tx, found finding, g glance) error {
+func (s *Sender) mined(ctx context.Context, tx Tx, found finding, g *glance) error {
 	delete(s.absences, tx.ID)
 	receipt := found.receipt
 	if found.version.Nonce() != tx.Nonce {
-		if err := s.cancel(ctx, &tx, found.version.Nonce(), g); err != nil {
+		if err := s.cancel(ctx, &tx, found.version.Nonce(), *g); err != nil {
 			return err
 		}
 	}
 	block := receipt.BlockNumber.Uint64()
+	g.untold = g.untold || found.version.Nonce() >= g.mined // the receipt is of another branch than the head, or of a later block
 	final := block+s.finality() <= g.head.Number.Uint64() && s.agreed(ctx, tx, receipt)
 	if tx.State == Mined && tx.BlockHash == receipt.BlockHash && !final {
 		return nil
@@ -272,16 +279,17 @@ func (s *Sender) cost(ctx context.Context, found finding) (*big.Int, error) {
 }
 
 // missing: nothing shows a transaction that was mined.
-func (s *Sender) missing(ctx context.Context, tx Tx, found finding, g glance) error {
+func (s *Sender) missing(ctx context.Context, tx Tx, found finding, g *glance) error {
 	switch {
-	case found.unsure || g.head.Number.Uint64() < tx.Block:
-		return nil // a node that is behind does not know it yet
+	case found.unsure || g.head.Number.Uint64() < tx.Block: // a node that is behind does not know it yet
 	case tx.Nonce >= g.mined:
 		return s.undone(ctx, tx)
-	case tx.Nonce >= g.deep:
-		return nil // its nonce is used, most likely by itself
+	case tx.Nonce >= g.deep: // its nonce is used, most likely by itself
+	default:
+		return s.pend(ctx, tx)
 	}
-	return s.pend(ctx, tx)
+	g.untold = true
+	return nil
 }
 
 // undone: a re-org took a mined transaction out. The very same one is sent again, so it can never count twice.
