@@ -292,11 +292,12 @@ func (d *Dispute) Error() string {
 // Unwrap is what the provider did.
 func (d *Dispute) Unwrap() error { return d.Reason }
 
-// dispute stops trusting the provider: evidence first, then no more payments.
+// dispute stops trusting the provider: evidence first, then no more payments. The payee is distrusted elsewhere only for what it
+// signed: whoever has us rent at his own site under a copy of its offer harms himself.
 func (l *Rental) dispute(ctx context.Context, reason error, document []byte) error {
 	ctx, reason = context.WithoutCancel(ctx), &worded{reason}
 	err := l.r.store.keep(ctx, Evidence{Channel: l.id, URL: l.row.URL, Reason: reason.Error(), At: l.r.config.Now(), Document: document})
-	l.row.Dispute = reason.Error()
+	l.row.Dispute, l.row.OfSite = reason.Error(), !convicts(reason)
 	l.row.Phase = RentalDisputed
 	l.r.config.Log.Error("provider was caught: nothing more is paid", "channel", l.id, "reason", reason)
 	return errors.Join(&Dispute{Channel: l.id, Reason: reason}, err, l.save(ctx))

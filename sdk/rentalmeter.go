@@ -8,6 +8,8 @@ import (
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
+var errBoundTwice = errors.New("the payee signed for both meters of the lease")
+
 // sameMeter holds what a stream says of a lease that we know against the meter that was bound to it: it has one for its
 // whole life. Two that the payee signed are kept as a proof. A lease that has ended may be shown without any.
 func (l *Rental) sameMeter(ctx context.Context, lease wire.Lease, document []byte) error {
@@ -18,9 +20,10 @@ func (l *Rental) sameMeter(ctx context.Context, lease wire.Lease, document []byt
 	if l.row.Binding == nil {
 		return l.dispute(ctx, cause, document)
 	}
-	var kept error
-	if p, err := newBindingProof(l.row.Offer, *l.row.Binding, *lease.Binding); err == nil {
-		kept = l.r.store.putProof(context.WithoutCancel(ctx), p, l.id, l.r.config.Now().UnixMilli())
+	p, err := newBindingProof(l.row.Offer, *l.row.Binding, *lease.Binding)
+	if err != nil {
+		return l.dispute(ctx, cause, document)
 	}
-	return errors.Join(l.dispute(ctx, cause, document), kept)
+	kept := l.r.store.putProof(context.WithoutCancel(ctx), p, l.id, l.r.config.Now().UnixMilli())
+	return errors.Join(l.dispute(ctx, fmt.Errorf("%w: %w", cause, errBoundTwice), document), kept)
 }

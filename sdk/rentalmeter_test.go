@@ -238,6 +238,9 @@ func TestTwoMetersOfALease(t *testing.T) {
 	if err := l.Run(t.Context()); !errors.Is(err, wire.ErrMeter) || !errors.As(err, &lie) {
 		t.Fatalf("%v", err)
 	}
+	if err := r.vetPayee(t.Context(), v.key.Address(), "http://elsewhere"); !errors.As(err, &lie) {
+		t.Errorf("the payee signed for both meters, and is trusted elsewhere: %v", err)
+	}
 	if paid, owed := v.highest(), l.Snapshot().Owed; paid.Gt(&owed) || l.Snapshot().Sequence != 3 {
 		t.Errorf("%s was signed for, %s is owed by record %d", paid.Dec(), owed.Dec(), l.Snapshot().Sequence)
 	}

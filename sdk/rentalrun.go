@@ -401,6 +401,9 @@ func (l *Rental) contradicted(ctx context.Context, rec metering.SignedRecord, do
 		return err
 	}
 	if earlier == nil {
+		if l.row.Checker.Sequence == 0 && rec.OwedBefore != l.row.OwedBefore { // nobody signed where the lease was said to begin
+			cause = fmt.Errorf("%w: the lease and its first record are about different things: %w", ErrGarbage, cause)
+		}
 		return l.dispute(ctx, cause, evident(rec, document))
 	}
 	var kept metering.SignedRecord

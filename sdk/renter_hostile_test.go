@@ -275,6 +275,11 @@ func (p *plot) honest(n int) {
 	}
 }
 
+// overcharge sends a record that owes more than time and price make, as the payee signed it.
+func (p *plot) overcharge() {
+	p.usage(p.resign(p.next(50*time.Millisecond), func(r *metering.SignedRecord) { r.Owed = *uint256.NewInt(900_000) }))
+}
+
 func (p *plot) usage(rec metering.SignedRecord) {
 	p.sent = rec
 	p.send(rec.Sequence, wire.EventUsage, rec)
@@ -536,7 +541,7 @@ func TestHostileLeases(t *testing.T) {
 		}, metering.ErrPrice},
 		{"owes more than time and price make", nil, func(p *plot) {
 			p.honest(2)
-			p.usage(p.resign(p.next(50*time.Millisecond), func(r *metering.SignedRecord) { r.Owed = *uint256.NewInt(900_000) }))
+			p.overcharge()
 		}, metering.ErrPrice},
 		{"signs two records of one number", nil, func(p *plot) {
 			p.honest(4)

@@ -203,7 +203,7 @@ func TestDistrustCrossesSchemes(t *testing.T) {
 		s := newShop(t)
 		x := s.client(caps, stallOptions)
 		v := newVillain(t, m, nil)
-		v.script = func(p *plot) { p.honest(2); p.usage(p.next(36 * time.Second)) }
+		v.script = (*plot).overcharge
 		l, err := x.r.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "0.02", PayEvery: 50 * time.Millisecond})
 		if err != nil {
 			t.Fatal(err)
@@ -318,12 +318,12 @@ func TestDepositCountsOnceWithConfirmations(t *testing.T) {
 	}
 }
 
-// TestCaughtPayeeGetsNoOtherRental: who was caught in a rental that is not over gets the deposit of no other: not of a new
+// TestCaughtPayeeGetsNoOtherRental: a payee that signed what it was caught at, in a rental that is not over, gets the deposit of no other: not of a new
 // one, nor of one that is taken up again.
 func TestCaughtPayeeGetsNoOtherRental(t *testing.T) {
 	m := newMarket(t)
 	v := newVillain(t, m, nil)
-	v.script = func(p *plot) { p.honest(2); p.usage(p.next(36 * time.Second)) }
+	v.script = (*plot).overcharge
 	config := m.renterConfig(t, m.payer)
 	config.ClockOff, config.Now = 1000*time.Hour, m.now // the chain's clock runs ahead once the rental was left
 	r := openRenter(t, config)

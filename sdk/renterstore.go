@@ -97,7 +97,9 @@ type rentalRow struct {
 	Checker    *metering.CheckerState `json:"checker,omitempty"`
 	Ended      string                 `json:"ended,omitempty"` // why the lease is over
 	Dispute    string                 `json:"dispute,omitempty"`
-	Closed     *Closing               `json:"closed,omitempty"`
+	// OfSite is whether Dispute is held against the rental's site alone: nothing that the payee signed proves it.
+	OfSite bool     `json:"ofSite,omitempty"`
+	Closed *Closing `json:"closed,omitempty"`
 
 	// Past are the channel's leases before this one.
 	Past []pastLease `json:"past,omitempty"`

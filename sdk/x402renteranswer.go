@@ -242,12 +242,16 @@ func (b *buying) distrust(ctx context.Context, reason error, document []byte) er
 	return errors.Join(&Dispute{Channel: b.id, Reason: reason}, err, b.save(ctx))
 }
 
-// convicts reports whether records that a payee signed, as it did its offer, contradict each other or their price: it is found
-// behind a record's signature, in nothing but what that covers. What else an answer says is its site's word, and when a record
-// comes is the site's doing: who passes a tick on to an honest provider can keep its answer back until it is another's, and has
-// it state more time than passed (ErrClock, and on our clock ErrLetTwice).
+// convicts reports whether what a payee signed, as it did its offer, contradicts itself: records each other or their price, or
+// two meters of one lease each other. It is found behind a signature, in nothing but what that covers. What else an answer says
+// is its site's word (ErrGarbage: it does not parse, or does not fit its record), and when a record comes is the site's doing: who
+// passes a tick on to an honest provider can keep its answer back until it is another's, and has it state more time than passed
+// (ErrClock, and on our clock ErrLetTwice).
 func convicts(reason error) bool {
-	return errors.Is(reason, metering.ErrPrice) || errors.Is(reason, metering.ErrForked)
+	if errors.Is(reason, ErrGarbage) {
+		return false
+	}
+	return errors.Is(reason, metering.ErrPrice) || errors.Is(reason, metering.ErrForked) || errors.Is(reason, errBoundTwice)
 }
 
 // X402Channel is a channel with an x402 server. Amounts are base units.

@@ -48,7 +48,7 @@ func (r *Renter) vetSlates(ctx context.Context, payee common.Address, site strin
 	return related, nil
 }
 
-// vetRentals refuses a payee or a site that a rental caught which is not over.
+// vetRentals refuses a site that a rental caught which is not over, and a payee whose signature proves what it was caught at.
 func (r *Renter) vetRentals(ctx context.Context, payee common.Address, site string) error {
 	rows, err := r.store.list(ctx, `WHERE state NOT IN (?, ?)`, RentalClosed, RentalFinished)
 	if err != nil {
@@ -58,14 +58,14 @@ func (r *Renter) vetRentals(ctx context.Context, payee common.Address, site stri
 		if row.Dispute == "" { // whatever phase a Close in vain left it in
 			continue
 		}
-		if row.Terms.Payee == payee || siteOf(row.URL) == site {
+		if row.Terms.Payee == payee && !row.OfSite || siteOf(row.URL) == site {
 			return &Dispute{Channel: row.Terms.ID(), Reason: errors.New(row.Dispute)}
 		}
 	}
 	return nil
 }
 
-// vetPayee refuses a payee or a site that was caught, whichever way it was paid.
+// vetPayee refuses a site that was caught, and a payee that its signatures convict, whichever way it was paid.
 func (r *Renter) vetPayee(ctx context.Context, payee common.Address, site string) error {
 	if _, err := r.vetSlates(ctx, payee, site); err != nil {
 		return err
