@@ -166,32 +166,25 @@ func (o *outpost) accepted(id common.Hash) uint64 {
 	return s.Accepted.Uint64()
 }
 
-// TestReleaseWithoutTheNode: a renter gets away from a host that is gone, and the
-// node hears of it when it is back.
+// TestReleaseWithoutTheNode: a renter gets away from a host that is gone, for what it signed, and the node hears of it when it
+// is back: its GPUs are the next renter's.
 func TestReleaseWithoutTheNode(t *testing.T) {
 	o := newOutpost(t)
-	r := newRig(t, o.link, func(c *ProviderConfig) { c.Log = slog.New(slog.DiscardHandler) })
+	r := newRig(t, quiet, o.link, func(c *ProviderConfig) { c.Credit = time.Minute }) // the end's tolerance alone is worth 2 s
 	lease := r.open(1, 500_000, "")
+	id := lease.lease.LeaseID
 	lease.record()
 	o.set(true, nil)
 	last := lease.release()
 	lease.close(last.Owed.Uint64())
 	o.set(false, nil)
-	o.wait(lease.lease.LeaseID, leaseEnded)
-	if s, err := r.provider.payee.State(t.Context(), lease.terms.ID()); err != nil || s.Spent != last.Owed || s.Status != channel.Finalized {
-		t.Errorf("the channel is %s and charged %s, the last record that came says %s (%v)", s.Status, s.Spent.Dec(), last.Owed.Dec(), err)
+	o.wait(id, leaseEnded)
+	waitFor(t, func() bool { return o.collected(r, id) })
+	o.told(r, id)
+	if s, err := r.provider.payee.State(t.Context(), lease.terms.ID()); err != nil || s.Settled != last.Owed || s.Status != channel.Finalized {
+		t.Errorf("the channel is %s and paid %s, the last record that came says %s (%v)", s.Status, s.Settled.Dec(), last.Owed.Dec(), err)
 	}
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
-		if rows, err := o.node.spool.open(t.Context()); err == nil && len(rows) == 0 {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("the node still keeps the lease for its gateway")
-		}
-	}
-	for r.provider.nodes.Free() != 2 { // the gateway asks once a second
-		time.Sleep(20 * time.Millisecond)
-	}
+	waitFor(t, func() bool { return r.provider.nodes.Free() == 2 }) // the gateway asks once a second
 	r.open(2, 100_000, "?gpus=2").record()
 }
 

@@ -168,7 +168,7 @@ func TestNothingIsBilledAfterARelease(t *testing.T) {
 	o.set(true, nil)
 	last := lease.release()
 	row := lease.row()
-	most := uint64((row.EndedAt+1)*int64(time.Second)-row.StartedAt) + uint64(endTolerance)
+	most := uint64(row.EndedAt*int64(time.Second)-row.StartedAt) + uint64(endTolerance)
 	o.goesOn(id, most+uint64(time.Second))
 	o.set(false, nil)
 	waitFor(t, func() bool { return o.collected(r, id) })

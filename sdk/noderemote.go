@@ -36,7 +36,7 @@ func (n *nodes) newRemote(row leaseRow, terms metering.Lease, name string, meter
 	}
 	config := metering.CheckerConfig{Lease: terms, Key: meter, Tolerance: n.p.config.ClockTolerance, RecordEvery: metering.MinRecordEvery}
 	if row.EndedAt > 0 {
-		config.Clock, config.Tolerance = stoppedClock{at: row.EndedAt + 1}, min(config.Tolerance, endTolerance)
+		config.Clock, config.Tolerance = stoppedClock{at: row.EndedAt}, min(config.Tolerance, endTolerance)
 	}
 	checker, err := metering.ResumeChecker(config, checkedTo(last, terms, row.StartedAt))
 	return &remoteLease{node: c, checker: checker}, err

@@ -14,6 +14,10 @@ func (t *tab) forget() {
 	t.Helper()
 	id := t.lease.LeaseID.Hex()
 	err := t.provider.db.Update(t.Context(), func(tx *sqlx.Tx) error {
+		var held string // its gateway, which meters on, writes no record in between
+		if err := tx.Get(&held, `SELECT id FROM leases WHERE id = $1 FOR UPDATE`, id); err != nil {
+			return err
+		}
 		for _, what := range []string{"lease_devices WHERE lease", "records WHERE lease", "leases WHERE id"} {
 			if _, err := tx.Exec(`DELETE FROM `+what+` = $1`, id); err != nil {
 				return err
