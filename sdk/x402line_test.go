@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/holiman/uint256"
+
 	"github.com/gpupay/gpupay/sdk/wire/x402"
 )
 
@@ -68,23 +70,34 @@ func TestManyAtOnceAreAllServed(t *testing.T) {
 
 // TestLineIsBounded: one channel's requests do not use up the provider.
 func TestLineIsBounded(t *testing.T) {
-	r := newPayRig(t, func(c *ProviderConfig) { c.X402.Line = 2 })
+	const calls, waiting = 10, 2
+	r := newPayRig(t, func(c *ProviderConfig) { c.X402.Line = waiting })
 	b := r.buyer("/tick")
 	b.open(100_000)
-	var wait sync.WaitGroup
-	var mu sync.Mutex
-	got := make(map[int]int)
-	header := headerOf(t, b.payment(b.next()))
-	for range 10 {
-		wait.Go(func() {
-			resp := b.send("GET", b.path, header.Clone())
-			mu.Lock()
-			defer mu.Unlock()
-			got[resp.StatusCode]++
-		})
+	b.idle() // so that no lease uses anything meanwhile, and what is signed stays right
+	served, err := r.provider.x402.lines.enter(t.Context(), b.terms.ID(), uint256.Int{})
+	if err != nil {
+		t.Fatal(err)
 	}
-	wait.Wait()
-	if got[http.StatusOK] != 1 || got[http.StatusTooManyRequests] == 0 || len(got) > 3 {
+	leave := sync.OnceFunc(func() { served.leave(nil) })
+	defer leave()
+	header, answers := headerOf(t, b.payment(b.next())), make(chan int, calls)
+	for range calls {
+		go func() { answers <- b.send("GET", b.path, header.Clone()).StatusCode }()
+	}
+	got := make(map[int]int)
+	for n := range calls {
+		if n == calls-waiting {
+			leave()
+		}
+		select {
+		case status := <-answers:
+			got[status]++
+		case <-time.After(time.Minute):
+			t.Fatalf("more than %d wait; answers: %v", waiting, got)
+		}
+	}
+	if got[http.StatusTooManyRequests] != calls-waiting || got[http.StatusOK] != 1 || got[http.StatusPaymentRequired] != waiting-1 {
 		t.Errorf("answers: %v", got)
 	}
 }
