@@ -348,7 +348,28 @@ func (r *Renter) Rentals(ctx context.Context) ([]RentalState, error) {
 			return nil, err
 		}
 	}
-	return r.store.states(ctx)
+	if rows, err = r.store.unfinished(ctx); err != nil {
+		return nil, err
+	}
+	for i, row := range rows {
+		if row.Phase == RentalOpening && row.until() != 0 {
+			rows[i] = r.opening(ctx, row)
+		}
+	}
+	return r.store.paid(ctx, rows), nil
+}
+
+// opening is a rental that is being opened as the chain shows it, where that has its channel: the deposit is promised no more.
+// Nothing is kept: whoever opens it may be at work. An endpoint that does not answer changes nothing.
+func (r *Renter) opening(ctx context.Context, row rentalRow) rentalRow {
+	l, err := r.Rental(ctx, row.Terms.ID())
+	if err != nil {
+		return row
+	}
+	if seen, err := l.look(ctx, r.config.Confirmations); err != nil || !seen.there {
+		return row
+	}
+	return l.row
 }
 
 // History lists all rentals, the finished ones too, oldest first. Rental finds

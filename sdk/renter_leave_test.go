@@ -153,6 +153,47 @@ func TestLeaveWhatWasNotOpened(t *testing.T) {
 	})
 }
 
+// TestMinedDepositIsNotSaidToCome: a provider sends the deposit and refuses the lease. Neither the error nor the list of rentals says
+// that the deposit may still be sent; both do while it was not.
+func TestMinedDepositIsNotSaidToCome(t *testing.T) {
+	m := newMarket(t)
+	for _, when := range []string{"before it refuses", "afterwards"} {
+		t.Run(when, func(t *testing.T) {
+			d := vanished(t, m)
+			r := openRenter(t, m.renterConfig(t, m.payer))
+			keep := d.funding
+			d.funding = func(p wire.Payload) {
+				row, err := r.store.load(t.Context(), p.ChannelID)
+				if err != nil {
+					t.Error(err)
+				}
+				if keep(p); when == "before it refuses" {
+					d.terms = row.Terms
+					d.submit(p)
+				}
+			}
+			_, refused := r.Rent(t.Context(), d.server.URL, RentOptions{Deposit: "0.5", Gasless: true})
+			if refused == nil || strings.Contains(refused.Error(), "may be sent until") != (when == "afterwards") {
+				t.Errorf("%v", refused)
+			}
+			open, err := r.Rentals(t.Context())
+			if err != nil || len(open) != 1 || open[0].Until.IsZero() != (when == "before it refuses") {
+				t.Fatalf("%+v, %v", open, err)
+			}
+			l, err := r.Rental(t.Context(), open[0].Channel)
+			if err != nil {
+				t.Fatal(err)
+			}
+			d.terms = l.Terms()
+			d.submit(d.payloads()[0])
+			open, err = r.Rentals(t.Context())
+			if err != nil || len(open) != 1 || !open[0].Until.IsZero() || !open[0].Promised.IsZero() || open[0].Deposit.Uint64() != 500_000 {
+				t.Errorf("once it is mined: %+v, %v", open, err)
+			}
+		})
+	}
+}
+
 // between is an endpoint at which something happens, once, when the time of a
 // block is asked for after the token was.
 type between struct {

@@ -71,10 +71,21 @@ func (r *Renter) Rent(ctx context.Context, url string, options RentOptions) (*Re
 		return nil, err
 	}
 	if err := l.open(ctx, &q.challenge); err != nil {
-		l.detach()
-		return nil, fmt.Errorf("channel %s: opening it failed; resume it to go on, or leave it to get back what it holds%s: %w", l.id, l.row.goodUntil(), err)
+		return nil, l.openFailed(ctx, "resume it to go on", err)
 	}
 	return l, nil
+}
+
+// openFailed says what can be done about an open that failed, and of its deposit whether it may still be sent: the provider may
+// have sent it and refused the lease.
+func (l *Rental) openFailed(ctx context.Context, again string, cause error) error {
+	l.detach()
+	if l.row.until() != 0 {
+		if _, err := l.look(ctx, l.r.config.Confirmations); err == nil {
+			cause = errors.Join(cause, l.save(ctx))
+		}
+	}
+	return fmt.Errorf("channel %s: opening it failed; %s, or leave it to get back what it holds%s: %w", l.id, again, l.row.goodUntil(), cause)
 }
 
 // deposit is how much to put into the channel, within the caps.
@@ -622,8 +633,7 @@ func (r *Renter) Resume(ctx context.Context, channelID common.Hash) (*Rental, er
 		return l, err
 	}
 	if err := l.open(ctx, nil); err != nil {
-		l.detach()
-		return nil, fmt.Errorf("channel %s: opening it failed; resume it again, or leave it%s: %w", channelID, l.row.goodUntil(), err)
+		return nil, l.openFailed(ctx, "resume it again", err)
 	}
 	return l, nil
 }

@@ -261,6 +261,10 @@ func leaveAll(ctx context.Context, renter *sdk.Renter, open []sdk.RentalState) e
 		if err != nil {
 			return err
 		}
+		if state.Phase == sdk.RentalOpening && !state.Until.IsZero() {
+			fmt.Printf("channel %s is not known to be open; the deposit that was signed for it may be sent until %s, and is watched until then\n",
+				state.Channel, state.Until.Format(time.TimeOnly))
+		}
 		return leave(ctx, renter, rental)
 	})
 }
@@ -279,9 +283,6 @@ func together[C any](channels []C, leave func(C) error) error {
 
 func leave(ctx context.Context, renter *sdk.Renter, rental *sdk.Rental) error {
 	fmt.Printf("leaving channel %s: the refund comes after the grace period (it can be interrupted, and --leave goes on)\n", rental.ID())
-	if s := rental.Snapshot(); s.Phase == sdk.RentalOpening && !s.Until.IsZero() {
-		fmt.Printf("it is not known to be open; the deposit that was signed for it may be sent until %s, and is watched until then\n", s.Until.Format(time.TimeOnly))
-	}
 	closing, err := rental.Leave(ctx)
 	if err == nil {
 		report(renter, closing)

@@ -22,8 +22,8 @@ func SourceOrAway(name string) (metering.Source, error) {
 	return source, err
 }
 
-// Name is "none".
-func (Away) Name() string { return "none" }
+// Name is what errors say of it: "listing the GPUs of this host".
+func (Away) Name() string { return "this host" }
 
 // Devices returns why there is none.
 func (a Away) Devices(context.Context) ([]metering.Device, error) { return nil, a.Err }

@@ -64,8 +64,9 @@ func TestMistypedSourceIsAnError(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer source.Close()
-	if _, err := source.Devices(t.Context()); (err != nil) != (source.Name() == "none") {
-		t.Errorf("%T: %v", source, err)
+	_, away := source.(Away)
+	if _, err := source.Devices(t.Context()); (err != nil) != away || away != (source.Name() == "this host") {
+		t.Errorf("%T, %q: %v", source, source.Name(), err)
 	}
 }
 
