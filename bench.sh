@@ -4,6 +4,6 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 . ./cgo.env
-go build -o "${TMPDIR:-/tmp}/gpupay-bench-$$" ./internal/bench/cmd
+go build -C bench -o "${TMPDIR:-/tmp}/gpupay-bench-$$" ./cmd
 trap 'rm -f "${TMPDIR:-/tmp}/gpupay-bench-$$"' EXIT
 "${TMPDIR:-/tmp}/gpupay-bench-$$" "$@"

@@ -13,6 +13,7 @@ set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cd "$root"
+modules=(. internal/model bench) # ./... leaves out the modules within the SDK's
 . ./cgo.env
 exec </dev/null
 export GOFLAGS="${GOFLAGS:-} -buildvcs=false" # a checkout of another user has no version to stamp
@@ -111,21 +112,22 @@ packages() {
 }
 
 formatted() {
-	local dirs files
-	dirs=$(go list -f '{{.Dir}}' ./... && go list -C internal/model -f '{{.Dir}}' ./...)
+	local module dirs files
+	dirs=$(for module in "${modules[@]}"; do go list -C "$module" -f '{{.Dir}}' ./...; done)
 	files=$(gofmt -l $dirs | sort -u)
 	[[ -z $files ]] || { echo "run gofmt -w on:"; echo "$files"; return 1; }
 	forge fmt --check
 }
 
-# vet and lint enter the module of the model-based tests, which ./... leaves out.
-vet() { go vet ./... && go vet -C internal/model ./...; }
+vet() {
+	local module
+	for module in "${modules[@]}"; do go vet -C "$module" ./...; done
+}
 
 lint() {
-	local tool
+	local tool module
 	tool=$(go tool -n staticcheck)
-	"$tool" ./...
-	(cd internal/model && "$tool" ./...)
+	for module in "${modules[@]}"; do (cd "$module" && "$tool" ./...); done
 }
 
 # portable holds the promise that what is no database builds without cgo, and that NVML then says what is missing.
@@ -255,6 +257,12 @@ model() {
 	return "$status"
 }
 
+# benchmarks holds what measures to what it says: by its tests, and by one round of each benchmark.
+benchmarks() {
+	cd bench
+	gotest "$@" -timeout 20m ./...
+}
+
 # longmodel makes the model's steps in as many processes as there are cores.
 longmodel() {
 	local cores pids=() pid status=0
@@ -370,9 +378,11 @@ step "forge test, deployed" forktest
 if [[ $mode == quick ]]; then
 	step "go test" suite
 	step "model" model
+	step "benchmarks" benchmarks
 else
 	step "go test -race" suite -race
 	step "model" model
+	step "benchmarks" benchmarks -race
 	step "quickstart" quickstart
 fi
 if [[ $mode == long ]]; then

@@ -1,0 +1,29 @@
+// Package all lists the sections of docs/performance.md in their order.
+package all
+
+import (
+	"github.com/gpupay/gpupay/bench"
+	"github.com/gpupay/gpupay/bench/coldbuild"
+	"github.com/gpupay/gpupay/bench/leases"
+	"github.com/gpupay/gpupay/bench/loopback"
+	"github.com/gpupay/gpupay/bench/metercost"
+	"github.com/gpupay/gpupay/bench/onchain"
+	"github.com/gpupay/gpupay/bench/policy"
+	"github.com/gpupay/gpupay/bench/received"
+	"github.com/gpupay/gpupay/bench/transport"
+)
+
+// Sections returns all of them.
+func Sections() []bench.Section {
+	return []bench.Section{
+		received.SQLite(),
+		received.Postgres(),
+		loopback.Section{},
+		transport.Section{},
+		leases.Section{},
+		metercost.Section{},
+		onchain.Section{},
+		policy.Section{},
+		coldbuild.Section{},
+	}
+}
