@@ -320,12 +320,36 @@ func (l *Rental) ending(ctx context.Context, forced bool, err error) (Closing, e
 	if err != nil {
 		return Closing{}, err
 	}
+	if err := l.awaitTold(ctx); err != nil {
+		return Closing{}, err
+	}
 	c := Closing{
 		Channel: l.id, Deposit: view.Deposit, Owed: l.owed(), Signed: paid.Cost(), Settled: view.Settled, Forced: forced,
 	}
 	c.Refunded.Sub(&view.Deposit, &view.Settled)
 	c.Note = l.refundWaits(ctx)
 	return c, l.finish(ctx, c)
+}
+
+// toldTries is how often the end of a rental asks what became of its transactions.
+const toldTries = 10
+
+// awaitTold has the books say which of our transactions about the channel were mined before it closed. The refund is here
+// whatever became of them: what the node does not show by then is asked for again before the end counts as final.
+func (l *Rental) awaitTold(ctx context.Context) error {
+	for try := 1; ; try++ {
+		err := told(ctx, l.r, l.id)
+		if err == nil {
+			return nil
+		}
+		if try == toldTries {
+			warn(l.r.config.Log, "closing: what became of the rental's transactions is not known yet", l.id, err)
+			return nil
+		}
+		if err := chain.Pause(ctx, l.r.config.Poll); err != nil {
+			return err
+		}
+	}
 }
 
 // refundWaits says so if the token refused to pay the refund out, or another before it: then the escrow owes it, without a

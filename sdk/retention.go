@@ -270,8 +270,9 @@ func (r *Renter) pruneX402(ctx context.Context, before time.Time, archive func(*
 }
 
 // emptySince reports whether an x402 channel has nothing that could be claimed or
-// refunded, by what was seen of the chain before a time and is there now. What is seen
-// first counts from now on: it may be undone.
+// refunded, by what was seen of the chain before a time and is there now, and whether
+// the books have what became of our transactions about it. What is seen first counts
+// from now on: it may be undone.
 func (r *Renter) emptySince(ctx context.Context, id common.Hash, before time.Time) (bool, error) {
 	known, err := r.db.Payer().Load(ctx, id)
 	if err != nil {
@@ -290,7 +291,13 @@ func (r *Renter) emptySince(ctx context.Context, id common.Hash, before time.Tim
 		_, err = payer.Observe(ctx, id, on[0].Latest)
 		return false, err
 	}
-	return known.UpdatedAt.Before(before), nil
+	if !known.UpdatedAt.Before(before) {
+		return false, nil
+	}
+	if err = told(ctx, r, id); errors.Is(err, errNotYet) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 // isSettled selects the rentals that are in a state since a time, in unix milliseconds,
