@@ -102,11 +102,7 @@ func TestReservationEndsWithItsDeposit(t *testing.T) {
 // underWay waits until a buyer's deposit is in the outbox.
 func (r *payRig) underWay(b *buyer) {
 	r.Helper()
-	for end := time.Now().Add(time.Minute); len(r.transactions(b)) == 0; time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(end) {
-			r.Fatal("no deposit was sent")
-		}
-	}
+	eventually(r.T, "a deposit to be sent", func() bool { return len(r.transactions(b)) > 0 })
 }
 
 // TestSessionsShareTheReservations: the same of a session's open and of its

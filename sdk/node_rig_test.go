@@ -2,6 +2,7 @@ package sdk
 
 import (
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -163,31 +164,23 @@ func (o *outpost) spooled(id common.Hash) (leaseRow, []metering.SignedRecord) {
 }
 
 // wait is until the node has a lease in a state.
-func (o *outpost) wait(id common.Hash, state leaseState) leaseRow {
+func (o *outpost) wait(id common.Hash, state leaseState) (row leaseRow) {
 	o.Helper()
-	for deadline := time.Now().Add(60 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-		row, _ := o.spooled(id)
-		if row.State == string(state) {
-			return row
-		}
-		if time.Now().After(deadline) {
-			o.Fatalf("lease %s is %s at its node, want %s", id, row.State, state)
-		}
-	}
+	eventually(o.T, fmt.Sprintf("lease %s to be %s at its node", id, state), func() bool {
+		row, _ = o.spooled(id)
+		return row.State == string(state)
+	})
+	return row
 }
 
 // await is until the node has so many records of a lease.
-func (o *outpost) await(id common.Hash, n int) []metering.SignedRecord {
+func (o *outpost) await(id common.Hash, n int) (records []metering.SignedRecord) {
 	o.Helper()
-	for deadline := time.Now().Add(60 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-		_, records := o.spooled(id)
-		if len(records) >= n {
-			return records
-		}
-		if time.Now().After(deadline) {
-			o.Fatalf("the node has %d records of lease %s, want %d", len(records), id, n)
-		}
-	}
+	eventually(o.T, fmt.Sprintf("%d records of lease %s at its node", n, id), func() bool {
+		_, records = o.spooled(id)
+		return len(records) >= n
+	})
+	return records
 }
 
 // beingAllocated has a provider's database be from before a lease was allocated.

@@ -197,14 +197,10 @@ func TestLastRecordsInManyAnswers(t *testing.T) {
 	id := lease.lease.LeaseID
 	first := lease.record()
 	o.set(true, nil)
-	for deadline := time.Now().Add(60 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-		if row, _ := o.spooled(id); uint64(row.Sequence) > first.Sequence+8 {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("the node makes no records")
-		}
-	}
+	eventually(t, "the node's records", func() bool {
+		row, _ := o.spooled(id)
+		return uint64(row.Sequence) > first.Sequence+8
+	})
 	o.set(false, func(path string, answer []byte) []byte {
 		var l nodeLease
 		if !strings.HasSuffix(path, "/sync") || json.Unmarshal(answer, &l) != nil || len(l.Records) == 0 {

@@ -35,12 +35,17 @@ import (
 // rig is a provider under test on an embedded chain, served over real HTTP,
 // and a renter that speaks the wire by hand so that it can say anything.
 type rig struct {
+	atWork
+	chain *devchain.Chain
+	payer *channel.Key
+}
+
+// atWork is a provider that runs behind a server, and can be stopped and started again.
+type atWork struct {
 	*testing.T
-	chain    *devchain.Chain
 	config   ProviderConfig
 	provider *Provider
 	server   *httptest.Server
-	payer    *channel.Key
 	tune     func(*Provider) // of one that does not run yet; may be nil
 	stop     context.CancelFunc
 	ran      chan error
@@ -65,14 +70,14 @@ func newRig(t *testing.T, change ...func(*ProviderConfig)) *rig {
 func rigOn(t *testing.T, net *devchain.Chain, payer func(*rig) *channel.Key, change ...func(*ProviderConfig)) *rig {
 	t.Helper()
 	source := testclock.GPUs(2)
-	r := &rig{T: t, chain: net, config: ProviderConfig{
+	r := &rig{chain: net, atWork: atWork{T: t, config: ProviderConfig{
 		RPC: net.URL, Escrow: net.Escrow, Token: net.Token, Key: channel.NewKey(net.Keys[0]),
 		Database: filepath.Join(t.TempDir(), "provider.db"), PricePerGPUHour: hour, Source: source, Clock: testclock.Process(),
 		Credit: 2 * time.Second, Tick: 50 * time.Millisecond, MaxGap: 500 * time.Millisecond, RecordEvery: 100 * time.Millisecond,
 		SuspendTimeout: time.Minute, MinDeposit: "0.01", ClockTolerance: 24 * time.Hour, OpenTimeout: time.Minute, Poll: 100 * time.Millisecond,
 		Settlement: settle.Policy{Interval: time.Hour, LeastRow: *uint256.NewInt(1)},
 		Log:        slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelWarn})),
-	}}
+	}}}
 	if strings.Contains(t.Name(), onPostgres) {
 		r.config.Database = pgtest.URL(t)
 	}
@@ -113,7 +118,7 @@ func (r *rig) fund(t *testing.T, tokens uint64) *channel.Key {
 	return key
 }
 
-func (r *rig) start() {
+func (r *atWork) start() {
 	r.Helper()
 	p, err := NewProvider(r.Context(), r.config)
 	if err != nil {
@@ -129,7 +134,7 @@ func (r *rig) start() {
 }
 
 // shut stops the provider as a signal would, without draining.
-func (r *rig) shut() {
+func (r *atWork) shut() {
 	if r.server == nil {
 		return
 	}
@@ -145,7 +150,7 @@ func (r *rig) shut() {
 	r.server = nil
 }
 
-func (r *rig) restart() {
+func (r *atWork) restart() {
 	r.Helper()
 	r.shut()
 	r.start()
@@ -660,13 +665,7 @@ func requestClose(t *testing.T, r *rig, private *ecdsa.PrivateKey, terms channel
 
 func waitFor(t *testing.T, ok func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(time.Minute)
-	for !ok() {
-		if time.Now().After(deadline) {
-			t.Fatal("it did not happen within a minute")
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
+	each(t, 50*time.Millisecond, "what the test waits for", ok)
 }
 
 func owedIn(rec metering.SignedRecord) uint64 { return rec.Owed.Uint64() }

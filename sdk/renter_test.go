@@ -158,12 +158,17 @@ func openRenter(t *testing.T, config RenterConfig) *Renter {
 // eventually waits for something that another goroutine brings about.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
-		if ok() {
-			return
+	each(t, 5*time.Millisecond, what, ok)
+}
+
+// each looks again and again for what is to come.
+func each(t *testing.T, pause time.Duration, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); !ok(); time.Sleep(pause) {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited a minute for %s", what)
 		}
 	}
-	t.Fatalf("waited a minute for %s", what)
 }
 
 // background runs the rental and returns what Run said.

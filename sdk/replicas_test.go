@@ -263,17 +263,13 @@ func TestUnreachableDatabaseStopsALease(t *testing.T) {
 		t.Error("it could take its leases for its own")
 	}
 	// Somebody takes it up when the old name has run out.
-	deadline := time.Now().Add(time.Minute)
-	for {
+	waitFor(t, func() bool {
 		row, ok, err := a.provider.store.newest(t.Context(), lease.terms.ID())
-		if err != nil || !ok || time.Now().After(deadline) {
+		if err != nil || !ok {
 			t.Fatalf("nobody runs it: %+v, %v", row, err)
 		}
-		if row.Owner != before && row.State != string(leaseEnded) && row.Term > old.term {
-			break
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
+		return row.Owner != before && row.State != string(leaseEnded) && row.Term > old.term
+	})
 }
 
 // TestLeaseWhoseHostIsGone: no other host can reach its devices, so nobody meters
@@ -342,13 +338,11 @@ func TestWhatFailedIsTriedAgain(t *testing.T) {
 	allocator.stuck.Store(false)
 	again := func(done func() bool) {
 		t.Helper()
-		for deadline := time.Now().Add(time.Minute); !done(); time.Sleep(50 * time.Millisecond) {
+		waitFor(t, func() bool {
 			clearRefused(a.provider.replicas)
 			clearRefused(b.provider.replicas)
-			if time.Now().After(deadline) {
-				t.Fatal("nobody tries again")
-			}
-		}
+			return done()
+		})
 	}
 	again(func() bool { return held() == 0 })
 

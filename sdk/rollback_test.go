@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -83,15 +84,13 @@ func (r *rig) renter(t *testing.T, database string) *Renter {
 	return renter
 }
 
-func awaitRecord(t *testing.T, l *Rental, sequence uint64) RentalState {
+func awaitRecord(t *testing.T, l *Rental, sequence uint64) (s RentalState) {
 	t.Helper()
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
-		if s := l.Snapshot(); s.Sequence >= sequence {
-			return s
-		} else if time.Now().After(deadline) {
-			t.Fatalf("record %d of %d is here: %+v", s.Sequence, sequence, s)
-		}
-	}
+	eventually(t, fmt.Sprintf("record %d", sequence), func() bool {
+		s = l.Snapshot()
+		return s.Sequence >= sequence
+	})
+	return s
 }
 
 // TestRestoredMachine: with the image of a whole machine from before, the file of high-water marks is as old as the

@@ -1,13 +1,11 @@
 package sdk
 
 import (
-	"context"
 	"crypto/ecdsa"
 	"encoding/json"
 	"io"
 	"log/slog"
 	"net/http"
-	"net/http/httptest"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -31,15 +29,10 @@ import (
 // they are everywhere, served over HTTP. Its clients are made by hand so that
 // they can say anything; internal/interop has the stock ones.
 type payRig struct {
-	*testing.T
+	atWork
 	chain    *chaintest.Chain
 	contract *chain.BatchSettlement
 	token    *chain.Token
-	config   ProviderConfig
-	provider *Provider
-	server   *httptest.Server
-	stop     context.CancelFunc
-	ran      chan error
 }
 
 // The tests' window costs 300 base units a GPU, a tick at most 501.
@@ -70,7 +63,7 @@ func payConfig(t *testing.T, key *channel.Key, url, escrow, token, database stri
 
 func payRigOn(t *testing.T, net *chaintest.Chain, change ...func(*ProviderConfig)) *payRig {
 	t.Helper()
-	r := &payRig{T: t, chain: net, config: payConfig(t, channel.NewKey(net.Keys[0]), net.URL, net.Escrow.Hex(), net.Token.Hex(), filepath.Join(t.TempDir(), "provider.db"))}
+	r := &payRig{chain: net, atWork: atWork{T: t, config: payConfig(t, channel.NewKey(net.Keys[0]), net.URL, net.Escrow.Hex(), net.Token.Hex(), filepath.Join(t.TempDir(), "provider.db"))}}
 	if strings.Contains(t.Name(), onPostgres) {
 		r.config.Database = pgtest.URL(t)
 	}
@@ -90,42 +83,6 @@ func payRigOn(t *testing.T, net *chaintest.Chain, change ...func(*ProviderConfig
 	r.start()
 	t.Cleanup(r.shut)
 	return r
-}
-
-func (r *payRig) start() {
-	r.Helper()
-	p, err := NewProvider(r.Context(), r.config)
-	if err != nil {
-		r.Fatal(err)
-	}
-	ctx, stop := context.WithCancel(context.Background())
-	r.provider, r.stop, r.ran = p, stop, make(chan error, 1)
-	go func() { r.ran <- p.Run(ctx) }()
-	mux := http.NewServeMux()
-	mux.Handle("/", p)
-	r.server = httptest.NewServer(mux)
-}
-
-func (r *payRig) shut() {
-	if r.server == nil {
-		return
-	}
-	r.stop()
-	if err := <-r.ran; err != nil {
-		r.Errorf("Run: %v", err)
-	}
-	if err := r.provider.Close(); err != nil {
-		r.Errorf("Close: %v", err)
-	}
-	r.server.CloseClientConnections()
-	r.server.Close()
-	r.server = nil
-}
-
-func (r *payRig) restart() {
-	r.Helper()
-	r.shut()
-	r.start()
 }
 
 // buyer is a client of x402 with an account and one channel.
