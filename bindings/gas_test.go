@@ -15,6 +15,7 @@ import (
 
 	"github.com/gpupay/gpupay/bindings"
 	"github.com/gpupay/gpupay/bindings/testtoken"
+	sdkchain "github.com/gpupay/gpupay/sdk/chain"
 )
 
 // The most that an operation may cost, as its receipt says: 21,000, the calldata and the token's own work included.
@@ -53,7 +54,7 @@ type payment struct {
 }
 
 // TestGas measures the steady state on a real chain: plain ERC-20, distinct payers, every channel claimed once before,
-// every balance involved above zero before and after.
+// every balance involved above zero before and after. What settlement policies reckon with is what receipts say.
 func TestGas(t *testing.T) {
 	m := newMeter(t)
 	measured := map[string]uint64{}
@@ -82,6 +83,12 @@ func TestGas(t *testing.T) {
 	t.Logf("a batch of N costs %d + N * %d", ten-10*measured["batch, marginal"], measured["batch, marginal"])
 	t.Logf("a batch of 1 costs %d, of 10 %d, of 100 %d", one, ten, hundred)
 	measured["batch of 100, long, each"] = m.batch(m.prepareLong(100)) / 100
+	fixed, row := (*sdkchain.Escrow)(nil).SettlementGas()
+	for n, gas := range map[uint64]uint64{10: ten, 100: hundred} {
+		if said := fixed + n*row; gas*100 > said*102 || gas*100 < said*98 {
+			t.Errorf("a batch of %d costs %d gas, and policies reckon with %d: more than 2 %% off", n, gas, said)
+		}
+	}
 
 	for _, name := range slices.Sorted(maps.Keys(limits)) {
 		limit := limits[name]

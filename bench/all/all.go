@@ -3,12 +3,10 @@ package all
 
 import (
 	"github.com/gpupay/gpupay/bench"
-	"github.com/gpupay/gpupay/bench/coldbuild"
 	"github.com/gpupay/gpupay/bench/leases"
 	"github.com/gpupay/gpupay/bench/loopback"
 	"github.com/gpupay/gpupay/bench/metercost"
 	"github.com/gpupay/gpupay/bench/onchain"
-	"github.com/gpupay/gpupay/bench/policy"
 	"github.com/gpupay/gpupay/bench/received"
 	"github.com/gpupay/gpupay/bench/transport"
 )
@@ -23,7 +21,5 @@ func Sections() []bench.Section {
 		leases.Section{},
 		metercost.Section{},
 		onchain.Section{},
-		policy.Section{},
-		coldbuild.Section{},
 	}
 }

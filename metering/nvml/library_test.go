@@ -122,7 +122,7 @@ func TestCase(t *testing.T) {
 	t.Fatalf("no case %q", name)
 }
 
-func build(t *testing.T, dir, name string, flags ...string) string {
+func build(t testing.TB, dir, name string, flags ...string) string {
 	t.Helper()
 	module, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "github.com/NVIDIA/go-nvml").Output()
 	if err != nil {

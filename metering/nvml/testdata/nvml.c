@@ -21,7 +21,8 @@
 //   util N, memory N, processes N
 //   xid GPU CODE GI CI an error, delivered once to every event set of the GPU
 //
-// Built with -DOLD it lacks the symbols that an older driver lacks.
+// Built with -DOLD it lacks the symbols that an older driver lacks. Built with -DINSTANT it reads no file and waits for
+// nothing: eight healthy GPUs whose energy grows, for a benchmark.
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -33,11 +34,15 @@
 
 #define GPUS 8
 #define SLICES 2
+#ifdef INSTANT
+#define ERRORS 1
+#else
 #define ERRORS 256
+#endif
 #define SETS 256
 
 // A handle points into these. Slices come after the GPUs.
-struct nvmlDevice_st { unsigned gpu, slice; int mig; };
+struct nvmlDevice_st { unsigned gpu, slice; int mig; char uuid[41]; };
 static struct nvmlDevice_st gpus[GPUS], slices[GPUS][SLICES];
 
 struct nvmlEventSet_st { int used, gpu, deaf; unsigned seen; };
@@ -54,6 +59,13 @@ struct control {
 
 static unsigned long long opened; // the epoch at nvmlInit, plus one; 0 before
 
+#ifdef INSTANT
+static void control(struct control *c) {
+    static unsigned long long energy;
+    *c = (struct control){.gpus = GPUS, .util = 97, .memory = 61ull << 30, .processes = 1};
+    c->energy = __atomic_add_fetch(&energy, 10000, __ATOMIC_RELAXED);
+}
+#else
 static void control(struct control *c) {
     memset(c, 0, sizeof *c);
     const char *path = getenv("GPUPAY_NVML_CONTROL");
@@ -76,6 +88,7 @@ static void control(struct control *c) {
     }
     fclose(f);
 }
+#endif
 
 static nvmlReturn_t ready(struct control *c) {
     control(c);
@@ -106,10 +119,10 @@ static nvmlReturn_t optional(nvmlDevice_t d, struct control *c) {
 }
 
 static void uuid(nvmlDevice_t d, int swapped, char *out, unsigned n) {
-    if (d->mig)
-        snprintf(out, n, "MIG-00000000-0000-0000-0000-0000000000%u%u", d->gpu, d->slice);
+    if (swapped && !d->mig)
+        snprintf(out, n, "GPU-00000000-0000-0000-0000-00000000000%u", d->gpu + 8);
     else
-        snprintf(out, n, "GPU-00000000-0000-0000-0000-00000000000%u", swapped ? d->gpu + 8 : d->gpu);
+        memcpy(out, d->uuid, sizeof d->uuid);
 }
 
 static nvmlReturn_t init(void) {
@@ -117,8 +130,12 @@ static nvmlReturn_t init(void) {
     control(&c);
     if (c.upgraded) return NVML_ERROR_LIB_RM_VERSION_MISMATCH;
     for (unsigned g = 0; g < GPUS; g++) {
-        gpus[g] = (struct nvmlDevice_st){g, 0, 0};
-        for (unsigned s = 0; s < SLICES; s++) slices[g][s] = (struct nvmlDevice_st){g, s, 1};
+        gpus[g] = (struct nvmlDevice_st){g, 0, 0, ""};
+        snprintf(gpus[g].uuid, sizeof gpus[g].uuid, "GPU-00000000-0000-0000-0000-00000000000%u", g);
+        for (unsigned s = 0; s < SLICES; s++) {
+            slices[g][s] = (struct nvmlDevice_st){g, s, 1, ""};
+            snprintf(slices[g][s].uuid, sizeof slices[g][s].uuid, "MIG-00000000-0000-0000-0000-0000000000%u%u", g, s);
+        }
     }
     memset(sets, 0, sizeof sets);
     opened = c.epoch + 1;
@@ -132,7 +149,7 @@ const char *nvmlErrorString(nvmlReturn_t ret) { return ret == NVML_SUCCESS ? "fi
 nvmlReturn_t nvmlSystemGetDriverVersion(char *out, unsigned n) {
     struct control c;
     nvmlReturn_t ret = ready(&c);
-    if (ret == NVML_SUCCESS) snprintf(out, n, "570.86.15");
+    if (ret == NVML_SUCCESS) memcpy(out, "570.86.15", sizeof "570.86.15");
     return ret;
 }
 
@@ -272,7 +289,9 @@ static nvmlReturn_t wait(nvmlEventSet_t s, nvmlEventData_t *e, unsigned ms) {
         e->computeInstanceId = x.ci;
         return NVML_SUCCESS;
     }
+#ifndef INSTANT
     usleep(ms * 1000);
+#endif
     return NVML_ERROR_TIMEOUT;
 }
 
