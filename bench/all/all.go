@@ -8,7 +8,6 @@ import (
 	"github.com/gpupay/gpupay/bench/metercost"
 	"github.com/gpupay/gpupay/bench/onchain"
 	"github.com/gpupay/gpupay/bench/received"
-	"github.com/gpupay/gpupay/bench/transport"
 )
 
 // Sections returns all of them.
@@ -17,7 +16,6 @@ func Sections() []bench.Section {
 		received.SQLite(),
 		received.Postgres(),
 		loopback.Section{},
-		transport.Section{},
 		leases.Section{},
 		metercost.Section{},
 		onchain.Section{},
