@@ -5,7 +5,6 @@ import (
 	"github.com/gpupay/gpupay/bench"
 	"github.com/gpupay/gpupay/bench/leases"
 	"github.com/gpupay/gpupay/bench/loopback"
-	"github.com/gpupay/gpupay/bench/onchain"
 	"github.com/gpupay/gpupay/bench/received"
 )
 
@@ -16,6 +15,5 @@ func Sections() []bench.Section {
 		received.Postgres(),
 		loopback.Section{},
 		leases.Section{},
-		onchain.Section{},
 	}
 }
