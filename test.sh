@@ -257,7 +257,7 @@ model() {
 	return "$status"
 }
 
-# benchmarks holds what measures to what it says: by its tests, and by one round of each benchmark.
+# benchmarks asks whether what measures finds who drops payments, and whether each benchmark works.
 benchmarks() {
 	cd bench
 	gotest "$@" -timeout 20m ./...

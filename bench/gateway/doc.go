@@ -1,5 +1,5 @@
 // Package gateway is what the benchmarks measure from outside: a process of its own that is an sdk.Provider behind an HTTP
-// server and nothing else (the command), with leases that run, on a chain that the measuring process has.
+// server and nothing else (Main), with leases that run, on a chain that the measuring process has.
 //
 // So many channels are not opened one by one. The chain begins with an escrow contract in whose storage they are open,
 // and the database is written as a gateway leaves it that was ended after it had let the leases: channels by the

@@ -10,7 +10,6 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -18,19 +17,22 @@ import (
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
-// keyEnv is where the gateway's key is.
-const keyEnv = "GPUPAY_KEY"
+// keyEnv is where the gateway's key is, and nowhere but in a gateway.
+const keyEnv = "GPUPAY_BENCH_GATEWAY_KEY"
 
 const clockTicks = 100 // a second, in /proc/*/stat, on every Linux that Go runs on
 
-// Build makes the gateway's program.
-func Build(ctx context.Context, dir string) (string, error) {
-	path := filepath.Join(dir, "gateway")
-	out, err := exec.CommandContext(ctx, "go", "build", "-o", path, "github.com/gpupay/gpupay/bench/gateway/command").CombinedOutput()
-	if err != nil {
-		return "", fmt.Errorf("building the gateway: %w\n%s", err, out)
+// Main is the first call of every program that starts gateways, which are processes of that program: in one of them it serves
+// and ends the process; otherwise it returns.
+func Main() {
+	if os.Getenv(keyEnv) == "" {
+		return
 	}
-	return path, nil
+	if err := serve(context.Background(), os.Stdin, os.Stdout); err != nil {
+		fmt.Fprintln(os.Stderr, "gateway:", err)
+		os.Exit(1)
+	}
+	os.Exit(0)
 }
 
 // Process is a gateway that runs.
@@ -42,7 +44,11 @@ type Process struct {
 }
 
 // launch starts a gateway and returns when it serves.
-func launch(ctx context.Context, program, key string, o Options) (*Process, error) {
+func launch(ctx context.Context, key string, o Options) (*Process, error) {
+	program, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
 	in, err := json.Marshal(o)
 	if err != nil {
 		return nil, err

@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/http/pprof"
 	"os"
 	"strconv"
 	"strings"
@@ -24,7 +23,7 @@ import (
 	"github.com/gpupay/gpupay/sdk"
 )
 
-// options are what a gateway is started with.
+// Options are what a gateway is started with.
 type Options struct {
 	RPC      string
 	Token    common.Address
@@ -34,7 +33,7 @@ type Options struct {
 	Period   time.Duration // between two records of a lease
 }
 
-// started is what a gateway says when it serves.
+// Started is what a gateway says when it serves.
 type Started struct {
 	URL  string
 	Took time.Duration // to take the leases up
@@ -46,13 +45,13 @@ func (o Options) config(key channel.Signer) (sdk.ProviderConfig, error) {
 	return sdk.ProviderConfig{
 		RPC: o.RPC, Escrow: escrow, Token: o.Token, Key: key, Database: o.Database, PricePerGPUHour: price,
 		Source: sim.New(o.Leases, sim.Options{}), Allocator: keeper{}, MinDeposit: "1",
-		Tick: o.Tick, MaxGap: 3 * o.Tick, RecordEvery: o.Period, Credit: 10 * o.Period,
+		Tick: o.Tick, MaxGap: 3 * o.Tick, RecordEvery: o.Period, Credit: time.Hour,
 		Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
 	}, nil
 }
 
-// Serve is the gateway: it reads its options from in, writes what it has to say to out, and serves until the context ends.
-func Serve(ctx context.Context, in io.Reader, out io.Writer) error {
+// serve is the gateway: it reads its options from in, writes what it has to say to out, and serves until the context ends.
+func serve(ctx context.Context, in io.Reader, out io.Writer) error {
 	var o Options
 	if err := json.NewDecoder(in).Decode(&o); err != nil {
 		return fmt.Errorf("options: %w", err)
@@ -87,14 +86,11 @@ func Serve(ctx context.Context, in io.Reader, out io.Writer) error {
 	return errors.Join(<-ended, server.Close(), p.Close())
 }
 
-// routes are the provider's, and what the measurement asks.
+// routes are the provider's, and how late its devices are read.
 func routes(p *sdk.Provider, lag *lag) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("/", p)
-	mux.Handle("GET /metrics", p.Metrics())
 	mux.Handle("GET /lag", lag)
-	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
-	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	return mux
 }
 

@@ -30,7 +30,7 @@ var escrow = common.HexToAddress("0xe5c0000000000000000000000000000000000001")
 // deposit of each channel, base units: 100 dollars.
 const deposit = 100_000_000
 
-// world is a chain with open channels of one payer, told apart by their salts.
+// World is a chain with open channels of one payer, told apart by their salts.
 type World struct {
 	Chain  *devchain.Chain
 	Domain channel.Domain
@@ -41,7 +41,7 @@ type World struct {
 	IDs    []common.Hash
 }
 
-// newWorld starts a chain on which n channels are open.
+// NewWorld starts a chain on which n channels are open.
 func NewWorld(ctx context.Context, n int) (*World, error) {
 	secret := crypto.Keccak256Hash([]byte("gpupay bench leases payer"))
 	payer, err := crypto.ToECDSA(secret[:])
@@ -100,14 +100,15 @@ func escrowCode() ([]byte, error) {
 	return code, nil
 }
 
+// Close ends the chain.
 func (w *World) Close() error { return w.Chain.Close() }
 
 // Start fills a database as a gateway leaves it that let its leases and was ended, and starts one on it, which takes them up.
-func (w *World) Start(ctx context.Context, program string, o Options) (*Process, error) {
+func (w *World) Start(ctx context.Context, o Options) (*Process, error) {
 	if err := w.fill(ctx, o); err != nil {
 		return nil, err
 	}
-	return launch(ctx, program, hex.EncodeToString(crypto.FromECDSA(w.key)), o)
+	return launch(ctx, hex.EncodeToString(crypto.FromECDSA(w.key)), o)
 }
 
 // Credential is the Authorization header that pays amount for the n-th lease and, where attach is set, shows that it is

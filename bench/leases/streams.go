@@ -1,4 +1,4 @@
-package leases
+package main
 
 import (
 	"context"
@@ -18,9 +18,9 @@ import (
 type kind string
 
 const (
-	apart  kind = ""                   // they only pay
-	events kind = "server-sent events" // and pay by requests of their own
-	duplex kind = "WebSocket"          // and pay through it
+	apart  kind = "none"      // they only pay
+	events kind = "events"    // server-sent ones; they pay by requests of their own
+	duplex kind = "websocket" // and pay through it
 )
 
 // watch attaches a stream to every lease. It returns when all are there; stop ends them, and says whether one had ended

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"sync"
+	"testing"
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
@@ -24,12 +25,11 @@ type record struct {
 	Signature  []byte      `json:"signature"`
 }
 
-// verify is the same for all: the baselines have our digest, which is cheaper
-// than the usual ones.
+// verify is the same for all: the others have our digest, which is cheaper than the usual ones.
 func verify(b *book, v channel.Voucher) error { return b.domain.Verify(v, b.key.Address()) }
 
-// keyValue keeps JSON in LevelDB. To read, compare and write is one step, under
-// a lock.
+// keyValue keeps JSON in LevelDB. To read, compare and write is one step, under a lock. With a lock for each channel LevelDB
+// merges the writes that wait into one sync.
 type keyValue struct {
 	book   *book
 	db     *leveldb.DB
@@ -38,13 +38,15 @@ type keyValue struct {
 	locks  []sync.Mutex
 }
 
-// openKeyValue has one lock for all channels, or many.
-func openKeyValue(b *book, dir string, synced, locked bool, locks int) (gateway, error) {
-	db, err := leveldb.OpenFile(dir, nil)
-	if err != nil {
-		return nil, err
+// keyValues has one lock for all channels, or many.
+func keyValues(synced, locked bool, locks int) func(testing.TB, *book) payee {
+	return func(t testing.TB, b *book) payee {
+		db, err := leveldb.OpenFile(t.TempDir(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return &keyValue{b, db, &opt.WriteOptions{Sync: synced}, locked, make([]sync.Mutex, locks)}
 	}
-	return &keyValue{b, db, &opt.WriteOptions{Sync: synced}, locked, make([]sync.Mutex, locks)}, nil
 }
 
 func (k *keyValue) accept(_ context.Context, waiting []channel.Voucher) error {
@@ -109,7 +111,7 @@ type memory struct {
 	}
 }
 
-func openMemory(b *book) gateway {
+func openMemory(b *book) payee {
 	m := &memory{book: b}
 	for i := range m.shards {
 		m.shards[i].newest = make(map[common.Hash]record)

@@ -1,39 +1,37 @@
-package leases
+package main
 
 import (
 	"database/sql"
 	"fmt"
-	"math"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/gpupay/gpupay/bench"
 	"github.com/gpupay/gpupay/bench/gateway"
 )
 
+func TestMain(m *testing.M) {
+	gateway.Main()
+	os.Exit(m.Run())
+}
+
 // TestFewLeases measures fifty leases for some seconds: every lease is taken up, read, recorded and paid for.
 func TestFewLeases(t *testing.T) {
-	s := Section{counts: []int{20, 50}, streams: 50, tick: 100 * time.Millisecond, period: time.Second, span: time.Second}
-	r, err := s.Measure(t.Context(), bench.Settings{Scratch: t.TempDir(), Log: t.Logf})
-	if err != nil {
+	var out strings.Builder
+	s := series{out: &out, scratch: t.TempDir(), counts: []int{20, 50}, streams: 50, tick: 100 * time.Millisecond, period: time.Second, span: time.Second}
+	if err := s.measure(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if len(r.Tables) != 3 || len(r.Tables[0].Rows) != 4 || len(r.Tables[2].Rows) != 3 || len(r.Plots) != 2 || len(r.Plots[0].Lines[0].Points) != 2 {
-		t.Fatalf("%+v", r)
+	lines := strings.Split(strings.TrimSpace(out.String()), "\n")
+	if len(lines) != 4 {
+		t.Fatalf("%d lines: %s", len(lines), out.String())
 	}
-	for _, row := range r.Tables[0].Rows {
-		if len(row) != len(r.Tables[0].Head) {
-			t.Errorf("%d cells under %d heads: %v", len(row), len(r.Tables[0].Head), row)
-		}
-		if row[5] == "0" || row[6] == "0" {
-			t.Errorf("no voucher or no record: %v", row)
-		}
-	}
-	for _, a := range r.Aims {
-		if a.Result != bench.NotMeasured {
-			t.Errorf("fifty leases say nothing about %q", a.Text)
+	for _, line := range lines {
+		if !strings.HasPrefix(line, "BenchmarkLeases/stream=") || strings.Contains(line, "NaN") ||
+			strings.Contains(line, "\t0 vouchers/s") || strings.Contains(line, "\t0 readings\t") {
+			t.Error(line)
 		}
 	}
 }
@@ -41,17 +39,13 @@ func TestFewLeases(t *testing.T) {
 // rig is a gateway with a few leases, and their payers.
 func rig(t *testing.T, leases int) (*payers, gateway.Options) {
 	ctx, dir := t.Context(), t.TempDir()
-	program, err := gateway.Build(ctx, dir)
-	if err != nil {
-		t.Fatal(err)
-	}
 	w, err := gateway.NewWorld(ctx, leases)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { w.Close() })
 	o := gateway.Options{RPC: w.Chain.URL, Token: w.Chain.Token, Database: filepath.Join(dir, "provider.db"), Leases: leases, Tick: 50 * time.Millisecond, Period: time.Second}
-	g, err := w.Start(ctx, program, o)
+	g, err := w.Start(ctx, o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -122,43 +116,4 @@ func TestWhatIsPaidIsKept(t *testing.T) {
 			t.Error(err)
 		}
 	}
-}
-
-func TestExponent(t *testing.T) {
-	var points []point
-	for _, n := range []int{1_000, 10_000, 100_000} {
-		points = append(points, point{leases: n, cores: 7 * math.Pow(float64(n), 0.8)})
-	}
-	if e := exponent(points, func(p point) float64 { return p.cores }); math.Abs(e-0.8) > 1e-9 {
-		t.Errorf("exponent %v, want 0.8", e)
-	}
-}
-
-func TestJudge(t *testing.T) {
-	good := point{leases: aimLeases, memory: bench.Spread{High: aimMemory - 1}, cores: 0.99, lag: gateway.LagReport{Readings: 1},
-		period: time.Minute, span: time.Minute, waits: make([]time.Duration, aimLeases), records: aimLeases}
-	want := func(p point, want ...bench.Result) {
-		t.Helper()
-		for i, a := range judge([]point{{leases: 1_000}, p}) {
-			if a.Result != want[i] {
-				t.Errorf("%s: %s, want %s", a.Text, a.Result, want[i])
-			}
-		}
-	}
-	want(good, bench.Met, bench.Met, bench.Met)
-	large, busy, late, unread, few, unpaid, unstated := good, good, good, good, good, good, good
-	unpaid.waits = unpaid.waits[:aimLeases*9/10]
-	unstated.records = aimLeases * 9 / 10
-	want(unpaid, bench.Missed, bench.Missed, bench.Met)
-	want(unstated, bench.Missed, bench.Missed, bench.Met)
-	large.memory.High++
-	busy.cores = 1
-	late.lag.Over = 1
-	unread.lag.Readings = 0
-	few.leases--
-	want(large, bench.Missed, bench.Met, bench.Met)
-	want(busy, bench.Met, bench.Missed, bench.Met)
-	want(late, bench.Met, bench.Met, bench.Missed)
-	want(unread, bench.Met, bench.Met, bench.Missed)
-	want(few, bench.NotMeasured, bench.NotMeasured, bench.NotMeasured)
 }
