@@ -10,7 +10,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/gpupay/gpupay/sdk/wire/x402"
+	"github.com/gpupay/gpupay/sdk/x402"
 )
 
 // preflight asks as a browser does before a script's request.

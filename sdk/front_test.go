@@ -8,7 +8,7 @@ import (
 	"testing"
 
 	"github.com/gpupay/gpupay/sdk/limit"
-	"github.com/gpupay/gpupay/sdk/wire/x402"
+	"github.com/gpupay/gpupay/sdk/x402"
 )
 
 // get asks a provider for an offer, as from an address that a proxy would name.

@@ -12,7 +12,7 @@ import (
 
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/wire"
-	"github.com/gpupay/gpupay/sdk/wire/x402"
+	"github.com/gpupay/gpupay/sdk/x402"
 )
 
 // stuckEndpoint is an endpoint that answers calls of contracts as of one block: of what was deposited since it shows nothing.

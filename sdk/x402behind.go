@@ -9,7 +9,7 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/gpupay/gpupay/channel"
-	"github.com/gpupay/gpupay/sdk/wire/x402"
+	"github.com/gpupay/gpupay/sdk/x402"
 )
 
 // A payer's voucher is for what it was told as charged, its base, and the price of

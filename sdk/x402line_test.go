@@ -8,7 +8,7 @@ import (
 
 	"github.com/holiman/uint256"
 
-	"github.com/gpupay/gpupay/sdk/wire/x402"
+	"github.com/gpupay/gpupay/sdk/x402"
 )
 
 // stock is one call of a stock client that shares its books with others: it

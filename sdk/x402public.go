@@ -11,7 +11,7 @@ import (
 	"github.com/gpupay/gpupay/bindings/batchsettlement"
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk/chain"
-	"github.com/gpupay/gpupay/sdk/wire/x402"
+	"github.com/gpupay/gpupay/sdk/x402"
 )
 
 // A voucher that was put into a transaction can be read by anybody, so it shows

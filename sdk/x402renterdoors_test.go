@@ -10,7 +10,7 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
-	"github.com/gpupay/gpupay/sdk/wire/x402"
+	"github.com/gpupay/gpupay/sdk/x402"
 )
 
 var doorCaps = Caps{PricePerGPUHour: "10", PerLease: "50", PerDay: "50", PerPayee: "50"}

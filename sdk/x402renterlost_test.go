@@ -13,7 +13,7 @@ import (
 
 	"github.com/holiman/uint256"
 
-	"github.com/gpupay/gpupay/sdk/wire/x402"
+	"github.com/gpupay/gpupay/sdk/x402"
 )
 
 // TestX402ChargedForNothing: a provider that says of each voucher that all of it is charged, and serves nothing, gets one

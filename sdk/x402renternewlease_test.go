@@ -17,7 +17,7 @@ import (
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/sdk/wire"
-	"github.com/gpupay/gpupay/sdk/wire/x402"
+	"github.com/gpupay/gpupay/sdk/x402"
 )
 
 // mill is a provider of ticks that begins another lease at every tick.

@@ -17,7 +17,7 @@ import (
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/wire"
-	"github.com/gpupay/gpupay/sdk/wire/x402"
+	"github.com/gpupay/gpupay/sdk/x402"
 )
 
 // X402Rental is GPU time of a provider of this project that is paid over x402,

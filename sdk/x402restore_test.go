@@ -10,7 +10,7 @@ import (
 	"testing"
 
 	"github.com/gpupay/gpupay/internal/chaintest"
-	"github.com/gpupay/gpupay/sdk/wire/x402"
+	"github.com/gpupay/gpupay/sdk/x402"
 )
 
 // TestRestoredDeskServesNothingTwice: a provider goes on from yesterday's database,

@@ -22,7 +22,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/settle"
 	"github.com/gpupay/gpupay/sdk/wire"
-	"github.com/gpupay/gpupay/sdk/wire/x402"
+	"github.com/gpupay/gpupay/sdk/x402"
 )
 
 // payRig is a provider that takes x402, on anvil with x402's contracts where

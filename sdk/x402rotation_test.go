@@ -6,7 +6,7 @@ import (
 	"testing"
 
 	"github.com/gpupay/gpupay/channel"
-	"github.com/gpupay/gpupay/sdk/wire/x402"
+	"github.com/gpupay/gpupay/sdk/x402"
 )
 
 // TestX402KeyRotation: the key is exchanged in the middle of a channel. What was

@@ -24,11 +24,11 @@ import (
 	"github.com/gpupay/gpupay/internal/eip712"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/wire"
-	"github.com/gpupay/gpupay/sdk/wire/x402"
+	"github.com/gpupay/gpupay/sdk/x402"
 )
 
 // x402Golden is what the official packages wrote: package x402's own tests read it where there is no node.
-const x402Golden = "../../sdk/wire/x402/testdata/npm.json"
+const x402Golden = "../../sdk/x402/testdata/npm.json"
 
 var updateX402 = flag.Bool("update", false, "rewrite "+x402Golden)
 
@@ -255,7 +255,7 @@ func (s x402Side) golden(got map[string]string) {
 // x402Codes are the values of all constants of type Code, from the source.
 func x402Codes(t *testing.T) []string {
 	t.Helper()
-	file, err := parser.ParseFile(token.NewFileSet(), "../../sdk/wire/x402/codes.go", nil, 0)
+	file, err := parser.ParseFile(token.NewFileSet(), "../../sdk/x402/codes.go", nil, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
