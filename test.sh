@@ -170,7 +170,7 @@ forktest() {
 		sleep 0.1
 	done
 	out=$(GPUPAY_KEY=0xac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80 \
-		go run ./examples/deploy --rpc "$rpc" --salt forktest) || status=1
+		go run ./cmd/gpupay deploy --rpc "$rpc" --salt forktest) || status=1
 	FORK_ESCROW=${out#*GPUPAY_ESCROW=} FORK_CHAIN=$chain forge test --match-contract ForkTest --fork-url "$rpc" || status=1
 	kill "$anvil"
 	sed -n 's/.*: \([0-9]*\) tests passed, \([0-9]*\) failed, 0 skipped.*/\1 \2/p' "$log" | tail -1 >"$work/counts"

@@ -227,7 +227,7 @@ func writeNew(path, kind string, raw []byte, mode fs.FileMode) error {
 // check refuses an identity that the other side would refuse.
 func (i NodeIdentity) check(host string, usage x509.ExtKeyUsage) error {
 	if i.Certificate.Leaf == nil || i.CA == nil {
-		return errors.New("it has no identity: make the files with `go run ./examples/node --issue`, or with OpenNodeCA")
+		return errors.New("it has no identity: make the files with `gpupay node --issue`, or with OpenNodeCA")
 	}
 	_, err := i.Certificate.Leaf.Verify(x509.VerifyOptions{DNSName: host, Roots: i.roots(), KeyUsages: []x509.ExtKeyUsage{usage}})
 	if err != nil {

@@ -71,6 +71,7 @@ type RentalState struct {
 	Service  string // active, suspended or ended, as the provider says; empty while not attached
 	Devices  []string
 	GPUs     int
+	For      time.Duration  // RentOptions.For
 	Price    metering.Price // of one GPU
 	Sequence uint64         // of the newest checked record
 	Nanos    uint64         // GPU time in checked records
@@ -200,7 +201,7 @@ func (l *Rental) show(ctx context.Context) {
 
 func (row rentalRow) state() RentalState {
 	s := RentalState{
-		Channel: row.Terms.ID(), Lease: row.Lease, URL: row.URL, Phase: row.Phase, Devices: row.Devices, GPUs: row.GPUs,
+		Channel: row.Terms.ID(), Lease: row.Lease, URL: row.URL, Phase: row.Phase, Devices: row.Devices, GPUs: row.GPUs, For: row.Options.For,
 		Owed: row.OwedBefore, Deposit: row.Deposit, Reason: row.Ended, Closed: row.Closed,
 	}
 	if s.Promised = row.outstanding(); !s.Promised.IsZero() {

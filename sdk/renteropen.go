@@ -33,6 +33,7 @@ type RentOptions struct {
 	PayEvery time.Duration `json:"payEvery"` // between vouchers; 1 min if zero, sooner when half of the provider's credit is used
 	Prepay   time.Duration `json:"prepay"`   // GPU time paid ahead of the records at most
 	Gasless  bool          `json:"gasless"`  // have the provider send the deposit even if we have native coin
+	For      time.Duration `json:"for"`      // how long it is meant to last, for who resumes it; nothing ends it then. 0: not said
 }
 
 // Rent opens a channel with a provider and starts a lease on it. It sends the

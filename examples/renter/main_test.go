@@ -1,63 +1,81 @@
 package main
 
 import (
-	"errors"
+	"context"
+	"encoding/hex"
+	"log/slog"
+	"net/http/httptest"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
+
+	"github.com/ethereum/go-ethereum/crypto"
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/chaintest"
+	"github.com/gpupay/gpupay/metering/sim"
+	"github.com/gpupay/gpupay/sdk"
 )
 
-// TestAllAreLeftAtOnce: no channel waits for another one's grace period, and one that cannot be left keeps none.
-func TestAllAreLeftAtOnce(t *testing.T) {
-	begun, stuck := make(chan int, 2), errors.New("stuck")
-	both := make(chan struct{})
-	go func() { <-begun; <-begun; close(both) }()
-	got := 0
-	err := together([]int{0, 1}, func(i int) error {
-		begun <- i
-		select {
-		case <-both:
-		case <-time.After(10 * time.Second): // of a program that leaves one after another
-			t.Errorf("channel %d waits for the other one", i)
-		}
-		if i == 0 {
-			return stuck
-		}
-		got++
-		return nil
+// TestRenterPaysEachPeriod runs the example for three periods on anvil: after each a higher voucher is on the renter's disk, and
+// at the end the payee has on the chain what the newest one says, and the renter the rest. The period is a second and not a
+// minute.
+func TestRenterPaysEachPeriod(t *testing.T) {
+	c := chaintest.Anvil(t)
+	const purse = 10_000_000
+	provider, err := sdk.NewProvider(t.Context(), sdk.ProviderConfig{
+		RPC: c.URL, Escrow: c.Escrow, Token: c.Token, Key: channel.NewKey(c.Keys[0]), Database: filepath.Join(t.TempDir(), "provider.db"),
+		PricePerGPUHour: "3.60", MinDeposit: "1", Source: sim.New(1, sim.Options{}), RecordEvery: 200 * time.Millisecond,
+		Tick: 50 * time.Millisecond, Poll: 100 * time.Millisecond, Log: slog.New(slog.DiscardHandler),
 	})
-	if !errors.Is(err, stuck) || got != 1 {
-		t.Errorf("%v, %d left", err, got)
-	}
-}
-
-// TestMistakesNameFlags: what is wrong is called what the user typed, or can type.
-func TestMistakesNameFlags(t *testing.T) {
-	t.Setenv("GPUPAY_KEY", strings.Repeat("1", 64))
-	t.Setenv("GPUPAY_TOKEN", "")
-	t.Setenv("GPUPAY_DB", filepath.Join(t.TempDir(), "renter.db"))
-	for _, row := range []struct{ args, says string }{
-		{"--gpus 0", "--gpus 0"}, {"--gpus -1", "--gpus -1"}, {"--minutes -1", "--minutes"}, {"--pay-every 60", "60s"},
-		{"", "--token ($GPUPAY_TOKEN) is empty"}, {"", "devchain.env"}, {"--db=", "--token"},
-		{"--db= --token 0x" + strings.Repeat("1", 40), "--db ($GPUPAY_DB) is empty"},
-		{"--rpc= --token 0x" + strings.Repeat("1", 40), "--rpc ($GPUPAY_RPC) is empty"},
-	} {
-		o, err := parse(strings.Fields(row.args))
-		if err == nil {
-			err = o.flags.Named(rent(t.Context(), o), fields)
-		}
-		if err == nil || !strings.Contains(err.Error(), row.says) {
-			t.Errorf("%q: %v", row.args, err)
-		}
-	}
-	o, err := parse(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for field, name := range fields {
-		if o.flags.Lookup(name) == nil {
-			t.Errorf("%s: no flag is --%s", field, name)
+	defer provider.Close()
+	go provider.Run(context.WithoutCancel(t.Context()))
+	server := httptest.NewServer(provider)
+	defer server.Close()
+	me := crypto.PubkeyToAddress(c.Keys[1].PublicKey)
+	c.Mint(t, me, purse)
+	database := filepath.Join(t.TempDir(), "renter.db")
+	t.Setenv("GPUPAY_KEY", hex.EncodeToString(crypto.FromECDSA(c.Keys[1])))
+	t.Setenv("GPUPAY_RPC", c.URL)
+	t.Setenv("GPUPAY_TOKEN", c.Token.Hex())
+	t.Setenv("GPUPAY_DB", database)
+
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	ended := make(chan error, 1)
+	go func() { ended <- run(ctx, server.URL, time.Second) }()
+	var paid uint256.Int
+	for periods, deadline := 0, time.Now().Add(2*time.Minute); periods < 3; time.Sleep(20 * time.Millisecond) {
+		if rentals, err := sdk.RentalsFile(t.Context(), database); err == nil && len(rentals) == 1 && rentals[0].Paid.Gt(&paid) {
+			paid, periods = rentals[0].Paid, periods+1
 		}
+		select {
+		case err := <-ended:
+			t.Fatalf("it ended after %d periods: %v", periods, err)
+		default:
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%d vouchers are on disk", periods)
+		}
+	}
+	stop()
+	if err := <-ended; err != nil {
+		t.Fatal(err)
+	}
+	rentals, err := sdk.RentalsFile(t.Context(), database)
+	if err != nil || len(rentals) != 1 || rentals[0].Closed == nil {
+		t.Fatalf("%+v, %v", rentals, err)
+	}
+	closing := rentals[0].Closed
+	payee := uint256.NewInt(c.Tokens(t, crypto.PubkeyToAddress(c.Keys[0].PublicKey)))
+	if rentals[0].Paid != closing.Signed || closing.Signed.Lt(&paid) || *payee != closing.Signed || closing.Settled != closing.Signed {
+		t.Errorf("on disk are vouchers for %s, signed was %s, settled %s, the payee has %s", rentals[0].Paid.Dec(), closing.Signed.Dec(), closing.Settled.Dec(), payee.Dec())
+	}
+	if left := c.Tokens(t, me); left != purse-payee.Uint64() || c.Tokens(t, c.Escrow) != 0 {
+		t.Errorf("the renter has %d of %d, the escrow %d, the payee %s", left, purse, c.Tokens(t, c.Escrow), payee.Dec())
 	}
 }

@@ -2,7 +2,10 @@ package cli
 
 import (
 	"regexp"
+	"slices"
 	"strings"
+
+	urfave "github.com/urfave/cli/v3"
 )
 
 // Fields are the flags that set the fields of a configuration, by the name that the configuration's own errors have for a field.
@@ -10,9 +13,6 @@ type Fields map[string]string
 
 // words are an error's words, what is quoted in one piece: that is the user's, or a stranger's, and no field.
 var words = regexp.MustCompile(`"(?:[^"\\]|\\.)*"|[A-Za-z][\w-]*(?:\.\w+)*`)
-
-// variable is an environment variable in a flag's usage.
-var variable = regexp.MustCompile(`\$(GPUPAY_\w+)`)
 
 // named is an error in terms of flags.
 type named struct {
@@ -29,7 +29,7 @@ func (f *Flags) Named(err error, fields Fields) error {
 	if err == nil {
 		return nil
 	}
-	own := strings.HasPrefix(err.Error(), f.Name()+": ")
+	own := strings.HasPrefix(err.Error(), f.program+": ")
 	text := words.ReplaceAllStringFunc(err.Error(), func(word string) string {
 		if name, ok := fields[word]; ok && (own || strings.Contains(word, ".")) {
 			return f.say(name)
@@ -47,12 +47,15 @@ func (f *Flags) Named(err error, fields Fields) error {
 	return named{error: err, text: text}
 }
 
-// say is a flag as a user types it, with its environment variable.
+// say is a flag as a user types it, with the environment variable of a text.
 func (f *Flags) say(name string) string {
-	if flag := f.Lookup(name); flag != nil {
-		if env := variable.FindStringSubmatch(flag.Usage); env != nil {
-			return "--" + name + " ($" + env[1] + ")"
-		}
+	if f.said[name] {
+		return "--" + name + " ($" + variable(name) + ")"
 	}
 	return "--" + name
+}
+
+// Has reports whether there is a flag of a name.
+func (f *Flags) Has(name string) bool {
+	return slices.ContainsFunc(f.list, func(flag urfave.Flag) bool { return slices.Contains(flag.Names(), name) })
 }

@@ -1,60 +1,129 @@
 package cli
 
 import (
+	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"log/slog"
 	"math/big"
 	"net"
-	"net/http"
 	"os"
 	"strings"
 	"syscall"
 	"time"
 
+	"github.com/ethereum/go-ethereum/common"
+	urfave "github.com/urfave/cli/v3"
+
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/units"
 )
 
-// Flags are a program's flags, with those that every program here has: where
-// its key is, and what it logs.
+// Flags are a subcommand's flags. A value is that of the command line, or else of the environment variable GPUPAY_ and
+// the flag's name, or else of the configuration file, or else the default.
 type Flags struct {
-	*flag.FlagSet
-	key           KeyFlags
+	name    string // of the subcommand, and of its table in the configuration file
+	program string // as errors of what is configured begin
+	file    *file
+	list    []urfave.Flag
+	group   string
+	action  bool            // what is added is a single action: of the command line alone
+	said    map[string]bool // text flags by name: an error names their variable too
+	args    string
+
+	logs          bool
 	level, format string
+	key           *KeyFlags
 	proxies       string
 }
 
-// NewFlags begins a program's flags. Its help starts with about, which ends
-// where another sentence can begin; level is what is logged where nobody says
-// more.
-func NewFlags(program, about, level string) *Flags {
-	f := &Flags{FlagSet: flag.NewFlagSet(program, flag.ContinueOnError)}
-	About(f.FlagSet, about)
-	f.Text(&f.level, "log-level", "GPUPAY_LOG", level, "debug, info, warn or error")
-	f.StringVar(&f.format, "log-format", "text", "text or json")
-	f.key.Register(f.FlagSet, "GPUPAY_KEY")
-	return f
+// Flags begins the flags of a subcommand. Errors of what it configures begin with program, a colon and a space.
+func (a *App) Flags(name, program string) *Flags {
+	return &Flags{name: name, program: program, file: &a.file, said: map[string]bool{}}
 }
 
-// Text adds a flag whose default is an environment variable's value, or
-// otherwise.
-func (f *Flags) Text(into *string, name, env, otherwise, usage string) {
-	f.StringVar(into, name, Env(env, otherwise), usage+" ($"+env+")")
+// Group has what is added from here on stand under a heading of the help.
+func (f *Flags) Group(heading string) { f.group, f.action = heading, false }
+
+// Actions is Group for what is done once, such as to end a rental: that neither an environment nor a file may say.
+func (f *Flags) Actions(heading string) { f.group, f.action = heading, true }
+
+// variable is the environment variable of a flag.
+func variable(flag string) string {
+	return "GPUPAY_" + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))
 }
 
-// RPC adds the flag for the chain's endpoint; usage goes on after its name.
-func (f *Flags) RPC(into *string, usage string) {
-	f.Text(into, "rpc", "GPUPAY_RPC", "http://127.0.0.1:8545", "`URL` of the chain's JSON-RPC, or several with commas between them"+usage)
+// sources are where a flag's value comes from where the command line has none.
+func (f *Flags) sources(name string, kind kind) urfave.ValueSourceChain {
+	if f.action {
+		return urfave.ValueSourceChain{}
+	}
+	return urfave.NewValueSourceChain(urfave.EnvVar(variable(name)), &fromFile{file: f.file, table: f.name, key: name, kind: kind})
+}
+
+// Text adds a flag.
+func (f *Flags) Text(into *string, name, otherwise, usage string) {
+	f.said[name] = true
+	f.add(&urfave.StringFlag{Name: name, Value: otherwise, Usage: usage, Destination: into, Category: f.group, Local: true, Sources: f.sources(name, text)})
+}
+
+// Path adds a flag for a file or a folder, or a database's URL. In a configuration file it is relative to that file.
+func (f *Flags) Path(into *string, name, otherwise, usage string) {
+	f.said[name] = true
+	f.add(&urfave.StringFlag{Name: name, Value: otherwise, Usage: usage, Destination: into, Category: f.group, Local: true, Sources: f.sources(name, path)})
+}
+
+// Bool adds a flag.
+func (f *Flags) Bool(into *bool, name, usage string) {
+	f.add(&urfave.BoolFlag{Name: name, Usage: usage, Destination: into, Category: f.group, Local: true, Sources: f.sources(name, number)})
+}
+
+// Duration adds a flag; a default of zero is for the package to choose, and the usage says which it is.
+func (f *Flags) Duration(into *time.Duration, name string, otherwise time.Duration, usage string) {
+	f.add(&urfave.DurationFlag{Name: name, Value: otherwise, Usage: usage, Destination: into, Category: f.group, Local: true, HideDefault: otherwise == 0, Sources: f.sources(name, text)})
+}
+
+// Int adds a flag.
+func (f *Flags) Int(into *int, name string, otherwise int, usage string) {
+	f.add(&urfave.IntFlag{Name: name, Value: otherwise, Usage: usage, Destination: into, Category: f.group, Local: true, HideDefault: otherwise == 0, Sources: f.sources(name, number)})
+}
+
+// Int64 adds a flag.
+func (f *Flags) Int64(into *int64, name string, otherwise int64, usage string) {
+	f.add(&urfave.Int64Flag{Name: name, Value: otherwise, Usage: usage, Destination: into, Category: f.group, Local: true, HideDefault: true, Sources: f.sources(name, number)})
+}
+
+// Uint64 adds a flag.
+func (f *Flags) Uint64(into *uint64, name string, otherwise uint64, usage string) {
+	f.add(&urfave.Uint64Flag{Name: name, Value: otherwise, Usage: usage, Destination: into, Category: f.group, Local: true, HideDefault: otherwise == 0, Sources: f.sources(name, number)})
+}
+
+// Float adds a flag.
+func (f *Flags) Float(into *float64, name string, usage string) {
+	f.add(&urfave.FloatFlag{Name: name, Usage: usage, Destination: into, Category: f.group, Local: true, HideDefault: true, Sources: f.sources(name, number)})
+}
+
+// Address adds a flag for an address.
+func (f *Flags) Address(into *common.Address, name, usage string) {
+	f.said[name] = true
+	f.parsed(name, usage+" (`address`)", "", func(s string) (err error) { *into, err = Address(s); return err })
+}
+
+// List adds a flag for texts with commas between them.
+func (f *Flags) List(into *[]string, name, usage string) {
+	f.parsed(name, usage, "", func(s string) error { *into = list(s); return nil })
 }
 
 // MaxFee adds the flag for the most that a transaction offers for a unit of
 // gas; it stays nil where nobody says, which is the chain's default.
 func (f *Flags) MaxFee(into **big.Int) {
-	f.Func("max-fee", "most to offer for a unit of gas, in `gwei`; 500 on most chains if not said", func(text string) error {
-		fee, ok := new(big.Rat).SetString(text)
+	f.parsed("max-fee", "most to offer for a unit of gas, in `gwei`; 500 on most chains if not said", "", func(s string) error {
+		if s == "" {
+			return nil
+		}
+		fee, ok := new(big.Rat).SetString(s)
 		if !ok || fee.Sign() <= 0 {
-			return errors.New("want an amount of gwei above 0, such as 40 or 0.5")
+			return errors.New("an amount of gwei above 0, such as 40 or 0.5")
 		}
 		fee.Mul(fee, new(big.Rat).SetInt64(1_000_000_000))
 		*into = new(big.Int).Quo(fee.Num(), fee.Denom())
@@ -62,44 +131,110 @@ func (f *Flags) MaxFee(into **big.Int) {
 	})
 }
 
-// Address adds a flag for an address, with its environment variable.
-func (f *Flags) Address(name, env, usage string) *Address {
-	a := &Address{}
-	f.Var(a, name, usage+" (`address`, $"+env+")")
-	if value := os.Getenv(env); value != "" {
-		if err := f.Set(name, value); err != nil {
-			fmt.Fprintf(os.Stderr, "error: $%s: %v\n", env, err)
-			os.Exit(1)
+// Coins adds a flag for two amounts of native coin, for one party and for all.
+func (f *Flags) Coins(one, all **big.Int, name, otherwise, usage string) {
+	f.parsed(name, usage, otherwise, func(s string) error {
+		first, second, ok := strings.Cut(s, ",")
+		a, err := units.Parse(strings.TrimSpace(first), 18)
+		b, err2 := units.Parse(strings.TrimSpace(second), 18)
+		if err != nil || err2 != nil || !ok {
+			return fmt.Errorf("two amounts of native coin such as %s", otherwise)
 		}
+		*one, *all = a.ToBig(), b.ToBig()
+		return nil
+	})
+}
+
+// parsed adds a flag whose text is taken apart.
+func (f *Flags) parsed(name, usage, otherwise string, parse func(string) error) {
+	v := &value{text: otherwise, parse: parse}
+	if err := parse(otherwise); otherwise != "" && err != nil {
+		panic(err)
 	}
-	return a
+	f.add(&urfave.GenericFlag{Name: name, Value: v, Usage: usage, DefaultText: otherwise, Category: f.group, Local: true, Sources: f.sources(name, text)})
 }
 
-// TrustedProxies adds the flag that Proxies reads.
-func (f *Flags) TrustedProxies() {
-	f.Text(&f.proxies, "trusted-proxies", "GPUPAY_TRUSTED_PROXIES", "", "`ADDRESS,..` or networks such as 10.0.0.0/8 of the proxies in front, which say by X-Forwarded-For who a request is from. Without it clients behind a proxy share their limits")
+func (f *Flags) add(flag urfave.Flag) { f.list = append(f.list, flag) }
+
+// value is a flag's text that is taken apart as it is set.
+type value struct {
+	text  string
+	parse func(string) error
 }
 
-// Proxies are the proxies that are trusted.
-func (f *Flags) Proxies() []string { return list(f.proxies) }
+func (v *value) Set(s string) error { v.text = s; return v.parse(s) }
+func (v *value) Get() any           { return v.text }
+func (v *value) String() string     { return v.text }
+
+// Address reads 0x and 40 hex digits; anything shorter would silently be another account. Of nothing it is zero.
+func Address(text string) (common.Address, error) {
+	if text == "" {
+		return common.Address{}, nil
+	}
+	if len(text) != 42 || !common.IsHexAddress(text) {
+		return common.Address{}, errors.New("0x and 40 hex digits")
+	}
+	return common.HexToAddress(text), nil
+}
 
 func list(text string) []string {
 	return strings.FieldsFunc(text, func(r rune) bool { return r == ',' || r == ' ' })
 }
 
-// Load parses the arguments and opens the log.
-func (f *Flags) Load(args []string) (*slog.Logger, error) {
-	if err := Parse(f.FlagSet, args); err != nil {
-		return nil, err
-	}
-	return Logger(f.level, f.format)
+// RPC adds the flag for the chain's endpoint; usage goes on after its name.
+func (f *Flags) RPC(into *string, usage string) {
+	f.Text(into, "rpc", "http://127.0.0.1:8545", "`URL` of the chain's JSON-RPC, or several with commas between them"+usage)
+}
+
+// TrustedProxies adds the flag.
+func (f *Flags) TrustedProxies(into *[]string) {
+	f.List(into, "trusted-proxies", "`ADDRESS,..` or networks such as 10.0.0.0/8 of the proxies in front, which say by X-Forwarded-For who a request is from. Without it clients behind a proxy share their limits")
+}
+
+// Key adds the flags that say where the key is.
+func (f *Flags) Key() *KeyFlags {
+	f.Group("Key")
+	f.key = new(KeyFlags)
+	f.key.register(f)
+	return f.key
+}
+
+// Log adds the flags of what is logged.
+func (f *Flags) Log(level string) {
+	f.Group("Log")
+	f.logs = true
+	f.Text(&f.level, "log-level", level, "debug, info, warn or error")
+	f.Text(&f.format, "log-format", "text", "text or json")
+}
+
+// Logger opens the log.
+func (f *Flags) Logger() (*slog.Logger, error) {
+	log, err := Logger(f.level, f.format)
+	return log, Usage(err)
 }
 
 // KeyGiven reports whether the program was given a key, where it can do without.
-func (f *Flags) KeyGiven() bool { return f.key.keystore != "" || os.Getenv(f.key.env) != "" }
+func (f *Flags) KeyGiven() bool { return f.key.keystore != "" || os.Getenv(KeyVariable) != "" }
 
-// Key opens the program's key.
-func (f *Flags) Key() (*channel.Key, error) { return f.key.Load() }
+// LoadKey opens the program's key.
+func (f *Flags) LoadKey() (*channel.Key, error) { return f.key.load() }
+
+// Args has the subcommand take arguments, which the help calls so.
+func (f *Flags) Args(usage string) { f.args = usage }
+
+// Command is the subcommand: what it is for, in a line and at more length, and what it does with its arguments.
+func (f *Flags) Command(usage, more string, run func(ctx context.Context, args []string) error, commands ...*urfave.Command) *urfave.Command {
+	return &urfave.Command{
+		Name: f.name, Usage: usage, Description: more, Flags: f.list, ArgsUsage: f.args, Commands: commands, HideHelpCommand: true,
+		OnUsageError: func(_ context.Context, _ *urfave.Command, err error, _ bool) error { return f.mistyped(err) },
+		Action: func(ctx context.Context, c *urfave.Command) error {
+			if f.args == "" && c.Args().Present() {
+				return f.noFlag(c.Args().First())
+			}
+			return run(ctx, c.Args().Slice())
+		},
+	}
+}
 
 // Listen opens the address that a flag names.
 func Listen(name, address string) (net.Listener, error) {
@@ -113,22 +248,14 @@ func Listen(name, address string) (net.Listener, error) {
 	return listener, nil
 }
 
-// Admin serves what only the operator should see, metrics and health, on an
-// address; on none if that is empty. What ends it goes to failed. The server is
-// there to be shut down even beside an error.
-func Admin(address string, metrics, health http.Handler, failed chan<- error) (*http.Server, error) {
-	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", metrics)
-	mux.Handle("GET /healthz", health)
-	server := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
+// ListenAdmin opens the address of --admin, where an operator finds metrics and health; none if it is empty.
+func ListenAdmin(address string) (net.Listener, error) {
 	if address == "" {
-		return server, nil
+		return nil, nil
 	}
 	listener, err := Listen("admin", address)
-	if err != nil {
-		return server, err
+	if err == nil {
+		fmt.Printf("admin at http://%s (/metrics, /healthz)\n", listener.Addr())
 	}
-	fmt.Printf("admin at http://%s (/metrics, /healthz)\n", listener.Addr())
-	go func() { failed <- server.Serve(listener) }()
-	return server, nil
+	return listener, err
 }

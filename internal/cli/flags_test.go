@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"slices"
 	"strings"
@@ -17,19 +18,18 @@ func FuzzAddress(f *testing.F) {
 		f.Add(text)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
-		var a Address
-		if a.Set(text) != nil {
+		a, err := Address(text)
+		if err != nil {
 			return
 		}
-		if text == "" || a.Address == (common.Address{}) {
-			if a.String() != "" || strings.Trim(text, "0xX") != "" {
+		if a == (common.Address{}) {
+			if strings.Trim(text, "0xX") != "" {
 				t.Fatalf("%q is taken for none", text)
 			}
 			return
 		}
-		var again Address
-		if err := again.Set(a.String()); err != nil || again != a || !strings.EqualFold(a.String(), text) {
-			t.Fatalf("%q is %s, which is %s, %v", text, &a, &again, err)
+		if again, err := Address(a.Hex()); err != nil || again != a || !strings.EqualFold(a.Hex(), text) {
+			t.Fatalf("%q is %s, which is %s, %v", text, a, again, err)
 		}
 	})
 }
@@ -72,14 +72,12 @@ func TestMistypedSourceIsAnError(t *testing.T) {
 
 // Proxies are trusted that were named, and no others.
 func TestTrustedProxies(t *testing.T) {
-	parse := func(args ...string) []string {
+	parse := func(args ...string) (proxies []string) {
 		t.Helper()
-		f := NewFlags("test", "", "info")
-		f.TrustedProxies()
-		if _, err := f.Load(args); err != nil {
+		if err := try(t, func(f *Flags) { f.TrustedProxies(&proxies) }, args...); err != nil {
 			t.Fatal(err)
 		}
-		return f.Proxies()
+		return proxies
 	}
 	if got := parse(); len(got) != 0 {
 		t.Errorf("trusted though nobody was named: %q", got)
@@ -92,11 +90,11 @@ func TestTrustedProxies(t *testing.T) {
 // TestErrorsNameFlags: an error of a configuration says what the user typed, or can type, and is still the same error; what
 // somebody wrote is left as it is.
 func TestErrorsNameFlags(t *testing.T) {
-	f, text := NewFlags("renter", "", "info"), ""
-	f.Text(&text, "max-price", "GPUPAY_MAX_PRICE", "", "refuse more")
-	f.Int("gpus", 1, "how many")
-	f.RPC(&text, "")
-	f.Address("token", "GPUPAY_TOKEN", "the token")
+	f := new(App).Flags("rent", "renter")
+	f.Text(new(string), "max-price", "", "refuse more")
+	f.Int(new(int), "gpus", 1, "how many")
+	f.RPC(new(string), "")
+	f.Address(new(common.Address), "token", "the token")
 	fields := Fields{"Caps.PricePerGPUHour": "max-price", "GPUs": "gpus", "Token": "token", "RPC": "rpc"}
 	for said, want := range map[string]string{
 		"renter: Caps.PricePerGPUHour: invalid amount":             "renter: --max-price ($GPUPAY_MAX_PRICE): invalid amount",
@@ -120,12 +118,25 @@ func TestErrorsNameFlags(t *testing.T) {
 // TestValuesOfAnotherShape: of a value that does not parse an error says which shape it has.
 func TestValuesOfAnotherShape(t *testing.T) {
 	for value, says := range map[string]string{"credit=60": "--credit \"60\" is not a time with its unit, such as 60s", "credit=": "60s", "gpus=x": "a whole number", "minutes=1,5": "a number"} {
-		f := NewFlags("test", "", "info")
-		f.Duration("credit", time.Minute, "")
-		f.Int("gpus", 1, "")
-		f.Float64("minutes", 0, "")
-		if _, err := f.Load([]string{"--" + value}); err == nil || !strings.Contains(err.Error(), says) {
+		err := try(t, numbers, "--"+value)
+		if err == nil || !strings.Contains(err.Error(), says) || Status(err) != StatusUsage {
 			t.Errorf("--%s: %v", value, err)
 		}
 	}
+}
+
+func numbers(f *Flags) {
+	f.Duration(new(time.Duration), "credit", time.Minute, "")
+	f.Int(new(int), "gpus", 1, "")
+	f.Float(new(float64), "minutes", "")
+}
+
+// try parses a command line of one subcommand, "test".
+func try(t *testing.T, register func(*Flags), args ...string) error {
+	t.Helper()
+	app := new(App)
+	f := app.Flags("test", "test")
+	register(f)
+	return app.Run(t.Context(), append([]string{"program", "test"}, args...), "program", "", "",
+		f.Command("", "", func(context.Context, []string) error { return nil }))
 }

@@ -12,16 +12,19 @@ import (
 )
 
 // Hooks are an operator's own commands for a lease's GPUs, split at white space.
-type Hooks struct{ allocate, suspend, resume, release, alive, environment string }
+type Hooks struct {
+	allocate, suspend, resume, release, alive string
+	environment                               []string
+}
 
 // Register adds their flags.
 func (h *Hooks) Register(flags *Flags) {
-	flags.Text(&h.allocate, "allocate", "GPUPAY_ALLOCATE", "", "`command` that hands a lease its GPUs and prints how to reach them; it gets NVIDIA_VISIBLE_DEVICES and GPUPAY_LEASE")
-	flags.Text(&h.suspend, "suspend", "GPUPAY_SUSPEND", "", "`command` that suspends an unpaid lease")
-	flags.Text(&h.resume, "resume", "GPUPAY_RESUME", "", "`command` that resumes it")
-	flags.Text(&h.release, "release", "GPUPAY_RELEASE", "", "`command` that takes the GPUs back")
-	flags.Text(&h.alive, "alive", "GPUPAY_ALIVE", "", "`command` that fails for a lease whose container is gone: it is suspended and not billed; --resume must then succeed on what is not suspended")
-	flags.Text(&h.environment, "hook-env", "GPUPAY_HOOK_ENV", "", "`NAMES` of environment variables that these commands see beside the usual ones, separated by commas")
+	flags.Text(&h.allocate, "allocate", "", "`command` that hands a lease its GPUs and prints how to reach them; it gets NVIDIA_VISIBLE_DEVICES and GPUPAY_LEASE")
+	flags.Text(&h.suspend, "suspend", "", "`command` that suspends an unpaid lease")
+	flags.Text(&h.resume, "resume", "", "`command` that resumes it")
+	flags.Text(&h.release, "release", "", "`command` that takes the GPUs back")
+	flags.Text(&h.alive, "alive", "", "`command` that fails for a lease whose container is gone: it is suspended and not billed; --resume must then succeed on what is not suspended")
+	flags.List(&h.environment, "hook-env", "`NAMES` of environment variables that these commands see beside the usual ones, separated by commas")
 }
 
 // Allocator rents out the source's GPUs with the commands.
@@ -38,7 +41,7 @@ func (h *Hooks) Allocator(ctx context.Context, source metering.Source) (*sdk.Hos
 	a.ResumeCommand = strings.Fields(h.resume)
 	a.ReleaseCommand = strings.Fields(h.release)
 	a.AliveCommand = strings.Fields(h.alive)
-	a.Environment = strings.FieldsFunc(h.environment, func(r rune) bool { return r == ',' || r == ' ' })
+	a.Environment = h.environment
 	return a, nil
 }
 
@@ -56,7 +59,7 @@ func Links(list, identity string) (links []sdk.NodeLink, who sdk.NodeIdentity, e
 	}
 	switch {
 	case len(links) > 0 && identity == "":
-		err = errors.New("--nodes: --node-identity names no folder: make one with `node --issue`")
+		err = errors.New("--nodes: --node-identity names no folder: make one with `gpupay node --issue`")
 	case len(links) > 0:
 		who, err = sdk.ReadNodeIdentity(identity)
 	}

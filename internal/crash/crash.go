@@ -131,7 +131,7 @@ func (w *world) prepare() {
 	w.spawn = newSpawner(w)
 	w.chain = chaintest.Anvil(w)
 	w.address = freeAddress(w)
-	w.provider = program{path: filepath.Join(w.bin, "provider"), key: w.chain.Keys[0], log: filepath.Join(w.dir, "provider.log")}
+	w.provider = program{path: filepath.Join(w.bin, "gpupay"), verb: "serve", key: w.chain.Keys[0], log: filepath.Join(w.dir, "provider.log")}
 	w.fates["provider"] = w.fate(0, fault.Provider())
 	w.fates["gasless renter"] = w.fate(1, fault.Renter(false))
 	w.fates["renter with coin"] = w.fate(2, fault.Renter(true))
@@ -158,7 +158,7 @@ func (w *world) addRenter(i int) {
 	w.Cleanup(func() { server.CloseClientConnections(); server.Close() })
 	name := fmt.Sprintf("renter%d", i)
 	r := renter{name: name, db: filepath.Join(w.dir, name+".db"), coin: i%2 == 1, url: server.URL,
-		program: program{path: filepath.Join(w.bin, "renter"), key: renterKey(w, i), log: filepath.Join(w.dir, name+".log")}}
+		program: program{path: filepath.Join(w.bin, "gpupay"), verb: "rent", key: renterKey(w, i), log: filepath.Join(w.dir, name+".log")}}
 	w.chain.Mint(w, addressOf(r.key), purse)
 	if r.coin {
 		w.chain.RPC(w, nil, "anvil_setBalance", addressOf(r.key), "0x8ac7230489e80000")

@@ -21,10 +21,10 @@ import (
 	"github.com/gpupay/gpupay/internal/fault"
 )
 
-// build makes the example programs with their fault points.
+// build makes gpupay with its fault points.
 func build(t testing.TB, dir string) {
 	t.Helper()
-	cmd := exec.Command("go", "build", "-tags", "faults", "-o", dir, "github.com/gpupay/gpupay/examples/provider", "github.com/gpupay/gpupay/examples/renter")
+	cmd := exec.Command("go", "build", "-tags", "faults", "-o", dir, "github.com/gpupay/gpupay/cmd/gpupay")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("building the programs: %v\n%s", err, out)
 	}
@@ -32,7 +32,8 @@ func build(t testing.TB, dir string) {
 
 // program is something to run again and again.
 type program struct {
-	path string
+	path string // of gpupay
+	verb string // its subcommand
 	key  *ecdsa.PrivateKey
 	log  string // file that outputs are appended to
 	uid  int    // of the user that runs it, ours if zero
@@ -76,7 +77,7 @@ func (p *process) output() string {
 }
 
 func (s spawner) start(prog program, step string, args ...string) (*process, error) {
-	p := &process{cmd: exec.Command(prog.path, args...), done: make(chan struct{})}
+	p := &process{cmd: exec.Command(prog.path, append([]string{prog.verb}, args...)...), done: make(chan struct{})}
 	p.cmd.Env = append(os.Environ(), "GPUPAY_KEY="+hex.EncodeToString(crypto.FromECDSA(prog.key)), fault.Env+"="+step)
 	p.cmd.Dir = filepath.Dir(prog.log)
 	p.cmd.Stdout, p.cmd.Stderr = p, p

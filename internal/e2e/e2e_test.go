@@ -1,4 +1,4 @@
-// Package e2e runs the example programs as a user would: separate processes, a
+// Package e2e runs gpupay as a user would: separate processes, a
 // real chain (anvil), real HTTP, real files, and a renter that is killed.
 package e2e
 
@@ -40,9 +40,9 @@ func TestMain(m *testing.M) {
 		panic(err)
 	}
 	binaries = dir
-	build := exec.Command("go", "build", "-o", dir, "../../examples/provider", "../../examples/renter", "../../examples/watchtower")
+	build := exec.Command("go", "build", "-o", dir, "../../cmd/gpupay")
 	if out, err := build.CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "building the examples: %v\n%s", err, out)
+		fmt.Fprintf(os.Stderr, "building gpupay: %v\n%s", err, out)
 		os.Exit(1)
 	}
 	code := m.Run()
@@ -60,9 +60,10 @@ type process struct {
 	out bytes.Buffer
 }
 
+// start runs a subcommand.
 func start(t *testing.T, name string, key *ecdsa.PrivateKey, args ...string) *process {
 	t.Helper()
-	p := &process{T: t, cmd: exec.Command(filepath.Join(binaries, name), args...), done: make(chan error, 1)}
+	p := &process{T: t, cmd: exec.Command(filepath.Join(binaries, "gpupay"), append([]string{name}, args...)...), done: make(chan error, 1)}
 	p.cmd.Dir = t.TempDir()
 	p.cmd.Env = append(os.Environ(), "GPUPAY_KEY="+hex.EncodeToString(crypto.FromECDSA(key)))
 	read, write := io.Pipe()
@@ -161,7 +162,7 @@ func newSite(t *testing.T) *site {
 
 func (s *site) provider(t *testing.T, db string, more ...string) *process {
 	t.Helper()
-	p := start(t, "provider", s.payee, append([]string{
+	p := start(t, "serve", s.payee, append([]string{
 		"--listen", or(strings.TrimPrefix(s.url, "http://"), "127.0.0.1:0"), "--admin", "127.0.0.1:0", "--gpu", "sim:2", "--rpc", s.chain.URL,
 		"--escrow", s.chain.Escrow.Hex(), "--token", s.chain.Token.Hex(), "--db", db, "--price", "3600.00", "--min-deposit", "1",
 		"--record-every", "1s", "--credit", "20s", "--settle-age", "1h"}, more...)...)
@@ -183,7 +184,7 @@ func or(a, b string) string {
 
 func (s *site) renter(t *testing.T, key *ecdsa.PrivateKey, db string, more ...string) *process {
 	t.Helper()
-	return start(t, "renter", key, append([]string{"--provider", s.url, "--rpc", s.chain.URL, "--token", s.chain.Token.Hex(), "--db", db,
+	return start(t, "rent", key, append([]string{"--provider", s.url, "--rpc", s.chain.URL, "--token", s.chain.Token.Hex(), "--db", db,
 		"--max-price", "3600", "--budget", "900", "--max-per-day", "900", "--max-per-provider", "900", "--pay-every", "2s"}, more...)...)
 }
 
@@ -398,27 +399,27 @@ func TestBadSurroundingsAreOneClearLine(t *testing.T) {
 		args          []string
 		says          string
 	}{
-		{"provider: RPC unreachable", "provider", rich, serve("--rpc", "http://127.0.0.1:1"), "unreachable"},
-		{"renter: RPC unreachable", "renter", rich, rent("--rpc", "http://127.0.0.1:1"), "unreachable"},
-		{"provider: wrong chain id", "provider", rich, serve("--chain-id", "1"), "wrong chain"},
-		{"provider: no contract", "provider", rich, serve("--escrow", "0x0000000000000000000000000000000000000001"), "no contract"},
-		{"provider: another contract", "provider", rich, serve("--escrow", s.chain.Token.Hex()), "not a channel escrow"},
-		{"provider: no token", "provider", rich, serve("--token", "0x0000000000000000000000000000000000000001"), "no contract"},
-		{"renter: no token", "renter", rich, rent("--token", "0x0000000000000000000000000000000000000001"), "no contract"},
-		{"renter: escrow it does not trust", "renter", rich, rent("--escrow", "0x0000000000000000000000000000000000000001"), "0x0000000000000000000000000000000000000001"},
-		{"provider: grace too short", "provider", rich, serve("--min-grace", "1h"), "grace period"},
-		{"provider: no GPU", "provider", rich, serve("--gpu", "nvml"), "--gpu sim"},
-		{"provider: unknown GPU source", "provider", rich, serve("--gpu", "abacus"), "abacus"},
-		{"provider: price that is none", "provider", rich, serve("--price", "cheap"), "cheap"},
-		{"provider: price below a base unit", "provider", rich, serve("--price", "0.0000001"), "0.0000001"},
-		{"provider: address cut short", "provider", rich, serve("--escrow", "0x01"), "40 hex digits"},
-		{"provider: unknown flag", "provider", rich, serve("--gold"), "gold"},
-		{"provider: database in no folder", "provider", rich, serve("--db", "/nowhere/p.db"), "/nowhere/p.db"},
-		{"renter: too little balance", "renter", rich, rent("--deposit", "500"), "too little"},
-		{"renter: provider is not there", "renter", rich, rent("--provider", "http://127.0.0.1:1"), "127.0.0.1:1"},
-		{"renter: too dear", "renter", rich, rent("--max-price", "1"), "above the cap"},
-		{"renter: nothing to resume", "renter", rich, rent("--resume"), "no unfinished rental"},
-		{"renter: no gas, and a token without authorizations", "renter", poor, rent("--provider", plainSite.url, "--token", plain.Hex(), "--deposit", "6"), "gas"},
+		{"provider: RPC unreachable", "serve", rich, serve("--rpc", "http://127.0.0.1:1"), "unreachable"},
+		{"renter: RPC unreachable", "rent", rich, rent("--rpc", "http://127.0.0.1:1"), "unreachable"},
+		{"provider: wrong chain id", "serve", rich, serve("--chain-id", "1"), "wrong chain"},
+		{"provider: no contract", "serve", rich, serve("--escrow", "0x0000000000000000000000000000000000000001"), "no contract"},
+		{"provider: another contract", "serve", rich, serve("--escrow", s.chain.Token.Hex()), "not a channel escrow"},
+		{"provider: no token", "serve", rich, serve("--token", "0x0000000000000000000000000000000000000001"), "no contract"},
+		{"renter: no token", "rent", rich, rent("--token", "0x0000000000000000000000000000000000000001"), "no contract"},
+		{"renter: escrow it does not trust", "rent", rich, rent("--escrow", "0x0000000000000000000000000000000000000001"), "0x0000000000000000000000000000000000000001"},
+		{"provider: grace too short", "serve", rich, serve("--min-grace", "1h"), "grace period"},
+		{"provider: no GPU", "serve", rich, serve("--gpu", "nvml"), "--gpu sim"},
+		{"provider: unknown GPU source", "serve", rich, serve("--gpu", "abacus"), "abacus"},
+		{"provider: price that is none", "serve", rich, serve("--price", "cheap"), "cheap"},
+		{"provider: price below a base unit", "serve", rich, serve("--price", "0.0000001"), "0.0000001"},
+		{"provider: address cut short", "serve", rich, serve("--escrow", "0x01"), "40 hex digits"},
+		{"provider: unknown flag", "serve", rich, serve("--gold"), "gold"},
+		{"provider: database in no folder", "serve", rich, serve("--db", "/nowhere/p.db"), "/nowhere/p.db"},
+		{"renter: too little balance", "rent", rich, rent("--deposit", "500"), "too little"},
+		{"renter: provider is not there", "rent", rich, rent("--provider", "http://127.0.0.1:1"), "127.0.0.1:1"},
+		{"renter: too dear", "rent", rich, rent("--max-price", "1"), "above the cap"},
+		{"renter: nothing to resume", "rent", rich, rent("--resume"), "no unfinished rental"},
+		{"renter: no gas, and a token without authorizations", "rent", poor, rent("--provider", plainSite.url, "--token", plain.Hex(), "--deposit", "6"), "gas"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			p := start(t, row.program, row.key, row.args...)
@@ -434,7 +435,7 @@ func TestBadSurroundingsAreOneClearLine(t *testing.T) {
 		})
 	}
 	t.Run("no key", func(t *testing.T) {
-		cmd := exec.CommandContext(t.Context(), filepath.Join(binaries, "provider"), serve()...)
+		cmd := exec.CommandContext(t.Context(), filepath.Join(binaries, "gpupay"), append([]string{"serve"}, serve()...)...)
 		cmd.Env = []string{}
 		out, err := cmd.CombinedOutput()
 		if err == nil || !strings.Contains(string(out), "GPUPAY_KEY") {
@@ -443,7 +444,7 @@ func TestBadSurroundingsAreOneClearLine(t *testing.T) {
 	})
 	t.Run("clock far from the chain's", func(t *testing.T) {
 		s.chain.AdvanceTime(t, time.Hour)
-		for program, args := range map[string][]string{"provider": serve(), "renter": rent()} {
+		for program, args := range map[string][]string{"serve": serve(), "rent": rent()} {
 			p := start(t, program, rich, args...)
 			if code := p.exit(); code == 0 || !strings.Contains(p.output(), "clock") {
 				t.Errorf("%s: exit %d, %s", program, code, p.output())

@@ -31,7 +31,7 @@ func freePort(t *testing.T) string {
 
 func (s *site) watchtower(t *testing.T, key *ecdsa.PrivateKey, listen, db string, more ...string) *process {
 	t.Helper()
-	p := start(t, "watchtower", key, append([]string{"--listen", listen, "--admin", "127.0.0.1:0", "--rpc", s.chain.URL,
+	p := start(t, "tower", key, append([]string{"--listen", listen, "--admin", "127.0.0.1:0", "--rpc", s.chain.URL,
 		"--escrow", s.chain.Escrow.Hex(), "--tokens", s.chain.Token.Hex() + "=0.50", "--db", db, "--patience", "5s", "--poll", "200ms"}, more...)...)
 	p.saw("admin at")
 	return p
@@ -220,7 +220,7 @@ func TestWatchtowerSaysWhatIsWrong(t *testing.T) {
 		"the payee's key":     {[]string{"--payees", address(s.payee).Hex()}, "key of its own"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			p := start(t, "watchtower", s.payee, append([]string{"--listen", "127.0.0.1:0", "--admin", "", "--rpc", s.chain.URL, "--escrow", s.chain.Escrow.Hex(),
+			p := start(t, "tower", s.payee, append([]string{"--listen", "127.0.0.1:0", "--admin", "", "--rpc", s.chain.URL, "--escrow", s.chain.Escrow.Hex(),
 				"--tokens", s.chain.Token.Hex() + "=1", "--db", filepath.Join(t.TempDir(), "t.db")}, row.args...)...)
 			code := p.exit()
 			lines := strings.Split(strings.TrimSpace(p.output()), "\n")

@@ -17,8 +17,8 @@ import (
 func identities(t *testing.T) string {
 	t.Helper()
 	identitiesOnce.Do(func() {
-		identitiesDir = filepath.Join(filepath.Dir(nodeProgram), "ca")
-		if out, err := exec.Command(nodeProgram, "--issue", "north,south,east,west", "--ca", identitiesDir).CombinedOutput(); err != nil {
+		identitiesDir = filepath.Join(filepath.Dir(program), "ca")
+		if out, err := exec.Command(program, "node", "--issue", "north,south,east,west", "--ca", identitiesDir).CombinedOutput(); err != nil {
 			t.Fatalf("--issue: %v\n%s", err, out)
 		}
 	})
@@ -44,9 +44,9 @@ func NewHost(t *testing.T, c *chaintest.Chain, name string, devices int, more ..
 	dir := identities(t)
 	h := &Host{Name: name, Spool: filepath.Join(t.TempDir(), "spool.db")}
 	h.Process = Supervise(t, func(address string) *exec.Cmd {
-		cmd := exec.Command(nodeProgram, append([]string{"--listen", address, "--admin", "", "--name", name, "--gpu", fmt.Sprintf("sim:%d", devices),
+		cmd := exec.Command(program, append([]string{"node", "--listen", address, "--admin", "", "--name", name, "--gpu", fmt.Sprintf("sim:%d", devices),
 			"--db", h.Spool, "--payee", crypto.PubkeyToAddress(c.Keys[0].PublicKey).Hex(), "--log-level", "warn",
-			"--identity", filepath.Join(dir, "nodes", name)}, more...)...)
+			"--node-identity", filepath.Join(dir, "nodes", name)}, more...)...)
 		return cmd
 	})
 	h.Ready()

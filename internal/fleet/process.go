@@ -21,10 +21,10 @@ import (
 	"github.com/gpupay/gpupay/internal/fault"
 )
 
-// program is the provider program and nodeProgram the node's, built once.
-var program, nodeProgram string
+// program is gpupay, built once.
+var program string
 
-// Main runs a package's tests with the example programs, and others beside them,
+// Main runs a package's tests with gpupay, and other programs beside it,
 // built into a folder that goes with the tests. GOFLAGS counts: with -overlay in it
 // the programs are those of other source files.
 func Main(m *testing.M, others ...string) int {
@@ -33,8 +33,8 @@ func Main(m *testing.M, others ...string) int {
 		panic(err)
 	}
 	defer os.RemoveAll(dir)
-	program, nodeProgram = filepath.Join(dir, "provider"), filepath.Join(dir, "node")
-	build := exec.Command("go", append([]string{"build", "-tags", "faults", "-o", dir, "../../examples/provider", "../../examples/node"}, others...)...)
+	program = filepath.Join(dir, "gpupay")
+	build := exec.Command("go", append([]string{"build", "-tags", "faults", "-o", dir, "../../cmd/gpupay"}, others...)...)
 	if out, err := build.CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "building the programs: %v\n%s", err, out)
 		return 1
@@ -79,7 +79,7 @@ func (s *safeBuffer) String() string {
 
 // Provider is the command of a gateway.
 func Provider(c *chaintest.Chain, address, database string, more ...string) *exec.Cmd {
-	cmd := exec.Command(program, append([]string{"--listen", address, "--admin", "", "--rpc", c.URL,
+	cmd := exec.Command(program, append([]string{"serve", "--listen", address, "--admin", "", "--rpc", c.URL,
 		"--escrow", c.Escrow.Hex(), "--token", c.Token.Hex(), "--db", database, "--price", "3.60", "--min-deposit", "0.01", "--min-transfer", "0",
 		"--takeover", "2s", "--settle-every", "2s", "--settle-age", "5s", "--log-level", "warn"}, more...)...)
 	cmd.Env = append(os.Environ(), "GPUPAY_KEY="+hex.EncodeToString(crypto.FromECDSA(c.Keys[0])))

@@ -13,7 +13,7 @@ import (
 	"github.com/gpupay/gpupay/internal/fleet"
 )
 
-func TestMain(m *testing.M) { os.Exit(fleet.Main(m, "./device", "../../examples/renter")) }
+func TestMain(m *testing.M) { os.Exit(fleet.Main(m, "./device")) }
 
 // number is what the environment wants, or something else.
 func number(t *testing.T, name string, otherwise uint64) uint64 {

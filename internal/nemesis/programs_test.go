@@ -100,7 +100,7 @@ func (u *user) run(w *world, rng *rand.Rand, minutes string, over <-chan struct{
 	if u.unfinished(w) > 0 {
 		args = append(args, "--resume")
 	}
-	cmd := exec.CommandContext(w.ctx, fleet.Program("renter"), args...)
+	cmd := exec.CommandContext(w.ctx, fleet.Program("gpupay"), append([]string{"rent"}, args...)...)
 	cmd.Env = append(os.Environ(), "GPUPAY_KEY="+hex.EncodeToString(crypto.FromECDSA(u.key)))
 	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := cmd.Start(); err != nil {

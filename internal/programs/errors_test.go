@@ -1,4 +1,4 @@
-// Package programs runs the example programs as a newcomer does, and reads what they say when something is wrong.
+// Package programs runs gpupay as a newcomer does, and reads what they say when something is wrong.
 package programs
 
 import (
@@ -59,7 +59,7 @@ func withPrograms(run func() int) (int, error) {
 		return 0, err
 	}
 	defer os.RemoveAll(built)
-	build := exec.Command("go", "build", "-o", built, "./examples/deploy", "./examples/provider", "./examples/renter", "./examples/verify")
+	build := exec.Command("go", "build", "-o", built, "./cmd/gpupay")
 	build.Dir = root
 	if out, err := build.CombinedOutput(); err != nil {
 		return 0, fmt.Errorf("building the programs: %w\n%s", err, out)
@@ -119,11 +119,11 @@ func (p *program) String() string {
 	return p.said.String()
 }
 
-// start runs "program args" with more of an environment, which wins.
+// start runs a subcommand with more of an environment, which wins.
 func (w *world) start(t *testing.T, line string, env ...string) *program {
 	t.Helper()
 	args := strings.Fields(line)
-	p := &program{cmd: exec.Command(filepath.Join(w.bin, args[0]), args[1:]...), done: make(chan struct{})}
+	p := &program{cmd: exec.Command(filepath.Join(w.bin, "gpupay"), args...), done: make(chan struct{})}
 	p.cmd.Dir, p.cmd.Env = w.dir, slices.Concat(w.env, env)
 	p.cmd.Stdout, p.cmd.Stderr = p, p
 	if err := p.cmd.Start(); err != nil {
@@ -163,7 +163,7 @@ func (p *program) interrupt(t *testing.T) {
 
 func (w *world) runProvider(t *testing.T, flags ...string) *program {
 	t.Helper()
-	p := w.start(t, "provider --gpu sim:2 --x402 --record-every 1s --poll 200ms "+strings.Join(flags, " "), "GPUPAY_KEY="+w.secrets[0], "GPUPAY_LISTEN="+strings.TrimPrefix(w.provider, "http://"))
+	p := w.start(t, "serve --gpu sim:2 --x402 --record-every 1s --poll 200ms "+strings.Join(flags, " "), "GPUPAY_KEY="+w.secrets[0], "GPUPAY_LISTEN="+strings.TrimPrefix(w.provider, "http://"))
 	p.wait(t, "renting out 2 GPU(s)")
 	return p
 }
@@ -173,7 +173,7 @@ func (w *world) checkError(t *testing.T, p *program, wants ...string) {
 	t.Helper()
 	said := p.wait(t, "")
 	_, line, _ := strings.Cut(said, "error: ")
-	if p.cmd.ProcessState.ExitCode() != 1 || strings.Count("\n"+said, "\nerror: ") != 1 || strings.Count(line, "\n") != 1 {
+	if status := p.cmd.ProcessState.ExitCode(); status != 1 && status != 2 && status != 64 || strings.Count("\n"+said, "\nerror: ") != 1 || strings.Count(line, "\n") != 1 {
 		t.Errorf("exit status %d, and not one line of an error:\n%s", p.cmd.ProcessState.ExitCode(), said)
 	}
 	for _, want := range wants {
@@ -221,61 +221,61 @@ func TestErrorsSayWhatToDo(t *testing.T) {
 		env  string
 		want []string
 	}{
-		{"renter --provider " + w.provider + "/nothing", "", []string{"404", "no gpupay provider answers there; check its URL"}},
-		{"renter --provider " + w.URL, "", []string{"no gpupay provider answers there; check its URL"}},
-		{"renter --provider " + bad.URL, "", []string{"502", "proxy"}},
-		{"renter --provider https://" + plain, "", []string{"it speaks no TLS there; give its URL with http://"}},
-		{"renter --provider http://" + secure.Listener.Addr().String(), "", []string{"give its URL with https://"}},
-		{"renter --provider " + secure.URL, "", []string{"its certificate is not trusted here"}},
-		{"renter --provider http://" + nobody, "", []string{"provider cannot be reached", "nothing listens there", "check host and port"}},
-		{"renter --provider " + plain, "", []string{"not a provider's URL such as https://host/path"}},
-		{"renter --x402 --provider http://" + nobody, "", []string{"provider cannot be reached", "nothing listens there"}},
-		{"renter --x402 --provider https://" + plain, "", []string{"give its URL with http://"}},
-		{"renter --rpc http://" + nobody, "", []string{"RPC endpoint unreachable", "nothing listens there"}},
-		{"renter --rpc https://" + strings.TrimPrefix(w.URL, "http://"), "", []string{"RPC endpoint unreachable", "give its URL with http://"}},
-		{"renter --rpc " + w.provider, "", []string{"RPC endpoint unreachable", "check the URL"}},
-		{"renter --budget 0.1", "", []string{"--budget ($GPUPAY_BUDGET) leaves room for 0.10 TUSD", "take at least 0.416666 TUSD", "raise the cap", "--budget"}},
-		{"renter --deposit 0.1", "", []string{"0.10 TUSD", "take at least 0.416666 TUSD", "--deposit"}},
-		{"renter --x402 --budget 0.1", "", []string{"0.416666 TUSD", "room for 0.10 TUSD", "--budget"}},
-		{"renter --x402 --deposit 0.1", "", []string{"0.10 TUSD", "at least 0.416666 TUSD", "--deposit"}},
-		{"renter --max-price 1", "", []string{"2.50 TUSD per GPU-hour", "the cap is 1.00", "--max-price"}},
-		{"renter --max-price 5,00", "", []string{"--max-price ($GPUPAY_MAX_PRICE): invalid amount"}},
-		{"renter --deposit 1,5", "", []string{"--deposit ($GPUPAY_DEPOSIT): invalid amount"}},
-		{"renter", "GPUPAY_TOKEN=", []string{"--token ($GPUPAY_TOKEN) is empty", ". ./devchain.env"}},
-		{"renter --gpus 0", "", []string{"--gpus 0: a rental has one GPU at least"}},
-		{"renter --gpus 5", "", []string{"5 wanted, 2 free; nothing was deposited"}},
-		{"renter --minutes -1", "", []string{"--minutes -1 is negative"}},
-		{"renter --resume", "", []string{"no unfinished rental in gpupay-renter.db"}},
-		{"renter --resume --leave", "", []string{"give one of them"}},
-		{"renter --token " + w.Escrow.Hex(), "", []string{"not a usable ERC-20 token", "check the token's address and the chain"}},
-		{"renter --token 0x00000000000000000000000000000000000000aa", "", []string{"no contract at the address", "check the token's address and the chain"}},
-		{"renter --escrow " + w.Token.Hex(), "", []string{"not a channel escrow", "check the escrow's address and the chain"}},
-		{"renter --chain 5", "", []string{"the endpoint serves chain 1337, not 5"}},
-		{"renter", poor, []string{"too little of the token", "0.00 TUSD", "the deposit is 0.416666 TUSD"}},
-		{"renter", "GPUPAY_KEY=", []string{"GPUPAY_KEY is empty: set it", "--keystore"}},
-		{"renter", "GPUPAY_KEY=" + w.secrets[1][:40], []string{"want 64 hex digits, have 40"}},
-		{"renter --keystore none.json", "", []string{"--keystore needs --passphrase-file"}},
-		{"renter --keystore none.json --passphrase-file none", "", []string{"passphrase file", "no such file"}},
-		{"renter --keystore none.json --passphrase-file pass", "", []string{"no usable private key", "none.json", "no such file", "--keystore"}},
-		{"renter --keystore pass --passphrase-file pass", "", []string{"keystore pass is not a Web3 Secret Storage file"}},
-		{"renter --keystore key.json --passphrase-file pass", "", []string{"keystore key.json: wrong passphrase", "--passphrase-file"}},
-		{"provider --gpu sim --db p2.db --listen " + plain, "", []string{"--listen", "address already in use", "end it, or listen elsewhere"}},
-		{"provider --gpu sim --db p2.db --admin " + plain + " --listen " + nobody, "", []string{"--admin", "end it, or listen elsewhere"}},
-		{"provider --gpu sim --db p2.db --credit 60", "", []string{"--credit", "such as 60s"}},
-		{"provider --gpu sim --db p2.db --price 2.12345678", "", []string{"--price ($GPUPAY_PRICE)", "more than the token's 6 decimals"}},
-		{"provider --gpu sim --db p2.db", "GPUPAY_ESCROW=", []string{"--escrow ($GPUPAY_ESCROW) is empty", ". ./devchain.env"}},
-		{"provider --gpu sim --db p2.db --min-deposit 0.0000001 --listen " + nobody, "", []string{"--min-deposit ($GPUPAY_MIN_DEPOSIT)", "more than the token's 6 decimals"}},
-		{"provider --gpu sim --db postgres://u:hunter2@" + nobody + "/gpupay", "", []string{"cannot be reached"}},
-		{"provider --gpu sim --db postgres://u:1/hunter2@" + nobody + "/gpupay", "", []string{"%2F"}},
-		{"provider --gpu sim --db postgresql+psycopg://u:hunter2@" + nobody + "/gpupay", "", []string{"neither the path of a file nor postgres://"}},
-		{"provider --gpu sim --db p2.db --high-water postgres://u:hunter2@" + nobody + "/gpupay", "", []string{"it must be a file of its own"}},
-		{"provider --gpu sim --db p2.db --watchtowers ftp://u:hunter2@" + nobody, "", []string{"URL of a watchtower"}},
-		{"provider --gpu sim postgres://u:hunter2@" + nobody + "/gpupay", "", []string{"is not a flag"}},
-		{"provider --nodes https://u:hunter2@" + nobody, "", []string{"--nodes", "and a URL"}},
-		{"provider --gpu nvlm --db p2.db", "", []string{"--gpu", "is not nvml, sim"}},
-		{"renter --provider http://u:hunter2@" + plain, "", []string{"not a provider's URL such as https://host/path"}},
-		{"renter --list --db postgres://u:hunter2@" + nobody + "/gpupay", "", []string{"cannot be reached"}},
-		{"renter --rpc http://u:hunter2@" + nobody + "/hunter2", "", []string{"RPC endpoint unreachable", "nothing listens there"}},
+		{"rent --provider " + w.provider + "/nothing", "", []string{"404", "no gpupay provider answers there; check its URL"}},
+		{"rent --provider " + w.URL, "", []string{"no gpupay provider answers there; check its URL"}},
+		{"rent --provider " + bad.URL, "", []string{"502", "proxy"}},
+		{"rent --provider https://" + plain, "", []string{"it speaks no TLS there; give its URL with http://"}},
+		{"rent --provider http://" + secure.Listener.Addr().String(), "", []string{"give its URL with https://"}},
+		{"rent --provider " + secure.URL, "", []string{"its certificate is not trusted here"}},
+		{"rent --provider http://" + nobody, "", []string{"provider cannot be reached", "nothing listens there", "check host and port"}},
+		{"rent --provider " + plain, "", []string{"not a provider's URL such as https://host/path"}},
+		{"rent --x402 --provider http://" + nobody, "", []string{"provider cannot be reached", "nothing listens there"}},
+		{"rent --x402 --provider https://" + plain, "", []string{"give its URL with http://"}},
+		{"rent --rpc http://" + nobody, "", []string{"RPC endpoint unreachable", "nothing listens there"}},
+		{"rent --rpc https://" + strings.TrimPrefix(w.URL, "http://"), "", []string{"RPC endpoint unreachable", "give its URL with http://"}},
+		{"rent --rpc " + w.provider, "", []string{"RPC endpoint unreachable", "check the URL"}},
+		{"rent --budget 0.1", "", []string{"--budget ($GPUPAY_BUDGET) leaves room for 0.10 TUSD", "take at least 0.416666 TUSD", "raise the cap", "--budget"}},
+		{"rent --deposit 0.1", "", []string{"0.10 TUSD", "take at least 0.416666 TUSD", "--deposit"}},
+		{"rent --x402 --budget 0.1", "", []string{"0.416666 TUSD", "room for 0.10 TUSD", "--budget"}},
+		{"rent --x402 --deposit 0.1", "", []string{"0.10 TUSD", "at least 0.416666 TUSD", "--deposit"}},
+		{"rent --max-price 1", "", []string{"2.50 TUSD per GPU-hour", "the cap is 1.00", "--max-price"}},
+		{"rent --max-price 5,00", "", []string{"--max-price ($GPUPAY_MAX_PRICE): invalid amount"}},
+		{"rent --deposit 1,5", "", []string{"--deposit ($GPUPAY_DEPOSIT): invalid amount"}},
+		{"rent", "GPUPAY_TOKEN=", []string{"--token ($GPUPAY_TOKEN) is empty", ". ./devchain.env"}},
+		{"rent --gpus 0", "", []string{"--gpus 0: a rental has one GPU at least"}},
+		{"rent --gpus 5", "", []string{"5 wanted, 2 free; nothing was deposited"}},
+		{"rent --minutes -1", "", []string{"--minutes -1 is negative"}},
+		{"rent --resume", "", []string{"no unfinished rental in gpupay-renter.db"}},
+		{"rent --resume --leave", "", []string{"give one of them"}},
+		{"rent --token " + w.Escrow.Hex(), "", []string{"not a usable ERC-20 token", "check the token's address and the chain"}},
+		{"rent --token 0x00000000000000000000000000000000000000aa", "", []string{"no contract at the address", "check the token's address and the chain"}},
+		{"rent --escrow " + w.Token.Hex(), "", []string{"not a channel escrow", "check the escrow's address and the chain"}},
+		{"rent --chain-id 5", "", []string{"the endpoint serves chain 1337, not 5"}},
+		{"rent", poor, []string{"too little of the token", "0.00 TUSD", "the deposit is 0.416666 TUSD"}},
+		{"rent", "GPUPAY_KEY=", []string{"GPUPAY_KEY is empty: set it", "--keystore"}},
+		{"rent", "GPUPAY_KEY=" + w.secrets[1][:40], []string{"want 64 hex digits, have 40"}},
+		{"rent --keystore none.json", "", []string{"--keystore needs --passphrase-file"}},
+		{"rent --keystore none.json --passphrase-file none", "", []string{"passphrase file", "no such file"}},
+		{"rent --keystore none.json --passphrase-file pass", "", []string{"no usable private key", "none.json", "no such file", "--keystore"}},
+		{"rent --keystore pass --passphrase-file pass", "", []string{"keystore pass is not a Web3 Secret Storage file"}},
+		{"rent --keystore key.json --passphrase-file pass", "", []string{"keystore key.json: wrong passphrase", "--passphrase-file"}},
+		{"serve --gpu sim --db p2.db --listen " + plain, "", []string{"--listen", "address already in use", "end it, or listen elsewhere"}},
+		{"serve --gpu sim --db p2.db --admin " + plain + " --listen " + nobody, "", []string{"--admin", "end it, or listen elsewhere"}},
+		{"serve --gpu sim --db p2.db --credit 60", "", []string{"--credit", "such as 60s"}},
+		{"serve --gpu sim --db p2.db --price 2.12345678", "", []string{"--price ($GPUPAY_PRICE)", "more than the token's 6 decimals"}},
+		{"serve --gpu sim --db p2.db", "GPUPAY_ESCROW=", []string{"--escrow ($GPUPAY_ESCROW) is empty", ". ./devchain.env"}},
+		{"serve --gpu sim --db p2.db --min-deposit 0.0000001 --listen " + nobody, "", []string{"--min-deposit ($GPUPAY_MIN_DEPOSIT)", "more than the token's 6 decimals"}},
+		{"serve --gpu sim --db postgres://u:hunter2@" + nobody + "/gpupay", "", []string{"cannot be reached"}},
+		{"serve --gpu sim --db postgres://u:1/hunter2@" + nobody + "/gpupay", "", []string{"%2F"}},
+		{"serve --gpu sim --db postgresql+psycopg://u:hunter2@" + nobody + "/gpupay", "", []string{"neither the path of a file nor postgres://"}},
+		{"serve --gpu sim --db p2.db --high-water postgres://u:hunter2@" + nobody + "/gpupay", "", []string{"it must be a file of its own"}},
+		{"serve --gpu sim --db p2.db --watchtowers ftp://u:hunter2@" + nobody, "", []string{"URL of a watchtower"}},
+		{"serve --gpu sim postgres://u:hunter2@" + nobody + "/gpupay", "", []string{"is not a flag"}},
+		{"serve --nodes https://u:hunter2@" + nobody, "", []string{"--nodes", "and a URL"}},
+		{"serve --gpu nvlm --db p2.db", "", []string{"--gpu", "is not nvml, sim"}},
+		{"rent --provider http://u:hunter2@" + plain, "", []string{"not a provider's URL such as https://host/path"}},
+		{"rent --list --db postgres://u:hunter2@" + nobody + "/gpupay", "", []string{"cannot be reached"}},
+		{"rent --rpc http://u:hunter2@" + nobody + "/hunter2", "", []string{"RPC endpoint unreachable", "nothing listens there"}},
 		{"verify export --db postgres://u:hunter2@" + nobody + "/gpupay", "", []string{"cannot be reached"}},
 		{"verify none.json --rpc " + w.URL, "", []string{"none.json: no such file"}},
 		{"verify pass --rpc http://" + nobody, "", []string{"RPC endpoint unreachable"}},
@@ -286,9 +286,9 @@ func TestErrorsSayWhatToDo(t *testing.T) {
 		t.Run(test.line, func(t *testing.T) { w.checkError(t, w.start(t, test.line, test.env), test.want...) })
 	}
 	t.Run("what the environment says", func(t *testing.T) {
-		help := w.start(t, "provider --help", "GPUPAY_RPC=https://one/hunter2,https://u:hunter2@two", "GPUPAY_DB=postgres://u:hunter2@three/db",
+		help := w.start(t, "serve --help", "GPUPAY_RPC=https://one/hunter2,https://u:hunter2@two", "GPUPAY_DB=postgres://u:hunter2@three/db",
 			"GPUPAY_NODES=a=https://u:hunter2@four", "GPUPAY_WATCHTOWERS=https://u:hunter2@five/")
-		if said := help.wait(t, ""); !strings.Contains(said, "https://one,https://two") || strings.Contains(said, "hunter2") {
+		if said := help.wait(t, ""); !strings.Contains(said, "--watchtowers") || strings.Contains(said, "hunter2") || strings.Contains(said, "https://one") {
 			t.Errorf("--help shows:\n%s", said)
 		}
 	})
@@ -296,7 +296,7 @@ func TestErrorsSayWhatToDo(t *testing.T) {
 		if err := w.AdvanceTime(time.Hour); err != nil {
 			t.Fatal(err)
 		}
-		w.checkError(t, w.start(t, "renter"), "this machine's clock is ", " behind that of chain 1337", "nothing is signed", "set this machine's clock")
+		w.checkError(t, w.start(t, "rent"), "this machine's clock is ", " behind that of chain 1337", "nothing is signed", "set this machine's clock")
 	})
 }
 
@@ -327,7 +327,7 @@ func TestFirstTickThatFails(t *testing.T) {
 				}
 			}))
 			defer proxy.Close()
-			renter := w.start(t, "renter --x402 --minutes 1 --poll 200ms --provider "+proxy.URL)
+			renter := w.start(t, "rent --x402 --minutes 1 --poll 200ms --provider "+proxy.URL)
 			want := []string{"no tick", "404"}
 			if !refunds {
 				want = append(want, "no refund", "--x402 --leave gets the deposit back without the provider")
@@ -344,14 +344,14 @@ func TestFirstTickThatFails(t *testing.T) {
 func TestInterruptedPrograms(t *testing.T) {
 	w := newWorld(t)
 	provider := w.runProvider(t)
-	renter := w.start(t, "renter --poll 200ms")
+	renter := w.start(t, "rent --poll 200ms")
 	renter.wait(t, "access ")
 	renter.interrupt(t)
 	if said := renter.wait(t, ""); !strings.Contains(said, "closed: deposited") || renter.cmd.ProcessState.ExitCode() != 0 {
 		t.Errorf("an interrupted renter does not close:\n%s", said)
 	}
 
-	renter = w.start(t, "renter --poll 200ms --log-level error")
+	renter = w.start(t, "rent --poll 200ms --log-level error")
 	renter.wait(t, "access ")
 	provider.interrupt(t)
 	if said := provider.wait(t, ""); !strings.Contains(said, "stopping: leases and vouchers are kept") || provider.cmd.ProcessState.ExitCode() != 0 {
@@ -359,19 +359,19 @@ func TestInterruptedPrograms(t *testing.T) {
 	}
 	renter.interrupt(t)
 	w.checkError(t, renter, "provider cannot be reached", "nothing listens there", "--resume asks again when the provider is back, --leave gets the deposit back without it")
-	w.checkError(t, w.start(t, "provider --gpu nvlm", "GPUPAY_KEY="+w.secrets[0]), "--gpu", "is not nvml, sim") // also with a channel that is to be settled
-	w.checkError(t, w.start(t, "renter"), "1 unfinished rental(s)", "--resume to go on", "--leave to get them back")
+	w.checkError(t, w.start(t, "serve --gpu nvlm", "GPUPAY_KEY="+w.secrets[0]), "--gpu", "is not nvml, sim") // also with a channel that is to be settled
+	w.checkError(t, w.start(t, "rent"), "1 unfinished rental(s)", "--resume to go on", "--leave to get them back")
 
-	leaving := w.start(t, "renter --leave --poll 200ms")
+	leaving := w.start(t, "rent --leave --poll 200ms")
 	leaving.wait(t, "the refund comes after the grace period")
 	leaving.interrupt(t)
 	w.checkError(t, leaving, "interrupted: ", "--list shows", "--leave gets the deposit back")
 	w.runProvider(t)
-	resumed := w.start(t, "renter --resume --poll 200ms")
+	resumed := w.start(t, "rent --resume --poll 200ms")
 	if said := resumed.wait(t, ""); !strings.Contains(said, "closed: deposited") || resumed.cmd.ProcessState.ExitCode() != 0 {
 		t.Errorf("a rental that was left is not closed by its provider, who is back:\n%s", said)
 	}
-	if said := w.start(t, "renter --leave").wait(t, ""); !strings.Contains(said, "there is nothing to leave") {
+	if said := w.start(t, "rent --leave").wait(t, ""); !strings.Contains(said, "there is nothing to leave") {
 		t.Errorf("--leave of nothing:\n%s", said)
 	}
 }

@@ -52,13 +52,13 @@ func TestLinesInTheReadmeRun(t *testing.T) {
 func helps(t *testing.T, bin string) {
 	t.Helper()
 	programs, err := os.ReadDir(bin)
-	if err != nil || len(programs) < 8 {
+	if err != nil || len(programs) != 2 {
 		t.Fatalf("%d programs, %v", len(programs), err)
 	}
 	for _, program := range programs {
 		out, err := exec.CommandContext(t.Context(), filepath.Join(bin, program.Name()), "--help").Output()
-		if first, _, _ := strings.Cut(string(out), "\n"); err != nil || !strings.HasPrefix(first, program.Name()+" ") || !strings.HasSuffix(first, ".") {
-			t.Errorf("%s --help: %v, begins with %q", program.Name(), err, first)
+		if err != nil || !strings.Contains(string(out), program.Name()+" ") {
+			t.Errorf("%s --help: %v, says %q", program.Name(), err, out)
 		}
 	}
 }

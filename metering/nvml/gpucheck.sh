@@ -14,11 +14,11 @@ build() {
 	. ./cgo.env
 	mkdir -p "$here"
 	go test -c -o "$here/nvml.test" ./metering/nvml
-	go build -o "$here/record" ./examples/record
+	go build -o "$here/gpupay" ./cmd/gpupay
 }
 
 # record writes the trace OUT/NAME.jsonl: name, length, tick, note.
-record() { "$programs/record" --for "$2" --tick "$3" --out "$out/$1.jsonl" --note "$4"; }
+record() { "$programs/gpupay" trace --for "$2" --tick "$3" --out "$out/$1.jsonl" --note "$4"; }
 
 matmul='
 import sys, time, torch

@@ -5,6 +5,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"flag"
 	"fmt"
@@ -23,14 +24,14 @@ const purse = 1_000_000_000 // base units that the renter has: 1,000 tokens
 func main() { cli.Main(run) }
 
 func run(ctx context.Context) error {
-	flags := flag.NewFlagSet("devchain", flag.ContinueOnError)
-	cli.About(flags, "runs a chain to try the other programs on, with the escrow, a test token and two accounts that have some of it.\n\n"+
-		"It lasts as long as the program. So do the databases in $DEVCHAIN_DIR, which it deletes when it ends. ")
-	listen := flags.String("port", cli.Env("GPUPAY_DEVCHAIN_PORT", "8545"), "of the chain's JSON-RPC, on 127.0.0.1 ($GPUPAY_DEVCHAIN_PORT)")
-	file := flags.String("env", "devchain.env", "where to write what the other programs need to know (`path`)")
-	if err := cli.Parse(flags, os.Args[1:]); err != nil {
-		return err
+	listen := flag.String("port", cmp.Or(os.Getenv("GPUPAY_DEVCHAIN_PORT"), "8545"), "of the chain's JSON-RPC, on 127.0.0.1 ($GPUPAY_DEVCHAIN_PORT)")
+	file := flag.String("env", "devchain.env", "where to write what the other programs need to know (`path`)")
+	flag.Usage = func() {
+		fmt.Println("devchain runs a chain to try gpupay on, with the escrow, a test token and two accounts that have some of it.\n\n" +
+			"It lasts as long as the program. So do the databases in $DEVCHAIN_DIR, which it deletes when it ends.")
+		flag.PrintDefaults()
 	}
+	flag.Parse()
 	port, err := strconv.ParseUint(*listen, 10, 16)
 	if err != nil {
 		return fmt.Errorf("--port %q is not a port", *listen)

@@ -1,4 +1,4 @@
-package main
+package renting
 
 import (
 	"context"
@@ -13,8 +13,8 @@ import (
 
 // rentOverX402 rents by ticks over x402: each window is paid when it was metered
 // and its record checked. What is left in the channel comes back at the end.
-func rentOverX402(ctx, work context.Context, renter *sdk.Renter, o *options) error {
-	client, err := renter.X402(work, sdk.X402Options{MaxPrice: sdk.Unlimited, Deposit: o.rent.Deposit})
+func rentOverX402(ctx, work context.Context, renter *sdk.Renter, o *Renting) error {
+	client, err := renter.X402(work, sdk.X402Options{MaxPrice: sdk.Unlimited, Deposit: o.Options.Deposit})
 	if err != nil {
 		return err
 	}
@@ -24,15 +24,15 @@ func rentOverX402(ctx, work context.Context, renter *sdk.Renter, o *options) err
 	}
 	token := renter.Token()
 	for _, c := range channels {
-		if o.list || o.leave {
+		if o.List || o.Leave {
 			fmt.Printf("channel %s: %s, holds %s %s, %s charged, %s\n", c.ID, c.Status, units.Format(c.Deposit, token.Decimals),
 				token.Symbol, units.Format(c.Charged, token.Decimals), c.URL)
 		}
 	}
 	switch {
-	case o.list:
+	case o.List:
 		return nil
-	case o.leave:
+	case o.Leave:
 		return together(channels, func(c sdk.X402Channel) error {
 			refund, err := client.Leave(work, c.ID)
 			if err == nil {
@@ -41,13 +41,13 @@ func rentOverX402(ctx, work context.Context, renter *sdk.Renter, o *options) err
 			return err
 		})
 	}
-	rental, err := client.Rent(work, o.provider, o.rent.GPUs)
+	rental, err := client.Rent(work, o.Provider, o.Options.GPUs)
 	if err != nil {
 		return err
 	}
-	if o.minutes > 0 {
+	if o.Options.For > 0 {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, o.minutes)
+		ctx, cancel = context.WithTimeout(ctx, o.Options.For)
 		defer cancel()
 	}
 	shown := false

@@ -34,7 +34,7 @@ func TestNodeServesItsGateways(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() {
-		ended <- program(ctx, "--name", "north", "--identity", filepath.Join(ca, "nodes", "north"), "--gpu", "sim:2", "--listen", address, "--admin", "",
+		ended <- program(ctx, "--name", "north", "--node-identity", filepath.Join(ca, "nodes", "north"), "--gpu", "sim:2", "--listen", address, "--admin", "",
 			"--db", filepath.Join(t.TempDir(), "spool.db"), "--log-level", "error")
 	}()
 	gateway, err := sdk.ReadNodeIdentity(filepath.Join(ca, "gateway"))
@@ -78,17 +78,13 @@ func TestNodeServesItsGateways(t *testing.T) {
 
 // program runs this command.
 func program(ctx context.Context, args ...string) error {
-	o, err := parse(args)
-	if err != nil {
-		return err
-	}
-	return start(ctx, o)
+	return run(ctx, append([]string{"node"}, args...))
 }
 
 // TestKeyFromBefore: a node that is given the key which all nodes signed with signs leases from before with it, and has its own.
 func TestKeyFromBefore(t *testing.T) {
 	t.Setenv("GPUPAY_KEY", "4646464646464646464646464646464646464646464646464646464646464646")
-	o, err := parse([]string{"--name", "north"})
+	o, err := parseNode(t, []string{"--name", "north"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -106,9 +102,9 @@ func TestFlagsThatCannotWork(t *testing.T) {
 	identity := filepath.Join(ca, "nodes", "north")
 	for want, flags := range map[string][]string{
 		"not a flag":            {"x"},
-		"no such file":          {"--name", "north", "--gpu", "sim", "--identity", filepath.Join(ca, "nodes", "south")},
-		"no name of a node":     {"--gpu", "sim", "--identity", identity},
-		"not south.node.gpupay": {"--name", "south", "--gpu", "sim", "--identity", identity, "--db", filepath.Join(t.TempDir(), "spool.db")},
+		"no such file":          {"--name", "north", "--gpu", "sim", "--node-identity", filepath.Join(ca, "nodes", "south")},
+		"no name of a node":     {"--gpu", "sim", "--node-identity", identity},
+		"not south.node.gpupay": {"--name", "south", "--gpu", "sim", "--node-identity", identity, "--db", filepath.Join(t.TempDir(), "spool.db")},
 		"A is no name":          {"--issue", "A", "--ca", ca},
 	} {
 		if err := program(t.Context(), flags...); err == nil || !strings.Contains(strings.ReplaceAll(err.Error(), `"`, ""), want) {

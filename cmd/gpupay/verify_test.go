@@ -4,8 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
-	"flag"
 	"fmt"
 	"log/slog"
 	"net/http/httptest"
@@ -21,6 +19,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/chaintest"
+	"github.com/gpupay/gpupay/internal/cli"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/sdk"
@@ -75,10 +74,13 @@ func rented(t *testing.T, c *chaintest.Chain) (provider, renter, channelID, leas
 	return provider, renter, l.ID().Hex(), l.Snapshot().Lease.Hex()
 }
 
-func verify(t *testing.T, args ...string) (string, error) {
+func verifies(t *testing.T, args ...string) (string, error) {
 	t.Helper()
 	var out bytes.Buffer
-	err := run(t.Context(), args, &out)
+	app := new(cli.App)
+	v := newVerify(app)
+	v.out, v.export.out = &out, &out
+	err := app.Run(t.Context(), append([]string{"gpupay", "verify"}, args...), "gpupay", "", "", v.command())
 	return out.String(), err
 }
 
@@ -91,12 +93,12 @@ func TestExportAndVerify(t *testing.T) {
 		{"export", "--db", provider, "--lease", lease, "--out", payee},
 		{"export", "--db", renter, "--channel", channelID, "--out", payer},
 	} {
-		if out, err := verify(t, args...); err != nil {
+		if out, err := verifies(t, args...); err != nil {
 			t.Fatalf("%v: %v %s", args, err, out)
 		}
 	}
 	for _, args := range [][]string{{payee}, {payer}, {"--rpc", c.URL, payee, payer}} {
-		out, err := verify(t, args...)
+		out, err := verifies(t, args...)
 		if err != nil || strings.Contains(out, "FAILED") || strings.Count(out, "ok ") < 10 {
 			t.Errorf("%v: %v\n%s", args, err, out)
 		}
@@ -105,7 +107,7 @@ func TestExportAndVerify(t *testing.T) {
 			t.Errorf("%v: the verdict is %q", args, last)
 		}
 	}
-	if out, err := verify(t, "--rpc", chaintest.Anvil(t).URL, payer); err == nil || !strings.Contains(out, "FAILED  contract: ") || !strings.Contains(out, "started anew") {
+	if out, err := verifies(t, "--rpc", chaintest.Anvil(t).URL, payer); err == nil || !strings.Contains(out, "FAILED  contract: ") || !strings.Contains(out, "started anew") {
 		t.Errorf("on a chain that was started anew: %v\n%s", err, out)
 	}
 	tampered := filepath.Join(dir, "tampered.json")
@@ -117,7 +119,7 @@ func TestExportAndVerify(t *testing.T) {
 	if err := os.WriteFile(tampered, raw, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := verify(t, tampered); err == nil || !strings.Contains(out, "FAILED") {
+	if out, err := verifies(t, tampered); err == nil || !strings.Contains(out, "FAILED") {
 		t.Errorf("a tampered bundle: %v\n%s", err, out)
 	}
 }
@@ -149,10 +151,10 @@ func TestEquivocationFails(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if out, err := verify(t, "--equivocation", proof, one, two); err == nil || !strings.Contains(out, "two different records") {
+	if out, err := verifies(t, "--equivocation", proof, one, two); err == nil || !strings.Contains(out, "two different records") {
 		t.Errorf("%v\n%s", err, out)
 	}
-	if out, err := verify(t, proof); err != nil || !strings.HasPrefix(out, "ok      equivocation: payee") {
+	if out, err := verifies(t, proof); err != nil || !strings.HasPrefix(out, "ok      equivocation: payee") {
 		t.Errorf("the proof does not stand alone: %v\n%s", err, out)
 	}
 }
@@ -229,7 +231,7 @@ func TestBundleSteersNoTerminal(t *testing.T) {
 		if err := os.WriteFile(path, raw, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		out, err := verify(t, path)
+		out, err := verifies(t, path)
 		if err == nil {
 			t.Errorf("%s: it holds:\n%s", name, out)
 		}
@@ -273,24 +275,15 @@ func TestMistakes(t *testing.T) {
 		{[]string{filepath.Join(dir, "none.json")}, "no such file"},
 		{[]string{garbage}, "not JSON"},
 		{[]string{"export"}, "--db"},
-		{[]string{"exprt", "--db", "x"}, "-db (--help"},
-		{[]string{"export", "--db", garbage, "bundle.json"}, "--out"},
+		{[]string{"exprt", "--db", "x"}, "--db"},
+		{[]string{"export", "--db", garbage, "bundle.json"}, "bundle.json"},
 		{[]string{garbage, "--rpc", "http://127.0.0.1:1"}, "unreachable"}, // not a check that passed without the chain
 		{[]string{"export", "--db", garbage, "--channel", "0x12"}, "64 hex digits"},
 		{[]string{"export", "--db", garbage, "--channel", "0x" + strings.Repeat("1", 64)}, "not a database"},
 		{[]string{"export", "--db", filepath.Join(dir, "none.db"), "--channel", "0x" + strings.Repeat("1", 64)}, "no such file"},
 	} {
-		if out, err := verify(t, row.args...); err == nil || !strings.Contains(err.Error(), row.says) || out != "" {
+		if out, err := verifies(t, row.args...); err == nil || !strings.Contains(err.Error(), row.says) || out != "" {
 			t.Errorf("%v: %v\n%s", row.args, err, out)
-		}
-	}
-}
-
-// TestHelp: the help says what there is beside flags.
-func TestHelp(t *testing.T) {
-	for want, args := range map[string][]string{"verify export --db": {"--help"}, "from the database": {"export", "--help"}} {
-		if out, err := verify(t, args...); !errors.Is(err, flag.ErrHelp) || !strings.HasPrefix(out, "verify ") || !strings.Contains(out, want) {
-			t.Errorf("%v: %v\n%s", args, err, out)
 		}
 	}
 }

@@ -12,9 +12,9 @@ import (
 )
 
 func TestRecordSimulated(t *testing.T) {
-	o := options{gpu: "sim", span: 300 * time.Millisecond, tick: 20 * time.Millisecond, note: "a test", out: filepath.Join(t.TempDir(), "t.jsonl")}
+	o := tracing{gpu: "sim", span: 300 * time.Millisecond, tick: 20 * time.Millisecond, note: "a test", out: filepath.Join(t.TempDir(), "t.jsonl")}
 	var out bytes.Buffer
-	if err := run(t.Context(), o, &out); err != nil {
+	if err := o.run(t.Context(), &out); err != nil {
 		t.Fatal(err)
 	}
 	f, err := os.Open(o.out)
@@ -33,11 +33,11 @@ func TestRecordSimulated(t *testing.T) {
 
 func TestRecordSaysWhatIsMissing(t *testing.T) {
 	out := filepath.Join(t.TempDir(), "t.jsonl")
-	for want, o := range map[string]options{
+	for want, o := range map[string]tracing{
 		"--note are required": {gpu: "sim", out: out},
-		"nvml or sim":         {gpu: "cuda", out: out, note: "x"},
+		"not nvml, sim":       {gpu: "cuda", out: out, note: "x"},
 	} {
-		if err := run(t.Context(), o, new(bytes.Buffer)); err == nil || !strings.Contains(err.Error(), want) {
+		if err := o.run(t.Context(), new(bytes.Buffer)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("got %v, want %q", err, want)
 		}
 	}

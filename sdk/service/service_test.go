@@ -1,4 +1,4 @@
-package main
+package service
 
 import (
 	"bufio"
@@ -36,7 +36,7 @@ func listen(t *testing.T) string {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { provider.Close() })
-	return serveOn(t, server(provider))
+	return serveOn(t, NewServer(provider))
 }
 
 func serveOn(t *testing.T, s *http.Server) string {
@@ -187,7 +187,7 @@ func (zeros) Read(b []byte) (int, error) {
 // A stream lasts longer than a request may take to be sent.
 func TestStreamsOutliveTheReadTimeout(t *testing.T) {
 	t.Parallel()
-	s := server(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	s := NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		for n := range 20 {
 			if r.Context().Err() != nil {
 				return

@@ -29,14 +29,14 @@ func TestPriceIsMeant(t *testing.T) {
 		if c.free {
 			args = append(args, "--free")
 		}
-		if _, err := parse(args); c.says != "" && (err == nil || !strings.Contains(err.Error(), c.says)) {
+		if _, err := parseServe(t, args); c.says != "" && (err == nil || !strings.Contains(err.Error(), c.says)) {
 			t.Errorf("%v: %v", args, err)
 		}
 	}
 }
 
 // TestMistakesNameFlags: what is wrong is called what the operator typed, or can type.
-func TestMistakesNameFlags(t *testing.T) {
+func TestServeMistakesNameFlags(t *testing.T) {
 	t.Setenv("GPUPAY_KEY", strings.Repeat("1", 64))
 	t.Setenv("GPUPAY_ESCROW", "")
 	t.Setenv("GPUPAY_TOKEN", "")
@@ -47,22 +47,22 @@ func TestMistakesNameFlags(t *testing.T) {
 		{escrow + token + " --retention 24h", "--archive ($GPUPAY_ARCHIVE)"}, {escrow + token + " --credit 100ms", "--credit (100ms)"},
 		{"--credit 60", "60s"},
 	} {
-		o, err := parse(strings.Fields(row.args))
+		o, err := parseServe(t, strings.Fields(row.args))
 		if err == nil {
 			o.config.Source = sim.New(1, sim.Options{})
 			_, err = sdk.NewProvider(t.Context(), o.config)
-			err = o.flags.Named(err, fields)
+			err = o.flags.Named(err, serveFields)
 		}
 		if err == nil || !strings.Contains(err.Error(), row.says) {
 			t.Errorf("%q: %v", row.args, err)
 		}
 	}
-	o, err := parse(nil)
+	o, err := parseServe(t, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for field, name := range fields {
-		if o.flags.Lookup(name) == nil {
+	for field, name := range serveFields {
+		if !o.flags.Has(name) {
 			t.Errorf("%s: no flag is --%s", field, name)
 		}
 	}

@@ -1,0 +1,138 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	urfave "github.com/urfave/cli/v3"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/cli"
+	"github.com/gpupay/gpupay/sdk"
+	"github.com/gpupay/gpupay/sdk/service"
+)
+
+// pastKey is the variable that holds the payee's key from before, as long as it has
+// channels that are not closed.
+const pastKey = "GPUPAY_PAST_KEY"
+
+// serveFields are the flags behind what is configured.
+var serveFields = cli.Fields{
+	"RPC": "rpc", "Escrow": "escrow", "Token": "token", "Database": "db", "HighWater": "high-water", "PublicURL": "public-url",
+	"Retention": "retention", "Archive": "archive", "Takeover": "takeover", "PricePerGPUHour": "price", "MinDeposit": "min-deposit",
+	"Credit": "credit", "DebtKept": "debt-kept", "RecordEvery": "record-every", "SuspendTimeout": "suspend-timeout",
+	"X402": "x402", "X402.Window": "x402-window", "ChainID": "chain-id", "Confirmations": "confirmations", "Poll": "poll",
+	"MinGrace": "min-grace", "MaxFee": "max-fee", "Settlement.Interval": "settle-every", "Settlement.MaxAge": "settle-age",
+	"Watchtowers": "watchtowers", "WatchtowerEvery": "watchtower-every", "Nodes": "nodes", "NodeIdentity": "node-identity",
+	"MinTransfer": "min-transfer", "ReservedSettlements": "reserved-settlements", "TrustedProxies": "trusted-proxies",
+}
+
+// serve is a provider: it rents out GPUs and settles what it is owed.
+type serve struct {
+	flags              *cli.Flags
+	listen, admin, gpu string
+	nodes, identity    string
+	drain, free, x402  bool
+	window             time.Duration
+	forgive            common.Address
+	hooks              cli.Hooks
+	config             sdk.ProviderConfig
+}
+
+func (s *serve) command() *urfave.Command {
+	return s.flags.Command("rent out GPUs and be paid for metered time", "The GPUs are this host's, or those of --nodes. Renters come to --listen; put TLS in front of it.",
+		func(ctx context.Context, _ []string) error {
+			if err := s.read(); err != nil {
+				return err
+			}
+			return s.run(ctx)
+		})
+}
+
+// read puts what was given into the configuration, and reads the keys.
+func (s *serve) read() (err error) {
+	c := &s.config
+	if c.Log, err = s.flags.Logger(); err != nil {
+		return err
+	}
+	if err := checkPrice(c.PricePerGPUHour, s.free); err != nil {
+		return err
+	}
+	if s.x402 {
+		c.X402 = &sdk.X402Config{Window: s.window}
+	}
+	if c.Nodes, c.NodeIdentity, err = cli.Links(s.nodes, s.identity); err != nil {
+		return err
+	}
+	if c.Key, err = s.flags.LoadKey(); err != nil || os.Getenv(pastKey) == "" {
+		return err
+	}
+	past, err := channel.KeyFromEnv(pastKey)
+	c.PastKeys = append(c.PastKeys, past)
+	return err
+}
+
+func (s *serve) run(ctx context.Context) error {
+	if len(s.config.Nodes) == 0 {
+		source, err := cli.SourceOrAway(s.gpu)
+		if err != nil {
+			return err
+		}
+		defer source.Close()
+		if s.config.Allocator, err = s.hooks.Allocator(ctx, source); err != nil {
+			return err
+		}
+		s.config.Source = source
+	}
+	provider, err := sdk.NewProvider(ctx, s.config)
+	if err != nil {
+		return s.flags.Named(err, serveFields)
+	}
+	if s.forgive != (common.Address{}) {
+		sum, err := provider.Forgive(ctx, s.forgive)
+		if err != nil {
+			return errors.Join(fmt.Errorf("--forgive: %w", err), provider.Close())
+		}
+		fmt.Printf("forgiven to %s: %s base units that it owed on closed channels\n", s.forgive, sum.Dec())
+	}
+	return errors.Join(s.serve(ctx, provider), provider.Close())
+}
+
+func (s *serve) serve(ctx context.Context, provider *sdk.Provider) error {
+	public, err := cli.Listen("listen", s.listen)
+	if err != nil {
+		return err
+	}
+	offer, gpus := provider.Offer(), 0
+	for _, kind := range offer.Devices {
+		gpus += kind.Count
+	}
+	fmt.Printf("renting out %d GPU(s) for %s tokens per GPU-hour at http://%s  (escrow %s, payee %s)\n",
+		gpus, s.config.PricePerGPUHour, public.Addr(), offer.Escrow, offer.Payee)
+	if offer.Simulated {
+		fmt.Println("THE GPUS ARE SIMULATED: nobody should pay real money for them")
+	}
+	admin, err := cli.ListenAdmin(s.admin)
+	if err != nil {
+		return errors.Join(err, public.Close())
+	}
+	return service.Serve(ctx, service.Service{
+		Handler: provider, Metrics: provider.Metrics(), Health: provider.Health(), Run: provider.Run,
+		Stop: func(ctx context.Context) error { return s.stop(ctx, provider) },
+	}, public, admin)
+}
+
+// stop stops metering, so that streams carry their last record.
+func (s *serve) stop(ctx context.Context, provider *sdk.Provider) (err error) {
+	if s.drain {
+		s.config.Log.Info("ending all leases and settling")
+		err = provider.Drain(ctx)
+	} else {
+		fmt.Println("stopping: leases and vouchers are kept, and go on when it is started again with this --db (--drain ends and settles them instead)")
+	}
+	return errors.Join(err, provider.Close())
+}

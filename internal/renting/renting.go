@@ -1,0 +1,215 @@
+// Package renting is what a renter's program does at a terminal: it rents, shows what is metered and paid, and closes;
+// goes on with what a crash left, or gets its deposits back.
+package renting
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+
+	"github.com/gpupay/gpupay/internal/redact"
+	"github.com/gpupay/gpupay/sdk"
+	"github.com/gpupay/gpupay/sdk/units"
+)
+
+// Renting is what is rented, of whom, and what is done.
+type Renting struct {
+	Config   sdk.RenterConfig
+	Options  sdk.RentOptions
+	Provider string // URL
+
+	Resume  bool  // go on with an unfinished rental
+	Leave   bool  // get deposits back without the provider
+	List    bool  // show what is unfinished
+	X402    bool  // pay by ticks over x402
+	Recover int64 // block from which channels are looked for on the chain that the database does not know; none if negative
+}
+
+// Run does it. An interrupt ends the rental, not the program: what is left is paid and the refund waited for.
+func (o *Renting) Run(ctx context.Context) error {
+	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	if o.List {
+		return list(work, o.Config)
+	}
+	renter, err := sdk.NewRenter(work, o.Config)
+	if err != nil {
+		return err
+	}
+	defer renter.Close()
+	if o.Recover >= 0 {
+		return recoverLost(ctx, renter, o)
+	}
+	if o.X402 {
+		return rentOverX402(ctx, work, renter, o)
+	}
+	open, err := renter.Rentals(work)
+	if err != nil {
+		return err
+	}
+	if o.Leave {
+		return leaveAll(ctx, renter, open)
+	}
+	rental, err := begin(ctx, renter, open, o)
+	if err != nil {
+		return err
+	}
+	return use(ctx, work, renter, rental, o.limit(rental))
+}
+
+func begin(ctx context.Context, renter *sdk.Renter, open []sdk.RentalState, o *Renting) (*sdk.Rental, error) {
+	holding := 0
+	for _, s := range open {
+		switch s.Phase {
+		case sdk.RentalClosed: // the refund is here
+			continue
+		case sdk.RentalOpening:
+			if !o.Resume && !s.Until.IsZero() { // it may never come to hold anything: that keeps nobody from renting elsewhere
+				fmt.Printf("note: the deposit that was signed for channel %s may be sent until %s; --leave watches it and gets it back\n",
+					s.Channel, s.Until.Format(time.TimeOnly))
+				continue
+			}
+		}
+		if o.Resume {
+			fmt.Printf("resuming the rental on channel %s\n", s.Channel)
+			return renter.Resume(ctx, s.Channel)
+		}
+		holding++
+	}
+	if o.Resume {
+		return nil, fmt.Errorf("no unfinished rental in %s", redact.Database(o.Config.Database))
+	}
+	if holding > 0 {
+		return nil, fmt.Errorf("%d unfinished rental(s) in %s hold deposits: give --resume to go on, --leave to get them back, or another --db with another key", holding, redact.Database(o.Config.Database))
+	}
+	quote, err := renter.Quote(ctx, o.Provider)
+	if err != nil {
+		return nil, err
+	}
+	fmt.Printf("price %s %s per GPU-hour, deposit at least %s, refund without the provider's help after %s\n",
+		quote.PerGPUHour, quote.Symbol, units.Format(quote.MinDeposit, quote.Decimals), quote.Grace)
+	return renter.Rent(ctx, o.Provider, o.Options)
+}
+
+// use pays until it is time to stop, whoever says so, and closes.
+func use(ctx, work context.Context, renter *sdk.Renter, rental *sdk.Rental, limit time.Duration) error {
+	fmt.Printf("channel %s\n", rental.ID())
+	switch rental.Snapshot().Phase {
+	case sdk.RentalClosing, sdk.RentalClosed, sdk.RentalFinished: // resumed: only the close is left
+		return closeRental(work, renter, rental)
+	case sdk.RentalLeaving:
+		fmt.Println("it is being left; the provider is asked first, who can close at once")
+		if err := closeRental(work, renter, rental); err == nil {
+			return nil
+		}
+		return leave(ctx, renter, rental)
+	}
+	if limit > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, limit)
+		defer cancel()
+	}
+	view := newTable(renter, rental)
+	watching, stop := context.WithCancel(work)
+	shown := make(chan struct{})
+	go func() { defer close(shown); view.run(watching) }()
+	err := rental.Run(ctx)
+	stop()
+	<-shown
+
+	var dispute *sdk.Dispute
+	switch {
+	case err == nil, ctx.Err() != nil:
+	case errors.Is(err, sdk.ErrBudget):
+		fmt.Println("the budget is used up")
+	case errors.Is(err, sdk.ErrSilent), errors.As(err, &dispute):
+		fmt.Fprintln(os.Stderr, "warning:", redact.Text(err.Error()))
+	default:
+		return fmt.Errorf("%w (the rental is kept: --resume goes on, --leave gets the deposit back)", err)
+	}
+	return closeRental(work, renter, rental)
+}
+
+func closeRental(ctx context.Context, renter *sdk.Renter, rental *sdk.Rental) error {
+	fmt.Println("closing: paying what is left, waiting for the refund (an interrupt stops at once; --resume then goes on)")
+	closing, err := rental.Close(ctx)
+	if errors.Is(err, sdk.ErrRefused) || errors.Is(err, sdk.ErrSilent) {
+		return fmt.Errorf("%w (--resume asks again when the provider is back, --leave gets the deposit back without it)", err)
+	}
+	if err == nil || closing.Channel != (common.Hash{}) {
+		report(renter, closing)
+	}
+	return err
+}
+
+// recoverLost finds on the chain what the database does not know.
+func recoverLost(ctx context.Context, renter *sdk.Renter, o *Renting) error {
+	if o.Config.Escrow == (common.Address{}) {
+		return errors.New("--recover needs --escrow: the contract in which your channels are")
+	}
+	found, err := renter.Recover(ctx, o.Config.Escrow, uint64(o.Recover))
+	for _, id := range found {
+		fmt.Printf("found channel %s: --leave gets its deposit back\n", id)
+	}
+	if err == nil && len(found) == 0 {
+		fmt.Println("found no channel that is not known and not over")
+	}
+	return err
+}
+
+func leaveAll(ctx context.Context, renter *sdk.Renter, open []sdk.RentalState) error {
+	open = slices.DeleteFunc(open, func(s sdk.RentalState) bool { return s.Phase == sdk.RentalClosed })
+	if len(open) == 0 {
+		fmt.Println("no unfinished rental: there is nothing to leave")
+	}
+	return together(open, func(state sdk.RentalState) error {
+		rental, err := renter.Rental(ctx, state.Channel) // not Resume, which would make a deposit
+		if err != nil {
+			return err
+		}
+		if state.Phase == sdk.RentalOpening && !state.Until.IsZero() {
+			fmt.Printf("channel %s is not known to be open; the deposit that was signed for it may be sent until %s, and is watched until then\n",
+				state.Channel, state.Until.Format(time.TimeOnly))
+		}
+		return leave(ctx, renter, rental)
+	})
+}
+
+// together leaves all channels at once: one after another each would wait for a grace period of its own, and one that cannot
+// be left yet would keep the others.
+func together[C any](channels []C, leave func(C) error) error {
+	failed := make([]error, len(channels))
+	var left sync.WaitGroup
+	for i, c := range channels {
+		left.Go(func() { failed[i] = leave(c) })
+	}
+	left.Wait()
+	return errors.Join(failed...)
+}
+
+func leave(ctx context.Context, renter *sdk.Renter, rental *sdk.Rental) error {
+	fmt.Printf("leaving channel %s: the refund comes after the grace period (it can be interrupted, and --leave goes on)\n", rental.ID())
+	closing, err := rental.Leave(ctx)
+	if err == nil {
+		report(renter, closing)
+	}
+	return err
+}
+
+// limit is how much longer is rented: a rental that is resumed goes on for what its GPUs have not been metered of the time
+// that it was begun for, where nobody says another one. 0 is until it is interrupted, or its budget is used.
+func (o *Renting) limit(rental *sdk.Rental) time.Duration {
+	s := rental.Snapshot()
+	if !o.Resume || o.Options.For > 0 || s.For == 0 {
+		return o.Options.For
+	}
+	left := max(s.For-time.Duration(s.Nanos/uint64(max(s.GPUs, 1))), time.Millisecond)
+	fmt.Printf("of the %s that were rented, %s are left (--minutes says another time)\n", s.For, left.Round(time.Second))
+	return left
+}
