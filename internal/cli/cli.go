@@ -49,12 +49,7 @@ func Main(run func(ctx context.Context) error) {
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	ctx, stop := context.WithCancel(context.Background())
 	go func() {
-		<-signals
-		stop()
-		time.Sleep(forwarded)
-		for len(signals) > 0 {
-			<-signals
-		}
+		interrupted(signals, func() <-chan time.Time { stop(); return time.After(forwarded) })
 		signal.Stop(signals) // the next interrupt ends the program at once
 	}()
 	err := run(ctx)
@@ -63,6 +58,19 @@ func Main(run func(ctx context.Context) error) {
 	}
 	fmt.Fprintln(os.Stderr, lastWords(err))
 	os.Exit(Status(err))
+}
+
+// interrupted waits for an interrupt, which begin stops the program for, and takes others for the same one until what begin
+// returns is over.
+func interrupted(signals <-chan os.Signal, begin func() <-chan time.Time) {
+	<-signals
+	for over := begin(); ; {
+		select {
+		case <-signals:
+		case <-over:
+			return
+		}
+	}
 }
 
 // Status is the exit status of a program that ends with an error.

@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"testing"
+	"time"
 	"unicode"
 )
 
@@ -35,5 +37,26 @@ func TestProgramsSteerNoTerminal(t *testing.T) {
 		if strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) }) || !strings.Contains(text, "all is well") {
 			t.Errorf("%s: %q", name, text)
 		}
+	}
+}
+
+// TestForwardedInterrupt: what a shell or a supervisor passes on of an interrupt is the same one; a later one ends the program.
+func TestForwardedInterrupt(t *testing.T) {
+	signals, over, begun := make(chan os.Signal), make(chan time.Time), 0
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		interrupted(signals, func() <-chan time.Time { begun++; return over })
+	}()
+	for n := range 3 {
+		select {
+		case signals <- os.Interrupt:
+		case <-ended:
+			t.Fatalf("interrupt %d would end the program at once", n+1)
+		}
+	}
+	over <- time.Time{}
+	if <-ended; begun != 1 {
+		t.Errorf("it began to stop %d times", begun)
 	}
 }

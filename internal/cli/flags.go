@@ -105,7 +105,6 @@ func (f *Flags) Float(into *float64, name string, usage string) {
 
 // Address adds a flag for an address.
 func (f *Flags) Address(into *common.Address, name, usage string) {
-	f.said[name] = true
 	f.parsed(name, usage+" (`address`)", "", func(s string) (err error) { *into, err = Address(s); return err })
 }
 
@@ -147,6 +146,7 @@ func (f *Flags) Coins(one, all **big.Int, name, otherwise, usage string) {
 
 // parsed adds a flag whose text is taken apart.
 func (f *Flags) parsed(name, usage, otherwise string, parse func(string) error) {
+	f.said[name] = true
 	v := &value{text: otherwise, parse: parse}
 	if err := parse(otherwise); otherwise != "" && err != nil {
 		panic(err)

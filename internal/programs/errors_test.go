@@ -340,6 +340,29 @@ func TestFirstTickThatFails(t *testing.T) {
 	}
 }
 
+// TestResumedRentalKeepsItsTime: a renter that was killed goes on for what is left of the time that it rented for, or for
+// another one that it says.
+func TestResumedRentalKeepsItsTime(t *testing.T) {
+	w := newWorld(t)
+	w.runProvider(t)
+	renter := w.start(t, "rent --minutes 30 --poll 200ms")
+	renter.wait(t, "access ")
+	if err := renter.cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	renter.wait(t, "")
+	resumed := w.start(t, "rent --resume --poll 200ms")
+	resumed.wait(t, "of the 30m0s that were rented, ")
+	if err := resumed.cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	resumed.wait(t, "")
+	another := w.start(t, "rent --resume --minutes 0.01 --poll 200ms")
+	if said := another.wait(t, ""); !strings.Contains(said, "closed: deposited") || strings.Contains(said, "30m0s") {
+		t.Errorf("it goes on for 0.01 minutes:\n%s", said)
+	}
+}
+
 // TestInterruptedPrograms: an interrupt, and a provider that stops in the middle, leave nobody without a word on what is to be done.
 func TestInterruptedPrograms(t *testing.T) {
 	w := newWorld(t)
@@ -347,6 +370,7 @@ func TestInterruptedPrograms(t *testing.T) {
 	renter := w.start(t, "rent --poll 200ms")
 	renter.wait(t, "access ")
 	renter.interrupt(t)
+	renter.interrupt(t) // as a shell, go run or a supervisor passes the terminal's on
 	if said := renter.wait(t, ""); !strings.Contains(said, "closed: deposited") || renter.cmd.ProcessState.ExitCode() != 0 {
 		t.Errorf("an interrupted renter does not close:\n%s", said)
 	}

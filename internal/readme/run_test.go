@@ -16,7 +16,7 @@ import (
 )
 
 // said is what a program in the background prints when the next line may come.
-var said = regexp.MustCompile(`^(ready: |renting out )`)
+var said = regexp.MustCompile(`^(ready: |renting out |Listening on )`)
 
 // TestLinesInTheReadmeRun runs what a newcomer types, from the README and from docs/x402.md, in a shell: a chain, a provider, a renter that
 // pays and closes, a bundle that verifies, and a rental over x402. It takes the time that the renters rent.
@@ -42,6 +42,33 @@ func TestLinesInTheReadmeRun(t *testing.T) {
 		all += shell.run(t, line)
 	}
 	for _, want := range []string{"closed: deposited", "exporting channel 0x", "ok      contract: settled", "verified: all ", "closed: got back"} {
+		if !strings.Contains(all, want) {
+			t.Errorf("nothing says %q:\n%s", want, all)
+		}
+	}
+}
+
+// TestTwoProgramsOnAnvil runs the lines of docs/two-programs.md, as who has no chain of ours types them.
+func TestTwoProgramsOnAnvil(t *testing.T) {
+	t.Parallel()
+	root, err := filepath.Abs("../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	anvil, err := filepath.Glob(filepath.Join(root, "node_modules/@foundry-rs/anvil-*/bin"))
+	if err != nil || len(anvil) != 1 {
+		t.Fatalf("anvil is in %q, %v", anvil, err)
+	}
+	dir := t.TempDir()
+	if out, err := inDir(exec.CommandContext(t.Context(), "go", "build", "-o", dir+"/bin/", "./cmd/gpupay"), root).CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	shell := newShell(t, dir, "PATH="+anvil[0]+":"+os.Getenv("PATH"), "ANVIL_PORT="+freePorts(t, 1)[0])
+	var all string
+	for _, line := range block(t, filepath.Join(root, "docs", "two-programs.md")) {
+		all += shell.run(t, line)
+	}
+	for _, want := range []string{"closed: deposited", "exporting channel 0x", "ok      contract: settled", "verified: all "} {
 		if !strings.Contains(all, want) {
 			t.Errorf("nothing says %q:\n%s", want, all)
 		}
@@ -91,12 +118,13 @@ type shell struct {
 }
 
 // newShell starts one whose programs use ports of their own, and ends them with the test.
-func newShell(t *testing.T, dir string) *shell {
+func newShell(t *testing.T, dir string, env ...string) *shell {
 	t.Helper()
 	ports := freePorts(t, 3)
 	cmd := inDir(exec.Command("sh"), dir)
 	cmd.Env = append(os.Environ(), "GPUPAY_DEVCHAIN_PORT="+ports[0], "GPUPAY_LISTEN=127.0.0.1:"+ports[1],
 		"GPUPAY_PROVIDER=http://127.0.0.1:"+ports[1], "GPUPAY_ADMIN=127.0.0.1:"+ports[2])
+	cmd.Env = append(cmd.Env, env...)
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
