@@ -202,14 +202,21 @@ func leave(ctx context.Context, renter *sdk.Renter, rental *sdk.Rental) error {
 	return err
 }
 
-// limit is how much longer is rented: a rental that is resumed goes on for what its GPUs have not been metered of the time
-// that it was begun for, where nobody says another one. 0 is until it is interrupted, or its budget is used.
+// limit is how much longer is rented; 0 is until it is interrupted, or its budget is used.
 func (o *Renting) limit(rental *sdk.Rental) time.Duration {
 	s := rental.Snapshot()
+	left := remaining(o, s)
+	if left != o.Options.For {
+		fmt.Printf("of the %s that were rented, %s are left (--minutes says another time)\n", s.For, left.Round(time.Second))
+	}
+	return left
+}
+
+// remaining is what a rental that is resumed has not had metered, a GPU, of the time that it was begun for, where nobody says
+// another one.
+func remaining(o *Renting, s sdk.RentalState) time.Duration {
 	if !o.Resume || o.Options.For > 0 || s.For == 0 {
 		return o.Options.For
 	}
-	left := max(s.For-time.Duration(s.Nanos/uint64(max(s.GPUs, 1))), time.Millisecond)
-	fmt.Printf("of the %s that were rented, %s are left (--minutes says another time)\n", s.For, left.Round(time.Second))
-	return left
+	return max(s.For-time.Duration(s.Nanos/uint64(max(s.GPUs, 1))), time.Millisecond) // not 0, which is without end
 }
