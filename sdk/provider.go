@@ -173,7 +173,7 @@ func settlesAlone(ctx context.Context, p *Provider) error {
 // charged (base units), and refuses what cannot be charged exactly.
 func (p *Provider) prices(ctx context.Context) error {
 	var err error
-	if p.price, err = PerHour(p.config.PricePerGPUHour, p.token.Decimals); err != nil {
+	if p.price, err = units.PerHour(p.config.PricePerGPUHour, p.token.Decimals); err != nil {
 		return fmt.Errorf("provider: PricePerGPUHour: %w", err)
 	}
 	if p.credit, err = p.price.Charge(uint64(p.config.Credit)); err != nil {

@@ -133,7 +133,7 @@ func (r *Renter) checkQuote(ctx context.Context, challenge wire.Challenge, docum
 	}
 	q := Quote{
 		Offer: offer, Price: price,
-		PerGPUHour: PricePerGPUHour(price, r.token.Decimals),
+		PerGPUHour: units.PricePerGPUHour(price, r.token.Decimals),
 		Symbol:     r.token.Symbol,
 		Decimals:   r.token.Decimals,
 		MinDeposit: offer.MinDeposit.Int,
@@ -213,9 +213,9 @@ func (r *Renter) checkPrice(offer wire.Offer) (metering.Price, error) {
 		return metering.Price{}, fmt.Errorf("%w: the provider wants %s, this renter pays in %s: nothing was signed", ErrToken, offer.Token, r.token.Address)
 	}
 	price := metering.Price{Amount: offer.Amount.Int, Unit: unit}
-	if hourly := hourlyAmount(price); hourly.Gt(&r.caps.hourly) {
+	if hourly := units.Hourly(price); hourly.Gt(&r.caps.hourly) {
 		return metering.Price{}, fmt.Errorf("%w: %s %s per GPU-hour, the cap is %s", ErrTooDear,
-			PricePerGPUHour(price, r.token.Decimals), r.token.Symbol, units.Format(r.caps.hourly, r.token.Decimals))
+			units.PricePerGPUHour(price, r.token.Decimals), r.token.Symbol, units.Format(r.caps.hourly, r.token.Decimals))
 	}
 	return price, nil
 }

@@ -17,6 +17,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/units"
 	"github.com/gpupay/gpupay/sdk/wire"
 	"github.com/gpupay/gpupay/sdk/x402"
 )
@@ -319,7 +320,7 @@ func TestX402RenterBoundsTicks(t *testing.T) {
 // TestX402FirstRecord: a lease that has not run yet is taken, and one whose first record says more new time than time is
 // caught. What it may have cost before the tick is what was charged.
 func TestX402FirstRecord(t *testing.T) {
-	price, err := PerHour("3.60", 6)
+	price, err := units.PerHour("3.60", 6)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/units"
 	"github.com/gpupay/gpupay/sdk/wire"
 	"github.com/gpupay/gpupay/sdk/x402"
 )
@@ -209,7 +210,7 @@ func (t *X402Rental) ask(ctx context.Context) (*buying, error) {
 	if b.terms.Payee != common.Address(t.offer.Payee) {
 		return nil, fmt.Errorf("provider %s: %w: x402 pays %s, the offer is of %s", t.peer.base, ErrOffer, b.terms.Payee, t.offer.Payee)
 	}
-	b.tick, b.gpus, b.hourly = t.url(), t.gpus, hourlyAmount(t.price)
+	b.tick, b.gpus, b.hourly = t.url(), t.gpus, units.Hourly(t.price)
 	return b, nil
 }
 

@@ -1,5 +1,6 @@
 // Package units turns amounts as people write them, in units of a token or of a
-// chain's coin, into the base units that are paid, and back.
+// chain's coin, into the base units that are paid, and back, and prices of a
+// GPU-hour into those that are metered.
 package units
 
 import (

@@ -1,4 +1,4 @@
-package sdk
+package units
 
 import (
 	"fmt"
@@ -6,14 +6,13 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/metering"
-	"github.com/gpupay/gpupay/sdk/units"
 )
 
 // PerHour returns the price of one GPU for an hour, given in units of a token,
 // as an integer per the shortest unit that states it exactly: "3.60" of six
 // decimals is 1000 base units per gpu_second, "2.50" is 2500000 per gpu_hour.
 func PerHour(text string, decimals uint8) (metering.Price, error) {
-	hourly, err := units.Parse(text, decimals)
+	hourly, err := Parse(text, decimals)
 	if err != nil {
 		return metering.Price{}, fmt.Errorf("price per GPU-hour: %w", err)
 	}
@@ -30,12 +29,12 @@ func PerHour(text string, decimals uint8) (metering.Price, error) {
 // PricePerGPUHour writes a price as people compare prices: units of the token
 // for one GPU and one hour. It is exact for every unit.
 func PricePerGPUHour(price metering.Price, decimals uint8) string {
-	return units.Format(hourlyAmount(price), decimals)
+	return Format(Hourly(price), decimals)
 }
 
-// hourlyAmount is the price of one GPU for an hour in base units. An amount of
+// Hourly is the price of one GPU for an hour in base units. An amount of
 // 96 bits times 3600 does not overflow.
-func hourlyAmount(price metering.Price) uint256.Int {
+func Hourly(price metering.Price) uint256.Int {
 	var hourly uint256.Int
 	hourly.Mul(&price.Amount, unitsPerHour(price.Unit))
 	return hourly

@@ -1,4 +1,4 @@
-package sdk
+package units
 
 import (
 	"errors"
@@ -8,7 +8,6 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
-	"github.com/gpupay/gpupay/sdk/units"
 )
 
 func TestPerHour(t *testing.T) {
@@ -42,7 +41,7 @@ func FuzzPerHour(f *testing.F) {
 		if err != nil {
 			return
 		}
-		want, _ := units.Parse(text, 6)
+		want, _ := Parse(text, 6)
 		got, err := price.Charge(3600e9)
 		if err != nil || got != want {
 			t.Fatalf("an hour at %s costs %s, %v; want %s", text, got.Dec(), err, want.Dec())
