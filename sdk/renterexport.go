@@ -1,0 +1,114 @@
+package sdk
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/channel/store"
+	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// Export returns what this renter kept about a channel.
+func (r *Renter) Export(ctx context.Context, channelID common.Hash) (*Bundle, error) {
+	return exportPayer(ctx, r.db, r.sender.Store, channelID)
+}
+
+// newestOf is the channel whose rental was made last; one of x402, which is of no rental, counts by when it changed last.
+func newestOf(ctx context.Context, rentals rentalStore, channels []channel.PayerState) (common.Hash, error) {
+	made := make(map[common.Hash]int64)
+	if len(channels) > 1 {
+		rows, err := rentals.list(ctx, "")
+		if err != nil {
+			return common.Hash{}, err
+		}
+		for _, row := range rows {
+			made[row.Terms.ID()] = row.Made
+		}
+	}
+	newest := slices.MaxFunc(channels, func(a, b channel.PayerState) int {
+		since := func(s channel.PayerState) int64 { return cmp.Or(made[s.ID], s.UpdatedAt.Unix()) }
+		return cmp.Or(cmp.Compare(since(a), since(b)), a.UpdatedAt.Compare(b.UpdatedAt))
+	})
+	return newest.ID, nil
+}
+
+func exportPayer(ctx context.Context, db *store.DB, txs *chain.Store, id common.Hash) (*Bundle, error) {
+	s, err := db.Payer().Load(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	rentals := rentalStore{db}
+	var row rentalRow // none of a channel of x402
+	if s.Terms.Scheme != channel.BatchSettlement {
+		row, err = rentals.load(ctx, id)
+	}
+	if err != nil {
+		return nil, err
+	}
+	b, err := newBundle(ctx, txs, KeptByPayer, s.Terms)
+	if err != nil {
+		return nil, err
+	}
+	b.Deposit, b.Settled = wire.NewAmount(s.Deposit), wire.NewAmount(s.Settled)
+	if len(s.Signature) > 0 {
+		b.Vouchers = append(b.Vouchers, BundleVoucher{wire.NewAmount(s.Signed), s.Signature})
+	}
+	if b.X402 != nil {
+		err = slates{rentals}.export(ctx, b)
+	} else {
+		err = row.exportLease(ctx, rentals, b)
+	}
+	if err != nil {
+		return nil, err
+	}
+	kept, err := rentals.evidence(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range kept {
+		b.Evidence = append(b.Evidence, BundleEvidence{Reason: e.Reason, At: e.At.UTC(), Document: redactExport(string(e.Document), row.Secret, string(row.Access))})
+	}
+	proofs, err := rentals.proofs(ctx, id)
+	for _, p := range proofs { // nothing is cut out of one: what a provider calls its secret may be a part of it, and no more
+		b.Evidence = append(b.Evidence, BundleEvidence{Reason: EquivocationKind, At: time.UnixMilli(p.At).UTC(), Document: p.Document})
+	}
+	return b, err
+}
+
+// exportLease adds the rental's lease, if it came to one, and what was prepaid.
+func (row rentalRow) exportLease(ctx context.Context, rentals rentalStore, b *Bundle) error {
+	if row.found() {
+		return nil // its lease and what was prepaid went with the database
+	}
+	offer, err := wire.ParseOffer(row.Offer)
+	if err != nil {
+		return fmt.Errorf("channel %s: its offer on disk: %w", b.Channel, err)
+	}
+	price, err := offerPrice(offer.Offer)
+	if err != nil {
+		return err
+	}
+	ahead, err := price.Charge(uint64(row.Options.Prepay))
+	if err != nil {
+		return err
+	}
+	b.Prepaid = wire.NewAmount(ahead)
+	leases := row.Past
+	if row.Lease != (common.Hash{}) {
+		leases = append(slices.Clone(leases), pastLease{ID: row.Lease, Offer: row.Offer, Devices: row.Devices, OwedBefore: row.OwedBefore, Binding: row.Binding})
+	}
+	records, err := rentals.records(ctx, b.Channel)
+	for _, l := range leases {
+		b.Leases = append(b.Leases, BundleLease{
+			ID: l.ID, Offer: l.Offer, Devices: l.Devices, OwedBefore: wire.NewAmount(l.OwedBefore), Binding: l.Binding, Records: of(l.ID, records),
+		})
+	}
+	return err
+}

@@ -1,0 +1,74 @@
+package sdk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/chain"
+)
+
+// pruneX402 is Prune for channels with x402 servers.
+func (r *Renter) pruneX402(ctx context.Context, before time.Time, archive func(*Bundle) error) (pruned int, err error) {
+	slates := slates{r.store}
+	quiet, err := slates.quiet(ctx, before)
+	for _, s := range quiet {
+		empty, err := r.emptySince(ctx, s.ID, before)
+		if err != nil {
+			return pruned, fmt.Errorf("channel %s: whether it holds money: %w", s.ID, err)
+		}
+		if !empty {
+			continue
+		}
+		b, err := r.Export(ctx, s.ID)
+		if err == nil {
+			err = archive(b)
+		}
+		deleted := false
+		if err == nil {
+			deleted, err = slates.prune(ctx, s, before)
+		}
+		if err != nil {
+			return pruned, fmt.Errorf("channel %s: pruning its records: %w", s.ID, err)
+		}
+		if deleted {
+			pruned++
+		}
+	}
+	return pruned, err
+}
+
+// emptySince reports whether an x402 channel has nothing that could be claimed or
+// refunded, by what was seen of the chain before a time and is there now, and whether
+// the books have what became of our transactions about it. What is seen first counts
+// from now on: it may be undone.
+func (r *Renter) emptySince(ctx context.Context, id common.Hash, before time.Time) (bool, error) {
+	known, err := r.db.Payer().Load(ctx, id)
+	if err != nil {
+		return false, err
+	}
+	contract, err := chain.NewBatchSettlement(ctx, r.backend)
+	if err != nil {
+		return false, err
+	}
+	on, _, err := contract.Confirmed(ctx, []common.Hash{id}, 1)
+	if err != nil || on[0].Disputed || on[0].Latest.Deposit.Gt(&on[0].Latest.Settled) || on[0].Latest.CloseRequestedAt != 0 {
+		return false, err
+	}
+	if known.Deposit != on[0].Latest.Deposit || known.Settled != on[0].Latest.Settled {
+		payer := channel.Payer{Store: r.db.Payer(), Now: r.config.Now}
+		_, err = payer.Observe(ctx, id, on[0].Latest)
+		return false, err
+	}
+	if !known.UpdatedAt.Before(before) {
+		return false, nil
+	}
+	if err = told(ctx, r, id); errors.Is(err, errNotYet) {
+		return false, nil
+	}
+	return err == nil, err
+}
