@@ -58,13 +58,3 @@ func checkAmount(a uint256.Int) error {
 	}
 	return nil
 }
-
-// minus returns a-b, or zero where b is larger.
-func minus(a, b uint256.Int) uint256.Int {
-	if a.Lt(&b) {
-		return uint256.Int{}
-	}
-	var d uint256.Int
-	d.Sub(&a, &b)
-	return d
-}

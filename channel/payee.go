@@ -9,6 +9,7 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/internal/fault"
+	"github.com/gpupay/gpupay/internal/u256"
 )
 
 // Store keeps a payee's channels. Every method that changes something returns
@@ -273,7 +274,7 @@ func (p *Payee) judge(s *State, v *Voucher) (Outcome, error) {
 	case -1:
 		return Stale, nil
 	}
-	if delta := minus(v.Cumulative, s.Accepted); delta.Lt(&p.MinDelta) && v.Cumulative != s.Spent {
+	if delta := u256.SaturatingSub(v.Cumulative, s.Accepted); delta.Lt(&p.MinDelta) && v.Cumulative != s.Spent {
 		return 0, fmt.Errorf("channel %s: %w: voucher for %s after %s, minimum %s",
 			s.ID, ErrDelta, v.Cumulative.Dec(), s.Accepted.Dec(), p.MinDelta.Dec())
 	}

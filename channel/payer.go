@@ -10,6 +10,7 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/internal/fault"
+	"github.com/gpupay/gpupay/internal/u256"
 )
 
 // PayerState is a payer's channel. Amounts are cumulative and in base units.
@@ -61,7 +62,7 @@ func (s PayerState) Cost() uint256.Int {
 }
 
 // Left returns what can still be signed for.
-func (s PayerState) Left() uint256.Int { return minus(s.Deposit, s.Cost()) }
+func (s PayerState) Left() uint256.Int { return u256.SaturatingSub(s.Deposit, s.Cost()) }
 
 // committed is what the payer has at stake in the channel: what it can cost, and
 // what it holds or may come to hold.
@@ -80,12 +81,12 @@ func (s PayerState) committed() uint256.Int {
 
 // Locked returns what the channel holds, or may come to hold, beyond what was
 // it can cost: the payer's own money, which it does not have until it is refunded.
-func (s PayerState) Locked() uint256.Int { return minus(s.committed(), s.Cost()) }
+func (s PayerState) Locked() uint256.Int { return u256.SaturatingSub(s.committed(), s.Cost()) }
 
 // Unsigned returns what the channel holds, or may come to hold, beyond what was
 // signed for. No day counts what the chain alone says was settled, so that this is
 // locked in Caps.PerDay: whoever lies about it makes no room there.
-func (s PayerState) Unsigned() uint256.Int { return minus(s.committed(), s.Signed) }
+func (s PayerState) Unsigned() uint256.Int { return u256.SaturatingSub(s.committed(), s.Signed) }
 
 // Caps bound what a payer's key puts at stake, in base units: a deposit counts
 // until it is refunded, a voucher for ever. They are not limits until they are
@@ -398,7 +399,7 @@ type capped struct {
 // hold refuses what would bring the sum over the limit, with so much of the channel
 // in it. MaxAmount is none. What counts already needs no room again.
 func (c capped) hold(id common.Hash, total uint256.Int) error {
-	growth := minus(total, c.counted)
+	growth := u256.SaturatingSub(total, c.counted)
 	if growth.IsZero() {
 		return nil
 	}
@@ -414,7 +415,7 @@ func (c capped) hold(id common.Hash, total uint256.Int) error {
 func (c capped) room() uint256.Int {
 	most := c.limit
 	if c.limit != MaxAmount() {
-		most = minus(c.limit, c.before)
+		most = u256.SaturatingSub(c.limit, c.before)
 	}
 	return *most.Add(&most, &c.counted)
 }

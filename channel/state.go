@@ -7,6 +7,8 @@ import (
 
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/internal/u256"
 )
 
 // Errors a caller can branch on. Each comes wrapped with the channel and the
@@ -98,15 +100,15 @@ type State struct {
 func (s State) Payable() uint256.Int { return s.Terms.Scheme.rules().payable(s) }
 
 // Unsettled returns what the chain would still pay for the newest voucher.
-func (s State) Unsettled() uint256.Int { return minus(s.Payable(), s.Settled) }
+func (s State) Unsettled() uint256.Int { return u256.SaturatingSub(s.Payable(), s.Settled) }
 
 // Available returns what was vouchered and not yet charged: paid in advance.
-func (s State) Available() uint256.Int { return minus(s.Accepted, s.Spent) }
+func (s State) Available() uint256.Int { return u256.SaturatingSub(s.Accepted, s.Spent) }
 
 // Owed returns what was charged and not yet vouchered, nor paid by the chain: the
 // credit given. No voucher counts for a channel that is finalized: no block pays it.
 func (s State) Owed() uint256.Int {
-	owed, unpaid := minus(s.Spent, s.Accepted), minus(s.Spent, s.Settled)
+	owed, unpaid := u256.SaturatingSub(s.Spent, s.Accepted), u256.SaturatingSub(s.Spent, s.Settled)
 	if s.Status == Finalized || unpaid.Lt(&owed) {
 		return unpaid // of what was charged, or paid by a voucher that these books do not have
 	}

@@ -7,6 +7,7 @@ import (
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/holiman/uint256"
 
+	"github.com/gpupay/gpupay/internal/u256"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -209,7 +210,7 @@ func (c *comparer) vouchers() {
 // newest is the highest voucher.
 func (b *Bundle) newest() (most uint256.Int) {
 	for _, v := range b.Vouchers {
-		most = larger(most, v.Cumulative.Int)
+		most = u256.Max(most, v.Cumulative.Int)
 	}
 	return most
 }

@@ -6,6 +6,7 @@ import (
 
 	"github.com/holiman/uint256"
 
+	"github.com/gpupay/gpupay/internal/u256"
 	"github.com/gpupay/gpupay/metering"
 )
 
@@ -70,7 +71,7 @@ func (b *Bundle) sameLease(l, other *BundleLease) bool {
 // joinedBy is a bundle with what a later one adds to it.
 func (b *Bundle) joinedBy(later *Bundle) *Bundle {
 	all := *later
-	all.Prepaid.Int = larger(b.Prepaid.Int, later.Prepaid.Int)
+	all.Prepaid.Int = u256.Max(b.Prepaid.Int, later.Prepaid.Int)
 	all.Leases = slices.Clone(b.Leases)
 	for _, l := range later.Leases {
 		if i := slices.IndexFunc(all.Leases, func(o BundleLease) bool { return o.ID == l.ID }); i < 0 {

@@ -7,6 +7,7 @@ import (
 
 	"github.com/holiman/uint256"
 
+	"github.com/gpupay/gpupay/internal/u256"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -61,7 +62,7 @@ func (v *verifier) debt(newest, owed uint256.Int) {
 	least := v.Leases[0].underWay()
 	for i := range v.Leases {
 		most, end := v.Leases[i].underWay(), owed
-		least = lesser(least, most)
+		least = u256.Min(least, most)
 		if i+1 < len(v.Leases) {
 			end = v.Leases[i+1].OwedBefore.Int
 		}

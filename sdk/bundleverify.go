@@ -212,10 +212,10 @@ func (v *verifier) check(l *BundleLease, offer wire.SignedOffer) (int, error) {
 	}
 	config := metering.CheckerConfig{
 		Key: meter, Tolerance: math.MaxInt64, Clock: noClock{},
-		Lease: agreed(metering.Lease{
+		Lease: offer.Meters(metering.Lease{
 			ID: l.ID, ChannelID: v.Channel, OfferHash: offer.Hash, ChainID: v.terms.ChainID, Escrow: v.terms.Escrow,
 			Price: price, OwedBefore: l.OwedBefore.Int, Devices: l.Devices,
-		}, offer.Offer),
+		}),
 	}
 	checker, err := metering.NewChecker(config)
 	if err != nil {
@@ -327,7 +327,7 @@ func (l *BundleLease) underWay() uint256.Int {
 	if err != nil || offer.Credit > uint64(math.MaxInt64)/uint64(time.Second) {
 		return channel.MaxAmount()
 	}
-	late, err := price.Charge(uint64(min(max(0, offer.MaxGap), maxOfferGap.Milliseconds())) * uint64(time.Millisecond) * uint64(max(1, len(l.Devices))))
+	late, err := price.Charge(uint64(min(max(0, offer.MaxGap), wire.MaxGap.Milliseconds())) * uint64(time.Millisecond) * uint64(max(1, len(l.Devices))))
 	if err != nil {
 		return channel.MaxAmount()
 	}

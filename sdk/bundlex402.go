@@ -50,7 +50,7 @@ func (v *verifier) follows(before, begins uint256.Int) bool {
 // carries reports whether what was carried explains that a lease begins with so much
 // more owed than the one before ended with, and takes it off.
 func (v *verifier) carries(before, begins uint256.Int) (ok bool) {
-	v.carried, ok = carriesTo(before, begins, v.carried)
+	v.carried, ok = wire.CarriesTo(before, begins, v.carried)
 	return ok
 }
 

@@ -9,6 +9,7 @@ import (
 	"github.com/ethereum/go-ethereum/common"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // startTimeout bounds the look at all channels before the first request.
@@ -79,7 +80,7 @@ func chargeUnseen(ctx context.Context, p *Provider, s channel.State) error {
 		return err
 	}
 	row, ok, err := p.store.newest(ctx, s.ID)
-	if err != nil || !ok || row.State == string(leaseEnded) {
+	if err != nil || !ok || row.State == wire.StateEnded {
 		return err
 	}
 	if a, err := row.allocation(); err != nil || a.Node != "" {

@@ -131,7 +131,7 @@ func TestNothingIsAcceptedBehindAClose(t *testing.T) {
 			if resp := r.do("POST", "", late); resp.StatusCode == http.StatusOK {
 				t.Error("a voucher is acknowledged that the close does not fetch")
 			}
-			row := leaseRow{ID: common.Hash{9}.Hex(), Channel: lease.terms.ID().Hex(), Allocation: "{}", OwedBefore: "0", State: string(leaseAllocating)}
+			row := leaseRow{ID: common.Hash{9}.Hex(), Channel: lease.terms.ID().Hex(), Allocation: "{}", OwedBefore: "0", State: wire.StateAllocating}
 			if err := r.provider.store.insert(t.Context(), row); !errors.Is(err, channel.ErrClosing) {
 				t.Errorf("a lease that another gateway was about to begin: %v", err)
 			}

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gpupay/gpupay/sdk/wire"
 	"github.com/gpupay/gpupay/sdk/x402"
 )
 
@@ -137,7 +138,7 @@ func TestBrowserPays(t *testing.T) {
 			Challenge, Success bool
 			State              string
 		}
-		if err := json.Unmarshal([]byte(text), &saw); err != nil || saw.Unpaid != 402 || !saw.Challenge || saw.Paid != 200 || !saw.Success || saw.State != string(leaseActive) {
+		if err := json.Unmarshal([]byte(text), &saw); err != nil || saw.Unpaid != 402 || !saw.Challenge || saw.Paid != 200 || !saw.Success || saw.State != wire.StateActive {
 			t.Errorf("the script says %s", text)
 		}
 	case <-time.After(time.Minute):

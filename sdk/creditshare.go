@@ -11,6 +11,7 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/u256"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/units"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -80,7 +81,7 @@ func (c *creditShares) ask(ctx context.Context, q claimant) (portion, error) {
 			return err
 		}
 		p.version++
-		held := larger(p.held, p.tell)
+		held := u256.Max(p.held, p.tell)
 		_, err = tx.ExecContext(ctx, tx.Rebind(`UPDATE credit_shares SET amount = ?, told = ?, version = ? WHERE lease = ?`),
 			held.Dec(), p.tell.Dec(), p.version, q.lease.Hex())
 		return err
@@ -112,7 +113,7 @@ func (c *creditShares) behind(ctx context.Context, lease common.Hash, heard uint
 		if err != nil {
 			return err
 		}
-		held := larger(amount, heard)
+		held := u256.Max(amount, heard)
 		_, err = tx.ExecContext(ctx, tx.Rebind(`UPDATE credit_shares SET amount = ?, told = ?, version = ? WHERE lease = ? AND version < ?`),
 			held.Dec(), heard.Dec(), version, lease.Hex(), version)
 		return err
@@ -150,7 +151,7 @@ func (q claimant) portion(ctx context.Context, db sqlx.ExtContext, lock string, 
 	var idle uint256.Int // owed where no lease has a share, or vouchered and not collectible
 	for _, s := range owing {
 		debts[s.ID] = s.Owed()
-		if more := less(debtOf(s, row), s.Owed()); s.ID != q.channel {
+		if more := u256.SaturatingSub(debtOf(s, row), s.Owed()); s.ID != q.channel {
 			idle.Add(&idle, &more)
 		}
 	}
@@ -169,7 +170,7 @@ func (q claimant) portion(ctx context.Context, db sqlx.ExtContext, lock string, 
 			}
 			continue
 		}
-		over := row.State == string(leaseEnded)
+		over := row.State == wire.StateEnded
 		if over && row.Held == 0 {
 			continue // what it left unpaid is in the books, or given up: no gateway's clock says when
 		}
@@ -187,24 +188,16 @@ func (q claimant) portion(ctx context.Context, db sqlx.ExtContext, lock string, 
 	for _, debt := range debts {
 		idle.Add(&idle, &debt)
 	}
-	p.fair = less(q.credit, idle)
+	p.fair = u256.SaturatingSub(q.credit, idle)
 	p.fair.Div(&p.fair, uint256.NewInt(count))
 	others.Add(&others, &idle)
-	free := less(q.credit, others)
+	free := u256.SaturatingSub(q.credit, others)
 	if p.tell = p.fair; !p.fair.Lt(&p.held) {
-		if p.tell = least(p.fair, free); p.tell.Lt(&p.held) {
+		if p.tell = u256.Min(p.fair, free); p.tell.Lt(&p.held) {
 			p.tell = p.held // the others have to let go first
 		}
 	}
 	return p, nil
-}
-
-// less is a without b, and nothing where b is more.
-func less(a, b uint256.Int) (left uint256.Int) {
-	if a.Gt(&b) {
-		left.Sub(&a, &b)
-	}
-	return left
 }
 
 // claimant is the lease as one that shares its payer's credit.
@@ -227,7 +220,7 @@ func (l *lease) portion(ctx context.Context) (portion, error) {
 // told keeps what the lease's node has heard: ours, unless it knows of something newer.
 func (l *lease) told(ctx context.Context, p portion, there nodeLease) error {
 	if there.CreditVersion > p.version && there.Credit != nil {
-		heard := lesser(there.Credit.Int, l.credit) // it serves no more, whatever it was told
+		heard := u256.Min(there.Credit.Int, l.credit) // it serves no more, whatever it was told
 		return l.deps.shares.behind(ctx, l.id, heard, min(there.CreditVersion, math.MaxInt64>>1))
 	}
 	l.share.Store(&p.tell)
@@ -272,16 +265,16 @@ func (n *nodes) makeRoom(ctx context.Context, req AllocationRequest) (portion, e
 				continue
 			}
 		}
-		room, left := less(collectible(req.channel, shares.row), req.channel.Spent), uint256.Int{}
+		room, left := u256.SaturatingSub(collectible(req.channel, shares.row), req.channel.Spent), uint256.Int{}
 		if !p.tell.IsZero() {
-			room, left = req.channel.Available(), less(p.tell, req.channel.Owed()) // which uses of the share what it is
+			room, left = req.channel.Available(), u256.SaturatingSub(p.tell, req.channel.Owed()) // which uses of the share what it is
 		}
 		if room.Add(&room, &left); !room.Lt(&need) {
 			return p, nil
 		}
 		return p, errors.Join(shares.end(ctx, q.lease),
 			wire.InsufficientBalance.With("payer %s has used its credit, on this channel or by other leases: pay those, or pay for this one in advance, by a voucher that is at least %s over what channel %s has spent and settled",
-				q.payer, units.Format(larger(need, shares.row), n.p.token.Decimals), q.channel))
+				q.payer, units.Format(u256.Max(need, shares.row), n.p.token.Decimals), q.channel))
 	}
 }
 

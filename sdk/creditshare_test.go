@@ -14,6 +14,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/testclock"
+	"github.com/gpupay/gpupay/internal/u256"
 	"github.com/gpupay/gpupay/sdk/internal/database"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -46,7 +47,7 @@ func unpaid(leases []*tab, nodes ...*outpost) (sum uint64) {
 			if err != nil {
 				o.Fatal(err)
 			}
-			owed := less(last.Owed, s.Accepted)
+			owed := u256.SaturatingSub(last.Owed, s.Accepted)
 			sum += owed.Uint64()
 		}
 	}
@@ -77,7 +78,7 @@ func TestLeasesOnNodesShareTheCredit(t *testing.T) {
 		hold()
 	}
 	for _, lease := range leases {
-		for end := time.Now().Add(time.Minute); r.provider.Service(lease.terms.ID()) != string(leaseSuspended); time.Sleep(50 * time.Millisecond) {
+		for end := time.Now().Add(time.Minute); r.provider.Service(lease.terms.ID()) != wire.StateSuspended; time.Sleep(50 * time.Millisecond) {
 			if hold(); time.Now().After(end) {
 				t.Fatal("it is not suspended")
 			}
@@ -92,7 +93,7 @@ func TestLeasesOnNodesShareTheCredit(t *testing.T) {
 		}
 		s := lease.state()
 		lease.pay(s.Spent.Uint64())
-		waitFor(t, func() bool { hold(); return r.provider.Service(lease.terms.ID()) == string(leaseActive) })
+		waitFor(t, func() bool { hold(); return r.provider.Service(lease.terms.ID()) == wire.StateActive })
 	}
 	for range 40 {
 		hold()
@@ -189,7 +190,7 @@ func TestShareOfALeaseThatAnotherClockEnded(t *testing.T) {
 	lets := func(id byte, share uint64) claimant {
 		t.Helper()
 		q := claimant{lease: common.Hash{id}, channel: common.Hash{id}, payer: payer, credit: *uint256.NewInt(1000)}
-		row := leaseRow{ID: q.lease.Hex(), Channel: q.channel.Hex(), Allocation: "{}", OwedBefore: "0", State: string(leaseAllocating), StartedAt: time.Now().UnixNano()}
+		row := leaseRow{ID: q.lease.Hex(), Channel: q.channel.Hex(), Allocation: "{}", OwedBefore: "0", State: wire.StateAllocating, StartedAt: time.Now().UnixNano()}
 		if err := errors.Join(shares.store.insert(t.Context(), row), shares.begin(t.Context(), q, *uint256.NewInt(share))); err != nil {
 			t.Fatal(err)
 		}

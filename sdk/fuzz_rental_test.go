@@ -40,7 +40,7 @@ func FuzzLease(f *testing.F) {
 		{wire.EventUsage, json.RawMessage(record)},
 		{wire.EventNeedVoucher, wire.NeedVoucher{ChannelID: l.id, RequiredCumulative: wire.NewAmount(*uint256.NewInt(1 << 40))}},
 		{wire.EventNeedVoucher, wire.NeedVoucher{ChannelID: l.id, RequiredCumulative: wire.NewAmount(*uint256.NewInt(1_000_000))}}, // it is there
-		{wire.EventStatus, wire.Status{State: string(leaseEnded), Reason: "\x1b[2J"}},
+		{wire.EventStatus, wire.Status{State: wire.StateEnded, Reason: "\x1b[2J"}},
 		{wire.EventLease, wire.Lease{LeaseID: l.row.Lease, ChannelID: l.id, OfferHash: l.offer.Hash, Devices: l.row.Devices, State: "x"}},
 		{wire.EventLease, wire.Lease{LeaseID: l.row.Lease, ChannelID: l.id, OfferHash: l.offer.Hash, Devices: l.row.Devices, Binding: &wire.MeterBinding{LeaseID: l.row.Lease, Meter: wire.Address{1}}}},
 	} {

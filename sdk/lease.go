@@ -17,6 +17,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/fault"
+	"github.com/gpupay/gpupay/internal/u256"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/highwater"
@@ -208,7 +209,7 @@ func (l *lease) pays(s channel.State) {
 
 // hear takes a voucher, if it is newer.
 func (v *leaseView) hear(s channel.State, row uint256.Int) {
-	v.accepted, v.collectible = larger(v.accepted, s.Accepted), larger(v.collectible, collectible(s, row))
+	v.accepted, v.collectible = u256.Max(v.accepted, s.Accepted), u256.Max(v.collectible, collectible(s, row))
 }
 
 // lose has the lease let go of everything at once: another gateway runs it.
@@ -656,11 +657,11 @@ func (l *lease) wants(v *leaseView, debt uint256.Int) bool {
 		return false
 	}
 	used, theirs := l.others()
-	credit := less(l.credit, theirs)
+	credit := u256.SaturatingSub(l.credit, theirs)
 	if share := l.share.Load(); share != nil {
 		credit, used = *share, uint256.Int{}
 	}
-	half := less(credit, ahead)
+	half := u256.SaturatingSub(credit, ahead)
 	half.Rsh(&half, 1)
 	used.Add(&used, &debt)
 	return used.Gt(&half)

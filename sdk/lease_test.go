@@ -107,7 +107,7 @@ func TestHalfAllocatedLeaseIsReleasedAtStart(t *testing.T) {
 		t.Errorf("release saw %q", got)
 	}
 	row, ok, err := r.provider.store.newest(t.Context(), lease.terms.ID())
-	if err != nil || !ok || row.State != string(leaseEnded) || host.Free() != 2 {
+	if err != nil || !ok || row.State != wire.StateEnded || host.Free() != 2 {
 		t.Errorf("the lease is %s, %d devices are free (%v)", row.State, host.Free(), err)
 	}
 }
@@ -142,7 +142,7 @@ func TestSecretOfAnEndedLeaseTellsItsEnd(t *testing.T) {
 	cred := lease.credential(wire.ActionVoucher, 1)
 	cred.Payload.LeaseSecret = secret
 	lease.attach(r.do("GET", "", cred, "Last-Event-ID", "1"))
-	if lease.lease.LeaseID != id || string(lease.lease.Access) != "null" || lease.lease.State != string(leaseEnded) {
+	if lease.lease.LeaseID != id || string(lease.lease.Access) != "null" || lease.lease.State != wire.StateEnded {
 		t.Fatalf("attached to %+v", lease.lease)
 	}
 	rec := lease.record()

@@ -47,7 +47,7 @@ func TestNothingIsServedOnAnotherKeysChannel(t *testing.T) {
 	r.shut()
 	r.config.Key = channel.NewKey(r.chain.Keys[1])
 	r.start()
-	if row := r.row(lease.lease.LeaseID); row.State != string(leaseEnded) || !strings.Contains(row.Reason, "key") {
+	if row := r.row(lease.lease.LeaseID); row.State != wire.StateEnded || !strings.Contains(row.Reason, "key") {
 		t.Errorf("the lease is %s: %s", row.State, row.Reason)
 	}
 	lease.beginsNot(paid, http.StatusForbidden, "open another")

@@ -61,14 +61,3 @@ func uncharged(offer wire.Offer, nanos uint64, final bool) (uint64, error) {
 	}
 	return price.Fraction(nanos)
 }
-
-// carriesTo reports whether a lease may begin with so much owed, where the records
-// before it say owed and parts were not charged, and what is left of these then. A
-// provider that has forgotten leases carries less.
-func carriesTo(owed, begins uint256.Int, parts uint64) (left uint64, ok bool) {
-	var more uint256.Int
-	if _, under := more.SubOverflow(&begins, &owed); under || !more.IsUint64() || more.Uint64() > parts/metering.Fractions {
-		return parts, false
-	}
-	return parts - more.Uint64()*metering.Fractions, true
-}

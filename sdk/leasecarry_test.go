@@ -68,7 +68,7 @@ func (b *leaseBooks) lease(o wire.SignedOffer, nanos uint64, recorded bool) {
 	}
 	b.renter.row.Carried, b.renter.row.OwedBefore, b.renter.row.Lease, b.renter.offer = left, begins, id, o
 	if err := b.store.insert(ctx, leaseRow{ID: id.Hex(), Channel: b.terms.ID().Hex(), Offer: o.Hash.Hex(), OwedBefore: begins.Dec(), Carried: int64(carried),
-		State: string(leaseEnded), Allocation: "{}", GPUs: 1}); err != nil {
+		State: wire.StateEnded, Allocation: "{}", GPUs: 1}); err != nil {
 		b.Fatal(err)
 	}
 	if recorded {

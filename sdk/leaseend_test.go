@@ -64,13 +64,13 @@ func TestNothingIsGivenBackBeforeItsEndIsOnDisk(t *testing.T) {
 	if got := calls(); strings.Contains(got, "release") {
 		t.Errorf("with nothing of its end on disk the commands were\n%s", got)
 	}
-	if row := lease.row(); row.State != string(leaseActive) {
+	if row := lease.row(); row.State != wire.StateActive {
 		t.Errorf("the row says %s", row.State)
 	}
 	mended()
 	lease.status(leaseEnded)
 	last, err := r.provider.store.last(t.Context(), lease.lease.LeaseID)
-	if row := lease.row(); err != nil || !last.Final || row.State != string(leaseEnded) || strings.Count(calls(), "release") != 1 {
+	if row := lease.row(); err != nil || !last.Final || row.State != wire.StateEnded || strings.Count(calls(), "release") != 1 {
 		t.Errorf("then the lease is %s, final: %t, %v, after\n%s", row.State, last.Final, err, calls())
 	}
 }
@@ -85,7 +85,7 @@ func TestProcessThatDiesBetweenReleaseAndEnd(t *testing.T) {
 	if err := lease.tryRelease(); err != nil {
 		t.Error(err)
 	}
-	if row := lease.row(); row.State != string(leaseEnding) || strings.Count(calls(), "release") != 1 {
+	if row := lease.row(); row.State != wire.StateEnding || strings.Count(calls(), "release") != 1 {
 		t.Fatalf("the row says %s, after\n%s", row.State, calls())
 	}
 	next := r.open(2, 200_000, "?gpus=2")
@@ -100,7 +100,7 @@ func TestProcessThatDiesBetweenReleaseAndEnd(t *testing.T) {
 	r.mend()
 	r.start()
 	s, err := r.provider.payee.State(t.Context(), lease.terms.ID())
-	if row := lease.row(); err != nil || row.State != string(leaseEnded) || s.Spent != final.Owed {
+	if row := lease.row(); err != nil || row.State != wire.StateEnded || s.Spent != final.Owed {
 		t.Errorf("the lease is %s, %s is charged of %s, %v", row.State, s.Spent.Dec(), final.Owed.Dec(), err)
 	}
 	if strings.Count(calls(), "release") != 1 || r.provider.running(next.terms.ID()) == nil {
@@ -137,7 +137,7 @@ func TestSuspensionNeedsNoDisk(t *testing.T) {
 		t.Errorf("the commands were\n%s", got)
 	}
 	mended()
-	waitFor(t, func() bool { return lease.row().State == string(leaseSuspended) })
+	waitFor(t, func() bool { return lease.row().State == wire.StateSuspended })
 	waitFor(t, func() bool {
 		s, err := r.provider.payee.State(t.Context(), lease.terms.ID())
 		return err == nil && s.Spent.Uint64() > 1500
@@ -148,7 +148,7 @@ func TestSuspensionNeedsNoDisk(t *testing.T) {
 	}
 	lease.pay(s.Spent.Uint64())
 	lease.status(leaseActive)
-	waitFor(t, func() bool { return lease.row().State == string(leaseActive) })
+	waitFor(t, func() bool { return lease.row().State == wire.StateActive })
 }
 
 // TestOneFailedReadEndsNoLease: a start that cannot read what it needs says so and
@@ -208,7 +208,7 @@ func TestOneFailedReadInATakeoverEndsNoLease(t *testing.T) {
 			t.Fatal("it was not tried")
 		}
 	}
-	if row, err := b.provider.store.byID(t.Context(), lease.lease.LeaseID.Hex()); err != nil || row.State != string(leaseActive) || calls() != "" {
+	if row, err := b.provider.store.byID(t.Context(), lease.lease.LeaseID.Hex()); err != nil || row.State != wire.StateActive || calls() != "" {
 		t.Errorf("the lease is %s, %v, after %q", row.State, err, calls())
 	}
 	rename("hidden", "records")

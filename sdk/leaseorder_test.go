@@ -10,6 +10,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk/internal/database"
+	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // The newest lease of a channel is the one that began last, also where the clock was set back in between: the secret of an
@@ -26,7 +27,7 @@ func TestNewestLeaseAfterAClockSetBack(t *testing.T) {
 	for i, back := range []time.Duration{0, time.Hour, 2 * time.Hour, 0} {
 		id := common.Hash{byte(i + 1)}
 		row := leaseRow{ID: id.Hex(), Channel: at.Hex(), SecretHash: hashSecret(id.Hex()), Allocation: "{}", OwedBefore: "0",
-			State: string(leaseAllocating), StartedAt: clock.Add(-back).UnixNano()}
+			State: wire.StateAllocating, StartedAt: clock.Add(-back).UnixNano()}
 		if err := s.insert(t.Context(), row); err != nil {
 			t.Fatal(err)
 		}

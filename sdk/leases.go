@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
-	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/channel/store"
@@ -46,7 +45,7 @@ func (p *Provider) start(r *request, s channel.State) (*lease, string, error) {
 	id, secret := r.seat.lease, randomHash().Hex()[2:]
 	row := leaseRow{
 		ID: id.Hex(), Channel: s.ID.Hex(), Offer: offer.Hash.Hex(), SecretHash: hashSecret(secret), GPUs: gpus,
-		Allocation: "{}", OwedBefore: begins.Dec(), Carried: int64(carried), State: string(leaseAllocating), StartedAt: time.Now().UnixNano(),
+		Allocation: "{}", OwedBefore: begins.Dec(), Carried: int64(carried), State: wire.StateAllocating, StartedAt: time.Now().UnixNano(),
 	}
 	if p.replicas != nil {
 		row.Owner, row.Term = p.replicas.identity(), 1
@@ -78,7 +77,7 @@ func (p *Provider) canBegin(offer wire.SignedOffer, gpus int) error {
 	if offer.ExpiredAt(time.Now()) {
 		return wire.PaymentExpired.With("the offer %s has expired: ask again for the price", offer.Hash)
 	}
-	if least := leastCredit(gpus, p.config.Tick); p.config.Credit < least {
+	if least := wire.MinCredit(gpus, p.config.Tick); p.config.Credit < least {
 		return wire.NoCapacity.With("%d GPUs need a credit of %s, this provider gives %s", gpus, least, p.config.Credit)
 	}
 	return nil
@@ -97,16 +96,6 @@ func (p *Provider) takesLeases() error {
 	return nil
 }
 
-// leastCredit is the GPU time ahead of vouchers without which a lease would be
-// suspended at once.
-func leastCredit(gpus int, tick time.Duration) time.Duration { return time.Duration(gpus) * 4 * tick }
-
-// leastLease is what a lease needs to begin, base units: what a record of each GPU
-// may be for.
-func leastLease(price metering.Price, gpus int, recordEvery, tick time.Duration) (uint256.Int, error) {
-	return price.Charge(uint64(gpus) * uint64(recordEvery+4*tick))
-}
-
 // canPay refuses a lease that would be suspended at once: the deposit must
 // have room for one record of every GPU, after what is owed already.
 func (p *Provider) canPay(s channel.State, offer wire.SignedOffer, gpus int) error {
@@ -114,7 +103,7 @@ func (p *Provider) canPay(s channel.State, offer wire.SignedOffer, gpus int) err
 	if err != nil {
 		return err
 	}
-	need, err := leastLease(price, gpus, p.config.RecordEvery, p.config.Tick)
+	need, err := wire.MinLease(price, gpus, p.config.RecordEvery, p.config.Tick)
 	if err != nil {
 		return err
 	}
@@ -139,7 +128,7 @@ func offerPrice(o wire.Offer) (metering.Price, error) {
 // its records can still be read, and its GPUs no longer be reached.
 func (p *Provider) remembered(r *request, s channel.State) (*lease, error) {
 	row, ok, err := p.store.newest(r.Context(), s.ID)
-	if err != nil || !ok || row.State != string(leaseEnded) || !sameSecret(r.cred.Payload.LeaseSecret, row.SecretHash) {
+	if err != nil || !ok || row.State != wire.StateEnded || !sameSecret(r.cred.Payload.LeaseSecret, row.SecretHash) {
 		return nil, err
 	}
 	a, err := row.allocation()

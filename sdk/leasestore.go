@@ -30,11 +30,11 @@ var providerMigrations embed.FS
 type leaseState string
 
 const (
-	leaseAllocating leaseState = "allocating"
-	leaseActive     leaseState = "active"
-	leaseSuspended  leaseState = "suspended"
-	leaseEnding     leaseState = "ending" // nothing is metered any more; its devices may be taken back already
-	leaseEnded      leaseState = "ended"
+	leaseAllocating leaseState = wire.StateAllocating
+	leaseActive     leaseState = wire.StateActive
+	leaseSuspended  leaseState = wire.StateSuspended
+	leaseEnding     leaseState = wire.StateEnding
+	leaseEnded      leaseState = wire.StateEnded
 )
 
 // errNotOurs is what a gateway gets that writes to a lease which another one has

@@ -198,10 +198,10 @@ func (h *lessor) newLease(row leaseRow, s channel.State, offer wire.SignedOffer,
 		l.tenure = h.deps.tenure()
 	}
 	l.deps.timing = l.deps.timing.of(offer.Offer)
-	terms := agreed(metering.Lease{
+	terms := offer.Meters(metering.Lease{
 		ID: a.LeaseID, ChannelID: s.ID, OfferHash: offer.Hash, ChainID: s.Terms.ChainID, Escrow: s.Terms.Escrow,
 		Price: price, OwedBefore: before, Devices: a.Devices,
-	}, offer.Offer)
+	})
 	if a.Node != "" {
 		l.poke = make(chan struct{}, 1)
 		l.remote, err = h.remote(row, terms, a.Node, row.meter(offer), last)
@@ -352,7 +352,7 @@ func (h *lessor) takeUp(ctx context.Context) error {
 	for i, row := range rows {
 		again := letAgain(row, rows[i+1:])
 		err := error(overError("its devices are in a later lease"))
-		if !again || row.State == string(leaseEnding) {
+		if !again || row.State == wire.StateEnding {
 			err = h.adopt(ctx, row)
 		}
 		switch {
@@ -503,7 +503,7 @@ func (h *lessor) adopt(ctx context.Context, row leaseRow) error {
 	if err := h.mayGoOn(ctx, l, row); err != nil {
 		return err
 	}
-	if l.unsure = l.meter != nil && row.State == string(leaseActive); l.unsure {
+	if l.unsure = l.meter != nil && row.State == wire.StateActive; l.unsure {
 		l.meter.Pause()
 	}
 	if err := h.launch(l, leaseState(row.State), s, last); err != nil || over == "" {

@@ -348,7 +348,7 @@ func TestNodeThatLostItsKey(t *testing.T) {
 				o.same(r, id)
 			} else {
 				lease.status(leaseEnded)
-				if row, records := o.spooled(id); row.State != string(leaseEnded) || len(records) != len(before) || records[len(records)-1].Final {
+				if row, records := o.spooled(id); row.State != wire.StateEnded || len(records) != len(before) || records[len(records)-1].Final {
 					t.Errorf("it is %s with %d records, it had %d", row.State, len(records), len(before))
 				}
 			}
@@ -476,7 +476,7 @@ func TestShownBindingOfNobody(t *testing.T) {
 			t.Fatal(err)
 		}
 		lease.again(wire.HeaderRecord, h.Get(wire.HeaderRecord))
-		if lease.lease.State == string(leaseEnded) {
+		if lease.lease.State == wire.StateEnded {
 			t.Errorf("%s: the lease ended", name)
 		}
 	}

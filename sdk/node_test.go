@@ -53,7 +53,7 @@ func TestLeaseAtANode(t *testing.T) {
 	lease.pay(s.Spent.Uint64())
 	lease.status(leaseActive)
 	final := lease.release()
-	if row, _ := o.spooled(lease.lease.LeaseID); !final.Final || row.State != string(leaseEnded) || row.Reason != "released by the renter" {
+	if row, _ := o.spooled(lease.lease.LeaseID); !final.Final || row.State != wire.StateEnded || row.Reason != "released by the renter" {
 		t.Errorf("final record %+v, the lease is %s at its node: %s", final.Record, row.State, row.Reason)
 	}
 	o.same(r, lease.lease.LeaseID)

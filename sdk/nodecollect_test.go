@@ -10,6 +10,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/pgtest"
+	"github.com/gpupay/gpupay/internal/u256"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -38,7 +39,7 @@ func (o *outpost) collected(r *rig, id common.Hash) bool {
 	if err := r.provider.db.View().Get(&shares, `SELECT COUNT(*) FROM credit_shares`); err != nil {
 		o.Fatal(err)
 	}
-	return row.Held == 0 && row.State == string(leaseEnded) && len(there) == 0 && shares == 0
+	return row.Held == 0 && row.State == wire.StateEnded && len(there) == 0 && shares == 0
 }
 
 // told is the newest record of a lease at its gateway: it and those before it are the node's, and the channel is charged what
@@ -100,7 +101,7 @@ func TestReleasedWhileItsNodeIsAway(t *testing.T) {
 			o.set(true, nil)
 			o.goesOn(id, first.Nanos+uint64(time.Second))
 			last := lease.release()
-			if row := lease.row(); row.State != string(leaseEnded) || row.Held != 1 || last.Final {
+			if row := lease.row(); row.State != wire.StateEnded || row.Held != 1 || last.Final {
 				t.Errorf("the lease is %s, held %d, and its last record is %+v", row.State, row.Held, last.Record)
 			}
 			if closes {
@@ -122,7 +123,7 @@ func TestReleasedWhileItsNodeIsAway(t *testing.T) {
 			if err != nil || len(owing) != 1 {
 				t.Fatalf("the payer owes on %d channels: %v", len(owing), err)
 			}
-			if owed := owing[0].Owed(); owed != less(newest.Owed, owing[0].Settled) {
+			if owed := owing[0].Owed(); owed != u256.SaturatingSub(newest.Owed, owing[0].Settled) {
 				t.Errorf("the payer owes %s of %s", owed.Dec(), newest.Owed.Dec())
 			}
 			if !closes {

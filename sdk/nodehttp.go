@@ -188,7 +188,7 @@ func (n *Node) postLease(r *http.Request, body []byte) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	if row.State == string(leaseEnded) {
+	if row.State == wire.StateEnded {
 		return nil, problemEnded.With("lease %s has ended: %s", q.LeaseID, row.Reason)
 	}
 	a, err := row.allocation()
@@ -215,7 +215,7 @@ func (n *Node) grantFor(ctx context.Context, q nodeStart, offer wire.SignedOffer
 	}
 	_, err := n.grant(ctx, leaseRow{
 		ID: q.LeaseID.Hex(), Channel: s.ID.Hex(), Offer: offer.Hash.Hex(), GPUs: q.GPUs, Allocation: "{}",
-		OwedBefore: q.OwedBefore.Dec(), State: string(leaseAllocating), StartedAt: time.Now().UnixNano(),
+		OwedBefore: q.OwedBefore.Dec(), State: wire.StateAllocating, StartedAt: time.Now().UnixNano(),
 	}, s, offer)
 	return err
 }
@@ -346,7 +346,7 @@ func (n *Node) postEnd(r *http.Request, body []byte) (any, error) {
 			return nil, err
 		}
 	}
-	if q.Closed && row.State == string(leaseEnded) {
+	if q.Closed && row.State == wire.StateEnded {
 		err = n.spool.close(r.Context(), id)
 	}
 	return rowLease(row), err

@@ -168,7 +168,7 @@ func (n *nodes) reconcile(ctx context.Context) error {
 	}
 	rows, err := n.p.store.byIDs(ctx, ids)
 	for id, row := range rows {
-		if row.State == string(leaseEnded) && row.Held == 0 {
+		if row.State == wire.StateEnded && row.Held == 0 {
 			ended := n.link(where[id]).end(ctx, n.p.config.CallTimeout, id, nodeEnd{Reason: row.Reason, Closed: true})
 			if ended == nil {
 				ended = n.p.deps.shares.end(ctx, id)

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/gpupay/gpupay/internal/testclock"
+	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // TestProviderWithoutItsGPUsSettles: a provider whose GPUs cannot be listed when it starts settles what it is owed, takes
@@ -27,7 +28,7 @@ func TestProviderWithoutItsGPUsSettles(t *testing.T) {
 	if rec.Code != http.StatusServiceUnavailable || !strings.Contains(rec.Body.String(), "driver and library differ") {
 		t.Errorf("its health is %d: %s", rec.Code, rec.Body)
 	}
-	waitFor(t, func() bool { return kept.row().State == string(leaseSuspended) && kept.row().Reason == reasonUnmetered })
+	waitFor(t, func() bool { return kept.row().State == wire.StateSuspended && kept.row().Reason == reasonUnmetered })
 	released.pay(paid)
 	if final := released.release(); !final.Final {
 		t.Errorf("%+v is not final", final.Record)
@@ -42,7 +43,7 @@ func TestProviderWithoutItsGPUsSettles(t *testing.T) {
 		t.Errorf("a lease without GPUs: %s", resp.Status)
 	}
 	host.set(nil)
-	waitFor(t, func() bool { return kept.row().State == string(leaseActive) })
+	waitFor(t, func() bool { return kept.row().State == wire.StateActive })
 	if resp := r.do("GET", "", r.openCredential(r.payer, next, 300_000, 0)); resp.StatusCode != http.StatusServiceUnavailable {
 		t.Errorf("a lease on a GPU that its offer does not name: %s", resp.Status)
 	}

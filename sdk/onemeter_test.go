@@ -64,7 +64,7 @@ func TestRestartWithTwoLeasesOnADevice(t *testing.T) {
 	second := r.open(2, 300_000, "")
 	second.record()
 	r.restart()
-	if row := first.row(); row.State != string(leaseEnded) || !strings.Contains(row.Reason, "later lease") {
+	if row := first.row(); row.State != wire.StateEnded || !strings.Contains(row.Reason, "later lease") {
 		t.Errorf("the first is %s: %s", row.State, row.Reason)
 	}
 	spent := first.spent()

@@ -11,6 +11,7 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/u256"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/units"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -49,16 +50,18 @@ func newAccounts(row uint256.Int) *accounts {
 // settled, and what is vouchered where a settlement would fetch that. Less than row
 // waits for more, and is lost when the payer takes its deposit back by force.
 func collectible(s channel.State, row uint256.Int) uint256.Int {
-	payable := least(s.Payable(), s.Deposit)
-	if left := less(payable, s.Settled); s.Status == channel.Finalized || left.Lt(&row) {
+	payable := u256.Min(s.Payable(), s.Deposit)
+	if left := u256.SaturatingSub(payable, s.Settled); s.Status == channel.Finalized || left.Lt(&row) {
 		return s.Settled
 	}
-	return larger(payable, s.Settled)
+	return u256.Max(payable, s.Settled)
 }
 
 // debtOf is what was charged on a channel and is not collectible: what the payer can
 // leave with.
-func debtOf(s channel.State, row uint256.Int) uint256.Int { return less(s.Spent, collectible(s, row)) }
+func debtOf(s channel.State, row uint256.Int) uint256.Int {
+	return u256.SaturatingSub(s.Spent, collectible(s, row))
+}
 
 // join counts a lease's debt with that of its payer's other channels, those that
 // have no lease included.
@@ -189,7 +192,7 @@ func (a *account) count(l *lease) {
 	c.ahead = uint256.Int{}
 	if c.serves {
 		later := l.debtAhead()
-		c.ahead = less(later, debt)
+		c.ahead = u256.SaturatingSub(later, debt)
 	}
 	a.leases[l] = c
 	a.put(l.terms.ID(), debt)
@@ -256,7 +259,7 @@ func (l *lease) debtAfter(nanos uint64) uint256.Int {
 			owed = then
 		}
 	}
-	return less(owed, v.accepted)
+	return u256.SaturatingSub(owed, v.accepted)
 }
 
 // left is what of the credit the payer's other channels leave for this lease.
@@ -264,9 +267,9 @@ func (l *lease) left() uint256.Int { return l.leftOf(l.others()) }
 
 func (l *lease) leftOf(debt, ahead uint256.Int) uint256.Int {
 	if share := l.share.Load(); share != nil {
-		return least(*share, l.credit)
+		return u256.Min(*share, l.credit)
 	}
-	return less(less(l.credit, debt), ahead)
+	return u256.SaturatingSub(u256.SaturatingSub(l.credit, debt), ahead)
 }
 
 // ahead is what the payer's leases here, but for one channel's, may add to its debt before they are read again.
@@ -341,9 +344,9 @@ func (p *Provider) owingAt(ctx context.Context, contract chain.Contract, payers 
 	row, domain := p.leastRow(contract), contract.Domain()
 	var own []channel.State
 	for _, s := range states {
-		s.Spent = less(s.Spent, forgiven[s.ID])
+		s.Spent = u256.SaturatingSub(s.Spent, forgiven[s.ID])
 		if slices.Contains(served, s.ID) {
-			s.Settled = larger(s.Settled, s.Accepted)
+			s.Settled = u256.Max(s.Settled, s.Accepted)
 		}
 		if debt := debtOf(s, row); !debt.IsZero() && domain.Holds(s.Terms) == nil {
 			own = append(own, s)
@@ -376,9 +379,9 @@ func (p *Provider) creditworthy(ctx context.Context, s channel.State, offer wire
 	}
 	row, owed := p.leastRow(p.escrow), s.Owed() // of this channel as it is, or will be by the voucher that comes with the request
 	others := debtsBut(owing, s.ID, row)
-	room := less(collectible(s, row), s.Spent) // who has used up the credit pays in advance what a settlement fetches
-	if left := less(less(credit, others), p.deps.accounts.ahead(s.Terms.Payer, s.ID)); !left.IsZero() {
-		left = less(left, owed)
+	room := u256.SaturatingSub(collectible(s, row), s.Spent) // who has used up the credit pays in advance what a settlement fetches
+	if left := u256.SaturatingSub(u256.SaturatingSub(credit, others), p.deps.accounts.ahead(s.Terms.Payer, s.ID)); !left.IsZero() {
+		left = u256.SaturatingSub(left, owed)
 		room = s.Available()
 		room.Add(&room, &left)
 	}
@@ -386,7 +389,7 @@ func (p *Provider) creditworthy(ctx context.Context, s channel.State, offer wire
 		return nil
 	}
 	return wire.InsufficientBalance.With("this payer owes %s and has no credit left: pay it by vouchers, close channels with less than %s to settle, or pay %s in advance, over what is spent and settled here; owed on %s%s",
-		units.Format(*owed.Add(&owed, &others), p.token.Decimals), units.Format(row, p.token.Decimals), units.Format(larger(need, row), p.token.Decimals), p.debtors(owing, row), p.patience(owing))
+		units.Format(*owed.Add(&owed, &others), p.token.Decimals), units.Format(row, p.token.Decimals), units.Format(u256.Max(need, row), p.token.Decimals), p.debtors(owing, row), p.patience(owing))
 }
 
 // debtsBut is what is owed on all of the channels but one.

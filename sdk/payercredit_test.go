@@ -90,7 +90,7 @@ func TestVoucherIsAskedForInTime(t *testing.T) {
 			for range 3 {
 				var need wire.NeedVoucher
 				lease.read(wire.EventNeedVoucher, &need)
-				if state := r.provider.Service(lease.terms.ID()); state != string(leaseActive) {
+				if state := r.provider.Service(lease.terms.ID()); state != wire.StateActive {
 					t.Fatalf("it is %s when it is asked to pay", state)
 				}
 				s, err := r.provider.payee.State(t.Context(), lease.terms.ID())
@@ -148,7 +148,7 @@ func TestPatienceOutlivesRestarts(t *testing.T) {
 	before := r.row(lease.lease.LeaseID)
 	waitFor(t, func() bool { // it is shown before it is stored
 		before = r.row(lease.lease.LeaseID)
-		return before.State == string(leaseSuspended)
+		return before.State == wire.StateSuspended
 	})
 	if before.Suspended == 0 {
 		t.Fatal("nothing says on disk since when the lease is suspended")

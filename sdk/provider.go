@@ -629,7 +629,7 @@ func (p *Provider) channelChanged(now channel.State) {
 func (p *Provider) Service(channelID common.Hash) string {
 	l := p.running(channelID)
 	if l == nil {
-		return string(leaseEnded)
+		return wire.StateEnded
 	}
 	return string(l.state())
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sim"
+	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // TestSickGPUIsNotHandedOut: of two GPUs the first is lost: the second is let, and
@@ -97,7 +98,7 @@ func TestRestartWithAGPUAway(t *testing.T) {
 	w.clock.Advance(time.Second) // billed to nobody
 	w.start()
 	w.step(3)
-	if got := w.provider.Service(lease.terms.ID()); got != string(leaseActive) {
+	if got := w.provider.Service(lease.terms.ID()); got != wire.StateActive {
 		t.Fatalf("it is %s", got)
 	}
 	w.host.set(nil)

@@ -83,7 +83,7 @@ func (q Quote) available() error {
 		return fmt.Errorf("provider %s: %w: %d wanted, %d free; nothing was deposited", q.URL, ErrNoCapacity, q.GPUs, *q.Free)
 	}
 	credit := time.Duration(q.Offer.Credit) * time.Second // plausible
-	if need := leastCredit(q.GPUs, time.Duration(q.Offer.Tick)*time.Millisecond); credit < need {
+	if need := wire.MinCredit(q.GPUs, time.Duration(q.Offer.Tick)*time.Millisecond); credit < need {
 		return fmt.Errorf("provider %s: %w: %d GPUs need a credit of %s, it gives %s; nothing was deposited: rent fewer at once", q.URL, ErrNoCapacity, q.GPUs, need, credit)
 	}
 	return nil
@@ -147,10 +147,9 @@ func (r *Renter) checkQuote(ctx context.Context, challenge wire.Challenge, docum
 	return q, nil
 }
 
-// Bounds of what an offer may say. MaxGap is what a late reading can be billed for.
+// Bounds of what an offer may say, beside wire.MaxGap.
 const (
 	maxOfferTick = time.Minute
-	maxOfferGap  = time.Minute
 	maxKinds     = 64  // of devices
 	maxModel     = 128 // bytes of a device's name
 )
@@ -166,7 +165,7 @@ func (r *Renter) plausible(o wire.Offer) error {
 	}{
 		{"credit", int64(min(o.Credit, math.MaxInt64)), 1, max(int64(r.config.MaxCredit/time.Second), 1), "GPU-seconds"},
 		{"tick", o.Tick, 1, maxOfferTick.Milliseconds(), "ms"},
-		{"gap", o.MaxGap, o.Tick, maxOfferGap.Milliseconds(), "ms"},
+		{"gap", o.MaxGap, o.Tick, wire.MaxGap.Milliseconds(), "ms"},
 		{"time between records", o.RecordEvery, metering.MinRecordEvery.Milliseconds(), max(r.config.Patience, metering.MinRecordEvery).Milliseconds(), "ms"},
 	} {
 		if figure.is < figure.least || figure.is > figure.most {

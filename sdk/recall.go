@@ -8,6 +8,7 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/u256"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -77,7 +78,7 @@ func (p *Provider) presume(ctx context.Context, r *request, s channel.State) (ch
 		if err := p.escrow.Domain().Verify(voucher, s.Terms.Signer()); err != nil {
 			return s, err
 		}
-		used = least(voucher.Cumulative, s.Deposit)
+		used = u256.Min(voucher.Cumulative, s.Deposit)
 	}
 	if used == (uint256.Int{}) || !used.Gt(&s.Spent) {
 		return s, nil

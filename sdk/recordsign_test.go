@@ -198,7 +198,7 @@ func TestDraftedFinalRecordEndsTheLease(t *testing.T) {
 	r.shut()
 	key.set(nil)
 	r.start()
-	for r.row(id).State != string(leaseEnded) {
+	for r.row(id).State != wire.StateEnded {
 		time.Sleep(5 * time.Millisecond)
 	}
 	last, err := r.provider.store.last(t.Context(), id)
@@ -348,7 +348,7 @@ func TestRestoredProviderSignsNoFork(t *testing.T) {
 	restore()
 	signed := key.distinct()
 	for _, id := range []common.Hash{runs.lease.LeaseID, ended.lease.LeaseID} {
-		if row := r.row(id); row.State != string(leaseEnded) || row.Reason != errRolledBack.Error() {
+		if row := r.row(id); row.State != wire.StateEnded || row.Reason != errRolledBack.Error() {
 			t.Errorf("the lease is %s (%s)", row.State, row.Reason)
 		}
 	}

@@ -264,12 +264,12 @@ func (l *Rental) checking() (metering.CheckerConfig, error) {
 	meter, err := l.offer.MeterOf(l.row.Lease, l.id, l.row.Binding)
 	return metering.CheckerConfig{
 		Key: meter, Tolerance: l.r.config.Tolerance, Clock: l.r.config.Clock,
-		RecordEvery: densest(l.offer.Offer),
-		Lease: agreed(metering.Lease{
+		RecordEvery: l.offer.MinRecordEvery(),
+		Lease: l.offer.Meters(metering.Lease{
 			ID: l.row.Lease, ChannelID: l.id, OfferHash: l.offer.Hash,
 			ChainID: l.row.Terms.ChainID, Escrow: l.row.Terms.Escrow,
 			Price: l.price, OwedBefore: l.row.OwedBefore, Devices: l.row.Devices,
-		}, l.offer.Offer),
+		}),
 	}, err
 }
 

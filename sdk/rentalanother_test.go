@@ -222,7 +222,7 @@ func (v *visit) ended() {
 	v.named.Store(false)
 	script := v.script
 	v.script = func(p *plot) {
-		p.send(0, wire.EventStatus, wire.Status{State: string(leaseEnded), Reason: "we need the GPU"})
+		p.send(0, wire.EventStatus, wire.Status{State: wire.StateEnded, Reason: "we need the GPU"})
 	}
 	v.run()
 	v.script = script

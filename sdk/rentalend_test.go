@@ -107,7 +107,7 @@ func TestNothingIsBilledAfterTheProviderEnded(t *testing.T) {
 	oneMeter(v, func(_ int, p *plot) {
 		clock.Advance(time.Second)
 		p.usage(p.next(time.Second))
-		p.send(0, wire.EventStatus, wire.Status{State: string(leaseEnded), Reason: "we need the GPU"})
+		p.send(0, wire.EventStatus, wire.Status{State: wire.StateEnded, Reason: "we need the GPU"})
 	}, func(p *plot) metering.SignedRecord { return p.next(10 * time.Second) })
 	r := openRenter(t, config)
 	l, err := r.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "1"})
@@ -219,7 +219,7 @@ func TestStoppedLateInALongLease(t *testing.T) {
 			simulated.Advance(time.Second)
 			send(time.Second)
 		}
-		p.send(0, wire.EventStatus, wire.Status{State: string(leaseEnded), Reason: "done"})
+		p.send(0, wire.EventStatus, wire.Status{State: wire.StateEnded, Reason: "done"})
 	}, func(p *plot) metering.SignedRecord { return p.next(0) })
 	r := openRenter(t, config)
 	l, err := r.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "1", PayEvery: 50 * time.Millisecond})

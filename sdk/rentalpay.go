@@ -11,6 +11,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/exactjson"
 	"github.com/gpupay/gpupay/internal/fault"
+	"github.com/gpupay/gpupay/internal/u256"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -33,7 +34,7 @@ func (l *Rental) pay(ctx context.Context) error {
 	}
 	capped, err := l.payUpTo(ctx, target)
 	// The prepayment may have to give way to a cap; what is owed may not.
-	if owed := lesser(l.owed(), l.row.Deposit); capped != nil && capped.Lt(&owed) {
+	if owed := u256.Min(l.owed(), l.row.Deposit); capped != nil && capped.Lt(&owed) {
 		return fmt.Errorf("channel %s: %w: a cap stands before %s, %s is signed for", l.id, ErrBudget, owed.Dec(), capped.Dec())
 	}
 	return err
@@ -47,7 +48,7 @@ func (l *Rental) target() (uint256.Int, error) {
 	}
 	owed := l.owed()
 	ahead.Add(&ahead, &owed) // two amounts of 96 bits
-	return lesser(ahead, l.row.Deposit), nil
+	return u256.Min(ahead, l.row.Deposit), nil
 }
 
 // payUpTo signs for target, or for as much of it as the caps allow (capped,
@@ -258,7 +259,7 @@ func (l *Rental) budget(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	lead = lesser(lead, l.credit)
+	lead = u256.Min(lead, l.credit)
 	need := l.owed()
 	need.Add(&need, &room)
 	var low uint256.Int

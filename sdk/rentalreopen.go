@@ -196,7 +196,7 @@ func (l *Rental) next(ctx context.Context) error {
 		if err := l.reattach(ctx); err != nil {
 			return err
 		}
-		if l.service != string(leaseEnded) && l.row.Ended == "" {
+		if l.service != wire.StateEnded && l.row.Ended == "" {
 			return nil // it goes on
 		}
 		if err := l.follow(ctx, nil); err != nil || l.row.Ended == "" {
@@ -274,13 +274,13 @@ func of(lease common.Hash, records []metering.SignedRecord) (its []metering.Sign
 // more than a voucher that it had forgotten and the base unit that forgotten leases may have left. What of it is then still
 // carried is the second result.
 func (row *rentalRow) knows(lease wire.Lease) (carried uint64, ok bool) {
-	if carried, ok = carriesTo(row.OwedBefore, lease.OwedBefore.Int, row.Carried); ok {
+	if carried, ok = wire.CarriesTo(row.OwedBefore, lease.OwedBefore.Int, row.Carried); ok {
 		return carried, true
 	}
 	if row.Recalled.IsZero() || row.Recalled.Lt(&row.OwedBefore) || lease.OwedBefore.Lt(&row.OwedBefore) {
 		return 0, false
 	}
-	if _, ok = carriesTo(row.Recalled, lease.OwedBefore.Int, metering.Fractions); ok || lease.OwedBefore.Lt(&row.Recalled) {
+	if _, ok = wire.CarriesTo(row.Recalled, lease.OwedBefore.Int, metering.Fractions); ok || lease.OwedBefore.Lt(&row.Recalled) {
 		return metering.Fractions - 1, true
 	}
 	return 0, false

@@ -12,6 +12,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/exactjson"
+	"github.com/gpupay/gpupay/internal/u256"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -255,7 +256,7 @@ func (l *Rental) status(ctx context.Context, document []byte) error {
 		return l.dispute(ctx, fmt.Errorf("%w: status: %w", ErrGarbage, err), document)
 	}
 	l.service = printable(s.State)
-	if s.State == string(leaseEnded) {
+	if s.State == wire.StateEnded {
 		l.row.Ended = cmp.Or(printable(s.Reason), "ended by the provider")
 		return errors.Join(l.stopClock(ctx), l.save(ctx))
 	}
@@ -312,7 +313,7 @@ func (l *Rental) check(ctx context.Context, document []byte) error {
 	if err != nil {
 		return err
 	}
-	taken := lesser(use.left(l.r.config.Clock.Now(), l.r.config.Tolerance), l.credit)
+	taken := u256.Min(use.left(l.r.config.Clock.Now(), l.r.config.Tolerance), l.credit)
 	most.Sub(&most, &taken)
 	began := l.checker.State().Start
 	err = l.checker.CheckWithin(rec, most)
@@ -436,7 +437,7 @@ func (l *Rental) watch(ctx context.Context) error {
 		if err := l.topUp(ctx); err != nil && !isTransient(err) {
 			return err
 		}
-	} else if l.service == string(leaseSuspended) { // no record comes, after which a top-up that failed would be tried again
+	} else if l.service == wire.StateSuspended { // no record comes, after which a top-up that failed would be tried again
 		if err := l.budget(ctx); err != nil {
 			return err
 		}
@@ -460,7 +461,7 @@ func (l *Rental) watch(ctx context.Context) error {
 // is not the provider's silence.
 func (l *Rental) awaitsTopUp() bool {
 	need, err := l.headroom()
-	if err != nil || l.service != string(leaseSuspended) || !l.mayTopUp() {
+	if err != nil || l.service != wire.StateSuspended || !l.mayTopUp() {
 		return false
 	}
 	owed := l.owed()
@@ -469,7 +470,7 @@ func (l *Rental) awaitsTopUp() bool {
 
 // settleUp pays what the last records say, exactly.
 func (l *Rental) settleUp(ctx context.Context) error {
-	_, err := l.payUpTo(ctx, lesser(l.owed(), l.row.Deposit))
+	_, err := l.payUpTo(ctx, u256.Min(l.owed(), l.row.Deposit))
 	var cap *channel.CapError
 	if errors.As(err, &cap) {
 		return fmt.Errorf("channel %s: %w: %w", l.id, ErrBudget, err)

@@ -13,6 +13,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/fault"
+	"github.com/gpupay/gpupay/internal/u256"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/units"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -35,7 +36,7 @@ func (l *Rental) mayTopUp() bool {
 // were ever sent.
 func (l *Rental) committed() uint256.Int {
 	sum, moved := l.row.outstanding(), l.row.moved()
-	there := larger(l.row.Deposit, moved)
+	there := u256.Max(l.row.Deposit, moved)
 	return *sum.Add(&sum, &there)
 }
 
@@ -51,7 +52,7 @@ func (l *Rental) step() uint256.Int {
 	}
 	var room uint256.Int
 	room.Sub(&l.r.caps.PerChannel, &committed)
-	step = lesser(step, room)
+	step = u256.Min(step, room)
 	if least := l.leastTopUp(); step.Lt(&least) {
 		return uint256.Int{} // it would be refused, again and again
 	}
@@ -75,7 +76,7 @@ func leastTopUp(o wire.Offer, funding *wire.Payload) uint256.Int {
 // where it is not that.
 func (l *Rental) whyNoTopUp() string {
 	least := l.leastTopUp()
-	room := less(l.r.caps.PerChannel, l.committed())
+	room := u256.SaturatingSub(l.r.caps.PerChannel, l.committed())
 	if l.row.Options.TopUp == "" || !room.Lt(&least) {
 		return ""
 	}
@@ -94,7 +95,7 @@ func (l *Rental) room(ctx context.Context, step uint256.Int) (uint256.Int, error
 		return step, fmt.Errorf("%w: %s leaves no room for a top-up: raise the cap, or get back what lies in other channels", ErrBudget, capField(cap))
 	}
 	most.Sub(&most, &committed)
-	step = lesser(step, most)
+	step = u256.Min(step, most)
 	if least := l.leastTopUp(); step.Lt(&least) {
 		l.poor = true
 		return step, fmt.Errorf("%w: %s leaves room for a top-up of %s, this provider sends none under %s: raise the cap, or get back what lies in other channels",

@@ -14,6 +14,7 @@ import (
 	"github.com/gpupay/gpupay/internal/badrpc"
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // behindEndpoint is a renter's configuration whose chain is an endpoint that can misbehave.
@@ -147,10 +148,10 @@ func TestSickEndpointEndsNoLease(t *testing.T) {
 	bad.On("eth_getBalance", badrpc.Null)
 	done := background(t.Context(), l)
 	eventually(t, "a try to top up", func() bool { return bad.Count("eth_getBalance") > 0 || len(done) > 0 })
-	eventually(t, "a suspension", func() bool { return l.Snapshot().Service == string(leaseSuspended) || len(done) > 0 })
+	eventually(t, "a suspension", func() bool { return l.Snapshot().Service == wire.StateSuspended || len(done) > 0 })
 	bad.Heal()
 	eventually(t, "a top-up", func() bool { s := l.Snapshot(); return s.Deposit.Uint64() > 3_000 || len(done) > 0 })
-	eventually(t, "service", func() bool { return l.Snapshot().Service == string(leaseActive) || len(done) > 0 })
+	eventually(t, "service", func() bool { return l.Snapshot().Service == wire.StateActive || len(done) > 0 })
 	if len(done) > 0 {
 		t.Fatal("the lease was ended: ", <-done)
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/u256"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -154,7 +155,7 @@ func (u *creditUse) take(t creditTaken) {
 // whichever of our clocks went further, and with slack.
 func (u *creditUse) left(now metering.Instant, slack time.Duration) uint256.Int {
 	passed := max(now.Boot-u.others.At.Boot, now.Wall-u.others.At.Wall, 0)
-	return less(u.others.Amount, u.earns(time.Duration(passed+passed/slew)+slack))
+	return u256.SaturatingSub(u.others.Amount, u.earns(time.Duration(passed+passed/slew)+slack))
 }
 
 // earns is what all of the channel's GPUs earn in a time; the most that there is for

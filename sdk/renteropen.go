@@ -15,6 +15,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/fault"
+	"github.com/gpupay/gpupay/internal/u256"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/units"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -95,7 +96,7 @@ func (r *Renter) deposit(ctx context.Context, q Quote, options RentOptions) (uin
 	if err != nil {
 		return least, err
 	}
-	deposit := larger(q.SuggestedDeposit, least)
+	deposit := u256.Max(q.SuggestedDeposit, least)
 	if options.Deposit != "" {
 		if deposit, err = units.Parse(options.Deposit, r.token.Decimals); err != nil {
 			return deposit, err
@@ -106,7 +107,7 @@ func (r *Renter) deposit(ctx context.Context, q Quote, options RentOptions) (uin
 		return deposit, err
 	}
 	if options.Deposit == "" {
-		deposit = lesser(deposit, room)
+		deposit = u256.Min(deposit, room)
 	}
 	if deposit.Gt(&room) {
 		return deposit, fmt.Errorf("%w: it is %s, %s leaves room for %s: deposit less, raise the cap, or get back what lies in other channels",
@@ -125,8 +126,8 @@ func (r *Renter) deposit(ctx context.Context, q Quote, options RentOptions) (uin
 // least is the smallest deposit that a lease begins with: the provider's, or what a
 // record of each GPU may be for.
 func (q Quote) least() (uint256.Int, error) {
-	first, err := leastLease(q.Price, q.GPUs, time.Duration(q.Offer.RecordEvery)*time.Millisecond, time.Duration(q.Offer.Tick)*time.Millisecond)
-	return larger(first, q.MinDeposit), err
+	first, err := wire.MinLease(q.Price, q.GPUs, time.Duration(q.Offer.RecordEvery)*time.Millisecond, time.Duration(q.Offer.Tick)*time.Millisecond)
+	return u256.Max(first, q.MinDeposit), err
 }
 
 // worthTopUp refuses top-ups that the provider would not send.
@@ -532,7 +533,7 @@ func (l *Rental) start(ctx context.Context, first *wire.Challenge) error {
 		warn(l.r.config.Log, "what became of the deposit's authorization is not known yet", l.id, err)
 	}
 	if view, err := l.escrow.View(ctx, l.id, nil); err == nil {
-		view.Deposit = larger(view.Deposit, l.row.Deposit)
+		view.Deposit = u256.Max(view.Deposit, l.row.Deposit)
 		if _, err := l.payer.Observe(ctx, l.id, view); err != nil {
 			return err
 		}
@@ -604,24 +605,10 @@ func (l *Rental) initial(ctx context.Context) (uint256.Int, error) {
 	if err != nil {
 		return ahead, err
 	}
-	if ahead = lesser(ahead, l.row.Deposit); ahead.Lt(&paid.Signed) {
+	if ahead = u256.Min(ahead, l.row.Deposit); ahead.Lt(&paid.Signed) {
 		return paid.Signed, nil
 	}
 	return ahead, nil
-}
-
-func lesser(a, b uint256.Int) uint256.Int {
-	if a.Lt(&b) {
-		return a
-	}
-	return b
-}
-
-func larger(a, b uint256.Int) uint256.Int {
-	if a.Gt(&b) {
-		return a
-	}
-	return b
 }
 
 // Resume takes up a rental that a crash or a restart cut off: it opens what was

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/jmoiron/sqlx"
+
+	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // forget deletes a lease from the database, as a fail-over to a server does that was behind when it began.
@@ -88,7 +90,7 @@ func TestForgottenRecordsAreWrittenAgain(t *testing.T) {
 		}
 		waitFor(t, func() bool { return lease.row().Sequence > newest+int64(behind)+2 })
 	}
-	if l := a.provider.running(lease.terms.ID()); l != old || lease.row().State != string(leaseActive) {
+	if l := a.provider.running(lease.terms.ID()); l != old || lease.row().State != wire.StateActive {
 		t.Errorf("it does not go on: %+v", lease.row())
 	}
 	records, err := a.provider.store.records(t.Context(), lease.lease.LeaseID, 0, 10_000)

@@ -10,6 +10,7 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // watchOver keeps a lease that was let go, because the database was not reached,
@@ -39,8 +40,8 @@ func (r *replicas) guardCredit(ctx context.Context, l *lease) {
 		case errors.Is(err, sql.ErrNoRows):
 			l.takeBack()
 			return
-		case err == nil && (row.Term != l.term || row.State != string(leaseActive)):
-			if suspended && row.State == string(leaseActive) {
+		case err == nil && (row.Term != l.term || row.State != wire.StateActive):
+			if suspended && row.State == wire.StateActive {
 				r.undo(ctx, l, row)
 			}
 			return

@@ -21,6 +21,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/pgtest"
 	"github.com/gpupay/gpupay/internal/testclock"
+	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // wirecut stands before a server and can be cut. Or it can swallow what the server
@@ -127,7 +128,7 @@ func TestDeafGatewayLetsGo(t *testing.T) {
 		t.Fatal(err)
 	}
 	lease.at(b).pay(s.Spent.Uint64())
-	waitFor(t, func() bool { return lease.at(b).row().State == string(leaseActive) })
+	waitFor(t, func() bool { return lease.at(b).row().State == wire.StateActive })
 	line.deaf.Store(false)
 }
 
@@ -186,7 +187,7 @@ func TestDatabaseAwayServesNoLongerThanTheCredit(t *testing.T) {
 	}
 	line.set(false)
 	waitFor(t, func() bool { return strings.Contains(calls(), "resume") })
-	if got := calls(); strings.Contains(got, "release") || lease.row().State == string(leaseEnded) {
+	if got := calls(); strings.Contains(got, "release") || lease.row().State == wire.StateEnded {
 		t.Errorf("the lease is %s, after\n%s", lease.row().State, got)
 	}
 }
@@ -212,7 +213,7 @@ func TestSuspendedWhileTheDatabaseWasAway(t *testing.T) {
 	r.provider.Close() // as good as killed: nothing of it reaches the database
 	r.config.Database = direct
 	r.start()
-	if row := lease.row(); row.State != string(leaseActive) {
+	if row := lease.row(); row.State != wire.StateActive {
 		t.Fatalf("the lease is %s on disk", row.State)
 	}
 	waitFor(t, func() bool { return r.provider.running(lease.terms.ID()) != nil })
@@ -283,7 +284,7 @@ func TestCommandThatIsCutOffEndsNoLease(t *testing.T) {
 			var since int64 // nanoseconds, what was metered when it had been resumed
 			waitFor(t, func() bool {
 				l := r.provider.running(lease.terms.ID())
-				if lease.row().State == string(leaseEnded) {
+				if lease.row().State == wire.StateEnded {
 					return true
 				}
 				if l == nil || l.state() != leaseActive || !strings.Contains(strings.TrimPrefix(calls(), before), "resume") {
@@ -294,7 +295,7 @@ func TestCommandThatIsCutOffEndsNoLease(t *testing.T) {
 				}
 				return l.meter.Allocated() > since
 			})
-			if row := lease.row(); row.State == string(leaseEnded) {
+			if row := lease.row(); row.State == wire.StateEnded {
 				t.Errorf("the lease is ended: %q", row.Reason)
 			}
 		})

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
+
+	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // hopeless is how long a gateway does not try a lease again that it could not
@@ -52,7 +54,7 @@ func (r *replicas) resume(ctx context.Context, row leaseRow) error {
 	}
 	defer r.p.starts.Lock(id)() // nothing begins or closes meanwhile
 	now, err := r.p.store.byID(ctx, row.ID)
-	if err != nil || now.State == string(leaseEnded) || now.Term != row.Term || r.p.running(id) != nil {
+	if err != nil || now.State == wire.StateEnded || now.Term != row.Term || r.p.running(id) != nil {
 		return err
 	}
 	err = r.p.adopt(ctx, now)
@@ -115,7 +117,7 @@ func (r *replicas) taken(ctx context.Context, row leaseRow, do func(leaseRow) er
 // leaveTo leaves a lease to the gateways that reach its devices, for as long as a
 // renter that does not pay would have them.
 func (r *replicas) leaveTo(ctx context.Context, row leaseRow, silent time.Duration, reason error) error {
-	letAgain := row.State == string(leaseEnding) && errors.Is(reason, errLetAgain)
+	letAgain := row.State == wire.StateEnding && errors.Is(reason, errLetAgain)
 	if letAgain || silent > r.p.config.SuspendTimeout {
 		return r.taken(ctx, row, func(row leaseRow) error {
 			if letAgain {

@@ -268,7 +268,7 @@ func TestUnreachableDatabaseStopsALease(t *testing.T) {
 		if err != nil || !ok {
 			t.Fatalf("nobody runs it: %+v, %v", row, err)
 		}
-		return row.Owner != before && row.State != string(leaseEnded) && row.Term > old.term
+		return row.Owner != before && row.State != wire.StateEnded && row.Term > old.term
 	})
 }
 
@@ -286,7 +286,7 @@ func TestLeaseWhoseHostIsGone(t *testing.T) {
 	b.config.Allocator = &HostAllocator{Devices: []string{"ELSEWHERE-0"}}
 	b.start()
 	row, _, err := b.provider.store.newest(t.Context(), lease.terms.ID())
-	if err != nil || row.State != string(leaseActive) || b.provider.running(lease.terms.ID()) != nil {
+	if err != nil || row.State != wire.StateActive || b.provider.running(lease.terms.ID()) != nil {
 		t.Fatalf("the lease is %q here, %v", row.State, err)
 	}
 	final := lease.at(b).release()
@@ -357,7 +357,7 @@ func TestWhatFailedIsTriedAgain(t *testing.T) {
 	}
 	again(func() bool {
 		row, _, err = b.provider.store.newest(t.Context(), second.terms.ID())
-		return err == nil && row.State == string(leaseEnded)
+		return err == nil && row.State == wire.StateEnded
 	})
 	if s, err := b.provider.payee.State(t.Context(), second.terms.ID()); err != nil || s.Spent != final.Owed {
 		t.Errorf("charged %s for %s, %v", s.Spent.Dec(), final.Owed.Dec(), err)
@@ -593,7 +593,7 @@ func TestLeaseOfAGatewayThatLivesAfterAll(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if row := lease.row(); row.Term != old.term || row.State != string(leaseActive) {
+	if row := lease.row(); row.Term != old.term || row.State != wire.StateActive {
 		t.Errorf("the lease is %s in term %d, it was in %d", row.State, row.Term, old.term)
 	}
 	lease.record()

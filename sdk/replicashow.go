@@ -161,9 +161,9 @@ func (p *Provider) serving(ctx context.Context, s channel.State) (*lease, error)
 	}
 	row, ok, err := p.store.newest(ctx, s.ID)
 	switch {
-	case err != nil || !ok || row.State == string(leaseEnded):
+	case err != nil || !ok || row.State == wire.StateEnded:
 		return nil, err
-	case row.State == string(leaseAllocating), row.State == string(leaseEnding):
+	case row.State == wire.StateAllocating, row.State == wire.StateEnding:
 		return nil, errElsewhere(s.ID)
 	}
 	return p.replicas.follow(ctx, row, s)
@@ -238,7 +238,7 @@ func (r *replicas) end(ctx context.Context, id common.Hash, reason string) error
 		if err != nil {
 			return err
 		}
-		if row.State == string(leaseEnded) {
+		if row.State == wire.StateEnded {
 			return nil
 		}
 		if silent, err := r.p.store.silent(ctx, row.Owner); err == nil && silent > r.ttl {
@@ -262,7 +262,7 @@ func (p *Provider) begun(ctx context.Context, id common.Hash) bool {
 		return false
 	}
 	row, ok, err := p.store.newest(ctx, id)
-	return err == nil && ok && row.State != string(leaseEnded)
+	return err == nil && ok && row.State != wire.StateEnded
 }
 
 // endLease ends the lease that runs on a channel, wherever it does.
@@ -276,7 +276,7 @@ func (p *Provider) endLease(ctx context.Context, id common.Hash, row *leaseRow, 
 		}
 		// It was let go while it was asked: it goes on at another gateway.
 	}
-	if p.replicas == nil || row == nil || row.State == string(leaseEnded) {
+	if p.replicas == nil || row == nil || row.State == wire.StateEnded {
 		return nil
 	}
 	return p.replicas.end(ctx, common.HexToHash(row.ID), reason)

@@ -85,7 +85,7 @@ func TestRestoredBeforeASettlement(t *testing.T) {
 				t.Errorf("%d was settled, and %s is charged before anybody is served", paid, s.Spent.Dec())
 			}
 			if since == "it ran on" {
-				if state := r.row(lease.lease.LeaseID).State; state != string(leaseEnded) {
+				if state := r.row(lease.lease.LeaseID).State; state != wire.StateEnded {
 					t.Errorf("the lease that the copy has is %s: it would sign records again", state)
 				}
 			}
@@ -97,10 +97,10 @@ func TestRestoredBeforeASettlement(t *testing.T) {
 				return
 			}
 			lease.attach(resp)
-			if before := lease.lease.OwedBefore.Uint64(); before < paid && lease.lease.State != string(leaseEnded) {
+			if before := lease.lease.OwedBefore.Uint64(); before < paid && lease.lease.State != wire.StateEnded {
 				t.Errorf("a lease begins at %d, %d was settled", before, paid)
 			}
-			if lease.lease.State != string(leaseEnded) {
+			if lease.lease.State != wire.StateEnded {
 				lease.status(leaseEnded) // unpaid
 			}
 			if s := lease.state(); s.Spent.Uint64() > paid+1000 {

@@ -11,6 +11,7 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/u256"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -176,7 +177,7 @@ func (p *pair) checkPaid(since, then string) {
 		done := background(ctx, rental)
 		eventually(p.T, "records", func() bool {
 			s := rental.Snapshot()
-			return s.Owed.Gt(&known.Spent) && s.Service == string(leaseActive) || len(done) > 0
+			return s.Owed.Gt(&known.Spent) && s.Service == wire.StateActive || len(done) > 0
 		})
 	}
 	closed, err := rental.Close(ctx)
@@ -187,7 +188,7 @@ func (p *pair) checkPaid(since, then string) {
 	if err != nil {
 		p.Fatal(err)
 	}
-	if used := larger(after.Spent, known.Spent); closed.Settled != used {
+	if used := u256.Max(after.Spent, known.Spent); closed.Settled != used {
 		p.Errorf("the payee has %s of %s, its books before %+v, closed %+v", closed.Settled.Dec(), used.Dec(), known, closed)
 	}
 	earned, left := p.balance(p.config.Key.Address()), p.balance(p.payer.Address())
@@ -288,7 +289,7 @@ func (p *pair) wantNoDebt(before channel.State, then string, isShown func() bool
 	if err != nil {
 		p.Fatal(err)
 	}
-	s, most, shown := p.rental.Snapshot(), larger(after.Spent, before.Accepted), isShown()
+	s, most, shown := p.rental.Snapshot(), u256.Max(after.Spent, before.Accepted), isShown()
 	if s.Owed.Gt(&after.Spent) || shown && s.Owed != after.Spent {
 		p.Errorf("%s are owed by record %d, %s were used", s.Owed.Dec(), s.Sequence, after.Spent.Dec())
 	}

@@ -95,7 +95,7 @@ func (p *Provider) muteLease(ctx context.Context, channelID common.Hash, row lea
 			return ctx.Err()
 		}
 	}
-	if p.replicas == nil || row.State == string(leaseEnded) {
+	if p.replicas == nil || row.State == wire.StateEnded {
 		return nil
 	}
 	return p.replicas.end(ctx, common.HexToHash(row.ID), errRolledBack.Error())

@@ -307,7 +307,7 @@ func TestShownRecordOfNobody(t *testing.T) {
 		"no signature, though": show(func(s *wire.ShownRecord) { s.Record.Sequence, s.Signature = 1000, nil }, nil),
 	} {
 		lease.again(wire.HeaderRecord, header)
-		if lease.lease.State == string(leaseEnded) {
+		if lease.lease.State == wire.StateEnded {
 			t.Errorf("%s: the lease ended", name)
 		}
 	}

@@ -26,7 +26,7 @@ func TestKeyRotation(t *testing.T) {
 	r.config.Key, r.config.PastKeys = channel.NewKey(r.chain.Keys[1]), nil
 	r.start()
 	row := r.row(first.lease.LeaseID)
-	if row.State != string(leaseEnded) || !strings.Contains(row.Reason, "key") {
+	if row.State != wire.StateEnded || !strings.Contains(row.Reason, "key") {
 		t.Errorf("the lease is %s: %s", row.State, row.Reason)
 	}
 	last, err := r.provider.store.last(t.Context(), first.lease.LeaseID)
@@ -110,7 +110,7 @@ func TestMeterKeyRotation(t *testing.T) {
 	r.shut()
 	r.config.MeterKey = channel.NewKey(r.chain.Keys[1])
 	r.start()
-	if row := r.row(lease.lease.LeaseID); row.State != string(leaseEnded) || !strings.Contains(row.Reason, "metering key") {
+	if row := r.row(lease.lease.LeaseID); row.State != wire.StateEnded || !strings.Contains(row.Reason, "metering key") {
 		t.Errorf("the lease is %s: %s", row.State, row.Reason)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/gpupay/gpupay/internal/pgtest"
+	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // TestTableThatIsLockedForLong: somebody holds a table for longer than a gateway may be silent, as ALTER TABLE and VACUUM FULL
@@ -50,7 +51,7 @@ func TestTableThatIsLockedForLong(t *testing.T) {
 					t.Fatalf("%s is charged, the credit is worth %s", s.Spent.Dec(), most.Dec())
 				}
 				lease.pay(s.Spent.Uint64())
-				return lease.row().State == string(leaseActive)
+				return lease.row().State == wire.StateActive
 			})
 			if got := calls(); strings.Contains(got, "release") || !strings.Contains(got, "resume") {
 				t.Errorf("after\n%s", got)

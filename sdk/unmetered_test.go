@@ -258,7 +258,7 @@ func TestUnmeteredRestart(t *testing.T) {
 	w.in(lease, leaseSuspended)
 	w.restart()
 	w.step(1)
-	if got := w.provider.Service(lease.terms.ID()); got != string(leaseSuspended) {
+	if got := w.provider.Service(lease.terms.ID()); got != wire.StateSuspended {
 		t.Errorf("it is %s", got)
 	}
 	w.host.set(nil)

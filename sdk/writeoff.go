@@ -9,6 +9,7 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/u256"
 	"github.com/gpupay/gpupay/sdk/units"
 )
 
@@ -73,7 +74,7 @@ func (p *Provider) writeOff(ctx context.Context, s channel.State, why string) er
 	if err != nil {
 		return err
 	}
-	amount := less(whole.Spent, whole.Settled)
+	amount := u256.SaturatingSub(whole.Spent, whole.Settled)
 	err = p.db.Update(ctx, func(tx *sqlx.Tx) error {
 		_, err := tx.ExecContext(ctx, tx.Rebind(`INSERT INTO written_off (channel, payer, amount, at) VALUES (?, ?, ?, ?)
 			ON CONFLICT (channel) DO UPDATE SET amount = excluded.amount, at = excluded.at`),

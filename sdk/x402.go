@@ -73,8 +73,8 @@ func (c X402Config) check(p ProviderConfig) error {
 		return fmt.Errorf("provider: X402.Window (%s) must be at least %s: each has a record, and renters refuse more, which would fill their disks", c.Window, metering.MinRecordEvery)
 	case c.Slack < 4*p.Tick:
 		return fmt.Errorf("provider: X402.Slack (%s) must be at least four ticks (%s): less suspends every lease at once", c.Slack, 4*p.Tick)
-	case p.MaxGap > maxLate:
-		return fmt.Errorf("provider: X402: MaxGap (%s) must be at most %s: whoever pays in advance takes no offer of readings that are later", p.MaxGap, maxLate)
+	case p.MaxGap > wire.MaxGapOfTicks:
+		return fmt.Errorf("provider: X402: MaxGap (%s) must be at most %s: whoever pays in advance takes no offer of readings that are later", p.MaxGap, wire.MaxGapOfTicks)
 	case c.MaxTimeout < 2*authorizationMargin || c.MaxTimeout%time.Second != 0:
 		return fmt.Errorf("provider: X402.MaxTimeout (%s) must be whole seconds, at least %s: a deposit must be mined in it", c.MaxTimeout, 2*authorizationMargin)
 	case c.MaxReply < 0 || c.Line < 0 || c.Waiting < 0:

@@ -15,6 +15,7 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/gpupay/gpupay/internal/testclock"
+	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // TestFreshProcessIsServedAnew: a client that keeps nothing signs the same voucher
@@ -33,7 +34,7 @@ func TestFreshProcessIsServedAnew(t *testing.T) {
 			t.Fatalf("told %d, charged %d", one.charged, spent)
 		}
 		tick := one.again()
-		if tick.State == string(leaseEnded) || string(tick.Access) == "null" || tick.LeaseID == first.LeaseID || tick.ChargedAmount.IsZero() {
+		if tick.State == wire.StateEnded || string(tick.Access) == "null" || tick.LeaseID == first.LeaseID || tick.ChargedAmount.IsZero() {
 			t.Errorf("a new process got %s, access %s, for %s", tick.State, tick.Access, tick.ChargedAmount.Dec())
 		}
 		spent = one.charged

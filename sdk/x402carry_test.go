@@ -17,6 +17,7 @@ import (
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/internal/database"
+	"github.com/gpupay/gpupay/sdk/wire"
 	"github.com/gpupay/gpupay/sdk/x402"
 )
 
@@ -79,7 +80,7 @@ func (b *meteredBooks) request(nanos, room uint64, again bool) {
 	if err := d.db.Update(ctx, func(tx *sqlx.Tx) error { return d.notes.set(tx, b.terms.ID(), "reserved", reserved) }); err != nil {
 		b.Fatal(err)
 	}
-	if err := d.store.insert(ctx, leaseRow{ID: rec.LeaseID.Hex(), Channel: b.terms.ID().Hex(), OwedBefore: before.Dec(), State: string(leaseActive), Allocation: "{}", GPUs: 1}); err != nil {
+	if err := d.store.insert(ctx, leaseRow{ID: rec.LeaseID.Hex(), Channel: b.terms.ID().Hex(), OwedBefore: before.Dec(), State: wire.StateActive, Allocation: "{}", GPUs: 1}); err != nil {
 		b.Fatal(err)
 	}
 	l := &lease{price: b.price}

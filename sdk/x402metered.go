@@ -17,6 +17,7 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/u256"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/internal/serve"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -362,7 +363,7 @@ func (n x402Note) charged(spent uint256.Int) (x402Note, error) {
 	}
 	most, err := n.reserves()
 	if spent.Gt(&charged) {
-		charged = least(spent, most)
+		charged = u256.Min(spent, most)
 	}
 	n.Charged = charged.Dec()
 	return n, err

@@ -15,6 +15,7 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/u256"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/serve"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -358,23 +359,13 @@ func (d *x402Desk) tab(ctx context.Context, s channel.State) (x402Tab, error) {
 		}
 	}
 	note, err := d.notes.channel(ctx, s.ID)
-	t := x402Tab{State: s, note: note, charged: least(s.Spent, note.Reserved), known: true}
+	t := x402Tab{State: s, note: note, charged: u256.Min(s.Spent, note.Reserved), known: true}
 	for _, more := range []uint256.Int{note.Prepaid, s.Settled} {
 		if more.Gt(&t.charged) {
 			t.charged = more
 		}
 	}
 	return t, err
-}
-
-// least is the lower of two amounts. What a late reading used beyond what was
-// reserved is charged with the next request: a client takes no more than it
-// signed for.
-func least(a, b uint256.Int) uint256.Int {
-	if b.Lt(&a) {
-		return b
-	}
-	return a
 }
 
 // match holds a voucher to the amount that comes next. A stock client is corrected
@@ -467,7 +458,7 @@ func (d *x402Desk) runs(ctx context.Context, id common.Hash) (gpus int, current 
 		return 0, false, nil
 	}
 	row, ok, err := d.store.newest(ctx, id)
-	if err != nil || !ok || row.State == string(leaseEnded) {
+	if err != nil || !ok || row.State == wire.StateEnded {
 		return 0, false, err
 	}
 	offer, err := d.store.offer(ctx, common.HexToHash(row.Offer))

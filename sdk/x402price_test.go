@@ -5,6 +5,8 @@ import (
 	"net/http/httptest"
 	"testing"
 	"time"
+
+	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // TestX402PriceChange: a lease that runs under another price than the offer's ends with the record that answers the next
@@ -65,7 +67,7 @@ func TestX402TakenOut(t *testing.T) {
 		t.Fatal(err)
 	}
 	row, ok, err := p.store.newest(t.Context(), b.terms.ID())
-	if err != nil || !ok || row.State != string(leaseEnded) {
+	if err != nil || !ok || row.State != wire.StateEnded {
 		t.Errorf("the lease is %s, %v", row.State, err)
 	}
 	if err := p.Close(); err != nil {

@@ -14,6 +14,7 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/u256"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/x402"
@@ -139,7 +140,7 @@ func (b *buying) rebase(ctx context.Context, said x402.Extra, h http.Header) (ag
 			"channel", b.id, "claimed", base.Dec(), "signed", paid.Signed.Dec())
 		return false, nil // an endpoint's word alone has nothing signed
 	} else if base.Gt(&paid.Signed) {
-		b.slate.Plain = larger(b.slate.Plain, base) // signed before this database, for whatever
+		b.slate.Plain = u256.Max(b.slate.Plain, base) // signed before this database, for whatever
 	}
 	if b.back { // nothing more is signed for it than was, and what counts later is held to the clock when the refund is there
 		same := base == b.counts
@@ -207,8 +208,8 @@ func (b *buying) proved(base uint256.Int, v x402.VoucherState) error {
 func (b *buying) recall(ctx context.Context, shown x402.VoucherState) error {
 	v := channel.Voucher{ChannelID: b.id, Cumulative: shown.SignedMaxClaimable.Int, Signature: shown.Signature[:]}
 	_, err := b.x.payer.Recall(ctx, v)
-	b.slate.Found, b.prior = true, larger(b.prior, v.Cumulative)
-	b.slate.Ceiling = larger(b.slate.Ceiling, v.Cumulative)
+	b.slate.Found, b.prior = true, u256.Max(b.prior, v.Cumulative)
+	b.slate.Ceiling = u256.Max(b.slate.Ceiling, v.Cumulative)
 	return err
 }
 

@@ -280,10 +280,10 @@ func (b *buying) checker(lease *ticking, state metering.CheckerState) (*metering
 	checker, err := metering.ResumeChecker(metering.CheckerConfig{
 		Key: common.Address(offer.Meter), Tolerance: b.tolerance(lease), Clock: b.x.r.config.Clock,
 		RecordEvery: metering.MinRecordEvery,
-		Lease: agreed(metering.Lease{
+		Lease: offer.Meters(metering.Lease{
 			ID: lease.Lease, ChannelID: b.id, OfferHash: offer.Hash, ChainID: b.terms.ChainID, Escrow: b.terms.Escrow,
 			Price: metering.Price{Amount: offer.Amount.Int, Unit: unit}, OwedBefore: lease.OwedBefore, Devices: lease.Devices,
-		}, offer.Offer),
+		}),
 	}, state)
 	if err != nil {
 		return nil, &lie{fmt.Errorf("%w: %w", ErrGarbage, err)}

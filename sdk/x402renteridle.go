@@ -6,14 +6,10 @@ import (
 
 	"github.com/holiman/uint256"
 
+	"github.com/gpupay/gpupay/internal/u256"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
-
-// maxLate bounds how late a provider's reading may be where it is paid by ticks: so
-// much time may be used beyond what was reserved, and be billed for each time that a
-// renter is away. An offer of a longer MaxGap is not made, nor taken.
-const maxLate = 10 * time.Second
 
 // leaseClock is for how long a lease may have run, on our clocks.
 type leaseClock struct {
@@ -227,7 +223,7 @@ func (p *pendingTick) after(open *pendingTick) *pendingTick {
 	both := *p
 	if open != nil && open.Base == p.Base && open.Boot == p.Boot {
 		both.Asked = open.Asked
-		both.Most, both.GPUs = larger(open.Most, p.Most), max(open.GPUs, p.GPUs)
+		both.Most, both.GPUs = u256.Max(open.Most, p.Most), max(open.GPUs, p.GPUs)
 	}
 	return &both
 }
@@ -256,7 +252,7 @@ func (l *ticking) reserved(signed uint256.Int, price metering.Price, gpus int) i
 
 // lateIn is how late a reading may be under an offer.
 func lateIn(offer wire.Offer) time.Duration {
-	return time.Duration(max(0, min(offer.MaxGap, maxLate.Milliseconds()))) * time.Millisecond
+	return time.Duration(max(0, min(offer.MaxGap, wire.MaxGapOfTicks.Milliseconds()))) * time.Millisecond
 }
 
 // covered is for how long all of a lease's GPUs can run from what is owed up to

@@ -15,6 +15,7 @@ import (
 
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/wire"
 	"github.com/gpupay/gpupay/sdk/x402"
 )
 
@@ -444,7 +445,7 @@ func TestX402LateReadings(t *testing.T) {
 	r := newPayRig(t)
 	n := newTenant(t, r)
 	r.shut()
-	r.config.MaxGap = maxLate + time.Millisecond
+	r.config.MaxGap = wire.MaxGapOfTicks + time.Millisecond
 	if p, err := NewProvider(t.Context(), r.config); err == nil || !strings.Contains(err.Error(), "MaxGap (10.001s) must be at most 10s") {
 		t.Errorf("a provider: %v", err)
 		if err == nil {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sim"
+	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // swift is a clock on which time passes many times as fast as on the system's, so that minutes of GPU time are metered, and
@@ -77,7 +78,7 @@ func TestX402RestoredRenterTicksOn(t *testing.T) {
 	}
 	n.open()
 	var since time.Duration
-	for since <= 2*(maxTick+maxLate) {
+	for since <= 2*(maxTick+wire.MaxGapOfTicks) {
 		tick, err := n.patient()
 		if err != nil {
 			t.Fatal(err)

@@ -14,6 +14,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/fault"
+	"github.com/gpupay/gpupay/internal/u256"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/wire"
 	"github.com/gpupay/gpupay/sdk/x402"
@@ -94,7 +95,7 @@ func (b *buying) observe(ctx context.Context) (channel.PayerState, channel.Chain
 		return channel.PayerState{}, s.View, err
 	}
 	paid, err := b.x.payer.Observe(ctx, b.id, b.view)
-	b.own = larger(b.own, paid.Signed)
+	b.own = u256.Max(b.own, paid.Signed)
 	return paid, b.view, err
 }
 
@@ -115,9 +116,9 @@ func (b *buying) agreed(ctx context.Context, v channel.ChainView) (channel.Chain
 		return v, err
 	}
 	if v.Deposit = least; less {
-		v.Deposit = larger(least, lesser(most, paid.Deposit))
+		v.Deposit = u256.Max(least, u256.Min(most, paid.Deposit))
 	}
-	v.Settled = lesser(v.Settled, v.Deposit)
+	v.Settled = u256.Min(v.Settled, v.Deposit)
 	return v, nil
 }
 
@@ -133,12 +134,12 @@ func (b *buying) held(ctx context.Context) (least, most uint256.Int, err error) 
 
 // free is what the channel holds, as last read, and is neither charged nor claimed.
 func (b *buying) free() (free uint256.Int) {
-	return less(b.view.Deposit, b.spent())
+	return u256.SaturatingSub(b.view.Deposit, b.spent())
 }
 
 // spent is what is known to be charged, or was claimed, of what we signed: an endpoint's word for more counts for nothing.
 func (b *buying) spent() uint256.Int {
-	return larger(b.slate.Charged, lesser(b.view.Settled, b.own))
+	return u256.Max(b.slate.Charged, u256.Min(b.view.Settled, b.own))
 }
 
 // signed is a payment that is ready to be sent.
@@ -384,7 +385,7 @@ func (b *buying) size(ctx context.Context, before, most uint256.Int) (value uint
 		least = hint.Int
 	}
 	if value = b.x.deposit; value.IsZero() {
-		value = lesser(b.usual(needed, least), larger(room, least))
+		value = u256.Min(b.usual(needed, least), u256.Max(room, least))
 	}
 	units := b.x.r.units
 	switch {
@@ -404,7 +405,7 @@ func (b *buying) usual(needed, least uint256.Int) (value uint256.Int) {
 	if value = least; value.IsZero() {
 		value.Mul(&b.offer.Amount.Int, uint256.NewInt(usualRequests)) // no overflow: amounts have 96 bits
 	}
-	return larger(value, needed)
+	return u256.Max(value, needed)
 }
 
 // capped is the refusal that Fund would give, before anything is kept.

@@ -11,6 +11,7 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/u256"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/units"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -101,7 +102,7 @@ func (b *buying) refund(ctx context.Context, part *wire.Amount) (X402Refund, err
 		if err != nil {
 			return X402Refund{}, err
 		}
-		b.counts = larger(b.counts, b.spent())
+		b.counts = u256.Max(b.counts, b.spent())
 		if !before.Deposit.Gt(&b.counts) {
 			return X402Refund{}, fmt.Errorf("channel %s: nothing to refund: it holds %s, %s is charged", b.id, before.Deposit.Dec(), b.counts.Dec())
 		}
@@ -141,14 +142,14 @@ func (b *buying) refunded(ctx context.Context, resp *http.Response, before chann
 	if err != nil {
 		return refund, false, fmt.Errorf("channel %s: %w: it said so, the chain does not: leave it: %w", b.id, ErrRefused, err)
 	}
-	b.counts = larger(b.counts, b.spent()) // the last of what was charged is claimed with a refund
+	b.counts = u256.Max(b.counts, b.spent()) // the last of what was charged is claimed with a refund
 	b.giveBack()
 	if err := b.save(ctx); err != nil {
 		return refund, false, err
 	}
 	refund = X402Refund{Channel: b.id, Transaction: common.Hash(receipt.Transaction)}
 	refund.Amount.Sub(&before.Deposit, &view.Deposit)
-	refund.Left = less(view.Deposit, b.counts)
+	refund.Left = u256.SaturatingSub(view.Deposit, b.counts)
 	return refund, false, nil
 }
 
@@ -156,7 +157,7 @@ func (b *buying) refunded(ctx context.Context, resp *http.Response, before chann
 // is the next voucher's base as far as it can be.
 func (b *buying) giveBack() {
 	if b.plausible(b.counts) {
-		b.take(larger(b.slate.Charged, b.counts))
+		b.take(u256.Max(b.slate.Charged, b.counts))
 		b.slate.Open = nil
 	} else {
 		b.notTaken(b.counts)

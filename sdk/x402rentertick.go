@@ -14,6 +14,7 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/u256"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/units"
@@ -128,8 +129,8 @@ func (t *X402Rental) agreeOn(ctx context.Context, offer wire.SignedOffer) (err e
 	if t.price, err = t.x.r.checkPrice(offer.Offer); err != nil {
 		return fmt.Errorf("provider %s: %w", t.peer.base, err)
 	}
-	if late := time.Duration(offer.MaxGap) * time.Millisecond; late > maxLate {
-		return fmt.Errorf("provider %s: %w: its readings may be %s late, paid by ticks at most %s is taken: nothing was signed", t.peer.base, ErrOffer, late, maxLate)
+	if late := time.Duration(offer.MaxGap) * time.Millisecond; late > wire.MaxGapOfTicks {
+		return fmt.Errorf("provider %s: %w: its readings may be %s late, paid by ticks at most %s is taken: nothing was signed", t.peer.base, ErrOffer, late, wire.MaxGapOfTicks)
 	}
 	t.offer = offer
 	return nil
@@ -203,7 +204,7 @@ func (t *X402Rental) ask(ctx context.Context) (*buying, error) {
 		return nil, err
 	}
 	most.AddUint64(&most, 1) // providers ask for one more, which they never charge
-	b, err := t.x.choose(a, *p, lesser(t.x.maxPrice, most))
+	b, err := t.x.choose(a, *p, u256.Min(t.x.maxPrice, most))
 	if err != nil {
 		return nil, err
 	}
@@ -221,9 +222,9 @@ func (b *buying) tell() {
 	switch {
 	case s.Ticked:
 	case s.Ticking == nil && s.Tick == nil:
-		s.Plain = larger(s.Plain, b.own)
+		s.Plain = u256.Max(s.Plain, b.own)
 	default:
-		s.Ceiling = larger(s.Ceiling, b.own)
+		s.Ceiling = u256.Max(s.Ceiling, b.own)
 	}
 	s.Ticked = true
 }
@@ -235,7 +236,7 @@ func (b *buying) pend(ctx context.Context, p signed) error {
 		if !b.slate.Ticked {
 			return nil
 		}
-		b.slate.Plain = larger(b.slate.Plain, p.most)
+		b.slate.Plain = u256.Max(b.slate.Plain, p.most)
 		return b.save(ctx)
 	}
 	clock := b.x.r.config.Clock
@@ -275,12 +276,12 @@ func (t *X402Rental) pending(ctx context.Context, b *buying) (*http.Response, er
 	switch {
 	case err == nil && b.booked:
 		if !lost {
-			b.slate.Charged = larger(b.slate.Charged, known) // and something else since
+			b.slate.Charged = u256.Max(b.slate.Charged, known) // and something else since
 		}
 		return resp, nil
 	case errors.Is(err, ErrLostAnswer), err == nil && !again && lost && !later:
 		drop(resp)
-		b.slate.Charged = larger(b.slate.Charged, known)
+		b.slate.Charged = u256.Max(b.slate.Charged, known)
 		return nil, errors.Join(b.lostTick(), b.giveUp(ctx))
 	case err != nil:
 		drop(resp)
@@ -290,7 +291,7 @@ func (t *X402Rental) pending(ctx context.Context, b *buying) (*http.Response, er
 		return resp, nil
 	}
 	drop(resp)
-	b.slate.Tick, b.prior, b.resent = nil, larger(prior, b.prior), false
+	b.slate.Tick, b.prior, b.resent = nil, u256.Max(prior, b.prior), false
 	return nil, b.save(ctx)
 }
 

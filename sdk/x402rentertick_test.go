@@ -167,7 +167,7 @@ func TestX402RenterTicks(t *testing.T) {
 		if c := n.slate().Charged; tick.Record.Owed != c || tick.Charged.IsZero() || tick.Charged.Uint64() >= testMost {
 			t.Fatalf("tick %d: %s charged in all, %+v", i, c.Dec(), tick)
 		}
-		if len(tick.Devices) != 1 || tick.State != string(leaseActive) || (i > 0 && tick.Lease != last.Lease) {
+		if len(tick.Devices) != 1 || tick.State != wire.StateActive || (i > 0 && tick.Lease != last.Lease) {
 			t.Errorf("tick %d: %+v", i, tick)
 		}
 		last = tick

@@ -302,7 +302,7 @@ func TestLeaseStopsWithoutThePayer(t *testing.T) {
 	r := newPayRig(t)
 	b := r.buyer("/tick")
 	first := b.open(20_000)
-	eventually(t, "the lease is suspended", func() bool { return r.provider.Service(b.terms.ID()) == string(leaseSuspended) })
+	eventually(t, "the lease is suspended", func() bool { return r.provider.Service(b.terms.ID()) == wire.StateSuspended })
 	stopped := b.kept()
 	if stopped.Spent.Gt(&stopped.Accepted) || stopped.Spent.Uint64() <= b.charged {
 		t.Errorf("used %s under a voucher over %s, %d were told", stopped.Spent.Dec(), stopped.Accepted.Dec(), b.charged)

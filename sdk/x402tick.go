@@ -14,6 +14,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/channel/store"
+	"github.com/gpupay/gpupay/internal/u256"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -107,7 +108,7 @@ func (d *x402Desk) let(ctx context.Context, tab x402Tab, gpus int, id string) (*
 	offer := d.Offer()
 	row := leaseRow{
 		ID: id, Channel: tab.ID.Hex(), Offer: offer.Hash.Hex(), GPUs: gpus,
-		Allocation: "{}", OwedBefore: tab.Spent.Dec(), State: string(leaseAllocating), StartedAt: time.Now().UnixNano(),
+		Allocation: "{}", OwedBefore: tab.Spent.Dec(), State: wire.StateAllocating, StartedAt: time.Now().UnixNano(),
 	}
 	if d.replicas != nil {
 		row.Owner, row.Term = d.replicas.identity(), 1
@@ -194,14 +195,14 @@ func (d *x402Desk) ticked(ctx context.Context, tab x402Tab, note x402Note) (*x40
 	if err != nil {
 		return nil, err
 	}
-	if row.State == string(leaseEnded) {
+	if row.State == wire.StateEnded {
 		a.Access = json.RawMessage("null")
 	}
 	most, err := note.reserves()
 	if err != nil {
 		return nil, err
 	}
-	charged := least(rec.Owed, most)
+	charged := u256.Min(rec.Owed, most)
 	if base.Gt(&charged) {
 		charged = base // it was paid for before
 	}
