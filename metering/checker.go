@@ -579,3 +579,36 @@ func (s CheckerState) MarshalJSON() ([]byte, error) {
 		Owed string `json:"owed"`
 	}{plain(s), s.Owed.Dec()})
 }
+
+// Skip goes over the records before rec that were never shown: a provider states what it
+// metered when it suspends a lease, and no tick carries that. What they can cost
+// stays bounded, since a record's time is counted from the lease's beginning: it
+// may not fall, and not run ahead of our clock.
+func (s CheckerState) Skip(rec SignedRecord) (CheckerState, error) {
+	if rec.Sequence <= s.Sequence+1 {
+		return s, nil
+	}
+	added := uint64(max(0, rec.Evidence.Nanos))
+	if added > rec.Nanos || rec.Nanos-added < s.Nanos {
+		return s, fmt.Errorf("lease %s, record %d: %w: %d ns, of which %d are new, after %d", rec.LeaseID, rec.Sequence, ErrBackwards, rec.Nanos, added, s.Nanos)
+	}
+	last := s.Devices
+	s.Sequence, s.Last, s.Nanos, s.Devices = rec.Sequence-1, rec.Previous, rec.Nanos-added, nil
+	for _, d := range rec.Evidence.Devices {
+		from := CheckedDevice{UUID: d.Device.UUID, Total: d.Total - d.Nanos.Allocated}
+		for _, before := range last {
+			if before.UUID != from.UUID {
+				continue
+			}
+			if from.Total < before.Total {
+				return s, fmt.Errorf("lease %s, record %d: %w: %s shows time from %d ns, an earlier record went to %d", rec.LeaseID, rec.Sequence, ErrBackwards, from.UUID, from.Total, before.Total)
+			}
+			from.Name, from.MemoryBytes, from.VBIOS = before.Name, before.MemoryBytes, before.VBIOS
+			if from.BootID, from.Mono = before.BootID, before.Mono; d.Device.BootID != before.BootID {
+				from.BootID = "" // its end is in a record that was not shown
+			}
+		}
+		s.Devices = append(s.Devices, from)
+	}
+	return s, nil
+}

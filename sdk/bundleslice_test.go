@@ -52,3 +52,31 @@ func TestSliceBesideItsGPUOverBoots(t *testing.T) {
 		})
 	}
 }
+
+// TestSliceInOneBoot: on one boot's clock a slice and its whole GPU are let one after the other, and not at once.
+func TestSliceInOneBoot(t *testing.T) {
+	let := func(uuid string, from, to int64) leaseSpan {
+		s := leaseSpan{lease: common.BytesToHash([]byte(uuid))}
+		s.UUID, s.BootID, s.From, s.To, s.Billed = uuid, "a", from, to, to-from
+		if uuid != "GPU-1" && uuid != "GPU-2" {
+			s.Parent = "GPU-1"
+		}
+		return s
+	}
+	for _, row := range []struct {
+		name  string
+		lets  []leaseSpan
+		twice bool
+	}{
+		{"slices at once", []leaseSpan{let("MIG-1", 0, 10), let("MIG-2", 0, 10), let("MIG-1", 10, 20), let("MIG-2", 10, 20)}, false},
+		{"cut", []leaseSpan{let("GPU-1", 0, 10), let("MIG-1", 10, 20), let("MIG-2", 10, 20)}, false},
+		{"whole again", []leaseSpan{let("MIG-1", 0, 10), let("MIG-2", 0, 10), let("GPU-1", 10, 20), let("MIG-1", 20, 30)}, false},
+		{"another GPU", []leaseSpan{let("GPU-2", 0, 10), let("MIG-1", 0, 10)}, false},
+		{"whole beside a slice", []leaseSpan{let("MIG-1", 0, 10), let("MIG-2", 0, 10), let("GPU-1", 5, 15)}, true},
+		{"slice beside the whole", []leaseSpan{let("GPU-1", 0, 20), let("MIG-1", 4, 8)}, true},
+	} {
+		if err := billedTwice(row.lets); errors.Is(err, ErrLetTwice) != row.twice {
+			t.Errorf("%s: %v, want found: %v", row.name, err, row.twice)
+		}
+	}
+}

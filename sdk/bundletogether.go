@@ -11,6 +11,7 @@ import (
 	"github.com/ethereum/go-ethereum/common"
 
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/internal/billed"
 )
 
 // VerifyTogether checks what no bundle shows alone: that no GPU of a payee was
@@ -26,7 +27,7 @@ func VerifyTogether(bundles []*Bundle) []Check {
 			byPayee[payee] = make(map[common.Hash][]leaseSpan)
 			payees = append(payees, payee)
 		}
-		if spans := b.spans(realOnly); billedIn(spans) >= billedIn(byPayee[payee][b.Channel]) {
+		if spans := b.spans(billed.RealOnly); billedIn(spans) >= billedIn(byPayee[payee][b.Channel]) {
 			byPayee[payee][b.Channel] = spans
 		}
 	}
@@ -47,19 +48,19 @@ func VerifyTogether(bundles []*Bundle) []Check {
 
 // leaseSpan is what a lease bills. Ours is the payee's wall clock.
 type leaseSpan struct {
-	span
+	billed.Span
 	lease common.Hash
 }
 
 // spans is what a bundle's records bill, on the clocks that its payee names.
 func (b *Bundle) spans(of func(metering.SignedRecord) metering.SignedRecord) (all []leaseSpan) {
 	for i := range b.Leases {
-		var spans []span
+		var spans []billed.Span
 		for _, rec := range b.Leases[i].Records {
 			for _, d := range of(rec).Evidence.Devices {
 				d.Total = d.Nanos.Allocated // nothing was billed before its beginning
 				one := metering.SignedRecord{Evidence: metering.Evidence{Devices: []metering.DeviceEvidence{d}}}
-				spans = spansWith(spans, one, hearing{boot: "the payee's", began: min(d.From.Wall, d.To.Wall), now: max(d.From.Wall, d.To.Wall)})
+				spans = billed.Add(spans, one, billed.Hearing{Boot: "the payee's", Began: min(d.From.Wall, d.To.Wall), Now: max(d.From.Wall, d.To.Wall)})
 			}
 		}
 		for _, s := range spans {
@@ -86,7 +87,7 @@ const bootOverlap = time.Minute
 // of one host that ran at once: it has one at a time.
 func billedTwice(spans []leaseSpan) error {
 	var failed findings
-	boots := grouped(spans, func(s leaseSpan) (ofDevice, bool) { return ofDevice{s.UUID, s.BootID}, s.onHost() })
+	boots := grouped(spans, func(s leaseSpan) (ofDevice, bool) { return ofDevice{s.UUID, s.BootID}, s.OnHost() })
 	for i, b := range boots {
 		failed.add(b.crowded(deviceSpans{ofDevice: b.ofDevice}))
 		parent := parentOf(b.spans)
@@ -148,8 +149,8 @@ func (b deviceSpans) crowded(rival deviceSpans) error {
 	if !found {
 		return nil
 	}
-	return letTwice(spans, func(o leaseSpan) bool { return o.From < s.to && s.from < o.To },
-		"%s for %d ns between %d and %d of boot %q", named(b.uuid, rival.uuid), s.billed, s.from, s.to, b.boot)
+	return letTwice(spans, func(o leaseSpan) bool { return o.From < s.To && s.From < o.To },
+		"%s for %d ns between %d and %d of boot %q", billed.Named(b.uuid, rival.uuid), s.Billed, s.From, s.To, b.boot)
 }
 
 // overBoots is more billed in several boots than there was, of a device and of one that cannot be let beside it.
@@ -159,15 +160,15 @@ func (b deviceSpans) overBoots(rival deviceSpans) error {
 	if !found {
 		return nil
 	}
-	return letTwice(spans, func(o leaseSpan) bool { return o.Since < s.to && s.from < o.Until },
-		"by the payee's wall clock %s was billed for %s of %s, or that clock was set back", named(b.uuid, rival.uuid), time.Duration(s.billed), time.Duration(s.to-s.from))
+	return letTwice(spans, func(o leaseSpan) bool { return o.Since < s.To && s.From < o.Until },
+		"by the payee's wall clock %s was billed for %s of %s, or that clock was set back", billed.Named(b.uuid, rival.uuid), time.Duration(s.Billed), time.Duration(s.To-s.From))
 }
 
 // atOnce is two boots of one host that ran at once, by more than its wall clock may be set back. One card, whole or in
 // slices, is in one host.
 func (b deviceSpans) atOnce(other deviceSpans) error {
 	one, two := wallTime(b.spans), wallTime(other.spans)
-	both := min(one.to, two.to) - max(one.from, two.from)
+	both := min(one.To, two.To) - max(one.From, two.From)
 	if both <= int64(bootOverlap) {
 		return nil
 	}
@@ -175,9 +176,9 @@ func (b deviceSpans) atOnce(other deviceSpans) error {
 		"by the payee's wall clock the host of %s ran for %s in boots %q and %q at once, or that clock was set back", b.uuid, time.Duration(both), other.boot, b.boot)
 }
 
-// letTwice is ErrLetTwice, of the leases of those spans that which picks.
+// letTwice is billed.ErrTwice, of the leases of those spans that which picks.
 func letTwice(spans []leaseSpan, which func(leaseSpan) bool, format string, args ...any) error {
-	return fmt.Errorf("%w: %w: %s, in %s", ErrBundle, ErrLetTwice, fmt.Sprintf(format, args...), leasesOf(spans, which))
+	return fmt.Errorf("%w: %w: %s, in %s", ErrBundle, billed.ErrTwice, fmt.Sprintf(format, args...), leasesOf(spans, which))
 }
 
 // parentOf is the GPU that a MIG slice was cut from, "" of a whole one.
@@ -193,7 +194,7 @@ func parentOf(spans []leaseSpan) string {
 // overBoots finds a time on the payee's wall clock in which a device was billed in
 // several boots for more than there was. One boot alone is held to its own clock,
 // on which a wall clock that is set back shows nothing.
-func overBoots(spans []leaseSpan) (stretch, bool) {
+func overBoots(spans []leaseSpan) (billed.Stretch, bool) {
 	type boot struct {
 		id    string
 		lease common.Hash // of a boot that has no name, or is one of several
@@ -206,7 +207,7 @@ func overBoots(spans []leaseSpan) (stretch, bool) {
 	}
 	slices.SortFunc(all, func(a, b leaseSpan) int { return cmp.Compare(a.Until, b.Until) })
 	for _, first := range all {
-		billed, sum := make(map[boot]int64), int64(0)
+		inBoot, sum := make(map[boot]int64), int64(0)
 		for _, s := range all {
 			if s.Since < first.Since {
 				continue
@@ -215,42 +216,42 @@ func overBoots(spans []leaseSpan) (stretch, bool) {
 			if b.id == "" {
 				b.lease = s.lease
 			}
-			billed[b] += s.Billed
+			inBoot[b] += s.Billed
 			sum += s.Billed
 			length := s.Until - first.Since
-			most := length + int64(bootOverlap) + length/slew
+			most := length + int64(bootOverlap) + length/billed.Slew
 			if sum <= most {
 				continue
 			}
 			var capped int64
-			for _, ns := range billed {
+			for _, ns := range inBoot {
 				capped += min(ns, length)
 			}
 			if capped > most {
-				return stretch{first.Since, s.Until, capped}, true
+				return billed.Stretch{From: first.Since, To: s.Until, Billed: capped}, true
 			}
 		}
 	}
-	return stretch{}, false
+	return billed.Stretch{}, false
 }
 
 // tooMuch looks at the spans of one boot of a device. A boot without a name is no
 // one boot.
-func tooMuch(spans []leaseSpan) (stretch, bool) {
+func tooMuch(spans []leaseSpan) (billed.Stretch, bool) {
 	if spans[0].BootID == "" {
-		return stretch{}, false
+		return billed.Stretch{}, false
 	}
-	all := make([]stretch, len(spans))
+	all := make([]billed.Stretch, len(spans))
 	for i, s := range spans {
-		all[i] = stretch{s.From, s.To, s.Billed}
+		all[i] = billed.Stretch{From: s.From, To: s.To, Billed: s.Billed}
 	}
-	return crowded(all, math.MaxInt64, math.MinInt64, exactly)
+	return billed.Crowded(all, math.MaxInt64, math.MinInt64, billed.Exactly)
 }
 
-func wallTime(spans []leaseSpan) stretch {
-	s := stretch{from: math.MaxInt64, to: math.MinInt64}
+func wallTime(spans []leaseSpan) billed.Stretch {
+	s := billed.Stretch{From: math.MaxInt64, To: math.MinInt64}
 	for _, o := range spans {
-		s.from, s.to = min(s.from, o.Since), max(s.to, o.Until)
+		s.From, s.To = min(s.From, o.Since), max(s.To, o.Until)
 	}
 	return s
 }

@@ -237,7 +237,7 @@ func (v *verifier) check(l *BundleLease, offer wire.SignedOffer) (int, error) {
 
 // overHole is a checker that goes on behind records that its keeper was not shown.
 func overHole(config metering.CheckerConfig, s metering.CheckerState, next metering.SignedRecord) (*metering.Checker, error) {
-	s, err := bridge(s, next)
+	s, err := s.Skip(next)
 	if err != nil {
 		return nil, err
 	}

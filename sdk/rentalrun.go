@@ -15,6 +15,7 @@ import (
 	"github.com/gpupay/gpupay/internal/u256"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/billed"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -290,7 +291,7 @@ func (l *Rental) parted(began metering.Instant) {
 	if by <= 0 {
 		return
 	}
-	l.row.Spans = l.r.let.part(l.row.Spans, state.BootID)
+	l.row.Spans = l.r.let.Part(l.row.Spans, state.BootID)
 	l.r.config.Log.Warn("this host's clock may have missed time, after a reboot or a pause: it is set forward for the lease, by what its credit allows",
 		"channel", l.id, "lease", l.row.Lease, "by", time.Duration(by))
 }
@@ -327,7 +328,7 @@ func (l *Rental) check(ctx context.Context, document []byte) error {
 	state := l.checker.State()
 	row := l.row
 	row.Checker = &state
-	row.Spans = spansWith(row.Spans, realOnly(rec), hearing{boot: state.BootID, began: state.Start.Boot, now: state.Start.Boot + state.Elapsed})
+	row.Spans = billed.Add(row.Spans, billed.RealOnly(rec), billed.Hearing{Boot: state.BootID, Began: state.Start.Boot, Now: state.Start.Boot + state.Elapsed})
 	use.owed = state.Owed
 	if err := shared.look(context.WithoutCancel(ctx), l.payer, l.r.config.Clock); err != nil {
 		return errors.Join(err, l.forget())
@@ -335,14 +336,14 @@ func (l *Rental) check(ctx context.Context, document []byte) error {
 	row.Beside = shared.beside(l.id)
 	err = l.tooDense(rec)
 	if err == nil {
-		err = l.r.let.book(l.terms.Payee, l.id, row.Spans, l.r.config.Tolerance)
+		err = l.r.let.Book(l.terms.Payee, l.id, row.Spans, l.r.config.Tolerance)
 	}
 	if err != nil {
 		return errors.Join(l.dispute(ctx, err, evident(rec, document)), l.forget())
 	}
 	// A Close that interrupts must not lose a record that was checked.
 	if err := l.r.store.accept(context.WithoutCancel(ctx), row, rec); err != nil {
-		l.r.let.keep(l.terms.Payee, l.id, l.row.Spans)
+		l.r.let.Keep(l.terms.Payee, l.id, l.row.Spans)
 		return errors.Join(err, l.forget())
 	}
 	l.row = row

@@ -20,6 +20,7 @@ import (
 	"github.com/gpupay/gpupay/channel/store"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/billed"
 	"github.com/gpupay/gpupay/sdk/internal/database"
 	"github.com/gpupay/gpupay/sdk/units"
 )
@@ -39,7 +40,7 @@ var (
 	// ErrFlood: the provider sends records faster than it offered to.
 	ErrFlood = errors.New("provider sends more records than it offered")
 	// ErrLetTwice: the provider bills one GPU twice for the same time.
-	ErrLetTwice = errors.New("one GPU is billed twice for the same time")
+	ErrLetTwice = billed.ErrTwice
 	// ErrRefused: the provider does not close the channel. Leave gets the
 	// deposit back without it.
 	ErrRefused = errors.New("provider does not close the channel")
@@ -140,7 +141,7 @@ type Renter struct {
 	store   rentalStore
 	sender  *chain.Sender
 	turns   turns // of payments to x402 servers, whichever client makes them
-	let     letDevices
+	let     billed.Ledger
 	credits payeeCredits
 
 	spending chan struct{} // held from an approval until it is spent
@@ -197,7 +198,14 @@ func (r *Renter) recall(ctx context.Context) error {
 		return err
 	}
 	r.credits.recall(rows, r.config.Clock)
-	return r.let.recall(ctx, r.store, rows)
+	for _, row := range rows {
+		r.let.Keep(row.Terms.Payee, row.Terms.ID(), row.Spans)
+	}
+	all, err := slates{r.store}.list(ctx)
+	for _, s := range all {
+		r.let.Keep(s.Payee, s.ID, s.Spans)
+	}
+	return err
 }
 
 func (c RenterConfig) withDefaults() RenterConfig {

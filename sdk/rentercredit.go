@@ -11,6 +11,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/u256"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/internal/billed"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -155,7 +156,7 @@ func (u *creditUse) take(t creditTaken) {
 // whichever of our clocks went further, and with slack.
 func (u *creditUse) left(now metering.Instant, slack time.Duration) uint256.Int {
 	passed := max(now.Boot-u.others.At.Boot, now.Wall-u.others.At.Wall, 0)
-	return u256.SaturatingSub(u.others.Amount, u.earns(time.Duration(passed+passed/slew)+slack))
+	return u256.SaturatingSub(u.others.Amount, u.earns(time.Duration(passed+passed/billed.Slew)+slack))
 }
 
 // earns is what all of the channel's GPUs earn in a time; the most that there is for

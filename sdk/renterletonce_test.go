@@ -106,7 +106,7 @@ func TestRecordThatIsNotKeptIsNotBooked(t *testing.T) {
 	if err := l.Run(t.Context()); err == nil {
 		t.Fatal("a record was taken that could not be written")
 	}
-	if spans := r.let.spans[l.Terms().Payee][l.ID()]; len(spans) != 0 {
+	if spans := r.let.Spans(l.Terms().Payee, l.ID()); len(spans) != 0 {
 		t.Errorf("booked: %+v", spans)
 	}
 	exec(`DROP TRIGGER refused`)
@@ -115,7 +115,7 @@ func TestRecordThatIsNotKeptIsNotBooked(t *testing.T) {
 	eventually(t, "the record", func() bool { s := l.Snapshot(); return s.Paid.Uint64() >= villainPrice })
 	stop()
 	<-done
-	if spans := r.let.spans[l.Terms().Payee][l.ID()]; len(spans) != 1 {
+	if spans := r.let.Spans(l.Terms().Payee, l.ID()); len(spans) != 1 {
 		t.Errorf("booked: %+v", spans)
 	}
 }

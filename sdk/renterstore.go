@@ -19,6 +19,7 @@ import (
 	"github.com/gpupay/gpupay/internal/fault"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/billed"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -86,7 +87,7 @@ type rentalRow struct {
 	// Beside is what of the payee's credit other channels could not have any more, at the newest record.
 	Beside map[common.Hash]*creditTaken `json:"beside,omitempty"`
 	// Spans are the stretches of each device's time that were billed.
-	Spans []span `json:"spans,omitempty"`
+	Spans []billed.Span `json:"spans,omitempty"`
 
 	Lease      common.Hash            `json:"lease"`
 	Secret     string                 `json:"secret,omitempty"`

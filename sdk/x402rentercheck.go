@@ -38,7 +38,7 @@ func (t *X402Rental) check(ctx context.Context, b *buying, document []byte) (X40
 	clock := b.x.r.config.Clock
 	if boot := clock.BootID(); b.forfeit(lease, t.price, clock.Now(), boot) {
 		b.apart = true
-		b.slate.Spans = b.x.r.let.part(b.slate.Spans, boot)
+		b.slate.Spans = b.x.r.let.Part(b.slate.Spans, boot)
 		b.x.r.config.Log.Warn("this host's clock may have missed time, after a reboot or a pause: the lease is taken to have run for what was signed for",
 			"channel", b.id, "lease", lease.Lease)
 	}
@@ -240,7 +240,7 @@ func (t *X402Rental) idle(s slate, rec metering.SignedRecord, earlier uint256.In
 
 // follow checks a record and remembers it in lease.
 func (b *buying) follow(lease *ticking, rec metering.SignedRecord) error {
-	state, err := bridge(lease.Checker, rec)
+	state, err := lease.Checker.Skip(rec)
 	if err != nil {
 		return &lie{err}
 	}
@@ -303,37 +303,4 @@ func (b *buying) overfull() (uint64, error) {
 		return 0, err
 	}
 	return checker.Overfull(), nil
-}
-
-// bridge goes over records that were never shown: a provider states what it
-// metered when it suspends a lease, and no tick carries that. What they can cost
-// stays bounded, since a record's time is counted from the lease's beginning: it
-// may not fall, and not run ahead of our clock.
-func bridge(s metering.CheckerState, rec metering.SignedRecord) (metering.CheckerState, error) {
-	if rec.Sequence <= s.Sequence+1 {
-		return s, nil
-	}
-	added := uint64(max(0, rec.Evidence.Nanos))
-	if added > rec.Nanos || rec.Nanos-added < s.Nanos {
-		return s, fmt.Errorf("lease %s, record %d: %w: %d ns, of which %d are new, after %d", rec.LeaseID, rec.Sequence, metering.ErrBackwards, rec.Nanos, added, s.Nanos)
-	}
-	last := s.Devices
-	s.Sequence, s.Last, s.Nanos, s.Devices = rec.Sequence-1, rec.Previous, rec.Nanos-added, nil
-	for _, d := range rec.Evidence.Devices {
-		from := metering.CheckedDevice{UUID: d.Device.UUID, Total: d.Total - d.Nanos.Allocated}
-		for _, before := range last {
-			if before.UUID != from.UUID {
-				continue
-			}
-			if from.Total < before.Total {
-				return s, fmt.Errorf("lease %s, record %d: %w: %s shows time from %d ns, an earlier record went to %d", rec.LeaseID, rec.Sequence, metering.ErrBackwards, from.UUID, from.Total, before.Total)
-			}
-			from.Name, from.MemoryBytes, from.VBIOS = before.Name, before.MemoryBytes, before.VBIOS
-			if from.BootID, from.Mono = before.BootID, before.Mono; d.Device.BootID != before.BootID {
-				from.BootID = "" // its end is in a record that was not shown
-			}
-		}
-		s.Devices = append(s.Devices, from)
-	}
-	return s, nil
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/gpupay/gpupay/internal/u256"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/internal/billed"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -292,7 +293,7 @@ func lastsAt(signed, owed, hourly uint256.Int, gpus int) time.Duration {
 // checker's start, and not when the lease can have begun. Where our clocks have
 // parted that is as long ago as it ran, and where its tick was asked for before, as
 // long as it may have run since. After a reboot of ours the wall clock tells that too.
-func (b *buying) hearing(l *ticking) hearing {
+func (b *buying) hearing(l *ticking) billed.Hearing {
 	now, boot := b.x.r.config.Clock.Now(), b.x.r.config.Clock.BootID()
 	if l.BeganBoot != boot {
 		l.Began.Boot, l.BeganBoot = now.Boot-(now.Wall-l.Began.Wall), boot
@@ -302,15 +303,15 @@ func (b *buying) hearing(l *ticking) hearing {
 	} else if b.apart {
 		l.Began.Boot = min(l.Began.Boot, now.Boot-l.ran())
 	}
-	return hearing{boot: boot, began: l.Began.Boot, now: now.Boot}
+	return billed.Hearing{Boot: boot, Began: l.Began.Boot, Now: now.Boot}
 }
 
 // once refuses to pay for a GPU's time twice, in whatever leases, and returns
 // what the channel is billed for with a record. That is booked, and the record is
 // still to be written.
-func (b *buying) once(l *ticking, rec metering.SignedRecord) ([]span, error) {
-	spans := spansWith(b.slate.Spans, realOnly(rec), b.hearing(l))
-	if err := b.x.r.let.book(b.terms.Payee, b.id, spans, b.x.r.config.Tolerance); err != nil {
+func (b *buying) once(l *ticking, rec metering.SignedRecord) ([]billed.Span, error) {
+	spans := billed.Add(b.slate.Spans, billed.RealOnly(rec), b.hearing(l))
+	if err := b.x.r.let.Book(b.terms.Payee, b.id, spans, b.x.r.config.Tolerance); err != nil {
 		return nil, &lie{err}
 	}
 	return spans, nil

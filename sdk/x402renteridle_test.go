@@ -431,10 +431,10 @@ func TestOneGPUInASessionAndOverX402(t *testing.T) {
 	if listErr != nil || len(rows) != 1 || len(rows[0].Spans) == 0 {
 		t.Fatalf("%d rentals, %v", len(rows), listErr)
 	}
-	if err := n.x.r.let.twice(rows[0].Terms.Payee, common.Hash{1}, rows[0].Spans, 0); !errors.Is(err, ErrLetTwice) {
+	if err := n.x.r.let.Book(rows[0].Terms.Payee, common.Hash{1}, rows[0].Spans, 0); !errors.Is(err, ErrLetTwice) {
 		t.Errorf("what a session was billed for is forgotten: %v", err)
 	}
-	if err := n.x.r.let.twice(rows[0].Terms.Payee, common.Hash{1}, n.slate().Spans, 0); !errors.Is(err, ErrLetTwice) {
+	if err := n.x.r.let.Book(rows[0].Terms.Payee, common.Hash{1}, n.slate().Spans, 0); !errors.Is(err, ErrLetTwice) {
 		t.Errorf("what ticks were billed for is forgotten: %v", err)
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/internal/billed"
 	"github.com/gpupay/gpupay/sdk/x402"
 )
 
@@ -49,10 +50,10 @@ type slate struct {
 	Plain   uint256.Int `json:"plain"`
 	// Open is a tick that was given up with no answer, for one of another number of GPUs or by a refund: what may be charged
 	// for it is what it can have run for since it was asked for.
-	Open    *pendingTick `json:"open,omitempty"`
-	Ticking *ticking     `json:"ticking,omitempty"` // the lease that is paid tick by tick
-	Other   uint256.Int  `json:"other"`             // charged since that lease began for what was no tick
-	Spans   []span       `json:"spans,omitempty"`   // billed of each device, in all leases of the channel
+	Open    *pendingTick  `json:"open,omitempty"`
+	Ticking *ticking      `json:"ticking,omitempty"` // the lease that is paid tick by tick
+	Other   uint256.Int   `json:"other"`             // charged since that lease began for what was no tick
+	Spans   []billed.Span `json:"spans,omitempty"`   // billed of each device, in all leases of the channel
 
 	version int64 // of the row that was read; zero: there was none
 }

@@ -330,7 +330,7 @@ func (t *X402Rental) answered(ctx context.Context, b *buying, resp *http.Respons
 	}
 	b.slate.Tick, b.slate.Found, b.slate.Lost = nil, false, uint256.Int{}
 	if err := b.x.slates().accept(ctx, &b.slate, rec); err != nil {
-		b.x.r.let.keep(b.terms.Payee, b.id, onDisk)
+		b.x.r.let.Keep(b.terms.Payee, b.id, onDisk)
 		return tick, err
 	}
 	return tick, nil
