@@ -60,7 +60,7 @@ func (t *tab) payAll(atLeast uint64) (paid uint64) {
 func TestRestoredBeforeASettlement(t *testing.T) {
 	for _, since := range []string{"it ran on", "it ended", "another one began", "it was closed"} {
 		t.Run(since, func(t *testing.T) {
-			r := newRig(t, quiet, func(c *ProviderConfig) { c.Credit, c.SuspendTimeout = time.Second, 500*time.Millisecond })
+			r := newRig(t, quiet, func(c *ProviderConfig) { c.Credit, c.SuspendTimeout = 5*time.Second, 2*time.Second })
 			lease := r.open(1, 500_000, "")
 			lease.payAll(300)
 			old := r.image()
@@ -103,8 +103,8 @@ func TestRestoredBeforeASettlement(t *testing.T) {
 			if lease.lease.State != wire.StateEnded {
 				lease.status(leaseEnded) // unpaid
 			}
-			if s := lease.state(); s.Spent.Uint64() > paid+1000 {
-				t.Errorf("%s was served, %d is paid and the credit is 1000", s.Spent.Dec(), paid)
+			if s := lease.state(); s.Spent.Uint64() > paid+5000 {
+				t.Errorf("%s was served, %d is paid and the credit is 5000", s.Spent.Dec(), paid)
 			}
 		})
 	}
