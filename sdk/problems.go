@@ -54,5 +54,5 @@ func problemOf(err error) *wire.Problem {
 	if errors.Is(err, context.DeadlineExceeded) {
 		return wire.Unavailable.With("it took too long; nothing is lost, try again")
 	}
-	return wire.Internal.With("see the provider's log")
+	return wire.Internal.With("a failure of the provider's own, which its log names: try again later, and tell its operator if it stays")
 }

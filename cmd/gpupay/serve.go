@@ -12,6 +12,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/cli"
+	"github.com/gpupay/gpupay/internal/redact"
 	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/service"
 )
@@ -113,6 +114,8 @@ func (s *serve) serve(ctx context.Context, provider *sdk.Provider) error {
 	}
 	fmt.Printf("renting out %d GPU(s) for %s tokens per GPU-hour at http://%s  (escrow %s, payee %s)\n",
 		gpus, s.config.PricePerGPUHour, public.Addr(), offer.Escrow, offer.Payee)
+	fmt.Printf("chain %d by %s, token %s, confirmations %d; credit %s of GPU time, settled within %s; database %s\n", offer.ChainID, redact.List(s.config.RPC),
+		offer.Token, s.config.Confirmations, time.Duration(offer.Credit)*time.Second, s.config.Settlement.Age(), redact.Database(s.config.Database))
 	if offer.Simulated {
 		fmt.Println("THE GPUS ARE SIMULATED: nobody should pay real money for them")
 	}

@@ -12,7 +12,7 @@ import (
 	"github.com/ethereum/go-ethereum/common"
 
 	"github.com/gpupay/gpupay/channel"
-	"github.com/gpupay/gpupay/internal/cli"
+	"github.com/gpupay/gpupay/metering/nvml"
 	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/service"
 )
@@ -31,7 +31,7 @@ func run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	gpus, err := cli.Source("auto") // nvml.Open, or simulated GPUs where there is none
+	gpus, err := nvml.Open(nvml.Options{}) // sim.New(1, sim.Options{}) to try it without one
 	if err != nil {
 		return err
 	}

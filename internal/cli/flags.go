@@ -34,7 +34,6 @@ type Flags struct {
 	logs          bool
 	level, format string
 	key           *KeyFlags
-	proxies       string
 }
 
 // Flags begins the flags of a subcommand. Errors of what it configures begin with program, a colon and a space.

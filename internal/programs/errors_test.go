@@ -367,6 +367,7 @@ func TestResumedRentalKeepsItsTime(t *testing.T) {
 func TestInterruptedPrograms(t *testing.T) {
 	w := newWorld(t)
 	provider := w.runProvider(t)
+	provider.wait(t, fmt.Sprintf("chain 1337 by %s, token %s, confirmations 1; credit 1m0s of GPU time, settled within 1h0m0s; database gpupay-provider.db", w.URL, w.Token))
 	renter := w.start(t, "rent --poll 200ms")
 	renter.wait(t, "access ")
 	renter.interrupt(t)

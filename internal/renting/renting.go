@@ -105,9 +105,11 @@ func use(ctx, work context.Context, renter *sdk.Renter, rental *sdk.Rental, limi
 		return closeRental(work, renter, rental)
 	case sdk.RentalLeaving:
 		fmt.Println("it is being left; the provider is asked first, who can close at once")
-		if err := closeRental(work, renter, rental); err == nil {
+		err := closeRental(work, renter, rental)
+		if err == nil {
 			return nil
 		}
+		fmt.Fprintln(os.Stderr, "note: the provider does not close it:", redact.Text(err.Error()))
 		return leave(ctx, renter, rental)
 	}
 	if limit > 0 {
