@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
+	"github.com/jmoiron/sqlx"
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/devchain"
@@ -57,12 +58,53 @@ func TestChainStartedAnew(t *testing.T) {
 			if err == nil {
 				err = errors.Join(program.Close())
 			}
+			if i == 0 && file == "renter.db" {
+				useOnce(t, filepath.Join(dir, file))
+			}
 			switch other := c == chains[1]; {
 			case !other && err != nil:
 				t.Errorf("%s, start %d, on the chain that it is from: %v", file, i, err)
 			case other && (!errors.Is(err, chain.ErrChainID) || !strings.Contains(err.Error(), filepath.Join(dir, file)) || !strings.Contains(err.Error(), "--db") || strings.Contains(err.Error(), "\n")):
 				t.Errorf("%s on a chain that was started anew: %v", file, err)
 			}
+		}
+	}
+}
+
+// useOnce gives a renter's database an x402 channel, so that it has something of its chain.
+func useOnce(t *testing.T, path string) {
+	t.Helper()
+	db, err := sqlx.Open("sqlite3", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	if _, err := db.ExecContext(t.Context(), `INSERT INTO x402_slates (channel, url, document, updated_at) VALUES ('0x01', 'https://gpus.example', '{}', 1)`); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestFailedFirstRentBindsNoDatabase: a renter whose first rental failed before anything was signed rents on another chain with
+// the same database, such as on a test chain that was started anew.
+func TestFailedFirstRentBindsNoDatabase(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "renter.db")
+	for n := range 2 {
+		c, err := devchain.Start(t.Context(), devchain.Options{Manual: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		renter, err := sdk.NewRenter(t.Context(), sdk.RenterConfig{Backend: c.Backend, Token: c.Token, Key: channel.NewKey(c.Keys[1]), Database: path,
+			Log: slog.New(slog.DiscardHandler), Caps: sdk.Caps{PricePerGPUHour: "40.00", PerLease: "1", PerDay: "1", PerPayee: "1"}})
+		if err != nil {
+			t.Fatalf("on chain %d: %v", n+1, err)
+		}
+		if _, err := renter.Rent(t.Context(), "http://127.0.0.1:1", sdk.RentOptions{}); err == nil {
+			t.Error("it rents of nobody")
+		}
+		if err := renter.Close(); err != nil {
+			t.Fatal(err)
 		}
 	}
 }

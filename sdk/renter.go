@@ -176,6 +176,9 @@ func NewRenter(ctx context.Context, config RenterConfig) (*Renter, error) {
 	r.store = rentalStore{r.db}
 	outbox, err := chain.OpenStore(ctx, r.db)
 	if err == nil {
+		err = r.store.forgetChain(ctx)
+	}
+	if err == nil {
 		err = outbox.CheckGenesis(ctx, backend)
 	}
 	if err == nil {

@@ -211,6 +211,20 @@ func (s rentalStore) recordsIn(ctx context.Context, table string, id common.Hash
 	return records, nil
 }
 
+// forgetChain forgets which chain the database is from, while it has nothing of it: a rental that failed before anything was
+// signed keeps nobody's database from another chain.
+func (s rentalStore) forgetChain(ctx context.Context) error {
+	err := s.db.Update(ctx, func(tx *sqlx.Tx) error {
+		_, err := tx.ExecContext(ctx, `DELETE FROM chain_genesis WHERE NOT EXISTS (SELECT 1 FROM rentals) AND NOT EXISTS (SELECT 1 FROM x402_slates)
+			AND NOT EXISTS (SELECT 1 FROM payer_channels) AND NOT EXISTS (SELECT 1 FROM chain_tx)`)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("renter: which chain the database is from: %w", err)
+	}
+	return nil
+}
+
 // keepDecimals keeps how many decimals a token has, which all caps and amounts
 // are read by, and refuses another number later: it never changes on the chain.
 func (s rentalStore) keepDecimals(ctx context.Context, backend chain.Backend, token *chain.Token) error {
