@@ -14,6 +14,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/limit"
 	"github.com/gpupay/gpupay/sdk/settle"
 	"github.com/gpupay/gpupay/sdk/tower"
@@ -30,7 +31,7 @@ type ProviderConfig struct {
 	Database        string         // path of the SQLite file, or postgres://.. for several gateways; it holds vouchers, which are money
 	PricePerGPUHour string         // in units of the token, such as "2.50"
 	Source          metering.Source
-	Allocator       Allocator // a HostAllocator over Source if nil
+	Allocator       gpu.Allocator // a gpu.HostAllocator over Source if nil
 
 	// HighWater is the path of a file that remembers the newest usage record that
 	// was signed of each lease, so that a Database which was restored from a backup

@@ -7,6 +7,7 @@ import (
 	"runtime/debug"
 
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/settle"
 )
 
@@ -21,45 +22,45 @@ func contain(log *slog.Logger, what string, err *error) {
 
 // tameAllocator is an operator's Allocator whose panics are errors.
 type tameAllocator struct {
-	Allocator
+	gpu.Allocator
 	log *slog.Logger
 }
 
-var _ Adopter = tameAllocator{}
+var _ gpu.Adopter = tameAllocator{}
 
 // Allocate releases what a panic left half allocated.
-func (t tameAllocator) Allocate(ctx context.Context, req AllocationRequest) (Allocation, error) {
+func (t tameAllocator) Allocate(ctx context.Context, req gpu.Request) (gpu.Allocation, error) {
 	returned := false
-	a, err := func() (a Allocation, err error) {
+	a, err := func() (a gpu.Allocation, err error) {
 		defer contain(t.log, "Allocator.Allocate", &err)
 		a, err = t.Allocator.Allocate(ctx, req)
 		returned = true
 		return a, err
 	}()
 	if !returned {
-		_ = t.Release(context.WithoutCancel(ctx), Allocation{LeaseID: req.LeaseID}) // logged; the lease is not begun either way
+		_ = t.Release(context.WithoutCancel(ctx), gpu.Allocation{LeaseID: req.LeaseID}) // logged; the lease is not begun either way
 	}
 	return a, err
 }
 
-func (t tameAllocator) Suspend(ctx context.Context, a Allocation) (err error) {
+func (t tameAllocator) Suspend(ctx context.Context, a gpu.Allocation) (err error) {
 	defer contain(t.log, "Allocator.Suspend", &err)
 	return t.Allocator.Suspend(ctx, a)
 }
 
-func (t tameAllocator) Resume(ctx context.Context, a Allocation) (err error) {
+func (t tameAllocator) Resume(ctx context.Context, a gpu.Allocation) (err error) {
 	defer contain(t.log, "Allocator.Resume", &err)
 	return t.Allocator.Resume(ctx, a)
 }
 
-func (t tameAllocator) Release(ctx context.Context, a Allocation) (err error) {
+func (t tameAllocator) Release(ctx context.Context, a gpu.Allocation) (err error) {
 	defer contain(t.log, "Allocator.Release", &err)
 	return t.Allocator.Release(ctx, a)
 }
 
-func (t tameAllocator) Adopt(ctx context.Context, a Allocation) (err error) {
+func (t tameAllocator) Adopt(ctx context.Context, a gpu.Allocation) (err error) {
 	defer contain(t.log, "Allocator.Adopt", &err)
-	adopter, ok := t.Allocator.(Adopter)
+	adopter, ok := t.Allocator.(gpu.Adopter)
 	if !ok {
 		return errNoAdopter
 	}
@@ -67,21 +68,21 @@ func (t tameAllocator) Adopt(ctx context.Context, a Allocation) (err error) {
 }
 
 // liveness is what an allocator says of what it allocated; nil if it does not say.
-func liveness(log *slog.Logger, a Allocator) func(context.Context, Allocation) error {
-	live, ok := a.(Liveness)
+func liveness(log *slog.Logger, a gpu.Allocator) func(context.Context, gpu.Allocation) error {
+	live, ok := a.(gpu.Liveness)
 	if !ok {
 		return nil
 	}
-	return func(ctx context.Context, a Allocation) (err error) {
+	return func(ctx context.Context, a gpu.Allocation) (err error) {
 		defer contain(log, "Allocator.Alive", &err)
 		return live.Alive(ctx, a)
 	}
 }
 
 // free is how many devices an allocator has left; ok is false if it does not say.
-func free(log *slog.Logger, a Allocator) (n int, ok bool, err error) {
+func free(log *slog.Logger, a gpu.Allocator) (n int, ok bool, err error) {
 	defer contain(log, "Allocator.Free", &err)
-	c, ok := a.(Capacity)
+	c, ok := a.(gpu.Capacity)
 	if !ok {
 		return 0, false, nil
 	}

@@ -13,12 +13,13 @@ import (
 
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/settle"
 )
 
 // panicky is an allocator and a source whose operations panic when told to.
 type panicky struct {
-	*HostAllocator
+	*gpu.HostAllocator
 	metering.Source
 	mu  sync.Mutex
 	bad map[string]bool
@@ -40,18 +41,21 @@ func (p *panicky) try(op string) {
 
 type panickyAllocator struct{ *panicky }
 
-func (p panickyAllocator) Allocate(ctx context.Context, req AllocationRequest) (Allocation, error) {
+func (p panickyAllocator) Allocate(ctx context.Context, req gpu.Request) (gpu.Allocation, error) {
 	a, err := p.HostAllocator.Allocate(ctx, req)
 	p.try("Allocate")
 	return a, err
 }
-func (p panickyAllocator) Suspend(context.Context, Allocation) error { p.try("Suspend"); return nil }
-func (p panickyAllocator) Resume(context.Context, Allocation) error  { p.try("Resume"); return nil }
-func (p panickyAllocator) Release(ctx context.Context, a Allocation) error {
+func (p panickyAllocator) Suspend(context.Context, gpu.Allocation) error {
+	p.try("Suspend")
+	return nil
+}
+func (p panickyAllocator) Resume(context.Context, gpu.Allocation) error { p.try("Resume"); return nil }
+func (p panickyAllocator) Release(ctx context.Context, a gpu.Allocation) error {
 	p.try("Release")
 	return p.HostAllocator.Release(ctx, a)
 }
-func (p panickyAllocator) Adopt(ctx context.Context, a Allocation) error {
+func (p panickyAllocator) Adopt(ctx context.Context, a gpu.Allocation) error {
 	p.try("Adopt")
 	return p.HostAllocator.Adopt(ctx, a)
 }

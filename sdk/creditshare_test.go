@@ -15,6 +15,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/internal/u256"
+	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/database"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -26,7 +27,7 @@ func (o *outpost) southern() *outpost {
 	s.stop()
 	s.config.MeterKey = o.config.MeterKey
 	s.config.Database = filepath.Join(o.TempDir(), "south.db")
-	s.config.Source, s.config.Allocator = testclock.GPUs(4), &HostAllocator{Devices: []string{"SIM-GPU-2", "SIM-GPU-3"}}
+	s.config.Source, s.config.Allocator = testclock.GPUs(4), &gpu.HostAllocator{Devices: []string{"SIM-GPU-2", "SIM-GPU-3"}}
 	s.start()
 	return s
 }

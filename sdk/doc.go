@@ -6,7 +6,7 @@
 // they are money), a price of one GPU-hour, and a Source that meters, which is
 // package metering/nvml or, to try things out, metering/sim. Serve it, and call
 // Run beside it: that watches the chain and settles. How a renter reaches its GPU
-// is the Allocator's to say.
+// is a gpu.Allocator's to say.
 //
 // What a provider publishes is a signed offer: the price, the least deposit, the
 // credit (GPU time that it serves ahead of vouchers, and the most that it can

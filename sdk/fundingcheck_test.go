@@ -10,12 +10,13 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/internal/testclock"
+	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/wire"
 	"github.com/gpupay/gpupay/sdk/x402"
 )
 
 // blind is an allocator that does not say what is free.
-type blind struct{ Allocator }
+type blind struct{ gpu.Allocator }
 
 // TestNothingMovesForAnX402RequestThatIsRefused: what cannot be served is told
 // before the deposit is sent, whatever it is that stands against it.
@@ -59,7 +60,7 @@ func TestNothingMovesForAnX402RequestThatIsRefused(t *testing.T) {
 // still has no more GPUs than its source.
 func TestNothingMovesWhereNobodySaysWhatIsFree(t *testing.T) {
 	source := testclock.GPUs(2)
-	host, err := NewHostAllocator(context.Background(), source)
+	host, err := gpu.NewHostAllocator(context.Background(), source)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/internal/inventory"
 	"github.com/gpupay/gpupay/sdk/internal/serve"
 )
 
@@ -89,8 +90,8 @@ func (p *Provider) gpus(ctx context.Context) gpuHealth {
 	for _, d := range p.devices {
 		all = append(all, d.UUID)
 	}
-	fit, err := p.sick.fit(ctx, all)
-	return gpuHealth{without(all, fit), err}
+	fit, err := p.sick.Fit(ctx, p.config.Source, all)
+	return gpuHealth{inventory.Without(all, fit), err}
 }
 
 // chainSeen is when every contract was last looked at to the chain's newest block;

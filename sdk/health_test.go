@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
@@ -19,9 +18,7 @@ import (
 
 func (w *ward) health() (int, health) {
 	w.Helper()
-	w.provider.sick.mu.Lock()
-	w.provider.sick.at = time.Time{}
-	w.provider.sick.mu.Unlock()
+	w.provider.sick.Expire()
 	rec := httptest.NewRecorder()
 	w.provider.Health().ServeHTTP(rec, httptest.NewRequest("GET", "/healthz", nil))
 	var h health

@@ -23,6 +23,7 @@ import (
 	"github.com/gpupay/gpupay/internal/chaintest"
 	"github.com/gpupay/gpupay/internal/devchain"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/database"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -144,7 +145,7 @@ func TestOpenThatRevertsAfterItsSimulation(t *testing.T) {
 	if _, err := a.provider.payee.State(t.Context(), terms.ID()); !errors.Is(err, channel.ErrUnknown) {
 		t.Errorf("the channel is known: %v", err)
 	}
-	if free := a.provider.config.Allocator.(*HostAllocator).Free(); free != 2 {
+	if free := a.provider.config.Allocator.(*gpu.HostAllocator).Free(); free != 2 {
 		t.Errorf("%d of 2 devices are free", free)
 	}
 	// The same open is not tried again: it would cost gas again if the payer's
@@ -294,7 +295,7 @@ func TestDepositReorgedAwayAndSpentElsewhere(t *testing.T) {
 	if got := a.balance(a.config.Key.Address()); got != 0 {
 		t.Errorf("the payee has %d", got)
 	}
-	if free := a.provider.config.Allocator.(*HostAllocator).Free(); free != 2 {
+	if free := a.provider.config.Allocator.(*gpu.HostAllocator).Free(); free != 2 {
 		t.Errorf("%d of 2 devices are free", free)
 	}
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/ethereum/go-ethereum/crypto"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/limit"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -282,7 +283,7 @@ func TestOneOpenSentManyTimesAtOnce(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if free := r.provider.config.Allocator.(*HostAllocator).Free(); served != 1 || free != 1 {
+	if free := r.provider.config.Allocator.(*gpu.HostAllocator).Free(); served != 1 || free != 1 {
 		t.Errorf("%d streams began, %d of 2 devices are free", served, free)
 	}
 	if got := r.balance(r.payer.Address()); got != 900_000 {
@@ -332,7 +333,7 @@ func TestManyStreamsOnOneChannelAtOnce(t *testing.T) {
 	if !<-ended {
 		t.Error("the last stream ended without a receipt")
 	}
-	if free := r.provider.config.Allocator.(*HostAllocator).Free(); free != 2 {
+	if free := r.provider.config.Allocator.(*gpu.HostAllocator).Free(); free != 2 {
 		t.Errorf("%d of 2 devices are free", free)
 	}
 }

@@ -20,7 +20,9 @@ import (
 	"github.com/gpupay/gpupay/internal/u256"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/highwater"
+	"github.com/gpupay/gpupay/sdk/internal/inventory"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -35,7 +37,7 @@ type lease struct {
 	offer      *wire.SignedOffer
 	price      metering.Price
 	credit     uint256.Int // base units owed and not vouchered, at most
-	allocation Allocation
+	allocation gpu.Allocation
 	owedBefore uint256.Int
 	startedAt  int64           // unix nanoseconds
 	term       int64           // of our ownership, where gateways share the database
@@ -100,24 +102,24 @@ type leaseMail struct {
 
 // leaseDeps is what every lease of a provider uses.
 type leaseDeps struct {
-	allocator Allocator
-	liveness  func(context.Context, Allocation) error // of what it allocated; nil: it does not say
-	probing   chan struct{}                           // bounds how many are asked at a time
-	source    metering.Source
-	clock     metering.Clock
-	sampling  *metering.Sampling // of source, for all leases
-	store     leaseStore
-	row       uint256.Int      // base units of a channel that a settlement fetches at least
-	accounts  *accounts        // of payers; nil: each lease has a credit of its own
-	shares    *creditShares    // of leases that nodes meter; nil: none does
-	marks     *highwater.Marks // outside the store: what was signed
-	metrics   leaseMetrics
-	log       *slog.Logger
-	timing    leaseTiming
-	ended     func(*lease)
-	dropped   func(*lease)           // it goes on elsewhere
-	leaving   chan struct{}          // bounds how many write their last record at a time
-	tenure    func() context.Context // ends when others may run our leases; nil: nobody else does
+	placer   placer
+	liveness func(context.Context, gpu.Allocation) error // of what it allocated; nil: it does not say
+	probing  chan struct{}                               // bounds how many are asked at a time
+	source   metering.Source
+	clock    metering.Clock
+	sampling *metering.Sampling // of source, for all leases
+	store    leaseStore
+	row      uint256.Int      // base units of a channel that a settlement fetches at least
+	accounts *accounts        // of payers; nil: each lease has a credit of its own
+	shares   *creditShares    // of leases that nodes meter; nil: none does
+	marks    *highwater.Marks // outside the store: what was signed
+	metrics  leaseMetrics
+	log      *slog.Logger
+	timing   leaseTiming
+	ended    func(*lease)
+	dropped  func(*lease)           // it goes on elsewhere
+	leaving  chan struct{}          // bounds how many write their last record at a time
+	tenure   func() context.Context // ends when others may run our leases; nil: nobody else does
 }
 
 // leaseTiming is how often a lease looks at things.
@@ -690,7 +692,7 @@ func (l *lease) suspend(ctx context.Context, why string) error {
 	if err := l.record(ctx, false); l.lost.Load() {
 		return err // the lease is another gateway's, and so are its devices
 	}
-	if err := l.command(ctx, l.deps.allocator.Suspend); err != nil && (why != reasonDead || l.lost.Load()) { // nothing runs that would have to stop
+	if err := l.command(ctx, l.deps.placer.Suspend); err != nil && (why != reasonDead || l.lost.Load()) { // nothing runs that would have to stop
 		return err
 	}
 	l.enter(ctx, leaseSuspended, why)
@@ -701,10 +703,10 @@ func (l *lease) suspend(ctx context.Context, why string) error {
 // hands, before a second of them is billed: whoever suspended them may have died
 // before the database took it. It returns why the lease is over, if they cannot be.
 func (l *lease) handOver(ctx context.Context) *stopRequest {
-	err := l.command(ctx, l.deps.allocator.Resume)
+	err := l.command(ctx, l.deps.placer.Resume)
 	if err != nil && !l.lost.Load() && ctx.Err() == nil { // a command may refuse what is not suspended
-		if err = l.command(ctx, l.deps.allocator.Suspend); err == nil {
-			err = l.command(ctx, l.deps.allocator.Resume)
+		if err = l.command(ctx, l.deps.placer.Suspend); err == nil {
+			err = l.command(ctx, l.deps.placer.Resume)
 		}
 	}
 	if err != nil || l.lost.Load() || ctx.Err() != nil {
@@ -715,7 +717,7 @@ func (l *lease) handOver(ctx context.Context) *stopRequest {
 }
 
 func (l *lease) resume(ctx context.Context) error {
-	if err := l.command(ctx, l.deps.allocator.Resume); err != nil {
+	if err := l.command(ctx, l.deps.placer.Resume); err != nil {
 		if ctx.Err() != nil && !l.lost.Load() { // cut off, and perhaps done: the next process resumes what is active, before it is billed
 			l.unsaved = true
 			l.turn(leaseActive, "")
@@ -733,7 +735,7 @@ const ownerTimeout = 2 * time.Second
 // command has the allocator do something, in the term that is ours only: another
 // gateway's devices are not touched, and what is under way when others may take
 // the lease is cut off.
-func (l *lease) command(ctx context.Context, do func(context.Context, Allocation) error) error {
+func (l *lease) command(ctx context.Context, do func(context.Context, gpu.Allocation) error) error {
 	call, cancel := context.WithTimeout(ctx, l.deps.timing.callTimeout)
 	defer cancel()
 	if l.tenure != nil {
@@ -980,13 +982,13 @@ func (l *lease) takeBack() {
 	call, cancel := context.WithTimeout(context.Background(), l.deps.timing.callTimeout)
 	defer cancel()
 	var err error
-	if adopter, ok := l.deps.allocator.(Adopter); ok && l.remote == nil {
-		if err = adopter.Adopt(call, l.allocation); !errors.Is(err, errLetAgain) {
+	if l.remote == nil {
+		if err = l.deps.placer.Adopt(call, l.allocation); !errors.Is(err, inventory.ErrTaken) {
 			err = nil
 		}
 	}
 	if err == nil {
-		err = l.deps.allocator.Release(call, l.allocation)
+		err = l.deps.placer.Release(call, l.allocation)
 	}
 	l.deps.log.Error("the database has forgotten a lease, as after a fail-over to a server that was behind: its devices are taken back", "lease", l.id, "channel", l.terms.ID(), "devices", l.allocation.Devices, "error", err)
 }
@@ -1031,7 +1033,7 @@ func (l *lease) expire(life context.Context, req stopRequest) {
 	if !l.until(life, func() error { return l.concluded(ctx, req, asked) }) {
 		return
 	}
-	err := l.command(ctx, l.deps.allocator.Release)
+	err := l.command(ctx, l.deps.placer.Release)
 	if err != nil {
 		l.deps.log.Error("the devices of a lease could not be taken back", "lease", l.id, "error", err)
 	}
@@ -1098,7 +1100,7 @@ func (l *lease) stall(ctx context.Context, err error) {
 	if v.state != leaseActive || l.returned {
 		return
 	}
-	if err := l.command(ctx, l.deps.allocator.Suspend); err != nil {
+	if err := l.command(ctx, l.deps.placer.Suspend); err != nil {
 		l.deps.log.Error("a lease that ends could not be suspended meanwhile", "lease", l.id, "error", err)
 	}
 }

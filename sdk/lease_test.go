@@ -14,12 +14,13 @@ import (
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sim"
+	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // brittle is an allocator whose operations fail when told to.
 type brittle struct {
-	*HostAllocator
+	*gpu.HostAllocator
 	mu    sync.Mutex
 	fails map[string]bool
 }
@@ -43,15 +44,15 @@ func (b *brittle) try(op string) error {
 	return nil
 }
 
-func (b *brittle) Allocate(ctx context.Context, req AllocationRequest) (Allocation, error) {
+func (b *brittle) Allocate(ctx context.Context, req gpu.Request) (gpu.Allocation, error) {
 	if err := b.try("allocate"); err != nil {
-		return Allocation{}, err
+		return gpu.Allocation{}, err
 	}
 	return b.HostAllocator.Allocate(ctx, req)
 }
 
-func (b *brittle) Suspend(context.Context, Allocation) error { return b.try("suspend") }
-func (b *brittle) Resume(context.Context, Allocation) error  { return b.try("resume") }
+func (b *brittle) Suspend(context.Context, gpu.Allocation) error { return b.try("suspend") }
+func (b *brittle) Resume(context.Context, gpu.Allocation) error  { return b.try("resume") }
 
 func TestLeaseThatCannotBeSuspendedEnds(t *testing.T) {
 	allocator := newBrittle(t)
@@ -154,7 +155,7 @@ func TestSecretOfAnEndedLeaseTellsItsEnd(t *testing.T) {
 	}
 	lease.status(leaseEnded)
 	lease.next(wire.EventReceipt)
-	if free := r.provider.config.Allocator.(*HostAllocator).Free(); free != 2 {
+	if free := r.provider.config.Allocator.(*gpu.HostAllocator).Free(); free != 2 {
 		t.Errorf("%d devices are free: another lease began", free)
 	}
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/channel/store"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -193,8 +194,8 @@ func (p *Provider) restore(ctx context.Context) error {
 	return p.takeUp(ctx)
 }
 
-func (r leaseRow) allocation() (Allocation, error) {
-	var a Allocation
+func (r leaseRow) allocation() (gpu.Allocation, error) {
+	var a gpu.Allocation
 	err := json.Unmarshal([]byte(r.Allocation), &a)
 	a.LeaseID, a.Term = common.HexToHash(r.ID), r.Term
 	return a, err

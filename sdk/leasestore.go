@@ -20,6 +20,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/channel/store"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -229,7 +230,7 @@ func forgetAccess(ctx context.Context, tx *sqlx.Tx, id common.Hash) error {
 	if err := tx.GetContext(ctx, &text, tx.Rebind(`SELECT allocation FROM leases WHERE id = ?`), id.Hex()); err != nil {
 		return err
 	}
-	var a Allocation
+	var a gpu.Allocation
 	if err := json.Unmarshal([]byte(text), &a); err != nil || len(a.Access) == 0 {
 		return nil // nothing that could be read was allocated
 	}

@@ -16,6 +16,8 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/fault"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/gpu"
+	"github.com/gpupay/gpupay/sdk/internal/inventory"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -119,10 +121,10 @@ func (h *lessor) grant(ctx context.Context, row leaseRow, s channel.State, offer
 	// A renter that hangs up must not leave a half-made allocation behind.
 	call, cancel := context.WithTimeout(context.WithoutCancel(ctx), h.deps.timing.callTimeout)
 	defer cancel()
-	a, err := h.deps.allocator.Allocate(call, AllocationRequest{LeaseID: id, Payer: s.Terms.Payer, GPUs: row.GPUs, row: row, channel: s, offer: offer})
+	a, meter, err := h.deps.placer.place(call, placement{gpu.Request{LeaseID: id, Payer: s.Terms.Payer, GPUs: row.GPUs, Term: row.Term}, s, offer})
 	if err == nil && len(a.Devices) != row.GPUs {
 		err = errors.Join(fmt.Errorf("allocator gave %d devices to lease %s, %d were asked for", len(a.Devices), id, row.GPUs),
-			h.deps.allocator.Release(call, a))
+			h.deps.placer.Release(call, a))
 	}
 	if err != nil {
 		return nil, errors.Join(err, h.store.setEnded(call, id, row.Term, "not allocated", false))
@@ -135,13 +137,13 @@ func (h *lessor) grant(ctx context.Context, row leaseRow, s channel.State, offer
 	text, err := json.Marshal(a)
 	row.Allocation = string(text)
 	if err == nil {
-		err = h.bind(call, &row, s.ID, offer, a.meter)
+		err = h.bind(call, &row, s.ID, offer, meter)
 	}
 	if err == nil {
 		err = h.store.activate(call, row)
 	}
 	if err != nil {
-		return nil, errors.Join(err, h.deps.allocator.Release(call, a)) // the row says that nothing is metered
+		return nil, errors.Join(err, h.deps.placer.Release(call, a)) // the row says that nothing is metered
 	}
 	fault.Point(fault.LeaseActivated)
 	l, err := h.newLease(row, s, offer, a, nil)
@@ -153,7 +155,7 @@ func (h *lessor) grant(ctx context.Context, row leaseRow, s channel.State, offer
 	}
 	err = h.launch(l, leaseActive, s, nil)
 	switch {
-	case errors.Is(err, ErrNoCapacity):
+	case errors.Is(err, gpu.ErrNoCapacity):
 		h.deps.accounts.leave(l)
 		return nil, errors.Join(err, h.giveBack(call, row, a, err.Error()))
 	case errors.Is(err, errMetered): // and not given back: that would take it from who has it
@@ -173,7 +175,7 @@ func (h *lessor) grant(ctx context.Context, row leaseRow, s channel.State, offer
 
 // newLease builds a lease: fresh, or as its last record and the meter's state
 // left it.
-func (h *lessor) newLease(row leaseRow, s channel.State, offer wire.SignedOffer, a Allocation, last *metering.SignedRecord) (*lease, error) {
+func (h *lessor) newLease(row leaseRow, s channel.State, offer wire.SignedOffer, a gpu.Allocation, last *metering.SignedRecord) (*lease, error) {
 	price, err := offerPrice(offer.Offer)
 	if err != nil {
 		return nil, err
@@ -298,7 +300,7 @@ func (h *lessor) enlist(l *lease) error {
 	if l.remote == nil {
 		device, other := h.meter(l.allocation.Devices, l.id)
 		if other != nil && (forOneRequest(l.allocation) || forOneRequest(other.allocation)) {
-			return fmt.Errorf("%w: device %s of lease %s: %w %s", ErrNoCapacity, device, l.id, errMetered, other.id)
+			return fmt.Errorf("%w: device %s of lease %s: %w %s", gpu.ErrNoCapacity, device, l.id, errMetered, other.id)
 		}
 		if other != nil {
 			return fmt.Errorf("device %s of lease %s: %w %s", device, l.id, errMetered, other.id)
@@ -324,11 +326,11 @@ func (h *lessor) meter(devices []string, but common.Hash) (string, *lease) {
 }
 
 // unmetered is ErrNoCapacity where a lease that runs here and is not the route's has one of the devices, whatever the allocator knows.
-func (h *lessor) unmetered(devices []string, route routeLeases) error {
+func (h *lessor) unmetered(devices []string, route inventory.Route) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if device, other := h.meter(devices, common.Hash{}); other != nil && !route(other.id) {
-		return fmt.Errorf("%w: device %s: %w %s", ErrNoCapacity, device, errMetered, other.id)
+		return fmt.Errorf("%w: device %s: %w %s", gpu.ErrNoCapacity, device, errMetered, other.id)
 	}
 	return nil
 }
@@ -413,7 +415,7 @@ func (h *lessor) recover(ctx context.Context, row leaseRow) error {
 	if err != nil {
 		return err
 	}
-	if err := h.reachable(ctx, a); errors.Is(err, errLetAgain) {
+	if err := h.reachable(ctx, a); errors.Is(err, inventory.ErrTaken) {
 		return h.store.setHeld(ctx, row.ID, 0)
 	} else if err != nil {
 		return err
@@ -426,13 +428,13 @@ func (h *lessor) recover(ctx context.Context, row leaseRow) error {
 
 // release takes the devices of a lease back that does not run any more, and is cut off
 // when others may do so.
-func (h *lessor) release(ctx context.Context, a Allocation) error {
+func (h *lessor) release(ctx context.Context, a gpu.Allocation) error {
 	call, cancel := context.WithTimeout(ctx, h.deps.timing.callTimeout)
 	defer cancel()
 	if h.deps.tenure != nil {
 		defer context.AfterFunc(h.deps.tenure(), cancel)()
 	}
-	return h.deps.allocator.Release(call, a)
+	return h.deps.placer.Release(call, a)
 }
 
 // overError is why a lease can go on nowhere and never: it is ended. Any other
@@ -447,12 +449,11 @@ func isOver(err error) bool {
 }
 
 // reachable is errNotHere where an allocation's devices cannot be taken up here.
-func (h *lessor) reachable(ctx context.Context, a Allocation) error {
-	adopter, ok := h.deps.allocator.(Adopter)
-	if !ok || len(a.Devices) == 0 {
+func (h *lessor) reachable(ctx context.Context, a gpu.Allocation) error {
+	if len(a.Devices) == 0 {
 		return nil
 	}
-	if err := adopter.Adopt(ctx, a); err != nil && !errors.Is(err, errNoAdopter) {
+	if err := h.deps.placer.Adopt(ctx, a); err != nil && !errors.Is(err, errNoAdopter) {
 		return fmt.Errorf("%w: %w", errNotHere, err)
 	}
 	return nil
@@ -489,11 +490,7 @@ func (h *lessor) adopt(ctx context.Context, row leaseRow) error {
 	if over != "" && a.Node == "" {
 		return overError(over)
 	}
-	adopter, ok := h.deps.allocator.(Adopter)
-	if !ok {
-		return errNoAdopter
-	}
-	if err := adopter.Adopt(ctx, a); err != nil {
+	if err := h.deps.placer.Adopt(ctx, a); err != nil {
 		return fmt.Errorf("%w: %w", errNotHere, err)
 	}
 	l, err := h.rebuild(ctx, row, s, a, last)
@@ -568,7 +565,7 @@ var errNoAdopter = errors.New("the allocator cannot adopt it")
 var errNotHere = errors.New("its devices cannot be taken up here")
 
 // rebuild is a lease as its row and its last record left it.
-func (h *lessor) rebuild(ctx context.Context, row leaseRow, s channel.State, a Allocation, last *metering.SignedRecord) (*lease, error) {
+func (h *lessor) rebuild(ctx context.Context, row leaseRow, s channel.State, a gpu.Allocation, last *metering.SignedRecord) (*lease, error) {
 	offer, err := h.store.offer(ctx, common.HexToHash(row.Offer))
 	if err != nil {
 		return nil, err
@@ -603,7 +600,7 @@ func (h *lessor) abandon(ctx context.Context, row leaseRow, reason string) error
 }
 
 // giveBack ends a lease in the two steps of expire.
-func (h *lessor) giveBack(ctx context.Context, row leaseRow, a Allocation, reason string) error {
+func (h *lessor) giveBack(ctx context.Context, row leaseRow, a gpu.Allocation, reason string) error {
 	id := common.HexToHash(row.ID)
 	if err := h.store.setState(ctx, id, row.Term, leaseEnding, reason, cmp.Or(row.EndedAt, time.Now().Unix())); err != nil {
 		return err

@@ -17,6 +17,7 @@ import (
 
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/keyed"
 	"github.com/gpupay/gpupay/sdk/internal/serve"
 )
@@ -32,7 +33,7 @@ type NodeConfig struct {
 
 	PastKeys       []metering.Signer // metering keys of before, for leases that go on, the one that all nodes had first; none if empty
 	HighWater      string            // as ProviderConfig.HighWater; Database with ".signed" behind it if empty
-	Allocator      Allocator         // a HostAllocator over Source if nil
+	Allocator      gpu.Allocator     // a gpu.HostAllocator over Source if nil
 	Payee          common.Address    // whose offers it meters for; anybody's whom its gateways serve if zero
 	SuspendTimeout time.Duration     // an unpaid lease ends after it, also where no gateway is heard of; 5 min if zero
 	CallTimeout    time.Duration     // of an allocator's command; 30 s if zero
@@ -109,7 +110,7 @@ func NewNode(ctx context.Context, config NodeConfig) (*Node, error) {
 		return nil, fmt.Errorf("node %s: %w", config.Name, err)
 	}
 	if config.Allocator == nil {
-		allocator, err := NewHostAllocator(ctx, config.Source)
+		allocator, err := gpu.NewHostAllocator(ctx, config.Source)
 		if err != nil {
 			return nil, fmt.Errorf("node %s: %w", config.Name, err)
 		}
@@ -148,7 +149,7 @@ func (n *Node) lets() {
 	n.meterKey, n.pastKeys, n.store = n.config.MeterKey, n.config.PastKeys, n.spool.leaseStore
 	n.channel, n.lessor.share = n.spool.channel, n.spool.share
 	n.deps = leaseDeps{
-		allocator: tameAllocator{n.config.Allocator, n.config.Log}, liveness: liveness(n.config.Log, n.config.Allocator), source: n.config.Source, clock: n.config.Clock, store: n.store,
+		placer: local{tameAllocator{n.config.Allocator, n.config.Log}}, liveness: liveness(n.config.Log, n.config.Allocator), source: n.config.Source, clock: n.config.Clock, store: n.store,
 		metrics: metrics, log: n.config.Log, ended: n.leaseDropped, dropped: n.leaseDropped,
 		timing: leaseTiming{tick: metering.DefaultTick, recordEvery: defaultRecordEvery,
 			suspendTimeout: n.config.SuspendTimeout, aliveEvery: n.config.AliveEvery, callTimeout: n.config.CallTimeout},

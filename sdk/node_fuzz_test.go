@@ -18,6 +18,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -98,7 +99,7 @@ func FuzzNodeAnswer(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	good, err := json.Marshal(nodeLease{LeaseID: terms.ID, State: leaseActive, Sequence: 1, Allocation: &Allocation{}, Records: []metering.SignedRecord{rec}})
+	good, err := json.Marshal(nodeLease{LeaseID: terms.ID, State: leaseActive, Sequence: 1, Allocation: &gpu.Allocation{}, Records: []metering.SignedRecord{rec}})
 	if err != nil {
 		f.Fatal(err)
 	}

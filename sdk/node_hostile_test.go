@@ -24,6 +24,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -171,7 +172,7 @@ func TestStartsThatANodeRefuses(t *testing.T) {
 			t.Errorf("%s: %v, want %d", name, wire.ParseProblem(resp), c.status)
 		}
 	}
-	if free := o.node.config.Allocator.(*HostAllocator).Free(); free != 2 {
+	if free := o.node.config.Allocator.(*gpu.HostAllocator).Free(); free != 2 {
 		t.Errorf("%d devices are free", free)
 	}
 	good := start(payee, func(o *wire.Offer, q *nodeStart) { q.LeaseID, o.Version, o.Meter = common.Hash{8}, 2, wire.Address{} })
@@ -185,7 +186,7 @@ func TestStartsThatANodeRefuses(t *testing.T) {
 	if meter := o.config.MeterKey.Address(); first.Meter == nil || *first.Meter != meter || second.Meter == nil || *second.Meter != meter {
 		t.Errorf("signed by %v, then %v, the node's key is %s", first.Meter, second.Meter, meter)
 	}
-	if !slices.Equal(first.Allocation.Devices, second.Allocation.Devices) || o.node.config.Allocator.(*HostAllocator).Free() != 1 {
+	if !slices.Equal(first.Allocation.Devices, second.Allocation.Devices) || o.node.config.Allocator.(*gpu.HostAllocator).Free() != 1 {
 		t.Errorf("%+v, then %+v", first.Allocation, second.Allocation)
 	}
 }
@@ -391,7 +392,7 @@ func TestNodeWithoutAKeyOfItsOwn(t *testing.T) {
 	if err := problemIn(wire.NoCapacity, resp); err != nil {
 		t.Error(err)
 	}
-	if free := o.node.config.Allocator.(*HostAllocator).Free(); free != 2 {
+	if free := o.node.config.Allocator.(*gpu.HostAllocator).Free(); free != 2 {
 		t.Errorf("%d devices are free", free)
 	}
 }
@@ -460,7 +461,7 @@ func TestNodeThatForgotSignsNoMore(t *testing.T) {
 	if _, records := o.spooled(id); row.Reason != errRolledBack.Error() || records[len(records)-1].Final {
 		t.Errorf("ended because %q, final: %v", row.Reason, records[len(records)-1].Final)
 	}
-	if free := o.node.config.Allocator.(*HostAllocator).Free(); free != 2 {
+	if free := o.node.config.Allocator.(*gpu.HostAllocator).Free(); free != 2 {
 		t.Errorf("%d devices are free", free)
 	}
 }

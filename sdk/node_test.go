@@ -17,6 +17,7 @@ import (
 	"github.com/gpupay/gpupay/internal/pgtest"
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -62,7 +63,7 @@ func TestLeaseAtANode(t *testing.T) {
 	if got := r.balance(r.config.Key.Address()); got != final.Owed.Uint64() {
 		t.Errorf("the payee has %d, is owed %s", got, final.Owed.Dec())
 	}
-	if free := o.node.config.Allocator.(*HostAllocator).Free(); free != 2 {
+	if free := o.node.config.Allocator.(*gpu.HostAllocator).Free(); free != 2 {
 		t.Errorf("%d devices are free at the node", free)
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/serve"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -88,7 +89,7 @@ func nodeProblem(err error) *wire.Problem {
 		return wire.TooLarge.With("at most %d bytes are read", large.Limit)
 	case errors.Is(err, sql.ErrNoRows):
 		return problemNoLease.With("this node has no such lease")
-	case errors.Is(err, ErrNoCapacity):
+	case errors.Is(err, gpu.ErrNoCapacity):
 		return wire.NoCapacity.With("%v", err)
 	case errors.Is(err, errRolledBack):
 		return problemSpool.With("%v", err)

@@ -7,6 +7,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/gpupay/gpupay/sdk/gpu"
 )
 
 // TestNodeThatBeginsNoLeaseRests: a node that answers and begins no lease has most free, and would get every one: the
@@ -18,7 +20,7 @@ func TestNodeThatBeginsNoLeaseRests(t *testing.T) {
 	host := hostGPUs(t, 8)
 	host.AllocateCommand = append(command, "allocate")
 	bad.config.Source, bad.config.Allocator, bad.config.MeterKey = nil, host, good.config.MeterKey
-	bad.config.Source = host.sick.source
+	bad.config.Source = host.Source
 	bad.start()
 	var ahead atomic.Int64
 	r := newRig(t, good.link, generousCredit, func(c *ProviderConfig) {
@@ -49,7 +51,7 @@ func TestNodeThatBeginsNoLeaseRests(t *testing.T) {
 			t.Errorf("it runs at %+v", l)
 		}
 	}
-	if err := bad.config.Allocator.Release(t.Context(), Allocation{LeaseID: first.lease.LeaseID}); err != nil {
+	if err := bad.config.Allocator.Release(t.Context(), gpu.Allocation{LeaseID: first.lease.LeaseID}); err != nil {
 		t.Error(err)
 	}
 	mend(t, command[0])

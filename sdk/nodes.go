@@ -16,13 +16,14 @@ import (
 
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // nodeTimeout bounds a question to a node that answers from memory and its disk.
 const nodeTimeout = 5 * time.Second
 
-// nodes is the Allocator of a gateway whose GPUs are metered by nodes: it has a
+// nodes is the placer of a gateway whose GPUs are metered by nodes: it has a
 // node begin a lease, and take the devices back at its end.
 type nodes struct {
 	p     *Provider
@@ -54,11 +55,7 @@ const (
 	mostNodeRest  = 5 * time.Minute
 )
 
-var (
-	_ Allocator = (*nodes)(nil)
-	_ Adopter   = (*nodes)(nil)
-	_ Capacity  = (*nodes)(nil)
-)
+var _ placer = (*nodes)(nil)
 
 func newNodes(p *Provider) (*nodes, error) {
 	n := &nodes{p: p, status: make(map[string]nodeStatus), known: make(map[string][]metering.Device), failed: make(map[string]string),
@@ -263,15 +260,15 @@ func (n *nodes) roomy(gpus int) []*nodeClient {
 	return fit
 }
 
-// Allocate has a node begin the lease: from its answer on it meters. Where the
+// place has a node begin the lease, and returns whose key signs its records: from its answer on it meters. Where the
 // answer is lost the lease ends here, and so it does there (reconcile). Its share is free at once:
 // nobody was told how to reach what the node may have begun, and it is charged to nobody.
-func (n *nodes) Allocate(ctx context.Context, req AllocationRequest) (Allocation, error) {
+func (n *nodes) place(ctx context.Context, req placement) (gpu.Allocation, common.Address, error) {
 	q := nodeStart{LeaseID: req.LeaseID, Terms: req.channel.Terms, Offer: req.offer.Document, GPUs: req.GPUs, OwedBefore: wire.NewAmount(req.channel.Spent),
 		nodeMoney: moneyOf(req.channel.Accepted, req.channel.Deposit)}
 	share, err := n.makeRoom(ctx, req)
 	if err != nil {
-		return Allocation{}, err
+		return gpu.Allocation{}, common.Address{}, err
 	}
 	if share.tell.IsZero() { // see lease.limit
 		q.nodeMoney = moneyOf(collectible(req.channel, n.p.deps.row), req.channel.Deposit)
@@ -294,15 +291,15 @@ func (n *nodes) Allocate(ctx context.Context, req AllocationRequest) (Allocation
 			if ended := c.end(ctx, nodeTimeout, req.LeaseID, nodeEnd{Reason: "another node begins it", Closed: true}); ended == nil {
 				continue // it has it no more, if it ever had
 			}
-			return Allocation{}, errors.Join(wire.Unavailable.With("the GPUs' host could not be reached: try again"), err, n.p.deps.shares.end(ctx, req.LeaseID))
+			return gpu.Allocation{}, common.Address{}, errors.Join(wire.Unavailable.With("the GPUs' host could not be reached: try again"), err, n.p.deps.shares.end(ctx, req.LeaseID))
 		}
 		n.wakeUp(c.name)
 		n.took(c.name, req.GPUs)
 		a := *began.Allocation
-		a.LeaseID, a.Node, a.meter = req.LeaseID, c.name, *began.Meter
-		return a, nil
+		a.LeaseID, a.Node = req.LeaseID, c.name
+		return a, *began.Meter, nil
 	}
-	return Allocation{}, errors.Join(fmt.Errorf("%w: no node has %d", ErrNoCapacity, req.GPUs), n.p.deps.shares.end(ctx, req.LeaseID))
+	return gpu.Allocation{}, common.Address{}, errors.Join(fmt.Errorf("%w: no node has %d", gpu.ErrNoCapacity, req.GPUs), n.p.deps.shares.end(ctx, req.LeaseID))
 }
 
 // took counts what was just given away, until the node says so itself.
@@ -317,14 +314,14 @@ func (n *nodes) took(name string, gpus int) {
 
 // Suspend does nothing: a node suspends by itself, whether a gateway is there or
 // not.
-func (n *nodes) Suspend(context.Context, Allocation) error { return nil }
+func (n *nodes) Suspend(context.Context, gpu.Allocation) error { return nil }
 
 // Resume does nothing, for the same reason.
-func (n *nodes) Resume(context.Context, Allocation) error { return nil }
+func (n *nodes) Resume(context.Context, gpu.Allocation) error { return nil }
 
 // Release takes over what the node has metered of a lease that ends here, has it take the devices back and forget about the
 // lease, and gives its share of the credit back. A node that is out of reach is asked again (collect).
-func (n *nodes) Release(ctx context.Context, a Allocation) error {
+func (n *nodes) Release(ctx context.Context, a gpu.Allocation) error {
 	if a.Node == "" {
 		return nil // none ever had it
 	}
@@ -349,7 +346,7 @@ func (n *nodes) Release(ctx context.Context, a Allocation) error {
 
 // Adopt goes on with a lease, whoever began it: any gateway that has a link to
 // its node can.
-func (n *nodes) Adopt(_ context.Context, a Allocation) error {
+func (n *nodes) Adopt(_ context.Context, a gpu.Allocation) error {
 	if n.link(a.Node) == nil {
 		return fmt.Errorf("node %q of lease %s is not among ProviderConfig.Nodes (%s)", a.Node, a.LeaseID, n.names())
 	}

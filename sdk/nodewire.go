@@ -9,6 +9,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/exactjson"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -64,7 +65,7 @@ type nodeLease struct {
 	State      leaseState              `json:"state"`
 	Reason     string                  `json:"reason,omitempty"`
 	Sequence   uint64                  `json:"sequence"` // of the newest record
-	Allocation *Allocation             `json:"allocation,omitempty"`
+	Allocation *gpu.Allocation         `json:"allocation,omitempty"`
 	Records    []metering.SignedRecord `json:"records,omitempty"` // in order
 
 	// Meter is of the node's key that signs the lease's records, in the answer to its start.

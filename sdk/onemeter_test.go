@@ -7,26 +7,27 @@ import (
 	"testing"
 
 	"github.com/gpupay/gpupay/metering/sim"
+	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // oneGPU is an allocator that gives the same device to every lease.
-type oneGPU struct{ released chan Allocation }
+type oneGPU struct{ released chan gpu.Allocation }
 
-func (oneGPU) Allocate(_ context.Context, req AllocationRequest) (Allocation, error) {
-	return Allocation{LeaseID: req.LeaseID, Devices: []string{sim.UUID(0)}}, nil
+func (oneGPU) Allocate(_ context.Context, req gpu.Request) (gpu.Allocation, error) {
+	return gpu.Allocation{LeaseID: req.LeaseID, Devices: []string{sim.UUID(0)}}, nil
 }
-func (oneGPU) Suspend(context.Context, Allocation) error { return nil }
-func (oneGPU) Resume(context.Context, Allocation) error  { return nil }
-func (o oneGPU) Release(_ context.Context, a Allocation) error {
+func (oneGPU) Suspend(context.Context, gpu.Allocation) error { return nil }
+func (oneGPU) Resume(context.Context, gpu.Allocation) error  { return nil }
+func (o oneGPU) Release(_ context.Context, a gpu.Allocation) error {
 	o.released <- a
 	return nil
 }
-func (oneGPU) Adopt(context.Context, Allocation) error { return nil }
+func (oneGPU) Adopt(context.Context, gpu.Allocation) error { return nil }
 
 // TestOneMeterOnADevice: a device that an allocator gives to a second lease is billed to the first alone, which keeps it.
 func TestOneMeterOnADevice(t *testing.T) {
-	gpu := oneGPU{make(chan Allocation, 8)}
+	gpu := oneGPU{make(chan gpu.Allocation, 8)}
 	r := newRig(t, quiet, generousCredit, func(c *ProviderConfig) { c.Allocator = gpu })
 	first := r.open(1, 300_000, "")
 	first.record()
@@ -56,7 +57,7 @@ func (t *tab) attachNow() {
 // TestRestartWithTwoLeasesOnADevice: of two leases that a database has on one device, as an allocator that does not look would
 // leave them, the later one goes on, which keeps the device, and nothing is billed for the other any more.
 func TestRestartWithTwoLeasesOnADevice(t *testing.T) {
-	gpu := oneGPU{make(chan Allocation, 8)}
+	gpu := oneGPU{make(chan gpu.Allocation, 8)}
 	r := newRig(t, quiet, generousCredit, func(c *ProviderConfig) { c.Allocator = gpu })
 	first := r.open(1, 300_000, "")
 	first.record()

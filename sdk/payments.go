@@ -12,6 +12,7 @@ import (
 	"github.com/ethereum/go-ethereum/common"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/serve"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -488,7 +489,7 @@ func (p *Provider) free() *int {
 	if p.takesLeases() != nil {
 		return &free
 	}
-	if _, ok := p.config.Allocator.(Capacity); !ok {
+	if _, ok := p.config.Allocator.(gpu.Capacity); !ok && p.nodes == nil {
 		return nil
 	}
 	others, err := p.others(context.Background(), common.Hash{})

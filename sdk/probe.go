@@ -5,6 +5,8 @@ import (
 	"errors"
 	"sync/atomic"
 	"time"
+
+	"github.com/gpupay/gpupay/sdk/gpu"
 )
 
 // probes is how many allocations of a provider are asked at once whether they are
@@ -63,7 +65,7 @@ func (l *lease) felt(err error) {
 		if l.liveness.dead.Swap(false) {
 			l.wake()
 		}
-	case errors.Is(err, ErrDead):
+	case errors.Is(err, gpu.ErrDead):
 		if !l.liveness.dead.Swap(true) {
 			l.meter.Pause()
 			l.deps.log.Warn("lease is not alive: it is suspended and not billed", "lease", l.id, "error", err)

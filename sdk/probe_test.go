@@ -8,15 +8,14 @@ import (
 	"testing"
 	"time"
 
-	"github.com/ethereum/go-ethereum/common"
-
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sim"
+	"github.com/gpupay/gpupay/sdk/gpu"
 )
 
 // undertaker is an allocator whose allocations die, by their first device.
 type undertaker struct {
-	*HostAllocator
+	*gpu.HostAllocator
 	mu    sync.Mutex
 	says  map[string]error
 	calls []string
@@ -28,13 +27,13 @@ func (m *undertaker) say(device string, err error) {
 	m.says[device] = err
 }
 
-func (m *undertaker) Alive(_ context.Context, a Allocation) error {
+func (m *undertaker) Alive(_ context.Context, a gpu.Allocation) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.says[a.Devices[0]]
 }
 
-func (m *undertaker) note(what string, a Allocation) error {
+func (m *undertaker) note(what string, a gpu.Allocation) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.calls = append(m.calls, what+" "+a.Devices[0])
@@ -44,8 +43,8 @@ func (m *undertaker) note(what string, a Allocation) error {
 	return nil
 }
 
-func (m *undertaker) Suspend(_ context.Context, a Allocation) error { return m.note("suspend", a) }
-func (m *undertaker) Resume(_ context.Context, a Allocation) error  { return m.note("resume", a) }
+func (m *undertaker) Suspend(_ context.Context, a gpu.Allocation) error { return m.note("suspend", a) }
+func (m *undertaker) Resume(_ context.Context, a gpu.Allocation) error  { return m.note("resume", a) }
 
 // TestDeadLeaseIsNotBilled: of two leases of a GPU each one dies after three seconds
 // and lives again after six. It is suspended and not billed meanwhile, says so, and
@@ -61,7 +60,7 @@ func TestDeadLeaseIsNotBilled(t *testing.T) {
 	}
 	waitFor(t, func() bool { return w.host.wasRead(sim.UUID(0)) && w.host.wasRead(sim.UUID(1)) })
 	w.step(3)
-	allocator.say(sim.UUID(0), ErrDead)
+	allocator.say(sim.UUID(0), gpu.ErrDead)
 	if s := first.status(leaseSuspended); s.Reason != reasonDead {
 		t.Fatalf("suspended because %q", s.Reason)
 	}
@@ -85,7 +84,7 @@ func TestDeadLeaseIsNotBilled(t *testing.T) {
 
 // TestDeadLeaseEnds: its GPUs are free again after SuspendTimeout.
 func TestDeadLeaseEnds(t *testing.T) {
-	allocator := &undertaker{HostAllocator: hostGPUs(t, 2), says: map[string]error{sim.UUID(0): ErrDead}}
+	allocator := &undertaker{HostAllocator: hostGPUs(t, 2), says: map[string]error{sim.UUID(0): gpu.ErrDead}}
 	w := newWard(t, func(c *ProviderConfig) {
 		c.Allocator, c.AliveEvery, c.SuspendTimeout = allocator, 10*time.Millisecond, 200*time.Millisecond
 	})
@@ -95,30 +94,5 @@ func TestDeadLeaseEnds(t *testing.T) {
 	}
 	if free := allocator.Free(); free != 2 {
 		t.Errorf("%d GPUs are free", free)
-	}
-}
-
-// TestAliveCommand: a command's status says whether a lease lives; one that cannot
-// be run, or does not end, says nothing.
-func TestAliveCommand(t *testing.T) {
-	hang, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-	defer cancel()
-	for name, c := range map[string]struct {
-		ctx     context.Context
-		command []string
-		fails   bool
-		dead    bool
-	}{
-		"none":            {t.Context(), nil, false, false},
-		"alive":           {t.Context(), []string{"true"}, false, false},
-		"dead":            {t.Context(), []string{"false"}, true, true},
-		"not to be found": {t.Context(), []string{"/nowhere"}, true, false},
-		"hangs":           {hang, []string{"sleep", "60"}, true, false},
-	} {
-		h := &HostAllocator{AliveCommand: c.command}
-		err := h.Alive(c.ctx, Allocation{LeaseID: common.Hash{1}, Devices: []string{"GPU-a"}})
-		if (err != nil) != c.fails || errors.Is(err, ErrDead) != c.dead {
-			t.Errorf("%s: %v", name, err)
-		}
 	}
 }

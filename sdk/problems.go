@@ -6,6 +6,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -29,7 +30,7 @@ var problems = []struct {
 	{channel.ErrExceedsDeposit, wire.AmountExceedsDeposit},
 	{channel.ErrDelta, wire.DeltaTooSmall},
 	{channel.ErrAmount, wire.MalformedCredential},
-	{ErrNoCapacity, wire.NoCapacity},
+	{gpu.ErrNoCapacity, wire.NoCapacity},
 	{chain.ErrGaveWay, wire.Unavailable},
 }
 

@@ -17,7 +17,9 @@ import (
 	"github.com/gpupay/gpupay/channel/store"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/database"
+	"github.com/gpupay/gpupay/sdk/internal/inventory"
 	"github.com/gpupay/gpupay/sdk/internal/keyed"
 	"github.com/gpupay/gpupay/sdk/internal/run"
 	"github.com/gpupay/gpupay/sdk/limit"
@@ -44,8 +46,8 @@ type Provider struct {
 	price   metering.Price
 	credit  uint256.Int // base units for ProviderConfig.Credit of GPU time
 	devices []metering.Device
-	sick    quarantine // of devices
-	gasless bool       // we send renters' ERC-3009 deposits
+	sick    inventory.Quarantine // of devices
+	gasless bool                 // we send renters' ERC-3009 deposits
 
 	minTransfer uint256.Int // base units that are worth a transaction of ours
 	minDelta    uint256.Int // base units that a voucher must add
@@ -192,16 +194,13 @@ func (p *Provider) prices(ctx context.Context) error {
 		p.config.Settlement.Dust = p.minTransfer
 	}
 	if len(p.config.Nodes) > 0 {
-		if p.nodes, err = newNodes(p); err == nil {
-			p.config.Allocator = p.nodes
-		}
+		p.nodes, err = newNodes(p)
 		return err
 	}
-	p.sick.source = p.config.Source
 	if p.devices, err = p.config.Source.Devices(ctx); err != nil {
 		p.noGPUs = fmt.Errorf("provider: listing the GPUs of %s: %w", p.config.Source.Name(), err)
 		if p.config.Allocator == nil {
-			p.config.Allocator = &HostAllocator{sick: quarantine{source: p.config.Source}}
+			p.config.Allocator = &gpu.HostAllocator{Source: p.config.Source}
 		}
 		return nil
 	}
@@ -212,7 +211,7 @@ func (p *Provider) prices(ctx context.Context) error {
 		return fmt.Errorf("provider: %w", err)
 	}
 	if p.config.Allocator == nil {
-		p.config.Allocator, err = NewHostAllocator(ctx, p.config.Source)
+		p.config.Allocator, err = gpu.NewHostAllocator(ctx, p.config.Source)
 	}
 	return err
 }
@@ -245,9 +244,9 @@ func (p *Provider) lets() {
 		shares = &creditShares{p.store, p.leastRow(p.escrow), p.owing}
 	}
 	p.deps = leaseDeps{
-		shares:    shares,
-		allocator: namedAllocator{tameAllocator{p.config.Allocator, p.config.Log}, &p.named, p.deviceBook},
-		liveness:  liveness(p.config.Log, p.config.Allocator), source: p.config.Source, clock: p.config.Clock, store: p.store, marks: p.deps.marks, row: p.leastRow(p.escrow), accounts: newAccounts(p.leastRow(p.escrow)),
+		shares:   shares,
+		placer:   p.placer(),
+		liveness: liveness(p.config.Log, p.config.Allocator), source: p.config.Source, clock: p.config.Clock, store: p.store, marks: p.deps.marks, row: p.leastRow(p.escrow), accounts: newAccounts(p.leastRow(p.escrow)),
 		metrics: p.metrics.leaseMetrics, log: p.config.Log, ended: p.leaseEnded, dropped: p.leaseDropped,
 		timing: leaseTiming{tick: p.config.Tick, recordEvery: p.config.RecordEvery,
 			suspendTimeout: p.config.SuspendTimeout, aliveEvery: p.config.AliveEvery, callTimeout: p.config.CallTimeout},
@@ -255,6 +254,14 @@ func (p *Provider) lets() {
 	if p.replicas != nil {
 		p.deps.tenure = p.replicas.tenureNow
 	}
+}
+
+// placer puts leases onto the nodes, or onto what the allocator rents out beside Metered routes.
+func (p *Provider) placer() placer {
+	if p.nodes != nil {
+		return p.nodes
+	}
+	return local{namedAllocator{tameAllocator{p.config.Allocator, p.config.Log}, &p.named, p.deviceBook}}
 }
 
 // chainParts makes what watches the chain and sends to it.

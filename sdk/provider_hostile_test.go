@@ -16,6 +16,7 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -308,7 +309,7 @@ func TestHostileOpens(t *testing.T) {
 	if err != nil || after != gas {
 		t.Errorf("strangers made the provider send %d transactions (%v)", after-gas, err)
 	}
-	if free := r.provider.config.Allocator.(*HostAllocator).Free(); free != 2 {
+	if free := r.provider.config.Allocator.(*gpu.HostAllocator).Free(); free != 2 {
 		t.Errorf("%d devices are free", free)
 	}
 }

@@ -27,6 +27,7 @@ import (
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/database"
 	"github.com/gpupay/gpupay/sdk/settle"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -449,7 +450,7 @@ func TestUnpaidLeaseEndsAndItsDevicesAreFree(t *testing.T) {
 	if _, err := lease.in.Next(); err != io.EOF {
 		t.Fatalf("after the receipt: %v", err)
 	}
-	if free := r.provider.config.Allocator.(*HostAllocator).Free(); free != 2 {
+	if free := r.provider.config.Allocator.(*gpu.HostAllocator).Free(); free != 2 {
 		t.Fatalf("%d devices are free", free)
 	}
 }

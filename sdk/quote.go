@@ -14,6 +14,7 @@ import (
 
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/units"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -80,11 +81,11 @@ func (r *Renter) quote(ctx context.Context, url string, gpus int) (Quote, error)
 // available refuses to put money into a lease that cannot begin.
 func (q Quote) available() error {
 	if q.Free != nil && *q.Free < q.GPUs {
-		return fmt.Errorf("provider %s: %w: %d wanted, %d free; nothing was deposited", q.URL, ErrNoCapacity, q.GPUs, *q.Free)
+		return fmt.Errorf("provider %s: %w: %d wanted, %d free; nothing was deposited", q.URL, gpu.ErrNoCapacity, q.GPUs, *q.Free)
 	}
 	credit := time.Duration(q.Offer.Credit) * time.Second // plausible
 	if need := wire.MinCredit(q.GPUs, time.Duration(q.Offer.Tick)*time.Millisecond); credit < need {
-		return fmt.Errorf("provider %s: %w: %d GPUs need a credit of %s, it gives %s; nothing was deposited: rent fewer at once", q.URL, ErrNoCapacity, q.GPUs, need, credit)
+		return fmt.Errorf("provider %s: %w: %d GPUs need a credit of %s, it gives %s; nothing was deposited: rent fewer at once", q.URL, gpu.ErrNoCapacity, q.GPUs, need, credit)
 	}
 	return nil
 }

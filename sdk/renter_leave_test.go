@@ -20,6 +20,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -38,7 +39,7 @@ func TestNoRoomNoDeposit(t *testing.T) {
 	m.RPC(t, nil, "anvil_setBalance", channel.NewKey(key).Address(), "0xde0b6b3a7640000")
 	r := openRenter(t, m.renterConfig(t, key))
 	for _, gasless := range []bool{false, true} {
-		if _, err := r.Rent(t.Context(), server.URL, RentOptions{Deposit: "1", Gasless: gasless}); !errors.Is(err, ErrNoCapacity) {
+		if _, err := r.Rent(t.Context(), server.URL, RentOptions{Deposit: "1", Gasless: gasless}); !errors.Is(err, gpu.ErrNoCapacity) {
 			t.Errorf("gasless %v: %v, want ErrNoCapacity", gasless, err)
 		}
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/gpupay/gpupay/channel/store"
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -192,7 +193,7 @@ func TestDepositBeginsALease(t *testing.T) {
 	if open, err := r.Rentals(t.Context()); err != nil || len(open) != 0 {
 		t.Errorf("%d rentals were begun (%v)", len(open), err)
 	}
-	if _, err := r.Rent(t.Context(), server.URL, RentOptions{GPUs: 16}); !errors.Is(err, ErrNoCapacity) || !strings.Contains(err.Error(), "nothing was deposited") {
+	if _, err := r.Rent(t.Context(), server.URL, RentOptions{GPUs: 16}); !errors.Is(err, gpu.ErrNoCapacity) || !strings.Contains(err.Error(), "nothing was deposited") {
 		t.Errorf("Rent of more GPUs than the credit lets begin: %v, want ErrNoCapacity", err)
 	}
 	l, err := r.Rent(t.Context(), server.URL, RentOptions{GPUs: 10}) // what nobody says is enough

@@ -49,7 +49,7 @@ func (r *replicas) guardCredit(ctx context.Context, l *lease) {
 			suspended = true
 			r.p.config.Log.Warn("nobody meters a lease and its credit is used up: its devices are suspended", "lease", l.id, "channel", l.terms.ID())
 			call, cancel := context.WithTimeout(ctx, l.deps.timing.callTimeout)
-			err := l.deps.allocator.Suspend(call, l.allocation)
+			err := l.deps.placer.Suspend(call, l.allocation)
 			cancel()
 			if err != nil {
 				r.p.config.Log.Error("a lease that nobody meters could not be suspended", "lease", l.id, "error", err)
@@ -72,7 +72,7 @@ func (r *replicas) undo(ctx context.Context, l *lease, row leaseRow) {
 	a.Term = row.Term
 	call, cancel := context.WithTimeout(ctx, l.deps.timing.callTimeout)
 	defer cancel()
-	if err := l.deps.allocator.Resume(call, a); err != nil && ctx.Err() == nil { // else the process stops, and the next one resumes it
+	if err := l.deps.placer.Resume(call, a); err != nil && ctx.Err() == nil { // else the process stops, and the next one resumes it
 		r.p.config.Log.Error("a lease that runs again could not be resumed: it ends", "lease", l.id, "error", err)
 		_ = r.p.store.command(ctx, l.id, "could not be resumed")
 	}

@@ -338,7 +338,7 @@ func TestDeposedOwnerLeavesTheDevicesAlone(t *testing.T) {
 	lease.record()
 	old := a.provider.running(lease.terms.ID())
 	ended := make(chan error, 1)
-	go func() { ended <- old.command(context.Background(), old.deps.allocator.Resume) }()
+	go func() { ended <- old.command(context.Background(), old.deps.placer.Resume) }()
 	waitFor(t, func() bool { return strings.Contains(calls(), "slow") })
 	began := time.Now()
 	a.provider.replicas.standDown()
@@ -363,26 +363,7 @@ func TestDeposedOwnerLeavesTheDevicesAlone(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := calls()
-	if err := l.command(t.Context(), l.deps.allocator.Suspend); !errors.Is(err, errNotOurs) || strings.Contains(strings.TrimPrefix(calls(), before), second.lease.LeaseID.Hex()) {
+	if err := l.command(t.Context(), l.deps.placer.Suspend); !errors.Is(err, errNotOurs) || strings.Contains(strings.TrimPrefix(calls(), before), second.lease.LeaseID.Hex()) {
 		t.Errorf("it touches the devices of another gateway: %v, %s", err, calls())
-	}
-}
-
-// TestCommandEndsWithItsTime: also where a child of it keeps its output open.
-func TestCommandEndsWithItsTime(t *testing.T) {
-	command, _ := script(t, "sleep 20 & sleep 20")
-	h := hostGPUs(t, 1)
-	h.SuspendCommand = append(command, "suspend")
-	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
-	defer cancel()
-	began := time.Now()
-	if err := h.Suspend(ctx, Allocation{Devices: h.Devices}); err == nil || time.Since(began) > 15*time.Second {
-		t.Errorf("after %s: %v", time.Since(began), err)
-	}
-	command, _ = script(t, "sleep 20 & exit 0")
-	h.SuspendCommand = append(command, "suspend")
-	began = time.Now()
-	if err := h.Suspend(t.Context(), Allocation{Devices: h.Devices}); err != nil || time.Since(began) > 15*time.Second {
-		t.Errorf("a command that left something behind, after %s: %v", time.Since(began), err)
 	}
 }

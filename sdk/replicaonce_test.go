@@ -52,7 +52,7 @@ func TestDevicesAreTakenBackOnce(t *testing.T) {
 	if n := strings.Count(calls(), "release") - before; n != 1 {
 		t.Errorf("they were taken back %d times", n)
 	}
-	if held, err := b.provider.replicas.devices().held(t.Context()); err != nil || len(held) != 0 {
+	if held, err := b.provider.replicas.devices().Held(t.Context()); err != nil || len(held) != 0 {
 		t.Errorf("devices held: %v, %v", held, err)
 	}
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/ethereum/go-ethereum/common"
 
+	"github.com/gpupay/gpupay/sdk/internal/inventory"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -117,7 +118,7 @@ func (r *replicas) taken(ctx context.Context, row leaseRow, do func(leaseRow) er
 // leaveTo leaves a lease to the gateways that reach its devices, for as long as a
 // renter that does not pay would have them.
 func (r *replicas) leaveTo(ctx context.Context, row leaseRow, silent time.Duration, reason error) error {
-	letAgain := row.State == wire.StateEnding && errors.Is(reason, errLetAgain)
+	letAgain := row.State == wire.StateEnding && errors.Is(reason, inventory.ErrTaken)
 	if letAgain || silent > r.p.config.SuspendTimeout {
 		return r.taken(ctx, row, func(row leaseRow) error {
 			if letAgain {

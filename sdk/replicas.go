@@ -13,6 +13,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/channel/store"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/inventory"
 	"github.com/gpupay/gpupay/sdk/internal/run"
 	"github.com/gpupay/gpupay/sdk/settle"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -65,8 +66,8 @@ func (r *replicas) poll() time.Duration { return min(r.p.config.Tick, time.Secon
 // join makes the gateway one of them: it says that it lives, takes up what
 // nobody runs, and goes on doing both.
 func (r *replicas) join(ctx context.Context) error {
-	if a, ok := r.p.config.Allocator.(interface{ share(deviceBook) }); ok { // also where it is embedded
-		a.share(r.devices())
+	if a, ok := r.p.config.Allocator.(inventory.Keeper); ok { // also where it is embedded
+		a.Inventory().Share(r.devices())
 	}
 	r.sees(time.Now()) // nothing runs here yet that it could be late for
 	if err := r.beat(ctx); err != nil {

@@ -25,6 +25,7 @@ import (
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/database"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -231,7 +232,7 @@ func TestLeaseIsTakenOver(t *testing.T) {
 		}
 		last = rec
 	}
-	if held, err := b.provider.replicas.devices().held(t.Context()); err != nil || len(held) != 1 {
+	if held, err := b.provider.replicas.devices().Held(t.Context()); err != nil || len(held) != 1 {
 		t.Errorf("devices held: %v, %v", held, err)
 	}
 	// A request that found the lease here a moment before it was lost ends it where it is now.
@@ -283,7 +284,7 @@ func TestLeaseWhoseHostIsGone(t *testing.T) {
 	b.shut()
 	a.shut()
 	b.config.Source = testclock.GPUs(2)
-	b.config.Allocator = &HostAllocator{Devices: []string{"ELSEWHERE-0"}}
+	b.config.Allocator = &gpu.HostAllocator{Devices: []string{"ELSEWHERE-0"}}
 	b.start()
 	row, _, err := b.provider.store.newest(t.Context(), lease.terms.ID())
 	if err != nil || row.State != wire.StateActive || b.provider.running(lease.terms.ID()) != nil {
@@ -293,22 +294,22 @@ func TestLeaseWhoseHostIsGone(t *testing.T) {
 	if !final.Final || final.Owed.Lt(&last.Owed) || final.Nanos > last.Nanos+uint64(2*time.Second) {
 		t.Errorf("final record %+v after %+v", final.Record, last.Record)
 	}
-	if held, err := b.provider.replicas.devices().held(t.Context()); err != nil || len(held) != 1 {
+	if held, err := b.provider.replicas.devices().Held(t.Context()); err != nil || len(held) != 1 {
 		t.Errorf("its device is free though nobody took it back: %v, %v", held, err)
 	}
 	a.start()
-	if held, err := a.provider.replicas.devices().held(t.Context()); err != nil || len(held) != 0 {
+	if held, err := a.provider.replicas.devices().Held(t.Context()); err != nil || len(held) != 0 {
 		t.Errorf("its device was not taken back: %v, %v", held, err)
 	}
 }
 
 // sticky is an allocator that may not get its devices back.
 type sticky struct {
-	*HostAllocator
+	*gpu.HostAllocator
 	stuck atomic.Bool
 }
 
-func (s *sticky) Release(ctx context.Context, a Allocation) error {
+func (s *sticky) Release(ctx context.Context, a gpu.Allocation) error {
 	if s.stuck.Load() {
 		return errors.New("the container does not stop")
 	}
@@ -326,7 +327,7 @@ func TestWhatFailedIsTriedAgain(t *testing.T) {
 	allocator.stuck.Store(true)
 	lease.release()
 	held := func() int {
-		devices, err := b.provider.replicas.devices().held(t.Context())
+		devices, err := b.provider.replicas.devices().Held(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -581,7 +582,7 @@ func TestLeaseOfAGatewayThatLivesAfterAll(t *testing.T) {
 	quiet := func(c *ProviderConfig) { c.Log = slog.New(slog.DiscardHandler) }
 	a, b := fleet(t, quiet)
 	b.shut()
-	b.config.Source, b.config.Allocator = testclock.GPUs(2), &HostAllocator{Devices: []string{"ELSEWHERE-0"}}
+	b.config.Source, b.config.Allocator = testclock.GPUs(2), &gpu.HostAllocator{Devices: []string{"ELSEWHERE-0"}}
 	b.start()
 	lease := a.open(1, 500_000, "")
 	lease.record()

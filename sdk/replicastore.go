@@ -9,6 +9,8 @@ import (
 
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/jmoiron/sqlx"
+
+	"github.com/gpupay/gpupay/sdk/internal/inventory"
 )
 
 // What several gateways over one PostgreSQL keep beside their leases. Times are
@@ -270,14 +272,14 @@ func (s leaseStore) dropGPUs(ctx context.Context, id string) error {
 // deviceTable is the book of devices of gateways that share a database.
 type deviceTable struct{ leaseStore }
 
-var _ deviceBook = deviceTable{}
+var _ inventory.Book = deviceTable{}
 
 type deviceRow struct {
 	Device string `db:"device"`
 	Lease  string `db:"lease"`
 }
 
-func (d deviceTable) held(ctx context.Context) (map[string]common.Hash, error) {
+func (d deviceTable) Held(ctx context.Context) (map[string]common.Hash, error) {
 	return heldDevices(ctx, d.db.View())
 }
 
@@ -296,7 +298,7 @@ func heldDevices(ctx context.Context, db sqlx.ExtContext) (map[string]common.Has
 }
 
 // reserve lets one gateway choose at a time.
-func (d deviceTable) reserve(ctx context.Context, lease common.Hash, choose func(held map[string]common.Hash) ([]string, error)) ([]string, error) {
+func (d deviceTable) Reserve(ctx context.Context, lease common.Hash, choose func(held map[string]common.Hash) ([]string, error)) ([]string, error) {
 	return d.choose(ctx, lease, choose, func(tx *sqlx.Tx, device string) error {
 		_, err := tx.ExecContext(ctx, tx.Rebind(`INSERT INTO lease_devices (device, lease) VALUES (?, ?) ON CONFLICT (device) DO NOTHING`), device, lease.Hex())
 		return err
@@ -304,8 +306,8 @@ func (d deviceTable) reserve(ctx context.Context, lease common.Hash, choose func
 }
 
 // keep is for a lease that has no row yet.
-func (d deviceTable) keep(ctx context.Context, lease common.Hash, devices []string, route routeLeases, ttl time.Duration) error {
-	_, err := d.choose(ctx, lease, theseDevices(devices, route), func(tx *sqlx.Tx, device string) error {
+func (d deviceTable) Keep(ctx context.Context, lease common.Hash, devices []string, route inventory.Route, ttl time.Duration) error {
+	_, err := d.choose(ctx, lease, inventory.These(devices, route), func(tx *sqlx.Tx, device string) error {
 		_, err := tx.ExecContext(ctx, tx.Rebind(`INSERT INTO reservations (id, pool, channel, gpus, expires) VALUES (?, ?, ?, 1, `+serverNow+` + ?)`),
 			newGatewayID(), keptDevice+device, lease.Hex(), ttl.Milliseconds())
 		return err
@@ -340,7 +342,7 @@ func (d deviceTable) choose(ctx context.Context, lease common.Hash, pick func(he
 	return chosen, nil
 }
 
-func (d deviceTable) free(ctx context.Context, lease common.Hash) error {
+func (d deviceTable) Free(ctx context.Context, lease common.Hash) error {
 	return d.db.Update(ctx, func(tx *sqlx.Tx) error {
 		for _, held := range []string{`DELETE FROM lease_devices WHERE lease = ?`, `DELETE FROM reservations WHERE channel = ?`} {
 			if _, err := tx.ExecContext(ctx, tx.Rebind(held), lease.Hex()); err != nil {

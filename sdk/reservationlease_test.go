@@ -12,18 +12,19 @@ import (
 	"github.com/ethereum/go-ethereum/common"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // slowAllocator is an operator's allocator that takes its time: began hears of each lease that has its devices, and
 // none is handed out before ready is closed.
 type slowAllocator struct {
-	*HostAllocator
+	*gpu.HostAllocator
 	began chan<- struct{}
 	ready <-chan struct{}
 }
 
-func (s slowAllocator) Allocate(ctx context.Context, req AllocationRequest) (Allocation, error) {
+func (s slowAllocator) Allocate(ctx context.Context, req gpu.Request) (gpu.Allocation, error) {
 	a, err := s.HostAllocator.Allocate(ctx, req)
 	if err != nil {
 		return a, err
@@ -35,8 +36,8 @@ func (s slowAllocator) Allocate(ctx context.Context, req AllocationRequest) (All
 
 // bookless hides in which book an allocator's devices are.
 type bookless struct {
-	Allocator
-	Capacity
+	gpu.Allocator
+	gpu.Capacity
 }
 
 // slowly has two GPUs handed out by an allocator that waits for ready.
@@ -44,7 +45,7 @@ func slowly(began chan<- struct{}, ready <-chan struct{}) func(*ProviderConfig) 
 	return func(c *ProviderConfig) {
 		generousCredit(c)
 		c.CallTimeout = 5 * time.Minute
-		c.Allocator = slowAllocator{&HostAllocator{Devices: []string{"SIM-GPU-0", "SIM-GPU-1"}}, began, ready}
+		c.Allocator = slowAllocator{&gpu.HostAllocator{Devices: []string{"SIM-GPU-0", "SIM-GPU-1"}}, began, ready}
 	}
 }
 
@@ -122,7 +123,7 @@ func TestLeaseWithAReservationIsNotRefused(t *testing.T) {
 			began, ready := make(chan struct{}, 2), make(chan struct{})
 			r := newRig(t, slowly(began, ready), func(c *ProviderConfig) {
 				if name == "bookless" {
-					c.Allocator = bookless{c.Allocator, c.Allocator.(Capacity)}
+					c.Allocator = bookless{c.Allocator, c.Allocator.(gpu.Capacity)}
 				}
 			})
 			p := r.provider
@@ -166,7 +167,7 @@ func TestLeaseWithoutADepositIsReserved(t *testing.T) {
 	r := newRig(t, func(c *ProviderConfig) {
 		generousCredit(c)
 		c.CallTimeout = 5 * time.Minute
-		c.Allocator = lateAllocator{&HostAllocator{Devices: []string{"SIM-GPU-0"}}, began, ready}
+		c.Allocator = lateAllocator{&gpu.HostAllocator{Devices: []string{"SIM-GPU-0"}}, began, ready}
 	})
 	s := r.funded(1)
 	q := r.wants(s, 1)
@@ -211,7 +212,7 @@ func (r *rig) deposited(terms channel.Terms) bool {
 // lateAllocator waits before it takes devices.
 type lateAllocator slowAllocator
 
-func (s lateAllocator) Allocate(ctx context.Context, req AllocationRequest) (Allocation, error) {
+func (s lateAllocator) Allocate(ctx context.Context, req gpu.Request) (gpu.Allocation, error) {
 	s.began <- struct{}{}
 	<-s.ready
 	return s.HostAllocator.Allocate(ctx, req)

@@ -12,6 +12,9 @@ import (
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
+
+	"github.com/gpupay/gpupay/sdk/gpu"
+	"github.com/gpupay/gpupay/sdk/internal/inventory"
 )
 
 // reservations keep GPUs for leases whose deposits are on their way to the chain, or
@@ -242,7 +245,7 @@ func (p *Provider) room(ctx context.Context, id common.Hash, gpus, back int) err
 func (p *Provider) roomBeside(ctx context.Context, others []kept, gpus, back int) error {
 	left, err := p.left(ctx, others)
 	if left = max(left, 0) + back; err == nil && left < gpus {
-		return fmt.Errorf("%w: %d wanted, %d free", ErrNoCapacity, gpus, left)
+		return fmt.Errorf("%w: %d wanted, %d free", gpu.ErrNoCapacity, gpus, left)
 	}
 	return err
 }
@@ -253,12 +256,12 @@ func (p *Provider) left(ctx context.Context, others []kept) (int, error) {
 	if p.nodes != nil {
 		return p.nodes.freeBeside(beside(others, nil)), nil
 	}
-	book, known := p.config.Allocator.(rentedOut)
+	host, known := p.config.Allocator.(inventory.Keeper)
 	if !known || len(others) == 0 {
 		return p.leftBeside(beside(others, nil))
 	}
 	for { // until no lease began or ended in between: one that did would count twice, or not at all
-		held, err := book.leased().held(ctx)
+		held, err := host.Inventory().Book().Held(ctx)
 		if err != nil {
 			return 0, err
 		}
@@ -266,7 +269,7 @@ func (p *Provider) left(ctx context.Context, others []kept) (int, error) {
 		if err != nil {
 			return 0, err
 		}
-		if now, err := book.leased().held(ctx); err != nil || maps.Equal(now, held) {
+		if now, err := host.Inventory().Book().Held(ctx); err != nil || maps.Equal(now, held) {
 			return left, err
 		}
 	}

@@ -19,6 +19,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -325,7 +326,7 @@ func TestShownRecordOfNobody(t *testing.T) {
 func TestAccessIsForgotten(t *testing.T) {
 	const password = "hunter2 of the tests"
 	r := newRig(t, quiet, func(c *ProviderConfig) {
-		c.Allocator = &HostAllocator{Devices: []string{"SIM-GPU-0"}, AllocateCommand: []string{"echo", password}}
+		c.Allocator = &gpu.HostAllocator{Devices: []string{"SIM-GPU-0"}, AllocateCommand: []string{"echo", password}}
 	})
 	path := filepath.Join(t.TempDir(), "renter.db")
 	renter := r.renter(t, path)

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -67,7 +68,7 @@ func TestDepositHoldsUpNoRoute(t *testing.T) {
 			if resp := <-late; resp == nil || resp.StatusCode != http.StatusOK {
 				t.Errorf("%v %v", resp, wire.ParseProblem(resp))
 			}
-			if free := r.provider.config.Allocator.(Capacity).Free(); free != 1 {
+			if free := r.provider.config.Allocator.(gpu.Capacity).Free(); free != 1 {
 				t.Errorf("%d free", free)
 			}
 		})

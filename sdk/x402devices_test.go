@@ -11,6 +11,7 @@ import (
 	"github.com/gpupay/gpupay/internal/pgtest"
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering/sim"
+	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -91,7 +92,7 @@ func TestMeteredRequestsAndLeasesOnOneGPU(t *testing.T) {
 			b.isFull()
 			close(g.end)
 			a.isServed(answer)
-			if free := r.provider.config.Allocator.(Capacity).Free(); free != 1 {
+			if free := r.provider.config.Allocator.(gpu.Capacity).Free(); free != 1 {
 				t.Errorf("%d free", free)
 			}
 			b.isServed(b.opens())
@@ -137,7 +138,7 @@ func TestLeasesLeaveARouteItsGPU(t *testing.T) {
 	b := r.buyer("/infer")
 	lease := func(id byte, want string) {
 		t.Helper()
-		a, err := r.provider.deps.allocator.Allocate(t.Context(), AllocationRequest{LeaseID: common.Hash{id}, GPUs: 1})
+		a, _, err := r.provider.deps.placer.place(t.Context(), placement{Request: gpu.Request{LeaseID: common.Hash{id}, GPUs: 1}})
 		if err != nil || len(a.Devices) != 1 || a.Devices[0] != want {
 			t.Fatalf("lease %d has %v (%v), want %s", id, a.Devices, err, want)
 		}
@@ -151,7 +152,7 @@ func TestLeasesLeaveARouteItsGPU(t *testing.T) {
 // TestAllocatorThatKnowsNoMeteredRoute: a GPU that an allocator of the operator's own gives to a lease while a metered request
 // runs on it is given back, and is the next one's.
 func TestAllocatorThatKnowsNoMeteredRoute(t *testing.T) {
-	gpu := oneGPU{make(chan Allocation, 8)}
+	gpu := oneGPU{make(chan gpu.Allocation, 8)}
 	r, g := newPayRig(t, onOneGPU, func(c *ProviderConfig) { c.Allocator = gpu }), newGate()
 	routed(r, map[string]http.Handler{"/infer": g, "/other": g})
 	a, b, c := r.buyer("/infer"), r.buyer("/tick"), r.buyer("/other")
@@ -197,10 +198,10 @@ func TestGatewaysKeepAMeteredGPU(t *testing.T) {
 	}
 	one := newPayRig(t, change)
 	two, g := payRigOn(t, one.chain, change), newGate()
-	if err := two.provider.replicas.devices().keep(t.Context(), common.Hash{1}, []string{sim.UUID(0)}, func(common.Hash) bool { return false }, time.Millisecond); err != nil {
+	if err := two.provider.replicas.devices().Keep(t.Context(), common.Hash{1}, []string{sim.UUID(0)}, func(common.Hash) bool { return false }, time.Millisecond); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "what a gateway kept that died ends", func() bool { return one.provider.config.Allocator.(Capacity).Free() == 1 })
+	eventually(t, "what a gateway kept that died ends", func() bool { return one.provider.config.Allocator.(gpu.Capacity).Free() == 1 })
 	routed(one, map[string]http.Handler{"/infer": g})
 	routed(two, map[string]http.Handler{"/infer": g})
 	a, b, c := one.buyer("/infer"), two.buyer("/tick"), two.buyer("/infer")

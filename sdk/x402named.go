@@ -9,6 +9,8 @@ import (
 
 	"github.com/ethereum/go-ethereum/common"
 
+	"github.com/gpupay/gpupay/sdk/gpu"
+	"github.com/gpupay/gpupay/sdk/internal/inventory"
 	"github.com/gpupay/gpupay/sdk/internal/serve"
 )
 
@@ -17,8 +19,8 @@ import (
 type namedDevices struct {
 	mu      sync.Mutex
 	byLease map[common.Hash]*meteredRoute
-	routed  []string   // those of any route
-	own     memoryBook // where the allocator has no book, and no database is shared
+	routed  []string         // those of any route
+	own     inventory.Memory // where the allocator has no book, and no database is shared
 
 	turn sync.Mutex // held while the book is looked at and written for requests, so that what a route has does not change in between
 }
@@ -49,25 +51,19 @@ func (n *namedDevices) of(lease common.Hash) *meteredRoute {
 func (n *namedDevices) route(devices ...string) []string {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.routed = append(n.routed, without(devices, n.routed)...)
+	n.routed = append(n.routed, inventory.Without(devices, n.routed)...)
 	return slices.Clone(n.routed)
 }
 
 // leases are those of a route: what runs for its requests, and what is kept for those whose deposits are on their way.
 func (m *meteredRoute) leases(lease common.Hash) bool { return m.d.named.of(lease) == m }
 
-// rentedOut is an allocator that says in which book its devices are: HostAllocator, also where it is embedded.
-type rentedOut interface {
-	leased() deviceBook
-	devices() []string
-}
-
 // deviceBook is where the devices of metered requests are, beside those of leases.
-func (p *Provider) deviceBook() deviceBook {
-	a, ok := p.config.Allocator.(rentedOut)
+func (p *Provider) deviceBook() inventory.Book {
+	a, ok := p.config.Allocator.(inventory.Keeper)
 	switch {
 	case ok:
-		return a.leased()
+		return a.Inventory().Book()
 	case p.replicas != nil:
 		return p.replicas.devices()
 	}
@@ -77,31 +73,26 @@ func (p *Provider) deviceBook() deviceBook {
 // vacant is ErrNoCapacity where a device is in a lease that is not the route's, or would be missing to those whose deposits are
 // on their way.
 func (d *x402Desk) vacant(ctx context.Context, id common.Hash, m *meteredRoute) error {
-	held, err := d.deviceBook().held(ctx)
+	held, err := d.deviceBook().Held(ctx)
 	if err == nil {
-		_, err = theseDevices(m.Devices, m.leases)(held)
+		_, err = inventory.These(m.Devices, m.leases)(held)
 	}
 	if err == nil {
 		err = d.unmetered(m.Devices, m.leases)
 	}
-	if n := d.rented(missing(m.Devices, held)); err == nil && n > 0 {
+	if n := d.rented(inventory.Unheld(held, m.Devices)); err == nil && n > 0 {
 		err = d.room(ctx, id, n, 0)
 	}
 	return err
 }
 
-// missing are the devices that nobody holds.
-func missing(devices []string, held map[string]common.Hash) []string {
-	return slices.DeleteFunc(slices.Clone(devices), func(uuid string) bool { _, taken := held[uuid]; return taken })
-}
-
 // rented is how many of a route's devices the allocator hands out as well.
 func (d *x402Desk) rented(devices []string) int {
-	a, ok := d.config.Allocator.(rentedOut)
+	a, ok := d.config.Allocator.(inventory.Keeper)
 	if !ok {
 		return 0
 	}
-	return len(devices) - len(without(devices, a.devices()))
+	return len(devices) - len(inventory.Without(devices, a.Inventory().Devices()))
 }
 
 // keepDevices keeps a metered request's devices while its deposit is on its way, and until its turn at the route comes: from all but
@@ -117,11 +108,11 @@ func (d *x402Desk) keepDevices(ctx context.Context, r *x402Request) error {
 	if err := d.unmetered(m.Devices, m.leases); err != nil {
 		return err
 	}
-	held, err := d.deviceBook().held(ctx)
+	held, err := d.deviceBook().Held(ctx)
 	if err != nil {
 		return err
 	}
-	if n := d.rented(missing(m.Devices, held)); n > 0 {
+	if n := d.rented(inventory.Unheld(held, m.Devices)); n > 0 {
 		seat, err := d.reserve(ctx, r.id, n, 0)
 		if err != nil {
 			return err
@@ -145,7 +136,7 @@ func (d *x402Desk) keepFor() time.Duration {
 
 // keepOn keeps a route's devices for a lease, once more where they were.
 func (d *x402Desk) keepOn(ctx context.Context, m *meteredRoute, lease common.Hash) error {
-	return d.deviceBook().keep(ctx, lease, m.Devices, m.leases, d.keepFor())
+	return d.deviceBook().Keep(ctx, lease, m.Devices, m.leases, d.keepFor())
 }
 
 // letGo frees what was kept for a request whose lease did not begin.
@@ -156,7 +147,7 @@ func (d *x402Desk) letGo(ctx context.Context, r *x402Request) {
 	d.named.turn.Lock()
 	defer d.named.turn.Unlock()
 	defer d.named.drop(r.lease)
-	if err := d.deviceBook().free(ctx, r.lease); err != nil {
+	if err := d.deviceBook().Free(ctx, r.lease); err != nil {
 		d.config.Log.Warn("devices were not given back: that ends by itself", "channel", r.id, "error", err)
 	}
 }
@@ -164,56 +155,56 @@ func (d *x402Desk) letGo(ctx context.Context, r *x402Request) {
 // namedAccess is the access document of such a lease.
 const namedAccess = `{"metered":true}`
 
-func forOneRequest(a Allocation) bool { return string(a.Access) == namedAccess }
+func forOneRequest(a gpu.Allocation) bool { return string(a.Access) == namedAccess }
 
 // namedAllocator is a provider's allocator that runs nothing for named devices, and keeps them from others.
 type namedAllocator struct {
-	Allocator
+	gpu.Allocator
 	named *namedDevices
-	book  func() deviceBook
+	book  func() inventory.Book
 }
 
-var _ Adopter = namedAllocator{}
+var _ gpu.Adopter = namedAllocator{}
 
-func (n namedAllocator) Allocate(ctx context.Context, req AllocationRequest) (Allocation, error) {
+func (n namedAllocator) Allocate(ctx context.Context, req gpu.Request) (gpu.Allocation, error) {
 	if m := n.named.of(req.LeaseID); m != nil {
 		n.named.turn.Lock()
 		defer n.named.turn.Unlock()
-		_, err := n.book().reserve(ctx, req.LeaseID, theseDevices(m.Devices, m.leases))
-		return Allocation{LeaseID: req.LeaseID, Devices: slices.Clone(m.Devices), Access: json.RawMessage(namedAccess)}, err
+		_, err := n.book().Reserve(ctx, req.LeaseID, inventory.These(m.Devices, m.leases))
+		return gpu.Allocation{LeaseID: req.LeaseID, Devices: slices.Clone(m.Devices), Access: json.RawMessage(namedAccess)}, err
 	}
 	req.Routed = n.named.route()
 	return n.Allocator.Allocate(ctx, req)
 }
 
-func (n namedAllocator) Suspend(ctx context.Context, a Allocation) error {
+func (n namedAllocator) Suspend(ctx context.Context, a gpu.Allocation) error {
 	if forOneRequest(a) {
 		return nil
 	}
 	return n.Allocator.Suspend(ctx, a)
 }
 
-func (n namedAllocator) Resume(ctx context.Context, a Allocation) error {
+func (n namedAllocator) Resume(ctx context.Context, a gpu.Allocation) error {
 	if forOneRequest(a) {
 		return nil
 	}
 	return n.Allocator.Resume(ctx, a)
 }
 
-func (n namedAllocator) Release(ctx context.Context, a Allocation) error {
+func (n namedAllocator) Release(ctx context.Context, a gpu.Allocation) error {
 	if forOneRequest(a) {
 		n.named.turn.Lock()
 		defer n.named.turn.Unlock()
-		return n.book().free(ctx, a.LeaseID)
+		return n.book().Free(ctx, a.LeaseID)
 	}
 	return n.Allocator.Release(ctx, a)
 }
 
-func (n namedAllocator) Adopt(ctx context.Context, a Allocation) error {
+func (n namedAllocator) Adopt(ctx context.Context, a gpu.Allocation) error {
 	if forOneRequest(a) {
 		return nil
 	}
-	adopter, ok := n.Allocator.(Adopter)
+	adopter, ok := n.Allocator.(gpu.Adopter)
 	if !ok {
 		return errNoAdopter
 	}

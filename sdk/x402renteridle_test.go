@@ -15,6 +15,7 @@ import (
 
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/wire"
 	"github.com/gpupay/gpupay/sdk/x402"
 )
@@ -246,12 +247,12 @@ func TestX402ExpiredOffer(t *testing.T) {
 // generous is an Allocator that lets one GPU to everybody.
 type generous struct{ uuid string }
 
-func (g generous) Allocate(context.Context, AllocationRequest) (Allocation, error) {
-	return Allocation{Devices: []string{g.uuid}, Access: json.RawMessage(`{}`)}, nil
+func (g generous) Allocate(context.Context, gpu.Request) (gpu.Allocation, error) {
+	return gpu.Allocation{Devices: []string{g.uuid}, Access: json.RawMessage(`{}`)}, nil
 }
-func (generous) Suspend(context.Context, Allocation) error { return nil }
-func (generous) Resume(context.Context, Allocation) error  { return nil }
-func (generous) Release(context.Context, Allocation) error { return nil }
+func (generous) Suspend(context.Context, gpu.Allocation) error { return nil }
+func (generous) Resume(context.Context, gpu.Allocation) error  { return nil }
+func (generous) Release(context.Context, gpu.Allocation) error { return nil }
 
 // earnest says of simulated GPUs that they are real.
 type earnest struct{ metering.Source }

@@ -7,6 +7,7 @@ import (
 
 	"github.com/holiman/uint256"
 
+	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -37,7 +38,7 @@ func TestNoShareIsServedByWhatIsSettled(t *testing.T) {
 	another := func(accepted uint64) (portion, error) { // on the same channel
 		s := lease.state()
 		s.Accepted, s.Spent = *uint256.NewInt(accepted), *uint256.NewInt(row)
-		return r.provider.nodes.makeRoom(t.Context(), AllocationRequest{LeaseID: randomHash(), GPUs: 1, offer: r.provider.Offer(), channel: s})
+		return r.provider.nodes.makeRoom(t.Context(), placement{gpu.Request{LeaseID: randomHash(), GPUs: 1}, s, r.provider.Offer()})
 	}
 	if _, err := another(2*row - 1); !errors.Is(err, &wire.InsufficientBalance) {
 		t.Errorf("a voucher that no settlement fetches: %v", err)

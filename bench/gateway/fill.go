@@ -19,6 +19,7 @@ import (
 	"github.com/gpupay/gpupay/channel/store"
 	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/sdk"
+	"github.com/gpupay/gpupay/sdk/gpu"
 )
 
 // fill writes the database of a gateway that was ended after it had let a device to each of the first n channels.
@@ -75,7 +76,7 @@ func (w *World) let(ctx context.Context, db *store.DB, offer common.Hash, o Opti
 		err := db.Update(ctx, func(tx *sqlx.Tx) error {
 			for i := from; i < min(from+batch, o.Leases); i++ {
 				id := leaseID(i)
-				a, err := json.Marshal(sdk.Allocation{LeaseID: id, Devices: []string{sim.UUID(i)}, Access: json.RawMessage(`{"port":22}`)})
+				a, err := json.Marshal(gpu.Allocation{LeaseID: id, Devices: []string{sim.UUID(i)}, Access: json.RawMessage(`{"port":22}`)})
 				if err != nil {
 					return err
 				}

@@ -21,6 +21,7 @@ import (
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/sdk"
+	"github.com/gpupay/gpupay/sdk/gpu"
 )
 
 // Options are what a gateway is started with.
@@ -97,15 +98,15 @@ func routes(p *sdk.Provider, lag *lag) http.Handler {
 // keeper is an allocator whose devices stay where they are: what a command of an operator costs is not measured here.
 type keeper struct{}
 
-var _ sdk.Adopter = keeper{}
+var _ gpu.Adopter = keeper{}
 
-func (keeper) Allocate(context.Context, sdk.AllocationRequest) (sdk.Allocation, error) {
-	return sdk.Allocation{}, sdk.ErrNoCapacity
+func (keeper) Allocate(context.Context, gpu.Request) (gpu.Allocation, error) {
+	return gpu.Allocation{}, gpu.ErrNoCapacity
 }
-func (keeper) Suspend(context.Context, sdk.Allocation) error { return nil }
-func (keeper) Resume(context.Context, sdk.Allocation) error  { return nil }
-func (keeper) Release(context.Context, sdk.Allocation) error { return nil }
-func (keeper) Adopt(context.Context, sdk.Allocation) error   { return nil }
+func (keeper) Suspend(context.Context, gpu.Allocation) error { return nil }
+func (keeper) Resume(context.Context, gpu.Allocation) error  { return nil }
+func (keeper) Release(context.Context, gpu.Allocation) error { return nil }
+func (keeper) Adopt(context.Context, gpu.Allocation) error   { return nil }
 
 // lag is a source that notes how late each device is read: how much longer than a tick it was not read before.
 type lag struct {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/gpupay/gpupay/internal/cli"
 	"github.com/gpupay/gpupay/sdk"
+	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/service"
 )
 
@@ -116,7 +117,7 @@ func (n *node) serve(ctx context.Context, node *sdk.Node) error {
 	if err != nil {
 		return err
 	}
-	fmt.Printf("node %s meters %d GPU(s) at %s and signs as %s\n", n.config.Name, len(n.config.Allocator.(*sdk.HostAllocator).Devices), gateways.Addr(), n.config.MeterKey.Address())
+	fmt.Printf("node %s meters %d GPU(s) at %s and signs as %s\n", n.config.Name, len(n.config.Allocator.(*gpu.HostAllocator).Devices), gateways.Addr(), n.config.MeterKey.Address())
 	admin, err := cli.ListenAdmin(n.admin)
 	if err != nil {
 		return errors.Join(err, gateways.Close())

@@ -9,6 +9,7 @@ import (
 	"github.com/gpupay/gpupay/internal/redact"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk"
+	"github.com/gpupay/gpupay/sdk/gpu"
 )
 
 // Hooks are an operator's own commands for a lease's GPUs, split at white space.
@@ -28,10 +29,10 @@ func (h *Hooks) Register(flags *Flags) {
 }
 
 // Allocator rents out the source's GPUs with the commands.
-func (h *Hooks) Allocator(ctx context.Context, source metering.Source) (*sdk.HostAllocator, error) {
-	a, err := sdk.NewHostAllocator(ctx, source)
+func (h *Hooks) Allocator(ctx context.Context, source metering.Source) (*gpu.HostAllocator, error) {
+	a, err := gpu.NewHostAllocator(ctx, source)
 	if _, away := source.(Away); away {
-		a, err = &sdk.HostAllocator{}, nil // of the leases that are there: what it has free is nobody's
+		a, err = &gpu.HostAllocator{}, nil // of the leases that are there: what it has free is nobody's
 	}
 	if err != nil {
 		return nil, err

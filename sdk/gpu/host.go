@@ -1,4 +1,4 @@
-package sdk
+package gpu
 
 import (
 	"bytes"
@@ -17,6 +17,7 @@ import (
 	"github.com/ethereum/go-ethereum/common"
 
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/internal/inventory"
 )
 
 // HostAllocator rents out this host's GPUs, each to one lease at a time. What
@@ -36,6 +37,10 @@ import (
 type HostAllocator struct {
 	Devices []string // UUIDs to rent out
 
+	// Source lists the devices that work: one that it lists no more, as it is lost or hangs, is not handed out until it
+	// does. Without one all of Devices are taken to work.
+	Source metering.Source
+
 	// AllocateCommand's standard output is the access document: JSON, or a
 	// text that is handed over as a JSON string. Empty commands do nothing.
 	AllocateCommand []string
@@ -53,10 +58,10 @@ type HostAllocator struct {
 	// commands see, such as "HTTPS_PROXY". Do not name one that holds a key.
 	Environment []string
 
-	own  memoryBook
-	book deviceBook // instead of own, where gateways share the host
+	own  inventory.Memory
+	book inventory.Book // instead of own, where gateways share the host
 
-	sick quarantine // of devices that are not handed out meanwhile
+	sick inventory.Quarantine // of devices that are not handed out meanwhile
 
 	awayMu sync.Mutex
 	away   []string // of leases of an earlier run, and not here when this one began
@@ -67,13 +72,22 @@ var (
 	_ Adopter   = (*HostAllocator)(nil)
 	_ Capacity  = (*HostAllocator)(nil)
 	_ Liveness  = (*HostAllocator)(nil)
+
+	_ inventory.Keeper = (*HostAllocator)(nil)
 )
 
-// share has several processes rent out the same devices, each to one lease.
-func (h *HostAllocator) share(book deviceBook) { h.book = book }
+// Inventory is for the provider: in which book the devices are that are rented out here.
+func (h *HostAllocator) Inventory() inventory.Inventory { return stock{h} }
+
+// stock is the inventory of a host.
+type stock struct{ host *HostAllocator }
+
+func (s stock) Book() inventory.Book      { return s.host.leased() }
+func (s stock) Share(book inventory.Book) { s.host.book = book }
+func (s stock) Devices() []string         { return s.host.devices() }
 
 // leased is the book of the devices that are rented out here.
-func (h *HostAllocator) leased() deviceBook {
+func (h *HostAllocator) leased() inventory.Book {
 	if h.book != nil {
 		return h.book
 	}
@@ -90,7 +104,7 @@ func NewHostAllocator(ctx context.Context, source metering.Source) (*HostAllocat
 	if len(devices) == 0 {
 		return nil, fmt.Errorf("%s has no GPU to rent out", source.Name())
 	}
-	h := &HostAllocator{sick: quarantine{source: source}}
+	h := &HostAllocator{Source: source}
 	for _, d := range devices {
 		h.Devices = append(h.Devices, d.UUID)
 	}
@@ -106,7 +120,7 @@ func (h *HostAllocator) devices() []string {
 
 // remember takes devices of a lease that is here for devices of this host.
 func (h *HostAllocator) remember(devices []string) {
-	missing := without(devices, h.devices())
+	missing := inventory.Without(devices, h.devices())
 	h.awayMu.Lock()
 	defer h.awayMu.Unlock()
 	h.away = append(h.away, missing...)
@@ -114,25 +128,20 @@ func (h *HostAllocator) remember(devices []string) {
 
 // Free returns how many devices are not in a lease, and work.
 func (h *HostAllocator) Free() int {
-	held, err := h.leased().held(context.Background())
+	held, err := h.leased().Held(context.Background())
 	if err != nil {
 		return 0 // nothing can be begun without the book
 	}
-	return len(notIn(held, h.sick.lately(h.devices())))
-}
-
-// notIn are the devices that are in no lease.
-func notIn(held map[string]common.Hash, devices []string) []string {
-	return slices.DeleteFunc(slices.Clone(devices), func(uuid string) bool { _, taken := held[uuid]; return taken })
+	return len(inventory.Unheld(held, h.sick.Lately(h.Source, h.devices())))
 }
 
 // Allocate hands out free devices exclusively.
-func (h *HostAllocator) Allocate(ctx context.Context, req AllocationRequest) (Allocation, error) {
+func (h *HostAllocator) Allocate(ctx context.Context, req Request) (Allocation, error) {
 	devices, err := h.take(ctx, req)
 	if err != nil {
 		return Allocation{}, err
 	}
-	a := Allocation{LeaseID: req.LeaseID, Devices: devices, Term: req.row.Term}
+	a := Allocation{LeaseID: req.LeaseID, Devices: devices, Term: req.Term}
 	out, err := h.run(ctx, "allocate", h.AllocateCommand, a, "GPUPAY_PAYER="+req.Payer.Hex())
 	if err != nil {
 		// What a half-run command left behind must not stay in the stranger's hands.
@@ -174,23 +183,19 @@ func (h *HostAllocator) Release(ctx context.Context, a Allocation) error {
 	if _, err := h.run(ctx, "release", h.ReleaseCommand, a); err != nil {
 		return err
 	}
-	return h.leased().free(ctx, a.LeaseID)
+	return h.leased().Free(ctx, a.LeaseID)
 }
 
 // Adopt marks the devices of a lease of an earlier run as taken.
 func (h *HostAllocator) Adopt(ctx context.Context, a Allocation) error {
 	choose := func(held map[string]common.Hash) ([]string, error) { return a.Devices, h.adoptable(a, held) }
-	here := len(without(a.Devices, h.devices())) < len(a.Devices)
+	here := len(inventory.Without(a.Devices, h.devices())) < len(a.Devices)
 	if here || len(h.Devices) == 0 && h.book == nil { // it is of this host, which may know none of its own: what is missing may come back
 		h.remember(a.Devices)
 	}
-	_, err := h.leased().reserve(ctx, a.LeaseID, choose)
+	_, err := h.leased().Reserve(ctx, a.LeaseID, choose)
 	return err
 }
-
-// errLetAgain is a device that was given back since: to give it back once more would
-// take it from the next renter.
-var errLetAgain = errors.New("it is in lease")
 
 func (h *HostAllocator) adoptable(a Allocation, held map[string]common.Hash) error {
 	here := h.devices()
@@ -199,37 +204,37 @@ func (h *HostAllocator) adoptable(a Allocation, held map[string]common.Hash) err
 			return fmt.Errorf("device %s of lease %s is no longer on this host", device, a.LeaseID)
 		}
 		if other, taken := held[device]; taken && other != a.LeaseID {
-			return fmt.Errorf("device %s of lease %s: %w %s", device, a.LeaseID, errLetAgain, other)
+			return fmt.Errorf("device %s of lease %s: %w %s", device, a.LeaseID, inventory.ErrTaken, other)
 		}
 	}
 	return nil
 }
 
-func (h *HostAllocator) take(ctx context.Context, req AllocationRequest) ([]string, error) {
-	fit, err := h.sick.fit(ctx, h.devices())
+func (h *HostAllocator) take(ctx context.Context, req Request) ([]string, error) {
+	fit, err := h.sick.Fit(ctx, h.Source, h.devices())
 	if err != nil {
 		return nil, fmt.Errorf("%w: the GPUs cannot be listed: %w", ErrNoCapacity, err)
 	}
 	choose := func(held map[string]common.Hash) ([]string, error) { return h.choose(held, fit, req) }
-	return h.leased().reserve(ctx, req.LeaseID, choose)
+	return h.leased().Reserve(ctx, req.LeaseID, choose)
 }
 
 // choose picks devices that work and are free, those of no Metered route first.
-func (h *HostAllocator) choose(held map[string]common.Hash, fit []string, req AllocationRequest) ([]string, error) {
-	n, free := req.GPUs, notIn(held, fit)
+func (h *HostAllocator) choose(held map[string]common.Hash, fit []string, req Request) ([]string, error) {
+	n, free := req.GPUs, inventory.Unheld(held, fit)
 	if n < 1 || len(free) < n {
 		all := len(h.devices())
 		return nil, fmt.Errorf("%w: %d wanted, %d of %d free, %d in quarantine", ErrNoCapacity, n, len(free), all, all-len(fit))
 	}
-	others := without(free, req.Routed)
-	return append(others, without(free, others)...)[:n], nil
+	others := inventory.Without(free, req.Routed)
+	return append(others, inventory.Without(free, others)...)[:n], nil
 }
 
 // complete finds the devices of an allocation that was cut off. Where gateways
 // share a book, it refuses those of another host: taking them back here would
 // hand them to the next renter while the last one still has them.
 func (h *HostAllocator) complete(ctx context.Context, a *Allocation) error {
-	held, err := h.leased().held(ctx)
+	held, err := h.leased().Held(ctx)
 	if err != nil {
 		return err
 	}

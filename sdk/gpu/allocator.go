@@ -1,4 +1,7 @@
-package sdk
+// Package gpu puts GPUs into renters' hands and takes them back. Allocator is what a
+// provider implements over whatever it rents out; HostAllocator is a ready one for
+// this host's GPUs.
+package gpu
 
 import (
 	"context"
@@ -7,12 +10,11 @@ import (
 
 	"github.com/ethereum/go-ethereum/common"
 
-	"github.com/gpupay/gpupay/channel"
-	"github.com/gpupay/gpupay/sdk/wire"
+	"github.com/gpupay/gpupay/sdk/internal/inventory"
 )
 
 // ErrNoCapacity is returned by an Allocator that has no free devices.
-var ErrNoCapacity = errors.New("no free GPU")
+var ErrNoCapacity = inventory.ErrNoCapacity
 
 // Allocator puts devices into a renter's hands and takes them back. The
 // provider implements it over whatever it rents out: containers, virtual
@@ -23,7 +25,7 @@ var ErrNoCapacity = errors.New("no free GPU")
 type Allocator interface {
 	// Allocate returns when the devices are ready in the renter's hands:
 	// metering starts then. ErrNoCapacity if there are not enough.
-	Allocate(ctx context.Context, req AllocationRequest) (Allocation, error)
+	Allocate(ctx context.Context, req Request) (Allocation, error)
 	// Suspend stops the renter's use of the devices and keeps its state.
 	Suspend(ctx context.Context, a Allocation) error
 	// Resume undoes Suspend. A process that goes on with a lease of an earlier one
@@ -64,20 +66,16 @@ type Liveness interface {
 	Alive(ctx context.Context, a Allocation) error
 }
 
-// AllocationRequest says what a lease needs.
-type AllocationRequest struct {
+// Request says what a lease needs.
+type Request struct {
 	LeaseID common.Hash
 	Payer   common.Address
-	GPUs    int
+	GPUs    int   // how many, at least 1
+	Term    int64 // fencing token of the call, as Allocation has it
 
 	// Routed are the devices of this provider's Metered routes. A route answers 503 for as long as a lease has one of its
 	// devices: where others are free a lease is given those.
 	Routed []string
-
-	// What a node must know to meter the lease.
-	row     leaseRow
-	channel channel.State
-	offer   wire.SignedOffer
 }
 
 // Allocation is what a lease was given.
@@ -85,8 +83,6 @@ type Allocation struct {
 	LeaseID common.Hash     `json:"leaseId"`
 	Devices []string        `json:"devices"`        // UUIDs, as the metering source names them
 	Access  json.RawMessage `json:"access"`         // how to reach them: any JSON, handed to the renter as it is
-	Node    string          `json:"node,omitempty"` // that meters them; empty where the gateway does
+	Node    string          `json:"node,omitempty"` // that meters them, as the gateway notes it: an Allocator leaves it empty
 	Term    int64           `json:"-"`              // fencing token of the call, where gateways share a database: it grows with each owner of the lease
-
-	meter common.Address // of the node's key that signs the lease's records
 }

@@ -1,8 +1,7 @@
-package sdk
+package inventory
 
 import (
 	"context"
-	"slices"
 	"sync"
 	"time"
 
@@ -11,12 +10,12 @@ import (
 	"github.com/gpupay/gpupay/metering"
 )
 
-// quarantine keeps devices out of new leases that their source does not list now:
+// Quarantine keeps devices out of new leases that their source does not list now:
 // lost, hung, or asking for a reset. They come back by themselves. It looks at no
-// device itself: what a reading says, such as an error, is its lease's.
-type quarantine struct {
-	source metering.Source // nil: nothing is in quarantine
-	asked  singleflight.Group
+// device itself: what a reading says, such as an error, is its lease's. The zero value
+// has looked at none. Where the source is nil, nothing is in quarantine.
+type Quarantine struct {
+	asked singleflight.Group
 
 	mu     sync.Mutex
 	at     time.Time // of the last look; zero: there was none
@@ -31,10 +30,10 @@ const (
 	quarantineTimeout = 5 * time.Second
 )
 
-// fit are those devices that work, by a look that is no older than quarantineAge;
+// Fit are those devices that work, by a look that is no older than quarantineAge;
 // the error says why none does where nothing could be listed.
-func (q *quarantine) fit(ctx context.Context, devices []string) ([]string, error) {
-	if q.source == nil {
+func (q *Quarantine) Fit(ctx context.Context, source metering.Source, devices []string) ([]string, error) {
+	if source == nil {
 		return devices, nil
 	}
 	q.mu.Lock()
@@ -42,7 +41,7 @@ func (q *quarantine) fit(ctx context.Context, devices []string) ([]string, error
 	q.mu.Unlock()
 	if old {
 		select {
-		case <-q.look():
+		case <-q.look(source):
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
@@ -50,17 +49,17 @@ func (q *quarantine) fit(ctx context.Context, devices []string) ([]string, error
 	return q.known(devices)
 }
 
-// lately is fit by the last look, however old: a new one is begun where it is, and
+// Lately is Fit by the last look, however old: a new one is begun where it is, and
 // waited for only where there was none.
-func (q *quarantine) lately(devices []string) []string {
-	if q.source == nil {
+func (q *Quarantine) Lately(source metering.Source, devices []string) []string {
+	if source == nil {
 		return devices
 	}
 	q.mu.Lock()
 	first, old := q.at.IsZero(), time.Since(q.at) >= quarantineAge
 	q.mu.Unlock()
 	if old {
-		if done := q.look(); first {
+		if done := q.look(source); first {
 			<-done
 		}
 	}
@@ -68,7 +67,7 @@ func (q *quarantine) lately(devices []string) []string {
 	return fit
 }
 
-func (q *quarantine) known(devices []string) ([]string, error) {
+func (q *Quarantine) known(devices []string) ([]string, error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	var fit []string
@@ -81,11 +80,11 @@ func (q *quarantine) known(devices []string) ([]string, error) {
 }
 
 // look lists the devices. One look is under way at most.
-func (q *quarantine) look() <-chan singleflight.Result {
+func (q *Quarantine) look(source metering.Source) <-chan singleflight.Result {
 	return q.asked.DoChan("", func() (any, error) {
 		ctx, cancel := context.WithTimeout(context.Background(), quarantineTimeout)
 		defer cancel()
-		all, err := q.source.Devices(ctx)
+		all, err := source.Devices(ctx)
 		q.mu.Lock()
 		defer q.mu.Unlock()
 		q.at, q.err, q.listed = time.Now(), err, make(map[string]bool, len(all))
@@ -96,7 +95,9 @@ func (q *quarantine) look() <-chan singleflight.Result {
 	})
 }
 
-// without are the devices that are not among others.
-func without(devices, others []string) []string {
-	return slices.DeleteFunc(slices.Clone(devices), func(uuid string) bool { return slices.Contains(others, uuid) })
+// Expire has the next question look anew, however young the last look is.
+func (q *Quarantine) Expire() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.at = time.Now().Add(-2 * quarantineAge)
 }

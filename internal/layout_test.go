@@ -1,0 +1,98 @@
+// Package internal holds which package of the module may import which.
+package internal
+
+import (
+	"go/parser"
+	"go/token"
+	"iter"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/gpupay/gpupay/"
+
+// layout lists packages from the lowest floor up, each with the packages of this module that it may import. All of those stand
+// above it in the table, so that no arrow points up.
+var layout = []struct{ pkg, may string }{
+	{"internal/exactjson", ""},
+	{"internal/fault", ""},
+	{"internal/redact", ""},
+	{"internal/eip712", ""},
+	{"internal/u256", ""},
+
+	{"bindings", ""},
+	{"bindings/batchsettlement", ""},
+	{"channel", "internal/eip712 internal/fault internal/u256"},
+	{"channel/store", "channel internal/redact"},
+	{"metering", "internal/eip712 internal/exactjson"},
+	{"metering/nvml", "metering"},
+	{"metering/sim", "metering"},
+	{"metering/trace", "metering"},
+
+	{"sdk/internal/keyed", ""},
+	{"sdk/internal/run", ""},
+	{"sdk/internal/serve", ""},
+	{"sdk/internal/reach", "internal/redact"},
+	{"sdk/internal/database", "channel/store"},
+	{"sdk/internal/highwater", "channel/store internal/redact"},
+	{"sdk/internal/inventory", "metering"},
+	{"sdk/internal/billed", "metering"},
+	{"sdk/limit", ""},
+	{"sdk/service", ""},
+	{"sdk/units", "channel metering"},
+	{"sdk/wire", "channel metering internal/eip712 internal/exactjson sdk/internal/reach"},
+	{"sdk/x402", "channel metering sdk/wire"},
+	{"sdk/chain", "bindings bindings/batchsettlement channel channel/store internal/eip712 internal/fault internal/redact sdk/internal/reach"},
+
+	{"sdk/gpu", "metering sdk/internal/inventory"},
+	{"sdk/settle", "channel internal/fault sdk/chain"},
+	{"sdk/tower", "channel channel/store internal/exactjson internal/redact sdk/chain sdk/internal/database sdk/internal/keyed " +
+		"sdk/internal/reach sdk/internal/run sdk/internal/serve sdk/limit sdk/settle sdk/units sdk/wire"},
+}
+
+// TestImportsPointOneWay: a package of the table imports what its row names and nothing else of the module, on no system.
+func TestImportsPointOneWay(t *testing.T) {
+	var below []string
+	for _, row := range layout {
+		may := strings.Fields(row.may)
+		for _, pkg := range may {
+			if !slices.Contains(below, pkg) {
+				t.Errorf("%s may import %s, which is not above it in the table", row.pkg, pkg)
+			}
+		}
+		for file, pkg := range imports(t, row.pkg) {
+			if !slices.Contains(may, pkg) {
+				t.Errorf("%s imports %s, which is not below it: move what both need to a lower package", file, pkg)
+			}
+		}
+		below = append(below, row.pkg)
+	}
+}
+
+// imports are the files of a package and the packages of this module that they import, tests apart.
+func imports(t *testing.T, pkg string) iter.Seq2[string, string] {
+	files, err := filepath.Glob(filepath.Join("..", filepath.FromSlash(pkg), "*.go"))
+	if err != nil || len(files) == 0 {
+		t.Errorf("there is no package %s: %v", pkg, err)
+	}
+	return func(yield func(file, pkg string) bool) {
+		for _, file := range files {
+			if strings.HasSuffix(file, "_test.go") {
+				continue
+			}
+			parsed, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.ImportsOnly)
+			if err != nil {
+				t.Error(err)
+				continue
+			}
+			for _, spec := range parsed.Imports {
+				path, ours := strings.CutPrefix(strings.Trim(spec.Path.Value, `"`), module)
+				if ours && !yield(file, path) {
+					return
+				}
+			}
+		}
+	}
+}

@@ -1,0 +1,283 @@
+package gpu
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+
+	"github.com/gpupay/gpupay/internal/testclock"
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/metering/sim"
+)
+
+func hostGPUs(t *testing.T, n int) *HostAllocator {
+	t.Helper()
+	h, err := NewHostAllocator(t.Context(), testclock.GPUs(n))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h
+}
+
+// ailing is a source that lists all of its GPUs but those that are away, or fails.
+type ailing struct {
+	metering.Source
+	mu     sync.Mutex
+	away   []string
+	broken error
+}
+
+func (a *ailing) set(broken error, away ...string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.broken, a.away = broken, away
+}
+
+func (a *ailing) Devices(ctx context.Context) ([]metering.Device, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.broken != nil {
+		return nil, a.broken
+	}
+	all, err := a.Source.Devices(ctx)
+	return slices.DeleteFunc(all, func(d metering.Device) bool { return slices.Contains(a.away, d.UUID) }), err
+}
+
+func TestHostAllocatorHandsEachDeviceToOneLease(t *testing.T) {
+	h := hostGPUs(t, 8)
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	holder := map[string]byte{}
+	refused := 0
+	for i := range byte(20) {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			a, err := h.Allocate(context.Background(), Request{LeaseID: common.Hash{i + 1}, GPUs: 2})
+			mu.Lock()
+			defer mu.Unlock()
+			if errors.Is(err, ErrNoCapacity) {
+				refused++
+				return
+			}
+			for _, d := range a.Devices {
+				if other, taken := holder[d]; taken {
+					t.Errorf("%s is in leases %d and %d", d, other, i+1)
+				}
+				holder[d] = i + 1
+			}
+		}()
+	}
+	wg.Wait()
+	if len(holder) != 8 || refused != 16 || h.Free() != 0 {
+		t.Errorf("%d devices out, %d refused, %d free", len(holder), refused, h.Free())
+	}
+}
+
+// script is a command that logs its environment, prints out and exits.
+func script(t *testing.T, body string) (command []string, calls func() string) {
+	t.Helper()
+	dir := t.TempDir()
+	path, log := filepath.Join(dir, "hook.sh"), filepath.Join(dir, "calls")
+	if err := os.WriteFile(path, []byte("#!/bin/sh\necho \"$1 $NVIDIA_VISIBLE_DEVICES $GPUPAY_LEASE\" >> "+log+"\n"+body+"\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return []string{path}, func() string {
+		raw, _ := os.ReadFile(log)
+		return string(raw)
+	}
+}
+
+func TestHostAllocatorRunsTheProvidersCommands(t *testing.T) {
+	h := hostGPUs(t, 2)
+	command, calls := script(t, `[ "$1" != allocate ] || echo '{"ssh":"host:22"}'`)
+	h.AllocateCommand, h.SuspendCommand = append(command, "allocate"), append(command, "suspend")
+	h.ResumeCommand, h.ReleaseCommand = append(command[:1:1], "resume"), append(command[:1:1], "release")
+	id := common.Hash{7}
+	a, err := h.Allocate(t.Context(), Request{LeaseID: id, GPUs: 2})
+	if err != nil || string(a.Access) != `{"ssh":"host:22"}` {
+		t.Fatalf("%+v %v", a, err)
+	}
+	if err := errors.Join(h.Suspend(t.Context(), a), h.Resume(t.Context(), a), h.Release(t.Context(), a), h.Release(t.Context(), a)); err != nil {
+		t.Fatal(err)
+	}
+	want := ""
+	for _, verb := range []string{"allocate", "suspend", "resume", "release"} {
+		want += verb + " SIM-GPU-0,SIM-GPU-1 " + id.Hex() + "\n"
+	}
+	if got := calls(); !strings.HasPrefix(got, want) {
+		t.Errorf("commands saw\n%s\nwant\n%s", got, want)
+	}
+	if h.Free() != 2 {
+		t.Errorf("%d free after the release", h.Free())
+	}
+}
+
+func TestHostAllocatorTakesTextAsAJSONString(t *testing.T) {
+	for out, want := range map[string]string{"ssh root@host": `"ssh root@host"`, "": `{"devices":["d"]}`, " 5 ": "5", "a\"b\n": `"a\"b"`} {
+		if got := accessDocument([]byte(out), []string{"d"}); string(got) != want || !json.Valid(got) {
+			t.Errorf("%q became %s, want %s", out, got, want)
+		}
+	}
+}
+
+// A command that fails half-way leaves nothing in a stranger's hands, and its
+// devices free again; a release that fails keeps them out of the next renter's.
+func TestHostAllocatorWhenCommandsFail(t *testing.T) {
+	h := hostGPUs(t, 1)
+	fails, _ := script(t, "echo no disk left >&2; exit 3")
+	works, calls := script(t, "")
+	h.AllocateCommand, h.ReleaseCommand = fails, append(works, "release")
+	_, err := h.Allocate(t.Context(), Request{LeaseID: common.Hash{1}, GPUs: 1})
+	if err == nil || !strings.Contains(err.Error(), "no disk left") {
+		t.Errorf("a failed allocation: %v", err)
+	}
+	if h.Free() != 1 || !strings.HasPrefix(calls(), "release SIM-GPU-0 ") {
+		t.Errorf("%d free; release saw %q", h.Free(), calls())
+	}
+	h.AllocateCommand, h.ReleaseCommand = nil, fails
+	a, err := h.Allocate(t.Context(), Request{LeaseID: common.Hash{2}, GPUs: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Release(t.Context(), a); err == nil {
+		t.Error("a failed release is no error")
+	}
+	if _, err := h.Allocate(t.Context(), Request{LeaseID: common.Hash{3}, GPUs: 1}); !errors.Is(err, ErrNoCapacity) {
+		t.Errorf("a device that may still be in use was handed out: %v", err)
+	}
+	h.ReleaseCommand = nil
+	if err := h.Release(t.Context(), Allocation{LeaseID: a.LeaseID}); err != nil || h.Free() != 1 {
+		t.Errorf("released by lease alone: %v, %d free", err, h.Free())
+	}
+}
+
+func TestHostAllocatorAdoptsOnlyWhatIsHereAndFree(t *testing.T) {
+	h := hostGPUs(t, 2)
+	a := Allocation{LeaseID: common.Hash{1}, Devices: []string{"SIM-GPU-0"}}
+	if err := errors.Join(h.Adopt(t.Context(), a), h.Adopt(t.Context(), a)); err != nil || h.Free() != 1 {
+		t.Fatalf("%v, %d free", err, h.Free())
+	}
+	for name, bad := range map[string]Allocation{
+		"taken": {LeaseID: common.Hash{2}, Devices: []string{"SIM-GPU-1", "SIM-GPU-0"}},
+		"gone":  {LeaseID: common.Hash{2}, Devices: []string{"SIM-GPU-9"}},
+	} {
+		if err := h.Adopt(t.Context(), bad); err == nil || h.Free() != 1 {
+			t.Errorf("%s: %v, %d free", name, err, h.Free())
+		}
+	}
+}
+
+// TestCommandsSeeNoSecret: an allocator's command has what it needs in its environment, what the operator named, and
+// nothing else of ours.
+func TestCommandsSeeNoSecret(t *testing.T) {
+	for name, value := range map[string]string{"GPUPAY_KEY": "secret", "GPUPAY_NODE_SECRET": "secret", "AWS_SECRET_ACCESS_KEY": "secret", "ANY_OTHER": "secret",
+		"NAMED": "named", "CUDA_HOME": "/cuda", "LC_ALL": "C"} {
+		t.Setenv(name, value)
+	}
+	h := hostGPUs(t, 1)
+	h.AllocateCommand, h.Environment = []string{"env"}, []string{"NAMED"}
+	a, err := h.Allocate(t.Context(), Request{LeaseID: common.Hash{1}, GPUs: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var seen string
+	if err := json.Unmarshal(a.Access, &seen); err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(seen, "secret") {
+		t.Errorf("the command sees a secret:\n%s", seen)
+	}
+	for _, want := range []string{"PATH=", "NAMED=named", "CUDA_HOME=/cuda", "LC_ALL=C", "NVIDIA_VISIBLE_DEVICES=", "GPUPAY_LEASE=", "GPUPAY_PAYER="} {
+		if !strings.Contains(seen, want) {
+			t.Errorf("the command does not see %s", want)
+		}
+	}
+}
+
+// TestSickGPUIsNotHandedOut: of two GPUs the first is lost: the second is let, and
+// the first when it is back.
+func TestSickGPUIsNotHandedOut(t *testing.T) {
+	host := &ailing{Source: testclock.GPUs(2)}
+	h, err := NewHostAllocator(t.Context(), host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	host.set(nil, sim.UUID(0))
+	if _, err := h.Allocate(t.Context(), Request{LeaseID: common.Hash{1}, GPUs: 2}); !errors.Is(err, ErrNoCapacity) {
+		t.Errorf("both: %v", err)
+	}
+	if n := h.Free(); n != 1 {
+		t.Errorf("%d are free", n)
+	}
+	a, err := h.Allocate(t.Context(), Request{LeaseID: common.Hash{2}, GPUs: 1})
+	if err != nil || a.Devices[0] != sim.UUID(1) {
+		t.Fatal(a, err)
+	}
+	if _, err := h.Allocate(t.Context(), Request{LeaseID: common.Hash{3}, GPUs: 1}); !errors.Is(err, ErrNoCapacity) || h.Free() != 0 {
+		t.Errorf("%v, %d are free", err, h.Free())
+	}
+	host.set(errors.New("driver and library differ"))
+	h.sick.Expire()
+	if _, err := h.Allocate(t.Context(), Request{LeaseID: common.Hash{4}, GPUs: 1}); !errors.Is(err, ErrNoCapacity) {
+		t.Errorf("without a listing: %v", err)
+	}
+	host.set(nil)
+	h.sick.Expire()
+	if a, err = h.Allocate(t.Context(), Request{LeaseID: common.Hash{5}, GPUs: 1}); err != nil || a.Devices[0] != sim.UUID(0) {
+		t.Errorf("when it is back: %v %v", a, err)
+	}
+}
+
+// TestAliveCommand: a command's status says whether a lease lives; one that cannot
+// be run, or does not end, says nothing.
+func TestAliveCommand(t *testing.T) {
+	hang, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	for name, c := range map[string]struct {
+		ctx     context.Context
+		command []string
+		fails   bool
+		dead    bool
+	}{
+		"none":            {t.Context(), nil, false, false},
+		"alive":           {t.Context(), []string{"true"}, false, false},
+		"dead":            {t.Context(), []string{"false"}, true, true},
+		"not to be found": {t.Context(), []string{"/nowhere"}, true, false},
+		"hangs":           {hang, []string{"sleep", "60"}, true, false},
+	} {
+		h := &HostAllocator{AliveCommand: c.command}
+		err := h.Alive(c.ctx, Allocation{LeaseID: common.Hash{1}, Devices: []string{"GPU-a"}})
+		if (err != nil) != c.fails || errors.Is(err, ErrDead) != c.dead {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// TestCommandEndsWithItsTime: also where a child of it keeps its output open.
+func TestCommandEndsWithItsTime(t *testing.T) {
+	command, _ := script(t, "sleep 20 & sleep 20")
+	h := hostGPUs(t, 1)
+	h.SuspendCommand = append(command, "suspend")
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	began := time.Now()
+	if err := h.Suspend(ctx, Allocation{Devices: h.Devices}); err == nil || time.Since(began) > 15*time.Second {
+		t.Errorf("after %s: %v", time.Since(began), err)
+	}
+	command, _ = script(t, "sleep 20 & exit 0")
+	h.SuspendCommand = append(command, "suspend")
+	began = time.Now()
+	if err := h.Suspend(t.Context(), Allocation{Devices: h.Devices}); err != nil || time.Since(began) > 15*time.Second {
+		t.Errorf("a command that left something behind, after %s: %v", time.Since(began), err)
+	}
+}
