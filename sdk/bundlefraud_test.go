@@ -63,7 +63,7 @@ func (f *forger) lease(b *Bundle, id byte, before uint256.Int, amount uint64, un
 	if err != nil {
 		f.Fatal(err)
 	}
-	price, err := offerPrice(offer.Offer)
+	price, err := offer.Price()
 	if err != nil {
 		f.Fatal(err)
 	}

@@ -42,8 +42,8 @@ func (v *verifier) offers() {
 
 // dearerThan reports a higher price, credit or late reading.
 func dearerThan(after, before wire.Offer) bool {
-	price, err := offerPrice(after)
-	old, err2 := offerPrice(before)
+	price, err := after.Price()
+	old, err2 := before.Price()
 	if err != nil || err2 != nil {
 		return true
 	}

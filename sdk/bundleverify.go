@@ -202,7 +202,7 @@ func (v *verifier) records(name string, l *BundleLease, offer wire.SignedOffer) 
 }
 
 func (v *verifier) check(l *BundleLease, offer wire.SignedOffer) (int, error) {
-	price, err := offerPrice(offer.Offer)
+	price, err := offer.Price()
 	if err != nil {
 		return 0, err
 	}
@@ -319,7 +319,7 @@ func (l *BundleLease) underWay() uint256.Int {
 	if err != nil {
 		return uint256.Int{}
 	}
-	price, err := offerPrice(offer.Offer)
+	price, err := offer.Price()
 	if err != nil {
 		return uint256.Int{}
 	}

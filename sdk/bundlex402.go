@@ -102,7 +102,7 @@ var settlementKinds = map[string]chain.Kind{
 // methods are called.
 func (b *Bundle) calls() (*abi.ABI, map[string]chain.Kind) {
 	if b.X402 != nil {
-		return settlementABI, settlementKinds
+		return chain.BatchSettlementABI(), settlementKinds
 	}
 	return escrowABI, escrowKinds
 }

@@ -15,7 +15,7 @@ import (
 // to what a script asks here, and the wildcards count.
 const (
 	corsMethods = "GET, HEAD, POST, PUT, PATCH, DELETE"
-	corsAccepts = "*, Authorization, Content-Type, " + headerIdempotencyKey + ", Last-Event-ID, " + x402.HeaderSignature
+	corsAccepts = "*, Authorization, Content-Type, " + x402.HeaderIdempotencyKey + ", Last-Event-ID, " + x402.HeaderSignature
 	corsExposes = "*, WWW-Authenticate, Payment-Receipt, " + x402.HeaderRequired + ", " + x402.HeaderResponse + ", X-PAYMENT-RESPONSE, ETag, Retry-After"
 	corsMaxAge  = "7200" // seconds that a browser remembers the answer to a preflight; browsers have bounds of their own
 )

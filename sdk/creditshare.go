@@ -234,7 +234,7 @@ const shareWait = 3 * time.Second
 // makeRoom finds the share of a lease that begins. It refuses where neither that
 // nor what is paid in advance lets it run at all.
 func (n *nodes) makeRoom(ctx context.Context, req placement) (portion, error) {
-	price, err := offerPrice(req.offer.Offer)
+	price, err := req.offer.Price()
 	if err != nil {
 		return portion{}, err
 	}

@@ -55,7 +55,7 @@ func (s leaseStore) left(ctx context.Context, row leaseRow) (owed uint256.Int, p
 // metering.Fractions. Of a lease without a final record nothing is carried: one
 // side may have more of it than the other.
 func uncharged(offer wire.Offer, nanos uint64, final bool) (uint64, error) {
-	price, err := offerPrice(offer)
+	price, err := offer.Price()
 	if err != nil || !final {
 		return 0, err
 	}

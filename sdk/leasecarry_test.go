@@ -72,7 +72,7 @@ func (b *leaseBooks) lease(o wire.SignedOffer, nanos uint64, recorded bool) {
 		b.Fatal(err)
 	}
 	if recorded {
-		price, err := offerPrice(o.Offer)
+		price, err := o.Price()
 		if err != nil {
 			b.Fatal(err)
 		}

@@ -100,7 +100,7 @@ func (p *Provider) takesLeases() error {
 // canPay refuses a lease that would be suspended at once: the deposit must
 // have room for one record of every GPU, after what is owed already.
 func (p *Provider) canPay(s channel.State, offer wire.SignedOffer, gpus int) error {
-	price, err := offerPrice(offer.Offer)
+	price, err := offer.Price()
 	if err != nil {
 		return err
 	}
@@ -114,15 +114,6 @@ func (p *Provider) canPay(s channel.State, offer wire.SignedOffer, gpus int) err
 			s.ID, s.Deposit.Dec(), s.Spent.Dec(), gpus, need.Dec())
 	}
 	return nil
-}
-
-func offerPrice(o wire.Offer) (metering.Price, error) {
-	unit, err := metering.ParseUnit(o.Unit)
-	if err != nil {
-		return metering.Price{}, err
-	}
-	price := metering.Price{Amount: o.Amount.Int, Unit: unit}
-	return price, price.Validate()
 }
 
 // remembered is the lease that the request's secret belongs to, if it is over:

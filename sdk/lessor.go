@@ -176,7 +176,7 @@ func (h *lessor) grant(ctx context.Context, row leaseRow, s channel.State, offer
 // newLease builds a lease: fresh, or as its last record and the meter's state
 // left it.
 func (h *lessor) newLease(row leaseRow, s channel.State, offer wire.SignedOffer, a gpu.Allocation, last *metering.SignedRecord) (*lease, error) {
-	price, err := offerPrice(offer.Offer)
+	price, err := offer.Price()
 	if err != nil {
 		return nil, err
 	}

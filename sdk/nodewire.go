@@ -120,7 +120,7 @@ func (s nodeStart) check() (wire.SignedOffer, error) {
 		offer.MaxGap > maxOfferMillis || offer.RecordEvery > maxOfferMillis {
 		return offer, fmt.Errorf("a tick of %d ms, gaps from %d ms and records every %d ms cannot be metered", offer.Tick, offer.MaxGap, offer.RecordEvery)
 	}
-	_, err = offerPrice(offer.Offer)
+	_, err = offer.Price()
 	return offer, err
 }
 

@@ -365,7 +365,7 @@ func (p *Provider) creditworthy(ctx context.Context, s channel.State, offer wire
 	if err != nil {
 		return err
 	}
-	price, err := offerPrice(offer.Offer)
+	price, err := offer.Price()
 	if err != nil {
 		return err
 	}

@@ -73,7 +73,7 @@ func (p *payeeCredits) recall(rows []rentalRow, clock metering.Clock) {
 		if err != nil || row.Phase != RentalRunning {
 			continue
 		}
-		if price, err := offerPrice(offer.Offer); err == nil {
+		if price, err := offer.Price(); err == nil {
 			p.with(row.Terms).join(row.Terms.ID(), row.GPUs, price, offer.Offer)
 		}
 	}

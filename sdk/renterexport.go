@@ -91,7 +91,7 @@ func (row rentalRow) exportLease(ctx context.Context, rentals rentalStore, b *Bu
 	if err != nil {
 		return fmt.Errorf("channel %s: its offer on disk: %w", b.Channel, err)
 	}
-	price, err := offerPrice(offer.Offer)
+	price, err := offer.Price()
 	if err != nil {
 		return err
 	}

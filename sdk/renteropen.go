@@ -573,7 +573,7 @@ func (l *Rental) requote(ctx context.Context) (*wire.Challenge, error) {
 // agree takes an offer, whose price was checked, for what the lease is under.
 func (l *Rental) agree(offer wire.SignedOffer) (err error) {
 	l.row.Offer, l.offer = offer.Document, offer
-	if l.price, err = offerPrice(offer.Offer); err != nil {
+	if l.price, err = offer.Price(); err != nil {
 		return err
 	}
 	l.credit, err = l.price.Charge(offer.Credit * uint64(time.Second))

@@ -42,11 +42,6 @@ type x402Request struct {
 	turn    bool         // it has its turn at its metered route
 }
 
-// headerIdempotencyKey is the header by which a client says that a request is one
-// that it sent before. Who pays with the same voucher and the same key is answered
-// from a copy, for a day; up to 255 bytes of any text that is new for each payment.
-const headerIdempotencyKey = "Idempotency-Key"
-
 // maxIdempotencyKey bounds the key; bytes. One of secretIdempotencyKey, which 128
 // random bits take in base64, is on no chain and is not guessed: with it an answer is
 // had again though its voucher was claimed.
@@ -62,7 +57,7 @@ func (r *x402Request) identify() {
 	_, _ = fmt.Fprintf(h, "%s\n%s\n", r.Method, r.URL.RequestURI())
 	_, _ = h.Write(r.body)
 	r.hash = hex.EncodeToString(h.Sum(nil))
-	key := r.Header.Get(headerIdempotencyKey)
+	key := r.Header.Get(x402.HeaderIdempotencyKey)
 	r.secret = len(key) >= secretIdempotencyKey
 	if r.keyed = key != ""; r.keyed {
 		sum := sha256.Sum256([]byte(key))
@@ -156,8 +151,8 @@ func (d *x402Desk) read(r *x402Request) error {
 		return fmt.Errorf("%w: channel %s has no payerAuthorizer: name one, it may be the payer", x402.CodeVoucherSignature, r.terms.ID())
 	}
 	r.id, r.voucher = r.terms.ID(), r.payment.Payload.Voucher.Voucher()
-	if key := r.Header.Get(headerIdempotencyKey); len(key) > maxIdempotencyKey {
-		return wire.MalformedCredential.With("%s has %d bytes, it may have %d", headerIdempotencyKey, len(key), maxIdempotencyKey)
+	if key := r.Header.Get(x402.HeaderIdempotencyKey); len(key) > maxIdempotencyKey {
+		return wire.MalformedCredential.With("%s has %d bytes, it may have %d", x402.HeaderIdempotencyKey, len(key), maxIdempotencyKey)
 	}
 	return d.book.Verify(r.Context(), r.terms, r.voucher)
 }
@@ -465,7 +460,7 @@ func (d *x402Desk) runs(ctx context.Context, id common.Hash) (gpus int, current 
 	if err != nil {
 		return 0, false, err
 	}
-	price, err := offerPrice(offer.Offer)
+	price, err := offer.Price()
 	return row.GPUs, price == d.price, err
 }
 

@@ -69,20 +69,12 @@ func (d *x402Desk) termsOfConfig(c batchsettlement.ChannelConfig) channel.Terms 
 	}
 }
 
-var settlementABI = func() *abi.ABI {
-	parsed, err := batchsettlement.BatchSettlementMetaData.ParseABI()
-	if err != nil {
-		panic("sdk: the generated bindings do not parse: " + err.Error())
-	}
-	return parsed
-}()
-
 // claims are the rows of a claim, alone or in a multicall.
 func claims(data []byte) ([]batchsettlement.VoucherClaim, error) {
 	if len(data) < 4 {
 		return nil, nil
 	}
-	method, err := settlementABI.MethodById(data[:4])
+	method, err := chain.BatchSettlementABI().MethodById(data[:4])
 	if err != nil {
 		return nil, err
 	}

@@ -73,8 +73,8 @@ func (a *ask) send(transport http.RoundTripper, payment string) (*http.Response,
 	}
 	if payment != "" {
 		req.Header.Set(x402.HeaderSignature, payment)
-		if a.key != "" && req.Header.Get(headerIdempotencyKey) == "" {
-			req.Header.Set(headerIdempotencyKey, a.key)
+		if a.key != "" && req.Header.Get(x402.HeaderIdempotencyKey) == "" {
+			req.Header.Set(x402.HeaderIdempotencyKey, a.key)
 		}
 	}
 	resp, err := transport.RoundTrip(req)

@@ -23,7 +23,7 @@ func caught(format string, args ...any) error { return &lie{fmt.Errorf(format, a
 
 // check holds a tick to the receipt, the offer, our clock and the record before.
 func (t *X402Rental) check(ctx context.Context, b *buying, document []byte) (X402Tick, *metering.SignedRecord, error) {
-	var said x402Tick
+	var said wire.Tick
 	if len(document) > maxAnswer || exactjson.Unmarshal(document, &said) != nil || said.Record == nil {
 		return X402Tick{}, nil, caught("%w: a tick was charged and its record is not there", ErrGarbage)
 	}
@@ -99,7 +99,7 @@ func (t *X402Rental) under(ctx context.Context, b *buying, hash common.Hash) err
 }
 
 // lease is the one that a tick is of: ours, or one that has just begun.
-func (t *X402Rental) lease(ctx context.Context, b *buying, said x402Tick) (*ticking, error) {
+func (t *X402Rental) lease(ctx context.Context, b *buying, said wire.Tick) (*ticking, error) {
 	if l := b.slate.Ticking; l != nil && l.Lease == said.LeaseID {
 		kept := *l
 		return &kept, nil

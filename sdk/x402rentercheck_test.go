@@ -32,9 +32,9 @@ func (f frozen) Now() metering.Instant { return f.at }
 func (f frozen) BootID() string        { return "frozen" }
 
 // rewriteTick changes what a tick is answered by.
-func rewriteTick(t *testing.T, change func(*x402Tick)) func(*http.Response) {
+func rewriteTick(t *testing.T, change func(*wire.Tick)) func(*http.Response) {
 	return func(resp *http.Response) {
-		var tick x402Tick
+		var tick wire.Tick
 		body, err := io.ReadAll(resp.Body)
 		if err != nil || json.Unmarshal(body, &tick) != nil {
 			t.Errorf("%s: %v", body, err)
@@ -222,7 +222,7 @@ func TestX402StrangersOfferAccusesNoPayee(t *testing.T) {
 // TestX402AccessSteersNoTerminal: how the GPUs of a tick are reached is there to be shown, and is no more than shown.
 func TestX402AccessSteersNoTerminal(t *testing.T) {
 	n := newTenant(t, newPayRig(t))
-	n.line.alter = rewriteTick(t, func(k *x402Tick) {
+	n.line.alter = rewriteTick(t, func(k *wire.Tick) {
 		k.Access, k.State = json.RawMessage("{\"ssh\":\"a\\u001b[2Jb\u009b2J\u202e\"}"), "active\x1b[2J"
 	})
 	tick := n.tick()
@@ -234,23 +234,23 @@ func TestX402AccessSteersNoTerminal(t *testing.T) {
 // TestX402RenterCatchesProviders: a tick that does not hold is kept as evidence, and nothing more is paid.
 func TestX402RenterCatchesProviders(t *testing.T) {
 	r := newPayRig(t)
-	rewrite := func(change func(*x402Tick)) func(*http.Response) { return rewriteTick(t, change) }
+	rewrite := func(change func(*wire.Tick)) func(*http.Response) { return rewriteTick(t, change) }
 	for _, row := range []struct {
 		name  string
 		want  error
 		clock metering.Clock
 		alter func(*http.Response)
 	}{
-		{"charged without a record", ErrGarbage, nil, rewrite(func(k *x402Tick) { k.Record = nil })},
+		{"charged without a record", ErrGarbage, nil, rewrite(func(k *wire.Tick) { k.Record = nil })},
 		{"no answer at all", ErrGarbage, nil, func(resp *http.Response) { resp.Body = http.NoBody }},
 		{"an endless answer", ErrGarbage, nil, func(resp *http.Response) { resp.Body = io.NopCloser(&endless{}) }},
-		{"record of another lease", ErrGarbage, nil, rewrite(func(k *x402Tick) { k.LeaseID[0]++ })},
-		{"record of another channel", ErrGarbage, nil, rewrite(func(k *x402Tick) { k.ChannelID[0]++ })},
-		{"record that was changed", metering.ErrSignature, nil, rewrite(func(k *x402Tick) { k.Record.Nanos++ })},
-		{"another offer", ErrOffer, nil, rewrite(func(k *x402Tick) { k.OfferHash[0]++ })},
-		{"more devices than were paid", metering.ErrDevices, nil, rewrite(func(k *x402Tick) { k.Devices = append(k.Devices, "GPU-x") })},
-		{"another device than was metered", metering.ErrDevices, nil, rewrite(func(k *x402Tick) { k.Devices[0] = "GPU-x" })},
-		{"a body that says another charge", ErrOvercharged, nil, rewrite(func(k *x402Tick) { k.Charged.AddUint64(&k.Charged.Int, 1) })},
+		{"record of another lease", ErrGarbage, nil, rewrite(func(k *wire.Tick) { k.LeaseID[0]++ })},
+		{"record of another channel", ErrGarbage, nil, rewrite(func(k *wire.Tick) { k.ChannelID[0]++ })},
+		{"record that was changed", metering.ErrSignature, nil, rewrite(func(k *wire.Tick) { k.Record.Nanos++ })},
+		{"another offer", ErrOffer, nil, rewrite(func(k *wire.Tick) { k.OfferHash[0]++ })},
+		{"more devices than were paid", metering.ErrDevices, nil, rewrite(func(k *wire.Tick) { k.Devices = append(k.Devices, "GPU-x") })},
+		{"another device than was metered", metering.ErrDevices, nil, rewrite(func(k *wire.Tick) { k.Devices[0] = "GPU-x" })},
+		{"a body that says another charge", ErrOvercharged, nil, rewrite(func(k *wire.Tick) { k.Charged.AddUint64(&k.Charged.Int, 1) })},
 		{"a receipt over more than the record", ErrOvercharged, nil, func(resp *http.Response) {
 			receipt, err := x402.ParseSettleResponse(resp.Header)
 			if err != nil {
@@ -328,7 +328,7 @@ func TestX402FirstRecord(t *testing.T) {
 	b := &buying{slate: slate{Tick: &pendingTick{Boot: "b", Asked: metering.Instant{Boot: 5e9, Mono: 5e9, Wall: 5e9}, Base: *uint256.NewInt(1000)}}}
 	lease := func(nanos uint64, added int64, before uint64) (*ticking, error) {
 		rec := metering.SignedRecord{Record: metering.Record{Sequence: 1, Nanos: nanos, OwedBefore: *uint256.NewInt(before)}, Evidence: metering.Evidence{Nanos: added}}
-		return x.lease(t.Context(), b, x402Tick{Devices: []string{"GPU-1"}, Record: &rec})
+		return x.lease(t.Context(), b, wire.Tick{Devices: []string{"GPU-1"}, Record: &rec})
 	}
 	for _, c := range []struct {
 		nanos  uint64

@@ -162,7 +162,7 @@ func (s *slate) unpassed(charged uint256.Int, p *pendingTick, gpus int) int64 {
 	if err != nil {
 		return 0 // the next record is not checked under it either
 	}
-	price, err := offerPrice(offer.Offer)
+	price, err := offer.Price()
 	if err != nil {
 		return 0
 	}
@@ -244,7 +244,7 @@ func (l *ticking) reserved(signed uint256.Int, price metering.Price, gpus int) i
 	late := time.Duration(0)
 	if offer, err := wire.ParseOffer(l.Offer); err == nil {
 		late = lateIn(offer.Offer)
-		if own, err := offerPrice(offer.Offer); err == nil {
+		if own, err := offer.Price(); err == nil {
 			price = own
 		}
 	}

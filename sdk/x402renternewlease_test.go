@@ -112,7 +112,7 @@ func (m *mill) serve(s *stall, w http.ResponseWriter, p x402.PaymentPayload) boo
 	if err := receipt.Set(w.Header()); err != nil {
 		m.t.Error(err)
 	}
-	_ = json.NewEncoder(w).Encode(x402Tick{
+	_ = json.NewEncoder(w).Encode(wire.Tick{
 		LeaseID: lease.ID, ChannelID: terms.ID(), OfferHash: m.signed.Hash, Devices: lease.Devices,
 		Access: json.RawMessage(`{}`), State: "active", Charged: wireAmount(charge), Record: &rec,
 	})

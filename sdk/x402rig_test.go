@@ -229,7 +229,7 @@ func (b *buyer) fresh() *buyer {
 // paid is an answer to a payment that was taken.
 type paid struct {
 	x402.SettleResponse
-	x402Tick
+	wire.Tick
 }
 
 // take reads an answer that must be one, and keeps the books of a stock client.
@@ -251,7 +251,7 @@ func (b *buyer) take(resp *http.Response) paid {
 		if got := p.ChannelState.ChargedCumulativeAmount.Uint64(); got != b.charged {
 			b.Fatalf("charged %d in all, the receipt says %d", b.charged, got)
 		}
-		if err := json.Unmarshal(body, &p.x402Tick); err != nil && resp.Header.Get("Content-Type") == "application/json" {
+		if err := json.Unmarshal(body, &p.Tick); err != nil && resp.Header.Get("Content-Type") == "application/json" {
 			b.Fatalf("%s: %v", body, err)
 		}
 	}

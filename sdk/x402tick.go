@@ -19,18 +19,6 @@ import (
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
-// x402Tick is the body of the answer to a tick: one metered piece of a lease.
-type x402Tick struct {
-	LeaseID   common.Hash            `json:"leaseId"`
-	ChannelID common.Hash            `json:"channelId"`
-	OfferHash common.Hash            `json:"offerHash"`
-	Devices   []string               `json:"devices"`
-	Access    json.RawMessage        `json:"access"` // how the GPUs are reached; null when the lease is over
-	State     string                 `json:"state"`
-	Charged   wire.Amount            `json:"charged"` // for this tick, base units
-	Record    *metering.SignedRecord `json:"record"`  // the usage record that states it
-}
-
 // tick lets the channel's lease run on for one more window, or begins one, and
 // answers when that was metered.
 func (d *x402Desk) tick(ctx context.Context, r *x402Request, tab x402Tab, note x402Note) (*x402Answer, error) {
@@ -212,7 +200,7 @@ func (d *x402Desk) ticked(ctx context.Context, tab x402Tab, note x402Note) (*x40
 	}
 	tab.State = s
 	receipt := tab.receipt(note, base, charged)
-	body, err := json.Marshal(x402Tick{
+	body, err := json.Marshal(wire.Tick{
 		LeaseID: a.LeaseID, ChannelID: tab.ID, OfferHash: common.HexToHash(row.Offer), Devices: a.Devices, Access: a.Access,
 		State: row.State, Charged: *receipt.ChargedAmount, Record: rec,
 	})

@@ -111,7 +111,7 @@ func (b *BatchSettlement) Simulate(ctx context.Context, from common.Address, cal
 var touching = func() []common.Hash {
 	var topics []common.Hash
 	for _, name := range []string{"Deposited", "Claimed", "Refunded", "WithdrawInitiated", "WithdrawFinalized"} {
-		topics = append(topics, settlementErrors.Events[name].ID)
+		topics = append(topics, settlementABI.Events[name].ID)
 	}
 	return topics
 }()

@@ -106,9 +106,12 @@ func show(arg any) string {
 const revertCode = 3
 
 var (
-	escrowErrors     = mustParse(bindings.ChannelEscrowMetaData.ParseABI())
-	settlementErrors = mustParse(batchsettlement.BatchSettlementMetaData.ParseABI())
+	escrowErrors  = mustParse(bindings.ChannelEscrowMetaData.ParseABI())
+	settlementABI = mustParse(batchsettlement.BatchSettlementMetaData.ParseABI())
 )
+
+// BatchSettlementABI is the interface of x402's contract, by which calls of it are read. It is shared: nobody changes it.
+func BatchSettlementABI() *abi.ABI { return settlementABI }
 
 func mustParse(parsed *abi.ABI, err error) *abi.ABI {
 	if err != nil {
@@ -152,7 +155,7 @@ func parseRevert(data []byte) *Revert {
 		r.Name, r.Args = "Error", []any{reason}
 		return r
 	}
-	for _, contract := range []*abi.ABI{escrowErrors, settlementErrors} {
+	for _, contract := range []*abi.ABI{escrowErrors, settlementABI} {
 		known, err := contract.ErrorByID([4]byte(data[:4]))
 		if err != nil {
 			continue

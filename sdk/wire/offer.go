@@ -14,6 +14,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/eip712"
 	"github.com/gpupay/gpupay/internal/exactjson"
+	"github.com/gpupay/gpupay/metering"
 )
 
 // Offer is what a provider promises before a renter pays: the price, what both
@@ -146,3 +147,13 @@ func (s SignedOffer) verify() error {
 
 // ExpiredAt reports whether no lease may start under the offer at now.
 func (o Offer) ExpiredAt(now time.Time) bool { return now.Unix() >= o.Expires }
+
+// Price is what one GPU costs by the offer. It is an error for a unit or an amount that no lease is billed by.
+func (o Offer) Price() (metering.Price, error) {
+	unit, err := metering.ParseUnit(o.Unit)
+	if err != nil {
+		return metering.Price{}, err
+	}
+	price := metering.Price{Amount: o.Amount.Int, Unit: unit}
+	return price, price.Validate()
+}

@@ -19,6 +19,11 @@ const (
 	HeaderResponse  = "PAYMENT-RESPONSE"  // of an answer: what became of it
 )
 
+// HeaderIdempotencyKey is the header by which a client says that a request is one
+// that it sent before. Who pays with the same voucher and the same key is answered
+// from a copy, for a day; up to 255 bytes of any text that is new for each payment.
+const HeaderIdempotencyKey = "Idempotency-Key"
+
 const (
 	// maxRead bounds what is read from one header. A deposit is about 2 KiB.
 	maxRead = 16 << 10
