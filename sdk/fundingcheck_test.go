@@ -28,7 +28,10 @@ func TestNothingMovesForAnX402RequestThatIsRefused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.server.Config.Handler.(*http.ServeMux).Handle("/infer", route)
+	mux := http.NewServeMux()
+	mux.Handle("/", r.provider)
+	mux.Handle("/infer", route)
+	r.server.Config.Handler = mux
 	stranger := r.buyer("/tick")
 	for name, c := range map[string]struct {
 		b    *buyer
