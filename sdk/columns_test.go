@@ -45,7 +45,7 @@ func TestColumnsOfANewerProgram(t *testing.T) {
 			first := r.open(1, 200_000, "")
 			first.record()
 			widen(t, r.provider.db)
-			widen(t, renter.db)
+			widen(t, renter.w.DB)
 			first.record()
 			r.restart()
 			first.again()

@@ -57,7 +57,7 @@ func TestEvidenceHoldsNoAccess(t *testing.T) {
 	if _, err := n.rental.Tick(t.Context()); !errors.As(err, &d) {
 		t.Fatal(err)
 	}
-	kept, err := n.x.r.Evidence(t.Context(), d.Channel)
+	kept, err := n.x.w.Evidence(t.Context(), d.Channel)
 	if err != nil || len(kept) != 1 || bytes.Contains(kept[0].Document, []byte(hush)) || !bytes.Contains(kept[0].Document, []byte("leaseId")) {
 		t.Errorf("%s, %v", kept, err)
 	}
@@ -78,7 +78,7 @@ func TestExportHoldsNoSecret(t *testing.T) {
 		t.Fatalf("the lease has no secret: the test shows nothing: %v", err)
 	}
 	text := "note: " + row.Secret + " and \"access\": hush-hush"
-	if err := r.store.keep(t.Context(), Evidence{Channel: l.id, Reason: "x", At: time.Now(), Document: []byte(text)}); err != nil {
+	if err := r.w.Keep(t.Context(), Evidence{Channel: l.id, Reason: "x", At: time.Now(), Document: []byte(text)}); err != nil {
 		t.Fatal(err)
 	}
 	b, err := r.Export(t.Context(), l.id)

@@ -59,7 +59,7 @@ func unnamed(ctx context.Context, db *store.DB) (common.Hash, error) {
 	case len(payee)+len(payer) == 0:
 		return common.Hash{}, fmt.Errorf("%w: it knows no channel", channel.ErrUnknown)
 	case len(payee) == 0:
-		return newestOf(ctx, rentalStore{db}, payer)
+		return newestOf(ctx, rentalStore{walletStore{db}}, payer)
 	case len(payee)+len(payer) == 1:
 		return payee[0].ID, nil
 	}

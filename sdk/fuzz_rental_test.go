@@ -108,7 +108,7 @@ func checkEvidence(t *testing.T, l *Rental, document []byte) {
 	}
 	for _, e := range rows {
 		if string(e.Document) == string(withoutSecrets(document)) {
-			err := l.r.db.Update(t.Context(), func(tx *sqlx.Tx) error { // there is room for a hundred
+			err := l.r.w.DB.Update(t.Context(), func(tx *sqlx.Tx) error { // there is room for a hundred
 				_, err := tx.Exec("DELETE FROM rental_evidence")
 				return err
 			})

@@ -150,7 +150,7 @@ func (l *Rental) giveBack(ctx context.Context) {
 		}
 	}
 	if err = errors.Join(err, l.finishTopUp(ctx)); err != nil {
-		l.r.config.Log.Warn("a leave is signed, and the lease is not given back, or its last record or a top-up not known", "channel", l.id, "error", err)
+		l.r.w.Log.Warn("a leave is signed, and the lease is not given back, or its last record or a top-up not known", "channel", l.id, "error", err)
 	}
 }
 
@@ -168,7 +168,7 @@ func (l *Rental) signLeave(ctx context.Context) (wire.LeaveRequest, error) {
 		return wire.LeaveRequest{}, err
 	}
 	deadline := uint64(now.Add(leaveTTL).Unix())
-	signature, err := l.r.config.Key.Sign(ctx, l.escrow.Domain().RequestCloseDigest(l.id, nonce, deadline))
+	signature, err := l.r.w.Key.Sign(ctx, l.escrow.Domain().RequestCloseDigest(l.id, nonce, deadline))
 	if err != nil {
 		return wire.LeaveRequest{}, fmt.Errorf("channel %s: signing the request to leave: %w", l.id, err)
 	}
@@ -261,16 +261,16 @@ func (l *Rental) awaitOpening(ctx context.Context) (there bool, err error) {
 		there, never, err := l.opened(ctx)
 		switch {
 		case err != nil:
-			warn(l.r.config.Log, "leaving: it is not known yet whether the channel was opened", l.id, err)
+			warn(l.r.w.Log, "leaving: it is not known yet whether the channel was opened", l.id, err)
 		case there:
 			return true, nil
 		case never:
 			return false, l.neverFunded(ctx)
 		case !said:
-			l.r.config.Log.Warn("leaving: the channel is not on the chain, and its deposit can still come"+l.row.goodUntil(), "channel", l.id)
+			l.r.w.Log.Warn("leaving: the channel is not on the chain, and its deposit can still come"+l.row.goodUntil(), "channel", l.id)
 			said = true
 		}
-		if err := chain.Pause(ctx, l.r.config.Poll); err != nil {
+		if err := chain.Pause(ctx, l.r.w.Poll); err != nil {
 			return false, fmt.Errorf("channel %s: it is not on the chain, and its deposit can still come%s: leave it again: %w", l.id, l.row.goodUntil(), err)
 		}
 	}
@@ -279,14 +279,14 @@ func (l *Rental) awaitOpening(ctx context.Context) (there bool, err error) {
 // opened looks at the outbox first and then at the chain: a transaction that is
 // in neither was never sent.
 func (l *Rental) opened(ctx context.Context) (there, never bool, err error) {
-	if err := l.r.sender.Sync(ctx); err != nil {
+	if err := l.r.w.Sender.Sync(ctx); err != nil {
 		return false, false, err
 	}
 	sent, err := l.opening(ctx)
 	if err != nil {
 		return false, false, err
 	}
-	seen, err := l.look(ctx, l.r.config.Confirmations)
+	seen, err := l.look(ctx, l.r.w.Confirmations)
 	if err != nil || seen.there {
 		return seen.there, false, err
 	}
@@ -314,9 +314,9 @@ type exit struct {
 // clock not quite there. Waiting for the grace period or an endpoint is no try.
 func (l *Rental) walkOut(ctx context.Context) error {
 	var before string
-	pace := chain.Backoff{Least: l.r.config.Poll, Most: 8 * l.r.config.Poll}
+	pace := chain.Backoff{Least: l.r.w.Poll, Most: 8 * l.r.w.Poll}
 	for tries := 0; ; {
-		wait := l.r.config.Poll
+		wait := l.r.w.Poll
 		view, err := l.settledView(ctx)
 		if err == nil && view.Finalized {
 			return nil
@@ -340,10 +340,10 @@ func (l *Rental) walkOut(ctx context.Context) error {
 			wait = pace.Next()
 		}
 		if errors.Is(err, channel.ErrUnknown) { // a re-org took the deposit: if it was our transaction, it is sent again
-			err = errors.Join(err, l.r.sender.Sync(ctx))
+			err = errors.Join(err, l.r.w.Sender.Sync(ctx))
 		}
 		if err != nil {
-			warn(l.r.config.Log, "leaving: not yet", l.id, err, "retry", wait)
+			warn(l.r.w.Log, "leaving: not yet", l.id, err, "retry", wait)
 		}
 		if err := chain.Pause(ctx, wait); err != nil {
 			return err
@@ -375,13 +375,13 @@ func (l *Rental) nextExit(ctx context.Context, view channel.ChainView) (*exit, e
 // take sends a step by our own transaction or, where the coin does not pay for
 // it, by the relay. Its error says which of them failed.
 func (l *Rental) take(ctx context.Context, e exit) error {
-	own, err := l.r.hasGas(ctx)
+	own, err := l.r.w.HasGas(ctx)
 	if err != nil {
 		return err
 	}
 	relay := l.r.config.Relay
 	if own {
-		err := sendOnce(ctx, l.r.sender, e.call, l.r.config.Confirmations)
+		err := sendOnce(ctx, l.r.w.Sender, e.call, l.r.w.Confirmations)
 		if err == nil {
 			return nil
 		}

@@ -19,7 +19,7 @@ func TestLastTopUpIsWorthSending(t *testing.T) {
 	if got := r.balance(r.payer.Address()); got != 1_000_000 {
 		t.Fatalf("%d moved", 1_000_000-got)
 	}
-	renter.caps.PerChannel.SetUint64(15_000) // 6,000, a top-up of 5,000, and 4,000 are left
+	renter.w.Caps.PerChannel.SetUint64(15_000) // 6,000, a top-up of 5,000, and 4,000 are left
 	rental, err := renter.Rent(t.Context(), r.server.URL, RentOptions{Deposit: "0.006", TopUp: "0.005", PayEvery: 50 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)

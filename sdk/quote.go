@@ -19,14 +19,6 @@ import (
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
-// Why a renter turns an offer down. Nothing was signed.
-var (
-	ErrOffer   = errors.New("offer does not hold together")
-	ErrTooDear = errors.New("price is above the cap")
-	ErrEscrow  = errors.New("escrow contract is not one to trust")
-	ErrToken   = errors.New("token is not the configured one")
-)
-
 // Quote is a provider's price, checked: the payee signed it, the challenge
 // asks for the same, it is within the renter's cap, and the escrow is one to
 // put money into.
@@ -57,7 +49,7 @@ func (r *Renter) Quote(ctx context.Context, url string) (Quote, error) {
 }
 
 func (r *Renter) quote(ctx context.Context, url string, gpus int) (Quote, error) {
-	p, err := r.peer(url)
+	p, err := r.w.peer(url)
 	if err != nil {
 		return Quote{}, err
 	}
@@ -103,7 +95,7 @@ func (r *Renter) refuse(ctx context.Context, url string, challenge wire.Challeng
 	if err != nil {
 		return err
 	}
-	return r.store.keep(ctx, Evidence{URL: url, Reason: (&worded{reason}).Error(), At: time.Now(), Document: both})
+	return r.w.Keep(ctx, Evidence{URL: url, Reason: (&worded{reason}).Error(), At: time.Now(), Document: both})
 }
 
 func (r *Renter) checkQuote(ctx context.Context, challenge wire.Challenge, document []byte) (Quote, error) {
@@ -118,13 +110,13 @@ func (r *Renter) checkQuote(ctx context.Context, challenge wire.Challenge, docum
 	if err := sameTerms(request, offer); err != nil {
 		return Quote{}, err
 	}
-	if offer.ExpiredAt(r.config.Now()) {
+	if offer.ExpiredAt(r.w.Now()) {
 		return Quote{}, fmt.Errorf("%w: it expired at %s", ErrOffer, time.Unix(offer.Expires, 0).UTC().Format(time.RFC3339))
 	}
 	if err := r.plausible(offer.Offer); err != nil {
 		return Quote{}, err
 	}
-	price, err := r.checkPrice(offer.Offer)
+	price, err := r.w.CheckPrice(offer.Offer)
 	if err != nil {
 		return Quote{}, err
 	}
@@ -134,9 +126,9 @@ func (r *Renter) checkQuote(ctx context.Context, challenge wire.Challenge, docum
 	}
 	q := Quote{
 		Offer: offer, Price: price,
-		PerGPUHour: units.PricePerGPUHour(price, r.token.Decimals),
-		Symbol:     r.token.Symbol,
-		Decimals:   r.token.Decimals,
+		PerGPUHour: units.PricePerGPUHour(price, r.w.Token.Decimals),
+		Symbol:     r.w.Token.Symbol,
+		Decimals:   r.w.Token.Decimals,
 		MinDeposit: offer.MinDeposit.Int,
 		Grace:      escrow.Grace(),
 		Gasless:    request.MethodDetails.FeePayer,
@@ -167,7 +159,7 @@ func (r *Renter) plausible(o wire.Offer) error {
 		{"credit", int64(min(o.Credit, math.MaxInt64)), 1, max(int64(r.config.MaxCredit/time.Second), 1), "GPU-seconds"},
 		{"tick", o.Tick, 1, maxOfferTick.Milliseconds(), "ms"},
 		{"gap", o.MaxGap, o.Tick, wire.MaxGap.Milliseconds(), "ms"},
-		{"time between records", o.RecordEvery, metering.MinRecordEvery.Milliseconds(), max(r.config.Patience, metering.MinRecordEvery).Milliseconds(), "ms"},
+		{"time between records", o.RecordEvery, metering.MinRecordEvery.Milliseconds(), max(r.w.Patience, metering.MinRecordEvery).Milliseconds(), "ms"},
 	} {
 		if figure.is < figure.least || figure.is > figure.most {
 			return fmt.Errorf("%w: a %s of %d %s, from %d to %d is plausible: nothing was signed", ErrOffer, figure.name, figure.is, figure.unit, figure.least, figure.most)
@@ -204,30 +196,14 @@ func sameTerms(request wire.Request, offer wire.SignedOffer) error {
 	return nil
 }
 
-func (r *Renter) checkPrice(offer wire.Offer) (metering.Price, error) {
-	unit, err := metering.ParseUnit(offer.Unit)
-	if err != nil {
-		return metering.Price{}, fmt.Errorf("%w: %w", ErrOffer, err)
-	}
-	if common.Address(offer.Token) != r.token.Address {
-		return metering.Price{}, fmt.Errorf("%w: the provider wants %s, this renter pays in %s: nothing was signed", ErrToken, offer.Token, r.token.Address)
-	}
-	price := metering.Price{Amount: offer.Amount.Int, Unit: unit}
-	if hourly := units.Hourly(price); hourly.Gt(&r.caps.hourly) {
-		return metering.Price{}, fmt.Errorf("%w: %s %s per GPU-hour, the cap is %s", ErrTooDear,
-			units.PricePerGPUHour(price, r.token.Decimals), r.token.Symbol, units.Format(r.caps.hourly, r.token.Decimals))
-	}
-	return price, nil
-}
-
 // escrowOf reaches the escrow that an offer names and checks that it is one to
 // trust, on our chain, with a way out in bearable time.
 func (r *Renter) escrowOf(ctx context.Context, offer wire.Offer) (*chain.Escrow, error) {
-	if err := r.onChain(ctx, offer.ChainID); err != nil {
+	if err := r.w.OnChain(ctx, offer.ChainID); err != nil {
 		return nil, err
 	}
 	address := common.Address(offer.Escrow)
-	escrow, err := chain.NewEscrow(ctx, r.backend, address)
+	escrow, err := chain.NewEscrow(ctx, r.w.Backend, address)
 	if err != nil {
 		if errors.Is(err, chain.ErrUnreachable) {
 			return nil, err
@@ -237,8 +213,8 @@ func (r *Renter) escrowOf(ctx context.Context, offer wire.Offer) (*chain.Escrow,
 	if err := r.checkEscrow(ctx, escrow); err != nil {
 		return nil, err
 	}
-	if escrow.Grace() > r.config.MaxGrace {
-		return nil, fmt.Errorf("%w: leaving %s takes %s, this renter waits at most %s", ErrEscrow, address, escrow.Grace(), r.config.MaxGrace)
+	if escrow.Grace() > r.w.MaxGrace {
+		return nil, fmt.Errorf("%w: leaving %s takes %s, this renter waits at most %s", ErrEscrow, address, escrow.Grace(), r.w.MaxGrace)
 	}
 	return escrow, nil
 }

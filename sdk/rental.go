@@ -5,8 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"log/slog"
-	"strings"
 	"sync"
 	"time"
 
@@ -112,7 +110,7 @@ func (r *Renter) rental(ctx context.Context, row rentalRow, escrow *chain.Escrow
 	if err != nil {
 		return nil, err
 	}
-	p, err := r.peer(row.URL)
+	p, err := r.w.peer(row.URL)
 	if err != nil {
 		return nil, err
 	}
@@ -166,12 +164,6 @@ func (l *Rental) Access() json.RawMessage {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.access
-}
-
-// warn logs what failed of a channel, which most errors name too: it is said once.
-func warn(log *slog.Logger, text string, id common.Hash, err error, more ...any) {
-	cause := strings.ReplaceAll(err.Error(), "channel "+id.Hex()+": ", "")
-	log.Warn(text, append([]any{"channel", id, "error", cause}, more...)...)
 }
 
 // Snapshot is how things stand, for a live table.
@@ -242,7 +234,7 @@ func (l *Rental) enter(ctx context.Context, phase RentalPhase) error {
 		return nil
 	}
 	l.row.Phase = phase
-	l.r.config.Log.Info("rental "+string(phase), "channel", l.id, "lease", l.row.Lease)
+	l.r.w.Log.Info("rental "+string(phase), "channel", l.id, "lease", l.row.Lease)
 	return l.save(ctx)
 }
 
@@ -263,7 +255,7 @@ func (l *Rental) resumeChecker(state metering.CheckerState) error {
 func (l *Rental) checking() (metering.CheckerConfig, error) {
 	meter, err := l.offer.MeterOf(l.row.Lease, l.id, l.row.Binding)
 	return metering.CheckerConfig{
-		Key: meter, Tolerance: l.r.config.Tolerance, Clock: l.r.config.Clock,
+		Key: meter, Tolerance: l.r.w.Tolerance, Clock: l.r.w.Clock,
 		RecordEvery: l.offer.MinRecordEvery(),
 		Lease: l.offer.Meters(metering.Lease{
 			ID: l.row.Lease, ChannelID: l.id, OfferHash: l.offer.Hash,
@@ -273,34 +265,14 @@ func (l *Rental) checking() (metering.CheckerConfig, error) {
 	}, err
 }
 
-// Dispute is the end of trust in a provider: what it sent was refused and kept.
-// Nothing was paid for it. Close may still work; Leave does not need the
-// provider.
-type Dispute struct {
-	Channel common.Hash
-	Reason  error
-}
-
-// Error says what the provider did and what to do.
-func (d *Dispute) Error() string {
-	hint := ""
-	if errors.Is(d.Reason, metering.ErrClock) || errors.Is(d.Reason, metering.ErrCredit) {
-		hint = " (where this machine was stopped and its clock not set since, that is no lie: set it, and rent anew)"
-	}
-	return fmt.Sprintf("channel %s: %v: nothing is paid for it, the evidence is on disk: close the rental or leave it%s", d.Channel, d.Reason, hint)
-}
-
-// Unwrap is what the provider did.
-func (d *Dispute) Unwrap() error { return d.Reason }
-
 // dispute stops trusting the provider: evidence first, then no more payments. The payee is distrusted elsewhere only for what it
 // signed: whoever has us rent at his own site under a copy of its offer harms himself.
 func (l *Rental) dispute(ctx context.Context, reason error, document []byte) error {
 	ctx, reason = context.WithoutCancel(ctx), &worded{reason}
-	err := l.r.store.keep(ctx, Evidence{Channel: l.id, URL: l.row.URL, Reason: reason.Error(), At: l.r.config.Now(), Document: document})
+	err := l.r.w.Keep(ctx, Evidence{Channel: l.id, URL: l.row.URL, Reason: reason.Error(), At: l.r.w.Now(), Document: document})
 	l.row.Dispute, l.row.OfSite = reason.Error(), !convicts(reason)
 	l.row.Phase = RentalDisputed
-	l.r.config.Log.Error("provider was caught: nothing more is paid", "channel", l.id, "reason", reason)
+	l.r.w.Log.Error("provider was caught: nothing more is paid", "channel", l.id, "reason", reason)
 	return errors.Join(&Dispute{Channel: l.id, Reason: reason}, err, l.save(ctx))
 }
 

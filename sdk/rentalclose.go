@@ -93,14 +93,14 @@ func (l *Rental) stopClock(ctx context.Context) error {
 // awaitChain asks whether the channel is closed already, and waits out an
 // endpoint that does not answer.
 func (l *Rental) awaitChain(ctx context.Context) (closed bool, err error) {
-	pace := chain.Backoff{Least: l.r.config.Poll, Most: max(l.r.config.Poll, 15*time.Second)}
+	pace := chain.Backoff{Least: l.r.w.Poll, Most: max(l.r.w.Poll, 15*time.Second)}
 	for {
 		closed, err := l.closedOnChain(ctx)
 		if err == nil || !errors.Is(err, chain.ErrUnreachable) {
 			return closed, err
 		}
 		wait := pace.Next()
-		warn(l.r.config.Log, "the chain cannot be read: waiting for it", l.id, err, "retry", wait)
+		warn(l.r.w.Log, "the chain cannot be read: waiting for it", l.id, err, "retry", wait)
 		if err := chain.Pause(ctx, wait); err != nil {
 			return false, err
 		}
@@ -114,11 +114,11 @@ func (l *Rental) closedOnChain(ctx context.Context) (bool, error) {
 
 // settledView is the channel at the depth at which a transaction counts.
 func (l *Rental) settledView(ctx context.Context) (channel.ChainView, error) {
-	head, err := l.r.backend.BlockNumber(ctx)
+	head, err := l.r.w.Backend.BlockNumber(ctx)
 	if err != nil {
 		return channel.ChainView{}, fmt.Errorf("channel %s: %w", l.id, chain.Unread("the newest block", err))
 	}
-	depth := min(l.r.config.Confirmations-1, head)
+	depth := min(l.r.w.Confirmations-1, head)
 	return l.escrow.View(ctx, l.id, new(big.Int).SetUint64(head-depth))
 }
 
@@ -136,7 +136,7 @@ func (l *Rental) lastRecord(ctx context.Context) (lied, err error) {
 		return err, l.enter(ctx, RentalClosing)
 	}
 	if unpaid := l.settleUp(ctx); unpaid != nil {
-		warn(l.r.config.Log, "the lease's last seconds could not be paid", l.id, unpaid)
+		warn(l.r.w.Log, "the lease's last seconds could not be paid", l.id, unpaid)
 	}
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
@@ -145,7 +145,7 @@ func (l *Rental) lastRecord(ctx context.Context) (lied, err error) {
 		return nil, fmt.Errorf("channel %s: %w: close again, or leave it: %w", l.id, ErrRefused, err)
 	}
 	if err != nil {
-		warn(l.r.config.Log, "the lease's last record is not there", l.id, err)
+		warn(l.r.w.Log, "the lease's last record is not there", l.id, err)
 	}
 	return nil, nil
 }
@@ -212,7 +212,7 @@ func (l *Rental) drain(outer context.Context, last uint64) error {
 	if l.feed == nil {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(outer, max(releaseWait, l.r.config.Patience))
+	ctx, cancel := context.WithTimeout(outer, max(releaseWait, l.r.w.Patience))
 	defer cancel()
 	wait := time.NewTimer(releaseWait)
 	defer wait.Stop()
@@ -288,7 +288,7 @@ func (l *Rental) awaitClosed(ctx context.Context) error {
 // behind the one that was asked before is waited for, or the books would say
 // what was settled before the end. One that does not answer is waited out.
 func (l *Rental) finalView(ctx context.Context) (channel.ChainView, error) {
-	limit := time.Now().Add(max(l.r.config.Patience, 10*l.r.config.Poll))
+	limit := time.Now().Add(max(l.r.w.Patience, 10*l.r.w.Poll))
 	for {
 		began := time.Now()
 		view, err := l.settledView(ctx)
@@ -296,12 +296,12 @@ func (l *Rental) finalView(ctx context.Context) (channel.ChainView, error) {
 			return view, nil
 		}
 		if errors.Is(err, chain.ErrUnreachable) {
-			warn(l.r.config.Log, "closing: the chain cannot be read", l.id, err)
-			limit = limit.Add(time.Since(began) + l.r.config.Poll)
+			warn(l.r.w.Log, "closing: the chain cannot be read", l.id, err)
+			limit = limit.Add(time.Since(began) + l.r.w.Poll)
 		} else if time.Now().After(limit) {
 			return view, errors.Join(fmt.Errorf("channel %s is not closed on the chain", l.id), err)
 		}
-		if err := chain.Pause(ctx, l.r.config.Poll); err != nil {
+		if err := chain.Pause(ctx, l.r.w.Poll); err != nil {
 			return view, err
 		}
 	}
@@ -343,10 +343,10 @@ func (l *Rental) awaitTold(ctx context.Context) error {
 			return nil
 		}
 		if try == toldTries {
-			warn(l.r.config.Log, "closing: what became of the rental's transactions is not known yet", l.id, err)
+			warn(l.r.w.Log, "closing: what became of the rental's transactions is not known yet", l.id, err)
 			return nil
 		}
-		if err := chain.Pause(ctx, l.r.config.Poll); err != nil {
+		if err := chain.Pause(ctx, l.r.w.Poll); err != nil {
 			return err
 		}
 	}
@@ -367,7 +367,7 @@ func (l *Rental) refundWaits(ctx context.Context) string {
 func (l *Rental) finish(ctx context.Context, c Closing) error {
 	c.Channel = l.id
 	l.row.Closed, l.row.Phase = &c, RentalClosed
-	l.r.config.Log.Info("rental closed", "channel", l.id, "settled", c.Settled.Dec(), "refunded", c.Refunded.Dec(), "note", c.Note)
+	l.r.w.Log.Info("rental closed", "channel", l.id, "settled", c.Settled.Dec(), "refunded", c.Refunded.Dec(), "note", c.Note)
 	return l.save(ctx)
 }
 

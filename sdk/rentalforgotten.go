@@ -30,10 +30,10 @@ func (l *Rental) another(ctx context.Context, lease wire.Lease, document []byte)
 	}
 	offer, err := l.forgottenOffer(ctx, lease.OfferHash)
 	if err != nil {
-		l.r.config.Log.Warn("provider names a lease that this database does not know, under an offer that does not hold: it is given back", "channel", l.id, "error", err)
+		l.r.w.Log.Warn("provider names a lease that this database does not know, under an offer that does not hold: it is given back", "channel", l.id, "error", err)
 		return l.replaced(ctx, lease)
 	}
-	l.r.config.Log.Warn("provider names a lease that this database does not know, and a voucher for it: its records are asked for", "channel", l.id, "lease", lease.LeaseID)
+	l.r.w.Log.Warn("provider names a lease that this database does not know, and a voucher for it: its records are asked for", "channel", l.id, "lease", lease.LeaseID)
 	before, ended := l.row.Checker, l.row.Ended != ""
 	if err := l.turnOver(); err != nil {
 		return err
@@ -103,6 +103,6 @@ func (l *Rental) forgottenOffer(ctx context.Context, hash common.Hash) (wire.Sig
 	if err := l.r.plausible(offer.Offer); err != nil {
 		return offer, err
 	}
-	_, err = l.r.checkPrice(offer.Offer)
+	_, err = l.r.w.CheckPrice(offer.Offer)
 	return offer, err
 }

@@ -117,7 +117,7 @@ func TestEveryFieldOfABinding(t *testing.T) {
 func TestTicksNeedANamedMeter(t *testing.T) {
 	m := newMarket(t)
 	v := ofNodes(t, m)
-	x := &X402Client{r: openRenter(t, m.renterConfig(t, m.payer))} // on a chain without x402's contract
+	x := &X402Client{w: openRenter(t, m.renterConfig(t, m.payer)).w} // on a chain without x402's contract
 	if _, err := x.Rent(t.Context(), v.server.URL, 1); !errors.Is(err, ErrOffer) {
 		t.Errorf("%v", err)
 	}
@@ -238,7 +238,7 @@ func TestTwoMetersOfALease(t *testing.T) {
 	if err := l.Run(t.Context()); !errors.Is(err, wire.ErrMeter) || !errors.As(err, &lie) {
 		t.Fatalf("%v", err)
 	}
-	if err := r.vetPayee(t.Context(), v.key.Address(), "http://elsewhere"); !errors.As(err, &lie) {
+	if err := r.w.vetPayee(t.Context(), v.key.Address(), "http://elsewhere"); !errors.As(err, &lie) {
 		t.Errorf("the payee signed for both meters, and is trusted elsewhere: %v", err)
 	}
 	if paid, owed := v.highest(), l.Snapshot().Owed; paid.Gt(&owed) || l.Snapshot().Sequence != 3 {

@@ -136,7 +136,7 @@ func (l *Rental) deliver(ctx context.Context, v channel.Voucher) {
 		Action: wire.ActionVoucher, ChannelID: l.id, CumulativeAmount: &amount, Signature: v.Signature,
 	}, "", answerTimeout)
 	if err != nil {
-		warn(l.r.config.Log, "provider did not take a voucher: it is offered again", l.id, err, "cumulative", v.Cumulative.Dec())
+		warn(l.r.w.Log, "provider did not take a voucher: it is offered again", l.id, err, "cumulative", v.Cumulative.Dec())
 		return
 	}
 	l.has(v.Cumulative)
@@ -146,7 +146,7 @@ func (l *Rental) deliver(ctx context.Context, v channel.Voucher) {
 // receipt. A stream that does not take it is attached to again.
 func (l *Rental) stream(ctx context.Context, v channel.Voucher) {
 	if err := l.feed.pay(ctx, v); err != nil {
-		warn(l.r.config.Log, "stream did not take a voucher: it is offered again", l.id, err, "cumulative", v.Cumulative.Dec())
+		warn(l.r.w.Log, "stream did not take a voucher: it is offered again", l.id, err, "cumulative", v.Cumulative.Dec())
 		l.feed.cancel()
 		return
 	}
@@ -174,7 +174,7 @@ func (l *Rental) accepted(ctx context.Context, message []byte) error {
 func (l *Rental) has(cumulative uint256.Int) {
 	fault.Point(fault.VoucherDelivered)
 	l.delivered = cumulative
-	l.r.config.Log.Debug("paid", "channel", l.id, "cumulative", cumulative.Dec())
+	l.r.w.Log.Debug("paid", "channel", l.id, "cumulative", cumulative.Dec())
 }
 
 // notTaken is a problem with what was sent through the stream: it is offered
@@ -185,7 +185,7 @@ func (l *Rental) notTaken(document []byte) {
 		problem = wire.Problem{Title: "a problem that does not parse"}
 	}
 	problem = problem.Printable()
-	warn(l.r.config.Log, "provider did not take a voucher: it is offered again", l.id, &problem, "cumulative", l.sent.Dec())
+	warn(l.r.w.Log, "provider did not take a voucher: it is offered again", l.id, &problem, "cumulative", l.sent.Dec())
 	l.sent = uint256.Int{}
 }
 
@@ -274,12 +274,12 @@ func (l *Rental) budget(ctx context.Context) error {
 			return err
 		}
 		if err != nil {
-			warn(l.r.config.Log, "top-up failed: it is tried again", l.id, err)
+			warn(l.r.w.Log, "top-up failed: it is tried again", l.id, err)
 		}
 	}
 	if need.Gt(&l.row.Deposit) && !l.mayTopUp() {
 		return fmt.Errorf("channel %s: %w: %s of %s are owed%s: close now, and all is paid",
-			l.id, ErrBudget, l.r.units(l.owed()), l.r.units(l.row.Deposit), l.whyNoTopUp())
+			l.id, ErrBudget, l.r.w.Format(l.owed()), l.r.w.Format(l.row.Deposit), l.whyNoTopUp())
 	}
 	return nil
 }
@@ -289,12 +289,12 @@ func (l *Rental) budget(ctx context.Context) error {
 // the one at the start may have come before its confirmations.
 func (l *Rental) recount(ctx context.Context) {
 	promised := l.row.outstanding()
-	if promised.IsZero() || l.row.TopUp != nil || l.row.Options.TopUp == "" || time.Since(l.looked) < l.r.config.Poll {
+	if promised.IsZero() || l.row.TopUp != nil || l.row.Options.TopUp == "" || time.Since(l.looked) < l.r.w.Poll {
 		return
 	}
 	began := l.awake.now()
-	if _, err := l.look(ctx, l.r.config.Confirmations); err != nil {
-		warn(l.r.config.Log, "what became of a deposit's authorization is not known yet", l.id, err)
+	if _, err := l.look(ctx, l.r.w.Confirmations); err != nil {
+		warn(l.r.w.Log, "what became of a deposit's authorization is not known yet", l.id, err)
 	}
 	l.looked = time.Now()
 	l.listened = l.listened.Add(l.awake.since(began)) // our own doing took the time, not the provider's silence

@@ -70,7 +70,7 @@ func (l *Rental) mayReopen(ctx context.Context) error {
 	case l.row.Phase != RentalLeaving && l.row.Phase != RentalRunning || l.row.found():
 		return fmt.Errorf("channel %s: the rental is %s: only one that runs, or is being left, can be reopened", l.id, l.row.Phase)
 	}
-	return l.r.vetPayee(ctx, l.row.Terms.Payee, siteOf(l.row.URL))
+	return l.r.w.vetPayee(ctx, l.row.Terms.Payee, siteOf(l.row.URL))
 }
 
 // cancelClose has the chain forget a close request. Which one is on disk before that is signed: each can be taken back once.
@@ -78,7 +78,7 @@ func (l *Rental) cancelClose(ctx context.Context) error {
 	if err := l.awaitRequest(ctx); err != nil {
 		return err
 	}
-	pace := chain.Backoff{Least: l.r.config.Poll, Most: 8 * l.r.config.Poll}
+	pace := chain.Backoff{Least: l.r.w.Poll, Most: 8 * l.r.w.Poll}
 	for try := 0; ; try++ {
 		view, err := l.settledView(ctx)
 		var requests uint64
@@ -103,7 +103,7 @@ func (l *Rental) cancelClose(ctx context.Context) error {
 			return fmt.Errorf("channel %s: %w: to take the close request back was tried %d times: %w", l.id, ErrStuck, try, errors.Join(err, errNotYet))
 		}
 		if err != nil {
-			warn(l.r.config.Log, "reopening: not yet", l.id, err)
+			warn(l.r.w.Log, "reopening: not yet", l.id, err)
 		}
 		if err := chain.Pause(ctx, pace.Next()); err != nil {
 			return err
@@ -113,7 +113,7 @@ func (l *Rental) cancelClose(ctx context.Context) error {
 
 // awaitRequest waits for a close request of ours that is on its way: one that comes later would close what was reopened.
 func (l *Rental) awaitRequest(ctx context.Context) error {
-	sent, err := l.r.sender.Find(ctx, l.id, chain.RequestClose)
+	sent, err := l.r.w.Sender.Find(ctx, l.id, chain.RequestClose)
 	if err != nil {
 		return err
 	}
@@ -121,7 +121,7 @@ func (l *Rental) awaitRequest(ctx context.Context) error {
 		if tx.State != chain.Pending {
 			continue
 		}
-		_, err := l.r.sender.Wait(ctx, tx.ID, l.r.config.Confirmations)
+		_, err := l.r.w.Sender.Wait(ctx, tx.ID, l.r.w.Confirmations)
 		var reverted *chain.Reverted
 		if err != nil && !errors.As(err, &reverted) {
 			return err
@@ -131,7 +131,7 @@ func (l *Rental) awaitRequest(ctx context.Context) error {
 }
 
 func (l *Rental) sendCancel(ctx context.Context, requests uint64) error {
-	own, err := l.r.hasGas(ctx)
+	own, err := l.r.w.HasGas(ctx)
 	if err != nil {
 		return err
 	}
@@ -149,16 +149,16 @@ func (l *Rental) sendCancel(ctx context.Context, requests uint64) error {
 		}
 	}
 	deadline := uint64(now.Add(leaveTTL).Unix())
-	signature, err := l.r.config.Key.Sign(ctx, l.escrow.Domain().CancelCloseDigest(l.id, requests, deadline))
+	signature, err := l.r.w.Key.Sign(ctx, l.escrow.Domain().CancelCloseDigest(l.id, requests, deadline))
 	if err != nil {
 		return fmt.Errorf("channel %s: signing that the close request is taken back: %w", l.id, err)
 	}
-	return sendOnce(ctx, l.r.sender, l.escrow.CancelCloseAuthorizedCall(l.row.Terms, deadline, signature), l.r.config.Confirmations)
+	return sendOnce(ctx, l.r.w.Sender, l.escrow.CancelCloseAuthorizedCall(l.row.Terms, deadline, signature), l.r.w.Confirmations)
 }
 
 // reopened has the channel paid again.
 func (l *Rental) reopened(ctx context.Context, view channel.ChainView) error {
-	if err := l.r.sender.Sync(ctx); err != nil { // what was cut off is in the books as mined
+	if err := l.r.w.Sender.Sync(ctx); err != nil { // what was cut off is in the books as mined
 		return err
 	}
 	if _, err := l.payer.Observe(ctx, l.id, view); err != nil {
@@ -174,14 +174,14 @@ func (l *Rental) reopened(ctx context.Context, view channel.ChainView) error {
 // renew ends what is left of the lease before and begins another. The provider may see later than we do that the channel is
 // open again: it is asked for as long as Patience.
 func (l *Rental) renew(ctx context.Context) error {
-	pace := chain.Backoff{Least: l.r.config.Poll, Most: 15 * time.Second}
+	pace := chain.Backoff{Least: l.r.w.Poll, Most: 15 * time.Second}
 	for began := time.Now(); ; {
 		err := l.next(ctx)
 		if err == nil || ctx.Err() != nil || !isTransient(err) && !errors.Is(err, ErrGone) {
 			return err
 		}
 		l.detach()
-		if time.Since(began) > l.r.config.Patience {
+		if time.Since(began) > l.r.w.Patience {
 			return fmt.Errorf("channel %s: it is open, and no lease begins on it: reopen it again, close it or leave it: %w", l.id, err)
 		}
 		if err := chain.Pause(ctx, pace.Next()); err != nil {
@@ -222,8 +222,8 @@ func (l *Rental) next(ctx context.Context) error {
 		if err := l.turnOver(); err != nil {
 			return err
 		}
-		now := l.r.config.Clock.Now()
-		l.row.Asked, l.row.AskedBoot = &now, l.r.config.Clock.BootID()
+		now := l.r.w.Clock.Now()
+		l.row.Asked, l.row.AskedBoot = &now, l.r.w.Clock.BootID()
 		if err := errors.Join(l.agree(q.Offer), l.save(ctx)); err != nil {
 			return err
 		}

@@ -104,11 +104,11 @@ func (l *Rental) keepUp(ctx context.Context) error {
 		if gone, finalErr := l.gone(ctx, err); gone {
 			return finalErr
 		}
-		if l.awake.since(l.listened) > l.r.config.Patience {
+		if l.awake.since(l.listened) > l.r.w.Patience {
 			return l.silent(ctx, err)
 		}
 		wait := pace.Next()
-		warn(l.r.config.Log, "lease's stream broke: attaching again", l.id, err, "retry", wait)
+		warn(l.r.w.Log, "lease's stream broke: attaching again", l.id, err, "retry", wait)
 		if err := chain.Pause(ctx, wait); err != nil {
 			return err
 		}
@@ -131,9 +131,9 @@ func (l *Rental) gone(ctx context.Context, cause error) (bool, error) {
 // silent gives up on a provider that says nothing. Nothing is owed for the
 // time, so it is no dispute; that it happened is kept.
 func (l *Rental) silent(ctx context.Context, cause error) error {
-	err := fmt.Errorf("channel %s: %w: no usage record for %s", l.id, ErrSilent, l.r.config.Patience)
+	err := fmt.Errorf("channel %s: %w: no usage record for %s", l.id, ErrSilent, l.r.w.Patience)
 	// Without the cause, which the provider words: silences are one piece of evidence, however many there are.
-	kept := l.r.store.keep(ctx, Evidence{Channel: l.id, URL: l.row.URL, Reason: err.Error(), At: l.r.config.Now()})
+	kept := l.r.w.Keep(ctx, Evidence{Channel: l.id, URL: l.row.URL, Reason: err.Error(), At: l.r.w.Now()})
 	if cause != nil {
 		err = fmt.Errorf("%w (%w)", err, cause)
 	}
@@ -181,7 +181,7 @@ func (l *Rental) reattach(ctx context.Context) error {
 func (l *Rental) follow(ctx context.Context, until <-chan struct{}) error {
 	due := time.NewTicker(l.row.Options.PayEvery)
 	defer due.Stop()
-	look := time.NewTicker(min(time.Second, l.r.config.Patience/4+time.Millisecond))
+	look := time.NewTicker(min(time.Second, l.r.w.Patience/4+time.Millisecond))
 	defer look.Stop()
 	for {
 		var err error
@@ -291,8 +291,8 @@ func (l *Rental) parted(began metering.Instant) {
 	if by <= 0 {
 		return
 	}
-	l.row.Spans = l.r.let.Part(l.row.Spans, state.BootID)
-	l.r.config.Log.Warn("this host's clock may have missed time, after a reboot or a pause: it is set forward for the lease, by what its credit allows",
+	l.row.Spans = l.r.w.Billed.Part(l.row.Spans, state.BootID)
+	l.r.w.Log.Warn("this host's clock may have missed time, after a reboot or a pause: it is set forward for the lease, by what its credit allows",
 		"channel", l.id, "lease", l.row.Lease, "by", time.Duration(by))
 }
 
@@ -309,12 +309,12 @@ func (l *Rental) check(ctx context.Context, document []byte) error {
 	use := shared.join(l.id, l.row.GPUs, l.price, l.offer.Offer)
 	most, err := l.mostOwed(ctx)
 	if err == nil {
-		err = shared.look(context.WithoutCancel(ctx), l.payer, l.r.config.Clock)
+		err = shared.look(context.WithoutCancel(ctx), l.payer, l.r.w.Clock)
 	}
 	if err != nil {
 		return err
 	}
-	taken := u256.Min(use.left(l.r.config.Clock.Now(), l.r.config.Tolerance), l.credit)
+	taken := u256.Min(use.left(l.r.w.Clock.Now(), l.r.w.Tolerance), l.credit)
 	most.Sub(&most, &taken)
 	began := l.checker.State().Start
 	err = l.checker.CheckWithin(rec, most)
@@ -330,20 +330,20 @@ func (l *Rental) check(ctx context.Context, document []byte) error {
 	row.Checker = &state
 	row.Spans = billed.Add(row.Spans, billed.RealOnly(rec), billed.Hearing{Boot: state.BootID, Began: state.Start.Boot, Now: state.Start.Boot + state.Elapsed})
 	use.owed = state.Owed
-	if err := shared.look(context.WithoutCancel(ctx), l.payer, l.r.config.Clock); err != nil {
+	if err := shared.look(context.WithoutCancel(ctx), l.payer, l.r.w.Clock); err != nil {
 		return errors.Join(err, l.forget())
 	}
 	row.Beside = shared.beside(l.id)
 	err = l.tooDense(rec)
 	if err == nil {
-		err = l.r.let.Book(l.terms.Payee, l.id, row.Spans, l.r.config.Tolerance)
+		err = l.r.w.Billed.Book(l.terms.Payee, l.id, row.Spans, l.r.w.Tolerance)
 	}
 	if err != nil {
 		return errors.Join(l.dispute(ctx, err, evident(rec, document)), l.forget())
 	}
 	// A Close that interrupts must not lose a record that was checked.
 	if err := l.r.store.accept(context.WithoutCancel(ctx), row, rec); err != nil {
-		l.r.let.Keep(l.terms.Payee, l.id, l.row.Spans)
+		l.r.w.Billed.Keep(l.terms.Payee, l.id, l.row.Spans)
 		return errors.Join(err, l.forget())
 	}
 	l.row = row
@@ -420,7 +420,7 @@ func (l *Rental) contradicted(ctx context.Context, rec metering.SignedRecord, do
 	if errors.Is(cause, metering.ErrSequence) { // signed, and not what was signed before
 		cause = fmt.Errorf("lease %s, record %d: %w: there are two of this number", rec.LeaseID, rec.Sequence, metering.ErrForked)
 	}
-	proven := l.r.store.prove(context.WithoutCancel(ctx), l.row.Offer, l.row.Binding, kept, rec, l.r.config.Now().UnixMilli())
+	proven := l.r.store.prove(context.WithoutCancel(ctx), l.row.Offer, l.row.Binding, kept, rec, l.r.w.Now().UnixMilli())
 	both, err := json.Marshal(map[string]json.RawMessage{"accepted": evident(kept, earlier), "refused": evident(rec, document)})
 	if err != nil {
 		return err
@@ -430,7 +430,7 @@ func (l *Rental) contradicted(ctx context.Context, rec metering.SignedRecord, do
 
 // watch is what only the clock can notice.
 func (l *Rental) watch(ctx context.Context) error {
-	if !l.demand.since.IsZero() && l.awake.since(l.demand.since) > l.r.config.Patience {
+	if !l.demand.since.IsZero() && l.awake.since(l.demand.since) > l.r.w.Patience {
 		return l.dispute(ctx, fmt.Errorf("%w: it wants %s and no record says more than %s", ErrDemand,
 			l.demand.required.Dec(), l.demand.explained.Dec()), l.demand.document)
 	}
@@ -446,7 +446,7 @@ func (l *Rental) watch(ctx context.Context) error {
 	if l.awaitsTopUp() {
 		l.listened = l.awake.now()
 	}
-	if l.awake.since(l.listened) > l.r.config.Patience {
+	if l.awake.since(l.listened) > l.r.w.Patience {
 		return l.silent(ctx, nil)
 	}
 	if l.unanswered() {

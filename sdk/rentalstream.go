@@ -105,7 +105,7 @@ func (l *Rental) refused(err error) error {
 
 // first reads the lease event, which every stream starts with.
 func (l *Rental) first(ctx context.Context) error {
-	wait := time.NewTimer(min(answerTimeout, l.r.config.Patience))
+	wait := time.NewTimer(min(answerTimeout, l.r.w.Patience))
 	defer wait.Stop()
 	select {
 	case <-ctx.Done():
@@ -147,7 +147,7 @@ func (l *Rental) remember(ctx context.Context, held *wire.HeldVoucher) error {
 	}
 	voucher := channel.Voucher{ChannelID: l.id, Cumulative: held.CumulativeAmount.Int, Signature: held.Signature}
 	if err := l.escrow.Domain().Verify(voucher, l.terms.Signer()); err != nil {
-		warn(l.r.config.Log, "provider shows a voucher that we did not sign: it is left alone", l.id, err)
+		warn(l.r.w.Log, "provider shows a voucher that we did not sign: it is left alone", l.id, err)
 		return nil
 	}
 	if err := l.payableWith(ctx, voucher, paid.Signed); err != nil {
@@ -163,7 +163,7 @@ func (l *Rental) remember(ctx context.Context, held *wire.HeldVoucher) error {
 	}
 	l.delivered, l.counted = voucher.Cumulative, voucher.Cumulative
 	l.show(ctx)
-	l.r.config.Log.Warn("provider has a newer voucher of ours than this database, which was restored from a backup: it counts as signed",
+	l.r.w.Log.Warn("provider has a newer voucher of ours than this database, which was restored from a backup: it counts as signed",
 		"channel", l.id, "cumulative", voucher.Cumulative.Dec(), "known", paid.Signed.Dec())
 	return nil
 }
@@ -303,7 +303,7 @@ func (l *Rental) replaced(ctx context.Context, lease wire.Lease) error {
 	l.row.Ended = "the provider ended the lease while nobody was attached, or names another that nobody here asked for, which is not paid"
 	err := errors.Join(l.stopClock(ctx), l.save(ctx))
 	if _, failed := l.release(ctx); failed != nil {
-		warn(l.r.config.Log, "a lease that nobody asked for could not be given back: close the rental", l.id, failed)
+		warn(l.r.w.Log, "a lease that nobody asked for could not be given back: close the rental", l.id, failed)
 	}
 	return err
 }
@@ -330,7 +330,7 @@ func (l *Rental) credential(ctx context.Context, payload wire.Payload, action st
 		payload.LeaseSecret = l.row.Secret
 	}
 	if action != "" && l.row.Secret == "" {
-		if payload.Proof, err = wire.Prove(ctx, l.r.config.Key, l.row.Terms, challenge.ID, action); err != nil {
+		if payload.Proof, err = wire.Prove(ctx, l.r.w.Key, l.row.Terms, challenge.ID, action); err != nil {
 			return wire.Credential{}, fmt.Errorf("channel %s: signing a proof: %w", l.id, err)
 		}
 	}

@@ -45,13 +45,13 @@ func (l *Rental) step() uint256.Int {
 	if l.row.Options.TopUp == "" {
 		return uint256.Int{}
 	}
-	step, err := units.Parse(l.row.Options.TopUp, l.r.token.Decimals)
+	step, err := units.Parse(l.row.Options.TopUp, l.r.w.Token.Decimals)
 	committed := l.committed()
-	if err != nil || !committed.Lt(&l.r.caps.PerChannel) {
+	if err != nil || !committed.Lt(&l.r.w.Caps.PerChannel) {
 		return uint256.Int{}
 	}
 	var room uint256.Int
-	room.Sub(&l.r.caps.PerChannel, &committed)
+	room.Sub(&l.r.w.Caps.PerChannel, &committed)
 	step = u256.Min(step, room)
 	if least := l.leastTopUp(); step.Lt(&least) {
 		return uint256.Int{} // it would be refused, again and again
@@ -76,11 +76,11 @@ func leastTopUp(o wire.Offer, funding *wire.Payload) uint256.Int {
 // where it is not that.
 func (l *Rental) whyNoTopUp() string {
 	least := l.leastTopUp()
-	room := u256.SaturatingSub(l.r.caps.PerChannel, l.committed())
+	room := u256.SaturatingSub(l.r.w.Caps.PerChannel, l.committed())
 	if l.row.Options.TopUp == "" || !room.Lt(&least) {
 		return ""
 	}
-	return fmt.Sprintf(" (Caps.PerLease leaves room for less than the %s that this provider sends at least)", l.r.units(least))
+	return fmt.Sprintf(" (Caps.PerLease leaves room for less than the %s that this provider sends at least)", l.r.w.Format(least))
 }
 
 // room is how much of a top-up all caps leave room for.
@@ -99,7 +99,7 @@ func (l *Rental) room(ctx context.Context, step uint256.Int) (uint256.Int, error
 	if least := l.leastTopUp(); step.Lt(&least) {
 		l.poor = true
 		return step, fmt.Errorf("%w: %s leaves room for a top-up of %s, this provider sends none under %s: raise the cap, or get back what lies in other channels",
-			ErrBudget, capField(cap), l.r.units(step), l.r.units(least))
+			ErrBudget, capField(cap), l.r.w.Format(step), l.r.w.Format(least))
 	}
 	return step, nil
 }
@@ -127,7 +127,7 @@ func (l *Rental) topUp(ctx context.Context) error {
 	if l.row.TopUp != nil {
 		return l.finishTopUp(ctx)
 	}
-	if err := l.r.vetPayee(ctx, l.row.Terms.Payee, siteOf(l.row.URL)); err != nil {
+	if err := l.r.w.vetPayee(ctx, l.row.Terms.Payee, siteOf(l.row.URL)); err != nil {
 		l.poor = true // what is in the channel is used up, and closes it
 		return fmt.Errorf("channel %s: no top-up is made: %w", l.id, err)
 	}
@@ -158,10 +158,10 @@ func (l *Rental) topUp(ctx context.Context) error {
 // nextStep is step after a look at the chain, if the balance covers it and no
 // transaction of ours is on its way that moves money into the channel.
 func (l *Rental) nextStep(ctx context.Context) (uint256.Int, error) {
-	if _, err := l.look(ctx, l.r.config.Confirmations); err != nil {
+	if _, err := l.look(ctx, l.r.w.Confirmations); err != nil {
 		return uint256.Int{}, err
 	}
-	sent, err := l.r.sender.Find(ctx, l.id)
+	sent, err := l.r.w.Sender.Find(ctx, l.id)
 	if err != nil {
 		return uint256.Int{}, err
 	}
@@ -174,12 +174,12 @@ func (l *Rental) nextStep(ctx context.Context) (uint256.Int, error) {
 	if err != nil {
 		return step, err
 	}
-	balance, err := l.r.token.Balance(ctx, l.row.Terms.Payer)
+	balance, err := l.r.w.Token.Balance(ctx, l.row.Terms.Payer)
 	if err != nil {
 		return uint256.Int{}, err
 	}
 	if l.poor = balance.Lt(&step); l.poor {
-		return uint256.Int{}, fmt.Errorf("%w: %s has %s, the top-up is %s", ErrBalance, l.row.Terms.Payer, l.r.units(balance), l.r.units(step))
+		return uint256.Int{}, fmt.Errorf("%w: %s has %s, the top-up is %s", ErrBalance, l.row.Terms.Payer, l.r.w.Format(balance), l.r.w.Format(step))
 	}
 	return step, nil
 }
@@ -201,7 +201,7 @@ func (l *Rental) skipUsed(ctx context.Context, step uint256.Int) error {
 			return transient{fmt.Errorf("channel %s: the RPC endpoint says that %d authorizations of a top-up were used already, up to number %d: where you did not make so many, it lies: take another",
 				l.id, tried, l.row.TopUps)}
 		}
-		used, err := l.r.token.AuthorizationUsed(ctx, l.terms.Payer, channel.TopUpNonce(l.id, step, l.terms.Payer, l.topUpSalt()))
+		used, err := l.r.w.Token.AuthorizationUsed(ctx, l.terms.Payer, channel.TopUpNonce(l.id, step, l.terms.Payer, l.topUpSalt()))
 		if err != nil || !used {
 			return err
 		}
@@ -231,7 +231,7 @@ func (l *Rental) finishTopUp(ctx context.Context) error {
 	if failed, stopped = l.handIn(ctx); stopped != nil {
 		return stopped
 	}
-	seen, err := l.look(ctx, l.r.config.Confirmations)
+	seen, err := l.look(ctx, l.r.w.Confirmations)
 	if err != nil {
 		return transient{err}
 	}
@@ -250,7 +250,7 @@ func (l *Rental) finishTopUp(ctx context.Context) error {
 	}
 	l.row.TopUp = nil
 	l.row.TopUps++
-	l.r.config.Log.Info("topped up", "channel", l.id, "deposit", seen.Deposit.Dec())
+	l.r.w.Log.Info("topped up", "channel", l.id, "deposit", seen.Deposit.Dec())
 	return l.save(ctx)
 }
 
@@ -300,7 +300,7 @@ func (l *Rental) arrived(ctx context.Context, seen sight) (bool, error) {
 	if a := l.row.TopUp.Authorization; a != nil {
 		return seen.used[a.Nonce], nil
 	}
-	sent, err := l.r.sender.Find(ctx, l.id)
+	sent, err := l.r.w.Sender.Find(ctx, l.id)
 	if err != nil {
 		return false, err
 	}
@@ -349,7 +349,7 @@ func (l *Rental) dropTopUp(ctx context.Context) error {
 	if err := l.payer.Fund(ctx, l.id, l.committed()); err != nil {
 		return err
 	}
-	l.r.config.Log.Info("top-up is not made: the channel was closed meanwhile", "channel", l.id)
+	l.r.w.Log.Info("top-up is not made: the channel was closed meanwhile", "channel", l.id)
 	return l.save(ctx)
 }
 

@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
-	"fmt"
 	"io/fs"
 	"log/slog"
 	"math/big"
@@ -14,74 +13,24 @@ import (
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
-	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
-	"github.com/gpupay/gpupay/channel/store"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
-	"github.com/gpupay/gpupay/sdk/internal/billed"
 	"github.com/gpupay/gpupay/sdk/internal/database"
-	"github.com/gpupay/gpupay/sdk/units"
 )
 
 // What a renter meets. Every other error says what happened and wraps nothing
 // that a caller would branch on.
 var (
-	// ErrGone: the provider cannot be reached.
-	ErrGone = errors.New("provider cannot be reached")
-	// ErrSilent: the provider sent no usage record for too long. Nothing is owed
-	// for the time.
-	ErrSilent = errors.New("provider is silent")
-	// ErrDemand: the provider demands money that no record accounts for.
-	ErrDemand = errors.New("provider demands more than its records say")
-	// ErrGarbage: the provider's stream is not what it should be.
-	ErrGarbage = errors.New("provider's stream does not parse")
 	// ErrFlood: the provider sends records faster than it offered to.
 	ErrFlood = errors.New("provider sends more records than it offered")
-	// ErrLetTwice: the provider bills one GPU twice for the same time.
-	ErrLetTwice = billed.ErrTwice
-	// ErrRefused: the provider does not close the channel. Leave gets the
-	// deposit back without it.
-	ErrRefused = errors.New("provider does not close the channel")
 	// ErrBudget: a cap or the deposit is used up. Close now, and all is paid.
 	ErrBudget = errors.New("budget is used up")
-	// ErrDeposit: more than the cap, or less than the provider takes.
-	ErrDeposit = errors.New("deposit does not fit")
-	// ErrNoGas: the way needs a transaction and the renter has no native coin.
-	ErrNoGas = errors.New("no native coin to pay gas with")
-	// ErrBalance: the renter has too little of the token.
-	ErrBalance = errors.New("too little of the token")
 	// ErrNeverFunded: a channel that was meant to be opened was not and cannot be
 	// any more. No money is in it.
 	ErrNeverFunded = errors.New("channel was never funded")
 )
-
-// capField is what a cap of the payer's is called in Caps.
-func capField(cap string) string {
-	switch cap {
-	case channel.CapPayee:
-		return "Caps.PerPayee"
-	case channel.CapDay:
-		return "Caps.PerDay"
-	}
-	return "Caps.PerLease"
-}
-
-// Unlimited is a cap that does not cap.
-const Unlimited = "unlimited"
-
-// Caps are what a renter will put at stake, in units of the token ("2.50"). Each
-// must be said: "unlimited" lifts one. PricePerGPUHour cannot be lifted. What is
-// deposited, or signed to be deposited, counts until it is back or signed away. With
-// one endpoint, a deposit that was signed and given away, and that it does not show
-// in time, counts until that day (UTC) is over.
-type Caps struct {
-	PricePerGPUHour string // a dearer offer is refused
-	PerLease        string // deposited and signed for in one rental
-	PerDay          string // signed for in one UTC day, and deposited and not signed for now
-	PerPayee        string // signed for to one provider, for ever, and deposited with it and not signed for now
-}
 
 // RenterConfig says who rents, with what money, and how much of it. Key, RPC
 // (or Backend), Token, Database and Caps are needed; the zero value of every
@@ -132,27 +81,14 @@ type RenterConfig struct {
 // channel is on disk before it is funded, so that a crash loses none; whatever
 // is sent again after a crash can move the money only once.
 type Renter struct {
+	w       *wallet
 	config  RenterConfig
-	backend chain.Backend // for reading: chain.Agreed
-	alone   bool          // it is one endpoint's word
-	token   *chain.Token
-	caps    renterCaps
-	db      *store.DB
 	store   rentalStore
-	sender  *chain.Sender
-	turns   turns // of payments to x402 servers, whichever client makes them
-	let     billed.Ledger
 	credits payeeCredits
 
 	spending chan struct{} // held from an approval until it is spent
 	left     sync.Map      // ids of channels whose leave this process has signed: they are not reopened
 	pledging chan struct{} // held while a deposit is signed, and while payments are ended: see Rental.pledge
-}
-
-// renterCaps are Caps in base units.
-type renterCaps struct {
-	hourly uint256.Int
-	channel.Caps
 }
 
 // NewRenter connects to the chain and opens the database. Its errors are one
@@ -162,35 +98,20 @@ func NewRenter(ctx context.Context, config RenterConfig) (*Renter, error) {
 	if err := config.check(); err != nil {
 		return nil, err
 	}
-	r := &Renter{config: config, spending: make(chan struct{}, 1), pledging: make(chan struct{}, 1)}
-	backend, err := r.connect(ctx)
+	w, err := dialWallet(ctx, config)
+	if err == nil && config.Escrow != (common.Address{}) {
+		_, err = chain.NewEscrow(ctx, w.Backend, config.Escrow)
+	}
+	if err == nil {
+		err = w.open(ctx, config)
+	}
 	if err != nil {
 		return nil, err
 	}
-	if r.caps, err = config.Caps.base(r.token.Decimals); err != nil {
-		return nil, err
+	r := &Renter{w: w, config: config, store: rentalStore{w.store}, spending: make(chan struct{}, 1), pledging: make(chan struct{}, 1)}
+	if err := r.recall(ctx); err != nil {
+		return nil, errors.Join(err, w.Close())
 	}
-	if r.db, err = database.Open(ctx, config.Database, "renter", renterMigrations, "migrations/renter"); err != nil {
-		return nil, err
-	}
-	r.store = rentalStore{r.db}
-	outbox, err := chain.OpenStore(ctx, r.db)
-	if err == nil {
-		err = r.store.forgetChain(ctx)
-	}
-	if err == nil {
-		err = outbox.CheckGenesis(ctx, backend)
-	}
-	if err == nil {
-		err = r.store.keepDecimals(ctx, backend, r.token)
-	}
-	if err == nil {
-		err = r.recall(ctx)
-	}
-	if err != nil {
-		return nil, errors.Join(err, r.db.Close())
-	}
-	r.sender = &chain.Sender{Backend: backend, Key: config.Key, Store: outbox, Poll: config.Poll, MaxFee: config.MaxFee, Log: config.Log}
 	return r, nil
 }
 
@@ -200,13 +121,13 @@ func (r *Renter) recall(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r.credits.recall(rows, r.config.Clock)
+	r.credits.recall(rows, r.w.Clock)
 	for _, row := range rows {
-		r.let.Keep(row.Terms.Payee, row.Terms.ID(), row.Spans)
+		r.w.Billed.Keep(row.Terms.Payee, row.Terms.ID(), row.Spans)
 	}
-	all, err := slates{r.store}.list(ctx)
+	all, err := slates{r.w.store}.list(ctx)
 	for _, s := range all {
-		r.let.Keep(s.Payee, s.ID, s.Spans)
+		r.w.Billed.Keep(s.Payee, s.ID, s.Spans)
 	}
 	return err
 }
@@ -233,15 +154,6 @@ func (c RenterConfig) withDefaults() RenterConfig {
 	return c
 }
 
-// processClock names a boot where the system names none, as off Linux: it ends
-// with the process. What is compared on no named boot would be paid for twice.
-type processClock struct {
-	metering.Clock
-	boot string
-}
-
-func (c processClock) BootID() string { return c.boot }
-
 func (c RenterConfig) check() error {
 	switch {
 	case c.Key == nil:
@@ -258,84 +170,14 @@ func (c RenterConfig) check() error {
 	return nil
 }
 
-// connect dials the chain and checks what about it could cost money later. It
-// returns the backend to send through: r.backend is for reading, and believes none
-// of several endpoints alone.
-func (r *Renter) connect(ctx context.Context) (backend chain.Backend, err error) {
-	if backend = chain.Checked(r.config.Backend); r.config.Backend == nil {
-		if backend, err = chain.Connect(ctx, r.config.RPC, r.config.Log); err != nil {
-			return nil, err
-		}
-	}
-	r.backend = chain.Agreed(backend)
-	_, several := backend.(*chain.Endpoints)
-	r.alone = !several
-	if r.config.ChainID != 0 {
-		if err := chain.CheckChainID(ctx, r.backend, r.config.ChainID); err != nil {
-			return nil, err
-		}
-	}
-	if r.token, err = chain.NewToken(ctx, r.backend, r.config.Token); err != nil {
-		return nil, err
-	}
-	if r.config.Escrow != (common.Address{}) {
-		_, err = chain.NewEscrow(ctx, r.backend, r.config.Escrow)
-	}
-	return backend, err
-}
-
-// onChain refuses to pay on another chain than the endpoint's, and than the configured one. The endpoint is asked each time:
-// one wrong answer must not stop a renter until it is started again.
-func (r *Renter) onChain(ctx context.Context, id uint64) error {
-	if want := r.config.ChainID; want != 0 && id != want {
-		return fmt.Errorf("%w: the payee is paid on chain %d, this renter pays on %d", chain.ErrChainID, id, want)
-	}
-	if err := chain.CheckChainID(ctx, r.backend, id); err != nil {
-		return fmt.Errorf("the payee is paid on chain %d: %w", id, err)
-	}
-	return nil
-}
-
-// base reads the caps as base units of a token.
-func (c Caps) base(decimals uint8) (renterCaps, error) {
-	var caps renterCaps
-	for _, cap := range []struct {
-		name, text string
-		into       *uint256.Int
-	}{
-		{"PricePerGPUHour", c.PricePerGPUHour, &caps.hourly},
-		{"PerLease", c.PerLease, &caps.PerChannel},
-		{"PerDay", c.PerDay, &caps.PerDay},
-		{"PerPayee", c.PerPayee, &caps.PerPayee},
-	} {
-		if cap.text == "" {
-			return caps, fmt.Errorf("renter: Caps.%s is empty: say how much, in units of the token, such as \"2.50\"", cap.name)
-		}
-		if cap.text == Unlimited && cap.into != &caps.hourly {
-			*cap.into = channel.MaxAmount()
-			continue
-		}
-		amount, err := units.Parse(cap.text, decimals)
-		if err != nil {
-			return caps, fmt.Errorf("renter: Caps.%s: %w", cap.name, err)
-		}
-		*cap.into = amount
-	}
-	return caps, nil
-}
-
 // payer signs vouchers in one escrow, within the caps.
-func (r *Renter) payer(escrow *chain.Escrow) *channel.Payer {
-	return &channel.Payer{
-		Store: r.db.Payer(), Signer: r.config.Key, Domain: escrow.Domain(), Caps: r.caps.Caps, Now: r.config.Now,
-	}
-}
+func (r *Renter) payer(escrow *chain.Escrow) *channel.Payer { return r.w.Payer(escrow.Domain()) }
 
 // Address is the payer's.
-func (r *Renter) Address() common.Address { return r.config.Key.Address() }
+func (r *Renter) Address() common.Address { return r.w.Address() }
 
 // Token is what this renter pays in.
-func (r *Renter) Token() *chain.Token { return r.token }
+func (r *Renter) Token() *chain.Token { return r.w.Token }
 
 // Rentals lists what is not finished: each may hold money. Resume takes one up
 // again.
@@ -377,7 +219,7 @@ func (r *Renter) opening(ctx context.Context, row rentalRow) rentalRow {
 	if err != nil {
 		return row
 	}
-	if seen, err := l.look(ctx, r.config.Confirmations); err != nil || !seen.there {
+	if seen, err := l.look(ctx, r.w.Confirmations); err != nil || !seen.there {
 		return row
 	}
 	return l.row
@@ -398,7 +240,7 @@ func RentalsFile(ctx context.Context, path string) ([]RentalState, error) {
 		return nil, err
 	}
 	defer db.Close()
-	return rentalStore{db}.states(ctx)
+	return rentalStore{walletStore{db}}.states(ctx)
 }
 
 func (s rentalStore) states(ctx context.Context) ([]RentalState, error) {
@@ -424,7 +266,7 @@ func (s rentalStore) paid(ctx context.Context, rows []rentalRow) []RentalState {
 // Evidence returns what providers sent and this renter refused: about one
 // channel or, with the zero id, before there was a channel.
 func (r *Renter) Evidence(ctx context.Context, channelID common.Hash) ([]Evidence, error) {
-	return r.store.evidence(ctx, channelID)
+	return r.w.Evidence(ctx, channelID)
 }
 
 // Records returns the usage records of a channel that were checked and found
@@ -434,4 +276,4 @@ func (r *Renter) Records(ctx context.Context, channelID common.Hash) ([]metering
 }
 
 // Close closes the database. Rentals go on when a Renter is opened on it again.
-func (r *Renter) Close() error { return r.db.Close() }
+func (r *Renter) Close() error { return r.w.Close() }

@@ -93,7 +93,7 @@ func TestBooksOfWhatWasCutOff(t *testing.T) {
 			if err := Failures(VerifyBundle(t.Context(), b, m.Backend)); err != nil {
 				t.Errorf("its books: %v", err)
 			}
-			if paid, err := r.db.Payer().Load(t.Context(), l.ID()); err != nil || paid.Status != channel.Finalized {
+			if paid, err := r.w.DB.Payer().Load(t.Context(), l.ID()); err != nil || paid.Status != channel.Finalized {
 				t.Errorf("%s, %v", paid.Status, err)
 			}
 		})

@@ -190,7 +190,7 @@ func TestX402DeniedDepositsCountForTheDay(t *testing.T) {
 			caps := Caps{PricePerGPUHour: "1000", PerLease: "100", PerDay: "100", PerPayee: "100"}
 			change(&caps)
 			x := s.client(caps, stallOptions)
-			x.r.config.Now, x.payer.Now, x.r.config.ClockOff = s.now, s.now, 10_000*time.Hour
+			x.w.Now, x.payer.Now, x.w.ClockOff = s.now, s.now, 10_000*time.Hour
 			s.instead = func(_ *stall, w http.ResponseWriter, _ x402.PaymentPayload) bool {
 				w.WriteHeader(http.StatusBadGateway)
 				return true

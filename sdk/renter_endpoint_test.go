@@ -48,7 +48,7 @@ func TestParallelRents(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	left, err := r.token.Allowance(t.Context(), m.payerAddress(), m.Escrow)
+	left, err := r.w.Token.Allowance(t.Context(), m.payerAddress(), m.Escrow)
 	if err != nil || !left.IsZero() {
 		t.Errorf("%s is still approved (%v)", left.Dec(), err)
 	}

@@ -116,7 +116,7 @@ func TestEveryFieldOfWhatAProviderSends(t *testing.T) {
 			taken, refused = taken-1, refused+1
 		}
 		l.row, l.demand = row, demand{}
-		err = r.db.Update(t.Context(), func(tx *sqlx.Tx) error {
+		err = r.w.DB.Update(t.Context(), func(tx *sqlx.Tx) error {
 			_, err := tx.Exec(`DELETE FROM rental_records WHERE sequence > 2`)
 			return err
 		})

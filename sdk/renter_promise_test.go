@@ -178,10 +178,10 @@ func TestDistrustCrossesSchemes(t *testing.T) {
 		lieOverX402(t, s, x)
 		v := newVillain(t, m, nil)
 		v.script = func(*plot) {}
-		if _, err := x.r.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "0.02"}); !errors.As(err, &d) {
+		if _, err := s.renter.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "0.02"}); !errors.As(err, &d) {
 			t.Errorf("rented: %v", err)
 		}
-		if open, err := x.r.Rentals(t.Context()); err != nil || len(open) != 0 {
+		if open, err := s.renter.Rentals(t.Context()); err != nil || len(open) != 0 {
 			t.Errorf("%+v, %v", open, err)
 		}
 	})
@@ -190,7 +190,7 @@ func TestDistrustCrossesSchemes(t *testing.T) {
 		x := s.client(caps, stallOptions)
 		v := newVillain(t, m, nil)
 		v.script = func(p *plot) { p.honest(2) }
-		l, err := x.r.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "0.02", TopUp: "0.01", PayEvery: 50 * time.Millisecond})
+		l, err := s.renter.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "0.02", TopUp: "0.01", PayEvery: 50 * time.Millisecond})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -204,7 +204,7 @@ func TestDistrustCrossesSchemes(t *testing.T) {
 		x := s.client(caps, stallOptions)
 		v := newVillain(t, m, nil)
 		v.script = (*plot).overcharge
-		l, err := x.r.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "0.02", PayEvery: 50 * time.Millisecond})
+		l, err := s.renter.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "0.02", PayEvery: 50 * time.Millisecond})
 		if err != nil {
 			t.Fatal(err)
 		}

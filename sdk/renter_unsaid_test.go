@@ -29,11 +29,11 @@ func TestOnlyTheChainEndsAChannel(t *testing.T) {
 		}
 	}
 	server.Close()
-	id, err := r.sender.Submit(t.Context(), l.escrow.RequestCloseCall(l.row.Terms))
+	id, err := r.w.Sender.Submit(t.Context(), l.escrow.RequestCloseCall(l.row.Terms))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := r.sender.Wait(t.Context(), id, 1); err != nil {
+	if _, err := r.w.Sender.Wait(t.Context(), id, 1); err != nil {
 		t.Fatal(err)
 	}
 	if gone, err := l.gone(t.Context(), errors.New("connection refused")); gone || err != nil {
@@ -78,7 +78,7 @@ func TestOutgoingCountsItsKind(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	all, err := r.sender.Find(t.Context(), l.id)
+	all, err := r.w.Sender.Find(t.Context(), l.id)
 	if err != nil {
 		t.Fatal(err)
 	}

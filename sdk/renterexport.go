@@ -3,6 +3,7 @@ package sdk
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -17,7 +18,7 @@ import (
 
 // Export returns what this renter kept about a channel.
 func (r *Renter) Export(ctx context.Context, channelID common.Hash) (*Bundle, error) {
-	return exportPayer(ctx, r.db, r.sender.Store, channelID)
+	return exportPayer(ctx, r.w.DB, r.w.Sender.Store, channelID)
 }
 
 // newestOf is the channel whose rental was made last; one of x402, which is of no rental, counts by when it changed last.
@@ -44,7 +45,7 @@ func exportPayer(ctx context.Context, db *store.DB, txs *chain.Store, id common.
 	if err != nil {
 		return nil, err
 	}
-	rentals := rentalStore{db}
+	rentals := rentalStore{walletStore{db}}
 	var row rentalRow // none of a channel of x402
 	if s.Terms.Scheme != channel.BatchSettlement {
 		row, err = rentals.load(ctx, id)
@@ -61,7 +62,7 @@ func exportPayer(ctx context.Context, db *store.DB, txs *chain.Store, id common.
 		b.Vouchers = append(b.Vouchers, BundleVoucher{wire.NewAmount(s.Signed), s.Signature})
 	}
 	if b.X402 != nil {
-		err = slates{rentals}.export(ctx, b)
+		err = slates{rentals.walletStore}.export(ctx, b)
 	} else {
 		err = row.exportLease(ctx, rentals, b)
 	}
@@ -111,4 +112,34 @@ func (row rentalRow) exportLease(ctx context.Context, rentals rentalStore, b *Bu
 		})
 	}
 	return err
+}
+
+// Equivocations returns the proofs that a provider contradicted itself on a
+// channel, also on one with an x402 server. A renter that meets a second record of
+// one number keeps both.
+func (r *Renter) Equivocations(ctx context.Context, channelID common.Hash) ([]*EquivocationProof, error) {
+	b, err := r.Export(ctx, channelID)
+	if err == nil {
+		return b.Equivocations(), nil
+	}
+	if !errors.Is(err, channel.ErrUnknown) { // no rental: it may be of x402
+		return nil, err
+	}
+	stored, readErr := r.store.proofs(ctx, channelID)
+	if readErr != nil || len(stored) == 0 {
+		known, slateErr := slates{r.w.store}.load(ctx, channelID)
+		if readErr != nil || slateErr != nil || known == nil {
+			return nil, errors.Join(err, readErr, slateErr)
+		}
+		return nil, nil
+	}
+	var proofs []*EquivocationProof
+	for _, s := range stored {
+		p, err := ParseEquivocationProof([]byte(s.Document))
+		if err != nil {
+			return nil, fmt.Errorf("channel %s: a proof on disk does not hold; restore the database from its backup: %w", channelID, err)
+		}
+		proofs = append(proofs, p)
+	}
+	return proofs, nil
 }

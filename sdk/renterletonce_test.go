@@ -71,7 +71,7 @@ func TestOneGPULetAtOnce(t *testing.T) {
 // TestX402BooksBeforeItWrites: of two channels' ticks that bill one GPU for one time the second is refused while the first is
 // still to be written.
 func TestX402BooksBeforeItWrites(t *testing.T) {
-	x := &X402Client{r: &Renter{config: RenterConfig{Clock: testclock.Process()}}}
+	x := &X402Client{w: &wallet{Clock: testclock.Process()}}
 	rec := metering.SignedRecord{Evidence: metering.Evidence{Devices: []metering.DeviceEvidence{{
 		Device: metering.Device{UUID: "GPU-1", BootID: "a"}, To: metering.Instant{Mono: second}, Nanos: metering.Nanos{Allocated: second}, Total: second,
 	}}}}
@@ -98,7 +98,7 @@ func TestRecordThatIsNotKeptIsNotBooked(t *testing.T) {
 	}
 	exec := func(query string) {
 		t.Helper()
-		if err := r.db.Update(t.Context(), func(tx *sqlx.Tx) error { _, err := tx.Exec(query); return err }); err != nil {
+		if err := r.w.DB.Update(t.Context(), func(tx *sqlx.Tx) error { _, err := tx.Exec(query); return err }); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -106,7 +106,7 @@ func TestRecordThatIsNotKeptIsNotBooked(t *testing.T) {
 	if err := l.Run(t.Context()); err == nil {
 		t.Fatal("a record was taken that could not be written")
 	}
-	if spans := r.let.Spans(l.Terms().Payee, l.ID()); len(spans) != 0 {
+	if spans := r.w.Billed.Spans(l.Terms().Payee, l.ID()); len(spans) != 0 {
 		t.Errorf("booked: %+v", spans)
 	}
 	exec(`DROP TRIGGER refused`)
@@ -115,7 +115,7 @@ func TestRecordThatIsNotKeptIsNotBooked(t *testing.T) {
 	eventually(t, "the record", func() bool { s := l.Snapshot(); return s.Paid.Uint64() >= villainPrice })
 	stop()
 	<-done
-	if spans := r.let.Spans(l.Terms().Payee, l.ID()); len(spans) != 1 {
+	if spans := r.w.Billed.Spans(l.Terms().Payee, l.ID()); len(spans) != 1 {
 		t.Errorf("booked: %+v", spans)
 	}
 }

@@ -28,17 +28,17 @@ type moment struct {
 
 // moment is the newest block that has the given number of confirmations.
 func (r *Renter) moment(ctx context.Context, confirmations uint64) (moment, error) {
-	header, err := r.backend.HeaderByNumber(ctx, nil)
+	header, err := r.w.Backend.HeaderByNumber(ctx, nil)
 	if err != nil {
 		return moment{}, chain.Unread("the newest block", err)
 	}
 	if depth := min(confirmations-1, header.Number.Uint64()); depth > 0 {
 		block := new(big.Int).SetUint64(header.Number.Uint64() - depth)
-		if header, err = r.backend.HeaderByNumber(ctx, block); err != nil {
+		if header, err = r.w.Backend.HeaderByNumber(ctx, block); err != nil {
 			return moment{}, chain.Unread("block "+block.String(), err)
 		}
 	}
-	at := moment{block: header.Number, time: r.config.Now()}
+	at := moment{block: header.Number, time: r.w.Now()}
 	if mined := time.Unix(int64(header.Time), 0); mined.Before(at.time) {
 		at.time = mined
 	}
@@ -78,7 +78,7 @@ func (row *rentalRow) give(a *wire.Authorization) (fresh bool) {
 // one endpoint alone says that it is.
 func (l *Rental) unseen(ctx context.Context, now uint64) error {
 	for _, p := range l.row.Promises {
-		if !l.r.alone || p.Used || !p.Given || now < p.Until {
+		if !l.r.w.Alone || p.Used || !p.Given || now < p.Until {
 			continue
 		}
 		if err := l.payer.Unseen(ctx, l.row.Terms, p.Nonce, p.Value, time.Unix(int64(p.Until), 0)); err != nil {
@@ -202,7 +202,7 @@ func (l *Rental) look(ctx context.Context, confirmations uint64) (sight, error) 
 	s := sight{moment: at, used: make(map[common.Hash]bool)}
 	promises := slices.Clone(l.row.Promises)
 	for i, p := range promises {
-		if promises[i].Used, err = l.r.token.AuthorizationUsedAt(ctx, l.row.Terms.Payer, p.Nonce, at.block); err != nil {
+		if promises[i].Used, err = l.r.w.Token.AuthorizationUsedAt(ctx, l.row.Terms.Payer, p.Nonce, at.block); err != nil {
 			return s, fmt.Errorf("channel %s: asking the token what became of an authorization: %w", l.id, err)
 		}
 		s.used[p.Nonce] = promises[i].Used
@@ -253,7 +253,7 @@ func (l *Rental) over(ctx context.Context) (bool, error) {
 
 // stillOver is over for a rental that is over in the books, final or not.
 func (l *Rental) stillOver(ctx context.Context) (bool, error) {
-	now, err := l.look(ctx, l.r.config.Confirmations)
+	now, err := l.look(ctx, l.r.w.Confirmations)
 	if err == nil && !l.ended(now) {
 		return false, l.undone(ctx, now)
 	}
@@ -268,14 +268,14 @@ func (l *Rental) stillOver(ctx context.Context) (bool, error) {
 		}
 	}
 	if err != nil {
-		warn(l.r.config.Log, "whether the end of a rental is final is not known yet", l.id, err)
+		warn(l.r.w.Log, "whether the end of a rental is final is not known yet", l.id, err)
 		return true, nil
 	}
 	if !l.ended(deep) || !deep.there && uint64(deep.time.Unix()) < l.row.fallbackBy() {
 		return true, nil
 	}
 	if err := told(ctx, l.r, l.id); err != nil {
-		warn(l.r.config.Log, "a rental is over, and what became of its transactions is not known yet", l.id, err)
+		warn(l.r.w.Log, "a rental is over, and what became of its transactions is not known yet", l.id, err)
 		return true, nil
 	}
 	return true, l.enter(ctx, RentalFinished)
@@ -285,16 +285,16 @@ func (l *Rental) stillOver(ctx context.Context) (bool, error) {
 // that was cut off, may have left one on its way. errNotYet is one whose nonce is used, and the node does not show by what.
 func told(ctx context.Context, r *Renter, id common.Hash) error {
 	open := func() ([]chain.Tx, error) {
-		sent, err := r.sender.Find(ctx, id)
+		sent, err := r.w.Sender.Find(ctx, id)
 		return slices.DeleteFunc(sent, func(tx chain.Tx) bool { return tx.State == chain.Final || tx.Sender != r.Address() }), err
 	}
 	if sent, err := open(); err != nil || len(sent) == 0 {
 		return err
 	}
-	if err := r.sender.Sync(ctx); err != nil {
+	if err := r.w.Sender.Sync(ctx); err != nil {
 		return err
 	}
-	used, err := r.backend.NonceAt(ctx, r.Address(), nil)
+	used, err := r.w.Backend.NonceAt(ctx, r.Address(), nil)
 	if err != nil {
 		return chain.Unread("the nonce of "+r.Address().String(), err)
 	}
@@ -316,7 +316,7 @@ func (l *Rental) ended(s sight) bool {
 // undone takes a rental up again whose end a re-org took back, or an endpoint
 // made up.
 func (l *Rental) undone(ctx context.Context, s sight) error {
-	l.r.config.Log.Warn("rental is open again: the chain took its end back", "channel", l.id, "on the chain", s.there)
+	l.r.w.Log.Warn("rental is open again: the chain took its end back", "channel", l.id, "on the chain", s.there)
 	l.row.Closed = nil
 	if s.there {
 		if _, err := l.payer.Observe(ctx, l.id, s.ChainView); err != nil {

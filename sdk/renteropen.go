@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
@@ -50,7 +49,7 @@ func (r *Renter) Rent(ctx context.Context, url string, options RentOptions) (*Re
 		return nil, errors.New("renter: GPUs, PayEvery and Prepay must not be negative")
 	}
 	for _, amount := range []struct{ name, text string }{{"Deposit", options.Deposit}, {"TopUp", options.TopUp}} {
-		if _, err := units.Parse(cmp.Or(amount.text, "0"), r.token.Decimals); err != nil {
+		if _, err := units.Parse(cmp.Or(amount.text, "0"), r.w.Token.Decimals); err != nil {
 			return nil, fmt.Errorf("renter: %s: %w", amount.name, err)
 		}
 	}
@@ -58,10 +57,10 @@ func (r *Renter) Rent(ctx context.Context, url string, options RentOptions) (*Re
 	if err != nil {
 		return nil, err
 	}
-	if err := errors.Join(q.available(), q.escrow.CheckClock(ctx, r.config.ClockOff)); err != nil {
+	if err := errors.Join(q.available(), q.escrow.CheckClock(ctx, r.w.ClockOff)); err != nil {
 		return nil, err
 	}
-	if err := r.vetPayee(ctx, common.Address(q.Offer.Payee), siteOf(q.URL)); err != nil {
+	if err := r.w.vetPayee(ctx, common.Address(q.Offer.Payee), siteOf(q.URL)); err != nil {
 		return nil, fmt.Errorf("provider %s: no deposit is made: %w", q.URL, err)
 	}
 	deposit, err := r.deposit(ctx, q, options)
@@ -83,7 +82,7 @@ func (r *Renter) Rent(ctx context.Context, url string, options RentOptions) (*Re
 func (l *Rental) openFailed(ctx context.Context, again string, cause error) error {
 	l.detach()
 	if l.row.until() != 0 {
-		if _, err := l.look(ctx, l.r.config.Confirmations); err == nil {
+		if _, err := l.look(ctx, l.r.w.Confirmations); err == nil {
 			cause = errors.Join(cause, l.save(ctx))
 		}
 	}
@@ -98,11 +97,11 @@ func (r *Renter) deposit(ctx context.Context, q Quote, options RentOptions) (uin
 	}
 	deposit := u256.Max(q.SuggestedDeposit, least)
 	if options.Deposit != "" {
-		if deposit, err = units.Parse(options.Deposit, r.token.Decimals); err != nil {
+		if deposit, err = units.Parse(options.Deposit, r.w.Token.Decimals); err != nil {
 			return deposit, err
 		}
 	}
-	room, cap, err := r.payer(q.escrow).Room(ctx, channel.Terms{Payee: common.Address(q.Offer.Payee), Token: r.token.Address})
+	room, cap, err := r.payer(q.escrow).Room(ctx, channel.Terms{Payee: common.Address(q.Offer.Payee), Token: r.w.Token.Address})
 	if err != nil {
 		return deposit, err
 	}
@@ -111,16 +110,16 @@ func (r *Renter) deposit(ctx context.Context, q Quote, options RentOptions) (uin
 	}
 	if deposit.Gt(&room) {
 		return deposit, fmt.Errorf("%w: it is %s, %s leaves room for %s: deposit less, raise the cap, or get back what lies in other channels",
-			ErrDeposit, r.units(deposit), capField(cap), r.units(room))
+			ErrDeposit, r.w.Format(deposit), capField(cap), r.w.Format(room))
 	}
 	if !deposit.IsZero() && !deposit.Lt(&least) {
 		return deposit, nil
 	}
 	if options.Deposit == "" && room.Lt(&least) {
 		return deposit, fmt.Errorf("%w: %s leaves room for %s, %d GPU(s) of this provider take at least %s: raise the cap, or get back what lies in other channels",
-			ErrDeposit, capField(cap), r.units(room), q.GPUs, r.units(least))
+			ErrDeposit, capField(cap), r.w.Format(room), q.GPUs, r.w.Format(least))
 	}
-	return deposit, fmt.Errorf("%w: it is %s, %d GPU(s) of this provider take at least %s: deposit more", ErrDeposit, r.units(deposit), q.GPUs, r.units(least))
+	return deposit, fmt.Errorf("%w: it is %s, %d GPU(s) of this provider take at least %s: deposit more", ErrDeposit, r.w.Format(deposit), q.GPUs, r.w.Format(least))
 }
 
 // least is the smallest deposit that a lease begins with: the provider's, or what a
@@ -135,26 +134,22 @@ func (r *Renter) worthTopUp(o wire.Offer, options RentOptions, funding string) e
 	if options.TopUp == "" {
 		return nil
 	}
-	step, err := units.Parse(options.TopUp, r.token.Decimals)
+	step, err := units.Parse(options.TopUp, r.w.Token.Decimals)
 	if least := leastTopUp(o, &wire.Payload{Type: funding}); err == nil && step.Lt(&least) {
-		err = fmt.Errorf("%w: TopUp is %s, this provider sends none under %s: add more at a time, or none", ErrDeposit, r.units(step), r.units(least))
+		err = fmt.Errorf("%w: TopUp is %s, this provider sends none under %s: add more at a time, or none", ErrDeposit, r.w.Format(step), r.w.Format(least))
 	}
 	return err
-}
-
-func (r *Renter) units(amount uint256.Int) string {
-	return strings.TrimSpace(units.Format(amount, r.token.Decimals) + " " + r.token.Symbol)
 }
 
 // prepare chooses the way to fund, makes sure that it can work, and puts the
 // rental and its channel on disk. Nothing is signed yet.
 func (r *Renter) prepare(ctx context.Context, q Quote, options RentOptions, deposit uint256.Int) (*Rental, error) {
-	balance, err := r.token.Balance(ctx, r.Address())
+	balance, err := r.w.Token.Balance(ctx, r.Address())
 	if err != nil {
 		return nil, err
 	}
 	if balance.Lt(&deposit) {
-		return nil, fmt.Errorf("%w: %s has %s, the deposit is %s", ErrBalance, r.Address(), r.units(balance), r.units(deposit))
+		return nil, fmt.Errorf("%w: %s has %s, the deposit is %s", ErrBalance, r.Address(), r.w.Format(balance), r.w.Format(deposit))
 	}
 	funding, err := r.funding(ctx, q, options)
 	if err != nil {
@@ -169,10 +164,10 @@ func (r *Renter) prepare(ctx context.Context, q Quote, options RentOptions, depo
 	}
 	row := rentalRow{
 		URL: q.URL, Sponsored: sponsored, Offer: q.Offer.Document, GPUs: options.GPUs, Options: options, Deposit: deposit, Phase: RentalOpening,
-		Made: r.config.Now().Unix(),
+		Made: r.w.Now().Unix(),
 		Terms: channel.Terms{
 			ChainID: q.escrow.ChainID(), Escrow: q.escrow.Address(), Payer: r.Address(),
-			Payee: common.Address(q.Offer.Payee), Token: r.token.Address, Salt: shortSalt(),
+			Payee: common.Address(q.Offer.Payee), Token: r.w.Token.Address, Salt: shortSalt(),
 		},
 		Funding: &wire.Payload{Action: wire.ActionOpen, Type: funding},
 	}
@@ -200,7 +195,7 @@ func shortSalt() (salt common.Hash) {
 // funding is how the deposit gets onto the chain: by our own transaction if we
 // can pay for it, else by the provider's.
 func (r *Renter) funding(ctx context.Context, q Quote, options RentOptions) (string, error) {
-	own, err := r.hasGas(ctx)
+	own, err := r.w.HasGas(ctx)
 	if err != nil {
 		return "", err
 	}
@@ -215,7 +210,7 @@ func (r *Renter) funding(ctx context.Context, q Quote, options RentOptions) (str
 		return "", err
 	}
 	if !able {
-		return "", fmt.Errorf("%w: token %s has no ERC-3009, so nobody can send the deposit for %s: send it some native coin", ErrNoGas, r.token.Address, r.Address())
+		return "", fmt.Errorf("%w: token %s has no ERC-3009, so nobody can send the deposit for %s: send it some native coin", ErrNoGas, r.w.Token.Address, r.Address())
 	}
 	return wire.TypeAuthorization, nil
 }
@@ -225,7 +220,7 @@ func (r *Renter) sponsored(ctx context.Context, q Quote) (bool, error) {
 	if !q.Gasless {
 		return false, nil
 	}
-	return r.token.SupportsAuthorization(ctx)
+	return r.w.Token.SupportsAuthorization(ctx)
 }
 
 // open funds the channel if it is not, and starts the lease. It may run again
@@ -242,7 +237,7 @@ func (l *Rental) open(ctx context.Context, first *wire.Challenge) error {
 			if err != nil || known {
 				return err
 			}
-			if err := l.r.vetPayee(ctx, l.row.Terms.Payee, siteOf(l.row.URL)); err != nil {
+			if err := l.r.w.vetPayee(ctx, l.row.Terms.Payee, siteOf(l.row.URL)); err != nil {
 				return fmt.Errorf("provider %s: no deposit is made: %w", l.row.URL, err)
 			}
 			if first, err = l.requote(ctx); err != nil {
@@ -295,7 +290,7 @@ func (l *Rental) foreign(ctx context.Context) (bool, error) {
 	if err != nil || sent {
 		return false, err
 	}
-	seen, err := l.look(ctx, l.r.config.Confirmations)
+	seen, err := l.look(ctx, l.r.w.Confirmations)
 	if err != nil || !seen.there {
 		return false, err
 	}
@@ -303,14 +298,14 @@ func (l *Rental) foreign(ctx context.Context) (bool, error) {
 		return false, err
 	}
 	l.row.Ended = "the chain has this channel, and this database is from before its deposit"
-	l.r.config.Log.Warn("channel is on the chain and this database did not fund it: close it, or leave it", "channel", l.id)
+	l.r.w.Log.Warn("channel is on the chain and this database did not fund it: close it, or leave it", "channel", l.id)
 	return true, l.enter(ctx, RentalClosing)
 }
 
 // opening reports whether the outbox holds our own open of the channel, mined or
 // on its way.
 func (l *Rental) opening(ctx context.Context) (bool, error) {
-	sent, err := l.r.sender.Find(ctx, l.id)
+	sent, err := l.r.w.Sender.Find(ctx, l.id)
 	return slices.ContainsFunc(sent, func(tx chain.Tx) bool {
 		return tx.Call.Kind == chain.Open && (tx.State == chain.Pending || tx.Succeeded)
 	}), err
@@ -323,7 +318,7 @@ func (l *Rental) stillGood(ctx context.Context) error {
 	if l.row.Funding.Type == wire.TypeHash {
 		return nil
 	}
-	seen, err := l.look(ctx, l.r.config.Confirmations)
+	seen, err := l.look(ctx, l.r.w.Confirmations)
 	if err != nil || seen.there || !seen.ended(l.row.Funding.Authorization) {
 		return err
 	}
@@ -359,9 +354,9 @@ func (l *Rental) transfer(ctx context.Context, amount uint256.Int, call chain.Ca
 	}
 	id, err := l.outgoing(ctx, call.Kind, after)
 	if err == nil && id == "" {
-		if err = l.r.token.Allow(ctx, l.r.sender, l.terms.Escrow, amount, l.r.config.Confirmations); err == nil {
+		if err = l.r.w.Token.Allow(ctx, l.r.w.Sender, l.terms.Escrow, amount, l.r.w.Confirmations); err == nil {
 			err = l.pledge(ctx, func() error {
-				id, err = l.r.sender.SubmitAfter(ctx, call)
+				id, err = l.r.w.Sender.SubmitAfter(ctx, call)
 				return err
 			})
 		}
@@ -369,7 +364,7 @@ func (l *Rental) transfer(ctx context.Context, amount uint256.Int, call chain.Ca
 	if err != nil {
 		return nil, l.unapproved(ctx, amount, err)
 	}
-	result, err := l.r.sender.Wait(ctx, id, l.r.config.Confirmations)
+	result, err := l.r.w.Sender.Wait(ctx, id, l.r.w.Confirmations)
 	return result, l.unapproved(ctx, amount, err)
 }
 
@@ -381,12 +376,12 @@ func (l *Rental) unapproved(ctx context.Context, amount uint256.Int, err error) 
 	if !errors.As(err, &refused) && !errors.As(err, &reverted) {
 		return err
 	}
-	left, failed := l.r.token.Allowance(ctx, l.r.sender.Address(), l.terms.Escrow)
+	left, failed := l.r.w.Token.Allowance(ctx, l.r.w.Sender.Address(), l.terms.Escrow)
 	if failed != nil || !left.Lt(&amount) {
 		return err
 	}
 	return fmt.Errorf("%w: of the %s approved for this deposit the escrow may take %s: another program with the key of %s approved or deposited meanwhile; "+
-		"one key belongs to one running renter: end the other one, or give it a key of its own", err, l.r.units(amount), l.r.units(left), l.r.sender.Address())
+		"one key belongs to one running renter: end the other one, or give it a key of its own", err, l.r.w.Format(amount), l.r.w.Format(left), l.r.w.Sender.Address())
 }
 
 // pledge runs sign, which commits money to the channel, unless payments on it were
@@ -440,7 +435,7 @@ func (r *Renter) pledges(ctx context.Context) (release func(), err error) {
 // outgoing finds a call about this channel in the outbox, one that may still
 // succeed, after the first `after` of its kind; "" if there is none.
 func (l *Rental) outgoing(ctx context.Context, kind chain.Kind, after int) (chain.TxID, error) {
-	all, err := l.r.sender.Find(ctx, l.id)
+	all, err := l.r.w.Sender.Find(ctx, l.id)
 	if err != nil {
 		return "", err
 	}
@@ -458,7 +453,7 @@ func (l *Rental) outgoing(ctx context.Context, kind chain.Kind, after int) (chai
 // authorize signs an ERC-3009 authorization for the escrow and nobody else. The
 // nonce commits to what the money is for; the token takes it once.
 func (l *Rental) authorize(ctx context.Context, value uint256.Int, nonce common.Hash) (*wire.Authorization, wire.Bytes, error) {
-	separator, err := l.r.token.DomainSeparator(ctx)
+	separator, err := l.r.w.Token.DomainSeparator(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -466,12 +461,12 @@ func (l *Rental) authorize(ctx context.Context, value uint256.Int, nonce common.
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := chain.CheckClock(l.r.config.Now(), now, l.row.Terms.ChainID, l.r.config.ClockOff); err != nil { // an endpoint that lies could make it good for years
+	if err := chain.CheckClock(l.r.w.Now(), now, l.row.Terms.ChainID, l.r.w.ClockOff); err != nil { // an endpoint that lies could make it good for years
 		return nil, nil, err
 	}
 	var signed chain.Authorization
 	err = l.pledge(ctx, func() error {
-		signed, err = chain.SignAuthorization(ctx, l.r.config.Key, separator, channel.Authorization{
+		signed, err = chain.SignAuthorization(ctx, l.r.w.Key, separator, channel.Authorization{
 			From: l.row.Terms.Payer, To: l.row.Terms.Escrow, Value: value, Nonce: nonce,
 			ValidBefore: uint64(now.Add(authorizationTTL).Unix()),
 		})
@@ -507,8 +502,8 @@ func (l *Rental) start(ctx context.Context, first *wire.Challenge) error {
 	}
 	given := l.row.give(l.row.Funding.Authorization)
 	if l.row.Asked == nil {
-		now := l.r.config.Clock.Now()
-		l.row.Asked, l.row.AskedBoot = &now, l.r.config.Clock.BootID()
+		now := l.r.w.Clock.Now()
+		l.row.Asked, l.row.AskedBoot = &now, l.r.w.Clock.BootID()
 		given = true
 	}
 	if given {
@@ -529,8 +524,8 @@ func (l *Rental) start(ctx context.Context, first *wire.Challenge) error {
 	}
 	fault.Point(fault.LeaseBegun)
 	// What the open's authorization moved is the deposit now, and promised no more: it would count twice.
-	if _, err := l.look(ctx, l.r.config.Confirmations); err != nil {
-		warn(l.r.config.Log, "what became of the deposit's authorization is not known yet", l.id, err)
+	if _, err := l.look(ctx, l.r.w.Confirmations); err != nil {
+		warn(l.r.w.Log, "what became of the deposit's authorization is not known yet", l.id, err)
 	}
 	if view, err := l.escrow.View(ctx, l.id, nil); err == nil {
 		view.Deposit = u256.Max(view.Deposit, l.row.Deposit)
@@ -643,17 +638,8 @@ func (r *Renter) Rental(ctx context.Context, channelID common.Hash) (*Rental, er
 // knownEscrow reaches an escrow that was checked when the rental began: money
 // may be in it, so nothing but the chain may keep us from it.
 func (r *Renter) knownEscrow(ctx context.Context, terms channel.Terms) (*chain.Escrow, error) {
-	if err := r.onChain(ctx, terms.ChainID); err != nil {
+	if err := r.w.OnChain(ctx, terms.ChainID); err != nil {
 		return nil, err
 	}
-	return chain.NewEscrow(ctx, r.backend, terms.Escrow)
-}
-
-// hasGas reports whether we can send a transaction at all.
-func (r *Renter) hasGas(ctx context.Context) (bool, error) {
-	coin, err := r.backend.BalanceAt(ctx, r.Address(), nil)
-	if err != nil {
-		return false, chain.Unread("the balance of "+r.Address().String(), err)
-	}
-	return coin.Sign() > 0, nil
+	return chain.NewEscrow(ctx, r.w.Backend, terms.Escrow)
 }

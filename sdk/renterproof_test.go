@@ -44,7 +44,7 @@ func TestProofIsNotCrowdedOut(t *testing.T) {
 		t.Errorf("%d silences are kept, %v", len(kept), err)
 	}
 	for i := range maxPieces {
-		if err := r.store.keep(t.Context(), Evidence{Channel: l.ID(), URL: l.row.URL, Reason: fmt.Sprint(i), At: time.Now()}); err != nil {
+		if err := r.w.Keep(t.Context(), Evidence{Channel: l.ID(), URL: l.row.URL, Reason: fmt.Sprint(i), At: time.Now()}); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -40,7 +40,7 @@ func TestRenterPrune(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := r.store.keep(t.Context(), Evidence{Channel: caught.id, URL: server.URL, Reason: "a test", At: time.Now()}); err != nil {
+	if err := r.w.Keep(t.Context(), Evidence{Channel: caught.id, URL: server.URL, Reason: "a test", At: time.Now()}); err != nil {
 		t.Fatal(err)
 	}
 	full, later := errors.New("the disk is full"), time.Now().Add(time.Hour)

@@ -21,11 +21,11 @@ import (
 // the channels that were found; the error joins those of the channels of which it
 // could not be said.
 func (r *Renter) Recover(ctx context.Context, escrow common.Address, from uint64) ([]common.Hash, error) {
-	contract, err := chain.NewEscrow(ctx, r.backend, escrow)
+	contract, err := chain.NewEscrow(ctx, r.w.Backend, escrow)
 	if err != nil {
 		return nil, err
 	}
-	head, err := r.moment(ctx, r.config.Confirmations)
+	head, err := r.moment(ctx, r.w.Confirmations)
 	if err != nil {
 		return nil, err
 	}
@@ -56,7 +56,7 @@ func (r *Renter) Recover(ctx context.Context, escrow common.Address, from uint64
 func (r *Renter) adopt(ctx context.Context, contract *chain.Escrow, terms channel.Terms, head moment) (bool, error) {
 	row, err := r.store.load(ctx, terms.ID())
 	known := err == nil
-	if known && !row.isOver() || terms.Token != r.token.Address || ignoreUnknown(err) != nil {
+	if known && !row.isOver() || terms.Token != r.w.Token.Address || ignoreUnknown(err) != nil {
 		return false, ignoreUnknown(err)
 	}
 	view, err := contract.View(ctx, terms.ID(), head.block)
@@ -76,7 +76,7 @@ func (r *Renter) adopt(ctx context.Context, contract *chain.Escrow, terms channe
 	if err != nil {
 		return false, err
 	}
-	r.config.Log.Warn("channel is ours and this database did not know that it is open: leave it", "channel", terms.ID(), "deposit", view.Deposit.Dec())
+	r.w.Log.Warn("channel is ours and this database did not know that it is open: leave it", "channel", terms.ID(), "deposit", view.Deposit.Dec())
 	return true, nil
 }
 

@@ -225,14 +225,14 @@ func TestRecoverGoesOn(t *testing.T) {
 	open := func(signer common.Address) common.Hash {
 		t.Helper()
 		terms := channel.Terms{ChainID: escrow.ChainID(), Escrow: m.Escrow, Payer: r.Address(), Payee: m.payeeAddress(), Token: m.Token, Salt: shortSalt(), AuthorizedSigner: signer}
-		if err := r.token.Allow(t.Context(), r.sender, m.Escrow, *uint256.NewInt(1_000_000), 1); err != nil {
+		if err := r.w.Token.Allow(t.Context(), r.w.Sender, m.Escrow, *uint256.NewInt(1_000_000), 1); err != nil {
 			t.Fatal(err)
 		}
-		id, err := r.sender.SubmitAfter(t.Context(), escrow.OpenCall(terms, *uint256.NewInt(1_000_000)))
+		id, err := r.w.Sender.SubmitAfter(t.Context(), escrow.OpenCall(terms, *uint256.NewInt(1_000_000)))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := r.sender.Wait(t.Context(), id, 1); err != nil {
+		if _, err := r.w.Sender.Wait(t.Context(), id, 1); err != nil {
 			t.Fatal(err)
 		}
 		return terms.ID()

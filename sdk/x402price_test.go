@@ -47,7 +47,7 @@ func TestX402PriceChange(t *testing.T) {
 			if err := Failures(VerifyBundle(t.Context(), kept, r.chain.Backend)); err != nil {
 				t.Errorf("the provider's bundle: %v", err)
 			}
-			if evidence, err := n.x.r.Evidence(t.Context(), id); err != nil || len(evidence) > 0 {
+			if evidence, err := n.x.w.Evidence(t.Context(), id); err != nil || len(evidence) > 0 {
 				t.Errorf("evidence against an honest provider: %+v, %v", evidence, err)
 			}
 		})

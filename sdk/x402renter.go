@@ -76,7 +76,7 @@ type X402Payment struct {
 // Deposits are ERC-3009 authorizations that the server sends: no native coin is
 // needed to pay or to be refunded. Leave needs some.
 type X402Client struct {
-	r        *Renter
+	w        *wallet
 	options  X402Options
 	escrow   *chain.BatchSettlement
 	payer    *channel.Payer
@@ -89,33 +89,31 @@ var _ http.RoundTripper = (*X402Client)(nil)
 // X402 returns a client that pays x402 servers within this renter's caps. It
 // fails where x402's contracts are not on the renter's chain.
 func (r *Renter) X402(ctx context.Context, options X402Options) (*X402Client, error) {
-	x := &X402Client{r: r, options: options}
+	x := &X402Client{w: r.w, options: options}
 	if options.MaxPrice == "" {
 		return nil, errors.New("renter: MaxPrice is empty: say how much one request may cost, in units of the token, such as \"0.05\"")
 	}
 	var err error
 	if x.maxPrice = channel.MaxAmount(); options.MaxPrice != Unlimited {
-		if x.maxPrice, err = units.Parse(options.MaxPrice, r.token.Decimals); err != nil {
+		if x.maxPrice, err = units.Parse(options.MaxPrice, r.w.Token.Decimals); err != nil {
 			return nil, fmt.Errorf("renter: MaxPrice: %w", err)
 		}
 	}
 	if options.Deposit != "" {
-		if x.deposit, err = units.Parse(options.Deposit, r.token.Decimals); err != nil {
+		if x.deposit, err = units.Parse(options.Deposit, r.w.Token.Decimals); err != nil {
 			return nil, fmt.Errorf("renter: Deposit: %w", err)
 		}
 	}
 	if x.options.Transport == nil {
-		x.options.Transport = r.config.HTTP.Transport
+		x.options.Transport = r.w.HTTP.Transport
 	}
 	if x.options.Transport == nil {
 		x.options.Transport = http.DefaultTransport
 	}
-	if x.escrow, err = chain.NewBatchSettlement(ctx, r.backend); err != nil {
+	if x.escrow, err = chain.NewBatchSettlement(ctx, r.w.Backend); err != nil {
 		return nil, err
 	}
-	x.payer = &channel.Payer{
-		Store: r.db.Payer(), Signer: r.config.Key, Domain: x.escrow.Domain(), Caps: r.caps.Caps, Now: r.config.Now,
-	}
+	x.payer = r.w.Payer(x.escrow.Domain())
 	return x, nil
 }
 
@@ -187,7 +185,7 @@ func (x *X402Client) RoundTrip(req *http.Request) (*http.Response, error) {
 // queue waits for the turn of a channel, which is also that of all that pay the
 // same payee in its place.
 func (x *X402Client) queue(ctx context.Context, t channel.Terms) (release func(), err error) {
-	return x.r.turns.take(ctx, turnOf(t))
+	return x.w.Turns.take(ctx, turnOf(t))
 }
 
 // origin is what of a URL is kept: no query, which may hold secrets, and no user.

@@ -186,7 +186,7 @@ func (k *shark) within(x *X402Client, perLease, perDay, perPayee uint64) {
 func (k *shark) used(x *X402Client, p x402.PaymentPayload) bool {
 	k.Helper()
 	nonce := channel.DepositNonce(common.Hash(p.Payload.Voucher.ChannelID), common.Hash(p.Payload.Deposit.Authorization.Salt))
-	used, err := x.r.token.AuthorizationUsed(k.Context(), k.payerAddress(), nonce)
+	used, err := x.w.Token.AuthorizationUsed(k.Context(), k.payerAddress(), nonce)
 	if err != nil {
 		k.Fatal(err)
 	}
@@ -296,10 +296,10 @@ func TestX402CaughtServerIsNotPaidElsewhere(t *testing.T) {
 	if resp, err := x.Client().Get(elsewhere.URL); err != nil || resp.StatusCode != http.StatusOK {
 		t.Errorf("its payee elsewhere: %v, %v", resp, err)
 	}
-	if err := x.r.vetPayee(t.Context(), common.Address(honest.PayTo), "http://elsewhere"); err != nil {
+	if err := x.w.vetPayee(t.Context(), common.Address(honest.PayTo), "http://elsewhere"); err != nil {
 		t.Errorf("a rental of its payee elsewhere: %v", err)
 	}
-	if err := x.r.vetPayee(t.Context(), common.Address{1}, site(parsed(t, s.server.URL))); !errors.As(err, &d) {
+	if err := x.w.vetPayee(t.Context(), common.Address{1}, site(parsed(t, s.server.URL))); !errors.As(err, &d) {
 		t.Errorf("a rental there: %v", err)
 	}
 	other := newStall(t, s.market)
@@ -367,8 +367,8 @@ func TestX402LyingClock(t *testing.T) {
 	const years = 10 * 365 * 24 * time.Hour
 	s := newStall(t, newX402Market(t))
 	x := s.client(stallCaps, stallOptions)
-	lying := &ahead{Backend: x.r.backend, by: years}
-	x.r.backend = lying
+	lying := &ahead{Backend: x.w.Backend, by: years}
+	x.w.Backend = lying
 	for _, lying.by = range []time.Duration{years, -24 * time.Hour} { // the latter is a clock of ours that is a day ahead, too
 		if _, err := s.get(x); !errors.Is(err, chain.ErrClock) || len(s.paid) != 0 {
 			t.Errorf("%s: %v, %d payments", lying.by, err, len(s.paid))
@@ -457,8 +457,8 @@ func TestX402FalseClaimIsNotSignedFor(t *testing.T) {
 			x = s.client(stallCaps, stallOptions)
 			if row.two {
 				var err error
-				if x.r.backend, err = chain.Connect(t.Context(), m.URL+","+second.URL, nil); err == nil {
-					x.escrow, err = chain.NewBatchSettlement(t.Context(), x.r.backend)
+				if x.w.Backend, err = chain.Connect(t.Context(), m.URL+","+second.URL, nil); err == nil {
+					x.escrow, err = chain.NewBatchSettlement(t.Context(), x.w.Backend)
 				}
 				if err != nil {
 					t.Fatal(err)
@@ -627,16 +627,16 @@ func TestX402LowerViewOfOneEndpoint(t *testing.T) {
 			lying := newOldNode(t, m.URL, head)
 			s := newStall(t, m)
 			x := s.client(Caps{PricePerGPUHour: "1", PerLease: "0.015", PerDay: "1", PerPayee: "1"}, stallOptions)
-			if x.r.backend, err = chain.Connect(t.Context(), lying.URL+","+m.URL, nil); err != nil {
+			if x.w.Backend, err = chain.Connect(t.Context(), lying.URL+","+m.URL, nil); err != nil {
 				t.Fatal(err)
 			}
-			if x.escrow, err = chain.NewBatchSettlement(t.Context(), x.r.backend); err != nil {
+			if x.escrow, err = chain.NewBatchSettlement(t.Context(), x.w.Backend); err != nil {
 				t.Fatal(err)
 			}
-			if x.r.token, err = chain.NewToken(t.Context(), x.r.backend, m.Token); err != nil {
+			if x.w.Token, err = chain.NewToken(t.Context(), x.w.Backend, m.Token); err != nil {
 				t.Fatal(err)
 			}
-			x.r.alone = false
+			x.w.Alone = false
 			var kept x402.PaymentPayload
 			keeps := func(_ *stall, w http.ResponseWriter, p x402.PaymentPayload) bool {
 				kept = p
@@ -660,7 +660,7 @@ func TestX402LowerViewOfOneEndpoint(t *testing.T) {
 				const later = 20 * time.Minute
 				m.AdvanceTime(t, later)
 				m.Mine(t, 1)
-				x.r.config.Now = func() time.Time { return time.Now().Add(later) }
+				x.w.Now = func() time.Time { return time.Now().Add(later) }
 			case "another channel":
 				s.buy(x)
 				s.offer.Extra.WithdrawDelay++

@@ -220,7 +220,7 @@ func (s *stall) only(x *X402Client) X402Channel {
 // evidence is what was kept about the only channel.
 func (s *stall) evidence(x *X402Client) []Evidence {
 	s.Helper()
-	kept, err := x.r.Evidence(s.Context(), s.only(x).ID)
+	kept, err := x.w.Evidence(s.Context(), s.only(x).ID)
 	if err != nil {
 		s.Fatal(err)
 	}
@@ -329,7 +329,7 @@ func TestX402DepositExpires(t *testing.T) {
 		}
 	}
 	s.AdvanceTime(t, 301*time.Second)
-	x.r.config.Now = func() time.Time { return time.Now().Add(301 * time.Second) }
+	x.w.Now = func() time.Time { return time.Now().Add(301 * time.Second) }
 	s.instead = nil
 	s.buy(x)
 	for i, p := range s.paid {

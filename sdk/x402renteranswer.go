@@ -30,11 +30,11 @@ func (b *buying) answered(ctx context.Context, resp *http.Response, p signed) (a
 	case errors.Is(err, x402.ErrNone):
 		return false, nil // nothing was charged, or the next answer will tell
 	case err != nil:
-		warn(b.x.r.config.Log, "x402 receipt does not parse: nothing is booked", b.id, err)
+		warn(b.x.w.Log, "x402 receipt does not parse: nothing is booked", b.id, err)
 		return false, nil
 	}
 	if !receipt.Success {
-		b.x.r.config.Log.Warn("x402 payment failed", "channel", b.id, "reason", printable(receipt.ErrorReason), "message", printable(receipt.ErrorMessage))
+		b.x.w.Log.Warn("x402 payment failed", "channel", b.id, "reason", printable(receipt.ErrorReason), "message", printable(receipt.ErrorMessage))
 		return false, nil
 	}
 	return false, b.charged(ctx, resp, receipt, p)
@@ -51,7 +51,7 @@ func (b *buying) charged(ctx context.Context, resp *http.Response, receipt x402.
 	}
 	if s := receipt.ChannelState; s != nil && s.ChargedCumulativeAmount != nil && s.ChargedCumulativeAmount.Int != total {
 		// Theirs counts, and the corrective answer that shows it must hold.
-		b.x.r.config.Log.Warn("x402 receipt does not add up: nothing is booked", "channel", b.id,
+		b.x.w.Log.Warn("x402 receipt does not add up: nothing is booked", "channel", b.id,
 			"charge", charge.Dec(), "ours", total.Dec(), "theirs", s.ChargedCumulativeAmount.Dec())
 		return nil
 	}
@@ -66,7 +66,7 @@ func (b *buying) charged(ctx context.Context, resp *http.Response, receipt x402.
 	if p.deposit != nil {
 		paid.Deposited = p.deposit.Amount.Int
 		if _, err := b.underWay(ctx); err != nil { // the next payment looks again
-			warn(b.x.r.config.Log, "x402 deposit: the chain cannot be read", b.id, err)
+			warn(b.x.w.Log, "x402 deposit: the chain cannot be read", b.id, err)
 		}
 	}
 	if b.x.options.OnPaid != nil {
@@ -136,7 +136,7 @@ func (b *buying) rebase(ctx context.Context, said x402.Extra, h http.Header) (ag
 		lost = base.Gt(&b.prior) && !v.SignedMaxClaimable.Gt(&b.most) && !(b.found && b.slate.Deposit == nil)
 		b.untaken = v.SignedMaxClaimable.Lt(&b.most)
 	} else if base.Gt(&paid.Signed) && !b.confirmed(ctx, base) {
-		b.x.r.config.Log.Warn("x402 channel: more was claimed than this database signed for, and neither the server's voucher nor two endpoints show it: it is not paid on; leave it, or name a second endpoint",
+		b.x.w.Log.Warn("x402 channel: more was claimed than this database signed for, and neither the server's voucher nor two endpoints show it: it is not paid on; leave it, or name a second endpoint",
 			"channel", b.id, "claimed", base.Dec(), "signed", paid.Signed.Dec())
 		return false, nil // an endpoint's word alone has nothing signed
 	} else if base.Gt(&paid.Signed) {
@@ -157,7 +157,7 @@ func (b *buying) rebase(ctx context.Context, said x402.Extra, h http.Header) (ag
 		b.notTaken(base)
 		return false, nil
 	}
-	b.x.r.config.Log.Info("x402 channel was out of step", "channel", b.id, "ours", b.slate.Charged.Dec(), "theirs", base.Dec())
+	b.x.w.Log.Info("x402 channel was out of step", "channel", b.id, "ours", b.slate.Charged.Dec(), "theirs", base.Dec())
 	b.take(base)
 	if err := b.save(ctx); err != nil {
 		return false, err
@@ -170,7 +170,7 @@ func (b *buying) rebase(ctx context.Context, said x402.Extra, h http.Header) (ag
 
 // notTaken says that a server's base is more than can be.
 func (b *buying) notTaken(base uint256.Int) {
-	b.x.r.config.Log.Warn("x402 server counts more GPU time than passed: its base is not taken", "channel", b.id, "ours", b.slate.Charged.Dec(), "theirs", base.Dec())
+	b.x.w.Log.Warn("x402 server counts more GPU time than passed: its base is not taken", "channel", b.id, "ours", b.slate.Charged.Dec(), "theirs", base.Dec())
 }
 
 // take has the next voucher count from a base: what of it is no tick is told apart.
@@ -184,7 +184,7 @@ func (b *buying) take(base uint256.Int) {
 // confirmed reports whether two endpoints say that so much was claimed of a channel
 // that this database has forgotten.
 func (b *buying) confirmed(ctx context.Context, claimed uint256.Int) bool {
-	if _, several := b.x.r.backend.(*chain.Endpoints); !several || !b.slate.Found {
+	if _, several := b.x.w.Backend.(*chain.Endpoints); !several || !b.slate.Found {
 		return false
 	}
 	on, _, err := b.x.escrow.Confirmed(ctx, []common.Hash{b.id}, 1)
@@ -231,7 +231,7 @@ func (b *buying) distrust(ctx context.Context, reason error, document []byte) er
 		err = b.prove(ctx, *rec)
 		document = evident(*rec, document)
 	}
-	err = errors.Join(err, b.x.r.store.keep(ctx, Evidence{Channel: b.id, URL: b.slate.URL, Reason: reason.Error(), At: b.x.r.config.Now(), Document: document}))
+	err = errors.Join(err, b.x.w.Keep(ctx, Evidence{Channel: b.id, URL: b.slate.URL, Reason: reason.Error(), At: b.x.w.Now(), Document: document}))
 	if convicts(reason) {
 		b.slate.Dispute = reason.Error()
 	} else {
@@ -239,7 +239,7 @@ func (b *buying) distrust(ctx context.Context, reason error, document []byte) er
 		maps.Copy(accused, b.slate.Accused)
 		b.slate.Accused = accused
 	}
-	b.x.r.config.Log.Error("x402 server was caught: nothing more is paid", "channel", b.id, "reason", reason)
+	b.x.w.Log.Error("x402 server was caught: nothing more is paid", "channel", b.id, "reason", reason)
 	return errors.Join(&Dispute{Channel: b.id, Reason: reason}, err, b.save(ctx))
 }
 

@@ -177,8 +177,8 @@ func (x *X402Client) choose(a *ask, required x402.PaymentRequired, maxPrice uint
 // and says so: servers would rather not ask a payer's code whether it did.
 func (x *X402Client) terms(offer x402.Requirements) channel.Terms {
 	return channel.Terms{
-		ChainID: x.escrow.ChainID(), Escrow: x.escrow.Address(), Payer: x.r.Address(), Payee: common.Address(offer.PayTo),
-		Token: common.Address(offer.Asset), Salt: x.options.Salt, AuthorizedSigner: x.r.Address(),
+		ChainID: x.escrow.ChainID(), Escrow: x.escrow.Address(), Payer: x.w.Address(), Payee: common.Address(offer.PayTo),
+		Token: common.Address(offer.Asset), Salt: x.options.Salt, AuthorizedSigner: x.w.Address(),
 		Scheme: channel.BatchSettlement, PayeeAuthorizer: common.Address(offer.Extra.ReceiverAuthorizer),
 		WithdrawDelay: offer.Extra.WithdrawDelay,
 	}
@@ -190,12 +190,12 @@ func (x *X402Client) fits(offer x402.Requirements, maxPrice uint256.Int) error {
 	switch {
 	case uint64(offer.Network) != x.escrow.ChainID():
 		return fmt.Errorf("%w: it is on %s, this renter's endpoint serves eip155:%d", chain.ErrChainID, offer.Network, x.escrow.ChainID())
-	case common.Address(offer.Asset) != x.r.token.Address:
-		return fmt.Errorf("%w: it is %s, this renter pays in %s", ErrToken, offer.Asset, x.r.token.Address)
+	case common.Address(offer.Asset) != x.w.Token.Address:
+		return fmt.Errorf("%w: it is %s, this renter pays in %s", ErrToken, offer.Asset, x.w.Token.Address)
 	case offer.Amount.Gt(&maxPrice):
-		return fmt.Errorf("%w: a request costs up to %s, at most %s may be asked", ErrTooDear, x.r.units(offer.Amount.Int), x.r.units(maxPrice))
-	case delay > x.r.config.MaxGrace:
-		return fmt.Errorf("%w: it takes %s to get the deposit back, MaxGrace is %s", ErrEscrow, delay, x.r.config.MaxGrace)
+		return fmt.Errorf("%w: a request costs up to %s, at most %s may be asked", ErrTooDear, x.w.Format(offer.Amount.Int), x.w.Format(maxPrice))
+	case delay > x.w.MaxGrace:
+		return fmt.Errorf("%w: it takes %s to get the deposit back, MaxGrace is %s", ErrEscrow, delay, x.w.MaxGrace)
 	}
 	return x.terms(offer).Validate()
 }
@@ -284,5 +284,5 @@ func (b *buying) lost(ctx context.Context, h http.Header) error {
 
 func (b *buying) lostTick() error {
 	return fmt.Errorf("channel %s: %w: the provider shows no record of a tick for which up to %s is signed: Tick asks for it again and signs nothing more before it comes, was claimed on the chain, or was given up by a refund or a leave",
-		b.id, ErrLostAnswer, b.x.r.units(b.slate.Lost))
+		b.id, ErrLostAnswer, b.x.w.Format(b.slate.Lost))
 }

@@ -35,11 +35,11 @@ func (t *X402Rental) check(ctx context.Context, b *buying, document []byte) (X40
 	if err != nil {
 		return X402Tick{}, nil, err
 	}
-	clock := b.x.r.config.Clock
+	clock := b.x.w.Clock
 	if boot := clock.BootID(); b.forfeit(lease, t.price, clock.Now(), boot) {
 		b.apart = true
-		b.slate.Spans = b.x.r.let.Part(b.slate.Spans, boot)
-		b.x.r.config.Log.Warn("this host's clock may have missed time, after a reboot or a pause: the lease is taken to have run for what was signed for",
+		b.slate.Spans = b.x.w.Billed.Part(b.slate.Spans, boot)
+		b.x.w.Log.Warn("this host's clock may have missed time, after a reboot or a pause: the lease is taken to have run for what was signed for",
 			"channel", b.id, "lease", lease.Lease)
 	}
 	if err := b.follow(lease, *rec); err != nil {
@@ -187,9 +187,9 @@ func (b *buying) hasPassed(earlier uint256.Int, rec metering.SignedRecord) error
 	if l == nil || b.slate.Found {
 		return nil
 	}
-	clock := b.x.r.config.Clock
+	clock := b.x.w.Clock
 	now := &pendingTick{Asked: clock.Now(), Boot: clock.BootID(), Prior: b.slate.Tick.Prior} // it may have begun long after it was asked for
-	tolerance := int64(min(tickTolerance, b.x.r.config.Tolerance))
+	tolerance := int64(min(tickTolerance, b.x.w.Tolerance))
 	over := b.slate.unpassed(earlier, now, len(rec.Evidence.Devices))
 	for _, d := range rec.Evidence.Devices {
 		over = max(over, d.Total-d.Nanos.Allocated-l.each().since(now, l.reserved(now.Prior, metering.Price{}, 1)))
@@ -253,7 +253,7 @@ func (b *buying) follow(lease *ticking, rec metering.SignedRecord) error {
 	}
 	lease.Checker = checker.State()
 	all := &lease.Together
-	all.Elapsed = max(0, b.x.r.config.Clock.Now().Boot-all.Start.Boot)
+	all.Elapsed = max(0, b.x.w.Clock.Now().Boot-all.Start.Boot)
 	if most := all.Elapsed + int64(b.tolerance(lease)); lease.ranTogether() > most {
 		return caught("lease %s, record %d: %w: %d ns over %d GPUs, and of each at most %d ns were paid for, or passed here",
 			rec.LeaseID, rec.Sequence, metering.ErrClock, rec.Nanos, len(lease.Devices), most)
@@ -263,7 +263,7 @@ func (b *buying) follow(lease *ticking, rec metering.SignedRecord) error {
 
 // tolerance is by how much a lease may run ahead of our clock.
 func (b *buying) tolerance(l *ticking) time.Duration {
-	return max(0, min(tickTolerance, b.x.r.config.Tolerance)-time.Duration(l.Lent))
+	return max(0, min(tickTolerance, b.x.w.Tolerance)-time.Duration(l.Lent))
 }
 
 // checker of a lease's records, which are as many as there are ticks: no offer says
@@ -278,7 +278,7 @@ func (b *buying) checker(lease *ticking, state metering.CheckerState) (*metering
 		return nil, err
 	}
 	checker, err := metering.ResumeChecker(metering.CheckerConfig{
-		Key: common.Address(offer.Meter), Tolerance: b.tolerance(lease), Clock: b.x.r.config.Clock,
+		Key: common.Address(offer.Meter), Tolerance: b.tolerance(lease), Clock: b.x.w.Clock,
 		RecordEvery: metering.MinRecordEvery,
 		Lease: offer.Meters(metering.Lease{
 			ID: lease.Lease, ChannelID: b.id, OfferHash: offer.Hash, ChainID: b.terms.ChainID, Escrow: b.terms.Escrow,

@@ -84,7 +84,7 @@ func TestX402StrangerAccusesNoPayee(t *testing.T) {
 		if resp, err := n.x.Client().Get(stranger.URL); !errors.As(err, &d) || !errors.Is(err, ErrForged) && n.slate().Accused == nil {
 			t.Fatalf("the stranger's site: %v, %v", resp, err)
 		}
-		if err := n.x.r.vetPayee(t.Context(), payee, siteOf(n.server.URL)); err != nil {
+		if err := n.x.w.vetPayee(t.Context(), payee, siteOf(n.server.URL)); err != nil {
 			t.Errorf("a rental of the honest provider: %v", err)
 		}
 		n.tick()
@@ -135,7 +135,7 @@ func TestX402RelayAccusesNoPayee(t *testing.T) {
 	if !errors.Is(err, metering.ErrClock) {
 		t.Fatal(err)
 	}
-	if err := n.x.r.vetPayee(t.Context(), n.slate().Payee, siteOf(n.server.URL)); err != nil {
+	if err := n.x.w.vetPayee(t.Context(), n.slate().Payee, siteOf(n.server.URL)); err != nil {
 		t.Errorf("a rental of the honest provider: %v", err)
 	}
 	if _, err := rental.Tick(t.Context()); !errors.As(err, &d) {
@@ -214,7 +214,7 @@ func TestX402StrangersOfferAccusesNoPayee(t *testing.T) {
 	if _, err := rental.Tick(t.Context()); !errors.As(err, &d) || !errors.Is(err, ErrOffer) {
 		t.Errorf("%v, want a dispute about the offer", err)
 	}
-	if err := x.r.vetPayee(t.Context(), payee, "http://elsewhere"); err != nil {
+	if err := x.w.vetPayee(t.Context(), payee, "http://elsewhere"); err != nil {
 		t.Errorf("a rental of the honest provider: %v", err)
 	}
 }
@@ -286,7 +286,7 @@ func TestX402RenterCatchesProviders(t *testing.T) {
 			if _, err := n.rental.Tick(t.Context()); !errors.As(err, &d) || len(n.line.paid) != paid {
 				t.Errorf("afterwards: %v, %d payments", err, len(n.line.paid)-paid)
 			}
-			kept, err := n.x.r.Evidence(t.Context(), n.slate().ID)
+			kept, err := n.x.w.Evidence(t.Context(), n.slate().ID)
 			if records, err2 := n.x.Records(t.Context(), n.slate().ID); len(kept) != 1 || len(records) != held || err != nil || err2 != nil {
 				t.Errorf("%d pieces of evidence, %d records, %v", len(kept), len(records), errors.Join(err, err2))
 			}

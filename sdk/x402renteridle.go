@@ -140,12 +140,12 @@ func (l *ticking) ahead(p *pendingTick) int64 {
 // took no longer than passed on our clocks. Without it, a provider that meters
 // little and begins a lease at every tick takes the whole ceiling of each.
 func (b *buying) passed(base uint256.Int) bool {
-	clock := b.x.r.config.Clock
+	clock := b.x.w.Clock
 	if b.slate.Found || !base.Gt(&b.slate.Plain) {
 		return true
 	}
 	now := &pendingTick{Asked: clock.Now(), Boot: clock.BootID(), Prior: b.prior}
-	return b.slate.unpassed(base, now, 0) <= int64(min(tickTolerance, b.x.r.config.Tolerance))
+	return b.slate.unpassed(base, now, 0) <= int64(min(tickTolerance, b.x.w.Tolerance))
 }
 
 // unpassed is by how many ns what is charged on a channel, since the lease began
@@ -210,12 +210,12 @@ func (b *buying) ranFor(p *pendingTick, base uint256.Int) bool {
 	if p == nil || base.Gt(&p.Most) {
 		return false
 	}
-	from, clock := p.Base, b.x.r.config.Clock
+	from, clock := p.Base, b.x.w.Clock
 	if b.slate.Ceiling.Gt(&from) && b.passed(b.slate.Ceiling) { // the lease before ran on until it was begun
 		from = b.slate.Ceiling
 	}
 	now, boot := clock.Now(), clock.BootID()
-	tolerance := int64(min(tickTolerance, b.x.r.config.Tolerance))
+	tolerance := int64(min(tickTolerance, b.x.w.Tolerance))
 	return parted(p.Boot, p.Asked, boot, now) || int64(lastsAt(base, from, p.Hourly, p.GPUs)) <= now.Boot-p.Asked.Boot+tolerance
 }
 
@@ -294,7 +294,7 @@ func lastsAt(signed, owed, hourly uint256.Int, gpus int) time.Duration {
 // parted that is as long ago as it ran, and where its tick was asked for before, as
 // long as it may have run since. After a reboot of ours the wall clock tells that too.
 func (b *buying) hearing(l *ticking) billed.Hearing {
-	now, boot := b.x.r.config.Clock.Now(), b.x.r.config.Clock.BootID()
+	now, boot := b.x.w.Clock.Now(), b.x.w.Clock.BootID()
 	if l.BeganBoot != boot {
 		l.Began.Boot, l.BeganBoot = now.Boot-(now.Wall-l.Began.Wall), boot
 	}
@@ -311,7 +311,7 @@ func (b *buying) hearing(l *ticking) billed.Hearing {
 // still to be written.
 func (b *buying) once(l *ticking, rec metering.SignedRecord) ([]billed.Span, error) {
 	spans := billed.Add(b.slate.Spans, billed.RealOnly(rec), b.hearing(l))
-	if err := b.x.r.let.Book(b.terms.Payee, b.id, spans, b.x.r.config.Tolerance); err != nil {
+	if err := b.x.w.Billed.Book(b.terms.Payee, b.id, spans, b.x.w.Tolerance); err != nil {
 		return nil, &lie{err}
 	}
 	return spans, nil

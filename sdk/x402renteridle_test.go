@@ -235,7 +235,7 @@ func TestX402TickErrorWithReceipt(t *testing.T) {
 // TestX402ExpiredOffer: no lease is begun under an offer that has expired, at the start or later.
 func TestX402ExpiredOffer(t *testing.T) {
 	n := newTenant(t, newPayRig(t))
-	n.x.r.config.Now = func() time.Time { return time.Now().Add(48 * time.Hour) }
+	n.x.w.Now = func() time.Time { return time.Now().Add(48 * time.Hour) }
 	if _, err := n.rental.Tick(t.Context()); !errors.Is(err, ErrOffer) || len(n.line.paid) != 0 {
 		t.Errorf("%v, %d payments", err, len(n.line.paid))
 	}
@@ -318,7 +318,7 @@ func TestX402OneGPUIsPaidOnce(t *testing.T) {
 // paidOnce lets a second channel tick beside the first until a GPU was billed twice.
 func (n *tenant) paidOnce(elsewhere string) {
 	n.Helper()
-	second, err := n.x.r.X402(n.Context(), X402Options{MaxPrice: Unlimited, Salt: common.Hash{1}})
+	second, err := n.renter.X402(n.Context(), X402Options{MaxPrice: Unlimited, Salt: common.Hash{1}})
 	if err != nil {
 		n.Fatal(err)
 	}
@@ -410,7 +410,7 @@ func TestX402SinceTheNewestRecord(t *testing.T) {
 func TestOneGPUInASessionAndOverX402(t *testing.T) {
 	n, elsewhere := overbooked(t)
 	n.tick()
-	session, err := n.x.r.Rent(t.Context(), elsewhere, RentOptions{Deposit: "0.02"})
+	session, err := n.renter.Rent(t.Context(), elsewhere, RentOptions{Deposit: "0.02"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -428,14 +428,14 @@ func TestOneGPUInASessionAndOverX402(t *testing.T) {
 		t.Errorf("one GPU in a session and over x402: %v", err)
 	}
 	n.open()
-	rows, listErr := n.x.r.store.list(t.Context(), ``)
+	rows, listErr := rentalStore{n.x.w.store}.list(t.Context(), ``)
 	if listErr != nil || len(rows) != 1 || len(rows[0].Spans) == 0 {
 		t.Fatalf("%d rentals, %v", len(rows), listErr)
 	}
-	if err := n.x.r.let.Book(rows[0].Terms.Payee, common.Hash{1}, rows[0].Spans, 0); !errors.Is(err, ErrLetTwice) {
+	if err := n.x.w.Billed.Book(rows[0].Terms.Payee, common.Hash{1}, rows[0].Spans, 0); !errors.Is(err, ErrLetTwice) {
 		t.Errorf("what a session was billed for is forgotten: %v", err)
 	}
-	if err := n.x.r.let.Book(rows[0].Terms.Payee, common.Hash{1}, n.slate().Spans, 0); !errors.Is(err, ErrLetTwice) {
+	if err := n.x.w.Billed.Book(rows[0].Terms.Payee, common.Hash{1}, n.slate().Spans, 0); !errors.Is(err, ErrLetTwice) {
 		t.Errorf("what ticks were billed for is forgotten: %v", err)
 	}
 }

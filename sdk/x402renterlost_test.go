@@ -85,7 +85,7 @@ func TestX402BaseWithoutARecord(t *testing.T) {
 		m.s.base, m.s.newest, m.s.instead = 0, nil, serve
 		x := m.s.client(Caps{PricePerGPUHour: "10", PerLease: "5", PerDay: "50", PerPayee: "50"}, X402Options{MaxPrice: Unlimited})
 		clock := &nap{}
-		x.r.config.Clock = clock
+		x.w.Clock = clock
 		rental, err := x.Rent(t.Context(), m.server.URL, 1)
 		if err != nil {
 			t.Fatal(err)
@@ -207,7 +207,7 @@ func TestX402LostAndClaimedTicks(t *testing.T) {
 		}
 		n.agrees()
 	}
-	if evidence, err := n.x.r.Evidence(t.Context(), n.slate().ID); err != nil || len(evidence) > 0 {
+	if evidence, err := n.x.w.Evidence(t.Context(), n.slate().ID); err != nil || len(evidence) > 0 {
 		t.Errorf("it is accused: %v, %v", evidence, err)
 	}
 }

@@ -68,7 +68,7 @@ func swiftTenant(t *testing.T, change ...func(*ProviderConfig)) *tenant {
 func TestX402RestoredRenterTicksOn(t *testing.T) {
 	n := swiftTenant(t)
 	n.tick()
-	if err := n.x.r.Close(); err != nil {
+	if err := n.x.w.Close(); err != nil {
 		t.Fatal(err)
 	}
 	n.x = nil
@@ -86,7 +86,7 @@ func TestX402RestoredRenterTicksOn(t *testing.T) {
 		since += time.Duration(tick.Record.Evidence.Nanos)
 	}
 	lease := n.slate().Ticking.Lease
-	if err := n.x.r.Close(); err != nil {
+	if err := n.x.w.Close(); err != nil {
 		t.Fatal(err)
 	}
 	n.x = nil

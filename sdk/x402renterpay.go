@@ -44,7 +44,7 @@ func (b *buying) load(ctx context.Context) error {
 	return err
 }
 
-func (x *X402Client) slates() slates { return slates{x.r.store} }
+func (x *X402Client) slates() slates { return slates{x.w.store} }
 
 // begin takes a channel up that this database does not know. What was claimed of it
 // is an endpoint's word: the first voucher is for the price alone, which is worth
@@ -240,7 +240,7 @@ func (b *buying) underWay(ctx context.Context) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	used, err := b.x.r.token.AuthorizationUsed(ctx, b.terms.Payer, channel.DepositNonce(b.id, common.Hash(a.Salt)))
+	used, err := b.x.w.Token.AuthorizationUsed(ctx, b.terms.Payer, channel.DepositNonce(b.id, common.Hash(a.Salt)))
 	if err != nil {
 		return false, err
 	}
@@ -272,7 +272,7 @@ func (b *buying) underWay(ctx context.Context) (bool, error) {
 // unseen has the caps go on counting a deposit that ended without arriving, where
 // one endpoint alone says so.
 func (x *X402Client) unseen(ctx context.Context, t channel.Terms, d *x402.Deposit) error {
-	if !x.r.alone {
+	if !x.w.Alone {
 		return nil
 	}
 	a := d.Authorization
@@ -283,13 +283,13 @@ func (x *X402Client) unseen(ctx context.Context, t channel.Terms, d *x402.Deposi
 // confirmations, and on our own clock: an endpoint that lies about the time does
 // not have a second deposit signed beside one that is still good.
 func (x *X402Client) over(ctx context.Context, at uint64) (bool, error) {
-	if uint64(x.r.config.Now().Unix()) < at {
+	if uint64(x.w.Now().Unix()) < at {
 		return false, nil
 	}
-	head, err := x.r.backend.HeaderByNumber(ctx, nil)
-	if err == nil && head.Number.Uint64() >= x.r.config.Confirmations {
-		behind := new(big.Int).SetUint64(x.r.config.Confirmations - 1)
-		head, err = x.r.backend.HeaderByNumber(ctx, behind.Sub(head.Number, behind))
+	head, err := x.w.Backend.HeaderByNumber(ctx, nil)
+	if err == nil && head.Number.Uint64() >= x.w.Confirmations {
+		behind := new(big.Int).SetUint64(x.w.Confirmations - 1)
+		head, err = x.w.Backend.HeaderByNumber(ctx, behind.Sub(head.Number, behind))
 	}
 	if err != nil {
 		return false, chain.Unread("the time of a block", err)
@@ -312,7 +312,7 @@ func (b *buying) arrived(ctx context.Context) (bool, error) {
 		if try == lagTries {
 			return false, nil
 		}
-		if err := chain.Pause(ctx, b.x.r.config.Poll); err != nil {
+		if err := chain.Pause(ctx, b.x.w.Poll); err != nil {
 			return false, err
 		}
 	}
@@ -327,7 +327,7 @@ func (b *buying) again(ctx context.Context, most uint256.Int) (*x402.Deposit, er
 	var total uint256.Int
 	if total.Add(&view.Deposit, &b.slate.Deposit.Amount.Int); most.Gt(&total) {
 		return nil, fmt.Errorf("channel %s: %w: one of %s is on its way and does not cover the request: wait until it arrives or expires",
-			b.id, ErrDeposit, b.x.r.units(b.slate.Deposit.Amount.Int))
+			b.id, ErrDeposit, b.x.w.Format(b.slate.Deposit.Amount.Int))
 	}
 	return b.slate.Deposit, b.x.payer.Fund(ctx, b.id, total)
 }
@@ -387,7 +387,7 @@ func (b *buying) size(ctx context.Context, before, most uint256.Int) (value uint
 	if value = b.x.deposit; value.IsZero() {
 		value = u256.Min(b.usual(needed, least), u256.Max(room, least))
 	}
-	units := b.x.r.units
+	units := b.x.w.Format
 	switch {
 	case value.Lt(&least):
 		return value, fmt.Errorf("channel %s: %w: it is %s, the server wants at least %s", b.id, ErrDeposit, units(value), units(least))
@@ -417,16 +417,16 @@ func (b *buying) capped(cap string, before, value uint256.Int) error {
 
 // afford reports a deposit that cannot work, before it is signed.
 func (b *buying) afford(ctx context.Context, value uint256.Int) error {
-	balance, err := b.x.r.token.Balance(ctx, b.terms.Payer)
+	balance, err := b.x.w.Token.Balance(ctx, b.terms.Payer)
 	if err != nil {
 		return err
 	}
 	if balance.Lt(&value) {
-		return fmt.Errorf("%w: %s has %s, the deposit is %s", ErrBalance, b.terms.Payer, b.x.r.units(balance), b.x.r.units(value))
+		return fmt.Errorf("%w: %s has %s, the deposit is %s", ErrBalance, b.terms.Payer, b.x.w.Format(balance), b.x.w.Format(value))
 	}
-	able, err := b.x.r.token.SupportsAuthorization(ctx)
+	able, err := b.x.w.Token.SupportsAuthorization(ctx)
 	if err == nil && !able {
-		err = fmt.Errorf("%w: token %s has no ERC-3009, by which x402 deposits", ErrNotOffered, b.x.r.token.Address)
+		err = fmt.Errorf("%w: token %s has no ERC-3009, by which x402 deposits", ErrNotOffered, b.x.w.Token.Address)
 	}
 	return err
 }
@@ -437,14 +437,14 @@ func (b *buying) afford(ctx context.Context, value uint256.Int) error {
 // from our clock than ClockOff is not believed: its endpoint, or our own clock,
 // would have deposits signed that are good for days or years.
 func (b *buying) validBefore(ctx context.Context) (x402.Seconds, error) {
-	theirs, err := chain.Now(ctx, b.x.r.backend)
+	theirs, err := chain.Now(ctx, b.x.w.Backend)
 	if err != nil {
 		return 0, err
 	}
-	now := b.x.r.config.Now()
-	if off := now.Sub(theirs); off.Abs() > b.x.r.config.ClockOff {
+	now := b.x.w.Now()
+	if off := now.Sub(theirs); off.Abs() > b.x.w.ClockOff {
 		return 0, fmt.Errorf("%w: this machine is %s off the endpoint's newest block (ClockOff is %s): no deposit is signed; set the clock, or use another endpoint",
-			chain.ErrClock, off.Round(time.Second), b.x.r.config.ClockOff)
+			chain.ErrClock, off.Round(time.Second), b.x.w.ClockOff)
 	}
 	if theirs.After(now) {
 		now = theirs
@@ -456,7 +456,7 @@ func (b *buying) validBefore(ctx context.Context) (x402.Seconds, error) {
 // authorize signs a deposit under the token's own domain, as the chain has it,
 // whatever the server says that it is.
 func (b *buying) authorize(ctx context.Context, d *x402.Deposit) error {
-	separator, err := b.x.r.token.DomainSeparator(ctx)
+	separator, err := b.x.w.Token.DomainSeparator(ctx)
 	if err != nil {
 		return err
 	}
@@ -465,7 +465,7 @@ func (b *buying) authorize(ctx context.Context, d *x402.Deposit) error {
 		return err
 	}
 	payload := x402.Payload{Config: config, Voucher: x402.Voucher{ChannelID: x402.Hash(b.id)}, Deposit: d}
-	signed, err := chain.SignAuthorization(ctx, b.x.r.config.Key, separator, payload.Authorization())
+	signed, err := chain.SignAuthorization(ctx, b.x.w.Key, separator, payload.Authorization())
 	if err != nil {
 		return err
 	}

@@ -31,7 +31,7 @@ func TestX402PayersBundle(t *testing.T) {
 	if err := n.provider.Settle(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	ours, err := n.x.r.Export(t.Context(), n.rental.Channel())
+	ours, err := n.renter.Export(t.Context(), n.rental.Channel())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -102,7 +102,7 @@ func TestX402PayersBundle(t *testing.T) {
 func TestX402RenterPrune(t *testing.T) {
 	n := newTenant(t, newPayRig(t))
 	n.tick()
-	r, later, full := n.x.r, time.Now().Add(time.Hour), errors.New("the disk is full")
+	r, later, full := n.renter, time.Now().Add(time.Hour), errors.New("the disk is full")
 	var kept []*Bundle
 	keep := func(b *Bundle) error { kept = append(kept, b); return nil }
 	prunes := func(what string, before time.Time, archive func(*Bundle) error, want int) {
@@ -158,7 +158,7 @@ func TestX402RenterPrune(t *testing.T) {
 	}
 	n.tick()
 	empty()
-	if err := r.store.keep(t.Context(), Evidence{Channel: id, URL: n.server.URL, Reason: "a test", At: time.Now()}); err != nil {
+	if err := r.w.Keep(t.Context(), Evidence{Channel: id, URL: n.server.URL, Reason: "a test", At: time.Now()}); err != nil {
 		t.Fatal(err)
 	}
 	prunes("its server was caught", later, keep, 0)

@@ -36,7 +36,7 @@ type X402Refund struct {
 func (x *X402Client) Refund(ctx context.Context, url, amount string) (X402Refund, error) {
 	var part *wire.Amount
 	if amount != "" {
-		units, err := units.Parse(amount, x.r.token.Decimals)
+		units, err := units.Parse(amount, x.w.Token.Decimals)
 		if err != nil || units.IsZero() {
 			return X402Refund{}, errors.Join(fmt.Errorf("renter: a refund of %q", amount), err)
 		}
@@ -182,7 +182,7 @@ func (b *buying) refused(resp *http.Response) error {
 // await waits until the chain shows something of the channel. Endpoints have many
 // nodes: one that is behind the one that was asked before is waited for.
 func (b *buying) await(ctx context.Context, seen func(channel.ChainView) bool) (channel.ChainView, error) {
-	limit := time.Now().Add(max(b.x.r.config.Patience, 10*b.x.r.config.Poll))
+	limit := time.Now().Add(max(b.x.w.Patience, 10*b.x.w.Poll))
 	for {
 		_, view, err := b.observe(ctx)
 		if err == nil && seen(view) {
@@ -191,7 +191,7 @@ func (b *buying) await(ctx context.Context, seen func(channel.ChainView) bool) (
 		if time.Now().After(limit) {
 			return view, errors.Join(fmt.Errorf("channel %s is not there yet", b.id), err)
 		}
-		if err := chain.Pause(ctx, b.x.r.config.Poll); err != nil {
+		if err := chain.Pause(ctx, b.x.w.Poll); err != nil {
 			return view, err
 		}
 	}
@@ -293,7 +293,7 @@ func (b *buying) settleDeposit(ctx context.Context) error {
 		if err != nil || !under {
 			return err
 		}
-		if err := chain.Pause(ctx, b.x.r.config.Poll); err != nil {
+		if err := chain.Pause(ctx, b.x.w.Poll); err != nil {
 			return err
 		}
 	}
@@ -306,9 +306,9 @@ func (b *buying) settleDeposit(ctx context.Context) error {
 func (b *buying) walkOut(ctx context.Context) error {
 	var last channel.ChainView
 	var begun bool // by us, of all that was free
-	pace := chain.Backoff{Least: b.x.r.config.Poll, Most: 8 * b.x.r.config.Poll}
+	pace := chain.Backoff{Least: b.x.w.Poll, Most: 8 * b.x.w.Poll}
 	for tries := 0; ; {
-		wait := b.x.r.config.Poll
+		wait := b.x.w.Poll
 		_, view, err := b.observe(ctx)
 		if err == nil {
 			over := begun && view.CloseRequestedAt == 0 && view.Deposit.Lt(&last.Deposit)
@@ -330,7 +330,7 @@ func (b *buying) walkOut(ctx context.Context) error {
 			}
 			wait = pace.Next()
 		case errors.Is(err, chain.ErrUnreachable):
-			warn(b.x.r.config.Log, "leaving: not yet", b.id, err)
+			warn(b.x.w.Log, "leaving: not yet", b.id, err)
 		case err != nil:
 			return err
 		}
@@ -352,7 +352,7 @@ func (b *buying) exit(ctx context.Context, view channel.ChainView) error {
 
 // finalize waits out the delay by the chain's clock.
 func (b *buying) finalize(ctx context.Context, view channel.ChainView) error {
-	now, err := chain.Now(ctx, b.x.r.backend)
+	now, err := chain.Now(ctx, b.x.w.Backend)
 	if err != nil || uint64(now.Unix()) < view.CloseRequestedAt+b.terms.WithdrawDelay {
 		return err
 	}
@@ -361,12 +361,12 @@ func (b *buying) finalize(ctx context.Context, view channel.ChainView) error {
 
 // sendOwn sends a transaction of our own, which nobody can send for us.
 func (b *buying) sendOwn(ctx context.Context, call chain.Call) error {
-	own, err := b.x.r.hasGas(ctx)
+	own, err := b.x.w.HasGas(ctx)
 	if err == nil && !own {
-		err = fmt.Errorf("channel %s: %w: only %s can withdraw: send it some and call again", b.id, ErrNoGas, b.x.r.Address())
+		err = fmt.Errorf("channel %s: %w: only %s can withdraw: send it some and call again", b.id, ErrNoGas, b.x.w.Address())
 	}
 	if err != nil {
 		return err
 	}
-	return sendOnce(ctx, b.x.r.sender, call, b.x.r.config.Confirmations)
+	return sendOnce(ctx, b.x.w.Sender, call, b.x.w.Confirmations)
 }

@@ -14,7 +14,7 @@ import (
 
 // pruneX402 is Prune for channels with x402 servers.
 func (r *Renter) pruneX402(ctx context.Context, before time.Time, archive func(*Bundle) error) (pruned int, err error) {
-	slates := slates{r.store}
+	slates := slates{r.w.store}
 	quiet, err := slates.quiet(ctx, before)
 	for _, s := range quiet {
 		empty, err := r.emptySince(ctx, s.ID, before)
@@ -47,11 +47,11 @@ func (r *Renter) pruneX402(ctx context.Context, before time.Time, archive func(*
 // the books have what became of our transactions about it. What is seen first counts
 // from now on: it may be undone.
 func (r *Renter) emptySince(ctx context.Context, id common.Hash, before time.Time) (bool, error) {
-	known, err := r.db.Payer().Load(ctx, id)
+	known, err := r.w.DB.Payer().Load(ctx, id)
 	if err != nil {
 		return false, err
 	}
-	contract, err := chain.NewBatchSettlement(ctx, r.backend)
+	contract, err := chain.NewBatchSettlement(ctx, r.w.Backend)
 	if err != nil {
 		return false, err
 	}
@@ -60,7 +60,7 @@ func (r *Renter) emptySince(ctx context.Context, id common.Hash, before time.Tim
 		return false, err
 	}
 	if known.Deposit != on[0].Latest.Deposit || known.Settled != on[0].Latest.Settled {
-		payer := channel.Payer{Store: r.db.Payer(), Now: r.config.Now}
+		payer := channel.Payer{Store: r.w.DB.Payer(), Now: r.w.Now}
 		_, err = payer.Observe(ctx, id, on[0].Latest)
 		return false, err
 	}

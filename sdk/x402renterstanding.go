@@ -15,11 +15,11 @@ import (
 // newest 402 says: who was caught is not paid from another channel, and while one
 // channel with it holds money no second one is opened.
 func (b *buying) vet(ctx context.Context) error {
-	related, err := b.x.r.vetSlates(ctx, b.terms.Payee, site(b.req.URL))
+	related, err := b.x.slates().vet(ctx, b.terms.Payee, site(b.req.URL))
 	if err != nil {
 		return err
 	}
-	if err := b.x.r.vetRentals(ctx, b.terms.Payee, site(b.req.URL)); err != nil {
+	if err := (rentalStore{b.x.w.store}).vet(ctx, b.terms.Payee, site(b.req.URL)); err != nil {
 		return err
 	}
 	for _, s := range related {
@@ -30,10 +30,10 @@ func (b *buying) vet(ctx context.Context) error {
 	return nil
 }
 
-// vetSlates refuses a site that was caught over x402, and a payee whose signature
+// vet refuses a site that was caught over x402, and a payee whose signature
 // proves what it was caught at, and returns the slates of both.
-func (r *Renter) vetSlates(ctx context.Context, payee common.Address, site string) ([]slate, error) {
-	related, err := slates{r.store}.related(ctx, payee, site)
+func (s slates) vet(ctx context.Context, payee common.Address, site string) ([]slate, error) {
+	related, err := s.related(ctx, payee, site)
 	if err != nil {
 		return nil, err
 	}
@@ -48,9 +48,9 @@ func (r *Renter) vetSlates(ctx context.Context, payee common.Address, site strin
 	return related, nil
 }
 
-// vetRentals refuses a site that a rental caught which is not over, and a payee whose signature proves what it was caught at.
-func (r *Renter) vetRentals(ctx context.Context, payee common.Address, site string) error {
-	rows, err := r.store.list(ctx, `WHERE state NOT IN (?, ?)`, RentalClosed, RentalFinished)
+// vet refuses a site that a rental caught which is not over, and a payee whose signature proves what it was caught at.
+func (s rentalStore) vet(ctx context.Context, payee common.Address, site string) error {
+	rows, err := s.list(ctx, `WHERE state NOT IN (?, ?)`, RentalClosed, RentalFinished)
 	if err != nil {
 		return err
 	}
@@ -66,11 +66,11 @@ func (r *Renter) vetRentals(ctx context.Context, payee common.Address, site stri
 }
 
 // vetPayee refuses a site that was caught, and a payee that its signatures convict, whichever way it was paid.
-func (r *Renter) vetPayee(ctx context.Context, payee common.Address, site string) error {
-	if _, err := r.vetSlates(ctx, payee, site); err != nil {
+func (w *wallet) vetPayee(ctx context.Context, payee common.Address, site string) error {
+	if _, err := (slates{w.store}).vet(ctx, payee, site); err != nil {
 		return err
 	}
-	return r.vetRentals(ctx, payee, site)
+	return rentalStore{w.store}.vet(ctx, payee, site)
 }
 
 // oneChannel refuses to open another channel with a payee at a site while the one
@@ -82,7 +82,7 @@ func (b *buying) oneChannel(ctx context.Context, s slate) error {
 		return err
 	}
 	return fmt.Errorf("%s: %w: it names other terms than those of channel %s, which holds %s that is not charged: take a refund of it, or leave it, before another is opened",
-		b.req.URL.Host, ErrNotOffered, s.ID, b.x.r.units(other.free()))
+		b.req.URL.Host, ErrNotOffered, s.ID, b.x.w.Format(other.free()))
 }
 
 // other is the buying of a related channel that stands in this one's place: with

@@ -62,7 +62,7 @@ type slate struct {
 var errStale = errors.New("another program pays from the channel: one database belongs to one renter")
 
 // slates keeps slates.
-type slates struct{ rentalStore }
+type slates struct{ walletStore }
 
 // load returns a channel's slate, or nil.
 func (s slates) load(ctx context.Context, id common.Hash) (*slate, error) {

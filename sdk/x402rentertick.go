@@ -94,7 +94,7 @@ func (x *X402Client) Rent(ctx context.Context, url string, gpus int) (*X402Renta
 	if gpus < 1 {
 		return nil, errors.New("renter: GPUs must be above zero")
 	}
-	p, err := x.r.peer(url)
+	p, err := x.w.peer(url)
 	if err != nil {
 		return nil, err
 	}
@@ -120,13 +120,13 @@ func (t *X402Rental) agreeOn(ctx context.Context, offer wire.SignedOffer) (err e
 	if !offer.NamesMeter() {
 		return fmt.Errorf("provider %s: %w: it names no metering key, which ticks need", t.peer.base, ErrOffer)
 	}
-	if err := t.x.r.onChain(ctx, offer.ChainID); err != nil {
+	if err := t.x.w.OnChain(ctx, offer.ChainID); err != nil {
 		return fmt.Errorf("provider %s: %w", t.peer.base, err)
 	}
-	if offer.ExpiredAt(t.x.r.config.Now()) {
+	if offer.ExpiredAt(t.x.w.Now()) {
 		return fmt.Errorf("provider %s: %w: it expired at %s", t.peer.base, ErrOffer, time.Unix(offer.Expires, 0).UTC().Format(time.RFC3339))
 	}
-	if t.price, err = t.x.r.checkPrice(offer.Offer); err != nil {
+	if t.price, err = t.x.w.CheckPrice(offer.Offer); err != nil {
 		return fmt.Errorf("provider %s: %w", t.peer.base, err)
 	}
 	if late := time.Duration(offer.MaxGap) * time.Millisecond; late > wire.MaxGapOfTicks {
@@ -177,7 +177,7 @@ func (t *X402Rental) Tick(ctx context.Context) (X402Tick, error) {
 
 // ask is the request for a tick, with the offer of x402 that pays it.
 func (t *X402Rental) ask(ctx context.Context) (*buying, error) {
-	if t.offer.ExpiredAt(t.x.r.config.Now()) { // no lease may begin under it
+	if t.offer.ExpiredAt(t.x.w.Now()) { // no lease may begin under it
 		if err := t.agree(ctx); err != nil {
 			return nil, err
 		}
@@ -239,7 +239,7 @@ func (b *buying) pend(ctx context.Context, p signed) error {
 		b.slate.Plain = u256.Max(b.slate.Plain, p.most)
 		return b.save(ctx)
 	}
-	clock := b.x.r.config.Clock
+	clock := b.x.w.Clock
 	b.slate.Tick = &pendingTick{
 		URL: b.tick, Header: p.header, Key: b.key, Base: b.slate.Charged, Most: p.most, Prior: b.prior, Asked: clock.Now(), Boot: clock.BootID(),
 		GPUs: b.gpus, Hourly: b.hourly,
@@ -330,7 +330,7 @@ func (t *X402Rental) answered(ctx context.Context, b *buying, resp *http.Respons
 	}
 	b.slate.Tick, b.slate.Found, b.slate.Lost = nil, false, uint256.Int{}
 	if err := b.x.slates().accept(ctx, &b.slate, rec); err != nil {
-		b.x.r.let.Keep(b.terms.Payee, b.id, onDisk)
+		b.x.w.Billed.Keep(b.terms.Payee, b.id, onDisk)
 		return tick, err
 	}
 	return tick, nil
@@ -367,10 +367,10 @@ func (t *X402Rental) Run(ctx context.Context, seen func(X402Tick)) error {
 			continue
 		case !t.passing(err):
 			return err
-		case time.Since(heard) > t.x.r.config.Patience:
-			return fmt.Errorf("%w: no tick for %s: %w", ErrSilent, t.x.r.config.Patience, err)
+		case time.Since(heard) > t.x.w.Patience:
+			return fmt.Errorf("%w: no tick for %s: %w", ErrSilent, t.x.w.Patience, err)
 		}
-		if err := chain.Pause(ctx, t.x.r.config.Poll); err != nil {
+		if err := chain.Pause(ctx, t.x.w.Poll); err != nil {
 			return nil
 		}
 	}

@@ -30,6 +30,7 @@ type tenant struct {
 	database string
 	clock    metering.Clock
 	line     *badLine
+	renter   *Renter
 	x        *X402Client
 	rental   *X402Rental
 	change   func(*RenterConfig) // of the next one that is opened; may be nil
@@ -53,7 +54,7 @@ func newTenant(t *testing.T, r *payRig) *tenant {
 func (n *tenant) open() {
 	n.Helper()
 	if n.x != nil { // a database belongs to one renter at a time
-		if err := n.x.r.Close(); err != nil {
+		if err := n.x.w.Close(); err != nil {
 			n.Fatal(err)
 		}
 	}
@@ -70,6 +71,7 @@ func (n *tenant) open() {
 		n.Fatal(err)
 	}
 	n.Cleanup(func() { renter.Close() })
+	n.renter = renter
 	if n.x, err = renter.X402(n.Context(), X402Options{MaxPrice: Unlimited, Transport: n.line}); err != nil {
 		n.Fatal(err)
 	}

@@ -107,7 +107,7 @@ func TestX402SignsNoDepositThatCannotWork(t *testing.T) {
 		}
 	}
 	var err error
-	if n.x.r.token, err = chain.NewToken(t.Context(), plain{n.chain.Backend}, n.config.Token); err != nil {
+	if n.x.w.Token, err = chain.NewToken(t.Context(), plain{n.chain.Backend}, n.config.Token); err != nil {
 		t.Fatal(err)
 	}
 	if err := b.afford(t.Context(), *uint256.NewInt(1)); !errors.Is(err, ErrNotOffered) {

@@ -32,6 +32,22 @@ const (
 	chainTimeout  = 3 * time.Minute
 )
 
+// What one meets who asks a provider.
+var (
+	// ErrGone: the provider cannot be reached.
+	ErrGone = errors.New("provider cannot be reached")
+	// ErrSilent: the provider sent no usage record for too long. Nothing is owed
+	// for the time.
+	ErrSilent = errors.New("provider is silent")
+	// ErrDemand: the provider demands money that no record accounts for.
+	ErrDemand = errors.New("provider demands more than its records say")
+	// ErrGarbage: the provider's stream is not what it should be.
+	ErrGarbage = errors.New("provider's stream does not parse")
+	// ErrRefused: the provider does not close the channel. Leave gets the
+	// deposit back without it.
+	ErrRefused = errors.New("provider does not close the channel")
+)
+
 // peer is a provider as a renter reaches it.
 type peer struct {
 	base  string
@@ -39,12 +55,12 @@ type peer struct {
 	plain *atomic.Bool // a duplex stream was tried, and something between us does not let it through
 }
 
-func (r *Renter) peer(base string) (peer, error) {
+func (w *wallet) peer(base string) (peer, error) {
 	u, err := url.Parse(base)
 	if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") || u.RawQuery != "" || u.User != nil {
 		return peer{}, fmt.Errorf("renter: %.200q is not a provider's URL such as https://host/path", redact.URL(base))
 	}
-	client := *r.config.HTTP
+	client := *w.HTTP
 	// A credential is for the provider that it was made for and no other.
 	client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 	client.Timeout = 0 // streams do not end; every other request has its own limit

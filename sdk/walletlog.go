@@ -3,8 +3,11 @@ package sdk
 import (
 	"context"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
+
+	"github.com/ethereum/go-ethereum/common"
 
 	"github.com/gpupay/gpupay/sdk/internal/reach"
 )
@@ -93,3 +96,9 @@ type worded struct{ error }
 func (w *worded) Error() string { return reach.Printable(w.error.Error(), maxLogged/2) }
 
 func (w *worded) Unwrap() error { return w.error }
+
+// warn logs what failed of a channel, which most errors name too: it is said once.
+func warn(log *slog.Logger, text string, id common.Hash, err error, more ...any) {
+	cause := strings.ReplaceAll(err.Error(), "channel "+id.Hex()+": ", "")
+	log.Warn(text, append([]any{"channel", id, "error", cause}, more...)...)
+}

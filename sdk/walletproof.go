@@ -3,13 +3,11 @@ package sdk
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/jmoiron/sqlx"
 
-	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -44,7 +42,7 @@ func bare(rec metering.SignedRecord) metering.SignedRecord {
 }
 
 // prove keeps two records of one number, if they are two and both the payee's.
-func (s rentalStore) prove(ctx context.Context, offer json.RawMessage, meter *wire.MeterBinding, accepted, refused metering.SignedRecord, at int64) error {
+func (s walletStore) prove(ctx context.Context, offer json.RawMessage, meter *wire.MeterBinding, accepted, refused metering.SignedRecord, at int64) error {
 	p, err := NewEquivocationProof(offer, meter, bare(accepted), bare(refused))
 	if err != nil { // no proof: what was refused is kept as such
 		return nil
@@ -53,7 +51,7 @@ func (s rentalStore) prove(ctx context.Context, offer json.RawMessage, meter *wi
 }
 
 // putProof keeps a proof about a channel.
-func (s rentalStore) putProof(ctx context.Context, p *EquivocationProof, channelID common.Hash, at int64) error {
+func (s walletStore) putProof(ctx context.Context, p *EquivocationProof, channelID common.Hash, at int64) error {
 	document, err := json.Marshal(p)
 	if err != nil {
 		return err
@@ -75,7 +73,7 @@ type storedProof struct {
 
 // proofs returns those of a channel, oldest first. A database that no program has
 // opened since there are any has none.
-func (s rentalStore) proofs(ctx context.Context, id common.Hash) (all []storedProof, err error) {
+func (s walletStore) proofs(ctx context.Context, id common.Hash) (all []storedProof, err error) {
 	db := s.db.View()
 	var there int
 	if err := db.GetContext(ctx, &there, `SELECT count(*) FROM sqlite_master WHERE name = 'rental_proofs'`); err != nil || there == 0 {
@@ -86,34 +84,4 @@ func (s rentalStore) proofs(ctx context.Context, id common.Hash) (all []storedPr
 		return nil, fmt.Errorf("channel %s: reading its proofs: %w", id, err)
 	}
 	return all, nil
-}
-
-// Equivocations returns the proofs that a provider contradicted itself on a
-// channel, also on one with an x402 server. A renter that meets a second record of
-// one number keeps both.
-func (r *Renter) Equivocations(ctx context.Context, channelID common.Hash) ([]*EquivocationProof, error) {
-	b, err := r.Export(ctx, channelID)
-	if err == nil {
-		return b.Equivocations(), nil
-	}
-	if !errors.Is(err, channel.ErrUnknown) { // no rental: it may be of x402
-		return nil, err
-	}
-	stored, readErr := r.store.proofs(ctx, channelID)
-	if readErr != nil || len(stored) == 0 {
-		known, slateErr := slates{r.store}.load(ctx, channelID)
-		if readErr != nil || slateErr != nil || known == nil {
-			return nil, errors.Join(err, readErr, slateErr)
-		}
-		return nil, nil
-	}
-	var proofs []*EquivocationProof
-	for _, s := range stored {
-		p, err := ParseEquivocationProof([]byte(s.Document))
-		if err != nil {
-			return nil, fmt.Errorf("channel %s: a proof on disk does not hold; restore the database from its backup: %w", channelID, err)
-		}
-		proofs = append(proofs, p)
-	}
-	return proofs, nil
 }
