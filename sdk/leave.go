@@ -59,30 +59,6 @@ func (r Relayer) send(ctx context.Context, terms channel.Terms, call chain.Call)
 	return sendOnce(ctx, r.Sender, call, 1)
 }
 
-// sendOnce sends a call that only works once, or waits for the one that is on
-// its way already.
-func sendOnce(ctx context.Context, sender *chain.Sender, call chain.Call, confirmations uint64) error {
-	if err := sender.Sync(ctx); err != nil { // what a re-org undid is on its way again, and pending
-		return err
-	}
-	sent, err := sender.Find(ctx, call.Channels[0])
-	if err != nil {
-		return err
-	}
-	for _, tx := range sent {
-		if tx.Call.Kind == call.Kind && tx.State == chain.Pending && tx.Sender == sender.Address() {
-			_, err := sender.Wait(ctx, tx.ID, confirmations)
-			return err
-		}
-	}
-	id, err := sender.Submit(ctx, call)
-	if err != nil {
-		return err
-	}
-	_, err = sender.Wait(ctx, id, confirmations)
-	return err
-}
-
 // SignLeave signs a request to close that anyone can relay, and ends payments:
 // no voucher and no deposit is signed after it. Signing moves nothing. A top-up by
 // our own transaction that was sent before it, and is mined after the request,
@@ -293,13 +269,6 @@ func (l *Rental) opened(ctx context.Context) (there, never bool, err error) {
 	never = !sent && l.row.until() == 0 && uint64(seen.time.Unix()) >= l.row.fundedBy()
 	return false, never, l.save(ctx)
 }
-
-// ErrStuck says that leaving a channel does not get on, and whose refusal that
-// is. What was reached stays: Leave goes on from there.
-var ErrStuck = errors.New("leaving does not get on")
-
-// leaveRounds is how often one step of leaving is tried before that is an error.
-const leaveRounds = 10
 
 // exit is a step of leaving that can be taken now.
 type exit struct {

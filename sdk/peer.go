@@ -34,6 +34,8 @@ const (
 
 // What one meets who asks a provider.
 var (
+	// ErrOffer: an offer that does not hold together. Nothing was signed.
+	ErrOffer = errors.New("offer does not hold together")
 	// ErrGone: the provider cannot be reached.
 	ErrGone = errors.New("provider cannot be reached")
 	// ErrSilent: the provider sent no usage record for too long. Nothing is owed
@@ -55,12 +57,12 @@ type peer struct {
 	plain *atomic.Bool // a duplex stream was tried, and something between us does not let it through
 }
 
-func (w *wallet) peer(base string) (peer, error) {
+func newPeer(h *http.Client, base string) (peer, error) {
 	u, err := url.Parse(base)
 	if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") || u.RawQuery != "" || u.User != nil {
 		return peer{}, fmt.Errorf("renter: %.200q is not a provider's URL such as https://host/path", redact.URL(base))
 	}
-	client := *w.HTTP
+	client := *h
 	// A credential is for the provider that it was made for and no other.
 	client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 	client.Timeout = 0 // streams do not end; every other request has its own limit

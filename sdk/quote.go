@@ -49,7 +49,7 @@ func (r *Renter) Quote(ctx context.Context, url string) (Quote, error) {
 }
 
 func (r *Renter) quote(ctx context.Context, url string, gpus int) (Quote, error) {
-	p, err := r.w.peer(url)
+	p, err := newPeer(r.w.HTTP, url)
 	if err != nil {
 		return Quote{}, err
 	}

@@ -110,7 +110,7 @@ func (r *Renter) rental(ctx context.Context, row rentalRow, escrow *chain.Escrow
 	if err != nil {
 		return nil, err
 	}
-	p, err := r.w.peer(row.URL)
+	p, err := newPeer(r.w.HTTP, row.URL)
 	if err != nil {
 		return nil, err
 	}

@@ -63,10 +63,10 @@ func TestStrangerAccusesNoPayeeInARental(t *testing.T) {
 				t.Fatalf("%v, want %v", err, test.want)
 			}
 			for range 2 {
-				if err := r.w.vetPayee(t.Context(), payee, "http://elsewhere"); errors.As(err, &d) != test.convicts {
+				if err := r.w.Vet(t.Context(), payee, "http://elsewhere"); errors.As(err, &d) != test.convicts {
 					t.Errorf("the payee at its own site: %v", err)
 				}
-				if err := r.w.vetPayee(t.Context(), common.Address{1}, siteOf(v.server.URL)); !errors.As(err, &d) {
+				if err := r.w.Vet(t.Context(), common.Address{1}, siteOf(v.server.URL)); !errors.As(err, &d) {
 					t.Errorf("another payee at the site: %v", err)
 				}
 				if err := r.Close(); err != nil {

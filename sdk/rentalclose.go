@@ -338,7 +338,7 @@ const toldTries = 10
 // whatever became of them: what the node does not show by then is asked for again before the end counts as final.
 func (l *Rental) awaitTold(ctx context.Context) error {
 	for try := 1; ; try++ {
-		err := told(ctx, l.r, l.id)
+		err := told(ctx, l.r.w, l.id)
 		if err == nil {
 			return nil
 		}

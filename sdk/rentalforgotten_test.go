@@ -75,7 +75,7 @@ func TestForgottenOffer(t *testing.T) {
 	var document []byte
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(document) }))
 	t.Cleanup(server.Close)
-	if l.peer, err = r.w.peer(server.URL); err != nil {
+	if l.peer, err = newPeer(r.w.HTTP, server.URL); err != nil {
 		t.Fatal(err)
 	}
 	for name, test := range map[string]struct {

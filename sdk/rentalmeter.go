@@ -8,8 +8,6 @@ import (
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
-var errBoundTwice = errors.New("the payee signed for both meters of the lease")
-
 // sameMeter holds what a stream says of a lease that we know against the meter that was bound to it: it has one for its
 // whole life. Two that the payee signed are kept as a proof. A lease that has ended may be shown without any.
 func (l *Rental) sameMeter(ctx context.Context, lease wire.Lease, document []byte) error {

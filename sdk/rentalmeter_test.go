@@ -238,7 +238,7 @@ func TestTwoMetersOfALease(t *testing.T) {
 	if err := l.Run(t.Context()); !errors.Is(err, wire.ErrMeter) || !errors.As(err, &lie) {
 		t.Fatalf("%v", err)
 	}
-	if err := r.w.vetPayee(t.Context(), v.key.Address(), "http://elsewhere"); !errors.As(err, &lie) {
+	if err := r.w.Vet(t.Context(), v.key.Address(), "http://elsewhere"); !errors.As(err, &lie) {
 		t.Errorf("the payee signed for both meters, and is trusted elsewhere: %v", err)
 	}
 	if paid, owed := v.highest(), l.Snapshot().Owed; paid.Gt(&owed) || l.Snapshot().Sequence != 3 {

@@ -70,7 +70,7 @@ func (l *Rental) mayReopen(ctx context.Context) error {
 	case l.row.Phase != RentalLeaving && l.row.Phase != RentalRunning || l.row.found():
 		return fmt.Errorf("channel %s: the rental is %s: only one that runs, or is being left, can be reopened", l.id, l.row.Phase)
 	}
-	return l.r.w.vetPayee(ctx, l.row.Terms.Payee, siteOf(l.row.URL))
+	return l.r.w.Vet(ctx, l.row.Terms.Payee, siteOf(l.row.URL))
 }
 
 // cancelClose has the chain forget a close request. Which one is on disk before that is signed: each can be taken back once.

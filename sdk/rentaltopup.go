@@ -127,7 +127,7 @@ func (l *Rental) topUp(ctx context.Context) error {
 	if l.row.TopUp != nil {
 		return l.finishTopUp(ctx)
 	}
-	if err := l.r.w.vetPayee(ctx, l.row.Terms.Payee, siteOf(l.row.URL)); err != nil {
+	if err := l.r.w.Vet(ctx, l.row.Terms.Payee, siteOf(l.row.URL)); err != nil {
 		l.poor = true // what is in the channel is used up, and closes it
 		return fmt.Errorf("channel %s: no top-up is made: %w", l.id, err)
 	}
@@ -367,5 +367,3 @@ func (l *Rental) unfunded(ctx context.Context, seen sight, cause error) error {
 	}
 	return errors.Join(failed, l.save(ctx))
 }
-
-var errNotYet = errors.New("the chain does not show it")

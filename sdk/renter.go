@@ -98,12 +98,12 @@ func NewRenter(ctx context.Context, config RenterConfig) (*Renter, error) {
 	if err := config.check(); err != nil {
 		return nil, err
 	}
-	w, err := dialWallet(ctx, config)
+	w, err := dialWallet(ctx, config.wallet())
 	if err == nil && config.Escrow != (common.Address{}) {
 		_, err = chain.NewEscrow(ctx, w.Backend, config.Escrow)
 	}
 	if err == nil {
-		err = w.open(ctx, config)
+		err = w.open(ctx, config.wallet())
 	}
 	if err != nil {
 		return nil, err
@@ -122,14 +122,16 @@ func (r *Renter) recall(ctx context.Context) error {
 		return err
 	}
 	r.credits.recall(rows, r.w.Clock)
-	for _, row := range rows {
-		r.w.Billed.Keep(row.Terms.Payee, row.Terms.ID(), row.Spans)
+	return nil
+}
+
+// wallet is what of it is the wallet's.
+func (c RenterConfig) wallet() walletConfig {
+	return walletConfig{
+		Key: c.Key, RPC: c.RPC, Backend: c.Backend, Token: c.Token, Database: c.Database, Caps: c.Caps, ChainID: c.ChainID,
+		Tolerance: c.Tolerance, Patience: c.Patience, Confirmations: c.Confirmations, Poll: c.Poll, ClockOff: c.ClockOff,
+		MaxGrace: c.MaxGrace, MaxFee: c.MaxFee, HTTP: c.HTTP, Clock: c.Clock, Now: c.Now, Log: c.Log,
 	}
-	all, err := slates{r.w.store}.list(ctx)
-	for _, s := range all {
-		r.w.Billed.Keep(s.Payee, s.ID, s.Spans)
-	}
-	return err
 }
 
 func (c RenterConfig) withDefaults() RenterConfig {

@@ -274,37 +274,11 @@ func (l *Rental) stillOver(ctx context.Context) (bool, error) {
 	if !l.ended(deep) || !deep.there && uint64(deep.time.Unix()) < l.row.fallbackBy() {
 		return true, nil
 	}
-	if err := told(ctx, l.r, l.id); err != nil {
+	if err := told(ctx, l.r.w, l.id); err != nil {
 		warn(l.r.w.Log, "a rental is over, and what became of its transactions is not known yet", l.id, err)
 		return true, nil
 	}
 	return true, l.enter(ctx, RentalFinished)
-}
-
-// told brings the outbox up to what the chain has of a renter's own transactions about a channel: a process that ended, or a wait
-// that was cut off, may have left one on its way. errNotYet is one whose nonce is used, and the node does not show by what.
-func told(ctx context.Context, r *Renter, id common.Hash) error {
-	open := func() ([]chain.Tx, error) {
-		sent, err := r.w.Sender.Find(ctx, id)
-		return slices.DeleteFunc(sent, func(tx chain.Tx) bool { return tx.State == chain.Final || tx.Sender != r.Address() }), err
-	}
-	if sent, err := open(); err != nil || len(sent) == 0 {
-		return err
-	}
-	if err := r.w.Sender.Sync(ctx); err != nil {
-		return err
-	}
-	used, err := r.w.Backend.NonceAt(ctx, r.Address(), nil)
-	if err != nil {
-		return chain.Unread("the nonce of "+r.Address().String(), err)
-	}
-	sent, err := open()
-	for _, tx := range sent {
-		if tx.State == chain.Pending && tx.Nonce < used {
-			return fmt.Errorf("channel %s: transaction %s, whose nonce is used: %w", id, tx.ID, errNotYet)
-		}
-	}
-	return err
 }
 
 // ended reports whether the chain shows the end that is in the books: the channel

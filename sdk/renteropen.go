@@ -20,11 +20,6 @@ import (
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
-// authorizationTTL is how long a provider may take to send a gasless deposit.
-// After it the money cannot move any more, and a channel that is not on the
-// chain by then never will be.
-const authorizationTTL = 15 * time.Minute
-
 // RentOptions say what to rent and how to pay. They are kept with the rental.
 type RentOptions struct {
 	GPUs     int           `json:"gpus"`     // 1 if zero
@@ -60,7 +55,7 @@ func (r *Renter) Rent(ctx context.Context, url string, options RentOptions) (*Re
 	if err := errors.Join(q.available(), q.escrow.CheckClock(ctx, r.w.ClockOff)); err != nil {
 		return nil, err
 	}
-	if err := r.w.vetPayee(ctx, common.Address(q.Offer.Payee), siteOf(q.URL)); err != nil {
+	if err := r.w.Vet(ctx, common.Address(q.Offer.Payee), siteOf(q.URL)); err != nil {
 		return nil, fmt.Errorf("provider %s: no deposit is made: %w", q.URL, err)
 	}
 	deposit, err := r.deposit(ctx, q, options)
@@ -237,7 +232,7 @@ func (l *Rental) open(ctx context.Context, first *wire.Challenge) error {
 			if err != nil || known {
 				return err
 			}
-			if err := l.r.w.vetPayee(ctx, l.row.Terms.Payee, siteOf(l.row.URL)); err != nil {
+			if err := l.r.w.Vet(ctx, l.row.Terms.Payee, siteOf(l.row.URL)); err != nil {
 				return fmt.Errorf("provider %s: no deposit is made: %w", l.row.URL, err)
 			}
 			if first, err = l.requote(ctx); err != nil {

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/big"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -36,7 +38,6 @@ var (
 
 // Why a renter turns an offer down. Nothing was signed.
 var (
-	ErrOffer   = errors.New("offer does not hold together")
 	ErrTooDear = errors.New("price is above the cap")
 	ErrEscrow  = errors.New("escrow contract is not one to trust")
 	ErrToken   = errors.New("token is not the configured one")
@@ -74,9 +75,31 @@ type wallet struct {
 	store   walletStore
 }
 
+// walletConfig is what of a RenterConfig is the wallet's.
+type walletConfig struct {
+	Key           channel.Signer
+	RPC           string
+	Backend       chain.Backend
+	Token         common.Address
+	Database      string
+	Caps          Caps
+	ChainID       uint64
+	Tolerance     time.Duration
+	Patience      time.Duration
+	Confirmations uint64
+	Poll          time.Duration
+	ClockOff      time.Duration
+	MaxGrace      time.Duration
+	MaxFee        *big.Int
+	HTTP          *http.Client
+	Clock         metering.Clock
+	Now           func() time.Time
+	Log           *slog.Logger
+}
+
 // dialWallet dials the chain and checks what about it could cost money later: Backend
 // believes none of several endpoints alone. Nothing is opened on disk.
-func dialWallet(ctx context.Context, c RenterConfig) (*wallet, error) {
+func dialWallet(ctx context.Context, c walletConfig) (*wallet, error) {
 	w := &wallet{
 		Key: c.Key, ChainID: c.ChainID, Tolerance: c.Tolerance, Patience: c.Patience, Confirmations: c.Confirmations,
 		Poll: c.Poll, ClockOff: c.ClockOff, MaxGrace: c.MaxGrace, HTTP: c.HTTP, Clock: c.Clock, Now: c.Now, Log: c.Log,
@@ -100,7 +123,7 @@ func dialWallet(ctx context.Context, c RenterConfig) (*wallet, error) {
 }
 
 // open reads the caps and opens the database.
-func (w *wallet) open(ctx context.Context, c RenterConfig) (err error) {
+func (w *wallet) open(ctx context.Context, c walletConfig) (err error) {
 	if w.Caps, err = c.Caps.base(w.Token.Decimals); err != nil {
 		return err
 	}
@@ -122,6 +145,9 @@ func (w *wallet) open(ctx context.Context, c RenterConfig) (err error) {
 		return errors.Join(err, w.DB.Close())
 	}
 	w.Sender = &chain.Sender{Backend: w.sending, Key: w.Key, Store: outbox, Poll: w.Poll, MaxFee: c.MaxFee, Log: w.Log}
+	if err := w.recall(ctx); err != nil {
+		return errors.Join(err, w.DB.Close())
+	}
 	return nil
 }
 
@@ -196,3 +222,67 @@ type processClock struct {
 }
 
 func (c processClock) BootID() string { return c.boot }
+
+// sendOnce sends a call that only works once, or waits for the one that is on
+// its way already.
+func sendOnce(ctx context.Context, sender *chain.Sender, call chain.Call, confirmations uint64) error {
+	if err := sender.Sync(ctx); err != nil { // what a re-org undid is on its way again, and pending
+		return err
+	}
+	sent, err := sender.Find(ctx, call.Channels[0])
+	if err != nil {
+		return err
+	}
+	for _, tx := range sent {
+		if tx.Call.Kind == call.Kind && tx.State == chain.Pending && tx.Sender == sender.Address() {
+			_, err := sender.Wait(ctx, tx.ID, confirmations)
+			return err
+		}
+	}
+	id, err := sender.Submit(ctx, call)
+	if err != nil {
+		return err
+	}
+	_, err = sender.Wait(ctx, id, confirmations)
+	return err
+}
+
+// ErrStuck says that leaving a channel does not get on, and whose refusal that
+// is. What was reached stays: Leave goes on from there.
+var ErrStuck = errors.New("leaving does not get on")
+
+// leaveRounds is how often one step of leaving is tried before that is an error.
+const leaveRounds = 10
+
+// told brings the outbox up to what the chain has of a renter's own transactions about a channel: a process that ended, or a wait
+// that was cut off, may have left one on its way. errNotYet is one whose nonce is used, and the node does not show by what.
+func told(ctx context.Context, w *wallet, id common.Hash) error {
+	open := func() ([]chain.Tx, error) {
+		sent, err := w.Sender.Find(ctx, id)
+		return slices.DeleteFunc(sent, func(tx chain.Tx) bool { return tx.State == chain.Final || tx.Sender != w.Address() }), err
+	}
+	if sent, err := open(); err != nil || len(sent) == 0 {
+		return err
+	}
+	if err := w.Sender.Sync(ctx); err != nil {
+		return err
+	}
+	used, err := w.Backend.NonceAt(ctx, w.Address(), nil)
+	if err != nil {
+		return chain.Unread("the nonce of "+w.Address().String(), err)
+	}
+	sent, err := open()
+	for _, tx := range sent {
+		if tx.State == chain.Pending && tx.Nonce < used {
+			return fmt.Errorf("channel %s: transaction %s, whose nonce is used: %w", id, tx.ID, errNotYet)
+		}
+	}
+	return err
+}
+
+var errNotYet = errors.New("the chain does not show it")
+
+// authorizationTTL is how long a provider may take to send a gasless deposit.
+// After it the money cannot move any more, and a channel that is not on the
+// chain by then never will be.
+const authorizationTTL = 15 * time.Minute

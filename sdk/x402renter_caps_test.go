@@ -296,10 +296,10 @@ func TestX402CaughtServerIsNotPaidElsewhere(t *testing.T) {
 	if resp, err := x.Client().Get(elsewhere.URL); err != nil || resp.StatusCode != http.StatusOK {
 		t.Errorf("its payee elsewhere: %v, %v", resp, err)
 	}
-	if err := x.w.vetPayee(t.Context(), common.Address(honest.PayTo), "http://elsewhere"); err != nil {
+	if err := x.w.Vet(t.Context(), common.Address(honest.PayTo), "http://elsewhere"); err != nil {
 		t.Errorf("a rental of its payee elsewhere: %v", err)
 	}
-	if err := x.w.vetPayee(t.Context(), common.Address{1}, site(parsed(t, s.server.URL))); !errors.As(err, &d) {
+	if err := x.w.Vet(t.Context(), common.Address{1}, site(parsed(t, s.server.URL))); !errors.As(err, &d) {
 		t.Errorf("a rental there: %v", err)
 	}
 	other := newStall(t, s.market)

@@ -15,7 +15,6 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/u256"
-	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/x402"
 )
@@ -241,18 +240,6 @@ func (b *buying) distrust(ctx context.Context, reason error, document []byte) er
 	}
 	b.x.w.Log.Error("x402 server was caught: nothing more is paid", "channel", b.id, "reason", reason)
 	return errors.Join(&Dispute{Channel: b.id, Reason: reason}, err, b.save(ctx))
-}
-
-// convicts reports whether what a payee signed, as it did its offer, contradicts itself: records each other or their price, or
-// two meters of one lease each other. It is found behind a signature, in nothing but what that covers. What else an answer says
-// is its site's word (ErrGarbage: it does not parse, or does not fit its record), and when a record comes is the site's doing: who
-// passes a tick on to an honest provider can keep its answer back until it is another's, and has it state more time than passed
-// (ErrClock, and on our clock ErrLetTwice).
-func convicts(reason error) bool {
-	if errors.Is(reason, ErrGarbage) {
-		return false
-	}
-	return errors.Is(reason, metering.ErrPrice) || errors.Is(reason, metering.ErrForked) || errors.Is(reason, errBoundTwice)
 }
 
 // X402Channel is a channel with an x402 server. Amounts are base units.

@@ -84,7 +84,7 @@ func TestX402StrangerAccusesNoPayee(t *testing.T) {
 		if resp, err := n.x.Client().Get(stranger.URL); !errors.As(err, &d) || !errors.Is(err, ErrForged) && n.slate().Accused == nil {
 			t.Fatalf("the stranger's site: %v, %v", resp, err)
 		}
-		if err := n.x.w.vetPayee(t.Context(), payee, siteOf(n.server.URL)); err != nil {
+		if err := n.x.w.Vet(t.Context(), payee, siteOf(n.server.URL)); err != nil {
 			t.Errorf("a rental of the honest provider: %v", err)
 		}
 		n.tick()
@@ -135,7 +135,7 @@ func TestX402RelayAccusesNoPayee(t *testing.T) {
 	if !errors.Is(err, metering.ErrClock) {
 		t.Fatal(err)
 	}
-	if err := n.x.w.vetPayee(t.Context(), n.slate().Payee, siteOf(n.server.URL)); err != nil {
+	if err := n.x.w.Vet(t.Context(), n.slate().Payee, siteOf(n.server.URL)); err != nil {
 		t.Errorf("a rental of the honest provider: %v", err)
 	}
 	if _, err := rental.Tick(t.Context()); !errors.As(err, &d) {
@@ -214,7 +214,7 @@ func TestX402StrangersOfferAccusesNoPayee(t *testing.T) {
 	if _, err := rental.Tick(t.Context()); !errors.As(err, &d) || !errors.Is(err, ErrOffer) {
 		t.Errorf("%v, want a dispute about the offer", err)
 	}
-	if err := x.w.vetPayee(t.Context(), payee, "http://elsewhere"); err != nil {
+	if err := x.w.Vet(t.Context(), payee, "http://elsewhere"); err != nil {
 		t.Errorf("a rental of the honest provider: %v", err)
 	}
 }

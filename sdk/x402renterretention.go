@@ -67,7 +67,7 @@ func (r *Renter) emptySince(ctx context.Context, id common.Hash, before time.Tim
 	if !known.UpdatedAt.Before(before) {
 		return false, nil
 	}
-	if err = told(ctx, r, id); errors.Is(err, errNotYet) {
+	if err = told(ctx, r.w, id); errors.Is(err, errNotYet) {
 		return false, nil
 	}
 	return err == nil, err

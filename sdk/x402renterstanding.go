@@ -2,7 +2,6 @@ package sdk
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 
@@ -15,11 +14,12 @@ import (
 // newest 402 says: who was caught is not paid from another channel, and while one
 // channel with it holds money no second one is opened.
 func (b *buying) vet(ctx context.Context) error {
-	related, err := b.x.slates().vet(ctx, b.terms.Payee, site(b.req.URL))
-	if err != nil {
+	payee, at := b.terms.Payee, site(b.req.URL)
+	if err := b.x.w.Vet(ctx, payee, at); err != nil {
 		return err
 	}
-	if err := (rentalStore{b.x.w.store}).vet(ctx, b.terms.Payee, site(b.req.URL)); err != nil {
+	related, err := b.x.slates().related(ctx, payee, at)
+	if err != nil {
 		return err
 	}
 	for _, s := range related {
@@ -28,49 +28,6 @@ func (b *buying) vet(ctx context.Context) error {
 		}
 	}
 	return nil
-}
-
-// vet refuses a site that was caught over x402, and a payee whose signature
-// proves what it was caught at, and returns the slates of both.
-func (s slates) vet(ctx context.Context, payee common.Address, site string) ([]slate, error) {
-	related, err := s.related(ctx, payee, site)
-	if err != nil {
-		return nil, err
-	}
-	for _, s := range related {
-		if s.Dispute != "" {
-			return nil, &Dispute{Channel: s.ID, Reason: errors.New(s.Dispute)}
-		}
-		if reason, ok := s.Accused[site]; ok {
-			return nil, &Dispute{Channel: s.ID, Reason: errors.New(reason)}
-		}
-	}
-	return related, nil
-}
-
-// vet refuses a site that a rental caught which is not over, and a payee whose signature proves what it was caught at.
-func (s rentalStore) vet(ctx context.Context, payee common.Address, site string) error {
-	rows, err := s.list(ctx, `WHERE state NOT IN (?, ?)`, RentalClosed, RentalFinished)
-	if err != nil {
-		return err
-	}
-	for _, row := range rows {
-		if row.Dispute == "" { // whatever phase a Close in vain left it in
-			continue
-		}
-		if row.Terms.Payee == payee && !row.OfSite || siteOf(row.URL) == site {
-			return &Dispute{Channel: row.Terms.ID(), Reason: errors.New(row.Dispute)}
-		}
-	}
-	return nil
-}
-
-// vetPayee refuses a site that was caught, and a payee that its signatures convict, whichever way it was paid.
-func (w *wallet) vetPayee(ctx context.Context, payee common.Address, site string) error {
-	if _, err := (slates{w.store}).vet(ctx, payee, site); err != nil {
-		return err
-	}
-	return rentalStore{w.store}.vet(ctx, payee, site)
 }
 
 // oneChannel refuses to open another channel with a payee at a site while the one

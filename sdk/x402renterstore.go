@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
@@ -80,8 +79,6 @@ func (s slates) list(ctx context.Context) ([]slate, error) { return s.query(ctx,
 func (s slates) related(ctx context.Context, payee common.Address, site string) ([]slate, error) {
 	return s.query(ctx, `WHERE payee = ? OR channel IN (SELECT channel FROM x402_sites WHERE site = ?)`, lowerHex(payee), site)
 }
-
-func lowerHex(a common.Address) string { return strings.ToLower(a.Hex()) }
 
 func (s slates) query(ctx context.Context, where string, args ...any) ([]slate, error) {
 	var rows []struct {

@@ -94,7 +94,7 @@ func (x *X402Client) Rent(ctx context.Context, url string, gpus int) (*X402Renta
 	if gpus < 1 {
 		return nil, errors.New("renter: GPUs must be above zero")
 	}
-	p, err := x.w.peer(url)
+	p, err := newPeer(x.w.HTTP, url)
 	if err != nil {
 		return nil, err
 	}
