@@ -136,7 +136,9 @@ func (f *file) check(root *urfave.Command) error {
 			f.known(name, key+".", tables[key])
 		}
 	}
-	f.readable(all)
+	if exposed(f.path, all) {
+		fmt.Fprintf(os.Stderr, "warning: --config %s holds a URL with a password, and others than its owner can read it: chmod 600\n", f.path)
+	}
 	return f.err
 }
 
@@ -152,14 +154,12 @@ func (f *file) known(key, table string, flags []string) {
 	}
 }
 
-// readable warns of passwords, which stand in the URLs of databases and endpoints, that others can read.
-func (f *file) readable(all map[string]any) {
-	info, err := os.Stat(f.path)
+// exposed reports whether others than the owner can read a password, which stands in the URL of a database or an endpoint.
+func exposed(path string, all map[string]any) bool {
+	info, err := os.Stat(path)
 	if err != nil || info.Mode().Perm()&0o077 == 0 {
-		return
+		return false
 	}
-	raw := fmt.Sprint(all)
-	if _, after, found := strings.Cut(raw, "://"); found && strings.Contains(after, "@") {
-		fmt.Fprintf(os.Stderr, "warning: --config %s holds a URL with a password, and others than its owner can read it: chmod 600\n", f.path)
-	}
+	_, after, found := strings.Cut(fmt.Sprint(all), "://")
+	return found && strings.Contains(after, "@")
 }

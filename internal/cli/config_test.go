@@ -144,3 +144,23 @@ func TestActionsAreTyped(t *testing.T) {
 		t.Errorf("leave is %t, %v", s.leave, err)
 	}
 }
+
+// TestExposedPassword: a password that others can read is found, wherever in the file it stands.
+func TestExposedPassword(t *testing.T) {
+	for _, row := range []struct {
+		mode os.FileMode
+		db   string
+		want bool
+	}{
+		{0o600, "postgres://u:secret@host/db", false}, {0o644, "postgres://u:secret@host/db", true}, {0o640, "postgres://u:secret@host/db", true},
+		{0o644, "postgres://host/db", false}, {0o644, "provider.db", false},
+	} {
+		path := config(t, "")
+		if err := os.Chmod(path, row.mode); err != nil {
+			t.Fatal(err)
+		}
+		if got := exposed(path, map[string]any{"serve": map[string]any{"db": row.db}}); got != row.want {
+			t.Errorf("%+v: %t", row, got)
+		}
+	}
+}
