@@ -33,7 +33,7 @@ func (v *verifier) offeredEscrow(offer wire.SignedOffer) wire.Address {
 
 // carry adds what a lease's final record leaves uncharged.
 func (v *verifier) carry(offer wire.SignedOffer, last metering.SignedRecord) error {
-	left, err := uncharged(offer.Offer, last.Nanos, last.Final)
+	left, err := offer.Uncharged(last.Nanos, last.Final)
 	v.carried += left
 	return err
 }

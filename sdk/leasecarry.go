@@ -8,7 +8,6 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
-	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // A lease is charged whole base units of its own time. What rounding leaves of it
@@ -47,17 +46,6 @@ func (s leaseStore) left(ctx context.Context, row leaseRow) (owed uint256.Int, p
 	if err != nil {
 		return owed, 0, err
 	}
-	parts, err = uncharged(offer.Offer, last.Nanos, last.Final)
+	parts, err = offer.Uncharged(last.Nanos, last.Final)
 	return last.Owed, parts + uint64(row.Carried), err
-}
-
-// uncharged is what rounding leaves of a lease that used nanos, in
-// metering.Fractions. Of a lease without a final record nothing is carried: one
-// side may have more of it than the other.
-func uncharged(offer wire.Offer, nanos uint64, final bool) (uint64, error) {
-	price, err := offer.Price()
-	if err != nil || !final {
-		return 0, err
-	}
-	return price.Fraction(nanos)
 }

@@ -256,7 +256,7 @@ func (l *Rental) carried() (uint64, error) {
 	if at == nil {
 		return l.row.Carried, nil
 	}
-	left, err := uncharged(l.offer.Offer, at.Nanos, at.Final)
+	left, err := l.offer.Uncharged(at.Nanos, at.Final)
 	return l.row.Carried + left, err
 }
 

@@ -45,7 +45,8 @@ func exportPayer(ctx context.Context, db *store.DB, txs *chain.Store, id common.
 	if err != nil {
 		return nil, err
 	}
-	rentals := rentalStore{walletStore{db}}
+	books := walletStore{db}
+	rentals := rentalStore{books}
 	var row rentalRow // none of a channel of x402
 	if s.Terms.Scheme != channel.BatchSettlement {
 		row, err = rentals.load(ctx, id)
@@ -62,7 +63,7 @@ func exportPayer(ctx context.Context, db *store.DB, txs *chain.Store, id common.
 		b.Vouchers = append(b.Vouchers, BundleVoucher{wire.NewAmount(s.Signed), s.Signature})
 	}
 	if b.X402 != nil {
-		err = slates{rentals.walletStore}.export(ctx, b)
+		err = slates{books}.export(ctx, b)
 	} else {
 		err = row.exportLease(ctx, rentals, b)
 	}

@@ -53,6 +53,17 @@ func (o Offer) Meters(l metering.Lease) metering.Lease {
 	return l
 }
 
+// Uncharged is what rounding leaves of a lease that used nanos, in
+// metering.Fractions. Of a lease without a final record nothing is carried: one
+// side may have more of it than the other.
+func (o Offer) Uncharged(nanos uint64, final bool) (uint64, error) {
+	price, err := o.Price()
+	if err != nil || !final {
+		return 0, err
+	}
+	return price.Fraction(nanos)
+}
+
 // CarriesTo reports whether a lease may begin with so much owed, where the records
 // before it say owed and parts, in metering.Fractions, were not charged, and what is left
 // of these then. A provider that has forgotten leases carries less.
