@@ -686,7 +686,7 @@ func (l *lease) remind(v leaseView) {
 }
 
 // suspend stops the meter and the renter's use of its devices. It waits for no
-// disk: what cannot be written now is tried again.
+// disk, and for a server no longer than inCredit: what cannot be written now is tried again.
 func (l *lease) suspend(ctx context.Context, why string) error {
 	l.meter.Pause() // before the command: a renter does not pay for a slow suspension
 	if err := l.record(ctx, false); l.lost.Load() {
@@ -751,6 +751,15 @@ func (l *lease) command(ctx context.Context, do func(context.Context, gpu.Alloca
 	return do(call, l.allocation)
 }
 
+// inCredit bounds how long an active lease waits for the database by what is left of its credit: then it has to be suspended.
+// What was not written is tried again. Who waits for nobody's service, or stops, waits for as long as the database does.
+func (l *lease) inCredit(ctx context.Context) (context.Context, context.CancelFunc) {
+	if v := l.look(); l.remote != nil || v.state != leaseActive || v.stalled || l.life == nil || l.life.Err() != nil {
+		return ctx, func() {}
+	}
+	return context.WithTimeout(ctx, max(l.lasts(), ownerTimeout))
+}
+
 // goOn has the meter bill, unless the lease was found dead meanwhile.
 func (l *lease) goOn() {
 	l.meter.Resume()
@@ -786,7 +795,9 @@ func (l *lease) save(ctx context.Context) error {
 		return nil
 	}
 	v := l.look()
-	err := l.deps.store.setState(ctx, l.id, l.term, v.state, v.reason, 0)
+	write, cancel := l.inCredit(ctx)
+	err := l.deps.store.setState(write, l.id, l.term, v.state, v.reason, 0)
+	cancel()
 	if err == nil {
 		l.unsaved = false
 		return nil
@@ -833,6 +844,8 @@ func (l *lease) record(ctx context.Context, final bool) error {
 // complete has what was measured on disk, then signed, then on disk as signed. It
 // goes on wherever an earlier attempt stopped, in this process or another one.
 func (l *lease) complete(ctx context.Context) error {
+	ctx, cancel := l.inCredit(ctx)
+	defer cancel()
 	if l.unstored != nil {
 		if err := l.keep(ctx); err != nil {
 			return err

@@ -103,7 +103,7 @@ func (b *leaseBooks) forget() {
 			_, err = tx.Exec(tx.Rebind(`DELETE FROM leases WHERE id = ?`), id)
 		}
 		if err == nil && s.Spent.Lt(&b.renter.row.OwedBefore) {
-			err = b.store.db.Charge(tx, s.ID, b.renter.row.OwedBefore)
+			err = b.store.db.Charge(b.Context(), tx, s.ID, b.renter.row.OwedBefore)
 		}
 		return err
 	})

@@ -342,7 +342,7 @@ func (s leaseStore) append(ctx context.Context, term int64, rec metering.SignedR
 		if !added || s.uncharged {
 			return nil
 		}
-		err = s.db.Charge(tx, rec.ChannelID, rec.Owed)
+		err = s.db.Charge(ctx, tx, rec.ChannelID, rec.Owed)
 		if s.late && errors.Is(err, channel.ErrLower) {
 			err = nil // the chain had paid for it: the charge stands
 		}

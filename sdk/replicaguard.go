@@ -16,7 +16,7 @@ import (
 // watchOver keeps a lease that was let go, because the database was not reached,
 // from being served for nothing: nobody meters it then. When the credit that was
 // left is used up, by our own clock, its devices are suspended, unless another
-// owner was heard of. Who finds it running, later, has them resumed.
+// owner that runs it was heard of. Who finds it running, later, has them resumed.
 func (r *replicas) watchOver(l *lease) {
 	if l.remote != nil || !r.p.begin() { // a node does so by itself
 		return
@@ -40,7 +40,7 @@ func (r *replicas) guardCredit(ctx context.Context, l *lease) {
 		case errors.Is(err, sql.ErrNoRows):
 			l.takeBack()
 			return
-		case err == nil && (row.Term != l.term || row.State != wire.StateActive):
+		case err == nil && (row.State != wire.StateActive || row.Term != l.term && r.isRun(ctx, l, row)):
 			if suspended && row.State == wire.StateActive {
 				r.undo(ctx, l, row)
 			}
@@ -64,6 +64,30 @@ func (r *replicas) seen(ctx context.Context, l *lease) (leaseRow, error) {
 	ask, cancel := context.WithTimeout(ctx, ownerTimeout)
 	defer cancel()
 	return r.p.store.byID(ask, l.id.Hex())
+}
+
+// isRun reports whether somebody runs a lease that was taken over. Who could not read what he needs for that, as this gateway
+// itself under its new name, gives it back: nobody meters it meanwhile.
+func (r *replicas) isRun(ctx context.Context, l *lease, row leaseRow) bool {
+	if r.p.running(l.terms.ID()) != nil {
+		return true
+	}
+	ask, cancel := context.WithTimeout(ctx, ownerTimeout)
+	defer cancel()
+	lives, err := r.p.store.lives(ask, row.Owner)
+	return err == nil && lives && row.Owner != r.identity()
+}
+
+// halt suspends a lease that this gateway took over and cannot go on with. Who goes on with it has it resumed.
+func (r *replicas) halt(ctx context.Context, row leaseRow) error {
+	a, err := row.allocation()
+	if err != nil || row.State != wire.StateActive || a.Node != "" { // a node does so by itself
+		return err
+	}
+	r.p.config.Log.Warn("a lease of a gateway that is gone cannot be taken up, and its credit is used up: its devices are suspended", "lease", row.ID, "channel", row.Channel)
+	call, cancel := context.WithTimeout(ctx, r.p.config.CallTimeout)
+	defer cancel()
+	return r.p.config.Allocator.Suspend(call, a)
 }
 
 // undo gives the devices of a lease that runs again back to its renter.

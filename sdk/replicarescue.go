@@ -95,9 +95,12 @@ func (r *replicas) rescue(ctx context.Context, row leaseRow) error {
 		}
 		if isOver(err) {
 			r.p.config.Log.Warn("lease of a gateway that is gone is ended", "lease", row.ID, "reason", err)
-			err = r.p.abandon(ctx, row, err.Error())
+			return r.p.abandon(ctx, row, err.Error())
 		}
-		return err
+		if err == nil || errors.Is(err, errNotHere) || errors.Is(err, errMetered) || ctx.Err() != nil || silent <= r.p.config.Credit {
+			return err
+		}
+		return errors.Join(err, r.halt(ctx, row)) // it may be unpaid, and nobody meters it
 	})
 }
 

@@ -73,6 +73,13 @@ func (s leaseStore) holds(ctx context.Context, channelID common.Hash) (bool, err
 	return n > 0, err
 }
 
+// lives reports whether a gateway has said lately that it lives.
+func (s leaseStore) lives(ctx context.Context, owner string) (lives bool, err error) {
+	db := s.db.View()
+	err = db.GetContext(ctx, &lives, db.Rebind(`SELECT EXISTS (SELECT 1 FROM gateways WHERE id = ? AND expires > `+serverNow+`)`), owner)
+	return lives, err
+}
+
 // silent is how long ago the gateway of a lease should have said that it lives.
 func (s leaseStore) silent(ctx context.Context, owner string) (time.Duration, error) {
 	var ms int64

@@ -143,7 +143,7 @@ func (s leaseStore) putShown(ctx context.Context, shown wire.ShownRecord) error 
 		if err != nil {
 			return err
 		}
-		err = s.db.Charge(tx, rec.ChannelID, rec.Owed)
+		err = s.db.Charge(ctx, tx, rec.ChannelID, rec.Owed)
 		if errors.Is(err, channel.ErrLower) {
 			return nil // more was charged since
 		}

@@ -3,12 +3,15 @@ package sdk
 import (
 	"log/slog"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/jmoiron/sqlx"
 
+	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/pgtest"
+	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -16,9 +19,9 @@ import (
 // do. The lease is suspended when its credit is used up, it is not ended, nothing of it is taken back, no more than the credit
 // is charged, and it goes on when the table is free and it is paid.
 func TestTableThatIsLockedForLong(t *testing.T) {
-	for _, table := range []string{"gateways", "leases", "records"} { // of payee_channels see SECURITY.md, "Known and not mended yet"
+	for _, table := range []string{"gateways", "leases", "payee_channels", "records"} {
 		t.Run(table, func(t *testing.T) {
-			address := pgtest.URL(t)
+			address := pgtest.URL(t) + "&lock_timeout=1min" // no server gives up for us
 			command, calls := script(t, "")
 			r := newRig(t, func(c *ProviderConfig) {
 				host := hostGPUs(t, 2)
@@ -34,7 +37,11 @@ func TestTableThatIsLockedForLong(t *testing.T) {
 			defer db.Close()
 			lock := db.MustBegin()
 			lock.MustExec(`LOCK TABLE ` + table + ` IN ACCESS EXCLUSIVE MODE`)
+			served := testclock.Stopwatch()
 			waitFor(t, func() bool { return strings.Contains(calls(), "suspend") })
+			if took := served(); took > r.config.Takeover+r.config.Credit+15*time.Second { // the store gives up after 30 s
+				t.Errorf("it was served for %s, of a credit of %s", took, r.config.Credit)
+			}
 			if err := lock.Rollback(); err != nil {
 				t.Fatal(err)
 			}
@@ -54,6 +61,55 @@ func TestTableThatIsLockedForLong(t *testing.T) {
 				return lease.row().State == wire.StateActive
 			})
 			if got := calls(); strings.Contains(got, "release") || !strings.Contains(got, "resume") {
+				t.Errorf("after\n%s", got)
+			}
+		})
+	}
+}
+
+// TestLeaseThatIsTakenAndNotRun: whoever takes a lease over and cannot read what was written of it meters nothing. Its devices are
+// suspended when its credit is used up, by who let it go or, where that one died, by who took it, and it goes on when it can be read.
+func TestLeaseThatIsTakenAndNotRun(t *testing.T) {
+	for _, dies := range []bool{false, true} {
+		t.Run(map[bool]string{false: "it was let go", true: "its gateway died"}[dies], func(t *testing.T) {
+			address := pgtest.URL(t)
+			command, calls := script(t, "")
+			var watched atomic.Bool
+			change := func(c *ProviderConfig) {
+				host := hostGPUs(t, 2)
+				host.SuspendCommand, host.ResumeCommand, host.ReleaseCommand = append(command, "suspend"), append(command[:1:1], "resume"), append(command[:1:1], "release")
+				c.Database, c.Takeover, c.Allocator = address, time.Second, host
+				c.Log = slog.New(slog.NewTextHandler(writerFunc(func(b []byte) (int, error) {
+					watched.Store(watched.Load() || strings.Contains(string(b), "nobody meters a lease and its credit is used up"))
+					return len(b), nil
+				}), nil))
+			}
+			a := newRig(t, change)
+			taker := a
+			if dies {
+				taker = rigOn(t, a.chain, func(*rig) *channel.Key { return a.payer }, change)
+			}
+			lease := a.open(1, 500_000, "")
+			lease.record()
+			db, err := sqlx.Open("pgx", address)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer db.Close()
+			db.MustExec(`ALTER TABLE records RENAME TO hidden`)
+			if dies {
+				a.shut()
+			} else {
+				a.provider.replicas.standDown()
+			}
+			waitFor(t, func() bool { return strings.Contains(calls(), "suspend") && watched.Load() == !dies })
+			if term := lease.at(taker).row().Term; term < 2 {
+				t.Errorf("nobody took it: term %d", term)
+			}
+			db.MustExec(`ALTER TABLE hidden RENAME TO records`)
+			waitFor(t, func() bool { return taker.provider.running(lease.terms.ID()) != nil })
+			waitFor(t, func() bool { return strings.Contains(calls(), "resume") })
+			if got := calls(); strings.Contains(got, "release") {
 				t.Errorf("after\n%s", got)
 			}
 		})

@@ -86,7 +86,7 @@ func (d *x402Desk) recalled(ctx context.Context, r *x402Request, tab x402Tab) (x
 		return tab, err
 	}
 	err := d.db.Update(ctx, func(tx *sqlx.Tx) error {
-		if err := d.db.Charge(tx, r.id, base); err != nil {
+		if err := d.db.Charge(ctx, tx, r.id, base); err != nil {
 			return err
 		}
 		return d.notes.set(tx, r.id, "reserved", base)

@@ -1,6 +1,8 @@
 package sdk
 
 import (
+	"context"
+
 	"github.com/holiman/uint256"
 	"github.com/jmoiron/sqlx"
 
@@ -42,5 +44,5 @@ func (d *x402Desk) carry(tx *sqlx.Tx, price metering.Price, rec metering.SignedR
 	if err := d.notes.setCarried(tx, rec.ChannelID, parts); err != nil || charged == rec.Owed {
 		return charged, err
 	}
-	return charged, d.db.Charge(tx, rec.ChannelID, charged)
+	return charged, d.db.Charge(context.Background(), tx, rec.ChannelID, charged)
 }

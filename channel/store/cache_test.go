@@ -29,7 +29,7 @@ func TestCacheForgetsWhatWasUndone(t *testing.T) {
 	db, ctx := newDB(t), t.Context()
 	id := create(t, db, 1)
 	charge := func(spent uint64, then error) error {
-		return db.Update(ctx, func(tx *sqlx.Tx) error { return errors.Join(db.Charge(tx, id, units(spent)), then) })
+		return db.Update(ctx, func(tx *sqlx.Tx) error { return errors.Join(db.Charge(t.Context(), tx, id, units(spent)), then) })
 	}
 	if err := errors.Join(raise(db, id, 50), charge(30, nil)); err != nil {
 		t.Fatal(err)
@@ -61,15 +61,15 @@ func TestCacheWithinAGroup(t *testing.T) {
 	for _, s := range steps {
 		go func() {
 			errs <- db.Update(ctx, func(tx *sqlx.Tx) error {
-				now, err := db.changeIn(tx, id, func(s *channel.State) error { return nil })
+				now, err := db.changeIn(t.Context(), tx, id, func(s *channel.State) error { return nil })
 				if err != nil || now.Spent.Uint64() > 30 {
 					return errors.Join(err, errors.New("sees what was undone"))
 				}
 				if s.fails {
-					_ = db.Charge(tx, id, units(s.spent))
+					_ = db.Charge(t.Context(), tx, id, units(s.spent))
 					return errors.New("undone")
 				}
-				return db.Charge(tx, id, *now.Spent.AddUint64(&now.Spent, 10))
+				return db.Charge(t.Context(), tx, id, *now.Spent.AddUint64(&now.Spent, 10))
 			})
 		}()
 	}

@@ -28,7 +28,7 @@ func testEachFieldIsInItsOwnColumn(t *testing.T, db *DB) {
 		"group": func(n uint64) (channel.State, error) { return db.Payee().Update(ctx, id, change(n)) },
 		"own transaction": func(n uint64) (s channel.State, err error) {
 			err = db.Update(ctx, func(tx *sqlx.Tx) error {
-				s, err = db.changeIn(tx, id, change(n))
+				s, err = db.changeIn(t.Context(), tx, id, change(n))
 				return err
 			})
 			return s, err

@@ -97,7 +97,7 @@ func (g *group) entry(id common.Hash) (*entry, error) {
 	s, ok := g.db.cache.peek(id)
 	if !ok {
 		var err error
-		if s, err = lockPayee(g.tx, id); err != nil {
+		if s, err = lockPayee(context.Background(), g.tx, id); err != nil {
 			return nil, err
 		}
 	}

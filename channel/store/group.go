@@ -320,7 +320,7 @@ func (g *group) sql(fn func(tx *sqlx.Tx) error) error {
 // reload reads again the channels whose changes were undone.
 func (g *group) reload() error {
 	for _, id := range g.touched {
-		s, err := lockPayee(g.tx, id)
+		s, err := lockPayee(context.Background(), g.tx, id)
 		if err != nil {
 			return err
 		}

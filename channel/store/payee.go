@@ -113,7 +113,7 @@ func (p payeeStore) Update(ctx context.Context, id common.Hash, change func(*cha
 func (p payeeStore) updateAlone(ctx context.Context, id common.Hash, change func(*channel.State) error) (channel.State, error) {
 	var kept channel.State
 	err := p.db.Update(ctx, func(tx *sqlx.Tx) (err error) {
-		kept, err = p.db.changeIn(tx, id, change)
+		kept, err = p.db.changeIn(ctx, tx, id, change)
 		return err
 	})
 	if err != nil {
@@ -123,11 +123,11 @@ func (p payeeStore) updateAlone(ctx context.Context, id common.Hash, change func
 }
 
 // changeIn is a change in a transaction of somebody's own writes.
-func (db *shared) changeIn(tx *sqlx.Tx, id common.Hash, change func(*channel.State) error) (channel.State, error) {
+func (db *shared) changeIn(ctx context.Context, tx *sqlx.Tx, id common.Hash, change func(*channel.State) error) (channel.State, error) {
 	if g := db.running; g != nil && g.tx == tx {
 		return g.changeNow(id, change)
 	}
-	s, err := lockPayee(tx, id)
+	s, err := lockPayee(ctx, tx, id)
 	if err != nil {
 		return channel.State{}, err
 	}
@@ -243,8 +243,8 @@ func loadPayee(ctx context.Context, q querier, id common.Hash) (channel.State, e
 
 // lockPayee loads a channel that is about to be changed: until the transaction
 // ends nobody else changes it.
-func lockPayee(tx *sqlx.Tx, id common.Hash) (channel.State, error) {
-	return getPayee(context.Background(), tx, payeeSelect+"WHERE id = ?"+forUpdate(tx), id)
+func lockPayee(ctx context.Context, tx *sqlx.Tx, id common.Hash) (channel.State, error) {
+	return getPayee(ctx, tx, payeeSelect+"WHERE id = ?"+forUpdate(tx), id)
 }
 
 func getPayee(ctx context.Context, q querier, query string, id common.Hash) (channel.State, error) {
@@ -279,8 +279,9 @@ func saved(done driver.Result, s *channel.State) error {
 }
 
 // Charge charges a channel in the caller's transaction (see DB.Update), so that
-// the usage record and what it charges are on disk together or not at all.
-func (db *DB) Charge(tx *sqlx.Tx, id common.Hash, spent uint256.Int) error {
-	_, err := db.changeIn(tx, id, func(s *channel.State) error { return s.Charge(spent) })
+// the usage record and what it charges are on disk together or not at all. The end
+// of ctx ends the wait for a channel that somebody else has locked.
+func (db *DB) Charge(ctx context.Context, tx *sqlx.Tx, id common.Hash, spent uint256.Int) error {
+	_, err := db.changeIn(ctx, tx, id, func(s *channel.State) error { return s.Charge(spent) })
 	return err
 }

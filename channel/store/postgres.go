@@ -233,11 +233,18 @@ func (db *shared) alone(ctx context.Context, fn func(tx *sqlx.Tx) error) error {
 }
 
 // transact does not let the caller's context cut the commit: nobody is told that
-// a write failed which is on disk.
+// a write failed which is on disk. It cuts the wait for a connection.
 func (db *shared) transact(ctx context.Context, fn func(tx *sqlx.Tx) error) error {
+	waiting, done := context.WithTimeout(ctx, patience)
+	conn, err := db.writer.Connx(waiting)
+	done()
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
 	defer cancel()
-	tx, err := db.writer.BeginTxx(ctx, nil)
+	tx, err := conn.BeginTxx(ctx, nil)
 	if err != nil {
 		return err
 	}

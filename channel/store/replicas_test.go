@@ -66,11 +66,11 @@ func TestReplicasLoseAndDoubleNothing(t *testing.T) {
 					t.Error(err)
 				}
 				err = db.Update(ctx, func(tx *sqlx.Tx) error {
-					s, err := lockPayee(tx, id)
+					s, err := lockPayee(t.Context(), tx, id)
 					if err != nil {
 						return err
 					}
-					return db.Charge(tx, id, *s.Spent.AddUint64(&s.Spent, 1))
+					return db.Charge(t.Context(), tx, id, *s.Spent.AddUint64(&s.Spent, 1))
 				})
 				if err != nil {
 					t.Error(err)
@@ -138,7 +138,7 @@ func testGuardRefusesEveryWrite(t *testing.T, db *DB) {
 		"update": func() error { return raise(guarded, id, 5) },
 		"create": func() error { _, err := guarded.Payee().Create(ctx, stateOf(2)); return err },
 		"own": func() error {
-			return guarded.Update(ctx, func(tx *sqlx.Tx) error { return guarded.Charge(tx, id, units(3)) })
+			return guarded.Update(ctx, func(tx *sqlx.Tx) error { return guarded.Charge(t.Context(), tx, id, units(3)) })
 		},
 		"tables": func() error {
 			return guarded.Migrate(ctx, "test", fstest.MapFS{"0001_a.sql": {Data: []byte("CREATE TABLE a (n INTEGER)")}})

@@ -216,7 +216,7 @@ func TestGroupIsolatesErrors(t *testing.T) {
 		func() error { return db.Update(cancelled, func(tx *sqlx.Tx) error { return insert(tx, "late") }) },
 		func() error {
 			cancel()
-			return db.Update(ctx, func(tx *sqlx.Tx) error { return db.Charge(tx, a, units(4)) })
+			return db.Update(ctx, func(tx *sqlx.Tx) error { return db.Charge(t.Context(), tx, a, units(4)) })
 		},
 		func() error { return raise(db, common.Hash{7}, 1) },
 		func() error { return raise(db, b, 20) },
@@ -494,7 +494,7 @@ func testChargeWithARecord(t *testing.T, db *DB) {
 			if _, err := tx.Exec(tx.Rebind("INSERT INTO migrations VALUES ('record', ?, '', 0)"), version); err != nil {
 				return err
 			}
-			return db.Charge(tx, id, units(spent))
+			return db.Charge(t.Context(), tx, id, units(spent))
 		})
 	}
 	if err := both(1, 100); err != nil {
