@@ -58,9 +58,9 @@ func TestTableThatIsLockedForLong(t *testing.T) {
 					t.Fatalf("%s is charged, the credit is worth %s", s.Spent.Dec(), most.Dec())
 				}
 				lease.pay(s.Spent.Uint64())
-				return lease.row().State == wire.StateActive
+				return lease.row().State == wire.StateActive && strings.Contains(calls(), "resume") // it may not be written yet that it is suspended
 			})
-			if got := calls(); strings.Contains(got, "release") || !strings.Contains(got, "resume") {
+			if got := calls(); strings.Contains(got, "release") {
 				t.Errorf("after\n%s", got)
 			}
 		})
@@ -78,7 +78,7 @@ func TestLeaseThatIsTakenAndNotRun(t *testing.T) {
 			change := func(c *ProviderConfig) {
 				host := hostGPUs(t, 2)
 				host.SuspendCommand, host.ResumeCommand, host.ReleaseCommand = append(command, "suspend"), append(command[:1:1], "resume"), append(command[:1:1], "release")
-				c.Database, c.Takeover, c.Allocator = address, time.Second, host
+				c.Database, c.Takeover, c.Credit, c.Allocator = address, 3*time.Second, 6*time.Second, host
 				c.Log = slog.New(slog.NewTextHandler(writerFunc(func(b []byte) (int, error) {
 					watched.Store(watched.Load() || strings.Contains(string(b), "nobody meters a lease and its credit is used up"))
 					return len(b), nil
@@ -103,9 +103,6 @@ func TestLeaseThatIsTakenAndNotRun(t *testing.T) {
 				a.provider.replicas.standDown()
 			}
 			waitFor(t, func() bool { return strings.Contains(calls(), "suspend") && watched.Load() == !dies })
-			if term := lease.at(taker).row().Term; term < 2 {
-				t.Errorf("nobody took it: term %d", term)
-			}
 			db.MustExec(`ALTER TABLE hidden RENAME TO records`)
 			waitFor(t, func() bool { return taker.provider.running(lease.terms.ID()) != nil })
 			waitFor(t, func() bool { return strings.Contains(calls(), "resume") })
