@@ -29,7 +29,7 @@ func TestTableThatIsLockedForLong(t *testing.T) {
 				c.Database, c.Takeover, c.Allocator, c.Log = address, time.Second, host, slog.New(slog.DiscardHandler)
 			})
 			lease := r.open(1, 500_000, "")
-			lease.record()
+			waitFor(t, func() bool { return lease.row().Sequence > 0 }) // its stream ends where the gateway is slow and stands down
 			db, err := sqlx.Open("pgx", address)
 			if err != nil {
 				t.Fatal(err)
