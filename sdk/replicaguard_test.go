@@ -269,7 +269,7 @@ func TestCommandThatIsCutOffEndsNoLease(t *testing.T) {
 			r := newRig(t, func(c *ProviderConfig) {
 				host := hostGPUs(t, 2)
 				host.SuspendCommand, host.ResumeCommand = append(command, "suspend"), append(command[:1:1], "resume")
-				c.Allocator, c.Takeover, c.Log = host, time.Second, slog.New(slog.DiscardHandler)
+				c.Allocator, c.Takeover, c.Log = host, 3*time.Second, slog.New(slog.DiscardHandler)
 			})
 			lease := r.open(1, 500_000, "")
 			waitFor(t, func() bool { return strings.Contains(calls(), "suspend") })

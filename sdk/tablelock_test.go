@@ -26,7 +26,7 @@ func TestTableThatIsLockedForLong(t *testing.T) {
 			r := newRig(t, func(c *ProviderConfig) {
 				host := hostGPUs(t, 2)
 				host.SuspendCommand, host.ResumeCommand, host.ReleaseCommand = append(command, "suspend"), append(command[:1:1], "resume"), append(command[:1:1], "release")
-				c.Database, c.Takeover, c.Allocator, c.Log = address, time.Second, host, slog.New(slog.DiscardHandler)
+				c.Database, c.Takeover, c.Allocator, c.Log = address, 2*time.Second, host, slog.New(slog.DiscardHandler)
 			})
 			lease := r.open(1, 500_000, "")
 			waitFor(t, func() bool { return lease.row().Sequence > 0 }) // its stream ends where the gateway is slow and stands down
