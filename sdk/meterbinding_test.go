@@ -96,7 +96,11 @@ func TestEachNodeSignsWithItsOwnKey(t *testing.T) {
 	}
 	on()
 	for _, l := range rentals {
-		meters[common.Address(l.row.Binding.Meter)] = l.row.Lease
+		row, err := l.r.store.load(t.Context(), l.ID()) // l.row is its rental's alone while that runs
+		if err != nil {
+			t.Fatal(err)
+		}
+		meters[common.Address(row.Binding.Meter)] = row.Lease
 	}
 	_, atNorth := meters[north.config.MeterKey.Address()]
 	_, atSouth := meters[south.config.MeterKey.Address()]
