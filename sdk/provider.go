@@ -602,16 +602,39 @@ func (p *Provider) Settle(ctx context.Context) error {
 // GasSpent is what the transactions of the provider's present key have cost so far, in wei.
 func (p *Provider) GasSpent(ctx context.Context) (*big.Int, error) { return p.sender.GasSpent(ctx) }
 
-// Drain ends every lease and settles what is owed. New leases are refused.
+// lastVoucherTimeout bounds how long Drain waits for renters to pay final records, of which they hear only then.
+const lastVoucherTimeout = 5 * time.Second
+
+// Drain ends every lease, waits five seconds at most for the vouchers of their final records, and settles what is owed. New leases
+// are refused. Renters close their channels meanwhile, and then: go on serving until their requests are answered, before Close.
 func (p *Provider) Drain(ctx context.Context) error {
 	p.mu.Lock()
 	p.draining = true
 	p.mu.Unlock()
 	var err error
-	for _, l := range p.allLeases() {
+	ended := p.allLeases()
+	for _, l := range ended {
 		err = errors.Join(err, l.end(ctx, stopRequest{reason: "the provider ends all leases"}))
 	}
+	p.awaitLastVouchers(ctx, ended)
 	return errors.Join(err, p.Settle(ctx))
+}
+
+// awaitLastVouchers returns when all that the leases used is vouchered for, or lastVoucherTimeout is over.
+func (p *Provider) awaitLastVouchers(ctx context.Context, ended []*lease) {
+	ctx, cancel := context.WithTimeout(ctx, lastVoucherTimeout)
+	defer cancel()
+	for _, l := range ended {
+		for {
+			s, err := p.payee.State(ctx, l.terms.ID())
+			if owed := s.Owed(); err != nil || owed.IsZero() || s.Status == channel.Finalized {
+				break
+			}
+			if chain.Pause(ctx, 50*time.Millisecond) != nil {
+				return
+			}
+		}
+	}
 }
 
 // channelChanged hears of every change the chain made to a channel.

@@ -129,13 +129,12 @@ func (s *serve) serve(ctx context.Context, provider *sdk.Provider) error {
 	}, public, admin)
 }
 
-// stop stops metering, so that streams carry their last record.
-func (s *serve) stop(ctx context.Context, provider *sdk.Provider) (err error) {
+// stop stops metering, so that streams carry their last record. A provider that drains still answers those who pay it and close.
+func (s *serve) stop(ctx context.Context, provider *sdk.Provider) error {
 	if s.drain {
 		s.config.Log.Info("ending all leases and settling")
-		err = provider.Drain(ctx)
-	} else {
-		fmt.Println("stopping: leases and vouchers are kept, and go on when it is started again with this --db (--drain ends and settles them instead)")
+		return provider.Drain(ctx)
 	}
-	return errors.Join(err, provider.Close())
+	fmt.Println("stopping: leases and vouchers are kept, and go on when it is started again with this --db (--drain ends and settles them instead)")
+	return provider.Close()
 }

@@ -400,3 +400,26 @@ func TestInterruptedPrograms(t *testing.T) {
 		t.Errorf("--leave of nothing:\n%s", said)
 	}
 }
+
+// TestDrainedProviderIsPaid: a provider that is stopped with --drain is paid for the final record, and closes its renters' channels,
+// before its database closes.
+func TestDrainedProviderIsPaid(t *testing.T) {
+	w := newWorld(t)
+	if err := w.Fund(t.Context(), crypto.PubkeyToAddress(w.Keys[2].PublicKey), nil, *uint256.NewInt(1e9)); err != nil {
+		t.Fatal(err)
+	}
+	provider := w.runProvider(t, "--drain")
+	renters := []*program{w.start(t, "rent --poll 200ms --db one.db"), w.start(t, "rent --poll 200ms --db two.db", "GPUPAY_KEY="+w.secrets[2])}
+	for _, r := range renters {
+		r.wait(t, "access ")
+	}
+	provider.interrupt(t)
+	for _, r := range renters {
+		if said := r.wait(t, ""); !strings.Contains(said, "closed: deposited") || r.cmd.ProcessState.ExitCode() != 0 {
+			t.Errorf("a renter of a provider that drains:\n%s", said)
+		}
+	}
+	if said := provider.wait(t, ""); strings.Contains(said, "is closed") || strings.Contains(said, "request failed") || provider.cmd.ProcessState.ExitCode() != 0 {
+		t.Errorf("a provider that drains:\n%s", said)
+	}
+}
