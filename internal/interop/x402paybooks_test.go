@@ -150,6 +150,7 @@ func (s *shopper) refunds(amount string) uint64 {
 		s.Errorf("a refund of %d is said to be %d", got, moved)
 	}
 	if amount != "" {
+		s.keeps(d) // a lease that ran on meanwhile has it corrected first
 		return moved
 	}
 	charged, known := number(s.T, d.Settled.Extra.ChannelState.ChargedCumulativeAmount), s.spent+s.gaps
