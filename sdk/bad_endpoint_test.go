@@ -23,6 +23,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/badrpc"
 	"github.com/gpupay/gpupay/internal/testclock"
+	"github.com/gpupay/gpupay/sdk/audit"
 	"github.com/gpupay/gpupay/sdk/chain"
 )
 
@@ -354,7 +355,7 @@ func TestVerifyThroughABadEndpoint(t *testing.T) {
 			for _, misdeed := range misdeeds[:2] {
 				bad.On("eth_getTransactionReceipt", misdeed.to(field))
 				failed := false
-				for _, check := range VerifyBundle(t.Context(), bundle, backend) {
+				for _, check := range audit.Verify(t.Context(), bundle, backend) {
 					failed = failed || check.Err != nil
 				}
 				if !failed {
@@ -363,7 +364,7 @@ func TestVerifyThroughABadEndpoint(t *testing.T) {
 				bad.Heal()
 			}
 		}
-		for _, check := range VerifyBundle(t.Context(), bundle, backend) {
+		for _, check := range audit.Verify(t.Context(), bundle, backend) {
 			if check.Err != nil {
 				t.Errorf("%s: %v", check.Name, check.Err)
 			}

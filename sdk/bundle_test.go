@@ -15,12 +15,13 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/audit"
 	"github.com/gpupay/gpupay/sdk/chain"
 )
 
 // bundles is what both sides kept about a channel that was rented, settled and
 // closed.
-func bundles(t *testing.T, m *market) (payee, payer *Bundle) {
+func bundles(t *testing.T, m *market) (payee, payer *audit.Bundle) {
 	t.Helper()
 	var database string
 	server := m.provider(t, func(c *ProviderConfig) { database = c.Database })
@@ -67,20 +68,20 @@ var unverifiable = map[string]bool{
 func TestTamperedBundle(t *testing.T) {
 	m := newMarket(t)
 	payee, payer := bundles(t, m)
-	for _, pair := range [][2]*Bundle{{payee, payer}, {payer, payee}, {payee, payee}} {
-		both := CompareBundles(pair[0], pair[1])
-		if err := Failures(both.Checks); len(both.Equivocations) != 0 || err != nil {
+	for _, pair := range [][2]*audit.Bundle{{payee, payer}, {payer, payee}, {payee, payee}} {
+		both := audit.Compare(pair[0], pair[1])
+		if err := audit.Failures(both.Checks); len(both.Equivocations) != 0 || err != nil {
 			t.Fatalf("an honest payee is said to have equivocated: %v, %v", both.Equivocations, err)
 		}
 	}
 	addProof(t, m, payee)
-	for _, b := range []*Bundle{payee, payer} {
+	for _, b := range []*audit.Bundle{payee, payer} {
 		t.Run(b.Keeper, func(t *testing.T) {
-			checks := VerifyBundle(t.Context(), b, m.Backend)
+			checks := audit.Verify(t.Context(), b, m.Backend)
 			for _, c := range checks {
 				t.Log(c)
 			}
-			if err := errors.Join(Failures(checks), Failures(VerifyBundle(t.Context(), b, nil))); err != nil {
+			if err := errors.Join(audit.Failures(checks), audit.Failures(audit.Verify(t.Context(), b, nil))); err != nil {
 				t.Fatal(err)
 			}
 			tamper := tamperer{T: t, keeper: b.Keeper, backend: m.Backend}
@@ -92,7 +93,7 @@ func TestTamperedBundle(t *testing.T) {
 		})
 	}
 	// The payee signed its last record again, with other evidence: that is another word.
-	proofs := CompareBundles(payee, payer).Equivocations
+	proofs := audit.Compare(payee, payer).Equivocations
 	if len(proofs) != 1 {
 		t.Fatalf("%d proofs of equivocation, there is one pair", len(proofs))
 	}
@@ -102,7 +103,7 @@ func TestTamperedBundle(t *testing.T) {
 }
 
 // addProof has the payee show a sample of its last record.
-func addProof(t *testing.T, m *market, b *Bundle) {
+func addProof(t *testing.T, m *market, b *audit.Bundle) {
 	t.Helper()
 	last := &b.Leases[0].Records[len(b.Leases[0].Records)-1]
 	last.Evidence.Devices[0].Samples += 3
@@ -120,7 +121,7 @@ func addProof(t *testing.T, m *market, b *Bundle) {
 	if last.Signature, err = channel.NewKey(m.payee).Sign(t.Context(), last.Digest(domain)); err != nil {
 		t.Fatal(err)
 	}
-	b.Leases[0].Proofs = []BundleProof{{Sequence: last.Sequence, Proof: proof}}
+	b.Leases[0].Proofs = []audit.Proof{{Sequence: last.Sequence, Proof: proof}}
 }
 
 type tamperer struct {
@@ -131,7 +132,7 @@ type tamperer struct {
 	offline, online int
 }
 
-func (t *tamperer) all(b *Bundle) {
+func (t *tamperer) all(b *audit.Bundle) {
 	dec := json.NewDecoder(bytes.NewReader(encoded(t.T, b)))
 	dec.UseNumber()
 	if err := dec.Decode(&t.root); err != nil {
@@ -200,12 +201,12 @@ func (t *tamperer) caught(what string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, err := ParseBundle(raw)
-	if err != nil || Failures(VerifyBundle(t.Context(), b, nil)) != nil {
+	b, err := audit.Parse(raw)
+	if err != nil || audit.Failures(audit.Verify(t.Context(), b, nil)) != nil {
 		t.offline++
 		return
 	}
-	if Failures(VerifyBundle(t.Context(), b, t.backend)) != nil {
+	if audit.Failures(audit.Verify(t.Context(), b, t.backend)) != nil {
 		t.online++
 		return
 	}
@@ -238,7 +239,7 @@ func TestEquivocationIsKeptAndProven(t *testing.T) {
 		t.Fatalf("%d proofs, %v", len(proofs), err)
 	}
 	document := encoded(t, proofs[0])
-	again, err := ParseEquivocationProof(document)
+	again, err := audit.ParseEquivocation(document)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -249,26 +250,26 @@ func TestEquivocationIsKeptAndProven(t *testing.T) {
 	if err != nil || len(exported.Equivocations()) != 1 {
 		t.Errorf("the exported bundle has not the proof: %v", err)
 	}
-	for name, change := range map[string]func(*EquivocationProof){
-		"the same record twice":  func(p *EquivocationProof) { p.Records[1] = p.Records[0] },
-		"another number":         func(p *EquivocationProof) { p.Records[1].Sequence++ },
-		"another lease":          func(p *EquivocationProof) { p.Records[1].LeaseID[0]++ },
-		"a changed record":       func(p *EquivocationProof) { p.Records[1].Nanos++ },
-		"a changed first record": func(p *EquivocationProof) { p.Records[0].Nanos++ },
-		"another offer":          func(p *EquivocationProof) { p.Records[0].OfferHash[0]++ },
-		"a changed offer": func(p *EquivocationProof) {
+	for name, change := range map[string]func(*audit.Equivocation){
+		"the same record twice":  func(p *audit.Equivocation) { p.Records[1] = p.Records[0] },
+		"another number":         func(p *audit.Equivocation) { p.Records[1].Sequence++ },
+		"another lease":          func(p *audit.Equivocation) { p.Records[1].LeaseID[0]++ },
+		"a changed record":       func(p *audit.Equivocation) { p.Records[1].Nanos++ },
+		"a changed first record": func(p *audit.Equivocation) { p.Records[0].Nanos++ },
+		"another offer":          func(p *audit.Equivocation) { p.Records[0].OfferHash[0]++ },
+		"a changed offer": func(p *audit.Equivocation) {
 			p.Offer = bytes.Replace(p.Offer, []byte("gpu_second"), []byte("gpu_minute"), 1)
 		},
-		"another kind":            func(p *EquivocationProof) { p.Kind = BundleKind },
-		"a signature of no one's": func(p *EquivocationProof) { p.Records[1].Signature = make([]byte, 65) },
+		"another kind":            func(p *audit.Equivocation) { p.Kind = audit.Kind },
+		"a signature of no one's": func(p *audit.Equivocation) { p.Records[1].Signature = make([]byte, 65) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			p, err := ParseEquivocationProof(document)
+			p, err := audit.ParseEquivocation(document)
 			if err != nil {
 				t.Fatal(err)
 			}
 			change(p)
-			if _, err := p.Verify(); !errors.Is(err, ErrNotEquivocation) {
+			if _, err := p.Verify(); !errors.Is(err, audit.ErrNotEquivocation) {
 				t.Errorf("it proves something: %v", err)
 			}
 		})
@@ -320,7 +321,7 @@ func TestBundleOfAnUnknownChannel(t *testing.T) {
 	}
 	for _, wrong := range []string{`{"kind":"gpupay bundle","version":2}`, `{"kind":"gpupay bundle","version":2,"version":1}`, `{"kind":"gpupay bundle","Version":1}`,
 		`{"kind":"gpupay bundle","version":1} {}`} {
-		if _, err := ParseBundle([]byte(wrong)); err == nil {
+		if _, err := audit.Parse([]byte(wrong)); err == nil {
 			t.Errorf("%s was read", wrong)
 		}
 	}

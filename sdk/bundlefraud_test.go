@@ -17,6 +17,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/audit"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -25,12 +26,12 @@ import (
 type forger struct {
 	*testing.T
 	*market
-	payee, payer *Bundle // honest
+	payee, payer *audit.Bundle // honest
 }
 
-func copyOf(t *testing.T, b *Bundle) *Bundle {
+func copyOf(t *testing.T, b *audit.Bundle) *audit.Bundle {
 	t.Helper()
-	again, err := ParseBundle(encoded(t, b))
+	again, err := audit.Parse(encoded(t, b))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -38,7 +39,7 @@ func copyOf(t *testing.T, b *Bundle) *Bundle {
 }
 
 // sign makes a record that the payee signed, of what it says.
-func (f *forger) sign(b *Bundle, r metering.SignedRecord) metering.SignedRecord {
+func (f *forger) sign(b *audit.Bundle, r metering.SignedRecord) metering.SignedRecord {
 	f.Helper()
 	r.EvidenceHash = r.Evidence.Hash()
 	var err error
@@ -50,7 +51,7 @@ func (f *forger) sign(b *Bundle, r metering.SignedRecord) metering.SignedRecord 
 }
 
 // lease is one of one record for a time that never was, under an offer at a price of the payee's choice.
-func (f *forger) lease(b *Bundle, id byte, before uint256.Int, amount uint64, unit string, ran time.Duration) BundleLease {
+func (f *forger) lease(b *audit.Bundle, id byte, before uint256.Int, amount uint64, unit string, ran time.Duration) audit.Lease {
 	f.Helper()
 	real := b.Leases[0]
 	offer, err := wire.ParseOffer(real.Offer)
@@ -84,21 +85,21 @@ func (f *forger) lease(b *Bundle, id byte, before uint256.Int, amount uint64, un
 		f.Fatal(err)
 	}
 	r.Owed.Add(&r.Owed, &before)
-	return BundleLease{ID: r.LeaseID, Offer: signed.Document, Devices: real.Devices, OwedBefore: wire.NewAmount(before), Records: []metering.SignedRecord{f.sign(b, r)}}
+	return audit.Lease{ID: r.LeaseID, Offer: signed.Document, Devices: real.Devices, OwedBefore: wire.NewAmount(before), Records: []metering.SignedRecord{f.sign(b, r)}}
 }
 
 // found reports a forgery by the bundle alone, with the chain, or beside the other side's.
-func (f *forger) found(b *Bundle) (alone, online, beside error) {
+func (f *forger) found(b *audit.Bundle) (alone, online, beside error) {
 	other := f.payee
-	if b.Keeper == KeptByPayee {
+	if b.Keeper == audit.KeptByPayee {
 		other = f.payer
 	}
-	both := CompareBundles(b, other)
-	beside = Failures(both.Checks)
+	both := audit.Compare(b, other)
+	beside = audit.Failures(both.Checks)
 	if len(both.Equivocations) > 0 {
 		beside = errors.Join(beside, errors.New("an equivocation"))
 	}
-	return Failures(VerifyBundle(f.Context(), b, nil)), Failures(VerifyBundle(f.Context(), b, f.Backend)), beside
+	return audit.Failures(audit.Verify(f.Context(), b, nil)), audit.Failures(audit.Verify(f.Context(), b, f.Backend)), beside
 }
 
 // TestForgedBundles: what either side leaves out, invents or repeats with its own key is found: alone where that is
@@ -107,7 +108,7 @@ func TestForgedBundles(t *testing.T) {
 	m := newMarket(t)
 	f := &forger{T: t, market: m}
 	f.payee, f.payer = bundles(t, m)
-	for _, b := range []*Bundle{f.payee, f.payer} {
+	for _, b := range []*audit.Bundle{f.payee, f.payer} {
 		if alone, online, beside := f.found(b); alone != nil || online != nil || beside != nil {
 			t.Fatalf("the honest %s's: %v, %v, %v", b.Keeper, alone, online, beside)
 		}
@@ -117,48 +118,48 @@ func TestForgedBundles(t *testing.T) {
 		name                  string
 		keeper                string
 		alone, online, beside bool // where it must be found
-		forge                 func(b *Bundle)
+		forge                 func(b *audit.Bundle)
 	}{
-		{"no leases", KeptByPayee, true, true, true, func(b *Bundle) { b.Leases = nil }},
-		{"no leases, all prepaid", KeptByPayee, true, true, true, func(b *Bundle) { b.Leases, b.Prepaid = nil, wire.NewAmount(most) }},
-		{"no leases, all prepaid, says the payer", KeptByPayer, false, false, true, func(b *Bundle) { b.Leases, b.Prepaid = nil, wire.NewAmount(most) }},
-		{"no vouchers", KeptByPayee, true, true, false, func(b *Bundle) { b.Vouchers = nil }},
-		{"no vouchers, says the payer", KeptByPayer, true, true, true, func(b *Bundle) { b.Vouchers = nil }},
-		{"a lease that never was, within the credit", KeptByPayee, false, false, true, func(b *Bundle) {
+		{"no leases", audit.KeptByPayee, true, true, true, func(b *audit.Bundle) { b.Leases = nil }},
+		{"no leases, all prepaid", audit.KeptByPayee, true, true, true, func(b *audit.Bundle) { b.Leases, b.Prepaid = nil, wire.NewAmount(most) }},
+		{"no leases, all prepaid, says the payer", audit.KeptByPayer, false, false, true, func(b *audit.Bundle) { b.Leases, b.Prepaid = nil, wire.NewAmount(most) }},
+		{"no vouchers", audit.KeptByPayee, true, true, false, func(b *audit.Bundle) { b.Vouchers = nil }},
+		{"no vouchers, says the payer", audit.KeptByPayer, true, true, true, func(b *audit.Bundle) { b.Vouchers = nil }},
+		{"a lease that never was, within the credit", audit.KeptByPayee, false, false, true, func(b *audit.Bundle) {
 			l := b.Leases[0]
 			b.Leases = append(b.Leases, f.lease(b, 1, l.Records[len(l.Records)-1].Owed, 1, "gpu_second", time.Second))
 		}},
-		{"a lease that never was, over the credit", KeptByPayee, true, true, true, func(b *Bundle) {
+		{"a lease that never was, over the credit", audit.KeptByPayee, true, true, true, func(b *audit.Bundle) {
 			l := b.Leases[0]
 			b.Leases = append(b.Leases, f.lease(b, 1, l.Records[len(l.Records)-1].Owed, 1_000_000, "gpu_second", 150*time.Second))
 		}},
-		{"weeks in a channel that lived for seconds", KeptByPayee, false, true, true, func(b *Bundle) {
-			newest := b.newest() // as many hours of two GPUs as were paid
-			b.Leases = []BundleLease{f.lease(b, 1, uint256.Int{}, 1, "gpu_hour", time.Duration(newest.Uint64())*time.Hour/2)}
+		{"weeks in a channel that lived for seconds", audit.KeptByPayee, false, true, true, func(b *audit.Bundle) {
+			newest := b.Vouchers[len(b.Vouchers)-1].Cumulative // as many hours of two GPUs as were paid
+			b.Leases = []audit.Lease{f.lease(b, 1, uint256.Int{}, 1, "gpu_hour", time.Duration(newest.Uint64())*time.Hour/2)}
 		}},
-		{"one GPU at once in two leases", KeptByPayee, true, true, true, func(b *Bundle) {
+		{"one GPU at once in two leases", audit.KeptByPayee, true, true, true, func(b *audit.Bundle) {
 			l := f.lease(b, 1, uint256.Int{}, 1, "gpu_hour", time.Hour)
 			again := f.lease(b, 1, l.Records[0].Owed, 1, "gpu_hour", time.Hour)
 			again.ID[1]++
 			again.Records[0].LeaseID = again.ID
 			again.Records[0] = f.sign(b, again.Records[0])
-			b.Leases = []BundleLease{l, again}
+			b.Leases = []audit.Lease{l, again}
 		}},
-		{"a lease twice", KeptByPayee, true, true, false, func(b *Bundle) { b.Leases = append(b.Leases, b.Leases[0]) }},
-		{"the last records", KeptByPayer, true, true, false, func(b *Bundle) { b.Leases[0].Records = b.Leases[0].Records[:1] }},
-		{"a transaction three times", KeptByPayee, false, true, false, func(b *Bundle) {
+		{"a lease twice", audit.KeptByPayee, true, true, false, func(b *audit.Bundle) { b.Leases = append(b.Leases, b.Leases[0]) }},
+		{"the last records", audit.KeptByPayer, true, true, false, func(b *audit.Bundle) { b.Leases[0].Records = b.Leases[0].Records[:1] }},
+		{"a transaction three times", audit.KeptByPayee, false, true, false, func(b *audit.Bundle) {
 			b.Transactions = append(b.Transactions, b.Transactions[0], b.Transactions[0])
 		}},
-		{"a transaction left out", KeptByPayee, false, true, false, func(b *Bundle) { b.Transactions = b.Transactions[1:] }},
-		{"all transactions left out", KeptByPayee, false, true, false, func(b *Bundle) { b.Transactions = nil }},
-		{"a transaction of another name", KeptByPayee, false, true, false, func(b *Bundle) { b.Transactions[0].Kind = chain.Settle }},
-		{"a transaction that did not succeed", KeptByPayee, false, true, false, func(b *Bundle) { b.Transactions[0].Succeeded = false }},
-		{"another channel", KeptByPayee, true, true, true, func(b *Bundle) { b.Channel[0]++ }},
-		{"another payer", KeptByPayee, true, true, true, func(b *Bundle) { b.Terms.Payer[0]++ }},
+		{"a transaction left out", audit.KeptByPayee, false, true, false, func(b *audit.Bundle) { b.Transactions = b.Transactions[1:] }},
+		{"all transactions left out", audit.KeptByPayee, false, true, false, func(b *audit.Bundle) { b.Transactions = nil }},
+		{"a transaction of another name", audit.KeptByPayee, false, true, false, func(b *audit.Bundle) { b.Transactions[0].Kind = chain.Settle }},
+		{"a transaction that did not succeed", audit.KeptByPayee, false, true, false, func(b *audit.Bundle) { b.Transactions[0].Succeeded = false }},
+		{"another channel", audit.KeptByPayee, true, true, true, func(b *audit.Bundle) { b.Channel[0]++ }},
+		{"another payer", audit.KeptByPayee, true, true, true, func(b *audit.Bundle) { b.Terms.Payer[0]++ }},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			b := copyOf(t, f.payee)
-			if row.keeper == KeptByPayer {
+			if row.keeper == audit.KeptByPayer {
 				b = copyOf(t, f.payer)
 			}
 			row.forge(b)
@@ -217,11 +218,11 @@ func (s swapped) CodeAt(ctx context.Context, address common.Address, block *big.
 func TestVerifyHostileEscrow(t *testing.T) {
 	m := newMarket(t)
 	payee, payer := bundles(t, m)
-	for _, b := range []*Bundle{payee, payer} {
-		if err := Failures(VerifyBundle(t.Context(), b, m.Backend)); err != nil {
+	for _, b := range []*audit.Bundle{payee, payer} {
+		if err := audit.Failures(audit.Verify(t.Context(), b, m.Backend)); err != nil {
 			t.Error(err)
 		}
-		if err := Failures(VerifyBundle(t.Context(), b, swapped{m.Backend, m.Escrow})); !errors.Is(err, chain.ErrNotEscrow) {
+		if err := audit.Failures(audit.Verify(t.Context(), b, swapped{m.Backend, m.Escrow})); !errors.Is(err, chain.ErrNotEscrow) {
 			t.Errorf("a hostile escrow: %v", err)
 		}
 	}
@@ -232,11 +233,11 @@ func TestVerifyHostileEscrow(t *testing.T) {
 func TestVerifyOddEndpoints(t *testing.T) {
 	m := newMarket(t)
 	payee, _ := bundles(t, m)
-	if err := Failures(VerifyBundle(t.Context(), payee, nameless{m.Backend})); err == nil {
+	if err := audit.Failures(audit.Verify(t.Context(), payee, nameless{m.Backend})); err == nil {
 		t.Error("a transaction in no block was taken")
 	}
 	n := &narrow{Backend: m.Backend}
-	if err := Failures(VerifyBundle(t.Context(), payee, n)); err != nil || n.asked < 3 {
+	if err := audit.Failures(audit.Verify(t.Context(), payee, n)); err != nil || n.asked < 3 {
 		t.Errorf("%d requests for events: %v", n.asked, err)
 	}
 }
@@ -248,7 +249,7 @@ func TestVerifyLargeBundles(t *testing.T) {
 	voucher := payee.Vouchers[0]
 	for range 3000 {
 		payee.Vouchers = append(payee.Vouchers, voucher)
-		payee.Leases[0].Proofs = append(payee.Leases[0].Proofs, BundleProof{Sequence: 1 << 40})
+		payee.Leases[0].Proofs = append(payee.Leases[0].Proofs, audit.Proof{Sequence: 1 << 40})
 	}
 	pair, err := json.Marshal(map[string]any{"accepted": payee.Leases[0].Records[0], "refused": payee.Leases[0].Records[0]})
 	if err != nil {
@@ -256,13 +257,13 @@ func TestVerifyLargeBundles(t *testing.T) {
 	}
 	lease := payee.Leases[0]
 	for i := range 300 {
-		payee.Evidence = append(payee.Evidence, BundleEvidence{Document: string(pair)})
+		payee.Evidence = append(payee.Evidence, audit.Evidence{Document: string(pair)})
 		lease.ID[31] = byte(i)
 		lease.ID[30] = byte(i >> 8)
-		payee.Leases = append(payee.Leases, BundleLease{ID: lease.ID, Offer: lease.Offer, Devices: lease.Devices, OwedBefore: lease.OwedBefore})
+		payee.Leases = append(payee.Leases, audit.Lease{ID: lease.ID, Offer: lease.Offer, Devices: lease.Devices, OwedBefore: lease.OwedBefore})
 	}
 	began := time.Now()
-	report := Failures(VerifyBundle(t.Context(), payee, nil))
+	report := audit.Failures(audit.Verify(t.Context(), payee, nil))
 	if report == nil || len(report.Error()) > 1<<18 || time.Since(began) > 20*time.Second {
 		t.Errorf("%d bytes in %s", len(report.Error()), time.Since(began))
 	}
@@ -274,16 +275,16 @@ func TestBundlesTogether(t *testing.T) {
 	m := newMarket(t)
 	f := &forger{T: t, market: m}
 	f.payee, f.payer = bundles(t, m)
-	if err := Failures(VerifyTogether([]*Bundle{f.payee, f.payer})); err != nil {
+	if err := audit.Failures(audit.VerifyTogether([]*audit.Bundle{f.payee, f.payer})); err != nil {
 		t.Errorf("both sides of one channel: %v", err)
 	}
 	// let is a channel with one lease of an hour of a real GPU, in a boot that its id names.
-	let := func(salt, id byte, later time.Duration) *Bundle {
+	let := func(salt, id byte, later time.Duration) *audit.Bundle {
 		b := copyOf(t, f.payee)
 		terms := b.Terms.Channel()
 		terms.Salt[0] = salt
 		b.Terms, b.Channel = wire.NewTerms(terms), terms.ID()
-		b.Leases = []BundleLease{f.lease(b, id, uint256.Int{}, 1, "gpu_hour", time.Hour)}
+		b.Leases = []audit.Lease{f.lease(b, id, uint256.Int{}, 1, "gpu_hour", time.Hour)}
 		b.Leases[0].ID[31] = salt
 		r := &b.Leases[0].Records[0]
 		for i := range r.Evidence.Devices {
@@ -296,7 +297,7 @@ func TestBundlesTogether(t *testing.T) {
 		return b
 	}
 	// minutes is a channel whose GPU is rebooted with each minute's record, or hides behind as much paused time in which it was.
-	minutes := func(salt byte, later, paused time.Duration) *Bundle {
+	minutes := func(salt byte, later, paused time.Duration) *audit.Bundle {
 		b := let(salt, 1, later)
 		whole := b.Leases[0].Records[0]
 		b.Leases[0].Records = nil
@@ -331,7 +332,7 @@ func TestBundlesTogether(t *testing.T) {
 	first := let(1, 1, 0)
 	for _, row := range []struct {
 		name  string
-		other *Bundle
+		other *audit.Bundle
 		found bool
 	}{
 		{"afterwards", let(2, 1, time.Hour), false},
@@ -347,7 +348,7 @@ func TestBundlesTogether(t *testing.T) {
 		{"the same channel again", let(1, 1, 0), false},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			if err := Failures(VerifyTogether([]*Bundle{first, f.payer, row.other})); errors.Is(err, ErrLetTwice) != row.found {
+			if err := audit.Failures(audit.VerifyTogether([]*audit.Bundle{first, f.payer, row.other})); errors.Is(err, ErrLetTwice) != row.found {
 				t.Errorf("%v, want found: %v", err, row.found)
 			}
 		})

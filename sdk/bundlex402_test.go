@@ -7,10 +7,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/holiman/uint256"
-
 	"github.com/gpupay/gpupay/internal/testclock"
-	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/audit"
 	"github.com/gpupay/gpupay/sdk/chain"
 )
 
@@ -43,14 +41,14 @@ func TestX402Bundle(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	read := func() *Bundle {
-		copied, err := ParseBundle(document)
+	read := func() *audit.Bundle {
+		copied, err := audit.Parse(document)
 		if err != nil {
 			t.Fatal(err)
 		}
 		return copied
 	}
-	if err := Failures(VerifyBundle(t.Context(), read(), r.chain.Backend)); err != nil {
+	if err := audit.Failures(audit.Verify(t.Context(), read(), r.chain.Backend)); err != nil {
 		t.Fatalf("an honest one: %v", err)
 	}
 	if kept.X402 == nil || len(kept.Leases) < 14 || kept.Settled.IsZero() || len(kept.Transactions) < 2 {
@@ -58,15 +56,15 @@ func TestX402Bundle(t *testing.T) {
 	}
 	for name, c := range map[string]struct {
 		chain bool // is needed to find it
-		forge func(*Bundle)
+		forge func(*audit.Bundle)
 	}{
-		"the last lease left out": {false, func(b *Bundle) { b.Leases = b.Leases[:len(b.Leases)-1] }},
-		"requests left out":       {false, func(b *Bundle) { b.Leases = slices.Delete(b.Leases, 0, 10) }},
-		"more claimed":            {false, func(b *Bundle) { b.Settled.AddUint64(&b.Settled.Int, 3) }},
-		"less claimed":            {true, func(b *Bundle) { b.Settled.SubUint64(&b.Settled.Int, 3) }},
-		"another authorizer":      {false, func(b *Bundle) { b.X402.ReceiverAuthorizer[3] ^= 1 }},
-		"no x402":                 {false, func(b *Bundle) { b.X402 = nil }},
-		"its refund left out":     {true, func(b *Bundle) { b.Transactions = b.Transactions[:len(b.Transactions)-1] }},
+		"the last lease left out": {false, func(b *audit.Bundle) { b.Leases = b.Leases[:len(b.Leases)-1] }},
+		"requests left out":       {false, func(b *audit.Bundle) { b.Leases = slices.Delete(b.Leases, 0, 10) }},
+		"more claimed":            {false, func(b *audit.Bundle) { b.Settled.AddUint64(&b.Settled.Int, 3) }},
+		"less claimed":            {true, func(b *audit.Bundle) { b.Settled.SubUint64(&b.Settled.Int, 3) }},
+		"another authorizer":      {false, func(b *audit.Bundle) { b.X402.ReceiverAuthorizer[3] ^= 1 }},
+		"no x402":                 {false, func(b *audit.Bundle) { b.X402 = nil }},
+		"its refund left out":     {true, func(b *audit.Bundle) { b.Transactions = b.Transactions[:len(b.Transactions)-1] }},
 	} {
 		forged := read()
 		c.forge(forged)
@@ -74,26 +72,8 @@ func TestX402Bundle(t *testing.T) {
 		if c.chain {
 			backend = r.chain.Backend
 		}
-		if Failures(VerifyBundle(t.Context(), forged, backend)) == nil {
+		if audit.Failures(audit.Verify(t.Context(), forged, backend)) == nil {
 			t.Errorf("%s: not found", name)
 		}
-	}
-}
-
-// TestCarriesOnlyWhatWasLeft: a lease may begin with so many base units more than the
-// one before ended with as rounding has left, once.
-func TestCarriesOnlyWhatWasLeft(t *testing.T) {
-	v := &verifier{carried: 2*metering.Fractions + 5}
-	amount := func(n uint64) uint256.Int { return *uint256.NewInt(n) }
-	for _, c := range []struct {
-		before, begins uint64
-		ok             bool
-	}{{10, 9, false}, {10, 13, false}, {10, 11, true}, {11, 12, true}, {12, 13, false}} {
-		if got := v.carries(amount(c.before), amount(c.begins)); got != c.ok {
-			t.Errorf("%d after %d: %t", c.begins, c.before, got)
-		}
-	}
-	if v.carried != 5 {
-		t.Errorf("%d parts are left", v.carried)
 	}
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/channel/store"
+	"github.com/gpupay/gpupay/sdk/audit"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/database"
 )
@@ -17,7 +18,7 @@ import (
 // ExportFile returns what a provider's or a renter's database kept about a
 // channel, or about the channel of a lease; with the zero id about its only
 // channel, or a renter's newest. The program that owns the database may run meanwhile.
-func ExportFile(ctx context.Context, path string, id common.Hash) (*Bundle, error) {
+func ExportFile(ctx context.Context, path string, id common.Hash) (*audit.Bundle, error) {
 	db, err := database.Read(ctx, path, map[string]fs.FS{"provider": providerMigrations, "renter": renterMigrations, "x402": x402Migrations})
 	if err != nil {
 		return nil, err

@@ -20,6 +20,7 @@ import (
 	"github.com/gpupay/gpupay/internal/devchain"
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/audit"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -111,11 +112,11 @@ func fuzzProvider(f *testing.F) (*Provider, *channel.Key, channel.Terms) {
 func FuzzParseBundle(f *testing.F) {
 	var record metering.SignedRecord
 	amount := wire.NewAmount(*uint256.NewInt(5))
-	seed, err := json.Marshal(Bundle{
-		Kind: BundleKind, Version: 1, Keeper: KeptByPayer, Deposit: amount, Settled: amount, Prepaid: amount,
-		Leases:       []BundleLease{{Offer: json.RawMessage(`{}`), Devices: []string{"a"}, Records: []metering.SignedRecord{record}, Proofs: []BundleProof{{}}}},
-		Vouchers:     []BundleVoucher{{Cumulative: amount, Signature: make([]byte, 65)}},
-		Transactions: []BundleTransaction{{Kind: "open"}}, Evidence: []BundleEvidence{{Reason: "x", Document: "{}"}},
+	seed, err := json.Marshal(audit.Bundle{
+		Kind: audit.Kind, Version: 1, Keeper: audit.KeptByPayer, Deposit: amount, Settled: amount, Prepaid: amount,
+		Leases:       []audit.Lease{{Offer: json.RawMessage(`{}`), Devices: []string{"a"}, Records: []metering.SignedRecord{record}, Proofs: []audit.Proof{{}}}},
+		Vouchers:     []audit.Voucher{{Cumulative: amount, Signature: make([]byte, 65)}},
+		Transactions: []audit.Transaction{{Kind: "open"}}, Evidence: []audit.Evidence{{Reason: "x", Document: "{}"}},
 	})
 	if err != nil {
 		f.Fatal(err)
@@ -123,11 +124,11 @@ func FuzzParseBundle(f *testing.F) {
 	f.Add(seed)
 	f.Add([]byte(`{"kind":"gpupay bundle","version":1,"leases":[{}],"vouchers":[{}],"evidence":[{"document":"null"}]}`))
 	f.Fuzz(func(t *testing.T, document []byte) {
-		b, err := ParseBundle(document)
+		b, err := audit.Parse(document)
 		if err != nil {
 			return
 		}
-		if len(VerifyBundle(t.Context(), b, nil)) == 0 {
+		if len(audit.Verify(t.Context(), b, nil)) == 0 {
 			t.Fatal("nothing was checked")
 		}
 		if proofs := b.Equivocations(); len(proofs) > 0 {
@@ -137,11 +138,11 @@ func FuzzParseBundle(f *testing.F) {
 }
 
 func FuzzParseEquivocationProof(f *testing.F) {
-	f.Add([]byte(`{"kind":"` + EquivocationKind + `","offer":{},"records":[{},{}]}`))
+	f.Add([]byte(`{"kind":"` + audit.EquivocationKind + `","offer":{},"records":[{},{}]}`))
 	f.Fuzz(func(t *testing.T, document []byte) {
-		if _, err := ParseEquivocationProof(document); err == nil {
+		if _, err := audit.ParseEquivocation(document); err == nil {
 			t.Fatalf("a fuzzer proved that somebody signed twice: %s", document)
-		} else if !errors.Is(err, ErrNotEquivocation) {
+		} else if !errors.Is(err, audit.ErrNotEquivocation) {
 			t.Fatalf("unexpected kind of error: %v", err)
 		}
 	})

@@ -13,6 +13,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/audit"
 	"github.com/gpupay/gpupay/sdk/internal/database"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -205,12 +206,12 @@ func TestManyShortLeasesAreNotFree(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, b := range []*Bundle{payers, payees} {
-		if err := Failures(VerifyBundle(t.Context(), b, m.Backend)); err != nil {
+	for _, b := range []*audit.Bundle{payers, payees} {
+		if err := audit.Failures(audit.Verify(t.Context(), b, m.Backend)); err != nil {
 			t.Errorf("kept by the %s: %v", b.Keeper, err)
 		}
 	}
-	if err := Failures(CompareBundles(payers, payees).Checks); err != nil {
+	if err := audit.Failures(audit.Compare(payers, payees).Checks); err != nil {
 		t.Error(err)
 	}
 }

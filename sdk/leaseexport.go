@@ -8,27 +8,28 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/channel/store"
+	"github.com/gpupay/gpupay/sdk/audit"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // Export returns what this provider kept about a channel.
-func (p *Provider) Export(ctx context.Context, channelID common.Hash) (*Bundle, error) {
+func (p *Provider) Export(ctx context.Context, channelID common.Hash) (*audit.Bundle, error) {
 	return exportPayee(ctx, p.db, p.sender.Store, channelID)
 }
 
-func exportPayee(ctx context.Context, db *store.DB, txs *chain.Store, id common.Hash) (*Bundle, error) {
+func exportPayee(ctx context.Context, db *store.DB, txs *chain.Store, id common.Hash) (*audit.Bundle, error) {
 	s, err := db.Payee().Load(ctx, id)
 	if err != nil {
 		return nil, err
 	}
-	b, err := newBundle(ctx, txs, KeptByPayee, s.Terms)
+	b, err := audit.New(ctx, txs, audit.KeptByPayee, s.Terms)
 	if err != nil {
 		return nil, err
 	}
 	b.Deposit, b.Settled = wire.NewAmount(s.Deposit), wire.NewAmount(s.Settled)
 	if len(s.Signature) > 0 {
-		b.Vouchers = append(b.Vouchers, BundleVoucher{wire.NewAmount(s.Accepted), s.Signature})
+		b.Vouchers = append(b.Vouchers, audit.Voucher{Cumulative: wire.NewAmount(s.Accepted), Signature: s.Signature})
 	}
 	leases := leaseStore{db: db}
 	rows, err := leases.ofChannel(ctx, id)
@@ -57,25 +58,25 @@ func (s leaseStore) ofChannel(ctx context.Context, channelID common.Hash) ([]lea
 	return rows, nil
 }
 
-func (s leaseStore) export(ctx context.Context, row leaseRow) (BundleLease, error) {
+func (s leaseStore) export(ctx context.Context, row leaseRow) (audit.Lease, error) {
 	id := common.HexToHash(row.ID)
 	offer, err := s.offer(ctx, common.HexToHash(row.Offer))
 	if err != nil {
-		return BundleLease{}, err
+		return audit.Lease{}, err
 	}
 	a, err := row.allocation()
 	if err != nil {
-		return BundleLease{}, err
+		return audit.Lease{}, err
 	}
 	before, err := channel.ParseAmount(row.OwedBefore)
 	if err != nil {
-		return BundleLease{}, err
+		return audit.Lease{}, err
 	}
 	binding, err := row.binding()
 	if err != nil {
-		return BundleLease{}, err
+		return audit.Lease{}, err
 	}
-	lease := BundleLease{ID: id, Offer: offer.Document, Devices: a.Devices, OwedBefore: wire.NewAmount(before), Binding: binding}
+	lease := audit.Lease{ID: id, Offer: offer.Document, Devices: a.Devices, OwedBefore: wire.NewAmount(before), Binding: binding}
 	const page = 1000
 	for after := uint64(0); ; {
 		records, err := s.records(ctx, id, after, page)

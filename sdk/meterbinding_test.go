@@ -17,6 +17,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/eip712"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/audit"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -43,13 +44,13 @@ func bounce(r *rig, f *front, between func()) {
 }
 
 // export is a bundle as it is read from a file.
-func export(t *testing.T, b *Bundle, err error) *Bundle {
+func export(t *testing.T, b *audit.Bundle, err error) *audit.Bundle {
 	t.Helper()
 	raw, failed := json.Marshal(b)
 	if err := errors.Join(err, failed); err != nil {
 		t.Fatal(err)
 	}
-	if b, err = ParseBundle(raw); err != nil {
+	if b, err = audit.Parse(raw); err != nil {
 		t.Fatal(err)
 	}
 	return b
@@ -133,13 +134,13 @@ func TestEachNodeSignsWithItsOwnKey(t *testing.T) {
 		payer := export(t, kept, err)
 		kept, err = r.provider.Export(t.Context(), l.ID())
 		payee := export(t, kept, err)
-		for _, b := range []*Bundle{payee, payer} {
-			if err := Failures(VerifyBundle(t.Context(), b, nil)); err != nil || b.Leases[0].Binding == nil {
+		for _, b := range []*audit.Bundle{payee, payer} {
+			if err := audit.Failures(audit.Verify(t.Context(), b, nil)); err != nil || b.Leases[0].Binding == nil {
 				t.Errorf("kept by the %s, with %+v: %v", b.Keeper, b.Leases[0].Binding, err)
 			}
 		}
-		if both := CompareBundles(payee, payer); Failures(both.Checks) != nil || len(both.Equivocations) != 0 {
-			t.Errorf("both: %v, %d proofs", Failures(both.Checks), len(both.Equivocations))
+		if both := audit.Compare(payee, payer); audit.Failures(both.Checks) != nil || len(both.Equivocations) != 0 {
+			t.Errorf("both: %v, %d proofs", audit.Failures(both.Checks), len(both.Equivocations))
 		}
 		forgedBindings(t, r, payee, payer)
 	}
@@ -178,23 +179,23 @@ func TestNextLeaseHasItsOwnMeter(t *testing.T) {
 	payer := export(t, kept, err)
 	kept, err = r.provider.Export(t.Context(), l.ID())
 	payee := export(t, kept, err)
-	for _, b := range []*Bundle{payee, payer} {
-		if err := Failures(VerifyBundle(t.Context(), b, nil)); err != nil || len(b.Leases) != len(bound) {
+	for _, b := range []*audit.Bundle{payee, payer} {
+		if err := audit.Failures(audit.Verify(t.Context(), b, nil)); err != nil || len(b.Leases) != len(bound) {
 			t.Fatalf("kept by the %s, with %d leases: %v", b.Keeper, len(b.Leases), err)
 		}
 		for i, lease := range b.Leases {
-			if !sameBinding(lease.Binding, &bound[i]) {
+			if !lease.Binding.Same(&bound[i]) {
 				t.Errorf("lease %d is kept by the %s with %+v, it began with %+v", i, b.Keeper, lease.Binding, bound[i])
 			}
 		}
 	}
-	if both := CompareBundles(payee, payer); Failures(both.Checks) != nil || len(both.Equivocations) != 0 {
-		t.Errorf("both: %v, %d proofs", Failures(both.Checks), len(both.Equivocations))
+	if both := audit.Compare(payee, payer); audit.Failures(both.Checks) != nil || len(both.Equivocations) != 0 {
+		t.Errorf("both: %v, %d proofs", audit.Failures(both.Checks), len(both.Equivocations))
 	}
 }
 
 // forgedBindings changes who is bound to the lease of a bundle that holds: each is found.
-func forgedBindings(t *testing.T, r *rig, payee, payer *Bundle) {
+func forgedBindings(t *testing.T, r *rig, payee, payer *audit.Bundle) {
 	t.Helper()
 	real := *payee.Leases[0].Binding
 	stranger := testKey(t)
@@ -223,11 +224,11 @@ func forgedBindings(t *testing.T, r *rig, payee, payer *Bundle) {
 		"another, not signed": {LeaseID: real.LeaseID, ChannelID: real.ChannelID, OfferHash: real.OfferHash, Meter: another.Meter, Signature: real.Signature},
 	} {
 		payee.Leases[0].Binding = c
-		if Failures(VerifyBundle(t.Context(), payee, nil)) == nil {
+		if audit.Failures(audit.Verify(t.Context(), payee, nil)) == nil {
 			t.Errorf("a binding %s holds", name)
 		}
-		both := CompareBundles(payee, payer)
-		if same := Failures(both.Checks) == nil; same != (name == "of a stranger") { // which says the same, and its own check found it
+		both := audit.Compare(payee, payer)
+		if same := audit.Failures(both.Checks) == nil; same != (name == "of a stranger") { // which says the same, and its own check found it
 			t.Errorf("a binding %s is the same in both: %v", name, same)
 		}
 		proofs := 0
@@ -237,15 +238,15 @@ func forgedBindings(t *testing.T, r *rig, payee, payer *Bundle) {
 		if len(both.Equivocations) != proofs {
 			t.Errorf("a binding %s: %d proofs", name, len(both.Equivocations))
 		}
-		if len(JoinBundles([]*Bundle{payee, payee})) != 1 {
+		if len(audit.Join([]*audit.Bundle{payee, payee})) != 1 {
 			t.Errorf("a binding %s: a bundle does not join itself", name)
 		}
 	}
 	payee.Leases[0].Binding = another
 	whole := *payee
-	whole.Leases = append([]BundleLease(nil), payee.Leases...)
+	whole.Leases = append([]audit.Lease(nil), payee.Leases...)
 	whole.Leases[0].Binding = &real
-	if got := JoinBundles([]*Bundle{payee, &whole}); len(got) != 2 {
+	if got := audit.Join([]*audit.Bundle{payee, &whole}); len(got) != 2 {
 		t.Errorf("two meters of one lease are joined")
 	}
 	payee.Leases[0].Binding = &real
@@ -316,7 +317,7 @@ func TestBoundBeforeActive(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if b, err := row.binding(); err != nil || !sameBinding(b, lease.lease.Binding) || row.MeterKey != o.config.MeterKey.Address().Hex() || !row.atNode() {
+	if b, err := row.binding(); err != nil || !b.Same(lease.lease.Binding) || row.MeterKey != o.config.MeterKey.Address().Hex() || !row.atNode() {
 		t.Errorf("the row has %+v, the renter %+v (%v)", row, lease.lease.Binding, err)
 	}
 	again := row
@@ -405,10 +406,10 @@ func TestNodeSignsForNoOtherLease(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := NewEquivocationProof(offer.Document, lease.lease.Binding, rec, forged[0]); !errors.Is(err, ErrNotEquivocation) {
+	if _, err := audit.NewEquivocation(offer.Document, lease.lease.Binding, rec, forged[0]); !errors.Is(err, audit.ErrNotEquivocation) {
 		t.Errorf("what another node signed convicts the payee: %v", err)
 	}
-	if _, err := NewEquivocationProof(offer.Document, lease.lease.Binding, rec, forged[1]); err != nil {
+	if _, err := audit.NewEquivocation(offer.Document, lease.lease.Binding, rec, forged[1]); err != nil {
 		t.Errorf("a second word of the node that is bound convicts nobody: %v", err)
 	}
 }
@@ -559,7 +560,7 @@ func TestLeaseFromBeforeGoesOn(t *testing.T) {
 	lease.release()
 	o.same(r, lease.lease.LeaseID)
 	kept, err := r.provider.Export(t.Context(), lease.terms.ID())
-	if err := Failures(VerifyBundle(t.Context(), export(t, kept, err), nil)); err != nil {
+	if err := audit.Failures(audit.Verify(t.Context(), export(t, kept, err), nil)); err != nil {
 		t.Error(err)
 	}
 	r.enlist()

@@ -253,7 +253,7 @@ func TestAnyGatewayTakesOverALeaseAtANode(t *testing.T) {
 	cred := lease.credential(wire.ActionVoucher, 0)
 	cred.Payload.LeaseSecret = lease.lease.Secret
 	there.attach(b.do("GET", "", cred))
-	if !sameBinding(there.lease.Binding, lease.lease.Binding) || there.lease.Binding == nil {
+	if !there.lease.Binding.Same(lease.lease.Binding) || there.lease.Binding == nil {
 		t.Errorf("one gateway shows meter %+v, the other %+v", lease.lease.Binding, there.lease.Binding)
 	}
 	there.status(leaseSuspended)

@@ -13,6 +13,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/exactjson"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/audit"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -103,7 +104,7 @@ func TestEveryFieldOfABinding(t *testing.T) {
 		}
 		if err := l.judge(lease); err != nil {
 			refused++
-		} else if !sameBinding(lease.Binding, l.row.Binding) {
+		} else if !lease.Binding.Same(l.row.Binding) {
 			t.Errorf("%s: %+v is taken", what, lease.Binding)
 		}
 	})
@@ -187,16 +188,16 @@ func TestForkOfABoundMeter(t *testing.T) {
 	other := real
 	other.Meter = wire.Address(v.key.Address())
 	for name, binding := range map[string]*wire.MeterBinding{"no binding": nil, "another, not signed": &other} {
-		if p.Binding = binding; !errors.Is(errOf(p.Verify()), ErrNotEquivocation) {
+		if p.Binding = binding; !errors.Is(errOf(p.Verify()), audit.ErrNotEquivocation) {
 			t.Errorf("%s: it convicts", name)
 		}
 	}
 	p.Binding, p.Bindings = &real, &[2]wire.MeterBinding{real, real}
-	if !errors.Is(errOf(p.Verify()), ErrNotEquivocation) {
+	if !errors.Is(errOf(p.Verify()), audit.ErrNotEquivocation) {
 		t.Error("records and meters beside each other convict")
 	}
 	p.Binding, p.Records = nil, [2]metering.SignedRecord{}
-	if !errors.Is(errOf(p.Verify()), ErrNotEquivocation) {
+	if !errors.Is(errOf(p.Verify()), audit.ErrNotEquivocation) {
 		t.Error("one meter twice convicts")
 	}
 }

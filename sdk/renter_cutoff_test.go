@@ -10,6 +10,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/badrpc"
 	"github.com/gpupay/gpupay/internal/chaintest"
+	"github.com/gpupay/gpupay/sdk/audit"
 	"github.com/gpupay/gpupay/sdk/chain"
 )
 
@@ -90,7 +91,7 @@ func TestBooksOfWhatWasCutOff(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := Failures(VerifyBundle(t.Context(), b, m.Backend)); err != nil {
+			if err := audit.Failures(audit.Verify(t.Context(), b, m.Backend)); err != nil {
 				t.Errorf("its books: %v", err)
 			}
 			if paid, err := r.w.DB.Payer().Load(t.Context(), l.ID()); err != nil || paid.Status != channel.Finalized {

@@ -10,6 +10,7 @@ import (
 	"github.com/ethereum/go-ethereum/common"
 
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/audit"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -117,7 +118,7 @@ func TestLostDatabase(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if b, err := r.Export(t.Context(), want); err != nil || b.Channel != want || Failures(VerifyBundle(t.Context(), b, nil)) != nil {
+	if b, err := r.Export(t.Context(), want); err != nil || b.Channel != want || audit.Failures(audit.Verify(t.Context(), b, nil)) != nil {
 		t.Errorf("its bundle: %+v, %v", b, err)
 	}
 	if proofs, err := r.Equivocations(t.Context(), want); err != nil || len(proofs) != 0 {

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/audit"
 )
 
 // TestRunAfterSignLeave: once a leave is signed nothing more is paid or topped up, though the deposit runs low and the lease goes
@@ -141,7 +142,7 @@ func TestReopen(t *testing.T) {
 			if err != nil || len(b.Leases) != 2 || b.Leases[0].ID != first || len(b.Leases[0].Records) == 0 || len(b.Leases[1].Records) == 0 {
 				t.Errorf("exported: %d leases, %v", len(b.Leases), err)
 			}
-			for _, check := range VerifyBundle(t.Context(), b, m.Backend) {
+			for _, check := range audit.Verify(t.Context(), b, m.Backend) {
 				if check.Err != nil {
 					t.Errorf("verify: %s: %v", check.Name, check.Err)
 				}

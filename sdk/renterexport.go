@@ -12,12 +12,13 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/channel/store"
+	"github.com/gpupay/gpupay/sdk/audit"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // Export returns what this renter kept about a channel.
-func (r *Renter) Export(ctx context.Context, channelID common.Hash) (*Bundle, error) {
+func (r *Renter) Export(ctx context.Context, channelID common.Hash) (*audit.Bundle, error) {
 	return exportPayer(ctx, r.w.DB, r.w.Sender.Store, channelID)
 }
 
@@ -40,7 +41,7 @@ func newestOf(ctx context.Context, rentals rentalStore, channels []channel.Payer
 	return newest.ID, nil
 }
 
-func exportPayer(ctx context.Context, db *store.DB, txs *chain.Store, id common.Hash) (*Bundle, error) {
+func exportPayer(ctx context.Context, db *store.DB, txs *chain.Store, id common.Hash) (*audit.Bundle, error) {
 	s, err := db.Payer().Load(ctx, id)
 	if err != nil {
 		return nil, err
@@ -54,13 +55,13 @@ func exportPayer(ctx context.Context, db *store.DB, txs *chain.Store, id common.
 	if err != nil {
 		return nil, err
 	}
-	b, err := newBundle(ctx, txs, KeptByPayer, s.Terms)
+	b, err := audit.New(ctx, txs, audit.KeptByPayer, s.Terms)
 	if err != nil {
 		return nil, err
 	}
 	b.Deposit, b.Settled = wire.NewAmount(s.Deposit), wire.NewAmount(s.Settled)
 	if len(s.Signature) > 0 {
-		b.Vouchers = append(b.Vouchers, BundleVoucher{wire.NewAmount(s.Signed), s.Signature})
+		b.Vouchers = append(b.Vouchers, audit.Voucher{Cumulative: wire.NewAmount(s.Signed), Signature: s.Signature})
 	}
 	if b.X402 != nil {
 		err = slates{books}.export(ctx, b)
@@ -75,17 +76,17 @@ func exportPayer(ctx context.Context, db *store.DB, txs *chain.Store, id common.
 		return nil, err
 	}
 	for _, e := range kept {
-		b.Evidence = append(b.Evidence, BundleEvidence{Reason: e.Reason, At: e.At.UTC(), Document: redactExport(string(e.Document), row.Secret, string(row.Access))})
+		b.Evidence = append(b.Evidence, audit.Evidence{Reason: e.Reason, At: e.At.UTC(), Document: redactExport(string(e.Document), row.Secret, string(row.Access))})
 	}
 	proofs, err := rentals.proofs(ctx, id)
 	for _, p := range proofs { // nothing is cut out of one: what a provider calls its secret may be a part of it, and no more
-		b.Evidence = append(b.Evidence, BundleEvidence{Reason: EquivocationKind, At: time.UnixMilli(p.At).UTC(), Document: p.Document})
+		b.Evidence = append(b.Evidence, audit.Evidence{Reason: audit.EquivocationKind, At: time.UnixMilli(p.At).UTC(), Document: p.Document})
 	}
 	return b, err
 }
 
 // exportLease adds the rental's lease, if it came to one, and what was prepaid.
-func (row rentalRow) exportLease(ctx context.Context, rentals rentalStore, b *Bundle) error {
+func (row rentalRow) exportLease(ctx context.Context, rentals rentalStore, b *audit.Bundle) error {
 	if row.found() {
 		return nil // its lease and what was prepaid went with the database
 	}
@@ -108,7 +109,7 @@ func (row rentalRow) exportLease(ctx context.Context, rentals rentalStore, b *Bu
 	}
 	records, err := rentals.records(ctx, b.Channel)
 	for _, l := range leases {
-		b.Leases = append(b.Leases, BundleLease{
+		b.Leases = append(b.Leases, audit.Lease{
 			ID: l.ID, Offer: l.Offer, Devices: l.Devices, OwedBefore: wire.NewAmount(l.OwedBefore), Binding: l.Binding, Records: of(l.ID, records),
 		})
 	}
@@ -118,7 +119,7 @@ func (row rentalRow) exportLease(ctx context.Context, rentals rentalStore, b *Bu
 // Equivocations returns the proofs that a provider contradicted itself on a
 // channel, also on one with an x402 server. A renter that meets a second record of
 // one number keeps both.
-func (r *Renter) Equivocations(ctx context.Context, channelID common.Hash) ([]*EquivocationProof, error) {
+func (r *Renter) Equivocations(ctx context.Context, channelID common.Hash) ([]*audit.Equivocation, error) {
 	b, err := r.Export(ctx, channelID)
 	if err == nil {
 		return b.Equivocations(), nil
@@ -134,9 +135,9 @@ func (r *Renter) Equivocations(ctx context.Context, channelID common.Hash) ([]*E
 		}
 		return nil, nil
 	}
-	var proofs []*EquivocationProof
+	var proofs []*audit.Equivocation
 	for _, s := range stored {
-		p, err := ParseEquivocationProof([]byte(s.Document))
+		p, err := audit.ParseEquivocation([]byte(s.Document))
 		if err != nil {
 			return nil, fmt.Errorf("channel %s: a proof on disk does not hold; restore the database from its backup: %w", channelID, err)
 		}

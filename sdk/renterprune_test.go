@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
+	"github.com/gpupay/gpupay/sdk/audit"
 )
 
 // TestRenterPrune: the records of a rental whose end is final are deleted after its bundle is kept. Those of one that runs, or whose
@@ -44,12 +45,12 @@ func TestRenterPrune(t *testing.T) {
 		t.Fatal(err)
 	}
 	full, later := errors.New("the disk is full"), time.Now().Add(time.Hour)
-	var kept []*Bundle
-	keep := func(b *Bundle) error { kept = append(kept, b); return nil }
+	var kept []*audit.Bundle
+	keep := func(b *audit.Bundle) error { kept = append(kept, b); return nil }
 	if n, err := r.Prune(t.Context(), time.Now().Add(-time.Hour), keep); n != 0 || err != nil {
 		t.Errorf("%d young ones are pruned, %v", n, err)
 	}
-	if n, err := r.Prune(t.Context(), later, func(*Bundle) error { return full }); n != 0 || !errors.Is(err, full) {
+	if n, err := r.Prune(t.Context(), later, func(*audit.Bundle) error { return full }); n != 0 || !errors.Is(err, full) {
 		t.Errorf("%d are pruned that are not kept, %v", n, err)
 	}
 	before, err := r.store.load(t.Context(), final.id)
@@ -61,7 +62,7 @@ func TestRenterPrune(t *testing.T) {
 	}
 	if len(kept) != 1 || kept[0].Channel != final.id || len(kept[0].Leases) != 1 || len(kept[0].Leases[0].Records) < 2 {
 		t.Errorf("kept: %+v", kept)
-	} else if err := Failures(VerifyBundle(t.Context(), kept[0], m.Backend)); err != nil {
+	} else if err := audit.Failures(audit.Verify(t.Context(), kept[0], m.Backend)); err != nil {
 		t.Errorf("what is kept: %v", err)
 	}
 	for id, gone := range map[common.Hash]bool{final.id: true, caught.id: false, young.id: false, runs.id: false} {

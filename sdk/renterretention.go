@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
+	"github.com/gpupay/gpupay/sdk/audit"
 	"github.com/jmoiron/sqlx"
 )
 
@@ -16,7 +17,7 @@ import (
 // look at the chain before that time and by one now. What was signed stays, what the
 // GPUs were billed for and what counts against the caps. It returns how many it
 // pruned, and stops at the first error.
-func (r *Renter) Prune(ctx context.Context, before time.Time, archive func(*Bundle) error) (int, error) {
+func (r *Renter) Prune(ctx context.Context, before time.Time, archive func(*audit.Bundle) error) (int, error) {
 	rows, err := r.store.list(ctx, isSettled, RentalFinished, before.UnixMilli())
 	if err != nil {
 		return 0, err

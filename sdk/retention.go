@@ -15,6 +15,7 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/audit"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -26,7 +27,7 @@ import (
 // channels themselves stay. It deletes the offers too that expired before that time, and
 // a day ago, and that no lease is under that is kept, and no record that a renter has
 // shown. It returns how many channels it pruned, and stops at the first error.
-func (p *Provider) Prune(ctx context.Context, before time.Time, archive func(*Bundle) error) (int, error) {
+func (p *Provider) Prune(ctx context.Context, before time.Time, archive func(*audit.Bundle) error) (int, error) {
 	ids, err := p.store.quiet(ctx, before)
 	if err != nil {
 		return 0, err
@@ -176,7 +177,7 @@ func (p *Provider) retain(ctx context.Context) error {
 // archive has a bundle on disk, whole and synced, before it returns. What it says is
 // in its file's name, so that no bundle of a channel is written over another: one of
 // x402 is used again after it was pruned.
-func (p *Provider) archive(b *Bundle) error {
+func (p *Provider) archive(b *audit.Bundle) error {
 	text, err := json.Marshal(b)
 	if err != nil {
 		return err

@@ -14,6 +14,7 @@ import (
 
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/audit"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -75,7 +76,7 @@ func TestPrune(t *testing.T) {
 				t.Errorf("%d young ones are pruned, %v", n, err)
 			}
 			full := errors.New("the disk is full")
-			if n, err := r.provider.Prune(t.Context(), later, func(*Bundle) error { return full }); n != 0 || !errors.Is(err, full) {
+			if n, err := r.provider.Prune(t.Context(), later, func(*audit.Bundle) error { return full }); n != 0 || !errors.Is(err, full) {
 				t.Errorf("%d are pruned without an archive, %v", n, err)
 			}
 			if n, err := r.provider.Prune(t.Context(), later, r.provider.archive); n != 1 || err != nil {
@@ -171,7 +172,7 @@ func TestPruneSparesALeaseThatBegins(t *testing.T) {
 			if err := r.provider.Settle(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			n, err := r.provider.Prune(t.Context(), time.Now().Add(time.Hour), func(*Bundle) error {
+			n, err := r.provider.Prune(t.Context(), time.Now().Add(time.Hour), func(*audit.Bundle) error {
 				b.again()
 				return nil
 			})
@@ -212,7 +213,7 @@ func TestPruneBesideDisputes(t *testing.T) {
 			`DELETE FROM shown_records`},
 		"open again": {`UPDATE payee_channels SET status = 2`, `UPDATE payee_channels SET status = 4`},
 	} {
-		n, err := a.provider.Prune(t.Context(), later, func(*Bundle) error { b.sql(meanwhile[0]); return nil })
+		n, err := a.provider.Prune(t.Context(), later, func(*audit.Bundle) error { b.sql(meanwhile[0]); return nil })
 		if n != 0 || err != nil || records() != whole {
 			t.Errorf("%s: %d are pruned, and %d of %d records are left, %v", what, n, records(), whole, err)
 		}
@@ -250,7 +251,7 @@ func TestPruneBesideDisputes(t *testing.T) {
 }
 
 // archived reads what an archive has of a channel.
-func archived(t *testing.T, dir string, id common.Hash) (all []*Bundle) {
+func archived(t *testing.T, dir string, id common.Hash) (all []*audit.Bundle) {
 	t.Helper()
 	paths, err := filepath.Glob(filepath.Join(dir, id.Hex()+"*.json"))
 	if err != nil {
@@ -261,7 +262,7 @@ func archived(t *testing.T, dir string, id common.Hash) (all []*Bundle) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		b, err := ParseBundle(text)
+		b, err := audit.Parse(text)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -306,22 +307,22 @@ func TestArchiveKeepsWhatWasPrunedBefore(t *testing.T) {
 	kept := archived(t, r.config.Archive, b.terms.ID())
 	for range kept {
 		kept = append(kept[1:], kept[0])
-		joined := JoinBundles(kept)
+		joined := audit.Join(kept)
 		if len(joined) != 1 || len(joined[0].Leases) != 3 {
 			t.Fatalf("%d bundles, joined", len(joined))
 		}
-		if err := Failures(VerifyBundle(t.Context(), joined[0], r.chain.Backend)); err != nil {
+		if err := audit.Failures(audit.Verify(t.Context(), joined[0], r.chain.Backend)); err != nil {
 			t.Errorf("joined: %v", err)
 		}
-		if joined = JoinBundles(kept[1:]); Failures(VerifyBundle(t.Context(), joined[0], r.chain.Backend)) == nil {
+		if joined = audit.Join(kept[1:]); audit.Failures(audit.Verify(t.Context(), joined[0], r.chain.Backend)) == nil {
 			t.Error("one that is missing is not missed")
 		}
 	}
 	other := *kept[0]
-	other.Leases = []BundleLease{kept[0].Leases[0]}
+	other.Leases = []audit.Lease{kept[0].Leases[0]}
 	other.Leases[0].Records = slices.Clone(other.Leases[0].Records)
 	other.Leases[0].Records[0].To++
-	if joined := JoinBundles(append(kept, &other)); len(joined) != 2 {
+	if joined := audit.Join(append(kept, &other)); len(joined) != 2 {
 		t.Errorf("%d bundles: one that contradicts the others is joined", len(joined))
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/eip712"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/audit"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -152,16 +153,16 @@ func (s leaseStore) putShown(ctx context.Context, shown wire.ShownRecord) error 
 }
 
 // shown returns the records of a channel that only its renter had.
-func (s leaseStore) shown(ctx context.Context, channelID common.Hash) ([]BundleEvidence, error) {
+func (s leaseStore) shown(ctx context.Context, channelID common.Hash) ([]audit.Evidence, error) {
 	var rows []struct {
 		Record string `db:"record"`
 		At     int64  `db:"shown_at"`
 	}
 	db := s.db.View()
 	err := db.SelectContext(ctx, &rows, db.Rebind(`SELECT record, shown_at FROM shown_records WHERE channel = ? ORDER BY shown_at, lease, sequence`), channelID.Hex())
-	var kept []BundleEvidence
+	var kept []audit.Evidence
 	for _, row := range rows {
-		kept = append(kept, BundleEvidence{Reason: "the renter showed this record, which the provider signed and no longer had: " + errRolledBack.Error(),
+		kept = append(kept, audit.Evidence{Reason: "the renter showed this record, which the provider signed and no longer had: " + errRolledBack.Error(),
 			At: time.Unix(row.At, 0).UTC(), Document: row.Record})
 	}
 	return kept, err

@@ -9,6 +9,7 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/audit"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -43,7 +44,7 @@ func bare(rec metering.SignedRecord) metering.SignedRecord {
 
 // prove keeps two records of one number, if they are two and both the payee's.
 func (s walletStore) prove(ctx context.Context, offer json.RawMessage, meter *wire.MeterBinding, accepted, refused metering.SignedRecord, at int64) error {
-	p, err := NewEquivocationProof(offer, meter, bare(accepted), bare(refused))
+	p, err := audit.NewEquivocation(offer, meter, bare(accepted), bare(refused))
 	if err != nil { // no proof: what was refused is kept as such
 		return nil
 	}
@@ -51,7 +52,7 @@ func (s walletStore) prove(ctx context.Context, offer json.RawMessage, meter *wi
 }
 
 // putProof keeps a proof about a channel.
-func (s walletStore) putProof(ctx context.Context, p *EquivocationProof, channelID common.Hash, at int64) error {
+func (s walletStore) putProof(ctx context.Context, p *audit.Equivocation, channelID common.Hash, at int64) error {
 	document, err := json.Marshal(p)
 	if err != nil {
 		return err
@@ -60,7 +61,7 @@ func (s walletStore) putProof(ctx context.Context, p *EquivocationProof, channel
 	return s.db.Update(ctx, func(tx *sqlx.Tx) error {
 		_, err := tx.ExecContext(ctx, tx.Rebind(`INSERT INTO rental_proofs (channel, lease, sequence, document, at)
 			SELECT ?, ?, ?, ?, ? WHERE (SELECT count(*) FROM rental_proofs WHERE channel = ?) < ? ON CONFLICT DO NOTHING`),
-			id, p.lease().Hex(), int64(p.Records[0].Sequence), string(document), at, id, maxProofs)
+			id, p.Lease().Hex(), int64(p.Records[0].Sequence), string(document), at, id, maxProofs)
 		return err
 	})
 }

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gpupay/gpupay/sdk/audit"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -44,7 +45,7 @@ func TestX402PriceChange(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := Failures(VerifyBundle(t.Context(), kept, r.chain.Backend)); err != nil {
+			if err := audit.Failures(audit.Verify(t.Context(), kept, r.chain.Backend)); err != nil {
 				t.Errorf("the provider's bundle: %v", err)
 			}
 			if evidence, err := n.x.w.Evidence(t.Context(), id); err != nil || len(evidence) > 0 {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sim"
+	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // Of a pair's ticks one is of 600 ms of GPU time, and its voucher covers 1.6 s beside it. A base unit is a millisecond.
@@ -163,7 +164,13 @@ func TestX402TimeOfAllGPUs(t *testing.T) {
 // absence is no more than was signed for, to the base unit, and one late reading of each GPU.
 func TestX402ClocksOfAnHonestLease(t *testing.T) {
 	const late, unit = int64(pairGap), int64(time.Millisecond) // a base unit of time
-	offer := offerOf(t, testKey(t), late/unit).Document
+	key := testKey(t)
+	offer, err := wire.SignOffer(t.Context(), key, wire.Offer{Version: 1, ChainID: 1, Escrow: wire.Address{1}, Token: wire.Address{2},
+		Payee: wire.Address(key.Address()), Meter: wire.Address(key.Address()), Amount: wireAmount(1000), Unit: "gpu_second",
+		Credit: 10, Tick: 1000, MaxGap: late / unit, RecordEvery: 5000})
+	if err != nil {
+		t.Fatal(err)
+	}
 	for seed := range uint64(60) {
 		random := rand.New(rand.NewPCG(seed, 1))
 		gpus := 1 + random.IntN(4)
@@ -186,7 +193,7 @@ func TestX402ClocksOfAnHonestLease(t *testing.T) {
 				}
 			}
 		}
-		l := &ticking{Offer: offer, Devices: make([]string, gpus), Checker: metering.CheckerState{BootID: "b", Start: at}}
+		l := &ticking{Offer: offer.Document, Devices: make([]string, gpus), Checker: metering.CheckerState{BootID: "b", Start: at}}
 		l.Together = l.each()
 		b, prior := &buying{}, int64(0)
 		for range 20 {

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gpupay/gpupay/sdk/audit"
 	"github.com/gpupay/gpupay/sdk/chain"
 )
 
@@ -51,38 +52,38 @@ func TestX402PayersBundle(t *testing.T) {
 	if err != nil || len(filed.Leases) != 2 {
 		t.Fatalf("of a lease, beside the program: %+v, %v", filed, err)
 	}
-	read := func() *Bundle {
-		b, err := ParseBundle(document)
+	read := func() *audit.Bundle {
+		b, err := audit.Parse(document)
 		if err != nil {
 			t.Fatal(err)
 		}
 		return b
 	}
-	if err := errors.Join(Failures(VerifyBundle(t.Context(), read(), n.chain.Backend)), Failures(VerifyBundle(t.Context(), filed, nil)),
-		Failures(CompareBundles(read(), theirs).Checks), Failures(CompareBundles(theirs, read()).Checks)); err != nil {
+	if err := errors.Join(audit.Failures(audit.Verify(t.Context(), read(), n.chain.Backend)), audit.Failures(audit.Verify(t.Context(), filed, nil)),
+		audit.Failures(audit.Compare(read(), theirs).Checks), audit.Failures(audit.Compare(theirs, read()).Checks)); err != nil {
 		t.Errorf("an honest one: %v", err)
 	}
-	for name, forge := range map[string]func(*Bundle){
-		"a record that is changed":    func(b *Bundle) { b.Leases[0].Records[0].Nanos-- },
-		"a record that is repeated":   func(b *Bundle) { b.Leases[1].Records = append(b.Leases[1].Records, b.Leases[1].Records[0]) },
-		"leases in another order":     func(b *Bundle) { slices.Reverse(b.Leases) },
-		"more claimed than signed":    func(b *Bundle) { b.Settled.AddUint64(&b.Vouchers[0].Cumulative.Int, 1) },
-		"a voucher that is changed":   func(b *Bundle) { b.Vouchers[0].Cumulative.AddUint64(&b.Vouchers[0].Cumulative.Int, 1) },
-		"a lease without its offer":   func(b *Bundle) { b.Leases[0].Offer = json.RawMessage("null") },
-		"another device of its own":   func(b *Bundle) { b.Leases[0].Devices[0] = "SIM-GPU-7" },
-		"it begins with more owed":    func(b *Bundle) { b.Leases[1].OwedBefore.AddUint64(&b.Leases[1].OwedBefore.Int, 1) },
-		"a payee's, that has holes":   func(b *Bundle) { b.Keeper = KeptByPayee },
-		"the channel is our escrow's": func(b *Bundle) { b.X402 = nil },
+	for name, forge := range map[string]func(*audit.Bundle){
+		"a record that is changed":    func(b *audit.Bundle) { b.Leases[0].Records[0].Nanos-- },
+		"a record that is repeated":   func(b *audit.Bundle) { b.Leases[1].Records = append(b.Leases[1].Records, b.Leases[1].Records[0]) },
+		"leases in another order":     func(b *audit.Bundle) { slices.Reverse(b.Leases) },
+		"more claimed than signed":    func(b *audit.Bundle) { b.Settled.AddUint64(&b.Vouchers[0].Cumulative.Int, 1) },
+		"a voucher that is changed":   func(b *audit.Bundle) { b.Vouchers[0].Cumulative.AddUint64(&b.Vouchers[0].Cumulative.Int, 1) },
+		"a lease without its offer":   func(b *audit.Bundle) { b.Leases[0].Offer = json.RawMessage("null") },
+		"another device of its own":   func(b *audit.Bundle) { b.Leases[0].Devices[0] = "SIM-GPU-7" },
+		"it begins with more owed":    func(b *audit.Bundle) { b.Leases[1].OwedBefore.AddUint64(&b.Leases[1].OwedBefore.Int, 1) },
+		"a payee's, that has holes":   func(b *audit.Bundle) { b.Keeper = audit.KeptByPayee },
+		"the channel is our escrow's": func(b *audit.Bundle) { b.X402 = nil },
 	} {
 		forged := read()
 		forge(forged)
-		if Failures(VerifyBundle(t.Context(), forged, nil)) == nil {
+		if audit.Failures(audit.Verify(t.Context(), forged, nil)) == nil {
 			t.Errorf("%s: not found", name)
 		}
 	}
-	for name, forge := range map[string]func(*Bundle){
-		"a lease that it lacks":  func(b *Bundle) { b.Leases = b.Leases[:1] },
-		"a record that it lacks": func(b *Bundle) { b.Leases[0].Records = b.Leases[0].Records[:len(b.Leases[0].Records)-1] },
+	for name, forge := range map[string]func(*audit.Bundle){
+		"a lease that it lacks":  func(b *audit.Bundle) { b.Leases = b.Leases[:1] },
+		"a record that it lacks": func(b *audit.Bundle) { b.Leases[0].Records = b.Leases[0].Records[:len(b.Leases[0].Records)-1] },
 	} {
 		forged := *theirs
 		forged.Leases = slices.Clone(theirs.Leases)
@@ -90,7 +91,7 @@ func TestX402PayersBundle(t *testing.T) {
 			forged.Leases[0].Records = forged.Leases[0].Records[:len(forged.Leases[0].Records)-1]
 		}
 		forge(&forged)
-		if Failures(CompareBundles(read(), &forged).Checks) == nil {
+		if audit.Failures(audit.Compare(read(), &forged).Checks) == nil {
 			t.Errorf("the provider's, %s: not found", name)
 		}
 	}
@@ -103,9 +104,9 @@ func TestX402RenterPrune(t *testing.T) {
 	n := newTenant(t, newPayRig(t))
 	n.tick()
 	r, later, full := n.renter, time.Now().Add(time.Hour), errors.New("the disk is full")
-	var kept []*Bundle
-	keep := func(b *Bundle) error { kept = append(kept, b); return nil }
-	prunes := func(what string, before time.Time, archive func(*Bundle) error, want int) {
+	var kept []*audit.Bundle
+	keep := func(b *audit.Bundle) error { kept = append(kept, b); return nil }
+	prunes := func(what string, before time.Time, archive func(*audit.Bundle) error, want int) {
 		t.Helper()
 		had, err := n.x.Records(t.Context(), n.rental.Channel())
 		if err != nil {
@@ -127,7 +128,7 @@ func TestX402RenterPrune(t *testing.T) {
 	prunes("it holds money", later, keep, 0)
 	empty()
 	prunes("it was used lately", time.Now().Add(-time.Hour), keep, 0)
-	prunes("its bundle is not kept", later, func(*Bundle) error { return full }, 0)
+	prunes("its bundle is not kept", later, func(*audit.Bundle) error { return full }, 0)
 	n.dust(1)
 	prunes("money came that this renter has not seen", later, keep, 0)
 	empty()
@@ -153,8 +154,8 @@ func TestX402RenterPrune(t *testing.T) {
 	empty()
 	prunes("used on, and empty again", later, keep, 1)
 	var backend chain.Backend = n.chain.Backend
-	if joined := JoinBundles(kept); len(joined) != 1 || len(joined[0].Leases) != 2 || Failures(VerifyBundle(t.Context(), joined[0], backend)) != nil {
-		t.Errorf("what is kept: %d, %v", len(joined), Failures(VerifyBundle(t.Context(), joined[0], backend)))
+	if joined := audit.Join(kept); len(joined) != 1 || len(joined[0].Leases) != 2 || audit.Failures(audit.Verify(t.Context(), joined[0], backend)) != nil {
+		t.Errorf("what is kept: %d, %v", len(joined), audit.Failures(audit.Verify(t.Context(), joined[0], backend)))
 	}
 	n.tick()
 	empty()

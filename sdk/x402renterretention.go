@@ -9,11 +9,12 @@ import (
 	"github.com/ethereum/go-ethereum/common"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/audit"
 	"github.com/gpupay/gpupay/sdk/chain"
 )
 
 // pruneX402 is Prune for channels with x402 servers.
-func (r *Renter) pruneX402(ctx context.Context, before time.Time, archive func(*Bundle) error) (pruned int, err error) {
+func (r *Renter) pruneX402(ctx context.Context, before time.Time, archive func(*audit.Bundle) error) (pruned int, err error) {
 	slates := slates{r.w.store}
 	quiet, err := slates.quiet(ctx, before)
 	for _, s := range quiet {

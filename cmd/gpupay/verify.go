@@ -10,7 +10,6 @@ import (
 	urfave "github.com/urfave/cli/v3"
 
 	"github.com/gpupay/gpupay/internal/cli"
-	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/audit"
 	"github.com/gpupay/gpupay/sdk/chain"
 )
@@ -68,7 +67,7 @@ func (v *verify) run(ctx context.Context, files []string) (err error) {
 			return noVerdict{err}
 		}
 	}
-	result, err := audit.Files(ctx, files, backend, func(c sdk.Check) { fmt.Fprintln(v.out, c) })
+	result, err := audit.Files(ctx, files, backend, func(c audit.Check) { fmt.Fprintln(v.out, c) })
 	if err != nil {
 		return noVerdict{err}
 	}

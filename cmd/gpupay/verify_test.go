@@ -23,6 +23,7 @@ import (
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/sdk"
+	"github.com/gpupay/gpupay/sdk/audit"
 )
 
 // rented returns the databases of both sides after a rental on a real chain.
@@ -132,7 +133,7 @@ func TestEquivocationFails(t *testing.T) {
 		t.Fatal(err)
 	}
 	other := *b
-	other.Leases = append([]sdk.BundleLease(nil), b.Leases...)
+	other.Leases = append([]audit.Lease(nil), b.Leases...)
 	records := append(other.Leases[0].Records[:0:0], other.Leases[0].Records...)
 	records[0].To++
 	domain := metering.Domain(b.Terms.ChainID, common.Address(b.Terms.Escrow))
@@ -221,7 +222,7 @@ func TestBundleSteersNoTerminal(t *testing.T) {
 	twice := b.Leases[0] // whose GPU is named, since it is billed twice
 	twice.ID[0] ^= 1
 	b.Leases = append(b.Leases, twice)
-	b.Evidence = append(b.Evidence, sdk.BundleEvidence{Reason: "garbage", Document: "{}"})
+	b.Evidence = append(b.Evidence, audit.Evidence{Reason: "garbage", Document: "{}"})
 	document, err := json.Marshal(b)
 	if err != nil {
 		t.Fatal(err)
@@ -256,7 +257,7 @@ func TestBundleSteersNoTerminal(t *testing.T) {
 	if err != nil || steers(string(raw)) {
 		t.Errorf("an export steers a terminal: %v", err)
 	}
-	if again, err := sdk.ParseBundle(raw); err != nil || again.Evidence[0].Document != hostile {
+	if again, err := audit.Parse(raw); err != nil || again.Evidence[0].Document != hostile {
 		t.Errorf("an export does not say the same: %v", err)
 	}
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/gpupay/gpupay/channel/store"
 	"github.com/gpupay/gpupay/internal/fault"
 	"github.com/gpupay/gpupay/sdk"
+	"github.com/gpupay/gpupay/sdk/audit"
 	"github.com/gpupay/gpupay/sdk/chain"
 )
 
@@ -142,7 +143,7 @@ func (r *report) account(db *store.DB, id common.Hash, view channel.ChainView) {
 func (r *report) bundles(owner *renter, id common.Hash) {
 	payee, err := sdk.ExportFile(r.ctx, r.providerDB(), id)
 	if err == nil {
-		err = sdk.Failures(sdk.VerifyBundle(r.ctx, payee, r.chain.Backend))
+		err = audit.Failures(audit.Verify(r.ctx, payee, r.chain.Backend))
 	}
 	if err != nil {
 		r.fault("channel %s: the provider's books: %v", id, err)
@@ -161,19 +162,19 @@ func (r *report) bundles(owner *renter, id common.Hash) {
 		r.fault("channel %s: %s lost track of it: %v", id, owner.name, err)
 		return
 	}
-	if err := sdk.Failures(sdk.VerifyBundle(r.ctx, payer, r.chain.Backend)); err != nil {
+	if err := audit.Failures(audit.Verify(r.ctx, payer, r.chain.Backend)); err != nil {
 		r.fault("channel %s: the books of %s: %v", id, owner.name, err)
 	}
 	for _, e := range payer.Evidence {
 		r.fault("channel %s: %s accuses an honest provider: %s", id, owner.name, e.Reason)
 	}
-	if found := sdk.CompareBundles(payee, payer).Equivocations; len(found) > 0 {
+	if found := audit.Compare(payee, payer).Equivocations; len(found) > 0 {
 		r.fault("channel %s: the provider signed two records of one number", id)
 	}
 }
 
 // charged holds what the channel was charged against the newest record.
-func (r *report) charged(b *sdk.Bundle) {
+func (r *report) charged(b *audit.Bundle) {
 	owed := "0"
 	for _, l := range b.Leases {
 		if n := len(l.Records); n > 0 {
@@ -195,7 +196,7 @@ func (r *report) charged(b *sdk.Bundle) {
 
 // transactions counts what the provider sent about a channel. One close is
 // enough, whoever was killed while it was under way.
-func (r *report) transactions(b *sdk.Bundle) {
+func (r *report) transactions(b *audit.Bundle) {
 	closes := 0
 	for _, tx := range b.Transactions {
 		r.sent++

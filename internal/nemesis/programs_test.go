@@ -19,6 +19,7 @@ import (
 	"github.com/gpupay/gpupay/channel/store"
 	"github.com/gpupay/gpupay/internal/fleet"
 	"github.com/gpupay/gpupay/sdk"
+	"github.com/gpupay/gpupay/sdk/audit"
 )
 
 // programs is how many renters are the example program, with a database each.
@@ -204,7 +205,7 @@ func (u *user) check(w *world) (paid uint64) {
 func (u *user) bundle(w *world, id common.Hash) {
 	bundle, err := sdk.ExportFile(w.ctx, u.database, id)
 	if err == nil {
-		err = sdk.Failures(sdk.VerifyBundle(w.ctx, bundle, w.chain.Backend))
+		err = audit.Failures(audit.Verify(w.ctx, bundle, w.chain.Backend))
 	}
 	if err != nil {
 		w.breaks("%s: its books of channel %s: %v", u.name, id, err)

@@ -13,7 +13,6 @@ import (
 	"unicode/utf8"
 
 	"github.com/gpupay/gpupay/channel"
-	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/chain"
 )
 
@@ -26,26 +25,26 @@ type Result struct {
 	Look           int // hold, and say what is to be looked at
 	Bundles        int // channels; the other files are proofs, which need no chain
 	// Equivocations prove that a payee signed two records, or offers, that contradict each other.
-	Equivocations []*sdk.EquivocationProof
+	Equivocations []*Equivocation
 }
 
 // Files checks bundles, and proofs of equivocation; what a file is, it says itself. Several bundles of one channel are held
 // against each other, and those of two channels are searched for a GPU that was billed in both at once. backend may be nil:
 // amounts are not compared with the chain's then. each hears of every check as it is made.
-func Files(ctx context.Context, paths []string, backend chain.Backend, each func(sdk.Check)) (Result, error) {
+func Files(ctx context.Context, paths []string, backend chain.Backend, each func(Check)) (Result, error) {
 	v := verification{each: each}
 	for _, path := range paths {
 		if err := v.file(path); err != nil {
 			return v.Result, fmt.Errorf("%s: %w", path, err)
 		}
 	}
-	v.bundles = sdk.JoinBundles(v.bundles)
+	v.bundles = Join(v.bundles)
 	for _, b := range v.bundles {
-		for _, c := range sdk.VerifyBundle(ctx, b, backend) {
+		for _, c := range Verify(ctx, b, backend) {
 			v.line(c)
 		}
 	}
-	for _, c := range sdk.VerifyTogether(v.bundles) {
+	for _, c := range VerifyTogether(v.bundles) {
 		v.line(c)
 	}
 	v.equivocations()
@@ -54,8 +53,8 @@ func Files(ctx context.Context, paths []string, backend chain.Backend, each func
 }
 
 type verification struct {
-	each    func(sdk.Check)
-	bundles []*sdk.Bundle
+	each    func(Check)
+	bundles []*Bundle
 	Result
 }
 
@@ -70,11 +69,11 @@ func (v *verification) file(path string) error {
 	if err := json.Unmarshal(raw, &header); err != nil {
 		return unknown{fmt.Errorf("it is no bundle: not JSON: %w", err)}
 	}
-	if header.Kind == sdk.EquivocationKind {
+	if header.Kind == EquivocationKind {
 		v.proof(raw)
 		return nil
 	}
-	b, err := sdk.ParseBundle(raw)
+	b, err := Parse(raw)
 	if err != nil {
 		return unknown{err}
 	}
@@ -83,8 +82,8 @@ func (v *verification) file(path string) error {
 }
 
 func (v *verification) proof(raw []byte) {
-	c := sdk.Check{Name: "equivocation"}
-	p, err := sdk.ParseEquivocationProof(raw)
+	c := Check{Name: "equivocation"}
+	p, err := ParseEquivocation(raw)
 	if c.Err = err; err == nil {
 		payee, _ := p.Verify()
 		c.Detail = fmt.Sprintf("payee %s signed two different %s", payee, p.Subject())
@@ -92,7 +91,7 @@ func (v *verification) proof(raw []byte) {
 	v.line(c)
 }
 
-func (v *verification) line(c sdk.Check) {
+func (v *verification) line(c Check) {
 	v.Checks++
 	switch {
 	case c.Err != nil:
@@ -115,7 +114,7 @@ func (v *verification) equivocations() {
 			if other.Channel != b.Channel { // VerifyTogether holds those against each other
 				continue
 			}
-			both := sdk.CompareBundles(other, b)
+			both := Compare(other, b)
 			v.Equivocations = append(v.Equivocations, both.Equivocations...)
 			for _, c := range both.Checks {
 				v.line(c)
@@ -123,7 +122,7 @@ func (v *verification) equivocations() {
 		}
 	}
 	for _, p := range v.Equivocations {
-		v.line(sdk.Check{Name: "one word", Err: fmt.Errorf("the payee signed two different %s", p.Subject())})
+		v.line(Check{Name: "one word", Err: fmt.Errorf("the payee signed two different %s", p.Subject())})
 	}
 }
 

@@ -84,3 +84,11 @@ func (s SignedOffer) MeterOf(lease, channelID common.Hash, b *MeterBinding) (com
 	}
 	return common.Address(b.Meter), nil
 }
+
+// Same reports whether two bindings say one thing, whatever their signatures. Either may be nil: no meter is bound.
+func (b *MeterBinding) Same(other *MeterBinding) bool {
+	if b == nil || other == nil {
+		return b == other
+	}
+	return b.Meter == other.Meter && b.Of(other.LeaseID, other.ChannelID, other.OfferHash)
+}

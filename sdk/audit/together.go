@@ -1,4 +1,4 @@
-package sdk
+package audit
 
 import (
 	"cmp"
@@ -17,7 +17,7 @@ import (
 // VerifyTogether checks what no bundle shows alone: that no GPU of a payee was
 // billed twice for one time, in whichever of its channels. Verify each bundle
 // first. Of several bundles of one channel the one that bills more counts:
-// CompareBundles holds them against each other.
+// Compare holds them against each other.
 func VerifyTogether(bundles []*Bundle) []Check {
 	byPayee := make(map[common.Address]map[common.Hash][]leaseSpan)
 	var payees []common.Address

@@ -1,4 +1,4 @@
-package sdk
+package audit
 
 import (
 	"context"
@@ -65,7 +65,7 @@ func (v *verifier) note(name, detail string, err error) {
 	v.checks = append(v.checks, Check{Name: name, Detail: detail, Err: err})
 }
 
-// VerifyBundle checks everything that a bundle says: the offer's signature, each
+// Verify checks everything that a bundle says: the offer's signature, each
 // record's signature, the chain of their hashes, their arithmetic, the hash and
 // the sums of their evidence, sample proofs, and the voucher against them. That
 // needs nobody's help. With a backend, amounts and transactions are compared
@@ -73,7 +73,7 @@ func (v *verifier) note(name, detail string, err error) {
 //
 // What it cannot check is whether a GPU was really used, and who stands behind
 // an address: compare payer and payee with those you know.
-func VerifyBundle(ctx context.Context, b *Bundle, backend chain.Backend) []Check {
+func Verify(ctx context.Context, b *Bundle, backend chain.Backend) []Check {
 	v := &verifier{Bundle: b, terms: b.terms()}
 	v.channel()
 	v.prepaid()
@@ -112,7 +112,7 @@ func (v *verifier) channel() {
 }
 
 // lease checks one lease and returns what the channel owed at its end.
-func (v *verifier) lease(l *BundleLease, before uint256.Int) (owed uint256.Int, ok bool) {
+func (v *verifier) lease(l *Lease, before uint256.Int) (owed uint256.Int, ok bool) {
 	name := "lease " + l.ID.TerminalString() + " "
 	offer, err := v.offer(l)
 	v.note(name+"offer", fmt.Sprintf("%s, signed by the payee: %s base units per %s", offer.Hash, offer.Amount.Dec(), offer.Unit), err)
@@ -138,7 +138,7 @@ func (v *verifier) lease(l *BundleLease, before uint256.Int) (owed uint256.Int, 
 	return l.Records[len(l.Records)-1].Owed, err == nil && failed == nil
 }
 
-func (v *verifier) offer(l *BundleLease) (wire.SignedOffer, error) {
+func (v *verifier) offer(l *Lease) (wire.SignedOffer, error) {
 	offer, err := wire.ParseOffer(l.Offer)
 	if err != nil {
 		return offer, err
@@ -158,7 +158,7 @@ func (v *verifier) offer(l *BundleLease) (wire.SignedOffer, error) {
 
 // meter checks that the payee bound the key that signs the records, where its offer names none. A lease that never began
 // has no records and none.
-func (v *verifier) meter(name string, l *BundleLease, offer wire.SignedOffer) error {
+func (v *verifier) meter(name string, l *Lease, offer wire.SignedOffer) error {
 	if l.Binding == nil && (offer.NamesMeter() || len(l.Records) == 0) {
 		return nil
 	}
@@ -182,7 +182,7 @@ var recordChecks = []struct {
 
 // records runs every record through the checker that a payer uses, whose clock
 // allows everything: how much time passed nobody can tell afterwards.
-func (v *verifier) records(name string, l *BundleLease, offer wire.SignedOffer) error {
+func (v *verifier) records(name string, l *Lease, offer wire.SignedOffer) error {
 	at, err := v.check(l, offer)
 	reached := false
 	for _, c := range recordChecks {
@@ -201,7 +201,7 @@ func (v *verifier) records(name string, l *BundleLease, offer wire.SignedOffer) 
 	return err
 }
 
-func (v *verifier) check(l *BundleLease, offer wire.SignedOffer) (int, error) {
+func (v *verifier) check(l *Lease, offer wire.SignedOffer) (int, error) {
 	price, err := offer.Price()
 	if err != nil {
 		return 0, err
@@ -251,7 +251,7 @@ func (noClock) Now() metering.Instant                { return metering.Instant{}
 func (noClock) After(time.Duration) <-chan time.Time { return nil }
 func (noClock) BootID() string                       { return "" }
 
-func (v *verifier) proofs(name string, l *BundleLease) {
+func (v *verifier) proofs(name string, l *Lease) {
 	if len(l.Proofs) == 0 {
 		return
 	}
@@ -314,7 +314,7 @@ func (v *verifier) apart() {
 // underWay is what a lease may owe beyond the newest voucher: the offer's credit,
 // and one reading of each device that comes late, by MaxGap at most and by no more
 // than an offer is taken with. A lease whose offer does not parse has none.
-func (l *BundleLease) underWay() uint256.Int {
+func (l *Lease) underWay() uint256.Int {
 	offer, err := wire.ParseOffer(l.Offer)
 	if err != nil {
 		return uint256.Int{}

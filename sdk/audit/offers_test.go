@@ -1,4 +1,4 @@
-package sdk
+package audit
 
 import (
 	"strings"
@@ -14,7 +14,7 @@ import (
 // TestChangeOfOfferIsNamed: each change of offer within a channel is in a line of its own words, one that costs the payer more
 // asks to be looked at, and a debt is held to the offer under which it arose, not to a later one's credit.
 func TestChangeOfOfferIsNamed(t *testing.T) {
-	key := testKey(t)
+	key := keyOf(t)
 	first := offerOf(t, key, 3000) // 13,000 under way
 	for name, c := range map[string]struct {
 		change       func(*wire.Offer)
@@ -22,9 +22,9 @@ func TestChangeOfOfferIsNamed(t *testing.T) {
 		look, fails  string // the checks
 	}{
 		"the same offer":            {func(*wire.Offer) {}, 5_000, 5_000, "", ""},
-		"a cheaper one":             {func(o *wire.Offer) { o.Amount = wireAmount(900) }, 5_000, 5_000, "", ""},
-		"as dear by another unit":   {func(o *wire.Offer) { o.Amount, o.Unit = wireAmount(60_000), "gpu_minute" }, 5_000, 5_000, "", ""},
-		"a dearer one":              {func(o *wire.Offer) { o.Amount = wireAmount(1001) }, 5_000, 5_000, "offers", ""},
+		"a cheaper one":             {func(o *wire.Offer) { o.Amount = amountOf(900) }, 5_000, 5_000, "", ""},
+		"as dear by another unit":   {func(o *wire.Offer) { o.Amount, o.Unit = amountOf(60_000), "gpu_minute" }, 5_000, 5_000, "", ""},
+		"a dearer one":              {func(o *wire.Offer) { o.Amount = amountOf(1001) }, 5_000, 5_000, "offers", ""},
 		"a longer credit":           {func(o *wire.Offer) { o.Credit++ }, 5_000, 5_000, "offers", ""},
 		"a longer gap":              {func(o *wire.Offer) { o.MaxGap++ }, 5_000, 5_000, "offers", ""},
 		"a debt of that credit":     {func(o *wire.Offer) { o.Credit = 3600 }, 5_000, 14_000, "offers credit", ""},
@@ -38,9 +38,9 @@ func TestChangeOfOfferIsNamed(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			v := &verifier{Bundle: &Bundle{Leases: []BundleLease{
+			v := &verifier{Bundle: &Bundle{Leases: []Lease{
 				{ID: common.Hash{1}, Offer: first.Document, Devices: []string{"a"}},
-				{ID: common.Hash{2}, Offer: signed.Document, Devices: []string{"a"}, OwedBefore: wireAmount(c.before)},
+				{ID: common.Hash{2}, Offer: signed.Document, Devices: []string{"a"}, OwedBefore: amountOf(c.before)},
 			}}, terms: channel.Terms{}}
 			v.offers()
 			v.debt(uint256.Int{}, *uint256.NewInt(c.owed))

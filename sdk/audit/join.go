@@ -1,4 +1,4 @@
-package sdk
+package audit
 
 import (
 	"cmp"
@@ -10,12 +10,12 @@ import (
 	"github.com/gpupay/gpupay/metering"
 )
 
-// JoinBundles makes one of the bundles that one side kept of one channel. An
+// Join makes one of the bundles that one side kept of one channel. An
 // archive has several of a channel of x402 that was pruned, used again and pruned
 // again, and each shows only what was used since the one before. Those that
-// contradict each other stay apart, for CompareBundles. What comes out is as true
+// contradict each other stay apart, for Compare. What comes out is as true
 // as what went in: verify it.
-func JoinBundles(bundles []*Bundle) []*Bundle {
+func Join(bundles []*Bundle) []*Bundle {
 	parts := slices.Clone(bundles)
 	slices.SortStableFunc(parts, func(a, b *Bundle) int {
 		one, two := a.lastBefore(), b.lastBefore()
@@ -47,15 +47,15 @@ func (b *Bundle) continues(earlier *Bundle) bool {
 	if b.Channel != earlier.Channel || b.Keeper != earlier.Keeper || b.terms() != earlier.terms() {
 		return false
 	}
-	return !slices.ContainsFunc(b.Leases, func(l BundleLease) bool {
+	return !slices.ContainsFunc(b.Leases, func(l Lease) bool {
 		other := earlier.lease(l.ID)
 		return other != nil && !b.sameLease(&l, other)
 	})
 }
 
 // sameLease reports whether two are one lease, as it was at two moments.
-func (b *Bundle) sameLease(l, other *BundleLease) bool {
-	if l.offerHash() != other.offerHash() || l.OwedBefore.Int != other.OwedBefore.Int || !sameDevices(l.Devices, other.Devices) || !sameBinding(l.Binding, other.Binding) {
+func (b *Bundle) sameLease(l, other *Lease) bool {
+	if l.offerHash() != other.offerHash() || l.OwedBefore.Int != other.OwedBefore.Int || !sameDevices(l.Devices, other.Devices) || !l.Binding.Same(other.Binding) {
 		return false
 	}
 	terms := b.terms()
@@ -74,16 +74,16 @@ func (b *Bundle) joinedBy(later *Bundle) *Bundle {
 	all.Prepaid.Int = u256.Max(b.Prepaid.Int, later.Prepaid.Int)
 	all.Leases = slices.Clone(b.Leases)
 	for _, l := range later.Leases {
-		if i := slices.IndexFunc(all.Leases, func(o BundleLease) bool { return o.ID == l.ID }); i < 0 {
+		if i := slices.IndexFunc(all.Leases, func(o Lease) bool { return o.ID == l.ID }); i < 0 {
 			all.Leases = append(all.Leases, l)
 		} else if len(l.Records) > len(all.Leases[i].Records) {
 			all.Leases[i] = l
 		}
 	}
-	all.Vouchers = union(b.Vouchers, later.Vouchers, func(v, o BundleVoucher) bool { return v.Cumulative.Int == o.Cumulative.Int })
-	slices.SortStableFunc(all.Vouchers, func(v, o BundleVoucher) int { return v.Cumulative.Cmp(&o.Cumulative.Int) })
-	all.Transactions = union(b.Transactions, later.Transactions, func(t, o BundleTransaction) bool { return t == o })
-	all.Evidence = union(b.Evidence, later.Evidence, func(e, o BundleEvidence) bool { return e == o })
+	all.Vouchers = union(b.Vouchers, later.Vouchers, func(v, o Voucher) bool { return v.Cumulative.Int == o.Cumulative.Int })
+	slices.SortStableFunc(all.Vouchers, func(v, o Voucher) int { return v.Cumulative.Cmp(&o.Cumulative.Int) })
+	all.Transactions = union(b.Transactions, later.Transactions, func(t, o Transaction) bool { return t == o })
+	all.Evidence = union(b.Evidence, later.Evidence, func(e, o Evidence) bool { return e == o })
 	return &all
 }
 

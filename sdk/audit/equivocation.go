@@ -1,4 +1,4 @@
-package sdk
+package audit
 
 import (
 	"encoding/json"
@@ -21,11 +21,11 @@ const EquivocationKind = "gpupay equivocation"
 // not both the payee's.
 var ErrNotEquivocation = errors.New("no equivocation")
 
-// EquivocationProof shows that a payee signed two different usage records of one
+// Equivocation shows that a payee signed two different usage records of one
 // number, or bound two meters to one lease: whatever it says of one, the other is
 // its word as well. Anybody can check it, without a chain and without trusting who
 // shows it. It has Records, or Bindings.
-type EquivocationProof struct {
+type Equivocation struct {
 	Kind     string                   `json:"kind"`
 	Offer    json.RawMessage          `json:"offer"`             // signed by the payee
 	Binding  *wire.MeterBinding       `json:"binding,omitempty"` // of the records' lease, where the offer names no metering key
@@ -33,18 +33,18 @@ type EquivocationProof struct {
 	Bindings *[2]wire.MeterBinding    `json:"bindings,omitempty"`
 }
 
-// NewEquivocationProof makes a proof of two records, or says why they are none.
+// NewEquivocation makes a proof of two records, or says why they are none.
 // binding is the lease's, nil where its offer names the metering key.
-func NewEquivocationProof(offer json.RawMessage, binding *wire.MeterBinding, a, b metering.SignedRecord) (*EquivocationProof, error) {
-	return (&EquivocationProof{Kind: EquivocationKind, Offer: offer, Binding: binding, Records: [2]metering.SignedRecord{a, b}}).verified()
+func NewEquivocation(offer json.RawMessage, binding *wire.MeterBinding, a, b metering.SignedRecord) (*Equivocation, error) {
+	return (&Equivocation{Kind: EquivocationKind, Offer: offer, Binding: binding, Records: [2]metering.SignedRecord{a, b}}).verified()
 }
 
-// newBindingProof makes a proof of two bindings, or says why they are none.
-func newBindingProof(offer json.RawMessage, a, b wire.MeterBinding) (*EquivocationProof, error) {
-	return (&EquivocationProof{Kind: EquivocationKind, Offer: offer, Bindings: &[2]wire.MeterBinding{a, b}}).verified()
+// NewBindingEquivocation makes a proof of two bindings, or says why they are none.
+func NewBindingEquivocation(offer json.RawMessage, a, b wire.MeterBinding) (*Equivocation, error) {
+	return (&Equivocation{Kind: EquivocationKind, Offer: offer, Bindings: &[2]wire.MeterBinding{a, b}}).verified()
 }
 
-func (p *EquivocationProof) verified() (*EquivocationProof, error) {
+func (p *Equivocation) verified() (*Equivocation, error) {
 	_, err := p.Verify()
 	if err != nil {
 		return nil, err
@@ -52,9 +52,9 @@ func (p *EquivocationProof) verified() (*EquivocationProof, error) {
 	return p, nil
 }
 
-// ParseEquivocationProof reads an exported proof and verifies it.
-func ParseEquivocationProof(document []byte) (*EquivocationProof, error) {
-	var p EquivocationProof
+// ParseEquivocation reads an exported proof and verifies it.
+func ParseEquivocation(document []byte) (*Equivocation, error) {
+	var p Equivocation
 	if err := exactjson.Unmarshal(document, &p); err != nil {
 		return nil, fmt.Errorf("%w: it does not parse: %w", ErrNotEquivocation, err)
 	}
@@ -63,7 +63,7 @@ func ParseEquivocationProof(document []byte) (*EquivocationProof, error) {
 }
 
 // Verify reports whether the proof holds, and against which payee.
-func (p *EquivocationProof) Verify() (payee common.Address, err error) {
+func (p *Equivocation) Verify() (payee common.Address, err error) {
 	if p.Kind != EquivocationKind {
 		return payee, fmt.Errorf("%w: this is %.40q", ErrNotEquivocation, p.Kind)
 	}
@@ -102,7 +102,7 @@ func (p *EquivocationProof) Verify() (payee common.Address, err error) {
 }
 
 // verifyBindings holds two bindings against each other, under whatever offers of the payee.
-func (p *EquivocationProof) verifyBindings(offer wire.SignedOffer) error {
+func (p *Equivocation) verifyBindings(offer wire.SignedOffer) error {
 	a, b := p.Bindings[0], p.Bindings[1]
 	escrow := common.Address(offer.Escrow)
 	switch {
@@ -118,8 +118,8 @@ func (p *EquivocationProof) verifyBindings(offer wire.SignedOffer) error {
 	return nil
 }
 
-// lease is what the proof is about.
-func (p *EquivocationProof) lease() common.Hash {
+// Lease is what the proof is about.
+func (p *Equivocation) Lease() common.Hash {
 	if p.Bindings != nil {
 		return p.Bindings[0].LeaseID
 	}
@@ -127,15 +127,15 @@ func (p *EquivocationProof) lease() common.Hash {
 }
 
 // Subject is what the payee signed two of, in words.
-func (p *EquivocationProof) Subject() string {
+func (p *Equivocation) Subject() string {
 	if p.Bindings != nil {
-		return fmt.Sprintf("meters of lease %s", p.lease())
+		return fmt.Sprintf("meters of lease %s", p.Lease())
 	}
-	return fmt.Sprintf("records %d of lease %s", p.Records[0].Sequence, p.lease())
+	return fmt.Sprintf("records %d of lease %s", p.Records[0].Sequence, p.Lease())
 }
 
 // pair is what tells a proof from others.
-func (p *EquivocationProof) pair(chainID uint64, escrow common.Address) [2]common.Hash {
+func (p *Equivocation) pair(chainID uint64, escrow common.Address) [2]common.Hash {
 	if p.Bindings != nil {
 		return [2]common.Hash{p.Bindings[0].Digest(chainID, escrow), p.Bindings[1].Digest(chainID, escrow)}
 	}
@@ -143,17 +143,9 @@ func (p *EquivocationProof) pair(chainID uint64, escrow common.Address) [2]commo
 	return [2]common.Hash{p.Records[0].Digest(domain), p.Records[1].Digest(domain)}
 }
 
-// sameBinding reports whether two say one thing.
-func sameBinding(a, b *wire.MeterBinding) bool {
-	if a == nil || b == nil {
-		return a == b
-	}
-	return a.Meter == b.Meter && a.Of(b.LeaseID, b.ChannelID, b.OfferHash)
-}
-
 // Equivocations returns the proofs that lie in a payer's evidence.
-func (b *Bundle) Equivocations() []*EquivocationProof {
-	var proofs []*EquivocationProof
+func (b *Bundle) Equivocations() []*Equivocation {
+	var proofs []*Equivocation
 	seen := make(map[[2]common.Hash]bool)
 	for _, e := range b.Evidence {
 		p := b.proofIn(e.Document)
@@ -170,8 +162,8 @@ func (b *Bundle) Equivocations() []*EquivocationProof {
 }
 
 // proofIn is the proof that a piece of evidence is or makes, or nil.
-func (b *Bundle) proofIn(document string) *EquivocationProof {
-	if p, err := ParseEquivocationProof([]byte(document)); err == nil {
+func (b *Bundle) proofIn(document string) *Equivocation {
+	if p, err := ParseEquivocation([]byte(document)); err == nil {
 		return p
 	}
 	var pair struct {
@@ -185,7 +177,7 @@ func (b *Bundle) proofIn(document string) *EquivocationProof {
 	if l == nil {
 		return nil
 	}
-	p, err := NewEquivocationProof(l.Offer, l.Binding, *pair.Accepted, *pair.Refused)
+	p, err := NewEquivocation(l.Offer, l.Binding, *pair.Accepted, *pair.Refused)
 	if err != nil {
 		return nil
 	}

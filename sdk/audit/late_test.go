@@ -1,23 +1,37 @@
-package sdk
+package audit
 
 import (
 	"encoding/json"
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/ethereum/go-ethereum/common"
+	"github.com/ethereum/go-ethereum/crypto"
+	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
+func keyOf(t *testing.T) *channel.Key {
+	t.Helper()
+	private, err := crypto.GenerateKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return channel.NewKey(private)
+}
+
+func amountOf(n uint64) wire.Amount { return wire.NewAmount(*uint256.NewInt(n)) }
+
 // offerOf is an offer by a key, at 1,000 base units a second and ten seconds of credit.
 func offerOf(t *testing.T, key *channel.Key, maxGap int64) wire.SignedOffer {
 	t.Helper()
 	signed, err := wire.SignOffer(t.Context(), key, wire.Offer{Version: 1, ChainID: 1, Escrow: wire.Address{1}, Token: wire.Address{2},
-		Payee: wire.Address(key.Address()), Meter: wire.Address(key.Address()), Amount: wireAmount(1000), Unit: "gpu_second",
+		Payee: wire.Address(key.Address()), Meter: wire.Address(key.Address()), Amount: amountOf(1000), Unit: "gpu_second",
 		Credit: 10, Tick: 1000, MaxGap: maxGap, RecordEvery: 5000})
 	if err != nil {
 		t.Fatal(err)
@@ -28,9 +42,9 @@ func offerOf(t *testing.T, key *channel.Key, maxGap int64) wire.SignedOffer {
 // A bundle may owe what its offer allows: the credit, and one late reading of each device, up to the longest that a renter
 // takes an offer with.
 func TestLateReadingIsUnderWay(t *testing.T) {
-	key := testKey(t)
-	for _, c := range []struct{ maxGap, want int64 }{{-1, 10_000}, {0, 10_000}, {3_000, 16_000}, {60_000, 130_000}, {maxOfferMillis, 130_000}} {
-		l := BundleLease{Offer: offerOf(t, key, c.maxGap).Document, Devices: []string{"a", "b"}}
+	key := keyOf(t)
+	for _, c := range []struct{ maxGap, want int64 }{{-1, 10_000}, {0, 10_000}, {3_000, 16_000}, {60_000, 130_000}, {24 * time.Hour.Milliseconds(), 130_000}} {
+		l := Lease{Offer: offerOf(t, key, c.maxGap).Document, Devices: []string{"a", "b"}}
 		if got := l.underWay(); got.Uint64() != uint64(c.want) {
 			t.Errorf("with a gap of %d ms %s may be owed, want %d", c.maxGap, got.Dec(), c.want)
 		}
@@ -40,7 +54,7 @@ func TestLateReadingIsUnderWay(t *testing.T) {
 // A pair of records in a payer's evidence has one reading, like everything else in a bundle: keys that only look alike, that are
 // there twice, or that nest without end make no proof.
 func TestProofInEvidenceReadsOneWay(t *testing.T) {
-	key := testKey(t)
+	key := keyOf(t)
 	offer := offerOf(t, key, 3000)
 	domain := metering.Domain(1, common.Address{1})
 	record := func(to uint64) string {
@@ -55,7 +69,7 @@ func TestProofInEvidenceReadsOneWay(t *testing.T) {
 		}
 		return string(raw)
 	}
-	b := &Bundle{Leases: []BundleLease{{ID: common.Hash{9}, Offer: offer.Document}}}
+	b := &Bundle{Leases: []Lease{{ID: common.Hash{9}, Offer: offer.Document}}}
 	a, other := record(1), record(2)
 	for document, want := range map[string]bool{
 		fmt.Sprintf(`{"accepted":%s,"refused":%s}`, a, other):                          true,

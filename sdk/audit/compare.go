@@ -1,4 +1,4 @@
-package sdk
+package audit
 
 import (
 	"fmt"
@@ -16,17 +16,17 @@ import (
 type Comparison struct {
 	// Equivocations are pairs of records, or of meters of a lease, that the payee
 	// signed and that contradict each other. Each is a proof for anybody.
-	Equivocations []*EquivocationProof
+	Equivocations []*Equivocation
 	// Checks are what else was compared. What fails shows that one of the two is
 	// incomplete or false, and not which.
 	Checks []Check
 }
 
-// CompareBundles holds what two sides kept about a channel against each other:
+// Compare holds what two sides kept about a channel against each other:
 // what a payee shows to its auditor and what it showed to the payer, say. Verify
 // both first. Bundles of two moments may differ by what is under way: records and
 // vouchers worth the offer's credit.
-func CompareBundles(a, b *Bundle) Comparison {
+func Compare(a, b *Bundle) Comparison {
 	c := &comparer{a: a, b: b}
 	if a.Channel != b.Channel || a.Terms != b.Terms {
 		c.note("one channel", fmt.Errorf("%w: one is of channel %s, the other of %s", ErrBundle, a.Channel, b.Channel))
@@ -71,8 +71,8 @@ func (c *comparer) leases() {
 	c.note("records", records.err())
 }
 
-func (b *Bundle) lease(id common.Hash) *BundleLease {
-	i := slices.IndexFunc(b.Leases, func(l BundleLease) bool { return l.ID == id })
+func (b *Bundle) lease(id common.Hash) *Lease {
+	i := slices.IndexFunc(b.Leases, func(l Lease) bool { return l.ID == id })
 	if i < 0 {
 		return nil
 	}
@@ -80,7 +80,7 @@ func (b *Bundle) lease(id common.Hash) *BundleLease {
 }
 
 // offerHash is zero for an offer that does not parse.
-func (l *BundleLease) offerHash() common.Hash {
+func (l *Lease) offerHash() common.Hash {
 	offer, err := wire.ParseOffer(l.Offer)
 	if err != nil {
 		return common.Hash{}
@@ -96,12 +96,12 @@ func sameDevices(a, b []string) bool {
 }
 
 // bindings compares the meters of one lease.
-func (c *comparer) bindings(l, other *BundleLease) error {
-	if sameBinding(l.Binding, other.Binding) {
+func (c *comparer) bindings(l, other *Lease) error {
+	if l.Binding.Same(other.Binding) {
 		return nil
 	}
 	if l.Binding != nil && other.Binding != nil {
-		if p, err := newBindingProof(l.Offer, *l.Binding, *other.Binding); err == nil {
+		if p, err := NewBindingEquivocation(l.Offer, *l.Binding, *other.Binding); err == nil {
 			c.Equivocations = append(c.Equivocations, p)
 		}
 	}
@@ -110,7 +110,7 @@ func (c *comparer) bindings(l, other *BundleLease) error {
 
 // records compares the records of one lease. The payee has at least those that it
 // sent; the payer lacks none but the last ones, worth the credit.
-func (c *comparer) records(l, other *BundleLease) error {
+func (c *comparer) records(l, other *Lease) error {
 	if c.a.holed() != c.b.holed() {
 		return c.ticks(l, other)
 	}
@@ -121,7 +121,7 @@ func (c *comparer) records(l, other *BundleLease) error {
 		if one.Digest(domain) == two.Digest(domain) {
 			continue
 		}
-		if p, err := NewEquivocationProof(l.Offer, l.Binding, one, two); err == nil {
+		if p, err := NewEquivocation(l.Offer, l.Binding, one, two); err == nil {
 			c.Equivocations = append(c.Equivocations, p)
 		}
 		failed.add(fmt.Errorf("%w: record %d of lease %s is not the same in both", ErrBundle, i+1, l.ID))
@@ -147,7 +147,7 @@ func (c *comparer) records(l, other *BundleLease) error {
 
 // ticks compares the records of one lease of which the payer was shown some: the payee
 // has each of them.
-func (c *comparer) ticks(l, other *BundleLease) error {
+func (c *comparer) ticks(l, other *Lease) error {
 	shown, all := l, other
 	if c.b.holed() {
 		shown, all = other, l
@@ -167,7 +167,7 @@ func (c *comparer) ticks(l, other *BundleLease) error {
 		if one.Digest(domain) == two.Digest(domain) {
 			continue
 		}
-		if p, err := NewEquivocationProof(l.Offer, l.Binding, one, two); err == nil {
+		if p, err := NewEquivocation(l.Offer, l.Binding, one, two); err == nil {
 			c.Equivocations = append(c.Equivocations, p)
 		}
 		failed.add(fmt.Errorf("%w: record %d of lease %s is not the same in both", ErrBundle, one.Sequence, l.ID))

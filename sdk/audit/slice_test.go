@@ -1,4 +1,4 @@
-package sdk
+package audit
 
 import (
 	"errors"
@@ -8,6 +8,7 @@ import (
 	"github.com/ethereum/go-ethereum/common"
 
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/internal/billed"
 )
 
 // hourOf is a bundle of one record, which bills a device for an hour on its boot's clock and from a time on the payee's.
@@ -17,7 +18,7 @@ func hourOf(channel byte, d metering.Device, wall time.Duration) *Bundle {
 		Device: d, From: metering.Instant{Mono: hour, Wall: 1e18 + int64(wall)}, To: metering.Instant{Mono: 2 * hour, Wall: 1e18 + int64(wall) + hour},
 		Nanos: metering.Nanos{Allocated: hour}, Total: hour,
 	}}}}
-	return &Bundle{Channel: common.Hash{channel}, Leases: []BundleLease{{ID: common.Hash{channel}, Records: []metering.SignedRecord{rec}}}}
+	return &Bundle{Channel: common.Hash{channel}, Leases: []Lease{{ID: common.Hash{channel}, Records: []metering.SignedRecord{rec}}}}
 }
 
 // TestSliceBesideItsGPUOverBoots: a MIG slice that is billed beside its whole GPU is found, whatever the boots of their host
@@ -46,7 +47,7 @@ func TestSliceBesideItsGPUOverBoots(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			err := Failures(VerifyTogether([]*Bundle{hourOf(1, c.one, 0), hourOf(2, c.two, c.after)}))
-			if errors.Is(err, ErrLetTwice) != c.twice {
+			if errors.Is(err, billed.ErrTwice) != c.twice {
 				t.Errorf("%v, want it found: %v", err, c.twice)
 			}
 		})
@@ -75,7 +76,7 @@ func TestSliceInOneBoot(t *testing.T) {
 		{"whole beside a slice", []leaseSpan{let("MIG-1", 0, 10), let("MIG-2", 0, 10), let("GPU-1", 5, 15)}, true},
 		{"slice beside the whole", []leaseSpan{let("GPU-1", 0, 20), let("MIG-1", 4, 8)}, true},
 	} {
-		if err := billedTwice(row.lets); errors.Is(err, ErrLetTwice) != row.twice {
+		if err := billedTwice(row.lets); errors.Is(err, billed.ErrTwice) != row.twice {
 			t.Errorf("%s: %v, want found: %v", row.name, err, row.twice)
 		}
 	}

@@ -1,4 +1,4 @@
-package sdk
+package audit
 
 import (
 	"context"
@@ -86,7 +86,7 @@ func (h *history) transactions(ctx context.Context) error {
 	return failed.err()
 }
 
-func (h *history) transaction(ctx context.Context, tx BundleTransaction) error {
+func (h *history) transaction(ctx context.Context, tx Transaction) error {
 	if tx.Hash == (common.Hash{}) {
 		if tx.Block != 0 || tx.Succeeded {
 			return fmt.Errorf("%w: a %q was mined without a hash", ErrBundle, tx.Kind)
@@ -127,13 +127,13 @@ var escrowKinds = map[string]chain.Kind{
 var escrowABI = func() *abi.ABI {
 	parsed, err := bindings.ChannelEscrowMetaData.ParseABI()
 	if err != nil {
-		panic("sdk: the escrow's interface does not parse: " + err.Error())
+		panic("audit: the escrow's interface does not parse: " + err.Error())
 	}
 	return parsed
 }()
 
 // kind holds what a transaction is said to be against what it calls.
-func (h *history) kind(ctx context.Context, tx BundleTransaction) error {
+func (h *history) kind(ctx context.Context, tx Transaction) error {
 	sent, _, err := h.backend.TransactionByHash(ctx, tx.Hash)
 	if err != nil {
 		return fmt.Errorf("%q %s: %w", tx.Kind, tx.Hash, err)
