@@ -8,6 +8,7 @@ import (
 
 	"github.com/holiman/uint256"
 
+	"github.com/gpupay/gpupay/sdk/internal/peer"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -35,10 +36,10 @@ func TestHostileReceipts(t *testing.T) {
 		{name: "a problem that is none", paid: func(p *plot, _ uint256.Int) {
 			p.raw(wire.Event{Name: wire.EventProblem, Data: []byte("\x1b[2Jno")})
 		}},
-		{name: "a receipt that is cut off", want: ErrGarbage, paid: func(p *plot, amount uint256.Int) {
+		{name: "a receipt that is cut off", want: peer.ErrProtocol, paid: func(p *plot, amount uint256.Int) {
 			p.receipt(amount, func(b []byte) []byte { return b[:11] })
 		}},
-		{name: "a receipt that is too long", want: ErrGarbage, paid: func(p *plot, amount uint256.Int) {
+		{name: "a receipt that is too long", want: peer.ErrProtocol, paid: func(p *plot, amount uint256.Int) {
 			p.receipt(amount, func(b []byte) []byte { return append(b, 0) })
 		}},
 	} {
@@ -94,7 +95,7 @@ func (v *villain) worth(t *testing.T, d time.Duration) uint256.Int {
 func TestUnansweredVoucher(t *testing.T) {
 	l := &Rental{sent: *uint256.NewInt(20), delivered: *uint256.NewInt(10)}
 	l.sentAt = l.awake.now()
-	for waited := time.Duration(0); waited <= answerTimeout; waited += time.Second {
+	for waited := time.Duration(0); waited <= peer.AnswerTimeout; waited += time.Second {
 		l.awake.count(time.Second)
 	}
 	if !l.unanswered() {

@@ -17,6 +17,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/devchain"
 	"github.com/gpupay/gpupay/internal/testclock"
+	"github.com/gpupay/gpupay/sdk/internal/peer"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -73,7 +74,7 @@ func FuzzLease(f *testing.F) {
 		if l.row.Lease != row.Lease || l.row.Deposit != row.Deposit || l.row.OwedBefore != row.OwedBefore || l.row.Binding != row.Binding {
 			t.Fatalf("%s %s: the lease became %+v", name, document, l.row)
 		}
-		if l.row.Ended != printable(l.row.Ended) {
+		if l.row.Ended != peer.Printable(l.row.Ended) {
 			t.Fatalf("%s %s: the reason is %q", name, document, l.row.Ended)
 		}
 		most, failed := l.target()
@@ -88,9 +89,9 @@ func FuzzLease(f *testing.F) {
 func say(ctx context.Context, l *Rental, way byte, e wire.Event) error {
 	switch way {
 	case saysFirst:
-		l.feed = &feed{events: make(chan wire.Event, 1), cancel: func() {}}
-		l.feed.events <- e
-		close(l.feed.events)
+		l.feed = &peer.Subscription{Events: make(chan wire.Event, 1), Cancel: func() {}}
+		l.feed.Events <- e
+		close(l.feed.Events)
 		defer l.detach()
 		return l.first(ctx)
 	case saysRelease:
@@ -156,7 +157,7 @@ func fuzzRental(f *testing.F) (*Rental, []byte) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	for e := range l.feed.events {
+	for e := range l.feed.Events {
 		if e.Name != wire.EventUsage {
 			continue
 		}
@@ -166,6 +167,6 @@ func fuzzRental(f *testing.F) (*Rental, []byte) {
 		l.detach()
 		return l, e.Data
 	}
-	f.Fatalf("the stream ended: %v", l.feed.err)
+	f.Fatalf("the stream ended: %v", l.feed.Err)
 	return nil, nil
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/peer"
 	"github.com/gpupay/gpupay/sdk/tower"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -108,7 +109,7 @@ func (l *Rental) unpaid(ctx context.Context) error {
 // giveBack ends the lease of a channel that is paid no more, keeps its last record, and forgets a top-up that was not signed. A
 // provider that does not answer ends the lease when it sees the request to close, or when its credit is used.
 func (l *Rental) giveBack(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	ctx, cancel := context.WithTimeout(ctx, peer.AnswerTimeout)
 	defer cancel()
 	var err error
 	if l.checker != nil && l.row.Ended == "" {

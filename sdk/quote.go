@@ -15,6 +15,7 @@ import (
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/gpu"
+	"github.com/gpupay/gpupay/sdk/internal/peer"
 	"github.com/gpupay/gpupay/sdk/units"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -49,24 +50,24 @@ func (r *Renter) Quote(ctx context.Context, url string) (Quote, error) {
 }
 
 func (r *Renter) quote(ctx context.Context, url string, gpus int) (Quote, error) {
-	p, err := newPeer(r.w.HTTP, url)
+	p, err := peer.New(r.w.HTTP, url)
 	if err != nil {
 		return Quote{}, err
 	}
-	challenge, free, err := p.challenge(ctx, gpus)
+	challenge, free, err := p.Challenge(ctx, gpus)
 	if err != nil {
 		return Quote{}, err
 	}
-	document, err := p.offerOf(ctx, challenge)
+	document, err := p.OfferOf(ctx, challenge)
 	if err != nil {
 		return Quote{}, err
 	}
 	q, err := r.checkQuote(ctx, challenge, document)
 	if err != nil {
-		err = fmt.Errorf("provider %s: %w", p.base, err)
-		return Quote{}, errors.Join(err, r.refuse(ctx, p.base, challenge, document, err))
+		err = fmt.Errorf("provider %s: %w", p.Base, err)
+		return Quote{}, errors.Join(err, r.refuse(ctx, p.Base, challenge, document, err))
 	}
-	q.URL, q.GPUs, q.Free = p.base, gpus, free
+	q.URL, q.GPUs, q.Free = p.Base, gpus, free
 	return q, nil
 }
 
@@ -101,17 +102,17 @@ func (r *Renter) refuse(ctx context.Context, url string, challenge wire.Challeng
 func (r *Renter) checkQuote(ctx context.Context, challenge wire.Challenge, document []byte) (Quote, error) {
 	offer, err := wire.ParseOffer(document)
 	if err != nil {
-		return Quote{}, fmt.Errorf("%w: %w", ErrOffer, err)
+		return Quote{}, fmt.Errorf("%w: %w", peer.ErrOffer, err)
 	}
 	request, err := challenge.Decode()
 	if err != nil {
-		return Quote{}, fmt.Errorf("%w: %w", ErrOffer, err)
+		return Quote{}, fmt.Errorf("%w: %w", peer.ErrOffer, err)
 	}
 	if err := sameTerms(request, offer); err != nil {
 		return Quote{}, err
 	}
 	if offer.ExpiredAt(r.w.Now()) {
-		return Quote{}, fmt.Errorf("%w: it expired at %s", ErrOffer, time.Unix(offer.Expires, 0).UTC().Format(time.RFC3339))
+		return Quote{}, fmt.Errorf("%w: it expired at %s", peer.ErrOffer, time.Unix(offer.Expires, 0).UTC().Format(time.RFC3339))
 	}
 	if err := r.plausible(offer.Offer); err != nil {
 		return Quote{}, err
@@ -162,15 +163,15 @@ func (r *Renter) plausible(o wire.Offer) error {
 		{"time between records", o.RecordEvery, metering.MinRecordEvery.Milliseconds(), max(r.w.Patience, metering.MinRecordEvery).Milliseconds(), "ms"},
 	} {
 		if figure.is < figure.least || figure.is > figure.most {
-			return fmt.Errorf("%w: a %s of %d %s, from %d to %d is plausible: nothing was signed", ErrOffer, figure.name, figure.is, figure.unit, figure.least, figure.most)
+			return fmt.Errorf("%w: a %s of %d %s, from %d to %d is plausible: nothing was signed", peer.ErrOffer, figure.name, figure.is, figure.unit, figure.least, figure.most)
 		}
 	}
 	if len(o.Devices) > maxKinds {
-		return fmt.Errorf("%w: %d kinds of devices", ErrOffer, len(o.Devices))
+		return fmt.Errorf("%w: %d kinds of devices", peer.ErrOffer, len(o.Devices))
 	}
 	for _, d := range o.Devices {
-		if len(d.Model) > maxModel || d.Model != printable(d.Model) || d.Count < 0 {
-			return fmt.Errorf("%w: %d of a device called %.60q", ErrOffer, d.Count, d.Model)
+		if len(d.Model) > maxModel || d.Model != peer.Printable(d.Model) || d.Count < 0 {
+			return fmt.Errorf("%w: %d of a device called %.60q", peer.ErrOffer, d.Count, d.Model)
 		}
 	}
 	return nil
@@ -190,7 +191,7 @@ func sameTerms(request wire.Request, offer wire.SignedOffer) error {
 		{"chain", strconv.FormatUint(details.ChainID, 10), strconv.FormatUint(offer.ChainID, 10)},
 	} {
 		if term.asked != term.signed {
-			return fmt.Errorf("%w: the challenge asks for %s %.80q, the signed offer says %.80q", ErrOffer, term.name, term.asked, term.signed)
+			return fmt.Errorf("%w: the challenge asks for %s %.80q, the signed offer says %.80q", peer.ErrOffer, term.name, term.asked, term.signed)
 		}
 	}
 	return nil

@@ -14,6 +14,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/peer"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -26,7 +27,7 @@ type Rental struct {
 	terms  channel.Terms
 	escrow *chain.Escrow
 	payer  *channel.Payer
-	peer   peer
+	peer   peer.Peer
 	offer  wire.SignedOffer
 	price  metering.Price
 	credit uint256.Int // base units that the provider serves ahead of vouchers
@@ -35,13 +36,13 @@ type Rental struct {
 	row  rentalRow
 
 	checker   *metering.Checker
-	challenge *wire.Challenge // the newest, reused for vouchers until it expires
-	feed      *feed           // nil: not attached
-	poor      bool            // the balance did not cover a top-up at the newest look
-	delivered uint256.Int     // the newest voucher that the provider is known to have
-	sent      uint256.Int     // the newest that went into the stream, zero if none did
-	sentAt    time.Time       // by awake
-	counted   uint256.Int     // the newest that row.Vouchers counts
+	challenge *wire.Challenge    // the newest, reused for vouchers until it expires
+	feed      *peer.Subscription // nil: not attached
+	poor      bool               // the balance did not cover a top-up at the newest look
+	delivered uint256.Int        // the newest voucher that the provider is known to have
+	sent      uint256.Int        // the newest that went into the stream, zero if none did
+	sentAt    time.Time          // by awake
+	counted   uint256.Int        // the newest that row.Vouchers counts
 	demand    demand
 	topped    time.Time     // the newest try to top up
 	aside     bool          // something is done beside the stream
@@ -110,7 +111,7 @@ func (r *Renter) rental(ctx context.Context, row rentalRow, escrow *chain.Escrow
 	if err != nil {
 		return nil, err
 	}
-	p, err := newPeer(r.w.HTTP, row.URL)
+	p, err := peer.New(r.w.HTTP, row.URL)
 	if err != nil {
 		return nil, err
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/internal/peer"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -36,7 +37,7 @@ func TestStrangerAccusesNoPayeeInARental(t *testing.T) {
 			fields["owed"] = "01"
 			delete(fields, "signature")
 			p.send(1, wire.EventUsage, fields)
-		}, 0, ErrGarbage, false},
+		}, 0, peer.ErrProtocol, false},
 		{"a record that came too early", func(p *plot) { p.usage(p.next(36 * time.Second)) }, 0, metering.ErrClock, false},
 		{"a record that begins elsewhere than its lease was said to", func(p *plot) { p.usage(p.next(50 * time.Millisecond)) }, 1, metering.ErrPrice, false},
 		{"a record of another price", (*plot).overcharge, 0, metering.ErrPrice, true},

@@ -16,6 +16,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sim"
+	"github.com/gpupay/gpupay/sdk/internal/peer"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -192,7 +193,7 @@ func (v *visit) run() {
 
 func (v *visit) close() {
 	v.t.Helper()
-	if _, err := v.l.Close(v.t.Context()); !errors.Is(err, ErrRefused) { // this provider does not close
+	if _, err := v.l.Close(v.t.Context()); !errors.Is(err, peer.ErrRefused) { // this provider does not close
 		v.t.Errorf("Close: %v", err)
 	}
 }

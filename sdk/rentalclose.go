@@ -12,6 +12,7 @@ import (
 	"github.com/gpupay/gpupay/internal/fault"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/peer"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -41,7 +42,7 @@ func (l *Rental) Close(ctx context.Context) (Closing, error) {
 		return Closing{}, fmt.Errorf("channel %s: it was not opened: resume the rental to open it, or leave it", l.id)
 	}
 	if l.row.URL == "" {
-		return Closing{}, fmt.Errorf("channel %s: %w: it was found on the chain, and who its provider is was lost: leave it", l.id, ErrRefused)
+		return Closing{}, fmt.Errorf("channel %s: %w: it was found on the chain, and who its provider is was lost: leave it", l.id, peer.ErrRefused)
 	}
 	if err := errors.Join(l.stopClock(ctx), l.enter(ctx, RentalClosing)); err != nil {
 		return Closing{}, err
@@ -141,8 +142,8 @@ func (l *Rental) lastRecord(ctx context.Context) (lied, err error) {
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
-	if errors.Is(err, ErrGone) {
-		return nil, fmt.Errorf("channel %s: %w: close again, or leave it: %w", l.id, ErrRefused, err)
+	if errors.Is(err, peer.ErrUnreachable) {
+		return nil, fmt.Errorf("channel %s: %w: close again, or leave it: %w", l.id, peer.ErrRefused, err)
 	}
 	if err != nil {
 		warn(l.r.w.Log, "the lease's last record is not there", l.id, err)
@@ -175,7 +176,7 @@ func (l *Rental) release(ctx context.Context) (answer wire.Released, err error) 
 		return answer, err
 	}
 	if err := exactjson.Unmarshal(body, &answer); err != nil {
-		return answer, fmt.Errorf("channel %s: %w: the answer to a release: %w", l.id, ErrGarbage, err)
+		return answer, fmt.Errorf("channel %s: %w: the answer to a release: %w", l.id, peer.ErrProtocol, err)
 	}
 	return answer, nil
 }
@@ -194,7 +195,7 @@ func (l *Rental) released(ctx context.Context, answer wire.Released) error {
 	}
 	var rec metering.SignedRecord
 	if err := exactjson.Unmarshal(document, &rec); err != nil {
-		return l.dispute(ctx, fmt.Errorf("%w: final record: %w", ErrGarbage, err), document)
+		return l.dispute(ctx, fmt.Errorf("%w: final record: %w", peer.ErrProtocol, err), document)
 	}
 	if rec.LeaseID == l.row.Lease {
 		if err := l.drain(ctx, rec.Sequence-1); err != nil {
@@ -222,7 +223,7 @@ func (l *Rental) drain(outer context.Context, last uint64) error {
 			return outer.Err()
 		case <-wait.C:
 			return nil
-		case e, ok := <-l.feed.events:
+		case e, ok := <-l.feed.Events:
 			if !ok {
 				return nil
 			}
@@ -251,7 +252,7 @@ func (l *Rental) askToClose(ctx context.Context) error {
 	amount := wire.NewAmount(voucher.Cumulative)
 	_, _, err = l.post(ctx, wire.Payload{
 		Action: wire.ActionClose, ChannelID: l.id, CumulativeAmount: &amount, Signature: voucher.Signature,
-	}, wire.ActionClose, chainTimeout)
+	}, wire.ActionClose, peer.ChainTimeout)
 	if err == nil || errors.Is(err, &wire.ChannelFinalized) {
 		fault.Point(fault.CloseAnswered)
 		return nil // the chain has the last word
@@ -259,7 +260,7 @@ func (l *Rental) askToClose(ctx context.Context) error {
 	if view, err := l.settledView(ctx); err == nil && view.Finalized {
 		return nil // closed by an earlier request, whose answer got lost
 	}
-	return fmt.Errorf("channel %s: %w: leave it: %w", l.id, ErrRefused, err)
+	return fmt.Errorf("channel %s: %w: leave it: %w", l.id, peer.ErrRefused, err)
 }
 
 // newest is the voucher that was signed last: as it is on disk or, where a
@@ -281,7 +282,7 @@ func (l *Rental) awaitClosed(ctx context.Context) error {
 	if err == nil || ctx.Err() != nil {
 		return err
 	}
-	return fmt.Errorf("channel %s: %w: it said so, the chain does not: leave it: %w", l.id, ErrRefused, err)
+	return fmt.Errorf("channel %s: %w: it said so, the chain does not: leave it: %w", l.id, peer.ErrRefused, err)
 }
 
 // finalView is the channel as it ended. Endpoints have many nodes: one that is

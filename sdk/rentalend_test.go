@@ -12,6 +12,7 @@ import (
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sim"
+	"github.com/gpupay/gpupay/sdk/internal/peer"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -77,7 +78,7 @@ func TestNothingIsBilledAfterTheRelease(t *testing.T) {
 	done := background(t.Context(), l)
 	eventually(t, "six records", func() bool { return l.Snapshot().Sequence == 6 })
 	for range 2 {
-		if _, err := l.Close(t.Context()); !errors.Is(err, ErrRefused) { // this provider does not close
+		if _, err := l.Close(t.Context()); !errors.Is(err, peer.ErrRefused) { // this provider does not close
 			t.Fatalf("Close: %v", err)
 		}
 		s, most := l.Snapshot(), 3*villainPrice+uint64(config.Tolerance.Seconds()*villainPrice)
@@ -118,7 +119,7 @@ func TestNothingIsBilledAfterTheProviderEnded(t *testing.T) {
 		t.Fatal(err)
 	}
 	clock.Advance(10 * time.Second)
-	if _, err = l.Close(t.Context()); !errors.Is(err, ErrRefused) {
+	if _, err = l.Close(t.Context()); !errors.Is(err, peer.ErrRefused) {
 		t.Errorf("Close: %v", err)
 	}
 	s, most := l.Snapshot(), villainPrice+uint64(config.Tolerance.Seconds()*villainPrice)

@@ -8,6 +8,7 @@ import (
 	"github.com/ethereum/go-ethereum/common"
 
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/internal/peer"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -89,16 +90,16 @@ func (l *Rental) forgottenOffer(ctx context.Context, hash common.Hash) (wire.Sig
 	if hash == l.offer.Hash {
 		return l.offer, nil
 	}
-	offer, err := l.peer.pastOffer(ctx, hash)
+	offer, err := l.peer.PastOffer(ctx, hash)
 	if err != nil {
 		return offer, err
 	}
 	if common.Address(offer.Payee) != l.terms.Payee || common.Address(offer.Escrow) != l.terms.Escrow || offer.ChainID != l.terms.ChainID {
 		return offer, fmt.Errorf("%w: offer %s is of payee %s in escrow %s on chain %d, the channel pays %s in %s on chain %d",
-			ErrOffer, hash, offer.Payee, offer.Escrow, offer.ChainID, l.terms.Payee, l.terms.Escrow, l.terms.ChainID)
+			peer.ErrOffer, hash, offer.Payee, offer.Escrow, offer.ChainID, l.terms.Payee, l.terms.Escrow, l.terms.ChainID)
 	}
 	if offer.Credit > l.offer.Credit {
-		return offer, fmt.Errorf("%w: offer %s has a credit of %d GPU-seconds, %d were agreed", ErrOffer, hash, offer.Credit, l.offer.Credit)
+		return offer, fmt.Errorf("%w: offer %s has a credit of %d GPU-seconds, %d were agreed", peer.ErrOffer, hash, offer.Credit, l.offer.Credit)
 	}
 	if err := l.r.plausible(offer.Offer); err != nil {
 		return offer, err

@@ -11,6 +11,7 @@ import (
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/holiman/uint256"
 
+	"github.com/gpupay/gpupay/sdk/internal/peer"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -75,7 +76,7 @@ func TestForgottenOffer(t *testing.T) {
 	var document []byte
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(document) }))
 	t.Cleanup(server.Close)
-	if l.peer, err = newPeer(r.w.HTTP, server.URL); err != nil {
+	if l.peer, err = peer.New(r.w.HTTP, server.URL); err != nil {
 		t.Fatal(err)
 	}
 	for name, test := range map[string]struct {
@@ -86,11 +87,11 @@ func TestForgottenOffer(t *testing.T) {
 		"of a new price":  {func(o *wire.Offer) { o.Amount = wire.NewAmount(*uint256.NewInt(2 * villainPrice)) }, nil},
 		"too dear":        {func(o *wire.Offer) { o.Amount = wire.NewAmount(*uint256.NewInt(1e12)) }, ErrTooDear},
 		"another token":   {func(o *wire.Offer) { o.Token[0]++ }, ErrToken},
-		"another escrow":  {func(o *wire.Offer) { o.Escrow[0]++ }, ErrOffer},
-		"another chain":   {func(o *wire.Offer) { o.ChainID++ }, ErrOffer},
-		"a longer credit": {func(o *wire.Offer) { o.Credit++ }, ErrOffer},
-		"a huge credit":   {func(o *wire.Offer) { o.Credit = 1e9 }, ErrOffer},
-		"seldom a record": {func(o *wire.Offer) { o.RecordEvery = time.Hour.Milliseconds() }, ErrOffer},
+		"another escrow":  {func(o *wire.Offer) { o.Escrow[0]++ }, peer.ErrOffer},
+		"another chain":   {func(o *wire.Offer) { o.ChainID++ }, peer.ErrOffer},
+		"a longer credit": {func(o *wire.Offer) { o.Credit++ }, peer.ErrOffer},
+		"a huge credit":   {func(o *wire.Offer) { o.Credit = 1e9 }, peer.ErrOffer},
+		"seldom a record": {func(o *wire.Offer) { o.RecordEvery = time.Hour.Milliseconds() }, peer.ErrOffer},
 	} {
 		t.Run(name, func(t *testing.T) {
 			changed := v.offer.Offer
@@ -104,7 +105,7 @@ func TestForgottenOffer(t *testing.T) {
 			if !errors.Is(err, test.want) || err == nil && offer.Hash != signed.Hash {
 				t.Errorf("%v, want %v", err, test.want)
 			}
-			if _, err := l.forgottenOffer(t.Context(), common.Hash{1}); !errors.Is(err, ErrOffer) {
+			if _, err := l.forgottenOffer(t.Context(), common.Hash{1}); !errors.Is(err, peer.ErrOffer) {
 				t.Errorf("under another hash: %v", err)
 			}
 		})
@@ -116,7 +117,7 @@ func TestForgottenOffer(t *testing.T) {
 		t.Fatal(err)
 	}
 	document = signed.Document
-	if _, err := l.forgottenOffer(t.Context(), signed.Hash); !errors.Is(err, ErrOffer) {
+	if _, err := l.forgottenOffer(t.Context(), signed.Hash); !errors.Is(err, peer.ErrOffer) {
 		t.Errorf("of another payee: %v", err)
 	}
 }

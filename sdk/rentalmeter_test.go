@@ -14,6 +14,7 @@ import (
 	"github.com/gpupay/gpupay/internal/exactjson"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/audit"
+	"github.com/gpupay/gpupay/sdk/internal/peer"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -119,7 +120,7 @@ func TestTicksNeedANamedMeter(t *testing.T) {
 	m := newMarket(t)
 	v := ofNodes(t, m)
 	x := &X402Client{w: openRenter(t, m.renterConfig(t, m.payer)).w} // on a chain without x402's contract
-	if _, err := x.Rent(t.Context(), v.server.URL, 1); !errors.Is(err, ErrOffer) {
+	if _, err := x.Rent(t.Context(), v.server.URL, 1); !errors.Is(err, peer.ErrOffer) {
 		t.Errorf("%v", err)
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/gpupay/gpupay/internal/exactjson"
 	"github.com/gpupay/gpupay/internal/fault"
 	"github.com/gpupay/gpupay/internal/u256"
+	"github.com/gpupay/gpupay/sdk/internal/peer"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -127,14 +128,14 @@ func (l *Rental) deliver(ctx context.Context, v channel.Voucher) {
 		l.counted = v.Cumulative
 		l.row.Vouchers++ // on disk with the next record
 	}
-	if l.feed.takes() {
+	if l.feed.TakesVouchers() {
 		l.stream(ctx, v)
 		return
 	}
 	amount := wire.NewAmount(v.Cumulative)
 	_, _, err := l.post(ctx, wire.Payload{
 		Action: wire.ActionVoucher, ChannelID: l.id, CumulativeAmount: &amount, Signature: v.Signature,
-	}, "", answerTimeout)
+	}, "", peer.AnswerTimeout)
 	if err != nil {
 		warn(l.r.w.Log, "provider did not take a voucher: it is offered again", l.id, err, "cumulative", v.Cumulative.Dec())
 		return
@@ -145,9 +146,9 @@ func (l *Rental) deliver(ctx context.Context, v channel.Voucher) {
 // stream sends a voucher through the lease's stream and does not wait for the
 // receipt. A stream that does not take it is attached to again.
 func (l *Rental) stream(ctx context.Context, v channel.Voucher) {
-	if err := l.feed.pay(ctx, v); err != nil {
+	if err := l.feed.Pay(ctx, v); err != nil {
 		warn(l.r.w.Log, "stream did not take a voucher: it is offered again", l.id, err, "cumulative", v.Cumulative.Dec())
-		l.feed.cancel()
+		l.feed.Cancel()
 		return
 	}
 	if !l.sent.Gt(&l.delivered) {
@@ -160,7 +161,7 @@ func (l *Rental) stream(ctx context.Context, v channel.Voucher) {
 func (l *Rental) accepted(ctx context.Context, message []byte) error {
 	amount, err := wire.ParseReceiptMessage(message)
 	if err != nil {
-		return l.dispute(ctx, fmt.Errorf("%w: receipt: %w", ErrGarbage, err), message)
+		return l.dispute(ctx, fmt.Errorf("%w: receipt: %w", peer.ErrProtocol, err), message)
 	}
 	if amount.Gt(&l.sent) || !l.delivered.Lt(&amount) {
 		return nil // of what we showed when we attached, or of nothing: no voucher depends on it
@@ -191,7 +192,7 @@ func (l *Rental) notTaken(document []byte) {
 
 // unanswered reports a voucher that the stream took and nobody acknowledged.
 func (l *Rental) unanswered() bool {
-	return l.sent.Gt(&l.delivered) && l.awake.since(l.sentAt) > answerTimeout
+	return l.sent.Gt(&l.delivered) && l.awake.since(l.sentAt) > peer.AnswerTimeout
 }
 
 // urgent reports whether half of the provider's credit is used: waiting for the
@@ -213,7 +214,7 @@ func (l *Rental) urgent() bool {
 func (l *Rental) needed(ctx context.Context, document []byte) error {
 	var n wire.NeedVoucher
 	if err := exactjson.Unmarshal(document, &n); err != nil || n.ChannelID != l.id {
-		return l.dispute(ctx, fmt.Errorf("%w: a demand for another channel or none (%v)", ErrGarbage, err), document)
+		return l.dispute(ctx, fmt.Errorf("%w: a demand for another channel or none (%v)", peer.ErrProtocol, err), document)
 	}
 	explained, err := l.target()
 	if err != nil {

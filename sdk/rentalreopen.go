@@ -13,6 +13,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/peer"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -177,7 +178,7 @@ func (l *Rental) renew(ctx context.Context) error {
 	pace := chain.Backoff{Least: l.r.w.Poll, Most: 15 * time.Second}
 	for began := time.Now(); ; {
 		err := l.next(ctx)
-		if err == nil || ctx.Err() != nil || !isTransient(err) && !errors.Is(err, ErrGone) {
+		if err == nil || ctx.Err() != nil || !isTransient(err) && !errors.Is(err, peer.ErrUnreachable) {
 			return err
 		}
 		l.detach()
@@ -214,7 +215,7 @@ func (l *Rental) next(ctx context.Context) error {
 		}
 		if common.Address(q.Offer.Payee) != l.row.Terms.Payee || common.Address(q.Offer.Escrow) != l.row.Terms.Escrow {
 			return fmt.Errorf("%w: the channel pays %s through %s, the new offer wants %s through %s: leave it",
-				ErrOffer, l.row.Terms.Payee, l.row.Terms.Escrow, q.Offer.Payee, q.Offer.Escrow)
+				peer.ErrOffer, l.row.Terms.Payee, l.row.Terms.Escrow, q.Offer.Payee, q.Offer.Escrow)
 		}
 		if err := q.available(); err != nil {
 			return err

@@ -16,6 +16,7 @@ import (
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/billed"
+	"github.com/gpupay/gpupay/sdk/internal/peer"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -131,7 +132,7 @@ func (l *Rental) gone(ctx context.Context, cause error) (bool, error) {
 // silent gives up on a provider that says nothing. Nothing is owed for the
 // time, so it is no dispute; that it happened is kept.
 func (l *Rental) silent(ctx context.Context, cause error) error {
-	err := fmt.Errorf("channel %s: %w: no usage record for %s", l.id, ErrSilent, l.r.w.Patience)
+	err := fmt.Errorf("channel %s: %w: no usage record for %s", l.id, peer.ErrSilent, l.r.w.Patience)
 	// Without the cause, which the provider words: silences are one piece of evidence, however many there are.
 	kept := l.r.w.Keep(ctx, Evidence{Channel: l.id, URL: l.row.URL, Reason: err.Error(), At: l.r.w.Now()})
 	if cause != nil {
@@ -190,9 +191,9 @@ func (l *Rental) follow(ctx context.Context, until <-chan struct{}) error {
 			return ctx.Err()
 		case <-until:
 			return nil
-		case e, ok := <-l.feed.events:
+		case e, ok := <-l.feed.Events:
 			if !ok {
-				return l.broken(ctx, l.feed.err)
+				return l.broken(ctx, l.feed.Err)
 			}
 			err = l.handle(ctx, e)
 		case <-due.C:
@@ -243,7 +244,7 @@ func (l *Rental) handle(ctx context.Context, e wire.Event) error {
 		return l.needed(ctx, e.Data)
 	case wire.EventStatus:
 		return l.status(ctx, e.Data)
-	case eventAccepted:
+	case peer.EventAccepted:
 		return l.accepted(ctx, e.Data)
 	case wire.EventProblem:
 		l.notTaken(e.Data)
@@ -254,11 +255,11 @@ func (l *Rental) handle(ctx context.Context, e wire.Event) error {
 func (l *Rental) status(ctx context.Context, document []byte) error {
 	var s wire.Status
 	if err := exactjson.Unmarshal(document, &s); err != nil {
-		return l.dispute(ctx, fmt.Errorf("%w: status: %w", ErrGarbage, err), document)
+		return l.dispute(ctx, fmt.Errorf("%w: status: %w", peer.ErrProtocol, err), document)
 	}
-	l.service = printable(s.State)
+	l.service = peer.Printable(s.State)
 	if s.State == wire.StateEnded {
-		l.row.Ended = cmp.Or(printable(s.Reason), "ended by the provider")
+		l.row.Ended = cmp.Or(peer.Printable(s.Reason), "ended by the provider")
 		return errors.Join(l.stopClock(ctx), l.save(ctx))
 	}
 	l.show(ctx)
@@ -301,7 +302,7 @@ func (l *Rental) parted(began metering.Instant) {
 func (l *Rental) check(ctx context.Context, document []byte) error {
 	var rec metering.SignedRecord
 	if err := exactjson.Unmarshal(document, &rec); err != nil {
-		return l.dispute(ctx, fmt.Errorf("%w: usage record: %w", ErrGarbage, err), document)
+		return l.dispute(ctx, fmt.Errorf("%w: usage record: %w", peer.ErrProtocol, err), document)
 	}
 	shared := l.r.credits.with(l.terms)
 	shared.mu.Lock()
@@ -404,7 +405,7 @@ func (l *Rental) contradicted(ctx context.Context, rec metering.SignedRecord, do
 	}
 	if earlier == nil {
 		if l.row.Checker.Sequence == 0 && rec.OwedBefore != l.row.OwedBefore { // nobody signed where the lease was said to begin
-			cause = fmt.Errorf("%w: the lease and its first record are about different things: %w", ErrGarbage, cause)
+			cause = fmt.Errorf("%w: the lease and its first record are about different things: %w", peer.ErrProtocol, cause)
 		}
 		return l.dispute(ctx, cause, evident(rec, document))
 	}
@@ -431,7 +432,7 @@ func (l *Rental) contradicted(ctx context.Context, rec metering.SignedRecord, do
 // watch is what only the clock can notice.
 func (l *Rental) watch(ctx context.Context) error {
 	if !l.demand.since.IsZero() && l.awake.since(l.demand.since) > l.r.w.Patience {
-		return l.dispute(ctx, fmt.Errorf("%w: it wants %s and no record says more than %s", ErrDemand,
+		return l.dispute(ctx, fmt.Errorf("%w: it wants %s and no record says more than %s", peer.ErrDemand,
 			l.demand.required.Dec(), l.demand.explained.Dec()), l.demand.document)
 	}
 	if l.row.TopUp != nil {
@@ -450,10 +451,10 @@ func (l *Rental) watch(ctx context.Context) error {
 		return l.silent(ctx, nil)
 	}
 	if l.unanswered() {
-		return transient{fmt.Errorf("channel %s: %w: no receipt for a voucher of %s for %s", l.id, ErrSilent, l.sent.Dec(), answerTimeout)}
+		return transient{fmt.Errorf("channel %s: %w: no receipt for a voucher of %s for %s", l.id, peer.ErrSilent, l.sent.Dec(), peer.AnswerTimeout)}
 	}
-	if l.feed.silence() > maxSilence {
-		return transient{fmt.Errorf("channel %s: %w: not even a keep-alive for %s", l.id, ErrSilent, maxSilence)}
+	if l.feed.Silence() > maxSilence {
+		return transient{fmt.Errorf("channel %s: %w: not even a keep-alive for %s", l.id, peer.ErrSilent, maxSilence)}
 	}
 	return nil
 }

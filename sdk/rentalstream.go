@@ -14,6 +14,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/exactjson"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/internal/peer"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -30,7 +31,7 @@ func isTransient(err error) bool {
 
 func (l *Rental) detach() {
 	if l.feed != nil {
-		l.feed.close()
+		l.feed.Close()
 		l.feed, l.service = nil, ""
 		l.sent = uint256.Int{} // what was not acknowledged may not have arrived
 	}
@@ -57,11 +58,11 @@ func (l *Rental) attach(ctx context.Context, payload wire.Payload) error {
 	}
 	life, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	stop := context.AfterFunc(ctx, cancel) // until the stream is there, ctx can end it
-	timer := time.AfterFunc(chainTimeout, cancel)
-	open, err := l.peer.attach(life, l.row.GPUs, c, header)
+	timer := time.AfterFunc(peer.ChainTimeout, cancel)
+	open, err := l.peer.Subscribe(life, l.row.GPUs, c, header)
 	timer.Stop()
 	if !stop() && err == nil {
-		open.close()
+		open.Close()
 		err = ctx.Err()
 	}
 	l.challenge = nil // it may be used up
@@ -105,20 +106,20 @@ func (l *Rental) refused(err error) error {
 
 // first reads the lease event, which every stream starts with.
 func (l *Rental) first(ctx context.Context) error {
-	wait := time.NewTimer(min(answerTimeout, l.r.w.Patience))
+	wait := time.NewTimer(min(peer.AnswerTimeout, l.r.w.Patience))
 	defer wait.Stop()
 	select {
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-wait.C:
-		return transient{fmt.Errorf("channel %s: %w: its stream does not begin", l.id, ErrSilent)}
-	case e, ok := <-l.feed.events:
+		return transient{fmt.Errorf("channel %s: %w: its stream does not begin", l.id, peer.ErrSilent)}
+	case e, ok := <-l.feed.Events:
 		if !ok {
-			return l.broken(ctx, l.feed.err)
+			return l.broken(ctx, l.feed.Err)
 		}
 		var lease wire.Lease
 		if e.Name != wire.EventLease || exactjson.Unmarshal(e.Data, &lease) != nil || lease.ChannelID != l.id {
-			return l.dispute(ctx, fmt.Errorf("%w: it begins with %.40q and not with this channel's lease", ErrGarbage, e.Name), e.Data)
+			return l.dispute(ctx, fmt.Errorf("%w: it begins with %.40q and not with this channel's lease", peer.ErrProtocol, e.Name), e.Data)
 		}
 		if err := fitting(&lease); err != nil {
 			return l.dispute(ctx, err, e.Data)
@@ -204,21 +205,21 @@ const (
 // steer a terminal: it is there to be shown.
 func fitting(lease *wire.Lease) error {
 	switch {
-	case len(lease.Secret) > maxSecret || lease.Secret != printable(lease.Secret):
-		return fmt.Errorf("%w: a lease's secret of %d bytes, at most %d printable ones are kept", ErrGarbage, len(lease.Secret), maxSecret)
+	case len(lease.Secret) > maxSecret || lease.Secret != peer.Printable(lease.Secret):
+		return fmt.Errorf("%w: a lease's secret of %d bytes, at most %d printable ones are kept", peer.ErrProtocol, len(lease.Secret), maxSecret)
 	case len(lease.Access) > maxAccess:
-		return fmt.Errorf("%w: %d bytes on how to reach the GPUs, at most %d are kept", ErrGarbage, len(lease.Access), maxAccess)
+		return fmt.Errorf("%w: %d bytes on how to reach the GPUs, at most %d are kept", peer.ErrProtocol, len(lease.Access), maxAccess)
 	}
 	var err error
-	if lease.Access, err = plainJSON(lease.Access); err != nil {
-		return fmt.Errorf("%w: how to reach the GPUs: %w", ErrGarbage, err)
+	if lease.Access, err = peer.PlainJSON(lease.Access); err != nil {
+		return fmt.Errorf("%w: how to reach the GPUs: %w", peer.ErrProtocol, err)
 	}
 	return nil
 }
 
 // begin takes a lease up, or again.
 func (l *Rental) begin(ctx context.Context, lease wire.Lease, document []byte) error {
-	l.service = printable(lease.State)
+	l.service = peer.Printable(lease.State)
 	if lease.LeaseID == l.row.Lease && l.checker != nil {
 		if err := l.sameMeter(ctx, lease, document); err != nil {
 			return err
@@ -239,7 +240,7 @@ func (l *Rental) begin(ctx context.Context, lease wire.Lease, document []byte) e
 		return err
 	}
 	err := l.judge(lease)
-	if errors.Is(err, ErrDemand) && (len(l.row.Past) > 0 || !l.row.Recalled.IsZero()) { // of what we may not have seen, or have forgotten
+	if errors.Is(err, peer.ErrDemand) && (len(l.row.Past) > 0 || !l.row.Recalled.IsZero()) { // of what we may not have seen, or have forgotten
 		return errors.Join(err, l.replaced(ctx, lease))
 	}
 	if err != nil {
@@ -249,7 +250,7 @@ func (l *Rental) begin(ctx context.Context, lease wire.Lease, document []byte) e
 	l.row.Carried, _ = l.row.knows(lease)
 	l.row.OwedBefore = lease.OwedBefore.Int
 	if err := l.startClock(); err != nil {
-		return l.dispute(ctx, fmt.Errorf("%w: %w", ErrGarbage, err), document)
+		return l.dispute(ctx, fmt.Errorf("%w: %w", peer.ErrProtocol, err), document)
 	}
 	l.hear()
 	return l.save(ctx)
@@ -258,10 +259,10 @@ func (l *Rental) begin(ctx context.Context, lease wire.Lease, document []byte) e
 // judge holds a new lease against what was asked for.
 func (l *Rental) judge(lease wire.Lease) error {
 	if lease.LeaseID == (common.Hash{}) {
-		return fmt.Errorf("%w: a lease without an id", ErrGarbage) // it would be begun anew, with its clock, each time
+		return fmt.Errorf("%w: a lease without an id", peer.ErrProtocol) // it would be begun anew, with its clock, each time
 	}
 	if lease.OfferHash != l.offer.Hash {
-		return fmt.Errorf("%w: the lease is under offer %s, %s was agreed", ErrOffer, lease.OfferHash, l.offer.Hash)
+		return fmt.Errorf("%w: the lease is under offer %s, %s was agreed", peer.ErrOffer, lease.OfferHash, l.offer.Hash)
 	}
 	if _, err := l.offer.MeterOf(lease.LeaseID, l.id, lease.Binding); err != nil {
 		return err
@@ -270,12 +271,12 @@ func (l *Rental) judge(lease wire.Lease) error {
 		return fmt.Errorf("%w: %d in the lease, %d were rented", metering.ErrDevices, len(lease.Devices), l.row.GPUs)
 	}
 	for _, uuid := range lease.Devices {
-		if uuid == "" || uuid != printable(uuid) {
-			return fmt.Errorf("%w: a device is called %.60q", ErrGarbage, uuid)
+		if uuid == "" || uuid != peer.Printable(uuid) {
+			return fmt.Errorf("%w: a device is called %.60q", peer.ErrProtocol, uuid)
 		}
 	}
 	if _, ok := l.row.knows(lease); !ok {
-		return fmt.Errorf("%w: the lease begins with %s owed, the channel owes %s", ErrDemand, lease.OwedBefore.Dec(), l.row.OwedBefore.Dec())
+		return fmt.Errorf("%w: the lease begins with %s owed, the channel owes %s", peer.ErrDemand, lease.OwedBefore.Dec(), l.row.OwedBefore.Dec())
 	}
 	return nil
 }
@@ -312,7 +313,7 @@ func (l *Rental) replaced(ctx context.Context, lease wire.Lease) error {
 // no stream.
 func (l *Rental) broken(ctx context.Context, err error) error {
 	if errors.Is(err, wire.ErrEventTooLong) {
-		return l.dispute(ctx, fmt.Errorf("%w: %w", ErrGarbage, err), nil)
+		return l.dispute(ctx, fmt.Errorf("%w: %w", peer.ErrProtocol, err), nil)
 	}
 	return transient{fmt.Errorf("channel %s: stream ended: %w", l.id, err)}
 }
@@ -355,7 +356,7 @@ func (l *Rental) usable(ctx context.Context) (wire.Challenge, error) {
 			return *l.challenge, nil
 		}
 	}
-	c, _, err := l.peer.challenge(ctx, l.row.GPUs)
+	c, _, err := l.peer.Challenge(ctx, l.row.GPUs)
 	if err != nil {
 		return c, transient{fmt.Errorf("channel %s: %w", l.id, err)}
 	}
@@ -382,10 +383,10 @@ func (l *Rental) post(ctx context.Context, payload wire.Payload, action string, 
 				return nil, nil, err
 			}
 		}
-		resp, err := l.peer.send(ctx, http.MethodPost, l.row.GPUs, c, header)
+		resp, err := l.peer.Send(ctx, http.MethodPost, l.row.GPUs, c, header)
 		if err == nil {
 			defer resp.Body.Close()
-			body, err := l.peer.body(resp)
+			body, err := l.peer.Body(resp)
 			return body, resp.Header, err
 		}
 		stale := errors.Is(err, &wire.ChallengeNotFound) || errors.Is(err, &wire.PaymentExpired) || errors.Is(err, &wire.InvalidChallenge)

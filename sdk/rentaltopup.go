@@ -15,6 +15,7 @@ import (
 	"github.com/gpupay/gpupay/internal/fault"
 	"github.com/gpupay/gpupay/internal/u256"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/peer"
 	"github.com/gpupay/gpupay/sdk/units"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -258,11 +259,11 @@ func (l *Rental) finishTopUp(ctx context.Context) error {
 // rental's changes meanwhile. That the provider may have it is on disk before.
 func (l *Rental) handIn(ctx context.Context) (failed, stopped error) {
 	p, gpus, payload := l.peer, l.row.GPUs, *l.row.TopUp
-	ctx, cancel := context.WithTimeout(ctx, chainTimeout)
+	ctx, cancel := context.WithTimeout(ctx, peer.ChainTimeout)
 	defer cancel()
 	var c wire.Challenge
 	failed, stopped = l.beside(ctx, func(ctx context.Context) (err error) {
-		c, _, err = p.challenge(ctx, gpus)
+		c, _, err = p.Challenge(ctx, gpus)
 		return err
 	})
 	if failed != nil || stopped != nil {
@@ -280,12 +281,12 @@ func (l *Rental) handIn(ctx context.Context) (failed, stopped error) {
 				return err
 			}
 		}
-		resp, err := p.send(ctx, http.MethodPost, gpus, credential, nil)
+		resp, err := p.Send(ctx, http.MethodPost, gpus, credential, nil)
 		if err != nil {
 			return err
 		}
 		defer resp.Body.Close()
-		_, err = p.body(resp)
+		_, err = p.Body(resp)
 		return err
 	})
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/internal/peer"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -161,7 +162,7 @@ func TestEveryFieldOfWhatAProviderSends(t *testing.T) {
 	send(wire.EventStatus, "the end", []byte(`{"state":"ended"}`))
 	for _, size := range []int{0, 1, 31, 32, 33, 600_000} { // receipts over the duplex stream are bytes
 		for _, digit := range []byte{0, 1, 0xff} {
-			send(eventAccepted, fmt.Sprintf("a receipt of %d bytes %d", size, digit), bytes.Repeat([]byte{digit}, size))
+			send(peer.EventAccepted, fmt.Sprintf("a receipt of %d bytes %d", size, digit), bytes.Repeat([]byte{digit}, size))
 		}
 	}
 	if refused < 200 || taken == 0 {

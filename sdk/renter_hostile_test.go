@@ -26,6 +26,7 @@ import (
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/peer"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -439,35 +440,35 @@ func TestHostileQuotes(t *testing.T) {
 		}, nil, channel.ErrSignature, true},
 		{"offer that is no document", nil, func(v *villain) {
 			v.forgeOffer = func(*villain) []byte { return []byte("<html>") }
-		}, nil, ErrOffer, true},
+		}, nil, peer.ErrOffer, true},
 		{"challenge asks for another price", nil, func(v *villain) {
 			v.forgeChallenge = func(r *wire.Request) { r.Amount = wire.NewAmount(*uint256.NewInt(1001)) }
-		}, nil, ErrOffer, true},
+		}, nil, peer.ErrOffer, true},
 		{"challenge asks for another unit", nil, func(v *villain) {
 			v.forgeChallenge = func(r *wire.Request) { r.UnitType = "gpu_minute" }
-		}, nil, ErrOffer, true},
+		}, nil, peer.ErrOffer, true},
 		{"challenge pays somebody else", nil, func(v *villain) {
 			v.forgeChallenge = func(r *wire.Request) { r.Recipient = wire.Address{1} }
-		}, nil, ErrOffer, true},
+		}, nil, peer.ErrOffer, true},
 		{"challenge names another escrow", nil, func(v *villain) {
 			v.forgeChallenge = func(r *wire.Request) { r.MethodDetails.EscrowContract = wire.Address{1} }
-		}, nil, ErrOffer, true},
-		{"credit of years", func(o *wire.Offer) { o.Credit = 1 << 40 }, nil, nil, ErrOffer, true},
-		{"more credit than the renter gives", func(o *wire.Offer) { o.Credit = 3601 }, nil, nil, ErrOffer, true},
-		{"no credit", func(o *wire.Offer) { o.Credit = 0 }, nil, nil, ErrOffer, true},
-		{"records that are a day apart", func(o *wire.Offer) { o.RecordEvery = 86_400_000 }, nil, nil, ErrOffer, true},
-		{"records that are no time apart", func(o *wire.Offer) { o.RecordEvery = 0 }, nil, nil, ErrOffer, true},
-		{"a record each millisecond", func(o *wire.Offer) { o.Tick, o.RecordEvery = 1, 1 }, nil, nil, ErrOffer, true},
-		{"tick of an hour", func(o *wire.Offer) { o.Tick, o.MaxGap = 3_600_000, 3_600_000 }, nil, nil, ErrOffer, true},
-		{"gap of an hour", func(o *wire.Offer) { o.MaxGap = 3_600_000 }, nil, nil, ErrOffer, true},
-		{"gap that takes time back", func(o *wire.Offer) { o.MaxGap = -1 }, nil, nil, ErrOffer, true},
-		{"device whose name steers a terminal", func(o *wire.Offer) { o.Devices = []wire.OfferDevices{{Model: "H100\x1b[2J", Count: 1}} }, nil, nil, ErrOffer, true},
+		}, nil, peer.ErrOffer, true},
+		{"credit of years", func(o *wire.Offer) { o.Credit = 1 << 40 }, nil, nil, peer.ErrOffer, true},
+		{"more credit than the renter gives", func(o *wire.Offer) { o.Credit = 3601 }, nil, nil, peer.ErrOffer, true},
+		{"no credit", func(o *wire.Offer) { o.Credit = 0 }, nil, nil, peer.ErrOffer, true},
+		{"records that are a day apart", func(o *wire.Offer) { o.RecordEvery = 86_400_000 }, nil, nil, peer.ErrOffer, true},
+		{"records that are no time apart", func(o *wire.Offer) { o.RecordEvery = 0 }, nil, nil, peer.ErrOffer, true},
+		{"a record each millisecond", func(o *wire.Offer) { o.Tick, o.RecordEvery = 1, 1 }, nil, nil, peer.ErrOffer, true},
+		{"tick of an hour", func(o *wire.Offer) { o.Tick, o.MaxGap = 3_600_000, 3_600_000 }, nil, nil, peer.ErrOffer, true},
+		{"gap of an hour", func(o *wire.Offer) { o.MaxGap = 3_600_000 }, nil, nil, peer.ErrOffer, true},
+		{"gap that takes time back", func(o *wire.Offer) { o.MaxGap = -1 }, nil, nil, peer.ErrOffer, true},
+		{"device whose name steers a terminal", func(o *wire.Offer) { o.Devices = []wire.OfferDevices{{Model: "H100\x1b[2J", Count: 1}} }, nil, nil, peer.ErrOffer, true},
 		{"offer that says one thing twice", nil, func(v *villain) {
 			v.forgeOffer = func(v *villain) []byte {
 				return []byte(strings.Replace(string(v.offer.Document), `"amount":"1000"`, `"amount":"1000","Amount":"1"`, 1))
 			}
-		}, nil, ErrOffer, true},
-		{"expired offer", func(o *wire.Offer) { o.Expires = time.Now().Unix() }, nil, nil, ErrOffer, true},
+		}, nil, peer.ErrOffer, true},
+		{"expired offer", func(o *wire.Offer) { o.Expires = time.Now().Unix() }, nil, nil, peer.ErrOffer, true},
 		{"escrow with one byte changed", func(o *wire.Offer) { o.Escrow = wire.Address(lookAlike) }, nil, nil, ErrEscrow, true},
 		{"escrow with one byte more", func(o *wire.Offer) { o.Escrow = wire.Address(longer) }, nil, nil, ErrEscrow, true},
 		{"escrow that withdraws in the year 10122", func(o *wire.Offer) { o.Escrow = wire.Address(ransom) }, nil, nil, ErrEscrow, true},
@@ -616,40 +617,40 @@ func TestHostileLeases(t *testing.T) {
 				p.usage(rec)
 			}
 		}, metering.ErrRoom},
-		{"demands and sends no records", nil, func(p *plot) { p.demand(700_000, 1_000_000) }, ErrDemand},
+		{"demands and sends no records", nil, func(p *plot) { p.demand(700_000, 1_000_000) }, peer.ErrDemand},
 		{"demands more than its records say", nil, func(p *plot) {
 			for range 200 {
 				p.honest(1)
 				p.demand(700_000, 1_000_000)
 			}
-		}, ErrDemand},
+		}, peer.ErrDemand},
 		{"demands more than the deposit", nil, func(p *plot) {
 			for range 200 {
 				p.honest(1)
 				p.demand(9_000_000, 1_000_000)
 			}
-		}, ErrDemand},
+		}, peer.ErrDemand},
 		{"demands for another channel", nil, func(p *plot) {
 			p.lease.ChannelID = common.Hash{1}
 			p.demand(100, 1_000_000)
-		}, ErrGarbage},
-		{"says nothing", nil, func(p *plot) {}, ErrSilent},
-		{"falls silent", nil, func(p *plot) { p.honest(4) }, ErrSilent},
+		}, peer.ErrProtocol},
+		{"says nothing", nil, func(p *plot) {}, peer.ErrSilent},
+		{"falls silent", nil, func(p *plot) { p.honest(4) }, peer.ErrSilent},
 		{"sends a record that is none", nil, func(p *plot) {
 			p.raw(wire.Event{Name: wire.EventUsage, Data: []byte(`{"nanos":"a lot"}`)})
-		}, ErrGarbage},
+		}, peer.ErrProtocol},
 		{"sends a status that is none", nil, func(p *plot) {
 			p.raw(wire.Event{Name: wire.EventStatus, Data: []byte(`[`)})
-		}, ErrGarbage},
+		}, peer.ErrProtocol},
 		{"sends an event without end", nil, func(p *plot) {
 			p.raw(wire.Event{Name: "noise", Data: []byte(strings.Repeat("x", 2<<20))})
-		}, ErrGarbage},
+		}, peer.ErrProtocol},
 		{"sends events that mean nothing", nil, func(p *plot) {
 			for i := range 300 {
 				p.raw(wire.Event{Name: fmt.Sprintf("noise-%d", i), Data: []byte("x")})
 				time.Sleep(10 * time.Millisecond)
 			}
-		}, ErrSilent},
+		}, peer.ErrSilent},
 		{"floods the disk with records of no time", nil, func(p *plot) {
 			for range 1000 {
 				p.usage(p.next(0))
@@ -669,28 +670,28 @@ func TestHostileLeases(t *testing.T) {
 		}, metering.ErrEvidence},
 		{"gives a secret of half a megabyte", func(v *villain) {
 			v.forgeLease = func(l *wire.Lease) { l.Secret = strings.Repeat("s", 500_000) }
-		}, func(*plot) {}, ErrGarbage},
+		}, func(*plot) {}, peer.ErrProtocol},
 		{"gives half a megabyte of access", func(v *villain) {
 			v.forgeLease = func(l *wire.Lease) { l.Access = json.RawMessage(`"` + strings.Repeat("a", 500_000) + `"`) }
-		}, func(*plot) {}, ErrGarbage},
+		}, func(*plot) {}, peer.ErrProtocol},
 		{"begins with a debt", func(v *villain) {
 			v.forgeLease = func(l *wire.Lease) { l.OwedBefore = wire.NewAmount(*uint256.NewInt(500_000)) }
-		}, func(*plot) {}, ErrDemand},
+		}, func(*plot) {}, peer.ErrDemand},
 		{"gives more devices than were rented", func(v *villain) {
 			v.forgeLease = func(l *wire.Lease) { l.Devices = append(l.Devices, "SIM-GPU-1") }
 		}, func(*plot) {}, metering.ErrDevices},
 		{"calls a device what steers a terminal", func(v *villain) {
 			v.forgeLease = func(l *wire.Lease) { l.Devices = []string{"GPU-\x1b[2J"} }
-		}, func(*plot) {}, ErrGarbage},
+		}, func(*plot) {}, peer.ErrProtocol},
 		{"begins without an id", func(v *villain) {
 			v.forgeLease = func(l *wire.Lease) { l.LeaseID = common.Hash{} }
-		}, func(*plot) {}, ErrGarbage},
+		}, func(*plot) {}, peer.ErrProtocol},
 		{"begins under another offer", func(v *villain) {
 			v.forgeLease = func(l *wire.Lease) { l.OfferHash = common.Hash{1} }
-		}, func(*plot) {}, ErrOffer},
+		}, func(*plot) {}, peer.ErrOffer},
 		{"begins with another channel", func(v *villain) {
 			v.forgeLease = func(l *wire.Lease) { l.ChannelID = common.Hash{1} }
-		}, func(*plot) {}, ErrGarbage},
+		}, func(*plot) {}, peer.ErrProtocol},
 	} {
 		t.Run(test.name, func(t *testing.T) { hostileLease(t, m, test.change, test.script, test.want) })
 	}
@@ -785,7 +786,7 @@ func TestLieAtTheEnd(t *testing.T) {
 	}
 	v.mu.Unlock()
 	var dispute *Dispute
-	if _, err := l.Close(t.Context()); !errors.As(err, &dispute) || !errors.Is(err, metering.ErrClock) || !errors.Is(err, ErrRefused) {
+	if _, err := l.Close(t.Context()); !errors.As(err, &dispute) || !errors.Is(err, metering.ErrClock) || !errors.Is(err, peer.ErrRefused) {
 		t.Errorf("Close: %v, want a dispute for ErrClock, and ErrRefused", err)
 	}
 	if err := <-done; err != nil {
@@ -888,7 +889,7 @@ func TestRefusedClose(t *testing.T) {
 			}
 			done := background(t.Context(), l)
 			eventually(t, "a payment", func() bool { s := l.Snapshot(); return !s.Paid.IsZero() })
-			if _, err := l.Close(t.Context()); !errors.Is(err, ErrRefused) {
+			if _, err := l.Close(t.Context()); !errors.Is(err, peer.ErrRefused) {
 				t.Fatalf("Close: %v, want ErrRefused", err)
 			}
 			if err := <-done; err != nil {

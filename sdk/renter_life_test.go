@@ -20,6 +20,7 @@ import (
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/gpu"
+	"github.com/gpupay/gpupay/sdk/internal/peer"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -260,12 +261,12 @@ func TestRenterConfig(t *testing.T) {
 	}
 	r := openRenter(t, m.renterConfig(t, m.payer))
 	for _, url := range []string{"", "example.org", "ftp://example.org", "http://", "http://a/?b=c", "http://user@a/"} {
-		if _, err := r.Quote(t.Context(), url); err == nil || errors.Is(err, ErrGone) {
+		if _, err := r.Quote(t.Context(), url); err == nil || errors.Is(err, peer.ErrUnreachable) {
 			t.Errorf("Quote(%q): %v", url, err)
 		}
 	}
-	if _, err := r.Quote(t.Context(), "http://127.0.0.1:1"); !errors.Is(err, ErrGone) {
-		t.Errorf("a provider that is not there: %v, want ErrGone", err)
+	if _, err := r.Quote(t.Context(), "http://127.0.0.1:1"); !errors.Is(err, peer.ErrUnreachable) {
+		t.Errorf("a provider that is not there: %v, want ErrUnreachable", err)
 	}
 	if _, err := r.Resume(t.Context(), common.Hash{1}); !errors.Is(err, channel.ErrUnknown) {
 		t.Errorf("resuming what was never rented: %v, want ErrUnknown", err)
@@ -290,10 +291,10 @@ func TestLeaveWithoutGas(t *testing.T) {
 	eventually(t, "a payment", func() bool { s := l.Snapshot(); return !s.Paid.IsZero() })
 	hangUp(server)
 	server.Close()
-	if err := <-done; !errors.Is(err, ErrSilent) || !errors.Is(err, ErrGone) {
-		t.Errorf("Run without a provider: %v, want ErrSilent for ErrGone", err)
+	if err := <-done; !errors.Is(err, peer.ErrSilent) || !errors.Is(err, peer.ErrUnreachable) {
+		t.Errorf("Run without a provider: %v, want ErrSilent for ErrUnreachable", err)
 	}
-	if _, err := l.Close(t.Context()); !errors.Is(err, ErrRefused) {
+	if _, err := l.Close(t.Context()); !errors.Is(err, peer.ErrRefused) {
 		t.Errorf("Close without a provider: %v, want ErrRefused", err)
 	}
 	if _, err := l.Leave(t.Context()); !errors.Is(err, ErrNoGas) {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/audit"
+	"github.com/gpupay/gpupay/sdk/internal/peer"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -124,7 +125,7 @@ func TestLostDatabase(t *testing.T) {
 	if proofs, err := r.Equivocations(t.Context(), want); err != nil || len(proofs) != 0 {
 		t.Errorf("%d proofs, %v", len(proofs), err)
 	}
-	if _, err := l.Close(t.Context()); !errors.Is(err, ErrRefused) {
+	if _, err := l.Close(t.Context()); !errors.Is(err, peer.ErrRefused) {
 		t.Errorf("Close: %v, want ErrRefused", err)
 	}
 	leave(t, m, l)

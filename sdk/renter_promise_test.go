@@ -16,6 +16,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/peer"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -211,7 +212,7 @@ func TestDistrustCrossesSchemes(t *testing.T) {
 		if err := l.Run(t.Context()); !errors.As(err, &d) {
 			t.Fatal(err)
 		}
-		if _, err := l.Close(t.Context()); !errors.Is(err, ErrRefused) {
+		if _, err := l.Close(t.Context()); !errors.Is(err, peer.ErrRefused) {
 			t.Fatal(err)
 		}
 		if _, err := s.get(x); !errors.As(err, &d) || len(s.paid) != 0 {

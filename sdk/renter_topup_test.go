@@ -12,6 +12,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/peer"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -252,7 +253,7 @@ func TestSilentWhileItTopsUp(t *testing.T) {
 		name    string
 		records int
 		want    error
-	}{{"silent", 8, ErrSilent}, {"goes on", 60, nil}} {
+	}{{"silent", 8, peer.ErrSilent}, {"goes on", 60, nil}} {
 		t.Run(test.name, func(t *testing.T) {
 			d := newDrawerOf(t, m, func(o *wire.Offer) { o.Credit = 3600 })
 			answer := make(chan struct{})

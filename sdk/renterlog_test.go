@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gpupay/gpupay/sdk/internal/peer"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -146,9 +147,9 @@ func TestStrangersWordsAreBounded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	caught := l.dispute(t.Context(), fmt.Errorf("%w: %s", ErrGarbage, escape+long), nil)
-	if !errors.Is(caught, ErrGarbage) {
-		t.Errorf("%v, want %v", caught, ErrGarbage)
+	caught := l.dispute(t.Context(), fmt.Errorf("%w: %s", peer.ErrProtocol, escape+long), nil)
+	if !errors.Is(caught, peer.ErrProtocol) {
+		t.Errorf("%v, want %v", caught, peer.ErrProtocol)
 	}
 	check("a dispute", caught.Error())
 	check("its reason", l.Snapshot().Reason)

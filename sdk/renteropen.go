@@ -16,6 +16,7 @@ import (
 	"github.com/gpupay/gpupay/internal/fault"
 	"github.com/gpupay/gpupay/internal/u256"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/peer"
 	"github.com/gpupay/gpupay/sdk/units"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -548,7 +549,7 @@ func (l *Rental) requote(ctx context.Context) (*wire.Challenge, error) {
 	}
 	if common.Address(q.Offer.Payee) != l.row.Terms.Payee || common.Address(q.Offer.Escrow) != l.row.Terms.Escrow {
 		return nil, fmt.Errorf("%w: the channel pays %s through %s, the new offer wants %s through %s: leave it",
-			ErrOffer, l.row.Terms.Payee, l.row.Terms.Escrow, q.Offer.Payee, q.Offer.Escrow)
+			peer.ErrOffer, l.row.Terms.Payee, l.row.Terms.Escrow, q.Offer.Payee, q.Offer.Escrow)
 	}
 	if l.row.Asked != nil {
 		// The answer got lost, and with it whether a lease began. If one did, it is under the offer that was asked for.

@@ -10,6 +10,7 @@ import (
 
 	"github.com/gpupay/gpupay/internal/eip712"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/internal/peer"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -36,7 +37,7 @@ func TestProofIsNotCrowdedOut(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i := range 3 * maxPieces { // each says something else
-		if err := l.silent(t.Context(), fmt.Errorf("excuse %d", i)); !errors.Is(err, ErrSilent) {
+		if err := l.silent(t.Context(), fmt.Errorf("excuse %d", i)); !errors.Is(err, peer.ErrSilent) {
 			t.Fatal(err)
 		}
 	}

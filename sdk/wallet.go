@@ -20,6 +20,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/billed"
 	"github.com/gpupay/gpupay/sdk/internal/database"
+	"github.com/gpupay/gpupay/sdk/internal/peer"
 	"github.com/gpupay/gpupay/sdk/units"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -187,7 +188,7 @@ func (w *wallet) OnChain(ctx context.Context, id uint64) error {
 func (w *wallet) CheckPrice(offer wire.Offer) (metering.Price, error) {
 	unit, err := metering.ParseUnit(offer.Unit)
 	if err != nil {
-		return metering.Price{}, fmt.Errorf("%w: %w", ErrOffer, err)
+		return metering.Price{}, fmt.Errorf("%w: %w", peer.ErrOffer, err)
 	}
 	if common.Address(offer.Token) != w.Token.Address {
 		return metering.Price{}, fmt.Errorf("%w: the provider wants %s, this renter pays in %s: nothing was signed", ErrToken, offer.Token, w.Token.Address)

@@ -7,6 +7,7 @@ import (
 	"github.com/ethereum/go-ethereum/common"
 
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/internal/peer"
 )
 
 // Dispute is the end of trust in a provider: what it sent was refused and kept.
@@ -33,11 +34,11 @@ var errBoundTwice = errors.New("the payee signed for both meters of the lease")
 
 // convicts reports whether what a payee signed, as it did its offer, contradicts itself: records each other or their price, or
 // two meters of one lease each other. It is found behind a signature, in nothing but what that covers. What else an answer says
-// is its site's word (ErrGarbage: it does not parse, or does not fit its record), and when a record comes is the site's doing: who
+// is its site's word (ErrProtocol: it does not parse, or does not fit its record), and when a record comes is the site's doing: who
 // passes a tick on to an honest provider can keep its answer back until it is another's, and has it state more time than passed
 // (ErrClock, and on our clock ErrLetTwice).
 func convicts(reason error) bool {
-	if errors.Is(reason, ErrGarbage) {
+	if errors.Is(reason, peer.ErrProtocol) {
 		return false
 	}
 	return errors.Is(reason, metering.ErrPrice) || errors.Is(reason, metering.ErrForked) || errors.Is(reason, errBoundTwice)

@@ -15,6 +15,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/peer"
 	"github.com/gpupay/gpupay/sdk/wire"
 	"github.com/gpupay/gpupay/sdk/x402"
 )
@@ -398,11 +399,11 @@ func TestX402RefundIsSeenOnTheChain(t *testing.T) {
 		s.confirm(w, 0)
 		return true
 	}
-	if r, err := x.Refund(t.Context(), s.server.URL, ""); !errors.Is(err, ErrRefused) || !r.Amount.IsZero() {
+	if r, err := x.Refund(t.Context(), s.server.URL, ""); !errors.Is(err, peer.ErrRefused) || !r.Amount.IsZero() {
 		t.Errorf("%+v, %v", r, err)
 	}
 	s.instead = nil // it knows of no refunds, and says so by its usual answer to another amount
-	if _, err := x.Refund(t.Context(), s.server.URL, ""); !errors.Is(err, ErrRefused) {
+	if _, err := x.Refund(t.Context(), s.server.URL, ""); !errors.Is(err, peer.ErrRefused) {
 		t.Errorf("%v", err)
 	}
 	if _, err := x.Refund(t.Context(), s.server.URL, "0"); err == nil {

@@ -16,6 +16,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/u256"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/peer"
 	"github.com/gpupay/gpupay/sdk/x402"
 )
 
@@ -33,7 +34,7 @@ func (b *buying) answered(ctx context.Context, resp *http.Response, p signed) (a
 		return false, nil
 	}
 	if !receipt.Success {
-		b.x.w.Log.Warn("x402 payment failed", "channel", b.id, "reason", printable(receipt.ErrorReason), "message", printable(receipt.ErrorMessage))
+		b.x.w.Log.Warn("x402 payment failed", "channel", b.id, "reason", peer.Printable(receipt.ErrorReason), "message", peer.Printable(receipt.ErrorMessage))
 		return false, nil
 	}
 	return false, b.charged(ctx, resp, receipt, p)

@@ -16,6 +16,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/peer"
 	"github.com/gpupay/gpupay/sdk/internal/reach"
 	"github.com/gpupay/gpupay/sdk/x402"
 )
@@ -221,7 +222,7 @@ func (b *buying) deliver(ctx context.Context, payment string) (resp *http.Respon
 			return resp, try > 0 || sent.Load() > 1, nil
 		}
 		if try == lostTries || !b.idempotent() || ctx.Err() != nil {
-			return nil, true, fmt.Errorf("%w: %w", ErrGone, err)
+			return nil, true, fmt.Errorf("%w: %w", peer.ErrUnreachable, err)
 		}
 		if err := chain.Pause(ctx, lostPause); err != nil {
 			return nil, true, err
@@ -276,7 +277,7 @@ func (b *buying) lost(ctx context.Context, h http.Header) error {
 		return fmt.Errorf("channel %s: %w: ask again and it is paid again", b.id, ErrLostAnswer)
 	}
 	if first := b.slate.Lost; !first.IsZero() && first != b.most {
-		return b.dispute(ctx, fmt.Errorf("%w: a second tick was charged and not answered, and no record came", ErrGarbage), h, x402.HeaderRequired)
+		return b.dispute(ctx, fmt.Errorf("%w: a second tick was charged and not answered, and no record came", peer.ErrProtocol), h, x402.HeaderRequired)
 	}
 	b.slate.Lost = b.most
 	return errors.Join(b.lostTick(), b.save(ctx))

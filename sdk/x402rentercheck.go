@@ -11,6 +11,7 @@ import (
 
 	"github.com/gpupay/gpupay/internal/exactjson"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/internal/peer"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -24,12 +25,12 @@ func caught(format string, args ...any) error { return &lie{fmt.Errorf(format, a
 // check holds a tick to the receipt, the offer, our clock and the record before.
 func (t *X402Rental) check(ctx context.Context, b *buying, document []byte) (X402Tick, *metering.SignedRecord, error) {
 	var said wire.Tick
-	if len(document) > maxAnswer || exactjson.Unmarshal(document, &said) != nil || said.Record == nil {
-		return X402Tick{}, nil, caught("%w: a tick was charged and its record is not there", ErrGarbage)
+	if len(document) > peer.MaxAnswer || exactjson.Unmarshal(document, &said) != nil || said.Record == nil {
+		return X402Tick{}, nil, caught("%w: a tick was charged and its record is not there", peer.ErrProtocol)
 	}
 	rec := said.Record
 	if rec.LeaseID != said.LeaseID || said.ChannelID != b.id || !b.booked {
-		return X402Tick{}, nil, caught("%w: the answer, its record and its receipt are about different things", ErrGarbage)
+		return X402Tick{}, nil, caught("%w: the answer, its record and its receipt are about different things", peer.ErrProtocol)
 	}
 	lease, err := t.lease(ctx, b, said)
 	if err != nil {
@@ -56,9 +57,9 @@ func (t *X402Rental) check(ctx context.Context, b *buying, document []byte) (X40
 	if b.charge.Gt(&owed) || said.Charged.Int != b.charge { // what is over its ceiling is charged with the next
 		return X402Tick{}, nil, caught("%w: charged %s, its record adds %s", ErrOvercharged, b.charge.Dec(), owed.Dec())
 	}
-	access, err := plainJSON(said.Access)
+	access, err := peer.PlainJSON(said.Access)
 	if err != nil {
-		return X402Tick{}, nil, caught("%w: how to reach the GPUs: %w", ErrGarbage, err)
+		return X402Tick{}, nil, caught("%w: how to reach the GPUs: %w", peer.ErrProtocol, err)
 	}
 	spans, err := b.once(lease, *rec)
 	if err != nil {
@@ -69,7 +70,7 @@ func (t *X402Rental) check(ctx context.Context, b *buying, document []byte) (X40
 	}
 	b.slate.Ticking, b.slate.Spans = lease, spans
 	return X402Tick{
-		Channel: b.id, Lease: said.LeaseID, Devices: lease.Devices, Access: access, State: printable(said.State), Charged: b.charge, Record: *rec,
+		Channel: b.id, Lease: said.LeaseID, Devices: lease.Devices, Access: access, State: peer.Printable(said.State), Charged: b.charge, Record: *rec,
 	}, rec, nil
 }
 
@@ -85,15 +86,15 @@ func (t *X402Rental) under(ctx context.Context, b *buying, hash common.Hash) err
 	}
 	offer := t.offer
 	if hash != offer.Hash {
-		offer, err = t.peer.pastOffer(ctx, hash)
+		offer, err = t.peer.PastOffer(ctx, hash)
 	}
 	switch {
-	case errors.Is(err, ErrGone):
+	case errors.Is(err, peer.ErrUnreachable):
 		return err
 	case err != nil:
-		return caught("%w: the lease is under offer %s, the provider's is %s, and it shows no other: %w", ErrOffer, hash, t.offer.Hash, err)
+		return caught("%w: the lease is under offer %s, the provider's is %s, and it shows no other: %w", peer.ErrOffer, hash, t.offer.Hash, err)
 	case common.Address(offer.Payee) != b.terms.Payee: // its meter's signature would accuse another
-		return caught("%w: the lease is under offer %s of payee %s, and pays %s", ErrOffer, hash, offer.Payee, b.terms.Payee)
+		return caught("%w: the lease is under offer %s of payee %s, and pays %s", peer.ErrOffer, hash, offer.Payee, b.terms.Payee)
 	}
 	return t.agreeOn(ctx, offer)
 }
@@ -111,8 +112,8 @@ func (t *X402Rental) lease(ctx context.Context, b *buying, said wire.Tick) (*tic
 		return nil, caught("%w: %d in the lease, %d were paid", metering.ErrDevices, len(said.Devices), t.gpus)
 	}
 	for _, uuid := range said.Devices {
-		if uuid == "" || uuid != printable(uuid) {
-			return nil, caught("%w: a device is called %.60q", ErrGarbage, uuid)
+		if uuid == "" || uuid != peer.Printable(uuid) {
+			return nil, caught("%w: a device is called %.60q", peer.ErrProtocol, uuid)
 		}
 	}
 	p := b.slate.Tick
@@ -121,7 +122,7 @@ func (t *X402Rental) lease(ctx context.Context, b *buying, said wire.Tick) (*tic
 		return nil, err
 	}
 	if said.Record.OwedBefore.Gt(&before) {
-		return nil, caught("%w: the lease begins with %s owed, %s was charged", ErrDemand, said.Record.OwedBefore.Dec(), p.Base.Dec())
+		return nil, caught("%w: the lease begins with %s owed, %s was charged", peer.ErrDemand, said.Record.OwedBefore.Dec(), p.Base.Dec())
 	}
 	earlier, err := t.earlier(b.slate, *said.Record)
 	if err != nil {
@@ -175,7 +176,7 @@ func (t *X402Rental) earlier(s slate, rec metering.SignedRecord) (uint256.Int, e
 		most = p.Most
 	}
 	if earlier.Add(&earlier, &rec.OwedBefore); earlier.Gt(&most) {
-		return earlier, caught("%w: %s owed before this tick, %s was charged", ErrDemand, earlier.Dec(), p.Base.Dec())
+		return earlier, caught("%w: %s owed before this tick, %s was charged", peer.ErrDemand, earlier.Dec(), p.Base.Dec())
 	}
 	return earlier, nil
 }
@@ -286,7 +287,7 @@ func (b *buying) checker(lease *ticking, state metering.CheckerState) (*metering
 		}),
 	}, state)
 	if err != nil {
-		return nil, &lie{fmt.Errorf("%w: %w", ErrGarbage, err)}
+		return nil, &lie{fmt.Errorf("%w: %w", peer.ErrProtocol, err)}
 	}
 	return checker, nil
 }

@@ -17,6 +17,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/internal/peer"
 	"github.com/gpupay/gpupay/sdk/units"
 	"github.com/gpupay/gpupay/sdk/wire"
 	"github.com/gpupay/gpupay/sdk/x402"
@@ -211,7 +212,7 @@ func TestX402StrangersOfferAccusesNoPayee(t *testing.T) {
 	m.offer()
 	m.price.Amount.AddUint64(&m.price.Amount, 1)
 	var d *Dispute
-	if _, err := rental.Tick(t.Context()); !errors.As(err, &d) || !errors.Is(err, ErrOffer) {
+	if _, err := rental.Tick(t.Context()); !errors.As(err, &d) || !errors.Is(err, peer.ErrOffer) {
 		t.Errorf("%v, want a dispute about the offer", err)
 	}
 	if err := x.w.Vet(t.Context(), payee, "http://elsewhere"); err != nil {
@@ -241,13 +242,13 @@ func TestX402RenterCatchesProviders(t *testing.T) {
 		clock metering.Clock
 		alter func(*http.Response)
 	}{
-		{"charged without a record", ErrGarbage, nil, rewrite(func(k *wire.Tick) { k.Record = nil })},
-		{"no answer at all", ErrGarbage, nil, func(resp *http.Response) { resp.Body = http.NoBody }},
-		{"an endless answer", ErrGarbage, nil, func(resp *http.Response) { resp.Body = io.NopCloser(&endless{}) }},
-		{"record of another lease", ErrGarbage, nil, rewrite(func(k *wire.Tick) { k.LeaseID[0]++ })},
-		{"record of another channel", ErrGarbage, nil, rewrite(func(k *wire.Tick) { k.ChannelID[0]++ })},
+		{"charged without a record", peer.ErrProtocol, nil, rewrite(func(k *wire.Tick) { k.Record = nil })},
+		{"no answer at all", peer.ErrProtocol, nil, func(resp *http.Response) { resp.Body = http.NoBody }},
+		{"an endless answer", peer.ErrProtocol, nil, func(resp *http.Response) { resp.Body = io.NopCloser(&endless{}) }},
+		{"record of another lease", peer.ErrProtocol, nil, rewrite(func(k *wire.Tick) { k.LeaseID[0]++ })},
+		{"record of another channel", peer.ErrProtocol, nil, rewrite(func(k *wire.Tick) { k.ChannelID[0]++ })},
 		{"record that was changed", metering.ErrSignature, nil, rewrite(func(k *wire.Tick) { k.Record.Nanos++ })},
-		{"another offer", ErrOffer, nil, rewrite(func(k *wire.Tick) { k.OfferHash[0]++ })},
+		{"another offer", peer.ErrOffer, nil, rewrite(func(k *wire.Tick) { k.OfferHash[0]++ })},
 		{"more devices than were paid", metering.ErrDevices, nil, rewrite(func(k *wire.Tick) { k.Devices = append(k.Devices, "GPU-x") })},
 		{"another device than was metered", metering.ErrDevices, nil, rewrite(func(k *wire.Tick) { k.Devices[0] = "GPU-x" })},
 		{"a body that says another charge", ErrOvercharged, nil, rewrite(func(k *wire.Tick) { k.Charged.AddUint64(&k.Charged.Int, 1) })},
@@ -339,8 +340,8 @@ func TestX402FirstRecord(t *testing.T) {
 		{0, 0, 1000, nil},
 		{1e9, 1e9, 1000, nil},
 		{2e9, 1e9, 0, nil},               // a second before the tick: 1000 base units
-		{2e9, 1e9, 1, ErrDemand},         // and one more
-		{0, 0, 1001, ErrDemand},          // more than was charged
+		{2e9, 1e9, 1, peer.ErrDemand},    // and one more
+		{0, 0, 1001, peer.ErrDemand},     // more than was charged
 		{0, 1, 0, metering.ErrBackwards}, // new time that is none
 	} {
 		l, err := lease(c.nanos, c.added, c.before)
@@ -349,13 +350,13 @@ func TestX402FirstRecord(t *testing.T) {
 		}
 	}
 	x.offer.MaxGap = 500 // a lease before it may have read its GPUs so late: 500 base units
-	for before, want := range map[uint64]error{1500: nil, 1501: ErrDemand} {
+	for before, want := range map[uint64]error{1500: nil, 1501: peer.ErrDemand} {
 		if _, err := lease(0, 0, before); !errors.Is(err, want) {
 			t.Errorf("%d owed: %v, want %v", before, err, want)
 		}
 	}
 	b.slate.Tick.Base.Clear() // nothing was before it
-	if _, err := lease(0, 0, 1); !errors.Is(err, ErrDemand) {
+	if _, err := lease(0, 0, 1); !errors.Is(err, peer.ErrDemand) {
 		t.Errorf("the first of all: %v", err)
 	}
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/gpu"
+	"github.com/gpupay/gpupay/sdk/internal/peer"
 	"github.com/gpupay/gpupay/sdk/wire"
 	"github.com/gpupay/gpupay/sdk/x402"
 )
@@ -236,10 +237,10 @@ func TestX402TickErrorWithReceipt(t *testing.T) {
 func TestX402ExpiredOffer(t *testing.T) {
 	n := newTenant(t, newPayRig(t))
 	n.x.w.Now = func() time.Time { return time.Now().Add(48 * time.Hour) }
-	if _, err := n.rental.Tick(t.Context()); !errors.Is(err, ErrOffer) || len(n.line.paid) != 0 {
+	if _, err := n.rental.Tick(t.Context()); !errors.Is(err, peer.ErrOffer) || len(n.line.paid) != 0 {
 		t.Errorf("%v, %d payments", err, len(n.line.paid))
 	}
-	if _, err := n.x.Rent(t.Context(), n.server.URL, 1); !errors.Is(err, ErrOffer) {
+	if _, err := n.x.Rent(t.Context(), n.server.URL, 1); !errors.Is(err, peer.ErrOffer) {
 		t.Errorf("rented: %v", err)
 	}
 }
@@ -455,7 +456,7 @@ func TestX402LateReadings(t *testing.T) {
 	}
 	r.config.X402 = nil
 	r.start()
-	if _, err := n.x.Rent(t.Context(), n.server.URL, 1); !errors.Is(err, ErrOffer) || !strings.Contains(err.Error(), "10.001s late") {
+	if _, err := n.x.Rent(t.Context(), n.server.URL, 1); !errors.Is(err, peer.ErrOffer) || !strings.Contains(err.Error(), "10.001s late") {
 		t.Errorf("a renter: %v", err)
 	}
 }
@@ -513,7 +514,7 @@ func TestX402HonestProviderOfARenterWhoseClockMissedTime(t *testing.T) {
 	}
 	rebootedMeanwhile := func(n *tenant, f *flawed) {
 		n.line.short = 1
-		if _, err := n.rental.Tick(n.Context()); !errors.Is(err, ErrGone) {
+		if _, err := n.rental.Tick(n.Context()); !errors.Is(err, peer.ErrUnreachable) {
 			n.Fatal(err)
 		}
 		f.reboot()

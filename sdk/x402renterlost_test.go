@@ -13,6 +13,7 @@ import (
 
 	"github.com/holiman/uint256"
 
+	"github.com/gpupay/gpupay/sdk/internal/peer"
 	"github.com/gpupay/gpupay/sdk/x402"
 )
 
@@ -195,8 +196,8 @@ func TestX402LostAndClaimedTicks(t *testing.T) {
 	for range 3 {
 		before := n.slate()
 		n.line.cut = lostTries + 1
-		if _, err := n.rental.Tick(t.Context()); !errors.Is(err, ErrGone) {
-			t.Fatalf("%v, want %v", err, ErrGone)
+		if _, err := n.rental.Tick(t.Context()); !errors.Is(err, peer.ErrUnreachable) {
+			t.Fatalf("%v, want %v", err, peer.ErrUnreachable)
 		}
 		if err := n.provider.Settle(t.Context()); err != nil {
 			t.Fatal(err)
@@ -256,8 +257,8 @@ func TestX402LostTickAtANewPrice(t *testing.T) {
 	m.s.offer.Amount = wireAmount(small)
 	var gone atomic.Int32
 	m.s.instead = func(*stall, http.ResponseWriter, x402.PaymentPayload) bool { gone.Add(1); panic(http.ErrAbortHandler) }
-	if _, err := rental.Tick(t.Context()); !errors.Is(err, ErrGone) {
-		t.Fatalf("%v, want %v", err, ErrGone)
+	if _, err := rental.Tick(t.Context()); !errors.Is(err, peer.ErrUnreachable) {
+		t.Fatalf("%v, want %v", err, peer.ErrUnreachable)
 	}
 	if time.Sleep(100 * time.Millisecond); gone.Load() == 0 { // a client may ask twice where its line broke
 		t.Fatal("the tick was not asked for")

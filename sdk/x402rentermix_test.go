@@ -15,6 +15,7 @@ import (
 
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sim"
+	"github.com/gpupay/gpupay/sdk/internal/peer"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -244,8 +245,8 @@ func TestX402SlatesOfAnEarlierVersion(t *testing.T) {
 	other.clock, other.change = n.clock, n.change
 	other.open()
 	other.line.cut = 1 + lostTries
-	if err := other.does(purchase{"/tick?gpus=1", 1}); !errors.Is(err, ErrGone) {
-		t.Fatalf("%v, want %v", err, ErrGone)
+	if err := other.does(purchase{"/tick?gpus=1", 1}); !errors.Is(err, peer.ErrUnreachable) {
+		t.Fatalf("%v, want %v", err, peer.ErrUnreachable)
 	}
 	if tick, err := other.patient(); err != nil || tick.Charged.IsZero() || other.slate().Ticking == nil {
 		t.Errorf("the first tick: %+v, %v", tick, err)

@@ -7,13 +7,14 @@ import (
 
 	"github.com/gpupay/gpupay/internal/exactjson"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/internal/peer"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // recordIn is the usage record in a tick's answer, or nil.
 func recordIn(document []byte) *metering.SignedRecord {
 	var said wire.Tick
-	if len(document) > maxAnswer || exactjson.Unmarshal(document, &said) != nil {
+	if len(document) > peer.MaxAnswer || exactjson.Unmarshal(document, &said) != nil {
 		return nil
 	}
 	return said.Record

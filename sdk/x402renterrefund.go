@@ -13,6 +13,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/u256"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/peer"
 	"github.com/gpupay/gpupay/sdk/units"
 	"github.com/gpupay/gpupay/sdk/wire"
 	"github.com/gpupay/gpupay/sdk/x402"
@@ -68,7 +69,7 @@ func (x *X402Client) reach(ctx context.Context, url string) (*buying, error) {
 	a := &ask{req: req}
 	resp, err := a.send(x.options.Transport, "")
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrGone, err)
+		return nil, fmt.Errorf("%w: %w", peer.ErrUnreachable, err)
 	}
 	p, err := required(resp)
 	if err != nil {
@@ -113,7 +114,7 @@ func (b *buying) refund(ctx context.Context, part *wire.Amount) (X402Refund, err
 		}
 		resp, err := b.send(b.x.options.Transport, header)
 		if err != nil {
-			return X402Refund{}, fmt.Errorf("channel %s: %w: %w", b.id, ErrGone, err)
+			return X402Refund{}, fmt.Errorf("channel %s: %w: %w", b.id, peer.ErrUnreachable, err)
 		}
 		drop(resp)
 		refund, again, err := b.refunded(ctx, resp, before)
@@ -140,7 +141,7 @@ func (b *buying) refunded(ctx context.Context, resp *http.Response, before chann
 	}
 	view, err := b.await(ctx, func(v channel.ChainView) bool { return v.Deposit.Lt(&before.Deposit) })
 	if err != nil {
-		return refund, false, fmt.Errorf("channel %s: %w: it said so, the chain does not: leave it: %w", b.id, ErrRefused, err)
+		return refund, false, fmt.Errorf("channel %s: %w: it said so, the chain does not: leave it: %w", b.id, peer.ErrRefused, err)
 	}
 	b.counts = u256.Max(b.counts, b.spent()) // the last of what was charged is claimed with a refund
 	b.giveBack()
@@ -176,7 +177,7 @@ func (b *buying) refused(resp *http.Response) error {
 	} else if p, err := x402.ParsePaymentRequired(resp.Header); err == nil {
 		reason = p.Error
 	}
-	return fmt.Errorf("channel %s: %w: no refund: %s: leave it to get the money back without the server", b.id, ErrRefused, printable(reason))
+	return fmt.Errorf("channel %s: %w: no refund: %s: leave it to get the money back without the server", b.id, peer.ErrRefused, peer.Printable(reason))
 }
 
 // await waits until the chain shows something of the channel. Endpoints have many

@@ -17,6 +17,7 @@ import (
 	"github.com/gpupay/gpupay/internal/u256"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/peer"
 	"github.com/gpupay/gpupay/sdk/units"
 	"github.com/gpupay/gpupay/sdk/wire"
 	"github.com/gpupay/gpupay/sdk/x402"
@@ -27,7 +28,7 @@ import (
 // it was metered and its record was checked. One goroutine at a time may use it.
 type X402Rental struct {
 	x     *X402Client
-	peer  peer
+	peer  peer.Peer
 	gpus  int
 	offer wire.SignedOffer
 	price metering.Price
@@ -94,7 +95,7 @@ func (x *X402Client) Rent(ctx context.Context, url string, gpus int) (*X402Renta
 	if gpus < 1 {
 		return nil, errors.New("renter: GPUs must be above zero")
 	}
-	p, err := newPeer(x.w.HTTP, url)
+	p, err := peer.New(x.w.HTTP, url)
 	if err != nil {
 		return nil, err
 	}
@@ -104,13 +105,13 @@ func (x *X402Client) Rent(ctx context.Context, url string, gpus int) (*X402Renta
 
 // agree reads the provider's offer. A lease keeps the one that it began under.
 func (t *X402Rental) agree(ctx context.Context) error {
-	document, err := t.peer.offer(ctx)
+	document, err := t.peer.Offer(ctx)
 	if err != nil {
 		return err
 	}
 	offer, err := wire.ParseOffer(document)
 	if err != nil {
-		return fmt.Errorf("provider %s: %w: %w", t.peer.base, ErrOffer, err)
+		return fmt.Errorf("provider %s: %w: %w", t.peer.Base, peer.ErrOffer, err)
 	}
 	return t.agreeOn(ctx, offer)
 }
@@ -118,19 +119,19 @@ func (t *X402Rental) agree(ctx context.Context) error {
 // agreeOn holds an offer to the caps and to what a renter who is paid for by ticks can bear, and goes by it from here on.
 func (t *X402Rental) agreeOn(ctx context.Context, offer wire.SignedOffer) (err error) {
 	if !offer.NamesMeter() {
-		return fmt.Errorf("provider %s: %w: it names no metering key, which ticks need", t.peer.base, ErrOffer)
+		return fmt.Errorf("provider %s: %w: it names no metering key, which ticks need", t.peer.Base, peer.ErrOffer)
 	}
 	if err := t.x.w.OnChain(ctx, offer.ChainID); err != nil {
-		return fmt.Errorf("provider %s: %w", t.peer.base, err)
+		return fmt.Errorf("provider %s: %w", t.peer.Base, err)
 	}
 	if offer.ExpiredAt(t.x.w.Now()) {
-		return fmt.Errorf("provider %s: %w: it expired at %s", t.peer.base, ErrOffer, time.Unix(offer.Expires, 0).UTC().Format(time.RFC3339))
+		return fmt.Errorf("provider %s: %w: it expired at %s", t.peer.Base, peer.ErrOffer, time.Unix(offer.Expires, 0).UTC().Format(time.RFC3339))
 	}
 	if t.price, err = t.x.w.CheckPrice(offer.Offer); err != nil {
-		return fmt.Errorf("provider %s: %w", t.peer.base, err)
+		return fmt.Errorf("provider %s: %w", t.peer.Base, err)
 	}
 	if late := time.Duration(offer.MaxGap) * time.Millisecond; late > wire.MaxGapOfTicks {
-		return fmt.Errorf("provider %s: %w: its readings may be %s late, paid by ticks at most %s is taken: nothing was signed", t.peer.base, ErrOffer, late, wire.MaxGapOfTicks)
+		return fmt.Errorf("provider %s: %w: its readings may be %s late, paid by ticks at most %s is taken: nothing was signed", t.peer.Base, peer.ErrOffer, late, wire.MaxGapOfTicks)
 	}
 	t.offer = offer
 	return nil
@@ -139,7 +140,7 @@ func (t *X402Rental) agreeOn(ctx context.Context, offer wire.SignedOffer) (err e
 // Channel is the one that the ticks are paid from; zero before the first was asked for.
 func (t *X402Rental) Channel() common.Hash { return t.id }
 
-func (t *X402Rental) url() string { return t.peer.base + "/tick?gpus=" + strconv.Itoa(t.gpus) }
+func (t *X402Rental) url() string { return t.peer.Base + "/tick?gpus=" + strconv.Itoa(t.gpus) }
 
 // Tick pays for the next window, waits until it was metered, and checks what the
 // provider says of it: the record must be signed by the metering key of the
@@ -189,7 +190,7 @@ func (t *X402Rental) ask(ctx context.Context) (*buying, error) {
 	a := &ask{req: req}
 	resp, err := a.send(t.x.options.Transport, "")
 	if err != nil {
-		return nil, fmt.Errorf("%w: %s: %w", ErrGone, t.peer.base, err)
+		return nil, fmt.Errorf("%w: %s: %w", peer.ErrUnreachable, t.peer.Base, err)
 	}
 	p, err := required(resp)
 	if err != nil {
@@ -197,7 +198,7 @@ func (t *X402Rental) ask(ctx context.Context) (*buying, error) {
 	}
 	if p == nil {
 		defer resp.Body.Close()
-		return nil, fmt.Errorf("provider %s: asked for a tick, it answered: %w", t.peer.base, wire.ParseProblem(resp))
+		return nil, fmt.Errorf("provider %s: asked for a tick, it answered: %w", t.peer.Base, wire.ParseProblem(resp))
 	}
 	most, err := t.price.Charge(uint64(t.gpus) * uint64(maxTick))
 	if err != nil {
@@ -209,7 +210,7 @@ func (t *X402Rental) ask(ctx context.Context) (*buying, error) {
 		return nil, err
 	}
 	if b.terms.Payee != common.Address(t.offer.Payee) {
-		return nil, fmt.Errorf("provider %s: %w: x402 pays %s, the offer is of %s", t.peer.base, ErrOffer, b.terms.Payee, t.offer.Payee)
+		return nil, fmt.Errorf("provider %s: %w: x402 pays %s, the offer is of %s", t.peer.Base, peer.ErrOffer, b.terms.Payee, t.offer.Payee)
 	}
 	b.tick, b.gpus, b.hourly = t.url(), t.gpus, units.Hourly(t.price)
 	return b, nil
@@ -311,9 +312,9 @@ func (t *X402Rental) answered(ctx context.Context, b *buying, resp *http.Respons
 	if resp.StatusCode != http.StatusOK {
 		return X402Tick{}, b.failed(ctx, resp)
 	}
-	document, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
+	document, err := io.ReadAll(io.LimitReader(resp.Body, peer.MaxAnswer+1))
 	if err != nil {
-		return X402Tick{}, fmt.Errorf("channel %s: %w: the tick's answer broke off: ask again and it is not paid again: %w", b.id, ErrGone, err)
+		return X402Tick{}, fmt.Errorf("channel %s: %w: the tick's answer broke off: ask again and it is not paid again: %w", b.id, peer.ErrUnreachable, err)
 	}
 	onDisk := b.slate.Spans
 	tick, rec, err := t.check(ctx, b, document)
@@ -345,7 +346,7 @@ func (b *buying) failed(ctx context.Context, resp *http.Response) error {
 		return err
 	}
 	if !b.charge.IsZero() {
-		return b.dispute(ctx, fmt.Errorf("%w: %s was charged for a tick that was answered by %s", ErrGarbage, b.charge.Dec(), resp.Status), resp.Header, x402.HeaderResponse)
+		return b.dispute(ctx, fmt.Errorf("%w: %s was charged for a tick that was answered by %s", peer.ErrProtocol, b.charge.Dec(), resp.Status), resp.Header, x402.HeaderResponse)
 	}
 	b.slate.Tick = nil
 	return errors.Join(err, b.save(ctx))
@@ -368,7 +369,7 @@ func (t *X402Rental) Run(ctx context.Context, seen func(X402Tick)) error {
 		case !t.passing(err):
 			return err
 		case time.Since(heard) > t.x.w.Patience:
-			return fmt.Errorf("%w: no tick for %s: %w", ErrSilent, t.x.w.Patience, err)
+			return fmt.Errorf("%w: no tick for %s: %w", peer.ErrSilent, t.x.w.Patience, err)
 		}
 		if err := chain.Pause(ctx, t.x.w.Poll); err != nil {
 			return nil
@@ -379,7 +380,7 @@ func (t *X402Rental) Run(ctx context.Context, seen func(X402Tick)) error {
 
 // finish is a Tick that the end of ctx does not interrupt.
 func (t *X402Rental) finish(ctx context.Context) (X402Tick, error) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), chainTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), peer.ChainTimeout)
 	defer cancel()
 	return t.Tick(ctx)
 }
@@ -395,7 +396,7 @@ func (t *X402Rental) passing(err error) bool {
 	case errors.As(err, &problem):
 		return problem.Status >= 500 || problem.Status == http.StatusTooManyRequests || problem.Status == http.StatusPaymentRequired
 	}
-	return errors.Is(err, ErrGone) || errors.Is(err, chain.ErrUnreachable)
+	return errors.Is(err, peer.ErrUnreachable) || errors.Is(err, chain.ErrUnreachable)
 }
 
 // Close ends the lease by taking back all that was not charged.

@@ -19,6 +19,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/peer"
 	"github.com/gpupay/gpupay/sdk/wire"
 	"github.com/gpupay/gpupay/sdk/x402"
 )
@@ -222,7 +223,7 @@ func TestX402RenterLosesAnswers(t *testing.T) {
 			before := n.slate()
 			n.line.cut, n.line.short, n.line.paid = row.cut, row.short, nil
 			tick, err := n.rental.Tick(t.Context())
-			if (err != nil) != (row.cut > lostTries || row.short > 0) || (err != nil && !errors.Is(err, ErrGone)) {
+			if (err != nil) != (row.cut > lostTries || row.short > 0) || (err != nil && !errors.Is(err, peer.ErrUnreachable)) {
 				t.Fatal(err)
 			}
 			if row.crash {

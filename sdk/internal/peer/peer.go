@@ -1,4 +1,5 @@
-package sdk
+// Package peer is a provider as a payer reaches it over HTTP: what a renter and an x402 client share.
+package peer
 
 import (
 	"bytes"
@@ -22,61 +23,62 @@ import (
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
-// maxAnswer bounds what a renter reads of any answer that is not a stream.
-const maxAnswer = 1 << 20
+// MaxAnswer bounds, in bytes, what a payer reads of any answer that is not a stream.
+const MaxAnswer = 1 << 20
 
-// answerTimeout bounds a round trip that moves no money on the chain;
-// chainTimeout one for which the provider waits for a transaction.
+// AnswerTimeout bounds a round trip that moves no money on the chain;
+// ChainTimeout one for which the provider waits for a transaction.
 const (
-	answerTimeout = 20 * time.Second
-	chainTimeout  = 3 * time.Minute
+	AnswerTimeout = 20 * time.Second
+	ChainTimeout  = 3 * time.Minute
 )
 
-// What one meets who asks a provider.
+// What a payer meets that asks a provider.
 var (
-	// ErrOffer: an offer that does not hold together. Nothing was signed.
+	// ErrOffer is an offer that does not hold together. Nothing was signed.
 	ErrOffer = errors.New("offer does not hold together")
-	// ErrGone: the provider cannot be reached.
-	ErrGone = errors.New("provider cannot be reached")
-	// ErrSilent: the provider sent no usage record for too long. Nothing is owed
-	// for the time.
+	// ErrUnreachable says that the provider cannot be reached.
+	ErrUnreachable = errors.New("provider cannot be reached")
+	// ErrSilent says that the provider sent no usage record for too long. Nothing is
+	// owed for the time.
 	ErrSilent = errors.New("provider is silent")
-	// ErrDemand: the provider demands money that no record accounts for.
+	// ErrDemand says that the provider demands money that no record accounts for.
 	ErrDemand = errors.New("provider demands more than its records say")
-	// ErrGarbage: the provider's stream is not what it should be.
-	ErrGarbage = errors.New("provider's stream does not parse")
-	// ErrRefused: the provider does not close the channel. Leave gets the
+	// ErrProtocol says that the provider's stream is not what it should be.
+	ErrProtocol = errors.New("provider's stream does not parse")
+	// ErrRefused says that the provider does not close the channel. Leave gets the
 	// deposit back without it.
 	ErrRefused = errors.New("provider does not close the channel")
 )
 
-// peer is a provider as a renter reaches it.
-type peer struct {
-	base  string
-	http  *http.Client
+// Peer is a provider as a payer reaches it.
+type Peer struct {
+	Base  string       // its URL, without a slash at its end
+	HTTP  *http.Client // follows no redirect: a credential is for the provider that it was made for
 	plain *atomic.Bool // a duplex stream was tried, and something between us does not let it through
 }
 
-func newPeer(h *http.Client, base string) (peer, error) {
+// New is a provider at a base URL, spoken to through a copy of a client: one that follows no redirect and has no timeout of its own.
+func New(h *http.Client, base string) (Peer, error) {
 	u, err := url.Parse(base)
 	if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") || u.RawQuery != "" || u.User != nil {
-		return peer{}, fmt.Errorf("renter: %.200q is not a provider's URL such as https://host/path", redact.URL(base))
+		return Peer{}, fmt.Errorf("renter: %.200q is not a provider's URL such as https://host/path", redact.URL(base))
 	}
 	client := *h
 	// A credential is for the provider that it was made for and no other.
 	client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 	client.Timeout = 0 // streams do not end; every other request has its own limit
-	return peer{base: strings.TrimRight(base, "/"), http: &client, plain: new(atomic.Bool)}, nil
+	return Peer{Base: strings.TrimRight(base, "/"), HTTP: &client, plain: new(atomic.Bool)}, nil
 }
 
-// offer returns the provider's current offer as it is published.
-func (p peer) offer(ctx context.Context) ([]byte, error) { return p.offerAt(ctx, "/offer") }
+// Offer returns the provider's current offer as it is published.
+func (p Peer) Offer(ctx context.Context) ([]byte, error) { return p.offerAt(ctx, "/offer") }
 
-// offerOf returns the offer that a challenge names. That is another one than the provider's current where a gateway answers that did
+// OfferOf returns the offer that a challenge names. That is another one than the provider's current where a gateway answers that did
 // not make the challenge, and the two have signed offers of their own: their clocks differ, or one has renewed its offer. An offer
 // that is not to be had is left to who holds the challenge to the current one.
-func (p peer) offerOf(ctx context.Context, c wire.Challenge) ([]byte, error) {
-	document, err := p.offer(ctx)
+func (p Peer) OfferOf(ctx context.Context, c wire.Challenge) ([]byte, error) {
+	document, err := p.Offer(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -86,8 +88,8 @@ func (p peer) offerOf(ctx context.Context, c wire.Challenge) ([]byte, error) {
 		return document, nil
 	}
 	named := common.HexToHash(request.ExternalID)
-	other, err := p.pastOffer(ctx, named)
-	if errors.Is(err, ErrGone) {
+	other, err := p.PastOffer(ctx, named)
+	if errors.Is(err, ErrUnreachable) {
 		return nil, err
 	}
 	if err != nil || named.Hex() != request.ExternalID {
@@ -96,8 +98,8 @@ func (p peer) offerOf(ctx context.Context, c wire.Challenge) ([]byte, error) {
 	return other.Document, nil
 }
 
-// pastOffer returns an offer that was published once, if it is what its hash says.
-func (p peer) pastOffer(ctx context.Context, hash common.Hash) (wire.SignedOffer, error) {
+// PastOffer returns an offer that was published once, if it is what its hash says.
+func (p Peer) PastOffer(ctx context.Context, hash common.Hash) (wire.SignedOffer, error) {
 	document, err := p.offerAt(ctx, "/offer/"+hash.Hex())
 	if err != nil {
 		return wire.SignedOffer{}, err
@@ -107,47 +109,48 @@ func (p peer) pastOffer(ctx context.Context, hash common.Hash) (wire.SignedOffer
 		err = fmt.Errorf("it has the hash %s", offer.Hash)
 	}
 	if err != nil {
-		return offer, fmt.Errorf("provider %s: %w: offer %s: %w", p.base, ErrOffer, hash, err)
+		return offer, fmt.Errorf("provider %s: %w: offer %s: %w", p.Base, ErrOffer, hash, err)
 	}
 	return offer, nil
 }
 
-func (p peer) offerAt(ctx context.Context, path string) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+func (p Peer) offerAt(ctx context.Context, path string) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, AnswerTimeout)
 	defer cancel()
-	resp, err := p.do(ctx, http.MethodGet, path, nil)
+	resp, err := p.Do(ctx, http.MethodGet, path, nil)
 	if err != nil {
 		return nil, err
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("provider %s: reading its offer: %w", p.base, wire.ParseProblem(resp))
+		return nil, fmt.Errorf("provider %s: reading its offer: %w", p.Base, wire.ParseProblem(resp))
 	}
-	return p.body(resp)
+	return p.Body(resp)
 }
 
-func leasePath(gpus int) string { return "/lease?gpus=" + strconv.Itoa(gpus) }
+// LeasePath is where leases of so many GPUs are offered, below the base URL.
+func LeasePath(gpus int) string { return "/lease?gpus=" + strconv.Itoa(gpus) }
 
-// challenge asks what the provider wants for a number of GPUs, and how many it
+// Challenge asks what the provider wants for a number of GPUs, and how many it
 // has free, nil if it does not say.
-func (p peer) challenge(ctx context.Context, gpus int) (wire.Challenge, *int, error) {
-	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+func (p Peer) Challenge(ctx context.Context, gpus int) (wire.Challenge, *int, error) {
+	ctx, cancel := context.WithTimeout(ctx, AnswerTimeout)
 	defer cancel()
-	resp, err := p.do(ctx, http.MethodGet, leasePath(gpus), nil)
+	resp, err := p.Do(ctx, http.MethodGet, LeasePath(gpus), nil)
 	if err != nil {
 		return wire.Challenge{}, nil, err
 	}
 	defer resp.Body.Close()
 	problem := wire.ParseProblem(resp)
 	if resp.StatusCode != http.StatusPaymentRequired && !wire.IsProblem(resp) {
-		return wire.Challenge{}, nil, fmt.Errorf("provider %s: asked for its price, it answered: %w: %s", p.base, problem, notOurs(resp.StatusCode))
+		return wire.Challenge{}, nil, fmt.Errorf("provider %s: asked for its price, it answered: %w: %s", p.Base, problem, notOurs(resp.StatusCode))
 	}
 	if resp.StatusCode != http.StatusPaymentRequired {
-		return wire.Challenge{}, nil, fmt.Errorf("provider %s: asked for its price, it answered: %w", p.base, problem)
+		return wire.Challenge{}, nil, fmt.Errorf("provider %s: asked for its price, it answered: %w", p.Base, problem)
 	}
 	c, err := sessionChallenge(resp.Header)
 	if err != nil {
-		return c, nil, fmt.Errorf("provider %s: %w", p.base, err)
+		return c, nil, fmt.Errorf("provider %s: %w", p.Base, err)
 	}
 	return c, problem.FreeGPUs, nil
 }
@@ -177,8 +180,8 @@ func sessionChallenge(h http.Header) (wire.Challenge, error) {
 	return wire.Challenge{}, fmt.Errorf("%w: it offers no %s/%s", wire.ErrMethod, wire.Method, wire.Intent)
 }
 
-// send answers a challenge. A refusal is a *wire.Problem.
-func (p peer) send(ctx context.Context, method string, gpus int, c wire.Credential, header http.Header) (*http.Response, error) {
+// Send answers a challenge. A refusal is a *wire.Problem.
+func (p Peer) Send(ctx context.Context, method string, gpus int, c wire.Credential, header http.Header) (*http.Response, error) {
 	authorization, err := c.Header()
 	if err != nil {
 		return nil, err
@@ -187,7 +190,7 @@ func (p peer) send(ctx context.Context, method string, gpus int, c wire.Credenti
 		header = http.Header{}
 	}
 	header.Set("Authorization", authorization)
-	resp, err := p.do(ctx, method, leasePath(gpus), header)
+	resp, err := p.Do(ctx, method, LeasePath(gpus), header)
 	if err != nil {
 		return nil, err
 	}
@@ -201,13 +204,13 @@ func (p peer) send(ctx context.Context, method string, gpus int, c wire.Credenti
 // maxShown bounds a provider's words in our errors and tables.
 const maxShown = 300
 
-// printable leaves of a stranger's words what cannot steer a terminal or forge
+// Printable leaves of a stranger's words what cannot steer a terminal or forge
 // a line of a log.
-func printable(s string) string { return reach.Printable(s, maxShown) }
+func Printable(s string) string { return reach.Printable(s, maxShown) }
 
-// plainJSON is a document without what could steer a terminal in its texts. Line
+// PlainJSON is a document without what could steer a terminal in its texts. Line
 // ends and tabs stay: keys have them.
-func plainJSON(document []byte) ([]byte, error) {
+func PlainJSON(document []byte) ([]byte, error) {
 	if len(document) == 0 {
 		return nil, nil
 	}
@@ -240,28 +243,29 @@ func plainTexts(v any) any {
 	case map[string]any:
 		plain := make(map[string]any, len(v))
 		for key, value := range v {
-			plain[printable(key)] = plainTexts(value)
+			plain[Printable(key)] = plainTexts(value)
 		}
 		return plain
 	}
 	return v
 }
 
-func (p peer) do(ctx context.Context, method, path string, header http.Header) (*http.Response, error) {
-	req, err := http.NewRequestWithContext(ctx, method, p.base+path, nil)
+// Do sends a request without a body. Its error is ErrUnreachable.
+func (p Peer) Do(ctx context.Context, method, path string, header http.Header) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, method, p.Base+path, nil)
 	if err != nil {
 		return nil, err
 	}
 	req.Header = p.header(header)
-	resp, err := p.http.Do(req)
+	resp, err := p.HTTP.Do(req)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %s: %w", ErrGone, p.base, reach.Explain(err))
+		return nil, fmt.Errorf("%w: %s: %w", ErrUnreachable, p.Base, reach.Explain(err))
 	}
 	return resp, nil
 }
 
 // header is that of every request, with what this one needs.
-func (p peer) header(more http.Header) http.Header {
+func (p Peer) header(more http.Header) http.Header {
 	h := more.Clone()
 	if h == nil {
 		h = http.Header{}
@@ -270,13 +274,14 @@ func (p peer) header(more http.Header) http.Header {
 	return h
 }
 
-func (p peer) body(resp *http.Response) ([]byte, error) {
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
+// Body reads an answer, of MaxAnswer bytes at most.
+func (p Peer) Body(resp *http.Response) ([]byte, error) {
+	body, err := io.ReadAll(io.LimitReader(resp.Body, MaxAnswer+1))
 	if err != nil {
-		return nil, fmt.Errorf("%w: %s: %w", ErrGone, p.base, err)
+		return nil, fmt.Errorf("%w: %s: %w", ErrUnreachable, p.Base, err)
 	}
-	if len(body) > maxAnswer {
-		return nil, fmt.Errorf("provider %s: %w: an answer of more than %d bytes", p.base, wire.ErrMalformed, maxAnswer)
+	if len(body) > MaxAnswer {
+		return nil, fmt.Errorf("provider %s: %w: an answer of more than %d bytes", p.Base, wire.ErrMalformed, MaxAnswer)
 	}
 	return body, nil
 }

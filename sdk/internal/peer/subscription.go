@@ -1,4 +1,4 @@
-package sdk
+package peer
 
 import (
 	"bytes"
@@ -18,29 +18,29 @@ import (
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
-// feed is an open stream of a lease's events.
-type feed struct {
-	events chan wire.Event
-	err    error // why events was closed
-	cancel context.CancelFunc
-	alive  atomic.Int64    // unix nanoseconds of the newest byte, comments included
-	conn   *websocket.Conn // takes vouchers; nil: the stream is one of server-sent events
+// Subscription is an open stream of a lease's events.
+type Subscription struct {
+	Events chan wire.Event    // what comes, EventAccepted included
+	Err    error              // why Events was closed
+	Cancel context.CancelFunc // ends the stream
+	alive  atomic.Int64       // unix nanoseconds of the newest byte, comments included
+	conn   *websocket.Conn    // takes vouchers; nil: the stream is one of server-sent events
 }
 
-// eventAccepted is how a feed shows a receipt of its provider.
-const eventAccepted = "accepted"
+// EventAccepted is the event that a subscription makes of a receipt of its provider.
+const EventAccepted = "accepted"
 
-// attach asks for the stream of a lease: one over a WebSocket, which takes
+// Subscribe asks for the stream of a lease: one over a WebSocket, which takes
 // vouchers, or server-sent events from a provider, or through a proxy, that has
 // no other. life ends the stream. A refusal is a *wire.Problem.
-func (p peer) attach(life context.Context, gpus int, c wire.Credential, header http.Header) (*feed, error) {
+func (p Peer) Subscribe(life context.Context, gpus int, c wire.Credential, header http.Header) (*Subscription, error) {
 	authorization, err := c.Header()
 	if err != nil {
 		return nil, err
 	}
 	header.Set("Authorization", authorization)
 	life, cancel := context.WithCancel(life)
-	f := &feed{events: make(chan wire.Event), cancel: cancel}
+	f := &Subscription{Events: make(chan wire.Event), Cancel: cancel}
 	f.alive.Store(time.Now().UnixNano())
 	resp, err := p.ask(life, f, gpus, header)
 	switch {
@@ -61,23 +61,23 @@ func (p peer) attach(life context.Context, gpus int, c wire.Credential, header h
 	}
 }
 
-// ask gives the feed a connection that takes vouchers, or returns what was
+// ask gives the subscription a connection that takes vouchers, or returns what was
 // answered instead.
-func (p peer) ask(ctx context.Context, f *feed, gpus int, header http.Header) (*http.Response, error) {
+func (p Peer) ask(ctx context.Context, f *Subscription, gpus int, header http.Header) (*http.Response, error) {
 	if p.plain.Load() {
-		return p.do(ctx, http.MethodGet, leasePath(gpus), header)
+		return p.Do(ctx, http.MethodGet, LeasePath(gpus), header)
 	}
-	asked := &upgrade{RoundTripper: cmp.Or[http.RoundTripper](p.http.Transport, http.DefaultTransport)}
-	client := *p.http
+	asked := &upgrade{RoundTripper: cmp.Or[http.RoundTripper](p.HTTP.Transport, http.DefaultTransport)}
+	client := *p.HTTP
 	client.Transport = asked
-	conn, _, err := websocket.Dial(ctx, p.base+leasePath(gpus), &websocket.DialOptions{HTTPClient: &client, HTTPHeader: p.header(header)})
+	conn, _, err := websocket.Dial(ctx, p.Base+LeasePath(gpus), &websocket.DialOptions{HTTPClient: &client, HTTPHeader: p.header(header)})
 	switch {
 	case err == nil:
 		conn.SetReadLimit(wire.MaxEvent)
 		f.conn = conn
 		return nil, nil
 	case asked.answer == nil:
-		return nil, fmt.Errorf("%w: %s: %w", ErrGone, p.base, reach.Explain(err))
+		return nil, fmt.Errorf("%w: %s: %w", ErrUnreachable, p.Base, reach.Explain(err))
 	case asked.answer.StatusCode == http.StatusOK || wire.IsProblem(asked.answer):
 		return asked.answer, nil // the provider's own words
 	}
@@ -85,7 +85,7 @@ func (p peer) ask(ctx context.Context, f *feed, gpus int, header http.Header) (*
 	if asked.answer.Body != nil {
 		_ = asked.answer.Body.Close()
 	}
-	return p.do(ctx, http.MethodGet, leasePath(gpus), header)
+	return p.Do(ctx, http.MethodGet, LeasePath(gpus), header)
 }
 
 // upgrade keeps the answer, and from Dial what it can do nothing with.
@@ -109,17 +109,17 @@ func (u *upgrade) RoundTrip(r *http.Request) (*http.Response, error) {
 }
 
 // read takes server-sent events.
-func (f *feed) read(body io.ReadCloser) {
-	defer close(f.events)
+func (f *Subscription) read(body io.ReadCloser) {
+	defer close(f.Events)
 	defer body.Close()
 	events := wire.NewEvents(&pulse{body, &f.alive})
 	for {
 		e, err := events.Next()
 		if err != nil {
-			f.err = err
+			f.Err = err
 			return
 		}
-		f.events <- e
+		f.Events <- e
 	}
 }
 
@@ -138,54 +138,54 @@ func (p *pulse) Read(b []byte) (int, error) {
 }
 
 // follow takes the messages of a WebSocket.
-func (f *feed) follow() {
-	defer close(f.events)
+func (f *Subscription) follow() {
+	defer close(f.Events)
 	defer f.conn.CloseNow()
 	for {
 		kind, message, err := f.conn.Read(context.Background()) // cancel closes it
 		if err != nil {
-			f.err = err
+			f.Err = err
 			if errors.Is(err, websocket.ErrMessageTooBig) {
-				f.err = wire.ErrEventTooLong
+				f.Err = wire.ErrEventTooLong
 			}
 			return
 		}
 		f.alive.Store(time.Now().UnixNano())
 		if kind == websocket.MessageBinary {
-			f.events <- wire.Event{Name: eventAccepted, Data: message}
+			f.Events <- wire.Event{Name: EventAccepted, Data: message}
 			continue
 		}
 		e, err := wire.NewEvents(bytes.NewReader(message)).Next()
 		switch {
 		case err == nil:
-			f.events <- e
+			f.Events <- e
 		case !errors.Is(err, io.EOF): // a comment has no event
-			f.err = err
+			f.Err = err
 			return
 		}
 	}
 }
 
-// takes reports whether vouchers go through the stream. No feed takes any.
-func (f *feed) takes() bool { return f != nil && f.conn != nil }
+// TakesVouchers reports whether vouchers go through the stream. A nil one takes none.
+func (f *Subscription) TakesVouchers() bool { return f != nil && f.conn != nil }
 
-// pay sends a voucher. That it was accepted is an event, later.
-func (f *feed) pay(ctx context.Context, v channel.Voucher) error {
+// Pay sends a voucher. That it was accepted is an event, later.
+func (f *Subscription) Pay(ctx context.Context, v channel.Voucher) error {
 	message, err := wire.AppendVoucher(nil, v)
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	ctx, cancel := context.WithTimeout(ctx, AnswerTimeout)
 	defer cancel()
 	return f.conn.Write(ctx, websocket.MessageBinary, message)
 }
 
-// silence is how long nothing was heard at all.
-func (f *feed) silence() time.Duration { return time.Since(time.Unix(0, f.alive.Load())) }
+// Silence is how long nothing was heard at all.
+func (f *Subscription) Silence() time.Duration { return time.Since(time.Unix(0, f.alive.Load())) }
 
-// close ends the stream and frees its reader.
-func (f *feed) close() {
-	f.cancel()
-	for range f.events {
+// Close ends the stream and frees its reader.
+func (f *Subscription) Close() {
+	f.Cancel()
+	for range f.Events {
 	}
 }
