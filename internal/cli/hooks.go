@@ -43,6 +43,9 @@ func (h *Hooks) Allocator(ctx context.Context, source metering.Source) (*gpu.Hos
 	a.ReleaseCommand = strings.Fields(h.release)
 	a.AliveCommand = strings.Fields(h.alive)
 	a.Environment = h.environment
+	if err := a.CheckCommands(); err != nil {
+		return nil, err
+	}
 	return a, nil
 }
 

@@ -1,11 +1,35 @@
 package cli
 
 import (
+	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
+	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/sdk"
 )
+
+// TestCommandsAreThere: a command that cannot be run is refused at the start, and not when a renter has made a deposit for it.
+func TestCommandsAreThere(t *testing.T) {
+	dir := t.TempDir()
+	plain := filepath.Join(dir, "plain")
+	if err := os.WriteFile(plain, []byte("#!/bin/sh\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"allocate", "suspend", "resume", "release", "alive"} {
+		for command, runs := range map[string]bool{"true": true, "sh -c true": true, filepath.Join(dir, "nosuch"): false, plain + " now": false, "gpupay-no-such-program": false} {
+			hooks := new(Hooks)
+			if err := try(t, hooks.Register, "--"+name, command); err != nil {
+				t.Fatal(err)
+			}
+			_, err := hooks.Allocator(t.Context(), sim.New(1, sim.Options{}))
+			if (err == nil) != runs || err != nil && (!strings.Contains(err.Error(), name+" command") || !strings.Contains(err.Error(), strings.Fields(command)[0])) {
+				t.Errorf("--%s %q: %v", name, command, err)
+			}
+		}
+	}
+}
 
 // TestLinks: what is no list of nodes, is refused.
 func TestLinks(t *testing.T) {

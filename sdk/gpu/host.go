@@ -111,6 +111,23 @@ func NewHostAllocator(ctx context.Context, source metering.Source) (*HostAllocat
 	return h, nil
 }
 
+// CheckCommands returns which commands cannot be run on this host, before a renter's deposit waits for one of them.
+func (h *HostAllocator) CheckCommands() error {
+	var failed []error
+	for _, c := range []struct {
+		what    string
+		command []string
+	}{{"allocate", h.AllocateCommand}, {"suspend", h.SuspendCommand}, {"resume", h.ResumeCommand}, {"release", h.ReleaseCommand}, {"alive", h.AliveCommand}} {
+		if len(c.command) == 0 {
+			continue
+		}
+		if _, err := exec.LookPath(c.command[0]); err != nil {
+			failed = append(failed, fmt.Errorf("the %s command cannot be run: %w", c.what, err))
+		}
+	}
+	return errors.Join(failed...)
+}
+
 // devices are all of this host, those included that were away when this began.
 func (h *HostAllocator) devices() []string {
 	h.awayMu.Lock()
