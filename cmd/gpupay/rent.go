@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/ethereum/go-ethereum/common"
 	urfave "github.com/urfave/cli/v3"
 
 	"github.com/gpupay/gpupay/channel"
@@ -73,6 +74,7 @@ func newRent(app *cli.App) *rent {
 	f.Actions("Instead of renting")
 	f.Bool(&r.Resume, "resume", "go on with an unfinished rental")
 	f.Bool(&r.Leave, "leave", "get the deposit of an unfinished rental back without the provider's help")
+	f.Hash(&r.Channel, "channel", "with --resume or --leave: of several rentals the one on this channel")
 	f.Bool(&r.List, "list", "list unfinished rentals")
 	f.Int64(&r.Recover, "recover", -1, "after the loss of a database, find your channels in --escrow from this `block` on; then --leave gets their deposits back")
 	return r
@@ -98,6 +100,8 @@ func (r *rent) read() (err error) {
 		return cli.Usage(fmt.Errorf("--gpus %d: a rental has one GPU at least", r.Options.GPUs))
 	case r.Resume && r.Leave:
 		return cli.Usage(errors.New("--resume goes on with a rental, --leave ends it without the provider: give one of them"))
+	case r.Channel != (common.Hash{}) && (!r.Resume && !r.Leave || r.X402):
+		return cli.Usage(errors.New("--channel says which rental --resume goes on with or --leave ends: give one of them, without --x402"))
 	}
 	r.Options.For = time.Duration(r.minutes * float64(time.Minute))
 	if r.relay != "" {

@@ -107,6 +107,16 @@ func (f *Flags) Address(into *common.Address, name, usage string) {
 	f.parsed(name, usage+" (`address`)", "", func(s string) (err error) { *into, err = Address(s); return err })
 }
 
+// Hash adds a flag for an id of 32 bytes, such as a channel's. Of nothing it is zero.
+func (f *Flags) Hash(into *common.Hash, name, usage string) {
+	f.parsed(name, usage+" (`id`)", "", func(s string) error {
+		if *into = common.HexToHash(s); s != "" && into.Hex() != strings.ToLower(s) {
+			return errors.New("0x and 64 hex digits")
+		}
+		return nil
+	})
+}
+
 // List adds a flag for texts with commas between them.
 func (f *Flags) List(into *[]string, name, usage string) {
 	f.parsed(name, usage, "", func(s string) error { *into = list(s); return nil })

@@ -24,11 +24,12 @@ type Renting struct {
 	Options  sdk.RentOptions
 	Provider string // URL
 
-	Resume  bool  // go on with an unfinished rental
-	Leave   bool  // get deposits back without the provider
-	List    bool  // show what is unfinished
-	X402    bool  // pay by ticks over x402
-	Recover int64 // block from which channels are looked for on the chain that the database does not know; none if negative
+	Resume  bool        // go on with an unfinished rental
+	Leave   bool        // get deposits back without the provider
+	List    bool        // show what is unfinished
+	X402    bool        // pay by ticks over x402
+	Channel common.Hash // the one rental that is gone on with or left; any if zero
+	Recover int64       // block from which channels are looked for on the chain that the database does not know; none if negative
 }
 
 // Run does it. An interrupt ends the rental, not the program: what is left is paid and the refund waited for.
@@ -53,6 +54,7 @@ func (o *Renting) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	open = unfinished(open, o.Channel)
 	if o.Leave {
 		return leaveAll(ctx, renter, open)
 	}
@@ -64,30 +66,20 @@ func (o *Renting) Run(ctx context.Context) error {
 }
 
 func begin(ctx context.Context, renter *sdk.Renter, open []sdk.RentalState, o *Renting) (*sdk.Rental, error) {
-	holding := 0
-	for _, s := range open {
-		switch s.Phase {
-		case sdk.RentalClosed: // the refund is here
-			continue
-		case sdk.RentalOpening:
-			if !o.Resume && !s.Until.IsZero() { // it may never come to hold anything: that keeps nobody from renting elsewhere
-				fmt.Printf("note: the deposit that was signed for channel %s may be sent until %s; --leave watches it and gets it back\n",
-					s.Channel, s.Until.Format(time.TimeOnly))
-				continue
-			}
-		}
-		if o.Resume {
-			fmt.Printf("resuming the rental on channel %s\n", s.Channel)
-			return renter.Resume(ctx, s.Channel)
-		}
-		holding++
-	}
 	if o.Resume {
-		return nil, fmt.Errorf("no unfinished rental in %s", redact.Database(o.Config.Database))
+		chosen, err := choose(open, o.Config.Database)
+		if err != nil {
+			return nil, err
+		}
+		noteOthers(open, chosen.Channel)
+		fmt.Printf("resuming the rental on channel %s\n", chosen.Channel)
+		return renter.Resume(ctx, chosen.Channel)
 	}
-	if holding > 0 {
-		return nil, fmt.Errorf("%d unfinished rental(s) in %s hold deposits: give --resume to go on, --leave to get them back, or another --db with another key", holding, redact.Database(o.Config.Database))
+	holding := slices.DeleteFunc(slices.Clone(open), promised) // what may never come to hold anything keeps nobody from renting elsewhere
+	if len(holding) > 0 {
+		return nil, fmt.Errorf("%d unfinished rental(s) in %s hold deposits: give --resume to go on, --leave to get them back, or another --db with another key", len(holding), redact.Database(o.Config.Database))
 	}
+	noteOthers(open, common.Hash{})
 	quote, err := renter.Quote(ctx, o.Provider)
 	if err != nil {
 		return nil, err
@@ -166,7 +158,6 @@ func recoverLost(ctx context.Context, renter *sdk.Renter, o *Renting) error {
 }
 
 func leaveAll(ctx context.Context, renter *sdk.Renter, open []sdk.RentalState) error {
-	open = slices.DeleteFunc(open, func(s sdk.RentalState) bool { return s.Phase == sdk.RentalClosed })
 	if len(open) == 0 {
 		fmt.Println("no unfinished rental: there is nothing to leave")
 	}
@@ -175,7 +166,7 @@ func leaveAll(ctx context.Context, renter *sdk.Renter, open []sdk.RentalState) e
 		if err != nil {
 			return err
 		}
-		if state.Phase == sdk.RentalOpening && !state.Until.IsZero() {
+		if promised(state) {
 			fmt.Printf("channel %s is not known to be open; the deposit that was signed for it may be sent until %s, and is watched until then\n",
 				state.Channel, state.Until.Format(time.TimeOnly))
 		}

@@ -2,8 +2,11 @@ package renting
 
 import (
 	"errors"
+	"strings"
 	"testing"
 	"time"
+
+	"github.com/ethereum/go-ethereum/common"
 
 	"github.com/gpupay/gpupay/sdk"
 )
@@ -50,6 +53,39 @@ func TestRemaining(t *testing.T) {
 		o := &Renting{Resume: row.resume, Options: sdk.RentOptions{For: row.say}}
 		if got := remaining(o, sdk.RentalState{For: row.begun, GPUs: row.gpus, Nanos: uint64(row.metered)}); got != row.want {
 			t.Errorf("%+v: %s", row, got)
+		}
+	}
+}
+
+// TestResumeChooses: of several rentals the one that holds a deposit is gone on with, and none where that is not one alone.
+func TestResumeChooses(t *testing.T) {
+	until := time.Unix(1_800_000_000, 0)
+	promise := sdk.RentalState{Channel: common.Hash{1}, Phase: sdk.RentalOpening, Until: until}
+	running := sdk.RentalState{Channel: common.Hash{2}, Phase: "running"}
+	closing := sdk.RentalState{Channel: common.Hash{3}, Phase: sdk.RentalClosing}
+	sent := sdk.RentalState{Channel: common.Hash{4}, Phase: sdk.RentalOpening} // by the renter itself: it may be there
+	closed := sdk.RentalState{Channel: common.Hash{5}, Phase: sdk.RentalClosed}
+	type list = []sdk.RentalState
+	for _, row := range []struct {
+		all         list
+		named, want common.Hash
+		mustBe      string
+	}{
+		{all: list{promise, running}, want: running.Channel},
+		{all: list{running, promise}, want: running.Channel},
+		{all: list{promise, closed}, want: promise.Channel},
+		{all: list{closed, closing}, want: closing.Channel},
+		{all: list{promise, running, closing}, mustBe: "--channel"},
+		{all: list{sent, running}, mustBe: "--channel"},
+		{all: list{promise, running, closing}, named: closing.Channel, want: closing.Channel},
+		{all: list{promise, running}, named: promise.Channel, want: promise.Channel},
+		{all: list{closed}, mustBe: "no unfinished rental"},
+		{all: list{running}, named: closing.Channel, mustBe: "no unfinished rental"},
+		{mustBe: "no unfinished rental"},
+	} {
+		got, err := choose(unfinished(row.all, row.named), "renter.db")
+		if got.Channel != row.want || (err == nil) != (row.mustBe == "") || err != nil && !strings.Contains(err.Error(), row.mustBe) {
+			t.Errorf("%+v: %s, %v", row, got.Channel, err)
 		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/ethereum/go-ethereum/common"
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/internal/redact"
@@ -103,7 +104,7 @@ func list(ctx context.Context, config sdk.RenterConfig) error {
 	if err != nil {
 		return err
 	}
-	if len(open) == 0 {
+	if open = unfinished(open, common.Hash{}); len(open) == 0 {
 		fmt.Printf("no unfinished rental in %s\n", redact.Database(config.Database))
 		return nil
 	}
