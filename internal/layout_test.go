@@ -52,6 +52,11 @@ var layout = []struct{ pkg, may string }{
 	{"sdk/audit", "bindings channel internal/eip712 internal/exactjson internal/redact internal/u256 metering sdk/chain sdk/internal/billed sdk/wire"},
 	{"sdk/tower", "channel channel/store internal/exactjson internal/redact sdk/chain sdk/internal/database sdk/internal/keyed " +
 		"sdk/internal/reach sdk/internal/run sdk/internal/serve sdk/limit sdk/settle sdk/units sdk/wire"},
+
+	{"bindings/batchsettlement/standin", ""},
+	{"bindings/testtoken", ""},
+	{"internal/chaintest", "bindings/batchsettlement/standin bindings/testtoken channel sdk/chain"},
+	{"sdk/internal/rig", "channel internal/chaintest metering metering/sim sdk/chain sdk/wire sdk/x402"}, // of tests
 }
 
 // TestImportsPointOneWay: a package of the table imports what its row names and nothing else of the module, on no system.

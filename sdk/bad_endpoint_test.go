@@ -25,6 +25,7 @@ import (
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/sdk/audit"
 	"github.com/gpupay/gpupay/sdk/chain"
+	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 )
 
 // LongEndpoints is the environment variable that, set to 1, has every field misbehave in every way, on either side and at
@@ -132,7 +133,7 @@ func TestEndpointMisbehaves(t *testing.T) {
 }
 
 func tellTogether(t *testing.T, some []story) {
-	m := newMarket(t)
+	m := testrig.NewMarket(t)
 	keys := make([][2]*channel.Key, len(some))
 	for i := range some {
 		for j := range keys[i] {
@@ -143,7 +144,7 @@ func tellTogether(t *testing.T, some []story) {
 			keys[i][j] = channel.NewKey(private)
 			m.RPC(t, nil, "anvil_setBalance", keys[i][j].Address(), "0x56bc75e2d63100000") // 100 coins
 		}
-		m.Mint(t, keys[i][0].Address(), thousand)
+		m.Mint(t, keys[i][0].Address(), testrig.Thousand)
 	}
 	var running sync.WaitGroup
 	turns := make(chan struct{}, 12) // they mostly wait
@@ -161,9 +162,9 @@ func tellTogether(t *testing.T, some []story) {
 type tale struct {
 	*testing.T
 	story
-	m            *market
+	m            *testrig.Market
 	payer, payee *channel.Key
-	log, panics  *logBuffer
+	log, panics  *testrig.Log
 	provider     *badrpc.Endpoint
 	renter       *badrpc.Endpoint
 	rpc          string // the renter's endpoints; renter if empty
@@ -172,8 +173,8 @@ type tale struct {
 	server       *httptest.Server
 }
 
-func newTale(t *testing.T, m *market, s story, keys [2]*channel.Key) *tale {
-	w := &tale{T: t, story: s, m: m, payer: keys[0], payee: keys[1], log: &logBuffer{}, panics: &logBuffer{},
+func newTale(t *testing.T, m *testrig.Market, s story, keys [2]*channel.Key) *tale {
+	w := &tale{T: t, story: s, m: m, payer: keys[0], payee: keys[1], log: &testrig.Log{}, panics: &testrig.Log{},
 		provider: badrpc.New(t, m.URL), renter: badrpc.New(t, m.URL)}
 	t.Cleanup(func() {
 		if t.Failed() {
@@ -215,9 +216,9 @@ func (w *tale) tell() {
 		_, _ = fmt.Fprintln(w.log, "Run ended:", err)
 		ran <- err
 	}()
-	eventually(w.T, "a paid record", func() bool { s := l.Snapshot(); return !s.Paid.IsZero() })
+	testrig.Eventually(w.T, "a paid record", func() bool { s := l.Snapshot(); return !s.Paid.IsZero() })
 	w.misbehave("top-up")
-	eventually(w.T, "a top-up", func() bool { s := l.Snapshot(); return s.Deposit.Uint64() > 3_000 })
+	testrig.Eventually(w.T, "a top-up", func() bool { s := l.Snapshot(); return s.Deposit.Uint64() > 3_000 })
 	w.misbehave("close")
 	c := insist(w, "closing", func() (Closing, error) { return l.Close(w.Context()) })
 	cancel()
@@ -309,8 +310,8 @@ func (w *tale) balance(r *Renter, c Closing) {
 	if got := w.m.Tokens(w.T, w.payee.Address()); got != c.Settled.Uint64() {
 		w.Errorf("the payee has %d, settled was %s", got, c.Settled.Dec())
 	}
-	if got := w.m.Tokens(w.T, w.payer.Address()); got != thousand-c.Settled.Uint64() {
-		w.Errorf("the payer has %d of %d, and owed %s", got, thousand, c.Owed.Dec())
+	if got := w.m.Tokens(w.T, w.payer.Address()); got != testrig.Thousand-c.Settled.Uint64() {
+		w.Errorf("the payer has %d of %d, and owed %s", got, testrig.Thousand, c.Owed.Dec())
 	}
 	if open := insist(w, "listing", func() ([]RentalState, error) { return unfinished(w.Context(), r) }); len(open) != 0 {
 		w.Errorf("unfinished: %v", open)
@@ -333,9 +334,9 @@ func (w *tale) balance(r *Renter, c Closing) {
 // Whoever checks a bundle against an endpoint that leaves out or nulls what its answers must say hears that it could not be
 // checked, in one line each, and never that it holds, nor a panic.
 func TestVerifyThroughABadEndpoint(t *testing.T) {
-	m := newMarket(t)
-	server := m.provider(t, nil)
-	r := openRenter(t, m.renterConfig(t, m.payer))
+	m := testrig.NewMarket(t)
+	server := serveProvider(t, m, nil)
+	r := openRenter(t, renterConfig(t, m, m.Payer))
 	l, err := r.Rent(t.Context(), server.URL, RentOptions{Deposit: "0.01", PayEvery: 100 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)

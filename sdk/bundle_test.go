@@ -17,22 +17,23 @@ import (
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/audit"
 	"github.com/gpupay/gpupay/sdk/chain"
+	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 )
 
 // bundles is what both sides kept about a channel that was rented, settled and
 // closed.
-func bundles(t *testing.T, m *market) (payee, payer *audit.Bundle) {
+func bundles(t *testing.T, m *testrig.Market) (payee, payer *audit.Bundle) {
 	t.Helper()
 	var database string
-	server := m.provider(t, func(c *ProviderConfig) { database = c.Database })
-	r := openRenter(t, m.renterConfig(t, m.newcomer(t)))
+	server := serveProvider(t, m, func(c *ProviderConfig) { database = c.Database })
+	r := openRenter(t, renterConfig(t, m, m.Newcomer(t)))
 	l, err := r.Rent(t.Context(), server.URL, RentOptions{GPUs: 2, Deposit: "1", PayEvery: 100 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := background(ctx, l)
-	eventually(t, "four records", func() bool { return l.Snapshot().Sequence >= 4 })
+	testrig.Eventually(t, "four records", func() bool { return l.Snapshot().Sequence >= 4 })
 	cancel()
 	<-done
 	if _, err := l.Close(t.Context()); err != nil {
@@ -66,7 +67,7 @@ var unverifiable = map[string]bool{
 // TestTamperedBundle changes every single value of both sides' bundles in turn,
 // removes every entry of every list, and wants each change found.
 func TestTamperedBundle(t *testing.T) {
-	m := newMarket(t)
+	m := testrig.NewMarket(t)
 	payee, payer := bundles(t, m)
 	for _, pair := range [][2]*audit.Bundle{{payee, payer}, {payer, payee}, {payee, payee}} {
 		both := audit.Compare(pair[0], pair[1])
@@ -97,13 +98,13 @@ func TestTamperedBundle(t *testing.T) {
 	if len(proofs) != 1 {
 		t.Fatalf("%d proofs of equivocation, there is one pair", len(proofs))
 	}
-	if who, err := proofs[0].Verify(); err != nil || who != m.payeeAddress() {
+	if who, err := proofs[0].Verify(); err != nil || who != m.PayeeAddress() {
 		t.Errorf("it is against %s: %v", who, err)
 	}
 }
 
 // addProof has the payee show a sample of its last record.
-func addProof(t *testing.T, m *market, b *audit.Bundle) {
+func addProof(t *testing.T, m *testrig.Market, b *audit.Bundle) {
 	t.Helper()
 	last := &b.Leases[0].Records[len(b.Leases[0].Records)-1]
 	last.Evidence.Devices[0].Samples += 3
@@ -118,7 +119,7 @@ func addProof(t *testing.T, m *market, b *audit.Bundle) {
 	last.Evidence.Root, last.Evidence.Samples = metering.Root(samples), uint64(len(samples))
 	last.EvidenceHash = last.Evidence.Hash()
 	domain := metering.Domain(b.Terms.ChainID, common.Address(b.Terms.Escrow))
-	if last.Signature, err = channel.NewKey(m.payee).Sign(t.Context(), last.Digest(domain)); err != nil {
+	if last.Signature, err = channel.NewKey(m.Payee).Sign(t.Context(), last.Digest(domain)); err != nil {
 		t.Fatal(err)
 	}
 	b.Leases[0].Proofs = []audit.Proof{{Sequence: last.Sequence, Proof: proof}}
@@ -219,15 +220,15 @@ func (t *tamperer) caught(what string) {
 // number is caught, and what the renter exports convinces anybody, until a byte
 // of it is changed.
 func TestEquivocationIsKeptAndProven(t *testing.T) {
-	m := newMarket(t)
-	v := newVillain(t, m, nil)
-	v.script = func(p *plot) {
-		p.honest(3)
-		p.usage(p.resign(p.sent, func(r *metering.SignedRecord) { r.To++ }))
+	m := testrig.NewMarket(t)
+	v := testrig.NewHostile(t, m, nil)
+	v.Script = func(p *testrig.Stream) {
+		p.Honest(3)
+		p.Usage(p.Resign(p.Sent, func(r *metering.SignedRecord) { r.To++ }))
 	}
-	config := m.renterConfig(t, m.payer)
+	config := renterConfig(t, m, m.Payer)
 	r := openRenter(t, config)
-	l, err := r.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "1", PayEvery: 50 * time.Millisecond})
+	l, err := r.Rent(t.Context(), v.Server.URL, RentOptions{Deposit: "1", PayEvery: 50 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -243,7 +244,7 @@ func TestEquivocationIsKeptAndProven(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if who, err := again.Verify(); err != nil || who != m.payeeAddress() {
+	if who, err := again.Verify(); err != nil || who != m.PayeeAddress() {
 		t.Errorf("it is against %s: %v", who, err)
 	}
 	exported, err := ExportFile(t.Context(), config.Database, l.ID())
@@ -279,9 +280,9 @@ func TestEquivocationIsKeptAndProven(t *testing.T) {
 // TestBundleOfTheNewestRental: an export from a renter's database that names no channel is of its newest rental, and a provider's
 // has to be told which.
 func TestBundleOfTheNewestRental(t *testing.T) {
-	m := newMarket(t)
+	m := testrig.NewMarket(t)
 	var payee string
-	server, config := m.provider(t, func(c *ProviderConfig) { payee = c.Database }), m.renterConfig(t, m.payer)
+	server, config := serveProvider(t, m, func(c *ProviderConfig) { payee = c.Database }), renterConfig(t, m, m.Payer)
 	r := openRenter(t, config)
 	for range 3 {
 		l, err := r.Rent(t.Context(), server.URL, RentOptions{Deposit: "1"})
@@ -310,8 +311,8 @@ func TestBundleOfAnUnknownChannel(t *testing.T) {
 	if _, err := ExportFile(t.Context(), path, common.Hash{1}); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("no file: %v", err)
 	}
-	m := newMarket(t)
-	config := m.renterConfig(t, m.payer)
+	m := testrig.NewMarket(t)
+	config := renterConfig(t, m, m.Payer)
 	r := openRenter(t, config)
 	if _, err := r.Export(t.Context(), common.Hash{1}); !errors.Is(err, channel.ErrUnknown) {
 		t.Error(err)

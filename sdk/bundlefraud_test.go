@@ -19,13 +19,14 @@ import (
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/audit"
 	"github.com/gpupay/gpupay/sdk/chain"
+	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // forger changes bundles as one side can that has its own key.
 type forger struct {
 	*testing.T
-	*market
+	*testrig.Market
 	payee, payer *audit.Bundle // honest
 }
 
@@ -43,7 +44,7 @@ func (f *forger) sign(b *audit.Bundle, r metering.SignedRecord) metering.SignedR
 	f.Helper()
 	r.EvidenceHash = r.Evidence.Hash()
 	var err error
-	r.Signature, err = channel.NewKey(f.market.payee).Sign(f.Context(), r.Digest(metering.Domain(b.Terms.ChainID, common.Address(b.Terms.Escrow))))
+	r.Signature, err = channel.NewKey(f.Market.Payee).Sign(f.Context(), r.Digest(metering.Domain(b.Terms.ChainID, common.Address(b.Terms.Escrow))))
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -60,7 +61,7 @@ func (f *forger) lease(b *audit.Bundle, id byte, before uint256.Int, amount uint
 	}
 	offer.Offer.Amount, offer.Offer.Unit = wire.NewAmount(*uint256.NewInt(amount)), unit
 	offer.Offer.MaxGap = int64(ran/time.Millisecond) + 1
-	signed, err := wire.SignOffer(f.Context(), channel.NewKey(f.market.payee), offer.Offer)
+	signed, err := wire.SignOffer(f.Context(), channel.NewKey(f.Market.Payee), offer.Offer)
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -105,8 +106,8 @@ func (f *forger) found(b *audit.Bundle) (alone, online, beside error) {
 // TestForgedBundles: what either side leaves out, invents or repeats with its own key is found: alone where that is
 // possible, with the chain, or beside what the other side kept.
 func TestForgedBundles(t *testing.T) {
-	m := newMarket(t)
-	f := &forger{T: t, market: m}
+	m := testrig.NewMarket(t)
+	f := &forger{T: t, Market: m}
 	f.payee, f.payer = bundles(t, m)
 	for _, b := range []*audit.Bundle{f.payee, f.payer} {
 		if alone, online, beside := f.found(b); alone != nil || online != nil || beside != nil {
@@ -216,7 +217,7 @@ func (s swapped) CodeAt(ctx context.Context, address common.Address, block *big.
 
 // TestVerifyHostileEscrow: a bundle that names another contract than ours shows nothing, whatever that contract answers.
 func TestVerifyHostileEscrow(t *testing.T) {
-	m := newMarket(t)
+	m := testrig.NewMarket(t)
 	payee, payer := bundles(t, m)
 	for _, b := range []*audit.Bundle{payee, payer} {
 		if err := audit.Failures(audit.Verify(t.Context(), b, m.Backend)); err != nil {
@@ -231,7 +232,7 @@ func TestVerifyHostileEscrow(t *testing.T) {
 // TestVerifyOddEndpoints: an endpoint that leaves out a block number ends in a failed check, and one that shows few events at
 // a time is asked often.
 func TestVerifyOddEndpoints(t *testing.T) {
-	m := newMarket(t)
+	m := testrig.NewMarket(t)
 	payee, _ := bundles(t, m)
 	if err := audit.Failures(audit.Verify(t.Context(), payee, nameless{m.Backend})); err == nil {
 		t.Error("a transaction in no block was taken")
@@ -244,7 +245,7 @@ func TestVerifyOddEndpoints(t *testing.T) {
 
 // TestVerifyLargeBundles: a bundle of many entries that all fail takes time in proportion to them, and few lines.
 func TestVerifyLargeBundles(t *testing.T) {
-	m := newMarket(t)
+	m := testrig.NewMarket(t)
 	payee, _ := bundles(t, m)
 	voucher := payee.Vouchers[0]
 	for range 3000 {
@@ -272,8 +273,8 @@ func TestVerifyLargeBundles(t *testing.T) {
 // TestBundlesTogether: a GPU that is billed in two channels at once is found where their bundles lie side by side, also
 // where the host's boot has another name in each.
 func TestBundlesTogether(t *testing.T) {
-	m := newMarket(t)
-	f := &forger{T: t, market: m}
+	m := testrig.NewMarket(t)
+	f := &forger{T: t, Market: m}
 	f.payee, f.payer = bundles(t, m)
 	if err := audit.Failures(audit.VerifyTogether([]*audit.Bundle{f.payee, f.payer})); err != nil {
 		t.Errorf("both sides of one channel: %v", err)

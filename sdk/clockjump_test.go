@@ -8,6 +8,7 @@ import (
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sim"
+	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 )
 
 // jumping is a host's clocks, which somebody sets, or which a suspended host or
@@ -26,7 +27,7 @@ func (j *jumping) BootID() string                         { return testclock.Pro
 // than the time that passed, and nobody is taken for a liar.
 func TestClockThatJumps(t *testing.T) {
 	const day, hour = int64(24 * time.Hour), int64(time.Hour)
-	m := newMarket(t)
+	m := testrig.NewMarket(t)
 	for _, row := range []struct {
 		name             string
 		renter           bool // whose clock it is
@@ -42,12 +43,12 @@ func TestClockThatJumps(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			clock := &jumping{}
-			server := m.provider(t, func(c *ProviderConfig) {
+			server := serveProvider(t, m, func(c *ProviderConfig) {
 				if !row.renter {
 					c.Clock, c.Source = clock, sim.New(1, sim.Options{Clock: clock})
 				}
 			})
-			config := m.renterConfig(t, m.newcomer(t))
+			config := renterConfig(t, m, m.Newcomer(t))
 			if row.renter {
 				config.Clock = clock
 			}
@@ -58,12 +59,12 @@ func TestClockThatJumps(t *testing.T) {
 				t.Fatal(err)
 			}
 			done := background(t.Context(), l)
-			eventually(t, "three records", func() bool { return l.Snapshot().Sequence >= 3 })
+			testrig.Eventually(t, "three records", func() bool { return l.Snapshot().Sequence >= 3 })
 			clock.boot.Add(row.boot)
 			clock.mono.Add(row.mono)
 			clock.wall.Add(row.wall)
 			at := l.Snapshot()
-			eventually(t, "three more, with time in them", func() bool {
+			testrig.Eventually(t, "three more, with time in them", func() bool {
 				s := l.Snapshot()
 				return s.Sequence >= at.Sequence+3 && s.Nanos > at.Nanos
 			})

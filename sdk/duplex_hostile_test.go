@@ -9,53 +9,54 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/sdk/internal/peer"
+	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // TestHostileReceipts: whatever a provider answers vouchers with in the stream, it gets them for what was checked and
 // prepaid, and no others.
 func TestHostileReceipts(t *testing.T) {
-	m := newMarket(t)
+	m := testrig.NewMarket(t)
 	double := func(amount uint256.Int) uint256.Int { amount.Lsh(&amount, 1); return amount }
 	for _, test := range []struct {
 		name string
-		paid func(*plot, uint256.Int)
+		paid func(*testrig.Stream, uint256.Int)
 		want error // nil: the renter goes on
 	}{
-		{name: "no receipt", paid: func(*plot, uint256.Int) {}},
-		{name: "a receipt for more", paid: func(p *plot, amount uint256.Int) { p.receipt(double(amount), nil) }},
-		{name: "a receipt for nothing", paid: func(p *plot, _ uint256.Int) { p.receipt(uint256.Int{}, nil) }},
-		{name: "each receipt many times", paid: func(p *plot, amount uint256.Int) {
+		{name: "no receipt", paid: func(*testrig.Stream, uint256.Int) {}},
+		{name: "a receipt for more", paid: func(p *testrig.Stream, amount uint256.Int) { p.Receipt(double(amount), nil) }},
+		{name: "a receipt for nothing", paid: func(p *testrig.Stream, _ uint256.Int) { p.Receipt(uint256.Int{}, nil) }},
+		{name: "each receipt many times", paid: func(p *testrig.Stream, amount uint256.Int) {
 			for range 20 {
-				p.receipt(amount, nil)
+				p.Receipt(amount, nil)
 			}
 		}},
-		{name: "refused, each", paid: func(p *plot, _ uint256.Int) {
-			p.send(0, wire.EventProblem, wire.Unavailable.With("not now"))
+		{name: "refused, each", paid: func(p *testrig.Stream, _ uint256.Int) {
+			p.Send(0, wire.EventProblem, wire.Unavailable.With("not now"))
 		}},
-		{name: "a problem that is none", paid: func(p *plot, _ uint256.Int) {
-			p.raw(wire.Event{Name: wire.EventProblem, Data: []byte("\x1b[2Jno")})
+		{name: "a problem that is none", paid: func(p *testrig.Stream, _ uint256.Int) {
+			p.Raw(wire.Event{Name: wire.EventProblem, Data: []byte("\x1b[2Jno")})
 		}},
-		{name: "a receipt that is cut off", want: peer.ErrProtocol, paid: func(p *plot, amount uint256.Int) {
-			p.receipt(amount, func(b []byte) []byte { return b[:11] })
+		{name: "a receipt that is cut off", want: peer.ErrProtocol, paid: func(p *testrig.Stream, amount uint256.Int) {
+			p.Receipt(amount, func(b []byte) []byte { return b[:11] })
 		}},
-		{name: "a receipt that is too long", want: peer.ErrProtocol, paid: func(p *plot, amount uint256.Int) {
-			p.receipt(amount, func(b []byte) []byte { return append(b, 0) })
+		{name: "a receipt that is too long", want: peer.ErrProtocol, paid: func(p *testrig.Stream, amount uint256.Int) {
+			p.Receipt(amount, func(b []byte) []byte { return append(b, 0) })
 		}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			const prepay = 100 * time.Millisecond
-			v := newVillain(t, m, nil)
+			v := testrig.NewHostile(t, m, nil)
 			var came atomic.Int64
-			v.script = func(p *plot) { p.honest(1000) }
-			v.paid = func(p *plot, amount uint256.Int) {
+			v.Script = func(p *testrig.Stream) { p.Honest(1000) }
+			v.Paid = func(p *testrig.Stream, amount uint256.Int) {
 				came.Add(1)
 				test.paid(p, amount)
 			}
-			config := m.renterConfig(t, m.payer)
+			config := renterConfig(t, m, m.Payer)
 			config.ClockOff, config.Caps.PerDay = 1000*time.Hour, Unlimited // the chain's clock runs ahead in this test
 			r := openRenter(t, config)
-			l, err := r.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "1", PayEvery: 60 * time.Millisecond, Prepay: prepay})
+			l, err := r.Rent(t.Context(), v.Server.URL, RentOptions{Deposit: "1", PayEvery: 60 * time.Millisecond, Prepay: prepay})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -68,8 +69,8 @@ func TestHostileReceipts(t *testing.T) {
 				leave(t, m, l)
 				return
 			}
-			eventually(t, "five vouchers in the stream", func() bool { return came.Load() >= 5 })
-			got, most := v.highest(), v.worth(t, prepay)
+			testrig.Eventually(t, "five vouchers in the stream", func() bool { return came.Load() >= 5 })
+			got, most := v.Highest(), worth(t, v, prepay)
 			owed := l.Snapshot().Owed
 			if most.Add(&most, &owed); got.Gt(&most) {
 				t.Errorf("the provider has a voucher over %s, checked and prepaid is %s", got.Dec(), most.Dec())
@@ -82,9 +83,9 @@ func TestHostileReceipts(t *testing.T) {
 	}
 }
 
-func (v *villain) worth(t *testing.T, d time.Duration) uint256.Int {
+func worth(t *testing.T, v *testrig.Hostile, d time.Duration) uint256.Int {
 	t.Helper()
-	charge, err := v.price.Charge(uint64(d))
+	charge, err := v.Price.Charge(uint64(d))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
+	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -335,7 +336,7 @@ func (h hidden) Flush()                      { h.w.(http.Flusher).Flush() }
 // TestRenterPaysThroughWhatThereIs: through the stream where provider, renter and all between them can, and otherwise by
 // requests beside server-sent events.
 func TestRenterPaysThroughWhatThereIs(t *testing.T) {
-	m := newMarket(t)
+	m := testrig.NewMarket(t)
 	refusing := func(status int) func(http.Handler) http.Handler {
 		return func(p http.Handler) http.Handler {
 			return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -378,16 +379,16 @@ func TestRenterPaysThroughWhatThereIs(t *testing.T) {
 		}, false},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			server := m.provider(t, nil)
+			server := serveProvider(t, m, nil)
 			heard := posts{test.between(server.Config.Handler), make(chan string, 1000)}
 			server.Config.Handler = heard
-			r := openRenter(t, m.renterConfig(t, m.newcomer(t)))
+			r := openRenter(t, renterConfig(t, m, m.Newcomer(t)))
 			l, err := r.Rent(t.Context(), server.URL, RentOptions{GPUs: 1, Deposit: "1", PayEvery: 50 * time.Millisecond})
 			if err != nil {
 				t.Fatal(err)
 			}
 			done := background(t.Context(), l)
-			eventually(t, "vouchers for 0.5 s", func() bool { s := l.Snapshot(); return s.Paid.Uint64() > 500 })
+			testrig.Eventually(t, "vouchers for 0.5 s", func() bool { s := l.Snapshot(); return s.Paid.Uint64() > 500 })
 			if _, err := l.Close(t.Context()); err != nil {
 				t.Fatal(err)
 			}

@@ -15,13 +15,14 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/chaintest"
 	"github.com/gpupay/gpupay/sdk/chain"
+	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // TestEscrowWithAPast: code that is ours to the byte stands on storage that its deployer's own constructor wrote: a credit of
 // his, which is paid from what others deposit. Nothing is deposited there.
 func TestEscrowWithAPast(t *testing.T) {
-	m := newMarket(t)
+	m := testrig.NewMarket(t)
 	const deposit = 5_000_000
 	evil := deployWithACredit(t, m, deposit)
 	escrow, err := chain.NewEscrow(t.Context(), m.Backend, evil)
@@ -31,47 +32,47 @@ func TestEscrowWithAPast(t *testing.T) {
 	if err := escrow.VerifyCode(t.Context()); err != nil {
 		t.Fatalf("its code is not ours, so this test shows nothing: %v", err)
 	}
-	if _, due, err := escrow.PayoutCall(t.Context(), m.payeeAddress(), m.Token); err != nil || due.Uint64() != deposit {
+	if _, due, err := escrow.PayoutCall(t.Context(), m.PayeeAddress(), m.Token); err != nil || due.Uint64() != deposit {
 		t.Fatalf("its deployer has a credit of %s, %v", due.Dec(), err)
 	}
-	before := m.Tokens(t, m.payerAddress())
-	v := newVillain(t, m, func(o *wire.Offer) { o.Escrow = wire.Address(evil) })
-	v.script = func(*plot) {}
-	r := openRenter(t, m.renterConfig(t, m.payer))
-	if _, err := r.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "5"}); !errors.Is(err, ErrEscrow) || !errors.Is(err, chain.ErrNotEscrow) {
+	before := m.Tokens(t, m.PayerAddress())
+	v := testrig.NewHostile(t, m, func(o *wire.Offer) { o.Escrow = wire.Address(evil) })
+	v.Script = func(*testrig.Stream) {}
+	r := openRenter(t, renterConfig(t, m, m.Payer))
+	if _, err := r.Rent(t.Context(), v.Server.URL, RentOptions{Deposit: "5"}); !errors.Is(err, ErrEscrow) || !errors.Is(err, chain.ErrNotEscrow) {
 		t.Errorf("%v, want ErrEscrow", err)
 	}
-	if after := m.Tokens(t, m.payerAddress()); after != before {
+	if after := m.Tokens(t, m.PayerAddress()); after != before {
 		t.Errorf("%d base units went into it", before-after)
 	}
 }
 
 // TestEscrowOfAnotherInstance: an escrow of ours under another salt is trusted if it is named.
 func TestEscrowOfAnotherInstance(t *testing.T) {
-	m := newMarket(t)
+	m := testrig.NewMarket(t)
 	other, err := chain.DeploySalted(t.Context(), m.Backend, channel.NewKey(m.Keys[3]), chaintest.Grace, common.Hash{1})
 	if err != nil {
 		t.Fatal(err)
 	}
-	v := newVillain(t, m, func(o *wire.Offer) { o.Escrow = wire.Address(other) })
-	v.script = func(*plot) {}
-	config := m.renterConfig(t, m.payer)
+	v := testrig.NewHostile(t, m, func(o *wire.Offer) { o.Escrow = wire.Address(other) })
+	v.Script = func(*testrig.Stream) {}
+	config := renterConfig(t, m, m.Payer)
 	r := openRenter(t, config)
-	if _, err := r.Quote(t.Context(), v.server.URL); !errors.Is(err, ErrEscrow) {
+	if _, err := r.Quote(t.Context(), v.Server.URL); !errors.Is(err, ErrEscrow) {
 		t.Errorf("not named: %v", err)
 	}
-	config = m.renterConfig(t, m.payer)
+	config = renterConfig(t, m, m.Payer)
 	config.Escrow = other
-	if _, err := openRenter(t, config).Quote(t.Context(), v.server.URL); err != nil {
+	if _, err := openRenter(t, config).Quote(t.Context(), v.Server.URL); err != nil {
 		t.Errorf("named: %v", err)
 	}
 }
 
 // deployWithACredit deploys the escrow's runtime, with each of the constructor's words in its place, by a constructor that first
 // writes the payee a credit in the token.
-func deployWithACredit(t *testing.T, m *market, amount uint64) common.Address {
+func deployWithACredit(t *testing.T, m *testrig.Market, amount uint64) common.Address {
 	t.Helper()
-	payee := m.payeeAddress()
+	payee := m.PayeeAddress()
 	nonce, err := m.Backend.PendingNonceAt(t.Context(), payee)
 	if err != nil {
 		t.Fatal(err)
@@ -97,7 +98,7 @@ func deployWithACredit(t *testing.T, m *market, amount uint64) common.Address {
 	from, size := len(write)+14, len(code)
 	leave := []byte{0x61, byte(size >> 8), byte(size), 0x61, byte(from >> 8), byte(from), 0x60, 0, 0x39, // CODECOPY(0, from, size)
 		0x61, byte(size >> 8), byte(size), 0x5f, 0xf3} // RETURN(0, size)
-	opts := bind.NewKeyedTransactor(m.payee, big.NewInt(31337))
+	opts := bind.NewKeyedTransactor(m.Payee, big.NewInt(31337))
 	opts.Context = t.Context()
 	got, tx, err := bind.DeployContract(opts, bytes.Join([][]byte{write, leave, code}, nil), m.Backend, nil)
 	if err != nil {

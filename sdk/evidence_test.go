@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"io"
 	"net/http"
 	"strings"
@@ -43,7 +44,7 @@ func TestRedact(t *testing.T) {
 func TestEvidenceHoldsNoAccess(t *testing.T) {
 	const hush = "ssh hush-hush"
 	n := newTenant(t, newPayRig(t))
-	n.line.alter = func(resp *http.Response) {
+	n.line.Alter = func(resp *http.Response) {
 		var tick map[string]any
 		body, err := io.ReadAll(resp.Body)
 		if err != nil || json.Unmarshal(body, &tick) != nil {
@@ -66,9 +67,9 @@ func TestEvidenceHoldsNoAccess(t *testing.T) {
 // TestExportHoldsNoSecret: an exported bundle has neither the lease's secret nor its access document, under whatever name the
 // provider sent them and whenever they were kept.
 func TestExportHoldsNoSecret(t *testing.T) {
-	m := newMarket(t)
-	server := m.provider(t, nil)
-	r := openRenter(t, m.renterConfig(t, m.newcomer(t)))
+	m := testrig.NewMarket(t)
+	server := serveProvider(t, m, nil)
+	r := openRenter(t, renterConfig(t, m, m.Newcomer(t)))
 	l, err := r.Rent(t.Context(), server.URL, RentOptions{Deposit: "1"})
 	if err != nil {
 		t.Fatal(err)

@@ -9,17 +9,18 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/sdk/chain"
+	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/settle"
 )
 
 // On a public chain a provider refuses an escrow, or a delay for x402's clients, that is over when the chain's clock makes
 // one of the leaps that it may make. What it takes is for the operator to say.
 func TestGraceFloor(t *testing.T) {
-	m := newMarket(t)
+	m := testrig.NewMarket(t)
 	connect := func(change func(*ProviderConfig)) error {
 		t.Helper()
 		config := ProviderConfig{
-			Backend: m.Backend, Escrow: m.Escrow, Token: m.Token, Key: channel.NewKey(m.payee), ClockTolerance: 24 * time.Hour,
+			Backend: m.Backend, Escrow: m.Escrow, Token: m.Token, Key: channel.NewKey(m.Payee), ClockTolerance: 24 * time.Hour,
 			Database: filepath.Join(t.TempDir(), "provider.db"), PricePerGPUHour: "3.60", MinDeposit: "0.01", Source: testclock.GPUs(1), Clock: testclock.Process(),
 		}
 		change(&config)
@@ -37,7 +38,7 @@ func TestGraceFloor(t *testing.T) {
 	if err := connect(func(c *ProviderConfig) { c.MinGrace = 10 * time.Minute }); err != nil {
 		t.Errorf("ten minutes on Arbitrum, as the operator wants it: %v", err)
 	}
-	long, err := chain.Deploy(t.Context(), m.Backend, channel.NewKey(m.payee), 2*time.Hour)
+	long, err := chain.Deploy(t.Context(), m.Backend, channel.NewKey(m.Payee), 2*time.Hour)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,7 +1,6 @@
 package sdk
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"log/slog"
@@ -9,7 +8,6 @@ import (
 	"net/http"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -25,6 +23,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/database"
+	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -32,7 +31,7 @@ import (
 type anvilRig struct {
 	*rig
 	anvil *chaintest.Chain
-	log   *logBuffer
+	log   *testrig.Log
 }
 
 const anvilID = 31337
@@ -40,7 +39,7 @@ const anvilID = 31337
 func newAnvilRig(t *testing.T, change ...func(*ProviderConfig)) *anvilRig {
 	t.Helper()
 	t.Parallel()
-	a := &anvilRig{anvil: chaintest.Anvil(t), log: &logBuffer{}}
+	a := &anvilRig{anvil: chaintest.Anvil(t), log: &testrig.Log{}}
 	net := &devchain.Chain{Backend: a.anvil.Backend, URL: a.anvil.URL, Keys: a.anvil.Keys, Escrow: a.anvil.Escrow, Token: a.anvil.Token}
 	payer := func(*rig) *channel.Key { return a.payerWith(t, 1, 1_000_000) }
 	change = append([]func(*ProviderConfig){func(c *ProviderConfig) {
@@ -61,23 +60,6 @@ func (a *anvilRig) payerWith(t *testing.T, n int, tokens uint64) *channel.Key {
 	key := channel.NewKey(a.anvil.Keys[n])
 	a.anvil.Mint(t, key.Address(), tokens)
 	return key
-}
-
-type logBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (b *logBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
-func (b *logBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.String()
 }
 
 // flee moves all tokens of a payer away in a transaction that pays more for its

@@ -15,6 +15,7 @@ import (
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/audit"
 	"github.com/gpupay/gpupay/sdk/internal/database"
+	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -162,9 +163,9 @@ func TestTimeCostsTheSameInLeases(t *testing.T) {
 // with a token of two decimals, leases of less than that are charged for their time
 // together; both sides' bundles hold together, and agree.
 func TestManyShortLeasesAreNotFree(t *testing.T) {
-	m := newMarket(t)
-	server := m.provider(t, func(c *ProviderConfig) { c.PricePerGPUHour = "0.0072" })
-	r := openRenter(t, m.renterConfig(t, m.payer))
+	m := testrig.NewMarket(t)
+	server := serveProvider(t, m, func(c *ProviderConfig) { c.PricePerGPUHour = "0.0072" })
+	r := openRenter(t, renterConfig(t, m, m.Payer))
 	l, err := r.Rent(t.Context(), server.URL, RentOptions{Deposit: "0.1", PayEvery: 50 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)

@@ -3,7 +3,6 @@ package sdk
 import (
 	"errors"
 	"fmt"
-	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
@@ -19,6 +18,7 @@ import (
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/internal/database"
+	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 )
 
 // nodeCredit is the most that a lease of the tests may owe beyond what is
@@ -78,7 +78,7 @@ func newNamedOutpost(t *testing.T, name string) *outpost {
 	o := &outpost{T: t, config: NodeConfig{
 		Name: name, Identity: testNode(name), MeterKey: channel.NewKey(private), Source: testclock.GPUs(2), Clock: testclock.Process(),
 		Database: filepath.Join(t.TempDir(), "spool.db"), SuspendTimeout: time.Minute,
-		Log: slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelWarn})),
+		Log: testrig.Warnings(t),
 	}}
 	o.start()
 	o.server = httptest.NewUnstartedServer(o)

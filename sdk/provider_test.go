@@ -1,13 +1,11 @@
 package sdk
 
 import (
-	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"encoding/json"
 	"errors"
 	"io"
-	"log/slog"
 	"math/big"
 	"net/http"
 	"net/http/httptest"
@@ -29,6 +27,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/database"
+	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/settle"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -77,7 +76,7 @@ func rigOn(t *testing.T, net *devchain.Chain, payer func(*rig) *channel.Key, cha
 		Credit: 2 * time.Second, Tick: 50 * time.Millisecond, MaxGap: 500 * time.Millisecond, RecordEvery: 100 * time.Millisecond,
 		SuspendTimeout: time.Minute, MinDeposit: "0.01", ClockTolerance: 24 * time.Hour, OpenTimeout: time.Minute, Poll: 100 * time.Millisecond,
 		Settlement: settle.Policy{Interval: time.Hour, LeastRow: *uint256.NewInt(1)},
-		Log:        slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelWarn})),
+		Log:        testrig.Warnings(t),
 	}}}
 	if strings.Contains(t.Name(), onPostgres) {
 		r.config.Database = pgtest.URL(t)
@@ -96,14 +95,6 @@ func rigOn(t *testing.T, net *devchain.Chain, payer func(*rig) *channel.Key, cha
 
 // generousCredit is for tests that are not about credit: on a busy machine two seconds are used up before a renter's next step.
 func generousCredit(c *ProviderConfig) { c.Credit = time.Hour }
-
-type testWriter struct{ t *testing.T }
-
-func (w testWriter) Write(p []byte) (int, error) {
-	w.t.Helper()
-	w.t.Logf("%s", bytes.TrimSpace(p))
-	return len(p), nil
-}
 
 // fund makes an account with tokens and no native coin.
 func (r *rig) fund(t *testing.T, tokens uint64) *channel.Key {
@@ -664,9 +655,15 @@ func requestClose(t *testing.T, r *rig, private *ecdsa.PrivateKey, terms channel
 	}
 }
 
+// eventually waits for something that another goroutine brings about.
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	testrig.Eventually(t, what, ok)
+}
+
 func waitFor(t *testing.T, ok func() bool) {
 	t.Helper()
-	each(t, 50*time.Millisecond, "what the test waits for", ok)
+	testrig.Each(t, 50*time.Millisecond, "what the test waits for", ok)
 }
 
 func owedIn(rec metering.SignedRecord) uint64 { return rec.Owed.Uint64() }

@@ -17,13 +17,14 @@ import (
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
+	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
-// usurper is a villain that names another lease than its renter's, once it is told to, under an offer of its choice, and shows
+// usurper is a hostile provider that names another lease than its renter's, once it is told to, under an offer of its choice, and shows
 // records of it: in each stream, and in the answer to a release.
 type usurper struct {
-	*villain
+	*testrig.Hostile
 	front  *httptest.Server
 	offer  wire.SignedOffer
 	named  atomic.Bool
@@ -31,24 +32,24 @@ type usurper struct {
 
 	mu      sync.Mutex
 	lease   metering.Lease
-	plot    *plot // of the lease's meter
+	plot    *testrig.Stream // of the lease's meter
 	records []metering.SignedRecord
 }
 
 // newUsurper has the lease that was asked for billed for three seconds.
-func newUsurper(t *testing.T, m *market, change func(*wire.Offer)) *usurper {
+func newUsurper(t *testing.T, m *testrig.Market, change func(*wire.Offer)) *usurper {
 	t.Helper()
-	u := &usurper{villain: newVillain(t, m, nil)}
-	offer := u.villain.offer.Offer
+	u := &usurper{Hostile: testrig.NewHostile(t, m, nil)}
+	offer := u.Hostile.Offer.Offer
 	if change != nil {
 		change(&offer)
 	}
 	var err error
-	if u.offer, err = wire.SignOffer(t.Context(), u.key, offer); err != nil {
+	if u.offer, err = wire.SignOffer(t.Context(), u.Key, offer); err != nil {
 		t.Fatal(err)
 	}
-	u.script = u.streams
-	u.forgeLease = func(l *wire.Lease) {
+	u.Script = u.streams
+	u.ForgeLease = func(l *wire.Lease) {
 		if u.named.Load() {
 			l.LeaseID, l.OfferHash, l.OwedBefore = u.lease.ID, u.offer.Hash, wire.NewAmount(u.lease.OwedBefore)
 		}
@@ -69,23 +70,23 @@ func (u *usurper) answer(w http.ResponseWriter, r *http.Request) {
 	u.ServeHTTP(w, r)
 }
 
-func (u *usurper) streams(p *plot) {
+func (u *usurper) streams(p *testrig.Stream) {
 	if !u.named.Load() {
-		p.usage(p.next(time.Second))
-		p.usage(p.next(2 * time.Second))
+		p.Usage(p.Next(time.Second))
+		p.Usage(p.Next(2 * time.Second))
 		return
 	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.bill(5 * time.Second)
 	for _, rec := range u.records {
-		p.usage(rec)
+		p.Usage(rec)
 	}
 }
 
 // bill is another record of the lease that nobody asked for.
 func (u *usurper) bill(worth time.Duration) metering.SignedRecord {
-	rec := u.plot.next(worth)
+	rec := u.plot.Next(worth)
 	u.records = append(u.records, rec)
 	return rec
 }
@@ -94,13 +95,13 @@ func (u *usurper) bill(worth time.Duration) metering.SignedRecord {
 func (u *usurper) name(l *Rental, worth time.Duration) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	u.plot, u.records = u.villain.plot(nil, l.ID()), nil
-	u.lease = u.plot.lease
+	u.plot, u.records = u.Hostile.NewStream(nil, l.ID()), nil
+	u.lease = u.plot.Lease
 	u.lease.ID, u.lease.OfferHash, u.lease.Price.Amount, u.lease.OwedBefore = randomHash(), u.offer.Hash, u.offer.Amount.Int, l.Snapshot().Owed
-	u.plot.restart(u.lease, nil)
-	u.villain.mu.Lock()
-	defer u.villain.mu.Unlock()
-	u.final = func() metering.SignedRecord {
+	u.plot.Restart(u.lease, nil)
+	u.Hostile.Mu.Lock()
+	defer u.Hostile.Mu.Unlock()
+	u.Final = func() metering.SignedRecord {
 		u.mu.Lock()
 		defer u.mu.Unlock()
 		return u.bill(worth)
@@ -112,11 +113,11 @@ func (u *usurper) name(l *Rental, worth time.Duration) {
 // the agreed offer or one of its own that the caps would allow. The renter pays none of it, whether it runs, over a connection
 // that drops, comes back after an hour, or closes, once or again and again, also in a new process.
 func TestLeaseThatNobodyAskedFor(t *testing.T) {
-	m := newMarket(t)
+	m := testrig.NewMarket(t)
 	offers := map[string]func(*wire.Offer){
 		"the agreed offer": nil,
 		"a dearer one": func(o *wire.Offer) {
-			o.Amount, o.Credit = wire.NewAmount(*uint256.NewInt(4 * villainPrice)), uint64(time.Hour/time.Second)
+			o.Amount, o.Credit = wire.NewAmount(*uint256.NewInt(4 * testrig.HostilePrice)), uint64(time.Hour/time.Second)
 		},
 	}
 	for under, change := range offers {
@@ -137,11 +138,11 @@ func TestLeaseThatNobodyAskedFor(t *testing.T) {
 				u.name(v.l, 9*time.Second)
 				then(v)
 				s := v.l.Snapshot()
-				if highest := u.highest(); highest.Uint64() != 3*villainPrice || s.Paid != highest || s.Owed != highest {
-					t.Errorf("%s are signed for, %s owed, the lease that was asked for cost %d", highest.Dec(), s.Owed.Dec(), 3*villainPrice)
+				if highest := u.Highest(); highest.Uint64() != 3*testrig.HostilePrice || s.Paid != highest || s.Owed != highest {
+					t.Errorf("%s are signed for, %s owed, the lease that was asked for cost %d", highest.Dec(), s.Owed.Dec(), 3*testrig.HostilePrice)
 				}
-				if s.Price.Amount.Uint64() != villainPrice || s.Lease == u.lease.ID {
-					t.Errorf("lease %s, a price of %s: the agreed one was %d", s.Lease, s.Price.Amount.Dec(), villainPrice)
+				if s.Price.Amount.Uint64() != testrig.HostilePrice || s.Lease == u.lease.ID {
+					t.Errorf("lease %s, a price of %s: the agreed one was %d", s.Lease, s.Price.Amount.Dec(), testrig.HostilePrice)
 				}
 				if s.Reason == "" {
 					t.Error("no word of why it ended")
@@ -162,9 +163,9 @@ type visit struct {
 }
 
 // arrive has a lease begin, and all of it paid: three seconds.
-func arrive(t *testing.T, m *market, change func(*wire.Offer)) *visit {
+func arrive(t *testing.T, m *testrig.Market, change func(*wire.Offer)) *visit {
 	t.Helper()
-	v := &visit{usurper: newUsurper(t, m, change), t: t, config: m.renterConfig(t, m.payer)}
+	v := &visit{usurper: newUsurper(t, m, change), t: t, config: renterConfig(t, m, m.Payer)}
 	v.clock = ownClock(&v.config)
 	v.config.Caps.PricePerGPUHour, v.config.Caps.PerDay = "20", Unlimited
 	v.r = openRenter(t, v.config)
@@ -175,7 +176,7 @@ func arrive(t *testing.T, m *market, change func(*wire.Offer)) *visit {
 	v.clock.Advance(3 * time.Second)
 	ctx, stop := context.WithCancel(t.Context())
 	done := background(ctx, v.l)
-	eventually(t, "the lease's records", func() bool { return signedFor(v.l) == 3*villainPrice || len(done) > 0 })
+	testrig.Eventually(t, "the lease's records", func() bool { return signedFor(v.l) == 3*testrig.HostilePrice || len(done) > 0 })
 	stop()
 	<-done
 	return v
@@ -213,20 +214,20 @@ func (v *visit) anew() {
 
 // late has time pass after Close is asked for, before the provider answers.
 func (v *visit) late() {
-	forge := v.forgeLease
-	v.forgeLease = func(l *wire.Lease) { v.clock.Advance(25 * time.Second); forge(l) }
+	forge := v.ForgeLease
+	v.ForgeLease = func(l *wire.Lease) { v.clock.Advance(25 * time.Second); forge(l) }
 }
 
 // ended has the lease that was asked for end with a word of its provider.
 func (v *visit) ended() {
 	v.t.Helper()
 	v.named.Store(false)
-	script := v.script
-	v.script = func(p *plot) {
-		p.send(0, wire.EventStatus, wire.Status{State: wire.StateEnded, Reason: "we need the GPU"})
+	script := v.Script
+	v.Script = func(p *testrig.Stream) {
+		p.Send(0, wire.EventStatus, wire.Status{State: wire.StateEnded, Reason: "we need the GPU"})
 	}
 	v.run()
-	v.script = script
+	v.Script = script
 	v.named.Store(true)
 }
 
@@ -271,8 +272,8 @@ func TestForgottenLeaseNeedsItsVoucher(t *testing.T) {
 // lost. What is metered of that after Close was asked for, however late the answer comes, is not paid. Under an offer with a longer
 // credit than was agreed nothing is, beyond the voucher.
 func TestForgottenLeaseIsPaidUpToItsClose(t *testing.T) {
-	m := newMarket(t)
-	const shown = 3*villainPrice + 100
+	m := testrig.NewMarket(t)
+	const shown = 3*testrig.HostilePrice + 100
 	for name, c := range map[string]struct {
 		change func(*wire.Offer)
 		goesOn bool
@@ -283,8 +284,8 @@ func TestForgottenLeaseIsPaidUpToItsClose(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			v := arrive(t, m, c.change)
 			v.name(v.l, 2*time.Second)
-			signer, forge := channel.NewKey(m.payer), v.forgeLease
-			v.forgeLease = func(l *wire.Lease) {
+			signer, forge := channel.NewKey(m.Payer), v.ForgeLease
+			v.ForgeLease = func(l *wire.Lease) {
 				voucher, err := channel.EscrowDomain(31337, m.Escrow).Sign(t.Context(), signer, l.ChannelID, *uint256.NewInt(shown))
 				if err != nil {
 					t.Error(err)
@@ -296,7 +297,7 @@ func TestForgottenLeaseIsPaidUpToItsClose(t *testing.T) {
 			v.close()
 			want := uint64(shown)
 			if c.goesOn { // what was used before, and the tolerance
-				want = 3*villainPrice + uint64(v.config.Tolerance.Seconds()*villainPrice)
+				want = 3*testrig.HostilePrice + uint64(v.config.Tolerance.Seconds()*testrig.HostilePrice)
 			}
 			if paid := signedFor(v.l); paid != want {
 				t.Errorf("%d are signed for, %d is right", paid, want)
@@ -311,21 +312,21 @@ func TestForgottenLeaseIsPaidUpToItsClose(t *testing.T) {
 // TestStoppedLeaseIsPaidOnce: a renter comes back after an hour and closes. Its provider shows a credit more in each answer, and
 // takes no voucher until the renter gives up and closes again: it has its credit once, for the time before.
 func TestStoppedLeaseIsPaidOnce(t *testing.T) {
-	m := newMarket(t)
-	v := newVillain(t, m, nil) // a credit of 10 s
-	config := m.renterConfig(t, m.payer)
+	m := testrig.NewMarket(t)
+	v := testrig.NewHostile(t, m, nil) // a credit of 10 s
+	config := renterConfig(t, m, m.Payer)
 	config.Caps.PerDay = Unlimited
 	clock := ownClock(&config)
 	left := 23 * time.Second // a credit after the 13 s beyond the first that are payable
-	oneMeter(v, func(stream int, p *plot) {
+	oneMeter(v, func(stream int, p *testrig.Stream) {
 		if stream == 1 {
 			clock.Advance(time.Second)
-			p.usage(p.next(time.Second))
+			p.Usage(p.Next(time.Second))
 		}
-	}, func(p *plot) metering.SignedRecord { // all that it may serve on what is signed for
+	}, func(p *testrig.Stream) metering.SignedRecord { // all that it may serve on what is signed for
 		worth := min(10*time.Second, left)
 		left -= worth
-		return p.next(worth)
+		return p.Next(worth)
 	})
 	giveUp := func() {}
 	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -344,7 +345,7 @@ func TestStoppedLeaseIsPaidOnce(t *testing.T) {
 	}
 	ctx, stop := context.WithCancel(t.Context())
 	done := background(ctx, l)
-	eventually(t, "a payment", func() bool { return signedFor(l) == villainPrice || len(done) > 0 })
+	testrig.Eventually(t, "a payment", func() bool { return signedFor(l) == testrig.HostilePrice || len(done) > 0 })
 	stop()
 	<-done
 	clock.Advance(time.Hour)
@@ -360,7 +361,7 @@ func TestStoppedLeaseIsPaidOnce(t *testing.T) {
 		clock.Advance(5 * time.Minute)
 	}
 	s := l.Snapshot()
-	if most := uint64(villainPrice*(1+10+3) + 1); s.Sequence < 4 || s.Paid.Uint64() > most || s.Paid.Uint64() < most-4*villainPrice {
+	if most := uint64(testrig.HostilePrice*(1+10+3) + 1); s.Sequence < 4 || s.Paid.Uint64() > most || s.Paid.Uint64() < most-4*testrig.HostilePrice {
 		t.Errorf("after record %d %s are signed for, %d at most", s.Sequence, s.Paid.Dec(), most)
 	}
 }

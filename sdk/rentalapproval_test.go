@@ -9,20 +9,21 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk/chain"
+	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 )
 
 // TestDepositWhoseApprovalIsGone: the error of a deposit that reverted says where another program with the payer's key took its
 // approval, and nothing of that where the approval is there.
 func TestDepositWhoseApprovalIsGone(t *testing.T) {
-	m := newMarket(t)
-	r := openRenter(t, m.renterConfig(t, m.payer))
-	l, err := r.Rent(t.Context(), m.provider(t, nil).URL, RentOptions{Deposit: "1"}) // which uses its approval up
+	m := testrig.NewMarket(t)
+	r := openRenter(t, renterConfig(t, m, m.Payer))
+	l, err := r.Rent(t.Context(), serveProvider(t, m, nil).URL, RentOptions{Deposit: "1"}) // which uses its approval up
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, reverted := range []error{&chain.Revert{Name: "TransferFromFailed"}, &chain.Reverted{Reason: errors.New("no reason")}} {
 		err := l.unapproved(t.Context(), *uint256.NewInt(1_000_000), reverted)
-		if !errors.Is(err, reverted) || !strings.Contains(err.Error(), "one key belongs to one running renter") || !strings.Contains(err.Error(), m.payerAddress().Hex()) {
+		if !errors.Is(err, reverted) || !strings.Contains(err.Error(), "one key belongs to one running renter") || !strings.Contains(err.Error(), m.PayerAddress().Hex()) {
 			t.Errorf("of an approval that is gone: %v", err)
 		}
 		if err := l.unapproved(t.Context(), uint256.Int{}, reverted); err != reverted {

@@ -13,6 +13,7 @@ import (
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
+	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -23,22 +24,22 @@ func ownClock(config *RenterConfig) *sim.Clock {
 	return clock
 }
 
-// oneMeter has all streams of a villain go on with the meter of the first, and its answers to a release, one after the other.
-func oneMeter(v *villain, script func(stream int, p *plot), final func(*plot) metering.SignedRecord) {
+// oneMeter has all streams of a hostile provider go on with the meter of the first, and its answers to a release, one after the other.
+func oneMeter(v *testrig.Hostile, script func(stream int, p *testrig.Stream), final func(*testrig.Stream) metering.SignedRecord) {
 	var mu sync.Mutex
-	var first *plot
+	var first *testrig.Stream
 	streams := 0
-	v.script = func(p *plot) {
+	v.Script = func(p *testrig.Stream) {
 		mu.Lock()
 		defer mu.Unlock()
 		if first == nil {
 			first = p
 		}
-		p.meter, p.recorder, p.clock, p.source = first.meter, first.recorder, first.clock, first.source
+		p.Meter, p.Recorder, p.Clock, p.Source = first.Meter, first.Recorder, first.Clock, first.Source
 		streams++
 		script(streams, p)
 	}
-	v.final = func() metering.SignedRecord {
+	v.Final = func() metering.SignedRecord {
 		mu.Lock()
 		defer mu.Unlock()
 		return final(first)
@@ -48,40 +49,40 @@ func oneMeter(v *villain, script func(stream int, p *plot), final func(*plot) me
 // TestNothingIsBilledAfterTheRelease: a renter gives its lease back. The provider answers late and with a record whose number
 // lies far ahead, and bills what passes meanwhile, in the stream and in the answer, also after the renter began anew.
 func TestNothingIsBilledAfterTheRelease(t *testing.T) {
-	m := newMarket(t)
-	v := newVillain(t, m, func(o *wire.Offer) { o.RecordEvery = 500; o.Credit = 3600 })
-	config := m.renterConfig(t, m.payer)
+	m := testrig.NewMarket(t)
+	v := testrig.NewHostile(t, m, func(o *wire.Offer) { o.RecordEvery = 500; o.Credit = 3600 })
+	config := renterConfig(t, m, m.Payer)
 	clock := ownClock(&config)
 	const half = 500 * time.Millisecond
-	bill := func(p *plot, records int) {
+	bill := func(p *testrig.Stream, records int) {
 		for range records {
 			clock.Advance(half)
-			p.usage(p.next(half))
+			p.Usage(p.Next(half))
 		}
 	}
-	oneMeter(v, func(stream int, p *plot) {
+	oneMeter(v, func(stream int, p *testrig.Stream) {
 		if bill(p, 6); stream > 1 {
 			bill(p, 14)
 			panic(http.ErrAbortHandler)
 		}
-	}, func(p *plot) metering.SignedRecord {
+	}, func(p *testrig.Stream) metering.SignedRecord {
 		clock.Advance(10 * time.Second)
-		rec := p.sent
+		rec := p.Sent
 		rec.Sequence += 1000
 		return rec
 	})
 	r := openRenter(t, config)
-	l, err := r.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "1", PayEvery: 50 * time.Millisecond})
+	l, err := r.Rent(t.Context(), v.Server.URL, RentOptions{Deposit: "1", PayEvery: 50 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
 	done := background(t.Context(), l)
-	eventually(t, "six records", func() bool { return l.Snapshot().Sequence == 6 })
+	testrig.Eventually(t, "six records", func() bool { return l.Snapshot().Sequence == 6 })
 	for range 2 {
 		if _, err := l.Close(t.Context()); !errors.Is(err, peer.ErrRefused) { // this provider does not close
 			t.Fatalf("Close: %v", err)
 		}
-		s, most := l.Snapshot(), 3*villainPrice+uint64(config.Tolerance.Seconds()*villainPrice)
+		s, most := l.Snapshot(), 3*testrig.HostilePrice+uint64(config.Tolerance.Seconds()*testrig.HostilePrice)
 		if s.Sequence < 26 || s.Paid.Uint64() != most || s.Owed.Uint64() != most {
 			t.Errorf("after record %d %s are owed and %s paid, at most %d were owed when the lease was given back", s.Sequence, s.Owed.Dec(), s.Paid.Dec(), most)
 		}
@@ -101,17 +102,17 @@ func TestNothingIsBilledAfterTheRelease(t *testing.T) {
 // TestNothingIsBilledAfterTheProviderEnded: a provider says that the lease has ended, and its final record, in the answer to a
 // close that comes later, bills the time until then.
 func TestNothingIsBilledAfterTheProviderEnded(t *testing.T) {
-	m := newMarket(t)
-	v := newVillain(t, m, func(o *wire.Offer) { o.Credit = 3600 })
-	config := m.renterConfig(t, m.payer)
+	m := testrig.NewMarket(t)
+	v := testrig.NewHostile(t, m, func(o *wire.Offer) { o.Credit = 3600 })
+	config := renterConfig(t, m, m.Payer)
 	clock := ownClock(&config)
-	oneMeter(v, func(_ int, p *plot) {
+	oneMeter(v, func(_ int, p *testrig.Stream) {
 		clock.Advance(time.Second)
-		p.usage(p.next(time.Second))
-		p.send(0, wire.EventStatus, wire.Status{State: wire.StateEnded, Reason: "we need the GPU"})
-	}, func(p *plot) metering.SignedRecord { return p.next(10 * time.Second) })
+		p.Usage(p.Next(time.Second))
+		p.Send(0, wire.EventStatus, wire.Status{State: wire.StateEnded, Reason: "we need the GPU"})
+	}, func(p *testrig.Stream) metering.SignedRecord { return p.Next(10 * time.Second) })
 	r := openRenter(t, config)
-	l, err := r.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "1"})
+	l, err := r.Rent(t.Context(), v.Server.URL, RentOptions{Deposit: "1"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -122,7 +123,7 @@ func TestNothingIsBilledAfterTheProviderEnded(t *testing.T) {
 	if _, err = l.Close(t.Context()); !errors.Is(err, peer.ErrRefused) {
 		t.Errorf("Close: %v", err)
 	}
-	s, most := l.Snapshot(), villainPrice+uint64(config.Tolerance.Seconds()*villainPrice)
+	s, most := l.Snapshot(), testrig.HostilePrice+uint64(config.Tolerance.Seconds()*testrig.HostilePrice)
 	if s.Sequence < 2 || s.Paid.Uint64() != most {
 		t.Errorf("after record %d %s are paid, at most %d were owed when the provider said that the lease had ended", s.Sequence, s.Paid.Dec(), most)
 	}
@@ -131,32 +132,32 @@ func TestNothingIsBilledAfterTheProviderEnded(t *testing.T) {
 // TestHonestProviderOfARenterWhoseClockMissedTime: a renter's host is rebooted and its wall clock wakes up late, or its virtual
 // machine is stopped and started again. The lease goes on meanwhile, on credit, and all of it is paid.
 func TestHonestProviderOfARenterWhoseClockMissedTime(t *testing.T) {
-	m := newMarket(t)
+	m := testrig.NewMarket(t)
 	for name, wake := range map[string]func(*partedClock){
 		"rebooted, an hour behind": func(c *partedClock) { c.boot, c.wall = "second", -int64(time.Hour) },
 		"stopped":                  func(c *partedClock) { c.wall = int64(5 * time.Second) },
 	} {
 		for _, paysFirst := range []bool{true, false} {
 			t.Run(name, func(t *testing.T) {
-				v := newVillain(t, m, func(o *wire.Offer) { o.Credit = 20 })
-				oneMeter(v, func(stream int, p *plot) {
+				v := testrig.NewHostile(t, m, func(o *wire.Offer) { o.Credit = 20 })
+				oneMeter(v, func(stream int, p *testrig.Stream) {
 					if stream == 1 {
-						p.honest(4)
+						p.Honest(4)
 					} else if stream == 2 {
-						p.usage(p.next(5 * time.Second)) // all of it while the renter's clocks stood
+						p.Usage(p.Next(5 * time.Second)) // all of it while the renter's clocks stood
 					}
-				}, func(p *plot) metering.SignedRecord { return p.next(0) })
-				config := m.renterConfig(t, m.payer)
+				}, func(p *testrig.Stream) metering.SignedRecord { return p.Next(0) })
+				config := renterConfig(t, m, m.Payer)
 				config.Caps.PerDay = Unlimited
 				config.Clock = &partedClock{Clock: testclock.Process(), boot: "first"}
 				r := openRenter(t, config)
-				l, err := r.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "1", PayEvery: 50 * time.Millisecond})
+				l, err := r.Rent(t.Context(), v.Server.URL, RentOptions{Deposit: "1", PayEvery: 50 * time.Millisecond})
 				if err != nil {
 					t.Fatal(err)
 				}
 				ctx, stop := context.WithCancel(t.Context())
 				done := background(ctx, l)
-				eventually(t, "four records", func() bool { return l.Snapshot().Sequence == 4 })
+				testrig.Eventually(t, "four records", func() bool { return l.Snapshot().Sequence == 4 })
 				stop()
 				<-done
 				_ = r.Close()
@@ -169,7 +170,7 @@ func TestHonestProviderOfARenterWhoseClockMissedTime(t *testing.T) {
 				}
 				if paysFirst {
 					done = background(t.Context(), l)
-					eventually(t, "what was used meanwhile", func() bool { return l.Snapshot().Sequence == 5 || len(done) > 0 })
+					testrig.Eventually(t, "what was used meanwhile", func() bool { return l.Snapshot().Sequence == 5 || len(done) > 0 })
 				}
 				if _, err := l.Close(t.Context()); errors.As(err, new(*Dispute)) {
 					t.Errorf("an honest provider is caught: %v", err)
@@ -185,27 +186,27 @@ func TestHonestProviderOfARenterWhoseClockMissedTime(t *testing.T) {
 // TestStoppedLateInALongLease: a renter's virtual machine is stopped when its lease has run for long. What is billed for that time
 // takes up none of its GPU's, on the renter's own clock, that was billed before.
 func TestStoppedLateInALongLease(t *testing.T) {
-	m := newMarket(t)
-	v := newVillain(t, m, func(o *wire.Offer) { o.Credit, o.RecordEvery = 20, 500 })
-	config := m.renterConfig(t, m.payer)
+	m := testrig.NewMarket(t)
+	v := testrig.NewHostile(t, m, func(o *wire.Offer) { o.Credit, o.RecordEvery = 20, 500 })
+	config := renterConfig(t, m, m.Payer)
 	config.Caps.PerDay = Unlimited
 	simulated := ownClock(&config)
 	clock := &partedClock{Clock: simulated, boot: "first"}
 	config.Clock = clock
 	var rental atomic.Pointer[Rental]
-	oneMeter(v, func(_ int, p *plot) {
+	oneMeter(v, func(_ int, p *testrig.Stream) {
 		var last *metering.SignedRecord
 		send := func(worth time.Duration) {
-			rec := p.resign(p.real(p.next(worth)), func(r *metering.SignedRecord) {
+			rec := p.Resign(p.Real(p.Next(worth)), func(r *metering.SignedRecord) {
 				if last != nil {
 					r.Previous = last.Digest(metering.Domain(31337, m.Escrow))
 				}
 			})
 			last = &rec
-			p.usage(rec)
-			eventually(t, "the record is paid", func() bool {
+			p.Usage(rec)
+			testrig.Eventually(t, "the record is paid", func() bool {
 				l := rental.Load()
-				return p.gone.Err() != nil || l != nil && l.Snapshot().Paid == rec.Owed
+				return p.Gone.Err() != nil || l != nil && l.Snapshot().Paid == rec.Owed
 			})
 		}
 		for range 6 {
@@ -220,10 +221,10 @@ func TestStoppedLateInALongLease(t *testing.T) {
 			simulated.Advance(time.Second)
 			send(time.Second)
 		}
-		p.send(0, wire.EventStatus, wire.Status{State: wire.StateEnded, Reason: "done"})
-	}, func(p *plot) metering.SignedRecord { return p.next(0) })
+		p.Send(0, wire.EventStatus, wire.Status{State: wire.StateEnded, Reason: "done"})
+	}, func(p *testrig.Stream) metering.SignedRecord { return p.Next(0) })
 	r := openRenter(t, config)
-	l, err := r.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "1", PayEvery: 50 * time.Millisecond})
+	l, err := r.Rent(t.Context(), v.Server.URL, RentOptions{Deposit: "1", PayEvery: 50 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/sdk/internal/peer"
+	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -63,13 +64,13 @@ func TestForgottenLeaseIsGivenBack(t *testing.T) {
 // TestForgottenOffer: an offer that a provider names for a lease counts if the channel's payee signed it and it is within the
 // caps; it may have ended meanwhile.
 func TestForgottenOffer(t *testing.T) {
-	m := newMarket(t)
-	v := newVillain(t, m, nil)
-	v.script = func(*plot) {}
-	config := m.renterConfig(t, m.payer)
+	m := testrig.NewMarket(t)
+	v := testrig.NewHostile(t, m, nil)
+	v.Script = func(*testrig.Stream) {}
+	config := renterConfig(t, m, m.Payer)
 	config.Caps.PricePerGPUHour = "20"
 	r := openRenter(t, config)
-	l, err := r.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "1"})
+	l, err := r.Rent(t.Context(), v.Server.URL, RentOptions{Deposit: "1"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -84,7 +85,7 @@ func TestForgottenOffer(t *testing.T) {
 		want   error
 	}{
 		"ended":           {func(o *wire.Offer) { o.Expires = 1 }, nil},
-		"of a new price":  {func(o *wire.Offer) { o.Amount = wire.NewAmount(*uint256.NewInt(2 * villainPrice)) }, nil},
+		"of a new price":  {func(o *wire.Offer) { o.Amount = wire.NewAmount(*uint256.NewInt(2 * testrig.HostilePrice)) }, nil},
 		"too dear":        {func(o *wire.Offer) { o.Amount = wire.NewAmount(*uint256.NewInt(1e12)) }, ErrTooDear},
 		"another token":   {func(o *wire.Offer) { o.Token[0]++ }, ErrToken},
 		"another escrow":  {func(o *wire.Offer) { o.Escrow[0]++ }, peer.ErrOffer},
@@ -94,9 +95,9 @@ func TestForgottenOffer(t *testing.T) {
 		"seldom a record": {func(o *wire.Offer) { o.RecordEvery = time.Hour.Milliseconds() }, peer.ErrOffer},
 	} {
 		t.Run(name, func(t *testing.T) {
-			changed := v.offer.Offer
+			changed := v.Offer.Offer
 			test.change(&changed)
-			signed, err := wire.SignOffer(t.Context(), v.key, changed)
+			signed, err := wire.SignOffer(t.Context(), v.Key, changed)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -110,8 +111,8 @@ func TestForgottenOffer(t *testing.T) {
 			}
 		})
 	}
-	stranger := v.offer.Offer
-	stranger.Payee = wire.Address(m.payerAddress())
+	stranger := v.Offer.Offer
+	stranger.Payee = wire.Address(m.PayerAddress())
 	signed, err := wire.SignOffer(t.Context(), r.w.Key, stranger)
 	if err != nil {
 		t.Fatal(err)

@@ -15,67 +15,68 @@ import (
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/audit"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
+	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
-// ofNodes has a villain's offer name no meter: m.Keys[5] is the key of a node of its, bound to its lease.
-func ofNodes(t *testing.T, m *market) *villain {
-	v := newVillain(t, m, func(o *wire.Offer) { o.Version, o.Meter = 2, wire.Address{} })
-	v.meter = channel.NewKey(m.Keys[5])
-	v.forgeLease = func(l *wire.Lease) { l.Binding = v.bind(l, v.meter.Address(), nil) }
+// ofNodes has a hostile provider's offer name no meter: m.Keys[5] is the key of a node of its, bound to its lease.
+func ofNodes(t *testing.T, m *testrig.Market) *testrig.Hostile {
+	v := testrig.NewHostile(t, m, func(o *wire.Offer) { o.Version, o.Meter = 2, wire.Address{} })
+	v.MeterKey = channel.NewKey(m.Keys[5])
+	v.ForgeLease = func(l *wire.Lease) { l.Binding = bindTo(v, l, v.MeterKey.Address(), nil) }
 	return v
 }
 
-// bind is the villain's word for a meter of a lease, or for another one that change makes of it.
-func (v *villain) bind(l *wire.Lease, meter common.Address, change func(*wire.MeterBinding)) *wire.MeterBinding {
+// bindTo is the hostile provider's word for a meter of a lease, or for another one that change makes of it.
+func bindTo(v *testrig.Hostile, l *wire.Lease, meter common.Address, change func(*wire.MeterBinding)) *wire.MeterBinding {
 	b := wire.MeterBinding{LeaseID: l.LeaseID, ChannelID: l.ChannelID, OfferHash: l.OfferHash, Meter: wire.Address(meter)}
 	if change != nil {
 		change(&b)
 	}
-	b, err := wire.BindMeter(context.Background(), v.key, v.offer.Offer, b)
+	b, err := wire.BindMeter(context.Background(), v.Key, v.Offer.Offer, b)
 	if err != nil {
-		v.t.Error(err)
+		v.T.Error(err)
 	}
 	return &b
 }
 
 // TestLeaseWithoutItsMeter: a renter takes up no lease whose meter its payee did not bind to it.
 func TestLeaseWithoutItsMeter(t *testing.T) {
-	m := newMarket(t)
-	for name, forge := range map[string]func(*villain, *wire.Lease){
-		"none": func(_ *villain, l *wire.Lease) { l.Binding = nil },
-		"of another lease": func(v *villain, l *wire.Lease) {
-			l.Binding = v.bind(l, v.meter.Address(), func(b *wire.MeterBinding) { b.LeaseID[0]++ })
+	m := testrig.NewMarket(t)
+	for name, forge := range map[string]func(*testrig.Hostile, *wire.Lease){
+		"none": func(_ *testrig.Hostile, l *wire.Lease) { l.Binding = nil },
+		"of another lease": func(v *testrig.Hostile, l *wire.Lease) {
+			l.Binding = bindTo(v, l, v.MeterKey.Address(), func(b *wire.MeterBinding) { b.LeaseID[0]++ })
 		},
-		"of another channel": func(v *villain, l *wire.Lease) {
-			l.Binding = v.bind(l, v.meter.Address(), func(b *wire.MeterBinding) { b.ChannelID[0]++ })
+		"of another channel": func(v *testrig.Hostile, l *wire.Lease) {
+			l.Binding = bindTo(v, l, v.MeterKey.Address(), func(b *wire.MeterBinding) { b.ChannelID[0]++ })
 		},
-		"under another offer": func(v *villain, l *wire.Lease) {
-			l.Binding = v.bind(l, v.meter.Address(), func(b *wire.MeterBinding) { b.OfferHash[0]++ })
+		"under another offer": func(v *testrig.Hostile, l *wire.Lease) {
+			l.Binding = bindTo(v, l, v.MeterKey.Address(), func(b *wire.MeterBinding) { b.OfferHash[0]++ })
 		},
-		"not signed":         func(v *villain, l *wire.Lease) { l.Binding.Meter[0]++ },
+		"not signed":         func(v *testrig.Hostile, l *wire.Lease) { l.Binding.Meter[0]++ },
 		"beside a named one": nil,
 	} {
 		t.Run(name, func(t *testing.T) {
 			v := ofNodes(t, m)
 			if forge == nil {
-				bind := v.forgeLease
-				v = newVillain(t, m, nil)
-				v.forgeLease = bind
-				forge = func(v *villain, l *wire.Lease) { l.Binding = v.bind(l, v.meter.Address(), nil) }
+				bind := v.ForgeLease
+				v = testrig.NewHostile(t, m, nil)
+				v.ForgeLease = bind
+				forge = func(v *testrig.Hostile, l *wire.Lease) { l.Binding = bindTo(v, l, v.MeterKey.Address(), nil) }
 			}
-			v.forgeLease = func(l *wire.Lease) {
-				l.Binding = v.bind(l, v.meter.Address(), nil)
+			v.ForgeLease = func(l *wire.Lease) {
+				l.Binding = bindTo(v, l, v.MeterKey.Address(), nil)
 				forge(v, l)
 			}
-			v.script = func(p *plot) { p.honest(2) }
-			r := openRenter(t, m.renterConfig(t, m.payer))
-			_, err := r.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "1"})
+			v.Script = func(p *testrig.Stream) { p.Honest(2) }
+			r := openRenter(t, renterConfig(t, m, m.Payer))
+			_, err := r.Rent(t.Context(), v.Server.URL, RentOptions{Deposit: "1"})
 			var lie *Dispute
 			if !errors.Is(err, wire.ErrMeter) || !errors.As(err, &lie) {
 				t.Errorf("%v", err)
 			}
-			if paid := v.highest(); !paid.IsZero() {
+			if paid := v.Highest(); !paid.IsZero() {
 				t.Errorf("%s was signed for", paid.Dec())
 			}
 		})
@@ -84,10 +85,10 @@ func TestLeaseWithoutItsMeter(t *testing.T) {
 
 // TestEveryFieldOfABinding: whatever a field of a lease's binding says, no other key is taken for the lease's.
 func TestEveryFieldOfABinding(t *testing.T) {
-	m := newMarket(t)
+	m := testrig.NewMarket(t)
 	v := ofNodes(t, m)
-	v.script = func(*plot) {}
-	l, err := openRenter(t, m.renterConfig(t, m.payer)).Rent(t.Context(), v.server.URL, RentOptions{Deposit: "0.1"})
+	v.Script = func(*testrig.Stream) {}
+	l, err := openRenter(t, renterConfig(t, m, m.Payer)).Rent(t.Context(), v.Server.URL, RentOptions{Deposit: "0.1"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -117,10 +118,10 @@ func TestEveryFieldOfABinding(t *testing.T) {
 
 // TestTicksNeedANamedMeter: a renter pays no ticks under an offer that names no meter: nothing of x402 says whose key signs.
 func TestTicksNeedANamedMeter(t *testing.T) {
-	m := newMarket(t)
+	m := testrig.NewMarket(t)
 	v := ofNodes(t, m)
-	x := &X402Client{w: openRenter(t, m.renterConfig(t, m.payer)).w} // on a chain without x402's contract
-	if _, err := x.Rent(t.Context(), v.server.URL, 1); !errors.Is(err, peer.ErrOffer) {
+	x := &X402Client{w: openRenter(t, renterConfig(t, m, m.Payer)).w} // on a chain without x402's contract
+	if _, err := x.Rent(t.Context(), v.Server.URL, 1); !errors.Is(err, peer.ErrOffer) {
 		t.Errorf("%v", err)
 	}
 }
@@ -128,23 +129,23 @@ func TestTicksNeedANamedMeter(t *testing.T) {
 // TestAnotherNodeSigns: a record that another key of the payee signed than the one that is bound to the lease is not paid for, and is
 // no second word of the payee's.
 func TestAnotherNodeSigns(t *testing.T) {
-	m := newMarket(t)
+	m := testrig.NewMarket(t)
 	v := ofNodes(t, m)
 	goOn := make(chan struct{})
-	v.script = func(p *plot) {
-		p.honest(3)
+	v.Script = func(p *testrig.Stream) {
+		p.Honest(3)
 		<-goOn
-		p.villain.meter = v.key
-		p.usage(p.resign(p.sent, func(r *metering.SignedRecord) { r.To++ }))
+		p.Hostile.MeterKey = v.Key
+		p.Usage(p.Resign(p.Sent, func(r *metering.SignedRecord) { r.To++ }))
 	}
-	config := m.renterConfig(t, m.payer)
+	config := renterConfig(t, m, m.Payer)
 	r := openRenter(t, config)
-	l, err := r.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "1", PayEvery: 50 * time.Millisecond})
+	l, err := r.Rent(t.Context(), v.Server.URL, RentOptions{Deposit: "1", PayEvery: 50 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
 	done := background(t.Context(), l)
-	eventually(t, "records", func() bool { return l.Snapshot().Sequence == 3 })
+	testrig.Eventually(t, "records", func() bool { return l.Snapshot().Sequence == 3 })
 	close(goOn)
 	if err := <-done; !errors.Is(err, metering.ErrSignature) {
 		t.Fatalf("%v", err)
@@ -157,15 +158,15 @@ func TestAnotherNodeSigns(t *testing.T) {
 // TestForkOfABoundMeter: two records of one number by the key that the payee bound to the lease convict the payee, with the binding
 // beside them, and without it nobody.
 func TestForkOfABoundMeter(t *testing.T) {
-	m := newMarket(t)
+	m := testrig.NewMarket(t)
 	v := ofNodes(t, m)
-	v.script = func(p *plot) {
-		p.honest(3)
-		p.usage(p.resign(p.sent, func(r *metering.SignedRecord) { r.To++ }))
+	v.Script = func(p *testrig.Stream) {
+		p.Honest(3)
+		p.Usage(p.Resign(p.Sent, func(r *metering.SignedRecord) { r.To++ }))
 	}
-	config := m.renterConfig(t, m.payer)
+	config := renterConfig(t, m, m.Payer)
 	r := openRenter(t, config)
-	l, err := r.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "1", PayEvery: 50 * time.Millisecond})
+	l, err := r.Rent(t.Context(), v.Server.URL, RentOptions{Deposit: "1", PayEvery: 50 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -182,12 +183,12 @@ func TestForkOfABoundMeter(t *testing.T) {
 		t.Fatalf("%d proofs", len(proofs))
 	}
 	p := proofs[0]
-	if payee, err := p.Verify(); err != nil || payee != v.key.Address() {
+	if payee, err := p.Verify(); err != nil || payee != v.Key.Address() {
 		t.Errorf("against %s (%v)", payee, err)
 	}
 	real := *p.Binding
 	other := real
-	other.Meter = wire.Address(v.key.Address())
+	other.Meter = wire.Address(v.Key.Address())
 	for name, binding := range map[string]*wire.MeterBinding{"no binding": nil, "another, not signed": &other} {
 		if p.Binding = binding; !errors.Is(errOf(p.Verify()), audit.ErrNotEquivocation) {
 			t.Errorf("%s: it convicts", name)
@@ -208,24 +209,24 @@ func errOf(_ common.Address, err error) error { return err }
 // TestTwoMetersOfALease: a payee that binds a second meter to a lease is caught, also by a renter that was started again, and what it
 // signed convinces anybody.
 func TestTwoMetersOfALease(t *testing.T) {
-	m := newMarket(t)
+	m := testrig.NewMarket(t)
 	v := ofNodes(t, m)
 	var second atomic.Bool
-	v.forgeLease = func(l *wire.Lease) {
-		if l.Binding = v.bind(l, v.meter.Address(), nil); second.Load() {
-			l.Binding = v.bind(l, v.key.Address(), nil)
+	v.ForgeLease = func(l *wire.Lease) {
+		if l.Binding = bindTo(v, l, v.MeterKey.Address(), nil); second.Load() {
+			l.Binding = bindTo(v, l, v.Key.Address(), nil)
 		}
 	}
-	v.script = func(p *plot) { p.honest(3) }
-	config := m.renterConfig(t, m.payer)
+	v.Script = func(p *testrig.Stream) { p.Honest(3) }
+	config := renterConfig(t, m, m.Payer)
 	r := openRenter(t, config)
-	l, err := r.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "1", PayEvery: 50 * time.Millisecond})
+	l, err := r.Rent(t.Context(), v.Server.URL, RentOptions{Deposit: "1", PayEvery: 50 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, stop := context.WithCancel(t.Context())
 	done := background(ctx, l)
-	eventually(t, "records", func() bool { return l.Snapshot().Sequence == 3 })
+	testrig.Eventually(t, "records", func() bool { return l.Snapshot().Sequence == 3 })
 	stop()
 	<-done
 	if err := r.Close(); err != nil {
@@ -240,10 +241,10 @@ func TestTwoMetersOfALease(t *testing.T) {
 	if err := l.Run(t.Context()); !errors.Is(err, wire.ErrMeter) || !errors.As(err, &lie) {
 		t.Fatalf("%v", err)
 	}
-	if err := r.w.Vet(t.Context(), v.key.Address(), "http://elsewhere"); !errors.As(err, &lie) {
+	if err := r.w.Vet(t.Context(), v.Key.Address(), "http://elsewhere"); !errors.As(err, &lie) {
 		t.Errorf("the payee signed for both meters, and is trusted elsewhere: %v", err)
 	}
-	if paid, owed := v.highest(), l.Snapshot().Owed; paid.Gt(&owed) || l.Snapshot().Sequence != 3 {
+	if paid, owed := v.Highest(), l.Snapshot().Owed; paid.Gt(&owed) || l.Snapshot().Sequence != 3 {
 		t.Errorf("%s was signed for, %s is owed by record %d", paid.Dec(), owed.Dec(), l.Snapshot().Sequence)
 	}
 	b, err := ExportFile(t.Context(), config.Database, l.ID())
@@ -252,7 +253,7 @@ func TestTwoMetersOfALease(t *testing.T) {
 	if len(proofs) != 1 {
 		t.Fatalf("%d proofs", len(proofs))
 	}
-	if payee, err := proofs[0].Verify(); err != nil || payee != v.key.Address() || proofs[0].Subject() != "meters of lease "+l.row.Lease.Hex() {
+	if payee, err := proofs[0].Verify(); err != nil || payee != v.Key.Address() || proofs[0].Subject() != "meters of lease "+l.row.Lease.Hex() {
 		t.Errorf("against %s: %s (%v)", payee, proofs[0].Subject(), err)
 	}
 }

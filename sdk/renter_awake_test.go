@@ -18,6 +18,7 @@ import (
 	"github.com/ethereum/go-ethereum/crypto"
 
 	"github.com/gpupay/gpupay/channel"
+	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 )
 
 // stoppedRenter is the environment that makes this test binary a renter: it
@@ -58,12 +59,12 @@ func TestStoppedRenterProcess(t *testing.T) {
 // TestRenterThatWasStopped: a renter is stopped for longer than its patience, as
 // by a suspended laptop, while its provider is there all the time. It goes on.
 func TestRenterThatWasStopped(t *testing.T) {
-	m := newMarket(t)
-	server := m.provider(t, nil)
+	m := testrig.NewMarket(t)
+	server := serveProvider(t, m, nil)
 	db := filepath.Join(t.TempDir(), "renter.db")
 	child := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestStoppedRenterProcess$", "-test.v")
 	child.Env = append(os.Environ(), stoppedRenter+"="+server.URL, stoppedRenter+"_DB="+db, stoppedRenter+"_RPC="+m.URL,
-		stoppedRenter+"_TOKEN="+m.Token.Hex(), stoppedRenter+"_KEY="+hex.EncodeToString(crypto.FromECDSA(m.payer)))
+		stoppedRenter+"_TOKEN="+m.Token.Hex(), stoppedRenter+"_KEY="+hex.EncodeToString(crypto.FromECDSA(m.Payer)))
 	child.Stderr = os.Stderr
 	enough, err := child.StdinPipe()
 	if err == nil {
@@ -79,7 +80,7 @@ func TestRenterThatWasStopped(t *testing.T) {
 		}
 		return 0
 	}
-	eventually(t, "records", func() bool { return records() > 5 })
+	testrig.Eventually(t, "records", func() bool { return records() > 5 })
 	if err := child.Process.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
@@ -88,7 +89,7 @@ func TestRenterThatWasStopped(t *testing.T) {
 	if err := child.Process.Signal(syscall.SIGCONT); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "records after the stop", func() bool { return records() > before+10 })
+	testrig.Eventually(t, "records after the stop", func() bool { return records() > before+10 })
 	enough.Close()
 	if err := child.Wait(); err != nil {
 		t.Errorf("the renter: %v", err)

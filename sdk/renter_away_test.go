@@ -11,6 +11,7 @@ import (
 
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
+	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -30,8 +31,8 @@ func (l *later) Now() metering.Instant {
 // signed offer allows the credit. What a provider bills over that is refused and
 // kept, whichever way the renter was away.
 func TestAbsenceIsBounded(t *testing.T) {
-	m := newMarket(t)
-	const credit, lateReading = 10, 3 // seconds, of the villain's offer
+	m := testrig.NewMarket(t)
+	const credit, lateReading = 10, 3 // seconds, of the hostile provider's offer
 	for _, test := range []struct {
 		name   string
 		billed time.Duration
@@ -42,22 +43,22 @@ func TestAbsenceIsBounded(t *testing.T) {
 		{"all the time", 900 * time.Second, metering.ErrCredit},
 	} {
 		t.Run("stream/"+test.name, func(t *testing.T) {
-			v := newVillain(t, m, nil)
-			v.script = func(p *plot) { p.usage(p.next(test.billed)) }
+			v := testrig.NewHostile(t, m, nil)
+			v.Script = func(p *testrig.Stream) { p.Usage(p.Next(test.billed)) }
 			r, l := absentee(t, m, v)
 			checkAway(t, r, l, l.Run(t.Context()), test.want)
 		})
 		t.Run("release/"+test.name, func(t *testing.T) {
-			v := newVillain(t, m, nil)
-			streamed := make(chan *plot, 8)
-			v.script = func(p *plot) { streamed <- p }
+			v := testrig.NewHostile(t, m, nil)
+			streamed := make(chan *testrig.Stream, 8)
+			v.Script = func(p *testrig.Stream) { streamed <- p }
 			r, l := absentee(t, m, v)
 			p := <-streamed
-			v.mu.Lock()
-			v.final = func() metering.SignedRecord {
-				return p.resign(p.next(test.billed), func(r *metering.SignedRecord) { r.Final = true })
+			v.Mu.Lock()
+			v.Final = func() metering.SignedRecord {
+				return p.Resign(p.Next(test.billed), func(r *metering.SignedRecord) { r.Final = true })
 			}
-			v.mu.Unlock()
+			v.Mu.Unlock()
 			_, err := l.Close(t.Context()) // this provider does not close
 			checkAway(t, r, l, err, test.want)
 		})
@@ -65,18 +66,18 @@ func TestAbsenceIsBounded(t *testing.T) {
 }
 
 // absentee is a renter that was away for a quarter of an hour.
-func absentee(t *testing.T, m *market, v *villain) (*Renter, *Rental) {
+func absentee(t *testing.T, m *testrig.Market, v *testrig.Hostile) (*Renter, *Rental) {
 	t.Helper()
-	return absenteeOf(t, m.renterConfig(t, m.payer), v)
+	return absenteeOf(t, renterConfig(t, m, m.Payer), v)
 }
 
-func absenteeOf(t *testing.T, config RenterConfig, v *villain) (*Renter, *Rental) {
+func absenteeOf(t *testing.T, config RenterConfig, v *testrig.Hostile) (*Renter, *Rental) {
 	t.Helper()
 	config.Patience, config.Caps.PerDay = 600*time.Millisecond, Unlimited
 	clock := &later{Clock: metering.System}
 	config.Clock = clock
 	r := openRenter(t, config)
-	l, err := r.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "1", PayEvery: 60 * time.Millisecond})
+	l, err := r.Rent(t.Context(), v.Server.URL, RentOptions{Deposit: "1", PayEvery: 60 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -102,34 +103,34 @@ func checkAway(t *testing.T, r *Renter, l *Rental, err, want error) {
 // away or by its own records of nothing, is not billed in many records that are
 // each within the credit: all that is signed for is.
 func TestAbsenceIsNoBank(t *testing.T) {
-	m := newMarket(t)
+	m := testrig.NewMarket(t)
 	for _, rest := range []struct {
 		name string
-		of   func(*plot, *later)
+		of   func(*testrig.Stream, *later)
 	}{
-		{"away", func(_ *plot, clock *later) { clock.by.Store(int64(15 * time.Minute)) }},
-		{"banked", func(p *plot, clock *later) {
+		{"away", func(_ *testrig.Stream, clock *later) { clock.by.Store(int64(15 * time.Minute)) }},
+		{"banked", func(p *testrig.Stream, clock *later) {
 			for range 15 {
-				p.usage(p.next(0))
+				p.Usage(p.Next(0))
 				time.Sleep(20 * time.Millisecond)
 				clock.by.Add(int64(time.Minute))
 			}
 		}},
 	} {
 		t.Run(rest.name, func(t *testing.T) {
-			v := newVillain(t, m, nil)
-			config := m.renterConfig(t, m.payer)
+			v := testrig.NewHostile(t, m, nil)
+			config := renterConfig(t, m, m.Payer)
 			clock := &later{Clock: metering.System}
 			config.Clock, config.Caps.PerDay = clock, Unlimited
-			v.script = func(p *plot) {
+			v.Script = func(p *testrig.Stream) {
 				rest.of(p, clock)
 				for range 68 {
-					p.usage(p.next(13 * time.Second))
+					p.Usage(p.Next(13 * time.Second))
 					time.Sleep(20 * time.Millisecond)
 				}
 			}
 			r := openRenter(t, config)
-			l, err := r.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "1", PayEvery: 60 * time.Millisecond})
+			l, err := r.Rent(t.Context(), v.Server.URL, RentOptions{Deposit: "1", PayEvery: 60 * time.Millisecond})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -139,8 +140,8 @@ func TestAbsenceIsNoBank(t *testing.T) {
 			if kept, err := r.Evidence(t.Context(), l.ID()); err != nil || len(kept) != 1 {
 				t.Errorf("%d pieces of evidence, %v", len(kept), err)
 			}
-			if paid := l.Snapshot().Paid; paid.Uint64() != 13*villainPrice {
-				t.Errorf("%s signed for, the credit and a late reading are %d", paid.Dec(), 13*villainPrice)
+			if paid := l.Snapshot().Paid; paid.Uint64() != 13*testrig.HostilePrice {
+				t.Errorf("%s signed for, the credit and a late reading are %d", paid.Dec(), 13*testrig.HostilePrice)
 			}
 		})
 	}
@@ -149,11 +150,11 @@ func TestAbsenceIsNoBank(t *testing.T) {
 // TestHonestWhileAway: a real provider that suspends at its credit is never
 // caught, however often and long its renter stays away.
 func TestHonestWhileAway(t *testing.T) {
-	m := newMarket(t)
-	server := m.provider(t, func(c *ProviderConfig) {
+	m := testrig.NewMarket(t)
+	server := serveProvider(t, m, func(c *ProviderConfig) {
 		c.Credit, c.MaxGap, c.Source = time.Second, 200*time.Millisecond, testclock.GPUs(2)
 	})
-	r := openRenter(t, m.renterConfig(t, m.payer))
+	r := openRenter(t, renterConfig(t, m, m.Payer))
 	l, err := r.Rent(t.Context(), server.URL, RentOptions{GPUs: 2, Deposit: "1", PayEvery: 50 * time.Millisecond, Prepay: 200 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
@@ -189,9 +190,9 @@ func (s slowStart) RoundTrip(req *http.Request) (*http.Response, error) {
 // TestStallAtTheBeginning: the lease runs while its first byte is on its way
 // for longer than the tolerance. That is no lie of the provider.
 func TestStallAtTheBeginning(t *testing.T) {
-	m := newMarket(t)
-	server := m.provider(t, nil)
-	config := m.renterConfig(t, m.payer)
+	m := testrig.NewMarket(t)
+	server := serveProvider(t, m, nil)
+	config := renterConfig(t, m, m.Payer)
 	config.HTTP = &http.Client{Transport: slowStart{by: 3 * config.Tolerance}}
 	r := openRenter(t, config)
 	l, err := r.Rent(t.Context(), server.URL, RentOptions{Deposit: "1", PayEvery: 50 * time.Millisecond})
@@ -199,7 +200,7 @@ func TestStallAtTheBeginning(t *testing.T) {
 		t.Fatal(err)
 	}
 	done := background(t.Context(), l)
-	eventually(t, "paid records", func() bool { s := l.Snapshot(); return s.Sequence > 5 && !s.Paid.IsZero() || len(done) > 0 })
+	testrig.Eventually(t, "paid records", func() bool { s := l.Snapshot(); return s.Sequence > 5 && !s.Paid.IsZero() || len(done) > 0 })
 	c, err := l.Close(t.Context())
 	if err != nil || c.Settled != c.Owed {
 		t.Errorf("%+v, %v", c, err)

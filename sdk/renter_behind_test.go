@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/gpupay/gpupay/sdk/chain"
+	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 )
 
 // behind is an endpoint of two nodes, one of which is two blocks late.
@@ -27,10 +28,10 @@ func (b *behind) BlockNumber(ctx context.Context) (uint64, error) {
 // not know yet. The renter writes down what was settled in the end, and nothing
 // from before.
 func TestBooksOfTheEnd(t *testing.T) {
-	m := newMarket(t)
-	server := m.provider(t, nil)
+	m := testrig.NewMarket(t)
+	server := serveProvider(t, m, nil)
 	for range 4 { // the nodes take turns, so that either may be asked first
-		config := m.renterConfig(t, m.newcomer(t))
+		config := renterConfig(t, m, m.Newcomer(t))
 		config.Backend = &behind{Backend: m.Backend}
 		r := openRenter(t, config)
 		l, err := r.Rent(t.Context(), server.URL, RentOptions{Deposit: "1", PayEvery: 100 * time.Millisecond})
@@ -38,7 +39,7 @@ func TestBooksOfTheEnd(t *testing.T) {
 			t.Fatal(err)
 		}
 		done := background(t.Context(), l)
-		eventually(t, "a paid record", func() bool { s := l.Snapshot(); return !s.Paid.IsZero() })
+		testrig.Eventually(t, "a paid record", func() bool { s := l.Snapshot(); return !s.Paid.IsZero() })
 		m.Mine(t, 3) // both know that it was opened
 		// The late node catches up when there are blocks.
 		blocks := time.AfterFunc(500*time.Millisecond, func() { _ = m.Backend.Client().Call(nil, "anvil_mine", "0x4") })

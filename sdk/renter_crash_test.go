@@ -16,6 +16,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/testclock"
+	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -116,15 +117,15 @@ func (m *mortal) Read(p []byte) (int, error) {
 // the step: the deposit is made once, nothing is paid twice, and the books add
 // up to the base unit.
 func TestCrashAnywhere(t *testing.T) {
-	m := newMarket(t)
-	server := m.provider(t, func(c *ProviderConfig) { c.MinDeposit, c.Source = "0.002", testclock.GPUs(16) })
+	m := testrig.NewMarket(t)
+	server := serveProvider(t, m, func(c *ProviderConfig) { c.MinDeposit, c.Source = "0.002", testclock.GPUs(16) })
 	for _, test := range []struct {
 		name string
 		key  func() *ecdsa.PrivateKey
 	}{
-		{"gasless", func() *ecdsa.PrivateKey { return m.newcomer(t) }},
+		{"gasless", func() *ecdsa.PrivateKey { return m.Newcomer(t) }},
 		{"own gas", func() *ecdsa.PrivateKey {
-			key := m.newcomer(t)
+			key := m.Newcomer(t)
 			m.RPC(t, nil, "anvil_setBalance", crypto.PubkeyToAddress(key.PublicKey), "0xde0b6b3a7640000")
 			return key
 		}},
@@ -133,9 +134,9 @@ func TestCrashAnywhere(t *testing.T) {
 			if testing.Short() && test.name == "own gas" {
 				t.Skip("the long run kills it at every step here too")
 			}
-			before := m.Tokens(t, m.payeeAddress())
+			before := m.Tokens(t, m.PayeeAddress())
 			settled, kills := everyStep(t, m, server.URL, test.key)
-			if got := m.Tokens(t, m.payeeAddress()) - before; got != settled {
+			if got := m.Tokens(t, m.PayeeAddress()) - before; got != settled {
 				t.Errorf("the payee got %d, the closings say %d", got, settled)
 			}
 			t.Logf("killed and resumed at %d steps, %d base units settled", kills, settled)
@@ -145,7 +146,7 @@ func TestCrashAnywhere(t *testing.T) {
 
 // everyStep kills at step 1, 2 and so on, some at a time, until one comes
 // through.
-func everyStep(t *testing.T, m *market, url string, key func() *ecdsa.PrivateKey) (settled uint64, kills int) {
+func everyStep(t *testing.T, m *testrig.Market, url string, key func() *ecdsa.PrivateKey) (settled uint64, kills int) {
 	t.Helper()
 	const atOnce = 8
 	for first := 1; ; first += atOnce {
@@ -175,10 +176,10 @@ func everyStep(t *testing.T, m *market, url string, key func() *ecdsa.PrivateKey
 
 // crashAt says where the renter was killed, "" if it came through, and what was
 // settled in the end.
-func crashAt(t *testing.T, m *market, url string, key *ecdsa.PrivateKey, at int) (string, uint64) {
+func crashAt(t *testing.T, m *testrig.Market, url string, key *ecdsa.PrivateKey, at int) (string, uint64) {
 	t.Helper()
 	payer := crypto.PubkeyToAddress(key.PublicKey)
-	config := m.renterConfig(t, key)
+	config := renterConfig(t, m, key)
 	config.Patience = 10 * time.Second
 	fault := newCrash(key, at)
 	mortal := config
@@ -217,7 +218,7 @@ func crashAt(t *testing.T, m *market, url string, key *ecdsa.PrivateKey, at int)
 }
 
 // resumed takes up what a killed renter left on its disk, and ends it.
-func resumed(t *testing.T, m *market, config RenterConfig, payer common.Address, how string) uint64 {
+func resumed(t *testing.T, m *testrig.Market, config RenterConfig, payer common.Address, how string) uint64 {
 	t.Helper()
 	r, err := NewRenter(t.Context(), config)
 	if err != nil {
@@ -231,8 +232,8 @@ func resumed(t *testing.T, m *market, config RenterConfig, payer common.Address,
 		return 0
 	}
 	if len(all) == 0 { // killed before it began
-		if got := m.Tokens(t, payer); got != thousand {
-			t.Errorf("%s: no rental is on disk and %d of %d are left", how, got, thousand)
+		if got := m.Tokens(t, payer); got != testrig.Thousand {
+			t.Errorf("%s: no rental is on disk and %d of %d are left", how, got, testrig.Thousand)
 		}
 		return 0
 	}

@@ -6,13 +6,14 @@ import (
 	"time"
 
 	"github.com/gpupay/gpupay/sdk/chain"
+	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 )
 
 // TestLeaveWhileTheTokenRefuses: leaving ends all the same, and says who owes
 // the renter what.
 func TestLeaveWhileTheTokenRefuses(t *testing.T) {
-	m := newMarket(t)
-	config := m.renterConfig(t, m.payer)
+	m := testrig.NewMarket(t)
+	config := renterConfig(t, m, m.Payer)
 	config.ClockOff = 1000 * time.Hour
 	_, l := unopened(t, vanished(t, m), config, RentOptions{})
 	resume := m.PauseToken(t)
@@ -25,12 +26,12 @@ func TestLeaveWhileTheTokenRefuses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	call, due, err := escrow.PayoutCall(t.Context(), m.payerAddress(), m.Token)
+	call, due, err := escrow.PayoutCall(t.Context(), m.PayerAddress(), m.Token)
 	if err != nil || due.Uint64() != 500_000 {
 		t.Fatalf("%s due, %v", due.Dec(), err)
 	}
-	m.Transact(t, m.payee, call.To, call.Data)
-	if got := m.Tokens(t, m.payerAddress()); got != thousand {
+	m.Transact(t, m.Payee, call.To, call.Data)
+	if got := m.Tokens(t, m.PayerAddress()); got != testrig.Thousand {
 		t.Errorf("the payer has %d, want all of it", got)
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/gpupay/gpupay/internal/chaintest"
 	"github.com/gpupay/gpupay/sdk/audit"
 	"github.com/gpupay/gpupay/sdk/chain"
+	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 )
 
 // cutOffAt ends what do does as soon as the chain has a transaction of a call's method: nobody hears what became of it.
@@ -36,8 +37,8 @@ func cutOffAt(t *testing.T, bad *badrpc.Endpoint, call chain.Call, do func(conte
 // and the next process finds the channel closed, or closes it: its books have that transaction, also where the node cannot tell
 // at first what became of it.
 func TestBooksOfWhatWasCutOff(t *testing.T) {
-	m := newMarket(t)
-	server := m.provider(t, nil)
+	m := testrig.NewMarket(t)
+	server := serveProvider(t, m, nil)
 	leave := func(ctx context.Context, t *testing.T, l *Rental) { _, _ = l.Leave(ctx) }
 	for name, test := range map[string]struct {
 		call   func(*Rental) chain.Call
@@ -59,14 +60,14 @@ func TestBooksOfWhatWasCutOff(t *testing.T) {
 		"withdrawal": {
 			before: func(t *testing.T, l *Rental, bad *badrpc.Endpoint) {
 				cutOffAt(t, bad, l.escrow.RequestCloseCall(l.terms), func(ctx context.Context) { leave(ctx, t, l) })
-				m.pass(t, 2*chaintest.Grace)
+				m.Pass(t, 2*chaintest.Grace)
 			},
 			call: func(l *Rental) chain.Call { return l.escrow.WithdrawCall(l.terms) }, do: leave,
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			config, bad := m.behindEndpoint(t)
-			config.ClockOff, config.Now = 1000*time.Hour, m.now
+			config, bad := behindEndpoint(t, m)
+			config.ClockOff, config.Now = 1000*time.Hour, m.Now
 			r := openRenter(t, config)
 			l, err := r.Rent(t.Context(), server.URL, RentOptions{Deposit: "0.5", TopUp: "0.5"})
 			if err != nil {

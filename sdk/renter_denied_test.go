@@ -11,6 +11,7 @@ import (
 	"github.com/ethereum/go-ethereum"
 
 	"github.com/gpupay/gpupay/sdk/chain"
+	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/wire"
 	"github.com/gpupay/gpupay/sdk/x402"
 )
@@ -38,19 +39,19 @@ func (f *stuckEndpoint) freeze(t *testing.T) {
 }
 
 // fromMidnight moves the clocks to shortly after the next midnight (UTC): a day of the caps begins.
-func (m *market) fromMidnight(t *testing.T) {
+func fromMidnight(t *testing.T, m *testrig.Market) {
 	t.Helper()
-	now := m.now()
-	m.pass(t, now.UTC().Truncate(24*time.Hour).Add(24*time.Hour+time.Minute).Sub(now))
+	now := m.Now()
+	m.Pass(t, now.UTC().Truncate(24*time.Hour).Add(24*time.Hour+time.Minute).Sub(now))
 }
 
 // spent is what has left the payer, base units.
 func (d *drawer) spent() uint64 {
-	balance, err := d.token.Balance(d.t.Context(), d.m.payerAddress())
+	balance, err := d.token.Balance(d.t.Context(), d.Market.PayerAddress())
 	if err != nil {
 		d.t.Fatal(err)
 	}
-	return thousand - balance.Uint64()
+	return testrig.Thousand - balance.Uint64()
 }
 
 func deniedCaps() map[string]Caps {
@@ -67,15 +68,15 @@ func TestDeniedTopUpsCountForTheDay(t *testing.T) {
 	const cap = 1_200_000
 	for name, caps := range deniedCaps() {
 		t.Run(name, func(t *testing.T) {
-			m := newMarket(t)
-			m.fromMidnight(t)
+			m := testrig.NewMarket(t)
+			fromMidnight(t, m)
 			d := newDrawerOf(t, m, func(o *wire.Offer) { o.Expires += 1000 * 3600 })
-			config := m.renterConfig(t, m.payer)
+			config := renterConfig(t, m, m.Payer)
 			bad := &stuckEndpoint{Backend: m.Backend}
 			caps.PricePerGPUHour = config.Caps.PricePerGPUHour
-			config.Backend, config.Caps, config.ClockOff, config.Now = bad, caps, 10_000*time.Hour, m.now
+			config.Backend, config.Caps, config.ClockOff, config.Now = bad, caps, 10_000*time.Hour, m.Now
 			r := openRenter(t, config)
-			l, err := r.Rent(t.Context(), d.server.URL, RentOptions{Deposit: "0.5", TopUp: "0.3", Gasless: true})
+			l, err := r.Rent(t.Context(), d.Server.URL, RentOptions{Deposit: "0.5", TopUp: "0.3", Gasless: true})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -88,7 +89,7 @@ func TestDeniedTopUpsCountForTheDay(t *testing.T) {
 				for _, p := range d.payloads() {
 					d.submit(p)
 				}
-				m.pass(t, 2*authorizationTTL)
+				m.Pass(t, 2*authorizationTTL)
 			}
 			for i := range 8 {
 				if i == 4 {
@@ -107,7 +108,7 @@ func TestDeniedTopUpsCountForTheDay(t *testing.T) {
 			if today > cap || today < 800_000 {
 				t.Errorf("%d were deposited in a day, the cap is %d", today, cap)
 			}
-			m.fromMidnight(t)
+			fromMidnight(t, m)
 			for range 3 {
 				round()
 			}
@@ -126,18 +127,18 @@ func TestDeniedOpensCountForTheDay(t *testing.T) {
 			continue // each is another one
 		}
 		t.Run(name, func(t *testing.T) {
-			m := newMarket(t)
-			m.fromMidnight(t)
+			m := testrig.NewMarket(t)
+			fromMidnight(t, m)
 			d := newDrawerOf(t, m, func(o *wire.Offer) { o.Expires += 1000 * 3600 })
-			d.refuseOpen = true
-			config := m.renterConfig(t, m.payer)
+			d.RefuseOpen = true
+			config := renterConfig(t, m, m.Payer)
 			bad := &stuckEndpoint{Backend: m.Backend}
 			caps.PricePerGPUHour = config.Caps.PricePerGPUHour
-			config.Backend, config.Caps, config.ClockOff, config.Now = bad, caps, 10_000*time.Hour, m.now
+			config.Backend, config.Caps, config.ClockOff, config.Now = bad, caps, 10_000*time.Hour, m.Now
 			r := openRenter(t, config)
 			bad.freeze(t)
 			round := func() {
-				_, _ = r.Rent(t.Context(), d.server.URL, RentOptions{Deposit: "0.5", Gasless: true})
+				_, _ = r.Rent(t.Context(), d.Server.URL, RentOptions{Deposit: "0.5", Gasless: true})
 				open, err := r.Rentals(t.Context())
 				if err != nil {
 					t.Fatal(err)
@@ -153,7 +154,7 @@ func TestDeniedOpensCountForTheDay(t *testing.T) {
 						d.submit(p)
 					}
 				}
-				m.pass(t, 2*authorizationTTL)
+				m.Pass(t, 2*authorizationTTL)
 				for _, l := range left {
 					if _, err := l.Leave(t.Context()); err != nil {
 						t.Error(err)
@@ -167,7 +168,7 @@ func TestDeniedOpensCountForTheDay(t *testing.T) {
 			if today != 1_000_000 {
 				t.Errorf("%d were deposited in a day, the cap is %d", today, cap)
 			}
-			m.fromMidnight(t)
+			fromMidnight(t, m)
 			round()
 			if got := d.spent(); got <= today || got > 2*cap {
 				t.Errorf("%d were deposited by the next day, and %d by the day before", got, today)
@@ -185,23 +186,23 @@ func TestX402DeniedDepositsCountForTheDay(t *testing.T) {
 		"PerPayee": func(c *Caps) { c.PerPayee = "0.025" },
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := newStall(t, newX402Market(t))
-			s.fromMidnight(t)
+			s := newStall(t, testrig.NewX402Market(t))
+			fromMidnight(t, s.Market)
 			caps := Caps{PricePerGPUHour: "1000", PerLease: "100", PerDay: "100", PerPayee: "100"}
 			change(&caps)
 			x := s.client(caps, stallOptions)
-			x.w.Now, x.payer.Now, x.w.ClockOff = s.now, s.now, 10_000*time.Hour
-			s.instead = func(_ *stall, w http.ResponseWriter, _ x402.PaymentPayload) bool {
+			x.w.Now, x.payer.Now, x.w.ClockOff = s.Now, s.Now, 10_000*time.Hour
+			s.Instead = func(_ *testrig.Seller, w http.ResponseWriter, _ x402.PaymentPayload) bool {
 				w.WriteHeader(http.StatusBadGateway)
 				return true
 			}
 			signed := func(rounds int) int {
 				for range rounds {
 					_, _ = s.get(x)
-					s.pass(t, 10*time.Minute)
+					s.Pass(t, 10*time.Minute)
 				}
 				distinct := make(map[x402.Deposit]bool)
-				for _, p := range s.paid {
+				for _, p := range s.Paid {
 					distinct[*p.Payload.Deposit] = true
 				}
 				return len(distinct)
@@ -209,7 +210,7 @@ func TestX402DeniedDepositsCountForTheDay(t *testing.T) {
 			if got := signed(6); got != 2 {
 				t.Errorf("%d deposits were signed in a day, there is room for 2", got)
 			}
-			s.fromMidnight(t)
+			fromMidnight(t, s.Market)
 			if got := signed(6); got != 4 {
 				t.Errorf("%d deposits were signed in two days, there is room for 4", got)
 			}

@@ -14,14 +14,15 @@ import (
 	"github.com/gpupay/gpupay/internal/badrpc"
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/sdk/chain"
+	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // behindEndpoint is a renter's configuration whose chain is an endpoint that can misbehave.
-func (m *market) behindEndpoint(t *testing.T) (RenterConfig, *badrpc.Endpoint) {
+func behindEndpoint(t *testing.T, m *testrig.Market) (RenterConfig, *badrpc.Endpoint) {
 	t.Helper()
 	bad := badrpc.New(t, m.URL)
-	config := m.renterConfig(t, m.payer)
+	config := renterConfig(t, m, m.Payer)
 	config.Backend, config.RPC = nil, bad.URL
 	return config, bad
 }
@@ -29,9 +30,9 @@ func (m *market) behindEndpoint(t *testing.T) (RenterConfig, *badrpc.Endpoint) {
 // TestParallelRents: several rentals of one renter with coin approve and spend one allowance; none takes what another one
 // has approved, and nothing stays approved.
 func TestParallelRents(t *testing.T) {
-	m := newMarket(t)
-	server := m.provider(t, nil)
-	r := openRenter(t, m.renterConfig(t, m.payer))
+	m := testrig.NewMarket(t)
+	server := serveProvider(t, m, nil)
+	r := openRenter(t, renterConfig(t, m, m.Payer))
 	rented := make(chan error)
 	const n = 3
 	for i := range n {
@@ -48,7 +49,7 @@ func TestParallelRents(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	left, err := r.w.Token.Allowance(t.Context(), m.payerAddress(), m.Escrow)
+	left, err := r.w.Token.Allowance(t.Context(), m.PayerAddress(), m.Escrow)
 	if err != nil || !left.IsZero() {
 		t.Errorf("%s is still approved (%v)", left.Dec(), err)
 	}
@@ -57,9 +58,9 @@ func TestParallelRents(t *testing.T) {
 // TestRentBehindABalancer: an endpoint whose nodes are some blocks apart is rented through, topped up through and closed
 // through.
 func TestRentBehindABalancer(t *testing.T) {
-	m := newMarket(t)
-	server := m.provider(t, nil)
-	config, bad := m.behindEndpoint(t)
+	m := testrig.NewMarket(t)
+	server := serveProvider(t, m, nil)
+	config, bad := behindEndpoint(t, m)
 	mining := time.NewTicker(300 * time.Millisecond)
 	defer mining.Stop()
 	go func() {
@@ -75,7 +76,7 @@ func TestRentBehindABalancer(t *testing.T) {
 		t.Fatal(err)
 	}
 	done := background(t.Context(), l)
-	eventually(t, "a top-up", func() bool { s := l.Snapshot(); return s.Deposit.Uint64() > 10_000 })
+	testrig.Eventually(t, "a top-up", func() bool { s := l.Snapshot(); return s.Deposit.Uint64() > 10_000 })
 	c, err := l.Close(t.Context())
 	if err != nil || c.Owed != c.Settled {
 		t.Errorf("owed %s, settled %s: %v", c.Owed.Dec(), c.Settled.Dec(), err)
@@ -87,7 +88,7 @@ func TestRentBehindABalancer(t *testing.T) {
 
 // TestProviderWithoutHistory: a provider whose endpoint keeps less state than deposits need confirmations says so at the start.
 func TestProviderWithoutHistory(t *testing.T) {
-	m := newMarket(t)
+	m := testrig.NewMarket(t)
 	m.Mine(t, 20)
 	bad := badrpc.New(t, m.URL)
 	bad.On("eth_call", func(x *badrpc.Exchange) {
@@ -96,7 +97,7 @@ func TestProviderWithoutHistory(t *testing.T) {
 		}
 	})
 	_, err := NewProvider(t.Context(), ProviderConfig{
-		RPC: bad.URL, Escrow: m.Escrow, Token: m.Token, Key: channel.NewKey(m.payee), Database: filepath.Join(t.TempDir(), "provider.db"),
+		RPC: bad.URL, Escrow: m.Escrow, Token: m.Token, Key: channel.NewKey(m.Payee), Database: filepath.Join(t.TempDir(), "provider.db"),
 		PricePerGPUHour: "3.60", Source: testclock.GPUs(1), Clock: testclock.Process(), Confirmations: 12, Log: slog.New(slog.DiscardHandler),
 	})
 	if !errors.Is(err, chain.ErrHistory) || strings.Contains(err.Error(), "\n") {
@@ -107,9 +108,9 @@ func TestProviderWithoutHistory(t *testing.T) {
 // TestEndpointThatUsedEverything: an endpoint that says of each authorization that it was used already keeps a top-up from
 // being made, says so, and holds up nothing else; after it the top-up is made.
 func TestEndpointThatUsedEverything(t *testing.T) {
-	m := newMarket(t)
-	server := m.provider(t, nil)
-	config, bad := m.behindEndpoint(t)
+	m := testrig.NewMarket(t)
+	server := serveProvider(t, m, nil)
+	config, bad := behindEndpoint(t, m)
 	r := openRenter(t, config)
 	l, err := r.Rent(t.Context(), server.URL, RentOptions{Deposit: "0.5", TopUp: "0.7", Gasless: true})
 	if err != nil {
@@ -120,7 +121,7 @@ func TestEndpointThatUsedEverything(t *testing.T) {
 	defer cancel()
 	done := make(chan error, 1)
 	go func() { done <- l.skipUsed(ctx, l.step()) }()
-	eventually(t, "an end of that", func() bool { return len(done) > 0 || bad.Count("eth_call") > 1000 })
+	testrig.Eventually(t, "an end of that", func() bool { return len(done) > 0 || bad.Count("eth_call") > 1000 })
 	if len(done) == 0 {
 		t.Fatalf("asked %d times, and goes on", bad.Count("eth_call"))
 	}
@@ -136,9 +137,9 @@ func TestEndpointThatUsedEverything(t *testing.T) {
 // TestSickEndpointEndsNoLease: a top-up fails because the renter's endpoint is sick, and the lease is suspended for longer than
 // Patience until the next try: that is not the provider's silence, and the lease goes on. It takes as long as topUpPause.
 func TestSickEndpointEndsNoLease(t *testing.T) {
-	m := newMarket(t)
-	server := m.provider(t, func(c *ProviderConfig) { c.MinDeposit = "0.003" })
-	config, bad := m.behindEndpoint(t)
+	m := testrig.NewMarket(t)
+	server := serveProvider(t, m, func(c *ProviderConfig) { c.MinDeposit = "0.003" })
+	config, bad := behindEndpoint(t, m)
 	config.Patience = 2 * time.Second
 	r := openRenter(t, config)
 	l, err := r.Rent(t.Context(), server.URL, RentOptions{Deposit: "0.003", TopUp: "0.02", PayEvery: 100 * time.Millisecond})
@@ -147,11 +148,11 @@ func TestSickEndpointEndsNoLease(t *testing.T) {
 	}
 	bad.On("eth_getBalance", badrpc.Null)
 	done := background(t.Context(), l)
-	eventually(t, "a try to top up", func() bool { return bad.Count("eth_getBalance") > 0 || len(done) > 0 })
-	eventually(t, "a suspension", func() bool { return l.Snapshot().Service == wire.StateSuspended || len(done) > 0 })
+	testrig.Eventually(t, "a try to top up", func() bool { return bad.Count("eth_getBalance") > 0 || len(done) > 0 })
+	testrig.Eventually(t, "a suspension", func() bool { return l.Snapshot().Service == wire.StateSuspended || len(done) > 0 })
 	bad.Heal()
-	eventually(t, "a top-up", func() bool { s := l.Snapshot(); return s.Deposit.Uint64() > 3_000 || len(done) > 0 })
-	eventually(t, "service", func() bool { return l.Snapshot().Service == wire.StateActive || len(done) > 0 })
+	testrig.Eventually(t, "a top-up", func() bool { s := l.Snapshot(); return s.Deposit.Uint64() > 3_000 || len(done) > 0 })
+	testrig.Eventually(t, "service", func() bool { return l.Snapshot().Service == wire.StateActive || len(done) > 0 })
 	if len(done) > 0 {
 		t.Fatal("the lease was ended: ", <-done)
 	}

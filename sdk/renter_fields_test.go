@@ -15,6 +15,7 @@ import (
 
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
+	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -77,27 +78,27 @@ func variants(t *testing.T, document []byte, f func(what string, document []byte
 // TestEveryFieldOfWhatAProviderSends: whatever a field of a record, a demand, a status, a refusal, a receipt or a second lease says, signed or not, the
 // renter owes no more than an honest record says, and signs for no more than that and its prepayment.
 func TestEveryFieldOfWhatAProviderSends(t *testing.T) {
-	m := newMarket(t)
-	v := newVillain(t, m, nil)
-	streamed := make(chan *plot, 1)
-	v.script = func(p *plot) {
-		p.honest(2)
+	m := testrig.NewMarket(t)
+	v := testrig.NewHostile(t, m, nil)
+	streamed := make(chan *testrig.Stream, 1)
+	v.Script = func(p *testrig.Stream) {
+		p.Honest(2)
 		streamed <- p
 	}
-	r := openRenter(t, m.renterConfig(t, m.payer))
+	r := openRenter(t, renterConfig(t, m, m.Payer))
 	const prepay = 100 * time.Millisecond
-	l, err := r.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "0.1", PayEvery: 50 * time.Millisecond, Prepay: prepay})
+	l, err := r.Rent(t.Context(), v.Server.URL, RentOptions{Deposit: "0.1", PayEvery: 50 * time.Millisecond, Prepay: prepay})
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := background(ctx, l)
 	p := <-streamed
-	eventually(t, "records", func() bool { return l.Snapshot().Sequence == 2 })
+	testrig.Eventually(t, "records", func() bool { return l.Snapshot().Sequence == 2 })
 	cancel()
 	<-done
-	honest := p.next(50 * time.Millisecond)
-	most, err := v.price.Charge(uint64(prepay))
+	honest := p.Next(50 * time.Millisecond)
+	most, err := v.Price.Charge(uint64(prepay))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -140,7 +141,7 @@ func TestEveryFieldOfWhatAProviderSends(t *testing.T) {
 			"signed and hashed":   func(r *metering.SignedRecord) { r.EvidenceHash = r.Evidence.Hash() },
 			"signed and added up": func(r *metering.SignedRecord) { addUp(r, p) },
 		} {
-			signed, err := json.Marshal(p.resign(rec, change))
+			signed, err := json.Marshal(p.Resign(rec, change))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -172,9 +173,9 @@ func TestEveryFieldOfWhatAProviderSends(t *testing.T) {
 }
 
 // addUp makes a record of what its evidence says, as a payee that lies well would.
-func addUp(r *metering.SignedRecord, p *plot) {
+func addUp(r *metering.SignedRecord, p *testrig.Stream) {
 	r.Nanos = uint64(r.Evidence.Total)
-	if owed, err := p.lease.Owed(r.Nanos); err == nil {
+	if owed, err := p.Lease.Owed(r.Nanos); err == nil {
 		r.Owed = owed
 	}
 	r.EvidenceHash = r.Evidence.Hash()

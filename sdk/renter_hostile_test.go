@@ -7,13 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"net/http/httptest"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
-	"github.com/coder/websocket"
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/ethereum/go-ethereum/common/hexutil"
 	"github.com/ethereum/go-ethereum/crypto"
@@ -27,352 +24,13 @@ import (
 	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
+	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
-// villain is a provider that speaks the wire and meters a simulated GPU with
-// the real meter, and can be made to lie at every point.
-type villain struct {
-	t      *testing.T
-	m      *market
-	server *httptest.Server
-	key    *channel.Key // payee's
-	meter  *channel.Key // metering key
-	offer  wire.SignedOffer
-	minter *wire.Minter
-	price  metering.Price
-
-	forgeOffer     func(*villain) []byte
-	forgeChallenge func(*wire.Request)
-	forgeLease     func(*wire.Lease)
-	script         func(*plot) // what happens on the stream; then it stays open
-	closing        func(http.ResponseWriter)
-	funding        func(wire.Payload) // hears of opens and top-ups; nil: they are forgotten
-	refuseOpen     bool
-	final          func() metering.SignedRecord // the answer to a release
-	paid           func(*plot, uint256.Int)     // answers a voucher in the stream; nil: it takes none there
-
-	mu       sync.Mutex
-	vouchers uint256.Int // the highest that came
-	stop     chan struct{}
-}
-
-const villainPrice = 1000 // base units a GPU-second
-
-func newVillain(t *testing.T, m *market, change func(*wire.Offer)) *villain {
-	t.Helper()
-	v := &villain{t: t, m: m, key: channel.NewKey(m.payee), meter: channel.NewKey(m.payee), stop: make(chan struct{}),
-		price:  metering.Price{Amount: *uint256.NewInt(villainPrice), Unit: metering.Second},
-		minter: &wire.Minter{Secret: make([]byte, 32), Realm: "villain", TTL: time.Minute, Now: time.Now},
-	}
-	offer := wire.Offer{
-		Version: 1, ChainID: 31337, Escrow: wire.Address(m.Escrow), Token: wire.Address(m.Token),
-		Payee: wire.Address(v.key.Address()), Meter: wire.Address(v.key.Address()),
-		Amount: wire.NewAmount(v.price.Amount), Unit: string(v.price.Unit), Credit: 10,
-		MinDeposit: wire.NewAmount(*uint256.NewInt(1)), Tick: 50, MaxGap: 3000, RecordEvery: 50,
-		Simulated: true,
-		Expires:   time.Now().Add(time.Hour).Unix(),
-	}
-	if change != nil {
-		change(&offer)
-	}
-	var err error
-	if v.offer, err = wire.SignOffer(t.Context(), v.key, offer); err != nil {
-		t.Fatal(err)
-	}
-	v.server = httptest.NewServer(v)
-	t.Cleanup(func() {
-		close(v.stop)
-		v.server.CloseClientConnections()
-		v.server.Close()
-	})
-	return v
-}
-
-func (v *villain) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if r.URL.Path == "/offer" {
-		document := []byte(v.offer.Document)
-		if v.forgeOffer != nil {
-			document = v.forgeOffer(v)
-		}
-		_, _ = w.Write(document)
-		return
-	}
-	cred, err := wire.ParseCredential(r.Header)
-	if errors.Is(err, wire.ErrNone) {
-		w.Header().Set("WWW-Authenticate", v.challenge().Header())
-		wire.PaymentRequired.With("").Write(w)
-		return
-	}
-	if err != nil {
-		v.t.Errorf("the renter sent a bad credential: %v", err)
-	}
-	if cred.Payload.CumulativeAmount != nil {
-		v.count(channel.Voucher{ChannelID: cred.Payload.ChannelID, Cumulative: cred.Payload.CumulativeAmount.Int, Signature: cred.Payload.Voucher()})
-	}
-	if v.funding != nil && (cred.Payload.Action == wire.ActionOpen || cred.Payload.Action == wire.ActionTopUp) {
-		v.funding(cred.Payload)
-	}
-	switch {
-	case v.refuseOpen && cred.Payload.Action == wire.ActionOpen:
-		wire.NoCapacity.With("all are taken").Write(w)
-	case r.Method == http.MethodGet:
-		v.stream(w, r, cred.Payload)
-	case cred.Payload.Action == wire.ActionClose && v.closing != nil:
-		v.closing(w)
-	case cred.Payload.Action == wire.ActionClose:
-		wire.Internal.With("no").Write(w)
-	case cred.Payload.Action == wire.ActionRelease:
-		_ = json.NewEncoder(w).Encode(map[string]any{"record": v.last()})
-	default:
-		_, _ = w.Write([]byte(`{}`))
-	}
-}
-
-// last is the final record, null by default.
-func (v *villain) last() any {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if v.final == nil {
-		return nil
-	}
-	return v.final()
-}
-
-func (v *villain) challenge() wire.Challenge {
-	request := wire.Request{
-		Amount: v.offer.Amount, UnitType: v.offer.Unit, Currency: v.offer.Token, Recipient: v.offer.Payee,
-		ExternalID:    v.offer.Hash.Hex(),
-		MethodDetails: wire.MethodDetails{ChainID: v.offer.ChainID, EscrowContract: v.offer.Escrow, FeePayer: v.funding != nil},
-	}
-	if v.forgeChallenge != nil {
-		v.forgeChallenge(&request)
-	}
-	c, err := v.minter.Mint(request, "nonce")
-	if err != nil {
-		v.t.Error(err)
-	}
-	return c
-}
-
-// count remembers the highest voucher that could be settled.
-func (v *villain) count(voucher channel.Voucher) {
-	domain := channel.EscrowDomain(31337, v.m.Escrow)
-	if err := domain.Verify(voucher, v.m.payerAddress()); err != nil {
-		v.t.Errorf("the renter sent a bad voucher: %v", err)
-	}
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if v.vouchers.Lt(&voucher.Cumulative) {
-		v.vouchers = voucher.Cumulative
-	}
-}
-
-func (v *villain) highest() uint256.Int {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	return v.vouchers
-}
-
-func (v *villain) stream(w http.ResponseWriter, r *http.Request, payload wire.Payload) {
-	p := v.plot(w, payload.ChannelID)
-	p.gone = r.Context()
-	if v.paid != nil {
-		p.accept(r)
-		defer p.conn.CloseNow()
-	} else {
-		w.WriteHeader(http.StatusOK)
-	}
-	lease := wire.Lease{
-		LeaseID: p.lease.ID, ChannelID: payload.ChannelID, Secret: "secret", OfferHash: v.offer.Hash,
-		Devices: p.lease.Devices, State: "active", Access: json.RawMessage(`{"ssh":"villain"}`),
-	}
-	if v.forgeLease != nil {
-		v.forgeLease(&lease)
-	}
-	p.send(0, wire.EventLease, lease)
-	v.mu.Lock()
-	script := v.script
-	v.mu.Unlock()
-	script(p)
-	for { // a villain keeps its connections alive
-		select {
-		case <-v.stop:
-			return
-		case <-p.gone.Done():
-			return
-		case <-time.After(50 * time.Millisecond):
-			p.write([]byte(wire.Comment))
-		}
-	}
-}
-
-// plot is one stream and the metering behind it.
-type plot struct {
-	*villain
-	w        http.ResponseWriter
-	conn     *websocket.Conn // where vouchers come through the stream
-	gone     context.Context
-	lease    metering.Lease
-	clock    *sim.Clock
-	source   *sim.Source
-	meter    *metering.Meter
-	recorder *metering.Recorder
-	sent     metering.SignedRecord
-}
-
-func (v *villain) plot(w http.ResponseWriter, channelID common.Hash) *plot {
-	p := &plot{villain: v, w: w, clock: sim.NewClock()}
-	p.source = sim.New(2, sim.Options{Clock: p.clock})
-	p.lease = metering.Lease{
-		ID: common.HexToHash("0x1ea5e"), ChannelID: channelID, OfferHash: v.offer.Hash, ChainID: 31337, Escrow: v.m.Escrow,
-		Price: v.price, Devices: []string{sim.UUID(0)},
-	}
-	p.restart(p.lease, nil)
-	return p
-}
-
-// restart meters from now on under other terms.
-func (p *plot) restart(lease metering.Lease, last *metering.Record) {
-	var err error
-	if p.meter, err = metering.NewMeter(metering.Config{Devices: lease.Devices, Tick: 50 * time.Millisecond}); err != nil {
-		p.t.Error(err)
-	}
-	if p.recorder, err = metering.NewRecorder(lease, p.villain.meter, last); err != nil {
-		p.t.Error(err)
-	}
-	p.read(lease.Devices[0])
-}
-
-func (p *plot) read(uuid string) {
-	reading, err := p.source.Read(context.Background(), uuid)
-	if err == nil {
-		_, err = p.meter.Observe(reading)
-	}
-	if err != nil {
-		p.t.Error(err)
-	}
-}
-
-// next is the record of some more GPU time, however long it really took.
-func (p *plot) next(worth time.Duration) metering.SignedRecord {
-	uuid := p.meter.Config().Devices[0]
-	for ; worth > 0; worth -= 50 * time.Millisecond {
-		p.clock.Advance(50 * time.Millisecond)
-		p.read(uuid)
-	}
-	rec, err := p.recorder.Next(context.Background(), p.meter.Cut(), false)
-	if err != nil {
-		p.t.Error(err)
-	}
-	return rec
-}
-
-// honest sends n records, each after the time that it states.
-func (p *plot) honest(n int) {
-	for range n {
-		time.Sleep(50 * time.Millisecond)
-		p.usage(p.next(50 * time.Millisecond))
-	}
-}
-
-// overcharge sends a record that owes more than time and price make, as the payee signed it.
-func (p *plot) overcharge() {
-	p.usage(p.resign(p.next(50*time.Millisecond), func(r *metering.SignedRecord) { r.Owed = *uint256.NewInt(900_000) }))
-}
-
-func (p *plot) usage(rec metering.SignedRecord) {
-	p.sent = rec
-	p.send(rec.Sequence, wire.EventUsage, rec)
-}
-
-// resign makes a record say something else, properly signed.
-func (p *plot) resign(rec metering.SignedRecord, change func(*metering.SignedRecord)) metering.SignedRecord {
-	change(&rec)
-	signature, err := p.villain.meter.Sign(context.Background(), rec.Digest(metering.Domain(31337, p.m.Escrow)))
-	if err != nil {
-		p.t.Error(err)
-	}
-	rec.Signature = signature
-	return rec
-}
-
-func (p *plot) send(id uint64, name string, data any) {
-	event, err := wire.NewEvent(id, name, data)
-	if err != nil {
-		p.t.Error(err)
-	}
-	p.raw(event)
-}
-
-func (p *plot) raw(event wire.Event) {
-	if p.gone.Err() != nil {
-		panic(http.ErrAbortHandler) // nobody listens any more
-	}
-	var text bytes.Buffer
-	_, _ = event.WriteTo(&text)
-	p.write(text.Bytes())
-}
-
-func (p *plot) write(text []byte) {
-	if p.conn != nil {
-		_ = p.conn.Write(p.gone, websocket.MessageText, text)
-		return
-	}
-	_, _ = p.w.Write(text)
-	_ = http.NewResponseController(p.w).Flush()
-}
-
-// accept takes vouchers through the stream.
-func (p *plot) accept(r *http.Request) {
-	var err error
-	if p.conn, err = websocket.Accept(p.w, r, nil); err != nil {
-		p.t.Error(err)
-		panic(http.ErrAbortHandler)
-	}
-	life, hungUp := context.WithCancel(context.Background())
-	p.gone = life
-	go func() {
-		defer hungUp()
-		for {
-			_, message, err := p.conn.Read(life)
-			if err != nil {
-				return
-			}
-			vouchers, err := wire.ParseVouchers(message, p.lease.ChannelID, nil)
-			if err != nil {
-				p.t.Error(err)
-			}
-			for _, v := range vouchers {
-				p.count(v)
-				p.paid(p, v.Cumulative)
-			}
-		}
-	}()
-}
-
-// receipt acknowledges an amount, with bytes to spare or too few.
-func (p *plot) receipt(amount uint256.Int, change func([]byte) []byte) {
-	message, err := wire.AppendReceipt(nil, amount)
-	if err != nil {
-		p.t.Error(err)
-	}
-	if change != nil {
-		message = change(message)
-	}
-	_ = p.conn.Write(p.gone, websocket.MessageBinary, message)
-}
-
-func (p *plot) demand(required, deposit uint64) {
-	p.send(0, wire.EventNeedVoucher, wire.NeedVoucher{
-		ChannelID: p.lease.ChannelID, RequiredCumulative: wire.NewAmount(*uint256.NewInt(required)),
-		Deposit: wire.NewAmount(*uint256.NewInt(deposit)),
-	})
-}
-
 // ransomEscrow is our code to the byte, but that withdraw adds another of the
 // escrow's own words to the time of the request than the grace period.
-func ransomEscrow(t *testing.T, m *market, code []byte) common.Address {
+func ransomEscrow(t *testing.T, m *testrig.Market, code []byte) common.Address {
 	t.Helper()
 	address := common.HexToAddress("0xbad3")
 	code = bytes.Clone(code)
@@ -397,7 +55,7 @@ func ransomEscrow(t *testing.T, m *market, code []byte) common.Address {
 
 // TestHostileQuotes: what a renter turns down before it signs anything.
 func TestHostileQuotes(t *testing.T) {
-	m := newMarket(t)
+	m := testrig.NewMarket(t)
 	lookAlike := common.HexToAddress("0xbad")
 	code, err := m.Backend.CodeAt(t.Context(), m.Escrow, nil)
 	if err != nil {
@@ -417,41 +75,41 @@ func TestHostileQuotes(t *testing.T) {
 	for _, test := range []struct {
 		name   string
 		offer  func(*wire.Offer)
-		change func(*villain)
+		change func(*testrig.Hostile)
 		caps   func(*Caps)
 		want   error
 		kept   bool
 	}{
-		{"offer signed by somebody else", nil, func(v *villain) {
-			v.forgeOffer = func(v *villain) []byte {
-				forged := v.offer.Offer
+		{"offer signed by somebody else", nil, func(v *testrig.Hostile) {
+			v.ForgeOffer = func(v *testrig.Hostile) []byte {
+				forged := v.Offer.Offer
 				forged.Payee = wire.Address(crypto.PubkeyToAddress(stranger.PublicKey))
 				signed, err := wire.SignOffer(t.Context(), channel.NewKey(stranger), forged)
 				if err != nil {
 					t.Error(err)
 				}
-				return []byte(strings.Replace(string(signed.Document), forged.Payee.String(), v.offer.Payee.String(), 1))
+				return []byte(strings.Replace(string(signed.Document), forged.Payee.String(), v.Offer.Payee.String(), 1))
 			}
 		}, nil, channel.ErrSignature, true},
-		{"offer cheapened after it was signed", nil, func(v *villain) {
-			v.forgeOffer = func(v *villain) []byte {
-				return []byte(strings.Replace(string(v.offer.Document), `"amount":"1000"`, `"amount":"1"`, 1))
+		{"offer cheapened after it was signed", nil, func(v *testrig.Hostile) {
+			v.ForgeOffer = func(v *testrig.Hostile) []byte {
+				return []byte(strings.Replace(string(v.Offer.Document), `"amount":"1000"`, `"amount":"1"`, 1))
 			}
 		}, nil, channel.ErrSignature, true},
-		{"offer that is no document", nil, func(v *villain) {
-			v.forgeOffer = func(*villain) []byte { return []byte("<html>") }
+		{"offer that is no document", nil, func(v *testrig.Hostile) {
+			v.ForgeOffer = func(*testrig.Hostile) []byte { return []byte("<html>") }
 		}, nil, peer.ErrOffer, true},
-		{"challenge asks for another price", nil, func(v *villain) {
-			v.forgeChallenge = func(r *wire.Request) { r.Amount = wire.NewAmount(*uint256.NewInt(1001)) }
+		{"challenge asks for another price", nil, func(v *testrig.Hostile) {
+			v.ForgeChallenge = func(r *wire.Request) { r.Amount = wire.NewAmount(*uint256.NewInt(1001)) }
 		}, nil, peer.ErrOffer, true},
-		{"challenge asks for another unit", nil, func(v *villain) {
-			v.forgeChallenge = func(r *wire.Request) { r.UnitType = "gpu_minute" }
+		{"challenge asks for another unit", nil, func(v *testrig.Hostile) {
+			v.ForgeChallenge = func(r *wire.Request) { r.UnitType = "gpu_minute" }
 		}, nil, peer.ErrOffer, true},
-		{"challenge pays somebody else", nil, func(v *villain) {
-			v.forgeChallenge = func(r *wire.Request) { r.Recipient = wire.Address{1} }
+		{"challenge pays somebody else", nil, func(v *testrig.Hostile) {
+			v.ForgeChallenge = func(r *wire.Request) { r.Recipient = wire.Address{1} }
 		}, nil, peer.ErrOffer, true},
-		{"challenge names another escrow", nil, func(v *villain) {
-			v.forgeChallenge = func(r *wire.Request) { r.MethodDetails.EscrowContract = wire.Address{1} }
+		{"challenge names another escrow", nil, func(v *testrig.Hostile) {
+			v.ForgeChallenge = func(r *wire.Request) { r.MethodDetails.EscrowContract = wire.Address{1} }
 		}, nil, peer.ErrOffer, true},
 		{"credit of years", func(o *wire.Offer) { o.Credit = 1 << 40 }, nil, nil, peer.ErrOffer, true},
 		{"more credit than the renter gives", func(o *wire.Offer) { o.Credit = 3601 }, nil, nil, peer.ErrOffer, true},
@@ -463,9 +121,9 @@ func TestHostileQuotes(t *testing.T) {
 		{"gap of an hour", func(o *wire.Offer) { o.MaxGap = 3_600_000 }, nil, nil, peer.ErrOffer, true},
 		{"gap that takes time back", func(o *wire.Offer) { o.MaxGap = -1 }, nil, nil, peer.ErrOffer, true},
 		{"device whose name steers a terminal", func(o *wire.Offer) { o.Devices = []wire.OfferDevices{{Model: "H100\x1b[2J", Count: 1}} }, nil, nil, peer.ErrOffer, true},
-		{"offer that says one thing twice", nil, func(v *villain) {
-			v.forgeOffer = func(v *villain) []byte {
-				return []byte(strings.Replace(string(v.offer.Document), `"amount":"1000"`, `"amount":"1000","Amount":"1"`, 1))
+		{"offer that says one thing twice", nil, func(v *testrig.Hostile) {
+			v.ForgeOffer = func(v *testrig.Hostile) []byte {
+				return []byte(strings.Replace(string(v.Offer.Document), `"amount":"1000"`, `"amount":"1000","Amount":"1"`, 1))
 			}
 		}, nil, peer.ErrOffer, true},
 		{"expired offer", func(o *wire.Offer) { o.Expires = time.Now().Unix() }, nil, nil, peer.ErrOffer, true},
@@ -479,16 +137,16 @@ func TestHostileQuotes(t *testing.T) {
 		{"dearer than the cap", nil, nil, func(c *Caps) { c.PricePerGPUHour = "3.599999" }, ErrTooDear, false},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			v := newVillain(t, m, test.offer)
+			v := testrig.NewHostile(t, m, test.offer)
 			if test.change != nil {
 				test.change(v)
 			}
-			config := m.renterConfig(t, m.payer)
+			config := renterConfig(t, m, m.Payer)
 			if test.caps != nil {
 				test.caps(&config.Caps)
 			}
 			r := openRenter(t, config)
-			_, err := r.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "1"})
+			_, err := r.Rent(t.Context(), v.Server.URL, RentOptions{Deposit: "1"})
 			if !errors.Is(err, test.want) {
 				t.Fatalf("Rent: %v, want %v", err, test.want)
 			}
@@ -502,7 +160,7 @@ func TestHostileQuotes(t *testing.T) {
 			if open, err := r.Rentals(t.Context()); err != nil || len(open) != 0 {
 				t.Errorf("%d rentals (%v): nothing should have been begun", len(open), err)
 			}
-			if got := m.Tokens(t, m.payerAddress()); got != thousand {
+			if got := m.Tokens(t, m.PayerAddress()); got != testrig.Thousand {
 				t.Errorf("the payer has %d left", got)
 			}
 		})
@@ -512,205 +170,205 @@ func TestHostileQuotes(t *testing.T) {
 // TestHostileLeases: what a renter pays nothing more for once it is caught. In
 // every case the deposit comes back without the provider.
 func TestHostileLeases(t *testing.T) {
-	m := newMarket(t)
+	m := testrig.NewMarket(t)
 	for _, test := range []struct {
 		name   string
-		change func(*villain)
-		script func(*plot)
+		change func(*testrig.Hostile)
+		script func(*testrig.Stream)
 		want   error
 	}{
-		{"claims more time than passed", nil, func(p *plot) {
-			p.honest(4)
-			p.usage(p.next(10 * time.Second))
+		{"claims more time than passed", nil, func(p *testrig.Stream) {
+			p.Honest(4)
+			p.Usage(p.Next(10 * time.Second))
 		}, metering.ErrClock},
-		{"claims more time bit by bit", nil, func(p *plot) {
+		{"claims more time bit by bit", nil, func(p *testrig.Stream) {
 			for at := time.Now(); ; { // until nobody listens
 				time.Sleep(10 * time.Millisecond)
 				passed := time.Since(at)
 				at = at.Add(passed)
-				p.usage(p.next(5 * passed))
+				p.Usage(p.Next(5 * passed))
 			}
 		}, metering.ErrClock},
-		{"raises the price", nil, func(p *plot) {
-			p.honest(4)
-			p.lease.Price.Amount = *uint256.NewInt(2 * villainPrice)
-			last, _ := p.recorder.Last()
-			recorder, err := metering.NewRecorder(p.lease, p.villain.meter, &last)
+		{"raises the price", nil, func(p *testrig.Stream) {
+			p.Honest(4)
+			p.Lease.Price.Amount = *uint256.NewInt(2 * testrig.HostilePrice)
+			last, _ := p.Recorder.Last()
+			recorder, err := metering.NewRecorder(p.Lease, p.Hostile.MeterKey, &last)
 			if err != nil {
-				p.t.Error(err)
+				p.T.Error(err)
 			}
-			p.recorder = recorder
-			p.usage(p.next(50 * time.Millisecond))
+			p.Recorder = recorder
+			p.Usage(p.Next(50 * time.Millisecond))
 		}, metering.ErrPrice},
-		{"owes more than time and price make", nil, func(p *plot) {
-			p.honest(2)
-			p.overcharge()
+		{"owes more than time and price make", nil, func(p *testrig.Stream) {
+			p.Honest(2)
+			p.Overcharge()
 		}, metering.ErrPrice},
-		{"signs two records of one number", nil, func(p *plot) {
-			p.honest(4)
-			p.usage(p.resign(p.sent, func(r *metering.SignedRecord) { r.To++ }))
+		{"signs two records of one number", nil, func(p *testrig.Stream) {
+			p.Honest(4)
+			p.Usage(p.Resign(p.Sent, func(r *metering.SignedRecord) { r.To++ }))
 		}, metering.ErrForked},
-		{"signs another record of an old number", nil, func(p *plot) {
-			p.honest(2)
-			old := p.sent
-			p.honest(2)
-			p.usage(p.resign(old, func(r *metering.SignedRecord) { r.To++ }))
+		{"signs another record of an old number", nil, func(p *testrig.Stream) {
+			p.Honest(2)
+			old := p.Sent
+			p.Honest(2)
+			p.Usage(p.Resign(old, func(r *metering.SignedRecord) { r.To++ }))
 		}, metering.ErrForked},
-		{"rewrites the chain", nil, func(p *plot) {
-			p.honest(4)
-			p.usage(p.resign(p.next(50*time.Millisecond), func(r *metering.SignedRecord) { r.Previous = common.Hash{1} }))
+		{"rewrites the chain", nil, func(p *testrig.Stream) {
+			p.Honest(4)
+			p.Usage(p.Resign(p.Next(50*time.Millisecond), func(r *metering.SignedRecord) { r.Previous = common.Hash{1} }))
 		}, metering.ErrForked},
-		{"goes on after the final record", nil, func(p *plot) {
-			p.honest(2)
-			p.usage(p.resign(p.next(50*time.Millisecond), func(r *metering.SignedRecord) { r.LeaseID, r.Final = common.Hash{7}, true }))
+		{"goes on after the final record", nil, func(p *testrig.Stream) {
+			p.Honest(2)
+			p.Usage(p.Resign(p.Next(50*time.Millisecond), func(r *metering.SignedRecord) { r.LeaseID, r.Final = common.Hash{7}, true }))
 		}, metering.ErrLease},
-		{"skips a number", nil, func(p *plot) {
-			p.honest(2)
-			p.next(50 * time.Millisecond)
-			p.usage(p.next(50 * time.Millisecond))
+		{"skips a number", nil, func(p *testrig.Stream) {
+			p.Honest(2)
+			p.Next(50 * time.Millisecond)
+			p.Usage(p.Next(50 * time.Millisecond))
 		}, metering.ErrSequence},
-		{"takes time back", nil, func(p *plot) {
-			p.honest(4)
-			p.usage(p.resign(p.next(50*time.Millisecond), func(r *metering.SignedRecord) { r.Nanos = 1 }))
+		{"takes time back", nil, func(p *testrig.Stream) {
+			p.Honest(4)
+			p.Usage(p.Resign(p.Next(50*time.Millisecond), func(r *metering.SignedRecord) { r.Nanos = 1 }))
 		}, metering.ErrBackwards},
-		{"sends a record of another channel", nil, func(p *plot) {
-			p.honest(2)
-			p.usage(p.resign(p.next(50*time.Millisecond), func(r *metering.SignedRecord) { r.ChannelID = common.Hash{1} }))
+		{"sends a record of another channel", nil, func(p *testrig.Stream) {
+			p.Honest(2)
+			p.Usage(p.Resign(p.Next(50*time.Millisecond), func(r *metering.SignedRecord) { r.ChannelID = common.Hash{1} }))
 		}, metering.ErrLease},
-		{"sends a record under another offer", nil, func(p *plot) {
-			p.honest(2)
-			p.usage(p.resign(p.next(50*time.Millisecond), func(r *metering.SignedRecord) { r.OfferHash = common.Hash{1} }))
+		{"sends a record under another offer", nil, func(p *testrig.Stream) {
+			p.Honest(2)
+			p.Usage(p.Resign(p.Next(50*time.Millisecond), func(r *metering.SignedRecord) { r.OfferHash = common.Hash{1} }))
 		}, metering.ErrLease},
-		{"sends a record of another device", nil, func(p *plot) {
-			p.lease.Devices = []string{sim.UUID(1)}
-			p.restart(p.lease, nil)
-			p.usage(p.next(50 * time.Millisecond))
+		{"sends a record of another device", nil, func(p *testrig.Stream) {
+			p.Lease.Devices = []string{sim.UUID(1)}
+			p.Restart(p.Lease, nil)
+			p.Usage(p.Next(50 * time.Millisecond))
 		}, metering.ErrDevices},
-		{"sends a record of more devices", nil, func(p *plot) {
-			p.usage(p.resign(p.next(50*time.Millisecond), func(r *metering.SignedRecord) { r.Devices = 2 }))
+		{"sends a record of more devices", nil, func(p *testrig.Stream) {
+			p.Usage(p.Resign(p.Next(50*time.Millisecond), func(r *metering.SignedRecord) { r.Devices = 2 }))
 		}, metering.ErrDevices},
-		{"has another key sign", nil, func(p *plot) {
-			p.honest(2)
-			p.villain.meter = channel.NewKey(p.m.Keys[5])
-			p.usage(p.resign(p.next(50*time.Millisecond), func(*metering.SignedRecord) {}))
+		{"has another key sign", nil, func(p *testrig.Stream) {
+			p.Honest(2)
+			p.Hostile.MeterKey = channel.NewKey(p.Market.Keys[5])
+			p.Usage(p.Resign(p.Next(50*time.Millisecond), func(*metering.SignedRecord) {}))
 		}, metering.ErrSignature},
-		{"swaps the evidence", nil, func(p *plot) {
-			p.honest(2)
-			rec := p.next(50 * time.Millisecond)
-			rec.Evidence = p.sent.Evidence
-			p.usage(rec)
+		{"swaps the evidence", nil, func(p *testrig.Stream) {
+			p.Honest(2)
+			rec := p.Next(50 * time.Millisecond)
+			rec.Evidence = p.Sent.Evidence
+			p.Usage(rec)
 		}, metering.ErrEvidence},
-		{"fills the disk with records", func(v *villain) {
-			o := v.offer.Offer
+		{"fills the disk with records", func(v *testrig.Hostile) {
+			o := v.Offer.Offer
 			o.RecordEvery = 600
-			v.offer, _ = wire.SignOffer(context.Background(), v.key, o)
-		}, func(p *plot) {
+			v.Offer, _ = wire.SignOffer(context.Background(), v.Key, o)
+		}, func(p *testrig.Stream) {
 			for range 60 { // as large as they may be
-				e := p.meter.Cut()
+				e := p.Meter.Cut()
 				for range 120 {
 					e.Devices[0].Missing = append(e.Devices[0].Missing, strings.Repeat("x", 250))
 				}
-				rec, err := p.recorder.Next(context.Background(), e, false)
+				rec, err := p.Recorder.Next(context.Background(), e, false)
 				if err != nil {
-					p.t.Error(err)
+					p.T.Error(err)
 				}
-				p.usage(rec)
+				p.Usage(rec)
 			}
 		}, metering.ErrRoom},
-		{"demands and sends no records", nil, func(p *plot) { p.demand(700_000, 1_000_000) }, peer.ErrDemand},
-		{"demands more than its records say", nil, func(p *plot) {
+		{"demands and sends no records", nil, func(p *testrig.Stream) { p.Demand(700_000, 1_000_000) }, peer.ErrDemand},
+		{"demands more than its records say", nil, func(p *testrig.Stream) {
 			for range 200 {
-				p.honest(1)
-				p.demand(700_000, 1_000_000)
+				p.Honest(1)
+				p.Demand(700_000, 1_000_000)
 			}
 		}, peer.ErrDemand},
-		{"demands more than the deposit", nil, func(p *plot) {
+		{"demands more than the deposit", nil, func(p *testrig.Stream) {
 			for range 200 {
-				p.honest(1)
-				p.demand(9_000_000, 1_000_000)
+				p.Honest(1)
+				p.Demand(9_000_000, 1_000_000)
 			}
 		}, peer.ErrDemand},
-		{"demands for another channel", nil, func(p *plot) {
-			p.lease.ChannelID = common.Hash{1}
-			p.demand(100, 1_000_000)
+		{"demands for another channel", nil, func(p *testrig.Stream) {
+			p.Lease.ChannelID = common.Hash{1}
+			p.Demand(100, 1_000_000)
 		}, peer.ErrProtocol},
-		{"says nothing", nil, func(p *plot) {}, peer.ErrSilent},
-		{"falls silent", nil, func(p *plot) { p.honest(4) }, peer.ErrSilent},
-		{"sends a record that is none", nil, func(p *plot) {
-			p.raw(wire.Event{Name: wire.EventUsage, Data: []byte(`{"nanos":"a lot"}`)})
+		{"says nothing", nil, func(p *testrig.Stream) {}, peer.ErrSilent},
+		{"falls silent", nil, func(p *testrig.Stream) { p.Honest(4) }, peer.ErrSilent},
+		{"sends a record that is none", nil, func(p *testrig.Stream) {
+			p.Raw(wire.Event{Name: wire.EventUsage, Data: []byte(`{"nanos":"a lot"}`)})
 		}, peer.ErrProtocol},
-		{"sends a status that is none", nil, func(p *plot) {
-			p.raw(wire.Event{Name: wire.EventStatus, Data: []byte(`[`)})
+		{"sends a status that is none", nil, func(p *testrig.Stream) {
+			p.Raw(wire.Event{Name: wire.EventStatus, Data: []byte(`[`)})
 		}, peer.ErrProtocol},
-		{"sends an event without end", nil, func(p *plot) {
-			p.raw(wire.Event{Name: "noise", Data: []byte(strings.Repeat("x", 2<<20))})
+		{"sends an event without end", nil, func(p *testrig.Stream) {
+			p.Raw(wire.Event{Name: "noise", Data: []byte(strings.Repeat("x", 2<<20))})
 		}, peer.ErrProtocol},
-		{"sends events that mean nothing", nil, func(p *plot) {
+		{"sends events that mean nothing", nil, func(p *testrig.Stream) {
 			for i := range 300 {
-				p.raw(wire.Event{Name: fmt.Sprintf("noise-%d", i), Data: []byte("x")})
+				p.Raw(wire.Event{Name: fmt.Sprintf("noise-%d", i), Data: []byte("x")})
 				time.Sleep(10 * time.Millisecond)
 			}
 		}, peer.ErrSilent},
-		{"floods the disk with records of no time", nil, func(p *plot) {
+		{"floods the disk with records of no time", nil, func(p *testrig.Stream) {
 			for range 1000 {
-				p.usage(p.next(0))
+				p.Usage(p.Next(0))
 			}
 		}, ErrFlood},
-		{"sends evidence of half a megabyte", nil, func(p *plot) {
-			p.usage(p.resign(p.next(50*time.Millisecond), func(r *metering.SignedRecord) {
+		{"sends evidence of half a megabyte", nil, func(p *testrig.Stream) {
+			p.Usage(p.Resign(p.Next(50*time.Millisecond), func(r *metering.SignedRecord) {
 				r.Evidence.Source = strings.Repeat("x", 500_000)
 				r.EvidenceHash = r.Evidence.Hash()
 			}))
 		}, metering.ErrEvidence},
-		{"calls what read the GPU a terminal's command", nil, func(p *plot) {
-			p.usage(p.resign(p.next(50*time.Millisecond), func(r *metering.SignedRecord) {
+		{"calls what read the GPU a terminal's command", nil, func(p *testrig.Stream) {
+			p.Usage(p.Resign(p.Next(50*time.Millisecond), func(r *metering.SignedRecord) {
 				r.Evidence.Source = "nvml\x1b[2J"
 				r.EvidenceHash = r.Evidence.Hash()
 			}))
 		}, metering.ErrEvidence},
-		{"gives a secret of half a megabyte", func(v *villain) {
-			v.forgeLease = func(l *wire.Lease) { l.Secret = strings.Repeat("s", 500_000) }
-		}, func(*plot) {}, peer.ErrProtocol},
-		{"gives half a megabyte of access", func(v *villain) {
-			v.forgeLease = func(l *wire.Lease) { l.Access = json.RawMessage(`"` + strings.Repeat("a", 500_000) + `"`) }
-		}, func(*plot) {}, peer.ErrProtocol},
-		{"begins with a debt", func(v *villain) {
-			v.forgeLease = func(l *wire.Lease) { l.OwedBefore = wire.NewAmount(*uint256.NewInt(500_000)) }
-		}, func(*plot) {}, peer.ErrDemand},
-		{"gives more devices than were rented", func(v *villain) {
-			v.forgeLease = func(l *wire.Lease) { l.Devices = append(l.Devices, "SIM-GPU-1") }
-		}, func(*plot) {}, metering.ErrDevices},
-		{"calls a device what steers a terminal", func(v *villain) {
-			v.forgeLease = func(l *wire.Lease) { l.Devices = []string{"GPU-\x1b[2J"} }
-		}, func(*plot) {}, peer.ErrProtocol},
-		{"begins without an id", func(v *villain) {
-			v.forgeLease = func(l *wire.Lease) { l.LeaseID = common.Hash{} }
-		}, func(*plot) {}, peer.ErrProtocol},
-		{"begins under another offer", func(v *villain) {
-			v.forgeLease = func(l *wire.Lease) { l.OfferHash = common.Hash{1} }
-		}, func(*plot) {}, peer.ErrOffer},
-		{"begins with another channel", func(v *villain) {
-			v.forgeLease = func(l *wire.Lease) { l.ChannelID = common.Hash{1} }
-		}, func(*plot) {}, peer.ErrProtocol},
+		{"gives a secret of half a megabyte", func(v *testrig.Hostile) {
+			v.ForgeLease = func(l *wire.Lease) { l.Secret = strings.Repeat("s", 500_000) }
+		}, func(*testrig.Stream) {}, peer.ErrProtocol},
+		{"gives half a megabyte of access", func(v *testrig.Hostile) {
+			v.ForgeLease = func(l *wire.Lease) { l.Access = json.RawMessage(`"` + strings.Repeat("a", 500_000) + `"`) }
+		}, func(*testrig.Stream) {}, peer.ErrProtocol},
+		{"begins with a debt", func(v *testrig.Hostile) {
+			v.ForgeLease = func(l *wire.Lease) { l.OwedBefore = wire.NewAmount(*uint256.NewInt(500_000)) }
+		}, func(*testrig.Stream) {}, peer.ErrDemand},
+		{"gives more devices than were rented", func(v *testrig.Hostile) {
+			v.ForgeLease = func(l *wire.Lease) { l.Devices = append(l.Devices, "SIM-GPU-1") }
+		}, func(*testrig.Stream) {}, metering.ErrDevices},
+		{"calls a device what steers a terminal", func(v *testrig.Hostile) {
+			v.ForgeLease = func(l *wire.Lease) { l.Devices = []string{"GPU-\x1b[2J"} }
+		}, func(*testrig.Stream) {}, peer.ErrProtocol},
+		{"begins without an id", func(v *testrig.Hostile) {
+			v.ForgeLease = func(l *wire.Lease) { l.LeaseID = common.Hash{} }
+		}, func(*testrig.Stream) {}, peer.ErrProtocol},
+		{"begins under another offer", func(v *testrig.Hostile) {
+			v.ForgeLease = func(l *wire.Lease) { l.OfferHash = common.Hash{1} }
+		}, func(*testrig.Stream) {}, peer.ErrOffer},
+		{"begins with another channel", func(v *testrig.Hostile) {
+			v.ForgeLease = func(l *wire.Lease) { l.ChannelID = common.Hash{1} }
+		}, func(*testrig.Stream) {}, peer.ErrProtocol},
 	} {
 		t.Run(test.name, func(t *testing.T) { hostileLease(t, m, test.change, test.script, test.want) })
 	}
 }
 
-func hostileLease(t *testing.T, m *market, change func(*villain), script func(*plot), want error) {
-	v := newVillain(t, m, nil)
-	v.script = script
+func hostileLease(t *testing.T, m *testrig.Market, change func(*testrig.Hostile), script func(*testrig.Stream), want error) {
+	v := testrig.NewHostile(t, m, nil)
+	v.Script = script
 	if change != nil {
 		change(v)
 	}
-	config := m.renterConfig(t, m.payer)
+	config := renterConfig(t, m, m.Payer)
 	config.Patience, config.ClockOff = 600*time.Millisecond, 1000*time.Hour // the chain's clock runs ahead in this test
 	config.Caps.PerDay = Unlimited
 	r := openRenter(t, config)
-	before := m.Tokens(t, m.payerAddress())
+	before := m.Tokens(t, m.PayerAddress())
 
 	const prepay = 100 * time.Millisecond
-	l, err := r.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "1", PayEvery: 60 * time.Millisecond, Prepay: prepay})
+	l, err := r.Rent(t.Context(), v.Server.URL, RentOptions{Deposit: "1", PayEvery: 60 * time.Millisecond, Prepay: prepay})
 	if err == nil {
 		err = l.Run(t.Context())
 	}
@@ -732,27 +390,27 @@ func hostileLease(t *testing.T, m *market, change func(*villain), script func(*p
 		t.Fatal(err)
 	}
 	c := leave(t, m, l)
-	if got := m.Tokens(t, m.payerAddress()); got != before-c.Settled.Uint64() || !c.Forced || !c.Settled.IsZero() {
+	if got := m.Tokens(t, m.PayerAddress()); got != before-c.Settled.Uint64() || !c.Forced || !c.Settled.IsZero() {
 		t.Errorf("the payer has %d of %d, the closing is %+v", got, before, c)
 	}
 }
 
 // checkPaid: no voucher is above what was checked and the prepayment, and what
 // was refused is on disk.
-func checkPaid(t *testing.T, r *Renter, v *villain, id common.Hash, prepay time.Duration) {
+func checkPaid(t *testing.T, r *Renter, v *testrig.Hostile, id common.Hash, prepay time.Duration) {
 	t.Helper()
 	records, err := r.Records(t.Context(), id)
 	if err != nil {
 		t.Fatal(err)
 	}
-	allowed, err := v.price.Charge(uint64(prepay))
+	allowed, err := v.Price.Charge(uint64(prepay))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if len(records) > 0 {
 		allowed.Add(&allowed, &records[len(records)-1].Owed)
 	}
-	if got := v.highest(); got.Gt(&allowed) {
+	if got := v.Highest(); got.Gt(&allowed) {
 		t.Errorf("the provider has a voucher over %s, checked and prepaid is %s", got.Dec(), allowed.Dec())
 	}
 	kept, err := r.Evidence(t.Context(), id)
@@ -764,27 +422,27 @@ func checkPaid(t *testing.T, r *Renter, v *villain, id common.Hash, prepay time.
 // TestLieAtTheEnd: a final record that does not hold is not paid, and reported
 // beside what became of the close.
 func TestLieAtTheEnd(t *testing.T) {
-	m := newMarket(t)
-	v := newVillain(t, m, nil)
-	streamed := make(chan *plot, 8)
-	v.script = func(p *plot) {
-		p.honest(4)
+	m := testrig.NewMarket(t)
+	v := testrig.NewHostile(t, m, nil)
+	streamed := make(chan *testrig.Stream, 8)
+	v.Script = func(p *testrig.Stream) {
+		p.Honest(4)
 		streamed <- p
 	}
-	r := openRenter(t, m.renterConfig(t, m.payer))
-	l, err := r.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "1", PayEvery: 50 * time.Millisecond})
+	r := openRenter(t, renterConfig(t, m, m.Payer))
+	l, err := r.Rent(t.Context(), v.Server.URL, RentOptions{Deposit: "1", PayEvery: 50 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
 	done := background(t.Context(), l)
 	p := <-streamed
-	eventually(t, "all records", func() bool { return l.Snapshot().Sequence == 4 })
-	v.mu.Lock()
-	v.script = func(*plot) {}
-	v.final = func() metering.SignedRecord {
-		return p.resign(p.next(10*time.Second), func(r *metering.SignedRecord) { r.Final = true })
+	testrig.Eventually(t, "all records", func() bool { return l.Snapshot().Sequence == 4 })
+	v.Mu.Lock()
+	v.Script = func(*testrig.Stream) {}
+	v.Final = func() metering.SignedRecord {
+		return p.Resign(p.Next(10*time.Second), func(r *metering.SignedRecord) { r.Final = true })
 	}
-	v.mu.Unlock()
+	v.Mu.Unlock()
 	var dispute *Dispute
 	if _, err := l.Close(t.Context()); !errors.As(err, &dispute) || !errors.Is(err, metering.ErrClock) || !errors.Is(err, peer.ErrRefused) {
 		t.Errorf("Close: %v, want a dispute for ErrClock, and ErrRefused", err)
@@ -799,14 +457,14 @@ func TestLieAtTheEnd(t *testing.T) {
 // TestEquivocation: the two records that a provider signed for one number are
 // kept side by side, each with its signature, for anyone to check.
 func TestEquivocation(t *testing.T) {
-	m := newMarket(t)
-	v := newVillain(t, m, nil)
-	v.script = func(p *plot) {
-		p.honest(2)
-		p.usage(p.resign(p.sent, func(r *metering.SignedRecord) { r.To++ }))
+	m := testrig.NewMarket(t)
+	v := testrig.NewHostile(t, m, nil)
+	v.Script = func(p *testrig.Stream) {
+		p.Honest(2)
+		p.Usage(p.Resign(p.Sent, func(r *metering.SignedRecord) { r.To++ }))
 	}
-	r := openRenter(t, m.renterConfig(t, m.payer))
-	l, err := r.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "1"})
+	r := openRenter(t, renterConfig(t, m, m.Payer))
+	l, err := r.Rent(t.Context(), v.Server.URL, RentOptions{Deposit: "1"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -825,7 +483,7 @@ func TestEquivocation(t *testing.T) {
 	domain := metering.Domain(31337, m.Escrow)
 	for _, rec := range []metering.SignedRecord{pair.Accepted, pair.Refused} {
 		who, err := eip712.Recover(rec.Digest(domain), rec.Signature)
-		if err != nil || who != v.key.Address() || rec.Sequence != 2 {
+		if err != nil || who != v.Key.Address() || rec.Sequence != 2 {
 			t.Errorf("record %d is signed by %s (%v)", rec.Sequence, who, err)
 		}
 	}
@@ -838,7 +496,7 @@ func TestEquivocation(t *testing.T) {
 }
 
 // leave gets the deposit back without the provider, the grace period included.
-func leave(t *testing.T, m *market, l *Rental) Closing {
+func leave(t *testing.T, m *testrig.Market, l *Rental) Closing {
 	t.Helper()
 	type result struct {
 		Closing
@@ -849,7 +507,7 @@ func leave(t *testing.T, m *market, l *Rental) Closing {
 		c, err := l.Leave(t.Context())
 		done <- result{c, err}
 	}()
-	eventually(t, "the request to close", func() bool {
+	testrig.Eventually(t, "the request to close", func() bool {
 		view, err := l.escrow.View(t.Context(), l.ID(), nil)
 		return err == nil && view.CloseRequestedAt != 0
 	})
@@ -869,7 +527,7 @@ func leave(t *testing.T, m *market, l *Rental) Closing {
 // TestRefusedClose: a provider that does not close, or says so and does not,
 // only costs the grace period.
 func TestRefusedClose(t *testing.T) {
-	m := newMarket(t)
+	m := testrig.NewMarket(t)
 	for _, test := range []struct {
 		name    string
 		closing func(http.ResponseWriter)
@@ -878,17 +536,17 @@ func TestRefusedClose(t *testing.T) {
 		{"says that it did", func(w http.ResponseWriter) { w.WriteHeader(http.StatusOK) }},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			v := newVillain(t, m, nil)
-			v.script, v.closing = func(p *plot) { p.honest(1000) }, test.closing
-			config := m.renterConfig(t, m.payer)
+			v := testrig.NewHostile(t, m, nil)
+			v.Script, v.Closing = func(p *testrig.Stream) { p.Honest(1000) }, test.closing
+			config := renterConfig(t, m, m.Payer)
 			config.ClockOff = 1000 * time.Hour
 			r := openRenter(t, config)
-			l, err := r.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "1", PayEvery: 60 * time.Millisecond})
+			l, err := r.Rent(t.Context(), v.Server.URL, RentOptions{Deposit: "1", PayEvery: 60 * time.Millisecond})
 			if err != nil {
 				t.Fatal(err)
 			}
 			done := background(t.Context(), l)
-			eventually(t, "a payment", func() bool { s := l.Snapshot(); return !s.Paid.IsZero() })
+			testrig.Eventually(t, "a payment", func() bool { s := l.Snapshot(); return !s.Paid.IsZero() })
 			if _, err := l.Close(t.Context()); !errors.Is(err, peer.ErrRefused) {
 				t.Fatalf("Close: %v, want ErrRefused", err)
 			}

@@ -21,23 +21,24 @@ import (
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/gpu"
+	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // TestNoRoomNoDeposit: a provider whose GPUs are all taken is asked before any
 // money moves, by either way to fund, and nothing keeps the renter's database.
 func TestNoRoomNoDeposit(t *testing.T) {
-	m := newMarket(t)
-	server := m.provider(t, func(c *ProviderConfig) { c.Source = testclock.GPUs(1) })
-	first := openRenter(t, m.renterConfig(t, m.payer))
+	m := testrig.NewMarket(t)
+	server := serveProvider(t, m, func(c *ProviderConfig) { c.Source = testclock.GPUs(1) })
+	first := openRenter(t, renterConfig(t, m, m.Payer))
 	l, err := first.Rent(t.Context(), server.URL, RentOptions{Deposit: "1"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer l.detach()
-	key := m.dusty(t)
+	key := m.Dusty(t)
 	m.RPC(t, nil, "anvil_setBalance", channel.NewKey(key).Address(), "0xde0b6b3a7640000")
-	r := openRenter(t, m.renterConfig(t, key))
+	r := openRenter(t, renterConfig(t, m, key))
 	for _, gasless := range []bool{false, true} {
 		if _, err := r.Rent(t.Context(), server.URL, RentOptions{Deposit: "1", Gasless: gasless}); !errors.Is(err, gpu.ErrNoCapacity) {
 			t.Errorf("gasless %v: %v, want ErrNoCapacity", gasless, err)
@@ -46,15 +47,15 @@ func TestNoRoomNoDeposit(t *testing.T) {
 	if open, err := r.Rentals(t.Context()); err != nil || len(open) != 0 {
 		t.Errorf("%+v, %v: something was begun", open, err)
 	}
-	if got := m.Tokens(t, r.Address()); got != thousand {
+	if got := m.Tokens(t, r.Address()); got != testrig.Thousand {
 		t.Errorf("%d tokens left", got)
 	}
 }
 
 // vanished is a provider that takes an open and is never heard of again.
-func vanished(t *testing.T, m *market) *drawer {
+func vanished(t *testing.T, m *testrig.Market) *drawer {
 	d := newDrawer(t, m)
-	d.refuseOpen = true
+	d.RefuseOpen = true
 	return d
 }
 
@@ -63,7 +64,7 @@ func unopened(t *testing.T, d *drawer, config RenterConfig, options RentOptions)
 	t.Helper()
 	r := openRenter(t, config)
 	options.Deposit = "0.5"
-	if _, err := r.Rent(t.Context(), d.server.URL, options); err == nil {
+	if _, err := r.Rent(t.Context(), d.Server.URL, options); err == nil {
 		t.Fatal("it was not refused")
 	}
 	open, err := r.Rentals(t.Context())
@@ -75,31 +76,31 @@ func unopened(t *testing.T, d *drawer, config RenterConfig, options RentOptions)
 		t.Fatal(err)
 	}
 	d.terms = l.Terms()
-	d.server.CloseClientConnections()
-	d.server.Close()
+	d.Server.CloseClientConnections()
+	d.Server.Close()
 	return r, l
 }
 
 // TestLeaveWhatWasNotOpened: the provider is gone before the lease began. Leaving
 // asks the chain alone, makes no deposit, and gets back what is there.
 func TestLeaveWhatWasNotOpened(t *testing.T) {
-	m := newMarket(t)
+	m := testrig.NewMarket(t)
 	config := func(t *testing.T) RenterConfig {
-		c := m.renterConfig(t, m.payer)
-		c.ClockOff, c.Now = 1000*time.Hour, m.now
+		c := renterConfig(t, m, m.Payer)
+		c.ClockOff, c.Now = 1000*time.Hour, m.Now
 		return c
 	}
-	before := m.Tokens(t, m.payerAddress())
+	before := m.Tokens(t, m.PayerAddress())
 	back := func(t *testing.T) {
 		t.Helper()
-		if got := m.Tokens(t, m.payerAddress()); got != before {
+		if got := m.Tokens(t, m.PayerAddress()); got != before {
 			t.Errorf("the payer has %d of %d", got, before)
 		}
 	}
 	t.Run("nothing was signed", func(t *testing.T) {
 		d := newDrawer(t, m)
 		r := openRenter(t, config(t))
-		q, err := r.quote(t.Context(), d.server.URL, 1)
+		q, err := r.quote(t.Context(), d.Server.URL, 1)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -108,7 +109,7 @@ func TestLeaveWhatWasNotOpened(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		d.server.Close()
+		d.Server.Close()
 		if l, err = r.Rental(t.Context(), l.ID()); err != nil {
 			t.Fatal(err)
 		}
@@ -129,7 +130,7 @@ func TestLeaveWhatWasNotOpened(t *testing.T) {
 				t.Fatalf("%v, want to hear until when", err)
 			}
 		}
-		m.pass(t, authorizationTTL+time.Minute)
+		m.Pass(t, authorizationTTL+time.Minute)
 		c, err := l.Leave(t.Context())
 		if err != nil || !c.Deposit.IsZero() || c.Note == "" {
 			t.Errorf("%+v, %v", c, err)
@@ -157,13 +158,13 @@ func TestLeaveWhatWasNotOpened(t *testing.T) {
 // TestMinedDepositIsNotSaidToCome: a provider sends the deposit and refuses the lease. Neither the error nor the list of rentals says
 // that the deposit may still be sent; both do while it was not.
 func TestMinedDepositIsNotSaidToCome(t *testing.T) {
-	m := newMarket(t)
+	m := testrig.NewMarket(t)
 	for _, when := range []string{"before it refuses", "afterwards"} {
 		t.Run(when, func(t *testing.T) {
 			d := vanished(t, m)
-			r := openRenter(t, m.renterConfig(t, m.payer))
-			keep := d.funding
-			d.funding = func(p wire.Payload) {
+			r := openRenter(t, renterConfig(t, m, m.Payer))
+			keep := d.Funding
+			d.Funding = func(p wire.Payload) {
 				row, err := r.store.load(t.Context(), p.ChannelID)
 				if err != nil {
 					t.Error(err)
@@ -173,7 +174,7 @@ func TestMinedDepositIsNotSaidToCome(t *testing.T) {
 					d.submit(p)
 				}
 			}
-			_, refused := r.Rent(t.Context(), d.server.URL, RentOptions{Deposit: "0.5", Gasless: true})
+			_, refused := r.Rent(t.Context(), d.Server.URL, RentOptions{Deposit: "0.5", Gasless: true})
 			if refused == nil || strings.Contains(refused.Error(), "may be sent until") != (when == "afterwards") {
 				t.Errorf("%v", refused)
 			}
@@ -223,21 +224,21 @@ func (b *between) HeaderByNumber(ctx context.Context, n *big.Int) (*types.Header
 // look at the channel and the look at the clock. It is not taken for one that
 // never came.
 func TestDepositBetweenTwoLooks(t *testing.T) {
-	m := newMarket(t)
-	before := m.Tokens(t, m.payerAddress())
+	m := testrig.NewMarket(t)
+	before := m.Tokens(t, m.PayerAddress())
 	d := vanished(t, m)
 	endpoint := &between{Backend: m.Backend, token: m.Token, do: func() {
 		d.submit(d.payloads()[0])
-		m.pass(t, authorizationTTL+time.Minute)
+		m.Pass(t, authorizationTTL+time.Minute)
 	}}
-	config := m.renterConfig(t, m.payer)
-	config.ClockOff, config.Backend, config.Now = 1000*time.Hour, endpoint, m.now
+	config := renterConfig(t, m, m.Payer)
+	config.ClockOff, config.Backend, config.Now = 1000*time.Hour, endpoint, m.Now
 	_, l := unopened(t, d, config, RentOptions{Gasless: true})
 	endpoint.armed.Store(true)
 	if c := leave(t, m, l); c.Refunded.Uint64() != 500_000 {
 		t.Errorf("%+v", c)
 	}
-	if got := m.Tokens(t, m.payerAddress()); got != before {
+	if got := m.Tokens(t, m.PayerAddress()); got != before {
 		t.Errorf("the payer has %d of %d", got, before)
 	}
 }
@@ -246,12 +247,12 @@ func TestDepositBetweenTwoLooks(t *testing.T) {
 // listed until that cannot happen any more, is open again when it does, and the
 // deposit comes back in the end.
 func TestReorgAfterTheEnd(t *testing.T) {
-	m := newMarket(t)
-	v := newVillain(t, m, nil)
-	v.script = func(*plot) {}
-	r := openRenter(t, m.renterConfig(t, m.payer))
-	before := m.Tokens(t, m.payerAddress())
-	l, err := r.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "1"})
+	m := testrig.NewMarket(t)
+	v := testrig.NewHostile(t, m, nil)
+	v.Script = func(*testrig.Stream) {}
+	r := openRenter(t, renterConfig(t, m, m.Payer))
+	before := m.Tokens(t, m.PayerAddress())
+	l, err := r.Rent(t.Context(), v.Server.URL, RentOptions{Deposit: "1"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -271,7 +272,7 @@ func TestReorgAfterTheEnd(t *testing.T) {
 	if c, err := l.Leave(t.Context()); err != nil || c.Refunded.Uint64() != 1_000_000 {
 		t.Fatalf("%+v, %v", c, err)
 	}
-	if got := m.Tokens(t, m.payerAddress()); got != before {
+	if got := m.Tokens(t, m.PayerAddress()); got != before {
 		t.Errorf("the payer has %d of %d", got, before)
 	}
 	m.Mine(t, finality-1)
@@ -291,11 +292,11 @@ func TestReorgAfterTheEnd(t *testing.T) {
 // TestBackupFromBeforeTheOpen: the database is brought back from before the
 // deposit. The rental can be taken up, and its deposit comes back.
 func TestBackupFromBeforeTheOpen(t *testing.T) {
-	m := newMarket(t)
-	server := m.provider(t, nil)
-	before := m.Tokens(t, m.payerAddress())
+	m := testrig.NewMarket(t)
+	server := serveProvider(t, m, nil)
+	before := m.Tokens(t, m.PayerAddress())
 	for _, gasless := range []bool{false, true} {
-		config := m.renterConfig(t, m.payer)
+		config := renterConfig(t, m, m.Payer)
 		r := openRenter(t, config)
 		q, err := r.quote(t.Context(), server.URL, 1)
 		if err != nil {
@@ -335,7 +336,7 @@ func TestBackupFromBeforeTheOpen(t *testing.T) {
 		if err != nil || !c.Settled.IsZero() {
 			t.Fatalf("gasless %v: %+v, %v", gasless, c, err)
 		}
-		if got := m.Tokens(t, m.payerAddress()); got != before {
+		if got := m.Tokens(t, m.PayerAddress()); got != before {
 			t.Errorf("the payer has %d of %d", got, before)
 		}
 		if err := r.Close(); err != nil {
@@ -353,10 +354,10 @@ func (r idle) Withdraw(context.Context, channel.Terms) error         { return r.
 // TestLeavingEnds: a relay that refuses, or does nothing, is named after some
 // tries, and the rental is left through another one from where it stands.
 func TestLeavingEnds(t *testing.T) {
-	m := newMarket(t)
-	server := m.provider(t, nil)
-	key := m.newcomer(t)
-	config := m.renterConfig(t, key)
+	m := testrig.NewMarket(t)
+	server := serveProvider(t, m, nil)
+	key := m.Newcomer(t)
+	config := renterConfig(t, m, key)
 	config.Poll, config.Relay = 10*time.Millisecond, idle{}
 	r := openRenter(t, config)
 	l, err := r.Rent(t.Context(), server.URL, RentOptions{Deposit: "1"})
@@ -395,10 +396,10 @@ func (o *outage) BlockNumber(ctx context.Context) (uint64, error) {
 // TestCloseWhileTheEndpointIsDown: the GPU is given back at once, and the refund
 // comes when the endpoint answers again.
 func TestCloseWhileTheEndpointIsDown(t *testing.T) {
-	m := newMarket(t)
-	server := m.provider(t, nil)
+	m := testrig.NewMarket(t)
+	server := serveProvider(t, m, nil)
 	endpoint := &outage{Backend: m.Backend}
-	config := m.renterConfig(t, m.payer)
+	config := renterConfig(t, m, m.Payer)
 	config.Backend = endpoint
 	r := openRenter(t, config)
 	l, err := r.Rent(t.Context(), server.URL, RentOptions{Deposit: "1", PayEvery: 50 * time.Millisecond})
@@ -406,7 +407,7 @@ func TestCloseWhileTheEndpointIsDown(t *testing.T) {
 		t.Fatal(err)
 	}
 	done := background(t.Context(), l)
-	eventually(t, "a payment", func() bool { s := l.Snapshot(); return !s.Paid.IsZero() })
+	testrig.Eventually(t, "a payment", func() bool { s := l.Snapshot(); return !s.Paid.IsZero() })
 	endpoint.down.Store(true)
 	closed := make(chan error, 1)
 	var c Closing
@@ -415,7 +416,7 @@ func TestCloseWhileTheEndpointIsDown(t *testing.T) {
 		c, err = l.Close(t.Context())
 		closed <- err
 	}()
-	eventually(t, "the final record", func() bool {
+	testrig.Eventually(t, "the final record", func() bool {
 		records, err := r.Records(t.Context(), l.ID())
 		return err == nil && len(records) > 0 && records[len(records)-1].Final
 	})
@@ -435,9 +436,9 @@ func TestLeaveThatFailsIsNoEnd(t *testing.T) {
 		signed bool
 	}{{"no coin", 0, false}, {"too little coin", 1, false}, {"a request that is out", 0, true}} {
 		t.Run(test.name, func(t *testing.T) {
-			m := newMarket(t)
-			server := m.provider(t, nil)
-			r := openRenter(t, m.renterConfig(t, m.newcomer(t)))
+			m := testrig.NewMarket(t)
+			server := serveProvider(t, m, nil)
+			r := openRenter(t, renterConfig(t, m, m.Newcomer(t)))
 			l, err := r.Rent(t.Context(), server.URL, RentOptions{Deposit: "1", PayEvery: 100 * time.Millisecond})
 			if err != nil {
 				t.Fatal(err)
@@ -464,7 +465,7 @@ func TestLeaveThatFailsIsNoEnd(t *testing.T) {
 			ctx, stop := context.WithCancel(t.Context())
 			defer stop()
 			done := background(ctx, l)
-			eventually(t, "a payment", func() bool { paid := l.Snapshot().Paid; return paid.Gt(&before) })
+			testrig.Eventually(t, "a payment", func() bool { paid := l.Snapshot().Paid; return paid.Gt(&before) })
 			stop()
 			<-done
 			if c, err := l.Close(t.Context()); err != nil || c.Settled.IsZero() || c.Settled != c.Owed {

@@ -21,15 +21,16 @@ import (
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
+	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // TestBrokenStreams: the lease outlives its connections, and is paid exactly.
 func TestBrokenStreams(t *testing.T) {
-	m := newMarket(t)
-	server := m.provider(t, nil)
-	before := m.Tokens(t, m.payeeAddress())
-	r := openRenter(t, m.renterConfig(t, m.payer))
+	m := testrig.NewMarket(t)
+	server := serveProvider(t, m, nil)
+	before := m.Tokens(t, m.PayeeAddress())
+	r := openRenter(t, renterConfig(t, m, m.Payer))
 	l, err := r.Rent(t.Context(), server.URL, RentOptions{Deposit: "1", PayEvery: 100 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
@@ -38,8 +39,8 @@ func TestBrokenStreams(t *testing.T) {
 	done := background(t.Context(), l)
 	for range 6 {
 		seen := l.Snapshot().Sequence
-		eventually(t, "records", func() bool { return l.Snapshot().Sequence > seen+2 })
-		hangUp(server)
+		testrig.Eventually(t, "records", func() bool { return l.Snapshot().Sequence > seen+2 })
+		testrig.HangUp(server)
 	}
 	c, err := l.Close(t.Context())
 	if err != nil {
@@ -48,7 +49,7 @@ func TestBrokenStreams(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Errorf("Run: %v", err)
 	}
-	checkClosing(t, m, c, m.payerAddress(), before)
+	checkClosing(t, m, c, m.PayerAddress(), before)
 	checkBooks(t, r, l, c)
 	if c.Owed != c.Settled || l.Snapshot().Lease != lease {
 		t.Errorf("owed %s, settled %s, lease %s, was %s", c.Owed.Dec(), c.Settled.Dec(), l.Snapshot().Lease, lease)
@@ -58,9 +59,9 @@ func TestBrokenStreams(t *testing.T) {
 // TestSuspended: a renter that was away too long is suspended, pays when it is
 // back, and goes on.
 func TestSuspended(t *testing.T) {
-	m := newMarket(t)
-	server := m.provider(t, func(c *ProviderConfig) { c.Credit = time.Second })
-	r := openRenter(t, m.renterConfig(t, m.payer))
+	m := testrig.NewMarket(t)
+	server := serveProvider(t, m, func(c *ProviderConfig) { c.Credit = time.Second })
+	r := openRenter(t, renterConfig(t, m, m.Payer))
 	passed := testclock.Stopwatch()
 	l, err := r.Rent(t.Context(), server.URL, RentOptions{Deposit: "1", PayEvery: 100 * time.Millisecond})
 	if err != nil {
@@ -68,7 +69,7 @@ func TestSuspended(t *testing.T) {
 	}
 	testclock.Sleep(2 * time.Second) // twice the credit, and nobody pays
 	done := background(t.Context(), l)
-	eventually(t, "the lease to go on", func() bool {
+	testrig.Eventually(t, "the lease to go on", func() bool {
 		s := l.Snapshot()
 		return s.Service == "active" && s.Owed.Uint64() > 1300
 	})
@@ -86,8 +87,8 @@ func TestSuspended(t *testing.T) {
 // TestBudget: whatever limit is met first, Run says so while everything that
 // was used can still be paid, and no more is signed than the limit.
 func TestBudget(t *testing.T) {
-	m := newMarket(t)
-	server := m.provider(t, func(c *ProviderConfig) { c.MinDeposit = "0.002" })
+	m := testrig.NewMarket(t)
+	server := serveProvider(t, m, func(c *ProviderConfig) { c.MinDeposit = "0.002" })
 	for _, test := range []struct {
 		name    string
 		caps    func(*Caps)
@@ -101,9 +102,9 @@ func TestBudget(t *testing.T) {
 		{"cap per payee", func(c *Caps) { c.PerPayee = "0.004" }, RentOptions{Deposit: "0.003", TopUp: "5"}, 4000, true},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			key := m.newcomer(t)
-			before := m.Tokens(t, m.payeeAddress())
-			config := m.renterConfig(t, key)
+			key := m.Newcomer(t)
+			before := m.Tokens(t, m.PayeeAddress())
+			config := renterConfig(t, m, key)
 			if test.caps != nil {
 				test.caps(&config.Caps)
 			}
@@ -133,9 +134,9 @@ func TestBudget(t *testing.T) {
 
 // TestRefusedRentals: what is refused before anything is signed.
 func TestRefusedRentals(t *testing.T) {
-	m := newMarket(t)
-	server := m.provider(t, func(c *ProviderConfig) { c.NoGasless = true })
-	poor := m.newcomer(t)
+	m := testrig.NewMarket(t)
+	server := serveProvider(t, m, func(c *ProviderConfig) { c.NoGasless = true })
+	poor := m.Newcomer(t)
 	for _, test := range []struct {
 		name    string
 		change  func(*RenterConfig)
@@ -159,7 +160,7 @@ func TestRefusedRentals(t *testing.T) {
 		{"no such top-up", nil, RentOptions{Deposit: "1", TopUp: "lots"}, channel.ErrAmount},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			config := m.renterConfig(t, m.payer)
+			config := renterConfig(t, m, m.Payer)
 			if test.change != nil {
 				test.change(&config)
 			}
@@ -177,9 +178,9 @@ func TestRefusedRentals(t *testing.T) {
 
 // TestDepositBeginsALease: a deposit that no lease begins with is refused before it is made, by who would ask for it and by who would make it.
 func TestDepositBeginsALease(t *testing.T) {
-	m := newMarket(t)
-	server := m.provider(t, func(c *ProviderConfig) { c.MinDeposit, c.Source = "0.002", testclock.GPUs(16) })
-	config := m.renterConfig(t, m.payer)
+	m := testrig.NewMarket(t)
+	server := serveProvider(t, m, func(c *ProviderConfig) { c.MinDeposit, c.Source = "0.002", testclock.GPUs(16) })
+	config := renterConfig(t, m, m.Payer)
 	r := openRenter(t, config)
 	_, err := r.Rent(t.Context(), server.URL, RentOptions{GPUs: 10, Deposit: "0.002"})
 	if !errors.Is(err, ErrDeposit) || !strings.Contains(err.Error(), "10 GPU(s) of this provider take at least 0.003") {
@@ -208,9 +209,9 @@ func TestDepositBeginsALease(t *testing.T) {
 
 // TestTrustedEscrow: the one that the configuration names needs no comparison.
 func TestTrustedEscrow(t *testing.T) {
-	m := newMarket(t)
-	server := m.provider(t, nil)
-	config := m.renterConfig(t, m.payer)
+	m := testrig.NewMarket(t)
+	server := serveProvider(t, m, nil)
+	config := renterConfig(t, m, m.Payer)
 	config.Escrow = m.Escrow
 	q, err := openRenter(t, config).Quote(t.Context(), server.URL)
 	if err != nil {
@@ -223,7 +224,7 @@ func TestTrustedEscrow(t *testing.T) {
 
 // TestRenterConfig: bad configuration is one line that says what to do.
 func TestRenterConfig(t *testing.T) {
-	m := newMarket(t)
+	m := testrig.NewMarket(t)
 	for _, test := range []struct {
 		name   string
 		change func(*RenterConfig)
@@ -248,7 +249,7 @@ func TestRenterConfig(t *testing.T) {
 		{"negative patience", func(c *RenterConfig) { c.Patience = -1 }, "must not be negative", nil},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			config := m.renterConfig(t, m.payer)
+			config := renterConfig(t, m, m.Payer)
 			test.change(&config)
 			r, err := NewRenter(t.Context(), config)
 			if err == nil {
@@ -259,7 +260,7 @@ func TestRenterConfig(t *testing.T) {
 			}
 		})
 	}
-	r := openRenter(t, m.renterConfig(t, m.payer))
+	r := openRenter(t, renterConfig(t, m, m.Payer))
 	for _, url := range []string{"", "example.org", "ftp://example.org", "http://", "http://a/?b=c", "http://user@a/"} {
 		if _, err := r.Quote(t.Context(), url); err == nil || errors.Is(err, peer.ErrUnreachable) {
 			t.Errorf("Quote(%q): %v", url, err)
@@ -276,11 +277,11 @@ func TestRenterConfig(t *testing.T) {
 // TestLeaveWithoutGas: the provider is gone and the renter has not one wei. A
 // document that it signs, sent by a stranger, gets its deposit back.
 func TestLeaveWithoutGas(t *testing.T) {
-	m := newMarket(t)
-	server := m.provider(t, nil)
-	key := m.newcomer(t)
+	m := testrig.NewMarket(t)
+	server := serveProvider(t, m, nil)
+	key := m.Newcomer(t)
 	payer := crypto.PubkeyToAddress(key.PublicKey)
-	config := m.renterConfig(t, key)
+	config := renterConfig(t, m, key)
 	config.Patience = time.Second
 	r := openRenter(t, config)
 	l, err := r.Rent(t.Context(), server.URL, RentOptions{Deposit: "1", PayEvery: 100 * time.Millisecond})
@@ -288,8 +289,8 @@ func TestLeaveWithoutGas(t *testing.T) {
 		t.Fatal(err)
 	}
 	done := background(t.Context(), l)
-	eventually(t, "a payment", func() bool { s := l.Snapshot(); return !s.Paid.IsZero() })
-	hangUp(server)
+	testrig.Eventually(t, "a payment", func() bool { s := l.Snapshot(); return !s.Paid.IsZero() })
+	testrig.HangUp(server)
 	server.Close()
 	if err := <-done; !errors.Is(err, peer.ErrSilent) || !errors.Is(err, peer.ErrUnreachable) {
 		t.Errorf("Run without a provider: %v, want ErrSilent for ErrUnreachable", err)
@@ -322,7 +323,7 @@ func TestLeaveWithoutGas(t *testing.T) {
 }
 
 // relayer is a stranger with a little coin.
-func relayer(t *testing.T, m *market) Relayer {
+func relayer(t *testing.T, m *testrig.Market) Relayer {
 	t.Helper()
 	escrow, err := chain.NewEscrow(t.Context(), m.Backend, m.Escrow)
 	if err != nil {
@@ -378,13 +379,13 @@ func checkRequest(t *testing.T, l *Rental, relay Relayer) {
 // TestLeaseEndedWhileAway: a provider that gave up on an absent renter is not
 // paid for a lease that nobody asked for.
 func TestLeaseEndedWhileAway(t *testing.T) {
-	m := newMarket(t)
+	m := testrig.NewMarket(t)
 	allocator := hostGPUs(t, 4)
-	server := m.provider(t, func(c *ProviderConfig) {
+	server := serveProvider(t, m, func(c *ProviderConfig) {
 		c.Credit, c.SuspendTimeout, c.Allocator = time.Second, 200*time.Millisecond, allocator
 	})
-	before := m.Tokens(t, m.payeeAddress())
-	config := m.renterConfig(t, m.payer)
+	before := m.Tokens(t, m.PayeeAddress())
+	config := renterConfig(t, m, m.Payer)
 	r := openRenter(t, config)
 	ctx, cancel := context.WithCancel(t.Context())
 	l, err := r.Rent(ctx, server.URL, RentOptions{Deposit: "1", PayEvery: 50 * time.Millisecond})
@@ -392,7 +393,7 @@ func TestLeaseEndedWhileAway(t *testing.T) {
 		t.Fatal(err)
 	}
 	done := background(ctx, l)
-	eventually(t, "a payment", func() bool { s := l.Snapshot(); return !s.Paid.IsZero() })
+	testrig.Eventually(t, "a payment", func() bool { s := l.Snapshot(); return !s.Paid.IsZero() })
 	cancel()
 	if err := <-done; !errors.Is(err, context.Canceled) {
 		t.Errorf("Run: %v, want the context's error", err)
@@ -400,7 +401,7 @@ func TestLeaseEndedWhileAway(t *testing.T) {
 	if err := r.Close(); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the lease to end", func() bool { return allocator.Free() == 4 })
+	testrig.Eventually(t, "the lease to end", func() bool { return allocator.Free() == 4 })
 
 	r = openRenter(t, config)
 	if l, err = r.Resume(t.Context(), l.ID()); err != nil {
@@ -417,7 +418,7 @@ func TestLeaseEndedWhileAway(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	checkClosing(t, m, c, m.payerAddress(), before)
+	checkClosing(t, m, c, m.PayerAddress(), before)
 	if limit := uint256.NewInt(2500); c.Settled.Gt(limit) {
 		t.Errorf("settled %s for about a second and a half", c.Settled.Dec())
 	}
@@ -426,17 +427,17 @@ func TestLeaseEndedWhileAway(t *testing.T) {
 // TestDatabaseGone: a renter that cannot write does not pay on, and loses
 // nothing: what it takes up later is paid exactly.
 func TestDatabaseGone(t *testing.T) {
-	m := newMarket(t)
-	server := m.provider(t, nil)
-	before := m.Tokens(t, m.payeeAddress())
-	config := m.renterConfig(t, m.payer)
+	m := testrig.NewMarket(t)
+	server := serveProvider(t, m, nil)
+	before := m.Tokens(t, m.PayeeAddress())
+	config := renterConfig(t, m, m.Payer)
 	r := openRenter(t, config)
 	l, err := r.Rent(t.Context(), server.URL, RentOptions{Deposit: "1", PayEvery: 50 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
 	done := background(t.Context(), l)
-	eventually(t, "a payment", func() bool { s := l.Snapshot(); return !s.Paid.IsZero() })
+	testrig.Eventually(t, "a payment", func() bool { s := l.Snapshot(); return !s.Paid.IsZero() })
 	if err := r.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -457,7 +458,7 @@ func TestDatabaseGone(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	checkClosing(t, m, c, m.payerAddress(), before)
+	checkClosing(t, m, c, m.PayerAddress(), before)
 	checkBooks(t, r, l, c)
 	if c.Owed != c.Settled {
 		t.Errorf("owed %s, settled %s", c.Owed.Dec(), c.Settled.Dec())

@@ -12,59 +12,40 @@ import (
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/audit"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
+	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
-
-// real makes a villain's record one of a GPU that is not simulated.
-func (p *plot) real(rec metering.SignedRecord) metering.SignedRecord {
-	return p.resign(rec, func(r *metering.SignedRecord) {
-		r.Evidence.Simulated = false
-		r.Evidence.Devices[0].Device.Simulated = false
-		r.EvidenceHash = r.Evidence.Hash()
-	})
-}
-
-// realNext is an honest record of a real GPU, after the ones that real made.
-func (p *plot) realNext(last *metering.SignedRecord) metering.SignedRecord {
-	time.Sleep(50 * time.Millisecond)
-	rec := p.next(50 * time.Millisecond)
-	return p.resign(p.real(rec), func(r *metering.SignedRecord) {
-		if last != nil {
-			r.Previous = last.Digest(metering.Domain(31337, p.m.Escrow))
-		}
-	})
-}
 
 // TestOneGPULetTwice: a provider lets one GPU twice to one renter, which pays for
 // it once. It also hears of it when the first rental is only on disk.
 func TestOneGPULetTwice(t *testing.T) {
-	m := newMarket(t)
-	v := newVillain(t, m, nil)
-	v.script = func(p *plot) { // all of its leases read one clock from one moment on
+	m := testrig.NewMarket(t)
+	v := testrig.NewHostile(t, m, nil)
+	v.Script = func(p *testrig.Stream) { // all of its leases read one clock from one moment on
 		var last *metering.SignedRecord
 		for range 4 {
-			rec := p.realNext(last)
-			p.usage(rec)
+			rec := p.RealNext(last)
+			p.Usage(rec)
 			last = &rec
 		}
 	}
-	config := m.renterConfig(t, m.payer)
+	config := renterConfig(t, m, m.Payer)
 	config.Caps.PerDay = Unlimited
 	r := openRenter(t, config)
-	first, err := r.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "1"})
+	first, err := r.Rent(t.Context(), v.Server.URL, RentOptions{Deposit: "1"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := background(ctx, first)
-	eventually(t, "records", func() bool { return first.Snapshot().Sequence == 4 })
+	testrig.Eventually(t, "records", func() bool { return first.Snapshot().Sequence == 4 })
 	cancel()
 	<-done
 	if err := r.Close(); err != nil {
 		t.Fatal(err)
 	}
 	r = openRenter(t, config)
-	second, err := r.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "1"})
+	second, err := r.Rent(t.Context(), v.Server.URL, RentOptions{Deposit: "1"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -92,13 +73,13 @@ func TestAccessSteersNoTerminal(t *testing.T) {
 // TestLostDatabase: the database is gone, and with it every rental. What is on
 // the chain is found there, and comes back.
 func TestLostDatabase(t *testing.T) {
-	m := newMarket(t)
-	v := newVillain(t, m, nil)
-	v.script = func(*plot) {}
-	lost := openRenter(t, m.renterConfig(t, m.payer))
+	m := testrig.NewMarket(t)
+	v := testrig.NewHostile(t, m, nil)
+	v.Script = func(*testrig.Stream) {}
+	lost := openRenter(t, renterConfig(t, m, m.Payer))
 	var want common.Hash
 	for range 2 {
-		l, err := lost.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "1"})
+		l, err := lost.Rent(t.Context(), v.Server.URL, RentOptions{Deposit: "1"})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -108,7 +89,7 @@ func TestLostDatabase(t *testing.T) {
 		}
 		want = l.ID()
 	}
-	r := openRenter(t, m.renterConfig(t, m.payer))
+	r := openRenter(t, renterConfig(t, m, m.Payer))
 	for i, n := range []int{1, 0} { // the second time it is known
 		found, err := r.Recover(t.Context(), m.Escrow, 0)
 		if err != nil || len(found) != n || n == 1 && found[0] != want {
@@ -129,20 +110,20 @@ func TestLostDatabase(t *testing.T) {
 		t.Errorf("Close: %v, want ErrRefused", err)
 	}
 	leave(t, m, l)
-	if got := m.Tokens(t, r.Address()); got != thousand {
-		t.Errorf("%d of %d are back", got, thousand)
+	if got := m.Tokens(t, r.Address()); got != testrig.Thousand {
+		t.Errorf("%d of %d are back", got, testrig.Thousand)
 	}
 }
 
 // TestPoorAndThenNot: a top-up that the balance did not cover is made when it
 // does.
 func TestPoorAndThenNot(t *testing.T) {
-	m := newMarket(t)
+	m := testrig.NewMarket(t)
 	d := newDrawer(t, m)
-	config := m.renterConfig(t, m.payer)
+	config := renterConfig(t, m, m.Payer)
 	config.Caps.PerLease, config.Caps.PerDay = "3000", "3000"
 	r := openRenter(t, config)
-	l, err := r.Rent(t.Context(), d.server.URL, RentOptions{Deposit: "600", TopUp: "600"})
+	l, err := r.Rent(t.Context(), d.Server.URL, RentOptions{Deposit: "600", TopUp: "600"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -150,7 +131,7 @@ func TestPoorAndThenNot(t *testing.T) {
 	if err := l.topUp(t.Context()); !errors.Is(err, ErrBalance) || l.mayTopUp() {
 		t.Fatalf("%v, want ErrBalance", err)
 	}
-	m.Mint(t, r.Address(), thousand)
+	m.Mint(t, r.Address(), testrig.Thousand)
 	l.topped = time.Time{}
 	if err := l.topUp(t.Context()); err != nil || !l.mayTopUp() {
 		t.Errorf("%v", err)

@@ -12,6 +12,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/testclock"
+	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -62,9 +63,9 @@ func TestLeaseBeganUnderTheOfferBefore(t *testing.T) {
 }
 
 func resumeUnderNewOffer(t *testing.T, cut func(*testing.T, *RenterConfig, func(*Renter) (*Rental, error))) {
-	m := newMarket(t)
+	m := testrig.NewMarket(t)
 	server, restart := restartable(t, m)
-	config := m.renterConfig(t, m.newcomer(t))
+	config := renterConfig(t, m, m.Newcomer(t))
 	cut(t, &config, func(r *Renter) (*Rental, error) {
 		return r.Rent(t.Context(), server.URL, RentOptions{Deposit: "1", PayEvery: 100 * time.Millisecond})
 	})
@@ -76,7 +77,7 @@ func resumeUnderNewOffer(t *testing.T, cut func(*testing.T, *RenterConfig, func(
 	}
 	r, l = resume(t, config) // from what the first one left on disk
 	done := background(t.Context(), l)
-	eventually(t, "a paid record", func() bool { s := l.Snapshot(); return s.Sequence >= 3 && !s.Paid.IsZero() })
+	testrig.Eventually(t, "a paid record", func() bool { s := l.Snapshot(); return s.Sequence >= 3 && !s.Paid.IsZero() })
 	closing, err := l.Close(t.Context())
 	if err != nil || closing.Settled != closing.Owed || closing.Owed.IsZero() {
 		t.Errorf("%+v, %v", closing, err)
@@ -102,10 +103,10 @@ func resume(t *testing.T, config RenterConfig) (*Renter, *Rental) {
 }
 
 // restartable is a provider that can be started again, with another offer.
-func restartable(t *testing.T, m *market) (server *httptest.Server, restart func()) {
+func restartable(t *testing.T, m *testrig.Market) (server *httptest.Server, restart func()) {
 	t.Helper()
 	config := ProviderConfig{
-		Backend: m.Backend, Escrow: m.Escrow, Token: m.Token, Key: channel.NewKey(m.payee),
+		Backend: m.Backend, Escrow: m.Escrow, Token: m.Token, Key: channel.NewKey(m.Payee),
 		Database: filepath.Join(t.TempDir(), "provider.db"), PricePerGPUHour: "3.60", MinDeposit: "0.01",
 		Source: testclock.GPUs(1), Clock: testclock.Process(), Credit: 2 * time.Second,
 		Tick: 50 * time.Millisecond, RecordEvery: 100 * time.Millisecond, MaxGap: time.Second, Poll: 50 * time.Millisecond,

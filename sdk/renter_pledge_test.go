@@ -8,12 +8,13 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/badrpc"
+	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // leftDuring is a rental whose leave is signed and relayed while a top-up of it waits for an endpoint's answer to the requests
 // that wait names. It returns what the channel held before, and the top-up's end.
-func leftDuring(t *testing.T, m *market, d *drawer, bad *badrpc.Endpoint, l *Rental, method, wait string) (before uint64, topUp chan error) {
+func leftDuring(t *testing.T, m *testrig.Market, d *drawer, bad *badrpc.Endpoint, l *Rental, method, wait string) (before uint64, topUp chan error) {
 	t.Helper()
 	asked, answer := make(chan struct{}), make(chan struct{})
 	var once sync.Once
@@ -76,11 +77,11 @@ func TestLeaveDuringATopUp(t *testing.T) {
 		{"transaction", "eth_sendRawTransaction", "", false}, // of the approval before it
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			m := newMarket(t)
+			m := testrig.NewMarket(t)
 			d := newDrawer(t, m)
-			config, bad := m.behindEndpoint(t)
+			config, bad := behindEndpoint(t, m)
 			r := openRenter(t, config)
-			l, err := r.Rent(t.Context(), d.server.URL, RentOptions{Deposit: "0.5", TopUp: "0.7", Gasless: test.gasless})
+			l, err := r.Rent(t.Context(), d.Server.URL, RentOptions{Deposit: "0.5", TopUp: "0.7", Gasless: test.gasless})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -116,11 +117,11 @@ func TestLeaveBeforeAStoredTopUp(t *testing.T) {
 		{"signed authorization", true, nil},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			m := newMarket(t)
+			m := testrig.NewMarket(t)
 			d := newDrawer(t, m)
-			config, bad := m.behindEndpoint(t)
+			config, bad := behindEndpoint(t, m)
 			r := openRenter(t, config)
-			l, err := r.Rent(t.Context(), d.server.URL, RentOptions{Deposit: "0.5", TopUp: "0.7", Gasless: test.gasless})
+			l, err := r.Rent(t.Context(), d.Server.URL, RentOptions{Deposit: "0.5", TopUp: "0.7", Gasless: test.gasless})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -186,10 +187,10 @@ func storeTopUp(t *testing.T, l *Rental, bad *badrpc.Endpoint, fails []string) {
 // TestLeaveSignedDuringALeave: a Leave that nobody could send takes back that it ended payments, but not where the request was
 // signed for others to send meanwhile.
 func TestLeaveSignedDuringALeave(t *testing.T) {
-	m := newMarket(t)
-	server := m.provider(t, nil)
-	config, bad := m.behindEndpoint(t)
-	config.Key = channel.NewKey(m.newcomer(t))
+	m := testrig.NewMarket(t)
+	server := serveProvider(t, m, nil)
+	config, bad := behindEndpoint(t, m)
+	config.Key = channel.NewKey(m.Newcomer(t))
 	r := openRenter(t, config)
 	l, err := r.Rent(t.Context(), server.URL, RentOptions{Deposit: "1"})
 	if err != nil {

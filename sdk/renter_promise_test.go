@@ -17,6 +17,7 @@ import (
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
+	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -39,14 +40,14 @@ func (h *hurried) HeaderByNumber(ctx context.Context, n *big.Int) (*types.Header
 // TestOneFalseBlockTimeFreesNoCap: an endpoint says that what was signed has ended. As long as it is good by our own clock
 // it stays in the books, whether it is an open or a top-up.
 func TestOneFalseBlockTimeFreesNoCap(t *testing.T) {
-	m := newMarket(t)
+	m := testrig.NewMarket(t)
 	t.Run("top-ups", func(t *testing.T) {
 		d := newDrawer(t, m)
-		config := m.renterConfig(t, m.payer)
+		config := renterConfig(t, m, m.Payer)
 		h := &hurried{Backend: m.Backend}
 		config.Backend, config.Caps.PerLease = h, "1.5"
 		r := openRenter(t, config)
-		l, err := r.Rent(t.Context(), d.server.URL, RentOptions{Deposit: "0.5", TopUp: "0.5", Gasless: true})
+		l, err := r.Rent(t.Context(), d.Server.URL, RentOptions{Deposit: "0.5", TopUp: "0.5", Gasless: true})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -70,11 +71,11 @@ func TestOneFalseBlockTimeFreesNoCap(t *testing.T) {
 	})
 	t.Run("opens", func(t *testing.T) {
 		d := vanished(t, m)
-		config := m.renterConfig(t, m.payer)
+		config := renterConfig(t, m, m.Payer)
 		h := &hurried{Backend: m.Backend}
 		config.Backend, config.Caps.PerDay = h, "0.5"
 		r := openRenter(t, config)
-		if _, err := r.Rent(t.Context(), d.server.URL, RentOptions{Deposit: "0.5", Gasless: true}); err == nil {
+		if _, err := r.Rent(t.Context(), d.Server.URL, RentOptions{Deposit: "0.5", Gasless: true}); err == nil {
 			t.Fatal("it was not refused")
 		}
 		open, err := r.Rentals(t.Context())
@@ -92,7 +93,7 @@ func TestOneFalseBlockTimeFreesNoCap(t *testing.T) {
 			t.Errorf("left: %+v, %v", c, err)
 		}
 		h.lies.Store(0)
-		if _, err := r.Rent(t.Context(), d.server.URL, RentOptions{Deposit: "0.5", Gasless: true}); !errors.Is(err, ErrDeposit) || len(d.payloads()) != 1 {
+		if _, err := r.Rent(t.Context(), d.Server.URL, RentOptions{Deposit: "0.5", Gasless: true}); !errors.Is(err, ErrDeposit) || len(d.payloads()) != 1 {
 			t.Errorf("%v, %d deposits were signed", err, len(d.payloads()))
 		}
 	})
@@ -101,21 +102,21 @@ func TestOneFalseBlockTimeFreesNoCap(t *testing.T) {
 // TestOpenCountsOnce: a deposit that the provider sent is in the channel, and no more promised beside that: there is room
 // for a top-up up to the cap.
 func TestOpenCountsOnce(t *testing.T) {
-	m := newMarket(t)
+	m := testrig.NewMarket(t)
 	d := newDrawer(t, m)
-	keep := d.funding
-	d.funding = func(p wire.Payload) {
+	keep := d.Funding
+	d.Funding = func(p wire.Payload) {
 		keep(p)
 		if p.Action == wire.ActionOpen && p.Authorization != nil {
 			d.terms = channel.Terms{
-				ChainID: 31337, Escrow: m.Escrow, Payer: common.Address(p.Authorization.From), Payee: d.key.Address(), Token: m.Token, Salt: *p.Salt,
+				ChainID: 31337, Escrow: m.Escrow, Payer: common.Address(p.Authorization.From), Payee: d.Key.Address(), Token: m.Token, Salt: *p.Salt,
 			}
 			d.submit(p)
 		}
 	}
-	config := m.renterConfig(t, m.payer)
+	config := renterConfig(t, m, m.Payer)
 	config.Caps.PerLease = "1"
-	l, err := openRenter(t, config).Rent(t.Context(), d.server.URL, RentOptions{Deposit: "0.5", TopUp: "0.5", Gasless: true})
+	l, err := openRenter(t, config).Rent(t.Context(), d.Server.URL, RentOptions{Deposit: "0.5", TopUp: "0.5", Gasless: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -127,10 +128,10 @@ func TestOpenCountsOnce(t *testing.T) {
 
 // TestVoucherCountsOnce: a voucher that is offered again explains no record more.
 func TestVoucherCountsOnce(t *testing.T) {
-	m := newMarket(t)
-	v := newVillain(t, m, nil)
-	v.script = func(*plot) {}
-	l, err := openRenter(t, m.renterConfig(t, m.payer)).Rent(t.Context(), v.server.URL, RentOptions{Deposit: "1"})
+	m := testrig.NewMarket(t)
+	v := testrig.NewHostile(t, m, nil)
+	v.Script = func(*testrig.Stream) {}
+	l, err := openRenter(t, renterConfig(t, m, m.Payer)).Rent(t.Context(), v.Server.URL, RentOptions{Deposit: "1"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -151,12 +152,12 @@ func TestVoucherCountsOnce(t *testing.T) {
 // TestDistrustCrossesSchemes: whoever was caught over x402 gets no deposit of a rental, and whoever was caught in a rental is
 // not paid over x402 until that rental is over, also after a Close that it refused.
 func TestDistrustCrossesSchemes(t *testing.T) {
-	m := newX402Market(t)
+	m := testrig.NewX402Market(t)
 	newShop := func(t *testing.T) *stall {
 		s := newStall(t, m)
-		s.key = m.payee
-		s.offer.PayTo = wire.Address(channel.NewKey(m.payee).Address())
-		s.offer.Extra.ReceiverAuthorizer = s.offer.PayTo
+		s.Key = m.Payee
+		s.Offer.PayTo = wire.Address(channel.NewKey(m.Payee).Address())
+		s.Offer.Extra.ReceiverAuthorizer = s.Offer.PayTo
 		return s
 	}
 	lieOverX402 := func(t *testing.T, s *stall, x *X402Client) { // in a record that the payee signs
@@ -177,9 +178,9 @@ func TestDistrustCrossesSchemes(t *testing.T) {
 		s := newShop(t)
 		x := s.client(caps, stallOptions)
 		lieOverX402(t, s, x)
-		v := newVillain(t, m, nil)
-		v.script = func(*plot) {}
-		if _, err := s.renter.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "0.02"}); !errors.As(err, &d) {
+		v := testrig.NewHostile(t, m, nil)
+		v.Script = func(*testrig.Stream) {}
+		if _, err := s.renter.Rent(t.Context(), v.Server.URL, RentOptions{Deposit: "0.02"}); !errors.As(err, &d) {
 			t.Errorf("rented: %v", err)
 		}
 		if open, err := s.renter.Rentals(t.Context()); err != nil || len(open) != 0 {
@@ -189,9 +190,9 @@ func TestDistrustCrossesSchemes(t *testing.T) {
 	t.Run("caught over x402 beside a rental", func(t *testing.T) {
 		s := newShop(t)
 		x := s.client(caps, stallOptions)
-		v := newVillain(t, m, nil)
-		v.script = func(p *plot) { p.honest(2) }
-		l, err := s.renter.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "0.02", TopUp: "0.01", PayEvery: 50 * time.Millisecond})
+		v := testrig.NewHostile(t, m, nil)
+		v.Script = func(p *testrig.Stream) { p.Honest(2) }
+		l, err := s.renter.Rent(t.Context(), v.Server.URL, RentOptions{Deposit: "0.02", TopUp: "0.01", PayEvery: 50 * time.Millisecond})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -203,9 +204,9 @@ func TestDistrustCrossesSchemes(t *testing.T) {
 	t.Run("caught in a rental", func(t *testing.T) {
 		s := newShop(t)
 		x := s.client(caps, stallOptions)
-		v := newVillain(t, m, nil)
-		v.script = (*plot).overcharge
-		l, err := s.renter.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "0.02", PayEvery: 50 * time.Millisecond})
+		v := testrig.NewHostile(t, m, nil)
+		v.Script = (*testrig.Stream).Overcharge
+		l, err := s.renter.Rent(t.Context(), v.Server.URL, RentOptions{Deposit: "0.02", PayEvery: 50 * time.Millisecond})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -215,8 +216,8 @@ func TestDistrustCrossesSchemes(t *testing.T) {
 		if _, err := l.Close(t.Context()); !errors.Is(err, peer.ErrRefused) {
 			t.Fatal(err)
 		}
-		if _, err := s.get(x); !errors.As(err, &d) || len(s.paid) != 0 {
-			t.Errorf("%v, %d payments", err, len(s.paid))
+		if _, err := s.get(x); !errors.As(err, &d) || len(s.Paid) != 0 {
+			t.Errorf("%v, %d payments", err, len(s.Paid))
 		}
 	})
 }
@@ -224,13 +225,13 @@ func TestDistrustCrossesSchemes(t *testing.T) {
 // TestBackupFromBeforeTheAuthorization: the database is a copy from before the deposit was signed, and the provider holds the
 // deposit back. The rental is not over while it may still come, and one that comes later all the same is found.
 func TestBackupFromBeforeTheAuthorization(t *testing.T) {
-	m := newMarket(t)
-	before := m.Tokens(t, m.payerAddress())
+	m := testrig.NewMarket(t)
+	before := m.Tokens(t, m.PayerAddress())
 	d := vanished(t, m)
-	config := m.renterConfig(t, m.payer)
-	config.ClockOff, config.Now = 1000*time.Hour, m.now
+	config := renterConfig(t, m, m.Payer)
+	config.ClockOff, config.Now = 1000*time.Hour, m.Now
 	r := openRenter(t, config)
-	q, err := r.quote(t.Context(), d.server.URL, 1)
+	q, err := r.quote(t.Context(), d.Server.URL, 1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -250,7 +251,7 @@ func TestBackupFromBeforeTheAuthorization(t *testing.T) {
 		t.Fatal(err)
 	}
 	r = openRenter(t, config)
-	m.pass(t, 10*time.Minute) // it is taken up later, and good for longer than a rental of that age
+	m.Pass(t, 10*time.Minute) // it is taken up later, and good for longer than a rental of that age
 	if _, err := r.Resume(t.Context(), d.terms.ID()); err == nil || len(d.payloads()) != 1 {
 		t.Fatalf("%v, %d deposits were handed out", err, len(d.payloads()))
 	}
@@ -270,7 +271,7 @@ func TestBackupFromBeforeTheAuthorization(t *testing.T) {
 	if c, err := l.Leave(short); !errors.Is(err, context.DeadlineExceeded) {
 		t.Fatalf("it is over while its deposit may come: %+v, %v", c, err)
 	}
-	m.pass(t, 6*time.Minute)
+	m.Pass(t, 6*time.Minute)
 	if c, err := l.Leave(t.Context()); err != nil || !c.Deposit.IsZero() {
 		t.Fatalf("%+v, %v", c, err)
 	}
@@ -290,7 +291,7 @@ func TestBackupFromBeforeTheAuthorization(t *testing.T) {
 	if c := leave(t, m, l); c.Refunded.Uint64() != 500_000 {
 		t.Errorf("%+v", c)
 	}
-	if got := m.Tokens(t, m.payerAddress()); got != before {
+	if got := m.Tokens(t, m.PayerAddress()); got != before {
 		t.Errorf("the payer has %d of %d", got, before)
 	}
 }
@@ -298,12 +299,12 @@ func TestBackupFromBeforeTheAuthorization(t *testing.T) {
 // TestDepositCountsOnceWithConfirmations: the look at the start comes before the deposit has its confirmations. When the
 // deposit runs low it is looked at again, and the caps leave the room that they leave.
 func TestDepositCountsOnceWithConfirmations(t *testing.T) {
-	m := newMarket(t)
+	m := testrig.NewMarket(t)
 	d := newDrawer(t, m)
-	config := m.renterConfig(t, m.payer)
+	config := renterConfig(t, m, m.Payer)
 	config.Confirmations, config.Caps.PerLease = 3, "0.021"
 	r := openRenter(t, config)
-	l, err := r.Rent(t.Context(), d.server.URL, RentOptions{Deposit: "0.011", TopUp: "0.01", Gasless: true})
+	l, err := r.Rent(t.Context(), d.Server.URL, RentOptions{Deposit: "0.011", TopUp: "0.01", Gasless: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -322,13 +323,13 @@ func TestDepositCountsOnceWithConfirmations(t *testing.T) {
 // TestCaughtPayeeGetsNoOtherRental: a payee that signed what it was caught at, in a rental that is not over, gets the deposit of no other: not of a new
 // one, nor of one that is taken up again.
 func TestCaughtPayeeGetsNoOtherRental(t *testing.T) {
-	m := newMarket(t)
-	v := newVillain(t, m, nil)
-	v.script = (*plot).overcharge
-	config := m.renterConfig(t, m.payer)
-	config.ClockOff, config.Now = 1000*time.Hour, m.now // the chain's clock runs ahead once the rental was left
+	m := testrig.NewMarket(t)
+	v := testrig.NewHostile(t, m, nil)
+	v.Script = (*testrig.Stream).Overcharge
+	config := renterConfig(t, m, m.Payer)
+	config.ClockOff, config.Now = 1000*time.Hour, m.Now // the chain's clock runs ahead once the rental was left
 	r := openRenter(t, config)
-	q, err := r.quote(t.Context(), v.server.URL, 1)
+	q, err := r.quote(t.Context(), v.Server.URL, 1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -336,7 +337,7 @@ func TestCaughtPayeeGetsNoOtherRental(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := r.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "0.1"})
+	l, err := r.Rent(t.Context(), v.Server.URL, RentOptions{Deposit: "0.1"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -344,20 +345,20 @@ func TestCaughtPayeeGetsNoOtherRental(t *testing.T) {
 	if err := l.Run(t.Context()); !errors.As(err, &d) {
 		t.Fatal(err)
 	}
-	before := m.Tokens(t, m.payerAddress())
-	elsewhere := newVillain(t, m, func(o *wire.Offer) { o.Expires += 3600 }) // the same payee at another site
-	elsewhere.script = func(*plot) {}
-	if _, err := r.Rent(t.Context(), elsewhere.server.URL, RentOptions{Deposit: "0.1"}); !errors.As(err, &d) || d.Channel != l.ID() {
+	before := m.Tokens(t, m.PayerAddress())
+	elsewhere := testrig.NewHostile(t, m, func(o *wire.Offer) { o.Expires += 3600 }) // the same payee at another site
+	elsewhere.Script = func(*testrig.Stream) {}
+	if _, err := r.Rent(t.Context(), elsewhere.Server.URL, RentOptions{Deposit: "0.1"}); !errors.As(err, &d) || d.Channel != l.ID() {
 		t.Errorf("rented again: %v", err)
 	}
 	if _, err := r.Resume(t.Context(), begun.ID()); !errors.As(err, &d) {
 		t.Errorf("opened: %v", err)
 	}
-	if got := m.Tokens(t, m.payerAddress()); got != before {
+	if got := m.Tokens(t, m.PayerAddress()); got != before {
 		t.Errorf("%d were deposited", before-got)
 	}
 	leave(t, m, l)
-	if l, err = r.Rent(t.Context(), elsewhere.server.URL, RentOptions{Deposit: "0.1"}); err != nil {
+	if l, err = r.Rent(t.Context(), elsewhere.Server.URL, RentOptions{Deposit: "0.1"}); err != nil {
 		t.Errorf("it is over, and all is back: %v", err)
 	} else {
 		l.detach()
@@ -367,12 +368,12 @@ func TestCaughtPayeeGetsNoOtherRental(t *testing.T) {
 // TestFallbackMayStillCome: a copy of the database, from when the renter's own transaction was to open the channel, does not
 // know of the authorization that the provider got in its place. What it took for never funded is found when it comes.
 func TestFallbackMayStillCome(t *testing.T) {
-	m := newMarket(t)
+	m := testrig.NewMarket(t)
 	d := vanished(t, m)
-	config := m.renterConfig(t, m.payer)
-	config.ClockOff, config.Now = 1000*time.Hour, m.now
+	config := renterConfig(t, m, m.Payer)
+	config.ClockOff, config.Now = 1000*time.Hour, m.Now
 	r := openRenter(t, config)
-	q, err := r.quote(t.Context(), d.server.URL, 1)
+	q, err := r.quote(t.Context(), d.Server.URL, 1)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,14 +13,15 @@ import (
 	"github.com/gpupay/gpupay/bindings"
 	"github.com/gpupay/gpupay/internal/badrpc"
 	"github.com/gpupay/gpupay/metering"
+	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 )
 
 // TestFalseSettledIsNotSignedFor: an endpoint that says, while a channel opens, that all of its deposit was settled has
 // nothing signed for it: what the provider gets is what its records say.
 func TestFalseSettledIsNotSignedFor(t *testing.T) {
-	m := newMarket(t)
-	server := m.provider(t, nil)
-	config, bad := m.behindEndpoint(t)
+	m := testrig.NewMarket(t)
+	server := serveProvider(t, m, nil)
+	config, bad := behindEndpoint(t, m)
 	lies := claimSettled(t, bad)
 	r := openRenter(t, config)
 	l, err := r.Rent(t.Context(), server.URL, RentOptions{Deposit: "1.00", PayEvery: 100 * time.Millisecond})
@@ -43,10 +44,10 @@ func TestFalseSettledIsNotSignedFor(t *testing.T) {
 // TestFalseSettledBuysNoAbsence: a provider and an endpoint together, of which this one says that all of the deposit was
 // settled, have no more signed for a renter's absence than the credit allows.
 func TestFalseSettledBuysNoAbsence(t *testing.T) {
-	m := newMarket(t)
-	v := newVillain(t, m, nil)
-	v.script = func(p *plot) { p.usage(p.next(15 * time.Minute)) }
-	config, bad := m.behindEndpoint(t)
+	m := testrig.NewMarket(t)
+	v := testrig.NewHostile(t, m, nil)
+	v.Script = func(p *testrig.Stream) { p.Usage(p.Next(15 * time.Minute)) }
+	config, bad := behindEndpoint(t, m)
 	lies := claimSettled(t, bad)
 	r, l := absenteeOf(t, config, v)
 	if paid, err := l.payer.State(t.Context(), l.ID()); err != nil || paid.Settled.IsZero() || lies.Load() == 0 {

@@ -8,14 +8,15 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk/audit"
+	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 )
 
 // TestRunAfterSignLeave: once a leave is signed nothing more is paid or topped up, though the deposit runs low and the lease goes
 // on. Run says so and ends; the request can be relayed, and the rest comes back.
 func TestRunAfterSignLeave(t *testing.T) {
-	m := newMarket(t)
-	server := m.provider(t, func(c *ProviderConfig) { c.Credit = 20 * time.Second })
-	config := m.renterConfig(t, m.dusty(t))
+	m := testrig.NewMarket(t)
+	server := serveProvider(t, m, func(c *ProviderConfig) { c.Credit = 20 * time.Second })
+	config := renterConfig(t, m, m.Dusty(t))
 	relay := relayer(t, m)
 	config.Relay, config.ClockOff = relay, 1000*time.Hour
 	r := openRenter(t, config)
@@ -24,7 +25,7 @@ func TestRunAfterSignLeave(t *testing.T) {
 		t.Fatal(err)
 	}
 	done := background(t.Context(), l)
-	eventually(t, "payments", func() bool { s := l.Snapshot(); return s.Paid.Uint64() > 500 || len(done) > 0 })
+	testrig.Eventually(t, "payments", func() bool { s := l.Snapshot(); return s.Paid.Uint64() > 500 || len(done) > 0 })
 	request, err := l.SignLeave(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -57,10 +58,10 @@ func TestRunAfterSignLeave(t *testing.T) {
 func TestReopen(t *testing.T) {
 	for _, by := range []string{"by itself", "relayed"} {
 		t.Run(by, func(t *testing.T) {
-			m := newMarket(t)
-			server := m.provider(t, nil)
-			before := m.Tokens(t, m.payeeAddress())
-			config := m.renterConfig(t, m.payer)
+			m := testrig.NewMarket(t)
+			server := serveProvider(t, m, nil)
+			before := m.Tokens(t, m.PayeeAddress())
+			config := renterConfig(t, m, m.Payer)
 			config.ClockOff, config.Patience = 1000*time.Hour, 20*time.Second
 			r := openRenter(t, config)
 			l, err := r.Rent(t.Context(), server.URL, RentOptions{Deposit: "1", PayEvery: 50 * time.Millisecond})
@@ -69,7 +70,7 @@ func TestReopen(t *testing.T) {
 			}
 			run, stop := context.WithCancel(t.Context())
 			done := background(run, l)
-			eventually(t, "payments", func() bool { s := l.Snapshot(); return s.Paid.Uint64() > 500 || len(done) > 0 })
+			testrig.Eventually(t, "payments", func() bool { s := l.Snapshot(); return s.Paid.Uint64() > 500 || len(done) > 0 })
 			first := l.Snapshot().Lease
 			if err := l.Reopen(t.Context()); err != nil || l.Snapshot().Lease != first {
 				t.Errorf("a rental that runs: %v", err)
@@ -95,11 +96,11 @@ func TestReopen(t *testing.T) {
 				leaving, cut := context.WithCancel(t.Context())
 				left := make(chan error, 1)
 				go func() { _, err := l.Leave(leaving); left <- err }()
-				eventually(t, "the close request", requested)
+				testrig.Eventually(t, "the close request", requested)
 				cut()
 				<-left
 			}
-			eventually(t, "the provider to settle, and end the lease before", func() bool {
+			testrig.Eventually(t, "the provider to settle, and end the lease before", func() bool {
 				view, err := l.escrow.View(t.Context(), l.ID(), nil)
 				return err == nil && !view.Settled.IsZero()
 			})
@@ -123,12 +124,12 @@ func TestReopen(t *testing.T) {
 				t.Errorf("reopened: %+v", s)
 			}
 			done = background(t.Context(), l)
-			eventually(t, "payments again", func() bool { now := l.Snapshot(); return now.Paid.Uint64() > s.Paid.Uint64()+500 || len(done) > 0 })
+			testrig.Eventually(t, "payments again", func() bool { now := l.Snapshot(); return now.Paid.Uint64() > s.Paid.Uint64()+500 || len(done) > 0 })
 			c, err := l.Close(t.Context())
 			if err != nil {
 				t.Fatal(err)
 			}
-			checkClosing(t, m, c, m.payerAddress(), before)
+			checkClosing(t, m, c, m.PayerAddress(), before)
 			if c.Owed != c.Settled {
 				t.Errorf("owed %s, settled %s", c.Owed.Dec(), c.Settled.Dec())
 			}

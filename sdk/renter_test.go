@@ -4,11 +4,8 @@ import (
 	"context"
 	"crypto/ecdsa"
 	"log/slog"
-	"net"
 	"net/http/httptest"
 	"path/filepath"
-	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -17,63 +14,15 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
-	"github.com/gpupay/gpupay/internal/chaintest"
 	"github.com/gpupay/gpupay/internal/testclock"
+	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 )
 
-// market is a chain, a payer with 1000 tokens and somebody to pay.
-type market struct {
-	*chaintest.Chain
-	payer *ecdsa.PrivateKey
-	payee *ecdsa.PrivateKey
-	ahead atomic.Int64 // of now, ns
-}
-
-// pass lets time pass on the chain and on our own clock, as far as a renter has now for it.
-func (m *market) pass(t *testing.T, d time.Duration) {
-	m.ahead.Add(int64(d))
-	m.AdvanceTime(t, d)
-}
-
-func (m *market) now() time.Time { return time.Now().Add(time.Duration(m.ahead.Load())) }
-
-const thousand = 1_000_000_000 // base units of a token with six decimals
-
-func newMarket(t *testing.T) *market {
-	t.Helper()
-	m := &market{Chain: chaintest.Anvil(t)}
-	m.payer, m.payee = m.Keys[0], m.Keys[1]
-	m.Mint(t, m.payerAddress(), thousand)
-	return m
-}
-
-func (m *market) payerAddress() common.Address { return crypto.PubkeyToAddress(m.payer.PublicKey) }
-func (m *market) payeeAddress() common.Address { return crypto.PubkeyToAddress(m.payee.PublicKey) }
-
-// newcomer is a payer with tokens and not one wei.
-func (m *market) newcomer(t *testing.T) *ecdsa.PrivateKey {
-	t.Helper()
-	key, err := crypto.GenerateKey()
-	if err != nil {
-		t.Fatal(err)
-	}
-	m.Mint(t, crypto.PubkeyToAddress(key.PublicKey), thousand)
-	return key
-}
-
-// dusty is a payer with tokens and one wei.
-func (m *market) dusty(t *testing.T) *ecdsa.PrivateKey {
-	t.Helper()
-	key := m.newcomer(t)
-	m.RPC(t, nil, "anvil_setBalance", crypto.PubkeyToAddress(key.PublicKey), "0x1")
-	return key
-}
-
-// provider runs a real one on simulated GPUs, fast enough to watch.
-func (m *market) provider(t *testing.T, change func(*ProviderConfig)) *httptest.Server {
+// serveProvider runs a real provider on simulated GPUs, fast enough to watch.
+func serveProvider(t *testing.T, m *testrig.Market, change func(*ProviderConfig)) *httptest.Server {
 	t.Helper()
 	config := ProviderConfig{
-		Backend: m.Backend, Escrow: m.Escrow, Token: m.Token, Key: channel.NewKey(m.payee),
+		Backend: m.Backend, Escrow: m.Escrow, Token: m.Token, Key: channel.NewKey(m.Payee),
 		Database: filepath.Join(t.TempDir(), "provider.db"), PricePerGPUHour: "3.60", MinDeposit: "0.01",
 		Source: testclock.GPUs(4), Clock: testclock.Process(), Credit: 2 * time.Second,
 		Tick: 50 * time.Millisecond, RecordEvery: 100 * time.Millisecond, MaxGap: time.Second, Poll: 50 * time.Millisecond,
@@ -89,11 +38,9 @@ func (m *market) provider(t *testing.T, change func(*ProviderConfig)) *httptest.
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() { defer close(done); _ = p.Run(ctx) }()
-	server := httptest.NewUnstartedServer(p)
-	server.Listener = &cables{Listener: server.Listener}
-	server.Start()
+	server := testrig.Serve(p)
 	t.Cleanup(func() {
-		hangUp(server)
+		testrig.HangUp(server)
 		server.Close()
 		cancel()
 		<-done
@@ -104,37 +51,8 @@ func (m *market) provider(t *testing.T, change func(*ProviderConfig)) *httptest.
 	return server
 }
 
-// cables are all connections that a server ever accepted: it forgets those that
-// became duplex streams.
-type cables struct {
-	net.Listener
-	mu  sync.Mutex
-	all []net.Conn
-}
-
-func (c *cables) Accept() (net.Conn, error) {
-	conn, err := c.Listener.Accept()
-	if err == nil {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		c.all = append(c.all, conn)
-	}
-	return conn, err
-}
-
-// hangUp ends every connection to a market's provider.
-func hangUp(server *httptest.Server) {
-	server.CloseClientConnections()
-	c := server.Listener.(*cables)
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, conn := range c.all {
-		_ = conn.Close()
-	}
-}
-
 // renterConfig is of a renter that looks often and waits for nobody.
-func (m *market) renterConfig(t *testing.T, key *ecdsa.PrivateKey) RenterConfig {
+func renterConfig(t *testing.T, m *testrig.Market, key *ecdsa.PrivateKey) RenterConfig {
 	t.Helper()
 	return RenterConfig{
 		Backend: m.Backend, Token: m.Token, Key: channel.NewKey(key),
@@ -155,22 +73,6 @@ func openRenter(t *testing.T, config RenterConfig) *Renter {
 	return r
 }
 
-// eventually waits for something that another goroutine brings about.
-func eventually(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	each(t, 5*time.Millisecond, what, ok)
-}
-
-// each looks again and again for what is to come.
-func each(t *testing.T, pause time.Duration, what string, ok func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(time.Minute); !ok(); time.Sleep(pause) {
-		if time.Now().After(deadline) {
-			t.Fatalf("waited a minute for %s", what)
-		}
-	}
-}
-
 // background runs the rental and returns what Run said.
 func background(ctx context.Context, l *Rental) <-chan error {
 	done := make(chan error, 1)
@@ -179,21 +81,21 @@ func background(ctx context.Context, l *Rental) <-chan error {
 }
 
 func TestRentPayClose(t *testing.T) {
-	m := newMarket(t)
-	server := m.provider(t, nil)
+	m := testrig.NewMarket(t)
+	server := serveProvider(t, m, nil)
 	for _, test := range []struct {
 		name string
 		key  *ecdsa.PrivateKey
 		gpus int
 	}{
-		{"own gas", m.payer, 1},
-		{"gasless", m.newcomer(t), 2},
-		{"too little gas", m.dusty(t), 1},
+		{"own gas", m.Payer, 1},
+		{"gasless", m.Newcomer(t), 2},
+		{"too little gas", m.Dusty(t), 1},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			payer := crypto.PubkeyToAddress(test.key.PublicKey)
-			before := m.Tokens(t, m.payeeAddress())
-			r := openRenter(t, m.renterConfig(t, test.key))
+			before := m.Tokens(t, m.PayeeAddress())
+			r := openRenter(t, renterConfig(t, m, test.key))
 			l, err := r.Rent(t.Context(), server.URL, RentOptions{GPUs: test.gpus, Deposit: "1", PayEvery: 200 * time.Millisecond})
 			if err != nil {
 				t.Fatal(err)
@@ -202,7 +104,7 @@ func TestRentPayClose(t *testing.T) {
 				t.Fatalf("%d devices, want %d", got, test.gpus)
 			}
 			done := background(t.Context(), l)
-			eventually(t, "three payments", func() bool { s := l.Snapshot(); return s.Sequence > 10 && s.Paid.Uint64() > 500 })
+			testrig.Eventually(t, "three payments", func() bool { s := l.Snapshot(); return s.Sequence > 10 && s.Paid.Uint64() > 500 })
 			c, err := l.Close(t.Context())
 			if err != nil {
 				t.Fatal(err)
@@ -221,19 +123,19 @@ func TestRentPayClose(t *testing.T) {
 
 // checkClosing holds a closing to the chain: every base unit is with the payee
 // or back with the payer.
-func checkClosing(t *testing.T, m *market, c Closing, payer common.Address, payeeBefore uint64) {
+func checkClosing(t *testing.T, m *testrig.Market, c Closing, payer common.Address, payeeBefore uint64) {
 	t.Helper()
-	if got := m.Tokens(t, m.payeeAddress()) - payeeBefore; got != c.Settled.Uint64() {
+	if got := m.Tokens(t, m.PayeeAddress()) - payeeBefore; got != c.Settled.Uint64() {
 		t.Errorf("the payee got %d, the closing says %s", got, c.Settled.Dec())
 	}
 	checkRefund(t, m, c, payer)
 }
 
 // checkRefund holds a closing to what its payer has on the chain.
-func checkRefund(t *testing.T, m *market, c Closing, payer common.Address) {
+func checkRefund(t *testing.T, m *testrig.Market, c Closing, payer common.Address) {
 	t.Helper()
-	if got := m.Tokens(t, payer); got != thousand-c.Settled.Uint64() {
-		t.Errorf("the payer has %d, want %d", got, thousand-c.Settled.Uint64())
+	if got := m.Tokens(t, payer); got != testrig.Thousand-c.Settled.Uint64() {
+		t.Errorf("the payer has %d, want %d", got, testrig.Thousand-c.Settled.Uint64())
 	}
 	var sum uint256.Int
 	if sum.Add(&c.Settled, &c.Refunded); sum != c.Deposit {

@@ -13,13 +13,14 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
+	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // drawer is a provider that keeps what its renter signed and sends it, or not,
 // whenever it likes.
 type drawer struct {
-	*villain
+	*testrig.Hostile
 	t      *testing.T
 	escrow *chain.Escrow
 	token  *chain.Token
@@ -28,18 +29,18 @@ type drawer struct {
 	gifts  uint64 // base units that strangers added
 }
 
-func newDrawer(t *testing.T, m *market) *drawer { return newDrawerOf(t, m, nil) }
+func newDrawer(t *testing.T, m *testrig.Market) *drawer { return newDrawerOf(t, m, nil) }
 
-func newDrawerOf(t *testing.T, m *market, change func(*wire.Offer)) *drawer {
-	d := &drawer{t: t, villain: newVillain(t, m, change)}
-	d.script = func(*plot) {}
-	d.funding = func(p wire.Payload) {
+func newDrawerOf(t *testing.T, m *testrig.Market, change func(*wire.Offer)) *drawer {
+	d := &drawer{t: t, Hostile: testrig.NewHostile(t, m, change)}
+	d.Script = func(*testrig.Stream) {}
+	d.Funding = func(p wire.Payload) {
 		if p.Authorization == nil {
 			return
 		}
-		d.mu.Lock()
+		d.Mu.Lock()
 		d.signed = append(d.signed, p)
-		d.mu.Unlock()
+		d.Mu.Unlock()
 	}
 	var err error
 	if d.escrow, err = chain.NewEscrow(t.Context(), m.Backend, m.Escrow); err != nil {
@@ -53,8 +54,8 @@ func newDrawerOf(t *testing.T, m *market, change func(*wire.Offer)) *drawer {
 
 // payloads are those that came, each authorization once.
 func (d *drawer) payloads() (distinct []wire.Payload) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
+	d.Mu.Lock()
+	defer d.Mu.Unlock()
 	seen := make(map[string]bool)
 	for _, p := range d.signed {
 		if !seen[p.Signature.String()] {
@@ -75,21 +76,21 @@ func (d *drawer) submit(p wire.Payload) {
 	if p.Action == wire.ActionTopUp {
 		call = d.escrow.TopUpAuthorizedCall(d.terms, *p.Salt, signed)
 	}
-	if d.escrow.Simulate(d.t.Context(), d.key.Address(), call) == nil {
-		d.m.Transact(d.t, d.m.payee, call.To, call.Data)
+	if d.escrow.Simulate(d.t.Context(), d.Key.Address(), call) == nil {
+		d.Market.Transact(d.t, d.Market.Payee, call.To, call.Data)
 	}
 }
 
 // gift is a stranger's base unit.
 func (d *drawer) gift() {
-	stranger := d.m.Keys[5]
+	stranger := d.Market.Keys[5]
 	if d.gifts == 0 {
-		d.m.Mint(d.t, channel.NewKey(stranger).Address(), 1000)
-		approve := d.token.ApproveCall(d.m.Escrow, *uint256.NewInt(1000))
-		d.m.Transact(d.t, stranger, approve.To, approve.Data)
+		d.Market.Mint(d.t, channel.NewKey(stranger).Address(), 1000)
+		approve := d.token.ApproveCall(d.Market.Escrow, *uint256.NewInt(1000))
+		d.Market.Transact(d.t, stranger, approve.To, approve.Data)
 	}
 	call := d.escrow.TopUpCall(d.terms, *uint256.NewInt(1))
-	d.m.Transact(d.t, stranger, call.To, call.Data)
+	d.Market.Transact(d.t, stranger, call.To, call.Data)
 	d.gifts++
 }
 
@@ -125,14 +126,14 @@ func (d *drawer) outstanding() (sum uint64) {
 // is started again. What is in the channel and what can still come never pass the
 // cap, and once nothing is outstanding, and the day is over, the renter can go up to it.
 func TestCapHoldsWhateverIsSent(t *testing.T) {
-	m := newMarket(t)
+	m := testrig.NewMarket(t)
 	const cap, deposit = 2_000_000, 500_000
 	for seed := range uint64(4) {
 		d := newDrawerOf(t, m, func(o *wire.Offer) { o.Expires += 100 * 3600 })
-		config := m.renterConfig(t, m.payer)
-		config.Caps.PerLease, config.ClockOff, config.Now = "2", 1000*time.Hour, m.now
+		config := renterConfig(t, m, m.Payer)
+		config.Caps.PerLease, config.ClockOff, config.Now = "2", 1000*time.Hour, m.Now
 		r := openRenter(t, config)
-		l, err := r.Rent(t.Context(), d.server.URL, RentOptions{Deposit: "0.5", TopUp: "0.7", Gasless: true})
+		l, err := r.Rent(t.Context(), d.Server.URL, RentOptions{Deposit: "0.5", TopUp: "0.7", Gasless: true})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -152,7 +153,7 @@ func TestCapHoldsWhateverIsSent(t *testing.T) {
 			case 4:
 				d.submit(all[random.IntN(len(all))])
 			case 5:
-				m.pass(t, time.Duration(1+random.IntN(10))*time.Minute)
+				m.Pass(t, time.Duration(1+random.IntN(10))*time.Minute)
 			case 6:
 				l.detach()
 				if l, err = r.Resume(t.Context(), l.ID()); err != nil {
@@ -163,7 +164,7 @@ func TestCapHoldsWhateverIsSent(t *testing.T) {
 				t.Fatalf("seed %d: %d deposited and %d outstanding are over the cap of %d", seed, got, out, cap)
 			}
 		}
-		m.pass(t, 24*time.Hour+2*authorizationTTL) // and what ended unseen counts no more
+		m.Pass(t, 24*time.Hour+2*authorizationTTL) // and what ended unseen counts no more
 		var last error
 		for range 12 {
 			l.topped = time.Time{}
@@ -182,7 +183,7 @@ func TestCapHoldsWhateverIsSent(t *testing.T) {
 // TestOwnDepositsCountWhateverIsSeen: an endpoint that shows a channel with what it held at first, for as long as makes that
 // final, and each top-up only until it is taken for arrived, has no cap passed: what we moved into it counts.
 func TestOwnDepositsCountWhateverIsSeen(t *testing.T) {
-	m := newMarket(t)
+	m := testrig.NewMarket(t)
 	const deposit, step, cap = 500_000, 300_000, 1_200_000
 	for name, caps := range map[string]Caps{
 		"PerLease": {PerLease: "1.2", PerDay: "10", PerPayee: "10"},
@@ -191,11 +192,11 @@ func TestOwnDepositsCountWhateverIsSeen(t *testing.T) {
 	} {
 		for _, gasless := range []bool{false, true} {
 			d := newDrawerOf(t, m, func(o *wire.Offer) { o.Expires += 100 * 3600 })
-			config, bad := m.behindEndpoint(t)
+			config, bad := behindEndpoint(t, m)
 			caps.PricePerGPUHour = config.Caps.PricePerGPUHour
-			config.Caps, config.ClockOff, config.Now = caps, 1000*time.Hour, m.now
+			config.Caps, config.ClockOff, config.Now = caps, 1000*time.Hour, m.Now
 			r := openRenter(t, config)
-			l, err := r.Rent(t.Context(), d.server.URL, RentOptions{Deposit: "0.5", TopUp: "0.3", Gasless: gasless})
+			l, err := r.Rent(t.Context(), d.Server.URL, RentOptions{Deposit: "0.5", TopUp: "0.3", Gasless: gasless})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -212,7 +213,7 @@ func TestOwnDepositsCountWhateverIsSeen(t *testing.T) {
 			for range 4 {
 				topUp(deposit)
 				topUp(deposit + step)
-				m.pass(t, 2*authorizationTTL) // what was signed leaves the books
+				m.Pass(t, 2*authorizationTTL) // what was signed leaves the books
 				m.Mine(t, finality)
 			}
 			if got, out := d.deposited(), d.outstanding(); got+out > cap || got < cap-step {
@@ -226,19 +227,19 @@ func TestOwnDepositsCountWhateverIsSeen(t *testing.T) {
 // TestTopUpComesWithTheDebt: a provider that offers an hour's credit is not given
 // the cap at once. The deposit is added to when what is owed comes near it.
 func TestTopUpComesWithTheDebt(t *testing.T) {
-	m := newMarket(t)
+	m := testrig.NewMarket(t)
 	for deposit, want := range map[string]int{"1": 1, "0.05": 2} { // a second is 0.001
 		d := newDrawerOf(t, m, func(o *wire.Offer) { o.Credit = 3600 })
-		d.script = func(p *plot) { p.honest(8) }
-		r := openRenter(t, m.renterConfig(t, m.payer))
-		l, err := r.Rent(t.Context(), d.server.URL, RentOptions{Deposit: deposit, TopUp: "0.7", Gasless: true})
+		d.Script = func(p *testrig.Stream) { p.Honest(8) }
+		r := openRenter(t, renterConfig(t, m, m.Payer))
+		l, err := r.Rent(t.Context(), d.Server.URL, RentOptions{Deposit: deposit, TopUp: "0.7", Gasless: true})
 		if err != nil {
 			t.Fatal(err)
 		}
 		d.terms = l.Terms()
 		d.submit(d.payloads()[0])
 		background(t.Context(), l)
-		eventually(t, "the records", func() bool { return l.Snapshot().Sequence == 8 })
+		testrig.Eventually(t, "the records", func() bool { return l.Snapshot().Sequence == 8 })
 		if got := len(d.payloads()); got != want {
 			t.Errorf("deposit %s: %d authorizations, want %d", deposit, got, want)
 		}
@@ -248,7 +249,7 @@ func TestTopUpComesWithTheDebt(t *testing.T) {
 // TestSilentWhileItTopsUp: a provider that takes a top-up's request and does not answer is as silent as any, and one that goes
 // on meanwhile is paid as ever.
 func TestSilentWhileItTopsUp(t *testing.T) {
-	m := newMarket(t)
+	m := testrig.NewMarket(t)
 	for _, test := range []struct {
 		name    string
 		records int
@@ -257,21 +258,21 @@ func TestSilentWhileItTopsUp(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			d := newDrawerOf(t, m, func(o *wire.Offer) { o.Credit = 3600 })
 			answer := make(chan struct{})
-			keep := d.funding
-			d.funding = func(p wire.Payload) {
+			keep := d.Funding
+			d.Funding = func(p wire.Payload) {
 				keep(p)
 				if p.Action == wire.ActionTopUp {
 					select {
 					case <-answer:
-					case <-d.stop:
+					case <-d.Stop:
 					}
 				}
 			}
-			d.script = func(p *plot) { p.honest(test.records) }
-			config := m.renterConfig(t, m.payer)
+			d.Script = func(p *testrig.Stream) { p.Honest(test.records) }
+			config := renterConfig(t, m, m.Payer)
 			config.Patience = 4 * time.Second
 			r := openRenter(t, config)
-			l, err := r.Rent(t.Context(), d.server.URL, RentOptions{Deposit: "0.05", TopUp: "0.7", PayEvery: 100 * time.Millisecond, Gasless: true})
+			l, err := r.Rent(t.Context(), d.Server.URL, RentOptions{Deposit: "0.05", TopUp: "0.7", PayEvery: 100 * time.Millisecond, Gasless: true})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -280,12 +281,12 @@ func TestSilentWhileItTopsUp(t *testing.T) {
 			ctx, stop := context.WithCancel(t.Context())
 			defer stop()
 			done := background(ctx, l)
-			eventually(t, "the top-up's request", func() bool { return len(d.payloads()) == 2 || len(done) > 0 })
+			testrig.Eventually(t, "the top-up's request", func() bool { return len(d.payloads()) == 2 || len(done) > 0 })
 			if test.want == nil {
-				eventually(t, "payments beside the top-up", func() bool { s := l.Snapshot(); return s.Paid.Uint64() > 2000 || len(done) > 0 })
+				testrig.Eventually(t, "payments beside the top-up", func() bool { s := l.Snapshot(); return s.Paid.Uint64() > 2000 || len(done) > 0 })
 				d.submit(d.payloads()[1])
 				close(answer)
-				eventually(t, "the top-up", func() bool { s := l.Snapshot(); return s.Deposit.Uint64() == 750_000 || len(done) > 0 })
+				testrig.Eventually(t, "the top-up", func() bool { s := l.Snapshot(); return s.Deposit.Uint64() == 750_000 || len(done) > 0 })
 				stop()
 				test.want = context.Canceled
 			}
@@ -305,12 +306,12 @@ func TestSilentWhileItTopsUp(t *testing.T) {
 // an hour after it was signed, by our clock and the chain's, and nothing is
 // signed by a chain's clock that is far from ours.
 func TestAuthorizationIsGoodForMinutes(t *testing.T) {
-	m := newMarket(t)
+	m := testrig.NewMarket(t)
 	d := newDrawer(t, m)
-	config := m.renterConfig(t, m.payer)
+	config := renterConfig(t, m, m.Payer)
 	r := openRenter(t, config)
 	began := time.Now()
-	l, err := r.Rent(t.Context(), d.server.URL, RentOptions{Deposit: "0.5", TopUp: "0.7", Gasless: true})
+	l, err := r.Rent(t.Context(), d.Server.URL, RentOptions{Deposit: "0.5", TopUp: "0.7", Gasless: true})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -10,15 +10,16 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/sdk/chain"
+	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // TestOnlyTheChainEndsAChannel: a provider that says that a channel is closed, or that it does not know it, is believed
 // when the chain says so, and what is noted then is on disk.
 func TestOnlyTheChainEndsAChannel(t *testing.T) {
-	m := newMarket(t)
-	server := m.provider(t, nil)
-	r := openRenter(t, m.renterConfig(t, m.payer))
+	m := testrig.NewMarket(t)
+	server := serveProvider(t, m, nil)
+	r := openRenter(t, renterConfig(t, m, m.Payer))
 	l, err := r.Rent(t.Context(), server.URL, RentOptions{Deposit: "1"})
 	if err != nil {
 		t.Fatal(err)
@@ -48,15 +49,15 @@ func TestOnlyTheChainEndsAChannel(t *testing.T) {
 
 // TestInterruptIsNoEnd: who stops a rental while its provider cannot be reached is told that, and not that it ended.
 func TestInterruptIsNoEnd(t *testing.T) {
-	m := newMarket(t)
-	server := m.provider(t, nil)
-	config := m.renterConfig(t, m.payer)
+	m := testrig.NewMarket(t)
+	server := serveProvider(t, m, nil)
+	config := renterConfig(t, m, m.Payer)
 	config.Patience = time.Minute
 	l, err := openRenter(t, config).Rent(t.Context(), server.URL, RentOptions{Deposit: "1"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	hangUp(server)
+	testrig.HangUp(server)
 	server.Close()
 	for range 5 { // now in a pause, now in a try
 		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
@@ -71,9 +72,9 @@ func TestInterruptIsNoEnd(t *testing.T) {
 // TestOutgoingCountsItsKind: what the outbox holds of a channel is found again after a crash, and is not taken for the next
 // of its kind.
 func TestOutgoingCountsItsKind(t *testing.T) {
-	m := newMarket(t)
-	server := m.provider(t, nil)
-	r := openRenter(t, m.renterConfig(t, m.payer))
+	m := testrig.NewMarket(t)
+	server := serveProvider(t, m, nil)
+	r := openRenter(t, renterConfig(t, m, m.Payer))
 	l, err := r.Rent(t.Context(), server.URL, RentOptions{Deposit: "1"})
 	if err != nil {
 		t.Fatal(err)
@@ -104,9 +105,9 @@ func TestOutgoingCountsItsKind(t *testing.T) {
 
 // TestTopUpIsOverOnDisk: a top-up that arrived is not tried again by the next process.
 func TestTopUpIsOverOnDisk(t *testing.T) {
-	m := newMarket(t)
-	server := m.provider(t, nil)
-	r := openRenter(t, m.renterConfig(t, m.payer))
+	m := testrig.NewMarket(t)
+	server := serveProvider(t, m, nil)
+	r := openRenter(t, renterConfig(t, m, m.Payer))
 	l, err := r.Rent(t.Context(), server.URL, RentOptions{Deposit: "0.5", TopUp: "0.25"})
 	if err != nil {
 		t.Fatal(err)
@@ -125,8 +126,8 @@ func TestTopUpIsOverOnDisk(t *testing.T) {
 
 // TestRentNeedsItsBalance: a balance that cannot be read is no balance.
 func TestRentNeedsItsBalance(t *testing.T) {
-	m := newMarket(t)
-	r := openRenter(t, m.renterConfig(t, m.payer))
+	m := testrig.NewMarket(t)
+	r := openRenter(t, renterConfig(t, m, m.Payer))
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
 	if l, err := r.prepare(ended, Quote{}, RentOptions{GPUs: 1}, *uint256.NewInt(1)); !errors.Is(err, context.Canceled) || l != nil {

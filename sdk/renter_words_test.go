@@ -11,16 +11,17 @@ import (
 	"github.com/gpupay/gpupay/internal/badrpc"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
+	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 )
 
 // TestContradictionIsNoOutage: two endpoints that contradict each other are reached. The error says who says what of what,
 // names the channel, and does not speak of an endpoint that is unreachable.
 func TestContradictionIsNoOutage(t *testing.T) {
-	m := newMarket(t)
+	m := testrig.NewMarket(t)
 	d := newDrawer(t, m)
-	config, bad := m.behindEndpoint(t)
+	config, bad := behindEndpoint(t, m)
 	config.RPC += "," + m.URL
-	l, err := openRenter(t, config).Rent(t.Context(), d.server.URL, RentOptions{Deposit: "0.5"})
+	l, err := openRenter(t, config).Rent(t.Context(), d.Server.URL, RentOptions{Deposit: "0.5"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -41,20 +42,20 @@ func TestContradictionIsNoOutage(t *testing.T) {
 
 // TestWarningsNameTheChannelOnce: as an attribute, and not in the error besides.
 func TestWarningsNameTheChannelOnce(t *testing.T) {
-	m := newMarket(t)
+	m := testrig.NewMarket(t)
 	d := newDrawer(t, m)
-	d.script = func(p *plot) { p.honest(1) } // and then the stream ends, each time
+	d.Script = func(p *testrig.Stream) { p.Honest(1) } // and then the stream ends, each time
 	var log bytes.Buffer
-	config := m.renterConfig(t, m.payer)
+	config := renterConfig(t, m, m.Payer)
 	config.Log = slog.New(slog.NewTextHandler(&log, nil))
-	l, err := openRenter(t, config).Rent(t.Context(), d.server.URL, RentOptions{Deposit: "0.5"})
+	l, err := openRenter(t, config).Rent(t.Context(), d.Server.URL, RentOptions{Deposit: "0.5"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	l.detach()
 	warn(config.Log, "it broke", l.ID(), fmt.Errorf("channel %s: %w", l.ID(), errors.New("why")), "retry", 1)
-	d.server.CloseClientConnections()
-	d.server.Close()
+	d.Server.CloseClientConnections()
+	d.Server.Close()
 	_ = l.Run(t.Context())
 	lines := strings.Split(strings.TrimSpace(log.String()), "\n")
 	warnings := 0

@@ -15,6 +15,7 @@ import (
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sim"
+	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 )
 
 const second = int64(time.Second)
@@ -23,28 +24,28 @@ const second = int64(time.Second)
 // bills that time on each; it is paid once, whether the records come together or in turn to one process after the other.
 func TestCreditIsOneForAllRentals(t *testing.T) {
 	const leases, away = 3, 9 * time.Second // of a credit of 10 s
-	m := newMarket(t)
+	m := testrig.NewMarket(t)
 	for name, together := range map[string]bool{"together": true, "in turn": false} {
 		t.Run(name, func(t *testing.T) {
-			v := newVillain(t, m, nil)
+			v := testrig.NewHostile(t, m, nil)
 			var mu sync.Mutex
 			attached := make(map[common.Hash]bool)
-			v.script = func(p *plot) {
+			v.Script = func(p *testrig.Stream) {
 				mu.Lock()
-				again := attached[p.lease.ChannelID]
-				attached[p.lease.ChannelID] = true
+				again := attached[p.Lease.ChannelID]
+				attached[p.Lease.ChannelID] = true
 				mu.Unlock()
 				if again {
-					p.usage(p.next(away))
+					p.Usage(p.Next(away))
 				}
 			}
-			config := m.renterConfig(t, m.payer)
+			config := renterConfig(t, m, m.Payer)
 			clock := sim.NewClock()
 			config.Clock, config.Patience, config.Caps.PerDay = clock, time.Minute, Unlimited
 			r := openRenter(t, config)
 			var ids []common.Hash
 			for range leases {
-				l, err := r.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "1", PayEvery: 100 * time.Millisecond})
+				l, err := r.Rent(t.Context(), v.Server.URL, RentOptions{Deposit: "1", PayEvery: 100 * time.Millisecond})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -61,7 +62,7 @@ func TestCreditIsOneForAllRentals(t *testing.T) {
 				sum, disputes := paidOrCaught(t, r, some)
 				paid, caught = paid+sum, caught+disputes
 			}
-			if want := uint64(away/time.Second) * villainPrice; paid != want || caught != leases-1 {
+			if want := uint64(away/time.Second) * testrig.HostilePrice; paid != want || caught != leases-1 {
 				t.Errorf("%d paid and %d caught, want %d and %d", paid, caught, want, leases-1)
 			}
 		})
@@ -82,7 +83,7 @@ func paidOrCaught(t *testing.T, r *Renter, ids []common.Hash) (paid uint64, caug
 		}
 		all, done = append(all, l), append(done, background(ctx, l))
 	}
-	eventually(t, "each record to be paid or refused", func() bool {
+	testrig.Eventually(t, "each record to be paid or refused", func() bool {
 		return !slices.ContainsFunc(all, func(l *Rental) bool {
 			s := l.Snapshot()
 			return s.Paid.IsZero() && s.Phase != RentalDisputed
@@ -107,11 +108,11 @@ func paidOrCaught(t *testing.T, r *Renter, ids []common.Hash) (paid uint64, caug
 // its renter's rentals come and go, each by itself, and its process with them, at last with a database from a backup.
 func TestHonestWithSeveralLeases(t *testing.T) {
 	const leases = 3
-	m := newMarket(t)
-	server := m.provider(t, func(c *ProviderConfig) {
+	m := testrig.NewMarket(t)
+	server := serveProvider(t, m, func(c *ProviderConfig) {
 		c.Credit, c.MaxGap, c.Source = time.Second, 200*time.Millisecond, testclock.GPUs(leases)
 	})
-	config := m.renterConfig(t, m.payer)
+	config := renterConfig(t, m, m.Payer)
 	config.Caps.PerDay = Unlimited
 	r := openRenter(t, config)
 	var ids []common.Hash

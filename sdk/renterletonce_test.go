@@ -12,6 +12,7 @@ import (
 
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
+	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -19,17 +20,17 @@ import (
 // them is paid, and who sent the others is caught.
 func TestOneGPULetAtOnce(t *testing.T) {
 	const leases = 4
-	m := newMarket(t)
-	v := newVillain(t, m, nil)
+	m := testrig.NewMarket(t)
+	v := testrig.NewHostile(t, m, nil)
 	var ready sync.WaitGroup
 	ready.Add(leases)
-	v.script = func(p *plot) {
-		rec := p.real(p.next(time.Second))
+	v.Script = func(p *testrig.Stream) {
+		rec := p.Real(p.Next(time.Second))
 		ready.Done()
 		ready.Wait()
-		p.usage(rec)
+		p.Usage(rec)
 	}
-	config := m.renterConfig(t, m.payer)
+	config := renterConfig(t, m, m.Payer)
 	config.Patience, config.Tolerance, config.Caps.PerDay = time.Minute, time.Minute, Unlimited
 	r := openRenter(t, config)
 	var all []*Rental
@@ -37,20 +38,20 @@ func TestOneGPULetAtOnce(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
 	for range leases {
-		l, err := r.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "0.5", PayEvery: 100 * time.Millisecond})
+		l, err := r.Rent(t.Context(), v.Server.URL, RentOptions{Deposit: "0.5", PayEvery: 100 * time.Millisecond})
 		if err != nil {
 			t.Fatal(err)
 		}
 		all, done = append(all, l), append(done, background(ctx, l))
 	}
 	var paid, caught int
-	eventually(t, "each record to be paid or refused", func() bool {
+	testrig.Eventually(t, "each record to be paid or refused", func() bool {
 		paid, caught = 0, 0
 		for _, l := range all {
 			switch s := l.Snapshot(); {
 			case s.Phase == RentalDisputed:
 				caught++
-			case s.Paid.Uint64() >= villainPrice:
+			case s.Paid.Uint64() >= testrig.HostilePrice:
 				paid++
 			}
 		}
@@ -86,13 +87,13 @@ func TestX402BooksBeforeItWrites(t *testing.T) {
 // TestRecordThatIsNotKeptIsNotBooked: the disk refuses a record: nobody else is held to what it billed. It is kept once the
 // disk takes it.
 func TestRecordThatIsNotKeptIsNotBooked(t *testing.T) {
-	m := newMarket(t)
-	v := newVillain(t, m, nil)
-	v.script = func(p *plot) { p.usage(p.real(p.next(time.Second))) }
-	config := m.renterConfig(t, m.payer)
+	m := testrig.NewMarket(t)
+	v := testrig.NewHostile(t, m, nil)
+	v.Script = func(p *testrig.Stream) { p.Usage(p.Real(p.Next(time.Second))) }
+	config := renterConfig(t, m, m.Payer)
 	config.Patience, config.Tolerance = time.Minute, time.Minute
 	r := openRenter(t, config)
-	l, err := r.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "0.5", PayEvery: 100 * time.Millisecond})
+	l, err := r.Rent(t.Context(), v.Server.URL, RentOptions{Deposit: "0.5", PayEvery: 100 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -112,7 +113,7 @@ func TestRecordThatIsNotKeptIsNotBooked(t *testing.T) {
 	exec(`DROP TRIGGER refused`)
 	ctx, stop := context.WithCancel(t.Context())
 	done := background(ctx, l)
-	eventually(t, "the record", func() bool { s := l.Snapshot(); return s.Paid.Uint64() >= villainPrice })
+	testrig.Eventually(t, "the record", func() bool { s := l.Snapshot(); return s.Paid.Uint64() >= testrig.HostilePrice })
 	stop()
 	<-done
 	if spans := r.w.Billed.Spans(l.Terms().Payee, l.ID()); len(spans) != 1 {
@@ -123,11 +124,11 @@ func TestRecordThatIsNotKeptIsNotBooked(t *testing.T) {
 // TestNoRealOfferHasSimulatedGPUs: an offer that names no devices and is of no simulated ones has none: a GPU that is called
 // simulated is not looked for in other leases, and could be let in all of them.
 func TestNoRealOfferHasSimulatedGPUs(t *testing.T) {
-	m := newMarket(t)
-	v := newVillain(t, m, func(o *wire.Offer) { o.Simulated = false })
-	v.script = func(p *plot) { p.usage(p.next(time.Second)) }
-	r := openRenter(t, m.renterConfig(t, m.payer))
-	l, err := r.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "0.5"})
+	m := testrig.NewMarket(t)
+	v := testrig.NewHostile(t, m, func(o *wire.Offer) { o.Simulated = false })
+	v.Script = func(p *testrig.Stream) { p.Usage(p.Next(time.Second)) }
+	r := openRenter(t, renterConfig(t, m, m.Payer))
+	l, err := r.Rent(t.Context(), v.Server.URL, RentOptions{Deposit: "0.5"})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/gpupay/gpupay/sdk/internal/peer"
+	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -20,28 +21,28 @@ const escape = "\x1b]0;owned\a"
 // TestProviderFillsNoLog: a provider that refuses a thousand vouchers in its stream, at length, has a few short lines in its
 // renter's log.
 func TestProviderFillsNoLog(t *testing.T) {
-	m := newMarket(t)
-	v := newVillain(t, m, nil)
+	m := testrig.NewMarket(t)
+	v := testrig.NewHostile(t, m, nil)
 	const refusals = 1000
-	v.script = func(p *plot) {
-		p.honest(1)
+	v.Script = func(p *testrig.Stream) {
+		p.Honest(1)
 		for range refusals {
-			p.send(0, wire.EventProblem, wire.Problem{Type: escape + strings.Repeat("x", 10_000), Title: escape, Status: 402, Detail: strings.Repeat("y", 10_000)})
+			p.Send(0, wire.EventProblem, wire.Problem{Type: escape + strings.Repeat("x", 10_000), Title: escape, Status: 402, Detail: strings.Repeat("y", 10_000)})
 		}
-		p.honest(1)
+		p.Honest(1)
 	}
-	var log logBuffer
-	config := m.renterConfig(t, m.payer)
+	var log testrig.Log
+	config := renterConfig(t, m, m.Payer)
 	config.Log, config.Now = slog.New(slog.NewTextHandler(&log, nil)), func() time.Time { return time.Unix(2_000_000_000, 0) }
 	config.ClockOff = 1_000_000 * time.Hour
-	v.offer = resignedUntil(t, v, 2_000_003_600)
+	v.Offer = resignedUntil(t, v, 2_000_003_600)
 	r := openRenter(t, config)
-	l, err := r.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "0.1"})
+	l, err := r.Rent(t.Context(), v.Server.URL, RentOptions{Deposit: "0.1"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	done := background(t.Context(), l)
-	eventually(t, "the record after them", func() bool { return l.Snapshot().Sequence == 2 || len(done) > 0 })
+	testrig.Eventually(t, "the record after them", func() bool { return l.Snapshot().Sequence == 2 || len(done) > 0 })
 	said := log.String()
 	if n := strings.Count(said, "did not take a voucher"); n == 0 || n > maxLogLines || len(said) > 100_000 {
 		t.Errorf("%d lines of %d refusals, %d bytes of log", n, refusals, len(said))
@@ -54,11 +55,11 @@ func TestProviderFillsNoLog(t *testing.T) {
 	}
 }
 
-func resignedUntil(t *testing.T, v *villain, expires int64) wire.SignedOffer {
+func resignedUntil(t *testing.T, v *testrig.Hostile, expires int64) wire.SignedOffer {
 	t.Helper()
-	o := v.offer.Offer
+	o := v.Offer.Offer
 	o.Expires = expires
-	signed, err := wire.SignOffer(t.Context(), v.key, o)
+	signed, err := wire.SignOffer(t.Context(), v.Key, o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -67,7 +68,7 @@ func resignedUntil(t *testing.T, v *villain, expires int64) wire.SignedOffer {
 
 // TestLogCountsByTheMinute: what is said of one channel takes no lines of another, and the next minute has its own.
 func TestLogCountsByTheMinute(t *testing.T) {
-	var log logBuffer
+	var log testrig.Log
 	now := time.Unix(600, 0)
 	bounded := boundedLog(slog.New(slog.NewTextHandler(&log, nil)), func() time.Time { return now }).With("renter", 1)
 	say := func(channel string) int {
@@ -97,8 +98,8 @@ func TestLogCountsByTheMinute(t *testing.T) {
 // TestStrangersWordsAreBounded: whatever answers in a provider's place, an error has few words and steers no terminal; and so
 // has what is kept of a provider that was caught.
 func TestStrangersWordsAreBounded(t *testing.T) {
-	m := newMarket(t)
-	r := openRenter(t, m.renterConfig(t, m.payer))
+	m := testrig.NewMarket(t)
+	r := openRenter(t, renterConfig(t, m, m.Payer))
 	long := strings.Repeat("x", 400_000)
 	check := func(name, said string) {
 		t.Helper()
@@ -141,9 +142,9 @@ func TestStrangersWordsAreBounded(t *testing.T) {
 		}
 		check(name, err.Error())
 	}
-	v := newVillain(t, m, nil)
-	v.script = func(*plot) {}
-	l, err := r.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "0.1"})
+	v := testrig.NewHostile(t, m, nil)
+	v.Script = func(*testrig.Stream) {}
+	l, err := r.Rent(t.Context(), v.Server.URL, RentOptions{Deposit: "0.1"})
 	if err != nil {
 		t.Fatal(err)
 	}

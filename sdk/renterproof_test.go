@@ -11,6 +11,7 @@ import (
 	"github.com/gpupay/gpupay/internal/eip712"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
+	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -18,21 +19,21 @@ import (
 // secret, and sends a megabyte with the record that contradicts it. The proof is there, in the renter's database and in
 // what is exported of it.
 func TestProofIsNotCrowdedOut(t *testing.T) {
-	m := newMarket(t)
-	v := newVillain(t, m, nil)
-	v.forgeLease = func(l *wire.Lease) { l.Secret = l.LeaseID.Hex() }
+	m := testrig.NewMarket(t)
+	v := testrig.NewHostile(t, m, nil)
+	v.ForgeLease = func(l *wire.Lease) { l.Secret = l.LeaseID.Hex() }
 	forked := make(chan struct{})
-	v.script = func(p *plot) {
-		p.honest(3)
+	v.Script = func(p *testrig.Stream) {
+		p.Honest(3)
 		<-forked
-		p.usage(p.resign(p.sent, func(r *metering.SignedRecord) {
+		p.Usage(p.Resign(p.Sent, func(r *metering.SignedRecord) {
 			r.To++
 			r.Evidence.Source = strings.Repeat("x", 900_000)
 		}))
 	}
-	config := m.renterConfig(t, m.payer)
+	config := renterConfig(t, m, m.Payer)
 	r := openRenter(t, config)
-	l, err := r.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "1", PayEvery: 50 * time.Millisecond})
+	l, err := r.Rent(t.Context(), v.Server.URL, RentOptions{Deposit: "1", PayEvery: 50 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -65,17 +66,17 @@ func TestProofIsNotCrowdedOut(t *testing.T) {
 
 // TestRefusedRecordIsKeptWithoutItsJunk: a signed lie is kept whole, whatever it comes with.
 func TestRefusedRecordIsKeptWithoutItsJunk(t *testing.T) {
-	m := newMarket(t)
-	v := newVillain(t, m, nil)
-	v.script = func(p *plot) {
-		p.honest(2)
-		p.usage(p.resign(p.next(50*time.Millisecond), func(r *metering.SignedRecord) {
+	m := testrig.NewMarket(t)
+	v := testrig.NewHostile(t, m, nil)
+	v.Script = func(p *testrig.Stream) {
+		p.Honest(2)
+		p.Usage(p.Resign(p.Next(50*time.Millisecond), func(r *metering.SignedRecord) {
 			r.Evidence.Source = strings.Repeat("x", 900_000)
 			r.EvidenceHash = r.Evidence.Hash()
 		}))
 	}
-	r := openRenter(t, m.renterConfig(t, m.payer))
-	l, err := r.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "1"})
+	r := openRenter(t, renterConfig(t, m, m.Payer))
+	l, err := r.Rent(t.Context(), v.Server.URL, RentOptions{Deposit: "1"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -90,7 +91,7 @@ func TestRefusedRecordIsKeptWithoutItsJunk(t *testing.T) {
 	if err := json.Unmarshal(kept[0].Document, &rec); err != nil || rec.Sequence != 3 {
 		t.Errorf("record %d is kept, %v", rec.Sequence, err)
 	}
-	if who, err := eip712.Recover(rec.Digest(metering.Domain(31337, m.Escrow)), rec.Signature); err != nil || who != v.key.Address() {
+	if who, err := eip712.Recover(rec.Digest(metering.Domain(31337, m.Escrow)), rec.Signature); err != nil || who != v.Key.Address() {
 		t.Errorf("it is signed by %s: %v", who, err)
 	}
 }

@@ -8,15 +8,16 @@ import (
 
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/gpupay/gpupay/sdk/audit"
+	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 )
 
 // TestRenterPrune: the records of a rental whose end is final are deleted after its bundle is kept. Those of one that runs, or whose
 // end is not final, that is young, in which the provider was caught or whose bundle could not be kept are not. What was signed and
 // what its GPUs were billed for stays.
 func TestRenterPrune(t *testing.T) {
-	m := newMarket(t)
-	server := m.provider(t, nil)
-	r := openRenter(t, m.renterConfig(t, m.payer))
+	m := testrig.NewMarket(t)
+	server := serveProvider(t, m, nil)
+	r := openRenter(t, renterConfig(t, m, m.Payer))
 	rent := func() *Rental {
 		l, err := r.Rent(t.Context(), server.URL, RentOptions{Deposit: "0.02", PayEvery: 50 * time.Millisecond})
 		if err != nil {
@@ -24,7 +25,7 @@ func TestRenterPrune(t *testing.T) {
 		}
 		ctx, stop := context.WithCancel(t.Context())
 		done := background(ctx, l)
-		eventually(t, "two records", func() bool { return l.Snapshot().Sequence >= 2 })
+		testrig.Eventually(t, "two records", func() bool { return l.Snapshot().Sequence >= 2 })
 		stop()
 		<-done
 		return l

@@ -13,6 +13,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/u256"
 	"github.com/gpupay/gpupay/metering"
+	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -44,7 +45,7 @@ func (p *pair) useUp() {
 	done := background(ctx, p.rental)
 	s := p.rental.Snapshot()
 	target := s.Owed.Uint64() + 2*uint64((p.config.Credit+p.config.MaxGap)/time.Millisecond)
-	eventually(p.T, "use", func() bool { s := p.rental.Snapshot(); return s.Paid.Uint64() >= target || len(done) > 0 })
+	testrig.Eventually(p.T, "use", func() bool { s := p.rental.Snapshot(); return s.Paid.Uint64() >= target || len(done) > 0 })
 	stop()
 	<-done
 }
@@ -175,7 +176,7 @@ func (p *pair) checkPaid(since, then string) {
 	}
 	if then != "closes" {
 		done := background(ctx, rental)
-		eventually(p.T, "records", func() bool {
+		testrig.Eventually(p.T, "records", func() bool {
 			s := rental.Snapshot()
 			return s.Owed.Gt(&known.Spent) && s.Service == wire.StateActive || len(done) > 0
 		})
@@ -307,8 +308,8 @@ func (p *pair) wantNoDebt(before channel.State, then string, isShown func() bool
 // TestShownVoucher: a voucher that the provider shows with the lease counts as signed if we signed it, is on disk before any
 // record is, and explains the records that were paid by it and by those before it; any other changes nothing.
 func TestShownVoucher(t *testing.T) {
-	m := newMarket(t)
-	payer, stranger := channel.NewKey(m.payer), channel.NewKey(m.payee)
+	m := testrig.NewMarket(t)
+	payer, stranger := channel.NewKey(m.Payer), channel.NewKey(m.Payee)
 	const signed = 500_000
 	for name, test := range map[string]struct {
 		by     channel.Signer
@@ -323,8 +324,8 @@ func TestShownVoucher(t *testing.T) {
 		"for all there is":    {payer, func(h *wire.HeldVoucher, _ *channel.Voucher) { h.CumulativeAmount.Int = channel.MaxAmount() }, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
-			v := newVillain(t, m, func(o *wire.Offer) { o.RecordEvery = time.Minute.Milliseconds() })
-			v.forgeLease = func(l *wire.Lease) {
+			v := testrig.NewHostile(t, m, func(o *wire.Offer) { o.RecordEvery = time.Minute.Milliseconds() })
+			v.ForgeLease = func(l *wire.Lease) {
 				voucher := channel.Voucher{ChannelID: l.ChannelID, Cumulative: *uint256.NewInt(signed)}
 				l.Voucher = &wire.HeldVoucher{CumulativeAmount: wire.NewAmount(voucher.Cumulative)}
 				test.change(&wire.HeldVoucher{}, &voucher)
@@ -335,16 +336,16 @@ func TestShownVoucher(t *testing.T) {
 				l.Voucher.Signature = voucher.Signature
 				test.change(l.Voucher, &voucher)
 			}
-			v.script = func(p *plot) {
+			v.Script = func(p *testrig.Stream) {
 				for range 4 * spareRecords {
-					p.usage(p.next(50 * time.Millisecond))
+					p.Usage(p.Next(50 * time.Millisecond))
 				}
 			}
-			config := m.renterConfig(t, m.payer)
+			config := renterConfig(t, m, m.Payer)
 			clock := &later{Clock: metering.System}
 			config.Clock, config.Patience, config.Caps.PerDay = clock, time.Hour, Unlimited
 			r := openRenter(t, config)
-			l, err := r.Rent(t.Context(), v.server.URL, RentOptions{Deposit: "1"})
+			l, err := r.Rent(t.Context(), v.Server.URL, RentOptions{Deposit: "1"})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -354,7 +355,7 @@ func TestShownVoucher(t *testing.T) {
 			clock.by.Store(int64(15 * time.Minute))
 			ctx, stop := context.WithCancel(t.Context())
 			done := background(ctx, l)
-			eventually(t, "records", func() bool { return l.Snapshot().Sequence >= 4*spareRecords || len(done) > 0 })
+			testrig.Eventually(t, "records", func() bool { return l.Snapshot().Sequence >= 4*spareRecords || len(done) > 0 })
 			stop()
 			var dispute *Dispute
 			if err := <-done; errors.As(err, &dispute) != (test.want == 0) {

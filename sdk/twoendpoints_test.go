@@ -19,6 +19,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/badrpc"
 	"github.com/gpupay/gpupay/sdk/chain"
+	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 )
 
 // word sets the last words of an answer to a call whose data begins with a selector: the n-th from the end to a value.
@@ -73,7 +74,7 @@ var falsehoods = []falsehood{
 // is funded by a transaction or without a coin: no money moves beyond the caps, nothing is lost, what fails says so in one
 // line, and the rental ends as if nothing had been.
 func TestRenterOfTwoEndpoints(t *testing.T) {
-	m := newMarket(t)
+	m := testrig.NewMarket(t)
 	var running sync.WaitGroup
 	turns := make(chan struct{}, 8) // they mostly wait
 	long, turn := os.Getenv(LongEndpoints) == "1", 0
@@ -84,7 +85,7 @@ func TestRenterOfTwoEndpoints(t *testing.T) {
 					continue
 				}
 				gasless := (turn/2+i)%2 == 0
-				key := channel.NewKey(m.newcomer(t))
+				key := channel.NewKey(m.Newcomer(t))
 				payee, err := crypto.GenerateKey()
 				if err != nil {
 					t.Fatal(err)
@@ -122,8 +123,8 @@ func btoi(b bool) int {
 
 // A database keeps how many decimals its token has: an endpoint that says another number is refused, alone too.
 func TestDecimalsNeverChange(t *testing.T) {
-	m := newMarket(t)
-	config, bad := m.behindEndpoint(t)
+	m := testrig.NewMarket(t)
+	config, bad := behindEndpoint(t, m)
 	r := openRenter(t, config)
 	if err := r.Close(); err != nil {
 		t.Fatal(err)
@@ -139,12 +140,12 @@ func TestDecimalsNeverChange(t *testing.T) {
 // A deposit that was seen does not count as lower on one endpoint's word, not even the only one's, until as many blocks lie
 // over it as nothing undoes: no top-up passes the cap.
 func TestDepositSeenDoesNotFall(t *testing.T) {
-	m := newMarket(t)
+	m := testrig.NewMarket(t)
 	d := newDrawer(t, m)
-	config, bad := m.behindEndpoint(t)
+	config, bad := behindEndpoint(t, m)
 	config.Caps.PerLease = "1"
 	r := openRenter(t, config)
-	l, err := r.Rent(t.Context(), d.server.URL, RentOptions{Deposit: "1", TopUp: "0.5"})
+	l, err := r.Rent(t.Context(), d.Server.URL, RentOptions{Deposit: "1", TopUp: "0.5"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -175,13 +176,13 @@ func TestDepositSeenDoesNotFall(t *testing.T) {
 // The only endpoint says falsely that channels are over, for so long that the books take it for final: whoever leaves them, or
 // recovers, finds them on the chain and gets the deposit back.
 func TestFinishedIsLookedAtAgain(t *testing.T) {
-	m := newMarket(t)
+	m := testrig.NewMarket(t)
 	d := newDrawer(t, m)
-	config, bad := m.behindEndpoint(t)
+	config, bad := behindEndpoint(t, m)
 	config.ClockOff = time.Hour // each leaving takes the grace period
 	r := openRenter(t, config)
 	for _, recover := range []bool{false, true} {
-		l, err := r.Rent(t.Context(), d.server.URL, RentOptions{Deposit: "1"})
+		l, err := r.Rent(t.Context(), d.Server.URL, RentOptions{Deposit: "1"})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -205,8 +206,8 @@ func TestFinishedIsLookedAtAgain(t *testing.T) {
 			t.Fatal(err)
 		}
 		leave(t, m, l)
-		if got := m.Tokens(t, r.Address()); got != thousand {
-			t.Errorf("%d of %d are back", got, thousand)
+		if got := m.Tokens(t, r.Address()); got != testrig.Thousand {
+			t.Errorf("%d of %d are back", got, testrig.Thousand)
 		}
 	}
 }
@@ -214,8 +215,8 @@ func TestFinishedIsLookedAtAgain(t *testing.T) {
 // A channel of ours whose vouchers another key signs, and one that an endpoint makes up, keep no channel behind them from
 // being found; it is not paid, and its deposit comes back.
 func TestRecoverGoesOn(t *testing.T) {
-	m := newMarket(t)
-	r := openRenter(t, m.renterConfig(t, m.payer))
+	m := testrig.NewMarket(t)
+	r := openRenter(t, renterConfig(t, m, m.Payer))
 	escrow, err := chain.NewEscrow(t.Context(), m.Backend, m.Escrow)
 	if err != nil {
 		t.Fatal(err)
@@ -224,7 +225,7 @@ func TestRecoverGoesOn(t *testing.T) {
 	var others *Rental
 	open := func(signer common.Address) common.Hash {
 		t.Helper()
-		terms := channel.Terms{ChainID: escrow.ChainID(), Escrow: m.Escrow, Payer: r.Address(), Payee: m.payeeAddress(), Token: m.Token, Salt: shortSalt(), AuthorizedSigner: signer}
+		terms := channel.Terms{ChainID: escrow.ChainID(), Escrow: m.Escrow, Payer: r.Address(), Payee: m.PayeeAddress(), Token: m.Token, Salt: shortSalt(), AuthorizedSigner: signer}
 		if err := r.w.Token.Allow(t.Context(), r.w.Sender, m.Escrow, *uint256.NewInt(1_000_000), 1); err != nil {
 			t.Fatal(err)
 		}
@@ -249,7 +250,7 @@ func TestRecoverGoesOn(t *testing.T) {
 		t.Errorf("a voucher that another key must sign: %v", err)
 	}
 	leave(t, m, others)
-	if got := m.Tokens(t, r.Address()); got != thousand-1_000_000 {
+	if got := m.Tokens(t, r.Address()); got != testrig.Thousand-1_000_000 {
 		t.Errorf("%d are back", got)
 	}
 }

@@ -13,13 +13,14 @@ import (
 	"github.com/ethereum/go-ethereum/common"
 
 	"github.com/gpupay/gpupay/channel"
+	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/tower"
 )
 
 // A provider tells its watchtowers the newest voucher at once when its payer wants out, however seldom it tells them
 // otherwise, and a watchtower that is down or refuses everything holds up neither service nor the others.
 func TestTowersAreToldAtOnce(t *testing.T) {
-	m := newMarket(t)
+	m := testrig.NewMarket(t)
 	watch, err := tower.New(t.Context(), tower.Config{
 		Backend: m.Backend, Escrow: m.Escrow, Key: channel.NewKey(m.Keys[5]), Database: filepath.Join(t.TempDir(), "tower.db"),
 		Tokens: map[common.Address]string{m.Token: "0.000001"}, Poll: 50 * time.Millisecond, Log: slog.New(slog.DiscardHandler),
@@ -34,16 +35,16 @@ func TestTowersAreToldAtOnce(t *testing.T) {
 	release := make(chan struct{})
 	slow := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { hung.Add(1); <-release }))
 	t.Cleanup(func() { close(release); slow.Close() })
-	server := m.provider(t, func(c *ProviderConfig) {
+	server := serveProvider(t, m, func(c *ProviderConfig) {
 		c.Watchtowers, c.WatchtowerEvery = []string{slow.URL, "http://127.0.0.1:1", good.URL}, time.Hour
 	})
-	l, err := openRenter(t, m.renterConfig(t, m.payer)).Rent(t.Context(), server.URL, RentOptions{GPUs: 1, Deposit: "1", PayEvery: 200 * time.Millisecond})
+	l, err := openRenter(t, renterConfig(t, m, m.Payer)).Rent(t.Context(), server.URL, RentOptions{GPUs: 1, Deposit: "1", PayEvery: 200 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, stop := context.WithCancel(t.Context())
 	done := background(ctx, l)
-	eventually(t, "payments", func() bool { s := l.Snapshot(); return s.Paid.Uint64() > 500 })
+	testrig.Eventually(t, "payments", func() bool { s := l.Snapshot(); return s.Paid.Uint64() > 500 })
 	stop()
 	<-done
 	if known, err := watch.Channels(t.Context()); err != nil || len(known) > 0 {
@@ -58,13 +59,13 @@ func TestTowersAreToldAtOnce(t *testing.T) {
 	asked := make(chan error, 1)
 	relay := relayer(t, m)
 	go func() { asked <- relay.RequestClose(t.Context(), request) }()
-	eventually(t, "the close request", func() bool {
+	testrig.Eventually(t, "the close request", func() bool {
 		n, err := m.Backend.PendingNonceAt(t.Context(), relay.Sender.Address())
 		return err == nil && n > 0
 	})
 	m.Mine(t, 1)
 	began := time.Now()
-	eventually(t, "the tower to know", func() bool {
+	testrig.Eventually(t, "the tower to know", func() bool {
 		known, err := watch.Channels(t.Context())
 		return err == nil && len(known) == 1 && known[0].Accepted == paid
 	})

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/gpupay/gpupay/sdk/audit"
+	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -26,7 +27,7 @@ func TestX402PriceChange(t *testing.T) {
 			r.shut()
 			r.config.PricePerGPUHour = price
 			r.start()
-			eventually(t, "the lease goes on", func() bool { return r.provider.running(n.slate().ID) != nil })
+			testrig.Eventually(t, "the lease goes on", func() bool { return r.provider.running(n.slate().ID) != nil })
 			last := n.tick()
 			if last.Lease != first.Lease || !last.Record.Final {
 				t.Errorf("the tick after the price changed is answered by record %d of lease %s, final %t; the lease that ran was %s",
@@ -39,7 +40,7 @@ func TestX402PriceChange(t *testing.T) {
 			id := n.slate().ID
 			if l := r.provider.running(id); l != nil {
 				r.provider.endSoon(l, "over")
-				eventually(t, "it ends", func() bool { return r.provider.running(id) == nil })
+				testrig.Eventually(t, "it ends", func() bool { return r.provider.running(id) == nil })
 			}
 			kept, err := r.provider.Export(t.Context(), id)
 			if err != nil {

@@ -29,6 +29,7 @@ import (
 	"github.com/gpupay/gpupay/internal/badrpc"
 	"github.com/gpupay/gpupay/internal/chaintest"
 	"github.com/gpupay/gpupay/sdk/chain"
+	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/wire"
 	"github.com/gpupay/gpupay/sdk/x402"
 )
@@ -66,7 +67,7 @@ func (k *shark) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case 2:
 		k.demand(w, string(x402.CodeCumulativeExceedsBalance))
 	default:
-		receipt := x402.SettleResponse{Success: true, Network: 31337, ChargedAmount: ptr(wireUnits(uint64(k.random.IntN(stallPrice))))}
+		receipt := x402.SettleResponse{Success: true, Network: 31337, ChargedAmount: ptr(wireUnits(uint64(k.random.IntN(testrig.SellerPrice))))}
 		if err := receipt.Set(w.Header()); err != nil {
 			k.Error(err)
 		}
@@ -74,21 +75,21 @@ func (k *shark) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 func (k *shark) demand(w http.ResponseWriter, reason string) {
-	offer := k.offer
+	offer := k.Offer
 	offer.PayTo = wire.Address(crypto.PubkeyToAddress(k.payees[k.random.IntN(len(k.payees))].PublicKey))
 	offer.Extra.ReceiverAuthorizer = offer.PayTo
 	if k.random.IntN(2) == 0 { // what it said before is what it gets deposits by
 		offer.Extra.WithdrawDelay += uint64(k.random.IntN(5))
 		offer.Extra.ReceiverAuthorizer[0] += byte(k.random.IntN(2))
 	}
-	offer.Amount = wireUnits(1 + uint64(k.random.IntN(stallPrice)))
+	offer.Amount = wireUnits(1 + uint64(k.random.IntN(testrig.SellerPrice)))
 	offer.MaxTimeoutSeconds = uint64(k.random.IntN(1 << 30))
 	least := wireUnits(uint64(k.random.IntN(20_000)))
 	if offer.Extra.MinDeposit = &least; k.random.IntN(3) == 0 {
 		offer.Extra.MinDeposit = nil
 	}
 	offer.Extra.Name, offer.Extra.Version = fmt.Sprint(k.random.Uint32()), fmt.Sprint(k.random.Uint32())
-	required := x402.PaymentRequired{Error: reason, Resource: x402.Resource{URL: k.server.URL}, Accepts: []x402.Requirements{offer, k.offer}}
+	required := x402.PaymentRequired{Error: reason, Resource: x402.Resource{URL: k.Server.URL}, Accepts: []x402.Requirements{offer, k.Offer}}
 	if err := required.Set(w.Header()); err != nil {
 		k.Error(err)
 	}
@@ -99,12 +100,12 @@ func (k *shark) demand(w http.ResponseWriter, reason string) {
 // keeps them or sends them late: what is locked and what it could still lock stays within every cap, and what is on disk is
 // what was signed for.
 func TestX402ServerLocksNoMoreThanTheCaps(t *testing.T) {
-	m := newX402Market(t)
+	m := testrig.NewX402Market(t)
 	const perLease, perDay, perPayee = 30_000, 60_000, 45_000
 	for seed := range uint64(3) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			s := newStall(t, m)
-			s.payer = m.newcomer(t)
+			s.Payer = m.Newcomer(t)
 			k := &shark{stall: s, random: rand.New(rand.NewPCG(seed, 9))}
 			for range 3 {
 				key, err := crypto.GenerateKey()
@@ -113,7 +114,7 @@ func TestX402ServerLocksNoMoreThanTheCaps(t *testing.T) {
 				}
 				k.payees = append(k.payees, key)
 			}
-			s.server.Config.Handler = k
+			s.Server.Config.Handler = k
 			x := s.client(Caps{PricePerGPUHour: "1", PerLease: "0.03", PerDay: "0.06", PerPayee: "0.045"}, stallOptions)
 			signed := map[common.Hash]bool{}
 			for range 80 {
@@ -132,7 +133,7 @@ func TestX402ServerLocksNoMoreThanTheCaps(t *testing.T) {
 					t.Errorf("channel %s is on disk and nothing was signed for it", c.ID)
 				}
 			}
-			if k.Tokens(t, k.payerAddress()) == thousand {
+			if k.Tokens(t, k.PayerAddress()) == testrig.Thousand {
 				t.Error("nothing was locked: the test showed nothing")
 			}
 		})
@@ -148,7 +149,7 @@ func (k *shark) within(x *X402Client, perLease, perDay, perPayee uint64) {
 	}
 	byPayee, byChannel, total := map[common.Address]uint64{}, map[common.Hash]uint64{}, uint64(0)
 	for _, c := range all {
-		s, err := k.contract.State(k.Context(), c.ID)
+		s, err := k.Contract.State(k.Context(), c.ID)
 		if err != nil {
 			k.Fatal(err)
 		}
@@ -165,7 +166,7 @@ func (k *shark) within(x *X402Client, perLease, perDay, perPayee uint64) {
 			total += d.Amount.Uint64()
 		}
 	}
-	if gone := thousand - k.Tokens(k.T, k.payerAddress()); total < gone {
+	if gone := testrig.Thousand - k.Tokens(k.T, k.PayerAddress()); total < gone {
 		k.Errorf("%d are gone, channels and authorizations explain %d", gone, total)
 	}
 	for id, n := range byChannel {
@@ -186,7 +187,7 @@ func (k *shark) within(x *X402Client, perLease, perDay, perPayee uint64) {
 func (k *shark) used(x *X402Client, p x402.PaymentPayload) bool {
 	k.Helper()
 	nonce := channel.DepositNonce(common.Hash(p.Payload.Voucher.ChannelID), common.Hash(p.Payload.Deposit.Authorization.Salt))
-	used, err := x.w.Token.AuthorizationUsed(k.Context(), k.payerAddress(), nonce)
+	used, err := x.w.Token.AuthorizationUsed(k.Context(), k.PayerAddress(), nonce)
 	if err != nil {
 		k.Fatal(err)
 	}
@@ -195,35 +196,35 @@ func (k *shark) used(x *X402Client, p x402.PaymentPayload) bool {
 
 // bank sends a deposit unless it was sent before.
 func (k *shark) bank(p x402.PaymentPayload) {
-	call := k.contract.DepositCall(p.Payload.Config.Terms(p.Accepted.Network), common.Hash(p.Payload.Deposit.Authorization.Salt),
+	call := k.Contract.DepositCall(p.Payload.Config.Terms(p.Accepted.Network), common.Hash(p.Payload.Deposit.Authorization.Salt),
 		chain.Authorization{Authorization: p.Payload.Authorization(), Signature: p.Payload.Deposit.Authorization.Signature[:]})
-	if k.contract.Simulate(k.Context(), crypto.PubkeyToAddress(k.payee.PublicKey), call) == nil {
-		k.Transact(k.T, k.payee, call.To, call.Data)
+	if k.Contract.Simulate(k.Context(), crypto.PubkeyToAddress(k.Payee.PublicKey), call) == nil {
+		k.Transact(k.T, k.Payee, call.To, call.Data)
 	}
 }
 
 // TestX402ServerHasOneChannel: a server that names other terms each time gets no second channel while there is money in the
 // first, and its refusal fills no disk. When the first is empty, other terms are taken.
 func TestX402ServerHasOneChannel(t *testing.T) {
-	s := newStall(t, newX402Market(t))
+	s := newStall(t, testrig.NewX402Market(t))
 	x := s.client(stallCaps, stallOptions)
 	s.buy(x)
 	first := s.only(x)
-	honest := s.offer
+	honest := s.Offer
 	for i := range uint64(20) {
-		switch s.offer = honest; i % 3 {
+		switch s.Offer = honest; i % 3 {
 		case 0:
-			s.offer.Extra.WithdrawDelay += 1 + i
+			s.Offer.Extra.WithdrawDelay += 1 + i
 		case 1:
-			s.offer.Extra.ReceiverAuthorizer[0] += byte(1 + i)
+			s.Offer.Extra.ReceiverAuthorizer[0] += byte(1 + i)
 		case 2:
-			s.offer.Extra.WithdrawDelay, s.offer.Extra.ReceiverAuthorizer = 7200+i, wire.Address{byte(i)}
+			s.Offer.Extra.WithdrawDelay, s.Offer.Extra.ReceiverAuthorizer = 7200+i, wire.Address{byte(i)}
 		}
 		if _, err := s.get(x); !errors.Is(err, ErrNotOffered) {
 			t.Fatalf("other terms: %v", err)
 		}
 	}
-	if c := s.only(x); c.ID != first.ID || s.Tokens(t, s.payerAddress()) != thousand-stallDeposit {
+	if c := s.only(x); c.ID != first.ID || s.Tokens(t, s.PayerAddress()) != testrig.Thousand-testrig.SellerDeposit {
 		t.Errorf("%+v", c)
 	}
 	kept, err := x.slates().load(t.Context(), first.ID)
@@ -234,7 +235,7 @@ func TestX402ServerHasOneChannel(t *testing.T) {
 	if err := x.slates().save(t.Context(), kept); err != nil {
 		t.Fatal(err)
 	}
-	s.base, s.newest = 0, nil
+	s.Base, s.Newest = 0, nil
 	s.buy(x)
 	if all, err := x.Channels(t.Context()); err != nil || len(all) != 2 {
 		t.Errorf("%d channels, %v", len(all), err)
@@ -243,10 +244,10 @@ func TestX402ServerHasOneChannel(t *testing.T) {
 
 // TestX402RefusedOffersLeaveNoTrace: what a cap or the balance refuses is not on disk.
 func TestX402RefusedOffersLeaveNoTrace(t *testing.T) {
-	s := newStall(t, newX402Market(t))
+	s := newStall(t, testrig.NewX402Market(t))
 	x := s.client(Caps{PricePerGPUHour: "1", PerLease: "1", PerDay: "0.009", PerPayee: "1"}, stallOptions)
 	for i := range uint64(10) {
-		s.offer.Extra.WithdrawDelay = 900 + i
+		s.Offer.Extra.WithdrawDelay = 900 + i
 		var capped *channel.CapError
 		if _, err := s.get(x); !errors.As(err, &capped) || !errors.Is(err, ErrDeposit) {
 			t.Fatal(err)
@@ -254,8 +255,8 @@ func TestX402RefusedOffersLeaveNoTrace(t *testing.T) {
 	}
 	known, err := x.payer.Channels(t.Context())
 	all, err2 := x.slates().list(t.Context())
-	if len(known) != 0 || len(all) != 0 || len(s.paid) != 0 {
-		t.Errorf("%d channels, %d slates, %d payments, %v", len(known), len(all), len(s.paid), errors.Join(err, err2))
+	if len(known) != 0 || len(all) != 0 || len(s.Paid) != 0 {
+		t.Errorf("%d channels, %d slates, %d payments, %v", len(known), len(all), len(s.Paid), errors.Join(err, err2))
 	}
 }
 
@@ -263,16 +264,16 @@ func TestX402RefusedOffersLeaveNoTrace(t *testing.T) {
 // the channel was left. Its payee, whose signature proves nothing of it, is paid at another site, and rented from: anybody can
 // name it in his 402.
 func TestX402CaughtServerIsNotPaidElsewhere(t *testing.T) {
-	s := newStall(t, newX402Market(t))
+	s := newStall(t, testrig.NewX402Market(t))
 	x := s.client(stallCaps, stallOptions)
 	s.buy(x)
-	s.receipt = func(r *x402.SettleResponse) { r.ChargedAmount = ptr(wireUnits(stallPrice + 1)) }
+	s.Receipt = func(r *x402.SettleResponse) { r.ChargedAmount = ptr(wireUnits(testrig.SellerPrice + 1)) }
 	var d *Dispute
 	if _, err := s.get(x); !errors.As(err, &d) {
 		t.Fatal(err)
 	}
-	s.receipt = nil
-	paid, honest := len(s.paid), s.offer
+	s.Receipt = nil
+	paid, honest := len(s.Paid), s.Offer
 	elsewhere := httptest.NewServer(s)
 	defer elsewhere.Close()
 	try := func(name, url string) {
@@ -281,30 +282,30 @@ func TestX402CaughtServerIsNotPaidElsewhere(t *testing.T) {
 			t.Fatal(err)
 		}
 		resp, err := x.Client().Do(req)
-		if !errors.As(err, &d) || len(s.paid) != paid {
+		if !errors.As(err, &d) || len(s.Paid) != paid {
 			t.Errorf("%s: %v, %v", name, resp, err)
 		}
 	}
-	s.offer.Extra.WithdrawDelay++
-	try("other terms", s.server.URL)
-	s.offer = honest
-	s.offer.PayTo[0]++
-	s.offer.Extra.ReceiverAuthorizer = s.offer.PayTo
-	try("another payee", s.server.URL+"/other")
-	s.offer = honest
-	try("with its own payee again", s.server.URL)
+	s.Offer.Extra.WithdrawDelay++
+	try("other terms", s.Server.URL)
+	s.Offer = honest
+	s.Offer.PayTo[0]++
+	s.Offer.Extra.ReceiverAuthorizer = s.Offer.PayTo
+	try("another payee", s.Server.URL+"/other")
+	s.Offer = honest
+	try("with its own payee again", s.Server.URL)
 	if resp, err := x.Client().Get(elsewhere.URL); err != nil || resp.StatusCode != http.StatusOK {
 		t.Errorf("its payee elsewhere: %v, %v", resp, err)
 	}
 	if err := x.w.Vet(t.Context(), common.Address(honest.PayTo), "http://elsewhere"); err != nil {
 		t.Errorf("a rental of its payee elsewhere: %v", err)
 	}
-	if err := x.w.Vet(t.Context(), common.Address{1}, site(parsed(t, s.server.URL))); !errors.As(err, &d) {
+	if err := x.w.Vet(t.Context(), common.Address{1}, site(parsed(t, s.Server.URL))); !errors.As(err, &d) {
 		t.Errorf("a rental there: %v", err)
 	}
-	other := newStall(t, s.market)
+	other := newStall(t, s.Market)
 	other.renter = nil
-	if resp, err := x.Client().Get(other.server.URL); err != nil || resp.StatusCode != http.StatusOK {
+	if resp, err := x.Client().Get(other.Server.URL); err != nil || resp.StatusCode != http.StatusOK {
 		t.Errorf("somebody else: %v, %v", resp, err)
 	}
 }
@@ -321,7 +322,7 @@ func parsed(t *testing.T, address string) *url.URL {
 // TestX402ClientsOfOneRenterTakeTurns: two clients of one renter share its channels: no deposit is made twice and nothing is
 // reported lost.
 func TestX402ClientsOfOneRenterTakeTurns(t *testing.T) {
-	s := newStall(t, newX402Market(t))
+	s := newStall(t, testrig.NewX402Market(t))
 	first := s.client(stallCaps, stallOptions)
 	second, err := s.renter.X402(t.Context(), stallOptions)
 	if err != nil {
@@ -338,10 +339,10 @@ func TestX402ClientsOfOneRenterTakeTurns(t *testing.T) {
 	}
 	wait.Wait()
 	deposits := 0
-	for _, p := range s.paid {
+	for _, p := range s.Paid {
 		deposits += count(p.Payload.Deposit != nil)
 	}
-	if c := s.only(first); deposits != 1 || c.Charged.Uint64() != 16*stallCharge || c.Deposit.Uint64() != stallDeposit {
+	if c := s.only(first); deposits != 1 || c.Charged.Uint64() != 16*testrig.SellerCharge || c.Deposit.Uint64() != testrig.SellerDeposit {
 		t.Errorf("%d deposits, %+v", deposits, c)
 	}
 }
@@ -365,17 +366,17 @@ func (a *ahead) HeaderByNumber(ctx context.Context, n *big.Int) (*types.Header, 
 // is good for long, and none beside one that is still good.
 func TestX402LyingClock(t *testing.T) {
 	const years = 10 * 365 * 24 * time.Hour
-	s := newStall(t, newX402Market(t))
+	s := newStall(t, testrig.NewX402Market(t))
 	x := s.client(stallCaps, stallOptions)
 	lying := &ahead{Backend: x.w.Backend, by: years}
 	x.w.Backend = lying
 	for _, lying.by = range []time.Duration{years, -24 * time.Hour} { // the latter is a clock of ours that is a day ahead, too
-		if _, err := s.get(x); !errors.Is(err, chain.ErrClock) || len(s.paid) != 0 {
-			t.Errorf("%s: %v, %d payments", lying.by, err, len(s.paid))
+		if _, err := s.get(x); !errors.Is(err, chain.ErrClock) || len(s.Paid) != 0 {
+			t.Errorf("%s: %v, %d payments", lying.by, err, len(s.Paid))
 		}
 	}
 	lying.by = 0
-	s.instead = func(_ *stall, w http.ResponseWriter, _ x402.PaymentPayload) bool {
+	s.Instead = func(_ *testrig.Seller, w http.ResponseWriter, _ x402.PaymentPayload) bool {
 		w.WriteHeader(http.StatusBadGateway)
 		return true
 	}
@@ -385,8 +386,8 @@ func TestX402LyingClock(t *testing.T) {
 		}
 	}
 	latest := time.Now().Add(5*time.Minute + 2*time.Minute).Unix()
-	for i, p := range s.paid {
-		if d := p.Payload.Deposit; d == nil || *d != *s.paid[0].Payload.Deposit || int64(d.Authorization.ValidBefore) > latest {
+	for i, p := range s.Paid {
+		if d := p.Payload.Deposit; d == nil || *d != *s.Paid[0].Payload.Deposit || int64(d.Authorization.ValidBefore) > latest {
 			t.Errorf("payment %d: %+v", i, d)
 		}
 	}
@@ -432,27 +433,27 @@ func rewrite(t *testing.T, net *chaintest.Chain, contract *chain.BatchSettlement
 // voucher of ours is paid on where a second endpoint says the same.
 func TestX402FalseClaimIsNotSignedFor(t *testing.T) {
 	const claim = 6000
-	m := newX402Market(t)
+	m := testrig.NewX402Market(t)
 	second := badrpc.New(t, m.URL)
 	for name, row := range map[string]struct {
 		shows, two bool
 		most       uint64 // that is signed
 	}{
-		"it shows our voucher": {true, false, 2*stallCharge + stallPrice},
-		"it shows none":        {false, false, stallPrice},
-		"two endpoints":        {false, true, claim + stallPrice},
+		"it shows our voucher": {true, false, 2*testrig.SellerCharge + testrig.SellerPrice},
+		"it shows none":        {false, false, testrig.SellerPrice},
+		"two endpoints":        {false, true, claim + testrig.SellerPrice},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newStall(t, m)
-			s.payer = m.newcomer(t)
+			s.Payer = m.Newcomer(t)
 			x := s.client(stallCaps, stallOptions)
 			for range 3 {
 				s.buy(x)
 			}
-			rewrite(t, m.Chain, s.contract, s.only(x).ID, 0, claim, func(v channel.ChainView) uint256.Int { return v.Settled })
-			s.database, s.paid = filepath.Join(t.TempDir(), "new.db"), nil
+			rewrite(t, m.Chain, s.Contract, s.only(x).ID, 0, claim, func(v channel.ChainView) uint256.Int { return v.Settled })
+			s.database, s.Paid = filepath.Join(t.TempDir(), "new.db"), nil
 			if !row.shows {
-				s.base, s.newest = claim, nil
+				s.Base, s.Newest = claim, nil
 			}
 			x = s.client(stallCaps, stallOptions)
 			if row.two {
@@ -472,12 +473,12 @@ func TestX402FalseClaimIsNotSignedFor(t *testing.T) {
 				if served := resp.StatusCode == http.StatusOK; served != row.two {
 					t.Errorf("served: %t", served)
 				}
-				for _, p := range s.paid {
+				for _, p := range s.Paid {
 					if v := p.Payload.Voucher.MaxClaimableAmount; v.Uint64() > row.most {
 						t.Errorf("%s was signed, at most %d may be", v.Dec(), row.most)
 					}
 				}
-				row.most += stallCharge
+				row.most += testrig.SellerCharge
 			}
 		})
 	}
@@ -486,7 +487,7 @@ func TestX402FalseClaimIsNotSignedFor(t *testing.T) {
 // TestX402LostDatabase: with a new database, under caps that the old channel alone is above, the next request is served at
 // once, reports nothing lost and deposits nothing, whether the server claimed or not and whoever deposited.
 func TestX402LostDatabase(t *testing.T) {
-	m := newX402Market(t)
+	m := testrig.NewX402Market(t)
 	for _, row := range []struct {
 		name   string
 		bought int
@@ -500,27 +501,27 @@ func TestX402LostDatabase(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			s := newStall(t, m)
-			s.payer = m.newcomer(t)
+			s.Payer = m.Newcomer(t)
 			x := s.client(stallCaps, stallOptions)
 			for range row.bought {
 				s.buy(x)
 			}
 			c := s.only(x)
 			if row.claim {
-				s.claim(c.Terms)
+				s.Claim(c.Terms)
 			}
 			if row.gift > 0 {
-				gift(t, s.Chain, s.contract, c.ID, row.gift)
+				gift(t, s.Chain, s.Contract, c.ID, row.gift)
 			}
 			s.database = filepath.Join(t.TempDir(), "new.db")
 			x = s.client(Caps{PricePerGPUHour: "1", PerLease: "0.009", PerDay: "0.0025", PerPayee: "0.009"}, stallOptions)
 			s.buy(x)
 			s.buy(x)
 			got := s.only(x)
-			if want := uint64(row.bought+2) * stallCharge; got.Charged.Uint64() != want || got.Signed.Uint64() != want+stallPrice-stallCharge {
+			if want := uint64(row.bought+2) * testrig.SellerCharge; got.Charged.Uint64() != want || got.Signed.Uint64() != want+testrig.SellerPrice-testrig.SellerCharge {
 				t.Errorf("%+v, want %d charged", got, want)
 			}
-			if got.Deposit.Uint64() != stallDeposit+row.gift || s.Tokens(t, s.payerAddress()) != thousand-stallDeposit {
+			if got.Deposit.Uint64() != testrig.SellerDeposit+row.gift || s.Tokens(t, s.PayerAddress()) != testrig.Thousand-testrig.SellerDeposit {
 				t.Errorf("deposited anew: %+v", got)
 			}
 		})
@@ -529,19 +530,19 @@ func TestX402LostDatabase(t *testing.T) {
 
 // TestX402StalledRefusal: a 402 whose body never ends does not hold the channel's turn.
 func TestX402StalledRefusal(t *testing.T) {
-	s := newStall(t, newX402Market(t))
+	s := newStall(t, testrig.NewX402Market(t))
 	x := s.client(stallCaps, stallOptions)
 	s.buy(x)
 	done := make(chan struct{})
-	s.server.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	s.Server.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		_, err := x402.ParsePaymentPayload(r.Header)
 		if paid := err == nil; !paid {
 			s.ServeHTTP(w, r)
 			return
 		}
-		s.mu.Lock()
-		s.correct(w, stallCharge-1, s.newest)
-		s.mu.Unlock()
+		s.Mu.Lock()
+		s.Correct(w, testrig.SellerCharge-1, s.Newest)
+		s.Mu.Unlock()
 		w.(http.Flusher).Flush()
 		<-done
 	})
@@ -557,12 +558,12 @@ func TestX402StalledRefusal(t *testing.T) {
 
 // TestX402TakesTheCheapestOffer: of offers that fit, the cheapest is paid, wherever it stands.
 func TestX402TakesTheCheapestOffer(t *testing.T) {
-	s := newStall(t, newX402Market(t))
+	s := newStall(t, testrig.NewX402Market(t))
 	x := s.client(stallCaps, stallOptions)
-	dear, cheap, foreign := s.offer, s.offer, s.offer
-	cheap.Amount, foreign.Amount, foreign.Network = wireUnits(stallPrice/2), wireUnits(1), 8453
+	dear, cheap, foreign := s.Offer, s.Offer, s.Offer
+	cheap.Amount, foreign.Amount, foreign.Network = wireUnits(testrig.SellerPrice/2), wireUnits(1), 8453
 	for i, accepts := range [][]x402.Requirements{{dear, cheap, foreign}, {foreign, cheap, dear}, {cheap, dear}} {
-		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.server.URL, nil)
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.Server.URL, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -619,7 +620,7 @@ func newOldNode(t *testing.T, target string, block uint64) *oldNode {
 func TestX402LowerViewOfOneEndpoint(t *testing.T) {
 	for _, name := range []string{"drained", "expired", "another channel"} {
 		t.Run(name, func(t *testing.T) {
-			m := newX402Market(t)
+			m := testrig.NewX402Market(t)
 			head, err := m.Backend.BlockNumber(t.Context())
 			if err != nil {
 				t.Fatal(err)
@@ -638,7 +639,7 @@ func TestX402LowerViewOfOneEndpoint(t *testing.T) {
 			}
 			x.w.Alone = false
 			var kept x402.PaymentPayload
-			keeps := func(_ *stall, w http.ResponseWriter, p x402.PaymentPayload) bool {
+			keeps := func(_ *testrig.Seller, w http.ResponseWriter, p x402.PaymentPayload) bool {
 				kept = p
 				w.WriteHeader(http.StatusBadGateway)
 				return true
@@ -646,25 +647,25 @@ func TestX402LowerViewOfOneEndpoint(t *testing.T) {
 			switch name {
 			case "drained":
 				s.buy(x)
-				s.instead = func(s *stall, w http.ResponseWriter, p x402.PaymentPayload) bool {
-					s.refuse(w, string(x402.CodeCumulativeExceedsBalance), s.offer)
+				s.Instead = func(s *testrig.Seller, w http.ResponseWriter, p x402.PaymentPayload) bool {
+					s.Refuse(w, string(x402.CodeCumulativeExceedsBalance), s.Offer)
 					return true
 				}
 			case "expired":
-				s.instead = keeps
+				s.Instead = keeps
 				if _, err := s.get(x); err != nil {
 					t.Fatal(err)
 				}
-				s.instead = nil
-				s.bank(kept)
+				s.Instead = nil
+				s.Bank(kept)
 				const later = 20 * time.Minute
 				m.AdvanceTime(t, later)
 				m.Mine(t, 1)
 				x.w.Now = func() time.Time { return time.Now().Add(later) }
 			case "another channel":
 				s.buy(x)
-				s.offer.Extra.WithdrawDelay++
-				s.base, s.newest = 0, nil
+				s.Offer.Extra.WithdrawDelay++
+				s.Base, s.Newest = 0, nil
 			}
 			lying.lies.Store(true)
 			for range 3 {
@@ -672,7 +673,7 @@ func TestX402LowerViewOfOneEndpoint(t *testing.T) {
 				t.Log(err)
 			}
 			deposits := make(map[x402.Hash]bool)
-			for _, p := range s.paid {
+			for _, p := range s.Paid {
 				if d := p.Payload.Deposit; d != nil {
 					deposits[d.Authorization.Salt] = true
 				}
@@ -681,7 +682,7 @@ func TestX402LowerViewOfOneEndpoint(t *testing.T) {
 				t.Errorf("%d deposits were signed", len(deposits))
 			}
 			lying.lies.Store(false)
-			if all, err := x.Channels(t.Context()); err != nil || len(all) != 1 || all[0].Deposit.Uint64() != stallDeposit {
+			if all, err := x.Channels(t.Context()); err != nil || len(all) != 1 || all[0].Deposit.Uint64() != testrig.SellerDeposit {
 				t.Errorf("%+v, %v", all, err)
 			}
 		})

@@ -1,8 +1,6 @@
 package sdk
 
 import (
-	"context"
-	"crypto/ecdsa"
 	"errors"
 	"net/http"
 	"net/http/httptest"
@@ -16,6 +14,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
+	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/wire"
 	"github.com/gpupay/gpupay/sdk/x402"
 )
@@ -24,7 +23,7 @@ func wireUnits(n uint64) wire.Amount { return wire.NewAmount(*uint256.NewInt(n))
 
 // TestX402RenterRefusesOffers: what is not to be paid is not paid: no second request, no channel, no signature.
 func TestX402RenterRefusesOffers(t *testing.T) {
-	m := newX402Market(t)
+	m := testrig.NewX402Market(t)
 	for _, row := range []struct {
 		name string
 		bend func(*x402.Requirements)
@@ -32,7 +31,7 @@ func TestX402RenterRefusesOffers(t *testing.T) {
 	}{
 		{"another chain", func(o *x402.Requirements) { o.Network = 8453 }, chain.ErrChainID},
 		{"another asset", func(o *x402.Requirements) { o.Asset = wire.Address{1} }, ErrToken},
-		{"price over MaxPrice", func(o *x402.Requirements) { o.Amount = wireUnits(stallPrice + 1) }, ErrTooDear},
+		{"price over MaxPrice", func(o *x402.Requirements) { o.Amount = wireUnits(testrig.SellerPrice + 1) }, ErrTooDear},
 		{"withdraw delay of 30 days", func(o *x402.Requirements) { o.Extra.WithdrawDelay = 30 * 24 * 3600 }, ErrEscrow},
 		{"withdraw delay past any", func(o *x402.Requirements) { o.Extra.WithdrawDelay = 1<<40 - 1 }, ErrEscrow},
 		{"withdraw delay too short for the contract", func(o *x402.Requirements) { o.Extra.WithdrawDelay = 899 }, channel.ErrTerms},
@@ -41,28 +40,28 @@ func TestX402RenterRefusesOffers(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			s := newStall(t, m)
-			row.bend(&s.offer)
+			row.bend(&s.Offer)
 			x := s.client(stallCaps, stallOptions)
 			if _, err := s.get(x); !errors.Is(err, row.want) || !errors.Is(err, ErrNotOffered) {
 				t.Errorf("%v, want %v", err, row.want)
 			}
-			if s.asked != 1 || s.only(x).ID != (common.Hash{}) {
-				t.Errorf("%d requests, %+v", s.asked, s.only(x))
+			if s.Asked != 1 || s.only(x).ID != (common.Hash{}) {
+				t.Errorf("%d requests, %+v", s.Asked, s.only(x))
 			}
 		})
 	}
 	t.Run("minimum deposit over the cap", func(t *testing.T) {
 		s := newStall(t, m)
 		x := s.client(Caps{PricePerGPUHour: "1", PerLease: "0.009999", PerDay: "1", PerPayee: "1"}, stallOptions)
-		if _, err := s.get(x); !errors.Is(err, ErrDeposit) || len(s.paid) != 0 {
-			t.Errorf("%v, %d payments", err, len(s.paid))
+		if _, err := s.get(x); !errors.Is(err, ErrDeposit) || len(s.Paid) != 0 {
+			t.Errorf("%v, %d payments", err, len(s.Paid))
 		}
 	})
 	t.Run("minimum deposit over what we said", func(t *testing.T) {
 		s := newStall(t, m)
 		x := s.client(stallCaps, X402Options{MaxPrice: "0.001", Deposit: "0.009999"})
-		if _, err := s.get(x); !errors.Is(err, ErrDeposit) || len(s.paid) != 0 {
-			t.Errorf("%v, %d payments", err, len(s.paid))
+		if _, err := s.get(x); !errors.Is(err, ErrDeposit) || len(s.Paid) != 0 {
+			t.Errorf("%v, %d payments", err, len(s.Paid))
 		}
 	})
 	t.Run("another contract at the escrow's address", func(t *testing.T) {
@@ -79,7 +78,7 @@ func TestX402RenterRefusesOffers(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := newStall(t, m)
 			x := s.client(stallCaps, stallOptions)
-			s.server.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			s.Server.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 				w.Header().Set(x402.HeaderRequired, header)
 				w.WriteHeader(http.StatusPaymentRequired)
 			})
@@ -93,7 +92,7 @@ func TestX402RenterRefusesOffers(t *testing.T) {
 // TestX402RenterCatchesServers: a server that served once lies about the channel. Each lie costs at most what was signed
 // before it; what it was caught at is kept, and nothing more is paid.
 func TestX402RenterCatchesServers(t *testing.T) {
-	m := newX402Market(t)
+	m := testrig.NewX402Market(t)
 	stranger, err := crypto.GenerateKey()
 	if err != nil {
 		t.Fatal(err)
@@ -104,99 +103,99 @@ func TestX402RenterCatchesServers(t *testing.T) {
 		paid    int   // payments with the lie
 		signed  uint64
 		charged uint64
-		instead func(s *stall, w http.ResponseWriter, p x402.PaymentPayload) bool
+		instead func(s *testrig.Seller, w http.ResponseWriter, p x402.PaymentPayload) bool
 		receipt func(*x402.SettleResponse)
 	}{
 		{"charge over the price", ErrOvercharged, 1, 1500, 500, nil, func(r *x402.SettleResponse) {
-			r.ChargedAmount = ptr(wireUnits(stallPrice + 1))
+			r.ChargedAmount = ptr(wireUnits(testrig.SellerPrice + 1))
 		}},
 		{"charge over the price that adds up", ErrOvercharged, 1, 1500, 500, nil, func(r *x402.SettleResponse) {
-			r.ChargedAmount, r.ChannelState.ChargedCumulativeAmount = ptr(wireUnits(stallPrice+1)), ptr(wireUnits(1501))
+			r.ChargedAmount, r.ChannelState.ChargedCumulativeAmount = ptr(wireUnits(testrig.SellerPrice+1)), ptr(wireUnits(1501))
 		}},
 		{"total that does not add up", nil, 1, 1500, 500, nil, func(r *x402.SettleResponse) {
 			r.ChannelState.ChargedCumulativeAmount = ptr(wireUnits(1499))
 		}},
-		{"charged more than was signed", ErrForged, 1, 1500, 500, func(s *stall, w http.ResponseWriter, p x402.PaymentPayload) bool {
-			s.correct(w, 1501, &p.Payload.Voucher)
+		{"charged more than was signed", ErrForged, 1, 1500, 500, func(s *testrig.Seller, w http.ResponseWriter, p x402.PaymentPayload) bool {
+			s.Correct(w, 1501, &p.Payload.Voucher)
 			return true
 		}, nil},
-		{"a stranger's voucher", ErrForged, 1, 1500, 500, func(s *stall, w http.ResponseWriter, p x402.PaymentPayload) bool {
-			s.correct(w, 1400, s.forge(p, stranger, 5000))
+		{"a stranger's voucher", ErrForged, 1, 1500, 500, func(s *testrig.Seller, w http.ResponseWriter, p x402.PaymentPayload) bool {
+			s.Correct(w, 1400, s.Forge(p, stranger, 5000))
 			return true
 		}, nil},
-		{"our signature under another amount", ErrForged, 1, 1500, 500, func(s *stall, w http.ResponseWriter, p x402.PaymentPayload) bool {
+		{"our signature under another amount", ErrForged, 1, 1500, 500, func(s *testrig.Seller, w http.ResponseWriter, p x402.PaymentPayload) bool {
 			v := p.Payload.Voucher
 			v.MaxClaimableAmount = wireUnits(5000)
-			s.correct(w, 4000, &v)
+			s.Correct(w, 4000, &v)
 			return true
 		}, nil},
-		{"charged for this request and not served", ErrLostAnswer, 1, 1500, 1500, func(s *stall, w http.ResponseWriter, p x402.PaymentPayload) bool {
-			s.correct(w, 1500, &p.Payload.Voucher)
+		{"charged for this request and not served", ErrLostAnswer, 1, 1500, 1500, func(s *testrig.Seller, w http.ResponseWriter, p x402.PaymentPayload) bool {
+			s.Correct(w, 1500, &p.Payload.Voucher)
 			return true
 		}, nil},
-		{"charged all that was signed before, and served", nil, 2, 2000, 1500, func(s *stall, w http.ResponseWriter, p x402.PaymentPayload) bool {
-			if len(s.paid) == 2 {
-				s.base = stallPrice
-				s.correct(w, stallPrice, s.newest)
+		{"charged all that was signed before, and served", nil, 2, 2000, 1500, func(s *testrig.Seller, w http.ResponseWriter, p x402.PaymentPayload) bool {
+			if len(s.Paid) == 2 {
+				s.Base = testrig.SellerPrice
+				s.Correct(w, testrig.SellerPrice, s.Newest)
 				return true
 			}
 			return false
 		}, nil},
-		{"endless corrections with no voucher", nil, 2, 1500, 0, func(s *stall, w http.ResponseWriter, p x402.PaymentPayload) bool {
-			s.correct(w, uint64(len(s.paid)), nil)
+		{"endless corrections with no voucher", nil, 2, 1500, 0, func(s *testrig.Seller, w http.ResponseWriter, p x402.PaymentPayload) bool {
+			s.Correct(w, uint64(len(s.Paid)), nil)
 			return true
 		}, nil},
-		{"endless corrections, always another base", nil, 2, 1500, 2, func(s *stall, w http.ResponseWriter, p x402.PaymentPayload) bool {
-			s.correct(w, uint64(len(s.paid)-1), s.newest)
+		{"endless corrections, always another base", nil, 2, 1500, 2, func(s *testrig.Seller, w http.ResponseWriter, p x402.PaymentPayload) bool {
+			s.Correct(w, uint64(len(s.Paid)-1), s.Newest)
 			return true
 		}, nil},
-		{"correction to what is known", nil, 1, 1500, 500, func(s *stall, w http.ResponseWriter, p x402.PaymentPayload) bool {
-			s.correct(w, s.base, s.newest)
+		{"correction to what is known", nil, 1, 1500, 500, func(s *testrig.Seller, w http.ResponseWriter, p x402.PaymentPayload) bool {
+			s.Correct(w, s.Base, s.Newest)
 			return true
 		}, nil},
-		{"correction to less than was claimed", nil, 1, 1500, 500, func(s *stall, w http.ResponseWriter, p x402.PaymentPayload) bool {
-			s.claim(p.Payload.Config.Terms(p.Accepted.Network))
-			s.correct(w, s.base-1, s.newest)
+		{"correction to less than was claimed", nil, 1, 1500, 500, func(s *testrig.Seller, w http.ResponseWriter, p x402.PaymentPayload) bool {
+			s.Claim(p.Payload.Config.Terms(p.Accepted.Network))
+			s.Correct(w, s.Base-1, s.Newest)
 			return true
 		}, nil},
-		{"endless first 402", nil, 1, 1500, 500, func(s *stall, w http.ResponseWriter, p x402.PaymentPayload) bool {
-			s.refuse(w, x402.FirstError, s.offer)
+		{"endless first 402", nil, 1, 1500, 500, func(s *testrig.Seller, w http.ResponseWriter, p x402.PaymentPayload) bool {
+			s.Refuse(w, x402.FirstError, s.Offer)
 			return true
 		}, nil},
-		{"endless lack of balance", nil, 1, 1500, 500, func(s *stall, w http.ResponseWriter, p x402.PaymentPayload) bool {
-			s.refuse(w, string(x402.CodeCumulativeExceedsBalance), s.offer)
+		{"endless lack of balance", nil, 1, 1500, 500, func(s *testrig.Seller, w http.ResponseWriter, p x402.PaymentPayload) bool {
+			s.Refuse(w, string(x402.CodeCumulativeExceedsBalance), s.Offer)
 			return true
 		}, nil},
-		{"price raised when it is paid", nil, 1, 1500, 500, func(s *stall, w http.ResponseWriter, p x402.PaymentPayload) bool {
-			dearer := s.offer
-			dearer.Amount = wireUnits(10 * stallPrice)
-			s.refuse(w, string(x402.CodeNoMatch), dearer)
+		{"price raised when it is paid", nil, 1, 1500, 500, func(s *testrig.Seller, w http.ResponseWriter, p x402.PaymentPayload) bool {
+			dearer := s.Offer
+			dearer.Amount = wireUnits(10 * testrig.SellerPrice)
+			s.Refuse(w, string(x402.CodeNoMatch), dearer)
 			return true
 		}, nil},
-		{"price raised by a correction", nil, 2, 2000, 1000, func(s *stall, w http.ResponseWriter, p x402.PaymentPayload) bool {
-			if len(s.paid) == 2 {
-				s.base = stallPrice
-				offer, total := s.offer, wireUnits(stallPrice)
-				offer.Amount = wireUnits(10 * stallPrice)
+		{"price raised by a correction", nil, 2, 2000, 1000, func(s *testrig.Seller, w http.ResponseWriter, p x402.PaymentPayload) bool {
+			if len(s.Paid) == 2 {
+				s.Base = testrig.SellerPrice
+				offer, total := s.Offer, wireUnits(testrig.SellerPrice)
+				offer.Amount = wireUnits(10 * testrig.SellerPrice)
 				offer.Extra.ChannelState = &x402.ChannelState{ChargedCumulativeAmount: &total}
-				offer.Extra.VoucherState = &x402.VoucherState{SignedMaxClaimable: s.newest.MaxClaimableAmount, Signature: s.newest.Signature}
-				s.refuse(w, string(x402.CodeCumulativeMismatch), offer)
+				offer.Extra.VoucherState = &x402.VoucherState{SignedMaxClaimable: s.Newest.MaxClaimableAmount, Signature: s.Newest.Signature}
+				s.Refuse(w, string(x402.CodeCumulativeMismatch), offer)
 				return true
 			}
-			s.refuse(w, x402.FirstError, s.offer)
+			s.Refuse(w, x402.FirstError, s.Offer)
 			return true
 		}, nil},
-		{"corrections about another channel", nil, 1, 1500, 500, func(s *stall, w http.ResponseWriter, p x402.PaymentPayload) bool {
-			ours := s.offer.PayTo
-			s.offer.PayTo = wire.Address{9}
-			s.correct(w, 700, s.newest)
-			s.offer.PayTo = ours
+		{"corrections about another channel", nil, 1, 1500, 500, func(s *testrig.Seller, w http.ResponseWriter, p x402.PaymentPayload) bool {
+			ours := s.Offer.PayTo
+			s.Offer.PayTo = wire.Address{9}
+			s.Correct(w, 700, s.Newest)
+			s.Offer.PayTo = ours
 			return true
 		}, nil},
-		{"served without a receipt", nil, 1, 1500, 500, func(s *stall, w http.ResponseWriter, p x402.PaymentPayload) bool {
+		{"served without a receipt", nil, 1, 1500, 500, func(s *testrig.Seller, w http.ResponseWriter, p x402.PaymentPayload) bool {
 			return true
 		}, nil},
-		{"a receipt that is garbage", nil, 1, 1500, 500, func(s *stall, w http.ResponseWriter, p x402.PaymentPayload) bool {
+		{"a receipt that is garbage", nil, 1, 1500, 500, func(s *testrig.Seller, w http.ResponseWriter, p x402.PaymentPayload) bool {
 			w.Header().Set(x402.HeaderResponse, strings.Repeat("Z", 100_000))
 			return true
 		}, nil},
@@ -205,13 +204,13 @@ func TestX402RenterCatchesServers(t *testing.T) {
 			s := newStall(t, m)
 			x := s.client(stallCaps, stallOptions)
 			s.buy(x)
-			s.instead, s.receipt = row.instead, row.receipt
+			s.Instead, s.Receipt = row.instead, row.receipt
 			_, err := s.get(x)
 			if !errors.Is(err, row.want) {
 				t.Errorf("%v, want %v", err, row.want)
 			}
 			c := s.only(x)
-			if n := len(s.paid) - 1; n != row.paid || c.Signed.Uint64() != row.signed || c.Charged.Uint64() != row.charged {
+			if n := len(s.Paid) - 1; n != row.paid || c.Signed.Uint64() != row.signed || c.Charged.Uint64() != row.charged {
 				t.Errorf("%d payments, signed %s, charged %s, want %d, %d, %d", n, c.Signed.Dec(), c.Charged.Dec(), row.paid, row.signed, row.charged)
 			}
 			caught := row.want != nil && row.want != ErrLostAnswer
@@ -219,27 +218,14 @@ func TestX402RenterCatchesServers(t *testing.T) {
 			if errors.As(err, &d) != caught || (c.Dispute != "") != caught || len(s.evidence(x)) != count(caught) {
 				t.Errorf("dispute %q, %d pieces of evidence", c.Dispute, len(s.evidence(x)))
 			}
-			s.instead, s.receipt = nil, nil
+			s.Instead, s.Receipt = nil, nil
 			x = s.client(stallCaps, stallOptions) // it is remembered
-			before := len(s.paid)
-			if _, err := s.get(x); errors.As(err, &d) != caught || (len(s.paid) > before) == caught {
-				t.Errorf("afterwards: %v, %d payments", err, len(s.paid)-before)
+			before := len(s.Paid)
+			if _, err := s.get(x); errors.As(err, &d) != caught || (len(s.Paid) > before) == caught {
+				t.Errorf("afterwards: %v, %d payments", err, len(s.Paid)-before)
 			}
 		})
 	}
-}
-
-// claim claims all that the stall charged.
-func (s *stall) claim(terms channel.Terms) {
-	voucher := s.newest.Voucher()
-	call, err := s.contract.SettlementCall(context.Background(), []channel.State{{
-		ID: terms.ID(), Terms: terms, Deposit: channel.MaxAmount(), Accepted: voucher.Cumulative, Spent: *uint256.NewInt(s.base), Signature: voucher.Signature,
-	}})
-	if err != nil {
-		s.Error(err)
-	}
-	s.RPC(s.T, nil, "anvil_setBalance", terms.Payee, "0xde0b6b3a7640000")
-	s.Transact(s.T, s.key, call.To, call.Data)
 }
 
 func ptr[T any](v T) *T { return &v }
@@ -251,30 +237,17 @@ func count(b bool) int {
 	return 0
 }
 
-// forge is a voucher for the channel that somebody else signed.
-func (s *stall) forge(p x402.PaymentPayload, key *ecdsa.PrivateKey, amount uint64) *x402.Voucher {
-	v, err := s.contract.Domain().Sign(context.Background(), channel.NewKey(key), common.Hash(p.Payload.Voucher.ChannelID), *uint256.NewInt(amount))
-	if err != nil {
-		s.Error(err)
-	}
-	w, err := x402.VoucherOf(v)
-	if err != nil {
-		s.Error(err)
-	}
-	return &w
-}
-
 // TestX402RenterStopsAtCaps: each cap stands before the key, and what was signed and deposited stays under it.
 func TestX402RenterStopsAtCaps(t *testing.T) {
-	m := newX402Market(t)
+	m := testrig.NewX402Market(t)
 	for _, row := range []struct {
 		name string
 		caps Caps
 		want int // answers that can be bought
 	}{
 		{"per channel", Caps{PricePerGPUHour: "1", PerLease: "0.011", PerDay: "1", PerPayee: "1"}, 0},
-		{"per day", Caps{PricePerGPUHour: "1", PerLease: "0.05", PerDay: "0.0125", PerPayee: "1"}, 2*stallDeposit/stallPrice - 1},
-		{"per payee", Caps{PricePerGPUHour: "1", PerLease: "0.05", PerDay: "1", PerPayee: "0.0125"}, 2*stallDeposit/stallPrice - 1},
+		{"per day", Caps{PricePerGPUHour: "1", PerLease: "0.05", PerDay: "0.0125", PerPayee: "1"}, 2*testrig.SellerDeposit/testrig.SellerPrice - 1},
+		{"per payee", Caps{PricePerGPUHour: "1", PerLease: "0.05", PerDay: "1", PerPayee: "0.0125"}, 2*testrig.SellerDeposit/testrig.SellerPrice - 1},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			s := newStall(t, m)
@@ -290,11 +263,11 @@ func TestX402RenterStopsAtCaps(t *testing.T) {
 			if row.want > 0 && (!errors.As(err, &capped) || capped.Cap != row.name || bought != row.want) {
 				t.Errorf("%d bought, then %v", bought, err)
 			}
-			if row.want == 0 && (!errors.Is(err, ErrDeposit) || bought != 2*stallDeposit/stallPrice-1) {
+			if row.want == 0 && (!errors.Is(err, ErrDeposit) || bought != 2*testrig.SellerDeposit/testrig.SellerPrice-1) {
 				t.Errorf("%d bought, then %v", bought, err)
 			}
-			if len(s.paid) != bought {
-				t.Errorf("%d payments left for %d answers", len(s.paid), bought)
+			if len(s.Paid) != bought {
+				t.Errorf("%d payments left for %d answers", len(s.Paid), bought)
 			}
 		})
 	}
@@ -302,22 +275,22 @@ func TestX402RenterStopsAtCaps(t *testing.T) {
 
 // TestX402RenterStaysWithItsHost: an answer that points elsewhere takes neither the payment nor the payer along.
 func TestX402RenterStaysWithItsHost(t *testing.T) {
-	s := newStall(t, newX402Market(t))
-	evil := newStall(t, s.market)
+	s := newStall(t, testrig.NewX402Market(t))
+	evil := newStall(t, s.Market)
 	x := s.client(stallCaps, stallOptions)
-	s.instead = func(_ *stall, w http.ResponseWriter, _ x402.PaymentPayload) bool {
-		w.Header().Set("Location", evil.server.URL)
+	s.Instead = func(_ *testrig.Seller, w http.ResponseWriter, _ x402.PaymentPayload) bool {
+		w.Header().Set("Location", evil.Server.URL)
 		w.WriteHeader(http.StatusTemporaryRedirect)
 		return true
 	}
-	if resp, err := s.get(x); err != nil || resp.StatusCode != http.StatusTemporaryRedirect || evil.asked != 0 {
-		t.Errorf("%v, %v: the other host was asked %d times", resp, err, evil.asked)
+	if resp, err := s.get(x); err != nil || resp.StatusCode != http.StatusTemporaryRedirect || evil.Asked != 0 {
+		t.Errorf("%v, %v: the other host was asked %d times", resp, err, evil.Asked)
 	}
-	front := httptest.NewServer(http.RedirectHandler(evil.server.URL, http.StatusFound))
+	front := httptest.NewServer(http.RedirectHandler(evil.Server.URL, http.StatusFound))
 	defer front.Close()
 	resp, err := x.Client().Get(front.URL)
-	if err != nil || resp.StatusCode != http.StatusFound || evil.asked != 0 {
-		t.Errorf("%v, %v: the other host was asked %d times", resp, err, evil.asked)
+	if err != nil || resp.StatusCode != http.StatusFound || evil.Asked != 0 {
+		t.Errorf("%v, %v: the other host was asked %d times", resp, err, evil.Asked)
 	}
 	if err == nil {
 		resp.Body.Close()
@@ -327,7 +300,7 @@ func TestX402RenterStaysWithItsHost(t *testing.T) {
 // TestX402RedirectsArePaidOnce: a server that redirects to itself what was paid for, says that it charged for it or keeps that
 // to itself, and shows its base with the next answer, has one voucher of each call, also of an http.Client with other ideas.
 func TestX402RedirectsArePaidOnce(t *testing.T) {
-	m := newX402Market(t)
+	m := testrig.NewX402Market(t)
 	for _, row := range []struct {
 		name string
 		says bool // that it charged
@@ -340,16 +313,16 @@ func TestX402RedirectsArePaidOnce(t *testing.T) {
 		t.Run(row.name, func(t *testing.T) {
 			s := newStall(t, m)
 			x := s.client(stallCaps, stallOptions)
-			s.instead = func(_ *stall, w http.ResponseWriter, p x402.PaymentPayload) bool {
-				if most := p.Payload.Voucher.MaxClaimableAmount.Uint64(); most != s.base+stallPrice {
-					s.correct(w, s.base, s.newest)
+			s.Instead = func(_ *testrig.Seller, w http.ResponseWriter, p x402.PaymentPayload) bool {
+				if most := p.Payload.Voucher.MaxClaimableAmount.Uint64(); most != s.Base+testrig.SellerPrice {
+					s.Correct(w, s.Base, s.Newest)
 					return true
 				}
-				s.bank(p)
-				s.base, s.newest = s.base+stallPrice, &p.Payload.Voucher
-				w.Header().Set("Location", s.server.URL)
+				s.Bank(p)
+				s.Base, s.Newest = s.Base+testrig.SellerPrice, &p.Payload.Voucher
+				w.Header().Set("Location", s.Server.URL)
 				if row.says {
-					charged := wireUnits(stallPrice)
+					charged := wireUnits(testrig.SellerPrice)
 					_ = x402.SettleResponse{Success: true, Network: 31337, ChargedAmount: &charged}.Set(w.Header())
 				}
 				w.WriteHeader(http.StatusFound)
@@ -360,57 +333,57 @@ func TestX402RedirectsArePaidOnce(t *testing.T) {
 				client = &http.Client{Transport: x}
 			}
 			for call := uint64(1); call <= 2; call++ {
-				resp, err := client.Get(s.server.URL)
+				resp, err := client.Get(s.Server.URL)
 				if !errors.Is(err, row.want) || err == nil && resp.StatusCode != http.StatusFound {
 					t.Errorf("%v, %v, want %v", resp, err, row.want)
 				}
 				if err == nil {
 					resp.Body.Close()
 				}
-				if signed := s.only(x).Signed; signed.Uint64() > call*stallPrice {
-					t.Errorf("%d calls: %s signed, at most %d", call, signed.Dec(), call*stallPrice)
+				if signed := s.only(x).Signed; signed.Uint64() > call*testrig.SellerPrice {
+					t.Errorf("%d calls: %s signed, at most %d", call, signed.Dec(), call*testrig.SellerPrice)
 				}
 			}
 		})
 	}
 	s := newStall(t, m) // what costs nothing is followed, and then paid
 	x := s.client(stallCaps, stallOptions)
-	s.server.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+	s.Server.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
 		if q.URL.Path != "/there" {
 			http.Redirect(w, q, "/there", http.StatusFound)
 			return
 		}
 		s.ServeHTTP(w, q)
 	})
-	if s.buy(x); len(s.paid) != 1 {
-		t.Errorf("%d payments behind a redirect", len(s.paid))
+	if s.buy(x); len(s.Paid) != 1 {
+		t.Errorf("%d payments behind a redirect", len(s.Paid))
 	}
 }
 
 // TestX402RefundIsSeenOnTheChain: a server's word that it gave money back is not enough.
 func TestX402RefundIsSeenOnTheChain(t *testing.T) {
-	s := newStall(t, newX402Market(t))
+	s := newStall(t, testrig.NewX402Market(t))
 	x := s.client(stallCaps, stallOptions)
 	s.buy(x)
-	s.instead = func(s *stall, w http.ResponseWriter, p x402.PaymentPayload) bool {
-		if p.Payload.Type != x402.TypeRefund || p.Payload.Voucher.MaxClaimableAmount.Uint64() != stallCharge {
+	s.Instead = func(s *testrig.Seller, w http.ResponseWriter, p x402.PaymentPayload) bool {
+		if p.Payload.Type != x402.TypeRefund || p.Payload.Voucher.MaxClaimableAmount.Uint64() != testrig.SellerCharge {
 			t.Errorf("asked for a refund with %+v", p.Payload)
 		}
-		s.confirm(w, 0)
+		s.Confirm(w, 0)
 		return true
 	}
-	if r, err := x.Refund(t.Context(), s.server.URL, ""); !errors.Is(err, peer.ErrRefused) || !r.Amount.IsZero() {
+	if r, err := x.Refund(t.Context(), s.Server.URL, ""); !errors.Is(err, peer.ErrRefused) || !r.Amount.IsZero() {
 		t.Errorf("%+v, %v", r, err)
 	}
-	s.instead = nil // it knows of no refunds, and says so by its usual answer to another amount
-	if _, err := x.Refund(t.Context(), s.server.URL, ""); !errors.Is(err, peer.ErrRefused) {
+	s.Instead = nil // it knows of no refunds, and says so by its usual answer to another amount
+	if _, err := x.Refund(t.Context(), s.Server.URL, ""); !errors.Is(err, peer.ErrRefused) {
 		t.Errorf("%v", err)
 	}
-	if _, err := x.Refund(t.Context(), s.server.URL, "0"); err == nil {
+	if _, err := x.Refund(t.Context(), s.Server.URL, "0"); err == nil {
 		t.Error("a refund of nothing was asked for")
 	}
-	for _, p := range s.paid {
-		if most := p.Payload.Voucher.MaxClaimableAmount; most.Uint64() > stallPrice {
+	for _, p := range s.Paid {
+		if most := p.Payload.Voucher.MaxClaimableAmount; most.Uint64() > testrig.SellerPrice {
 			t.Errorf("signed for %s to get a refund", most.Dec())
 		}
 	}
@@ -418,14 +391,14 @@ func TestX402RefundIsSeenOnTheChain(t *testing.T) {
 
 // TestX402PendingWithdrawalIsNotPaidInto: neither from nor into a channel that is on its way back.
 func TestX402PendingWithdrawalIsNotPaidInto(t *testing.T) {
-	s := newStall(t, newX402Market(t))
+	s := newStall(t, testrig.NewX402Market(t))
 	x := s.client(stallCaps, stallOptions)
 	for range 17 {
 		s.buy(x)
 	}
-	call := s.contract.InitiateWithdrawCall(s.only(x).Terms, *uint256.NewInt(1)) // by another program with our key
-	s.Transact(t, s.payer, call.To, call.Data)
-	paid := len(s.paid)
+	call := s.Contract.InitiateWithdrawCall(s.only(x).Terms, *uint256.NewInt(1)) // by another program with our key
+	s.Transact(t, s.Payer, call.To, call.Data)
+	paid := len(s.Paid)
 	s.get(x) // covered by what is there
 	s.get(x)
 	if _, err := s.get(x); !errors.Is(err, channel.ErrClosing) {
@@ -434,7 +407,7 @@ func TestX402PendingWithdrawalIsNotPaidInto(t *testing.T) {
 	if kept, err := x.slates().load(t.Context(), s.only(x).ID); err != nil || kept.Deposit != nil {
 		t.Errorf("a deposit was signed: %+v, %v", kept, err)
 	}
-	if len(s.paid) != paid+2 || s.Tokens(t, s.payerAddress()) != thousand-stallDeposit {
-		t.Errorf("%d payments, and a deposit", len(s.paid)-paid)
+	if len(s.Paid) != paid+2 || s.Tokens(t, s.PayerAddress()) != testrig.Thousand-testrig.SellerDeposit {
+		t.Errorf("%d payments, and a deposit", len(s.Paid)-paid)
 	}
 }

@@ -223,7 +223,7 @@ func TestX402StrangersOfferAccusesNoPayee(t *testing.T) {
 // TestX402AccessSteersNoTerminal: how the GPUs of a tick are reached is there to be shown, and is no more than shown.
 func TestX402AccessSteersNoTerminal(t *testing.T) {
 	n := newTenant(t, newPayRig(t))
-	n.line.alter = rewriteTick(t, func(k *wire.Tick) {
+	n.line.Alter = rewriteTick(t, func(k *wire.Tick) {
 		k.Access, k.State = json.RawMessage("{\"ssh\":\"a\\u001b[2Jb\u009b2J\u202e\"}"), "active\x1b[2J"
 	})
 	tick := n.tick()
@@ -268,7 +268,7 @@ func TestX402RenterCatchesProviders(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			n := newTenant(t, r)
-			n.line.alter = row.alter
+			n.line.Alter = row.alter
 			if row.clock != nil {
 				n.clock = row.clock
 				n.open()
@@ -282,10 +282,10 @@ func TestX402RenterCatchesProviders(t *testing.T) {
 			if !errors.Is(err, row.want) || !errors.As(err, &d) {
 				t.Fatalf("%v, want %v", err, row.want)
 			}
-			paid := len(n.line.paid)
+			paid := len(n.line.Paid)
 			n.open()
-			if _, err := n.rental.Tick(t.Context()); !errors.As(err, &d) || len(n.line.paid) != paid {
-				t.Errorf("afterwards: %v, %d payments", err, len(n.line.paid)-paid)
+			if _, err := n.rental.Tick(t.Context()); !errors.As(err, &d) || len(n.line.Paid) != paid {
+				t.Errorf("afterwards: %v, %d payments", err, len(n.line.Paid)-paid)
 			}
 			kept, err := n.x.w.Evidence(t.Context(), n.slate().ID)
 			if records, err2 := n.x.Records(t.Context(), n.slate().ID); len(kept) != 1 || len(records) != held || err != nil || err2 != nil {
@@ -313,7 +313,7 @@ func TestX402RenterBoundsTicks(t *testing.T) {
 	n.config.X402.Window += time.Millisecond
 	n.start()
 	n.open()
-	if _, err := n.rental.Tick(t.Context()); !errors.Is(err, ErrTooDear) || len(n.line.paid) != 0 {
+	if _, err := n.rental.Tick(t.Context()); !errors.Is(err, ErrTooDear) || len(n.line.Paid) != 0 {
 		t.Errorf("more than a minute: %v", err)
 	}
 }

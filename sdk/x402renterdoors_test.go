@@ -1,7 +1,6 @@
 package sdk
 
 import (
-	"context"
 	"net/http"
 	"path/filepath"
 	"testing"
@@ -10,6 +9,7 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
+	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/x402"
 )
 
@@ -18,45 +18,36 @@ var doorCaps = Caps{PricePerGPUHour: "10", PerLease: "50", PerDay: "50", PerPaye
 // claimsAll is a mill that answers other requests, and refunds, by what is worth most to it: it claims all that was ever signed, and
 // counts that as charged. Where mute, it answers no tick.
 func (m *mill) claimsAll(mute bool) {
-	serve := m.s.instead
-	m.s.instead = func(s *stall, w http.ResponseWriter, p x402.PaymentPayload) bool {
+	serve := m.s.Instead
+	m.s.Instead = func(s *testrig.Seller, w http.ResponseWriter, p x402.PaymentPayload) bool {
 		refund, v := p.Payload.Type == x402.TypeRefund, p.Payload.Voucher
 		if !refund && !m.other && !mute {
 			return serve(s, w, p)
 		}
-		s.bank(p)
-		if !refund && (s.newest == nil || s.newest.MaxClaimableAmount.Lt(&v.MaxClaimableAmount.Int)) && !m.other {
-			s.newest = &v // of a tick that is not answered
+		s.Bank(p)
+		if !refund && (s.Newest == nil || s.Newest.MaxClaimableAmount.Lt(&v.MaxClaimableAmount.Int)) && !m.other {
+			s.Newest = &v // of a tick that is not answered
 			w.WriteHeader(http.StatusServiceUnavailable)
 			return true
 		}
-		all := s.newest.MaxClaimableAmount.Uint64()
+		all := s.Newest.MaxClaimableAmount.Uint64()
 		terms := p.Payload.Config.Terms(p.Accepted.Network)
-		if s.base = all; refund && m.settled != all {
-			s.claim(terms)
+		if s.Base = all; refund && m.settled != all {
+			s.Claim(terms)
 			m.settled = all
 		}
 		switch {
 		case refund && v.MaxClaimableAmount.Uint64() >= all:
-			s.refund(terms)
-			s.confirm(w, 0)
+			s.Refund(terms)
+			s.Confirm(w, 0)
 		case m.other && v.MaxClaimableAmount.Uint64() >= all:
-			s.newest = &v
-			s.confirm(w, 0)
+			s.Newest = &v
+			s.Confirm(w, 0)
 		default:
-			s.correct(w, all, s.newest)
+			s.Correct(w, all, s.Newest)
 		}
 		return true
 	}
-}
-
-// refund gives back what was not claimed.
-func (s *stall) refund(terms channel.Terms) {
-	call, err := s.contract.RefundCall(context.Background(), channel.State{ID: terms.ID(), Terms: terms}, channel.MaxAmount())
-	if err != nil {
-		s.Error(err)
-	}
-	s.Transact(s.T, s.key, call.To, call.Data)
 }
 
 // TestX402NoDoorTakesTheCeiling: whoever meters ticks, and takes what they were signed for at another request, with refunds, or
@@ -69,11 +60,11 @@ func TestX402NoDoorTakesTheCeiling(t *testing.T) {
 		open  func(*mill, *X402Client, int) *X402Rental
 	}{
 		"another request": {false, 1, func(m *mill, x *X402Client, _ int) *X402Rental {
-			m.other, m.s.offer.Amount = true, wireAmount(10)
+			m.other, m.s.Offer.Amount = true, wireAmount(10)
 			if resp, err := x.Client().Get(m.server.URL + "/answer"); err == nil {
 				resp.Body.Close()
 			}
-			m.other, m.s.offer.Amount = false, wireAmount(millAsk)
+			m.other, m.s.Offer.Amount = false, wireAmount(millAsk)
 			return m.rent(x, 1)
 		}},
 		"a refund": {false, 1, func(m *mill, x *X402Client, _ int) *X402Rental {
@@ -121,27 +112,27 @@ func (m *mill) rent(x *X402Client, gpus int) *X402Rental {
 func TestX402FalseClaimAtARefund(t *testing.T) {
 	const lie, stallLie = 300_000, 3000
 	t.Run("at a refund", func(t *testing.T) {
-		s := newStall(t, newX402Market(t))
+		s := newStall(t, testrig.NewX402Market(t))
 		x := s.client(stallCaps, stallOptions)
 		s.buy(x)
-		s.instead = func(s *stall, w http.ResponseWriter, p x402.PaymentPayload) bool {
+		s.Instead = func(s *testrig.Seller, w http.ResponseWriter, p x402.PaymentPayload) bool {
 			if p.Payload.Type != x402.TypeRefund {
 				return false
 			}
 			terms := p.Payload.Config.Terms(p.Accepted.Network)
-			s.claim(terms)
-			s.refund(terms)
-			rewrite(t, s.Chain, s.contract, terms.ID(), 16, stallLie, func(v channel.ChainView) uint256.Int { return v.Deposit })
-			rewrite(t, s.Chain, s.contract, terms.ID(), 0, stallLie, func(v channel.ChainView) uint256.Int { return v.Settled })
-			s.confirm(w, 0)
+			s.Claim(terms)
+			s.Refund(terms)
+			rewrite(t, s.Chain, s.Contract, terms.ID(), 16, stallLie, func(v channel.ChainView) uint256.Int { return v.Deposit })
+			rewrite(t, s.Chain, s.Contract, terms.ID(), 0, stallLie, func(v channel.ChainView) uint256.Int { return v.Settled })
+			s.Confirm(w, 0)
 			return true
 		}
-		if _, err := x.Refund(t.Context(), s.server.URL, ""); err != nil {
+		if _, err := x.Refund(t.Context(), s.Server.URL, ""); err != nil {
 			t.Fatal(err)
 		}
 		_, _ = s.get(x)
-		for _, p := range s.paid {
-			if v := p.Payload.Voucher.MaxClaimableAmount; v.Uint64() > 2*stallPrice { // what was signed, and another price
+		for _, p := range s.Paid {
+			if v := p.Payload.Voucher.MaxClaimableAmount; v.Uint64() > 2*testrig.SellerPrice { // what was signed, and another price
 				t.Errorf("%s was signed", v.Dec())
 			}
 		}
@@ -154,11 +145,11 @@ func TestX402FalseClaimAtARefund(t *testing.T) {
 		}
 		var before string
 		m.s.RPC(t, &before, "evm_snapshot")
-		rewrite(t, m.s.Chain, m.s.contract, m.s.only(x).ID, 0, lie, func(v channel.ChainView) uint256.Int { return v.Settled })
-		m.s.database, m.s.paid = filepath.Join(t.TempDir(), "new.db"), nil
+		rewrite(t, m.s.Chain, m.s.Contract, m.s.only(x).ID, 0, lie, func(v channel.ChainView) uint256.Int { return v.Settled })
+		m.s.database, m.s.Paid = filepath.Join(t.TempDir(), "new.db"), nil
 		x = m.s.client(doorCaps, X402Options{MaxPrice: Unlimited})
 		vouchers := map[string]bool{}
-		m.s.instead = m.counts(vouchers)
+		m.s.Instead = m.counts(vouchers)
 		rental := m.rent(x, 1)
 		for i := range 8 {
 			if _, _ = rental.Tick(t.Context()); i == 0 {
@@ -172,14 +163,14 @@ func TestX402FalseClaimAtARefund(t *testing.T) {
 }
 
 // counts answers no tick, and counts each as charged when it is there.
-func (m *mill) counts(vouchers map[string]bool) func(*stall, http.ResponseWriter, x402.PaymentPayload) bool {
-	return func(s *stall, w http.ResponseWriter, p x402.PaymentPayload) bool {
+func (m *mill) counts(vouchers map[string]bool) func(*testrig.Seller, http.ResponseWriter, x402.PaymentPayload) bool {
+	return func(s *testrig.Seller, w http.ResponseWriter, p x402.PaymentPayload) bool {
 		v := p.Payload.Voucher
 		vouchers[v.MaxClaimableAmount.Dec()] = true
-		if s.bank(p); s.newest == nil || s.newest.MaxClaimableAmount.Lt(&v.MaxClaimableAmount.Int) {
-			s.newest = &v
+		if s.Bank(p); s.Newest == nil || s.Newest.MaxClaimableAmount.Lt(&v.MaxClaimableAmount.Int) {
+			s.Newest = &v
 		}
-		s.correct(w, s.newest.MaxClaimableAmount.Uint64(), s.newest)
+		s.Correct(w, s.Newest.MaxClaimableAmount.Uint64(), s.Newest)
 		return true
 	}
 }

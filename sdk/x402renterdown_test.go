@@ -10,6 +10,7 @@ import (
 
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sim"
+	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -46,7 +47,7 @@ func (n *tenant) openPair() {
 // usesUp waits until a tenant's lease has used all that is signed for.
 func (n *tenant) usesUp() {
 	n.Helper()
-	eventually(n.T, "the lease is suspended", func() bool {
+	testrig.Eventually(n.T, "the lease is suspended", func() bool {
 		l := n.provider.running(n.slate().ID)
 		return l == nil || l.state() == leaseSuspended
 	})

@@ -17,6 +17,7 @@ import (
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
+	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/wire"
 	"github.com/gpupay/gpupay/sdk/x402"
 )
@@ -205,7 +206,7 @@ func TestX402FoundForOneRecord(t *testing.T) {
 // one that charged nothing is not asked for again.
 func TestX402TickErrorWithReceipt(t *testing.T) {
 	n := newTenant(t, newPayRig(t))
-	n.line.alter = func(resp *http.Response) {
+	n.line.Alter = func(resp *http.Response) {
 		receipt, err := x402.ParseSettleResponse(resp.Header)
 		if err != nil {
 			t.Error(err)
@@ -221,15 +222,15 @@ func TestX402TickErrorWithReceipt(t *testing.T) {
 		t.Errorf("nothing was charged: %v, pending %+v", err, n.slate().Tick)
 	}
 	n = newTenant(t, n.payRig)
-	n.line.alter = func(resp *http.Response) {
+	n.line.Alter = func(resp *http.Response) {
 		resp.StatusCode, resp.Status = http.StatusInternalServerError, "500 Internal Server Error"
 	}
 	if _, err := n.rental.Tick(t.Context()); !errors.As(err, &d) {
 		t.Errorf("charged for an error: %v", err)
 	}
-	paid := len(n.line.paid)
-	if _, err := n.rental.Tick(t.Context()); !errors.As(err, &d) || len(n.line.paid) != paid {
-		t.Errorf("%v, %d payments more", err, len(n.line.paid)-paid)
+	paid := len(n.line.Paid)
+	if _, err := n.rental.Tick(t.Context()); !errors.As(err, &d) || len(n.line.Paid) != paid {
+		t.Errorf("%v, %d payments more", err, len(n.line.Paid)-paid)
 	}
 }
 
@@ -237,8 +238,8 @@ func TestX402TickErrorWithReceipt(t *testing.T) {
 func TestX402ExpiredOffer(t *testing.T) {
 	n := newTenant(t, newPayRig(t))
 	n.x.w.Now = func() time.Time { return time.Now().Add(48 * time.Hour) }
-	if _, err := n.rental.Tick(t.Context()); !errors.Is(err, peer.ErrOffer) || len(n.line.paid) != 0 {
-		t.Errorf("%v, %d payments", err, len(n.line.paid))
+	if _, err := n.rental.Tick(t.Context()); !errors.Is(err, peer.ErrOffer) || len(n.line.Paid) != 0 {
+		t.Errorf("%v, %d payments", err, len(n.line.Paid))
 	}
 	if _, err := n.x.Rent(t.Context(), n.server.URL, 1); !errors.Is(err, peer.ErrOffer) {
 		t.Errorf("rented: %v", err)
@@ -504,16 +505,16 @@ func TestX402HonestProviderOfARenterWhoseClockMissedTime(t *testing.T) {
 	between := func(miss func(n *tenant, f *flawed, since metering.Instant)) func(*tenant, *flawed) {
 		return func(n *tenant, f *flawed) {
 			since := f.Clock.Now()
-			eventually(n.T, "time passes", func() bool { return f.Clock.Now().Boot > since.Boot+int64(6*time.Second) })
+			testrig.Eventually(n.T, "time passes", func() bool { return f.Clock.Now().Boot > since.Boot+int64(6*time.Second) })
 			miss(n, f, since)
 		}
 	}
 	stoppedMeanwhile := func(n *tenant, f *flawed) {
 		since, once := f.Clock.Now(), sync.Once{}
-		n.line.alter = func(*http.Response) { once.Do(func() { f.stand(since) }) }
+		n.line.Alter = func(*http.Response) { once.Do(func() { f.stand(since) }) }
 	}
 	rebootedMeanwhile := func(n *tenant, f *flawed) {
-		n.line.short = 1
+		n.line.Short = 1
 		if _, err := n.rental.Tick(n.Context()); !errors.Is(err, peer.ErrUnreachable) {
 			n.Fatal(err)
 		}

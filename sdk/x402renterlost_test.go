@@ -14,6 +14,7 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/sdk/internal/peer"
+	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/x402"
 )
 
@@ -33,15 +34,15 @@ func TestX402ChargedForNothing(t *testing.T) {
 			}
 		}
 		vouchers := map[uint64]bool{}
-		m.s.instead = func(s *stall, w http.ResponseWriter, p x402.PaymentPayload) bool {
+		m.s.Instead = func(s *testrig.Seller, w http.ResponseWriter, p x402.PaymentPayload) bool {
 			most := p.Payload.Voucher.MaxClaimableAmount.Uint64()
 			if vouchers[most] {
 				w.WriteHeader(http.StatusNotFound)
 				return true
 			}
 			vouchers[most] = true
-			s.bank(p)
-			s.correct(w, most, &p.Payload.Voucher)
+			s.Bank(p)
+			s.Correct(w, most, &p.Payload.Voucher)
 			return true
 		}
 		if err := rental.Run(t.Context(), func(X402Tick) { t.Error("a tick") }); !errors.Is(err, ErrLostAnswer) || len(vouchers) != 1 {
@@ -68,22 +69,22 @@ func TestX402ChargedForNothing(t *testing.T) {
 
 // claimAll claims all that was signed on a channel.
 func (s *stall) claimAll(c X402Channel) {
-	i := slices.IndexFunc(s.paid, func(p x402.PaymentPayload) bool { return p.Payload.Voucher.MaxClaimableAmount.Int == c.Signed })
-	s.newest, s.base = &s.paid[i].Payload.Voucher, c.Signed.Uint64()
-	s.claim(c.Terms)
+	i := slices.IndexFunc(s.Paid, func(p x402.PaymentPayload) bool { return p.Payload.Voucher.MaxClaimableAmount.Int == c.Signed })
+	s.Newest, s.Base = &s.Paid[i].Payload.Voucher, c.Signed.Uint64()
+	s.Claim(c.Terms)
 }
 
 // TestX402BaseWithoutARecord: whatever a provider that shows no record says of what is charged, by whatever answers and
 // however much time passes, one voucher is signed beyond what the newest record's tick was signed for.
 func TestX402BaseWithoutARecord(t *testing.T) {
 	m := newMill(t, false, func(uint64, uint64) time.Duration { return 50 * time.Millisecond })
-	serve := m.s.instead
+	serve := m.s.Instead
 	seed := rand.Uint64()
 	for round := range uint64(12) {
 		random := rand.New(rand.NewPCG(seed, round))
-		m.s.payer, m.s.database = m.s.newcomer(t), filepath.Join(t.TempDir(), "renter.db")
-		m.s.Mint(t, m.s.payerAddress(), 50_000_000)
-		m.s.base, m.s.newest, m.s.instead = 0, nil, serve
+		m.s.Payer, m.s.database = m.s.Newcomer(t), filepath.Join(t.TempDir(), "renter.db")
+		m.s.Mint(t, m.s.PayerAddress(), 50_000_000)
+		m.s.Base, m.s.Newest, m.s.Instead = 0, nil, serve
 		x := m.s.client(Caps{PricePerGPUHour: "10", PerLease: "5", PerDay: "50", PerPayee: "50"}, X402Options{MaxPrice: Unlimited})
 		clock := &nap{}
 		x.w.Clock = clock
@@ -96,9 +97,9 @@ func TestX402BaseWithoutARecord(t *testing.T) {
 			if _, err := rental.Tick(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			most += m.s.newest.MaxClaimableAmount.Uint64()
+			most += m.s.Newest.MaxClaimableAmount.Uint64()
 		}
-		m.s.instead = m.liar(random)
+		m.s.Instead = m.liar(random)
 		var said []error
 		for range 20 {
 			_, err := rental.Tick(t.Context())
@@ -114,24 +115,24 @@ func TestX402BaseWithoutARecord(t *testing.T) {
 }
 
 // liar answers payments by what is worth most to it, and shows no record.
-func (m *mill) liar(random *rand.Rand) func(*stall, http.ResponseWriter, x402.PaymentPayload) bool {
-	return func(s *stall, w http.ResponseWriter, p x402.PaymentPayload) bool {
-		before, now := s.newest, p.Payload.Voucher
+func (m *mill) liar(random *rand.Rand) func(*testrig.Seller, http.ResponseWriter, x402.PaymentPayload) bool {
+	return func(s *testrig.Seller, w http.ResponseWriter, p x402.PaymentPayload) bool {
+		before, now := s.Newest, p.Payload.Voucher
 		if before == nil {
-			s.bank(p)
+			s.Bank(p)
 		}
 		if before == nil || before.MaxClaimableAmount.Lt(&now.MaxClaimableAmount.Int) {
-			s.newest = &now
+			s.Newest = &now
 		}
-		all := s.newest.MaxClaimableAmount.Uint64()
+		all := s.Newest.MaxClaimableAmount.Uint64()
 		switch random.IntN(6) {
 		case 0:
-			s.correct(w, all, s.newest)
+			s.Correct(w, all, s.Newest)
 		case 1:
-			s.correct(w, all-1, s.newest)
+			s.Correct(w, all-1, s.Newest)
 		case 2:
 			if before != nil {
-				s.correct(w, before.MaxClaimableAmount.Uint64(), before)
+				s.Correct(w, before.MaxClaimableAmount.Uint64(), before)
 				return true
 			}
 			w.WriteHeader(http.StatusBadGateway)
@@ -140,7 +141,7 @@ func (m *mill) liar(random *rand.Rand) func(*stall, http.ResponseWriter, x402.Pa
 		case 4:
 			w.WriteHeader(http.StatusNotFound)
 		default:
-			s.refuse(w, x402.FirstError, s.offer)
+			s.Refuse(w, x402.FirstError, s.Offer)
 		}
 		return true
 	}
@@ -152,7 +153,7 @@ func TestX402TickIsAnsweredAfterAll(t *testing.T) {
 	n := newTenant(t, newPayRig(t))
 	n.tick()
 	var sent string
-	n.line.alter = func(resp *http.Response) {
+	n.line.Alter = func(resp *http.Response) {
 		sent = resp.Request.Header.Get(x402.HeaderSignature)
 		p, err := x402.ParsePaymentPayload(resp.Request.Header)
 		if err != nil {
@@ -176,9 +177,9 @@ func TestX402TickIsAnsweredAfterAll(t *testing.T) {
 		}
 		n.open()
 	}
-	n.line.alter, n.line.paid = nil, nil
-	if tick := n.tick(); tick.Charged.IsZero() || len(n.line.paid) != 1 || n.line.paid[0] != sent {
-		t.Errorf("%+v, %d payments", tick, len(n.line.paid))
+	n.line.Alter, n.line.Paid = nil, nil
+	if tick := n.tick(); tick.Charged.IsZero() || len(n.line.Paid) != 1 || n.line.Paid[0] != sent {
+		t.Errorf("%+v, %d payments", tick, len(n.line.Paid))
 	}
 	n.agrees()
 	if s := n.slate(); s.Tick != nil || !s.Lost.IsZero() {
@@ -195,16 +196,16 @@ func TestX402LostAndClaimedTicks(t *testing.T) {
 	n.tick()
 	for range 3 {
 		before := n.slate()
-		n.line.cut = lostTries + 1
+		n.line.Cut = lostTries + 1
 		if _, err := n.rental.Tick(t.Context()); !errors.Is(err, peer.ErrUnreachable) {
 			t.Fatalf("%v, want %v", err, peer.ErrUnreachable)
 		}
 		if err := n.provider.Settle(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		paid := len(n.line.paid)
-		if tick := n.tick(); tick.Charged.IsZero() || !tick.Record.Owed.Gt(&before.Charged) || len(n.line.paid) != paid+1 || n.line.paid[paid] != n.line.paid[paid-1] {
-			t.Errorf("%+v, by %d payments", tick, len(n.line.paid)-paid)
+		paid := len(n.line.Paid)
+		if tick := n.tick(); tick.Charged.IsZero() || !tick.Record.Owed.Gt(&before.Charged) || len(n.line.Paid) != paid+1 || n.line.Paid[paid] != n.line.Paid[paid-1] {
+			t.Errorf("%+v, by %d payments", tick, len(n.line.Paid)-paid)
 		}
 		n.agrees()
 	}
@@ -223,14 +224,14 @@ func TestX402LostTickIsGivenUp(t *testing.T) {
 	if err := n.x.slates().save(t.Context(), &s); err != nil {
 		t.Fatal(err)
 	}
-	paid := len(n.line.paid)
+	paid := len(n.line.Paid)
 	two, err := n.x.Rent(t.Context(), n.server.URL, 2)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, rental := range []*X402Rental{n.rental, two} {
-		if _, err := rental.Tick(t.Context()); !errors.Is(err, ErrLostAnswer) || len(n.line.paid) != paid {
-			t.Errorf("%v, %d payments", err, len(n.line.paid)-paid)
+		if _, err := rental.Tick(t.Context()); !errors.Is(err, ErrLostAnswer) || len(n.line.Paid) != paid {
+			t.Errorf("%v, %d payments", err, len(n.line.Paid)-paid)
 		}
 	}
 	if _, err := n.rental.Close(t.Context()); err != nil {
@@ -254,17 +255,20 @@ func TestX402LostTickAtANewPrice(t *testing.T) {
 		t.Fatal(err)
 	}
 	const small = 3000
-	m.s.offer.Amount = wireAmount(small)
+	m.s.Offer.Amount = wireAmount(small)
 	var gone atomic.Int32
-	m.s.instead = func(*stall, http.ResponseWriter, x402.PaymentPayload) bool { gone.Add(1); panic(http.ErrAbortHandler) }
+	m.s.Instead = func(*testrig.Seller, http.ResponseWriter, x402.PaymentPayload) bool {
+		gone.Add(1)
+		panic(http.ErrAbortHandler)
+	}
 	if _, err := rental.Tick(t.Context()); !errors.Is(err, peer.ErrUnreachable) {
 		t.Fatalf("%v, want %v", err, peer.ErrUnreachable)
 	}
 	if time.Sleep(100 * time.Millisecond); gone.Load() == 0 { // a client may ask twice where its line broke
 		t.Fatal("the tick was not asked for")
 	}
-	m.s.offer.Amount = wireAmount(millAsk)
-	m.s.instead = func(s *stall, w http.ResponseWriter, p x402.PaymentPayload) bool {
+	m.s.Offer.Amount = wireAmount(millAsk)
+	m.s.Instead = func(s *testrig.Seller, w http.ResponseWriter, p x402.PaymentPayload) bool {
 		receipt := x402.SettleResponse{Success: true, Network: 31337, ChargedAmount: ptr(wireAmount(small + 1))}
 		if err := receipt.Set(w.Header()); err != nil {
 			t.Error(err)
@@ -293,8 +297,8 @@ func TestX402RaisedBaseIsTimeThatPassed(t *testing.T) {
 		if _, err := rental.Tick(t.Context()); err != nil {
 			t.Log(err)
 		}
-		if m.s.newest != nil {
-			m.s.base = m.s.newest.MaxClaimableAmount.Uint64()
+		if m.s.Newest != nil {
+			m.s.Base = m.s.Newest.MaxClaimableAmount.Uint64()
 		}
 	}
 	all, err := x.Channels(t.Context())

@@ -16,6 +16,7 @@ import (
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
+	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -171,13 +172,13 @@ func TestX402MixedRequests(t *testing.T) {
 			}
 			n.makeRoom(m.gpus)
 			if i == lost {
-				if n.line.cut = 1 + lostTries; round > 0 && random.IntN(2) == 0 {
-					n.line.cut, n.line.short = 0, 1
+				if n.line.Cut = 1 + lostTries; round > 0 && random.IntN(2) == 0 {
+					n.line.Cut, n.line.Short = 0, 1
 				}
 			}
 			err := n.does(m)
 			say("%+v, lost %t: %v", m, i == lost, err)
-			n.line.cut, n.line.short = 0, 0
+			n.line.Cut, n.line.Short = 0, 0
 			var d *Dispute
 			if errors.As(err, &d) || err != nil && i != lost && !(m.path == "" && strings.Contains(err.Error(), "402")) {
 				t.Fatalf("seed %d, round %d:\n%s", seed, round, strings.Join(done, "\n"))
@@ -206,7 +207,7 @@ func (n *tenant) makeRoom(gpus int) {
 		return
 	}
 	n.provider.endSoon(n.provider.running(id), "the test wants another")
-	eventually(n.T, "the lease ends", func() bool { return n.provider.running(id) == nil })
+	testrig.Eventually(n.T, "the lease ends", func() bool { return n.provider.running(id) == nil })
 }
 
 // does pays for one thing and reads all of the answer.
@@ -244,7 +245,7 @@ func TestX402SlatesOfAnEarlierVersion(t *testing.T) {
 	other := newTenant(t, n.payRig)
 	other.clock, other.change = n.clock, n.change
 	other.open()
-	other.line.cut = 1 + lostTries
+	other.line.Cut = 1 + lostTries
 	if err := other.does(purchase{"/tick?gpus=1", 1}); !errors.Is(err, peer.ErrUnreachable) {
 		t.Fatalf("%v, want %v", err, peer.ErrUnreachable)
 	}

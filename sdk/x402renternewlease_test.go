@@ -16,6 +16,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sim"
+	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/wire"
 	"github.com/gpupay/gpupay/sdk/x402"
 )
@@ -45,25 +46,25 @@ const (
 
 func newMill(t *testing.T, past bool, worth func(lease, covered uint64) time.Duration) *mill {
 	t.Helper()
-	return millAt(t, newStall(t, newX402Market(t)), past, worth)
+	return millAt(t, newStall(t, testrig.NewX402Market(t)), past, worth)
 }
 
 func millAt(t *testing.T, s *stall, past bool, worth func(lease, covered uint64) time.Duration) *mill {
 	t.Helper()
 	m := &mill{
-		t: t, s: s, key: channel.NewKey(s.key), past: past, worth: worth,
+		t: t, s: s, key: channel.NewKey(s.Key), past: past, worth: worth,
 		price: metering.Price{Amount: *uint256.NewInt(millPrice), Unit: metering.Second},
 	}
 	m.offer()
-	s.offer.Amount = wireAmount(millAsk)
-	s.offer.Extra.MinDeposit = ptr(wireAmount(5_000_000))
-	s.instead = m.serve
+	s.Offer.Amount = wireAmount(millAsk)
+	s.Offer.Extra.MinDeposit = ptr(wireAmount(5_000_000))
+	s.Instead = m.serve
 	mux := http.NewServeMux()
 	mux.HandleFunc("/offer", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(m.signed.Document) })
 	mux.Handle("/", s)
 	m.server = httptest.NewServer(mux)
 	t.Cleanup(m.server.Close)
-	s.Mint(t, s.payerAddress(), 50_000_000)
+	s.Mint(t, s.PayerAddress(), 50_000_000)
 	return m
 }
 
@@ -82,32 +83,32 @@ func (m *mill) offer() {
 	}
 }
 
-func (m *mill) serve(s *stall, w http.ResponseWriter, p x402.PaymentPayload) bool {
-	if p.Payload.Voucher.MaxClaimableAmount.Uint64() != s.base+millAsk {
-		s.correct(w, s.base, s.newest)
+func (m *mill) serve(s *testrig.Seller, w http.ResponseWriter, p x402.PaymentPayload) bool {
+	if p.Payload.Voucher.MaxClaimableAmount.Uint64() != s.Base+millAsk {
+		s.Correct(w, s.Base, s.Newest)
 		return true
 	}
-	s.bank(p)
+	s.Bank(p)
 	m.leases++
 	covered := uint64(0)
-	if s.newest != nil {
-		covered = s.newest.MaxClaimableAmount.Uint64() - s.base
+	if s.Newest != nil {
+		covered = s.Newest.MaxClaimableAmount.Uint64() - s.Base
 	}
 	terms := p.Payload.Config.Terms(p.Accepted.Network)
 	lease := metering.Lease{
 		ID: common.BigToHash(uint256.NewInt(m.leases).ToBig()), ChannelID: terms.ID(), OfferHash: m.signed.Hash, ChainID: 31337,
-		Escrow: terms.Escrow, Price: m.price, Devices: []string{sim.UUID(0)}, OwedBefore: *uint256.NewInt(s.base),
+		Escrow: terms.Escrow, Price: m.price, Devices: []string{sim.UUID(0)}, OwedBefore: *uint256.NewInt(s.Base),
 	}
 	if m.leases > 1 {
 		lease.OwedBefore.AddUint64(&lease.OwedBefore, uint64(m.before.Milliseconds()))
 	}
 	rec := m.record(lease, m.worth(m.leases, covered))
-	charge := rec.Owed.Uint64() - s.base
+	charge := rec.Owed.Uint64() - s.Base
 	voucher := p.Payload.Voucher
-	s.base, s.newest = s.base+charge, &voucher
+	s.Base, s.Newest = s.Base+charge, &voucher
 	receipt := x402.SettleResponse{
 		Success: true, Network: 31337, ChargedAmount: ptr(wireAmount(charge)),
-		ChannelState: &x402.ChannelState{ChargedCumulativeAmount: ptr(wireAmount(s.base))},
+		ChannelState: &x402.ChannelState{ChargedCumulativeAmount: ptr(wireAmount(s.Base))},
 	}
 	if err := receipt.Set(w.Header()); err != nil {
 		m.t.Error(err)

@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"net/http"
 	"path/filepath"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -20,8 +19,8 @@ import (
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
+	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/wire"
-	"github.com/gpupay/gpupay/sdk/x402"
 )
 
 // tenant is a renter of ours at a provider of ours, that speak x402.
@@ -30,7 +29,7 @@ type tenant struct {
 	key      *channel.Key
 	database string
 	clock    metering.Clock
-	line     *badLine
+	line     *testrig.FaultyTransport
 	renter   *Renter
 	x        *X402Client
 	rental   *X402Rental
@@ -45,7 +44,7 @@ func newTenant(t *testing.T, r *payRig) *tenant {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := &tenant{payRig: r, key: channel.NewKey(private), database: filepath.Join(t.TempDir(), "renter.db"), line: &badLine{}}
+	n := &tenant{payRig: r, key: channel.NewKey(private), database: filepath.Join(t.TempDir(), "renter.db"), line: &testrig.FaultyTransport{}}
 	r.chain.Mint(t, n.key.Address(), tenantPurse)
 	n.open()
 	return n
@@ -123,43 +122,6 @@ func (n *tenant) agrees() {
 	}
 }
 
-// badLine is a transport that does what a test wants to answers to payments.
-type badLine struct {
-	mu    sync.Mutex
-	paid  []string // payments that were answered
-	cut   int      // answers that never come
-	short int      // answers that break off behind their header
-	alter func(*http.Response)
-}
-
-func (l *badLine) RoundTrip(req *http.Request) (*http.Response, error) {
-	resp, err := http.DefaultTransport.RoundTrip(req)
-	payment := req.Header.Get(x402.HeaderSignature)
-	if err != nil || payment == "" || resp.StatusCode != http.StatusOK {
-		return resp, err
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.paid = append(l.paid, payment)
-	switch {
-	case l.cut > 0:
-		l.cut--
-		resp.Body.Close()
-		return nil, io.ErrUnexpectedEOF
-	case l.short > 0:
-		l.short--
-		resp.Body.Close()
-		resp.Body = io.NopCloser(io.MultiReader(strings.NewReader(`{"leaseId"`), broken{}))
-	case l.alter != nil:
-		l.alter(resp)
-	}
-	return resp, nil
-}
-
-type broken struct{}
-
-func (broken) Read([]byte) (int, error) { return 0, io.ErrUnexpectedEOF }
-
 // TestX402RenterTicks: our renter and our provider meet over x402. Each tick is metered, charged what its record adds and
 // checked; after settling, the provider has exactly what the renter's books say.
 func TestX402RenterTicks(t *testing.T) {
@@ -221,7 +183,7 @@ func TestX402RenterLosesAnswers(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			before := n.slate()
-			n.line.cut, n.line.short, n.line.paid = row.cut, row.short, nil
+			n.line.Cut, n.line.Short, n.line.Paid = row.cut, row.short, nil
 			tick, err := n.rental.Tick(t.Context())
 			if (err != nil) != (row.cut > lostTries || row.short > 0) || (err != nil && !errors.Is(err, peer.ErrUnreachable)) {
 				t.Fatal(err)
@@ -232,8 +194,8 @@ func TestX402RenterLosesAnswers(t *testing.T) {
 			if err != nil {
 				tick = n.tick()
 			}
-			for _, p := range n.line.paid {
-				if p != n.line.paid[0] {
+			for _, p := range n.line.Paid {
+				if p != n.line.Paid[0] {
 					t.Error("another payment was made for the same tick")
 				}
 			}

@@ -4,7 +4,6 @@ import (
 	"crypto/ecdsa"
 	"encoding/json"
 	"io"
-	"log/slog"
 	"net/http"
 	"path/filepath"
 	"strings"
@@ -20,6 +19,7 @@ import (
 	"github.com/gpupay/gpupay/internal/pgtest"
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/sdk/chain"
+	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/settle"
 	"github.com/gpupay/gpupay/sdk/wire"
 	"github.com/gpupay/gpupay/sdk/x402"
@@ -57,7 +57,7 @@ func payConfig(t *testing.T, key *channel.Key, url, escrow, token, database stri
 		Credit: 2 * time.Second, Tick: 20 * time.Millisecond, MaxGap: 10 * time.Second, RecordEvery: 50 * time.Millisecond,
 		SuspendTimeout: time.Minute, MinDeposit: "0.01", MinGrace: time.Minute, ClockTolerance: 24 * time.Hour, OpenTimeout: time.Minute, Poll: 50 * time.Millisecond,
 		Settlement: settle.Policy{Interval: time.Hour, LeastRow: *uint256.NewInt(1), Dust: *uint256.NewInt(1)},
-		Log:        slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelWarn})),
+		Log:        testrig.Warnings(t),
 	}
 }
 
