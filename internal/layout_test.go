@@ -47,7 +47,7 @@ var layout = []struct{ pkg, may string }{
 	{"sdk/chain", "bindings bindings/batchsettlement channel channel/store internal/eip712 internal/fault internal/redact sdk/internal/reach"},
 
 	{"sdk/gpu", "metering sdk/internal/inventory"},
-	{"sdk/settle", "channel internal/fault sdk/chain"},
+	{"sdk/settle", "channel internal/fault sdk/chain sdk/internal/run"},
 	{"sdk/internal/peer", "channel internal/redact sdk/internal/reach sdk/wire"},
 	{"sdk/audit", "bindings channel internal/eip712 internal/exactjson internal/redact internal/u256 metering sdk/chain sdk/internal/billed sdk/wire"},
 	{"sdk/tower", "channel channel/store internal/exactjson internal/redact sdk/chain sdk/internal/database sdk/internal/keyed " +

@@ -97,18 +97,9 @@ func (p *Provider) gpus(ctx context.Context) gpuHealth {
 // chainSeen is when every contract was last looked at to the chain's newest block;
 // false before the first look, and where another gateway does that.
 func (p *Provider) chainSeen() (time.Time, bool) {
-	if p.crew == nil {
+	if p.settlement == nil {
 		return time.Time{}, false
 	}
-	var oldest time.Time
-	for _, t := range p.crew.tills {
-		seen := t.watcher.Looked()
-		if seen.IsZero() {
-			return seen, false
-		}
-		if oldest.IsZero() || seen.Before(oldest) {
-			oldest = seen
-		}
-	}
-	return oldest, !oldest.IsZero()
+	seen := p.settlement.Looked()
+	return seen, !seen.IsZero()
 }

@@ -171,7 +171,7 @@ func (p *Provider) soon(wait time.Duration, terms channel.Terms) {
 	timer := time.AfterFunc(wait, func() {
 		done()
 		if p.running(terms.ID()) == nil {
-			p.crew.urgent(terms)
+			p.settlement.Urgent(terms)
 		}
 	})
 	context.AfterFunc(waiting, func() { timer.Stop() })

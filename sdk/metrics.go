@@ -121,7 +121,7 @@ func (c *moneyCollector) Collect(ch chan<- prometheus.Metric) {
 	gauge(descSettled, c.p.units(sums.settled))
 	gauge(descAtRisk, c.p.units(sums.atRisk))
 	gauge(descWrittenOff, c.p.units(sums.writtenOff))
-	gauge(descHeld, c.p.units(c.p.atWork.Load().held()))
+	gauge(descHeld, c.p.units(c.p.held()))
 	if wei, err := c.p.sender.GasSpent(ctx); err == nil {
 		ether, _ := new(big.Float).Quo(new(big.Float).SetInt(wei), big.NewFloat(1e18)).Float64()
 		gauge(descGas, ether)

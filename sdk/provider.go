@@ -24,7 +24,6 @@ import (
 	"github.com/gpupay/gpupay/sdk/internal/run"
 	"github.com/gpupay/gpupay/sdk/limit"
 	"github.com/gpupay/gpupay/sdk/settle"
-	"github.com/gpupay/gpupay/sdk/tower"
 	"github.com/gpupay/gpupay/sdk/units"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -53,22 +52,22 @@ type Provider struct {
 	minDelta    uint256.Int // base units that a voucher must add
 
 	lessor
-	db       *store.DB
-	payee    *channel.Payee
-	sender   *chain.Sender
-	crew     *crew                // nil where the leader's is at work
-	atWork   atomic.Pointer[crew] // of this process, be it as the leader; nil where another process's is
-	replicas *replicas            // nil where nobody shares the database
-	x402     *x402Desk            // nil where x402 is not offered
-	named    namedDevices
-	nodes    *nodes // nil where this gateway meters
-	minter   *wire.Minter
-	metrics  *providerMetrics
-	mux      *http.ServeMux
-	guard    *guard   // what clients may do how often
-	sponsor  *sponsor // what deposits of strangers may cost
-	proxies  limit.Proxies
-	whole    atomic.Bool // the outbox knows what is on its way: see outboxIsWhole
+	db         *store.DB
+	payee      *channel.Payee
+	sender     *chain.Sender
+	settlement *settle.Service                // nil where the leader's is at work
+	atWork     atomic.Pointer[settle.Service] // of this process, be it as the leader; nil where another process's is
+	replicas   *replicas                      // nil where nobody shares the database
+	x402       *x402Desk                      // nil where x402 is not offered
+	named      namedDevices
+	nodes      *nodes // nil where this gateway meters
+	minter     *wire.Minter
+	metrics    *providerMetrics
+	mux        *http.ServeMux
+	guard      *guard   // what clients may do how often
+	sponsor    *sponsor // what deposits of strangers may cost
+	proxies    limit.Proxies
+	whole      atomic.Bool // the outbox knows what is on its way: see outboxIsWhole
 
 	opens   keyed.Mutex // one open at a time of a channel
 	starts  keyed.Mutex // one lease start or close at a time on a channel
@@ -287,150 +286,10 @@ func (p *Provider) chainParts(ctx context.Context) error {
 		p.sender.Follow = true
 		return nil
 	}
-	p.crew = p.newCrew(p.db, txs)
-	p.atWork.Store(p.crew)
-	p.sender = p.crew.sender
+	p.settlement = p.newSettlement(p.db, txs)
+	p.atWork.Store(p.settlement)
+	p.sender = p.settlement.Sender
 	return nil
-}
-
-// crew is what watches the chain, works the outbox and settles. Of the processes
-// that share a database one has a crew at work.
-type crew struct {
-	began  time.Time
-	sender *chain.Sender
-	tills  []*till
-	towers *tower.Feed
-}
-
-// till keeps the channels of one escrow contract as the chain has them, and
-// fetches what was vouchered.
-type till struct {
-	watcher *settle.Watcher
-	settler *settle.Settler
-	looked  atomic.Int64 // when the watcher had looked last, nanoseconds since its crew began
-}
-
-func (p *Provider) newSender(txs *chain.Store) *chain.Sender {
-	return &chain.Sender{Backend: p.escrow.Backend(), Key: p.config.Key, Store: txs, Poll: p.config.Poll, MaxFee: p.config.MaxFee, Marks: p.deps.marks, Log: p.config.Log}
-}
-
-func (p *Provider) newCrew(db *store.DB, txs *chain.Store) *crew {
-	c := &crew{sender: p.newSender(txs), began: time.Now()}
-	payee := *p.payee
-	payee.Store = db.Payee()
-	c.towers = tower.NewFeed(&payee, p.config.Watchtowers, p.config.WatchtowerEvery, p.config.Log)
-	c.tills = append(c.tills, p.newTill(c, db, txs, p.escrow))
-	if p.x402 != nil {
-		c.tills = append(c.tills, p.newTill(c, db, txs, p.x402.contract))
-	}
-	return c
-}
-
-// leastRow is what a channel of a contract must bring to be settled, base units.
-func (p *Provider) leastRow(contract chain.Contract) uint256.Int {
-	if least := p.config.Settlement.LeastRow; !least.IsZero() {
-		return least
-	}
-	batch, row := contract.SettlementGas()
-	return settle.RowOf(p.minTransfer, batch, row)
-}
-
-// worthSettling refuses a least deposit that is less than the least row: nothing of
-// such a channel would ever be settled, and its payer leaves with all that it used.
-func (p *Provider) worthSettling(contract chain.Contract) error {
-	deposit, err := p.minDeposit()
-	if err != nil {
-		return err
-	}
-	if row := p.leastRow(contract); deposit.Lt(&row) {
-		return fmt.Errorf("provider: MinDeposit is %s, and of a channel less than %s is not settled (MinTransfer, Settlement.LeastRow): deposit more, or lower those",
-			units.Format(deposit, p.token.Decimals), units.Format(row, p.token.Decimals))
-	}
-	return nil
-}
-
-func (p *Provider) newTill(c *crew, db *store.DB, txs *chain.Store, contract chain.Contract) *till {
-	payee := &channel.Payee{Store: db.Payee(), Domain: contract.Domain()}
-	policy := p.config.Settlement
-	policy.LeastRow = p.leastRow(contract)
-	t := &till{settler: &settle.Settler{Payee: payee, Contract: contract, Sender: c.sender, Policy: policy, OnSettled: p.settled, Log: p.config.Log}}
-	t.settler.Expect(channel.Terms{Payee: p.config.Key.Address(), Token: p.config.Token}) // a database from before may know no channel of it
-	changed := func(old, now channel.State) {
-		if now.Settled.Gt(&old.Settled) {
-			t.settler.Expect(now.Terms) // by whom or what for: a refund claims, too, and who asked for it may have given up
-		}
-		if now.Status == channel.Closing && now.CloseRequested() {
-			t.settler.Urgent(now.ID) // the grace period runs
-			c.towers.Hurry()
-		}
-		p.channelChanged(now)
-	}
-	t.watcher = &settle.Watcher{Payee: payee, Contract: contract, Confirmations: p.config.Confirmations, Poll: p.config.Poll, Store: txs, Served: leaseStore{db: db}.served, OnChange: changed, Log: p.config.Log,
-		OnLook: func() { t.looked.Store(int64(time.Since(c.began))) }}
-	return t
-}
-
-// blindness is how long a leader may go on whose looks at the chain fail, though its
-// endpoint answers: three that take as long as one may. The grace period of an
-// escrow is several times that.
-const blindness = 3 * time.Minute
-
-// sees fails where channels were not looked at for too long.
-func (c *crew) sees(limit time.Duration) error {
-	for _, t := range c.tills {
-		if since := time.Since(c.began) - time.Duration(t.looked.Load()); since > limit {
-			return fmt.Errorf("the channels of %s were not read for %s: another gateway may do it, with its endpoint", t.watcher.Contract.Address(), since.Round(time.Second))
-		}
-	}
-	return nil
-}
-
-func (c *crew) run(ctx context.Context) error {
-	parts := []func(context.Context) error{c.sender.Run, c.towers.Run}
-	for _, t := range c.tills {
-		parts = append(parts, t.watcher.Run, t.settler.Run)
-	}
-	return run.Together(ctx, parts...)
-}
-
-// settle fetches from every contract what has been vouchered.
-func (c *crew) settle(ctx context.Context) error {
-	var err error
-	for _, t := range c.tills {
-		err = errors.Join(err, t.settler.Settle(ctx))
-	}
-	return err
-}
-
-// urgent has a channel whose lease ended settled soon, if the policy wants that.
-func (c *crew) urgent(t channel.Terms) {
-	for _, till := range c.tills {
-		if till.settler.Payee.Domain.Holds(t) == nil && till.settler.Policy.Ended() {
-			till.settler.Urgent(t.ID())
-		}
-	}
-}
-
-// held is what was settled and waits in the contracts, as far as this process
-// settles.
-func (c *crew) held() (total uint256.Int) {
-	if c == nil {
-		return total
-	}
-	for _, t := range c.tills {
-		amount := t.settler.Held()
-		total.Add(&total, &amount)
-	}
-	return total
-}
-
-// expect has what was set aside for us fetched with the next settlement.
-func (c *crew) expect(s channel.State) {
-	for _, till := range c.tills {
-		if till.settler.Payee.Domain.Holds(s.Terms) == nil {
-			till.settler.Expect(s.Terms)
-		}
-	}
 }
 
 func (p *Provider) challenges(ctx context.Context) error {
@@ -541,7 +400,7 @@ func (p *Provider) Run(ctx context.Context) error {
 	if p.replicas != nil {
 		return run.Ended(run.Together(ctx, p.replicas.leader().run, p.renewOffers, p.retain))
 	}
-	return run.Ended(run.Together(ctx, p.crew.run, p.renewOffers, p.retain))
+	return run.Ended(run.Together(ctx, p.settlement.Run, p.renewOffers, p.retain))
 }
 
 // offerEnd is when an offer that is made now expires: after half of ttl at least, and ttl at most. It is the same for a whole
@@ -590,15 +449,6 @@ func (p *Provider) Close() error {
 
 func (p *Provider) shutFiles() error { return errors.Join(p.db.Close(), p.deps.marks.Close()) }
 
-// Settle fetches what has been vouchered now, in as few transactions as can be,
-// instead of waiting for the settlement policy.
-func (p *Provider) Settle(ctx context.Context) error {
-	if p.replicas != nil {
-		return p.replicas.settle(ctx)
-	}
-	return p.crew.settle(ctx)
-}
-
 // GasSpent is what the transactions of the provider's present key have cost so far, in wei.
 func (p *Provider) GasSpent(ctx context.Context) (*big.Int, error) { return p.sender.GasSpent(ctx) }
 
@@ -635,23 +485,6 @@ func (p *Provider) awaitLastVouchers(ctx context.Context, ended []*lease) {
 			}
 		}
 	}
-}
-
-// channelChanged hears of every change the chain made to a channel.
-func (p *Provider) channelChanged(now channel.State) {
-	if now.Behind() && p.payee.Domain.Holds(now.Terms) == nil {
-		settledUnseen(p, now)
-	}
-	l := p.running(now.ID)
-	if l == nil {
-		return
-	}
-	l.observe(now)
-	if now.Status == channel.Open {
-		return
-	}
-	// What is metered from here on might never be paid.
-	p.endSoon(l, "the channel is "+now.Status.String())
 }
 
 // Service says how the lease on a channel is: active, suspended, or ended

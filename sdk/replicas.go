@@ -249,12 +249,12 @@ func (r *replicas) lead(ctx context.Context, db *store.DB) error {
 	if err != nil {
 		return err
 	}
-	c := r.p.newCrew(db, txs)
+	c := r.p.newSettlement(db, txs)
 	r.p.atWork.Store(c)
 	defer r.p.atWork.Store(nil)
-	return run.Together(ctx, c.run, func(ctx context.Context) error {
+	return run.Together(ctx, c.Run, func(ctx context.Context) error {
 		for chain.Pause(ctx, 2*time.Second) == nil {
-			if err := c.sees(blindness); err != nil {
+			if err := c.CheckLooks(blindness); err != nil {
 				return err
 			}
 			if err := r.serve(ctx, c, leaseStore{db: db}); err != nil && ctx.Err() == nil {
@@ -267,7 +267,7 @@ func (r *replicas) lead(ctx context.Context, db *store.DB) error {
 
 // serve has settled what ended at any gateway and what one of them asks for. A channel on which another lease
 // runs waits for that one's end, or for the policy: it would be settled as often as a voucher comes.
-func (r *replicas) serve(ctx context.Context, c *crew, s leaseStore) error {
+func (r *replicas) serve(ctx context.Context, c *settle.Service, s leaseStore) error {
 	now := time.Now()
 	ids, err := s.idleSince(ctx, now.Add(-closeGrace-time.Hour).Unix(), now.Add(-closeGrace).Unix())
 	if err != nil {
@@ -280,17 +280,15 @@ func (r *replicas) serve(ctx context.Context, c *crew, s leaseStore) error {
 	unsettled, err := r.p.db.Payee().Unsettled(ctx)
 	for _, state := range unsettled {
 		if ended[state.ID] && state.Terms.Scheme == channel.Session {
-			c.urgent(state.Terms)
+			c.Urgent(state.Terms)
 		}
 	}
 	asked, failed := s.claimed(ctx, settleRequest)
 	if err = errors.Join(err, failed); err != nil || !asked {
 		return err
 	}
-	for _, t := range c.tills {
-		t.settler.Recall()
-	}
-	err = c.settle(ctx)
+	c.Reload()
+	err = c.Settle(ctx)
 	if ctx.Err() != nil {
 		return err // the next leader does it
 	}

@@ -133,8 +133,8 @@ func (d *x402Desk) refunded(ctx context.Context, r *x402Request, note x402Note, 
 	if err != nil {
 		return nil, err
 	}
-	if d.crew != nil {
-		d.crew.expect(s)
+	if d.settlement != nil {
+		d.settlement.Expect(s.Terms)
 	}
 	tab, err := d.tab(ctx, s)
 	if err != nil {

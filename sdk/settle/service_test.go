@@ -1,0 +1,43 @@
+package settle_test
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/gpupay/gpupay/sdk/settle"
+)
+
+// hurries counts how often watchtowers were to be told at once.
+type hurries chan struct{}
+
+func (hurries) Run(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
+
+func (h hurries) Hurry() { h <- struct{}{} }
+
+// TestServiceSettlesWhatCloses: whoever asks to close is settled at once, the watchtowers and the watcher's own listener hear of
+// it, and the service knows when it looked last.
+func TestServiceSettlesWhatCloses(t *testing.T) {
+	k := newTill(t)
+	k.Settler.Policy = settle.Policy{Interval: time.Hour, MaxAge: time.Hour}
+	hurry := make(hurries, 16)
+	service := settle.NewService(k.Sender, hurry, &settle.Book{Watcher: k.Watcher, Settler: k.Settler})
+	if !service.Looked().IsZero() {
+		t.Error("it has looked before it ran")
+	}
+	if service.CheckLooks(time.Hour) != nil || service.CheckLooks(-1) == nil {
+		t.Error("a service that has not looked yet is as old as it is")
+	}
+	terms := k.Open(1, 1000)
+	k.Accept(terms, 400)
+	stop := k.Run(service.Run)
+	k.RequestClose(terms)
+	k.Eventually("what is due is settled", func() bool { s := k.State(terms); return is(s.Settled, 400) })
+	stop()
+	if len(hurry) == 0 {
+		t.Error("the watchtowers were not told")
+	}
+	if service.Looked().IsZero() || len(k.Changes) == 0 {
+		t.Error("the watcher's own listener, or its look, is lost")
+	}
+}

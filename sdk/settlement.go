@@ -1,0 +1,108 @@
+package sdk
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/channel/store"
+	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/settle"
+	"github.com/gpupay/gpupay/sdk/tower"
+	"github.com/gpupay/gpupay/sdk/units"
+)
+
+// blindness is how long a leader may go on whose looks at the chain fail, though its
+// endpoint answers: three that take as long as one may. The grace period of an
+// escrow is several times that.
+const blindness = 3 * time.Minute
+
+func (p *Provider) newSender(txs *chain.Store) *chain.Sender {
+	return &chain.Sender{Backend: p.escrow.Backend(), Key: p.config.Key, Store: txs, Poll: p.config.Poll, MaxFee: p.config.MaxFee, Marks: p.deps.marks, Log: p.config.Log}
+}
+
+// newSettlement makes the service that settles for this provider, and writes through db only.
+func (p *Provider) newSettlement(db *store.DB, txs *chain.Store) *settle.Service {
+	sender := p.newSender(txs)
+	payee := *p.payee
+	payee.Store = db.Payee()
+	towers := tower.NewFeed(&payee, p.config.Watchtowers, p.config.WatchtowerEvery, p.config.Log)
+	var books []*settle.Book
+	for _, contract := range p.contracts() {
+		books = append(books, p.newBook(db, txs, sender, contract))
+	}
+	return settle.NewService(sender, towers, books...)
+}
+
+func (p *Provider) newBook(db *store.DB, txs *chain.Store, sender *chain.Sender, contract chain.Contract) *settle.Book {
+	payee := &channel.Payee{Store: db.Payee(), Domain: contract.Domain()}
+	policy := p.config.Settlement
+	policy.LeastRow = p.leastRow(contract)
+	settler := &settle.Settler{Payee: payee, Contract: contract, Sender: sender, Policy: policy, OnSettled: p.settled, Log: p.config.Log}
+	settler.Expect(channel.Terms{Payee: p.config.Key.Address(), Token: p.config.Token}) // a database from before may know no channel of it
+	return &settle.Book{Settler: settler, Watcher: &settle.Watcher{
+		Payee: payee, Contract: contract, Confirmations: p.config.Confirmations, Poll: p.config.Poll, Store: txs,
+		Served: leaseStore{db: db}.served, OnChange: func(_, now channel.State) { p.channelChanged(now) }, Log: p.config.Log,
+	}}
+}
+
+// leastRow is what a channel of a contract must bring to be settled, base units.
+func (p *Provider) leastRow(contract chain.Contract) uint256.Int {
+	if least := p.config.Settlement.LeastRow; !least.IsZero() {
+		return least
+	}
+	batch, row := contract.SettlementGas()
+	return settle.RowOf(p.minTransfer, batch, row)
+}
+
+// worthSettling refuses a least deposit that is less than the least row: nothing of
+// such a channel would ever be settled, and its payer leaves with all that it used.
+func (p *Provider) worthSettling(contract chain.Contract) error {
+	deposit, err := p.minDeposit()
+	if err != nil {
+		return err
+	}
+	if row := p.leastRow(contract); deposit.Lt(&row) {
+		return fmt.Errorf("provider: MinDeposit is %s, and of a channel less than %s is not settled (MinTransfer, Settlement.LeastRow): deposit more, or lower those",
+			units.Format(deposit, p.token.Decimals), units.Format(row, p.token.Decimals))
+	}
+	return nil
+}
+
+// Settle fetches what has been vouchered now, in as few transactions as can be,
+// instead of waiting for the settlement policy.
+func (p *Provider) Settle(ctx context.Context) error {
+	if p.replicas != nil {
+		return p.replicas.settle(ctx)
+	}
+	return p.settlement.Settle(ctx)
+}
+
+// channelChanged hears of every change the chain made to a channel.
+func (p *Provider) channelChanged(now channel.State) {
+	if now.Behind() && p.payee.Domain.Holds(now.Terms) == nil {
+		settledUnseen(p, now)
+	}
+	l := p.running(now.ID)
+	if l == nil {
+		return
+	}
+	l.observe(now)
+	if now.Status == channel.Open {
+		return
+	}
+	// What is metered from here on might never be paid.
+	p.endSoon(l, "the channel is "+now.Status.String())
+}
+
+// held is what was settled and waits in the contracts, as far as this process settles.
+func (p *Provider) held() uint256.Int {
+	service := p.atWork.Load()
+	if service == nil {
+		return uint256.Int{}
+	}
+	return service.Held()
+}
