@@ -42,16 +42,16 @@ type spoolRow struct {
 var spoolColumns = columns[spoolRow]()
 
 func openSpool(ctx context.Context, path string) (spool, error) {
-	db, err := database.Open(ctx, path, "provider", providerMigrations, "migrations/provider")
+	db, err := database.Open(ctx, path, "node", nodeMigrations, "migrations/node")
 	if err != nil {
 		return spool{}, err
 	}
 	if db.Shared() {
 		return spool{}, errors.Join(errors.New("a spool is a file on the node's own disk, and no server's"), db.Close())
 	}
-	files, err := fs.Sub(nodeMigrations, "migrations/node")
+	files, err := fs.Sub(providerMigrations, "migrations/provider")
 	if err == nil {
-		err = db.Migrate(ctx, "node", files)
+		err = db.Migrate(ctx, "provider", files)
 	}
 	if err != nil {
 		return spool{}, errors.Join(fmt.Errorf("spool %s: %w", path, err), db.Close())

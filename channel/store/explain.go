@@ -20,6 +20,9 @@ var advice = map[sqlite3.ErrNo]string{
 	sqlite3.ErrCantOpen: "the file cannot be opened: check that its directory exists and is writable by this user",
 }
 
+// errNotADB is what SQLite says of a file that is not its own.
+var errNotADB = sqlite3.Error{Code: sqlite3.ErrNotADB}
+
 // explain adds the file and what to do to an error of SQLite's. Others pass.
 func (db *shared) explain(err error) error {
 	if err == nil {

@@ -192,7 +192,11 @@ func checkPath(path string) error {
 	return nil
 }
 
-// makeFile makes an empty file for its owner only, unless it is there already.
+// magic is what an SQLite file begins with.
+const magic = "SQLite format 3\x00"
+
+// makeFile makes an empty file for its owner only, unless it is there already: then it is SQLite's, or refused before anything is
+// put beside it.
 func makeFile(path string) error {
 	if err := checkPath(path); err != nil {
 		return err
@@ -201,8 +205,16 @@ func makeFile(path string) error {
 	if err != nil {
 		return fmt.Errorf("store: %w: the file and its directory must exist and be writable by this user", err)
 	}
-	if err := file.Close(); err != nil {
+	begins := make([]byte, len(magic))
+	n, err := io.ReadFull(file, begins)
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		err = nil
+	}
+	if err := errors.Join(err, file.Close()); err != nil {
 		return fmt.Errorf("store: %w", err)
+	}
+	if n > 0 && string(begins) != magic {
+		return newShared(path, sqlite).explain(errNotADB)
 	}
 	return nil
 }

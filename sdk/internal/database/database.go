@@ -2,6 +2,7 @@
 package database
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,7 +12,32 @@ import (
 	"github.com/gpupay/gpupay/channel/store"
 )
 
-// Open opens the database of one side for the one program that runs on it, checks that it is whole, and brings its
+// ErrOther says that a database is that of another program.
+var ErrOther = errors.New("it is another program's")
+
+// sides are the components whose tables only one kind of program has. A node has those of a provider too.
+var sides = []string{"node", "provider", "renter", "tower"}
+
+// of is the kind of program that a database is of; empty where no program has tables in it yet.
+func of(ctx context.Context, db *store.DB) (string, error) {
+	for _, side := range sides {
+		if version, err := db.Version(ctx, side); err != nil || version > 0 {
+			return side, err
+		}
+	}
+	return "", nil
+}
+
+// checkSide refuses the database of a program of another kind: each side's money would stand between the other's.
+func checkSide(ctx context.Context, db *store.DB, side string) error {
+	owner, err := of(ctx, db)
+	if err != nil || owner == "" || owner == side {
+		return err
+	}
+	return fmt.Errorf("%w: a %s wrote it, and a %s needs a file of its own: name another", ErrOther, owner, side)
+}
+
+// Open opens the database of one side for the one program that runs on it, checks that it is whole and of that side, and brings its
 // tables up to date with the migrations in dir.
 func Open(ctx context.Context, path, side string, migrations fs.FS, dir string) (*store.DB, error) {
 	db, err := store.OpenAlone(ctx, path)
@@ -23,6 +49,9 @@ func Open(ctx context.Context, path, side string, migrations fs.FS, dir string) 
 		err = checkPages(ctx, db)
 	}
 	if err == nil {
+		err = checkSide(ctx, db, side)
+	}
+	if err == nil {
 		err = db.Migrate(ctx, side, files)
 	}
 	if err != nil {
@@ -31,14 +60,22 @@ func Open(ctx context.Context, path, side string, migrations fs.FS, dir string) 
 	return db, nil
 }
 
-// Read opens a database to read from it beside its program. sides are the migrations of those that it may be of; of what it has
-// it must have all, and no more.
-func Read(ctx context.Context, path string, sides map[string]fs.FS) (*store.DB, error) {
+// Read opens a database to read from it beside its program. mayBe are the migrations of those that it may be of; of what it has
+// it must have all, and no more, and it must be of one of them.
+func Read(ctx context.Context, path string, mayBe map[string]fs.FS) (*store.DB, error) {
 	db, err := store.OpenToRead(ctx, path)
 	if err != nil {
 		return nil, fmt.Errorf("database: %w", err)
 	}
-	for side, all := range sides {
+	owner, err := of(ctx, db)
+	_, is := mayBe[owner]
+	if owner == "node" {
+		_, is = mayBe["provider"] // whose tables a node has, too
+	}
+	if err == nil && !is {
+		err = fmt.Errorf("%w: %s is of a %s", ErrOther, db.Path(), cmp.Or(owner, "program that has not written to it yet"))
+	}
+	for side, all := range mayBe {
 		version, failed := db.Version(ctx, side)
 		if failed == nil && version > 0 {
 			var files fs.FS

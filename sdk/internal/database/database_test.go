@@ -3,6 +3,7 @@ package database
 import (
 	"bytes"
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -88,5 +89,50 @@ func TestOpenDamaged(t *testing.T) {
 	}
 	if _, err := Open(t.Context(), path, "notes", notes, "migrations/notes"); !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), "notes") {
 		t.Errorf("%v, want ErrDamaged", err)
+	}
+}
+
+// TestOpenOther: no program writes to the file of another kind of program, nor reads it for its own; nothing is put beside a
+// file that is no database.
+func TestOpenOther(t *testing.T) {
+	dir := t.TempDir()
+	at := func(side string) string { return filepath.Join(dir, side+".db") }
+	for _, side := range sides {
+		for range 2 { // the second time it is there
+			db, err := Open(t.Context(), at(side), side, notes, "migrations/notes")
+			if err == nil {
+				err = db.Close()
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for _, theirs := range sides {
+		for _, own := range sides {
+			if own == theirs {
+				continue
+			}
+			if _, err := Open(t.Context(), at(theirs), own, notes, "migrations/notes"); !errors.Is(err, ErrOther) || !strings.Contains(err.Error(), theirs) {
+				t.Errorf("a %s on the file of a %s: %v", own, theirs, err)
+			}
+			mayBe := map[string]fs.FS{own: fstest.MapFS{"migrations/" + own + "/0001_notes.sql": notes["migrations/notes/0001_notes.sql"]}}
+			db, err := Read(t.Context(), at(theirs), mayBe)
+			if err == nil {
+				db.Close()
+			}
+			if and := theirs == "node" && own == "provider"; errors.Is(err, ErrOther) == and {
+				t.Errorf("the file of a %s read as that of a %s: %v", theirs, own, err)
+			}
+		}
+	}
+	letter := at("letter")
+	if err := os.WriteFile(letter, []byte("Dear reader"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, err := Open(t.Context(), letter, "renter", notes, "migrations/notes")
+	beside, failed := filepath.Glob(letter + "?*")
+	if err == nil || !strings.Contains(err.Error(), "not a database") || len(beside) > 0 || failed != nil {
+		t.Errorf("%v, and beside it is %q", err, beside)
 	}
 }
