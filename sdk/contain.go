@@ -8,6 +8,7 @@ import (
 
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/gpu"
+	"github.com/gpupay/gpupay/sdk/internal/run"
 	"github.com/gpupay/gpupay/sdk/settle"
 )
 
@@ -30,7 +31,7 @@ var _ gpu.Adopter = tameAllocator{}
 
 // Allocate releases what a panic left half allocated.
 func (t tameAllocator) Allocate(ctx context.Context, req gpu.Request) (gpu.Allocation, error) {
-	returned := false
+	returned, after := false, run.After(ctx)
 	a, err := func() (a gpu.Allocation, err error) {
 		defer contain(t.log, "Allocator.Allocate", &err)
 		a, err = t.Allocator.Allocate(ctx, req)
@@ -38,7 +39,9 @@ func (t tameAllocator) Allocate(ctx context.Context, req gpu.Request) (gpu.Alloc
 		return a, err
 	}()
 	if !returned {
-		_ = t.Release(context.WithoutCancel(ctx), gpu.Allocation{LeaseID: req.LeaseID}) // logged; the lease is not begun either way
+		undo, cancel := after()
+		defer cancel()
+		_ = t.Release(undo, gpu.Allocation{LeaseID: req.LeaseID}) // logged; the lease is not begun either way
 	}
 	return a, err
 }

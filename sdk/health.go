@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/gpupay/gpupay/metering"
@@ -86,12 +87,27 @@ type gpuHealth struct {
 }
 
 func (p *Provider) gpus(ctx context.Context) gpuHealth {
-	var all []string
-	for _, d := range p.devices {
-		all = append(all, d.UUID)
+	fit, err := p.sick.Fit(ctx, p.config.Source, p.gpuNames)
+	return gpuHealth{inventory.Without(p.gpuNames(), fit), err}
+}
+
+// gpuList is what is offered where no node meters: what was listed at the start, and what was away then and came back since.
+func (p *Provider) gpuList() []metering.Device {
+	if len(p.devices) == 0 {
+		return nil
 	}
-	fit, err := p.sick.Fit(ctx, p.config.Source, all)
-	return gpuHealth{inventory.Without(all, fit), err}
+	return append(slices.Clone(p.devices), p.sick.Joined(p.devices[0], names(p.devices))...)
+}
+
+func (p *Provider) gpuNames() []string { return names(p.gpuList()) }
+
+// names are the UUIDs of devices.
+func names(devices []metering.Device) []string {
+	all := make([]string, len(devices))
+	for i, d := range devices {
+		all[i] = d.UUID
+	}
+	return all
 }
 
 // chainSeen is when every contract was last looked at to the chain's newest block;

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/internal/inventory"
 )
 
 // ofOneKind refuses devices of several kinds: an offer has one price for any of
@@ -12,7 +13,7 @@ import (
 func ofOneKind(devices []metering.Device) error {
 	for i := range devices {
 		a, b := devices[0], devices[i]
-		if a.Name != b.Name || a.MIG != b.MIG || max(a.MemoryBytes, b.MemoryBytes)-min(a.MemoryBytes, b.MemoryBytes) > a.MemoryBytes/16 {
+		if !inventory.Alike(a, b) {
 			return fmt.Errorf("%s is a %s with %d bytes and %s is a %s with %d bytes, and an offer has one price for both: rent out devices of one kind",
 				a.UUID, a.Name, a.MemoryBytes, b.UUID, b.Name, b.MemoryBytes)
 		}

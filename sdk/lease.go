@@ -51,6 +51,7 @@ type lease struct {
 	binding  *wire.MeterBinding // whose key signs its records; nil: the one that its offer names
 	sampled  *metering.Sampled
 	watchdog watchdog      // of its devices
+	each     []watchdog    // of each of them
 	liveness probe         // of what was allocated
 	read     chan struct{} // closed when its devices were read first, of a lease that lasts for one request
 	opened   chan struct{} // closed when they were looked at first, of any other that begins here
@@ -107,7 +108,8 @@ type leaseDeps struct {
 	probing  chan struct{}                               // bounds how many are asked at a time
 	source   metering.Source
 	clock    metering.Clock
-	sampling *metering.Sampling // of source, for all leases
+	sampling *metering.Sampling      // of source, for all leases
+	sick     []*inventory.Quarantine // hear which devices cannot be read
 	store    leaseStore
 	row      uint256.Int      // base units of a channel that a settlement fetches at least
 	accounts *accounts        // of payers; nil: each lease has a credit of its own
@@ -407,6 +409,7 @@ func (l *lease) state() leaseState { return l.look().state }
 // to the lease's goroutine, which may be waiting for a disk or a command.
 func (l *lease) Sampled(r metering.Reading, _ metering.Interval) {
 	l.tally()
+	l.watch(r)
 	if l.watchdog.saw(r, l.deps.clock) {
 		l.wake()
 	}

@@ -40,6 +40,8 @@ type lessor struct {
 	allocated func(channel common.Hash)                                                // hears that a channel's lease has its devices; may be nil
 	prepaid   func(*lease) error                                                       // makes a lease one that is paid in advance, if it is; nil: none is
 
+	sick inventory.Quarantine // of the devices of the source, for who asks how they are
+
 	life   context.Context // leases run until it ends
 	finish func()
 
@@ -119,15 +121,16 @@ func (h *lessor) grant(ctx context.Context, row leaseRow, s channel.State, offer
 	}
 	fault.Point(fault.LeaseWritten)
 	// A renter that hangs up must not leave a half-made allocation behind.
-	call, cancel := context.WithTimeout(context.WithoutCancel(ctx), h.deps.timing.callTimeout)
+	later := context.WithoutCancel(ctx) // what a failure leaves is undone also where its time was up
+	call, cancel := context.WithTimeout(later, h.deps.timing.callTimeout)
 	defer cancel()
 	a, meter, err := h.deps.placer.place(call, placement{gpu.Request{LeaseID: id, Payer: s.Terms.Payer, GPUs: row.GPUs, Term: row.Term}, s, offer})
 	if err == nil && len(a.Devices) != row.GPUs {
 		err = errors.Join(fmt.Errorf("allocator gave %d devices to lease %s, %d were asked for", len(a.Devices), id, row.GPUs),
-			h.deps.placer.Release(call, a))
+			h.release(later, a))
 	}
 	if err != nil {
-		return nil, errors.Join(err, h.store.setEnded(call, id, row.Term, "not allocated", false))
+		return nil, errors.Join(err, h.notAllocated(later, row))
 	}
 	fault.Point(fault.LeaseAllocated)
 	if h.allocated != nil {
@@ -143,7 +146,7 @@ func (h *lessor) grant(ctx context.Context, row leaseRow, s channel.State, offer
 		err = h.store.activate(call, row)
 	}
 	if err != nil {
-		return nil, errors.Join(err, h.deps.placer.Release(call, a)) // the row says that nothing is metered
+		return nil, errors.Join(err, h.release(later, a)) // the row says that nothing is metered
 	}
 	fault.Point(fault.LeaseActivated)
 	l, err := h.newLease(row, s, offer, a, nil)
@@ -171,6 +174,13 @@ func (h *lessor) grant(ctx context.Context, row leaseRow, s channel.State, offer
 	case <-call.Done():
 	}
 	return l, nil
+}
+
+// notAllocated has it on disk that a lease never began.
+func (h *lessor) notAllocated(ctx context.Context, row leaseRow) error {
+	write, cancel := context.WithTimeout(ctx, h.deps.timing.callTimeout)
+	defer cancel()
+	return h.store.setEnded(write, common.HexToHash(row.ID), row.Term, "not allocated", false)
 }
 
 // newLease builds a lease: fresh, or as its last record and the meter's state
@@ -218,6 +228,10 @@ func (h *lessor) newLease(row leaseRow, s channel.State, offer wire.SignedOffer,
 		return nil, err
 	}
 	l.watchdog.limit = l.meter.Config().MaxGap
+	l.each = make([]watchdog, len(a.Devices))
+	for i := range l.each {
+		l.each[i].limit = l.watchdog.limit
+	}
 	if l.recorder, err = metering.NewRecorder(terms, h.signer(row.meter(offer)), record); err != nil || h.prepaid == nil {
 		return l, err
 	}

@@ -149,7 +149,7 @@ func (n *Node) lets() {
 	n.meterKey, n.pastKeys, n.store = n.config.MeterKey, n.config.PastKeys, n.spool.leaseStore
 	n.channel, n.lessor.share = n.spool.channel, n.spool.share
 	n.deps = leaseDeps{
-		placer: local{tameAllocator{n.config.Allocator, n.config.Log}}, liveness: liveness(n.config.Log, n.config.Allocator), source: n.config.Source, clock: n.config.Clock, store: n.store,
+		placer: local{tameAllocator{n.config.Allocator, n.config.Log}}, sick: n.quarantines(n.config.Allocator), liveness: liveness(n.config.Log, n.config.Allocator), source: n.config.Source, clock: n.config.Clock, store: n.store,
 		metrics: metrics, log: n.config.Log, ended: n.leaseDropped, dropped: n.leaseDropped,
 		timing: leaseTiming{tick: metering.DefaultTick, recordEvery: defaultRecordEvery,
 			suspendTimeout: n.config.SuspendTimeout, aliveEvery: n.config.AliveEvery, callTimeout: n.config.CallTimeout},

@@ -19,7 +19,6 @@ import (
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/database"
-	"github.com/gpupay/gpupay/sdk/internal/inventory"
 	"github.com/gpupay/gpupay/sdk/internal/keyed"
 	"github.com/gpupay/gpupay/sdk/internal/run"
 	"github.com/gpupay/gpupay/sdk/limit"
@@ -45,8 +44,7 @@ type Provider struct {
 	price   metering.Price
 	credit  uint256.Int // base units for ProviderConfig.Credit of GPU time
 	devices []metering.Device
-	sick    inventory.Quarantine // of devices
-	gasless bool                 // we send renters' ERC-3009 deposits
+	gasless bool // we send renters' ERC-3009 deposits
 
 	minTransfer uint256.Int // base units that are worth a transaction of ours
 	minDelta    uint256.Int // base units that a voucher must add
@@ -245,6 +243,7 @@ func (p *Provider) lets() {
 	p.deps = leaseDeps{
 		shares:   shares,
 		placer:   p.placer(),
+		sick:     p.quarantines(p.config.Allocator),
 		liveness: liveness(p.config.Log, p.config.Allocator), source: p.config.Source, clock: p.config.Clock, store: p.store, marks: p.deps.marks, row: p.leastRow(p.escrow), accounts: newAccounts(p.leastRow(p.escrow)),
 		metrics: p.metrics.leaseMetrics, log: p.config.Log, ended: p.leaseEnded, dropped: p.leaseDropped,
 		timing: leaseTiming{tick: p.config.Tick, recordEvery: p.config.RecordEvery,
@@ -308,7 +307,7 @@ func (p *Provider) renewOffer(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	devices := p.devices
+	devices := p.gpuList()
 	if p.nodes != nil {
 		devices = p.nodes.devices()
 	}

@@ -196,10 +196,7 @@ func (p *Provider) pool() string {
 	if p.nodes != nil {
 		return "nodes"
 	}
-	var all []string
-	for _, d := range p.devices {
-		all = append(all, d.UUID)
-	}
+	all := names(p.devices) // of the start: it does not change while others count by it
 	slices.Sort(all)
 	return fmt.Sprintf("%x", sha256.Sum256([]byte(strings.Join(all, "\n"))))
 }
@@ -278,7 +275,7 @@ func (p *Provider) left(ctx context.Context, others []kept) (int, error) {
 func (p *Provider) leftBeside(others []int) (int, error) {
 	left, ok, err := free(p.config.Log, p.config.Allocator)
 	if !ok {
-		left = len(p.devices)
+		left = len(p.gpuList())
 	}
 	for _, kept := range others {
 		left -= kept

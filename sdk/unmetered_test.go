@@ -26,6 +26,7 @@ type sickHost struct {
 	mu     sync.Mutex
 	away   []string
 	broken error
+	unread []string // listed, and not read
 	ended  bool
 	read   []string // what was read
 }
@@ -34,6 +35,13 @@ func (h *sickHost) set(broken error, away ...string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.broken, h.away = broken, away
+}
+
+// fail has devices be listed that cannot be read.
+func (h *sickHost) fail(unread ...string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.unread = unread
 }
 
 func (h *sickHost) state() ([]string, error) {
@@ -63,7 +71,7 @@ func (h *sickHost) Describe(ctx context.Context, uuid string) (metering.Device, 
 
 func (h *sickHost) Read(ctx context.Context, uuid string) (metering.Reading, error) {
 	h.mu.Lock()
-	away, broken, ended := h.away, h.broken, h.ended
+	away, broken, ended := slices.Concat(h.away, h.unread), h.broken, h.ended
 	h.mu.Unlock()
 	switch {
 	case ended:

@@ -1,10 +1,13 @@
 package sdk
 
 import (
+	"slices"
 	"sync/atomic"
 	"time"
 
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/gpu"
+	"github.com/gpupay/gpupay/sdk/internal/inventory"
 )
 
 // watchdog notices that no device of a lease is read healthy any more: what is
@@ -42,6 +45,35 @@ func (w *watchdog) saw(r metering.Reading, clock metering.Clock) bool {
 func (w *watchdog) starve() bool { return w.hurts.Swap(true) }
 
 func (w *watchdog) starved() bool { return w.hurts.Load() }
+
+// quarantines hear which devices cannot be read: the one that is shown to the operator, and that of an allocator which has one.
+func (h *lessor) quarantines(a gpu.Allocator) []*inventory.Quarantine {
+	all := []*inventory.Quarantine{&h.sick}
+	if host, ok := a.(inventory.Keeper); ok {
+		all = append(all, host.Inventory().Quarantine())
+	}
+	return all
+}
+
+// watch has a device that is not read healthy for the watchdog's limit kept out of new leases, for as long as that lasts and a while
+// after: the next renter would be suspended as this one is, while another GPU is idle.
+func (l *lease) watch(r metering.Reading) {
+	i := slices.Index(l.allocation.Devices, r.Device)
+	if i < 0 || i >= len(l.each) {
+		return
+	}
+	w := &l.each[i]
+	fed := w.fed.Load()
+	healed := w.saw(r, l.deps.clock) || !fed && w.fed.Load()
+	for _, q := range l.deps.sick {
+		switch {
+		case w.starved():
+			q.Fails(r.Device)
+		case healed:
+			q.Heals(r.Device)
+		}
+	}
+}
 
 // unmetered counts the leases that nobody can meter now.
 func unmetered(leases []*lease) int {

@@ -18,6 +18,7 @@ import (
 
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/internal/inventory"
+	"github.com/gpupay/gpupay/sdk/internal/run"
 )
 
 // HostAllocator rents out this host's GPUs, each to one lease at a time. What
@@ -33,16 +34,18 @@ import (
 // out without code. Of this program's own environment they see what a command
 // needs to run (PATH, HOME, LANG and their like, and what begins with NVIDIA_,
 // CUDA_, DOCKER_ or XDG_) and what Environment names, and no key or secret. A command that exits non-zero fails its operation with
-// what it wrote to stderr.
+// what it wrote to stderr, cut short. Of what it writes to stdout and to stderr 64 KiB each are kept, and the rest is dropped. What
+// is taken back after a failed allocation has as long as the allocation had: CallTimeout.
 type HostAllocator struct {
 	Devices []string // UUIDs to rent out
 
 	// Source lists the devices that work: one that it lists no more, as it is lost or hangs, is not handed out until it
-	// does. Without one all of Devices are taken to work.
+	// does. Without one all of Devices are taken to work. One that a lease could not read lately is not handed out either, for a
+	// minute and longer each time, an hour at most.
 	Source metering.Source
 
 	// AllocateCommand's standard output is the access document: JSON, or a
-	// text that is handed over as a JSON string. Empty commands do nothing.
+	// text that is handed over as a JSON string, of 64 KiB at most. Empty commands do nothing.
 	AllocateCommand []string
 	SuspendCommand  []string
 	ResumeCommand   []string
@@ -61,7 +64,8 @@ type HostAllocator struct {
 	own  inventory.Memory
 	book inventory.Book // instead of own, where gateways share the host
 
-	sick inventory.Quarantine // of devices that are not handed out meanwhile
+	sick  inventory.Quarantine // of devices that are not handed out meanwhile
+	first *metering.Device     // of the source: what it lists later and is of one kind with it is rented out, too; nil: Devices alone is
 
 	awayMu sync.Mutex
 	away   []string // of leases of an earlier run, and not here when this one began
@@ -82,9 +86,10 @@ func (h *HostAllocator) Inventory() inventory.Inventory { return stock{h} }
 // stock is the inventory of a host.
 type stock struct{ host *HostAllocator }
 
-func (s stock) Book() inventory.Book      { return s.host.leased() }
-func (s stock) Share(book inventory.Book) { s.host.book = book }
-func (s stock) Devices() []string         { return s.host.devices() }
+func (s stock) Book() inventory.Book              { return s.host.leased() }
+func (s stock) Share(book inventory.Book)         { s.host.book = book }
+func (s stock) Devices() []string                 { return s.host.devices() }
+func (s stock) Quarantine() *inventory.Quarantine { return &s.host.sick }
 
 // leased is the book of the devices that are rented out here.
 func (h *HostAllocator) leased() inventory.Book {
@@ -94,7 +99,8 @@ func (h *HostAllocator) leased() inventory.Book {
 	return &h.own
 }
 
-// NewHostAllocator rents out every device that the source can meter. One that the
+// NewHostAllocator rents out every device that the source can meter, those included that it lists later, as one that is lost now
+// and comes back: where they are of one kind with the first. One that the
 // source lists no more, as it is lost or hangs, is not handed out until it does.
 func NewHostAllocator(ctx context.Context, source metering.Source) (*HostAllocator, error) {
 	devices, err := source.Devices(ctx)
@@ -104,7 +110,7 @@ func NewHostAllocator(ctx context.Context, source metering.Source) (*HostAllocat
 	if len(devices) == 0 {
 		return nil, fmt.Errorf("%s has no GPU to rent out", source.Name())
 	}
-	h := &HostAllocator{Source: source}
+	h := &HostAllocator{Source: source, first: &devices[0]}
 	for _, d := range devices {
 		h.Devices = append(h.Devices, d.UUID)
 	}
@@ -131,8 +137,15 @@ func (h *HostAllocator) CheckCommands() error {
 // devices are all of this host, those included that were away when this began.
 func (h *HostAllocator) devices() []string {
 	h.awayMu.Lock()
-	defer h.awayMu.Unlock()
-	return slices.Concat(h.Devices, h.away)
+	all := slices.Concat(h.Devices, h.away)
+	h.awayMu.Unlock()
+	if h.first == nil {
+		return all
+	}
+	for _, d := range h.sick.Joined(*h.first, all) {
+		all = append(all, d.UUID)
+	}
+	return all
 }
 
 // remember takes devices of a lease that is here for devices of this host.
@@ -149,22 +162,28 @@ func (h *HostAllocator) Free() int {
 	if err != nil {
 		return 0 // nothing can be begun without the book
 	}
-	return len(inventory.Unheld(held, h.sick.Lately(h.Source, h.devices())))
+	return len(inventory.Unheld(held, h.sick.Lately(h.Source, h.devices)))
 }
 
 // Allocate hands out free devices exclusively.
 func (h *HostAllocator) Allocate(ctx context.Context, req Request) (Allocation, error) {
+	after := run.After(ctx)
 	devices, err := h.take(ctx, req)
 	if err != nil {
 		return Allocation{}, err
 	}
 	a := Allocation{LeaseID: req.LeaseID, Devices: devices, Term: req.Term}
 	out, err := h.run(ctx, "allocate", h.AllocateCommand, a, "GPUPAY_PAYER="+req.Payer.Hex())
+	if err == nil && out.more {
+		err = fmt.Errorf("allocate command of lease %s: it wrote more than the %d bytes that an access document may have", a.LeaseID, maxOutput)
+	}
 	if err != nil {
 		// What a half-run command left behind must not stay in the stranger's hands.
-		return Allocation{}, errors.Join(err, h.Release(context.WithoutCancel(ctx), a))
+		undo, cancel := after()
+		defer cancel()
+		return Allocation{}, errors.Join(err, h.Release(undo, a))
 	}
-	a.Access = accessDocument(out, devices)
+	a.Access = accessDocument(out.kept, devices)
 	return a, nil
 }
 
@@ -228,7 +247,7 @@ func (h *HostAllocator) adoptable(a Allocation, held map[string]common.Hash) err
 }
 
 func (h *HostAllocator) take(ctx context.Context, req Request) ([]string, error) {
-	fit, err := h.sick.Fit(ctx, h.Source, h.devices())
+	fit, err := h.sick.Fit(ctx, h.Source, h.devices)
 	if err != nil {
 		return nil, fmt.Errorf("%w: the GPUs cannot be listed: %w", ErrNoCapacity, err)
 	}
@@ -276,9 +295,9 @@ func (h *HostAllocator) complete(ctx context.Context, a *Allocation) error {
 // it started may keep that open for ever.
 const outputWait = time.Second
 
-func (h *HostAllocator) run(ctx context.Context, what string, command []string, a Allocation, env ...string) ([]byte, error) {
+func (h *HostAllocator) run(ctx context.Context, what string, command []string, a Allocation, env ...string) (head, error) {
 	if len(command) == 0 {
-		return nil, nil
+		return head{}, nil
 	}
 	cmd := exec.CommandContext(ctx, command[0], command[1:]...)
 	ofItsOwnGroup(cmd)
@@ -287,16 +306,33 @@ func (h *HostAllocator) run(ctx context.Context, what string, command []string, 
 		"NVIDIA_VISIBLE_DEVICES="+strings.Join(a.Devices, ","),
 		"GPUPAY_LEASE="+a.LeaseID.Hex(), fmt.Sprintf("GPUPAY_TERM=%d", a.Term))
 	cmd.Env = append(cmd.Env, env...)
-	var stdout, stderr bytes.Buffer
+	var stdout, stderr head
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	err := cmd.Run()
 	if errors.Is(err, exec.ErrWaitDelay) && ctx.Err() == nil && cmd.ProcessState.Success() {
 		err = nil // it did what it should, and left something behind that runs on
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%s command of lease %s: %w: %.500s", what, a.LeaseID, err, strings.TrimSpace(stderr.String()))
+		return head{}, fmt.Errorf("%s command of lease %s: %w: %.500s", what, a.LeaseID, err, bytes.TrimSpace(stderr.kept))
 	}
-	return stdout.Bytes(), nil
+	return stdout, nil
+}
+
+// maxOutput is how much is kept of what a command writes to each of stdout and stderr, in bytes.
+const maxOutput = 64 << 10
+
+// head keeps the first maxOutput bytes that a command writes, and drops what follows: one that talks without end takes no
+// memory, and is not held up either, since what it is asked to do counts.
+type head struct {
+	kept []byte
+	more bool // something was dropped
+}
+
+func (h *head) Write(p []byte) (int, error) {
+	kept := p[:min(len(p), maxOutput-len(h.kept))]
+	h.kept = append(h.kept, kept...)
+	h.more = h.more || len(kept) < len(p)
+	return len(p), nil
 }
 
 // passedOn are the variables that any command may need, passedPrefixes what those

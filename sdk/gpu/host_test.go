@@ -4,11 +4,14 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -279,5 +282,106 @@ func TestCommandEndsWithItsTime(t *testing.T) {
 	began = time.Now()
 	if err := h.Suspend(t.Context(), Allocation{Devices: h.Devices}); err != nil || time.Since(began) > 15*time.Second {
 		t.Errorf("a command that left something behind, after %s: %v", time.Since(began), err)
+	}
+}
+
+// TestCommandThatTalks: of what a command writes without need little is kept, however much it is, and it does its work; only an
+// access document must not be cut short.
+func TestCommandThatTalks(t *testing.T) {
+	const talk = 32 << 20
+	allocated := func() uint64 {
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.TotalAlloc
+	}
+	for name, c := range map[string]struct {
+		body  string
+		fails bool
+	}{
+		"to stdout":              {"head -c %d /dev/zero", false},
+		"to stderr":              {"head -c %d /dev/zero >&2", false},
+		"and fails":              {"head -c %d /dev/zero >&2; exit 3", true},
+		"in what it left behind": {"head -c %d /dev/zero & exit 0", false},
+	} {
+		h := hostGPUs(t, 1)
+		command, _ := script(t, fmt.Sprintf(c.body, talk))
+		h.SuspendCommand = append(command, "suspend")
+		before := allocated()
+		err := h.Suspend(t.Context(), Allocation{Devices: h.Devices})
+		if took := allocated() - before; took > talk/8 {
+			t.Errorf("%s: %d MiB were allocated", name, took>>20)
+		}
+		if (err != nil) != c.fails || err != nil && len(err.Error()) > 1000 {
+			t.Errorf("%s: %.2000v", name, err)
+		}
+	}
+	h := hostGPUs(t, 1)
+	command, calls := script(t, `[ "$1" != allocate ] || head -c 70000 /dev/zero`)
+	h.AllocateCommand, h.ReleaseCommand = append(command, "allocate"), append(command[:1:1], "release")
+	if _, err := h.Allocate(t.Context(), Request{LeaseID: common.Hash{1}, GPUs: 1}); err == nil || !strings.Contains(err.Error(), "access document") {
+		t.Errorf("an access document that is cut short: %v", err)
+	}
+	if h.Free() != 1 || !strings.Contains(calls(), "release") {
+		t.Errorf("%d free after\n%s", h.Free(), calls())
+	}
+}
+
+// TestUndoingTakesNoLongerThanDoing: the release of what a failed allocation left behind hangs, also where the allocation used up
+// its time.
+func TestUndoingTakesNoLongerThanDoing(t *testing.T) {
+	for _, allocate := range []string{"exit 1", "exec sleep 300"} {
+		h := hostGPUs(t, 1)
+		command, calls := script(t, `case "$1" in allocate) `+allocate+`;; release) exec sleep 300;; esac`)
+		h.AllocateCommand, h.ReleaseCommand = append(command, "allocate"), append(command[:1:1], "release")
+		ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+		began := time.Now()
+		_, err := h.Allocate(ctx, Request{LeaseID: common.Hash{1}, GPUs: 1})
+		cancel()
+		if err == nil || time.Since(began) > time.Minute {
+			t.Errorf("%s: %v after %s", allocate, err, time.Since(began))
+		}
+		if h.Free() != 0 || !strings.Contains(calls(), "release") {
+			t.Errorf("%s: %d free after\n%s", allocate, h.Free(), calls())
+		}
+	}
+}
+
+// other is a source that lists a device of another kind last.
+type other struct {
+	metering.Source
+	on atomic.Bool
+}
+
+func (o *other) Devices(ctx context.Context) ([]metering.Device, error) {
+	all, err := o.Source.Devices(ctx)
+	if last := &all[len(all)-1]; o.on.Load() {
+		last.UUID, last.Name = "GPU-other", "Cheap GPU"
+	}
+	return all, err
+}
+
+// TestGPUThatComesLater: a GPU that was lost at the start is let when it is back. One of another kind never is, and where the operator
+// named the devices, no other one.
+func TestGPUThatComesLater(t *testing.T) {
+	host := &ailing{Source: testclock.GPUs(3)}
+	strange := &other{Source: host}
+	host.set(nil, sim.UUID(1))
+	h, err := NewHostAllocator(t.Context(), strange)
+	if err != nil || h.Free() != 2 {
+		t.Fatal(h.Free(), err)
+	}
+	h.sick.Expire()
+	host.set(nil)
+	strange.on.Store(true)
+	if _, err := h.Allocate(t.Context(), Request{LeaseID: common.Hash{1}, GPUs: 3}); !errors.Is(err, ErrNoCapacity) {
+		t.Errorf("with one of another kind: %v", err)
+	}
+	a, err := h.Allocate(t.Context(), Request{LeaseID: common.Hash{2}, GPUs: 2})
+	if err != nil || !slices.Equal(a.Devices, []string{sim.UUID(0), sim.UUID(1)}) || h.Free() != 0 {
+		t.Errorf("with the one that is back: %v %v, %d free", a.Devices, err, h.Free())
+	}
+	named := &HostAllocator{Devices: []string{sim.UUID(0)}, Source: testclock.GPUs(3)}
+	if n := named.Free(); n != 1 {
+		t.Errorf("of one that is named %d are free", n)
 	}
 }

@@ -25,9 +25,10 @@ type Keeper interface{ Inventory() Inventory }
 
 // Inventory is what of an allocator's devices concerns others than itself.
 type Inventory interface {
-	Book() Book        // of the devices that are rented out here
-	Share(Book)        // has several processes rent out the same devices, each to one lease
-	Devices() []string // all that it hands out, those included that are away
+	Book() Book              // of the devices that are rented out here
+	Share(Book)              // has several processes rent out the same devices, each to one lease
+	Devices() []string       // all that it hands out, those included that are away
+	Quarantine() *Quarantine // of devices that are not handed out meanwhile
 }
 
 // Book keeps which devices are in leases, those of metered requests included: a device that is billed to one payer is

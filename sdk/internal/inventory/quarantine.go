@@ -2,6 +2,7 @@ package inventory
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -11,17 +12,31 @@ import (
 )
 
 // Quarantine keeps devices out of new leases that their source does not list now:
-// lost, hung, or asking for a reset. They come back by themselves. It looks at no
-// device itself: what a reading says, such as an error, is its lease's. The zero value
-// has looked at none. Where the source is nil, nothing is in quarantine.
+// lost, hung, or asking for a reset; and those that a lease could not read lately, which rest. They come back by themselves. It
+// looks at no device itself, and hears what a reading says from its lease. The zero value
+// has looked at none. Where the source is nil, only devices that rest are in quarantine.
 type Quarantine struct {
 	asked singleflight.Group
 
 	mu     sync.Mutex
 	at     time.Time // of the last look; zero: there was none
 	listed map[string]bool
+	ever   []metering.Device // in the order in which they were listed first
+	rests  map[string]rest   // of devices whose last reading failed
 	err    error
 }
+
+// rest is for how long a device goes into no new lease: it is listed, and each lease that got it would be suspended.
+type rest struct {
+	until time.Time
+	span  time.Duration
+}
+
+// The least and the most of a device's rest: it is longer each time that the device cannot be read by the lease that gets it next.
+const (
+	leastRest = time.Minute
+	mostRest  = time.Hour
+)
 
 const (
 	// quarantineAge is for how long a look is as good as a new one.
@@ -31,10 +46,10 @@ const (
 )
 
 // Fit are those devices that work, by a look that is no older than quarantineAge;
-// the error says why none does where nothing could be listed.
-func (q *Quarantine) Fit(ctx context.Context, source metering.Source, devices []string) ([]string, error) {
+// the error says why none does where nothing could be listed. Which devices there are is asked after the look.
+func (q *Quarantine) Fit(ctx context.Context, source metering.Source, devices func() []string) ([]string, error) {
 	if source == nil {
-		return devices, nil
+		return q.rested(devices()), nil
 	}
 	q.mu.Lock()
 	old := time.Since(q.at) >= quarantineAge
@@ -46,14 +61,14 @@ func (q *Quarantine) Fit(ctx context.Context, source metering.Source, devices []
 			return nil, ctx.Err()
 		}
 	}
-	return q.known(devices)
+	return q.known(devices())
 }
 
 // Lately is Fit by the last look, however old: a new one is begun where it is, and
 // waited for only where there was none.
-func (q *Quarantine) Lately(source metering.Source, devices []string) []string {
+func (q *Quarantine) Lately(source metering.Source, devices func() []string) []string {
 	if source == nil {
-		return devices
+		return q.rested(devices())
 	}
 	q.mu.Lock()
 	first, old := q.at.IsZero(), time.Since(q.at) >= quarantineAge
@@ -63,20 +78,53 @@ func (q *Quarantine) Lately(source metering.Source, devices []string) []string {
 			<-done
 		}
 	}
-	fit, _ := q.known(devices)
+	fit, _ := q.known(devices())
 	return fit
 }
 
 func (q *Quarantine) known(devices []string) ([]string, error) {
+	fit := q.rested(devices)
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	var fit []string
-	for _, uuid := range devices {
-		if q.listed[uuid] {
-			fit = append(fit, uuid)
-		}
+	return slices.DeleteFunc(fit, func(uuid string) bool { return !q.listed[uuid] }), q.err
+}
+
+// rested are those devices that do not rest.
+func (q *Quarantine) rested(devices []string) []string {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	now := time.Now()
+	return slices.DeleteFunc(slices.Clone(devices), func(uuid string) bool { return now.Before(q.rests[uuid].until) })
+}
+
+// Fails hears that a lease cannot read a device now: it rests from the last time that this is heard.
+func (q *Quarantine) Fails(uuid string) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	r, now := q.rests[uuid], time.Now()
+	if !now.Before(r.until) {
+		r.span = min(max(2*r.span, leastRest), mostRest)
 	}
-	return fit, q.err
+	r.until = now.Add(r.span)
+	if q.rests == nil {
+		q.rests = make(map[string]rest)
+	}
+	q.rests[uuid] = r
+}
+
+// Heals hears that a lease reads a device, which rests no longer.
+func (q *Quarantine) Heals(uuid string) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	delete(q.rests, uuid)
+}
+
+// Joined are the devices that were listed at any time, are of one kind with a first one, and are not among those that are known: lost
+// when the program started, and back since.
+func (q *Quarantine) Joined(first metering.Device, known []string) []metering.Device {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return slices.DeleteFunc(slices.Clone(q.ever), func(d metering.Device) bool { return slices.Contains(known, d.UUID) || !Alike(first, d) })
 }
 
 // look lists the devices. One look is under way at most.
@@ -90,6 +138,9 @@ func (q *Quarantine) look(source metering.Source) <-chan singleflight.Result {
 		q.at, q.err, q.listed = time.Now(), err, make(map[string]bool, len(all))
 		for _, d := range all {
 			q.listed[d.UUID] = true
+			if !slices.ContainsFunc(q.ever, func(e metering.Device) bool { return e.UUID == d.UUID }) {
+				q.ever = append(q.ever, d)
+			}
 		}
 		return nil, nil
 	})

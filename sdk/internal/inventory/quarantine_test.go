@@ -16,7 +16,7 @@ import (
 func TestHungListingHoldsNobodyUp(t *testing.T) {
 	slow := &slowList{Source: testclock.GPUs(2), wait: make(chan struct{})}
 	var q Quarantine
-	devices := []string{sim.UUID(0), sim.UUID(1)}
+	devices := func() []string { return []string{sim.UUID(0), sim.UUID(1)} }
 	slow.free()
 	if fit := q.Lately(slow, devices); len(fit) != 2 {
 		t.Fatal(fit)
@@ -47,4 +47,42 @@ func (s *slowList) hang() { s.wait = make(chan struct{}) }
 func (s *slowList) Devices(ctx context.Context) ([]metering.Device, error) {
 	<-s.wait
 	return s.Source.Devices(ctx)
+}
+
+// TestRest: a device that a lease cannot read goes into no new lease for a minute, twice as long each time that this was not enough,
+// an hour at most; one that is read is let at once. With no source, too.
+func TestRest(t *testing.T) {
+	for name, source := range map[string]metering.Source{"a source": testclock.GPUs(2), "none": nil} {
+		var q Quarantine
+		devices := func() []string { return []string{sim.UUID(0), sim.UUID(1)} }
+		fit := func() int {
+			fit, err := q.Fit(t.Context(), source, devices)
+			if err != nil || len(fit) != len(q.Lately(source, devices)) {
+				t.Error(name, fit, err)
+			}
+			return len(fit)
+		}
+		over := func() { q.rests[sim.UUID(0)] = rest{time.Now(), q.rests[sim.UUID(0)].span} }
+		want := leastRest
+		for range 10 {
+			q.Fails(sim.UUID(0))
+			q.Fails(sim.UUID(0)) // within one failure
+			if r := q.rests[sim.UUID(0)]; fit() != 1 || r.span != want || time.Until(r.until) > want {
+				t.Errorf("%s: %d are fit, for %s, want %s", name, fit(), r.span, want)
+			}
+			over()
+			if fit() != 2 {
+				t.Errorf("%s: after its rest %d are fit", name, fit())
+			}
+			want = min(2*want, mostRest)
+		}
+		q.Fails(sim.UUID(0))
+		q.Heals(sim.UUID(0))
+		if fit() != 2 {
+			t.Errorf("%s: healed, %d are fit", name, fit())
+		}
+		if q.Fails(sim.UUID(0)); q.rests[sim.UUID(0)].span != leastRest {
+			t.Errorf("%s: a new failure rests %s", name, q.rests[sim.UUID(0)].span)
+		}
+	}
 }
