@@ -47,6 +47,7 @@ var layout = []struct{ pkg, may string }{
 	{"sdk/chain", "bindings bindings/batchsettlement channel channel/store internal/eip712 internal/fault internal/redact sdk/internal/reach"},
 
 	{"sdk/gpu", "metering sdk/internal/inventory"},
+	{"sdk/internal/admit", "channel sdk/chain sdk/internal/serve sdk/limit sdk/wire"},
 	{"sdk/settle", "channel internal/fault sdk/chain sdk/internal/run"},
 	{"sdk/internal/peer", "channel internal/redact sdk/internal/reach sdk/wire"},
 	{"sdk/audit", "bindings channel internal/eip712 internal/exactjson internal/redact internal/u256 metering sdk/chain sdk/internal/billed sdk/wire"},

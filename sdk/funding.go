@@ -15,6 +15,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/fault"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/admit"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -36,11 +37,11 @@ func (p *Provider) deposit(r *request, payload *wire.Payload) (s channel.State, 
 func (p *Provider) open(r *request, payload *wire.Payload) (s channel.State, fresh bool, err error) {
 	ctx, cancel := context.WithTimeout(r.Context(), p.config.OpenTimeout)
 	defer cancel()
-	leave, err := p.guard.deposit(r.Request)
+	slot, err := p.limiter.Deposit(r.Request)
 	if err != nil {
 		return s, false, err
 	}
-	defer leave.leave()
+	defer slot.Release()
 	terms, err := p.termsOf(r, payload)
 	if err != nil {
 		return s, false, err
@@ -51,7 +52,7 @@ func (p *Provider) open(r *request, payload *wire.Payload) (s channel.State, fre
 	}
 	// Only who can sign for the channel gets here, so nobody else can hold it up.
 	unlock, ok := p.opens.TryLock(terms.ID())
-	if !ok && !leave.await() { // what it waits for may be a transaction that never comes
+	if !ok && !slot.Wait() { // what it waits for may be a transaction that never comes
 		return s, false, wire.Unavailable.With("channel %s is being opened: send the same request again later", terms.ID())
 	}
 	if !ok {
@@ -64,7 +65,7 @@ func (p *Provider) open(r *request, payload *wire.Payload) (s channel.State, fre
 	if !errors.Is(err, channel.ErrUnknown) {
 		return s, false, err
 	}
-	if err := p.fundOpen(ctx, leave, r, terms, payload); err != nil {
+	if err := p.fundOpen(ctx, slot, r, terms, payload); err != nil {
 		return s, false, err
 	}
 	if err := p.awaitDeposit(ctx, terms.ID(), uint256.Int{}); err != nil {
@@ -142,9 +143,9 @@ func (p *Provider) termsOf(r *request, payload *wire.Payload) (channel.Terms, er
 	return terms, nil
 }
 
-func (p *Provider) fundOpen(ctx context.Context, leave *admission, r *request, terms channel.Terms, payload *wire.Payload) error {
+func (p *Provider) fundOpen(ctx context.Context, slot *admit.Slot, r *request, terms channel.Terms, payload *wire.Payload) error {
 	if payload.Type == wire.TypeHash {
-		return p.checkTransaction(ctx, leave, terms.ID(), *payload.Hash)
+		return p.checkTransaction(ctx, slot, terms.ID(), *payload.Hash)
 	}
 	a, err := p.authorization(payload, terms.Payer, channel.OpenNonce(terms.Payer, terms))
 	if err != nil {
@@ -161,11 +162,11 @@ func (p *Provider) fundOpen(ctx context.Context, leave *admission, r *request, t
 func (p *Provider) topUp(r *request, payload *wire.Payload) (channel.State, error) {
 	ctx, cancel := context.WithTimeout(r.Context(), p.config.OpenTimeout)
 	defer cancel()
-	leave, err := p.guard.deposit(r.Request)
+	slot, err := p.limiter.Deposit(r.Request)
 	if err != nil {
 		return channel.State{}, err
 	}
-	defer leave.leave()
+	defer slot.Release()
 	s, err := p.session(ctx, payload.ChannelID)
 	if err != nil {
 		return s, err
@@ -178,7 +179,7 @@ func (p *Provider) topUp(r *request, payload *wire.Payload) (channel.State, erro
 	}
 	// Nothing is locked while a transaction is waited for: a stranger who names
 	// one that never comes must not keep the renter's own vouchers out.
-	if err := p.fundTopUp(ctx, leave, r, s, payload); err != nil {
+	if err := p.fundTopUp(ctx, slot, r, s, payload); err != nil {
 		return s, err
 	}
 	if err := p.awaitDeposit(ctx, s.ID, s.Deposit); err != nil {
@@ -192,9 +193,9 @@ func (p *Provider) topUp(r *request, payload *wire.Payload) (channel.State, erro
 	return s, err
 }
 
-func (p *Provider) fundTopUp(ctx context.Context, leave *admission, r *request, s channel.State, payload *wire.Payload) error {
+func (p *Provider) fundTopUp(ctx context.Context, slot *admit.Slot, r *request, s channel.State, payload *wire.Payload) error {
 	if payload.Type == wire.TypeHash {
-		return p.checkTransaction(ctx, leave, s.ID, *payload.Hash)
+		return p.checkTransaction(ctx, slot, s.ID, *payload.Hash)
 	}
 	from := s.Terms.Payer // what it costs counts for the payer: nobody else may use up its budget
 	if by := common.Address(payload.Authorization.From); by != from {
@@ -275,7 +276,7 @@ func (p *Provider) submitOnce(ctx context.Context, terms channel.Terms, call cha
 	if err != nil || tx != "" {
 		return tx, err
 	}
-	if tx, err = p.submitSponsored(ctx, terms, call, reserve); err == nil {
+	if tx, err = p.sponsor.Submit(ctx, terms, call, reserve); err == nil {
 		p.config.Log.Info("deposit sent for a renter", "call", call.String(), "tx", tx)
 	}
 	return tx, err
@@ -300,7 +301,7 @@ func (p *Provider) sent(ctx context.Context, id common.Hash, call chain.Call) (c
 // from it: the contract is asked. A renter that was told its transaction's hash
 // is rarely here before the block, so waits are few, and a stranger's invented
 // hashes find no room.
-func (p *Provider) checkTransaction(ctx context.Context, leave *admission, id, hash common.Hash) error {
+func (p *Provider) checkTransaction(ctx context.Context, slot *admit.Slot, id, hash common.Hash) error {
 	for {
 		receipt, err := chain.Receipt(ctx, p.escrow.Backend(), hash)
 		switch {
@@ -313,7 +314,7 @@ func (p *Provider) checkTransaction(ctx context.Context, leave *admission, id, h
 		case !errors.Is(err, ethereum.NotFound) && !errors.Is(err, chain.ErrIndexing):
 			return fmt.Errorf("reading transaction %s: %w", hash, err)
 		}
-		if !leave.await() || chain.Pause(ctx, p.config.Poll) != nil {
+		if !slot.Wait() || chain.Pause(ctx, p.config.Poll) != nil {
 			return wire.Unavailable.With("transaction %s is not mined yet: send the same request again later", hash)
 		}
 	}
@@ -435,7 +436,7 @@ func (p *Provider) sendClose(ctx context.Context, id common.Hash) (chain.TxID, e
 		if err != nil {
 			return "", err
 		}
-		return p.submitReturn(ctx, s, call)
+		return p.sponsor.SubmitReturn(ctx, s, call)
 	}()
 	if err != nil {
 		return "", p.keepOpen(ctx, id, err)

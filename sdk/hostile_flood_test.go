@@ -114,9 +114,9 @@ func TestFloodOfChallengesFromManyAddresses(t *testing.T) {
 		flood(from, from+4000)
 		grown = min(grown, heap()-before)
 	}
-	t.Logf("4,000 more clients: %d remembered, heap grew by %d KB", r.provider.guard.clients.Len(), grown>>10)
-	if r.provider.guard.clients.Len() != 1000 {
-		t.Errorf("%d clients are remembered", r.provider.guard.clients.Len())
+	t.Logf("4,000 more clients: %d remembered, heap grew by %d KB", r.provider.limiter.Remembered(), grown>>10)
+	if r.provider.limiter.Remembered() != 1000 {
+		t.Errorf("%d clients are remembered", r.provider.limiter.Remembered())
 	}
 	if grown > 1<<20 { // some hundred bytes are kept of a client
 		t.Errorf("the heap grew by %d KB", grown>>10)
@@ -198,8 +198,8 @@ func TestFloodOfOpensFromManyAddresses(t *testing.T) {
 		t.Errorf("the heap grew by %d KB", grown>>10)
 	}
 	lease.record()
-	if got := r.provider.guard.all; got != (pending{}) {
-		t.Errorf("still counted as under way: %+v", got)
+	if deposits, waiting := r.provider.limiter.Held(); deposits != 0 || waiting != 0 {
+		t.Errorf("still counted as under way: %d, %d of them waiting", deposits, waiting)
 	}
 	if n := r.provider.opens.Held(); n != 0 {
 		t.Errorf("%d channels are still locked", n)

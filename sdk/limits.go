@@ -3,18 +3,11 @@ package sdk
 import (
 	"cmp"
 	"errors"
-	"io"
 	"math/big"
 	"net/http"
-	"sync"
-	"time"
 
-	"github.com/ethereum/go-ethereum/common/lru"
-	"golang.org/x/time/rate"
-
-	"github.com/gpupay/gpupay/sdk/internal/serve"
+	"github.com/gpupay/gpupay/sdk/internal/admit"
 	"github.com/gpupay/gpupay/sdk/limit"
-	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // Limits bound what strangers may cost a provider: memory, signatures to check,
@@ -103,136 +96,11 @@ func (l Limits) check() error {
 	return nil
 }
 
-// guard holds the provider's clients to its Limits.
-type guard struct {
-	limits Limits
-
-	mu      sync.Mutex
-	clients lru.BasicLRU[string, *client]
-	all     pending
+// limiter is what holds the provider's clients to the limits.
+func (l Limits) limiter() *admit.Limiter {
+	return admit.NewLimiter(admit.Limits{ClientIP: l.ClientIP, Challenges: l.Challenges, Deposits: l.Deposits, Pending: l.Pending, Unmined: l.Unmined, Clients: l.Clients})
 }
 
-// client is one address. Of its own bounds it has none if it stands for many.
-type client struct {
-	challenges *rate.Limiter
-	deposits   *rate.Limiter
-	pending    pending
-}
-
-// pending counts opens and top-ups that are worked on.
-type pending struct{ deposits, unmined int }
-
-func newGuard(limits Limits) *guard {
-	return &guard{limits: limits, clients: lru.NewBasicLRU[string, *client](limits.Clients)}
-}
-
-// client finds who a request is from, or nil. The caller holds mu.
-func (g *guard) client(r *http.Request) *client {
-	name := limit.Client(g.limits.ClientIP(r))
-	if name == "" {
-		return nil
-	}
-	if c, ok := g.clients.Get(name); ok {
-		return c
-	}
-	c := &client{challenges: g.limits.Challenges.Limiter(), deposits: g.limits.Deposits.Limiter()}
-	g.clients.Add(name, c)
-	return c
-}
-
-// challenge reports whether a client may have one more challenge.
-func (g *guard) challenge(r *http.Request) bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	c := g.client(r)
-	return c == nil || c.challenges.Allow()
-}
-
-// admission is the leave to work on one open or top-up.
-type admission struct {
-	guard   *guard
-	client  *client // nil: it stands for many
-	unmined bool
-}
-
-// deposit admits one open or top-up, to be left when it is done.
-func (g *guard) deposit(r *http.Request) (*admission, error) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	c := g.client(r)
-	if c != nil && !c.deposits.Allow() {
-		return nil, wire.TooMany.With("too many opens and top-ups from your address: send fewer, or wait")
-	}
-	if c != nil && c.pending.deposits >= share(g.limits.Pending) {
-		return nil, wire.TooMany.With("%d opens and top-ups from your address are under way: wait for one of them", c.pending.deposits)
-	}
-	if g.all.deposits >= g.limits.Pending {
-		return nil, wire.Unavailable.With("too many opens and top-ups are under way: send the same request again later")
-	}
-	a := &admission{guard: g, client: c}
-	for _, p := range a.counts() {
-		p.deposits++
-	}
-	return a, nil
-}
-
-// share is what one client gets of something that all share.
-func share(of int) int { return max(of/8, 1) }
-
-// await reports whether the request may wait for a transaction that the chain
-// does not know.
-func (a *admission) await() bool {
-	a.guard.mu.Lock()
-	defer a.guard.mu.Unlock()
-	if a.unmined {
-		return true
-	}
-	if a.guard.all.unmined >= a.guard.limits.Unmined || a.client != nil && a.client.pending.unmined >= share(a.guard.limits.Unmined) {
-		return false
-	}
-	for _, p := range a.counts() {
-		p.unmined++
-	}
-	a.unmined = true
-	return true
-}
-
-// leave makes room for others.
-func (a *admission) leave() {
-	a.guard.mu.Lock()
-	defer a.guard.mu.Unlock()
-	for _, p := range a.counts() {
-		p.deposits--
-		if a.unmined {
-			p.unmined--
-		}
-	}
-}
-
-// counts is where this admission counts.
-func (a *admission) counts() []*pending {
-	if a.client == nil {
-		return []*pending{&a.guard.all}
-	}
-	return []*pending{&a.guard.all, &a.client.pending}
-}
-
-// maxBody bounds what is read of a body. The wire has none, but an HTTP server
-// reads on to the end of what a client announced.
-const maxBody = 64 << 10
-
-// spare reads the body that nobody asked for.
-func spare(w http.ResponseWriter, r *http.Request) error {
-	if r.Body == nil || r.Body == http.NoBody {
-		return nil
-	}
-	control := http.NewResponseController(w)
-	// A ResponseWriter without deadlines leaves it to the server's own.
-	_ = control.SetReadDeadline(time.Now().Add(serve.BodyTimeout))
-	if _, err := io.Copy(io.Discard, http.MaxBytesReader(w, r.Body, maxBody)); err != nil {
-		w.Header().Set("Connection", "close")
-		return wire.MalformedCredential.With("the body was not read: credentials go into the Authorization header")
-	}
-	_ = control.SetReadDeadline(time.Time{})
-	return nil
+func (l Limits) gasBudget() admit.Budget {
+	return admit.Budget{Lost: l.LostGas, Spent: l.SponsoredGas, PerPayer: l.SponsoredGasPerPayer, ReservedSettlements: l.ReservedSettlements}
 }

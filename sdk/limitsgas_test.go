@@ -18,6 +18,7 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/internal/admit"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -40,11 +41,11 @@ func TestTopUpsLeaveGasToSettle(t *testing.T) {
 	r := newAnvilRig(t, func(c *ProviderConfig) { c.Limits.Deposits.PerSecond = -1 })
 	lease := r.open(1, 400_000, "")
 	lease.pay(390_000)
-	f, err := r.provider.funds(t.Context())
+	f, err := r.provider.sponsor.Funds(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	coin := new(big.Int).Add(f.reserve, new(big.Int).Mul(f.gift, big.NewInt(5)))
+	coin := new(big.Int).Add(f.Reserve, new(big.Int).Mul(f.Gift, big.NewInt(5)))
 	r.anvil.RPC(t, nil, "anvil_setBalance", r.config.Key.Address(), (*hexutil.Big)(coin))
 	before := r.nonce()
 	for i := range 229 {
@@ -65,9 +66,9 @@ func TestTopUpsLeaveGasToSettle(t *testing.T) {
 			}
 		}
 	}
-	f, err = r.provider.funds(t.Context())
-	if err != nil || !refused || f.coin.Cmp(f.reserve) < 0 {
-		t.Errorf("refused %v after %d transactions, %s wei are left of a reserve of %s (%v)", refused, r.nonce()-before, f.coin, f.reserve, err)
+	f, err = r.provider.sponsor.Funds(t.Context())
+	if err != nil || !refused || f.Coin.Cmp(f.Reserve) < 0 {
+		t.Errorf("refused %v after %d transactions, %s wei are left of a reserve of %s (%v)", refused, r.nonce()-before, f.Coin, f.Reserve, err)
 	}
 	requestClose(t, r.rig, r.anvil.Keys[1], lease.terms)
 	waitFor(t, func() bool { return r.balance(r.config.Key.Address()) == 390_000 })
@@ -101,10 +102,10 @@ func TestSponsoredGasIsBounded(t *testing.T) {
 				t.Errorf("another payer: %s", resp.Status)
 			}
 			lease.close(0) // what is given back is not held up
-			if err := r.provider.affordReturn(t.Context(), r.payer.Address()); !errors.Is(problemOf(err), &one.want) {
+			if err := r.provider.sponsor.AffordReturn(t.Context(), r.payer.Address()); !errors.Is(problemOf(err), &one.want) {
 				t.Errorf("what is given back to one payer once more: %v", err)
 			}
-			if err := r.provider.affordReturn(t.Context(), other.Address()); err != nil {
+			if err := r.provider.sponsor.AffordReturn(t.Context(), other.Address()); err != nil {
 				t.Errorf("what is given back to another: %v", err)
 			}
 		})
@@ -117,7 +118,7 @@ func TestSettlementPassesGiftsThatAreStuck(t *testing.T) {
 	budget := big.NewInt(1e16)
 	r := newAnvilRig(t, func(c *ProviderConfig) {
 		c.Limits.Deposits.PerSecond, c.Limits.SponsoredGas, c.Limits.SponsoredGasPerPayer, c.Limits.LostGas = -1, budget, budget, big.NewInt(1e18)
-		c.Limits.Pending = 8 * 2 * maxGifts
+		c.Limits.Pending = 8 * 2 * admit.MaxInFlight
 	})
 	r.shut()
 	r.tune = func(p *Provider) { p.sender.Stuck, p.sender.Resend = 200*time.Millisecond, 50*time.Millisecond }
@@ -125,18 +126,18 @@ func TestSettlementPassesGiftsThatAreStuck(t *testing.T) {
 	lease := r.open(1, 400_000, "")
 	lease.pay(390_000)
 	r.anvil.Automine(t, false)
-	before, answers := r.nonce(), make(chan error, maxGifts+1)
+	before, answers := r.nonce(), make(chan error, admit.MaxInFlight+1)
 	topUp := func(salt byte) {
 		resp := lease.do("POST", "", &wire.Credential{Challenge: lease.challenge(), Payload: *lease.topUp(1000, salt)})
 		answers <- problemIn(wire.Unavailable, resp)
 	}
-	for i := range byte(maxGifts) {
+	for i := range byte(admit.MaxInFlight) {
 		go topUp(i)
 	}
-	waitFor(t, func() bool { return r.nonce() == before+maxGifts })
+	waitFor(t, func() bool { return r.nonce() == before+admit.MaxInFlight })
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
-	if err := r.provider.awaitGifts(ctx); !errors.Is(problemOf(err), &wire.Unavailable) {
+	if err := r.provider.sponsor.AwaitRoom(ctx); !errors.Is(problemOf(err), &wire.Unavailable) {
 		t.Errorf("one more finds a place: %v", err)
 	}
 	dear := func() {
@@ -147,8 +148,8 @@ func TestSettlementPassesGiftsThatAreStuck(t *testing.T) {
 	for range 10 {
 		dear()
 	}
-	if s, err := r.provider.sponsoredFor(t.Context(), lease.terms.Payer); err != nil || s.all.Cmp(budget) > 0 {
-		t.Errorf("what is in flight may cost %s of %s wei (%v)", s.all, budget, err)
+	if s, err := r.provider.sponsor.SpentFor(t.Context(), lease.terms.Payer); err != nil || s.All.Cmp(budget) > 0 {
+		t.Errorf("what is in flight may cost %s of %s wei (%v)", s.All, budget, err)
 	}
 	settled := make(chan error, 1)
 	go func() { settled <- r.provider.Settle(t.Context()) }()
@@ -156,14 +157,14 @@ func TestSettlementPassesGiftsThatAreStuck(t *testing.T) {
 	if err := <-settled; err != nil {
 		t.Error(err)
 	}
-	for range maxGifts {
+	for range admit.MaxInFlight {
 		if err := <-answers; err != nil {
 			t.Error(err)
 		}
 	}
-	s, err := r.provider.sponsoredFor(t.Context(), lease.terms.Payer)
-	if most := big.NewInt(budget.Int64() + maxGifts*21_000*102e9); err != nil || s.all.Cmp(most) > 0 {
-		t.Errorf("it cost %s of %s wei (%v)", s.all, most, err)
+	s, err := r.provider.sponsor.SpentFor(t.Context(), lease.terms.Payer)
+	if most := big.NewInt(budget.Int64() + admit.MaxInFlight*21_000*102e9); err != nil || s.All.Cmp(most) > 0 {
+		t.Errorf("it cost %s of %s wei (%v)", s.All, most, err)
 	}
 	r.anvil.RPC(t, nil, "anvil_setNextBlockBaseFeePerGas", (*hexutil.Big)(big.NewInt(1e9)))
 	r.anvil.Automine(t, true)
@@ -182,11 +183,11 @@ func TestHealthKnowsTheCoin(t *testing.T) {
 	if err := json.Unmarshal([]byte(body), &h); err != nil || code != http.StatusOK || h.Status != "ok" {
 		t.Fatalf("%d %s %v", code, body, err)
 	}
-	f, err := r.provider.funds(t.Context())
-	if err != nil || h.Coin != f.coin.String() || h.Reserve == "" || f.reserve.Sign() == 0 {
-		t.Errorf("health says %s, the key has %s (%v)", body, f.coin, err)
+	f, err := r.provider.sponsor.Funds(t.Context())
+	if err != nil || h.Coin != f.Coin.String() || h.Reserve == "" || f.Reserve.Sign() == 0 {
+		t.Errorf("health says %s, the key has %s (%v)", body, f.Coin, err)
 	}
-	if _, text := ask(r.provider.Metrics()); !strings.Contains(text, fmt.Sprintf("gpupay_coin_wei %v\n", float(f.coin))) || !strings.Contains(text, "gpupay_coin_reserve_wei ") {
+	if _, text := ask(r.provider.Metrics()); !strings.Contains(text, fmt.Sprintf("gpupay_coin_wei %v\n", float(f.Coin))) || !strings.Contains(text, "gpupay_coin_reserve_wei ") {
 		t.Errorf("metrics: %s", text)
 	}
 	r.shut()

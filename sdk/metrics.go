@@ -126,9 +126,9 @@ func (c *moneyCollector) Collect(ch chan<- prometheus.Metric) {
 		ether, _ := new(big.Float).Quo(new(big.Float).SetInt(wei), big.NewFloat(1e18)).Float64()
 		gauge(descGas, ether)
 	}
-	if f, err := c.p.funds(ctx); err == nil {
-		gauge(descCoin, float(f.coin))
-		gauge(descReserve, float(f.reserve))
+	if f, err := c.p.sponsor.Funds(ctx); err == nil {
+		gauge(descCoin, float(f.Coin))
+		gauge(descReserve, float(f.Reserve))
 	}
 	gpus := c.p.gpus(ctx)
 	gauge(descQuarantine, float64(len(gpus.quarantined)))
@@ -198,13 +198,13 @@ func (p *Provider) Metrics() http.Handler {
 
 // checkCoin looks at what the key has for gas.
 func (p *Provider) checkCoin(ctx context.Context, h *health) error {
-	f, err := p.funds(ctx)
+	f, err := p.sponsor.Funds(ctx)
 	if err != nil {
 		return err
 	}
-	h.Coin, h.Reserve = f.coin.String(), f.reserve.String()
-	if f.coin.Cmp(f.least) < 0 {
-		return fmt.Errorf("%s has %s wei and a settlement may take %s: send it native coin", p.sender.Address(), f.coin, f.least)
+	h.Coin, h.Reserve = f.Coin.String(), f.Reserve.String()
+	if f.Coin.Cmp(f.Least) < 0 {
+		return fmt.Errorf("%s has %s wei and a settlement may take %s: send it native coin", p.sender.Address(), f.Coin, f.Least)
 	}
 	return nil
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk/gpu"
+	"github.com/gpupay/gpupay/sdk/internal/admit"
 	"github.com/gpupay/gpupay/sdk/internal/serve"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -23,7 +24,9 @@ const maxGPUs = 1024
 // routes are the provider's resources. The lease is the paid one; vouchers go
 // to the same URI as what they pay for.
 func (p *Provider) routes() {
-	p.guard, p.sponsor = newGuard(p.config.Limits), newSponsor()
+	p.limiter = p.config.Limits.limiter()
+	p.sponsor = admit.NewGasSponsor(p.sender, p.contracts(), p.config.Limits.gasBudget())
+	p.sponsor.MinTransfer, p.sponsor.Poll, p.sponsor.Log = p.minTransfer, p.config.Poll, p.config.Log
 	p.behind()
 	p.mux = http.NewServeMux()
 	p.mux.HandleFunc("GET /offer", p.serveOffer)
@@ -39,7 +42,7 @@ func (p *Provider) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if p.crossOrigin(w, r) {
 		return
 	}
-	if err := spare(w, r); err != nil {
+	if err := admit.DrainBody(w, r); err != nil {
 		p.refuse(w, r, err)
 		return
 	}
@@ -49,7 +52,7 @@ func (p *Provider) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (p *Provider) serveOffer(w http.ResponseWriter, r *http.Request) {
 	offer := p.Offer()
 	if text := r.PathValue("hash"); text != "" && common.HexToHash(text) != offer.Hash {
-		if !p.guard.challenge(r) {
+		if !p.limiter.Challenge(r) {
 			p.refuse(w, r, wire.TooMany.With("too many requests from your address"))
 			return
 		}
@@ -459,7 +462,7 @@ func (p *Provider) streamReceipt(r *request, l *lease, v leaseView) wire.Receipt
 // challenge.
 func (p *Provider) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	problem := p.problem(err)
-	if problem.Status == http.StatusPaymentRequired && !p.guard.challenge(r) {
+	if problem.Status == http.StatusPaymentRequired && !p.limiter.Challenge(r) {
 		problem = wire.TooMany.With("too many requests without a payment from your address: wait a second")
 	}
 	p.metrics.refused(problem)
@@ -518,7 +521,7 @@ func (p *Provider) problem(err error) *wire.Problem {
 func (p *Provider) challenge() (wire.Challenge, error) {
 	offer := p.Offer()
 	types := []string{wire.TypeHash}
-	gasless := p.sponsors()
+	gasless := p.gasless && p.sponsor.Offers()
 	if gasless {
 		types = []string{wire.TypeAuthorization, wire.TypeHash}
 	}

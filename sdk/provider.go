@@ -3,7 +3,6 @@ package sdk
 import (
 	"context"
 	"errors"
-	"fmt"
 	"math/big"
 	"net/http"
 	"slices"
@@ -17,13 +16,12 @@ import (
 	"github.com/gpupay/gpupay/channel/store"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
-	"github.com/gpupay/gpupay/sdk/gpu"
+	"github.com/gpupay/gpupay/sdk/internal/admit"
 	"github.com/gpupay/gpupay/sdk/internal/database"
 	"github.com/gpupay/gpupay/sdk/internal/keyed"
 	"github.com/gpupay/gpupay/sdk/internal/run"
 	"github.com/gpupay/gpupay/sdk/limit"
 	"github.com/gpupay/gpupay/sdk/settle"
-	"github.com/gpupay/gpupay/sdk/units"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -62,8 +60,8 @@ type Provider struct {
 	minter     *wire.Minter
 	metrics    *providerMetrics
 	mux        *http.ServeMux
-	guard      *guard   // what clients may do how often
-	sponsor    *sponsor // what deposits of strangers may cost
+	limiter    *admit.Limiter    // what clients may do how often
+	sponsor    *admit.GasSponsor // what transactions for strangers may cost
 	proxies    limit.Proxies
 	whole      atomic.Bool // the outbox knows what is on its way: see outboxIsWhole
 
@@ -142,7 +140,7 @@ func (p *Provider) prepare(ctx context.Context) error {
 	p.metrics = newProviderMetrics(p)
 	p.lets()
 	p.routes()
-	p.warnPoor(ctx)
+	p.sponsor.WarnPoor(ctx)
 	return nil
 }
 
@@ -166,51 +164,6 @@ func settlesAlone(ctx context.Context, p *Provider) error {
 	p.config.Log.Error("no GPU can be metered: what is owed is settled, and nothing is rented out before this program is started again with its GPUs at work",
 		"channels", len(channels), "leases", len(leases), "error", p.noGPUs)
 	return nil
-}
-
-// prices turns what people say (units of the token, an hour) into what is
-// charged (base units), and refuses what cannot be charged exactly.
-func (p *Provider) prices(ctx context.Context) error {
-	var err error
-	if p.price, err = units.PerHour(p.config.PricePerGPUHour, p.token.Decimals); err != nil {
-		return fmt.Errorf("provider: PricePerGPUHour: %w", err)
-	}
-	if p.credit, err = p.price.Charge(uint64(p.config.Credit)); err != nil {
-		return fmt.Errorf("provider: Credit: %w", err)
-	}
-	if p.minTransfer, err = p.leastTransfer(); err != nil {
-		return err
-	}
-	if err := p.worthSettling(p.escrow); err != nil {
-		return err
-	}
-	if p.minDelta, err = p.leastDelta(); err != nil {
-		return err
-	}
-	if p.config.Settlement.Dust.IsZero() {
-		p.config.Settlement.Dust = p.minTransfer
-	}
-	if len(p.config.Nodes) > 0 {
-		p.nodes, err = newNodes(p)
-		return err
-	}
-	if p.devices, err = p.config.Source.Devices(ctx); err != nil {
-		p.noGPUs = fmt.Errorf("provider: listing the GPUs of %s: %w", p.config.Source.Name(), err)
-		if p.config.Allocator == nil {
-			p.config.Allocator = &gpu.HostAllocator{Source: p.config.Source}
-		}
-		return nil
-	}
-	if len(p.devices) == 0 {
-		return fmt.Errorf("provider: %s has no GPU to rent out", p.config.Source.Name())
-	}
-	if err := ofOneKind(p.devices); err != nil {
-		return fmt.Errorf("provider: %w", err)
-	}
-	if p.config.Allocator == nil {
-		p.config.Allocator, err = gpu.NewHostAllocator(ctx, p.config.Source)
-	}
-	return err
 }
 
 // attend looks after the nodes until the provider stops.
@@ -349,17 +302,6 @@ func (p *Provider) renewOffer(ctx context.Context) error {
 	defer p.mu.Unlock()
 	p.offer = offer
 	return nil
-}
-
-func (p *Provider) minDeposit() (uint256.Int, error) {
-	if p.config.MinDeposit == "" {
-		return p.price.Charge(uint64(10 * time.Minute))
-	}
-	v, err := units.Parse(p.config.MinDeposit, p.token.Decimals)
-	if err != nil {
-		return v, fmt.Errorf("provider: MinDeposit: %w", err)
-	}
-	return v, nil
 }
 
 func offered(devices []metering.Device) []wire.OfferDevices {

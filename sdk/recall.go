@@ -30,11 +30,11 @@ func (p *Provider) recall(r *request) (channel.State, error) {
 	if bad != nil {
 		return s, errors.Join(err, bad)
 	}
-	leave, full := p.guard.deposit(r.Request)
+	slot, full := p.limiter.Deposit(r.Request)
 	if full != nil {
 		return s, full
 	}
-	defer leave.leave()
+	defer slot.Release()
 	ctx, cancel := context.WithTimeout(r.Context(), p.config.OpenTimeout)
 	defer cancel()
 	defer p.opens.Lock(terms.ID())()

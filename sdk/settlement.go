@@ -106,3 +106,11 @@ func (p *Provider) held() uint256.Int {
 	}
 	return service.Held()
 }
+
+// contracts are those that settlements go to.
+func (p *Provider) contracts() []chain.Contract {
+	if p.x402 == nil {
+		return []chain.Contract{p.escrow}
+	}
+	return []chain.Contract{p.escrow, p.x402.contract}
+}

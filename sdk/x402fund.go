@@ -21,11 +21,11 @@ func (d *x402Desk) fund(ctx context.Context, r *x402Request, tab x402Tab, note *
 	ctx, cancel := context.WithTimeout(ctx, d.config.OpenTimeout)
 	defer cancel()
 	defer context.AfterFunc(d.life, cancel)()
-	leave, err := d.guard.deposit(r.Request)
+	slot, err := d.limiter.Deposit(r.Request)
 	if err != nil {
 		return tab, err
 	}
-	defer leave.leave()
+	defer slot.Release()
 	a, err := d.depositOf(r, tab)
 	if err != nil {
 		return tab, err

@@ -93,7 +93,7 @@ func (m *meteredRoute) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // ask answers a request without a payment.
 func (m *meteredRoute) ask(w http.ResponseWriter, r *http.Request) {
 	offer, err := m.d.offered(m.route)
-	if err == nil && !m.d.guard.challenge(r) {
+	if err == nil && !m.d.limiter.Challenge(r) {
 		err = wire.TooMany.With("too many requests without a payment from your address: wait a second")
 	}
 	if err == nil {

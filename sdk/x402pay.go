@@ -328,7 +328,7 @@ func (d *x402Desk) find(ctx context.Context, r *x402Request) (x402Tab, error) {
 		return d.tab(ctx, s)
 	case !errors.Is(err, channel.ErrUnknown):
 		return x402Tab{}, err
-	case !d.guard.challenge(r.Request): // it costs a question to the chain
+	case !d.limiter.Challenge(r.Request): // it costs a question to the chain
 		return x402Tab{}, wire.TooMany.With("too many requests for channels that are not known here: wait a second")
 	}
 	views, _, err := d.contract.Confirmed(ctx, []common.Hash{r.id}, d.config.Confirmations)

@@ -32,11 +32,11 @@ func (d *x402Desk) refund(ctx context.Context, r *x402Request, tab x402Tab) (*x4
 	if err := d.worthRefunding(tab.State, r.payment.Payload.Refund); err != nil {
 		return nil, err // before anything ends for it
 	}
-	leave, err := d.guard.deposit(r.Request)
+	slot, err := d.limiter.Deposit(r.Request)
 	if err != nil {
 		return nil, err
 	}
-	defer leave.leave()
+	defer slot.Release()
 	note := x402Note{Channel: r.id.Hex(), MaxClaimable: r.voucher.Cumulative.Dec(), Hash: r.hash, Kind: kindRefund, Base: tab.charged.Dec(), Moved: "0"}
 	if err := d.endNewest(ctx, r.id, "the payer takes a refund"); err != nil {
 		return nil, err
@@ -94,9 +94,9 @@ func (d *x402Desk) worthRefunding(s channel.State, asked *wire.Amount) error {
 
 // submitRefund puts a refund into the outbox.
 func (d *x402Desk) submitRefund(ctx context.Context, s channel.State, amount uint256.Int) (chain.TxID, error) {
-	submit := d.submitReturn
+	submit := d.sponsor.SubmitReturn
 	if all, err := refundable(s, nil); err == nil && amount.Lt(&all) {
-		submit = d.submitPart
+		submit = d.sponsor.SubmitPart
 	}
 	call, err := d.contract.RefundCall(ctx, s, amount)
 	if err != nil {

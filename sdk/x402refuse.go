@@ -41,7 +41,7 @@ func (d *x402Desk) refuse(w http.ResponseWriter, r *x402Request, err error) {
 		return
 	}
 	var wrong *corrective
-	if !errors.As(err, &wrong) && !d.guard.challenge(r.Request) {
+	if !errors.As(err, &wrong) && !d.limiter.Challenge(r.Request) {
 		d.Provider.refuse(w, r.Request, wire.TooMany.With("too many requests with a wrong payment from your address: wait a second"))
 		return
 	}

@@ -4,10 +4,8 @@ import (
 	"cmp"
 	"fmt"
 	"net/http"
-	"sync"
 
 	"github.com/ethereum/go-ethereum/common"
-	"github.com/ethereum/go-ethereum/common/lru"
 	"golang.org/x/time/rate"
 
 	"github.com/gpupay/gpupay/channel"
@@ -49,24 +47,15 @@ func (l Limits) withDefaults() Limits {
 type guard struct {
 	limits Limits
 	reads  *rate.Limiter
-
-	mu    sync.Mutex
-	names lru.BasicLRU[string, *rate.Limiter]
+	names  *limit.Clients[*rate.Limiter]
 }
 
 func newGuard(limits Limits) *guard {
-	return &guard{limits: limits, reads: limits.Reads.Limiter(), names: lru.NewBasicLRU[string, *rate.Limiter](limits.Names)}
+	return &guard{limits: limits, reads: limits.Reads.Limiter(), names: limit.NewClients[*rate.Limiter](limits.Names)}
 }
 
 func (g *guard) allow(name string, r limit.Rate) bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	limiter, ok := g.names.Get(name)
-	if !ok {
-		limiter = r.Limiter()
-		g.names.Add(name, limiter)
-	}
-	return limiter.Allow()
+	return g.names.Get(name, r.Limiter).Allow()
 }
 
 // request admits a client's request. Who stands for many has no bound of its
