@@ -42,14 +42,21 @@ func Usage(err error) error {
 // passes on what the terminal has sent already, and a person who means it presses again.
 const forwarded = 2 * time.Second
 
-// Main runs a program until it is done or interrupted. An error is one line on stderr, and the exit status is 1, or
-// what the error's Status says.
+// Main runs a program until it is done or interrupted; a terminal that hangs up interrupts it too, unless it was started to
+// outlive that (nohup). An error is one line on stderr, and the exit status is 1, or what the error's Status says.
 func Main(run func(ctx context.Context) error) {
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	if !signal.Ignored(syscall.SIGHUP) {
+		signal.Notify(signals, syscall.SIGHUP)
+	}
 	ctx, stop := context.WithCancel(context.Background())
 	go func() {
-		interrupted(signals, func() <-chan time.Time { stop(); return time.After(forwarded) })
+		interrupted(signals, func() <-chan time.Time {
+			signal.Ignore(syscall.SIGPIPE) // of who read the output, and got the same interrupt: what is owed is paid without a reader
+			stop()
+			return time.After(forwarded)
+		}, os.Stderr)
 		signal.Stop(signals) // the next interrupt ends the program at once
 	}()
 	err := run(ctx)
@@ -61,12 +68,17 @@ func Main(run func(ctx context.Context) error) {
 }
 
 // interrupted waits for an interrupt, which begin stops the program for, and takes others for the same one until what begin
-// returns is over.
-func interrupted(signals <-chan os.Signal, begin func() <-chan time.Time) {
+// returns is over. Of the first of those it says so: it may be a person's.
+func interrupted(signals <-chan os.Signal, begin func() <-chan time.Time, say io.Writer) {
 	<-signals
+	said := false
 	for over := begin(); ; {
 		select {
 		case <-signals:
+			if !said {
+				fmt.Fprintf(say, "stopping: this takes a moment (an interrupt %s after the first one ends it at once)\n", forwarded)
+			}
+			said = true
 		case <-over:
 			return
 		}
