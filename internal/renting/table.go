@@ -3,6 +3,7 @@ package renting
 import (
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"time"
 
@@ -20,58 +21,69 @@ import (
 type table struct {
 	rental *sdk.Rental
 	units  func(uint256.Int) string
+	out    io.Writer
 	live   bool
-	access string // as it was printed last
+	every  time.Duration // between rows
+	access string        // as it was printed last
 }
+
+// look is the time between looks at whether the provider has said how the GPUs are reached: they cost from then on.
+const look = 250 * time.Millisecond
 
 func newTable(renter *sdk.Renter, rental *sdk.Rental) *table {
 	info, err := os.Stdout.Stat()
 	decimals := renter.Token().Decimals
-	return &table{
-		rental: rental,
-		units:  func(a uint256.Int) string { return units.Format(a, decimals) },
-		live:   err == nil && info.Mode()&os.ModeCharDevice != 0,
+	t := &table{rental: rental, units: func(a uint256.Int) string { return units.Format(a, decimals) }, out: os.Stdout, every: 10 * time.Second}
+	if err == nil && info.Mode()&os.ModeCharDevice != 0 {
+		t.live, t.every = true, look
 	}
+	return t
 }
 
 func (t *table) run(ctx context.Context) {
-	every := 10 * time.Second
-	if t.live {
-		every = 250 * time.Millisecond
-	}
-	fmt.Println(row("service", "GPU-seconds", "record", "owed", "paid", "deposit", "last record"))
-	ticker := time.NewTicker(every)
-	defer ticker.Stop()
+	fmt.Fprintln(t.out, row("service", "GPU-seconds", "record", "owed", "paid", "deposit", "last record"))
+	looks, rows := time.NewTicker(look), time.NewTicker(t.every)
+	defer looks.Stop()
+	defer rows.Stop()
 	for {
 		select {
-		case <-ticker.C:
+		case <-looks.C:
+			t.showAccess()
+		case <-rows.C:
 			t.show()
 		case <-ctx.Done():
 			t.show()
 			if t.live {
-				fmt.Println()
+				fmt.Fprintln(t.out)
 			}
 			return
 		}
 	}
 }
 
-func (t *table) show() {
-	if access := string(t.rental.Access()); access != t.access { // the provider says it when the stream begins
-		t.access = access
-		if t.live {
-			fmt.Print("\r\x1b[K")
-		}
-		fmt.Printf("access  %s\n", access)
+// showAccess prints how the GPUs are reached, when the provider says it, which is when the lease begins, and when that changes.
+func (t *table) showAccess() {
+	access := string(t.rental.Access())
+	if access == t.access {
+		return
 	}
+	t.access = access
+	if t.live {
+		fmt.Fprint(t.out, "\r\x1b[K")
+	}
+	fmt.Fprintf(t.out, "access  %s\n", access)
+}
+
+func (t *table) show() {
+	t.showAccess()
 	s := t.rental.Snapshot()
 	line := row(or(s.Service, "offline"), fmt.Sprintf("%.1f", time.Duration(s.Nanos).Seconds()), fmt.Sprint(s.Sequence),
 		t.units(s.Owed), t.units(s.Paid), t.units(s.Deposit), time.Since(s.Heard).Round(time.Second).String()+" ago")
 	if t.live {
-		fmt.Printf("\r\x1b[K%s", line)
+		fmt.Fprintf(t.out, "\r\x1b[K%s", line)
 		return
 	}
-	fmt.Println(line)
+	fmt.Fprintln(t.out, line)
 }
 
 func row(service string, cells ...string) string {
