@@ -50,7 +50,11 @@ var layout = []struct{ pkg, may string }{
 	{"sdk/internal/admit", "channel sdk/chain sdk/internal/serve sdk/limit sdk/wire"},
 	{"sdk/settle", "channel internal/fault sdk/chain sdk/internal/run"},
 	{"sdk/internal/peer", "channel internal/redact sdk/internal/reach sdk/wire"},
+	{"sdk/internal/boundlog", "sdk/internal/reach"},
+	{"sdk/internal/evidence", "metering"},
 	{"sdk/audit", "bindings channel internal/eip712 internal/exactjson internal/redact internal/u256 metering sdk/chain sdk/internal/billed sdk/wire"},
+	{"sdk/wallet", "channel channel/store metering sdk/audit sdk/chain sdk/internal/billed sdk/internal/boundlog sdk/internal/database " +
+		"sdk/internal/evidence sdk/internal/peer sdk/units sdk/wire"},
 	{"sdk/tower", "channel channel/store internal/exactjson internal/redact sdk/chain sdk/internal/database sdk/internal/keyed " +
 		"sdk/internal/reach sdk/internal/run sdk/internal/serve sdk/limit sdk/settle sdk/units sdk/wire"},
 

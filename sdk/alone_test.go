@@ -2,6 +2,7 @@ package sdk
 
 import (
 	"errors"
+	"github.com/gpupay/gpupay/sdk/wallet"
 	"io"
 	"strings"
 	"testing"
@@ -13,7 +14,7 @@ func TestOneProgramOnOneDatabase(t *testing.T) {
 	r := newRig(t)
 	o := newOutpost(t)
 	renter, err := NewRenter(t.Context(), RenterConfig{Backend: r.chain.Backend, Token: r.chain.Token, Key: r.payer, Database: t.TempDir() + "/renter.db",
-		Caps: Caps{PricePerGPUHour: "4.00", PerLease: "10", PerDay: "20", PerPayee: Unlimited}})
+		Caps: wallet.Caps{PricePerGPUHour: "4.00", PerLease: "10", PerDay: "20", PerPayee: wallet.Unlimited}})
 	if err != nil {
 		t.Fatal(err)
 	}

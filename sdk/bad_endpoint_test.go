@@ -26,6 +26,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/audit"
 	"github.com/gpupay/gpupay/sdk/chain"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/wallet"
 )
 
 // LongEndpoints is the environment variable that, set to 1, has every field misbehave in every way, on either side and at
@@ -278,7 +279,7 @@ func (w *tale) startProvider() (func(), error) {
 func (w *tale) startRenter() (*Renter, error) {
 	return NewRenter(w.Context(), RenterConfig{
 		RPC: cmp.Or(w.rpc, w.renter.URL), Token: w.m.Token, Key: w.payer, Database: filepath.Join(w.TempDir(), "renter.db"),
-		Caps:      Caps{PricePerGPUHour: "4.00", PerLease: cmp.Or(w.perLease, "10"), PerDay: "20", PerPayee: Unlimited},
+		Caps:      wallet.Caps{PricePerGPUHour: "4.00", PerLease: cmp.Or(w.perLease, "10"), PerDay: "20", PerPayee: wallet.Unlimited},
 		Tolerance: time.Second, Patience: 10 * time.Second, Poll: 50 * time.Millisecond, ClockOff: time.Hour,
 		Log: slog.New(slog.NewTextHandler(w.log, nil)),
 	})

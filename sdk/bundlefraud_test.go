@@ -20,6 +20,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/audit"
 	"github.com/gpupay/gpupay/sdk/chain"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -349,7 +350,7 @@ func TestBundlesTogether(t *testing.T) {
 		{"the same channel again", let(1, 1, 0), false},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			if err := audit.Failures(audit.VerifyTogether([]*audit.Bundle{first, f.payer, row.other})); errors.Is(err, ErrLetTwice) != row.found {
+			if err := audit.Failures(audit.VerifyTogether([]*audit.Bundle{first, f.payer, row.other})); errors.Is(err, wallet.ErrLetTwice) != row.found {
 				t.Errorf("%v, want found: %v", err, row.found)
 			}
 		})

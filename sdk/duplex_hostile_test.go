@@ -10,6 +10,7 @@ import (
 
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -54,7 +55,7 @@ func TestHostileReceipts(t *testing.T) {
 				test.paid(p, amount)
 			}
 			config := renterConfig(t, m, m.Payer)
-			config.ClockOff, config.Caps.PerDay = 1000*time.Hour, Unlimited // the chain's clock runs ahead in this test
+			config.ClockOff, config.Caps.PerDay = 1000*time.Hour, wallet.Unlimited // the chain's clock runs ahead in this test
 			r := openRenter(t, config)
 			l, err := r.Rent(t.Context(), v.Server.URL, RentOptions{Deposit: "1", PayEvery: 60 * time.Millisecond, Prepay: prepay})
 			if err != nil {

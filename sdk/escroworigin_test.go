@@ -16,6 +16,7 @@ import (
 	"github.com/gpupay/gpupay/internal/chaintest"
 	"github.com/gpupay/gpupay/sdk/chain"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -39,7 +40,7 @@ func TestEscrowWithAPast(t *testing.T) {
 	v := testrig.NewHostile(t, m, func(o *wire.Offer) { o.Escrow = wire.Address(evil) })
 	v.Script = func(*testrig.Stream) {}
 	r := openRenter(t, renterConfig(t, m, m.Payer))
-	if _, err := r.Rent(t.Context(), v.Server.URL, RentOptions{Deposit: "5"}); !errors.Is(err, ErrEscrow) || !errors.Is(err, chain.ErrNotEscrow) {
+	if _, err := r.Rent(t.Context(), v.Server.URL, RentOptions{Deposit: "5"}); !errors.Is(err, wallet.ErrEscrow) || !errors.Is(err, chain.ErrNotEscrow) {
 		t.Errorf("%v, want ErrEscrow", err)
 	}
 	if after := m.Tokens(t, m.PayerAddress()); after != before {
@@ -58,7 +59,7 @@ func TestEscrowOfAnotherInstance(t *testing.T) {
 	v.Script = func(*testrig.Stream) {}
 	config := renterConfig(t, m, m.Payer)
 	r := openRenter(t, config)
-	if _, err := r.Quote(t.Context(), v.Server.URL); !errors.Is(err, ErrEscrow) {
+	if _, err := r.Quote(t.Context(), v.Server.URL); !errors.Is(err, wallet.ErrEscrow) {
 		t.Errorf("not named: %v", err)
 	}
 	config = renterConfig(t, m, m.Payer)

@@ -5,39 +5,13 @@ import (
 	"encoding/json"
 	"errors"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/wallet"
 	"io"
 	"net/http"
 	"strings"
 	"testing"
 	"time"
 )
-
-// TestRedact: a lease's secret and access are cut out of evidence wherever they stand and however they are spelled, also out
-// of what is no JSON; everything else stays as it came.
-func TestRedact(t *testing.T) {
-	for _, document := range []string{
-		`{"leaseId":"0x01","secret":"hush-hush","access":{"ssh":"hush-hush"}}`,
-		`{"lease":{"Access":"hush-hush","sequence":"1"}}`,
-		`[{"deep":[{"SECRET" : "hush-hush"}]}]`,
-		`{"secret":"a","\u0073ecret":"hush-hush"}`,
-		"event: lease\ndata: {\"secret\":\"hush-hush\",\"x\":1}\n\n",
-		`{"devices":["a"],"access":"hush-hush`,
-		`{"access":"x"} hush-hush`,
-	} {
-		if got := string(withoutSecrets([]byte(document))); strings.Contains(got, "hush-hush") {
-			t.Errorf("%s: %s", document, got)
-		}
-	}
-	for _, document := range []string{`{"accepted":{"sequence":"1"},"refused":{"sequence": "1"}}`, "not JSON", ""} {
-		if got := withoutSecrets([]byte(document)); string(got) != document {
-			t.Errorf("%s: %s", document, got)
-		}
-	}
-	big := `{"amount":123456789012345678901234567890,"access":1}`
-	if got := string(withoutSecrets([]byte(big))); !strings.Contains(got, "123456789012345678901234567890") {
-		t.Errorf("a number was rounded: %s", got)
-	}
-}
 
 // TestEvidenceHoldsNoAccess: what is kept of a tick that is no good, and what is exported of a lease, does not say how its
 // GPUs are reached.
@@ -54,7 +28,7 @@ func TestEvidenceHoldsNoAccess(t *testing.T) {
 		body, _ = json.Marshal(tick)
 		resp.Body = io.NopCloser(bytes.NewReader(body))
 	}
-	var d *Dispute
+	var d *wallet.Dispute
 	if _, err := n.rental.Tick(t.Context()); !errors.As(err, &d) {
 		t.Fatal(err)
 	}
@@ -79,7 +53,7 @@ func TestExportHoldsNoSecret(t *testing.T) {
 		t.Fatalf("the lease has no secret: the test shows nothing: %v", err)
 	}
 	text := "note: " + row.Secret + " and \"access\": hush-hush"
-	if err := r.w.Keep(t.Context(), Evidence{Channel: l.id, Reason: "x", At: time.Now(), Document: []byte(text)}); err != nil {
+	if err := r.w.Keep(t.Context(), wallet.Evidence{Channel: l.id, Reason: "x", At: time.Now(), Document: []byte(text)}); err != nil {
 		t.Fatal(err)
 	}
 	b, err := r.Export(t.Context(), l.id)

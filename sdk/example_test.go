@@ -17,6 +17,7 @@ import (
 	"github.com/gpupay/gpupay/internal/devchain"
 	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/sdk"
+	"github.com/gpupay/gpupay/sdk/wallet"
 )
 
 // One provider with a simulated GPU, one renter without native coin, on a chain in
@@ -45,7 +46,7 @@ func Example() {
 	renter, err := sdk.NewRenter(ctx, sdk.RenterConfig{
 		RPC: chain.URL, Token: chain.Token, Key: channel.NewKey(chain.Keys[1]),
 		Database: filepath.Join(dir, "renter.db"), Poll: 200 * time.Millisecond, Log: quiet,
-		Caps: sdk.Caps{PricePerGPUHour: "40.00", PerLease: "0.02", PerDay: "1.00", PerPayee: "1.00"},
+		Caps: wallet.Caps{PricePerGPUHour: "40.00", PerLease: "0.02", PerDay: "1.00", PerPayee: "1.00"},
 	})
 	must(err)
 	defer renter.Close()

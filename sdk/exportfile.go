@@ -13,13 +13,14 @@ import (
 	"github.com/gpupay/gpupay/sdk/audit"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/database"
+	"github.com/gpupay/gpupay/sdk/wallet"
 )
 
 // ExportFile returns what a provider's or a renter's database kept about a
 // channel, or about the channel of a lease; with the zero id about its only
 // channel, or a renter's newest. The program that owns the database may run meanwhile.
 func ExportFile(ctx context.Context, path string, id common.Hash) (*audit.Bundle, error) {
-	db, err := database.Read(ctx, path, map[string]fs.FS{"provider": providerMigrations, "renter": renterMigrations, "x402": x402Migrations})
+	db, err := database.Read(ctx, path, map[string]fs.FS{"provider": providerMigrations, "renter": wallet.Migrations, "x402": x402Migrations})
 	if err != nil {
 		return nil, err
 	}
@@ -60,7 +61,7 @@ func unnamed(ctx context.Context, db *store.DB) (common.Hash, error) {
 	case len(payee)+len(payer) == 0:
 		return common.Hash{}, fmt.Errorf("%w: it knows no channel", channel.ErrUnknown)
 	case len(payee) == 0:
-		return newestOf(ctx, rentalStore{walletStore{db}}, payer)
+		return newestOf(ctx, rentalStore{wallet.Store{DB: db}}, payer)
 	case len(payee)+len(payer) == 1:
 		return payee[0].ID, nil
 	}

@@ -17,7 +17,9 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/devchain"
 	"github.com/gpupay/gpupay/internal/testclock"
+	"github.com/gpupay/gpupay/sdk/internal/evidence"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
+	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -61,7 +63,7 @@ func FuzzLease(f *testing.F) {
 			t.Fatal(err)
 		}
 		err := say(t.Context(), l, way, wire.Event{Name: name, Data: document})
-		var lie *Dispute
+		var lie *wallet.Dispute
 		if err != nil && !errors.As(err, &lie) && !isTransient(err) && way != saysRelease {
 			t.Fatalf("%s %s: %v", name, document, err)
 		}
@@ -108,7 +110,7 @@ func checkEvidence(t *testing.T, l *Rental, document []byte) {
 		t.Fatal(err)
 	}
 	for _, e := range rows {
-		if string(e.Document) == string(withoutSecrets(document)) {
+		if string(e.Document) == string(evidence.WithoutSecrets(document)) {
 			err := l.r.w.DB.Update(t.Context(), func(tx *sqlx.Tx) error { // there is room for a hundred
 				_, err := tx.Exec("DELETE FROM rental_evidence")
 				return err
@@ -147,7 +149,7 @@ func fuzzRental(f *testing.F) (*Rental, []byte) {
 	f.Cleanup(func() { server.CloseClientConnections(); server.Close() })
 	r, err := NewRenter(f.Context(), RenterConfig{
 		Backend: net.Backend, Token: net.Token, Key: key, Database: filepath.Join(f.TempDir(), "renter.db"), ClockOff: 24 * time.Hour,
-		Caps: Caps{PricePerGPUHour: "1000", PerLease: "10", PerDay: "10", PerPayee: Unlimited}, Poll: 20 * time.Millisecond, Log: slog.New(slog.DiscardHandler),
+		Caps: wallet.Caps{PricePerGPUHour: "1000", PerLease: "10", PerDay: "10", PerPayee: wallet.Unlimited}, Poll: 20 * time.Millisecond, Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		f.Fatal(err)

@@ -17,6 +17,7 @@ import (
 	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/tower"
+	"github.com/gpupay/gpupay/sdk/wallet"
 )
 
 // A chain that was started anew has the id, the contracts' addresses and the accounts of the one before. Each program refuses a
@@ -33,7 +34,7 @@ func TestChainStartedAnew(t *testing.T) {
 		},
 		"renter.db": func(c *devchain.Chain) (closer, error) {
 			return sdk.NewRenter(t.Context(), sdk.RenterConfig{Backend: c.Backend, Token: c.Token, Key: channel.NewKey(c.Keys[1]),
-				Database: filepath.Join(dir, "renter.db"), Log: quiet, Caps: sdk.Caps{PricePerGPUHour: "40.00", PerLease: "1", PerDay: "1", PerPayee: "1"}})
+				Database: filepath.Join(dir, "renter.db"), Log: quiet, Caps: wallet.Caps{PricePerGPUHour: "40.00", PerLease: "1", PerDay: "1", PerPayee: "1"}})
 		},
 		"tower.db": func(c *devchain.Chain) (closer, error) {
 			return tower.New(t.Context(), tower.Config{Backend: c.Backend, Escrow: c.Escrow, Key: channel.NewKey(c.Keys[2]),
@@ -96,7 +97,7 @@ func TestFailedFirstRentBindsNoDatabase(t *testing.T) {
 		}
 		t.Cleanup(func() { c.Close() })
 		renter, err := sdk.NewRenter(t.Context(), sdk.RenterConfig{Backend: c.Backend, Token: c.Token, Key: channel.NewKey(c.Keys[1]), Database: path,
-			Log: slog.New(slog.DiscardHandler), Caps: sdk.Caps{PricePerGPUHour: "40.00", PerLease: "1", PerDay: "1", PerPayee: "1"}})
+			Log: slog.New(slog.DiscardHandler), Caps: wallet.Caps{PricePerGPUHour: "40.00", PerLease: "1", PerDay: "1", PerPayee: "1"}})
 		if err != nil {
 			t.Fatalf("on chain %d: %v", n+1, err)
 		}

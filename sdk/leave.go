@@ -9,8 +9,10 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/boundlog"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	"github.com/gpupay/gpupay/sdk/tower"
+	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -57,7 +59,7 @@ func (r Relayer) send(ctx context.Context, terms channel.Terms, call chain.Call)
 		return fmt.Errorf("%w: channel %s is in escrow %s on chain %d, this relayer serves %s on chain %d", channel.ErrTerms,
 			terms.ID(), terms.Escrow, terms.ChainID, r.Escrow.Address(), r.Escrow.ChainID())
 	}
-	return sendOnce(ctx, r.Sender, call, 1)
+	return r.Sender.SendOnce(ctx, call, 1)
 }
 
 // SignLeave signs a request to close that anyone can relay, and ends payments:
@@ -201,7 +203,7 @@ func (l *Rental) Leave(ctx context.Context) (Closing, error) {
 		return Closing{}, err
 	}
 	if err := l.walkOut(ctx); err != nil {
-		if errors.Is(err, ErrNoGas) && !before.Closed {
+		if errors.Is(err, wallet.ErrNoGas) && !before.Closed {
 			err = errors.Join(err, l.stay(ctx, phase))
 		}
 		return Closing{}, err
@@ -238,7 +240,7 @@ func (l *Rental) awaitOpening(ctx context.Context) (there bool, err error) {
 		there, never, err := l.opened(ctx)
 		switch {
 		case err != nil:
-			warn(l.r.w.Log, "leaving: it is not known yet whether the channel was opened", l.id, err)
+			boundlog.Warn(l.r.w.Log, "leaving: it is not known yet whether the channel was opened", l.id, err)
 		case there:
 			return true, nil
 		case never:
@@ -301,11 +303,11 @@ func (l *Rental) walkOut(ctx context.Context) error {
 				pace.Reset()
 			}
 			tries++
-			if err = l.take(ctx, *next); errors.Is(err, ErrNoGas) || ctx.Err() != nil {
+			if err = l.take(ctx, *next); errors.Is(err, wallet.ErrNoGas) || ctx.Err() != nil {
 				return err
 			}
-			if tries >= leaveRounds {
-				return fmt.Errorf("channel %s: %w: to %s was tried %d times, and the chain shows nothing of it: %w", l.id, ErrStuck, next.name, tries, cmp.Or(err, errNotYet))
+			if tries >= wallet.LeaveRounds {
+				return fmt.Errorf("channel %s: %w: to %s was tried %d times, and the chain shows nothing of it: %w", l.id, wallet.ErrStuck, next.name, tries, cmp.Or(err, wallet.ErrNotYet))
 			}
 			wait = pace.Next()
 		}
@@ -313,7 +315,7 @@ func (l *Rental) walkOut(ctx context.Context) error {
 			err = errors.Join(err, l.r.w.Sender.Sync(ctx))
 		}
 		if err != nil {
-			warn(l.r.w.Log, "leaving: not yet", l.id, err, "retry", wait)
+			boundlog.Warn(l.r.w.Log, "leaving: not yet", l.id, err, "retry", wait)
 		}
 		if err := chain.Pause(ctx, wait); err != nil {
 			return err
@@ -351,7 +353,7 @@ func (l *Rental) take(ctx context.Context, e exit) error {
 	}
 	relay := l.r.config.Relay
 	if own {
-		err := sendOnce(ctx, l.r.w.Sender, e.call, l.r.w.Confirmations)
+		err := l.r.w.Sender.SendOnce(ctx, e.call, l.r.w.Confirmations)
 		if err == nil {
 			return nil
 		}
@@ -359,11 +361,11 @@ func (l *Rental) take(ctx context.Context, e exit) error {
 			return fmt.Errorf("our own transaction to %s failed: %w", e.name, err)
 		}
 		if relay == nil {
-			return fmt.Errorf("channel %s: %w: %s: %w", l.id, ErrNoGas, e.hint, err)
+			return fmt.Errorf("channel %s: %w: %s: %w", l.id, wallet.ErrNoGas, e.hint, err)
 		}
 	}
 	if relay == nil {
-		return fmt.Errorf("channel %s: %w: %s", l.id, ErrNoGas, e.hint)
+		return fmt.Errorf("channel %s: %w: %s", l.id, wallet.ErrNoGas, e.hint)
 	}
 	if err := e.ask(ctx, relay); err != nil {
 		return fmt.Errorf("the relay did not %s: %w", e.name, err)

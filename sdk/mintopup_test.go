@@ -2,6 +2,7 @@ package sdk
 
 import (
 	"errors"
+	"github.com/gpupay/gpupay/sdk/wallet"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -13,7 +14,7 @@ import (
 func TestLastTopUpIsWorthSending(t *testing.T) {
 	r := newRig(t, quiet, func(c *ProviderConfig) { c.MinDeposit, c.MinTransfer, c.Credit = "0.001", "0.005", 10*time.Second })
 	renter := r.renter(t, filepath.Join(t.TempDir(), "renter.db"))
-	if _, err := renter.Rent(t.Context(), r.server.URL, RentOptions{Deposit: "0.006", TopUp: "0.004"}); !errors.Is(err, ErrDeposit) || !strings.Contains(err.Error(), "0.005") {
+	if _, err := renter.Rent(t.Context(), r.server.URL, RentOptions{Deposit: "0.006", TopUp: "0.004"}); !errors.Is(err, wallet.ErrDeposit) || !strings.Contains(err.Error(), "0.005") {
 		t.Fatalf("top-ups that are refused: %v", err)
 	}
 	if got := r.balance(r.payer.Address()); got != 1_000_000 {

@@ -15,8 +15,10 @@ import (
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/gpu"
+	"github.com/gpupay/gpupay/sdk/internal/boundlog"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	"github.com/gpupay/gpupay/sdk/units"
+	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -86,7 +88,7 @@ func (q Quote) available() error {
 // refuse keeps what made the renter turn a provider down, unless it was the
 // renter's own cap or surroundings.
 func (r *Renter) refuse(ctx context.Context, url string, challenge wire.Challenge, document []byte, reason error) error {
-	if errors.Is(reason, ErrTooDear) || errors.Is(reason, chain.ErrUnreachable) || ctx.Err() != nil {
+	if errors.Is(reason, wallet.ErrPrice) || errors.Is(reason, chain.ErrUnreachable) || ctx.Err() != nil {
 		return nil
 	}
 	both, err := json.Marshal(struct {
@@ -96,7 +98,7 @@ func (r *Renter) refuse(ctx context.Context, url string, challenge wire.Challeng
 	if err != nil {
 		return err
 	}
-	return r.w.Keep(ctx, Evidence{URL: url, Reason: (&worded{reason}).Error(), At: time.Now(), Document: both})
+	return r.w.Keep(ctx, wallet.Evidence{URL: url, Reason: boundlog.Plain(reason).Error(), At: time.Now(), Document: both})
 }
 
 func (r *Renter) checkQuote(ctx context.Context, challenge wire.Challenge, document []byte) (Quote, error) {
@@ -209,13 +211,13 @@ func (r *Renter) escrowOf(ctx context.Context, offer wire.Offer) (*chain.Escrow,
 		if errors.Is(err, chain.ErrUnreachable) {
 			return nil, err
 		}
-		return nil, fmt.Errorf("%w: %w", ErrEscrow, err)
+		return nil, fmt.Errorf("%w: %w", wallet.ErrEscrow, err)
 	}
 	if err := r.checkEscrow(ctx, escrow); err != nil {
 		return nil, err
 	}
 	if escrow.Grace() > r.w.MaxGrace {
-		return nil, fmt.Errorf("%w: leaving %s takes %s, this renter waits at most %s", ErrEscrow, address, escrow.Grace(), r.w.MaxGrace)
+		return nil, fmt.Errorf("%w: leaving %s takes %s, this renter waits at most %s", wallet.ErrEscrow, address, escrow.Grace(), r.w.MaxGrace)
 	}
 	return escrow, nil
 }

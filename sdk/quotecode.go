@@ -8,6 +8,7 @@ import (
 	"github.com/ethereum/go-ethereum/common"
 
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/wallet"
 )
 
 // checkEscrow says whether a renter may put money into an escrow that a
@@ -20,14 +21,14 @@ func (r *Renter) checkEscrow(ctx context.Context, escrow *chain.Escrow) error {
 		if escrow.Address() == r.config.Escrow {
 			return nil
 		}
-		return fmt.Errorf("%w: the provider names %s, this renter trusts %s", ErrEscrow, escrow.Address(), r.config.Escrow)
+		return fmt.Errorf("%w: the provider names %s, this renter trusts %s", wallet.ErrEscrow, escrow.Address(), r.config.Escrow)
 	}
 	if r.config.AllowUnknownEscrow {
 		return nil
 	}
 	err := escrow.VerifyOrigin(ctx)
 	if errors.Is(err, chain.ErrNotEscrow) {
-		return fmt.Errorf("%w: %w: name it in the configuration if you trust it", ErrEscrow, err)
+		return fmt.Errorf("%w: %w: name it in the configuration if you trust it", wallet.ErrEscrow, err)
 	}
 	return err
 }

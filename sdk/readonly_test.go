@@ -16,6 +16,7 @@ import (
 	"github.com/gpupay/gpupay/channel/store"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/database"
+	"github.com/gpupay/gpupay/sdk/wallet"
 )
 
 // TestReadingMigratesNothing: what only reads a database changes no byte of it, and refuses one whose tables are another
@@ -39,7 +40,7 @@ func TestReadingMigratesNothing(t *testing.T) {
 		{"renter", "DELETE FROM migrations WHERE component = 'renter' AND version > 1", store.ErrOlder},
 	} {
 		path := filepath.Join(t.TempDir(), "renter.db")
-		db, err := database.Open(t.Context(), path, "renter", renterMigrations, "migrations/renter")
+		db, err := database.Open(t.Context(), path, "renter", wallet.Migrations, "migrations/renter")
 		if err == nil {
 			_, err = chain.OpenStore(t.Context(), db)
 		}

@@ -14,7 +14,9 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/boundlog"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
+	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -175,8 +177,8 @@ func (l *Rental) Snapshot() RentalState {
 }
 
 // Evidence returns what the provider sent on this channel and was refused.
-func (l *Rental) Evidence(ctx context.Context) ([]Evidence, error) {
-	return l.r.store.evidence(ctx, l.id)
+func (l *Rental) Evidence(ctx context.Context) ([]wallet.Evidence, error) {
+	return l.r.store.Evidence(ctx, l.id)
 }
 
 // show refreshes the snapshot. Only the owner of busy calls it.
@@ -269,12 +271,12 @@ func (l *Rental) checking() (metering.CheckerConfig, error) {
 // dispute stops trusting the provider: evidence first, then no more payments. The payee is distrusted elsewhere only for what it
 // signed: whoever has us rent at his own site under a copy of its offer harms himself.
 func (l *Rental) dispute(ctx context.Context, reason error, document []byte) error {
-	ctx, reason = context.WithoutCancel(ctx), &worded{reason}
-	err := l.r.w.Keep(ctx, Evidence{Channel: l.id, URL: l.row.URL, Reason: reason.Error(), At: l.r.w.Now(), Document: document})
-	l.row.Dispute, l.row.OfSite = reason.Error(), !convicts(reason)
+	ctx, reason = context.WithoutCancel(ctx), boundlog.Plain(reason)
+	err := l.r.w.Keep(ctx, wallet.Evidence{Channel: l.id, URL: l.row.URL, Reason: reason.Error(), At: l.r.w.Now(), Document: document})
+	l.row.Dispute, l.row.OfSite = reason.Error(), !wallet.Convicts(reason)
 	l.row.Phase = RentalDisputed
 	l.r.w.Log.Error("provider was caught: nothing more is paid", "channel", l.id, "reason", reason)
-	return errors.Join(&Dispute{Channel: l.id, Reason: reason}, err, l.save(ctx))
+	return errors.Join(&wallet.Dispute{Channel: l.id, Reason: reason}, err, l.save(ctx))
 }
 
 // claim waits until nobody else runs, closes or leaves this rental.

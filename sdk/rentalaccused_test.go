@@ -12,6 +12,7 @@ import (
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -60,7 +61,7 @@ func TestStrangerAccusesNoPayeeInARental(t *testing.T) {
 			if err := l.forget(); err != nil {
 				t.Fatal(err)
 			}
-			var d *Dispute
+			var d *wallet.Dispute
 			if err := l.Run(t.Context()); !errors.Is(err, test.want) || !errors.As(err, &d) {
 				t.Fatalf("%v, want %v", err, test.want)
 			}
@@ -68,7 +69,7 @@ func TestStrangerAccusesNoPayeeInARental(t *testing.T) {
 				if err := r.w.Vet(t.Context(), payee, "http://elsewhere"); errors.As(err, &d) != test.convicts {
 					t.Errorf("the payee at its own site: %v", err)
 				}
-				if err := r.w.Vet(t.Context(), common.Address{1}, siteOf(v.Server.URL)); !errors.As(err, &d) {
+				if err := r.w.Vet(t.Context(), common.Address{1}, peer.SiteOf(v.Server.URL)); !errors.As(err, &d) {
 					t.Errorf("another payee at the site: %v", err)
 				}
 				if err := r.Close(); err != nil {

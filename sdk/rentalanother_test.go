@@ -18,6 +18,7 @@ import (
 	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -167,7 +168,7 @@ func arrive(t *testing.T, m *testrig.Market, change func(*wire.Offer)) *visit {
 	t.Helper()
 	v := &visit{usurper: newUsurper(t, m, change), t: t, config: renterConfig(t, m, m.Payer)}
 	v.clock = ownClock(&v.config)
-	v.config.Caps.PricePerGPUHour, v.config.Caps.PerDay = "20", Unlimited
+	v.config.Caps.PricePerGPUHour, v.config.Caps.PerDay = "20", wallet.Unlimited
 	v.r = openRenter(t, v.config)
 	var err error
 	if v.l, err = v.r.Rent(t.Context(), v.front.URL, RentOptions{Deposit: "1", PayEvery: 50 * time.Millisecond}); err != nil {
@@ -315,7 +316,7 @@ func TestStoppedLeaseIsPaidOnce(t *testing.T) {
 	m := testrig.NewMarket(t)
 	v := testrig.NewHostile(t, m, nil) // a credit of 10 s
 	config := renterConfig(t, m, m.Payer)
-	config.Caps.PerDay = Unlimited
+	config.Caps.PerDay = wallet.Unlimited
 	clock := ownClock(&config)
 	left := 23 * time.Second // a credit after the 13 s beyond the first that are payable
 	oneMeter(v, func(stream int, p *testrig.Stream) {
@@ -355,7 +356,7 @@ func TestStoppedLeaseIsPaidOnce(t *testing.T) {
 		_, err := l.Close(ctx)
 		cancel()
 		t.Log(err)
-		if errors.As(err, new(*Dispute)) {
+		if errors.As(err, new(*wallet.Dispute)) {
 			t.Fatal("time that a provider meters that did not hear of the end is no lie")
 		}
 		clock.Advance(5 * time.Minute)

@@ -12,7 +12,9 @@ import (
 	"github.com/gpupay/gpupay/internal/fault"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/boundlog"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
+	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -101,7 +103,7 @@ func (l *Rental) awaitChain(ctx context.Context) (closed bool, err error) {
 			return closed, err
 		}
 		wait := pace.Next()
-		warn(l.r.w.Log, "the chain cannot be read: waiting for it", l.id, err, "retry", wait)
+		boundlog.Warn(l.r.w.Log, "the chain cannot be read: waiting for it", l.id, err, "retry", wait)
 		if err := chain.Pause(ctx, wait); err != nil {
 			return false, err
 		}
@@ -132,12 +134,12 @@ func (l *Rental) lastRecord(ctx context.Context) (lied, err error) {
 		return nil, err
 	}
 	err = l.wrapUp(ctx)
-	var lie *Dispute
+	var lie *wallet.Dispute
 	if errors.As(err, &lie) {
 		return err, l.enter(ctx, RentalClosing)
 	}
 	if unpaid := l.settleUp(ctx); unpaid != nil {
-		warn(l.r.w.Log, "the lease's last seconds could not be paid", l.id, unpaid)
+		boundlog.Warn(l.r.w.Log, "the lease's last seconds could not be paid", l.id, unpaid)
 	}
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
@@ -146,7 +148,7 @@ func (l *Rental) lastRecord(ctx context.Context) (lied, err error) {
 		return nil, fmt.Errorf("channel %s: %w: close again, or leave it: %w", l.id, peer.ErrRefused, err)
 	}
 	if err != nil {
-		warn(l.r.w.Log, "the lease's last record is not there", l.id, err)
+		boundlog.Warn(l.r.w.Log, "the lease's last record is not there", l.id, err)
 	}
 	return nil, nil
 }
@@ -297,7 +299,7 @@ func (l *Rental) finalView(ctx context.Context) (channel.ChainView, error) {
 			return view, nil
 		}
 		if errors.Is(err, chain.ErrUnreachable) {
-			warn(l.r.w.Log, "closing: the chain cannot be read", l.id, err)
+			boundlog.Warn(l.r.w.Log, "closing: the chain cannot be read", l.id, err)
 			limit = limit.Add(time.Since(began) + l.r.w.Poll)
 		} else if time.Now().After(limit) {
 			return view, errors.Join(fmt.Errorf("channel %s is not closed on the chain", l.id), err)
@@ -339,12 +341,12 @@ const toldTries = 10
 // whatever became of them: what the node does not show by then is asked for again before the end counts as final.
 func (l *Rental) awaitTold(ctx context.Context) error {
 	for try := 1; ; try++ {
-		err := told(ctx, l.r.w, l.id)
+		err := l.r.w.Sync(ctx, l.id)
 		if err == nil {
 			return nil
 		}
 		if try == toldTries {
-			warn(l.r.w.Log, "closing: what became of the rental's transactions is not known yet", l.id, err)
+			boundlog.Warn(l.r.w.Log, "closing: what became of the rental's transactions is not known yet", l.id, err)
 			return nil
 		}
 		if err := chain.Pause(ctx, l.r.w.Poll); err != nil {

@@ -14,6 +14,7 @@ import (
 	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -148,7 +149,7 @@ func TestHonestProviderOfARenterWhoseClockMissedTime(t *testing.T) {
 					}
 				}, func(p *testrig.Stream) metering.SignedRecord { return p.Next(0) })
 				config := renterConfig(t, m, m.Payer)
-				config.Caps.PerDay = Unlimited
+				config.Caps.PerDay = wallet.Unlimited
 				config.Clock = &partedClock{Clock: testclock.Process(), boot: "first"}
 				r := openRenter(t, config)
 				l, err := r.Rent(t.Context(), v.Server.URL, RentOptions{Deposit: "1", PayEvery: 50 * time.Millisecond})
@@ -172,7 +173,7 @@ func TestHonestProviderOfARenterWhoseClockMissedTime(t *testing.T) {
 					done = background(t.Context(), l)
 					testrig.Eventually(t, "what was used meanwhile", func() bool { return l.Snapshot().Sequence == 5 || len(done) > 0 })
 				}
-				if _, err := l.Close(t.Context()); errors.As(err, new(*Dispute)) {
+				if _, err := l.Close(t.Context()); errors.As(err, new(*wallet.Dispute)) {
 					t.Errorf("an honest provider is caught: %v", err)
 				}
 				if s := l.Snapshot(); s.Paid.Uint64() != 5200 || s.Owed.Uint64() != 5200 {
@@ -189,7 +190,7 @@ func TestStoppedLateInALongLease(t *testing.T) {
 	m := testrig.NewMarket(t)
 	v := testrig.NewHostile(t, m, func(o *wire.Offer) { o.Credit, o.RecordEvery = 20, 500 })
 	config := renterConfig(t, m, m.Payer)
-	config.Caps.PerDay = Unlimited
+	config.Caps.PerDay = wallet.Unlimited
 	simulated := ownClock(&config)
 	clock := &partedClock{Clock: simulated, boot: "first"}
 	config.Clock = clock

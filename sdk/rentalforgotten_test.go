@@ -13,6 +13,7 @@ import (
 
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -86,8 +87,8 @@ func TestForgottenOffer(t *testing.T) {
 	}{
 		"ended":           {func(o *wire.Offer) { o.Expires = 1 }, nil},
 		"of a new price":  {func(o *wire.Offer) { o.Amount = wire.NewAmount(*uint256.NewInt(2 * testrig.HostilePrice)) }, nil},
-		"too dear":        {func(o *wire.Offer) { o.Amount = wire.NewAmount(*uint256.NewInt(1e12)) }, ErrTooDear},
-		"another token":   {func(o *wire.Offer) { o.Token[0]++ }, ErrToken},
+		"too dear":        {func(o *wire.Offer) { o.Amount = wire.NewAmount(*uint256.NewInt(1e12)) }, wallet.ErrPrice},
+		"another token":   {func(o *wire.Offer) { o.Token[0]++ }, wallet.ErrToken},
 		"another escrow":  {func(o *wire.Offer) { o.Escrow[0]++ }, peer.ErrOffer},
 		"another chain":   {func(o *wire.Offer) { o.ChainID++ }, peer.ErrOffer},
 		"a longer credit": {func(o *wire.Offer) { o.Credit++ }, peer.ErrOffer},

@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/gpupay/gpupay/sdk/audit"
+	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -23,6 +24,6 @@ func (l *Rental) sameMeter(ctx context.Context, lease wire.Lease, document []byt
 	if err != nil {
 		return l.dispute(ctx, cause, document)
 	}
-	kept := l.r.store.putProof(context.WithoutCancel(ctx), p, l.id, l.r.w.Now().UnixMilli())
-	return errors.Join(l.dispute(ctx, fmt.Errorf("%w: %w", cause, errBoundTwice), document), kept)
+	kept := l.r.store.KeepProof(context.WithoutCancel(ctx), p, l.id, l.r.w.Now().UnixMilli())
+	return errors.Join(l.dispute(ctx, fmt.Errorf("%w: %w", cause, wallet.ErrBoundTwice), document), kept)
 }

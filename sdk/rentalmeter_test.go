@@ -16,6 +16,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/audit"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -72,7 +73,7 @@ func TestLeaseWithoutItsMeter(t *testing.T) {
 			v.Script = func(p *testrig.Stream) { p.Honest(2) }
 			r := openRenter(t, renterConfig(t, m, m.Payer))
 			_, err := r.Rent(t.Context(), v.Server.URL, RentOptions{Deposit: "1"})
-			var lie *Dispute
+			var lie *wallet.Dispute
 			if !errors.Is(err, wire.ErrMeter) || !errors.As(err, &lie) {
 				t.Errorf("%v", err)
 			}
@@ -173,7 +174,7 @@ func TestForkOfABoundMeter(t *testing.T) {
 	if err := l.Run(t.Context()); !errors.Is(err, metering.ErrForked) {
 		t.Fatalf("%v", err)
 	}
-	if kept, err := r.store.proofs(t.Context(), l.ID()); err != nil || len(kept) != 1 {
+	if kept, err := r.store.Proofs(t.Context(), l.ID()); err != nil || len(kept) != 1 {
 		t.Errorf("%d proofs are on disk (%v)", len(kept), err)
 	}
 	b, err := ExportFile(t.Context(), config.Database, l.ID())
@@ -237,7 +238,7 @@ func TestTwoMetersOfALease(t *testing.T) {
 	if l, err = r.Resume(t.Context(), l.ID()); err != nil {
 		t.Fatal(err)
 	}
-	var lie *Dispute
+	var lie *wallet.Dispute
 	if err := l.Run(t.Context()); !errors.Is(err, wire.ErrMeter) || !errors.As(err, &lie) {
 		t.Fatalf("%v", err)
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/gpupay/gpupay/internal/exactjson"
 	"github.com/gpupay/gpupay/internal/fault"
 	"github.com/gpupay/gpupay/internal/u256"
+	"github.com/gpupay/gpupay/sdk/internal/boundlog"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -137,7 +138,7 @@ func (l *Rental) deliver(ctx context.Context, v channel.Voucher) {
 		Action: wire.ActionVoucher, ChannelID: l.id, CumulativeAmount: &amount, Signature: v.Signature,
 	}, "", peer.AnswerTimeout)
 	if err != nil {
-		warn(l.r.w.Log, "provider did not take a voucher: it is offered again", l.id, err, "cumulative", v.Cumulative.Dec())
+		boundlog.Warn(l.r.w.Log, "provider did not take a voucher: it is offered again", l.id, err, "cumulative", v.Cumulative.Dec())
 		return
 	}
 	l.has(v.Cumulative)
@@ -147,7 +148,7 @@ func (l *Rental) deliver(ctx context.Context, v channel.Voucher) {
 // receipt. A stream that does not take it is attached to again.
 func (l *Rental) stream(ctx context.Context, v channel.Voucher) {
 	if err := l.feed.Pay(ctx, v); err != nil {
-		warn(l.r.w.Log, "stream did not take a voucher: it is offered again", l.id, err, "cumulative", v.Cumulative.Dec())
+		boundlog.Warn(l.r.w.Log, "stream did not take a voucher: it is offered again", l.id, err, "cumulative", v.Cumulative.Dec())
 		l.feed.Cancel()
 		return
 	}
@@ -186,7 +187,7 @@ func (l *Rental) notTaken(document []byte) {
 		problem = wire.Problem{Title: "a problem that does not parse"}
 	}
 	problem = problem.Printable()
-	warn(l.r.w.Log, "provider did not take a voucher: it is offered again", l.id, &problem, "cumulative", l.sent.Dec())
+	boundlog.Warn(l.r.w.Log, "provider did not take a voucher: it is offered again", l.id, &problem, "cumulative", l.sent.Dec())
 	l.sent = uint256.Int{}
 }
 
@@ -275,7 +276,7 @@ func (l *Rental) budget(ctx context.Context) error {
 			return err
 		}
 		if err != nil {
-			warn(l.r.w.Log, "top-up failed: it is tried again", l.id, err)
+			boundlog.Warn(l.r.w.Log, "top-up failed: it is tried again", l.id, err)
 		}
 	}
 	if need.Gt(&l.row.Deposit) && !l.mayTopUp() {
@@ -295,7 +296,7 @@ func (l *Rental) recount(ctx context.Context) {
 	}
 	began := l.awake.now()
 	if _, err := l.look(ctx, l.r.w.Confirmations); err != nil {
-		warn(l.r.w.Log, "what became of a deposit's authorization is not known yet", l.id, err)
+		boundlog.Warn(l.r.w.Log, "what became of a deposit's authorization is not known yet", l.id, err)
 	}
 	l.looked = time.Now()
 	l.listened = l.listened.Add(l.awake.since(began)) // our own doing took the time, not the provider's silence

@@ -13,7 +13,9 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/boundlog"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
+	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -67,11 +69,11 @@ func (l *Rental) mayReopen(ctx context.Context) error {
 	}
 	switch {
 	case l.row.Dispute != "":
-		return &Dispute{Channel: l.id, Reason: errors.New(l.row.Dispute)}
+		return &wallet.Dispute{Channel: l.id, Reason: errors.New(l.row.Dispute)}
 	case l.row.Phase != RentalLeaving && l.row.Phase != RentalRunning || l.row.found():
 		return fmt.Errorf("channel %s: the rental is %s: only one that runs, or is being left, can be reopened", l.id, l.row.Phase)
 	}
-	return l.r.w.Vet(ctx, l.row.Terms.Payee, siteOf(l.row.URL))
+	return l.r.w.Vet(ctx, l.row.Terms.Payee, peer.SiteOf(l.row.URL))
 }
 
 // cancelClose has the chain forget a close request. Which one is on disk before that is signed: each can be taken back once.
@@ -97,14 +99,14 @@ func (l *Rental) cancelClose(ctx context.Context) error {
 		default:
 			err = l.sendCancel(ctx, requests)
 		}
-		if errors.Is(err, ErrNoGas) || ctx.Err() != nil {
+		if errors.Is(err, wallet.ErrNoGas) || ctx.Err() != nil {
 			return errors.Join(err, ctx.Err())
 		}
-		if try >= leaveRounds {
-			return fmt.Errorf("channel %s: %w: to take the close request back was tried %d times: %w", l.id, ErrStuck, try, errors.Join(err, errNotYet))
+		if try >= wallet.LeaveRounds {
+			return fmt.Errorf("channel %s: %w: to take the close request back was tried %d times: %w", l.id, wallet.ErrStuck, try, errors.Join(err, wallet.ErrNotYet))
 		}
 		if err != nil {
-			warn(l.r.w.Log, "reopening: not yet", l.id, err)
+			boundlog.Warn(l.r.w.Log, "reopening: not yet", l.id, err)
 		}
 		if err := chain.Pause(ctx, pace.Next()); err != nil {
 			return err
@@ -137,7 +139,7 @@ func (l *Rental) sendCancel(ctx context.Context, requests uint64) error {
 		return err
 	}
 	if !own {
-		return fmt.Errorf("channel %s: %w: send %s some: taking a close request back is a transaction", l.id, ErrNoGas, l.r.Address())
+		return fmt.Errorf("channel %s: %w: send %s some: taking a close request back is a transaction", l.id, wallet.ErrNoGas, l.r.Address())
 	}
 	now, err := l.escrow.Now(ctx)
 	if err != nil {
@@ -154,7 +156,7 @@ func (l *Rental) sendCancel(ctx context.Context, requests uint64) error {
 	if err != nil {
 		return fmt.Errorf("channel %s: signing that the close request is taken back: %w", l.id, err)
 	}
-	return sendOnce(ctx, l.r.w.Sender, l.escrow.CancelCloseAuthorizedCall(l.row.Terms, deadline, signature), l.r.w.Confirmations)
+	return l.r.w.Sender.SendOnce(ctx, l.escrow.CancelCloseAuthorizedCall(l.row.Terms, deadline, signature), l.r.w.Confirmations)
 }
 
 // reopened has the channel paid again.

@@ -16,7 +16,10 @@ import (
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/billed"
+	"github.com/gpupay/gpupay/sdk/internal/boundlog"
+	"github.com/gpupay/gpupay/sdk/internal/evidence"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
+	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -46,7 +49,7 @@ func (l *Rental) Run(ctx context.Context) error {
 	}
 	defer l.running(nil)
 	if l.row.Phase == RentalDisputed {
-		return &Dispute{Channel: l.id, Reason: errors.New(l.row.Dispute)}
+		return &wallet.Dispute{Channel: l.id, Reason: errors.New(l.row.Dispute)}
 	}
 	if l.row.Phase != RentalRunning {
 		return fmt.Errorf("channel %s: the rental is %s: only a running one can be paid for", l.id, l.row.Phase)
@@ -109,7 +112,7 @@ func (l *Rental) keepUp(ctx context.Context) error {
 			return l.silent(ctx, err)
 		}
 		wait := pace.Next()
-		warn(l.r.w.Log, "lease's stream broke: attaching again", l.id, err, "retry", wait)
+		boundlog.Warn(l.r.w.Log, "lease's stream broke: attaching again", l.id, err, "retry", wait)
 		if err := chain.Pause(ctx, wait); err != nil {
 			return err
 		}
@@ -134,7 +137,7 @@ func (l *Rental) gone(ctx context.Context, cause error) (bool, error) {
 func (l *Rental) silent(ctx context.Context, cause error) error {
 	err := fmt.Errorf("channel %s: %w: no usage record for %s", l.id, peer.ErrSilent, l.r.w.Patience)
 	// Without the cause, which the provider words: silences are one piece of evidence, however many there are.
-	kept := l.r.w.Keep(ctx, Evidence{Channel: l.id, URL: l.row.URL, Reason: err.Error(), At: l.r.w.Now()})
+	kept := l.r.w.Keep(ctx, wallet.Evidence{Channel: l.id, URL: l.row.URL, Reason: err.Error(), At: l.r.w.Now()})
 	if cause != nil {
 		err = fmt.Errorf("%w (%w)", err, cause)
 	}
@@ -340,7 +343,7 @@ func (l *Rental) check(ctx context.Context, document []byte) error {
 		err = l.r.w.Billed.Book(l.terms.Payee, l.id, row.Spans, l.r.w.Tolerance)
 	}
 	if err != nil {
-		return errors.Join(l.dispute(ctx, err, evident(rec, document)), l.forget())
+		return errors.Join(l.dispute(ctx, err, evidence.OfRecord(rec, document)), l.forget())
 	}
 	// A Close that interrupts must not lose a record that was checked.
 	if err := l.r.store.accept(context.WithoutCancel(ctx), row, rec); err != nil {
@@ -407,7 +410,7 @@ func (l *Rental) contradicted(ctx context.Context, rec metering.SignedRecord, do
 		if l.row.Checker.Sequence == 0 && rec.OwedBefore != l.row.OwedBefore { // nobody signed where the lease was said to begin
 			cause = fmt.Errorf("%w: the lease and its first record are about different things: %w", peer.ErrProtocol, cause)
 		}
-		return l.dispute(ctx, cause, evident(rec, document))
+		return l.dispute(ctx, cause, evidence.OfRecord(rec, document))
 	}
 	var kept metering.SignedRecord
 	if err := json.Unmarshal(earlier, &kept); err != nil {
@@ -421,8 +424,8 @@ func (l *Rental) contradicted(ctx context.Context, rec metering.SignedRecord, do
 	if errors.Is(cause, metering.ErrSequence) { // signed, and not what was signed before
 		cause = fmt.Errorf("lease %s, record %d: %w: there are two of this number", rec.LeaseID, rec.Sequence, metering.ErrForked)
 	}
-	proven := l.r.store.prove(context.WithoutCancel(ctx), l.row.Offer, l.row.Binding, kept, rec, l.r.w.Now().UnixMilli())
-	both, err := json.Marshal(map[string]json.RawMessage{"accepted": evident(kept, earlier), "refused": evident(rec, document)})
+	proven := l.r.store.Prove(context.WithoutCancel(ctx), l.row.Offer, l.row.Binding, kept, rec, l.r.w.Now().UnixMilli())
+	both, err := json.Marshal(map[string]json.RawMessage{"accepted": evidence.OfRecord(kept, earlier), "refused": evidence.OfRecord(rec, document)})
 	if err != nil {
 		return err
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/exactjson"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/internal/boundlog"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -148,7 +149,7 @@ func (l *Rental) remember(ctx context.Context, held *wire.HeldVoucher) error {
 	}
 	voucher := channel.Voucher{ChannelID: l.id, Cumulative: held.CumulativeAmount.Int, Signature: held.Signature}
 	if err := l.escrow.Domain().Verify(voucher, l.terms.Signer()); err != nil {
-		warn(l.r.w.Log, "provider shows a voucher that we did not sign: it is left alone", l.id, err)
+		boundlog.Warn(l.r.w.Log, "provider shows a voucher that we did not sign: it is left alone", l.id, err)
 		return nil
 	}
 	if err := l.payableWith(ctx, voucher, paid.Signed); err != nil {
@@ -304,7 +305,7 @@ func (l *Rental) replaced(ctx context.Context, lease wire.Lease) error {
 	l.row.Ended = "the provider ended the lease while nobody was attached, or names another that nobody here asked for, which is not paid"
 	err := errors.Join(l.stopClock(ctx), l.save(ctx))
 	if _, failed := l.release(ctx); failed != nil {
-		warn(l.r.w.Log, "a lease that nobody asked for could not be given back: close the rental", l.id, failed)
+		boundlog.Warn(l.r.w.Log, "a lease that nobody asked for could not be given back: close the rental", l.id, failed)
 	}
 	return err
 }

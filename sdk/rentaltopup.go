@@ -17,6 +17,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	"github.com/gpupay/gpupay/sdk/units"
+	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -93,14 +94,14 @@ func (l *Rental) room(ctx context.Context, step uint256.Int) (uint256.Int, error
 	committed := l.committed()
 	if !most.Gt(&committed) {
 		l.poor = true
-		return step, fmt.Errorf("%w: %s leaves no room for a top-up: raise the cap, or get back what lies in other channels", ErrBudget, capField(cap))
+		return step, fmt.Errorf("%w: %s leaves no room for a top-up: raise the cap, or get back what lies in other channels", ErrBudget, wallet.CapField(cap))
 	}
 	most.Sub(&most, &committed)
 	step = u256.Min(step, most)
 	if least := l.leastTopUp(); step.Lt(&least) {
 		l.poor = true
 		return step, fmt.Errorf("%w: %s leaves room for a top-up of %s, this provider sends none under %s: raise the cap, or get back what lies in other channels",
-			ErrBudget, capField(cap), l.r.w.Format(step), l.r.w.Format(least))
+			ErrBudget, wallet.CapField(cap), l.r.w.Format(step), l.r.w.Format(least))
 	}
 	return step, nil
 }
@@ -128,7 +129,7 @@ func (l *Rental) topUp(ctx context.Context) error {
 	if l.row.TopUp != nil {
 		return l.finishTopUp(ctx)
 	}
-	if err := l.r.w.Vet(ctx, l.row.Terms.Payee, siteOf(l.row.URL)); err != nil {
+	if err := l.r.w.Vet(ctx, l.row.Terms.Payee, peer.SiteOf(l.row.URL)); err != nil {
 		l.poor = true // what is in the channel is used up, and closes it
 		return fmt.Errorf("channel %s: no top-up is made: %w", l.id, err)
 	}
@@ -168,7 +169,7 @@ func (l *Rental) nextStep(ctx context.Context) (uint256.Int, error) {
 	}
 	for _, tx := range sent {
 		if tx.State == chain.Pending && (tx.Call.Kind == chain.Open || tx.Call.Kind == chain.TopUp) {
-			return uint256.Int{}, fmt.Errorf("channel %s: a deposit of ours is on its way in transaction %s: %w", l.id, tx.ID, errNotYet)
+			return uint256.Int{}, fmt.Errorf("channel %s: a deposit of ours is on its way in transaction %s: %w", l.id, tx.ID, wallet.ErrNotYet)
 		}
 	}
 	step, err := l.room(ctx, l.step())
@@ -180,7 +181,7 @@ func (l *Rental) nextStep(ctx context.Context) (uint256.Int, error) {
 		return uint256.Int{}, err
 	}
 	if l.poor = balance.Lt(&step); l.poor {
-		return uint256.Int{}, fmt.Errorf("%w: %s has %s, the top-up is %s", ErrBalance, l.row.Terms.Payer, l.r.w.Format(balance), l.r.w.Format(step))
+		return uint256.Int{}, fmt.Errorf("%w: %s has %s, the top-up is %s", wallet.ErrBalance, l.row.Terms.Payer, l.r.w.Format(balance), l.r.w.Format(step))
 	}
 	return step, nil
 }
@@ -357,7 +358,7 @@ func (l *Rental) dropTopUp(ctx context.Context) error {
 // unfunded is a top-up that is not on the chain. An authorization that ended
 // unused never will be, and the next one is another.
 func (l *Rental) unfunded(ctx context.Context, seen sight, cause error) error {
-	failed := transient{fmt.Errorf("channel %s: the top-up has not arrived: %w", l.id, errors.Join(cause, errNotYet))}
+	failed := transient{fmt.Errorf("channel %s: the top-up has not arrived: %w", l.id, errors.Join(cause, wallet.ErrNotYet))}
 	if l.row.TopUp.Authorization == nil || !seen.ended(l.row.TopUp.Authorization) {
 		return errors.Join(failed, l.save(ctx))
 	}

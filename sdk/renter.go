@@ -3,7 +3,6 @@ package sdk
 import (
 	"cmp"
 	"context"
-	"crypto/rand"
 	"errors"
 	"io/fs"
 	"log/slog"
@@ -18,6 +17,7 @@ import (
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/database"
+	"github.com/gpupay/gpupay/sdk/wallet"
 )
 
 // What a renter meets. Every other error says what happened and wraps nothing
@@ -43,7 +43,7 @@ type RenterConfig struct {
 	RPC      string         // JSON-RPC endpoint: http, https, ws or wss; several of one chain with commas between them
 	Token    common.Address // what to pay in; all caps are in its units
 	Database string         // path of the SQLite file; it remembers where the deposits are
-	Caps     Caps
+	Caps     wallet.Caps
 
 	ChainID uint64 // refuse an endpoint that serves another chain; not checked if zero
 
@@ -81,7 +81,7 @@ type RenterConfig struct {
 // channel is on disk before it is funded, so that a crash loses none; whatever
 // is sent again after a crash can move the money only once.
 type Renter struct {
-	w       *wallet
+	w       *wallet.Wallet
 	config  RenterConfig
 	store   rentalStore
 	credits payeeCredits
@@ -94,21 +94,15 @@ type Renter struct {
 // NewRenter connects to the chain and opens the database. Its errors are one
 // line each and say what to do.
 func NewRenter(ctx context.Context, config RenterConfig) (*Renter, error) {
-	config = config.withDefaults()
-	if err := config.check(); err != nil {
-		return nil, err
+	if config.MaxCredit < 0 {
+		return nil, errors.New("renter: MaxCredit must not be negative")
 	}
-	w, err := dialWallet(ctx, config.wallet())
-	if err == nil && config.Escrow != (common.Address{}) {
-		_, err = chain.NewEscrow(ctx, w.Backend, config.Escrow)
-	}
-	if err == nil {
-		err = w.open(ctx, config.wallet())
-	}
+	config.MaxCredit = cmp.Or(config.MaxCredit, time.Hour)
+	w, err := wallet.Open(ctx, config.wallet())
 	if err != nil {
 		return nil, err
 	}
-	r := &Renter{w: w, config: config, store: rentalStore{w.store}, spending: make(chan struct{}, 1), pledging: make(chan struct{}, 1)}
+	r := &Renter{w: w, config: config, store: rentalStore{w.Store}, spending: make(chan struct{}, 1), pledging: make(chan struct{}, 1)}
 	if err := r.recall(ctx); err != nil {
 		return nil, errors.Join(err, w.Close())
 	}
@@ -126,54 +120,28 @@ func (r *Renter) recall(ctx context.Context) error {
 }
 
 // wallet is what of it is the wallet's.
-func (c RenterConfig) wallet() walletConfig {
-	return walletConfig{
+func (c RenterConfig) wallet() wallet.Config {
+	return wallet.Config{
 		Key: c.Key, RPC: c.RPC, Backend: c.Backend, Token: c.Token, Database: c.Database, Caps: c.Caps, ChainID: c.ChainID,
 		Tolerance: c.Tolerance, Patience: c.Patience, Confirmations: c.Confirmations, Poll: c.Poll, ClockOff: c.ClockOff,
-		MaxGrace: c.MaxGrace, MaxFee: c.MaxFee, HTTP: c.HTTP, Clock: c.Clock, Now: c.Now, Log: c.Log,
+		MaxGrace: c.MaxGrace, MaxFee: c.MaxFee, HTTP: c.HTTP, Clock: c.Clock, Now: c.Now, Log: c.Log, Verify: c.verify,
 	}
 }
 
-func (c RenterConfig) withDefaults() RenterConfig {
-	c.MaxGrace = cmp.Or(c.MaxGrace, 7*24*time.Hour)
-	c.MaxCredit = cmp.Or(c.MaxCredit, time.Hour)
-	c.Tolerance = cmp.Or(c.Tolerance, 2*time.Second)
-	c.Patience = cmp.Or(c.Patience, 2*time.Minute)
-	c.Confirmations = cmp.Or(c.Confirmations, 1)
-	c.Poll = cmp.Or(c.Poll, 2*time.Second)
-	c.ClockOff = cmp.Or(c.ClockOff, 2*time.Minute)
-	c.HTTP = cmp.Or(c.HTTP, http.DefaultClient)
-	if c.Clock == nil {
-		c.Clock = metering.System
+// verify checks that the escrow to trust, if one is named, is on the chain.
+func (c RenterConfig) verify(ctx context.Context, backend chain.Backend) error {
+	if c.Escrow == (common.Address{}) {
+		return nil
 	}
-	if c.Clock.BootID() == "" {
-		c.Clock = processClock{c.Clock, rand.Text()}
-	}
-	if c.Now == nil {
-		c.Now = time.Now
-	}
-	c.Log = boundedLog(cmp.Or(c.Log, slog.Default()), c.Now)
-	return c
-}
-
-func (c RenterConfig) check() error {
-	switch {
-	case c.Key == nil:
-		return errors.New("renter: Key is nil: give the payer's key")
-	case c.RPC == "" && c.Backend == nil:
-		return errors.New("renter: RPC is empty: give the URL of a JSON-RPC endpoint")
-	case c.Token == (common.Address{}):
-		return errors.New("renter: Token is empty: give the address of the token to pay in; the caps are in its units")
-	case c.Database == "":
-		return errors.New("renter: Database is empty: give the path of a file; it remembers where the deposits are")
-	case c.Tolerance < 0 || c.Patience < 0 || c.Poll < 0 || c.MaxGrace < 0 || c.MaxCredit < 0:
-		return errors.New("renter: Tolerance, Patience, Poll, MaxGrace and MaxCredit must not be negative")
-	}
-	return nil
+	_, err := chain.NewEscrow(ctx, backend, c.Escrow)
+	return err
 }
 
 // payer signs vouchers in one escrow, within the caps.
 func (r *Renter) payer(escrow *chain.Escrow) *channel.Payer { return r.w.Payer(escrow.Domain()) }
+
+// Wallet is what this renter pays from. It is closed with the renter.
+func (r *Renter) Wallet() *wallet.Wallet { return r.w }
 
 // Address is the payer's.
 func (r *Renter) Address() common.Address { return r.w.Address() }
@@ -237,12 +205,12 @@ func (r *Renter) History(ctx context.Context) ([]RentalState, error) {
 // RentalsFile lists what is not finished in a renter's database. The program that
 // owns the database may run meanwhile; what it does not have yet is not there.
 func RentalsFile(ctx context.Context, path string) ([]RentalState, error) {
-	db, err := database.Read(ctx, path, map[string]fs.FS{"renter": renterMigrations})
+	db, err := database.Read(ctx, path, map[string]fs.FS{"renter": wallet.Migrations})
 	if err != nil {
 		return nil, err
 	}
 	defer db.Close()
-	return rentalStore{walletStore{db}}.states(ctx)
+	return rentalStore{wallet.Store{DB: db}}.states(ctx)
 }
 
 func (s rentalStore) states(ctx context.Context) ([]RentalState, error) {
@@ -258,7 +226,7 @@ func (s rentalStore) paid(ctx context.Context, rows []rentalRow) []RentalState {
 	states := make([]RentalState, len(rows))
 	for i, row := range rows {
 		states[i] = row.state()
-		if paid, err := s.db.Payer().Load(ctx, row.Terms.ID()); err == nil {
+		if paid, err := s.DB.Payer().Load(ctx, row.Terms.ID()); err == nil {
 			states[i].Paid = paid.Signed
 		}
 	}
@@ -267,7 +235,7 @@ func (s rentalStore) paid(ctx context.Context, rows []rentalRow) []RentalState {
 
 // Evidence returns what providers sent and this renter refused: about one
 // channel or, with the zero id, before there was a channel.
-func (r *Renter) Evidence(ctx context.Context, channelID common.Hash) ([]Evidence, error) {
+func (r *Renter) Evidence(ctx context.Context, channelID common.Hash) ([]wallet.Evidence, error) {
 	return r.w.Evidence(ctx, channelID)
 }
 

@@ -19,6 +19,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/wallet"
 )
 
 // stoppedRenter is the environment that makes this test binary a renter: it
@@ -38,7 +39,7 @@ func TestStoppedRenterProcess(t *testing.T) {
 	}
 	r, err := NewRenter(t.Context(), RenterConfig{
 		RPC: os.Getenv(stoppedRenter + "_RPC"), Token: common.HexToAddress(os.Getenv(stoppedRenter + "_TOKEN")), Key: channel.NewKey(key),
-		Database: os.Getenv(stoppedRenter + "_DB"), Caps: Caps{PricePerGPUHour: "4.00", PerLease: "10", PerDay: "20", PerPayee: Unlimited},
+		Database: os.Getenv(stoppedRenter + "_DB"), Caps: wallet.Caps{PricePerGPUHour: "4.00", PerLease: "10", PerDay: "20", PerPayee: wallet.Unlimited},
 		Patience: 4 * time.Second, Poll: 50 * time.Millisecond, Log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
 	})
 	if err != nil {

@@ -12,6 +12,7 @@ import (
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -73,7 +74,7 @@ func absentee(t *testing.T, m *testrig.Market, v *testrig.Hostile) (*Renter, *Re
 
 func absenteeOf(t *testing.T, config RenterConfig, v *testrig.Hostile) (*Renter, *Rental) {
 	t.Helper()
-	config.Patience, config.Caps.PerDay = 600*time.Millisecond, Unlimited
+	config.Patience, config.Caps.PerDay = 600*time.Millisecond, wallet.Unlimited
 	clock := &later{Clock: metering.System}
 	config.Clock = clock
 	r := openRenter(t, config)
@@ -87,7 +88,7 @@ func absenteeOf(t *testing.T, config RenterConfig, v *testrig.Hostile) (*Renter,
 
 func checkAway(t *testing.T, r *Renter, l *Rental, err, want error) {
 	t.Helper()
-	var dispute *Dispute
+	var dispute *wallet.Dispute
 	if errors.As(err, &dispute) != (want != nil) || (want != nil && !errors.Is(err, want)) {
 		t.Fatalf("%v, want a dispute for %v", err, want)
 	}
@@ -121,7 +122,7 @@ func TestAbsenceIsNoBank(t *testing.T) {
 			v := testrig.NewHostile(t, m, nil)
 			config := renterConfig(t, m, m.Payer)
 			clock := &later{Clock: metering.System}
-			config.Clock, config.Caps.PerDay = clock, Unlimited
+			config.Clock, config.Caps.PerDay = clock, wallet.Unlimited
 			v.Script = func(p *testrig.Stream) {
 				rest.of(p, clock)
 				for range 68 {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/gpupay/gpupay/sdk/chain"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 	"github.com/gpupay/gpupay/sdk/x402"
 )
@@ -54,8 +55,8 @@ func (d *drawer) spent() uint64 {
 	return testrig.Thousand - balance.Uint64()
 }
 
-func deniedCaps() map[string]Caps {
-	return map[string]Caps{
+func deniedCaps() map[string]wallet.Caps {
+	return map[string]wallet.Caps{
 		"PerLease": {PerLease: "1.2", PerDay: "100", PerPayee: "100"},
 		"PerDay":   {PerLease: "100", PerDay: "1.2", PerPayee: "100"},
 		"PerPayee": {PerLease: "100", PerDay: "100", PerPayee: "1.2"},
@@ -89,7 +90,7 @@ func TestDeniedTopUpsCountForTheDay(t *testing.T) {
 				for _, p := range d.payloads() {
 					d.submit(p)
 				}
-				m.Pass(t, 2*authorizationTTL)
+				m.Pass(t, 2*wallet.AuthorizationTTL)
 			}
 			for i := range 8 {
 				if i == 4 {
@@ -154,7 +155,7 @@ func TestDeniedOpensCountForTheDay(t *testing.T) {
 						d.submit(p)
 					}
 				}
-				m.Pass(t, 2*authorizationTTL)
+				m.Pass(t, 2*wallet.AuthorizationTTL)
 				for _, l := range left {
 					if _, err := l.Leave(t.Context()); err != nil {
 						t.Error(err)
@@ -180,15 +181,15 @@ func TestDeniedOpensCountForTheDay(t *testing.T) {
 // TestX402DeniedDepositsCountForTheDay: a server keeps each deposit back until it has ended, or the only endpoint says so. What
 // was signed for it stays within the caps for the day.
 func TestX402DeniedDepositsCountForTheDay(t *testing.T) {
-	for name, change := range map[string]func(*Caps){
-		"PerLease": func(c *Caps) { c.PerLease = "0.025" },
-		"PerDay":   func(c *Caps) { c.PerDay = "0.025" },
-		"PerPayee": func(c *Caps) { c.PerPayee = "0.025" },
+	for name, change := range map[string]func(*wallet.Caps){
+		"PerLease": func(c *wallet.Caps) { c.PerLease = "0.025" },
+		"PerDay":   func(c *wallet.Caps) { c.PerDay = "0.025" },
+		"PerPayee": func(c *wallet.Caps) { c.PerPayee = "0.025" },
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newStall(t, testrig.NewX402Market(t))
 			fromMidnight(t, s.Market)
-			caps := Caps{PricePerGPUHour: "1000", PerLease: "100", PerDay: "100", PerPayee: "100"}
+			caps := wallet.Caps{PricePerGPUHour: "1000", PerLease: "100", PerDay: "100", PerPayee: "100"}
 			change(&caps)
 			x := s.client(caps, stallOptions)
 			x.w.Now, x.payer.Now, x.w.ClockOff = s.Now, s.Now, 10_000*time.Hour

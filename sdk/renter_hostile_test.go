@@ -25,6 +25,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -76,7 +77,7 @@ func TestHostileQuotes(t *testing.T) {
 		name   string
 		offer  func(*wire.Offer)
 		change func(*testrig.Hostile)
-		caps   func(*Caps)
+		caps   func(*wallet.Caps)
 		want   error
 		kept   bool
 	}{
@@ -127,14 +128,14 @@ func TestHostileQuotes(t *testing.T) {
 			}
 		}, nil, peer.ErrOffer, true},
 		{"expired offer", func(o *wire.Offer) { o.Expires = time.Now().Unix() }, nil, nil, peer.ErrOffer, true},
-		{"escrow with one byte changed", func(o *wire.Offer) { o.Escrow = wire.Address(lookAlike) }, nil, nil, ErrEscrow, true},
-		{"escrow with one byte more", func(o *wire.Offer) { o.Escrow = wire.Address(longer) }, nil, nil, ErrEscrow, true},
-		{"escrow that withdraws in the year 10122", func(o *wire.Offer) { o.Escrow = wire.Address(ransom) }, nil, nil, ErrEscrow, true},
-		{"escrow that is a token", func(o *wire.Offer) { o.Escrow = wire.Address(m.Token) }, nil, nil, ErrEscrow, true},
-		{"escrow that is nothing", func(o *wire.Offer) { o.Escrow = wire.Address{1} }, nil, nil, ErrEscrow, true},
-		{"another token", func(o *wire.Offer) { o.Token = wire.Address{1} }, nil, nil, ErrToken, true},
+		{"escrow with one byte changed", func(o *wire.Offer) { o.Escrow = wire.Address(lookAlike) }, nil, nil, wallet.ErrEscrow, true},
+		{"escrow with one byte more", func(o *wire.Offer) { o.Escrow = wire.Address(longer) }, nil, nil, wallet.ErrEscrow, true},
+		{"escrow that withdraws in the year 10122", func(o *wire.Offer) { o.Escrow = wire.Address(ransom) }, nil, nil, wallet.ErrEscrow, true},
+		{"escrow that is a token", func(o *wire.Offer) { o.Escrow = wire.Address(m.Token) }, nil, nil, wallet.ErrEscrow, true},
+		{"escrow that is nothing", func(o *wire.Offer) { o.Escrow = wire.Address{1} }, nil, nil, wallet.ErrEscrow, true},
+		{"another token", func(o *wire.Offer) { o.Token = wire.Address{1} }, nil, nil, wallet.ErrToken, true},
 		{"another chain", func(o *wire.Offer) { o.ChainID = 1 }, nil, nil, chain.ErrChainID, true},
-		{"dearer than the cap", nil, nil, func(c *Caps) { c.PricePerGPUHour = "3.599999" }, ErrTooDear, false},
+		{"dearer than the cap", nil, nil, func(c *wallet.Caps) { c.PricePerGPUHour = "3.599999" }, wallet.ErrPrice, false},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			v := testrig.NewHostile(t, m, test.offer)
@@ -363,7 +364,7 @@ func hostileLease(t *testing.T, m *testrig.Market, change func(*testrig.Hostile)
 	}
 	config := renterConfig(t, m, m.Payer)
 	config.Patience, config.ClockOff = 600*time.Millisecond, 1000*time.Hour // the chain's clock runs ahead in this test
-	config.Caps.PerDay = Unlimited
+	config.Caps.PerDay = wallet.Unlimited
 	r := openRenter(t, config)
 	before := m.Tokens(t, m.PayerAddress())
 
@@ -443,7 +444,7 @@ func TestLieAtTheEnd(t *testing.T) {
 		return p.Resign(p.Next(10*time.Second), func(r *metering.SignedRecord) { r.Final = true })
 	}
 	v.Mu.Unlock()
-	var dispute *Dispute
+	var dispute *wallet.Dispute
 	if _, err := l.Close(t.Context()); !errors.As(err, &dispute) || !errors.Is(err, metering.ErrClock) || !errors.Is(err, peer.ErrRefused) {
 		t.Errorf("Close: %v, want a dispute for ErrClock, and ErrRefused", err)
 	}
@@ -468,7 +469,7 @@ func TestEquivocation(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var dispute *Dispute
+	var dispute *wallet.Dispute
 	if err := l.Run(t.Context()); !errors.As(err, &dispute) || dispute.Channel != l.ID() {
 		t.Fatalf("Run: %v, want a dispute of this channel", err)
 	}

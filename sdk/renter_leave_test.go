@@ -22,6 +22,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/gpu"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -130,7 +131,7 @@ func TestLeaveWhatWasNotOpened(t *testing.T) {
 				t.Fatalf("%v, want to hear until when", err)
 			}
 		}
-		m.Pass(t, authorizationTTL+time.Minute)
+		m.Pass(t, wallet.AuthorizationTTL+time.Minute)
 		c, err := l.Leave(t.Context())
 		if err != nil || !c.Deposit.IsZero() || c.Note == "" {
 			t.Errorf("%+v, %v", c, err)
@@ -229,7 +230,7 @@ func TestDepositBetweenTwoLooks(t *testing.T) {
 	d := vanished(t, m)
 	endpoint := &between{Backend: m.Backend, token: m.Token, do: func() {
 		d.submit(d.payloads()[0])
-		m.Pass(t, authorizationTTL+time.Minute)
+		m.Pass(t, wallet.AuthorizationTTL+time.Minute)
 	}}
 	config := renterConfig(t, m, m.Payer)
 	config.ClockOff, config.Backend, config.Now = 1000*time.Hour, endpoint, m.Now
@@ -366,11 +367,11 @@ func TestLeavingEnds(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
-	if _, err := l.Leave(ctx); !errors.Is(err, ErrStuck) || !strings.Contains(err.Error(), "request the close") {
+	if _, err := l.Leave(ctx); !errors.Is(err, wallet.ErrStuck) || !strings.Contains(err.Error(), "request the close") {
 		t.Errorf("%v, want ErrStuck", err)
 	}
 	l.r.config.Relay = idle{says: fmt.Errorf("out of coin")}
-	if _, err := l.Leave(ctx); !errors.Is(err, ErrStuck) || !strings.Contains(err.Error(), "the relay did not request the close: out of coin") {
+	if _, err := l.Leave(ctx); !errors.Is(err, wallet.ErrStuck) || !strings.Contains(err.Error(), "the relay did not request the close: out of coin") {
 		t.Errorf("%v, want to hear whose refusal it is", err)
 	}
 	if open, err := r.Rentals(t.Context()); err != nil || len(open) != 1 || open[0].Phase != RentalLeaving {
@@ -449,7 +450,7 @@ func TestLeaveThatFailsIsNoEnd(t *testing.T) {
 				}
 			}
 			m.RPC(t, nil, "anvil_setBalance", r.Address(), (*hexutil.Big)(big.NewInt(test.coin)))
-			if _, err := l.Leave(t.Context()); !errors.Is(err, ErrNoGas) {
+			if _, err := l.Leave(t.Context()); !errors.Is(err, wallet.ErrNoGas) {
 				t.Fatalf("Leave: %v, want ErrNoGas", err)
 			}
 			if l, err = r.Resume(t.Context(), l.ID()); err != nil {

@@ -22,6 +22,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -91,15 +92,15 @@ func TestBudget(t *testing.T) {
 	server := serveProvider(t, m, func(c *ProviderConfig) { c.MinDeposit = "0.002" })
 	for _, test := range []struct {
 		name    string
-		caps    func(*Caps)
+		caps    func(*wallet.Caps)
 		options RentOptions
 		limit   uint64
 		exact   bool // everything used was paid
 	}{
 		{"deposit", nil, RentOptions{Deposit: "0.003"}, 3000, true},
-		{"cap per lease", func(c *Caps) { c.PerLease = "0.004" }, RentOptions{Deposit: "0.003", TopUp: "5"}, 4000, true},
-		{"cap per day", func(c *Caps) { c.PerDay = "0.004" }, RentOptions{Deposit: "0.003", TopUp: "5"}, 4000, true},
-		{"cap per payee", func(c *Caps) { c.PerPayee = "0.004" }, RentOptions{Deposit: "0.003", TopUp: "5"}, 4000, true},
+		{"cap per lease", func(c *wallet.Caps) { c.PerLease = "0.004" }, RentOptions{Deposit: "0.003", TopUp: "5"}, 4000, true},
+		{"cap per day", func(c *wallet.Caps) { c.PerDay = "0.004" }, RentOptions{Deposit: "0.003", TopUp: "5"}, 4000, true},
+		{"cap per payee", func(c *wallet.Caps) { c.PerPayee = "0.004" }, RentOptions{Deposit: "0.003", TopUp: "5"}, 4000, true},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			key := m.Newcomer(t)
@@ -143,19 +144,19 @@ func TestRefusedRentals(t *testing.T) {
 		options RentOptions
 		want    error
 	}{
-		{"deposit over the cap", nil, RentOptions{Deposit: "10.000001"}, ErrDeposit},
-		{"deposit under the provider's least", nil, RentOptions{Deposit: "0.009999"}, ErrDeposit},
-		{"no deposit", nil, RentOptions{Deposit: "0"}, ErrDeposit},
-		{"more than the balance", func(c *RenterConfig) { c.Caps.PerLease, c.Caps.PerDay = Unlimited, Unlimited }, RentOptions{Deposit: "1000.000001"}, ErrBalance},
-		{"no gas, and nobody sends for us", func(c *RenterConfig) { c.Key = channel.NewKey(poor) }, RentOptions{Deposit: "1"}, ErrNoGas},
+		{"deposit over the cap", nil, RentOptions{Deposit: "10.000001"}, wallet.ErrDeposit},
+		{"deposit under the provider's least", nil, RentOptions{Deposit: "0.009999"}, wallet.ErrDeposit},
+		{"no deposit", nil, RentOptions{Deposit: "0"}, wallet.ErrDeposit},
+		{"more than the balance", func(c *RenterConfig) { c.Caps.PerLease, c.Caps.PerDay = wallet.Unlimited, wallet.Unlimited }, RentOptions{Deposit: "1000.000001"}, wallet.ErrBalance},
+		{"no gas, and nobody sends for us", func(c *RenterConfig) { c.Key = channel.NewKey(poor) }, RentOptions{Deposit: "1"}, wallet.ErrNoGas},
 		{"another escrow than the trusted one", func(c *RenterConfig) {
 			other, err := chain.Deploy(t.Context(), m.Backend, channel.NewKey(m.Keys[3]), time.Hour)
 			if err != nil {
 				t.Fatal(err)
 			}
 			c.Escrow = other
-		}, RentOptions{Deposit: "1"}, ErrEscrow},
-		{"an escrow that takes too long to leave", func(c *RenterConfig) { c.MaxGrace = time.Minute }, RentOptions{Deposit: "1"}, ErrEscrow},
+		}, RentOptions{Deposit: "1"}, wallet.ErrEscrow},
+		{"an escrow that takes too long to leave", func(c *RenterConfig) { c.MaxGrace = time.Minute }, RentOptions{Deposit: "1"}, wallet.ErrEscrow},
 		{"no such amount", nil, RentOptions{Deposit: "1.0000001"}, channel.ErrAmount},
 		{"no such top-up", nil, RentOptions{Deposit: "1", TopUp: "lots"}, channel.ErrAmount},
 	} {
@@ -183,13 +184,13 @@ func TestDepositBeginsALease(t *testing.T) {
 	config := renterConfig(t, m, m.Payer)
 	r := openRenter(t, config)
 	_, err := r.Rent(t.Context(), server.URL, RentOptions{GPUs: 10, Deposit: "0.002"})
-	if !errors.Is(err, ErrDeposit) || !strings.Contains(err.Error(), "10 GPU(s) of this provider take at least 0.003") {
+	if !errors.Is(err, wallet.ErrDeposit) || !strings.Contains(err.Error(), "10 GPU(s) of this provider take at least 0.003") {
 		t.Errorf("Rent: %v, want ErrDeposit", err)
 	}
 	config.Database, config.Caps.PerLease = filepath.Join(t.TempDir(), "capped.db"), "0.001"
 	capped := openRenter(t, config)
 	_, err = capped.Rent(t.Context(), server.URL, RentOptions{})
-	if !errors.Is(err, ErrDeposit) || !strings.Contains(err.Error(), "Caps.PerLease leaves room for 0.001") || !strings.Contains(err.Error(), "raise the cap") {
+	if !errors.Is(err, wallet.ErrDeposit) || !strings.Contains(err.Error(), "Caps.PerLease leaves room for 0.001") || !strings.Contains(err.Error(), "raise the cap") {
 		t.Errorf("Rent under a small cap: %v, want ErrDeposit and the cap", err)
 	}
 	if open, err := r.Rentals(t.Context()); err != nil || len(open) != 0 {
@@ -241,7 +242,7 @@ func TestRenterConfig(t *testing.T) {
 		{"no database", func(c *RenterConfig) { c.Database = "" }, "Database is empty", nil},
 		{"database nowhere", func(c *RenterConfig) { c.Database = filepath.Join(c.Database, "x") }, "no such file", nil},
 		{"no price cap", func(c *RenterConfig) { c.Caps.PricePerGPUHour = "" }, "Caps.PricePerGPUHour is empty", nil},
-		{"unlimited price", func(c *RenterConfig) { c.Caps.PricePerGPUHour = Unlimited }, "Caps.PricePerGPUHour", channel.ErrAmount},
+		{"unlimited price", func(c *RenterConfig) { c.Caps.PricePerGPUHour = wallet.Unlimited }, "Caps.PricePerGPUHour", channel.ErrAmount},
 		{"no lease cap", func(c *RenterConfig) { c.Caps.PerLease = "" }, "Caps.PerLease is empty", nil},
 		{"no day cap", func(c *RenterConfig) { c.Caps.PerDay = "" }, "Caps.PerDay is empty", nil},
 		{"no payee cap", func(c *RenterConfig) { c.Caps.PerPayee = "" }, "Caps.PerPayee is empty", nil},
@@ -298,7 +299,7 @@ func TestLeaveWithoutGas(t *testing.T) {
 	if _, err := l.Close(t.Context()); !errors.Is(err, peer.ErrRefused) {
 		t.Errorf("Close without a provider: %v, want ErrRefused", err)
 	}
-	if _, err := l.Leave(t.Context()); !errors.Is(err, ErrNoGas) {
+	if _, err := l.Leave(t.Context()); !errors.Is(err, wallet.ErrNoGas) {
 		t.Errorf("Leave without gas or relay: %v, want ErrNoGas", err)
 	}
 

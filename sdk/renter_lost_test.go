@@ -13,6 +13,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/audit"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -30,7 +31,7 @@ func TestOneGPULetTwice(t *testing.T) {
 		}
 	}
 	config := renterConfig(t, m, m.Payer)
-	config.Caps.PerDay = Unlimited
+	config.Caps.PerDay = wallet.Unlimited
 	r := openRenter(t, config)
 	first, err := r.Rent(t.Context(), v.Server.URL, RentOptions{Deposit: "1"})
 	if err != nil {
@@ -49,8 +50,8 @@ func TestOneGPULetTwice(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var dispute *Dispute
-	if err := second.Run(t.Context()); !errors.As(err, &dispute) || !errors.Is(err, ErrLetTwice) {
+	var dispute *wallet.Dispute
+	if err := second.Run(t.Context()); !errors.As(err, &dispute) || !errors.Is(err, wallet.ErrLetTwice) {
 		t.Errorf("%v, want a dispute for ErrLetTwice", err)
 	}
 	if paid := second.Snapshot().Paid; !paid.IsZero() {
@@ -128,7 +129,7 @@ func TestPoorAndThenNot(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.detach()
-	if err := l.topUp(t.Context()); !errors.Is(err, ErrBalance) || l.mayTopUp() {
+	if err := l.topUp(t.Context()); !errors.Is(err, wallet.ErrBalance) || l.mayTopUp() {
 		t.Fatalf("%v, want ErrBalance", err)
 	}
 	m.Mint(t, r.Address(), testrig.Thousand)

@@ -9,6 +9,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/badrpc"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -204,7 +205,7 @@ func TestLeaveSignedDuringALeave(t *testing.T) {
 			}
 		})
 	})
-	if _, err := l.Leave(t.Context()); !errors.Is(err, ErrNoGas) {
+	if _, err := l.Leave(t.Context()); !errors.Is(err, wallet.ErrNoGas) {
 		t.Fatalf("Leave: %v, want ErrNoGas", err)
 	}
 	if paid, err := l.payer.State(t.Context(), l.ID()); err != nil || !paid.Closed || l.Snapshot().Phase != RentalLeaving {

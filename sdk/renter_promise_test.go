@@ -18,6 +18,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -93,7 +94,7 @@ func TestOneFalseBlockTimeFreesNoCap(t *testing.T) {
 			t.Errorf("left: %+v, %v", c, err)
 		}
 		h.lies.Store(0)
-		if _, err := r.Rent(t.Context(), d.Server.URL, RentOptions{Deposit: "0.5", Gasless: true}); !errors.Is(err, ErrDeposit) || len(d.payloads()) != 1 {
+		if _, err := r.Rent(t.Context(), d.Server.URL, RentOptions{Deposit: "0.5", Gasless: true}); !errors.Is(err, wallet.ErrDeposit) || len(d.payloads()) != 1 {
 			t.Errorf("%v, %d deposits were signed", err, len(d.payloads()))
 		}
 	})
@@ -171,9 +172,9 @@ func TestDistrustCrossesSchemes(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	caps := Caps{PricePerGPUHour: "10", PerLease: "6", PerDay: "50", PerPayee: "50"}
-	stallOptions := X402Options{MaxPrice: Unlimited}
-	var d *Dispute
+	caps := wallet.Caps{PricePerGPUHour: "10", PerLease: "6", PerDay: "50", PerPayee: "50"}
+	stallOptions := X402Options{MaxPrice: wallet.Unlimited}
+	var d *wallet.Dispute
 	t.Run("caught over x402", func(t *testing.T) {
 		s := newShop(t)
 		x := s.client(caps, stallOptions)
@@ -341,7 +342,7 @@ func TestCaughtPayeeGetsNoOtherRental(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var d *Dispute
+	var d *wallet.Dispute
 	if err := l.Run(t.Context()); !errors.As(err, &d) {
 		t.Fatal(err)
 	}

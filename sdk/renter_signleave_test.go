@@ -9,6 +9,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk/audit"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/wallet"
 )
 
 // TestRunAfterSignLeave: once a leave is signed nothing more is paid or topped up, though the deposit runs low and the lease goes
@@ -36,7 +37,7 @@ func TestRunAfterSignLeave(t *testing.T) {
 	case <-time.After(time.Minute):
 		t.Fatal("Run goes on")
 	}
-	var dispute *Dispute
+	var dispute *wallet.Dispute
 	if !errors.Is(err, channel.ErrClosing) || errors.As(err, &dispute) {
 		t.Errorf("Run: %v", err)
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/testclock"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/wallet"
 )
 
 // serveProvider runs a real provider on simulated GPUs, fast enough to watch.
@@ -57,7 +58,7 @@ func renterConfig(t *testing.T, m *testrig.Market, key *ecdsa.PrivateKey) Renter
 	return RenterConfig{
 		Backend: m.Backend, Token: m.Token, Key: channel.NewKey(key),
 		Database:  filepath.Join(t.TempDir(), "renter.db"),
-		Caps:      Caps{PricePerGPUHour: "4.00", PerLease: "10", PerDay: "20", PerPayee: Unlimited},
+		Caps:      wallet.Caps{PricePerGPUHour: "4.00", PerLease: "10", PerDay: "20", PerPayee: wallet.Unlimited},
 		Tolerance: 300 * time.Millisecond, Patience: 2 * time.Second, Poll: 50 * time.Millisecond,
 		Log: slog.New(slog.DiscardHandler),
 	}

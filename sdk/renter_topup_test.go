@@ -14,6 +14,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -164,7 +165,7 @@ func TestCapHoldsWhateverIsSent(t *testing.T) {
 				t.Fatalf("seed %d: %d deposited and %d outstanding are over the cap of %d", seed, got, out, cap)
 			}
 		}
-		m.Pass(t, 24*time.Hour+2*authorizationTTL) // and what ended unseen counts no more
+		m.Pass(t, 24*time.Hour+2*wallet.AuthorizationTTL) // and what ended unseen counts no more
 		var last error
 		for range 12 {
 			l.topped = time.Time{}
@@ -185,7 +186,7 @@ func TestCapHoldsWhateverIsSent(t *testing.T) {
 func TestOwnDepositsCountWhateverIsSeen(t *testing.T) {
 	m := testrig.NewMarket(t)
 	const deposit, step, cap = 500_000, 300_000, 1_200_000
-	for name, caps := range map[string]Caps{
+	for name, caps := range map[string]wallet.Caps{
 		"PerLease": {PerLease: "1.2", PerDay: "10", PerPayee: "10"},
 		"PerDay":   {PerLease: "10", PerDay: "1.2", PerPayee: "10"},
 		"PerPayee": {PerLease: "10", PerDay: "10", PerPayee: "1.2"},
@@ -213,7 +214,7 @@ func TestOwnDepositsCountWhateverIsSeen(t *testing.T) {
 			for range 4 {
 				topUp(deposit)
 				topUp(deposit + step)
-				m.Pass(t, 2*authorizationTTL) // what was signed leaves the books
+				m.Pass(t, 2*wallet.AuthorizationTTL) // what was signed leaves the books
 				m.Mine(t, finality)
 			}
 			if got, out := d.deposited(), d.outstanding(); got+out > cap || got < cap-step {

@@ -11,7 +11,9 @@ import (
 	"github.com/gpupay/gpupay/internal/badrpc"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/boundlog"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/wallet"
 )
 
 // TestContradictionIsNoOutage: two endpoints that contradict each other are reached. The error says who says what of what,
@@ -53,7 +55,7 @@ func TestWarningsNameTheChannelOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	l.detach()
-	warn(config.Log, "it broke", l.ID(), fmt.Errorf("channel %s: %w", l.ID(), errors.New("why")), "retry", 1)
+	boundlog.Warn(config.Log, "it broke", l.ID(), fmt.Errorf("channel %s: %w", l.ID(), errors.New("why")), "retry", 1)
 	d.Server.CloseClientConnections()
 	d.Server.Close()
 	_ = l.Run(t.Context())
@@ -76,7 +78,7 @@ func TestWarningsNameTheChannelOnce(t *testing.T) {
 // provider then says what to do.
 func TestDisputeNamesTheClock(t *testing.T) {
 	for reason, named := range map[error]bool{metering.ErrClock: true, metering.ErrCredit: true, metering.ErrForked: false} {
-		if said := (&Dispute{Reason: &worded{reason}}).Error(); strings.Contains(said, "its clock not set") != named {
+		if said := (&wallet.Dispute{Reason: boundlog.Plain(reason)}).Error(); strings.Contains(said, "its clock not set") != named {
 			t.Errorf("%v: %s", reason, said)
 		}
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sim"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/wallet"
 )
 
 const second = int64(time.Second)
@@ -41,7 +42,7 @@ func TestCreditIsOneForAllRentals(t *testing.T) {
 			}
 			config := renterConfig(t, m, m.Payer)
 			clock := sim.NewClock()
-			config.Clock, config.Patience, config.Caps.PerDay = clock, time.Minute, Unlimited
+			config.Clock, config.Patience, config.Caps.PerDay = clock, time.Minute, wallet.Unlimited
 			r := openRenter(t, config)
 			var ids []common.Hash
 			for range leases {
@@ -91,7 +92,7 @@ func paidOrCaught(t *testing.T, r *Renter, ids []common.Hash) (paid uint64, caug
 	})
 	stop()
 	for i, l := range all {
-		var d *Dispute
+		var d *wallet.Dispute
 		if err := <-done[i]; errors.As(err, &d) && !errors.Is(err, metering.ErrCredit) {
 			t.Errorf("%v, want ErrCredit", err)
 		}
@@ -113,7 +114,7 @@ func TestHonestWithSeveralLeases(t *testing.T) {
 		c.Credit, c.MaxGap, c.Source = time.Second, 200*time.Millisecond, testclock.GPUs(leases)
 	})
 	config := renterConfig(t, m, m.Payer)
-	config.Caps.PerDay = Unlimited
+	config.Caps.PerDay = wallet.Unlimited
 	r := openRenter(t, config)
 	var ids []common.Hash
 	for range leases {
@@ -146,7 +147,7 @@ func TestHonestWithSeveralLeases(t *testing.T) {
 				for range 2 {
 					time.Sleep(time.Duration(rand.IntN(400)) * time.Millisecond)
 					ctx, stop := context.WithTimeout(t.Context(), time.Duration(100+rand.IntN(500))*time.Millisecond)
-					var d *Dispute
+					var d *wallet.Dispute
 					if err := l.Run(ctx); errors.As(err, &d) {
 						t.Errorf("an honest provider is caught: %v", err)
 					}

@@ -14,6 +14,8 @@ import (
 	"github.com/gpupay/gpupay/channel/store"
 	"github.com/gpupay/gpupay/sdk/audit"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/evidence"
+	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -46,7 +48,7 @@ func exportPayer(ctx context.Context, db *store.DB, txs *chain.Store, id common.
 	if err != nil {
 		return nil, err
 	}
-	books := walletStore{db}
+	books := wallet.Store{DB: db}
 	rentals := rentalStore{books}
 	var row rentalRow // none of a channel of x402
 	if s.Terms.Scheme != channel.BatchSettlement {
@@ -71,14 +73,14 @@ func exportPayer(ctx context.Context, db *store.DB, txs *chain.Store, id common.
 	if err != nil {
 		return nil, err
 	}
-	kept, err := rentals.evidence(ctx, id)
+	kept, err := rentals.Evidence(ctx, id)
 	if err != nil {
 		return nil, err
 	}
 	for _, e := range kept {
-		b.Evidence = append(b.Evidence, audit.Evidence{Reason: e.Reason, At: e.At.UTC(), Document: redactExport(string(e.Document), row.Secret, string(row.Access))})
+		b.Evidence = append(b.Evidence, audit.Evidence{Reason: e.Reason, At: e.At.UTC(), Document: evidence.Redact(string(e.Document), row.Secret, string(row.Access))})
 	}
-	proofs, err := rentals.proofs(ctx, id)
+	proofs, err := rentals.Proofs(ctx, id)
 	for _, p := range proofs { // nothing is cut out of one: what a provider calls its secret may be a part of it, and no more
 		b.Evidence = append(b.Evidence, audit.Evidence{Reason: audit.EquivocationKind, At: time.UnixMilli(p.At).UTC(), Document: p.Document})
 	}
@@ -127,9 +129,9 @@ func (r *Renter) Equivocations(ctx context.Context, channelID common.Hash) ([]*a
 	if !errors.Is(err, channel.ErrUnknown) { // no rental: it may be of x402
 		return nil, err
 	}
-	stored, readErr := r.store.proofs(ctx, channelID)
+	stored, readErr := r.store.Proofs(ctx, channelID)
 	if readErr != nil || len(stored) == 0 {
-		known, slateErr := slates{r.w.store}.load(ctx, channelID)
+		known, slateErr := slates{r.w.Store}.load(ctx, channelID)
 		if readErr != nil || slateErr != nil || known == nil {
 			return nil, errors.Join(err, readErr, slateErr)
 		}

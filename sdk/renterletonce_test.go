@@ -13,6 +13,7 @@ import (
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -31,7 +32,7 @@ func TestOneGPULetAtOnce(t *testing.T) {
 		p.Usage(rec)
 	}
 	config := renterConfig(t, m, m.Payer)
-	config.Patience, config.Tolerance, config.Caps.PerDay = time.Minute, time.Minute, Unlimited
+	config.Patience, config.Tolerance, config.Caps.PerDay = time.Minute, time.Minute, wallet.Unlimited
 	r := openRenter(t, config)
 	var all []*Rental
 	var done []<-chan error
@@ -59,8 +60,8 @@ func TestOneGPULetAtOnce(t *testing.T) {
 	})
 	stop()
 	for i := range done {
-		var d *Dispute
-		if err := <-done[i]; errors.As(err, &d) && !errors.Is(err, ErrLetTwice) {
+		var d *wallet.Dispute
+		if err := <-done[i]; errors.As(err, &d) && !errors.Is(err, wallet.ErrLetTwice) {
 			t.Errorf("lease %d: %v", i, err)
 		}
 	}
@@ -72,11 +73,11 @@ func TestOneGPULetAtOnce(t *testing.T) {
 // TestX402BooksBeforeItWrites: of two channels' ticks that bill one GPU for one time the second is refused while the first is
 // still to be written.
 func TestX402BooksBeforeItWrites(t *testing.T) {
-	x := &X402Client{w: &wallet{Clock: testclock.Process()}}
+	x := &X402Client{w: &wallet.Wallet{Clock: testclock.Process()}}
 	rec := metering.SignedRecord{Evidence: metering.Evidence{Devices: []metering.DeviceEvidence{{
 		Device: metering.Device{UUID: "GPU-1", BootID: "a"}, To: metering.Instant{Mono: second}, Nanos: metering.Nanos{Allocated: second}, Total: second,
 	}}}}
-	for i, want := range []error{nil, ErrLetTwice} {
+	for i, want := range []error{nil, wallet.ErrLetTwice} {
 		b := &buying{x: x, id: common.Hash{byte(i + 1)}}
 		if _, err := b.once(new(ticking), rec); !errors.Is(err, want) {
 			t.Errorf("channel %d: %v, want %v", i+1, err, want)
@@ -132,7 +133,7 @@ func TestNoRealOfferHasSimulatedGPUs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var d *Dispute
+	var d *wallet.Dispute
 	if err := l.Run(t.Context()); !errors.As(err, &d) || !errors.Is(err, metering.ErrDevices) {
 		t.Errorf("%v, want a dispute for ErrDevices", err)
 	}

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gpupay/gpupay/sdk/internal/boundlog"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -44,7 +45,7 @@ func TestProviderFillsNoLog(t *testing.T) {
 	done := background(t.Context(), l)
 	testrig.Eventually(t, "the record after them", func() bool { return l.Snapshot().Sequence == 2 || len(done) > 0 })
 	said := log.String()
-	if n := strings.Count(said, "did not take a voucher"); n == 0 || n > maxLogLines || len(said) > 100_000 {
+	if n := strings.Count(said, "did not take a voucher"); n == 0 || n > boundlog.MaxLines || len(said) > 100_000 {
 		t.Errorf("%d lines of %d refusals, %d bytes of log", n, refusals, len(said))
 	}
 	if !strings.Contains(said, "left out until the minute is over") {
@@ -64,35 +65,6 @@ func resignedUntil(t *testing.T, v *testrig.Hostile, expires int64) wire.SignedO
 		t.Fatal(err)
 	}
 	return signed
-}
-
-// TestLogCountsByTheMinute: what is said of one channel takes no lines of another, and the next minute has its own.
-func TestLogCountsByTheMinute(t *testing.T) {
-	var log testrig.Log
-	now := time.Unix(600, 0)
-	bounded := boundedLog(slog.New(slog.NewTextHandler(&log, nil)), func() time.Time { return now }).With("renter", 1)
-	say := func(channel string) int {
-		before := strings.Count(log.String(), "\n")
-		for range 100 {
-			bounded.Warn("no", "channel", channel, "error", fmt.Errorf("%s", strings.Repeat("z", 1<<20)))
-		}
-		return strings.Count(log.String(), "\n") - before
-	}
-	for i, channel := range []string{"a", "b"} {
-		if n := say(channel); n != maxLogLines {
-			t.Errorf("channel %d: %d lines", i, n)
-		}
-	}
-	if n := say("a"); n != 0 {
-		t.Errorf("%d lines more in this minute", n)
-	}
-	now = now.Add(-time.Minute) // as after a clock was set back
-	if n := say("a"); n != maxLogLines {
-		t.Errorf("%d lines in another minute", n)
-	}
-	if most := 3 * maxLogLines * 2 * maxLogged; len(log.String()) > most {
-		t.Errorf("%d bytes, %d at most", len(log.String()), most)
-	}
 }
 
 // TestStrangersWordsAreBounded: whatever answers in a provider's place, an error has few words and steers no terminal; and so

@@ -13,6 +13,8 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/boundlog"
+	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -153,7 +155,7 @@ func (row *rentalRow) fundedBy() uint64 {
 		if row.Funding.Type != wire.TypeAuthorization || row.Made == 0 {
 			return 0
 		}
-		return uint64(row.Made) + uint64(authorizationTTL/time.Second)
+		return uint64(row.Made) + uint64(wallet.AuthorizationTTL/time.Second)
 	}
 	return row.Funding.Authorization.ValidBefore.Uint64()
 }
@@ -166,7 +168,7 @@ func (row *rentalRow) fallbackBy() uint64 {
 	if row.Funding == nil || row.Funding.Authorization != nil || !row.Sponsored || row.Made == 0 {
 		return 0
 	}
-	return uint64(row.Made) + uint64(authorizationTTL/time.Second)
+	return uint64(row.Made) + uint64(wallet.AuthorizationTTL/time.Second)
 }
 
 // until is when the last of the unused authorizations ends, zero if there is none.
@@ -268,14 +270,14 @@ func (l *Rental) stillOver(ctx context.Context) (bool, error) {
 		}
 	}
 	if err != nil {
-		warn(l.r.w.Log, "whether the end of a rental is final is not known yet", l.id, err)
+		boundlog.Warn(l.r.w.Log, "whether the end of a rental is final is not known yet", l.id, err)
 		return true, nil
 	}
 	if !l.ended(deep) || !deep.there && uint64(deep.time.Unix()) < l.row.fallbackBy() {
 		return true, nil
 	}
-	if err := told(ctx, l.r.w, l.id); err != nil {
-		warn(l.r.w.Log, "a rental is over, and what became of its transactions is not known yet", l.id, err)
+	if err := l.r.w.Sync(ctx, l.id); err != nil {
+		boundlog.Warn(l.r.w.Log, "a rental is over, and what became of its transactions is not known yet", l.id, err)
 		return true, nil
 	}
 	return true, l.enter(ctx, RentalFinished)

@@ -16,8 +16,10 @@ import (
 	"github.com/gpupay/gpupay/internal/fault"
 	"github.com/gpupay/gpupay/internal/u256"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/boundlog"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	"github.com/gpupay/gpupay/sdk/units"
+	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -56,7 +58,7 @@ func (r *Renter) Rent(ctx context.Context, url string, options RentOptions) (*Re
 	if err := errors.Join(q.available(), q.escrow.CheckClock(ctx, r.w.ClockOff)); err != nil {
 		return nil, err
 	}
-	if err := r.w.Vet(ctx, common.Address(q.Offer.Payee), siteOf(q.URL)); err != nil {
+	if err := r.w.Vet(ctx, common.Address(q.Offer.Payee), peer.SiteOf(q.URL)); err != nil {
 		return nil, fmt.Errorf("provider %s: no deposit is made: %w", q.URL, err)
 	}
 	deposit, err := r.deposit(ctx, q, options)
@@ -106,16 +108,16 @@ func (r *Renter) deposit(ctx context.Context, q Quote, options RentOptions) (uin
 	}
 	if deposit.Gt(&room) {
 		return deposit, fmt.Errorf("%w: it is %s, %s leaves room for %s: deposit less, raise the cap, or get back what lies in other channels",
-			ErrDeposit, r.w.Format(deposit), capField(cap), r.w.Format(room))
+			wallet.ErrDeposit, r.w.Format(deposit), wallet.CapField(cap), r.w.Format(room))
 	}
 	if !deposit.IsZero() && !deposit.Lt(&least) {
 		return deposit, nil
 	}
 	if options.Deposit == "" && room.Lt(&least) {
 		return deposit, fmt.Errorf("%w: %s leaves room for %s, %d GPU(s) of this provider take at least %s: raise the cap, or get back what lies in other channels",
-			ErrDeposit, capField(cap), r.w.Format(room), q.GPUs, r.w.Format(least))
+			wallet.ErrDeposit, wallet.CapField(cap), r.w.Format(room), q.GPUs, r.w.Format(least))
 	}
-	return deposit, fmt.Errorf("%w: it is %s, %d GPU(s) of this provider take at least %s: deposit more", ErrDeposit, r.w.Format(deposit), q.GPUs, r.w.Format(least))
+	return deposit, fmt.Errorf("%w: it is %s, %d GPU(s) of this provider take at least %s: deposit more", wallet.ErrDeposit, r.w.Format(deposit), q.GPUs, r.w.Format(least))
 }
 
 // least is the smallest deposit that a lease begins with: the provider's, or what a
@@ -132,7 +134,7 @@ func (r *Renter) worthTopUp(o wire.Offer, options RentOptions, funding string) e
 	}
 	step, err := units.Parse(options.TopUp, r.w.Token.Decimals)
 	if least := leastTopUp(o, &wire.Payload{Type: funding}); err == nil && step.Lt(&least) {
-		err = fmt.Errorf("%w: TopUp is %s, this provider sends none under %s: add more at a time, or none", ErrDeposit, r.w.Format(step), r.w.Format(least))
+		err = fmt.Errorf("%w: TopUp is %s, this provider sends none under %s: add more at a time, or none", wallet.ErrDeposit, r.w.Format(step), r.w.Format(least))
 	}
 	return err
 }
@@ -145,7 +147,7 @@ func (r *Renter) prepare(ctx context.Context, q Quote, options RentOptions, depo
 		return nil, err
 	}
 	if balance.Lt(&deposit) {
-		return nil, fmt.Errorf("%w: %s has %s, the deposit is %s", ErrBalance, r.Address(), r.w.Format(balance), r.w.Format(deposit))
+		return nil, fmt.Errorf("%w: %s has %s, the deposit is %s", wallet.ErrBalance, r.Address(), r.w.Format(balance), r.w.Format(deposit))
 	}
 	funding, err := r.funding(ctx, q, options)
 	if err != nil {
@@ -199,14 +201,14 @@ func (r *Renter) funding(ctx context.Context, q Quote, options RentOptions) (str
 		return wire.TypeHash, nil
 	}
 	if !q.Gasless {
-		return "", fmt.Errorf("%w: %s has none and this provider does not send deposits for others: send it some", ErrNoGas, r.Address())
+		return "", fmt.Errorf("%w: %s has none and this provider does not send deposits for others: send it some", wallet.ErrNoGas, r.Address())
 	}
 	able, err := r.sponsored(ctx, q)
 	if err != nil {
 		return "", err
 	}
 	if !able {
-		return "", fmt.Errorf("%w: token %s has no ERC-3009, so nobody can send the deposit for %s: send it some native coin", ErrNoGas, r.w.Token.Address, r.Address())
+		return "", fmt.Errorf("%w: token %s has no ERC-3009, so nobody can send the deposit for %s: send it some native coin", wallet.ErrNoGas, r.w.Token.Address, r.Address())
 	}
 	return wire.TypeAuthorization, nil
 }
@@ -233,7 +235,7 @@ func (l *Rental) open(ctx context.Context, first *wire.Challenge) error {
 			if err != nil || known {
 				return err
 			}
-			if err := l.r.w.Vet(ctx, l.row.Terms.Payee, siteOf(l.row.URL)); err != nil {
+			if err := l.r.w.Vet(ctx, l.row.Terms.Payee, peer.SiteOf(l.row.URL)); err != nil {
 				return fmt.Errorf("provider %s: no deposit is made: %w", l.row.URL, err)
 			}
 			if first, err = l.requote(ctx); err != nil {
@@ -464,7 +466,7 @@ func (l *Rental) authorize(ctx context.Context, value uint256.Int, nonce common.
 	err = l.pledge(ctx, func() error {
 		signed, err = chain.SignAuthorization(ctx, l.r.w.Key, separator, channel.Authorization{
 			From: l.row.Terms.Payer, To: l.row.Terms.Escrow, Value: value, Nonce: nonce,
-			ValidBefore: uint64(now.Add(authorizationTTL).Unix()),
+			ValidBefore: uint64(now.Add(wallet.AuthorizationTTL).Unix()),
 		})
 		return err
 	})
@@ -521,7 +523,7 @@ func (l *Rental) start(ctx context.Context, first *wire.Challenge) error {
 	fault.Point(fault.LeaseBegun)
 	// What the open's authorization moved is the deposit now, and promised no more: it would count twice.
 	if _, err := l.look(ctx, l.r.w.Confirmations); err != nil {
-		warn(l.r.w.Log, "what became of the deposit's authorization is not known yet", l.id, err)
+		boundlog.Warn(l.r.w.Log, "what became of the deposit's authorization is not known yet", l.id, err)
 	}
 	if view, err := l.escrow.View(ctx, l.id, nil); err == nil {
 		view.Deposit = u256.Max(view.Deposit, l.row.Deposit)

@@ -10,8 +10,10 @@ import (
 
 	"github.com/gpupay/gpupay/internal/eip712"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/internal/evidence"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -37,7 +39,7 @@ func TestProofIsNotCrowdedOut(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i := range 3 * maxPieces { // each says something else
+	for i := range 3 * wallet.MaxPieces { // each says something else
 		if err := l.silent(t.Context(), fmt.Errorf("excuse %d", i)); !errors.Is(err, peer.ErrSilent) {
 			t.Fatal(err)
 		}
@@ -45,8 +47,8 @@ func TestProofIsNotCrowdedOut(t *testing.T) {
 	if kept, err := l.Evidence(t.Context()); err != nil || len(kept) != 1 {
 		t.Errorf("%d silences are kept, %v", len(kept), err)
 	}
-	for i := range maxPieces {
-		if err := r.w.Keep(t.Context(), Evidence{Channel: l.ID(), URL: l.row.URL, Reason: fmt.Sprint(i), At: time.Now()}); err != nil {
+	for i := range wallet.MaxPieces {
+		if err := r.w.Keep(t.Context(), wallet.Evidence{Channel: l.ID(), URL: l.row.URL, Reason: fmt.Sprint(i), At: time.Now()}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -84,7 +86,7 @@ func TestRefusedRecordIsKeptWithoutItsJunk(t *testing.T) {
 		t.Fatalf("the junk was taken: %v", err)
 	}
 	kept, err := l.Evidence(t.Context())
-	if err != nil || len(kept) != 1 || len(kept[0].Document) > maxRecordText {
+	if err != nil || len(kept) != 1 || len(kept[0].Document) > evidence.MaxRecord {
 		t.Fatalf("%d pieces, %v", len(kept), err)
 	}
 	var rec metering.SignedRecord

@@ -9,6 +9,7 @@ import (
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/gpupay/gpupay/sdk/audit"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/wallet"
 )
 
 // TestRenterPrune: the records of a rental whose end is final are deleted after its bundle is kept. Those of one that runs, or whose
@@ -42,7 +43,7 @@ func TestRenterPrune(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := r.w.Keep(t.Context(), Evidence{Channel: caught.id, URL: server.URL, Reason: "a test", At: time.Now()}); err != nil {
+	if err := r.w.Keep(t.Context(), wallet.Evidence{Channel: caught.id, URL: server.URL, Reason: "a test", At: time.Now()}); err != nil {
 		t.Fatal(err)
 	}
 	full, later := errors.New("the disk is full"), time.Now().Add(time.Hour)

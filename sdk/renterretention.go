@@ -55,7 +55,7 @@ const isSettled = `WHERE state = ? AND updated_at < ?
 
 // prune deletes a rental's records, unless it is open again by now.
 func (s rentalStore) prune(ctx context.Context, id common.Hash, before time.Time) (deleted bool, err error) {
-	err = s.db.Update(ctx, func(tx *sqlx.Tx) error {
+	err = s.DB.Update(ctx, func(tx *sqlx.Tx) error {
 		done, err := tx.ExecContext(ctx, tx.Rebind(`DELETE FROM rental_records WHERE channel = ? AND channel IN (SELECT channel FROM rentals `+isSettled+`)`),
 			id.Hex(), RentalFinished, before.UnixMilli())
 		if err != nil {

@@ -14,6 +14,7 @@ import (
 	"github.com/gpupay/gpupay/internal/fault"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/internal/billed"
+	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -106,7 +107,7 @@ type rentalRow struct {
 }
 
 // rentalStore keeps rentals and checked records.
-type rentalStore struct{ walletStore }
+type rentalStore struct{ wallet.Store }
 
 // create puts a rental on disk before anything of it is signed.
 func (s rentalStore) create(ctx context.Context, row rentalRow) error {
@@ -114,7 +115,7 @@ func (s rentalStore) create(ctx context.Context, row rentalRow) error {
 	if err != nil {
 		return err
 	}
-	return s.db.Update(ctx, func(tx *sqlx.Tx) error {
+	return s.DB.Update(ctx, func(tx *sqlx.Tx) error {
 		_, err := tx.ExecContext(ctx, tx.Rebind(
 			`INSERT INTO rentals (channel, state, url, document, updated_at) VALUES (?, ?, ?, ?, ?)`),
 			row.Terms.ID().Hex(), row.Phase, row.URL, string(document), time.Now().UnixMilli())
@@ -123,7 +124,7 @@ func (s rentalStore) create(ctx context.Context, row rentalRow) error {
 }
 
 func (s rentalStore) save(ctx context.Context, row rentalRow) error {
-	return s.db.Update(ctx, func(tx *sqlx.Tx) error { return saveRental(ctx, tx, row) })
+	return s.DB.Update(ctx, func(tx *sqlx.Tx) error { return saveRental(ctx, tx, row) })
 }
 
 func saveRental(ctx context.Context, tx *sqlx.Tx, row rentalRow) error {
@@ -144,7 +145,7 @@ func (s rentalStore) accept(ctx context.Context, row rentalRow, rec metering.Sig
 	if err != nil {
 		return err
 	}
-	return s.db.Update(ctx, func(tx *sqlx.Tx) error {
+	return s.DB.Update(ctx, func(tx *sqlx.Tx) error {
 		_, err := tx.ExecContext(ctx, tx.Rebind(
 			`INSERT INTO rental_records (channel, lease, sequence, record) VALUES (?, ?, ?, ?)`),
 			rec.ChannelID.Hex(), rec.LeaseID.Hex(), int64(rec.Sequence), string(document))
@@ -157,12 +158,12 @@ func (s rentalStore) accept(ctx context.Context, row rentalRow, rec metering.Sig
 
 // record returns the accepted record of a number, or nil.
 func (s rentalStore) record(ctx context.Context, id, lease common.Hash, sequence uint64) (json.RawMessage, error) {
-	return s.recordIn(ctx, "rental_records", id, lease, sequence)
+	return s.Record(ctx, "rental_records", id, lease, sequence)
 }
 
 // records returns every accepted record of a channel, in order.
 func (s rentalStore) records(ctx context.Context, id common.Hash) ([]metering.SignedRecord, error) {
-	return s.recordsIn(ctx, "rental_records", id)
+	return s.Records(ctx, "rental_records", id)
 }
 
 // load returns one rental, or channel.ErrUnknown.
@@ -187,7 +188,7 @@ func (s rentalStore) list(ctx context.Context, where string, args ...any) ([]ren
 		State    string `db:"state"`
 		Document string `db:"document"`
 	}
-	db := s.db.View()
+	db := s.DB.View()
 	if err := db.SelectContext(ctx, &found, db.Rebind(`SELECT state, document FROM rentals `+where), args...); err != nil {
 		return nil, fmt.Errorf("reading rentals: %w", err)
 	}

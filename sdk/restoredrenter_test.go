@@ -14,6 +14,7 @@ import (
 	"github.com/gpupay/gpupay/internal/u256"
 	"github.com/gpupay/gpupay/metering"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -201,7 +202,7 @@ func (p *pair) checkPaid(since, then string) {
 	}
 }
 
-func reasons(kept []Evidence) (all []string) {
+func reasons(kept []wallet.Evidence) (all []string) {
 	for _, e := range kept {
 		all = append(all, e.Reason)
 	}
@@ -343,7 +344,7 @@ func TestShownVoucher(t *testing.T) {
 			}
 			config := renterConfig(t, m, m.Payer)
 			clock := &later{Clock: metering.System}
-			config.Clock, config.Patience, config.Caps.PerDay = clock, time.Hour, Unlimited
+			config.Clock, config.Patience, config.Caps.PerDay = clock, time.Hour, wallet.Unlimited
 			r := openRenter(t, config)
 			l, err := r.Rent(t.Context(), v.Server.URL, RentOptions{Deposit: "1"})
 			if err != nil {
@@ -357,7 +358,7 @@ func TestShownVoucher(t *testing.T) {
 			done := background(ctx, l)
 			testrig.Eventually(t, "records", func() bool { return l.Snapshot().Sequence >= 4*spareRecords || len(done) > 0 })
 			stop()
-			var dispute *Dispute
+			var dispute *wallet.Dispute
 			if err := <-done; errors.As(err, &dispute) != (test.want == 0) {
 				t.Errorf("Run: %v", err)
 			}

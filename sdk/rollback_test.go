@@ -20,6 +20,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/gpu"
+	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -76,7 +77,7 @@ func (r *rig) renter(t *testing.T, database string) *Renter {
 	t.Helper()
 	renter, err := NewRenter(t.Context(), RenterConfig{
 		Backend: r.chain.Backend, Token: r.chain.Token, Escrow: r.chain.Escrow, Key: r.payer, Database: database, ClockOff: 24 * time.Hour,
-		Caps: Caps{PricePerGPUHour: "4.00", PerLease: "10", PerDay: "20", PerPayee: Unlimited},
+		Caps: wallet.Caps{PricePerGPUHour: "4.00", PerLease: "10", PerDay: "20", PerPayee: wallet.Unlimited},
 		Poll: 50 * time.Millisecond, Patience: 20 * time.Second, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)

@@ -20,6 +20,7 @@ import (
 	"github.com/gpupay/gpupay/internal/badrpc"
 	"github.com/gpupay/gpupay/sdk/chain"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/wallet"
 )
 
 // word sets the last words of an answer to a call whose data begins with a selector: the n-th from the end to a value.
@@ -130,7 +131,7 @@ func TestDecimalsNeverChange(t *testing.T) {
 		t.Fatal(err)
 	}
 	bad.On("eth_call", word("decimals()", map[int]uint64{1: 4}))
-	if _, err := NewRenter(t.Context(), config); !errors.Is(err, ErrToken) || strings.Contains(err.Error(), "\n") {
+	if _, err := NewRenter(t.Context(), config); !errors.Is(err, wallet.ErrToken) || strings.Contains(err.Error(), "\n") {
 		t.Errorf("want one line about the token, got %v", err)
 	}
 	bad.Heal()

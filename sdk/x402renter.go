@@ -13,11 +13,12 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/units"
+	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/x402"
 )
 
 // What a renter meets at x402 servers, beside what it meets at providers:
-// ErrTooDear is a price over MaxPrice, ErrDeposit a deposit over Caps.PerLease.
+// wallet.ErrPrice is a price over MaxPrice, ErrDeposit a deposit over Caps.PerLease.
 var (
 	// ErrNotOffered: the server wants to be paid in no way that this renter pays in.
 	ErrNotOffered = errors.New("x402 offer is not one that this renter pays")
@@ -76,7 +77,7 @@ type X402Payment struct {
 // Deposits are ERC-3009 authorizations that the server sends: no native coin is
 // needed to pay or to be refunded. Leave needs some.
 type X402Client struct {
-	w        *wallet
+	w        *wallet.Wallet
 	options  X402Options
 	escrow   *chain.BatchSettlement
 	payer    *channel.Payer
@@ -94,7 +95,7 @@ func (r *Renter) X402(ctx context.Context, options X402Options) (*X402Client, er
 		return nil, errors.New("renter: MaxPrice is empty: say how much one request may cost, in units of the token, such as \"0.05\"")
 	}
 	var err error
-	if x.maxPrice = channel.MaxAmount(); options.MaxPrice != Unlimited {
+	if x.maxPrice = channel.MaxAmount(); options.MaxPrice != wallet.Unlimited {
 		if x.maxPrice, err = units.Parse(options.MaxPrice, r.w.Token.Decimals); err != nil {
 			return nil, fmt.Errorf("renter: MaxPrice: %w", err)
 		}
@@ -147,7 +148,7 @@ func wasPaid(req *http.Request) bool {
 
 // RoundTrip sends a request and, where the answer is a 402 that it may pay, pays
 // and sends it again. An answer that is no such 402 is returned as it is. The
-// errors are ErrNotOffered, ErrTooDear, ErrDeposit, ErrBalance, ErrForged (in a
+// errors are ErrNotOffered, wallet.ErrPrice, ErrDeposit, ErrBalance, ErrForged (in a
 // *Dispute), ErrOvercharged (in a *Dispute), ErrLostAnswer,
 // *channel.CapError, channel.ErrClosing, and those of transport, signer and disk.
 func (x *X402Client) RoundTrip(req *http.Request) (*http.Response, error) {
@@ -168,7 +169,7 @@ func (x *X402Client) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	if wasPaid(req) {
 		return nil, fmt.Errorf("%s: %w: this call was paid for before it was redirected here, and a call is paid for once: ask for it in a call of its own",
-			req.URL.Host, ErrTooDear)
+			req.URL.Host, wallet.ErrPrice)
 	}
 	b, err := x.choose(ask, *required, x.maxPrice)
 	if err != nil {
@@ -185,7 +186,7 @@ func (x *X402Client) RoundTrip(req *http.Request) (*http.Response, error) {
 // queue waits for the turn of a channel, which is also that of all that pay the
 // same payee in its place.
 func (x *X402Client) queue(ctx context.Context, t channel.Terms) (release func(), err error) {
-	return x.w.Turns.take(ctx, turnOf(t))
+	return x.w.Turns.Take(ctx, wallet.TurnOf(t))
 }
 
 // origin is what of a URL is kept: no query, which may hold secrets, and no user.

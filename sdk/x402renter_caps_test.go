@@ -29,7 +29,9 @@ import (
 	"github.com/gpupay/gpupay/internal/badrpc"
 	"github.com/gpupay/gpupay/internal/chaintest"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/peer"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 	"github.com/gpupay/gpupay/sdk/x402"
 )
@@ -115,7 +117,7 @@ func TestX402ServerLocksNoMoreThanTheCaps(t *testing.T) {
 				k.payees = append(k.payees, key)
 			}
 			s.Server.Config.Handler = k
-			x := s.client(Caps{PricePerGPUHour: "1", PerLease: "0.03", PerDay: "0.06", PerPayee: "0.045"}, stallOptions)
+			x := s.client(wallet.Caps{PricePerGPUHour: "1", PerLease: "0.03", PerDay: "0.06", PerPayee: "0.045"}, stallOptions)
 			signed := map[common.Hash]bool{}
 			for range 80 {
 				_, _ = s.get(x)
@@ -245,11 +247,11 @@ func TestX402ServerHasOneChannel(t *testing.T) {
 // TestX402RefusedOffersLeaveNoTrace: what a cap or the balance refuses is not on disk.
 func TestX402RefusedOffersLeaveNoTrace(t *testing.T) {
 	s := newStall(t, testrig.NewX402Market(t))
-	x := s.client(Caps{PricePerGPUHour: "1", PerLease: "1", PerDay: "0.009", PerPayee: "1"}, stallOptions)
+	x := s.client(wallet.Caps{PricePerGPUHour: "1", PerLease: "1", PerDay: "0.009", PerPayee: "1"}, stallOptions)
 	for i := range uint64(10) {
 		s.Offer.Extra.WithdrawDelay = 900 + i
 		var capped *channel.CapError
-		if _, err := s.get(x); !errors.As(err, &capped) || !errors.Is(err, ErrDeposit) {
+		if _, err := s.get(x); !errors.As(err, &capped) || !errors.Is(err, wallet.ErrDeposit) {
 			t.Fatal(err)
 		}
 	}
@@ -268,7 +270,7 @@ func TestX402CaughtServerIsNotPaidElsewhere(t *testing.T) {
 	x := s.client(stallCaps, stallOptions)
 	s.buy(x)
 	s.Receipt = func(r *x402.SettleResponse) { r.ChargedAmount = ptr(wireUnits(testrig.SellerPrice + 1)) }
-	var d *Dispute
+	var d *wallet.Dispute
 	if _, err := s.get(x); !errors.As(err, &d) {
 		t.Fatal(err)
 	}
@@ -300,7 +302,7 @@ func TestX402CaughtServerIsNotPaidElsewhere(t *testing.T) {
 	if err := x.w.Vet(t.Context(), common.Address(honest.PayTo), "http://elsewhere"); err != nil {
 		t.Errorf("a rental of its payee elsewhere: %v", err)
 	}
-	if err := x.w.Vet(t.Context(), common.Address{1}, site(parsed(t, s.Server.URL))); !errors.As(err, &d) {
+	if err := x.w.Vet(t.Context(), common.Address{1}, peer.Site(parsed(t, s.Server.URL))); !errors.As(err, &d) {
 		t.Errorf("a rental there: %v", err)
 	}
 	other := newStall(t, s.Market)
@@ -514,7 +516,7 @@ func TestX402LostDatabase(t *testing.T) {
 				gift(t, s.Chain, s.Contract, c.ID, row.gift)
 			}
 			s.database = filepath.Join(t.TempDir(), "new.db")
-			x = s.client(Caps{PricePerGPUHour: "1", PerLease: "0.009", PerDay: "0.0025", PerPayee: "0.009"}, stallOptions)
+			x = s.client(wallet.Caps{PricePerGPUHour: "1", PerLease: "0.009", PerDay: "0.0025", PerPayee: "0.009"}, stallOptions)
 			s.buy(x)
 			s.buy(x)
 			got := s.only(x)
@@ -594,7 +596,7 @@ func newOldNode(t *testing.T, target string, block uint64) *oldNode {
 		if err := json.NewDecoder(r.Body).Decode(&call); err != nil {
 			t.Error(err)
 		}
-		if p.lies.Load() && call.Method == "eth_call" && len(call.Params) > 1 && strings.Contains(strings.ToLower(string(call.Params[0])), lowerHex(channel.BatchSettlementEscrow)) {
+		if p.lies.Load() && call.Method == "eth_call" && len(call.Params) > 1 && strings.Contains(strings.ToLower(string(call.Params[0])), strings.ToLower(channel.BatchSettlementEscrow.Hex())) {
 			call.Params[1] = json.RawMessage(fmt.Sprintf(`"0x%x"`, block))
 		}
 		body, err := json.Marshal(call)
@@ -627,7 +629,7 @@ func TestX402LowerViewOfOneEndpoint(t *testing.T) {
 			}
 			lying := newOldNode(t, m.URL, head)
 			s := newStall(t, m)
-			x := s.client(Caps{PricePerGPUHour: "1", PerLease: "0.015", PerDay: "1", PerPayee: "1"}, stallOptions)
+			x := s.client(wallet.Caps{PricePerGPUHour: "1", PerLease: "0.015", PerDay: "1", PerPayee: "1"}, stallOptions)
 			if x.w.Backend, err = chain.Connect(t.Context(), lying.URL+","+m.URL, nil); err != nil {
 				t.Fatal(err)
 			}

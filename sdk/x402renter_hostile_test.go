@@ -15,6 +15,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 	"github.com/gpupay/gpupay/sdk/x402"
 )
@@ -30,10 +31,10 @@ func TestX402RenterRefusesOffers(t *testing.T) {
 		want error
 	}{
 		{"another chain", func(o *x402.Requirements) { o.Network = 8453 }, chain.ErrChainID},
-		{"another asset", func(o *x402.Requirements) { o.Asset = wire.Address{1} }, ErrToken},
-		{"price over MaxPrice", func(o *x402.Requirements) { o.Amount = wireUnits(testrig.SellerPrice + 1) }, ErrTooDear},
-		{"withdraw delay of 30 days", func(o *x402.Requirements) { o.Extra.WithdrawDelay = 30 * 24 * 3600 }, ErrEscrow},
-		{"withdraw delay past any", func(o *x402.Requirements) { o.Extra.WithdrawDelay = 1<<40 - 1 }, ErrEscrow},
+		{"another asset", func(o *x402.Requirements) { o.Asset = wire.Address{1} }, wallet.ErrToken},
+		{"price over MaxPrice", func(o *x402.Requirements) { o.Amount = wireUnits(testrig.SellerPrice + 1) }, wallet.ErrPrice},
+		{"withdraw delay of 30 days", func(o *x402.Requirements) { o.Extra.WithdrawDelay = 30 * 24 * 3600 }, wallet.ErrEscrow},
+		{"withdraw delay past any", func(o *x402.Requirements) { o.Extra.WithdrawDelay = 1<<40 - 1 }, wallet.ErrEscrow},
 		{"withdraw delay too short for the contract", func(o *x402.Requirements) { o.Extra.WithdrawDelay = 899 }, channel.ErrTerms},
 		{"pays nobody", func(o *x402.Requirements) { o.PayTo = wire.Address{} }, channel.ErrTerms},
 		{"no receiver authorizer", func(o *x402.Requirements) { o.Extra.ReceiverAuthorizer = wire.Address{} }, channel.ErrTerms},
@@ -52,15 +53,15 @@ func TestX402RenterRefusesOffers(t *testing.T) {
 	}
 	t.Run("minimum deposit over the cap", func(t *testing.T) {
 		s := newStall(t, m)
-		x := s.client(Caps{PricePerGPUHour: "1", PerLease: "0.009999", PerDay: "1", PerPayee: "1"}, stallOptions)
-		if _, err := s.get(x); !errors.Is(err, ErrDeposit) || len(s.Paid) != 0 {
+		x := s.client(wallet.Caps{PricePerGPUHour: "1", PerLease: "0.009999", PerDay: "1", PerPayee: "1"}, stallOptions)
+		if _, err := s.get(x); !errors.Is(err, wallet.ErrDeposit) || len(s.Paid) != 0 {
 			t.Errorf("%v, %d payments", err, len(s.Paid))
 		}
 	})
 	t.Run("minimum deposit over what we said", func(t *testing.T) {
 		s := newStall(t, m)
 		x := s.client(stallCaps, X402Options{MaxPrice: "0.001", Deposit: "0.009999"})
-		if _, err := s.get(x); !errors.Is(err, ErrDeposit) || len(s.Paid) != 0 {
+		if _, err := s.get(x); !errors.Is(err, wallet.ErrDeposit) || len(s.Paid) != 0 {
 			t.Errorf("%v, %d payments", err, len(s.Paid))
 		}
 	})
@@ -214,7 +215,7 @@ func TestX402RenterCatchesServers(t *testing.T) {
 				t.Errorf("%d payments, signed %s, charged %s, want %d, %d, %d", n, c.Signed.Dec(), c.Charged.Dec(), row.paid, row.signed, row.charged)
 			}
 			caught := row.want != nil && row.want != ErrLostAnswer
-			var d *Dispute
+			var d *wallet.Dispute
 			if errors.As(err, &d) != caught || (c.Dispute != "") != caught || len(s.evidence(x)) != count(caught) {
 				t.Errorf("dispute %q, %d pieces of evidence", c.Dispute, len(s.evidence(x)))
 			}
@@ -242,12 +243,12 @@ func TestX402RenterStopsAtCaps(t *testing.T) {
 	m := testrig.NewX402Market(t)
 	for _, row := range []struct {
 		name string
-		caps Caps
+		caps wallet.Caps
 		want int // answers that can be bought
 	}{
-		{"per channel", Caps{PricePerGPUHour: "1", PerLease: "0.011", PerDay: "1", PerPayee: "1"}, 0},
-		{"per day", Caps{PricePerGPUHour: "1", PerLease: "0.05", PerDay: "0.0125", PerPayee: "1"}, 2*testrig.SellerDeposit/testrig.SellerPrice - 1},
-		{"per payee", Caps{PricePerGPUHour: "1", PerLease: "0.05", PerDay: "1", PerPayee: "0.0125"}, 2*testrig.SellerDeposit/testrig.SellerPrice - 1},
+		{"per channel", wallet.Caps{PricePerGPUHour: "1", PerLease: "0.011", PerDay: "1", PerPayee: "1"}, 0},
+		{"per day", wallet.Caps{PricePerGPUHour: "1", PerLease: "0.05", PerDay: "0.0125", PerPayee: "1"}, 2*testrig.SellerDeposit/testrig.SellerPrice - 1},
+		{"per payee", wallet.Caps{PricePerGPUHour: "1", PerLease: "0.05", PerDay: "1", PerPayee: "0.0125"}, 2*testrig.SellerDeposit/testrig.SellerPrice - 1},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			s := newStall(t, m)
@@ -263,7 +264,7 @@ func TestX402RenterStopsAtCaps(t *testing.T) {
 			if row.want > 0 && (!errors.As(err, &capped) || capped.Cap != row.name || bought != row.want) {
 				t.Errorf("%d bought, then %v", bought, err)
 			}
-			if row.want == 0 && (!errors.Is(err, ErrDeposit) || bought != 2*testrig.SellerDeposit/testrig.SellerPrice-1) {
+			if row.want == 0 && (!errors.Is(err, wallet.ErrDeposit) || bought != 2*testrig.SellerDeposit/testrig.SellerPrice-1) {
 				t.Errorf("%d bought, then %v", bought, err)
 			}
 			if len(s.Paid) != bought {
@@ -308,7 +309,7 @@ func TestX402RedirectsArePaidOnce(t *testing.T) {
 		want error
 	}{
 		{name: "a receipt"}, {name: "the base with the next answer"},
-		{"a receipt, and a client that follows", true, true, ErrTooDear}, {"the base, and a client that follows", false, true, ErrTooDear},
+		{"a receipt, and a client that follows", true, true, wallet.ErrPrice}, {"the base, and a client that follows", false, true, wallet.ErrPrice},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			s := newStall(t, m)

@@ -13,6 +13,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/x402"
 )
 
@@ -30,7 +31,7 @@ func newStall(t *testing.T, m *testrig.Market) *stall {
 }
 
 // client is a renter of ours with tokens and not one wei.
-func (s *stall) client(caps Caps, options X402Options) *X402Client {
+func (s *stall) client(caps wallet.Caps, options X402Options) *X402Client {
 	s.Helper()
 	x, err := s.tryClient(caps, options)
 	if err != nil {
@@ -39,7 +40,7 @@ func (s *stall) client(caps Caps, options X402Options) *X402Client {
 	return x
 }
 
-func (s *stall) tryClient(caps Caps, options X402Options) (*X402Client, error) {
+func (s *stall) tryClient(caps wallet.Caps, options X402Options) (*X402Client, error) {
 	s.Helper()
 	if s.renter != nil { // a database belongs to one renter at a time
 		if err := s.renter.Close(); err != nil {
@@ -59,7 +60,7 @@ func (s *stall) tryClient(caps Caps, options X402Options) (*X402Client, error) {
 }
 
 var (
-	stallCaps    = Caps{PricePerGPUHour: "1", PerLease: "0.05", PerDay: "1", PerPayee: "1"}
+	stallCaps    = wallet.Caps{PricePerGPUHour: "1", PerLease: "0.05", PerDay: "1", PerPayee: "1"}
 	stallOptions = X402Options{MaxPrice: "0.001"}
 )
 
@@ -97,7 +98,7 @@ func (s *stall) only(x *X402Client) X402Channel {
 }
 
 // evidence is what was kept about the only channel.
-func (s *stall) evidence(x *X402Client) []Evidence {
+func (s *stall) evidence(x *X402Client) []wallet.Evidence {
 	s.Helper()
 	kept, err := x.w.Evidence(s.Context(), s.only(x).ID)
 	if err != nil {

@@ -16,7 +16,10 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/u256"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/boundlog"
+	"github.com/gpupay/gpupay/sdk/internal/evidence"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
+	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/x402"
 )
 
@@ -30,7 +33,7 @@ func (b *buying) answered(ctx context.Context, resp *http.Response, p signed) (a
 	case errors.Is(err, x402.ErrNone):
 		return false, nil // nothing was charged, or the next answer will tell
 	case err != nil:
-		warn(b.x.w.Log, "x402 receipt does not parse: nothing is booked", b.id, err)
+		boundlog.Warn(b.x.w.Log, "x402 receipt does not parse: nothing is booked", b.id, err)
 		return false, nil
 	}
 	if !receipt.Success {
@@ -66,7 +69,7 @@ func (b *buying) charged(ctx context.Context, resp *http.Response, receipt x402.
 	if p.deposit != nil {
 		paid.Deposited = p.deposit.Amount.Int
 		if _, err := b.underWay(ctx); err != nil { // the next payment looks again
-			warn(b.x.w.Log, "x402 deposit: the chain cannot be read", b.id, err)
+			boundlog.Warn(b.x.w.Log, "x402 deposit: the chain cannot be read", b.id, err)
 		}
 	}
 	if b.x.options.OnPaid != nil {
@@ -225,22 +228,22 @@ func (b *buying) dispute(ctx context.Context, reason error, h http.Header, name 
 // distrust keeps what a server was caught at and pays it nothing more: its payee nowhere,
 // if records that the payee signed prove it, and else nobody at this site.
 func (b *buying) distrust(ctx context.Context, reason error, document []byte) error {
-	ctx, reason = context.WithoutCancel(ctx), &worded{reason}
+	ctx, reason = context.WithoutCancel(ctx), boundlog.Plain(reason)
 	var err error
 	if rec := recordIn(document); rec != nil {
 		err = b.prove(ctx, *rec)
-		document = evident(*rec, document)
+		document = evidence.OfRecord(*rec, document)
 	}
-	err = errors.Join(err, b.x.w.Keep(ctx, Evidence{Channel: b.id, URL: b.slate.URL, Reason: reason.Error(), At: b.x.w.Now(), Document: document}))
-	if convicts(reason) {
+	err = errors.Join(err, b.x.w.Keep(ctx, wallet.Evidence{Channel: b.id, URL: b.slate.URL, Reason: reason.Error(), At: b.x.w.Now(), Document: document}))
+	if wallet.Convicts(reason) {
 		b.slate.Dispute = reason.Error()
 	} else {
-		accused := map[string]string{site(b.req.URL): reason.Error()}
+		accused := map[string]string{peer.Site(b.req.URL): reason.Error()}
 		maps.Copy(accused, b.slate.Accused)
 		b.slate.Accused = accused
 	}
 	b.x.w.Log.Error("x402 server was caught: nothing more is paid", "channel", b.id, "reason", reason)
-	return errors.Join(&Dispute{Channel: b.id, Reason: reason}, err, b.save(ctx))
+	return errors.Join(&wallet.Dispute{Channel: b.id, Reason: reason}, err, b.save(ctx))
 }
 
 // X402Channel is a channel with an x402 server. Amounts are base units.

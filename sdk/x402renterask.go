@@ -18,6 +18,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	"github.com/gpupay/gpupay/sdk/internal/reach"
+	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/x402"
 )
 
@@ -192,11 +193,11 @@ func (x *X402Client) fits(offer x402.Requirements, maxPrice uint256.Int) error {
 	case uint64(offer.Network) != x.escrow.ChainID():
 		return fmt.Errorf("%w: it is on %s, this renter's endpoint serves eip155:%d", chain.ErrChainID, offer.Network, x.escrow.ChainID())
 	case common.Address(offer.Asset) != x.w.Token.Address:
-		return fmt.Errorf("%w: it is %s, this renter pays in %s", ErrToken, offer.Asset, x.w.Token.Address)
+		return fmt.Errorf("%w: it is %s, this renter pays in %s", wallet.ErrToken, offer.Asset, x.w.Token.Address)
 	case offer.Amount.Gt(&maxPrice):
-		return fmt.Errorf("%w: a request costs up to %s, at most %s may be asked", ErrTooDear, x.w.Format(offer.Amount.Int), x.w.Format(maxPrice))
+		return fmt.Errorf("%w: a request costs up to %s, at most %s may be asked", wallet.ErrPrice, x.w.Format(offer.Amount.Int), x.w.Format(maxPrice))
 	case delay > x.w.MaxGrace:
-		return fmt.Errorf("%w: it takes %s to get the deposit back, MaxGrace is %s", ErrEscrow, delay, x.w.MaxGrace)
+		return fmt.Errorf("%w: it takes %s to get the deposit back, MaxGrace is %s", wallet.ErrEscrow, delay, x.w.MaxGrace)
 	}
 	return x.terms(offer).Validate()
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	"github.com/gpupay/gpupay/sdk/units"
+	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 	"github.com/gpupay/gpupay/sdk/x402"
 )
@@ -81,11 +82,11 @@ func TestX402StrangerAccusesNoPayee(t *testing.T) {
 	defer stranger.Close()
 	payee := n.slate().Payee
 	for range 2 {
-		var d *Dispute
+		var d *wallet.Dispute
 		if resp, err := n.x.Client().Get(stranger.URL); !errors.As(err, &d) || !errors.Is(err, ErrForged) && n.slate().Accused == nil {
 			t.Fatalf("the stranger's site: %v, %v", resp, err)
 		}
-		if err := n.x.w.Vet(t.Context(), payee, siteOf(n.server.URL)); err != nil {
+		if err := n.x.w.Vet(t.Context(), payee, peer.SiteOf(n.server.URL)); err != nil {
 			t.Errorf("a rental of the honest provider: %v", err)
 		}
 		n.tick()
@@ -127,7 +128,7 @@ func TestX402RelayAccusesNoPayee(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var d *Dispute
+	var d *wallet.Dispute
 	for tries := 0; !errors.As(err, &d); tries++ {
 		if _, err = rental.Tick(t.Context()); err == nil || tries == 3 {
 			t.Fatalf("the relay's answer was believed, or not read: %v", err)
@@ -136,7 +137,7 @@ func TestX402RelayAccusesNoPayee(t *testing.T) {
 	if !errors.Is(err, metering.ErrClock) {
 		t.Fatal(err)
 	}
-	if err := n.x.w.Vet(t.Context(), n.slate().Payee, siteOf(n.server.URL)); err != nil {
+	if err := n.x.w.Vet(t.Context(), n.slate().Payee, peer.SiteOf(n.server.URL)); err != nil {
 		t.Errorf("a rental of the honest provider: %v", err)
 	}
 	if _, err := rental.Tick(t.Context()); !errors.As(err, &d) {
@@ -198,7 +199,7 @@ func TestX402StrangerLosesNoTickOfAnother(t *testing.T) {
 // offer of its own, signed by its own key, accuses itself.
 func TestX402StrangersOfferAccusesNoPayee(t *testing.T) {
 	m := newMill(t, false, func(uint64, uint64) time.Duration { return time.Second })
-	x := m.s.client(Caps{PricePerGPUHour: "10", PerLease: "5", PerDay: "50", PerPayee: "50"}, X402Options{MaxPrice: Unlimited})
+	x := m.s.client(wallet.Caps{PricePerGPUHour: "10", PerLease: "5", PerDay: "50", PerPayee: "50"}, X402Options{MaxPrice: wallet.Unlimited})
 	rental, err := x.Rent(t.Context(), m.server.URL, 1)
 	if err != nil {
 		t.Fatal(err)
@@ -211,7 +212,7 @@ func TestX402StrangersOfferAccusesNoPayee(t *testing.T) {
 	m.key = channel.NewKey(own)
 	m.offer()
 	m.price.Amount.AddUint64(&m.price.Amount, 1)
-	var d *Dispute
+	var d *wallet.Dispute
 	if _, err := rental.Tick(t.Context()); !errors.As(err, &d) || !errors.Is(err, peer.ErrOffer) {
 		t.Errorf("%v, want a dispute about the offer", err)
 	}
@@ -273,7 +274,7 @@ func TestX402RenterCatchesProviders(t *testing.T) {
 				n.clock = row.clock
 				n.open()
 			}
-			var d *Dispute
+			var d *wallet.Dispute
 			_, err := n.rental.Tick(t.Context())
 			held := 0
 			for ; err == nil && row.clock != nil && held < 10; held++ { // what was metered is within the tolerance, on a busy machine
@@ -313,7 +314,7 @@ func TestX402RenterBoundsTicks(t *testing.T) {
 	n.config.X402.Window += time.Millisecond
 	n.start()
 	n.open()
-	if _, err := n.rental.Tick(t.Context()); !errors.Is(err, ErrTooDear) || len(n.line.Paid) != 0 {
+	if _, err := n.rental.Tick(t.Context()); !errors.Is(err, wallet.ErrPrice) || len(n.line.Paid) != 0 {
 		t.Errorf("more than a minute: %v", err)
 	}
 }

@@ -10,10 +10,11 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/x402"
 )
 
-var doorCaps = Caps{PricePerGPUHour: "10", PerLease: "50", PerDay: "50", PerPayee: "50"}
+var doorCaps = wallet.Caps{PricePerGPUHour: "10", PerLease: "50", PerDay: "50", PerPayee: "50"}
 
 // claimsAll is a mill that answers other requests, and refunds, by what is worth most to it: it claims all that was ever signed, and
 // counts that as charged. Where mute, it answers no tick.
@@ -82,7 +83,7 @@ func TestX402NoDoorTakesTheCeiling(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			m := newMill(t, false, func(uint64, uint64) time.Duration { return 50 * time.Millisecond })
 			m.claimsAll(door.mute)
-			x := m.s.client(doorCaps, X402Options{MaxPrice: Unlimited})
+			x := m.s.client(doorCaps, X402Options{MaxPrice: wallet.Unlimited})
 			rental, began := m.rent(x, 1), time.Now()
 			for round := range 6 {
 				_, err := rental.Tick(t.Context())
@@ -139,7 +140,7 @@ func TestX402FalseClaimAtARefund(t *testing.T) {
 	})
 	t.Run("of a channel that is not known", func(t *testing.T) {
 		m := newMill(t, false, func(uint64, uint64) time.Duration { return 50 * time.Millisecond })
-		x := m.s.client(doorCaps, X402Options{MaxPrice: Unlimited})
+		x := m.s.client(doorCaps, X402Options{MaxPrice: wallet.Unlimited})
 		if _, err := m.rent(x, 1).Tick(t.Context()); err != nil {
 			t.Fatal(err)
 		}
@@ -147,7 +148,7 @@ func TestX402FalseClaimAtARefund(t *testing.T) {
 		m.s.RPC(t, &before, "evm_snapshot")
 		rewrite(t, m.s.Chain, m.s.Contract, m.s.only(x).ID, 0, lie, func(v channel.ChainView) uint256.Int { return v.Settled })
 		m.s.database, m.s.Paid = filepath.Join(t.TempDir(), "new.db"), nil
-		x = m.s.client(doorCaps, X402Options{MaxPrice: Unlimited})
+		x = m.s.client(doorCaps, X402Options{MaxPrice: wallet.Unlimited})
 		vouchers := map[string]bool{}
 		m.s.Instead = m.counts(vouchers)
 		rental := m.rent(x, 1)

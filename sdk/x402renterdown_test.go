@@ -11,6 +11,7 @@ import (
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sim"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -145,7 +146,7 @@ func TestX402TimeOfAllGPUs(t *testing.T) {
 				}
 				billed += tick.Charged.Uint64()
 			}
-			var d *Dispute
+			var d *wallet.Dispute
 			if !errors.As(err, &d) || !errors.Is(err, metering.ErrClock) {
 				t.Errorf("%v, want a dispute about the clock", err)
 			}

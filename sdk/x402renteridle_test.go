@@ -18,6 +18,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 	"github.com/gpupay/gpupay/sdk/x402"
 )
@@ -90,7 +91,7 @@ func TestX402IdleTimeIsNotBilled(t *testing.T) {
 	clock.stop() // and another bills a second of it
 	var billed uint64
 	for range 10 {
-		var d *Dispute
+		var d *wallet.Dispute
 		tick, err := n.rental.Tick(t.Context())
 		if errors.As(err, &d) && errors.Is(err, metering.ErrClock) {
 			break
@@ -168,7 +169,7 @@ func TestX402StrangersUnitKeepsTheClock(t *testing.T) {
 		clock.stop()
 		n.clock = clock
 		n.open()
-		var d *Dispute
+		var d *wallet.Dispute
 		for range 10 { // a tick that the machine was too busy to meter may be within the tolerance
 			if _, err = n.rental.Tick(t.Context()); err != nil {
 				break
@@ -217,7 +218,7 @@ func TestX402TickErrorWithReceipt(t *testing.T) {
 		}
 		resp.StatusCode, resp.Status = http.StatusInternalServerError, "500 Internal Server Error"
 	}
-	var d *Dispute
+	var d *wallet.Dispute
 	if _, err := n.rental.Tick(t.Context()); err == nil || errors.As(err, &d) || n.slate().Tick != nil {
 		t.Errorf("nothing was charged: %v, pending %+v", err, n.slate().Tick)
 	}
@@ -320,7 +321,7 @@ func TestX402OneGPUIsPaidOnce(t *testing.T) {
 // paidOnce lets a second channel tick beside the first until a GPU was billed twice.
 func (n *tenant) paidOnce(elsewhere string) {
 	n.Helper()
-	second, err := n.renter.X402(n.Context(), X402Options{MaxPrice: Unlimited, Salt: common.Hash{1}})
+	second, err := n.renter.X402(n.Context(), X402Options{MaxPrice: wallet.Unlimited, Salt: common.Hash{1}})
 	if err != nil {
 		n.Fatal(err)
 	}
@@ -340,8 +341,8 @@ func (n *tenant) paidOnce(elsewhere string) {
 			break
 		}
 	}
-	var d *Dispute
-	if !errors.As(err, &d) || !errors.Is(err, ErrLetTwice) {
+	var d *wallet.Dispute
+	if !errors.As(err, &d) || !errors.Is(err, wallet.ErrLetTwice) {
 		n.Errorf("paid twice: %v", err)
 	}
 }
@@ -425,19 +426,19 @@ func TestOneGPUInASessionAndOverX402(t *testing.T) {
 	}
 	cancel()
 	err = errors.Join(err, <-done)
-	var d *Dispute
-	if !errors.As(err, &d) || !errors.Is(err, ErrLetTwice) {
+	var d *wallet.Dispute
+	if !errors.As(err, &d) || !errors.Is(err, wallet.ErrLetTwice) {
 		t.Errorf("one GPU in a session and over x402: %v", err)
 	}
 	n.open()
-	rows, listErr := rentalStore{n.x.w.store}.list(t.Context(), ``)
+	rows, listErr := rentalStore{n.x.w.Store}.list(t.Context(), ``)
 	if listErr != nil || len(rows) != 1 || len(rows[0].Spans) == 0 {
 		t.Fatalf("%d rentals, %v", len(rows), listErr)
 	}
-	if err := n.x.w.Billed.Book(rows[0].Terms.Payee, common.Hash{1}, rows[0].Spans, 0); !errors.Is(err, ErrLetTwice) {
+	if err := n.x.w.Billed.Book(rows[0].Terms.Payee, common.Hash{1}, rows[0].Spans, 0); !errors.Is(err, wallet.ErrLetTwice) {
 		t.Errorf("what a session was billed for is forgotten: %v", err)
 	}
-	if err := n.x.w.Billed.Book(rows[0].Terms.Payee, common.Hash{1}, n.slate().Spans, 0); !errors.Is(err, ErrLetTwice) {
+	if err := n.x.w.Billed.Book(rows[0].Terms.Payee, common.Hash{1}, n.slate().Spans, 0); !errors.Is(err, wallet.ErrLetTwice) {
 		t.Errorf("what ticks were billed for is forgotten: %v", err)
 	}
 }

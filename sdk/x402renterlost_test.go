@@ -15,6 +15,7 @@ import (
 
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/x402"
 )
 
@@ -23,7 +24,7 @@ import (
 func TestX402ChargedForNothing(t *testing.T) {
 	for _, served := range []bool{false, true} { // before it takes to it
 		m := newMill(t, false, func(uint64, uint64) time.Duration { return 50 * time.Millisecond })
-		x := m.s.client(Caps{PricePerGPUHour: "10", PerLease: "5", PerDay: "50", PerPayee: "50"}, X402Options{MaxPrice: Unlimited})
+		x := m.s.client(wallet.Caps{PricePerGPUHour: "10", PerLease: "5", PerDay: "50", PerPayee: "50"}, X402Options{MaxPrice: wallet.Unlimited})
 		rental, err := x.Rent(t.Context(), m.server.URL, 1)
 		if err != nil {
 			t.Fatal(err)
@@ -60,7 +61,7 @@ func TestX402ChargedForNothing(t *testing.T) {
 		if _, err := rental.Tick(t.Context()); !errors.Is(err, ErrLostAnswer) || len(vouchers) != 1 {
 			t.Errorf("claimed: %v, %d vouchers", err, len(vouchers))
 		}
-		var d *Dispute
+		var d *wallet.Dispute
 		if _, err := rental.Tick(t.Context()); !errors.As(err, &d) || len(vouchers) != 2 {
 			t.Errorf("asked to pay again: %v, %d vouchers", err, len(vouchers))
 		}
@@ -85,7 +86,7 @@ func TestX402BaseWithoutARecord(t *testing.T) {
 		m.s.Payer, m.s.database = m.s.Newcomer(t), filepath.Join(t.TempDir(), "renter.db")
 		m.s.Mint(t, m.s.PayerAddress(), 50_000_000)
 		m.s.Base, m.s.Newest, m.s.Instead = 0, nil, serve
-		x := m.s.client(Caps{PricePerGPUHour: "10", PerLease: "5", PerDay: "50", PerPayee: "50"}, X402Options{MaxPrice: Unlimited})
+		x := m.s.client(wallet.Caps{PricePerGPUHour: "10", PerLease: "5", PerDay: "50", PerPayee: "50"}, X402Options{MaxPrice: wallet.Unlimited})
 		clock := &nap{}
 		x.w.Clock = clock
 		rental, err := x.Rent(t.Context(), m.server.URL, 1)
@@ -246,7 +247,7 @@ func TestX402LostTickIsGivenUp(t *testing.T) {
 // the next one may cost by then.
 func TestX402LostTickAtANewPrice(t *testing.T) {
 	m := newMill(t, false, func(uint64, uint64) time.Duration { return 50 * time.Millisecond })
-	x := m.s.client(Caps{PricePerGPUHour: "10", PerLease: "5", PerDay: "50", PerPayee: "50"}, X402Options{MaxPrice: Unlimited})
+	x := m.s.client(wallet.Caps{PricePerGPUHour: "10", PerLease: "5", PerDay: "50", PerPayee: "50"}, X402Options{MaxPrice: wallet.Unlimited})
 	rental, err := x.Rent(t.Context(), m.server.URL, 1)
 	if err != nil {
 		t.Fatal(err)
@@ -287,7 +288,7 @@ func TestX402LostTickAtANewPrice(t *testing.T) {
 // that all of the voucher before is charged, has no more signed than the time that passed, and one ceiling.
 func TestX402RaisedBaseIsTimeThatPassed(t *testing.T) {
 	m := newMill(t, false, func(uint64, uint64) time.Duration { time.Sleep(60 * time.Millisecond); return 50 * time.Millisecond })
-	x := m.s.client(Caps{PricePerGPUHour: "10", PerLease: "5", PerDay: "50", PerPayee: "50"}, X402Options{MaxPrice: Unlimited})
+	x := m.s.client(wallet.Caps{PricePerGPUHour: "10", PerLease: "5", PerDay: "50", PerPayee: "50"}, X402Options{MaxPrice: wallet.Unlimited})
 	rental, err := x.Rent(t.Context(), m.server.URL, 1)
 	if err != nil {
 		t.Fatal(err)

@@ -17,6 +17,7 @@ import (
 	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -111,7 +112,7 @@ func TestX402RestoredRenterTicksOn(t *testing.T) {
 // was said a moment ago. Nobody else's time passes as fast.
 func (n *tenant) patient() (tick X402Tick, err error) {
 	for range 50 {
-		var d *Dispute
+		var d *wallet.Dispute
 		if tick, err = n.rental.Tick(n.Context()); err == nil || errors.As(err, &d) {
 			return tick, err
 		}
@@ -179,7 +180,7 @@ func TestX402MixedRequests(t *testing.T) {
 			err := n.does(m)
 			say("%+v, lost %t: %v", m, i == lost, err)
 			n.line.Cut, n.line.Short = 0, 0
-			var d *Dispute
+			var d *wallet.Dispute
 			if errors.As(err, &d) || err != nil && i != lost && !(m.path == "" && strings.Contains(err.Error(), "402")) {
 				t.Fatalf("seed %d, round %d:\n%s", seed, round, strings.Join(done, "\n"))
 			}

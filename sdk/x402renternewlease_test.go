@@ -17,6 +17,7 @@ import (
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sim"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 	"github.com/gpupay/gpupay/sdk/x402"
 )
@@ -175,7 +176,7 @@ func (m *mill) record(lease metering.Lease, worth time.Duration) metering.Signed
 func TestX402NewLeasesFillNoDisk(t *testing.T) {
 	m := newMill(t, false, func(uint64, uint64) time.Duration { return 0 })
 	m.fill = true
-	x := m.s.client(Caps{PricePerGPUHour: "10", PerLease: "5", PerDay: "50", PerPayee: "50"}, X402Options{MaxPrice: Unlimited})
+	x := m.s.client(wallet.Caps{PricePerGPUHour: "10", PerLease: "5", PerDay: "50", PerPayee: "50"}, X402Options{MaxPrice: wallet.Unlimited})
 	rental, err := x.Rent(t.Context(), m.server.URL, 1)
 	if err != nil {
 		t.Fatal(err)
@@ -219,7 +220,7 @@ func TestX402NewLeasesBillNoMoreThanPassed(t *testing.T) {
 		"half of a late reading, and the rest": halves,
 	} {
 		t.Run(name, func(t *testing.T) {
-			x := m.s.client(Caps{PricePerGPUHour: "10", PerLease: "5", PerDay: "50", PerPayee: "50"}, X402Options{MaxPrice: Unlimited})
+			x := m.s.client(wallet.Caps{PricePerGPUHour: "10", PerLease: "5", PerDay: "50", PerPayee: "50"}, X402Options{MaxPrice: wallet.Unlimited})
 			rental, err := x.Rent(t.Context(), m.server.URL, 1)
 			if err != nil {
 				t.Fatal(err)
@@ -233,7 +234,7 @@ func TestX402NewLeasesBillNoMoreThanPassed(t *testing.T) {
 				}
 				paid += tick.Charged.Uint64()
 			}
-			var d *Dispute
+			var d *wallet.Dispute
 			if most := uint64((time.Since(began) + tickTolerance).Milliseconds()); paid > most || paid == 0 {
 				t.Errorf("%d ms were paid for, %d passed and are tolerated", paid, most)
 			}

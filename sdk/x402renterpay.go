@@ -16,6 +16,8 @@ import (
 	"github.com/gpupay/gpupay/internal/fault"
 	"github.com/gpupay/gpupay/internal/u256"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/peer"
+	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 	"github.com/gpupay/gpupay/sdk/x402"
 )
@@ -44,7 +46,7 @@ func (b *buying) load(ctx context.Context) error {
 	return err
 }
 
-func (x *X402Client) slates() slates { return slates{x.w.store} }
+func (x *X402Client) slates() slates { return slates{x.w.Store} }
 
 // begin takes a channel up that this database does not know. What was claimed of it
 // is an endpoint's word: the first voucher is for the price alone, which is worth
@@ -72,7 +74,7 @@ func (b *buying) enter(ctx context.Context) error {
 			return err
 		}
 	}
-	if isNew := b.slate.visit(site(b.req.URL), b.terms.Payee); !isNew && !b.fresh {
+	if isNew := b.slate.visit(peer.Site(b.req.URL), b.terms.Payee); !isNew && !b.fresh {
 		return nil
 	}
 	b.fresh = false
@@ -327,7 +329,7 @@ func (b *buying) again(ctx context.Context, most uint256.Int) (*x402.Deposit, er
 	var total uint256.Int
 	if total.Add(&view.Deposit, &b.slate.Deposit.Amount.Int); most.Gt(&total) {
 		return nil, fmt.Errorf("channel %s: %w: one of %s is on its way and does not cover the request: wait until it arrives or expires",
-			b.id, ErrDeposit, b.x.w.Format(b.slate.Deposit.Amount.Int))
+			b.id, wallet.ErrDeposit, b.x.w.Format(b.slate.Deposit.Amount.Int))
 	}
 	return b.slate.Deposit, b.x.payer.Fund(ctx, b.id, total)
 }
@@ -390,12 +392,12 @@ func (b *buying) size(ctx context.Context, before, most uint256.Int) (value uint
 	units := b.x.w.Format
 	switch {
 	case value.Lt(&least):
-		return value, fmt.Errorf("channel %s: %w: it is %s, the server wants at least %s", b.id, ErrDeposit, units(value), units(least))
+		return value, fmt.Errorf("channel %s: %w: it is %s, the server wants at least %s", b.id, wallet.ErrDeposit, units(value), units(least))
 	case value.Gt(&room):
 		return value, fmt.Errorf("channel %s: %w: %s on top of %s, and %s leaves room for %s: %w",
-			b.id, ErrDeposit, units(value), units(before), capField(cap), units(room), b.capped(cap, before, value))
+			b.id, wallet.ErrDeposit, units(value), units(before), wallet.CapField(cap), units(room), b.capped(cap, before, value))
 	case value.Lt(&needed):
-		return value, fmt.Errorf("channel %s: %w: it is %s, the request needs %s", b.id, ErrDeposit, units(value), units(needed))
+		return value, fmt.Errorf("channel %s: %w: it is %s, the request needs %s", b.id, wallet.ErrDeposit, units(value), units(needed))
 	}
 	return value, nil
 }
@@ -422,7 +424,7 @@ func (b *buying) afford(ctx context.Context, value uint256.Int) error {
 		return err
 	}
 	if balance.Lt(&value) {
-		return fmt.Errorf("%w: %s has %s, the deposit is %s", ErrBalance, b.terms.Payer, b.x.w.Format(balance), b.x.w.Format(value))
+		return fmt.Errorf("%w: %s has %s, the deposit is %s", wallet.ErrBalance, b.terms.Payer, b.x.w.Format(balance), b.x.w.Format(value))
 	}
 	able, err := b.x.w.Token.SupportsAuthorization(ctx)
 	if err == nil && !able {
@@ -449,7 +451,7 @@ func (b *buying) validBefore(ctx context.Context) (x402.Seconds, error) {
 	if theirs.After(now) {
 		now = theirs
 	}
-	open := min(b.offer.MaxTimeoutSeconds, uint64(authorizationTTL/time.Second))
+	open := min(b.offer.MaxTimeoutSeconds, uint64(wallet.AuthorizationTTL/time.Second))
 	return x402.Seconds(uint64(now.Unix()) + open), nil
 }
 

@@ -26,7 +26,7 @@ func (b *buying) prove(ctx context.Context, refused metering.SignedRecord) error
 	if b.slate.Ticking == nil {
 		return nil
 	}
-	earlier, err := b.x.w.store.recordIn(ctx, "x402_records", b.id, refused.LeaseID, refused.Sequence)
+	earlier, err := b.x.w.Store.Record(ctx, "x402_records", b.id, refused.LeaseID, refused.Sequence)
 	if err != nil || earlier == nil {
 		return err
 	}
@@ -34,5 +34,5 @@ func (b *buying) prove(ctx context.Context, refused metering.SignedRecord) error
 	if err := json.Unmarshal(earlier, &accepted); err != nil {
 		return fmt.Errorf("channel %s: record %d on disk does not parse; restore the database from its backup: %w", b.id, refused.Sequence, err)
 	}
-	return b.x.w.store.prove(ctx, b.slate.Ticking.Offer, nil, accepted, refused, b.x.w.Now().UnixMilli())
+	return b.x.w.Store.Prove(ctx, b.slate.Ticking.Offer, nil, accepted, refused, b.x.w.Now().UnixMilli())
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/gpupay/gpupay/sdk/audit"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/wallet"
 )
 
 // TestX402PayersBundle: what a renter keeps of its ticks, of several leases and with records that it was never shown, holds
@@ -159,7 +160,7 @@ func TestX402RenterPrune(t *testing.T) {
 	}
 	n.tick()
 	empty()
-	if err := r.w.Keep(t.Context(), Evidence{Channel: id, URL: n.server.URL, Reason: "a test", At: time.Now()}); err != nil {
+	if err := r.w.Keep(t.Context(), wallet.Evidence{Channel: id, URL: n.server.URL, Reason: "a test", At: time.Now()}); err != nil {
 		t.Fatal(err)
 	}
 	prunes("its server was caught", later, keep, 0)

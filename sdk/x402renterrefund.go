@@ -13,8 +13,10 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/u256"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/boundlog"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	"github.com/gpupay/gpupay/sdk/units"
+	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 	"github.com/gpupay/gpupay/sdk/x402"
 )
@@ -303,7 +305,7 @@ func (b *buying) settleDeposit(ctx context.Context) error {
 // walkOut does what the chain says is next, until nothing is left to withdraw or
 // one withdrawal of all that was there is over: anybody can deposit dust meanwhile,
 // and each withdrawal takes the delay and the renter's gas. A step that is refused
-// leaveRounds times is ErrStuck; waiting for the delay or an endpoint is no try.
+// wallet.LeaveRounds times is ErrStuck; waiting for the delay or an endpoint is no try.
 func (b *buying) walkOut(ctx context.Context) error {
 	var last channel.ChainView
 	var begun bool // by us, of all that was free
@@ -326,12 +328,12 @@ func (b *buying) walkOut(ctx context.Context) error {
 		var revert *chain.Revert
 		switch {
 		case errors.As(err, &revert):
-			if tries++; tries >= leaveRounds {
-				return fmt.Errorf("channel %s: %w: the contract refused %d times: %w", b.id, ErrStuck, tries, err)
+			if tries++; tries >= wallet.LeaveRounds {
+				return fmt.Errorf("channel %s: %w: the contract refused %d times: %w", b.id, wallet.ErrStuck, tries, err)
 			}
 			wait = pace.Next()
 		case errors.Is(err, chain.ErrUnreachable):
-			warn(b.x.w.Log, "leaving: not yet", b.id, err)
+			boundlog.Warn(b.x.w.Log, "leaving: not yet", b.id, err)
 		case err != nil:
 			return err
 		}
@@ -364,10 +366,10 @@ func (b *buying) finalize(ctx context.Context, view channel.ChainView) error {
 func (b *buying) sendOwn(ctx context.Context, call chain.Call) error {
 	own, err := b.x.w.HasGas(ctx)
 	if err == nil && !own {
-		err = fmt.Errorf("channel %s: %w: only %s can withdraw: send it some and call again", b.id, ErrNoGas, b.x.w.Address())
+		err = fmt.Errorf("channel %s: %w: only %s can withdraw: send it some and call again", b.id, wallet.ErrNoGas, b.x.w.Address())
 	}
 	if err != nil {
 		return err
 	}
-	return sendOnce(ctx, b.x.w.Sender, call, b.x.w.Confirmations)
+	return b.x.w.Sender.SendOnce(ctx, call, b.x.w.Confirmations)
 }

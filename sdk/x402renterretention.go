@@ -11,11 +11,12 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk/audit"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/wallet"
 )
 
 // pruneX402 is Prune for channels with x402 servers.
 func (r *Renter) pruneX402(ctx context.Context, before time.Time, archive func(*audit.Bundle) error) (pruned int, err error) {
-	slates := slates{r.w.store}
+	slates := slates{r.w.Store}
 	quiet, err := slates.quiet(ctx, before)
 	for _, s := range quiet {
 		empty, err := r.emptySince(ctx, s.ID, before)
@@ -68,7 +69,7 @@ func (r *Renter) emptySince(ctx context.Context, id common.Hash, before time.Tim
 	if !known.UpdatedAt.Before(before) {
 		return false, nil
 	}
-	if err = told(ctx, r.w, id); errors.Is(err, errNotYet) {
+	if err = r.w.Sync(ctx, id); errors.Is(err, wallet.ErrNotYet) {
 		return false, nil
 	}
 	return err == nil, err

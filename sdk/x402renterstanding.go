@@ -8,13 +8,15 @@ import (
 	"github.com/ethereum/go-ethereum/common"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/internal/peer"
+	"github.com/gpupay/gpupay/sdk/wallet"
 )
 
 // vet holds a server to what is known of its payee and its site, whatever its
 // newest 402 says: who was caught is not paid from another channel, and while one
 // channel with it holds money no second one is opened.
 func (b *buying) vet(ctx context.Context) error {
-	payee, at := b.terms.Payee, site(b.req.URL)
+	payee, at := b.terms.Payee, peer.Site(b.req.URL)
 	if err := b.x.w.Vet(ctx, payee, at); err != nil {
 		return err
 	}
@@ -45,11 +47,11 @@ func (b *buying) oneChannel(ctx context.Context, s slate) error {
 // other is the buying of a related channel that stands in this one's place: with
 // the same payee, site and salt, and money in it. It is nil if that is not so.
 func (b *buying) other(ctx context.Context, s slate) (*buying, error) {
-	if s.ID == b.id || !s.at(site(b.req.URL)) {
+	if s.ID == b.id || !s.at(peer.Site(b.req.URL)) {
 		return nil, nil
 	}
 	paid, err := b.x.payer.State(ctx, s.ID)
-	if err != nil || turnOf(paid.Terms) != turnOf(b.terms) {
+	if err != nil || wallet.TurnOf(paid.Terms) != wallet.TurnOf(b.terms) {
 		return nil, err
 	}
 	return b.holding(ctx, s, paid.Terms)
@@ -73,7 +75,7 @@ func (b *buying) holding(ctx context.Context, s slate, terms channel.Terms) (*bu
 // terms the server names now, and whatever payee: a server that takes another key
 // can still refund what it was paid under the last one.
 func (b *buying) stand(ctx context.Context) error {
-	related, err := b.x.slates().related(ctx, b.terms.Payee, site(b.req.URL))
+	related, err := b.x.slates().related(ctx, b.terms.Payee, peer.Site(b.req.URL))
 	if err != nil {
 		return err
 	}
@@ -85,9 +87,9 @@ func (b *buying) stand(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		turn := turnOf(paid.Terms)
-		turn.payee = b.terms.Payee
-		if !s.at(site(b.req.URL)) || turn != turnOf(b.terms) {
+		turn := wallet.TurnOf(paid.Terms)
+		turn.Payee = b.terms.Payee
+		if !s.at(peer.Site(b.req.URL)) || turn != wallet.TurnOf(b.terms) {
 			continue
 		}
 		other, err := b.holding(ctx, s, paid.Terms)
@@ -105,7 +107,7 @@ func (b *buying) stand(ctx context.Context) error {
 // at reports whether a channel was paid from at a site.
 func (s slate) at(site string) bool {
 	if len(s.Sites) == 0 {
-		return siteOf(s.URL) == site
+		return peer.SiteOf(s.URL) == site
 	}
 	for _, known := range s.Sites {
 		if known == site {
@@ -119,7 +121,7 @@ func (s slate) at(site string) bool {
 func (s *slate) visit(site string, payee common.Address) (isNew bool) {
 	s.Payee = payee
 	if isNew = len(s.Sites) == 0; isNew {
-		s.Sites = []string{siteOf(s.URL)}
+		s.Sites = []string{peer.SiteOf(s.URL)}
 	}
 	if !s.at(site) {
 		s.Sites, isNew = append(s.Sites, site), true

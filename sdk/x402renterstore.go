@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/internal/billed"
+	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/x402"
 )
 
@@ -61,7 +63,7 @@ type slate struct {
 var errStale = errors.New("another program pays from the channel: one database belongs to one renter")
 
 // slates keeps slates.
-type slates struct{ walletStore }
+type slates struct{ wallet.Store }
 
 // load returns a channel's slate, or nil.
 func (s slates) load(ctx context.Context, id common.Hash) (*slate, error) {
@@ -77,7 +79,7 @@ func (s slates) list(ctx context.Context) ([]slate, error) { return s.query(ctx,
 
 // related returns the slates of a payee, and those that were paid from at a site.
 func (s slates) related(ctx context.Context, payee common.Address, site string) ([]slate, error) {
-	return s.query(ctx, `WHERE payee = ? OR channel IN (SELECT channel FROM x402_sites WHERE site = ?)`, lowerHex(payee), site)
+	return s.query(ctx, `WHERE payee = ? OR channel IN (SELECT channel FROM x402_sites WHERE site = ?)`, strings.ToLower(payee.Hex()), site)
 }
 
 func (s slates) query(ctx context.Context, where string, args ...any) ([]slate, error) {
@@ -86,7 +88,7 @@ func (s slates) query(ctx context.Context, where string, args ...any) ([]slate, 
 		Payee    string `db:"payee"`
 		Version  int64  `db:"version"`
 	}
-	view := s.db.View()
+	view := s.DB.View()
 	if err := view.SelectContext(ctx, &rows, view.Rebind(`SELECT document, payee, version FROM x402_slates `+where+` ORDER BY channel`), args...); err != nil {
 		return nil, fmt.Errorf("reading x402 slates: %w", err)
 	}
@@ -112,7 +114,7 @@ func (s slates) accept(ctx context.Context, t *slate, rec *metering.SignedRecord
 	if err != nil {
 		return err
 	}
-	err = s.db.Update(context.WithoutCancel(ctx), func(tx *sqlx.Tx) error {
+	err = s.DB.Update(context.WithoutCancel(ctx), func(tx *sqlx.Tx) error {
 		if err := t.write(tx, string(document)); err != nil || rec == nil {
 			return err
 		}
@@ -139,7 +141,7 @@ func (t *slate) write(tx *sqlx.Tx, document string) error {
 	done, err := tx.Exec(tx.Rebind(`INSERT INTO x402_slates (channel, url, payee, document, updated_at, version) VALUES (?, ?, ?, ?, ?, 1)
 		ON CONFLICT (channel) DO UPDATE SET payee = excluded.payee, document = excluded.document, updated_at = excluded.updated_at,
 		version = x402_slates.version + 1 WHERE x402_slates.version = ?`),
-		t.ID.Hex(), t.URL, lowerHex(t.Payee), document, time.Now().UnixMilli(), t.version)
+		t.ID.Hex(), t.URL, strings.ToLower(t.Payee.Hex()), document, time.Now().UnixMilli(), t.version)
 	if err != nil {
 		return err
 	}
@@ -156,13 +158,13 @@ func (t *slate) write(tx *sqlx.Tx, document string) error {
 
 // records returns the checked usage records of a channel, in order.
 func (s slates) records(ctx context.Context, id common.Hash) ([]metering.SignedRecord, error) {
-	return s.recordsIn(ctx, "x402_records", id)
+	return s.Records(ctx, "x402_records", id)
 }
 
 // offer is one that records were kept under: null where they are from before offers were.
 func (s slates) offer(ctx context.Context, hash common.Hash) (json.RawMessage, error) {
 	var all []string
-	db := s.db.View()
+	db := s.DB.View()
 	err := db.SelectContext(ctx, &all, db.Rebind(`SELECT document FROM x402_offers WHERE hash = ?`), hash.Hex())
 	if err != nil || len(all) == 0 {
 		return json.RawMessage("null"), err
@@ -185,7 +187,7 @@ func (s slates) quiet(ctx context.Context, before time.Time) ([]slate, error) {
 
 // prune deletes the records of a channel, unless it was paid from since its slate was read.
 func (s slates) prune(ctx context.Context, t slate, before time.Time) (deleted bool, err error) {
-	err = s.db.Update(ctx, func(tx *sqlx.Tx) error {
+	err = s.DB.Update(ctx, func(tx *sqlx.Tx) error {
 		done, err := tx.ExecContext(ctx, tx.Rebind(`DELETE FROM x402_records WHERE channel = ? AND channel IN (SELECT channel FROM x402_slates `+isQuietSlate+` AND version = ?)`),
 			t.ID.Hex(), before.UnixMilli(), t.version)
 		if err != nil {

@@ -19,6 +19,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	"github.com/gpupay/gpupay/sdk/units"
+	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 	"github.com/gpupay/gpupay/sdk/x402"
 )
@@ -387,11 +388,11 @@ func (t *X402Rental) finish(ctx context.Context) (X402Tick, error) {
 
 // passing reports what the next try may not meet.
 func (t *X402Rental) passing(err error) bool {
-	var d *Dispute
+	var d *wallet.Dispute
 	var capped *channel.CapError
 	var problem *wire.Problem
 	switch {
-	case errors.As(err, &d), errors.As(err, &capped), errors.Is(err, ErrNotOffered), errors.Is(err, ErrDeposit), errors.Is(err, ErrBalance), errors.Is(err, channel.ErrClosing):
+	case errors.As(err, &d), errors.As(err, &capped), errors.Is(err, ErrNotOffered), errors.Is(err, wallet.ErrDeposit), errors.Is(err, wallet.ErrBalance), errors.Is(err, channel.ErrClosing):
 		return false
 	case errors.As(err, &problem):
 		return problem.Status >= 500 || problem.Status == http.StatusTooManyRequests || problem.Status == http.StatusPaymentRequired

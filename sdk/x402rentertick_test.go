@@ -20,6 +20,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -60,7 +61,7 @@ func (n *tenant) open() {
 	}
 	config := RenterConfig{
 		Key: n.key, Backend: n.chain.Backend, Token: n.config.Token, Database: n.database, Clock: n.clock,
-		Caps: Caps{PricePerGPUHour: "10", PerLease: "0.05", PerDay: "1", PerPayee: "1"},
+		Caps: wallet.Caps{PricePerGPUHour: "10", PerLease: "0.05", PerDay: "1", PerPayee: "1"},
 		Poll: 5 * time.Millisecond, ClockOff: time.Hour, Log: slog.New(slog.DiscardHandler),
 	}
 	if n.change != nil {
@@ -72,7 +73,7 @@ func (n *tenant) open() {
 	}
 	n.Cleanup(func() { renter.Close() })
 	n.renter = renter
-	if n.x, err = renter.X402(n.Context(), X402Options{MaxPrice: Unlimited, Transport: n.line}); err != nil {
+	if n.x, err = renter.X402(n.Context(), X402Options{MaxPrice: wallet.Unlimited, Transport: n.line}); err != nil {
 		n.Fatal(err)
 	}
 	if n.rental, err = n.x.Rent(n.Context(), n.server.URL, 1); err != nil {

@@ -16,6 +16,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/chaintest"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/x402"
 )
 
@@ -101,7 +102,7 @@ func (p plain) CallContract(ctx context.Context, call ethereum.CallMsg, block *b
 func TestX402SignsNoDepositThatCannotWork(t *testing.T) {
 	n := newTenant(t, newPayRig(t))
 	b := &buying{x: n.x, terms: channel.Terms{Payer: n.key.Address()}}
-	for amount, want := range map[uint64]error{1: nil, tenantPurse: nil, tenantPurse + 1: ErrBalance} {
+	for amount, want := range map[uint64]error{1: nil, tenantPurse: nil, tenantPurse + 1: wallet.ErrBalance} {
 		if err := b.afford(t.Context(), *uint256.NewInt(amount)); !errors.Is(err, want) {
 			t.Errorf("%d: %v, want %v", amount, err, want)
 		}

@@ -12,8 +12,8 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/cli"
 	"github.com/gpupay/gpupay/internal/renting"
-	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/tower"
+	"github.com/gpupay/gpupay/sdk/wallet"
 )
 
 // rentFields are the flags behind what is configured.
@@ -114,9 +114,9 @@ func (r *rent) read() (err error) {
 // explain says what to do about an error in terms of this program's flags.
 func explain(ctx context.Context, err error) error {
 	switch {
-	case errors.Is(err, sdk.ErrDeposit), errors.Is(err, sdk.ErrTooDear):
+	case errors.Is(err, wallet.ErrDeposit), errors.Is(err, wallet.ErrPrice):
 		return fmt.Errorf("%w (--deposit and --top-up are what is put in; the caps are --max-price, --budget, --max-per-day and --max-per-provider)", err)
-	case errors.Is(err, sdk.ErrToken):
+	case errors.Is(err, wallet.ErrToken):
 		return fmt.Errorf("%w (--token, or another provider)", err)
 	case errors.Is(err, channel.ErrUnknown):
 		return fmt.Errorf("%w (a test chain that was started anew has nothing of the one before: take another --db)", err)

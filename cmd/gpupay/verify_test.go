@@ -24,6 +24,7 @@ import (
 	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/audit"
+	"github.com/gpupay/gpupay/sdk/wallet"
 )
 
 // rented returns the databases of both sides after a rental on a real chain.
@@ -50,7 +51,7 @@ func rented(t *testing.T, c *chaintest.Chain) (provider, renter, channelID, leas
 	c.Mint(t, crypto.PubkeyToAddress(c.Keys[1].PublicKey), 10_000_000)
 	r, err := sdk.NewRenter(t.Context(), sdk.RenterConfig{
 		RPC: c.URL, Token: c.Token, Key: channel.NewKey(c.Keys[1]), Database: renter, Poll: 50 * time.Millisecond, Log: log,
-		Caps: sdk.Caps{PricePerGPUHour: "4", PerLease: "1", PerDay: "1", PerPayee: "1"},
+		Caps: wallet.Caps{PricePerGPUHour: "4", PerLease: "1", PerDay: "1", PerPayee: "1"},
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -16,6 +16,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/units"
+	"github.com/gpupay/gpupay/sdk/wallet"
 )
 
 func main() {
@@ -35,7 +36,7 @@ func run(ctx context.Context, provider string, period time.Duration) error {
 	}
 	renter, err := sdk.NewRenter(ctx, sdk.RenterConfig{
 		Key: key, RPC: os.Getenv("GPUPAY_RPC"), Token: common.HexToAddress(os.Getenv("GPUPAY_TOKEN")), Database: os.Getenv("GPUPAY_DB"),
-		Caps: sdk.Caps{PricePerGPUHour: "5.00", PerLease: "10.00", PerDay: "50.00", PerPayee: "500.00"},
+		Caps: wallet.Caps{PricePerGPUHour: "5.00", PerLease: "10.00", PerDay: "50.00", PerPayee: "500.00"},
 	})
 	if err != nil {
 		return err

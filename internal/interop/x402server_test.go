@@ -25,6 +25,7 @@ import (
 	"github.com/gpupay/gpupay/internal/chaintest"
 	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/wallet"
 )
 
 // shop is a server of the official packages, and a renter of ours that has tokens and no coin.
@@ -110,7 +111,7 @@ func (s *shop) open() {
 }
 
 // client is a renter on the shop's database. Its caps are tight: 0.05 in a channel.
-func (s *shop) client(caps sdk.Caps, options sdk.X402Options) (*sdk.X402Client, *sdk.Renter) {
+func (s *shop) client(caps wallet.Caps, options sdk.X402Options) (*sdk.X402Client, *sdk.Renter) {
 	s.Helper()
 	renter, err := sdk.NewRenter(s.Context(), sdk.RenterConfig{
 		Key: s.key, RPC: s.chain.URL, Token: s.chain.Token, Database: s.database, Caps: caps,
@@ -134,7 +135,7 @@ func (s *shop) client(caps sdk.Caps, options sdk.X402Options) (*sdk.X402Client, 
 }
 
 var (
-	shopCaps    = sdk.Caps{PricePerGPUHour: "1", PerLease: "0.05", PerDay: "0.05", PerPayee: "0.05"}
+	shopCaps    = wallet.Caps{PricePerGPUHour: "1", PerLease: "0.05", PerDay: "0.05", PerPayee: "0.05"}
 	shopOptions = sdk.X402Options{MaxPrice: "0.001"}
 )
 
@@ -311,7 +312,7 @@ func TestRenterLeavesOfficialServer(t *testing.T) {
 	s.control("claim")
 	s.buy(client, http.MethodGet, 300)
 	id := s.only(client).ID
-	if _, err := client.Leave(t.Context(), id); !errors.Is(err, sdk.ErrNoGas) {
+	if _, err := client.Leave(t.Context(), id); !errors.Is(err, wallet.ErrNoGas) {
 		t.Fatalf("leaving without a coin: %v", err)
 	}
 	if _, err := s.tryBuy(client, http.MethodGet, 1); !errors.Is(err, channel.ErrClosing) {

@@ -31,6 +31,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/limit"
 	"github.com/gpupay/gpupay/sdk/settle"
+	"github.com/gpupay/gpupay/sdk/wallet"
 )
 
 // What the market's programs are set to. A GPU-second costs 1,000 base units.
@@ -173,7 +174,7 @@ func newMarket(t *rapid.T, seen map[string]int, change ...func(*sdk.ProviderConf
 func (m *market) newRenter(k *ecdsa.PrivateKey, i int) *renter {
 	r := &renter{config: sdk.RenterConfig{
 		Backend: m.chain, Escrow: m.escrow, Token: m.token.Address, Key: channel.NewKey(k), Database: filepath.Join(m.dir, fmt.Sprintf("renter %d.db", i)),
-		Caps:      sdk.Caps{PricePerGPUHour: "4.00", PerLease: "0.1", PerDay: sdk.Unlimited, PerPayee: sdk.Unlimited},
+		Caps:      wallet.Caps{PricePerGPUHour: "4.00", PerLease: "0.1", PerDay: wallet.Unlimited, PerPayee: wallet.Unlimited},
 		Tolerance: time.Second, Patience: 5 * time.Second, Poll: 10 * time.Millisecond, ClockOff: 24 * time.Hour, Log: slog.New(slog.DiscardHandler),
 	}}
 	m.start(r)
@@ -320,7 +321,7 @@ func (m *market) pause(d *deal) {
 	d.cancel()
 	err := <-d.done
 	d.cancel = nil
-	var lied *sdk.Dispute
+	var lied *wallet.Dispute
 	if errors.As(err, &lied) {
 		m.Fatalf("an honest provider is disputed: %v", err)
 	}

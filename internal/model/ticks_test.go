@@ -20,6 +20,7 @@ import (
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/x402"
 )
 
@@ -109,7 +110,7 @@ func (n *tenancy) begin(lost bool) {
 	n.r.config.Clock = n.clock
 	n.start(n.r)
 	var err error
-	n.client, err = n.r.X402(n.ctx, sdk.X402Options{MaxPrice: sdk.Unlimited})
+	n.client, err = n.r.X402(n.ctx, sdk.X402Options{MaxPrice: wallet.Unlimited})
 	n.must(err)
 	n.rental, err = n.client.Rent(n.ctx, n.server.URL, 1)
 	n.must(err)
@@ -160,7 +161,7 @@ func (n *tenancy) freeze(t *rapid.T) {
 	var billed uint64
 	for range rapid.IntRange(1, 3).Draw(t, "ticks") {
 		charged, err := n.tick()
-		var lie *sdk.Dispute
+		var lie *wallet.Dispute
 		if errors.As(err, &lie) {
 			n.seen["refused"]++
 			break

@@ -29,6 +29,7 @@ import (
 	"github.com/gpupay/gpupay/internal/devchain"
 	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/settle"
+	"github.com/gpupay/gpupay/sdk/wallet"
 )
 
 const (
@@ -180,7 +181,7 @@ func (s *story) startRenter(ctx context.Context, name string) (*party, error) {
 	}
 	p.renter, err = sdk.NewRenter(ctx, sdk.RenterConfig{
 		Key: p.key, RPC: s.chain.URL, Token: s.chain.Token, Database: filepath.Join(s.dir, name+".db"), Log: s.log, Poll: 200 * time.Millisecond,
-		Caps: sdk.Caps{PricePerGPUHour: "40.00", PerLease: "2.00", PerDay: "3.00", PerPayee: "5.00"},
+		Caps: wallet.Caps{PricePerGPUHour: "40.00", PerLease: "2.00", PerDay: "3.00", PerPayee: "5.00"},
 	})
 	if err != nil {
 		return nil, err

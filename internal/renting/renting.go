@@ -16,6 +16,7 @@ import (
 	"github.com/gpupay/gpupay/internal/redact"
 	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/units"
+	"github.com/gpupay/gpupay/sdk/wallet"
 )
 
 // Renting is what is rented, of whom, and what is done.
@@ -117,7 +118,7 @@ func use(ctx, work context.Context, renter *sdk.Renter, rental *sdk.Rental, limi
 	stop()
 	<-shown
 
-	var dispute *sdk.Dispute
+	var dispute *wallet.Dispute
 	switch {
 	case err == nil, ctx.Err() != nil:
 	case errors.Is(err, sdk.ErrBudget):

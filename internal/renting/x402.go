@@ -9,12 +9,13 @@ import (
 
 	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/units"
+	"github.com/gpupay/gpupay/sdk/wallet"
 )
 
 // rentOverX402 rents by ticks over x402: each window is paid when it was metered
 // and its record checked. What is left in the channel comes back at the end.
 func rentOverX402(ctx, work context.Context, renter *sdk.Renter, o *Renting) error {
-	client, err := renter.X402(work, sdk.X402Options{MaxPrice: sdk.Unlimited, Deposit: o.Options.Deposit})
+	client, err := renter.X402(work, sdk.X402Options{MaxPrice: wallet.Unlimited, Deposit: o.Options.Deposit})
 	if err != nil {
 		return err
 	}

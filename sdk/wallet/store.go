@@ -1,4 +1,4 @@
-package sdk
+package wallet
 
 import (
 	"context"
@@ -16,13 +16,16 @@ import (
 	"github.com/gpupay/gpupay/channel/store"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/evidence"
 )
 
+// Migrations are the tables of a payer's database, whatever it pays for: rentals' and those of accounts with x402 servers.
+//
 //go:embed migrations/renter/*.sql
-var renterMigrations embed.FS
+var Migrations embed.FS
 
-// walletStore keeps evidence, and what a wallet has to remember of its token.
-type walletStore struct{ db *store.DB }
+// Store keeps a payer's evidence and proofs, and what its wallet has to remember of its token.
+type Store struct{ DB *store.DB }
 
 // Evidence is something that a provider sent and this renter refused.
 type Evidence struct {
@@ -33,9 +36,10 @@ type Evidence struct {
 	Document []byte // as it came; for a fork, both records
 }
 
-func (s walletStore) recordIn(ctx context.Context, table string, id, lease common.Hash, sequence uint64) (json.RawMessage, error) {
+// Record returns the usage record of a number from a table of records, rental_records or x402_records; nil: there is none.
+func (s Store) Record(ctx context.Context, table string, id, lease common.Hash, sequence uint64) (json.RawMessage, error) {
 	var document string
-	db := s.db.View()
+	db := s.DB.View()
 	err := db.GetContext(ctx, &document, db.Rebind(
 		`SELECT record FROM `+table+` WHERE channel = ? AND lease = ? AND sequence = ?`), id.Hex(), lease.Hex(), int64(sequence))
 	if errors.Is(err, sql.ErrNoRows) {
@@ -44,9 +48,10 @@ func (s walletStore) recordIn(ctx context.Context, table string, id, lease commo
 	return json.RawMessage(document), err
 }
 
-func (s walletStore) recordsIn(ctx context.Context, table string, id common.Hash) ([]metering.SignedRecord, error) {
+// Records returns the usage records of a channel from a table of records, in order.
+func (s Store) Records(ctx context.Context, table string, id common.Hash) ([]metering.SignedRecord, error) {
 	var documents []string
-	db := s.db.View()
+	db := s.DB.View()
 	err := db.SelectContext(ctx, &documents, db.Rebind(
 		`SELECT record FROM `+table+` WHERE channel = ? ORDER BY lease, sequence`), id.Hex())
 	if err != nil {
@@ -63,8 +68,8 @@ func (s walletStore) recordsIn(ctx context.Context, table string, id common.Hash
 
 // forgetChain forgets which chain the database is from, while it has nothing of it: a rental that failed before anything was
 // signed keeps nobody's database from another chain.
-func (s walletStore) forgetChain(ctx context.Context) error {
-	err := s.db.Update(ctx, func(tx *sqlx.Tx) error {
+func (s Store) forgetChain(ctx context.Context) error {
+	err := s.DB.Update(ctx, func(tx *sqlx.Tx) error {
 		_, err := tx.ExecContext(ctx, `DELETE FROM chain_genesis WHERE NOT EXISTS (SELECT 1 FROM rentals) AND NOT EXISTS (SELECT 1 FROM x402_slates)
 			AND NOT EXISTS (SELECT 1 FROM payer_channels) AND NOT EXISTS (SELECT 1 FROM chain_tx)`)
 		return err
@@ -77,13 +82,13 @@ func (s walletStore) forgetChain(ctx context.Context) error {
 
 // keepDecimals keeps how many decimals a token has, which all caps and amounts
 // are read by, and refuses another number later: it never changes on the chain.
-func (s walletStore) keepDecimals(ctx context.Context, backend chain.Backend, token *chain.Token) error {
+func (s Store) keepDecimals(ctx context.Context, backend chain.Backend, token *chain.Token) error {
 	id, err := backend.ChainID(ctx)
 	if err != nil {
 		return chain.Unread("the chain id", err)
 	}
 	var kept uint8
-	err = s.db.Update(ctx, func(tx *sqlx.Tx) error {
+	err = s.DB.Update(ctx, func(tx *sqlx.Tx) error {
 		if _, err := tx.ExecContext(ctx, tx.Rebind(`INSERT INTO renter_tokens (chain, token, decimals) VALUES (?, ?, ?) ON CONFLICT DO NOTHING`),
 			id.String(), token.Address.Hex(), token.Decimals); err != nil {
 			return err
@@ -101,16 +106,16 @@ func (s walletStore) keepDecimals(ctx context.Context, backend chain.Backend, to
 }
 
 // maxEvidence bounds one piece of evidence on disk (a record is a few KiB),
-// maxPieces how many are kept of one provider about one channel: nobody fills
+// MaxPieces how many are kept of one provider about one channel: nobody fills
 // our disk with lies.
 const (
 	maxEvidence = 1 << 20
-	maxPieces   = 100
+	MaxPieces   = 100
 )
 
 // keep puts evidence on disk. The same thing twice is kept once.
-func (s walletStore) keep(ctx context.Context, e Evidence) error {
-	e.Document = withoutSecrets(e.Document)
+func (s Store) keep(ctx context.Context, e Evidence) error {
+	e.Document = evidence.WithoutSecrets(e.Document)
 	if len(e.Document) > maxEvidence {
 		e.Document = e.Document[:maxEvidence]
 	}
@@ -119,10 +124,10 @@ func (s walletStore) keep(ctx context.Context, e Evidence) error {
 		id = e.Channel.Hex()
 	}
 	hash := crypto.Keccak256Hash([]byte(e.URL), []byte{0}, []byte(id), []byte{0}, []byte(e.Reason), []byte{0}, e.Document)
-	return s.db.Update(ctx, func(tx *sqlx.Tx) error {
+	return s.DB.Update(ctx, func(tx *sqlx.Tx) error {
 		var kept int
 		err := tx.GetContext(ctx, &kept, tx.Rebind(`SELECT count(*) FROM rental_evidence WHERE url = ? AND channel = ?`), e.URL, id)
-		if err != nil || kept >= maxPieces {
+		if err != nil || kept >= MaxPieces {
 			return err
 		}
 		_, err = tx.ExecContext(ctx, tx.Rebind(`INSERT INTO rental_evidence (hash, channel, url, reason, document, at)
@@ -132,9 +137,9 @@ func (s walletStore) keep(ctx context.Context, e Evidence) error {
 	})
 }
 
-// evidence returns what was kept about a channel, or with the zero id what came
+// Evidence returns what was kept about a channel, or with the zero id what came
 // before there was one, oldest first.
-func (s walletStore) evidence(ctx context.Context, channelID common.Hash) ([]Evidence, error) {
+func (s Store) Evidence(ctx context.Context, channelID common.Hash) ([]Evidence, error) {
 	id := ""
 	if channelID != (common.Hash{}) {
 		id = channelID.Hex()
@@ -145,7 +150,7 @@ func (s walletStore) evidence(ctx context.Context, channelID common.Hash) ([]Evi
 		Document string `db:"document"`
 		At       int64  `db:"at"`
 	}
-	db := s.db.View()
+	db := s.DB.View()
 	err := db.SelectContext(ctx, &rows, db.Rebind(
 		`SELECT url, reason, document, at FROM rental_evidence WHERE channel = ? ORDER BY at, hash`), id)
 	if err != nil {

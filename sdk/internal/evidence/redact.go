@@ -1,4 +1,5 @@
-package sdk
+// Package evidence is what may be kept, and shown to others, of what a provider sent and a payer refused.
+package evidence
 
 import (
 	"bytes"
@@ -17,9 +18,9 @@ const (
 
 var secretKey = regexp.MustCompile(`(?i)"(` + keySecret + `|` + keyAccess + `)"\s*:`)
 
-// withoutSecrets cuts a lease's secret and its access document out of what a provider
+// WithoutSecrets cuts a lease's secret and its access document out of what a provider
 // sent, wherever they are in it. What is no JSON is cut off where one begins.
-func withoutSecrets(document []byte) []byte {
+func WithoutSecrets(document []byte) []byte {
 	at := secretKey.FindIndex(document)
 	if at == nil {
 		return document
@@ -55,10 +56,10 @@ func cutKeys(tree any) {
 	}
 }
 
-// redactExport is withoutSecrets for what goes into a bundle: the values that the keeper
+// Redact is WithoutSecrets for what goes into a bundle: the values that the keeper
 // knows are cut as well, under whatever name a provider sent them.
-func redactExport(document string, secrets ...string) string {
-	text := string(withoutSecrets([]byte(document)))
+func Redact(document string, secrets ...string) string {
+	text := string(WithoutSecrets([]byte(document)))
 	for _, s := range secrets {
 		if len(s) >= 8 { // shorter ones are words
 			text = strings.ReplaceAll(text, s, removed)

@@ -1,4 +1,4 @@
-package sdk
+package wallet
 
 import (
 	"context"
@@ -11,6 +11,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk/internal/billed"
+	"github.com/gpupay/gpupay/sdk/internal/peer"
 )
 
 // A wallet reads of each rental, and of each account with an x402 server, whom it distrusts
@@ -35,15 +36,15 @@ type accountTrust struct {
 }
 
 // Vet refuses a site that was caught, and a payee that its signatures convict, whichever way it was paid.
-func (w *wallet) Vet(ctx context.Context, payee common.Address, site string) error {
-	if err := w.store.vetAccounts(ctx, payee, site); err != nil {
+func (w *Wallet) Vet(ctx context.Context, payee common.Address, site string) error {
+	if err := w.Store.vetAccounts(ctx, payee, site); err != nil {
 		return err
 	}
-	return w.store.vetRentals(ctx, payee, site)
+	return w.Store.vetRentals(ctx, payee, site)
 }
 
 // vetAccounts refuses a site that was caught over x402, and a payee whose signature proves what it was caught at.
-func (s walletStore) vetAccounts(ctx context.Context, payee common.Address, site string) error {
+func (s Store) vetAccounts(ctx context.Context, payee common.Address, site string) error {
 	accounts, err := s.accounts(ctx, `WHERE payee = ? OR channel IN (SELECT channel FROM x402_sites WHERE site = ?)`, lowerHex(payee), site)
 	if err != nil {
 		return err
@@ -60,7 +61,7 @@ func (s walletStore) vetAccounts(ctx context.Context, payee common.Address, site
 }
 
 // vetRentals refuses a site that a rental caught which is not over, and a payee whose signature proves what it was caught at.
-func (s walletStore) vetRentals(ctx context.Context, payee common.Address, site string) error {
+func (s Store) vetRentals(ctx context.Context, payee common.Address, site string) error {
 	rentals, err := s.rentals(ctx, `WHERE state NOT IN ('closed', 'finished')`)
 	if err != nil {
 		return err
@@ -69,7 +70,7 @@ func (s walletStore) vetRentals(ctx context.Context, payee common.Address, site 
 		if r.Dispute == "" { // whatever phase a Close in vain left it in
 			continue
 		}
-		if r.Terms.Payee == payee && !r.OfSite || siteOf(r.URL) == site {
+		if r.Terms.Payee == payee && !r.OfSite || peer.SiteOf(r.URL) == site {
 			return &Dispute{Channel: r.Terms.ID(), Reason: errors.New(r.Dispute)}
 		}
 	}
@@ -77,24 +78,24 @@ func (s walletStore) vetRentals(ctx context.Context, payee common.Address, site 
 }
 
 // recall takes up what the wallet was billed for, by whomever it paid.
-func (w *wallet) recall(ctx context.Context) error {
-	rentals, err := w.store.rentals(ctx, ``)
+func (w *Wallet) recall(ctx context.Context) error {
+	rentals, err := w.Store.rentals(ctx, ``)
 	if err != nil {
 		return err
 	}
 	for _, r := range rentals {
 		w.Billed.Keep(r.Terms.Payee, r.Terms.ID(), r.Spans)
 	}
-	accounts, err := w.store.accounts(ctx, ``)
+	accounts, err := w.Store.accounts(ctx, ``)
 	for _, a := range accounts {
 		w.Billed.Keep(a.payee, a.ID, a.Spans)
 	}
 	return err
 }
 
-func (s walletStore) rentals(ctx context.Context, where string) ([]rentalTrust, error) {
+func (s Store) rentals(ctx context.Context, where string) ([]rentalTrust, error) {
 	var documents []string
-	if err := s.db.View().SelectContext(ctx, &documents, `SELECT document FROM rentals `+where); err != nil {
+	if err := s.DB.View().SelectContext(ctx, &documents, `SELECT document FROM rentals `+where); err != nil {
 		return nil, fmt.Errorf("reading rentals: %w", err)
 	}
 	all := make([]rentalTrust, len(documents))
@@ -106,12 +107,12 @@ func (s walletStore) rentals(ctx context.Context, where string) ([]rentalTrust, 
 	return all, nil
 }
 
-func (s walletStore) accounts(ctx context.Context, where string, args ...any) ([]accountTrust, error) {
+func (s Store) accounts(ctx context.Context, where string, args ...any) ([]accountTrust, error) {
 	var rows []struct {
 		Document string `db:"document"`
 		Payee    string `db:"payee"`
 	}
-	view := s.db.View()
+	view := s.DB.View()
 	if err := view.SelectContext(ctx, &rows, view.Rebind(`SELECT document, payee FROM x402_slates `+where+` ORDER BY channel`), args...); err != nil {
 		return nil, fmt.Errorf("reading x402 slates: %w", err)
 	}

@@ -1,4 +1,4 @@
-package sdk
+package wallet
 
 import (
 	"errors"
@@ -30,16 +30,16 @@ func (d *Dispute) Error() string {
 // Unwrap is what the provider did.
 func (d *Dispute) Unwrap() error { return d.Reason }
 
-var errBoundTwice = errors.New("the payee signed for both meters of the lease")
+var ErrBoundTwice = errors.New("the payee signed for both meters of the lease")
 
-// convicts reports whether what a payee signed, as it did its offer, contradicts itself: records each other or their price, or
+// Convicts reports whether what a payee signed, as it did its offer, contradicts itself: records each other or their price, or
 // two meters of one lease each other. It is found behind a signature, in nothing but what that covers. What else an answer says
 // is its site's word (ErrProtocol: it does not parse, or does not fit its record), and when a record comes is the site's doing: who
 // passes a tick on to an honest provider can keep its answer back until it is another's, and has it state more time than passed
 // (ErrClock, and on our clock ErrLetTwice).
-func convicts(reason error) bool {
+func Convicts(reason error) bool {
 	if errors.Is(reason, peer.ErrProtocol) {
 		return false
 	}
-	return errors.Is(reason, metering.ErrPrice) || errors.Is(reason, metering.ErrForked) || errors.Is(reason, errBoundTwice)
+	return errors.Is(reason, metering.ErrPrice) || errors.Is(reason, metering.ErrForked) || errors.Is(reason, ErrBoundTwice)
 }

@@ -1,4 +1,5 @@
-package sdk
+// Package boundlog bounds what strangers have a part in: the log of a program that deals with them, and the words of errors.
+package boundlog
 
 import (
 	"context"
@@ -15,12 +16,12 @@ import (
 // Bounds of a renter's log, which its providers, their proxies and its endpoints have a part in: characters of a value, and lines
 // in a minute that say one thing of one channel.
 const (
-	maxLogged   = 2000
-	maxLogLines = 20
+	MaxValue = 2000
+	MaxLines = 20
 )
 
-// boundedLog is a log whose room on disk no stranger chooses.
-func boundedLog(log *slog.Logger, now func() time.Time) *slog.Logger {
+// New is a log whose room on disk no stranger chooses.
+func New(log *slog.Logger, now func() time.Time) *slog.Logger {
 	return slog.New(&logBound{Handler: log.Handler(), counts: &logCounts{now: now}})
 }
 
@@ -41,9 +42,9 @@ func (b *logBound) Handle(ctx context.Context, rec slog.Record) error {
 		return true
 	})
 	switch n := b.counts.add(said); {
-	case n > maxLogLines:
+	case n > MaxLines:
 		return nil
-	case n == maxLogLines:
+	case n == MaxLines:
 		short.AddAttrs(slog.String("more", "left out until the minute is over"))
 	}
 	return b.Handler.Handle(ctx, short)
@@ -58,10 +59,10 @@ func shortened(v slog.Value) slog.Value {
 	} else if v.Kind() == slog.KindString {
 		words = v.String()
 	}
-	if len(words) <= maxLogged {
+	if len(words) <= MaxValue {
 		return v
 	}
-	return slog.StringValue(reach.Printable(words, maxLogged))
+	return slog.StringValue(reach.Printable(words, MaxValue))
 }
 
 func (b *logBound) WithAttrs(attrs []slog.Attr) slog.Handler {
@@ -90,15 +91,17 @@ func (c *logCounts) add(said string) int {
 	return c.lines[said]
 }
 
-// worded is an error whose words, which a stranger has a part in, are fit to be shown and to be kept.
+// Plain is an error whose words, which a stranger has a part in, are fit to be shown and to be kept.
+func Plain(err error) error { return &worded{err} }
+
 type worded struct{ error }
 
-func (w *worded) Error() string { return reach.Printable(w.error.Error(), maxLogged/2) }
+func (w *worded) Error() string { return reach.Printable(w.error.Error(), MaxValue/2) }
 
 func (w *worded) Unwrap() error { return w.error }
 
-// warn logs what failed of a channel, which most errors name too: it is said once.
-func warn(log *slog.Logger, text string, id common.Hash, err error, more ...any) {
+// Warn logs what failed of a channel, which most errors name too: it is said once.
+func Warn(log *slog.Logger, text string, id common.Hash, err error, more ...any) {
 	cause := strings.ReplaceAll(err.Error(), "channel "+id.Hex()+": ", "")
 	log.Warn(text, append([]any{"channel", id, "error", cause}, more...)...)
 }

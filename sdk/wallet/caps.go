@@ -1,4 +1,4 @@
-package sdk
+package wallet
 
 import (
 	"fmt"
@@ -9,8 +9,8 @@ import (
 	"github.com/gpupay/gpupay/sdk/units"
 )
 
-// capField is what a cap of the payer's is called in Caps.
-func capField(cap string) string {
+// CapField is what a cap of the payer's is called in Caps.
+func CapField(cap string) string {
 	switch cap {
 	case channel.CapPayee:
 		return "Caps.PerPayee"
@@ -35,15 +35,15 @@ type Caps struct {
 	PerPayee        string // signed for to one provider, for ever, and deposited with it and not signed for now
 }
 
-// walletCaps are Caps in base units.
-type walletCaps struct {
-	Hourly uint256.Int
+// Limits are Caps in base units of the token.
+type Limits struct {
+	Hourly uint256.Int // of a GPU-hour
 	channel.Caps
 }
 
 // base reads the caps as base units of a token.
-func (c Caps) base(decimals uint8) (walletCaps, error) {
-	var caps walletCaps
+func (c Caps) base(decimals uint8) (Limits, error) {
+	var caps Limits
 	for _, cap := range []struct {
 		name, text string
 		into       *uint256.Int
