@@ -199,16 +199,16 @@ func (s leaseStore) setState(ctx context.Context, id common.Hash, term int64, st
 }
 
 // setEnded ends a lease, at the time at which it was asked to, where that is on disk. Where its devices are held they are
-// still to be taken back, and what its node metered last is still to be taken over.
+// still to be taken back, and what its node metered last is still to be taken over: by whichever gateway can.
 func (s leaseStore) setEnded(ctx context.Context, id common.Hash, term int64, reason string, held bool) error {
 	flag := 0
 	if held {
 		flag = 1
 	}
 	return s.db.Update(ctx, func(tx *sqlx.Tx) error {
-		err := own(id)(tx.ExecContext(ctx, tx.Rebind(`UPDATE leases SET state = 'ended', reason = ?, held = ?,
-			ended_at = CASE WHEN state = 'ending' AND ended_at > 0 THEN ended_at ELSE ? END WHERE id = ? AND term = ?`),
-			reason, flag, time.Now().Unix(), id.Hex(), term))
+		err := own(id)(tx.ExecContext(ctx, tx.Rebind(`UPDATE leases SET state = 'ended', reason = ?, held = ?, owner = CASE WHEN ? = 1 THEN '' ELSE owner END,
+			ended_at = CASE WHEN state IN ('ending', 'ended') AND ended_at > 0 THEN ended_at ELSE ? END WHERE id = ? AND term = ?`),
+			reason, flag, flag, time.Now().Unix(), id.Hex(), term))
 		if err != nil {
 			return err
 		}
@@ -410,11 +410,11 @@ func (s leaseStore) last(ctx context.Context, lease common.Hash) (*metering.Sign
 	return &rec, nil
 }
 
-// unfinished returns the leases that were running when the process stopped.
+// unfinished returns the leases that were running when the process stopped, and those that still hold devices.
 func (s leaseStore) unfinished(ctx context.Context) ([]leaseRow, error) {
 	var rows []leaseRow
 	db := s.db.View()
-	err := db.SelectContext(ctx, &rows, db.Rebind(`SELECT `+leaseColumns+` FROM leases WHERE state <> ? ORDER BY started_at`), leaseEnded)
+	err := db.SelectContext(ctx, &rows, db.Rebind(`SELECT `+leaseColumns+` FROM leases WHERE state <> ? OR held = 1 ORDER BY started_at`), leaseEnded)
 	return rows, err
 }
 

@@ -101,6 +101,15 @@ func (h *lessor) running(channelID common.Hash) *lease {
 	return h.leases[channelID]
 }
 
+// runs is the lease of a row, if it runs.
+func (h *lessor) runs(row leaseRow) *lease {
+	l := h.running(common.HexToHash(row.Channel))
+	if l == nil || l.id.Hex() != row.ID {
+		return nil
+	}
+	return l
+}
+
 func (h *lessor) allLeases() []*lease {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -151,7 +160,7 @@ func (h *lessor) grant(ctx context.Context, row leaseRow, s channel.State, offer
 	fault.Point(fault.LeaseActivated)
 	l, err := h.newLease(row, s, offer, a, nil)
 	if err != nil {
-		return nil, errors.Join(err, h.giveBack(call, row, a, "not started"))
+		return nil, errors.Join(err, h.giveBack(call, row, nil, "not started"))
 	}
 	if l.remote == nil && l.read == nil {
 		l.opened = make(chan struct{})
@@ -160,7 +169,7 @@ func (h *lessor) grant(ctx context.Context, row leaseRow, s channel.State, offer
 	switch {
 	case errors.Is(err, gpu.ErrNoCapacity):
 		h.deps.accounts.leave(l)
-		return nil, errors.Join(err, h.giveBack(call, row, a, err.Error()))
+		return nil, errors.Join(err, h.giveBack(call, row, nil, err.Error()))
 	case errors.Is(err, errMetered): // and not given back: that would take it from who has it
 		h.deps.accounts.leave(l)
 		return nil, errors.Join(err, h.store.setEnded(call, id, row.Term, err.Error(), false))
@@ -359,85 +368,152 @@ func (h *lessor) leaseDropped(l *lease) {
 	}
 }
 
-// takeUp goes on with the leases of an earlier run.
+// takeUp resolves the leases of an earlier run.
 func (h *lessor) takeUp(ctx context.Context) error {
 	rows, err := h.store.unfinished(ctx)
 	if err != nil {
 		return fmt.Errorf("leases of the last run: %w", err)
 	}
 	for i, row := range rows {
-		again := letAgain(row, rows[i+1:])
-		err := error(overError("its devices are in a later lease"))
-		if !again || row.State == wire.StateEnding {
-			err = h.adopt(ctx, row)
-		}
-		switch {
-		case err == nil:
-			continue
-		case !isOver(err) && !errors.Is(err, errNotHere):
-			return fmt.Errorf("lease %s of the last run could not be taken up, nothing of it is lost: start again: %w", row.ID, err)
-		}
-		h.deps.log.Warn("lease of the last run is ended", "lease", row.ID, "reason", err)
-		if again {
-			err = h.store.setEnded(ctx, common.HexToHash(row.ID), row.Term, err.Error(), false)
-		} else {
-			err = h.abandon(ctx, row, err.Error())
-		}
-		if err != nil {
-			return fmt.Errorf("ending lease %s of the last run: %w", row.ID, err)
-		}
-	}
-	return h.recoverHeld(ctx)
-}
-
-// letAgain reports whether a device of a lease is in one that began later: it was
-// given back, and to do so once more would take it from the next renter.
-func letAgain(row leaseRow, later []leaseRow) bool {
-	a, err := row.allocation()
-	if err != nil || a.Node != "" { // a node takes back what is in this lease
-		return false
-	}
-	for _, other := range later {
-		b, err := other.allocation()
-		if err == nil && slices.ContainsFunc(a.Devices, func(device string) bool { return slices.Contains(b.Devices, device) }) {
-			return true
-		}
-	}
-	return false
-}
-
-// recoverHeld takes back what could not be when its lease ended.
-func (h *lessor) recoverHeld(ctx context.Context) error {
-	rows, err := h.store.stillHeld(ctx)
-	if err != nil {
-		return fmt.Errorf("devices that an ended lease still holds: %w", err)
-	}
-	for _, row := range rows {
-		if row.atNode() {
+		if row.State == wire.StateEnded && row.atNode() {
 			continue // nodes.collect asks for it
 		}
-		if err := h.recover(ctx, row); err != nil {
-			h.deps.log.Error("devices of an ended lease could not be taken back: it is tried again at the next start", "lease", row.ID, "error", err)
+		if err := h.resolve(ctx, row, h.locate(ctx, row, rows[i+1:]), ""); err != nil && !errors.Is(err, errHeld) {
+			return fmt.Errorf("lease %s of the last run could not be taken up, nothing of it is lost: start again: %w", row.ID, err)
 		}
 	}
 	return nil
 }
 
-// recover takes the devices of an ended lease back, if they are here.
-func (h *lessor) recover(ctx context.Context, row leaseRow) error {
+// errNotHere is a lease whose devices are on another host, and errNoAdopter one whose devices nobody can go on with.
+var (
+	errNotHere   = errors.New("its devices cannot be taken up here")
+	errNoAdopter = errors.New("the allocator cannot adopt it")
+)
+
+// locate looks for the devices of a lease that no process runs, and has the allocator know them: errNotHere, errNoAdopter, or
+// inventory.ErrTaken where they are in another lease, such as one of those that are known to be later. It is nil where they are here,
+// or none were allocated yet.
+func (h *lessor) locate(ctx context.Context, row leaseRow, later []leaseRow) error {
+	a, err := row.allocation()
+	if err != nil || len(a.Devices) == 0 {
+		return err
+	}
+	if letAgain(a, later) {
+		return inventory.ErrTaken
+	}
+	err = h.deps.placer.Adopt(ctx, a)
+	if err == nil || errors.Is(err, errNoAdopter) || errors.Is(err, inventory.ErrTaken) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", errNotHere, err)
+}
+
+// letAgain reports whether a device of an allocation is in a later lease.
+func letAgain(a gpu.Allocation, later []leaseRow) bool {
+	return a.Node == "" && slices.ContainsFunc(later, func(row leaseRow) bool { // a node takes back what is in this lease
+		b, err := row.allocation()
+		return err == nil && slices.ContainsFunc(a.Devices, func(device string) bool { return slices.Contains(b.Devices, device) })
+	})
+}
+
+// errHeld is a lease that has ended, and whose devices are still to be taken back.
+var errHeld = errors.New("its devices could not be taken back yet")
+
+// resolve does what is next for a lease that no process runs, by its state and by where its devices are (locate):
+//
+//	             here                           on another host             in a later lease
+//	allocating   taken back, ended              -                           -
+//	active,      goes on; where it never can,   final record, ended,        ended
+//	suspended    taken back, ended              held
+//	ending       taken back, ended              ended, held                 ended
+//	ended, held  taken back, held no more       held                        held no more
+//
+// What cannot be taken back is held (errHeld), and tried again. Of a process that is alone there is no other host: it takes back
+// what it does not find, too. Any other error is of this moment: another try goes on from there. The reason is for a lease that
+// ends because its devices are on another host; empty: that.
+func (h *lessor) resolve(ctx context.Context, row leaseRow, where error, reason string) error {
+	switch {
+	case row.State == wire.StateEnding, row.State == wire.StateEnded:
+		reason = cmp.Or(row.Reason, "its final record was written")
+	case errors.Is(where, inventory.ErrTaken):
+		reason = where.Error()
+	case errors.Is(where, errNotHere):
+		reason = cmp.Or(reason, where.Error())
+		if err := h.closeBooks(ctx, row); err != nil {
+			return err
+		}
+	default:
+		err := where
+		if err == nil {
+			err = h.adopt(ctx, row)
+		}
+		if !isOver(err) {
+			return err
+		}
+		reason = err.Error()
+	}
+	return h.giveBack(ctx, row, where, reason)
+}
+
+// giveBack ends a lease that no process runs in the two steps of expire, and has its devices taken back where they can be.
+func (h *lessor) giveBack(ctx context.Context, row leaseRow, where error, reason string) error {
 	a, err := row.allocation()
 	if err != nil {
 		return err
 	}
-	if err := h.reachable(ctx, a); errors.Is(err, inventory.ErrTaken) {
-		return h.store.setHeld(ctx, row.ID, 0)
-	} else if err != nil {
+	if row.State != wire.StateEnded {
+		h.deps.log.Warn("lease that does not run is ended", "lease", row.ID, "channel", row.Channel, "reason", reason)
+		if err := h.store.setState(ctx, a.LeaseID, row.Term, leaseEnding, reason, cmp.Or(row.EndedAt, time.Now().Unix())); err != nil {
+			return err
+		}
+	}
+	var held error
+	switch {
+	case errors.Is(where, inventory.ErrTaken): // they were taken back
+	case errors.Is(where, errNotHere) && h.deps.tenure != nil:
+		held = where
+	default:
+		held = h.release(ctx, a)
+	}
+	err = h.store.setEnded(ctx, a.LeaseID, row.Term, reason, held != nil)
+	if err != nil || held == nil {
 		return err
 	}
-	if err := h.release(ctx, a); err != nil {
+	h.deps.log.Warn("devices of an ended lease could not be taken back: it is tried again", "lease", row.ID, "error", held)
+	return fmt.Errorf("lease %s: %w: %w", row.ID, errHeld, held)
+}
+
+// closeBooks states the final record of a lease whose devices are on another host. Nothing is billed for the time that nobody
+// metered. What a node meters it signs itself, and what must not be signed here is not.
+func (h *lessor) closeBooks(ctx context.Context, row leaseRow) error {
+	a, err := row.allocation()
+	if err != nil || a.Node != "" {
 		return err
 	}
-	return h.store.setHeld(ctx, row.ID, 0)
+	last, err := h.store.last(ctx, a.LeaseID)
+	if err != nil || last != nil && last.Final {
+		return err
+	}
+	s, err := h.channel(ctx, row)
+	if err != nil {
+		return err
+	}
+	l, err := h.rebuild(ctx, row, s, a, last)
+	if err == nil {
+		err = h.mayGoOn(ctx, l, row)
+	}
+	switch {
+	case isOver(err):
+		return nil
+	case err != nil:
+		return err
+	}
+	l.meter.Pause()
+	if err = l.record(ctx, true); l.muted.Load() {
+		return nil
+	}
+	return err
 }
 
 // release takes the devices of a lease back that does not run any more, and is cut off
@@ -462,27 +538,16 @@ func isOver(err error) bool {
 	return errors.As(err, &over) || errors.Is(err, errNoAdopter) || errors.Is(err, errRolledBack)
 }
 
-// reachable is errNotHere where an allocation's devices cannot be taken up here.
-func (h *lessor) reachable(ctx context.Context, a gpu.Allocation) error {
-	if len(a.Devices) == 0 {
-		return nil
-	}
-	if err := h.deps.placer.Adopt(ctx, a); err != nil && !errors.Is(err, errNoAdopter) {
-		return fmt.Errorf("%w: %w", errNotHere, err)
-	}
-	return nil
-}
-
-// adopt goes on with a lease.
+// adopt goes on with a lease whose devices are here.
 func (h *lessor) adopt(ctx context.Context, row leaseRow) error {
-	id := common.HexToHash(row.ID)
-	switch leaseState(row.State) {
-	case leaseAllocating:
+	if row.State == wire.StateAllocating {
 		return overError("it was not allocated yet")
-	case leaseEnding:
-		return overError(cmp.Or(row.Reason, "its final record was written"))
 	}
-	last, err := h.store.last(ctx, id)
+	a, err := row.allocation()
+	if err != nil {
+		return err
+	}
+	last, err := h.store.last(ctx, a.LeaseID)
 	if err != nil {
 		return err
 	}
@@ -493,19 +558,12 @@ func (h *lessor) adopt(ctx context.Context, row leaseRow) error {
 	if err != nil {
 		return err
 	}
-	a, err := row.allocation()
-	if err != nil {
-		return err
-	}
 	if forOneRequest(a) {
 		return overError("it was one request's, which ended with the program")
 	}
 	over := h.overOn(s)
 	if over != "" && a.Node == "" {
 		return overError(over)
-	}
-	if err := h.deps.placer.Adopt(ctx, a); err != nil {
-		return fmt.Errorf("%w: %w", errNotHere, err)
 	}
 	l, err := h.rebuild(ctx, row, s, a, last)
 	if err != nil {
@@ -573,11 +631,6 @@ func (h *lessor) unforked(ctx context.Context, l *lease) error {
 	return nil
 }
 
-var errNoAdopter = errors.New("the allocator cannot adopt it")
-
-// errNotHere is a lease whose devices cannot be taken up here.
-var errNotHere = errors.New("its devices cannot be taken up here")
-
 // rebuild is a lease as its row and its last record left it.
 func (h *lessor) rebuild(ctx context.Context, row leaseRow, s channel.State, a gpu.Allocation, last *metering.SignedRecord) (*lease, error) {
 	offer, err := h.store.offer(ctx, common.HexToHash(row.Offer))
@@ -601,32 +654,6 @@ func forgets(s channel.State, before uint256.Int, last *metering.SignedRecord) b
 		before = last.Owed
 	}
 	return s.Spent.Gt(&before)
-}
-
-// abandon ends a lease that nobody runs.
-func (h *lessor) abandon(ctx context.Context, row leaseRow, reason string) error {
-	a, err := row.allocation()
-	if err != nil {
-		return err
-	}
-	_ = h.reachable(ctx, a) // so that Release knows its devices; it is released whether or not this works
-	return h.giveBack(ctx, row, a, reason)
-}
-
-// giveBack ends a lease in the two steps of expire.
-func (h *lessor) giveBack(ctx context.Context, row leaseRow, a gpu.Allocation, reason string) error {
-	id := common.HexToHash(row.ID)
-	if err := h.store.setState(ctx, id, row.Term, leaseEnding, reason, cmp.Or(row.EndedAt, time.Now().Unix())); err != nil {
-		return err
-	}
-	err := h.release(ctx, a)
-	if err != nil && a.Node == "" {
-		return err
-	}
-	if err != nil {
-		h.deps.log.Warn("lease ends without its node, which is asked again", "lease", row.ID, "node", a.Node, "error", err)
-	}
-	return h.store.setEnded(ctx, id, row.Term, reason, err != nil)
 }
 
 // endSoon has a lease end, once, and does not wait for it.

@@ -33,13 +33,13 @@ func (n *nodes) collect(ctx context.Context) error {
 		}
 		failed := fmt.Errorf("node %s is out of reach", a.Node)
 		if n.answers(a.Node) {
-			failed = n.recover(ctx, row)
+			failed = n.resolve(ctx, row)
 		}
 		if failed != nil && waited[row.ID] > collectFor {
 			n.forgo(row, failed)
 			failed = errors.Join(n.p.store.setHeld(ctx, row.ID, 0), n.p.deps.shares.end(ctx, a.LeaseID))
 		}
-		if n.answers(a.Node) { // of the others it was said once
+		if n.answers(a.Node) && !errors.Is(failed, errHeld) { // of the others it was said
 			err = errors.Join(err, failed)
 		}
 	}
@@ -62,12 +62,12 @@ func (n *nodes) waited(rows []leaseRow) map[string]time.Duration {
 	return waited
 }
 
-// recover is the lessor's, at one gateway at a time.
-func (n *nodes) recover(ctx context.Context, row leaseRow) error {
+// resolve is the lessor's, by one gateway at a time.
+func (n *nodes) resolve(ctx context.Context, row leaseRow) error {
 	if n.p.replicas != nil {
-		return n.p.replicas.recover(ctx, row)
+		return n.p.replicas.resolve(ctx, row, "")
 	}
-	return n.p.recover(ctx, row)
+	return n.p.resolve(ctx, row, nil, "")
 }
 
 // forgo says that what a lease used is billed to nobody.

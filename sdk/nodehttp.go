@@ -226,15 +226,6 @@ func (n *Node) lease(r *http.Request) (leaseRow, error) {
 	return n.store.byID(r.Context(), common.HexToHash(r.PathValue("id")).Hex())
 }
 
-// runs is the lease of a row, if it runs.
-func (n *Node) runs(row leaseRow) *lease {
-	l := n.running(common.HexToHash(row.Channel))
-	if l == nil || l.id.Hex() != row.ID {
-		return nil
-	}
-	return l
-}
-
 // postSync hears what a lease's channel holds and tells what the gateway does not
 // have yet.
 func (n *Node) postSync(r *http.Request, body []byte) (any, error) {
@@ -319,7 +310,7 @@ func (n *Node) mute(row leaseRow, delivered uint64) error {
 			defer n.wait.Done()
 			l.lose()
 			<-l.done
-			if err := n.abandon(context.WithoutCancel(n.life), row, errRolledBack.Error()); err != nil {
+			if err := n.giveBack(context.WithoutCancel(n.life), row, nil, errRolledBack.Error()); err != nil {
 				n.config.Log.Error("lease could not be ended", "lease", row.ID, "error", err)
 			}
 		}()

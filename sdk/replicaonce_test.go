@@ -29,7 +29,7 @@ func TestDevicesAreTakenBackOnce(t *testing.T) {
 	row := lease.row()
 	before := strings.Count(calls(), "release")
 	err := a.provider.db.Update(t.Context(), func(tx *sqlx.Tx) error { // as where its gateway died while it took them back
-		_, err := tx.Exec(`UPDATE leases SET held = 1 WHERE id = $1`, row.ID)
+		_, err := tx.Exec(`UPDATE leases SET held = 1, owner = '' WHERE id = $1`, row.ID)
 		if err != nil {
 			return err
 		}

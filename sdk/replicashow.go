@@ -243,7 +243,7 @@ func (r *replicas) end(ctx context.Context, id common.Hash, reason string) error
 		}
 		if silent, err := r.p.store.silent(ctx, row.Owner); err == nil && silent > r.ttl {
 			// Nobody could take it up for that long: its devices are on a host that is gone.
-			if err := r.closeBooks(ctx, row, reason); err != nil {
+			if err := r.resolve(ctx, row, reason); err != nil && !errors.Is(err, errHeld) {
 				return err
 			}
 		}

@@ -2,6 +2,8 @@ package sdk
 
 import (
 	"context"
+	"database/sql"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -37,24 +39,13 @@ func (s leaseStore) leave(ctx context.Context, id string) error {
 	})
 }
 
-// orphans returns the leases that nobody runs.
-func (s leaseStore) orphans(ctx context.Context) (rows []leaseRow, err error) {
-	err = s.db.View().SelectContext(ctx, &rows, `SELECT `+leaseColumns+` FROM leases WHERE state <> 'ended' AND `+orphaned+` ORDER BY started_at`)
-	return rows, err
-}
-
-// owned returns the leases of a gateway that began before a time.
-func (s leaseStore) owned(ctx context.Context, owner string, before time.Time) (rows []leaseRow, err error) {
+// idle returns the leases that nobody may run, those of a gateway that began before a time included, and the ended ones whose
+// devices were not taken back: their host was gone, or taking them back failed.
+func (s leaseStore) idle(ctx context.Context, owner string, before time.Time) (rows []leaseRow, err error) {
 	db := s.db.View()
-	err = db.SelectContext(ctx, &rows, db.Rebind(`SELECT `+leaseColumns+` FROM leases WHERE state <> 'ended' AND owner = ? AND started_at < ?`), owner, before.UnixNano())
-	return rows, err
-}
-
-// stranded returns the ended leases whose devices were not taken back: their host
-// was gone, or taking them back failed.
-func (s leaseStore) stranded(ctx context.Context) (rows []leaseRow, err error) {
-	err = s.db.View().SelectContext(ctx, &rows, `SELECT `+leaseColumns+` FROM leases WHERE state = 'ended' AND
-		(held = 1 OR id IN (SELECT lease FROM lease_devices)) ORDER BY started_at`)
+	err = db.SelectContext(ctx, &rows, db.Rebind(`SELECT `+leaseColumns+` FROM leases WHERE state <> 'ended' AND (`+orphaned+` OR owner = ? AND started_at < ?)
+		UNION ALL SELECT `+leaseColumns+` FROM leases WHERE state = 'ended' AND (held = 1 OR id IN (SELECT lease FROM lease_devices))
+		ORDER BY started_at`), owner, before.UnixNano())
 	return rows, err
 }
 
@@ -88,29 +79,19 @@ func (s leaseStore) silent(ctx context.Context, owner string) (time.Duration, er
 	return time.Duration(ms) * time.Millisecond, err
 }
 
-// take makes a gateway the owner of an orphan: a new term begins, in which the
-// old owner can write nothing. ok is false if another gateway was faster. What the old
-// owner wrote last is read in the transaction: nobody would run a lease that was taken
-// and not read.
+// take makes a gateway the owner of an orphan, or once more of what is its own: a new
+// term begins, in which nobody else can write. ok is false if another one was faster.
+// What was written last is read by the same statement: nobody would run a lease that was
+// taken and not read.
 func (s leaseStore) take(ctx context.Context, row *leaseRow, owner string) (ok bool, err error) {
-	var fresh leaseRow
 	err = s.db.Update(ctx, func(tx *sqlx.Tx) error {
-		done, err := tx.ExecContext(ctx, tx.Rebind(`UPDATE leases SET owner = ?, term = term + 1 WHERE id = ? AND term = ? AND state <> 'ended' AND `+orphaned),
-			owner, row.ID, row.Term)
-		if err != nil {
-			return err
-		}
-		n, err := done.RowsAffected()
-		if ok = n == 1; err != nil || !ok {
-			return err
-		}
-		return tx.GetContext(ctx, &fresh, tx.Rebind(`SELECT `+leaseColumns+` FROM leases WHERE id = ?`), row.ID)
+		return tx.GetContext(ctx, row, tx.Rebind(`UPDATE leases SET owner = ?, term = term + 1 WHERE id = ? AND term = ? AND (owner = ? OR `+orphaned+`)
+			RETURNING `+leaseColumns), owner, row.ID, row.Term, owner)
 	})
-	if err != nil || !ok {
-		return false, err
+	if errors.Is(err, sql.ErrNoRows) {
+		return false, nil
 	}
-	*row = fresh
-	return true, nil
+	return err == nil, err
 }
 
 // giveBack leaves an orphan to a gateway that can do more for it.

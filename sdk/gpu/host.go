@@ -240,7 +240,7 @@ func (h *HostAllocator) adoptable(a Allocation, held map[string]common.Hash) err
 			return fmt.Errorf("device %s of lease %s is no longer on this host", device, a.LeaseID)
 		}
 		if other, taken := held[device]; taken && other != a.LeaseID {
-			return fmt.Errorf("device %s of lease %s: %w %s", device, a.LeaseID, inventory.ErrTaken, other)
+			return fmt.Errorf("device %s of lease %s: %w: %s", device, a.LeaseID, inventory.ErrTaken, other)
 		}
 	}
 	return nil

@@ -18,7 +18,7 @@ var ErrNoCapacity = errors.New("no free GPU")
 
 // ErrTaken is a device that was given back since: to give it back once more would
 // take it from the next renter.
-var ErrTaken = errors.New("it is in lease")
+var ErrTaken = errors.New("its device is in a later lease")
 
 // Keeper is an allocator that says in which book its devices are: gpu.HostAllocator, also where it is embedded.
 type Keeper interface{ Inventory() Inventory }
