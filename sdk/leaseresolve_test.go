@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -12,6 +13,7 @@ import (
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/jmoiron/sqlx"
 
+	"github.com/gpupay/gpupay/internal/pgtest"
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/database"
@@ -73,9 +75,9 @@ type idleLease struct {
 }
 
 var (
-	onAnotherHost  = errors.New("its device is not on this host")
-	inALaterLease  = fmt.Errorf("%w: 0x01", inventory.ErrTaken)
-	everyIdleLease = []idleLease{
+	errOnAnotherHost = errors.New("its device is not on this host")
+	errInALaterLease = fmt.Errorf("%w: 0x01", inventory.ErrTaken)
+	everyIdleLease   = []idleLease{
 		{state: "allocating", want: "ended", released: 1},
 		{state: "allocating", stuck: true, want: "held", released: 1},
 		{state: "active", want: "runs"},
@@ -84,22 +86,22 @@ var (
 		{state: "ending", stuck: true, want: "held", released: 1},
 		{state: "held", want: "ended", released: 1},
 		{state: "held", stuck: true, want: "held", released: 1},
-		{state: "active", where: inALaterLease, want: "ended"},
-		{state: "ending", where: inALaterLease, want: "ended"},
-		{state: "held", where: inALaterLease, want: "ended"},
+		{state: "active", where: errInALaterLease, want: "ended"},
+		{state: "ending", where: errInALaterLease, want: "ended"},
+		{state: "held", where: errInALaterLease, want: "ended"},
 	}
 	idleAlone = []idleLease{ // no other host has its devices
-		{state: "active", where: onAnotherHost, want: "ended", released: 1, final: true},
-		{state: "suspended", where: onAnotherHost, want: "ended", released: 1, final: true},
-		{state: "ending", where: onAnotherHost, want: "ended", released: 1},
-		{state: "held", where: onAnotherHost, want: "ended", released: 1},
+		{state: "active", where: errOnAnotherHost, want: "ended", released: 1, final: true},
+		{state: "suspended", where: errOnAnotherHost, want: "ended", released: 1, final: true},
+		{state: "ending", where: errOnAnotherHost, want: "ended", released: 1},
+		{state: "held", where: errOnAnotherHost, want: "ended", released: 1},
 	}
 	idleBeside = []idleLease{ // they are left to the gateways of that host
-		{state: "active", where: onAnotherHost, want: "active"},
-		{state: "suspended", where: onAnotherHost, want: "suspended"},
-		{state: "ending", where: onAnotherHost, want: "ending"},
-		{state: "held", where: onAnotherHost, want: "held"},
-		{state: "active", where: onAnotherHost, unknown: true, want: "active"},
+		{state: "active", where: errOnAnotherHost, want: "active"},
+		{state: "suspended", where: errOnAnotherHost, want: "suspended"},
+		{state: "ending", where: errOnAnotherHost, want: "ending"},
+		{state: "held", where: errOnAnotherHost, want: "held"},
+		{state: "active", where: errOnAnotherHost, unknown: true, want: "active"},
 	}
 	idleWished = []idleLease{ // and what becomes of those where their renter wants them ended
 		{want: "held", final: true}, {want: "held", final: true}, {want: "held"}, {want: "held"}, {want: "held"},
@@ -115,6 +117,7 @@ func TestLeaseThatNobodyRuns(t *testing.T) {
 				where: make(map[common.Hash]error), stuck: make(map[common.Hash]bool), released: make(map[common.Hash]int)}
 			r := newRig(t, quiet, generousCredit, func(c *ProviderConfig) {
 				c.Source, c.Allocator, c.SuspendTimeout = testclock.GPUs(len(leases)), allocator, time.Hour
+				c.Takeover = time.Hour // what is stuck is tried once
 			})
 			for i := range leases {
 				l := &leases[i]
@@ -188,7 +191,7 @@ func TestEndingLeaseOfALivingGateway(t *testing.T) {
 	a, _ := fleet(t, quiet, generousCredit, func(c *ProviderConfig) {
 		host := hostGPUs(t, 2)
 		host.ReleaseCommand = append(command, "release")
-		c.Allocator = host
+		c.Allocator, c.Takeover = host, time.Hour
 	})
 	lease := a.open(1, 200_000, "?gpus=2")
 	lease.record()
@@ -204,5 +207,100 @@ func TestEndingLeaseOfALivingGateway(t *testing.T) {
 	})
 	if row := lease.row(); strings.Count(calls(), "release") != 1 || row.Held != 0 || a.provider.running(next.terms.ID()) == nil {
 		t.Errorf("the next renter lost its devices, held %d:\n%s", row.Held, calls())
+	}
+}
+
+// takesBack is a provider on PostgreSQL that sweeps only when it is told to, and whose commands are written down.
+func takesBack(t *testing.T, body string) (r *rig, command []string, calls func() string) {
+	command, calls = script(t, body)
+	return newRig(t, quiet, generousCredit, func(c *ProviderConfig) {
+		host := hostGPUs(t, 2)
+		host.AllocateCommand, host.ReleaseCommand = append(command[:1:1], "allocate"), append(command[:1:1], "release")
+		c.Database, c.Takeover, c.Allocator = pgtest.URL(t), time.Hour, host
+	}), command, calls
+}
+
+// TestLeaseThatEndsDuringASweep: devices of a lease that ran when a sweep read it, and ended before its turn, are not taken back
+// again.
+func TestLeaseThatEndsDuringASweep(t *testing.T) {
+	r, _, calls := takesBack(t, "")
+	lease := r.open(1, 200_000, "")
+	lease.record()
+	read := lease.row()
+	lease.release()
+	waitFor(t, func() bool { return r.provider.running(lease.terms.ID()) == nil })
+	if err := r.provider.replicas.resolve(t.Context(), read, ""); err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(calls(), "release"); n != 1 || lease.row().Term != read.Term {
+		t.Errorf("they were taken back %d times, in term %d", n, lease.row().Term)
+	}
+}
+
+// TestLeaseThatBeginsDuringASweep: a lease whose allocation takes long is left to begin.
+func TestLeaseThatBeginsDuringASweep(t *testing.T) {
+	r, command, calls := takesBack(t, `[ $1 != allocate ] || while [ ! -e $0.swept ]; do sleep 0.1; done`)
+	var sweep sync.WaitGroup
+	sweep.Go(func() {
+		for t.Context().Err() == nil && !strings.Contains(calls(), "allocate") {
+			time.Sleep(10 * time.Millisecond)
+		}
+		rows, err := r.provider.store.unfinished(t.Context())
+		if err != nil || len(rows) != 1 {
+			t.Errorf("%d leases begin: %v", len(rows), err)
+		}
+		for _, row := range rows {
+			if err := r.provider.replicas.resolve(t.Context(), row, ""); err != nil {
+				t.Error(err)
+			}
+		}
+		if err := os.WriteFile(command[0]+".swept", nil, 0o600); err != nil {
+			t.Error(err)
+		}
+	})
+	lease := r.open(1, 200_000, "")
+	sweep.Wait()
+	lease.record()
+	if strings.Contains(calls(), "release") {
+		t.Errorf("its devices were taken back while it began:\n%s", calls())
+	}
+}
+
+// TestTakeoverThatComesTooLate: a gateway that owned a lease for as long as a locked row let it wait, and is not believed to live
+// by then, takes no devices back: another one may do so.
+func TestTakeoverThatComesTooLate(t *testing.T) {
+	r, _, calls := takesBack(t, "")
+	lease := r.open(1, 200_000, "")
+	lease.record()
+	lease.release()
+	waitFor(t, func() bool { return r.provider.running(lease.terms.ID()) == nil })
+	db, err := sqlx.Open("pgx", r.config.Database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	db.MustExec(`UPDATE leases SET held = 1, owner = '' WHERE id = $1`, lease.lease.LeaseID.Hex())
+	lock := db.MustBegin()
+	lock.MustExec(`SELECT 1 FROM leases WHERE id = $1 FOR NO KEY UPDATE`, lease.lease.LeaseID.Hex())
+	before, row := calls(), lease.row()
+	var resolved sync.WaitGroup
+	resolved.Go(func() {
+		if err := r.provider.replicas.resolve(t.Context(), row, ""); err != nil { // a start would fail
+			t.Error(err)
+		}
+	})
+	waitFor(t, func() bool {
+		var waiting int
+		err := db.Get(&waiting, `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'
+			AND query LIKE 'UPDATE leases SET owner%'`)
+		return err == nil && waiting > 0
+	})
+	r.provider.replicas.standDown()
+	if err := lock.Rollback(); err != nil {
+		t.Fatal(err)
+	}
+	resolved.Wait()
+	if calls() != before {
+		t.Errorf("they were taken back by a gateway that is not believed to live:\n%s", calls())
 	}
 }

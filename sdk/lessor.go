@@ -18,6 +18,7 @@ import (
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/inventory"
+	"github.com/gpupay/gpupay/sdk/internal/keyed"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -45,6 +46,7 @@ type lessor struct {
 	life   context.Context // leases run until it ends
 	finish func()
 
+	busy             keyed.Mutex // by lease: it begins, or is resolved
 	mu               sync.Mutex
 	leases           map[common.Hash]*lease // running, by channel
 	wait             sync.WaitGroup
@@ -125,6 +127,8 @@ func (h *lessor) allLeases() []*lease {
 // releases what was allocated.
 func (h *lessor) grant(ctx context.Context, row leaseRow, s channel.State, offer wire.SignedOffer) (*lease, error) {
 	id := common.HexToHash(row.ID)
+	begun := sync.OnceFunc(h.busy.Lock(id))
+	defer begun()
 	if err := h.store.insert(ctx, row); err != nil {
 		return nil, err
 	}
@@ -177,6 +181,7 @@ func (h *lessor) grant(ctx context.Context, row leaseRow, s channel.State, offer
 	if err != nil || l.opened == nil {
 		return l, err // after another error the next process takes the lease up
 	}
+	begun() // it runs; where another gateway took it, nobody waits for its readings
 	// Nobody is told how the devices are reached before their first readings, from which they are billed on.
 	select {
 	case <-l.opened:

@@ -30,20 +30,33 @@ func (r *replicas) sweep(ctx context.Context) error {
 	return err
 }
 
-// resolve is the lessor's, by one gateway at a time, which owns the lease meanwhile. A lease whose devices are on another host is
-// left to the gateways there, unless its renter wishes that it ends, or for as long as one that does not pay would have them.
+// resolve is the lessor's, by one gateway at a time, which owns the lease meanwhile. What is done in its name is cut off when others
+// may take the lease: then it is an orphan, and tried again under the next name.
 func (r *replicas) resolve(ctx context.Context, row leaseRow, wish string) error {
-	if r.p.runs(row) != nil || wish == "" && r.refuses(row.ID) {
-		return nil
-	}
-	unlock, free := r.resolving.TryLock(common.HexToHash(row.ID))
+	unlock, free := r.p.busy.TryLock(common.HexToHash(row.ID))
 	if !free {
 		return nil
 	}
 	defer unlock()
+	if r.p.runs(row) != nil || wish == "" && r.refuses(row.ID) {
+		return nil
+	}
+	tenure, owner := r.tenureNow(), r.identity()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(tenure, cancel)()
+	if err := r.resolveAs(ctx, owner, row, wish); tenure.Err() == nil {
+		return err
+	}
+	return nil
+}
+
+// resolveAs is resolve in a gateway's name. A lease whose devices are on another host is left to the gateways there, unless its
+// renter wishes that it ends, or for as long as one that does not pay would have them.
+func (r *replicas) resolveAs(ctx context.Context, owner string, row leaseRow, wish string) error {
 	now, err := r.p.store.byID(ctx, row.ID)
-	if err != nil || now.Term != row.Term {
-		return err // somebody was faster
+	if err != nil || now.Term != row.Term || now.State != row.State || now.Held != row.Held {
+		return err // somebody was faster, or it ended by itself
 	}
 	row = now
 	silent, err := r.p.store.silent(ctx, row.Owner)
@@ -51,13 +64,16 @@ func (r *replicas) resolve(ctx context.Context, row leaseRow, wish string) error
 		return err
 	}
 	where := r.p.locate(ctx, row, nil) // before it is taken: who lives after all keeps it
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	if errors.Is(where, errNotHere) && wish == "" && (row.State == wire.StateEnded || silent <= r.p.config.SuspendTimeout) {
 		r.refuse(row.ID)
 		r.p.config.Log.Warn("lease of a gateway that is gone is left to the others", "lease", row.ID, "reason", where)
 		return nil
 	}
 	before := row.Owner
-	if ok, err := r.p.store.take(ctx, &row, r.identity()); err != nil || !ok {
+	if ok, err := r.p.store.take(ctx, &row, owner); err != nil || !ok {
 		return err
 	}
 	err = r.p.resolve(ctx, row, where, cmp.Or(wish, "its host is gone"))

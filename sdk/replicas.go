@@ -14,7 +14,6 @@ import (
 	"github.com/gpupay/gpupay/channel/store"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/inventory"
-	"github.com/gpupay/gpupay/sdk/internal/keyed"
 	"github.com/gpupay/gpupay/sdk/internal/run"
 	"github.com/gpupay/gpupay/sdk/settle"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -36,8 +35,6 @@ type replicas struct {
 	depose  context.CancelFunc
 	mirrors map[common.Hash]*seen // by lease
 	refused map[string]time.Time  // leases that could not be taken up here, and until when not to try again
-
-	resolving keyed.Mutex // by lease
 }
 
 // claimTime is how long a claim outlives the gateway that died with it.
