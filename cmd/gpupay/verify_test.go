@@ -18,6 +18,7 @@ import (
 	"github.com/ethereum/go-ethereum/crypto"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/badrpc"
 	"github.com/gpupay/gpupay/internal/chaintest"
 	"github.com/gpupay/gpupay/internal/cli"
 	"github.com/gpupay/gpupay/metering"
@@ -111,6 +112,11 @@ func TestExportAndVerify(t *testing.T) {
 	}
 	if out, err := verifies(t, "--rpc", chaintest.Anvil(t).URL, payer); err == nil || !strings.Contains(out, "FAILED  contract: ") || !strings.Contains(out, "started anew") {
 		t.Errorf("on a chain that was started anew: %v\n%s", err, out)
+	}
+	other := badrpc.New(t, c.URL)
+	other.On("eth_chainId", func(x *badrpc.Exchange) { x.Result = json.RawMessage(`"0x1092"`) })
+	if out, err := verifies(t, "--rpc", other.URL, payer); cli.Status(err) != statusUnknown || !strings.Contains(fmt.Sprint(err), "serves 4242") || strings.Contains(out, "FAILED") {
+		t.Errorf("on another chain: status %d, %v\n%s", cli.Status(err), err, out)
 	}
 	tampered := filepath.Join(dir, "tampered.json")
 	raw, err := os.ReadFile(payee)

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/big"
 	"os"
 	"unicode"
 	"unicode/utf16"
@@ -39,6 +40,9 @@ func Files(ctx context.Context, paths []string, backend chain.Backend, each func
 		}
 	}
 	v.bundles = Join(v.bundles)
+	if err := checkChain(ctx, backend, v.bundles); err != nil {
+		return v.Result, err
+	}
 	for _, b := range v.bundles {
 		for _, c := range Verify(ctx, b, backend) {
 			v.line(c)
@@ -50,6 +54,23 @@ func Files(ctx context.Context, paths []string, backend chain.Backend, each func
 	v.equivocations()
 	v.Bundles = len(v.bundles)
 	return v.Result, nil
+}
+
+// checkChain refuses an endpoint that serves another chain than a bundle is of: what is not there proves nothing.
+func checkChain(ctx context.Context, backend chain.Backend, bundles []*Bundle) error {
+	if backend == nil || len(bundles) == 0 {
+		return nil
+	}
+	id, err := backend.ChainID(ctx)
+	if err != nil {
+		return fmt.Errorf("%w: %w", chain.ErrUnreachable, err)
+	}
+	for _, b := range bundles {
+		if want := new(big.Int).SetUint64(b.Terms.ChainID); id.Cmp(want) != 0 {
+			return fmt.Errorf("%w: channel %s is on chain %s, the endpoint serves %s: name one of that chain", chain.ErrChainID, b.Channel, want, id)
+		}
+	}
+	return nil
 }
 
 type verification struct {
