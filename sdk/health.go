@@ -22,6 +22,7 @@ type health struct {
 	Restart         bool              `json:"restartWanted"`    // nothing can be metered before the program is restarted
 	Quarantined     []string          `json:"quarantined,omitempty"`
 	Refused         map[string]string `json:"refusedNodes,omitempty"` // of another kind than the first: why, by name
+	Away            []string          `json:"unreachableNodes,omitempty"`
 	Leases          int               `json:"leases"`
 	Unmetered       int               `json:"unmeteredLeases"`
 	OldestUnsettled float64           `json:"oldestUnsettledSeconds"`
@@ -33,7 +34,7 @@ type health struct {
 // some GPUs alone, or leases on them, leaves it at 200 and says degraded: no
 // balancer should take the others' renters away for it. It says how much coin the
 // key can still spend and how much is kept for settlements, which GPUs are in
-// quarantine, which nodes are refused and why, how many leases nobody can meter, how old the oldest unsettled voucher
+// quarantine, which nodes are refused and why and which are out of reach, how many leases nobody can meter, how old the oldest unsettled voucher
 // is, and when the chain was last seen.
 func (p *Provider) Health() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -46,8 +47,8 @@ func (p *Provider) Health() http.Handler {
 			h.Status, code = err.Error(), http.StatusServiceUnavailable
 		case len(h.Quarantined) > 0 || h.Unmetered > 0:
 			h.Status = fmt.Sprintf("degraded: %d GPUs in quarantine, %d leases that cannot be metered", len(h.Quarantined), h.Unmetered)
-		case len(h.Refused) > 0:
-			h.Status = fmt.Sprintf("degraded: %d nodes are refused", len(h.Refused))
+		case len(h.Refused) > 0 || len(h.Away) > 0:
+			h.Status = fmt.Sprintf("degraded: %d nodes are refused, %d are out of reach", len(h.Refused), len(h.Away))
 		}
 		serve.JSON(w, code, h)
 	})
@@ -56,7 +57,7 @@ func (p *Provider) Health() http.Handler {
 func (p *Provider) health(ctx context.Context) health {
 	leases, gpus := p.allLeases(), p.gpus(ctx)
 	h := health{Status: "ok", Leases: len(leases), Unmetered: unmetered(leases), Quarantined: gpus.quarantined, Refused: p.nodes.refusals(),
-		Restart: errors.Is(gpus.err, metering.ErrRestart)}
+		Away: p.nodes.away(), Restart: gpus.restart()}
 	switch {
 	case gpus.err != nil:
 		h.Source = gpus.err.Error()
@@ -86,20 +87,23 @@ type gpuHealth struct {
 	err         error
 }
 
-func (p *Provider) gpus(ctx context.Context) gpuHealth {
-	fit, err := p.sick.Fit(ctx, p.config.Source, p.gpuNames)
-	return gpuHealth{inventory.Without(p.gpuNames(), fit), err}
+func (h *lessor) gpus(ctx context.Context) gpuHealth {
+	fit, err := h.sick.Fit(ctx, h.deps.source, h.gpuNames)
+	return gpuHealth{inventory.Without(h.gpuNames(), fit), err}
 }
+
+// restart reports whether nothing can be metered before the program is restarted.
+func (g gpuHealth) restart() bool { return errors.Is(g.err, metering.ErrRestart) }
 
 // gpuList is what is offered where no node meters: what was listed at the start, and what was away then and came back since.
-func (p *Provider) gpuList() []metering.Device {
-	if len(p.devices) == 0 {
+func (h *lessor) gpuList() []metering.Device {
+	if len(h.devices) == 0 {
 		return nil
 	}
-	return append(slices.Clone(p.devices), p.sick.Joined(p.devices[0], names(p.devices))...)
+	return append(slices.Clone(h.devices), h.sick.Joined(h.devices[0], names(h.devices))...)
 }
 
-func (p *Provider) gpuNames() []string { return names(p.gpuList()) }
+func (h *lessor) gpuNames() []string { return names(h.gpuList()) }
 
 // names are the UUIDs of devices.
 func names(devices []metering.Device) []string {

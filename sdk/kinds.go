@@ -21,11 +21,11 @@ func ofOneKind(devices []metering.Device) error {
 	return nil
 }
 
-// listOfOneKind is ofOneKind for what a source lists now.
-func listOfOneKind(ctx context.Context, source metering.Source) error {
+// listOfOneKind is what a source lists now, which is ofOneKind.
+func listOfOneKind(ctx context.Context, source metering.Source) ([]metering.Device, error) {
 	devices, err := source.Devices(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return ofOneKind(devices)
+	return devices, ofOneKind(devices)
 }

@@ -41,7 +41,8 @@ type lessor struct {
 	allocated func(channel common.Hash)                                                // hears that a channel's lease has its devices; may be nil
 	prepaid   func(*lease) error                                                       // makes a lease one that is paid in advance, if it is; nil: none is
 
-	sick inventory.Quarantine // of the devices of the source, for who asks how they are
+	devices []metering.Device    // that the source listed at the start; none where it is not asked
+	sick    inventory.Quarantine // of the devices of the source, for who asks how they are
 
 	life   context.Context // leases run until it ends
 	finish func()

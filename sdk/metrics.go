@@ -82,6 +82,7 @@ var (
 	descLeases     = prometheus.NewDesc("gpupay_leases", "Leases running.", nil, nil)
 	descQuarantine = prometheus.NewDesc("gpupay_quarantined_gpus", "GPUs that are offered and do not work: they go into no new lease.", nil, nil)
 	descRefused    = prometheus.NewDesc("gpupay_refused_nodes", "Nodes that begin no lease: their GPUs are of another kind than those of the first.", nil, nil)
+	descAway       = prometheus.NewDesc("gpupay_unreachable_nodes", "Nodes that did not answer when they were asked last: their leases go on within their credit, and no other begins there.", nil, nil)
 	descSource     = prometheus.NewDesc("gpupay_source_up", "1 while the metering source lists its GPUs.", nil, nil)
 	descRestart    = prometheus.NewDesc("gpupay_restart_wanted", "1 while nothing can be metered before the program is restarted.", nil, nil)
 	descSeen       = prometheus.NewDesc("gpupay_chain_seen_seconds", "How long ago the chain was last seen to its newest block.", nil, nil)
@@ -99,7 +100,7 @@ var (
 )
 
 func (c *moneyCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descLeases, descUnmetered, descQuarantine, descRefused, descSource, descRestart, descSeen, descOwed, descAccepted, descSettled, descAtRisk, descWrittenOff, descHeld, descGas, descCoin, descReserve, descOldest} {
+	for _, d := range []*prometheus.Desc{descLeases, descUnmetered, descQuarantine, descRefused, descAway, descSource, descRestart, descSeen, descOwed, descAccepted, descSettled, descAtRisk, descWrittenOff, descHeld, descGas, descCoin, descReserve, descOldest} {
 		ch <- d
 	}
 }
@@ -133,8 +134,9 @@ func (c *moneyCollector) Collect(ch chan<- prometheus.Metric) {
 	gpus := c.p.gpus(ctx)
 	gauge(descQuarantine, float64(len(gpus.quarantined)))
 	gauge(descRefused, float64(len(c.p.nodes.refusals())))
+	gauge(descAway, float64(len(c.p.nodes.away())))
 	gauge(descSource, flag(gpus.err == nil))
-	gauge(descRestart, flag(errors.Is(gpus.err, metering.ErrRestart)))
+	gauge(descRestart, flag(gpus.restart()))
 	if seen, ok := c.p.chainSeen(); ok {
 		gauge(descSeen, time.Since(seen).Seconds())
 	}

@@ -106,7 +106,8 @@ func NewNode(ctx context.Context, config NodeConfig) (*Node, error) {
 		return nil, fmt.Errorf("node %s: %w", config.Name, err)
 	}
 	config.Source = tame(config.Log, config.Source)
-	if err := listOfOneKind(ctx, config.Source); err != nil {
+	devices, err := listOfOneKind(ctx, config.Source)
+	if err != nil {
 		return nil, fmt.Errorf("node %s: %w", config.Name, err)
 	}
 	if config.Allocator == nil {
@@ -117,7 +118,7 @@ func NewNode(ctx context.Context, config NodeConfig) (*Node, error) {
 		config.Allocator = allocator
 	}
 	n := &Node{config: config}
-	var err error
+	n.devices = devices
 	if n.spool, err = openSpool(ctx, config.Database); err != nil {
 		return nil, err
 	}
@@ -144,6 +145,7 @@ func (n *Node) lets() {
 	n.metrics.MustRegister(metrics.gpu, metrics.gaps,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "gpupay_leases", Help: "Leases running."}, func() float64 { return float64(len(n.allLeases())) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "gpupay_unmetered_leases", Help: "Leases none of whose GPUs can be metered: they are suspended."}, func() float64 { return float64(unmetered(n.allLeases())) }),
+		gpuCollector{&n.lessor},
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "gpupay_node_refused", Help: "1 while a gateway begins no lease here: its GPUs are of another kind than those of other nodes."}, func() float64 { return flag(n.refused() != "") }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "gpupay_node_waiting_records", Help: "Usage records that no gateway has yet."}, n.waiting))
 	n.meterKey, n.pastKeys, n.store = n.config.MeterKey, n.config.PastKeys, n.spool.leaseStore
@@ -211,27 +213,51 @@ func (n *Node) Drain(ctx context.Context) error {
 // Metrics serves Prometheus metrics, for the operator.
 func (n *Node) Metrics() http.Handler { return promhttp.HandlerFor(n.metrics, promhttp.HandlerOpts{}) }
 
-// Health answers 200 while the node can keep records and read its devices, 503 and
-// the reason otherwise.
+// gpuCollector says how the GPUs of a node are when it is asked.
+type gpuCollector struct{ h *lessor }
+
+func (c gpuCollector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{descQuarantine, descSource, descRestart} {
+		ch <- d
+	}
+}
+
+func (c gpuCollector) Collect(ch chan<- prometheus.Metric) {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	gpus := c.h.gpus(ctx)
+	gauge := func(d *prometheus.Desc, v float64) { ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v) }
+	gauge(descQuarantine, float64(len(gpus.quarantined)))
+	gauge(descSource, flag(gpus.err == nil))
+	gauge(descRestart, flag(gpus.restart()))
+}
+
+// nodeHealth is what Health answers.
+type nodeHealth struct {
+	Status      string   `json:"status"`        // "ok", "degraded: " and what of, or why it answers 503
+	Restart     bool     `json:"restartWanted"` // nothing can be metered before the program is restarted
+	Quarantined []string `json:"quarantined,omitempty"`
+	Leases      int      `json:"leases"`
+	Unmetered   int      `json:"unmeteredLeases"`
+}
+
+// Health answers 200 while the node can keep records and list its devices, 503 and
+// the reason otherwise. Where some or all of its GPUs do not work, or leases cannot be metered, it answers 200 and says degraded.
 func (n *Node) Health() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithTimeout(r.Context(), 5*time.Second)
 		defer cancel()
-		status, code := "ok", http.StatusOK
-		if why := n.refused(); why != "" {
-			status = "degraded: a gateway begins no lease here: " + why
+		leases, gpus := n.allLeases(), n.gpus(ctx)
+		h, code := nodeHealth{Status: "ok", Restart: gpus.restart(), Quarantined: gpus.quarantined, Leases: len(leases), Unmetered: unmetered(leases)}, http.StatusOK
+		err := errors.Join(n.spool.db.View().PingContext(ctx), gpus.err)
+		switch why := n.refused(); {
+		case err != nil:
+			h.Status, code = err.Error(), http.StatusServiceUnavailable
+		case why != "":
+			h.Status = "degraded: a gateway begins no lease here: " + why
+		case len(h.Quarantined) > 0 || h.Unmetered > 0:
+			h.Status = fmt.Sprintf("degraded: %d GPUs in quarantine, %d leases that cannot be metered", len(h.Quarantined), h.Unmetered)
 		}
-		if err := n.fit(ctx); err != nil {
-			status, code = err.Error(), http.StatusServiceUnavailable
-		}
-		serve.JSON(w, code, map[string]string{"status": status})
+		serve.JSON(w, code, h)
 	})
-}
-
-func (n *Node) fit(ctx context.Context) error {
-	if err := n.spool.db.View().PingContext(ctx); err != nil {
-		return err
-	}
-	_, err := n.config.Source.Devices(ctx)
-	return err
 }

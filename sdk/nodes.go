@@ -7,6 +7,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -191,6 +192,16 @@ func (n *nodes) answers(name string) bool {
 	defer n.mu.Unlock()
 	_, ok := n.status[name]
 	return ok
+}
+
+// away are the nodes that did not answer when they were asked last, by name.
+func (n *nodes) away() []string {
+	if n == nil {
+		return nil
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.Sorted(maps.Keys(n.failed))
 }
 
 // resting reports whether a node gets no new lease for now. n.mu is held.

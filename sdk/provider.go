@@ -41,8 +41,7 @@ type Provider struct {
 	token   *chain.Token
 	price   metering.Price
 	credit  uint256.Int // base units for ProviderConfig.Credit of GPU time
-	devices []metering.Device
-	gasless bool // we send renters' ERC-3009 deposits
+	gasless bool        // we send renters' ERC-3009 deposits
 
 	minTransfer uint256.Int // base units that are worth a transaction of ours
 	minDelta    uint256.Int // base units that a voucher must add
