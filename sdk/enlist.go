@@ -17,10 +17,12 @@ import (
 // node of another kind begins no lease; those that run there go on.
 
 // enlistEvery is how often a gateway says which nodes it has. enlistedFor is how
-// long a node counts that no gateway names any more.
+// long a node counts that no gateway names any more. enlistedDevice is how long a GPU
+// stays the node's that has listed it: one that is lost for a while is nobody else's.
 const (
-	enlistEvery = 10 * time.Second
-	enlistedFor = time.Minute
+	enlistEvery    = 10 * time.Second
+	enlistedFor    = time.Minute
+	enlistedDevice = time.Hour
 )
 
 // enlistment is a node's row: of what kind its devices are.
@@ -29,11 +31,13 @@ type enlistment struct {
 	Model  string `db:"model"`
 	Memory int64  `db:"memory_bytes"`
 	MIG    bool   `db:"mig"`
+
+	Simulated bool `db:"simulated"`
 }
 
 // kind is a device of the node's, as far as its kind is concerned.
 func (e enlistment) kind() metering.Device {
-	return metering.Device{UUID: "node " + e.Node, Name: e.Model, MemoryBytes: uint64(e.Memory), MIG: e.MIG}
+	return metering.Device{UUID: "node " + e.Node, Name: e.Model, MemoryBytes: uint64(e.Memory), MIG: e.MIG, Simulated: e.Simulated}
 }
 
 // enlist takes in the nodes that were heard of, one after the other, and says why
@@ -57,6 +61,9 @@ func (s leaseStore) enlist(ctx context.Context, now time.Time, links []string, h
 		if err == nil {
 			_, err = tx.ExecContext(ctx, tx.Rebind(`DELETE FROM enlisted_nodes WHERE seen < ?`), at-enlistedFor.Milliseconds())
 		}
+		if err == nil {
+			err = ageDevices(ctx, tx, at, links, heard)
+		}
 		if err != nil {
 			return err
 		}
@@ -76,7 +83,7 @@ func (s leaseStore) enlist(ctx context.Context, now time.Time, links []string, h
 // enlistOne enlists a node, or says why not.
 func enlistOne(ctx context.Context, tx *sqlx.Tx, node string, devices []metering.Device, at int64, refused map[string]string) error {
 	var others []enlistment
-	err := tx.SelectContext(ctx, &others, tx.Rebind(`SELECT node, model, memory_bytes, mig FROM enlisted_nodes WHERE node <> ? ORDER BY node`), node)
+	err := tx.SelectContext(ctx, &others, tx.Rebind(`SELECT node, model, memory_bytes, mig, simulated FROM enlisted_nodes WHERE node <> ? ORDER BY node`), node)
 	if err != nil {
 		return err
 	}
@@ -84,15 +91,119 @@ func enlistOne(ctx context.Context, tx *sqlx.Tx, node string, devices []metering
 	for _, other := range others {
 		all = append(all, other.kind())
 	}
-	if unlike := ofOneKind(all); unlike != nil {
-		refused[node] = unlike.Error()
+	unfit := listable(devices)
+	if unfit == nil {
+		unfit = ofOneKind(all)
+	}
+	if unfit == nil {
+		if unfit, err = claimDevices(ctx, tx, node, devices, at); err != nil {
+			return err
+		}
+	}
+	if unfit != nil {
+		refused[node] = unfit.Error()
 		_, err := tx.ExecContext(ctx, tx.Rebind(`DELETE FROM enlisted_nodes WHERE node = ?`), node) // its GPUs were exchanged
 		return err
 	}
-	_, err = tx.ExecContext(ctx, tx.Rebind(`INSERT INTO enlisted_nodes (node, model, memory_bytes, mig, seen) VALUES (?, ?, ?, ?, ?)
-		ON CONFLICT (node) DO UPDATE SET model = excluded.model, memory_bytes = excluded.memory_bytes, mig = excluded.mig`),
-		node, devices[0].Name, int64(devices[0].MemoryBytes), devices[0].MIG, at)
+	_, err = tx.ExecContext(ctx, tx.Rebind(`INSERT INTO enlisted_nodes (node, model, memory_bytes, mig, simulated, seen) VALUES (?, ?, ?, ?, ?, ?)
+		ON CONFLICT (node) DO UPDATE SET model = excluded.model, memory_bytes = excluded.memory_bytes, mig = excluded.mig, simulated = excluded.simulated`),
+		node, devices[0].Name, int64(devices[0].MemoryBytes), devices[0].MIG, devices[0].Simulated, at)
 	return err
+}
+
+// ageDevices forgets whose GPUs those are that their node has not listed for long, or whose node is on the list no more. Of a
+// node that is away all stay.
+func ageDevices(ctx context.Context, tx *sqlx.Tx, at int64, links []string, heard map[string][]metering.Device) error {
+	away := slices.DeleteFunc(slices.Clone(links), func(node string) bool { return len(heard[node]) > 0 })
+	if len(away) > 0 {
+		query, args, err := sqlx.In(`UPDATE enlisted_devices SET seen = ? WHERE node IN (?)`, at, away)
+		if err == nil {
+			_, err = tx.ExecContext(ctx, tx.Rebind(query), args...)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	_, err := tx.ExecContext(ctx, tx.Rebind(`DELETE FROM enlisted_devices WHERE seen < ? OR node NOT IN (SELECT node FROM enlisted_nodes)`),
+		at-enlistedDevice.Milliseconds())
+	return err
+}
+
+// claimDevices has a node's GPUs, and those that its MIG slices are cut from, be its own. It says which one is another node's:
+// two that bill one GPU would have their provider look like a cheat to its renters. Simulated GPUs are called alike on all hosts.
+func claimDevices(ctx context.Context, tx *sqlx.Tx, node string, devices []metering.Device, at int64) (taken, err error) {
+	var rows []struct {
+		Device string `db:"device"`
+		Node   string `db:"node"`
+	}
+	if err := tx.SelectContext(ctx, &rows, `SELECT device, node FROM enlisted_devices`); err != nil {
+		return nil, err
+	}
+	owner := make(map[string]string, len(rows))
+	for _, r := range rows {
+		owner[r.Device] = r.Node
+	}
+	names := namesOf(devices)
+	for _, name := range names {
+		if of := owner[name]; of != "" && of != node {
+			return fmt.Errorf("it lists %s, which is node %s's: a GPU is on one host", name, of), nil
+		}
+	}
+	for _, name := range names {
+		_, err := tx.ExecContext(ctx, tx.Rebind(`INSERT INTO enlisted_devices (device, node, seen) VALUES (?, ?, ?)
+			ON CONFLICT (device) DO UPDATE SET seen = excluded.seen`), name, node, at)
+		if err != nil {
+			return nil, err
+		}
+	}
+	return nil, nil
+}
+
+// namesOf is the UUIDs of real GPUs, each once: of the devices and of those that slices are cut from.
+func namesOf(devices []metering.Device) (names []string) {
+	seen := map[string]bool{"": true}
+	for _, d := range devices {
+		for _, name := range []string{d.UUID, d.Parent} {
+			if !d.Simulated && !seen[name] {
+				seen[name], names = true, append(names, name)
+			}
+		}
+	}
+	return names
+}
+
+// owns refuses devices that an enlisted node did not list, is not to have twice, or that are more or fewer than were asked for.
+func (n *nodes) owns(name string, devices []string, gpus int) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if len(devices) != gpus {
+		return fmt.Errorf("it gives %d devices for %d", len(devices), gpus)
+	}
+	for i, uuid := range devices {
+		if !slices.ContainsFunc(n.known[name], func(d metering.Device) bool { return d.UUID == uuid }) || slices.Contains(devices[:i], uuid) {
+			return fmt.Errorf("it gives device %.*q, which is not one of those that it lists, or gives it twice", maxListedText, uuid)
+		}
+	}
+	return nil
+}
+
+// slicesOfAnother refuses a record of MIG slices that are said to be cut from another node's GPU: who checks whether a GPU is
+// billed twice would blame that node. The slices themselves are the lease's, see owns.
+func (n *nodes) slicesOfAnother(name string, billed []metering.DeviceEvidence) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for other, devices := range n.known {
+		if other == name {
+			continue
+		}
+		theirs := namesOf(devices)
+		for _, d := range billed {
+			if d.Device.Parent != "" && slices.Contains(theirs, d.Device.Parent) {
+				return fmt.Errorf("it bills slices of GPU %s, which is node %s's", d.Device.Parent, other)
+			}
+		}
+	}
+	return nil
 }
 
 // enlist has the list of all gateways say which nodes begin leases, and tells those

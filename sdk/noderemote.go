@@ -20,6 +20,7 @@ type remoteLease struct {
 	node    *nodeClient
 	checker *metering.Checker
 	failing bool // the last exchange failed, and was logged
+	foreign func([]metering.DeviceEvidence) error
 }
 
 // errUnfit is a node whose records do not hold: nothing of them is charged, and
@@ -39,7 +40,8 @@ func (n *nodes) newRemote(row leaseRow, terms metering.Lease, name string, meter
 		config.Clock, config.Tolerance = stoppedClock{at: row.EndedAt}, min(config.Tolerance, endTolerance)
 	}
 	checker, err := metering.ResumeChecker(config, checkedTo(last, terms, row.StartedAt))
-	return &remoteLease{node: c, checker: checker}, err
+	foreign := func(billed []metering.DeviceEvidence) error { return n.slicesOfAnother(name, billed) }
+	return &remoteLease{node: c, checker: checker, foreign: foreign}, err
 }
 
 // endTolerance is what a lease may be billed beyond when it was asked to end, for each GPU: as the renter's own tolerance. The
@@ -173,6 +175,9 @@ func (m nodeMoney) with(share portion) nodeMoney {
 func (l *lease) take(ctx context.Context, rec metering.SignedRecord) error {
 	if v, _ := l.snapshot(); rec.LeaseID == l.id && rec.Sequence <= v.sequence {
 		return l.same(ctx, rec)
+	}
+	if err := l.remote.foreign(rec.Evidence.Devices); err != nil {
+		return fmt.Errorf("%w: node %s: %w", errUnfit, l.remote.node.name, err)
 	}
 	if err := l.remote.checker.Check(rec); err != nil {
 		if errors.Is(err, metering.ErrClock) {

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
+	"golang.org/x/time/rate"
 
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
@@ -36,6 +37,7 @@ type nodes struct {
 	failed map[string]string            // what was logged of the others
 	rests  map[string]*nodeRest         // of those that began no lease when they were asked
 	now    func() time.Time
+	offers *rate.Limiter
 	absent map[string]time.Time // lease -> when this process first waited for its node to say what it metered
 
 	enlisted   map[string][]wire.OfferDevices // what each node had when its enlistment was decided last, at enlistedAt
@@ -60,7 +62,7 @@ var _ placer = (*nodes)(nil)
 
 func newNodes(p *Provider) (*nodes, error) {
 	n := &nodes{p: p, status: make(map[string]nodeStatus), known: make(map[string][]metering.Device), failed: make(map[string]string),
-		rests: make(map[string]*nodeRest), now: time.Now, absent: make(map[string]time.Time), enlisted: make(map[string][]wire.OfferDevices), refused: make(map[string]string)}
+		rests: make(map[string]*nodeRest), now: time.Now, offers: rate.NewLimiter(rate.Every(offerPace), offerBurst), absent: make(map[string]time.Time), enlisted: make(map[string][]wire.OfferDevices), refused: make(map[string]string)}
 	if err := p.config.NodeIdentity.check(gatewayHost, x509.ExtKeyUsageClientAuth); err != nil {
 		return nil, fmt.Errorf("provider: NodeIdentity: %w", err)
 	}
@@ -131,17 +133,35 @@ func (n *nodes) devices() []metering.Device {
 	return all
 }
 
+// What nodes list makes so many new offers at once, and one in offerPace from then on: an offer that says too many GPUs
+// costs a renter a refusal, and each one is kept for ever.
+const (
+	offerPace  = 5 * time.Minute
+	offerBurst = 10
+)
+
+// publish has the offer say what nodes list now, where it does not.
+func (n *nodes) publish(ctx context.Context) {
+	if !n.differs(n.p.Offer().Offer) || !n.offers.Allow() {
+		return
+	}
+	if err := n.p.renewOffer(ctx); err != nil && ctx.Err() == nil {
+		n.p.config.Log.Error("offer could not be renewed", "error", err)
+	}
+}
+
+// differs reports whether an offer says something else than the nodes do.
+func (n *nodes) differs(o wire.Offer) bool {
+	devices := n.devices()
+	return !slices.Equal(o.Devices, offered(devices)) || o.Simulated != simulated(devices)
+}
+
 // run asks the nodes again and again, ends there what has ended here, and has the
 // offer say what there is.
 func (n *nodes) run(ctx context.Context) error {
 	for chain.Pause(ctx, time.Second) == nil {
-		before := n.devices()
 		asked := n.ask(ctx)
-		if devices := n.devices(); !slices.Equal(offered(before), offered(devices)) {
-			if err := n.p.renewOffer(ctx); err != nil && ctx.Err() == nil {
-				n.p.config.Log.Error("offer could not be renewed", "error", err)
-			}
-		}
+		n.publish(ctx)
 		if err := errors.Join(asked, n.reconcile(ctx), n.collect(ctx)); err != nil && ctx.Err() == nil {
 			n.p.config.Log.Warn("what nodes have to do with the database", "error", err)
 		}
@@ -293,6 +313,11 @@ func (n *nodes) place(ctx context.Context, req placement) (gpu.Allocation, commo
 		}
 		if err == nil && (began.Allocation == nil || began.LeaseID != req.LeaseID) {
 			err = &errNode{c.name, fmt.Errorf("its answer is about lease %s and names no devices", began.LeaseID)}
+		}
+		if err == nil {
+			if wrong := n.owns(c.name, began.Allocation.Devices, req.GPUs); wrong != nil {
+				err = &errNode{c.name, wrong}
+			}
 		}
 		if err == nil && (began.Meter == nil || *began.Meter == (common.Address{})) {
 			err = &errNode{c.name, errors.New("it does not say which key signs the lease's records: it is from before nodes had keys of their own")}

@@ -64,6 +64,9 @@ type SignedOffer struct {
 // an honest provider's records for forged.
 const boundVersion = 2
 
+// maxOffer bounds what is signed as an offer, in bytes. A challenge and each credential repeat a part of it.
+const maxOffer = 4 << 10
+
 var offerType = crypto.Keccak256Hash([]byte("Offer(bytes32 documentHash)"))
 
 func offerDigest(chainID uint64, escrow common.Address, hash common.Hash) common.Hash {
@@ -89,6 +92,9 @@ func SignOffer(ctx context.Context, signer channel.Signer, o Offer) (SignedOffer
 		Offer
 		Signature Bytes `json:"signature"`
 	}{o, sig})
+	if err == nil && len(document) > maxOffer {
+		return SignedOffer{}, fmt.Errorf("offer has %d bytes, at most %d are signed: what names it has to fit into a header", len(document), maxOffer)
+	}
 	return SignedOffer{Offer: o, Hash: hash, Signature: sig, Document: document}, err
 }
 
