@@ -99,6 +99,14 @@ func (s story) String() string {
 	return fmt.Sprintf("%s: the %s's endpoint %s %s.%s", s.moment, s.side, s.misdeed.name, s.method, s.field)
 }
 
+// onceFailed are those of all stories that failed once: an ended rental was open again, and a deposit of which the renter's
+// endpoint said that it had reverted was nobody's.
+var onceFailed = []string{
+	"eth_getBlockByNumber  ages close renter",
+	"eth_getBlockByNumber number ages close renter",
+	"eth_getTransactionReceipt status contradicts with nothing open renter",
+}
+
 // stories are all of them, or the sample: each field with one misdeed at one moment of one side, and each method with every
 // misdeed, at moments and sides that take turns.
 func stories() (all []story) {
@@ -109,7 +117,7 @@ func stories() (all []story) {
 			for j, m := range misdeeds {
 				for k, moment := range moments {
 					for l, side := range []string{"provider", "renter"} {
-						if !long && (j%len(fields) != i || (turn+j)%len(moments) != k || (turn+j)/len(moments)%2 != l) {
+						if !long && !slices.Contains(onceFailed, method+" "+field+" "+m.name+" "+moment+" "+side) && (j%len(fields) != i || (turn+j)%len(moments) != k || (turn+j)/len(moments)%2 != l) {
 							continue
 						}
 						all = append(all, story{method, field, moment, side, m})
@@ -209,6 +217,10 @@ func (w *tale) tell() {
 	defer r.Close()
 	w.misbehave("open")
 	l := insist(w, "renting", func() (*Rental, error) { return w.rent(r) })
+	if l.Snapshot().Phase == RentalClosing && w.side == "renter" && w.field == "status" {
+		w.takeBack(r, l)
+		return
+	}
 	ctx, cancel := context.WithCancel(w.Context())
 	defer cancel()
 	ran := make(chan error, 1)
@@ -225,6 +237,18 @@ func (w *tale) tell() {
 	cancel()
 	<-ran
 	w.balance(r, c)
+}
+
+// takeBack closes a rental whose renter believed an endpoint that its deposit had failed. It can only be closed, and all comes back.
+func (w *tale) takeBack(r *Renter, l *Rental) {
+	w.Helper()
+	c := insist(w, "closing", func() (Closing, error) { return l.Close(w.Context()) })
+	if got := w.m.Tokens(w.T, w.payer.Address()); got != testrig.Thousand || !c.Settled.IsZero() {
+		w.Errorf("the payer has %d of %d, and %s were settled of a lease that it never had", got, testrig.Thousand, c.Settled.Dec())
+	}
+	if open := insist(w, "listing", func() ([]RentalState, error) { return unfinished(w.Context(), r) }); len(open) != 0 {
+		w.Errorf("unfinished: %v", open)
+	}
 }
 
 // insist tries until the endpoint is well again; each error until then must be one clear line.

@@ -239,6 +239,13 @@ func (row *rentalRow) deposited(s *sight) {
 	row.Seen = max(row.Seen, block)
 }
 
+// behind reports whether a sight is of an older block than one that the chain was seen at, by no more than a re-org
+// undoes: of an endpoint that lags it is no word on what came later.
+func (row *rentalRow) behind(s sight) bool {
+	block := s.block.Uint64()
+	return block < row.Seen && row.Seen <= block+finality
+}
+
 // finality is how many blocks lie over an end before it is left alone, as for
 // our own transactions.
 const finality = 32
@@ -256,7 +263,10 @@ func (l *Rental) over(ctx context.Context) (bool, error) {
 // stillOver is over for a rental that is over in the books, final or not.
 func (l *Rental) stillOver(ctx context.Context) (bool, error) {
 	now, err := l.look(ctx, l.r.w.Confirmations)
-	if err == nil && !l.ended(now) {
+	switch {
+	case err == nil && l.row.behind(now):
+		return true, nil
+	case err == nil && !l.ended(now):
 		return false, l.undone(ctx, now)
 	}
 	if l.row.Phase == RentalFinished {

@@ -295,8 +295,9 @@ func (l *Rental) foreign(ctx context.Context) (bool, error) {
 	if _, err := l.payer.Observe(ctx, l.id, seen.ChainView); err != nil {
 		return false, err
 	}
-	l.row.Ended = "the chain has this channel, and this database is from before its deposit"
-	l.r.w.Log.Warn("channel is on the chain and this database did not fund it: close it, or leave it", "channel", l.id)
+	l.row.Ended = "the chain has this channel, and this database knows of no deposit: it is from before it, or an endpoint said that it failed"
+	l.r.w.Log.Warn("channel is on the chain, and this database knows of no deposit: it is from before it, or an endpoint said that it failed: "+
+		"close it, or leave it", "channel", l.id)
 	return true, l.enter(ctx, RentalClosing)
 }
 
