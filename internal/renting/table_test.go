@@ -17,6 +17,7 @@ import (
 	"github.com/gpupay/gpupay/internal/chaintest"
 	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/sdk"
+	"github.com/gpupay/gpupay/sdk/wallet"
 )
 
 // TestAccessIsSaidAtOnce: how the GPUs are reached is printed when the lease begins, not with the next row of the table: they cost
@@ -37,7 +38,7 @@ func TestAccessIsSaidAtOnce(t *testing.T) {
 	c.Mint(t, crypto.PubkeyToAddress(c.Keys[1].PublicKey), 10_000_000)
 	r, err := sdk.NewRenter(t.Context(), sdk.RenterConfig{
 		RPC: c.URL, Token: c.Token, Key: channel.NewKey(c.Keys[1]), Database: filepath.Join(dir, "renter.db"), Poll: 50 * time.Millisecond, Log: log,
-		Caps: sdk.Caps{PricePerGPUHour: "4", PerLease: "1", PerDay: "1", PerPayee: "1"},
+		Caps: wallet.Caps{PricePerGPUHour: "4", PerLease: "1", PerDay: "1", PerPayee: "1"},
 	})
 	if err != nil {
 		t.Fatal(err)
