@@ -14,7 +14,7 @@ import (
 )
 
 // TestListIsCurrent holds every committed mutant to the tree: its file is well formed, its place is found once, its run
-// lines name tests that are there. Whether the tests find it is for the program to say; that takes hours.
+// lines name tests that are there and compile what it changes. Whether the tests find it is for the program to say; that takes hours.
 func TestListIsCurrent(t *testing.T) {
 	root, err := findRoot()
 	if err != nil {
@@ -25,11 +25,16 @@ func TestListIsCurrent(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, m := range list {
-		if _, err := m.apply(root); err != nil {
+		changed, err := m.apply(root)
+		if err != nil {
 			t.Errorf("%s: %v", m.name, err)
 		}
 		for _, r := range m.runs {
-			if err := r.exists(root); err != nil {
+			err := r.exists(root)
+			for file := range changed {
+				err = errors.Join(err, r.compiles(file))
+			}
+			if err != nil {
 				t.Errorf("%s: %v", m.name, err)
 			}
 		}

@@ -86,8 +86,8 @@ func (w *workshop) alone(ctx context.Context, r runLine, changed map[string][]by
 		return ran(w.forge(ctx, r, scratch, changed))
 	}
 	for file := range changed {
-		if ext := filepath.Ext(file); ext != ".go" && ext != ".sql" {
-			return outcome{}, fmt.Errorf("go test does not compile %s: only Go and the SQL that it embeds can be replaced", file)
+		if err := r.compiles(file); err != nil {
+			return outcome{}, err
 		}
 	}
 	overlay, err := writeOverlay(w.root, scratch, changed)
@@ -99,6 +99,14 @@ func (w *workshop) alone(ctx context.Context, r runLine, changed map[string][]by
 		return outcome{log: err.Error()}, errUncompiled
 	}
 	return r.run(ctx, w.root, binary, overlay, "")
+}
+
+// compiles is an error for a file that go test does not compile: what a test reads from the disk cannot be replaced.
+func (r runLine) compiles(file string) error {
+	if ext := filepath.Ext(file); r.tool == "go" && ext != ".go" && ext != ".sql" {
+		return fmt.Errorf("go test does not compile %s: only Go and the SQL that it embeds can be replaced", file)
+	}
+	return nil
 }
 
 // writeOverlay writes files and the list by which go compiles them instead of the tree's own.
