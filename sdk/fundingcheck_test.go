@@ -2,6 +2,7 @@ package sdk
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"strings"
 	"testing"
@@ -128,16 +129,22 @@ func TestNothingMovesForASessionThatIsRefused(t *testing.T) {
 }
 
 // TestNothingMovesIntoAWithdrawal: a withdrawal that the watcher has not seen yet
-// is seen before a deposit is sent into it.
+// is seen before a deposit is sent into it, also where the channel was read before.
 func TestNothingMovesIntoAWithdrawal(t *testing.T) {
 	r := newPayRig(t, func(c *ProviderConfig) { c.Poll = 1500 * time.Millisecond })
 	b := r.buyer("/tick")
 	b.open(20_000)
+	b.again() // the first payment of a channel that is known reads it
 	b.idle()
+	before := b.kept()
 	r.chain.RPC(t, nil, "anvil_setBalance", b.key.Address(), "0xde0b6b3a7640000")
 	p := b.depositing(b.next(), 50_000)
 	r.chain.Transact(t, b.private, r.contract.Address(), r.contract.InitiateWithdrawCall(b.terms, *uint256.NewInt(10_000)).Data)
 	if refused := b.refused(b.pay(p)); !strings.Contains(refused.Error, "withdrawal") || b.holds() != 20_000 {
 		t.Errorf("refused with %q, the contract holds %d", refused.Error, b.holds())
+	}
+	request := &x402Request{id: b.terms.ID(), terms: b.terms}
+	if err := r.provider.x402.worthSending(t.Context(), request, x402Tab{State: before, known: true}, *uint256.NewInt(50_000)); !errors.Is(err, errWithdrawing) {
+		t.Errorf("by books from before it: %v", err)
 	}
 }

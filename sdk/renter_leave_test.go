@@ -439,13 +439,21 @@ func TestLeaveThatFailsIsNoEnd(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			m := testrig.NewMarket(t)
 			server := serveProvider(t, m, nil)
-			r := openRenter(t, renterConfig(t, m, m.Newcomer(t)))
+			config := renterConfig(t, m, m.Newcomer(t))
+			r := openRenter(t, config)
 			l, err := r.Rent(t.Context(), server.URL, RentOptions{Deposit: "1", PayEvery: 100 * time.Millisecond})
 			if err != nil {
 				t.Fatal(err)
 			}
 			if test.signed {
 				if _, err := l.SignLeave(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				if err := r.Close(); err != nil { // the next process knows of it by its books alone
+					t.Fatal(err)
+				}
+				r = openRenter(t, config)
+				if l, err = r.Rental(t.Context(), l.ID()); err != nil {
 					t.Fatal(err)
 				}
 			}

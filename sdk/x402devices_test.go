@@ -1,6 +1,7 @@
 package sdk
 
 import (
+	"errors"
 	"net/http"
 	"path/filepath"
 	"testing"
@@ -127,6 +128,27 @@ func TestMeteredRequestsAndLeasesOnOneGPU(t *testing.T) {
 		a.idle()
 		b.isServed(b.opens())
 	})
+}
+
+// TestMeteredRequestWhoseDevicesLapsed: what is kept for a metered request ends by itself where a database is shared. If its devices
+// are in a lease by the time that it begins, it is refused, and not billed beside that.
+func TestMeteredRequestWhoseDevicesLapsed(t *testing.T) {
+	r := newPayRig(t, onOneGPU)
+	route, err := r.provider.Metered(MeteredRoute{Devices: []string{sim.UUID(0)}, MaxTime: time.Minute}, newGate())
+	if err != nil {
+		t.Fatal(err)
+	}
+	place := func(id byte) error {
+		_, _, err := r.provider.deps.placer.place(t.Context(), placement{Request: gpu.Request{LeaseID: common.Hash{id}, GPUs: 1}})
+		return err
+	}
+	if err := place(1); err != nil {
+		t.Fatal(err)
+	}
+	r.provider.named.put(common.Hash{2}, route.(*meteredRoute))
+	if err := place(2); !errors.Is(err, gpu.ErrNoCapacity) {
+		t.Errorf("a request beside a lease: %v", err)
+	}
 }
 
 // TestLeasesLeaveARouteItsGPU: a lease is given GPUs of no Metered route while there are any, so that the route is served
