@@ -48,17 +48,30 @@ func (p *Provider) start(r *request, s channel.State) (*lease, string, error) {
 		ID: id.Hex(), Channel: s.ID.Hex(), Offer: offer.Hash.Hex(), SecretHash: hashSecret(secret), GPUs: gpus,
 		Allocation: "{}", OwedBefore: begins.Dec(), Carried: int64(carried), State: wire.StateAllocating, StartedAt: time.Now().UnixNano(),
 	}
+	l, err := p.beginLease(ctx, row, s, offer)
+	if err != nil {
+		return nil, "", err
+	}
+	return l, secret, nil
+}
+
+// beginLease begins a lease that belongs to this gateway, unless another has begun one on its channel meanwhile.
+func (p *Provider) beginLease(ctx context.Context, row leaseRow, s channel.State, offer wire.SignedOffer) (*lease, error) {
 	if p.replicas != nil {
 		row.Owner, row.Term = p.replicas.identity(), 1
 	}
 	l, err := p.grant(ctx, row, s, offer)
 	if p.replicas != nil && store.Conflict(err) {
-		return nil, "", errElsewhere(s.ID)
+		return nil, errElsewhere(s.ID)
 	}
-	if err != nil {
-		return nil, "", err
+	return l, err
+}
+
+// detach lets go of a lease that is shown here for another gateway.
+func (p *Provider) detach(l *lease) {
+	if l.mirror {
+		p.replicas.unfollow(l)
 	}
-	return l, secret, nil
 }
 
 // canServe refuses a lease that could not be begun, before anybody's money

@@ -97,6 +97,12 @@ func (h *lessor) begin() bool {
 	return true
 }
 
+// done ends work that begin registered.
+func (h *lessor) done() { h.wait.Done() }
+
+// lifetime ends when the lessor stops.
+func (h *lessor) lifetime() context.Context { return h.life }
+
 // running returns the lease that runs on a channel, or nil.
 func (h *lessor) running(channelID common.Hash) *lease {
 	h.mu.Lock()

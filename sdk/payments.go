@@ -24,16 +24,12 @@ const maxGPUs = 1024
 // routes are the provider's resources. The lease is the paid one; vouchers go
 // to the same URI as what they pay for.
 func (p *Provider) routes() {
-	p.limiter = p.config.Limits.limiter()
-	p.sponsor = admit.NewGasSponsor(p.sender, p.contracts(), p.config.Limits.gasBudget())
-	p.sponsor.MinTransfer, p.sponsor.Poll, p.sponsor.Log = p.minTransfer, p.config.Poll, p.config.Log
 	p.behind()
 	p.mux = http.NewServeMux()
 	p.mux.HandleFunc("GET /offer", p.serveOffer)
 	p.mux.HandleFunc("GET /offer/{hash}", p.serveOffer)
-	p.mux.HandleFunc("/lease", p.serveLease)
-	if p.x402 != nil {
-		p.mux.HandleFunc("/tick", p.serveTick)
+	for _, s := range p.schemes {
+		p.mux.HandleFunc(s.path(), p.servePaid)
 	}
 }
 
@@ -80,12 +76,8 @@ type request struct {
 	seat  *reservation // of its GPUs, while its deposit is on its way
 }
 
-// serveLease is the paid resource.
+// serveLease is the paid resource, to a request that no other scheme pays.
 func (p *Provider) serveLease(w http.ResponseWriter, r *http.Request) {
-	if p.paidByX402(r) {
-		p.serveX402(w, r, kindStream)
-		return
-	}
 	w.Header().Set("Cache-Control", "no-store")
 	req, err := p.read(r)
 	if err == nil {
@@ -467,13 +459,10 @@ func (p *Provider) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	}
 	p.metrics.refused(problem)
 	if problem.Status == http.StatusPaymentRequired {
-		challenge, err := p.challenge()
-		if err != nil {
+		if err := p.askToPay(w.Header(), r); err != nil {
 			problem = wire.Internal.With("no challenge could be made")
 		} else {
-			w.Header().Set("WWW-Authenticate", challenge.Header())
 			problem.FreeGPUs = p.free()
-			p.x402.invite(w, r)
 		}
 	}
 	switch problem.Status {

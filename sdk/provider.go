@@ -53,6 +53,8 @@ type Provider struct {
 	settlement *settle.Service                // nil where the leader's is at work
 	atWork     atomic.Pointer[settle.Service] // of this process, be it as the leader; nil where another process's is
 	replicas   *replicas                      // nil where nobody shares the database
+	schemes    []scheme                       // the first takes what no other does
+	batch      *chain.BatchSettlement         // of x402; nil where it is not offered
 	x402       *x402Desk                      // nil where x402 is not offered
 	named      namedDevices
 	nodes      *nodes // nil where this gateway meters
@@ -133,10 +135,10 @@ func (p *Provider) prepare(ctx context.Context) error {
 	if p.nodes != nil {
 		err = p.nodes.ask(ctx)
 	}
+	p.metrics = newProviderMetrics(p)
 	if err := errors.Join(err, settlesAlone(ctx, p), p.chainParts(ctx), p.challenges(ctx), p.renewOffer(ctx)); err != nil {
 		return errors.Join(err, p.shutFiles())
 	}
-	p.metrics = newProviderMetrics(p)
 	p.lets()
 	p.routes()
 	p.sponsor.WarnPoor(ctx)
@@ -228,19 +230,22 @@ func (p *Provider) chainParts(ctx context.Context) error {
 		return err
 	}
 	p.gasless = supported && !p.config.NoGasless
-	if p.x402, err = p.newX402(ctx); err != nil {
+	if p.batch, err = p.x402Contract(ctx); err != nil {
 		return err
 	}
 	if p.db.Shared() {
 		p.replicas = newReplicas(p)
 		p.sender = p.newSender(txs)
 		p.sender.Follow = true
-		return nil
+	} else {
+		p.settlement = p.newSettlement(p.db, txs)
+		p.atWork.Store(p.settlement)
+		p.sender = p.settlement.Sender
 	}
-	p.settlement = p.newSettlement(p.db, txs)
-	p.atWork.Store(p.settlement)
-	p.sender = p.settlement.Sender
-	return nil
+	p.limiter = p.config.Limits.limiter()
+	p.sponsor = admit.NewGasSponsor(p.sender, p.contracts(), p.config.Limits.gasBudget())
+	p.sponsor.MinTransfer, p.sponsor.Poll, p.sponsor.Log = p.minTransfer, p.config.Poll, p.config.Log
+	return p.mountSchemes(ctx)
 }
 
 func (p *Provider) challenges(ctx context.Context) error {

@@ -217,18 +217,6 @@ func (p *Provider) reserveFor(r *request, id common.Hash) (err error) {
 	return err
 }
 
-// reserveFor keeps what an x402 request wants, if it wants a lease to begin.
-func (d *x402Desk) reserveFor(r *x402Request) error {
-	if r.metered != nil {
-		return d.keepDevices(r.Context(), r)
-	}
-	gpus, current, err := d.runs(r.Context(), r.id)
-	if err == nil && !current {
-		r.seat, err = d.reserve(r.Context(), r.id, r.route.gpus, gpus)
-	}
-	return err
-}
-
 // room refuses more devices than are free and not kept for others, those that are
 // about to come back included.
 func (p *Provider) room(ctx context.Context, id common.Hash, gpus, back int) error {

@@ -109,8 +109,8 @@ func (p *Provider) held() uint256.Int {
 
 // contracts are those that settlements go to.
 func (p *Provider) contracts() []chain.Contract {
-	if p.x402 == nil {
+	if p.batch == nil {
 		return []chain.Contract{p.escrow}
 	}
-	return []chain.Contract{p.escrow, p.x402.contract}
+	return []chain.Contract{p.escrow, p.batch}
 }

@@ -88,13 +88,12 @@ func (c X402Config) check(p ProviderConfig) error {
 // settler as every other payment; its own are the wire and the rule by which
 // requests of one channel follow one another.
 type x402Desk struct {
-	*Provider
+	x402Deps
 	x        X402Config
 	contract *chain.BatchSettlement
 	book     *channel.Payee // of x402's channels
 	notes    x402Store
 	lines    lines
-	named    *namedDevices
 	held     heldClaims
 	looked   firstLooks
 	arrivals arrivals
@@ -102,31 +101,18 @@ type x402Desk struct {
 	name, version string // of the token's EIP-712 domain
 }
 
-// newX402 checks that the chain and the token have what x402 needs.
-func (p *Provider) newX402(ctx context.Context) (*x402Desk, error) {
-	if p.config.X402 == nil {
-		return nil, p.warnUnclaimed(ctx)
-	}
-	d := &x402Desk{Provider: p, named: &p.named, x: p.config.X402.withDefaults(p.config.Settlement, p.config.graceFloor(p.escrow))}
-	if err := d.x.check(p.config); err != nil {
-		return nil, err
-	}
-	if !p.gasless {
-		return nil, fmt.Errorf("provider: X402: token %s has no receiveWithAuthorization (ERC-3009), by which x402's clients deposit", p.config.Token)
-	}
+// newX402 takes payments on a contract, with X402Config's defaults in x.
+func newX402(ctx context.Context, deps x402Deps, x X402Config, contract *chain.BatchSettlement, token *chain.Token) (*x402Desk, error) {
+	d := &x402Desk{x402Deps: deps, x: x, contract: contract}
 	var err error
-	if d.contract, err = chain.NewBatchSettlement(ctx, p.escrow.Backend()); err != nil {
+	if d.name, d.version, err = token.Domain(ctx); err != nil {
 		return nil, fmt.Errorf("provider: X402: %w", err)
 	}
-	d.contract.Past = p.config.PastKeys
-	if d.name, d.version, err = p.token.Domain(ctx); err != nil {
-		return nil, fmt.Errorf("provider: X402: %w", err)
-	}
-	if d.notes, err = openX402Store(ctx, p.db); err != nil {
+	if d.notes, err = openX402Store(ctx, d.db); err != nil {
 		return nil, err
 	}
-	d.book = &channel.Payee{Store: p.db.Payee(), Domain: d.contract.Domain()}
-	d.lines = lines{most: d.x.Line, all: d.x.Waiting, hold: correctedWithin}
+	d.book = &channel.Payee{Store: d.db.Payee(), Domain: contract.Domain()}
+	d.lines = lines{most: x.Line, all: x.Waiting, hold: correctedWithin}
 	if _, err := d.ceiling(1, 0); err != nil {
 		return nil, err
 	}
@@ -152,19 +138,6 @@ func (d *x402Desk) pastOffer(offer x402.Requirements, payee wire.Address) (past 
 	ok = slices.ContainsFunc(d.config.PastKeys, func(k channel.Signer) bool { return k.Address() == common.Address(payee) })
 	offer.PayTo, offer.Extra.ReceiverAuthorizer = payee, payee
 	return offer, ok
-}
-
-// warnUnclaimed says so where a provider took x402 before and does not now:
-// nobody claims what it was paid.
-func (p *Provider) warnUnclaimed(ctx context.Context) error {
-	states, err := p.db.Payee().Unsettled(ctx)
-	for _, s := range states {
-		if s.Terms.Scheme == channel.BatchSettlement {
-			left := s.Unsettled()
-			p.config.Log.Warn("a channel of x402 is not claimed: set ProviderConfig.X402 until it is", "channel", s.ID, "unclaimed", left.Dec())
-		}
-	}
-	return err
 }
 
 // x402Route is something that is paid by the request.
@@ -205,12 +178,8 @@ func (d *x402Desk) route(kind string, gpus int) (x402Route, error) {
 
 // offered is what a client must accept for a route. It is the same in every
 // answer: clients echo it, and what differs is refused.
-func (d *x402Desk) offered(route x402Route) (x402.Requirements, error) {
-	deposit, err := d.minDeposit()
-	if err != nil {
-		return x402.Requirements{}, err
-	}
-	least := wire.NewAmount(deposit)
+func (d *x402Desk) offered(route x402Route) x402.Requirements {
+	least := wire.NewAmount(d.minDeposit)
 	us := wire.Address(d.config.Key.Address())
 	return x402.Requirements{
 		Network: x402.Network(d.contract.ChainID()), Amount: wire.NewAmount(route.most), Asset: wire.Address(d.config.Token), PayTo: us,
@@ -219,7 +188,7 @@ func (d *x402Desk) offered(route x402Route) (x402.Requirements, error) {
 			Name: d.name, Version: d.version, AssetTransferMethod: x402.TransferERC3009,
 			ReceiverAuthorizer: us, WithdrawDelay: uint64(d.x.WithdrawDelay / time.Second), MinDeposit: &least,
 		},
-	}, nil
+	}
 }
 
 // required is the 402 of a request: the offer, and what of it must be said about
@@ -227,38 +196,44 @@ func (d *x402Desk) offered(route x402Route) (x402.Requirements, error) {
 func (d *x402Desk) required(r *http.Request, reason string, offer x402.Requirements) x402.PaymentRequired {
 	return x402.PaymentRequired{
 		Error:    reason,
-		Resource: x402.Resource{URL: d.addressOf(r), Description: "GPU time, metered by the second", MimeType: "application/json"},
+		Resource: x402.Resource{URL: d.front.addressOf(r), Description: "GPU time, metered by the second", MimeType: "application/json"},
 		Accepts:  []x402.Requirements{offer},
 	}
 }
 
-// invite adds the offer of x402 to an answer that asks for a payment. Not every
-// request for a payment is one for a resource that x402 can pay.
-func (d *x402Desk) invite(w http.ResponseWriter, r *http.Request) {
-	if d == nil || r.Header.Get(x402.HeaderSignature) != "" {
-		return
+// pays reports whether a request brings a payment of x402.
+func (d *x402Desk) pays(r *http.Request) bool { return len(r.Header.Values(x402.HeaderSignature)) > 0 }
+
+// path is the resource for clients that come again for each piece of time.
+func (d *x402Desk) path() string { return "/tick" }
+
+// offer adds the offer of x402 to an answer that asks for a payment. Not every
+// request for a payment is one for a resource that x402 can pay. It never fails.
+func (d *x402Desk) offer(h http.Header, r *http.Request) error {
+	if r.Header.Get(x402.HeaderSignature) != "" {
+		return nil
 	}
 	gpus, err := gpusOf(r)
 	if err != nil {
-		return
+		return nil
 	}
 	route, err := d.route(kindTick, gpus)
 	if err != nil {
-		return
+		return nil
 	}
-	offer, err := d.offered(route)
-	if err != nil {
-		return
-	}
-	if err := d.required(r, x402.FirstError, offer).Set(w.Header()); err != nil {
+	if err := d.required(r, x402.FirstError, d.offered(route)).Set(h); err != nil {
 		d.config.Log.Warn("x402's offer was left out of an answer", "error", err)
 	}
+	return nil
 }
 
-// serveX402 is a request for /tick or /lease that is paid by x402.
-func (p *Provider) serveX402(w http.ResponseWriter, r *http.Request, kind string) {
+// servePaid serves a request for /tick or /lease that is paid by x402.
+func (d *x402Desk) servePaid(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Cache-Control", "no-store")
-	d := p.x402
+	kind := kindStream
+	if r.URL.Path == d.path() {
+		kind = kindTick
+	}
 	gpus, err := gpusOf(r)
 	if err == nil && r.Method != http.MethodGet {
 		err = wire.MethodUnsupported.With("x402 pays for GET here, not for %.10s", r.Method)
@@ -271,47 +246,25 @@ func (p *Provider) serveX402(w http.ResponseWriter, r *http.Request, kind string
 		route, err = d.route(kind, gpus)
 	}
 	if err != nil {
-		p.refuse(w, r, err)
+		d.front.refuse(w, r, err)
 		return
 	}
 	d.serve(w, r, &x402Request{route: route})
 }
 
-// paidByX402 reports whether a request brings an x402 payment that is taken
-// here.
-func (p *Provider) paidByX402(r *http.Request) bool {
-	return p.x402 != nil && len(r.Header.Values(x402.HeaderSignature)) > 0
-}
-
-// serveTick is the paid resource for clients that come again for each piece of
-// time.
-func (p *Provider) serveTick(w http.ResponseWriter, r *http.Request) {
-	if p.paidByX402(r) {
-		p.serveX402(w, r, kindTick)
-		return
-	}
-	p.serveLease(w, r)
-}
-
-// prepaid has a new lease run on what its channel's requests reserve, if its
-// channel is one of x402.
-func (p *Provider) prepaid(l *lease) error {
-	if l.terms.Scheme != channel.BatchSettlement {
-		return nil
-	}
-	if p.x402 == nil {
-		return overError("its channel is one of x402, which this provider does not take any more")
-	}
-	note, err := p.x402.notes.channel(context.Background(), l.terms.ID())
+// prepaid has a new lease of a channel of x402 run on what the channel's requests
+// reserve.
+func (d *x402Desk) prepaid(l *lease) error {
+	note, err := d.notes.channel(context.Background(), l.terms.ID())
 	if err != nil {
 		return err
 	}
 	l.credit.Clear()
-	l.window = uint64(len(l.allocation.Devices)) * uint64(p.x402.x.Window)
+	l.window = uint64(len(l.allocation.Devices)) * uint64(d.x.Window)
 	if forOneRequest(l.allocation) {
 		l.window, l.read = math.MaxInt64, make(chan struct{}) // one request, one record
 	}
 	l.view.reserved = note.Reserved
-	p.x402.carries(l)
+	d.carries(l)
 	return nil
 }

@@ -14,7 +14,7 @@ import (
 // alone makes this gateway the only one to serve a channel, for as long as that
 // takes. When it dies, the others wait until its claim has ended.
 func (d *x402Desk) alone(ctx context.Context, id common.Hash) (unclaim func(), err error) {
-	if d.replicas == nil {
+	if !d.shared {
 		return func() {}, nil
 	}
 	if unclaim := d.held.take(id); unclaim != nil {
@@ -29,11 +29,11 @@ func (d *x402Desk) alone(ctx context.Context, id common.Hash) (unclaim func(), e
 		if ok {
 			break
 		}
-		if err := chain.Pause(ctx, d.replicas.poll()/4); err != nil {
+		if err := chain.Pause(ctx, d.poll/4); err != nil {
 			return nil, err
 		}
 	}
-	renewing, stop := context.WithCancel(d.life)
+	renewing, stop := context.WithCancel(d.leases.lifetime())
 	go func() {
 		for chain.Pause(renewing, claimTime/4) == nil {
 			if err := d.store.renew(renewing, name, owner, claimTime); err != nil && renewing.Err() == nil {
@@ -45,7 +45,7 @@ func (d *x402Desk) alone(ctx context.Context, id common.Hash) (unclaim func(), e
 		stop()
 		call, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 		defer cancel()
-		if err := d.store.unclaim(call, name, owner); err != nil && d.life.Err() == nil {
+		if err := d.store.unclaim(call, name, owner); err != nil && d.leases.lifetime().Err() == nil {
 			d.config.Log.Warn("a claim was not given back: it ends by itself", "claim", name, "error", err)
 		}
 	}, nil
@@ -54,7 +54,7 @@ func (d *x402Desk) alone(ctx context.Context, id common.Hash) (unclaim func(), e
 // yield lets other gateways serve a channel: at once or, where a request was
 // corrected that will come again, a moment later.
 func (d *x402Desk) yield(id common.Hash, unclaim func(), later bool) {
-	if d.replicas == nil || !later {
+	if !d.shared || !later {
 		unclaim()
 		return
 	}

@@ -20,7 +20,7 @@ import (
 func (d *x402Desk) fund(ctx context.Context, r *x402Request, tab x402Tab, note *x402Note) (x402Tab, error) {
 	ctx, cancel := context.WithTimeout(ctx, d.config.OpenTimeout)
 	defer cancel()
-	defer context.AfterFunc(d.life, cancel)()
+	defer context.AfterFunc(d.leases.lifetime(), cancel)()
 	slot, err := d.limiter.Deposit(r.Request)
 	if err != nil {
 		return tab, err
@@ -100,7 +100,7 @@ func (d *x402Desk) worthSending(ctx context.Context, r *x402Request, tab x402Tab
 // returns the transaction's hash.
 func (d *x402Desk) sendDeposit(ctx context.Context, r *x402Request, a chain.Authorization) (string, error) {
 	call := d.contract.DepositCall(r.terms, [32]byte(r.payment.Payload.Deposit.Authorization.Salt), a)
-	tx, err := d.submitOnce(ctx, r.terms, call, func() error { return d.reserveFor(r) })
+	tx, err := d.outbox.submitOnce(ctx, r.terms, call, func() error { return d.reserveFor(r) })
 	var refused *chain.Revert
 	if errors.As(err, &refused) {
 		return "", fmt.Errorf("%w: %s", x402.CodeDepositSimulation, refused.Refusal())
@@ -117,6 +117,18 @@ func (d *x402Desk) sendDeposit(ctx context.Context, r *x402Request, a chain.Auth
 		return "", err
 	}
 	return result.Hash.Hex(), nil
+}
+
+// reserveFor keeps what an x402 request wants, if it wants a lease to begin.
+func (d *x402Desk) reserveFor(r *x402Request) error {
+	if r.metered != nil {
+		return d.keepDevices(r.Context(), r)
+	}
+	gpus, current, err := d.runs(r.Context(), r.id)
+	if err == nil && !current {
+		r.seat, err = d.gpus.reserve(r.Context(), r.id, r.route.gpus, gpus)
+	}
+	return err
 }
 
 // refreshNonce remembers the refund nonce, which receipts show.

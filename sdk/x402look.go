@@ -44,7 +44,7 @@ func (d *x402Desk) look(ctx context.Context, s channel.State) (channel.State, er
 	}
 	ctx, cancel := context.WithTimeout(ctx, recordTimeout)
 	defer cancel()
-	if err := d.outboxIsWhole(ctx); err != nil { // a refund may be among what it does not know
+	if err := d.outbox.outboxIsWhole(ctx); err != nil { // a refund may be among what it does not know
 		return s, err
 	}
 	s, _, err := d.confirmed(ctx, s.Terms)

@@ -6,10 +6,8 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"net/http"
-	"slices"
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
@@ -40,32 +38,16 @@ type MeteredRoute struct {
 	writeTimeout time.Duration // of a piece of a streamed answer
 }
 
-// Metered puts a handler behind payments of x402: each request is charged the
-// time of the route's GPUs while the handler runs, whatever status it answers.
-// The handler's context ends when the time that was paid for is used up, and what
-// it writes to a client that does not read fails soon after. An answer that is
-// kept may have ProviderConfig.X402.MaxReply bytes, and so may a request's body.
-func (p *Provider) Metered(route MeteredRoute, h http.Handler) (http.Handler, error) {
-	if p.x402 == nil {
-		return nil, errors.New("provider: Metered needs ProviderConfig.X402")
-	}
-	if len(route.Devices) == 0 || route.MaxTime < p.config.Tick {
-		return nil, fmt.Errorf("provider: Metered: a route needs Devices, and a MaxTime of at least a tick (%s)", p.config.Tick)
-	}
-	for i, uuid := range route.Devices {
-		known := slices.ContainsFunc(p.devices, func(d metering.Device) bool { return d.UUID == uuid })
-		if !known || slices.Contains(route.Devices[:i], uuid) {
-			return nil, fmt.Errorf("provider: Metered: %s has no device %q, or it is named twice", p.config.Source.Name(), uuid)
-		}
-	}
+// newMeteredRoute is a handler behind payments, whose route was checked.
+func (d *x402Desk) newMeteredRoute(route MeteredRoute, h http.Handler) (*meteredRoute, error) {
 	route.writeTimeout = cmp.Or(route.writeTimeout, serve.WriteTimeout)
 	// The lease stops two ticks before what is reserved, and a reading may be late.
-	most, err := p.x402.ceiling(len(route.Devices), route.MaxTime+4*p.config.Tick)
+	most, err := d.ceiling(len(route.Devices), route.MaxTime+4*d.config.Tick)
 	if err != nil {
 		return nil, err
 	}
-	p.named.route(route.Devices...)
-	return &meteredRoute{d: p.x402, MeteredRoute: route, handler: h, running: make(chan struct{}, 1),
+	d.named.route(route.Devices...)
+	return &meteredRoute{d: d, MeteredRoute: route, handler: h, running: make(chan struct{}, 1),
 		route: x402Route{kind: kindMetered, gpus: len(route.Devices), most: most}}, nil
 }
 
@@ -79,7 +61,7 @@ type meteredRoute struct {
 
 // ServeHTTP asks for a payment, or serves what was paid for.
 func (m *meteredRoute) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if m.d.crossOrigin(w, r) {
+	if m.d.front.crossOrigin(w, r) {
 		return
 	}
 	w.Header().Set("Cache-Control", "no-store")
@@ -92,15 +74,15 @@ func (m *meteredRoute) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // ask answers a request without a payment.
 func (m *meteredRoute) ask(w http.ResponseWriter, r *http.Request) {
-	offer, err := m.d.offered(m.route)
-	if err == nil && !m.d.limiter.Challenge(r) {
+	var err error
+	if !m.d.limiter.Challenge(r) {
 		err = wire.TooMany.With("too many requests without a payment from your address: wait a second")
 	}
 	if err == nil {
-		err = m.d.required(r, x402.FirstError, offer).Set(w.Header())
+		err = m.d.required(r, x402.FirstError, m.d.offered(m.route)).Set(w.Header())
 	}
 	if err != nil {
-		m.d.Provider.refuse(w, r, err)
+		m.d.front.refuse(w, r, err)
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
@@ -211,7 +193,7 @@ func (d *x402Desk) enter(r *x402Request) error {
 			return nil
 		case <-r.Context().Done():
 			return r.Context().Err()
-		case <-d.life.Done():
+		case <-d.leases.lifetime().Done():
 			return wire.Unavailable.With("this provider stops")
 		case <-again.C:
 			if r.lease == (common.Hash{}) {
@@ -254,7 +236,7 @@ func (d *x402Desk) letNamed(ctx context.Context, r *x402Request, tab x402Tab, no
 func (m *meteredRoute) run(ctx context.Context, l *lease, r *x402Request, out *keptReply) metering.Instant {
 	ctx, cancel := context.WithTimeout(ctx, m.MaxTime)
 	defer cancel()
-	defer context.AfterFunc(m.d.life, cancel)()
+	defer context.AfterFunc(m.d.leases.lifetime(), cancel)()
 	go l.whileActive(ctx, cancel) // what is reserved may be used up before the clock says so
 	if out.to != nil {
 		// A client that does not read would hold up whoever comes next.

@@ -58,30 +58,18 @@ func (n *namedDevices) route(devices ...string) []string {
 // leases are those of a route: what runs for its requests, and what is kept for those whose deposits are on their way.
 func (m *meteredRoute) leases(lease common.Hash) bool { return m.d.named.of(lease) == m }
 
-// deviceBook is where the devices of metered requests are, beside those of leases.
-func (p *Provider) deviceBook() inventory.Book {
-	a, ok := p.config.Allocator.(inventory.Keeper)
-	switch {
-	case ok:
-		return a.Inventory().Book()
-	case p.replicas != nil:
-		return p.replicas.devices()
-	}
-	return &p.named.own
-}
-
 // vacant is ErrNoCapacity where a device is in a lease that is not the route's, or would be missing to those whose deposits are
 // on their way.
 func (d *x402Desk) vacant(ctx context.Context, id common.Hash, m *meteredRoute) error {
-	held, err := d.deviceBook().Held(ctx)
+	held, err := d.gpus.deviceBook().Held(ctx)
 	if err == nil {
 		_, err = inventory.These(m.Devices, m.leases)(held)
 	}
 	if err == nil {
-		err = d.unmetered(m.Devices, m.leases)
+		err = d.leases.unmetered(m.Devices, m.leases)
 	}
 	if n := d.rented(inventory.Unheld(held, m.Devices)); err == nil && n > 0 {
-		err = d.room(ctx, id, n, 0)
+		err = d.gpus.room(ctx, id, n, 0)
 	}
 	return err
 }
@@ -105,15 +93,15 @@ func (d *x402Desk) keepDevices(ctx context.Context, r *x402Request) error {
 	d.named.turn.Lock()
 	defer d.named.turn.Unlock()
 	m, lease := r.metered, randomHash()
-	if err := d.unmetered(m.Devices, m.leases); err != nil {
+	if err := d.leases.unmetered(m.Devices, m.leases); err != nil {
 		return err
 	}
-	held, err := d.deviceBook().Held(ctx)
+	held, err := d.gpus.deviceBook().Held(ctx)
 	if err != nil {
 		return err
 	}
 	if n := d.rented(inventory.Unheld(held, m.Devices)); n > 0 {
-		seat, err := d.reserve(ctx, r.id, n, 0)
+		seat, err := d.gpus.reserve(ctx, r.id, n, 0)
 		if err != nil {
 			return err
 		}
@@ -136,7 +124,7 @@ func (d *x402Desk) keepFor() time.Duration {
 
 // keepOn keeps a route's devices for a lease, once more where they were.
 func (d *x402Desk) keepOn(ctx context.Context, m *meteredRoute, lease common.Hash) error {
-	return d.deviceBook().Keep(ctx, lease, m.Devices, m.leases, d.keepFor())
+	return d.gpus.deviceBook().Keep(ctx, lease, m.Devices, m.leases, d.keepFor())
 }
 
 // letGo frees what was kept for a request whose lease did not begin.
@@ -147,7 +135,7 @@ func (d *x402Desk) letGo(ctx context.Context, r *x402Request) {
 	d.named.turn.Lock()
 	defer d.named.turn.Unlock()
 	defer d.named.drop(r.lease)
-	if err := d.deviceBook().Free(ctx, r.lease); err != nil {
+	if err := d.gpus.deviceBook().Free(ctx, r.lease); err != nil {
 		d.config.Log.Warn("devices were not given back: that ends by itself", "channel", r.id, "error", err)
 	}
 }

@@ -109,11 +109,11 @@ func (c *corrective) Error() string {
 // still there: who lost the connection gets a copy.
 func (d *x402Desk) serve(w http.ResponseWriter, req *http.Request, r *x402Request) {
 	r.Request = req
-	if !d.begin() {
-		d.Provider.refuse(w, req, wire.Unavailable.With("this provider stops"))
+	if !d.leases.begin() {
+		d.front.refuse(w, req, wire.Unavailable.With("this provider stops"))
 		return
 	}
-	defer d.wait.Done()
+	defer d.leases.done()
 	if err := d.read(r); err != nil {
 		d.refuse(w, r, err)
 		return
@@ -132,10 +132,8 @@ func (d *x402Desk) serve(w http.ResponseWriter, req *http.Request, r *x402Reques
 // can sign for the channel that the payment names, so that nobody else can hold
 // up its line.
 func (d *x402Desk) read(r *x402Request) error {
+	r.offer = d.offered(r.route)
 	var err error
-	if r.offer, err = d.offered(r.route); err != nil {
-		return err
-	}
 	if r.payment, err = x402.ParsePaymentPayload(r.Header); err != nil {
 		return err
 	}
@@ -283,13 +281,13 @@ func (d *x402Desk) buy(ctx context.Context, w http.ResponseWriter, r *x402Reques
 //
 // Each of its channels whose deposit is on its way may come to a row.
 func (d *x402Desk) claimable(ctx context.Context, t channel.Terms, arriving uint64) error {
-	owing, err := d.owingAt(ctx, d.contract, t.Payer)
-	row := d.leastRow(d.contract)
+	owing, err := d.debts.owingAt(ctx, d.contract, t.Payer)
+	row := d.debts.leastRow(d.contract)
 	others := debtsBut(owing, t.ID(), row)
 	if row.Mul(&row, uint256.NewInt(arriving)); err != nil || others.Add(&others, &row).Lt(&d.credit) {
 		return err
 	}
-	return fmt.Errorf("%w (%s)", errScattered, d.debtors(owing, d.leastRow(d.contract)))
+	return fmt.Errorf("%w (%s)", errScattered, d.debts.debtors(owing, d.debts.leastRow(d.contract)))
 }
 
 // arrivals counts each payer's requests that bring a deposit, until they are served.
@@ -424,7 +422,7 @@ func (d *x402Desk) stillFits(ctx context.Context, r *x402Request, tab x402Tab) (
 
 // capable refuses what could not be served before anybody's money moves for it.
 func (d *x402Desk) capable(ctx context.Context, r *x402Request) error {
-	if err := d.takesLeases(); err != nil {
+	if err := d.leases.takesLeases(); err != nil {
 		return err
 	}
 	gpus, current, err := d.runs(ctx, r.id)
@@ -440,16 +438,16 @@ func (d *x402Desk) capable(ctx context.Context, r *x402Request) error {
 	case current:
 		return nil
 	}
-	return d.room(ctx, r.id, r.route.gpus, gpus) // a lease of another price ends and gives its GPUs back
+	return d.gpus.room(ctx, r.id, r.route.gpus, gpus) // a lease of another price ends and gives its GPUs back
 }
 
 // runs is how many GPUs the lease has that runs on a channel, 0 if none does, and
 // whether it is of today's price.
 func (d *x402Desk) runs(ctx context.Context, id common.Hash) (gpus int, current bool, err error) {
-	if l := d.running(id); l != nil {
+	if l := d.leases.running(id); l != nil {
 		return len(l.allocation.Devices), l.price == d.price, nil
 	}
-	if d.replicas == nil {
+	if !d.shared {
 		return 0, false, nil
 	}
 	row, ok, err := d.store.newest(ctx, id)

@@ -178,7 +178,7 @@ func (d *x402Desk) refundAgain(ctx context.Context, r *x402Request, tab x402Tab,
 	}
 	for i := len(all) - 1; i >= 0; i-- {
 		tx := all[i]
-		if tx.Call.Kind == chain.Refund && tx.CreatedAt.UnixMilli() >= note.CreatedAt && d.stands(tx) && (!tx.Succeeded || repeated) {
+		if tx.Call.Kind == chain.Refund && tx.CreatedAt.UnixMilli() >= note.CreatedAt && d.outbox.stands(tx) && (!tx.Succeeded || repeated) {
 			ctx, cancel := context.WithTimeout(ctx, d.config.OpenTimeout)
 			defer cancel()
 			return d.refunded(ctx, r, note, tx.ID)
@@ -236,7 +236,7 @@ func (d *x402Desk) unrefunded(ctx context.Context, tab x402Tab) (x402Tab, error)
 // it: it was mined or never will be where its sender has used its nonce, or where a
 // later refund was mined, since what it carries is signed for the channel's next one.
 func (d *x402Desk) overtaken(ctx context.Context, tx chain.Tx, later []chain.Tx) (bool, error) {
-	if d.stands(tx) {
+	if d.outbox.stands(tx) {
 		return false, nil
 	}
 	if slices.ContainsFunc(later, func(o chain.Tx) bool { return o.Succeeded }) {

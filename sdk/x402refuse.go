@@ -37,12 +37,12 @@ func (d *x402Desk) refuse(w http.ResponseWriter, r *x402Request, err error) {
 	}
 	reason, ok := x402Reason(err)
 	if !ok {
-		d.Provider.refuse(w, r.Request, err)
+		d.front.refuse(w, r.Request, err)
 		return
 	}
 	var wrong *corrective
 	if !errors.As(err, &wrong) && !d.limiter.Challenge(r.Request) {
-		d.Provider.refuse(w, r.Request, wire.TooMany.With("too many requests with a wrong payment from your address: wait a second"))
+		d.front.refuse(w, r.Request, wire.TooMany.With("too many requests with a wrong payment from your address: wait a second"))
 		return
 	}
 	d.config.Log.Debug("payment refused", "channel", r.id, "error", err)
@@ -52,7 +52,7 @@ func (d *x402Desk) refuse(w http.ResponseWriter, r *x402Request, err error) {
 		wrong.show(&offer)
 	}
 	if err := d.required(r.Request, reason, offer).Set(w.Header()); err != nil {
-		d.Provider.refuse(w, r.Request, err)
+		d.front.refuse(w, r.Request, err)
 		return
 	}
 	body, _ := json.Marshal(struct {

@@ -32,7 +32,7 @@ func (d *x402Desk) stream(ctx context.Context, w http.ResponseWriter, r *x402Req
 	if err != nil {
 		return nil, err
 	}
-	defer d.detach(l)
+	defer d.leases.detach(l)
 	return d.show(ctx, w, r, tab, note, l)
 }
 
@@ -75,7 +75,7 @@ func (d *x402Desk) play(ctx context.Context, w http.ResponseWriter, r *x402Reque
 	if err != nil {
 		return nil, err
 	}
-	defer d.detach(l)
+	defer d.leases.detach(l)
 	return d.show(ctx, w, r, tab, note, l)
 }
 

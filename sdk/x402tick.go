@@ -13,7 +13,6 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
-	"github.com/gpupay/gpupay/channel/store"
 	"github.com/gpupay/gpupay/internal/u256"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -26,7 +25,7 @@ func (d *x402Desk) tick(ctx context.Context, r *x402Request, tab x402Tab, note x
 	if err != nil {
 		return nil, err
 	}
-	defer d.detach(l)
+	defer d.leases.detach(l)
 	if err := d.await(ctx, l, uint64(note.Sequence)); err != nil {
 		return nil, err
 	}
@@ -38,12 +37,12 @@ func (d *x402Desk) tick(ctx context.Context, r *x402Request, tab x402Tab, note x
 func (d *x402Desk) attach(ctx context.Context, r *x402Request, tab x402Tab, note *x402Note) (*lease, error) {
 	defer d.starts.Lock(r.id)()
 	defer func() { r.seat.release() }()
-	l, err := d.serving(ctx, tab.State)
+	l, err := d.leases.serving(ctx, tab.State)
 	if err != nil {
 		return nil, err
 	}
 	if l == nil {
-		if r.seat, err = d.seated(ctx, r.seat, r.id, r.route.gpus); err != nil {
+		if r.seat, err = d.gpus.seated(ctx, r.seat, r.id, r.route.gpus); err != nil {
 			return nil, err
 		}
 		note.Lease = r.seat.lease.Hex()
@@ -53,29 +52,22 @@ func (d *x402Desk) attach(ctx context.Context, r *x402Request, tab x402Tab, note
 		return d.let(ctx, tab, r.route.gpus, note.Lease)
 	}
 	if n := len(l.allocation.Devices); n != r.route.gpus {
-		d.detach(l)
+		d.leases.detach(l)
 		return nil, misfit(r, n)
 	}
 	v, _ := l.snapshot()
 	note.Lease, note.Sequence = l.id.Hex(), int64(v.sequence)
 	if err := d.admit(ctx, *note, l); err != nil {
-		d.detach(l)
+		d.leases.detach(l)
 		return nil, err
 	}
 	if l.price != d.price { // it ends with the record that answers this request, and the next one begins another
 		if err := d.endNewest(ctx, r.id, "the price changed"); err != nil {
-			d.detach(l)
+			d.leases.detach(l)
 			return nil, err
 		}
 	}
 	return l, nil
-}
-
-// detach lets go of a lease that is shown here for another gateway.
-func (d *x402Desk) detach(l *lease) {
-	if l.mirror {
-		d.replicas.unfollow(l)
-	}
 }
 
 // endNewest ends the lease that runs on a channel, wherever it does.
@@ -84,7 +76,7 @@ func (d *x402Desk) endNewest(ctx context.Context, id common.Hash, reason string)
 	if err != nil || !ok {
 		return err
 	}
-	return d.endLease(ctx, id, &row, reason)
+	return d.leases.endLease(ctx, id, &row, reason)
 }
 
 // errConflict is a request that does not fit what runs on its channel.
@@ -93,19 +85,12 @@ var errConflict = wire.Problem{Type: "about:blank", Title: "Conflict", Status: h
 // let begins a lease on a channel of x402. It has no secret: each request shows
 // a voucher that only its payer can have signed.
 func (d *x402Desk) let(ctx context.Context, tab x402Tab, gpus int, id string) (*lease, error) {
-	offer := d.Offer()
+	offer := d.leases.Offer()
 	row := leaseRow{
 		ID: id, Channel: tab.ID.Hex(), Offer: offer.Hash.Hex(), GPUs: gpus,
 		Allocation: "{}", OwedBefore: tab.Spent.Dec(), State: wire.StateAllocating, StartedAt: time.Now().UnixNano(),
 	}
-	if d.replicas != nil {
-		row.Owner, row.Term = d.replicas.identity(), 1
-	}
-	l, err := d.grant(ctx, row, tab.State, offer)
-	if d.replicas != nil && store.Conflict(err) {
-		return nil, errElsewhere(tab.ID)
-	}
-	return l, err
+	return d.leases.beginLease(ctx, row, tab.State, offer)
 }
 
 // admit lets a lease use what a request pays for: on disk first, then in force.

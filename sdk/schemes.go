@@ -1,0 +1,167 @@
+package sdk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/inventory"
+)
+
+// scheme is one way to be paid for leases.
+type scheme interface {
+	path() string              // of the resource that it adds; every scheme serves those of all
+	pays(r *http.Request) bool // whether a request brings a payment of this scheme
+	servePaid(w http.ResponseWriter, r *http.Request)
+	offer(h http.Header, r *http.Request) error // adds to a 402 what this scheme asks for
+}
+
+// session is the provider's own scheme: a channel's vouchers go through a lease's stream. It takes every request that no other
+// scheme does, also those without a payment.
+type session struct{ p *Provider }
+
+func (s session) path() string { return "/lease" }
+
+func (s session) pays(*http.Request) bool { return true }
+
+func (s session) servePaid(w http.ResponseWriter, r *http.Request) { s.p.serveLease(w, r) }
+
+func (s session) offer(h http.Header, _ *http.Request) error {
+	challenge, err := s.p.challenge()
+	if err == nil {
+		h.Set("WWW-Authenticate", challenge.Header())
+	}
+	return err
+}
+
+// servePaid hands a request for a paid resource to the scheme that it is paid by.
+func (p *Provider) servePaid(w http.ResponseWriter, r *http.Request) {
+	for _, s := range slices.Backward(p.schemes) {
+		if s.pays(r) {
+			s.servePaid(w, r)
+			return
+		}
+	}
+}
+
+// askToPay adds to a 402 what every scheme asks for.
+func (p *Provider) askToPay(h http.Header, r *http.Request) error {
+	for _, s := range p.schemes {
+		if err := s.offer(h, r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// x402Contract is the contract of x402's channels, nil where x402 is not offered. It checks that the chain and the token have what
+// x402 needs.
+func (p *Provider) x402Contract(ctx context.Context) (*chain.BatchSettlement, error) {
+	if p.config.X402 == nil {
+		return nil, p.warnUnclaimed(ctx)
+	}
+	if err := p.x402Config().check(p.config); err != nil {
+		return nil, err
+	}
+	if !p.gasless {
+		return nil, fmt.Errorf("provider: X402: token %s has no receiveWithAuthorization (ERC-3009), by which x402's clients deposit", p.config.Token)
+	}
+	contract, err := chain.NewBatchSettlement(ctx, p.escrow.Backend())
+	if err != nil {
+		return nil, fmt.Errorf("provider: X402: %w", err)
+	}
+	contract.Past = p.config.PastKeys
+	return contract, nil
+}
+
+func (p *Provider) x402Config() X402Config {
+	return p.config.X402.withDefaults(p.config.Settlement, p.config.graceFloor(p.escrow))
+}
+
+// mountSchemes has leases paid by the provider's own scheme and, where it is offered, by x402.
+func (p *Provider) mountSchemes(ctx context.Context) error {
+	p.schemes = []scheme{session{p}}
+	if p.batch == nil {
+		return nil
+	}
+	deposit, err := p.minDeposit()
+	if err != nil {
+		return err
+	}
+	deps := x402Deps{
+		config: p.config, price: p.price, credit: p.credit, minDeposit: deposit, minTransfer: p.minTransfer,
+		db: p.db, store: p.store, sender: p.sender, settlement: p.settlement, limiter: p.limiter, sponsor: p.sponsor, metrics: p.metrics,
+		named: &p.named, starts: &p.starts, leases: p, gpus: p, debts: p, outbox: p, front: p,
+	}
+	if p.replicas != nil {
+		deps.shared, deps.poll = true, p.replicas.poll()
+	}
+	if p.x402, err = newX402(ctx, deps, p.x402Config(), p.batch, p.token); err != nil {
+		return err
+	}
+	p.schemes = append(p.schemes, p.x402)
+	return nil
+}
+
+// prepaid has a new lease run on what its channel's requests reserve, if its
+// channel is one of x402.
+func (p *Provider) prepaid(l *lease) error {
+	if l.terms.Scheme != channel.BatchSettlement {
+		return nil
+	}
+	if p.x402 == nil {
+		return overError("its channel is one of x402, which this provider does not take any more")
+	}
+	return p.x402.prepaid(l)
+}
+
+// warnUnclaimed says so where a provider took x402 before and does not now:
+// nobody claims what it was paid.
+func (p *Provider) warnUnclaimed(ctx context.Context) error {
+	states, err := p.db.Payee().Unsettled(ctx)
+	for _, s := range states {
+		if s.Terms.Scheme == channel.BatchSettlement {
+			left := s.Unsettled()
+			p.config.Log.Warn("a channel of x402 is not claimed: set ProviderConfig.X402 until it is", "channel", s.ID, "unclaimed", left.Dec())
+		}
+	}
+	return err
+}
+
+// Metered puts a handler behind payments of x402: each request is charged the
+// time of the route's GPUs while the handler runs, whatever status it answers.
+// The handler's context ends when the time that was paid for is used up, and what
+// it writes to a client that does not read fails soon after. An answer that is
+// kept may have ProviderConfig.X402.MaxReply bytes, and so may a request's body.
+func (p *Provider) Metered(route MeteredRoute, h http.Handler) (http.Handler, error) {
+	if p.x402 == nil {
+		return nil, errors.New("provider: Metered needs ProviderConfig.X402")
+	}
+	if len(route.Devices) == 0 || route.MaxTime < p.config.Tick {
+		return nil, fmt.Errorf("provider: Metered: a route needs Devices, and a MaxTime of at least a tick (%s)", p.config.Tick)
+	}
+	for i, uuid := range route.Devices {
+		known := slices.ContainsFunc(p.devices, func(d metering.Device) bool { return d.UUID == uuid })
+		if !known || slices.Contains(route.Devices[:i], uuid) {
+			return nil, fmt.Errorf("provider: Metered: %s has no device %q, or it is named twice", p.config.Source.Name(), uuid)
+		}
+	}
+	return p.x402.newMeteredRoute(route, h)
+}
+
+// deviceBook is where the devices of metered requests are, beside those of leases.
+func (p *Provider) deviceBook() inventory.Book {
+	a, ok := p.config.Allocator.(inventory.Keeper)
+	switch {
+	case ok:
+		return a.Inventory().Book()
+	case p.replicas != nil:
+		return p.replicas.devices()
+	}
+	return &p.named.own
+}
