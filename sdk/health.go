@@ -18,9 +18,9 @@ type health struct {
 	Status          string            `json:"status"` // "ok", "degraded: " and what of, or why it answers 503
 	Coin            string            `json:"coinWei,omitempty"`
 	Reserve         string            `json:"reserveWei,omitempty"`
-	Source          string            `json:"source,omitempty"` // "ok", or why no GPU can be metered; empty where nodes meter
-	Restart         bool              `json:"restartWanted"`    // nothing can be metered before the program is restarted
-	Quarantined     []string          `json:"quarantined,omitempty"`
+	Source          string            `json:"source,omitempty"`       // "ok", or why no GPU can be metered; empty where nodes meter
+	Restart         bool              `json:"restartWanted"`          // nothing can be metered before the program is restarted
+	Quarantined     []string          `json:"quarantined"`            // never null
 	Refused         map[string]string `json:"refusedNodes,omitempty"` // of another kind than the first: why, by name
 	Away            []string          `json:"unreachableNodes,omitempty"`
 	Leases          int               `json:"leases"`
@@ -56,7 +56,7 @@ func (p *Provider) Health() http.Handler {
 
 func (p *Provider) health(ctx context.Context) health {
 	leases, gpus := p.allLeases(), p.gpus(ctx)
-	h := health{Status: "ok", Leases: len(leases), Unmetered: unmetered(leases), Quarantined: gpus.quarantined, Refused: p.nodes.refusals(),
+	h := health{Status: "ok", Leases: len(leases), Unmetered: unmetered(leases), Quarantined: append([]string{}, gpus.quarantined...), Refused: p.nodes.refusals(),
 		Away: p.nodes.away(), Restart: gpus.restart()}
 	switch {
 	case gpus.err != nil:

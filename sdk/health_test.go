@@ -33,7 +33,7 @@ func (w *ward) health() (int, health) {
 func TestHealthTellsTheTruth(t *testing.T) {
 	w := newWard(t)
 	waitFor(t, func() bool { _, ok := w.provider.chainSeen(); return ok })
-	if code, h := w.health(); code != http.StatusOK || h.Status != "ok" || h.Source != "ok" || h.ChainSeen == nil || *h.ChainSeen > 60 || h.Coin == "" || h.Restart {
+	if code, h := w.health(); code != http.StatusOK || h.Status != "ok" || h.Source != "ok" || h.ChainSeen == nil || *h.ChainSeen > 60 || h.Coin == "" || h.Restart || h.Quarantined == nil {
 		t.Errorf("healthy: %d %+v", code, h)
 	}
 	w.host.set(nil, sim.UUID(0))

@@ -26,6 +26,9 @@ func main() {
 }
 
 func run(ctx context.Context, args []string) error {
+	if len(args) == 1 && args[0] == "--version" { // as most programs have it
+		args = []string{"version"}
+	}
 	app := new(cli.App)
 	return app.Run(ctx, append([]string{"gpupay"}, args...), "gpupay", "GPU time, metered and paid for by the second", about, commands(app)...)
 }

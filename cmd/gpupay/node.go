@@ -113,15 +113,12 @@ func (n *node) run(ctx context.Context) error {
 }
 
 func (n *node) serve(ctx context.Context, node *sdk.Node) error {
-	gateways, err := cli.Listen("listen", n.listen)
+	gateways, admin, err := cli.Listeners(n.listen, n.admin)
 	if err != nil {
 		return err
 	}
 	fmt.Printf("node %s meters %d GPU(s) at %s and signs as %s\n", n.config.Name, len(n.config.Allocator.(*gpu.HostAllocator).Devices), gateways.Addr(), n.config.MeterKey.Address())
-	admin, err := cli.ListenAdmin(n.admin)
-	if err != nil {
-		return errors.Join(err, gateways.Close())
-	}
+	cli.SayAdmin(admin)
 	s := service.Service{Handler: node, TLS: node.TLS(), Metrics: node.Metrics(), Health: node.Health()}
 	if n.drain {
 		s.Stop = node.Drain // while leases drain, gateways still fetch their records

@@ -104,7 +104,7 @@ func (s *serve) run(ctx context.Context) error {
 }
 
 func (s *serve) serve(ctx context.Context, provider *sdk.Provider) error {
-	public, err := cli.Listen("listen", s.listen)
+	public, admin, err := cli.Listeners(s.listen, s.admin)
 	if err != nil {
 		return err
 	}
@@ -119,10 +119,7 @@ func (s *serve) serve(ctx context.Context, provider *sdk.Provider) error {
 	if offer.Simulated {
 		fmt.Println("THE GPUS ARE SIMULATED: nobody should pay real money for them")
 	}
-	admin, err := cli.ListenAdmin(s.admin)
-	if err != nil {
-		return errors.Join(err, public.Close())
-	}
+	cli.SayAdmin(admin)
 	return service.Serve(ctx, service.Service{
 		Handler: provider, Metrics: provider.Metrics(), Health: provider.Health(), Run: provider.Run,
 		Stop: func(ctx context.Context) error { return s.stop(ctx, provider) },

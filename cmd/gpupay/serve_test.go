@@ -1,9 +1,15 @@
 package main
 
 import (
+	"net"
+	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/ethereum/go-ethereum/common/hexutil"
+	"github.com/ethereum/go-ethereum/crypto"
+
+	"github.com/gpupay/gpupay/internal/chaintest"
 	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/sdk"
 )
@@ -65,5 +71,21 @@ func TestServeMistakesNameFlags(t *testing.T) {
 		if !o.flags.Has(name) {
 			t.Errorf("%s: no flag is --%s", field, name)
 		}
+	}
+}
+
+// TestServesWhenItSaysSo: a provider that cannot open the operator's address does not say first that it rents out.
+func TestServesWhenItSaysSo(t *testing.T) {
+	c := chaintest.Anvil(t)
+	t.Setenv("GPUPAY_KEY", hexutil.Encode(crypto.FromECDSA(c.Keys[0])))
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	said, err := printed(t, "serve --gpu sim --log-level error --rpc "+c.URL+" --escrow "+c.Escrow.Hex()+" --token "+c.Token.Hex()+
+		" --db "+filepath.Join(t.TempDir(), "provider.db")+" --listen 127.0.0.1:0 --admin "+taken.Addr().String())
+	if err == nil || !strings.Contains(err.Error(), "--admin") || said != "" {
+		t.Errorf("%v, and it said %q", err, said)
 	}
 }

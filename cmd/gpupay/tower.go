@@ -103,14 +103,11 @@ func (w *watch) read() (err error) {
 }
 
 func (w *watch) serve(ctx context.Context, t *tower.Tower) error {
-	public, err := cli.Listen("listen", w.listen)
+	public, admin, err := cli.Listeners(w.listen, w.admin)
 	if err != nil {
 		return err
 	}
 	fmt.Printf("watching escrow %s (grace period %s) at http://%s  (gas is paid by %s)\n", t.Escrow().Address(), t.Escrow().Grace(), public.Addr(), t.Address())
-	admin, err := cli.ListenAdmin(w.admin)
-	if err != nil {
-		return errors.Join(err, public.Close())
-	}
+	cli.SayAdmin(admin)
 	return service.Serve(ctx, service.Service{Handler: t, Metrics: t.Metrics(), Health: t.Health(), Run: t.Run}, public, admin)
 }

@@ -32,7 +32,7 @@ func (a *App) Run(ctx context.Context, args []string, name, about, more string, 
 			return ctx, Usage(a.file.check(c.Root()))
 		},
 		Action: func(_ context.Context, c *urfave.Command) error {
-			if word := c.Args().First(); word != "" {
+			if word := c.Args().First(); word != "" && word != "help" {
 				return Usage(fmt.Errorf("%q is no command of %s (--help lists them)", redact.Database(word), name))
 			}
 			return urfave.ShowRootCommandHelp(c)

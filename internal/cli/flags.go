@@ -257,14 +257,21 @@ func Listen(name, address string) (net.Listener, error) {
 	return listener, nil
 }
 
-// ListenAdmin opens the address of --admin, where an operator finds metrics and health; none if it is empty.
-func ListenAdmin(address string) (net.Listener, error) {
-	if address == "" {
-		return nil, nil
+// Listeners opens the addresses of --listen and of --admin, where an operator finds metrics and health; of that none if it is empty.
+// A program says that it serves when it has both.
+func Listeners(listen, admin string) (public, operator net.Listener, err error) {
+	if public, err = Listen("listen", listen); err != nil || admin == "" {
+		return public, nil, err
 	}
-	listener, err := Listen("admin", address)
-	if err == nil {
-		fmt.Printf("admin at http://%s (/metrics, /healthz)\n", listener.Addr())
+	if operator, err = Listen("admin", admin); err != nil {
+		return nil, nil, errors.Join(err, public.Close())
 	}
-	return listener, err
+	return public, operator, nil
+}
+
+// SayAdmin prints where the operator's listener is, if there is one.
+func SayAdmin(operator net.Listener) {
+	if operator != nil {
+		fmt.Printf("admin at http://%s (/metrics, /healthz)\n", operator.Addr())
+	}
 }
