@@ -1,6 +1,7 @@
 package sdk
 
 import (
+	"fmt"
 	"net/http"
 	"path/filepath"
 	"testing"
@@ -14,25 +15,32 @@ import (
 // widen does to every table what a newer program's migration may do: it adds a column.
 func widen(t *testing.T, db *store.DB) {
 	t.Helper()
-	list := `SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'`
+	list := tablesOfSQLite
 	if db.Shared() {
 		list = `SELECT table_name FROM information_schema.tables WHERE table_schema = current_schema()`
 	}
-	var tables []string
-	if err := db.View().Select(&tables, list); err != nil || len(tables) < 5 {
-		t.Fatalf("%v, %v", tables, err)
-	}
-	err := db.Update(t.Context(), func(tx *sqlx.Tx) error {
-		for _, table := range tables {
-			if _, err := tx.Exec(`ALTER TABLE ` + table + ` ADD COLUMN of_a_newer_program TEXT NOT NULL DEFAULT 'new'`); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	if err != nil {
+	if err := db.Update(t.Context(), func(tx *sqlx.Tx) error { return widenTables(tx, list) }); err != nil {
 		t.Fatal(err)
 	}
+}
+
+const tablesOfSQLite = `SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'`
+
+// widenTables widens the tables that a query lists.
+func widenTables(db interface {
+	sqlx.Execer
+	Select(into any, query string, args ...any) error
+}, list string) error {
+	var tables []string
+	if err := db.Select(&tables, list); err != nil || len(tables) < 5 {
+		return fmt.Errorf("tables %v, %w", tables, err)
+	}
+	for _, table := range tables {
+		if _, err := db.Exec(`ALTER TABLE ` + table + ` ADD COLUMN of_a_newer_program TEXT NOT NULL DEFAULT 'new'`); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // TestColumnsOfANewerProgram: a newer program adds a column to each table while older ones run. They go on: leases are
@@ -41,11 +49,12 @@ func TestColumnsOfANewerProgram(t *testing.T) {
 	for _, name := range []string{"file", onPostgres} {
 		t.Run(name, func(t *testing.T) {
 			r := newRig(t, quiet)
-			renter := r.renter(t, filepath.Join(t.TempDir(), "renter.db"))
+			path := filepath.Join(t.TempDir(), "renter.db")
+			renter := r.renter(t, path)
 			first := r.open(1, 200_000, "")
 			first.record()
 			widen(t, r.provider.db)
-			widen(t, renter.w.DB)
+			inRenterFile(t, path, func(db *sqlx.DB) error { return widenTables(db, tablesOfSQLite) })
 			first.record()
 			r.restart()
 			first.again()

@@ -1,6 +1,7 @@
 package sdk
 
 import (
+	"bytes"
 	"math/rand/v2"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -72,8 +73,8 @@ func TestRentOfTwoGateways(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if named := rental.offer.Hash; named != way[1].provider.Offer().Hash {
-			t.Errorf("the lease is under offer %s, and was begun under %s", named, way[1].provider.Offer().Hash)
+		if b, err := r.Export(t.Context(), rental.ID()); err != nil || len(b.Leases) != 1 || !bytes.Equal(b.Leases[0].Offer, way[1].provider.Offer().Document) {
+			t.Errorf("the lease is not under the offer that it was begun under: %+v, %v", b, err)
 		}
 		closing, err := rental.Close(t.Context())
 		if err != nil || closing.Owed != closing.Settled {

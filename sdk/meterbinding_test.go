@@ -97,10 +97,7 @@ func TestEachNodeSignsWithItsOwnKey(t *testing.T) {
 	}
 	on()
 	for _, l := range rentals {
-		row, err := l.r.store.load(t.Context(), l.ID()) // l.row is its rental's alone while that runs
-		if err != nil {
-			t.Fatal(err)
-		}
+		row := readRental(t, path, l.ID())
 		meters[common.Address(row.Binding.Meter)] = row.Lease
 	}
 	_, atNorth := meters[north.config.MeterKey.Address()]
@@ -150,15 +147,19 @@ func TestEachNodeSignsWithItsOwnKey(t *testing.T) {
 // sides' bundles hold with all of them.
 func TestNextLeaseHasItsOwnMeter(t *testing.T) {
 	r, north, south, f := pairOfNodes(t)
-	renter := r.renter(t, filepath.Join(t.TempDir(), "renter.db"))
+	path := filepath.Join(t.TempDir(), "renter.db")
+	renter := r.renter(t, path)
 	l, err := renter.Rent(t.Context(), f.URL, RentOptions{Deposit: "0.3", PayEvery: 50 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
 	var bound []wire.MeterBinding
 	for _, o := range []*outpost{north, south} {
-		bound = append(bound, *l.row.Binding)
-		if _, err := l.release(t.Context()); err != nil {
+		bound = append(bound, *readRental(t, path, l.ID()).Binding)
+		if err := r.provider.running(l.ID()).end(t.Context(), stopRequest{reason: "a test ends it"}); err != nil {
+			t.Fatal(err)
+		}
+		if err := l.Run(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		o.set(o == north, nil) // the next one begins at the other node
@@ -168,7 +169,7 @@ func TestNextLeaseHasItsOwnMeter(t *testing.T) {
 		}
 		north.set(false, nil)
 	}
-	bound = append(bound, *l.row.Binding)
+	bound = append(bound, *readRental(t, path, l.ID()).Binding)
 	if common.Address(bound[1].Meter) != south.config.MeterKey.Address() {
 		t.Errorf("the second lease is bound to %s, south's key is %s", bound[1].Meter, south.config.MeterKey.Address())
 	}
@@ -273,7 +274,7 @@ func TestRestoredGatewayOverANode(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			lease := l.row.Lease // which only the rental may read once it runs
+			lease := l.Snapshot().Lease
 			done := background(t.Context(), l)
 			awaitRecord(t, l, 3)
 			if name != "begun since" {

@@ -13,14 +13,15 @@ import (
 // leaves room for less ends in time and says so; all is paid.
 func TestLastTopUpIsWorthSending(t *testing.T) {
 	r := newRig(t, quiet, func(c *ProviderConfig) { c.MinDeposit, c.MinTransfer, c.Credit = "0.001", "0.005", 10*time.Second })
-	renter := r.renter(t, filepath.Join(t.TempDir(), "renter.db"))
+	renter := r.renter(t, filepath.Join(t.TempDir(), "renter.db"), func(c *RenterConfig) {
+		c.Caps.PerLease = "0.015" // 6,000, a top-up of 5,000, and 4,000 are left
+	})
 	if _, err := renter.Rent(t.Context(), r.server.URL, RentOptions{Deposit: "0.006", TopUp: "0.004"}); !errors.Is(err, wallet.ErrDeposit) || !strings.Contains(err.Error(), "0.005") {
 		t.Fatalf("top-ups that are refused: %v", err)
 	}
 	if got := r.balance(r.payer.Address()); got != 1_000_000 {
 		t.Fatalf("%d moved", 1_000_000-got)
 	}
-	renter.w.Caps.PerChannel.SetUint64(15_000) // 6,000, a top-up of 5,000, and 4,000 are left
 	rental, err := renter.Rent(t.Context(), r.server.URL, RentOptions{Deposit: "0.006", TopUp: "0.005", PayEvery: 50 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)

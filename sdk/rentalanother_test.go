@@ -243,32 +243,6 @@ func (v *visit) closeAgain() {
 	}
 }
 
-// TestForgottenLeaseNeedsItsVoucher: a restored renter has caught up with the lease that its voucher was for, which prepays more
-// than was used. A lease that is named later is one that nobody asked for, and is given back.
-func TestForgottenLeaseNeedsItsVoucher(t *testing.T) {
-	p := oldRenter(t, RentOptions{Deposit: "0.3", PayEvery: 50 * time.Millisecond, Prepay: 100 * time.Second})
-	p.goOn(3)
-	old := p.copy()
-	p.goOn(5)
-	p.down()
-	old.renter.restore(t)
-	p.resume()
-	p.goOn(8)
-	id, lease := p.rental.ID(), p.rental.Snapshot().Lease
-	if err := p.provider.running(id).end(t.Context(), stopRequest{reason: "a test ends it"}); err != nil {
-		t.Fatal(err)
-	}
-	p.rental.row.Secret = "" // its provider begins another lease for who has none
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	if err := p.rental.Run(ctx); err != nil {
-		t.Errorf("Run: %v", err)
-	}
-	if s := p.rental.Snapshot(); s.Lease != lease || p.provider.running(id) != nil {
-		t.Errorf("it goes on with lease %s, and asked for %s", s.Lease, lease)
-	}
-}
-
 // TestForgottenLeaseIsPaidUpToItsClose: a restored renter closes, and is shown a voucher that it had lost for a lease that it had
 // lost. What is metered of that after Close was asked for, however late the answer comes, is not paid. Under an offer with a longer
 // credit than was agreed nothing is, beyond the voucher.

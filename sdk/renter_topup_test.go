@@ -328,19 +328,3 @@ func TestAuthorizationIsGoodForMinutes(t *testing.T) {
 	}
 	l.detach()
 }
-
-// TestAuthorizationThatEndsTooSoon: a provider sends no deposit whose
-// authorization may end before its transaction is mined. It would pay the gas of
-// a revert.
-func TestAuthorizationThatEndsTooSoon(t *testing.T) {
-	r := newRig(t)
-	lease := r.open(1, 100_000, "")
-	for left, want := range map[time.Duration]bool{authorizationMargin - 5*time.Second: false, authorizationMargin + 5*time.Second: true, -time.Hour: false} {
-		payload := lease.topUp(1000, 3)
-		payload.Authorization.ValidBefore = wireAmount(uint64(time.Now().Add(left).Unix()))
-		_, err := r.provider.authorization(payload, lease.terms.Payer, payload.Authorization.Nonce)
-		if (err == nil) != want {
-			t.Errorf("good for %s more: %v", left, err)
-		}
-	}
-}

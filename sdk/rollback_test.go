@@ -73,12 +73,16 @@ func (f files) restore(t *testing.T) {
 	}
 }
 
-func (r *rig) renter(t *testing.T, database string) *Renter {
+func (r *rig) renter(t *testing.T, database string, change ...func(*RenterConfig)) *Renter {
 	t.Helper()
-	renter, err := NewRenter(t.Context(), RenterConfig{
+	config := RenterConfig{
 		Backend: r.chain.Backend, Token: r.chain.Token, Escrow: r.chain.Escrow, Key: r.payer, Database: database, ClockOff: 24 * time.Hour,
 		Caps: wallet.Caps{PricePerGPUHour: "4.00", PerLease: "10", PerDay: "20", PerPayee: wallet.Unlimited},
-		Poll: 50 * time.Millisecond, Patience: 20 * time.Second, Log: slog.New(slog.DiscardHandler)})
+		Poll: 50 * time.Millisecond, Patience: 20 * time.Second, Log: slog.New(slog.DiscardHandler)}
+	for _, c := range change {
+		c(&config)
+	}
+	renter, err := NewRenter(t.Context(), config)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -340,9 +344,8 @@ func TestAccessIsForgotten(t *testing.T) {
 	if got := string(rental.Access()); got != `"`+password+`"` {
 		t.Errorf("access: %s", got)
 	}
-	row, err := renter.store.load(t.Context(), rental.ID())
-	if err != nil || len(row.Access) != 0 {
-		t.Errorf("the renter's database has %s, %v", row.Access, err)
+	if row := readRental(t, path, rental.ID()); len(row.Access) != 0 {
+		t.Errorf("the renter's database has %s", row.Access)
 	}
 	if _, err := rental.Close(t.Context()); err != nil {
 		t.Fatal(err)
