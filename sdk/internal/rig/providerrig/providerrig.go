@@ -1,0 +1,132 @@
+// Package providerrig runs real providers on a market's chain, for tests inside the packages of clients: those may import the
+// provider. Tests inside the provider's package cannot import this one.
+package providerrig
+
+import (
+	"context"
+	"log/slog"
+	"net/http/httptest"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/channel/store"
+	"github.com/gpupay/gpupay/internal/testclock"
+	"github.com/gpupay/gpupay/sdk"
+	"github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/settle"
+)
+
+// Rig is a provider that runs behind an HTTP server, and can be stopped and started again.
+type Rig struct {
+	*rig.Market
+	Config   sdk.ProviderConfig // of the next Start
+	Provider *sdk.Provider
+	Server   *httptest.Server // nil while it is stopped
+
+	t    testing.TB
+	stop context.CancelFunc
+	ran  chan error
+}
+
+// New starts a provider of leases on four simulated GPUs, at 1000 base units a GPU-second and fast enough to watch. It is
+// stopped when the test ends.
+func New(t testing.TB, m *rig.Market, change ...func(*sdk.ProviderConfig)) *Rig {
+	t.Helper()
+	return start(t, m, sdk.ProviderConfig{
+		Backend: m.Backend, Escrow: m.Escrow, Token: m.Token, Key: channel.NewKey(m.Payee),
+		Database: filepath.Join(t.TempDir(), "provider.db"), PricePerGPUHour: "3.60", MinDeposit: "0.01",
+		Source: testclock.GPUs(4), Clock: testclock.Process(), Credit: 2 * time.Second,
+		Tick: 50 * time.Millisecond, RecordEvery: 100 * time.Millisecond, MaxGap: time.Second, Poll: 50 * time.Millisecond,
+		Log: slog.New(slog.DiscardHandler),
+	}, change)
+}
+
+// The times of NewX402, at whose price a window costs 300 base units a GPU.
+const (
+	Window = 300 * time.Millisecond
+	Slack  = 200 * time.Millisecond
+)
+
+// NewX402 starts a provider that takes x402, on a market that rig.NewX402Market made.
+func NewX402(t testing.TB, m *rig.Market, change ...func(*sdk.ProviderConfig)) *Rig {
+	t.Helper()
+	return start(t, m, sdk.ProviderConfig{
+		RPC: m.URL, Escrow: m.Escrow, Token: m.Token, Key: channel.NewKey(m.Payee), X402: &sdk.X402Config{Window: Window, Slack: Slack},
+		Database: filepath.Join(t.TempDir(), "provider.db"), PricePerGPUHour: "3.60", MinDeposit: "0.01",
+		Source: testclock.GPUs(2), Clock: testclock.Process(), Credit: 2 * time.Second,
+		Tick: 20 * time.Millisecond, RecordEvery: 50 * time.Millisecond, MaxGap: 10 * time.Second, Poll: 50 * time.Millisecond,
+		SuspendTimeout: time.Minute, MinGrace: time.Minute, ClockTolerance: 24 * time.Hour, OpenTimeout: time.Minute,
+		Settlement: settle.Policy{Interval: time.Hour, LeastRow: *uint256.NewInt(1), Dust: *uint256.NewInt(1)},
+		Log:        rig.Warnings(t),
+	}, change)
+}
+
+func start(t testing.TB, m *rig.Market, config sdk.ProviderConfig, change []func(*sdk.ProviderConfig)) *Rig {
+	t.Helper()
+	for _, c := range change {
+		if c != nil {
+			c(&config)
+		}
+	}
+	r := &Rig{Market: m, Config: config, t: t}
+	r.Start()
+	t.Cleanup(r.Stop)
+	return r
+}
+
+// Start starts a provider with Config.
+func (r *Rig) Start() {
+	r.t.Helper()
+	p, err := sdk.NewProvider(r.t.Context(), r.Config)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	r.Provider, r.stop, r.ran = p, stop, make(chan error, 1)
+	go func() { r.ran <- p.Run(ctx) }()
+	r.Server = rig.Serve(p)
+}
+
+// Stop stops the provider as a signal would, without draining. It may be stopped already.
+func (r *Rig) Stop() {
+	if r.Server == nil {
+		return
+	}
+	rig.HangUp(r.Server)
+	r.Server.Close()
+	r.Server = nil
+	r.stop()
+	if err := <-r.ran; err != nil {
+		r.t.Errorf("Run: %v", err)
+	}
+	if err := r.Provider.Close(); err != nil {
+		r.t.Errorf("Close: %v", err)
+	}
+}
+
+// Restart stops the provider and starts it with Config.
+func (r *Rig) Restart() {
+	r.t.Helper()
+	r.Stop()
+	r.Start()
+}
+
+// Books is what the provider's database says of a channel, also while the provider runs.
+func (r *Rig) Books(id common.Hash) channel.State {
+	r.t.Helper()
+	db, err := store.OpenToRead(r.t.Context(), r.Config.Database)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer db.Close()
+	s, err := db.Payee().Load(r.t.Context(), id)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return s
+}

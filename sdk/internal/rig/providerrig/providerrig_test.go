@@ -1,0 +1,53 @@
+package providerrig
+
+import (
+	"testing"
+	"time"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk"
+	"github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/wallet"
+)
+
+// TestRestartedProviderGoesOn: a renter rents from the rig, which is restarted meanwhile, and the books of the rig are what the
+// renter closed with.
+func TestRestartedProviderGoesOn(t *testing.T) {
+	m := rig.NewMarket(t)
+	r := New(t, m, func(c *sdk.ProviderConfig) { c.Credit = time.Hour })
+	renter, err := sdk.NewRenter(t.Context(), sdk.RenterConfig{
+		Backend: m.Backend, Token: m.Token, Key: channel.NewKey(m.Payer), Database: t.TempDir() + "/renter.db",
+		Caps:      wallet.Caps{PricePerGPUHour: "4.00", PerLease: "10", PerDay: "20", PerPayee: wallet.Unlimited},
+		Tolerance: 300 * time.Millisecond, Patience: time.Minute, Poll: 50 * time.Millisecond, Log: r.Config.Log,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer renter.Close()
+	rental, err := renter.Rent(t.Context(), r.Server.URL, sdk.RentOptions{Deposit: "1", PayEvery: 100 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	rig.Eventually(t, "the lease in the books", func() bool { return r.Books(rental.ID()).Status == channel.Open })
+	closed, err := rental.Close(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Restart()
+	if s := r.Books(rental.ID()); s.Spent != closed.Settled {
+		t.Errorf("the books have %s spent, closed with %s", s.Spent.Dec(), closed.Settled.Dec())
+	}
+}
+
+// TestX402RigOffersTicks: the rig of x402 offers ticks.
+func TestX402RigOffersTicks(t *testing.T) {
+	r := NewX402(t, rig.NewX402Market(t))
+	resp, err := r.Server.Client().Get(r.Server.URL + "/tick")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != 402 {
+		t.Errorf("unpaid it answers %s", resp.Status)
+	}
+}
