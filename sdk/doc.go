@@ -20,5 +20,5 @@
 // deposit back without the provider.
 //
 // Amounts in configurations are units of the token, such as "2.50"; those in
-// results are its base units. X402 of either side speaks x402 instead.
+// results are its base units. ProviderConfig.X402 and NewX402Client speak x402 instead.
 package sdk

@@ -47,6 +47,15 @@ func ExportFile(ctx context.Context, path string, id common.Hash) (*audit.Bundle
 	return b, err
 }
 
+// exportPayer is what a payer's database keeps about a channel, of whichever scheme.
+func exportPayer(ctx context.Context, db *store.DB, txs *chain.Store, id common.Hash) (*audit.Bundle, error) {
+	b, err := exportRental(ctx, db, txs, id)
+	if errors.Is(err, channel.ErrUnknown) {
+		return exportAccount(ctx, db, txs, id)
+	}
+	return b, err
+}
+
 // maxNamed bounds the channels that an error names.
 const maxNamed = 20
 

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"time"
 
 	"github.com/ethereum/go-ethereum/common"
 
@@ -14,14 +13,13 @@ import (
 	"github.com/gpupay/gpupay/channel/store"
 	"github.com/gpupay/gpupay/sdk/audit"
 	"github.com/gpupay/gpupay/sdk/chain"
-	"github.com/gpupay/gpupay/sdk/internal/evidence"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
-// Export returns what this renter kept about a channel.
+// Export returns what this renter kept about the channel of a rental; that of an x402 server is ExportX402's.
 func (r *Renter) Export(ctx context.Context, channelID common.Hash) (*audit.Bundle, error) {
-	return exportPayer(ctx, r.w.DB, r.w.Sender.Store, channelID)
+	return exportRental(ctx, r.w.DB, r.w.Sender.Store, channelID)
 }
 
 // newestOf is the channel whose rental was made last; one of x402, which is of no rental, counts by when it changed last.
@@ -43,48 +41,21 @@ func newestOf(ctx context.Context, rentals rentalStore, channels []channel.Payer
 	return newest.ID, nil
 }
 
-func exportPayer(ctx context.Context, db *store.DB, txs *chain.Store, id common.Hash) (*audit.Bundle, error) {
-	s, err := db.Payer().Load(ctx, id)
+// exportRental is what a renter's database keeps about the channel of a rental.
+func exportRental(ctx context.Context, db *store.DB, txs *chain.Store, id common.Hash) (*audit.Bundle, error) {
+	rentals := rentalStore{wallet.Store{DB: db}}
+	b, err := rentals.Bundle(ctx, txs, id)
 	if err != nil {
 		return nil, err
 	}
-	books := wallet.Store{DB: db}
-	rentals := rentalStore{books}
-	var row rentalRow // none of a channel of x402
-	if s.Terms.Scheme != channel.BatchSettlement {
-		row, err = rentals.load(ctx, id)
-	}
+	row, err := rentals.load(ctx, id)
 	if err != nil {
 		return nil, err
 	}
-	b, err := audit.New(ctx, txs, audit.KeptByPayer, s.Terms)
-	if err != nil {
+	if err := row.exportLease(ctx, rentals, b); err != nil {
 		return nil, err
 	}
-	b.Deposit, b.Settled = wire.NewAmount(s.Deposit), wire.NewAmount(s.Settled)
-	if len(s.Signature) > 0 {
-		b.Vouchers = append(b.Vouchers, audit.Voucher{Cumulative: wire.NewAmount(s.Signed), Signature: s.Signature})
-	}
-	if b.X402 != nil {
-		err = slates{books}.export(ctx, b)
-	} else {
-		err = row.exportLease(ctx, rentals, b)
-	}
-	if err != nil {
-		return nil, err
-	}
-	kept, err := rentals.Evidence(ctx, id)
-	if err != nil {
-		return nil, err
-	}
-	for _, e := range kept {
-		b.Evidence = append(b.Evidence, audit.Evidence{Reason: e.Reason, At: e.At.UTC(), Document: evidence.Redact(string(e.Document), row.Secret, string(row.Access))})
-	}
-	proofs, err := rentals.Proofs(ctx, id)
-	for _, p := range proofs { // nothing is cut out of one: what a provider calls its secret may be a part of it, and no more
-		b.Evidence = append(b.Evidence, audit.Evidence{Reason: audit.EquivocationKind, At: time.UnixMilli(p.At).UTC(), Document: p.Document})
-	}
-	return b, err
+	return b, rentals.AddEvidence(ctx, b, row.Secret, string(row.Access))
 }
 
 // exportLease adds the rental's lease, if it came to one, and what was prepaid.
@@ -131,9 +102,9 @@ func (r *Renter) Equivocations(ctx context.Context, channelID common.Hash) ([]*a
 	}
 	stored, readErr := r.store.Proofs(ctx, channelID)
 	if readErr != nil || len(stored) == 0 {
-		known, slateErr := slates{r.w.Store}.load(ctx, channelID)
-		if readErr != nil || slateErr != nil || known == nil {
-			return nil, errors.Join(err, readErr, slateErr)
+		known, failed := r.w.Store.HasAccount(ctx, channelID)
+		if readErr != nil || failed != nil || !known {
+			return nil, errors.Join(err, readErr, failed)
 		}
 		return nil, nil
 	}

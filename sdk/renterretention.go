@@ -10,13 +10,10 @@ import (
 	"github.com/jmoiron/sqlx"
 )
 
-// Prune deletes the usage records of channels over which nobody can argue any more,
-// each after archive has kept its bundle: rentals whose end on the chain is final,
-// that were written last before a time, and in which the provider was caught at
-// nothing; and channels with x402 servers, caught at nothing, that hold no money, by a
-// look at the chain before that time and by one now. What was signed stays, what the
-// GPUs were billed for and what counts against the caps. It returns how many it
-// pruned, and stops at the first error.
+// Prune deletes the usage records of rentals over which nobody can argue any more, each after archive has kept its bundle: those
+// whose end on the chain is final, that were written last before a time, and in which the provider was caught at nothing. What was
+// signed stays, what the GPUs were billed for and what counts against the caps. It returns how many it pruned, and stops at the
+// first error. Channels with x402 servers are PruneX402's.
 func (r *Renter) Prune(ctx context.Context, before time.Time, archive func(*audit.Bundle) error) (int, error) {
 	rows, err := r.store.list(ctx, isSettled, RentalFinished, before.UnixMilli())
 	if err != nil {
@@ -43,8 +40,7 @@ func (r *Renter) Prune(ctx context.Context, before time.Time, archive func(*audi
 			pruned++
 		}
 	}
-	more, err := r.pruneX402(ctx, before, archive)
-	return pruned + more, err
+	return pruned, nil
 }
 
 // isSettled selects the rentals that are in a state since a time, in unix milliseconds,

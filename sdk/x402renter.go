@@ -44,7 +44,7 @@ type X402Options struct {
 	// clients use. Whoever has the key, the server's 402 and the salt finds the
 	// channel on the chain again, also without the database.
 	Salt common.Hash
-	// Transport sends the requests; that of RenterConfig.HTTP if nil.
+	// Transport sends the requests; that of wallet.Config.HTTP if nil.
 	Transport http.RoundTripper
 	// OnPaid hears of each answer that was paid for; may be nil. It must not block.
 	OnPaid func(X402Payment)
@@ -87,34 +87,34 @@ type X402Client struct {
 
 var _ http.RoundTripper = (*X402Client)(nil)
 
-// X402 returns a client that pays x402 servers within this renter's caps. It
-// fails where x402's contracts are not on the renter's chain.
-func (r *Renter) X402(ctx context.Context, options X402Options) (*X402Client, error) {
-	x := &X402Client{w: r.w, options: options}
+// NewX402Client returns a client that pays x402 servers from a wallet, within its caps. It fails where x402's contracts are not on
+// the wallet's chain.
+func NewX402Client(ctx context.Context, w *wallet.Wallet, options X402Options) (*X402Client, error) {
+	x := &X402Client{w: w, options: options}
 	if options.MaxPrice == "" {
 		return nil, errors.New("renter: MaxPrice is empty: say how much one request may cost, in units of the token, such as \"0.05\"")
 	}
 	var err error
 	if x.maxPrice = channel.MaxAmount(); options.MaxPrice != wallet.Unlimited {
-		if x.maxPrice, err = units.Parse(options.MaxPrice, r.w.Token.Decimals); err != nil {
+		if x.maxPrice, err = units.Parse(options.MaxPrice, w.Token.Decimals); err != nil {
 			return nil, fmt.Errorf("renter: MaxPrice: %w", err)
 		}
 	}
 	if options.Deposit != "" {
-		if x.deposit, err = units.Parse(options.Deposit, r.w.Token.Decimals); err != nil {
+		if x.deposit, err = units.Parse(options.Deposit, w.Token.Decimals); err != nil {
 			return nil, fmt.Errorf("renter: Deposit: %w", err)
 		}
 	}
 	if x.options.Transport == nil {
-		x.options.Transport = r.w.HTTP.Transport
+		x.options.Transport = w.HTTP.Transport
 	}
 	if x.options.Transport == nil {
 		x.options.Transport = http.DefaultTransport
 	}
-	if x.escrow, err = chain.NewBatchSettlement(ctx, r.w.Backend); err != nil {
+	if x.escrow, err = chain.NewBatchSettlement(ctx, w.Backend); err != nil {
 		return nil, err
 	}
-	x.payer = r.w.Payer(x.escrow.Domain())
+	x.payer = w.Payer(x.escrow.Domain())
 	return x, nil
 }
 

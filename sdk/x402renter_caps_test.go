@@ -326,7 +326,7 @@ func parsed(t *testing.T, address string) *url.URL {
 func TestX402ClientsOfOneRenterTakeTurns(t *testing.T) {
 	s := newStall(t, testrig.NewX402Market(t))
 	first := s.client(stallCaps, stallOptions)
-	second, err := s.renter.X402(t.Context(), stallOptions)
+	second, err := NewX402Client(t.Context(), s.renter.Wallet(), stallOptions)
 	if err != nil {
 		t.Fatal(err)
 	}

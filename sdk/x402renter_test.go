@@ -56,7 +56,7 @@ func (s *stall) tryClient(caps wallet.Caps, options X402Options) (*X402Client, e
 	}
 	s.renter = r
 	s.Cleanup(func() { r.Close() })
-	return r.X402(s.Context(), options)
+	return NewX402Client(s.Context(), r.Wallet(), options)
 }
 
 var (

@@ -3,12 +3,40 @@ package sdk
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"slices"
 
+	"github.com/ethereum/go-ethereum/common"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/channel/store"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/audit"
+	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
+
+// ExportX402 returns what a wallet keeps about a channel with an x402 server.
+func ExportX402(ctx context.Context, w *wallet.Wallet, channelID common.Hash) (*audit.Bundle, error) {
+	return exportAccount(ctx, w.DB, w.Sender.Store, channelID)
+}
+
+// exportAccount is what a payer's database keeps about a channel with an x402 server.
+func exportAccount(ctx context.Context, db *store.DB, txs *chain.Store, id common.Hash) (*audit.Bundle, error) {
+	accounts := slates{wallet.Store{DB: db}}
+	b, err := accounts.Bundle(ctx, txs, id)
+	if err != nil {
+		return nil, err
+	}
+	if b.X402 == nil {
+		return nil, fmt.Errorf("%w: %s is no channel of x402", channel.ErrUnknown, id)
+	}
+	if err := accounts.export(ctx, b); err != nil {
+		return nil, err
+	}
+	return b, accounts.AddEvidence(ctx, b)
+}
 
 // export adds the leases whose records were checked for ticks, in the order in which
 // they ran.

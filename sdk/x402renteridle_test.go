@@ -321,7 +321,7 @@ func TestX402OneGPUIsPaidOnce(t *testing.T) {
 // paidOnce lets a second channel tick beside the first until a GPU was billed twice.
 func (n *tenant) paidOnce(elsewhere string) {
 	n.Helper()
-	second, err := n.renter.X402(n.Context(), X402Options{MaxPrice: wallet.Unlimited, Salt: common.Hash{1}})
+	second, err := NewX402Client(n.Context(), n.renter.Wallet(), X402Options{MaxPrice: wallet.Unlimited, Salt: common.Hash{1}})
 	if err != nil {
 		n.Fatal(err)
 	}

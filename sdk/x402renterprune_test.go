@@ -33,7 +33,7 @@ func TestX402PayersBundle(t *testing.T) {
 	if err := n.provider.Settle(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	ours, err := n.renter.Export(t.Context(), n.rental.Channel())
+	ours, err := ExportX402(t.Context(), n.renter.Wallet(), n.rental.Channel())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -113,7 +113,7 @@ func TestX402RenterPrune(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got, err := r.Prune(t.Context(), before, archive); got != want || err != nil && !errors.Is(err, full) {
+		if got, err := PruneX402(t.Context(), r.Wallet(), before, archive); got != want || err != nil && !errors.Is(err, full) {
 			t.Errorf("%s: %d are pruned, want %d, %v", what, got, want, err)
 		}
 		if left, err := n.x.Records(t.Context(), n.rental.Channel()); err != nil || want == 0 && len(left) != len(had) || want == 1 && len(left) != 0 {

@@ -14,19 +14,22 @@ import (
 	"github.com/gpupay/gpupay/sdk/wallet"
 )
 
-// pruneX402 is Prune for channels with x402 servers.
-func (r *Renter) pruneX402(ctx context.Context, before time.Time, archive func(*audit.Bundle) error) (pruned int, err error) {
-	slates := slates{r.w.Store}
+// PruneX402 deletes the usage records of a wallet's channels with x402 servers over which nobody can argue any more, each after
+// archive has kept its bundle: those that were caught at nothing and hold no money, by a look at the chain before a time and by
+// one now. What was signed stays, what the GPUs were billed for and what counts against the caps. It returns how many channels it
+// pruned, and stops at the first error.
+func PruneX402(ctx context.Context, w *wallet.Wallet, before time.Time, archive func(*audit.Bundle) error) (pruned int, err error) {
+	slates := slates{w.Store}
 	quiet, err := slates.quiet(ctx, before)
 	for _, s := range quiet {
-		empty, err := r.emptySince(ctx, s.ID, before)
+		empty, err := emptySince(ctx, w, s.ID, before)
 		if err != nil {
 			return pruned, fmt.Errorf("channel %s: whether it holds money: %w", s.ID, err)
 		}
 		if !empty {
 			continue
 		}
-		b, err := r.Export(ctx, s.ID)
+		b, err := ExportX402(ctx, w, s.ID)
 		if err == nil {
 			err = archive(b)
 		}
@@ -48,12 +51,12 @@ func (r *Renter) pruneX402(ctx context.Context, before time.Time, archive func(*
 // refunded, by what was seen of the chain before a time and is there now, and whether
 // the books have what became of our transactions about it. What is seen first counts
 // from now on: it may be undone.
-func (r *Renter) emptySince(ctx context.Context, id common.Hash, before time.Time) (bool, error) {
-	known, err := r.w.DB.Payer().Load(ctx, id)
+func emptySince(ctx context.Context, w *wallet.Wallet, id common.Hash, before time.Time) (bool, error) {
+	known, err := w.DB.Payer().Load(ctx, id)
 	if err != nil {
 		return false, err
 	}
-	contract, err := chain.NewBatchSettlement(ctx, r.w.Backend)
+	contract, err := chain.NewBatchSettlement(ctx, w.Backend)
 	if err != nil {
 		return false, err
 	}
@@ -62,14 +65,14 @@ func (r *Renter) emptySince(ctx context.Context, id common.Hash, before time.Tim
 		return false, err
 	}
 	if known.Deposit != on[0].Latest.Deposit || known.Settled != on[0].Latest.Settled {
-		payer := channel.Payer{Store: r.w.DB.Payer(), Now: r.w.Now}
+		payer := channel.Payer{Store: w.DB.Payer(), Now: w.Now}
 		_, err = payer.Observe(ctx, id, on[0].Latest)
 		return false, err
 	}
 	if !known.UpdatedAt.Before(before) {
 		return false, nil
 	}
-	if err = r.w.Sync(ctx, id); errors.Is(err, wallet.ErrNotYet) {
+	if err = w.Sync(ctx, id); errors.Is(err, wallet.ErrNotYet) {
 		return false, nil
 	}
 	return err == nil, err

@@ -73,7 +73,7 @@ func (n *tenant) open() {
 	}
 	n.Cleanup(func() { renter.Close() })
 	n.renter = renter
-	if n.x, err = renter.X402(n.Context(), X402Options{MaxPrice: wallet.Unlimited, Transport: n.line}); err != nil {
+	if n.x, err = NewX402Client(n.Context(), renter.Wallet(), X402Options{MaxPrice: wallet.Unlimited, Transport: n.line}); err != nil {
 		n.Fatal(err)
 	}
 	if n.rental, err = n.x.Rent(n.Context(), n.server.URL, 1); err != nil {

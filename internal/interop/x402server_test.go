@@ -127,7 +127,7 @@ func (s *shop) client(caps wallet.Caps, options sdk.X402Options) (*sdk.X402Clien
 		defer s.mu.Unlock()
 		s.paid = append(s.paid, p)
 	}
-	client, err := renter.X402(s.Context(), options)
+	client, err := sdk.NewX402Client(s.Context(), renter.Wallet(), options)
 	if err != nil {
 		s.Fatal(err)
 	}

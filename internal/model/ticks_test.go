@@ -110,7 +110,7 @@ func (n *tenancy) begin(lost bool) {
 	n.r.config.Clock = n.clock
 	n.start(n.r)
 	var err error
-	n.client, err = n.r.X402(n.ctx, sdk.X402Options{MaxPrice: wallet.Unlimited})
+	n.client, err = sdk.NewX402Client(n.ctx, n.r.Wallet(), sdk.X402Options{MaxPrice: wallet.Unlimited})
 	n.must(err)
 	n.rental, err = n.client.Rent(n.ctx, n.server.URL, 1)
 	n.must(err)

@@ -15,7 +15,7 @@ import (
 // rentOverX402 rents by ticks over x402: each window is paid when it was metered
 // and its record checked. What is left in the channel comes back at the end.
 func rentOverX402(ctx, work context.Context, renter *sdk.Renter, o *Renting) error {
-	client, err := renter.X402(work, sdk.X402Options{MaxPrice: wallet.Unlimited, Deposit: o.Options.Deposit})
+	client, err := sdk.NewX402Client(work, renter.Wallet(), sdk.X402Options{MaxPrice: wallet.Unlimited, Deposit: o.Options.Deposit})
 	if err != nil {
 		return err
 	}
