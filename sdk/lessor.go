@@ -394,7 +394,7 @@ func (h *lessor) takeUp(ctx context.Context) error {
 			return fmt.Errorf("lease %s of the last run could not be taken up, nothing of it is lost: start again: %w", row.ID, err)
 		}
 	}
-	return nil
+	return h.takeBackForgotten(ctx)
 }
 
 // errNotHere is a lease whose devices are on another host, and errNoAdopter one whose devices nobody can go on with.

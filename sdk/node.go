@@ -128,6 +128,9 @@ func NewNode(ctx context.Context, config NodeConfig) (*Node, error) {
 	}
 	n.lets()
 	n.deps.marks = marks
+	if err := n.note(config.Database, config.Log); err != nil {
+		return nil, errors.Join(err, n.shutFiles())
+	}
 	n.routes()
 	n.ready()
 	if err := n.takeUp(ctx); err != nil {

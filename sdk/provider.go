@@ -140,6 +140,9 @@ func (p *Provider) prepare(ctx context.Context) error {
 		return errors.Join(err, p.shutFiles())
 	}
 	p.lets()
+	if err := p.note(p.config.Database, p.config.Log); err != nil {
+		return errors.Join(err, p.shutFiles())
+	}
 	p.routes()
 	p.sponsor.WarnPoor(ctx)
 	return nil
