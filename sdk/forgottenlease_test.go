@@ -28,7 +28,7 @@ func TestForgottenLeaseIsGivenBack(t *testing.T) {
 		t.Fatalf("nothing was to be paid of another lease: %+v", s)
 	}
 	p.down()
-	old.renter.restore(t)
+	old.renter.Restore(t)
 	p.up()
 	rental, err := p.renter.Resume(t.Context(), id)
 	if err != nil {
@@ -59,7 +59,7 @@ func TestForgottenLeaseNeedsItsVoucher(t *testing.T) {
 	old := p.copy()
 	p.goOn(5)
 	p.down()
-	old.renter.restore(t)
+	old.renter.Restore(t)
 	p.resume()
 	p.goOn(8)
 	id, lease := p.rental.ID(), p.rental.Snapshot().Lease

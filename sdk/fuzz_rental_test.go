@@ -138,7 +138,7 @@ func fuzzRental(f *testing.F) (*Rental, []byte) {
 	}
 	p, err := NewProvider(f.Context(), ProviderConfig{
 		Backend: net.Backend, Escrow: net.Escrow, Token: net.Token, Key: channel.NewKey(net.Keys[0]), Source: testclock.GPUs(1), Clock: testclock.Process(),
-		Database: filepath.Join(f.TempDir(), "provider.db"), PricePerGPUHour: hour, MinDeposit: "0.01", ClockTolerance: 24 * time.Hour,
+		Database: filepath.Join(f.TempDir(), "provider.db"), PricePerGPUHour: "3.60", MinDeposit: "0.01", ClockTolerance: 24 * time.Hour,
 		Tick: 50 * time.Millisecond, RecordEvery: 100 * time.Millisecond, Poll: 20 * time.Millisecond, Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {

@@ -18,6 +18,7 @@ import (
 	"github.com/gpupay/gpupay/internal/eip712"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/audit"
+	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -262,9 +263,9 @@ func TestRestoredGatewayOverANode(t *testing.T) {
 			r := newRig(t, o.link, quiet)
 			f := newFront(t)
 			f.provider.Store(r.provider)
-			var old files
+			var old testrig.Files
 			image := func() {
-				bounce(r, f, func() { old = copyFiles(t, r.config.Database, r.config.Database+".signed") })
+				bounce(r, f, func() { old = testrig.CopyFiles(t, r.config.Database, r.config.Database+".signed") })
 			}
 			if name == "begun since" {
 				image()
@@ -282,7 +283,7 @@ func TestRestoredGatewayOverANode(t *testing.T) {
 			}
 			awaitRecord(t, l, l.Snapshot().Sequence+3)
 			bounce(r, f, func() {
-				old.restore(t)
+				old.Restore(t)
 				if name == "being allocated" {
 					beingAllocated(t, r.config.Database, lease)
 				}

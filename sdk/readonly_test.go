@@ -16,6 +16,7 @@ import (
 	"github.com/gpupay/gpupay/channel/store"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/database"
+	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/wallet"
 )
 
@@ -50,7 +51,7 @@ func TestReadingMigratesNothing(t *testing.T) {
 		if err = errors.Join(err, db.Close()); err != nil {
 			t.Fatal(err)
 		}
-		before := copyFiles(t, path)
+		before := testrig.CopyFiles(t, path)
 		for name, do := range read {
 			err := do(t.Context(), path)
 			if age.want == nil {

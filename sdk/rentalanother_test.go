@@ -2,6 +2,7 @@ package sdk
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"net/http"
 	"net/http/httptest"
@@ -11,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ethereum/go-ethereum/crypto"
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
@@ -98,7 +100,7 @@ func (u *usurper) name(l *Rental, worth time.Duration) {
 	defer u.mu.Unlock()
 	u.plot, u.records = u.Hostile.NewStream(nil, l.ID()), nil
 	u.lease = u.plot.Lease
-	u.lease.ID, u.lease.OfferHash, u.lease.Price.Amount, u.lease.OwedBefore = randomHash(), u.offer.Hash, u.offer.Amount.Int, l.Snapshot().Owed
+	u.lease.ID, u.lease.OfferHash, u.lease.Price.Amount, u.lease.OwedBefore = crypto.Keccak256Hash([]byte(rand.Text())), u.offer.Hash, u.offer.Amount.Int, l.Snapshot().Owed
 	u.plot.Restart(u.lease, nil)
 	u.Hostile.Mu.Lock()
 	defer u.Hostile.Mu.Unlock()

@@ -16,6 +16,7 @@ import (
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/ethereum/go-ethereum/common/hexutil"
 	"github.com/ethereum/go-ethereum/core/types"
+	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/testclock"
@@ -106,7 +107,7 @@ func TestLeaveWhatWasNotOpened(t *testing.T) {
 			t.Fatal(err)
 		}
 		options := RentOptions{GPUs: 1, PayEvery: time.Second}
-		l, err := r.prepare(t.Context(), q, options, wireAmount(500_000).Int)
+		l, err := r.prepare(t.Context(), q, options, *uint256.NewInt(500_000))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -303,7 +304,7 @@ func TestBackupFromBeforeTheOpen(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		l, err := r.prepare(t.Context(), q, RentOptions{GPUs: 1, PayEvery: 50 * time.Millisecond, Gasless: gasless}, wireAmount(500_000).Int)
+		l, err := r.prepare(t.Context(), q, RentOptions{GPUs: 1, PayEvery: 50 * time.Millisecond, Gasless: gasless}, *uint256.NewInt(500_000))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -236,7 +236,7 @@ func TestBackupFromBeforeTheAuthorization(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := r.prepare(t.Context(), q, RentOptions{GPUs: 1, PayEvery: 50 * time.Millisecond, Gasless: true}, wireAmount(500_000).Int)
+	l, err := r.prepare(t.Context(), q, RentOptions{GPUs: 1, PayEvery: 50 * time.Millisecond, Gasless: true}, *uint256.NewInt(500_000))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -334,7 +334,7 @@ func TestCaughtPayeeGetsNoOtherRental(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	begun, err := r.prepare(t.Context(), q, RentOptions{GPUs: 1, PayEvery: time.Second}, wireAmount(100_000).Int)
+	begun, err := r.prepare(t.Context(), q, RentOptions{GPUs: 1, PayEvery: time.Second}, *uint256.NewInt(100_000))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -378,7 +378,7 @@ func TestFallbackMayStillCome(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := r.prepare(t.Context(), q, RentOptions{GPUs: 1, PayEvery: 50 * time.Millisecond}, wireAmount(500_000).Int)
+	l, err := r.prepare(t.Context(), q, RentOptions{GPUs: 1, PayEvery: 50 * time.Millisecond}, *uint256.NewInt(500_000))
 	if err != nil || l.row.Funding.Type != wire.TypeHash {
 		t.Fatalf("%+v, %v", l.row.Funding, err)
 	}
@@ -390,7 +390,7 @@ func TestFallbackMayStillCome(t *testing.T) {
 	if open, err := r.Rentals(t.Context()); err != nil || len(open) != 1 || open[0].Phase != RentalClosed {
 		t.Fatalf("%+v, %v: want one that is closed, and not for good", open, err)
 	}
-	a, signature, err := l.authorize(t.Context(), wireAmount(500_000).Int, channel.OpenNonce(d.terms.Payer, d.terms)) // as the other copy did
+	a, signature, err := l.authorize(t.Context(), *uint256.NewInt(500_000), channel.OpenNonce(d.terms.Payer, d.terms)) // as the other copy did
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -138,7 +138,7 @@ func TestReopen(t *testing.T) {
 				t.Errorf("a rental that is closed: %v", err)
 			}
 			if kept, err := r.Evidence(t.Context(), l.ID()); err != nil || len(kept) != 0 {
-				t.Errorf("an honest provider is accused: %v, %v", reasons(kept), err)
+				t.Errorf("an honest provider is accused: %v, %v", kept, err)
 			}
 			b, err := r.Export(t.Context(), l.ID())
 			if err != nil || len(b.Leases) != 2 || b.Leases[0].ID != first || len(b.Leases[0].Records) == 0 || len(b.Leases[1].Records) == 0 {

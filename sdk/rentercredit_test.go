@@ -124,16 +124,16 @@ func TestHonestWithSeveralLeases(t *testing.T) {
 		}
 		ids = append(ids, l.ID())
 	}
-	var backup files
+	var backup testrig.Files
 	for round := range 4 {
 		if err := r.Close(); err != nil {
 			t.Fatal(err)
 		}
 		switch round {
 		case 1:
-			backup = copyFiles(t, config.Database)
+			backup = testrig.CopyFiles(t, config.Database)
 		case 3:
-			backup.restore(t)
+			backup.Restore(t)
 		}
 		time.Sleep(time.Duration(rand.IntN(900)) * time.Millisecond)
 		r = openRenter(t, config)

@@ -8,15 +8,16 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
+	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // image stops the provider, copies its database and the file of high-water marks, and starts it again.
-func (r *rig) image() files {
+func (r *rig) image() testrig.Files {
 	r.Helper()
 	r.shut()
 	defer r.start()
-	return copyFiles(r.T, r.config.Database, r.config.Database+".signed")
+	return testrig.CopyFiles(r.T, r.config.Database, r.config.Database+".signed")
 }
 
 // comeBack is a renter that shows nothing of what it had, and pays with a voucher that is public.
@@ -79,7 +80,7 @@ func TestRestoredBeforeASettlement(t *testing.T) {
 				t.Fatal(err)
 			}
 			r.shut()
-			old.restore(t)
+			old.Restore(t)
 			r.start()
 			if s := lease.state(); s.Spent.Uint64() < paid {
 				t.Errorf("%d was settled, and %s is charged before anybody is served", paid, s.Spent.Dec())
@@ -153,7 +154,7 @@ func TestRestoredAndReorganized(t *testing.T) {
 		t.Fatal(err)
 	}
 	a.shut()
-	old.restore(t)
+	old.Restore(t)
 	a.start()
 	waitFor(t, func() bool { s := lease.state(); return s.Settled.Uint64() == paid && s.Spent.Uint64() == paid })
 	if owed := lease.state().Owed(); !owed.IsZero() {

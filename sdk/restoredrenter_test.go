@@ -17,13 +17,13 @@ import (
 )
 
 // past is copies of the files of a pair whose programs were down.
-type past struct{ provider, renter files }
+type past struct{ provider, renter testrig.Files }
 
 func (p *pair) copy() past {
 	p.Helper()
 	p.down()
 	defer p.resume()
-	return past{copyFiles(p.T, p.config.Database, p.config.Database+".signed"), copyFiles(p.T, p.database)}
+	return past{testrig.CopyFiles(p.T, p.config.Database, p.config.Database+".signed"), testrig.CopyFiles(p.T, p.database)}
 }
 
 // resume starts both sides and takes the rental up, if there is one.
@@ -106,13 +106,13 @@ func TestRenterFromBeforeItsCredit(t *testing.T) {
 			p.down()
 			switch test.side {
 			case "both", "provider newer":
-				second.provider.restore(t)
-				first.renter.restore(t)
+				second.provider.Restore(t)
+				first.renter.Restore(t)
 			case "provider older":
-				first.provider.restore(t)
-				second.renter.restore(t)
+				first.provider.Restore(t)
+				second.renter.Restore(t)
 			case "renter":
-				first.renter.restore(t)
+				first.renter.Restore(t)
 			}
 			p.up()
 			p.checkPaid(test.since, test.then)
@@ -246,13 +246,13 @@ func (p *pair) prepay(prepay time.Duration) {
 }
 
 // anew starts the renter anew, on a copy of its database where there is one. It returns a copy of what was there.
-func (p *pair) anew(old files) files {
+func (p *pair) anew(old testrig.Files) testrig.Files {
 	p.Helper()
 	if err := p.renter.Close(); err != nil {
 		p.Fatal(err)
 	}
-	was := copyFiles(p.T, p.database)
-	old.restore(p.T)
+	was := testrig.CopyFiles(p.T, p.database)
+	old.Restore(p.T)
 	p.renter = p.rig.renter(p.T, p.database)
 	var err error
 	if p.rental, err = p.renter.Rental(p.Context(), p.rental.ID()); err != nil {

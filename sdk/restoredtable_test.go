@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
+
+	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 )
 
 // pair is a provider and a renter of the SDK that are stopped and started together.
@@ -84,7 +86,7 @@ func TestRestoredFromYesterday(t *testing.T) {
 				if side == "renter" {
 					paths = []string{p.database}
 				}
-				old := copyFiles(t, paths...)
+				old := testrig.CopyFiles(t, paths...)
 				p.up()
 				var err error
 				if p.rental, err = p.renter.Resume(t.Context(), id); err != nil {
@@ -106,7 +108,7 @@ func TestRestoredFromYesterday(t *testing.T) {
 					}
 				}
 				p.down()
-				old.restore(t)
+				old.Restore(t)
 				p.up()
 				p.checkRestored(since, side)
 			})

@@ -3,7 +3,6 @@ package sdk
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -20,6 +19,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/gpu"
+	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -46,31 +46,6 @@ func newFront(t *testing.T) *front {
 	}))
 	t.Cleanup(func() { f.CloseClientConnections(); f.Close() })
 	return f
-}
-
-// files are copies of files of a program that is down.
-type files map[string][]byte
-
-func copyFiles(t *testing.T, paths ...string) files {
-	t.Helper()
-	f := files{}
-	for _, path := range paths {
-		data, err := os.ReadFile(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		f[path] = data
-	}
-	return f
-}
-
-func (f files) restore(t *testing.T) {
-	t.Helper()
-	for path, data := range f {
-		if err := errors.Join(os.WriteFile(path, data, 0o600), remove(path+"-wal"), remove(path+"-shm")); err != nil {
-			t.Fatal(err)
-		}
-	}
 }
 
 func (r *rig) renter(t *testing.T, database string, change ...func(*RenterConfig)) *Renter {
@@ -109,15 +84,15 @@ func TestRestoredMachine(t *testing.T) {
 			key := newNotary(t)
 			r := newRig(t, quiet, func(c *ProviderConfig) { c.MeterKey = key })
 			f := newFront(t)
-			image := func() files {
+			image := func() testrig.Files {
 				f.provider.Store(nil)
 				f.CloseClientConnections()
 				r.shut()
 				defer func() { r.start(); f.provider.Store(r.provider) }()
-				return copyFiles(t, r.config.Database, r.config.Database+".signed")
+				return testrig.CopyFiles(t, r.config.Database, r.config.Database+".signed")
 			}
 			f.provider.Store(r.provider)
-			var old files
+			var old testrig.Files
 			if !begun {
 				old = image()
 			}
@@ -138,7 +113,7 @@ func TestRestoredMachine(t *testing.T) {
 			f.provider.Store(nil)
 			f.CloseClientConnections()
 			r.shut()
-			old.restore(t)
+			old.Restore(t)
 			if name == "nothing is left" {
 				for _, file := range []string{r.config.Database, r.config.Database + ".signed"} {
 					if err := os.Remove(file); err != nil {
@@ -198,7 +173,7 @@ func TestRestoredRenter(t *testing.T) {
 	stop()
 	<-done
 	pause()
-	old := copyFiles(t, path)
+	old := testrig.CopyFiles(t, path)
 
 	renter = r.renter(t, path)
 	if rental, err = renter.Resume(t.Context(), rental.ID()); err != nil {
@@ -213,7 +188,7 @@ func TestRestoredRenter(t *testing.T) {
 		t.Fatal(err)
 	}
 	pause()
-	old.restore(t)
+	old.Restore(t)
 
 	renter = r.renter(t, path)
 	if rental, err = renter.Resume(t.Context(), rental.ID()); err != nil {
