@@ -14,7 +14,7 @@ func TestAuthorizationThatEndsTooSoon(t *testing.T) {
 	for left, want := range map[time.Duration]bool{authorizationMargin - 5*time.Second: false, authorizationMargin + 5*time.Second: true, -time.Hour: false} {
 		payload := lease.topUp(1000, 3)
 		payload.Authorization.ValidBefore = wireAmount(uint64(time.Now().Add(left).Unix()))
-		_, err := r.provider.authorization(payload, lease.terms.Payer, payload.Authorization.Nonce)
+		_, err := r.provider.session.authorization(payload, lease.terms.Payer, payload.Authorization.Nonce)
 		if (err == nil) != want {
 			t.Errorf("good for %s more: %v", left, err)
 		}

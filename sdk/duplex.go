@@ -65,12 +65,12 @@ func wantsDuplex(w http.ResponseWriter, r *http.Request) bool {
 }
 
 // duplex makes the outlet for a renter that asked for one.
-func (p *Provider) duplex(w http.ResponseWriter, r *request, channelID common.Hash) *duplex {
+func (d *session) duplex(w http.ResponseWriter, r *request, channelID common.Hash) *duplex {
 	return &duplex{
-		w: w, r: r.Request, channelID: channelID, pay: p.take, timeout: serve.WriteTimeout,
+		w: w, r: r.Request, channelID: channelID, pay: d.take, timeout: serve.WriteTimeout,
 		refused: func(err error) *wire.Problem {
-			problem := p.problem(err)
-			p.metrics.refused(problem)
+			problem := d.front.problem(err)
+			d.metrics.refused(problem)
 			return problem
 		},
 		some: make(chan struct{}, 1), room: make(chan struct{}, 1),

@@ -24,65 +24,65 @@ import (
 const authorizationMargin = 30 * time.Second
 
 // deposit runs an open or a top-up that came alone or merged with a voucher.
-func (p *Provider) deposit(r *request, payload *wire.Payload) (s channel.State, fresh bool, err error) {
+func (d *session) deposit(r *request, payload *wire.Payload) (s channel.State, fresh bool, err error) {
 	if payload.Action == wire.ActionOpen {
-		return p.open(r, payload)
+		return d.open(r, payload)
 	}
-	s, err = p.topUp(r, payload)
+	s, err = d.topUp(r, payload)
 	return s, false, err
 }
 
 // open takes up a channel: the payer's own transaction, or its signature that
 // we send. fresh is true for a channel that was not known here before.
-func (p *Provider) open(r *request, payload *wire.Payload) (s channel.State, fresh bool, err error) {
-	ctx, cancel := context.WithTimeout(r.Context(), p.config.OpenTimeout)
+func (d *session) open(r *request, payload *wire.Payload) (s channel.State, fresh bool, err error) {
+	ctx, cancel := context.WithTimeout(r.Context(), d.config.OpenTimeout)
 	defer cancel()
-	slot, err := p.limiter.Deposit(r.Request)
+	slot, err := d.limiter.Deposit(r.Request)
 	if err != nil {
 		return s, false, err
 	}
 	defer slot.Release()
-	terms, err := p.termsOf(r, payload)
+	terms, err := d.termsOf(r, payload)
 	if err != nil {
 		return s, false, err
 	}
 	voucher := channel.Voucher{ChannelID: terms.ID(), Cumulative: payload.CumulativeAmount.Int, Signature: payload.Voucher()}
-	if err := p.escrow.Domain().Verify(voucher, terms.Signer()); err != nil {
+	if err := d.escrow.Domain().Verify(voucher, terms.Signer()); err != nil {
 		return s, false, err
 	}
 	// Only who can sign for the channel gets here, so nobody else can hold it up.
-	unlock, ok := p.opens.TryLock(terms.ID())
+	unlock, ok := d.opens.TryLock(terms.ID())
 	if !ok && !slot.Wait() { // what it waits for may be a transaction that never comes
 		return s, false, wire.Unavailable.With("channel %s is being opened: send the same request again later", terms.ID())
 	}
 	if !ok {
-		unlock = p.opens.Lock(terms.ID())
+		unlock = d.opens.Lock(terms.ID())
 	}
 	defer unlock()
-	if s, err = p.payee.State(ctx, terms.ID()); err == nil {
+	if s, err = d.payee.State(ctx, terms.ID()); err == nil {
 		return s, false, nil // opened before: an open that is sent again changes nothing
 	}
 	if !errors.Is(err, channel.ErrUnknown) {
 		return s, false, err
 	}
-	if err := p.fundOpen(ctx, slot, r, terms, payload); err != nil {
+	if err := d.fundOpen(ctx, slot, r, terms, payload); err != nil {
 		return s, false, err
 	}
-	if err := p.awaitDeposit(ctx, terms.ID(), uint256.Int{}); err != nil {
+	if err := d.awaitDeposit(ctx, terms.ID(), uint256.Int{}); err != nil {
 		return s, false, err
 	}
-	s, err = p.record(ctx, terms.ID(), 0, func(ctx context.Context, view channel.ChainView) (channel.State, error) {
+	s, err = d.record(ctx, terms.ID(), 0, func(ctx context.Context, view channel.ChainView) (channel.State, error) {
 		if err := worthOpening(terms.ID(), view, r.offer, voucher.Cumulative); err != nil {
 			return channel.State{}, err
 		}
-		return p.payee.Register(ctx, terms, view)
+		return d.payee.Register(ctx, terms, view)
 	})
 	if err != nil {
 		return s, false, err
 	}
 	fault.Point(fault.OpenRegistered)
 	if !voucher.Cumulative.IsZero() {
-		s, err = p.accept(ctx, voucher)
+		s, err = d.accept(ctx, voucher)
 	}
 	return s, true, err
 }
@@ -118,7 +118,7 @@ func sourceOf(r *request, payload *wire.Payload) (chainID uint64, payer common.A
 // termsOf rebuilds the channel's terms from what the challenge asked for and
 // what the renter chose. That they hash to the channel's id shows that both
 // mean the same channel.
-func (p *Provider) termsOf(r *request, payload *wire.Payload) (channel.Terms, error) {
+func (d *session) termsOf(r *request, payload *wire.Payload) (channel.Terms, error) {
 	chainID, payer, err := sourceOf(r, payload)
 	if err != nil {
 		return channel.Terms{}, err
@@ -134,8 +134,8 @@ func (p *Provider) termsOf(r *request, payload *wire.Payload) (channel.Terms, er
 	if payload.AuthorizedSigner != nil {
 		terms.AuthorizedSigner = common.Address(*payload.AuthorizedSigner)
 	}
-	if chainID != p.escrow.ChainID() {
-		return terms, wire.VerificationFailed.With("source is on chain %d, this provider is paid on chain %d", chainID, p.escrow.ChainID())
+	if chainID != d.escrow.ChainID() {
+		return terms, wire.VerificationFailed.With("source is on chain %d, this provider is paid on chain %d", chainID, d.escrow.ChainID())
 	}
 	if got := terms.ID(); got != payload.ChannelID {
 		return terms, wire.VerificationFailed.With("channelId %s does not follow from the terms, which give %s", payload.ChannelID, got)
@@ -143,11 +143,11 @@ func (p *Provider) termsOf(r *request, payload *wire.Payload) (channel.Terms, er
 	return terms, nil
 }
 
-func (p *Provider) fundOpen(ctx context.Context, slot *admit.Slot, r *request, terms channel.Terms, payload *wire.Payload) error {
+func (d *session) fundOpen(ctx context.Context, slot *admit.Slot, r *request, terms channel.Terms, payload *wire.Payload) error {
 	if payload.Type == wire.TypeHash {
-		return p.checkTransaction(ctx, slot, terms.ID(), *payload.Hash)
+		return d.checkTransaction(ctx, slot, terms.ID(), *payload.Hash)
 	}
-	a, err := p.authorization(payload, terms.Payer, channel.OpenNonce(terms.Payer, terms))
+	a, err := d.authorization(payload, terms.Payer, channel.OpenNonce(terms.Payer, terms))
 	if err != nil {
 		return err
 	}
@@ -155,19 +155,19 @@ func (p *Provider) fundOpen(ctx context.Context, slot *admit.Slot, r *request, t
 		return wire.PaymentInsufficient.With("the deposit is %s, the offer wants at least %s", a.Value.Dec(), r.offer.MinDeposit.Dec())
 	}
 	fault.Point(fault.OpenChecked)
-	return p.sendOnce(ctx, r, terms, p.escrow.OpenAuthorizedCall(terms, a))
+	return d.sendOnce(ctx, r, terms, d.escrow.OpenAuthorizedCall(terms, a))
 }
 
 // topUp adds to a known channel's deposit.
-func (p *Provider) topUp(r *request, payload *wire.Payload) (channel.State, error) {
-	ctx, cancel := context.WithTimeout(r.Context(), p.config.OpenTimeout)
+func (d *session) topUp(r *request, payload *wire.Payload) (channel.State, error) {
+	ctx, cancel := context.WithTimeout(r.Context(), d.config.OpenTimeout)
 	defer cancel()
-	slot, err := p.limiter.Deposit(r.Request)
+	slot, err := d.limiter.Deposit(r.Request)
 	if err != nil {
 		return channel.State{}, err
 	}
 	defer slot.Release()
-	s, err := p.session(ctx, payload.ChannelID)
+	s, err := d.find(ctx, payload.ChannelID)
 	if err != nil {
 		return s, err
 	}
@@ -179,45 +179,45 @@ func (p *Provider) topUp(r *request, payload *wire.Payload) (channel.State, erro
 	}
 	// Nothing is locked while a transaction is waited for: a stranger who names
 	// one that never comes must not keep the renter's own vouchers out.
-	if err := p.fundTopUp(ctx, slot, r, s, payload); err != nil {
+	if err := d.fundTopUp(ctx, slot, r, s, payload); err != nil {
 		return s, err
 	}
-	if err := p.awaitDeposit(ctx, s.ID, s.Deposit); err != nil {
+	if err := d.awaitDeposit(ctx, s.ID, s.Deposit); err != nil {
 		return s, err
 	}
-	s, err = p.record(ctx, s.ID, 0, p.observed(s.ID))
+	s, err = d.record(ctx, s.ID, 0, d.observed(s.ID))
 	fault.Point(fault.TopUpObserved)
-	if l := p.running(s.ID); err == nil && l != nil {
+	if l := d.leases.running(s.ID); err == nil && l != nil {
 		l.observe(s)
 	}
 	return s, err
 }
 
-func (p *Provider) fundTopUp(ctx context.Context, slot *admit.Slot, r *request, s channel.State, payload *wire.Payload) error {
+func (d *session) fundTopUp(ctx context.Context, slot *admit.Slot, r *request, s channel.State, payload *wire.Payload) error {
 	if payload.Type == wire.TypeHash {
-		return p.checkTransaction(ctx, slot, s.ID, *payload.Hash)
+		return d.checkTransaction(ctx, slot, s.ID, *payload.Hash)
 	}
 	from := s.Terms.Payer // what it costs counts for the payer: nobody else may use up its budget
 	if by := common.Address(payload.Authorization.From); by != from {
 		return wire.VerificationFailed.With("the top-up is authorized by %s, and this provider sends only those of the channel's payer %s: send the transaction yourself and give its hash", by, from)
 	}
-	a, err := p.authorization(payload, from, channel.TopUpNonce(s.ID, payload.AdditionalDeposit.Int, from, *payload.Salt))
+	a, err := d.authorization(payload, from, channel.TopUpNonce(s.ID, payload.AdditionalDeposit.Int, from, *payload.Salt))
 	if err != nil {
 		return err
 	}
 	if a.Value != payload.AdditionalDeposit.Int {
 		return wire.VerificationFailed.With("the authorization is over %s, additionalDeposit is %s", a.Value.Dec(), payload.AdditionalDeposit.Dec())
 	}
-	if err := p.worthSending(a.Value); err != nil {
+	if err := d.worthSending(a.Value); err != nil {
 		return err
 	}
-	return p.sendOnce(ctx, r, s.Terms, p.escrow.TopUpAuthorizedCall(s.Terms, *payload.Salt, a))
+	return d.sendOnce(ctx, r, s.Terms, d.escrow.TopUpAuthorizedCall(s.Terms, *payload.Salt, a))
 }
 
 // authorization checks what can be checked of an ERC-3009 authorization before
 // gas is spent on it.
-func (p *Provider) authorization(payload *wire.Payload, from common.Address, nonce common.Hash) (chain.Authorization, error) {
-	if !p.gasless {
+func (d *session) authorization(payload *wire.Payload, from common.Address, nonce common.Hash) (chain.Authorization, error) {
+	if !d.gasless {
 		return chain.Authorization{}, wire.VerificationFailed.With("this provider does not send deposits for renters: send the transaction yourself and give its hash")
 	}
 	w := payload.Authorization
@@ -225,8 +225,8 @@ func (p *Provider) authorization(payload *wire.Payload, from common.Address, non
 	switch {
 	case common.Address(w.From) != from:
 		return chain.Authorization{}, wire.VerificationFailed.With("the authorization is from %s, the payer is %s", w.From, from)
-	case common.Address(w.To) != p.escrow.Address():
-		return chain.Authorization{}, wire.VerificationFailed.With("the authorization is to %s, the escrow is %s", w.To, p.escrow.Address())
+	case common.Address(w.To) != d.escrow.Address():
+		return chain.Authorization{}, wire.VerificationFailed.With("the authorization is to %s, the escrow is %s", w.To, d.escrow.Address())
 	case w.Nonce != nonce:
 		return chain.Authorization{}, wire.VerificationFailed.With("the authorization's nonce does not bind it to channel %s", payload.ChannelID)
 	case !w.ValidAfter.IsUint64() || w.ValidAfter.Uint64() >= uint64(now.Unix()):
@@ -250,12 +250,12 @@ func (p *Provider) authorization(payload *wire.Payload, from common.Address, non
 // sendOnce sends a renter's deposit and waits until it is mined. The call is
 // simulated first: a stranger's bad signature costs no gas. A deposit that an
 // earlier request sent already is waited for and not sent again.
-func (p *Provider) sendOnce(ctx context.Context, r *request, terms channel.Terms, call chain.Call) error {
-	tx, err := p.submitOnce(ctx, terms, call, func() error { return p.reserveFor(r, terms.ID()) })
+func (d *session) sendOnce(ctx context.Context, r *request, terms channel.Terms, call chain.Call) error {
+	tx, err := d.outbox.submitOnce(ctx, terms, call, func() error { return d.reserveFor(r, terms.ID()) })
 	if err != nil {
 		return err
 	}
-	_, err = p.sender.Wait(ctx, tx, p.config.Confirmations)
+	_, err = d.sender.Wait(ctx, tx, d.config.Confirmations)
 	return err
 }
 
@@ -301,20 +301,20 @@ func (p *Provider) sent(ctx context.Context, id common.Hash, call chain.Call) (c
 // from it: the contract is asked. A renter that was told its transaction's hash
 // is rarely here before the block, so waits are few, and a stranger's invented
 // hashes find no room.
-func (p *Provider) checkTransaction(ctx context.Context, slot *admit.Slot, id, hash common.Hash) error {
+func (d *session) checkTransaction(ctx context.Context, slot *admit.Slot, id, hash common.Hash) error {
 	for {
-		receipt, err := chain.Receipt(ctx, p.escrow.Backend(), hash)
+		receipt, err := chain.Receipt(ctx, d.escrow.Backend(), hash)
 		switch {
 		case err == nil && receipt.Status != types.ReceiptStatusSuccessful:
 			return wire.TransactionReverted.With("transaction %s reverted; that is final", hash)
-		case err == nil && !p.mentions(receipt, id):
+		case err == nil && !d.mentions(receipt, id):
 			return wire.VerificationFailed.With("transaction %s is not about channel %s", hash, id)
 		case err == nil:
 			return nil
 		case !errors.Is(err, ethereum.NotFound) && !errors.Is(err, chain.ErrIndexing):
 			return fmt.Errorf("reading transaction %s: %w", hash, err)
 		}
-		if !slot.Wait() || chain.Pause(ctx, p.config.Poll) != nil {
+		if !slot.Wait() || chain.Pause(ctx, d.config.Poll) != nil {
 			return wire.Unavailable.With("transaction %s is not mined yet: send the same request again later", hash)
 		}
 	}
@@ -322,9 +322,9 @@ func (p *Provider) checkTransaction(ctx context.Context, slot *admit.Slot, id, h
 
 // mentions reports whether the escrow logged something about the channel.
 // Every event of the escrow has the channel's id as its first topic.
-func (p *Provider) mentions(receipt *types.Receipt, id common.Hash) bool {
+func (d *session) mentions(receipt *types.Receipt, id common.Hash) bool {
 	for _, log := range receipt.Logs {
-		if log.Address == p.escrow.Address() && len(log.Topics) > 1 && log.Topics[1] == id {
+		if log.Address == d.escrow.Address() && len(log.Topics) > 1 && log.Topics[1] == id {
 			return true
 		}
 	}
@@ -333,17 +333,17 @@ func (p *Provider) mentions(receipt *types.Receipt, id common.Hash) bool {
 
 // awaitDeposit waits until more than before is deposited with enough
 // confirmations, or nothing is on its way.
-func (p *Provider) awaitDeposit(ctx context.Context, id common.Hash, before uint256.Int) error {
+func (d *session) awaitDeposit(ctx context.Context, id common.Hash, before uint256.Int) error {
 	for {
-		views, _, err := p.escrow.Confirmed(ctx, []common.Hash{id}, p.config.Confirmations)
+		views, _, err := d.escrow.Confirmed(ctx, []common.Hash{id}, d.config.Confirmations)
 		if err != nil {
 			return err
 		}
 		if view := views[0].View; view.Deposit.Gt(&before) || view.Finalized || !views[0].Pending() {
 			return nil
 		}
-		if err := chain.Pause(ctx, p.config.Poll); err != nil {
-			return wire.Unavailable.With("the deposit of channel %s has not %d confirmations yet: send the same request again later", id, p.config.Confirmations)
+		if err := chain.Pause(ctx, d.config.Poll); err != nil {
+			return wire.Unavailable.With("the deposit of channel %s has not %d confirmations yet: send the same request again later", id, d.config.Confirmations)
 		}
 	}
 }
@@ -354,11 +354,11 @@ const recordTimeout = 15 * time.Second
 // record reads a channel from a node that knows the block least, and keeps what
 // it says while no other reading of it is kept: an answer that came late must
 // not land on top of a newer one, or a channel that is over would be served.
-func (p *Provider) record(ctx context.Context, id common.Hash, least uint64, keep func(context.Context, channel.ChainView) (channel.State, error)) (s channel.State, err error) {
+func (d *session) record(ctx context.Context, id common.Hash, least uint64, keep func(context.Context, channel.ChainView) (channel.State, error)) (s channel.State, err error) {
 	ctx, cancel := context.WithTimeout(ctx, recordTimeout)
 	defer cancel()
-	return s, p.escrow.Record(func() error {
-		views, head, err := p.escrow.Fresh(ctx, []common.Hash{id}, p.config.Confirmations)
+	return s, d.escrow.Record(func() error {
+		views, head, err := d.escrow.Fresh(ctx, []common.Hash{id}, d.config.Confirmations)
 		if err != nil {
 			return err
 		}
@@ -375,37 +375,37 @@ func (p *Provider) record(ctx context.Context, id common.Hash, least uint64, kee
 var errBehind = errors.New("the endpoint is behind")
 
 // observed keeps a view of a known channel.
-func (p *Provider) observed(id common.Hash) func(context.Context, channel.ChainView) (channel.State, error) {
+func (d *session) observed(id common.Hash) func(context.Context, channel.ChainView) (channel.State, error) {
 	return func(ctx context.Context, view channel.ChainView) (channel.State, error) {
-		return p.payee.Observe(ctx, id, view)
+		return d.payee.Observe(ctx, id, view)
 	}
 }
 
 // closeChannel settles the newest voucher and refunds the rest. The close is
 // on disk before it is broadcast, so that a crash does not forget it.
-func (p *Provider) closeChannel(ctx context.Context, s channel.State) (common.Hash, channel.State, error) {
-	unclaim, err := p.claim(ctx, "close "+s.ID.Hex())
+func (d *session) closeChannel(ctx context.Context, s channel.State) (common.Hash, channel.State, error) {
+	unclaim, err := d.outbox.claim(ctx, "close "+s.ID.Hex())
 	if err != nil {
 		return common.Hash{}, s, err
 	}
 	defer unclaim()
-	tx, err := p.closeSent(ctx, s.ID)
+	tx, err := d.closeSent(ctx, s.ID)
 	if err == nil && tx == "" {
-		tx, err = p.sendClose(ctx, s.ID)
+		tx, err = d.sendClose(ctx, s.ID)
 	}
 	if err != nil {
 		return common.Hash{}, s, err
 	}
-	result, err := p.sender.Wait(ctx, tx, 1)
+	result, err := d.sender.Wait(ctx, tx, 1)
 	if reverted := new(chain.Reverted); errors.As(err, &reverted) {
-		return common.Hash{}, s, p.keepOpen(ctx, s.ID, err)
+		return common.Hash{}, s, d.keepOpen(ctx, s.ID, err)
 	}
 	if err != nil {
 		return common.Hash{}, s, err
 	}
 	for id := s.ID; ; { // what failed has no state
-		s, err = p.record(ctx, id, result.Receipt.BlockNumber.Uint64(), p.observed(id))
-		if !errors.Is(err, errBehind) || chain.Pause(ctx, p.config.Poll) != nil {
+		s, err = d.record(ctx, id, result.Receipt.BlockNumber.Uint64(), d.observed(id))
+		if !errors.Is(err, errBehind) || chain.Pause(ctx, d.config.Poll) != nil {
 			break
 		}
 	}
@@ -415,15 +415,15 @@ func (p *Provider) closeChannel(ctx context.Context, s channel.State) (common.Ha
 
 // sendClose closes a channel at what was accepted when no gateway accepts any more.
 // A lease that began meanwhile ends.
-func (p *Provider) sendClose(ctx context.Context, id common.Hash) (chain.TxID, error) {
-	s, err := p.payee.Close(ctx, id)
+func (d *session) sendClose(ctx context.Context, id common.Hash) (chain.TxID, error) {
+	s, err := d.payee.Close(ctx, id)
 	if err != nil {
 		return "", err
 	}
 	tx, err := func() (chain.TxID, error) {
-		row, ok, err := p.store.newest(ctx, id)
+		row, ok, err := d.store.newest(ctx, id)
 		if err == nil && ok {
-			err = p.endLease(ctx, id, &row, "closed by the renter")
+			err = d.leases.endLease(ctx, id, &row, "closed by the renter")
 		}
 		if err != nil {
 			return "", err
@@ -432,21 +432,21 @@ func (p *Provider) sendClose(ctx context.Context, id common.Hash) (chain.TxID, e
 		if !amount.Gt(&s.Settled) {
 			amount, signature = s.Settled, nil // what is settled needs no signature
 		}
-		call, err := p.closeCall(ctx, s.Terms, amount, signature)
+		call, err := d.closeCall(ctx, s.Terms, amount, signature)
 		if err != nil {
 			return "", err
 		}
-		return p.sponsor.SubmitReturn(ctx, s, call)
+		return d.sponsor.SubmitReturn(ctx, s, call)
 	}()
 	if err != nil {
-		return "", p.keepOpen(ctx, id, err)
+		return "", d.keepOpen(ctx, id, err)
 	}
 	return tx, nil
 }
 
 // keepOpen lets a channel be used again whose close came to nothing.
-func (p *Provider) keepOpen(ctx context.Context, id common.Hash, reason error) error {
-	_, err := p.payee.Keep(context.WithoutCancel(ctx), id)
+func (d *session) keepOpen(ctx context.Context, id common.Hash, reason error) error {
+	_, err := d.payee.Keep(context.WithoutCancel(ctx), id)
 	return errors.Join(reason, err)
 }
 
@@ -455,24 +455,24 @@ const closeDeadline = 24 * time.Hour
 
 // closeCall closes a channel as its payee: the key that sends, or one from before
 // that signs for it.
-func (p *Provider) closeCall(ctx context.Context, terms channel.Terms, amount uint256.Int, signature []byte) (chain.Call, error) {
-	if terms.Payee == p.config.Key.Address() {
-		return p.escrow.CloseCall(terms, amount, signature), nil
+func (d *session) closeCall(ctx context.Context, terms channel.Terms, amount uint256.Int, signature []byte) (chain.Call, error) {
+	if terms.Payee == d.config.Key.Address() {
+		return d.escrow.CloseCall(terms, amount, signature), nil
 	}
-	i := slices.IndexFunc(p.config.PastKeys, func(k channel.Signer) bool { return k.Address() == terms.Payee })
+	i := slices.IndexFunc(d.config.PastKeys, func(k channel.Signer) bool { return k.Address() == terms.Payee })
 	if i < 0 {
 		return chain.Call{}, wire.NotServed.With("channel %s pays %s, whose key this provider does not use any more: what is vouchered is settled, the rest comes back without its help (leave the channel)", terms.ID(), terms.Payee)
 	}
-	now, err := p.escrow.Now(ctx)
+	now, err := d.escrow.Now(ctx)
 	if err != nil {
 		return chain.Call{}, err
 	}
 	deadline := uint64(now.Add(closeDeadline).Unix())
-	payee, err := p.config.PastKeys[i].Sign(ctx, p.escrow.Domain().CloseDigest(terms.ID(), amount, deadline))
+	payee, err := d.config.PastKeys[i].Sign(ctx, d.escrow.Domain().CloseDigest(terms.ID(), amount, deadline))
 	if err != nil {
 		return chain.Call{}, fmt.Errorf("channel %s: signing its close with the past key %s: %w", terms.ID(), terms.Payee, err)
 	}
-	return p.escrow.CloseAuthorizedCall(terms, amount, signature, deadline, payee), nil
+	return d.escrow.CloseAuthorizedCall(terms, amount, signature, deadline, payee), nil
 }
 
 // stands reports whether a transaction did what it is for, or is about to: one
@@ -483,13 +483,13 @@ func (p *Provider) stands(tx chain.Tx) bool {
 
 // closeSent finds a channel's close in the outbox: one is enough, whatever
 // became of who asked for it, and a second one would only cost gas.
-func (p *Provider) closeSent(ctx context.Context, id common.Hash) (chain.TxID, error) {
-	all, err := p.sender.Find(ctx, id)
+func (d *session) closeSent(ctx context.Context, id common.Hash) (chain.TxID, error) {
+	all, err := d.sender.Find(ctx, id)
 	if err != nil {
 		return "", err
 	}
 	for _, tx := range all {
-		if tx.Call.Kind == chain.Close && p.stands(tx) {
+		if tx.Call.Kind == chain.Close && d.outbox.stands(tx) {
 			return tx.ID, nil
 		}
 	}

@@ -14,8 +14,8 @@ import (
 // refused after it: for a lease that cannot be begun or paid, or with a voucher
 // that would not be taken. Of a payer's own transaction nothing is known yet, and
 // its money has moved.
-func (p *Provider) worthFunding(r *request, deposit *wire.Payload) error {
-	after, known, err := p.funded(r, deposit)
+func (d *session) worthFunding(r *request, deposit *wire.Payload) error {
+	after, known, err := d.funded(r, deposit)
 	if err != nil {
 		return err
 	}
@@ -25,7 +25,7 @@ func (p *Provider) worthFunding(r *request, deposit *wire.Payload) error {
 	if !known && deposit.Type == wire.TypeAuthorization && after.Deposit.Lt(&r.offer.MinDeposit.Int) {
 		return wire.PaymentInsufficient.With("the deposit is %s, the offer wants at least %s", after.Deposit.Dec(), r.offer.MinDeposit.Dec())
 	}
-	if err := p.worthStarting(r, after, known, deposit.Type); err != nil {
+	if err := d.worthStarting(r, after, known, deposit.Type); err != nil {
 		return err
 	}
 	if deposit.Type != wire.TypeAuthorization || r.cred.Payload.CumulativeAmount == nil {
@@ -36,21 +36,21 @@ func (p *Provider) worthFunding(r *request, deposit *wire.Payload) error {
 		voucher.Signature = r.cred.Payload.Voucher()
 	}
 	if voucher.Cumulative.IsZero() {
-		return p.payee.Verify(r.Context(), after.Terms, voucher)
+		return d.payee.Verify(r.Context(), after.Terms, voucher)
 	}
-	_, err = p.payee.Judge(r.Context(), after, voucher)
+	_, err = d.payee.Judge(r.Context(), after, voucher)
 	return err
 }
 
 // funded is a channel as a deposit would leave it, and whether it is known here.
-func (p *Provider) funded(r *request, deposit *wire.Payload) (after channel.State, known bool, err error) {
+func (d *session) funded(r *request, deposit *wire.Payload) (after channel.State, known bool, err error) {
 	var value uint256.Int
 	if deposit.Type == wire.TypeAuthorization {
 		value = deposit.Authorization.Value.Int
 	}
-	after, err = p.session(r.Context(), deposit.ChannelID)
+	after, err = d.find(r.Context(), deposit.ChannelID)
 	if errors.Is(err, channel.ErrUnknown) && deposit.Action == wire.ActionOpen {
-		terms, err := p.termsOf(r, deposit)
+		terms, err := d.termsOf(r, deposit)
 		return channel.State{ID: deposit.ChannelID, Terms: terms, Status: channel.Open, Deposit: value}, false, err
 	}
 	if err == nil && deposit.Action == wire.ActionTopUp {
@@ -60,30 +60,30 @@ func (p *Provider) funded(r *request, deposit *wire.Payload) (after channel.Stat
 }
 
 // worthStarting refuses a request for a lease that could not be given.
-func (p *Provider) worthStarting(r *request, after channel.State, known bool, deposit string) error {
+func (d *session) worthStarting(r *request, after channel.State, known bool, deposit string) error {
 	if r.Method != http.MethodGet {
 		return nil
 	}
 	if known {
-		if _, _, err := p.shown(r, after, "attach"); err != nil {
+		if _, _, err := d.shown(r, after, "attach"); err != nil {
 			return err
 		}
 	}
-	if p.begun(r.Context(), after.ID) {
+	if d.leases.begun(r.Context(), after.ID) {
 		return nil
 	}
 	if ahead := r.cred.Payload.CumulativeAmount; ahead != nil && ahead.Gt(&after.Accepted) {
 		after.Accepted = ahead.Int // verified and taken before the lease begins
 	}
-	err := p.safeToServe(r.Context(), after)
+	err := d.safeToServe(r.Context(), after)
 	if err == nil {
-		err = p.canServe(r.Context(), after.ID, r.offer, r.gpus)
+		err = d.canServe(r.Context(), after.ID, r.offer, r.gpus)
 	}
 	if err == nil {
-		err = p.creditworthy(r.Context(), after, r.offer, r.gpus)
+		err = d.debts.creditworthy(r.Context(), after, r.offer, r.gpus)
 	}
 	if err == nil && deposit == wire.TypeAuthorization {
-		err = p.canPay(after, r.offer, r.gpus)
+		err = d.canPay(after, r.offer, r.gpus)
 	}
 	return err
 }

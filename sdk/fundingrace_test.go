@@ -117,7 +117,7 @@ func TestSessionsShareTheReservations(t *testing.T) {
 			t.Fatal(err)
 		}
 		q := &request{Request: req, gpus: gpus, offer: p.Offer()}
-		return q, p.reserveFor(q, [32]byte{id})
+		return q, p.session.reserveFor(q, [32]byte{id})
 	}
 	first, err := open("GET", 2, 1)
 	if err != nil {
@@ -140,12 +140,12 @@ func TestSessionsShareTheReservations(t *testing.T) {
 	if refused := other.pay(other.depositing(other.next(), 20_000)); refused.StatusCode != http.StatusServiceUnavailable || other.holds() != 0 {
 		t.Errorf("x402: %s", refused.Status)
 	}
-	if err := p.canServe(t.Context(), [32]byte{9}, p.Offer(), 1); err == nil || !strings.Contains(err.Error(), "0 free") {
+	if err := p.session.canServe(t.Context(), [32]byte{9}, p.Offer(), 1); err == nil || !strings.Contains(err.Error(), "0 free") {
 		t.Errorf("a lease on a channel that holds money: %v", err)
 	}
 	first.seat.release()
 	first.seat.release()
-	if err := p.canServe(t.Context(), [32]byte{9}, p.Offer(), 2); err != nil {
+	if err := p.session.canServe(t.Context(), [32]byte{9}, p.Offer(), 2); err != nil {
 		t.Error(err)
 	}
 }

@@ -7,7 +7,6 @@ import (
 	"crypto/subtle"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"time"
 
@@ -19,41 +18,6 @@ import (
 	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
-
-// start begins a lease on an open channel, on the reservation of its request.
-func (p *Provider) start(r *request, s channel.State) (*lease, string, error) {
-	ctx, offer, gpus := r.Context(), r.offer, r.gpus
-	if s.Behind() {
-		var err error
-		if s, err = p.payee.CatchUp(ctx, s.ID, s.Settled); err != nil {
-			return nil, "", err
-		}
-	}
-	begins, carried, err := p.store.carry(ctx, s)
-	if err != nil {
-		return nil, "", err
-	}
-	s.Spent = begins
-	if err := errors.Join(p.canBegin(offer, gpus), p.canPay(s, offer, gpus)); err != nil {
-		return nil, "", err
-	}
-	if err := p.creditworthy(ctx, s, offer, gpus); err != nil {
-		return nil, "", err
-	}
-	if r.seat, err = p.seated(ctx, r.seat, s.ID, gpus); err != nil {
-		return nil, "", err
-	}
-	id, secret := r.seat.lease, randomHash().Hex()[2:]
-	row := leaseRow{
-		ID: id.Hex(), Channel: s.ID.Hex(), Offer: offer.Hash.Hex(), SecretHash: hashSecret(secret), GPUs: gpus,
-		Allocation: "{}", OwedBefore: begins.Dec(), Carried: int64(carried), State: wire.StateAllocating, StartedAt: time.Now().UnixNano(),
-	}
-	l, err := p.beginLease(ctx, row, s, offer)
-	if err != nil {
-		return nil, "", err
-	}
-	return l, secret, nil
-}
 
 // beginLease begins a lease that belongs to this gateway, unless another has begun one on its channel meanwhile.
 func (p *Provider) beginLease(ctx context.Context, row leaseRow, s channel.State, offer wire.SignedOffer) (*lease, error) {
@@ -67,34 +31,20 @@ func (p *Provider) beginLease(ctx context.Context, row leaseRow, s channel.State
 	return l, err
 }
 
+// paid tells the lease of a channel, or what is known of its payer, what was vouchered.
+func (p *Provider) paid(s channel.State) {
+	if l := p.running(s.ID); l != nil {
+		l.pays(s)
+		return
+	}
+	p.deps.accounts.paid(s)
+}
+
 // detach lets go of a lease that is shown here for another gateway.
 func (p *Provider) detach(l *lease) {
 	if l.mirror {
 		p.replicas.unfollow(l)
 	}
-}
-
-// canServe refuses a lease that could not be begun, before anybody's money
-// moves for it.
-func (p *Provider) canServe(ctx context.Context, id common.Hash, offer wire.SignedOffer, gpus int) error {
-	if err := p.canBegin(offer, gpus); err != nil {
-		return err
-	}
-	return p.room(ctx, id, gpus, 0)
-}
-
-// canBegin is canServe for who has its GPUs reserved.
-func (p *Provider) canBegin(offer wire.SignedOffer, gpus int) error {
-	if err := p.takesLeases(); err != nil {
-		return err
-	}
-	if offer.ExpiredAt(time.Now()) {
-		return wire.PaymentExpired.With("the offer %s has expired: ask again for the price", offer.Hash)
-	}
-	if least := wire.MinCredit(gpus, p.config.Tick); p.config.Credit < least {
-		return wire.NoCapacity.With("%d GPUs need a credit of %s, this provider gives %s", gpus, least, p.config.Credit)
-	}
-	return nil
 }
 
 // takesLeases refuses every new lease of a provider that stops, or that settles alone.
@@ -108,55 +58,6 @@ func (p *Provider) takesLeases() error {
 		return wire.Unavailable.With("this provider takes no new leases")
 	}
 	return nil
-}
-
-// canPay refuses a lease that would be suspended at once: the deposit must
-// have room for one record of every GPU, after what is owed already.
-func (p *Provider) canPay(s channel.State, offer wire.SignedOffer, gpus int) error {
-	price, err := offer.Price()
-	if err != nil {
-		return err
-	}
-	need, err := wire.MinLease(price, gpus, p.config.RecordEvery, p.config.Tick)
-	if err != nil {
-		return err
-	}
-	need.Add(&need, &s.Spent)
-	if need.Gt(&s.Deposit) {
-		return wire.InsufficientBalance.With("channel %s holds %s base units and has spent %s, a lease of %d GPU(s) begins with %s: top it up, or open another",
-			s.ID, s.Deposit.Dec(), s.Spent.Dec(), gpus, need.Dec())
-	}
-	return nil
-}
-
-// remembered is the lease that the request's secret belongs to, if it is over:
-// its records can still be read, and its GPUs no longer be reached.
-func (p *Provider) remembered(r *request, s channel.State) (*lease, error) {
-	row, ok, err := p.store.newest(r.Context(), s.ID)
-	if err != nil || !ok || row.State != wire.StateEnded || !sameSecret(r.cred.Payload.LeaseSecret, row.SecretHash) {
-		return nil, err
-	}
-	a, err := row.allocation()
-	if err != nil {
-		return nil, err
-	}
-	a.Access = json.RawMessage("null")
-	before, err := channel.ParseAmount(row.OwedBefore)
-	if err != nil {
-		return nil, err
-	}
-	l := &lease{id: a.LeaseID, terms: s.Terms, allocation: a, owedBefore: before, deps: leaseDeps{store: p.store},
-		offer: &wire.SignedOffer{Hash: common.HexToHash(row.Offer)}, done: make(chan struct{})}
-	close(l.done)
-	if l.binding, err = row.binding(); err != nil {
-		return nil, err
-	}
-	l.view = leaseView{state: leaseEnded, reason: row.Reason, version: 2, owed: s.Spent, accepted: s.Accepted, deposit: s.Deposit}
-	last, err := p.store.last(r.Context(), l.id)
-	if err == nil && last != nil {
-		l.view.sequence, l.view.owed, l.view.nanos = last.Sequence, last.Owed, last.Nanos
-	}
-	return l, err
 }
 
 // closeGrace is how long a renter has, after its lease, to pay what is left and

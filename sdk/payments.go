@@ -76,20 +76,20 @@ type request struct {
 	seat  *reservation // of its GPUs, while its deposit is on its way
 }
 
-// serveLease is the paid resource, to a request that no other scheme pays.
-func (p *Provider) serveLease(w http.ResponseWriter, r *http.Request) {
+// servePaid is the paid resource, to a request that no other scheme pays.
+func (d *session) servePaid(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Cache-Control", "no-store")
-	req, err := p.read(r)
+	req, err := d.read(r)
 	if err == nil {
-		err = p.act(w, req)
+		err = d.act(w, req)
 	}
 	if err != nil && r.Context().Err() == nil {
-		p.refuse(w, r, err)
+		d.front.refuse(w, r, err)
 	}
 }
 
 // read parses and checks everything about a request that needs no channel.
-func (p *Provider) read(r *http.Request) (*request, error) {
+func (d *session) read(r *http.Request) (*request, error) {
 	gpus, err := gpusOf(r)
 	if err != nil {
 		return nil, err
@@ -98,14 +98,14 @@ func (p *Provider) read(r *http.Request) (*request, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := p.minter.Check(cred.Challenge); err != nil {
+	if err := d.minter.Check(cred.Challenge); err != nil {
 		return nil, err
 	}
 	asked, err := cred.Challenge.Decode()
 	if err != nil {
 		return nil, err
 	}
-	offer, err := p.store.offer(r.Context(), common.HexToHash(asked.ExternalID))
+	offer, err := d.store.offer(r.Context(), common.HexToHash(asked.ExternalID))
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", wire.ErrChallenge, err)
 	}
@@ -124,129 +124,125 @@ func gpusOf(r *http.Request) (int, error) {
 	return n, nil
 }
 
-func (p *Provider) act(w http.ResponseWriter, r *request) error {
+func (d *session) act(w http.ResponseWriter, r *request) error {
 	defer func() { r.seat.release() }()
 	payload := &r.cred.Payload
 	switch payload.Action {
 	case wire.ActionOpen:
-		return p.actOpen(w, r)
+		return d.actOpen(w, r)
 	case wire.ActionTopUp:
-		return p.actTopUp(w, r)
+		return d.actTopUp(w, r)
 	case wire.ActionVoucher:
-		return p.actVoucher(w, r)
+		return d.actVoucher(w, r)
 	case wire.ActionRelease:
-		return p.actRelease(w, r)
+		return d.actRelease(w, r)
 	default: // Validate let nothing else through
-		return p.actClose(w, r)
+		return d.actClose(w, r)
 	}
 }
 
 // actOpen opens a channel; a GET also begins a lease on it.
-func (p *Provider) actOpen(w http.ResponseWriter, r *request) error {
-	if err := p.worthFunding(r, &r.cred.Payload); err != nil {
+func (d *session) actOpen(w http.ResponseWriter, r *request) error {
+	if err := d.worthFunding(r, &r.cred.Payload); err != nil {
 		return err
 	}
-	s, fresh, err := p.open(r, &r.cred.Payload)
+	s, fresh, err := d.open(r, &r.cred.Payload)
 	if err != nil {
 		return err
 	}
 	if r.Method != http.MethodGet {
-		return p.acknowledge(w, r, s, nil)
+		return d.acknowledge(w, r, s, nil)
 	}
 	if !fresh {
 		// Whoever saw the first open, or its transaction, could send it again.
-		if _, err := p.authorize(r, s, "attach"); err != nil {
+		if _, err := d.authorize(r, s, "attach"); err != nil {
 			return err
 		}
 	}
-	return p.attach(w, r, s)
+	return d.attach(w, r, s)
 }
 
 // actVoucher takes a voucher, with a deposit merged or not. A GET wants the
 // lease's stream, which a voucher alone does not give.
-func (p *Provider) actVoucher(w http.ResponseWriter, r *request) error {
+func (d *session) actVoucher(w http.ResponseWriter, r *request) error {
 	payload := &r.cred.Payload
 	fresh := false
 	if payload.Deposit != nil {
-		err := p.worthFunding(r, payload.Deposit)
+		err := d.worthFunding(r, payload.Deposit)
 		if err == nil {
-			_, fresh, err = p.deposit(r, payload.Deposit)
+			_, fresh, err = d.deposit(r, payload.Deposit)
 		}
 		if err != nil {
 			return err // nothing of a merged credential counts if its deposit failed
 		}
 	}
-	s, err := p.recall(r)
+	s, err := d.recall(r)
 	if err != nil {
 		return err
 	}
 	wantsStream := r.Method == http.MethodGet
 	if wantsStream && !fresh {
-		if _, err := p.authorize(r, s, "attach"); err != nil {
+		if _, err := d.authorize(r, s, "attach"); err != nil {
 			return err
 		}
 	}
-	s, err = p.accept(r.Context(), channel.Voucher{
+	s, err = d.accept(r.Context(), channel.Voucher{
 		ChannelID: payload.ChannelID, Cumulative: payload.CumulativeAmount.Int, Signature: payload.Signature})
 	if err != nil {
 		return err
 	}
 	if !wantsStream {
-		return p.acknowledge(w, r, s, nil)
+		return d.acknowledge(w, r, s, nil)
 	}
-	return p.attach(w, r, s)
+	return d.attach(w, r, s)
 }
 
 // accept counts a voucher, durably, and tells the lease that waits for it. The
 // draft's voucher over nothing is checked and changes nothing.
-func (p *Provider) accept(ctx context.Context, v channel.Voucher) (channel.State, error) {
+func (d *session) accept(ctx context.Context, v channel.Voucher) (channel.State, error) {
 	if v.Cumulative.IsZero() {
-		return p.payee.Check(ctx, v)
+		return d.payee.Check(ctx, v)
 	}
-	receipt, err := p.take(ctx, []channel.Voucher{v})
+	receipt, err := d.take(ctx, []channel.Voucher{v})
 	return receipt.State, err
 }
 
 // take counts the newest of vouchers that one renter sent together, and so all.
-func (p *Provider) take(ctx context.Context, waiting []channel.Voucher) (channel.Receipt, error) {
-	receipt, err := p.payee.AcceptNewest(ctx, waiting)
+func (d *session) take(ctx context.Context, waiting []channel.Voucher) (channel.Receipt, error) {
+	receipt, err := d.payee.AcceptNewest(ctx, waiting)
 	if receipt.Outcome == 0 {
 		return receipt, err
 	}
-	p.metrics.voucher(receipt.Outcome)
-	if l := p.running(receipt.State.ID); l != nil {
-		l.pays(receipt.State)
-	} else {
-		p.deps.accounts.paid(receipt.State)
-	}
+	d.metrics.voucher(receipt.Outcome)
+	d.leases.paid(receipt.State)
 	return receipt, err
 }
 
-func (p *Provider) actTopUp(w http.ResponseWriter, r *request) error {
-	s, _, err := p.deposit(r, &r.cred.Payload)
+func (d *session) actTopUp(w http.ResponseWriter, r *request) error {
+	s, _, err := d.deposit(r, &r.cred.Payload)
 	if err != nil {
 		return err
 	}
-	return p.acknowledge(w, r, s, nil)
+	return d.acknowledge(w, r, s, nil)
 }
 
 // actRelease ends the lease and answers with its final record. The channel
 // stays open, so that what the record states can be paid exactly.
-func (p *Provider) actRelease(w http.ResponseWriter, r *request) error {
-	s, err := p.recall(r)
+func (d *session) actRelease(w http.ResponseWriter, r *request) error {
+	s, err := d.recall(r)
 	if err != nil {
 		return err
 	}
-	row, err := p.authorize(r, s, wire.ActionRelease)
+	row, err := d.authorize(r, s, wire.ActionRelease)
 	if err != nil {
 		return err
 	}
-	if err := p.endLease(r.Context(), s.ID, row, "released by the renter"); err != nil {
+	if err := d.leases.endLease(r.Context(), s.ID, row, "released by the renter"); err != nil {
 		return err
 	}
 	answer := wire.Released{Record: json.RawMessage("null"), Voucher: heldVoucher(s)}
 	if row != nil && r.over == nil {
-		last, err := p.store.last(r.Context(), common.HexToHash(row.ID))
+		last, err := d.store.last(r.Context(), common.HexToHash(row.ID))
 		if err != nil {
 			return err
 		}
@@ -256,14 +252,14 @@ func (p *Provider) actRelease(w http.ResponseWriter, r *request) error {
 			}
 		}
 	}
-	return p.acknowledge(w, r, s, answer)
+	return d.acknowledge(w, r, s, answer)
 }
 
 // actClose ends a lease that still runs, settles the newest voucher and
 // refunds the rest, all in one transaction.
-func (p *Provider) actClose(w http.ResponseWriter, r *request) error {
+func (d *session) actClose(w http.ResponseWriter, r *request) error {
 	payload := &r.cred.Payload
-	s, err := p.recall(r)
+	s, err := d.recall(r)
 	if err != nil {
 		return err
 	}
@@ -271,27 +267,27 @@ func (p *Provider) actClose(w http.ResponseWriter, r *request) error {
 		return fmt.Errorf("channel %s: %w", s.ID, channel.ErrFinalized)
 	}
 	voucher := channel.Voucher{ChannelID: s.ID, Cumulative: payload.CumulativeAmount.Int, Signature: payload.Signature}
-	if _, err := p.payee.Check(r.Context(), voucher); err != nil {
+	if _, err := d.payee.Check(r.Context(), voucher); err != nil {
 		return err
 	}
-	row, err := p.authorize(r, s, wire.ActionClose)
+	row, err := d.authorize(r, s, wire.ActionClose)
 	if err != nil {
 		return err
 	}
-	defer p.starts.Lock(s.ID)() // no lease begins meanwhile
-	if err := p.endLease(r.Context(), s.ID, row, "closed by the renter"); err != nil {
+	defer d.starts.Lock(s.ID)() // no lease begins meanwhile
+	if err := d.leases.endLease(r.Context(), s.ID, row, "closed by the renter"); err != nil {
 		return err
 	}
 	if s.Status == channel.Open {
-		if s, err = p.accept(r.Context(), voucher); err != nil {
+		if s, err = d.accept(r.Context(), voucher); err != nil {
 			return err
 		}
 	}
-	hash, s, err := p.closeChannel(r.Context(), s)
+	hash, s, err := d.closeChannel(r.Context(), s)
 	if err != nil {
 		return err
 	}
-	return p.acknowledge(w, r, s, nil, hash)
+	return d.acknowledge(w, r, s, nil, hash)
 }
 
 // authorize makes sure that the request comes from the renter and not from
@@ -299,21 +295,21 @@ func (p *Provider) actClose(w http.ResponseWriter, r *request) error {
 // newest lease, or a fresh proof over this challenge, which is then used up.
 // It returns that lease, nil if there was none yet. The record that the renter
 // shows of its lease is heeded here.
-func (p *Provider) authorize(r *request, s channel.State, action string) (*leaseRow, error) {
-	newest, proved, err := p.shown(r, s, action)
+func (d *session) authorize(r *request, s channel.State, action string) (*leaseRow, error) {
+	newest, proved, err := d.shown(r, s, action)
 	if err == nil && proved {
-		err = p.store.useChallenge(r.Context(), r.cred.Challenge, time.Now())
+		err = d.store.useChallenge(r.Context(), r.cred.Challenge, time.Now())
 	}
 	if err == nil {
-		r.over, err = p.heedShown(r, s)
+		r.over, err = d.shownTo.heedShown(r, s)
 	}
 	return newest, err
 }
 
 // shown is authorize without using up the challenge: proved says that it is a
 // proof that the request shows, and not the secret.
-func (p *Provider) shown(r *request, s channel.State, action string) (newest *leaseRow, proved bool, err error) {
-	row, ok, err := p.store.newest(r.Context(), s.ID)
+func (d *session) shown(r *request, s channel.State, action string) (newest *leaseRow, proved bool, err error) {
+	row, ok, err := d.store.newest(r.Context(), s.ID)
 	if err != nil {
 		return nil, false, err
 	}
@@ -331,29 +327,27 @@ func (p *Provider) shown(r *request, s channel.State, action string) (newest *le
 }
 
 // attach joins the channel's running lease, or begins one, and streams it.
-func (p *Provider) attach(w http.ResponseWriter, r *request, s channel.State) error {
-	l, secret, err := p.join(r, s)
+func (d *session) attach(w http.ResponseWriter, r *request, s channel.State) error {
+	l, secret, err := d.join(r, s)
 	if err != nil {
 		return err
 	}
-	if l.mirror {
-		defer p.replicas.unfollow(l)
-	}
-	st := &stream{outlet: newServerSent(w), lease: l, receipt: func(v leaseView) wire.Receipt { return p.streamReceipt(r, l, v) }}
+	defer d.leases.detach(l)
+	st := &stream{outlet: newServerSent(w), lease: l, receipt: func(v leaseView) wire.Receipt { return d.streamReceipt(r, l, v) }}
 	if wantsDuplex(w, r.Request) {
-		st.paid = p.duplex(w, r, s.ID)
+		st.paid = d.duplex(w, r, s.ID)
 		st.outlet = st.paid
 		defer func() { st.paid.close(err) }()
 	} else {
 		defer serve.Hurry(w)
 	}
-	if st.number, err = p.nextStream(r.Context(), l); err != nil {
+	if st.number, err = d.leases.nextStream(r.Context(), l); err != nil {
 		return err
 	}
-	p.metrics.streams.Inc()
-	defer p.metrics.streams.Dec()
+	d.metrics.streams.Inc()
+	defer d.metrics.streams.Dec()
 	v, _ := l.snapshot()
-	if err := p.streamReceipt(r, l, v).Set(w.Header()); err != nil {
+	if err := d.streamReceipt(r, l, v).Set(w.Header()); err != nil {
 		return err
 	}
 	err = st.serve(r.Context(), wire.Lease{
@@ -361,7 +355,7 @@ func (p *Provider) attach(w http.ResponseWriter, r *request, s channel.State) er
 		OwedBefore: wire.NewAmount(l.owedBefore), State: string(v.state), Access: l.allocation.Access, Voucher: heldVoucher(s), Binding: l.binding,
 	}, lastEventID(r.Request))
 	if err != nil {
-		p.config.Log.Debug("stream ended; the lease goes on", "lease", l.id, "error", err)
+		d.config.Log.Debug("stream ended; the lease goes on", "lease", l.id, "error", err)
 	}
 	return nil // the answer has begun: it cannot become a problem document
 }
@@ -377,59 +371,59 @@ func heldVoucher(s channel.State) *wire.HeldVoucher {
 // join finds the lease that runs on the channel or begins one. Who comes with
 // a proof instead of the secret gets a new secret; who comes with the secret of
 // a lease that is over gets the end of that one, and not another lease.
-func (p *Provider) join(r *request, s channel.State) (*lease, string, error) {
-	defer p.starts.Lock(s.ID)()
+func (d *session) join(r *request, s channel.State) (*lease, string, error) {
+	defer d.starts.Lock(s.ID)()
 	defer func() { r.seat.release() }()
 	if r.over != nil {
 		return r.over, "", nil
 	}
-	l, err := p.serving(r.Context(), s)
+	l, err := d.leases.serving(r.Context(), s)
 	if err != nil {
 		return nil, "", err
 	}
 	if l == nil {
-		over, err := p.remembered(r, s)
+		over, err := d.remembered(r, s)
 		if over != nil || err != nil {
 			return over, "", err
 		}
-		if s, err = p.payee.State(r.Context(), s.ID); err != nil { // it may have closed, or paid for a lease, while we waited
+		if s, err = d.payee.State(r.Context(), s.ID); err != nil { // it may have closed, or paid for a lease, while we waited
 			return nil, "", err
 		}
-		if err := p.safeToServe(r.Context(), s); err != nil { // another gateway may close it, or this one for a renter that hung up
+		if err := d.safeToServe(r.Context(), s); err != nil { // another gateway may close it, or this one for a renter that hung up
 			return nil, "", err
 		}
-		return p.start(r, s)
+		return d.start(r, s)
 	}
 	if r.cred.Payload.LeaseSecret != "" {
 		return l, "", nil
 	}
-	secret, err := p.renewSecret(r.Context(), l)
-	if err != nil && l.mirror {
-		p.replicas.unfollow(l)
+	secret, err := d.renewSecret(r.Context(), l)
+	if err != nil {
+		d.leases.detach(l)
 	}
 	return l, secret, err
 }
 
 // renewSecret gives a renter that proved itself, but lost the secret, a new
 // one. The old one no longer works.
-func (p *Provider) renewSecret(ctx context.Context, l *lease) (string, error) {
+func (d *session) renewSecret(ctx context.Context, l *lease) (string, error) {
 	secret := randomHash().Hex()[2:]
-	return secret, p.store.setSecret(ctx, l.id, hashSecret(secret))
+	return secret, d.store.setSecret(ctx, l.id, hashSecret(secret))
 }
 
-// session is a channel of this protocol: those of another one are not ours to
+// find is a channel of this protocol: those of another one are not ours to
 // act on here, though the store has them, too.
-func (p *Provider) session(ctx context.Context, id common.Hash) (channel.State, error) {
-	s, err := p.payee.State(ctx, id)
-	if err == nil && p.payee.Domain.Holds(s.Terms) != nil {
+func (d *session) find(ctx context.Context, id common.Hash) (channel.State, error) {
+	s, err := d.payee.State(ctx, id)
+	if err == nil && d.payee.Domain.Holds(s.Terms) != nil {
 		return channel.State{}, fmt.Errorf("channel %s: %w: it is one of another protocol", id, channel.ErrUnknown)
 	}
 	return s, err
 }
 
 // acknowledge answers with a receipt, and with body as JSON if there is one.
-func (p *Provider) acknowledge(w http.ResponseWriter, r *request, s channel.State, body any, tx ...common.Hash) error {
-	receipt := wire.NewReceipt(time.Now(), r.cred.Challenge.ID, p.escrow.ChainID(), s.ID, wire.NewAmount(s.Accepted), wire.NewAmount(s.Spent))
+func (d *session) acknowledge(w http.ResponseWriter, r *request, s channel.State, body any, tx ...common.Hash) error {
+	receipt := wire.NewReceipt(time.Now(), r.cred.Challenge.ID, d.escrow.ChainID(), s.ID, wire.NewAmount(s.Accepted), wire.NewAmount(s.Spent))
 	if len(tx) > 0 {
 		receipt.TxHash = &tx[0]
 	}
@@ -444,8 +438,8 @@ func (p *Provider) acknowledge(w http.ResponseWriter, r *request, s channel.Stat
 	return json.NewEncoder(w).Encode(body)
 }
 
-func (p *Provider) streamReceipt(r *request, l *lease, v leaseView) wire.Receipt {
-	receipt := wire.NewReceipt(time.Now(), r.cred.Challenge.ID, p.escrow.ChainID(), l.terms.ID(), wire.NewAmount(v.accepted), wire.NewAmount(v.owed))
+func (d *session) streamReceipt(r *request, l *lease, v leaseView) wire.Receipt {
+	receipt := wire.NewReceipt(time.Now(), r.cred.Challenge.ID, d.escrow.ChainID(), l.terms.ID(), wire.NewAmount(v.accepted), wire.NewAmount(v.owed))
 	receipt.Units = strconv.FormatUint(v.nanos, 10)
 	return receipt
 }
@@ -507,16 +501,16 @@ func (p *Provider) problem(err error) *wire.Problem {
 }
 
 // challenge asks for a payment under the current offer.
-func (p *Provider) challenge() (wire.Challenge, error) {
-	offer := p.Offer()
+func (d *session) challenge() (wire.Challenge, error) {
+	offer := d.leases.Offer()
 	types := []string{wire.TypeHash}
-	gasless := p.gasless && p.sponsor.Offers()
+	gasless := d.gasless && d.sponsor.Offers()
 	if gasless {
 		types = []string{wire.TypeAuthorization, wire.TypeHash}
 	}
-	delta := wire.NewAmount(p.payee.MinDelta)
+	delta := wire.NewAmount(d.payee.MinDelta)
 	suggested := offer.MinDeposit
-	return p.minter.Mint(wire.Request{
+	return d.minter.Mint(wire.Request{
 		Amount:           offer.Amount,
 		UnitType:         offer.Unit,
 		SuggestedDeposit: &suggested,

@@ -9,7 +9,6 @@ import (
 
 	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/units"
-	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // prices turns what people say (units of the token, an hour) into what is
@@ -66,15 +65,6 @@ func (p *Provider) minDeposit() (uint256.Int, error) {
 		return v, fmt.Errorf("provider: MinDeposit: %w", err)
 	}
 	return v, nil
-}
-
-// worthSending refuses a top-up that we would send and that is not worth its gas.
-func (p *Provider) worthSending(amount uint256.Int) error {
-	if !amount.Lt(&p.minTransfer) {
-		return nil
-	}
-	return wire.PaymentInsufficient.With("the top-up is %s, the least that this provider sends for others is %s: add more, or send the transaction yourself and give its hash",
-		amount.Dec(), p.minTransfer.Dec())
 }
 
 // leastTransfer is ProviderConfig.MinTransfer in base units.

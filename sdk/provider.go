@@ -55,10 +55,10 @@ type Provider struct {
 	replicas   *replicas                      // nil where nobody shares the database
 	schemes    []scheme                       // the first takes what no other does
 	batch      *chain.BatchSettlement         // of x402; nil where it is not offered
-	x402       *x402Desk                      // nil where x402 is not offered
+	session    *session
+	x402       *x402Desk // nil where x402 is not offered
 	named      namedDevices
 	nodes      *nodes // nil where this gateway meters
-	minter     *wire.Minter
 	metrics    *providerMetrics
 	mux        *http.ServeMux
 	limiter    *admit.Limiter    // what clients may do how often
@@ -66,7 +66,6 @@ type Provider struct {
 	proxies    limit.Proxies
 	whole      atomic.Bool // the outbox knows what is on its way: see outboxIsWhole
 
-	opens   keyed.Mutex // one open at a time of a channel
 	starts  keyed.Mutex // one lease start or close at a time on a channel
 	submits keyed.Mutex // one deposit at a time is looked up and sent for a channel
 
@@ -136,7 +135,7 @@ func (p *Provider) prepare(ctx context.Context) error {
 		err = p.nodes.ask(ctx)
 	}
 	p.metrics = newProviderMetrics(p)
-	if err := errors.Join(err, settlesAlone(ctx, p), p.chainParts(ctx), p.challenges(ctx), p.renewOffer(ctx)); err != nil {
+	if err := errors.Join(err, settlesAlone(ctx, p), p.chainParts(ctx), p.renewOffer(ctx)); err != nil {
 		return errors.Join(err, p.shutFiles())
 	}
 	p.lets()
@@ -251,13 +250,13 @@ func (p *Provider) chainParts(ctx context.Context) error {
 	return p.mountSchemes(ctx)
 }
 
-func (p *Provider) challenges(ctx context.Context) error {
+// challenges mints and checks challenges with the database's secret.
+func (p *Provider) challenges(ctx context.Context) (*wire.Minter, error) {
 	secret, err := p.store.secret(ctx, "challenge")
 	if err != nil {
-		return err
+		return nil, err
 	}
-	p.minter = &wire.Minter{Secret: secret, Realm: p.config.Realm, TTL: 5 * time.Minute, Now: time.Now}
-	return nil
+	return &wire.Minter{Secret: secret, Realm: p.config.Realm, TTL: 5 * time.Minute, Now: time.Now}, nil
 }
 
 // renewOffer publishes an offer with a fresh expiry. A lease keeps the offer

@@ -17,65 +17,65 @@ import (
 // the channel is taken up again. What was charged since the last settlement is not
 // known then; the record that the renter shows says it, or else its voucher, which
 // paid for what was used.
-func (p *Provider) recall(r *request) (channel.State, error) {
+func (d *session) recall(r *request) (channel.State, error) {
 	payload := &r.cred.Payload
-	s, err := p.session(r.Context(), payload.ChannelID)
+	s, err := d.find(r.Context(), payload.ChannelID)
 	if !errors.Is(err, channel.ErrUnknown) || payload.Salt == nil {
 		return s, err
 	}
-	if known, other := p.payee.State(r.Context(), payload.ChannelID); other == nil {
+	if known, other := d.payee.State(r.Context(), payload.ChannelID); other == nil {
 		return known, err // it is one of another protocol
 	}
-	terms, bad := p.termsOf(r, payload)
+	terms, bad := d.termsOf(r, payload)
 	if bad != nil {
 		return s, errors.Join(err, bad)
 	}
-	slot, full := p.limiter.Deposit(r.Request)
+	slot, full := d.limiter.Deposit(r.Request)
 	if full != nil {
 		return s, full
 	}
 	defer slot.Release()
-	ctx, cancel := context.WithTimeout(r.Context(), p.config.OpenTimeout)
+	ctx, cancel := context.WithTimeout(r.Context(), d.config.OpenTimeout)
 	defer cancel()
-	defer p.opens.Lock(terms.ID())()
-	if s, err = p.fromChain(ctx, terms); err != nil {
+	defer d.opens.Lock(terms.ID())()
+	if s, err = d.fromChain(ctx, terms); err != nil {
 		return s, err
 	}
-	return p.presume(ctx, r, s)
+	return d.presume(ctx, r, s)
 }
 
 // fromChain reads a channel from the chain, at the depth at which a deposit counts,
 // and records what it says.
-func (p *Provider) fromChain(ctx context.Context, terms channel.Terms) (s channel.State, err error) {
-	err = p.escrow.Record(func() error {
-		views, _, err := p.escrow.Fresh(ctx, []common.Hash{terms.ID()}, p.config.Confirmations)
+func (d *session) fromChain(ctx context.Context, terms channel.Terms) (s channel.State, err error) {
+	err = d.escrow.Record(func() error {
+		views, _, err := d.escrow.Fresh(ctx, []common.Hash{terms.ID()}, d.config.Confirmations)
 		if err != nil {
 			return err
 		}
 		if views[0].View.Deposit.IsZero() {
 			return channel.ErrUnknown
 		}
-		s, err = p.payee.Register(ctx, terms, views[0].View)
+		s, err = d.payee.Register(ctx, terms, views[0].View)
 		return err
 	})
 	if err == nil {
-		p.config.Log.Warn("channel taken up again from the chain: this database did not know it", "channel", s.ID, "settled", s.Settled.Dec())
+		d.config.Log.Warn("channel taken up again from the chain: this database did not know it", "channel", s.ID, "settled", s.Settled.Dec())
 	}
 	return s, err
 }
 
 // presume charges a channel that was lost what is known to have been used.
-func (p *Provider) presume(ctx context.Context, r *request, s channel.State) (channel.State, error) {
+func (d *session) presume(ctx context.Context, r *request, s channel.State) (channel.State, error) {
 	used := s.Settled
 	payload := &r.cred.Payload
 	shown, err := wire.ParseShownRecord(r.Header)
 	if err != nil {
 		return s, err
 	}
-	told := shown != nil && shown.Record.ChannelID == s.ID && p.signed(ctx, s, *shown)
+	told := shown != nil && shown.Record.ChannelID == s.ID && d.shownTo.signed(ctx, s, *shown)
 	if !told && payload.CumulativeAmount != nil && payload.CumulativeAmount.Gt(&used) {
 		voucher := channel.Voucher{ChannelID: s.ID, Cumulative: payload.CumulativeAmount.Int, Signature: payload.Signature}
-		if err := p.escrow.Domain().Verify(voucher, s.Terms.Signer()); err != nil {
+		if err := d.escrow.Domain().Verify(voucher, s.Terms.Signer()); err != nil {
 			return s, err
 		}
 		used = u256.Min(voucher.Cumulative, s.Deposit)
@@ -83,5 +83,5 @@ func (p *Provider) presume(ctx context.Context, r *request, s channel.State) (ch
 	if used == (uint256.Int{}) || !used.Gt(&s.Spent) {
 		return s, nil
 	}
-	return p.payee.Charge(ctx, s.ID, used)
+	return d.payee.Charge(ctx, s.ID, used)
 }

@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"maps"
-	"net/http"
 	"slices"
 	"strings"
 	"sync"
@@ -207,14 +206,6 @@ func (p *Provider) others(ctx context.Context, id common.Hash) ([]kept, error) {
 		return p.reserved.others(id), nil
 	}
 	return p.store.keptGPUs(ctx, p.pool(), id)
-}
-
-// reserveFor keeps what a session's request wants, if it wants a lease to begin.
-func (p *Provider) reserveFor(r *request, id common.Hash) (err error) {
-	if r.Method == http.MethodGet && !p.begun(r.Context(), id) {
-		r.seat, err = p.reserve(r.Context(), id, r.gpus, 0)
-	}
-	return err
 }
 
 // room refuses more devices than are free and not kept for others, those that are

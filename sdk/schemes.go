@@ -21,24 +21,6 @@ type scheme interface {
 	offer(h http.Header, r *http.Request) error // adds to a 402 what this scheme asks for
 }
 
-// session is the provider's own scheme: a channel's vouchers go through a lease's stream. It takes every request that no other
-// scheme does, also those without a payment.
-type session struct{ p *Provider }
-
-func (s session) path() string { return "/lease" }
-
-func (s session) pays(*http.Request) bool { return true }
-
-func (s session) servePaid(w http.ResponseWriter, r *http.Request) { s.p.serveLease(w, r) }
-
-func (s session) offer(h http.Header, _ *http.Request) error {
-	challenge, err := s.p.challenge()
-	if err == nil {
-		h.Set("WWW-Authenticate", challenge.Header())
-	}
-	return err
-}
-
 // servePaid hands a request for a paid resource to the scheme that it is paid by.
 func (p *Provider) servePaid(w http.ResponseWriter, r *http.Request) {
 	for _, s := range slices.Backward(p.schemes) {
@@ -85,15 +67,11 @@ func (p *Provider) x402Config() X402Config {
 
 // mountSchemes has leases paid by the provider's own scheme and, where it is offered, by x402.
 func (p *Provider) mountSchemes(ctx context.Context) error {
-	p.schemes = []scheme{session{p}}
-	if p.batch == nil {
-		return nil
-	}
 	deposit, err := p.minDeposit()
 	if err != nil {
 		return err
 	}
-	deps := x402Deps{
+	deps := schemeDeps{
 		config: p.config, price: p.price, credit: p.credit, minDeposit: deposit, minTransfer: p.minTransfer,
 		db: p.db, store: p.store, sender: p.sender, settlement: p.settlement, limiter: p.limiter, sponsor: p.sponsor, metrics: p.metrics,
 		named: &p.named, starts: &p.starts, leases: p, gpus: p, debts: p, outbox: p, front: p,
@@ -101,11 +79,16 @@ func (p *Provider) mountSchemes(ctx context.Context) error {
 	if p.replicas != nil {
 		deps.shared, deps.poll = true, p.replicas.poll()
 	}
-	if p.x402, err = newX402(ctx, deps, p.x402Config(), p.batch, p.token); err != nil {
-		return err
+	p.session = &session{schemeDeps: deps, escrow: p.escrow, payee: p.payee, gasless: p.gasless, shownTo: p}
+	p.schemes = []scheme{p.session}
+	if p.batch != nil {
+		if p.x402, err = newX402(ctx, deps, p.x402Config(), p.batch, p.token); err != nil {
+			return err
+		}
+		p.schemes = append(p.schemes, p.x402)
 	}
-	p.schemes = append(p.schemes, p.x402)
-	return nil
+	p.session.minter, err = p.challenges(ctx)
+	return err
 }
 
 // prepaid has a new lease run on what its channel's requests reserve, if its

@@ -88,7 +88,7 @@ func (c X402Config) check(p ProviderConfig) error {
 // settler as every other payment; its own are the wire and the rule by which
 // requests of one channel follow one another.
 type x402Desk struct {
-	x402Deps
+	schemeDeps
 	x        X402Config
 	contract *chain.BatchSettlement
 	book     *channel.Payee // of x402's channels
@@ -102,8 +102,8 @@ type x402Desk struct {
 }
 
 // newX402 takes payments on a contract, with X402Config's defaults in x.
-func newX402(ctx context.Context, deps x402Deps, x X402Config, contract *chain.BatchSettlement, token *chain.Token) (*x402Desk, error) {
-	d := &x402Desk{x402Deps: deps, x: x, contract: contract}
+func newX402(ctx context.Context, deps schemeDeps, x X402Config, contract *chain.BatchSettlement, token *chain.Token) (*x402Desk, error) {
+	d := &x402Desk{schemeDeps: deps, x: x, contract: contract}
 	var err error
 	if d.name, d.version, err = token.Domain(ctx); err != nil {
 		return nil, fmt.Errorf("provider: X402: %w", err)

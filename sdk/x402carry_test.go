@@ -42,7 +42,7 @@ func (b *meteredBooks) open() {
 	if err != nil {
 		b.Fatal(err)
 	}
-	b.desk = &x402Desk{x402Deps: x402Deps{db: db, store: leaseStore{db: db}}, notes: notes}
+	b.desk = &x402Desk{schemeDeps: schemeDeps{db: db, store: leaseStore{db: db}}, notes: notes}
 }
 
 func (b *meteredBooks) close() {

@@ -19,8 +19,8 @@ import (
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
-// x402Deps is what x402 needs of the provider that it is mounted on: nothing else of it is reached from there.
-type x402Deps struct {
+// schemeDeps is what a scheme needs of the provider that it is mounted on: nothing else of it is reached from there.
+type schemeDeps struct {
 	config      ProviderConfig
 	price       metering.Price
 	credit      uint256.Int   // base units that one payer may owe on channels that no claim is worth
@@ -54,6 +54,9 @@ type leaseDirectory interface {
 	running(channelID common.Hash) *lease                         // nil: none here
 	serving(ctx context.Context, s channel.State) (*lease, error) // also elsewhere; the caller owes a detach
 	detach(l *lease)
+	begun(ctx context.Context, channelID common.Hash) bool // whether one runs, here or elsewhere
+	nextStream(ctx context.Context, l *lease) (number uint64, err error)
+	paid(s channel.State) // tells the channel's lease, or what is known of its payer
 	endLease(ctx context.Context, channelID common.Hash, row *leaseRow, reason string) error
 	unmetered(devices []string, route inventory.Route) error
 
@@ -75,6 +78,7 @@ type payerDebts interface {
 	owingAt(ctx context.Context, contract chain.Contract, payers ...common.Address) ([]channel.State, error)
 	leastRow(contract chain.Contract) uint256.Int
 	debtors(owing []channel.State, row uint256.Int) string
+	creditworthy(ctx context.Context, s channel.State, offer wire.SignedOffer, gpus int) error
 }
 
 // depositOutbox sends deposits, each once.
@@ -82,11 +86,13 @@ type depositOutbox interface {
 	submitOnce(ctx context.Context, terms channel.Terms, call chain.Call, reserve func() error) (chain.TxID, error)
 	stands(tx chain.Tx) bool
 	outboxIsWhole(ctx context.Context) error
+	claim(ctx context.Context, name string) (unclaim func(), err error) // makes this gateway the only one to do it
 }
 
 // frontDesk answers as every part of the provider does.
 type frontDesk interface {
 	refuse(w http.ResponseWriter, r *http.Request, err error)
+	problem(err error) *wire.Problem
 	crossOrigin(w http.ResponseWriter, r *http.Request) (answered bool)
 	addressOf(r *http.Request) string
 }

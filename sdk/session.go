@@ -1,0 +1,43 @@
+package sdk
+
+import (
+	"context"
+	"net/http"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/keyed"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// session is the provider's own scheme: a renter opens a channel, and its vouchers go through a lease's stream. It takes every
+// request that no other scheme does, also those without a payment.
+type session struct {
+	schemeDeps
+	escrow  *chain.Escrow
+	payee   *channel.Payee
+	gasless bool // we send renters' ERC-3009 deposits
+	minter  *wire.Minter
+	shownTo recordKeeper
+
+	opens keyed.Mutex // one open at a time of a channel
+}
+
+// recordKeeper compares records that renters show with those that were kept.
+type recordKeeper interface {
+	heedShown(r *request, s channel.State) (*lease, error)
+	signed(ctx context.Context, s channel.State, shown wire.ShownRecord) bool
+}
+
+func (d *session) path() string { return "/lease" }
+
+func (d *session) pays(*http.Request) bool { return true }
+
+// offer adds a fresh challenge to a 402.
+func (d *session) offer(h http.Header, _ *http.Request) error {
+	challenge, err := d.challenge()
+	if err == nil {
+		h.Set("WWW-Authenticate", challenge.Header())
+	}
+	return err
+}
