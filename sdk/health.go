@@ -25,6 +25,7 @@ type health struct {
 	Away            []string          `json:"unreachableNodes,omitempty"`
 	Leases          int               `json:"leases"`
 	Unmetered       int               `json:"unmeteredLeases"`
+	Held            int               `json:"heldLeases"` // they have ended, and their GPUs could not be taken back yet
 	OldestUnsettled float64           `json:"oldestUnsettledSeconds"`
 	ChainSeen       *float64          `json:"chainSeenSeconds,omitempty"` // how long ago; missing before the first look, and where another gateway looks
 }
@@ -45,8 +46,8 @@ func (p *Provider) Health() http.Handler {
 		switch {
 		case err != nil:
 			h.Status, code = err.Error(), http.StatusServiceUnavailable
-		case len(h.Quarantined) > 0 || h.Unmetered > 0:
-			h.Status = fmt.Sprintf("degraded: %d GPUs in quarantine, %d leases that cannot be metered", len(h.Quarantined), h.Unmetered)
+		case len(h.Quarantined) > 0 || h.Unmetered > 0 || h.Held > 0:
+			h.Status = gpuHealth{quarantined: h.Quarantined, held: h.Held}.degraded(h.Unmetered)
 		case len(h.Refused) > 0 || len(h.Away) > 0:
 			h.Status = fmt.Sprintf("degraded: %d nodes are refused, %d are out of reach", len(h.Refused), len(h.Away))
 		}
@@ -56,7 +57,7 @@ func (p *Provider) Health() http.Handler {
 
 func (p *Provider) health(ctx context.Context) health {
 	leases, gpus := p.allLeases(), p.gpus(ctx)
-	h := health{Status: "ok", Leases: len(leases), Unmetered: unmetered(leases), Quarantined: append([]string{}, gpus.quarantined...), Refused: p.nodes.refusals(),
+	h := health{Status: "ok", Leases: len(leases), Unmetered: unmetered(leases), Quarantined: append([]string{}, gpus.quarantined...), Held: gpus.held, Refused: p.nodes.refusals(),
 		Away: p.nodes.away(), Restart: gpus.restart()}
 	switch {
 	case gpus.err != nil:
@@ -84,12 +85,21 @@ func (h *health) checkSource() error {
 // gpuHealth is which of the offered GPUs do not work, and why none does.
 type gpuHealth struct {
 	quarantined []string
+	held        int // ended leases whose GPUs could not be taken back yet
 	err         error
+}
+
+func (g gpuHealth) degraded(unmetered int) string {
+	return fmt.Sprintf("degraded: %d GPUs in quarantine, %d leases that cannot be metered, %d that have ended and whose GPUs could not be taken back", len(g.quarantined), unmetered, g.held)
 }
 
 func (h *lessor) gpus(ctx context.Context) gpuHealth {
 	fit, err := h.sick.Fit(ctx, h.deps.source, h.gpuNames)
-	return gpuHealth{inventory.Without(h.gpuNames(), fit), err}
+	held, bad := h.heldHere(ctx)
+	if bad != nil {
+		err = errors.Join(err, fmt.Errorf("leases whose GPUs could not be taken back: %w", bad))
+	}
+	return gpuHealth{inventory.Without(h.gpuNames(), fit), len(held), err}
 }
 
 // restart reports whether nothing can be metered before the program is restarted.

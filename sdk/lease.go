@@ -1051,7 +1051,8 @@ func (l *lease) expire(life context.Context, req stopRequest) {
 	}
 	err := l.command(ctx, l.deps.placer.Release)
 	if err != nil {
-		l.deps.log.Error("the devices of a lease could not be taken back", "lease", l.id, "error", err)
+		l.deps.log.Error("the devices of a lease could not be taken back: they are suspended, and it is tried again", "lease", l.id, "error", err)
+		l.hold(ctx)
 	}
 	fault.Point(fault.LeaseReleased)
 	l.returned = err == nil
@@ -1061,6 +1062,16 @@ func (l *lease) expire(life context.Context, req stopRequest) {
 	l.deps.log.Info("lease ended", "lease", l.id, "channel", l.terms.ID(), "reason", req.reason)
 	l.update(func(v *leaseView) { v.state, v.reason = leaseEnded, req.reason; v.version++ })
 	l.deps.ended(l)
+}
+
+// hold suspends devices that could not be taken back: their renter's bill has ended.
+func (l *lease) hold(ctx context.Context) {
+	if v := l.look(); v.state != leaseActive || v.stalled || l.remote != nil {
+		return
+	}
+	if err := l.command(ctx, l.deps.placer.Suspend); err != nil {
+		l.deps.log.Error("a lease that has ended could not be suspended meanwhile", "lease", l.id, "error", err)
+	}
 }
 
 // concluded has it on disk that the lease ends, and, where its node is still to say what it metered, until when that counts.

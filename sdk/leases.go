@@ -96,7 +96,11 @@ func (p *Provider) restore(ctx context.Context) error {
 	if p.replicas != nil {
 		return p.replicas.join(ctx)
 	}
-	return p.takeUp(ctx)
+	if err := p.takeUp(ctx); err != nil {
+		return err
+	}
+	p.takeBackHeld()
+	return nil
 }
 
 func (r leaseRow) allocation() (gpu.Allocation, error) {

@@ -81,6 +81,7 @@ type moneyCollector struct{ p *Provider }
 var (
 	descLeases     = prometheus.NewDesc("gpupay_leases", "Leases running.", nil, nil)
 	descQuarantine = prometheus.NewDesc("gpupay_quarantined_gpus", "GPUs that are offered and do not work: they go into no new lease.", nil, nil)
+	descHeldGPUs   = prometheus.NewDesc("gpupay_held_leases", "Leases that have ended and whose GPUs could not be taken back yet: the release command fails.", nil, nil)
 	descRefused    = prometheus.NewDesc("gpupay_refused_nodes", "Nodes that begin no lease: their GPUs are of another kind than those of the first.", nil, nil)
 	descAway       = prometheus.NewDesc("gpupay_unreachable_nodes", "Nodes that did not answer when they were asked last: their leases go on within their credit, and no other begins there.", nil, nil)
 	descSource     = prometheus.NewDesc("gpupay_source_up", "1 while the metering source lists its GPUs.", nil, nil)
@@ -100,7 +101,7 @@ var (
 )
 
 func (c *moneyCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descLeases, descUnmetered, descQuarantine, descRefused, descAway, descSource, descRestart, descSeen, descOwed, descAccepted, descSettled, descAtRisk, descWrittenOff, descHeld, descGas, descCoin, descReserve, descOldest} {
+	for _, d := range []*prometheus.Desc{descLeases, descUnmetered, descQuarantine, descHeldGPUs, descRefused, descAway, descSource, descRestart, descSeen, descOwed, descAccepted, descSettled, descAtRisk, descWrittenOff, descHeld, descGas, descCoin, descReserve, descOldest} {
 		ch <- d
 	}
 }
@@ -133,6 +134,7 @@ func (c *moneyCollector) Collect(ch chan<- prometheus.Metric) {
 	}
 	gpus := c.p.gpus(ctx)
 	gauge(descQuarantine, float64(len(gpus.quarantined)))
+	gauge(descHeldGPUs, float64(gpus.held))
 	gauge(descRefused, float64(len(c.p.nodes.refusals())))
 	gauge(descAway, float64(len(c.p.nodes.away())))
 	gauge(descSource, flag(gpus.err == nil))

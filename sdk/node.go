@@ -137,6 +137,7 @@ func NewNode(ctx context.Context, config NodeConfig) (*Node, error) {
 		n.shut()
 		return nil, errors.Join(err, n.shutFiles())
 	}
+	n.takeBackHeld()
 	n.every(time.Hour, n.tidy)
 	return n, nil
 }
@@ -220,7 +221,7 @@ func (n *Node) Metrics() http.Handler { return promhttp.HandlerFor(n.metrics, pr
 type gpuCollector struct{ h *lessor }
 
 func (c gpuCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descQuarantine, descSource, descRestart} {
+	for _, d := range []*prometheus.Desc{descQuarantine, descHeldGPUs, descSource, descRestart} {
 		ch <- d
 	}
 }
@@ -231,6 +232,7 @@ func (c gpuCollector) Collect(ch chan<- prometheus.Metric) {
 	gpus := c.h.gpus(ctx)
 	gauge := func(d *prometheus.Desc, v float64) { ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v) }
 	gauge(descQuarantine, float64(len(gpus.quarantined)))
+	gauge(descHeldGPUs, float64(gpus.held))
 	gauge(descSource, flag(gpus.err == nil))
 	gauge(descRestart, flag(gpus.restart()))
 }
@@ -242,6 +244,7 @@ type nodeHealth struct {
 	Quarantined []string `json:"quarantined,omitempty"`
 	Leases      int      `json:"leases"`
 	Unmetered   int      `json:"unmeteredLeases"`
+	Held        int      `json:"heldLeases"` // they have ended, and their GPUs could not be taken back yet
 }
 
 // Health answers 200 while the node can keep records and list its devices, 503 and
@@ -251,15 +254,15 @@ func (n *Node) Health() http.Handler {
 		ctx, cancel := context.WithTimeout(r.Context(), 5*time.Second)
 		defer cancel()
 		leases, gpus := n.allLeases(), n.gpus(ctx)
-		h, code := nodeHealth{Status: "ok", Restart: gpus.restart(), Quarantined: gpus.quarantined, Leases: len(leases), Unmetered: unmetered(leases)}, http.StatusOK
+		h, code := nodeHealth{Status: "ok", Restart: gpus.restart(), Quarantined: gpus.quarantined, Leases: len(leases), Unmetered: unmetered(leases), Held: gpus.held}, http.StatusOK
 		err := errors.Join(n.spool.db.View().PingContext(ctx), gpus.err)
 		switch why := n.refused(); {
 		case err != nil:
 			h.Status, code = err.Error(), http.StatusServiceUnavailable
 		case why != "":
 			h.Status = "degraded: a gateway begins no lease here: " + why
-		case len(h.Quarantined) > 0 || h.Unmetered > 0:
-			h.Status = fmt.Sprintf("degraded: %d GPUs in quarantine, %d leases that cannot be metered", len(h.Quarantined), h.Unmetered)
+		case len(h.Quarantined) > 0 || h.Unmetered > 0 || h.Held > 0:
+			h.Status = gpus.degraded(h.Unmetered)
 		}
 		serve.JSON(w, code, h)
 	})

@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"net/http"
+	"strings"
 	"testing"
 	"time"
 
@@ -55,5 +56,48 @@ func TestUndoingAPanicEnds(t *testing.T) {
 		}
 	case <-time.After(20 * time.Second):
 		t.Error("it is still taken back")
+	}
+}
+
+// TestReleaseThatFailsOnce: what could not be taken back when its lease ended is suspended, the operator is told, and it is taken back
+// when that works, without another start: at a provider and at a node.
+func TestReleaseThatFailsOnce(t *testing.T) {
+	for _, name := range []string{"provider", "node"} {
+		t.Run(name, func(t *testing.T) {
+			fresh, calls, fails := handing(t)
+			host := fresh()
+			quiet := slog.New(slog.DiscardHandler)
+			var r *rig
+			healthz := func() http.Handler { return r.provider.Health() }
+			if name == "provider" {
+				r = newRig(t, generousCredit, func(c *ProviderConfig) { c.Allocator, c.CallTimeout, c.Log = host, time.Second, quiet })
+			} else {
+				o := newOutpost(t)
+				o.stop()
+				o.config.Source, o.config.Allocator, o.config.CallTimeout, o.config.Log = host.Source, host, time.Second, quiet
+				o.start()
+				r = newRig(t, o.link, generousCredit, func(c *ProviderConfig) { c.Log = quiet })
+				healthz = func() http.Handler { return o.node.Health() }
+			}
+			fails(true)
+			lease := r.open(1, 300_000, "")
+			lease.record()
+			lease.release()
+			eventually(t, "the health to say so", func() bool {
+				var h nodeHealth
+				code, _ := fetched(t, healthz(), &struct{ *nodeHealth }{&h})
+				return code == http.StatusOK && h.Held == 1 && strings.HasPrefix(h.Status, "degraded")
+			})
+			if host.Free() != 0 || strings.Count(calls(), "suspend") != 1 {
+				t.Errorf("%d are free after\n%s", host.Free(), calls())
+			}
+			fails(false)
+			eventually(t, "the device to be free", func() bool { return host.Free() == 1 })
+			eventually(t, "the health to be well", func() bool {
+				var h nodeHealth
+				_, _ = fetched(t, healthz(), &struct{ *nodeHealth }{&h})
+				return h.Held == 0
+			})
+		})
 	}
 }
