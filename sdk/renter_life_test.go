@@ -381,7 +381,10 @@ func checkRequest(t *testing.T, l *Rental, relay Relayer) {
 // paid for a lease that nobody asked for.
 func TestLeaseEndedWhileAway(t *testing.T) {
 	m := testrig.NewMarket(t)
-	allocator := hostGPUs(t, 4)
+	allocator, err := gpu.NewHostAllocator(t.Context(), testclock.GPUs(4))
+	if err != nil {
+		t.Fatal(err)
+	}
 	server := serveProvider(t, m, func(c *ProviderConfig) {
 		c.Credit, c.SuspendTimeout, c.Allocator = time.Second, 200*time.Millisecond, allocator
 	})
