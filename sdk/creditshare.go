@@ -217,9 +217,13 @@ func (l *lease) portion(ctx context.Context) (portion, error) {
 	return l.deps.shares.ask(ctx, l.claimant())
 }
 
-// told keeps what the lease's node has heard: ours, unless it knows of something newer.
+// told keeps what the lease's node has heard: ours, unless it knows of something newer. That is so where our database is from
+// before, a copy or a server that was behind: then its first answer to this process says so, or it names a version that this
+// process gave. Any other that is newer no gateway gave, and with it a node would have what its payer's other leases are to have.
 func (l *lease) told(ctx context.Context, p portion, there nodeLease) error {
-	if there.CreditVersion > p.version && there.Credit != nil {
+	known := !l.remote.heard || there.CreditVersion <= l.remote.gave
+	l.remote.heard, l.remote.gave = true, max(l.remote.gave, p.version)
+	if known && there.CreditVersion > p.version && there.Credit != nil {
 		heard := u256.Min(there.Credit.Int, l.credit) // it serves no more, whatever it was told
 		return l.deps.shares.behind(ctx, l.id, heard, min(there.CreditVersion, math.MaxInt64>>1))
 	}

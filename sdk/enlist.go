@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/jmoiron/sqlx"
@@ -23,6 +24,7 @@ const (
 	enlistEvery    = 10 * time.Second
 	enlistedFor    = time.Minute
 	enlistedDevice = time.Hour
+	refusalTimeout = time.Second // the others wait so long for a node that does not hear it
 )
 
 // enlistment is a node's row: of what kind its devices are.
@@ -213,6 +215,9 @@ func (n *nodes) enlist(ctx context.Context) error {
 	now, heard := n.now(), make(map[string][]metering.Device)
 	due := now.Sub(n.enlistedAt).Abs() >= enlistEvery
 	for name, s := range n.status {
+		if s.Problem != "" {
+			continue // it has what it had
+		}
 		heard[name] = s.Devices
 		before, known := n.enlisted[name]
 		due = due || !known || !slices.Equal(offered(s.Devices), before)
@@ -230,12 +235,16 @@ func (n *nodes) enlist(ctx context.Context) error {
 		return fmt.Errorf("enlisting nodes: %w", err)
 	}
 	n.noteEnlisted(now, heard, refused)
-	for _, name := range slices.Sorted(maps.Keys(refused)) {
-		var answer struct{}
-		if err := n.link(name).call(ctx, nodeTimeout, "POST", "/refusal", nodeRefusal{Reason: refused[name]}, &answer); err != nil {
-			n.p.config.Log.Debug("node does not hear why it is refused", "node", name, "error", err)
-		}
+	var wait sync.WaitGroup
+	for name := range refused {
+		wait.Go(func() {
+			var answer struct{}
+			if err := n.link(name).call(ctx, refusalTimeout, "POST", "/refusal", nodeRefusal{Reason: refused[name]}, &answer); err != nil {
+				n.p.config.Log.Debug("node does not hear why it is refused", "node", name, "error", err)
+			}
+		})
 	}
+	wait.Wait()
 	return nil
 }
 

@@ -5,11 +5,17 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"math"
+	"net/http"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // What a node that is broken into can do to the gateway, to other nodes and to the renters there.
@@ -221,4 +227,220 @@ func TestSlicesOfAnothersGPU(t *testing.T) {
 			t.Errorf("slices of %q: %v", parent, err)
 		}
 	}
+}
+
+// TestShareThatNoGatewayGave: a node that says it was told of all of its payer's credit, and of a version that is newer each time,
+// keeps no more of it than its share: the payer's other lease begins.
+func TestShareThatNoGatewayGave(t *testing.T) {
+	r, _, south := overBoth(t)
+	var said atomic.Int64
+	lies(south, "/sync", func(l *nodeLease) {
+		all := wireAmount(1 << 40)
+		l.Credit, l.CreditVersion = &all, math.MaxInt64/4+1000*said.Add(1)
+	})
+	first := r.open(1, 300_000, "?gpus=1")
+	if r.runsAt(first) != "south" {
+		t.Fatal("the first lease runs at the node that does not lie: this shows nothing")
+	}
+	asked := said.Load()
+	eventually(t, "the node to have said so often", func() bool { return said.Load() >= asked+3 })
+	r.open(2, 300_000, "?gpus=1")
+	var version int64
+	if err := r.provider.db.View().Get(&version, r.provider.db.View().Rebind(`SELECT version FROM credit_shares WHERE lease = ?`), first.lease.LeaseID.Hex()); err != nil {
+		t.Fatal(err)
+	}
+	if most := math.MaxInt64/4 + 1000 + said.Load(); version > most {
+		t.Errorf("the share has version %d: the node was believed more than once", version)
+	}
+}
+
+// TestNodeThatEndsNothing: a node that lists a lease which another one had, and does not answer when it is told to end it, has the
+// gateway neither hear less of the others nor give back their shares.
+func TestNodeThatEndsNothing(t *testing.T) {
+	r, north, south := overBoth(t)
+	lies(south, "/status", func(s *nodeStatus) { s.Free = 0 })
+	r.enlist()
+	lease := r.open(1, 300_000, "")
+	if r.runsAt(lease) != "north" {
+		t.Fatal("it runs at the node that lies: this shows nothing")
+	}
+	lease.record()
+	lease.release()
+	waitFor(t, func() bool { return lease.row().Held == 0 })
+	hangs, hung, heard := make(chan struct{}), atomic.Int64{}, atomic.Int64{}
+	defer close(hangs)
+	south.mu.Lock()
+	south.hang = func(path string) {
+		if strings.HasSuffix(path, "/end") {
+			hung.Add(1)
+			<-hangs
+		}
+	}
+	south.mu.Unlock()
+	lies(south, "/status", func(s *nodeStatus) {
+		s.Free, s.Leases = 0, []nodeLease{{LeaseID: lease.lease.LeaseID, State: leaseEnded}}
+	})
+	lies(north, "/status", func(*nodeStatus) { heard.Add(1) })
+	eventually(t, "the gateway to wait for the node", func() bool { return hung.Load() > 0 })
+	before := heard.Load()
+	eventually(t, "the gateway to hear of the other one", func() bool { return heard.Load() > before+3 })
+	if n := hung.Load(); n != 1 {
+		t.Errorf("%d requests wait for one node", n)
+	}
+}
+
+// TestNodeThatAlwaysHasMore: a node that answers each question with one good record, and always says that there are more, keeps no
+// renter from giving its lease back.
+func TestNodeThatAlwaysHasMore(t *testing.T) {
+	o := newOutpost(t)
+	r := newRig(t, o.link, generousCredit, quiet, func(c *ProviderConfig) { c.CallTimeout = 2 * time.Second })
+	node := o.node
+	lies(o, "/sync", func(l *nodeLease) {
+		after := l.Sequence - uint64(len(l.Records))
+		for len(l.Records) == 0 && t.Context().Err() == nil {
+			time.Sleep(10 * time.Millisecond)
+			row, err := node.store.byID(t.Context(), l.LeaseID.Hex())
+			if l.Records, _ = node.store.records(t.Context(), l.LeaseID, after, 1); err != nil || row.State == wire.StateEnded {
+				break
+			}
+		}
+		l.Records, l.Sequence = l.Records[:min(1, len(l.Records))], 1_000_000
+	})
+	lease := r.open(1, 300_000, "")
+	lease.record()
+	lease.record()
+	cred := lease.credential(wire.ActionRelease, 0)
+	cred.Payload.CumulativeAmount, cred.Payload.Signature = nil, nil
+	cred.Payload.LeaseSecret = lease.lease.Secret
+	done := make(chan int, 1)
+	go func() { done <- r.do("POST", "", cred).StatusCode }()
+	select {
+	case code := <-done:
+		if code != http.StatusOK {
+			t.Errorf("it is answered %d", code)
+		}
+	case <-time.After(30 * time.Second):
+		t.Error("it is not given back")
+	}
+}
+
+// TestNodeThatTalks: what a node gives as reasons costs a gateway a line of bounded length, and not one for each answer.
+func TestNodeThatTalks(t *testing.T) {
+	o := newOutpost(t)
+	var said atomic.Int64
+	lies(o, "/sync", func(l *nodeLease) { l.Reason = fmt.Sprint(said.Add(1), strings.Repeat("x\n", 1<<18)) })
+	var log tally
+	r := newRig(t, o.link, generousCredit, func(c *ProviderConfig) { c.Log = slog.New(slog.NewTextHandler(&log, nil)) })
+	lease := r.open(1, 300_000, "")
+	began := time.Now()
+	eventually(t, "the node to have talked", func() bool { return said.Load() > 4*statesAtOnce })
+	if reason := r.provider.running(lease.terms.ID()).look().reason; len(reason) > maxNodeText || strings.Contains(reason, "\n") {
+		t.Errorf("its reason has %d bytes", len(reason))
+	}
+	lines := log.holding("xx") + log.holding("x x")
+	if most := statesAtOnce + int64(time.Since(began)/time.Second) + 2; lines > most {
+		t.Errorf("%d lines were logged of it", lines)
+	}
+	if bytes := log.bytes.Load(); bytes > 1<<18 {
+		t.Errorf("%d bytes were logged", bytes)
+	}
+}
+
+// tally is a log of which only counts are kept.
+type tally struct {
+	bytes atomic.Int64
+	mu    sync.Mutex
+	lines []string
+}
+
+func (c *tally) Write(line []byte) (int, error) {
+	c.bytes.Add(int64(len(line)))
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.lines = append(c.lines, string(line[:min(len(line), 2000)]))
+	return len(line), nil
+}
+
+// holding is how many lines hold a text.
+func (c *tally) holding(text string) (n int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, line := range c.lines {
+		if strings.Contains(line, text) {
+			n++
+		}
+	}
+	return n
+}
+
+// upgraded is a source whose driver was upgraded: it reads its GPUs, and cannot list them.
+type upgraded struct {
+	metering.Source
+	was atomic.Bool
+}
+
+func (u *upgraded) Devices(ctx context.Context) ([]metering.Device, error) {
+	if u.was.Load() {
+		return nil, metering.ErrRestart
+	}
+	return u.Source.Devices(ctx)
+}
+
+// TestNodeWhoseGPUsCannotBeListed: it begins no lease, and its gateways go on with those that run there: one is given back, its
+// node says what it used, and the channel has another lease at another node.
+func TestNodeWhoseGPUsCannotBeListed(t *testing.T) {
+	north := newOutpost(t)
+	north.stop()
+	source := &upgraded{Source: testclock.GPUs(2)}
+	north.config.Source, north.config.Log = source, slog.New(slog.DiscardHandler)
+	north.start()
+	r := newRig(t, north.link, generousCredit, quiet)
+	lease := r.open(1, 300_000, "")
+	lease.record()
+	source.was.Store(true)
+	n := r.provider.nodes
+	eventually(t, "the gateway to hear of it", func() bool {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		return n.status["north"].Problem != ""
+	})
+	if !n.answers("north") || n.Free() != 0 {
+		t.Errorf("it answers: %v; %d are free", n.answers("north"), n.Free())
+	}
+	lease.record()
+	lease.release()
+	waitFor(t, func() bool { return lease.row().Held == 0 })
+	if offer := r.provider.Offer(); len(offer.Devices) != 1 {
+		t.Errorf("its GPUs are offered no more: %+v", offer.Devices)
+	}
+	source.was.Store(false)
+	eventually(t, "its GPUs to be free", func() bool { return n.Free() == 2 })
+}
+
+// TestGatewayWhoseClockWasSetBack: a gateway that starts with its wall clock an hour behind when a lease began takes the records of
+// its node, and goes on with the lease.
+func TestGatewayWhoseClockWasSetBack(t *testing.T) {
+	o := newOutpost(t)
+	r := newRig(t, o.link, quiet, func(c *ProviderConfig) { c.Credit = time.Minute })
+	lease := r.open(1, 300_000, "")
+	last := lease.record()
+	r.sql(`UPDATE leases SET started_at = started_at + ?`, int64(time.Hour))
+	s, err := r.provider.payee.State(t.Context(), lease.terms.ID())
+	if err != nil {
+		t.Fatal(err)
+	}
+	view, err := image(t.Context(), r.provider, lease.row(), s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if ran, least := view.remote.checker.Elapsed(), int64(last.Nanos)+int64(time.Minute); ran < least || ran > least+int64(30*time.Minute) {
+		t.Errorf("it allows %s of each GPU, the last record bills %s", time.Duration(ran), time.Duration(last.Nanos))
+	}
+	r.restart()
+	lease.again()
+	for range 3 {
+		lease.pay(owedIn(lease.record()))
+	}
+	lease.release()
+	o.same(r, lease.lease.LeaseID)
 }

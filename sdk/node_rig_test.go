@@ -65,6 +65,8 @@ type outpost struct {
 	mu  sync.Mutex
 	cut bool
 	lie func(path string, answer []byte) []byte
+
+	hang func(path string) // before it answers
 }
 
 func newOutpost(t *testing.T) *outpost { return newNamedOutpost(t, "north") }
@@ -115,8 +117,11 @@ func (o *outpost) stop() {
 
 func (o *outpost) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	o.mu.Lock()
-	n, cut, lie := o.node, o.cut, o.lie
+	n, cut, lie, hang := o.node, o.cut, o.lie, o.hang
 	o.mu.Unlock()
+	if hang != nil {
+		hang(r.URL.Path)
+	}
 	if n == nil || cut {
 		panic(http.ErrAbortHandler)
 	}

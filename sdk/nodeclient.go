@@ -85,13 +85,17 @@ func (c *nodeClient) call(ctx context.Context, timeout time.Duration, method, pa
 	if resp.StatusCode != http.StatusOK {
 		resp.Body = io.NopCloser(bytes.NewReader(body))
 		problem := wire.ParseProblem(resp)
+		problem.Title, problem.Detail = brief(problem.Title), brief(problem.Detail)
 		if problem.Status >= http.StatusInternalServerError || problem.Status == http.StatusUnauthorized {
 			return &errNode{c.name, problem}
 		}
 		return fmt.Errorf("node %s: %w", c.name, problem)
 	}
 	if err := parseNode(body, answer); err != nil {
-		return &errNode{c.name, err}
+		return &errNode{c.name, errors.New(brief(err.Error()))}
+	}
+	if a, ok := answer.(interface{ curb() }); ok {
+		a.curb()
 	}
 	return nil
 }

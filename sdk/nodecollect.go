@@ -25,25 +25,38 @@ func (n *nodes) collect(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	waited := n.waited(rows)
+	waited, there := n.waited(rows), make(map[string][]leaseRow)
 	for _, row := range rows {
 		a, bad := row.allocation()
-		if bad != nil || a.Node == "" {
-			continue // a gateway's own
-		}
-		failed := fmt.Errorf("node %s is out of reach", a.Node)
-		if n.answers(a.Node) {
-			failed = n.resolve(ctx, row)
-		}
-		if failed != nil && waited[row.ID] > collectFor {
-			n.forgo(row, failed)
-			failed = errors.Join(n.p.store.setHeld(ctx, row.ID, 0), n.p.deps.shares.end(ctx, a.LeaseID))
-		}
-		if n.answers(a.Node) && !errors.Is(failed, errHeld) { // of the others it was said
-			err = errors.Join(err, failed)
+		switch {
+		case bad != nil || a.Node == "": // a gateway's own
+		case n.answers(a.Node):
+			there[a.Node] = append(there[a.Node], row)
+		case waited[row.ID] > collectFor:
+			err = errors.Join(err, n.giveUp(ctx, row, fmt.Errorf("node %s is out of reach", a.Node)))
 		}
 	}
+	for name, rows := range there {
+		n.beside(ctx, "collect", name, func(ctx context.Context) (err error) {
+			for _, row := range rows {
+				failed := n.resolve(ctx, row)
+				if failed != nil && waited[row.ID] > collectFor {
+					failed = n.giveUp(ctx, row, failed)
+				}
+				if !errors.Is(failed, errHeld) { // of this it was said
+					err = errors.Join(err, failed)
+				}
+			}
+			return err
+		})
+	}
 	return err
+}
+
+// giveUp asks no more for what a node metered of a lease.
+func (n *nodes) giveUp(ctx context.Context, row leaseRow, why error) error {
+	n.forgo(row, why)
+	return errors.Join(n.p.store.setHeld(ctx, row.ID, 0), n.p.deps.shares.end(ctx, common.HexToHash(row.ID)))
 }
 
 // waited is for how long this process has seen each of the leases wait for its node.
@@ -83,6 +96,8 @@ func (n *nodes) takeOver(ctx context.Context, c *nodeClient, row leaseRow) error
 	if err != nil || a.Node == "" {
 		return nil // its renter never had it
 	}
+	ctx, cancel := context.WithTimeout(ctx, 2*n.p.config.CallTimeout) // what was taken by then is on disk: the rest is asked for again
+	defer cancel()
 	last, err := n.p.store.last(ctx, a.LeaseID)
 	if err != nil || last != nil && last.Final {
 		return err
@@ -101,7 +116,7 @@ func (n *nodes) takeOver(ctx context.Context, c *nodeClient, row leaseRow) error
 	} else if err != nil {
 		return err
 	}
-	_, _, err = l.exchange(ctx)
+	err = l.exchangeAll(ctx)
 	if errors.Is(err, metering.ErrClock) {
 		n.p.config.Log.Warn("what a node metered of a lease after it was asked to end is billed to nobody", "lease", row.ID, "channel", row.Channel, "error", err)
 		err = nil

@@ -100,26 +100,31 @@ func nodeProblem(err error) *wire.Problem {
 }
 
 func (n *Node) getStatus(r *http.Request, _ []byte) (any, error) {
-	devices, err := n.config.Source.Devices(r.Context())
-	if err != nil {
-		return nil, err
-	}
 	rows, err := n.spool.open(r.Context())
 	if err != nil {
 		return nil, err
 	}
-	status := nodeStatus{Meter: n.named(), Devices: devices, Free: len(devices), Leases: []nodeLease{}}
-	left, ok, err := free(n.config.Log, n.config.Allocator)
-	if err != nil {
-		return nil, err
-	}
-	if ok {
-		status.Free = left
+	status := nodeStatus{Meter: n.named(), Leases: []nodeLease{}}
+	if status.Devices, status.Free, err = n.rentable(r.Context()); err != nil {
+		status.Devices, status.Free, status.Problem = []metering.Device{}, 0, err.Error()
 	}
 	for _, row := range rows {
 		status.Leases = append(status.Leases, rowLease(row))
 	}
 	return status, nil
+}
+
+// rentable is what the node has, and how much of it is free.
+func (n *Node) rentable(ctx context.Context) ([]metering.Device, int, error) {
+	devices, err := n.config.Source.Devices(ctx)
+	if err != nil {
+		return nil, 0, err
+	}
+	left, ok, err := free(n.config.Log, n.config.Allocator)
+	if !ok {
+		left = len(devices)
+	}
+	return devices, left, err
 }
 
 // named is the metering key that offers of before may name.

@@ -9,6 +9,7 @@ import (
 
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/holiman/uint256"
+	"golang.org/x/time/rate"
 
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -21,6 +22,9 @@ type remoteLease struct {
 	checker *metering.Checker
 	failing bool // the last exchange failed, and was logged
 	foreign func([]metering.DeviceEvidence) error
+	heard   bool          // it has answered this process, or the lease has ended: what it says of its share is no news
+	gave    int64         // the newest version of a share that this process told it
+	shown   *rate.Limiter // of what it says of its state
 }
 
 // errUnfit is a node whose records do not hold: nothing of them is charged, and
@@ -39,10 +43,18 @@ func (n *nodes) newRemote(row leaseRow, terms metering.Lease, name string, meter
 	if row.EndedAt > 0 {
 		config.Clock, config.Tolerance = stoppedClock{at: row.EndedAt}, min(config.Tolerance, endTolerance)
 	}
-	checker, err := metering.ResumeChecker(config, checkedTo(last, terms, row.StartedAt))
+	state := checkedTo(last, terms, row.StartedAt)
+	if last != nil && row.EndedAt == 0 {
+		state.Elapsed += int64(n.p.config.Credit) // of one GPU: what was served while we did not look, and our wall clock may not know of
+	}
+	checker, err := metering.ResumeChecker(config, state)
 	foreign := func(billed []metering.DeviceEvidence) error { return n.slicesOfAnother(name, billed) }
-	return &remoteLease{node: c, checker: checker, foreign: foreign}, err
+	return &remoteLease{node: c, checker: checker, foreign: foreign, heard: row.EndedAt > 0, shown: rate.NewLimiter(1, statesAtOnce)}, err
 }
+
+// statesAtOnce is how many states and reasons of a node are shown at once; each takes a log line, a row and an event, and there is
+// one a second from then on.
+const statesAtOnce = 10
 
 // endTolerance is what a lease may be billed beyond when it was asked to end, for each GPU: as the renter's own tolerance. The
 // beginning and the end are of the gateways' clocks, and what ran in between is of the node's.
@@ -60,7 +72,8 @@ func (c stoppedClock) Now() metering.Instant {
 }
 func (stoppedClock) BootID() string { return "" }
 
-// checkedTo is the state of a checker that has seen a lease's records up to last.
+// checkedTo is the state of a checker that has seen a lease's records up to last: as much time passed as they bill, at least,
+// though the wall clock was set back.
 // startedAt is unix nanoseconds, before the node was asked to begin.
 func checkedTo(last *metering.SignedRecord, terms metering.Lease, startedAt int64) metering.CheckerState {
 	s := metering.CheckerState{Owed: terms.OwedBefore, Start: metering.Instant{Wall: startedAt}}
@@ -70,6 +83,9 @@ func checkedTo(last *metering.SignedRecord, terms metering.Lease, startedAt int6
 	s.Last, s.Sequence = last.Digest(metering.Domain(terms.ChainID, terms.Escrow)), last.Sequence
 	s.Nanos, s.Owed, s.Final = last.Nanos, last.Owed, last.Final
 	s.Devices = last.Evidence.CheckedTo()
+	for _, d := range s.Devices {
+		s.Elapsed = max(s.Elapsed, d.Total)
+	}
 	return s
 }
 
@@ -79,23 +95,29 @@ func checkedTo(last *metering.SignedRecord, terms metering.Lease, startedAt int6
 func (l *lease) follow(ctx context.Context) stopRequest {
 	tick := time.NewTicker(min(l.deps.timing.tick, time.Second))
 	defer tick.Stop()
+	now := make(chan time.Time)
+	close(now)
 	for {
-		ended, reason, err := l.exchange(ctx)
+		got, err := l.exchange(ctx)
 		switch {
 		case l.lost.Load():
 			return stopRequest{reason: "another gateway runs it"}
 		case errors.Is(err, errUnfit):
 			return stopRequest{reason: errUnfit.Error()}
-		case ended:
-			return stopRequest{reason: reason}
+		case got.ended:
+			return stopRequest{reason: got.reason}
 		}
 		if v := l.look(); v.state == leaseActive {
 			l.remind(v)
 		}
+		next := tick.C
+		if got.more {
+			next = now
+		}
 		select {
 		case <-ctx.Done():
 			return stopRequest{reason: "the provider stops", keep: true}
-		case <-tick.C:
+		case <-next:
 		case <-l.poke:
 		}
 		if mail, _ := l.mailed(); mail.stop != nil {
@@ -104,59 +126,71 @@ func (l *lease) follow(ctx context.Context) stopRequest {
 	}
 }
 
-// exchange tells the node what is vouchered and takes what it has, until there is
-// no more. It reports whether the lease has ended there.
-func (l *lease) exchange(ctx context.Context) (ended bool, reason string, err error) {
+// exchanged is what came of one question to a lease's node.
+type exchanged struct {
+	ended  bool // the lease has, there
+	reason string
+	more   bool // it has records that did not fit into its answer
+}
+
+// exchangeAll is exchange until the node has no more records. A node may always say that it has: ctx bounds it.
+func (l *lease) exchangeAll(ctx context.Context) error {
+	for {
+		if got, err := l.exchange(ctx); err != nil || !got.more {
+			return err
+		}
+	}
+}
+
+// exchange tells the node what is vouchered and takes what it answers.
+func (l *lease) exchange(ctx context.Context) (got exchanged, err error) {
 	defer func() { l.complain(ctx, err) }()
 	if err := l.save(ctx); err != nil {
-		return false, "", err
+		return got, err
 	}
 	if l.unstored != nil {
 		if err := l.keep(ctx); err != nil {
-			return false, "", err
+			return got, err
 		}
 	}
 	part, err := l.portion(ctx)
 	if err != nil {
-		return false, "", err
+		return got, err
 	}
-	for {
-		v, _ := l.snapshot()
-		counts := v.accepted
-		if part.tell.IsZero() { // see limit
-			counts = v.collectible
-		}
-		var there nodeLease
-		err := l.remote.node.call(ctx, nodeTimeout, "POST", "/leases/"+l.id.Hex()+"/sync",
-			nodeSync{nodeMoney: moneyOf(counts, v.deposit).with(part), After: v.sequence}, &there)
-		if gone(err) {
-			return true, "its node knows nothing of it", nil
-		}
-		if errors.Is(err, &problemSpool) {
-			return false, "", fmt.Errorf("%w: %w", errUnfit, err)
-		}
-		if err != nil {
-			return false, "", err
-		}
-		if err := l.told(ctx, part, there); err != nil {
-			return false, "", err
-		}
-		for _, rec := range there.Records {
-			if err := l.take(ctx, rec); err != nil {
-				return false, "", err
-			}
-		}
-		now, _ := l.snapshot()
-		switch {
-		case now.sequence < there.Sequence && now.sequence == v.sequence:
-			return false, "", fmt.Errorf("node %s has %d records of lease %s and does not give them", l.remote.node.name, there.Sequence, l.id)
-		case now.sequence < there.Sequence:
-			continue
-		case there.State == leaseEnded:
-			return true, there.Reason, nil
-		}
-		return false, "", l.mirrorState(ctx, there)
+	v, _ := l.snapshot()
+	counts := v.accepted
+	if part.tell.IsZero() { // see limit
+		counts = v.collectible
 	}
+	var there nodeLease
+	err = l.remote.node.call(ctx, nodeTimeout, "POST", "/leases/"+l.id.Hex()+"/sync",
+		nodeSync{nodeMoney: moneyOf(counts, v.deposit).with(part), After: v.sequence}, &there)
+	switch {
+	case gone(err):
+		return exchanged{ended: true, reason: "its node knows nothing of it"}, nil
+	case errors.Is(err, &problemSpool):
+		return got, fmt.Errorf("%w: %w", errUnfit, err)
+	case err != nil:
+		return got, err
+	}
+	if err := l.told(ctx, part, there); err != nil {
+		return got, err
+	}
+	for _, rec := range there.Records {
+		if err := l.take(ctx, rec); err != nil {
+			return got, err
+		}
+	}
+	now, _ := l.snapshot()
+	switch {
+	case now.sequence < there.Sequence && now.sequence == v.sequence:
+		return got, fmt.Errorf("node %s has %d records of lease %s and does not give them", l.remote.node.name, there.Sequence, l.id)
+	case now.sequence < there.Sequence:
+		return exchanged{more: true}, nil
+	case there.State == leaseEnded:
+		return exchanged{ended: true, reason: there.Reason}, nil
+	}
+	return got, l.mirrorState(ctx, there)
 }
 
 func moneyOf(accepted, deposit uint256.Int) nodeMoney {
@@ -210,6 +244,9 @@ func (l *lease) mirrorState(ctx context.Context, there nodeLease) error {
 	if there.State != leaseActive && there.State != leaseSuspended || there.State == v.state && there.Reason == v.reason {
 		return nil
 	}
+	if !l.remote.shown.Allow() {
+		return nil // the next answer says so again
+	}
 	l.enter(ctx, there.State, there.Reason)
 	return nil
 }
@@ -238,6 +275,5 @@ func (l *lease) collect(ctx context.Context, req stopRequest) error {
 	if err := l.remote.node.end(ctx, l.deps.timing.callTimeout, l.id, nodeEnd{Reason: req.reason}); err != nil {
 		return err
 	}
-	_, _, err := l.exchange(ctx)
-	return err
+	return l.exchangeAll(ctx)
 }

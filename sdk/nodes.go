@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"sync"
@@ -38,6 +39,8 @@ type nodes struct {
 	rests  map[string]*nodeRest         // of those that began no lease when they were asked
 	now    func() time.Time
 	offers *rate.Limiter
+	busy   map[string]bool // see beside
+	work   sync.WaitGroup
 	absent map[string]time.Time // lease -> when this process first waited for its node to say what it metered
 
 	enlisted   map[string][]wire.OfferDevices // what each node had when its enlistment was decided last, at enlistedAt
@@ -62,7 +65,7 @@ var _ placer = (*nodes)(nil)
 
 func newNodes(p *Provider) (*nodes, error) {
 	n := &nodes{p: p, status: make(map[string]nodeStatus), known: make(map[string][]metering.Device), failed: make(map[string]string),
-		rests: make(map[string]*nodeRest), now: time.Now, offers: rate.NewLimiter(rate.Every(offerPace), offerBurst), absent: make(map[string]time.Time), enlisted: make(map[string][]wire.OfferDevices), refused: make(map[string]string)}
+		rests: make(map[string]*nodeRest), busy: make(map[string]bool), now: time.Now, offers: rate.NewLimiter(rate.Every(offerPace), offerBurst), absent: make(map[string]time.Time), enlisted: make(map[string][]wire.OfferDevices), refused: make(map[string]string)}
 	if err := p.config.NodeIdentity.check(gatewayHost, x509.ExtKeyUsageClientAuth); err != nil {
 		return nil, fmt.Errorf("provider: NodeIdentity: %w", err)
 	}
@@ -108,6 +111,9 @@ func (n *nodes) note(name string, s nodeStatus, err error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if err == nil {
+		if was := n.status[name]; s.Problem != "" && was.Problem != s.Problem {
+			n.p.config.Log.Warn("node begins no lease, and those that run there go on", "node", name, "problem", s.Problem)
+		}
 		if n.failed[name] != "" {
 			n.p.config.Log.Info("node is back", "node", name)
 		}
@@ -159,42 +165,77 @@ func (n *nodes) differs(o wire.Offer) bool {
 // run asks the nodes again and again, ends there what has ended here, and has the
 // offer say what there is.
 func (n *nodes) run(ctx context.Context) error {
+	defer n.work.Wait()
 	for chain.Pause(ctx, time.Second) == nil {
 		asked := n.ask(ctx)
 		n.publish(ctx)
-		if err := errors.Join(asked, n.reconcile(ctx), n.collect(ctx)); err != nil && ctx.Err() == nil {
+		n.reconcile(ctx)
+		if err := errors.Join(asked, n.collect(ctx)); err != nil && ctx.Err() == nil {
 			n.p.config.Log.Warn("what nodes have to do with the database", "error", err)
 		}
 	}
 	return ctx.Err()
 }
 
+// reconcileMost is how many of the leases that a node lists are looked up at once.
+const reconcileMost = 500
+
 // reconcile ends at the nodes what has ended here and of which nothing is collected: this gateway was killed while one began,
 // or it was given up. What is not in our database at all is not ours to end.
-func (n *nodes) reconcile(ctx context.Context) error {
+func (n *nodes) reconcile(ctx context.Context) {
 	n.mu.Lock()
-	where := make(map[common.Hash]string)
+	there := make(map[string][]common.Hash)
 	for name, s := range n.status {
 		for _, l := range s.Leases {
-			where[l.LeaseID] = name
+			there[name] = append(there[name], l.LeaseID)
 		}
 	}
 	n.mu.Unlock()
-	ids := make([]common.Hash, 0, len(where))
-	for id := range where {
-		ids = append(ids, id)
+	for name, ids := range there {
+		if more := len(ids) - reconcileMost; more > 0 { // others the next time
+			ids = ids[rand.IntN(more+1):][:reconcileMost]
+		}
+		n.beside(ctx, "reconcile", name, func(ctx context.Context) error { return n.reconcileAt(ctx, name, ids) })
 	}
+}
+
+// reconcileAt is reconcile at one node, of leases that it lists itself. The share of one that another node has is not its to
+// give back.
+func (n *nodes) reconcileAt(ctx context.Context, name string, ids []common.Hash) error {
 	rows, err := n.p.store.byIDs(ctx, ids)
 	for id, row := range rows {
-		if row.State == wire.StateEnded && row.Held == 0 {
-			ended := n.link(where[id]).end(ctx, n.p.config.CallTimeout, id, nodeEnd{Reason: row.Reason, Closed: true})
-			if ended == nil {
-				ended = n.p.deps.shares.end(ctx, id)
-			}
-			err = errors.Join(err, ended)
+		if row.State != wire.StateEnded || row.Held != 0 {
+			continue
 		}
+		ended := n.link(name).end(ctx, n.p.config.CallTimeout, id, nodeEnd{Reason: row.Reason, Closed: true})
+		if a, bad := row.allocation(); ended == nil && (bad != nil || a.Node == "" || a.Node == name) {
+			ended = n.p.deps.shares.end(ctx, id)
+		}
+		err = errors.Join(err, ended)
 	}
 	return err
+}
+
+// beside has a node's work done beside all else, unless the last of its kind is still under way: a node that does not answer
+// holds up no other.
+func (n *nodes) beside(ctx context.Context, kind, name string, work func(context.Context) error) {
+	key := kind + " " + name
+	n.mu.Lock()
+	busy := n.busy[key]
+	n.busy[key] = true
+	n.mu.Unlock()
+	if busy {
+		return
+	}
+	n.work.Go(func() {
+		err := work(ctx)
+		n.mu.Lock()
+		delete(n.busy, key)
+		n.mu.Unlock()
+		if err != nil && ctx.Err() == nil {
+			n.p.config.Log.Warn("what a node has to do with the database", "node", name, "error", err)
+		}
+	})
 }
 
 // end ends a lease at its node. One that it does not know has ended.

@@ -3,6 +3,8 @@ package sdk
 import (
 	"encoding/json"
 	"fmt"
+	"strings"
+	"unicode"
 
 	"github.com/ethereum/go-ethereum/common"
 
@@ -84,6 +86,33 @@ type nodeStatus struct {
 	Devices []metering.Device `json:"devices"`
 	Free    int               `json:"free"`   // devices that are in no lease
 	Leases  []nodeLease       `json:"leases"` // that no gateway has closed yet
+	// Problem is why its devices cannot be listed, as after a driver was upgraded: none is free, and the leases go on.
+	Problem string `json:"problem,omitempty"`
+}
+
+// maxNodeText bounds what a gateway takes of a text that a node says, in bytes: it goes into logs, rows and streams.
+const maxNodeText = 256
+
+// brief is a node's text as a gateway takes it: of one line, and not longer than maxNodeText.
+func brief(text string) string {
+	text = strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return ' '
+		}
+		return r
+	}, strings.ToValidUTF8(text[:min(len(text), maxNodeText)], ""))
+	return text
+}
+
+// curb bounds the texts of an answer.
+func (l *nodeLease) curb() { l.Reason = brief(l.Reason) }
+
+// curb bounds the texts of an answer. Devices are looked at where the node is enlisted.
+func (s *nodeStatus) curb() {
+	s.Problem = brief(s.Problem)
+	for i := range s.Leases {
+		s.Leases[i].curb()
+	}
 }
 
 // nodeRefusal is why a gateway begins no lease at a node.
