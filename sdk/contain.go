@@ -41,7 +41,9 @@ func (t tameAllocator) Allocate(ctx context.Context, req gpu.Request) (gpu.Alloc
 	if !returned {
 		undo, cancel := after()
 		defer cancel()
-		_ = t.Release(undo, gpu.Allocation{LeaseID: req.LeaseID}) // logged; the lease is not begun either way
+		if held := t.Release(undo, gpu.Allocation{LeaseID: req.LeaseID}); held != nil {
+			err = fmt.Errorf("%w, and %w: %w", err, gpu.ErrHeld, held)
+		}
 	}
 	return a, err
 }

@@ -146,11 +146,13 @@ func (h *lessor) grant(ctx context.Context, row leaseRow, s channel.State, offer
 	defer cancel()
 	a, meter, err := h.deps.placer.place(call, placement{gpu.Request{LeaseID: id, Payer: s.Terms.Payer, GPUs: row.GPUs, Term: row.Term}, s, offer})
 	if err == nil && len(a.Devices) != row.GPUs {
-		err = errors.Join(fmt.Errorf("allocator gave %d devices to lease %s, %d were asked for", len(a.Devices), id, row.GPUs),
-			h.release(later, a))
+		err = fmt.Errorf("allocator gave %d devices to lease %s, %d were asked for", len(a.Devices), id, row.GPUs)
+		if held := h.release(later, a); held != nil {
+			err = fmt.Errorf("%w, and %w: %w", err, gpu.ErrHeld, held)
+		}
 	}
 	if err != nil {
-		return nil, errors.Join(err, h.notAllocated(later, row))
+		return nil, errors.Join(err, h.notAllocated(later, row, errors.Is(err, gpu.ErrHeld)))
 	}
 	fault.Point(fault.LeaseAllocated)
 	if h.allocated != nil {
@@ -198,10 +200,10 @@ func (h *lessor) grant(ctx context.Context, row leaseRow, s channel.State, offer
 }
 
 // notAllocated has it on disk that a lease never began.
-func (h *lessor) notAllocated(ctx context.Context, row leaseRow) error {
+func (h *lessor) notAllocated(ctx context.Context, row leaseRow, held bool) error {
 	write, cancel := context.WithTimeout(ctx, h.deps.timing.callTimeout)
 	defer cancel()
-	return h.store.setEnded(write, common.HexToHash(row.ID), row.Term, "not allocated", false)
+	return h.store.setEnded(write, common.HexToHash(row.ID), row.Term, "not allocated", held)
 }
 
 // newLease builds a lease: fresh, or as its last record and the meter's state

@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"net/http"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -13,10 +14,10 @@ import (
 )
 
 // TestAllocationThatHangs: an allocation that hangs, and whose release does, is answered when the times of both are up, and it is on
-// disk that its lease never began.
+// disk that its lease never began. Its GPU is taken back when the release works.
 func TestAllocationThatHangs(t *testing.T) {
 	host := hostGPUs(t, 2)
-	command, _ := script(t, "exec sleep 300")
+	command, _ := script(t, "[ -e $0.well ] || exec sleep 300")
 	host.AllocateCommand, host.ReleaseCommand = append(command, "allocate"), append(command[:1:1], "release")
 	r := newRig(t, func(c *ProviderConfig) {
 		c.Allocator, c.CallTimeout, c.Log = host, time.Second, slog.New(slog.DiscardHandler)
@@ -29,6 +30,13 @@ func TestAllocationThatHangs(t *testing.T) {
 	if err := r.provider.db.View().Select(&states, `SELECT state FROM leases`); err != nil || len(states) != 1 || states[0] != wire.StateEnded {
 		t.Errorf("its lease is %s, %v", states, err)
 	}
+	if free := host.Free(); free != 1 {
+		t.Errorf("%d are free while the release fails", free)
+	}
+	if err := os.WriteFile(command[0]+".well", nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the GPU to be free", func() bool { return host.Free() == 2 })
 }
 
 // hanging is an allocator that panics when it allocates, and whose release takes as long as it may.

@@ -16,6 +16,10 @@ import (
 // ErrNoCapacity is returned by an Allocator that has no free devices.
 var ErrNoCapacity = inventory.ErrNoCapacity
 
+// ErrHeld is among the errors of an Allocate that failed and could not take back what it had begun: Release is called for the lease
+// until it succeeds.
+var ErrHeld = errors.New("what was begun could not be taken back yet")
+
 // Allocator puts devices into a renter's hands and takes them back. The
 // provider implements it over whatever it rents out: containers, virtual
 // machines, bare hosts. HostAllocator is a ready one for this host's GPUs.

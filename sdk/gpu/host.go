@@ -181,7 +181,10 @@ func (h *HostAllocator) Allocate(ctx context.Context, req Request) (Allocation, 
 		// What a half-run command left behind must not stay in the stranger's hands.
 		undo, cancel := after()
 		defer cancel()
-		return Allocation{}, errors.Join(err, h.Release(undo, a))
+		if held := h.Release(undo, a); held != nil {
+			err = fmt.Errorf("%w, and %w: %w", err, ErrHeld, held)
+		}
+		return Allocation{}, err
 	}
 	a.Access = accessDocument(out.kept, devices)
 	return a, nil
