@@ -46,7 +46,7 @@ var layout = []struct{ pkg, may string }{
 	{"sdk/x402", "channel metering sdk/wire"},
 	{"sdk/chain", "bindings bindings/batchsettlement channel channel/store internal/eip712 internal/fault internal/redact sdk/internal/reach"},
 
-	{"sdk/gpu", "metering sdk/internal/inventory"},
+	{"sdk/gpu", "metering sdk/internal/inventory sdk/internal/run"},
 	{"sdk/internal/admit", "channel sdk/chain sdk/internal/serve sdk/limit sdk/wire"},
 	{"sdk/settle", "channel internal/fault sdk/chain sdk/internal/run"},
 	{"sdk/internal/peer", "channel internal/redact sdk/internal/reach sdk/wire"},
