@@ -144,13 +144,7 @@ func (h *lessor) grant(ctx context.Context, row leaseRow, s channel.State, offer
 	later := context.WithoutCancel(ctx) // what a failure leaves is undone also where its time was up
 	call, cancel := context.WithTimeout(later, h.deps.timing.callTimeout)
 	defer cancel()
-	a, meter, err := h.deps.placer.place(call, placement{gpu.Request{LeaseID: id, Payer: s.Terms.Payer, GPUs: row.GPUs, Term: row.Term}, s, offer})
-	if err == nil && len(a.Devices) != row.GPUs {
-		err = fmt.Errorf("allocator gave %d devices to lease %s, %d were asked for", len(a.Devices), id, row.GPUs)
-		if held := h.release(later, a); held != nil {
-			err = fmt.Errorf("%w, and %w: %w", err, gpu.ErrHeld, held)
-		}
-	}
+	a, meter, err := h.allocate(call, row, s, offer)
 	if err != nil {
 		return nil, errors.Join(err, h.notAllocated(later, row, errors.Is(err, gpu.ErrHeld)))
 	}
@@ -197,6 +191,20 @@ func (h *lessor) grant(ctx context.Context, row leaseRow, s channel.State, offer
 	case <-call.Done():
 	}
 	return l, nil
+}
+
+// allocate has a lease's devices chosen, as many as were asked for. What was given and is wrong is taken back, also where ctx is
+// over; if that fails the error is gpu.ErrHeld.
+func (h *lessor) allocate(ctx context.Context, row leaseRow, s channel.State, offer wire.SignedOffer) (gpu.Allocation, common.Address, error) {
+	id := common.HexToHash(row.ID)
+	a, meter, err := h.deps.placer.place(ctx, placement{gpu.Request{LeaseID: id, Payer: s.Terms.Payer, GPUs: row.GPUs, Term: row.Term}, s, offer})
+	if err == nil && len(a.Devices) != row.GPUs {
+		err = fmt.Errorf("allocator gave %d devices to lease %s, %d were asked for", len(a.Devices), id, row.GPUs)
+		if held := h.release(context.WithoutCancel(ctx), a); held != nil {
+			err = fmt.Errorf("%w, and %w: %w", err, gpu.ErrHeld, held)
+		}
+	}
+	return a, meter, err
 }
 
 // notAllocated has it on disk that a lease never began.
