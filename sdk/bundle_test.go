@@ -247,7 +247,7 @@ func TestEquivocationIsKeptAndProven(t *testing.T) {
 	if who, err := again.Verify(); err != nil || who != m.PayeeAddress() {
 		t.Errorf("it is against %s: %v", who, err)
 	}
-	exported, err := ExportFile(t.Context(), config.Database, l.ID())
+	exported, err := ExportRentalFile(t.Context(), config.Database, l.ID())
 	if err != nil || len(exported.Equivocations()) != 1 {
 		t.Errorf("the exported bundle has not the proof: %v", err)
 	}
@@ -289,13 +289,13 @@ func TestBundleOfTheNewestRental(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if b, err := ExportFile(t.Context(), config.Database, common.Hash{}); err != nil || b.Channel != l.ID() {
+		if b, err := ExportRentalFile(t.Context(), config.Database, common.Hash{}); err != nil || b.Channel != l.ID() {
 			t.Errorf("the newest rental is %s: %v", l.ID(), err)
 		}
 		if _, err := l.Close(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if b, err := ExportFile(t.Context(), config.Database, common.Hash{}); err != nil || b.Channel != l.ID() {
+		if b, err := ExportRentalFile(t.Context(), config.Database, common.Hash{}); err != nil || b.Channel != l.ID() {
 			t.Errorf("the newest rental, which is closed, is %s: %v", l.ID(), err)
 		}
 	}
@@ -308,7 +308,7 @@ func TestBundleOfTheNewestRental(t *testing.T) {
 // no database.
 func TestBundleOfAnUnknownChannel(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "none.db")
-	if _, err := ExportFile(t.Context(), path, common.Hash{1}); !errors.Is(err, os.ErrNotExist) {
+	if _, err := ExportRentalFile(t.Context(), path, common.Hash{1}); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("no file: %v", err)
 	}
 	m := testrig.NewMarket(t)
@@ -317,7 +317,7 @@ func TestBundleOfAnUnknownChannel(t *testing.T) {
 	if _, err := r.Export(t.Context(), common.Hash{1}); !errors.Is(err, channel.ErrUnknown) {
 		t.Error(err)
 	}
-	if _, err := ExportFile(t.Context(), config.Database, common.Hash{1}); !errors.Is(err, channel.ErrUnknown) {
+	if _, err := ExportRentalFile(t.Context(), config.Database, common.Hash{1}); !errors.Is(err, channel.ErrUnknown) {
 		t.Error(err)
 	}
 	for _, wrong := range []string{`{"kind":"gpupay bundle","version":2}`, `{"kind":"gpupay bundle","version":2,"version":1}`, `{"kind":"gpupay bundle","Version":1}`,

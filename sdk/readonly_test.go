@@ -25,7 +25,7 @@ import (
 func TestReadingMigratesNothing(t *testing.T) {
 	read := map[string]func(context.Context, string) error{
 		"export": func(ctx context.Context, path string) error {
-			_, err := ExportFile(ctx, path, common.Hash{1})
+			_, err := ExportRentalFile(ctx, path, common.Hash{1})
 			return err
 		},
 		"rentals": func(ctx context.Context, path string) error { _, err := RentalsFile(ctx, path); return err },

@@ -177,7 +177,7 @@ func TestForkOfABoundMeter(t *testing.T) {
 	if kept, err := r.store.Proofs(t.Context(), l.ID()); err != nil || len(kept) != 1 {
 		t.Errorf("%d proofs are on disk (%v)", len(kept), err)
 	}
-	b, err := ExportFile(t.Context(), config.Database, l.ID())
+	b, err := ExportRentalFile(t.Context(), config.Database, l.ID())
 	b = export(t, b, err)
 	proofs := b.Equivocations()
 	if len(proofs) != 1 {
@@ -248,7 +248,7 @@ func TestTwoMetersOfALease(t *testing.T) {
 	if paid, owed := v.Highest(), l.Snapshot().Owed; paid.Gt(&owed) || l.Snapshot().Sequence != 3 {
 		t.Errorf("%s was signed for, %s is owed by record %d", paid.Dec(), owed.Dec(), l.Snapshot().Sequence)
 	}
-	b, err := ExportFile(t.Context(), config.Database, l.ID())
+	b, err := ExportRentalFile(t.Context(), config.Database, l.ID())
 	b = export(t, b, err)
 	proofs := b.Equivocations()
 	if len(proofs) != 1 {

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"io/fs"
 	"log/slog"
 	"math/big"
 	"net/http"
@@ -16,7 +15,6 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
-	"github.com/gpupay/gpupay/sdk/internal/database"
 	"github.com/gpupay/gpupay/sdk/wallet"
 )
 
@@ -205,12 +203,12 @@ func (r *Renter) History(ctx context.Context) ([]RentalState, error) {
 // RentalsFile lists what is not finished in a renter's database. The program that
 // owns the database may run meanwhile; what it does not have yet is not there.
 func RentalsFile(ctx context.Context, path string) ([]RentalState, error) {
-	db, err := database.Read(ctx, path, map[string]fs.FS{"renter": wallet.Migrations})
+	s, err := wallet.ReadFile(ctx, path)
 	if err != nil {
 		return nil, err
 	}
-	defer db.Close()
-	return rentalStore{wallet.Store{DB: db}}.states(ctx)
+	defer s.DB.Close()
+	return rentalStore{s}.states(ctx)
 }
 
 func (s rentalStore) states(ctx context.Context) ([]RentalState, error) {

@@ -22,6 +22,18 @@ func (r *Renter) Export(ctx context.Context, channelID common.Hash) (*audit.Bund
 	return exportRental(ctx, r.w.DB, r.w.Sender.Store, channelID)
 }
 
+// ExportRentalFile returns what a renter's database kept about a channel, or about the channel of a lease; with the zero id about
+// its newest. Its error is channel.ErrUnknown for one with an x402 server, which is ExportX402File's. The program that owns the
+// database may run meanwhile.
+func ExportRentalFile(ctx context.Context, path string, id common.Hash) (*audit.Bundle, error) {
+	return wallet.ExportFile(ctx, path, id, func(s wallet.Store) wallet.Books {
+		newest := func(ctx context.Context, channels []channel.PayerState) (common.Hash, error) {
+			return newestOf(ctx, rentalStore{s}, channels)
+		}
+		return wallet.Books{Records: "rental_records", Newest: newest, Export: exportRental}
+	})
+}
+
 // newestOf is the channel whose rental was made last; one of x402, which is of no rental, counts by when it changed last.
 func newestOf(ctx context.Context, rentals rentalStore, channels []channel.PayerState) (common.Hash, error) {
 	made := make(map[common.Hash]int64)

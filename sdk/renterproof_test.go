@@ -60,7 +60,7 @@ func TestProofIsNotCrowdedOut(t *testing.T) {
 	if err != nil || len(proofs) != 1 {
 		t.Fatalf("%d proofs, %v", len(proofs), err)
 	}
-	exported, err := ExportFile(t.Context(), config.Database, l.ID())
+	exported, err := ExportRentalFile(t.Context(), config.Database, l.ID())
 	if err != nil || len(exported.Equivocations()) != 1 {
 		t.Errorf("the exported bundle has not the proof: %v", err)
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/ethereum/go-ethereum/common"
 
@@ -20,6 +21,30 @@ import (
 // ExportX402 returns what a wallet keeps about a channel with an x402 server.
 func ExportX402(ctx context.Context, w *wallet.Wallet, channelID common.Hash) (*audit.Bundle, error) {
 	return exportAccount(ctx, w.DB, w.Sender.Store, channelID)
+}
+
+// ExportX402File returns what a payer's database kept about a channel with an x402 server, or about the channel of a lease; with
+// the zero id about the one that changed last. Its error is channel.ErrUnknown for one of a rental. The program that owns the
+// database may run meanwhile.
+func ExportX402File(ctx context.Context, path string, id common.Hash) (*audit.Bundle, error) {
+	return wallet.ExportFile(ctx, path, id, func(s wallet.Store) wallet.Books {
+		return wallet.Books{Records: "x402_records", Newest: slates{s}.newest, Export: exportAccount}
+	})
+}
+
+// newest is the account whose channel changed last, zero if none of the channels is one.
+func (s slates) newest(ctx context.Context, channels []channel.PayerState) (newest common.Hash, err error) {
+	var at time.Time
+	for _, c := range channels {
+		account, err := s.HasAccount(ctx, c.ID)
+		if err != nil {
+			return newest, err
+		}
+		if account && !c.UpdatedAt.Before(at) {
+			newest, at = c.ID, c.UpdatedAt
+		}
+	}
+	return newest, nil
 }
 
 // exportAccount is what a payer's database keeps about a channel with an x402 server.

@@ -49,7 +49,7 @@ func TestX402PayersBundle(t *testing.T) {
 	if len(ours.Leases) != 2 || len(ours.Vouchers) != 1 || ours.X402 == nil || last.Sequence <= uint64(len(ours.Leases[0].Records)) {
 		t.Errorf("%d leases, %d vouchers, record %d of the first is its newest of %d", len(ours.Leases), len(ours.Vouchers), last.Sequence, len(ours.Leases[0].Records))
 	}
-	filed, err := ExportFile(t.Context(), n.database, ours.Leases[1].ID)
+	filed, err := ExportX402File(t.Context(), n.database, ours.Leases[1].ID)
 	if err != nil || len(filed.Leases) != 2 {
 		t.Fatalf("of a lease, beside the program: %+v, %v", filed, err)
 	}

@@ -10,9 +10,11 @@ import (
 	"github.com/ethereum/go-ethereum/common"
 	urfave "github.com/urfave/cli/v3"
 
+	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/cli"
 	"github.com/gpupay/gpupay/internal/redact"
 	"github.com/gpupay/gpupay/sdk"
+	"github.com/gpupay/gpupay/sdk/audit"
 )
 
 // export writes a bundle from a provider's or a renter's database.
@@ -46,7 +48,7 @@ func (e *export) run(ctx context.Context, out io.Writer) error {
 	case e.channel != "" && e.lease != "", named != "" && id.Hex() != named:
 		return cli.Usage(errors.New("export: give --channel or --lease, with an id of 0x and 64 hex digits"))
 	}
-	b, err := sdk.ExportFile(ctx, e.db, id)
+	b, err := exportFile(ctx, e.db, id)
 	switch {
 	case err != nil && named == "":
 		return fmt.Errorf("%w (--channel or --lease names one)", err)
@@ -56,4 +58,16 @@ func (e *export) run(ctx context.Context, out io.Writer) error {
 		fmt.Fprintf(os.Stderr, "exporting channel %s of %s, the newest that is there: --channel names another one\n", b.Channel, redact.Database(e.db))
 	}
 	return write(e.path, b, out)
+}
+
+// exportFile is what a database kept about a channel, whoever wrote it: a provider, or a payer of either scheme.
+func exportFile(ctx context.Context, path string, id common.Hash) (*audit.Bundle, error) {
+	b, err := sdk.ExportFile(ctx, path, id)
+	if errors.Is(err, sdk.ErrOtherDatabase) {
+		b, err = sdk.ExportRentalFile(ctx, path, id)
+		if errors.Is(err, channel.ErrUnknown) {
+			b, err = sdk.ExportX402File(ctx, path, id)
+		}
+	}
+	return b, err
 }

@@ -156,7 +156,7 @@ func (r *report) bundles(owner *renter, id common.Hash) {
 		r.fault("channel %s: nobody's", id)
 		return
 	}
-	payer, err := sdk.ExportFile(r.ctx, owner.db, id)
+	payer, err := sdk.ExportRentalFile(r.ctx, owner.db, id)
 	if err != nil {
 		r.untracked++
 		r.fault("channel %s: %s lost track of it: %v", id, owner.name, err)

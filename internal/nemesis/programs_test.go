@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/ecdsa"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -16,6 +17,7 @@ import (
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/ethereum/go-ethereum/crypto"
 
+	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/channel/store"
 	"github.com/gpupay/gpupay/internal/fleet"
 	"github.com/gpupay/gpupay/sdk"
@@ -203,7 +205,10 @@ func (u *user) check(w *world) (paid uint64) {
 
 // bundle makes sure that a program accuses nobody, as everybody is honest.
 func (u *user) bundle(w *world, id common.Hash) {
-	bundle, err := sdk.ExportFile(w.ctx, u.database, id)
+	bundle, err := sdk.ExportRentalFile(w.ctx, u.database, id)
+	if errors.Is(err, channel.ErrUnknown) {
+		bundle, err = sdk.ExportX402File(w.ctx, u.database, id)
+	}
 	if err == nil {
 		err = audit.Failures(audit.Verify(w.ctx, bundle, w.chain.Backend))
 	}
