@@ -92,7 +92,7 @@ func TestX402TicksOfTwoGateways(t *testing.T) {
 	two := payRigOn(t, one.chain, change, func(c *ProviderConfig) { c.OfferTTL = 72 * time.Hour })
 	both := *one
 	both.server = behindOne(t, one.server.URL, two.server.URL)
-	n := newTenant(t, &both)
+	n := newTickRenter(t, &both)
 	var lease common.Hash
 	for range 2 { // the second begins after a refund, under the same offer
 		tick := n.tick()
@@ -105,7 +105,13 @@ func TestX402TicksOfTwoGateways(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if n.rental.offer.Hash != two.provider.Offer().Hash {
-		t.Errorf("the renter goes by offer %s, its lease is under %s", n.rental.offer.Hash, two.provider.Offer().Hash)
+	kept, err := ExportX402(t.Context(), n.wallet, n.rental.Channel())
+	if err != nil || len(kept.Leases) != 2 {
+		t.Fatalf("%+v, %v", kept, err)
+	}
+	for _, l := range kept.Leases {
+		if !bytes.Equal(l.Offer, two.provider.Offer().Document) {
+			t.Errorf("the renter goes by offer %s, lease %s is under %s", l.Offer, l.ID, two.provider.Offer().Document)
+		}
 	}
 }

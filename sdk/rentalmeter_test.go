@@ -14,7 +14,6 @@ import (
 	"github.com/gpupay/gpupay/internal/exactjson"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/audit"
-	"github.com/gpupay/gpupay/sdk/internal/peer"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -114,16 +113,6 @@ func TestEveryFieldOfABinding(t *testing.T) {
 	lease.Binding = l.row.Binding
 	if err := l.judge(lease); err != nil || refused < 20 {
 		t.Errorf("%d were refused, and what is right is: %v", refused, err)
-	}
-}
-
-// TestTicksNeedANamedMeter: a renter pays no ticks under an offer that names no meter: nothing of x402 says whose key signs.
-func TestTicksNeedANamedMeter(t *testing.T) {
-	m := testrig.NewMarket(t)
-	v := ofNodes(t, m)
-	x := &X402Client{w: openRenter(t, renterConfig(t, m, m.Payer)).w} // on a chain without x402's contract
-	if _, err := x.Rent(t.Context(), v.Server.URL, 1); !errors.Is(err, peer.ErrOffer) {
-		t.Errorf("%v", err)
 	}
 }
 

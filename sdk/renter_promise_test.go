@@ -154,46 +154,55 @@ func TestVoucherCountsOnce(t *testing.T) {
 // not paid over x402 until that rental is over, also after a Close that it refused.
 func TestDistrustCrossesSchemes(t *testing.T) {
 	m := testrig.NewX402Market(t)
-	newShop := func(t *testing.T) *stall {
-		s := newStall(t, m)
+	newShop := func(t *testing.T) *testrig.Seller {
+		s := testrig.NewSeller(t, m)
 		s.Key = m.Payee
 		s.Offer.PayTo = wire.Address(channel.NewKey(m.Payee).Address())
 		s.Offer.Extra.ReceiverAuthorizer = s.Offer.PayTo
 		return s
 	}
-	lieOverX402 := func(t *testing.T, s *stall, x *X402Client) { // in a record that the payee signs
-		mill := millAt(t, s, false, func(uint64, uint64) time.Duration { return time.Second })
-		rental, err := x.Rent(t.Context(), mill.server.URL, 1)
+	open := func(t *testing.T) (*Renter, *X402Client) {
+		config := renterConfig(t, m, m.Payer)
+		config.Caps = wallet.Caps{PricePerGPUHour: "10", PerLease: "6", PerDay: "50", PerPayee: "50"}
+		config.Tolerance, config.Patience, config.Poll = 2*time.Second, 50*time.Millisecond, 5*time.Millisecond
+		r := openRenter(t, config)
+		x, err := NewX402Client(t.Context(), r.Wallet(), X402Options{MaxPrice: wallet.Unlimited})
 		if err != nil {
 			t.Fatal(err)
 		}
-		mill.price.Amount.AddUint64(&mill.price.Amount, 1)
+		return r, x
+	}
+	lieOverX402 := func(t *testing.T, s *testrig.Seller, x *X402Client) { // in a record that the payee signs
+		mill := testrig.NewMill(t, s, func(uint64, uint64) time.Duration { return time.Second })
+		rental, err := x.Rent(t.Context(), mill.URL, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		mill.Price.Amount.AddUint64(&mill.Price.Amount, 1)
 		if _, err := rental.Tick(t.Context()); !errors.Is(err, metering.ErrPrice) {
 			t.Fatal(err)
 		}
 	}
-	caps := wallet.Caps{PricePerGPUHour: "10", PerLease: "6", PerDay: "50", PerPayee: "50"}
-	stallOptions := X402Options{MaxPrice: wallet.Unlimited}
 	var d *wallet.Dispute
 	t.Run("caught over x402", func(t *testing.T) {
 		s := newShop(t)
-		x := s.client(caps, stallOptions)
+		r, x := open(t)
 		lieOverX402(t, s, x)
 		v := testrig.NewHostile(t, m, nil)
 		v.Script = func(*testrig.Stream) {}
-		if _, err := s.renter.Rent(t.Context(), v.Server.URL, RentOptions{Deposit: "0.02"}); !errors.As(err, &d) {
+		if _, err := r.Rent(t.Context(), v.Server.URL, RentOptions{Deposit: "0.02"}); !errors.As(err, &d) {
 			t.Errorf("rented: %v", err)
 		}
-		if open, err := s.renter.Rentals(t.Context()); err != nil || len(open) != 0 {
-			t.Errorf("%+v, %v", open, err)
+		if left, err := r.Rentals(t.Context()); err != nil || len(left) != 0 {
+			t.Errorf("%+v, %v", left, err)
 		}
 	})
 	t.Run("caught over x402 beside a rental", func(t *testing.T) {
 		s := newShop(t)
-		x := s.client(caps, stallOptions)
+		r, x := open(t)
 		v := testrig.NewHostile(t, m, nil)
 		v.Script = func(p *testrig.Stream) { p.Honest(2) }
-		l, err := s.renter.Rent(t.Context(), v.Server.URL, RentOptions{Deposit: "0.02", TopUp: "0.01", PayEvery: 50 * time.Millisecond})
+		l, err := r.Rent(t.Context(), v.Server.URL, RentOptions{Deposit: "0.02", TopUp: "0.01", PayEvery: 50 * time.Millisecond})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -204,10 +213,10 @@ func TestDistrustCrossesSchemes(t *testing.T) {
 	})
 	t.Run("caught in a rental", func(t *testing.T) {
 		s := newShop(t)
-		x := s.client(caps, stallOptions)
+		r, x := open(t)
 		v := testrig.NewHostile(t, m, nil)
 		v.Script = (*testrig.Stream).Overcharge
-		l, err := s.renter.Rent(t.Context(), v.Server.URL, RentOptions{Deposit: "0.02", PayEvery: 50 * time.Millisecond})
+		l, err := r.Rent(t.Context(), v.Server.URL, RentOptions{Deposit: "0.02", PayEvery: 50 * time.Millisecond})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -217,7 +226,7 @@ func TestDistrustCrossesSchemes(t *testing.T) {
 		if _, err := l.Close(t.Context()); !errors.Is(err, peer.ErrRefused) {
 			t.Fatal(err)
 		}
-		if _, err := s.get(x); !errors.As(err, &d) || len(s.Paid) != 0 {
+		if _, err := x.Client().Get(s.Server.URL); !errors.As(err, &d) || len(s.Paid) != 0 {
 			t.Errorf("%v, %d payments", err, len(s.Paid))
 		}
 	})

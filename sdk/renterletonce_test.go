@@ -7,10 +7,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/ethereum/go-ethereum/common"
 	"github.com/jmoiron/sqlx"
 
-	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/wallet"
@@ -67,21 +65,6 @@ func TestOneGPULetAtOnce(t *testing.T) {
 	}
 	if paid != 1 {
 		t.Errorf("one GPU was paid in %d leases for one second", paid)
-	}
-}
-
-// TestX402BooksBeforeItWrites: of two channels' ticks that bill one GPU for one time the second is refused while the first is
-// still to be written.
-func TestX402BooksBeforeItWrites(t *testing.T) {
-	x := &X402Client{w: &wallet.Wallet{Clock: testclock.Process()}}
-	rec := metering.SignedRecord{Evidence: metering.Evidence{Devices: []metering.DeviceEvidence{{
-		Device: metering.Device{UUID: "GPU-1", BootID: "a"}, To: metering.Instant{Mono: second}, Nanos: metering.Nanos{Allocated: second}, Total: second,
-	}}}}
-	for i, want := range []error{nil, wallet.ErrLetTwice} {
-		b := &buying{x: x, id: common.Hash{byte(i + 1)}}
-		if _, err := b.once(new(ticking), rec); !errors.Is(err, want) {
-			t.Errorf("channel %d: %v, want %v", i+1, err, want)
-		}
 	}
 }
 

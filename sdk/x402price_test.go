@@ -21,13 +21,13 @@ func TestX402PriceChange(t *testing.T) {
 			defer front.Close()
 			own := r.server
 			r.server = front
-			n := newTenant(t, r)
+			n := newTickRenter(t, r)
 			r.server = own
 			first := n.tick()
 			r.shut()
 			r.config.PricePerGPUHour = price
 			r.start()
-			testrig.Eventually(t, "the lease goes on", func() bool { return r.provider.running(n.slate().ID) != nil })
+			testrig.Eventually(t, "the lease goes on", func() bool { return r.provider.running(n.only().ID) != nil })
 			last := n.tick()
 			if last.Lease != first.Lease || !last.Record.Final {
 				t.Errorf("the tick after the price changed is answered by record %d of lease %s, final %t; the lease that ran was %s",
@@ -37,7 +37,7 @@ func TestX402PriceChange(t *testing.T) {
 			if next.Lease == first.Lease || next.Record.OwedBefore != last.Record.Owed {
 				t.Errorf("the next lease begins at %s, the one before it ended at %s", next.Record.OwedBefore.Dec(), last.Record.Owed.Dec())
 			}
-			id := n.slate().ID
+			id := n.only().ID
 			if l := r.provider.running(id); l != nil {
 				r.provider.endSoon(l, "over")
 				testrig.Eventually(t, "it ends", func() bool { return r.provider.running(id) == nil })
@@ -49,7 +49,7 @@ func TestX402PriceChange(t *testing.T) {
 			if err := audit.Failures(audit.Verify(t.Context(), kept, r.chain.Backend)); err != nil {
 				t.Errorf("the provider's bundle: %v", err)
 			}
-			if evidence, err := n.x.w.Evidence(t.Context(), id); err != nil || len(evidence) > 0 {
+			if evidence, err := n.wallet.Evidence(t.Context(), id); err != nil || len(evidence) > 0 {
 				t.Errorf("evidence against an honest provider: %+v, %v", evidence, err)
 			}
 		})

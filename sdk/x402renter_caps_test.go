@@ -690,3 +690,44 @@ func TestX402LowerViewOfOneEndpoint(t *testing.T) {
 		})
 	}
 }
+
+// TestX402DeniedDepositsCountForTheDay: a server keeps each deposit back until it has ended, or the only endpoint says so. What
+// was signed for it stays within the caps for the day.
+func TestX402DeniedDepositsCountForTheDay(t *testing.T) {
+	for name, change := range map[string]func(*wallet.Caps){
+		"PerLease": func(c *wallet.Caps) { c.PerLease = "0.025" },
+		"PerDay":   func(c *wallet.Caps) { c.PerDay = "0.025" },
+		"PerPayee": func(c *wallet.Caps) { c.PerPayee = "0.025" },
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newStall(t, testrig.NewX402Market(t))
+			fromMidnight(t, s.Market)
+			caps := wallet.Caps{PricePerGPUHour: "1000", PerLease: "100", PerDay: "100", PerPayee: "100"}
+			change(&caps)
+			x := s.client(caps, stallOptions)
+			x.w.Now, x.payer.Now, x.w.ClockOff = s.Now, s.Now, 10_000*time.Hour
+			s.Instead = func(_ *testrig.Seller, w http.ResponseWriter, _ x402.PaymentPayload) bool {
+				w.WriteHeader(http.StatusBadGateway)
+				return true
+			}
+			signed := func(rounds int) int {
+				for range rounds {
+					_, _ = s.get(x)
+					s.Pass(t, 10*time.Minute)
+				}
+				distinct := make(map[x402.Deposit]bool)
+				for _, p := range s.Paid {
+					distinct[*p.Payload.Deposit] = true
+				}
+				return len(distinct)
+			}
+			if got := signed(6); got != 2 {
+				t.Errorf("%d deposits were signed in a day, there is room for 2", got)
+			}
+			fromMidnight(t, s.Market)
+			if got := signed(6); got != 4 {
+				t.Errorf("%d deposits were signed in two days, there is room for 4", got)
+			}
+		})
+	}
+}

@@ -18,6 +18,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
+	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/units"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -200,18 +201,18 @@ func TestX402StrangerLosesNoTickOfAnother(t *testing.T) {
 func TestX402StrangersOfferAccusesNoPayee(t *testing.T) {
 	m := newMill(t, false, func(uint64, uint64) time.Duration { return time.Second })
 	x := m.s.client(wallet.Caps{PricePerGPUHour: "10", PerLease: "5", PerDay: "50", PerPayee: "50"}, X402Options{MaxPrice: wallet.Unlimited})
-	rental, err := x.Rent(t.Context(), m.server.URL, 1)
+	rental, err := x.Rent(t.Context(), m.URL, 1)
 	if err != nil {
 		t.Fatal(err)
 	}
-	payee := m.key.Address()
+	payee := m.Meter.Address()
 	own, err := crypto.GenerateKey()
 	if err != nil {
 		t.Fatal(err)
 	}
-	m.key = channel.NewKey(own)
-	m.offer()
-	m.price.Amount.AddUint64(&m.price.Amount, 1)
+	m.Meter = channel.NewKey(own)
+	m.SignOffer()
+	m.Price.Amount.AddUint64(&m.Price.Amount, 1)
 	var d *wallet.Dispute
 	if _, err := rental.Tick(t.Context()); !errors.As(err, &d) || !errors.Is(err, peer.ErrOffer) {
 		t.Errorf("%v, want a dispute about the offer", err)
@@ -359,5 +360,40 @@ func TestX402FirstRecord(t *testing.T) {
 	b.slate.Tick.Base.Clear() // nothing was before it
 	if _, err := lease(0, 0, 1); !errors.Is(err, peer.ErrDemand) {
 		t.Errorf("the first of all: %v", err)
+	}
+}
+
+// TestEvidenceHoldsNoAccess: what is kept of a tick that is no good, and what is exported of a lease, does not say how its
+// GPUs are reached.
+func TestEvidenceHoldsNoAccess(t *testing.T) {
+	const hush = "ssh hush-hush"
+	n := newTenant(t, newPayRig(t))
+	n.line.Alter = func(resp *http.Response) {
+		var tick map[string]any
+		body, err := io.ReadAll(resp.Body)
+		if err != nil || json.Unmarshal(body, &tick) != nil {
+			t.Error(err)
+		}
+		tick["access"], tick["record"] = hush, nil
+		body, _ = json.Marshal(tick)
+		resp.Body = io.NopCloser(bytes.NewReader(body))
+	}
+	var d *wallet.Dispute
+	if _, err := n.rental.Tick(t.Context()); !errors.As(err, &d) {
+		t.Fatal(err)
+	}
+	kept, err := n.x.w.Evidence(t.Context(), d.Channel)
+	if err != nil || len(kept) != 1 || bytes.Contains(kept[0].Document, []byte(hush)) || !bytes.Contains(kept[0].Document, []byte("leaseId")) {
+		t.Errorf("%s, %v", kept, err)
+	}
+}
+
+// TestTicksNeedANamedMeter: a renter pays no ticks under an offer that names no meter: nothing of x402 says whose key signs.
+func TestTicksNeedANamedMeter(t *testing.T) {
+	m := testrig.NewMarket(t)
+	v := ofNodes(t, m)
+	x := &X402Client{w: openRenter(t, renterConfig(t, m, m.Payer)).w} // on a chain without x402's contract
+	if _, err := x.Rent(t.Context(), v.Server.URL, 1); !errors.Is(err, peer.ErrOffer) {
+		t.Errorf("%v", err)
 	}
 }

@@ -62,10 +62,10 @@ func TestX402NoDoorTakesTheCeiling(t *testing.T) {
 	}{
 		"another request": {false, 1, func(m *mill, x *X402Client, _ int) *X402Rental {
 			m.other, m.s.Offer.Amount = true, wireAmount(10)
-			if resp, err := x.Client().Get(m.server.URL + "/answer"); err == nil {
+			if resp, err := x.Client().Get(m.URL + "/answer"); err == nil {
 				resp.Body.Close()
 			}
-			m.other, m.s.Offer.Amount = false, wireAmount(millAsk)
+			m.other, m.s.Offer.Amount = false, wireAmount(testrig.MillAsk)
 			return m.rent(x, 1)
 		}},
 		"a refund": {false, 1, func(m *mill, x *X402Client, _ int) *X402Rental {
@@ -92,8 +92,8 @@ func TestX402NoDoorTakesTheCeiling(t *testing.T) {
 				}
 			}
 			passed := uint64((time.Since(began) + tickTolerance).Milliseconds())
-			if c := m.s.only(x); c.Signed.IsZero() || c.Signed.Uint64() > passed+door.ticks*millAsk+100 { // ten for each other request
-				t.Errorf("%s signed, %d ms passed, a tick is of %d", c.Signed.Dec(), passed, millAsk)
+			if c := m.s.only(x); c.Signed.IsZero() || c.Signed.Uint64() > passed+door.ticks*testrig.MillAsk+100 { // ten for each other request
+				t.Errorf("%s signed, %d ms passed, a tick is of %d", c.Signed.Dec(), passed, testrig.MillAsk)
 			}
 		})
 	}
@@ -101,7 +101,7 @@ func TestX402NoDoorTakesTheCeiling(t *testing.T) {
 
 func (m *mill) rent(x *X402Client, gpus int) *X402Rental {
 	m.t.Helper()
-	rental, err := x.Rent(m.t.Context(), m.server.URL, gpus)
+	rental, err := x.Rent(m.t.Context(), m.URL, gpus)
 	if err != nil {
 		m.t.Fatal(err)
 	}

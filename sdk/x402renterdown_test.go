@@ -75,8 +75,8 @@ func TestX402OneOfTwoGPUsDown(t *testing.T) {
 	}{
 		"from the beginning on": {0, func(_ *tenant, c *nap) { c.pass(15 * time.Minute) }},
 		"later":                 {2, func(_ *tenant, c *nap) { c.pass(15 * time.Minute) }},
-		"while our host stood":  {1, func(n *tenant, c *nap) { n.clock.(*flawed).stand(c.Now()); c.pass(time.Hour) }},
-		"our host was rebooted": {1, func(n *tenant, _ *nap) { n.clock.(*flawed).reboot(); n.openPair() }},
+		"while our host stood":  {1, func(n *tenant, c *nap) { n.clock.(*testrig.FlawedClock).Stand(c.Now()); c.pass(time.Hour) }},
+		"our host was rebooted": {1, func(n *tenant, _ *nap) { n.clock.(*testrig.FlawedClock).Reboot(); n.openPair() }},
 		"our database is lost": {1, func(n *tenant, _ *nap) {
 			if err := n.provider.Settle(n.Context()); err != nil {
 				n.Fatal(err)
@@ -87,7 +87,7 @@ func TestX402OneOfTwoGPUsDown(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			n, host, clock := pairTenant(t)
-			n.clock = &flawed{Clock: clock, boot: "first"}
+			n.clock = testrig.NewFlawedClock(clock)
 			n.openPair()
 			for range row.before {
 				n.tick()

@@ -257,23 +257,6 @@ func (generous) Suspend(context.Context, gpu.Allocation) error { return nil }
 func (generous) Resume(context.Context, gpu.Allocation) error  { return nil }
 func (generous) Release(context.Context, gpu.Allocation) error { return nil }
 
-// earnest says of simulated GPUs that they are real.
-type earnest struct{ metering.Source }
-
-func (e earnest) Devices(ctx context.Context) ([]metering.Device, error) {
-	devices, err := e.Source.Devices(ctx)
-	for i := range devices {
-		devices[i].Simulated = false
-	}
-	return devices, err
-}
-
-func (e earnest) Read(ctx context.Context, uuid string) (metering.Reading, error) {
-	r, err := e.Source.Read(ctx, uuid)
-	r.Simulated = false
-	return r, err
-}
-
 // bootless names no boot of its host.
 type bootless struct{ metering.Source }
 
@@ -294,7 +277,7 @@ func (s bootless) Read(ctx context.Context, uuid string) (metering.Reading, erro
 // overbooked is a tenant of a payee that lets one GPU twice: by two providers with a database each, the other at a URL of its own.
 func overbooked(t *testing.T) (n *tenant, elsewhere string) {
 	t.Helper()
-	return overbookedOf(t, earnest{testclock.GPUs(2)})
+	return overbookedOf(t, testrig.Earnest{Source: testclock.GPUs(2)})
 }
 
 func overbookedOf(t *testing.T, source metering.Source) (n *tenant, elsewhere string) {
@@ -372,7 +355,7 @@ func TestOurClockFindsOneGPULetTwice(t *testing.T) {
 		"of another process":             {bootOf{clock, "", 0}, bootOf{clock, "", booted}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			n, elsewhere := overbookedOf(t, bootless{earnest{testclock.GPUs(2)}})
+			n, elsewhere := overbookedOf(t, bootless{testrig.Earnest{Source: testclock.GPUs(2)}})
 			n.change = func(c *RenterConfig) { c.Tolerance = tickTolerance }
 			var lease common.Hash
 			for _, n.clock = range clocks {
@@ -463,103 +446,17 @@ func TestX402LateReadings(t *testing.T) {
 	}
 }
 
-// flawed is a renter's host that is rebooted with its wall clock behind, or stopped for a while, as a virtual machine is.
-type flawed struct {
-	metering.Clock
-	mu     sync.Mutex
-	boot   string
-	lost   int64 // ns that its clocks missed
-	behind int64 // ns of the wall clock beside the time that is
-}
-
-func (f *flawed) BootID() string {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.boot
-}
-
-func (f *flawed) Now() metering.Instant {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	at := f.Clock.Now()
-	at.Boot, at.Mono, at.Wall = at.Boot-f.lost, at.Mono-f.lost, at.Wall-f.behind
-	return at
-}
-
-// stand has the host have been stopped since then, and its wall clock set.
-func (f *flawed) stand(since metering.Instant) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.lost += f.Clock.Now().Boot - since.Boot
-}
-
-func (f *flawed) reboot() {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.boot, f.lost, f.behind = f.boot+"'", f.Clock.Now().Boot-int64(time.Second), int64(time.Hour)
-}
-
-// TestX402HonestProviderOfARenterWhoseClockMissedTime: a renter's host is rebooted and its wall clock wakes up an hour behind,
-// or its virtual machine is stopped, between two ticks or while one is under way, the first or a later one. The provider is
-// accused of nothing, in the ticks that come then either, and is paid.
-func TestX402HonestProviderOfARenterWhoseClockMissedTime(t *testing.T) {
-	between := func(miss func(n *tenant, f *flawed, since metering.Instant)) func(*tenant, *flawed) {
-		return func(n *tenant, f *flawed) {
-			since := f.Clock.Now()
-			testrig.Eventually(n.T, "time passes", func() bool { return f.Clock.Now().Boot > since.Boot+int64(6*time.Second) })
-			miss(n, f, since)
+// TestX402BooksBeforeItWrites: of two channels' ticks that bill one GPU for one time the second is refused while the first is
+// still to be written.
+func TestX402BooksBeforeItWrites(t *testing.T) {
+	x := &X402Client{w: &wallet.Wallet{Clock: testclock.Process()}}
+	rec := metering.SignedRecord{Evidence: metering.Evidence{Devices: []metering.DeviceEvidence{{
+		Device: metering.Device{UUID: "GPU-1", BootID: "a"}, To: metering.Instant{Mono: second}, Nanos: metering.Nanos{Allocated: second}, Total: second,
+	}}}}
+	for i, want := range []error{nil, wallet.ErrLetTwice} {
+		b := &buying{x: x, id: common.Hash{byte(i + 1)}}
+		if _, err := b.once(new(ticking), rec); !errors.Is(err, want) {
+			t.Errorf("channel %d: %v, want %v", i+1, err, want)
 		}
-	}
-	stoppedMeanwhile := func(n *tenant, f *flawed) {
-		since, once := f.Clock.Now(), sync.Once{}
-		n.line.Alter = func(*http.Response) { once.Do(func() { f.stand(since) }) }
-	}
-	rebootedMeanwhile := func(n *tenant, f *flawed) {
-		n.line.Short = 1
-		if _, err := n.rental.Tick(n.Context()); !errors.Is(err, peer.ErrUnreachable) {
-			n.Fatal(err)
-		}
-		f.reboot()
-		n.open()
-	}
-	for name, row := range map[string]struct {
-		ticks int // before
-		miss  func(*tenant, *flawed)
-	}{
-		"stopped": {3, between(func(_ *tenant, f *flawed, since metering.Instant) { f.stand(since) })},
-		"rebooted": {3, between(func(n *tenant, f *flawed, _ metering.Instant) {
-			f.reboot()
-			n.open()
-		})},
-		"stopped in a tick":          {3, stoppedMeanwhile},
-		"stopped in the first tick":  {0, stoppedMeanwhile},
-		"rebooted in a tick":         {3, rebootedMeanwhile},
-		"rebooted in the first tick": {0, rebootedMeanwhile},
-	} {
-		t.Run(name, func(t *testing.T) {
-			n := swiftTenant(t, func(c *ProviderConfig) { c.Source = earnest{c.Source} })
-			f, change := &flawed{Clock: n.clock, boot: "first"}, n.change
-			n.clock, n.change = f, func(c *RenterConfig) {
-				change(c)
-				c.Tolerance = 20 * time.Second // an answer's way takes a hundred times as long
-			}
-			n.open()
-			for range row.ticks {
-				if _, err := n.patient(); err != nil {
-					t.Fatal(err)
-				}
-			}
-			row.miss(n, f)
-			for i := range 4 {
-				tick, err := n.patient()
-				if err != nil {
-					t.Fatalf("tick %d after it: %v", i+1, err)
-				}
-				if c := n.slate().Charged; tick.Record.Owed.Lt(&c) {
-					t.Errorf("%s charged, %s owed", c.Dec(), tick.Record.Owed.Dec())
-				}
-			}
-			n.settles()
-		})
 	}
 }

@@ -25,7 +25,7 @@ func TestX402ChargedForNothing(t *testing.T) {
 	for _, served := range []bool{false, true} { // before it takes to it
 		m := newMill(t, false, func(uint64, uint64) time.Duration { return 50 * time.Millisecond })
 		x := m.s.client(wallet.Caps{PricePerGPUHour: "10", PerLease: "5", PerDay: "50", PerPayee: "50"}, X402Options{MaxPrice: wallet.Unlimited})
-		rental, err := x.Rent(t.Context(), m.server.URL, 1)
+		rental, err := x.Rent(t.Context(), m.URL, 1)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -89,11 +89,11 @@ func TestX402BaseWithoutARecord(t *testing.T) {
 		x := m.s.client(wallet.Caps{PricePerGPUHour: "10", PerLease: "5", PerDay: "50", PerPayee: "50"}, X402Options{MaxPrice: wallet.Unlimited})
 		clock := &nap{}
 		x.w.Clock = clock
-		rental, err := x.Rent(t.Context(), m.server.URL, 1)
+		rental, err := x.Rent(t.Context(), m.URL, 1)
 		if err != nil {
 			t.Fatal(err)
 		}
-		most := uint64(millAsk)
+		most := uint64(testrig.MillAsk)
 		if round%2 == 1 {
 			if _, err := rental.Tick(t.Context()); err != nil {
 				t.Fatal(err)
@@ -248,7 +248,7 @@ func TestX402LostTickIsGivenUp(t *testing.T) {
 func TestX402LostTickAtANewPrice(t *testing.T) {
 	m := newMill(t, false, func(uint64, uint64) time.Duration { return 50 * time.Millisecond })
 	x := m.s.client(wallet.Caps{PricePerGPUHour: "10", PerLease: "5", PerDay: "50", PerPayee: "50"}, X402Options{MaxPrice: wallet.Unlimited})
-	rental, err := x.Rent(t.Context(), m.server.URL, 1)
+	rental, err := x.Rent(t.Context(), m.URL, 1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -268,7 +268,7 @@ func TestX402LostTickAtANewPrice(t *testing.T) {
 	if time.Sleep(100 * time.Millisecond); gone.Load() == 0 { // a client may ask twice where its line broke
 		t.Fatal("the tick was not asked for")
 	}
-	m.s.Offer.Amount = wireAmount(millAsk)
+	m.s.Offer.Amount = wireAmount(testrig.MillAsk)
 	m.s.Instead = func(s *testrig.Seller, w http.ResponseWriter, p x402.PaymentPayload) bool {
 		receipt := x402.SettleResponse{Success: true, Network: 31337, ChargedAmount: ptr(wireAmount(small + 1))}
 		if err := receipt.Set(w.Header()); err != nil {
@@ -289,7 +289,7 @@ func TestX402LostTickAtANewPrice(t *testing.T) {
 func TestX402RaisedBaseIsTimeThatPassed(t *testing.T) {
 	m := newMill(t, false, func(uint64, uint64) time.Duration { time.Sleep(60 * time.Millisecond); return 50 * time.Millisecond })
 	x := m.s.client(wallet.Caps{PricePerGPUHour: "10", PerLease: "5", PerDay: "50", PerPayee: "50"}, X402Options{MaxPrice: wallet.Unlimited})
-	rental, err := x.Rent(t.Context(), m.server.URL, 1)
+	rental, err := x.Rent(t.Context(), m.URL, 1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -307,7 +307,7 @@ func TestX402RaisedBaseIsTimeThatPassed(t *testing.T) {
 		t.Fatalf("%+v, %v", all, err)
 	}
 	var most uint256.Int
-	most.SetUint64(uint64((time.Since(began) + tickTolerance).Milliseconds()) + millAsk)
+	most.SetUint64(uint64((time.Since(began) + tickTolerance).Milliseconds()) + testrig.MillAsk)
 	if all[0].Signed.Gt(&most) || all[0].Signed.IsZero() {
 		t.Errorf("signed %s, %s is what passed and one tick", all[0].Signed.Dec(), most.Dec())
 	}

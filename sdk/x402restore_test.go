@@ -231,19 +231,19 @@ func TestRestoredDeskIsToldByThePayer(t *testing.T) {
 // TestX402RenterOfARestoredProvider: our own renter pays on at a provider that forgot what it was charged.
 func TestX402RenterOfARestoredProvider(t *testing.T) {
 	r := newPayRig(t)
-	n := newTenant(t, r)
+	n := newTickRenter(t, r)
 	n.tick()
-	id := n.slate().ID
+	id := n.only().ID
 	restore := r.backup()
 	n.open()
 	known, err := r.provider.x402.book.State(t.Context(), id)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for charged := n.slate().Charged; !charged.Gt(&known.Accepted); charged = n.slate().Charged {
+	for charged := n.only().Charged; !charged.Gt(&known.Accepted); charged = n.only().Charged {
 		n.tick()
 	}
-	charged := n.slate().Charged
+	charged := n.only().Charged
 	restore()
 	n.open()
 	n.tick()

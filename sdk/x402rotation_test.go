@@ -71,7 +71,7 @@ func TestX402RefundAfterKeyRotation(t *testing.T) {
 	old := r.config.Key
 	site := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) { r.provider.ServeHTTP(w, req) }))
 	defer site.Close()
-	n := newTenant(t, r)
+	n := newTickRenter(t, r)
 	var err error
 	if n.rental, err = n.x.Rent(t.Context(), site.URL, 1); err != nil {
 		t.Fatal(err)

@@ -1,0 +1,92 @@
+package sdk
+
+import (
+	"context"
+	"errors"
+	"math/big"
+	"testing"
+	"time"
+
+	"github.com/ethereum/go-ethereum"
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/wallet"
+	"github.com/gpupay/gpupay/sdk/x402"
+)
+
+// TestX402LeavesNotBehindADeposit: while a deposit may still arrive nothing is withdrawn, and who stops waiting for it is
+// not told that it is over.
+func TestX402LeavesNotBehindADeposit(t *testing.T) {
+	n := newTenant(t, newPayRig(t))
+	n.tick()
+	s := n.slate()
+	s.Deposit = &x402.Deposit{Authorization: x402.Authorization{ValidBefore: x402.Seconds(time.Now().Add(time.Hour).Unix()), Salt: x402.Hash{1}}}
+	s.Deposit.Amount.Int = *uint256.NewInt(1)
+	if err := n.x.slates().save(t.Context(), &s); err != nil {
+		t.Fatal(err)
+	}
+	paid, err := n.x.payer.State(t.Context(), s.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	short, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	b := &buying{x: n.x, terms: paid.Terms, id: s.ID}
+	if _, err := b.pack(short); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("%v", err)
+	}
+	if n.slate().Leaving {
+		t.Error("it left behind a deposit that may still arrive")
+	}
+}
+
+// plain is an endpoint of a token that does nothing when it is asked for ERC-3009.
+type plain struct{ chain.Backend }
+
+func (p plain) CallContract(ctx context.Context, call ethereum.CallMsg, block *big.Int) ([]byte, error) {
+	if call.From != (common.Address{}) {
+		return nil, nil
+	}
+	return p.Backend.CallContract(ctx, call, block)
+}
+
+// TestX402SignsNoDepositThatCannotWork: a deposit that the token cannot move, or that is not there, is not signed.
+func TestX402SignsNoDepositThatCannotWork(t *testing.T) {
+	n := newTenant(t, newPayRig(t))
+	b := &buying{x: n.x, terms: channel.Terms{Payer: n.key.Address()}}
+	for amount, want := range map[uint64]error{1: nil, tenantPurse: nil, tenantPurse + 1: wallet.ErrBalance} {
+		if err := b.afford(t.Context(), *uint256.NewInt(amount)); !errors.Is(err, want) {
+			t.Errorf("%d: %v, want %v", amount, err, want)
+		}
+	}
+	var err error
+	if n.x.w.Token, err = chain.NewToken(t.Context(), plain{n.chain.Backend}, n.config.Token); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.afford(t.Context(), *uint256.NewInt(1)); !errors.Is(err, ErrNotOffered) {
+		t.Errorf("a token without ERC-3009: %v", err)
+	}
+}
+
+// full is a disk that takes nothing more.
+type full struct{ channel.PayerStore }
+
+var errFull = errors.New("no space left")
+
+func (full) Update(context.Context, common.Hash, string, func(*channel.PayerState, channel.Budget) error) (channel.PayerState, error) {
+	return channel.PayerState{}, errFull
+}
+
+// TestX402BooksWhatItSees: what the chain says of a channel and the disk does not take was not seen: nothing is paid on it.
+func TestX402BooksWhatItSees(t *testing.T) {
+	n := newTenant(t, newPayRig(t))
+	n.tick()
+	n.x.payer.Store = full{n.x.payer.Store}
+	b := &buying{x: n.x, id: n.slate().ID}
+	if _, _, err := b.observe(t.Context()); !errors.Is(err, errFull) {
+		t.Errorf("%v", err)
+	}
+}
