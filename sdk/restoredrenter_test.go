@@ -66,7 +66,6 @@ func TestRenterFromBeforeItsCredit(t *testing.T) {
 	for _, test := range []struct{ side, since, then string }{
 		{"renter", "ran on", "closes"},
 		{"renter", "ran on", "runs"},
-		{"renter", "topped up", "closes"},
 		{"renter", "ended", "closes"},
 		{"renter", "settled", "closes"},
 		{"renter", "ended, another began", "closes"},
@@ -115,7 +114,7 @@ func TestRenterFromBeforeItsCredit(t *testing.T) {
 				first.renter.Restore(t)
 			}
 			p.up()
-			p.checkPaid(test.since, test.then)
+			p.checkPaid(test.then)
 		})
 	}
 }
@@ -126,12 +125,6 @@ func (p *pair) since(what string) {
 	id := p.rental.ID()
 	var err error
 	switch what {
-	case "topped up":
-		p.rental.topped = time.Time{}
-		err = p.rental.topUp(p.Context())
-		if s := p.rental.Snapshot(); err == nil && s.Deposit.Uint64() != 400_000 {
-			p.Fatalf("the deposit is %s", s.Deposit.Dec())
-		}
 	case "ended":
 		err = p.end(id)
 	case "ended, another began":
@@ -150,7 +143,7 @@ func (p *pair) since(what string) {
 }
 
 // checkPaid has the renter go on and close, and looks at all accounts.
-func (p *pair) checkPaid(since, then string) {
+func (p *pair) checkPaid(then string) {
 	p.Helper()
 	id := p.rental.ID()
 	known, err := p.provider.payee.State(p.Context(), id)
@@ -163,11 +156,6 @@ func (p *pair) checkPaid(since, then string) {
 	}
 	ctx, cancel := context.WithTimeout(p.Context(), time.Minute)
 	defer cancel()
-	if since == "topped up" {
-		if err := rental.topUp(ctx); err != nil || rental.row.Deposit.Uint64() != 500_000 {
-			p.Errorf("another top-up: the deposit is %s, %v", rental.row.Deposit.Dec(), err)
-		}
-	}
 	if then == "reopens" {
 		if err := rental.Reopen(ctx); err != nil {
 			p.Errorf("reopening: %v", err)
@@ -309,8 +297,8 @@ func (p *pair) wantNoDebt(before channel.State, then string, isShown func() bool
 	if kept, err := p.renter.Evidence(p.Context(), before.ID); err != nil || len(kept) != 0 {
 		p.Errorf("the renter accuses an honest provider: %v, %v", reasons(kept), err)
 	}
-	if use := p.renter.credits.with(before.Terms).channels[before.ID]; use != nil && shown && then == "closes" && use.owed.Gt(&s.Paid) {
-		p.Errorf("a debt of %s is left with %s signed for", use.owed.Dec(), s.Paid.Dec())
+	if shown && then == "closes" && s.Owed.Gt(&s.Paid) {
+		p.Errorf("a debt of %s is left with %s signed for", s.Owed.Dec(), s.Paid.Dec())
 	}
 }
 

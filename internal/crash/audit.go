@@ -59,7 +59,7 @@ func (w *world) audit() *report {
 	if err != nil {
 		w.Fatal(err)
 	}
-	owners := make(map[common.Address]*renter)
+	owners := make(map[common.Address]*payer)
 	spent := make(map[common.Address]uint64)
 	for i := range w.renters {
 		owners[addressOf(w.renters[i].key)] = &w.renters[i]
@@ -140,7 +140,7 @@ func (r *report) account(db *store.DB, id common.Hash, view channel.ChainView) {
 
 // bundles exports what both sides kept and has it verified against the chain,
 // and against each other.
-func (r *report) bundles(owner *renter, id common.Hash) {
+func (r *report) bundles(owner *payer, id common.Hash) {
 	payee, err := sdk.ExportFile(r.ctx, r.providerDB(), id)
 	if err == nil {
 		err = audit.Failures(audit.Verify(r.ctx, payee, r.chain.Backend))

@@ -54,7 +54,7 @@ type world struct {
 
 	provider program
 	address  string // where the provider serves
-	renters  []renter
+	renters  []payer
 	fates    map[string]*fates
 
 	mu    sync.Mutex
@@ -64,7 +64,7 @@ type world struct {
 	wrong []string
 }
 
-type renter struct {
+type payer struct {
 	program
 	name, db string
 	coin     bool
@@ -157,7 +157,7 @@ func (w *world) addRenter(i int) {
 	server.Start()
 	w.Cleanup(func() { server.CloseClientConnections(); server.Close() })
 	name := fmt.Sprintf("renter%d", i)
-	r := renter{name: name, db: filepath.Join(w.dir, name+".db"), coin: i%2 == 1, url: server.URL,
+	r := payer{name: name, db: filepath.Join(w.dir, name+".db"), coin: i%2 == 1, url: server.URL,
 		program: program{path: filepath.Join(w.bin, "gpupay"), verb: "rent", key: renterKey(w, i), log: filepath.Join(w.dir, name+".log")}}
 	w.chain.Mint(w, addressOf(r.key), purse)
 	if r.coin {
@@ -186,7 +186,7 @@ func freeAddress(t testing.TB) string {
 	return l.Addr().String()
 }
 
-func (r *renter) side() string {
+func (r *payer) side() string {
 	if r.coin {
 		return "renter with coin"
 	}
@@ -291,7 +291,7 @@ func (w *world) providerArgs() []string {
 		"--sponsored-gas", "1,10"} // so few renters do in minutes what is bounded for a day
 }
 
-func (w *world) lifeOfRenter(r *renter) {
+func (w *world) lifeOfRenter(r *payer) {
 	for !w.over() {
 		step, after := "", time.Hour
 		if !w.enough("renter") {
@@ -318,7 +318,7 @@ func (w *world) lifeOfRenter(r *renter) {
 }
 
 // finish lets a renter end what it began, undisturbed.
-func (w *world) finish(r *renter) {
+func (w *world) finish(r *payer) {
 	var last string
 	for range 30 {
 		if w.ctx.Err() != nil || w.unfinished(r) == 0 {
@@ -337,7 +337,7 @@ func (w *world) finish(r *renter) {
 	w.fault("%s cannot end its rental: %s", r.name, last)
 }
 
-func (w *world) renterArgs(r *renter, resume bool, minutes string) []string {
+func (w *world) renterArgs(r *payer, resume bool, minutes string) []string {
 	args := []string{"--provider", r.url, "--rpc", w.chain.URL, "--escrow", w.chain.Escrow.Hex(), "--token", w.chain.Token.Hex(), "--db", r.db,
 		"--max-price", "3600", "--budget", "1000000", "--max-per-day", "1000000", "--max-per-provider", "1000000",
 		"--deposit", "8", "--top-up", "8", "--pay-every", "500ms", "--poll", "300ms", "--minutes", minutes}
@@ -381,7 +381,7 @@ func (w *world) autopsy(path string, look func(db *store.DB) error) error {
 }
 
 // unfinished counts the rentals that a renter has to go on with.
-func (w *world) unfinished(r *renter) (n int) {
+func (w *world) unfinished(r *payer) (n int) {
 	err := w.autopsy(r.db, func(db *store.DB) error {
 		var tables int
 		if err := db.View().Get(&tables, `SELECT count(*) FROM sqlite_master WHERE name = 'rentals'`); err != nil || tables == 0 {
@@ -418,7 +418,7 @@ func (w *world) checkProvider() {
 
 // checkRenter does the same for a renter: it knows every voucher that it let
 // out.
-func (w *world) checkRenter(r *renter) {
+func (w *world) checkRenter(r *payer) {
 	seen := w.witness.snapshot()
 	err := w.autopsy(r.db, func(db *store.DB) error {
 		known, err := db.Payer().List(w.ctx)
