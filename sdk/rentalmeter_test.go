@@ -10,7 +10,6 @@ import (
 
 	"github.com/ethereum/go-ethereum/common"
 
-	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/exactjson"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/audit"
@@ -19,54 +18,33 @@ import (
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
-// ofNodes has a hostile provider's offer name no meter: m.Keys[5] is the key of a node of its, bound to its lease.
-func ofNodes(t *testing.T, m *testrig.Market) *testrig.Hostile {
-	v := testrig.NewHostile(t, m, func(o *wire.Offer) { o.Version, o.Meter = 2, wire.Address{} })
-	v.MeterKey = channel.NewKey(m.Keys[5])
-	v.ForgeLease = func(l *wire.Lease) { l.Binding = bindTo(v, l, v.MeterKey.Address(), nil) }
-	return v
-}
-
-// bindTo is the hostile provider's word for a meter of a lease, or for another one that change makes of it.
-func bindTo(v *testrig.Hostile, l *wire.Lease, meter common.Address, change func(*wire.MeterBinding)) *wire.MeterBinding {
-	b := wire.MeterBinding{LeaseID: l.LeaseID, ChannelID: l.ChannelID, OfferHash: l.OfferHash, Meter: wire.Address(meter)}
-	if change != nil {
-		change(&b)
-	}
-	b, err := wire.BindMeter(context.Background(), v.Key, v.Offer.Offer, b)
-	if err != nil {
-		v.T.Error(err)
-	}
-	return &b
-}
-
 // TestLeaseWithoutItsMeter: a renter takes up no lease whose meter its payee did not bind to it.
 func TestLeaseWithoutItsMeter(t *testing.T) {
 	m := testrig.NewMarket(t)
 	for name, forge := range map[string]func(*testrig.Hostile, *wire.Lease){
 		"none": func(_ *testrig.Hostile, l *wire.Lease) { l.Binding = nil },
 		"of another lease": func(v *testrig.Hostile, l *wire.Lease) {
-			l.Binding = bindTo(v, l, v.MeterKey.Address(), func(b *wire.MeterBinding) { b.LeaseID[0]++ })
+			l.Binding = v.Bind(l, v.MeterKey.Address(), func(b *wire.MeterBinding) { b.LeaseID[0]++ })
 		},
 		"of another channel": func(v *testrig.Hostile, l *wire.Lease) {
-			l.Binding = bindTo(v, l, v.MeterKey.Address(), func(b *wire.MeterBinding) { b.ChannelID[0]++ })
+			l.Binding = v.Bind(l, v.MeterKey.Address(), func(b *wire.MeterBinding) { b.ChannelID[0]++ })
 		},
 		"under another offer": func(v *testrig.Hostile, l *wire.Lease) {
-			l.Binding = bindTo(v, l, v.MeterKey.Address(), func(b *wire.MeterBinding) { b.OfferHash[0]++ })
+			l.Binding = v.Bind(l, v.MeterKey.Address(), func(b *wire.MeterBinding) { b.OfferHash[0]++ })
 		},
 		"not signed":         func(v *testrig.Hostile, l *wire.Lease) { l.Binding.Meter[0]++ },
 		"beside a named one": nil,
 	} {
 		t.Run(name, func(t *testing.T) {
-			v := ofNodes(t, m)
+			v := testrig.NewHostileNodes(t, m)
 			if forge == nil {
 				bind := v.ForgeLease
 				v = testrig.NewHostile(t, m, nil)
 				v.ForgeLease = bind
-				forge = func(v *testrig.Hostile, l *wire.Lease) { l.Binding = bindTo(v, l, v.MeterKey.Address(), nil) }
+				forge = func(v *testrig.Hostile, l *wire.Lease) { l.Binding = v.Bind(l, v.MeterKey.Address(), nil) }
 			}
 			v.ForgeLease = func(l *wire.Lease) {
-				l.Binding = bindTo(v, l, v.MeterKey.Address(), nil)
+				l.Binding = v.Bind(l, v.MeterKey.Address(), nil)
 				forge(v, l)
 			}
 			v.Script = func(p *testrig.Stream) { p.Honest(2) }
@@ -86,7 +64,7 @@ func TestLeaseWithoutItsMeter(t *testing.T) {
 // TestEveryFieldOfABinding: whatever a field of a lease's binding says, no other key is taken for the lease's.
 func TestEveryFieldOfABinding(t *testing.T) {
 	m := testrig.NewMarket(t)
-	v := ofNodes(t, m)
+	v := testrig.NewHostileNodes(t, m)
 	v.Script = func(*testrig.Stream) {}
 	l, err := openRenter(t, renterConfig(t, m, m.Payer)).Rent(t.Context(), v.Server.URL, RentOptions{Deposit: "0.1"})
 	if err != nil {
@@ -120,7 +98,7 @@ func TestEveryFieldOfABinding(t *testing.T) {
 // no second word of the payee's.
 func TestAnotherNodeSigns(t *testing.T) {
 	m := testrig.NewMarket(t)
-	v := ofNodes(t, m)
+	v := testrig.NewHostileNodes(t, m)
 	goOn := make(chan struct{})
 	v.Script = func(p *testrig.Stream) {
 		p.Honest(3)
@@ -149,7 +127,7 @@ func TestAnotherNodeSigns(t *testing.T) {
 // beside them, and without it nobody.
 func TestForkOfABoundMeter(t *testing.T) {
 	m := testrig.NewMarket(t)
-	v := ofNodes(t, m)
+	v := testrig.NewHostileNodes(t, m)
 	v.Script = func(p *testrig.Stream) {
 		p.Honest(3)
 		p.Usage(p.Resign(p.Sent, func(r *metering.SignedRecord) { r.To++ }))
@@ -200,11 +178,11 @@ func errOf(_ common.Address, err error) error { return err }
 // signed convinces anybody.
 func TestTwoMetersOfALease(t *testing.T) {
 	m := testrig.NewMarket(t)
-	v := ofNodes(t, m)
+	v := testrig.NewHostileNodes(t, m)
 	var second atomic.Bool
 	v.ForgeLease = func(l *wire.Lease) {
-		if l.Binding = bindTo(v, l, v.MeterKey.Address(), nil); second.Load() {
-			l.Binding = bindTo(v, l, v.Key.Address(), nil)
+		if l.Binding = v.Bind(l, v.MeterKey.Address(), nil); second.Load() {
+			l.Binding = v.Bind(l, v.Key.Address(), nil)
 		}
 	}
 	v.Script = func(p *testrig.Stream) { p.Honest(3) }

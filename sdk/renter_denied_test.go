@@ -37,13 +37,6 @@ func (f *stuckEndpoint) freeze(t *testing.T) {
 	f.at.Store(new(big.Int).SetUint64(head))
 }
 
-// fromMidnight moves the clocks to shortly after the next midnight (UTC): a day of the caps begins.
-func fromMidnight(t *testing.T, m *testrig.Market) {
-	t.Helper()
-	now := m.Now()
-	m.Pass(t, now.UTC().Truncate(24*time.Hour).Add(24*time.Hour+time.Minute).Sub(now))
-}
-
 // spent is what has left the payer, base units.
 func (d *drawer) spent() uint64 {
 	balance, err := d.token.Balance(d.t.Context(), d.Market.PayerAddress())
@@ -68,7 +61,7 @@ func TestDeniedTopUpsCountForTheDay(t *testing.T) {
 	for name, caps := range deniedCaps() {
 		t.Run(name, func(t *testing.T) {
 			m := testrig.NewMarket(t)
-			fromMidnight(t, m)
+			m.PassToMidnight(t)
 			d := newDrawerOf(t, m, func(o *wire.Offer) { o.Expires += 1000 * 3600 })
 			config := renterConfig(t, m, m.Payer)
 			bad := &stuckEndpoint{Backend: m.Backend}
@@ -107,7 +100,7 @@ func TestDeniedTopUpsCountForTheDay(t *testing.T) {
 			if today > cap || today < 800_000 {
 				t.Errorf("%d were deposited in a day, the cap is %d", today, cap)
 			}
-			fromMidnight(t, m)
+			m.PassToMidnight(t)
 			for range 3 {
 				round()
 			}
@@ -127,7 +120,7 @@ func TestDeniedOpensCountForTheDay(t *testing.T) {
 		}
 		t.Run(name, func(t *testing.T) {
 			m := testrig.NewMarket(t)
-			fromMidnight(t, m)
+			m.PassToMidnight(t)
 			d := newDrawerOf(t, m, func(o *wire.Offer) { o.Expires += 1000 * 3600 })
 			d.RefuseOpen = true
 			config := renterConfig(t, m, m.Payer)
@@ -167,7 +160,7 @@ func TestDeniedOpensCountForTheDay(t *testing.T) {
 			if today != 1_000_000 {
 				t.Errorf("%d were deposited in a day, the cap is %d", today, cap)
 			}
-			fromMidnight(t, m)
+			m.PassToMidnight(t)
 			round()
 			if got := d.spent(); got <= today || got > 2*cap {
 				t.Errorf("%d were deposited by the next day, and %d by the day before", got, today)

@@ -701,7 +701,7 @@ func TestX402DeniedDepositsCountForTheDay(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newStall(t, testrig.NewX402Market(t))
-			fromMidnight(t, s.Market)
+			s.PassToMidnight(t)
 			caps := wallet.Caps{PricePerGPUHour: "1000", PerLease: "100", PerDay: "100", PerPayee: "100"}
 			change(&caps)
 			x := s.client(caps, stallOptions)
@@ -724,7 +724,7 @@ func TestX402DeniedDepositsCountForTheDay(t *testing.T) {
 			if got := signed(6); got != 2 {
 				t.Errorf("%d deposits were signed in a day, there is room for 2", got)
 			}
-			fromMidnight(t, s.Market)
+			s.PassToMidnight(t)
 			if got := signed(6); got != 4 {
 				t.Errorf("%d deposits were signed in two days, there is room for 4", got)
 			}

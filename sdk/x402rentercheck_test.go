@@ -391,8 +391,8 @@ func TestEvidenceHoldsNoAccess(t *testing.T) {
 // TestTicksNeedANamedMeter: a renter pays no ticks under an offer that names no meter: nothing of x402 says whose key signs.
 func TestTicksNeedANamedMeter(t *testing.T) {
 	m := testrig.NewMarket(t)
-	v := ofNodes(t, m)
-	x := &X402Client{w: openRenter(t, renterConfig(t, m, m.Payer)).w} // on a chain without x402's contract
+	v := testrig.NewHostileNodes(t, m)
+	x := &X402Client{w: openRenter(t, renterConfig(t, m, m.Payer)).Wallet()} // on a chain without x402's contract
 	if _, err := x.Rent(t.Context(), v.Server.URL, 1); !errors.Is(err, peer.ErrOffer) {
 		t.Errorf("%v", err)
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/gpu"
+	"github.com/gpupay/gpupay/sdk/internal/billed"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/wallet"
@@ -348,7 +349,7 @@ func (b bootOf) Now() metering.Instant {
 // also where that renter's system names no boot, and after it was rebooted in the lease.
 func TestOurClockFindsOneGPULetTwice(t *testing.T) {
 	clock := testclock.Process() // the GPUs' as well: on a faster one of ours two slow leases have the time of one
-	booted := clock.Now().Boot - second
+	booted := clock.Now().Boot - int64(time.Second)
 	for name, clocks := range map[string][]metering.Clock{
 		"of a system that names no boot": {bootOf{clock, "", 0}},
 		"rebooted":                       {bootOf{clock, "first", 0}, bootOf{clock, "second", booted}},
@@ -414,14 +415,16 @@ func TestOneGPUInASessionAndOverX402(t *testing.T) {
 		t.Errorf("one GPU in a session and over x402: %v", err)
 	}
 	n.open()
-	rows, listErr := rentalStore{n.x.w.Store}.list(t.Context(), ``)
-	if listErr != nil || len(rows) != 1 || len(rows[0].Spans) == 0 {
-		t.Fatalf("%d rentals, %v", len(rows), listErr)
+	var document string
+	var onDisk struct{ Spans []billed.Span }
+	if err := n.x.w.DB.View().Get(&document, `SELECT document FROM rentals`); err != nil || json.Unmarshal([]byte(document), &onDisk) != nil || len(onDisk.Spans) == 0 {
+		t.Fatalf("the onDisk's row is %s, %v", document, err)
 	}
-	if err := n.x.w.Billed.Book(rows[0].Terms.Payee, common.Hash{1}, rows[0].Spans, 0); !errors.Is(err, wallet.ErrLetTwice) {
+	payee := n.provider.Offer().Payee
+	if err := n.x.w.Billed.Book(common.Address(payee), common.Hash{1}, onDisk.Spans, 0); !errors.Is(err, wallet.ErrLetTwice) {
 		t.Errorf("what a session was billed for is forgotten: %v", err)
 	}
-	if err := n.x.w.Billed.Book(rows[0].Terms.Payee, common.Hash{1}, n.slate().Spans, 0); !errors.Is(err, wallet.ErrLetTwice) {
+	if err := n.x.w.Billed.Book(common.Address(payee), common.Hash{1}, n.slate().Spans, 0); !errors.Is(err, wallet.ErrLetTwice) {
 		t.Errorf("what ticks were billed for is forgotten: %v", err)
 	}
 }
@@ -449,6 +452,7 @@ func TestX402LateReadings(t *testing.T) {
 // TestX402BooksBeforeItWrites: of two channels' ticks that bill one GPU for one time the second is refused while the first is
 // still to be written.
 func TestX402BooksBeforeItWrites(t *testing.T) {
+	const second = int64(time.Second)
 	x := &X402Client{w: &wallet.Wallet{Clock: testclock.Process()}}
 	rec := metering.SignedRecord{Evidence: metering.Evidence{Devices: []metering.DeviceEvidence{{
 		Device: metering.Device{UUID: "GPU-1", BootID: "a"}, To: metering.Instant{Mono: second}, Nanos: metering.Nanos{Allocated: second}, Total: second,

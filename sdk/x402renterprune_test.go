@@ -72,7 +72,7 @@ func TestX402RenterPrune(t *testing.T) {
 	}
 	n.tick()
 	empty()
-	if err := r.w.Keep(t.Context(), wallet.Evidence{Channel: id, URL: n.server.URL, Reason: "a test", At: time.Now()}); err != nil {
+	if err := r.Wallet().Keep(t.Context(), wallet.Evidence{Channel: id, URL: n.server.URL, Reason: "a test", At: time.Now()}); err != nil {
 		t.Fatal(err)
 	}
 	prunes("its server was caught", later, keep, 0)

@@ -1,6 +1,7 @@
 package rig
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"net/http"
@@ -9,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ethereum/go-ethereum/common"
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
@@ -195,4 +197,25 @@ func (v *Hostile) stream(w http.ResponseWriter, r *http.Request, payload wire.Pa
 			p.write([]byte(wire.Comment))
 		}
 	}
+}
+
+// NewHostileNodes serves a hostile provider whose offer names no meter: m.Keys[5] is the key of a node of its, bound to its lease.
+func NewHostileNodes(t testing.TB, m *Market) *Hostile {
+	v := NewHostile(t, m, func(o *wire.Offer) { o.Version, o.Meter = 2, wire.Address{} })
+	v.MeterKey = channel.NewKey(m.Keys[5])
+	v.ForgeLease = func(l *wire.Lease) { l.Binding = v.Bind(l, v.MeterKey.Address(), nil) }
+	return v
+}
+
+// Bind is the hostile provider's word for a meter of a lease, or for another one that change makes of it.
+func (v *Hostile) Bind(l *wire.Lease, meter common.Address, change func(*wire.MeterBinding)) *wire.MeterBinding {
+	b := wire.MeterBinding{LeaseID: l.LeaseID, ChannelID: l.ChannelID, OfferHash: l.OfferHash, Meter: wire.Address(meter)}
+	if change != nil {
+		change(&b)
+	}
+	b, err := wire.BindMeter(context.Background(), v.Key, v.Offer.Offer, b)
+	if err != nil {
+		v.T.Error(err)
+	}
+	return &b
 }

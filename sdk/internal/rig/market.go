@@ -75,3 +75,10 @@ func NewX402Market(t testing.TB) *Market {
 	m.PlaceBatchSettlement(t)
 	return m
 }
+
+// PassToMidnight moves the clocks to shortly after the next midnight (UTC): a day of the caps begins.
+func (m *Market) PassToMidnight(t testing.TB) {
+	t.Helper()
+	now := m.Now()
+	m.Pass(t, now.UTC().Truncate(24*time.Hour).Add(24*time.Hour+time.Minute).Sub(now))
+}
