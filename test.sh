@@ -203,9 +203,9 @@ gotest() {
 	return "$status"
 }
 
-# suite runs all Go tests, the longest package first, and those that failed beside the others once more by themselves. Most wait
+# suite runs all Go tests, the longest packages first, and those that failed beside the others once more by themselves. Most wait
 # for blocks and clocks: four at a time leave two cores time.
-suite() { gotest "$@" -p 2 -parallel 4 -timeout 35m ./sdk ./... || again "$@"; }
+suite() { gotest "$@" -p 2 -parallel 4 -timeout 35m ./sdk ./sdk/renter ./... || again "$@"; }
 
 # again runs up to three tests that failed, one after the other, with the machine to themselves: a test of real programs and
 # real clocks can starve on two cores, and a fault is there alone too. What they printed is shown either way. A data race, a
@@ -313,7 +313,7 @@ kills() {
 
 # endpoints has every field of an endpoint's answers misbehave in every way, on either side, at every moment, also one of two.
 endpoints() {
-	GPUPAY_LONG_ENDPOINTS=1 gotest -timeout 60m -run '^(TestEndpointMisbehaves|TestRenterOfTwoEndpoints)$' ./sdk
+	GPUPAY_LONG_ENDPOINTS=1 gotest -timeout 60m -run '^(TestEndpointMisbehaves|TestRenterOfTwoEndpoints)$' ./sdk/renter
 }
 
 # torment does to whole fleets what a nemesis would, by a seed of its own.

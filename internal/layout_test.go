@@ -57,6 +57,8 @@ var layout = []struct{ pkg, may string }{
 		"sdk/internal/evidence sdk/internal/peer sdk/units sdk/wire"},
 	{"sdk/tower", "channel channel/store internal/exactjson internal/redact sdk/chain sdk/internal/database sdk/internal/keyed " +
 		"sdk/internal/reach sdk/internal/run sdk/internal/serve sdk/limit sdk/settle sdk/units sdk/wire"},
+	{"sdk/renter", "channel channel/store internal/exactjson internal/fault internal/u256 metering sdk/audit sdk/chain sdk/gpu " +
+		"sdk/internal/billed sdk/internal/boundlog sdk/internal/evidence sdk/internal/peer sdk/units sdk/wallet sdk/wire"},
 
 	{"bindings/batchsettlement/standin", ""},
 	{"bindings/testtoken", ""},

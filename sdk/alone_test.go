@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wallet"
 )
 
@@ -14,17 +15,17 @@ import (
 func TestOneProgramOnOneDatabase(t *testing.T) {
 	r := newRig(t)
 	o := newOutpost(t)
-	config := RenterConfig{Backend: r.chain.Backend, Token: r.chain.Token, Key: r.payer, Database: t.TempDir() + "/renter.db",
+	config := renter.Config{Backend: r.chain.Backend, Token: r.chain.Token, Key: r.payer, Database: t.TempDir() + "/renter.db",
 		Caps: wallet.Caps{PricePerGPUHour: "4.00", PerLease: "10", PerDay: "20", PerPayee: wallet.Unlimited}}
-	renter, err := NewRenter(t.Context(), config)
+	client, err := renter.New(t.Context(), config)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { renter.Close() })
+	t.Cleanup(func() { client.Close() })
 	for path, open := range map[string]func() (io.Closer, error){
 		r.config.Database: func() (io.Closer, error) { return NewProvider(t.Context(), r.config) },
 		o.config.Database: func() (io.Closer, error) { return NewNode(t.Context(), o.config) },
-		config.Database:   func() (io.Closer, error) { return NewRenter(t.Context(), config) },
+		config.Database:   func() (io.Closer, error) { return renter.New(t.Context(), config) },
 	} {
 		second, err := open()
 		if err == nil {
@@ -39,7 +40,7 @@ func TestOneProgramOnOneDatabase(t *testing.T) {
 	if b, err := ExportFile(t.Context(), r.config.Database, lease.terms.ID()); err != nil || len(b.Leases) != 1 {
 		t.Errorf("export beside the program that runs: %v", err)
 	}
-	if _, err := RentalsFile(t.Context(), config.Database); err != nil {
+	if _, err := renter.RentalsFile(t.Context(), config.Database); err != nil {
 		t.Errorf("a list beside the program that runs: %v", err)
 	}
 }

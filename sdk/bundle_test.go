@@ -18,6 +18,8 @@ import (
 	"github.com/gpupay/gpupay/sdk/audit"
 	"github.com/gpupay/gpupay/sdk/chain"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
+	"github.com/gpupay/gpupay/sdk/renter"
 )
 
 // bundles is what both sides kept about a channel that was rented, settled and
@@ -26,13 +28,13 @@ func bundles(t *testing.T, m *testrig.Market) (payee, payer *audit.Bundle) {
 	t.Helper()
 	var database string
 	server := serveProvider(t, m, func(c *ProviderConfig) { database = c.Database })
-	r := openRenter(t, renterConfig(t, m, m.Newcomer(t)))
-	l, err := r.Rent(t.Context(), server.URL, RentOptions{GPUs: 2, Deposit: "1", PayEvery: 100 * time.Millisecond})
+	r := renterrig.Open(t, renterrig.Config(t, m, m.Newcomer(t)))
+	l, err := r.Rent(t.Context(), server.URL, renter.Options{GPUs: 2, Deposit: "1", PayEvery: 100 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
-	done := background(ctx, l)
+	done := renterrig.Background(ctx, l)
 	testrig.Eventually(t, "four records", func() bool { return l.Snapshot().Sequence >= 4 })
 	cancel()
 	<-done
@@ -226,9 +228,9 @@ func TestEquivocationIsKeptAndProven(t *testing.T) {
 		p.Honest(3)
 		p.Usage(p.Resign(p.Sent, func(r *metering.SignedRecord) { r.To++ }))
 	}
-	config := renterConfig(t, m, m.Payer)
-	r := openRenter(t, config)
-	l, err := r.Rent(t.Context(), v.Server.URL, RentOptions{Deposit: "1", PayEvery: 50 * time.Millisecond})
+	config := renterrig.Config(t, m, m.Payer)
+	r := renterrig.Open(t, config)
+	l, err := r.Rent(t.Context(), v.Server.URL, renter.Options{Deposit: "1", PayEvery: 50 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -247,7 +249,7 @@ func TestEquivocationIsKeptAndProven(t *testing.T) {
 	if who, err := again.Verify(); err != nil || who != m.PayeeAddress() {
 		t.Errorf("it is against %s: %v", who, err)
 	}
-	exported, err := ExportRentalFile(t.Context(), config.Database, l.ID())
+	exported, err := renter.ExportFile(t.Context(), config.Database, l.ID())
 	if err != nil || len(exported.Equivocations()) != 1 {
 		t.Errorf("the exported bundle has not the proof: %v", err)
 	}
@@ -282,20 +284,20 @@ func TestEquivocationIsKeptAndProven(t *testing.T) {
 func TestBundleOfTheNewestRental(t *testing.T) {
 	m := testrig.NewMarket(t)
 	var payee string
-	server, config := serveProvider(t, m, func(c *ProviderConfig) { payee = c.Database }), renterConfig(t, m, m.Payer)
-	r := openRenter(t, config)
+	server, config := serveProvider(t, m, func(c *ProviderConfig) { payee = c.Database }), renterrig.Config(t, m, m.Payer)
+	r := renterrig.Open(t, config)
 	for range 3 {
-		l, err := r.Rent(t.Context(), server.URL, RentOptions{Deposit: "1"})
+		l, err := r.Rent(t.Context(), server.URL, renter.Options{Deposit: "1"})
 		if err != nil {
 			t.Fatal(err)
 		}
-		if b, err := ExportRentalFile(t.Context(), config.Database, common.Hash{}); err != nil || b.Channel != l.ID() {
+		if b, err := renter.ExportFile(t.Context(), config.Database, common.Hash{}); err != nil || b.Channel != l.ID() {
 			t.Errorf("the newest rental is %s: %v", l.ID(), err)
 		}
 		if _, err := l.Close(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if b, err := ExportRentalFile(t.Context(), config.Database, common.Hash{}); err != nil || b.Channel != l.ID() {
+		if b, err := renter.ExportFile(t.Context(), config.Database, common.Hash{}); err != nil || b.Channel != l.ID() {
 			t.Errorf("the newest rental, which is closed, is %s: %v", l.ID(), err)
 		}
 	}
@@ -308,16 +310,16 @@ func TestBundleOfTheNewestRental(t *testing.T) {
 // no database.
 func TestBundleOfAnUnknownChannel(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "none.db")
-	if _, err := ExportRentalFile(t.Context(), path, common.Hash{1}); !errors.Is(err, os.ErrNotExist) {
+	if _, err := renter.ExportFile(t.Context(), path, common.Hash{1}); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("no file: %v", err)
 	}
 	m := testrig.NewMarket(t)
-	config := renterConfig(t, m, m.Payer)
-	r := openRenter(t, config)
+	config := renterrig.Config(t, m, m.Payer)
+	r := renterrig.Open(t, config)
 	if _, err := r.Export(t.Context(), common.Hash{1}); !errors.Is(err, channel.ErrUnknown) {
 		t.Error(err)
 	}
-	if _, err := ExportRentalFile(t.Context(), config.Database, common.Hash{1}); !errors.Is(err, channel.ErrUnknown) {
+	if _, err := renter.ExportFile(t.Context(), config.Database, common.Hash{1}); !errors.Is(err, channel.ErrUnknown) {
 		t.Error(err)
 	}
 	for _, wrong := range []string{`{"kind":"gpupay bundle","version":2}`, `{"kind":"gpupay bundle","version":2,"version":1}`, `{"kind":"gpupay bundle","Version":1}`,

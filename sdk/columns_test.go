@@ -10,6 +10,8 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/gpupay/gpupay/channel/store"
+	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
+	"github.com/gpupay/gpupay/sdk/renter"
 )
 
 // widen does to every table what a newer program's migration may do: it adds a column.
@@ -50,7 +52,7 @@ func TestColumnsOfANewerProgram(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			r := newRig(t, quiet)
 			path := filepath.Join(t.TempDir(), "renter.db")
-			renter := r.renter(t, path)
+			client := r.renter(t, path)
 			first := r.open(1, 200_000, "")
 			first.record()
 			widen(t, r.provider.db)
@@ -64,11 +66,11 @@ func TestColumnsOfANewerProgram(t *testing.T) {
 			if b, err := r.provider.Export(t.Context(), first.terms.ID()); err != nil || len(b.Leases) != 1 {
 				t.Error(err)
 			}
-			rental, err := renter.Rent(t.Context(), r.server.URL, RentOptions{Deposit: "0.3", PayEvery: 50 * time.Millisecond})
+			rental, err := client.Rent(t.Context(), r.server.URL, renter.Options{Deposit: "0.3", PayEvery: 50 * time.Millisecond})
 			if err != nil {
 				t.Fatal(err)
 			}
-			done := background(t.Context(), rental)
+			done := renterrig.Background(t.Context(), rental)
 			awaitRecord(t, rental, 2)
 			if _, err := rental.Close(t.Context()); err != nil {
 				t.Error(err)
@@ -76,7 +78,7 @@ func TestColumnsOfANewerProgram(t *testing.T) {
 			if err := <-done; err != nil {
 				t.Error(err)
 			}
-			if _, err := renter.Export(t.Context(), rental.ID()); err != nil {
+			if _, err := client.Export(t.Context(), rental.ID()); err != nil {
 				t.Error(err)
 			}
 		})

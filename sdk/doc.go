@@ -1,5 +1,5 @@
-// Package sdk is the two sides of paid GPU time: a Provider that rents out GPUs
-// and is paid for what it metered, and a Renter that pays for what it checked.
+// Package sdk is the side of paid GPU time that sells: a Provider that rents out
+// GPUs and is paid for what it metered. Who rents them is package renter.
 //
 // A Provider is an http.Handler. NewProvider takes a ProviderConfig: the chain's
 // RPC, the Escrow, the Token, the payee's Key, a Database (vouchers are in it, and
@@ -11,13 +11,6 @@
 // What a provider publishes is a signed offer: the price, the least deposit, the
 // credit (GPU time that it serves ahead of vouchers, and the most that it can
 // lose), and how often it meters. A lease keeps the offer that it began under.
-//
-// A Renter takes a RenterConfig, whose Caps bound the price, and what may be spent
-// in a lease, in a day and with one provider: they are on disk and checked before
-// its Key signs. Rent checks an offer, deposits and begins a lease; Rental.Run
-// checks each usage record and signs a voucher for it; Rental.Close pays what is
-// left and waits for the refund. After a crash Resume goes on, and Leave gets the
-// deposit back without the provider.
 //
 // Amounts in configurations are units of the token, such as "2.50"; those in
 // results are its base units. ProviderConfig.X402 and NewX402Client speak x402 instead.

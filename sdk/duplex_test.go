@@ -15,6 +15,8 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
+	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -382,12 +384,12 @@ func TestRenterPaysThroughWhatThereIs(t *testing.T) {
 			server := serveProvider(t, m, nil)
 			heard := posts{test.between(server.Config.Handler), make(chan string, 1000)}
 			server.Config.Handler = heard
-			r := openRenter(t, renterConfig(t, m, m.Newcomer(t)))
-			l, err := r.Rent(t.Context(), server.URL, RentOptions{GPUs: 1, Deposit: "1", PayEvery: 50 * time.Millisecond})
+			r := renterrig.Open(t, renterrig.Config(t, m, m.Newcomer(t)))
+			l, err := r.Rent(t.Context(), server.URL, renter.Options{GPUs: 1, Deposit: "1", PayEvery: 50 * time.Millisecond})
 			if err != nil {
 				t.Fatal(err)
 			}
-			done := background(t.Context(), l)
+			done := renterrig.Background(t.Context(), l)
 			testrig.Eventually(t, "vouchers for 0.5 s", func() bool { s := l.Snapshot(); return s.Paid.Uint64() > 500 })
 			if _, err := l.Close(t.Context()); err != nil {
 				t.Fatal(err)

@@ -17,6 +17,7 @@ import (
 	"github.com/gpupay/gpupay/internal/devchain"
 	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/sdk"
+	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wallet"
 )
 
@@ -43,18 +44,18 @@ func Example() {
 	server := httptest.NewServer(provider)
 	defer server.Close()
 
-	renter, err := sdk.NewRenter(ctx, sdk.RenterConfig{
+	client, err := renter.New(ctx, renter.Config{
 		RPC: chain.URL, Token: chain.Token, Key: channel.NewKey(chain.Keys[1]),
 		Database: filepath.Join(dir, "renter.db"), Poll: 200 * time.Millisecond, Log: quiet,
 		Caps: wallet.Caps{PricePerGPUHour: "40.00", PerLease: "0.02", PerDay: "1.00", PerPayee: "1.00"},
 	})
 	must(err)
-	defer renter.Close()
-	must(chain.Fund(ctx, renter.Address(), nil, *uint256.NewInt(1_000_000)))
-	rental, err := renter.Rent(ctx, server.URL, sdk.RentOptions{Deposit: "0.02", PayEvery: 500 * time.Millisecond})
+	defer client.Close()
+	must(chain.Fund(ctx, client.Address(), nil, *uint256.NewInt(1_000_000)))
+	rental, err := client.Rent(ctx, server.URL, renter.Options{Deposit: "0.02", PayEvery: 500 * time.Millisecond})
 	must(err)
 	err = rental.Run(ctx) // two seconds at most: 0.02 at 0.01 a second
-	fmt.Println("the budget is used up:", errors.Is(err, sdk.ErrBudget))
+	fmt.Println("the budget is used up:", errors.Is(err, renter.ErrBudget))
 	closing, err := rental.Close(ctx)
 	must(err)
 	fmt.Println("paid what its records say:", !closing.Settled.IsZero() && closing.Settled == closing.Owed)

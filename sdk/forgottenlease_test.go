@@ -2,6 +2,7 @@ package sdk
 
 import (
 	"context"
+	"github.com/gpupay/gpupay/sdk/renter"
 	"testing"
 	"time"
 )
@@ -9,7 +10,7 @@ import (
 // TestForgottenLeaseIsGivenBack: a lease of which nothing was paid yet is all that a restored renter has forgotten. It cannot tell
 // that from one that nobody asked for, gives it back, pays nothing of it, and closes. Its provider loses less than its credit.
 func TestForgottenLeaseIsGivenBack(t *testing.T) {
-	p := newPairWith(t, RentOptions{Deposit: "0.3", PayEvery: time.Hour}, generousCredit)
+	p := newPairWith(t, renter.Options{Deposit: "0.3", PayEvery: time.Hour}, generousCredit)
 	p.goOn(3)
 	id := p.rental.ID()
 	if err := p.provider.running(id).end(t.Context(), stopRequest{reason: "a test ends it"}); err != nil {
@@ -54,7 +55,7 @@ func TestForgottenLeaseIsGivenBack(t *testing.T) {
 // TestForgottenLeaseNeedsItsVoucher: a restored renter has caught up with the lease that its voucher was for, which prepays more
 // than was used. A lease that is named later is one that nobody asked for, and is given back.
 func TestForgottenLeaseNeedsItsVoucher(t *testing.T) {
-	p := oldRenter(t, RentOptions{Deposit: "0.3", PayEvery: 50 * time.Millisecond, Prepay: 100 * time.Second})
+	p := oldRenter(t, renter.Options{Deposit: "0.3", PayEvery: 50 * time.Millisecond, Prepay: 100 * time.Second})
 	p.goOn(3)
 	old := p.copy()
 	p.goOn(5)

@@ -12,6 +12,7 @@ import (
 	"github.com/ethereum/go-ethereum/common"
 
 	"github.com/gpupay/gpupay/internal/pgtest"
+	"github.com/gpupay/gpupay/sdk/renter"
 )
 
 // behindOne is a balancer that has one gateway show the offer, and another one do all else.
@@ -69,7 +70,7 @@ func TestRentOfTwoGateways(t *testing.T) {
 	r := a.renter(t, t.TempDir()+"/renter.db")
 	for _, way := range [][2]*rig{{a, b}, {b, a}} {
 		balancer := behindOne(t, way[0].server.URL, way[1].server.URL)
-		rental, err := r.Rent(t.Context(), balancer.URL, RentOptions{Deposit: "0.05"})
+		rental, err := r.Rent(t.Context(), balancer.URL, renter.Options{Deposit: "0.05"})
 		if err != nil {
 			t.Fatal(err)
 		}

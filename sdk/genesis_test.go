@@ -16,6 +16,7 @@ import (
 	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/tower"
 	"github.com/gpupay/gpupay/sdk/wallet"
 )
@@ -33,7 +34,7 @@ func TestChainStartedAnew(t *testing.T) {
 				Database: filepath.Join(dir, "provider.db"), PricePerGPUHour: "36.00", Source: sim.New(1, sim.Options{}), ClockTolerance: time.Hour, Log: quiet})
 		},
 		"renter.db": func(c *devchain.Chain) (closer, error) {
-			return sdk.NewRenter(t.Context(), sdk.RenterConfig{Backend: c.Backend, Token: c.Token, Key: channel.NewKey(c.Keys[1]),
+			return renter.New(t.Context(), renter.Config{Backend: c.Backend, Token: c.Token, Key: channel.NewKey(c.Keys[1]),
 				Database: filepath.Join(dir, "renter.db"), Log: quiet, Caps: wallet.Caps{PricePerGPUHour: "40.00", PerLease: "1", PerDay: "1", PerPayee: "1"}})
 		},
 		"tower.db": func(c *devchain.Chain) (closer, error) {
@@ -96,15 +97,15 @@ func TestFailedFirstRentBindsNoDatabase(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { c.Close() })
-		renter, err := sdk.NewRenter(t.Context(), sdk.RenterConfig{Backend: c.Backend, Token: c.Token, Key: channel.NewKey(c.Keys[1]), Database: path,
+		client, err := renter.New(t.Context(), renter.Config{Backend: c.Backend, Token: c.Token, Key: channel.NewKey(c.Keys[1]), Database: path,
 			Log: slog.New(slog.DiscardHandler), Caps: wallet.Caps{PricePerGPUHour: "40.00", PerLease: "1", PerDay: "1", PerPayee: "1"}})
 		if err != nil {
 			t.Fatalf("on chain %d: %v", n+1, err)
 		}
-		if _, err := renter.Rent(t.Context(), "http://127.0.0.1:1", sdk.RentOptions{}); err == nil {
+		if _, err := client.Rent(t.Context(), "http://127.0.0.1:1", renter.Options{}); err == nil {
 			t.Error("it rents of nobody")
 		}
-		if err := renter.Close(); err != nil {
+		if err := client.Close(); err != nil {
 			t.Fatal(err)
 		}
 	}

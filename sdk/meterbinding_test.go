@@ -19,6 +19,8 @@ import (
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/audit"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
+	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -65,27 +67,27 @@ func TestEachNodeSignsWithItsOwnKey(t *testing.T) {
 		t.Fatalf("the offer of version %d names meter %s", offer.Version, offer.Meter)
 	}
 	path := filepath.Join(t.TempDir(), "renter.db")
-	renter := r.renter(t, path)
+	client := r.renter(t, path)
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
 	meters := map[common.Address]common.Hash{}
-	run := func(ids ...common.Hash) (rentals []*Rental, done []<-chan error) {
+	run := func(ids ...common.Hash) (rentals []*renter.Rental, done []<-chan error) {
 		for range 2 - len(ids) {
-			l, err := renter.Rent(t.Context(), f.URL, RentOptions{Deposit: "0.3", PayEvery: 50 * time.Millisecond})
+			l, err := client.Rent(t.Context(), f.URL, renter.Options{Deposit: "0.3", PayEvery: 50 * time.Millisecond})
 			if err != nil {
 				t.Fatal(err)
 			}
 			rentals = append(rentals, l)
 		}
 		for _, id := range ids {
-			l, err := renter.Resume(t.Context(), id)
+			l, err := client.Resume(t.Context(), id)
 			if err != nil {
 				t.Fatal(err)
 			}
 			rentals = append(rentals, l)
 		}
 		for _, l := range rentals {
-			done = append(done, background(ctx, l))
+			done = append(done, renterrig.Background(ctx, l))
 		}
 		return rentals, done
 	}
@@ -117,10 +119,10 @@ func TestEachNodeSignsWithItsOwnKey(t *testing.T) {
 	for i := range done {
 		<-done[i]
 	}
-	if err := renter.Close(); err != nil {
+	if err := client.Close(); err != nil {
 		t.Fatal(err)
 	}
-	renter, ctx = r.renter(t, path), t.Context()
+	client, ctx = r.renter(t, path), t.Context()
 	rentals, done = run(rentals[0].ID(), rentals[1].ID())
 	on()
 	for i, l := range rentals {
@@ -128,7 +130,7 @@ func TestEachNodeSignsWithItsOwnKey(t *testing.T) {
 		if err := errors.Join(err, <-done[i]); err != nil || c.Settled != c.Owed {
 			t.Fatalf("settled %s of %s: %v", c.Settled.Dec(), c.Owed.Dec(), err)
 		}
-		kept, err := renter.Export(t.Context(), l.ID())
+		kept, err := client.Export(t.Context(), l.ID())
 		payer := export(t, kept, err)
 		kept, err = r.provider.Export(t.Context(), l.ID())
 		payee := export(t, kept, err)
@@ -149,8 +151,8 @@ func TestEachNodeSignsWithItsOwnKey(t *testing.T) {
 func TestNextLeaseHasItsOwnMeter(t *testing.T) {
 	r, north, south, f := pairOfNodes(t)
 	path := filepath.Join(t.TempDir(), "renter.db")
-	renter := r.renter(t, path)
-	l, err := renter.Rent(t.Context(), f.URL, RentOptions{Deposit: "0.3", PayEvery: 50 * time.Millisecond})
+	client := r.renter(t, path)
+	l, err := client.Rent(t.Context(), f.URL, renter.Options{Deposit: "0.3", PayEvery: 50 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -177,7 +179,7 @@ func TestNextLeaseHasItsOwnMeter(t *testing.T) {
 	if _, err := l.Close(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	kept, err := renter.Export(t.Context(), l.ID())
+	kept, err := client.Export(t.Context(), l.ID())
 	payer := export(t, kept, err)
 	kept, err = r.provider.Export(t.Context(), l.ID())
 	payee := export(t, kept, err)
@@ -270,13 +272,13 @@ func TestRestoredGatewayOverANode(t *testing.T) {
 			if name == "begun since" {
 				image()
 			}
-			renter := r.renter(t, filepath.Join(t.TempDir(), "renter.db"))
-			l, err := renter.Rent(t.Context(), f.URL, RentOptions{Deposit: "0.3", PayEvery: 50 * time.Millisecond})
+			client := r.renter(t, filepath.Join(t.TempDir(), "renter.db"))
+			l, err := client.Rent(t.Context(), f.URL, renter.Options{Deposit: "0.3", PayEvery: 50 * time.Millisecond})
 			if err != nil {
 				t.Fatal(err)
 			}
 			lease := l.Snapshot().Lease
-			done := background(t.Context(), l)
+			done := renterrig.Background(t.Context(), l)
 			awaitRecord(t, l, 3)
 			if name != "begun since" {
 				image()
@@ -297,7 +299,7 @@ func TestRestoredGatewayOverANode(t *testing.T) {
 			if err != nil || c.Settled != c.Owed {
 				t.Fatalf("settled %s of %s: %v", c.Settled.Dec(), c.Owed.Dec(), err)
 			}
-			if kept, err := renter.Evidence(t.Context(), l.ID()); err != nil || len(kept) != 0 {
+			if kept, err := client.Evidence(t.Context(), l.ID()); err != nil || len(kept) != 0 {
 				t.Errorf("the renter accuses a provider that bound no second meter: %v, %v", kept, err)
 			}
 			b, err := r.provider.Export(t.Context(), l.ID())

@@ -2,6 +2,7 @@ package sdk
 
 import (
 	"errors"
+	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"path/filepath"
 	"strings"
@@ -13,20 +14,20 @@ import (
 // leaves room for less ends in time and says so; all is paid.
 func TestLastTopUpIsWorthSending(t *testing.T) {
 	r := newRig(t, quiet, func(c *ProviderConfig) { c.MinDeposit, c.MinTransfer, c.Credit = "0.001", "0.005", 10*time.Second })
-	renter := r.renter(t, filepath.Join(t.TempDir(), "renter.db"), func(c *RenterConfig) {
+	client := r.renter(t, filepath.Join(t.TempDir(), "renter.db"), func(c *renter.Config) {
 		c.Caps.PerLease = "0.015" // 6,000, a top-up of 5,000, and 4,000 are left
 	})
-	if _, err := renter.Rent(t.Context(), r.server.URL, RentOptions{Deposit: "0.006", TopUp: "0.004"}); !errors.Is(err, wallet.ErrDeposit) || !strings.Contains(err.Error(), "0.005") {
+	if _, err := client.Rent(t.Context(), r.server.URL, renter.Options{Deposit: "0.006", TopUp: "0.004"}); !errors.Is(err, wallet.ErrDeposit) || !strings.Contains(err.Error(), "0.005") {
 		t.Fatalf("top-ups that are refused: %v", err)
 	}
 	if got := r.balance(r.payer.Address()); got != 1_000_000 {
 		t.Fatalf("%d moved", 1_000_000-got)
 	}
-	rental, err := renter.Rent(t.Context(), r.server.URL, RentOptions{Deposit: "0.006", TopUp: "0.005", PayEvery: 50 * time.Millisecond})
+	rental, err := client.Rent(t.Context(), r.server.URL, renter.Options{Deposit: "0.006", TopUp: "0.005", PayEvery: 50 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := rental.Run(t.Context()); !errors.Is(err, ErrBudget) || !strings.Contains(err.Error(), "0.005") {
+	if err := rental.Run(t.Context()); !errors.Is(err, renter.ErrBudget) || !strings.Contains(err.Error(), "0.005") {
 		t.Errorf("it ended because of %v", err)
 	}
 	s := rental.Snapshot()

@@ -12,6 +12,8 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/u256"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
+	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -41,7 +43,7 @@ func (p *pair) resume() {
 func (p *pair) useUp() {
 	p.Helper()
 	ctx, stop := context.WithCancel(p.Context())
-	done := background(ctx, p.rental)
+	done := renterrig.Background(ctx, p.rental)
 	s := p.rental.Snapshot()
 	target := s.Owed.Uint64() + 2*uint64((p.config.Credit+p.config.MaxGap)/time.Millisecond)
 	testrig.Eventually(p.T, "use", func() bool { s := p.rental.Snapshot(); return s.Paid.Uint64() >= target || len(done) > 0 })
@@ -50,7 +52,7 @@ func (p *pair) useUp() {
 }
 
 // oldRenter is a pair with a small credit.
-func oldRenter(t *testing.T, options RentOptions, change ...func(*ProviderConfig)) *pair {
+func oldRenter(t *testing.T, options renter.Options, change ...func(*ProviderConfig)) *pair {
 	return newPairWith(t, options, func(c *ProviderConfig) {
 		c.Credit, c.MaxGap, c.SuspendTimeout = time.Second, 150*time.Millisecond, 20*time.Second
 		for _, change := range change {
@@ -89,7 +91,7 @@ func TestRenterFromBeforeItsCredit(t *testing.T) {
 			if test.side = strings.TrimRight(side, ", "); ofNode {
 				change = newOutpost(t).link
 			}
-			p := oldRenter(t, RentOptions{Deposit: "0.3", TopUp: "0.1", PayEvery: 50 * time.Millisecond}, change)
+			p := oldRenter(t, renter.Options{Deposit: "0.3", TopUp: "0.1", PayEvery: 50 * time.Millisecond}, change)
 			if p.provider.Offer().NamesMeter() == ofNode {
 				t.Fatalf("the offer is of version %d", p.provider.Offer().Version)
 			}
@@ -162,7 +164,7 @@ func (p *pair) checkPaid(then string) {
 		}
 	}
 	if then != "closes" {
-		done := background(ctx, rental)
+		done := renterrig.Background(ctx, rental)
 		testrig.Eventually(p.T, "records", func() bool {
 			s := rental.Snapshot()
 			return s.Owed.Gt(&known.Spent) && s.Service == wire.StateActive || len(done) > 0
@@ -205,7 +207,7 @@ func TestRestoredRenterEndsWithoutAStream(t *testing.T) {
 			for _, lease := range []string{"runs", "ended"} {
 				for _, attach := range []string{"stream", "no stream"} {
 					t.Run("paid "+paid+", "+then+", lease "+lease+", "+attach, func(t *testing.T) {
-						p := newPairWith(t, RentOptions{Deposit: "0.3", PayEvery: 50 * time.Millisecond}, func(c *ProviderConfig) {
+						p := newPairWith(t, renter.Options{Deposit: "0.3", PayEvery: 50 * time.Millisecond}, func(c *ProviderConfig) {
 							c.Credit, c.MaxGap, c.RecordEvery = 2*time.Second, 150*time.Millisecond, 15*time.Second
 						})
 						old := p.anew(nil)
@@ -254,7 +256,7 @@ func (p *pair) use(used time.Duration, ends bool) channel.State {
 	p.Helper()
 	l := p.provider.running(p.rental.ID())
 	ctx, stop := context.WithCancel(p.Context())
-	done := background(ctx, p.rental)
+	done := renterrig.Background(ctx, p.rental)
 	waitFor(p.T, func() bool { return l.meter.Allocated() > int64(used) || len(done) > 0 })
 	stop()
 	<-done
@@ -273,7 +275,7 @@ func (p *pair) use(used time.Duration, ends bool) channel.State {
 // wantNoDebt has a rental end. If its records are shown, what they say is what was used.
 func (p *pair) wantNoDebt(before channel.State, then string, isShown func() bool) {
 	p.Helper()
-	var closed Closing
+	var closed renter.Closing
 	var err error
 	if then == "closes" {
 		closed, err = p.rental.Close(p.Context())

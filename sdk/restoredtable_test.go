@@ -9,22 +9,24 @@ import (
 	"github.com/ethereum/go-ethereum/common"
 
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
+	"github.com/gpupay/gpupay/sdk/renter"
 )
 
 // pair is a provider and a renter of the SDK that are stopped and started together.
 type pair struct {
 	*rig
 	front    *front
-	renter   *Renter
-	rental   *Rental
+	renter   *renter.Client
+	rental   *renter.Rental
 	database string // of the renter
 }
 
 func newPair(t *testing.T) *pair {
-	return newPairWith(t, RentOptions{Deposit: "0.3", PayEvery: 50 * time.Millisecond}, func(c *ProviderConfig) { c.SuspendTimeout = time.Second })
+	return newPairWith(t, renter.Options{Deposit: "0.3", PayEvery: 50 * time.Millisecond}, func(c *ProviderConfig) { c.SuspendTimeout = time.Second })
 }
 
-func newPairWith(t *testing.T, options RentOptions, change func(*ProviderConfig)) *pair {
+func newPairWith(t *testing.T, options renter.Options, change func(*ProviderConfig)) *pair {
 	r := newRig(t, quiet, change)
 	p := &pair{rig: r, front: newFront(t), database: filepath.Join(t.TempDir(), "renter.db")}
 	p.front.provider.Store(r.provider)
@@ -40,7 +42,7 @@ func newPairWith(t *testing.T, options RentOptions, change func(*ProviderConfig)
 func (p *pair) goOn(records uint64) {
 	p.Helper()
 	ctx, stop := context.WithCancel(p.Context())
-	done := background(ctx, p.rental)
+	done := renterrig.Background(ctx, p.rental)
 	awaitRecord(p.T, p.rental, p.rental.Snapshot().Sequence+records)
 	stop()
 	<-done

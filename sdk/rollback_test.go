@@ -20,6 +20,8 @@ import (
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/gpu"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
+	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -48,16 +50,16 @@ func newFront(t *testing.T) *front {
 	return f
 }
 
-func (r *rig) renter(t *testing.T, database string, change ...func(*RenterConfig)) *Renter {
+func (r *rig) renter(t *testing.T, database string, change ...func(*renter.Config)) *renter.Client {
 	t.Helper()
-	config := RenterConfig{
+	config := renter.Config{
 		Backend: r.chain.Backend, Token: r.chain.Token, Escrow: r.chain.Escrow, Key: r.payer, Database: database, ClockOff: 24 * time.Hour,
 		Caps: wallet.Caps{PricePerGPUHour: "4.00", PerLease: "10", PerDay: "20", PerPayee: wallet.Unlimited},
 		Poll: 50 * time.Millisecond, Patience: 20 * time.Second, Log: slog.New(slog.DiscardHandler)}
 	for _, c := range change {
 		c(&config)
 	}
-	renter, err := NewRenter(t.Context(), config)
+	renter, err := renter.New(t.Context(), config)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -65,7 +67,7 @@ func (r *rig) renter(t *testing.T, database string, change ...func(*RenterConfig
 	return renter
 }
 
-func awaitRecord(t *testing.T, l *Rental, sequence uint64) (s RentalState) {
+func awaitRecord(t *testing.T, l *renter.Rental, sequence uint64) (s renter.State) {
 	t.Helper()
 	eventually(t, fmt.Sprintf("record %d", sequence), func() bool {
 		s = l.Snapshot()
@@ -96,12 +98,12 @@ func TestRestoredMachine(t *testing.T) {
 			if !begun {
 				old = image()
 			}
-			renter := r.renter(t, filepath.Join(t.TempDir(), "renter.db"))
-			rental, err := renter.Rent(t.Context(), f.URL, RentOptions{Deposit: "0.3", PayEvery: 50 * time.Millisecond})
+			client := r.renter(t, filepath.Join(t.TempDir(), "renter.db"))
+			rental, err := client.Rent(t.Context(), f.URL, renter.Options{Deposit: "0.3", PayEvery: 50 * time.Millisecond})
 			if err != nil {
 				t.Fatal(err)
 			}
-			done := background(t.Context(), rental)
+			done := renterrig.Background(t.Context(), rental)
 			awaitRecord(t, rental, 3)
 			if begun {
 				old = image()
@@ -134,7 +136,7 @@ func TestRestoredMachine(t *testing.T) {
 			if closed.Settled != s.Owed || closed.Owed != s.Owed {
 				t.Errorf("settled %s of %s", closed.Settled.Dec(), s.Owed.Dec())
 			}
-			if kept, err := renter.Evidence(t.Context(), rental.ID()); err != nil || len(kept) != 0 {
+			if kept, err := client.Evidence(t.Context(), rental.ID()); err != nil || len(kept) != 0 {
 				t.Errorf("the renter accuses a provider that signed no fork: %v, %v", kept, err)
 			}
 			b, err := r.provider.Export(t.Context(), rental.ID())
@@ -156,31 +158,31 @@ func TestRestoredRenter(t *testing.T) {
 	f := newFront(t)
 	f.provider.Store(r.provider)
 	path := filepath.Join(t.TempDir(), "renter.db")
-	renter := r.renter(t, path)
-	rental, err := renter.Rent(t.Context(), f.URL, RentOptions{Deposit: "0.3", PayEvery: 50 * time.Millisecond})
+	client := r.renter(t, path)
+	rental, err := client.Rent(t.Context(), f.URL, renter.Options{Deposit: "0.3", PayEvery: 50 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
 	pause := func() {
 		t.Helper()
-		if err := renter.Close(); err != nil {
+		if err := client.Close(); err != nil {
 			t.Fatal(err)
 		}
 	}
 	ctx, stop := context.WithCancel(t.Context())
-	done := background(ctx, rental)
+	done := renterrig.Background(ctx, rental)
 	awaitRecord(t, rental, 3)
 	stop()
 	<-done
 	pause()
 	old := testrig.CopyFiles(t, path)
 
-	renter = r.renter(t, path)
-	if rental, err = renter.Resume(t.Context(), rental.ID()); err != nil {
+	client = r.renter(t, path)
+	if rental, err = client.Resume(t.Context(), rental.ID()); err != nil {
 		t.Fatal(err)
 	}
 	ctx, stop = context.WithCancel(t.Context())
-	done = background(ctx, rental)
+	done = renterrig.Background(ctx, rental)
 	awaitRecord(t, rental, rental.Snapshot().Sequence+5)
 	stop()
 	<-done
@@ -190,11 +192,11 @@ func TestRestoredRenter(t *testing.T) {
 	pause()
 	old.Restore(t)
 
-	renter = r.renter(t, path)
-	if rental, err = renter.Resume(t.Context(), rental.ID()); err != nil {
+	client = r.renter(t, path)
+	if rental, err = client.Resume(t.Context(), rental.ID()); err != nil {
 		t.Fatal(err)
 	}
-	done = background(t.Context(), rental)
+	done = renterrig.Background(t.Context(), rental)
 	awaitRecord(t, rental, rental.Snapshot().Sequence+3)
 	closed, err := rental.Close(t.Context())
 	if err != nil {
@@ -309,12 +311,12 @@ func TestAccessIsForgotten(t *testing.T) {
 		c.Allocator = &gpu.HostAllocator{Devices: []string{"SIM-GPU-0"}, AllocateCommand: []string{"echo", password}}
 	})
 	path := filepath.Join(t.TempDir(), "renter.db")
-	renter := r.renter(t, path)
-	rental, err := renter.Rent(t.Context(), r.server.URL, RentOptions{Deposit: "0.3", PayEvery: 50 * time.Millisecond})
+	client := r.renter(t, path)
+	rental, err := client.Rent(t.Context(), r.server.URL, renter.Options{Deposit: "0.3", PayEvery: 50 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
-	done := background(t.Context(), rental)
+	done := renterrig.Background(t.Context(), rental)
 	s := awaitRecord(t, rental, 2)
 	if got := string(rental.Access()); got != `"`+password+`"` {
 		t.Errorf("access: %s", got)

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
+	"github.com/gpupay/gpupay/sdk/renter"
 )
 
 // TestSignLeaveGivesTheGPUsBack: when a leave is signed, the lease ends at its provider at once, whether Run goes on or not, and
@@ -13,12 +15,12 @@ import (
 func TestSignLeaveGivesTheGPUsBack(t *testing.T) {
 	for _, when := range []string{"running", "not running", "provider away"} {
 		t.Run(when, func(t *testing.T) {
-			p := newPairWith(t, RentOptions{Deposit: "0.3", PayEvery: time.Hour}, generousCredit)
+			p := newPairWith(t, renter.Options{Deposit: "0.3", PayEvery: time.Hour}, generousCredit)
 			id := p.rental.ID()
 			var done <-chan error
 			switch when {
 			case "running":
-				done = background(t.Context(), p.rental)
+				done = renterrig.Background(t.Context(), p.rental)
 				awaitRecord(t, p.rental, 3)
 			case "provider away":
 				p.front.provider.Store(nil)
@@ -29,7 +31,7 @@ func TestSignLeaveGivesTheGPUsBack(t *testing.T) {
 			}
 			if when == "provider away" {
 				p.front.provider.Store(p.provider)
-				done = background(t.Context(), p.rental)
+				done = renterrig.Background(t.Context(), p.rental)
 			}
 			if done != nil {
 				if err := <-done; !errors.Is(err, channel.ErrClosing) {

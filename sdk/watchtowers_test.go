@@ -14,6 +14,8 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
+	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/tower"
 )
 
@@ -38,12 +40,12 @@ func TestTowersAreToldAtOnce(t *testing.T) {
 	server := serveProvider(t, m, func(c *ProviderConfig) {
 		c.Watchtowers, c.WatchtowerEvery = []string{slow.URL, "http://127.0.0.1:1", good.URL}, time.Hour
 	})
-	l, err := openRenter(t, renterConfig(t, m, m.Payer)).Rent(t.Context(), server.URL, RentOptions{GPUs: 1, Deposit: "1", PayEvery: 200 * time.Millisecond})
+	l, err := renterrig.Open(t, renterrig.Config(t, m, m.Payer)).Rent(t.Context(), server.URL, renter.Options{GPUs: 1, Deposit: "1", PayEvery: 200 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, stop := context.WithCancel(t.Context())
-	done := background(ctx, l)
+	done := renterrig.Background(ctx, l)
 	testrig.Eventually(t, "payments", func() bool { s := l.Snapshot(); return s.Paid.Uint64() > 500 })
 	stop()
 	<-done
@@ -57,7 +59,7 @@ func TestTowersAreToldAtOnce(t *testing.T) {
 	}
 	m.Automine(t, false) // the provider's own settlement will not come through
 	asked := make(chan error, 1)
-	relay := relayer(t, m)
+	relay := renterrig.Relayer(t, m)
 	go func() { asked <- relay.RequestClose(t.Context(), request) }()
 	testrig.Eventually(t, "the close request", func() bool {
 		n, err := m.Backend.PendingNonceAt(t.Context(), relay.Sender.Address())

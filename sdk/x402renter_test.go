@@ -13,6 +13,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/x402"
 )
@@ -22,7 +23,7 @@ type stall struct {
 	*testing.T
 	*testrig.Seller
 	database string
-	renter   *Renter // the newest
+	renter   *renter.Client // the newest
 }
 
 func newStall(t *testing.T, m *testrig.Market) *stall {
@@ -47,7 +48,7 @@ func (s *stall) tryClient(caps wallet.Caps, options X402Options) (*X402Client, e
 			s.Fatal(err)
 		}
 	}
-	r, err := NewRenter(s.Context(), RenterConfig{
+	r, err := renter.New(s.Context(), renter.Config{
 		Key: channel.NewKey(s.Payer), Backend: s.Backend, Token: s.Token, Database: s.database, Caps: caps,
 		Poll: 5 * time.Millisecond, Patience: 50 * time.Millisecond, Log: slog.New(slog.DiscardHandler),
 	})

@@ -19,6 +19,8 @@ import (
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
+	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/units"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -102,7 +104,7 @@ func TestX402StrangerAccusesNoPayee(t *testing.T) {
 // another one: the record that the provider signed says more time than passed since. The site is paid no more; the provider is.
 func TestX402RelayAccusesNoPayee(t *testing.T) {
 	n := newTenant(t, newPayRig(t))
-	n.change = func(c *RenterConfig) { c.Tolerance = time.Millisecond }
+	n.change = func(c *renter.Config) { c.Tolerance = time.Millisecond }
 	n.open()
 	provider := httputil.NewSingleHostReverseProxy(parsed(t, n.server.URL))
 	var first string
@@ -392,7 +394,7 @@ func TestEvidenceHoldsNoAccess(t *testing.T) {
 func TestTicksNeedANamedMeter(t *testing.T) {
 	m := testrig.NewMarket(t)
 	v := testrig.NewHostileNodes(t, m)
-	x := &X402Client{w: openRenter(t, renterConfig(t, m, m.Payer)).Wallet()} // on a chain without x402's contract
+	x := &X402Client{w: renterrig.Open(t, renterrig.Config(t, m, m.Payer)).Wallet()} // on a chain without x402's contract
 	if _, err := x.Rent(t.Context(), v.Server.URL, 1); !errors.Is(err, peer.ErrOffer) {
 		t.Errorf("%v", err)
 	}

@@ -19,6 +19,8 @@ import (
 	"github.com/gpupay/gpupay/sdk/internal/billed"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
+	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 	"github.com/gpupay/gpupay/sdk/x402"
@@ -357,7 +359,7 @@ func TestOurClockFindsOneGPULetTwice(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			n, elsewhere := overbookedOf(t, bootless{testrig.Earnest{Source: testclock.GPUs(2)}})
-			n.change = func(c *RenterConfig) { c.Tolerance = tickTolerance }
+			n.change = func(c *renter.Config) { c.Tolerance = tickTolerance }
 			var lease common.Hash
 			for _, n.clock = range clocks {
 				n.open()
@@ -397,12 +399,12 @@ func TestX402SinceTheNewestRecord(t *testing.T) {
 func TestOneGPUInASessionAndOverX402(t *testing.T) {
 	n, elsewhere := overbooked(t)
 	n.tick()
-	session, err := n.renter.Rent(t.Context(), elsewhere, RentOptions{Deposit: "0.02"})
+	session, err := n.renter.Rent(t.Context(), elsewhere, renter.Options{Deposit: "0.02"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
-	done := background(ctx, session)
+	done := renterrig.Background(ctx, session)
 	for range 3 { // refused, or paid before the session's records of that time came: then those are refused
 		if _, err = n.rental.Tick(t.Context()); err != nil {
 			break

@@ -20,6 +20,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -31,10 +32,10 @@ type tenant struct {
 	database string
 	clock    metering.Clock
 	line     *testrig.FaultyTransport
-	renter   *Renter
+	renter   *renter.Client
 	x        *X402Client
 	rental   *X402Rental
-	change   func(*RenterConfig) // of the next one that is opened; may be nil
+	change   func(*renter.Config) // of the next one that is opened; may be nil
 }
 
 const tenantPurse = 1_000_000
@@ -59,7 +60,7 @@ func (n *tenant) open() {
 			n.Fatal(err)
 		}
 	}
-	config := RenterConfig{
+	config := renter.Config{
 		Key: n.key, Backend: n.chain.Backend, Token: n.config.Token, Database: n.database, Clock: n.clock,
 		Caps: wallet.Caps{PricePerGPUHour: "10", PerLease: "0.05", PerDay: "1", PerPayee: "1"},
 		Poll: 5 * time.Millisecond, ClockOff: time.Hour, Log: slog.New(slog.DiscardHandler),
@@ -67,7 +68,7 @@ func (n *tenant) open() {
 	if n.change != nil {
 		n.change(&config)
 	}
-	renter, err := NewRenter(n.Context(), config)
+	renter, err := renter.New(n.Context(), config)
 	if err != nil {
 		n.Fatal(err)
 	}

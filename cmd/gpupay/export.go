@@ -15,6 +15,7 @@ import (
 	"github.com/gpupay/gpupay/internal/redact"
 	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/audit"
+	"github.com/gpupay/gpupay/sdk/renter"
 )
 
 // export writes a bundle from a provider's or a renter's database.
@@ -64,7 +65,7 @@ func (e *export) run(ctx context.Context, out io.Writer) error {
 func exportFile(ctx context.Context, path string, id common.Hash) (*audit.Bundle, error) {
 	b, err := sdk.ExportFile(ctx, path, id)
 	if errors.Is(err, sdk.ErrOtherDatabase) {
-		b, err = sdk.ExportRentalFile(ctx, path, id)
+		b, err = renter.ExportFile(ctx, path, id)
 		if errors.Is(err, channel.ErrUnknown) {
 			b, err = sdk.ExportX402File(ctx, path, id)
 		}

@@ -25,13 +25,14 @@ import (
 	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/audit"
+	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wallet"
 )
 
 // rented returns the databases of both sides after a rental on a real chain.
-func rented(t *testing.T, c *chaintest.Chain) (provider, renter, channelID, lease string) {
+func rented(t *testing.T, c *chaintest.Chain) (provider, client, channelID, lease string) {
 	t.Helper()
-	provider, renter = filepath.Join(t.TempDir(), "provider.db"), filepath.Join(t.TempDir(), "renter.db")
+	provider, client = filepath.Join(t.TempDir(), "provider.db"), filepath.Join(t.TempDir(), "renter.db")
 	log := slog.New(slog.DiscardHandler)
 	p, err := sdk.NewProvider(t.Context(), sdk.ProviderConfig{
 		RPC: c.URL, Escrow: c.Escrow, Token: c.Token, Key: channel.NewKey(c.Keys[0]), Database: provider,
@@ -50,15 +51,15 @@ func rented(t *testing.T, c *chaintest.Chain) (provider, renter, channelID, leas
 		}
 	}()
 	c.Mint(t, crypto.PubkeyToAddress(c.Keys[1].PublicKey), 10_000_000)
-	r, err := sdk.NewRenter(t.Context(), sdk.RenterConfig{
-		RPC: c.URL, Token: c.Token, Key: channel.NewKey(c.Keys[1]), Database: renter, Poll: 50 * time.Millisecond, Log: log,
+	r, err := renter.New(t.Context(), renter.Config{
+		RPC: c.URL, Token: c.Token, Key: channel.NewKey(c.Keys[1]), Database: client, Poll: 50 * time.Millisecond, Log: log,
 		Caps: wallet.Caps{PricePerGPUHour: "4", PerLease: "1", PerDay: "1", PerPayee: "1"},
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer r.Close()
-	l, err := r.Rent(t.Context(), server.URL, sdk.RentOptions{Deposit: "1", PayEvery: 100 * time.Millisecond})
+	l, err := r.Rent(t.Context(), server.URL, renter.Options{Deposit: "1", PayEvery: 100 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -74,7 +75,7 @@ func rented(t *testing.T, c *chaintest.Chain) (provider, renter, channelID, leas
 	if _, err := l.Close(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	return provider, renter, l.ID().Hex(), l.Snapshot().Lease.Hex()
+	return provider, client, l.ID().Hex(), l.Snapshot().Lease.Hex()
 }
 
 func verifies(t *testing.T, args ...string) (string, error) {

@@ -14,7 +14,7 @@ import (
 	"github.com/ethereum/go-ethereum/common"
 
 	"github.com/gpupay/gpupay/channel"
-	"github.com/gpupay/gpupay/sdk"
+	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/units"
 	"github.com/gpupay/gpupay/sdk/wallet"
 )
@@ -34,15 +34,15 @@ func run(ctx context.Context, provider string, period time.Duration) error {
 	if err != nil {
 		return err
 	}
-	renter, err := sdk.NewRenter(ctx, sdk.RenterConfig{
+	client, err := renter.New(ctx, renter.Config{
 		Key: key, RPC: os.Getenv("GPUPAY_RPC"), Token: common.HexToAddress(os.Getenv("GPUPAY_TOKEN")), Database: os.Getenv("GPUPAY_DB"),
 		Caps: wallet.Caps{PricePerGPUHour: "5.00", PerLease: "10.00", PerDay: "50.00", PerPayee: "500.00"},
 	})
 	if err != nil {
 		return err
 	}
-	defer renter.Close()
-	rental, err := renter.Rent(ctx, provider, sdk.RentOptions{PayEvery: period})
+	defer client.Close()
+	rental, err := client.Rent(ctx, provider, renter.Options{PayEvery: period})
 	if err != nil {
 		return err
 	}
@@ -52,7 +52,7 @@ func run(ctx context.Context, provider string, period time.Duration) error {
 	}
 	closing, err := rental.Close(context.WithoutCancel(ctx))
 	if err == nil {
-		fmt.Printf("settled %s, refunded %s\n", units.Format(closing.Settled, renter.Token().Decimals), units.Format(closing.Refunded, renter.Token().Decimals))
+		fmt.Printf("settled %s, refunded %s\n", units.Format(closing.Settled, client.Token().Decimals), units.Format(closing.Refunded, client.Token().Decimals))
 	}
 	return err
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/gpupay/gpupay/internal/chaintest"
 	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/sdk"
+	"github.com/gpupay/gpupay/sdk/renter"
 )
 
 // TestRenterPaysEachPeriod runs the example for three periods on anvil: after each a higher voucher is on the renter's disk, and
@@ -50,7 +51,7 @@ func TestRenterPaysEachPeriod(t *testing.T) {
 	go func() { ended <- run(ctx, server.URL, time.Second) }()
 	var paid uint256.Int
 	for periods, deadline := 0, time.Now().Add(2*time.Minute); periods < 3; time.Sleep(20 * time.Millisecond) {
-		if rentals, err := sdk.RentalsFile(t.Context(), database); err == nil && len(rentals) == 1 && rentals[0].Paid.Gt(&paid) {
+		if rentals, err := renter.RentalsFile(t.Context(), database); err == nil && len(rentals) == 1 && rentals[0].Paid.Gt(&paid) {
 			paid, periods = rentals[0].Paid, periods+1
 		}
 		select {
@@ -66,7 +67,7 @@ func TestRenterPaysEachPeriod(t *testing.T) {
 	if err := <-ended; err != nil {
 		t.Fatal(err)
 	}
-	rentals, err := sdk.RentalsFile(t.Context(), database)
+	rentals, err := renter.RentalsFile(t.Context(), database)
 	if err != nil || len(rentals) != 1 || rentals[0].Closed == nil {
 		t.Fatalf("%+v, %v", rentals, err)
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/audit"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/renter"
 )
 
 // report is what the kills came to.
@@ -156,7 +157,7 @@ func (r *report) bundles(owner *payer, id common.Hash) {
 		r.fault("channel %s: nobody's", id)
 		return
 	}
-	payer, err := sdk.ExportRentalFile(r.ctx, owner.db, id)
+	payer, err := renter.ExportFile(r.ctx, owner.db, id)
 	if err != nil {
 		r.untracked++
 		r.fault("channel %s: %s lost track of it: %v", id, owner.name, err)

@@ -25,6 +25,7 @@ import (
 	"github.com/gpupay/gpupay/internal/chaintest"
 	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wallet"
 )
 
@@ -111,9 +112,9 @@ func (s *shop) open() {
 }
 
 // client is a renter on the shop's database. Its caps are tight: 0.05 in a channel.
-func (s *shop) client(caps wallet.Caps, options sdk.X402Options) (*sdk.X402Client, *sdk.Renter) {
+func (s *shop) client(caps wallet.Caps, options sdk.X402Options) (*sdk.X402Client, *renter.Client) {
 	s.Helper()
-	renter, err := sdk.NewRenter(s.Context(), sdk.RenterConfig{
+	renter, err := renter.New(s.Context(), renter.Config{
 		Key: s.key, RPC: s.chain.URL, Token: s.chain.Token, Database: s.database, Caps: caps,
 		Poll: 20 * time.Millisecond, Log: slog.New(slog.DiscardHandler),
 		ClockOff: time.Hour, // the tests move the chain's clock

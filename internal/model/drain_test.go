@@ -23,6 +23,7 @@ import (
 	"github.com/gpupay/gpupay/internal/model/memchain"
 	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -169,7 +170,7 @@ func (x *trades) Absurd(t *rapid.T) {
 	defer server.Close()
 	ctx, cancel := context.WithTimeout(m.ctx, 5*time.Second)
 	defer cancel()
-	if _, err := m.renters[0].Quote(ctx, server.URL); !errors.Is(err, sdk.ErrOffer) {
+	if _, err := m.renters[0].Quote(ctx, server.URL); !errors.Is(err, renter.ErrOffer) {
 		m.Fatalf("an offer with a credit of %s and records each %s is taken: %v", config.Credit, config.RecordEvery, err)
 	}
 	m.seen["absurd offers"]++

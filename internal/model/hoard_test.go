@@ -19,8 +19,8 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/gpupay/gpupay/channel"
-	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -236,7 +236,7 @@ func (h *hoard) rent(t *rapid.T, kept bool) {
 	r := h.renters[0]
 	before, err := r.Rentals(h.ctx)
 	h.must(err)
-	_, err = r.Rent(ctx, h.server.URL, sdk.RentOptions{GPUs: gpus, Deposit: "0.002", TopUp: "0.02", PayEvery: 20 * time.Millisecond, Gasless: true})
+	_, err = r.Rent(ctx, h.server.URL, renter.Options{GPUs: gpus, Deposit: "0.002", TopUp: "0.02", PayEvery: 20 * time.Millisecond, Gasless: true})
 	after, lost := r.Rentals(h.ctx)
 	h.must(lost)
 	if len(after) == len(before) {
@@ -258,7 +258,7 @@ func (h *hoard) rent(t *rapid.T, kept bool) {
 // Again has the renter's program begin anew and run for a moment: it asks for what its deposit lacks at once.
 func (x *hoarding) Again(t *rapid.T) {
 	h, d := x.h, x.pick(t)
-	if d.left || d.rental.Snapshot().Phase == sdk.RentalOpening && rapid.IntRange(0, 3).Draw(t, "asks") > 0 {
+	if d.left || d.rental.Snapshot().Phase == renter.PhaseOpening && rapid.IntRange(0, 3).Draw(t, "asks") > 0 {
 		t.Skip()
 	}
 	h.pause(d)
@@ -303,7 +303,7 @@ func (x *hoarding) Later(t *rapid.T) {
 // Leave has a renter want its money back without its provider, which sends what it kept back in the last moment.
 func (x *hoarding) Leave(t *rapid.T) {
 	h, d := x.h, x.pick(t)
-	opening := d.rental.Snapshot().Phase == sdk.RentalOpening
+	opening := d.rental.Snapshot().Phase == renter.PhaseOpening
 	if d.over || !d.left && !opening && rapid.IntRange(0, 4).Draw(t, "wants") > 0 {
 		t.Skip()
 	}

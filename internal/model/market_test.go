@@ -30,6 +30,7 @@ import (
 	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/limit"
+	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/settle"
 	"github.com/gpupay/gpupay/sdk/wallet"
 )
@@ -53,7 +54,7 @@ type market struct {
 	server   *httptest.Server
 	halt     context.CancelFunc // of the provider
 	ran      chan error
-	renters  []*renter
+	renters  []*program
 	deals    []*deal
 	gifts    map[common.Hash]uint64
 	digests  map[string]common.Hash // of every record that was ever shown, by lease and number
@@ -61,16 +62,16 @@ type market struct {
 	sponsorship
 }
 
-// A renter is one program, with its database.
-type renter struct {
-	config sdk.RenterConfig
-	*sdk.Renter
+// A program is one renter, with its database.
+type program struct {
+	config renter.Config
+	*renter.Client
 }
 
 // A deal is a rental, whether anybody pays for it at the moment or not.
 type deal struct {
-	by     *renter
-	rental *sdk.Rental
+	by     *program
+	rental *renter.Rental
 	id     common.Hash
 	cancel context.CancelFunc // nil: nobody runs it
 	done   chan error
@@ -171,8 +172,8 @@ func newMarket(t *rapid.T, seen map[string]int, change ...func(*sdk.ProviderConf
 	return m
 }
 
-func (m *market) newRenter(k *ecdsa.PrivateKey, i int) *renter {
-	r := &renter{config: sdk.RenterConfig{
+func (m *market) newRenter(k *ecdsa.PrivateKey, i int) *program {
+	r := &program{config: renter.Config{
 		Backend: m.chain, Escrow: m.escrow, Token: m.token.Address, Key: channel.NewKey(k), Database: filepath.Join(m.dir, fmt.Sprintf("renter %d.db", i)),
 		Caps:      wallet.Caps{PricePerGPUHour: "4.00", PerLease: "0.1", PerDay: wallet.Unlimited, PerPayee: wallet.Unlimited},
 		Tolerance: time.Second, Patience: 5 * time.Second, Poll: 10 * time.Millisecond, ClockOff: 24 * time.Hour, Log: slog.New(slog.DiscardHandler),
@@ -181,9 +182,9 @@ func (m *market) newRenter(k *ecdsa.PrivateKey, i int) *renter {
 	return r
 }
 
-func (m *market) start(r *renter) {
+func (m *market) start(r *program) {
 	var err error
-	r.Renter, err = sdk.NewRenter(m.ctx, r.config)
+	r.Client, err = renter.New(m.ctx, r.config)
 	m.must(err)
 }
 
@@ -246,7 +247,7 @@ func (x *trades) any(t *rapid.T) *deal {
 func (x *trades) Rent(t *rapid.T) {
 	m := x.m
 	r := m.renters[rapid.IntRange(0, 1).Draw(t, "renter")]
-	options := sdk.RentOptions{Deposit: rapid.SampledFrom([]string{"0.002", "0.005", "0.05"}).Draw(t, "deposit"),
+	options := renter.Options{Deposit: rapid.SampledFrom([]string{"0.002", "0.005", "0.05"}).Draw(t, "deposit"),
 		TopUp: rapid.SampledFrom([]string{"", "0.001", "0.02"}).Draw(t, "top up"), PayEvery: 50 * time.Millisecond}
 	ctx, cancel := context.WithTimeout(m.ctx, 10*time.Second)
 	defer cancel()
@@ -274,7 +275,7 @@ func (x *trades) Dodge(t *rapid.T) {
 	r := m.renters[rapid.IntRange(0, 1).Draw(t, "renter")]
 	for range gpus {
 		ctx, cancel := context.WithTimeout(m.ctx, 10*time.Second)
-		rental, err := r.Rent(ctx, m.server.URL, sdk.RentOptions{Deposit: "0.002"})
+		rental, err := r.Rent(ctx, m.server.URL, renter.Options{Deposit: "0.002"})
 		cancel()
 		if err != nil {
 			m.seen["not dodged"]++
@@ -287,7 +288,7 @@ func (x *trades) Dodge(t *rapid.T) {
 }
 
 // debt is what a renter owes, and stands says that nobody pays it meanwhile: it only grows.
-func (m *market) debt(r *renter) (sum uint64, stands bool) {
+func (m *market) debt(r *program) (sum uint64, stands bool) {
 	for _, d := range m.deals {
 		if d.by == r && d.cancel != nil {
 			return 0, false
@@ -469,7 +470,7 @@ func (m *market) signed(d *deal) uint64 {
 }
 
 // records holds what a renter was shown to what it was shown before: one number, one record.
-func (m *market) records(d *deal, s sdk.RentalState) {
+func (m *market) records(d *deal, s renter.State) {
 	records, err := d.by.Records(m.ctx, d.id)
 	m.must(err)
 	var owed uint64

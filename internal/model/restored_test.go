@@ -12,6 +12,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk"
+	"github.com/gpupay/gpupay/sdk/renter"
 )
 
 // A notary is a metering key that counts what it signs.
@@ -116,7 +117,7 @@ func (m *market) lease() *deal {
 	ctx, cancel := context.WithTimeout(m.ctx, 20*time.Second)
 	defer cancel()
 	r := m.renters[0]
-	rental, err := r.Rent(ctx, m.server.URL, sdk.RentOptions{Deposit: "0.05", PayEvery: 50 * time.Millisecond})
+	rental, err := r.Rent(ctx, m.server.URL, renter.Options{Deposit: "0.05", PayEvery: 50 * time.Millisecond})
 	m.must(err)
 	d := &deal{by: r, rental: rental, id: rental.ID()}
 	m.deals = append(m.deals, d)

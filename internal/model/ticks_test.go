@@ -72,7 +72,7 @@ func (p *pausedClock) stop() {
 // A tenancy is a renter that pays by ticks, over x402.
 type tenancy struct {
 	*market
-	r      *renter
+	r      *program
 	clock  *pausedClock
 	client *sdk.X402Client
 	rental *sdk.X402Rental

@@ -22,6 +22,7 @@ import (
 	"github.com/gpupay/gpupay/internal/fleet"
 	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/audit"
+	"github.com/gpupay/gpupay/sdk/renter"
 )
 
 // programs is how many renters are the example program, with a database each.
@@ -205,7 +206,7 @@ func (u *user) check(w *world) (paid uint64) {
 
 // bundle makes sure that a program accuses nobody, as everybody is honest.
 func (u *user) bundle(w *world, id common.Hash) {
-	bundle, err := sdk.ExportRentalFile(w.ctx, u.database, id)
+	bundle, err := renter.ExportFile(w.ctx, u.database, id)
 	if errors.Is(err, channel.ErrUnknown) {
 		bundle, err = sdk.ExportX402File(w.ctx, u.database, id)
 	}

@@ -12,8 +12,8 @@ import (
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/holiman/uint256"
 
-	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/units"
 )
 
@@ -39,7 +39,7 @@ func (s *story) ledger(ctx context.Context) error {
 	}
 	out := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(out, "\nledger\tGPU-seconds\towed\tvouchered\tsettled\trefunded\tdeposited\t")
-	var total sdk.Closing
+	var total renter.Closing
 	var nanos uint64
 	var wrong []error
 	for _, p := range s.renters {
@@ -67,12 +67,12 @@ func (s *story) ledger(ctx context.Context) error {
 	return nil
 }
 
-func row(out *tabwriter.Writer, name string, nanos uint64, c sdk.Closing) {
+func row(out *tabwriter.Writer, name string, nanos uint64, c renter.Closing) {
 	fmt.Fprintf(out, "%s\t%.3f\t%s\t%s\t%s\t%s\t%s\t\n", name, time.Duration(nanos).Seconds(),
 		inTokens(c.Owed), inTokens(c.Signed), inTokens(c.Settled), inTokens(c.Refunded), inTokens(c.Deposit))
 }
 
-func add(total *sdk.Closing, c sdk.Closing) {
+func add(total *renter.Closing, c renter.Closing) {
 	total.Owed.Add(&total.Owed, &c.Owed)
 	total.Signed.Add(&total.Signed, &c.Signed)
 	total.Settled.Add(&total.Settled, &c.Settled)
@@ -81,7 +81,7 @@ func add(total *sdk.Closing, c sdk.Closing) {
 }
 
 // checkRenter holds one renter's line to arithmetic and to the chain.
-func (s *story) checkRenter(ctx context.Context, token *chain.Token, p *party, v sdk.RentalState) error {
+func (s *story) checkRenter(ctx context.Context, token *chain.Token, p *party, v renter.State) error {
 	c := p.closing
 	charge, err := v.Price.Charge(v.Nanos)
 	if err != nil {

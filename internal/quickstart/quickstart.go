@@ -28,6 +28,7 @@ import (
 	"github.com/gpupay/gpupay/internal/cli"
 	"github.com/gpupay/gpupay/internal/devchain"
 	"github.com/gpupay/gpupay/sdk"
+	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/settle"
 	"github.com/gpupay/gpupay/sdk/wallet"
 )
@@ -85,11 +86,11 @@ type story struct {
 type party struct {
 	name    string
 	key     *channel.Key
-	renter  *sdk.Renter
-	rental  *sdk.Rental
+	renter  *renter.Client
+	rental  *renter.Rental
 	pause   context.CancelFunc // stops paying
 	paying  chan error
-	closing sdk.Closing
+	closing renter.Closing
 }
 
 func (s *story) say(format string, args ...any) {
@@ -179,7 +180,7 @@ func (s *story) startRenter(ctx context.Context, name string) (*party, error) {
 	if err := s.chain.Fund(ctx, p.key.Address(), new(big.Int), *uint256.NewInt(purse)); err != nil {
 		return nil, err
 	}
-	p.renter, err = sdk.NewRenter(ctx, sdk.RenterConfig{
+	p.renter, err = renter.New(ctx, renter.Config{
 		Key: p.key, RPC: s.chain.URL, Token: s.chain.Token, Database: filepath.Join(s.dir, name+".db"), Log: s.log, Poll: 200 * time.Millisecond,
 		Caps: wallet.Caps{PricePerGPUHour: "40.00", PerLease: "2.00", PerDay: "3.00", PerPayee: "5.00"},
 	})
@@ -187,7 +188,7 @@ func (s *story) startRenter(ctx context.Context, name string) (*party, error) {
 		return nil, err
 	}
 	s.stops = append(s.stops, func() { p.renter.Close() })
-	if p.rental, err = p.renter.Rent(ctx, s.url, sdk.RentOptions{Deposit: deposit, PayEvery: minute}); err != nil {
+	if p.rental, err = p.renter.Rent(ctx, s.url, renter.Options{Deposit: deposit, PayEvery: minute}); err != nil {
 		return nil, err
 	}
 	s.say("%-12s opened channel %s with %s tokens and no gas: it signed, the provider sent; it may use %s", name, short(p.rental.ID().Hex()), deposit, p.rental.Access())

@@ -14,15 +14,15 @@ import (
 	"github.com/ethereum/go-ethereum/common"
 
 	"github.com/gpupay/gpupay/internal/redact"
-	"github.com/gpupay/gpupay/sdk"
+	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/units"
 	"github.com/gpupay/gpupay/sdk/wallet"
 )
 
 // Renting is what is rented, of whom, and what is done.
 type Renting struct {
-	Config   sdk.RenterConfig
-	Options  sdk.RentOptions
+	Config   renter.Config
+	Options  renter.Options
 	Provider string // URL
 
 	Resume  bool        // go on with an unfinished rental
@@ -40,7 +40,7 @@ func (o *Renting) Run(ctx context.Context) error {
 	if o.List {
 		return list(work, o.Config)
 	}
-	renter, err := sdk.NewRenter(work, o.Config)
+	renter, err := renter.New(work, o.Config)
 	if err != nil {
 		return err
 	}
@@ -66,7 +66,7 @@ func (o *Renting) Run(ctx context.Context) error {
 	return use(ctx, work, renter, rental, o.limit(rental))
 }
 
-func begin(ctx context.Context, renter *sdk.Renter, open []sdk.RentalState, o *Renting) (*sdk.Rental, error) {
+func begin(ctx context.Context, renter *renter.Client, open []renter.State, o *Renting) (*renter.Rental, error) {
 	if o.Resume {
 		chosen, err := choose(open, o.Config.Database)
 		if err != nil {
@@ -91,26 +91,26 @@ func begin(ctx context.Context, renter *sdk.Renter, open []sdk.RentalState, o *R
 }
 
 // use pays until it is time to stop, whoever says so, and closes.
-func use(ctx, work context.Context, renter *sdk.Renter, rental *sdk.Rental, limit time.Duration) error {
+func use(ctx, work context.Context, client *renter.Client, rental *renter.Rental, limit time.Duration) error {
 	fmt.Printf("channel %s\n", rental.ID())
 	switch rental.Snapshot().Phase {
-	case sdk.RentalClosing, sdk.RentalClosed, sdk.RentalFinished: // resumed: only the close is left
-		return closeRental(work, renter, rental)
-	case sdk.RentalLeaving:
+	case renter.PhaseClosing, renter.PhaseClosed, renter.PhaseFinished: // resumed: only the close is left
+		return closeRental(work, client, rental)
+	case renter.PhaseLeaving:
 		fmt.Println("it is being left; the provider is asked first, who can close at once")
-		err := closeRental(work, renter, rental)
+		err := closeRental(work, client, rental)
 		if err == nil {
 			return nil
 		}
 		fmt.Fprintln(os.Stderr, "note: the provider does not close it:", redact.Text(err.Error()))
-		return leave(ctx, renter, rental)
+		return leave(ctx, client, rental)
 	}
 	if limit > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, limit)
 		defer cancel()
 	}
-	view := newTable(renter, rental)
+	view := newTable(client, rental)
 	watching, stop := context.WithCancel(work)
 	shown := make(chan struct{})
 	go func() { defer close(shown); view.run(watching) }()
@@ -121,30 +121,30 @@ func use(ctx, work context.Context, renter *sdk.Renter, rental *sdk.Rental, limi
 	var dispute *wallet.Dispute
 	switch {
 	case err == nil, ctx.Err() != nil:
-	case errors.Is(err, sdk.ErrBudget):
+	case errors.Is(err, renter.ErrBudget):
 		fmt.Println("the budget is used up")
-	case errors.Is(err, sdk.ErrSilent), errors.As(err, &dispute):
+	case errors.Is(err, renter.ErrSilent), errors.As(err, &dispute):
 		fmt.Fprintln(os.Stderr, "warning:", redact.Text(err.Error()))
 	default:
 		return fmt.Errorf("%w (the rental is kept: --resume goes on, --leave gets the deposit back)", err)
 	}
-	return closeRental(work, renter, rental)
+	return closeRental(work, client, rental)
 }
 
-func closeRental(ctx context.Context, renter *sdk.Renter, rental *sdk.Rental) error {
+func closeRental(ctx context.Context, client *renter.Client, rental *renter.Rental) error {
 	fmt.Println("closing: paying what is left, waiting for the refund (an interrupt stops at once; --resume then goes on)")
 	closing, err := rental.Close(ctx)
-	if errors.Is(err, sdk.ErrRefused) || errors.Is(err, sdk.ErrSilent) {
+	if errors.Is(err, renter.ErrRefused) || errors.Is(err, renter.ErrSilent) {
 		return fmt.Errorf("%w (--resume asks again when the provider is back, --leave gets the deposit back without it)", err)
 	}
 	if err == nil || closing.Channel != (common.Hash{}) {
-		report(renter, closing)
+		report(client, closing)
 	}
 	return err
 }
 
 // recoverLost finds on the chain what the database does not know.
-func recoverLost(ctx context.Context, renter *sdk.Renter, o *Renting) error {
+func recoverLost(ctx context.Context, renter *renter.Client, o *Renting) error {
 	if o.Config.Escrow == (common.Address{}) {
 		return errors.New("--recover needs --escrow: the contract in which your channels are")
 	}
@@ -158,12 +158,12 @@ func recoverLost(ctx context.Context, renter *sdk.Renter, o *Renting) error {
 	return err
 }
 
-func leaveAll(ctx context.Context, renter *sdk.Renter, open []sdk.RentalState) error {
+func leaveAll(ctx context.Context, client *renter.Client, open []renter.State) error {
 	if len(open) == 0 {
 		fmt.Println("no unfinished rental: there is nothing to leave")
 	}
-	return together(open, func(state sdk.RentalState) error {
-		rental, err := renter.Rental(ctx, state.Channel) // not Resume, which would make a deposit
+	return together(open, func(state renter.State) error {
+		rental, err := client.Rental(ctx, state.Channel) // not Resume, which would make a deposit
 		if err != nil {
 			return err
 		}
@@ -171,7 +171,7 @@ func leaveAll(ctx context.Context, renter *sdk.Renter, open []sdk.RentalState) e
 			fmt.Printf("channel %s is not known to be open; the deposit that was signed for it may be sent until %s, and is watched until then\n",
 				state.Channel, state.Until.Format(time.TimeOnly))
 		}
-		return leave(ctx, renter, rental)
+		return leave(ctx, client, rental)
 	})
 }
 
@@ -187,7 +187,7 @@ func together[C any](channels []C, leave func(C) error) error {
 	return errors.Join(failed...)
 }
 
-func leave(ctx context.Context, renter *sdk.Renter, rental *sdk.Rental) error {
+func leave(ctx context.Context, renter *renter.Client, rental *renter.Rental) error {
 	fmt.Printf("leaving channel %s: the refund comes after the grace period (it can be interrupted, and --leave goes on)\n", rental.ID())
 	closing, err := rental.Leave(ctx)
 	if err == nil {
@@ -197,7 +197,7 @@ func leave(ctx context.Context, renter *sdk.Renter, rental *sdk.Rental) error {
 }
 
 // limit is how much longer is rented; 0 is until it is interrupted, or its budget is used.
-func (o *Renting) limit(rental *sdk.Rental) time.Duration {
+func (o *Renting) limit(rental *renter.Rental) time.Duration {
 	s := rental.Snapshot()
 	left := remaining(o, s)
 	if left != o.Options.For {
@@ -208,7 +208,7 @@ func (o *Renting) limit(rental *sdk.Rental) time.Duration {
 
 // remaining is what a rental that is resumed has not had metered, a GPU, of the time that it was begun for, where nobody says
 // another one.
-func remaining(o *Renting, s sdk.RentalState) time.Duration {
+func remaining(o *Renting, s renter.State) time.Duration {
 	if !o.Resume || o.Options.For > 0 || s.For == 0 {
 		return o.Options.For
 	}

@@ -8,7 +8,7 @@ import (
 
 	"github.com/ethereum/go-ethereum/common"
 
-	"github.com/gpupay/gpupay/sdk"
+	"github.com/gpupay/gpupay/sdk/renter"
 )
 
 // TestAllAreLeftAtOnce: no channel waits for another one's grace period, and one that cannot be left keeps none.
@@ -50,8 +50,8 @@ func TestRemaining(t *testing.T) {
 		{resume: true, begun: 30 * time.Minute, gpus: 1, metered: 31 * time.Minute, want: time.Millisecond},
 		{resume: true, gpus: 1, metered: time.Minute, want: 0},
 	} {
-		o := &Renting{Resume: row.resume, Options: sdk.RentOptions{For: row.say}}
-		if got := remaining(o, sdk.RentalState{For: row.begun, GPUs: row.gpus, Nanos: uint64(row.metered)}); got != row.want {
+		o := &Renting{Resume: row.resume, Options: renter.Options{For: row.say}}
+		if got := remaining(o, renter.State{For: row.begun, GPUs: row.gpus, Nanos: uint64(row.metered)}); got != row.want {
 			t.Errorf("%+v: %s", row, got)
 		}
 	}
@@ -60,12 +60,12 @@ func TestRemaining(t *testing.T) {
 // TestResumeChooses: of several rentals the one that holds a deposit is gone on with, and none where that is not one alone.
 func TestResumeChooses(t *testing.T) {
 	until := time.Unix(1_800_000_000, 0)
-	promise := sdk.RentalState{Channel: common.Hash{1}, Phase: sdk.RentalOpening, Until: until}
-	running := sdk.RentalState{Channel: common.Hash{2}, Phase: "running"}
-	closing := sdk.RentalState{Channel: common.Hash{3}, Phase: sdk.RentalClosing}
-	sent := sdk.RentalState{Channel: common.Hash{4}, Phase: sdk.RentalOpening} // by the renter itself: it may be there
-	closed := sdk.RentalState{Channel: common.Hash{5}, Phase: sdk.RentalClosed}
-	type list = []sdk.RentalState
+	promise := renter.State{Channel: common.Hash{1}, Phase: renter.PhaseOpening, Until: until}
+	running := renter.State{Channel: common.Hash{2}, Phase: "running"}
+	closing := renter.State{Channel: common.Hash{3}, Phase: renter.PhaseClosing}
+	sent := renter.State{Channel: common.Hash{4}, Phase: renter.PhaseOpening} // by the renter itself: it may be there
+	closed := renter.State{Channel: common.Hash{5}, Phase: renter.PhaseClosed}
+	type list = []renter.State
 	for _, row := range []struct {
 		all         list
 		named, want common.Hash

@@ -11,15 +11,15 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/internal/redact"
-	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/units"
 )
 
 // table shows a running rental: a row that rewrites itself where a person
 // watches, a row every ten seconds where nobody does.
 type table struct {
-	rental *sdk.Rental
+	rental *renter.Rental
 	units  func(uint256.Int) string
 	out    io.Writer
 	live   bool
@@ -30,7 +30,7 @@ type table struct {
 // look is the time between looks at whether the provider has said how the GPUs are reached: they cost from then on.
 const look = 250 * time.Millisecond
 
-func newTable(renter *sdk.Renter, rental *sdk.Rental) *table {
+func newTable(renter *renter.Client, rental *renter.Rental) *table {
 	info, err := os.Stdout.Stat()
 	decimals := renter.Token().Decimals
 	t := &table{rental: rental, units: func(a uint256.Int) string { return units.Format(a, decimals) }, out: os.Stdout, every: 10 * time.Second}
@@ -101,7 +101,7 @@ func or(text, otherwise string) string {
 	return text
 }
 
-func report(renter *sdk.Renter, c sdk.Closing) {
+func report(renter *renter.Client, c renter.Closing) {
 	show := func(a uint256.Int) string { return units.Format(a, renter.Token().Decimals) }
 	fmt.Printf("closed: deposited %s, owed %s, vouchered %s, settled %s, refunded %s\n",
 		show(c.Deposit), show(c.Owed), show(c.Signed), show(c.Settled), show(c.Refunded))
@@ -111,8 +111,8 @@ func report(renter *sdk.Renter, c sdk.Closing) {
 }
 
 // list shows what is unfinished, also while another process runs on the database.
-func list(ctx context.Context, config sdk.RenterConfig) error {
-	open, err := sdk.RentalsFile(ctx, config.Database)
+func list(ctx context.Context, config renter.Config) error {
+	open, err := renter.RentalsFile(ctx, config.Database)
 	if err != nil {
 		return err
 	}

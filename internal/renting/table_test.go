@@ -17,6 +17,7 @@ import (
 	"github.com/gpupay/gpupay/internal/chaintest"
 	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/sdk"
+	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wallet"
 )
 
@@ -36,7 +37,7 @@ func TestAccessIsSaidAtOnce(t *testing.T) {
 	server := httptest.NewServer(p)
 	defer server.Close()
 	c.Mint(t, crypto.PubkeyToAddress(c.Keys[1].PublicKey), 10_000_000)
-	r, err := sdk.NewRenter(t.Context(), sdk.RenterConfig{
+	r, err := renter.New(t.Context(), renter.Config{
 		RPC: c.URL, Token: c.Token, Key: channel.NewKey(c.Keys[1]), Database: filepath.Join(dir, "renter.db"), Poll: 50 * time.Millisecond, Log: log,
 		Caps: wallet.Caps{PricePerGPUHour: "4", PerLease: "1", PerDay: "1", PerPayee: "1"},
 	})
@@ -44,7 +45,7 @@ func TestAccessIsSaidAtOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer r.Close()
-	rental, err := r.Rent(t.Context(), server.URL, sdk.RentOptions{Deposit: "1"})
+	rental, err := r.Rent(t.Context(), server.URL, renter.Options{Deposit: "1"})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -8,13 +8,14 @@ import (
 	"time"
 
 	"github.com/gpupay/gpupay/sdk"
+	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/units"
 	"github.com/gpupay/gpupay/sdk/wallet"
 )
 
 // rentOverX402 rents by ticks over x402: each window is paid when it was metered
 // and its record checked. What is left in the channel comes back at the end.
-func rentOverX402(ctx, work context.Context, renter *sdk.Renter, o *Renting) error {
+func rentOverX402(ctx, work context.Context, renter *renter.Client, o *Renting) error {
 	client, err := sdk.NewX402Client(work, renter.Wallet(), sdk.X402Options{MaxPrice: wallet.Unlimited, Deposit: o.Options.Deposit})
 	if err != nil {
 		return err

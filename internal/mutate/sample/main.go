@@ -56,8 +56,9 @@ var targets = []target{
 	{"channel/store", []group{{"store", []string{"*.go"}}}},
 	{"sdk/settle", []group{{"settle", []string{"*.go"}}}},
 	{"sdk/chain", []group{{"chain", []string{"*.go"}}}},
+	{"sdk/renter", []group{{"rental", []string{"*.go"}}}},
 	{"sdk", []group{
-		{"renter", []string{"rental*.go", "renter*.go", "x402renter*.go"}},
+		{"renter", []string{"x402renter*.go"}},
 		{"provider", []string{"lease.go", "leasestore.go", "lessor.go", "funding.go", "payments.go", "sponsor*.go", "debt*.go", "x402*.go"}},
 	}},
 }

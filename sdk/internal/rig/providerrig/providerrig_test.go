@@ -7,6 +7,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wallet"
 )
 
@@ -15,7 +16,7 @@ import (
 func TestRestartedProviderGoesOn(t *testing.T) {
 	m := rig.NewMarket(t)
 	r := New(t, m, func(c *sdk.ProviderConfig) { c.Credit = time.Hour })
-	renter, err := sdk.NewRenter(t.Context(), sdk.RenterConfig{
+	client, err := renter.New(t.Context(), renter.Config{
 		Backend: m.Backend, Token: m.Token, Key: channel.NewKey(m.Payer), Database: t.TempDir() + "/renter.db",
 		Caps:      wallet.Caps{PricePerGPUHour: "4.00", PerLease: "10", PerDay: "20", PerPayee: wallet.Unlimited},
 		Tolerance: 300 * time.Millisecond, Patience: time.Minute, Poll: 50 * time.Millisecond, Log: r.Config.Log,
@@ -23,8 +24,8 @@ func TestRestartedProviderGoesOn(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer renter.Close()
-	rental, err := renter.Rent(t.Context(), r.Server.URL, sdk.RentOptions{Deposit: "1", PayEvery: 100 * time.Millisecond})
+	defer client.Close()
+	rental, err := client.Rent(t.Context(), r.Server.URL, renter.Options{Deposit: "1", PayEvery: 100 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,0 +1,53 @@
+package renter
+
+import (
+	"context"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/gpupay/gpupay/sdk/chain"
+	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+)
+
+// behind is an endpoint of two nodes, one of which is two blocks late.
+type behind struct {
+	chain.Backend
+	calls atomic.Int64
+}
+
+func (b *behind) BlockNumber(ctx context.Context) (uint64, error) {
+	head, err := b.Backend.BlockNumber(ctx)
+	if b.calls.Add(1)%2 == 0 {
+		head -= min(head, 2)
+	}
+	return head, err
+}
+
+// TestBooksOfTheEnd: one node says that the channel is closed, the next one does
+// not know yet. The renter writes down what was settled in the end, and nothing
+// from before.
+func TestBooksOfTheEnd(t *testing.T) {
+	m := testrig.NewMarket(t)
+	server := serveProvider(t, m, nil)
+	for range 4 { // the nodes take turns, so that either may be asked first
+		config := renterConfig(t, m, m.Newcomer(t))
+		config.Backend = &behind{Backend: m.Backend}
+		r := openRenter(t, config)
+		l, err := r.Rent(t.Context(), server.URL, Options{Deposit: "1", PayEvery: 100 * time.Millisecond})
+		if err != nil {
+			t.Fatal(err)
+		}
+		done := background(t.Context(), l)
+		testrig.Eventually(t, "a paid record", func() bool { s := l.Snapshot(); return !s.Paid.IsZero() })
+		m.Mine(t, 3) // both know that it was opened
+		// The late node catches up when there are blocks.
+		blocks := time.AfterFunc(500*time.Millisecond, func() { _ = m.Backend.Client().Call(nil, "anvil_mine", "0x4") })
+		closing, err := l.Close(t.Context())
+		blocks.Stop()
+		<-done
+		if err != nil || closing.Settled.IsZero() || closing.Settled != closing.Owed {
+			t.Fatalf("owed %s, settled %s: %v", closing.Owed.Dec(), closing.Settled.Dec(), err)
+		}
+	}
+}

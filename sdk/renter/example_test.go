@@ -1,0 +1,84 @@
+package renter_test
+
+import (
+	"context"
+	"fmt"
+	"log"
+	"log/slog"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/devchain"
+	"github.com/gpupay/gpupay/metering/sim"
+	"github.com/gpupay/gpupay/sdk"
+	"github.com/gpupay/gpupay/sdk/renter"
+	"github.com/gpupay/gpupay/sdk/wallet"
+)
+
+// A renter asks a provider's price, rents for as long as it needs, and closes: what its records say was paid, the rest of the
+// deposit is back. Provider and chain are in this process.
+func ExampleClient_Rent() {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	dir, err := os.MkdirTemp("", "gpupay-example-")
+	must(err)
+	defer os.RemoveAll(dir)
+	chain, err := devchain.Start(ctx, devchain.Options{})
+	must(err)
+	defer chain.Close()
+	provider := serve(ctx, chain, dir)
+	defer provider.Close()
+
+	client, err := renter.New(ctx, renter.Config{
+		RPC: chain.URL, Token: chain.Token, Key: channel.NewKey(chain.Keys[1]),
+		Database: filepath.Join(dir, "renter.db"), Poll: 200 * time.Millisecond, Log: slog.New(slog.DiscardHandler),
+		Caps: wallet.Caps{PricePerGPUHour: "40.00", PerLease: "0.10", PerDay: "1.00", PerPayee: "1.00"},
+	})
+	must(err)
+	defer client.Close()
+	must(chain.Fund(ctx, client.Address(), nil, *uint256.NewInt(1_000_000)))
+
+	quote, err := client.Quote(ctx, provider.URL)
+	must(err)
+	fmt.Println("a GPU-second costs, base units:", quote.Price.Amount.Dec())
+	rental, err := client.Rent(ctx, provider.URL, renter.Options{Deposit: "0.10", PayEvery: 200 * time.Millisecond})
+	must(err)
+	enough, stop := context.WithTimeout(ctx, time.Second)
+	defer stop()
+	_ = rental.Run(enough) // pays meanwhile
+	closing, err := rental.Close(ctx)
+	must(err)
+	fmt.Println("paid what its records say:", !closing.Settled.IsZero() && closing.Settled == closing.Owed)
+	fmt.Println(rental.Snapshot().Phase)
+	// Output:
+	// a GPU-second costs, base units: 10000
+	// paid what its records say: true
+	// closed
+}
+
+// serve is a provider with a simulated GPU.
+func serve(ctx context.Context, chain *devchain.Chain, dir string) *httptest.Server {
+	provider, err := sdk.NewProvider(ctx, sdk.ProviderConfig{
+		RPC: chain.URL, Escrow: chain.Escrow, Token: chain.Token, Key: channel.NewKey(chain.Keys[0]),
+		Database: filepath.Join(dir, "provider.db"), PricePerGPUHour: "36.00", MinDeposit: "0.02", Source: sim.New(1, sim.Options{}),
+		Tick: 100 * time.Millisecond, MaxGap: 300 * time.Millisecond, RecordEvery: 500 * time.Millisecond, Poll: 200 * time.Millisecond,
+		Log: slog.New(slog.DiscardHandler),
+	})
+	must(err)
+	go func() {
+		_ = provider.Run(ctx)
+		_ = provider.Close()
+	}()
+	return httptest.NewServer(provider)
+}
+
+func must(err error) {
+	if err != nil {
+		log.Fatal(err)
+	}
+}

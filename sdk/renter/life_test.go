@@ -1,0 +1,471 @@
+package renter
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"math/big"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/ethereum/go-ethereum/crypto"
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/channel/store"
+	"github.com/gpupay/gpupay/internal/testclock"
+	"github.com/gpupay/gpupay/sdk"
+	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/gpu"
+	"github.com/gpupay/gpupay/sdk/internal/peer"
+	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/wallet"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// TestBrokenStreams: the lease outlives its connections, and is paid exactly.
+func TestBrokenStreams(t *testing.T) {
+	m := testrig.NewMarket(t)
+	server := serveProvider(t, m, nil)
+	before := m.Tokens(t, m.PayeeAddress())
+	r := openRenter(t, renterConfig(t, m, m.Payer))
+	l, err := r.Rent(t.Context(), server.URL, Options{Deposit: "1", PayEvery: 100 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	lease := l.Snapshot().Lease
+	done := background(t.Context(), l)
+	for range 6 {
+		seen := l.Snapshot().Sequence
+		testrig.Eventually(t, "records", func() bool { return l.Snapshot().Sequence > seen+2 })
+		testrig.HangUp(server)
+	}
+	c, err := l.Close(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		t.Errorf("Run: %v", err)
+	}
+	checkClosing(t, m, c, m.PayerAddress(), before)
+	checkBooks(t, r, l, c)
+	if c.Owed != c.Settled || l.Snapshot().Lease != lease {
+		t.Errorf("owed %s, settled %s, lease %s, was %s", c.Owed.Dec(), c.Settled.Dec(), l.Snapshot().Lease, lease)
+	}
+}
+
+// TestSuspended: a renter that was away too long is suspended, pays when it is
+// back, and goes on.
+func TestSuspended(t *testing.T) {
+	m := testrig.NewMarket(t)
+	server := serveProvider(t, m, func(c *sdk.ProviderConfig) { c.Credit = time.Second })
+	r := openRenter(t, renterConfig(t, m, m.Payer))
+	passed := testclock.Stopwatch()
+	l, err := r.Rent(t.Context(), server.URL, Options{Deposit: "1", PayEvery: 100 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	testclock.Sleep(2 * time.Second) // twice the credit, and nobody pays
+	done := background(t.Context(), l)
+	testrig.Eventually(t, "the lease to go on", func() bool {
+		s := l.Snapshot()
+		return s.Service == "active" && s.Owed.Uint64() > 1300
+	})
+	if s, d := l.Snapshot(), passed(); d-time.Duration(s.Nanos) < 700*time.Millisecond {
+		t.Errorf("%s of %s are billed: it was not suspended", time.Duration(s.Nanos), d)
+	}
+	if _, err := l.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		t.Errorf("Run: %v", err)
+	}
+}
+
+// TestBudget: whatever limit is met first, Run says so while everything that
+// was used can still be paid, and no more is signed than the limit.
+func TestBudget(t *testing.T) {
+	m := testrig.NewMarket(t)
+	server := serveProvider(t, m, func(c *sdk.ProviderConfig) { c.MinDeposit = "0.002" })
+	for _, test := range []struct {
+		name    string
+		caps    func(*wallet.Caps)
+		options Options
+		limit   uint64
+		exact   bool // everything used was paid
+	}{
+		{"deposit", nil, Options{Deposit: "0.003"}, 3000, true},
+		{"cap per lease", func(c *wallet.Caps) { c.PerLease = "0.004" }, Options{Deposit: "0.003", TopUp: "5"}, 4000, true},
+		{"cap per day", func(c *wallet.Caps) { c.PerDay = "0.004" }, Options{Deposit: "0.003", TopUp: "5"}, 4000, true},
+		{"cap per payee", func(c *wallet.Caps) { c.PerPayee = "0.004" }, Options{Deposit: "0.003", TopUp: "5"}, 4000, true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			key := m.Newcomer(t)
+			before := m.Tokens(t, m.PayeeAddress())
+			config := renterConfig(t, m, key)
+			if test.caps != nil {
+				test.caps(&config.Caps)
+			}
+			r := openRenter(t, config)
+			test.options.PayEvery = 50 * time.Millisecond
+			l, err := r.Rent(t.Context(), server.URL, test.options)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := l.Run(t.Context()); !errors.Is(err, ErrBudget) {
+				t.Fatalf("Run: %v, want ErrBudget", err)
+			}
+			c, err := l.Close(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			checkClosing(t, m, c, crypto.PubkeyToAddress(key.PublicKey), before)
+			if c.Signed.Uint64() > test.limit {
+				t.Errorf("signed %s, the limit is %d", c.Signed.Dec(), test.limit)
+			}
+			if test.exact && c.Settled != c.Owed {
+				t.Errorf("settled %s, owed %s", c.Settled.Dec(), c.Owed.Dec())
+			}
+		})
+	}
+}
+
+// TestRefusedRentals: what is refused before anything is signed.
+func TestRefusedRentals(t *testing.T) {
+	m := testrig.NewMarket(t)
+	server := serveProvider(t, m, func(c *sdk.ProviderConfig) { c.NoGasless = true })
+	poor := m.Newcomer(t)
+	for _, test := range []struct {
+		name    string
+		change  func(*Config)
+		options Options
+		want    error
+	}{
+		{"deposit over the cap", nil, Options{Deposit: "10.000001"}, wallet.ErrDeposit},
+		{"deposit under the provider's least", nil, Options{Deposit: "0.009999"}, wallet.ErrDeposit},
+		{"no deposit", nil, Options{Deposit: "0"}, wallet.ErrDeposit},
+		{"more than the balance", func(c *Config) { c.Caps.PerLease, c.Caps.PerDay = wallet.Unlimited, wallet.Unlimited }, Options{Deposit: "1000.000001"}, wallet.ErrBalance},
+		{"no gas, and nobody sends for us", func(c *Config) { c.Key = channel.NewKey(poor) }, Options{Deposit: "1"}, wallet.ErrNoGas},
+		{"another escrow than the trusted one", func(c *Config) {
+			other, err := chain.Deploy(t.Context(), m.Backend, channel.NewKey(m.Keys[3]), time.Hour)
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.Escrow = other
+		}, Options{Deposit: "1"}, wallet.ErrEscrow},
+		{"an escrow that takes too long to leave", func(c *Config) { c.MaxGrace = time.Minute }, Options{Deposit: "1"}, wallet.ErrEscrow},
+		{"no such amount", nil, Options{Deposit: "1.0000001"}, channel.ErrAmount},
+		{"no such top-up", nil, Options{Deposit: "1", TopUp: "lots"}, channel.ErrAmount},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			config := renterConfig(t, m, m.Payer)
+			if test.change != nil {
+				test.change(&config)
+			}
+			r := openRenter(t, config)
+			_, err := r.Rent(t.Context(), server.URL, test.options)
+			if !errors.Is(err, test.want) || strings.Contains(err.Error(), "\n") {
+				t.Errorf("Rent: %v, want %v in one line", err, test.want)
+			}
+			if open, err := r.Rentals(t.Context()); err != nil || len(open) != 0 {
+				t.Errorf("%d rentals were begun (%v)", len(open), err)
+			}
+		})
+	}
+}
+
+// TestDepositBeginsALease: a deposit that no lease begins with is refused before it is made, by who would ask for it and by who would make it.
+func TestDepositBeginsALease(t *testing.T) {
+	m := testrig.NewMarket(t)
+	server := serveProvider(t, m, func(c *sdk.ProviderConfig) { c.MinDeposit, c.Source = "0.002", testclock.GPUs(16) })
+	config := renterConfig(t, m, m.Payer)
+	r := openRenter(t, config)
+	_, err := r.Rent(t.Context(), server.URL, Options{GPUs: 10, Deposit: "0.002"})
+	if !errors.Is(err, wallet.ErrDeposit) || !strings.Contains(err.Error(), "10 GPU(s) of this provider take at least 0.003") {
+		t.Errorf("Rent: %v, want ErrDeposit", err)
+	}
+	config.Database, config.Caps.PerLease = filepath.Join(t.TempDir(), "capped.db"), "0.001"
+	capped := openRenter(t, config)
+	_, err = capped.Rent(t.Context(), server.URL, Options{})
+	if !errors.Is(err, wallet.ErrDeposit) || !strings.Contains(err.Error(), "Caps.PerLease leaves room for 0.001") || !strings.Contains(err.Error(), "raise the cap") {
+		t.Errorf("Rent under a small cap: %v, want ErrDeposit and the cap", err)
+	}
+	if open, err := r.Rentals(t.Context()); err != nil || len(open) != 0 {
+		t.Errorf("%d rentals were begun (%v)", len(open), err)
+	}
+	if _, err := r.Rent(t.Context(), server.URL, Options{GPUs: 16}); !errors.Is(err, gpu.ErrNoCapacity) || !strings.Contains(err.Error(), "nothing was deposited") {
+		t.Errorf("Rent of more GPUs than the credit lets begin: %v, want ErrNoCapacity", err)
+	}
+	l, err := r.Rent(t.Context(), server.URL, Options{GPUs: 10}) // what nobody says is enough
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.Close(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestTrustedEscrow: the one that the configuration names needs no comparison.
+func TestTrustedEscrow(t *testing.T) {
+	m := testrig.NewMarket(t)
+	server := serveProvider(t, m, nil)
+	config := renterConfig(t, m, m.Payer)
+	config.Escrow = m.Escrow
+	q, err := openRenter(t, config).Quote(t.Context(), server.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if q.PerGPUHour != "3.60" || q.Symbol == "" || !q.Gasless || q.Grace != 10*time.Minute {
+		t.Errorf("quote: %+v", q)
+	}
+}
+
+// TestRenterConfig: bad configuration is one line that says what to do.
+func TestRenterConfig(t *testing.T) {
+	m := testrig.NewMarket(t)
+	for _, test := range []struct {
+		name   string
+		change func(*Config)
+		says   string
+		want   error
+	}{
+		{"no key", func(c *Config) { c.Key = nil }, "Key is nil", nil},
+		{"no chain", func(c *Config) { c.Backend = nil }, "RPC is empty", nil},
+		{"chain that is not there", func(c *Config) { c.Backend, c.RPC = nil, "http://127.0.0.1:1" }, "", chain.ErrUnreachable},
+		{"another chain than the one to pay on", func(c *Config) { c.ChainID = 1 }, "", chain.ErrChainID},
+		{"no token", func(c *Config) { c.Token = common.Address{} }, "Token is empty", nil},
+		{"token that is nothing", func(c *Config) { c.Token = common.Address{1} }, "", chain.ErrNoContract},
+		{"escrow that is nothing", func(c *Config) { c.Escrow = common.Address{1} }, "", chain.ErrNoContract},
+		{"no database", func(c *Config) { c.Database = "" }, "Database is empty", nil},
+		{"database nowhere", func(c *Config) { c.Database = filepath.Join(c.Database, "x") }, "no such file", nil},
+		{"no price cap", func(c *Config) { c.Caps.PricePerGPUHour = "" }, "Caps.PricePerGPUHour is empty", nil},
+		{"unlimited price", func(c *Config) { c.Caps.PricePerGPUHour = wallet.Unlimited }, "Caps.PricePerGPUHour", channel.ErrAmount},
+		{"no lease cap", func(c *Config) { c.Caps.PerLease = "" }, "Caps.PerLease is empty", nil},
+		{"no day cap", func(c *Config) { c.Caps.PerDay = "" }, "Caps.PerDay is empty", nil},
+		{"no payee cap", func(c *Config) { c.Caps.PerPayee = "" }, "Caps.PerPayee is empty", nil},
+		{"cap that is no number", func(c *Config) { c.Caps.PerDay = "ten" }, "Caps.PerDay", channel.ErrAmount},
+		{"negative patience", func(c *Config) { c.Patience = -1 }, "must not be negative", nil},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			config := renterConfig(t, m, m.Payer)
+			test.change(&config)
+			r, err := New(t.Context(), config)
+			if err == nil {
+				t.Fatal("accepted", r.Close())
+			}
+			if !strings.Contains(err.Error(), test.says) || strings.Contains(err.Error(), "\n") || (test.want != nil && !errors.Is(err, test.want)) {
+				t.Errorf("%v, want %q, %v in one line", err, test.says, test.want)
+			}
+		})
+	}
+	r := openRenter(t, renterConfig(t, m, m.Payer))
+	for _, url := range []string{"", "example.org", "ftp://example.org", "http://", "http://a/?b=c", "http://user@a/"} {
+		if _, err := r.Quote(t.Context(), url); err == nil || errors.Is(err, peer.ErrUnreachable) {
+			t.Errorf("Quote(%q): %v", url, err)
+		}
+	}
+	if _, err := r.Quote(t.Context(), "http://127.0.0.1:1"); !errors.Is(err, peer.ErrUnreachable) {
+		t.Errorf("a provider that is not there: %v, want ErrUnreachable", err)
+	}
+	if _, err := r.Resume(t.Context(), common.Hash{1}); !errors.Is(err, channel.ErrUnknown) {
+		t.Errorf("resuming what was never rented: %v, want ErrUnknown", err)
+	}
+}
+
+// TestLeaveWithoutGas: the provider is gone and the renter has not one wei. A
+// document that it signs, sent by a stranger, gets its deposit back.
+func TestLeaveWithoutGas(t *testing.T) {
+	m := testrig.NewMarket(t)
+	server := serveProvider(t, m, nil)
+	key := m.Newcomer(t)
+	payer := crypto.PubkeyToAddress(key.PublicKey)
+	config := renterConfig(t, m, key)
+	config.Patience = time.Second
+	r := openRenter(t, config)
+	l, err := r.Rent(t.Context(), server.URL, Options{Deposit: "1", PayEvery: 100 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := background(t.Context(), l)
+	testrig.Eventually(t, "a payment", func() bool { s := l.Snapshot(); return !s.Paid.IsZero() })
+	testrig.HangUp(server)
+	server.Close()
+	if err := <-done; !errors.Is(err, peer.ErrSilent) || !errors.Is(err, peer.ErrUnreachable) {
+		t.Errorf("Run without a provider: %v, want ErrSilent for ErrUnreachable", err)
+	}
+	if _, err := l.Close(t.Context()); !errors.Is(err, peer.ErrRefused) {
+		t.Errorf("Close without a provider: %v, want ErrRefused", err)
+	}
+	if _, err := l.Leave(t.Context()); !errors.Is(err, wallet.ErrNoGas) {
+		t.Errorf("Leave without gas or relay: %v, want ErrNoGas", err)
+	}
+
+	relay := relayer(t, m)
+	checkRequest(t, l, relay)
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	config.Relay = relay
+	r = openRenter(t, config)
+	if l, err = r.Resume(t.Context(), l.ID()); err != nil {
+		t.Fatal(err)
+	}
+	c := leave(t, m, l)
+	checkRefund(t, m, c, payer) // behind its dead server, the provider may still have settled what was signed
+	if !c.Forced || c.Settled.Gt(&c.Owed) {
+		t.Errorf("settled %s of %s owed, by force: %v", c.Settled.Dec(), c.Owed.Dec(), c.Forced)
+	}
+	if coin, err := m.Backend.BalanceAt(t.Context(), payer, nil); err != nil || coin.Cmp(new(big.Int)) != 0 {
+		t.Errorf("the payer has %v wei (%v): the test shows nothing", coin, err)
+	}
+}
+
+// relayer is a stranger with a little coin.
+func relayer(t *testing.T, m *testrig.Market) Relayer {
+	t.Helper()
+	escrow, err := chain.NewEscrow(t.Context(), m.Backend, m.Escrow)
+	if err != nil {
+		t.Fatal(err)
+	}
+	db, err := store.Open(t.Context(), filepath.Join(t.TempDir(), "relay.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = db.Close() })
+	outbox, err := chain.OpenStore(t.Context(), db)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return Relayer{Escrow: escrow, Sender: &chain.Sender{
+		Backend: m.Backend, Key: channel.NewKey(m.Keys[4]), Store: outbox, Poll: 50 * time.Millisecond, Log: slog.New(slog.DiscardHandler),
+	}}
+}
+
+// checkRequest: the document survives its JSON, and nobody else's will do.
+func checkRequest(t *testing.T, l *Rental, relay Relayer) {
+	t.Helper()
+	request, err := l.SignLeave(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := json.Marshal(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var read wire.LeaveRequest
+	if err := json.Unmarshal(text, &read); err != nil {
+		t.Fatal(err)
+	}
+	if err := read.Check(); err != nil || read.Channel() != l.Terms() {
+		t.Errorf("after its JSON: %v, %+v", err, read)
+	}
+	for name, change := range map[string]func(*wire.LeaveRequest){
+		"deadline": func(q *wire.LeaveRequest) { q.Deadline++ },
+		"nonce":    func(q *wire.LeaveRequest) { q.CloseRequests++ },
+		"payer":    func(q *wire.LeaveRequest) { q.Payer[0]++ },
+		"salt":     func(q *wire.LeaveRequest) { q.Salt[0]++ },
+		"chain":    func(q *wire.LeaveRequest) { q.ChainID++ },
+	} {
+		forged := read
+		change(&forged)
+		if err := relay.RequestClose(t.Context(), forged); !errors.Is(err, channel.ErrSignature) {
+			t.Errorf("another %s: %v, want ErrSignature", name, err)
+		}
+	}
+}
+
+// TestLeaseEndedWhileAway: a provider that gave up on an absent renter is not
+// paid for a lease that nobody asked for.
+func TestLeaseEndedWhileAway(t *testing.T) {
+	m := testrig.NewMarket(t)
+	allocator, err := gpu.NewHostAllocator(t.Context(), testclock.GPUs(4))
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := serveProvider(t, m, func(c *sdk.ProviderConfig) {
+		c.Credit, c.SuspendTimeout, c.Allocator = time.Second, 200*time.Millisecond, allocator
+	})
+	before := m.Tokens(t, m.PayeeAddress())
+	config := renterConfig(t, m, m.Payer)
+	r := openRenter(t, config)
+	ctx, cancel := context.WithCancel(t.Context())
+	l, err := r.Rent(ctx, server.URL, Options{Deposit: "1", PayEvery: 50 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := background(ctx, l)
+	testrig.Eventually(t, "a payment", func() bool { s := l.Snapshot(); return !s.Paid.IsZero() })
+	cancel()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Errorf("Run: %v, want the context's error", err)
+	}
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	testrig.Eventually(t, "the lease to end", func() bool { return allocator.Free() == 4 })
+
+	r = openRenter(t, config)
+	if l, err = r.Resume(t.Context(), l.ID()); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Run(t.Context()); err != nil {
+		t.Errorf("Run: %v", err)
+	}
+	s := l.Snapshot()
+	if s.Reason == "" {
+		t.Error("no word of why it ended")
+	}
+	c, err := l.Close(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkClosing(t, m, c, m.PayerAddress(), before)
+	if limit := uint256.NewInt(2500); c.Settled.Gt(limit) {
+		t.Errorf("settled %s for about a second and a half", c.Settled.Dec())
+	}
+}
+
+// TestDatabaseGone: a renter that cannot write does not pay on, and loses
+// nothing: what it takes up later is paid exactly.
+func TestDatabaseGone(t *testing.T) {
+	m := testrig.NewMarket(t)
+	server := serveProvider(t, m, nil)
+	before := m.Tokens(t, m.PayeeAddress())
+	config := renterConfig(t, m, m.Payer)
+	r := openRenter(t, config)
+	l, err := r.Rent(t.Context(), server.URL, Options{Deposit: "1", PayEvery: 50 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := background(t.Context(), l)
+	testrig.Eventually(t, "a payment", func() bool { s := l.Snapshot(); return !s.Paid.IsZero() })
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case err := <-done:
+		if err == nil {
+			t.Errorf("Run without a database: %v", err)
+		}
+	case <-time.After(time.Minute):
+		t.Fatal("Run goes on without a database")
+	}
+
+	r = openRenter(t, config)
+	if l, err = r.Resume(t.Context(), l.ID()); err != nil {
+		t.Fatal(err)
+	}
+	c, err := l.Close(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkClosing(t, m, c, m.PayerAddress(), before)
+	checkBooks(t, r, l, c)
+	if c.Owed != c.Settled {
+		t.Errorf("owed %s, settled %s", c.Owed.Dec(), c.Settled.Dec())
+	}
+}

@@ -1,0 +1,316 @@
+package renter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/big"
+	"slices"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/boundlog"
+	"github.com/gpupay/gpupay/sdk/wallet"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// moment is a block and its time, or our own clock's where that is earlier: one
+// false time of an endpoint ends no authorization in the books. What is read as of it is read after its time
+// is known: an authorization that ended before it, and that it does not show
+// used, never will be. In the other order a deposit that arrives between the two
+// looks would be taken for one that never came.
+type moment struct {
+	block *big.Int
+	time  time.Time
+}
+
+// moment is the newest block that has the given number of confirmations.
+func (r *Client) moment(ctx context.Context, confirmations uint64) (moment, error) {
+	header, err := r.w.Backend.HeaderByNumber(ctx, nil)
+	if err != nil {
+		return moment{}, chain.Unread("the newest block", err)
+	}
+	if depth := min(confirmations-1, header.Number.Uint64()); depth > 0 {
+		block := new(big.Int).SetUint64(header.Number.Uint64() - depth)
+		if header, err = r.w.Backend.HeaderByNumber(ctx, block); err != nil {
+			return moment{}, chain.Unread("block "+block.String(), err)
+		}
+	}
+	at := moment{block: header.Number, time: r.w.Now()}
+	if mined := time.Unix(int64(header.Time), 0); mined.Before(at.time) {
+		at.time = mined
+	}
+	return at, nil
+}
+
+// promise is an authorization that this renter signed and may have handed out:
+// whoever has it can move its value into the channel, once, until it ends.
+type promise struct {
+	Nonce common.Hash `json:"nonce"`
+	Value uint256.Int `json:"value"`
+	Until uint64      `json:"until"`           // unix seconds: the token refuses it from then on
+	Used  bool        `json:"used"`            // as of the newest look; a re-org may undo it
+	Given bool        `json:"given,omitempty"` // the provider may have it
+}
+
+// promised keeps an authorization in the books, before it is handed out.
+func (row *rentalRow) promised(a *wire.Authorization) {
+	if a == nil || slices.ContainsFunc(row.Promises, func(p promise) bool { return p.Nonce == a.Nonce && p.Until == a.ValidBefore.Uint64() }) {
+		return
+	}
+	row.Promises = append(row.Promises, promise{Nonce: a.Nonce, Value: a.Value.Int, Until: a.ValidBefore.Uint64()})
+}
+
+// give marks an authorization before it is sent to the provider. It reports whether
+// that is new, and to be kept first.
+func (row *rentalRow) give(a *wire.Authorization) (fresh bool) {
+	for i, p := range row.Promises {
+		if a != nil && p.Nonce == a.Nonce && !p.Given {
+			row.Promises[i].Given, fresh = true, true
+		}
+	}
+	return fresh
+}
+
+// unseen has the caps go on counting what was given away and ended unused, where
+// one endpoint alone says that it is.
+func (l *Rental) unseen(ctx context.Context, now uint64) error {
+	for _, p := range l.row.Promises {
+		if !l.r.w.Alone || p.Used || !p.Given || now < p.Until {
+			continue
+		}
+		if err := l.payer.Unseen(ctx, l.row.Terms, p.Nonce, p.Value, time.Unix(int64(p.Until), 0)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// outstanding is what signed authorizations may still move into the channel.
+func (row *rentalRow) outstanding() uint256.Int {
+	return sumOf(row.Promises, func(p promise) bool { return !p.Used })
+}
+
+// moved is what deposits of ours have moved into the channel: what is there at
+// least, whatever an endpoint says.
+func (row *rentalRow) moved() uint256.Int {
+	sum := sumOf(row.Promises, func(p promise) bool { return p.Used })
+	return *sum.Add(&sum, &row.Moved)
+}
+
+// retire takes authorizations that have ended out of the books. What they moved
+// stays in Moved.
+func (row *rentalRow) retire(now uint64) {
+	var left, ended []promise
+	for _, p := range row.Promises {
+		if now < p.Until {
+			left = append(left, p)
+		} else {
+			ended = append(ended, p)
+		}
+	}
+	moved := sumOf(ended, func(p promise) bool {
+		return p.Used && !slices.ContainsFunc(left, func(q promise) bool { return q.Nonce == p.Nonce })
+	})
+	row.Moved.Add(&row.Moved, &moved)
+	row.Promises = left
+}
+
+// sumOf adds up the promises that count. Several of one nonce, which a crash may
+// leave, can move only one of their values.
+func sumOf(promises []promise, counts func(promise) bool) (sum uint256.Int) {
+	most := make(map[common.Hash]uint256.Int)
+	for _, p := range promises {
+		if before := most[p.Nonce]; counts(p) && p.Value.Gt(&before) {
+			most[p.Nonce] = p.Value
+		}
+	}
+	for _, value := range most {
+		sum.Add(&sum, &value)
+	}
+	return sum
+}
+
+// goodUntil says what is still handed out, for an error about an open.
+func (row *rentalRow) goodUntil() string {
+	if until := row.until(); until != 0 {
+		return fmt.Sprintf(" (the deposit that was signed for it may be sent until %s)", time.Unix(int64(until), 0).UTC().Format(time.RFC3339))
+	}
+	return ""
+}
+
+// fundedBy is when the deposit of the open can come no more: zero for one by our
+// own transaction, which the outbox knows. A database that is a copy from before
+// the authorization was signed does not have it: it is as good as one signed when
+// the rental was made.
+func (row *rentalRow) fundedBy() uint64 {
+	if row.Funding == nil {
+		return 0
+	}
+	if row.Funding.Authorization == nil {
+		if row.Funding.Type != wire.TypeAuthorization || row.Made == 0 {
+			return 0
+		}
+		return uint64(row.Made) + uint64(wallet.AuthorizationTTL/time.Second)
+	}
+	return row.Funding.Authorization.ValidBefore.Uint64()
+}
+
+// fallbackBy is when a deposit can come no more that another copy of this database
+// may have signed for the provider to send, in place of the transaction that this
+// one would send: zero where no provider sends any. Until then a rental that was
+// never funded is over, and not for good.
+func (row *rentalRow) fallbackBy() uint64 {
+	if row.Funding == nil || row.Funding.Authorization != nil || !row.Sponsored || row.Made == 0 {
+		return 0
+	}
+	return uint64(row.Made) + uint64(wallet.AuthorizationTTL/time.Second)
+}
+
+// until is when the last of the unused authorizations ends, zero if there is none.
+func (row *rentalRow) until() (last uint64) {
+	for _, p := range row.Promises {
+		if !p.Used {
+			last = max(last, p.Until)
+		}
+	}
+	return last
+}
+
+// sight is what the chain says as of one block.
+type sight struct {
+	moment
+	channel.ChainView
+	there bool                 // the escrow knows the channel
+	used  map[common.Hash]bool // the authorizations in the books
+}
+
+// ended reports whether an authorization can never move anything any more.
+func (s sight) ended(a *wire.Authorization) bool {
+	return !s.used[a.Nonce] && uint64(s.time.Unix()) >= a.ValidBefore.Uint64()
+}
+
+// look reads what became of the channel and of the authorizations for it, and
+// brings the row up to it.
+func (l *Rental) look(ctx context.Context, confirmations uint64) (sight, error) {
+	at, err := l.r.moment(ctx, confirmations)
+	if err != nil {
+		return sight{}, fmt.Errorf("channel %s: %w", l.id, err)
+	}
+	s := sight{moment: at, used: make(map[common.Hash]bool)}
+	promises := slices.Clone(l.row.Promises)
+	for i, p := range promises {
+		if promises[i].Used, err = l.r.w.Token.AuthorizationUsedAt(ctx, l.row.Terms.Payer, p.Nonce, at.block); err != nil {
+			return s, fmt.Errorf("channel %s: asking the token what became of an authorization: %w", l.id, err)
+		}
+		s.used[p.Nonce] = promises[i].Used
+	}
+	s.ChainView, err = l.escrow.View(ctx, l.id, at.block)
+	if s.there = err == nil; err != nil && !errors.Is(err, channel.ErrUnknown) {
+		return s, err
+	}
+	l.row.Promises = promises
+	if err := l.unseen(ctx, uint64(at.time.Unix())); err != nil {
+		return s, err
+	}
+	l.row.retire(uint64(at.time.Unix()))
+	if s.there {
+		l.row.deposited(&s)
+	}
+	return s, nil
+}
+
+// deposited takes the chain's word for what was paid into the channel. That never
+// falls but by a re-org: what was seen once counts, against the caps too, until
+// as many blocks lie over it as undo no more.
+func (row *rentalRow) deposited(s *sight) {
+	block := s.block.Uint64()
+	if !s.Finalized && s.Deposit.Lt(&row.Deposit) && row.Seen != 0 && block < row.Seen+finality {
+		s.Deposit = row.Deposit
+		return
+	}
+	if row.Deposit != s.Deposit {
+		row.Deposit, row.Seen = s.Deposit, 0
+	}
+	row.Seen = max(row.Seen, block)
+}
+
+// behind reports whether a sight is of an older block than one that the chain was seen at, by no more than a re-org
+// undoes: of an endpoint that lags it is no word on what came later.
+func (row *rentalRow) behind(s sight) bool {
+	block := s.block.Uint64()
+	return block < row.Seen && row.Seen <= block+finality
+}
+
+// finality is how many blocks lie over an end before it is left alone, as for
+// our own transactions.
+const finality = 32
+
+// over reports whether the rental has ended on the chain, and looks again while a
+// re-org could undo that: what is undone is open again. An endpoint that does not
+// answer changes nothing.
+func (l *Rental) over(ctx context.Context) (bool, error) {
+	if l.row.Phase != PhaseClosed {
+		return l.row.Phase == PhaseFinished, nil
+	}
+	return l.stillOver(ctx)
+}
+
+// stillOver is over for a rental that is over in the books, final or not.
+func (l *Rental) stillOver(ctx context.Context) (bool, error) {
+	now, err := l.look(ctx, l.r.w.Confirmations)
+	switch {
+	case err == nil && l.row.behind(now):
+		return true, nil
+	case err == nil && !l.ended(now):
+		return false, l.undone(ctx, now)
+	}
+	if l.row.Phase == PhaseFinished {
+		return true, nil
+	}
+	var deep sight
+	if err == nil {
+		deep, err = l.look(ctx, finality+1)
+		if errors.Is(err, chain.ErrNoContract) { // it is younger than that, and the rental's end with it
+			return true, nil
+		}
+	}
+	if err != nil {
+		boundlog.Warn(l.r.w.Log, "whether the end of a rental is final is not known yet", l.id, err)
+		return true, nil
+	}
+	if !l.ended(deep) || !deep.there && uint64(deep.time.Unix()) < l.row.fallbackBy() {
+		return true, nil
+	}
+	if err := l.r.w.Sync(ctx, l.id); err != nil {
+		boundlog.Warn(l.r.w.Log, "a rental is over, and what became of its transactions is not known yet", l.id, err)
+		return true, nil
+	}
+	return true, l.enter(ctx, PhaseFinished)
+}
+
+// ended reports whether the chain shows the end that is in the books: the channel
+// closed or, where it was never funded, not there and with nothing to come.
+func (l *Rental) ended(s sight) bool {
+	return s.Finalized || !s.there && l.row.Closed.Deposit.IsZero() && uint64(s.time.Unix()) >= l.row.fundedBy()
+}
+
+// undone takes a rental up again whose end a re-org took back, or an endpoint
+// made up.
+func (l *Rental) undone(ctx context.Context, s sight) error {
+	l.r.w.Log.Warn("rental is open again: the chain took its end back", "channel", l.id, "on the chain", s.there)
+	l.row.Closed = nil
+	if s.there {
+		if _, err := l.payer.Observe(ctx, l.id, s.ChainView); err != nil {
+			return err
+		}
+	}
+	if s.there && l.row.Checker != nil {
+		return l.enter(ctx, PhaseClosing)
+	}
+	return l.enter(ctx, PhaseOpening)
+}

@@ -1,0 +1,145 @@
+package renter
+
+import (
+	"errors"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/testclock"
+	"github.com/gpupay/gpupay/sdk"
+	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// deaf loses the answer to the first open.
+type deaf struct{ lost atomic.Bool }
+
+func (d *deaf) RoundTrip(req *http.Request) (*http.Response, error) {
+	resp, err := http.DefaultTransport.RoundTrip(req)
+	c, none := wire.ParseCredential(req.Header)
+	if err != nil || none != nil || c.Payload.Action != wire.ActionOpen || d.lost.Swap(true) {
+		return resp, err
+	}
+	return nil, errors.Join(errors.New("the answer got lost"), resp.Body.Close())
+}
+
+// TestLeaseBeganUnderTheOfferBefore: a renter is cut off while its lease begins,
+// before or after it hears of it, and the provider is started again and has a
+// new offer. The lease is under the old one, which was asked for: that is no
+// lie.
+func TestLeaseBeganUnderTheOfferBefore(t *testing.T) {
+	for name, cut := range map[string]func(t *testing.T, config *Config, rent func(*Client) (*Rental, error)){
+		"the answer got lost": func(t *testing.T, config *Config, rent func(*Client) (*Rental, error)) {
+			config.HTTP = &http.Client{Transport: &deaf{}}
+			r := openRenter(t, *config)
+			if _, err := rent(r); err == nil {
+				t.Fatal("the answer was not lost")
+			}
+			if err := r.Close(); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"killed when the lease was on disk": func(t *testing.T, config *Config, rent func(*Client) (*Rental, error)) {
+			r := openRenter(t, *config)
+			l, err := rent(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			l.detach()
+			row := l.row
+			row.Phase = PhaseOpening // the last thing that is written
+			if err := errors.Join(r.store.save(t.Context(), row), r.Close()); err != nil {
+				t.Fatal(err)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) { resumeUnderNewOffer(t, cut) })
+	}
+}
+
+func resumeUnderNewOffer(t *testing.T, cut func(*testing.T, *Config, func(*Client) (*Rental, error))) {
+	m := testrig.NewMarket(t)
+	server, restart := restartable(t, m)
+	config := renterConfig(t, m, m.Newcomer(t))
+	cut(t, &config, func(r *Client) (*Rental, error) {
+		return r.Rent(t.Context(), server.URL, Options{Deposit: "1", PayEvery: 100 * time.Millisecond})
+	})
+	restart()
+	r, l := resume(t, config)
+	l.detach()
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	r, l = resume(t, config) // from what the first one left on disk
+	done := background(t.Context(), l)
+	testrig.Eventually(t, "a paid record", func() bool { s := l.Snapshot(); return s.Sequence >= 3 && !s.Paid.IsZero() })
+	closing, err := l.Close(t.Context())
+	if err != nil || closing.Settled != closing.Owed || closing.Owed.IsZero() {
+		t.Errorf("%+v, %v", closing, err)
+	}
+	<-done
+	if kept, err := r.Evidence(t.Context(), closing.Channel); err != nil || len(kept) != 0 {
+		t.Errorf("an honest provider is accused: %v, %v", kept, err)
+	}
+}
+
+func resume(t *testing.T, config Config) (*Client, *Rental) {
+	t.Helper()
+	r := openRenter(t, config)
+	left, err := r.Rentals(t.Context())
+	if err != nil || len(left) != 1 {
+		t.Fatalf("%d rentals, %v", len(left), err)
+	}
+	l, err := r.Resume(t.Context(), left[0].Channel)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r, l
+}
+
+// restartable is a provider that can be started again, with another offer.
+func restartable(t *testing.T, m *testrig.Market) (server *httptest.Server, restart func()) {
+	t.Helper()
+	config := sdk.ProviderConfig{
+		Backend: m.Backend, Escrow: m.Escrow, Token: m.Token, Key: channel.NewKey(m.Payee),
+		Database: filepath.Join(t.TempDir(), "provider.db"), PricePerGPUHour: "3.60", MinDeposit: "0.01",
+		Source: testclock.GPUs(1), Clock: testclock.Process(), Credit: 2 * time.Second,
+		Tick: 50 * time.Millisecond, RecordEvery: 100 * time.Millisecond, MaxGap: time.Second, Poll: 50 * time.Millisecond,
+		Log: slog.New(slog.DiscardHandler),
+	}
+	var now atomic.Pointer[sdk.Provider]
+	start := func() {
+		p, err := sdk.NewProvider(t.Context(), config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		go p.Run(t.Context())
+		now.Store(p)
+	}
+	start()
+	server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { now.Load().ServeHTTP(w, r) }))
+	t.Cleanup(func() {
+		server.CloseClientConnections()
+		server.Close()
+		if err := now.Load().Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return server, func() {
+		old := now.Load().Offer().Hash
+		server.CloseClientConnections()
+		if err := now.Load().Close(); err != nil {
+			t.Fatal(err)
+		}
+		config.OfferTTL = 48 * time.Hour
+		if start(); now.Load().Offer().Hash == old {
+			t.Fatal("the offer is the same")
+		}
+	}
+}

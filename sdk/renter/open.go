@@ -1,0 +1,644 @@
+package renter
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/fault"
+	"github.com/gpupay/gpupay/internal/u256"
+	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/boundlog"
+	"github.com/gpupay/gpupay/sdk/internal/peer"
+	"github.com/gpupay/gpupay/sdk/units"
+	"github.com/gpupay/gpupay/sdk/wallet"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// Options say what to rent and how to pay. They are kept with the rental.
+type Options struct {
+	GPUs     int           `json:"gpus"`     // 1 if zero
+	Deposit  string        `json:"deposit"`  // in units of the token; what the provider suggests if empty
+	TopUp    string        `json:"topUp"`    // added whenever the deposit runs low, within the caps; never if empty
+	PayEvery time.Duration `json:"payEvery"` // between vouchers; 1 min if zero, sooner when half of the provider's credit is used
+	Prepay   time.Duration `json:"prepay"`   // GPU time paid ahead of the records at most
+	Gasless  bool          `json:"gasless"`  // have the provider send the deposit even if we have native coin
+	For      time.Duration `json:"for"`      // how long it is meant to last, for who resumes it; nothing ends it then. 0: not said
+}
+
+// Rent opens a channel with a provider and starts a lease on it. It sends the
+// deposit itself if it has native coin, and else signs an authorization that
+// the provider sends. The rental is paid for only while Run runs.
+//
+// If it fails after the channel was put on disk, the error names the channel:
+// Resume goes on with it, or finds out that it was never funded.
+func (r *Client) Rent(ctx context.Context, url string, options Options) (*Rental, error) {
+	options.GPUs = cmp.Or(options.GPUs, 1)
+	options.PayEvery = cmp.Or(options.PayEvery, time.Minute)
+	if options.GPUs < 1 || options.PayEvery < 0 || options.Prepay < 0 {
+		return nil, errors.New("renter: GPUs, PayEvery and Prepay must not be negative")
+	}
+	for _, amount := range []struct{ name, text string }{{"Deposit", options.Deposit}, {"TopUp", options.TopUp}} {
+		if _, err := units.Parse(cmp.Or(amount.text, "0"), r.w.Token.Decimals); err != nil {
+			return nil, fmt.Errorf("renter: %s: %w", amount.name, err)
+		}
+	}
+	q, err := r.quote(ctx, url, options.GPUs)
+	if err != nil {
+		return nil, err
+	}
+	if err := errors.Join(q.available(), q.escrow.CheckClock(ctx, r.w.ClockOff)); err != nil {
+		return nil, err
+	}
+	if err := r.w.Vet(ctx, common.Address(q.Offer.Payee), peer.SiteOf(q.URL)); err != nil {
+		return nil, fmt.Errorf("provider %s: no deposit is made: %w", q.URL, err)
+	}
+	deposit, err := r.deposit(ctx, q, options)
+	if err != nil {
+		return nil, err
+	}
+	l, err := r.prepare(ctx, q, options, deposit)
+	if err != nil {
+		return nil, err
+	}
+	if err := l.open(ctx, &q.challenge); err != nil {
+		return nil, l.openFailed(ctx, "resume it to go on", err)
+	}
+	return l, nil
+}
+
+// openFailed says what can be done about an open that failed, and of its deposit whether it may still be sent: the provider may
+// have sent it and refused the lease.
+func (l *Rental) openFailed(ctx context.Context, again string, cause error) error {
+	l.detach()
+	if l.row.until() != 0 {
+		if _, err := l.look(ctx, l.r.w.Confirmations); err == nil {
+			cause = errors.Join(cause, l.save(ctx))
+		}
+	}
+	return fmt.Errorf("channel %s: opening it failed; %s, or leave it to get back what it holds%s: %w", l.id, again, l.row.goodUntil(), cause)
+}
+
+// deposit is how much to put into the channel, within the caps.
+func (r *Client) deposit(ctx context.Context, q Quote, options Options) (uint256.Int, error) {
+	least, err := q.least()
+	if err != nil {
+		return least, err
+	}
+	deposit := u256.Max(q.SuggestedDeposit, least)
+	if options.Deposit != "" {
+		if deposit, err = units.Parse(options.Deposit, r.w.Token.Decimals); err != nil {
+			return deposit, err
+		}
+	}
+	room, cap, err := r.payer(q.escrow).Room(ctx, channel.Terms{Payee: common.Address(q.Offer.Payee), Token: r.w.Token.Address})
+	if err != nil {
+		return deposit, err
+	}
+	if options.Deposit == "" {
+		deposit = u256.Min(deposit, room)
+	}
+	if deposit.Gt(&room) {
+		return deposit, fmt.Errorf("%w: it is %s, %s leaves room for %s: deposit less, raise the cap, or get back what lies in other channels",
+			wallet.ErrDeposit, r.w.Format(deposit), wallet.CapField(cap), r.w.Format(room))
+	}
+	if !deposit.IsZero() && !deposit.Lt(&least) {
+		return deposit, nil
+	}
+	if options.Deposit == "" && room.Lt(&least) {
+		return deposit, fmt.Errorf("%w: %s leaves room for %s, %d GPU(s) of this provider take at least %s: raise the cap, or get back what lies in other channels",
+			wallet.ErrDeposit, wallet.CapField(cap), r.w.Format(room), q.GPUs, r.w.Format(least))
+	}
+	return deposit, fmt.Errorf("%w: it is %s, %d GPU(s) of this provider take at least %s: deposit more", wallet.ErrDeposit, r.w.Format(deposit), q.GPUs, r.w.Format(least))
+}
+
+// least is the smallest deposit that a lease begins with: the provider's, or what a
+// record of each GPU may be for.
+func (q Quote) least() (uint256.Int, error) {
+	first, err := wire.MinLease(q.Price, q.GPUs, time.Duration(q.Offer.RecordEvery)*time.Millisecond, time.Duration(q.Offer.Tick)*time.Millisecond)
+	return u256.Max(first, q.MinDeposit), err
+}
+
+// worthTopUp refuses top-ups that the provider would not send.
+func (r *Client) worthTopUp(o wire.Offer, options Options, funding string) error {
+	if options.TopUp == "" {
+		return nil
+	}
+	step, err := units.Parse(options.TopUp, r.w.Token.Decimals)
+	if least := leastTopUp(o, &wire.Payload{Type: funding}); err == nil && step.Lt(&least) {
+		err = fmt.Errorf("%w: TopUp is %s, this provider sends none under %s: add more at a time, or none", wallet.ErrDeposit, r.w.Format(step), r.w.Format(least))
+	}
+	return err
+}
+
+// prepare chooses the way to fund, makes sure that it can work, and puts the
+// rental and its channel on disk. Nothing is signed yet.
+func (r *Client) prepare(ctx context.Context, q Quote, options Options, deposit uint256.Int) (*Rental, error) {
+	balance, err := r.w.Token.Balance(ctx, r.Address())
+	if err != nil {
+		return nil, err
+	}
+	if balance.Lt(&deposit) {
+		return nil, fmt.Errorf("%w: %s has %s, the deposit is %s", wallet.ErrBalance, r.Address(), r.w.Format(balance), r.w.Format(deposit))
+	}
+	funding, err := r.funding(ctx, q, options)
+	if err != nil {
+		return nil, err
+	}
+	if err := r.worthTopUp(q.Offer.Offer, options, funding); err != nil {
+		return nil, err
+	}
+	sponsored, err := r.sponsored(ctx, q)
+	if err != nil {
+		return nil, err
+	}
+	row := rentalRow{
+		URL: q.URL, Sponsored: sponsored, Offer: q.Offer.Document, GPUs: options.GPUs, Options: options, Deposit: deposit, Phase: PhaseOpening,
+		Made: r.w.Now().Unix(),
+		Terms: channel.Terms{
+			ChainID: q.escrow.ChainID(), Escrow: q.escrow.Address(), Payer: r.Address(),
+			Payee: common.Address(q.Offer.Payee), Token: r.w.Token.Address, Salt: shortSalt(),
+		},
+		Funding: &wire.Payload{Action: wire.ActionOpen, Type: funding},
+	}
+	if delta := q.request.MethodDetails.MinVoucherDelta; delta != nil {
+		row.MinDelta = delta.Int
+	}
+	l, err := r.rental(ctx, row, q.escrow)
+	if err != nil {
+		return nil, err
+	}
+	if err := r.store.create(ctx, row); err != nil {
+		return nil, err
+	}
+	fault.Point(fault.RentalStored)
+	return l, l.payer.Open(ctx, row.Terms, deposit)
+}
+
+// shortSalt tells a payer's channels with one payee apart. Eight bytes are
+// enough for that, and cheaper to settle than 32.
+func shortSalt() (salt common.Hash) {
+	_, _ = rand.Read(salt[24:]) // never fails
+	return salt
+}
+
+// funding is how the deposit gets onto the chain: by our own transaction if we
+// can pay for it, else by the provider's.
+func (r *Client) funding(ctx context.Context, q Quote, options Options) (string, error) {
+	own, err := r.w.HasGas(ctx)
+	if err != nil {
+		return "", err
+	}
+	if own && !options.Gasless {
+		return wire.TypeHash, nil
+	}
+	if !q.Gasless {
+		return "", fmt.Errorf("%w: %s has none and this provider does not send deposits for others: send it some", wallet.ErrNoGas, r.Address())
+	}
+	able, err := r.sponsored(ctx, q)
+	if err != nil {
+		return "", err
+	}
+	if !able {
+		return "", fmt.Errorf("%w: token %s has no ERC-3009, so nobody can send the deposit for %s: send it some native coin", wallet.ErrNoGas, r.w.Token.Address, r.Address())
+	}
+	return wire.TypeAuthorization, nil
+}
+
+// sponsored reports whether the provider can send what we only sign.
+func (r *Client) sponsored(ctx context.Context, q Quote) (bool, error) {
+	if !q.Gasless {
+		return false, nil
+	}
+	return r.w.Token.SupportsAuthorization(ctx)
+}
+
+// open funds the channel if it is not, and starts the lease. It may run again
+// after a crash at any point: the authorization and the transaction that it
+// sends again are the ones that it sent before.
+func (l *Rental) open(ctx context.Context, first *wire.Challenge) error {
+	if err := l.payer.Open(ctx, l.row.Terms, l.row.Deposit); err != nil {
+		return err // idempotent: a crash may have come before it
+	}
+	fault.Point(fault.ChannelStored)
+	if l.row.Funding.ChannelID != l.id {
+		if first == nil { // taken up again: the chain, the price and the room before the money
+			known, err := l.foreign(ctx)
+			if err != nil || known {
+				return err
+			}
+			if err := l.r.w.Vet(ctx, l.row.Terms.Payee, peer.SiteOf(l.row.URL)); err != nil {
+				return fmt.Errorf("provider %s: no deposit is made: %w", l.row.URL, err)
+			}
+			if first, err = l.requote(ctx); err != nil {
+				return err
+			}
+		}
+	}
+	if err := l.fund(ctx); err != nil {
+		return err
+	}
+	fault.Point(fault.FundingStored)
+	return l.start(ctx, first)
+}
+
+// fund makes the signed open: the hash of our own transaction, once it is
+// mined, or an authorization.
+func (l *Rental) fund(ctx context.Context) error {
+	payload := *l.row.Funding
+	if payload.ChannelID == l.id { // made before
+		return l.stillGood(ctx)
+	}
+	salt := l.row.Terms.Salt
+	payload.ChannelID, payload.Salt = l.id, &salt
+	var err error
+	if payload.Type == wire.TypeHash {
+		payload.Hash, err = l.fundByTransaction(ctx)
+		if errors.Is(err, chain.ErrFunds) && l.row.Sponsored { // a little coin is as good as none: nothing was sent
+			payload.Type = wire.TypeAuthorization
+		}
+	}
+	if payload.Type == wire.TypeAuthorization {
+		payload.Authorization, payload.Signature, err = l.authorize(ctx, l.row.Deposit, channel.OpenNonce(l.row.Terms.Payer, l.row.Terms))
+	}
+	if err != nil {
+		return err
+	}
+	l.row.promised(payload.Authorization)
+	if payload.Hash != nil {
+		l.row.Moved = l.row.Deposit
+	}
+	l.row.Funding = &payload
+	return l.save(ctx)
+}
+
+// foreign reports whether the chain has a channel that this database has not
+// funded yet: it is a copy from before the deposit, and what was signed since is
+// not in it. Such a rental can only be closed or left.
+func (l *Rental) foreign(ctx context.Context) (bool, error) {
+	sent, err := l.opening(ctx)
+	if err != nil || sent {
+		return false, err
+	}
+	seen, err := l.look(ctx, l.r.w.Confirmations)
+	if err != nil || !seen.there {
+		return false, err
+	}
+	if _, err := l.payer.Observe(ctx, l.id, seen.ChainView); err != nil {
+		return false, err
+	}
+	l.row.Ended = "the chain has this channel, and this database knows of no deposit: it is from before it, or an endpoint said that it failed"
+	l.r.w.Log.Warn("channel is on the chain, and this database knows of no deposit: it is from before it, or an endpoint said that it failed: "+
+		"close it, or leave it", "channel", l.id)
+	return true, l.enter(ctx, PhaseClosing)
+}
+
+// opening reports whether the outbox holds our own open of the channel, mined or
+// on its way.
+func (l *Rental) opening(ctx context.Context) (bool, error) {
+	sent, err := l.r.w.Sender.Find(ctx, l.id)
+	return slices.ContainsFunc(sent, func(tx chain.Tx) bool {
+		return tx.Call.Kind == chain.Open && (tx.State == chain.Pending || tx.Succeeded)
+	}), err
+}
+
+// stillGood looks at the chain for what became of an authorization that may
+// have been handed out. If it is used, the channel is there; if it ended unused,
+// it never will be.
+func (l *Rental) stillGood(ctx context.Context) error {
+	if l.row.Funding.Type == wire.TypeHash {
+		return nil
+	}
+	seen, err := l.look(ctx, l.r.w.Confirmations)
+	if err != nil || seen.there || !seen.ended(l.row.Funding.Authorization) {
+		return err
+	}
+	err = l.neverFunded(ctx)
+	return errors.Join(fmt.Errorf("channel %s: %w: its authorization ended unused: rent again", l.id, ErrNeverFunded), err)
+}
+
+// neverFunded ends a rental whose channel is not on the chain and cannot come to
+// be: what it would have held is free again under the caps.
+func (l *Rental) neverFunded(ctx context.Context) error {
+	return errors.Join(l.payer.Fund(ctx, l.id, uint256.Int{}), l.finish(ctx, Closing{Note: "it was never funded"}))
+}
+
+// fundByTransaction opens the channel by our own transaction and waits for it.
+func (l *Rental) fundByTransaction(ctx context.Context) (*common.Hash, error) {
+	result, err := l.transfer(ctx, l.row.Deposit, l.escrow.OpenCall(l.row.Terms, l.row.Deposit), 0)
+	if err != nil {
+		return nil, err
+	}
+	return &result.Hash, nil
+}
+
+// transfer sends a call about this channel that pulls amount from an approval,
+// unless the outbox holds the same one after the first `after` of its kind: a
+// crash must not send it twice. No other rental of this renter approves or
+// spends meanwhile: one approval would overwrite the other.
+func (l *Rental) transfer(ctx context.Context, amount uint256.Int, call chain.Call, after int) (*chain.Result, error) {
+	select {
+	case l.r.spending <- struct{}{}:
+		defer func() { <-l.r.spending }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	id, err := l.outgoing(ctx, call.Kind, after)
+	if err == nil && id == "" {
+		if err = l.r.w.Token.Allow(ctx, l.r.w.Sender, l.terms.Escrow, amount, l.r.w.Confirmations); err == nil {
+			err = l.pledge(ctx, func() error {
+				id, err = l.r.w.Sender.SubmitAfter(ctx, call)
+				return err
+			})
+		}
+	}
+	if err != nil {
+		return nil, l.unapproved(ctx, amount, err)
+	}
+	result, err := l.r.w.Sender.Wait(ctx, id, l.r.w.Confirmations)
+	return result, l.unapproved(ctx, amount, err)
+}
+
+// unapproved says of a deposit that reverted that the approval made for it is gone, where it is: only the payer's key replaces or
+// spends it, so that another program has that key.
+func (l *Rental) unapproved(ctx context.Context, amount uint256.Int, err error) error {
+	var refused *chain.Revert
+	var reverted *chain.Reverted
+	if !errors.As(err, &refused) && !errors.As(err, &reverted) {
+		return err
+	}
+	left, failed := l.r.w.Token.Allowance(ctx, l.r.w.Sender.Address(), l.terms.Escrow)
+	if failed != nil || !left.Lt(&amount) {
+		return err
+	}
+	return fmt.Errorf("%w: of the %s approved for this deposit the escrow may take %s: another program with the key of %s approved or deposited meanwhile; "+
+		"one key belongs to one running renter: end the other one, or give it a key of its own", err, l.r.w.Format(amount), l.r.w.Format(left), l.r.w.Sender.Address())
+}
+
+// pledge runs sign, which commits money to the channel, unless payments on it were
+// ended, by whichever Rental of it: then its error is channel.ErrClosing. Between
+// the decision for a deposit and its signature lie answers of endpoints, which may
+// take their time; our own top-up would take a close request back.
+func (l *Rental) pledge(ctx context.Context, sign func() error) error {
+	release, err := l.r.pledges(ctx)
+	if err != nil {
+		return err
+	}
+	defer release()
+	if err := l.pledgeable(ctx); err != nil {
+		return err
+	}
+	return sign()
+}
+
+// pledgeable is channel.ErrClosing where payments on the channel were ended, or
+// the chain showed a close request.
+func (l *Rental) pledgeable(ctx context.Context) error {
+	paid, err := l.payer.State(ctx, l.id)
+	if err == nil && (paid.Closed || paid.Status == channel.Closing) {
+		err = fmt.Errorf("channel %s: %w: nothing more is deposited", l.id, channel.ErrClosing)
+	}
+	return err
+}
+
+// endPayments has nothing more signed for the channel. It comes before a close is
+// signed or asked for.
+func (l *Rental) endPayments(ctx context.Context) error {
+	release, err := l.r.pledges(ctx)
+	if err != nil {
+		return err
+	}
+	defer release()
+	_, err = l.payer.Close(ctx, l.id)
+	return err
+}
+
+// pledges waits until no deposit is being signed and no payments are being ended.
+func (r *Client) pledges(ctx context.Context) (release func(), err error) {
+	select {
+	case r.pledging <- struct{}{}:
+		return func() { <-r.pledging }, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// outgoing finds a call about this channel in the outbox, one that may still
+// succeed, after the first `after` of its kind; "" if there is none.
+func (l *Rental) outgoing(ctx context.Context, kind chain.Kind, after int) (chain.TxID, error) {
+	all, err := l.r.w.Sender.Find(ctx, l.id)
+	if err != nil {
+		return "", err
+	}
+	for _, tx := range all {
+		if tx.Call.Kind != kind || (tx.State != chain.Pending && !tx.Succeeded) {
+			continue
+		}
+		if after--; after < 0 {
+			return tx.ID, nil
+		}
+	}
+	return "", nil
+}
+
+// authorize signs an ERC-3009 authorization for the escrow and nobody else. The
+// nonce commits to what the money is for; the token takes it once.
+func (l *Rental) authorize(ctx context.Context, value uint256.Int, nonce common.Hash) (*wire.Authorization, wire.Bytes, error) {
+	separator, err := l.r.w.Token.DomainSeparator(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	now, err := l.escrow.Now(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := chain.CheckClock(l.r.w.Now(), now, l.row.Terms.ChainID, l.r.w.ClockOff); err != nil { // an endpoint that lies could make it good for years
+		return nil, nil, err
+	}
+	var signed chain.Authorization
+	err = l.pledge(ctx, func() error {
+		signed, err = chain.SignAuthorization(ctx, l.r.w.Key, separator, channel.Authorization{
+			From: l.row.Terms.Payer, To: l.row.Terms.Escrow, Value: value, Nonce: nonce,
+			ValidBefore: uint64(now.Add(wallet.AuthorizationTTL).Unix()),
+		})
+		return err
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	fault.Point(fault.DepositSigned)
+	before := wire.NewAmount(*uint256.NewInt(signed.ValidBefore))
+	return &wire.Authorization{
+		From: wire.Address(signed.From), To: wire.Address(signed.To), Value: wire.NewAmount(value),
+		ValidBefore: before, Nonce: nonce,
+	}, signed.Signature, nil
+}
+
+// start hands the signed open to the provider and takes the lease. The answer
+// may get lost: the proof lets the same open attach to what it started.
+func (l *Rental) start(ctx context.Context, first *wire.Challenge) error {
+	if first == nil {
+		var err error
+		if first, err = l.requote(ctx); err != nil {
+			return err
+		}
+	}
+	initial, err := l.initial(ctx)
+	if err != nil {
+		return err
+	}
+	voucher, err := l.payer.Pay(ctx, l.id, initial)
+	if err != nil {
+		return err
+	}
+	given := l.row.give(l.row.Funding.Authorization)
+	if l.row.Asked == nil {
+		now := l.r.w.Clock.Now()
+		l.row.Asked, l.row.AskedBoot = &now, l.r.w.Clock.BootID()
+		given = true
+	}
+	if given {
+		if err := l.save(ctx); err != nil {
+			return err
+		}
+	}
+	fault.Point(fault.LeaseAsked)
+	l.challenge, l.row.Secret = first, "" // a proof, not a secret, stands beside an open
+	payload := *l.row.Funding
+	amount := wire.NewAmount(voucher.Cumulative)
+	payload.CumulativeAmount, payload.VoucherSignature = &amount, voucher.Signature
+	if payload.Type == wire.TypeHash { // the draft's place for it
+		payload.Signature, payload.VoucherSignature = voucher.Signature, nil
+	}
+	if err := l.attach(ctx, payload); err != nil {
+		return err
+	}
+	fault.Point(fault.LeaseBegun)
+	// What the open's authorization moved is the deposit now, and promised no more: it would count twice.
+	if _, err := l.look(ctx, l.r.w.Confirmations); err != nil {
+		boundlog.Warn(l.r.w.Log, "what became of the deposit's authorization is not known yet", l.id, err)
+	}
+	if view, err := l.escrow.View(ctx, l.id, nil); err == nil {
+		view.Deposit = u256.Max(view.Deposit, l.row.Deposit)
+		if _, err := l.payer.Observe(ctx, l.id, view); err != nil {
+			return err
+		}
+	}
+	return l.enter(ctx, PhaseRunning)
+}
+
+// requote asks for the price again: the offer that the channel was meant for
+// may have been replaced, and a lease would start under the new one.
+func (l *Rental) requote(ctx context.Context) (*wire.Challenge, error) {
+	q, err := l.r.quote(ctx, l.row.URL, l.row.GPUs)
+	if err != nil {
+		return nil, err
+	}
+	if l.row.Funding.ChannelID != l.id { // nothing is signed yet
+		if err := q.available(); err != nil {
+			return nil, err
+		}
+	}
+	if q.Offer.Hash == l.offer.Hash || l.row.Lease != (common.Hash{}) {
+		return &q.challenge, nil // a lease that began keeps its offer
+	}
+	if common.Address(q.Offer.Payee) != l.row.Terms.Payee || common.Address(q.Offer.Escrow) != l.row.Terms.Escrow {
+		return nil, fmt.Errorf("%w: the channel pays %s through %s, the new offer wants %s through %s: leave it",
+			peer.ErrOffer, l.row.Terms.Payee, l.row.Terms.Escrow, q.Offer.Payee, q.Offer.Escrow)
+	}
+	if l.row.Asked != nil {
+		// The answer got lost, and with it whether a lease began. If one did, it is under the offer that was asked for.
+		l.row.PastOffers = append(l.row.PastOffers, l.row.Offer)
+	}
+	if err := l.agree(q.Offer); err != nil {
+		return nil, err
+	}
+	return &q.challenge, l.save(ctx)
+}
+
+// agree takes an offer, whose price was checked, for what the lease is under.
+func (l *Rental) agree(offer wire.SignedOffer) (err error) {
+	l.row.Offer, l.offer = offer.Document, offer
+	if l.price, err = offer.Price(); err != nil {
+		return err
+	}
+	l.credit, err = l.price.Charge(offer.Credit * uint64(time.Second))
+	return err
+}
+
+// recall goes back to an earlier offer, if a lease was asked for under it.
+func (l *Rental) recall(hash common.Hash) error {
+	for _, document := range l.row.PastOffers {
+		offer, err := wire.ParseOffer(document)
+		if err != nil {
+			return fmt.Errorf("channel %s: an offer on disk does not parse; restore the database from its backup: %w", l.id, err)
+		}
+		if offer.Hash == hash {
+			return l.agree(offer)
+		}
+	}
+	return nil // nobody asked for that one
+}
+
+// initial is what the open's own voucher is for: the prepayment, no record
+// having been seen, and what was signed before a crash if that is more.
+func (l *Rental) initial(ctx context.Context) (uint256.Int, error) {
+	ahead, err := l.price.Charge(uint64(l.row.Options.Prepay))
+	if err != nil {
+		return ahead, err
+	}
+	paid, err := l.payer.State(ctx, l.id)
+	if err != nil {
+		return ahead, err
+	}
+	if ahead = u256.Min(ahead, l.row.Deposit); ahead.Lt(&paid.Signed) {
+		return paid.Signed, nil
+	}
+	return ahead, nil
+}
+
+// Resume takes up a rental that a crash or a restart cut off: it opens what was
+// being opened, and for everything else returns the rental as it was left. Then
+// Run goes on paying, and Close or Leave end it. To end one that was being
+// opened take it from Rental instead: Resume would make the deposit.
+func (r *Client) Resume(ctx context.Context, channelID common.Hash) (*Rental, error) {
+	l, err := r.Rental(ctx, channelID)
+	if err != nil || l.row.Phase != PhaseOpening {
+		return l, err
+	}
+	if err := l.open(ctx, nil); err != nil {
+		return nil, l.openFailed(ctx, "resume it again", err)
+	}
+	return l, nil
+}
+
+// Rental returns a rental as it was left, finished or not. Nothing is signed or
+// sent.
+func (r *Client) Rental(ctx context.Context, channelID common.Hash) (*Rental, error) {
+	row, err := r.store.load(ctx, channelID)
+	if err != nil {
+		return nil, err
+	}
+	escrow, err := r.knownEscrow(ctx, row.Terms)
+	if err != nil {
+		return nil, fmt.Errorf("channel %s: %w", channelID, err)
+	}
+	return r.rental(ctx, row, escrow)
+}
+
+// knownEscrow reaches an escrow that was checked when the rental began: money
+// may be in it, so nothing but the chain may keep us from it.
+func (r *Client) knownEscrow(ctx context.Context, terms channel.Terms) (*chain.Escrow, error) {
+	if err := r.w.OnChain(ctx, terms.ChainID); err != nil {
+		return nil, err
+	}
+	return chain.NewEscrow(ctx, r.w.Backend, terms.Escrow)
+}

@@ -1,0 +1,317 @@
+package renter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/exactjson"
+	"github.com/gpupay/gpupay/internal/fault"
+	"github.com/gpupay/gpupay/internal/u256"
+	"github.com/gpupay/gpupay/sdk/internal/boundlog"
+	"github.com/gpupay/gpupay/sdk/internal/peer"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// demand is a provider's wish for more than its records explain. It is not
+// paid; if it stays, it is a dispute.
+type demand struct {
+	required  uint256.Int
+	explained uint256.Int
+	since     time.Time // by the rental's awake; zero: there is none
+	document  []byte
+}
+
+// pay brings the voucher up to what checked records say, and the prepayment.
+// A provider that cannot be reached is told later; only what stops payments
+// for good is an error.
+func (l *Rental) pay(ctx context.Context) error {
+	target, err := l.target()
+	if err != nil {
+		return err
+	}
+	capped, err := l.payUpTo(ctx, target)
+	// The prepayment may have to give way to a cap; what is owed may not.
+	if owed := u256.Min(l.owed(), l.row.Deposit); capped != nil && capped.Lt(&owed) {
+		return fmt.Errorf("channel %s: %w: a cap stands before %s, %s is signed for", l.id, ErrBudget, owed.Dec(), capped.Dec())
+	}
+	return err
+}
+
+// target is the most that may be signed for now.
+func (l *Rental) target() (uint256.Int, error) {
+	ahead, err := l.price.Charge(uint64(l.row.Options.Prepay))
+	if err != nil {
+		return ahead, err
+	}
+	owed := l.owed()
+	ahead.Add(&ahead, &owed) // two amounts of 96 bits
+	return u256.Min(ahead, l.row.Deposit), nil
+}
+
+// payUpTo signs for target, or for as much of it as the caps allow (capped,
+// then), and tells the provider. It never signs for less than before.
+func (l *Rental) payUpTo(ctx context.Context, target uint256.Int) (capped *uint256.Int, err error) {
+	paid, err := l.payer.State(ctx, l.id)
+	if err != nil {
+		return nil, err
+	}
+	if target.Lt(&paid.Signed) {
+		target = paid.Signed
+	}
+	if l.belowMinDelta(target) {
+		return nil, nil
+	}
+	voucher, err := l.payer.Pay(ctx, l.id, target)
+	var cap *channel.CapError
+	if errors.As(err, &cap) {
+		target = cappedAt(cap, paid.Cost(), target)
+		capped = &target
+		voucher, err = l.payer.Pay(ctx, l.id, target)
+	}
+	if errors.Is(err, channel.ErrClosing) {
+		return nil, l.paidNoMore()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("channel %s: paying %s: %w", l.id, target.Dec(), err)
+	}
+	if l.offered() != voucher.Cumulative {
+		l.deliver(ctx, voucher)
+	}
+	l.show(ctx)
+	return capped, nil
+}
+
+func (l *Rental) paidNoMore() error {
+	return fmt.Errorf("channel %s: nothing is paid after a leave was signed or a close requested: leave it: %w", l.id, channel.ErrClosing)
+}
+
+// belowMinDelta reports a step that the provider would refuse, or none at all.
+func (l *Rental) belowMinDelta(target uint256.Int) bool {
+	offered := l.offered()
+	if !offered.Lt(&target) {
+		return true
+	}
+	var step uint256.Int
+	step.Sub(&target, &offered)
+	return step.Lt(&l.row.MinDelta)
+}
+
+// offered is the newest voucher that the provider has, or that is on its way.
+func (l *Rental) offered() uint256.Int {
+	if l.sent.Gt(&l.delivered) {
+		return l.sent
+	}
+	return l.delivered
+}
+
+// cappedAt is the most that a cap leaves of the way from what counts in it to target.
+func cappedAt(cap *channel.CapError, cost, target uint256.Int) uint256.Int {
+	var over uint256.Int
+	over.Sub(&cap.Wanted, &cap.Limit) // a cap is only met from below
+	var growth uint256.Int
+	if growth.Sub(&target, &cost); growth.Lt(&over) {
+		return cost
+	}
+	growth.Sub(&growth, &over)
+	growth.Add(&growth, &cost)
+	return growth
+}
+
+// deliver hands a voucher to the provider. It is on disk: if the provider does
+// not take it now, it gets it, or a later one, the next time.
+func (l *Rental) deliver(ctx context.Context, v channel.Voucher) {
+	if v.Cumulative.Gt(&l.counted) { // one that is sent again explains no record
+		l.counted = v.Cumulative
+		l.row.Vouchers++ // on disk with the next record
+	}
+	if l.feed.TakesVouchers() {
+		l.stream(ctx, v)
+		return
+	}
+	amount := wire.NewAmount(v.Cumulative)
+	_, _, err := l.post(ctx, wire.Payload{
+		Action: wire.ActionVoucher, ChannelID: l.id, CumulativeAmount: &amount, Signature: v.Signature,
+	}, "", peer.AnswerTimeout)
+	if err != nil {
+		boundlog.Warn(l.r.w.Log, "provider did not take a voucher: it is offered again", l.id, err, "cumulative", v.Cumulative.Dec())
+		return
+	}
+	l.has(v.Cumulative)
+}
+
+// stream sends a voucher through the lease's stream and does not wait for the
+// receipt. A stream that does not take it is attached to again.
+func (l *Rental) stream(ctx context.Context, v channel.Voucher) {
+	if err := l.feed.Pay(ctx, v); err != nil {
+		boundlog.Warn(l.r.w.Log, "stream did not take a voucher: it is offered again", l.id, err, "cumulative", v.Cumulative.Dec())
+		l.feed.Cancel()
+		return
+	}
+	if !l.sent.Gt(&l.delivered) {
+		l.sentAt = l.awake.now() // of the oldest that waits for its receipt
+	}
+	l.sent = v.Cumulative
+}
+
+// accepted is the provider's receipt for what was sent through the stream.
+func (l *Rental) accepted(ctx context.Context, message []byte) error {
+	amount, err := wire.ParseReceiptMessage(message)
+	if err != nil {
+		return l.dispute(ctx, fmt.Errorf("%w: receipt: %w", peer.ErrProtocol, err), message)
+	}
+	if amount.Gt(&l.sent) || !l.delivered.Lt(&amount) {
+		return nil // of what we showed when we attached, or of nothing: no voucher depends on it
+	}
+	l.sentAt = l.awake.now()
+	l.has(amount)
+	return nil
+}
+
+// has notes that the provider has a voucher, on disk by its word.
+func (l *Rental) has(cumulative uint256.Int) {
+	fault.Point(fault.VoucherDelivered)
+	l.delivered = cumulative
+	l.r.w.Log.Debug("paid", "channel", l.id, "cumulative", cumulative.Dec())
+}
+
+// notTaken is a problem with what was sent through the stream: it is offered
+// again with the next payment.
+func (l *Rental) notTaken(document []byte) {
+	var problem wire.Problem
+	if err := exactjson.Unmarshal(document, &problem); err != nil {
+		problem = wire.Problem{Title: "a problem that does not parse"}
+	}
+	problem = problem.Printable()
+	boundlog.Warn(l.r.w.Log, "provider did not take a voucher: it is offered again", l.id, &problem, "cumulative", l.sent.Dec())
+	l.sent = uint256.Int{}
+}
+
+// unanswered reports a voucher that the stream took and nobody acknowledged.
+func (l *Rental) unanswered() bool {
+	return l.sent.Gt(&l.delivered) && l.awake.since(l.sentAt) > peer.AnswerTimeout
+}
+
+// urgent reports whether half of the provider's credit is used: waiting for the
+// next payment could suspend the lease.
+func (l *Rental) urgent() bool {
+	owed := l.owed()
+	if !l.delivered.Lt(&owed) {
+		return false
+	}
+	var open, half uint256.Int
+	open.Sub(&owed, &l.delivered)
+	half.Rsh(&l.credit, 1)
+	return !open.Lt(&half)
+}
+
+// needed is the provider asking for a voucher. It gets what checked records
+// explain. If it asks for more than the deposit, it asks for a top-up, and that
+// may be ahead of the records by the credit.
+func (l *Rental) needed(ctx context.Context, document []byte) error {
+	var n wire.NeedVoucher
+	if err := exactjson.Unmarshal(document, &n); err != nil || n.ChannelID != l.id {
+		return l.dispute(ctx, fmt.Errorf("%w: a demand for another channel or none (%v)", peer.ErrProtocol, err), document)
+	}
+	explained, err := l.target()
+	if err != nil {
+		return err
+	}
+	if n.RequiredCumulative.Gt(&l.row.Deposit) {
+		owed := l.owed()
+		explained.Add(&owed, &l.credit)
+	}
+	if n.RequiredCumulative.Gt(&explained) {
+		l.demanded(n.RequiredCumulative.Int, explained, document)
+	} else {
+		l.demand = demand{}
+	}
+	if err := l.pay(ctx); err != nil {
+		return err
+	}
+	return l.budget(ctx)
+}
+
+func (l *Rental) demanded(required, explained uint256.Int, document []byte) {
+	since := l.demand.since
+	if since.IsZero() {
+		since = l.awake.now()
+	}
+	l.demand = demand{required: required, explained: explained, since: since, document: document}
+}
+
+// topUpLead is how much GPU time of every device the deposit still covers when a
+// top-up is begun, at most: it has to be mined before the rest is used up.
+const topUpLead = time.Minute
+
+// budget makes room for what comes, or says in time that there is none: while
+// everything that was used can still be paid. What is owed decides, and nothing
+// that the provider alone says.
+func (l *Rental) budget(ctx context.Context) error {
+	l.clearDemand()
+	room, err := l.reserve()
+	if err != nil {
+		return err
+	}
+	lead, err := l.price.Charge(uint64(l.row.GPUs) * uint64(topUpLead))
+	if err != nil {
+		return err
+	}
+	lead = u256.Min(lead, l.credit)
+	need := l.owed()
+	need.Add(&need, &room)
+	var low uint256.Int
+	low.Add(&need, &lead)
+	if low.Gt(&l.row.Deposit) {
+		l.recount(ctx)
+	}
+	step := l.step()
+	if low.Gt(&l.row.Deposit) && (!step.IsZero() || l.row.TopUp != nil) {
+		err := l.topUp(ctx)
+		if l.row.Phase == PhaseDisputed { // it was caught meanwhile
+			return err
+		}
+		if err != nil {
+			boundlog.Warn(l.r.w.Log, "top-up failed: it is tried again", l.id, err)
+		}
+	}
+	if need.Gt(&l.row.Deposit) && !l.mayTopUp() {
+		return fmt.Errorf("channel %s: %w: %s of %s are owed%s: close now, and all is paid",
+			l.id, ErrBudget, l.r.w.Format(l.owed()), l.r.w.Format(l.row.Deposit), l.whyNoTopUp())
+	}
+	return nil
+}
+
+// recount looks at the chain before the caps end a rental: an authorization that
+// has moved its money counts beside the deposit until a look has seen that, and
+// the one at the start may have come before its confirmations.
+func (l *Rental) recount(ctx context.Context) {
+	promised := l.row.outstanding()
+	if promised.IsZero() || l.row.TopUp != nil || l.row.Options.TopUp == "" || time.Since(l.looked) < l.r.w.Poll {
+		return
+	}
+	began := l.awake.now()
+	if _, err := l.look(ctx, l.r.w.Confirmations); err != nil {
+		boundlog.Warn(l.r.w.Log, "what became of a deposit's authorization is not known yet", l.id, err)
+	}
+	l.looked = time.Now()
+	l.listened = l.listened.Add(l.awake.since(began)) // our own doing took the time, not the provider's silence
+}
+
+// clearDemand drops a demand that records have come to explain.
+func (l *Rental) clearDemand() {
+	if target, err := l.target(); err == nil && !l.demand.since.IsZero() && !l.demand.required.Gt(&target) {
+		l.demand = demand{}
+	}
+}
+
+// reserve is what may be used between two looks at the records, and while the
+// lease is given back.
+func (l *Rental) reserve() (uint256.Int, error) {
+	perGPU := 2*time.Duration(l.offer.RecordEvery+l.offer.Tick)*time.Millisecond + time.Second
+	return l.price.Charge(uint64(l.row.GPUs) * uint64(perGPU))
+}

@@ -1,0 +1,223 @@
+package renter
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"strconv"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/gpu"
+	"github.com/gpupay/gpupay/sdk/internal/boundlog"
+	"github.com/gpupay/gpupay/sdk/internal/peer"
+	"github.com/gpupay/gpupay/sdk/units"
+	"github.com/gpupay/gpupay/sdk/wallet"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// Quote is a provider's price, checked: the payee signed it, the challenge
+// asks for the same, it is within the renter's cap, and the escrow is one to
+// put money into.
+type Quote struct {
+	URL              string
+	GPUs             int
+	Offer            wire.SignedOffer
+	Price            metering.Price // of one GPU
+	PerGPUHour       string         // the same in units of the token
+	Symbol           string         // of the token
+	Decimals         uint8
+	MinDeposit       uint256.Int // base units
+	SuggestedDeposit uint256.Int // base units
+	Grace            time.Duration
+	Gasless          bool // the provider sends deposits that the renter only signs
+	Free             *int // GPUs that a new lease could have now; nil: the provider does not say
+
+	challenge wire.Challenge
+	request   wire.Request
+	escrow    *chain.Escrow
+}
+
+// Quote asks a provider for its price of one GPU and checks everything about
+// it that can be checked before money moves. What was refused is kept as
+// evidence.
+func (r *Client) Quote(ctx context.Context, url string) (Quote, error) {
+	return r.quote(ctx, url, 1)
+}
+
+func (r *Client) quote(ctx context.Context, url string, gpus int) (Quote, error) {
+	p, err := peer.New(r.w.HTTP, url)
+	if err != nil {
+		return Quote{}, err
+	}
+	challenge, free, err := p.Challenge(ctx, gpus)
+	if err != nil {
+		return Quote{}, err
+	}
+	document, err := p.OfferOf(ctx, challenge)
+	if err != nil {
+		return Quote{}, err
+	}
+	q, err := r.checkQuote(ctx, challenge, document)
+	if err != nil {
+		err = fmt.Errorf("provider %s: %w", p.Base, err)
+		return Quote{}, errors.Join(err, r.refuse(ctx, p.Base, challenge, document, err))
+	}
+	q.URL, q.GPUs, q.Free = p.Base, gpus, free
+	return q, nil
+}
+
+// available refuses to put money into a lease that cannot begin.
+func (q Quote) available() error {
+	if q.Free != nil && *q.Free < q.GPUs {
+		return fmt.Errorf("provider %s: %w: %d wanted, %d free; nothing was deposited", q.URL, gpu.ErrNoCapacity, q.GPUs, *q.Free)
+	}
+	credit := time.Duration(q.Offer.Credit) * time.Second // plausible
+	if need := wire.MinCredit(q.GPUs, time.Duration(q.Offer.Tick)*time.Millisecond); credit < need {
+		return fmt.Errorf("provider %s: %w: %d GPUs need a credit of %s, it gives %s; nothing was deposited: rent fewer at once", q.URL, gpu.ErrNoCapacity, q.GPUs, need, credit)
+	}
+	return nil
+}
+
+// refuse keeps what made the renter turn a provider down, unless it was the
+// renter's own cap or surroundings.
+func (r *Client) refuse(ctx context.Context, url string, challenge wire.Challenge, document []byte, reason error) error {
+	if errors.Is(reason, wallet.ErrPrice) || errors.Is(reason, chain.ErrUnreachable) || ctx.Err() != nil {
+		return nil
+	}
+	both, err := json.Marshal(struct {
+		Challenge wire.Challenge `json:"challenge"`
+		Offer     string         `json:"offer"` // as it came, JSON or not
+	}{challenge, string(document)})
+	if err != nil {
+		return err
+	}
+	return r.w.Keep(ctx, wallet.Evidence{URL: url, Reason: boundlog.Plain(reason).Error(), At: time.Now(), Document: both})
+}
+
+func (r *Client) checkQuote(ctx context.Context, challenge wire.Challenge, document []byte) (Quote, error) {
+	offer, err := wire.ParseOffer(document)
+	if err != nil {
+		return Quote{}, fmt.Errorf("%w: %w", peer.ErrOffer, err)
+	}
+	request, err := challenge.Decode()
+	if err != nil {
+		return Quote{}, fmt.Errorf("%w: %w", peer.ErrOffer, err)
+	}
+	if err := sameTerms(request, offer); err != nil {
+		return Quote{}, err
+	}
+	if offer.ExpiredAt(r.w.Now()) {
+		return Quote{}, fmt.Errorf("%w: it expired at %s", peer.ErrOffer, time.Unix(offer.Expires, 0).UTC().Format(time.RFC3339))
+	}
+	if err := r.plausible(offer.Offer); err != nil {
+		return Quote{}, err
+	}
+	price, err := r.w.CheckPrice(offer.Offer)
+	if err != nil {
+		return Quote{}, err
+	}
+	escrow, err := r.escrowOf(ctx, offer.Offer)
+	if err != nil {
+		return Quote{}, err
+	}
+	q := Quote{
+		Offer: offer, Price: price,
+		PerGPUHour: units.PricePerGPUHour(price, r.w.Token.Decimals),
+		Symbol:     r.w.Token.Symbol,
+		Decimals:   r.w.Token.Decimals,
+		MinDeposit: offer.MinDeposit.Int,
+		Grace:      escrow.Grace(),
+		Gasless:    request.MethodDetails.FeePayer,
+		challenge:  challenge, request: request, escrow: escrow,
+	}
+	if request.SuggestedDeposit != nil {
+		q.SuggestedDeposit = request.SuggestedDeposit.Int
+	}
+	return q, nil
+}
+
+// Bounds of what an offer may say, beside wire.MaxGap.
+const (
+	maxOfferTick = time.Minute
+	maxKinds     = 64  // of devices
+	maxModel     = 128 // bytes of a device's name
+)
+
+// plausible holds an offer's figures to what they can be: each of them bounds
+// what the renter can lose or wait for, so one that is out of all proportion
+// makes a bound that bounds nothing.
+func (r *Client) plausible(o wire.Offer) error {
+	for _, figure := range []struct {
+		name            string
+		is, least, most int64
+		unit            string
+	}{
+		{"credit", int64(min(o.Credit, math.MaxInt64)), 1, max(int64(r.config.MaxCredit/time.Second), 1), "GPU-seconds"},
+		{"tick", o.Tick, 1, maxOfferTick.Milliseconds(), "ms"},
+		{"gap", o.MaxGap, o.Tick, wire.MaxGap.Milliseconds(), "ms"},
+		{"time between records", o.RecordEvery, metering.MinRecordEvery.Milliseconds(), max(r.w.Patience, metering.MinRecordEvery).Milliseconds(), "ms"},
+	} {
+		if figure.is < figure.least || figure.is > figure.most {
+			return fmt.Errorf("%w: a %s of %d %s, from %d to %d is plausible: nothing was signed", peer.ErrOffer, figure.name, figure.is, figure.unit, figure.least, figure.most)
+		}
+	}
+	if len(o.Devices) > maxKinds {
+		return fmt.Errorf("%w: %d kinds of devices", peer.ErrOffer, len(o.Devices))
+	}
+	for _, d := range o.Devices {
+		if len(d.Model) > maxModel || d.Model != peer.Printable(d.Model) || d.Count < 0 {
+			return fmt.Errorf("%w: %d of a device called %.60q", peer.ErrOffer, d.Count, d.Model)
+		}
+	}
+	return nil
+}
+
+// sameTerms holds the challenge, which nobody signed, to the offer, which the
+// payee did: else the price asked for and the price promised could differ.
+func sameTerms(request wire.Request, offer wire.SignedOffer) error {
+	details := request.MethodDetails
+	for _, term := range []struct{ name, asked, signed string }{
+		{"offer", request.ExternalID, offer.Hash.Hex()},
+		{"amount", request.Amount.Dec(), offer.Amount.Dec()},
+		{"unit", request.UnitType, offer.Unit},
+		{"token", request.Currency.String(), offer.Token.String()},
+		{"payee", request.Recipient.String(), offer.Payee.String()},
+		{"escrow", details.EscrowContract.String(), offer.Escrow.String()},
+		{"chain", strconv.FormatUint(details.ChainID, 10), strconv.FormatUint(offer.ChainID, 10)},
+	} {
+		if term.asked != term.signed {
+			return fmt.Errorf("%w: the challenge asks for %s %.80q, the signed offer says %.80q", peer.ErrOffer, term.name, term.asked, term.signed)
+		}
+	}
+	return nil
+}
+
+// escrowOf reaches the escrow that an offer names and checks that it is one to
+// trust, on our chain, with a way out in bearable time.
+func (r *Client) escrowOf(ctx context.Context, offer wire.Offer) (*chain.Escrow, error) {
+	if err := r.w.OnChain(ctx, offer.ChainID); err != nil {
+		return nil, err
+	}
+	address := common.Address(offer.Escrow)
+	escrow, err := chain.NewEscrow(ctx, r.w.Backend, address)
+	if err != nil {
+		if errors.Is(err, chain.ErrUnreachable) {
+			return nil, err
+		}
+		return nil, fmt.Errorf("%w: %w", wallet.ErrEscrow, err)
+	}
+	if err := r.checkEscrow(ctx, escrow); err != nil {
+		return nil, err
+	}
+	if escrow.Grace() > r.w.MaxGrace {
+		return nil, fmt.Errorf("%w: leaving %s takes %s, this renter waits at most %s", wallet.ErrEscrow, address, escrow.Grace(), r.w.MaxGrace)
+	}
+	return escrow, nil
+}

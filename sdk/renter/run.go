@@ -1,0 +1,484 @@
+package renter
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/exactjson"
+	"github.com/gpupay/gpupay/internal/u256"
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/billed"
+	"github.com/gpupay/gpupay/sdk/internal/boundlog"
+	"github.com/gpupay/gpupay/sdk/internal/evidence"
+	"github.com/gpupay/gpupay/sdk/internal/peer"
+	"github.com/gpupay/gpupay/sdk/wallet"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// maxSilence is how long a stream may carry nothing at all, keep-alives
+// included, before it is taken for dead and attached to again. A provider sends
+// a comment each 15 s.
+const maxSilence = 45 * time.Second
+
+// Run pays for the lease until it ends: it checks every usage record, signs
+// vouchers for what the records say, tops up within the caps, and attaches again
+// when the stream breaks.
+//
+// It returns nil when the lease has ended or Close or Leave takes over,
+// channel.ErrClosing when SignLeave has ended payments, ErrBudget when the money set aside is used up (Close then, and everything is
+// paid), ErrSilent when the provider stays away, a *Dispute when it lied, and
+// the context's error.
+func (l *Rental) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	release, err := l.claim(ctx)
+	if err != nil {
+		return err
+	}
+	defer release()
+	if !l.running(cancel) {
+		return nil
+	}
+	defer l.running(nil)
+	if l.row.Phase == PhaseDisputed {
+		return &wallet.Dispute{Channel: l.id, Reason: errors.New(l.row.Dispute)}
+	}
+	if l.row.Phase != PhaseRunning {
+		return fmt.Errorf("channel %s: the rental is %s: only a running one can be paid for", l.id, l.row.Phase)
+	}
+	defer l.detach()
+	go l.awake.run(ctx)
+	l.hear() // the provider's silence counts from here, not ours
+	if err = l.unpaid(ctx); err == nil {
+		err = l.payLoop(ctx)
+	}
+	if ctx.Err() != nil && l.interrupted() {
+		return l.unpaid(ctx)
+	}
+	if errors.Is(err, channel.ErrClosing) {
+		l.giveBack(ctx)
+	}
+	return err
+}
+
+// hear notes that a record came, or that one is waited for from now on.
+func (l *Rental) hear() { l.heard, l.listened = time.Now(), l.awake.now() }
+
+// running lets Close and Leave stop a Run; it reports false if one of them
+// waits already.
+func (l *Rental) running(stop context.CancelFunc) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.stop = stop
+	return l.waiting == 0
+}
+
+func (l *Rental) interrupted() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.waiting > 0
+}
+
+// payLoop attaches and follows, again and again, until there is a reason to
+// stop.
+func (l *Rental) payLoop(ctx context.Context) error {
+	pace := chain.Backoff{Least: 200 * time.Millisecond, Most: 15 * time.Second}
+	for {
+		began := time.Now()
+		err := l.session(ctx)
+		if time.Since(began) > 15*time.Second {
+			pace.Reset() // it was there for a while: this is another outage
+		}
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case l.row.Ended != "":
+			return errors.Join(l.payExact(ctx), l.save(ctx))
+		case !isTransient(err):
+			return err
+		}
+		if gone, finalErr := l.gone(ctx, err); gone {
+			return finalErr
+		}
+		if l.awake.since(l.listened) > l.r.w.Patience {
+			return l.silent(ctx, err)
+		}
+		wait := pace.Next()
+		boundlog.Warn(l.r.w.Log, "lease's stream broke: attaching again", l.id, err, "retry", wait)
+		if err := chain.Pause(ctx, wait); err != nil {
+			return err
+		}
+	}
+}
+
+// gone looks at the chain when the provider says that the channel is closed.
+func (l *Rental) gone(ctx context.Context, cause error) (bool, error) {
+	if !errors.Is(cause, &wire.ChannelFinalized) && !errors.Is(cause, &wire.ChannelNotFound) {
+		return false, nil
+	}
+	view, err := l.escrow.View(ctx, l.id, nil)
+	if err != nil || (!view.Finalized && view.CloseRequestedAt == 0) {
+		return false, nil
+	}
+	l.row.Ended = "the channel is closed on the chain"
+	return true, errors.Join(l.stopClock(ctx), l.save(ctx))
+}
+
+// silent gives up on a provider that says nothing. Nothing is owed for the
+// time, so it is no dispute; that it happened is kept.
+func (l *Rental) silent(ctx context.Context, cause error) error {
+	err := fmt.Errorf("channel %s: %w: no usage record for %s", l.id, peer.ErrSilent, l.r.w.Patience)
+	// Without the cause, which the provider words: silences are one piece of evidence, however many there are.
+	kept := l.r.w.Keep(ctx, wallet.Evidence{Channel: l.id, URL: l.row.URL, Reason: err.Error(), At: l.r.w.Now()})
+	if cause != nil {
+		err = fmt.Errorf("%w (%w)", err, cause)
+	}
+	return errors.Join(err, kept)
+}
+
+// session is one stream: attach, bring the provider up to date, follow.
+func (l *Rental) session(ctx context.Context) error {
+	if l.feed == nil {
+		if err := l.reattach(ctx); err != nil {
+			return err
+		}
+	}
+	defer l.detach()
+	if l.row.Ended != "" {
+		return nil
+	}
+	if err := l.finishTopUp(ctx); err != nil && !isTransient(err) {
+		return err
+	}
+	if err := l.pay(ctx); err != nil {
+		return err
+	}
+	return l.follow(ctx, nil)
+}
+
+// reattach shows the provider the newest voucher it should have and takes the
+// stream up behind the newest record we have.
+func (l *Rental) reattach(ctx context.Context) error {
+	voucher, err := l.newest(ctx)
+	if err != nil {
+		return err
+	}
+	amount := wire.NewAmount(voucher.Cumulative)
+	shown := wire.Payload{Action: wire.ActionVoucher, ChannelID: l.id, CumulativeAmount: &amount, Signature: voucher.Signature}
+	secret := l.row.Secret
+	err = l.attach(ctx, shown)
+	if secret != "" && errors.Is(err, &wire.VerificationFailed) { // replaced meanwhile: a proof does without it
+		err = l.attach(ctx, shown)
+	}
+	return err
+}
+
+// follow handles events and clocks until the stream ends, or something else does.
+func (l *Rental) follow(ctx context.Context, until <-chan struct{}) error {
+	due := time.NewTicker(l.row.Options.PayEvery)
+	defer due.Stop()
+	look := time.NewTicker(min(time.Second, l.r.w.Patience/4+time.Millisecond))
+	defer look.Stop()
+	for {
+		var err error
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-until:
+			return nil
+		case e, ok := <-l.feed.Events:
+			if !ok {
+				return l.broken(ctx, l.feed.Err)
+			}
+			err = l.handle(ctx, e)
+		case <-due.C:
+			err = l.pay(ctx)
+		case <-look.C:
+			err = l.watch(ctx)
+		}
+		if err != nil || l.row.Ended != "" {
+			return err
+		}
+	}
+}
+
+// beside does what may take long while the stream is followed: records are paid, and silence is noticed. stopped is why the
+// stream is not followed any more, and do was cut off. do must use nothing that events change.
+func (l *Rental) beside(ctx context.Context, do func(context.Context) error) (failed, stopped error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		failed = do(ctx)
+	}()
+	if l.feed != nil {
+		began := l.awake.now()
+		l.aside = true
+		stopped = l.follow(ctx, done)
+		l.aside = false
+		l.followed += l.awake.since(began)
+		if stopped == nil && l.row.Ended != "" {
+			stopped = transient{fmt.Errorf("channel %s: the lease ended meanwhile", l.id)}
+		}
+		if stopped != nil {
+			cancel()
+		}
+	}
+	<-done
+	return failed, stopped
+}
+
+// handle is one event. Names that we do not know are left alone: they are of a
+// newer provider.
+func (l *Rental) handle(ctx context.Context, e wire.Event) error {
+	switch e.Name {
+	case wire.EventUsage:
+		return l.usage(ctx, e.Data)
+	case wire.EventNeedVoucher:
+		return l.needed(ctx, e.Data)
+	case wire.EventStatus:
+		return l.status(ctx, e.Data)
+	case peer.EventAccepted:
+		return l.accepted(ctx, e.Data)
+	case wire.EventProblem:
+		l.notTaken(e.Data)
+	}
+	return nil
+}
+
+func (l *Rental) status(ctx context.Context, document []byte) error {
+	var s wire.Status
+	if err := exactjson.Unmarshal(document, &s); err != nil {
+		return l.dispute(ctx, fmt.Errorf("%w: status: %w", peer.ErrProtocol, err), document)
+	}
+	l.service = peer.Printable(s.State)
+	if s.State == wire.StateEnded {
+		l.row.Ended = cmp.Or(peer.Printable(s.Reason), "ended by the provider")
+		return errors.Join(l.stopClock(ctx), l.save(ctx))
+	}
+	l.show(ctx)
+	return nil
+}
+
+// usage checks a record and, if it is right, keeps it, before it is paid.
+func (l *Rental) usage(ctx context.Context, document []byte) error {
+	before := l.row.Checker.Sequence
+	if err := l.check(ctx, document); err != nil || l.row.Checker.Sequence == before {
+		return err
+	}
+	if l.row.Checker.Final {
+		l.row.Ended = cmp.Or(l.row.Ended, "the final record is here")
+		return l.save(ctx)
+	}
+	if l.urgent() {
+		if err := l.pay(ctx); err != nil {
+			return err
+		}
+	}
+	return l.budget(ctx)
+}
+
+// parted is for a lease's clock that may have been set forward since it began there,
+// for time that it missed: what was billed before lies on it no more.
+func (l *Rental) parted(began metering.Instant) {
+	state := l.checker.State()
+	by := began.Boot - state.Start.Boot
+	if by <= 0 {
+		return
+	}
+	l.row.Spans = l.r.w.Billed.Part(l.row.Spans, state.BootID)
+	l.r.w.Log.Warn("this host's clock may have missed time, after a reboot or a pause: it is set forward for the lease, by what its credit allows",
+		"channel", l.id, "lease", l.row.Lease, "by", time.Duration(by))
+}
+
+// check holds a record against everything that this renter knows, and keeps it
+// with the checker's state in one step. What does not hold is a dispute.
+func (l *Rental) check(ctx context.Context, document []byte) error {
+	var rec metering.SignedRecord
+	if err := exactjson.Unmarshal(document, &rec); err != nil {
+		return l.dispute(ctx, fmt.Errorf("%w: usage record: %w", peer.ErrProtocol, err), document)
+	}
+	shared := l.r.credits.with(l.terms)
+	shared.mu.Lock()
+	defer shared.mu.Unlock()
+	use := shared.join(l.id, l.row.GPUs, l.price, l.offer.Offer)
+	most, err := l.mostOwed(ctx)
+	if err == nil {
+		err = shared.look(context.WithoutCancel(ctx), l.payer, l.r.w.Clock)
+	}
+	if err != nil {
+		return err
+	}
+	taken := u256.Min(use.left(l.r.w.Clock.Now(), l.r.w.Tolerance), l.credit)
+	most.Sub(&most, &taken)
+	began := l.checker.State().Start
+	err = l.checker.CheckWithin(rec, most)
+	l.parted(began)
+	if errors.Is(err, metering.ErrReplayed) {
+		return nil
+	}
+	if err != nil {
+		return l.contradicted(ctx, rec, document, err)
+	}
+	state := l.checker.State()
+	row := l.row
+	row.Checker = &state
+	row.Spans = billed.Add(row.Spans, billed.RealOnly(rec), billed.Hearing{Boot: state.BootID, Began: state.Start.Boot, Now: state.Start.Boot + state.Elapsed})
+	use.owed = state.Owed
+	if err := shared.look(context.WithoutCancel(ctx), l.payer, l.r.w.Clock); err != nil {
+		return errors.Join(err, l.forget())
+	}
+	row.Beside = shared.beside(l.id)
+	err = l.tooDense(rec)
+	if err == nil {
+		err = l.r.w.Billed.Book(l.terms.Payee, l.id, row.Spans, l.r.w.Tolerance)
+	}
+	if err != nil {
+		return errors.Join(l.dispute(ctx, err, evidence.OfRecord(rec, document)), l.forget())
+	}
+	// A Close that interrupts must not lose a record that was checked.
+	if err := l.r.store.accept(context.WithoutCancel(ctx), row, rec); err != nil {
+		l.r.w.Billed.Keep(l.terms.Payee, l.id, l.row.Spans)
+		return errors.Join(err, l.forget())
+	}
+	l.row = row
+	l.hear()
+	l.show(ctx)
+	return nil
+}
+
+// mostOwed is the most that an honest record can say, however long we were away:
+// the newest voucher that was signed, prepayment and all, whether it has arrived
+// or not, the offer's credit, and one reading of each device, which may come as
+// late as the offer bills a gap. A provider suspends at the credit, so a record
+// over it contradicts the offer that it signed. What the chain says was settled
+// explains nothing: one endpoint alone may say it, and a voucher of ours that this
+// database has lost the provider shows.
+func (l *Rental) mostOwed(ctx context.Context) (uint256.Int, error) {
+	paid, err := l.payer.State(context.WithoutCancel(ctx), l.id)
+	if err != nil {
+		return uint256.Int{}, err
+	}
+	most, err := l.price.Charge(uint64(l.row.GPUs) * uint64(l.offer.MaxGap) * uint64(time.Millisecond))
+	if err != nil {
+		return most, err
+	}
+	most.Add(&most, &l.credit)
+	most.Add(&most, &paid.Signed)
+	return *most.AddUint64(&most, 1), nil // each charge is rounded by itself
+}
+
+// spareRecords is how many records a lease may have beyond what its offer and its
+// vouchers explain: restarts and takeovers of the provider make one each.
+const spareRecords = 64
+
+// tooDense refuses records that are denser than half of the time between them
+// that was offered: each is kept, and costs us disk ([metering.RecordRoom]). One more may come with each
+// voucher, after which a suspended lease goes on.
+func (l *Rental) tooDense(rec metering.SignedRecord) error {
+	half := max(int64(l.offer.RecordEvery)*int64(time.Millisecond)/2, 1)
+	most := spareRecords + l.row.Vouchers + uint64(l.checker.Elapsed()/half)
+	if rec.Sequence <= most {
+		return nil
+	}
+	return fmt.Errorf("lease %s, record %d: %w: %d could be in %s, with a record each %d ms", rec.LeaseID, rec.Sequence, ErrFlood, most,
+		time.Duration(l.checker.Elapsed()).Round(time.Millisecond), l.offer.RecordEvery)
+}
+
+// forget brings the checker back to what is on disk.
+func (l *Rental) forget() error {
+	return l.resumeChecker(*l.row.Checker)
+}
+
+// contradicted is a record that does not hold. One that we have already is
+// harmless, one that differs from it is a fork: two signed words for one time.
+func (l *Rental) contradicted(ctx context.Context, rec metering.SignedRecord, document []byte, cause error) error {
+	earlier, err := l.r.store.record(ctx, l.id, rec.LeaseID, rec.Sequence)
+	if err != nil {
+		return err
+	}
+	if earlier == nil {
+		if l.row.Checker.Sequence == 0 && rec.OwedBefore != l.row.OwedBefore { // nobody signed where the lease was said to begin
+			cause = fmt.Errorf("%w: the lease and its first record are about different things: %w", peer.ErrProtocol, cause)
+		}
+		return l.dispute(ctx, cause, evidence.OfRecord(rec, document))
+	}
+	var kept metering.SignedRecord
+	if err := json.Unmarshal(earlier, &kept); err != nil {
+		return fmt.Errorf("channel %s: record %d on disk does not parse; restore the database from its backup: %w", l.id, rec.Sequence, err)
+	}
+	domain := l.escrow.Domain()
+	separator := metering.Domain(domain.ChainID(), domain.Escrow())
+	if errors.Is(cause, metering.ErrSequence) && rec.Digest(separator) == kept.Digest(separator) {
+		return nil
+	}
+	if errors.Is(cause, metering.ErrSequence) { // signed, and not what was signed before
+		cause = fmt.Errorf("lease %s, record %d: %w: there are two of this number", rec.LeaseID, rec.Sequence, metering.ErrForked)
+	}
+	proven := l.r.store.Prove(context.WithoutCancel(ctx), l.row.Offer, l.row.Binding, kept, rec, l.r.w.Now().UnixMilli())
+	both, err := json.Marshal(map[string]json.RawMessage{"accepted": evidence.OfRecord(kept, earlier), "refused": evidence.OfRecord(rec, document)})
+	if err != nil {
+		return err
+	}
+	return errors.Join(l.dispute(ctx, cause, both), proven)
+}
+
+// watch is what only the clock can notice.
+func (l *Rental) watch(ctx context.Context) error {
+	if !l.demand.since.IsZero() && l.awake.since(l.demand.since) > l.r.w.Patience {
+		return l.dispute(ctx, fmt.Errorf("%w: it wants %s and no record says more than %s", peer.ErrDemand,
+			l.demand.required.Dec(), l.demand.explained.Dec()), l.demand.document)
+	}
+	if l.row.TopUp != nil {
+		if err := l.topUp(ctx); err != nil && !isTransient(err) {
+			return err
+		}
+	} else if l.service == wire.StateSuspended { // no record comes, after which a top-up that failed would be tried again
+		if err := l.budget(ctx); err != nil {
+			return err
+		}
+	}
+	if l.awaitsTopUp() {
+		l.listened = l.awake.now()
+	}
+	if l.awake.since(l.listened) > l.r.w.Patience {
+		return l.silent(ctx, nil)
+	}
+	if l.unanswered() {
+		return transient{fmt.Errorf("channel %s: %w: no receipt for a voucher of %s for %s", l.id, peer.ErrSilent, l.sent.Dec(), peer.AnswerTimeout)}
+	}
+	if l.feed.Silence() > maxSilence {
+		return transient{fmt.Errorf("channel %s: %w: not even a keep-alive for %s", l.id, peer.ErrSilent, maxSilence)}
+	}
+	return nil
+}
+
+// awaitsTopUp reports whether the lease is suspended until a top-up of ours, as while our endpoint is sick: that no record comes
+// is not the provider's silence.
+func (l *Rental) awaitsTopUp() bool {
+	need, err := l.reserve()
+	if err != nil || l.service != wire.StateSuspended || !l.mayTopUp() {
+		return false
+	}
+	owed := l.owed()
+	return need.Add(&need, &owed).Gt(&l.row.Deposit)
+}
+
+// payExact pays what the last records say, exactly.
+func (l *Rental) payExact(ctx context.Context) error {
+	_, err := l.payUpTo(ctx, u256.Min(l.owed(), l.row.Deposit))
+	var cap *channel.CapError
+	if errors.As(err, &cap) {
+		return fmt.Errorf("channel %s: %w: %w", l.id, ErrBudget, err)
+	}
+	return err
+}

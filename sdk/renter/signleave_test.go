@@ -1,0 +1,155 @@
+package renter
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk"
+	"github.com/gpupay/gpupay/sdk/audit"
+	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/wallet"
+)
+
+// TestRunAfterSignLeave: once a leave is signed nothing more is paid or topped up, though the deposit runs low and the lease goes
+// on. Run says so and ends; the request can be relayed, and the rest comes back.
+func TestRunAfterSignLeave(t *testing.T) {
+	m := testrig.NewMarket(t)
+	server := serveProvider(t, m, func(c *sdk.ProviderConfig) { c.Credit = 20 * time.Second })
+	config := renterConfig(t, m, m.Dusty(t))
+	relay := relayer(t, m)
+	config.Relay, config.ClockOff = relay, 1000*time.Hour
+	r := openRenter(t, config)
+	l, err := r.Rent(t.Context(), server.URL, Options{Deposit: "0.25", TopUp: "0.25", PayEvery: 50 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := background(t.Context(), l)
+	testrig.Eventually(t, "payments", func() bool { s := l.Snapshot(); return s.Paid.Uint64() > 500 || len(done) > 0 })
+	request, err := l.SignLeave(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	paid := l.Snapshot().Paid
+	select {
+	case err = <-done:
+	case <-time.After(time.Minute):
+		t.Fatal("Run goes on")
+	}
+	var dispute *wallet.Dispute
+	if !errors.Is(err, channel.ErrClosing) || errors.As(err, &dispute) {
+		t.Errorf("Run: %v", err)
+	}
+	if err := l.Run(t.Context()); !errors.Is(err, channel.ErrClosing) {
+		t.Errorf("Run again: %v", err)
+	}
+	if s := l.Snapshot(); s.Paid != paid && s.Paid.Gt(&paid) {
+		t.Errorf("%s is signed for after the leave was, %s before", s.Paid.Dec(), paid.Dec())
+	}
+	if err := relay.RequestClose(t.Context(), request); err != nil {
+		t.Fatal(err)
+	}
+	c := leave(t, m, l)
+	checkRefund(t, m, c, r.Address())
+}
+
+// TestReopen: a renter that requested a close, by its own transaction or by who relayed it, takes it back and goes on with
+// another lease on the channel, also where it was cut off in between. The first lease is paid to its end, and so is the second.
+func TestReopen(t *testing.T) {
+	for _, by := range []string{"by itself", "relayed"} {
+		t.Run(by, func(t *testing.T) {
+			m := testrig.NewMarket(t)
+			server := serveProvider(t, m, nil)
+			before := m.Tokens(t, m.PayeeAddress())
+			config := renterConfig(t, m, m.Payer)
+			config.ClockOff, config.Patience = 1000*time.Hour, 20*time.Second
+			r := openRenter(t, config)
+			l, err := r.Rent(t.Context(), server.URL, Options{Deposit: "1", PayEvery: 50 * time.Millisecond})
+			if err != nil {
+				t.Fatal(err)
+			}
+			run, stop := context.WithCancel(t.Context())
+			done := background(run, l)
+			testrig.Eventually(t, "payments", func() bool { s := l.Snapshot(); return s.Paid.Uint64() > 500 || len(done) > 0 })
+			first := l.Snapshot().Lease
+			if err := l.Reopen(t.Context()); err != nil || l.Snapshot().Lease != first {
+				t.Errorf("a rental that runs: %v", err)
+			}
+			stop()
+			<-done
+			requested := func() bool {
+				view, err := l.escrow.View(t.Context(), l.ID(), nil)
+				return err == nil && view.CloseRequestedAt != 0
+			}
+			if by == "relayed" {
+				request, err := l.SignLeave(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := l.Reopen(t.Context()); !errors.Is(err, channel.ErrClosing) {
+					t.Errorf("a request that anyone can send: %v", err)
+				}
+				if err := relayer(t, m).RequestClose(t.Context(), request); err != nil {
+					t.Fatal(err)
+				}
+			} else {
+				leaving, cut := context.WithCancel(t.Context())
+				left := make(chan error, 1)
+				go func() { _, err := l.Leave(leaving); left <- err }()
+				testrig.Eventually(t, "the close request", requested)
+				cut()
+				<-left
+			}
+			testrig.Eventually(t, "the provider to settle, and end the lease before", func() bool {
+				view, err := l.escrow.View(t.Context(), l.ID(), nil)
+				return err == nil && !view.Settled.IsZero()
+			})
+			if err := r.Close(); err != nil {
+				t.Fatal(err)
+			}
+			r = openRenter(t, config)
+			if l, err = r.Rental(t.Context(), l.ID()); err != nil {
+				t.Fatal(err)
+			}
+			short, cut := context.WithTimeout(t.Context(), 20*time.Millisecond)
+			if err := l.Reopen(short); err == nil {
+				t.Log("it was not cut off")
+			}
+			cut()
+			if err := l.Reopen(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			s := l.Snapshot()
+			if s.Lease == first || s.Phase != PhaseRunning || requested() {
+				t.Errorf("reopened: %+v", s)
+			}
+			done = background(t.Context(), l)
+			testrig.Eventually(t, "payments again", func() bool { now := l.Snapshot(); return now.Paid.Uint64() > s.Paid.Uint64()+500 || len(done) > 0 })
+			c, err := l.Close(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			checkClosing(t, m, c, m.PayerAddress(), before)
+			if c.Owed != c.Settled {
+				t.Errorf("owed %s, settled %s", c.Owed.Dec(), c.Settled.Dec())
+			}
+			if err := l.Reopen(t.Context()); !errors.Is(err, channel.ErrFinalized) {
+				t.Errorf("a rental that is closed: %v", err)
+			}
+			if kept, err := r.Evidence(t.Context(), l.ID()); err != nil || len(kept) != 0 {
+				t.Errorf("an honest provider is accused: %v, %v", kept, err)
+			}
+			b, err := r.Export(t.Context(), l.ID())
+			if err != nil || len(b.Leases) != 2 || b.Leases[0].ID != first || len(b.Leases[0].Records) == 0 || len(b.Leases[1].Records) == 0 {
+				t.Errorf("exported: %d leases, %v", len(b.Leases), err)
+			}
+			for _, check := range audit.Verify(t.Context(), b, m.Backend) {
+				if check.Err != nil {
+					t.Errorf("verify: %s: %v", check.Name, check.Err)
+				}
+			}
+		})
+	}
+}
