@@ -1,9 +1,22 @@
 package renter
 
-import "github.com/gpupay/gpupay/sdk/internal/peer"
+import (
+	"errors"
 
-// What a payer meets that asks a provider.
+	"github.com/gpupay/gpupay/sdk/internal/peer"
+)
+
+// What a renter meets. Every other error says what happened and wraps nothing
+// that a caller would branch on.
 var (
+	// ErrFlood says that the provider sends records faster than it offered to.
+	ErrFlood = errors.New("provider sends more records than it offered")
+	// ErrBudget says that a cap or the deposit is used up. Close now, and all is paid.
+	ErrBudget = errors.New("budget is used up")
+	// ErrNeverFunded says that a channel that was meant to be opened was not and cannot be
+	// any more. No money is in it.
+	ErrNeverFunded = errors.New("channel was never funded")
+
 	// ErrOffer is an offer that does not hold together. Nothing was signed.
 	ErrOffer = peer.ErrOffer
 	// ErrUnreachable says that the provider cannot be reached.

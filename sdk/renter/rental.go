@@ -62,44 +62,6 @@ type Rental struct {
 	access  json.RawMessage
 }
 
-// State is what a rental has come to, for a person to look at. Amounts
-// are base units.
-type State struct {
-	Channel  common.Hash
-	Lease    common.Hash
-	URL      string
-	Phase    Phase
-	Service  string // active, suspended or ended, as the provider says; empty while not attached
-	Devices  []string
-	GPUs     int
-	For      time.Duration  // Options.For
-	Price    metering.Price // of one GPU
-	Sequence uint64         // of the newest checked record
-	Nanos    uint64         // GPU time in checked records
-	Owed     uint256.Int    // by checked records
-	Paid     uint256.Int    // by vouchers
-	Deposit  uint256.Int
-	// Promised is what signed authorizations may still move into the channel, until
-	// Until.
-	Promised uint256.Int
-	Until    time.Time
-	Heard    time.Time // when the newest record came
-	Reason   string    // why the lease ended, or what the provider was caught at
-	Closed   *Closing  // how it ended, once it did
-}
-
-// Closing is how a channel ended on the chain. Amounts are base units.
-type Closing struct {
-	Channel  common.Hash `json:"channel"`
-	Deposit  uint256.Int `json:"deposit"`
-	Owed     uint256.Int `json:"owed"`     // by checked records
-	Signed   uint256.Int `json:"signed"`   // the newest voucher: the most that could be settled
-	Settled  uint256.Int `json:"settled"`  // what the provider got
-	Refunded uint256.Int `json:"refunded"` // what came back
-	Forced   bool        `json:"forced"`   // without the provider's help
-	Note     string      `json:"note,omitempty"`
-}
-
 // rental makes a Rental of what is on disk.
 func (r *Client) rental(ctx context.Context, row rentalRow, escrow *chain.Escrow) (*Rental, error) {
 	if row.found() {
@@ -179,39 +141,6 @@ func (l *Rental) Snapshot() State {
 // Evidence returns what the provider sent on this channel and was refused.
 func (l *Rental) Evidence(ctx context.Context) ([]wallet.Evidence, error) {
 	return l.r.store.Evidence(ctx, l.id)
-}
-
-// show refreshes the snapshot. Only the owner of busy calls it.
-func (l *Rental) show(ctx context.Context) {
-	view := l.row.state()
-	view.Service, view.Heard = l.service, l.heard
-	paid, err := l.payer.State(context.WithoutCancel(ctx), l.id)
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if view.Paid = paid.Signed; err != nil {
-		view.Paid = l.view.Paid
-	}
-	l.view, l.access = view, l.row.Access
-}
-
-func (row rentalRow) state() State {
-	s := State{
-		Channel: row.Terms.ID(), Lease: row.Lease, URL: row.URL, Phase: row.Phase, Devices: row.Devices, GPUs: row.GPUs, For: row.Options.For,
-		Owed: row.OwedBefore, Deposit: row.Deposit, Reason: row.Ended, Closed: row.Closed,
-	}
-	if s.Promised = row.outstanding(); !s.Promised.IsZero() {
-		s.Until = time.Unix(int64(row.until()), 0)
-	}
-	if row.Dispute != "" {
-		s.Reason = row.Dispute
-	}
-	if offer, err := wire.ParseOffer(row.Offer); err == nil {
-		s.Price = metering.Price{Amount: offer.Amount.Int, Unit: metering.Unit(offer.Unit)}
-	}
-	if row.Checker != nil {
-		s.Sequence, s.Nanos, s.Owed = row.Checker.Sequence, row.Checker.Nanos, row.Checker.Owed
-	}
-	return s
 }
 
 // owed is what checked records say that the channel owes.
