@@ -60,6 +60,10 @@ func TestBooksOfWhatWasCutOff(t *testing.T) {
 		"withdrawal": {
 			before: func(t *testing.T, l *Rental, bad *badrpc.Endpoint) {
 				cutOffAt(t, bad, l.escrow.RequestCloseCall(l.terms), func(ctx context.Context) { leave(ctx, t, l) })
+				testrig.Eventually(t, "the request on the chain", func() bool { // it may still be on its way there
+					view, err := l.escrow.View(t.Context(), l.id, nil)
+					return err == nil && view.CloseRequestedAt != 0
+				})
 				m.Pass(t, 2*chaintest.Grace)
 			},
 			call: func(l *Rental) chain.Call { return l.escrow.WithdrawCall(l.terms) }, do: leave,
