@@ -75,7 +75,11 @@ func (d *session) open(r *request, payload *wire.Payload) (s channel.State, fres
 		if err := worthOpening(terms.ID(), view, r.offer, voucher.Cumulative); err != nil {
 			return channel.State{}, err
 		}
-		return d.payee.Register(ctx, terms, view)
+		s, err := d.payee.Register(ctx, terms, view)
+		if err != nil {
+			return s, err
+		}
+		return d.shownTo.remember(ctx, s) // a database that was lost has forgotten its leases
 	})
 	if err != nil {
 		return s, false, err

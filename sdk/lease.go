@@ -884,7 +884,8 @@ func (l *lease) sign(ctx context.Context, p pendingRecord) (metering.SignedRecor
 	}
 	fault.Point(fault.RecordReserved)
 	mark := highwater.Mark{Sequence: p.Record.Sequence, Digest: l.recorder.Digest(p.Record)}
-	if err := l.deps.marks.Raise(ctx, l.recorder.Signer(), l.id, mark); err != nil {
+	states := highwater.Total{Channel: p.Record.ChannelID, Owed: p.Record.Owed}
+	if err := l.deps.marks.Raise(ctx, l.recorder.Signer(), l.id, mark, states); err != nil {
 		return metering.SignedRecord{}, err
 	}
 	fault.Point(fault.RecordMarked)

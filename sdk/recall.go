@@ -5,18 +5,14 @@ import (
 	"errors"
 
 	"github.com/ethereum/go-ethereum/common"
-	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
-	"github.com/gpupay/gpupay/internal/u256"
-	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // recall is session for a request that may be about a channel which this database
 // has lost: from the terms that the request shows, and what the chain says of them,
 // the channel is taken up again. What was charged since the last settlement is not
-// known then; the record that the renter shows says it, or else its voucher, which
-// paid for what was used.
+// in the database then: see presume.
 func (d *session) recall(r *request) (channel.State, error) {
 	payload := &r.cred.Payload
 	s, err := d.find(r.Context(), payload.ChannelID)
@@ -64,24 +60,18 @@ func (d *session) fromChain(ctx context.Context, terms channel.Terms) (s channel
 	return s, err
 }
 
-// presume charges a channel that was lost what is known to have been used.
+// presume charges a channel that was lost what is known to have been used: what the newest record said that was signed on this
+// host, or, where the file that remembers it is lost too, what the renter's voucher paid for. A record that the renter shows may
+// be an old one, and lowers nothing: what is vouchered ahead of the newest is the provider's to fetch in any case, and what a
+// record states beyond the voucher is charged when it is looked at (heedShown).
 func (d *session) presume(ctx context.Context, r *request, s channel.State) (channel.State, error) {
-	used := s.Settled
-	payload := &r.cred.Payload
-	shown, err := wire.ParseShownRecord(r.Header)
-	if err != nil {
+	charged, err := d.shownTo.remember(ctx, s)
+	if err != nil || charged.Spent.Gt(&s.Spent) {
+		return charged, err
+	}
+	used, err := vouchered(d.escrow.Domain(), r, s)
+	if err != nil || !used.Gt(&s.Spent) {
 		return s, err
-	}
-	told := shown != nil && shown.Record.ChannelID == s.ID && d.shownTo.signed(ctx, s, *shown)
-	if !told && payload.CumulativeAmount != nil && payload.CumulativeAmount.Gt(&used) {
-		voucher := channel.Voucher{ChannelID: s.ID, Cumulative: payload.CumulativeAmount.Int, Signature: payload.Signature}
-		if err := d.escrow.Domain().Verify(voucher, s.Terms.Signer()); err != nil {
-			return s, err
-		}
-		used = u256.Min(voucher.Cumulative, s.Deposit)
-	}
-	if used == (uint256.Int{}) || !used.Gt(&s.Spent) {
-		return s, nil
 	}
 	return d.payee.Charge(ctx, s.ID, used)
 }

@@ -142,7 +142,7 @@ func TestPruneForgetsOffers(t *testing.T) {
 					final := lease.release()
 					lease.close(final.Owed.Uint64())
 					shown := metering.Record{LeaseID: common.Hash{1}, ChannelID: lease.terms.ID(), Sequence: 99, OfferHash: hashes["shown"]}
-					if err := r.provider.store.putShown(t.Context(), wire.ShownRecord{Record: shown}); err != nil {
+					if err := r.provider.store.putShown(t.Context(), wire.ShownRecord{Record: shown}, shown.Owed); err != nil {
 						t.Fatal(err)
 					}
 				}

@@ -8,10 +8,12 @@ import (
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
+	"github.com/holiman/uint256"
 	"github.com/jmoiron/sqlx"
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/eip712"
+	"github.com/gpupay/gpupay/internal/u256"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/audit"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -20,9 +22,13 @@ import (
 // heedShown looks at the newest record that a renter has of a lease on its channel.
 // If we signed it and the database does not have it, the database was rolled back,
 // and the file of high-water marks with it, or we would know: the lease ends
-// without another signature. What the record says is kept and charged: it is what
-// is owed. It returns the lease as it ended then, and nil if nothing is amiss.
+// without another signature. The record is kept, and what counts as used is charged
+// (usedBy). It returns the lease as it ended then, and nil if nothing is amiss.
 func (p *Provider) heedShown(r *request, s channel.State) (*lease, error) {
+	s, err := p.remember(r.Context(), s)
+	if err != nil {
+		return nil, err
+	}
 	shown, err := wire.ParseShownRecord(r.Header)
 	if shown == nil || err != nil || s.Status == channel.Finalized {
 		return nil, err
@@ -40,7 +46,11 @@ func (p *Provider) heedShown(r *request, s channel.State) (*lease, error) {
 	}
 	p.config.Log.Error("a renter shows a usage record of ours that the database does not have: was it restored from a backup? the lease ends, and the record is kept",
 		"lease", rec.LeaseID, "channel", s.ID, "shown", rec.Sequence, "stored", row.Sequence)
-	if err := p.store.putShown(r.Context(), *shown); err != nil {
+	used, err := p.usedBy(r, s, rec)
+	if err == nil {
+		err = p.store.putShown(r.Context(), *shown, used)
+	}
+	if err != nil {
 		return nil, err
 	}
 	if known {
@@ -49,6 +59,45 @@ func (p *Provider) heedShown(r *request, s channel.State) (*lease, error) {
 		}
 	}
 	return p.rolledBack(s, row, *shown)
+}
+
+// remember charges a channel what the newest record said that was signed on this host, where the database has forgotten
+// that record: else what it was vouchered for is served once more. Records that nodes sign are with them.
+func (p *Provider) remember(ctx context.Context, s channel.State) (channel.State, error) {
+	owed, err := p.deps.marks.Owed(ctx, s.ID)
+	if err != nil || !owed.Gt(&s.Spent) {
+		return s, err
+	}
+	charged, err := p.payee.Charge(ctx, s.ID, owed)
+	if errors.Is(err, channel.ErrLower) { // its lease wrote that record meanwhile, and a later one
+		return p.payee.State(ctx, s.ID)
+	}
+	return charged, err
+}
+
+// usedBy is what counts as used on a channel whose lease is shown a record of that the database does not have: what the record
+// states, or, where the file of what was signed here is as old as the database, the voucher beside it if that is more, for the
+// record may be an old one.
+func (p *Provider) usedBy(r *request, s channel.State, rec metering.Record) (uint256.Int, error) {
+	signed, err := p.deps.marks.Owed(r.Context(), s.ID)
+	if err != nil || !signed.Lt(&rec.Owed) {
+		return u256.Max(rec.Owed, signed), err
+	}
+	used, err := vouchered(p.escrow.Domain(), r, s)
+	return u256.Max(rec.Owed, used), err
+}
+
+// vouchered is what a request's voucher is over that is within the deposit; zero if it has none.
+func vouchered(domain channel.Domain, r *request, s channel.State) (uint256.Int, error) {
+	payload := &r.cred.Payload
+	if payload.CumulativeAmount == nil || payload.CumulativeAmount.IsZero() {
+		return uint256.Int{}, nil
+	}
+	v := channel.Voucher{ChannelID: s.ID, Cumulative: payload.CumulativeAmount.Int, Signature: payload.Voucher()}
+	if err := domain.Verify(v, s.Terms.Signer()); err != nil {
+		return uint256.Int{}, err
+	}
+	return u256.Min(v.Cumulative, s.Deposit), nil
 }
 
 // signed reports a record that was signed with a metering key of ours: that of now, the one that the record's offer names, or
@@ -129,9 +178,9 @@ func (s leaseStore) find(ctx context.Context, id common.Hash) (row leaseRow, ok 
 	return row, err == nil, err
 }
 
-// putShown keeps a record that a renter showed, and charges its channel what it
-// says, in one step.
-func (s leaseStore) putShown(ctx context.Context, shown wire.ShownRecord) error {
+// putShown keeps a record that a renter showed, and charges its channel what counts as
+// used, in one step.
+func (s leaseStore) putShown(ctx context.Context, shown wire.ShownRecord, used uint256.Int) error {
 	text, err := json.Marshal(shown)
 	if err != nil {
 		return err
@@ -144,7 +193,7 @@ func (s leaseStore) putShown(ctx context.Context, shown wire.ShownRecord) error 
 		if err != nil {
 			return err
 		}
-		err = s.db.Charge(ctx, tx, rec.ChannelID, rec.Owed)
+		err = s.db.Charge(ctx, tx, rec.ChannelID, used)
 		if errors.Is(err, channel.ErrLower) {
 			return nil // more was charged since
 		}

@@ -214,16 +214,29 @@ func TestRestoredRenter(t *testing.T) {
 }
 
 // TestChannelTakenUpFromTheChain: a provider that has lost its database takes a channel up from the chain when a client
-// shows its terms, and what was vouchered is not served a second time.
+// shows its terms, and what was used is not served a second time: to the base unit where the file of what was signed is left,
+// else all that was vouchered.
 func TestChannelTakenUpFromTheChain(t *testing.T) {
+	t.Run("the records signed are left", func(t *testing.T) { takenUp(t, true) })
+	t.Run("nothing is left", func(t *testing.T) { takenUp(t, false) })
+}
+
+func takenUp(t *testing.T, marks bool) {
 	r := newRig(t, quiet)
 	lease := r.open(1, 500_000, "")
 	lease.record()
-	lease.release()
+	ended := lease.release()
+	used := ended.Owed.Uint64()
 	lease.pay(700)
 	r.shut()
 	if err := os.Remove(r.config.Database); err != nil {
 		t.Fatal(err)
+	}
+	if !marks {
+		if err := os.Remove(r.config.Database + ".signed"); err != nil {
+			t.Fatal(err)
+		}
+		used = 700
 	}
 	r.start()
 	ask := func(change func(*wire.Credential)) *http.Response {
@@ -252,11 +265,12 @@ func TestChannelTakenUpFromTheChain(t *testing.T) {
 		}
 	}
 	lease.attach(ask(func(*wire.Credential) {}))
-	if got := lease.lease.OwedBefore.Uint64(); got != 700 {
-		t.Errorf("the next lease begins with %d owed, 700 was vouchered", got)
+	if got := lease.lease.OwedBefore.Uint64(); got != used {
+		t.Errorf("the next lease begins with %d owed, want %d", got, used)
 	}
 	final := lease.release()
-	if receipt := lease.close(final.Owed.Uint64()); receipt.TxHash == nil || receipt.AcceptedCumulative.Int != final.Owed {
+	due := max(700, final.Owed.Uint64())
+	if receipt := lease.close(due); receipt.TxHash == nil || receipt.AcceptedCumulative.Uint64() != due {
 		t.Errorf("closed: %+v", receipt)
 	}
 }

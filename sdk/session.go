@@ -23,10 +23,10 @@ type session struct {
 	opens keyed.Mutex // one open at a time of a channel
 }
 
-// recordKeeper compares records that renters show with those that were kept.
+// recordKeeper compares records that renters show, and those that were signed, with those that the database has.
 type recordKeeper interface {
+	remember(ctx context.Context, s channel.State) (channel.State, error)
 	heedShown(r *request, s channel.State) (*lease, error)
-	signed(ctx context.Context, s channel.State, shown wire.ShownRecord) bool
 }
 
 func (d *session) path() string { return "/lease" }

@@ -61,7 +61,11 @@ func Open(ctx context.Context, path string) (*Marks, error) {
 	}
 	if err == nil {
 		err = db.Update(ctx, func(tx *sqlx.Tx) error {
-			_, err := tx.ExecContext(ctx, `DELETE FROM high_water WHERE at < ?`, time.Now().Add(-keep).Unix())
+			before := time.Now().Add(-keep).Unix()
+			_, err := tx.ExecContext(ctx, `DELETE FROM high_water WHERE at < ?`, before)
+			if err == nil {
+				_, err = tx.ExecContext(ctx, `DELETE FROM owed WHERE at < ?`, before)
+			}
 			return err
 		})
 	}
@@ -74,8 +78,8 @@ func Open(ctx context.Context, path string) (*Marks, error) {
 // Raise puts on disk that a record is about to be signed; all that wait share one
 // fsync. Sign only after it returned nil. The same record again is allowed, so
 // that what a crash cut off can be signed; another one of its number, or an
-// earlier one, is ErrBehind.
-func (m *Marks) Raise(ctx context.Context, key common.Address, lease common.Hash, next Mark) error {
+// earlier one, is ErrBehind. What the record says is owed is kept with it.
+func (m *Marks) Raise(ctx context.Context, key common.Address, lease common.Hash, next Mark, states Total) error {
 	return m.db.Update(ctx, func(tx *sqlx.Tx) error {
 		done, err := tx.Exec(`INSERT INTO high_water (key, lease, sequence, digest, at) VALUES (?, ?, ?, ?, ?)
 			ON CONFLICT (key, lease) DO UPDATE SET sequence = excluded.sequence, digest = excluded.digest, at = excluded.at
@@ -85,7 +89,7 @@ func (m *Marks) Raise(ctx context.Context, key common.Address, lease common.Hash
 			return err
 		}
 		if n, err := done.RowsAffected(); err != nil || n == 1 {
-			return err
+			return errors.Join(err, raiseOwed(ctx, tx, states))
 		}
 		known, err := get(ctx, tx, key, lease)
 		if err == nil && known != next {

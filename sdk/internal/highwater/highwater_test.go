@@ -40,7 +40,7 @@ func TestMarks(t *testing.T) {
 		{key, lease, mark(7, 8), false},
 		{key, lease, mark(7, 7), true},
 	} {
-		err := m.Raise(t.Context(), step.key, step.lease, step.next)
+		err := m.Raise(t.Context(), step.key, step.lease, step.next, Total{})
 		if (err == nil) != step.good || err != nil && !errors.Is(err, ErrBehind) {
 			t.Errorf("%+v: %v, allowed: %v", step, err, step.good)
 		}
@@ -101,7 +101,7 @@ func TestMarksOfManyAtOnce(t *testing.T) {
 	allowed := make(chan int, 100)
 	for i := range 100 {
 		wait.Go(func() {
-			err := both[i%2].Raise(t.Context(), common.Address{1}, common.Hash{2}, Mark{Sequence: 1, Digest: common.Hash{1, byte(i)}})
+			err := both[i%2].Raise(t.Context(), common.Address{1}, common.Hash{2}, Mark{Sequence: 1, Digest: common.Hash{1, byte(i)}}, Total{})
 			if err == nil {
 				allowed <- i
 			} else if !errors.Is(err, ErrBehind) {
