@@ -9,6 +9,7 @@ import (
 	"github.com/ethereum/go-ethereum"
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/holiman/uint256"
+	"github.com/jmoiron/sqlx"
 
 	"github.com/gpupay/gpupay/bindings"
 	"github.com/gpupay/gpupay/channel"
@@ -42,6 +43,9 @@ type Call struct {
 	// for what is sent for somebody else: its fee is at most doubled within the budget, and where that is too little it gives way
 	// to what waits behind it and has no budget (ErrGaveWay).
 	Budget *big.Int
+	// Guard is asked in the transaction that writes the call to the outbox: where it fails nothing is written, and nothing sent.
+	// It is for who may have lost the right to send the call since it decided to; nil: nobody can.
+	Guard func(*sqlx.Tx) error
 }
 
 // OpenCall opens a channel with the sender's own money: the sender must be the payer and have approved the deposit.

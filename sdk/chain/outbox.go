@@ -135,7 +135,23 @@ type attemptRow struct {
 
 // insert puts a new transaction with its first version on disk.
 func (s *Store) insert(ctx context.Context, tx Tx) error {
-	return s.db.Update(ctx, func(db *sqlx.Tx) error { return insertTx(ctx, db, tx) })
+	return s.db.Update(ctx, func(db *sqlx.Tx) error {
+		if err := tx.Call.allowed(db); err != nil {
+			return err
+		}
+		return insertTx(ctx, db, tx)
+	})
+}
+
+// allowed asks the call's guard.
+func (c Call) allowed(db *sqlx.Tx) error {
+	if c.Guard == nil {
+		return nil
+	}
+	if err := c.Guard(db); err != nil {
+		return fmt.Errorf("chain: %s is not sent: %w", c, err)
+	}
+	return nil
 }
 
 func insertTx(ctx context.Context, db *sqlx.Tx, tx Tx) error {
@@ -296,6 +312,18 @@ func (s *Store) about(ctx context.Context, channel common.Hash, kinds []Kind) ([
 		return nil, fmt.Errorf("chain: reading the outbox: %w", err)
 	}
 	return s.list(ctx, query, args...)
+}
+
+// StandsIn reports, in a transaction of the caller's, whether the outbox has a transaction of a kind about a channel that did what it
+// is for, or that a sender of this key is about to have mined.
+func (s *Sender) StandsIn(ctx context.Context, db *sqlx.Tx, channel common.Hash, kind Kind) (bool, error) {
+	var n int
+	err := db.GetContext(ctx, &n, db.Rebind(`SELECT count(*) FROM chain_tx WHERE id IN (SELECT tx FROM chain_tx_channel WHERE channel = ?)
+		AND kind = ? AND (succeeded = 1 OR state = 'pending' AND sender = ?)`), text(channel), string(kind), text(s.Address()))
+	if err != nil {
+		return false, fmt.Errorf("chain: reading the outbox: %w", err)
+	}
+	return n > 0, nil
 }
 
 // errNoTx is an id that is not in the outbox.

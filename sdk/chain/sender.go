@@ -224,6 +224,11 @@ func (s *Sender) nonce(ctx context.Context, chain uint64) (uint64, error) {
 
 func (s *Sender) write(ctx context.Context, chain, nonce uint64, call Call, gas uint64, f fees) (Tx, error) {
 	tx := Tx{ID: newTxID(), Chain: chain, Sender: s.Address(), Nonce: nonce, Call: call, Gas: gas, State: Pending, Most: mostOf(call, gas, f), DataFee: f.data, CreatedAt: s.now()}
+	if call.Guard != nil { // before its nonce is marked as signed for, too
+		if err := s.Store.db.Update(ctx, call.allowed); err != nil {
+			return Tx{}, err
+		}
+	}
 	signed, err := s.sign(ctx, tx, f)
 	if err != nil {
 		return Tx{}, err
