@@ -90,7 +90,7 @@ func TestX402PayersBundle(t *testing.T) {
 		n.usesUp()
 	}
 	n.tick()
-	if err := n.provider.x402.endNewest(t.Context(), n.only().ID, "the test wants another"); err != nil {
+	if err := n.provider.x402.endNewest(t.Context(), &x402Request{id: n.only().ID}, "the test wants another"); err != nil {
 		t.Fatal(err)
 	}
 	n.tick()

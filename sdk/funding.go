@@ -11,6 +11,7 @@ import (
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/ethereum/go-ethereum/core/types"
 	"github.com/holiman/uint256"
+	"github.com/jmoiron/sqlx"
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/fault"
@@ -268,11 +269,12 @@ func (d *session) sendOnce(ctx context.Context, r *request, terms channel.Terms,
 func (p *Provider) submitOnce(ctx context.Context, terms channel.Terms, call chain.Call, reserve func() error) (chain.TxID, error) {
 	id := terms.ID()
 	defer p.submits.Lock(id)()
-	unclaim, err := p.claim(ctx, "deposit "+id.Hex())
+	held, err := p.claim(ctx, "deposit "+id.Hex())
 	if err != nil {
 		return "", err
 	}
-	defer unclaim()
+	defer held.release(ctx)
+	call.Guard = guards(call.Guard, held.guard())
 	tx, err := p.sent(ctx, id, call)
 	if err == nil && tx != "" {
 		_ = reserve() // the money has moved: without a GPU it is refused when it is in the channel
@@ -388,21 +390,13 @@ func (d *session) observed(id common.Hash) func(context.Context, channel.ChainVi
 // closeChannel settles the newest voucher and refunds the rest. The close is
 // on disk before it is broadcast, so that a crash does not forget it.
 func (d *session) closeChannel(ctx context.Context, s channel.State) (common.Hash, channel.State, error) {
-	unclaim, err := d.outbox.claim(ctx, "close "+s.ID.Hex())
-	if err != nil {
-		return common.Hash{}, s, err
-	}
-	defer unclaim()
-	tx, err := d.closeSent(ctx, s.ID)
-	if err == nil && tx == "" {
-		tx, err = d.sendClose(ctx, s.ID)
-	}
+	tx, err := d.closeOnce(ctx, s.ID)
 	if err != nil {
 		return common.Hash{}, s, err
 	}
 	result, err := d.sender.Wait(ctx, tx, 1)
 	if reverted := new(chain.Reverted); errors.As(err, &reverted) {
-		return common.Hash{}, s, d.keepOpen(ctx, s.ID, err)
+		return common.Hash{}, s, d.undoClose(ctx, s.ID, err)
 	}
 	if err != nil {
 		return common.Hash{}, s, err
@@ -417,9 +411,32 @@ func (d *session) closeChannel(ctx context.Context, s channel.State) (common.Has
 	return result.Hash, s, err
 }
 
+// closeOnce sends a channel's close unless it was sent before. Beside a close that another
+// gateway has sent the channel is closing here, too.
+func (d *session) closeOnce(ctx context.Context, id common.Hash) (chain.TxID, error) {
+	held, err := d.outbox.claim(ctx, closeClaim(id))
+	if err != nil {
+		return "", err
+	}
+	defer held.release(ctx)
+	tx, err := d.closeSent(ctx, id)
+	switch {
+	case err != nil:
+		return "", err
+	case tx == "":
+		return d.sendClose(ctx, id, held)
+	}
+	_, err = d.payee.Close(ctx, id)
+	return tx, err
+}
+
+// closeClaim names the claim of a channel's close.
+func closeClaim(id common.Hash) string { return "close " + id.Hex() }
+
 // sendClose closes a channel at what was accepted when no gateway accepts any more.
-// A lease that began meanwhile ends.
-func (d *session) sendClose(ctx context.Context, id common.Hash) (chain.TxID, error) {
+// A lease that began meanwhile ends. Who lost its claim since sends nothing: more may
+// be accepted by now, or another close be on its way.
+func (d *session) sendClose(ctx context.Context, id common.Hash, held *gatewayClaim) (chain.TxID, error) {
 	s, err := d.payee.Close(ctx, id)
 	if err != nil {
 		return "", err
@@ -440,18 +457,47 @@ func (d *session) sendClose(ctx context.Context, id common.Hash) (chain.TxID, er
 		if err != nil {
 			return "", err
 		}
+		call.Guard = held.guard()
 		return d.sponsor.SubmitReturn(ctx, s, call)
 	}()
 	if err != nil {
-		return "", d.keepOpen(ctx, id, err)
+		return "", d.keepOpen(ctx, id, held, err)
 	}
 	return tx, nil
 }
 
-// keepOpen lets a channel be used again whose close came to nothing.
-func (d *session) keepOpen(ctx context.Context, id common.Hash, reason error) error {
-	_, err := d.payee.Keep(context.WithoutCancel(ctx), id)
-	return errors.Join(reason, err)
+// undoClose is keepOpen for a close that was mined and reverted.
+func (d *session) undoClose(ctx context.Context, id common.Hash, reason error) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordTimeout)
+	defer cancel()
+	held, err := d.outbox.claim(ctx, closeClaim(id))
+	if err != nil {
+		return errors.Join(reason, err)
+	}
+	defer held.release(ctx)
+	return d.keepOpen(ctx, id, held, reason)
+}
+
+// errCloseSent keeps a channel closing.
+var errCloseSent = errors.New("a close of it is on its way")
+
+// keepOpen lets a channel be used again whose close came to nothing: where the claim of
+// its close is still held, and no close of it is on its way. What was accepted beside
+// one would never be fetched.
+func (d *session) keepOpen(ctx context.Context, id common.Hash, held *gatewayClaim, reason error) error {
+	ctx = context.WithoutCancel(ctx)
+	payee := *d.payee
+	payee.Store = d.db.Guard(guards(held.guard(), func(tx *sqlx.Tx) error {
+		sent, err := d.sender.StandsIn(ctx, tx, id, chain.Close)
+		if err == nil && sent {
+			err = errCloseSent
+		}
+		return err
+	})).Payee()
+	if _, err := payee.Keep(ctx, id); !errors.Is(err, errCloseSent) {
+		reason = errors.Join(reason, err)
+	}
+	return reason
 }
 
 // closeDeadline is how long a close that a past key signed can be sent.

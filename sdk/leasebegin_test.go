@@ -132,7 +132,7 @@ func TestNothingBeginsBesideWhatTheOutboxForgot(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.anvil.Automine(t, false)
-	if _, err := r.provider.session.sendClose(t.Context(), s.ID); err != nil {
+	if _, err := r.provider.session.sendClose(t.Context(), s.ID, nil); err != nil {
 		t.Fatal(err)
 	}
 	r.shut()
@@ -167,7 +167,7 @@ func TestNothingBeginsBesideWhatNoNodeShows(t *testing.T) {
 			}
 			r.start()
 			r.anvil.Automine(t, false)
-			if _, err := r.provider.session.sendClose(t.Context(), lease.terms.ID()); err != nil {
+			if _, err := r.provider.session.sendClose(t.Context(), lease.terms.ID(), nil); err != nil {
 				t.Fatal(err)
 			}
 			sent, err := r.provider.sender.Find(t.Context(), lease.terms.ID(), chain.Close)

@@ -19,12 +19,13 @@ import (
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
-// beginLease begins a lease that belongs to this gateway, unless another has begun one on its channel meanwhile.
-func (p *Provider) beginLease(ctx context.Context, row leaseRow, s channel.State, offer wire.SignedOffer) (*lease, error) {
+// beginLease begins a lease that belongs to this gateway, unless another has begun one on its channel meanwhile, or has the claim
+// under which it is to begin.
+func (p *Provider) beginLease(ctx context.Context, row leaseRow, s channel.State, offer wire.SignedOffer, c *gatewayClaim) (*lease, error) {
 	if p.replicas != nil {
 		row.Owner, row.Term = p.replicas.identity(), 1
 	}
-	l, err := p.grant(ctx, row, s, offer)
+	l, err := p.grant(ctx, row, s, offer, c.guard())
 	if p.replicas != nil && store.Conflict(err) {
 		return nil, errElsewhere(s.ID)
 	}

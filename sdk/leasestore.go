@@ -141,6 +141,14 @@ func (c *offerCache) get(hash common.Hash) *wire.SignedOffer {
 	return c.byHash[hash]
 }
 
+// guarded is the same store with a condition on what it writes; nil: none.
+func (s leaseStore) guarded(may func(*sqlx.Tx) error) leaseStore {
+	if may != nil {
+		s.db = s.db.Guard(may)
+	}
+	return s
+}
+
 func (s leaseStore) insert(ctx context.Context, row leaseRow) error {
 	return s.db.Update(ctx, func(tx *sqlx.Tx) error {
 		if err := s.open(ctx, tx, common.HexToHash(row.Channel)); err != nil {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/holiman/uint256"
+	"github.com/jmoiron/sqlx"
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/fault"
@@ -131,12 +132,12 @@ func (h *lessor) allLeases() []*lease {
 
 // grant allocates devices and begins a lease on an open channel. The row is on
 // disk before the first command runs, so that a crash in between still
-// releases what was allocated.
-func (h *lessor) grant(ctx context.Context, row leaseRow, s channel.State, offer wire.SignedOffer) (*lease, error) {
+// releases what was allocated. may is asked in the row's transaction.
+func (h *lessor) grant(ctx context.Context, row leaseRow, s channel.State, offer wire.SignedOffer, may func(*sqlx.Tx) error) (*lease, error) {
 	id := common.HexToHash(row.ID)
 	begun := sync.OnceFunc(h.busy.Lock(id))
 	defer begun()
-	if err := h.store.insert(ctx, row); err != nil {
+	if err := h.store.guarded(may).insert(ctx, row); err != nil {
 		return nil, err
 	}
 	fault.Point(fault.LeaseWritten)

@@ -222,7 +222,7 @@ func (n *Node) grantFor(ctx context.Context, q nodeStart, offer wire.SignedOffer
 	_, err := n.grant(ctx, leaseRow{
 		ID: q.LeaseID.Hex(), Channel: s.ID.Hex(), Offer: offer.Hash.Hex(), GPUs: q.GPUs, Allocation: "{}",
 		OwedBefore: q.OwedBefore.Dec(), State: wire.StateAllocating, StartedAt: time.Now().UnixNano(),
-	}, s, offer)
+	}, s, offer, nil)
 	return err
 }
 

@@ -22,6 +22,7 @@ var problems = []struct {
 	{wire.ErrExpired, wire.PaymentExpired},
 	{wire.ErrChallenge, wire.InvalidChallenge},
 	{errChallengeUsed, wire.ChallengeNotFound},
+	{errClaimLost, wire.Unavailable},
 	{channel.ErrUnknown, wire.ChannelNotFound},
 	{channel.ErrFinalized, wire.ChannelFinalized},
 	{channel.ErrClosing, wire.ChannelFinalized},

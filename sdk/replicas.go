@@ -37,9 +37,6 @@ type replicas struct {
 	refused map[string]time.Time  // leases that could not be taken up here, and until when not to try again
 }
 
-// claimTime is how long a claim outlives the gateway that died with it.
-const claimTime = 30 * time.Second
-
 func newReplicas(p *Provider) *replicas {
 	r := &replicas{p: p, ttl: p.config.Takeover, mirrors: make(map[common.Hash]*seen), refused: make(map[string]time.Time), id: newGatewayID()}
 	r.tenure, r.depose = context.WithCancel(context.Background())
@@ -198,28 +195,15 @@ func (r *replicas) leave() {
 
 // claim makes this gateway the only one to do what it names; without others it
 // is nothing.
-func (p *Provider) claim(ctx context.Context, name string) (unclaim func(), err error) {
+func (p *Provider) claim(ctx context.Context, name string) (*gatewayClaim, error) {
 	if p.replicas == nil {
-		return func() {}, nil
+		return nil, nil
 	}
-	owner := newGatewayID()
-	for {
-		ok, err := p.store.claim(ctx, name, owner, claimTime)
-		if err != nil {
-			return nil, err
-		}
-		if ok {
-			break
-		}
-		if err := chain.Pause(ctx, p.replicas.poll()/4); err != nil {
-			return nil, wire.Unavailable.With("another gateway is at work on this: %s: try again", name)
-		}
+	c, err := p.store.takeClaim(ctx, p.life, name, p.replicas.poll()/4, p.config.Log)
+	if err != nil && ctx.Err() != nil {
+		err = wire.Unavailable.With("another gateway is at work on this: %s: try again", name)
 	}
-	return func() {
-		if err := p.store.unclaim(context.WithoutCancel(ctx), name, owner); err != nil {
-			p.config.Log.Warn("a claim was not given back: it ends by itself", "claim", name, "error", err)
-		}
-	}, nil
+	return c, err
 }
 
 // settleRequest is the claim by which a gateway asks the leader to settle.

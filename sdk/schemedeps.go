@@ -50,9 +50,9 @@ type schemeDeps struct {
 type leaseDirectory interface {
 	Offer() wire.SignedOffer // under which new ones begin
 	takesLeases() error
-	beginLease(ctx context.Context, row leaseRow, s channel.State, offer wire.SignedOffer) (*lease, error)
-	running(channelID common.Hash) *lease                         // nil: none here
-	serving(ctx context.Context, s channel.State) (*lease, error) // also elsewhere; the caller owes a detach
+	beginLease(ctx context.Context, row leaseRow, s channel.State, offer wire.SignedOffer, c *gatewayClaim) (*lease, error) // c: under which
+	running(channelID common.Hash) *lease                                                                                   // nil: none here
+	serving(ctx context.Context, s channel.State) (*lease, error)                                                           // also elsewhere; the caller owes a detach
 	detach(l *lease)
 	begun(ctx context.Context, channelID common.Hash) bool // whether one runs, here or elsewhere
 	nextStream(ctx context.Context, l *lease) (number uint64, err error)
@@ -86,7 +86,7 @@ type depositOutbox interface {
 	submitOnce(ctx context.Context, terms channel.Terms, call chain.Call, reserve func() error) (chain.TxID, error)
 	stands(tx chain.Tx) bool
 	outboxIsWhole(ctx context.Context) error
-	claim(ctx context.Context, name string) (unclaim func(), err error) // makes this gateway the only one to do it
+	claim(ctx context.Context, name string) (*gatewayClaim, error) // makes this gateway the only one to do it
 }
 
 // frontDesk answers as every part of the provider does.

@@ -44,7 +44,7 @@ func (d *session) start(r *request, s channel.State) (*lease, string, error) {
 		ID: id.Hex(), Channel: s.ID.Hex(), Offer: offer.Hash.Hex(), SecretHash: hashSecret(secret), GPUs: gpus,
 		Allocation: "{}", OwedBefore: begins.Dec(), Carried: int64(carried), State: wire.StateAllocating, StartedAt: time.Now().UnixNano(),
 	}
-	l, err := d.leases.beginLease(ctx, row, s, offer)
+	l, err := d.leases.beginLease(ctx, row, s, offer, nil)
 	if err != nil {
 		return nil, "", err
 	}

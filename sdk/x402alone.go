@@ -2,63 +2,63 @@ package sdk
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/jmoiron/sqlx"
 
-	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/channel/store"
 )
 
 // alone makes this gateway the only one to serve a channel, for as long as that
-// takes. When it dies, the others wait until its claim has ended.
-func (d *x402Desk) alone(ctx context.Context, id common.Hash) (unclaim func(), err error) {
+// takes: nil where it is alone anyway. When it dies, the others wait until its claim
+// has ended.
+func (d *x402Desk) alone(ctx context.Context, id common.Hash) (*gatewayClaim, error) {
 	if !d.shared {
-		return func() {}, nil
+		return nil, nil
 	}
-	if unclaim := d.held.take(id); unclaim != nil {
-		return unclaim, nil
-	}
-	name, owner := "x402 "+id.Hex(), newGatewayID()
-	for {
-		ok, err := d.store.claim(ctx, name, owner, claimTime)
-		if err != nil {
-			return nil, err
+	if c := d.held.take(id); c != nil {
+		err := c.held(ctx)
+		if err == nil {
+			return c, nil
 		}
-		if ok {
-			break
-		}
-		if err := chain.Pause(ctx, d.poll/4); err != nil {
+		if c.release(ctx); !errors.Is(err, errClaimLost) {
 			return nil, err
 		}
 	}
-	renewing, stop := context.WithCancel(d.leases.lifetime())
-	go func() {
-		for chain.Pause(renewing, claimTime/4) == nil {
-			if err := d.store.renew(renewing, name, owner, claimTime); err != nil && renewing.Err() == nil {
-				d.config.Log.Warn("a claim was not renewed", "claim", name, "error", err)
-			}
-		}
-	}()
-	return func() {
-		stop()
-		call, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
-		defer cancel()
-		if err := d.store.unclaim(call, name, owner); err != nil && d.leases.lifetime().Err() == nil {
-			d.config.Log.Warn("a claim was not given back: it ends by itself", "claim", name, "error", err)
-		}
-	}, nil
+	return d.store.takeClaim(ctx, d.leases.lifetime(), "x402 "+id.Hex(), d.poll/4, d.config.Log)
 }
 
 // yield lets other gateways serve a channel: at once or, where a request was
 // corrected that will come again, a moment later.
-func (d *x402Desk) yield(id common.Hash, unclaim func(), later bool) {
-	if !d.shared || !later {
-		unclaim()
+func (d *x402Desk) yield(ctx context.Context, id common.Hash, c *gatewayClaim, later bool) {
+	if c == nil || !later {
+		c.release(ctx)
 		return
 	}
-	d.held.put(id, unclaim, d.lines.hold)
+	d.held.put(id, c, d.lines.hold)
+}
+
+// booksOf are a request's: what is written to them counts only while the request has
+// its turn among the gateways. One that was stopped for longer than its claim lasts
+// would write, and serve, beside those that came after it.
+func (d *x402Desk) booksOf(r *x402Request) (db *store.DB, book *channel.Payee, notes x402Store) {
+	if r.claim == nil {
+		return d.db, d.book, d.notes
+	}
+	db = d.db.Guard(r.claim.check)
+	guarded := *d.book
+	guarded.Store = db.Payee()
+	return db, &guarded, x402Store{db}
+}
+
+// notesOf are the notes among a request's books.
+func (d *x402Desk) notesOf(r *x402Request) x402Store {
+	_, _, notes := d.booksOf(r)
+	return notes
 }
 
 // heldClaims are claims of channels whose line waits for a corrected request.
@@ -68,27 +68,27 @@ type heldClaims struct {
 }
 
 type heldClaim struct {
-	unclaim func()
-	timer   *time.Timer
+	claim *gatewayClaim
+	timer *time.Timer
 }
 
-func (h *heldClaims) put(id common.Hash, unclaim func(), hold time.Duration) {
+func (h *heldClaims) put(id common.Hash, held *gatewayClaim, hold time.Duration) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.byID == nil {
 		h.byID = make(map[common.Hash]*heldClaim)
 	}
-	c := &heldClaim{unclaim: unclaim}
+	c := &heldClaim{claim: held}
 	h.byID[id] = c
 	c.timer = time.AfterFunc(hold, func() {
 		if h.drop(id, c) {
-			unclaim()
+			held.release(context.Background())
 		}
 	})
 }
 
 // take hands a claim that is still held over to the next request.
-func (h *heldClaims) take(id common.Hash) (unclaim func()) {
+func (h *heldClaims) take(id common.Hash) *gatewayClaim {
 	h.mu.Lock()
 	c := h.byID[id]
 	h.mu.Unlock()
@@ -96,7 +96,7 @@ func (h *heldClaims) take(id common.Hash) (unclaim func()) {
 		return nil
 	}
 	c.timer.Stop()
-	return c.unclaim
+	return c.claim
 }
 
 // drop is true for the one who may give the claim back.

@@ -53,7 +53,7 @@ func (d *x402Desk) behind(ctx context.Context, r *x402Request, tab x402Tab) (*co
 	expect := r.voucher.Cumulative
 	expect.Sub(&expect, less)
 	d.config.Log.Warn("the books of a channel are behind its payer's voucher: its database is an old one", "channel", r.id, "signed", base.Dec())
-	err = d.notes.assert(ctx, r.id, base)
+	err = d.notesOf(r).assert(ctx, r.id, base)
 	return &corrective{tab: tab, expect: expect, got: r.voucher.Cumulative}, err
 }
 
@@ -82,14 +82,15 @@ func (d *x402Desk) recalled(ctx context.Context, r *x402Request, tab x402Tab) (x
 	if base.IsZero() || base != tab.note.Asserted || !base.Gt(&tab.charged) || base.Gt(&tab.Deposit) {
 		return tab, nil
 	}
-	if err := d.endNewest(ctx, r.id, "its books are older than its payer's voucher"); err != nil {
+	if err := d.endNewest(ctx, r, "its books are older than its payer's voucher"); err != nil {
 		return tab, err
 	}
-	err := d.db.Update(ctx, func(tx *sqlx.Tx) error {
-		if err := d.db.Charge(ctx, tx, r.id, base); err != nil {
+	db, book, notes := d.booksOf(r)
+	err := db.Update(ctx, func(tx *sqlx.Tx) error {
+		if err := db.Charge(ctx, tx, r.id, base); err != nil {
 			return err
 		}
-		return d.notes.set(tx, r.id, "reserved", base)
+		return notes.set(tx, r.id, "reserved", base)
 	})
 	if err != nil {
 		return tab, err
@@ -97,7 +98,7 @@ func (d *x402Desk) recalled(ctx context.Context, r *x402Request, tab x402Tab) (x
 	s, err := d.book.State(ctx, r.id)
 	if err == nil && !r.voucher.Cumulative.Gt(&s.Deposit) { // else its deposit comes first
 		var receipt channel.Receipt
-		receipt, err = d.book.Accept(ctx, r.voucher)
+		receipt, err = book.Accept(ctx, r.voucher)
 		s = receipt.State
 	}
 	if err != nil {

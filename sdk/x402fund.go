@@ -47,7 +47,7 @@ func (d *x402Desk) fund(ctx context.Context, r *x402Request, tab x402Tab, note *
 			return tab, fmt.Errorf("channel %s: %w", s.ID, errWithdrawing)
 		}
 		if !r.voucher.Cumulative.Gt(&s.Deposit) || !pending {
-			if err := d.refreshNonce(ctx, s); err != nil {
+			if err := d.refreshNonce(ctx, r, s); err != nil {
 				return tab, err
 			}
 			return d.tab(ctx, s)
@@ -100,6 +100,7 @@ func (d *x402Desk) worthSending(ctx context.Context, r *x402Request, tab x402Tab
 // returns the transaction's hash.
 func (d *x402Desk) sendDeposit(ctx context.Context, r *x402Request, a chain.Authorization) (string, error) {
 	call := d.contract.DepositCall(r.terms, [32]byte(r.payment.Payload.Deposit.Authorization.Salt), a)
+	call.Guard = r.claim.guard()
 	tx, err := d.outbox.submitOnce(ctx, r.terms, call, func() error { return d.reserveFor(r) })
 	var refused *chain.Revert
 	if errors.As(err, &refused) {
@@ -132,10 +133,10 @@ func (d *x402Desk) reserveFor(r *x402Request) error {
 }
 
 // refreshNonce remembers the refund nonce, which receipts show.
-func (d *x402Desk) refreshNonce(ctx context.Context, s channel.State) error {
+func (d *x402Desk) refreshNonce(ctx context.Context, r *x402Request, s channel.State) error {
 	on, err := d.contract.State(ctx, s.ID)
 	if err != nil {
 		return err
 	}
-	return d.notes.setNonce(ctx, s.ID, on.RefundNonce)
+	return d.notesOf(r).setNonce(ctx, s.ID, on.RefundNonce)
 }

@@ -20,7 +20,7 @@ func (b *buyer) refundGivenUp() {
 	s := b.kept()
 	all, err := refundable(s, nil)
 	if err == nil {
-		_, err = b.provider.x402.submitRefund(b.Context(), s, all)
+		_, err = b.provider.x402.submitRefund(b.Context(), nil, s, all)
 	}
 	if err != nil {
 		b.Fatal(err)

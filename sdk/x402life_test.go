@@ -149,6 +149,9 @@ func TestX402Victim(t *testing.T) {
 	}
 	config := payConfig(t, channel.NewKey(key), args[1], args[2], args[3], args[4])
 	config.X402.Window = time.Second
+	if len(args) > 5 {
+		config.HighWater = args[5]
+	}
 	p, err := NewProvider(t.Context(), config)
 	if err != nil {
 		t.Fatal(err)
@@ -162,9 +165,16 @@ func TestX402Victim(t *testing.T) {
 // spawn runs the rig's provider in a process of its own. The function kills it.
 func (r *payRig) spawn() (kill func()) {
 	r.Helper()
+	_, kill = r.spawnOn(r.chain.URL)
+	return kill
+}
+
+// spawnOn has the process speak to an endpoint.
+func (r *payRig) spawnOn(url string) (process *os.Process, kill func()) {
+	r.Helper()
 	cmd := exec.CommandContext(r.Context(), os.Args[0], "-test.run=^TestX402Victim$", "-test.timeout=5m")
 	cmd.Env = append(os.Environ(), victim+"="+strings.Join([]string{
-		hex.EncodeToString(crypto.FromECDSA(r.chain.Keys[0])), r.chain.URL, r.chain.Escrow.Hex(), r.chain.Token.Hex(), r.config.Database}, " "))
+		hex.EncodeToString(crypto.FromECDSA(r.chain.Keys[0])), url, r.chain.Escrow.Hex(), r.chain.Token.Hex(), r.config.Database, r.config.HighWater}, " "))
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err == nil {
@@ -178,11 +188,11 @@ func (r *payRig) spawn() (kill func()) {
 		if url, ok := strings.CutPrefix(lines.Text(), "serving "); ok {
 			r.server = &httptest.Server{URL: url}
 			go func() { _, _ = io.Copy(io.Discard, out) }()
-			return func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }
+			return cmd.Process, func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }
 		}
 	}
 	r.Fatal("the provider's process ended")
-	return nil
+	return nil, nil
 }
 
 // TestKilledMidTick: a provider that is killed while it serves a request serves

@@ -166,7 +166,7 @@ func (d *x402Desk) metered(ctx context.Context, w http.ResponseWriter, r *x402Re
 		}
 	}
 	served := m.run(ctx, l, r, out)
-	return d.finish(ctx, l, tab, note, out, served)
+	return d.finish(ctx, r, l, tab, note, out, served)
 }
 
 // told writes what is charged before anything is served.
@@ -220,10 +220,10 @@ func (d *x402Desk) letNamed(ctx context.Context, r *x402Request, tab x402Tab, no
 		return nil, err
 	}
 	note.Lease = r.lease.Hex()
-	if err := d.admit(ctx, *note, nil); err != nil {
+	if err := d.admit(ctx, r, *note, nil); err != nil {
 		return nil, err // what was kept is let go of with the request
 	}
-	l, err := d.let(ctx, tab, len(r.metered.Devices), note.Lease)
+	l, err := d.let(ctx, r, tab, len(r.metered.Devices), note.Lease)
 	if err != nil {
 		return nil, err
 	}
@@ -282,6 +282,9 @@ func (l *lease) whileActive(ctx context.Context, stop func()) {
 		}
 		select {
 		case <-changed:
+		case <-l.done: // lost to another gateway, which does not know of the handler
+			stop()
+			return
 		case <-ctx.Done():
 			return
 		}
@@ -290,7 +293,7 @@ func (l *lease) whileActive(ctx context.Context, stop func()) {
 
 // finish ends the lease of a request: its last record, the charge and the copy
 // of the answer are on disk together.
-func (d *x402Desk) finish(ctx context.Context, l *lease, tab x402Tab, note x402Note, out *keptReply, served metering.Instant) (*x402Answer, error) {
+func (d *x402Desk) finish(ctx context.Context, r *x402Request, l *lease, tab x402Tab, note x402Note, out *keptReply, served metering.Instant) (*x402Answer, error) {
 	if err := out.keep(&note); err != nil {
 		return nil, err
 	}
@@ -320,7 +323,8 @@ func (d *x402Desk) finish(ctx context.Context, l *lease, tab x402Tab, note x402N
 		spent = tab.Spent
 	}
 	if note, err = note.charged(spent); err == nil && !kept { // it had ended by itself
-		err = d.db.Update(ctx, func(tx *sqlx.Tx) error { return d.notes.put(tx, note) })
+		db, _, notes := d.booksOf(r)
+		err = db.Update(ctx, func(tx *sqlx.Tx) error { return notes.put(tx, note) })
 	}
 	if err != nil {
 		return nil, err

@@ -36,10 +36,11 @@ type x402Request struct {
 	voucher channel.Voucher
 	told    bool // its voucher is over what the request before it was told
 	metered *meteredRoute
-	body    []byte       // of a metered request
-	seat    *reservation // of its GPUs, while its deposit is on its way
-	lease   common.Hash  // for which a metered request's devices are kept meanwhile; zero: none are
-	turn    bool         // it has its turn at its metered route
+	body    []byte        // of a metered request
+	seat    *reservation  // of its GPUs, while its deposit is on its way
+	lease   common.Hash   // for which a metered request's devices are kept meanwhile; zero: none are
+	turn    bool          // it has its turn at its metered route
+	claim   *gatewayClaim // it has its turn at its channel among the gateways; nil: there is one gateway
 }
 
 // maxIdempotencyKey bounds the key; bytes. One of secretIdempotencyKey, which 128
@@ -165,11 +166,10 @@ func (d *x402Desk) inTurn(w http.ResponseWriter, r *x402Request) (*x402Answer, e
 	var expect *uint256.Int
 	defer func() { t.leave(expect) }()
 	ctx := context.WithoutCancel(r.Context())
-	unclaim, err := d.alone(r.Context(), r.id)
-	if err != nil {
+	if r.claim, err = d.alone(r.Context(), r.id); err != nil {
 		return nil, err
 	}
-	defer func() { d.yield(r.id, unclaim, expect != nil) }()
+	defer func() { d.yield(ctx, r.id, r.claim, expect != nil) }()
 	defer func() { r.seat.release() }()
 	defer r.leave()
 	defer func() { d.letGo(ctx, r) }()
@@ -182,14 +182,14 @@ func (d *x402Desk) inTurn(w http.ResponseWriter, r *x402Request) (*x402Answer, e
 		return nil, err
 	}
 	answer.lost = answer.lost || r.Context().Err() != nil
-	d.answered(ctx, answer)
+	d.answered(ctx, d.notesOf(r), answer)
 	return answer, nil
 }
 
 // answered remembers what became of an answer. It was charged by now, so that a
 // disk that fails here is no reason to keep it back.
-func (d *x402Desk) answered(ctx context.Context, a *x402Answer) {
-	if err := d.notes.answered(ctx, a.note, a.lost); err != nil {
+func (d *x402Desk) answered(ctx context.Context, notes x402Store, a *x402Answer) {
+	if err := notes.answered(ctx, a.note, a.lost); err != nil {
 		d.config.Log.Error("x402 answer was not noted: the client gets it again if it asks again", "channel", a.note.Channel, "error", err)
 	}
 }
@@ -260,7 +260,8 @@ func (d *x402Desk) buy(ctx context.Context, w http.ResponseWriter, r *x402Reques
 		}
 	}
 	note.Hash = r.hash
-	receipt, err := d.book.Accept(ctx, r.voucher)
+	_, book, _ := d.booksOf(r)
+	receipt, err := book.Accept(ctx, r.voucher)
 	if err != nil {
 		return nil, err
 	}
@@ -394,7 +395,7 @@ func (d *x402Desk) match(ctx context.Context, r *x402Request, tab x402Tab) (x402
 		return tab, nil
 	}
 	if public {
-		if tab, err = d.outdate(ctx, tab); err != nil {
+		if tab, err = d.outdate(ctx, r, tab); err != nil {
 			return tab, err
 		}
 		expect.AddUint64(&expect, 1)
@@ -519,7 +520,7 @@ func (d *x402Desk) answer(w http.ResponseWriter, r *x402Request, a *x402Answer) 
 	}
 	if err != nil && !a.lost { // what was noted as lost may have been had again since
 		a.lost = true
-		d.answered(context.WithoutCancel(r.Context()), a)
+		d.answered(context.WithoutCancel(r.Context()), d.notes, a)
 	}
 }
 

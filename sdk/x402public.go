@@ -107,10 +107,10 @@ func claims(data []byte) ([]batchsettlement.VoucherClaim, error) {
 // request, so that the next voucher is one that only the payer can make. The base
 // unit is there: a request is never charged all that its voucher is over. Where
 // it was used up so already, the payer makes the next payment or withdraws.
-func (d *x402Desk) outdate(ctx context.Context, tab x402Tab) (x402Tab, error) {
+func (d *x402Desk) outdate(ctx context.Context, r *x402Request, tab x402Tab) (x402Tab, error) {
 	if !tab.charged.Lt(&tab.Accepted) {
 		return tab, fmt.Errorf("%w: the voucher is public, and channel %s has no base unit left to outdate it by: pay a request, or withdraw", x402.CodeVoucherSignature, tab.ID)
 	}
 	tab.charged.AddUint64(&tab.charged, 1)
-	return tab, d.notes.prepay(ctx, tab.ID, tab.charged)
+	return tab, d.notesOf(r).prepay(ctx, tab.ID, tab.charged)
 }

@@ -38,7 +38,7 @@ func (d *x402Desk) refund(ctx context.Context, r *x402Request, tab x402Tab) (*x4
 	}
 	defer slot.Release()
 	note := x402Note{Channel: r.id.Hex(), MaxClaimable: r.voucher.Cumulative.Dec(), Hash: r.hash, Kind: kindRefund, Base: tab.charged.Dec(), Moved: "0"}
-	if err := d.endNewest(ctx, r.id, "the payer takes a refund"); err != nil {
+	if err := d.endNewest(ctx, r, "the payer takes a refund"); err != nil {
 		return nil, err
 	}
 	s, _, err := d.confirmed(ctx, r.terms)
@@ -50,10 +50,10 @@ func (d *x402Desk) refund(ctx context.Context, r *x402Request, tab x402Tab) (*x4
 		return nil, err
 	}
 	note.Moved = amount.Dec() // at most; what it was, the chain will say
-	if err := d.notes.admit(ctx, note, tab.note.Reserved); err != nil {
+	if err := d.notesOf(r).admit(ctx, note, tab.note.Reserved); err != nil {
 		return nil, err
 	}
-	tx, err := d.submitRefund(ctx, s, amount)
+	tx, err := d.submitRefund(ctx, r.claim, s, amount)
 	if err != nil {
 		return nil, err
 	}
@@ -92,8 +92,9 @@ func (d *x402Desk) worthRefunding(s channel.State, asked *wire.Amount) error {
 	return fmt.Errorf("%w: a refund of %s, the least part is %s: ask for more, or for all", x402.CodeRefundAmountInvalid, asked.Dec(), d.minTransfer.Dec())
 }
 
-// submitRefund puts a refund into the outbox.
-func (d *x402Desk) submitRefund(ctx context.Context, s channel.State, amount uint256.Int) (chain.TxID, error) {
+// submitRefund puts a refund into the outbox, where its claim is still held: else more
+// may have been served for since the amount was decided on.
+func (d *x402Desk) submitRefund(ctx context.Context, held *gatewayClaim, s channel.State, amount uint256.Int) (chain.TxID, error) {
 	submit := d.sponsor.SubmitReturn
 	if all, err := refundable(s, nil); err == nil && amount.Lt(&all) {
 		submit = d.sponsor.SubmitPart
@@ -102,6 +103,7 @@ func (d *x402Desk) submitRefund(ctx context.Context, s channel.State, amount uin
 	if err != nil {
 		return "", err
 	}
+	call.Guard = held.guard()
 	tx, err := submit(ctx, s, call)
 	var refused *chain.Revert
 	if errors.As(err, &refused) {
@@ -125,10 +127,10 @@ func (d *x402Desk) refunded(ctx context.Context, r *x402Request, note x402Note, 
 	}
 	s, _, err := d.confirmed(ctx, r.terms)
 	if err == nil {
-		err = d.refreshNonce(ctx, s)
+		err = d.refreshNonce(ctx, r, s)
 	}
 	if err == nil && r.payment.Payload.Refund == nil {
-		err = d.notes.prepay(ctx, r.id, uint256.Int{}) // credit is given back with the rest
+		err = d.notesOf(r).prepay(ctx, r.id, uint256.Int{}) // credit is given back with the rest
 	}
 	if err != nil {
 		return nil, err

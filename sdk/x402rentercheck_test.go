@@ -304,7 +304,7 @@ func TestX402RenterCatchesProviders(t *testing.T) {
 
 // release ends a tenant's lease, so that the next one has a GPU.
 func release(n *tenant) error {
-	return n.provider.x402.endNewest(n.Context(), n.slate().ID, "the test is over")
+	return n.provider.x402.endNewest(n.Context(), &x402Request{id: n.slate().ID}, "the test is over")
 }
 
 // TestX402RenterBoundsTicks: a provider that asks for a ceiling of more than a minute is not paid, however low its price.

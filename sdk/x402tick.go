@@ -46,10 +46,10 @@ func (d *x402Desk) attach(ctx context.Context, r *x402Request, tab x402Tab, note
 			return nil, err
 		}
 		note.Lease = r.seat.lease.Hex()
-		if err := d.admit(ctx, *note, nil); err != nil {
+		if err := d.admit(ctx, r, *note, nil); err != nil {
 			return nil, err
 		}
-		return d.let(ctx, tab, r.route.gpus, note.Lease)
+		return d.let(ctx, r, tab, r.route.gpus, note.Lease)
 	}
 	if n := len(l.allocation.Devices); n != r.route.gpus {
 		d.leases.detach(l)
@@ -57,12 +57,12 @@ func (d *x402Desk) attach(ctx context.Context, r *x402Request, tab x402Tab, note
 	}
 	v, _ := l.snapshot()
 	note.Lease, note.Sequence = l.id.Hex(), int64(v.sequence)
-	if err := d.admit(ctx, *note, l); err != nil {
+	if err := d.admit(ctx, r, *note, l); err != nil {
 		d.leases.detach(l)
 		return nil, err
 	}
 	if l.price != d.price { // it ends with the record that answers this request, and the next one begins another
-		if err := d.endNewest(ctx, r.id, "the price changed"); err != nil {
+		if err := d.endNewest(ctx, r, "the price changed"); err != nil {
 			d.leases.detach(l)
 			return nil, err
 		}
@@ -70,13 +70,17 @@ func (d *x402Desk) attach(ctx context.Context, r *x402Request, tab x402Tab, note
 	return l, nil
 }
 
-// endNewest ends the lease that runs on a channel, wherever it does.
-func (d *x402Desk) endNewest(ctx context.Context, id common.Hash, reason string) error {
-	row, ok, err := d.store.newest(ctx, id)
+// endNewest ends the lease that runs on a request's channel, wherever it does: not one
+// that began under another's claim.
+func (d *x402Desk) endNewest(ctx context.Context, r *x402Request, reason string) error {
+	row, ok, err := d.store.newest(ctx, r.id)
 	if err != nil || !ok {
 		return err
 	}
-	return d.leases.endLease(ctx, id, &row, reason)
+	if err := r.claim.held(ctx); err != nil {
+		return err
+	}
+	return d.leases.endLease(ctx, r.id, &row, reason)
 }
 
 // errConflict is a request that does not fit what runs on its channel.
@@ -84,24 +88,24 @@ var errConflict = wire.Problem{Type: "about:blank", Title: "Conflict", Status: h
 
 // let begins a lease on a channel of x402. It has no secret: each request shows
 // a voucher that only its payer can have signed.
-func (d *x402Desk) let(ctx context.Context, tab x402Tab, gpus int, id string) (*lease, error) {
+func (d *x402Desk) let(ctx context.Context, r *x402Request, tab x402Tab, gpus int, id string) (*lease, error) {
 	offer := d.leases.Offer()
 	row := leaseRow{
 		ID: id, Channel: tab.ID.Hex(), Offer: offer.Hash.Hex(), GPUs: gpus,
 		Allocation: "{}", OwedBefore: tab.Spent.Dec(), State: wire.StateAllocating, StartedAt: time.Now().UnixNano(),
 	}
-	return d.leases.beginLease(ctx, row, tab.State, offer)
+	return d.leases.beginLease(ctx, row, tab.State, offer, r.claim)
 }
 
 // admit lets a lease use what a request pays for: on disk first, then in force.
 // A lease that is not yet there, or runs at another gateway, finds it on disk.
 // The last base unit of the voucher is never used: see outdate.
-func (d *x402Desk) admit(ctx context.Context, note x402Note, l *lease) error {
+func (d *x402Desk) admit(ctx context.Context, r *x402Request, note x402Note, l *lease) error {
 	most, err := note.reserves()
 	if err != nil {
 		return err
 	}
-	if err := d.notes.admit(ctx, note, most); err != nil {
+	if err := d.notesOf(r).admit(ctx, note, most); err != nil {
 		return err
 	}
 	if l != nil && !l.mirror {
