@@ -18,6 +18,16 @@ import (
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
+// leaseStream speaks to the provider: it attaches to the lease's stream, begins the lease or takes it up, and gives it back.
+type leaseStream struct {
+	checks
+	challenge *wire.Challenge    // the newest, reused for vouchers until it expires
+	feed      *peer.Subscription // nil: not attached
+	delivered uint256.Int        // the newest voucher that the provider is known to have
+	sent      uint256.Int        // the newest that went into the stream, zero if none did
+	counted   uint256.Int        // the newest that row.Vouchers counts
+}
+
 // transient is a failure that the next try may not have: the lease goes on at
 // the provider's while we are away.
 type transient struct{ error }
@@ -29,7 +39,7 @@ func isTransient(err error) bool {
 	return errors.As(err, &t)
 }
 
-func (l *Rental) detach() {
+func (l *leaseStream) detach() {
 	if l.feed != nil {
 		l.feed.Close()
 		l.feed, l.service = nil, ""
@@ -40,7 +50,7 @@ func (l *Rental) detach() {
 // attach asks for the lease's stream and reads its first event. payload is an
 // open or a voucher; what shows that it is us, the lease's secret or a fresh
 // proof, is added here.
-func (l *Rental) attach(ctx context.Context, payload wire.Payload) error {
+func (l *leaseStream) attach(ctx context.Context, payload wire.Payload) error {
 	l.detach()
 	if l.row.Secret == "" && payload.Action != wire.ActionOpen {
 		l.challenge = nil // a proof needs one that was not used
@@ -80,7 +90,7 @@ func (l *Rental) attach(ctx context.Context, payload wire.Payload) error {
 
 // shows is a header with the newest record that we have: a provider that has lost
 // it must not sign another one of its number.
-func (l *Rental) shows(ctx context.Context) (http.Header, error) {
+func (l *leaseStream) shows(ctx context.Context) (http.Header, error) {
 	header := http.Header{}
 	if l.row.Checker == nil || l.row.Checker.Sequence == 0 {
 		return header, nil
@@ -97,7 +107,7 @@ func (l *Rental) shows(ctx context.Context) (http.Header, error) {
 }
 
 // refused sorts what came instead of a stream.
-func (l *Rental) refused(err error) error {
+func (l *leaseStream) refused(err error) error {
 	if errors.Is(err, &wire.VerificationFailed) && l.row.Secret != "" {
 		l.row.Secret = "" // replaced meanwhile: prove ourselves the next time
 	}
@@ -105,7 +115,7 @@ func (l *Rental) refused(err error) error {
 }
 
 // first reads the lease event, which every stream starts with.
-func (l *Rental) first(ctx context.Context) error {
+func (l *leaseStream) first(ctx context.Context) error {
 	wait := time.NewTimer(min(peer.AnswerTimeout, l.r.w.Patience))
 	defer wait.Stop()
 	select {
@@ -138,7 +148,7 @@ func (l *Rental) first(ctx context.Context) error {
 
 // remember adopts a voucher of ours that the provider has and this database does not, as after a restore: before any record is
 // held against what was signed. What we did not sign is nobody's word, and changes nothing.
-func (l *Rental) remember(ctx context.Context, held *wire.HeldVoucher) error {
+func (l *leaseStream) remember(ctx context.Context, held *wire.HeldVoucher) error {
 	paid, err := l.payer.State(ctx, l.id)
 	if err != nil {
 		return err
@@ -170,7 +180,7 @@ func (l *Rental) remember(ctx context.Context, held *wire.HeldVoucher) error {
 }
 
 // payableWith has the records count that a voucher explains which is heard of after the lease was stopped.
-func (l *Rental) payableWith(ctx context.Context, voucher channel.Voucher, signed uint256.Int) error {
+func (l *checks) payableWith(ctx context.Context, voucher channel.Voucher, signed uint256.Int) error {
 	if l.row.Checker == nil || l.row.Checker.Payable == nil {
 		return nil
 	}
@@ -188,7 +198,7 @@ func (l *Rental) payableWith(ctx context.Context, voucher channel.Voucher, signe
 
 // forgotten is how many vouchers may lie between two that are known: a provider asks for the next when half of its credit, or
 // of a share of it, is used.
-func (l *Rental) forgotten(from, to uint256.Int) uint64 {
+func (l *checks) forgotten(from, to uint256.Int) uint64 {
 	var step, count uint256.Int
 	step.Rsh(&l.credit, 3)
 	count.Div(count.Sub(&to, &from), step.AddUint64(&step, 1))
@@ -197,7 +207,7 @@ func (l *Rental) forgotten(from, to uint256.Int) uint64 {
 
 // broken is a stream that ended: to be attached to again, unless what came is
 // no stream.
-func (l *Rental) broken(ctx context.Context, err error) error {
+func (l *leaseStream) broken(ctx context.Context, err error) error {
 	if errors.Is(err, wire.ErrEventTooLong) {
 		return l.dispute(ctx, fmt.Errorf("%w: %w", peer.ErrProtocol, err), nil)
 	}

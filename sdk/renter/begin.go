@@ -37,7 +37,7 @@ func fitting(lease *wire.Lease) error {
 }
 
 // begin takes a lease up, or again.
-func (l *Rental) begin(ctx context.Context, lease wire.Lease, document []byte) error {
+func (l *leaseStream) begin(ctx context.Context, lease wire.Lease, document []byte) error {
 	l.service = peer.Printable(lease.State)
 	if lease.LeaseID == l.row.Lease && l.checker != nil {
 		if err := l.sameMeter(ctx, lease, document); err != nil {
@@ -76,7 +76,7 @@ func (l *Rental) begin(ctx context.Context, lease wire.Lease, document []byte) e
 }
 
 // judge holds a new lease against what was asked for.
-func (l *Rental) judge(lease wire.Lease) error {
+func (l *checks) judge(lease wire.Lease) error {
 	if lease.LeaseID == (common.Hash{}) {
 		return fmt.Errorf("%w: a lease without an id", peer.ErrProtocol) // it would be begun anew, with its clock, each time
 	}
@@ -104,7 +104,7 @@ func (l *Rental) judge(lease wire.Lease) error {
 // which is the one bound on its beginning that cannot be wrong: it was not there
 // before, and its first byte may be late or come with a second answer. What a
 // provider could gain by it, the credit bounds.
-func (l *Rental) startClock() error {
+func (l *checks) startClock() error {
 	state := metering.CheckerState{BootID: l.row.AskedBoot, Owed: l.row.OwedBefore, Start: *l.row.Asked}
 	if err := l.resumeChecker(state); err != nil {
 		return err
@@ -118,7 +118,7 @@ func (l *Rental) startClock() error {
 // and attaching began another. Nobody uses it, so it is given back at once, and
 // nothing is paid of it: any payee can say so, and what an honest one loses by
 // it is a moment, or less than its credit where this database is from a backup.
-func (l *Rental) replaced(ctx context.Context, lease wire.Lease) error {
+func (l *leaseStream) replaced(ctx context.Context, lease wire.Lease) error {
 	l.row.Secret = lease.Secret
 	l.row.Ended = "the provider ended the lease while nobody was attached, or names another that nobody here asked for, which is not paid"
 	err := errors.Join(l.stopClock(ctx), l.save(ctx))

@@ -18,7 +18,7 @@ const topUpLead = time.Minute
 // budget makes room for what comes, or says in time that there is none: while
 // everything that was used can still be paid. What is owed decides, and nothing
 // that the provider alone says.
-func (l *Rental) budget(ctx context.Context) error {
+func (l *payments) budget(ctx context.Context) error {
 	l.clearDemand()
 	room, err := l.reserve()
 	if err != nil {
@@ -56,7 +56,7 @@ func (l *Rental) budget(ctx context.Context) error {
 // recount looks at the chain before the caps end a rental: an authorization that
 // has moved its money counts beside the deposit until a look has seen that, and
 // the one at the start may have come before its confirmations.
-func (l *Rental) recount(ctx context.Context) {
+func (l *payments) recount(ctx context.Context) {
 	promised := l.row.outstanding()
 	if promised.IsZero() || l.row.TopUp != nil || l.row.Options.TopUp == "" || time.Since(l.looked) < l.r.w.Poll {
 		return
@@ -70,7 +70,7 @@ func (l *Rental) recount(ctx context.Context) {
 }
 
 // clearDemand drops a demand that records have come to explain.
-func (l *Rental) clearDemand() {
+func (l *payments) clearDemand() {
 	if target, err := l.target(); err == nil && !l.demand.since.IsZero() && !l.demand.required.Gt(&target) {
 		l.demand = demand{}
 	}
@@ -78,7 +78,7 @@ func (l *Rental) clearDemand() {
 
 // reserve is what may be used between two looks at the records, and while the
 // lease is given back.
-func (l *Rental) reserve() (uint256.Int, error) {
+func (l *payments) reserve() (uint256.Int, error) {
 	perGPU := 2*time.Duration(l.offer.RecordEvery+l.offer.Tick)*time.Millisecond + time.Second
 	return l.price.Charge(uint64(l.row.GPUs) * uint64(perGPU))
 }

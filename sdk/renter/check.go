@@ -17,9 +17,19 @@ import (
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 )
 
+// checks holds what the provider says of the lease against the offer, our clock and what was signed before. What does not hold is
+// a dispute.
+type checks struct {
+	onChain
+	checker  *metering.Checker
+	demand   demand
+	awake    awake     // what silence and patience are measured by
+	listened time.Time // ledger.heard, by awake
+}
+
 // parted is for a lease's clock that may have been set forward since it began there,
 // for time that it missed: what was billed before lies on it no more.
-func (l *Rental) parted(began metering.Instant) {
+func (l *checks) parted(began metering.Instant) {
 	state := l.checker.State()
 	by := began.Boot - state.Start.Boot
 	if by <= 0 {
@@ -32,7 +42,7 @@ func (l *Rental) parted(began metering.Instant) {
 
 // check holds a record against everything that this renter knows, and keeps it
 // with the checker's state in one step. What does not hold is a dispute.
-func (l *Rental) check(ctx context.Context, document []byte) error {
+func (l *checks) check(ctx context.Context, document []byte) error {
 	var rec metering.SignedRecord
 	if err := exactjson.Unmarshal(document, &rec); err != nil {
 		return l.dispute(ctx, fmt.Errorf("%w: usage record: %w", peer.ErrProtocol, err), document)
@@ -93,7 +103,7 @@ func (l *Rental) check(ctx context.Context, document []byte) error {
 // over it contradicts the offer that it signed. What the chain says was settled
 // explains nothing: one endpoint alone may say it, and a voucher of ours that this
 // database has lost the provider shows.
-func (l *Rental) mostOwed(ctx context.Context) (uint256.Int, error) {
+func (l *checks) mostOwed(ctx context.Context) (uint256.Int, error) {
 	paid, err := l.payer.State(context.WithoutCancel(ctx), l.id)
 	if err != nil {
 		return uint256.Int{}, err
@@ -114,7 +124,7 @@ const spareRecords = 64
 // tooDense refuses records that are denser than half of the time between them
 // that was offered: each is kept, and costs us disk ([metering.RecordRoom]). One more may come with each
 // voucher, after which a suspended lease goes on.
-func (l *Rental) tooDense(rec metering.SignedRecord) error {
+func (l *checks) tooDense(rec metering.SignedRecord) error {
 	half := max(int64(l.offer.RecordEvery)*int64(time.Millisecond)/2, 1)
 	most := spareRecords + l.row.Vouchers + uint64(l.checker.Elapsed()/half)
 	if rec.Sequence <= most {
@@ -125,13 +135,13 @@ func (l *Rental) tooDense(rec metering.SignedRecord) error {
 }
 
 // forget brings the checker back to what is on disk.
-func (l *Rental) forget() error {
+func (l *checks) forget() error {
 	return l.resumeChecker(*l.row.Checker)
 }
 
 // contradicted is a record that does not hold. One that we have already is
 // harmless, one that differs from it is a fork: two signed words for one time.
-func (l *Rental) contradicted(ctx context.Context, rec metering.SignedRecord, document []byte, cause error) error {
+func (l *checks) contradicted(ctx context.Context, rec metering.SignedRecord, document []byte, cause error) error {
 	earlier, err := l.r.store.record(ctx, l.id, rec.LeaseID, rec.Sequence)
 	if err != nil {
 		return err
@@ -160,4 +170,31 @@ func (l *Rental) contradicted(ctx context.Context, rec metering.SignedRecord, do
 		return err
 	}
 	return errors.Join(l.dispute(ctx, cause, both), proven)
+}
+
+// resumeChecker has records checked on from a state.
+func (l *checks) resumeChecker(state metering.CheckerState) error {
+	config, err := l.checking()
+	if err != nil {
+		return err
+	}
+	checker, err := metering.ResumeChecker(config, state)
+	if err == nil {
+		l.checker = checker
+	}
+	return err
+}
+
+// checking is what this renter knows by itself about the lease.
+func (l *checks) checking() (metering.CheckerConfig, error) {
+	meter, err := l.offer.MeterOf(l.row.Lease, l.id, l.row.Binding)
+	return metering.CheckerConfig{
+		Key: meter, Tolerance: l.r.w.Tolerance, Clock: l.r.w.Clock,
+		RecordEvery: l.offer.MinRecordEvery(),
+		Lease: l.offer.Meters(metering.Lease{
+			ID: l.row.Lease, ChannelID: l.id, OfferHash: l.offer.Hash,
+			ChainID: l.row.Terms.ChainID, Escrow: l.row.Terms.Escrow,
+			Price: l.price, OwedBefore: l.row.OwedBefore, Devices: l.row.Devices,
+		}),
+	}, err
 }

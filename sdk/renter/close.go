@@ -74,7 +74,7 @@ func (l *Rental) Close(ctx context.Context) (Closing, error) {
 
 // stopClock ends, on disk with what is saved next, the time that is paid: the lease is being given back, or its provider says that
 // it is over. How late the provider answers, and what it bills meanwhile, makes no difference.
-func (l *Rental) stopClock(ctx context.Context) error {
+func (l *checks) stopClock(ctx context.Context) error {
 	if l.checker == nil {
 		return nil
 	}
@@ -95,7 +95,7 @@ func (l *Rental) stopClock(ctx context.Context) error {
 
 // awaitChain asks whether the channel is closed already, and waits out an
 // endpoint that does not answer.
-func (l *Rental) awaitChain(ctx context.Context) (closed bool, err error) {
+func (l *onChain) awaitChain(ctx context.Context) (closed bool, err error) {
 	pace := chain.Backoff{Least: l.r.w.Poll, Most: max(l.r.w.Poll, 15*time.Second)}
 	for {
 		closed, err := l.closedOnChain(ctx)
@@ -110,13 +110,13 @@ func (l *Rental) awaitChain(ctx context.Context) (closed bool, err error) {
 	}
 }
 
-func (l *Rental) closedOnChain(ctx context.Context) (bool, error) {
+func (l *onChain) closedOnChain(ctx context.Context) (bool, error) {
 	view, err := l.settledView(ctx)
 	return view.Finalized, err
 }
 
 // settledView is the channel at the depth at which a transaction counts.
-func (l *Rental) settledView(ctx context.Context) (channel.ChainView, error) {
+func (l *onChain) settledView(ctx context.Context) (channel.ChainView, error) {
 	head, err := l.r.w.Backend.BlockNumber(ctx)
 	if err != nil {
 		return channel.ChainView{}, fmt.Errorf("channel %s: %w", l.id, chain.Unread("the newest block", err))
@@ -172,7 +172,7 @@ func (l *Rental) finalRecord(ctx context.Context) error {
 
 // release ends the lease. Nothing is billed after its answer, which carries
 // the final record.
-func (l *Rental) release(ctx context.Context) (answer wire.Released, err error) {
+func (l *leaseStream) release(ctx context.Context) (answer wire.Released, err error) {
 	body, _, err := l.post(ctx, wire.Payload{Action: wire.ActionRelease, ChannelID: l.id}, wire.ActionRelease, time.Minute)
 	if err != nil {
 		return answer, err
@@ -187,7 +187,7 @@ func (l *Rental) release(ctx context.Context) (answer wire.Released, err error) 
 // the stream still carries. If they never come it cannot be checked: it is not
 // paid then, and no lie either. It is held against what was signed, which a restored
 // database may have forgotten: also where no stream was there to show it.
-func (l *Rental) released(ctx context.Context, answer wire.Released) error {
+func (l *leaseStream) released(ctx context.Context, answer wire.Released) error {
 	if err := l.remember(ctx, answer.Voucher); err != nil {
 		return err
 	}
@@ -211,7 +211,7 @@ func (l *Rental) released(ctx context.Context, answer wire.Released) error {
 }
 
 // drain reads records from the stream up to a number.
-func (l *Rental) drain(outer context.Context, last uint64) error {
+func (l *leaseStream) drain(outer context.Context, last uint64) error {
 	if l.feed == nil {
 		return nil
 	}
@@ -267,7 +267,7 @@ func (l *Rental) requestClose(ctx context.Context) error {
 
 // newest is the voucher that was signed last: as it is on disk or, where a
 // crash came before its signature, signed again.
-func (l *Rental) newest(ctx context.Context) (channel.Voucher, error) {
+func (l *ledger) newest(ctx context.Context) (channel.Voucher, error) {
 	paid, err := l.payer.State(ctx, l.id)
 	if err != nil {
 		return channel.Voucher{}, err
@@ -279,7 +279,7 @@ func (l *Rental) newest(ctx context.Context) (channel.Voucher, error) {
 }
 
 // awaitClosed believes the chain, not the provider.
-func (l *Rental) awaitClosed(ctx context.Context) error {
+func (l *onChain) awaitClosed(ctx context.Context) error {
 	_, err := l.finalView(ctx)
 	if err == nil || ctx.Err() != nil {
 		return err
@@ -290,7 +290,7 @@ func (l *Rental) awaitClosed(ctx context.Context) error {
 // finalView is the channel as it ended. Endpoints have many nodes: one that is
 // behind the one that was asked before is waited for, or the books would say
 // what was settled before the end. One that does not answer is waited out.
-func (l *Rental) finalView(ctx context.Context) (channel.ChainView, error) {
+func (l *onChain) finalView(ctx context.Context) (channel.ChainView, error) {
 	limit := time.Now().Add(max(l.r.w.Patience, 10*l.r.w.Poll))
 	for {
 		began := time.Now()
@@ -311,7 +311,7 @@ func (l *Rental) finalView(ctx context.Context) (channel.ChainView, error) {
 }
 
 // ending reports how the channel ended and closes the rental.
-func (l *Rental) ending(ctx context.Context, forced bool, err error) (Closing, error) {
+func (l *onChain) ending(ctx context.Context, forced bool, err error) (Closing, error) {
 	if err != nil {
 		return Closing{}, err
 	}
@@ -339,7 +339,7 @@ const toldTries = 10
 
 // awaitTold has the books say which of our transactions about the channel were mined before it closed. The refund is here
 // whatever became of them: what the node does not show by then is asked for again before the end counts as final.
-func (l *Rental) awaitTold(ctx context.Context) error {
+func (l *onChain) awaitTold(ctx context.Context) error {
 	for try := 1; ; try++ {
 		err := l.r.w.Sync(ctx, l.id)
 		if err == nil {
@@ -357,7 +357,7 @@ func (l *Rental) awaitTold(ctx context.Context) error {
 
 // refundWaits says so if the token refused to pay the refund out, or another before it: then the escrow owes it, without a
 // deadline.
-func (l *Rental) refundWaits(ctx context.Context) string {
+func (l *onChain) refundWaits(ctx context.Context) string {
 	credit, err := l.escrow.Credit(ctx, l.terms.Payer, l.terms.Token, nil)
 	if err != nil || credit.Amount.IsZero() {
 		return ""
@@ -367,7 +367,7 @@ func (l *Rental) refundWaits(ctx context.Context) string {
 }
 
 // finish notes how the rental ended. It stays listed until no re-org can undo it.
-func (l *Rental) finish(ctx context.Context, c Closing) error {
+func (l *ledger) finish(ctx context.Context, c Closing) error {
 	c.Channel = l.id
 	l.row.Closed, l.row.Phase = &c, PhaseClosed
 	l.r.w.Log.Info("rental closed", "channel", l.id, "settled", c.Settled.Dec(), "refunded", c.Refunded.Dec(), "note", c.Note)
@@ -375,7 +375,7 @@ func (l *Rental) finish(ctx context.Context, c Closing) error {
 }
 
 // closing is how the rental ended, zero if it has not.
-func (l *Rental) closing() Closing {
+func (l *ledger) closing() Closing {
 	if l.row.Closed == nil {
 		return Closing{}
 	}

@@ -19,7 +19,7 @@ const maxPast = 64
 // that this database has lost shows that Reopen began one: then its records are asked for from the first, and it goes on. Of
 // time, it may have used what the one before did not. Else nobody asked for it: it is given back, and nothing is paid of it. It
 // is on disk as the rental's lease from the first on, or not at all: never as one that is asked for still.
-func (l *Rental) another(ctx context.Context, lease wire.Lease, document []byte) error {
+func (l *leaseStream) another(ctx context.Context, lease wire.Lease, document []byte) error {
 	owed := l.owed()
 	carried, err := l.carried()
 	if err != nil {
@@ -53,7 +53,7 @@ func (l *Rental) another(ctx context.Context, lease wire.Lease, document []byte)
 
 // stopForgotten ends the time that is paid of a lease that is found out about while the rental is closed: when Close was asked
 // for, which is when the lease before was stopped, unless that had ended long ago.
-func (l *Rental) stopForgotten(ctx context.Context, before metering.CheckerState, ended bool) error {
+func (l *checks) stopForgotten(ctx context.Context, before metering.CheckerState, ended bool) error {
 	if err := l.stopClock(ctx); err != nil {
 		return err
 	}
@@ -64,14 +64,14 @@ func (l *Rental) stopForgotten(ctx context.Context, before metering.CheckerState
 }
 
 // askedAfterLast has our clock for a lease begin where the one before was heard of last: it cannot have begun earlier.
-func (l *Rental) askedAfterLast() {
+func (l *checks) askedAfterLast() {
 	if before := l.row.Past[len(l.row.Past)-1]; before.Heard != nil {
 		l.row.Asked, l.row.AskedBoot = before.Heard, before.HeardBoot
 	}
 }
 
 // catchUp takes up what this database has forgotten of a lease that Reopen asks for and that runs already.
-func (l *Rental) catchUp(ctx context.Context, lease wire.Lease) error {
+func (l *checks) catchUp(ctx context.Context, lease wire.Lease) error {
 	if !l.row.Recalled.Gt(&l.row.OwedBefore) || len(l.row.Past) == 0 {
 		return nil
 	}
@@ -86,7 +86,7 @@ func (l *Rental) catchUp(ctx context.Context, lease wire.Lease) error {
 // forgottenOffer is an offer that the payee signed and this database does not have. It may have ended meanwhile, since a lease
 // keeps it; its price is held to the caps, and its credit to that of the offer that this database has: a payee could have signed
 // it a moment ago, for the time that we were away.
-func (l *Rental) forgottenOffer(ctx context.Context, hash common.Hash) (wire.SignedOffer, error) {
+func (l *checks) forgottenOffer(ctx context.Context, hash common.Hash) (wire.SignedOffer, error) {
 	if hash == l.offer.Hash {
 		return l.offer, nil
 	}

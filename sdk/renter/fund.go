@@ -16,9 +16,16 @@ import (
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
+// deposits moves money into a rental's channel, within the caps: what is signed for it is on disk before it is handed out, and
+// counts until the chain shows that it can move nothing any more.
+type deposits struct {
+	ledger
+	lowBalance bool // the balance did not cover a top-up at the newest look
+}
+
 // fund makes the signed open: the hash of our own transaction, once it is
 // mined, or an authorization.
-func (l *Rental) fund(ctx context.Context) error {
+func (l *deposits) fund(ctx context.Context) error {
 	payload := *l.row.Funding
 	if payload.ChannelID == l.id { // made before
 		return l.stillGood(ctx)
@@ -49,7 +56,7 @@ func (l *Rental) fund(ctx context.Context) error {
 // foreign reports whether the chain has a channel that this database has not
 // funded yet: it is a copy from before the deposit, and what was signed since is
 // not in it. Such a rental can only be closed or left.
-func (l *Rental) foreign(ctx context.Context) (bool, error) {
+func (l *deposits) foreign(ctx context.Context) (bool, error) {
 	sent, err := l.opening(ctx)
 	if err != nil || sent {
 		return false, err
@@ -69,7 +76,7 @@ func (l *Rental) foreign(ctx context.Context) (bool, error) {
 
 // opening reports whether the outbox holds our own open of the channel, mined or
 // on its way.
-func (l *Rental) opening(ctx context.Context) (bool, error) {
+func (l *deposits) opening(ctx context.Context) (bool, error) {
 	sent, err := l.r.w.Sender.Find(ctx, l.id)
 	return slices.ContainsFunc(sent, func(tx chain.Tx) bool {
 		return tx.Call.Kind == chain.Open && (tx.State == chain.Pending || tx.Succeeded)
@@ -79,7 +86,7 @@ func (l *Rental) opening(ctx context.Context) (bool, error) {
 // stillGood looks at the chain for what became of an authorization that may
 // have been handed out. If it is used, the channel is there; if it ended unused,
 // it never will be.
-func (l *Rental) stillGood(ctx context.Context) error {
+func (l *deposits) stillGood(ctx context.Context) error {
 	if l.row.Funding.Type == wire.TypeHash {
 		return nil
 	}
@@ -93,12 +100,12 @@ func (l *Rental) stillGood(ctx context.Context) error {
 
 // neverFunded ends a rental whose channel is not on the chain and cannot come to
 // be: what it would have held is free again under the caps.
-func (l *Rental) neverFunded(ctx context.Context) error {
+func (l *deposits) neverFunded(ctx context.Context) error {
 	return errors.Join(l.payer.Fund(ctx, l.id, uint256.Int{}), l.finish(ctx, Closing{Note: "it was never funded"}))
 }
 
 // fundByTransaction opens the channel by our own transaction and waits for it.
-func (l *Rental) fundByTransaction(ctx context.Context) (*common.Hash, error) {
+func (l *deposits) fundByTransaction(ctx context.Context) (*common.Hash, error) {
 	result, err := l.transfer(ctx, l.row.Deposit, l.escrow.OpenCall(l.row.Terms, l.row.Deposit), 0)
 	if err != nil {
 		return nil, err
@@ -110,7 +117,7 @@ func (l *Rental) fundByTransaction(ctx context.Context) (*common.Hash, error) {
 // unless the outbox holds the same one after the first `after` of its kind: a
 // crash must not send it twice. No other rental of this renter approves or
 // spends meanwhile: one approval would overwrite the other.
-func (l *Rental) transfer(ctx context.Context, amount uint256.Int, call chain.Call, after int) (*chain.Result, error) {
+func (l *deposits) transfer(ctx context.Context, amount uint256.Int, call chain.Call, after int) (*chain.Result, error) {
 	select {
 	case l.r.spending <- struct{}{}:
 		defer func() { <-l.r.spending }()
@@ -135,7 +142,7 @@ func (l *Rental) transfer(ctx context.Context, amount uint256.Int, call chain.Ca
 
 // unapproved says of a deposit that reverted that the approval made for it is gone, where it is: only the payer's key replaces or
 // spends it, so that another program has that key.
-func (l *Rental) unapproved(ctx context.Context, amount uint256.Int, err error) error {
+func (l *deposits) unapproved(ctx context.Context, amount uint256.Int, err error) error {
 	var refused *chain.Revert
 	var reverted *chain.Reverted
 	if !errors.As(err, &refused) && !errors.As(err, &reverted) {
@@ -153,7 +160,7 @@ func (l *Rental) unapproved(ctx context.Context, amount uint256.Int, err error) 
 // ended, by whichever Rental of it: then its error is channel.ErrClosing. Between
 // the decision for a deposit and its signature lie answers of endpoints, which may
 // take their time; our own top-up would take a close request back.
-func (l *Rental) pledge(ctx context.Context, sign func() error) error {
+func (l *deposits) pledge(ctx context.Context, sign func() error) error {
 	release, err := l.r.pledges(ctx)
 	if err != nil {
 		return err
@@ -167,7 +174,7 @@ func (l *Rental) pledge(ctx context.Context, sign func() error) error {
 
 // pledgeable is channel.ErrClosing where payments on the channel were ended, or
 // the chain showed a close request.
-func (l *Rental) pledgeable(ctx context.Context) error {
+func (l *deposits) pledgeable(ctx context.Context) error {
 	paid, err := l.payer.State(ctx, l.id)
 	if err == nil && (paid.Closed || paid.Status == channel.Closing) {
 		err = fmt.Errorf("channel %s: %w: nothing more is deposited", l.id, channel.ErrClosing)
@@ -177,7 +184,7 @@ func (l *Rental) pledgeable(ctx context.Context) error {
 
 // endPayments has nothing more signed for the channel. It comes before a close is
 // signed or asked for.
-func (l *Rental) endPayments(ctx context.Context) error {
+func (l *deposits) endPayments(ctx context.Context) error {
 	release, err := l.r.pledges(ctx)
 	if err != nil {
 		return err
@@ -199,7 +206,7 @@ func (r *Client) pledges(ctx context.Context) (release func(), err error) {
 
 // outgoing finds a call about this channel in the outbox, one that may still
 // succeed, after the first `after` of its kind; "" if there is none.
-func (l *Rental) outgoing(ctx context.Context, kind chain.Kind, after int) (chain.TxID, error) {
+func (l *deposits) outgoing(ctx context.Context, kind chain.Kind, after int) (chain.TxID, error) {
 	all, err := l.r.w.Sender.Find(ctx, l.id)
 	if err != nil {
 		return "", err
@@ -217,7 +224,7 @@ func (l *Rental) outgoing(ctx context.Context, kind chain.Kind, after int) (chai
 
 // authorize signs an ERC-3009 authorization for the escrow and nobody else. The
 // nonce commits to what the money is for; the token takes it once.
-func (l *Rental) authorize(ctx context.Context, value uint256.Int, nonce common.Hash) (*wire.Authorization, wire.Bytes, error) {
+func (l *deposits) authorize(ctx context.Context, value uint256.Int, nonce common.Hash) (*wire.Authorization, wire.Bytes, error) {
 	separator, err := l.r.w.Token.DomainSeparator(ctx)
 	if err != nil {
 		return nil, nil, err

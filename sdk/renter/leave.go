@@ -15,6 +15,9 @@ import (
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
+// onChain does what needs no provider: it follows how the channel ends on the chain, leaves it, and takes a leave back.
+type onChain struct{ deposits }
+
 // leaveTTL is how long a signed request may wait to be relayed.
 const leaveTTL = 24 * time.Hour
 
@@ -78,7 +81,7 @@ func (l *Rental) SignLeave(ctx context.Context) (wire.LeaveRequest, error) {
 }
 
 // takeOverRun claims the rental from a Run, or where nothing goes on. A Close or a Leave that goes on ends the lease itself.
-func (l *Rental) takeOverRun(ctx context.Context) (release func(), free bool) {
+func (l *ledger) takeOverRun(ctx context.Context) (release func(), free bool) {
 	l.mu.Lock()
 	runs := l.stop != nil
 	l.mu.Unlock()
@@ -95,7 +98,7 @@ func (l *Rental) takeOverRun(ctx context.Context) (release func(), free bool) {
 }
 
 // unpaid is channel.ErrClosing where payments were ended.
-func (l *Rental) unpaid(ctx context.Context) error {
+func (l *ledger) unpaid(ctx context.Context) error {
 	paid, err := l.payer.State(context.WithoutCancel(ctx), l.id)
 	if err == nil && paid.Closed {
 		err = l.paidNoMore()
@@ -128,7 +131,7 @@ func (l *Rental) giveBack(ctx context.Context) {
 	}
 }
 
-func (l *Rental) signLeave(ctx context.Context) (wire.LeaveRequest, error) {
+func (l *onChain) signLeave(ctx context.Context) (wire.LeaveRequest, error) {
 	l.r.left.Store(l.id, true)
 	if err := l.endPayments(ctx); err != nil {
 		return wire.LeaveRequest{}, err
@@ -209,7 +212,7 @@ func (l *Rental) Leave(ctx context.Context) (Closing, error) {
 // stay takes back that a channel is being left where nobody could send the request
 // to close it: the rental goes on where it was, so that it can be resumed and paid,
 // or closed by its provider. A request that was sent stays: vouchers end with it.
-func (l *Rental) stay(ctx context.Context, phase Phase) error {
+func (l *onChain) stay(ctx context.Context, phase Phase) error {
 	sent, err := l.outgoing(ctx, chain.RequestClose, 0)
 	if err != nil || sent != "" {
 		return err
@@ -230,7 +233,7 @@ func (l *Rental) stay(ctx context.Context, phase Phase) error {
 // awaitOpening waits until a channel that was being opened is on the chain, or
 // cannot come to be there any more: then the rental is over. It sends nothing
 // but what was in the outbox before.
-func (l *Rental) awaitOpening(ctx context.Context) (there bool, err error) {
+func (l *deposits) awaitOpening(ctx context.Context) (there bool, err error) {
 	for said := false; ; {
 		there, never, err := l.opened(ctx)
 		switch {
@@ -252,7 +255,7 @@ func (l *Rental) awaitOpening(ctx context.Context) (there bool, err error) {
 
 // opened looks at the outbox first and then at the chain: a transaction that is
 // in neither was never sent.
-func (l *Rental) opened(ctx context.Context) (there, never bool, err error) {
+func (l *deposits) opened(ctx context.Context) (there, never bool, err error) {
 	if err := l.r.w.Sender.Sync(ctx); err != nil {
 		return false, false, err
 	}
@@ -279,7 +282,7 @@ type exitStep struct {
 // exit does what the chain says is next, until the channel is final. A step
 // that is refused is tried again: somebody may have been faster, or the chain's
 // clock not quite there. Waiting for the grace period or an endpoint is no try.
-func (l *Rental) exit(ctx context.Context) error {
+func (l *onChain) exit(ctx context.Context) error {
 	var before string
 	pace := chain.Backoff{Least: l.r.w.Poll, Most: 8 * l.r.w.Poll}
 	for tries := 0; ; {
@@ -320,7 +323,7 @@ func (l *Rental) exit(ctx context.Context) error {
 
 // nextExit is the step that the chain has come to, nil while the grace period
 // runs by the chain's clock.
-func (l *Rental) nextExit(ctx context.Context, view channel.ChainView) (*exitStep, error) {
+func (l *onChain) nextExit(ctx context.Context, view channel.ChainView) (*exitStep, error) {
 	if view.CloseRequestedAt == 0 {
 		return &exitStep{"request the close", l.escrow.RequestCloseCall(l.row.Terms), func(ctx context.Context, relay Relay) error {
 			request, err := l.signLeave(ctx)
@@ -341,7 +344,7 @@ func (l *Rental) nextExit(ctx context.Context, view channel.ChainView) (*exitSte
 
 // take sends a step by our own transaction or, where the coin does not pay for
 // it, by the relay. Its error says which of them failed.
-func (l *Rental) take(ctx context.Context, e exitStep) error {
+func (l *onChain) take(ctx context.Context, e exitStep) error {
 	own, err := l.r.w.HasGas(ctx)
 	if err != nil {
 		return err

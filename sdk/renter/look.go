@@ -60,7 +60,7 @@ func (s sight) ended(a *wire.Authorization) bool {
 
 // look reads what became of the channel and of the authorizations for it, and
 // brings the row up to it.
-func (l *Rental) look(ctx context.Context, confirmations uint64) (sight, error) {
+func (l *deposits) look(ctx context.Context, confirmations uint64) (sight, error) {
 	at, err := l.r.moment(ctx, confirmations)
 	if err != nil {
 		return sight{}, fmt.Errorf("channel %s: %w", l.id, err)
@@ -117,7 +117,7 @@ const finality = 32
 // over reports whether the rental has ended on the chain, and looks again while a
 // re-org could undo that: what is undone is open again. An endpoint that does not
 // answer changes nothing.
-func (l *Rental) over(ctx context.Context) (bool, error) {
+func (l *onChain) over(ctx context.Context) (bool, error) {
 	if l.row.Phase != PhaseClosed {
 		return l.row.Phase == PhaseFinished, nil
 	}
@@ -125,7 +125,7 @@ func (l *Rental) over(ctx context.Context) (bool, error) {
 }
 
 // stillOver is over for a rental that is over in the books, final or not.
-func (l *Rental) stillOver(ctx context.Context) (bool, error) {
+func (l *onChain) stillOver(ctx context.Context) (bool, error) {
 	now, err := l.look(ctx, l.r.w.Confirmations)
 	switch {
 	case err == nil && l.row.behind(now):
@@ -159,13 +159,13 @@ func (l *Rental) stillOver(ctx context.Context) (bool, error) {
 
 // ended reports whether the chain shows the end that is in the books: the channel
 // closed or, where it was never funded, not there and with nothing to come.
-func (l *Rental) ended(s sight) bool {
+func (l *onChain) ended(s sight) bool {
 	return s.Finalized || !s.there && l.row.Closed.Deposit.IsZero() && uint64(s.time.Unix()) >= l.row.fundedBy()
 }
 
 // undone takes a rental up again whose end a re-org took back, or an endpoint
 // made up.
-func (l *Rental) undone(ctx context.Context, s sight) error {
+func (l *onChain) undone(ctx context.Context, s sight) error {
 	l.r.w.Log.Warn("rental is open again: the chain took its end back", "channel", l.id, "on the chain", s.there)
 	l.row.Closed = nil
 	if s.there {

@@ -12,7 +12,7 @@ import (
 
 // sameMeter holds what a stream says of a lease that we know against the meter that was bound to it: it has one for its
 // whole life. Two that the payee signed are kept as a proof. A lease that has ended may be shown without any.
-func (l *Rental) sameMeter(ctx context.Context, lease wire.Lease, document []byte) error {
+func (l *checks) sameMeter(ctx context.Context, lease wire.Lease, document []byte) error {
 	if lease.Binding == nil || lease.Binding.Same(l.row.Binding) {
 		return nil
 	}

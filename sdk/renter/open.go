@@ -303,7 +303,7 @@ func (l *Rental) start(ctx context.Context, first *wire.Challenge) error {
 
 // requote asks for the price again: the offer that the channel was meant for
 // may have been replaced, and a lease would start under the new one.
-func (l *Rental) requote(ctx context.Context) (*wire.Challenge, error) {
+func (l *leaseStream) requote(ctx context.Context) (*wire.Challenge, error) {
 	q, err := l.r.quote(ctx, l.row.URL, l.row.GPUs)
 	if err != nil {
 		return nil, err
@@ -331,7 +331,7 @@ func (l *Rental) requote(ctx context.Context) (*wire.Challenge, error) {
 }
 
 // agree takes an offer, whose price was checked, for what the lease is under.
-func (l *Rental) agree(offer wire.SignedOffer) (err error) {
+func (l *checks) agree(offer wire.SignedOffer) (err error) {
 	l.row.Offer, l.offer = offer.Document, offer
 	if l.price, err = offer.Price(); err != nil {
 		return err
@@ -341,7 +341,7 @@ func (l *Rental) agree(offer wire.SignedOffer) (err error) {
 }
 
 // recall goes back to an earlier offer, if a lease was asked for under it.
-func (l *Rental) recall(hash common.Hash) error {
+func (l *checks) recall(hash common.Hash) error {
 	for _, document := range l.row.PastOffers {
 		offer, err := wire.ParseOffer(document)
 		if err != nil {
@@ -356,7 +356,7 @@ func (l *Rental) recall(hash common.Hash) error {
 
 // initial is what the open's own voucher is for: the prepayment, no record
 // having been seen, and what was signed before a crash if that is more.
-func (l *Rental) initial(ctx context.Context) (uint256.Int, error) {
+func (l *deposits) initial(ctx context.Context) (uint256.Int, error) {
 	ahead, err := l.price.Charge(uint64(l.row.Options.Prepay))
 	if err != nil {
 		return ahead, err

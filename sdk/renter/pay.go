@@ -17,6 +17,16 @@ import (
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
+// payments follows the lease's stream, signs vouchers for the records that hold, and tops up while the caps allow it.
+type payments struct {
+	leaseStream
+	sentAt   time.Time     // by awake: of the oldest voucher in the stream that waits for its receipt
+	topped   time.Time     // the newest try to top up
+	aside    bool          // something is done beside the stream
+	followed time.Duration // by awake: how long, in all
+	looked   time.Time     // the newest look of budget at the chain
+}
+
 // demand is a provider's wish for more than its records explain. It is not
 // paid; if it stays, it is a dispute.
 type demand struct {
@@ -29,7 +39,7 @@ type demand struct {
 // pay brings the voucher up to what checked records say, and the prepayment.
 // A provider that cannot be reached is told later; only what stops payments
 // for good is an error.
-func (l *Rental) pay(ctx context.Context) error {
+func (l *payments) pay(ctx context.Context) error {
 	target, err := l.target()
 	if err != nil {
 		return err
@@ -43,7 +53,7 @@ func (l *Rental) pay(ctx context.Context) error {
 }
 
 // target is the most that may be signed for now.
-func (l *Rental) target() (uint256.Int, error) {
+func (l *payments) target() (uint256.Int, error) {
 	ahead, err := l.price.Charge(uint64(l.row.Options.Prepay))
 	if err != nil {
 		return ahead, err
@@ -55,7 +65,7 @@ func (l *Rental) target() (uint256.Int, error) {
 
 // payUpTo signs for target, or for as much of it as the caps allow (capped,
 // then), and tells the provider. It never signs for less than before.
-func (l *Rental) payUpTo(ctx context.Context, target uint256.Int) (capped *uint256.Int, err error) {
+func (l *payments) payUpTo(ctx context.Context, target uint256.Int) (capped *uint256.Int, err error) {
 	paid, err := l.payer.State(ctx, l.id)
 	if err != nil {
 		return nil, err
@@ -86,12 +96,12 @@ func (l *Rental) payUpTo(ctx context.Context, target uint256.Int) (capped *uint2
 	return capped, nil
 }
 
-func (l *Rental) paidNoMore() error {
+func (l *ledger) paidNoMore() error {
 	return fmt.Errorf("channel %s: nothing is paid after a leave was signed or a close requested: leave it: %w", l.id, channel.ErrClosing)
 }
 
 // belowMinDelta reports a step that the provider would refuse, or none at all.
-func (l *Rental) belowMinDelta(target uint256.Int) bool {
+func (l *payments) belowMinDelta(target uint256.Int) bool {
 	offered := l.offered()
 	if !offered.Lt(&target) {
 		return true
@@ -102,7 +112,7 @@ func (l *Rental) belowMinDelta(target uint256.Int) bool {
 }
 
 // offered is the newest voucher that the provider has, or that is on its way.
-func (l *Rental) offered() uint256.Int {
+func (l *payments) offered() uint256.Int {
 	if l.sent.Gt(&l.delivered) {
 		return l.sent
 	}
@@ -124,7 +134,7 @@ func cappedAt(cap *channel.CapError, cost, target uint256.Int) uint256.Int {
 
 // deliver hands a voucher to the provider. It is on disk: if the provider does
 // not take it now, it gets it, or a later one, the next time.
-func (l *Rental) deliver(ctx context.Context, v channel.Voucher) {
+func (l *payments) deliver(ctx context.Context, v channel.Voucher) {
 	if v.Cumulative.Gt(&l.counted) { // one that is sent again explains no record
 		l.counted = v.Cumulative
 		l.row.Vouchers++ // on disk with the next record
@@ -146,7 +156,7 @@ func (l *Rental) deliver(ctx context.Context, v channel.Voucher) {
 
 // stream sends a voucher through the lease's stream and does not wait for the
 // receipt. A stream that does not take it is attached to again.
-func (l *Rental) stream(ctx context.Context, v channel.Voucher) {
+func (l *payments) stream(ctx context.Context, v channel.Voucher) {
 	if err := l.feed.Pay(ctx, v); err != nil {
 		boundlog.Warn(l.r.w.Log, "stream did not take a voucher: it is offered again", l.id, err, "cumulative", v.Cumulative.Dec())
 		l.feed.Cancel()
@@ -159,7 +169,7 @@ func (l *Rental) stream(ctx context.Context, v channel.Voucher) {
 }
 
 // accepted is the provider's receipt for what was sent through the stream.
-func (l *Rental) accepted(ctx context.Context, message []byte) error {
+func (l *payments) accepted(ctx context.Context, message []byte) error {
 	amount, err := wire.ParseReceiptMessage(message)
 	if err != nil {
 		return l.dispute(ctx, fmt.Errorf("%w: receipt: %w", peer.ErrProtocol, err), message)
@@ -173,7 +183,7 @@ func (l *Rental) accepted(ctx context.Context, message []byte) error {
 }
 
 // has notes that the provider has a voucher, on disk by its word.
-func (l *Rental) has(cumulative uint256.Int) {
+func (l *payments) has(cumulative uint256.Int) {
 	fault.Point(fault.VoucherDelivered)
 	l.delivered = cumulative
 	l.r.w.Log.Debug("paid", "channel", l.id, "cumulative", cumulative.Dec())
@@ -181,7 +191,7 @@ func (l *Rental) has(cumulative uint256.Int) {
 
 // notTaken is a problem with what was sent through the stream: it is offered
 // again with the next payment.
-func (l *Rental) notTaken(document []byte) {
+func (l *payments) notTaken(document []byte) {
 	var problem wire.Problem
 	if err := exactjson.Unmarshal(document, &problem); err != nil {
 		problem = wire.Problem{Title: "a problem that does not parse"}
@@ -192,13 +202,13 @@ func (l *Rental) notTaken(document []byte) {
 }
 
 // unanswered reports a voucher that the stream took and nobody acknowledged.
-func (l *Rental) unanswered() bool {
+func (l *payments) unanswered() bool {
 	return l.sent.Gt(&l.delivered) && l.awake.since(l.sentAt) > peer.AnswerTimeout
 }
 
 // urgent reports whether half of the provider's credit is used: waiting for the
 // next payment could suspend the lease.
-func (l *Rental) urgent() bool {
+func (l *payments) urgent() bool {
 	owed := l.owed()
 	if !l.delivered.Lt(&owed) {
 		return false
@@ -212,7 +222,7 @@ func (l *Rental) urgent() bool {
 // needed is the provider asking for a voucher. It gets what checked records
 // explain. If it asks for more than the deposit, it asks for a top-up, and that
 // may be ahead of the records by the credit.
-func (l *Rental) needed(ctx context.Context, document []byte) error {
+func (l *payments) needed(ctx context.Context, document []byte) error {
 	var n wire.NeedVoucher
 	if err := exactjson.Unmarshal(document, &n); err != nil || n.ChannelID != l.id {
 		return l.dispute(ctx, fmt.Errorf("%w: a demand for another channel or none (%v)", peer.ErrProtocol, err), document)
@@ -236,7 +246,7 @@ func (l *Rental) needed(ctx context.Context, document []byte) error {
 	return l.budget(ctx)
 }
 
-func (l *Rental) demanded(required, explained uint256.Int, document []byte) {
+func (l *payments) demanded(required, explained uint256.Int, document []byte) {
 	since := l.demand.since
 	if since.IsZero() {
 		since = l.awake.now()

@@ -44,7 +44,7 @@ func (row *rentalRow) give(a *wire.Authorization) (fresh bool) {
 
 // unseen has the caps go on counting what was given away and ended unused, where
 // one endpoint alone says that it is.
-func (l *Rental) unseen(ctx context.Context, now uint64) error {
+func (l *deposits) unseen(ctx context.Context, now uint64) error {
 	for _, p := range l.row.Promises {
 		if !l.r.w.Alone || p.Used || !p.Given || now < p.Until {
 			continue

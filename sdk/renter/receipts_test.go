@@ -95,7 +95,8 @@ func worth(t *testing.T, v *testrig.Hostile, d time.Duration) uint256.Int {
 
 // TestUnansweredVoucher: a renter waits for a receipt as long as for an answer, and then attaches again.
 func TestUnansweredVoucher(t *testing.T) {
-	l := &Rental{sent: *uint256.NewInt(20), delivered: *uint256.NewInt(10)}
+	l := new(Rental)
+	l.sent, l.delivered = *uint256.NewInt(20), *uint256.NewInt(10)
 	l.sentAt = l.awake.now()
 	for waited := time.Duration(0); waited <= peer.AnswerTimeout; waited += time.Second {
 		l.awake.count(time.Second)

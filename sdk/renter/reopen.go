@@ -77,7 +77,7 @@ func (l *Rental) mayReopen(ctx context.Context) error {
 }
 
 // cancelClose has the chain forget a close request. Which one is on disk before that is signed: each can be taken back once.
-func (l *Rental) cancelClose(ctx context.Context) error {
+func (l *onChain) cancelClose(ctx context.Context) error {
 	if err := l.awaitRequest(ctx); err != nil {
 		return err
 	}
@@ -115,7 +115,7 @@ func (l *Rental) cancelClose(ctx context.Context) error {
 }
 
 // awaitRequest waits for a close request of ours that is on its way: one that comes later would close what was reopened.
-func (l *Rental) awaitRequest(ctx context.Context) error {
+func (l *onChain) awaitRequest(ctx context.Context) error {
 	sent, err := l.r.w.Sender.Find(ctx, l.id, chain.RequestClose)
 	if err != nil {
 		return err
@@ -133,7 +133,7 @@ func (l *Rental) awaitRequest(ctx context.Context) error {
 	return nil
 }
 
-func (l *Rental) sendCancel(ctx context.Context, requests uint64) error {
+func (l *onChain) sendCancel(ctx context.Context, requests uint64) error {
 	own, err := l.r.w.HasGas(ctx)
 	if err != nil {
 		return err
@@ -160,7 +160,7 @@ func (l *Rental) sendCancel(ctx context.Context, requests uint64) error {
 }
 
 // reopened has the channel paid again.
-func (l *Rental) reopened(ctx context.Context, view channel.ChainView) error {
+func (l *onChain) reopened(ctx context.Context, view channel.ChainView) error {
 	if err := l.r.w.Sender.Sync(ctx); err != nil { // what was cut off is in the books as mined
 		return err
 	}
@@ -235,7 +235,7 @@ func (l *Rental) next(ctx context.Context) error {
 }
 
 // turnOver makes room in the books for the channel's next lease.
-func (l *Rental) turnOver() error {
+func (l *checks) turnOver() error {
 	carried, err := l.carried()
 	if err != nil {
 		return err
@@ -254,7 +254,7 @@ func (l *Rental) turnOver() error {
 }
 
 // carried is what the channel's leases used so far and were not charged for, in metering.Fractions.
-func (l *Rental) carried() (uint64, error) {
+func (l *checks) carried() (uint64, error) {
 	at := l.row.Checker
 	if at == nil {
 		return l.row.Carried, nil

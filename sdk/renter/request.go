@@ -11,7 +11,7 @@ import (
 )
 
 // credential answers a challenge with payload, showing that it is us.
-func (l *Rental) credential(ctx context.Context, payload wire.Payload, action string) (wire.Credential, error) {
+func (l *leaseStream) credential(ctx context.Context, payload wire.Payload, action string) (wire.Credential, error) {
 	challenge, err := l.usable(ctx)
 	if err != nil {
 		return wire.Credential{}, err
@@ -33,7 +33,7 @@ func (l *Rental) credential(ctx context.Context, payload wire.Payload, action st
 }
 
 // name says which channel it is, also to a provider that has lost its database.
-func (l *Rental) name(payload *wire.Payload) {
+func (l *leaseStream) name(payload *wire.Payload) {
 	payload.Salt = &l.row.Terms.Salt
 	if signer := wire.Address(l.row.Terms.AuthorizedSigner); signer != (wire.Address{}) {
 		payload.AuthorizedSigner = &signer
@@ -41,7 +41,7 @@ func (l *Rental) name(payload *wire.Payload) {
 }
 
 // usable returns the newest challenge, or asks for one if it has expired.
-func (l *Rental) usable(ctx context.Context) (wire.Challenge, error) {
+func (l *leaseStream) usable(ctx context.Context) (wire.Challenge, error) {
 	if l.challenge != nil {
 		expires, err := time.Parse(time.RFC3339, l.challenge.Expires)
 		if l.challenge.Expires == "" || (err == nil && time.Until(expires) > 5*time.Second) {
@@ -58,7 +58,7 @@ func (l *Rental) usable(ctx context.Context) (wire.Challenge, error) {
 
 // post sends a payload for which no stream is wanted and returns the answer's
 // body. A challenge that the provider no longer takes is replaced once.
-func (l *Rental) post(ctx context.Context, payload wire.Payload, action string, limit time.Duration) ([]byte, http.Header, error) {
+func (l *leaseStream) post(ctx context.Context, payload wire.Payload, action string, limit time.Duration) ([]byte, http.Header, error) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	for attempt := 0; ; attempt++ {

@@ -64,18 +64,18 @@ func (l *Rental) Run(ctx context.Context) error {
 }
 
 // hear notes that a record came, or that one is waited for from now on.
-func (l *Rental) hear() { l.heard, l.listened = time.Now(), l.awake.now() }
+func (l *checks) hear() { l.heard, l.listened = time.Now(), l.awake.now() }
 
 // running lets Close and Leave stop a Run; it reports false if one of them
 // waits already.
-func (l *Rental) running(stop context.CancelFunc) bool {
+func (l *ledger) running(stop context.CancelFunc) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.stop = stop
 	return l.waiting == 0
 }
 
-func (l *Rental) interrupted() bool {
+func (l *ledger) interrupted() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.waiting > 0
@@ -83,7 +83,7 @@ func (l *Rental) interrupted() bool {
 
 // payLoop attaches and follows, again and again, until there is a reason to
 // stop.
-func (l *Rental) payLoop(ctx context.Context) error {
+func (l *payments) payLoop(ctx context.Context) error {
 	pace := chain.Backoff{Least: 200 * time.Millisecond, Most: 15 * time.Second}
 	for {
 		began := time.Now()
@@ -114,7 +114,7 @@ func (l *Rental) payLoop(ctx context.Context) error {
 }
 
 // gone looks at the chain when the provider says that the channel is closed.
-func (l *Rental) gone(ctx context.Context, cause error) (bool, error) {
+func (l *leaseStream) gone(ctx context.Context, cause error) (bool, error) {
 	if !errors.Is(cause, &wire.ChannelFinalized) && !errors.Is(cause, &wire.ChannelNotFound) {
 		return false, nil
 	}
@@ -128,7 +128,7 @@ func (l *Rental) gone(ctx context.Context, cause error) (bool, error) {
 
 // silent gives up on a provider that says nothing. Nothing is owed for the
 // time, so it is no dispute; that it happened is kept.
-func (l *Rental) silent(ctx context.Context, cause error) error {
+func (l *leaseStream) silent(ctx context.Context, cause error) error {
 	err := fmt.Errorf("channel %s: %w: no usage record for %s", l.id, peer.ErrSilent, l.r.w.Patience)
 	// Without the cause, which the provider words: silences are one piece of evidence, however many there are.
 	kept := l.r.w.Keep(ctx, wallet.Evidence{Channel: l.id, URL: l.row.URL, Reason: err.Error(), At: l.r.w.Now()})
@@ -139,7 +139,7 @@ func (l *Rental) silent(ctx context.Context, cause error) error {
 }
 
 // session is one stream: attach, bring the provider up to date, follow.
-func (l *Rental) session(ctx context.Context) error {
+func (l *payments) session(ctx context.Context) error {
 	if l.feed == nil {
 		if err := l.reattach(ctx); err != nil {
 			return err
@@ -160,7 +160,7 @@ func (l *Rental) session(ctx context.Context) error {
 
 // reattach shows the provider the newest voucher it should have and takes the
 // stream up behind the newest record we have.
-func (l *Rental) reattach(ctx context.Context) error {
+func (l *leaseStream) reattach(ctx context.Context) error {
 	voucher, err := l.newest(ctx)
 	if err != nil {
 		return err
@@ -176,7 +176,7 @@ func (l *Rental) reattach(ctx context.Context) error {
 }
 
 // follow handles events and clocks until the stream ends, or something else does.
-func (l *Rental) follow(ctx context.Context, until <-chan struct{}) error {
+func (l *payments) follow(ctx context.Context, until <-chan struct{}) error {
 	due := time.NewTicker(l.row.Options.PayEvery)
 	defer due.Stop()
 	look := time.NewTicker(min(time.Second, l.r.w.Patience/4+time.Millisecond))
@@ -206,7 +206,7 @@ func (l *Rental) follow(ctx context.Context, until <-chan struct{}) error {
 
 // beside does what may take long while the stream is followed: records are paid, and silence is noticed. stopped is why the
 // stream is not followed any more, and do was cut off. do must use nothing that events change.
-func (l *Rental) beside(ctx context.Context, do func(context.Context) error) (failed, stopped error) {
+func (l *payments) beside(ctx context.Context, do func(context.Context) error) (failed, stopped error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	done := make(chan struct{})
@@ -233,7 +233,7 @@ func (l *Rental) beside(ctx context.Context, do func(context.Context) error) (fa
 
 // handle is one event. Names that we do not know are left alone: they are of a
 // newer provider.
-func (l *Rental) handle(ctx context.Context, e wire.Event) error {
+func (l *payments) handle(ctx context.Context, e wire.Event) error {
 	switch e.Name {
 	case wire.EventUsage:
 		return l.usage(ctx, e.Data)
@@ -249,7 +249,7 @@ func (l *Rental) handle(ctx context.Context, e wire.Event) error {
 	return nil
 }
 
-func (l *Rental) status(ctx context.Context, document []byte) error {
+func (l *payments) status(ctx context.Context, document []byte) error {
 	var s wire.Status
 	if err := exactjson.Unmarshal(document, &s); err != nil {
 		return l.dispute(ctx, fmt.Errorf("%w: status: %w", peer.ErrProtocol, err), document)
@@ -264,7 +264,7 @@ func (l *Rental) status(ctx context.Context, document []byte) error {
 }
 
 // usage checks a record and, if it is right, keeps it, before it is paid.
-func (l *Rental) usage(ctx context.Context, document []byte) error {
+func (l *payments) usage(ctx context.Context, document []byte) error {
 	before := l.row.Checker.Sequence
 	if err := l.check(ctx, document); err != nil || l.row.Checker.Sequence == before {
 		return err
@@ -282,7 +282,7 @@ func (l *Rental) usage(ctx context.Context, document []byte) error {
 }
 
 // watch is what only the clock can notice.
-func (l *Rental) watch(ctx context.Context) error {
+func (l *payments) watch(ctx context.Context) error {
 	if !l.demand.since.IsZero() && l.awake.since(l.demand.since) > l.r.w.Patience {
 		return l.dispute(ctx, fmt.Errorf("%w: it wants %s and no record says more than %s", peer.ErrDemand,
 			l.demand.required.Dec(), l.demand.explained.Dec()), l.demand.document)
@@ -313,7 +313,7 @@ func (l *Rental) watch(ctx context.Context) error {
 
 // awaitsTopUp reports whether the lease is suspended until a top-up of ours, as while our endpoint is sick: that no record comes
 // is not the provider's silence.
-func (l *Rental) awaitsTopUp() bool {
+func (l *payments) awaitsTopUp() bool {
 	need, err := l.reserve()
 	if err != nil || l.service != wire.StateSuspended || !l.mayTopUp() {
 		return false
@@ -323,7 +323,7 @@ func (l *Rental) awaitsTopUp() bool {
 }
 
 // payExact pays what the last records say, exactly.
-func (l *Rental) payExact(ctx context.Context) error {
+func (l *payments) payExact(ctx context.Context) error {
 	_, err := l.payUpTo(ctx, u256.Min(l.owed(), l.row.Deposit))
 	var cap *channel.CapError
 	if errors.As(err, &cap) {

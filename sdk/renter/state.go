@@ -50,7 +50,7 @@ type Closing struct {
 }
 
 // show refreshes the snapshot. Only the owner of busy calls it.
-func (l *Rental) show(ctx context.Context) {
+func (l *ledger) show(ctx context.Context) {
 	view := l.row.state()
 	view.Service, view.Heard = l.service, l.heard
 	paid, err := l.payer.State(context.WithoutCancel(ctx), l.id)

@@ -27,7 +27,7 @@ const topUpPause = 10 * time.Second
 
 // mayTopUp reports whether a top-up is on its way, or the renter allowed one, a
 // cap leaves room for it and, as of the newest look, the balance covers it.
-func (l *Rental) mayTopUp() bool {
+func (l *deposits) mayTopUp() bool {
 	step := l.step()
 	return l.row.TopUp != nil || !step.IsZero() && !l.lowBalance
 }
@@ -36,14 +36,14 @@ func (l *Rental) mayTopUp() bool {
 // endpoint says of it at least what we moved into it, and all that signed
 // authorizations may still move into it, whoever has them and whether or not they
 // were ever sent.
-func (l *Rental) committed() uint256.Int {
+func (l *deposits) committed() uint256.Int {
 	sum, moved := l.row.outstanding(), l.row.moved()
 	there := u256.Max(l.row.Deposit, moved)
 	return *sum.Add(&sum, &there)
 }
 
 // step is the next top-up: what was asked for, within the cap per lease.
-func (l *Rental) step() uint256.Int {
+func (l *deposits) step() uint256.Int {
 	if l.row.Options.TopUp == "" {
 		return uint256.Int{}
 	}
@@ -63,7 +63,7 @@ func (l *Rental) step() uint256.Int {
 
 // leastTopUp is the least that the provider sends for us. What we send ourselves
 // has no bound.
-func (l *Rental) leastTopUp() uint256.Int {
+func (l *deposits) leastTopUp() uint256.Int {
 	return leastTopUp(l.offer.Offer, l.row.Funding)
 }
 
@@ -76,7 +76,7 @@ func leastTopUp(o wire.Offer, funding *wire.Payload) uint256.Int {
 
 // whyNoTopUp says that the last top-up would be one that the provider refuses; ""
 // where it is not that.
-func (l *Rental) whyNoTopUp() string {
+func (l *deposits) whyNoTopUp() string {
 	least := l.leastTopUp()
 	room := u256.SaturatingSub(l.r.w.Caps.PerChannel, l.committed())
 	if l.row.Options.TopUp == "" || !room.Lt(&least) {
@@ -86,7 +86,7 @@ func (l *Rental) whyNoTopUp() string {
 }
 
 // room is how much of a top-up all caps leave room for.
-func (l *Rental) room(ctx context.Context, step uint256.Int) (uint256.Int, error) {
+func (l *deposits) room(ctx context.Context, step uint256.Int) (uint256.Int, error) {
 	most, cap, err := l.payer.Room(ctx, l.row.Terms)
 	if err != nil {
 		return step, err
@@ -109,7 +109,7 @@ func (l *Rental) room(ctx context.Context, step uint256.Int) (uint256.Int, error
 // topUp adds to the deposit. The intent is on disk before anything is signed,
 // and what was signed is sent again unchanged after a crash: the money moves
 // once.
-func (l *Rental) topUp(ctx context.Context) error {
+func (l *payments) topUp(ctx context.Context) error {
 	if l.aside {
 		return nil // it is under way
 	}
@@ -159,7 +159,7 @@ func (l *Rental) topUp(ctx context.Context) error {
 
 // nextStep is step after a look at the chain, if the balance covers it and no
 // transaction of ours is on its way that moves money into the channel.
-func (l *Rental) nextStep(ctx context.Context) (uint256.Int, error) {
+func (l *deposits) nextStep(ctx context.Context) (uint256.Int, error) {
 	if _, err := l.look(ctx, l.r.w.Confirmations); err != nil {
 		return uint256.Int{}, err
 	}
@@ -187,7 +187,7 @@ func (l *Rental) nextStep(ctx context.Context) (uint256.Int, error) {
 }
 
 // topUpSalt numbers top-ups, so that two equal ones are two.
-func (l *Rental) topUpSalt() (salt common.Hash) {
+func (l *deposits) topUpSalt() (salt common.Hash) {
 	binary.BigEndian.PutUint64(salt[24:], l.row.TopUps+1)
 	return salt
 }
@@ -197,7 +197,7 @@ const maxUsed = 64
 
 // skipUsed counts the top-ups that a database from before them does not know: their authorizations are used, and would move
 // nothing again. It tries so many at a time: an endpoint that says it of each holds up no payment.
-func (l *Rental) skipUsed(ctx context.Context, step uint256.Int) error {
+func (l *deposits) skipUsed(ctx context.Context, step uint256.Int) error {
 	for tried := 0; l.row.Funding.Type == wire.TypeAuthorization; tried++ {
 		if tried == maxUsed {
 			return transient{fmt.Errorf("channel %s: the RPC endpoint says that %d authorizations of a top-up were used already, up to number %d: where you did not make so many, it lies: take another",
@@ -215,7 +215,7 @@ func (l *Rental) skipUsed(ctx context.Context, step uint256.Int) error {
 // finishTopUp goes on with a top-up wherever it stands. That the deposit grew
 // says nothing about ours: anybody may add a base unit. The outbox knows our own
 // transaction, and the token an authorization.
-func (l *Rental) finishTopUp(ctx context.Context) error {
+func (l *payments) finishTopUp(ctx context.Context) error {
 	if l.row.TopUp == nil {
 		return nil
 	}
@@ -258,7 +258,7 @@ func (l *Rental) finishTopUp(ctx context.Context) error {
 
 // handIn gives the provider a top-up, which takes as long as its transaction. It has a challenge of its own: the
 // rental's changes meanwhile. That the provider may have it is on disk before.
-func (l *Rental) handIn(ctx context.Context) (failed, stopped error) {
+func (l *payments) handIn(ctx context.Context) (failed, stopped error) {
 	p, gpus, payload := l.peer, l.row.GPUs, *l.row.TopUp
 	ctx, cancel := context.WithTimeout(ctx, peer.ChainTimeout)
 	defer cancel()
@@ -294,7 +294,7 @@ func (l *Rental) handIn(ctx context.Context) (failed, stopped error) {
 
 // arrived reports whether the chain had the top-up when it was seen. A receipt,
 // which may be one endpoint's word, does not do without the deposit.
-func (l *Rental) arrived(ctx context.Context, seen sight) (bool, error) {
+func (l *deposits) arrived(ctx context.Context, seen sight) (bool, error) {
 	var least uint256.Int
 	if least.Add(&l.row.Before, &l.row.TopUp.AdditionalDeposit.Int); seen.Deposit.Lt(&least) {
 		return false, nil
@@ -316,7 +316,7 @@ func (l *Rental) arrived(ctx context.Context, seen sight) (bool, error) {
 
 // signTopUp makes what moves the money, once: our own transaction, or an
 // authorization.
-func (l *Rental) signTopUp(ctx context.Context) (failed, stopped error) {
+func (l *payments) signTopUp(ctx context.Context) (failed, stopped error) {
 	payload := *l.row.TopUp
 	if payload.Hash != nil || payload.Authorization != nil {
 		return nil, nil
@@ -346,7 +346,7 @@ func (l *Rental) signTopUp(ctx context.Context) (failed, stopped error) {
 
 // dropTopUp forgets a top-up of a channel that we closed before it was signed. It
 // was neither handed out nor sent, and its number is free for another.
-func (l *Rental) dropTopUp(ctx context.Context) error {
+func (l *deposits) dropTopUp(ctx context.Context) error {
 	l.row.TopUp = nil
 	if err := l.payer.Fund(ctx, l.id, l.committed()); err != nil {
 		return err
@@ -357,7 +357,7 @@ func (l *Rental) dropTopUp(ctx context.Context) error {
 
 // unfunded is a top-up that is not on the chain. An authorization that ended
 // unused never will be, and the next one is another.
-func (l *Rental) unfunded(ctx context.Context, seen sight, cause error) error {
+func (l *deposits) unfunded(ctx context.Context, seen sight, cause error) error {
 	failed := transient{fmt.Errorf("channel %s: the top-up has not arrived: %w", l.id, errors.Join(cause, wallet.ErrNotYet))}
 	if l.row.TopUp.Authorization == nil || !seen.ended(l.row.TopUp.Authorization) {
 		return errors.Join(failed, l.save(ctx))
