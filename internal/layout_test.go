@@ -31,6 +31,7 @@ var layout = []struct{ pkg, may string }{
 	{"metering/sim", "metering"},
 	{"metering/trace", "metering"},
 
+	{"sdk/internal/awake", ""},
 	{"sdk/internal/keyed", ""},
 	{"sdk/internal/run", ""},
 	{"sdk/internal/serve", ""},
@@ -57,8 +58,10 @@ var layout = []struct{ pkg, may string }{
 		"sdk/internal/evidence sdk/internal/peer sdk/units sdk/wire"},
 	{"sdk/tower", "channel channel/store internal/exactjson internal/redact sdk/chain sdk/internal/database sdk/internal/keyed " +
 		"sdk/internal/reach sdk/internal/run sdk/internal/serve sdk/limit sdk/settle sdk/units sdk/wire"},
+	{"sdk/internal/sharedcredit", "channel internal/u256 metering sdk/internal/billed sdk/wire"},
 	{"sdk/renter", "channel channel/store internal/exactjson internal/fault internal/u256 metering sdk/audit sdk/chain sdk/gpu " +
-		"sdk/internal/billed sdk/internal/boundlog sdk/internal/evidence sdk/internal/peer sdk/units sdk/wallet sdk/wire"},
+		"sdk/internal/awake sdk/internal/billed sdk/internal/boundlog sdk/internal/evidence sdk/internal/peer sdk/internal/sharedcredit " +
+		"sdk/units sdk/wallet sdk/wire"},
 
 	{"bindings/batchsettlement/standin", ""},
 	{"bindings/testtoken", ""},

@@ -96,16 +96,3 @@ func TestRenterThatWasStopped(t *testing.T) {
 		t.Errorf("the renter: %v", err)
 	}
 }
-
-// TestAwakeStandsStill: a tick that comes late because nobody looked counts as
-// one tick.
-func TestAwakeStandsStill(t *testing.T) {
-	var a awake
-	began := a.now()
-	for _, passed := range []time.Duration{awakeTick, 2 * time.Hour, awakeTick} {
-		a.count(passed)
-	}
-	if got := a.since(began); got != 2*awakeTick+awakeMost {
-		t.Errorf("%s counted", got)
-	}
-}

@@ -61,12 +61,12 @@ func (l *payments) recount(ctx context.Context) {
 	if promised.IsZero() || l.row.TopUp != nil || l.row.Options.TopUp == "" || time.Since(l.looked) < l.r.w.Poll {
 		return
 	}
-	began := l.awake.now()
+	began := l.awake.Now()
 	if _, err := l.look(ctx, l.r.w.Confirmations); err != nil {
 		boundlog.Warn(l.r.w.Log, "what became of a deposit's authorization is not known yet", l.id, err)
 	}
 	l.looked = time.Now()
-	l.listened = l.listened.Add(l.awake.since(began)) // our own doing took the time, not the provider's silence
+	l.listened = l.listened.Add(l.awake.Since(began)) // our own doing took the time, not the provider's silence
 }
 
 // clearDemand drops a demand that records have come to explain.

@@ -12,6 +12,7 @@ import (
 	"github.com/gpupay/gpupay/internal/exactjson"
 	"github.com/gpupay/gpupay/internal/u256"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/internal/awake"
 	"github.com/gpupay/gpupay/sdk/internal/billed"
 	"github.com/gpupay/gpupay/sdk/internal/evidence"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
@@ -23,8 +24,8 @@ type checks struct {
 	onChain
 	checker  *metering.Checker
 	demand   demand
-	awake    awake     // what silence and patience are measured by
-	listened time.Time // ledger.heard, by awake
+	awake    awake.Clock // what silence and patience are measured by
+	listened time.Time   // ledger.heard, by awake
 }
 
 // parted is for a lease's clock that may have been set forward since it began there,
@@ -47,18 +48,18 @@ func (l *checks) check(ctx context.Context, document []byte) error {
 	if err := exactjson.Unmarshal(document, &rec); err != nil {
 		return l.dispute(ctx, fmt.Errorf("%w: usage record: %w", peer.ErrProtocol, err), document)
 	}
-	shared := l.r.credits.with(l.terms)
-	shared.mu.Lock()
-	defer shared.mu.Unlock()
-	use := shared.join(l.id, l.row.GPUs, l.price, l.offer.Offer)
+	shared := l.r.credits.With(l.terms)
+	shared.Lock()
+	defer shared.Unlock()
+	use := shared.Join(l.id, l.row.GPUs, l.price, l.offer.Offer)
 	most, err := l.mostOwed(ctx)
 	if err == nil {
-		err = shared.look(context.WithoutCancel(ctx), l.payer, l.r.w.Clock)
+		err = shared.Look(context.WithoutCancel(ctx), l.payer, l.r.w.Clock)
 	}
 	if err != nil {
 		return err
 	}
-	taken := u256.Min(use.left(l.r.w.Clock.Now(), l.r.w.Tolerance), l.credit)
+	taken := u256.Min(use.Left(l.r.w.Clock.Now(), l.r.w.Tolerance), l.credit)
 	most.Sub(&most, &taken)
 	began := l.checker.State().Start
 	err = l.checker.CheckWithin(rec, most)
@@ -73,11 +74,11 @@ func (l *checks) check(ctx context.Context, document []byte) error {
 	row := l.row
 	row.Checker = &state
 	row.Spans = billed.Add(row.Spans, billed.RealOnly(rec), billed.Hearing{Boot: state.BootID, Began: state.Start.Boot, Now: state.Start.Boot + state.Elapsed})
-	use.owed = state.Owed
-	if err := shared.look(context.WithoutCancel(ctx), l.payer, l.r.w.Clock); err != nil {
+	use.Owed = state.Owed
+	if err := shared.Look(context.WithoutCancel(ctx), l.payer, l.r.w.Clock); err != nil {
 		return errors.Join(err, l.forget())
 	}
-	row.Beside = shared.beside(l.id)
+	row.Beside = shared.Beside(l.id)
 	err = l.tooDense(rec)
 	if err == nil {
 		err = l.r.w.Billed.Book(l.terms.Payee, l.id, row.Spans, l.r.w.Tolerance)

@@ -12,7 +12,9 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/sharedcredit"
 	"github.com/gpupay/gpupay/sdk/wallet"
+	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // Client rents GPUs and pays for what it checked. It is safe for concurrent
@@ -26,7 +28,7 @@ type Client struct {
 	w       *wallet.Wallet
 	config  Config
 	store   rentalStore
-	credits payeeCredits
+	credits sharedcredit.Credits
 
 	spending chan struct{} // held from an approval until it is spent
 	left     sync.Map      // ids of channels whose leave this process has signed: they are not reopened
@@ -57,7 +59,20 @@ func (r *Client) recall(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r.credits.recall(rows, r.w.Clock)
+	for _, row := range rows {
+		offer, err := wire.ParseOffer(row.Offer)
+		if err != nil || row.Phase != PhaseRunning {
+			continue
+		}
+		if price, err := offer.Price(); err == nil {
+			r.credits.With(row.Terms).Join(row.Terms.ID(), row.GPUs, price, offer.Offer)
+		}
+	}
+	for _, row := range rows {
+		for id, taken := range row.Beside {
+			r.credits.With(row.Terms).Restore(id, *taken, r.w.Clock)
+		}
+	}
 	return nil
 }
 

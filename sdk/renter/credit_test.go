@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
-	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
@@ -157,24 +156,5 @@ func TestHonestWithSeveralLeases(t *testing.T) {
 			})
 		}
 		runs.Wait()
-	}
-}
-
-// TestCreditTakenBinds: what others took of a credit binds until the channel's own GPUs can have earned it, and not the
-// later and lesser moment.
-func TestCreditTakenBinds(t *testing.T) {
-	at := func(s int64) metering.Instant { return metering.Instant{Boot: s * second, Wall: s * second} }
-	price := metering.Price{Amount: *uint256.NewInt(1000), Unit: metering.Second}
-	use := creditUse{price: price, gpus: 2}
-	use.take(creditTaken{Amount: *uint256.NewInt(9000), At: at(10)})
-	use.take(creditTaken{Amount: *uint256.NewInt(4000), At: at(11)}) // 7000 of the first are left
-	for s, want := range map[int64]uint64{9: 8999, 10: 8999, 12: 4995, 15: 0, 1 << 30: 0} {
-		if left := use.left(at(s), 0); left.Uint64() != want {
-			t.Errorf("after %d s: %s left, want %d", s-10, left.Dec(), want)
-		}
-	}
-	use.take(creditTaken{Amount: *uint256.NewInt(6000), At: at(12)})
-	if left := use.left(at(12), 0); left.Uint64() != 5999 {
-		t.Errorf("%s left of what was taken last", left.Dec())
 	}
 }

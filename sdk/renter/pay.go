@@ -163,7 +163,7 @@ func (l *payments) stream(ctx context.Context, v channel.Voucher) {
 		return
 	}
 	if !l.sent.Gt(&l.delivered) {
-		l.sentAt = l.awake.now() // of the oldest that waits for its receipt
+		l.sentAt = l.awake.Now() // of the oldest that waits for its receipt
 	}
 	l.sent = v.Cumulative
 }
@@ -177,7 +177,7 @@ func (l *payments) accepted(ctx context.Context, message []byte) error {
 	if amount.Gt(&l.sent) || !l.delivered.Lt(&amount) {
 		return nil // of what we showed when we attached, or of nothing: no voucher depends on it
 	}
-	l.sentAt = l.awake.now()
+	l.sentAt = l.awake.Now()
 	l.has(amount)
 	return nil
 }
@@ -203,7 +203,7 @@ func (l *payments) notTaken(document []byte) {
 
 // unanswered reports a voucher that the stream took and nobody acknowledged.
 func (l *payments) unanswered() bool {
-	return l.sent.Gt(&l.delivered) && l.awake.since(l.sentAt) > peer.AnswerTimeout
+	return l.sent.Gt(&l.delivered) && l.awake.Since(l.sentAt) > peer.AnswerTimeout
 }
 
 // urgent reports whether half of the provider's credit is used: waiting for the
@@ -249,7 +249,7 @@ func (l *payments) needed(ctx context.Context, document []byte) error {
 func (l *payments) demanded(required, explained uint256.Int, document []byte) {
 	since := l.demand.since
 	if since.IsZero() {
-		since = l.awake.now()
+		since = l.awake.Now()
 	}
 	l.demand = demand{required: required, explained: explained, since: since, document: document}
 }

@@ -97,9 +97,9 @@ func worth(t *testing.T, v *testrig.Hostile, d time.Duration) uint256.Int {
 func TestUnansweredVoucher(t *testing.T) {
 	l := new(Rental)
 	l.sent, l.delivered = *uint256.NewInt(20), *uint256.NewInt(10)
-	l.sentAt = l.awake.now()
+	l.sentAt = l.awake.Now()
 	for waited := time.Duration(0); waited <= peer.AnswerTimeout; waited += time.Second {
-		l.awake.count(time.Second)
+		l.awake.Count(time.Second)
 	}
 	if !l.unanswered() {
 		t.Error("it waits on")
@@ -107,7 +107,7 @@ func TestUnansweredVoucher(t *testing.T) {
 	if l.delivered = l.sent; l.unanswered() {
 		t.Error("it waits for what it has")
 	}
-	l.delivered, l.sentAt = *uint256.NewInt(10), l.awake.now()
+	l.delivered, l.sentAt = *uint256.NewInt(10), l.awake.Now()
 	if l.unanswered() {
 		t.Error("it does not wait")
 	}

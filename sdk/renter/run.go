@@ -49,7 +49,7 @@ func (l *Rental) Run(ctx context.Context) error {
 		return fmt.Errorf("channel %s: the rental is %s: only a running one can be paid for", l.id, l.row.Phase)
 	}
 	defer l.detach()
-	go l.awake.run(ctx)
+	go l.awake.Run(ctx)
 	l.hear() // the provider's silence counts from here, not ours
 	if err = l.unpaid(ctx); err == nil {
 		err = l.payLoop(ctx)
@@ -64,7 +64,7 @@ func (l *Rental) Run(ctx context.Context) error {
 }
 
 // hear notes that a record came, or that one is waited for from now on.
-func (l *checks) hear() { l.heard, l.listened = time.Now(), l.awake.now() }
+func (l *checks) hear() { l.heard, l.listened = time.Now(), l.awake.Now() }
 
 // running lets Close and Leave stop a Run; it reports false if one of them
 // waits already.
@@ -102,7 +102,7 @@ func (l *payments) payLoop(ctx context.Context) error {
 		if gone, finalErr := l.gone(ctx, err); gone {
 			return finalErr
 		}
-		if l.awake.since(l.listened) > l.r.w.Patience {
+		if l.awake.Since(l.listened) > l.r.w.Patience {
 			return l.silent(ctx, err)
 		}
 		wait := pace.Next()
@@ -215,11 +215,11 @@ func (l *payments) beside(ctx context.Context, do func(context.Context) error) (
 		failed = do(ctx)
 	}()
 	if l.feed != nil {
-		began := l.awake.now()
+		began := l.awake.Now()
 		l.aside = true
 		stopped = l.follow(ctx, done)
 		l.aside = false
-		l.followed += l.awake.since(began)
+		l.followed += l.awake.Since(began)
 		if stopped == nil && l.row.Ended != "" {
 			stopped = transient{fmt.Errorf("channel %s: the lease ended meanwhile", l.id)}
 		}
@@ -283,7 +283,7 @@ func (l *payments) usage(ctx context.Context, document []byte) error {
 
 // watch is what only the clock can notice.
 func (l *payments) watch(ctx context.Context) error {
-	if !l.demand.since.IsZero() && l.awake.since(l.demand.since) > l.r.w.Patience {
+	if !l.demand.since.IsZero() && l.awake.Since(l.demand.since) > l.r.w.Patience {
 		return l.dispute(ctx, fmt.Errorf("%w: it wants %s and no record says more than %s", peer.ErrDemand,
 			l.demand.required.Dec(), l.demand.explained.Dec()), l.demand.document)
 	}
@@ -297,9 +297,9 @@ func (l *payments) watch(ctx context.Context) error {
 		}
 	}
 	if l.awaitsTopUp() {
-		l.listened = l.awake.now()
+		l.listened = l.awake.Now()
 	}
-	if l.awake.since(l.listened) > l.r.w.Patience {
+	if l.awake.Since(l.listened) > l.r.w.Patience {
 		return l.silent(ctx, nil)
 	}
 	if l.unanswered() {

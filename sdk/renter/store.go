@@ -14,6 +14,7 @@ import (
 	"github.com/gpupay/gpupay/internal/fault"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/internal/billed"
+	"github.com/gpupay/gpupay/sdk/internal/sharedcredit"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -77,7 +78,7 @@ type rentalRow struct {
 	// Vouchers counts those that were sent, roughly: a crash loses a few.
 	Vouchers uint64 `json:"vouchers,omitempty"`
 	// Beside is what of the payee's credit other channels could not have any more, at the newest record.
-	Beside map[common.Hash]*creditTaken `json:"beside,omitempty"`
+	Beside map[common.Hash]*sharedcredit.Taken `json:"beside,omitempty"`
 	// Spans are the stretches of each device's time that were billed.
 	Spans []billed.Span `json:"spans,omitempty"`
 

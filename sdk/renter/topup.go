@@ -121,10 +121,10 @@ func (l *payments) topUp(ctx context.Context) error {
 	if time.Since(l.topped) < topUpPause {
 		return nil
 	}
-	began, followed := l.awake.now(), l.followed
+	began, followed := l.awake.Now(), l.followed
 	defer func() { // our own doing took the time, not the provider's silence
 		l.topped = time.Now()
-		l.listened = l.listened.Add(l.awake.since(began) - (l.followed - followed))
+		l.listened = l.listened.Add(l.awake.Since(began) - (l.followed - followed))
 	}()
 	if l.row.TopUp != nil {
 		return l.finishTopUp(ctx)
