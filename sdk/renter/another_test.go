@@ -1,4 +1,4 @@
-package renter
+package renter_test
 
 import (
 	"context"
@@ -20,6 +20,8 @@ import (
 	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
+	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -95,7 +97,7 @@ func (u *usurper) bill(worth time.Duration) metering.SignedRecord {
 }
 
 // name has another lease named, of which so much is billed in the answer to a release.
-func (u *usurper) name(l *Rental, worth time.Duration) {
+func (u *usurper) name(l *renter.Rental, worth time.Duration) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.plot, u.records = u.Hostile.NewStream(nil, l.ID()), nil
@@ -159,26 +161,26 @@ func TestLeaseThatNobodyAskedFor(t *testing.T) {
 type visit struct {
 	*usurper
 	t      *testing.T
-	config Config
+	config renter.Config
 	clock  *sim.Clock
-	r      *Client
-	l      *Rental
+	r      *renter.Client
+	l      *renter.Rental
 }
 
 // arrive has a lease begin, and all of it paid: three seconds.
 func arrive(t *testing.T, m *testrig.Market, change func(*wire.Offer)) *visit {
 	t.Helper()
-	v := &visit{usurper: newUsurper(t, m, change), t: t, config: renterConfig(t, m, m.Payer)}
+	v := &visit{usurper: newUsurper(t, m, change), t: t, config: renterrig.Config(t, m, m.Payer)}
 	v.clock = ownClock(&v.config)
 	v.config.Caps.PricePerGPUHour, v.config.Caps.PerDay = "20", wallet.Unlimited
-	v.r = openRenter(t, v.config)
+	v.r = renterrig.Open(t, v.config)
 	var err error
-	if v.l, err = v.r.Rent(t.Context(), v.front.URL, Options{Deposit: "1", PayEvery: 50 * time.Millisecond}); err != nil {
+	if v.l, err = v.r.Rent(t.Context(), v.front.URL, renter.Options{Deposit: "1", PayEvery: 50 * time.Millisecond}); err != nil {
 		t.Fatal(err)
 	}
 	v.clock.Advance(3 * time.Second)
 	ctx, stop := context.WithCancel(t.Context())
-	done := background(ctx, v.l)
+	done := renterrig.Background(ctx, v.l)
 	testrig.Eventually(t, "the lease's records", func() bool { return signedFor(v.l) == 3*testrig.HostilePrice || len(done) > 0 })
 	stop()
 	<-done
@@ -209,7 +211,7 @@ func (v *visit) anew() {
 	if err != nil {
 		v.t.Fatal(err)
 	}
-	v.r = openRenter(v.t, v.config)
+	v.r = renterrig.Open(v.t, v.config)
 	if v.l, err = v.r.Rental(v.t.Context(), v.l.ID()); err != nil {
 		v.t.Fatal(err)
 	}
@@ -291,7 +293,7 @@ func TestForgottenLeaseIsPaidUpToItsClose(t *testing.T) {
 func TestStoppedLeaseIsPaidOnce(t *testing.T) {
 	m := testrig.NewMarket(t)
 	v := testrig.NewHostile(t, m, nil) // a credit of 10 s
-	config := renterConfig(t, m, m.Payer)
+	config := renterrig.Config(t, m, m.Payer)
 	config.Caps.PerDay = wallet.Unlimited
 	clock := ownClock(&config)
 	left := 23 * time.Second // a credit after the 13 s beyond the first that are payable
@@ -315,13 +317,13 @@ func TestStoppedLeaseIsPaidOnce(t *testing.T) {
 		v.ServeHTTP(w, r)
 	}))
 	t.Cleanup(func() { front.CloseClientConnections(); front.Close() })
-	r := openRenter(t, config)
-	l, err := r.Rent(t.Context(), front.URL, Options{Deposit: "1", PayEvery: 50 * time.Millisecond})
+	r := renterrig.Open(t, config)
+	l, err := r.Rent(t.Context(), front.URL, renter.Options{Deposit: "1", PayEvery: 50 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, stop := context.WithCancel(t.Context())
-	done := background(ctx, l)
+	done := renterrig.Background(ctx, l)
 	testrig.Eventually(t, "a payment", func() bool { return signedFor(l) == testrig.HostilePrice || len(done) > 0 })
 	stop()
 	<-done
@@ -343,7 +345,7 @@ func TestStoppedLeaseIsPaidOnce(t *testing.T) {
 	}
 }
 
-func signedFor(l *Rental) uint64 {
+func signedFor(l *renter.Rental) uint64 {
 	s := l.Snapshot()
 	return s.Paid.Uint64()
 }

@@ -1,4 +1,4 @@
-package renter
+package renter_test
 
 import (
 	"context"
@@ -8,6 +8,8 @@ import (
 
 	"github.com/gpupay/gpupay/sdk/chain"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
+	"github.com/gpupay/gpupay/sdk/renter"
 )
 
 // behind is an endpoint of two nodes, one of which is two blocks late.
@@ -31,14 +33,14 @@ func TestBooksOfTheEnd(t *testing.T) {
 	m := testrig.NewMarket(t)
 	server := serveProvider(t, m, nil)
 	for range 4 { // the nodes take turns, so that either may be asked first
-		config := renterConfig(t, m, m.Newcomer(t))
+		config := renterrig.Config(t, m, m.Newcomer(t))
 		config.Backend = &behind{Backend: m.Backend}
-		r := openRenter(t, config)
-		l, err := r.Rent(t.Context(), server.URL, Options{Deposit: "1", PayEvery: 100 * time.Millisecond})
+		r := renterrig.Open(t, config)
+		l, err := r.Rent(t.Context(), server.URL, renter.Options{Deposit: "1", PayEvery: 100 * time.Millisecond})
 		if err != nil {
 			t.Fatal(err)
 		}
-		done := background(t.Context(), l)
+		done := renterrig.Background(t.Context(), l)
 		testrig.Eventually(t, "a paid record", func() bool { s := l.Snapshot(); return !s.Paid.IsZero() })
 		m.Mine(t, 3) // both know that it was opened
 		// The late node catches up when there are blocks.

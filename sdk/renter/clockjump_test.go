@@ -1,4 +1,4 @@
-package renter
+package renter_test
 
 import (
 	"sync/atomic"
@@ -10,6 +10,8 @@ import (
 	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/sdk"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
+	"github.com/gpupay/gpupay/sdk/renter"
 )
 
 // jumping is a host's clocks, which somebody sets, or which a suspended host or
@@ -49,17 +51,17 @@ func TestClockThatJumps(t *testing.T) {
 					c.Clock, c.Source = clock, sim.New(1, sim.Options{Clock: clock})
 				}
 			})
-			config := renterConfig(t, m, m.Newcomer(t))
+			config := renterrig.Config(t, m, m.Newcomer(t))
 			if row.renter {
 				config.Clock = clock
 			}
-			r := openRenter(t, config)
+			r := renterrig.Open(t, config)
 			began := time.Now()
-			l, err := r.Rent(t.Context(), server.URL, Options{Deposit: "1", PayEvery: 100 * time.Millisecond})
+			l, err := r.Rent(t.Context(), server.URL, renter.Options{Deposit: "1", PayEvery: 100 * time.Millisecond})
 			if err != nil {
 				t.Fatal(err)
 			}
-			done := background(t.Context(), l)
+			done := renterrig.Background(t.Context(), l)
 			testrig.Eventually(t, "three records", func() bool { return l.Snapshot().Sequence >= 3 })
 			clock.boot.Add(row.boot)
 			clock.mono.Add(row.mono)

@@ -1,4 +1,4 @@
-package renter
+package renter_test
 
 import (
 	"context"
@@ -14,12 +14,14 @@ import (
 	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
+	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // ownClock has the renter live by a clock that only the test moves.
-func ownClock(config *Config) *sim.Clock {
+func ownClock(config *renter.Config) *sim.Clock {
 	clock := sim.NewClock()
 	config.Clock = clock
 	return clock
@@ -52,7 +54,7 @@ func oneMeter(v *testrig.Hostile, script func(stream int, p *testrig.Stream), fi
 func TestNothingIsBilledAfterTheRelease(t *testing.T) {
 	m := testrig.NewMarket(t)
 	v := testrig.NewHostile(t, m, func(o *wire.Offer) { o.RecordEvery = 500; o.Credit = 3600 })
-	config := renterConfig(t, m, m.Payer)
+	config := renterrig.Config(t, m, m.Payer)
 	clock := ownClock(&config)
 	const half = 500 * time.Millisecond
 	bill := func(p *testrig.Stream, records int) {
@@ -72,12 +74,12 @@ func TestNothingIsBilledAfterTheRelease(t *testing.T) {
 		rec.Sequence += 1000
 		return rec
 	})
-	r := openRenter(t, config)
-	l, err := r.Rent(t.Context(), v.Server.URL, Options{Deposit: "1", PayEvery: 50 * time.Millisecond})
+	r := renterrig.Open(t, config)
+	l, err := r.Rent(t.Context(), v.Server.URL, renter.Options{Deposit: "1", PayEvery: 50 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
-	done := background(t.Context(), l)
+	done := renterrig.Background(t.Context(), l)
 	testrig.Eventually(t, "six records", func() bool { return l.Snapshot().Sequence == 6 })
 	for range 2 {
 		if _, err := l.Close(t.Context()); !errors.Is(err, peer.ErrRefused) { // this provider does not close
@@ -90,7 +92,7 @@ func TestNothingIsBilledAfterTheRelease(t *testing.T) {
 		if err := r.Close(); err != nil {
 			t.Fatal(err)
 		}
-		r = openRenter(t, config)
+		r = renterrig.Open(t, config)
 		if l, err = r.Resume(t.Context(), l.ID()); err != nil {
 			t.Fatal(err)
 		}
@@ -105,15 +107,15 @@ func TestNothingIsBilledAfterTheRelease(t *testing.T) {
 func TestNothingIsBilledAfterTheProviderEnded(t *testing.T) {
 	m := testrig.NewMarket(t)
 	v := testrig.NewHostile(t, m, func(o *wire.Offer) { o.Credit = 3600 })
-	config := renterConfig(t, m, m.Payer)
+	config := renterrig.Config(t, m, m.Payer)
 	clock := ownClock(&config)
 	oneMeter(v, func(_ int, p *testrig.Stream) {
 		clock.Advance(time.Second)
 		p.Usage(p.Next(time.Second))
 		p.Send(0, wire.EventStatus, wire.Status{State: wire.StateEnded, Reason: "we need the GPU"})
 	}, func(p *testrig.Stream) metering.SignedRecord { return p.Next(10 * time.Second) })
-	r := openRenter(t, config)
-	l, err := r.Rent(t.Context(), v.Server.URL, Options{Deposit: "1"})
+	r := renterrig.Open(t, config)
+	l, err := r.Rent(t.Context(), v.Server.URL, renter.Options{Deposit: "1"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -148,16 +150,16 @@ func TestHonestProviderOfARenterWhoseClockMissedTime(t *testing.T) {
 						p.Usage(p.Next(5 * time.Second)) // all of it while the renter's clocks stood
 					}
 				}, func(p *testrig.Stream) metering.SignedRecord { return p.Next(0) })
-				config := renterConfig(t, m, m.Payer)
+				config := renterrig.Config(t, m, m.Payer)
 				config.Caps.PerDay = wallet.Unlimited
 				config.Clock = &partedClock{Clock: testclock.Process(), boot: "first"}
-				r := openRenter(t, config)
-				l, err := r.Rent(t.Context(), v.Server.URL, Options{Deposit: "1", PayEvery: 50 * time.Millisecond})
+				r := renterrig.Open(t, config)
+				l, err := r.Rent(t.Context(), v.Server.URL, renter.Options{Deposit: "1", PayEvery: 50 * time.Millisecond})
 				if err != nil {
 					t.Fatal(err)
 				}
 				ctx, stop := context.WithCancel(t.Context())
-				done := background(ctx, l)
+				done := renterrig.Background(ctx, l)
 				testrig.Eventually(t, "four records", func() bool { return l.Snapshot().Sequence == 4 })
 				stop()
 				<-done
@@ -165,12 +167,12 @@ func TestHonestProviderOfARenterWhoseClockMissedTime(t *testing.T) {
 				again := &partedClock{Clock: testclock.Process(), boot: "first"}
 				wake(again)
 				config.Clock = again
-				r = openRenter(t, config)
+				r = renterrig.Open(t, config)
 				if l, err = r.Resume(t.Context(), l.ID()); err != nil {
 					t.Fatal(err)
 				}
 				if paysFirst {
-					done = background(t.Context(), l)
+					done = renterrig.Background(t.Context(), l)
 					testrig.Eventually(t, "what was used meanwhile", func() bool { return l.Snapshot().Sequence == 5 || len(done) > 0 })
 				}
 				if _, err := l.Close(t.Context()); errors.As(err, new(*wallet.Dispute)) {
@@ -189,12 +191,12 @@ func TestHonestProviderOfARenterWhoseClockMissedTime(t *testing.T) {
 func TestStoppedLateInALongLease(t *testing.T) {
 	m := testrig.NewMarket(t)
 	v := testrig.NewHostile(t, m, func(o *wire.Offer) { o.Credit, o.RecordEvery = 20, 500 })
-	config := renterConfig(t, m, m.Payer)
+	config := renterrig.Config(t, m, m.Payer)
 	config.Caps.PerDay = wallet.Unlimited
 	simulated := ownClock(&config)
 	clock := &partedClock{Clock: simulated, boot: "first"}
 	config.Clock = clock
-	var rental atomic.Pointer[Rental]
+	var rental atomic.Pointer[renter.Rental]
 	oneMeter(v, func(_ int, p *testrig.Stream) {
 		var last *metering.SignedRecord
 		send := func(worth time.Duration) {
@@ -224,8 +226,8 @@ func TestStoppedLateInALongLease(t *testing.T) {
 		}
 		p.Send(0, wire.EventStatus, wire.Status{State: wire.StateEnded, Reason: "done"})
 	}, func(p *testrig.Stream) metering.SignedRecord { return p.Next(0) })
-	r := openRenter(t, config)
-	l, err := r.Rent(t.Context(), v.Server.URL, Options{Deposit: "1", PayEvery: 50 * time.Millisecond})
+	r := renterrig.Open(t, config)
+	l, err := r.Rent(t.Context(), v.Server.URL, renter.Options{Deposit: "1", PayEvery: 50 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}

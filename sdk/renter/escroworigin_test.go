@@ -1,4 +1,4 @@
-package renter
+package renter_test
 
 import (
 	"bytes"
@@ -16,6 +16,8 @@ import (
 	"github.com/gpupay/gpupay/internal/chaintest"
 	"github.com/gpupay/gpupay/sdk/chain"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
+	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -39,8 +41,8 @@ func TestEscrowWithAPast(t *testing.T) {
 	before := m.Tokens(t, m.PayerAddress())
 	v := testrig.NewHostile(t, m, func(o *wire.Offer) { o.Escrow = wire.Address(evil) })
 	v.Script = func(*testrig.Stream) {}
-	r := openRenter(t, renterConfig(t, m, m.Payer))
-	if _, err := r.Rent(t.Context(), v.Server.URL, Options{Deposit: "5"}); !errors.Is(err, wallet.ErrEscrow) || !errors.Is(err, chain.ErrNotEscrow) {
+	r := renterrig.Open(t, renterrig.Config(t, m, m.Payer))
+	if _, err := r.Rent(t.Context(), v.Server.URL, renter.Options{Deposit: "5"}); !errors.Is(err, wallet.ErrEscrow) || !errors.Is(err, chain.ErrNotEscrow) {
 		t.Errorf("%v, want ErrEscrow", err)
 	}
 	if after := m.Tokens(t, m.PayerAddress()); after != before {
@@ -57,14 +59,14 @@ func TestEscrowOfAnotherInstance(t *testing.T) {
 	}
 	v := testrig.NewHostile(t, m, func(o *wire.Offer) { o.Escrow = wire.Address(other) })
 	v.Script = func(*testrig.Stream) {}
-	config := renterConfig(t, m, m.Payer)
-	r := openRenter(t, config)
+	config := renterrig.Config(t, m, m.Payer)
+	r := renterrig.Open(t, config)
 	if _, err := r.Quote(t.Context(), v.Server.URL); !errors.Is(err, wallet.ErrEscrow) {
 		t.Errorf("not named: %v", err)
 	}
-	config = renterConfig(t, m, m.Payer)
+	config = renterrig.Config(t, m, m.Payer)
 	config.Escrow = other
-	if _, err := openRenter(t, config).Quote(t.Context(), v.Server.URL); err != nil {
+	if _, err := renterrig.Open(t, config).Quote(t.Context(), v.Server.URL); err != nil {
 		t.Errorf("named: %v", err)
 	}
 }
