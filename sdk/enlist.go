@@ -56,6 +56,11 @@ func (s leaseStore) enlist(ctx context.Context, now time.Time, links []string, h
 				return err
 			}
 		}
+		for _, table := range []string{"enlisted_nodes", "enlisted_devices"} { // seen before the clock was set back: nobody knows how long ago
+			if _, err := tx.ExecContext(ctx, tx.Rebind(`UPDATE `+table+` SET seen = ? WHERE seen > ?`), at, at); err != nil {
+				return err
+			}
+		}
 		query, args, err := sqlx.In(`UPDATE enlisted_nodes SET seen = ? WHERE node IN (?)`, at, links)
 		if err == nil {
 			_, err = tx.ExecContext(ctx, tx.Rebind(query), args...)

@@ -24,7 +24,7 @@ const leaderPause = time.Second
 
 // leader does what only one of several processes over a database may do: watch
 // the chain, work the outbox and settle. Who leads is a row that runs out by the
-// server's clock. It is renewed only after a look at what the work needs: a
+// server's clock (see restamp for one that was set back). It is renewed only after a look at what the work needs: a
 // process that is stopped, or whose endpoint is dead, leads no longer than ttl,
 // whatever connections its kernel keeps open. A term that grows with each change
 // of leader is checked in the transaction of every write: a process that does not
@@ -127,15 +127,14 @@ func (l *leader) hold(ctx context.Context, term int64, until time.Time, cancel f
 	return nil
 }
 
-// lapsed is a row of leaders whose time is up. One that is too far ahead was written
-// before the server's clock was set back.
-const lapsed = `(leaders.expires <= ` + serverNow + ` OR leaders.expires > ` + serverNow + ` + 10 * CAST(? AS bigint))`
+// lapsed is a row of leaders whose time is up.
+const lapsed = `leaders.expires <= ` + serverNow
 
 // vacant reports whether nobody leads.
 func (l *leader) vacant(ctx context.Context) (bool, error) {
 	var held int
 	view := l.db.View()
-	err := view.GetContext(ctx, &held, view.Rebind(`SELECT count(*) FROM leaders WHERE name = ? AND NOT `+lapsed), l.name, l.ttl.Milliseconds())
+	err := view.GetContext(ctx, &held, view.Rebind(`SELECT count(*) FROM leaders WHERE name = ? AND NOT `+lapsed), l.name)
 	return held == 0, err
 }
 
@@ -143,8 +142,8 @@ func (l *leader) vacant(ctx context.Context) (bool, error) {
 // 0 if another process was faster.
 func (l *leader) elect(ctx context.Context) (term int64, err error) {
 	err = l.db.Update(ctx, func(tx *sqlx.Tx) error {
-		return tx.GetContext(ctx, &term, tx.Rebind(`INSERT INTO leaders (name, owner, term, expires) VALUES (?, ?, 1, `+serverNow+` + ?)
-			ON CONFLICT (name) DO UPDATE SET owner = excluded.owner, term = leaders.term + 1, expires = excluded.expires
+		return tx.GetContext(ctx, &term, tx.Rebind(`INSERT INTO leaders (name, owner, term, expires, ttl) VALUES (?, ?, 1, `+serverNow+` + ?, ?)
+			ON CONFLICT (name) DO UPDATE SET owner = excluded.owner, term = leaders.term + 1, expires = excluded.expires, ttl = excluded.ttl
 			WHERE `+lapsed+` RETURNING term`), l.name, l.owner, l.ttl.Milliseconds(), l.ttl.Milliseconds())
 	})
 	if errors.Is(err, sql.ErrNoRows) {
@@ -166,8 +165,8 @@ func (l *leader) resign(ctx context.Context, term int64) {
 
 func (l *leader) setExpiry(ctx context.Context, term int64, ttl time.Duration) error {
 	return l.db.Update(ctx, func(tx *sqlx.Tx) error {
-		done, err := tx.ExecContext(ctx, tx.Rebind(`UPDATE leaders SET expires = `+serverNow+` + ? WHERE name = ? AND term = ?`),
-			ttl.Milliseconds(), l.name, term)
+		done, err := tx.ExecContext(ctx, tx.Rebind(`UPDATE leaders SET expires = `+serverNow+` + ?, ttl = ? WHERE name = ? AND term = ?`),
+			ttl.Milliseconds(), ttl.Milliseconds(), l.name, term)
 		if err != nil {
 			return err
 		}

@@ -40,6 +40,9 @@ func (p *Provider) identify(ctx context.Context) error {
 }
 
 func (s leaseStore) identify(ctx context.Context, mine identity, past func(payee string) bool) error {
+	if _, err := s.restamp(ctx); err != nil { // or a clock that was set back would have gateways living that are dead
+		return err
+	}
 	return s.db.Update(ctx, func(tx *sqlx.Tx) error {
 		_, err := tx.NamedExecContext(ctx, `INSERT INTO identity (one, chain, escrow, token, payee)
 			VALUES (1, :chain, :escrow, :token, :payee) ON CONFLICT (one) DO NOTHING`, mine)

@@ -29,6 +29,8 @@ type replicas struct {
 
 	mu      sync.Mutex
 	id      string
+	said    string          // the name under which the database may have this gateway living
+	past    []string        // those under which it may, too, and does not
 	looked  time.Time       // when the last look that read everything began
 	expiry  *time.Timer     // fires when others may take our leases
 	tenure  context.Context // ends then
@@ -80,6 +82,7 @@ func (r *replicas) join(ctx context.Context) error {
 		return fmt.Errorf("leases that nobody runs: %w", err)
 	}
 	r.every(r.ttl/4, "saying that this gateway lives", r.beat)
+	r.every(r.ttl/4, "looking whether the database server's clock was set back", r.p.restamp)
 	r.every(r.poll(), "looking at the leases", r.look)
 	r.every(r.ttl/4, "taking up leases that nobody runs", r.sweep)
 	return nil
@@ -135,16 +138,21 @@ func (r *replicas) sees(began time.Time) {
 // that it still believes in.
 func (r *replicas) beat(ctx context.Context) error {
 	r.mu.Lock()
-	id, until := r.id, r.looked.Add(r.ttl)
+	id, past, until := r.id, slices.Clone(r.past), r.looked.Add(r.ttl)
+	late := time.Until(until) <= 0
+	if !late {
+		r.said = id // also where the answer is lost
+	}
 	r.mu.Unlock()
-	if time.Until(until) <= 0 {
+	if late {
 		return fmt.Errorf("what other gateways wrote could not be read for %s: others take this one's leases", r.ttl)
 	}
-	if err := r.p.store.beat(ctx, id, time.Until(until)); err != nil {
+	if err := r.p.store.beat(ctx, id, time.Until(until), past); err != nil {
 		return err
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.past = slices.DeleteFunc(r.past, func(name string) bool { return slices.Contains(past, name) })
 	if r.id != id {
 		return nil // it came too late
 	}
@@ -162,6 +170,9 @@ func (r *replicas) beat(ctx context.Context) error {
 // what they have not.
 func (r *replicas) standDown() {
 	r.mu.Lock()
+	if r.said == r.id { // the database may have it living for longer, as where the server's clock was set back
+		r.past = append(r.past, r.id)
+	}
 	r.id = newGatewayID()
 	if r.p.life.Err() == nil {
 		r.expiry.Reset(r.ttl) // also of what is taken up before it is known that the new name could be said
@@ -185,10 +196,11 @@ func (r *replicas) leave() {
 	if r.expiry != nil {
 		r.expiry.Stop()
 	}
+	names := append(slices.Clone(r.past), r.id)
 	r.mu.Unlock()
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
-	if err := r.p.store.leave(ctx, r.identity()); err != nil {
+	if err := r.p.store.leave(ctx, names...); err != nil {
 		r.p.config.Log.Warn("the other gateways will notice only after a while that this one is gone", "error", err)
 	}
 }

@@ -16,27 +16,41 @@ import (
 )
 
 // What several gateways over one PostgreSQL keep beside their leases. Times are
-// the server's, in milliseconds, so that the gateways' clocks need not agree.
+// the server's, in milliseconds, so that the gateways' clocks need not agree. A row
+// that runs out has beside its deadline how long it was written for: see restamp.
 const serverNow = `(extract(epoch FROM clock_timestamp()) * 1000)::bigint`
 
 // orphaned is a lease whose gateway has not said for too long that it lives.
 const orphaned = `NOT EXISTS (SELECT 1 FROM gateways g WHERE g.id = leases.owner AND g.expires > ` + serverNow + `)`
 
-// beat says that a gateway lives.
-func (s leaseStore) beat(ctx context.Context, id string, ttl time.Duration) error {
+// beat says that a gateway lives, and that it does not under the names that it had before.
+func (s leaseStore) beat(ctx context.Context, id string, ttl time.Duration, past []string) error {
 	return s.db.Update(ctx, func(tx *sqlx.Tx) error {
-		_, err := tx.ExecContext(ctx, tx.Rebind(`INSERT INTO gateways (id, expires) VALUES (?, `+serverNow+` + ?)
-			ON CONFLICT (id) DO UPDATE SET expires = excluded.expires`), id, ttl.Milliseconds())
+		_, err := tx.ExecContext(ctx, tx.Rebind(`INSERT INTO gateways (id, expires, ttl) VALUES (?, `+serverNow+` + ?, ?)
+			ON CONFLICT (id) DO UPDATE SET expires = excluded.expires, ttl = excluded.ttl`), id, ttl.Milliseconds(), ttl.Milliseconds())
+		if err == nil {
+			err = retire(ctx, tx, past)
+		}
 		return err
 	})
 }
 
-// leave hands a gateway's leases to the others at once.
-func (s leaseStore) leave(ctx context.Context, id string) error {
-	return s.db.Update(ctx, func(tx *sqlx.Tx) error {
-		_, err := tx.ExecContext(ctx, tx.Rebind(`UPDATE gateways SET expires = `+serverNow+` WHERE id = ?`), id)
+// leave hands the leases that a gateway has under some names to the others at once.
+func (s leaseStore) leave(ctx context.Context, names ...string) error {
+	return s.db.Update(ctx, func(tx *sqlx.Tx) error { return retire(ctx, tx, names) })
+}
+
+// retire has nobody live under some names. One that has run out has been silent since then.
+func retire(ctx context.Context, tx *sqlx.Tx, names []string) error {
+	if len(names) == 0 {
+		return nil
+	}
+	query, args, err := sqlx.In(`UPDATE gateways SET expires = `+serverNow+`, ttl = 0 WHERE id IN (?) AND expires > `+serverNow, names)
+	if err != nil {
 		return err
-	})
+	}
+	_, err = tx.ExecContext(ctx, tx.Rebind(query), args...)
+	return err
 }
 
 // idle returns the leases that nobody may run, those of a gateway that began before a time included, and the ended ones whose
@@ -175,9 +189,9 @@ func (s leaseStore) idleSince(ctx context.Context, from, to int64) ([]common.Has
 // time is up.
 func (s leaseStore) claim(ctx context.Context, name, owner string, ttl time.Duration) (ok bool, err error) {
 	err = s.db.Update(ctx, func(tx *sqlx.Tx) error {
-		done, err := tx.ExecContext(ctx, tx.Rebind(`INSERT INTO claims (name, owner, expires) VALUES (?, ?, `+serverNow+` + ?)
-			ON CONFLICT (name) DO UPDATE SET owner = excluded.owner, expires = excluded.expires WHERE claims.expires < `+serverNow),
-			name, owner, ttl.Milliseconds())
+		done, err := tx.ExecContext(ctx, tx.Rebind(`INSERT INTO claims (name, owner, expires, ttl) VALUES (?, ?, `+serverNow+` + ?, ?)
+			ON CONFLICT (name) DO UPDATE SET owner = excluded.owner, expires = excluded.expires, ttl = excluded.ttl WHERE claims.expires < `+serverNow),
+			name, owner, ttl.Milliseconds(), ttl.Milliseconds())
 		if err != nil {
 			return err
 		}
@@ -227,8 +241,8 @@ func (s leaseStore) keepGPUs(ctx context.Context, r reservationRow, ttl time.Dur
 		if err := fits(others); err != nil {
 			return err
 		}
-		_, err = tx.ExecContext(ctx, tx.Rebind(`INSERT INTO reservations (id, pool, channel, gpus, expires) VALUES (?, ?, ?, ?, `+serverNow+` + ?)`),
-			r.ID, r.Pool, r.Channel, r.GPUs, ttl.Milliseconds())
+		_, err = tx.ExecContext(ctx, tx.Rebind(`INSERT INTO reservations (id, pool, channel, gpus, expires, ttl) VALUES (?, ?, ?, ?, `+serverNow+` + ?, ?)`),
+			r.ID, r.Pool, r.Channel, r.GPUs, ttl.Milliseconds(), ttl.Milliseconds())
 		return err
 	})
 }
@@ -296,8 +310,8 @@ func (d deviceTable) Reserve(ctx context.Context, lease common.Hash, choose func
 // keep is for a lease that has no row yet.
 func (d deviceTable) Keep(ctx context.Context, lease common.Hash, devices []string, route inventory.Route, ttl time.Duration) error {
 	_, err := d.choose(ctx, lease, inventory.These(devices, route), func(tx *sqlx.Tx, device string) error {
-		_, err := tx.ExecContext(ctx, tx.Rebind(`INSERT INTO reservations (id, pool, channel, gpus, expires) VALUES (?, ?, ?, 1, `+serverNow+` + ?)`),
-			newGatewayID(), keptDevice+device, lease.Hex(), ttl.Milliseconds())
+		_, err := tx.ExecContext(ctx, tx.Rebind(`INSERT INTO reservations (id, pool, channel, gpus, expires, ttl) VALUES (?, ?, ?, 1, `+serverNow+` + ?, ?)`),
+			newGatewayID(), keptDevice+device, lease.Hex(), ttl.Milliseconds(), ttl.Milliseconds())
 		return err
 	})
 	return err

@@ -6,8 +6,8 @@
 // node. Renters rent, pay, stop paying, release and close all the time, and pay on
 // while they close. The nemesis kills and stops gateways and nodes past the terms of
 // their leases and of their lead, cuts, freezes and wears the links between renters,
-// gateways, node, PostgreSQL and chain, crashes PostgreSQL, sets its clock ahead and a
-// gateway's or the node's either way, fails it over to the standby, and fills the node's disk. A fault that calls for an answer
+// gateways, node, PostgreSQL and chain, crashes PostgreSQL, sets its clock, a
+// gateway's or the node's ahead or back, fails it over to the standby, and fills the node's disk. A fault that calls for an answer
 // lasts until the answer comes, and is a broken promise if none does.
 //
 // In the end: no acknowledged voucher is lost, on disk or on the chain; nothing is

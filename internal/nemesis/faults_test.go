@@ -37,6 +37,7 @@ func (w *world) faults() []fault {
 		{"PostgreSQL crashes", w.crashBooks},
 		{"PostgreSQL is away for all", w.booksAway},
 		{"PostgreSQL fails over to its standby", w.failOver},
+		{"PostgreSQL's clock is set back", w.clockBack},
 		{"a gateway's clock is set", w.setGatewayClock},
 	}
 	if len(w.hosts) == 0 { // a node keeps its own time
@@ -75,7 +76,8 @@ func (w *world) stopGateway(rng *rand.Rand) {
 func (w *world) living() (bool, string) {
 	var orphans int
 	err := w.db.View().GetContext(w.ctx, &orphans, `SELECT count(*) FROM leases WHERE state <> 'ended' AND NOT EXISTS
-		(SELECT 1 FROM gateways g WHERE g.id = leases.owner AND g.expires > (extract(epoch FROM clock_timestamp()) * 1000)::bigint)`)
+		(SELECT 1 FROM gateways g WHERE g.id = leases.owner AND g.expires - (extract(epoch FROM clock_timestamp()) * 1000)::bigint BETWEEN 1 AND $1)`,
+		term.Milliseconds())
 	return err == nil && orphans == 0, fmt.Sprintf("%d leases are run by nobody, %v", orphans, err)
 }
 
@@ -282,10 +284,22 @@ func (w *world) clockAhead(*rand.Rand) {
 		})
 	}
 	for until := time.Now().Add(term); time.Now().Before(until) && w.lostLeases() == before; time.Sleep(term / 10) {
-		w.setClockAhead()
+		w.moveClock(time.Hour)
 	}
 	wait.Wait()
 	w.tell("%d leases were suspended, %d of them taken over", len(rows), w.lostLeases()-before)
+}
+
+// clockBack stops a gateway and has the server's clock set back, as gateways see it: another one must take its leases
+// as soon as when no clock was set.
+func (w *world) clockBack(rng *rand.Rand) {
+	g := w.one(rng.IntN)
+	w.tell("gateway %s is stopped", g.name)
+	g.Signal(syscall.SIGSTOP)
+	w.moveClock(-time.Hour)
+	_ = pause(w.ctx, while(rng, 2*term, 3*term))
+	w.comes("a gateway takes the leases of one that is stopped, though the server's clock was set back", w.living)
+	g.Signal(syscall.SIGCONT)
 }
 
 // setGatewayClock: the wall clock of one process is wrong for a while, by up to what the
@@ -338,10 +352,11 @@ func (w *world) lostLeases() int {
 	return len(w.deposed)
 }
 
-func (w *world) setClockAhead() {
+// moveClock sets the server's clock ahead, or back, as gateways see it.
+func (w *world) moveClock(ahead time.Duration) {
 	for _, table := range []string{"gateways", "leaders", "claims", "reservations"} {
 		if err := w.db.Update(w.ctx, func(tx *sqlx.Tx) error {
-			_, err := tx.Exec(`UPDATE ` + table + ` SET expires = expires - 3600000`)
+			_, err := tx.Exec(`UPDATE `+table+` SET expires = expires - $1`, ahead.Milliseconds())
 			return err
 		}); err != nil {
 			w.Error(err)

@@ -87,6 +87,28 @@ func fresh(t testing.TB, make func(*Server) (string, error)) string {
 	return address
 }
 
+// Clock is URL where the server's clock can be set: set has clock_timestamp() say what
+// the server's own clock says and so much more, to all who use the address from then on.
+func Clock(t testing.TB) (address string, set func(ahead time.Duration)) {
+	t.Helper()
+	address = URL(t)
+	schema := address[strings.LastIndex(address, "=")+1:]
+	run := func(statement string) {
+		t.Helper()
+		if err := shared.server.execute(statement); err != nil {
+			t.Fatalf("pgtest: %v", err)
+		}
+	}
+	run(`CREATE TABLE ` + schema + `.wall (ahead INTERVAL NOT NULL)`)
+	run(`INSERT INTO ` + schema + `.wall VALUES ('0')`)
+	run(`CREATE FUNCTION ` + schema + `.clock_timestamp() RETURNS timestamptz LANGUAGE plpgsql VOLATILE AS
+		$$ BEGIN RETURN pg_catalog.clock_timestamp() + (SELECT ahead FROM ` + schema + `.wall); END $$`)
+	return address + ",pg_catalog", func(ahead time.Duration) { // the catalog comes first where it is not named
+		t.Helper()
+		run(fmt.Sprintf(`UPDATE %s.wall SET ahead = '%d microseconds'`, schema, ahead.Microseconds()))
+	}
+}
+
 // OwnServer is a server for one test, which may crash it.
 func OwnServer(t testing.TB) *Server {
 	t.Helper()

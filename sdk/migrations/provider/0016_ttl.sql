@@ -1,0 +1,1 @@
+-- Nobody shares this database: nothing in it runs out.
