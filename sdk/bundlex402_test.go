@@ -12,6 +12,7 @@ import (
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/sdk/audit"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/x402/x402client"
 )
 
 // TestX402Bundle: what a provider exports of a channel of x402, with metered requests
@@ -100,7 +101,7 @@ func TestX402PayersBundle(t *testing.T) {
 	if err := n.provider.Settle(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	ours, err := ExportX402(t.Context(), n.wallet, n.rental.Channel())
+	ours, err := x402client.Export(t.Context(), n.wallet, n.rental.Channel())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -116,7 +117,7 @@ func TestX402PayersBundle(t *testing.T) {
 	if len(ours.Leases) != 2 || len(ours.Vouchers) != 1 || ours.X402 == nil || last.Sequence <= uint64(len(ours.Leases[0].Records)) {
 		t.Errorf("%d leases, %d vouchers, record %d of the first is its newest of %d", len(ours.Leases), len(ours.Vouchers), last.Sequence, len(ours.Leases[0].Records))
 	}
-	filed, err := ExportX402File(t.Context(), n.database, ours.Leases[1].ID)
+	filed, err := x402client.ExportFile(t.Context(), n.database, ours.Leases[1].ID)
 	if err != nil || len(filed.Leases) != 2 {
 		t.Fatalf("of a lease, beside the program: %+v, %v", filed, err)
 	}

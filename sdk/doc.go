@@ -13,5 +13,5 @@
 // lose), and how often it meters. A lease keeps the offer that it began under.
 //
 // Amounts in configurations are units of the token, such as "2.50"; those in
-// results are its base units. ProviderConfig.X402 and NewX402Client speak x402 instead.
+// results are its base units. ProviderConfig.X402 and package x402/x402client speak x402 instead.
 package sdk

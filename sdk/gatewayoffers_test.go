@@ -13,6 +13,7 @@ import (
 
 	"github.com/gpupay/gpupay/internal/pgtest"
 	"github.com/gpupay/gpupay/sdk/renter"
+	"github.com/gpupay/gpupay/sdk/x402/x402client"
 )
 
 // behindOne is a balancer that has one gateway show the offer, and another one do all else.
@@ -106,7 +107,7 @@ func TestX402TicksOfTwoGateways(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	kept, err := ExportX402(t.Context(), n.wallet, n.rental.Channel())
+	kept, err := x402client.Export(t.Context(), n.wallet, n.rental.Channel())
 	if err != nil || len(kept.Leases) != 2 {
 		t.Fatalf("%+v, %v", kept, err)
 	}

@@ -26,6 +26,7 @@ import (
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
+	"github.com/gpupay/gpupay/sdk/x402/x402client"
 )
 
 // tickRenter is a renter of ours that pays a provider of ours by ticks.
@@ -36,8 +37,8 @@ type tickRenter struct {
 	clock    metering.Clock
 	line     *testrig.FaultyTransport
 	wallet   *wallet.Wallet // nil while it is closed
-	x        *X402Client
-	rental   *X402Rental
+	x        *x402client.Client
+	rental   *x402client.Rental
 	change   func(*wallet.Config) // of the next one that is opened; may be nil
 }
 
@@ -75,7 +76,7 @@ func (n *tickRenter) open() {
 	if n.wallet, err = wallet.Open(n.Context(), config); err != nil {
 		n.Fatal(err)
 	}
-	if n.x, err = NewX402Client(n.Context(), n.wallet, X402Options{MaxPrice: wallet.Unlimited, Transport: n.line}); err != nil {
+	if n.x, err = x402client.New(n.Context(), n.wallet, x402client.Options{MaxPrice: wallet.Unlimited, Transport: n.line}); err != nil {
 		n.Fatal(err)
 	}
 	if n.rental, err = n.x.Rent(n.Context(), n.server.URL, 1); err != nil {
@@ -95,7 +96,7 @@ func (n *tickRenter) close() {
 	n.wallet = nil
 }
 
-func (n *tickRenter) tick() X402Tick {
+func (n *tickRenter) tick() x402client.Tick {
 	n.Helper()
 	for tries := 0; ; tries++ {
 		tick, err := n.rental.Tick(n.Context())
@@ -111,7 +112,7 @@ func (n *tickRenter) tick() X402Tick {
 }
 
 // only is what the renter knows of its only channel.
-func (n *tickRenter) only() X402Channel {
+func (n *tickRenter) only() x402client.Channel {
 	n.Helper()
 	all, err := n.x.Channels(n.Context())
 	if err != nil || len(all) != 1 {
@@ -231,7 +232,7 @@ func TestX402RestoredRenterTicksOn(t *testing.T) {
 
 // patient is a tick that is asked for again while a lease uses what the one before it reserved, and so is charged more than
 // was said a moment ago. Nobody else's time passes as fast.
-func (n *tickRenter) patient() (tick X402Tick, err error) {
+func (n *tickRenter) patient() (tick x402client.Tick, err error) {
 	for range 50 {
 		var d *wallet.Dispute
 		if tick, err = n.rental.Tick(n.Context()); err == nil || errors.As(err, &d) {

@@ -16,6 +16,7 @@ import (
 	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/audit"
 	"github.com/gpupay/gpupay/sdk/renter"
+	"github.com/gpupay/gpupay/sdk/x402/x402client"
 )
 
 // export writes a bundle from a provider's or a renter's database.
@@ -67,7 +68,7 @@ func exportFile(ctx context.Context, path string, id common.Hash) (*audit.Bundle
 	if errors.Is(err, sdk.ErrOtherDatabase) {
 		b, err = renter.ExportFile(ctx, path, id)
 		if errors.Is(err, channel.ErrUnknown) {
-			b, err = sdk.ExportX402File(ctx, path, id)
+			b, err = x402client.ExportFile(ctx, path, id)
 		}
 	}
 	return b, err

@@ -23,10 +23,10 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/chaintest"
-	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wallet"
+	"github.com/gpupay/gpupay/sdk/x402/x402client"
 )
 
 // shop is a server of the official packages, and a renter of ours that has tokens and no coin.
@@ -38,7 +38,7 @@ type shop struct {
 	receiver common.Address
 	key      *channel.Key
 	database string
-	paid     []sdk.X402Payment
+	paid     []x402client.Payment
 	mu       sync.Mutex
 }
 
@@ -112,7 +112,7 @@ func (s *shop) open() {
 }
 
 // client is a renter on the shop's database. Its caps are tight: 0.05 in a channel.
-func (s *shop) client(caps wallet.Caps, options sdk.X402Options) (*sdk.X402Client, *renter.Client) {
+func (s *shop) client(caps wallet.Caps, options x402client.Options) (*x402client.Client, *renter.Client) {
 	s.Helper()
 	renter, err := renter.New(s.Context(), renter.Config{
 		Key: s.key, RPC: s.chain.URL, Token: s.chain.Token, Database: s.database, Caps: caps,
@@ -123,12 +123,12 @@ func (s *shop) client(caps wallet.Caps, options sdk.X402Options) (*sdk.X402Clien
 		s.Fatal(err)
 	}
 	s.Cleanup(func() { renter.Close() })
-	options.OnPaid = func(p sdk.X402Payment) {
+	options.OnPaid = func(p x402client.Payment) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.paid = append(s.paid, p)
 	}
-	client, err := sdk.NewX402Client(s.Context(), renter.Wallet(), options)
+	client, err := x402client.New(s.Context(), renter.Wallet(), options)
 	if err != nil {
 		s.Fatal(err)
 	}
@@ -137,11 +137,11 @@ func (s *shop) client(caps wallet.Caps, options sdk.X402Options) (*sdk.X402Clien
 
 var (
 	shopCaps    = wallet.Caps{PricePerGPUHour: "1", PerLease: "0.05", PerDay: "0.05", PerPayee: "0.05"}
-	shopOptions = sdk.X402Options{MaxPrice: "0.001"}
+	shopOptions = x402client.Options{MaxPrice: "0.001"}
 )
 
 // buy fetches an answer that costs use base units and returns how many the server has served.
-func (s *shop) buy(client *sdk.X402Client, method string, use int) int {
+func (s *shop) buy(client *x402client.Client, method string, use int) int {
 	s.Helper()
 	served, err := s.tryBuy(client, method, use)
 	if err != nil {
@@ -150,7 +150,7 @@ func (s *shop) buy(client *sdk.X402Client, method string, use int) int {
 	return served
 }
 
-func (s *shop) tryBuy(client *sdk.X402Client, method string, use int) (int, error) {
+func (s *shop) tryBuy(client *x402client.Client, method string, use int) (int, error) {
 	req, err := http.NewRequestWithContext(s.Context(), method, fmt.Sprintf("%s/paid?use=%d", s.url, use), nil)
 	if err != nil {
 		return 0, err
@@ -192,7 +192,7 @@ func (s *shop) control(what string) {
 }
 
 // only is the one channel that the client knows.
-func (s *shop) only(client *sdk.X402Client) sdk.X402Channel {
+func (s *shop) only(client *x402client.Client) x402client.Channel {
 	s.Helper()
 	all, err := client.Channels(s.Context())
 	if err != nil || len(all) != 1 {
@@ -266,14 +266,14 @@ func TestRenterIsRepairedByOfficialServer(t *testing.T) {
 	s.buy(client, http.MethodGet, 700)
 
 	s.control("break")
-	if _, err := s.tryBuy(client, http.MethodPost, 400); err == nil || errors.Is(err, sdk.ErrLostAnswer) {
+	if _, err := s.tryBuy(client, http.MethodPost, 400); err == nil || errors.Is(err, x402client.ErrLostAnswer) {
 		t.Fatalf("a lost answer to a POST: %v", err) // not sent again: it may do something twice
 	}
 	if served := s.buy(client, http.MethodPost, 100); served != 4 {
 		t.Fatalf("%d served", served)
 	}
 	s.control("break")
-	if _, err := s.tryBuy(client, http.MethodGet, 50); !errors.Is(err, sdk.ErrLostAnswer) {
+	if _, err := s.tryBuy(client, http.MethodGet, 50); !errors.Is(err, x402client.ErrLostAnswer) {
 		t.Fatalf("a lost answer to a GET: %v", err) // sent again, and shown to be charged
 	}
 	if c := s.only(client); c.Charged.Uint64() != 1850 || c.Dispute != "" {

@@ -22,6 +22,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/x402"
+	"github.com/gpupay/gpupay/sdk/x402/x402client"
 )
 
 // What a provider of ticks is set to. A tick costs 600 base units.
@@ -74,8 +75,8 @@ type tenancy struct {
 	*market
 	r      *program
 	clock  *pausedClock
-	client *sdk.X402Client
-	rental *sdk.X402Rental
+	client *x402client.Client
+	rental *x402client.Rental
 	books  int  // databases so far
 	lost   bool // what it signed for is not in its books: one record may have begun before it was asked for
 	ticked int  // ticks of other tenancies
@@ -110,7 +111,7 @@ func (n *tenancy) begin(lost bool) {
 	n.r.config.Clock = n.clock
 	n.start(n.r)
 	var err error
-	n.client, err = sdk.NewX402Client(n.ctx, n.r.Wallet(), sdk.X402Options{MaxPrice: wallet.Unlimited})
+	n.client, err = x402client.New(n.ctx, n.r.Wallet(), x402client.Options{MaxPrice: wallet.Unlimited})
 	n.must(err)
 	n.rental, err = n.client.Rent(n.ctx, n.server.URL, 1)
 	n.must(err)

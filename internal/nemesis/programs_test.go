@@ -20,9 +20,9 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/channel/store"
 	"github.com/gpupay/gpupay/internal/fleet"
-	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/audit"
 	"github.com/gpupay/gpupay/sdk/renter"
+	"github.com/gpupay/gpupay/sdk/x402/x402client"
 )
 
 // programs is how many renters are the example program, with a database each.
@@ -208,7 +208,7 @@ func (u *user) check(w *world) (paid uint64) {
 func (u *user) bundle(w *world, id common.Hash) {
 	bundle, err := renter.ExportFile(w.ctx, u.database, id)
 	if errors.Is(err, channel.ErrUnknown) {
-		bundle, err = sdk.ExportX402File(w.ctx, u.database, id)
+		bundle, err = x402client.ExportFile(w.ctx, u.database, id)
 	}
 	if err == nil {
 		err = audit.Failures(audit.Verify(w.ctx, bundle, w.chain.Backend))

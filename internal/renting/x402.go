@@ -7,16 +7,16 @@ import (
 	"slices"
 	"time"
 
-	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/units"
 	"github.com/gpupay/gpupay/sdk/wallet"
+	"github.com/gpupay/gpupay/sdk/x402/x402client"
 )
 
 // rentOverX402 rents by ticks over x402: each window is paid when it was metered
 // and its record checked. What is left in the channel comes back at the end.
 func rentOverX402(ctx, work context.Context, renter *renter.Client, o *Renting) error {
-	client, err := sdk.NewX402Client(work, renter.Wallet(), sdk.X402Options{MaxPrice: wallet.Unlimited, Deposit: o.Options.Deposit})
+	client, err := x402client.New(work, renter.Wallet(), x402client.Options{MaxPrice: wallet.Unlimited, Deposit: o.Options.Deposit})
 	if err != nil {
 		return err
 	}
@@ -35,7 +35,7 @@ func rentOverX402(ctx, work context.Context, renter *renter.Client, o *Renting) 
 	case o.List:
 		return nil
 	case o.Leave:
-		return together(channels, func(c sdk.X402Channel) error {
+		return together(channels, func(c x402client.Channel) error {
 			refund, err := client.Leave(work, c.ID)
 			if err == nil {
 				fmt.Printf("channel %s: got back %s %s\n", c.ID, units.Format(refund.Amount, token.Decimals), token.Symbol)
@@ -53,7 +53,7 @@ func rentOverX402(ctx, work context.Context, renter *renter.Client, o *Renting) 
 		defer cancel()
 	}
 	shown := false
-	runErr := rental.Run(ctx, func(t sdk.X402Tick) {
+	runErr := rental.Run(ctx, func(t x402client.Tick) {
 		if !shown {
 			fmt.Printf("channel %s\naccess  %s\n", t.Channel, t.Access)
 			shown = true
@@ -76,7 +76,7 @@ func rentOverX402(ctx, work context.Context, renter *renter.Client, o *Renting) 
 
 // holds reports whether a rental's channel has money that is not charged: its first
 // tick may have failed behind the deposit.
-func holds(ctx context.Context, client *sdk.X402Client, rental *sdk.X402Rental) (bool, error) {
+func holds(ctx context.Context, client *x402client.Client, rental *x402client.Rental) (bool, error) {
 	channels, err := client.Channels(ctx)
-	return slices.ContainsFunc(channels, func(c sdk.X402Channel) bool { return c.ID == rental.Channel() && c.Deposit.Gt(&c.Charged) }), err
+	return slices.ContainsFunc(channels, func(c x402client.Channel) bool { return c.ID == rental.Channel() && c.Deposit.Gt(&c.Charged) }), err
 }

@@ -17,13 +17,13 @@ import (
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
-// Export returns what this renter kept about the channel of a rental; that of an x402 server is ExportX402's.
+// Export returns what this renter kept about the channel of a rental; that of an x402 server is x402client.Export's.
 func (r *Client) Export(ctx context.Context, channelID common.Hash) (*audit.Bundle, error) {
 	return exportRental(ctx, r.w.DB, r.w.Sender.Store, channelID)
 }
 
 // ExportFile returns what a renter's database kept about a channel, or about the channel of a lease; with the zero id about
-// its newest. Its error is channel.ErrUnknown for one with an x402 server, which is ExportX402File's. The program that owns the
+// its newest. Its error is channel.ErrUnknown for one with an x402 server, which is x402client.ExportFile's. The program that owns the
 // database may run meanwhile.
 func ExportFile(ctx context.Context, path string, id common.Hash) (*audit.Bundle, error) {
 	return wallet.ExportFile(ctx, path, id, func(s wallet.Store) wallet.Books {

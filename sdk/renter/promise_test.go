@@ -15,12 +15,12 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
-	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
+	"github.com/gpupay/gpupay/sdk/x402/x402client"
 )
 
 // hurried is an endpoint that says for as many blocks as it has lies that an hour more has passed.
@@ -162,18 +162,18 @@ func TestDistrustCrossesSchemes(t *testing.T) {
 		s.Offer.Extra.ReceiverAuthorizer = s.Offer.PayTo
 		return s
 	}
-	open := func(t *testing.T) (*Client, *sdk.X402Client) {
+	open := func(t *testing.T) (*Client, *x402client.Client) {
 		config := renterConfig(t, m, m.Payer)
 		config.Caps = wallet.Caps{PricePerGPUHour: "10", PerLease: "6", PerDay: "50", PerPayee: "50"}
 		config.Tolerance, config.Patience, config.Poll = 2*time.Second, 50*time.Millisecond, 5*time.Millisecond
 		r := openRenter(t, config)
-		x, err := sdk.NewX402Client(t.Context(), r.Wallet(), sdk.X402Options{MaxPrice: wallet.Unlimited})
+		x, err := x402client.New(t.Context(), r.Wallet(), x402client.Options{MaxPrice: wallet.Unlimited})
 		if err != nil {
 			t.Fatal(err)
 		}
 		return r, x
 	}
-	lieOverX402 := func(t *testing.T, s *testrig.Seller, x *sdk.X402Client) { // in a record that the payee signs
+	lieOverX402 := func(t *testing.T, s *testrig.Seller, x *x402client.Client) { // in a record that the payee signs
 		mill := testrig.NewMill(t, s, func(uint64, uint64) time.Duration { return time.Second })
 		rental, err := x.Rent(t.Context(), mill.URL, 1)
 		if err != nil {

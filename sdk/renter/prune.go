@@ -6,14 +6,15 @@ import (
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
-	"github.com/gpupay/gpupay/sdk/audit"
 	"github.com/jmoiron/sqlx"
+
+	"github.com/gpupay/gpupay/sdk/audit"
 )
 
 // Prune deletes the usage records of rentals over which nobody can argue any more, each after archive has kept its bundle: those
 // whose end on the chain is final, that were written last before a time, and in which the provider was caught at nothing. What was
 // signed stays, what the GPUs were billed for and what counts against the caps. It returns how many it pruned, and stops at the
-// first error. Channels with x402 servers are PruneX402's.
+// first error. Channels with x402 servers are x402client.Prune's.
 func (r *Client) Prune(ctx context.Context, before time.Time, archive func(*audit.Bundle) error) (int, error) {
 	rows, err := r.store.list(ctx, isSettled, PhaseFinished, before.UnixMilli())
 	if err != nil {

@@ -57,8 +57,8 @@ var targets = []target{
 	{"sdk/settle", []group{{"settle", []string{"*.go"}}}},
 	{"sdk/chain", []group{{"chain", []string{"*.go"}}}},
 	{"sdk/renter", []group{{"rental", []string{"*.go"}}}},
+	{"sdk/x402/x402client", []group{{"x402client", []string{"*.go"}}}},
 	{"sdk", []group{
-		{"renter", []string{"x402renter*.go"}},
 		{"provider", []string{"lease.go", "leasestore.go", "lessor.go", "funding.go", "payments.go", "sponsor*.go", "debt*.go", "x402*.go"}},
 	}},
 }

@@ -4,6 +4,8 @@ package providerrig
 
 import (
 	"context"
+	"database/sql"
+	"errors"
 	"log/slog"
 	"net/http/httptest"
 	"path/filepath"
@@ -129,4 +131,19 @@ func (r *Rig) Books(id common.Hash) channel.State {
 		r.t.Fatal(err)
 	}
 	return s
+}
+
+// LeaseState is what the provider's database says of a channel's newest lease, also while the provider runs: empty if it has none.
+func (r *Rig) LeaseState(id common.Hash) (state string) {
+	r.t.Helper()
+	db, err := store.OpenToRead(r.t.Context(), r.Config.Database)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer db.Close()
+	err = db.View().GetContext(r.t.Context(), &state, db.View().Rebind(`SELECT state FROM leases WHERE channel = ? ORDER BY started_at DESC LIMIT 1`), id.Hex())
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		r.t.Fatal(err)
+	}
+	return state
 }

@@ -1,4 +1,4 @@
-package sdk
+package x402client
 
 import (
 	"context"
@@ -15,12 +15,12 @@ import (
 // vet holds a server to what is known of its payee and its site, whatever its
 // newest 402 says: who was caught is not paid from another channel, and while one
 // channel with it holds money no second one is opened.
-func (b *buying) vet(ctx context.Context) error {
+func (b *payment) vet(ctx context.Context) error {
 	payee, at := b.terms.Payee, peer.Site(b.req.URL)
 	if err := b.x.w.Vet(ctx, payee, at); err != nil {
 		return err
 	}
-	related, err := b.x.slates().related(ctx, payee, at)
+	related, err := b.x.accounts().related(ctx, payee, at)
 	if err != nil {
 		return err
 	}
@@ -35,7 +35,7 @@ func (b *buying) vet(ctx context.Context) error {
 // oneChannel refuses to open another channel with a payee at a site while the one
 // that is there holds money: a server that names other terms with every 402 would
 // have the balance locked bit by bit.
-func (b *buying) oneChannel(ctx context.Context, s slate) error {
+func (b *payment) oneChannel(ctx context.Context, s account) error {
 	other, err := b.other(ctx, s)
 	if err != nil || other == nil {
 		return err
@@ -44,10 +44,10 @@ func (b *buying) oneChannel(ctx context.Context, s slate) error {
 		b.req.URL.Host, ErrNotOffered, s.ID, b.x.w.Format(other.free()))
 }
 
-// other is the buying of a related channel that stands in this one's place: with
+// other is the payment of a related channel that stands in this one's place: with
 // the same payee, site and salt, and money in it. It is nil if that is not so.
-func (b *buying) other(ctx context.Context, s slate) (*buying, error) {
-	if s.ID == b.id || !s.at(peer.Site(b.req.URL)) {
+func (b *payment) other(ctx context.Context, s account) (*payment, error) {
+	if s.ID == b.id || !s.paidAt(peer.Site(b.req.URL)) {
 		return nil, nil
 	}
 	paid, err := b.x.payer.State(ctx, s.ID)
@@ -57,11 +57,11 @@ func (b *buying) other(ctx context.Context, s slate) (*buying, error) {
 	return b.holding(ctx, s, paid.Terms)
 }
 
-// holding is the buying of a known channel if that holds money that is not charged,
+// holding is the payment from a known channel if that holds money that is not charged,
 // nil if it does not.
-func (b *buying) holding(ctx context.Context, s slate, terms channel.Terms) (*buying, error) {
+func (b *payment) holding(ctx context.Context, s account, terms channel.Terms) (*payment, error) {
 	other := *b
-	other.terms, other.id, other.slate, other.fresh = terms, s.ID, s, false
+	other.terms, other.id, other.account, other.fresh = terms, s.ID, s, false
 	if _, _, err := other.observe(ctx); err != nil { // it may have been refunded
 		return nil, err
 	}
@@ -71,15 +71,15 @@ func (b *buying) holding(ctx context.Context, s slate, terms channel.Terms) (*bu
 	return &other, nil
 }
 
-// stand makes a refund's channel the one that holds money at this site, whatever
+// retarget makes a refund's channel the one that holds money at this site, whatever
 // terms the server names now, and whatever payee: a server that takes another key
 // can still refund what it was paid under the last one.
-func (b *buying) stand(ctx context.Context) error {
-	related, err := b.x.slates().related(ctx, b.terms.Payee, peer.Site(b.req.URL))
+func (b *payment) retarget(ctx context.Context) error {
+	related, err := b.x.accounts().related(ctx, b.terms.Payee, peer.Site(b.req.URL))
 	if err != nil {
 		return err
 	}
-	if i := slices.IndexFunc(related, func(s slate) bool { return s.ID == b.id }); i > 0 {
+	if i := slices.IndexFunc(related, func(s account) bool { return s.ID == b.id }); i > 0 {
 		related[0], related[i] = related[i], related[0] // the one that it names now comes first
 	}
 	for _, s := range related {
@@ -89,7 +89,7 @@ func (b *buying) stand(ctx context.Context) error {
 		}
 		turn := wallet.TurnOf(paid.Terms)
 		turn.Payee = b.terms.Payee
-		if !s.at(peer.Site(b.req.URL)) || turn != wallet.TurnOf(b.terms) {
+		if !s.paidAt(peer.Site(b.req.URL)) || turn != wallet.TurnOf(b.terms) {
 			continue
 		}
 		other, err := b.holding(ctx, s, paid.Terms)
@@ -104,8 +104,8 @@ func (b *buying) stand(ctx context.Context) error {
 	return nil
 }
 
-// at reports whether a channel was paid from at a site.
-func (s slate) at(site string) bool {
+// paidAt reports whether a channel was paid from at a site.
+func (s account) paidAt(site string) bool {
 	if len(s.Sites) == 0 {
 		return peer.SiteOf(s.URL) == site
 	}
@@ -117,13 +117,13 @@ func (s slate) at(site string) bool {
 	return false
 }
 
-// visit notes a site that is about to be paid from a channel.
-func (s *slate) visit(site string, payee common.Address) (isNew bool) {
+// addSite notes a site that is about to be paid from a channel.
+func (s *account) addSite(site string, payee common.Address) (isNew bool) {
 	s.Payee = payee
 	if isNew = len(s.Sites) == 0; isNew {
 		s.Sites = []string{peer.SiteOf(s.URL)}
 	}
-	if !s.at(site) {
+	if !s.paidAt(site) {
 		s.Sites, isNew = append(s.Sites, site), true
 	}
 	return isNew

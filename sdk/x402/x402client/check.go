@@ -1,4 +1,4 @@
-package sdk
+package x402client
 
 import (
 	"context"
@@ -15,68 +15,61 @@ import (
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
-// lie is what a provider is caught at, as opposed to what fails here.
-type lie struct{ error }
-
-func (l *lie) Unwrap() error { return l.error }
-
-func caught(format string, args ...any) error { return &lie{fmt.Errorf(format, args...)} }
-
 // check holds a tick to the receipt, the offer, our clock and the record before.
-func (t *X402Rental) check(ctx context.Context, b *buying, document []byte) (X402Tick, *metering.SignedRecord, error) {
+func (t *Rental) check(ctx context.Context, b *payment, document []byte) (Tick, *metering.SignedRecord, error) {
 	var said wire.Tick
 	if len(document) > peer.MaxAnswer || exactjson.Unmarshal(document, &said) != nil || said.Record == nil {
-		return X402Tick{}, nil, caught("%w: a tick was charged and its record is not there", peer.ErrProtocol)
+		return Tick{}, nil, violationf("%w: a tick was charged and its record is not there", peer.ErrProtocol)
 	}
 	rec := said.Record
 	if rec.LeaseID != said.LeaseID || said.ChannelID != b.id || !b.booked {
-		return X402Tick{}, nil, caught("%w: the answer, its record and its receipt are about different things", peer.ErrProtocol)
+		return Tick{}, nil, violationf("%w: the answer, its record and its receipt are about different things", peer.ErrProtocol)
 	}
 	lease, err := t.lease(ctx, b, said)
 	if err != nil {
-		return X402Tick{}, nil, err
+		return Tick{}, nil, err
 	}
 	clock := b.x.w.Clock
 	if boot := clock.BootID(); b.forfeit(lease, t.price, clock.Now(), boot) {
-		b.apart = true
-		b.slate.Spans = b.x.w.Billed.Part(b.slate.Spans, boot)
+		b.clocksParted = true
+		b.account.Spans = b.x.w.Billed.Part(b.account.Spans, boot)
 		b.x.w.Log.Warn("this host's clock may have missed time, after a reboot or a pause: the lease is taken to have run for what was signed for",
 			"channel", b.id, "lease", lease.Lease)
 	}
-	if err := b.follow(lease, *rec); err != nil {
-		return X402Tick{}, nil, err
+	if err := b.checkRecord(lease, *rec); err != nil {
+		return Tick{}, nil, err
 	}
 	if b.resent { // it was metered before it was heard of, and another lease may have run since
 		lease.Checker.Elapsed = min(lease.Checker.Elapsed, lease.ran())
 		lease.Together.Elapsed = min(lease.Together.Elapsed, lease.ranTogether())
 	}
 	var owed uint256.Int
-	if base := b.slate.Tick.Base; rec.Owed.Gt(&base) {
+	if base := b.account.Tick.Base; rec.Owed.Gt(&base) {
 		owed.Sub(&rec.Owed, &base)
 	}
 	if b.charge.Gt(&owed) || said.Charged.Int != b.charge { // what is over its ceiling is charged with the next
-		return X402Tick{}, nil, caught("%w: charged %s, its record adds %s", ErrOvercharged, b.charge.Dec(), owed.Dec())
+		return Tick{}, nil, violationf("%w: charged %s, its record adds %s", ErrOvercharged, b.charge.Dec(), owed.Dec())
 	}
 	access, err := peer.PlainJSON(said.Access)
 	if err != nil {
-		return X402Tick{}, nil, caught("%w: how to reach the GPUs: %w", peer.ErrProtocol, err)
+		return Tick{}, nil, violationf("%w: how to reach the GPUs: %w", peer.ErrProtocol, err)
 	}
-	spans, err := b.once(lease, *rec)
+	spans, err := b.bookOnce(lease, *rec)
 	if err != nil {
-		return X402Tick{}, nil, err
+		return Tick{}, nil, err
 	}
-	if old := b.slate.Ticking; old == nil || old.Lease != lease.Lease {
-		b.slate.Other = uint256.Int{}
+	if old := b.account.Ticking; old == nil || old.Lease != lease.Lease {
+		b.account.Other = uint256.Int{}
 	}
-	b.slate.Ticking, b.slate.Spans = lease, spans
-	return X402Tick{
+	b.account.Ticking, b.account.Spans = lease, spans
+	return Tick{
 		Channel: b.id, Lease: said.LeaseID, Devices: lease.Devices, Access: access, State: peer.Printable(said.State), Charged: b.charge, Record: *rec,
 	}, rec, nil
 }
 
-// under goes by the offer that a lease has begun under: the provider's current one, or one of another gateway of it, which
+// adoptOffer goes by the offer that a lease has begun under: the provider's current one, or one of another gateway of it, which
 // signed its own a moment, or some difference of clocks, before.
-func (t *X402Rental) under(ctx context.Context, b *buying, hash common.Hash) error {
+func (t *Rental) adoptOffer(ctx context.Context, b *payment, hash common.Hash) error {
 	if hash == t.offer.Hash {
 		return nil
 	}
@@ -92,52 +85,52 @@ func (t *X402Rental) under(ctx context.Context, b *buying, hash common.Hash) err
 	case errors.Is(err, peer.ErrUnreachable):
 		return err
 	case err != nil:
-		return caught("%w: the lease is under offer %s, the provider's is %s, and it shows no other: %w", peer.ErrOffer, hash, t.offer.Hash, err)
+		return violationf("%w: the lease is under offer %s, the provider's is %s, and it shows no other: %w", peer.ErrOffer, hash, t.offer.Hash, err)
 	case common.Address(offer.Payee) != b.terms.Payee: // its meter's signature would accuse another
-		return caught("%w: the lease is under offer %s of payee %s, and pays %s", peer.ErrOffer, hash, offer.Payee, b.terms.Payee)
+		return violationf("%w: the lease is under offer %s of payee %s, and pays %s", peer.ErrOffer, hash, offer.Payee, b.terms.Payee)
 	}
 	return t.agreeOn(ctx, offer)
 }
 
 // lease is the one that a tick is of: ours, or one that has just begun.
-func (t *X402Rental) lease(ctx context.Context, b *buying, said wire.Tick) (*ticking, error) {
-	if l := b.slate.Ticking; l != nil && l.Lease == said.LeaseID {
+func (t *Rental) lease(ctx context.Context, b *payment, said wire.Tick) (*tickLease, error) {
+	if l := b.account.Ticking; l != nil && l.Lease == said.LeaseID {
 		kept := *l
 		return &kept, nil
 	}
-	if err := t.under(ctx, b, said.OfferHash); err != nil {
+	if err := t.adoptOffer(ctx, b, said.OfferHash); err != nil {
 		return nil, err
 	}
 	if len(said.Devices) != t.gpus {
-		return nil, caught("%w: %d in the lease, %d were paid", metering.ErrDevices, len(said.Devices), t.gpus)
+		return nil, violationf("%w: %d in the lease, %d were paid", metering.ErrDevices, len(said.Devices), t.gpus)
 	}
 	for _, uuid := range said.Devices {
 		if uuid == "" || uuid != peer.Printable(uuid) {
-			return nil, caught("%w: a device is called %.60q", peer.ErrProtocol, uuid)
+			return nil, violationf("%w: a device is called %.60q", peer.ErrProtocol, uuid)
 		}
 	}
-	p := b.slate.Tick
+	p := b.account.Tick
 	before, err := t.before(p.Base)
 	if err != nil {
 		return nil, err
 	}
 	if said.Record.OwedBefore.Gt(&before) {
-		return nil, caught("%w: the lease begins with %s owed, %s was charged", peer.ErrDemand, said.Record.OwedBefore.Dec(), p.Base.Dec())
+		return nil, violationf("%w: the lease begins with %s owed, %s was charged", peer.ErrDemand, said.Record.OwedBefore.Dec(), p.Base.Dec())
 	}
-	earlier, err := t.earlier(b.slate, *said.Record)
+	earlier, err := t.earlier(b.account, *said.Record)
 	if err != nil {
 		return nil, err
 	}
 	if err := b.hasPassed(earlier, *said.Record); err != nil {
 		return nil, err
 	}
-	each, together := t.startOf(b.slate, *said.Record, earlier)
+	each, together := t.startOf(b.account, *said.Record, earlier)
 	kept, err := b.overfull()
 	if err != nil {
 		return nil, err
 	}
-	return &ticking{
-		Lent:  max(b.slate.Ticking.ahead(p), b.slate.unpassed(earlier, p, len(said.Devices))),
+	return &tickLease{
+		Lent:  max(b.account.Ticking.ahead(p), b.account.unpassed(earlier, p, len(said.Devices))),
 		Began: each.Start, BeganBoot: p.Boot, Together: together,
 		Lease: said.LeaseID, Offer: t.offer.Document, Devices: said.Devices, OwedBefore: said.Record.OwedBefore,
 		Checker: metering.CheckerState{BootID: p.Boot, Start: each.Start, Owed: said.Record.OwedBefore, Kept: kept},
@@ -147,7 +140,7 @@ func (t *X402Rental) lease(ctx context.Context, b *buying, said wire.Tick) (*tic
 // before is what may be owed of earlier leases where so much was charged: of one that
 // read its GPUs late, what is over its ceiling is charged with the next tick. Our
 // clock counts that as time of theirs.
-func (t *X402Rental) before(charged uint256.Int) (uint256.Int, error) {
+func (t *Rental) before(charged uint256.Int) (uint256.Int, error) {
 	if charged.IsZero() {
 		return charged, nil
 	}
@@ -158,11 +151,11 @@ func (t *X402Rental) before(charged uint256.Int) (uint256.Int, error) {
 
 // earlier is what a new lease's first record that is shown says is owed for all before it: for the leases before, and in
 // records of its own that were never shown. It may only have cost what was charged already.
-func (t *X402Rental) earlier(s slate, rec metering.SignedRecord) (uint256.Int, error) {
+func (t *Rental) earlier(s account, rec metering.SignedRecord) (uint256.Int, error) {
 	p := s.Tick
 	added := uint64(max(0, rec.Evidence.Nanos))
 	if added > rec.Nanos {
-		return uint256.Int{}, caught("%w: %d ns are new of %d", metering.ErrBackwards, added, rec.Nanos)
+		return uint256.Int{}, violationf("%w: %d ns are new of %d", metering.ErrBackwards, added, rec.Nanos)
 	}
 	earlier, err := t.price.Charge(rec.Nanos - added)
 	if err != nil {
@@ -176,27 +169,27 @@ func (t *X402Rental) earlier(s slate, rec metering.SignedRecord) (uint256.Int, e
 		most = p.Most
 	}
 	if earlier.Add(&earlier, &rec.OwedBefore); earlier.Gt(&most) {
-		return earlier, caught("%w: %s owed before this tick, %s was charged", peer.ErrDemand, earlier.Dec(), p.Base.Dec())
+		return earlier, violationf("%w: %s owed before this tick, %s was charged", peer.ErrDemand, earlier.Dec(), p.Base.Dec())
 	}
 	return earlier, nil
 }
 
 // hasPassed refuses a new lease that says of the time before it, which no record that we saw states, that more was used than
 // passed on our clock since the lease before: the allowance for a reading that came late would be taken at every lease.
-func (b *buying) hasPassed(earlier uint256.Int, rec metering.SignedRecord) error {
-	l := b.slate.Ticking
-	if l == nil || b.slate.Found {
+func (b *payment) hasPassed(earlier uint256.Int, rec metering.SignedRecord) error {
+	l := b.account.Ticking
+	if l == nil || b.account.Found {
 		return nil
 	}
 	clock := b.x.w.Clock
-	now := &pendingTick{Asked: clock.Now(), Boot: clock.BootID(), Prior: b.slate.Tick.Prior} // it may have begun long after it was asked for
+	now := &pendingTick{Asked: clock.Now(), Boot: clock.BootID(), Prior: b.account.Tick.Prior} // it may have begun long after it was asked for
 	tolerance := int64(min(tickTolerance, b.x.w.Tolerance))
-	over := b.slate.unpassed(earlier, now, len(rec.Evidence.Devices))
+	over := b.account.unpassed(earlier, now, len(rec.Evidence.Devices))
 	for _, d := range rec.Evidence.Devices {
 		over = max(over, d.Total-d.Nanos.Allocated-l.each().since(now, l.reserved(now.Prior, metering.Price{}, 1)))
 	}
 	if over > tolerance {
-		return caught("%w: %s owed before this tick is %s more GPU time than passed since lease %s", metering.ErrClock, earlier.Dec(), time.Duration(over), l.Lease)
+		return violationf("%w: %s owed before this tick is %s more GPU time than passed since lease %s", metering.ErrClock, earlier.Dec(), time.Duration(over), l.Lease)
 	}
 	return nil
 }
@@ -204,7 +197,7 @@ func (b *buying) hasPassed(earlier uint256.Int, rec metering.SignedRecord) error
 // startOf is where our clocks start for a lease, of each GPU and of all together:
 // when it was asked for. One that ran before, as for a renter that lost its database,
 // began so much earlier as its record says.
-func (t *X402Rental) startOf(s slate, rec metering.SignedRecord, earlier uint256.Int) (each, together leaseClock) {
+func (t *Rental) startOf(s account, rec metering.SignedRecord, earlier uint256.Int) (each, together leaseClock) {
 	p, before := s.Tick, rec.Nanos-uint64(max(0, rec.Evidence.Nanos))
 	idle, ofOne := t.idle(s, rec, earlier)
 	ran, ofAll := int64(0), idle+int64(min(before, maxLasts)/uint64(t.gpus))
@@ -222,7 +215,7 @@ func (t *X402Rental) startOf(s slate, rec metering.SignedRecord, earlier uint256
 
 // idle is for how long all GPUs of a lease can have run, or one of them alone, between
 // its record before and this tick, in ns: while the voucher before covered it.
-func (t *X402Rental) idle(s slate, rec metering.SignedRecord, earlier uint256.Int) (all, one int64) {
+func (t *Rental) idle(s account, rec metering.SignedRecord, earlier uint256.Int) (all, one int64) {
 	if rec.Sequence <= 1 {
 		return 0, 0
 	}
@@ -239,37 +232,37 @@ func (t *X402Rental) idle(s slate, rec metering.SignedRecord, earlier uint256.In
 	return all, one
 }
 
-// follow checks a record and remembers it in lease.
-func (b *buying) follow(lease *ticking, rec metering.SignedRecord) error {
+// checkRecord checks a record and remembers it in lease.
+func (b *payment) checkRecord(lease *tickLease, rec metering.SignedRecord) error {
 	state, err := lease.Checker.Skip(rec)
 	if err != nil {
-		return &lie{err}
+		return &violation{err}
 	}
 	checker, err := b.checker(lease, state)
 	if err != nil {
 		return err
 	}
 	if err := checker.Check(rec); err != nil {
-		return &lie{err}
+		return &violation{err}
 	}
 	lease.Checker = checker.State()
 	all := &lease.Together
 	all.Elapsed = max(0, b.x.w.Clock.Now().Boot-all.Start.Boot)
 	if most := all.Elapsed + int64(b.tolerance(lease)); lease.ranTogether() > most {
-		return caught("lease %s, record %d: %w: %d ns over %d GPUs, and of each at most %d ns were paid for, or passed here",
+		return violationf("lease %s, record %d: %w: %d ns over %d GPUs, and of each at most %d ns were paid for, or passed here",
 			rec.LeaseID, rec.Sequence, metering.ErrClock, rec.Nanos, len(lease.Devices), most)
 	}
 	return nil
 }
 
 // tolerance is by how much a lease may run ahead of our clock.
-func (b *buying) tolerance(l *ticking) time.Duration {
+func (b *payment) tolerance(l *tickLease) time.Duration {
 	return max(0, min(tickTolerance, b.x.w.Tolerance)-time.Duration(l.Lent))
 }
 
 // checker of a lease's records, which are as many as there are ticks: no offer says
 // how long these are.
-func (b *buying) checker(lease *ticking, state metering.CheckerState) (*metering.Checker, error) {
+func (b *payment) checker(lease *tickLease, state metering.CheckerState) (*metering.Checker, error) {
 	offer, err := wire.ParseOffer(lease.Offer)
 	if err != nil {
 		return nil, fmt.Errorf("channel %s: its offer on disk does not parse; restore the database from its backup: %w", b.id, err)
@@ -287,15 +280,15 @@ func (b *buying) checker(lease *ticking, state metering.CheckerState) (*metering
 		}),
 	}, state)
 	if err != nil {
-		return nil, &lie{fmt.Errorf("%w: %w", peer.ErrProtocol, err)}
+		return nil, &violation{fmt.Errorf("%w: %w", peer.ErrProtocol, err)}
 	}
 	return checker, nil
 }
 
 // overfull is by how many bytes the records of the lease before take more than its
 // time allows: a new lease at each tick has no more room than one that goes on.
-func (b *buying) overfull() (uint64, error) {
-	last := b.slate.Ticking
+func (b *payment) overfull() (uint64, error) {
+	last := b.account.Ticking
 	if last == nil {
 		return 0, nil
 	}

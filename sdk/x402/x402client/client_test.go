@@ -1,4 +1,4 @@
-package sdk
+package x402client
 
 import (
 	"context"
@@ -13,7 +13,6 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
-	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/x402"
 )
@@ -23,7 +22,7 @@ type stall struct {
 	*testing.T
 	*testrig.Seller
 	database string
-	renter   *renter.Client // the newest
+	wallet   *wallet.Wallet // the newest
 }
 
 func newStall(t *testing.T, m *testrig.Market) *stall {
@@ -32,7 +31,7 @@ func newStall(t *testing.T, m *testrig.Market) *stall {
 }
 
 // client is a renter of ours with tokens and not one wei.
-func (s *stall) client(caps wallet.Caps, options X402Options) *X402Client {
+func (s *stall) client(caps wallet.Caps, options Options) *Client {
 	s.Helper()
 	x, err := s.tryClient(caps, options)
 	if err != nil {
@@ -41,31 +40,31 @@ func (s *stall) client(caps wallet.Caps, options X402Options) *X402Client {
 	return x
 }
 
-func (s *stall) tryClient(caps wallet.Caps, options X402Options) (*X402Client, error) {
+func (s *stall) tryClient(caps wallet.Caps, options Options) (*Client, error) {
 	s.Helper()
-	if s.renter != nil { // a database belongs to one renter at a time
-		if err := s.renter.Close(); err != nil {
+	if s.wallet != nil { // a database belongs to one wallet at a time
+		if err := s.wallet.Close(); err != nil {
 			s.Fatal(err)
 		}
 	}
-	r, err := renter.New(s.Context(), renter.Config{
+	w, err := wallet.Open(s.Context(), wallet.Config{
 		Key: channel.NewKey(s.Payer), Backend: s.Backend, Token: s.Token, Database: s.database, Caps: caps,
 		Poll: 5 * time.Millisecond, Patience: 50 * time.Millisecond, Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		s.Fatal(err)
 	}
-	s.renter = r
-	s.Cleanup(func() { r.Close() })
-	return NewX402Client(s.Context(), r.Wallet(), options)
+	s.wallet = w
+	s.Cleanup(func() { w.Close() })
+	return New(s.Context(), w, options)
 }
 
 var (
 	stallCaps    = wallet.Caps{PricePerGPUHour: "1", PerLease: "0.05", PerDay: "1", PerPayee: "1"}
-	stallOptions = X402Options{MaxPrice: "0.001"}
+	stallOptions = Options{MaxPrice: "0.001"}
 )
 
-func (s *stall) get(x *X402Client) (*http.Response, error) {
+func (s *stall) get(x *Client) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(s.Context(), http.MethodGet, s.Server.URL, nil)
 	if err != nil {
 		s.Fatal(err)
@@ -78,7 +77,7 @@ func (s *stall) get(x *X402Client) (*http.Response, error) {
 }
 
 // buy must be served.
-func (s *stall) buy(x *X402Client) {
+func (s *stall) buy(x *Client) {
 	s.Helper()
 	if resp, err := s.get(x); err != nil || resp.StatusCode != http.StatusOK {
 		s.Fatalf("%v, %v", resp, err)
@@ -86,20 +85,20 @@ func (s *stall) buy(x *X402Client) {
 }
 
 // only is the one channel that the client knows; zero if it knows none.
-func (s *stall) only(x *X402Client) X402Channel {
+func (s *stall) only(x *Client) Channel {
 	s.Helper()
 	all, err := x.Channels(s.Context())
 	if err != nil || len(all) > 1 {
 		s.Fatalf("channels: %+v, %v", all, err)
 	}
 	if len(all) == 0 {
-		return X402Channel{}
+		return Channel{}
 	}
 	return all[0]
 }
 
 // evidence is what was kept about the only channel.
-func (s *stall) evidence(x *X402Client) []wallet.Evidence {
+func (s *stall) evidence(x *Client) []wallet.Evidence {
 	s.Helper()
 	kept, err := x.w.Evidence(s.Context(), s.only(x).ID)
 	if err != nil {
@@ -144,22 +143,22 @@ func TestX402AfterCrash(t *testing.T) {
 		}
 	})
 	t.Run("answered and not booked", func(t *testing.T) {
-		row := slate{}
-		if known, err := x.slates().load(t.Context(), s.only(x).ID); err != nil {
+		row := account{}
+		if known, err := x.accounts().load(t.Context(), s.only(x).ID); err != nil {
 			t.Fatal(err)
 		} else {
 			row = *known
 		}
 		s.buy(x)
-		if err := x.slates().save(t.Context(), &row); !errors.Is(err, errStale) {
-			t.Fatal("an old slate overwrote a newer one:", err)
+		if err := x.accounts().save(t.Context(), &row); !errors.Is(err, errStale) {
+			t.Fatal("an old account overwrote a newer one:", err)
 		}
-		if newer, err := x.slates().load(t.Context(), row.ID); err != nil {
+		if newer, err := x.accounts().load(t.Context(), row.ID); err != nil {
 			t.Fatal(err)
 		} else {
 			row.version = newer.version
 		}
-		if err := x.slates().save(t.Context(), &row); err != nil { // as it was before the answer
+		if err := x.accounts().save(t.Context(), &row); err != nil { // as it was before the answer
 			t.Fatal(err)
 		}
 		x = s.client(stallCaps, stallOptions)

@@ -1,4 +1,4 @@
-package sdk
+package x402client
 
 import (
 	"errors"

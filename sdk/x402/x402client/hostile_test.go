@@ -1,4 +1,4 @@
-package sdk
+package x402client
 
 import (
 	"errors"
@@ -60,7 +60,7 @@ func TestX402RenterRefusesOffers(t *testing.T) {
 	})
 	t.Run("minimum deposit over what we said", func(t *testing.T) {
 		s := newStall(t, m)
-		x := s.client(stallCaps, X402Options{MaxPrice: "0.001", Deposit: "0.009999"})
+		x := s.client(stallCaps, Options{MaxPrice: "0.001", Deposit: "0.009999"})
 		if _, err := s.get(x); !errors.Is(err, wallet.ErrDeposit) || len(s.Paid) != 0 {
 			t.Errorf("%v, %d payments", err, len(s.Paid))
 		}
@@ -405,7 +405,7 @@ func TestX402PendingWithdrawalIsNotPaidInto(t *testing.T) {
 	if _, err := s.get(x); !errors.Is(err, channel.ErrClosing) {
 		t.Errorf("%v, want %v", err, channel.ErrClosing)
 	}
-	if kept, err := x.slates().load(t.Context(), s.only(x).ID); err != nil || kept.Deposit != nil {
+	if kept, err := x.accounts().load(t.Context(), s.only(x).ID); err != nil || kept.Deposit != nil {
 		t.Errorf("a deposit was signed: %+v, %v", kept, err)
 	}
 	if len(s.Paid) != paid+2 || s.Tokens(t, s.PayerAddress()) != testrig.Thousand-testrig.SellerDeposit {

@@ -1,4 +1,4 @@
-package sdk
+package x402client
 
 import (
 	"context"
@@ -19,9 +19,9 @@ import (
 	"github.com/gpupay/gpupay/sdk/x402"
 )
 
-// slate is what a channel with an x402 server must not forget, beside what was
+// account is what a channel with an x402 server must not forget, beside what was
 // signed. Amounts are base units.
-type slate struct {
+type account struct {
 	ID    common.Hash    `json:"channel"`
 	URL   string         `json:"url"`
 	Payee common.Address `json:"payee"`
@@ -52,21 +52,21 @@ type slate struct {
 	// Open is a tick that was given up with no answer, for one of another number of GPUs or by a refund: what may be charged
 	// for it is what it can have run for since it was asked for.
 	Open    *pendingTick  `json:"open,omitempty"`
-	Ticking *ticking      `json:"ticking,omitempty"` // the lease that is paid tick by tick
+	Ticking *tickLease    `json:"ticking,omitempty"` // the lease that is paid tick by tick
 	Other   uint256.Int   `json:"other"`             // charged since that lease began for what was no tick
 	Spans   []billed.Span `json:"spans,omitempty"`   // billed of each device, in all leases of the channel
 
 	version int64 // of the row that was read; zero: there was none
 }
 
-// errStale says that somebody else wrote a slate since it was read.
+// errStale says that somebody else wrote an account since it was read.
 var errStale = errors.New("another program pays from the channel: one database belongs to one renter")
 
-// slates keeps slates.
-type slates struct{ wallet.Store }
+// accounts keeps accounts.
+type accounts struct{ wallet.Store }
 
-// load returns a channel's slate, or nil.
-func (s slates) load(ctx context.Context, id common.Hash) (*slate, error) {
+// load returns a channel's account, or nil.
+func (s accounts) load(ctx context.Context, id common.Hash) (*account, error) {
 	all, err := s.query(ctx, `WHERE channel = ?`, id.Hex())
 	if err != nil || len(all) == 0 {
 		return nil, err
@@ -75,14 +75,14 @@ func (s slates) load(ctx context.Context, id common.Hash) (*slate, error) {
 }
 
 // list returns all, in order of their channels.
-func (s slates) list(ctx context.Context) ([]slate, error) { return s.query(ctx, ``) }
+func (s accounts) list(ctx context.Context) ([]account, error) { return s.query(ctx, ``) }
 
-// related returns the slates of a payee, and those that were paid from at a site.
-func (s slates) related(ctx context.Context, payee common.Address, site string) ([]slate, error) {
+// related returns the accounts of a payee, and those that were paid from at a site.
+func (s accounts) related(ctx context.Context, payee common.Address, site string) ([]account, error) {
 	return s.query(ctx, `WHERE payee = ? OR channel IN (SELECT channel FROM x402_sites WHERE site = ?)`, strings.ToLower(payee.Hex()), site)
 }
 
-func (s slates) query(ctx context.Context, where string, args ...any) ([]slate, error) {
+func (s accounts) query(ctx context.Context, where string, args ...any) ([]account, error) {
 	var rows []struct {
 		Document string `db:"document"`
 		Payee    string `db:"payee"`
@@ -90,26 +90,26 @@ func (s slates) query(ctx context.Context, where string, args ...any) ([]slate, 
 	}
 	view := s.DB.View()
 	if err := view.SelectContext(ctx, &rows, view.Rebind(`SELECT document, payee, version FROM x402_slates `+where+` ORDER BY channel`), args...); err != nil {
-		return nil, fmt.Errorf("reading x402 slates: %w", err)
+		return nil, fmt.Errorf("reading x402 accounts: %w", err)
 	}
-	all := make([]slate, len(rows))
+	all := make([]account, len(rows))
 	for i, row := range rows {
 		if err := json.Unmarshal([]byte(row.Document), &all[i]); err != nil {
-			return nil, fmt.Errorf("an x402 slate on disk does not parse; restore the database from its backup: %w", err)
+			return nil, fmt.Errorf("an x402 account on disk does not parse; restore the database from its backup: %w", err)
 		}
 		all[i].version, all[i].Payee = row.Version, common.HexToAddress(row.Payee)
 	}
 	return all, nil
 }
 
-// save keeps a slate, unless another program did since it was read. Memory and
+// save keeps an account, unless another program did since it was read. Memory and
 // disk must not differ because somebody lost patience, so it does not end with ctx.
-func (s slates) save(ctx context.Context, t *slate) error {
+func (s accounts) save(ctx context.Context, t *account) error {
 	return s.accept(ctx, t, nil)
 }
 
-// accept keeps a slate and the usage record that was checked for it in one step.
-func (s slates) accept(ctx context.Context, t *slate, rec *metering.SignedRecord) error {
+// accept keeps an account and the usage record that was checked for it in one step.
+func (s accounts) accept(ctx context.Context, t *account, rec *metering.SignedRecord) error {
 	document, err := json.Marshal(t) // by reference: uint256.Int only then writes a decimal
 	if err != nil {
 		return err
@@ -130,14 +130,14 @@ func (s slates) accept(ctx context.Context, t *slate, rec *metering.SignedRecord
 		return err
 	})
 	if err != nil {
-		return fmt.Errorf("channel %s: keeping its slate: %w", t.ID, err)
+		return fmt.Errorf("channel %s: keeping its account: %w", t.ID, err)
 	}
 	t.version++
 	return nil
 }
 
-// write writes a slate over the one that was read.
-func (t *slate) write(tx *sqlx.Tx, document string) error {
+// write writes an account over the one that was read.
+func (t *account) write(tx *sqlx.Tx, document string) error {
 	done, err := tx.Exec(tx.Rebind(`INSERT INTO x402_slates (channel, url, payee, document, updated_at, version) VALUES (?, ?, ?, ?, ?, 1)
 		ON CONFLICT (channel) DO UPDATE SET payee = excluded.payee, document = excluded.document, updated_at = excluded.updated_at,
 		version = x402_slates.version + 1 WHERE x402_slates.version = ?`),
@@ -157,12 +157,12 @@ func (t *slate) write(tx *sqlx.Tx, document string) error {
 }
 
 // records returns the checked usage records of a channel, in order.
-func (s slates) records(ctx context.Context, id common.Hash) ([]metering.SignedRecord, error) {
+func (s accounts) records(ctx context.Context, id common.Hash) ([]metering.SignedRecord, error) {
 	return s.Records(ctx, "x402_records", id)
 }
 
 // offer is one that records were kept under: null where they are from before offers were.
-func (s slates) offer(ctx context.Context, hash common.Hash) (json.RawMessage, error) {
+func (s accounts) offer(ctx context.Context, hash common.Hash) (json.RawMessage, error) {
 	var all []string
 	db := s.DB.View()
 	err := db.SelectContext(ctx, &all, db.Rebind(`SELECT document FROM x402_offers WHERE hash = ?`), hash.Hex())
@@ -172,23 +172,23 @@ func (s slates) offer(ctx context.Context, hash common.Hash) (json.RawMessage, e
 	return json.RawMessage(all[0]), nil
 }
 
-// isQuietSlate selects the slates that were written last before a time, in unix
+// isQuietAccount selects the accounts that were written last before a time, in unix
 // milliseconds, of whose channels there are records and no evidence.
-const isQuietSlate = `WHERE updated_at < ? AND channel IN (SELECT channel FROM x402_records)
+const isQuietAccount = `WHERE updated_at < ? AND channel IN (SELECT channel FROM x402_records)
 	AND channel NOT IN (SELECT channel FROM rental_evidence) AND channel NOT IN (SELECT channel FROM rental_proofs)`
 
-// quiet returns the slates of which nothing is under way, written last before a time.
-func (s slates) quiet(ctx context.Context, before time.Time) ([]slate, error) {
-	all, err := s.query(ctx, isQuietSlate, before.UnixMilli())
-	return slices.DeleteFunc(all, func(t slate) bool {
+// quiet returns the accounts of which nothing is under way, written last before a time.
+func (s accounts) quiet(ctx context.Context, before time.Time) ([]account, error) {
+	all, err := s.query(ctx, isQuietAccount, before.UnixMilli())
+	return slices.DeleteFunc(all, func(t account) bool {
 		return t.Tick != nil || t.Deposit != nil || t.Leaving || t.Dispute != "" || len(t.Accused) > 0 || !t.Lost.IsZero()
 	}), err
 }
 
-// prune deletes the records of a channel, unless it was paid from since its slate was read.
-func (s slates) prune(ctx context.Context, t slate, before time.Time) (deleted bool, err error) {
+// prune deletes the records of a channel, unless it was paid from since its account was read.
+func (s accounts) prune(ctx context.Context, t account, before time.Time) (deleted bool, err error) {
 	err = s.DB.Update(ctx, func(tx *sqlx.Tx) error {
-		done, err := tx.ExecContext(ctx, tx.Rebind(`DELETE FROM x402_records WHERE channel = ? AND channel IN (SELECT channel FROM x402_slates `+isQuietSlate+` AND version = ?)`),
+		done, err := tx.ExecContext(ctx, tx.Rebind(`DELETE FROM x402_records WHERE channel = ? AND channel IN (SELECT channel FROM x402_slates `+isQuietAccount+` AND version = ?)`),
 			t.ID.Hex(), before.UnixMilli(), t.version)
 		if err != nil {
 			return err

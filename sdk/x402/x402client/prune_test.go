@@ -1,4 +1,4 @@
-package sdk
+package x402client
 
 import (
 	"errors"
@@ -16,7 +16,7 @@ import (
 func TestX402RenterPrune(t *testing.T) {
 	n := newTenant(t, newPayRig(t))
 	n.tick()
-	r, later, full := n.renter, time.Now().Add(time.Hour), errors.New("the disk is full")
+	later, full := time.Now().Add(time.Hour), errors.New("the disk is full")
 	var kept []*audit.Bundle
 	keep := func(b *audit.Bundle) error { kept = append(kept, b); return nil }
 	prunes := func(what string, before time.Time, archive func(*audit.Bundle) error, want int) {
@@ -25,7 +25,7 @@ func TestX402RenterPrune(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got, err := PruneX402(t.Context(), r.Wallet(), before, archive); got != want || err != nil && !errors.Is(err, full) {
+		if got, err := Prune(t.Context(), n.wallet, before, archive); got != want || err != nil && !errors.Is(err, full) {
 			t.Errorf("%s: %d are pruned, want %d, %v", what, got, want, err)
 		}
 		if left, err := n.x.Records(t.Context(), n.rental.Channel()); err != nil || want == 0 && len(left) != len(had) || want == 1 && len(left) != 0 {
@@ -46,14 +46,14 @@ func TestX402RenterPrune(t *testing.T) {
 	prunes("money came that this renter has not seen", later, keep, 0)
 	empty()
 	id := n.rental.Channel()
-	s := n.slate()
+	s := n.account()
 	s.Tick = &pendingTick{URL: "http://provider/tick"}
-	if err := n.x.slates().save(t.Context(), &s); err != nil {
+	if err := n.x.accounts().save(t.Context(), &s); err != nil {
 		t.Fatal(err)
 	}
 	prunes("a tick is under way", later, keep, 0)
 	s.Tick = nil
-	if err := n.x.slates().save(t.Context(), &s); err != nil {
+	if err := n.x.accounts().save(t.Context(), &s); err != nil {
 		t.Fatal(err)
 	}
 	if len(kept) != 0 {
@@ -66,13 +66,13 @@ func TestX402RenterPrune(t *testing.T) {
 	n.tick()
 	empty()
 	prunes("used on, and empty again", later, keep, 1)
-	var backend chain.Backend = n.chain.Backend
+	var backend chain.Backend = n.Backend
 	if joined := audit.Join(kept); len(joined) != 1 || len(joined[0].Leases) != 2 || audit.Failures(audit.Verify(t.Context(), joined[0], backend)) != nil {
 		t.Errorf("what is kept: %d, %v", len(joined), audit.Failures(audit.Verify(t.Context(), joined[0], backend)))
 	}
 	n.tick()
 	empty()
-	if err := r.Wallet().Keep(t.Context(), wallet.Evidence{Channel: id, URL: n.server.URL, Reason: "a test", At: time.Now()}); err != nil {
+	if err := n.wallet.Keep(t.Context(), wallet.Evidence{Channel: id, URL: n.Server.URL, Reason: "a test", At: time.Now()}); err != nil {
 		t.Fatal(err)
 	}
 	prunes("its server was caught", later, keep, 0)

@@ -1,4 +1,4 @@
-package sdk
+package x402client
 
 import (
 	"context"
@@ -14,13 +14,13 @@ import (
 	"github.com/gpupay/gpupay/sdk/wallet"
 )
 
-// PruneX402 deletes the usage records of a wallet's channels with x402 servers over which nobody can argue any more, each after
+// Prune deletes the usage records of a wallet's channels with x402 servers over which nobody can argue any more, each after
 // archive has kept its bundle: those that were caught at nothing and hold no money, by a look at the chain before a time and by
 // one now. What was signed stays, what the GPUs were billed for and what counts against the caps. It returns how many channels it
 // pruned, and stops at the first error.
-func PruneX402(ctx context.Context, w *wallet.Wallet, before time.Time, archive func(*audit.Bundle) error) (pruned int, err error) {
-	slates := slates{w.Store}
-	quiet, err := slates.quiet(ctx, before)
+func Prune(ctx context.Context, w *wallet.Wallet, before time.Time, archive func(*audit.Bundle) error) (pruned int, err error) {
+	all := accounts{w.Store}
+	quiet, err := all.quiet(ctx, before)
 	for _, s := range quiet {
 		empty, err := emptySince(ctx, w, s.ID, before)
 		if err != nil {
@@ -29,13 +29,13 @@ func PruneX402(ctx context.Context, w *wallet.Wallet, before time.Time, archive 
 		if !empty {
 			continue
 		}
-		b, err := ExportX402(ctx, w, s.ID)
+		b, err := Export(ctx, w, s.ID)
 		if err == nil {
 			err = archive(b)
 		}
 		deleted := false
 		if err == nil {
-			deleted, err = slates.prune(ctx, s, before)
+			deleted, err = all.prune(ctx, s, before)
 		}
 		if err != nil {
 			return pruned, fmt.Errorf("channel %s: pruning its records: %w", s.ID, err)

@@ -1,4 +1,4 @@
-package sdk
+package x402client
 
 import (
 	"context"
@@ -22,10 +22,10 @@ import (
 func TestX402LeavesNotBehindADeposit(t *testing.T) {
 	n := newTenant(t, newPayRig(t))
 	n.tick()
-	s := n.slate()
+	s := n.account()
 	s.Deposit = &x402.Deposit{Authorization: x402.Authorization{ValidBefore: x402.Seconds(time.Now().Add(time.Hour).Unix()), Salt: x402.Hash{1}}}
 	s.Deposit.Amount.Int = *uint256.NewInt(1)
-	if err := n.x.slates().save(t.Context(), &s); err != nil {
+	if err := n.x.accounts().save(t.Context(), &s); err != nil {
 		t.Fatal(err)
 	}
 	paid, err := n.x.payer.State(t.Context(), s.ID)
@@ -34,11 +34,11 @@ func TestX402LeavesNotBehindADeposit(t *testing.T) {
 	}
 	short, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
-	b := &buying{x: n.x, terms: paid.Terms, id: s.ID}
-	if _, err := b.pack(short); !errors.Is(err, context.DeadlineExceeded) {
+	b := &payment{x: n.x, terms: paid.Terms, id: s.ID}
+	if _, err := b.beginLeaving(short); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("%v", err)
 	}
-	if n.slate().Leaving {
+	if n.account().Leaving {
 		t.Error("it left behind a deposit that may still arrive")
 	}
 }
@@ -56,14 +56,14 @@ func (p plain) CallContract(ctx context.Context, call ethereum.CallMsg, block *b
 // TestX402SignsNoDepositThatCannotWork: a deposit that the token cannot move, or that is not there, is not signed.
 func TestX402SignsNoDepositThatCannotWork(t *testing.T) {
 	n := newTenant(t, newPayRig(t))
-	b := &buying{x: n.x, terms: channel.Terms{Payer: n.key.Address()}}
+	b := &payment{x: n.x, terms: channel.Terms{Payer: n.key.Address()}}
 	for amount, want := range map[uint64]error{1: nil, tenantPurse: nil, tenantPurse + 1: wallet.ErrBalance} {
 		if err := b.afford(t.Context(), *uint256.NewInt(amount)); !errors.Is(err, want) {
 			t.Errorf("%d: %v, want %v", amount, err, want)
 		}
 	}
 	var err error
-	if n.x.w.Token, err = chain.NewToken(t.Context(), plain{n.chain.Backend}, n.config.Token); err != nil {
+	if n.x.w.Token, err = chain.NewToken(t.Context(), plain{n.Backend}, n.Config.Token); err != nil {
 		t.Fatal(err)
 	}
 	if err := b.afford(t.Context(), *uint256.NewInt(1)); !errors.Is(err, ErrNotOffered) {
@@ -85,7 +85,7 @@ func TestX402BooksWhatItSees(t *testing.T) {
 	n := newTenant(t, newPayRig(t))
 	n.tick()
 	n.x.payer.Store = full{n.x.payer.Store}
-	b := &buying{x: n.x, id: n.slate().ID}
+	b := &payment{x: n.x, id: n.account().ID}
 	if _, _, err := b.observe(t.Context()); !errors.Is(err, errFull) {
 		t.Errorf("%v", err)
 	}

@@ -1,4 +1,4 @@
-package sdk
+package x402client
 
 import (
 	"net/http"
@@ -58,32 +58,32 @@ func TestX402NoDoorTakesTheCeiling(t *testing.T) {
 	for name, door := range map[string]struct {
 		mute  bool
 		ticks uint64 // whose ceilings may be signed
-		open  func(*mill, *X402Client, int) *X402Rental
+		open  func(*mill, *Client, int) *Rental
 	}{
-		"another request": {false, 1, func(m *mill, x *X402Client, _ int) *X402Rental {
-			m.other, m.s.Offer.Amount = true, wireAmount(10)
+		"another request": {false, 1, func(m *mill, x *Client, _ int) *Rental {
+			m.other, m.s.Offer.Amount = true, wireUnits(10)
 			if resp, err := x.Client().Get(m.URL + "/answer"); err == nil {
 				resp.Body.Close()
 			}
-			m.other, m.s.Offer.Amount = false, wireAmount(testrig.MillAsk)
+			m.other, m.s.Offer.Amount = false, wireUnits(testrig.MillAsk)
 			return m.rent(x, 1)
 		}},
-		"a refund": {false, 1, func(m *mill, x *X402Client, _ int) *X402Rental {
+		"a refund": {false, 1, func(m *mill, x *Client, _ int) *Rental {
 			rental := m.rent(x, 1)
 			_, _ = rental.Close(m.t.Context())
 			return rental
 		}},
-		"a refund of a tick that is not answered": {true, 2, func(m *mill, x *X402Client, _ int) *X402Rental {
+		"a refund of a tick that is not answered": {true, 2, func(m *mill, x *Client, _ int) *Rental {
 			rental := m.rent(x, 1)
 			_, _ = rental.Close(m.t.Context())
 			return rental
 		}},
-		"another number of GPUs": {true, 1, func(m *mill, x *X402Client, round int) *X402Rental { return m.rent(x, 1+round%2) }},
+		"another number of GPUs": {true, 1, func(m *mill, x *Client, round int) *Rental { return m.rent(x, 1+round%2) }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := newMill(t, false, func(uint64, uint64) time.Duration { return 50 * time.Millisecond })
 			m.claimsAll(door.mute)
-			x := m.s.client(doorCaps, X402Options{MaxPrice: wallet.Unlimited})
+			x := m.s.client(doorCaps, Options{MaxPrice: wallet.Unlimited})
 			rental, began := m.rent(x, 1), time.Now()
 			for round := range 6 {
 				_, err := rental.Tick(t.Context())
@@ -99,7 +99,7 @@ func TestX402NoDoorTakesTheCeiling(t *testing.T) {
 	}
 }
 
-func (m *mill) rent(x *X402Client, gpus int) *X402Rental {
+func (m *mill) rent(x *Client, gpus int) *Rental {
 	m.t.Helper()
 	rental, err := x.Rent(m.t.Context(), m.URL, gpus)
 	if err != nil {
@@ -140,7 +140,7 @@ func TestX402FalseClaimAtARefund(t *testing.T) {
 	})
 	t.Run("of a channel that is not known", func(t *testing.T) {
 		m := newMill(t, false, func(uint64, uint64) time.Duration { return 50 * time.Millisecond })
-		x := m.s.client(doorCaps, X402Options{MaxPrice: wallet.Unlimited})
+		x := m.s.client(doorCaps, Options{MaxPrice: wallet.Unlimited})
 		if _, err := m.rent(x, 1).Tick(t.Context()); err != nil {
 			t.Fatal(err)
 		}
@@ -148,7 +148,7 @@ func TestX402FalseClaimAtARefund(t *testing.T) {
 		m.s.RPC(t, &before, "evm_snapshot")
 		rewrite(t, m.s.Chain, m.s.Contract, m.s.only(x).ID, 0, lie, func(v channel.ChainView) uint256.Int { return v.Settled })
 		m.s.database, m.s.Paid = filepath.Join(t.TempDir(), "new.db"), nil
-		x = m.s.client(doorCaps, X402Options{MaxPrice: wallet.Unlimited})
+		x = m.s.client(doorCaps, Options{MaxPrice: wallet.Unlimited})
 		vouchers := map[string]bool{}
 		m.s.Instead = m.counts(vouchers)
 		rental := m.rent(x, 1)

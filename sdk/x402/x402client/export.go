@@ -1,4 +1,4 @@
-package sdk
+package x402client
 
 import (
 	"cmp"
@@ -18,22 +18,22 @@ import (
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
-// ExportX402 returns what a wallet keeps about a channel with an x402 server.
-func ExportX402(ctx context.Context, w *wallet.Wallet, channelID common.Hash) (*audit.Bundle, error) {
+// Export returns what a wallet keeps about a channel with an x402 server.
+func Export(ctx context.Context, w *wallet.Wallet, channelID common.Hash) (*audit.Bundle, error) {
 	return exportAccount(ctx, w.DB, w.Sender.Store, channelID)
 }
 
-// ExportX402File returns what a payer's database kept about a channel with an x402 server, or about the channel of a lease; with
+// ExportFile returns what a payer's database kept about a channel with an x402 server, or about the channel of a lease; with
 // the zero id about the one that changed last. Its error is channel.ErrUnknown for one of a rental. The program that owns the
 // database may run meanwhile.
-func ExportX402File(ctx context.Context, path string, id common.Hash) (*audit.Bundle, error) {
+func ExportFile(ctx context.Context, path string, id common.Hash) (*audit.Bundle, error) {
 	return wallet.ExportFile(ctx, path, id, func(s wallet.Store) wallet.Books {
-		return wallet.Books{Records: "x402_records", Newest: slates{s}.newest, Export: exportAccount}
+		return wallet.Books{Records: "x402_records", Newest: accounts{s}.newest, Export: exportAccount}
 	})
 }
 
 // newest is the account whose channel changed last, zero if none of the channels is one.
-func (s slates) newest(ctx context.Context, channels []channel.PayerState) (newest common.Hash, err error) {
+func (s accounts) newest(ctx context.Context, channels []channel.PayerState) (newest common.Hash, err error) {
 	var at time.Time
 	for _, c := range channels {
 		account, err := s.HasAccount(ctx, c.ID)
@@ -49,7 +49,7 @@ func (s slates) newest(ctx context.Context, channels []channel.PayerState) (newe
 
 // exportAccount is what a payer's database keeps about a channel with an x402 server.
 func exportAccount(ctx context.Context, db *store.DB, txs *chain.Store, id common.Hash) (*audit.Bundle, error) {
-	accounts := slates{wallet.Store{DB: db}}
+	accounts := accounts{wallet.Store{DB: db}}
 	b, err := accounts.Bundle(ctx, txs, id)
 	if err != nil {
 		return nil, err
@@ -65,7 +65,7 @@ func exportAccount(ctx context.Context, db *store.DB, txs *chain.Store, id commo
 
 // export adds the leases whose records were checked for ticks, in the order in which
 // they ran.
-func (s slates) export(ctx context.Context, b *audit.Bundle) error {
+func (s accounts) export(ctx context.Context, b *audit.Bundle) error {
 	records, err := s.records(ctx, b.Channel)
 	if err != nil {
 		return err

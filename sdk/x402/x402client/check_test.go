@@ -1,14 +1,16 @@
-package sdk
+package x402client
 
 import (
 	"bytes"
 	"encoding/json"
 	"errors"
 	"io"
+	"log/slog"
 	"maps"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -16,11 +18,11 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
-	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
-	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/units"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -58,7 +60,7 @@ func TestX402StrangerAccusesNoPayee(t *testing.T) {
 	n := newTenant(t, newPayRig(t))
 	n.tick()
 	stranger := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
-		resp, err := http.Get(n.server.URL + "/tick?gpus=1")
+		resp, err := http.Get(n.Server.URL + "/tick?gpus=1")
 		if err != nil {
 			t.Error(err)
 			return
@@ -83,13 +85,13 @@ func TestX402StrangerAccusesNoPayee(t *testing.T) {
 		w.WriteHeader(http.StatusPaymentRequired)
 	}))
 	defer stranger.Close()
-	payee := n.slate().Payee
+	payee := n.account().Payee
 	for range 2 {
 		var d *wallet.Dispute
-		if resp, err := n.x.Client().Get(stranger.URL); !errors.As(err, &d) || !errors.Is(err, ErrForged) && n.slate().Accused == nil {
+		if resp, err := n.x.Client().Get(stranger.URL); !errors.As(err, &d) || !errors.Is(err, ErrForged) && n.account().Accused == nil {
 			t.Fatalf("the stranger's site: %v, %v", resp, err)
 		}
-		if err := n.x.w.Vet(t.Context(), payee, peer.SiteOf(n.server.URL)); err != nil {
+		if err := n.x.w.Vet(t.Context(), payee, peer.SiteOf(n.Server.URL)); err != nil {
 			t.Errorf("a rental of the honest provider: %v", err)
 		}
 		n.tick()
@@ -104,9 +106,9 @@ func TestX402StrangerAccusesNoPayee(t *testing.T) {
 // another one: the record that the provider signed says more time than passed since. The site is paid no more; the provider is.
 func TestX402RelayAccusesNoPayee(t *testing.T) {
 	n := newTenant(t, newPayRig(t))
-	n.change = func(c *renter.Config) { c.Tolerance = time.Millisecond }
+	n.change = func(c *wallet.Config) { c.Tolerance = time.Millisecond }
 	n.open()
-	provider := httputil.NewSingleHostReverseProxy(parsed(t, n.server.URL))
+	provider := httputil.NewSingleHostReverseProxy(parsed(t, n.Server.URL))
 	var first string
 	kept := httptest.NewRecorder()
 	relay := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
@@ -140,7 +142,7 @@ func TestX402RelayAccusesNoPayee(t *testing.T) {
 	if !errors.Is(err, metering.ErrClock) {
 		t.Fatal(err)
 	}
-	if err := n.x.w.Vet(t.Context(), n.slate().Payee, peer.SiteOf(n.server.URL)); err != nil {
+	if err := n.x.w.Vet(t.Context(), n.account().Payee, peer.SiteOf(n.Server.URL)); err != nil {
 		t.Errorf("a rental of the honest provider: %v", err)
 	}
 	if _, err := rental.Tick(t.Context()); !errors.As(err, &d) {
@@ -161,7 +163,7 @@ func TestX402RelayAccusesNoPayee(t *testing.T) {
 // charged, with no record: the provider, asked for a tick, is asked for that one.
 func TestX402StrangerLosesNoTickOfAnother(t *testing.T) {
 	n := newTenant(t, newPayRig(t))
-	provider := httputil.NewSingleHostReverseProxy(parsed(t, n.server.URL))
+	provider := httputil.NewSingleHostReverseProxy(parsed(t, n.Server.URL))
 	stranger := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
 		p, err := x402.ParsePaymentPayload(q.Header)
 		if err != nil {
@@ -202,7 +204,7 @@ func TestX402StrangerLosesNoTickOfAnother(t *testing.T) {
 // offer of its own, signed by its own key, accuses itself.
 func TestX402StrangersOfferAccusesNoPayee(t *testing.T) {
 	m := newMill(t, false, func(uint64, uint64) time.Duration { return time.Second })
-	x := m.s.client(wallet.Caps{PricePerGPUHour: "10", PerLease: "5", PerDay: "50", PerPayee: "50"}, X402Options{MaxPrice: wallet.Unlimited})
+	x := m.s.client(wallet.Caps{PricePerGPUHour: "10", PerLease: "5", PerDay: "50", PerPayee: "50"}, Options{MaxPrice: wallet.Unlimited})
 	rental, err := x.Rent(t.Context(), m.URL, 1)
 	if err != nil {
 		t.Fatal(err)
@@ -224,6 +226,11 @@ func TestX402StrangersOfferAccusesNoPayee(t *testing.T) {
 	}
 }
 
+// endless is a body that never ends.
+type endless struct{}
+
+func (endless) Read(b []byte) (int, error) { return len(b), nil }
+
 // TestX402AccessSteersNoTerminal: how the GPUs of a tick are reached is there to be shown, and is no more than shown.
 func TestX402AccessSteersNoTerminal(t *testing.T) {
 	n := newTenant(t, newPayRig(t))
@@ -238,7 +245,7 @@ func TestX402AccessSteersNoTerminal(t *testing.T) {
 
 // TestX402RenterCatchesProviders: a tick that does not hold is kept as evidence, and nothing more is paid.
 func TestX402RenterCatchesProviders(t *testing.T) {
-	r := newPayRig(t)
+	r := newPayRig(t, func(c *sdk.ProviderConfig) { c.Source = testclock.GPUs(16) }) // a lease goes on that a renter left
 	rewrite := func(change func(*wire.Tick)) func(*http.Response) { return rewriteTick(t, change) }
 	for _, row := range []struct {
 		name  string
@@ -248,7 +255,7 @@ func TestX402RenterCatchesProviders(t *testing.T) {
 	}{
 		{"charged without a record", peer.ErrProtocol, nil, rewrite(func(k *wire.Tick) { k.Record = nil })},
 		{"no answer at all", peer.ErrProtocol, nil, func(resp *http.Response) { resp.Body = http.NoBody }},
-		{"an endless answer", peer.ErrProtocol, nil, func(resp *http.Response) { resp.Body = io.NopCloser(&endless{}) }},
+		{"an endless answer", peer.ErrProtocol, nil, func(resp *http.Response) { resp.Body = io.NopCloser(endless{}) }},
 		{"record of another lease", peer.ErrProtocol, nil, rewrite(func(k *wire.Tick) { k.LeaseID[0]++ })},
 		{"record of another channel", peer.ErrProtocol, nil, rewrite(func(k *wire.Tick) { k.ChannelID[0]++ })},
 		{"record that was changed", metering.ErrSignature, nil, rewrite(func(k *wire.Tick) { k.Record.Nanos++ })},
@@ -291,31 +298,23 @@ func TestX402RenterCatchesProviders(t *testing.T) {
 			if _, err := n.rental.Tick(t.Context()); !errors.As(err, &d) || len(n.line.Paid) != paid {
 				t.Errorf("afterwards: %v, %d payments", err, len(n.line.Paid)-paid)
 			}
-			kept, err := n.x.w.Evidence(t.Context(), n.slate().ID)
-			if records, err2 := n.x.Records(t.Context(), n.slate().ID); len(kept) != 1 || len(records) != held || err != nil || err2 != nil {
+			kept, err := n.x.w.Evidence(t.Context(), n.account().ID)
+			if records, err2 := n.x.Records(t.Context(), n.account().ID); len(kept) != 1 || len(records) != held || err != nil || err2 != nil {
 				t.Errorf("%d pieces of evidence, %d records, %v", len(kept), len(records), errors.Join(err, err2))
-			}
-			if release(n) != nil {
-				t.Error("the GPU is not free again")
 			}
 		})
 	}
 }
 
-// release ends a tenant's lease, so that the next one has a GPU.
-func release(n *tenant) error {
-	return n.provider.x402.endNewest(n.Context(), &x402Request{id: n.slate().ID}, "the test is over")
-}
-
 // TestX402RenterBoundsTicks: a provider that asks for a ceiling of more than a minute is not paid, however low its price.
 func TestX402RenterBoundsTicks(t *testing.T) {
-	n := newTenant(t, newPayRig(t, func(c *ProviderConfig) { c.X402.Window = 59_800 * time.Millisecond }))
-	if b, err := n.rental.ask(t.Context()); err != nil || b.offer.Amount.Uint64() != 60_001 {
+	n := newTenant(t, newPayRig(t, func(c *sdk.ProviderConfig) { c.X402.Window = 59_800 * time.Millisecond }))
+	if b, err := n.rental.request(t.Context()); err != nil || b.offer.Amount.Uint64() != 60_001 {
 		t.Errorf("a minute: %v", err) // 59.8 s and the slack
 	}
-	n.shut()
-	n.config.X402.Window += time.Millisecond
-	n.start()
+	n.Stop()
+	n.Config.X402.Window += time.Millisecond
+	n.Start()
 	n.open()
 	if _, err := n.rental.Tick(t.Context()); !errors.Is(err, wallet.ErrPrice) || len(n.line.Paid) != 0 {
 		t.Errorf("more than a minute: %v", err)
@@ -329,9 +328,9 @@ func TestX402FirstRecord(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	x := &X402Rental{gpus: 1, price: price}
-	b := &buying{slate: slate{Tick: &pendingTick{Boot: "b", Asked: metering.Instant{Boot: 5e9, Mono: 5e9, Wall: 5e9}, Base: *uint256.NewInt(1000)}}}
-	lease := func(nanos uint64, added int64, before uint64) (*ticking, error) {
+	x := &Rental{gpus: 1, price: price}
+	b := &payment{account: account{Tick: &pendingTick{Boot: "b", Asked: metering.Instant{Boot: 5e9, Mono: 5e9, Wall: 5e9}, Base: *uint256.NewInt(1000)}}}
+	lease := func(nanos uint64, added int64, before uint64) (*tickLease, error) {
 		rec := metering.SignedRecord{Record: metering.Record{Sequence: 1, Nanos: nanos, OwedBefore: *uint256.NewInt(before)}, Evidence: metering.Evidence{Nanos: added}}
 		return x.lease(t.Context(), b, wire.Tick{Devices: []string{"GPU-1"}, Record: &rec})
 	}
@@ -359,7 +358,7 @@ func TestX402FirstRecord(t *testing.T) {
 			t.Errorf("%d owed: %v, want %v", before, err, want)
 		}
 	}
-	b.slate.Tick.Base.Clear() // nothing was before it
+	b.account.Tick.Base.Clear() // nothing was before it
 	if _, err := lease(0, 0, 1); !errors.Is(err, peer.ErrDemand) {
 		t.Errorf("the first of all: %v", err)
 	}
@@ -394,7 +393,15 @@ func TestEvidenceHoldsNoAccess(t *testing.T) {
 func TestTicksNeedANamedMeter(t *testing.T) {
 	m := testrig.NewMarket(t)
 	v := testrig.NewHostileNodes(t, m)
-	x := &X402Client{w: renterrig.Open(t, renterrig.Config(t, m, m.Payer)).Wallet()} // on a chain without x402's contract
+	w, err := wallet.Open(t.Context(), wallet.Config{
+		Backend: m.Backend, Token: m.Token, Key: channel.NewKey(m.Payer), Database: filepath.Join(t.TempDir(), "renter.db"),
+		Caps: wallet.Caps{PricePerGPUHour: "4.00", PerLease: "10", PerDay: "20", PerPayee: wallet.Unlimited}, Log: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	x := &Client{w: w} // on a chain without x402's contract
 	if _, err := x.Rent(t.Context(), v.Server.URL, 1); !errors.Is(err, peer.ErrOffer) {
 		t.Errorf("%v", err)
 	}

@@ -1,4 +1,4 @@
-package sdk
+package x402client
 
 import (
 	"bytes"
@@ -143,7 +143,7 @@ func TestX402ServerLocksNoMoreThanTheCaps(t *testing.T) {
 }
 
 // within holds what is gone from the payer, and what was signed and could still go, to the caps.
-func (k *shark) within(x *X402Client, perLease, perDay, perPayee uint64) {
+func (k *shark) within(x *Client, perLease, perDay, perPayee uint64) {
 	k.Helper()
 	all, err := x.Channels(k.Context())
 	if err != nil {
@@ -186,7 +186,7 @@ func (k *shark) within(x *X402Client, perLease, perDay, perPayee uint64) {
 	}
 }
 
-func (k *shark) used(x *X402Client, p x402.PaymentPayload) bool {
+func (k *shark) used(x *Client, p x402.PaymentPayload) bool {
 	k.Helper()
 	nonce := channel.DepositNonce(common.Hash(p.Payload.Voucher.ChannelID), common.Hash(p.Payload.Deposit.Authorization.Salt))
 	used, err := x.w.Token.AuthorizationUsed(k.Context(), k.PayerAddress(), nonce)
@@ -229,12 +229,12 @@ func TestX402ServerHasOneChannel(t *testing.T) {
 	if c := s.only(x); c.ID != first.ID || s.Tokens(t, s.PayerAddress()) != testrig.Thousand-testrig.SellerDeposit {
 		t.Errorf("%+v", c)
 	}
-	kept, err := x.slates().load(t.Context(), first.ID)
+	kept, err := x.accounts().load(t.Context(), first.ID)
 	if err != nil {
 		t.Fatal(err)
 	}
 	kept.Charged = first.Deposit // all of it is used
-	if err := x.slates().save(t.Context(), kept); err != nil {
+	if err := x.accounts().save(t.Context(), kept); err != nil {
 		t.Fatal(err)
 	}
 	s.Base, s.Newest = 0, nil
@@ -256,9 +256,9 @@ func TestX402RefusedOffersLeaveNoTrace(t *testing.T) {
 		}
 	}
 	known, err := x.payer.Channels(t.Context())
-	all, err2 := x.slates().list(t.Context())
+	all, err2 := x.accounts().list(t.Context())
 	if len(known) != 0 || len(all) != 0 || len(s.Paid) != 0 {
-		t.Errorf("%d channels, %d slates, %d payments, %v", len(known), len(all), len(s.Paid), errors.Join(err, err2))
+		t.Errorf("%d channels, %d accounts, %d payments, %v", len(known), len(all), len(s.Paid), errors.Join(err, err2))
 	}
 }
 
@@ -306,7 +306,7 @@ func TestX402CaughtServerIsNotPaidElsewhere(t *testing.T) {
 		t.Errorf("a rental there: %v", err)
 	}
 	other := newStall(t, s.Market)
-	other.renter = nil
+	other.wallet = nil
 	if resp, err := x.Client().Get(other.Server.URL); err != nil || resp.StatusCode != http.StatusOK {
 		t.Errorf("somebody else: %v, %v", resp, err)
 	}
@@ -326,14 +326,14 @@ func parsed(t *testing.T, address string) *url.URL {
 func TestX402ClientsOfOneRenterTakeTurns(t *testing.T) {
 	s := newStall(t, testrig.NewX402Market(t))
 	first := s.client(stallCaps, stallOptions)
-	second, err := NewX402Client(t.Context(), s.renter.Wallet(), stallOptions)
+	second, err := New(t.Context(), s.wallet, stallOptions)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var wait sync.WaitGroup
 	for i := range 16 {
 		wait.Go(func() {
-			x := []*X402Client{first, second}[i%2]
+			x := []*Client{first, second}[i%2]
 			if resp, err := s.get(x); err != nil || resp.StatusCode != http.StatusOK {
 				t.Errorf("%v, %v", resp, err)
 			}
@@ -553,7 +553,7 @@ func TestX402StalledRefusal(t *testing.T) {
 	go func() { _, err := s.get(x); ended <- err }()
 	select {
 	case <-ended:
-	case <-time.After(10 * dropTime):
+	case <-time.After(10 * drainTimeout):
 		t.Error("a body that stalls is waited for")
 	}
 }
@@ -569,7 +569,7 @@ func TestX402TakesTheCheapestOffer(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		b, err := x.choose(&ask{req: req}, x402.PaymentRequired{Accepts: accepts}, x.maxPrice)
+		b, err := x.choose(&request{req: req}, x402.PaymentRequired{Accepts: accepts}, x.maxPrice)
 		if err != nil || b.offer.Amount != cheap.Amount || b.offer.Network != cheap.Network {
 			t.Errorf("%d: %+v, %v", i, b, err)
 		}

@@ -1,4 +1,4 @@
-package sdk
+package x402client
 
 import (
 	"errors"
@@ -6,10 +6,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ethereum/go-ethereum/crypto"
 	"github.com/holiman/uint256"
 
+	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sim"
+	"github.com/gpupay/gpupay/sdk"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -26,7 +29,7 @@ const (
 func pairTenant(t *testing.T) (*tenant, *sim.Source, *nap) {
 	t.Helper()
 	var host *sim.Source
-	n := newTenant(t, newPayRig(t, func(c *ProviderConfig) {
+	n := newTenant(t, newPayRig(t, func(c *sdk.ProviderConfig) {
 		c.X402.Window, c.X402.Slack, c.MaxGap = pairWindow, pairSlack, pairGap
 		host = c.Source.(*sim.Source)
 	}))
@@ -40,7 +43,7 @@ func (n *tenant) openPair() {
 	n.Helper()
 	n.open()
 	var err error
-	if n.rental, err = n.x.Rent(n.Context(), n.server.URL, 2); err != nil {
+	if n.rental, err = n.x.Rent(n.Context(), n.Server.URL, 2); err != nil {
 		n.Fatal(err)
 	}
 }
@@ -48,16 +51,17 @@ func (n *tenant) openPair() {
 // usesUp waits until a tenant's lease has used all that is signed for.
 func (n *tenant) usesUp() {
 	n.Helper()
+	id := n.account().ID
 	testrig.Eventually(n.T, "the lease is suspended", func() bool {
-		l := n.provider.running(n.slate().ID)
-		return l == nil || l.state() == leaseSuspended
+		state := n.LeaseState(id)
+		return state == wire.StateSuspended || state == wire.StateEnded
 	})
 }
 
 // totals are for how long the GPUs of a tenant's pair ran, the one that ran the longest first.
 func (n *tenant) totals() (most, least time.Duration) {
 	n.Helper()
-	devices := n.slate().Ticking.Checker.Devices
+	devices := n.account().Ticking.Checker.Devices
 	if len(devices) != 2 {
 		n.Fatalf("%+v", devices)
 	}
@@ -78,7 +82,7 @@ func TestX402OneOfTwoGPUsDown(t *testing.T) {
 		"while our host stood":  {1, func(n *tenant, c *nap) { n.clock.(*testrig.FlawedClock).Stand(c.Now()); c.pass(time.Hour) }},
 		"our host was rebooted": {1, func(n *tenant, _ *nap) { n.clock.(*testrig.FlawedClock).Reboot(); n.openPair() }},
 		"our database is lost": {1, func(n *tenant, _ *nap) {
-			if err := n.provider.Settle(n.Context()); err != nil {
+			if err := n.Provider.Settle(n.Context()); err != nil {
 				n.Fatal(err)
 			}
 			n.database += ".new"
@@ -113,7 +117,7 @@ func TestX402OneOfTwoGPUsDown(t *testing.T) {
 				t.Fatal(err)
 			}
 			c := n.only()
-			if got := n.chain.Tokens(t, n.key.Address()); got != tenantPurse-c.Deposit.Uint64() || c.Deposit != c.Charged {
+			if got := n.Tokens(t, n.key.Address()); got != tenantPurse-c.Deposit.Uint64() || c.Deposit != c.Charged {
 				t.Errorf("the renter has %d tokens, %s were charged of %s", got, c.Charged.Dec(), c.Deposit.Dec())
 			}
 		})
@@ -130,7 +134,7 @@ func TestX402TimeOfAllGPUs(t *testing.T) {
 				host.Inject(sim.Fault{Device: 1, Kind: sim.Lost, For: time.Hour})
 			}
 			n.tick()
-			ours := n.slate()
+			ours := n.account()
 			signed, err := n.x.payer.State(t.Context(), ours.ID)
 			if err != nil {
 				t.Fatal(err)
@@ -139,7 +143,7 @@ func TestX402TimeOfAllGPUs(t *testing.T) {
 			clock.pass(away)
 			clock.stop() // and the provider bills on
 			var billed uint64
-			var tick X402Tick
+			var tick Tick
 			for range 10 {
 				if tick, err = n.rental.Tick(t.Context()); err != nil {
 					break
@@ -166,9 +170,13 @@ func TestX402TimeOfAllGPUs(t *testing.T) {
 // absence is no more than was signed for, to the base unit, and one late reading of each GPU.
 func TestX402ClocksOfAnHonestLease(t *testing.T) {
 	const late, unit = int64(pairGap), int64(time.Millisecond) // a base unit of time
-	key := testKey(t)
+	private, err := crypto.GenerateKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := channel.NewKey(private)
 	offer, err := wire.SignOffer(t.Context(), key, wire.Offer{Version: 1, ChainID: 1, Escrow: wire.Address{1}, Token: wire.Address{2},
-		Payee: wire.Address(key.Address()), Meter: wire.Address(key.Address()), Amount: wireAmount(1000), Unit: "gpu_second",
+		Payee: wire.Address(key.Address()), Meter: wire.Address(key.Address()), Amount: wireUnits(1000), Unit: "gpu_second",
 		Credit: 10, Tick: 1000, MaxGap: late / unit, RecordEvery: 5000})
 	if err != nil {
 		t.Fatal(err)
@@ -195,9 +203,9 @@ func TestX402ClocksOfAnHonestLease(t *testing.T) {
 				}
 			}
 		}
-		l := &ticking{Offer: offer.Document, Devices: make([]string, gpus), Checker: metering.CheckerState{BootID: "b", Start: at}}
+		l := &tickLease{Offer: offer.Document, Devices: make([]string, gpus), Checker: metering.CheckerState{BootID: "b", Start: at}}
 		l.Together = l.each()
-		b, prior := &buying{}, int64(0)
+		b, prior := &payment{}, int64(0)
 		for range 20 {
 			away := random.Int64N(int64(5 * time.Second))
 			if l.Checker.Sequence == 0 {
@@ -207,7 +215,7 @@ func TestX402ClocksOfAnHonestLease(t *testing.T) {
 			pass(away)
 			ask := int64(gpus) * int64(pairWindow+pairSlack) / unit
 			p := &pendingTick{Asked: at, Boot: "b", Prior: *uint256.NewInt(uint64(prior)), Most: *uint256.NewInt(uint64(sum()/unit + 1 + ask))}
-			b.slate.Tick = p
+			b.account.Tick = p
 			took := random.Int64N(int64(2 * time.Second))
 			run(int64(p.Most.Uint64())*unit-sum(), took)
 			asked := *l

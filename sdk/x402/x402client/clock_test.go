@@ -1,9 +1,10 @@
-package sdk
+package x402client
 
 import (
 	"context"
 	"encoding/json"
 	"errors"
+	"log/slog"
 	"net/http"
 	"strings"
 	"sync"
@@ -15,11 +16,10 @@ import (
 
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/gpu"
-	"github.com/gpupay/gpupay/sdk/internal/billed"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
-	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
 	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -64,7 +64,7 @@ func (n *nap) stop() {
 
 func idleRig(t *testing.T) (*tenant, *nap) {
 	t.Helper()
-	n := newTenant(t, newPayRig(t, func(c *ProviderConfig) {
+	n := newTenant(t, newPayRig(t, func(c *sdk.ProviderConfig) {
 		c.X402.Window, c.X402.Slack, c.MaxGap = time.Second, 80*time.Millisecond, 300*time.Millisecond
 	}))
 	clock := &nap{}
@@ -82,7 +82,7 @@ func TestX402IdleTimeIsNotBilled(t *testing.T) {
 		clock.pass(15 * time.Minute) // an honest provider has suspended the lease
 	}
 	n.tick()
-	ours := n.slate()
+	ours := n.account()
 	signed, err := n.x.payer.State(n.Context(), ours.ID)
 	if err != nil {
 		t.Fatal(err)
@@ -142,12 +142,12 @@ func TestX402IdleAllowance(t *testing.T) {
 	} {
 		asked := metering.Instant{Boot: int64(24 * time.Hour), Mono: int64(24 * time.Hour), Wall: time.Now().UnixNano()}
 		began := int64(row.elapsed + row.idle)
-		l := &ticking{Devices: []string{"GPU-a"}, Checker: metering.CheckerState{
+		l := &tickLease{Devices: []string{"GPU-a"}, Checker: metering.CheckerState{
 			BootID: row.bootLast, Sequence: 1, Elapsed: int64(row.elapsed), Owed: *uint256.NewInt(10),
 			Start:   metering.Instant{Boot: asked.Boot - began, Mono: asked.Mono - began, Wall: asked.Wall - began - int64(row.missed)},
 			Devices: []metering.CheckedDevice{{UUID: "GPU-a", Total: int64(row.ran)}},
 		}}
-		b := &buying{slate: slate{Tick: &pendingTick{Prior: *uint256.NewInt(15), Asked: asked, Boot: row.bootAsked}}}
+		b := &payment{account: account{Tick: &pendingTick{Prior: *uint256.NewInt(15), Asked: asked, Boot: row.bootAsked}}}
 		b.forfeit(l, price, asked, row.bootAsked)
 		got := time.Duration(asked.Boot - l.Checker.Start.Boot)
 		if wall := time.Duration(asked.Wall - l.Checker.Start.Wall); got != row.want || (wall-got).Abs() > 20*time.Millisecond {
@@ -162,11 +162,11 @@ func TestX402StrangersUnitKeepsTheClock(t *testing.T) {
 	rig := newPayRig(t)
 	for _, amount := range []uint64{1, 20_000} {
 		n := newTenant(t, rig)
-		b, err := n.rental.ask(t.Context())
+		b, err := n.rental.request(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
-		gift(t, n.chain, n.contract, b.id, amount)
+		gift(t, n.Chain, n.contract, b.id, amount)
 		clock := &nap{}
 		clock.pass(time.Hour) // the record begins before it was asked for, by our clock
 		clock.stop()
@@ -188,20 +188,20 @@ func TestX402StrangersUnitKeepsTheClock(t *testing.T) {
 func TestX402FoundForOneRecord(t *testing.T) {
 	n := newTenant(t, newPayRig(t))
 	n.tick()
-	if err := n.provider.Settle(t.Context()); err != nil {
+	if err := n.Provider.Settle(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	n.database += ".new"
 	n.open()
-	b, err := n.rental.ask(t.Context())
+	b, err := n.rental.request(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := b.load(t.Context()); err != nil || !b.slate.Found {
-		t.Fatalf("something was claimed: %+v, %v", b.slate, err)
+	if err := b.load(t.Context()); err != nil || !b.account.Found {
+		t.Fatalf("something was claimed: %+v, %v", b.account, err)
 	}
 	n.tick()
-	if s := n.slate(); s.Found || s.Ticking == nil {
+	if s := n.account(); s.Found || s.Ticking == nil {
 		t.Errorf("%+v", s)
 	}
 }
@@ -222,8 +222,8 @@ func TestX402TickErrorWithReceipt(t *testing.T) {
 		resp.StatusCode, resp.Status = http.StatusInternalServerError, "500 Internal Server Error"
 	}
 	var d *wallet.Dispute
-	if _, err := n.rental.Tick(t.Context()); err == nil || errors.As(err, &d) || n.slate().Tick != nil {
-		t.Errorf("nothing was charged: %v, pending %+v", err, n.slate().Tick)
+	if _, err := n.rental.Tick(t.Context()); err == nil || errors.As(err, &d) || n.account().Tick != nil {
+		t.Errorf("nothing was charged: %v, pending %+v", err, n.account().Tick)
 	}
 	n = newTenant(t, n.payRig)
 	n.line.Alter = func(resp *http.Response) {
@@ -245,7 +245,7 @@ func TestX402ExpiredOffer(t *testing.T) {
 	if _, err := n.rental.Tick(t.Context()); !errors.Is(err, peer.ErrOffer) || len(n.line.Paid) != 0 {
 		t.Errorf("%v, %d payments", err, len(n.line.Paid))
 	}
-	if _, err := n.x.Rent(t.Context(), n.server.URL, 1); !errors.Is(err, peer.ErrOffer) {
+	if _, err := n.x.Rent(t.Context(), n.Server.URL, 1); !errors.Is(err, peer.ErrOffer) {
 		t.Errorf("rented: %v", err)
 	}
 }
@@ -289,12 +289,12 @@ func overbookedOf(t *testing.T, source metering.Source) (n *tenant, elsewhere st
 	if err != nil {
 		t.Fatal(err)
 	}
-	greedy := func(c *ProviderConfig) {
+	greedy := func(c *sdk.ProviderConfig) {
 		c.Source, c.Allocator = source, generous{devices[0].UUID}
 		c.X402.Window = 2 * time.Second // most of what two ticks at once take, also on a slow machine
 	}
 	first := newPayRig(t, greedy)
-	return newTenant(t, first), payRigOn(t, first.chain, greedy).server.URL
+	return newTenant(t, first), payRigOn(t, first.Market, greedy).Server.URL
 }
 
 // TestX402OneGPUIsPaidOnce: a GPU that is let to one renter twice for the same time is paid once.
@@ -307,7 +307,7 @@ func TestX402OneGPUIsPaidOnce(t *testing.T) {
 // paidOnce lets a second channel tick beside the first until a GPU was billed twice.
 func (n *tenant) paidOnce(elsewhere string) {
 	n.Helper()
-	second, err := NewX402Client(n.Context(), n.renter.Wallet(), X402Options{MaxPrice: wallet.Unlimited, Salt: common.Hash{1}})
+	second, err := New(n.Context(), n.wallet, Options{MaxPrice: wallet.Unlimited, Salt: common.Hash{1}})
 	if err != nil {
 		n.Fatal(err)
 	}
@@ -317,7 +317,7 @@ func (n *tenant) paidOnce(elsewhere string) {
 	}
 	errs := make(chan error, 2)
 	for range 10 {
-		for _, r := range []*X402Rental{n.rental, other} {
+		for _, r := range []*Rental{n.rental, other} {
 			go func() {
 				_, err := r.Tick(n.Context())
 				errs <- err
@@ -359,7 +359,7 @@ func TestOurClockFindsOneGPULetTwice(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			n, elsewhere := overbookedOf(t, bootless{testrig.Earnest{Source: testclock.GPUs(2)}})
-			n.change = func(c *renter.Config) { c.Tolerance = tickTolerance }
+			n.change = func(c *wallet.Config) { c.Tolerance = tickTolerance }
 			var lease common.Hash
 			for _, n.clock = range clocks {
 				n.open()
@@ -376,7 +376,7 @@ func TestOurClockFindsOneGPULetTwice(t *testing.T) {
 // TestX402SinceTheNewestRecord: by the monotonic clock while the machine runs, by the wall after a reboot, and never less
 // than nothing.
 func TestX402SinceTheNewestRecord(t *testing.T) {
-	l := &ticking{Checker: metering.CheckerState{BootID: "a", Start: metering.Instant{Boot: 1000, Wall: 50_000}, Elapsed: 300}}
+	l := &tickLease{Checker: metering.CheckerState{BootID: "a", Start: metering.Instant{Boot: 1000, Wall: 50_000}, Elapsed: 300}}
 	for _, c := range []struct {
 		boot  string
 		asked metering.Instant
@@ -398,13 +398,25 @@ func TestX402SinceTheNewestRecord(t *testing.T) {
 // is only on disk.
 func TestOneGPUInASessionAndOverX402(t *testing.T) {
 	n, elsewhere := overbooked(t)
+	if err := n.wallet.Close(); err != nil {
+		t.Fatal(err)
+	}
+	r, err := renter.New(t.Context(), renter.Config{
+		Key: n.key, Backend: n.Backend, Token: n.Token, Database: n.database, Caps: tenantCaps,
+		Poll: 5 * time.Millisecond, ClockOff: time.Hour, Log: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.use(r.Wallet())
 	n.tick()
-	session, err := n.renter.Rent(t.Context(), elsewhere, renter.Options{Deposit: "0.02"})
+	session, err := r.Rent(t.Context(), elsewhere, renter.Options{Deposit: "0.02"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
-	done := renterrig.Background(ctx, session)
+	done := make(chan error, 1)
+	go func() { done <- session.Run(ctx) }()
 	for range 3 { // refused, or paid before the session's records of that time came: then those are refused
 		if _, err = n.rental.Tick(t.Context()); err != nil {
 			break
@@ -417,16 +429,15 @@ func TestOneGPUInASessionAndOverX402(t *testing.T) {
 		t.Errorf("one GPU in a session and over x402: %v", err)
 	}
 	n.open()
-	var document string
-	var onDisk struct{ Spans []billed.Span }
-	if err := n.x.w.DB.View().Get(&document, `SELECT document FROM rentals`); err != nil || json.Unmarshal([]byte(document), &onDisk) != nil || len(onDisk.Spans) == 0 {
-		t.Fatalf("the onDisk's row is %s, %v", document, err)
+	payee := session.Terms().Payee
+	spans := n.wallet.Billed.Spans(payee, session.ID())
+	if len(spans) == 0 {
+		t.Fatal("nothing was billed in the session, or it is forgotten")
 	}
-	payee := n.provider.Offer().Payee
-	if err := n.x.w.Billed.Book(common.Address(payee), common.Hash{1}, onDisk.Spans, 0); !errors.Is(err, wallet.ErrLetTwice) {
+	if err := n.wallet.Billed.Book(payee, common.Hash{1}, spans, 0); !errors.Is(err, wallet.ErrLetTwice) {
 		t.Errorf("what a session was billed for is forgotten: %v", err)
 	}
-	if err := n.x.w.Billed.Book(common.Address(payee), common.Hash{1}, n.slate().Spans, 0); !errors.Is(err, wallet.ErrLetTwice) {
+	if err := n.wallet.Billed.Book(payee, common.Hash{1}, n.account().Spans, 0); !errors.Is(err, wallet.ErrLetTwice) {
 		t.Errorf("what ticks were billed for is forgotten: %v", err)
 	}
 }
@@ -436,17 +447,17 @@ func TestOneGPUInASessionAndOverX402(t *testing.T) {
 func TestX402LateReadings(t *testing.T) {
 	r := newPayRig(t)
 	n := newTenant(t, r)
-	r.shut()
-	r.config.MaxGap = wire.MaxGapOfTicks + time.Millisecond
-	if p, err := NewProvider(t.Context(), r.config); err == nil || !strings.Contains(err.Error(), "MaxGap (10.001s) must be at most 10s") {
+	r.Stop()
+	r.Config.MaxGap = wire.MaxGapOfTicks + time.Millisecond
+	if p, err := sdk.NewProvider(t.Context(), r.Config); err == nil || !strings.Contains(err.Error(), "MaxGap (10.001s) must be at most 10s") {
 		t.Errorf("a provider: %v", err)
 		if err == nil {
 			_ = p.Close()
 		}
 	}
-	r.config.X402 = nil
-	r.start()
-	if _, err := n.x.Rent(t.Context(), n.server.URL, 1); !errors.Is(err, peer.ErrOffer) || !strings.Contains(err.Error(), "10.001s late") {
+	r.Config.X402 = nil
+	r.Start()
+	if _, err := n.x.Rent(t.Context(), n.Server.URL, 1); !errors.Is(err, peer.ErrOffer) || !strings.Contains(err.Error(), "10.001s late") {
 		t.Errorf("a renter: %v", err)
 	}
 }
@@ -454,14 +465,13 @@ func TestX402LateReadings(t *testing.T) {
 // TestX402BooksBeforeItWrites: of two channels' ticks that bill one GPU for one time the second is refused while the first is
 // still to be written.
 func TestX402BooksBeforeItWrites(t *testing.T) {
-	const second = int64(time.Second)
-	x := &X402Client{w: &wallet.Wallet{Clock: testclock.Process()}}
+	x := &Client{w: &wallet.Wallet{Clock: testclock.Process()}}
 	rec := metering.SignedRecord{Evidence: metering.Evidence{Devices: []metering.DeviceEvidence{{
-		Device: metering.Device{UUID: "GPU-1", BootID: "a"}, To: metering.Instant{Mono: second}, Nanos: metering.Nanos{Allocated: second}, Total: second,
+		Device: metering.Device{UUID: "GPU-1", BootID: "a"}, To: metering.Instant{Mono: int64(time.Second)}, Nanos: metering.Nanos{Allocated: int64(time.Second)}, Total: int64(time.Second),
 	}}}}
 	for i, want := range []error{nil, wallet.ErrLetTwice} {
-		b := &buying{x: x, id: common.Hash{byte(i + 1)}}
-		if _, err := b.once(new(ticking), rec); !errors.Is(err, want) {
+		b := &payment{x: x, id: common.Hash{byte(i + 1)}}
+		if _, err := b.bookOnce(new(tickLease), rec); !errors.Is(err, want) {
 			t.Errorf("channel %d: %v, want %v", i+1, err, want)
 		}
 	}

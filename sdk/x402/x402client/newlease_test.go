@@ -1,4 +1,4 @@
-package sdk
+package x402client
 
 import (
 	"errors"
@@ -32,14 +32,14 @@ func newMill(t *testing.T, past bool, worth func(lease, covered uint64) time.Dur
 func TestX402NewLeasesFillNoDisk(t *testing.T) {
 	m := newMill(t, false, func(uint64, uint64) time.Duration { return 0 })
 	m.Fill = true
-	x := m.s.client(wallet.Caps{PricePerGPUHour: "10", PerLease: "5", PerDay: "50", PerPayee: "50"}, X402Options{MaxPrice: wallet.Unlimited})
+	x := m.s.client(wallet.Caps{PricePerGPUHour: "10", PerLease: "5", PerDay: "50", PerPayee: "50"}, Options{MaxPrice: wallet.Unlimited})
 	rental, err := x.Rent(t.Context(), m.URL, 1)
 	if err != nil {
 		t.Fatal(err)
 	}
 	kept, began := 0, time.Now()
 	for range 100 {
-		var tick X402Tick
+		var tick Tick
 		if tick, err = rental.Tick(t.Context()); err != nil {
 			break
 		}
@@ -76,7 +76,7 @@ func TestX402NewLeasesBillNoMoreThanPassed(t *testing.T) {
 		"half of a late reading, and the rest": halves,
 	} {
 		t.Run(name, func(t *testing.T) {
-			x := m.s.client(wallet.Caps{PricePerGPUHour: "10", PerLease: "5", PerDay: "50", PerPayee: "50"}, X402Options{MaxPrice: wallet.Unlimited})
+			x := m.s.client(wallet.Caps{PricePerGPUHour: "10", PerLease: "5", PerDay: "50", PerPayee: "50"}, Options{MaxPrice: wallet.Unlimited})
 			rental, err := x.Rent(t.Context(), m.URL, 1)
 			if err != nil {
 				t.Fatal(err)
@@ -84,7 +84,7 @@ func TestX402NewLeasesBillNoMoreThanPassed(t *testing.T) {
 			var paid uint64
 			began := time.Now()
 			for range 100 {
-				var tick X402Tick
+				var tick Tick
 				if tick, err = rental.Tick(t.Context()); err != nil {
 					break
 				}

@@ -1,4 +1,4 @@
-package sdk
+package x402client
 
 import (
 	"errors"
@@ -24,7 +24,7 @@ import (
 func TestX402ChargedForNothing(t *testing.T) {
 	for _, served := range []bool{false, true} { // before it takes to it
 		m := newMill(t, false, func(uint64, uint64) time.Duration { return 50 * time.Millisecond })
-		x := m.s.client(wallet.Caps{PricePerGPUHour: "10", PerLease: "5", PerDay: "50", PerPayee: "50"}, X402Options{MaxPrice: wallet.Unlimited})
+		x := m.s.client(wallet.Caps{PricePerGPUHour: "10", PerLease: "5", PerDay: "50", PerPayee: "50"}, Options{MaxPrice: wallet.Unlimited})
 		rental, err := x.Rent(t.Context(), m.URL, 1)
 		if err != nil {
 			t.Fatal(err)
@@ -46,7 +46,7 @@ func TestX402ChargedForNothing(t *testing.T) {
 			s.Correct(w, most, &p.Payload.Voucher)
 			return true
 		}
-		if err := rental.Run(t.Context(), func(X402Tick) { t.Error("a tick") }); !errors.Is(err, ErrLostAnswer) || errors.Is(err, peer.ErrSilent) || len(vouchers) != 1 {
+		if err := rental.Run(t.Context(), func(Tick) { t.Error("a tick") }); !errors.Is(err, ErrLostAnswer) || errors.Is(err, peer.ErrSilent) || len(vouchers) != 1 {
 			t.Errorf("Run ended with %v after %d vouchers", err, len(vouchers))
 		}
 		if _, err := rental.Tick(t.Context()); !errors.Is(err, ErrLostAnswer) || len(vouchers) != 1 {
@@ -69,7 +69,7 @@ func TestX402ChargedForNothing(t *testing.T) {
 }
 
 // claimAll claims all that was signed on a channel.
-func (s *stall) claimAll(c X402Channel) {
+func (s *stall) claimAll(c Channel) {
 	i := slices.IndexFunc(s.Paid, func(p x402.PaymentPayload) bool { return p.Payload.Voucher.MaxClaimableAmount.Int == c.Signed })
 	s.Newest, s.Base = &s.Paid[i].Payload.Voucher, c.Signed.Uint64()
 	s.Claim(c.Terms)
@@ -86,7 +86,7 @@ func TestX402BaseWithoutARecord(t *testing.T) {
 		m.s.Payer, m.s.database = m.s.Newcomer(t), filepath.Join(t.TempDir(), "renter.db")
 		m.s.Mint(t, m.s.PayerAddress(), 50_000_000)
 		m.s.Base, m.s.Newest, m.s.Instead = 0, nil, serve
-		x := m.s.client(wallet.Caps{PricePerGPUHour: "10", PerLease: "5", PerDay: "50", PerPayee: "50"}, X402Options{MaxPrice: wallet.Unlimited})
+		x := m.s.client(wallet.Caps{PricePerGPUHour: "10", PerLease: "5", PerDay: "50", PerPayee: "50"}, Options{MaxPrice: wallet.Unlimited})
 		clock := &nap{}
 		x.w.Clock = clock
 		rental, err := x.Rent(t.Context(), m.URL, 1)
@@ -168,7 +168,7 @@ func TestX402TickIsAnsweredAfterAll(t *testing.T) {
 		offer.Extra.VoucherState = &x402.VoucherState{SignedMaxClaimable: v.MaxClaimableAmount, Signature: v.Signature}
 		resp.Header = make(http.Header)
 		resp.StatusCode = http.StatusPaymentRequired
-		if err := (x402.PaymentRequired{Error: string(x402.CodeCumulativeMismatch), Resource: x402.Resource{URL: n.server.URL}, Accepts: []x402.Requirements{offer}}).Set(resp.Header); err != nil {
+		if err := (x402.PaymentRequired{Error: string(x402.CodeCumulativeMismatch), Resource: x402.Resource{URL: n.Server.URL}, Accepts: []x402.Requirements{offer}}).Set(resp.Header); err != nil {
 			t.Error(err)
 		}
 	}
@@ -183,7 +183,7 @@ func TestX402TickIsAnsweredAfterAll(t *testing.T) {
 		t.Errorf("%+v, %d payments", tick, len(n.line.Paid))
 	}
 	n.agrees()
-	if s := n.slate(); s.Tick != nil || !s.Lost.IsZero() {
+	if s := n.account(); s.Tick != nil || !s.Lost.IsZero() {
 		t.Errorf("it is not over: %+v", s)
 	}
 	n.tick()
@@ -196,12 +196,12 @@ func TestX402LostAndClaimedTicks(t *testing.T) {
 	n := newTenant(t, newPayRig(t))
 	n.tick()
 	for range 3 {
-		before := n.slate()
+		before := n.account()
 		n.line.Cut = lostTries + 1
 		if _, err := n.rental.Tick(t.Context()); !errors.Is(err, peer.ErrUnreachable) {
 			t.Fatalf("%v, want %v", err, peer.ErrUnreachable)
 		}
-		if err := n.provider.Settle(t.Context()); err != nil {
+		if err := n.Provider.Settle(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		paid := len(n.line.Paid)
@@ -210,7 +210,7 @@ func TestX402LostAndClaimedTicks(t *testing.T) {
 		}
 		n.agrees()
 	}
-	if evidence, err := n.x.w.Evidence(t.Context(), n.slate().ID); err != nil || len(evidence) > 0 {
+	if evidence, err := n.x.w.Evidence(t.Context(), n.account().ID); err != nil || len(evidence) > 0 {
 		t.Errorf("it is accused: %v, %v", evidence, err)
 	}
 }
@@ -219,18 +219,18 @@ func TestX402LostAndClaimedTicks(t *testing.T) {
 func TestX402LostTickIsGivenUp(t *testing.T) {
 	n := newTenant(t, newPayRig(t))
 	n.tick()
-	s := n.slate()
-	s.Tick = &pendingTick{URL: n.server.URL + "/tick?gpus=1", Header: "lost", Base: s.Charged, Most: *uint256.NewInt(1000), Prior: *uint256.NewInt(501)}
+	s := n.account()
+	s.Tick = &pendingTick{URL: n.Server.URL + "/tick?gpus=1", Header: "lost", Base: s.Charged, Most: *uint256.NewInt(1000), Prior: *uint256.NewInt(501)}
 	s.Lost = s.Tick.Most
-	if err := n.x.slates().save(t.Context(), &s); err != nil {
+	if err := n.x.accounts().save(t.Context(), &s); err != nil {
 		t.Fatal(err)
 	}
 	paid := len(n.line.Paid)
-	two, err := n.x.Rent(t.Context(), n.server.URL, 2)
+	two, err := n.x.Rent(t.Context(), n.Server.URL, 2)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, rental := range []*X402Rental{n.rental, two} {
+	for _, rental := range []*Rental{n.rental, two} {
 		if _, err := rental.Tick(t.Context()); !errors.Is(err, ErrLostAnswer) || len(n.line.Paid) != paid {
 			t.Errorf("%v, %d payments", err, len(n.line.Paid)-paid)
 		}
@@ -247,7 +247,7 @@ func TestX402LostTickIsGivenUp(t *testing.T) {
 // the next one may cost by then.
 func TestX402LostTickAtANewPrice(t *testing.T) {
 	m := newMill(t, false, func(uint64, uint64) time.Duration { return 50 * time.Millisecond })
-	x := m.s.client(wallet.Caps{PricePerGPUHour: "10", PerLease: "5", PerDay: "50", PerPayee: "50"}, X402Options{MaxPrice: wallet.Unlimited})
+	x := m.s.client(wallet.Caps{PricePerGPUHour: "10", PerLease: "5", PerDay: "50", PerPayee: "50"}, Options{MaxPrice: wallet.Unlimited})
 	rental, err := x.Rent(t.Context(), m.URL, 1)
 	if err != nil {
 		t.Fatal(err)
@@ -256,7 +256,7 @@ func TestX402LostTickAtANewPrice(t *testing.T) {
 		t.Fatal(err)
 	}
 	const small = 3000
-	m.s.Offer.Amount = wireAmount(small)
+	m.s.Offer.Amount = wireUnits(small)
 	var gone atomic.Int32
 	m.s.Instead = func(*testrig.Seller, http.ResponseWriter, x402.PaymentPayload) bool {
 		gone.Add(1)
@@ -268,9 +268,9 @@ func TestX402LostTickAtANewPrice(t *testing.T) {
 	if time.Sleep(100 * time.Millisecond); gone.Load() == 0 { // a client may ask twice where its line broke
 		t.Fatal("the tick was not asked for")
 	}
-	m.s.Offer.Amount = wireAmount(testrig.MillAsk)
+	m.s.Offer.Amount = wireUnits(testrig.MillAsk)
 	m.s.Instead = func(s *testrig.Seller, w http.ResponseWriter, p x402.PaymentPayload) bool {
-		receipt := x402.SettleResponse{Success: true, Network: 31337, ChargedAmount: ptr(wireAmount(small + 1))}
+		receipt := x402.SettleResponse{Success: true, Network: 31337, ChargedAmount: ptr(wireUnits(small + 1))}
 		if err := receipt.Set(w.Header()); err != nil {
 			t.Error(err)
 		}
@@ -288,7 +288,7 @@ func TestX402LostTickAtANewPrice(t *testing.T) {
 // that all of the voucher before is charged, has no more signed than the time that passed, and one ceiling.
 func TestX402RaisedBaseIsTimeThatPassed(t *testing.T) {
 	m := newMill(t, false, func(uint64, uint64) time.Duration { time.Sleep(60 * time.Millisecond); return 50 * time.Millisecond })
-	x := m.s.client(wallet.Caps{PricePerGPUHour: "10", PerLease: "5", PerDay: "50", PerPayee: "50"}, X402Options{MaxPrice: wallet.Unlimited})
+	x := m.s.client(wallet.Caps{PricePerGPUHour: "10", PerLease: "5", PerDay: "50", PerPayee: "50"}, Options{MaxPrice: wallet.Unlimited})
 	rental, err := x.Rent(t.Context(), m.URL, 1)
 	if err != nil {
 		t.Fatal(err)

@@ -1,4 +1,9 @@
-package sdk
+// Package x402client pays x402 servers (version 2, scheme batch-settlement) from a wallet, whoever wrote them: Client is an
+// http.RoundTripper that pays what is answered by 402, and Rental is GPU time of a provider of this project, paid tick by tick.
+//
+// A Client keeps an account of each channel that it pays from, in the wallet's database: what the server charged, the deposit
+// that may still arrive, the tick that was not answered. Nothing is signed before it is there.
+package x402client
 
 import (
 	"context"
@@ -31,8 +36,8 @@ var (
 	ErrLostAnswer = errors.New("x402 answer was charged and lost")
 )
 
-// X402Options say what an X402Client may pay by itself.
-type X402Options struct {
+// Options say what a Client may pay by itself.
+type Options struct {
 	// MaxPrice is the most that one request may cost, in units of the token
 	// ("0.05"). It must be said; Unlimited leaves it to the caps.
 	MaxPrice string
@@ -47,11 +52,11 @@ type X402Options struct {
 	// Transport sends the requests; that of wallet.Config.HTTP if nil.
 	Transport http.RoundTripper
 	// OnPaid hears of each answer that was paid for; may be nil. It must not block.
-	OnPaid func(X402Payment)
+	OnPaid func(Payment)
 }
 
-// X402Payment is one answer that was paid for. Amounts are base units.
-type X402Payment struct {
+// Payment is one answer that was paid for. Amounts are base units.
+type Payment struct {
 	URL       string
 	Channel   common.Hash
 	Charged   uint256.Int // for this answer
@@ -59,7 +64,7 @@ type X402Payment struct {
 	Deposited uint256.Int // that went into the channel with it
 }
 
-// X402Client pays x402 servers (version 2, scheme batch-settlement) out of
+// Client pays x402 servers (version 2, scheme batch-settlement) out of
 // channels in x402's settlement contract, whoever wrote them. It is an
 // http.RoundTripper: a request that is answered by 402 is paid and sent again.
 // It is safe for concurrent use; requests that pay from one channel take turns
@@ -76,21 +81,21 @@ type X402Payment struct {
 //
 // Deposits are ERC-3009 authorizations that the server sends: no native coin is
 // needed to pay or to be refunded. Leave needs some.
-type X402Client struct {
+type Client struct {
 	w        *wallet.Wallet
-	options  X402Options
+	options  Options
 	escrow   *chain.BatchSettlement
 	payer    *channel.Payer
 	maxPrice uint256.Int
 	deposit  uint256.Int // zero: as the server suggests
 }
 
-var _ http.RoundTripper = (*X402Client)(nil)
+var _ http.RoundTripper = (*Client)(nil)
 
-// NewX402Client returns a client that pays x402 servers from a wallet, within its caps. It fails where x402's contracts are not on
+// New returns a client that pays x402 servers from a wallet, within its caps. It fails where x402's contracts are not on
 // the wallet's chain.
-func NewX402Client(ctx context.Context, w *wallet.Wallet, options X402Options) (*X402Client, error) {
-	x := &X402Client{w: w, options: options}
+func New(ctx context.Context, w *wallet.Wallet, options Options) (*Client, error) {
+	x := &Client{w: w, options: options}
 	if options.MaxPrice == "" {
 		return nil, errors.New("renter: MaxPrice is empty: say how much one request may cost, in units of the token, such as \"0.05\"")
 	}
@@ -121,7 +126,7 @@ func NewX402Client(ctx context.Context, w *wallet.Wallet, options X402Options) (
 // Client returns an http.Client that pays. It follows redirects within one host
 // only, and until something was paid: who asked one server did not ask to pay
 // another, nor ten times.
-func (x *X402Client) Client() *http.Client {
+func (x *Client) Client() *http.Client {
 	return &http.Client{Transport: x, CheckRedirect: sameHost}
 }
 
@@ -151,8 +156,8 @@ func wasPaid(req *http.Request) bool {
 // errors are ErrNotOffered, wallet.ErrPrice, ErrDeposit, ErrBalance, ErrForged (in a
 // *Dispute), ErrOvercharged (in a *Dispute), ErrLostAnswer,
 // *channel.CapError, channel.ErrClosing, and those of transport, signer and disk.
-func (x *X402Client) RoundTrip(req *http.Request) (*http.Response, error) {
-	ask, err := newAsk(req)
+func (x *Client) RoundTrip(req *http.Request) (*http.Response, error) {
+	ask, err := newRequest(req)
 	if err != nil {
 		return nil, err
 	}
@@ -175,7 +180,7 @@ func (x *X402Client) RoundTrip(req *http.Request) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
-	release, err := x.queue(req.Context(), b.terms)
+	release, err := x.takeTurn(req.Context(), b.terms)
 	if err != nil {
 		return nil, err
 	}
@@ -183,9 +188,9 @@ func (x *X402Client) RoundTrip(req *http.Request) (*http.Response, error) {
 	return b.buy(req.Context())
 }
 
-// queue waits for the turn of a channel, which is also that of all that pay the
+// takeTurn waits for the turn of a channel, which is also that of all that pay the
 // same payee in its place.
-func (x *X402Client) queue(ctx context.Context, t channel.Terms) (release func(), err error) {
+func (x *Client) takeTurn(ctx context.Context, t channel.Terms) (release func(), err error) {
 	return x.w.Turns.Take(ctx, wallet.TurnOf(t))
 }
 

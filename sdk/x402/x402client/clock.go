@@ -1,4 +1,4 @@
-package sdk
+package x402client
 
 import (
 	"math"
@@ -30,8 +30,8 @@ type leaseClock struct {
 // lease may have run for all of that, and after the tick was asked for for all
 // that its own voucher covers. No provider can bring that about. It reports
 // whether they have.
-func (b *buying) forfeit(l *ticking, price metering.Price, now metering.Instant, boot string) (apart bool) {
-	p, s := b.slate.Tick, &l.Checker
+func (b *payment) forfeit(l *tickLease, price metering.Price, now metering.Instant, boot string) (apart bool) {
+	p, s := b.account.Tick, &l.Checker
 	if p == nil {
 		return false
 	}
@@ -40,7 +40,7 @@ func (b *buying) forfeit(l *ticking, price metering.Price, now metering.Instant,
 	hold := func(c *leaseClock, ran int64, gpus int) bool {
 		before := min(ran, c.Elapsed)
 		missed := s.Sequence > 0 && c.cut(p, before+l.reserved(p.Prior, price, gpus))
-		return c.bridge(p, before+l.reserved(p.Most, price, gpus), now, boot) || missed
+		return c.skipAhead(p, before+l.reserved(p.Most, price, gpus), now, boot) || missed
 	}
 	one, all := hold(&each, l.ran(), 1), hold(&l.Together, l.ranTogether(), len(l.Devices))
 	s.BootID, s.Start, s.Elapsed = each.BootID, each.Start, each.Elapsed
@@ -57,9 +57,9 @@ func (c *leaseClock) cut(p *pendingTick, most int64) (apart bool) {
 	return apart
 }
 
-// bridge has the clock go on where ours have parted since a tick was asked for: the
+// skipAhead has the clock go on where ours have parted since a tick was asked for: the
 // lease may have run for as long as most.
-func (c *leaseClock) bridge(p *pendingTick, most int64, now metering.Instant, boot string) (apart bool) {
+func (c *leaseClock) skipAhead(p *pendingTick, most int64, now metering.Instant, boot string) (apart bool) {
 	if !parted(c.BootID, c.Start, boot, now) {
 		c.Start.Wall += int64(min(0, advanced(c.Start, now))) // a wall clock that was set back is compared from there
 		return false
@@ -90,7 +90,7 @@ func advanced(then, now metering.Instant) time.Duration {
 }
 
 // ran is for how many ns the lease ran, by the GPU of it that ran the longest.
-func (l *ticking) ran() (most int64) {
+func (l *tickLease) ran() (most int64) {
 	for _, d := range l.Checker.Devices {
 		most = max(most, d.Total)
 	}
@@ -98,7 +98,7 @@ func (l *ticking) ran() (most int64) {
 }
 
 // ranTogether is for how many ns the lease ran if all of its GPUs ran alike.
-func (l *ticking) ranTogether() int64 {
+func (l *tickLease) ranTogether() int64 {
 	return int64(min(l.Checker.Nanos, maxLasts) / uint64(max(1, len(l.Devices))))
 }
 
@@ -113,7 +113,7 @@ func (c leaseClock) since(p *pendingTick, reserved int64) int64 {
 }
 
 // together is the clock that all GPUs of the lease in sum are held to.
-func (l *ticking) together() leaseClock {
+func (l *tickLease) together() leaseClock {
 	if l.Together == (leaseClock{}) { // kept by an earlier version
 		return l.each()
 	}
@@ -121,13 +121,13 @@ func (l *ticking) together() leaseClock {
 }
 
 // each is the clock that each GPU of the lease is held to.
-func (l *ticking) each() leaseClock {
+func (l *tickLease) each() leaseClock {
 	return leaseClock{l.Checker.BootID, l.Checker.Start, l.Checker.Elapsed}
 }
 
 // ahead is by how many ns the channel's leases, this one and those before it, ran
 // ahead of our clock when a tick was asked for; zero for no lease.
-func (l *ticking) ahead(p *pendingTick) int64 {
+func (l *tickLease) ahead(p *pendingTick) int64 {
 	if l == nil {
 		return 0
 	}
@@ -139,19 +139,19 @@ func (l *ticking) ahead(p *pendingTick) int64 {
 // was charged since the lease began that is paid by ticks, that base included,
 // took no longer than passed on our clocks. Without it, a provider that meters
 // little and begins a lease at every tick takes the whole ceiling of each.
-func (b *buying) passed(base uint256.Int) bool {
+func (b *payment) passed(base uint256.Int) bool {
 	clock := b.x.w.Clock
-	if b.slate.Found || !base.Gt(&b.slate.Plain) {
+	if b.account.Found || !base.Gt(&b.account.Plain) {
 		return true
 	}
 	now := &pendingTick{Asked: clock.Now(), Boot: clock.BootID(), Prior: b.prior}
-	return b.slate.unpassed(base, now, 0) <= int64(min(tickTolerance, b.x.w.Tolerance))
+	return b.account.unpassed(base, now, 0) <= int64(min(tickTolerance, b.x.w.Tolerance))
 }
 
 // unpassed is by how many ns what is charged on a channel, since the lease began
 // that is paid by ticks, ran ahead of our clock at a tick; zero for no lease. gpus is
 // how many may have run, if those are more than that lease's.
-func (s *slate) unpassed(charged uint256.Int, p *pendingTick, gpus int) int64 {
+func (s *account) unpassed(charged uint256.Int, p *pendingTick, gpus int) int64 {
 	l := s.Ticking
 	if l == nil || s.Found {
 		return 0
@@ -175,8 +175,8 @@ func (s *slate) unpassed(charged uint256.Int, p *pendingTick, gpus int) int64 {
 // tick. It is once taken too on a channel that was on the chain before this database
 // knew of it. All else is a tick that was charged and not answered: no provider gets
 // a second voucher for what no record states.
-func (b *buying) allows(base uint256.Int) bool {
-	s := &b.slate
+func (b *payment) allows(base uint256.Int) bool {
+	s := &b.account
 	if !base.Gt(&s.Plain) || !base.Gt(&s.Ceiling) || b.ranFor(s.Open, base) {
 		return true
 	}
@@ -191,8 +191,8 @@ func (b *buying) allows(base uint256.Int) bool {
 // what was signed for what is no tick; up to what the newest record's tick was signed for, time that passed; and what a tick
 // whose answer never came can have run for since it was asked for. It is asked at every door by which a server's base
 // comes: a tick, another request, a refund. Else whoever meters ticks takes the whole ceiling of each at another one.
-func (b *buying) plausible(base uint256.Int) bool {
-	s := &b.slate
+func (b *payment) plausible(base uint256.Int) bool {
+	s := &b.account
 	switch {
 	case !s.Ticked || !base.Gt(&s.Charged) || !base.Gt(&s.Plain):
 		return true
@@ -206,13 +206,13 @@ func (b *buying) plausible(base uint256.Int) bool {
 
 // ranFor reports whether a tick that was not answered can have run up to a base since it was asked for. Where our clocks have
 // parted it may have for all that it was signed for.
-func (b *buying) ranFor(p *pendingTick, base uint256.Int) bool {
+func (b *payment) ranFor(p *pendingTick, base uint256.Int) bool {
 	if p == nil || base.Gt(&p.Most) {
 		return false
 	}
 	from, clock := p.Base, b.x.w.Clock
-	if b.slate.Ceiling.Gt(&from) && b.passed(b.slate.Ceiling) { // the lease before ran on until it was begun
-		from = b.slate.Ceiling
+	if b.account.Ceiling.Gt(&from) && b.passed(b.account.Ceiling) { // the lease before ran on until it was begun
+		from = b.account.Ceiling
 	}
 	now, boot := clock.Now(), clock.BootID()
 	tolerance := int64(min(tickTolerance, b.x.w.Tolerance))
@@ -230,9 +230,9 @@ func (p *pendingTick) after(open *pendingTick) *pendingTick {
 }
 
 // unticked counts what is charged up to now for what is no tick.
-func (b *buying) unticked(total uint256.Int) {
-	if total.Gt(&b.slate.Charged) {
-		b.slate.Other.Add(&b.slate.Other, new(uint256.Int).Sub(&total, &b.slate.Charged))
+func (b *payment) unticked(total uint256.Int) {
+	if total.Gt(&b.account.Charged) {
+		b.account.Other.Add(&b.account.Other, new(uint256.Int).Sub(&total, &b.account.Charged))
 	}
 }
 
@@ -240,7 +240,7 @@ func (b *buying) unticked(total uint256.Int) {
 // for and not charged with a record, and how late a reading may be. What was signed
 // for since that record may be many ticks: those that a restored database has
 // forgotten, or that others paid for.
-func (l *ticking) reserved(signed uint256.Int, price metering.Price, gpus int) int64 {
+func (l *tickLease) reserved(signed uint256.Int, price metering.Price, gpus int) int64 {
 	late := time.Duration(0)
 	if offer, err := wire.ParseOffer(l.Offer); err == nil {
 		late = lateIn(offer.Offer)
@@ -293,26 +293,26 @@ func lastsAt(signed, owed, hourly uint256.Int, gpus int) time.Duration {
 // checker's start, and not when the lease can have begun. Where our clocks have
 // parted that is as long ago as it ran, and where its tick was asked for before, as
 // long as it may have run since. After a reboot of ours the wall clock tells that too.
-func (b *buying) hearing(l *ticking) billed.Hearing {
+func (b *payment) hearing(l *tickLease) billed.Hearing {
 	now, boot := b.x.w.Clock.Now(), b.x.w.Clock.BootID()
 	if l.BeganBoot != boot {
 		l.Began.Boot, l.BeganBoot = now.Boot-(now.Wall-l.Began.Wall), boot
 	}
-	if b.apart && b.resent {
+	if b.clocksParted && b.resent {
 		l.Began.Boot = min(l.Began.Boot, l.Checker.Start.Boot)
-	} else if b.apart {
+	} else if b.clocksParted {
 		l.Began.Boot = min(l.Began.Boot, now.Boot-l.ran())
 	}
 	return billed.Hearing{Boot: boot, Began: l.Began.Boot, Now: now.Boot}
 }
 
-// once refuses to pay for a GPU's time twice, in whatever leases, and returns
+// bookOnce refuses to pay for a GPU's time twice, in whatever leases, and returns
 // what the channel is billed for with a record. That is booked, and the record is
 // still to be written.
-func (b *buying) once(l *ticking, rec metering.SignedRecord) ([]billed.Span, error) {
-	spans := billed.Add(b.slate.Spans, billed.RealOnly(rec), b.hearing(l))
+func (b *payment) bookOnce(l *tickLease, rec metering.SignedRecord) ([]billed.Span, error) {
+	spans := billed.Add(b.account.Spans, billed.RealOnly(rec), b.hearing(l))
 	if err := b.x.w.Billed.Book(b.terms.Payee, b.id, spans, b.x.w.Tolerance); err != nil {
-		return nil, &lie{err}
+		return nil, &violation{err}
 	}
 	return spans, nil
 }

@@ -1,4 +1,4 @@
-package sdk
+package x402client
 
 import (
 	"context"
@@ -24,11 +24,11 @@ import (
 	"github.com/gpupay/gpupay/sdk/x402"
 )
 
-// X402Rental is GPU time of a provider of this project that is paid over x402,
+// Rental is GPU time of a provider of this project that is paid over x402,
 // one window after the other: each tick is asked for and paid, and returns when
 // it was metered and its record was checked. One goroutine at a time may use it.
-type X402Rental struct {
-	x     *X402Client
+type Rental struct {
+	x     *Client
 	peer  peer.Peer
 	gpus  int
 	offer wire.SignedOffer
@@ -36,8 +36,8 @@ type X402Rental struct {
 	id    common.Hash // of the channel; zero before the first tick
 }
 
-// X402Tick is one window of GPU time, metered, charged and checked.
-type X402Tick struct {
+// Tick is one window of GPU time, metered, charged and checked.
+type Tick struct {
 	Channel common.Hash
 	Lease   common.Hash
 	Devices []string
@@ -64,8 +64,8 @@ type pendingTick struct {
 	Hourly uint256.Int `json:"hourly"` // the price of a GPU-hour; zero in older databases
 }
 
-// ticking is a lease that is paid by ticks, as a checker must remember it.
-type ticking struct {
+// tickLease is a lease that is paid by ticks, as a checker must remember it.
+type tickLease struct {
 	Lease      common.Hash           `json:"lease"`
 	Offer      json.RawMessage       `json:"offer"`
 	Devices    []string              `json:"devices"`
@@ -92,7 +92,7 @@ const maxTick = time.Minute
 
 // Rent prepares to rent GPUs of a provider of this project by ticks. It checks
 // the provider's offer and moves no money.
-func (x *X402Client) Rent(ctx context.Context, url string, gpus int) (*X402Rental, error) {
+func (x *Client) Rent(ctx context.Context, url string, gpus int) (*Rental, error) {
 	if gpus < 1 {
 		return nil, errors.New("renter: GPUs must be above zero")
 	}
@@ -100,12 +100,12 @@ func (x *X402Client) Rent(ctx context.Context, url string, gpus int) (*X402Renta
 	if err != nil {
 		return nil, err
 	}
-	t := &X402Rental{x: x, peer: p, gpus: gpus}
+	t := &Rental{x: x, peer: p, gpus: gpus}
 	return t, t.agree(ctx)
 }
 
 // agree reads the provider's offer. A lease keeps the one that it began under.
-func (t *X402Rental) agree(ctx context.Context) error {
+func (t *Rental) agree(ctx context.Context) error {
 	document, err := t.peer.Offer(ctx)
 	if err != nil {
 		return err
@@ -118,7 +118,7 @@ func (t *X402Rental) agree(ctx context.Context) error {
 }
 
 // agreeOn holds an offer to the caps and to what a renter who is paid for by ticks can bear, and goes by it from here on.
-func (t *X402Rental) agreeOn(ctx context.Context, offer wire.SignedOffer) (err error) {
+func (t *Rental) agreeOn(ctx context.Context, offer wire.SignedOffer) (err error) {
 	if !offer.NamesMeter() {
 		return fmt.Errorf("provider %s: %w: it names no metering key, which ticks need", t.peer.Base, peer.ErrOffer)
 	}
@@ -139,9 +139,9 @@ func (t *X402Rental) agreeOn(ctx context.Context, offer wire.SignedOffer) (err e
 }
 
 // Channel is the one that the ticks are paid from; zero before the first was asked for.
-func (t *X402Rental) Channel() common.Hash { return t.id }
+func (t *Rental) Channel() common.Hash { return t.id }
 
-func (t *X402Rental) url() string { return t.peer.Base + "/tick?gpus=" + strconv.Itoa(t.gpus) }
+func (t *Rental) url() string { return t.peer.Base + "/tick?gpus=" + strconv.Itoa(t.gpus) }
 
 // Tick pays for the next window, waits until it was metered, and checks what the
 // provider says of it: the record must be signed by the metering key of the
@@ -151,34 +151,34 @@ func (t *X402Rental) url() string { return t.peer.Base + "/tick?gpus=" + strconv
 // next call gets it. ErrLostAnswer says that the provider counts it as charged and
 // shows no record: each further call asks for the same tick and signs nothing, until
 // it is answered, was claimed on the chain, or Close or Leave gave it up.
-func (t *X402Rental) Tick(ctx context.Context) (X402Tick, error) {
-	b, err := t.ask(ctx)
+func (t *Rental) Tick(ctx context.Context) (Tick, error) {
+	b, err := t.request(ctx)
 	if err != nil {
-		return X402Tick{}, err
+		return Tick{}, err
 	}
-	release, err := t.x.queue(ctx, b.terms)
+	release, err := t.x.takeTurn(ctx, b.terms)
 	if err != nil {
-		return X402Tick{}, err
+		return Tick{}, err
 	}
 	defer release()
 	if err := b.load(ctx); err != nil {
-		return X402Tick{}, err
+		return Tick{}, err
 	}
 	t.id = b.id
-	b.tell()
-	resp, err := t.pending(ctx, b)
+	b.markTicked()
+	resp, err := t.resumePending(ctx, b)
 	if resp == nil && err == nil {
 		resp, err = b.pay(ctx)
 	}
 	if err != nil {
-		return X402Tick{}, err
+		return Tick{}, err
 	}
 	defer resp.Body.Close()
 	return t.answered(ctx, b, resp)
 }
 
-// ask is the request for a tick, with the offer of x402 that pays it.
-func (t *X402Rental) ask(ctx context.Context) (*buying, error) {
+// request is the request for a tick, with the offer of x402 that pays it.
+func (t *Rental) request(ctx context.Context) (*payment, error) {
 	if t.offer.ExpiredAt(t.x.w.Now()) { // no lease may begin under it
 		if err := t.agree(ctx); err != nil {
 			return nil, err
@@ -188,7 +188,7 @@ func (t *X402Rental) ask(ctx context.Context) (*buying, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &ask{req: req}
+	a := &request{req: req}
 	resp, err := a.send(t.x.options.Transport, "")
 	if err != nil {
 		return nil, fmt.Errorf("%w: %s: %w", peer.ErrUnreachable, t.peer.Base, err)
@@ -217,10 +217,10 @@ func (t *X402Rental) ask(ctx context.Context) (*buying, error) {
 	return b, nil
 }
 
-// tell has what was signed for ticks told apart from all else on a channel: what was
+// markTicked has what was signed for ticks told apart from all else on a channel: what was
 // signed before the first is no tick's, unless it was an earlier version that paid.
-func (b *buying) tell() {
-	s := &b.slate
+func (b *payment) markTicked() {
+	s := &b.account
 	switch {
 	case s.Ticked:
 	case s.Ticking == nil && s.Tick == nil:
@@ -231,30 +231,30 @@ func (b *buying) tell() {
 	s.Ticked = true
 }
 
-// pend puts a tick's payment on disk before it is sent, and what else is signed
+// storePending puts a tick's payment on disk before it is sent, and what else is signed
 // where ticks are paid too.
-func (b *buying) pend(ctx context.Context, p signed) error {
+func (b *payment) storePending(ctx context.Context, p signedPayment) error {
 	if b.tick == "" {
-		if !b.slate.Ticked {
+		if !b.account.Ticked {
 			return nil
 		}
-		b.slate.Plain = u256.Max(b.slate.Plain, p.most)
+		b.account.Plain = u256.Max(b.account.Plain, p.most)
 		return b.save(ctx)
 	}
 	clock := b.x.w.Clock
-	b.slate.Tick = &pendingTick{
-		URL: b.tick, Header: p.header, Key: b.key, Base: b.slate.Charged, Most: p.most, Prior: b.prior, Asked: clock.Now(), Boot: clock.BootID(),
+	b.account.Tick = &pendingTick{
+		URL: b.tick, Header: p.header, Key: b.key, Base: b.account.Charged, Most: p.most, Prior: b.prior, Asked: clock.Now(), Boot: clock.BootID(),
 		GPUs: b.gpus, Hourly: b.hourly,
 	}
 	return b.save(ctx)
 }
 
-// pending asks again for a tick whose record was never seen; nil if there is none
+// resumePending asks again for a tick whose record was never seen; nil if there is none
 // or it was not charged and the provider does not answer for it any more.
-func (t *X402Rental) pending(ctx context.Context, b *buying) (*http.Response, error) {
-	p, lost := b.slate.Tick, false
+func (t *Rental) resumePending(ctx context.Context, b *payment) (*http.Response, error) {
+	p, lost := b.account.Tick, false
 	if p != nil {
-		lost = b.slate.Lost == p.Most
+		lost = b.account.Lost == p.Most
 	}
 	switch {
 	case p == nil:
@@ -264,74 +264,74 @@ func (t *X402Rental) pending(ctx context.Context, b *buying) (*http.Response, er
 	case lost:
 		return nil, fmt.Errorf("%s is asked for: %w", p.URL, b.lostTick())
 	default: // for another number of GPUs: what it can have cost grows with time
-		b.slate.Open = p.after(b.slate.Open)
+		b.account.Open = p.after(b.account.Open)
 		return nil, nil
 	}
-	known, prior := b.slate.Charged, b.prior
-	b.slate.Charged, b.most, b.prior, b.key, b.resent = p.Base, p.Most, p.Prior, p.Key, true
+	known, prior := b.account.Charged, b.prior
+	b.account.Charged, b.most, b.prior, b.key, b.resent = p.Base, p.Most, p.Prior, p.Key, true
 	resp, _, err := b.deliver(ctx, p.Header)
 	if err != nil {
 		return nil, err
 	}
-	again, err := b.answered(ctx, resp, signed{header: p.Header, most: p.Most})
+	again, err := b.answered(ctx, resp, signedPayment{header: p.Header, most: p.Most})
 	later := resp.StatusCode >= http.StatusInternalServerError || resp.StatusCode == http.StatusTooManyRequests
 	switch {
 	case err == nil && b.booked:
 		if !lost {
-			b.slate.Charged = u256.Max(b.slate.Charged, known) // and something else since
+			b.account.Charged = u256.Max(b.account.Charged, known) // and something else since
 		}
 		return resp, nil
 	case errors.Is(err, ErrLostAnswer), err == nil && !again && lost && !later:
-		drop(resp)
-		b.slate.Charged = u256.Max(b.slate.Charged, known)
+		drainBody(resp)
+		b.account.Charged = u256.Max(b.account.Charged, known)
 		return nil, errors.Join(b.lostTick(), b.giveUp(ctx))
 	case err != nil:
-		drop(resp)
+		drainBody(resp)
 		return nil, err
 	case !again && later:
-		b.slate.Charged = known
+		b.account.Charged = known
 		return resp, nil
 	}
-	drop(resp)
-	b.slate.Tick, b.prior, b.resent = nil, u256.Max(prior, b.prior), false
+	drainBody(resp)
+	b.account.Tick, b.prior, b.resent = nil, u256.Max(prior, b.prior), false
 	return nil, b.save(ctx)
 }
 
 // giveUp forgets a tick that was charged and not answered once the chain shows that
 // its own voucher was claimed: then an honest provider answers for it no more, since
 // anybody can read that, and another one has the money.
-func (b *buying) giveUp(ctx context.Context) error {
+func (b *payment) giveUp(ctx context.Context) error {
 	_, on, err := b.observe(ctx)
-	if err == nil && (on.Settled.Gt(&b.slate.Tick.Prior) || !b.slate.Charged.Gt(&on.Settled)) {
-		b.slate.Tick = nil
+	if err == nil && (on.Settled.Gt(&b.account.Tick.Prior) || !b.account.Charged.Gt(&on.Settled)) {
+		b.account.Tick = nil
 	}
 	return errors.Join(err, b.save(ctx))
 }
 
 // answered reads a tick's answer and holds it to all that is known.
-func (t *X402Rental) answered(ctx context.Context, b *buying, resp *http.Response) (X402Tick, error) {
+func (t *Rental) answered(ctx context.Context, b *payment, resp *http.Response) (Tick, error) {
 	if resp.StatusCode != http.StatusOK {
-		return X402Tick{}, b.failed(ctx, resp)
+		return Tick{}, b.failed(ctx, resp)
 	}
 	document, err := io.ReadAll(io.LimitReader(resp.Body, peer.MaxAnswer+1))
 	if err != nil {
-		return X402Tick{}, fmt.Errorf("channel %s: %w: the tick's answer broke off: ask again and it is not paid again: %w", b.id, peer.ErrUnreachable, err)
+		return Tick{}, fmt.Errorf("channel %s: %w: the tick's answer broke off: ask again and it is not paid again: %w", b.id, peer.ErrUnreachable, err)
 	}
-	onDisk := b.slate.Spans
+	onDisk := b.account.Spans
 	tick, rec, err := t.check(ctx, b, document)
-	var lie *lie
-	if errors.As(err, &lie) {
-		return X402Tick{}, b.distrust(ctx, lie.error, document)
+	var v *violation
+	if errors.As(err, &v) {
+		return Tick{}, b.dispute(ctx, v.error, document)
 	}
 	if err != nil {
-		return X402Tick{}, err
+		return Tick{}, err
 	}
-	b.slate.Ceiling = b.slate.Tick.Most
+	b.account.Ceiling = b.account.Tick.Most
 	if !b.resent { // else something else may have been paid since
-		b.slate.Plain, b.slate.Open = uint256.Int{}, nil
+		b.account.Plain, b.account.Open = uint256.Int{}, nil
 	}
-	b.slate.Tick, b.slate.Found, b.slate.Lost = nil, false, uint256.Int{}
-	if err := b.x.slates().accept(ctx, &b.slate, rec); err != nil {
+	b.account.Tick, b.account.Found, b.account.Lost = nil, false, uint256.Int{}
+	if err := b.x.accounts().accept(ctx, &b.account, rec); err != nil {
 		b.x.w.Billed.Keep(b.terms.Payee, b.id, onDisk)
 		return tick, err
 	}
@@ -341,15 +341,15 @@ func (t *X402Rental) answered(ctx context.Context, b *buying, resp *http.Respons
 // failed is a tick that was answered by an error. One with a receipt is the
 // answer, and asking for it again gets no other: what it charged, it charged for
 // nothing.
-func (b *buying) failed(ctx context.Context, resp *http.Response) error {
+func (b *payment) failed(ctx context.Context, resp *http.Response) error {
 	err := fmt.Errorf("channel %s: no tick: %w", b.id, wire.ParseProblem(resp))
 	if !b.booked {
 		return err
 	}
 	if !b.charge.IsZero() {
-		return b.dispute(ctx, fmt.Errorf("%w: %s was charged for a tick that was answered by %s", peer.ErrProtocol, b.charge.Dec(), resp.Status), resp.Header, x402.HeaderResponse)
+		return b.disputeHeader(ctx, fmt.Errorf("%w: %s was charged for a tick that was answered by %s", peer.ErrProtocol, b.charge.Dec(), resp.Status), resp.Header, x402.HeaderResponse)
 	}
-	b.slate.Tick = nil
+	b.account.Tick = nil
 	return errors.Join(err, b.save(ctx))
 }
 
@@ -358,7 +358,7 @@ func (b *buying) failed(ctx context.Context, resp *http.Response) error {
 // paid. A provider that cannot be reached is asked again for as long as the
 // renter's Patience lasts. A tick that was charged and not answered
 // (ErrLostAnswer) ends it: nothing is paid twice unless it is called again.
-func (t *X402Rental) Run(ctx context.Context, seen func(X402Tick)) error {
+func (t *Rental) Run(ctx context.Context, seen func(Tick)) error {
 	heard := time.Now()
 	for ctx.Err() == nil {
 		tick, err := t.finish(ctx)
@@ -367,7 +367,7 @@ func (t *X402Rental) Run(ctx context.Context, seen func(X402Tick)) error {
 			heard = time.Now()
 			seen(tick)
 			continue
-		case !t.passing(err):
+		case !t.transient(err):
 			return err
 		case time.Since(heard) > t.x.w.Patience:
 			return fmt.Errorf("%w: no tick for %s: %w", peer.ErrSilent, t.x.w.Patience, err)
@@ -380,14 +380,14 @@ func (t *X402Rental) Run(ctx context.Context, seen func(X402Tick)) error {
 }
 
 // finish is a Tick that the end of ctx does not interrupt.
-func (t *X402Rental) finish(ctx context.Context) (X402Tick, error) {
+func (t *Rental) finish(ctx context.Context) (Tick, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), peer.ChainTimeout)
 	defer cancel()
 	return t.Tick(ctx)
 }
 
-// passing reports what the next try may not meet.
-func (t *X402Rental) passing(err error) bool {
+// transient reports what the next try may not meet.
+func (t *Rental) transient(err error) bool {
 	var d *wallet.Dispute
 	var capped *channel.CapError
 	var problem *wire.Problem
@@ -401,11 +401,11 @@ func (t *X402Rental) passing(err error) bool {
 }
 
 // Close ends the lease by taking back all that was not charged.
-func (t *X402Rental) Close(ctx context.Context) (X402Refund, error) {
+func (t *Rental) Close(ctx context.Context) (Refund, error) {
 	return t.x.Refund(ctx, t.url(), "")
 }
 
 // Records returns the usage records that were checked for ticks of a channel.
-func (x *X402Client) Records(ctx context.Context, channelID common.Hash) ([]metering.SignedRecord, error) {
-	return x.slates().records(ctx, channelID)
+func (x *Client) Records(ctx context.Context, channelID common.Hash) ([]metering.SignedRecord, error) {
+	return x.accounts().records(ctx, channelID)
 }

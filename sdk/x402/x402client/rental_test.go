@@ -1,10 +1,9 @@
-package sdk
+package x402client
 
 import (
 	"context"
 	"errors"
 	"io"
-	"log/slog"
 	"net/http"
 	"path/filepath"
 	"sync"
@@ -12,126 +11,21 @@ import (
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
-	"github.com/ethereum/go-ethereum/crypto"
-	"github.com/holiman/uint256"
 
-	"github.com/gpupay/gpupay/channel"
-	"github.com/gpupay/gpupay/metering"
-	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
-	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
-	"github.com/gpupay/gpupay/sdk/renter"
-	"github.com/gpupay/gpupay/sdk/wallet"
+	"github.com/gpupay/gpupay/sdk/internal/rig/providerrig"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
-
-// tenant is a renter of ours at a provider of ours, that speak x402.
-type tenant struct {
-	*payRig
-	key      *channel.Key
-	database string
-	clock    metering.Clock
-	line     *testrig.FaultyTransport
-	renter   *renter.Client
-	x        *X402Client
-	rental   *X402Rental
-	change   func(*renter.Config) // of the next one that is opened; may be nil
-}
-
-const tenantPurse = 1_000_000
-
-func newTenant(t *testing.T, r *payRig) *tenant {
-	t.Helper()
-	private, err := crypto.GenerateKey()
-	if err != nil {
-		t.Fatal(err)
-	}
-	n := &tenant{payRig: r, key: channel.NewKey(private), database: filepath.Join(t.TempDir(), "renter.db"), line: &testrig.FaultyTransport{}}
-	r.chain.Mint(t, n.key.Address(), tenantPurse)
-	n.open()
-	return n
-}
-
-// open makes the renter anew on its database, as after a crash.
-func (n *tenant) open() {
-	n.Helper()
-	if n.x != nil { // a database belongs to one renter at a time
-		if err := n.x.w.Close(); err != nil {
-			n.Fatal(err)
-		}
-	}
-	config := renter.Config{
-		Key: n.key, Backend: n.chain.Backend, Token: n.config.Token, Database: n.database, Clock: n.clock,
-		Caps: wallet.Caps{PricePerGPUHour: "10", PerLease: "0.05", PerDay: "1", PerPayee: "1"},
-		Poll: 5 * time.Millisecond, ClockOff: time.Hour, Log: slog.New(slog.DiscardHandler),
-	}
-	if n.change != nil {
-		n.change(&config)
-	}
-	renter, err := renter.New(n.Context(), config)
-	if err != nil {
-		n.Fatal(err)
-	}
-	n.Cleanup(func() { renter.Close() })
-	n.renter = renter
-	if n.x, err = NewX402Client(n.Context(), renter.Wallet(), X402Options{MaxPrice: wallet.Unlimited, Transport: n.line}); err != nil {
-		n.Fatal(err)
-	}
-	if n.rental, err = n.x.Rent(n.Context(), n.server.URL, 1); err != nil {
-		n.Fatal(err)
-	}
-}
-
-func (n *tenant) tick() X402Tick {
-	n.Helper()
-	for tries := 0; ; tries++ {
-		tick, err := n.rental.Tick(n.Context())
-		if err == nil {
-			return tick
-		}
-		// The lease used slack meanwhile, and more of it before the corrected voucher came.
-		var p *wire.Problem
-		if !errors.As(err, &p) || p.Status != http.StatusPaymentRequired || tries == 10 {
-			n.Fatal(err)
-		}
-	}
-}
-
-// slate is what the renter has on disk of its only channel.
-func (n *tenant) slate() slate {
-	n.Helper()
-	all, err := n.x.slates().list(n.Context())
-	if err != nil || len(all) != 1 {
-		n.Fatalf("%+v, %v", all, err)
-	}
-	return all[0]
-}
-
-// agrees holds the renter's books to the provider's. What the provider meters between two ticks, up to its slack, the
-// renter learns with the next one.
-func (n *tenant) agrees() {
-	n.Helper()
-	ours := n.slate()
-	theirs, err := n.provider.x402.book.State(n.Context(), ours.ID)
-	var most uint256.Int
-	most.AddUint64(&ours.Charged, testMost)
-	if err != nil || theirs.Spent.Lt(&ours.Charged) || theirs.Spent.Gt(&most) {
-		n.Errorf("the renter has %s charged, the provider %s, %v", ours.Charged.Dec(), theirs.Spent.Dec(), err)
-	}
-	signed, err := n.x.payer.State(n.Context(), ours.ID)
-	if err != nil || theirs.Accepted.Gt(&signed.Signed) || theirs.Spent.Gt(&signed.Signed) {
-		n.Errorf("the renter has %s signed, the provider accepted %s, %v", signed.Signed.Dec(), theirs.Accepted.Dec(), err)
-	}
-}
 
 // TestX402RenterTicks: our renter and our provider meet over x402. Each tick is metered, charged what its record adds and
 // checked; after settling, the provider has exactly what the renter's books say.
 func TestX402RenterTicks(t *testing.T) {
 	n := newTenant(t, newPayRig(t))
-	var last X402Tick
+	var last Tick
 	for i := range 6 {
 		tick := n.tick()
-		if c := n.slate().Charged; tick.Record.Owed != c || tick.Charged.IsZero() || tick.Charged.Uint64() >= testMost {
+		if c := n.account().Charged; tick.Record.Owed != c || tick.Charged.IsZero() || tick.Charged.Uint64() >= testMost {
 			t.Fatalf("tick %d: %s charged in all, %+v", i, c.Dec(), tick)
 		}
 		if len(tick.Devices) != 1 || tick.State != wire.StateActive || (i > 0 && tick.Lease != last.Lease) {
@@ -143,27 +37,18 @@ func TestX402RenterTicks(t *testing.T) {
 	if kept, err := n.x.Records(t.Context(), last.Channel); err != nil || len(kept) != 6 || kept[5].Owed != last.Record.Owed {
 		t.Errorf("%d records, %v", len(kept), err)
 	}
-	if err := n.provider.Settle(t.Context()); err != nil {
+	if err := n.Provider.Settle(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	got, c := n.chain.Tokens(t, n.config.Key.Address()), n.only()
+	got, c := n.Tokens(t, n.Config.Key.Address()), n.only()
 	if got < c.Charged.Uint64() || got > c.Signed.Uint64() {
 		t.Errorf("the provider has %d tokens, %s were charged, %s signed", got, c.Charged.Dec(), c.Signed.Dec())
 	}
 	n.tick()
 	n.agrees()
-	if got := n.chain.Tokens(t, n.key.Address()); got != tenantPurse-n.only().Deposit.Uint64() {
+	if got := n.Tokens(t, n.key.Address()); got != tenantPurse-n.only().Deposit.Uint64() {
 		t.Errorf("the renter has %d tokens", got)
 	}
-}
-
-func (n *tenant) only() *X402Channel {
-	n.Helper()
-	all, err := n.x.Channels(n.Context())
-	if err != nil || len(all) != 1 {
-		n.Fatalf("%+v, %v", all, err)
-	}
-	return &all[0]
 }
 
 // TestX402RenterLosesAnswers: an answer that does not come, one that breaks off, and a crash behind either, cost nothing:
@@ -184,7 +69,7 @@ func TestX402RenterLosesAnswers(t *testing.T) {
 		{"body cut, then a crash", 0, 1, true},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			before := n.slate()
+			before := n.account()
 			n.line.Cut, n.line.Short, n.line.Paid = row.cut, row.short, nil
 			tick, err := n.rental.Tick(t.Context())
 			if (err != nil) != (row.cut > lostTries || row.short > 0) || (err != nil && !errors.Is(err, peer.ErrUnreachable)) {
@@ -216,7 +101,7 @@ func TestX402RenterForgets(t *testing.T) {
 	n := newTenant(t, newPayRig(t))
 	n.tick()
 	before := n.tick()
-	if err := n.provider.Settle(t.Context()); err != nil { // what was claimed shows that there was something
+	if err := n.Provider.Settle(t.Context()); err != nil { // what was claimed shows that there was something
 		t.Fatal(err)
 	}
 	n.database = filepath.Join(t.TempDir(), "new.db")
@@ -232,7 +117,7 @@ func TestX402RenterForgets(t *testing.T) {
 	if n.only().Deposit.Uint64() != n.view(after.Channel) {
 		t.Errorf("deposited anew: %s", n.only().Deposit.Dec())
 	}
-	time.Sleep(3 * testSlack)
+	time.Sleep(3 * providerrig.Slack)
 	away := n.tick()
 	if away.Lease == after.Lease && away.Record.Sequence <= after.Record.Sequence+1 {
 		t.Logf("it was not suspended")
@@ -242,22 +127,13 @@ func TestX402RenterForgets(t *testing.T) {
 	n.agrees()
 }
 
-func (n *tenant) view(id common.Hash) uint64 {
-	n.Helper()
-	s, err := n.contract.State(n.Context(), id)
-	if err != nil {
-		n.Fatal(err)
-	}
-	return s.View.Deposit.Uint64()
-}
-
 // TestX402RenterAtOnce: requests at once through one client take turns, and all are answered.
 func TestX402RenterAtOnce(t *testing.T) {
 	n := newTenant(t, newPayRig(t))
 	var wait sync.WaitGroup
 	for range 5 {
 		wait.Go(func() {
-			resp, err := n.x.Client().Get(n.server.URL + "/tick")
+			resp, err := n.x.Client().Get(n.Server.URL + "/tick")
 			if err != nil {
 				t.Error(err)
 				return
@@ -274,15 +150,15 @@ func TestX402RenterAtOnce(t *testing.T) {
 
 // TestX402RenterLeavesProvider: the provider is gone; the money comes back from the contract, all that was not claimed.
 func TestX402RenterLeavesProvider(t *testing.T) {
-	n := newTenant(t, newPayRig(t, func(c *ProviderConfig) { c.X402.WithdrawDelay = 15 * time.Minute }))
+	n := newTenant(t, newPayRig(t, func(c *sdk.ProviderConfig) { c.X402.WithdrawDelay = 15 * time.Minute }))
 	n.tick()
-	if err := n.provider.Settle(t.Context()); err != nil {
+	if err := n.Provider.Settle(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	n.shut()
-	n.chain.RPC(t, nil, "anvil_setBalance", n.key.Address(), "0xde0b6b3a7640000")
+	n.Stop()
+	n.RPC(t, nil, "anvil_setBalance", n.key.Address(), "0xde0b6b3a7640000")
 	done := make(chan error, 1)
-	var refund X402Refund
+	var refund Refund
 	id := n.only().ID
 	go func() {
 		var err error
@@ -294,11 +170,11 @@ func TestX402RenterLeavesProvider(t *testing.T) {
 		time.Sleep(5 * time.Millisecond)
 	}
 	claimed := s.View.Settled.Uint64() // the lease may have run on after the tick, under its voucher
-	n.chain.AdvanceTime(t, 15*time.Minute)
+	n.AdvanceTime(t, 15*time.Minute)
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
-	if got := n.chain.Tokens(t, n.key.Address()); got != tenantPurse-claimed || refund.Left.Uint64() != 0 {
+	if got := n.Tokens(t, n.key.Address()); got != tenantPurse-claimed || refund.Left.Uint64() != 0 {
 		t.Errorf("%d tokens after %d were claimed, %+v", got, claimed, refund)
 	}
 }
@@ -306,18 +182,18 @@ func TestX402RenterLeavesProvider(t *testing.T) {
 // TestX402LeaveEndsWithDust: somebody deposits into the channel whenever a withdrawal is pending. The renter gets back all
 // that was its own by one withdrawal, and is told of what is left.
 func TestX402LeaveEndsWithDust(t *testing.T) {
-	n := newTenant(t, newPayRig(t, func(c *ProviderConfig) { c.X402.WithdrawDelay = 15 * time.Minute }))
+	n := newTenant(t, newPayRig(t, func(c *sdk.ProviderConfig) { c.X402.WithdrawDelay = 15 * time.Minute }))
 	n.tick()
-	if err := n.provider.Settle(t.Context()); err != nil {
+	if err := n.Provider.Settle(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	n.shut()
-	n.chain.RPC(t, nil, "anvil_setBalance", n.key.Address(), "0xde0b6b3a7640000")
+	n.Stop()
+	n.RPC(t, nil, "anvil_setBalance", n.key.Address(), "0xde0b6b3a7640000")
 	id := n.only().ID
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	done := make(chan error, 1)
-	var refund X402Refund
+	var refund Refund
 	go func() {
 		var err error
 		refund, err = n.x.Leave(ctx, id)
@@ -327,7 +203,7 @@ func TestX402LeaveEndsWithDust(t *testing.T) {
 	for seen := uint64(0); ; time.Sleep(5 * time.Millisecond) {
 		select {
 		case err := <-done:
-			if got := n.chain.Tokens(t, n.key.Address()); err != nil || dust != 1 || refund.Left.Uint64() != dust || got+dust+n.claimed(id) != tenantPurse {
+			if got := n.Tokens(t, n.key.Address()); err != nil || dust != 1 || refund.Left.Uint64() != dust || got+dust+n.claimed(id) != tenantPurse {
 				t.Errorf("%v: %+v, %d of dust, %d tokens, %d claimed", err, refund, dust, got, n.claimed(id))
 			}
 			return
@@ -336,36 +212,9 @@ func TestX402LeaveEndsWithDust(t *testing.T) {
 		if s, err := n.contract.State(t.Context(), id); err == nil && s.View.CloseRequestedAt > seen {
 			seen, dust = s.View.CloseRequestedAt, dust+1
 			n.dust(1)
-			n.chain.AdvanceTime(t, 15*time.Minute)
+			n.AdvanceTime(t, 15*time.Minute)
 		}
 	}
-}
-
-func (n *tenant) claimed(id common.Hash) uint64 {
-	s, err := n.contract.State(n.Context(), id)
-	if err != nil {
-		n.Fatal(err)
-	}
-	return s.View.Settled.Uint64()
-}
-
-// dust deposits so much into the only channel, from outside of the renter's books.
-func (n *tenant) dust(amount uint64) {
-	n.Helper()
-	terms := n.only().Terms
-	salt := common.Hash{9, byte(time.Now().UnixNano())}
-	separator, err := n.token.DomainSeparator(n.Context())
-	if err != nil {
-		n.Fatal(err)
-	}
-	a, err := chain.SignAuthorization(n.Context(), n.key, separator, channel.Authorization{
-		From: terms.Payer, To: channel.BatchSettlementCollector, Value: *uint256.NewInt(amount), ValidBefore: 1 << 40, Nonce: channel.DepositNonce(terms.ID(), salt),
-	})
-	if err != nil {
-		n.Fatal(err)
-	}
-	call := n.contract.DepositCall(terms, salt, a)
-	n.chain.Transact(n.T, n.chain.Keys[3], call.To, call.Data)
 }
 
 // TestX402RenterRefunds: a part and then all comes back, the lease ends, every base unit is where both books say, and the
@@ -374,7 +223,7 @@ func TestX402RenterRefunds(t *testing.T) {
 	n := newTenant(t, newPayRig(t))
 	n.tick()
 	n.tick()
-	part, err := n.x.Refund(t.Context(), n.server.URL+"/tick", "0.001")
+	part, err := n.x.Refund(t.Context(), n.Server.URL+"/tick", "0.001")
 	if err != nil || part.Amount.Uint64() != 1000 || part.Transaction == (common.Hash{}) {
 		t.Fatalf("a part: %+v, %v", part, err)
 	}
@@ -383,11 +232,11 @@ func TestX402RenterRefunds(t *testing.T) {
 		t.Fatal(err)
 	}
 	c := n.only()
-	state, err := n.provider.x402.book.State(t.Context(), c.ID)
-	if err != nil || state.Spent != c.Charged || c.Deposit != c.Charged {
-		t.Errorf("the provider has %s, we %+v, %v", state.Spent.Dec(), c, err)
+	state := n.Books(c.ID)
+	if state.Spent != c.Charged || c.Deposit != c.Charged {
+		t.Errorf("the provider has %s, we %+v", state.Spent.Dec(), c)
 	}
-	if got := n.chain.Tokens(t, n.key.Address()); got != tenantPurse-c.Charged.Uint64() {
+	if got := n.Tokens(t, n.key.Address()); got != tenantPurse-c.Charged.Uint64() {
 		t.Errorf("the renter has %d tokens, %s were charged", got, c.Charged.Dec())
 	}
 	again := n.tick()
@@ -397,11 +246,11 @@ func TestX402RenterRefunds(t *testing.T) {
 	if _, err := n.rental.Close(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if err := n.provider.Settle(t.Context()); err != nil {
+	if err := n.Provider.Settle(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	total := n.only().Charged.Uint64()
-	if payer, payee := n.chain.Tokens(t, n.key.Address()), n.chain.Tokens(t, n.config.Key.Address()); payer != tenantPurse-total || payee != total {
+	if payer, payee := n.Tokens(t, n.key.Address()), n.Tokens(t, n.Config.Key.Address()); payer != tenantPurse-total || payee != total {
 		t.Errorf("the renter has %d, the provider %d, %d were charged", payer, payee, total)
 	}
 }
@@ -411,12 +260,12 @@ func TestX402RenterRuns(t *testing.T) {
 	n := newTenant(t, newPayRig(t))
 	ctx, cancel := context.WithCancel(t.Context())
 	seen := 0
-	err := n.rental.Run(ctx, func(X402Tick) {
+	err := n.rental.Run(ctx, func(Tick) {
 		if seen++; seen == 4 {
 			cancel()
 		}
 	})
-	if err != nil || seen != 4 || n.slate().Tick != nil {
+	if err != nil || seen != 4 || n.account().Tick != nil {
 		t.Errorf("%d ticks, %v", seen, err)
 	}
 	n.agrees()

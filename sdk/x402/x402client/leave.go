@@ -1,0 +1,189 @@
+package x402client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/boundlog"
+	"github.com/gpupay/gpupay/sdk/wallet"
+)
+
+// Leave gets back what is in a channel without the server: it starts the
+// withdrawal, waits out the channel's delay, in which the server may still claim
+// what was signed, and finishes it. Both transactions are the renter's own and
+// need native coin (ErrNoGas); nobody can send them for it.
+//
+// It takes as long as the delay, 15 minutes at least. It can be cut off and
+// called again, also in another process. Nothing is paid from the channel
+// meanwhile; after it, a payment deposits again. What somebody deposited during the
+// delay stays, and is Refund.Left: another Leave gets that. ErrStuck says that
+// the contract refuses.
+func (x *Client) Leave(ctx context.Context, id common.Hash) (Refund, error) {
+	known, err := x.accounts().load(ctx, id)
+	if err != nil {
+		return Refund{}, err
+	}
+	if known == nil {
+		return Refund{}, fmt.Errorf("%w: %s is no channel with an x402 server in this database", channel.ErrUnknown, id)
+	}
+	paid, err := x.payer.State(ctx, id)
+	if err != nil {
+		return Refund{}, err
+	}
+	b := &payment{x: x, terms: paid.Terms, id: id}
+	before, err := b.beginLeaving(ctx)
+	if err != nil {
+		return Refund{}, err
+	}
+	if err := b.exit(ctx); err != nil { // nobody pays meanwhile: the account says so
+		return Refund{}, err
+	}
+	return b.endLeaving(ctx, before)
+}
+
+// inTurn runs a step of leaving on the newest account, when it is the channel's turn.
+func (b *payment) inTurn(ctx context.Context, step func() error) error {
+	release, err := b.x.takeTurn(ctx, b.terms)
+	if err != nil {
+		return err
+	}
+	defer release()
+	known, err := b.x.accounts().load(ctx, b.id)
+	if err != nil {
+		return err
+	}
+	b.account = *known
+	return step()
+}
+
+// beginLeaving ends payments on a channel that is left, and returns what it holds.
+func (b *payment) beginLeaving(ctx context.Context) (before channel.ChainView, err error) {
+	err = b.inTurn(ctx, func() error {
+		if b.account.Leaving = true; b.account.Deposit != nil {
+			if err := b.awaitDeposit(ctx); err != nil {
+				return err
+			}
+		}
+		if err := b.save(ctx); err != nil { // before the chain knows of it
+			return err
+		}
+		if _, err := b.x.payer.Close(ctx, b.id); err != nil {
+			return err
+		}
+		var err error
+		_, before, err = b.observe(ctx)
+		return err
+	})
+	return before, err
+}
+
+// endLeaving is what came back from a channel that was left.
+func (b *payment) endLeaving(ctx context.Context, before channel.ChainView) (refund Refund, err error) {
+	err = b.inTurn(ctx, func() error {
+		_, after, err := b.observe(ctx)
+		if err != nil {
+			return err
+		}
+		refund = Refund{Channel: b.id}
+		if before.Deposit.Gt(&after.Deposit) { // all that leaves a channel unclaimed goes to the payer
+			refund.Amount.Sub(&before.Deposit, &after.Deposit)
+		}
+		refund.Left.Sub(&after.Deposit, &after.Settled)
+		b.account.Leaving, b.account.Dispute, b.account.Accused = false, "", nil // the money is back: to pay again is a new decision
+		b.account.Tick, b.account.Open, b.account.Lost = nil, nil, uint256.Int{}
+		return b.save(ctx)
+	})
+	return refund, err
+}
+
+// awaitDeposit waits until a deposit that is on its way has arrived or cannot
+// any more: else it would arrive behind the withdrawal.
+func (b *payment) awaitDeposit(ctx context.Context) error {
+	for {
+		under, err := b.depositInFlight(ctx)
+		if err != nil || !under {
+			return err
+		}
+		if err := chain.Pause(ctx, b.x.w.Poll); err != nil {
+			return err
+		}
+	}
+}
+
+// exit does what the chain says is next, until nothing is left to withdraw or
+// one withdrawal of all that was there is over: anybody can deposit dust meanwhile,
+// and each withdrawal takes the delay and the renter's gas. A step that is refused
+// wallet.LeaveRounds times is ErrStuck; waiting for the delay or an endpoint is no try.
+func (b *payment) exit(ctx context.Context) error {
+	var last channel.ChainView
+	var begun bool // by us, of all that was free
+	pace := chain.Backoff{Least: b.x.w.Poll, Most: 8 * b.x.w.Poll}
+	for tries := 0; ; {
+		wait := b.x.w.Poll
+		_, view, err := b.observe(ctx)
+		if err == nil {
+			over := begun && view.CloseRequestedAt == 0 && view.Deposit.Lt(&last.Deposit)
+			if view.CloseRequestedAt == 0 && !view.Deposit.Gt(&view.Settled) || over {
+				return nil
+			}
+			if view.CloseRequestedAt != last.CloseRequestedAt {
+				tries = 0
+			}
+			last = view
+			begun = begun || view.CloseRequestedAt == 0
+			err = b.nextStep(ctx, view)
+		}
+		var revert *chain.Revert
+		switch {
+		case errors.As(err, &revert):
+			if tries++; tries >= wallet.LeaveRounds {
+				return fmt.Errorf("channel %s: %w: the contract refused %d times: %w", b.id, wallet.ErrStuck, tries, err)
+			}
+			wait = pace.Next()
+		case errors.Is(err, chain.ErrUnreachable):
+			boundlog.Warn(b.x.w.Log, "leaving: not yet", b.id, err)
+		case err != nil:
+			return err
+		}
+		if err := chain.Pause(ctx, wait); err != nil {
+			return err
+		}
+	}
+}
+
+// nextStep takes the step that the chain has come to.
+func (b *payment) nextStep(ctx context.Context, view channel.ChainView) error {
+	if view.CloseRequestedAt != 0 {
+		return b.finalize(ctx, view)
+	}
+	var free uint256.Int
+	free.Sub(&view.Deposit, &view.Settled)
+	return b.sendOwn(ctx, b.x.escrow.InitiateWithdrawCall(b.terms, free))
+}
+
+// finalize waits out the delay by the chain's clock.
+func (b *payment) finalize(ctx context.Context, view channel.ChainView) error {
+	now, err := chain.Now(ctx, b.x.w.Backend)
+	if err != nil || uint64(now.Unix()) < view.CloseRequestedAt+b.terms.WithdrawDelay {
+		return err
+	}
+	return b.sendOwn(ctx, b.x.escrow.FinalizeWithdrawCall(b.terms))
+}
+
+// sendOwn sends a transaction of our own, which nobody can send for us.
+func (b *payment) sendOwn(ctx context.Context, call chain.Call) error {
+	own, err := b.x.w.HasGas(ctx)
+	if err == nil && !own {
+		err = fmt.Errorf("channel %s: %w: only %s can withdraw: send it some and call again", b.id, wallet.ErrNoGas, b.x.w.Address())
+	}
+	if err != nil {
+		return err
+	}
+	return b.x.w.Sender.SendOnce(ctx, call, b.x.w.Confirmations)
+}
