@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
+	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/audit"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/wallet"
@@ -17,7 +18,7 @@ import (
 // what its GPUs were billed for stays.
 func TestRenterPrune(t *testing.T) {
 	m := testrig.NewMarket(t)
-	server := serveProvider(t, m, nil)
+	server := serveProvider(t, m, func(c *sdk.ProviderConfig) { c.Credit = time.Minute }) // of all leases together, which nobody pays when they are not run
 	r := openRenter(t, renterConfig(t, m, m.Payer))
 	rent := func() *Rental {
 		l, err := r.Rent(t.Context(), server.URL, Options{Deposit: "0.02", PayEvery: 50 * time.Millisecond})
