@@ -111,10 +111,10 @@ func (n *nodes) takeOver(ctx context.Context, c *nodeClient, row leaseRow) error
 		return err
 	}
 	var there nodeLease
-	if err := c.call(ctx, n.p.config.CallTimeout, "POST", "/leases/"+row.ID+"/end", nodeEnd{Reason: row.Reason}, &there); gone(err) {
+	if err := c.call(ctx, n.p.config.CallTimeout, "POST", "/leases/"+row.ID+"/end", nodeEnd{Reason: row.Reason, nodeTerm: inTerm(row.Term)}, &there); gone(err) {
 		return fmt.Errorf("%w: %w", errUnfit, err)
 	} else if err != nil {
-		return err
+		return l.outpaced(ctx, err)
 	}
 	err = l.exchangeAll(ctx)
 	if errors.Is(err, metering.ErrClock) {

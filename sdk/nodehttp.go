@@ -25,6 +25,7 @@ var (
 	problemNoLease  = wire.Problem{Type: "about:blank", Title: "No Such Lease", Status: http.StatusNotFound}
 	problemEnded    = wire.Problem{Type: "about:blank", Title: "Lease Has Ended", Status: http.StatusGone}
 	problemSpool    = wire.Problem{Type: "about:blank", Title: "Spool Rolled Back", Status: http.StatusConflict}
+	problemTerm     = wire.Problem{Type: "about:blank", Title: "Another Gateway Runs It", Status: http.StatusConflict}
 )
 
 func (n *Node) routes() {
@@ -191,6 +192,9 @@ func (n *Node) postLease(r *http.Request, body []byte) (any, error) {
 			row, err = n.store.byID(r.Context(), q.LeaseID.Hex())
 		}
 	}
+	if err == nil {
+		err = n.spool.fence(r.Context(), q.LeaseID, q.nodeTerm)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -212,14 +216,21 @@ func (n *Node) grantFor(ctx context.Context, q nodeStart, offer wire.SignedOffer
 	}
 	s := q.state()
 	if old := n.running(s.ID); old != nil { // its gateway could not wait for us
+		if err := n.spool.precedes(ctx, old.id, q); err != nil {
+			return err
+		}
 		if err := old.end(ctx, stopRequest{reason: "another lease begins on its channel"}); err != nil {
 			return err
 		}
 	}
-	if err := errors.Join(n.store.putOffer(ctx, offer), n.spool.put(ctx, q.LeaseID, s, q.nodeMoney)); err != nil {
+	err := errors.Join(n.store.putOffer(ctx, offer), n.spool.put(ctx, q))
+	if err == nil {
+		err = n.spool.fence(ctx, q.LeaseID, q.nodeTerm)
+	}
+	if err != nil {
 		return err
 	}
-	_, err := n.grant(ctx, leaseRow{
+	_, err = n.grant(ctx, leaseRow{
 		ID: q.LeaseID.Hex(), Channel: s.ID.Hex(), Offer: offer.Hash.Hex(), GPUs: q.GPUs, Allocation: "{}",
 		OwedBefore: q.OwedBefore.Dec(), State: wire.StateAllocating, StartedAt: time.Now().UnixNano(),
 	}, s, offer, nil)
@@ -242,9 +253,6 @@ func (n *Node) postSync(r *http.Request, body []byte) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	if q.After > uint64(row.Sequence) {
-		return nil, n.mute(row, q.After)
-	}
 	answer := rowLease(row)
 	if err := n.hear(r.Context(), row, q, &answer); err != nil {
 		return nil, err
@@ -257,10 +265,16 @@ func (n *Node) postSync(r *http.Request, body []byte) (any, error) {
 	return answer, err
 }
 
-// hear keeps what a gateway says of a lease's money, has the lease act on it, and
+// hear keeps what a gateway says of a lease's money, if it runs the lease, has the lease act on it, and
 // answers with the share that counts.
 func (n *Node) hear(ctx context.Context, row leaseRow, q nodeSync, answer *nodeLease) error {
-	defer n.hears.Lock(answer.LeaseID)() // else an older share could land on a newer one
+	defer n.hears.Lock(answer.LeaseID)() // else an older share, or a deposed gateway's word, could land on a newer one
+	if err := n.spool.fence(ctx, answer.LeaseID, q.nodeTerm); err != nil {
+		return err
+	}
+	if q.After > uint64(row.Sequence) {
+		return n.mute(row, q.After)
+	}
 	heard, s, err := n.spool.hear(ctx, row, q)
 	if err != nil {
 		return err
@@ -332,6 +346,9 @@ func (n *Node) postEnd(r *http.Request, body []byte) (any, error) {
 	id := common.HexToHash(r.PathValue("id"))
 	defer n.starts.Lock(id)() // not while it begins
 	row, err := n.lease(r)
+	if err == nil {
+		err = n.spool.fence(r.Context(), id, q.nodeTerm)
+	}
 	if err != nil {
 		return nil, err
 	}

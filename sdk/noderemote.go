@@ -22,9 +22,12 @@ type remoteLease struct {
 	checker *metering.Checker
 	failing bool // the last exchange failed, and was logged
 	foreign func([]metering.DeviceEvidence) error
-	heard   bool          // it has answered this process, or the lease has ended: what it says of its share is no news
-	gave    int64         // the newest version of a share that this process told it
-	shown   *rate.Limiter // of what it says of its state
+
+	outpaced func(ctx context.Context, refusal error) error // see nodes.outpaced
+
+	heard bool          // it has answered this process, or the lease has ended: what it says of its share is no news
+	gave  int64         // the newest version of a share that this process told it
+	shown *rate.Limiter // of what it says of its state
 }
 
 // errUnfit is a node whose records do not hold: nothing of them is charged, and
@@ -49,7 +52,8 @@ func (n *nodes) newRemote(row leaseRow, terms metering.Lease, name string, meter
 	}
 	checker, err := metering.ResumeChecker(config, state)
 	foreign := func(billed []metering.DeviceEvidence) error { return n.slicesOfAnother(name, billed) }
-	return &remoteLease{node: c, checker: checker, foreign: foreign, heard: row.EndedAt > 0, shown: rate.NewLimiter(1, statesAtOnce)}, err
+	outpaced := func(ctx context.Context, refusal error) error { return n.outpaced(ctx, terms.ID, row.Term, refusal) }
+	return &remoteLease{node: c, checker: checker, foreign: foreign, outpaced: outpaced, heard: row.EndedAt > 0, shown: rate.NewLimiter(1, statesAtOnce)}, err
 }
 
 // statesAtOnce is how many states and reasons of a node are shown at once; each takes a log line, a row and an event, and there is
@@ -164,14 +168,14 @@ func (l *lease) exchange(ctx context.Context) (got exchanged, err error) {
 	}
 	var there nodeLease
 	err = l.remote.node.call(ctx, nodeTimeout, "POST", "/leases/"+l.id.Hex()+"/sync",
-		nodeSync{nodeMoney: moneyOf(counts, v.deposit).with(part), After: v.sequence}, &there)
+		nodeSync{nodeMoney: moneyOf(counts, v.deposit).with(part), nodeTerm: inTerm(l.term), After: v.sequence}, &there)
 	switch {
 	case gone(err):
 		return exchanged{ended: true, reason: "its node knows nothing of it"}, nil
 	case errors.Is(err, &problemSpool):
 		return got, fmt.Errorf("%w: %w", errUnfit, err)
 	case err != nil:
-		return got, err
+		return got, l.outpaced(ctx, err)
 	}
 	if err := l.told(ctx, part, there); err != nil {
 		return got, err
@@ -254,6 +258,7 @@ func (l *lease) mirrorState(ctx context.Context, there nodeLease) error {
 // complain logs the first of a row of failures.
 func (l *lease) complain(ctx context.Context, err error) {
 	switch {
+	case errors.Is(err, errNotOurs): // see drop
 	case err == nil && l.remote.failing:
 		l.deps.log.Info("lease is in touch with its node again", "lease", l.id, "node", l.remote.node.name)
 	case errors.Is(err, errUnfit):
@@ -272,8 +277,8 @@ func (l *lease) collect(ctx context.Context, req stopRequest) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, l.deps.timing.callTimeout)
 	defer cancel()
-	if err := l.remote.node.end(ctx, l.deps.timing.callTimeout, l.id, nodeEnd{Reason: req.reason}); err != nil {
-		return err
+	if err := l.remote.node.end(ctx, l.deps.timing.callTimeout, l.id, nodeEnd{Reason: req.reason, nodeTerm: inTerm(l.term)}); err != nil {
+		return l.outpaced(ctx, err)
 	}
 	return l.exchangeAll(ctx)
 }

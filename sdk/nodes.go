@@ -46,6 +46,8 @@ type nodes struct {
 	enlisted   map[string][]wire.OfferDevices // what each node had when its enlistment was decided last, at enlistedAt
 	enlistedAt time.Time
 	refused    map[string]string // and why it was refused
+
+	outdone map[common.Hash]bool // see outpaced
 }
 
 // nodeRest is how long a node gets no new lease that could not begin one: it answers,
@@ -65,7 +67,7 @@ var _ placer = (*nodes)(nil)
 
 func newNodes(p *Provider) (*nodes, error) {
 	n := &nodes{p: p, status: make(map[string]nodeStatus), known: make(map[string][]metering.Device), failed: make(map[string]string),
-		rests: make(map[string]*nodeRest), busy: make(map[string]bool), now: time.Now, offers: rate.NewLimiter(rate.Every(offerPace), offerBurst), absent: make(map[string]time.Time), enlisted: make(map[string][]wire.OfferDevices), refused: make(map[string]string)}
+		rests: make(map[string]*nodeRest), busy: make(map[string]bool), now: time.Now, offers: rate.NewLimiter(rate.Every(offerPace), offerBurst), absent: make(map[string]time.Time), outdone: make(map[common.Hash]bool), enlisted: make(map[string][]wire.OfferDevices), refused: make(map[string]string)}
 	if err := p.config.NodeIdentity.check(gatewayHost, x509.ExtKeyUsageClientAuth); err != nil {
 		return nil, fmt.Errorf("provider: NodeIdentity: %w", err)
 	}
@@ -207,7 +209,7 @@ func (n *nodes) reconcileAt(ctx context.Context, name string, ids []common.Hash)
 		if row.State != wire.StateEnded || row.Held != 0 {
 			continue
 		}
-		ended := n.link(name).end(ctx, n.p.config.CallTimeout, id, nodeEnd{Reason: row.Reason, Closed: true})
+		ended := n.end(ctx, n.link(name), id, nodeEnd{Reason: row.Reason, Closed: true, nodeTerm: inTerm(row.Term)})
 		if a, bad := row.allocation(); ended == nil && (bad != nil || a.Node == "" || a.Node == name) {
 			ended = n.p.deps.shares.end(ctx, id)
 		}
@@ -236,6 +238,15 @@ func (n *nodes) beside(ctx context.Context, kind, name string, work func(context
 			n.p.config.Log.Warn("what a node has to do with the database", "node", name, "error", err)
 		}
 	})
+}
+
+// end is the node's, of a lease that does not run here.
+func (n *nodes) end(ctx context.Context, c *nodeClient, id common.Hash, q nodeEnd) error {
+	err := c.end(ctx, n.p.config.CallTimeout, id, q)
+	if errors.Is(err, &problemTerm) {
+		err = n.outpaced(ctx, id, *q.Term, err)
+	}
+	return err
 }
 
 // end ends a lease at its node. One that it does not know has ended.
@@ -336,8 +347,12 @@ func (n *nodes) roomy(gpus int) []*nodeClient {
 // answer is lost the lease ends here, and so it does there (reconcile). Its share is free at once:
 // nobody was told how to reach what the node may have begun, and it is charged to nobody.
 func (n *nodes) place(ctx context.Context, req placement) (gpu.Allocation, common.Address, error) {
-	q := nodeStart{LeaseID: req.LeaseID, Terms: req.channel.Terms, Offer: req.offer.Document, GPUs: req.GPUs, OwedBefore: wire.NewAmount(req.channel.Spent),
-		nodeMoney: moneyOf(req.channel.Accepted, req.channel.Deposit)}
+	written, err := n.written(ctx, req)
+	if err != nil {
+		return gpu.Allocation{}, common.Address{}, err
+	}
+	q := nodeStart{LeaseID: req.LeaseID, WrittenAt: written, Terms: req.channel.Terms, Offer: req.offer.Document, GPUs: req.GPUs, OwedBefore: wire.NewAmount(req.channel.Spent),
+		nodeMoney: moneyOf(req.channel.Accepted, req.channel.Deposit), nodeTerm: inTerm(req.Term)}
 	share, err := n.makeRoom(ctx, req)
 	if err != nil {
 		return gpu.Allocation{}, common.Address{}, err
@@ -364,16 +379,15 @@ func (n *nodes) place(ctx context.Context, req placement) (gpu.Allocation, commo
 			err = &errNode{c.name, errors.New("it does not say which key signs the lease's records: it is from before nodes had keys of their own")}
 		}
 		if err != nil {
-			n.p.config.Log.Error("lease could not be begun at its node", "node", c.name, "lease", req.LeaseID, "error", err, "rest", n.tire(c.name))
-			if ended := c.end(ctx, nodeTimeout, req.LeaseID, nodeEnd{Reason: "another node begins it", Closed: true}); ended == nil {
-				continue // it has it no more, if it ever had
+			if err = n.notBegun(ctx, c, q, err); err == nil {
+				continue
 			}
-			return gpu.Allocation{}, common.Address{}, errors.Join(wire.Unavailable.With("the GPUs' host could not be reached: try again"), err, n.p.deps.shares.end(ctx, req.LeaseID))
+			return gpu.Allocation{}, common.Address{}, errors.Join(err, n.p.deps.shares.end(ctx, req.LeaseID))
 		}
 		n.wakeUp(c.name)
 		n.took(c.name, req.GPUs)
 		a := *began.Allocation
-		a.LeaseID, a.Node = req.LeaseID, c.name
+		a.LeaseID, a.Node, a.Term = req.LeaseID, c.name, req.Term
 		return a, *began.Meter, nil
 	}
 	return gpu.Allocation{}, common.Address{}, errors.Join(fmt.Errorf("%w: no node has %d", gpu.ErrNoCapacity, req.GPUs), n.p.deps.shares.end(ctx, req.LeaseID))
@@ -410,12 +424,15 @@ func (n *nodes) Release(ctx context.Context, a gpu.Allocation) error {
 	if err != nil && !errors.Is(err, sql.ErrNoRows) {
 		return err
 	}
+	if err == nil && row.Term != a.Term {
+		return fmt.Errorf("lease %s: %w", a.LeaseID, errNotOurs)
+	}
 	if err := n.takeOver(ctx, c, row); errors.Is(err, errUnfit) {
 		n.forgo(row, err)
 	} else if err != nil {
 		return err
 	}
-	if err := c.end(ctx, n.p.config.CallTimeout, a.LeaseID, nodeEnd{Reason: cmp.Or(row.Reason, "its gateway ends it"), Closed: true}); err != nil {
+	if err := n.end(ctx, c, a.LeaseID, nodeEnd{Reason: cmp.Or(row.Reason, "its gateway ends it"), Closed: true, nodeTerm: inTerm(a.Term)}); err != nil {
 		return err
 	}
 	return n.p.deps.shares.end(ctx, a.LeaseID)

@@ -37,6 +37,8 @@ type spoolRow struct {
 	Delivered int64  `db:"delivered"`
 	Closed    int64  `db:"closed"`
 	Version   int64  `db:"credit_version"` // of Credit
+	Term      int64  `db:"owner_term"`     // of the newest gateway that was heard of: see fence
+	WrittenAt int64  `db:"written_at"`     // when the gateways wrote the lease down; it grows from lease to lease of a channel
 }
 
 var spoolColumns = columns[spoolRow]()
@@ -60,15 +62,17 @@ func openSpool(ctx context.Context, path string) (spool, error) {
 }
 
 // put keeps what the channel of a lease holds when the lease begins.
-func (s spool) put(ctx context.Context, lease common.Hash, c channel.State, money nodeMoney) error {
+func (s spool) put(ctx context.Context, q nodeStart) error {
+	c := q.state()
 	terms, err := json.Marshal(c.Terms)
 	if err != nil {
 		return err
 	}
 	return s.db.Update(ctx, func(tx *sqlx.Tx) error {
-		_, err := tx.NamedExecContext(ctx, `INSERT INTO spool (lease, terms, accepted, deposit, credit, credit_version)
-			VALUES (:lease, :terms, :accepted, :deposit, :credit, :credit_version) ON CONFLICT (lease) DO NOTHING`,
-			spoolRow{Lease: lease.Hex(), Terms: string(terms), Accepted: c.Accepted.Dec(), Deposit: c.Deposit.Dec(), Credit: creditText(money.Credit), Version: money.version()})
+		_, err := tx.NamedExecContext(ctx, `INSERT INTO spool (lease, terms, accepted, deposit, credit, credit_version, written_at)
+			VALUES (:lease, :terms, :accepted, :deposit, :credit, :credit_version, :written_at) ON CONFLICT (lease) DO NOTHING`,
+			spoolRow{Lease: q.LeaseID.Hex(), Terms: string(terms), Accepted: c.Accepted.Dec(), Deposit: c.Deposit.Dec(),
+				Credit: creditText(q.Credit), Version: q.version(), WrittenAt: q.WrittenAt})
 		return err
 	})
 }

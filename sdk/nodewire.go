@@ -34,8 +34,19 @@ type nodeStart struct {
 	Offer      json.RawMessage `json:"offer"` // the document that the payee signed
 	GPUs       int             `json:"gpus"`
 	OwedBefore wire.Amount     `json:"owedBefore"`
+	WrittenAt  int64           `json:"writtenAt,omitempty"` // in the gateways' table, unix nanoseconds: it grows from lease to lease of a channel
 	nodeMoney
+	nodeTerm
 }
+
+// nodeTerm says in every message about a lease who speaks.
+type nodeTerm struct {
+	// Term is the fencing token of the gateway that runs the lease: a node acts on none that is older than one that it has heard.
+	// A gateway from before it says none, and is believed.
+	Term *int64 `json:"term,omitempty"`
+}
+
+func inTerm(term int64) nodeTerm { return nodeTerm{&term} }
 
 // nodeMoney is what a lease's channel holds, in base units.
 type nodeMoney struct {
@@ -52,6 +63,7 @@ type nodeMoney struct {
 // nodeSync is the body of POST /leases/{id}/sync.
 type nodeSync struct {
 	nodeMoney
+	nodeTerm
 	After uint64 `json:"after"` // the newest record that the gateway has on disk
 }
 
@@ -59,6 +71,7 @@ type nodeSync struct {
 type nodeEnd struct {
 	Reason string `json:"reason"`
 	Closed bool   `json:"closed"` // the gateway asks for nothing more of this lease
+	nodeTerm
 }
 
 // nodeLease is a lease as its node has it: the answer to all of these.

@@ -22,6 +22,9 @@ type Problem struct {
 	// FreeGPUs is how many GPUs a new lease could have now, beside a challenge:
 	// who wants more is told before it deposits anything. nil: not said.
 	FreeGPUs *int `json:"freeGpus,omitempty"`
+	// Term is of a node's refusal of what a gateway says that does not run the lease any more: the newest fencing token that
+	// the node has heard. nil: not said.
+	Term *int64 `json:"term,omitempty"`
 }
 
 // Problem types of the two drafts, with the status they are sent with.

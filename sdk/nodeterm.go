@@ -1,0 +1,132 @@
+package sdk
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"math"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/jmoiron/sqlx"
+
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// A gateway that was stopped for longer than Takeover, and goes on, believes for a moment that it still runs its leases. In the
+// database it finds no row of its term (leaseStore.own). A node has no part in that database: it is told the term with every word
+// about a lease, and keeps the newest.
+
+// fence has it on disk that a gateway of such a term was heard, and refuses one of an older term than any that was: what it says
+// would raise vouchers, end a lease or begin one that another gateway runs by now.
+func (s spool) fence(ctx context.Context, lease common.Hash, said nodeTerm) error {
+	if said.Term == nil {
+		return nil
+	}
+	known, err := s.get(ctx, s.db.View(), lease)
+	if err != nil || known.Term == *said.Term {
+		return err
+	}
+	err = s.db.Update(ctx, func(tx *sqlx.Tx) error {
+		if known, err = s.get(ctx, tx, lease); err != nil || known.Term >= *said.Term {
+			return err
+		}
+		_, err := tx.ExecContext(ctx, `UPDATE spool SET owner_term = ? WHERE lease = ?`, *said.Term, lease.Hex())
+		return err
+	})
+	if err != nil || known.Term <= *said.Term {
+		return err
+	}
+	refusal := problemTerm.With("lease %s is another gateway's since term %d, and this is said in term %d", lease, known.Term, *said.Term)
+	refusal.Term = &known.Term
+	return refusal
+}
+
+// precedes refuses the beginning of a lease that the gateways wrote down before the one that runs on its channel: who asks for it
+// was stopped since, and the renter has begun another one by now.
+func (s spool) precedes(ctx context.Context, running common.Hash, q nodeStart) error {
+	known, err := s.get(ctx, s.db.View(), running)
+	if err != nil || q.WrittenAt == 0 || known.WrittenAt < q.WrittenAt {
+		return err
+	}
+	return problemTerm.With("lease %s runs on its channel, and was written down after lease %s", running, q.LeaseID)
+}
+
+// written is when a lease that begins was written down. It fails if another gateway has ended it since.
+func (n *nodes) written(ctx context.Context, req placement) (int64, error) {
+	row, err := n.p.store.byID(ctx, req.LeaseID.Hex())
+	if err == nil && row.Term != req.Term {
+		err = errors.Join(errElsewhere(req.channel.ID), fmt.Errorf("lease %s: %w", req.LeaseID, errNotOurs))
+	}
+	return row.StartedAt, err
+}
+
+// notBegun ends what a node may have begun of a lease and not said so. It is nil where another node can begin it.
+func (n *nodes) notBegun(ctx context.Context, c *nodeClient, q nodeStart, why error) error {
+	if errors.Is(why, &problemTerm) { // and no failure of the node
+		return errors.Join(errElsewhere(q.Terms.ID()), why)
+	}
+	n.p.config.Log.Error("lease could not be begun at its node", "node", c.name, "lease", q.LeaseID, "error", why, "rest", n.tire(c.name))
+	if c.end(ctx, nodeTimeout, q.LeaseID, nodeEnd{Reason: "another node begins it", Closed: true, nodeTerm: q.nodeTerm}) == nil {
+		return nil // it has it no more, if it ever had
+	}
+	return errors.Join(wire.Unavailable.With("the GPUs' host could not be reached: try again"), why)
+}
+
+// outpaced is why a gateway does not go on with a lease whose node refused what it said in a term. The table says who is right.
+// Where the lease is another's, or gone, the error is errNotOurs. Where it is ours after all the table is a copy from before a
+// take-over: it takes up the node's term, the error is errNotOurs too, and whoever runs the lease next does so in a newer one.
+// A process does that once for a lease: each time that it takes one up it allows its records the credit once more (newRemote),
+// and a node that was broken into could have that again and again.
+func (n *nodes) outpaced(ctx context.Context, lease common.Hash, term int64, refusal error) error {
+	now, err := n.p.store.term(ctx, lease)
+	switch {
+	case errors.Is(err, sql.ErrNoRows), err == nil && now != term:
+		return fmt.Errorf("lease %s: %w: %w", lease, errNotOurs, refusal)
+	case err != nil:
+		return errors.Join(err, refusal)
+	}
+	heard := heardTerm(refusal)
+	if n.p.replicas == nil || heard < term || !n.mayOutdo(lease) {
+		return refusal
+	}
+	if err := n.p.store.outdo(ctx, lease, term, heard+1); err != nil {
+		return errors.Join(err, refusal)
+	}
+	n.p.config.Log.Warn("this database is from before another gateway ran a lease, as its node says: it is taken up again", "lease", lease, "term", heard+1)
+	return fmt.Errorf("lease %s: %w: %w", lease, errNotOurs, refusal)
+}
+
+// heardTerm is the term that a node names in its refusal; below any where it names none, and such that a term can follow it.
+func heardTerm(refusal error) int64 {
+	var problem *wire.Problem
+	if !errors.As(refusal, &problem) || problem.Term == nil {
+		return math.MinInt64
+	}
+	return min(*problem.Term, math.MaxInt64>>1)
+}
+
+// mayOutdo is true once for a lease.
+func (n *nodes) mayOutdo(lease common.Hash) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	before := n.outdone[lease]
+	n.outdone[lease] = true
+	return !before
+}
+
+// outdo begins a newer term of a lease, of the same owner.
+func (s leaseStore) outdo(ctx context.Context, id common.Hash, term, next int64) error {
+	return s.db.Update(ctx, func(tx *sqlx.Tx) error {
+		return own(id)(tx.ExecContext(ctx, tx.Rebind(`UPDATE leases SET term = ? WHERE id = ? AND term = ?`), next, id.Hex(), term))
+	})
+}
+
+// outpaced lets go of the lease where another gateway runs it, as a write does that finds no row.
+func (l *lease) outpaced(ctx context.Context, err error) error {
+	if errors.Is(err, &problemTerm) {
+		err = l.remote.outpaced(ctx, err)
+		l.notice(err)
+	}
+	return err
+}
