@@ -159,7 +159,7 @@ func TestAnyGatewayCollects(t *testing.T) {
 }
 
 // TestNothingIsBilledAfterARelease: a node that did not hear of it meters on, and of that nobody is charged more than the
-// time that the lease had until its renter gave it back.
+// time that the lease had until its renter gave it back, nor less by more than the one record that this moment falls into.
 func TestNothingIsBilledAfterARelease(t *testing.T) {
 	o := newOutpost(t)
 	r := newRig(t, quiet, o.link, func(c *ProviderConfig) { c.Credit = time.Minute })
@@ -177,6 +177,10 @@ func TestNothingIsBilledAfterARelease(t *testing.T) {
 	kept, err := r.provider.store.last(t.Context(), id)
 	if err != nil || kept.Nanos > most || kept.Nanos < last.Nanos || lease.spent() != owedIn(*kept) {
 		t.Errorf("%d ns are charged, the lease had %d (%v)", kept.Nanos, most, err)
+	}
+	_, there := o.spooled(id)
+	if refused := there[kept.Sequence]; refused.Nanos <= most { // less than one record is lost: the one that the end falls into
+		t.Errorf("record %d is not charged: it states %d ns, and the lease had %d", refused.Sequence, refused.Nanos, most)
 	}
 	if lost := r.forgone(); lost != "0" {
 		t.Errorf("%s leases are given up", lost)
