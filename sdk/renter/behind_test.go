@@ -2,9 +2,12 @@ package renter_test
 
 import (
 	"context"
+	"math/big"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/ethereum/go-ethereum/core/types"
 
 	"github.com/gpupay/gpupay/sdk/chain"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
@@ -50,6 +53,45 @@ func TestBooksOfTheEnd(t *testing.T) {
 		<-done
 		if err != nil || closing.Settled.IsZero() || closing.Settled != closing.Owed {
 			t.Fatalf("owed %s, settled %s: %v", closing.Owed.Dec(), closing.Settled.Dec(), err)
+		}
+	}
+}
+
+// farBehind is an endpoint that stopped following the chain some blocks ago, while late is not zero.
+type farBehind struct {
+	chain.Backend
+	late atomic.Int64
+}
+
+func (b *farBehind) HeaderByNumber(ctx context.Context, number *big.Int) (*types.Header, error) {
+	head, err := b.Backend.HeaderByNumber(ctx, number)
+	if late := b.late.Load(); err == nil && number == nil && late != 0 {
+		return b.Backend.HeaderByNumber(ctx, new(big.Int).SetUint64(head.Number.Uint64()-uint64(late)))
+	}
+	return head, err
+}
+
+// TestEndBesideAnEndpointThatStandsStill: a rental that ended stays so where the endpoint is behind its end, by some blocks or
+// by more than any re-org undoes.
+func TestEndBesideAnEndpointThatStandsStill(t *testing.T) {
+	m := testrig.NewMarket(t)
+	server := serveProvider(t, m, nil)
+	m.Mine(t, 100) // that it can be behind by
+	config := renterrig.Config(t, m, m.Payer)
+	endpoint := &farBehind{Backend: m.Backend}
+	config.Backend = endpoint
+	r := renterrig.Open(t, config)
+	l, err := r.Rent(t.Context(), server.URL, renter.Options{Deposit: "1", PayEvery: 100 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, late := range []int64{1, 33, 100} {
+		endpoint.late.Store(late)
+		if all, err := r.Rentals(t.Context()); err != nil || len(all) != 1 || all[0].Phase != renter.PhaseClosed {
+			t.Errorf("an endpoint that is %d blocks behind: %+v, %v", late, all, err)
 		}
 	}
 }

@@ -294,8 +294,13 @@ func (l *onChain) finalView(ctx context.Context) (channel.ChainView, error) {
 	limit := time.Now().Add(max(l.r.w.Patience, 10*l.r.w.Poll))
 	for {
 		began := time.Now()
-		view, err := l.settledView(ctx)
+		var view channel.ChainView
+		at, err := l.r.moment(ctx, l.r.w.Confirmations)
+		if err == nil {
+			view, err = l.escrow.View(ctx, l.id, at.block)
+		}
 		if err == nil && view.Finalized {
+			l.row.sighted(at)
 			return view, nil
 		}
 		if errors.Is(err, chain.ErrUnreachable) {

@@ -23,7 +23,8 @@ import (
 // looks would be taken for one that never came.
 type moment struct {
 	block *big.Int
-	time  time.Time
+	time  time.Time // by the chain, and no later than our clock says
+	mined time.Time // by the chain, and no later than our clock may be off
 }
 
 // moment is the newest block that has the given number of confirmations.
@@ -38,11 +39,15 @@ func (r *Client) moment(ctx context.Context, confirmations uint64) (moment, erro
 			return moment{}, chain.Unread("block "+block.String(), err)
 		}
 	}
-	at := moment{block: header.Number, time: r.w.Now()}
-	if mined := time.Unix(int64(header.Time), 0); mined.Before(at.time) {
-		at.time = mined
+	now, mined := r.w.Now(), time.Unix(int64(header.Time), 0)
+	return moment{block: header.Number, time: earlier(mined, now), mined: earlier(mined, now.Add(r.w.ClockOff))}, nil
+}
+
+func earlier(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return a
 	}
-	return at, nil
+	return b
 }
 
 // sight is what the chain says as of one block.
@@ -100,14 +105,22 @@ func (row *rentalRow) deposited(s *sight) {
 	if row.Deposit != s.Deposit {
 		row.Deposit, row.Seen = s.Deposit, 0
 	}
-	row.Seen = max(row.Seen, block)
+	row.sighted(s.moment)
 }
 
-// behind reports whether a sight is of an older block than one that the chain was seen at, by no more than a re-org
-// undoes: of an endpoint that lags it is no word on what came later.
+// sighted remembers the newest block that the chain was seen at.
+func (row *rentalRow) sighted(at moment) {
+	if block := at.block.Uint64(); block >= row.Seen {
+		row.Seen, row.SeenTime = block, at.mined.Unix()
+	}
+}
+
+// behind reports whether a sight is of an older block than one that the chain was seen at: by no more than a re-org undoes,
+// or of no later time. Of an endpoint that lags it is no word on what came later. A block that is only numbered
+// lower, as where an endpoint once claimed to be far ahead, is believed.
 func (row *rentalRow) behind(s sight) bool {
 	block := s.block.Uint64()
-	return block < row.Seen && row.Seen <= block+finality
+	return block < row.Seen && (row.Seen <= block+finality || s.mined.Unix() <= row.SeenTime)
 }
 
 // finality is how many blocks lie over an end before it is left alone, as for

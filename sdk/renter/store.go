@@ -40,8 +40,10 @@ type rentalRow struct {
 	GPUs    int             `json:"gpus"`
 	Options Options         `json:"options"`
 	Deposit uint256.Int     `json:"deposit"` // meant for it, until the chain has it
-	// Seen is the newest block as of which the chain had Deposit; zero before it did.
+	// Seen is the newest block as of which the chain had Deposit; zero before it did. SeenTime is its time in unix seconds,
+	// and no later than our clock could be off then; zero in older databases.
 	Seen     uint64      `json:"seen,omitempty"`
+	SeenTime int64       `json:"seenTime,omitempty"`
 	MinDelta uint256.Int `json:"minDelta"`
 
 	// Made is when the rental was put on disk, unix seconds; zero in databases that
