@@ -13,6 +13,19 @@ import (
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 )
 
+// ledger is what is known of a channel: its account, as on disk, and what the chain says. Whoever has the channel's turn owns it.
+type ledger struct {
+	x       *Client
+	terms   channel.Terms
+	id      common.Hash
+	account account
+	view    channel.ChainView // as last read
+	fresh   bool              // nothing is on disk yet
+	found   bool              // fresh, and the chain held money for it when the request began
+	prior   uint256.Int       // the most that was signed for before this request, or said to be claimed of a channel that is not known
+	own     uint256.Int       // the most that this database knows to be signed for, by then
+}
+
 // load finds the channel's account. A channel that this database does not know may
 // be on the chain nevertheless: it is the same for the same key and server.
 func (b *payment) load(ctx context.Context) error {
@@ -69,10 +82,10 @@ func (b *payment) enter(ctx context.Context) error {
 	return b.save(ctx)
 }
 
-func (b *payment) save(ctx context.Context) error { return b.x.accounts().save(ctx, &b.account) }
+func (b *ledger) save(ctx context.Context) error { return b.x.accounts().save(ctx, &b.account) }
 
 // observe reads what the chain says of the channel and, if it is kept, records it.
-func (b *payment) observe(ctx context.Context) (channel.PayerState, channel.ChainView, error) {
+func (b *ledger) observe(ctx context.Context) (channel.PayerState, channel.ChainView, error) {
 	s, err := b.x.escrow.State(ctx, b.id)
 	if err != nil {
 		return channel.PayerState{}, s.View, err
@@ -92,7 +105,7 @@ func (b *payment) observe(ctx context.Context) (channel.PayerState, channel.Chai
 // agreed is a view with the deposit that two endpoints agree on, where there are two
 // and a deposit would be signed, or count no more in the caps, on the word of one: that
 // the channel holds less than is known, or that what was authorized has arrived.
-func (b *payment) agreed(ctx context.Context, v channel.ChainView) (channel.ChainView, error) {
+func (b *ledger) agreed(ctx context.Context, v channel.ChainView) (channel.ChainView, error) {
 	paid, err := b.x.payer.State(ctx, b.id)
 	if err != nil {
 		return v, err
@@ -114,7 +127,7 @@ func (b *payment) agreed(ctx context.Context, v channel.ChainView) (channel.Chai
 
 // held is the least and the most that the channel holds, by the newest words of two
 // endpoints; the same where there is one.
-func (b *payment) held(ctx context.Context) (least, most uint256.Int, err error) {
+func (b *ledger) held(ctx context.Context) (least, most uint256.Int, err error) {
 	on, _, err := b.x.escrow.Confirmed(ctx, []common.Hash{b.id}, 1)
 	if err != nil {
 		return least, most, err
@@ -123,11 +136,11 @@ func (b *payment) held(ctx context.Context) (least, most uint256.Int, err error)
 }
 
 // free is what the channel holds, as last read, and is neither charged nor claimed.
-func (b *payment) free() (free uint256.Int) {
+func (b *ledger) free() (free uint256.Int) {
 	return u256.SaturatingSub(b.view.Deposit, b.spent())
 }
 
 // spent is what is known to be charged, or was claimed, of what we signed: an endpoint's word for more counts for nothing.
-func (b *payment) spent() uint256.Int {
+func (b *ledger) spent() uint256.Int {
 	return u256.Max(b.account.Charged, u256.Min(b.view.Settled, b.own))
 }

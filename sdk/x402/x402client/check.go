@@ -176,7 +176,7 @@ func (t *Rental) earlier(s account, rec metering.SignedRecord) (uint256.Int, err
 
 // hasPassed refuses a new lease that says of the time before it, which no record that we saw states, that more was used than
 // passed on our clock since the lease before: the allowance for a reading that came late would be taken at every lease.
-func (b *payment) hasPassed(earlier uint256.Int, rec metering.SignedRecord) error {
+func (b *ledger) hasPassed(earlier uint256.Int, rec metering.SignedRecord) error {
 	l := b.account.Ticking
 	if l == nil || b.account.Found {
 		return nil
@@ -233,7 +233,7 @@ func (t *Rental) idle(s account, rec metering.SignedRecord, earlier uint256.Int)
 }
 
 // checkRecord checks a record and remembers it in lease.
-func (b *payment) checkRecord(lease *tickLease, rec metering.SignedRecord) error {
+func (b *ledger) checkRecord(lease *tickLease, rec metering.SignedRecord) error {
 	state, err := lease.Checker.Skip(rec)
 	if err != nil {
 		return &violation{err}
@@ -256,13 +256,13 @@ func (b *payment) checkRecord(lease *tickLease, rec metering.SignedRecord) error
 }
 
 // tolerance is by how much a lease may run ahead of our clock.
-func (b *payment) tolerance(l *tickLease) time.Duration {
+func (b *ledger) tolerance(l *tickLease) time.Duration {
 	return max(0, min(tickTolerance, b.x.w.Tolerance)-time.Duration(l.Lent))
 }
 
 // checker of a lease's records, which are as many as there are ticks: no offer says
 // how long these are.
-func (b *payment) checker(lease *tickLease, state metering.CheckerState) (*metering.Checker, error) {
+func (b *ledger) checker(lease *tickLease, state metering.CheckerState) (*metering.Checker, error) {
 	offer, err := wire.ParseOffer(lease.Offer)
 	if err != nil {
 		return nil, fmt.Errorf("channel %s: its offer on disk does not parse; restore the database from its backup: %w", b.id, err)
@@ -287,7 +287,7 @@ func (b *payment) checker(lease *tickLease, state metering.CheckerState) (*meter
 
 // overfull is by how many bytes the records of the lease before take more than its
 // time allows: a new lease at each tick has no more room than one that goes on.
-func (b *payment) overfull() (uint64, error) {
+func (b *ledger) overfull() (uint64, error) {
 	last := b.account.Ticking
 	if last == nil {
 		return 0, nil

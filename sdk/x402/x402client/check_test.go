@@ -329,7 +329,7 @@ func TestX402FirstRecord(t *testing.T) {
 		t.Fatal(err)
 	}
 	x := &Rental{gpus: 1, price: price}
-	b := &payment{account: account{Tick: &pendingTick{Boot: "b", Asked: metering.Instant{Boot: 5e9, Mono: 5e9, Wall: 5e9}, Base: *uint256.NewInt(1000)}}}
+	b := &payment{ledger: ledger{account: account{Tick: &pendingTick{Boot: "b", Asked: metering.Instant{Boot: 5e9, Mono: 5e9, Wall: 5e9}, Base: *uint256.NewInt(1000)}}}}
 	lease := func(nanos uint64, added int64, before uint64) (*tickLease, error) {
 		rec := metering.SignedRecord{Record: metering.Record{Sequence: 1, Nanos: nanos, OwedBefore: *uint256.NewInt(before)}, Evidence: metering.Evidence{Nanos: added}}
 		return x.lease(t.Context(), b, wire.Tick{Devices: []string{"GPU-1"}, Record: &rec})

@@ -30,7 +30,7 @@ func (x *Client) choose(a *request, required x402.PaymentRequired, maxPrice uint
 		return nil, fmt.Errorf("%s: %w: %w", a.req.URL.Host, ErrNotOffered, err)
 	}
 	terms := x.terms(*best)
-	return &payment{request: a, x: x, first: required, offer: *best, terms: terms, id: terms.ID()}, nil
+	return &payment{request: a, ledger: ledger{x: x, terms: terms, id: terms.ID()}, first: required, offer: *best}, nil
 }
 
 // terms are of the channel that pays an offer. Our own key signs the vouchers

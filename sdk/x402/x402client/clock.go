@@ -30,7 +30,7 @@ type leaseClock struct {
 // lease may have run for all of that, and after the tick was asked for for all
 // that its own voucher covers. No provider can bring that about. It reports
 // whether they have.
-func (b *payment) forfeit(l *tickLease, price metering.Price, now metering.Instant, boot string) (apart bool) {
+func (b *ledger) forfeit(l *tickLease, price metering.Price, now metering.Instant, boot string) (apart bool) {
 	p, s := b.account.Tick, &l.Checker
 	if p == nil {
 		return false
@@ -139,7 +139,7 @@ func (l *tickLease) ahead(p *pendingTick) int64 {
 // was charged since the lease began that is paid by ticks, that base included,
 // took no longer than passed on our clocks. Without it, a provider that meters
 // little and begins a lease at every tick takes the whole ceiling of each.
-func (b *payment) passed(base uint256.Int) bool {
+func (b *ledger) passed(base uint256.Int) bool {
 	clock := b.x.w.Clock
 	if b.account.Found || !base.Gt(&b.account.Plain) {
 		return true
@@ -206,7 +206,7 @@ func (b *payment) plausible(base uint256.Int) bool {
 
 // ranFor reports whether a tick that was not answered can have run up to a base since it was asked for. Where our clocks have
 // parted it may have for all that it was signed for.
-func (b *payment) ranFor(p *pendingTick, base uint256.Int) bool {
+func (b *ledger) ranFor(p *pendingTick, base uint256.Int) bool {
 	if p == nil || base.Gt(&p.Most) {
 		return false
 	}
@@ -230,7 +230,7 @@ func (p *pendingTick) after(open *pendingTick) *pendingTick {
 }
 
 // unticked counts what is charged up to now for what is no tick.
-func (b *payment) unticked(total uint256.Int) {
+func (b *ledger) unticked(total uint256.Int) {
 	if total.Gt(&b.account.Charged) {
 		b.account.Other.Add(&b.account.Other, new(uint256.Int).Sub(&total, &b.account.Charged))
 	}

@@ -147,7 +147,7 @@ func TestX402IdleAllowance(t *testing.T) {
 			Start:   metering.Instant{Boot: asked.Boot - began, Mono: asked.Mono - began, Wall: asked.Wall - began - int64(row.missed)},
 			Devices: []metering.CheckedDevice{{UUID: "GPU-a", Total: int64(row.ran)}},
 		}}
-		b := &payment{account: account{Tick: &pendingTick{Prior: *uint256.NewInt(15), Asked: asked, Boot: row.bootAsked}}}
+		b := &ledger{account: account{Tick: &pendingTick{Prior: *uint256.NewInt(15), Asked: asked, Boot: row.bootAsked}}}
 		b.forfeit(l, price, asked, row.bootAsked)
 		got := time.Duration(asked.Boot - l.Checker.Start.Boot)
 		if wall := time.Duration(asked.Wall - l.Checker.Start.Wall); got != row.want || (wall-got).Abs() > 20*time.Millisecond {
@@ -470,7 +470,7 @@ func TestX402BooksBeforeItWrites(t *testing.T) {
 		Device: metering.Device{UUID: "GPU-1", BootID: "a"}, To: metering.Instant{Mono: int64(time.Second)}, Nanos: metering.Nanos{Allocated: int64(time.Second)}, Total: int64(time.Second),
 	}}}}
 	for i, want := range []error{nil, wallet.ErrLetTwice} {
-		b := &payment{x: x, id: common.Hash{byte(i + 1)}}
+		b := &payment{ledger: ledger{x: x, id: common.Hash{byte(i + 1)}}}
 		if _, err := b.bookOnce(new(tickLease), rec); !errors.Is(err, want) {
 			t.Errorf("channel %d: %v, want %v", i+1, err, want)
 		}

@@ -55,7 +55,7 @@ func (b *payment) fund(ctx context.Context, most uint256.Int) (*x402.Deposit, er
 // records what became of it. It has arrived when it was used and the channel shows
 // it; it cannot arrive any more when its time is over by the chain's clock and by
 // ours. The time is read first, so that the state is no older.
-func (b *payment) depositInFlight(ctx context.Context) (bool, error) {
+func (b *ledger) depositInFlight(ctx context.Context) (bool, error) {
 	a := b.account.Deposit.Authorization
 	over, err := b.x.over(ctx, uint64(a.ValidBefore))
 	if err != nil {
@@ -124,7 +124,7 @@ const lagTries = 3
 
 // confirmDeposit records what a channel holds once its deposit was used, and reports
 // whether that is all that was meant for it.
-func (b *payment) confirmDeposit(ctx context.Context) (bool, error) {
+func (b *ledger) confirmDeposit(ctx context.Context) (bool, error) {
 	for try := 0; ; try++ {
 		paid, _, err := b.observe(ctx)
 		if err != nil || paid.Authorized.IsZero() {
@@ -140,7 +140,7 @@ func (b *payment) confirmDeposit(ctx context.Context) (bool, error) {
 }
 
 // resendDeposit returns a deposit that is under way, to be sent once more.
-func (b *payment) resendDeposit(ctx context.Context, most uint256.Int) (*x402.Deposit, error) {
+func (b *ledger) resendDeposit(ctx context.Context, most uint256.Int) (*x402.Deposit, error) {
 	_, view, err := b.observe(ctx)
 	if err != nil {
 		return nil, err
@@ -230,14 +230,14 @@ func (b *payment) defaultDeposit(needed, least uint256.Int) (value uint256.Int) 
 }
 
 // capped is the refusal that Fund would give, before anything is kept.
-func (b *payment) capped(cap string, before, value uint256.Int) error {
+func (b *ledger) capped(cap string, before, value uint256.Int) error {
 	caps, wanted := b.x.payer.Caps, uint256.Int{}
 	limit := map[string]uint256.Int{channel.CapChannel: caps.PerChannel, channel.CapPayee: caps.PerPayee, channel.CapDay: caps.PerDay}[cap]
 	return &channel.CapError{Channel: b.id, Cap: cap, Limit: limit, Wanted: *wanted.Add(&before, &value)}
 }
 
 // afford reports a deposit that cannot work, before it is signed.
-func (b *payment) afford(ctx context.Context, value uint256.Int) error {
+func (b *ledger) afford(ctx context.Context, value uint256.Int) error {
 	balance, err := b.x.w.Token.Balance(ctx, b.terms.Payer)
 	if err != nil {
 		return err
@@ -276,7 +276,7 @@ func (b *payment) validBefore(ctx context.Context) (x402.Seconds, error) {
 
 // authorize signs a deposit under the token's own domain, as the chain has it,
 // whatever the server says that it is.
-func (b *payment) authorize(ctx context.Context, d *x402.Deposit) error {
+func (b *ledger) authorize(ctx context.Context, d *x402.Deposit) error {
 	separator, err := b.x.w.Token.DomainSeparator(ctx)
 	if err != nil {
 		return err

@@ -34,7 +34,7 @@ func TestX402LeavesNotBehindADeposit(t *testing.T) {
 	}
 	short, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
-	b := &payment{x: n.x, terms: paid.Terms, id: s.ID}
+	b := &leaving{ledger{x: n.x, terms: paid.Terms, id: s.ID}}
 	if _, err := b.beginLeaving(short); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("%v", err)
 	}
@@ -56,7 +56,7 @@ func (p plain) CallContract(ctx context.Context, call ethereum.CallMsg, block *b
 // TestX402SignsNoDepositThatCannotWork: a deposit that the token cannot move, or that is not there, is not signed.
 func TestX402SignsNoDepositThatCannotWork(t *testing.T) {
 	n := newTenant(t, newPayRig(t))
-	b := &payment{x: n.x, terms: channel.Terms{Payer: n.key.Address()}}
+	b := &ledger{x: n.x, terms: channel.Terms{Payer: n.key.Address()}}
 	for amount, want := range map[uint64]error{1: nil, tenantPurse: nil, tenantPurse + 1: wallet.ErrBalance} {
 		if err := b.afford(t.Context(), *uint256.NewInt(amount)); !errors.Is(err, want) {
 			t.Errorf("%d: %v, want %v", amount, err, want)
@@ -85,7 +85,7 @@ func TestX402BooksWhatItSees(t *testing.T) {
 	n := newTenant(t, newPayRig(t))
 	n.tick()
 	n.x.payer.Store = full{n.x.payer.Store}
-	b := &payment{x: n.x, id: n.account().ID}
+	b := &ledger{x: n.x, id: n.account().ID}
 	if _, _, err := b.observe(t.Context()); !errors.Is(err, errFull) {
 		t.Errorf("%v", err)
 	}

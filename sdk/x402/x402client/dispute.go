@@ -65,7 +65,7 @@ func recordIn(document []byte) *metering.SignedRecord {
 
 // prove looks whether the channel has another record of a refused one's number,
 // and keeps both.
-func (b *payment) prove(ctx context.Context, refused metering.SignedRecord) error {
+func (b *ledger) prove(ctx context.Context, refused metering.SignedRecord) error {
 	if b.account.Ticking == nil {
 		return nil
 	}

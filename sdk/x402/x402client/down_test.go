@@ -205,7 +205,7 @@ func TestX402ClocksOfAnHonestLease(t *testing.T) {
 		}
 		l := &tickLease{Offer: offer.Document, Devices: make([]string, gpus), Checker: metering.CheckerState{BootID: "b", Start: at}}
 		l.Together = l.each()
-		b, prior := &payment{}, int64(0)
+		b, prior := &ledger{}, int64(0)
 		for range 20 {
 			away := random.Int64N(int64(5 * time.Second))
 			if l.Checker.Sequence == 0 {

@@ -36,7 +36,7 @@ func (x *Client) Leave(ctx context.Context, id common.Hash) (Refund, error) {
 	if err != nil {
 		return Refund{}, err
 	}
-	b := &payment{x: x, terms: paid.Terms, id: id}
+	b := &leaving{ledger{x: x, terms: paid.Terms, id: id}}
 	before, err := b.beginLeaving(ctx)
 	if err != nil {
 		return Refund{}, err
@@ -47,8 +47,11 @@ func (x *Client) Leave(ctx context.Context, id common.Hash) (Refund, error) {
 	return b.endLeaving(ctx, before)
 }
 
+// leaving is a channel whose money is got back without its server.
+type leaving struct{ ledger }
+
 // inTurn runs a step of leaving on the newest account, when it is the channel's turn.
-func (b *payment) inTurn(ctx context.Context, step func() error) error {
+func (b *leaving) inTurn(ctx context.Context, step func() error) error {
 	release, err := b.x.takeTurn(ctx, b.terms)
 	if err != nil {
 		return err
@@ -63,7 +66,7 @@ func (b *payment) inTurn(ctx context.Context, step func() error) error {
 }
 
 // beginLeaving ends payments on a channel that is left, and returns what it holds.
-func (b *payment) beginLeaving(ctx context.Context) (before channel.ChainView, err error) {
+func (b *leaving) beginLeaving(ctx context.Context) (before channel.ChainView, err error) {
 	err = b.inTurn(ctx, func() error {
 		if b.account.Leaving = true; b.account.Deposit != nil {
 			if err := b.awaitDeposit(ctx); err != nil {
@@ -84,7 +87,7 @@ func (b *payment) beginLeaving(ctx context.Context) (before channel.ChainView, e
 }
 
 // endLeaving is what came back from a channel that was left.
-func (b *payment) endLeaving(ctx context.Context, before channel.ChainView) (refund Refund, err error) {
+func (b *leaving) endLeaving(ctx context.Context, before channel.ChainView) (refund Refund, err error) {
 	err = b.inTurn(ctx, func() error {
 		_, after, err := b.observe(ctx)
 		if err != nil {
@@ -104,7 +107,7 @@ func (b *payment) endLeaving(ctx context.Context, before channel.ChainView) (ref
 
 // awaitDeposit waits until a deposit that is on its way has arrived or cannot
 // any more: else it would arrive behind the withdrawal.
-func (b *payment) awaitDeposit(ctx context.Context) error {
+func (b *leaving) awaitDeposit(ctx context.Context) error {
 	for {
 		under, err := b.depositInFlight(ctx)
 		if err != nil || !under {
@@ -120,7 +123,7 @@ func (b *payment) awaitDeposit(ctx context.Context) error {
 // one withdrawal of all that was there is over: anybody can deposit dust meanwhile,
 // and each withdrawal takes the delay and the renter's gas. A step that is refused
 // wallet.LeaveRounds times is ErrStuck; waiting for the delay or an endpoint is no try.
-func (b *payment) exit(ctx context.Context) error {
+func (b *leaving) exit(ctx context.Context) error {
 	var last channel.ChainView
 	var begun bool // by us, of all that was free
 	pace := chain.Backoff{Least: b.x.w.Poll, Most: 8 * b.x.w.Poll}
@@ -158,7 +161,7 @@ func (b *payment) exit(ctx context.Context) error {
 }
 
 // nextStep takes the step that the chain has come to.
-func (b *payment) nextStep(ctx context.Context, view channel.ChainView) error {
+func (b *leaving) nextStep(ctx context.Context, view channel.ChainView) error {
 	if view.CloseRequestedAt != 0 {
 		return b.finalize(ctx, view)
 	}
@@ -168,7 +171,7 @@ func (b *payment) nextStep(ctx context.Context, view channel.ChainView) error {
 }
 
 // finalize waits out the delay by the chain's clock.
-func (b *payment) finalize(ctx context.Context, view channel.ChainView) error {
+func (b *leaving) finalize(ctx context.Context, view channel.ChainView) error {
 	now, err := chain.Now(ctx, b.x.w.Backend)
 	if err != nil || uint64(now.Unix()) < view.CloseRequestedAt+b.terms.WithdrawDelay {
 		return err
@@ -177,7 +180,7 @@ func (b *payment) finalize(ctx context.Context, view channel.ChainView) error {
 }
 
 // sendOwn sends a transaction of our own, which nobody can send for us.
-func (b *payment) sendOwn(ctx context.Context, call chain.Call) error {
+func (b *leaving) sendOwn(ctx context.Context, call chain.Call) error {
 	own, err := b.x.w.HasGas(ctx)
 	if err == nil && !own {
 		err = fmt.Errorf("channel %s: %w: only %s can withdraw: send it some and call again", b.id, wallet.ErrNoGas, b.x.w.Address())

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net/http"
 
-	"github.com/ethereum/go-ethereum/common"
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
@@ -20,23 +19,15 @@ import (
 // owns it.
 type payment struct {
 	*request
-	x          *Client
+	ledger
 	first      x402.PaymentRequired // what the request was refused with
 	offer      x402.Requirements    // the one of it that is paid
-	terms      channel.Terms
-	id         common.Hash
-	account    account
-	view       channel.ChainView // as last read
-	fresh      bool              // nothing is on disk yet
-	found      bool              // fresh, and the chain held money for it when the request began
-	prior      uint256.Int       // the most that was signed for before this request, or said to be claimed of a channel that is not known
-	own        uint256.Int       // the most that this database knows to be signed for, by then
-	most       uint256.Int       // what its voucher is for
-	tick       string            // where a tick is asked for; empty: this is none
-	gpus       int               // of the tick
-	hourly     uint256.Int       // the price of a GPU-hour of the tick
-	refunding  bool              // a refund is asked for: nothing is bought
-	serverBase uint256.Int       // what the server counts as charged, for a refund
+	most       uint256.Int          // what its voucher is for
+	tick       string               // where a tick is asked for; empty: this is none
+	gpus       int                  // of the tick
+	hourly     uint256.Int          // the price of a GPU-hour of the tick
+	refunding  bool                 // a refund is asked for: nothing is bought
+	serverBase uint256.Int          // what the server counts as charged, for a refund
 
 	untaken      bool // the server has not taken this request's voucher
 	resent       bool // it is a tick that was asked for before
@@ -98,7 +89,7 @@ func (b *payment) lostAnswer(ctx context.Context, h http.Header) error {
 	return errors.Join(b.lostTick(), b.save(ctx))
 }
 
-func (b *payment) lostTick() error {
+func (b *ledger) lostTick() error {
 	return fmt.Errorf("channel %s: %w: the provider shows no record of a tick for which up to %s is signed: Tick asks for it again and signs nothing more before it comes, was claimed on the chain, or was given up by a refund or a leave",
 		b.id, ErrLostAnswer, b.x.w.Format(b.account.Lost))
 }

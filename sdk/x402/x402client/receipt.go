@@ -96,7 +96,7 @@ func (b *payment) corrected(ctx context.Context, resp *http.Response) (again boo
 
 // underfunded looks whether the channel holds less than we thought: a receiver may
 // refund by itself.
-func (b *payment) underfunded(ctx context.Context) (again bool, err error) {
+func (b *ledger) underfunded(ctx context.Context) (again bool, err error) {
 	before, err := b.x.payer.State(ctx, b.id)
 	if err != nil {
 		return false, err
@@ -166,12 +166,12 @@ func (b *payment) resync(ctx context.Context, said x402.Extra, h http.Header) (a
 }
 
 // logRefusedBase says that a server's base is more than can be.
-func (b *payment) logRefusedBase(base uint256.Int) {
+func (b *ledger) logRefusedBase(base uint256.Int) {
 	b.x.w.Log.Warn("x402 server counts more GPU time than passed: its base is not taken", "channel", b.id, "ours", b.account.Charged.Dec(), "theirs", base.Dec())
 }
 
 // adoptBase has the next voucher count from a base: what of it is no tick is told apart.
-func (b *payment) adoptBase(base uint256.Int) {
+func (b *ledger) adoptBase(base uint256.Int) {
 	if !b.account.Ticked || !base.Gt(&b.account.Plain) {
 		b.unticked(base)
 	}
@@ -180,7 +180,7 @@ func (b *payment) adoptBase(base uint256.Int) {
 
 // confirmed reports whether two endpoints say that so much was claimed of a channel
 // that this database has forgotten.
-func (b *payment) confirmed(ctx context.Context, claimed uint256.Int) bool {
+func (b *ledger) confirmed(ctx context.Context, claimed uint256.Int) bool {
 	if _, several := b.x.w.Backend.(*chain.Endpoints); !several || !b.account.Found {
 		return false
 	}
@@ -189,7 +189,7 @@ func (b *payment) confirmed(ctx context.Context, claimed uint256.Int) bool {
 }
 
 // verifyBase holds a server's base against our signature.
-func (b *payment) verifyBase(base uint256.Int, v x402.VoucherState) error {
+func (b *ledger) verifyBase(base uint256.Int, v x402.VoucherState) error {
 	voucher := channel.Voucher{ChannelID: b.id, Cumulative: v.SignedMaxClaimable.Int, Signature: v.Signature[:]}
 	if err := b.x.payer.Domain.Verify(voucher, b.terms.Signer()); err != nil {
 		return fmt.Errorf("%w: the voucher it shows is not ours: %w", ErrForged, err)
@@ -202,7 +202,7 @@ func (b *payment) verifyBase(base uint256.Int, v x402.VoucherState) error {
 
 // recall books a voucher of ours that this database has forgotten: what the
 // channel can cost is known again.
-func (b *payment) recall(ctx context.Context, shown x402.VoucherState) error {
+func (b *ledger) recall(ctx context.Context, shown x402.VoucherState) error {
 	v := channel.Voucher{ChannelID: b.id, Cumulative: shown.SignedMaxClaimable.Int, Signature: shown.Signature[:]}
 	_, err := b.x.payer.Recall(ctx, v)
 	b.account.Found, b.prior = true, u256.Max(b.prior, v.Cumulative)

@@ -170,7 +170,7 @@ func (b *payment) endRefunded() {
 }
 
 // refused is a server's no to a refund, in its words.
-func (b *payment) refused(resp *http.Response) error {
+func (b *ledger) refused(resp *http.Response) error {
 	reason := resp.Status
 	if receipt, err := x402.ParseSettleResponse(resp.Header); err == nil {
 		reason = receipt.ErrorReason + " " + receipt.ErrorMessage
@@ -182,7 +182,7 @@ func (b *payment) refused(resp *http.Response) error {
 
 // await waits until the chain shows something of the channel. Endpoints have many
 // nodes: one that is behind the one that was asked before is waited for.
-func (b *payment) await(ctx context.Context, seen func(channel.ChainView) bool) (channel.ChainView, error) {
+func (b *ledger) await(ctx context.Context, seen func(channel.ChainView) bool) (channel.ChainView, error) {
 	limit := time.Now().Add(max(b.x.w.Patience, 10*b.x.w.Poll))
 	for {
 		_, view, err := b.observe(ctx)

@@ -219,7 +219,7 @@ func (t *Rental) request(ctx context.Context) (*payment, error) {
 
 // markTicked has what was signed for ticks told apart from all else on a channel: what was
 // signed before the first is no tick's, unless it was an earlier version that paid.
-func (b *payment) markTicked() {
+func (b *ledger) markTicked() {
 	s := &b.account
 	switch {
 	case s.Ticked:
@@ -300,7 +300,7 @@ func (t *Rental) resumePending(ctx context.Context, b *payment) (*http.Response,
 // giveUp forgets a tick that was charged and not answered once the chain shows that
 // its own voucher was claimed: then an honest provider answers for it no more, since
 // anybody can read that, and another one has the money.
-func (b *payment) giveUp(ctx context.Context) error {
+func (b *ledger) giveUp(ctx context.Context) error {
 	_, on, err := b.observe(ctx)
 	if err == nil && (on.Settled.Gt(&b.account.Tick.Prior) || !b.account.Charged.Gt(&on.Settled)) {
 		b.account.Tick = nil
