@@ -19,8 +19,6 @@ import (
 	"github.com/gpupay/gpupay/sdk/wallet"
 )
 
-const second = int64(time.Second)
-
 // TestCreditIsOneForAllRentals: a renter with three rentals at one payee was away for less than the offer's credit. The payee
 // bills that time on each; it is paid once, whether the records come together or in turn to one process after the other.
 func TestCreditIsOneForAllRentals(t *testing.T) {
