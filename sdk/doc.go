@@ -1,5 +1,5 @@
 // Package sdk is the side of paid GPU time that sells: a Provider that rents out
-// GPUs and is paid for what it metered. Who rents them is package renter.
+// GPUs and is paid for what it metered. Package sdk/renter rents from it.
 //
 // A Provider is an http.Handler. NewProvider takes a ProviderConfig: the chain's
 // RPC, the Escrow, the Token, the payee's Key, a Database (vouchers are in it, and
@@ -13,5 +13,6 @@
 // lose), and how often it meters. A lease keeps the offer that it began under.
 //
 // Amounts in configurations are units of the token, such as "2.50"; those in
-// results are its base units. ProviderConfig.X402 and package x402/x402client speak x402 instead.
+// results are its base units. ProviderConfig.X402 and package sdk/x402/x402client
+// speak x402 instead.
 package sdk

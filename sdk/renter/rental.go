@@ -19,9 +19,7 @@ import (
 // Rental is one channel of a renter and the lease that it pays for. One
 // goroutine at a time may Run, Close or Leave it; Close and Leave stop a Run.
 // Snapshot, Access and SignLeave may be called at any time.
-//
-// Its parts stand on one another, each on those before it: ledger, deposits, onChain, checks, leaseStream, payments.
-type Rental struct{ payments }
+type Rental struct{ payments } // on leaseStream, checks, onChain, deposits and ledger, each on the next
 
 // rental makes a Rental of what is on disk.
 func (r *Client) rental(ctx context.Context, row rentalRow, escrow *chain.Escrow) (*Rental, error) {

@@ -26,7 +26,7 @@ import (
 const maxReply = 128 << 10
 
 // Client is a watchtower somewhere else, to who wants out of a channel: an
-// sdk.Relay. It is given documents that anybody may see, and can take nothing.
+// renter.Relay. It is given documents that anybody may see, and can take nothing.
 type Client struct {
 	URL  string       // of the watchtower
 	HTTP *http.Client // http.DefaultClient if nil
