@@ -1,6 +1,6 @@
 // Package highwater remembers, outside the database, the newest usage record that
 // a metering key has signed for each lease, as a validator's slashing protection
-// does (EIP-3076), and the highest nonce of a key's transactions. A database that was restored from a backup does not know what
+// does (EIP-3076), the highest nonce of a key's transactions, and the newest term of each lease's commands on this host. A database that was restored from a backup does not know what
 // was signed since; this file does, and refuses a second signature of a number.
 package highwater
 
@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io/fs"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
@@ -43,6 +44,10 @@ type Mark struct {
 type Marks struct {
 	path string
 	db   *store.DB
+
+	mu      sync.Mutex
+	checked time.Time // see Check
+	failed  error     // what it found then
 }
 
 // Open opens the file, makes it if there is none, and forgets the marks of leases
@@ -65,6 +70,9 @@ func Open(ctx context.Context, path string) (*Marks, error) {
 			_, err := tx.ExecContext(ctx, `DELETE FROM high_water WHERE at < ?`, before)
 			if err == nil {
 				_, err = tx.ExecContext(ctx, `DELETE FROM owed WHERE at < ?`, before)
+			}
+			if err == nil {
+				_, err = tx.ExecContext(ctx, `DELETE FROM terms WHERE at < ?`, before)
 			}
 			return err
 		})
