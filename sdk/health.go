@@ -31,7 +31,7 @@ type health struct {
 }
 
 // Health answers 200 while the provider can take vouchers, reach its chain, meter
-// its GPUs and pay for a settlement, 503 and the reason otherwise. What concerns
+// its GPUs, write down what it signs and pay for a settlement, 503 and the reason otherwise. What concerns
 // some GPUs alone, or leases on them, leaves it at 200 and says degraded: no
 // balancer should take the others' renters away for it. It says how much coin the
 // key can still spend and how much is kept for settlements, which GPUs are in
@@ -42,7 +42,7 @@ func (p *Provider) Health() http.Handler {
 		ctx, cancel := context.WithTimeout(r.Context(), 5*time.Second)
 		defer cancel()
 		h, code := p.health(ctx), http.StatusOK
-		err := errors.Join(p.check(ctx), p.checkCoin(ctx, &h), h.checkSource())
+		err := errors.Join(p.check(ctx), p.checkCoin(ctx, &h), h.checkSource(), p.deps.marks.Check(ctx))
 		switch {
 		case err != nil:
 			h.Status, code = err.Error(), http.StatusServiceUnavailable

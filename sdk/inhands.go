@@ -27,10 +27,15 @@ type noted struct {
 	log      *slog.Logger
 }
 
-// note has the devices of this host be remembered outside a database that is a file. A server's is no host's, and keeps them by itself.
+// note has the devices of this host be remembered outside a database that is a file. A server's is no host's, and keeps them by itself:
+// there the file has whose commands ran on this host.
 func (h *lessor) note(database string, log *slog.Logger) error {
 	l, ok := h.deps.placer.(local)
-	if !ok || h.store.db.Shared() {
+	if !ok {
+		return nil
+	}
+	if h.store.db.Shared() {
+		h.deps.placer = fenced{l, h.deps.marks, h.store, log}
 		return nil
 	}
 	path, err := filepath.Abs(database)
@@ -49,7 +54,7 @@ func (n noted) place(ctx context.Context, req placement) (gpu.Allocation, common
 	if err := n.marks.Hand(ctx, n.database, a.LeaseID, a.Devices); err != nil {
 		undo, cancel := after()
 		defer cancel()
-		return gpu.Allocation{}, meter, errors.Join(err, n.local.Release(undo, a))
+		return gpu.Allocation{}, meter, errors.Join(errUnmarked(), err, n.local.Release(undo, a))
 	}
 	return a, meter, nil
 }

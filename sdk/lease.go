@@ -76,10 +76,14 @@ type lease struct {
 
 	closing atomic.Pointer[func(*sqlx.Tx, metering.SignedRecord) error] // goes to disk with the final record
 
-	guarded atomic.Bool // the time in which it was ours is up, and its credit is watched over
-	lost    atomic.Bool // another gateway has it, or may: nothing of it is touched here any more
-	muted   atomic.Bool // more was signed of it than the database has: nothing is signed any more, and it ends
-	ending  atomic.Bool // somebody has asked it to end
+	guarded   atomic.Bool // the time in which it was ours is up, and its credit is watched over
+	lost      atomic.Bool // another gateway has it, or may: nothing of it is touched here any more
+	elsewhere atomic.Bool // another gateway has it: the database says so, or the file that this host's gateways share
+	muted     atomic.Bool // more was signed of it than the database has: nothing is signed any more, and it ends
+	ending    atomic.Bool // somebody has asked it to end
+
+	custody custody                            // of its devices
+	hurried atomic.Pointer[context.CancelFunc] // ends its wait for the database: see inCredit
 
 	share   atomic.Pointer[uint256.Int] // base units of the credit that it has, where a node meters it; nil: not told
 	account *account                    // of its payer, whose debts share the credit; nil: it has the credit for itself
@@ -219,6 +223,7 @@ func (v *leaseView) hear(s channel.State, row uint256.Int) {
 // lose has the lease let go of everything at once: another gateway runs it.
 func (l *lease) lose() {
 	l.lost.Store(true)
+	l.rush()
 	l.wake()
 }
 
@@ -412,12 +417,14 @@ func (l *lease) Sampled(r metering.Reading, _ metering.Interval) {
 	l.watch(r)
 	if l.watchdog.saw(r, l.deps.clock) {
 		l.wake()
+		l.hasten()
 	}
 	v := l.look()
 	switch active := v.state == leaseActive; {
 	case active && l.exhausted(&v):
 		l.meter.Pause()
 		l.wake()
+		l.hasten()
 	case active && l.window > 0 && l.filled():
 		l.wake()
 	case active && l.window == 0 && v.need == 0 && l.wants(&v, l.debt()):
@@ -441,6 +448,7 @@ func (l *lease) SamplingEnded(err error) {
 	l.again = time.AfterFunc(sampleAgain, func() { l.tell(func(m *leaseMail) { m.again = true }) })
 	l.mu.Unlock()
 	l.wake()
+	l.hasten()
 }
 
 // Why a lease is suspended. They are on disk, and shown to the renter.
@@ -484,10 +492,13 @@ func (l *lease) enforce(ctx context.Context) *stopRequest {
 	why := l.hindrance(&v)
 	switch v.state {
 	case leaseActive:
-		if why == "" {
-			l.goOn() // a voucher may have come between the reading that stopped the bill and now
+		if why == "" && l.bills() { // a voucher may have come between the reading that stopped the bill and now
 			l.remind(v)
 			return nil
+		}
+		if why == "" { // it was paid after its devices had been suspended: see holdBack
+			defer l.wake()
+			why = reasonUnpaid
 		}
 		if err := l.suspend(ctx, why); err != nil {
 			return l.failed(ctx, endedFor(why)+", and could not be suspended", err)
@@ -542,6 +553,7 @@ func (l *lease) failed(ctx context.Context, reason string, err error) *stopReque
 // whatever its command said.
 func (l *lease) suspendFor(ctx context.Context, before, why string) error {
 	if before == reasonDead {
+		l.custody.given.Store(true)
 		return l.suspend(ctx, why)
 	}
 	l.enter(ctx, leaseSuspended, why)
@@ -610,7 +622,7 @@ func (l *lease) limitOf(v *leaseView, left uint256.Int) (limit uint256.Int) {
 func (l *lease) exhausted(v *leaseView) bool { return l.exceeds(l.limit(v)) }
 
 func (l *lease) exceeds(limit uint256.Int) bool {
-	owed, err := l.owedAt(uint64(l.meter.Allocated()) + l.ahead())
+	owed, err := l.owedAt(l.used() + l.ahead())
 	return err != nil || owed.Gt(&limit)
 }
 
@@ -635,7 +647,7 @@ func (l *lease) caughtUp(v leaseView) bool {
 	if half.Lt(&least) {
 		half = least // the rest must be paid in advance
 	}
-	owed, err := l.owedAt(uint64(l.meter.Allocated())) // also what no record could be stored of
+	owed, err := l.owedAt(l.used()) // also what no record could be stored of
 	if err != nil {
 		return false
 	}
@@ -695,7 +707,7 @@ func (l *lease) suspend(ctx context.Context, why string) error {
 	if err := l.record(ctx, false); l.lost.Load() {
 		return err // the lease is another gateway's, and so are its devices
 	}
-	if err := l.command(ctx, l.deps.placer.Suspend); err != nil && (why != reasonDead || l.lost.Load()) { // nothing runs that would have to stop
+	if err := l.command(ctx, l.takeIn); err != nil && (why != reasonDead || l.lost.Load()) { // nothing runs that would have to stop
 		return err
 	}
 	l.enter(ctx, leaseSuspended, why)
@@ -706,10 +718,10 @@ func (l *lease) suspend(ctx context.Context, why string) error {
 // hands, before a second of them is billed: whoever suspended them may have died
 // before the database took it. It returns why the lease is over, if they cannot be.
 func (l *lease) handOver(ctx context.Context) *stopRequest {
-	err := l.command(ctx, l.deps.placer.Resume)
+	err := l.command(ctx, l.giveOut)
 	if err != nil && !l.lost.Load() && ctx.Err() == nil { // a command may refuse what is not suspended
-		if err = l.command(ctx, l.deps.placer.Suspend); err == nil {
-			err = l.command(ctx, l.deps.placer.Resume)
+		if err = l.command(ctx, l.takeIn); err == nil {
+			err = l.command(ctx, l.giveOut)
 		}
 	}
 	if err != nil || l.lost.Load() || ctx.Err() != nil {
@@ -720,7 +732,7 @@ func (l *lease) handOver(ctx context.Context) *stopRequest {
 }
 
 func (l *lease) resume(ctx context.Context) error {
-	if err := l.command(ctx, l.deps.placer.Resume); err != nil {
+	if err := l.command(ctx, l.giveOut); err != nil {
 		if ctx.Err() != nil && !l.lost.Load() { // cut off, and perhaps done: the next process resumes what is active, before it is billed
 			l.unsaved = true
 			l.turn(leaseActive, "")
@@ -746,12 +758,17 @@ func (l *lease) command(ctx context.Context, do func(context.Context, gpu.Alloca
 		ask, done := context.WithTimeout(call, ownerTimeout)
 		term, err := l.deps.store.term(ask, l.id)
 		done()
-		if err == nil && term != l.term || l.tenure.Err() != nil { // where it does not answer, our tenure says it
+		l.elsewhere.CompareAndSwap(false, err == nil && term != l.term)
+		if l.elsewhere.Load() || l.tenure.Err() != nil { // where it does not answer, our tenure says it
 			l.lost.Store(true)
 			return fmt.Errorf("lease %s: %w", l.id, errNotOurs)
 		}
 	}
-	return do(call, l.allocation)
+	err := do(call, l.allocation)
+	if errors.Is(err, errNotOurs) {
+		l.notice(err)
+	}
+	return err
 }
 
 // inCredit bounds how long an active lease waits for the database by what is left of its credit: then it has to be suspended.
@@ -760,7 +777,17 @@ func (l *lease) inCredit(ctx context.Context) (context.Context, context.CancelFu
 	if v := l.look(); l.remote != nil || v.state != leaseActive || v.stalled || l.life == nil || l.life.Err() != nil {
 		return ctx, func() {}
 	}
-	return context.WithTimeout(ctx, max(l.lasts(), ownerTimeout))
+	ctx, cancel := context.WithTimeout(ctx, max(l.lasts(), ownerTimeout))
+	l.hurried.Store(&cancel)
+	return ctx, cancel
+}
+
+// rush ends a wait for the database that inCredit bounds: the payer's other leases have used the credit meanwhile, or others may run
+// this one.
+func (l *lease) rush() {
+	if cancel := l.hurried.Load(); cancel != nil {
+		(*cancel)()
+	}
 }
 
 // goOn has the meter bill, unless the lease was found dead meanwhile.
@@ -962,6 +989,7 @@ func (l *lease) metered() metering.State {
 func (l *lease) notice(err error) {
 	switch {
 	case errors.Is(err, errNotOurs):
+		l.elsewhere.Store(true)
 		l.lost.Store(true)
 	case errors.Is(err, highwater.ErrBehind), errors.Is(err, errRolledBack), errors.Is(err, channel.ErrLower):
 		l.muted.Store(true)
@@ -1005,7 +1033,9 @@ func (l *lease) takeBack() {
 		}
 	}
 	if err == nil {
-		err = l.deps.placer.Release(call, l.allocation)
+		err = l.takeBackDevices(call, l.allocation)
+	} else {
+		l.custody.given.Store(false) // they are the next renter's
 	}
 	l.deps.log.Error("the database has forgotten a lease, as after a fail-over to a server that was behind: its devices are taken back", "lease", l.id, "channel", l.terms.ID(), "devices", l.allocation.Devices, "error", err)
 }
@@ -1026,10 +1056,15 @@ func (l *lease) conclude(ctx context.Context, req stopRequest) error {
 // time in between is not billed.
 func (l *lease) finish(life context.Context, req stopRequest) {
 	ctx := context.WithoutCancel(life)
+	var unwritten error
 	if req.keep && !l.lost.Load() && !l.muted.Load() {
-		_ = l.save(ctx)          // logged, and so is
-		_ = l.conclude(ctx, req) // this: the next process goes on from what is on disk
+		unwritten = errors.Join(l.save(ctx), l.conclude(ctx, req)) // logged: the next process goes on from what is on disk
 	}
+	defer func() {
+		if life.Err() != nil && (unwritten != nil || l.lost.Load() || !req.keep && l.state() != leaseEnded) {
+			l.leaveSuspended(ctx)
+		}
+	}()
 	switch {
 	case l.lost.Load():
 		l.drop()
@@ -1050,7 +1085,7 @@ func (l *lease) expire(life context.Context, req stopRequest) {
 	if !l.until(life, func() error { return l.concluded(ctx, req, asked) }) {
 		return
 	}
-	err := l.command(ctx, l.deps.placer.Release)
+	err := l.command(ctx, l.takeBackDevices)
 	if err != nil {
 		l.deps.log.Error("the devices of a lease could not be taken back: they are suspended, and it is tried again", "lease", l.id, "error", err)
 		l.hold(ctx)
@@ -1067,11 +1102,11 @@ func (l *lease) expire(life context.Context, req stopRequest) {
 
 // hold suspends devices that could not be taken back: their renter's bill has ended.
 func (l *lease) hold(ctx context.Context) {
-	if v := l.look(); v.state != leaseActive || v.stalled || l.remote != nil {
+	if l.remote != nil {
 		return
 	}
-	if err := l.command(ctx, l.deps.placer.Suspend); err != nil {
-		l.deps.log.Error("a lease that has ended could not be suspended meanwhile", "lease", l.id, "error", err)
+	if err := l.command(ctx, l.takeIn); err != nil {
+		l.cannotSuspend(err)
 	}
 }
 
@@ -1117,18 +1152,17 @@ func (l *lease) until(life context.Context, write func() error) bool {
 	}
 }
 
-// stall suspends what cannot be ended yet.
+// stall suspends what cannot be ended yet, however often that takes.
 func (l *lease) stall(ctx context.Context, err error) {
 	v := l.look()
-	if v.stalled {
+	if !v.stalled {
+		l.deps.log.Error("lease ends, and this cannot be written: it is tried again until it can", "lease", l.id, "channel", l.terms.ID(), "error", err)
+		l.update(func(v *leaseView) { v.stalled = true })
+	}
+	if l.returned || l.remote != nil && (v.state != leaseActive || v.stalled) { // a node goes on by itself
 		return
 	}
-	l.deps.log.Error("lease ends, and this cannot be written: it is tried again until it can", "lease", l.id, "channel", l.terms.ID(), "error", err)
-	l.update(func(v *leaseView) { v.stalled = true })
-	if v.state != leaseActive || l.returned {
-		return
-	}
-	if err := l.command(ctx, l.deps.placer.Suspend); err != nil {
-		l.deps.log.Error("a lease that ends could not be suspended meanwhile", "lease", l.id, "error", err)
+	if err := l.command(ctx, l.takeIn); err != nil && !l.lost.Load() {
+		l.cannotSuspend(err)
 	}
 }

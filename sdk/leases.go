@@ -54,11 +54,22 @@ func (p *Provider) takesLeases() error {
 		return wire.NoCapacity.With("no GPU of this provider can be metered")
 	}
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.closed || p.draining {
+	over := p.closed || p.draining
+	p.mu.Unlock()
+	if over {
 		return wire.Unavailable.With("this provider takes no new leases")
 	}
+	if err := p.deps.marks.Check(p.life); err != nil {
+		p.config.Log.Error("no new lease", "error", err)
+		return errUnmarked()
+	}
 	return nil
+}
+
+// errUnmarked refuses what would be signed for while the file cannot be written that has to know it first. What it is about the file the
+// log and Health say.
+func errUnmarked() *wire.Problem {
+	return wire.Unavailable.With("this gateway cannot write down what it signs, and so it begins no lease: try another gateway, or later; its operator finds the reason in its health")
 }
 
 // closeGrace is how long a renter has, after its lease, to pay what is left and

@@ -299,6 +299,7 @@ func (h *lessor) launch(l *lease, state leaseState, s channel.State, last *meter
 		l.view.sequence, l.view.owed, l.view.nanos = last.Sequence, last.Owed, last.Nanos
 	}
 	l.view.ask(state, l.view.reason)
+	l.custody.given.Store(state == leaseActive)
 	if state == leaseSuspended && l.meter != nil {
 		l.meter.Pause()
 		switch l.view.reason {
@@ -383,7 +384,9 @@ func (h *lessor) unmetered(devices []string, route inventory.Route) error {
 
 // leaseDropped makes room for another lease on the channel.
 func (h *lessor) leaseDropped(l *lease) {
-	h.deps.accounts.leave(l)
+	if !l.guarded.Load() || l.remote != nil {
+		h.deps.accounts.leave(l)
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.leases[l.terms.ID()] == l { // it may have come back here meanwhile

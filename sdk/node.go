@@ -247,7 +247,7 @@ type nodeHealth struct {
 	Held        int      `json:"heldLeases"` // they have ended, and their GPUs could not be taken back yet
 }
 
-// Health answers 200 while the node can keep records and list its devices, 503 and
+// Health answers 200 while the node can keep records, write down what it signs and list its devices, 503 and
 // the reason otherwise. Where some or all of its GPUs do not work, or leases cannot be metered, it answers 200 and says degraded.
 func (n *Node) Health() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -255,7 +255,7 @@ func (n *Node) Health() http.Handler {
 		defer cancel()
 		leases, gpus := n.allLeases(), n.gpus(ctx)
 		h, code := nodeHealth{Status: "ok", Restart: gpus.restart(), Quarantined: gpus.quarantined, Leases: len(leases), Unmetered: unmetered(leases), Held: gpus.held}, http.StatusOK
-		err := errors.Join(n.spool.db.View().PingContext(ctx), gpus.err)
+		err := errors.Join(n.spool.db.View().PingContext(ctx), gpus.err, n.deps.marks.Check(ctx))
 		switch why := n.refused(); {
 		case err != nil:
 			h.Status, code = err.Error(), http.StatusServiceUnavailable

@@ -25,7 +25,7 @@ type account struct {
 	row    uint256.Int                 // see accounts
 	debts  map[common.Hash]uint256.Int // see debtOf, by channel
 	sum    uint256.Int                 // of debts
-	leases map[*lease]claim            // that run here
+	leases map[*lease]claim            // that run here, or were let go and are watched over
 }
 
 // claim is what a lease may use of its payer's credit before it is stopped.
@@ -78,10 +78,23 @@ func (b *accounts) join(l *lease, owing []channel.State) {
 	a.mu.Lock()
 	b.mu.Unlock()
 	defer a.mu.Unlock()
+	for other := range a.leases {
+		if other.terms.ID() == l.terms.ID() { // it was let go and runs here again, and is metered
+			delete(a.leases, other)
+		}
+	}
 	a.leases[l] = claim{serves: l.state() == leaseActive}
 	l.account = a
 	a.count(l)
 	a.learn(owing)
+}
+
+// has reports whether a lease counts here: not one that runs here again since it was let go.
+func (a *account) has(l *lease) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	_, here := a.leases[l]
+	return here
 }
 
 // leave forgets a lease. Its debt stands with its channel.
@@ -255,7 +268,7 @@ func (l *lease) debtAfter(nanos uint64) uint256.Int {
 	v := l.look()
 	owed := v.owed
 	if l.meter != nil {
-		if then, err := l.owedAt(uint64(l.meter.Allocated()) + nanos); err == nil && then.Gt(&owed) {
+		if then, err := l.owedAt(l.used() + nanos); err == nil && then.Gt(&owed) {
 			owed = then
 		}
 	}

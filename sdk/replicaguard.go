@@ -15,14 +15,19 @@ import (
 
 // watchOver keeps a lease that was let go, because the database was not reached,
 // from being served for nothing: nobody meters it then. When the credit that was
-// left is used up, by our own clock, its devices are suspended, unless another
+// left to its payer is used up, by our own clock and by all of the payer's leases here, its devices are suspended, unless another
 // owner that runs it was heard of. Who finds it running, later, has them resumed.
 func (r *replicas) watchOver(l *lease) {
-	if l.remote != nil || !r.p.begin() { // a node does so by itself
+	if l.remote != nil { // a node does so by itself
+		return
+	}
+	if !r.p.begin() { // the process stops: see lease.finish
+		r.p.deps.accounts.leave(l)
 		return
 	}
 	go func() {
 		defer r.p.wait.Done()
+		defer r.p.deps.accounts.leave(l)
 		select {
 		case <-l.done:
 			r.guardCredit(r.p.life, l)
@@ -31,32 +36,99 @@ func (r *replicas) watchOver(l *lease) {
 	}()
 }
 
+// guardCredit goes on until somebody runs the lease, and until its devices are suspended where they have to be. It needs no answer of
+// the database for that. When the process stops it suspends what it has watched over, and nobody would from then on.
 func (r *replicas) guardCredit(ctx context.Context, l *lease) {
-	active := l.state() == leaseActive
-	until := time.Now().Add(l.lasts())
-	for suspended := false; chain.Pause(ctx, r.poll()) == nil; {
-		row, err := r.seen(ctx, l)
-		switch {
-		case errors.Is(err, sql.ErrNoRows):
-			l.takeBack()
-			return
-		case err == nil && (row.State != wire.StateActive || row.Term != l.term && r.isRun(ctx, l, row)):
-			if suspended && row.State == wire.StateActive {
+	l.custody.unmeteredFrom(l.deps.clock.Now())
+	ask, stop := context.WithCancel(ctx)
+	defer stop()
+	heard := make(chan leaseRow, 1)
+	go r.listen(ask, l, heard)
+	var pace chain.Backoff
+	suspended, next := false, time.Now()
+	for {
+		select {
+		case row := <-heard:
+			switch {
+			case row.ID == "":
+				l.takeBack()
+			case suspended && row.State == wire.StateActive:
 				r.undo(ctx, l, row)
 			}
 			return
-		case active && !suspended && time.Now().After(until):
+		case <-ctx.Done():
+			r.lastLook(context.WithoutCancel(ctx), l)
+			return
+		case <-time.After(r.poll()):
+		}
+		if r.p.runsAgain(l) && !l.halfResumed() {
+			return
+		}
+		if !l.overspent() || time.Now().Before(next) {
+			continue
+		}
+		r.p.config.Log.Warn("nobody meters a lease and its credit is used up: its devices are suspended", "lease", l.id, "channel", l.terms.ID())
+		err := l.takeInLate(ctx)
+		switch {
+		case err == nil:
 			suspended = true
-			r.p.config.Log.Warn("nobody meters a lease and its credit is used up: its devices are suspended", "lease", l.id, "channel", l.terms.ID())
-			call, cancel := context.WithTimeout(ctx, l.deps.timing.callTimeout)
-			err := l.deps.placer.Suspend(call, l.allocation)
-			cancel()
-			if err != nil {
-				r.p.config.Log.Error("a lease that nobody meters could not be suspended", "lease", l.id, "error", err)
-				return
-			}
+			l.claims(false)
+		case errors.Is(err, errNotOurs):
+			r.p.config.Log.Info("another gateway of this host runs a lease that was let go: its devices are left alone", "lease", l.id, "error", err)
+			return
+		default:
+			l.cannotSuspend(err)
+			next = time.Now().Add(pace.Next())
 		}
 	}
+}
+
+// listen says when somebody runs the lease, with its row, or without where that is gone.
+func (r *replicas) listen(ctx context.Context, l *lease, heard chan<- leaseRow) {
+	for chain.Pause(ctx, r.poll()) == nil {
+		row, err := r.seen(ctx, l)
+		switch {
+		case errors.Is(err, sql.ErrNoRows):
+			heard <- leaseRow{}
+			return
+		case err != nil || row.State == wire.StateSuspended && l.halfResumed():
+		case row.State != wire.StateActive || row.Term != l.term && r.isRun(ctx, l, row):
+			heard <- row
+			return
+		}
+	}
+}
+
+// lastLook is the guard's as its process stops: what it watched over is suspended, unless the database answers, and says that somebody
+// has it, or that the next process can take it up as any lease that has credit left.
+func (r *replicas) lastLook(ctx context.Context, l *lease) {
+	row, err := r.seen(ctx, l)
+	if err == nil && (row.Term != l.term || !l.overspent()) {
+		return
+	}
+	l.leaveSuspended(ctx)
+}
+
+// overspent reports whether a renter has devices that nobody meters and for which its payer has no credit left, or which it was not to
+// have yet.
+func (l *lease) overspent() bool {
+	if !l.custody.given.Load() {
+		return false
+	}
+	l.tally()
+	v := l.look()
+	return l.halfResumed() || l.exhausted(&v)
+}
+
+// halfResumed reports whether the command that resumed a lease was cut off: its renter may have the devices, and its state does not say so.
+func (l *lease) halfResumed() bool {
+	return l.state() == leaseSuspended && l.custody.given.Load()
+}
+
+// runsAgain reports whether a lease that was let go runs here again.
+func (h *lessor) runsAgain(l *lease) bool {
+	now := h.running(l.terms.ID())
+	return now != nil && now != l || l.account != nil && !l.account.has(l)
 }
 
 // seen is the lease's row, if the database answers.
@@ -87,16 +159,20 @@ func (r *replicas) halt(ctx context.Context, row leaseRow) error {
 	r.p.config.Log.Warn("a lease of a gateway that is gone cannot be taken up, and its credit is used up: its devices are suspended", "lease", row.ID, "channel", row.Channel)
 	call, cancel := context.WithTimeout(ctx, r.p.config.CallTimeout)
 	defer cancel()
-	return r.p.config.Allocator.Suspend(call, a)
+	return r.p.deps.placer.Suspend(call, a)
 }
 
-// undo gives the devices of a lease that runs again back to its renter.
+// undo gives the devices of a lease that runs again back to its renter, unless whoever runs it has done so after they were suspended,
+// as the file of this host's gateways says: it may have suspended them again.
 func (r *replicas) undo(ctx context.Context, l *lease, row leaseRow) {
 	a := l.allocation
 	a.Term = row.Term
+	if ran, err := r.p.deps.marks.Ran(ctx, l.id, row.Term); err == nil && ran {
+		return
+	}
 	call, cancel := context.WithTimeout(ctx, l.deps.timing.callTimeout)
 	defer cancel()
-	if err := l.deps.placer.Resume(call, a); err != nil && ctx.Err() == nil { // else the process stops, and the next one resumes it
+	if err := l.deps.placer.Resume(call, a); err != nil && !errors.Is(err, errNotOurs) && ctx.Err() == nil { // else the process stops, and the next one resumes it
 		r.p.config.Log.Error("a lease that runs again could not be resumed: it ends", "lease", l.id, "error", err)
 		_ = r.p.store.command(ctx, l.id, "could not be resumed")
 	}
@@ -105,7 +181,7 @@ func (r *replicas) undo(ctx context.Context, l *lease, row leaseRow) {
 // lasts is how long what may still be owed of a lease serves all of its devices.
 func (l *lease) lasts() time.Duration {
 	v := l.look()
-	owed, err := l.owedAt(uint64(l.meter.Allocated()))
+	owed, err := l.owedAt(l.used())
 	limit := l.limit(&v)
 	if err != nil || !limit.Gt(&owed) {
 		return 0

@@ -64,6 +64,7 @@ func (r *replicas) look(ctx context.Context) error {
 // heed tells a lease that runs here what others wrote.
 func (r *replicas) heed(l *lease, row leaseRow, s channel.State) {
 	if row.ID == "" || row.Term != l.term { // its row was there when it began: see drop
+		l.elsewhere.Store(row.ID != "")
 		l.lose()
 		return
 	}
