@@ -76,7 +76,11 @@ func connect(ctx context.Context, endpoint *url.URL) (*ethclient.Client, error) 
 		}
 		return ethclient.NewClient(client), nil
 	case "ws", "wss":
-		return ethclient.DialContext(ctx, endpoint.String())
+		client, err := rpc.DialOptions(ctx, endpoint.String(), rpc.WithWebsocketMessageSizeLimit(maxBody))
+		if err != nil {
+			return nil, err
+		}
+		return ethclient.NewClient(client), nil
 	default:
 		return nil, fmt.Errorf("scheme %q is none of http, https, ws, wss", endpoint.Scheme)
 	}
@@ -99,9 +103,34 @@ func (t *secretPath) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	resp, err := t.base.RoundTrip(out)
 	if err == nil {
+		resp.Body = &cappedBody{ReadCloser: resp.Body, host: t.endpoint.Host, left: maxBody}
 		err = t.scrub(resp)
 	}
 	return resp, err
+}
+
+// maxBody is the most that is read of one answer, in bytes and unpacked: a block full of transactions, or the events of a busy
+// contract, take a few MiB.
+const maxBody = 32 << 20
+
+// A cappedBody is an answer as the client has it, unpacked already: a small one that unpacks to more than the memory holds ends in an
+// error.
+type cappedBody struct {
+	io.ReadCloser
+	host string
+	left int64
+}
+
+func (b *cappedBody) Read(p []byte) (int, error) {
+	if b.left <= 0 {
+		return 0, &incomplete{"an answer of " + b.host, fmt.Sprintf("it is longer than %d MiB and is not read", maxBody>>20)}
+	}
+	if int64(len(p)) > b.left {
+		p = p[:b.left]
+	}
+	n, err := b.ReadCloser.Read(p)
+	b.left -= int64(n)
+	return n, err
 }
 
 // maxScrubbed bounds what of an answer is searched for the secret: results are longer, and errors are not.
