@@ -71,6 +71,7 @@ type endpoint struct {
 	pace    Backoff
 	rests   time.Time // it failed: others are asked first until then
 	late    time.Time // its newest block was far behind another's: the same
+	slow    time.Time // it took slowAnswer and more for an answer: the same
 }
 
 // meet dials all endpoints. They must serve one chain, and one of them must answer.
@@ -146,7 +147,7 @@ func (n *endpoint) worked() bool {
 	return true
 }
 
-// order is the endpoints as they are asked: those that work first, then those that have stopped following the chain, then
+// order is the endpoints as they are asked: those that work first, then those that have stopped following the chain or are slow, then
 // those that failed; each group as configured.
 func (e *Endpoints) order() []*endpoint {
 	now := time.Now()
@@ -161,10 +162,36 @@ func (n *endpoint) resting(now time.Time) int {
 	switch {
 	case now.Before(n.rests):
 		return 2
-	case now.Before(n.late):
+	case now.Before(n.late), now.Before(n.slow):
 		return 1
 	}
 	return 0
+}
+
+// An endpoint that took slowAnswer for an answer is asked after the others for slowFor, and is waited for no longer than
+// slowShare meanwhile where only the fees and nonces of what is sent are asked for: see both.
+const (
+	slowAnswer = 4 * time.Second
+	slowFor    = 5 * time.Minute
+	slowShare  = 3 * time.Second
+)
+
+// took notes how long an endpoint took for an answer, or to give none. It reports whether it is slow from now on.
+func (n *endpoint) took(d time.Duration) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if d < slowAnswer {
+		return false
+	}
+	fresh := time.Now().After(n.slow)
+	n.slow = time.Now().Add(slowFor)
+	return fresh
+}
+
+func (n *endpoint) isSlow() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return time.Now().Before(n.slow)
 }
 
 // lateFor is how long one that is far behind another is asked after it, unless it is seen to be behind again.
@@ -182,13 +209,22 @@ func (n *endpoint) lag(far bool) {
 
 // ask has one endpoint answer within its share of the time, and keeps account of whether it works.
 func ask[T any](ctx context.Context, e *Endpoints, n *endpoint, f func(context.Context, Backend) (T, error)) (T, error) {
+	return askFor(ctx, e, n, endpointShare, f)
+}
+
+// askFor is ask with a share of the caller's.
+func askFor[T any](ctx context.Context, e *Endpoints, n *endpoint, limit time.Duration, f func(context.Context, Backend) (T, error)) (T, error) {
 	var zero T
-	share, cancel := context.WithTimeout(ctx, endpointShare)
+	share, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
+	began := time.Now()
 	backend, err := n.dial(share, e.chain)
 	var v T
 	if err == nil {
 		v, err = f(share, backend)
+	}
+	if n.took(time.Since(began)) && ctx.Err() == nil {
+		e.say("an RPC endpoint is slow to answer; the others are asked first for a while", "endpoint", n.name, "took", time.Since(began).Round(time.Millisecond))
 	}
 	switch {
 	case err == nil:
@@ -288,6 +324,55 @@ func statements[T any](ctx context.Context, backend Backend, most int, f func(co
 	return said, nil
 }
 
+// both is two for what a transaction is sent by: fees, gas and nonces. The two are asked at once, and one that is slow is
+// waited for no longer than slowShare: what it would say is not worth a settlement that comes too late.
+func both[T any](ctx context.Context, backend Backend, f func(context.Context, Backend) (T, error)) ([]statement[T], error) {
+	e, more := several(backend)
+	if !more {
+		return two(ctx, backend, f)
+	}
+	nodes := e.order()
+	answer := func(n *endpoint) (T, error) {
+		limit := endpointShare
+		if n.isSlow() && slices.ContainsFunc(nodes, func(n *endpoint) bool { return !n.isSlow() }) {
+			limit = slowShare
+		}
+		return askFor(ctx, e, n, limit, f)
+	}
+	type word struct {
+		say T
+		err error
+	}
+	pair := make([]word, min(2, len(nodes)))
+	var wait sync.WaitGroup
+	for i := range pair {
+		wait.Go(func() { pair[i].say, pair[i].err = answer(nodes[i]) })
+	}
+	wait.Wait()
+	var said []statement[T]
+	var failed error
+	for i, n := range nodes {
+		if i < len(pair) {
+			if pair[i].err == nil {
+				said = append(said, statement[T]{n.name, pair[i].say, n})
+			} else if failed == nil {
+				failed = pair[i].err
+			}
+			continue
+		}
+		if len(said) == 2 || ctx.Err() != nil {
+			break
+		}
+		if v, err := answer(n); err == nil {
+			said = append(said, statement[T]{n.name, v, n})
+		}
+	}
+	if len(said) == 0 {
+		return nil, failed
+	}
+	return said, nil
+}
+
 // newerFirst puts the statement of the endpoint that is further first, by the newest block of each. One that is far behind the
 // other is asked after it from then on, and reports that.
 func newerFirst[T any](said []statement[T], head func(T) uint64) (far bool) {
@@ -352,7 +437,7 @@ func (e *Endpoints) BlockByNumber(ctx context.Context, number *big.Int) (*types.
 // BalanceAt is the most of what two endpoints say: one that denies coin must not keep transactions from being sent, and
 // one that invents it makes a node refuse them.
 func (e *Endpoints) BalanceAt(ctx context.Context, account common.Address, block *big.Int) (*big.Int, error) {
-	said, err := two(ctx, e, func(ctx context.Context, b Backend) (*big.Int, error) { return b.BalanceAt(ctx, account, block) })
+	said, err := both(ctx, e, func(ctx context.Context, b Backend) (*big.Int, error) { return b.BalanceAt(ctx, account, block) })
 	if err != nil {
 		return nil, err
 	}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"math/big"
 
-	"github.com/ethereum/go-ethereum"
 	"github.com/ethereum/go-ethereum/core/types"
 )
 
@@ -14,9 +13,13 @@ import (
 type fees struct {
 	tip  *big.Int
 	cap  *big.Int
-	most *big.Int      // MaxFee
-	data *big.Int      // wei in all, what a rollup charges for data; nil: not asked
-	head *types.Header // the block they are for
+	most *big.Int // MaxFee
+	data *big.Int // wei in all, what a rollup charges for data; nil: not asked
+	head sight    // the block they are for
+
+	// What the endpoint asks that asks less: what one alone asks beyond it keeps no transaction from being sent.
+	leastCap  *big.Int
+	leastData *big.Int // nil: data
 }
 
 // gwei is a billionth of a coin.
@@ -40,53 +43,31 @@ const (
 	fallbackTip = gwei
 )
 
-// gasMargin is added to an estimate: a row of a batch that was to be skipped may be payable by then, and the first
-// payment to a payee writes a fresh slot of the token.
-const gasMargin = 30_000
-
-// leastPayoutGas is what a payout has at least: a node that does not know the claim before it yet estimates one that has
-// nothing to move, and the real one would run out of gas. What is not used costs nothing.
-const leastPayoutGas = 150_000
-
-// estimate runs the call and says how much gas to give it.
-func (s *Sender) estimate(ctx context.Context, call Call) (uint64, error) {
-	gas, err := s.Backend.EstimateGas(ctx, ethereum.CallMsg{From: s.Address(), To: &call.To, Data: call.Data})
-	if err != nil {
-		return 0, fmt.Errorf("chain: %s: %w", call, decode(err))
-	}
-	gas += gas/4 + gasMargin
-	if call.Kind == Payout || call.Kind == WithdrawCredit {
-		gas = max(gas, leastPayoutGas)
-	}
-	return gas, nil
-}
-
 // fees for a transaction to be mined soon: twice the base fee leaves room for six full blocks.
 func (s *Sender) fees(ctx context.Context) (fees, error) {
-	head, err := s.Backend.HeaderByNumber(ctx, nil)
+	head, err := s.sight(ctx)
 	if err != nil {
-		return fees{}, Unread("the newest block", err)
+		return fees{}, err
 	}
 	return s.feesAt(ctx, head)
 }
 
-func (s *Sender) feesAt(ctx context.Context, head *types.Header) (fees, error) {
-	if head.BaseFee == nil {
-		return fees{}, errors.New("chain: this chain has no base fee (EIP-1559), which transactions here need")
-	}
+func (s *Sender) feesAt(ctx context.Context, head sight) (fees, error) {
 	most, err := s.maxFee(ctx)
 	if err != nil {
 		return fees{}, err
 	}
-	tip, err := s.tip(ctx, head, most)
+	tip, least, err := s.tips(ctx, head, most)
 	if err != nil {
 		return fees{}, err
 	}
-	if head.BaseFee.Cmp(most) > 0 {
-		s.log().Warn("the chain's base fee is above MaxFee: nothing is mined until it falls, or MaxFee is raised", "base_fee_wei", head.BaseFee, "max_fee_wei", most)
+	if head.leastFee.Cmp(most) > 0 {
+		s.log().Warn("the chain's base fee is above MaxFee: nothing is mined until it falls, or MaxFee is raised", "base_fee_wei", head.leastFee, "max_fee_wei", most)
 	}
-	f := fees{tip: tip, cap: new(big.Int).Add(tip, new(big.Int).Lsh(head.BaseFee, 1)), most: most, head: head}
+	f := fees{tip: tip, most: most, head: head, cap: new(big.Int).Add(tip, new(big.Int).Lsh(head.baseFee, 1))}
 	f.cap = smaller(f.cap, most)
+	f.tip = smaller(f.tip, f.cap)
+	f.leastCap = smaller(f.cap, new(big.Int).Add(least, new(big.Int).Lsh(head.leastFee, 1)))
 	return f, nil
 }
 
@@ -98,53 +79,82 @@ func (s *Sender) maxFee(ctx context.Context) (*big.Int, error) {
 	return DefaultMaxFee(chain), err
 }
 
-// tip is what the endpoint suggests, bounded: a false answer must not give the purse away. Where it suggests nothing, it is
-// what the gas price leaves over the base fee.
-func (s *Sender) tip(ctx context.Context, head *types.Header, most *big.Int) (*big.Int, error) {
-	tip, err := s.Backend.SuggestGasTipCap(ctx)
-	if err != nil && isTransport(err) && !errors.Is(err, ErrAnswer) {
-		return nil, fmt.Errorf("chain: asking for the tip: %w", decode(err))
-	}
-	if err != nil {
-		s.log().Debug("the endpoint suggests no tip", "err", err)
-		tip = big.NewInt(fallbackTip)
-		if price, err := s.Backend.SuggestGasPrice(ctx); err == nil && price.Cmp(head.BaseFee) > 0 {
-			tip = new(big.Int).Sub(price, head.BaseFee)
+// tips are the larger and the smaller of what two endpoints suggest, bounded: a false answer must neither give the purse away
+// nor keep a transaction waiting. Where one suggests nothing, it is what the gas price leaves over the base fee.
+func (s *Sender) tips(ctx context.Context, head sight, most *big.Int) (tip, least *big.Int, err error) {
+	said, err := both(ctx, s.Backend, func(ctx context.Context, b Backend) (*big.Int, error) {
+		tip, err := b.SuggestGasTipCap(ctx)
+		if err == nil || isTransport(err) && !errors.Is(err, ErrAnswer) {
+			return tip, err
 		}
+		s.log().Debug("the endpoint suggests no tip", "err", err)
+		if price, err := b.SuggestGasPrice(ctx); err == nil && price.Cmp(head.baseFee) > 0 {
+			return new(big.Int).Sub(price, head.baseFee), nil
+		}
+		return big.NewInt(fallbackTip), nil
+	})
+	if err != nil {
+		return nil, nil, fmt.Errorf("chain: asking for the tip: %w", decode(err))
+	}
+	tip, least = said[0].say, said[0].say
+	for _, by := range said[1:] {
+		tip, least = larger(tip, by.say), smaller(least, by.say)
 	}
 	bound := larger(new(big.Int).Div(most, big.NewInt(maxTipShare)), smaller(most, big.NewInt(leastMaxTip)))
 	if tip.Cmp(bound) > 0 {
-		s.log().Warn("the endpoint suggests a tip that is out of proportion; less is offered", "suggested_wei", tip, "offered_wei", bound)
-		return bound, nil
+		offered := bound
+		if len(said) > 1 && least.Cmp(bound) <= 0 { // the one that is out of proportion is not believed
+			offered = least
+		}
+		s.log().Warn("the endpoint suggests a tip that is out of proportion; less is offered", "suggested_wei", tip, "offered_wei", offered)
+		tip = offered
 	}
-	return tip, nil
+	return tip, smaller(least, tip), nil
 }
 
 // GasPrice is what a transaction that is mined now would pay, in wei per gas. A rollup's own charge for data is
 // not in it: see DataFee.
 func (s *Sender) GasPrice(ctx context.Context) (*big.Int, error) {
-	head, err := s.Backend.HeaderByNumber(ctx, nil)
-	if err != nil {
-		return nil, Unread("the newest block", err)
-	}
-	f, err := s.feesAt(ctx, head)
+	f, err := s.fees(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return smaller(new(big.Int).Add(head.BaseFee, f.tip), f.cap), nil
+	return smaller(new(big.Int).Add(f.head.baseFee, f.tip), f.cap), nil
 }
 
 // afford refuses a call whose gas the sender cannot pay: the node would refuse it too, and it would block the nonce.
 func (s *Sender) afford(ctx context.Context, call Call, gas uint64, f fees) error {
+	_, err := s.payable(ctx, call, gas, f)
+	return err
+}
+
+// payable are these fees as far as the sender can pay them for a call: no less than what the endpoint asks that asks less.
+// ErrFunds says that it cannot pay even that.
+func (s *Sender) payable(ctx context.Context, call Call, gas uint64, f fees) (fees, error) {
 	have, err := s.Backend.BalanceAt(ctx, s.Address(), nil)
 	if err != nil {
-		return Unread("the balance of "+s.Address().String(), err)
+		return f, Unread("the balance of "+s.Address().String(), err)
 	}
 	need := f.price(gas)
 	if have.Cmp(need) >= 0 {
-		return nil
+		return f, nil
 	}
-	return fmt.Errorf("%w: %s has %s wei and %s may take %s; send it native coin", ErrFunds, s.Address(), have, call, need)
+	if f.leastCap != nil {
+		less := f
+		if f.leastData != nil {
+			less.data = f.leastData
+		}
+		left := new(big.Int).Set(have)
+		if less.data != nil {
+			left.Sub(left, less.data)
+		}
+		less.cap = smaller(f.cap, left.Div(left, new(big.Int).SetUint64(gas)))
+		less.tip = smaller(f.tip, less.cap)
+		if less.cap.Cmp(f.leastCap) >= 0 {
+			return less, nil
+		}
+	}
+	return f, fmt.Errorf("%w: %s has %s wei and %s may take %s; send it native coin", ErrFunds, s.Address(), have, call, need)
 }
 
 // bump is what replaces a stuck version: an eighth more than before, which is the least a node takes, or what a new
@@ -154,6 +164,7 @@ func (f fees) bump(old *types.Transaction) (fees, bool) {
 	next.tip, next.cap = larger(raise(old.GasTipCap()), f.tip), larger(raise(old.GasFeeCap()), f.cap)
 	next.cap = smaller(next.cap, f.most)
 	next.tip = smaller(next.tip, next.cap)
+	next.leastCap = next.cap // less replaces nothing
 	return next, next.cap.Cmp(raise(old.GasFeeCap())) >= 0 && next.tip.Cmp(raise(old.GasTipCap())) >= 0
 }
 

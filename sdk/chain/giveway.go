@@ -69,6 +69,7 @@ func (f fees) within(tx Tx) fees {
 	f.most = smaller(f.most, left.Div(left, new(big.Int).SetUint64(tx.Gas)))
 	f.cap = smaller(f.cap, f.most)
 	f.tip = smaller(f.tip, f.cap)
+	f.leastCap = smaller(f.leastCap, f.cap)
 	return f
 }
 

@@ -23,7 +23,7 @@ var errLost = errors.New("another transaction of this key took its nonce, and th
 // An absence is how long no look has found any version of a transaction whose nonce is used up.
 type absence struct {
 	looks int
-	last  uint64 // block of the newest look
+	last  sight // of the newest look
 	since time.Time
 	told  bool // that nothing can be done about it now
 }
@@ -90,8 +90,8 @@ func (s *Sender) usedBy(ctx context.Context, nonce uint64, g glance) (common.Has
 	counted := func(block uint64) (uint64, error) {
 		return s.Backend.NonceAt(ctx, s.Address(), new(big.Int).SetUint64(block))
 	}
-	high := g.head.Number.Uint64() // the nonce is used there
-	var low uint64                 // and not there
+	high := g.head.older // the nonce is used there
+	var low uint64       // and not there
 	for back := 2 * s.finality(); ; back *= 2 {
 		low = high - min(high, back)
 		n, err := counted(low)
@@ -199,17 +199,16 @@ func (s *Sender) known(ctx context.Context, tx Tx) (bool, error) {
 }
 
 func (s *Sender) absent(tx Tx, g glance) *absence {
-	head := g.head.Number.Uint64()
 	a := s.absences[tx.ID]
 	if a == nil {
 		if s.absences == nil {
 			s.absences = make(map[TxID]*absence)
 		}
-		a = &absence{looks: 1, last: head, since: s.now()}
+		a = &absence{looks: 1, last: g.head, since: s.now()}
 		s.absences[tx.ID] = a
 	}
-	if head > a.last {
-		a.looks, a.last = a.looks+1, head
+	if g.head.beyond(a.last.number, a.last.older) {
+		a.looks, a.last = a.looks+1, g.head
 	}
 	return a
 }
@@ -228,7 +227,7 @@ func (s *Sender) renumber(ctx context.Context, tx Tx, g glance) error {
 	if err != nil {
 		return err
 	}
-	if err := s.afford(ctx, tx.Call, tx.Gas, f); err != nil {
+	if f, err = s.payable(ctx, tx.Call, tx.Gas, f); err != nil {
 		return err
 	}
 	if err := s.submitting.enter(ctx); err != nil {
@@ -287,21 +286,21 @@ func (s *Sender) cancel(ctx context.Context, tx *Tx, nonce uint64, g glance) err
 
 // An age is since which block a version has waited, and whether a block since then passed it over.
 type age struct {
-	block  uint64
-	passed bool
+	number, older uint64 // see sight
+	passed        bool
 }
 
 // maxAges bounds what is remembered of versions that are not mined.
 const maxAges = 4096
 
 // born notes the block at which a version was signed.
-func (s *Sender) born(version common.Hash, head *types.Header) {
+func (s *Sender) born(version common.Hash, head sight) {
 	s.aging.Lock()
 	defer s.aging.Unlock()
 	if s.ages == nil || len(s.ages) >= maxAges {
 		s.ages = make(map[common.Hash]age)
 	}
-	s.ages[version] = age{block: head.Number.Uint64()}
+	s.ages[version] = age{number: head.number, older: head.older}
 }
 
 // passedOver reports whether a block that came since the version was signed could have taken it and did not: it had room,
@@ -314,11 +313,10 @@ func (s *Sender) passedOver(tx Tx, version *types.Transaction, g glance) bool {
 		s.born(version.Hash(), g.head)
 		return false
 	}
-	if a.passed || g.head.Number.Uint64() <= a.block {
+	if a.passed || !g.head.beyond(a.number, a.older) {
 		return a.passed
 	}
-	dear := g.head.BaseFee != nil && version.GasFeeCap().Cmp(g.head.BaseFee) < 0
-	a.passed = dear || g.head.GasUsed+tx.Gas <= g.head.GasLimit
+	a.passed = version.GasFeeCap().Cmp(g.head.baseFee) < 0 || tx.Gas <= g.head.room
 	s.aging.Lock()
 	defer s.aging.Unlock()
 	s.ages[version.Hash()] = a

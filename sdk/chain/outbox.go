@@ -288,6 +288,17 @@ func (s *Store) nextNonce(ctx context.Context, chain uint64, sender common.Addre
 	return uint64(highest.Int64) + 1, nil
 }
 
+// nextFinal is one above the highest nonce of a transaction that was mined and is final, 0 if there is none.
+func (s *Store) nextFinal(ctx context.Context, chain uint64, sender common.Address) (uint64, error) {
+	var highest sql.NullInt64
+	db := s.db.View()
+	err := db.GetContext(ctx, &highest, db.Rebind(`SELECT max(nonce) FROM chain_tx WHERE chain = ? AND sender = ? AND state = 'final' AND hash <> ''`), chain, text(sender))
+	if err != nil || !highest.Valid {
+		return 0, err
+	}
+	return uint64(highest.Int64) + 1, nil
+}
+
 // countKnown counts the nonces from one on and below another that transactions here have, but those of one kind.
 func (s *Store) countKnown(ctx context.Context, chain uint64, sender common.Address, from, below uint64, but Kind) (n uint64, err error) {
 	db := s.db.View()

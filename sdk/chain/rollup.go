@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"slices"
 	"strings"
 
 	"github.com/ethereum/go-ethereum"
@@ -34,15 +35,17 @@ func (s *Sender) DataFee(ctx context.Context, calldata int) (*big.Int, error) {
 	for i := range data {
 		data[i] = byte(i) | 1
 	}
-	return s.dataFee(ctx, data)
+	most, _, err := s.dataFee(ctx, data)
+	return most, err
 }
 
 // dataFee is what the chain charges for a transaction with this calldata, beside its gas, in wei: 0 where it has no oracle
-// that says so. It is an estimate: the charge follows another chain's fees, so a quarter more is reckoned with.
-func (s *Sender) dataFee(ctx context.Context, data []byte) (*big.Int, error) {
+// that says so. It is an estimate: the charge follows another chain's fees, so a quarter more is reckoned with. Of two
+// endpoints it is what either says.
+func (s *Sender) dataFee(ctx context.Context, data []byte) (most, least *big.Int, err error) {
 	charges, err := s.chargesForData(ctx)
 	if err != nil || !charges {
-		return new(big.Int), err
+		return new(big.Int), new(big.Int), err
 	}
 	padded := append(make([]byte, 0, envelope+len(data)), data...)
 	for i := range envelope {
@@ -52,26 +55,36 @@ func (s *Sender) dataFee(ctx context.Context, data []byte) (*big.Int, error) {
 	if err != nil {
 		panic("chain: packing getL1Fee: " + err.Error())
 	}
-	out, err := s.Backend.CallContract(ctx, ethereum.CallMsg{To: &gasPriceOracle, Data: input}, nil)
-	var reverted *Revert
-	if err = decode(err); errors.As(err, &reverted) {
-		return new(big.Int), nil // another contract has that address here
-	}
+	said, err := both(ctx, s.Backend, func(ctx context.Context, b Backend) (*big.Int, error) {
+		out, err := b.CallContract(ctx, ethereum.CallMsg{To: &gasPriceOracle, Data: input}, nil)
+		var reverted *Revert
+		if err = decode(err); errors.As(err, &reverted) {
+			return new(big.Int), nil // another contract has that address here
+		}
+		if err != nil {
+			return nil, fmt.Errorf("chain: asking what data costs: %w", err)
+		}
+		values, err := oracleABI.Unpack("getL1Fee", out)
+		if err != nil || len(values) != 1 {
+			return new(big.Int), nil
+		}
+		fee, ok := values[0].(*big.Int)
+		if !ok {
+			return new(big.Int), nil
+		}
+		return fee.Add(fee, new(big.Int).Rsh(fee, 2)), nil
+	})
 	if err != nil {
-		return nil, fmt.Errorf("chain: asking what data costs: %w", err)
+		return nil, nil, err
 	}
-	values, err := oracleABI.Unpack("getL1Fee", out)
-	if err != nil || len(values) != 1 {
-		return new(big.Int), nil
+	most, least = said[0].say, said[0].say
+	for _, by := range said[1:] {
+		most, least = larger(most, by.say), smaller(least, by.say)
 	}
-	fee, ok := values[0].(*big.Int)
-	if !ok {
-		return new(big.Int), nil
-	}
-	return fee.Add(fee, new(big.Int).Rsh(fee, 2)), nil
+	return most, least, nil
 }
 
-// chargesForData asks once whether the chain has the oracle.
+// chargesForData asks once whether the chain has the oracle, by what either of two endpoints says.
 func (s *Sender) chargesForData(ctx context.Context) (bool, error) {
 	s.identity.Lock()
 	known := s.rollup
@@ -79,11 +92,11 @@ func (s *Sender) chargesForData(ctx context.Context) (bool, error) {
 	if known != nil {
 		return *known, nil
 	}
-	code, err := s.Backend.CodeAt(ctx, gasPriceOracle, nil)
+	said, err := both(ctx, s.Backend, func(ctx context.Context, b Backend) ([]byte, error) { return b.CodeAt(ctx, gasPriceOracle, nil) })
 	if err != nil {
 		return false, Unread("whether data is charged for", err)
 	}
-	found := len(code) > 0
+	found := slices.ContainsFunc(said, func(by statement[[]byte]) bool { return len(by.say) > 0 })
 	s.identity.Lock()
 	defer s.identity.Unlock()
 	s.rollup = &found

@@ -57,6 +57,10 @@ type Sender struct {
 	stepping   turn
 	stepped    time.Time
 	head       common.Hash
+	gap        gap                 // before what is open; the one who steps has it
+	unseen     gap                 // of what the outbox does not know; the one who steps has it
+	doubt      doubt               // submitting guards it
+	claims     claims              // of what the outbox does not know
 	whole      bool                // nothing can be mined that the outbox does not know; the one who steps has it
 	absences   map[TxID]*absence   // the one who steps has it
 	ahead      map[stamp]time.Time // moments that were ahead of the clock, and when it was seen; the one who steps has it
@@ -132,21 +136,8 @@ func (s *Sender) Submit(ctx context.Context, call Call) (TxID, error) {
 	if err != nil {
 		return "", err
 	}
-	gas, err := s.estimate(ctx, call)
+	gas, fees, err := s.terms(ctx, call)
 	if err != nil {
-		return "", err
-	}
-	fees, err := s.fees(ctx)
-	if err != nil {
-		return "", err
-	}
-	if gas > fees.head.GasLimit { // no block would ever take it
-		return "", &incomplete{"eth_estimateGas", fmt.Sprintf("%s takes %d gas, and a block has room for %d", call, gas, fees.head.GasLimit)}
-	}
-	if fees.data, err = s.dataFee(ctx, call.Data); err != nil {
-		return "", err
-	}
-	if err := s.afford(ctx, call, gas, fees); err != nil {
 		return "", err
 	}
 	tx, err := s.enqueue(ctx, chain, call, gas, fees)
@@ -159,6 +150,33 @@ func (s *Sender) Submit(ctx context.Context, call Call) (TxID, error) {
 	}
 	fault.Sent(string(call.Kind), fault.TxBroadcast)
 	return tx.ID, nil
+}
+
+// terms are the gas and the fees that a call is sent with: as far as the sender can pay for it, what the endpoint asks that asks
+// more, and else what the one asks that asks less.
+func (s *Sender) terms(ctx context.Context, call Call) (gas uint64, f fees, err error) {
+	gas, enough, err := s.estimate(ctx, call)
+	if err != nil {
+		return 0, f, err
+	}
+	if f, err = s.fees(ctx); err != nil {
+		return 0, f, err
+	}
+	if gas > f.head.limit {
+		gas = enough
+	}
+	if gas > f.head.limit { // no block would ever take it
+		return 0, f, &incomplete{"eth_estimateGas", fmt.Sprintf("%s takes %d gas, and a block has room for %d", call, gas, f.head.limit)}
+	}
+	if f.data, f.leastData, err = s.dataFee(ctx, call.Data); err != nil {
+		return 0, f, err
+	}
+	offer, err := s.payable(ctx, call, gas, f)
+	if errors.Is(err, ErrFunds) && enough < gas {
+		gas = enough
+		offer, err = s.payable(ctx, call, gas, f)
+	}
+	return gas, offer, err
 }
 
 // lag bounds how long a node may be behind another one of the same endpoint.
@@ -197,29 +215,6 @@ func (s *Sender) enqueue(ctx context.Context, chain uint64, call Call, gas uint6
 			return tx, err
 		} // another process with this key was faster: the outbox holds each nonce once
 	}
-}
-
-// nonce is the first that neither the outbox nor the node has seen. The caller holds submitting.
-func (s *Sender) nonce(ctx context.Context, chain uint64) (uint64, error) {
-	seen, err := s.Backend.PendingNonceAt(ctx, s.Address())
-	if err != nil {
-		return 0, Unread("the nonce of "+s.Address().String(), err)
-	}
-	ours, err := s.Store.nextNonce(ctx, chain, s.Address())
-	if err != nil {
-		return 0, err
-	}
-	if seen <= ours {
-		return ours, nil
-	}
-	mined, err := s.Backend.NonceAt(ctx, s.Address(), nil)
-	if err != nil {
-		return 0, Unread("the nonce of "+s.Address().String(), err)
-	}
-	if seen > max(mined, ours)+maxFill || seen > maxNonce { // every nonce between would have to be paid for
-		return 0, &incomplete{"eth_getTransactionCount", fmt.Sprintf("it says %d are pending and %d mined of %s", seen, mined, s.Address())}
-	}
-	return seen, nil
 }
 
 func (s *Sender) write(ctx context.Context, chain, nonce uint64, call Call, gas uint64, f fees) (Tx, error) {
@@ -362,9 +357,13 @@ func (s *Sender) result(ctx context.Context, id TxID, confirmations uint64) (*Re
 	if tx.Hash == (common.Hash{}) {
 		return nil, &Reverted{Call: tx.Call, Reason: errLost}
 	}
-	head, err := s.Backend.BlockNumber(ctx)
+	said, err := both(ctx, s.Backend, func(ctx context.Context, b Backend) (uint64, error) { return b.BlockNumber(ctx) })
 	if err != nil {
 		return nil, err
+	}
+	head := said[0].say // of the one that is further: the other may stand still
+	for _, by := range said[1:] {
+		head = max(head, by.say)
 	}
 	if head+1 < tx.Block+confirmations {
 		return nil, nil

@@ -44,10 +44,12 @@ func (s *Sender) Run(ctx context.Context) error {
 
 // A glance is what one step reads of the chain before it looks at single transactions.
 type glance struct {
-	head  *types.Header
-	moved bool   // the head is another one than at the last step
-	mined uint64 // nonces below this one are used up, as of the head
-	deep  uint64 // the same, as of Finality blocks ago
+	head  sight
+	moved bool     // the head is another one than at the last step
+	mined uint64   // nonces below this one are used up, as of the head: the least that an endpoint says
+	most  uint64   // and the most
+	said  []uint64 // by each
+	deep  uint64   // the same as mined, as of Finality blocks ago
 
 	untold bool // the node cannot say yet what became of some transaction: it is asked again, though no block comes
 
@@ -95,7 +97,7 @@ func (s *Sender) sync(ctx context.Context) error {
 	if err != nil || len(open) == 0 {
 		return err
 	}
-	g, err := s.look(ctx)
+	g, err := s.look(ctx, chain)
 	if err != nil {
 		return err
 	}
@@ -117,30 +119,9 @@ func (s *Sender) sync(ctx context.Context) error {
 		return failed
 	}
 	if s.stepped = s.now(); !g.untold {
-		s.head = g.head.Hash()
+		s.head = g.head.hash
 	}
 	return nil
-}
-
-func (s *Sender) look(ctx context.Context) (glance, error) {
-	head, err := s.Backend.HeaderByNumber(ctx, nil)
-	if err != nil {
-		return glance{}, Unread("the newest block", err)
-	}
-	g := glance{head: head, moved: head.Hash() != s.head}
-	if g.mined, err = s.Backend.NonceAt(ctx, s.Address(), head.Number); err != nil {
-		return glance{}, fmt.Errorf("chain: reading the nonce of %s: %w", s.Address(), err)
-	}
-	back := new(big.Int).SetUint64(min(s.finality(), head.Number.Uint64()))
-	g.deep, err = s.Backend.NonceAt(ctx, s.Address(), back.Sub(head.Number, back))
-	if err != nil && isTransport(err) {
-		return glance{}, fmt.Errorf("chain: reading the nonce of %s: %w", s.Address(), err)
-	}
-	if err != nil { // a node that keeps no state that old: nothing counts as lost
-		s.log().Debug("the nonce is not known that far back", "blocks", s.finality(), "err", err)
-		g.deep = 0
-	}
-	return g, nil
 }
 
 // advance brings one transaction further: it is mined, final, undone, displaced, stuck, or dropped.
@@ -210,7 +191,7 @@ func (s *Sender) mined(ctx context.Context, tx Tx, found finding, g *glance) err
 	}
 	block := receipt.BlockNumber.Uint64()
 	g.untold = g.untold || found.version.Nonce() >= g.mined // the receipt is of another branch than the head, or of a later block
-	final := block+s.finality() <= g.head.Number.Uint64() && s.agreed(ctx, tx, receipt)
+	final := block+s.finality() <= g.head.older && s.agreed(ctx, tx, receipt)
 	if tx.State == Mined && tx.BlockHash == receipt.BlockHash && !final {
 		return nil
 	}
@@ -262,13 +243,17 @@ func (s *Sender) agreed(ctx context.Context, tx Tx, receipt *types.Receipt) bool
 func (s *Sender) cost(ctx context.Context, found finding) (*big.Int, error) {
 	price := found.receipt.EffectiveGasPrice
 	if price == nil {
-		header, err := s.Backend.HeaderByNumber(ctx, found.receipt.BlockNumber)
+		said, err := both(ctx, s.Backend, func(ctx context.Context, b Backend) (*types.Header, error) {
+			header, err := b.HeaderByNumber(ctx, found.receipt.BlockNumber)
+			if err == nil && header.BaseFee == nil {
+				err = &incomplete{"eth_getBlockByNumber", "no baseFeePerGas of block " + found.receipt.BlockNumber.String()}
+			}
+			return header, err
+		})
 		if err != nil {
 			return nil, fmt.Errorf("the receipt of %s says no price, reading its block: %w", found.receipt.TxHash, err)
 		}
-		if header.BaseFee == nil {
-			return nil, &incomplete{"eth_getBlockByNumber", "no baseFeePerGas of block " + found.receipt.BlockNumber.String()}
-		}
+		header := said[0].say
 		price = smaller(new(big.Int).Add(header.BaseFee, found.version.GasTipCap()), found.version.GasFeeCap())
 	}
 	cost := new(big.Int).Mul(price, new(big.Int).SetUint64(found.receipt.GasUsed))
@@ -281,7 +266,7 @@ func (s *Sender) cost(ctx context.Context, found finding) (*big.Int, error) {
 // missing: nothing shows a transaction that was mined.
 func (s *Sender) missing(ctx context.Context, tx Tx, found finding, g *glance) error {
 	switch {
-	case found.unsure || g.head.Number.Uint64() < tx.Block: // a node that is behind does not know it yet
+	case found.unsure || g.head.older < tx.Block: // a node that is behind does not know it yet
 	case tx.Nonce >= g.mined:
 		return s.undone(ctx, tx)
 	case tx.Nonce >= g.deep: // its nonce is used, most likely by itself
@@ -308,7 +293,7 @@ func (s *Sender) pend(ctx context.Context, tx Tx) error {
 
 // push broadcasts a transaction that is not mined: for the first time, again, or at a higher fee.
 func (s *Sender) push(ctx context.Context, tx Tx, g glance) error {
-	if tx.Nonce-g.mined <= maxGap { // see strayed
+	if tx.Nonce <= g.most+maxGap { // see strayed
 		delete(s.absences, tx.ID)
 	}
 	newest := tx.newest()
@@ -332,7 +317,7 @@ func (s *Sender) stuck(tx Tx, newest Attempt, g glance) bool {
 	if s.waited(tx, newest.CreatedAt) < either(s.Stuck, defaultStuck) {
 		return false
 	}
-	return tx.Nonce == g.mined || (g.head.BaseFee != nil && newest.Signed.GasFeeCap().Cmp(g.head.BaseFee) < 0)
+	return tx.Nonce == g.mined || slices.Contains(g.said, tx.Nonce) || newest.Signed.GasFeeCap().Cmp(g.head.baseFee) < 0
 }
 
 // A stamp is a moment that was written down about a transaction.
@@ -377,7 +362,7 @@ func (s *Sender) replace(ctx context.Context, tx Tx, newest Attempt, g glance) (
 		tx = tx.filling()
 	}
 	f, allowed := now.within(tx).bump(newest.Signed)
-	if tx.yields() && (!allowed || f.cap.Cmp(g.head.BaseFee) < 0) {
+	if tx.yields() && (!allowed || f.cap.Cmp(g.head.leastFee) < 0) {
 		return s.giveWay(ctx, tx, newest, g, now)
 	}
 	if !allowed {
@@ -394,7 +379,8 @@ func (s *Sender) replace(ctx context.Context, tx Tx, newest Attempt, g glance) (
 
 // supersede signs another version of a transaction and broadcasts it. It reports false where that cannot be paid.
 func (s *Sender) supersede(ctx context.Context, tx Tx, g glance, f fees) (bool, error) {
-	if err := s.afford(ctx, tx.Call, tx.Gas, f); errors.Is(err, ErrFunds) {
+	f, err := s.payable(ctx, tx.Call, tx.Gas, f)
+	if errors.Is(err, ErrFunds) {
 		s.log().Warn("transaction is stuck and a higher fee cannot be paid", "tx", tx.ID, "err", err)
 		return false, nil
 	} else if err != nil {
@@ -414,18 +400,24 @@ func (s *Sender) supersede(ctx context.Context, tx Tx, g glance, f fees) (bool, 
 }
 
 // fill repairs a gap before the lowest open nonce, which nothing behind it can pass: a transaction we took for final that
-// the chain forgot is sent again, and a nonce that nobody knows is used up by paying ourselves nothing.
+// the chain forgot is sent again, and a nonce that nobody knows is used up by paying ourselves nothing. What an endpoint has on its
+// way for the gap, and what only one of two denies to be a gap, is waited for as long as a fee may be stuck, and no longer.
 func (s *Sender) fill(ctx context.Context, chain uint64, open []Tx, g glance) error {
 	at := slices.IndexFunc(open, func(tx Tx) bool { return tx.Nonce >= g.mined })
 	if at < 0 || open[at].State != Pending || open[at].Nonce == g.mined {
 		return nil
 	}
 	first := open[at].Nonce
-	if first-g.mined > maxGap {
+	if first > g.most+maxGap {
 		return s.strayed(ctx, open[at], g)
 	}
-	if seen, err := s.Backend.PendingNonceAt(ctx, s.Address()); err != nil || seen > g.mined {
-		return err // the node has something for the gap: wait for it
+	from, waited := g.mined, s.gap.lasts(s.now(), g.mined, either(s.Stuck, defaultStuck))
+	if !waited {
+		from = g.most
+		seen, err := s.shown(ctx)
+		if err != nil || from >= first || seen > g.mined {
+			return err // another one says that it is none, or has something for it
+		}
 	}
 	f, err := s.feesAt(ctx, g.head)
 	if err != nil {
@@ -435,7 +427,7 @@ func (s *Sender) fill(ctx context.Context, chain uint64, open []Tx, g glance) er
 		return err
 	}
 	defer s.submitting.leave()
-	for nonce := g.mined; nonce < first && nonce < g.mined+maxFill; nonce++ {
+	for nonce := from; nonce < first && nonce < from+maxFill; nonce++ {
 		known, err := s.Store.reopen(ctx, chain, s.Address(), nonce)
 		if err != nil {
 			return err
@@ -449,6 +441,33 @@ func (s *Sender) fill(ctx context.Context, chain uint64, open []Tx, g glance) er
 		}
 	}
 	return nil
+}
+
+// shown is the first nonce that no endpoint has a transaction for: the least that two say.
+func (s *Sender) shown(ctx context.Context) (uint64, error) {
+	said, err := both(ctx, s.Backend, func(ctx context.Context, b Backend) (uint64, error) { return b.PendingNonceAt(ctx, s.Address()) })
+	if err != nil {
+		return 0, Unread("the nonce of "+s.Address().String(), err)
+	}
+	seen := said[0].say
+	for _, by := range said[1:] {
+		seen = min(seen, by.say)
+	}
+	return seen, nil
+}
+
+// A gap is since when the same nonce is the next one to be mined.
+type gap struct {
+	nonce uint64
+	since time.Time
+}
+
+// lasts reports whether that has been so for as long.
+func (p *gap) lasts(now time.Time, nonce uint64, long time.Duration) bool {
+	if p.since.IsZero() || p.nonce != nonce || now.Before(p.since) {
+		*p = gap{nonce, now}
+	}
+	return now.Sub(p.since) >= long
 }
 
 func (s *Sender) finality() uint64 { return either(s.Finality, uint64(defaultFinality)) }

@@ -186,9 +186,10 @@ func (s *Settler) observe(ctx context.Context, ids []common.Hash, least uint64) 
 	})
 }
 
-// views reads channels from a node that knows the block least, as of its newest block.
+// views reads channels from a node that knows the block least, as of its newest block: the older of two endpoints', so that one
+// that claims to be ahead holds up no settlement.
 func (s *Settler) views(ctx context.Context, ids []common.Hash, least uint64) ([]chain.Confirmed, error) {
-	newest, err := s.Contract.Backend().HeaderByNumber(ctx, nil)
+	_, newest, err := chain.Heads(ctx, s.Contract.Backend())
 	if err != nil {
 		return nil, fmt.Errorf("reading the newest block: %w", err)
 	}

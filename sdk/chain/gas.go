@@ -1,0 +1,127 @@
+package chain
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/ethereum/go-ethereum"
+	"github.com/jmoiron/sqlx"
+)
+
+// gasMargin is added to an estimate: a row of a batch that was to be skipped may be payable by then, and the first
+// payment to a payee writes a fresh slot of the token.
+const gasMargin = 30_000
+
+// leastPayoutGas is what a payout has at least: a node that does not know the claim before it yet estimates one that has
+// nothing to move, and the real one would run out of gas. What is not used costs nothing.
+const leastPayoutGas = 150_000
+
+// leastGas is what a call of each kind takes, and what each channel in it takes besides, in gas: as contracts/snapshots has it,
+// rounded up. An estimate below it is false, and what was sent with it would run out of gas and be paid for.
+var leastGas = map[Kind]struct{ call, channel uint64 }{
+	Open:           {60_000, 11_000},
+	TopUp:          {45_000, 8_000},
+	Settle:         {50_000, 10_000},
+	SettleBatch:    {50_000, 12_000},
+	Close:          {55_000, 10_000},
+	RequestClose:   {28_000, 4_000},
+	CancelClose:    {28_000, 4_000},
+	Withdraw:       {40_000, 8_000},
+	WithdrawCredit: {leastPayoutGas, 0},
+	Payout:         {leastPayoutGas, 0},
+	Claim:          {50_000, 12_000},
+	Refund:         {60_000, 12_000},
+	Approve:        {46_000, 0},
+}
+
+// dearGas is how many times leastGas one endpoint alone may say that a call takes: a token or an account that is a contract may
+// take some times as much, and what is not used costs nothing.
+const dearGas = 12
+
+// boundsOf are the least gas that a call is given, and the most that it is given by one endpoint's word against another's.
+func boundsOf(call Call) (least, most uint64) {
+	known, ok := leastGas[call.Kind]
+	if !ok {
+		return 0, dearGas * leastPayoutGas
+	}
+	least = known.call + known.channel*uint64(max(1, len(call.Channels)))
+	return least, dearGas * least
+}
+
+// estimate runs the call at two endpoints and says how much gas to give it: the larger estimate, unless that is out of
+// proportion, and never less than such a call takes. enough is the same by the smaller estimate. What the contract refuses at both
+// is an error.
+func (s *Sender) estimate(ctx context.Context, call Call) (gas, enough uint64, err error) {
+	type word struct {
+		gas     uint64
+		refusal error
+	}
+	said, err := both(ctx, s.Backend, func(ctx context.Context, b Backend) (word, error) {
+		gas, err := b.EstimateGas(ctx, ethereum.CallMsg{From: s.Address(), To: &call.To, Data: call.Data})
+		if _, reverts := revertData(err); reverts {
+			return word{refusal: err}, nil
+		}
+		return word{gas: gas}, err
+	})
+	if err != nil {
+		return 0, 0, fmt.Errorf("chain: %s: %w", call, decode(err))
+	}
+	var estimates []uint64
+	for _, by := range said {
+		if by.say.refusal == nil {
+			estimates = append(estimates, by.say.gas)
+		}
+	}
+	if len(estimates) == 0 {
+		return 0, 0, fmt.Errorf("chain: %s: %w", call, decode(said[0].say.refusal))
+	}
+	failed, err := s.Store.failedWith(ctx, call, s.now().Add(-failedFor))
+	if err != nil {
+		return 0, 0, err
+	}
+	return gasFor(call, estimates, failed), gasFor(call, []uint64{slices.Min(estimates)}, failed), nil
+}
+
+// gasFor is how much gas a call is given by what one or two endpoints estimate, and by how much it had when it failed lately (0:
+// it did not): what ran out of gas is sent with more, not with the same.
+func gasFor(call Call, estimates []uint64, failed uint64) uint64 {
+	least, dear := boundsOf(call)
+	lower, higher := estimates[0], estimates[0]
+	for _, gas := range estimates[1:] {
+		lower, higher = min(lower, gas), max(higher, gas)
+	}
+	gas := higher
+	if len(estimates) > 1 && higher > dear && failed == 0 {
+		gas = max(lower, dear)
+	}
+	gas += gas/4 + gasMargin
+	return max(gas, least, min(2*failed, dear))
+}
+
+// failedFor is how long a transaction that failed has the next one about its channels given more gas.
+const failedFor = 24 * time.Hour
+
+// failedWith is the most gas that a transaction of the call's kind about one of its channels had that was mined since a moment
+// and failed; 0 if there is none.
+func (s *Store) failedWith(ctx context.Context, call Call, since time.Time) (uint64, error) {
+	if s == nil || len(call.Channels) == 0 {
+		return 0, nil
+	}
+	ids := make([]string, len(call.Channels))
+	for i, id := range call.Channels {
+		ids[i] = text(id)
+	}
+	query, args, err := sqlx.In(`SELECT COALESCE(max(gas), 0) FROM chain_tx WHERE kind = ? AND state <> 'pending' AND succeeded = 0 AND hash <> ''
+		AND created_at > ? AND id IN (SELECT tx FROM chain_tx_channel WHERE channel IN (?))`, string(call.Kind), millis(since), ids)
+	if err != nil {
+		return 0, err
+	}
+	var gas uint64
+	db := s.db.View()
+	if err := db.GetContext(ctx, &gas, db.Rebind(query), args...); err != nil {
+		return 0, fmt.Errorf("chain: reading what failed: %w", err)
+	}
+	return gas, nil
+}
