@@ -11,12 +11,14 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"time"
 
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/peer"
 	"github.com/gpupay/gpupay/sdk/units"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/x402"
@@ -88,6 +90,14 @@ type Client struct {
 	payer    *channel.Payer
 	maxPrice uint256.Int
 	deposit  uint256.Int // zero: as the server suggests
+	limits   limits
+}
+
+// limits are for how long a refund waits, whatever its caller's context allows: it has the channel's turn, and a Leave waits behind it.
+type limits struct {
+	offer  time.Duration // for the server's offer
+	refund time.Duration // for the answer to each request for a refund, before which the server waits for its transaction
+	whole  time.Duration // in all: two requests, the turn and the chain
 }
 
 var _ http.RoundTripper = (*Client)(nil)
@@ -120,6 +130,7 @@ func New(ctx context.Context, w *wallet.Wallet, options Options) (*Client, error
 		return nil, err
 	}
 	x.payer = w.Payer(x.escrow.Domain())
+	x.limits = limits{offer: peer.AnswerTimeout, refund: peer.ChainTimeout, whole: peer.AnswerTimeout + 2*peer.ChainTimeout + w.Patience}
 	return x, nil
 }
 

@@ -9,6 +9,7 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/u256"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/boundlog"
 	"github.com/gpupay/gpupay/sdk/wallet"
@@ -20,8 +21,8 @@ import (
 // need native coin (ErrNoGas); nobody can send them for it.
 //
 // It takes as long as the delay, 15 minutes at least. It can be cut off and
-// called again, also in another process. Nothing is paid from the channel
-// meanwhile; after it, a payment deposits again. What somebody deposited during the
+// called again, also in another process, and makes one withdrawal. Nothing is
+// paid from the channel meanwhile; after it, a payment deposits again. What somebody deposited during the
 // delay stays, and is Refund.Left: another Leave gets that. ErrStuck says that
 // the contract refuses.
 func (x *Client) Leave(ctx context.Context, id common.Hash) (Refund, error) {
@@ -94,12 +95,15 @@ func (b *leaving) endLeaving(ctx context.Context, before channel.ChainView) (ref
 			return err
 		}
 		refund = Refund{Channel: b.id}
+		if w := b.account.Withdrawal; w != nil { // it may have been over before this call
+			before.Deposit = u256.Max(before.Deposit, w.Deposit)
+		}
 		if before.Deposit.Gt(&after.Deposit) { // all that leaves a channel unclaimed goes to the payer
 			refund.Amount.Sub(&before.Deposit, &after.Deposit)
 		}
 		refund.Left.Sub(&after.Deposit, &after.Settled)
 		b.account.Leaving, b.account.Dispute, b.account.Accused = false, "", nil // the money is back: to pay again is a new decision
-		b.account.Tick, b.account.Open, b.account.Lost = nil, nil, uint256.Int{}
+		b.account.Tick, b.account.Open, b.account.Lost, b.account.Withdrawal = nil, nil, uint256.Int{}, nil
 		return b.save(ctx)
 	})
 	return refund, err
@@ -125,13 +129,14 @@ func (b *leaving) awaitDeposit(ctx context.Context) error {
 // wallet.LeaveRounds times is ErrStuck; waiting for the delay or an endpoint is no try.
 func (b *leaving) exit(ctx context.Context) error {
 	var last channel.ChainView
-	var begun bool // by us, of all that was free
 	pace := chain.Backoff{Least: b.x.w.Poll, Most: 8 * b.x.w.Poll}
 	for tries := 0; ; {
-		wait := b.x.w.Poll
+		wait, over := b.x.w.Poll, false
 		_, view, err := b.observe(ctx)
+		if err == nil && view.CloseRequestedAt == 0 {
+			over, err = b.withdrawn(ctx, view, last)
+		}
 		if err == nil {
-			over := begun && view.CloseRequestedAt == 0 && view.Deposit.Lt(&last.Deposit)
 			if view.CloseRequestedAt == 0 && !view.Deposit.Gt(&view.Settled) || over {
 				return nil
 			}
@@ -139,7 +144,6 @@ func (b *leaving) exit(ctx context.Context) error {
 				tries = 0
 			}
 			last = view
-			begun = begun || view.CloseRequestedAt == 0
 			err = b.nextStep(ctx, view)
 		}
 		var revert *chain.Revert
@@ -167,7 +171,57 @@ func (b *leaving) nextStep(ctx context.Context, view channel.ChainView) error {
 	}
 	var free uint256.Int
 	free.Sub(&view.Deposit, &view.Settled)
+	if err := b.beginWithdrawal(ctx, view.Deposit); err != nil {
+		return err
+	}
 	return b.sendOwn(ctx, b.x.escrow.InitiateWithdrawCall(b.terms, free))
+}
+
+// withdrawal is one of all that was free, as the account remembers it.
+type withdrawal struct {
+	Deposit uint256.Int `json:"deposit"` // in the channel when it was asked for
+	Before  int         `json:"before"`  // how many of the channel's we had begun by then
+}
+
+// beginWithdrawal has the account know of a withdrawal before it is asked for: what is deposited from then on is not of it,
+// whoever goes on with it. One that is known already is gone on with.
+func (b *leaving) beginWithdrawal(ctx context.Context, deposit uint256.Int) error {
+	return b.inTurn(ctx, func() error {
+		if b.account.Withdrawal != nil {
+			return nil
+		}
+		before, err := b.begun(ctx)
+		if err != nil {
+			return err
+		}
+		b.account.Withdrawal = &withdrawal{Deposit: deposit, Before: before}
+		return b.save(ctx)
+	})
+}
+
+// begun counts the channel's withdrawals that transactions of ours began.
+func (b *leaving) begun(ctx context.Context) (n int, err error) {
+	if err := b.x.w.Sender.Sync(ctx); err != nil {
+		return 0, err
+	}
+	sent, err := b.x.w.Sender.Find(ctx, b.id, chain.InitiateWithdraw)
+	for _, tx := range sent {
+		if tx.Succeeded {
+			n++
+		}
+	}
+	return n, err
+}
+
+// withdrawn reports whether the withdrawal that the account knows of was begun and is over, by a view in which none is pending:
+// the channel holds less than it did, in the newest view before or when it was asked for.
+func (b *leaving) withdrawn(ctx context.Context, view, last channel.ChainView) (bool, error) {
+	w := b.account.Withdrawal
+	if w == nil || !view.Deposit.Lt(&w.Deposit) && !view.Deposit.Lt(&last.Deposit) {
+		return false, nil
+	}
+	begun, err := b.begun(ctx)
+	return begun > w.Before, err
 }
 
 // finalize waits out the delay by the chain's clock.
@@ -188,5 +242,8 @@ func (b *leaving) sendOwn(ctx context.Context, call chain.Call) error {
 	if err != nil {
 		return err
 	}
-	return b.x.w.Sender.SendOnce(ctx, call, b.x.w.Confirmations)
+	if err = b.x.w.Sender.SendOnce(ctx, call, b.x.w.Confirmations); errors.Is(err, chain.ErrFunds) { // a little coin is as good as none
+		err = fmt.Errorf("channel %s: %w: only %s can withdraw: send it some and call again: %w", b.id, wallet.ErrNoGas, b.x.w.Address(), err)
+	}
+	return err
 }

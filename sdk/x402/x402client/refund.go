@@ -33,7 +33,8 @@ type Refund struct {
 // anything that the server wants to be paid for. It costs no gas. The channel can
 // be used on; the next payment deposits again.
 //
-// ErrRefused means that the server does not: Leave needs it not.
+// ErrRefused means that the server does not, or does not answer: Leave needs it not. A
+// request is waited for as long as 3 minutes, and all of it takes some 7 at most, whatever ctx allows.
 func (x *Client) Refund(ctx context.Context, url, amount string) (Refund, error) {
 	var part *wire.Amount
 	if amount != "" {
@@ -44,6 +45,17 @@ func (x *Client) Refund(ctx context.Context, url, amount string) (Refund, error)
 		wanted := wire.NewAmount(units)
 		part = &wanted
 	}
+	limited, cancel := context.WithTimeout(ctx, x.limits.whole)
+	defer cancel()
+	refund, err := x.refund(limited, url, part)
+	if err != nil && limited.Err() != nil && ctx.Err() == nil {
+		err = fmt.Errorf("%w: no refund within %s: ask again, or leave it to get the money back without the server: %w", peer.ErrRefused, x.limits.whole, err)
+	}
+	return refund, err
+}
+
+// refund is Refund in base units, for as long as ctx allows.
+func (x *Client) refund(ctx context.Context, url string, part *wire.Amount) (Refund, error) {
 	b, err := x.reach(ctx, url)
 	if err != nil {
 		return Refund{}, err
@@ -53,7 +65,7 @@ func (x *Client) Refund(ctx context.Context, url, amount string) (Refund, error)
 	}
 	release, err := x.takeTurn(ctx, b.terms)
 	if err != nil {
-		return Refund{}, err
+		return Refund{}, fmt.Errorf("channel %s: no refund: another request to its server goes on: %w", b.id, err)
 	}
 	defer release()
 	return b.refund(ctx, part)
@@ -67,16 +79,16 @@ func (x *Client) reach(ctx context.Context, url string) (*payment, error) {
 		return nil, err
 	}
 	a := &request{req: req}
-	resp, err := a.send(x.options.Transport, "")
+	resp, err := a.ask(x.options.Transport, "", x.limits.offer)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", peer.ErrUnreachable, err)
+		return nil, fmt.Errorf("%s: %w: no refund: ask again, or leave it to get the money back without the server: %w: %w",
+			req.URL.Host, peer.ErrRefused, peer.ErrUnreachable, err)
 	}
 	p, err := required(resp)
 	if err != nil {
 		return nil, err
 	}
 	if p == nil {
-		drainBody(resp)
 		return nil, fmt.Errorf("%s: %w: it answers %d without an x402 offer", req.URL.Host, ErrNotOffered, resp.StatusCode)
 	}
 	return x.choose(a, *p, channel.MaxAmount()) // nothing is bought
@@ -112,11 +124,11 @@ func (b *payment) refund(ctx context.Context, part *wire.Amount) (Refund, error)
 		if err != nil {
 			return Refund{}, err
 		}
-		resp, err := b.send(b.x.options.Transport, header)
+		resp, err := b.ask(b.x.options.Transport, header, b.x.limits.refund)
 		if err != nil {
-			return Refund{}, fmt.Errorf("channel %s: %w: %w", b.id, peer.ErrUnreachable, err)
+			return Refund{}, fmt.Errorf("channel %s: %w: no refund: ask again, or leave it to get the money back without the server: %w: %w",
+				b.id, peer.ErrRefused, peer.ErrUnreachable, err)
 		}
-		drainBody(resp)
 		refund, again, err := b.refunded(ctx, resp, before)
 		if err != nil || !again {
 			return refund, err

@@ -82,6 +82,22 @@ func (a *request) send(transport http.RoundTripper, payment string) (*http.Respo
 	return resp, nil
 }
 
+// ask sends the request and waits so long for an answer of which the header is all that is read.
+func (a *request) ask(transport http.RoundTripper, payment string, within time.Duration) (*http.Response, error) {
+	ctx, cancel := context.WithTimeout(a.req.Context(), within)
+	defer cancel()
+	limited := request{req: a.req.WithContext(ctx), body: a.body, key: a.key}
+	resp, err := limited.send(transport, payment)
+	if err != nil {
+		if ctx.Err() != nil && a.req.Context().Err() == nil {
+			err = fmt.Errorf("no answer within %s: %w", within, err)
+		}
+		return nil, err
+	}
+	drainBody(resp)
+	return resp, nil
+}
+
 // idempotent reports whether sending the request twice does what once does.
 func (a *request) idempotent() bool {
 	switch a.req.Method {

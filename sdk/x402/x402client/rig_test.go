@@ -84,6 +84,11 @@ func newTenant(t *testing.T, r *payRig) *tenant {
 // open makes the renter anew on its database, as after a crash.
 func (n *tenant) open() {
 	n.Helper()
+	n.use(n.openWallet())
+}
+
+func (n *tenant) openWallet() *wallet.Wallet {
+	n.Helper()
 	if n.wallet != nil { // a database belongs to one wallet at a time
 		if err := n.wallet.Close(); err != nil {
 			n.Fatal(err)
@@ -100,19 +105,26 @@ func (n *tenant) open() {
 	if err != nil {
 		n.Fatal(err)
 	}
-	n.use(w)
+	return w
 }
 
 // use has the renter pay from a wallet, until that is closed or the test ends.
 func (n *tenant) use(w *wallet.Wallet) {
 	n.Helper()
-	n.Cleanup(func() { w.Close() })
-	n.wallet = w
+	n.useAlone(w)
 	var err error
-	if n.x, err = New(n.Context(), w, Options{MaxPrice: wallet.Unlimited, Transport: n.line}); err != nil {
+	if n.rental, err = n.x.Rent(n.Context(), n.Server.URL, 1); err != nil {
 		n.Fatal(err)
 	}
-	if n.rental, err = n.x.Rent(n.Context(), n.Server.URL, 1); err != nil {
+}
+
+// useAlone is use where the provider is gone.
+func (n *tenant) useAlone(w *wallet.Wallet) {
+	n.Helper()
+	n.Cleanup(func() { w.Close() })
+	n.wallet, n.rental = w, nil
+	var err error
+	if n.x, err = New(n.Context(), w, Options{MaxPrice: wallet.Unlimited, Transport: n.line}); err != nil {
 		n.Fatal(err)
 	}
 }

@@ -34,9 +34,12 @@ type account struct {
 	Deposit *x402.Deposit `json:"deposit,omitempty"`
 	// Found: something was claimed, or our own voucher was shown, that this
 	// database does not know of. It ends with the first record that is accepted.
-	Found   bool   `json:"found,omitempty"`
-	Leaving bool   `json:"leaving,omitempty"` // being got back without the server
-	Dispute string `json:"dispute,omitempty"` // what the server was caught at: nothing more is paid
+	Found   bool `json:"found,omitempty"`
+	Leaving bool `json:"leaving,omitempty"` // being got back without the server
+	// Withdrawal is the one of all that was free by which the channel is being left; nil before it was asked for. What was
+	// deposited since is left there.
+	Withdrawal *withdrawal `json:"withdrawal,omitempty"`
+	Dispute    string      `json:"dispute,omitempty"` // what the server was caught at: nothing more is paid
 	// Accused are the sites that were caught at what no signature of the payee proves, and at what: whoever runs one may have named
 	// another's payee in its 402. They are not paid; the payee is, elsewhere.
 	Accused map[string]string `json:"accused,omitempty"`
