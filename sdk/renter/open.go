@@ -131,7 +131,7 @@ func (r *Client) worthTopUp(o wire.Offer, options Options, funding string) error
 		return nil
 	}
 	step, err := units.Parse(options.TopUp, r.w.Token.Decimals)
-	if least := leastTopUp(o, &wire.Payload{Type: funding}); err == nil && step.Lt(&least) {
+	if least := leastTopUp(o, funding); err == nil && step.Lt(&least) {
 		err = fmt.Errorf("%w: TopUp is %s, this provider sends none under %s: add more at a time, or none", wallet.ErrDeposit, r.w.Format(step), r.w.Format(least))
 	}
 	return err

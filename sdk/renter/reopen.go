@@ -139,7 +139,7 @@ func (l *onChain) sendCancel(ctx context.Context, requests uint64) error {
 		return err
 	}
 	if !own {
-		return fmt.Errorf("channel %s: %w: send %s some: taking a close request back is a transaction", l.id, wallet.ErrNoGas, l.r.Address())
+		return l.noGasToReopen(nil)
 	}
 	now, err := l.escrow.Now(ctx)
 	if err != nil {
@@ -156,7 +156,16 @@ func (l *onChain) sendCancel(ctx context.Context, requests uint64) error {
 	if err != nil {
 		return fmt.Errorf("channel %s: signing that the close request is taken back: %w", l.id, err)
 	}
-	return l.r.w.Sender.SendOnce(ctx, l.escrow.CancelCloseAuthorizedCall(l.row.Terms, deadline, signature), l.r.w.Confirmations)
+	err = l.r.w.Sender.SendOnce(ctx, l.escrow.CancelCloseAuthorizedCall(l.row.Terms, deadline, signature), l.r.w.Confirmations)
+	if errors.Is(err, chain.ErrFunds) { // a little coin is as good as none
+		return l.noGasToReopen(err)
+	}
+	return err
+}
+
+func (l *onChain) noGasToReopen(cause error) error {
+	err := fmt.Errorf("channel %s: %w: send %s some: taking a close request back is a transaction", l.id, wallet.ErrNoGas, l.r.Address())
+	return errors.Join(err, cause)
 }
 
 // reopened has the channel paid again.

@@ -52,6 +52,8 @@ type rentalRow struct {
 
 	// Sponsored: the provider sends deposits that we only sign.
 	Sponsored bool `json:"sponsored"`
+	// Coinless: our coin did not pay for a top-up, and the provider sends it and those after it.
+	Coinless bool `json:"coinless,omitempty"`
 	// Funding is the open as it was signed: sent again after a crash, it can
 	// move the money only once.
 	Funding *wire.Payload `json:"funding,omitempty"`

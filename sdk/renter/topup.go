@@ -64,14 +64,26 @@ func (l *deposits) step() uint256.Int {
 // leastTopUp is the least that the provider sends for us. What we send ourselves
 // has no bound.
 func (l *deposits) leastTopUp() uint256.Int {
-	return leastTopUp(l.offer.Offer, l.row.Funding)
+	return leastTopUp(l.offer.Offer, l.row.topUpType())
 }
 
-func leastTopUp(o wire.Offer, funding *wire.Payload) uint256.Int {
-	if o.MinTopUp == nil || funding == nil || funding.Type != wire.TypeAuthorization {
+func leastTopUp(o wire.Offer, kind string) uint256.Int {
+	if o.MinTopUp == nil || kind != wire.TypeAuthorization {
 		return uint256.Int{}
 	}
 	return o.MinTopUp.Int
+}
+
+// topUpType is how the next top-up gets onto the chain: as the open did, until our coin did not pay for one. From then on the
+// provider sends them: our own are told apart by how many top-ups were before them, all of which the outbox has then.
+func (row *rentalRow) topUpType() string {
+	switch {
+	case row.Coinless:
+		return wire.TypeAuthorization
+	case row.Funding == nil:
+		return ""
+	}
+	return row.Funding.Type
 }
 
 // whyNoTopUp says that the last top-up would be one that the provider refuses; ""
@@ -142,13 +154,16 @@ func (l *payments) topUp(ctx context.Context) error {
 	if err := l.payer.Fund(ctx, l.id, deposit); err != nil {
 		return err
 	}
-	if err := l.skipUsed(ctx, step); err != nil {
-		return err
+	kind := l.row.topUpType()
+	if kind == wire.TypeAuthorization {
+		if err := l.skipUsed(ctx, step); err != nil {
+			return err
+		}
 	}
 	amount, salt := wire.NewAmount(step), l.topUpSalt()
 	l.row.Before = l.row.Deposit
 	l.row.TopUp = &wire.Payload{
-		Action: wire.ActionTopUp, Type: l.row.Funding.Type, ChannelID: l.id, AdditionalDeposit: &amount, Salt: &salt,
+		Action: wire.ActionTopUp, Type: kind, ChannelID: l.id, AdditionalDeposit: &amount, Salt: &salt,
 	}
 	if err := l.save(ctx); err != nil {
 		return err
@@ -198,7 +213,7 @@ const maxUsed = 64
 // skipUsed counts the top-ups that a database from before them does not know: their authorizations are used, and would move
 // nothing again. It tries so many at a time: an endpoint that says it of each holds up no payment.
 func (l *deposits) skipUsed(ctx context.Context, step uint256.Int) error {
-	for tried := 0; l.row.Funding.Type == wire.TypeAuthorization; tried++ {
+	for tried := 0; ; tried++ {
 		if tried == maxUsed {
 			return transient{fmt.Errorf("channel %s: the RPC endpoint says that %d authorizations of a top-up were used already, up to number %d: where you did not make so many, it lies: take another",
 				l.id, tried, l.row.TopUps)}
@@ -209,7 +224,6 @@ func (l *deposits) skipUsed(ctx context.Context, step uint256.Int) error {
 		}
 		l.row.TopUps++
 	}
-	return nil
 }
 
 // finishTopUp goes on with a top-up wherever it stands. That the deposit grew
@@ -329,11 +343,17 @@ func (l *payments) signTopUp(ctx context.Context) (failed, stopped error) {
 			result, err = l.transfer(ctx, step, call, after)
 			return err
 		})
+		if stopped == nil && errors.Is(failed, chain.ErrFunds) {
+			failed = l.sponsor(ctx, &payload, failed)
+		}
 		if failed != nil || stopped != nil {
 			return failed, stopped
 		}
-		payload.Hash = &result.Hash
-	} else {
+		if result != nil {
+			payload.Hash = &result.Hash
+		}
+	}
+	if payload.Type == wire.TypeAuthorization {
 		nonce := channel.TopUpNonce(l.id, step, l.row.Terms.Payer, *payload.Salt)
 		if payload.Authorization, payload.Signature, failed = l.authorize(ctx, step, nonce); failed != nil {
 			return failed, nil
@@ -342,6 +362,29 @@ func (l *payments) signTopUp(ctx context.Context) (failed, stopped error) {
 	}
 	l.row.TopUp = &payload
 	return l.save(ctx), nil
+}
+
+// sponsor has the provider send a top-up that our coin does not pay for, and those after it: a little coin is as good as none,
+// and nothing was sent. That it does is on disk before anything is signed for it, and no transaction of ours is made beside it.
+func (l *deposits) sponsor(ctx context.Context, topUp *wire.Payload, cause error) error {
+	if !l.row.Sponsored {
+		return fmt.Errorf("channel %s: %w: this provider sends no deposits for others, send %s some: %w", l.id, wallet.ErrNoGas, l.r.Address(), cause)
+	}
+	step, known := topUp.AdditionalDeposit.Int, l.row.TopUps
+	if least := leastTopUp(l.offer.Offer, wire.TypeAuthorization); step.Lt(&least) {
+		return fmt.Errorf("channel %s: %w: send %s some: the top-up is %s, and this provider sends none under %s: %w",
+			l.id, wallet.ErrNoGas, l.r.Address(), l.r.w.Format(step), l.r.w.Format(least), cause)
+	}
+	if err := l.skipUsed(ctx, step); err != nil {
+		l.row.TopUps = known // our own are counted from here, if the coin comes
+		return err
+	}
+	salt := l.topUpSalt()
+	topUp.Type, topUp.Salt = wire.TypeAuthorization, &salt
+	kept := *topUp
+	l.row.TopUp, l.row.Coinless = &kept, true
+	l.r.w.Log.Info("the coin does not pay for a top-up: the provider sends it, and those after it", "channel", l.id)
+	return l.save(ctx)
 }
 
 // dropTopUp forgets a top-up of a channel that we closed before it was signed. It

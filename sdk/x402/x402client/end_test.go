@@ -183,3 +183,24 @@ func TestX402LeaveCutOffAtItsEnd(t *testing.T) {
 		t.Errorf("over %v after %d withdrawals: %+v", over, got, refund)
 	}
 }
+
+// TestX402LeaveWithTooLittleCoin: coin that does not pay for a withdrawal is as good as none, and leaving goes on when some has come.
+func TestX402LeaveWithTooLittleCoin(t *testing.T) {
+	n, id := leaver(t, nil)
+	n.RPC(t, nil, "anvil_setBalance", n.key.Address(), "0x1")
+	if _, err := n.x.Leave(t.Context(), id); !errors.Is(err, wallet.ErrNoGas) || !strings.Contains(err.Error(), n.key.Address().Hex()) {
+		t.Errorf("Leave: %v", err)
+	}
+	n.RPC(t, nil, "anvil_setBalance", n.key.Address(), "0xde0b6b3a7640000")
+	var begun bool
+	refund, over := n.leaveUntil(id, func(at uint64) bool {
+		if at != 0 && !begun {
+			begun = true
+			n.AdvanceTime(t, 15*time.Minute)
+		}
+		return false
+	})
+	if got := n.withdrawals(id); !over || got != 1 || refund.Amount.IsZero() || !refund.Left.IsZero() {
+		t.Errorf("over %v after %d withdrawals: %+v", over, got, refund)
+	}
+}
