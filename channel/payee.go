@@ -60,6 +60,9 @@ type Payee struct {
 	// refused. A contract can disown later what it signed, and its vouchers
 	// cannot be settled in a batch.
 	Contracts ContractVerifier
+	// OnBehind is asked before a voucher is taken on a channel of which the chain has settled more than is known here; its error
+	// refuses the voucher. nil: what is settled is charged at once, on the word of one look at the chain.
+	OnBehind func(State) error
 }
 
 // Outcome is what became of a voucher.
@@ -148,6 +151,15 @@ func (p *Payee) Reopen(ctx context.Context, id common.Hash, v ChainView) (State,
 	})
 }
 
+// Revive is Observe where the chain has denied a close for longer than any re-org takes: the close was never there, and nothing
+// will bring it. The channel is as the chain says.
+func (p *Payee) Revive(ctx context.Context, id common.Hash, v ChainView) (State, error) {
+	if err := v.validate(id); err != nil {
+		return State{}, err
+	}
+	return p.Store.Update(ctx, id, func(s *State) error { s.observe(v); return nil })
+}
+
 // Accept takes a voucher. With a nil error its signature is the channel
 // signer's, and the receipt says whether it is new; a new one is on disk.
 //
@@ -191,6 +203,9 @@ type taking struct {
 // change judges where nobody else can change the channel.
 func (t *taking) change(s *State) (err error) {
 	t.outcome, err = t.payee.judge(s, &t.voucher)
+	if t.outcome == Accepted && t.payee.OnBehind != nil && s.Behind() {
+		return t.payee.OnBehind(*s)
+	}
 	if t.outcome == Accepted {
 		s.catchUp(s.Settled) // before it looks paid for: a voucher at or under what is settled buys nothing
 		s.Accepted, s.Signature = t.voucher.Cumulative, t.voucher.Signature

@@ -102,6 +102,7 @@ type ProviderConfig struct {
 
 	ChainID        uint64        // refuse any other chain; not checked if zero
 	Confirmations  uint64        // before a deposit counts; 1 (the block it is in) if zero
+	Finality       uint64        // blocks that no re-org undoes: what the chain says and these books do not know counts for good after so many; 32 if zero
 	Poll           time.Duration // between looks at the chain; 2 s if zero
 	OpenTimeout    time.Duration // how long a renter's request waits for them; 60 s if zero
 	NoGasless      bool          // do not send renters' ERC-3009 deposits: they need gas of their own
@@ -159,6 +160,7 @@ func (c ProviderConfig) withDefaults() ProviderConfig {
 	c.Takeover = cmp.Or(c.Takeover, 10*time.Second)
 	c.OfferTTL = cmp.Or(c.OfferTTL, 24*time.Hour)
 	c.Confirmations = cmp.Or(c.Confirmations, 1)
+	c.Finality = cmp.Or(c.Finality, 32)
 	c.Poll = cmp.Or(c.Poll, 2*time.Second)
 	c.OpenTimeout = cmp.Or(c.OpenTimeout, time.Minute)
 	c.ClockTolerance = cmp.Or(c.ClockTolerance, 2*time.Minute)

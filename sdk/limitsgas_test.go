@@ -77,16 +77,23 @@ func TestTopUpsLeaveGasToSettle(t *testing.T) {
 // What is sent for one payer in a day is bounded, for all likewise, and a restart forgets neither.
 func TestSponsoredGasIsBounded(t *testing.T) {
 	for name, one := range map[string]struct {
-		limit func(*Limits)
+		limit func(*Limits, *big.Int)
 		other bool // whether another payer is still served
 		want  wire.Problem
 	}{
-		"of one payer": {func(l *Limits) { l.SponsoredGasPerPayer = big.NewInt(1) }, true, wire.TooMany},
-		"of all":       {func(l *Limits) { l.SponsoredGas = big.NewInt(1) }, false, wire.Unavailable},
+		"of one payer": {func(l *Limits, wei *big.Int) { l.SponsoredGasPerPayer = wei }, true, wire.TooMany},
+		"of all":       {func(l *Limits, wei *big.Int) { l.SponsoredGas = wei }, false, wire.Unavailable},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := newRig(t, func(c *ProviderConfig) { one.limit(&c.Limits) })
+			r := newRig(t, generousCredit)
 			lease := r.open(1, 100_000, "")
+			r.open(3, 100_000, "") // what both cost is enough for another payer's, at whatever margin
+			spent, err := r.provider.sponsor.SpentFor(t.Context(), r.payer.Address())
+			if err != nil {
+				t.Fatal(err)
+			}
+			one.limit(&r.config.Limits, spent.All)
+			r.restart()
 			topUp := &wire.Credential{Challenge: lease.challenge(), Payload: *lease.topUp(5000, 1)}
 			if err := problemIn(one.want, lease.do("POST", "", topUp)); err != nil {
 				t.Error(err)
@@ -102,6 +109,8 @@ func TestSponsoredGasIsBounded(t *testing.T) {
 				t.Errorf("another payer: %s", resp.Status)
 			}
 			lease.close(0) // what is given back is not held up
+			one.limit(&r.config.Limits, big.NewInt(1))
+			r.restart()
 			if err := r.provider.sponsor.AffordReturn(t.Context(), r.payer.Address()); !errors.Is(problemOf(err), &one.want) {
 				t.Errorf("what is given back to one payer once more: %v", err)
 			}

@@ -417,11 +417,21 @@ func debtsBut(owing []channel.State, but common.Hash, row uint256.Int) (sum uint
 
 // patience says for how long a debt on a closed channel counts, if there is one.
 func (p *Provider) patience(owing []channel.State) string {
-	closed := func(s channel.State) bool { return s.Status == channel.Finalized }
-	if p.config.DebtKept < 0 || !slices.ContainsFunc(owing, closed) {
+	if p.config.DebtKept < 0 || !slices.ContainsFunc(owing, spentUp) {
 		return ""
 	}
 	return fmt.Sprintf("; of closed channels for %s", p.config.DebtKept)
+}
+
+// lapses says what helps who owes on channels of x402 that have nothing left, if there are some: a refund does not.
+func (p *Provider) lapses(owing []channel.State) string {
+	switch {
+	case !slices.ContainsFunc(owing, spentUp):
+		return ""
+	case p.config.DebtKept < 0:
+		return "; a channel with nothing left has nothing to refund: ask the provider to forgive what is owed on it"
+	}
+	return fmt.Sprintf("; a channel with nothing left has nothing to refund: what is owed on it counts for %s after its last use, or until the provider forgives it", p.config.DebtKept)
 }
 
 // debtors names the channels with a debt, the first few of many.

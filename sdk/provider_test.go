@@ -74,7 +74,7 @@ func rigOn(t *testing.T, net *devchain.Chain, payer func(*rig) *channel.Key, cha
 		RPC: net.URL, Escrow: net.Escrow, Token: net.Token, Key: channel.NewKey(net.Keys[0]),
 		Database: filepath.Join(t.TempDir(), "provider.db"), PricePerGPUHour: hour, Source: source, Clock: testclock.Process(),
 		Credit: 2 * time.Second, Tick: 50 * time.Millisecond, MaxGap: 500 * time.Millisecond, RecordEvery: 100 * time.Millisecond,
-		SuspendTimeout: time.Minute, MinDeposit: "0.01", ClockTolerance: 24 * time.Hour, OpenTimeout: time.Minute, Poll: 100 * time.Millisecond,
+		SuspendTimeout: time.Minute, MinDeposit: "0.01", ClockTolerance: 24 * time.Hour, OpenTimeout: time.Minute, Poll: 100 * time.Millisecond, Finality: 4,
 		Settlement: settle.Policy{Interval: time.Hour, LeastRow: *uint256.NewInt(1)},
 		Log:        testrig.Warnings(t),
 	}}}

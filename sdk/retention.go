@@ -23,7 +23,7 @@ import (
 // Prune deletes the leases and usage records of channels over which nobody can
 // argue any more, each after archive has kept its bundle: channels whose leases all
 // ended before a time, that are closed on the chain or, with x402, have nothing
-// unsettled, and in whose leases no renter has shown a record that was lost. The
+// unsettled, on which nothing is owed that ProviderConfig.DebtKept is not over for, and in whose leases no renter has shown a record that was lost. The
 // channels themselves stay. It deletes the offers too that expired before that time, and
 // a day ago, and that no lease is under that is kept, and no record that a renter has
 // shown. It returns how many channels it pruned, and stops at the first error.
@@ -38,7 +38,11 @@ func (p *Provider) Prune(ctx context.Context, before time.Time, archive func(*au
 		if err != nil {
 			return pruned, err
 		}
-		if !concluded(s) {
+		owes, err := p.owesStill(ctx, s)
+		if err != nil {
+			return pruned, err
+		}
+		if owes || !concluded(s) {
 			continue
 		}
 		b, err := p.Export(ctx, id)

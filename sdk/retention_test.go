@@ -195,11 +195,12 @@ func TestPruneSparesALeaseThatBegins(t *testing.T) {
 // bundle.
 func TestPruneBesideDisputes(t *testing.T) {
 	archive := t.TempDir()
-	a, b := fleet(t, quiet, func(c *ProviderConfig) { c.Archive, c.Credit = archive, time.Minute })
+	a, b := fleet(t, quiet, func(c *ProviderConfig) { c.Archive, c.Credit, c.Finality = archive, time.Minute, 1 })
 	lease := a.open(1, 100_000, "")
 	lease.record()
 	final := lease.release()
 	lease.close(final.Owed.Uint64())
+	time.Sleep(time.Second) // the watcher looks at a new end again, and would undo what is written here
 	id, later := lease.terms.ID(), time.Now().Add(time.Hour)
 	records := func() (n int) {
 		if err := a.provider.db.View().Get(&n, `SELECT count(*) FROM records`); err != nil {

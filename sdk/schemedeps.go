@@ -37,6 +37,7 @@ type schemeDeps struct {
 	sponsor    *admit.GasSponsor
 	metrics    *providerMetrics
 	named      *namedDevices
+	unseen     *unseen
 	starts     *keyed.Mutex // one lease start at a time on a channel
 
 	leases leaseDirectory
@@ -78,6 +79,8 @@ type payerDebts interface {
 	owingAt(ctx context.Context, contract chain.Contract, payers ...common.Address) ([]channel.State, error)
 	leastRow(contract chain.Contract) uint256.Int
 	debtors(owing []channel.State, row uint256.Int) string
+	lapse(ctx context.Context, owing []channel.State) ([]channel.State, error)
+	lapses(owing []channel.State) string
 	creditworthy(ctx context.Context, s channel.State, offer wire.SignedOffer, gpus int) error
 }
 

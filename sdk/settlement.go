@@ -44,7 +44,7 @@ func (p *Provider) newBook(db *store.DB, txs *chain.Store, sender *chain.Sender,
 	settler := &settle.Settler{Payee: payee, Contract: contract, Sender: sender, Policy: policy, OnSettled: p.settled, Log: p.config.Log}
 	settler.Expect(channel.Terms{Payee: p.config.Key.Address(), Token: p.config.Token}) // a database from before may know no channel of it
 	return &settle.Book{Settler: settler, Watcher: &settle.Watcher{
-		Payee: payee, Contract: contract, Confirmations: p.config.Confirmations, Poll: p.config.Poll, Store: txs,
+		Payee: payee, Contract: contract, Confirmations: p.config.Confirmations, Poll: p.config.Poll, Finality: p.config.Finality, Store: txs,
 		Served: leaseStore{db: db}.served, OnChange: func(_, now channel.State) { p.channelChanged(now) }, Log: p.config.Log,
 	}}
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/holiman/uint256"
 
+	"github.com/gpupay/gpupay/sdk/audit"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -107,4 +108,31 @@ func TestDebtIsForgiven(t *testing.T) {
 	if got, want := r.metric("gpupay_written_off_tokens"), r.tokens(debt+owed); got != want {
 		t.Errorf("%s is written off, want %s", got, want)
 	}
+}
+
+// TestPruningKeepsADebt: where records go before DebtKept is over, those that say since when something is owed stay until then.
+func TestPruningKeepsADebt(t *testing.T) {
+	r := newRig(t, func(c *ProviderConfig) {
+		c.Credit, c.SuspendTimeout, c.DebtKept = 2*time.Second, 200*time.Millisecond, 90*24*time.Hour
+	})
+	r.defaulter(1)
+	const day = 24 * time.Hour
+	prune := func() (n int) {
+		t.Helper()
+		n, err := r.provider.Prune(t.Context(), time.Now().Add(-day), func(*audit.Bundle) error { return nil })
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	r.sql(`UPDATE leases SET ended_at = ended_at - ?`, int64(25*3600))
+	if n := prune(); n != 0 {
+		t.Errorf("%d channels of a debtor are pruned", n)
+	}
+	r.refuses(3)
+	r.sql(`UPDATE leases SET ended_at = ended_at - ?`, int64(90*24*3600))
+	if n := prune(); n != 1 {
+		t.Errorf("%d channels are pruned after DebtKept", n)
+	}
+	r.open(4, 100_000, "")
 }

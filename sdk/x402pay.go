@@ -283,12 +283,15 @@ func (d *x402Desk) buy(ctx context.Context, w http.ResponseWriter, r *x402Reques
 // Each of its channels whose deposit is on its way may come to a row.
 func (d *x402Desk) claimable(ctx context.Context, t channel.Terms, arriving uint64) error {
 	owing, err := d.debts.owingAt(ctx, d.contract, t.Payer)
+	if err == nil {
+		owing, err = d.debts.lapse(ctx, owing)
+	}
 	row := d.debts.leastRow(d.contract)
 	others := debtsBut(owing, t.ID(), row)
 	if row.Mul(&row, uint256.NewInt(arriving)); err != nil || others.Add(&others, &row).Lt(&d.credit) {
 		return err
 	}
-	return fmt.Errorf("%w (%s)", errScattered, d.debts.debtors(owing, d.debts.leastRow(d.contract)))
+	return fmt.Errorf("%w (%s)%s", errScattered, d.debts.debtors(owing, d.debts.leastRow(d.contract)), d.debts.lapses(owing))
 }
 
 // arrivals counts each payer's requests that bring a deposit, until they are served.
@@ -344,13 +347,11 @@ func (d *x402Desk) find(ctx context.Context, r *x402Request) (x402Tab, error) {
 }
 
 // tab is a known channel with what x402 counts as charged. What the chain has
-// claimed was charged once, whether or not we remember it.
+// claimed was charged once, whether or not we remember it: it counts at once, and is on disk when it has stayed so.
 func (d *x402Desk) tab(ctx context.Context, s channel.State) (x402Tab, error) {
 	if s.Settled.Gt(&s.Spent) {
-		var err error
-		if s, err = d.book.Charge(ctx, s.ID, s.Settled); err != nil {
-			return x402Tab{}, err
-		}
+		d.unseen.note(s)
+		s.Spent = s.Settled
 	}
 	note, err := d.notes.channel(ctx, s.ID)
 	t := x402Tab{State: s, note: note, charged: u256.Min(s.Spent, note.Reserved), known: true}

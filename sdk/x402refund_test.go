@@ -162,9 +162,10 @@ func spend(t *testing.T, r *payRig, b *buyer, to uint64) {
 // TestDustIsNotRefunded: a part that is not worth a transaction is refused before anything ends for it; all that is left is
 // given back, however little. What parts may cost in a day is bounded.
 func TestDustIsNotRefunded(t *testing.T) {
-	r := newPayRig(t, func(c *ProviderConfig) { c.MinTransfer = "0.005"; c.Limits.SponsoredGasPerPayer = big.NewInt(1) })
+	r := newPayRig(t, func(c *ProviderConfig) { c.MinTransfer = "0.005" })
 	b := r.buyer("/tick")
 	b.open(10_000)
+	r.provider.sponsor.Budget.PerPayer = big.NewInt(1)
 	nonce := func() uint64 {
 		n, err := r.chain.Backend.PendingNonceAt(t.Context(), r.config.Key.Address())
 		if err != nil {
@@ -201,9 +202,10 @@ func TestDustIsNotRefunded(t *testing.T) {
 // TestWholeRefundsAreBounded: a payer that deposits dust by itself and asks for all of it, again and again, gets it back once
 // whatever the budgets say, and then within them.
 func TestWholeRefundsAreBounded(t *testing.T) {
-	r := newPayRig(t, func(c *ProviderConfig) { c.Limits.SponsoredGasPerPayer = big.NewInt(1) })
+	r := newPayRig(t)
 	b := r.buyer("/tick")
 	b.open(20_000)
+	r.provider.sponsor.Budget.PerPayer = big.NewInt(1)
 	b.idle()
 	b.refund(0)
 	p := b.depositing(b.next(), 1)

@@ -55,7 +55,7 @@ func payConfig(t *testing.T, key *channel.Key, url, escrow, token, database stri
 		RPC: url, Escrow: common.HexToAddress(escrow), Token: common.HexToAddress(token), Key: key, X402: &X402Config{Window: testWindow, Slack: testSlack},
 		Database: database, PricePerGPUHour: hour, Source: testclock.GPUs(2), Clock: testclock.Process(),
 		Credit: 2 * time.Second, Tick: 20 * time.Millisecond, MaxGap: 10 * time.Second, RecordEvery: 50 * time.Millisecond,
-		SuspendTimeout: time.Minute, MinDeposit: "0.01", MinGrace: time.Minute, ClockTolerance: 24 * time.Hour, OpenTimeout: time.Minute, Poll: 50 * time.Millisecond,
+		SuspendTimeout: time.Minute, MinDeposit: "0.01", MinGrace: time.Minute, ClockTolerance: 24 * time.Hour, OpenTimeout: time.Minute, Poll: 50 * time.Millisecond, Finality: 4,
 		Settlement: settle.Policy{Interval: time.Hour, LeastRow: *uint256.NewInt(1), Dust: *uint256.NewInt(1)},
 		Log:        testrig.Warnings(t),
 	}

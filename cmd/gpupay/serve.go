@@ -26,7 +26,7 @@ var serveFields = cli.Fields{
 	"RPC": "rpc", "Escrow": "escrow", "Token": "token", "Database": "db", "HighWater": "high-water", "PublicURL": "public-url",
 	"Retention": "retention", "Archive": "archive", "Takeover": "takeover", "PricePerGPUHour": "price", "MinDeposit": "min-deposit",
 	"Credit": "credit", "DebtKept": "debt-kept", "RecordEvery": "record-every", "SuspendTimeout": "suspend-timeout",
-	"X402": "x402", "X402.Window": "x402-window", "ChainID": "chain-id", "Confirmations": "confirmations", "Poll": "poll",
+	"X402": "x402", "X402.Window": "x402-window", "ChainID": "chain-id", "Confirmations": "confirmations", "Finality": "finality", "Poll": "poll",
 	"MinGrace": "min-grace", "MaxFee": "max-fee", "Settlement.Interval": "settle-every", "Settlement.MaxAge": "settle-age",
 	"Watchtowers": "watchtowers", "WatchtowerEvery": "watchtower-every", "Nodes": "nodes", "NodeIdentity": "node-identity",
 	"MinTransfer": "min-transfer", "ReservedSettlements": "reserved-settlements", "TrustedProxies": "trusted-proxies",

@@ -39,6 +39,7 @@ func newServe(app *cli.App) *serve {
 	f.Address(&c.Token, "token", "the token to be paid in")
 	f.Uint64(&c.ChainID, "chain-id", 0, "refuse any other chain")
 	f.Uint64(&c.Confirmations, "confirmations", 1, "blocks before a deposit counts; 1 is the block it is in")
+	f.Uint64(&c.Finality, "finality", 32, "blocks that no re-org undoes: what the chain says and the database does not know counts for good after so many")
 	f.Duration(&c.Poll, "poll", 2*time.Second, "time between looks at the chain")
 	f.Duration(&c.MinGrace, "min-grace", 0, "refuse an escrow with a shorter grace period: it is the time you have to settle after a close request; 0 for the default, 2h, or 10m on a local chain")
 	f.Duration(&c.Settlement.Interval, "settle-every", 0, "how often settlement is considered; 0 for the default")

@@ -46,6 +46,10 @@ type Call struct {
 	// Guard is asked in the transaction that writes the call to the outbox: where it fails nothing is written, and nothing sent.
 	// It is for who may have lost the right to send the call since it decided to; nil: nobody can.
 	Guard func(*sqlx.Tx) error
+	// MaxGas and MaxCost are what it may take at most: a Sender refuses it before it is sent where it takes more gas, or costs more
+	// wei at the present price (TooDear). No version of it offers more than MaxCost, where Budget is no more. 0 and nil: no bound.
+	MaxGas  uint64
+	MaxCost *big.Int
 }
 
 // OpenCall opens a channel with the sender's own money: the sender must be the payer and have approved the deposit.

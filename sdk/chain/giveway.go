@@ -3,6 +3,7 @@ package chain
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math/big"
 	"slices"
 
@@ -24,6 +25,42 @@ func mostOf(call Call, gas uint64, f fees) *big.Int {
 	}
 	first := f.price(gas)
 	return larger(first, smaller(call.Budget, new(big.Int).Mul(first, big.NewInt(maxRaise))))
+}
+
+// TooDear is a call that takes more than who submitted it allows: nothing was sent.
+type TooDear struct {
+	Call Call
+	Gas  uint64   // that it would be given
+	Cost *big.Int // wei, at the present price; nil: its gas alone is too much
+}
+
+func (d *TooDear) Error() string {
+	if d.Cost == nil {
+		return fmt.Sprintf("chain: %s takes %d gas, and may take %d: nothing was sent", d.Call, d.Gas, d.Call.MaxGas)
+	}
+	return fmt.Sprintf("chain: %s costs %s wei, and may cost %s: nothing was sent", d.Call, d.Cost, d.Call.MaxCost)
+}
+
+// allowed holds a call to its MaxGas and MaxCost, and returns the fees that it may offer: who estimates its gas may be a contract of
+// a stranger, which burns as much as it is given.
+func (f fees) allowed(call Call, gas uint64) (fees, error) {
+	if call.MaxGas != 0 && gas > call.MaxGas {
+		return f, &TooDear{Call: call, Gas: gas}
+	}
+	if call.MaxCost == nil {
+		return f, nil
+	}
+	now, dearest := f, f
+	now.cap = smaller(f.cap, new(big.Int).Add(f.head.baseFee, f.tip))
+	if cost := now.price(gas); cost.Cmp(call.MaxCost) > 0 {
+		return f, &TooDear{Call: call, Gas: gas, Cost: cost}
+	}
+	left := new(big.Int).Set(call.MaxCost)
+	if f.data != nil {
+		left.Sub(left, f.data)
+	}
+	dearest.cap = smaller(f.cap, left.Div(left, new(big.Int).SetUint64(gas)))
+	return dearest, nil
 }
 
 // price is the most that a transaction of so much gas can cost at these fees, in wei, a rollup's charge for data included.

@@ -127,7 +127,7 @@ func (s *Sender) Address() common.Address { return s.Key.Address() }
 
 // Submit runs the call without sending it, then writes it to the outbox and broadcasts it. An error means that nothing
 // was written and nothing will be sent: a *Revert if the contract refuses the call now, ErrFunds if the gas cannot be
-// paid. With an id, the transaction will be sent, now or, if the endpoint fails at this moment, later: do not submit the
+// paid, a *TooDear if it takes more than the call allows. With an id, the transaction will be sent, now or, if the endpoint fails at this moment, later: do not submit the
 // call again.
 func (s *Sender) Submit(ctx context.Context, call Call) (TxID, error) {
 	ctx, cancel := context.WithTimeout(ctx, either(s.Timeout, defaultTimeout))
@@ -138,6 +138,9 @@ func (s *Sender) Submit(ctx context.Context, call Call) (TxID, error) {
 	}
 	gas, fees, err := s.terms(ctx, call)
 	if err != nil {
+		return "", err
+	}
+	if fees, err = fees.allowed(call, gas); err != nil {
 		return "", err
 	}
 	tx, err := s.enqueue(ctx, chain, call, gas, fees)

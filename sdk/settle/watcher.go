@@ -41,8 +41,12 @@ const (
 	servedBlocks = 3
 	// servedBatch bounds how many of them are read in one look; with more, each waits its turn.
 	servedBatch = 1000
-	// reopenable is how long after its close a channel is read again when there was a re-org.
+	// reopenable is how long after its close a channel is read again, with all others: the chain may take that back.
 	reopenable = 24 * time.Hour
+	// disputable is the same for one with a voucher that was not settled: it is money, and an endpoint that was wrong may be so for long.
+	disputable = 30 * 24 * time.Hour
+	// defaultFinality is how many blocks must deny the end of a channel before it is undone, as a Sender's Finality.
+	defaultFinality = 32
 )
 
 var errLagging = errors.New("the endpoint is behind what it said before")
@@ -58,6 +62,7 @@ type Watcher struct {
 	Confirmations uint64        // of a deposit; 0 and 1: the newest block counts
 	Poll          time.Duration // 0: 2 s, and 10 s where the endpoint announces blocks by itself
 	Timeout       time.Duration // of one look; 0: 1 min
+	Finality      uint64        // blocks that no re-org undoes: for as long the end of a channel is looked at again, and denied before it is undone; 0: 32
 	Store         *chain.Store  // remembers the blocks acted on, so that a re-org during a stop is seen; nil: does not
 
 	// Served lists the channels that service is given on now. They are read every three blocks, whatever the endpoint says of
@@ -83,6 +88,8 @@ type Watcher struct {
 	lagging     int
 	looked      atomic.Int64 // unix nanoseconds of the last look that succeeded
 	unconfirmed map[common.Hash]bool
+	ended       map[common.Hash]uint64 // channels that were just seen to end, and the block at which
+	denied      map[common.Hash]uint64 // those whose end the chain does not know any more, and since which block
 }
 
 // Run watches until the context ends. Failures of the endpoint are logged and retried with growing, jittered pauses.
@@ -167,6 +174,7 @@ func (w *Watcher) load(ctx context.Context) error {
 		return nil
 	}
 	w.unconfirmed = make(map[common.Hash]bool)
+	w.ended, w.denied = make(map[common.Hash]uint64), make(map[common.Hash]uint64)
 	if w.Store != nil {
 		trail, err := w.Store.Trail(ctx, w.Contract.ChainID(), w.Contract.Address())
 		if err != nil {
@@ -230,7 +238,7 @@ func (w *Watcher) concerned(ctx context.Context, head *types.Header, kept []chai
 		every = apartEvery
 	}
 	if reorged || len(kept) == 0 || w.swept.IsZero() || w.now().Sub(w.swept) >= every {
-		ids, err := w.all(ctx, reorged)
+		ids, err := w.all(ctx)
 		return ids, true, err
 	}
 	last, newest := kept[len(kept)-1].Number, head.Number.Uint64()
@@ -243,11 +251,16 @@ func (w *Watcher) concerned(ctx context.Context, head *types.Header, kept []chai
 	set, err := w.touched(ctx, last+1, newest)
 	if err != nil {
 		w.log().Debug("no events; reading all channels instead", "err", err)
-		ids, err := w.all(ctx, reorged)
+		ids, err := w.all(ctx)
 		return ids, true, err
 	}
 	for id := range w.unconfirmed {
 		set[id] = true
+	}
+	for _, doubtful := range []map[common.Hash]uint64{w.ended, w.denied} {
+		for id := range doubtful {
+			set[id] = true
+		}
 	}
 	if err := w.addServed(ctx, newest, set); err != nil {
 		return nil, false, err
@@ -302,15 +315,17 @@ func (w *Watcher) touched(ctx context.Context, from, to uint64) (map[common.Hash
 	return w.Contract.Touched(ctx, from, to)
 }
 
-// all lists the live channels, and after a re-org those that were closed not long ago.
-func (w *Watcher) all(ctx context.Context, reorged bool) ([]common.Hash, error) {
+// all lists the live channels, and those that were closed not long ago: an end is read from one block, and a re-org, or an
+// endpoint that was wrong, takes it back.
+func (w *Watcher) all(ctx context.Context) ([]common.Hash, error) {
 	states, err := w.Payee.Channels(ctx)
 	if err != nil {
 		return nil, err
 	}
 	var ids []common.Hash
 	for _, state := range states {
-		if state.Status != channel.Finalized || (reorged && w.now().Sub(state.UpdatedAt) < reopenable) {
+		since, lost := w.now().Sub(state.UpdatedAt), state.Unsettled()
+		if state.Status != channel.Finalized || since < reopenable || !lost.IsZero() && since < disputable {
 			ids = append(ids, state.ID)
 		}
 	}
@@ -322,13 +337,53 @@ type change struct{ old, now channel.State }
 // keep records a view of a channel.
 type keep func(context.Context, common.Hash, channel.ChainView) (channel.State, error)
 
-// keeper is how views are recorded: only where there was a re-org can one reopen a channel.
+// keeper is how views are recorded: only where there was a re-org does one look alone reopen a channel.
 func (w *Watcher) keeper(reorged bool) keep {
 	if reorged {
 		return w.Payee.Reopen
 	}
 	return w.Payee.Observe
 }
+
+// denial is how a view is recorded that knows nothing of a channel's end: as ever, which keeps it, until all looks of Finality
+// blocks have said so. What is behind has caught up by then. A close of ours that is in the outbox comes again: what it fetches
+// is as it was signed.
+func (w *Watcher) denial(ctx context.Context, id common.Hash, view chain.Confirmed, at uint64, keep keep) (keep, error) {
+	if view.View.Finalized || view.Disputed {
+		delete(w.denied, id)
+		return keep, nil
+	}
+	since, known := w.denied[id]
+	if !known || at < since {
+		w.denied[id] = at
+		return keep, nil
+	}
+	if at < since+w.finality() {
+		return keep, nil
+	}
+	delete(w.denied, id)
+	delete(w.ended, id)
+	again, err := w.closes(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	w.log().Warn("the chain takes back the end of a channel: an endpoint was wrong, or a deep re-org undid it", "channel", id, "blocks", at-since)
+	if again {
+		return w.Payee.Reopen, nil
+	}
+	return w.Payee.Revive, nil
+}
+
+// closes reports whether a close of the channel is in the outbox that was mined, or may yet be.
+func (w *Watcher) closes(ctx context.Context, id common.Hash) (bool, error) {
+	if w.Store == nil {
+		return false, nil
+	}
+	txs, err := (&chain.Sender{Store: w.Store}).Find(ctx, id, chain.Close)
+	return slices.ContainsFunc(txs, func(tx chain.Tx) bool { return tx.State == chain.Pending || tx.Succeeded }), err
+}
+
+func (w *Watcher) finality() uint64 { return cmp.Or(w.Finality, defaultFinality) }
 
 // read reads channels from the contract, records what changed, and says so. It insists on an answer for the block least or
 // a later one: what an earlier one lacks would be taken out of the books, and not looked for again.
@@ -350,7 +405,7 @@ func (w *Watcher) read(ctx context.Context, ids []common.Hash, least uint64, kee
 			if views[i].Pending() || views[i].Disputed {
 				w.unconfirmed[id] = true
 			}
-			changed, err := w.record(ctx, id, views[i].View, keep)
+			changed, err := w.record(ctx, id, views[i], at, keep)
 			if err != nil {
 				return err
 			}
@@ -362,10 +417,22 @@ func (w *Watcher) read(ctx context.Context, ids []common.Hash, least uint64, kee
 	return err
 }
 
-func (w *Watcher) record(ctx context.Context, id common.Hash, view channel.ChainView, keep keep) ([]change, error) {
+func (w *Watcher) record(ctx context.Context, id common.Hash, read chain.Confirmed, at uint64, keep keep) ([]change, error) {
+	view := read.View
 	old, err := w.Payee.State(ctx, id)
 	if err != nil {
 		return nil, err
+	}
+	if ended, known := w.ended[id]; known && at >= ended+w.finality() {
+		delete(w.ended, id)
+	}
+	if old.Status == channel.Finalized {
+		if keep, err = w.denial(ctx, id, read, at, keep); err != nil {
+			return nil, err
+		}
+	}
+	if old.Status == channel.Finalized && view.Finalized {
+		view.Deposit = read.Latest.Deposit // of a channel that is over nothing is promised
 	}
 	if sees(old, view) {
 		return nil, nil
@@ -373,6 +440,9 @@ func (w *Watcher) record(ctx context.Context, id common.Hash, view channel.Chain
 	now, err := keep(ctx, id, view)
 	if err != nil || view.Finalized != (now.Status == channel.Finalized) {
 		return nil, err // it stays finalized, whatever a node that is behind says
+	}
+	if view.Finalized && old.Status != channel.Finalized {
+		w.ended[id] = at
 	}
 	return []change{{old, now}}, nil
 }
@@ -390,7 +460,7 @@ func (w *Watcher) tell(changes []change) {
 		w.log().Info("channel changed on the chain", "channel", c.now.ID, "status", c.now.Status.String(),
 			"deposit", c.now.Deposit.Dec(), "settled", c.now.Settled.Dec(), "was", c.old.Status.String())
 		if lost := c.now.Unsettled(); c.now.Status == channel.Finalized && !lost.IsZero() {
-			w.log().Error("channel was closed with a voucher that was not settled", "channel", c.now.ID, "lost", lost.Dec())
+			w.log().Error("channel was closed with a voucher that was not settled: if the chain takes that back, it is settled then", "channel", c.now.ID, "lost", lost.Dec())
 		}
 		if w.OnChange != nil {
 			w.OnChange(c.old, c.now)

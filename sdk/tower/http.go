@@ -83,6 +83,10 @@ func (t *Tower) problem(err error) *wire.Problem {
 		}
 		return p.kind.With("%v", err)
 	}
+	var dear *chain.TooDear
+	if errors.As(err, &dear) {
+		return wire.NotServed.With("it takes %d gas, and this watchtower sends nothing for others that takes more than %d: send it yourself", dear.Gas, dear.Call.MaxGas)
+	}
 	var revert *chain.Revert
 	if errors.As(err, &revert) {
 		return problemConflict.With("%s", revert.Refusal())
@@ -144,7 +148,7 @@ func (t *Tower) postCloseRequest(w http.ResponseWriter, r *http.Request) {
 		t.problem(err).Write(w)
 		return
 	}
-	t.relayed(w, r, func(ctx context.Context) error { return t.RequestClose(ctx, q) })
+	t.relayed(w, r, func(ctx context.Context) error { return t.requestClose(ctx, t.guard.limits.ClientIP(r), q) })
 }
 
 func (t *Tower) postWithdrawal(w http.ResponseWriter, r *http.Request) {
@@ -153,7 +157,9 @@ func (t *Tower) postWithdrawal(w http.ResponseWriter, r *http.Request) {
 		t.problem(err).Write(w)
 		return
 	}
-	t.relayed(w, r, func(ctx context.Context) error { return t.Withdraw(ctx, terms.Channel()) })
+	t.relayed(w, r, func(ctx context.Context) error {
+		return t.withdrawFor(ctx, t.guard.limits.ClientIP(r), terms.Channel())
+	})
 }
 
 // relayed answers 200 when the chain has it, and 503 when it is not known yet

@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"fmt"
 	"net/http"
+	"sync/atomic"
+	"time"
 
 	"github.com/ethereum/go-ethereum/common"
 	"golang.org/x/time/rate"
@@ -26,8 +28,10 @@ type Limits struct {
 	Vouchers limit.Rate // of a payee, from a client; 200 a second, 10,000 at once
 	Channel  limit.Rate // of a channel, from a client: its vouchers; one a second, 10 at once
 	Leaves   limit.Rate // of a payer: its close requests; one in 5 s, 10 at once
-	Reads    limit.Rate // of the chain, by all; 50 a second, 200 at once
-	Names    int        // clients, payees, channels and payers that are remembered, the latest; 50,000, in about 15 MB
+	// Reads is of the chain, by all; 50 a second, 200 at once. Of it a client has a fifth, and what nobody signed, a withdrawal,
+	// has a quarter: of that a client a tenth, and a channel one a second.
+	Reads limit.Rate
+	Names int // clients, payees, channels and payers that are remembered, the latest; 50,000, in about 15 MB
 }
 
 func (l Limits) withDefaults() Limits {
@@ -47,11 +51,24 @@ func (l Limits) withDefaults() Limits {
 type guard struct {
 	limits Limits
 	reads  *rate.Limiter
+	asks   *rate.Limiter // of reads, those that nobody signed for
 	names  *limit.Clients[*rate.Limiter]
+	absent *limit.Clients[*atomic.Int64] // by channel, until when it is not looked for: unix nanoseconds
 }
 
+// How much of Reads goes to whom: one in so many.
+const (
+	shareUnsigned = 4  // what nobody signed, of all
+	shareClient   = 5  // a client, of all
+	shareAsking   = 10 // a client, of what nobody signed
+)
+
+// absentFor is how long a channel that the chain does not know is answered for from memory, where nobody signed what asks about it.
+const absentFor = 10 * time.Second
+
 func newGuard(limits Limits) *guard {
-	return &guard{limits: limits, reads: limits.Reads.Limiter(), names: limit.NewClients[*rate.Limiter](limits.Names)}
+	return &guard{limits: limits, reads: limits.Reads.Limiter(), asks: share(limits.Reads, shareUnsigned).Limiter(),
+		names: limit.NewClients[*rate.Limiter](limits.Names), absent: limit.NewClients[*atomic.Int64](limits.Names)}
 }
 
 func (g *guard) allow(name string, r limit.Rate) bool {
@@ -86,13 +103,50 @@ func (g *guard) leave(t channel.Terms) error {
 	return nil
 }
 
-// read admits one look at the chain.
-func (g *guard) read() error {
+// share is one in so many of a rate.
+func share(r limit.Rate, of int) limit.Rate {
+	return limit.Rate{PerSecond: r.PerSecond / float64(of), Burst: max(1, r.Burst/of)}
+}
+
+var errReads = fmt.Errorf("%w: too many channels are asked about", errBusy)
+
+// read admits one look at the chain for what a client sent that is signed.
+func (g *guard) read(client string) error {
+	if client = limit.Client(client); client != "" && !g.allow("reads "+client, share(g.limits.Reads, shareClient)) {
+		return errReads
+	}
 	if !g.reads.Allow() {
-		return fmt.Errorf("%w: too many channels are asked about", errBusy)
+		return errReads
 	}
 	return nil
 }
+
+// ask admits one look at the chain for what nobody signed. It takes a share of all looks at most, so that it holds up nothing that
+// is signed.
+func (g *guard) ask(client string, id common.Hash) error {
+	if client = limit.Client(client); client != "" && !g.allow("asks "+client, share(share(g.limits.Reads, shareUnsigned), shareAsking)) {
+		return errReads
+	}
+	if !g.allow("asked "+id.Hex(), limit.Rate{PerSecond: 1, Burst: 10}) {
+		return errReads
+	}
+	if !g.asks.Allow() || !g.reads.Allow() {
+		return errReads
+	}
+	return nil
+}
+
+// missing reports whether the chain did not know a channel a moment ago.
+func (g *guard) missing(id common.Hash) bool {
+	return time.Now().UnixNano() < g.absent.Get(id.Hex(), newMoment).Load()
+}
+
+// miss remembers that the chain does not know a channel.
+func (g *guard) miss(id common.Hash) {
+	g.absent.Get(id.Hex(), newMoment).Store(time.Now().Add(absentFor).UnixNano())
+}
+
+func newMoment() *atomic.Int64 { return new(atomic.Int64) }
 
 // mention keeps what repeats out of the log.
 func (g *guard) mention(payee common.Address) bool {

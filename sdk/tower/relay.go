@@ -19,6 +19,8 @@ import (
 const (
 	// relaysAtOnce bounds the leaves that are worked on at a time.
 	relaysAtOnce = 8
+	// relayGas is what a transaction for a payer may take at most.
+	relayGas = 400_000
 	// relayWait is how long one is waited for before the others' turn.
 	relayWait = time.Minute
 )
@@ -28,11 +30,16 @@ const (
 // grace period the tower withdraws for the payer. If ctx ends before the
 // transaction is mined, Run sees it through.
 func (t *Tower) RequestClose(ctx context.Context, q wire.LeaveRequest) error {
+	return t.requestClose(ctx, "", q)
+}
+
+// requestClose is RequestClose for who has an address; "": one without bounds of its own.
+func (t *Tower) requestClose(ctx context.Context, client string, q wire.LeaveRequest) error {
 	terms := q.Channel()
 	if err := errors.Join(t.serves(terms), q.Check()); err != nil {
 		return err
 	}
-	if err := errors.Join(t.guard.leave(terms), t.guard.read()); err != nil {
+	if err := errors.Join(t.guard.leave(terms), t.guard.read(client)); err != nil {
 		return err
 	}
 	state, err := t.look(ctx, terms)
@@ -94,10 +101,24 @@ func (t *Tower) usable(ctx context.Context, q wire.LeaveRequest) error {
 // settling what the tower holds for the payee. Of a channel that is over it pays
 // the payer what the token refused to pay before.
 func (t *Tower) Withdraw(ctx context.Context, terms channel.Terms) error {
-	if err := errors.Join(t.serves(terms), t.guard.read()); err != nil {
+	return t.withdrawFor(ctx, "", terms)
+}
+
+// withdrawFor is Withdraw for who has an address; "": one without bounds of its own. Nobody signed it.
+func (t *Tower) withdrawFor(ctx context.Context, client string, terms channel.Terms) error {
+	if err := t.serves(terms); err != nil {
+		return err
+	}
+	if t.guard.missing(terms.ID()) {
+		return fmt.Errorf("%w: escrow %s has no channel %s", channel.ErrUnknown, t.escrow.Address(), terms.ID())
+	}
+	if err := t.guard.ask(client, terms.ID()); err != nil {
 		return err
 	}
 	state, err := t.look(ctx, terms)
+	if errors.Is(err, channel.ErrUnknown) {
+		t.guard.miss(terms.ID())
+	}
 	if errors.Is(err, channel.ErrFinalized) || err == nil && state.Status == channel.Finalized {
 		return t.payCredit(ctx, terms)
 	}
@@ -223,6 +244,7 @@ func (t *Tower) submit(ctx context.Context, terms channel.Terms, call chain.Call
 	if err := t.relayBudget(ctx, terms); err != nil {
 		return "", err
 	}
+	call.MaxGas = relayGas            // a payer that is a contract checks its signature itself
 	return t.sender.Submit(ctx, call) // which runs it first: what the contract refuses costs nothing
 }
 

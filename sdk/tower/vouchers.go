@@ -54,7 +54,7 @@ func (t *Tower) take(ctx context.Context, client string, vouchers []Voucher) ([]
 	if len(again) == 0 {
 		return outcomes, errs
 	}
-	if busy := t.guard.read(); busy != nil {
+	if busy := t.guard.read(client); busy != nil {
 		for _, i := range again {
 			errs[i] = busy
 		}

@@ -2,6 +2,7 @@ package admit
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"math/big"
 	"sync/atomic"
@@ -23,8 +24,11 @@ const (
 	// cooldown is how long challenges do not offer to send deposits after one was
 	// refused for what others have cost. Then somebody may ask again.
 	cooldown = time.Minute
-	// callGas is more than any transaction that is sent for a renter takes.
+	// callGas is more than a transaction takes that is sent for a renter whose payer is a key.
 	callGas = 200_000
+	// MaxGas is what any transaction that is sent for a renter may take: a payer that is a contract checks its signature itself,
+	// and takes as much gas for that as it likes.
+	MaxGas = 2 * callGas
 	// MaxInFlight is how many transactions for renters may be in flight at once: a
 	// settlement that is submitted then has to wait for no more.
 	MaxInFlight = 8
@@ -69,25 +73,25 @@ func (g *GasSponsor) coolDown() bool {
 // Offers reports whether challenges offer to send deposits: not for a while after one was refused for what others have cost.
 func (g *GasSponsor) Offers() bool { return int64(time.Since(g.began)) >= g.rest.Load() }
 
+// A room is what one bound leaves for a transaction, in wei, and the refusal of one that costs more. nil: as much as it takes.
+type room struct {
+	left    *big.Int
+	refusal func() error
+}
+
+// A bound tells what it leaves, or refuses.
+type bound func(context.Context) (room, error)
+
 // Submit sends a renter's deposit if what deposits have cost leaves
 // room for one that reverts, if the budgets and the reserve leave room for one
 // that does not, and if what it is for can be reserved.
 func (g *GasSponsor) Submit(ctx context.Context, terms channel.Terms, call chain.Call, reserve func() error) (chain.TxID, error) {
 	return g.inTurn(ctx, terms, call, func() error {
-		for _, room := range []func(context.Context) error{
-			g.affordRevert,
-			g.keepReserve,
-			g.withinBudgets(terms.Payer),
-		} {
-			if err := room(ctx); err != nil {
-				return err
-			}
-		}
 		if g.rest.Swap(0) != 0 {
 			g.Log.Info("deposits are sent for renters again")
 		}
 		return reserve()
-	})
+	}, g.affordRevert, g.keepReserve, g.withinBudgets(terms.Payer))
 }
 
 // SubmitReturn sends a close or the refund of a whole deposit for a renter. What
@@ -95,41 +99,46 @@ func (g *GasSponsor) Submit(ctx context.Context, terms channel.Terms, call chain
 // one's, and it gives way to none.
 func (g *GasSponsor) SubmitReturn(ctx context.Context, s channel.State, call chain.Call) (chain.TxID, error) {
 	if !g.fetches(s) {
-		return g.inTurn(ctx, s.Terms, call, func() error {
-			if err := g.AffordReturn(ctx, s.Terms.Payer); err != nil {
-				return err
-			}
-			return g.keepReserve(ctx)
-		})
+		return g.inTurn(ctx, s.Terms, call, nothing, g.affordReturn(s.Terms.Payer), g.keepReserve)
 	}
 	if err := g.Sender.Store.Sponsor(ctx, s.ID, s.Terms.Payer); err != nil {
 		return "", err
 	}
-	return g.Sender.Submit(ctx, call)
+	call.MaxGas = MaxGas
+	id, err := g.Sender.Submit(ctx, call)
+	return id, g.explain(err, room{})
 }
+
+func nothing() error { return nil }
 
 // AffordReturn lets the first close or refund for a payer in a day through whatever
 // others have cost, so that a budget that is used up keeps nobody's deposit here. A
 // payer can deposit again by itself and ask again, so that the next ones must be
 // within the budgets.
 func (g *GasSponsor) AffordReturn(ctx context.Context, payer common.Address) error {
-	now := time.Now()
-	_, returned, err := g.Sender.Sponsored(ctx, now.Add(-sponsoredGasWindow), now, payer, chain.Close, chain.Refund)
-	if err != nil || returned.Sign() == 0 {
-		return err
+	_, err := g.affordReturn(payer)(ctx)
+	return err
+}
+
+func (g *GasSponsor) affordReturn(payer common.Address) bound {
+	return func(ctx context.Context) (room, error) {
+		now := time.Now()
+		_, returned, err := g.Sender.Sponsored(ctx, now.Add(-sponsoredGasWindow), now, payer, chain.Close, chain.Refund)
+		if err != nil || returned.Sign() == 0 {
+			return room{}, err
+		}
+		return g.withinBudgets(payer)(ctx)
 	}
-	return g.withinBudgets(payer)(ctx)
 }
 
 // SubmitPart sends the refund of a part of a deposit. A payer can ask for many,
 // so that it must be within the budgets, too.
 func (g *GasSponsor) SubmitPart(ctx context.Context, s channel.State, call chain.Call) (chain.TxID, error) {
-	return g.inTurn(ctx, s.Terms, call, func() error {
-		if err := g.withinBudgets(s.Terms.Payer)(ctx); err != nil || g.fetches(s) {
-			return err
-		}
-		return g.keepReserve(ctx)
-	})
+	bounds := []bound{g.withinBudgets(s.Terms.Payer)}
+	if !g.fetches(s) {
+		bounds = append(bounds, g.keepReserve)
+	}
+	return g.inTurn(ctx, s.Terms, call, nothing, bounds...)
 }
 
 // fetches reports whether to end a channel brings us enough to be worth its gas.
@@ -138,10 +147,10 @@ func (g *GasSponsor) fetches(s channel.State) bool {
 	return !left.IsZero() && !left.Lt(&g.MinTransfer)
 }
 
-// inTurn submits a call for a channel's payer if room says so, one at a
+// inTurn submits a call for a channel's payer if the bounds leave room for what it costs, one at a
 // time: what is in the outbox counts for the next. Its fee is raised only as far as
-// the budgets go.
-func (g *GasSponsor) inTurn(ctx context.Context, terms channel.Terms, call chain.Call, room func() error) (chain.TxID, error) {
+// they go.
+func (g *GasSponsor) inTurn(ctx context.Context, terms channel.Terms, call chain.Call, reserve func() error, bounds ...bound) (chain.TxID, error) {
 	select {
 	case g.turn <- struct{}{}:
 		defer func() { <-g.turn }()
@@ -151,7 +160,17 @@ func (g *GasSponsor) inTurn(ctx context.Context, terms channel.Terms, call chain
 	if err := g.AwaitRoom(ctx); err != nil {
 		return "", err
 	}
-	if err := room(); err != nil {
+	var least room
+	for _, b := range bounds {
+		r, err := b(ctx)
+		if err != nil {
+			return "", err
+		}
+		if r.left != nil && (least.left == nil || r.left.Cmp(least.left) < 0) {
+			least = r
+		}
+	}
+	if err := reserve(); err != nil {
 		return "", err
 	}
 	spent, err := g.SpentFor(ctx, terms.Payer)
@@ -159,10 +178,24 @@ func (g *GasSponsor) inTurn(ctx context.Context, terms channel.Terms, call chain
 		return "", err
 	}
 	call.Budget = g.budgetAfter(spent)
+	call.MaxGas, call.MaxCost = MaxGas, least.left
 	if err := g.Sender.Store.Sponsor(ctx, terms.ID(), terms.Payer); err != nil {
 		return "", err
 	}
-	return g.Sender.Submit(ctx, call)
+	id, err := g.Sender.Submit(ctx, call)
+	return id, g.explain(err, least)
+}
+
+// explain tells a renter why its transaction was not sent where it takes too much.
+func (g *GasSponsor) explain(err error, least room) error {
+	var dear *chain.TooDear
+	switch {
+	case !errors.As(err, &dear):
+		return err
+	case dear.Cost == nil:
+		return wire.NotServed.With("this transaction takes %d gas, and this provider sends none for others that takes more than %d: send it yourself and give its hash", dear.Gas, MaxGas)
+	}
+	return least.refusal()
 }
 
 // AwaitRoom waits until fewer than MaxInFlight transactions for renters are in flight.
@@ -208,60 +241,71 @@ func (g *GasSponsor) budgetAfter(s Spent) *big.Int {
 	return left
 }
 
-func (g *GasSponsor) affordRevert(ctx context.Context) error {
+func (g *GasSponsor) affordRevert(ctx context.Context) (room, error) {
 	lost, risked, err := g.Sender.Wasted(ctx, time.Now().Add(-lostGasWindow), chain.Open, chain.TopUp, chain.Deposit)
 	if err != nil {
-		return err
+		return room{}, err
 	}
 	budget := g.Budget.Lost
 	if new(big.Int).Add(lost, risked).Cmp(budget) < 0 || lost.Cmp(budget) < 0 && risked.Sign() == 0 {
-		return nil
+		return room{}, nil
 	}
 	if lost.Cmp(budget) < 0 {
-		return wire.Unavailable.With("this provider has as many deposits of others in flight as it risks: send the same request again later")
+		return room{}, wire.Unavailable.With("this provider has as many deposits of others in flight as it risks: send the same request again later")
 	}
 	if g.coolDown() {
 		g.Log.Warn("deposits that reverted have cost as much gas as Limits.LostGas allows in an hour: renters must send their own until it has passed",
 			"lost_wei", lost, "budget_wei", budget)
 	}
-	return wire.Unavailable.With("this provider sends no deposits for others at the moment: send the transaction yourself and give its hash, or come back within an hour")
+	return room{}, wire.Unavailable.With("this provider sends no deposits for others at the moment: send the transaction yourself and give its hash, or come back within an hour")
 }
 
 // withinBudgets holds what is sent for renters to what it may cost in a day.
-func (g *GasSponsor) withinBudgets(payer common.Address) func(context.Context) error {
-	return func(ctx context.Context) error {
+func (g *GasSponsor) withinBudgets(payer common.Address) bound {
+	return func(ctx context.Context) (room, error) {
 		s, err := g.SpentFor(ctx, payer)
 		if err != nil {
-			return err
+			return room{}, err
 		}
-		if s.Payer.Cmp(g.Budget.PerPayer) >= 0 {
+		own := room{new(big.Int).Sub(g.Budget.PerPayer, s.Payer), func() error {
 			return wire.TooMany.With("this provider has sent as much for payer %s in a day as it does for one: send the transaction yourself and give its hash, or come back tomorrow", payer)
+		}}
+		all := room{new(big.Int).Sub(g.Budget.Spent, s.All), func() error {
+			if g.coolDown() {
+				g.Log.Warn("what was sent for renters has cost as much gas as Limits.SponsoredGas allows in a day: renters must send their own deposits until it has passed",
+					"cost_wei", s.All, "budget_wei", g.Budget.Spent)
+			}
+			return wire.Unavailable.With("this provider has sent as much for others in a day as it does: send the transaction yourself and give its hash, or come back tomorrow")
+		}}
+		for _, r := range []room{own, all} {
+			if r.left.Sign() <= 0 {
+				return r, r.refusal()
+			}
 		}
-		if s.All.Cmp(g.Budget.Spent) < 0 {
-			return nil
+		if all.left.Cmp(own.left) < 0 {
+			return all, nil
 		}
-		if g.coolDown() {
-			g.Log.Warn("what was sent for renters has cost as much gas as Limits.SponsoredGas allows in a day: renters must send their own deposits until it has passed",
-				"cost_wei", s.All, "budget_wei", g.Budget.Spent)
-		}
-		return wire.Unavailable.With("this provider has sent as much for others in a day as it does: send the transaction yourself and give its hash, or come back tomorrow")
+		return own, nil
 	}
 }
 
 // keepReserve refuses to send for others what the reserve must not pay for.
-func (g *GasSponsor) keepReserve(ctx context.Context) error {
+func (g *GasSponsor) keepReserve(ctx context.Context) (room, error) {
 	f, err := g.Funds(ctx)
 	if err != nil {
-		return err
+		return room{}, err
 	}
-	if f.Coin.Cmp(new(big.Int).Add(f.Reserve, f.Gift)) >= 0 {
-		return nil
+	r := room{new(big.Int).Sub(f.Coin, f.Reserve), func() error {
+		if g.coolDown() {
+			g.Log.Warn("the key's coin is kept for settlements: nothing is sent for renters until there is more", "key", g.Sender.Address(),
+				"coin_wei", f.Coin, "reserve_wei", f.Reserve)
+		}
+		return wire.Unavailable.With("this provider keeps its coin for settlements at the moment: send the transaction yourself, or come back later")
+	}}
+	if r.left.Cmp(f.Gift) < 0 {
+		return r, r.refusal()
 	}
-	if g.coolDown() {
-		g.Log.Warn("the key's coin is kept for settlements: nothing is sent for renters until there is more", "key", g.Sender.Address(),
-			"coin_wei", f.Coin, "reserve_wei", f.Reserve)
-	}
-	return wire.Unavailable.With("this provider keeps its coin for settlements at the moment: send the transaction yourself, or come back later")
+	return r, nil
 }
 
 // Funds is what the key has for gas, in wei.
@@ -269,7 +313,7 @@ type Funds struct {
 	Coin    *big.Int // not yet promised to a transaction
 	Least   *big.Int // what one settlement takes, at twice the present price
 	Reserve *big.Int // what is kept for settlements
-	Gift    *big.Int // what a transaction for a renter takes at most, its fee raised as far as it may be
+	Gift    *big.Int // what a transaction for a renter whose payer is a key takes at most, its fee raised as far as it may be
 }
 
 func (g *GasSponsor) Funds(ctx context.Context) (Funds, error) {
