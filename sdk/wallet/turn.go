@@ -9,15 +9,20 @@ import (
 	"github.com/gpupay/gpupay/channel"
 )
 
-// TurnKey is what payments must take turns for: all channels of a renter that
-// could stand for each other in paying one payee.
+// TurnKey is what payments must take turns for: all channels of a renter that could
+// stand for each other in paying one payee at one site. A site that holds up its own
+// turn holds up no other's, whomever it names as its payee.
 type TurnKey struct {
 	chain        uint64
 	Payee, token common.Address
-	salt         common.Hash
+	Salt         common.Hash
+	Site         string
 }
 
-func TurnOf(t channel.Terms) TurnKey { return TurnKey{t.ChainID, t.Payee, t.Token, t.Salt} }
+// TurnOf is the turn of a channel that is paid from at a site. The salt is the client's, which the channel's own may be made of.
+func TurnOf(t channel.Terms, salt common.Hash, site string) TurnKey {
+	return TurnKey{t.ChainID, t.Payee, t.Token, salt, site}
+}
 
 // Turns hands out turns: one at a time for each key. The zero value is ready. It
 // belongs to the renter, whose clients share its channels.

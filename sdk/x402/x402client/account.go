@@ -18,6 +18,8 @@ type ledger struct {
 	x       *Client
 	terms   channel.Terms
 	id      common.Hash
+	site    string      // whose channel it is
+	salt    common.Hash // of the client, which the channel's may be made of
 	account account
 	view    channel.ChainView // as last read
 	fresh   bool              // nothing is on disk yet
@@ -27,7 +29,7 @@ type ledger struct {
 }
 
 // load finds the channel's account. A channel that this database does not know may
-// be on the chain nevertheless: it is the same for the same key and server.
+// be on the chain nevertheless: it is the same for the same key, site and server.
 func (b *payment) load(ctx context.Context) error {
 	if err := b.vet(ctx); err != nil {
 		return err
@@ -59,7 +61,7 @@ func (b *payment) begin(ctx context.Context) error {
 		return err
 	}
 	b.view, b.fresh, b.found, b.prior = s.View, true, !s.View.Deposit.IsZero(), s.View.Settled
-	b.account = account{ID: b.id, URL: origin(b.req.URL), Found: !s.View.Settled.IsZero()}
+	b.account = account{ID: b.id, URL: origin(b.req.URL), Site: b.site, Salt: b.salt, Found: !s.View.Settled.IsZero()}
 	paid, err := b.x.payer.State(ctx, b.id)
 	if errors.Is(err, channel.ErrUnknown) {
 		return nil

@@ -296,6 +296,7 @@ func TestX402CaughtServerIsNotPaidElsewhere(t *testing.T) {
 	try("another payee", s.Server.URL+"/other")
 	s.Offer = honest
 	try("with its own payee again", s.Server.URL)
+	s.Base, s.Newest = 0, nil // there it is paid from another channel
 	if resp, err := x.Client().Get(elsewhere.URL); err != nil || resp.StatusCode != http.StatusOK {
 		t.Errorf("its payee elsewhere: %v, %v", resp, err)
 	}
@@ -569,7 +570,7 @@ func TestX402TakesTheCheapestOffer(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		b, err := x.choose(&request{req: req}, x402.PaymentRequired{Accepts: accepts}, x.maxPrice)
+		b, err := x.choose(t.Context(), &request{req: req}, x402.PaymentRequired{Accepts: accepts}, x.maxPrice)
 		if err != nil || b.offer.Amount != cheap.Amount || b.offer.Network != cheap.Network {
 			t.Errorf("%d: %+v, %v", i, b, err)
 		}

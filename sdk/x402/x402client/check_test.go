@@ -88,15 +88,15 @@ func TestX402StrangerAccusesNoPayee(t *testing.T) {
 	payee := n.account().Payee
 	for range 2 {
 		var d *wallet.Dispute
-		if resp, err := n.x.Client().Get(stranger.URL); !errors.As(err, &d) || !errors.Is(err, ErrForged) && n.account().Accused == nil {
+		if resp, err := n.x.Client().Get(stranger.URL); !errors.As(err, &d) || !errors.Is(err, ErrForged) && n.accountAt(stranger.URL).Accused == nil {
 			t.Fatalf("the stranger's site: %v, %v", resp, err)
 		}
 		if err := n.x.w.Vet(t.Context(), payee, peer.SiteOf(n.Server.URL)); err != nil {
 			t.Errorf("a rental of the honest provider: %v", err)
 		}
 		n.tick()
-		if c := n.only(); c.Dispute == "" {
-			t.Error("the list of channels does not say what the site was caught at")
+		if caught, honest := n.accountAt(stranger.URL).violation(), n.accountAt(n.Server.URL).violation(); caught == "" || honest != "" {
+			t.Errorf("the stranger's channel is said to be caught at %q, the honest one at %q", caught, honest)
 		}
 		n.open()
 	}
@@ -160,8 +160,14 @@ func TestX402RelayAccusesNoPayee(t *testing.T) {
 }
 
 // TestX402StrangerLosesNoTickOfAnother: somebody's site shows the offer of an honest provider, and says of a tick that it was
-// charged, with no record: the provider, asked for a tick, is asked for that one.
+// charged, with no record: the provider is paid for ticks as ever, from a channel of its own. Where the renter has the two paid from
+// one, the provider, asked for a tick, is asked for that one.
 func TestX402StrangerLosesNoTickOfAnother(t *testing.T) {
+	t.Run("two sites", func(t *testing.T) { strangerLosesNoTick(t, false) })
+	t.Run("two names of one", func(t *testing.T) { strangerLosesNoTick(t, true) })
+}
+
+func strangerLosesNoTick(t *testing.T, same bool) {
 	n := newTenant(t, newPayRig(t))
 	provider := httputil.NewSingleHostReverseProxy(parsed(t, n.Server.URL))
 	stranger := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
@@ -183,6 +189,9 @@ func TestX402StrangerLosesNoTickOfAnother(t *testing.T) {
 		w.WriteHeader(http.StatusPaymentRequired)
 	}))
 	defer stranger.Close()
+	if same {
+		n.x.options.SameSite = map[string]string{peer.SiteOf(stranger.URL): n.Server.URL}
+	}
 	rental, err := n.x.Rent(t.Context(), stranger.URL, 1)
 	if err != nil {
 		t.Fatal(err)
@@ -192,10 +201,19 @@ func TestX402StrangerLosesNoTickOfAnother(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	signed := n.only().Signed
-	n.tick()
-	if now := n.only().Signed; now != signed {
-		t.Errorf("%s were signed for one tick, and %s of another", now.Dec(), signed.Dec())
+	signed := func() uint256.Int { // for the stranger's tick
+		s, err := n.x.payer.State(t.Context(), rental.Channel())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s.Signed
+	}
+	before := signed()
+	if tick := n.tick(); (tick.Channel == rental.Channel()) != same {
+		t.Errorf("the provider is paid from channel %s, the stranger from %s", tick.Channel, rental.Channel())
+	}
+	if now := signed(); now != before {
+		t.Errorf("%s were signed for one tick, and %s of another", now.Dec(), before.Dec())
 	}
 	n.tick()
 }

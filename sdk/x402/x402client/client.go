@@ -47,10 +47,14 @@ type Options struct {
 	// Empty: what the server suggests, or ten requests. Both are bounded by
 	// Caps.PerLease, which for x402 is the most that is ever put into one channel.
 	Deposit string
-	// Salt tells channels with one server apart; the zero value is what stock
-	// clients use. Whoever has the key, the server's 402 and the salt finds the
-	// channel on the chain again, also without the database.
+	// Salt tells channels with one site apart. A channel's own salt is made of it and of the
+	// site. Whoever has the key, the site, its 402 and Salt finds the channel on the chain
+	// again, also without the database.
 	Salt common.Hash
+	// SameSite has a site paid from the channel of another, for a payee that serves under several addresses:
+	// {"https://b.example": "https://a.example"}. Whoever runs either can use up what is in that channel and end what is
+	// rented from it. Say so before the first is paid: what it has in a channel of its own is not moved. May be nil.
+	SameSite map[string]string
 	// Transport sends the requests; that of wallet.Config.HTTP if nil.
 	Transport http.RoundTripper
 	// OnPaid hears of each answer that was paid for; may be nil. It must not block.
@@ -78,8 +82,9 @@ type Payment struct {
 // signed; a deposit that may still be on its way is sent again and not signed
 // again; what a server says of a channel is believed only as far as our own
 // signatures and the chain bear it out. A request is paid for at most once. A
-// server has one channel at a time, whatever its 402s say, and one that was caught
-// is not paid again under another address or at another payee.
+// site (scheme, host and port) has one channel at a time with its payee, whatever its
+// 402s say, and pays and locks nothing in another's, whomever it names as its payee;
+// one that was caught is not paid again under another address or at another payee.
 //
 // Deposits are ERC-3009 authorizations that the server sends: no native coin is
 // needed to pay or to be refunded. Leave needs some.
@@ -187,11 +192,11 @@ func (x *Client) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, fmt.Errorf("%s: %w: this call was paid for before it was redirected here, and a call is paid for once: ask for it in a call of its own",
 			req.URL.Host, wallet.ErrPrice)
 	}
-	b, err := x.choose(ask, *required, x.maxPrice)
+	b, err := x.choose(req.Context(), ask, *required, x.maxPrice)
 	if err != nil {
 		return nil, err
 	}
-	release, err := x.takeTurn(req.Context(), b.terms)
+	release, err := b.takeTurn(req.Context())
 	if err != nil {
 		return nil, err
 	}
@@ -200,9 +205,9 @@ func (x *Client) RoundTrip(req *http.Request) (*http.Response, error) {
 }
 
 // takeTurn waits for the turn of a channel, which is also that of all that pay the
-// same payee in its place.
-func (x *Client) takeTurn(ctx context.Context, t channel.Terms) (release func(), err error) {
-	return x.w.Turns.Take(ctx, wallet.TurnOf(t))
+// same payee at the same site in its place.
+func (b *ledger) takeTurn(ctx context.Context) (release func(), err error) {
+	return b.x.w.Turns.Take(ctx, b.turn())
 }
 
 // origin is what of a URL is kept: no query, which may hold secrets, and no user.

@@ -37,7 +37,8 @@ func (x *Client) Leave(ctx context.Context, id common.Hash) (Refund, error) {
 	if err != nil {
 		return Refund{}, err
 	}
-	b := &leaving{ledger{x: x, terms: paid.Terms, id: id}}
+	turn := known.turn(paid.Terms)
+	b := &leaving{ledger{x: x, terms: paid.Terms, id: id, site: turn.Site, salt: turn.Salt}}
 	before, err := b.beginLeaving(ctx)
 	if err != nil {
 		return Refund{}, err
@@ -53,7 +54,7 @@ type leaving struct{ ledger }
 
 // inTurn runs a step of leaving on the newest account, when it is the channel's turn.
 func (b *leaving) inTurn(ctx context.Context, step func() error) error {
-	release, err := b.x.takeTurn(ctx, b.terms)
+	release, err := b.takeTurn(ctx)
 	if err != nil {
 		return err
 	}

@@ -87,7 +87,7 @@ func (b *payment) corrected(ctx context.Context, resp *http.Response) (again boo
 		return false, nil
 	}
 	for _, offer := range p.Accepts {
-		if b.x.terms(offer).ID() == b.id && uint64(offer.Network) == b.terms.ChainID {
+		if b.isOf(offer) && uint64(offer.Network) == b.terms.ChainID {
 			return b.resync(ctx, offer.Extra, resp.Header)
 		}
 	}

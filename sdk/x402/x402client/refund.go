@@ -63,7 +63,7 @@ func (x *Client) refund(ctx context.Context, url string, part *wire.Amount) (Ref
 	if err := b.retarget(ctx); err != nil {
 		return Refund{}, err
 	}
-	release, err := x.takeTurn(ctx, b.terms)
+	release, err := b.takeTurn(ctx)
 	if err != nil {
 		return Refund{}, fmt.Errorf("channel %s: no refund: another request to its server goes on: %w", b.id, err)
 	}
@@ -91,7 +91,7 @@ func (x *Client) reach(ctx context.Context, url string) (*payment, error) {
 	if p == nil {
 		return nil, fmt.Errorf("%s: %w: it answers %d without an x402 offer", req.URL.Host, ErrNotOffered, resp.StatusCode)
 	}
-	return x.choose(a, *p, channel.MaxAmount()) // nothing is bought
+	return x.choose(ctx, a, *p, channel.MaxAmount()) // nothing is bought
 }
 
 // refund asks for one, and once more if the server shows that it counts from

@@ -156,7 +156,7 @@ func (t *Rental) Tick(ctx context.Context) (Tick, error) {
 	if err != nil {
 		return Tick{}, err
 	}
-	release, err := t.x.takeTurn(ctx, b.terms)
+	release, err := b.takeTurn(ctx)
 	if err != nil {
 		return Tick{}, err
 	}
@@ -206,7 +206,7 @@ func (t *Rental) request(ctx context.Context) (*payment, error) {
 		return nil, err
 	}
 	most.AddUint64(&most, 1) // providers ask for one more, which they never charge
-	b, err := t.x.choose(a, *p, u256.Min(t.x.maxPrice, most))
+	b, err := t.x.choose(ctx, a, *p, u256.Min(t.x.maxPrice, most))
 	if err != nil {
 		return nil, err
 	}
@@ -260,7 +260,7 @@ func (t *Rental) resumePending(ctx context.Context, b *payment) (*http.Response,
 	case p == nil:
 		return nil, nil
 	case p.URL == b.tick:
-	case lost && p.GPUs == b.gpus: // at another site, whose word it is that it was charged: here it is asked for in its place
+	case lost && p.GPUs == b.gpus: // at another address of the site, whose word it is that it was charged: here it is asked for in its place
 	case lost:
 		return nil, fmt.Errorf("%s is asked for: %w", p.URL, b.lostTick())
 	default: // for another number of GPUs: what it can have cost grows with time

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"net/http"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -16,6 +17,7 @@ import (
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/peer"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/internal/rig/providerrig"
 	"github.com/gpupay/gpupay/sdk/wallet"
@@ -152,6 +154,17 @@ func (n *tenant) account() account {
 		n.Fatalf("%+v, %v", all, err)
 	}
 	return all[0]
+}
+
+// accountAt is what the renter has on disk of its only channel with a site.
+func (n *tenant) accountAt(url string) account {
+	n.Helper()
+	all, err := n.x.accounts().list(n.Context())
+	i := slices.IndexFunc(all, func(s account) bool { return s.site() == peer.SiteOf(url) })
+	if err != nil || i < 0 {
+		n.Fatalf("%+v, %v", all, err)
+	}
+	return all[i]
 }
 
 // agrees holds the renter's books to the provider's. What the provider meters between two ticks, up to its slack, the

@@ -25,7 +25,11 @@ type account struct {
 	ID    common.Hash    `json:"channel"`
 	URL   string         `json:"url"`
 	Payee common.Address `json:"payee"`
-	Sites []string       `json:"sites,omitempty"` // that were paid from it: scheme and host
+	// Site is the only one that is paid from it, Salt the client's that its own is made of. In older databases there is none: then
+	// it is the site of URL, which was paid first, and the channel's own salt. Sites were paid from it, under whatever name.
+	Site  string      `json:"site,omitempty"`
+	Salt  common.Hash `json:"salt,omitzero"`
+	Sites []string    `json:"sites,omitempty"`
 	// Charged is what the server is known to have charged, in all: the next
 	// voucher is for so much and the next price.
 	Charged uint256.Int `json:"charged"`
@@ -151,7 +155,7 @@ func (t *account) write(tx *sqlx.Tx, document string) error {
 	if n, err := done.RowsAffected(); err != nil || n != 1 {
 		return errors.Join(errStale, err)
 	}
-	for _, site := range t.Sites {
+	for _, site := range append([]string{t.site()}, t.Sites...) {
 		if _, err := tx.Exec(tx.Rebind(`INSERT INTO x402_sites (site, channel) VALUES (?, ?) ON CONFLICT DO NOTHING`), site, t.ID.Hex()); err != nil {
 			return err
 		}

@@ -16,11 +16,11 @@ import (
 // newest 402 says: who was caught is not paid from another channel, and while one
 // channel with it holds money no second one is opened.
 func (b *payment) vet(ctx context.Context) error {
-	payee, at := b.terms.Payee, peer.Site(b.req.URL)
-	if err := b.x.w.Vet(ctx, payee, at); err != nil {
+	payee := b.terms.Payee
+	if err := b.x.w.Vet(ctx, payee, peer.Site(b.req.URL)); err != nil {
 		return err
 	}
-	related, err := b.x.accounts().related(ctx, payee, at)
+	related, err := b.x.accounts().related(ctx, payee, b.site)
 	if err != nil {
 		return err
 	}
@@ -47,11 +47,11 @@ func (b *payment) oneChannel(ctx context.Context, s account) error {
 // other is the payment of a related channel that stands in this one's place: with
 // the same payee, site and salt, and money in it. It is nil if that is not so.
 func (b *payment) other(ctx context.Context, s account) (*payment, error) {
-	if s.ID == b.id || !s.paidAt(peer.Site(b.req.URL)) {
+	if s.ID == b.id {
 		return nil, nil
 	}
 	paid, err := b.x.payer.State(ctx, s.ID)
-	if err != nil || wallet.TurnOf(paid.Terms) != wallet.TurnOf(b.terms) {
+	if err != nil || s.turn(paid.Terms) != b.turn() {
 		return nil, err
 	}
 	return b.holding(ctx, s, paid.Terms)
@@ -75,7 +75,7 @@ func (b *payment) holding(ctx context.Context, s account, terms channel.Terms) (
 // terms the server names now, and whatever payee: a server that takes another key
 // can still refund what it was paid under the last one.
 func (b *payment) retarget(ctx context.Context) error {
-	related, err := b.x.accounts().related(ctx, b.terms.Payee, peer.Site(b.req.URL))
+	related, err := b.x.accounts().related(ctx, b.terms.Payee, b.site)
 	if err != nil {
 		return err
 	}
@@ -87,9 +87,9 @@ func (b *payment) retarget(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		turn := wallet.TurnOf(paid.Terms)
+		turn := s.turn(paid.Terms)
 		turn.Payee = b.terms.Payee
-		if !s.paidAt(peer.Site(b.req.URL)) || turn != wallet.TurnOf(b.terms) {
+		if turn != b.turn() {
 			continue
 		}
 		other, err := b.holding(ctx, s, paid.Terms)
@@ -101,30 +101,55 @@ func (b *payment) retarget(ctx context.Context) error {
 			return nil
 		}
 	}
+	return b.retargetOld(ctx)
+}
+
+// retargetOld makes a refund's channel the one with the client's bare salt, where this database knows neither and only that holds
+// money: it was paid by a stock client, or by a version before this whose database is lost. Nothing is paid from it.
+func (b *payment) retargetOld(ctx context.Context) error {
+	old := b.terms
+	old.Salt = b.salt
+	for _, id := range []common.Hash{b.id, old.ID()} {
+		if known, err := b.x.accounts().load(ctx, id); err != nil || known != nil {
+			return err
+		}
+	}
+	own, err := b.x.escrow.State(ctx, b.id)
+	if err != nil || !own.View.Deposit.IsZero() {
+		return err
+	}
+	if s, err := b.x.escrow.State(ctx, old.ID()); err != nil || s.View.Deposit.IsZero() {
+		return err
+	}
+	b.terms, b.id = old, old.ID()
 	return nil
 }
 
-// paidAt reports whether a channel was paid from at a site.
-func (s account) paidAt(site string) bool {
-	if len(s.Sites) == 0 {
-		return peer.SiteOf(s.URL) == site
+// site is the only one that is paid from a channel.
+func (s account) site() string {
+	if s.Site == "" {
+		return peer.SiteOf(s.URL)
 	}
-	for _, known := range s.Sites {
-		if known == site {
-			return true
-		}
-	}
-	return false
+	return s.Site
 }
+
+// turn is the turn of an account's channel.
+func (s account) turn(t channel.Terms) wallet.TurnKey {
+	salt := s.Salt
+	if s.Site == "" {
+		salt = t.Salt
+	}
+	return wallet.TurnOf(t, salt, s.site())
+}
+
+// turn is the turn of a ledger's channel.
+func (b *ledger) turn() wallet.TurnKey { return wallet.TurnOf(b.terms, b.salt, b.site) }
 
 // addSite notes a site that is about to be paid from a channel.
 func (s *account) addSite(site string, payee common.Address) (isNew bool) {
 	s.Payee = payee
-	if isNew = len(s.Sites) == 0; isNew {
-		s.Sites = []string{peer.SiteOf(s.URL)}
-	}
-	if !s.paidAt(site) {
-		s.Sites, isNew = append(s.Sites, site), true
+	if isNew = !slices.Contains(s.Sites, site); isNew {
+		s.Sites = append(s.Sites, site)
 	}
 	return isNew
 }
