@@ -194,6 +194,9 @@ func TestMarkFarAboveTheChainBesideALie(t *testing.T) {
 	if n, err := s.Unknown(t.Context()); err != nil || n == 0 || m.next != 1<<20 {
 		t.Errorf("%d unknown, %v, the mark says %d", n, err, m.next)
 	}
+	if flying, err := s.InFlight(t.Context()); err != nil || len(flying) > 0 {
+		t.Errorf("%d transactions are sent meanwhile, %v", len(flying), err)
+	}
 }
 
 // An endpoint that always says that more are on their way has gas burnt for its first word, and no further: beside another one
