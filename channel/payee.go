@@ -60,9 +60,6 @@ type Payee struct {
 	// refused. A contract can disown later what it signed, and its vouchers
 	// cannot be settled in a batch.
 	Contracts ContractVerifier
-	// OnBehind is asked before a voucher is taken on a channel of which the chain has settled more than is known here; its error
-	// refuses the voucher. nil: what is settled is charged at once, on the word of one look at the chain.
-	OnBehind func(State) error
 }
 
 // Outcome is what became of a voucher.
@@ -203,9 +200,6 @@ type taking struct {
 // change judges where nobody else can change the channel.
 func (t *taking) change(s *State) (err error) {
 	t.outcome, err = t.payee.judge(s, &t.voucher)
-	if t.outcome == Accepted && t.payee.OnBehind != nil && s.Behind() {
-		return t.payee.OnBehind(*s)
-	}
 	if t.outcome == Accepted {
 		s.catchUp(s.Settled) // before it looks paid for: a voucher at or under what is settled buys nothing
 		s.Accepted, s.Signature = t.voucher.Cumulative, t.voucher.Signature

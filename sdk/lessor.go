@@ -40,7 +40,6 @@ type lessor struct {
 	owing     func(ctx context.Context, payer common.Address) ([]channel.State, error) // the channels on which a payer owes; nil: it is not known
 	share     func(ctx context.Context, lease common.Hash) (*uint256.Int, error)       // what of its payer's credit a lease has; nil: it is not told
 	allocated func(channel common.Hash)                                                // hears that a channel's lease has its devices; may be nil
-	unproven  func(channel common.Hash) bool                                           // whether more is settled than is known here: records may have been signed that are forgotten; nil: it is not known
 	prepaid   func(*lease) error                                                       // makes a lease one that is paid in advance, if it is; nil: none is
 
 	devices []metering.Device    // that the source listed at the start; none where it is not asked
@@ -665,7 +664,7 @@ func (h *lessor) rebuild(ctx context.Context, row leaseRow, s channel.State, a g
 		return nil, err
 	}
 	l, err := h.newLease(row, s, offer, a, last)
-	if err == nil && l.remote == nil && (forgets(s, l.owedBefore, last) || h.unproven != nil && h.unproven(s.ID)) {
+	if err == nil && l.remote == nil && forgets(s, l.owedBefore, last) {
 		l.muted.Store(true)
 	}
 	if err == nil && row.Suspended > 0 {

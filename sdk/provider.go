@@ -49,7 +49,6 @@ type Provider struct {
 	lessor
 	db         *store.DB
 	payee      *channel.Payee
-	unseen     *unseen
 	sender     *chain.Sender
 	settlement *settle.Service                // nil where the leader's is at work
 	atWork     atomic.Pointer[settle.Service] // of this process, be it as the leader; nil where another process's is
@@ -131,8 +130,7 @@ func (p *Provider) prepare(ctx context.Context) error {
 		return errors.Join(err, db.Close())
 	}
 	p.deps.marks = marks
-	p.unseen = &unseen{p: p, at: make(map[common.Hash]sighting)}
-	p.payee = &channel.Payee{Store: db.Payee(), Domain: p.escrow.Domain(), MinDelta: p.minDelta, OnBehind: p.unseen.hold}
+	p.payee = &channel.Payee{Store: db.Payee(), Domain: p.escrow.Domain(), MinDelta: p.minDelta}
 	if p.nodes != nil {
 		err = p.nodes.ask(ctx)
 	}
@@ -171,14 +169,8 @@ func settlesAlone(ctx context.Context, p *Provider) error {
 	return nil
 }
 
-// attend looks after the nodes, and after what the chain has settled and is not known here, until the provider stops.
+// attend looks after the nodes until the provider stops.
 func (p *Provider) attend() {
-	if p.begin() {
-		go func() {
-			defer p.wait.Done()
-			p.unseen.run(p.life)
-		}()
-	}
 	if p.nodes == nil || !p.begin() {
 		return
 	}
@@ -195,7 +187,6 @@ func (p *Provider) lets() {
 	p.lessor.channel = func(ctx context.Context, row leaseRow) (channel.State, error) {
 		return p.payee.State(ctx, common.HexToHash(row.Channel))
 	}
-	p.lessor.unproven = p.unseen.has
 	p.lessor.prepaid, p.lessor.allocated = p.prepaid, p.seatTaken
 	p.lessor.owing = func(ctx context.Context, payer common.Address) ([]channel.State, error) { return p.owing(ctx, payer) }
 	if p.nodes != nil {

@@ -37,7 +37,6 @@ type schemeDeps struct {
 	sponsor    *admit.GasSponsor
 	metrics    *providerMetrics
 	named      *namedDevices
-	unseen     *unseen
 	starts     *keyed.Mutex // one lease start at a time on a channel
 
 	leases leaseDirectory

@@ -74,7 +74,7 @@ func (p *Provider) mountSchemes(ctx context.Context) error {
 	deps := schemeDeps{
 		config: p.config, price: p.price, credit: p.credit, minDeposit: deposit, minTransfer: p.minTransfer,
 		db: p.db, store: p.store, sender: p.sender, settlement: p.settlement, limiter: p.limiter, sponsor: p.sponsor, metrics: p.metrics,
-		unseen: p.unseen, named: &p.named, starts: &p.starts, leases: p, gpus: p, debts: p, outbox: p, front: p,
+		named: &p.named, starts: &p.starts, leases: p, gpus: p, debts: p, outbox: p, front: p,
 	}
 	if p.replicas != nil {
 		deps.shared, deps.poll = true, p.replicas.poll()

@@ -20,7 +20,10 @@ import (
 func (d *session) start(r *request, s channel.State) (*lease, string, error) {
 	ctx, offer, gpus := r.Context(), r.offer, r.gpus
 	if s.Behind() {
-		return nil, "", d.unseen.hold(s)
+		var err error
+		if s, err = d.payee.CatchUp(ctx, s.ID, s.Settled); err != nil {
+			return nil, "", err
+		}
 	}
 	begins, carried, err := d.store.carry(ctx, s)
 	if err != nil {

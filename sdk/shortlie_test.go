@@ -43,9 +43,6 @@ func TestWhatAnEndpointSaysForAMomentIsUndone(t *testing.T) {
 	}{
 		{"the channel is over", map[int]uint64{fieldOpen: 0, fieldFinalized: 1}, false},
 		{"the channel is over, and a restart", map[int]uint64{fieldOpen: 0, fieldFinalized: 1}, true},
-		{"all is settled", map[int]uint64{fieldSettled: 500_000}, false},
-		{"all is settled, and a restart", map[int]uint64{fieldSettled: 500_000}, true},
-		{"a part is settled", map[int]uint64{fieldSettled: 100_000}, false},
 		{"no such channel", map[int]uint64{fieldDeposit: 0, fieldSettled: 0, fieldOpen: 0}, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -88,26 +85,5 @@ func TestWhatAnEndpointSaysForAMomentIsUndone(t *testing.T) {
 				t.Errorf("%d is charged for what cost less than 5000", spent)
 			}
 		})
-	}
-}
-
-// TestNothingBeginsOnWhatIsSettledAndNotKnown: while it is not known whether what the chain says is settled stays so, no lease
-// begins on the channel and no voucher is taken.
-func TestNothingBeginsOnWhatIsSettledAndNotKnown(t *testing.T) {
-	r := newRig(t, quiet, generousCredit, func(p *ProviderConfig) { p.Finality = 1 << 20 })
-	lease := r.open(1, 500_000, "")
-	lease.payAll(300)
-	lease.release()
-	const ahead = 50_000
-	r.send(2, r.provider.escrow.SettleCall(lease.terms, *uint256.NewInt(ahead), lease.sign(lease.key, lease.terms, ahead)))
-	waitFor(t, func() bool { return r.provider.unseen.has(lease.terms.ID()) })
-	before := lease.accepted()
-	for _, voucher := range []uint64{before, ahead, ahead + 700} {
-		if err := problemIn(wire.Unavailable, lease.comeBack(voucher)); err != nil {
-			t.Errorf("with a voucher for %d: %v", voucher, err)
-		}
-	}
-	if s := lease.state(); s.Accepted.Uint64() != before || s.Spent.Uint64() > 5000 {
-		t.Errorf("accepted %s, it was %d; charged %s", s.Accepted.Dec(), before, s.Spent.Dec())
 	}
 }

@@ -347,11 +347,13 @@ func (d *x402Desk) find(ctx context.Context, r *x402Request) (x402Tab, error) {
 }
 
 // tab is a known channel with what x402 counts as charged. What the chain has
-// claimed was charged once, whether or not we remember it: it counts at once, and is on disk when it has stayed so.
+// claimed was charged once, whether or not we remember it.
 func (d *x402Desk) tab(ctx context.Context, s channel.State) (x402Tab, error) {
 	if s.Settled.Gt(&s.Spent) {
-		d.unseen.note(s)
-		s.Spent = s.Settled
+		var err error
+		if s, err = d.book.Charge(ctx, s.ID, s.Settled); err != nil {
+			return x402Tab{}, err
+		}
 	}
 	note, err := d.notes.channel(ctx, s.ID)
 	t := x402Tab{State: s, note: note, charged: u256.Min(s.Spent, note.Reserved), known: true}

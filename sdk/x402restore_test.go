@@ -219,11 +219,6 @@ func TestRestoredDeskIsToldByThePayer(t *testing.T) {
 		thief.refused(thief.pay(&theft))
 	}
 	claimed := b.on().View.Settled
-	waitFor(t, func() bool {
-		r.chain.Mine(t, 1) // it is charged when it has stayed so
-		kept := b.kept()
-		return kept.Spent == claimed
-	})
 	if kept := b.kept(); kept.Spent != claimed || r.provider.running(b.terms.ID()) != nil || b.holds() != 100_000 {
 		t.Errorf("a public voucher had %s charged, claimed was %s", kept.Spent.Dec(), claimed.Dec())
 	}

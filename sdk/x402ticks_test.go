@@ -31,6 +31,7 @@ import (
 
 // tickRenter is a renter of ours that pays a provider of ours by ticks.
 type tickRenter struct {
+	site string // of the provider when it was met
 	*payRig
 	key      *channel.Key
 	database string
@@ -76,7 +77,12 @@ func (n *tickRenter) open() {
 	if n.wallet, err = wallet.Open(n.Context(), config); err != nil {
 		n.Fatal(err)
 	}
-	if n.x, err = x402client.New(n.Context(), n.wallet, x402client.Options{MaxPrice: wallet.Unlimited, Transport: n.line}); err != nil {
+	site := peer.SiteOf(n.server.URL)
+	if n.site == "" {
+		n.site = site
+	}
+	same := map[string]string{site: n.site} // a provider that is started again has another port
+	if n.x, err = x402client.New(n.Context(), n.wallet, x402client.Options{MaxPrice: wallet.Unlimited, Transport: n.line, SameSite: same}); err != nil {
 		n.Fatal(err)
 	}
 	if n.rental, err = n.x.Rent(n.Context(), n.server.URL, 1); err != nil {

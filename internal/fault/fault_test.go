@@ -19,7 +19,7 @@ func TestEveryStepIsTaken(t *testing.T) {
 		t.Fatal(err)
 	}
 	var source strings.Builder
-	for _, dir := range []string{"../../channel", "../../sdk", "../../sdk/chain", "../../sdk/settle"} {
+	for _, dir := range []string{"../../channel", "../../sdk", "../../sdk/chain", "../../sdk/settle", "../../sdk/wallet", "../../sdk/renter", "../../sdk/x402/x402client"} {
 		paths, err := filepath.Glob(filepath.Join(dir, "*.go"))
 		if err != nil {
 			t.Fatal(err)

@@ -89,6 +89,9 @@ func added(n hexutil.Uint64) badrpc.Fault {
 func TestFalseNonceIsNotSignedFor(t *testing.T) {
 	for _, place := range []string{"first", "second", "only"} {
 		for _, sent := range []uint64{0, 1} {
+			if place == "only" && sent == 0 {
+				continue // a new database: an only endpoint is believed
+			}
 			t.Run(fmt.Sprintf("%s, %d sent", place, sent), func(t *testing.T) {
 				t.Parallel()
 				w := newWorld(t)

@@ -44,8 +44,8 @@ type doubt struct {
 
 // credible refuses a nonce that one endpoint alone says, as ErrAnswer, where it is more than maxFill above what the outbox and the
 // marks know, until the endpoint has said so over some time and blocks, and of a deep block too: what is signed for it stays in
-// the marks, and where it is false nothing is served before it is explained. Where nothing was ever sent from here the
-// time is short, and it is waited for here.
+// the marks, and where it is false nothing is served before it is explained. Where nothing was ever sent from here, as with a
+// new database of a key that is used elsewhere, it is believed.
 func (s *Sender) credible(ctx context.Context, chain, seen, ours uint64) error {
 	known := ours
 	if s.Marks != nil {
@@ -55,34 +55,19 @@ func (s *Sender) credible(ctx context.Context, chain, seen, ours uint64) error {
 		}
 		known = max(known, marked)
 	}
-	if seen <= known+maxFill {
+	if known == 0 || seen <= known+maxFill {
 		s.doubt = doubt{}
 		return nil
 	}
-	for {
-		left, err := s.doubted(ctx, seen, known)
-		if left <= 0 || err != nil {
-			return err
-		}
-		if known > 0 {
-			return s.unbelieved(seen, known, left)
-		}
-		if Pause(ctx, min(left, max(s.poll(), 100*time.Millisecond))) != nil {
-			return s.unbelieved(seen, known, left)
-		}
-		again, err := s.Backend.PendingNonceAt(ctx, s.Address())
-		if err != nil {
-			return Unread("the nonce of "+s.Address().String(), err)
-		}
-		if again != seen {
-			s.doubt = doubt{}
-			return s.unbelieved(seen, known, left)
-		}
+	left, err := s.doubted(ctx, seen)
+	if left <= 0 || err != nil {
+		return err
 	}
+	return s.unbelieved(seen, known, left)
 }
 
 // doubted is how much longer an endpoint must say so; 0 once it is believed.
-func (s *Sender) doubted(ctx context.Context, seen, known uint64) (time.Duration, error) {
+func (s *Sender) doubted(ctx context.Context, seen uint64) (time.Duration, error) {
 	head, err := s.Backend.BlockNumber(ctx)
 	if err != nil {
 		return 0, Unread("the newest block", err)
@@ -92,10 +77,7 @@ func (s *Sender) doubted(ctx context.Context, seen, known uint64) (time.Duration
 	if err != nil {
 		return 0, Unread("the nonce of "+s.Address().String()+" of a deep block", err)
 	}
-	long, blocks := 2*either(s.Stuck, defaultStuck), absentLooks
-	if known == 0 { // nobody waits for a transaction of before
-		long, blocks = min(lag, long), 1
-	}
+	long := 2 * either(s.Stuck, defaultStuck)
 	if seen > deep+maxFill {
 		s.doubt = doubt{}
 		return long, nil
@@ -107,7 +89,7 @@ func (s *Sender) doubted(ctx context.Context, seen, known uint64) (time.Duration
 		d.looks, d.block = d.looks+1, head
 	}
 	left := long - now.Sub(s.doubt.since)
-	if left <= 0 && s.doubt.looks < blocks {
+	if left <= 0 && s.doubt.looks < absentLooks {
 		left = s.poll()
 	}
 	return max(left, 0), nil
