@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
+	"github.com/ethereum/go-ethereum/crypto"
 	"pgregory.net/rapid"
 
 	"github.com/gpupay/gpupay/bindings/batchsettlement"
@@ -185,7 +186,7 @@ func (n *tenancy) left() (sum uint64) {
 	return max(sum, uint64(tickSlack/time.Millisecond))
 }
 
-// terms are of the channel that pays the provider.
+// terms are of the channel that pays the provider: its salt is made of the client's, which is zero, and of the site.
 func (n *tenancy) terms() channel.Terms {
 	resp, err := http.Get(n.server.URL + "/tick?gpus=1")
 	n.must(err)
@@ -195,7 +196,8 @@ func (n *tenancy) terms() channel.Terms {
 	o := required.Accepts[0]
 	return channel.Terms{Scheme: channel.BatchSettlement, ChainID: n.rentedOn(), Escrow: channel.BatchSettlementEscrow,
 		Payer: n.r.Address(), Payee: n.payee.Address(), Token: n.token.Address, AuthorizedSigner: n.r.Address(),
-		PayeeAuthorizer: common.Address(o.Extra.ReceiverAuthorizer), WithdrawDelay: o.Extra.WithdrawDelay}
+		PayeeAuthorizer: common.Address(o.Extra.ReceiverAuthorizer), WithdrawDelay: o.Extra.WithdrawDelay,
+		Salt: crypto.Keccak256Hash([]byte("gpupay x402 site "), make([]byte, common.HashLength), []byte(n.server.URL))}
 }
 
 func (n *tenancy) rentedOn() uint64 {
