@@ -51,6 +51,7 @@ func newNamedGPUs(t *testing.T, name string, gpus int) *outpost {
 
 // lies has a node's answers of a path changed before its gateway has them.
 func lies[T any](o *outpost, path string, change func(*T)) {
+	var one sync.Mutex // several are asked at a time
 	o.set(false, func(p string, answer []byte) []byte {
 		if !strings.HasSuffix(p, path) {
 			return answer
@@ -59,7 +60,9 @@ func lies[T any](o *outpost, path string, change func(*T)) {
 		if err := json.Unmarshal(answer, &said); err != nil {
 			o.Error(err)
 		}
+		one.Lock()
 		change(&said)
+		one.Unlock()
 		raw, err := json.Marshal(said)
 		if err != nil {
 			o.Error(err)
@@ -96,13 +99,14 @@ func TestOfferDoesNotGrowWithWhatANodeLists(t *testing.T) {
 	r.enlist()
 	lease := r.open(1, 300_000, "")
 	lease.record()
-	count, simulated := 300, false
+	count := 300
+	var simulated atomic.Bool
 	lies(south, "/status", func(s *nodeStatus) {
 		count++
 		d := s.Devices[0]
 		s.Devices, s.Free = nil, 0
 		for i := range count {
-			d.UUID, d.MemoryBytes, d.Simulated = fmt.Sprintf("GPU-south-%d", i), d.MemoryBytes+1, simulated && i == 0
+			d.UUID, d.MemoryBytes, d.Simulated = fmt.Sprintf("GPU-south-%d", i), d.MemoryBytes+1, simulated.Load() && i == 0
 			s.Devices = append(s.Devices, d)
 		}
 	})
@@ -126,7 +130,7 @@ func TestOfferDoesNotGrowWithWhatANodeLists(t *testing.T) {
 		t.Errorf("accepted %s", accepted.Dec())
 	}
 	lease.release()
-	simulated = true
+	simulated.Store(true)
 	r.enlist()
 	if why := r.provider.nodes.refusals()["south"]; !strings.Contains(why, "simulated") {
 		t.Errorf("a node with a simulated GPU among real ones is not refused: %q", why)
