@@ -34,10 +34,9 @@ var gasPerPayer = big.NewInt(15e14) // wei
 
 // A sponsorship is what the provider's deposits for others have cost, as the chain says.
 type sponsorship struct {
-	next   uint64 // the first block that was not looked at
-	spent  map[common.Address]*big.Int
-	most   *big.Int // the dearest of them
-	forgot bool     // the provider's database is older than some of them
+	next  uint64 // the first block that was not looked at
+	spent map[common.Address]*big.Int
+	most  *big.Int // the dearest of them
 }
 
 // Drain has a renter that is none of ours make the provider send top-ups, whether or not they are worth their gas.
@@ -112,7 +111,7 @@ func (m *market) sponsored() {
 		}
 	}
 	for payer, spent := range s.spent {
-		if budget := m.config.Limits.SponsoredGasPerPayer; spent.Cmp(new(big.Int).Add(budget, s.most)) > 0 && !s.forgot {
+		if budget := m.config.Limits.SponsoredGasPerPayer; spent.Cmp(new(big.Int).Add(budget, s.most)) > 0 && m.restored == 0 {
 			m.Fatalf("the provider has sent deposits of %s for %s wei, the budget is %s", payer, spent, budget)
 		}
 	}
