@@ -68,6 +68,25 @@ func Anvil(t testing.TB, args ...string) *Chain {
 	return c
 }
 
+// State is everything that is on the chain, for Load.
+func (c *Chain) State(t testing.TB) []byte {
+	t.Helper()
+	var state hexutil.Bytes
+	c.RPC(t, &state, "anvil_dumpState")
+	return state
+}
+
+// Load starts a chain with what State said of another one, which had these contracts. Time has gone on meanwhile.
+func Load(t testing.TB, state []byte, escrow, token common.Address) *Chain {
+	t.Helper()
+	c := bare(t)
+	c.Escrow, c.Token = escrow, token
+	c.RPC(t, nil, "anvil_loadState", hexutil.Bytes(state))
+	c.RPC(t, nil, "evm_setTime", hexutil.Uint64(time.Now().Unix()))
+	c.Mine(t, 1)
+	return c
+}
+
 func bare(t testing.TB, args ...string) *Chain {
 	t.Helper()
 	if os.Getenv(NoAnvil) == "1" {
