@@ -49,6 +49,7 @@ var layout = []struct{ pkg, may string }{
 
 	{"sdk/gpu", "metering sdk/internal/inventory sdk/internal/run"},
 	{"sdk/internal/admit", "channel sdk/chain sdk/internal/serve sdk/limit sdk/wire"},
+	{"sdk/internal/cluster", "channel/store sdk/chain sdk/internal/database sdk/internal/inventory sdk/internal/run"},
 	{"sdk/settle", "channel internal/fault sdk/chain sdk/internal/run"},
 	{"sdk/internal/peer", "channel internal/redact sdk/internal/reach sdk/wire"},
 	{"sdk/internal/boundlog", "sdk/internal/reach"},

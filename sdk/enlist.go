@@ -11,6 +11,7 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/internal/database"
 )
 
 // An offer has one price for any of its devices, so that all nodes behind one
@@ -52,7 +53,7 @@ func (s leaseStore) enlist(ctx context.Context, now time.Time, links []string, h
 			if _, err := tx.ExecContext(ctx, `LOCK TABLE enlisted_nodes IN SHARE ROW EXCLUSIVE MODE`); err != nil {
 				return err
 			}
-			if err := tx.GetContext(ctx, &at, `SELECT `+serverNow); err != nil {
+			if err := tx.GetContext(ctx, &at, `SELECT `+database.ServerNow); err != nil {
 				return err
 			}
 		}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/gpupay/gpupay/internal/pgtest"
+	"github.com/gpupay/gpupay/sdk/internal/cluster"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -51,8 +52,8 @@ func TestGatewaysShareTheReservations(t *testing.T) {
 	}
 	one := newPayRig(t, change)
 	two := payRigOn(t, one.chain, change)
-	dead := reservationRow{ID: "dead", Pool: one.provider.pool(), Channel: "of a gateway that died", GPUs: 2}
-	if err := one.provider.store.keepGPUs(t.Context(), dead, time.Millisecond, func([]kept) error { return nil }); err != nil {
+	dead := cluster.Reservation{ID: "dead", Pool: one.provider.pool(), Channel: "of a gateway that died", GPUs: 2}
+	if err := (cluster.Reservations{DB: one.provider.db}).Keep(t.Context(), dead, time.Millisecond, func([]cluster.Kept) error { return nil }); err != nil {
 		t.Fatal(err)
 	}
 	time.Sleep(5 * time.Millisecond)

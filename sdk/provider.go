@@ -348,7 +348,7 @@ func (p *Provider) Run(ctx context.Context) error {
 	defer p.wait.Done()
 	defer context.AfterFunc(p.life, cancel)()
 	if p.replicas != nil {
-		return run.Ended(run.Together(ctx, p.replicas.leader().run, p.renewOffers, p.retain))
+		return run.Ended(run.Together(ctx, p.replicas.leader().Run, p.renewOffers, p.retain))
 	}
 	return run.Ended(run.Together(ctx, p.settlement.Run, p.renewOffers, p.retain))
 }

@@ -146,7 +146,7 @@ func (r *replicas) isRun(ctx context.Context, l *lease, row leaseRow) bool {
 	}
 	ask, cancel := context.WithTimeout(ctx, ownerTimeout)
 	defer cancel()
-	lives, err := r.p.store.lives(ask, row.Owner)
+	lives, err := r.members().Lives(ask, row.Owner)
 	return err == nil && lives && row.Owner != r.identity()
 }
 

@@ -11,6 +11,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/pgtest"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/cluster"
 )
 
 // TestDatabaseIsOfOneProvider: a gateway with another key, chain, escrow or token is refused in one line, and changes
@@ -47,14 +48,14 @@ func TestDatabaseIsOfOneProvider(t *testing.T) {
 	refused("with the key", func(c *ProviderConfig) { c.Key = next })
 	refused("stop all of them", rotated)
 	refused("with the escrow", func(c *ProviderConfig) { c.Escrow = other })
-	mine := identity{a.provider.escrow.ChainID(), a.config.Escrow.Hex(), a.config.Token.Hex(), a.config.Key.Address().Hex()}
-	for says, change := range map[string]func(*identity){
-		"on chain":       func(i *identity) { i.Chain++ },
-		"with the token": func(i *identity) { i.Token = common.Address{1}.Hex() },
+	mine := cluster.Identity{Chain: a.provider.escrow.ChainID(), Escrow: a.config.Escrow.Hex(), Token: a.config.Token.Hex(), Payee: a.config.Key.Address().Hex()}
+	for says, change := range map[string]func(*cluster.Identity){
+		"on chain":       func(i *cluster.Identity) { i.Chain++ },
+		"with the token": func(i *cluster.Identity) { i.Token = common.Address{1}.Hex() },
 	} {
 		its := mine
 		change(&its)
-		if err := a.provider.store.identify(t.Context(), its, func(string) bool { return true }); err == nil || !strings.Contains(err.Error(), says) {
+		if err := (cluster.Members{DB: a.provider.db}).Identify(t.Context(), its, func(string) bool { return true }); err == nil || !strings.Contains(err.Error(), says) {
 			t.Errorf("%v; want a line with %q", err, says)
 		}
 	}

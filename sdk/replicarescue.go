@@ -59,7 +59,7 @@ func (r *replicas) resolveAs(ctx context.Context, owner string, row leaseRow, wi
 		return err // somebody was faster, or it ended by itself
 	}
 	row = now
-	silent, err := r.p.store.silent(ctx, row.Owner)
+	silent, err := r.members().Silent(ctx, row.Owner)
 	if err != nil {
 		return err
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/channel/store"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/cluster"
 	"github.com/gpupay/gpupay/sdk/internal/inventory"
 	"github.com/gpupay/gpupay/sdk/internal/run"
 	"github.com/gpupay/gpupay/sdk/settle"
@@ -108,7 +109,9 @@ func (r *replicas) warn(ctx context.Context) error {
 	return nil
 }
 
-func (r *replicas) devices() deviceTable { return deviceTable{r.p.store} }
+func (r *replicas) members() cluster.Members { return cluster.Members{DB: r.p.db} }
+
+func (r *replicas) devices() cluster.Devices { return cluster.Devices{DB: r.p.db} }
 
 // every does something again and again until the provider stops.
 func (r *replicas) every(pause time.Duration, what string, do func(context.Context) error) {
@@ -147,7 +150,7 @@ func (r *replicas) beat(ctx context.Context) error {
 	if late {
 		return fmt.Errorf("what other gateways wrote could not be read for %s: others take this one's leases", r.ttl)
 	}
-	if err := r.p.store.beat(ctx, id, time.Until(until), past); err != nil {
+	if err := r.members().Heartbeat(ctx, id, time.Until(until), past); err != nil {
 		return err
 	}
 	r.mu.Lock()
@@ -200,7 +203,7 @@ func (r *replicas) leave() {
 	r.mu.Unlock()
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
-	if err := r.p.store.leave(ctx, names...); err != nil {
+	if err := r.members().Deregister(ctx, names...); err != nil {
 		r.p.config.Log.Warn("the other gateways will notice only after a while that this one is gone", "error", err)
 	}
 }
@@ -223,10 +226,10 @@ const settleRequest = "settle"
 
 // leader leads the gateways where it can: one of them watches, sends and settles
 // for all.
-func (r *replicas) leader() *leader {
-	return &leader{
-		db: r.p.db, owner: r.identity(), ttl: r.ttl, log: r.p.config.Log, look: r.seeChain, work: r.lead,
-		name: fmt.Sprintf("settler %d %s %s", r.p.escrow.ChainID(), r.p.escrow.Address(), r.p.config.Key.Address()),
+func (r *replicas) leader() *cluster.Leader {
+	return &cluster.Leader{
+		DB: r.p.db, Owner: r.identity(), TTL: r.ttl, Log: r.p.config.Log, Check: r.seeChain, Work: r.lead,
+		Name: fmt.Sprintf("settler %d %s %s", r.p.escrow.ChainID(), r.p.escrow.Address(), r.p.config.Key.Address()),
 	}
 }
 

@@ -242,7 +242,7 @@ func (r *replicas) end(ctx context.Context, id common.Hash, reason string) error
 		if row.State == wire.StateEnded {
 			return nil
 		}
-		if silent, err := r.p.store.silent(ctx, row.Owner); err == nil && silent > r.ttl {
+		if silent, err := r.members().Silent(ctx, row.Owner); err == nil && silent > r.ttl {
 			// Nobody could take it up for that long: its devices are on a host that is gone.
 			if err := r.resolve(ctx, row, reason); err != nil && !errors.Is(err, errHeld) {
 				return err

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net/http"
-	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -251,23 +250,4 @@ func (r *rig) state(q *request) channel.State {
 		r.Error(err)
 	}
 	return s
-}
-
-// TestKeptBesideItsLease: what a channel keeps counts beside what its lease has, whichever of its requests began that.
-func TestKeptBesideItsLease(t *testing.T) {
-	one, two := randomHash(), randomHash()
-	for _, c := range []struct {
-		all  []kept
-		want []int
-	}{
-		{nil, nil},
-		{[]kept{{1, []common.Hash{one}}}, nil},
-		{[]kept{{2, []common.Hash{one}}, {3, []common.Hash{two}}}, []int{3, 1}},
-		{[]kept{{1, []common.Hash{two, one}}}, nil},
-		{[]kept{{0, []common.Hash{two}}, {2, []common.Hash{two}}}, []int{2}},
-	} {
-		if got := beside(c.all, map[string]common.Hash{"a": one}); !slices.Equal(got, c.want) {
-			t.Errorf("%v: %v are kept, not %v", c.all, got, c.want)
-		}
-	}
 }

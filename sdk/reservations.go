@@ -13,6 +13,7 @@ import (
 	"github.com/ethereum/go-ethereum/common"
 
 	"github.com/gpupay/gpupay/sdk/gpu"
+	"github.com/gpupay/gpupay/sdk/internal/cluster"
 	"github.com/gpupay/gpupay/sdk/internal/inventory"
 )
 
@@ -38,44 +39,20 @@ type reservation struct {
 	ends    time.Time   // when the other gateways have them anyway; zero: never
 }
 
-// kept is what the requests of one channel keep, the most of them: a channel has one
-// lease at a time.
-type kept struct {
-	gpus   int
-	leases []common.Hash // one of which begins
-}
-
-// beside is how many GPUs are kept, for each channel, beside those that its lease has
-// by now. The largest come first.
-func beside(all []kept, held map[string]common.Hash) (gpus []int) {
-	for _, k := range all {
-		for _, lease := range held {
-			if slices.Contains(k.leases, lease) {
-				k.gpus--
-			}
-		}
-		if k.gpus > 0 {
-			gpus = append(gpus, k.gpus)
-		}
-	}
-	slices.SortFunc(gpus, func(a, b int) int { return b - a })
-	return gpus
-}
-
 // others is what each channel but one keeps.
-func (r *reservations) others(id common.Hash) []kept {
+func (r *reservations) others(id common.Hash) []cluster.Kept {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.beside(id)
 }
 
 // beside is others for who holds mu.
-func (r *reservations) beside(id common.Hash) []kept {
-	most := make(map[common.Hash]kept)
+func (r *reservations) beside(id common.Hash) []cluster.Kept {
+	most := make(map[common.Hash]cluster.Kept)
 	for s := range r.held {
 		if s.channel != id {
 			k := most[s.channel]
-			most[s.channel] = kept{max(k.gpus, s.gpus), append(k.leases, s.lease)}
+			most[s.channel] = cluster.Kept{GPUs: max(k.GPUs, s.gpus), Leases: append(k.Leases, s.lease)}
 		}
 	}
 	return slices.Collect(maps.Values(most))
@@ -94,7 +71,7 @@ func (r *reservations) of(id common.Hash) (all []*reservation) {
 }
 
 // add keeps GPUs for a channel, if fits agrees to what the others keep.
-func (r *reservations) add(id common.Hash, gpus int, fits func(others []kept) error) (*reservation, error) {
+func (r *reservations) add(id common.Hash, gpus int, fits func(others []cluster.Kept) error) (*reservation, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if err := fits(r.beside(id)); err != nil {
@@ -154,22 +131,22 @@ func (p *Provider) seatTaken(id common.Hash) {
 // reserve keeps GPUs for a channel until its lease has them. Of them back are
 // about to come back from its own lease.
 func (p *Provider) reserve(ctx context.Context, id common.Hash, gpus, back int) (*reservation, error) {
-	fits := func(others []kept) error { return p.roomBeside(ctx, others, gpus, back) }
+	fits := func(others []cluster.Kept) error { return p.roomBeside(ctx, others, gpus, back) }
 	s, err := p.reserved.add(id, max(gpus-back, 0), fits)
 	if err != nil || p.replicas == nil {
 		return s, err
 	}
-	row := reservationRow{ID: s.lease.Hex(), Pool: p.pool(), Channel: id.Hex(), GPUs: s.gpus}
-	ttl := p.config.OpenTimeout + p.config.CallTimeout
+	row := cluster.Reservation{ID: s.lease.Hex(), Pool: p.pool(), Channel: id.Hex(), GPUs: s.gpus}
+	table, ttl := cluster.Reservations{DB: p.db}, p.config.OpenTimeout+p.config.CallTimeout
 	p.reserved.table.Lock()
 	defer p.reserved.table.Unlock()
 	s.ends = time.Now().Add(ttl)
-	if err := p.store.keepGPUs(ctx, row, ttl, fits); err != nil {
+	if err := table.Keep(ctx, row, ttl, fits); err != nil {
 		s.release()
 		return nil, err
 	}
 	s.shared(func() {
-		if err := p.store.dropGPUs(context.WithoutCancel(ctx), row.ID); err != nil {
+		if err := table.Drop(context.WithoutCancel(ctx), row.ID); err != nil {
 			p.config.Log.Warn("a reservation was not given back: it ends by itself", "channel", id, "error", err)
 		}
 	})
@@ -201,11 +178,11 @@ func (p *Provider) pool() string {
 }
 
 // others is what each channel but one keeps, at whatever gateway.
-func (p *Provider) others(ctx context.Context, id common.Hash) ([]kept, error) {
+func (p *Provider) others(ctx context.Context, id common.Hash) ([]cluster.Kept, error) {
 	if p.replicas == nil {
 		return p.reserved.others(id), nil
 	}
-	return p.store.keptGPUs(ctx, p.pool(), id)
+	return cluster.Reservations{DB: p.db}.Others(ctx, p.pool(), id)
 }
 
 // room refuses more devices than are free and not kept for others, those that are
@@ -218,7 +195,7 @@ func (p *Provider) room(ctx context.Context, id common.Hash, gpus, back int) err
 	return p.roomBeside(ctx, others, gpus, back)
 }
 
-func (p *Provider) roomBeside(ctx context.Context, others []kept, gpus, back int) error {
+func (p *Provider) roomBeside(ctx context.Context, others []cluster.Kept, gpus, back int) error {
 	left, err := p.left(ctx, others)
 	if left = max(left, 0) + back; err == nil && left < gpus {
 		return fmt.Errorf("%w: %d wanted, %d free", gpu.ErrNoCapacity, gpus, left)
@@ -228,20 +205,20 @@ func (p *Provider) roomBeside(ctx context.Context, others []kept, gpus, back int
 
 // left is how many devices are free beside what others keep, and how many there
 // are where the allocator does not say what is free.
-func (p *Provider) left(ctx context.Context, others []kept) (int, error) {
+func (p *Provider) left(ctx context.Context, others []cluster.Kept) (int, error) {
 	if p.nodes != nil {
-		return p.nodes.freeBeside(beside(others, nil)), nil
+		return p.nodes.freeBeside(cluster.Beside(others, nil)), nil
 	}
 	host, known := p.config.Allocator.(inventory.Keeper)
 	if !known || len(others) == 0 {
-		return p.leftBeside(beside(others, nil))
+		return p.leftBeside(cluster.Beside(others, nil))
 	}
 	for { // until no lease began or ended in between: one that did would count twice, or not at all
 		held, err := host.Inventory().Book().Held(ctx)
 		if err != nil {
 			return 0, err
 		}
-		left, err := p.leftBeside(beside(others, held))
+		left, err := p.leftBeside(cluster.Beside(others, held))
 		if err != nil {
 			return 0, err
 		}

@@ -9,13 +9,13 @@ import (
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
-	"github.com/jmoiron/sqlx"
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/channel/store"
 	"github.com/gpupay/gpupay/internal/pgtest"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sim"
+	"github.com/gpupay/gpupay/sdk/internal/cluster"
 	"github.com/gpupay/gpupay/sdk/internal/database"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -59,7 +59,7 @@ func (r *rig) leader() (row struct {
 	return row
 }
 
-func noOthers([]kept) error { return nil }
+func noOthers([]cluster.Kept) error { return nil }
 
 func noRoute(common.Hash) bool { return false }
 
@@ -76,7 +76,7 @@ func TestServerClockSetBackKeepsNothingOfTheDead(t *testing.T) {
 	const ttl = 3 * time.Second
 	left := a.provider.store
 	ok, err := left.claim(t.Context(), "close", "dead", ttl)
-	if err = errors.Join(err, left.keepGPUs(t.Context(), reservationRow{ID: "dead", Pool: a.provider.pool(), Channel: "dead", GPUs: 1}, ttl, noOthers),
+	if err = errors.Join(err, cluster.Reservations{DB: left.db}.Keep(t.Context(), cluster.Reservation{ID: "dead", Pool: a.provider.pool(), Channel: "dead", GPUs: 1}, ttl, noOthers),
 		a.provider.replicas.devices().Keep(t.Context(), common.Hash{1}, []string{"ELSEWHERE"}, noRoute, ttl)); err != nil || !ok {
 		t.Fatal(ok, err)
 	}
@@ -123,7 +123,7 @@ func TestServerClockSetBackRobsNobody(t *testing.T) {
 	b := gatewayBeside(t, a, onClock(direct, takeover))
 	row, led := lease.row(), a.leader()
 	ok, err := a.provider.store.claim(t.Context(), "close", "living", ttl)
-	if err = errors.Join(err, a.provider.store.keepGPUs(t.Context(), reservationRow{ID: "living", Pool: a.provider.pool(), Channel: "living", GPUs: 1}, ttl, noOthers)); err != nil || !ok {
+	if err = errors.Join(err, cluster.Reservations{DB: a.provider.db}.Keep(t.Context(), cluster.Reservation{ID: "living", Pool: a.provider.pool(), Channel: "living", GPUs: 1}, ttl, noOthers)); err != nil || !ok {
 		t.Fatal(ok, err)
 	}
 	set(-time.Hour)
@@ -234,14 +234,6 @@ func TestServerClockSetBackAndAnX402Request(t *testing.T) {
 	}
 }
 
-// clockedStore is the tables of a provider on a server whose clock can be set.
-func clockedStore(t *testing.T) (leaseStore, func(ahead time.Duration)) {
-	t.Helper()
-	t.Parallel()
-	address, set := pgtest.Clock(t)
-	return leaseStore{db: openTables(t, address)}, set
-}
-
 func openTables(t *testing.T, address string) *store.DB {
 	t.Helper()
 	db, err := database.Open(t.Context(), address, "provider", providerMigrations, "migrations/provider")
@@ -250,73 +242,6 @@ func openTables(t *testing.T, address string) *store.DB {
 	}
 	t.Cleanup(func() { db.Close() })
 	return db
-}
-
-// TestLeadBehindAServerClockSetBack: who leads and lives is given time to say so; one that is dead leads for once more its time.
-func TestLeadBehindAServerClockSetBack(t *testing.T) {
-	s, set := clockedStore(t)
-	l := testLeader(s.db, nil)
-	l.ttl = 2 * time.Second
-	if term, err := l.elect(t.Context()); err != nil || term != 1 {
-		t.Fatal(term, err)
-	}
-	set(-time.Hour)
-	if vacant, err := l.vacant(t.Context()); err != nil || vacant {
-		t.Errorf("the lead was taken from who may live: %v", err)
-	}
-	if term, err := l.elect(t.Context()); err != nil || term != 0 {
-		t.Errorf("the lead was taken from who may live: term %d, %v", term, err)
-	}
-	if behind, err := s.restamp(t.Context()); err != nil || behind < 59*time.Minute {
-		t.Errorf("the clock is %s behind, %v", behind, err)
-	}
-	waitFor(t, func() bool { term, err := l.elect(t.Context()); return err == nil && term == 2 })
-}
-
-// TestKeyIsChangedAfterTheServersClockWasSetBack: a gateway that was killed counts until Takeover is over, and no longer.
-func TestKeyIsChangedAfterTheServersClockWasSetBack(t *testing.T) {
-	s, set := clockedStore(t)
-	past := func(string) bool { return true }
-	if err := errors.Join(s.identify(t.Context(), identity{Chain: 1, Payee: "old"}, past), s.beat(t.Context(), "dead", time.Second, nil)); err != nil {
-		t.Fatal(err)
-	}
-	set(-time.Hour)
-	renamed := identity{Chain: 1, Payee: "new"}
-	if err := s.identify(t.Context(), renamed, past); err == nil {
-		t.Error("the key was changed while a gateway may live")
-	}
-	waitFor(t, func() bool { return s.identify(t.Context(), renamed, past) == nil })
-}
-
-// TestRowsOfAnEarlierVersion: a program of before does not say for how long it writes a row, and is not robbed of it.
-func TestRowsOfAnEarlierVersion(t *testing.T) {
-	s, set := clockedStore(t)
-	lives := func() bool {
-		t.Helper()
-		if _, err := s.restamp(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		lives, err := s.lives(t.Context(), "old")
-		if err != nil {
-			t.Fatal(err)
-		}
-		return lives
-	}
-	err := s.db.Update(t.Context(), func(tx *sqlx.Tx) error {
-		_, err := tx.Exec(`INSERT INTO gateways (id, expires) VALUES ('old', ` + serverNow + ` + 10000)`)
-		return err
-	})
-	if err != nil || !lives() {
-		t.Errorf("a gateway of before is dead: %v", err)
-	}
-	set(-30 * 24 * time.Hour)
-	if !lives() {
-		t.Error("a gateway of before is dead when the clock was set back")
-	}
-	set(-29*24*time.Hour + time.Minute)
-	if lives() {
-		t.Error("a gateway of before lives for longer than a day")
-	}
 }
 
 // TestNodesOfAClockThatWasSetBack: a node that no gateway names any more keeps nobody of another kind out, and no GPU its

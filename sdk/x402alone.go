@@ -11,6 +11,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/channel/store"
+	"github.com/gpupay/gpupay/sdk/internal/database"
 )
 
 // alone makes this gateway the only one to serve a channel, for as long as that
@@ -113,7 +114,7 @@ func (h *heldClaims) drop(id common.Hash, c *heldClaim) bool {
 // renew keeps a claim that is still held.
 func (s leaseStore) renew(ctx context.Context, name, owner string, ttl time.Duration) error {
 	return s.db.Update(ctx, func(tx *sqlx.Tx) error {
-		_, err := tx.ExecContext(ctx, tx.Rebind(`UPDATE claims SET expires = `+serverNow+` + ? WHERE name = ? AND owner = ?`), ttl.Milliseconds(), name, owner)
+		_, err := tx.ExecContext(ctx, tx.Rebind(`UPDATE claims SET expires = `+database.ServerNow+` + ? WHERE name = ? AND owner = ?`), ttl.Milliseconds(), name, owner)
 		return err
 	})
 }

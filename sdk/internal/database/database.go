@@ -15,6 +15,11 @@ import (
 // ErrOther says that a database is that of another program.
 var ErrOther = errors.New("it is another program's")
 
+// ServerNow is PostgreSQL's clock in milliseconds, an expression of SQL: what processes that share a database must agree on is timed
+// by it, so that their own clocks need not agree. A row that runs out has beside its deadline, "expires", how long it was written
+// for, "ttl", in case that clock is set back.
+const ServerNow = `(extract(epoch FROM clock_timestamp()) * 1000)::bigint`
+
 // sides are the components whose tables only one kind of program has. A node has those of a provider too.
 var sides = []string{"node", "provider", "renter", "tower"}
 
