@@ -44,6 +44,7 @@ var layout = []struct{ pkg, may string }{
 	{"sdk/service", ""},
 	{"sdk/units", "channel metering"},
 	{"sdk/wire", "channel metering internal/eip712 internal/exactjson sdk/internal/reach"},
+	{"sdk/node/nodekeys", "channel"},
 	{"sdk/x402", "channel metering sdk/wire"},
 	{"sdk/chain", "bindings bindings/batchsettlement channel channel/store internal/eip712 internal/fault internal/redact sdk/internal/reach"},
 

@@ -16,6 +16,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/limit"
+	"github.com/gpupay/gpupay/sdk/node/nodekeys"
 	"github.com/gpupay/gpupay/sdk/settle"
 	"github.com/gpupay/gpupay/sdk/tower"
 )
@@ -62,7 +63,7 @@ type ProviderConfig struct {
 	// and this gateway keeps what they state. Each signs with a key of its own,
 	// which Key binds to the node's leases, one by one, and to no others.
 	Nodes        []NodeLink
-	NodeIdentity NodeIdentity // a gateway's, that the nodes' NodeCA issued
+	NodeIdentity nodekeys.Identity // a gateway's, that the nodes' nodekeys.CA issued
 
 	// What the provider risks for one lease: service that was given and not
 	// vouchered. Also published in the offer, so that it is whole seconds, at least

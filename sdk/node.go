@@ -3,7 +3,6 @@ package sdk
 import (
 	"cmp"
 	"context"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -20,15 +19,16 @@ import (
 	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/keyed"
 	"github.com/gpupay/gpupay/sdk/internal/serve"
+	"github.com/gpupay/gpupay/sdk/node/nodekeys"
 )
 
 // NodeConfig says what a node meters, and for whom. The fields of the first group
 // are needed.
 type NodeConfig struct {
-	Name     string          // what its gateways call it: 1 to 63 of a-z, 0-9 and -
-	Identity NodeIdentity    // that the provider's NodeCA issued to this name
-	MeterKey metering.Signer // this node's own, which signs the usage records of its leases: see OpenMeterKey
-	Database string          // path of the spool, an SQLite file on the node's own disk
+	Name     string            // what its gateways call it: 1 to 63 of a-z, 0-9 and -
+	Identity nodekeys.Identity // that the provider's nodekeys.CA issued to this name
+	MeterKey metering.Signer   // this node's own, which signs the usage records of its leases: see nodekeys.OpenMeterKey
+	Database string            // path of the spool, an SQLite file on the node's own disk
 	Source   metering.Source
 
 	PastKeys       []metering.Signer // metering keys of before, for leases that go on, the one that all nodes had first; none if empty
@@ -56,7 +56,7 @@ func (c NodeConfig) withDefaults() NodeConfig {
 }
 
 func (c NodeConfig) check() error {
-	if err := checkNodeName(c.Name); err != nil {
+	if err := nodekeys.CheckName(c.Name); err != nil {
 		return err
 	}
 	switch {
@@ -102,7 +102,7 @@ func NewNode(ctx context.Context, config NodeConfig) (*Node, error) {
 	if err := config.check(); err != nil {
 		return nil, err
 	}
-	if err := config.Identity.check(config.Name+nodeDomain, x509.ExtKeyUsageServerAuth); err != nil {
+	if err := config.Identity.CheckNode(config.Name); err != nil {
 		return nil, fmt.Errorf("node %s: %w", config.Name, err)
 	}
 	config.Source = tame(config.Log, config.Source)

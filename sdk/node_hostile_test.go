@@ -25,13 +25,14 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/gpu"
+	"github.com/gpupay/gpupay/sdk/node/nodekeys"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // knock is one request of a gateway to a node.
 func (o *outpost) knock(method, path string, body []byte) *http.Response {
 	o.Helper()
-	resp, err := o.ask(testGateway().dial("north"), method, path, body)
+	resp, err := o.ask(testGateway().DialTLS("north"), method, path, body)
 	if err != nil {
 		o.Fatal(err)
 	}
@@ -65,17 +66,17 @@ func TestStrangersToANode(t *testing.T) {
 	}
 	crossed := testGateway() // who believes our authority, and is known to another
 	crossed.Certificate = other.Certificate
-	imposter, err := testCA().issue(gatewayHost, x509.ExtKeyUsageServerAuth)
+	imposter, err := testCA().issue("gateway.gpupay.internal", x509.ExtKeyUsageServerAuth)
 	if err != nil {
 		t.Fatal(err)
 	}
 	lease := "/leases/" + common.Hash{1}.Hex() + "/end"
 	end := []byte(`{"reason":"because","closed":true}`)
-	for name, who := range map[string]NodeIdentity{
-		"no certificate": {CA: testCA().certificate}, "another authority's gateway": crossed,
+	for name, who := range map[string]nodekeys.Identity{
+		"no certificate": {CA: testGateway().CA}, "another authority's gateway": crossed,
 		"another node": testNode("south"), "the node itself": testNode("north"), "a node that is called as gateways are": imposter,
 	} {
-		if resp, err := o.ask(who.dial("north"), "POST", lease, end); err == nil {
+		if resp, err := o.ask(who.DialTLS("north"), "POST", lease, end); err == nil {
 			t.Errorf("%s is answered %s", name, resp.Status)
 		}
 	}
@@ -97,8 +98,8 @@ func TestNodeServedWithoutItsTLS(t *testing.T) {
 		t.Fatal(err)
 	}
 	stranger := other
-	stranger.CA = testCA().certificate
-	named, err := testCA().issue("north"+nodeDomain, x509.ExtKeyUsageClientAuth)
+	stranger.CA = testGateway().CA
+	named, err := testCA().issue("north.node.gpupay.internal", x509.ExtKeyUsageClientAuth)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -109,9 +110,9 @@ func TestNodeServedWithoutItsTLS(t *testing.T) {
 	lax.TLS.ClientCAs.AddCert(other.CA)
 	lax.StartTLS()
 	defer lax.Close()
-	for url, who := range map[string]NodeIdentity{plain.URL: testGateway(), lax.URL: stranger, lax.URL + "/": named} {
+	for url, who := range map[string]nodekeys.Identity{plain.URL: testGateway(), lax.URL: stranger, lax.URL + "/": named} {
 		o.server = &httptest.Server{URL: strings.TrimSuffix(url, "/")}
-		resp, err := o.ask(who.dial("north"), "GET", "/status", nil)
+		resp, err := o.ask(who.DialTLS("north"), "GET", "/status", nil)
 		if err != nil || resp.StatusCode != http.StatusUnauthorized {
 			t.Errorf("%s: %v, %v", url, resp, err)
 		}
@@ -339,7 +340,7 @@ func TestAnswersFromNobody(t *testing.T) {
 	}
 	answer := func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(`{}`)) }
 	for name, c := range map[string]struct {
-		who     NodeIdentity
+		who     nodekeys.Identity
 		handler http.HandlerFunc
 		good    bool
 	}{
@@ -357,8 +358,9 @@ func TestAnswersFromNobody(t *testing.T) {
 		}, false},
 	} {
 		server := httptest.NewUnstartedServer(c.handler)
-		server.TLS = c.who.serve()
-		server.TLS.ClientCAs = testGateway().roots()
+		server.TLS = c.who.ServeTLS()
+		server.TLS.ClientCAs = x509.NewCertPool()
+		server.TLS.ClientCAs.AddCert(testGateway().CA)
 		server.Config.ErrorLog = log.New(io.Discard, "", 0)
 		server.StartTLS()
 		client, err := newNodeClient(NodeLink{Name: "north", URL: server.URL}, testGateway())

@@ -1,10 +1,14 @@
 package sdk
 
 import (
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -19,6 +23,7 @@ import (
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/internal/database"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/node/nodekeys"
 )
 
 // nodeCredit is the most that a lease of the tests may owe beyond what is
@@ -28,15 +33,47 @@ func nodeCredit(gpus uint64) uint64 { return 2000 + gpus*500 }
 // testCA is the authority of the tests' nodes and gateways.
 var testCA = sync.OnceValue(newTestCA)
 
-func newTestCA() *NodeCA {
-	ca, err := newNodeCA()
+// authority is a CA with the pair that it signs by.
+type authority struct {
+	*nodekeys.CA
+	pair tls.Certificate
+}
+
+func newTestCA() authority {
+	dir, err := os.MkdirTemp("", "gpupay-ca-")
 	if err != nil {
 		panic(err)
 	}
-	return ca
+	defer os.RemoveAll(dir)
+	ca, err := nodekeys.OpenCA(dir)
+	if err != nil {
+		panic(err)
+	}
+	pair, err := tls.LoadX509KeyPair(filepath.Join(dir, "ca.pem"), filepath.Join(dir, "ca-key.pem"))
+	if err != nil {
+		panic(err)
+	}
+	return authority{ca, pair}
 }
 
-func testGateway() NodeIdentity {
+// issue signs what the authority gives to nobody.
+func (a authority) issue(host string, usage x509.ExtKeyUsage) (nodekeys.Identity, error) {
+	identity, err := a.Gateway()
+	if err != nil {
+		return identity, err
+	}
+	leaf := *identity.Certificate.Leaf
+	leaf.DNSNames, leaf.ExtKeyUsage = []string{host}, []x509.ExtKeyUsage{usage}
+	raw, err := x509.CreateCertificate(rand.Reader, &leaf, a.pair.Leaf, leaf.PublicKey, a.pair.PrivateKey)
+	if err != nil {
+		return identity, err
+	}
+	identity.Certificate.Certificate = [][]byte{raw}
+	identity.Certificate.Leaf, err = x509.ParseCertificate(raw)
+	return identity, err
+}
+
+func testGateway() nodekeys.Identity {
 	identity, err := testCA().Gateway()
 	if err != nil {
 		panic(err)
@@ -44,7 +81,7 @@ func testGateway() NodeIdentity {
 	return identity
 }
 
-func testNode(name string) NodeIdentity {
+func testNode(name string) nodekeys.Identity {
 	identity, err := testCA().Node(name)
 	if err != nil {
 		panic(err)

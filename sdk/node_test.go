@@ -18,6 +18,7 @@ import (
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/gpu"
+	"github.com/gpupay/gpupay/sdk/node/nodekeys"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -347,12 +348,12 @@ func TestNodeConfig(t *testing.T) {
 	for want, change := range map[string]func(*NodeConfig){
 		"no name":     func(c *NodeConfig) { c.Name = "" },
 		"a-z":         func(c *NodeConfig) { c.Name = "North" },
-		"no identity": func(c *NodeConfig) { c.Identity = NodeIdentity{} },
+		"no identity": func(c *NodeConfig) { c.Identity = nodekeys.Identity{} },
 		"not m.node":  func(c *NodeConfig) { c.Name = "m" },
 		"key usage": func(c *NodeConfig) {
-			c.Identity, _ = testCA().issue("n"+nodeDomain, x509.ExtKeyUsageClientAuth)
+			c.Identity, _ = testCA().issue("n.node.gpupay.internal", x509.ExtKeyUsageClientAuth)
 		},
-		"authority":     func(c *NodeConfig) { c.Identity.CA = newTestCA().certificate },
+		"authority":     func(c *NodeConfig) { c.Identity.CA = newTestCA().pair.Leaf },
 		"MeterKey":      func(c *NodeConfig) { c.MeterKey = nil },
 		"Database":      func(c *NodeConfig) { c.Database = "" },
 		"Source is nil": func(c *NodeConfig) { c.Source = nil },

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/gpupay/gpupay/internal/redact"
+	"github.com/gpupay/gpupay/sdk/node/nodekeys"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -38,8 +39,8 @@ type nodeClient struct {
 	http       *http.Client
 }
 
-func newNodeClient(link NodeLink, identity NodeIdentity) (*nodeClient, error) {
-	if err := checkNodeName(link.Name); err != nil {
+func newNodeClient(link NodeLink, identity nodekeys.Identity) (*nodeClient, error) {
+	if err := nodekeys.CheckName(link.Name); err != nil {
 		return nil, err
 	}
 	u, err := url.Parse(link.URL)
@@ -49,7 +50,7 @@ func newNodeClient(link NodeLink, identity NodeIdentity) (*nodeClient, error) {
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.MaxIdleConnsPerHost = 64
 	transport.Proxy = nil // a node is on a private network
-	transport.TLSClientConfig = identity.dial(link.Name)
+	transport.TLSClientConfig = identity.DialTLS(link.Name)
 	return &nodeClient{name: link.Name, base: strings.TrimRight(link.URL, "/"),
 		http: &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}}, nil
 }

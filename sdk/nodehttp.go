@@ -42,7 +42,7 @@ func (n *Node) routes() {
 func (n *Node) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	serve.Hurry(w)
 	w.Header().Set("Cache-Control", "no-store")
-	if !n.config.Identity.gateway(r) {
+	if !n.config.Identity.FromGateway(r) {
 		w.Header().Set("Connection", "close")
 		problemStranger.With("this node serves gateways that its certificate authority knows").Write(w)
 		return
@@ -51,7 +51,7 @@ func (n *Node) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // TLS is what to serve the node with: gateways of its own certificate authority are let in, nobody else.
-func (n *Node) TLS() *tls.Config { return n.config.Identity.serve() }
+func (n *Node) TLS() *tls.Config { return n.config.Identity.ServeTLS() }
 
 // handle answers with what do returns, or with the problem that it had.
 func (n *Node) handle(do func(r *http.Request, body []byte) (any, error)) http.HandlerFunc {

@@ -3,7 +3,6 @@ package sdk
 import (
 	"cmp"
 	"context"
-	"crypto/x509"
 	"database/sql"
 	"errors"
 	"fmt"
@@ -68,7 +67,7 @@ var _ placer = (*nodes)(nil)
 func newNodes(p *Provider) (*nodes, error) {
 	n := &nodes{p: p, status: make(map[string]nodeStatus), known: make(map[string][]metering.Device), failed: make(map[string]string),
 		rests: make(map[string]*nodeRest), busy: make(map[string]bool), now: time.Now, offers: rate.NewLimiter(rate.Every(offerPace), offerBurst), absent: make(map[string]time.Time), outdone: make(map[common.Hash]bool), enlisted: make(map[string][]wire.OfferDevices), refused: make(map[string]string)}
-	if err := p.config.NodeIdentity.check(gatewayHost, x509.ExtKeyUsageClientAuth); err != nil {
+	if err := p.config.NodeIdentity.CheckGateway(); err != nil {
 		return nil, fmt.Errorf("provider: NodeIdentity: %w", err)
 	}
 	for _, link := range p.config.Nodes {

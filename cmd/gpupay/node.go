@@ -13,6 +13,7 @@ import (
 	"github.com/gpupay/gpupay/internal/cli"
 	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/gpu"
+	"github.com/gpupay/gpupay/sdk/node/nodekeys"
 	"github.com/gpupay/gpupay/sdk/service"
 )
 
@@ -85,17 +86,17 @@ func (n *node) read() (err error) {
 
 func (n *node) run(ctx context.Context) error {
 	if len(n.issue) > 0 {
-		made, err := sdk.IssueNodes(n.ca, n.issue)
+		made, err := nodekeys.Issue(n.ca, n.issue)
 		for _, folder := range made {
 			fmt.Println("made", folder)
 		}
 		return err
 	}
 	c, err := &n.config, error(nil)
-	if c.Identity, err = sdk.ReadNodeIdentity(n.identity); err != nil {
+	if c.Identity, err = nodekeys.ReadIdentity(n.identity); err != nil {
 		return fmt.Errorf("--node-identity: %w", err)
 	}
-	if c.MeterKey, err = sdk.OpenMeterKey(cmp.Or(n.meterKey, filepath.Join(n.identity, "meter-key.pem"))); err != nil {
+	if c.MeterKey, err = nodekeys.OpenMeterKey(cmp.Or(n.meterKey, filepath.Join(n.identity, "meter-key.pem"))); err != nil {
 		return fmt.Errorf("--meter-key: %w", err)
 	}
 	if c.Source, err = cli.Source(n.gpu); err != nil {

@@ -14,7 +14,7 @@ import (
 
 	"github.com/ethereum/go-ethereum/common"
 
-	"github.com/gpupay/gpupay/sdk"
+	"github.com/gpupay/gpupay/sdk/node/nodekeys"
 )
 
 // TestNodeServesItsGateways: the program makes the certificates and its own metering key, serves who has the gateway's, and nobody
@@ -37,7 +37,7 @@ func TestNodeServesItsGateways(t *testing.T) {
 		ended <- program(ctx, "--name", "north", "--node-identity", filepath.Join(ca, "nodes", "north"), "--gpu", "sim:2", "--listen", address, "--admin", "",
 			"--db", filepath.Join(t.TempDir(), "spool.db"), "--log-level", "error")
 	}()
-	gateway, err := sdk.ReadNodeIdentity(filepath.Join(ca, "gateway"))
+	gateway, err := nodekeys.ReadIdentity(filepath.Join(ca, "gateway"))
 	if err != nil {
 		t.Fatal(err)
 	}

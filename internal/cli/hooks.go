@@ -10,6 +10,7 @@ import (
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/gpu"
+	"github.com/gpupay/gpupay/sdk/node/nodekeys"
 )
 
 // Hooks are an operator's own commands for a lease's GPUs, split at white space.
@@ -50,7 +51,7 @@ func (h *Hooks) Allocator(ctx context.Context, source metering.Source) (*gpu.Hos
 }
 
 // Links reads name=URL,.. of nodes, and who this gateway is to them.
-func Links(list, identity string) (links []sdk.NodeLink, who sdk.NodeIdentity, err error) {
+func Links(list, identity string) (links []sdk.NodeLink, who nodekeys.Identity, err error) {
 	for item := range strings.SplitSeq(list, ",") {
 		if item = strings.TrimSpace(item); item == "" {
 			continue
@@ -65,7 +66,7 @@ func Links(list, identity string) (links []sdk.NodeLink, who sdk.NodeIdentity, e
 	case len(links) > 0 && identity == "":
 		err = errors.New("--nodes: --node-identity names no folder: make one with `gpupay node --issue`")
 	case len(links) > 0:
-		who, err = sdk.ReadNodeIdentity(identity)
+		who, err = nodekeys.ReadIdentity(identity)
 	}
 	return links, who, err
 }

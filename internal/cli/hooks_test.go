@@ -7,7 +7,7 @@ import (
 	"testing"
 
 	"github.com/gpupay/gpupay/metering/sim"
-	"github.com/gpupay/gpupay/sdk"
+	"github.com/gpupay/gpupay/sdk/node/nodekeys"
 )
 
 // TestCommandsAreThere: a command that cannot be run is refused at the start, and not when a renter has made a deposit for it.
@@ -34,7 +34,7 @@ func TestCommandsAreThere(t *testing.T) {
 // TestLinks: what is no list of nodes, is refused.
 func TestLinks(t *testing.T) {
 	dir := t.TempDir()
-	ca, err := sdk.OpenNodeCA(dir)
+	ca, err := nodekeys.OpenCA(dir)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,4 +1,4 @@
-package sdk
+package nodekeys
 
 import (
 	"errors"
@@ -7,14 +7,14 @@ import (
 	"path/filepath"
 )
 
-// IssueNodes makes certificates for nodes in the folder of an authority, dir/nodes/NAME, and for their gateways, dir/gateway, where
+// Issue makes certificates for nodes in the folder of an authority, dir/nodes/NAME, and for their gateways, dir/gateway, where
 // there is none. It returns the folders that it made, also beside an error.
-func IssueNodes(dir string, names []string) (made []string, err error) {
-	ca, err := OpenNodeCA(dir)
+func Issue(dir string, names []string) (made []string, err error) {
+	ca, err := OpenCA(dir)
 	if err != nil {
 		return nil, err
 	}
-	write := func(name string, identity NodeIdentity, err error) error {
+	write := func(name string, identity Identity, err error) error {
 		folder := filepath.Join(dir, name)
 		if err == nil {
 			err = identity.Write(folder)

@@ -1,4 +1,6 @@
-package sdk
+// Package nodekeys is the keys and certificates by which the gateways and the nodes of one provider know each other, and the key that
+// a node signs usage records with.
+package nodekeys
 
 import (
 	"crypto"
@@ -18,30 +20,26 @@ import (
 	"path/filepath"
 	"regexp"
 	"time"
-
-	ethcrypto "github.com/ethereum/go-ethereum/crypto"
-
-	"github.com/gpupay/gpupay/channel"
 )
 
-// NodeCA is the private certificate authority of one provider. It issues the identities by which gateways and nodes know
+// CA is the private certificate authority of one provider. It issues the identities by which gateways and nodes know
 // each other over mutual TLS. Its key is needed at neither: whoever has it can command every node, so keep its folder on a
 // machine of its own.
-type NodeCA struct {
+type CA struct {
 	certificate *x509.Certificate
 	key         crypto.Signer
 }
 
-// NodeIdentity is who a gateway or a node is: a certificate with its key, and the authority that it believes. A node's
+// Identity is what a gateway or a node shows to the other: a certificate with its key, and the authority that it believes. A node's
 // certificate serves only, and is of its name alone: a node that is broken into commands no other, and cannot pass for it.
-type NodeIdentity struct {
+type Identity struct {
 	Certificate tls.Certificate
 	CA          *x509.Certificate
 }
 
-// nodeValidity is how long certificates hold. Who has to be shut out earlier is shut out by a new authority, or by taking
-// the node out of ProviderConfig.Nodes.
-const nodeValidity = 10 * 365 * 24 * time.Hour
+// validity is how long certificates hold. What has to be shut out earlier is shut out by a new authority, or by taking the
+// node out of ProviderConfig.Nodes.
+const validity = 10 * 365 * 24 * time.Hour
 
 // Hosts that certificates are of. They are compared, and never looked up: a node's address may change.
 const (
@@ -49,7 +47,7 @@ const (
 	nodeDomain  = ".node.gpupay.internal"
 )
 
-// Files of a NodeCA and of a NodeIdentity, as PEM.
+// Files of a CA and of an Identity, as PEM.
 const (
 	caFile    = "ca.pem"
 	caKeyFile = "ca-key.pem"
@@ -57,20 +55,21 @@ const (
 	keyFile   = "key.pem"
 )
 
-var nodeNames = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
+var names = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
 
-func checkNodeName(name string) error {
-	if !nodeNames.MatchString(name) {
+// CheckName refuses what is no name of a node.
+func CheckName(name string) error {
+	if !names.MatchString(name) {
 		return fmt.Errorf("%q is no name of a node: it has 1 to 63 of a-z, 0-9 and -", name)
 	}
 	return nil
 }
 
-// OpenNodeCA reads the authority in a folder, and makes one, with its folder, where there is none.
-func OpenNodeCA(dir string) (*NodeCA, error) {
+// OpenCA reads the authority in a folder, and makes one, with its folder, where there is none.
+func OpenCA(dir string) (*CA, error) {
 	pair, err := tls.LoadX509KeyPair(filepath.Join(dir, caFile), filepath.Join(dir, caKeyFile))
 	if errors.Is(err, fs.ErrNotExist) {
-		ca, err := newNodeCA()
+		ca, err := newCA()
 		if err != nil {
 			return nil, err
 		}
@@ -83,16 +82,17 @@ func OpenNodeCA(dir string) (*NodeCA, error) {
 	if !ok || !pair.Leaf.IsCA {
 		return nil, fmt.Errorf("certificate authority in %s: its certificate is none of an authority", dir)
 	}
-	return &NodeCA{pair.Leaf, key}, nil
+	return &CA{pair.Leaf, key}, nil
 }
 
-func newNodeCA() (*NodeCA, error) {
+// NewCA makes an authority that is in no file.
+func newCA() (*CA, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, err
 	}
-	ca := &NodeCA{key: key}
-	ca.certificate = nodeCertificate("gpupay nodes")
+	ca := &CA{key: key}
+	ca.certificate = template("gpupay nodes")
 	ca.certificate.IsCA, ca.certificate.BasicConstraintsValid, ca.certificate.MaxPathLenZero = true, true, true
 	ca.certificate.KeyUsage = x509.KeyUsageCertSign
 	identity, err := ca.sign(ca.certificate, key)
@@ -103,103 +103,74 @@ func newNodeCA() (*NodeCA, error) {
 	return ca, nil
 }
 
-// nodeCertificate is what all certificates have in common. It is valid a day ago: the clocks of hosts differ.
-func nodeCertificate(subject string) *x509.Certificate {
+// template is what all certificates have in common. It holds since a day ago: the clocks of hosts differ.
+func template(subject string) *x509.Certificate {
 	serial, _ := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127)) // never fails: it ends the program instead
 	return &x509.Certificate{SerialNumber: serial, Subject: pkix.Name{CommonName: subject},
-		NotBefore: time.Now().Add(-24 * time.Hour), NotAfter: time.Now().Add(nodeValidity)}
+		NotBefore: time.Now().Add(-24 * time.Hour), NotAfter: time.Now().Add(validity)}
 }
 
 // Gateway issues an identity that commands every node of this authority. All gateways can have the same.
-func (ca *NodeCA) Gateway() (NodeIdentity, error) {
+func (ca *CA) Gateway() (Identity, error) {
 	return ca.issue(gatewayHost, x509.ExtKeyUsageClientAuth)
 }
 
 // Node issues the identity of one node: name has 1 to 63 of a-z, 0-9 and -.
-func (ca *NodeCA) Node(name string) (NodeIdentity, error) {
-	if err := checkNodeName(name); err != nil {
-		return NodeIdentity{}, err
+func (ca *CA) Node(name string) (Identity, error) {
+	if err := CheckName(name); err != nil {
+		return Identity{}, err
 	}
 	return ca.issue(name+nodeDomain, x509.ExtKeyUsageServerAuth)
 }
 
-func (ca *NodeCA) issue(host string, usage x509.ExtKeyUsage) (NodeIdentity, error) {
+func (ca *CA) issue(host string, usage x509.ExtKeyUsage) (Identity, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		return NodeIdentity{}, err
+		return Identity{}, err
 	}
-	certificate := nodeCertificate(host)
+	certificate := template(host)
 	certificate.DNSNames, certificate.KeyUsage, certificate.ExtKeyUsage = []string{host}, x509.KeyUsageDigitalSignature, []x509.ExtKeyUsage{usage}
 	return ca.sign(certificate, key)
 }
 
-func (ca *NodeCA) sign(certificate *x509.Certificate, key crypto.Signer) (NodeIdentity, error) {
+func (ca *CA) sign(certificate *x509.Certificate, key crypto.Signer) (Identity, error) {
 	raw, err := x509.CreateCertificate(rand.Reader, certificate, ca.certificate, key.Public(), ca.key)
 	if err != nil {
-		return NodeIdentity{}, err
+		return Identity{}, err
 	}
 	leaf, err := x509.ParseCertificate(raw)
-	return NodeIdentity{tls.Certificate{Certificate: [][]byte{raw}, PrivateKey: key, Leaf: leaf}, ca.certificate}, err
+	return Identity{tls.Certificate{Certificate: [][]byte{raw}, PrivateKey: key, Leaf: leaf}, ca.certificate}, err
 }
 
-// Write puts the identity into a folder, which is made where it is missing, for ReadNodeIdentity. What is there is kept: it
+// Write puts the identity into a folder, which is made where it is missing, for ReadIdentity. What is there is kept: it
 // is an error then.
-func (i NodeIdentity) Write(dir string) error {
+func (i Identity) Write(dir string) error {
 	if err := writePEM(dir, certFile, keyFile, i.Certificate); err != nil {
 		return err
 	}
 	return writeNew(filepath.Join(dir, caFile), "CERTIFICATE", i.CA.Raw, 0o644)
 }
 
-// ReadNodeIdentity reads what NodeIdentity.Write wrote.
-func ReadNodeIdentity(dir string) (NodeIdentity, error) {
+// ReadIdentity reads what Identity.Write wrote.
+func ReadIdentity(dir string) (Identity, error) {
 	pair, err := tls.LoadX509KeyPair(filepath.Join(dir, certFile), filepath.Join(dir, keyFile))
 	if err != nil {
-		return NodeIdentity{}, fmt.Errorf("identity in %s: %w", dir, err)
+		return Identity{}, fmt.Errorf("identity in %s: %w", dir, err)
 	}
 	raw, err := os.ReadFile(filepath.Join(dir, caFile))
 	if err != nil {
-		return NodeIdentity{}, fmt.Errorf("identity in %s: %w", dir, err)
+		return Identity{}, fmt.Errorf("identity in %s: %w", dir, err)
 	}
 	block, _ := pem.Decode(raw)
 	if block == nil {
-		return NodeIdentity{}, fmt.Errorf("identity in %s: %s is no PEM file", dir, caFile)
+		return Identity{}, fmt.Errorf("identity in %s: %s is no PEM file", dir, caFile)
 	}
 	ca, err := x509.ParseCertificate(block.Bytes)
 	if err != nil {
-		return NodeIdentity{}, fmt.Errorf("identity in %s: %s: %w", dir, caFile, err)
+		return Identity{}, fmt.Errorf("identity in %s: %s: %w", dir, caFile, err)
 	}
-	return NodeIdentity{pair, ca}, nil
+	return Identity{pair, ca}, nil
 }
-
-// OpenMeterKey reads the key that a node signs usage records with, and makes one where there is no file. It stays on the
-// node's host, beside the node's identity: a payee binds its address to each of the node's leases. Who loses it loses the
-// leases that run there, which end, and no money.
-func OpenMeterKey(path string) (*channel.Key, error) {
-	raw, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		key, err := ethcrypto.GenerateKey()
-		if err != nil {
-			return nil, err
-		}
-		return channel.NewKey(key), writeNew(path, meterKeyKind, ethcrypto.FromECDSA(key), 0o600)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("metering key: %w", err)
-	}
-	block, _ := pem.Decode(raw)
-	if block == nil || block.Type != meterKeyKind {
-		return nil, fmt.Errorf("metering key %s: it is none: where no lease runs at the node remove the file, and another is made", path)
-	}
-	key, err := ethcrypto.ToECDSA(block.Bytes)
-	if err != nil {
-		return nil, fmt.Errorf("metering key %s: it is none", path) // without what is in it
-	}
-	return channel.NewKey(key), nil
-}
-
-// meterKeyKind is the PEM type of a metering key: the 32 bytes of a secp256k1 key, for which x509 has no form.
-const meterKeyKind = "GPUPAY METER KEY"
 
 func writePEM(dir, certificate, key string, pair tls.Certificate) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -224,10 +195,18 @@ func writeNew(path, kind string, raw []byte, mode fs.FileMode) error {
 	return errors.Join(pem.Encode(f, &pem.Block{Type: kind, Bytes: raw}), f.Sync(), f.Close())
 }
 
+// CheckGateway refuses an identity that nodes would refuse.
+func (i Identity) CheckGateway() error { return i.check(gatewayHost, x509.ExtKeyUsageClientAuth) }
+
+// CheckNode refuses an identity that gateways would refuse of the node of a name.
+func (i Identity) CheckNode(name string) error {
+	return i.check(name+nodeDomain, x509.ExtKeyUsageServerAuth)
+}
+
 // check refuses an identity that the other side would refuse.
-func (i NodeIdentity) check(host string, usage x509.ExtKeyUsage) error {
+func (i Identity) check(host string, usage x509.ExtKeyUsage) error {
 	if i.Certificate.Leaf == nil || i.CA == nil {
-		return errors.New("it has no identity: make the files with `gpupay node --issue`, or with OpenNodeCA")
+		return errors.New("it has no identity: make the files with `gpupay node --issue`, or with nodekeys.Issue")
 	}
 	_, err := i.Certificate.Leaf.Verify(x509.VerifyOptions{DNSName: host, Roots: i.roots(), KeyUsages: []x509.ExtKeyUsage{usage}})
 	if err != nil {
@@ -236,25 +215,25 @@ func (i NodeIdentity) check(host string, usage x509.ExtKeyUsage) error {
 	return nil
 }
 
-func (i NodeIdentity) roots() *x509.CertPool {
+func (i Identity) roots() *x509.CertPool {
 	roots := x509.NewCertPool()
 	roots.AddCert(i.CA)
 	return roots
 }
 
-// serve is the TLS of a node: only gateways of its own authority get a word in.
-func (i NodeIdentity) serve() *tls.Config {
+// ServeTLS is the TLS of a node: only gateways of its own authority get a word in.
+func (i Identity) ServeTLS() *tls.Config {
 	return &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{i.Certificate},
 		ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: i.roots()}
 }
 
-// dial is the TLS of a gateway to the node of a name, at whatever address.
-func (i NodeIdentity) dial(name string) *tls.Config {
+// DialTLS is the TLS of a gateway to the node of a name, at whatever address.
+func (i Identity) DialTLS(name string) *tls.Config {
 	return &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{i.Certificate}, RootCAs: i.roots(), ServerName: name + nodeDomain}
 }
 
-// gateway reports that a request came from a gateway of this node's authority.
-func (i NodeIdentity) gateway(r *http.Request) bool {
+// FromGateway reports that a request came from a gateway of this node's authority.
+func (i Identity) FromGateway(r *http.Request) bool {
 	if r.TLS == nil || len(r.TLS.PeerCertificates) == 0 {
 		return false
 	}
