@@ -267,3 +267,9 @@ func (c ProviderConfig) connect(ctx context.Context) (*chain.Escrow, *chain.Toke
 	token, err := chain.NewToken(ctx, backend, c.Token)
 	return escrow, token, err
 }
+
+// NodeLink is how a gateway reaches a node.
+type NodeLink struct {
+	Name string // as the node's identity was issued: leases are kept under it, so it stays when the address changes
+	URL  string // https
+}

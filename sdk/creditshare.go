@@ -13,6 +13,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/u256"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/nodelink"
 	"github.com/gpupay/gpupay/sdk/units"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -220,7 +221,7 @@ func (l *lease) portion(ctx context.Context) (portion, error) {
 // told keeps what the lease's node has heard: ours, unless it knows of something newer. That is so where our database is from
 // before, a copy or a server that was behind: then its first answer to this process says so, or it names a version that this
 // process gave. Any other that is newer no gateway gave, and with it a node would have what its payer's other leases are to have.
-func (l *lease) told(ctx context.Context, p portion, there nodeLease) error {
+func (l *lease) told(ctx context.Context, p portion, there nodelink.Lease) error {
 	known := !l.remote.heard || there.CreditVersion <= l.remote.gave
 	l.remote.heard, l.remote.gave = true, max(l.remote.gave, p.version)
 	if known && there.CreditVersion > p.version && there.Credit != nil {

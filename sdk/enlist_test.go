@@ -15,6 +15,7 @@ import (
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sim"
+	"github.com/gpupay/gpupay/sdk/internal/nodelink"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -131,7 +132,7 @@ func TestNodesOfOneKind(t *testing.T) {
 	lease.release()
 	r.restart()
 	bad.refused(r)
-	r.sql(`UPDATE enlisted_nodes SET seen = seen - ? WHERE node = 'north'`, enlistedFor.Milliseconds()+1)
+	r.sql(`UPDATE enlisted_nodes SET seen = seen - ? WHERE node = 'north'`, nodelink.EnlistedFor.Milliseconds()+1)
 	r.enlist()
 	if h := r.health(); len(h.Refused) != 0 || h.Status != "ok" {
 		t.Errorf("nobody names the first one any more: %+v", h)
@@ -180,7 +181,7 @@ func TestGatewaysAgreeOnAKind(t *testing.T) {
 		t.Errorf("%v are offered by the first one", kinds)
 	}
 	a.shut()
-	b.sql(`UPDATE enlisted_nodes SET seen = seen - ? WHERE node = 'north'`, enlistedFor.Milliseconds()+1)
+	b.sql(`UPDATE enlisted_nodes SET seen = seen - ? WHERE node = 'north'`, nodelink.EnlistedFor.Milliseconds()+1)
 	b.enlist()
 	a.start()
 	if kinds := b.kinds(); len(kinds) != 1 || kinds[0] != "Cheap GPU" || len(b.health().Refused) != 0 {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/gpupay/gpupay/internal/pgtest"
 	"github.com/gpupay/gpupay/sdk/internal/cluster"
+	"github.com/gpupay/gpupay/sdk/internal/nodelink"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -154,7 +155,7 @@ func TestSessionsShareTheReservations(t *testing.T) {
 // TestNodesKeepRoomForDeposits: a lease is on one host, and so is what is kept for
 // one that is to come.
 func TestNodesKeepRoomForDeposits(t *testing.T) {
-	n := &nodes{status: map[string]nodeStatus{"a": {Free: 4}, "b": {Free: 2}, "c": {Free: 4}},
+	n := &nodes{status: map[string]nodelink.Status{"a": {Free: 4}, "b": {Free: 2}, "c": {Free: 4}},
 		enlisted: map[string][]wire.OfferDevices{"a": nil, "b": nil, "c": nil}}
 	for _, c := range []struct {
 		kept []int

@@ -14,6 +14,7 @@ import (
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sim"
+	"github.com/gpupay/gpupay/sdk/internal/inventory"
 )
 
 func (w *ward) health() (int, health) {
@@ -76,7 +77,7 @@ func TestMixedGPUsAreRefused(t *testing.T) {
 		"half the memory": func(d *metering.Device) { d.MemoryBytes /= 2 },
 	} {
 		all, err := mixed{testclock.GPUs(2), change}.Devices(t.Context())
-		if err = errors.Join(err, ofOneKind(all)); err == nil || !strings.Contains(err.Error(), "of one kind") {
+		if err = errors.Join(err, inventory.OfOneKind(all)); err == nil || !strings.Contains(err.Error(), "of one kind") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

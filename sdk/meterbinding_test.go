@@ -17,6 +17,7 @@ import (
 	"github.com/gpupay/gpupay/internal/eip712"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/audit"
+	"github.com/gpupay/gpupay/sdk/internal/nodelink"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
 	"github.com/gpupay/gpupay/sdk/renter"
@@ -427,7 +428,7 @@ func TestNodeThatNamesAnothersKey(t *testing.T) {
 		if path != "/leases" {
 			return answer
 		}
-		var l nodeLease
+		var l nodelink.Lease
 		_ = json.Unmarshal(answer, &l)
 		meter := other.Address()
 		l.Meter = &meter
@@ -507,14 +508,14 @@ func TestLeaseFromBeforeAtANode(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var s nodeStatus
+	var s nodelink.Status
 	if err := json.NewDecoder(o.knock("GET", "/status", nil).Body).Decode(&s); err != nil || s.Meter != shared.Address() {
 		t.Errorf("gateways from before are told %s (%v)", s.Meter, err)
 	}
-	q := nodeStart{LeaseID: common.Hash{9}, GPUs: 1, OwedBefore: wireAmount(0), Offer: offer.Document, nodeMoney: moneyOf(uint256.Int{}, *uint256.NewInt(100_000)),
+	q := nodelink.Start{LeaseID: common.Hash{9}, GPUs: 1, OwedBefore: wireAmount(0), Offer: offer.Document, Money: nodelink.MoneyOf(uint256.Int{}, *uint256.NewInt(100_000)),
 		Terms: channel.Terms{ChainID: 1, Escrow: common.Address{1}, Payer: common.Address{7}, Payee: payee.Address(), Token: common.Address{2}}}
 	raw, _ := json.Marshal(q)
-	var began nodeLease
+	var began nodelink.Lease
 	if err := json.NewDecoder(o.knock("POST", "/leases", raw).Body).Decode(&began); err != nil || began.Meter == nil || *began.Meter != shared.Address() {
 		t.Fatalf("%+v, %v", began, err)
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/gpu"
+	"github.com/gpupay/gpupay/sdk/internal/inventory"
 	"github.com/gpupay/gpupay/sdk/internal/keyed"
 	"github.com/gpupay/gpupay/sdk/internal/serve"
 	"github.com/gpupay/gpupay/sdk/node/nodekeys"
@@ -106,7 +107,7 @@ func NewNode(ctx context.Context, config NodeConfig) (*Node, error) {
 		return nil, fmt.Errorf("node %s: %w", config.Name, err)
 	}
 	config.Source = tame(config.Log, config.Source)
-	devices, err := listOfOneKind(ctx, config.Source)
+	devices, err := inventory.List(ctx, config.Source)
 	if err != nil {
 		return nil, fmt.Errorf("node %s: %w", config.Name, err)
 	}

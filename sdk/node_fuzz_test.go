@@ -19,6 +19,7 @@ import (
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/gpu"
+	"github.com/gpupay/gpupay/sdk/internal/nodelink"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -37,7 +38,7 @@ func FuzzNode(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	start, err := json.Marshal(nodeStart{LeaseID: common.Hash{1}, Offer: offer.Document, GPUs: 1, OwedBefore: wireAmount(0), nodeMoney: moneyOf(uint256.Int{}, uint256.Int{}),
+	start, err := json.Marshal(nodelink.Start{LeaseID: common.Hash{1}, Offer: offer.Document, GPUs: 1, OwedBefore: wireAmount(0), Money: nodelink.MoneyOf(uint256.Int{}, uint256.Int{}),
 		Terms: channel.Terms{ChainID: 1, Escrow: common.Address{1}, Payer: common.Address{2}, Payee: key.Address(), Token: common.Address{3}}})
 	if err != nil {
 		f.Fatal(err)
@@ -64,8 +65,8 @@ func FuzzNode(f *testing.F) {
 		if w.Code == http.StatusInternalServerError {
 			t.Fatalf("%s %q: %s", path, body, w.Body)
 		}
-		var l nodeLease
-		if w.Code == http.StatusOK && parseNode(w.Body.Bytes(), &l) != nil {
+		var l nodelink.Lease
+		if w.Code == http.StatusOK && nodelink.Parse(w.Body.Bytes(), &l) != nil {
 			t.Fatalf("its answer does not parse: %s", w.Body)
 		}
 	})
@@ -99,19 +100,19 @@ func FuzzNodeAnswer(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	good, err := json.Marshal(nodeLease{LeaseID: terms.ID, State: leaseActive, Sequence: 1, Allocation: &gpu.Allocation{}, Records: []metering.SignedRecord{rec}})
+	good, err := json.Marshal(nodelink.Lease{LeaseID: terms.ID, State: wire.StateActive, Sequence: 1, Allocation: &gpu.Allocation{}, Records: []metering.SignedRecord{rec}})
 	if err != nil {
 		f.Fatal(err)
 	}
 	f.Add(good)
 	f.Add([]byte(`{"meter":"0x0000000000000000000000000000000000000001","devices":[{"uuid":"x"}],"free":1,"leases":[]}`))
 	f.Fuzz(func(t *testing.T, answer []byte) {
-		var status nodeStatus
-		if parseNode(answer, &status) == nil {
-			_ = offered(status.Devices)
+		var status nodelink.Status
+		if nodelink.Parse(answer, &status) == nil {
+			_ = wire.DevicesOf(status.Devices)
 		}
-		var l nodeLease
-		if parseNode(answer, &l) != nil {
+		var l nodelink.Lease
+		if nodelink.Parse(answer, &l) != nil {
 			return
 		}
 		checker, err := metering.ResumeChecker(metering.CheckerConfig{Lease: terms, Key: key.Address(), Tolerance: time.Minute}, checkedTo(nil, terms, time.Now().UnixNano()))

@@ -25,6 +25,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/gpu"
+	"github.com/gpupay/gpupay/sdk/internal/nodelink"
 	"github.com/gpupay/gpupay/sdk/node/nodekeys"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -83,7 +84,7 @@ func TestStrangersToANode(t *testing.T) {
 	if resp := o.knock("POST", lease, end); resp.StatusCode != http.StatusNotFound {
 		t.Errorf("a gateway: %s", resp.Status)
 	}
-	large := bytes.Repeat([]byte(" "), maxNodeRequest+1)
+	large := bytes.Repeat([]byte(" "), nodelink.MaxRequest+1)
 	if resp := o.knock("POST", "/leases", large); resp.StatusCode != http.StatusRequestEntityTooLarge {
 		t.Errorf("a body too large: %s", resp.Status)
 	}
@@ -129,10 +130,10 @@ func TestStartsThatANodeRefuses(t *testing.T) {
 	o.stop()
 	o.config.Payee = payee.Address()
 	o.start()
-	start := func(key *channel.Key, change func(*wire.Offer, *nodeStart)) []byte {
+	start := func(key *channel.Key, change func(*wire.Offer, *nodelink.Start)) []byte {
 		offer := wire.Offer{Version: 1, ChainID: 1, Escrow: wire.Address{1}, Token: wire.Address{2}, Payee: wire.Address(key.Address()),
 			Meter: wire.Address(o.config.MeterKey.Address()), Amount: wireAmount(1000), Unit: "gpu_second", Credit: 60, Tick: 1000, MaxGap: 3000, RecordEvery: 5000}
-		q := nodeStart{LeaseID: common.Hash{9}, GPUs: 1, OwedBefore: wireAmount(0), nodeMoney: moneyOf(uint256.Int{}, *uint256.NewInt(1000)),
+		q := nodelink.Start{LeaseID: common.Hash{9}, GPUs: 1, OwedBefore: wireAmount(0), Money: nodelink.MoneyOf(uint256.Int{}, *uint256.NewInt(1000)),
 			Terms: channel.Terms{ChainID: 1, Escrow: common.Address{1}, Payer: common.Address{7}, Payee: key.Address(), Token: common.Address{2}}}
 		change(&offer, &q)
 		signed, err := wire.SignOffer(t.Context(), key, offer)
@@ -155,19 +156,19 @@ func TestStartsThatANodeRefuses(t *testing.T) {
 		"no JSON":             {[]byte(`{`), 400},
 		"two documents":       {[]byte(`{}{}`), 400},
 		"nothing":             {[]byte(`{}`), 400},
-		"another meter":       {start(payee, func(o *wire.Offer, _ *nodeStart) { o.Meter = wire.Address{5} }), 403},
-		"a meter beside none": {start(payee, func(o *wire.Offer, _ *nodeStart) { o.Version = 2 }), 400},
-		"another payee":       {start(testKey(t), func(*wire.Offer, *nodeStart) {}), 403},
-		"another's channel":   {start(payee, func(_ *wire.Offer, q *nodeStart) { q.Terms.Payee = common.Address{5} }), 400},
-		"an unsigned offer":   {start(payee, func(_ *wire.Offer, q *nodeStart) { q.Offer = json.RawMessage(`{"version":1}`) }), 400},
-		"no tick":             {start(payee, func(o *wire.Offer, _ *nodeStart) { o.Tick = 0 }), 400},
-		"too many records":    {start(payee, func(o *wire.Offer, _ *nodeStart) { o.Tick, o.RecordEvery = 1, 1 }), 400},
-		"an endless tick":     {start(payee, func(o *wire.Offer, _ *nodeStart) { o.Tick, o.MaxGap, o.RecordEvery = 1<<60, 1<<60, 1<<60 }), 400},
-		"no unit":             {start(payee, func(o *wire.Offer, _ *nodeStart) { o.Unit = "gpu_eon" }), 400},
-		"no GPU":              {start(payee, func(_ *wire.Offer, q *nodeStart) { q.GPUs = 0 }), 400},
-		"more GPUs than any":  {start(payee, func(_ *wire.Offer, q *nodeStart) { q.GPUs = maxGPUs + 1 }), 400},
-		"more GPUs than here": {start(payee, func(_ *wire.Offer, q *nodeStart) { q.GPUs = 3 }), 503},
-		"no scheme":           {start(payee, func(_ *wire.Offer, q *nodeStart) { q.Terms.Scheme = 99 }), 400},
+		"another meter":       {start(payee, func(o *wire.Offer, _ *nodelink.Start) { o.Meter = wire.Address{5} }), 403},
+		"a meter beside none": {start(payee, func(o *wire.Offer, _ *nodelink.Start) { o.Version = 2 }), 400},
+		"another payee":       {start(testKey(t), func(*wire.Offer, *nodelink.Start) {}), 403},
+		"another's channel":   {start(payee, func(_ *wire.Offer, q *nodelink.Start) { q.Terms.Payee = common.Address{5} }), 400},
+		"an unsigned offer":   {start(payee, func(_ *wire.Offer, q *nodelink.Start) { q.Offer = json.RawMessage(`{"version":1}`) }), 400},
+		"no tick":             {start(payee, func(o *wire.Offer, _ *nodelink.Start) { o.Tick = 0 }), 400},
+		"too many records":    {start(payee, func(o *wire.Offer, _ *nodelink.Start) { o.Tick, o.RecordEvery = 1, 1 }), 400},
+		"an endless tick":     {start(payee, func(o *wire.Offer, _ *nodelink.Start) { o.Tick, o.MaxGap, o.RecordEvery = 1<<60, 1<<60, 1<<60 }), 400},
+		"no unit":             {start(payee, func(o *wire.Offer, _ *nodelink.Start) { o.Unit = "gpu_eon" }), 400},
+		"no GPU":              {start(payee, func(_ *wire.Offer, q *nodelink.Start) { q.GPUs = 0 }), 400},
+		"more GPUs than any":  {start(payee, func(_ *wire.Offer, q *nodelink.Start) { q.GPUs = wire.MaxGPUs + 1 }), 400},
+		"more GPUs than here": {start(payee, func(_ *wire.Offer, q *nodelink.Start) { q.GPUs = 3 }), 503},
+		"no scheme":           {start(payee, func(_ *wire.Offer, q *nodelink.Start) { q.Terms.Scheme = 99 }), 400},
 	} {
 		if resp := o.knock("POST", "/leases", c.body); resp.StatusCode != c.status {
 			t.Errorf("%s: %v, want %d", name, wire.ParseProblem(resp), c.status)
@@ -176,9 +177,11 @@ func TestStartsThatANodeRefuses(t *testing.T) {
 	if free := o.node.config.Allocator.(*gpu.HostAllocator).Free(); free != 2 {
 		t.Errorf("%d devices are free", free)
 	}
-	good := start(payee, func(o *wire.Offer, q *nodeStart) { q.LeaseID, o.Version, o.Meter = common.Hash{8}, 2, wire.Address{} })
-	var first, second nodeLease
-	for _, into := range []*nodeLease{&first, &second} { // asked twice, begun once
+	good := start(payee, func(o *wire.Offer, q *nodelink.Start) {
+		q.LeaseID, o.Version, o.Meter = common.Hash{8}, 2, wire.Address{}
+	})
+	var first, second nodelink.Lease
+	for _, into := range []*nodelink.Lease{&first, &second} { // asked twice, begun once
 		resp := o.knock("POST", "/leases", good)
 		if err := json.NewDecoder(resp.Body).Decode(into); err != nil || resp.StatusCode != http.StatusOK {
 			t.Fatal(resp.Status, err)
@@ -199,7 +202,7 @@ func forge(o *outpost, key metering.Signer, change func(*metering.SignedRecord))
 		if !strings.HasSuffix(path, "/sync") {
 			return answer
 		}
-		var l nodeLease
+		var l nodelink.Lease
 		if err := json.Unmarshal(answer, &l); err != nil {
 			o.Error(err)
 		}
@@ -293,7 +296,7 @@ func TestRecordsDeliveredTwice(t *testing.T) {
 		if !strings.HasSuffix(path, "/sync") {
 			return answer
 		}
-		var l nodeLease
+		var l nodelink.Lease
 		_ = json.Unmarshal(answer, &l)
 		l.Records, _ = o.node.store.records(context.Background(), id, 0, 1000)
 		l.Sequence = max(l.Sequence, uint64(len(l.Records)))
@@ -316,7 +319,7 @@ func TestRecordsDeliveredTwice(t *testing.T) {
 		if !strings.HasSuffix(path, "/sync") {
 			return answer
 		}
-		var l nodeLease
+		var l nodelink.Lease
 		_ = json.Unmarshal(answer, &l)
 		l.Records = []metering.SignedRecord{fork}
 		raw, _ := json.Marshal(l)
@@ -352,7 +355,7 @@ func TestAnswersFromNobody(t *testing.T) {
 			http.Redirect(w, r, "/elsewhere", http.StatusTemporaryRedirect)
 		}, false},
 		"endless": {testNode("north"), func(w http.ResponseWriter, _ *http.Request) {
-			for range maxNodeAnswer>>16 + 2 {
+			for range nodelink.MaxAnswer>>16 + 2 {
 				_, _ = w.Write(make([]byte, 1<<16))
 			}
 		}, false},
@@ -363,13 +366,13 @@ func TestAnswersFromNobody(t *testing.T) {
 		server.TLS.ClientCAs.AddCert(testGateway().CA)
 		server.Config.ErrorLog = log.New(io.Discard, "", 0)
 		server.StartTLS()
-		client, err := newNodeClient(NodeLink{Name: "north", URL: server.URL}, testGateway())
+		client, err := nodelink.NewClient("north", server.URL, testGateway())
 		if err != nil {
 			t.Fatal(err)
 		}
-		var s nodeStatus
-		err = client.call(t.Context(), time.Minute, "GET", "/status", nil, &s)
-		if (err == nil) != c.good || gone(err) {
+		var s nodelink.Status
+		err = client.Call(t.Context(), time.Minute, "GET", "/status", nil, &s)
+		if (err == nil) != c.good || nodelink.Gone(err) {
 			t.Errorf("%s: %v", name, err)
 		}
 		server.Close()
@@ -384,7 +387,7 @@ func TestNodeWithoutAKeyOfItsOwn(t *testing.T) {
 		if path != "/leases" {
 			return answer
 		}
-		var l nodeLease
+		var l nodelink.Lease
 		_ = json.Unmarshal(answer, &l)
 		l.Meter = nil
 		raw, _ := json.Marshal(l)

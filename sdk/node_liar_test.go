@@ -15,6 +15,7 @@ import (
 
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/internal/nodelink"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -101,7 +102,7 @@ func TestOfferDoesNotGrowWithWhatANodeLists(t *testing.T) {
 	lease.record()
 	count := 300
 	var simulated atomic.Bool
-	lies(south, "/status", func(s *nodeStatus) {
+	lies(south, "/status", func(s *nodelink.Status) {
 		count++
 		d := s.Devices[0]
 		s.Devices, s.Free = nil, 0
@@ -140,35 +141,6 @@ func TestOfferDoesNotGrowWithWhatANodeLists(t *testing.T) {
 	}
 }
 
-// TestListsThatNoNodeGives: a node is refused that lists too many GPUs, one twice or without a name, or one whose name is none.
-func TestListsThatNoNodeGives(t *testing.T) {
-	good := metering.Device{UUID: "GPU-1", Name: "H200", MemoryBytes: 1 << 37}
-	with := func(change func(*metering.Device)) []metering.Device {
-		bad := good
-		bad.UUID = "GPU-2"
-		change(&bad)
-		return []metering.Device{good, bad}
-	}
-	if err := listable(with(func(*metering.Device) {})); err != nil {
-		t.Error(err)
-	}
-	var many []metering.Device
-	for i := range maxListed + 1 {
-		many = append(many, metering.Device{UUID: fmt.Sprint(i)})
-	}
-	for name, list := range map[string][]metering.Device{
-		"too many": many, "twice": {good, good}, "without a UUID": with(func(d *metering.Device) { d.UUID = "" }),
-		"a long UUID": with(func(d *metering.Device) { d.UUID = strings.Repeat("x", maxListedText+1) }),
-		"a long name": with(func(d *metering.Device) { d.Name = strings.Repeat("x", maxListedText+1) }),
-		"a new line":  with(func(d *metering.Device) { d.Name = "H200\nlevel=ERROR" }),
-		"no text":     with(func(d *metering.Device) { d.Parent = "\xff" }),
-	} {
-		if listable(list) == nil {
-			t.Errorf("%s is no reason to refuse a node", name)
-		}
-	}
-}
-
 // TestOneGPUIsOneNodes: a node that lists a GPU of another one is refused, whichever of the two is away and after a restart; the
 // node that listed it first, and its leases, notice nothing. A node that allocates what it does not list begins no lease.
 func TestOneGPUIsOneNodes(t *testing.T) {
@@ -178,7 +150,7 @@ func TestOneGPUIsOneNodes(t *testing.T) {
 		t.Fatal(err)
 	}
 	theirs := devices[0].UUID
-	lies(south, "/leases", func(l *nodeLease) {
+	lies(south, "/leases", func(l *nodelink.Lease) {
 		if l.Allocation != nil {
 			l.Allocation.Devices = []string{theirs}
 		}
@@ -190,7 +162,7 @@ func TestOneGPUIsOneNodes(t *testing.T) {
 	lease.record()
 
 	stolen := theirs
-	lies(south, "/status", func(s *nodeStatus) { s.Devices[0].UUID = stolen })
+	lies(south, "/status", func(s *nodelink.Status) { s.Devices[0].UUID = stolen })
 	refused := func(when string) {
 		t.Helper()
 		r.enlist()
@@ -204,7 +176,7 @@ func TestOneGPUIsOneNodes(t *testing.T) {
 	r.restart()
 	refused("north is away")
 	lost := 0
-	lies(north, "/status", func(s *nodeStatus) { s.Devices, lost = s.Devices[1:], lost+1 })
+	lies(north, "/status", func(s *nodelink.Status) { s.Devices, lost = s.Devices[1:], lost+1 })
 	refused("north has lost it for a while")
 	north.set(false, nil)
 	refused("north is back")
@@ -213,8 +185,8 @@ func TestOneGPUIsOneNodes(t *testing.T) {
 	if lost == 0 {
 		t.Error("north was not asked: this shows nothing")
 	}
-	lies(north, "/status", func(s *nodeStatus) { s.Devices = s.Devices[1:] })
-	r.sql(`UPDATE enlisted_devices SET seen = seen - ? WHERE device = ?`, enlistedDevice.Milliseconds()+1, theirs)
+	lies(north, "/status", func(s *nodelink.Status) { s.Devices = s.Devices[1:] })
+	r.sql(`UPDATE enlisted_devices SET seen = seen - ? WHERE device = ?`, nodelink.DeviceKept.Milliseconds()+1, theirs)
 	r.enlist()
 	if why := r.provider.nodes.refusals(); len(why) != 0 {
 		t.Errorf("its GPU was moved to the other host an hour ago: %v", why)
@@ -238,7 +210,7 @@ func TestSlicesOfAnothersGPU(t *testing.T) {
 func TestShareThatNoGatewayGave(t *testing.T) {
 	r, _, south := overBoth(t)
 	var said atomic.Int64
-	lies(south, "/sync", func(l *nodeLease) {
+	lies(south, "/sync", func(l *nodelink.Lease) {
 		all := wireAmount(1 << 40)
 		l.Credit, l.CreditVersion = &all, math.MaxInt64/4+1000*said.Add(1)
 	})
@@ -262,7 +234,7 @@ func TestShareThatNoGatewayGave(t *testing.T) {
 // gateway neither hear less of the others nor give back their shares.
 func TestNodeThatEndsNothing(t *testing.T) {
 	r, north, south := overBoth(t)
-	lies(south, "/status", func(s *nodeStatus) { s.Free = 0 })
+	lies(south, "/status", func(s *nodelink.Status) { s.Free = 0 })
 	r.enlist()
 	lease := r.open(1, 300_000, "")
 	if r.runsAt(lease) != "north" {
@@ -281,10 +253,10 @@ func TestNodeThatEndsNothing(t *testing.T) {
 		}
 	}
 	south.mu.Unlock()
-	lies(south, "/status", func(s *nodeStatus) {
-		s.Free, s.Leases = 0, []nodeLease{{LeaseID: lease.lease.LeaseID, State: leaseEnded}}
+	lies(south, "/status", func(s *nodelink.Status) {
+		s.Free, s.Leases = 0, []nodelink.Lease{{LeaseID: lease.lease.LeaseID, State: wire.StateEnded}}
 	})
-	lies(north, "/status", func(*nodeStatus) { heard.Add(1) })
+	lies(north, "/status", func(*nodelink.Status) { heard.Add(1) })
 	eventually(t, "the gateway to wait for the node", func() bool { return hung.Load() > 0 })
 	before := heard.Load()
 	eventually(t, "the gateway to hear of the other one", func() bool { return heard.Load() > before+3 })
@@ -299,7 +271,7 @@ func TestNodeThatAlwaysHasMore(t *testing.T) {
 	o := newOutpost(t)
 	r := newRig(t, o.link, generousCredit, quiet, func(c *ProviderConfig) { c.CallTimeout = 2 * time.Second })
 	node := o.node
-	lies(o, "/sync", func(l *nodeLease) {
+	lies(o, "/sync", func(l *nodelink.Lease) {
 		after := l.Sequence - uint64(len(l.Records))
 		for len(l.Records) == 0 && t.Context().Err() == nil {
 			time.Sleep(10 * time.Millisecond)
@@ -332,13 +304,13 @@ func TestNodeThatAlwaysHasMore(t *testing.T) {
 func TestNodeThatTalks(t *testing.T) {
 	o := newOutpost(t)
 	var said atomic.Int64
-	lies(o, "/sync", func(l *nodeLease) { l.Reason = fmt.Sprint(said.Add(1), strings.Repeat("x\n", 1<<18)) })
+	lies(o, "/sync", func(l *nodelink.Lease) { l.Reason = fmt.Sprint(said.Add(1), strings.Repeat("x\n", 1<<18)) })
 	var log tally
 	r := newRig(t, o.link, generousCredit, func(c *ProviderConfig) { c.Log = slog.New(slog.NewTextHandler(&log, nil)) })
 	lease := r.open(1, 300_000, "")
 	began := time.Now()
 	eventually(t, "the node to have talked", func() bool { return said.Load() > 4*statesAtOnce })
-	if reason := r.provider.running(lease.terms.ID()).look().reason; len(reason) > maxNodeText || strings.Contains(reason, "\n") {
+	if reason := r.provider.running(lease.terms.ID()).look().reason; len(reason) > nodelink.MaxText || strings.Contains(reason, "\n") {
 		t.Errorf("its reason has %d bytes", len(reason))
 	}
 	lines := log.holding("xx") + log.holding("x x")

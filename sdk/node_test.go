@@ -18,6 +18,7 @@ import (
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/gpu"
+	"github.com/gpupay/gpupay/sdk/internal/nodelink"
 	"github.com/gpupay/gpupay/sdk/node/nodekeys"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -204,7 +205,7 @@ func TestLastRecordsInManyAnswers(t *testing.T) {
 		return uint64(row.Sequence) > first.Sequence+8
 	})
 	o.set(false, func(path string, answer []byte) []byte {
-		var l nodeLease
+		var l nodelink.Lease
 		if !strings.HasSuffix(path, "/sync") || json.Unmarshal(answer, &l) != nil || len(l.Records) == 0 {
 			return answer
 		}

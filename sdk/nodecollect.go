@@ -10,6 +10,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/internal/nodelink"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -91,7 +92,7 @@ func (n *nodes) forgo(row leaseRow, why error) {
 
 // takeOver ends a lease at its node and has on disk, with their charges, its records that are not there yet, up to when it was
 // asked to end: what the node metered beyond that, before it heard so, is billed to nobody.
-func (n *nodes) takeOver(ctx context.Context, c *nodeClient, row leaseRow) error {
+func (n *nodes) takeOver(ctx context.Context, c *nodelink.Client, row leaseRow) error {
 	a, err := row.allocation()
 	if err != nil || a.Node == "" {
 		return nil // its renter never had it
@@ -110,8 +111,8 @@ func (n *nodes) takeOver(ctx context.Context, c *nodeClient, row leaseRow) error
 	if err != nil {
 		return err
 	}
-	var there nodeLease
-	if err := c.call(ctx, n.p.config.CallTimeout, "POST", "/leases/"+row.ID+"/end", nodeEnd{Reason: row.Reason, nodeTerm: inTerm(row.Term)}, &there); gone(err) {
+	var there nodelink.Lease
+	if err := c.Call(ctx, n.p.config.CallTimeout, "POST", "/leases/"+row.ID+"/end", nodelink.End{Reason: row.Reason, Fence: nodelink.InTerm(row.Term)}, &there); nodelink.Gone(err) {
 		return fmt.Errorf("%w: %w", errUnfit, err)
 	} else if err != nil {
 		return l.outpaced(ctx, err)

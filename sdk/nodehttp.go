@@ -15,17 +15,9 @@ import (
 
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/gpu"
+	"github.com/gpupay/gpupay/sdk/internal/nodelink"
 	"github.com/gpupay/gpupay/sdk/internal/serve"
 	"github.com/gpupay/gpupay/sdk/wire"
-)
-
-// Problems of a node's own.
-var (
-	problemStranger = wire.Problem{Type: "about:blank", Title: "Unauthorized", Status: http.StatusUnauthorized}
-	problemNoLease  = wire.Problem{Type: "about:blank", Title: "No Such Lease", Status: http.StatusNotFound}
-	problemEnded    = wire.Problem{Type: "about:blank", Title: "Lease Has Ended", Status: http.StatusGone}
-	problemSpool    = wire.Problem{Type: "about:blank", Title: "Spool Rolled Back", Status: http.StatusConflict}
-	problemTerm     = wire.Problem{Type: "about:blank", Title: "Another Gateway Runs It", Status: http.StatusConflict}
 )
 
 func (n *Node) routes() {
@@ -44,7 +36,7 @@ func (n *Node) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Cache-Control", "no-store")
 	if !n.config.Identity.FromGateway(r) {
 		w.Header().Set("Connection", "close")
-		problemStranger.With("this node serves gateways that its certificate authority knows").Write(w)
+		nodelink.Unauthorized.With("this node serves gateways that its certificate authority knows").Write(w)
 		return
 	}
 	n.mux.ServeHTTP(w, r)
@@ -58,7 +50,7 @@ func (n *Node) handle(do func(r *http.Request, body []byte) (any, error)) http.H
 	return func(w http.ResponseWriter, r *http.Request) {
 		control := http.NewResponseController(w)
 		_ = control.SetReadDeadline(time.Now().Add(serve.BodyTimeout))
-		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxNodeRequest))
+		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, nodelink.MaxRequest))
 		_ = control.SetReadDeadline(time.Time{})
 		var answer any
 		switch {
@@ -89,11 +81,11 @@ func nodeProblem(err error) *wire.Problem {
 	case errors.As(err, &large):
 		return wire.TooLarge.With("at most %d bytes are read", large.Limit)
 	case errors.Is(err, sql.ErrNoRows):
-		return problemNoLease.With("this node has no such lease")
+		return nodelink.NoLease.With("this node has no such lease")
 	case errors.Is(err, gpu.ErrNoCapacity):
 		return wire.NoCapacity.With("%v", err)
 	case errors.Is(err, errRolledBack):
-		return problemSpool.With("%v", err)
+		return nodelink.SpoolRolledBack.With("%v", err)
 	case errors.Is(err, errClosed):
 		return wire.Unavailable.With("the node stops")
 	}
@@ -105,7 +97,7 @@ func (n *Node) getStatus(r *http.Request, _ []byte) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	status := nodeStatus{Meter: n.named(), Leases: []nodeLease{}}
+	status := nodelink.Status{Meter: n.named(), Leases: []nodelink.Lease{}}
 	if status.Devices, status.Free, err = n.rentable(r.Context()); err != nil {
 		status.Devices, status.Free, status.Problem = []metering.Device{}, 0, err.Error()
 	}
@@ -145,7 +137,7 @@ type refusal struct {
 // refused is why gateways begin no lease at the node; empty if none has said so for
 // a minute.
 func (n *Node) refused() string {
-	if r := n.refusal.Load(); r != nil && time.Since(r.at) < enlistedFor {
+	if r := n.refusal.Load(); r != nil && time.Since(r.at) < nodelink.EnlistedFor {
 		return r.reason
 	}
 	return ""
@@ -153,8 +145,8 @@ func (n *Node) refused() string {
 
 // postRefusal hears why a gateway begins no lease here, for the operator to see.
 func (n *Node) postRefusal(_ *http.Request, body []byte) (any, error) {
-	var q nodeRefusal
-	if err := parseNode(body, &q); err != nil {
+	var q nodelink.Refusal
+	if err := nodelink.Parse(body, &q); err != nil {
 		return nil, wire.BadRequest.With("%v", err)
 	}
 	if n.refused() != q.Reason {
@@ -164,17 +156,17 @@ func (n *Node) postRefusal(_ *http.Request, body []byte) (any, error) {
 	return struct{}{}, nil
 }
 
-func rowLease(row leaseRow) nodeLease {
-	return nodeLease{LeaseID: common.HexToHash(row.ID), State: leaseState(row.State), Reason: row.Reason, Sequence: uint64(row.Sequence)}
+func rowLease(row leaseRow) nodelink.Lease {
+	return nodelink.Lease{LeaseID: common.HexToHash(row.ID), State: row.State, Reason: row.Reason, Sequence: uint64(row.Sequence)}
 }
 
 // postLease begins a lease, once: who asks again is told of the first.
 func (n *Node) postLease(r *http.Request, body []byte) (any, error) {
-	var q nodeStart
-	if err := parseNode(body, &q); err != nil {
+	var q nodelink.Start
+	if err := nodelink.Parse(body, &q); err != nil {
 		return nil, wire.BadRequest.With("%v", err)
 	}
-	offer, err := q.check()
+	offer, err := q.Check()
 	if err != nil {
 		return nil, wire.BadRequest.With("%v", err)
 	}
@@ -193,13 +185,13 @@ func (n *Node) postLease(r *http.Request, body []byte) (any, error) {
 		}
 	}
 	if err == nil {
-		err = n.spool.fence(r.Context(), q.LeaseID, q.nodeTerm)
+		err = n.spool.fence(r.Context(), q.LeaseID, q.Fence)
 	}
 	if err != nil {
 		return nil, err
 	}
 	if row.State == wire.StateEnded {
-		return nil, problemEnded.With("lease %s has ended: %s", q.LeaseID, row.Reason)
+		return nil, nodelink.LeaseEnded.With("lease %s has ended: %s", q.LeaseID, row.Reason)
 	}
 	a, err := row.allocation()
 	answer, meter := rowLease(row), row.meter(offer)
@@ -207,14 +199,14 @@ func (n *Node) postLease(r *http.Request, body []byte) (any, error) {
 	return answer, err
 }
 
-func (n *Node) grantFor(ctx context.Context, q nodeStart, offer wire.SignedOffer) error {
+func (n *Node) grantFor(ctx context.Context, q nodelink.Start, offer wire.SignedOffer) error {
 	n.mu.Lock()
 	closing := n.closed || n.draining
 	n.mu.Unlock()
 	if closing {
 		return wire.Unavailable.With("this node takes no new leases")
 	}
-	s := q.state()
+	s := q.ChannelState()
 	if old := n.running(s.ID); old != nil { // its gateway could not wait for us
 		if err := n.spool.precedes(ctx, old.id, q); err != nil {
 			return err
@@ -225,7 +217,7 @@ func (n *Node) grantFor(ctx context.Context, q nodeStart, offer wire.SignedOffer
 	}
 	err := errors.Join(n.store.putOffer(ctx, offer), n.spool.put(ctx, q))
 	if err == nil {
-		err = n.spool.fence(ctx, q.LeaseID, q.nodeTerm)
+		err = n.spool.fence(ctx, q.LeaseID, q.Fence)
 	}
 	if err != nil {
 		return err
@@ -245,8 +237,8 @@ func (n *Node) lease(r *http.Request) (leaseRow, error) {
 // postSync hears what a lease's channel holds and tells what the gateway does not
 // have yet.
 func (n *Node) postSync(r *http.Request, body []byte) (any, error) {
-	var q nodeSync
-	if err := parseNode(body, &q); err != nil {
+	var q nodelink.Sync
+	if err := nodelink.Parse(body, &q); err != nil {
 		return nil, wire.BadRequest.With("%v", err)
 	}
 	row, err := n.lease(r)
@@ -260,16 +252,16 @@ func (n *Node) postSync(r *http.Request, body []byte) (any, error) {
 	if answer.Sequence == q.After {
 		return answer, nil
 	}
-	records, err := n.store.records(r.Context(), answer.LeaseID, q.After, maxNodeRecords)
+	records, err := n.store.records(r.Context(), answer.LeaseID, q.After, nodelink.MaxRecords)
 	answer.Records = page(records)
 	return answer, err
 }
 
 // hear keeps what a gateway says of a lease's money, if it runs the lease, has the lease act on it, and
 // answers with the share that counts.
-func (n *Node) hear(ctx context.Context, row leaseRow, q nodeSync, answer *nodeLease) error {
+func (n *Node) hear(ctx context.Context, row leaseRow, q nodelink.Sync, answer *nodelink.Lease) error {
 	defer n.hears.Lock(answer.LeaseID)() // else an older share, or a deposed gateway's word, could land on a newer one
-	if err := n.spool.fence(ctx, answer.LeaseID, q.nodeTerm); err != nil {
+	if err := n.spool.fence(ctx, answer.LeaseID, q.Fence); err != nil {
 		return err
 	}
 	if q.After > uint64(row.Sequence) {
@@ -312,7 +304,7 @@ func page(records []metering.SignedRecord) []metering.SignedRecord {
 	size := 0
 	for i, rec := range records {
 		raw, err := json.Marshal(rec)
-		if size += len(raw); err != nil || (i > 0 && size > nodePage) {
+		if size += len(raw); err != nil || (i > 0 && size > nodelink.PageBytes) {
 			return records[:i]
 		}
 	}
@@ -339,15 +331,15 @@ func (n *Node) mute(row leaseRow, delivered uint64) error {
 
 // postEnd ends a lease, and answers when its last record is in the spool.
 func (n *Node) postEnd(r *http.Request, body []byte) (any, error) {
-	var q nodeEnd
-	if err := parseNode(body, &q); err != nil {
+	var q nodelink.End
+	if err := nodelink.Parse(body, &q); err != nil {
 		return nil, wire.BadRequest.With("%v", err)
 	}
 	id := common.HexToHash(r.PathValue("id"))
 	defer n.starts.Lock(id)() // not while it begins
 	row, err := n.lease(r)
 	if err == nil {
-		err = n.spool.fence(r.Context(), id, q.nodeTerm)
+		err = n.spool.fence(r.Context(), id, q.Fence)
 	}
 	if err != nil {
 		return nil, err

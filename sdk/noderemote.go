@@ -8,17 +8,17 @@ import (
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
-	"github.com/holiman/uint256"
 	"golang.org/x/time/rate"
 
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/internal/nodelink"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // remoteLease is a gateway's view of a lease that a node meters. It believes no
 // record before it has checked it as a renter would.
 type remoteLease struct {
-	node    *nodeClient
+	node    *nodelink.Client
 	checker *metering.Checker
 	failing bool // the last exchange failed, and was logged
 	foreign func([]metering.DeviceEvidence) error
@@ -166,13 +166,13 @@ func (l *lease) exchange(ctx context.Context) (got exchanged, err error) {
 	if part.tell.IsZero() { // see limit
 		counts = v.collectible
 	}
-	var there nodeLease
-	err = l.remote.node.call(ctx, nodeTimeout, "POST", "/leases/"+l.id.Hex()+"/sync",
-		nodeSync{nodeMoney: moneyOf(counts, v.deposit).with(part), nodeTerm: inTerm(l.term), After: v.sequence}, &there)
+	var there nodelink.Lease
+	err = l.remote.node.Call(ctx, nodeTimeout, "POST", "/leases/"+l.id.Hex()+"/sync",
+		nodelink.Sync{Money: nodelink.MoneyOf(counts, v.deposit).WithCredit(part.tell, part.version), Fence: nodelink.InTerm(l.term), After: v.sequence}, &there)
 	switch {
-	case gone(err):
+	case nodelink.Gone(err):
 		return exchanged{ended: true, reason: "its node knows nothing of it"}, nil
-	case errors.Is(err, &problemSpool):
+	case errors.Is(err, &nodelink.SpoolRolledBack):
 		return got, fmt.Errorf("%w: %w", errUnfit, err)
 	case err != nil:
 		return got, l.outpaced(ctx, err)
@@ -188,24 +188,13 @@ func (l *lease) exchange(ctx context.Context) (got exchanged, err error) {
 	now, _ := l.snapshot()
 	switch {
 	case now.sequence < there.Sequence && now.sequence == v.sequence:
-		return got, fmt.Errorf("node %s has %d records of lease %s and does not give them", l.remote.node.name, there.Sequence, l.id)
+		return got, fmt.Errorf("node %s has %d records of lease %s and does not give them", l.remote.node.Name, there.Sequence, l.id)
 	case now.sequence < there.Sequence:
 		return exchanged{more: true}, nil
-	case there.State == leaseEnded:
+	case there.State == wire.StateEnded:
 		return exchanged{ended: true, reason: there.Reason}, nil
 	}
 	return got, l.mirrorState(ctx, there)
-}
-
-func moneyOf(accepted, deposit uint256.Int) nodeMoney {
-	return nodeMoney{Accepted: wire.NewAmount(accepted), Deposit: wire.NewAmount(deposit)}
-}
-
-// with says how much of its payer's credit the lease has.
-func (m nodeMoney) with(share portion) nodeMoney {
-	credit := wire.NewAmount(share.tell)
-	m.Credit, m.CreditVersion = &credit, &share.version
-	return m
 }
 
 // take checks a record and has it and its charge on disk before anyone sees it.
@@ -215,13 +204,13 @@ func (l *lease) take(ctx context.Context, rec metering.SignedRecord) error {
 		return l.same(ctx, rec)
 	}
 	if err := l.remote.foreign(rec.Evidence.Devices); err != nil {
-		return fmt.Errorf("%w: node %s: %w", errUnfit, l.remote.node.name, err)
+		return fmt.Errorf("%w: node %s: %w", errUnfit, l.remote.node.Name, err)
 	}
 	if err := l.remote.checker.Check(rec); err != nil {
 		if errors.Is(err, metering.ErrClock) {
-			return fmt.Errorf("node %s: %w", l.remote.node.name, err) // our own clock may be behind: asked again
+			return fmt.Errorf("node %s: %w", l.remote.node.Name, err) // our own clock may be behind: asked again
 		}
-		return fmt.Errorf("%w: node %s: %w", errUnfit, l.remote.node.name, err)
+		return fmt.Errorf("%w: node %s: %w", errUnfit, l.remote.node.Name, err)
 	}
 	l.unstored = &rec
 	return l.keep(ctx)
@@ -237,21 +226,22 @@ func (l *lease) same(ctx context.Context, rec metering.SignedRecord) error {
 	is, _ := json.Marshal([]metering.SignedRecord{rec})
 	if string(was) != string(is) {
 		return fmt.Errorf("%w: node %s: %w: it gives another record %d of lease %s than the one on disk",
-			errUnfit, l.remote.node.name, metering.ErrForked, rec.Sequence, l.id)
+			errUnfit, l.remote.node.Name, metering.ErrForked, rec.Sequence, l.id)
 	}
 	return nil
 }
 
 // mirrorState keeps whether the node serves the lease, and shows it.
-func (l *lease) mirrorState(ctx context.Context, there nodeLease) error {
+func (l *lease) mirrorState(ctx context.Context, there nodelink.Lease) error {
 	v, _ := l.snapshot()
-	if there.State != leaseActive && there.State != leaseSuspended || there.State == v.state && there.Reason == v.reason {
+	state := leaseState(there.State)
+	if state != leaseActive && state != leaseSuspended || state == v.state && there.Reason == v.reason {
 		return nil
 	}
 	if !l.remote.shown.Allow() {
 		return nil // the next answer says so again
 	}
-	l.enter(ctx, there.State, there.Reason)
+	l.enter(ctx, state, there.Reason)
 	return nil
 }
 
@@ -260,7 +250,7 @@ func (l *lease) complain(ctx context.Context, err error) {
 	switch {
 	case errors.Is(err, errNotOurs): // see drop
 	case err == nil && l.remote.failing:
-		l.deps.log.Info("lease is in touch with its node again", "lease", l.id, "node", l.remote.node.name)
+		l.deps.log.Info("lease is in touch with its node again", "lease", l.id, "node", l.remote.node.Name)
 	case errors.Is(err, errUnfit):
 		l.deps.log.Error("record refused: nothing of it is charged, and the lease ends", "lease", l.id, "channel", l.terms.ID(), "error", err)
 	case err != nil && !l.remote.failing && ctx.Err() == nil:
@@ -277,7 +267,7 @@ func (l *lease) collect(ctx context.Context, req stopRequest) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, l.deps.timing.callTimeout)
 	defer cancel()
-	if err := l.remote.node.end(ctx, l.deps.timing.callTimeout, l.id, nodeEnd{Reason: req.reason, nodeTerm: inTerm(l.term)}); err != nil {
+	if err := l.remote.node.End(ctx, l.deps.timing.callTimeout, l.id, nodelink.End{Reason: req.reason, Fence: nodelink.InTerm(l.term)}); err != nil {
 		return l.outpaced(ctx, err)
 	}
 	return l.exchangeAll(ctx)

@@ -19,6 +19,7 @@ import (
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/gpu"
+	"github.com/gpupay/gpupay/sdk/internal/nodelink"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -29,10 +30,10 @@ const nodeTimeout = 5 * time.Second
 // node begin a lease, and take the devices back at its end.
 type nodes struct {
 	p     *Provider
-	links []*nodeClient
+	links []*nodelink.Client
 
 	mu     sync.Mutex
-	status map[string]nodeStatus        // of the nodes that answered when they were asked last
+	status map[string]nodelink.Status   // of the nodes that answered when they were asked last
 	known  map[string][]metering.Device // of all that were ever enlisted: the offer does not change with the network
 	failed map[string]string            // what was logged of the others
 	rests  map[string]*nodeRest         // of those that began no lease when they were asked
@@ -65,14 +66,14 @@ const (
 var _ placer = (*nodes)(nil)
 
 func newNodes(p *Provider) (*nodes, error) {
-	n := &nodes{p: p, status: make(map[string]nodeStatus), known: make(map[string][]metering.Device), failed: make(map[string]string),
+	n := &nodes{p: p, status: make(map[string]nodelink.Status), known: make(map[string][]metering.Device), failed: make(map[string]string),
 		rests: make(map[string]*nodeRest), busy: make(map[string]bool), now: time.Now, offers: rate.NewLimiter(rate.Every(offerPace), offerBurst), absent: make(map[string]time.Time), outdone: make(map[common.Hash]bool), enlisted: make(map[string][]wire.OfferDevices), refused: make(map[string]string)}
 	if err := p.config.NodeIdentity.CheckGateway(); err != nil {
 		return nil, fmt.Errorf("provider: NodeIdentity: %w", err)
 	}
 	for _, link := range p.config.Nodes {
-		client, err := newNodeClient(link, p.config.NodeIdentity)
-		if err == nil && n.link(client.name) != nil {
+		client, err := nodelink.NewClient(link.Name, link.URL, p.config.NodeIdentity)
+		if err == nil && n.link(client.Name) != nil {
 			err = fmt.Errorf("node %s: there are two of this name", link.Name)
 		}
 		if err != nil {
@@ -83,8 +84,8 @@ func newNodes(p *Provider) (*nodes, error) {
 	return n, nil
 }
 
-func (n *nodes) link(name string) *nodeClient {
-	i := slices.IndexFunc(n.links, func(c *nodeClient) bool { return c.name == name })
+func (n *nodes) link(name string) *nodelink.Client {
+	i := slices.IndexFunc(n.links, func(c *nodelink.Client) bool { return c.Name == name })
 	if i < 0 {
 		return nil
 	}
@@ -97,10 +98,10 @@ func (n *nodes) ask(ctx context.Context) error {
 	var wait sync.WaitGroup
 	for _, c := range n.links {
 		wait.Go(func() {
-			var s nodeStatus
-			err := c.call(ctx, nodeTimeout, "GET", "/status", nil, &s)
+			var s nodelink.Status
+			err := c.Call(ctx, nodeTimeout, "GET", "/status", nil, &s)
 			if ctx.Err() == nil {
-				n.note(c.name, s, err)
+				n.note(c.Name, s, err)
 			}
 		})
 	}
@@ -108,7 +109,7 @@ func (n *nodes) ask(ctx context.Context) error {
 	return n.enlist(ctx)
 }
 
-func (n *nodes) note(name string, s nodeStatus, err error) {
+func (n *nodes) note(name string, s nodelink.Status, err error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if err == nil {
@@ -135,7 +136,7 @@ func (n *nodes) devices() []metering.Device {
 	defer n.mu.Unlock()
 	var all []metering.Device
 	for _, c := range n.links {
-		all = append(all, n.known[c.name]...)
+		all = append(all, n.known[c.Name]...)
 	}
 	return all
 }
@@ -160,7 +161,7 @@ func (n *nodes) publish(ctx context.Context) {
 // differs reports whether an offer says something else than the nodes do.
 func (n *nodes) differs(o wire.Offer) bool {
 	devices := n.devices()
-	return !slices.Equal(o.Devices, offered(devices)) || o.Simulated != simulated(devices)
+	return !slices.Equal(o.Devices, wire.DevicesOf(devices)) || o.Simulated != simulated(devices)
 }
 
 // run asks the nodes again and again, ends there what has ended here, and has the
@@ -208,7 +209,7 @@ func (n *nodes) reconcileAt(ctx context.Context, name string, ids []common.Hash)
 		if row.State != wire.StateEnded || row.Held != 0 {
 			continue
 		}
-		ended := n.end(ctx, n.link(name), id, nodeEnd{Reason: row.Reason, Closed: true, nodeTerm: inTerm(row.Term)})
+		ended := n.end(ctx, n.link(name), id, nodelink.End{Reason: row.Reason, Closed: true, Fence: nodelink.InTerm(row.Term)})
 		if a, bad := row.allocation(); ended == nil && (bad != nil || a.Node == "" || a.Node == name) {
 			ended = n.p.deps.shares.end(ctx, id)
 		}
@@ -240,19 +241,10 @@ func (n *nodes) beside(ctx context.Context, kind, name string, work func(context
 }
 
 // end is the node's, of a lease that does not run here.
-func (n *nodes) end(ctx context.Context, c *nodeClient, id common.Hash, q nodeEnd) error {
-	err := c.end(ctx, n.p.config.CallTimeout, id, q)
-	if errors.Is(err, &problemTerm) {
+func (n *nodes) end(ctx context.Context, c *nodelink.Client, id common.Hash, q nodelink.End) error {
+	err := c.End(ctx, n.p.config.CallTimeout, id, q)
+	if errors.Is(err, &nodelink.Deposed) {
 		err = n.outpaced(ctx, id, *q.Term, err)
-	}
-	return err
-}
-
-// end ends a lease at its node. One that it does not know has ended.
-func (c *nodeClient) end(ctx context.Context, timeout time.Duration, id common.Hash, q nodeEnd) error {
-	err := c.call(ctx, timeout, "POST", "/leases/"+id.Hex()+"/end", q, &nodeLease{})
-	if gone(err) {
-		return nil
 	}
 	return err
 }
@@ -329,16 +321,16 @@ func (n *nodes) freeBeside(leases []int) int {
 
 // roomy returns the nodes with enough devices free, those with most first, so
 // that leases spread over the hosts.
-func (n *nodes) roomy(gpus int) []*nodeClient {
+func (n *nodes) roomy(gpus int) []*nodelink.Client {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	var fit []*nodeClient
+	var fit []*nodelink.Client
 	for _, c := range n.links {
-		if n.takes(c.name) && n.status[c.name].Free >= gpus {
+		if n.takes(c.Name) && n.status[c.Name].Free >= gpus {
 			fit = append(fit, c)
 		}
 	}
-	slices.SortStableFunc(fit, func(a, b *nodeClient) int { return cmp.Compare(n.status[b.name].Free, n.status[a.name].Free) })
+	slices.SortStableFunc(fit, func(a, b *nodelink.Client) int { return cmp.Compare(n.status[b.Name].Free, n.status[a.Name].Free) })
 	return fit
 }
 
@@ -350,32 +342,32 @@ func (n *nodes) place(ctx context.Context, req placement) (gpu.Allocation, commo
 	if err != nil {
 		return gpu.Allocation{}, common.Address{}, err
 	}
-	q := nodeStart{LeaseID: req.LeaseID, WrittenAt: written, Terms: req.channel.Terms, Offer: req.offer.Document, GPUs: req.GPUs, OwedBefore: wire.NewAmount(req.channel.Spent),
-		nodeMoney: moneyOf(req.channel.Accepted, req.channel.Deposit), nodeTerm: inTerm(req.Term)}
+	q := nodelink.Start{LeaseID: req.LeaseID, WrittenAt: written, Terms: req.channel.Terms, Offer: req.offer.Document, GPUs: req.GPUs, OwedBefore: wire.NewAmount(req.channel.Spent),
+		Money: nodelink.MoneyOf(req.channel.Accepted, req.channel.Deposit), Fence: nodelink.InTerm(req.Term)}
 	share, err := n.makeRoom(ctx, req)
 	if err != nil {
 		return gpu.Allocation{}, common.Address{}, err
 	}
 	if share.tell.IsZero() { // see lease.limit
-		q.nodeMoney = moneyOf(collectible(req.channel, n.p.deps.row), req.channel.Deposit)
+		q.Money = nodelink.MoneyOf(collectible(req.channel, n.p.deps.row), req.channel.Deposit)
 	}
-	q.nodeMoney = q.with(share)
+	q.Money = q.WithCredit(share.tell, share.version)
 	for _, c := range n.roomy(req.GPUs) {
-		var began nodeLease
-		err := c.call(ctx, n.p.config.CallTimeout, "POST", "/leases", q, &began)
+		var began nodelink.Lease
+		err := c.Call(ctx, n.p.config.CallTimeout, "POST", "/leases", q, &began)
 		if errors.Is(err, &wire.NoCapacity) {
 			continue // another gateway was faster
 		}
 		if err == nil && (began.Allocation == nil || began.LeaseID != req.LeaseID) {
-			err = &errNode{c.name, fmt.Errorf("its answer is about lease %s and names no devices", began.LeaseID)}
+			err = &nodelink.Error{Node: c.Name, Err: fmt.Errorf("its answer is about lease %s and names no devices", began.LeaseID)}
 		}
 		if err == nil {
-			if wrong := n.owns(c.name, began.Allocation.Devices, req.GPUs); wrong != nil {
-				err = &errNode{c.name, wrong}
+			if wrong := n.owns(c.Name, began.Allocation.Devices, req.GPUs); wrong != nil {
+				err = &nodelink.Error{Node: c.Name, Err: wrong}
 			}
 		}
 		if err == nil && (began.Meter == nil || *began.Meter == (common.Address{})) {
-			err = &errNode{c.name, errors.New("it does not say which key signs the lease's records: it is from before nodes had keys of their own")}
+			err = &nodelink.Error{Node: c.Name, Err: errors.New("it does not say which key signs the lease's records: it is from before nodes had keys of their own")}
 		}
 		if err != nil {
 			if err = n.notBegun(ctx, c, q, err); err == nil {
@@ -383,10 +375,10 @@ func (n *nodes) place(ctx context.Context, req placement) (gpu.Allocation, commo
 			}
 			return gpu.Allocation{}, common.Address{}, errors.Join(err, n.p.deps.shares.end(ctx, req.LeaseID))
 		}
-		n.wakeUp(c.name)
-		n.took(c.name, req.GPUs)
+		n.wakeUp(c.Name)
+		n.took(c.Name, req.GPUs)
 		a := *began.Allocation
-		a.LeaseID, a.Node, a.Term = req.LeaseID, c.name, req.Term
+		a.LeaseID, a.Node, a.Term = req.LeaseID, c.Name, req.Term
 		return a, *began.Meter, nil
 	}
 	return gpu.Allocation{}, common.Address{}, errors.Join(fmt.Errorf("%w: no node has %d", gpu.ErrNoCapacity, req.GPUs), n.p.deps.shares.end(ctx, req.LeaseID))
@@ -431,7 +423,7 @@ func (n *nodes) Release(ctx context.Context, a gpu.Allocation) error {
 	} else if err != nil {
 		return err
 	}
-	if err := n.end(ctx, c, a.LeaseID, nodeEnd{Reason: cmp.Or(row.Reason, "its gateway ends it"), Closed: true, nodeTerm: inTerm(a.Term)}); err != nil {
+	if err := n.end(ctx, c, a.LeaseID, nodelink.End{Reason: cmp.Or(row.Reason, "its gateway ends it"), Closed: true, Fence: nodelink.InTerm(a.Term)}); err != nil {
 		return err
 	}
 	return n.p.deps.shares.end(ctx, a.LeaseID)
@@ -449,7 +441,7 @@ func (n *nodes) Adopt(_ context.Context, a gpu.Allocation) error {
 func (n *nodes) names() string {
 	names := make([]string, len(n.links))
 	for i, c := range n.links {
-		names[i] = c.name
+		names[i] = c.Name
 	}
 	return strings.Join(names, ", ")
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk/internal/database"
+	"github.com/gpupay/gpupay/sdk/internal/nodelink"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -62,8 +63,8 @@ func openSpool(ctx context.Context, path string) (spool, error) {
 }
 
 // put keeps what the channel of a lease holds when the lease begins.
-func (s spool) put(ctx context.Context, q nodeStart) error {
-	c := q.state()
+func (s spool) put(ctx context.Context, q nodelink.Start) error {
+	c := q.ChannelState()
 	terms, err := json.Marshal(c.Terms)
 	if err != nil {
 		return err
@@ -72,17 +73,9 @@ func (s spool) put(ctx context.Context, q nodeStart) error {
 		_, err := tx.NamedExecContext(ctx, `INSERT INTO spool (lease, terms, accepted, deposit, credit, credit_version, written_at)
 			VALUES (:lease, :terms, :accepted, :deposit, :credit, :credit_version, :written_at) ON CONFLICT (lease) DO NOTHING`,
 			spoolRow{Lease: q.LeaseID.Hex(), Terms: string(terms), Accepted: c.Accepted.Dec(), Deposit: c.Deposit.Dec(),
-				Credit: creditText(q.Credit), Version: q.version(), WrittenAt: q.WrittenAt})
+				Credit: creditText(q.Credit), Version: q.Version(), WrittenAt: q.WrittenAt})
 		return err
 	})
-}
-
-// version is the fencing token of the credit; 0 where none is said.
-func (m nodeMoney) version() int64 {
-	if m.CreditVersion == nil {
-		return 0
-	}
-	return *m.CreditVersion
 }
 
 func creditText(credit *wire.Amount) string {
@@ -145,7 +138,7 @@ func (r spoolRow) state() (channel.State, error) {
 // and returns what counts: what was vouchered never falls, whichever gateway is
 // behind, and a share that is older than the one that was heard does not count.
 // One hear of a lease runs at a time.
-func (s spool) hear(ctx context.Context, row leaseRow, q nodeSync) (spoolRow, channel.State, error) {
+func (s spool) hear(ctx context.Context, row leaseRow, q nodelink.Sync) (spoolRow, channel.State, error) {
 	known, err := s.get(ctx, s.db.View(), common.HexToHash(row.ID))
 	if err != nil {
 		return known, channel.State{}, err
@@ -160,7 +153,7 @@ func (s spool) hear(ctx context.Context, row leaseRow, q nodeSync) (spoolRow, ch
 		now.Accepted = q.Accepted.Int
 	}
 	if q.Credit != nil && (q.CreditVersion == nil || *q.CreditVersion >= known.Version) {
-		next.Credit, next.Version = q.Credit.Dec(), max(known.Version, q.version())
+		next.Credit, next.Version = q.Credit.Dec(), max(known.Version, q.Version())
 	}
 	next.Accepted, next.Deposit, next.Delivered = now.Accepted.Dec(), now.Deposit.Dec(), max(known.Delivered, int64(q.After))
 	if next == known {

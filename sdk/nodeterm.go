@@ -10,6 +10,7 @@ import (
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/jmoiron/sqlx"
 
+	"github.com/gpupay/gpupay/sdk/internal/nodelink"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -19,7 +20,7 @@ import (
 
 // fence has it on disk that a gateway of such a term was heard, and refuses one of an older term than any that was: what it says
 // would raise vouchers, end a lease or begin one that another gateway runs by now.
-func (s spool) fence(ctx context.Context, lease common.Hash, said nodeTerm) error {
+func (s spool) fence(ctx context.Context, lease common.Hash, said nodelink.Fence) error {
 	if said.Term == nil {
 		return nil
 	}
@@ -37,19 +38,19 @@ func (s spool) fence(ctx context.Context, lease common.Hash, said nodeTerm) erro
 	if err != nil || known.Term <= *said.Term {
 		return err
 	}
-	refusal := problemTerm.With("lease %s is another gateway's since term %d, and this is said in term %d", lease, known.Term, *said.Term)
+	refusal := nodelink.Deposed.With("lease %s is another gateway's since term %d, and this is said in term %d", lease, known.Term, *said.Term)
 	refusal.Term = &known.Term
 	return refusal
 }
 
 // precedes refuses the beginning of a lease that the gateways wrote down before the one that runs on its channel: who asks for it
 // was stopped since, and the renter has begun another one by now.
-func (s spool) precedes(ctx context.Context, running common.Hash, q nodeStart) error {
+func (s spool) precedes(ctx context.Context, running common.Hash, q nodelink.Start) error {
 	known, err := s.get(ctx, s.db.View(), running)
 	if err != nil || q.WrittenAt == 0 || known.WrittenAt < q.WrittenAt {
 		return err
 	}
-	return problemTerm.With("lease %s runs on its channel, and was written down after lease %s", running, q.LeaseID)
+	return nodelink.Deposed.With("lease %s runs on its channel, and was written down after lease %s", running, q.LeaseID)
 }
 
 // written is when a lease that begins was written down. It fails if another gateway has ended it since.
@@ -62,12 +63,12 @@ func (n *nodes) written(ctx context.Context, req placement) (int64, error) {
 }
 
 // notBegun ends what a node may have begun of a lease and not said so. It is nil where another node can begin it.
-func (n *nodes) notBegun(ctx context.Context, c *nodeClient, q nodeStart, why error) error {
-	if errors.Is(why, &problemTerm) { // and no failure of the node
+func (n *nodes) notBegun(ctx context.Context, c *nodelink.Client, q nodelink.Start, why error) error {
+	if errors.Is(why, &nodelink.Deposed) { // and no failure of the node
 		return errors.Join(errElsewhere(q.Terms.ID()), why)
 	}
-	n.p.config.Log.Error("lease could not be begun at its node", "node", c.name, "lease", q.LeaseID, "error", why, "rest", n.tire(c.name))
-	if c.end(ctx, nodeTimeout, q.LeaseID, nodeEnd{Reason: "another node begins it", Closed: true, nodeTerm: q.nodeTerm}) == nil {
+	n.p.config.Log.Error("lease could not be begun at its node", "node", c.Name, "lease", q.LeaseID, "error", why, "rest", n.tire(c.Name))
+	if c.End(ctx, nodeTimeout, q.LeaseID, nodelink.End{Reason: "another node begins it", Closed: true, Fence: q.Fence}) == nil {
 		return nil // it has it no more, if it ever had
 	}
 	return errors.Join(wire.Unavailable.With("the GPUs' host could not be reached: try again"), why)
@@ -124,7 +125,7 @@ func (s leaseStore) outdo(ctx context.Context, id common.Hash, term, next int64)
 
 // outpaced lets go of the lease where another gateway runs it, as a write does that finds no row.
 func (l *lease) outpaced(ctx context.Context, err error) error {
-	if errors.Is(err, &problemTerm) {
+	if errors.Is(err, &nodelink.Deposed) {
 		err = l.remote.outpaced(ctx, err)
 		l.notice(err)
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/gpupay/gpupay/internal/pgtest"
+	"github.com/gpupay/gpupay/sdk/internal/nodelink"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -188,7 +189,7 @@ func TestGatewayLetsGoOfWhatItsNodeRefuses(t *testing.T) {
 		"release":   func() error { return n.Release(t.Context(), a) },
 		"take over": func() error { return n.takeOver(t.Context(), n.link("north"), row) },
 		"end": func() error {
-			return n.end(t.Context(), n.link("north"), id, nodeEnd{Reason: "it was long asleep", nodeTerm: inTerm(row.Term)})
+			return n.end(t.Context(), n.link("north"), id, nodelink.End{Reason: "it was long asleep", Fence: nodelink.InTerm(row.Term)})
 		},
 	} {
 		if err := does(); !errors.Is(err, errNotOurs) {
@@ -215,7 +216,7 @@ func TestGatewayLetsGoOfWhatItsNodeRefuses(t *testing.T) {
 	waitFor(t, func() bool { return rented.row().Sequence > before.Sequence })
 	row = rented.row()
 	hears(50)
-	if _, err := asleep().exchange(t.Context()); !errors.Is(err, &problemTerm) || errors.Is(err, errNotOurs) || rented.row().Term != row.Term {
+	if _, err := asleep().exchange(t.Context()); !errors.Is(err, &nodelink.Deposed) || errors.Is(err, errNotOurs) || rented.row().Term != row.Term {
 		t.Errorf("a node that names ever newer terms: %v, in term %d", err, rented.row().Term)
 	}
 }

@@ -18,9 +18,6 @@ import (
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
-// maxGPUs bounds what one lease may ask for.
-const maxGPUs = 1024
-
 // routes are the provider's resources. The lease is the paid one; vouchers go
 // to the same URI as what they pay for.
 func (p *Provider) routes() {
@@ -118,8 +115,8 @@ func gpusOf(r *http.Request) (int, error) {
 		return 1, nil
 	}
 	n, err := strconv.Atoi(text)
-	if err != nil || n < 1 || n > maxGPUs {
-		return 0, fmt.Errorf("%w: gpus=%.20q is not a number from 1 to %d", wire.ErrMalformed, text, maxGPUs)
+	if err != nil || n < 1 || n > wire.MaxGPUs {
+		return 0, fmt.Errorf("%w: gpus=%.20q is not a number from 1 to %d", wire.ErrMalformed, text, wire.MaxGPUs)
 	}
 	return n, nil
 }

@@ -8,6 +8,7 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/sdk/gpu"
+	"github.com/gpupay/gpupay/sdk/internal/inventory"
 	"github.com/gpupay/gpupay/sdk/units"
 )
 
@@ -47,7 +48,7 @@ func (p *Provider) prices(ctx context.Context) error {
 	if len(p.devices) == 0 {
 		return fmt.Errorf("provider: %s has no GPU to rent out", p.config.Source.Name())
 	}
-	if err := ofOneKind(p.devices); err != nil {
+	if err := inventory.OfOneKind(p.devices); err != nil {
 		return fmt.Errorf("provider: %w", err)
 	}
 	if p.config.Allocator == nil {

@@ -294,7 +294,7 @@ func (p *Provider) renewOffer(ctx context.Context) error {
 		Tick:        p.config.Tick.Milliseconds(),
 		MaxGap:      p.config.MaxGap.Milliseconds(),
 		RecordEvery: p.config.RecordEvery.Milliseconds(),
-		Devices:     offered(devices),
+		Devices:     wire.DevicesOf(devices),
 		Simulated:   simulated(devices),
 		Expires:     offerEnd(time.Now(), p.config.OfferTTL).Unix(),
 	})
@@ -308,22 +308,6 @@ func (p *Provider) renewOffer(ctx context.Context) error {
 	defer p.mu.Unlock()
 	p.offer = offer
 	return nil
-}
-
-// offered is what devices are offered as: those of one model with the least memory that any of them has, so that an offer does
-// not grow with the devices.
-func offered(devices []metering.Device) []wire.OfferDevices {
-	var kinds []wire.OfferDevices
-	for _, d := range devices {
-		i := slices.IndexFunc(kinds, func(k wire.OfferDevices) bool { return k.Model == d.Name })
-		if i < 0 {
-			kinds = append(kinds, wire.OfferDevices{Model: d.Name, MemoryBytes: d.MemoryBytes})
-			i = len(kinds) - 1
-		}
-		kinds[i].Count++
-		kinds[i].MemoryBytes = min(kinds[i].MemoryBytes, d.MemoryBytes)
-	}
-	return kinds
 }
 
 func simulated(devices []metering.Device) bool {

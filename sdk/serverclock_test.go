@@ -17,6 +17,7 @@ import (
 	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/sdk/internal/cluster"
 	"github.com/gpupay/gpupay/sdk/internal/database"
+	"github.com/gpupay/gpupay/sdk/internal/nodelink"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -255,12 +256,12 @@ func TestNodesOfAClockThatWasSetBack(t *testing.T) {
 			if name == onPostgres {
 				address, clock = pgtest.Clock(t)
 			}
-			s := leaseStore{db: openTables(t, address)}
+			s := nodelink.Enlistments{DB: openTables(t, address)}
 			at := func(ahead time.Duration, node, model string) (refused string) {
 				t.Helper()
 				clock(ahead)
 				heard := map[string][]metering.Device{node: {{UUID: sim.UUID(0), Name: model, MemoryBytes: 1}}}
-				why, err := s.enlist(t.Context(), now.Add(ahead), []string{node}, heard)
+				why, err := s.Enlist(t.Context(), now.Add(ahead), []string{node}, heard)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -272,7 +273,7 @@ func TestNodesOfAClockThatWasSetBack(t *testing.T) {
 			if why := at(-time.Hour, "another", "Another GPU"); why == "" {
 				t.Error("a node whose gateway may name it soon was forgotten")
 			}
-			if why := at(-time.Hour+enlistedFor+time.Second, "another", "Another GPU"); why != "" {
+			if why := at(-time.Hour+nodelink.EnlistedFor+time.Second, "another", "Another GPU"); why != "" {
 				t.Error(why)
 			}
 			if why := at(-2*time.Hour, "another", "Another GPU"); why != "" {

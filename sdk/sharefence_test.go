@@ -5,6 +5,8 @@ import (
 	"testing"
 
 	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/sdk/internal/nodelink"
 )
 
 // TestOldShareIsNotHeard: what a gateway says late of a lease's share, deposed or not, raises none at its node and lowers none
@@ -39,12 +41,12 @@ func TestOldShareIsNotHeard(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		money := moneyOf(uint256.Int{}, *uint256.NewInt(100_000)).with(portion{tell: *uint256.NewInt(share), version: version})
+		money := nodelink.MoneyOf(uint256.Int{}, *uint256.NewInt(100_000)).WithCredit(*uint256.NewInt(share), version)
 		if version < 0 {
 			money.CreditVersion = nil
 		}
 		answer := rowLease(row)
-		if err := north.node.hear(t.Context(), row, nodeSync{nodeMoney: money}, &answer); err != nil {
+		if err := north.node.hear(t.Context(), row, nodelink.Sync{Money: money}, &answer); err != nil {
 			t.Fatal(err)
 		}
 		if got := spooled(); got.Credit != answer.Credit.Dec() || got.Version != answer.CreditVersion {

@@ -8,6 +8,9 @@ import (
 	"github.com/gpupay/gpupay/metering"
 )
 
+// MaxGPUs bounds what one lease may ask for.
+const MaxGPUs = 1024
+
 // The states of a lease as Lease and Status name them.
 const (
 	StateAllocating = "allocating"

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
@@ -50,6 +51,22 @@ type OfferDevices struct {
 	Model       string `json:"model"`
 	MemoryBytes uint64 `json:"memoryBytes"`
 	Count       int    `json:"count"`
+}
+
+// DevicesOf is what an offer says of devices: those of one model with the least memory that any of them has, so that an offer does not
+// grow with the devices.
+func DevicesOf(devices []metering.Device) []OfferDevices {
+	var kinds []OfferDevices
+	for _, d := range devices {
+		i := slices.IndexFunc(kinds, func(k OfferDevices) bool { return k.Model == d.Name })
+		if i < 0 {
+			kinds = append(kinds, OfferDevices{Model: d.Name, MemoryBytes: d.MemoryBytes})
+			i = len(kinds) - 1
+		}
+		kinds[i].Count++
+		kinds[i].MemoryBytes = min(kinds[i].MemoryBytes, d.MemoryBytes)
+	}
+	return kinds
 }
 
 // SignedOffer is an offer as published: the exact document and its signature.
