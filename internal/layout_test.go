@@ -58,6 +58,7 @@ var layout = []struct{ pkg, may string }{
 	{"sdk/internal/boundlog", "sdk/internal/reach"},
 	{"sdk/internal/evidence", "metering"},
 	{"sdk/audit", "bindings channel internal/eip712 internal/exactjson internal/redact internal/u256 metering sdk/chain sdk/internal/billed sdk/wire"},
+	{"sdk/internal/leasestore", "channel channel/store metering sdk/audit sdk/chain sdk/gpu sdk/internal/database sdk/wire"},
 	{"sdk/wallet", "channel channel/store metering sdk/audit sdk/chain sdk/internal/billed sdk/internal/boundlog sdk/internal/database " +
 		"sdk/internal/evidence sdk/internal/peer sdk/units sdk/wire"},
 	{"sdk/x402/x402client", "channel channel/store internal/exactjson internal/fault internal/u256 metering sdk/audit sdk/chain " +

@@ -79,11 +79,11 @@ func chargeUnseen(ctx context.Context, p *Provider, s channel.State) error {
 	if _, err := p.payee.CatchUp(ctx, s.ID, s.Settled); err != nil {
 		return err
 	}
-	row, ok, err := p.store.newest(ctx, s.ID)
+	row, ok, err := p.store.Leases.Newest(ctx, s.ID)
 	if err != nil || !ok || row.State == wire.StateEnded {
 		return err
 	}
-	if a, err := row.allocation(); err != nil || a.Node != "" {
+	if a, err := row.Allocated(); err != nil || a.Node != "" {
 		return err
 	}
 	return p.muteLease(ctx, s.ID, row)

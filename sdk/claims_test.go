@@ -24,6 +24,7 @@ import (
 	"github.com/gpupay/gpupay/internal/pgtest"
 	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/wire"
 	"github.com/gpupay/gpupay/sdk/x402"
 )
@@ -367,7 +368,7 @@ type stoppedLeases struct {
 	*stop
 }
 
-func (s stoppedLeases) beginLease(ctx context.Context, row leaseRow, c channel.State, offer wire.SignedOffer, held *gatewayClaim) (*lease, error) {
+func (s stoppedLeases) beginLease(ctx context.Context, row leasestore.Row, c channel.State, offer wire.SignedOffer, held *leasestore.Lock) (*lease, error) {
 	s.point()
 	return s.leaseDirectory.beginLease(ctx, row, c, offer, held)
 }
@@ -574,7 +575,7 @@ func TestPaymentBesideARefund(t *testing.T) {
 					stopped.wake()
 					superseded(t, <-first)
 				}
-				if row, ok, err := s.two.provider.store.newest(t.Context(), s.a.terms.ID()); err != nil || !ok || row.State != wire.StateEnded {
+				if row, ok, err := s.two.provider.store.Leases.Newest(t.Context(), s.a.terms.ID()); err != nil || !ok || row.State != wire.StateEnded {
 					t.Errorf("the channel's lease is %q, %v", row.State, err)
 				}
 				if kept := s.b.kept(); kept.Spent != used || kept.Deposit != kept.Settled {
@@ -765,19 +766,18 @@ func TestRefundOfAStoppedProcess(t *testing.T) {
 }
 
 // lostClaim is a claim that another gateway has had since.
-func (s *sellers) lostClaim(name string) *gatewayClaim {
+func (s *sellers) lostClaim(name string) *leasestore.Lock {
 	s.a.Helper()
-	take := func(r *payRig) *gatewayClaim {
-		c, err := r.provider.store.takeClaim(s.a.Context(), r.provider.life, name, time.Millisecond, slog.New(slog.DiscardHandler))
+	take := func(r *payRig) *leasestore.Lock {
+		c, err := r.provider.store.Locks.Take(s.a.Context(), r.provider.life, name, time.Millisecond, slog.New(slog.DiscardHandler))
 		if err != nil {
 			s.a.Fatal(err)
 		}
 		return c
 	}
 	lost := take(s.one)
-	s.a.Cleanup(lost.stop)
 	runOut(s.a.T, s.two.provider)
-	take(s.two).release(s.a.Context())
+	take(s.two).Release(s.a.Context())
 	return lost
 }
 
@@ -822,7 +822,7 @@ func TestLostClaimWritesNothing(t *testing.T) {
 			return err
 		},
 	} {
-		if err := write(); !errors.Is(err, errClaimLost) {
+		if err := write(); !errors.Is(err, leasestore.ErrLockLost) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

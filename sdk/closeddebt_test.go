@@ -10,6 +10,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -21,7 +22,7 @@ func TestVoucherThatNoBlockPaysIsNoPayment(t *testing.T) {
 		c.MinGrace = 10 * time.Minute
 	})
 	lease := r.open(1, 10_000, "?gpus=2")
-	lease.status(leaseSuspended)
+	lease.status(leasestore.Suspended)
 	final := lease.release()
 	used := final.Owed.Uint64()
 	lease.pay(used)

@@ -12,6 +12,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/devchain"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -131,8 +132,8 @@ func TestNothingIsAcceptedBehindAClose(t *testing.T) {
 			if resp := r.do("POST", "", late); resp.StatusCode == http.StatusOK {
 				t.Error("a voucher is acknowledged that the close does not fetch")
 			}
-			row := leaseRow{ID: common.Hash{9}.Hex(), Channel: lease.terms.ID().Hex(), Allocation: "{}", OwedBefore: "0", State: wire.StateAllocating}
-			if err := r.provider.store.insert(t.Context(), row); !errors.Is(err, channel.ErrClosing) {
+			row := leasestore.Row{ID: common.Hash{9}.Hex(), Channel: lease.terms.ID().Hex(), Allocation: "{}", OwedBefore: "0", State: wire.StateAllocating}
+			if err := r.provider.store.Leases.Insert(t.Context(), row); !errors.Is(err, channel.ErrClosing) {
 				t.Errorf("a lease that another gateway was about to begin: %v", err)
 			}
 			still.Store(false)

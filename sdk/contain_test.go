@@ -14,6 +14,7 @@ import (
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/gpu"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/settle"
 )
 
@@ -114,7 +115,7 @@ func TestOperatorsCodePanics(t *testing.T) {
 		t.Errorf("settled with %v, told %d times", err, told.Load())
 	}
 	p.set("Suspend", true)
-	if s := sick.status(leaseEnded); !strings.Contains(s.Reason, "suspended") {
+	if s := sick.status(leasestore.Ended); !strings.Contains(s.Reason, "suspended") {
 		t.Errorf("it ended because %q", s.Reason)
 	}
 	p.set("Suspend", false)

@@ -13,6 +13,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/u256"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/nodelink"
 	"github.com/gpupay/gpupay/sdk/units"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -26,7 +27,7 @@ import (
 // Each figure that a node is told has a version, from the row that all gateways share, and a node takes none that is older
 // than one that it took: what a gateway says late, also one that is deposed by then, raises no share again.
 type creditShares struct {
-	store leaseStore
+	store leasestore.Store
 	row   uint256.Int // base units of a channel that a settlement fetches at least
 	owing func(context.Context, ...common.Address) ([]channel.State, error)
 }
@@ -69,15 +70,15 @@ func (c *creditShares) ask(ctx context.Context, q claimant) (portion, error) {
 	if err != nil {
 		return portion{}, err
 	}
-	p, err := q.portion(ctx, c.store.db.View(), "", owing, c.row)
+	p, err := q.portion(ctx, c.store.DB.View(), "", owing, c.row)
 	if err != nil || p.said() {
 		return p, err
 	}
 	lock := ""
-	if c.store.db.Shared() {
+	if c.store.DB.Shared() {
 		lock = " FOR UPDATE OF s" // nobody else raises a share of this payer meanwhile
 	}
-	err = c.store.db.Update(ctx, func(tx *sqlx.Tx) (err error) {
+	err = c.store.DB.Update(ctx, func(tx *sqlx.Tx) (err error) {
 		if p, err = q.portion(ctx, tx, lock, owing, c.row); err != nil || p.said() {
 			return err
 		}
@@ -95,7 +96,7 @@ func (c *creditShares) heard(ctx context.Context, lease common.Hash, p portion) 
 	if !p.tell.Lt(&p.held) {
 		return nil
 	}
-	return c.store.db.Update(ctx, func(tx *sqlx.Tx) error {
+	return c.store.DB.Update(ctx, func(tx *sqlx.Tx) error {
 		_, err := tx.ExecContext(ctx, tx.Rebind(`UPDATE credit_shares SET amount = ? WHERE lease = ? AND version = ?`), p.tell.Dec(), lease.Hex(), p.version)
 		return err
 	})
@@ -104,7 +105,7 @@ func (c *creditShares) heard(ctx context.Context, lease common.Hash, p portion) 
 // behind takes up what a node has heard of, where that is newer than what this
 // database knows: it is a copy from before, and what it says next has to be newer.
 func (c *creditShares) behind(ctx context.Context, lease common.Hash, heard uint256.Int, version int64) error {
-	return c.store.db.Update(ctx, func(tx *sqlx.Tx) error {
+	return c.store.DB.Update(ctx, func(tx *sqlx.Tx) error {
 		var row shareRow
 		err := tx.GetContext(ctx, &row, tx.Rebind(`SELECT amount, version FROM credit_shares WHERE lease = ?`), lease.Hex())
 		if err != nil || row.Version >= version {
@@ -124,7 +125,7 @@ func (c *creditShares) behind(ctx context.Context, lease common.Hash, heard uint
 // begin keeps a share for a lease that had none: nothing of one that begins, all of
 // one whose node was never told of shares.
 func (c *creditShares) begin(ctx context.Context, q claimant, amount uint256.Int) error {
-	return c.store.db.Update(ctx, func(tx *sqlx.Tx) error {
+	return c.store.DB.Update(ctx, func(tx *sqlx.Tx) error {
 		_, err := tx.ExecContext(ctx, tx.Rebind(`INSERT INTO credit_shares (lease, channel, payer, amount) VALUES (?, ?, ?, ?) ON CONFLICT (lease) DO NOTHING`),
 			q.lease.Hex(), q.channel.Hex(), q.payer.Hex(), amount.Dec())
 		return err
@@ -133,7 +134,7 @@ func (c *creditShares) begin(ctx context.Context, q claimant, amount uint256.Int
 
 // end gives a share back when the lease is over at its node.
 func (c *creditShares) end(ctx context.Context, lease common.Hash) error {
-	return c.store.db.Update(ctx, func(tx *sqlx.Tx) error {
+	return c.store.DB.Update(ctx, func(tx *sqlx.Tx) error {
 		_, err := tx.ExecContext(ctx, tx.Rebind(`DELETE FROM credit_shares WHERE lease = ?`), lease.Hex())
 		return err
 	})

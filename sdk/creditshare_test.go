@@ -17,6 +17,7 @@ import (
 	"github.com/gpupay/gpupay/internal/u256"
 	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/database"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -36,11 +37,11 @@ func (o *outpost) southern() *outpost {
 func unpaid(leases []*tab, nodes ...*outpost) (sum uint64) {
 	for _, lease := range leases {
 		for _, o := range nodes {
-			last, err := o.node.store.last(o.Context(), lease.lease.LeaseID)
+			last, err := o.node.store.Records.Last(o.Context(), lease.lease.LeaseID)
 			if err != nil || last == nil {
 				continue
 			}
-			row, err := o.node.spool.get(o.Context(), o.node.spool.db.View(), lease.lease.LeaseID)
+			row, err := o.node.spool.get(o.Context(), o.node.spool.DB.View(), lease.lease.LeaseID)
 			if err != nil {
 				o.Fatal(err)
 			}
@@ -87,9 +88,9 @@ func TestLeasesOnNodesShareTheCredit(t *testing.T) {
 	}
 	south.set(true, nil) // what is there keeps its part
 	for _, lease := range leases {
-		if row, err := r.provider.store.byID(t.Context(), lease.lease.LeaseID.Hex()); err != nil {
+		if row, err := r.provider.store.Leases.ByID(t.Context(), lease.lease.LeaseID.Hex()); err != nil {
 			t.Fatal(err)
-		} else if a, err := row.allocation(); err != nil || a.Node != "north" {
+		} else if a, err := row.Allocated(); err != nil || a.Node != "north" {
 			continue
 		}
 		s := lease.state()
@@ -124,7 +125,7 @@ func TestCreditThatANodeHolds(t *testing.T) {
 	first := r.open(1, 100_000, "?gpus=2")
 	first.record()
 	at := north
-	if _, err := south.node.store.byID(t.Context(), first.lease.LeaseID.Hex()); err == nil {
+	if _, err := south.node.store.Leases.ByID(t.Context(), first.lease.LeaseID.Hex()); err == nil {
 		at = south
 	}
 	at.set(true, nil)
@@ -181,18 +182,18 @@ func TestLeaseThatDidNotBeginHasNoShare(t *testing.T) {
 // TestShareOfALeaseThatAnotherClockEnded: a lease that ended keeps its part of the credit until its node was heard, and not a
 // moment longer, whatever the clock of the gateway that ended it said: ten minutes ahead of ours or behind.
 func TestShareOfALeaseThatAnotherClockEnded(t *testing.T) {
-	db, err := database.Open(t.Context(), filepath.Join(t.TempDir(), "provider.db"), "provider", providerMigrations, "migrations/provider")
+	db, err := database.Open(t.Context(), filepath.Join(t.TempDir(), "provider.db"), "provider", leasestore.Migrations, "migrations/provider")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { db.Close() })
-	shares := &creditShares{store: leaseStore{db: db}, owing: func(context.Context, ...common.Address) ([]channel.State, error) { return nil, nil }}
+	shares := &creditShares{store: leasestore.New(db), owing: func(context.Context, ...common.Address) ([]channel.State, error) { return nil, nil }}
 	payer := common.Address{1}
 	lets := func(id byte, share uint64) claimant {
 		t.Helper()
 		q := claimant{lease: common.Hash{id}, channel: common.Hash{id}, payer: payer, credit: *uint256.NewInt(1000)}
-		row := leaseRow{ID: q.lease.Hex(), Channel: q.channel.Hex(), Allocation: "{}", OwedBefore: "0", State: wire.StateAllocating, StartedAt: time.Now().UnixNano()}
-		if err := errors.Join(shares.store.insert(t.Context(), row), shares.begin(t.Context(), q, *uint256.NewInt(share))); err != nil {
+		row := leasestore.Row{ID: q.lease.Hex(), Channel: q.channel.Hex(), Allocation: "{}", OwedBefore: "0", State: wire.StateAllocating, StartedAt: time.Now().UnixNano()}
+		if err := errors.Join(shares.store.Leases.Insert(t.Context(), row), shares.begin(t.Context(), q, *uint256.NewInt(share))); err != nil {
 			t.Fatal(err)
 		}
 		return q
@@ -200,7 +201,7 @@ func TestShareOfALeaseThatAnotherClockEnded(t *testing.T) {
 	ended, ours := lets(1, 900), lets(2, 0)
 	for _, ahead := range []time.Duration{-10 * time.Minute, 0, 10 * time.Minute} {
 		for held, want := range map[bool]uint64{true: 100, false: 1000} {
-			if err := shares.store.setEnded(t.Context(), ended.lease, 0, "", held); err != nil {
+			if err := shares.store.Leases.SetEnded(t.Context(), ended.lease, 0, "", held); err != nil {
 				t.Fatal(err)
 			}
 			err := db.Update(t.Context(), func(tx *sqlx.Tx) error {

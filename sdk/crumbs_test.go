@@ -12,6 +12,7 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -41,7 +42,7 @@ func TestVouchersThatNoSettlementFetchesAreADebt(t *testing.T) {
 		eventually(t, "it has used a little, or all that is left", func() bool {
 			l := r.provider.running(lease.terms.ID())
 			used := l.debt()
-			return used.Uint64() >= 1000 || l.state() == leaseSuspended
+			return used.Uint64() >= 1000 || l.state() == leasestore.Suspended
 		})
 		spent := lease.state().Spent
 		lease.pay(spent.Uint64())

@@ -10,6 +10,7 @@ import (
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/gpu"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 )
 
 // custody is who has the use of a lease's devices, by the commands that were run, and not by the state on disk, which is written
@@ -166,7 +167,7 @@ func (l *lease) mustNotServe() bool {
 	default:
 	}
 	v := l.look()
-	return v.state == leaseActive && l.custody.given.Load() && l.hindrance(&v) != ""
+	return v.state == leasestore.Active && l.custody.given.Load() && l.hindrance(&v) != ""
 }
 
 // insist suspends the devices of a lease that is run by nobody from now on, as its process stops: there are some tries, and no more time
@@ -177,7 +178,7 @@ func (l *lease) insist(ctx context.Context) {
 	pace := chain.Backoff{Least: 100 * time.Millisecond}
 	for l.custody.given.Load() {
 		err := l.takeInLate(call)
-		if err == nil || errors.Is(err, errNotOurs) {
+		if err == nil || errors.Is(err, leasestore.ErrNotOwner) {
 			return
 		}
 		l.cannotSuspend(err)

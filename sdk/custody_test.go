@@ -18,6 +18,7 @@ import (
 	"github.com/gpupay/gpupay/internal/pgtest"
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/sdk/gpu"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -163,7 +164,7 @@ func TestResumeThatIsCutOffIsSuspended(t *testing.T) {
 		c.Database, c.Takeover, c.Allocator, c.Log = address, 2*time.Second, host.allocator(), slog.New(slog.DiscardHandler)
 	})
 	lease := r.open(1, 500_000, "")
-	lease.status(leaseSuspended)
+	lease.status(leasestore.Suspended)
 	waitFor(t, func() bool { return lease.row().State == wire.StateSuspended })
 	lease.pay(400_000) // the time since it was let go is far from using that up
 	waitFor(t, func() bool { return strings.Contains(host.calls(), "resume") })

@@ -13,6 +13,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/audit"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/database"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 )
 
 // ErrOtherDatabase says that a database is of another kind of program.
@@ -21,7 +22,7 @@ var ErrOtherDatabase = database.ErrOther
 // ExportFile returns what a provider's database kept about a channel, or about the channel of a lease; with the zero id about its
 // only channel. The program that owns the database may run meanwhile.
 func ExportFile(ctx context.Context, path string, id common.Hash) (*audit.Bundle, error) {
-	db, err := database.Read(ctx, path, map[string]fs.FS{"provider": providerMigrations, "x402": x402Migrations})
+	db, err := database.Read(ctx, path, map[string]fs.FS{"provider": leasestore.Migrations, "x402": x402Migrations})
 	if err != nil {
 		return nil, err
 	}
@@ -35,7 +36,7 @@ func ExportFile(ctx context.Context, path string, id common.Hash) (*audit.Bundle
 			return nil, fmt.Errorf("database %s: %w", db.Path(), err)
 		}
 	}
-	b, err := exportPayee(ctx, db, txs, channelOf(ctx, db, id))
+	b, err := leasestore.Export(ctx, db, txs, channelOf(ctx, db, id))
 	if errors.Is(err, channel.ErrUnknown) {
 		return nil, fmt.Errorf("database %s knows no channel or lease %s: %w", db.Path(), id, channel.ErrUnknown)
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/highwater"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 )
 
 // fenced is the local placer of a gateway that shares its database. The gateways of a host share a file, too (highwater), which has the
@@ -19,7 +20,7 @@ import (
 type fenced struct {
 	local
 	marks *highwater.Marks
-	store leaseStore
+	store leasestore.Store
 	log   *slog.Logger
 }
 
@@ -52,13 +53,13 @@ func suspendLate(ctx context.Context, p placer, a gpu.Allocation) error {
 	return f.run(ctx, a, until, f.local.Suspend)
 }
 
-// run runs a command unless it is of an earlier term than one that ran on this host: then it is errNotOurs.
+// run runs a command unless it is of an earlier term than one that ran on this host: then it is leasestore.ErrNotOwner.
 func (f fenced) run(ctx context.Context, a gpu.Allocation, late time.Time, do func(context.Context, gpu.Allocation) error) error {
 	err := f.enter(ctx, a, late)
 	if errors.Is(err, highwater.ErrNewerTerm) {
 		err = f.older(ctx, a)
 	}
-	if errors.Is(err, errNotOurs) {
+	if errors.Is(err, leasestore.ErrNotOwner) {
 		return err
 	}
 	if err != nil {
@@ -82,17 +83,17 @@ func (f fenced) enter(ctx context.Context, a gpu.Allocation, late time.Time) err
 	}
 }
 
-// older is asked where the file has a later term than a command: it is errNotOurs, unless the database says that it is from before the
+// older is asked where the file has a later term than a command: it is leasestore.ErrNotOwner, unless the database says that it is from before the
 // file, as after a restore, or has forgotten the lease, whose devices are to be taken back.
 func (f fenced) older(ctx context.Context, a gpu.Allocation) error {
 	ask, cancel := context.WithTimeout(ctx, ownerTimeout)
 	defer cancel()
-	term, err := f.store.term(ask, a.LeaseID)
+	term, err := f.store.Leases.Term(ask, a.LeaseID)
 	switch {
 	case errors.Is(err, sql.ErrNoRows):
 		return nil
 	case err != nil || term != a.Term:
-		return fmt.Errorf("lease %s, term %d: %w", a.LeaseID, a.Term, errors.Join(errNotOurs, highwater.ErrNewerTerm))
+		return fmt.Errorf("lease %s, term %d: %w", a.LeaseID, a.Term, errors.Join(leasestore.ErrNotOwner, highwater.ErrNewerTerm))
 	}
 	return within(ctx, func(ctx context.Context) error { return f.marks.SetTerm(ctx, a.LeaseID, a.Term) })
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/gpupay/gpupay/internal/pgtest"
 	"github.com/gpupay/gpupay/sdk/gpu"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 )
 
 // TestTermsOfADatabaseFromBefore: a command of an older term than the file of this host has is run where the database says that this is
@@ -45,7 +46,7 @@ func TestTermsOfADatabaseFromBefore(t *testing.T) {
 	raise(a.LeaseID, 7)
 	line.set(true)
 	before := host.calls()
-	if err := run(); !errors.Is(err, errNotOurs) || host.calls() != before {
+	if err := run(); !errors.Is(err, leasestore.ErrNotOwner) || host.calls() != before {
 		t.Errorf("the database does not answer: %v, after\n%s", err, strings.TrimPrefix(host.calls(), before))
 	}
 	line.set(false)

@@ -17,6 +17,7 @@ import (
 	"github.com/gpupay/gpupay/internal/fault"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/admit"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -273,8 +274,8 @@ func (p *Provider) submitOnce(ctx context.Context, terms channel.Terms, call cha
 	if err != nil {
 		return "", err
 	}
-	defer held.release(ctx)
-	call.Guard = guards(call.Guard, held.guard())
+	defer held.Release(ctx)
+	call.Guard = leasestore.All(call.Guard, held.Guard())
 	tx, err := p.sent(ctx, id, call)
 	if err == nil && tx != "" {
 		_ = reserve() // the money has moved: without a GPU it is refused when it is in the channel
@@ -418,7 +419,7 @@ func (d *session) closeOnce(ctx context.Context, id common.Hash) (chain.TxID, er
 	if err != nil {
 		return "", err
 	}
-	defer held.release(ctx)
+	defer held.Release(ctx)
 	tx, err := d.closeSent(ctx, id)
 	switch {
 	case err != nil:
@@ -436,13 +437,13 @@ func closeClaim(id common.Hash) string { return "close " + id.Hex() }
 // sendClose closes a channel at what was accepted when no gateway accepts any more.
 // A lease that began meanwhile ends. Who lost its claim since sends nothing: more may
 // be accepted by now, or another close be on its way.
-func (d *session) sendClose(ctx context.Context, id common.Hash, held *gatewayClaim) (chain.TxID, error) {
+func (d *session) sendClose(ctx context.Context, id common.Hash, held *leasestore.Lock) (chain.TxID, error) {
 	s, err := d.payee.Close(ctx, id)
 	if err != nil {
 		return "", err
 	}
 	tx, err := func() (chain.TxID, error) {
-		row, ok, err := d.store.newest(ctx, id)
+		row, ok, err := d.store.Leases.Newest(ctx, id)
 		if err == nil && ok {
 			err = d.leases.endLease(ctx, id, &row, "closed by the renter")
 		}
@@ -457,7 +458,7 @@ func (d *session) sendClose(ctx context.Context, id common.Hash, held *gatewayCl
 		if err != nil {
 			return "", err
 		}
-		call.Guard = held.guard()
+		call.Guard = held.Guard()
 		return d.sponsor.SubmitReturn(ctx, s, call)
 	}()
 	if err != nil {
@@ -474,7 +475,7 @@ func (d *session) undoClose(ctx context.Context, id common.Hash, reason error) e
 	if err != nil {
 		return errors.Join(reason, err)
 	}
-	defer held.release(ctx)
+	defer held.Release(ctx)
 	return d.keepOpen(ctx, id, held, reason)
 }
 
@@ -484,10 +485,10 @@ var errCloseSent = errors.New("a close of it is on its way")
 // keepOpen lets a channel be used again whose close came to nothing: where the claim of
 // its close is still held, and no close of it is on its way. What was accepted beside
 // one would never be fetched.
-func (d *session) keepOpen(ctx context.Context, id common.Hash, held *gatewayClaim, reason error) error {
+func (d *session) keepOpen(ctx context.Context, id common.Hash, held *leasestore.Lock, reason error) error {
 	ctx = context.WithoutCancel(ctx)
 	payee := *d.payee
-	payee.Store = d.db.Guard(guards(held.guard(), func(tx *sqlx.Tx) error {
+	payee.Store = d.db.Guard(leasestore.All(held.Guard(), func(tx *sqlx.Tx) error {
 		sent, err := d.sender.StandsIn(ctx, tx, id, chain.Close)
 		if err == nil && sent {
 			err = errCloseSent

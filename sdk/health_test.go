@@ -15,6 +15,7 @@ import (
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/sdk/internal/inventory"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 )
 
 func (w *ward) health() (int, health) {
@@ -40,7 +41,7 @@ func TestHealthTellsTheTruth(t *testing.T) {
 	w.host.set(nil, sim.UUID(0))
 	lease := w.open(1, 500_000, "")
 	w.step(3)
-	w.in(lease, leaseSuspended)
+	w.in(lease, leasestore.Suspended)
 	code, h := w.health()
 	if code != http.StatusOK || !strings.HasPrefix(h.Status, "degraded") || !slices.Equal(h.Quarantined, []string{sim.UUID(0)}) || h.Leases != 1 || h.Unmetered != 1 {
 		t.Errorf("one away: %d %+v", code, h)

@@ -7,6 +7,7 @@ import (
 	"github.com/ethereum/go-ethereum/common"
 
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 )
 
 // takeBackHeld tries again to take back what could not be when its lease ended, each CallTimeout, until the process stops. Gateways
@@ -41,11 +42,11 @@ func (h *lessor) resolveHeld(ctx context.Context) error {
 }
 
 // heldHere are the ended leases whose devices are to be taken back here, and not at a node.
-func (h *lessor) heldHere(ctx context.Context) ([]leaseRow, error) {
-	rows, err := h.store.stillHeld(ctx)
-	var here []leaseRow
+func (h *lessor) heldHere(ctx context.Context) ([]leasestore.Row, error) {
+	rows, err := h.store.Leases.StillHeld(ctx)
+	var here []leasestore.Row
 	for _, row := range rows {
-		if !row.atNode() {
+		if !row.AtNode() {
 			here = append(here, row)
 		}
 	}

@@ -23,6 +23,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/database"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -181,7 +182,7 @@ func (a *anvilRig) opensItself(n int) {
 // send sends a call by hand, as somebody who has nothing of ours.
 func (r *rig) send(n int, call chain.Call) common.Hash {
 	r.Helper()
-	db, err := database.Open(r.Context(), filepath.Join(r.TempDir(), "stranger.db"), "provider", providerMigrations, "migrations/provider")
+	db, err := database.Open(r.Context(), filepath.Join(r.TempDir(), "stranger.db"), "provider", leasestore.Migrations, "migrations/provider")
 	if err != nil {
 		r.Fatal(err)
 	}
@@ -260,8 +261,8 @@ func TestDepositReorgedAwayAndSpentElsewhere(t *testing.T) {
 			time.Sleep(100 * time.Millisecond)
 		}
 	}()
-	lease.status(leaseSuspended)
-	if s := lease.status(leaseEnded); !strings.Contains(s.Reason, "unpaid") {
+	lease.status(leasestore.Suspended)
+	if s := lease.status(leasestore.Ended); !strings.Contains(s.Reason, "unpaid") {
 		t.Errorf("the lease ended because %q", s.Reason)
 	}
 	s, err := a.provider.payee.State(t.Context(), lease.terms.ID())
@@ -337,11 +338,11 @@ func TestChannelDrainedWhileServed(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.send(2, r.provider.escrow.SettleCall(lease.terms, s.Accepted, s.Signature))
-	lease.status(leaseSuspended)
+	lease.status(leasestore.Suspended)
 	if err := problemIn(wire.AmountExceedsDeposit, r.do("POST", "", lease.credential(wire.ActionVoucher, 1_501))); err != nil {
 		t.Error(err)
 	}
-	lease.status(leaseEnded)
+	lease.status(leasestore.Ended)
 	waitFor(t, func() bool {
 		s, err = r.provider.payee.State(t.Context(), lease.terms.ID())
 		return err == nil && s.Settled.Uint64() == 1_500
@@ -386,7 +387,7 @@ func TestVouchersRaceACloseRequest(t *testing.T) {
 		acknowledged = amount
 	}
 	<-asked
-	lease.status(leaseEnded)
+	lease.status(leasestore.Ended)
 	waitFor(t, func() bool { return r.balance(r.config.Key.Address()) != 0 })
 	if got := r.balance(r.config.Key.Address()); got != acknowledged {
 		t.Errorf("the payee has %d, acknowledged %d", got, acknowledged)

@@ -34,7 +34,7 @@ func (h *lessor) note(database string, log *slog.Logger) error {
 	if !ok {
 		return nil
 	}
-	if h.store.db.Shared() {
+	if h.store.DB.Shared() {
 		h.deps.placer = fenced{l, h.deps.marks, h.store, log}
 		return nil
 	}
@@ -89,7 +89,7 @@ func (h *lessor) takeBackForgotten(ctx context.Context) error {
 		return err
 	}
 	for id, devices := range all {
-		row, err := h.store.byID(ctx, id.Hex())
+		row, err := h.store.Leases.ByID(ctx, id.Hex())
 		switch {
 		case errors.Is(err, sql.ErrNoRows):
 			err = h.takeBack(ctx, n, gpu.Allocation{LeaseID: id, Devices: devices})

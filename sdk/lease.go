@@ -23,6 +23,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/highwater"
 	"github.com/gpupay/gpupay/sdk/internal/inventory"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -57,7 +58,7 @@ type lease struct {
 	opened   chan struct{} // closed when they were looked at first, of any other that begins here
 	again    *time.Timer   // begins sampling that ended anew
 	recorder *metering.Recorder
-	draft    *pendingRecord         // measured, not yet signed: it is signed as it is, or never
+	draft    *leasestore.Pending    // measured, not yet signed: it is signed as it is, or never
 	unstored *metering.SignedRecord // signed, not yet on disk: the store failed
 	written  []writtenRecord        // the newest of those that are on disk, where others share the database
 	unsaved  bool                   // its state is not on disk: the store failed
@@ -114,7 +115,7 @@ type leaseDeps struct {
 	clock    metering.Clock
 	sampling *metering.Sampling      // of source, for all leases
 	sick     []*inventory.Quarantine // hear which devices cannot be read
-	store    leaseStore
+	store    leasestore.Store
 	row      uint256.Int      // base units of a channel that a settlement fetches at least
 	accounts *accounts        // of payers; nil: each lease has a credit of its own
 	shares   *creditShares    // of leases that nodes meter; nil: none does
@@ -139,7 +140,7 @@ type leaseTiming struct {
 
 // leaseView is what a stream shows, replaced as a whole at every change.
 type leaseView struct {
-	state    leaseState
+	state    leasestore.State
 	reason   string
 	version  uint64 // counts changes of state and reason
 	sequence uint64 // of the newest record
@@ -158,11 +159,11 @@ type leaseView struct {
 
 // ask notes whether a voucher is asked for when a lease comes into a state: not
 // where it is suspended for what no voucher mends.
-func (v *leaseView) ask(state leaseState, reason string) {
+func (v *leaseView) ask(state leasestore.State, reason string) {
 	switch {
-	case state == leaseActive:
+	case state == leasestore.Active:
 		v.need = 0
-	case state == leaseSuspended && reason != reasonUnmetered && reason != reasonDead:
+	case state == leasestore.Suspended && reason != reasonUnmetered && reason != reasonDead:
 		v.need++
 	}
 }
@@ -339,7 +340,7 @@ func (l *lease) do(ctx context.Context, mail leaseMail) *stopRequest {
 		return &stopRequest{reason: "the provider stops", keep: true}
 	}
 	_ = l.save(ctx) // logged and tried again
-	if l.state() == leaseSuspended && (l.draft != nil || l.unstored != nil) && l.record(ctx, false) != nil {
+	if l.state() == leasestore.Suspended && (l.draft != nil || l.unstored != nil) && l.record(ctx, false) != nil {
 		l.writeLater() // what no record says cannot be paid
 	}
 	if mail.begin {
@@ -359,7 +360,7 @@ func (l *lease) do(ctx context.Context, mail leaseMail) *stopRequest {
 	case l.lost.Load():
 		return &stopRequest{reason: "another gateway runs it"}
 	case l.muted.Load():
-		return &stopRequest{reason: errRolledBack.Error()}
+		return &stopRequest{reason: leasestore.ErrRolledBack.Error()}
 	case last.Final: // it was drafted by an earlier process
 		return &stopRequest{reason: "its final record was written"}
 	}
@@ -408,7 +409,7 @@ func (l *lease) close(ctx context.Context, req stopRequest) {
 	l.liveness.stop() // a look that was under way has set it again
 }
 
-func (l *lease) state() leaseState { return l.look().state }
+func (l *lease) state() leasestore.State { return l.look().state }
 
 // Sampled stops the bill at the reading that uses up the credit. It is not left
 // to the lease's goroutine, which may be waiting for a disk or a command.
@@ -420,7 +421,7 @@ func (l *lease) Sampled(r metering.Reading, _ metering.Interval) {
 		l.hasten()
 	}
 	v := l.look()
-	switch active := v.state == leaseActive; {
+	switch active := v.state == leasestore.Active; {
 	case active && l.exhausted(&v):
 		l.meter.Pause()
 		l.wake()
@@ -462,7 +463,7 @@ const (
 // that was suspended unpaid needs more than another: see caughtUp.
 func (l *lease) hindrance(v *leaseView) string {
 	unpaid := l.exhausted(v)
-	if v.state == leaseSuspended && v.reason != reasonUnmetered && v.reason != reasonDead {
+	if v.state == leasestore.Suspended && v.reason != reasonUnmetered && v.reason != reasonDead {
 		unpaid = !l.caughtUp(*v)
 	}
 	switch {
@@ -480,7 +481,7 @@ func (l *lease) hindrance(v *leaseView) string {
 // and cannot be metered, so that its renter hears of it.
 func (l *lease) tells() bool {
 	v := l.look()
-	return v.state == leaseActive || v.state == leaseSuspended && (v.reason == reasonUnmetered || v.reason == reasonDead)
+	return v.state == leasestore.Active || v.state == leasestore.Suspended && (v.reason == reasonUnmetered || v.reason == reasonDead)
 }
 
 // enforce holds the lease to its credit: it suspends before the next reading
@@ -491,7 +492,7 @@ func (l *lease) enforce(ctx context.Context) *stopRequest {
 	v := l.look()
 	why := l.hindrance(&v)
 	switch v.state {
-	case leaseActive:
+	case leasestore.Active:
 		if why == "" && l.bills() { // a voucher may have come between the reading that stopped the bill and now
 			l.remind(v)
 			return nil
@@ -504,7 +505,7 @@ func (l *lease) enforce(ctx context.Context) *stopRequest {
 			return l.failed(ctx, endedFor(why)+", and could not be suspended", err)
 		}
 		l.bear()
-	case leaseSuspended:
+	case leasestore.Suspended:
 		if why == "" && !l.claims(true) { // another one that went on meanwhile took what was left
 			why = v.reason
 		}
@@ -556,7 +557,7 @@ func (l *lease) suspendFor(ctx context.Context, before, why string) error {
 		l.custody.given.Store(true)
 		return l.suspend(ctx, why)
 	}
-	l.enter(ctx, leaseSuspended, why)
+	l.enter(ctx, leasestore.Suspended, why)
 	return nil
 }
 
@@ -710,7 +711,7 @@ func (l *lease) suspend(ctx context.Context, why string) error {
 	if err := l.command(ctx, l.takeIn); err != nil && (why != reasonDead || l.lost.Load()) { // nothing runs that would have to stop
 		return err
 	}
-	l.enter(ctx, leaseSuspended, why)
+	l.enter(ctx, leasestore.Suspended, why)
 	return nil
 }
 
@@ -735,12 +736,12 @@ func (l *lease) resume(ctx context.Context) error {
 	if err := l.command(ctx, l.giveOut); err != nil {
 		if ctx.Err() != nil && !l.lost.Load() { // cut off, and perhaps done: the next process resumes what is active, before it is billed
 			l.unsaved = true
-			l.turn(leaseActive, "")
+			l.turn(leasestore.Active, "")
 		}
 		return err
 	}
 	l.goOn() // after the command: the renter has its devices again
-	l.enter(ctx, leaseActive, "")
+	l.enter(ctx, leasestore.Active, "")
 	return nil
 }
 
@@ -756,16 +757,16 @@ func (l *lease) command(ctx context.Context, do func(context.Context, gpu.Alloca
 	if l.tenure != nil {
 		defer context.AfterFunc(l.tenure, cancel)()
 		ask, done := context.WithTimeout(call, ownerTimeout)
-		term, err := l.deps.store.term(ask, l.id)
+		term, err := l.deps.store.Leases.Term(ask, l.id)
 		done()
 		l.elsewhere.CompareAndSwap(false, err == nil && term != l.term)
 		if l.elsewhere.Load() || l.tenure.Err() != nil { // where it does not answer, our tenure says it
 			l.lost.Store(true)
-			return fmt.Errorf("lease %s: %w", l.id, errNotOurs)
+			return fmt.Errorf("lease %s: %w", l.id, leasestore.ErrNotOwner)
 		}
 	}
 	err := do(call, l.allocation)
-	if errors.Is(err, errNotOurs) {
+	if errors.Is(err, leasestore.ErrNotOwner) {
 		l.notice(err)
 	}
 	return err
@@ -774,7 +775,7 @@ func (l *lease) command(ctx context.Context, do func(context.Context, gpu.Alloca
 // inCredit bounds how long an active lease waits for the database by what is left of its credit: then it has to be suspended.
 // What was not written is tried again. Who waits for nobody's service, or stops, waits for as long as the database does.
 func (l *lease) inCredit(ctx context.Context) (context.Context, context.CancelFunc) {
-	if v := l.look(); l.remote != nil || v.state != leaseActive || v.stalled || l.life == nil || l.life.Err() != nil {
+	if v := l.look(); l.remote != nil || v.state != leasestore.Active || v.stalled || l.life == nil || l.life.Err() != nil {
 		return ctx, func() {}
 	}
 	ctx, cancel := context.WithTimeout(ctx, max(l.lasts(), ownerTimeout))
@@ -799,7 +800,7 @@ func (l *lease) goOn() {
 }
 
 // enter is a change of state, which is on disk as soon as it can be.
-func (l *lease) enter(ctx context.Context, state leaseState, reason string) {
+func (l *lease) enter(ctx context.Context, state leasestore.State, reason string) {
 	l.deps.log.Info("lease "+string(state), "lease", l.id, "channel", l.terms.ID(), "reason", reason)
 	l.turn(state, reason)
 	l.unsaved = true
@@ -807,13 +808,13 @@ func (l *lease) enter(ctx context.Context, state leaseState, reason string) {
 }
 
 // turn shows another state.
-func (l *lease) turn(state leaseState, reason string) {
+func (l *lease) turn(state leasestore.State, reason string) {
 	l.update(func(v *leaseView) {
 		v.state, v.reason = state, reason
 		v.version++
 		v.ask(state, reason)
 	})
-	l.claims(state == leaseActive)
+	l.claims(state == leasestore.Active)
 }
 
 // retryWrite is how long a lease waits before it tries again to write its state.
@@ -826,7 +827,7 @@ func (l *lease) save(ctx context.Context) error {
 	}
 	v := l.look()
 	write, cancel := l.inCredit(ctx)
-	err := l.deps.store.setState(write, l.id, l.term, v.state, v.reason, 0)
+	err := l.deps.store.Leases.SetState(write, l.id, l.term, v.state, v.reason, 0)
 	cancel()
 	if err == nil {
 		l.unsaved = false
@@ -867,7 +868,7 @@ func (l *lease) record(ctx context.Context, final bool) error {
 		l.deps.log.Error("usage record could not be made", "lease", l.id, "error", err)
 		return err
 	}
-	l.draft = &pendingRecord{Draft: draft, Meter: l.meter.Save()}
+	l.draft = &leasestore.Pending{Draft: draft, Meter: l.meter.Save()}
 	return l.complete(ctx)
 }
 
@@ -898,13 +899,13 @@ func (l *lease) complete(ctx context.Context) error {
 // sign signs a draft that is in the database, in the term that is ours: whoever
 // takes the lease over finds it there and signs the same. The mark outside the
 // database says no if the database forgot what was signed.
-func (l *lease) sign(ctx context.Context, p pendingRecord) (metering.SignedRecord, error) {
+func (l *lease) sign(ctx context.Context, p leasestore.Pending) (metering.SignedRecord, error) {
 	if l.muted.Load() {
-		return metering.SignedRecord{}, errRolledBack
+		return metering.SignedRecord{}, leasestore.ErrRolledBack
 	}
-	err := l.deps.store.reserve(ctx, l.term, p)
-	if errors.Is(err, errRolledBack) && l.writeAgain(ctx) == nil {
-		err = l.deps.store.reserve(ctx, l.term, p)
+	err := l.deps.store.Records.Reserve(ctx, l.term, p)
+	if errors.Is(err, leasestore.ErrRolledBack) && l.writeAgain(ctx) == nil {
+		err = l.deps.store.Records.Reserve(ctx, l.term, p)
 	}
 	if err != nil {
 		return metering.SignedRecord{}, err
@@ -932,18 +933,18 @@ const maxWritten = 3
 // writeAgain writes records down that the database has forgotten, as after a fail-over
 // to a server that was a little behind: they are signed, and shown.
 func (l *lease) writeAgain(ctx context.Context) error {
-	row, err := l.deps.store.byID(ctx, l.id.Hex())
+	row, err := l.deps.store.Leases.ByID(ctx, l.id.Hex())
 	if err != nil {
 		return err
 	}
 	missing := slices.DeleteFunc(slices.Clone(l.written), func(w writtenRecord) bool { return w.record.Sequence <= uint64(row.Sequence) })
 	if len(missing) == 0 || missing[0].record.Sequence != uint64(row.Sequence)+1 {
-		return errRolledBack
+		return leasestore.ErrRolledBack
 	}
-	books := l.deps.store
-	books.late = true // of what was charged later, or settled, the charge stands
+	books := l.deps.store.Records
+	books.Late = true // of what was charged later, or settled, the charge stands
 	for _, w := range missing {
-		if err := books.append(ctx, l.term, w.record, w.meter, nil); err != nil {
+		if err := books.Append(ctx, l.term, w.record, w.meter, nil); err != nil {
 			return err
 		}
 	}
@@ -952,13 +953,13 @@ func (l *lease) writeAgain(ctx context.Context) error {
 }
 
 func (l *lease) keep(ctx context.Context) error {
-	rec, books, meter := *l.unstored, l.deps.store, l.metered()
-	books.late = l.remote != nil
-	err := books.append(ctx, l.term, rec, meter, l.closing.Load())
-	if errors.Is(err, errRolledBack) && l.remote != nil {
+	rec, books, meter := *l.unstored, l.deps.store.Records, l.metered()
+	books.Late = l.remote != nil
+	err := books.Append(ctx, l.term, rec, meter, l.closing.Load())
+	if errors.Is(err, leasestore.ErrRolledBack) && l.remote != nil {
 		l.lost.Store(true) // it is taken up again as the database has it, and its node has the rest
-	} else if errors.Is(err, errRolledBack) && l.writeAgain(ctx) == nil {
-		err = books.append(ctx, l.term, rec, meter, l.closing.Load())
+	} else if errors.Is(err, leasestore.ErrRolledBack) && l.writeAgain(ctx) == nil {
+		err = books.Append(ctx, l.term, rec, meter, l.closing.Load())
 	}
 	if err != nil {
 		l.notice(err)
@@ -967,7 +968,7 @@ func (l *lease) keep(ctx context.Context) error {
 	}
 	fault.Point(fault.RecordStored)
 	l.unstored = nil
-	if l.remote == nil && books.db.Shared() {
+	if l.remote == nil && l.deps.store.DB.Shared() {
 		l.written = append(l.written[max(0, len(l.written)+1-maxWritten):], writtenRecord{rec, meter})
 	}
 	l.deps.metrics.recorded(rec)
@@ -988,10 +989,10 @@ func (l *lease) metered() metering.State {
 // older than what was signed from it.
 func (l *lease) notice(err error) {
 	switch {
-	case errors.Is(err, errNotOurs):
+	case errors.Is(err, leasestore.ErrNotOwner):
 		l.elsewhere.Store(true)
 		l.lost.Store(true)
-	case errors.Is(err, highwater.ErrBehind), errors.Is(err, errRolledBack), errors.Is(err, channel.ErrLower):
+	case errors.Is(err, highwater.ErrBehind), errors.Is(err, leasestore.ErrRolledBack), errors.Is(err, channel.ErrLower):
 		l.muted.Store(true)
 	}
 }
@@ -1017,7 +1018,7 @@ func (l *lease) forgotten() bool {
 	}
 	ask, cancel := context.WithTimeout(context.Background(), ownerTimeout)
 	defer cancel()
-	_, err := l.deps.store.term(ask, l.id)
+	_, err := l.deps.store.Leases.Term(ask, l.id)
 	return errors.Is(err, sql.ErrNoRows)
 }
 
@@ -1045,7 +1046,7 @@ func (l *lease) conclude(ctx context.Context, req stopRequest) error {
 	if l.remote != nil {
 		return l.collect(ctx, req)
 	}
-	if l.state() == leaseActive {
+	if l.state() == leasestore.Active {
 		l.meter.Pause()
 	}
 	return l.record(ctx, !req.keep)
@@ -1061,7 +1062,7 @@ func (l *lease) finish(life context.Context, req stopRequest) {
 		unwritten = errors.Join(l.save(ctx), l.conclude(ctx, req)) // logged: the next process goes on from what is on disk
 	}
 	defer func() {
-		if life.Err() != nil && (unwritten != nil || l.lost.Load() || !req.keep && l.state() != leaseEnded) {
+		if life.Err() != nil && (unwritten != nil || l.lost.Load() || !req.keep && l.state() != leasestore.Ended) {
 			l.leaveSuspended(ctx)
 		}
 	}()
@@ -1092,11 +1093,11 @@ func (l *lease) expire(life context.Context, req stopRequest) {
 	}
 	fault.Point(fault.LeaseReleased)
 	l.returned = err == nil
-	if !l.until(life, func() error { return l.deps.store.setEnded(ctx, l.id, l.term, req.reason, !l.returned) }) {
+	if !l.until(life, func() error { return l.deps.store.Leases.SetEnded(ctx, l.id, l.term, req.reason, !l.returned) }) {
 		return
 	}
 	l.deps.log.Info("lease ended", "lease", l.id, "channel", l.terms.ID(), "reason", req.reason)
-	l.update(func(v *leaseView) { v.state, v.reason = leaseEnded, req.reason; v.version++ })
+	l.update(func(v *leaseView) { v.state, v.reason = leasestore.Ended, req.reason; v.version++ })
 	l.deps.ended(l)
 }
 
@@ -1126,7 +1127,7 @@ func (l *lease) concluded(ctx context.Context, req stopRequest, asked time.Time)
 	case l.remote == nil && !l.muted.Load():
 		return nil // it is there with the final record
 	}
-	return l.deps.store.setState(ctx, l.id, l.term, leaseEnding, req.reason, asked.Unix())
+	return l.deps.store.Leases.SetState(ctx, l.id, l.term, leasestore.Ending, req.reason, asked.Unix())
 }
 
 // until tries a write of the lease's end until it is on disk. It is false if that
@@ -1159,7 +1160,7 @@ func (l *lease) stall(ctx context.Context, err error) {
 		l.deps.log.Error("lease ends, and this cannot be written: it is tried again until it can", "lease", l.id, "channel", l.terms.ID(), "error", err)
 		l.update(func(v *leaseView) { v.stalled = true })
 	}
-	if l.returned || l.remote != nil && (v.state != leaseActive || v.stalled) { // a node goes on by itself
+	if l.returned || l.remote != nil && (v.state != leasestore.Active || v.stalled) { // a node goes on by itself
 		return
 	}
 	if err := l.command(ctx, l.takeIn); err != nil && !l.lost.Load() {

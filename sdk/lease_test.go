@@ -15,6 +15,7 @@ import (
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/sdk/gpu"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -59,7 +60,7 @@ func TestLeaseThatCannotBeSuspendedEnds(t *testing.T) {
 	allocator.fail("suspend", true)
 	r := newRig(t, func(c *ProviderConfig) { c.Allocator = allocator; c.Credit = time.Second })
 	lease := r.open(1, 500_000, "")
-	if s := lease.status(leaseEnded); !strings.Contains(s.Reason, "suspended") {
+	if s := lease.status(leasestore.Ended); !strings.Contains(s.Reason, "suspended") {
 		t.Errorf("ended because %q", s.Reason)
 	}
 	if allocator.Free() != 2 {
@@ -97,7 +98,7 @@ func TestHalfAllocatedLeaseIsReleasedAtStart(t *testing.T) {
 	r := newRig(t)
 	command, calls := script(t, "")
 	lease := r.open(1, 500_000, "")
-	if err := r.provider.store.setState(t.Context(), lease.lease.LeaseID, 0, leaseAllocating, "", 0); err != nil {
+	if err := r.provider.store.Leases.SetState(t.Context(), lease.lease.LeaseID, 0, leasestore.Allocating, "", 0); err != nil {
 		t.Fatal(err)
 	}
 	host := hostGPUs(t, 2)
@@ -107,7 +108,7 @@ func TestHalfAllocatedLeaseIsReleasedAtStart(t *testing.T) {
 	if got := calls(); !strings.Contains(got, lease.lease.LeaseID.Hex()) {
 		t.Errorf("release saw %q", got)
 	}
-	row, ok, err := r.provider.store.newest(t.Context(), lease.terms.ID())
+	row, ok, err := r.provider.store.Leases.Newest(t.Context(), lease.terms.ID())
 	if err != nil || !ok || row.State != wire.StateEnded || host.Free() != 2 {
 		t.Errorf("the lease is %s, %d devices are free (%v)", row.State, host.Free(), err)
 	}
@@ -122,7 +123,7 @@ func TestDrainEndsLeasesAndSettles(t *testing.T) {
 	if err := r.provider.Drain(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	lease.status(leaseEnded)
+	lease.status(leasestore.Ended)
 	if got := r.balance(r.config.Key.Address()); got != paid {
 		t.Errorf("settled %d of %d", got, paid)
 	}
@@ -153,7 +154,7 @@ func TestSecretOfAnEndedLeaseTellsItsEnd(t *testing.T) {
 	if !rec.Final || rec.Owed != final.Owed {
 		t.Errorf("the last record is %+v", rec.Record)
 	}
-	lease.status(leaseEnded)
+	lease.status(leasestore.Ended)
 	lease.next(wire.EventReceipt)
 	if free := r.provider.config.Allocator.(*gpu.HostAllocator).Free(); free != 2 {
 		t.Errorf("%d devices are free: another lease began", free)
@@ -183,7 +184,7 @@ func TestLostDeviceIsNotBilled(t *testing.T) {
 	for lease.record().Nanos == 0 {
 	}
 	source.lost.Store(true)
-	if s := lease.status(leaseSuspended); s.Reason != reasonUnmetered {
+	if s := lease.status(leasestore.Suspended); s.Reason != reasonUnmetered {
 		t.Errorf("suspended because %q", s.Reason)
 	}
 	nanos := lease.record().Nanos
@@ -193,7 +194,7 @@ func TestLostDeviceIsNotBilled(t *testing.T) {
 		}
 	}
 	source.lost.Store(false)
-	lease.status(leaseActive)
+	lease.status(leasestore.Active)
 	for lease.record().Nanos == nanos { // until the meter goes on
 	}
 }

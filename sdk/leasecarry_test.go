@@ -14,6 +14,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/internal/database"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -26,7 +27,7 @@ type payerBooks struct {
 // leaseBooks are one channel's books of both sides, as its session leases leave them.
 type leaseBooks struct {
 	*testing.T
-	store  leaseStore
+	store  leasestore.Store
 	renter payerBooks
 	terms  channel.Terms
 	key    channel.Signer
@@ -35,7 +36,7 @@ type leaseBooks struct {
 
 func (b *leaseBooks) state() channel.State {
 	b.Helper()
-	s, err := b.store.db.Payee().Load(b.Context(), b.terms.ID())
+	s, err := b.store.DB.Payee().Load(b.Context(), b.terms.ID())
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -50,7 +51,7 @@ func (b *leaseBooks) offer(price metering.Price) wire.SignedOffer {
 		Amount: wire.NewAmount(price.Amount), Unit: string(price.Unit), Credit: 100, Tick: 50, RecordEvery: 100, MaxGap: 1000, Simulated: true,
 	})
 	if err == nil {
-		err = b.store.putOffer(b.Context(), o)
+		err = b.store.Offers.Put(b.Context(), o)
 	}
 	if err != nil {
 		b.Fatal(err)
@@ -62,7 +63,7 @@ func (b *leaseBooks) offer(price metering.Price) wire.SignedOffer {
 func (b *leaseBooks) lease(o wire.SignedOffer, nanos uint64, recorded bool) {
 	b.Helper()
 	ctx := b.Context()
-	begins, carried, err := b.store.carry(ctx, b.state())
+	begins, carried, err := b.store.Carry(ctx, b.state())
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -73,7 +74,7 @@ func (b *leaseBooks) lease(o wire.SignedOffer, nanos uint64, recorded bool) {
 		b.Fatalf("lease %d begins with %s owed, the renter's records say %s and %d parts", b.count, begins.Dec(), b.renter.owed.Dec(), b.renter.carried)
 	}
 	b.renter = payerBooks{begins, left}
-	if err := b.store.insert(ctx, leaseRow{ID: id.Hex(), Channel: b.terms.ID().Hex(), Offer: o.Hash.Hex(), OwedBefore: begins.Dec(), Carried: int64(carried),
+	if err := b.store.Leases.Insert(ctx, leasestore.Row{ID: id.Hex(), Channel: b.terms.ID().Hex(), Offer: o.Hash.Hex(), OwedBefore: begins.Dec(), Carried: int64(carried),
 		State: wire.StateEnded, Allocation: "{}", GPUs: 1}); err != nil {
 		b.Fatal(err)
 	}
@@ -87,7 +88,7 @@ func (b *leaseBooks) lease(o wire.SignedOffer, nanos uint64, recorded bool) {
 		if rec.Owed, err = (metering.Lease{Price: price, OwedBefore: begins}).Owed(nanos); err != nil {
 			b.Fatal(err)
 		}
-		if err := b.store.append(ctx, 0, rec, metering.State{}, nil); err != nil {
+		if err := b.store.Records.Append(ctx, 0, rec, metering.State{}, nil); err != nil {
 			b.Fatal(err)
 		}
 		uncharged, err := o.Uncharged(nanos, true)
@@ -103,14 +104,14 @@ func (b *leaseBooks) lease(o wire.SignedOffer, nanos uint64, recorded bool) {
 func (b *leaseBooks) forget() {
 	b.Helper()
 	s := b.state()
-	err := b.store.db.Update(b.Context(), func(tx *sqlx.Tx) error {
+	err := b.store.DB.Update(b.Context(), func(tx *sqlx.Tx) error {
 		id := common.BigToHash(uint256.NewInt(uint64(b.count)).ToBig()).Hex()
 		_, err := tx.Exec(tx.Rebind(`DELETE FROM records WHERE lease = ?`), id)
 		if err == nil {
 			_, err = tx.Exec(tx.Rebind(`DELETE FROM leases WHERE id = ?`), id)
 		}
 		if err == nil && s.Spent.Lt(&b.renter.owed) {
-			err = b.store.db.Charge(b.Context(), tx, s.ID, b.renter.owed)
+			err = b.store.DB.Charge(b.Context(), tx, s.ID, b.renter.owed)
 		}
 		return err
 	})
@@ -127,11 +128,11 @@ func TestTimeCostsTheSameInLeases(t *testing.T) {
 	random := rand.New(rand.NewPCG(14, 250))
 	for round := range 8 {
 		forgetful := round%2 == 1
-		db, err := database.Open(t.Context(), filepath.Join(t.TempDir(), strconv.Itoa(round)+".db"), "provider", providerMigrations, "migrations/provider")
+		db, err := database.Open(t.Context(), filepath.Join(t.TempDir(), strconv.Itoa(round)+".db"), "provider", leasestore.Migrations, "migrations/provider")
 		if err != nil {
 			t.Fatal(err)
 		}
-		b := &leaseBooks{T: t, store: leaseStore{db: db}, terms: channel.Terms{Payer: common.Address{1}}, key: testKey(t)}
+		b := &leaseBooks{T: t, store: leasestore.New(db), terms: channel.Terms{Payer: common.Address{1}}, key: testKey(t)}
 		if _, err := db.Payee().Create(t.Context(), channel.State{ID: b.terms.ID(), Terms: b.terms, Status: channel.Open, Deposit: channel.MaxAmount()}); err != nil {
 			t.Fatal(err)
 		}

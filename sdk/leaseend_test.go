@@ -9,6 +9,7 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/gpupay/gpupay/sdk/internal/database"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -33,9 +34,9 @@ func commanded(t *testing.T) (*rig, func() string) {
 	return newRig(t, func(c *ProviderConfig) { c.Allocator, c.Log = host, slog.New(slog.DiscardHandler) }), calls
 }
 
-func (t *tab) row() leaseRow {
+func (t *tab) row() leasestore.Row {
 	t.Helper()
-	row, err := t.provider.store.byID(t.Context(), t.lease.LeaseID.Hex())
+	row, err := t.provider.store.Leases.ByID(t.Context(), t.lease.LeaseID.Hex())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -68,8 +69,8 @@ func TestNothingIsGivenBackBeforeItsEndIsOnDisk(t *testing.T) {
 		t.Errorf("the row says %s", row.State)
 	}
 	mended()
-	lease.status(leaseEnded)
-	last, err := r.provider.store.last(t.Context(), lease.lease.LeaseID)
+	lease.status(leasestore.Ended)
+	last, err := r.provider.store.Records.Last(t.Context(), lease.lease.LeaseID)
 	if row := lease.row(); err != nil || !last.Final || row.State != wire.StateEnded || strings.Count(calls(), "release") != 1 {
 		t.Errorf("then the lease is %s, final: %t, %v, after\n%s", row.State, last.Final, err, calls())
 	}
@@ -89,7 +90,7 @@ func TestProcessThatDiesBetweenReleaseAndEnd(t *testing.T) {
 		t.Fatalf("the row says %s, after\n%s", row.State, calls())
 	}
 	next := r.open(2, 200_000, "?gpus=2")
-	final, err := r.provider.store.last(t.Context(), lease.lease.LeaseID)
+	final, err := r.provider.store.Records.Last(t.Context(), lease.lease.LeaseID)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -111,7 +112,7 @@ func TestProcessThatDiesBetweenReleaseAndEnd(t *testing.T) {
 // mend is what fails returns, for a provider that is shut.
 func (r *rig) mend() {
 	r.Helper()
-	db, err := database.Open(r.Context(), r.config.Database, "provider", providerMigrations, "migrations/provider")
+	db, err := database.Open(r.Context(), r.config.Database, "provider", leasestore.Migrations, "migrations/provider")
 	if err != nil {
 		r.Fatal(err)
 	}
@@ -131,7 +132,7 @@ func TestSuspensionNeedsNoDisk(t *testing.T) {
 	lease := r.open(1, 500_000, "")
 	lease.record()
 	mended := r.fails(`UPDATE ON leases`)
-	lease.status(leaseSuspended)
+	lease.status(leasestore.Suspended)
 	running := r.provider.running(lease.terms.ID())
 	view := running.look()
 	view.owed.Clear() // what no record says is owed all the same
@@ -153,7 +154,7 @@ func TestSuspensionNeedsNoDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	lease.pay(s.Spent.Uint64())
-	lease.status(leaseActive)
+	lease.status(leasestore.Active)
 	waitFor(t, func() bool { return lease.row().State == wire.StateActive })
 }
 
@@ -166,7 +167,7 @@ func TestOneFailedReadEndsNoLease(t *testing.T) {
 	r.shut()
 	rename := func(from, to string) {
 		t.Helper()
-		db, err := database.Open(t.Context(), r.config.Database, "provider", providerMigrations, "migrations/provider")
+		db, err := database.Open(t.Context(), r.config.Database, "provider", leasestore.Migrations, "migrations/provider")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -214,7 +215,7 @@ func TestOneFailedReadInATakeoverEndsNoLease(t *testing.T) {
 			t.Fatal("it was not tried")
 		}
 	}
-	if row, err := b.provider.store.byID(t.Context(), lease.lease.LeaseID.Hex()); err != nil || row.State != wire.StateActive || calls() != "" {
+	if row, err := b.provider.store.Leases.ByID(t.Context(), lease.lease.LeaseID.Hex()); err != nil || row.State != wire.StateActive || calls() != "" {
 		t.Errorf("the lease is %s, %v, after %q", row.State, err, calls())
 	}
 	rename("hidden", "records")

@@ -18,6 +18,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/database"
 	"github.com/gpupay/gpupay/sdk/internal/inventory"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -52,7 +53,7 @@ func (s *strewn) Release(ctx context.Context, a gpu.Allocation) error {
 // edit changes the database of a provider that is shut.
 func (r *rig) edit(query string, args ...any) {
 	r.Helper()
-	db, err := database.Open(r.Context(), r.config.Database, "provider", providerMigrations, "migrations/provider")
+	db, err := database.Open(r.Context(), r.config.Database, "provider", leasestore.Migrations, "migrations/provider")
 	if err != nil {
 		r.Fatal(err)
 	}
@@ -156,7 +157,7 @@ func (l idleLease) strand() {
 		state, held = "ended", 1
 	}
 	if l.unknown {
-		command = errRolledBack.Error()
+		command = leasestore.ErrRolledBack.Error()
 	}
 	l.edit(`UPDATE leases SET state = ?, held = ?, owner = CASE WHEN ? = 1 THEN '' ELSE owner END, command = ? WHERE id = ?`,
 		state, held, held, command, l.lease.LeaseID.Hex())
@@ -172,7 +173,7 @@ func (l idleLease) check(allocator *strewn) {
 	case row.Held == 1:
 		is = "held"
 	}
-	last, err := l.provider.store.last(l.Context(), l.lease.LeaseID)
+	last, err := l.provider.store.Records.Last(l.Context(), l.lease.LeaseID)
 	if err != nil {
 		l.Fatal(err)
 	}
@@ -245,7 +246,7 @@ func TestLeaseThatBeginsDuringASweep(t *testing.T) {
 		for t.Context().Err() == nil && !strings.Contains(calls(), "allocate") {
 			time.Sleep(10 * time.Millisecond)
 		}
-		rows, err := r.provider.store.unfinished(t.Context())
+		rows, err := r.provider.store.Leases.Unfinished(t.Context())
 		if err != nil || len(rows) != 1 {
 			t.Errorf("%d leases begin: %v", len(rows), err)
 		}

@@ -6,26 +6,23 @@ import (
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/hex"
-	"encoding/json"
-	"fmt"
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/channel/store"
-	"github.com/gpupay/gpupay/metering"
-	"github.com/gpupay/gpupay/sdk/gpu"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // beginLease begins a lease that belongs to this gateway, unless another has begun one on its channel meanwhile, or has the claim
 // under which it is to begin.
-func (p *Provider) beginLease(ctx context.Context, row leaseRow, s channel.State, offer wire.SignedOffer, c *gatewayClaim) (*lease, error) {
+func (p *Provider) beginLease(ctx context.Context, row leasestore.Row, s channel.State, offer wire.SignedOffer, c *leasestore.Lock) (*lease, error) {
 	if p.replicas != nil {
 		row.Owner, row.Term = p.replicas.identity(), 1
 	}
-	l, err := p.grant(ctx, row, s, offer, c.guard())
+	l, err := p.grant(ctx, row, s, offer, c.Guard())
 	if p.replicas != nil && store.Conflict(err) {
 		return nil, errElsewhere(s.ID)
 	}
@@ -76,7 +73,7 @@ func errUnmarked() *wire.Problem {
 // close: a settlement before that would be paid for twice.
 const closeGrace = time.Minute
 
-// leaseEnded makes room for the next lease on the channel and has what is owed
+// leasestore.Ended makes room for the next lease on the channel and has what is owed
 // settled, unless the renter closes first.
 func (p *Provider) leaseEnded(l *lease) {
 	p.leaseDropped(l)
@@ -113,43 +110,6 @@ func (p *Provider) restore(ctx context.Context) error {
 	}
 	p.takeBackHeld()
 	return nil
-}
-
-func (r leaseRow) allocation() (gpu.Allocation, error) {
-	var a gpu.Allocation
-	err := json.Unmarshal([]byte(r.Allocation), &a)
-	a.LeaseID, a.Term = common.HexToHash(r.ID), r.Term
-	return a, err
-}
-
-// atNode reports whether a node meters the lease.
-func (r leaseRow) atNode() bool {
-	a, err := r.allocation()
-	return err == nil && a.Node != ""
-}
-
-// metered is where the meter was at the lease's newest record, signed or about to
-// be, and the record that is about to be.
-func (r leaseRow) metered(last *metering.SignedRecord) (*metering.State, *metering.Record, *pendingRecord, error) {
-	var record *metering.Record
-	if last != nil {
-		record = &last.Record
-	}
-	if r.Pending != "" {
-		pending := &pendingRecord{}
-		if err := json.Unmarshal([]byte(r.Pending), pending); err != nil {
-			return nil, nil, nil, fmt.Errorf("stored draft of lease %s: %w", r.ID, err)
-		}
-		return &pending.Meter, record, pending, nil
-	}
-	if last == nil {
-		return nil, nil, nil, nil
-	}
-	var saved metering.State
-	if err := json.Unmarshal([]byte(r.Meter), &saved); err != nil {
-		return nil, nil, nil, fmt.Errorf("stored meter of lease %s: %w", r.ID, err)
-	}
-	return &saved, record, nil, nil
 }
 
 func randomHash() (h common.Hash) {

@@ -20,6 +20,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/inventory"
 	"github.com/gpupay/gpupay/sdk/internal/keyed"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -31,12 +32,12 @@ type lessor struct {
 	pastKeys []metering.Signer // sign those of leases from before meterKey
 	binder   channel.Signer    // the payee's key, which binds meters to leases; nil: a node, whose gateways have it
 	paidTo   common.Address    // whom channels must pay that leases go on on; zero: whomever
-	store    leaseStore
+	store    leasestore.Store
 
 	// channel is the channel of a lease, and remote what a gateway has of one that
 	// a node meters.
-	channel   func(ctx context.Context, row leaseRow) (channel.State, error)
-	remote    func(row leaseRow, terms metering.Lease, node string, meter common.Address, last *metering.SignedRecord) (*remoteLease, error)
+	channel   func(ctx context.Context, row leasestore.Row) (channel.State, error)
+	remote    func(row leasestore.Row, terms metering.Lease, node string, meter common.Address, last *metering.SignedRecord) (*remoteLease, error)
 	owing     func(ctx context.Context, payer common.Address) ([]channel.State, error) // the channels on which a payer owes; nil: it is not known
 	share     func(ctx context.Context, lease common.Hash) (*uint256.Int, error)       // what of its payer's credit a lease has; nil: it is not told
 	allocated func(channel common.Hash)                                                // hears that a channel's lease has its devices; may be nil
@@ -112,7 +113,7 @@ func (h *lessor) running(channelID common.Hash) *lease {
 }
 
 // runs is the lease of a row, if it runs.
-func (h *lessor) runs(row leaseRow) *lease {
+func (h *lessor) runs(row leasestore.Row) *lease {
 	l := h.running(common.HexToHash(row.Channel))
 	if l == nil || l.id.Hex() != row.ID {
 		return nil
@@ -133,11 +134,11 @@ func (h *lessor) allLeases() []*lease {
 // grant allocates devices and begins a lease on an open channel. The row is on
 // disk before the first command runs, so that a crash in between still
 // releases what was allocated. may is asked in the row's transaction.
-func (h *lessor) grant(ctx context.Context, row leaseRow, s channel.State, offer wire.SignedOffer, may func(*sqlx.Tx) error) (*lease, error) {
+func (h *lessor) grant(ctx context.Context, row leasestore.Row, s channel.State, offer wire.SignedOffer, may func(*sqlx.Tx) error) (*lease, error) {
 	id := common.HexToHash(row.ID)
 	begun := sync.OnceFunc(h.busy.Lock(id))
 	defer begun()
-	if err := h.store.guarded(may).insert(ctx, row); err != nil {
+	if err := h.store.Leases.Guarded(may).Insert(ctx, row); err != nil {
 		return nil, err
 	}
 	fault.Point(fault.LeaseWritten)
@@ -160,7 +161,7 @@ func (h *lessor) grant(ctx context.Context, row leaseRow, s channel.State, offer
 		err = h.bind(call, &row, s.ID, offer, meter)
 	}
 	if err == nil {
-		err = h.store.activate(call, row)
+		err = h.store.Leases.Activate(call, row)
 	}
 	if err != nil {
 		return nil, errors.Join(err, h.release(later, a)) // the row says that nothing is metered
@@ -173,14 +174,14 @@ func (h *lessor) grant(ctx context.Context, row leaseRow, s channel.State, offer
 	if l.remote == nil && l.read == nil {
 		l.opened = make(chan struct{})
 	}
-	err = h.launch(l, leaseActive, s, nil)
+	err = h.launch(l, leasestore.Active, s, nil)
 	switch {
 	case errors.Is(err, gpu.ErrNoCapacity):
 		h.deps.accounts.leave(l)
 		return nil, errors.Join(err, h.giveBack(call, row, nil, err.Error()))
 	case errors.Is(err, errMetered): // and not given back: that would take it from who has it
 		h.deps.accounts.leave(l)
-		return nil, errors.Join(err, h.store.setEnded(call, id, row.Term, err.Error(), false))
+		return nil, errors.Join(err, h.store.Leases.SetEnded(call, id, row.Term, err.Error(), false))
 	}
 	if err != nil || l.opened == nil {
 		return l, err // after another error the next process takes the lease up
@@ -196,7 +197,7 @@ func (h *lessor) grant(ctx context.Context, row leaseRow, s channel.State, offer
 
 // allocate has a lease's devices chosen, as many as were asked for. What was given and is wrong is taken back, also where ctx is
 // over; if that fails the error is gpu.ErrHeld.
-func (h *lessor) allocate(ctx context.Context, row leaseRow, s channel.State, offer wire.SignedOffer) (gpu.Allocation, common.Address, error) {
+func (h *lessor) allocate(ctx context.Context, row leasestore.Row, s channel.State, offer wire.SignedOffer) (gpu.Allocation, common.Address, error) {
 	id := common.HexToHash(row.ID)
 	a, meter, err := h.deps.placer.place(ctx, placement{gpu.Request{LeaseID: id, Payer: s.Terms.Payer, GPUs: row.GPUs, Term: row.Term}, s, offer})
 	if err == nil && len(a.Devices) != row.GPUs {
@@ -209,15 +210,15 @@ func (h *lessor) allocate(ctx context.Context, row leaseRow, s channel.State, of
 }
 
 // notAllocated has it on disk that a lease never began.
-func (h *lessor) notAllocated(ctx context.Context, row leaseRow, held bool) error {
+func (h *lessor) notAllocated(ctx context.Context, row leasestore.Row, held bool) error {
 	write, cancel := context.WithTimeout(ctx, h.deps.timing.callTimeout)
 	defer cancel()
-	return h.store.setEnded(write, common.HexToHash(row.ID), row.Term, "not allocated", held)
+	return h.store.Leases.SetEnded(write, common.HexToHash(row.ID), row.Term, "not allocated", held)
 }
 
 // newLease builds a lease: fresh, or as its last record and the meter's state
 // left it.
-func (h *lessor) newLease(row leaseRow, s channel.State, offer wire.SignedOffer, a gpu.Allocation, last *metering.SignedRecord) (*lease, error) {
+func (h *lessor) newLease(row leasestore.Row, s channel.State, offer wire.SignedOffer, a gpu.Allocation, last *metering.SignedRecord) (*lease, error) {
 	price, err := offer.Price()
 	if err != nil {
 		return nil, err
@@ -231,11 +232,11 @@ func (h *lessor) newLease(row leaseRow, s channel.State, offer wire.SignedOffer,
 		return nil, err
 	}
 	l := &lease{
-		id: a.LeaseID, terms: s.Terms, offer: h.store.offers.one(offer), price: price, credit: credit, allocation: a, owedBefore: before,
+		id: a.LeaseID, terms: s.Terms, offer: h.store.Offers.Shared(offer), price: price, credit: credit, allocation: a, owedBefore: before,
 		startedAt: row.StartedAt, term: row.Term, done: make(chan struct{}), deps: h.deps,
 	}
 	l.view.stream, l.view.reason = uint64(row.Stream), row.Reason
-	if l.binding, err = row.binding(); err != nil {
+	if l.binding, err = row.MeterBinding(); err != nil {
 		return nil, err
 	}
 	if h.deps.tenure != nil && a.Node == "" {
@@ -248,10 +249,10 @@ func (h *lessor) newLease(row leaseRow, s channel.State, offer wire.SignedOffer,
 	})
 	if a.Node != "" {
 		l.poke = make(chan struct{}, 1)
-		l.remote, err = h.remote(row, terms, a.Node, row.meter(offer), last)
+		l.remote, err = h.remote(row, terms, a.Node, row.SigningKey(offer), last)
 		return l, err
 	}
-	saved, record, pending, err := row.metered(last)
+	saved, record, pending, err := row.Resume(last)
 	if err != nil {
 		return nil, err
 	}
@@ -264,7 +265,7 @@ func (h *lessor) newLease(row leaseRow, s channel.State, offer wire.SignedOffer,
 	for i := range l.each {
 		l.each[i].limit = l.watchdog.limit
 	}
-	if l.recorder, err = metering.NewRecorder(terms, h.signer(row.meter(offer)), record); err != nil || h.prepaid == nil {
+	if l.recorder, err = metering.NewRecorder(terms, h.signer(row.SigningKey(offer)), record); err != nil || h.prepaid == nil {
 		return l, err
 	}
 	return l, h.prepaid(l)
@@ -292,15 +293,15 @@ func newMeter(devices []string, o wire.Offer, saved *metering.State) (*metering.
 }
 
 // launch lets a lease run. Its view starts where its last record is.
-func (h *lessor) launch(l *lease, state leaseState, s channel.State, last *metering.SignedRecord) error {
+func (h *lessor) launch(l *lease, state leasestore.State, s channel.State, last *metering.SignedRecord) error {
 	l.view = leaseView{state: state, reason: l.view.reason, version: 1, stream: l.view.stream, reserved: l.view.reserved, owed: l.owedBefore, deposit: s.Deposit}
 	l.view.hear(s, l.deps.row)
 	if last != nil {
 		l.view.sequence, l.view.owed, l.view.nanos = last.Sequence, last.Owed, last.Nanos
 	}
 	l.view.ask(state, l.view.reason)
-	l.custody.given.Store(state == leaseActive)
-	if state == leaseSuspended && l.meter != nil {
+	l.custody.given.Store(state == leasestore.Active)
+	if state == leasestore.Suspended && l.meter != nil {
 		l.meter.Pause()
 		switch l.view.reason {
 		case reasonUnmetered:
@@ -396,12 +397,12 @@ func (h *lessor) leaseDropped(l *lease) {
 
 // takeUp resolves the leases of an earlier run.
 func (h *lessor) takeUp(ctx context.Context) error {
-	rows, err := h.store.unfinished(ctx)
+	rows, err := h.store.Leases.Unfinished(ctx)
 	if err != nil {
 		return fmt.Errorf("leases of the last run: %w", err)
 	}
 	for i, row := range rows {
-		if row.State == wire.StateEnded && row.atNode() {
+		if row.State == wire.StateEnded && row.AtNode() {
 			continue // nodes.collect asks for it
 		}
 		if err := h.resolve(ctx, row, h.locate(ctx, row, rows[i+1:]), ""); err != nil && !errors.Is(err, errHeld) {
@@ -420,8 +421,8 @@ var (
 // locate looks for the devices of a lease that no process runs, and has the allocator know them: errNotHere, errNoAdopter, or
 // inventory.ErrTaken where they are in another lease, such as one of those that are known to be later. It is nil where they are here,
 // or none were allocated yet.
-func (h *lessor) locate(ctx context.Context, row leaseRow, later []leaseRow) error {
-	a, err := row.allocation()
+func (h *lessor) locate(ctx context.Context, row leasestore.Row, later []leasestore.Row) error {
+	a, err := row.Allocated()
 	if err != nil || len(a.Devices) == 0 {
 		return err
 	}
@@ -436,9 +437,9 @@ func (h *lessor) locate(ctx context.Context, row leaseRow, later []leaseRow) err
 }
 
 // letAgain reports whether a device of an allocation is in a later lease.
-func letAgain(a gpu.Allocation, later []leaseRow) bool {
-	return a.Node == "" && slices.ContainsFunc(later, func(row leaseRow) bool { // a node takes back what is in this lease
-		b, err := row.allocation()
+func letAgain(a gpu.Allocation, later []leasestore.Row) bool {
+	return a.Node == "" && slices.ContainsFunc(later, func(row leasestore.Row) bool { // a node takes back what is in this lease
+		b, err := row.Allocated()
 		return err == nil && slices.ContainsFunc(a.Devices, func(device string) bool { return slices.Contains(b.Devices, device) })
 	})
 }
@@ -458,7 +459,7 @@ var errHeld = errors.New("its devices could not be taken back yet")
 // What cannot be taken back is held (errHeld), and tried again. Of a process that is alone there is no other host: it takes back
 // what it does not find, too. Any other error is of this moment: another try goes on from there. The reason is for a lease that
 // ends because its devices are on another host; empty: that.
-func (h *lessor) resolve(ctx context.Context, row leaseRow, where error, reason string) error {
+func (h *lessor) resolve(ctx context.Context, row leasestore.Row, where error, reason string) error {
 	switch {
 	case row.State == wire.StateEnding, row.State == wire.StateEnded:
 		reason = cmp.Or(row.Reason, "its final record was written")
@@ -483,14 +484,14 @@ func (h *lessor) resolve(ctx context.Context, row leaseRow, where error, reason 
 }
 
 // giveBack ends a lease that no process runs in the two steps of expire, and has its devices taken back where they can be.
-func (h *lessor) giveBack(ctx context.Context, row leaseRow, where error, reason string) error {
-	a, err := row.allocation()
+func (h *lessor) giveBack(ctx context.Context, row leasestore.Row, where error, reason string) error {
+	a, err := row.Allocated()
 	if err != nil {
 		return err
 	}
 	if row.State != wire.StateEnded {
 		h.deps.log.Warn("lease that does not run is ended", "lease", row.ID, "channel", row.Channel, "reason", reason)
-		if err := h.store.setState(ctx, a.LeaseID, row.Term, leaseEnding, reason, cmp.Or(row.EndedAt, time.Now().Unix())); err != nil {
+		if err := h.store.Leases.SetState(ctx, a.LeaseID, row.Term, leasestore.Ending, reason, cmp.Or(row.EndedAt, time.Now().Unix())); err != nil {
 			return err
 		}
 	}
@@ -502,7 +503,7 @@ func (h *lessor) giveBack(ctx context.Context, row leaseRow, where error, reason
 	default:
 		held = h.release(ctx, a)
 	}
-	err = h.store.setEnded(ctx, a.LeaseID, row.Term, reason, held != nil)
+	err = h.store.Leases.SetEnded(ctx, a.LeaseID, row.Term, reason, held != nil)
 	if err != nil || held == nil {
 		return err
 	}
@@ -512,12 +513,12 @@ func (h *lessor) giveBack(ctx context.Context, row leaseRow, where error, reason
 
 // closeBooks states the final record of a lease whose devices are on another host. Nothing is billed for the time that nobody
 // metered. What a node meters it signs itself, and what must not be signed here is not.
-func (h *lessor) closeBooks(ctx context.Context, row leaseRow) error {
-	a, err := row.allocation()
+func (h *lessor) closeBooks(ctx context.Context, row leasestore.Row) error {
+	a, err := row.Allocated()
 	if err != nil || a.Node != "" {
 		return err
 	}
-	last, err := h.store.last(ctx, a.LeaseID)
+	last, err := h.store.Records.Last(ctx, a.LeaseID)
 	if err != nil || last != nil && last.Final {
 		return err
 	}
@@ -561,19 +562,19 @@ func (e overError) Error() string { return string(e) }
 
 func isOver(err error) bool {
 	var over overError
-	return errors.As(err, &over) || errors.Is(err, errNoAdopter) || errors.Is(err, errRolledBack)
+	return errors.As(err, &over) || errors.Is(err, errNoAdopter) || errors.Is(err, leasestore.ErrRolledBack)
 }
 
 // adopt goes on with a lease whose devices are here.
-func (h *lessor) adopt(ctx context.Context, row leaseRow) error {
+func (h *lessor) adopt(ctx context.Context, row leasestore.Row) error {
 	if row.State == wire.StateAllocating {
 		return overError("it was not allocated yet")
 	}
-	a, err := row.allocation()
+	a, err := row.Allocated()
 	if err != nil {
 		return err
 	}
-	last, err := h.store.last(ctx, a.LeaseID)
+	last, err := h.store.Records.Last(ctx, a.LeaseID)
 	if err != nil {
 		return err
 	}
@@ -601,7 +602,7 @@ func (h *lessor) adopt(ctx context.Context, row leaseRow) error {
 	if l.unsure = l.meter != nil && row.State == wire.StateActive; l.unsure {
 		l.meter.Pause()
 	}
-	if err := h.launch(l, leaseState(row.State), s, last); err != nil || over == "" {
+	if err := h.launch(l, leasestore.State(row.State), s, last); err != nil || over == "" {
 		return err
 	}
 	h.endSoon(l, over) // when its node has told the rest
@@ -623,21 +624,21 @@ func (h *lessor) overOn(s channel.State) string {
 // mayGoOn refuses to sign on for a lease whose later records this database has
 // forgotten, or whose records another key than ours signs: no renter would take
 // what we sign.
-func (h *lessor) mayGoOn(ctx context.Context, l *lease, row leaseRow) error {
-	if row.Command == errRolledBack.Error() || l.muted.Load() {
-		return errRolledBack // another gateway knows it, or the chain
+func (h *lessor) mayGoOn(ctx context.Context, l *lease, row leasestore.Row) error {
+	if row.Command == leasestore.ErrRolledBack.Error() || l.muted.Load() {
+		return leasestore.ErrRolledBack // another gateway knows it, or the chain
 	}
 	if l.remote != nil {
 		return nil // its node signs, and knows what it signed
 	}
 	key := l.recorder.Signer()
-	if bound := row.meter(*l.offer); bound != key {
+	if bound := row.SigningKey(*l.offer); bound != key {
 		return overError(fmt.Sprintf("its records are signed with metering key %s, and this host has %s now", bound, key))
 	}
 	return h.unforked(ctx, l)
 }
 
-// unforked is errRolledBack where more was signed of a lease than its row knows.
+// unforked is leasestore.ErrRolledBack where more was signed of a lease than its row knows.
 func (h *lessor) unforked(ctx context.Context, l *lease) error {
 	mark, err := h.deps.marks.Get(ctx, l.recorder.Signer(), l.id)
 	if err != nil || mark.Sequence == 0 {
@@ -652,14 +653,14 @@ func (h *lessor) unforked(ctx context.Context, l *lease) error {
 	case mark.Sequence > newest.Sequence,
 		mark.Sequence == newest.Sequence && mark.Digest != l.recorder.Digest(newest),
 		mark.Sequence == last.Sequence && mark.Digest != l.recorder.Digest(last):
-		return errRolledBack
+		return leasestore.ErrRolledBack
 	}
 	return nil
 }
 
 // rebuild is a lease as its row and its last record left it.
-func (h *lessor) rebuild(ctx context.Context, row leaseRow, s channel.State, a gpu.Allocation, last *metering.SignedRecord) (*lease, error) {
-	offer, err := h.store.offer(ctx, common.HexToHash(row.Offer))
+func (h *lessor) rebuild(ctx context.Context, row leasestore.Row, s channel.State, a gpu.Allocation, last *metering.SignedRecord) (*lease, error) {
+	offer, err := h.store.Offers.Get(ctx, common.HexToHash(row.Offer))
 	if err != nil {
 		return nil, err
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 )
 
 // payersLeases are the leases of one payer at one gateway, read by hand: nothing of it depends on how fast the machine is.
@@ -29,7 +30,7 @@ func (f *payersLeases) lease(credit uint64, gpus int) *lease {
 		id: common.Hash{byte(n)}, terms: channel.Terms{Payer: common.Address{1}, Salt: common.Hash{byte(n)}}, credit: *uint256.NewInt(credit),
 		price: metering.Price{Amount: *uint256.NewInt(3_600_000), Unit: metering.Hour},
 		deps:  leaseDeps{clock: metering.System, timing: leaseTiming{tick: handTick}},
-		view:  leaseView{state: leaseActive, deposit: *uint256.NewInt(1_000_000)},
+		view:  leaseView{state: leasestore.Active, deposit: *uint256.NewInt(1_000_000)},
 	}
 	for gpu := range gpus {
 		l.allocation.Devices = append(l.allocation.Devices, fmt.Sprintf("GPU-%d-%d", n, gpu))
@@ -67,13 +68,13 @@ func (f *payersLeases) runs(ticks int) {
 			v := l.look()
 			why := l.hindrance(&v)
 			switch {
-			case v.state == leaseActive && why != "":
+			case v.state == leasestore.Active && why != "":
 				l.meter.Pause()
-				l.turn(leaseSuspended, why)
-			case v.state == leaseSuspended && why == "" && l.claims(true):
+				l.turn(leasestore.Suspended, why)
+			case v.state == leasestore.Suspended && why == "" && l.claims(true):
 				l.goOn()
-				l.turn(leaseActive, "")
-			case v.state == leaseActive:
+				l.turn(leasestore.Active, "")
+			case v.state == leasestore.Active:
 				l.goOn()
 			}
 		}
@@ -136,7 +137,7 @@ func TestSuspendedLeasesGoOnOneByOne(t *testing.T) {
 	for range 8 {
 		l := f.lease(8_000, 1)
 		l.meter.Pause()
-		l.turn(leaseSuspended, reasonUnpaid)
+		l.turn(leasestore.Suspended, reasonUnpaid)
 	}
 	var may []*lease
 	for _, l := range f.leases {
@@ -151,7 +152,7 @@ func TestSuspendedLeasesGoOnOneByOne(t *testing.T) {
 	for _, l := range may { // each has looked before any of them goes on
 		if l.claims(true) {
 			l.goOn()
-			l.turn(leaseActive, "")
+			l.turn(leasestore.Active, "")
 			do++
 		}
 	}

@@ -1,15 +1,14 @@
 package sdk
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
-	"fmt"
 
 	"github.com/ethereum/go-ethereum/common"
 
 	"github.com/gpupay/gpupay/internal/fault"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -17,7 +16,7 @@ import (
 // metered, or of our own where meter is zero. A payee signs for it, once: it does so between the two writes of a lease,
 // and nobody has it before the second one, after which the row is what counts. A lease that does not come to that
 // write is over, and its id never used again.
-func (h *lessor) bind(ctx context.Context, row *leaseRow, channelID common.Hash, offer wire.SignedOffer, meter common.Address) error {
+func (h *lessor) bind(ctx context.Context, row *leasestore.Row, channelID common.Hash, offer wire.SignedOffer, meter common.Address) error {
 	if offer.NamesMeter() {
 		return nil
 	}
@@ -37,23 +36,6 @@ func (h *lessor) bind(ctx context.Context, row *leaseRow, channelID common.Hash,
 	text, err := json.Marshal(binding)
 	row.Binding = string(text)
 	return err
-}
-
-// meter is the address of the key that signs a lease's records.
-func (r leaseRow) meter(offer wire.SignedOffer) common.Address {
-	return common.HexToAddress(cmp.Or(r.MeterKey, common.Address(offer.Meter).Hex()))
-}
-
-// binding is the payee's word for it; nil where the offer names the key, and at a node.
-func (r leaseRow) binding() (*wire.MeterBinding, error) {
-	if r.Binding == "" {
-		return nil, nil
-	}
-	var b wire.MeterBinding
-	if err := json.Unmarshal([]byte(r.Binding), &b); err != nil {
-		return nil, fmt.Errorf("stored meter binding of lease %s: %w", r.ID, err)
-	}
-	return &b, nil
 }
 
 // signer is the metering key of an address, and our newest one where that is not here.

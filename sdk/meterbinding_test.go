@@ -17,6 +17,7 @@ import (
 	"github.com/gpupay/gpupay/internal/eip712"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/audit"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/nodelink"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
@@ -317,19 +318,19 @@ func TestBoundBeforeActive(t *testing.T) {
 	r := newRig(t, o.link, quiet)
 	lease := r.open(1, 300_000, "")
 	store := r.provider.store
-	row, err := store.byID(t.Context(), lease.lease.LeaseID.Hex())
+	row, err := store.Leases.ByID(t.Context(), lease.lease.LeaseID.Hex())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if b, err := row.binding(); err != nil || !b.Same(lease.lease.Binding) || row.MeterKey != o.config.MeterKey.Address().Hex() || !row.atNode() {
+	if b, err := row.MeterBinding(); err != nil || !b.Same(lease.lease.Binding) || row.MeterKey != o.config.MeterKey.Address().Hex() || !row.AtNode() {
 		t.Errorf("the row has %+v, the renter %+v (%v)", row, lease.lease.Binding, err)
 	}
 	again := row
 	again.MeterKey, again.Binding = common.Address{1}.Hex(), "{}"
-	if err := store.activate(t.Context(), again); !errors.Is(err, errNotOurs) {
+	if err := store.Leases.Activate(t.Context(), again); !errors.Is(err, leasestore.ErrNotOwner) {
 		t.Errorf("bound again: %v", err)
 	}
-	if now, err := store.byID(t.Context(), row.ID); err != nil || now.Binding != row.Binding || now.MeterKey != row.MeterKey {
+	if now, err := store.Leases.ByID(t.Context(), row.ID); err != nil || now.Binding != row.Binding || now.MeterKey != row.MeterKey {
 		t.Errorf("now it has %s (%v)", now.Binding, err)
 	}
 }
@@ -356,7 +357,7 @@ func TestNodeThatLostItsKey(t *testing.T) {
 				lease.release()
 				o.same(r, id)
 			} else {
-				lease.status(leaseEnded)
+				lease.status(leasestore.Ended)
 				if row, records := o.spooled(id); row.State != wire.StateEnded || len(records) != len(before) || records[len(records)-1].Final {
 					t.Errorf("it is %s with %d records, it had %d", row.State, len(records), len(before))
 				}
@@ -385,10 +386,10 @@ func TestNodeSignsForNoOtherLease(t *testing.T) {
 	var forged []metering.SignedRecord
 	lie := forge(here, there.config.MeterKey, func(*metering.SignedRecord) {})
 	here.set(false, lie)
-	if s := lease.status(leaseEnded); s.Reason != errUnfit.Error() {
+	if s := lease.status(leasestore.Ended); s.Reason != errUnfit.Error() {
 		t.Errorf("ended because %q", s.Reason)
 	}
-	kept, err := r.provider.store.records(t.Context(), lease.lease.LeaseID, 0, 1000)
+	kept, err := r.provider.store.Records.After(t.Context(), lease.lease.LeaseID, 0, 1000)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -406,7 +407,7 @@ func TestNodeSignsForNoOtherLease(t *testing.T) {
 		}
 		forged = append(forged, fork)
 	}
-	offer, err := r.provider.store.offer(t.Context(), lease.lease.OfferHash)
+	offer, err := r.provider.store.Offers.Get(t.Context(), lease.lease.OfferHash)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -439,10 +440,10 @@ func TestNodeThatNamesAnothersKey(t *testing.T) {
 	if meter := common.Address(lease.lease.Binding.Meter); meter != other.Address() {
 		t.Fatalf("bound is %s", meter)
 	}
-	if s := lease.status(leaseEnded); s.Reason != errUnfit.Error() {
+	if s := lease.status(leasestore.Ended); s.Reason != errUnfit.Error() {
 		t.Errorf("ended because %q", s.Reason)
 	}
-	if records, err := r.provider.store.records(t.Context(), lease.lease.LeaseID, 0, 10); err != nil || len(records) != 0 {
+	if records, err := r.provider.store.Records.After(t.Context(), lease.lease.LeaseID, 0, 10); err != nil || len(records) != 0 {
 		t.Errorf("%d records are kept, %v", len(records), err)
 	}
 }
@@ -542,7 +543,7 @@ func TestLeaseFromBeforeGoesOn(t *testing.T) {
 	named := r.provider.Offer().Offer
 	named.Version, named.Meter = 1, wire.Address(shared.Address())
 	before, err := wire.SignOffer(t.Context(), r.config.Key, named)
-	if err := errors.Join(err, r.provider.store.putOffer(t.Context(), before)); err != nil {
+	if err := errors.Join(err, r.provider.store.Offers.Put(t.Context(), before)); err != nil {
 		t.Fatal(err)
 	}
 	r.provider.mu.Lock()

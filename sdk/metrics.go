@@ -180,7 +180,7 @@ func (p *Provider) sums(ctx context.Context) (ledgerSums, error) {
 			sums.atRisk.Add(&sums.atRisk, &open)
 		}
 	}
-	lost, lostErr := p.store.writtenOff(ctx)
+	lost, lostErr := p.store.Debts.WrittenOff(ctx)
 	for _, amount := range lost {
 		sums.writtenOff.Add(&sums.writtenOff, &amount)
 	}

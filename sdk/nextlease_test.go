@@ -10,6 +10,7 @@ import (
 
 	"github.com/gpupay/gpupay/internal/pgtest"
 	"github.com/gpupay/gpupay/sdk/internal/database"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/settle"
 )
 
@@ -66,16 +67,16 @@ func TestChannelOfTheNextLeaseIsNotUrgent(t *testing.T) {
 }
 
 // endedLease has a lease of a channel in the table that ended some time ago; one that ended at 0 s is still being ended.
-func endedLease(t *testing.T, s leaseStore, at common.Hash, ago time.Duration) {
+func endedLease(t *testing.T, s leasestore.Store, at common.Hash, ago time.Duration) {
 	t.Helper()
-	row := leaseRow{ID: randomHash().Hex(), Channel: at.Hex(), Allocation: "{}", OwedBefore: "0", State: "ended", StartedAt: 1}
+	row := leasestore.Row{ID: randomHash().Hex(), Channel: at.Hex(), Allocation: "{}", OwedBefore: "0", State: "ended", StartedAt: 1}
 	if ago == 0 {
 		row.State = "ending"
 	}
-	if err := s.insert(t.Context(), row); err != nil {
+	if err := s.Leases.Insert(t.Context(), row); err != nil {
 		t.Fatal(err)
 	}
-	err := s.db.Update(t.Context(), func(tx *sqlx.Tx) error {
+	err := s.DB.Update(t.Context(), func(tx *sqlx.Tx) error {
 		_, err := tx.Exec(tx.Rebind(`UPDATE leases SET ended_at = ? WHERE id = ?`), time.Now().Add(-ago).Unix(), row.ID)
 		return err
 	})
@@ -92,12 +93,12 @@ func TestIdleChannels(t *testing.T) {
 			if name == onPostgres {
 				path = pgtest.URL(t)
 			}
-			db, err := database.Open(t.Context(), path, "provider", providerMigrations, "migrations/provider")
+			db, err := database.Open(t.Context(), path, "provider", leasestore.Migrations, "migrations/provider")
 			if err != nil {
 				t.Fatal(err)
 			}
 			t.Cleanup(func() { db.Close() })
-			s, now := leaseStore{db: db}, time.Now()
+			s, now := leasestore.New(db), time.Now()
 			want := make(map[common.Hash]bool)
 			for i, c := range []struct {
 				ended []time.Duration
@@ -119,7 +120,7 @@ func TestIdleChannels(t *testing.T) {
 					want[at] = true
 				}
 			}
-			got, err := s.idleSince(t.Context(), now.Add(-time.Hour).Unix(), now.Add(-15*time.Minute).Unix())
+			got, err := s.Leases.IdleSince(t.Context(), now.Add(-time.Hour).Unix(), now.Add(-15*time.Minute).Unix())
 			if err != nil || len(got) != len(want) {
 				t.Errorf("%d are idle: %v (%v), want %d", len(got), got, err, len(want))
 			}

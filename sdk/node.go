@@ -125,7 +125,7 @@ func NewNode(ctx context.Context, config NodeConfig) (*Node, error) {
 	}
 	marks, err := openMarks(ctx, config.HighWater, config.Database, config.MeterKey.Address())
 	if err != nil {
-		return nil, errors.Join(err, n.spool.db.Close())
+		return nil, errors.Join(err, n.spool.DB.Close())
 	}
 	n.lets()
 	n.deps.marks = marks
@@ -153,7 +153,7 @@ func (n *Node) lets() {
 		gpuCollector{&n.lessor},
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "gpupay_node_refused", Help: "1 while a gateway begins no lease here: its GPUs are of another kind than those of other nodes."}, func() float64 { return flag(n.refused() != "") }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "gpupay_node_waiting_records", Help: "Usage records that no gateway has yet."}, n.waiting))
-	n.meterKey, n.pastKeys, n.store = n.config.MeterKey, n.config.PastKeys, n.spool.leaseStore
+	n.meterKey, n.pastKeys, n.store = n.config.MeterKey, n.config.PastKeys, n.spool.Store
 	n.channel, n.lessor.share = n.spool.channel, n.spool.share
 	n.deps = leaseDeps{
 		placer: local{tameAllocator{n.config.Allocator, n.config.Log}}, sick: n.quarantines(n.config.Allocator), liveness: liveness(n.config.Log, n.config.Allocator), source: n.config.Source, clock: n.config.Clock, store: n.store,
@@ -201,7 +201,7 @@ func (n *Node) Close() error {
 	return n.shutFiles()
 }
 
-func (n *Node) shutFiles() error { return errors.Join(n.spool.db.Close(), n.deps.marks.Close()) }
+func (n *Node) shutFiles() error { return errors.Join(n.spool.DB.Close(), n.deps.marks.Close()) }
 
 // Drain ends every lease. Gateways can still fetch its records.
 func (n *Node) Drain(ctx context.Context) error {
@@ -256,7 +256,7 @@ func (n *Node) Health() http.Handler {
 		defer cancel()
 		leases, gpus := n.allLeases(), n.gpus(ctx)
 		h, code := nodeHealth{Status: "ok", Restart: gpus.restart(), Quarantined: gpus.quarantined, Leases: len(leases), Unmetered: unmetered(leases), Held: gpus.held}, http.StatusOK
-		err := errors.Join(n.spool.db.View().PingContext(ctx), gpus.err, n.deps.marks.Check(ctx))
+		err := errors.Join(n.spool.DB.View().PingContext(ctx), gpus.err, n.deps.marks.Check(ctx))
 		switch why := n.refused(); {
 		case err != nil:
 			h.Status, code = err.Error(), http.StatusServiceUnavailable

@@ -25,6 +25,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/gpu"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/nodelink"
 	"github.com/gpupay/gpupay/sdk/node/nodekeys"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -267,10 +268,10 @@ func TestHostileNodes(t *testing.T) {
 				}
 				change(rec)
 			}))
-			if s := lease.status(leaseEnded); s.Reason != errUnfit.Error() {
+			if s := lease.status(leasestore.Ended); s.Reason != errUnfit.Error() {
 				t.Errorf("ended because %q", s.Reason)
 			}
-			records, err := r.provider.store.records(t.Context(), id, 0, 1000)
+			records, err := r.provider.store.Records.After(t.Context(), id, 0, 1000)
 			if err != nil || uint64(len(records)) != spared {
 				t.Fatalf("%d records are kept, %d were good (%v)", len(records), spared, err)
 			}
@@ -279,7 +280,7 @@ func TestHostileNodes(t *testing.T) {
 				t.Errorf("charged %s, the last good record says %s (%v)", s.Spent.Dec(), records[len(records)-1].Owed.Dec(), err)
 			}
 			o.set(false, nil)
-			o.wait(id, leaseEnded)
+			o.wait(id, leasestore.Ended)
 		})
 	}
 }
@@ -298,7 +299,7 @@ func TestRecordsDeliveredTwice(t *testing.T) {
 		}
 		var l nodelink.Lease
 		_ = json.Unmarshal(answer, &l)
-		l.Records, _ = o.node.store.records(context.Background(), id, 0, 1000)
+		l.Records, _ = o.node.store.Records.After(context.Background(), id, 0, 1000)
 		l.Sequence = max(l.Sequence, uint64(len(l.Records)))
 		raw, _ := json.Marshal(l)
 		return raw
@@ -306,7 +307,7 @@ func TestRecordsDeliveredTwice(t *testing.T) {
 	for range 5 {
 		lease.record()
 	}
-	lease.status(leaseSuspended)
+	lease.status(leasestore.Suspended)
 	records := o.same(r, id)
 	fork := first
 	fork.To++
@@ -325,10 +326,10 @@ func TestRecordsDeliveredTwice(t *testing.T) {
 		raw, _ := json.Marshal(l)
 		return raw
 	})
-	if s := lease.status(leaseEnded); s.Reason != errUnfit.Error() {
+	if s := lease.status(leasestore.Ended); s.Reason != errUnfit.Error() {
 		t.Errorf("a fork ended the lease because %q", s.Reason)
 	}
-	kept, err := r.provider.store.records(t.Context(), id, 0, 1000)
+	kept, err := r.provider.store.Records.After(t.Context(), id, 0, 1000)
 	if err != nil || len(kept) < len(records) || kept[0].Record != first.Record {
 		t.Errorf("%d records, the first %+v (%v)", len(kept), kept[0].Record, err)
 	}
@@ -432,16 +433,16 @@ func TestSpoolFromABackup(t *testing.T) {
 	if err := os.Rename(backup, o.config.Database); err != nil {
 		t.Fatal(err)
 	}
-	delivered, err := r.provider.store.last(t.Context(), id)
+	delivered, err := r.provider.store.Records.Last(t.Context(), id)
 	if err != nil {
 		t.Fatal(err)
 	}
 	o.start()
-	if s := lease.status(leaseEnded); s.Reason != errUnfit.Error() {
+	if s := lease.status(leasestore.Ended); s.Reason != errUnfit.Error() {
 		t.Errorf("ended because %q", s.Reason)
 	}
-	o.wait(id, leaseEnded)
-	if last, err := r.provider.store.last(t.Context(), id); err != nil || last.Record != delivered.Record {
+	o.wait(id, leasestore.Ended)
+	if last, err := r.provider.store.Records.Last(t.Context(), id); err != nil || last.Record != delivered.Record {
 		t.Errorf("the last record is %+v, was %+v (%v)", last, delivered.Record, err)
 	}
 }
@@ -462,8 +463,8 @@ func TestNodeThatForgotSignsNoMore(t *testing.T) {
 	if resp := o.knock("POST", "/leases/"+id.Hex()+"/sync", ahead); resp.StatusCode != http.StatusConflict {
 		t.Errorf("%s", resp.Status)
 	}
-	row := o.wait(id, leaseEnded)
-	if _, records := o.spooled(id); row.Reason != errRolledBack.Error() || records[len(records)-1].Final {
+	row := o.wait(id, leasestore.Ended)
+	if _, records := o.spooled(id); row.Reason != leasestore.ErrRolledBack.Error() || records[len(records)-1].Final {
 		t.Errorf("ended because %q, final: %v", row.Reason, records[len(records)-1].Final)
 	}
 	if free := o.node.config.Allocator.(*gpu.HostAllocator).Free(); free != 2 {

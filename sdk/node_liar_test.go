@@ -275,8 +275,8 @@ func TestNodeThatAlwaysHasMore(t *testing.T) {
 		after := l.Sequence - uint64(len(l.Records))
 		for len(l.Records) == 0 && t.Context().Err() == nil {
 			time.Sleep(10 * time.Millisecond)
-			row, err := node.store.byID(t.Context(), l.LeaseID.Hex())
-			if l.Records, _ = node.store.records(t.Context(), l.LeaseID, after, 1); err != nil || row.State == wire.StateEnded {
+			row, err := node.store.Leases.ByID(t.Context(), l.LeaseID.Hex())
+			if l.Records, _ = node.store.Records.After(t.Context(), l.LeaseID, after, 1); err != nil || row.State == wire.StateEnded {
 				break
 			}
 		}

@@ -22,6 +22,7 @@ import (
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/internal/database"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/node/nodekeys"
 )
@@ -192,13 +193,13 @@ func (o *outpost) link(c *ProviderConfig) {
 }
 
 // spooled is a lease as the node's disk has it.
-func (o *outpost) spooled(id common.Hash) (leaseRow, []metering.SignedRecord) {
+func (o *outpost) spooled(id common.Hash) (leasestore.Row, []metering.SignedRecord) {
 	o.Helper()
-	row, err := o.node.store.byID(o.Context(), id.Hex())
+	row, err := o.node.store.Leases.ByID(o.Context(), id.Hex())
 	if err != nil {
 		o.Fatal(err)
 	}
-	records, err := o.node.store.records(o.Context(), id, 0, 10_000)
+	records, err := o.node.store.Records.After(o.Context(), id, 0, 10_000)
 	if err != nil {
 		o.Fatal(err)
 	}
@@ -206,7 +207,7 @@ func (o *outpost) spooled(id common.Hash) (leaseRow, []metering.SignedRecord) {
 }
 
 // wait is until the node has a lease in a state.
-func (o *outpost) wait(id common.Hash, state leaseState) (row leaseRow) {
+func (o *outpost) wait(id common.Hash, state leasestore.State) (row leasestore.Row) {
 	o.Helper()
 	eventually(o.T, fmt.Sprintf("lease %s to be %s at its node", id, state), func() bool {
 		row, _ = o.spooled(id)
@@ -228,7 +229,7 @@ func (o *outpost) await(id common.Hash, n int) (records []metering.SignedRecord)
 // beingAllocated has a provider's database be from before a lease was allocated.
 func beingAllocated(t *testing.T, path string, id common.Hash) {
 	t.Helper()
-	db, err := database.Open(t.Context(), path, "provider", providerMigrations, "migrations/provider")
+	db, err := database.Open(t.Context(), path, "provider", leasestore.Migrations, "migrations/provider")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -246,7 +247,7 @@ func beingAllocated(t *testing.T, path string, id common.Hash) {
 func (o *outpost) same(r *rig, id common.Hash) []metering.SignedRecord {
 	o.Helper()
 	_, there := o.spooled(id)
-	here, err := r.provider.store.records(o.Context(), id, 0, 10_000)
+	here, err := r.provider.store.Records.After(o.Context(), id, 0, 10_000)
 	if err != nil || len(here) == 0 || len(here) != len(there) {
 		o.Fatalf("the gateway has %d records, the node %d (%v)", len(here), len(there), err)
 	}

@@ -18,6 +18,7 @@ import (
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/gpu"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/nodelink"
 	"github.com/gpupay/gpupay/sdk/node/nodekeys"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -48,13 +49,13 @@ func TestLeaseAtANode(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	lease.status(leaseSuspended)
+	lease.status(leasestore.Suspended)
 	s, err := r.provider.payee.State(t.Context(), lease.terms.ID())
 	if err != nil || s.Spent.Uint64() > nodeCredit(2) {
 		t.Fatalf("suspended at %s base units, the credit is 2000 (%v)", s.Spent.Dec(), err)
 	}
 	lease.pay(s.Spent.Uint64())
-	lease.status(leaseActive)
+	lease.status(leasestore.Active)
 	final := lease.release()
 	if row, _ := o.spooled(lease.lease.LeaseID); !final.Final || row.State != wire.StateEnded || row.Reason != "released by the renter" {
 		t.Errorf("final record %+v, the lease is %s at its node: %s", final.Record, row.State, row.Reason)
@@ -79,7 +80,7 @@ func TestGatewayCatchesUp(t *testing.T) {
 	id := lease.lease.LeaseID
 	lease.record()
 	r.shut()
-	row := o.wait(id, leaseSuspended) // by itself
+	row := o.wait(id, leasestore.Suspended) // by itself
 	_, records := o.spooled(id)
 	if last := records[len(records)-1]; last.Owed.Uint64() > nodeCredit(1) || row.Sequence < 2 {
 		t.Fatalf("nobody paid, and the node gave service for %s; the credit is 2000", last.Owed.Dec())
@@ -90,10 +91,10 @@ func TestGatewayCatchesUp(t *testing.T) {
 	cred.Payload.LeaseSecret = secret
 	lease.attach(r.do("GET", "", cred))
 	lease.lease.Secret = secret
-	lease.status(leaseSuspended)
+	lease.status(leasestore.Suspended)
 	caught := o.same(r, id)
 	lease.pay(caught[len(caught)-1].Owed.Uint64())
-	lease.status(leaseActive)
+	lease.status(leasestore.Active)
 	if final := lease.release(); !final.Final {
 		t.Errorf("%+v is not final", final.Record)
 	}
@@ -144,13 +145,13 @@ func TestNodeCutOff(t *testing.T) {
 	o.set(true, nil)
 	told := o.accepted(id)
 	lease.pay(told + 1000) // the gateway has it on disk; the node cannot know
-	o.wait(id, leaseSuspended)
+	o.wait(id, leasestore.Suspended)
 	_, records := o.spooled(id)
 	if last := records[len(records)-1]; last.Owed.Uint64() > told+nodeCredit(1) {
 		t.Fatalf("cut off with %d vouchered, the node went to %s; the credit is 2000", told, last.Owed.Dec())
 	}
 	o.set(false, nil)
-	lease.status(leaseActive) // the voucher that it had not heard of pays for more
+	lease.status(leasestore.Active) // the voucher that it had not heard of pays for more
 	lease.release()
 	o.same(r, id)
 }
@@ -158,7 +159,7 @@ func TestNodeCutOff(t *testing.T) {
 // accepted is what the node was told is vouchered.
 func (o *outpost) accepted(id common.Hash) uint64 {
 	o.Helper()
-	row, err := o.node.spool.get(o.Context(), o.node.spool.db.View(), id)
+	row, err := o.node.spool.get(o.Context(), o.node.spool.DB.View(), id)
 	if err != nil {
 		o.Fatal(err)
 	}
@@ -181,7 +182,7 @@ func TestReleaseWithoutTheNode(t *testing.T) {
 	last := lease.release()
 	lease.close(last.Owed.Uint64())
 	o.set(false, nil)
-	o.wait(id, leaseEnded)
+	o.wait(id, leasestore.Ended)
 	waitFor(t, func() bool { return o.collected(r, id) })
 	o.told(r, id)
 	if s, err := r.provider.payee.State(t.Context(), lease.terms.ID()); err != nil || s.Settled != last.Owed || s.Status != channel.Finalized {
@@ -230,7 +231,7 @@ func TestLeaseThatItsGatewayForgot(t *testing.T) {
 	r.shut()
 	beingAllocated(t, r.config.Database, id)
 	r.start()
-	o.wait(id, leaseEnded)
+	o.wait(id, leasestore.Ended)
 }
 
 // TestAnyGatewayTakesOverALeaseAtANode: the GPUs' host is not bound to a gateway.
@@ -258,13 +259,13 @@ func TestAnyGatewayTakesOverALeaseAtANode(t *testing.T) {
 	if !there.lease.Binding.Same(lease.lease.Binding) || there.lease.Binding == nil {
 		t.Errorf("one gateway shows meter %+v, the other %+v", lease.lease.Binding, there.lease.Binding)
 	}
-	there.status(leaseSuspended)
+	there.status(leasestore.Suspended)
 	s, err := b.provider.payee.State(t.Context(), lease.terms.ID())
 	if err != nil {
 		t.Fatal(err)
 	}
 	lease.pay(s.Spent.Uint64()) // at the gateway that lost it
-	there.status(leaseActive)
+	there.status(leasestore.Active)
 	final := lease.release() // also there
 	if !final.Final {
 		t.Errorf("%+v is not final", final.Record)
@@ -288,7 +289,7 @@ func TestNodeDrains(t *testing.T) {
 	if err := o.node.Drain(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if s := lease.status(leaseEnded); s.Reason != "the node ends all leases" {
+	if s := lease.status(leasestore.Ended); s.Reason != "the node ends all leases" {
 		t.Errorf("ended because %q", s.Reason)
 	}
 	if records := o.same(r, lease.lease.LeaseID); !records[len(records)-1].Final {
@@ -313,7 +314,7 @@ func TestSpoolForgets(t *testing.T) {
 		t.Fatal(err)
 	}
 	var leases, spooled int
-	view := o.node.spool.db.View()
+	view := o.node.spool.DB.View()
 	err := errors.Join(view.Get(&leases, `SELECT count(*) FROM leases`), view.Get(&spooled, `SELECT count(*) FROM spool`))
 	if err != nil || leases != 1 || spooled != 1 {
 		t.Errorf("%d leases and %d rows of the spool are left, want 1 and 1 (%v)", leases, spooled, err)

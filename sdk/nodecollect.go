@@ -10,6 +10,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/nodelink"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -22,13 +23,13 @@ const collectFor = time.Hour
 // collect takes over what nodes metered of leases that ended here while they were out of reach, whichever gateway ended them,
 // and gives up what it waited for too long.
 func (n *nodes) collect(ctx context.Context) error {
-	rows, err := n.p.store.stillHeld(ctx)
+	rows, err := n.p.store.Leases.StillHeld(ctx)
 	if err != nil {
 		return err
 	}
-	waited, there := n.waited(rows), make(map[string][]leaseRow)
+	waited, there := n.waited(rows), make(map[string][]leasestore.Row)
 	for _, row := range rows {
-		a, bad := row.allocation()
+		a, bad := row.Allocated()
 		switch {
 		case bad != nil || a.Node == "": // a gateway's own
 		case n.answers(a.Node):
@@ -55,13 +56,13 @@ func (n *nodes) collect(ctx context.Context) error {
 }
 
 // giveUp asks no more for what a node metered of a lease.
-func (n *nodes) giveUp(ctx context.Context, row leaseRow, why error) error {
+func (n *nodes) giveUp(ctx context.Context, row leasestore.Row, why error) error {
 	n.forgo(row, why)
-	return errors.Join(n.p.store.setHeld(ctx, row.ID, 0), n.p.deps.shares.end(ctx, common.HexToHash(row.ID)))
+	return errors.Join(n.p.store.Leases.SetHeld(ctx, row.ID, 0), n.p.deps.shares.end(ctx, common.HexToHash(row.ID)))
 }
 
 // waited is for how long this process has seen each of the leases wait for its node.
-func (n *nodes) waited(rows []leaseRow) map[string]time.Duration {
+func (n *nodes) waited(rows []leasestore.Row) map[string]time.Duration {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	now, waited, absent := n.now(), make(map[string]time.Duration), make(map[string]time.Time)
@@ -77,7 +78,7 @@ func (n *nodes) waited(rows []leaseRow) map[string]time.Duration {
 }
 
 // resolve is the lessor's, by one gateway at a time.
-func (n *nodes) resolve(ctx context.Context, row leaseRow) error {
+func (n *nodes) resolve(ctx context.Context, row leasestore.Row) error {
 	if n.p.replicas != nil {
 		return n.p.replicas.resolve(ctx, row, "")
 	}
@@ -85,21 +86,21 @@ func (n *nodes) resolve(ctx context.Context, row leaseRow) error {
 }
 
 // forgo says that what a lease used is billed to nobody.
-func (n *nodes) forgo(row leaseRow, why error) {
+func (n *nodes) forgo(row leasestore.Row, why error) {
 	n.p.metrics.forgone.Inc()
 	n.p.config.Log.Error("what a node metered of a lease is given up: it is billed to nobody", "lease", row.ID, "channel", row.Channel, "records", row.Sequence, "error", why)
 }
 
 // takeOver ends a lease at its node and has on disk, with their charges, its records that are not there yet, up to when it was
 // asked to end: what the node metered beyond that, before it heard so, is billed to nobody.
-func (n *nodes) takeOver(ctx context.Context, c *nodelink.Client, row leaseRow) error {
-	a, err := row.allocation()
+func (n *nodes) takeOver(ctx context.Context, c *nodelink.Client, row leasestore.Row) error {
+	a, err := row.Allocated()
 	if err != nil || a.Node == "" {
 		return nil // its renter never had it
 	}
 	ctx, cancel := context.WithTimeout(ctx, 2*n.p.config.CallTimeout) // what was taken by then is on disk: the rest is asked for again
 	defer cancel()
-	last, err := n.p.store.last(ctx, a.LeaseID)
+	last, err := n.p.store.Records.Last(ctx, a.LeaseID)
 	if err != nil || last != nil && last.Final {
 		return err
 	}
@@ -128,7 +129,7 @@ func (n *nodes) takeOver(ctx context.Context, c *nodelink.Client, row leaseRow) 
 // booked refuses a lease on a channel of which a node may still say what another one used: its charge would be lost in the
 // charges of this one.
 func (n *nodes) booked(ctx context.Context, s channel.State) error {
-	held, err := n.p.store.holds(ctx, s.ID)
+	held, err := n.p.store.Leases.Holds(ctx, s.ID)
 	if err != nil {
 		return err
 	}

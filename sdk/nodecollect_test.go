@@ -27,7 +27,7 @@ func (o *outpost) goesOn(id common.Hash, nanos uint64) {
 // collected is that nothing of a lease is waited for any more, here or at its node.
 func (o *outpost) collected(r *rig, id common.Hash) bool {
 	o.Helper()
-	row, err := r.provider.store.byID(o.Context(), id.Hex())
+	row, err := r.provider.store.Leases.ByID(o.Context(), id.Hex())
 	if err != nil {
 		o.Fatal(err)
 	}
@@ -47,7 +47,7 @@ func (o *outpost) collected(r *rig, id common.Hash) bool {
 func (o *outpost) told(r *rig, id common.Hash) metering.SignedRecord {
 	o.Helper()
 	_, there := o.spooled(id)
-	here, err := r.provider.store.records(o.Context(), id, 0, 10_000)
+	here, err := r.provider.store.Records.After(o.Context(), id, 0, 10_000)
 	if err != nil || len(here) == 0 || len(here) > len(there) {
 		o.Fatalf("the gateway has %d records, the node %d (%v)", len(here), len(there), err)
 	}
@@ -174,7 +174,7 @@ func TestNothingIsBilledAfterARelease(t *testing.T) {
 	o.goesOn(id, most+uint64(time.Second))
 	o.set(false, nil)
 	waitFor(t, func() bool { return o.collected(r, id) })
-	kept, err := r.provider.store.last(t.Context(), id)
+	kept, err := r.provider.store.Records.Last(t.Context(), id)
 	if err != nil || kept.Nanos > most || kept.Nanos < last.Nanos || lease.spent() != owedIn(*kept) {
 		t.Errorf("%d ns are charged, the lease had %d (%v)", kept.Nanos, most, err)
 	}

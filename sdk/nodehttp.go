@@ -15,6 +15,7 @@ import (
 
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/gpu"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/nodelink"
 	"github.com/gpupay/gpupay/sdk/internal/serve"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -84,7 +85,7 @@ func nodeProblem(err error) *wire.Problem {
 		return nodelink.NoLease.With("this node has no such lease")
 	case errors.Is(err, gpu.ErrNoCapacity):
 		return wire.NoCapacity.With("%v", err)
-	case errors.Is(err, errRolledBack):
+	case errors.Is(err, leasestore.ErrRolledBack):
 		return nodelink.SpoolRolledBack.With("%v", err)
 	case errors.Is(err, errClosed):
 		return wire.Unavailable.With("the node stops")
@@ -156,7 +157,7 @@ func (n *Node) postRefusal(_ *http.Request, body []byte) (any, error) {
 	return struct{}{}, nil
 }
 
-func rowLease(row leaseRow) nodelink.Lease {
+func rowLease(row leasestore.Row) nodelink.Lease {
 	return nodelink.Lease{LeaseID: common.HexToHash(row.ID), State: row.State, Reason: row.Reason, Sequence: uint64(row.Sequence)}
 }
 
@@ -177,11 +178,11 @@ func (n *Node) postLease(r *http.Request, body []byte) (any, error) {
 		return nil, wire.NotServed.With("this node meters for payee %s, the offer is %s's", n.config.Payee, offer.Payee)
 	}
 	defer n.starts.Lock(q.LeaseID)()
-	row, err := n.store.byID(r.Context(), q.LeaseID.Hex())
+	row, err := n.store.Leases.ByID(r.Context(), q.LeaseID.Hex())
 	if errors.Is(err, sql.ErrNoRows) {
 		err = n.grantFor(r.Context(), q, offer)
 		if err == nil {
-			row, err = n.store.byID(r.Context(), q.LeaseID.Hex())
+			row, err = n.store.Leases.ByID(r.Context(), q.LeaseID.Hex())
 		}
 	}
 	if err == nil {
@@ -193,8 +194,8 @@ func (n *Node) postLease(r *http.Request, body []byte) (any, error) {
 	if row.State == wire.StateEnded {
 		return nil, nodelink.LeaseEnded.With("lease %s has ended: %s", q.LeaseID, row.Reason)
 	}
-	a, err := row.allocation()
-	answer, meter := rowLease(row), row.meter(offer)
+	a, err := row.Allocated()
+	answer, meter := rowLease(row), row.SigningKey(offer)
 	answer.Allocation, answer.Meter = &a, &meter
 	return answer, err
 }
@@ -215,14 +216,14 @@ func (n *Node) grantFor(ctx context.Context, q nodelink.Start, offer wire.Signed
 			return err
 		}
 	}
-	err := errors.Join(n.store.putOffer(ctx, offer), n.spool.put(ctx, q))
+	err := errors.Join(n.store.Offers.Put(ctx, offer), n.spool.put(ctx, q))
 	if err == nil {
 		err = n.spool.fence(ctx, q.LeaseID, q.Fence)
 	}
 	if err != nil {
 		return err
 	}
-	_, err = n.grant(ctx, leaseRow{
+	_, err = n.grant(ctx, leasestore.Row{
 		ID: q.LeaseID.Hex(), Channel: s.ID.Hex(), Offer: offer.Hash.Hex(), GPUs: q.GPUs, Allocation: "{}",
 		OwedBefore: q.OwedBefore.Dec(), State: wire.StateAllocating, StartedAt: time.Now().UnixNano(),
 	}, s, offer, nil)
@@ -230,8 +231,8 @@ func (n *Node) grantFor(ctx context.Context, q nodelink.Start, offer wire.Signed
 }
 
 // lease finds a lease by the id in the request's path.
-func (n *Node) lease(r *http.Request) (leaseRow, error) {
-	return n.store.byID(r.Context(), common.HexToHash(r.PathValue("id")).Hex())
+func (n *Node) lease(r *http.Request) (leasestore.Row, error) {
+	return n.store.Leases.ByID(r.Context(), common.HexToHash(r.PathValue("id")).Hex())
 }
 
 // postSync hears what a lease's channel holds and tells what the gateway does not
@@ -252,14 +253,14 @@ func (n *Node) postSync(r *http.Request, body []byte) (any, error) {
 	if answer.Sequence == q.After {
 		return answer, nil
 	}
-	records, err := n.store.records(r.Context(), answer.LeaseID, q.After, nodelink.MaxRecords)
+	records, err := n.store.Records.After(r.Context(), answer.LeaseID, q.After, nodelink.MaxRecords)
 	answer.Records = page(records)
 	return answer, err
 }
 
 // hear keeps what a gateway says of a lease's money, if it runs the lease, has the lease act on it, and
 // answers with the share that counts.
-func (n *Node) hear(ctx context.Context, row leaseRow, q nodelink.Sync, answer *nodelink.Lease) error {
+func (n *Node) hear(ctx context.Context, row leasestore.Row, q nodelink.Sync, answer *nodelink.Lease) error {
 	defer n.hears.Lock(answer.LeaseID)() // else an older share, or a deposed gateway's word, could land on a newer one
 	if err := n.spool.fence(ctx, answer.LeaseID, q.Fence); err != nil {
 		return err
@@ -314,19 +315,19 @@ func page(records []metering.SignedRecord) []metering.SignedRecord {
 // mute ends a lease without another record: the spool has forgotten some that a
 // gateway has, and a second one of the same number would be a fork that the payee
 // signed.
-func (n *Node) mute(row leaseRow, delivered uint64) error {
+func (n *Node) mute(row leasestore.Row, delivered uint64) error {
 	n.config.Log.Error("a gateway has records that this spool does not", "lease", row.ID, "delivered", delivered, "spooled", row.Sequence)
 	if l := n.runs(row); l != nil && !l.ending.Swap(true) && n.begin() {
 		go func() {
 			defer n.wait.Done()
 			l.lose()
 			<-l.done
-			if err := n.giveBack(context.WithoutCancel(n.life), row, nil, errRolledBack.Error()); err != nil {
+			if err := n.giveBack(context.WithoutCancel(n.life), row, nil, leasestore.ErrRolledBack.Error()); err != nil {
 				n.config.Log.Error("lease could not be ended", "lease", row.ID, "error", err)
 			}
 		}()
 	}
-	return errRolledBack
+	return leasestore.ErrRolledBack
 }
 
 // postEnd ends a lease, and answers when its last record is in the spool.

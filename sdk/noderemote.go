@@ -11,6 +11,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/nodelink"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -37,7 +38,7 @@ var errUnfit = errors.New("the node's records do not hold")
 // newRemote is what a gateway has of a lease on a node: the checker goes on after
 // the last record on disk, whichever gateway wrote it. It takes records of the key
 // that is bound to the lease alone: no other node can sign for it.
-func (n *nodes) newRemote(row leaseRow, terms metering.Lease, name string, meter common.Address, last *metering.SignedRecord) (*remoteLease, error) {
+func (n *nodes) newRemote(row leasestore.Row, terms metering.Lease, name string, meter common.Address, last *metering.SignedRecord) (*remoteLease, error) {
 	c := n.link(name)
 	if c == nil {
 		return nil, fmt.Errorf("node %q of lease %s is not among ProviderConfig.Nodes (%s)", name, terms.ID, n.names())
@@ -111,7 +112,7 @@ func (l *lease) follow(ctx context.Context) stopRequest {
 		case got.ended:
 			return stopRequest{reason: got.reason}
 		}
-		if v := l.look(); v.state == leaseActive {
+		if v := l.look(); v.state == leasestore.Active {
 			l.remind(v)
 		}
 		next := tick.C
@@ -218,7 +219,7 @@ func (l *lease) take(ctx context.Context, rec metering.SignedRecord) error {
 
 // same makes sure that a record which was delivered before is the one on disk.
 func (l *lease) same(ctx context.Context, rec metering.SignedRecord) error {
-	kept, err := l.deps.store.records(ctx, l.id, rec.Sequence-1, 1)
+	kept, err := l.deps.store.Records.After(ctx, l.id, rec.Sequence-1, 1)
 	if err != nil {
 		return err
 	}
@@ -234,8 +235,8 @@ func (l *lease) same(ctx context.Context, rec metering.SignedRecord) error {
 // mirrorState keeps whether the node serves the lease, and shows it.
 func (l *lease) mirrorState(ctx context.Context, there nodelink.Lease) error {
 	v, _ := l.snapshot()
-	state := leaseState(there.State)
-	if state != leaseActive && state != leaseSuspended || state == v.state && there.Reason == v.reason {
+	state := leasestore.State(there.State)
+	if state != leasestore.Active && state != leasestore.Suspended || state == v.state && there.Reason == v.reason {
 		return nil
 	}
 	if !l.remote.shown.Allow() {
@@ -248,7 +249,7 @@ func (l *lease) mirrorState(ctx context.Context, there nodelink.Lease) error {
 // complain logs the first of a row of failures.
 func (l *lease) complain(ctx context.Context, err error) {
 	switch {
-	case errors.Is(err, errNotOurs): // see drop
+	case errors.Is(err, leasestore.ErrNotOwner): // see drop
 	case err == nil && l.remote.failing:
 		l.deps.log.Info("lease is in touch with its node again", "lease", l.id, "node", l.remote.node.Name)
 	case errors.Is(err, errUnfit):

@@ -19,6 +19,7 @@ import (
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/gpu"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/nodelink"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -204,13 +205,13 @@ func (n *nodes) reconcile(ctx context.Context) {
 // reconcileAt is reconcile at one node, of leases that it lists itself. The share of one that another node has is not its to
 // give back.
 func (n *nodes) reconcileAt(ctx context.Context, name string, ids []common.Hash) error {
-	rows, err := n.p.store.byIDs(ctx, ids)
+	rows, err := n.p.store.Leases.ByIDs(ctx, ids)
 	for id, row := range rows {
 		if row.State != wire.StateEnded || row.Held != 0 {
 			continue
 		}
 		ended := n.end(ctx, n.link(name), id, nodelink.End{Reason: row.Reason, Closed: true, Fence: nodelink.InTerm(row.Term)})
-		if a, bad := row.allocation(); ended == nil && (bad != nil || a.Node == "" || a.Node == name) {
+		if a, bad := row.Allocated(); ended == nil && (bad != nil || a.Node == "" || a.Node == name) {
 			ended = n.p.deps.shares.end(ctx, id)
 		}
 		err = errors.Join(err, ended)
@@ -411,12 +412,12 @@ func (n *nodes) Release(ctx context.Context, a gpu.Allocation) error {
 	if c == nil || !n.answers(a.Node) {
 		return fmt.Errorf("node %s is out of reach: what it metered of lease %s is asked for when it is back", a.Node, a.LeaseID)
 	}
-	row, err := n.p.store.byID(ctx, a.LeaseID.Hex())
+	row, err := n.p.store.Leases.ByID(ctx, a.LeaseID.Hex())
 	if err != nil && !errors.Is(err, sql.ErrNoRows) {
 		return err
 	}
 	if err == nil && row.Term != a.Term {
-		return fmt.Errorf("lease %s: %w", a.LeaseID, errNotOurs)
+		return fmt.Errorf("lease %s: %w", a.LeaseID, leasestore.ErrNotOwner)
 	}
 	if err := n.takeOver(ctx, c, row); errors.Is(err, errUnfit) {
 		n.forgo(row, err)

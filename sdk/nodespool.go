@@ -15,6 +15,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk/internal/database"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/nodelink"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -25,7 +26,7 @@ var nodeMigrations embed.FS
 // spool is a node's own disk: the leases and records of a provider's database,
 // and beside them what its gateways said and took.
 type spool struct {
-	leaseStore
+	leasestore.Store
 }
 
 // spoolRow is what a node knows of a lease's channel.
@@ -42,7 +43,7 @@ type spoolRow struct {
 	WrittenAt int64  `db:"written_at"`     // when the gateways wrote the lease down; it grows from lease to lease of a channel
 }
 
-var spoolColumns = columns[spoolRow]()
+var spoolColumns = database.Columns[spoolRow]()
 
 func openSpool(ctx context.Context, path string) (spool, error) {
 	db, err := database.Open(ctx, path, "node", nodeMigrations, "migrations/node")
@@ -52,14 +53,14 @@ func openSpool(ctx context.Context, path string) (spool, error) {
 	if db.Shared() {
 		return spool{}, errors.Join(errors.New("a spool is a file on the node's own disk, and no server's"), db.Close())
 	}
-	files, err := fs.Sub(providerMigrations, "migrations/provider")
+	files, err := fs.Sub(leasestore.Migrations, "migrations/provider")
 	if err == nil {
 		err = db.Migrate(ctx, "provider", files)
 	}
 	if err != nil {
 		return spool{}, errors.Join(fmt.Errorf("spool %s: %w", path, err), db.Close())
 	}
-	return spool{leaseStore{db: db, uncharged: true, offers: &offerCache{}}}, nil
+	return spool{leasestore.NewSpooled(db)}, nil
 }
 
 // put keeps what the channel of a lease holds when the lease begins.
@@ -69,7 +70,7 @@ func (s spool) put(ctx context.Context, q nodelink.Start) error {
 	if err != nil {
 		return err
 	}
-	return s.db.Update(ctx, func(tx *sqlx.Tx) error {
+	return s.DB.Update(ctx, func(tx *sqlx.Tx) error {
 		_, err := tx.NamedExecContext(ctx, `INSERT INTO spool (lease, terms, accepted, deposit, credit, credit_version, written_at)
 			VALUES (:lease, :terms, :accepted, :deposit, :credit, :credit_version, :written_at) ON CONFLICT (lease) DO NOTHING`,
 			spoolRow{Lease: q.LeaseID.Hex(), Terms: string(terms), Accepted: c.Accepted.Dec(), Deposit: c.Deposit.Dec(),
@@ -88,7 +89,7 @@ func creditText(credit *wire.Amount) string {
 // share is what a gateway said last of how much a lease may owe beyond what is
 // vouchered.
 func (s spool) share(ctx context.Context, lease common.Hash) (*uint256.Int, error) {
-	row, err := s.get(ctx, s.db.View(), lease)
+	row, err := s.get(ctx, s.DB.View(), lease)
 	if err != nil {
 		return nil, err
 	}
@@ -110,8 +111,8 @@ func (s spool) get(ctx context.Context, q sqlx.QueryerContext, lease common.Hash
 }
 
 // channel is the channel of a lease, as a gateway described it last.
-func (s spool) channel(ctx context.Context, row leaseRow) (channel.State, error) {
-	known, err := s.get(ctx, s.db.View(), common.HexToHash(row.ID))
+func (s spool) channel(ctx context.Context, row leasestore.Row) (channel.State, error) {
+	known, err := s.get(ctx, s.DB.View(), common.HexToHash(row.ID))
 	if err != nil {
 		return channel.State{}, fmt.Errorf("channel of lease %s: %w", row.ID, err)
 	}
@@ -138,8 +139,8 @@ func (r spoolRow) state() (channel.State, error) {
 // and returns what counts: what was vouchered never falls, whichever gateway is
 // behind, and a share that is older than the one that was heard does not count.
 // One hear of a lease runs at a time.
-func (s spool) hear(ctx context.Context, row leaseRow, q nodelink.Sync) (spoolRow, channel.State, error) {
-	known, err := s.get(ctx, s.db.View(), common.HexToHash(row.ID))
+func (s spool) hear(ctx context.Context, row leasestore.Row, q nodelink.Sync) (spoolRow, channel.State, error) {
+	known, err := s.get(ctx, s.DB.View(), common.HexToHash(row.ID))
 	if err != nil {
 		return known, channel.State{}, err
 	}
@@ -159,7 +160,7 @@ func (s spool) hear(ctx context.Context, row leaseRow, q nodelink.Sync) (spoolRo
 	if next == known {
 		return known, now, nil
 	}
-	err = s.db.Update(ctx, func(tx *sqlx.Tx) error {
+	err = s.DB.Update(ctx, func(tx *sqlx.Tx) error {
 		_, err := tx.NamedExecContext(ctx, `UPDATE spool SET accepted = :accepted, deposit = :deposit, credit = :credit, credit_version = :credit_version,
 			delivered = :delivered WHERE lease = :lease`, next)
 		return err
@@ -169,7 +170,7 @@ func (s spool) hear(ctx context.Context, row leaseRow, q nodelink.Sync) (spoolRo
 
 // close marks a lease of which no gateway asks for more.
 func (s spool) close(ctx context.Context, lease common.Hash) error {
-	return s.db.Update(ctx, func(tx *sqlx.Tx) error {
+	return s.DB.Update(ctx, func(tx *sqlx.Tx) error {
 		_, err := tx.ExecContext(ctx, `UPDATE spool SET closed = 1 WHERE lease = ?`, lease.Hex())
 		return err
 	})
@@ -180,15 +181,15 @@ func (s spool) close(ctx context.Context, lease common.Hash) error {
 const maxOpen = 10_000
 
 // open returns the leases that are not closed, those that run first.
-func (s spool) open(ctx context.Context) (rows []leaseRow, err error) {
-	err = s.db.View().SelectContext(ctx, &rows, `SELECT `+leaseColumns+` FROM leases JOIN spool ON spool.lease = leases.id
+func (s spool) open(ctx context.Context) (rows []leasestore.Row, err error) {
+	err = s.DB.View().SelectContext(ctx, &rows, `SELECT `+leasestore.Columns+` FROM leases JOIN spool ON spool.lease = leases.id
 		WHERE spool.closed = 0 ORDER BY state = 'ended', started_at DESC LIMIT ?`, maxOpen)
 	return rows, err
 }
 
 // waiting is how many records no gateway has yet.
 func (s spool) waiting(ctx context.Context) (n int64, err error) {
-	err = s.db.View().GetContext(ctx, &n, `SELECT COALESCE(SUM(sequence - delivered), 0) FROM leases JOIN spool ON spool.lease = leases.id
+	err = s.DB.View().GetContext(ctx, &n, `SELECT COALESCE(SUM(sequence - delivered), 0) FROM leases JOIN spool ON spool.lease = leases.id
 		WHERE spool.closed = 0 AND sequence > delivered`)
 	return n, err
 }
@@ -200,7 +201,7 @@ const spoolKeep = 30 * 24 * time.Hour
 // forget makes room: the gateways keep the records for good.
 func (s spool) forget(ctx context.Context, before time.Time) error {
 	const old = `ended_at < ? AND state = 'ended' AND id IN (SELECT lease FROM spool WHERE closed = 1)`
-	return s.db.Update(ctx, func(tx *sqlx.Tx) error {
+	return s.DB.Update(ctx, func(tx *sqlx.Tx) error {
 		if _, err := tx.ExecContext(ctx, `DELETE FROM records WHERE lease IN (SELECT id FROM leases WHERE `+old+`)`, before.Unix()); err != nil {
 			return err
 		}
@@ -210,25 +211,6 @@ func (s spool) forget(ctx context.Context, before time.Time) error {
 		if _, err := tx.ExecContext(ctx, `DELETE FROM spool WHERE closed = 1 AND lease NOT IN (SELECT id FROM leases)`); err != nil {
 			return err
 		}
-		return forgetOffers(ctx, tx, before, nil)
+		return leasestore.ForgetOffers(ctx, tx, before, nil)
 	})
-}
-
-// forgetOffers forgets those that expired before a time, that no lease is under and
-// that are not among the needed hashes: a new one is signed again and again. One that has
-// not expired may be a lease's which is about to begin.
-func forgetOffers(ctx context.Context, tx *sqlx.Tx, before time.Time, needed map[string]bool) error {
-	var unused []struct{ Hash, Document string }
-	if err := tx.SelectContext(ctx, &unused, `SELECT hash, document FROM offers WHERE hash NOT IN (SELECT offer FROM leases)`); err != nil {
-		return err
-	}
-	for _, row := range unused {
-		if o, err := wire.ParseOffer([]byte(row.Document)); needed[row.Hash] || err == nil && o.Expires >= before.Unix() {
-			continue
-		}
-		if _, err := tx.ExecContext(ctx, tx.Rebind(`DELETE FROM offers WHERE hash = ?`), row.Hash); err != nil {
-			return err
-		}
-	}
-	return nil
 }

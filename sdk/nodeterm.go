@@ -10,12 +10,13 @@ import (
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/jmoiron/sqlx"
 
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/nodelink"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // A gateway that was stopped for longer than Takeover, and goes on, believes for a moment that it still runs its leases. In the
-// database it finds no row of its term (leaseStore.own). A node has no part in that database: it is told the term with every word
+// database it finds no row of its term (leasestore.Store.own). A node has no part in that database: it is told the term with every word
 // about a lease, and keeps the newest.
 
 // fence has it on disk that a gateway of such a term was heard, and refuses one of an older term than any that was: what it says
@@ -24,11 +25,11 @@ func (s spool) fence(ctx context.Context, lease common.Hash, said nodelink.Fence
 	if said.Term == nil {
 		return nil
 	}
-	known, err := s.get(ctx, s.db.View(), lease)
+	known, err := s.get(ctx, s.DB.View(), lease)
 	if err != nil || known.Term == *said.Term {
 		return err
 	}
-	err = s.db.Update(ctx, func(tx *sqlx.Tx) error {
+	err = s.DB.Update(ctx, func(tx *sqlx.Tx) error {
 		if known, err = s.get(ctx, tx, lease); err != nil || known.Term >= *said.Term {
 			return err
 		}
@@ -46,7 +47,7 @@ func (s spool) fence(ctx context.Context, lease common.Hash, said nodelink.Fence
 // precedes refuses the beginning of a lease that the gateways wrote down before the one that runs on its channel: who asks for it
 // was stopped since, and the renter has begun another one by now.
 func (s spool) precedes(ctx context.Context, running common.Hash, q nodelink.Start) error {
-	known, err := s.get(ctx, s.db.View(), running)
+	known, err := s.get(ctx, s.DB.View(), running)
 	if err != nil || q.WrittenAt == 0 || known.WrittenAt < q.WrittenAt {
 		return err
 	}
@@ -55,9 +56,9 @@ func (s spool) precedes(ctx context.Context, running common.Hash, q nodelink.Sta
 
 // written is when a lease that begins was written down. It fails if another gateway has ended it since.
 func (n *nodes) written(ctx context.Context, req placement) (int64, error) {
-	row, err := n.p.store.byID(ctx, req.LeaseID.Hex())
+	row, err := n.p.store.Leases.ByID(ctx, req.LeaseID.Hex())
 	if err == nil && row.Term != req.Term {
-		err = errors.Join(errElsewhere(req.channel.ID), fmt.Errorf("lease %s: %w", req.LeaseID, errNotOurs))
+		err = errors.Join(errElsewhere(req.channel.ID), fmt.Errorf("lease %s: %w", req.LeaseID, leasestore.ErrNotOwner))
 	}
 	return row.StartedAt, err
 }
@@ -75,15 +76,15 @@ func (n *nodes) notBegun(ctx context.Context, c *nodelink.Client, q nodelink.Sta
 }
 
 // outpaced is why a gateway does not go on with a lease whose node refused what it said in a term. The table says who is right.
-// Where the lease is another's, or gone, the error is errNotOurs. Where it is ours after all the table is a copy from before a
-// take-over: it takes up the node's term, the error is errNotOurs too, and whoever runs the lease next does so in a newer one.
+// Where the lease is another's, or gone, the error is leasestore.ErrNotOwner. Where it is ours after all the table is a copy from before a
+// take-over: it takes up the node's term, the error is leasestore.ErrNotOwner too, and whoever runs the lease next does so in a newer one.
 // A process does that once for a lease: each time that it takes one up it allows its records the credit once more (newRemote),
 // and a node that was broken into could have that again and again.
 func (n *nodes) outpaced(ctx context.Context, lease common.Hash, term int64, refusal error) error {
-	now, err := n.p.store.term(ctx, lease)
+	now, err := n.p.store.Leases.Term(ctx, lease)
 	switch {
 	case errors.Is(err, sql.ErrNoRows), err == nil && now != term:
-		return fmt.Errorf("lease %s: %w: %w", lease, errNotOurs, refusal)
+		return fmt.Errorf("lease %s: %w: %w", lease, leasestore.ErrNotOwner, refusal)
 	case err != nil:
 		return errors.Join(err, refusal)
 	}
@@ -91,11 +92,11 @@ func (n *nodes) outpaced(ctx context.Context, lease common.Hash, term int64, ref
 	if n.p.replicas == nil || heard < term || !n.mayOutdo(lease) {
 		return refusal
 	}
-	if err := n.p.store.outdo(ctx, lease, term, heard+1); err != nil {
+	if err := n.p.store.Leases.RaiseTerm(ctx, lease, term, heard+1); err != nil {
 		return errors.Join(err, refusal)
 	}
 	n.p.config.Log.Warn("this database is from before another gateway ran a lease, as its node says: it is taken up again", "lease", lease, "term", heard+1)
-	return fmt.Errorf("lease %s: %w: %w", lease, errNotOurs, refusal)
+	return fmt.Errorf("lease %s: %w: %w", lease, leasestore.ErrNotOwner, refusal)
 }
 
 // heardTerm is the term that a node names in its refusal; below any where it names none, and such that a term can follow it.
@@ -114,13 +115,6 @@ func (n *nodes) mayOutdo(lease common.Hash) bool {
 	before := n.outdone[lease]
 	n.outdone[lease] = true
 	return !before
-}
-
-// outdo begins a newer term of a lease, of the same owner.
-func (s leaseStore) outdo(ctx context.Context, id common.Hash, term, next int64) error {
-	return s.db.Update(ctx, func(tx *sqlx.Tx) error {
-		return own(id)(tx.ExecContext(ctx, tx.Rebind(`UPDATE leases SET term = ? WHERE id = ? AND term = ?`), next, id.Hex(), term))
-	})
 }
 
 // outpaced lets go of the lease where another gateway runs it, as a write does that finds no row.

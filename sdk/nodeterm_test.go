@@ -11,6 +11,7 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/gpupay/gpupay/internal/pgtest"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/nodelink"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -18,7 +19,7 @@ import (
 // spoken is what a node keeps of what it was told of a lease.
 func (o *outpost) spoken(id common.Hash) spoolRow {
 	o.Helper()
-	row, err := o.node.spool.get(o.Context(), o.node.spool.db.View(), id)
+	row, err := o.node.spool.get(o.Context(), o.node.spool.DB.View(), id)
 	if err != nil {
 		o.Fatal(err)
 	}
@@ -41,8 +42,8 @@ func (o *outpost) editSpool(query string) {
 	if err != nil {
 		o.Fatal(err)
 	}
-	defer spool.db.Close()
-	if err := spool.db.Update(o.Context(), func(tx *sqlx.Tx) error { _, err := tx.Exec(query); return err }); err != nil {
+	defer spool.DB.Close()
+	if err := spool.DB.Update(o.Context(), func(tx *sqlx.Tx) error { _, err := tx.Exec(query); return err }); err != nil {
 		o.Fatal(err)
 	}
 }
@@ -50,7 +51,7 @@ func (o *outpost) editSpool(query string) {
 // beginning is what a node hears at the beginning of a lease on a tab's channel.
 func (t *tab) beginning(id common.Hash, written int64) string {
 	t.Helper()
-	offer, err := t.provider.store.offer(t.Context(), common.HexToHash(t.row().Offer))
+	offer, err := t.provider.store.Offers.Get(t.Context(), common.HexToHash(t.row().Offer))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -179,7 +180,7 @@ func TestGatewayLetsGoOfWhatItsNodeRefuses(t *testing.T) {
 	r.sql(`UPDATE leases SET term = term + 1, owner = 'another' WHERE id = ?`, id.Hex())
 	hears(row.Term + 1)
 	waitFor(t, func() bool { return r.provider.running(rented.terms.ID()) == nil })
-	a, err := row.allocation()
+	a, err := row.Allocated()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -192,7 +193,7 @@ func TestGatewayLetsGoOfWhatItsNodeRefuses(t *testing.T) {
 			return n.end(t.Context(), n.link("north"), id, nodelink.End{Reason: "it was long asleep", Fence: nodelink.InTerm(row.Term)})
 		},
 	} {
-		if err := does(); !errors.Is(err, errNotOurs) {
+		if err := does(); !errors.Is(err, leasestore.ErrNotOwner) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
@@ -216,7 +217,7 @@ func TestGatewayLetsGoOfWhatItsNodeRefuses(t *testing.T) {
 	waitFor(t, func() bool { return rented.row().Sequence > before.Sequence })
 	row = rented.row()
 	hears(50)
-	if _, err := asleep().exchange(t.Context()); !errors.Is(err, &nodelink.Deposed) || errors.Is(err, errNotOurs) || rented.row().Term != row.Term {
+	if _, err := asleep().exchange(t.Context()); !errors.Is(err, &nodelink.Deposed) || errors.Is(err, leasestore.ErrNotOwner) || rented.row().Term != row.Term {
 		t.Errorf("a node that names ever newer terms: %v, in term %d", err, rented.row().Term)
 	}
 }

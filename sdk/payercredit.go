@@ -13,6 +13,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/u256"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/units"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -83,7 +84,7 @@ func (b *accounts) join(l *lease, owing []channel.State) {
 			delete(a.leases, other)
 		}
 	}
-	a.leases[l] = claim{serves: l.state() == leaseActive}
+	a.leases[l] = claim{serves: l.state() == leasestore.Active}
 	l.account = a
 	a.count(l)
 	a.learn(owing)
@@ -168,7 +169,7 @@ func (a *account) put(id common.Hash, debt uint256.Int) {
 func (a *account) suspended(but *lease) []*lease {
 	var waiting []*lease
 	for l := range a.leases {
-		if l != but && l.state() == leaseSuspended {
+		if l != but && l.state() == leasestore.Suspended {
 			waiting = append(waiting, l)
 		}
 	}
@@ -223,7 +224,7 @@ func (l *lease) claims(serves bool) bool {
 	if _, here := a.leases[l]; !here {
 		return true
 	}
-	if serves && l.state() != leaseActive {
+	if serves && l.state() != leasestore.Active {
 		v := l.look()
 		if limit := l.limitOf(&v, l.leftOf(a.others(l))); l.exceeds(limit) {
 			return false
@@ -346,11 +347,11 @@ func (p *Provider) owingAt(ctx context.Context, contract chain.Contract, payers 
 	if err != nil || len(states) == 0 {
 		return nil, err
 	}
-	served, err := p.store.served(ctx)
+	served, err := p.store.Leases.Served(ctx)
 	if err != nil {
 		return nil, err
 	}
-	forgiven, err := p.store.writtenOff(ctx, payers...)
+	forgiven, err := p.store.Debts.WrittenOff(ctx, payers...)
 	if err != nil {
 		return nil, err
 	}

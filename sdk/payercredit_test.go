@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -29,7 +30,7 @@ func (r *rig) owes(tabs ...*tab) (sum uint64) {
 func TestCreditIsOfThePayer(t *testing.T) {
 	r := newRig(t, func(c *ProviderConfig) { c.Credit, c.SuspendTimeout = 2*time.Second, 200*time.Millisecond })
 	first := r.open(1, 100_000, "")
-	first.status(leaseEnded) // unpaid
+	first.status(leasestore.Ended) // unpaid
 	debt := r.owes(first)
 	if debt == 0 || debt > 2000 {
 		t.Fatalf("%d is owed of a credit of 2000", debt)
@@ -56,7 +57,7 @@ func TestCreditIsOfThePayer(t *testing.T) {
 	}
 	ahead := &tab{rig: r, key: r.payer, terms: terms}
 	ahead.attach(resp)
-	ahead.status(leaseSuspended)
+	ahead.status(leasestore.Suspended)
 	if owed := r.owes(ahead); debt+owed > 2000 {
 		t.Errorf("%d and %d are owed of a credit of 2000", debt, owed)
 	}
@@ -66,8 +67,8 @@ func TestCreditIsOfThePayer(t *testing.T) {
 func TestLeasesOfOnePayerShareItsCredit(t *testing.T) {
 	r := newRig(t, func(c *ProviderConfig) { c.Credit = 4 * time.Second })
 	one, two := r.open(1, 100_000, ""), r.open(2, 100_000, "")
-	one.status(leaseSuspended)
-	two.status(leaseSuspended)
+	one.status(leasestore.Suspended)
+	two.status(leasestore.Suspended)
 	// A reading that comes late, on a machine with much to do, bills what it finds; a credit each would be 8000.
 	if owed := r.owes(one, two); owed == 0 || owed > 5000 {
 		t.Errorf("%d is owed of a credit of 4000", owed)
@@ -77,8 +78,8 @@ func TestLeasesOfOnePayerShareItsCredit(t *testing.T) {
 		t.Fatal(err)
 	}
 	one.pay(s.Spent.Uint64())
-	one.status(leaseActive)
-	two.status(leaseActive)
+	one.status(leasestore.Active)
+	two.status(leasestore.Active)
 }
 
 // A renter that pays only when it is asked is asked in time, however seldom records are made.
@@ -107,16 +108,16 @@ func TestVoucherIsAskedForInTime(t *testing.T) {
 func TestPatienceBeginsAnew(t *testing.T) {
 	r := newRig(t, func(c *ProviderConfig) { c.Credit, c.SuspendTimeout = time.Second, 800*time.Millisecond })
 	lease := r.open(1, 100_000, "")
-	lease.status(leaseSuspended)
+	lease.status(leasestore.Suspended)
 	s, err := r.provider.payee.State(t.Context(), lease.terms.ID())
 	if err != nil {
 		t.Fatal(err)
 	}
 	lease.pay(s.Spent.Uint64())
-	lease.status(leaseActive)
-	lease.status(leaseSuspended)
+	lease.status(leasestore.Active)
+	lease.status(leasestore.Suspended)
 	again := time.Now()
-	lease.status(leaseEnded)
+	lease.status(leasestore.Ended)
 	if had := time.Since(again); had < 400*time.Millisecond {
 		t.Errorf("it was given up after %s", had)
 	}
@@ -144,7 +145,7 @@ func TestPatienceOutlivesRestarts(t *testing.T) {
 
 	r := newRig(t, func(c *ProviderConfig) { c.Credit, c.SuspendTimeout = time.Second, time.Hour })
 	lease := r.open(1, 100_000, "")
-	lease.status(leaseSuspended)
+	lease.status(leasestore.Suspended)
 	before := r.row(lease.lease.LeaseID)
 	waitFor(t, func() bool { // it is shown before it is stored
 		before = r.row(lease.lease.LeaseID)
@@ -172,7 +173,7 @@ func TestPatienceOutlivesRestarts(t *testing.T) {
 		t.Fatal(err)
 	}
 	lease.pay(s.Spent.Uint64())
-	lease.status(leaseActive)
+	lease.status(leasestore.Active)
 	waitFor(t, func() bool { return r.row(lease.lease.LeaseID).Suspended == 0 })
 }
 
@@ -181,7 +182,7 @@ func TestPatienceOutlivesRestarts(t *testing.T) {
 func TestDebtorBeginsNoLeaseAnew(t *testing.T) {
 	r := newRig(t, func(c *ProviderConfig) { c.SuspendTimeout = 200 * time.Millisecond })
 	lease := r.open(1, 100_000, "")
-	lease.status(leaseEnded) // unpaid
+	lease.status(leasestore.Ended) // unpaid
 	debt := r.owes(lease)
 	for range 3 {
 		resp := lease.beginAgain("", 0)

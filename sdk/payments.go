@@ -14,6 +14,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/admit"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/serve"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -49,7 +50,7 @@ func (p *Provider) serveOffer(w http.ResponseWriter, r *http.Request) {
 			p.refuse(w, r, wire.TooMany.With("too many requests from your address"))
 			return
 		}
-		past, err := p.store.offer(r.Context(), common.HexToHash(text))
+		past, err := p.store.Offers.Get(r.Context(), common.HexToHash(text))
 		if err != nil {
 			http.NotFound(w, r)
 			return
@@ -102,7 +103,7 @@ func (d *session) read(r *http.Request) (*request, error) {
 	if err != nil {
 		return nil, err
 	}
-	offer, err := d.store.offer(r.Context(), common.HexToHash(asked.ExternalID))
+	offer, err := d.store.Offers.Get(r.Context(), common.HexToHash(asked.ExternalID))
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", wire.ErrChallenge, err)
 	}
@@ -239,7 +240,7 @@ func (d *session) actRelease(w http.ResponseWriter, r *request) error {
 	}
 	answer := wire.Released{Record: json.RawMessage("null"), Voucher: heldVoucher(s)}
 	if row != nil && r.over == nil {
-		last, err := d.store.last(r.Context(), common.HexToHash(row.ID))
+		last, err := d.store.Records.Last(r.Context(), common.HexToHash(row.ID))
 		if err != nil {
 			return err
 		}
@@ -292,10 +293,10 @@ func (d *session) actClose(w http.ResponseWriter, r *request) error {
 // newest lease, or a fresh proof over this challenge, which is then used up.
 // It returns that lease, nil if there was none yet. The record that the renter
 // shows of its lease is heeded here.
-func (d *session) authorize(r *request, s channel.State, action string) (*leaseRow, error) {
+func (d *session) authorize(r *request, s channel.State, action string) (*leasestore.Row, error) {
 	newest, proved, err := d.shown(r, s, action)
 	if err == nil && proved {
-		err = d.store.useChallenge(r.Context(), r.cred.Challenge, time.Now())
+		err = d.store.Secrets.UseChallenge(r.Context(), r.cred.Challenge, time.Now())
 	}
 	if err == nil {
 		r.over, err = d.shownTo.heedShown(r, s)
@@ -305,8 +306,8 @@ func (d *session) authorize(r *request, s channel.State, action string) (*leaseR
 
 // shown is authorize without using up the challenge: proved says that it is a
 // proof that the request shows, and not the secret.
-func (d *session) shown(r *request, s channel.State, action string) (newest *leaseRow, proved bool, err error) {
-	row, ok, err := d.store.newest(r.Context(), s.ID)
+func (d *session) shown(r *request, s channel.State, action string) (newest *leasestore.Row, proved bool, err error) {
+	row, ok, err := d.store.Leases.Newest(r.Context(), s.ID)
 	if err != nil {
 		return nil, false, err
 	}
@@ -405,7 +406,7 @@ func (d *session) join(r *request, s channel.State) (*lease, string, error) {
 // one. The old one no longer works.
 func (d *session) renewSecret(ctx context.Context, l *lease) (string, error) {
 	secret := randomHash().Hex()[2:]
-	return secret, d.store.setSecret(ctx, l.id, hashSecret(secret))
+	return secret, d.store.Leases.SetSecret(ctx, l.id, hashSecret(secret))
 }
 
 // find is a channel of this protocol: those of another one are not ours to

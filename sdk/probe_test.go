@@ -11,6 +11,7 @@ import (
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/sdk/gpu"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 )
 
 // undertaker is an allocator whose allocations die, by their first device.
@@ -61,7 +62,7 @@ func TestDeadLeaseIsNotBilled(t *testing.T) {
 	waitFor(t, func() bool { return w.host.wasRead(sim.UUID(0)) && w.host.wasRead(sim.UUID(1)) })
 	w.step(3)
 	allocator.say(sim.UUID(0), gpu.ErrDead)
-	if s := first.status(leaseSuspended); s.Reason != reasonDead {
+	if s := first.status(leasestore.Suspended); s.Reason != reasonDead {
 		t.Fatalf("suspended because %q", s.Reason)
 	}
 	if v := w.provider.running(first.terms.ID()).look(); v.need != 0 {
@@ -69,7 +70,7 @@ func TestDeadLeaseIsNotBilled(t *testing.T) {
 	}
 	w.step(3)
 	allocator.say(sim.UUID(0), nil)
-	w.in(first, leaseActive)
+	w.in(first, leasestore.Active)
 	allocator.say(sim.UUID(1), errors.New("the container engine does not answer")) // nobody knows: it is billed
 	w.step(4)                                                                      // the first interval after the pause belongs to it
 	first.release()
@@ -89,7 +90,7 @@ func TestDeadLeaseEnds(t *testing.T) {
 		c.Allocator, c.AliveEvery, c.SuspendTimeout = allocator, 10*time.Millisecond, 200*time.Millisecond
 	})
 	lease := w.open(1, 500_000, "")
-	if s := lease.status(leaseEnded); !strings.HasPrefix(s.Reason, reasonDead+" for") {
+	if s := lease.status(leasestore.Ended); !strings.HasPrefix(s.Reason, reasonDead+" for") {
 		t.Errorf("ended because %q", s.Reason)
 	}
 	if free := allocator.Free(); free != 2 {

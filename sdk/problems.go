@@ -7,6 +7,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/gpu"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -21,8 +22,8 @@ var problems = []struct {
 	{wire.ErrMethod, wire.MethodUnsupported},
 	{wire.ErrExpired, wire.PaymentExpired},
 	{wire.ErrChallenge, wire.InvalidChallenge},
-	{errChallengeUsed, wire.ChallengeNotFound},
-	{errClaimLost, wire.Unavailable},
+	{leasestore.ErrChallengeUsed, wire.ChallengeNotFound},
+	{leasestore.ErrLockLost, wire.Unavailable},
 	{channel.ErrUnknown, wire.ChannelNotFound},
 	{channel.ErrFinalized, wire.ChannelFinalized},
 	{channel.ErrClosing, wire.ChannelFinalized},

@@ -19,6 +19,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/internal/admit"
 	"github.com/gpupay/gpupay/sdk/internal/database"
 	"github.com/gpupay/gpupay/sdk/internal/keyed"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/run"
 	"github.com/gpupay/gpupay/sdk/limit"
 	"github.com/gpupay/gpupay/sdk/settle"
@@ -117,11 +118,11 @@ func (p *Provider) prepare(ctx context.Context) error {
 	if err := p.prices(ctx); err != nil {
 		return err
 	}
-	db, err := database.Open(ctx, p.config.Database, "provider", providerMigrations, "migrations/provider")
+	db, err := database.Open(ctx, p.config.Database, "provider", leasestore.Migrations, "migrations/provider")
 	if err != nil {
 		return err
 	}
-	p.db, p.store = db, leaseStore{db: db, offers: &offerCache{}}
+	p.db, p.store = db, leasestore.New(db)
 	if err := p.identify(ctx); err != nil {
 		return errors.Join(err, db.Close())
 	}
@@ -153,7 +154,7 @@ func settlesAlone(ctx context.Context, p *Provider) error {
 	if p.noGPUs == nil {
 		return nil
 	}
-	leases, err := p.store.unfinished(ctx)
+	leases, err := p.store.Leases.Unfinished(ctx)
 	if err != nil {
 		return err
 	}
@@ -184,7 +185,7 @@ func (p *Provider) attend() {
 func (p *Provider) lets() {
 	p.meterKey, p.binder = p.config.MeterKey, p.config.Key
 	p.paidTo = p.config.Key.Address()
-	p.lessor.channel = func(ctx context.Context, row leaseRow) (channel.State, error) {
+	p.lessor.channel = func(ctx context.Context, row leasestore.Row) (channel.State, error) {
 		return p.payee.State(ctx, common.HexToHash(row.Channel))
 	}
 	p.lessor.prepaid, p.lessor.allocated = p.prepaid, p.seatTaken
@@ -252,7 +253,7 @@ func (p *Provider) chainParts(ctx context.Context) error {
 
 // challenges mints and checks challenges with the database's secret.
 func (p *Provider) challenges(ctx context.Context) (*wire.Minter, error) {
-	secret, err := p.store.secret(ctx, "challenge")
+	secret, err := p.store.Secrets.Get(ctx, "challenge")
 	if err != nil {
 		return nil, err
 	}
@@ -301,7 +302,7 @@ func (p *Provider) renewOffer(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := p.store.putOffer(ctx, offer); err != nil {
+	if err := p.store.Offers.Put(ctx, offer); err != nil {
 		return err
 	}
 	p.mu.Lock()

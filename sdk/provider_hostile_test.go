@@ -17,6 +17,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk/gpu"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -213,7 +214,7 @@ func TestHostileRequests(t *testing.T) {
 			}
 		})
 	}
-	if v, _ := r.provider.running(lease.terms.ID()).snapshot(); v.state != leaseActive || v.stream != 1 {
+	if v, _ := r.provider.running(lease.terms.ID()).snapshot(); v.state != leasestore.Active || v.stream != 1 {
 		t.Errorf("the lease is %s and has had %d streams", v.state, v.stream)
 	}
 	lease.record() // and its stream is still the renter's

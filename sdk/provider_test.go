@@ -27,6 +27,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/database"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/settle"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -286,7 +287,7 @@ func (t *tab) record() metering.SignedRecord {
 }
 
 // status waits for a state of the lease.
-func (t *tab) status(state leaseState) wire.Status {
+func (t *tab) status(state leasestore.State) wire.Status {
 	t.Helper()
 	for {
 		var s wire.Status
@@ -407,7 +408,7 @@ func TestLeaseFromOpenToRefund(t *testing.T) {
 func TestSuspendsAtItsCreditAndResumesWhenPaid(t *testing.T) {
 	r := newRig(t)
 	lease := r.open(1, 500_000, "")
-	lease.status(leaseSuspended)
+	lease.status(leasestore.Suspended)
 	var need wire.NeedVoucher
 	lease.read(wire.EventNeedVoucher, &need)
 	s, err := r.provider.payee.State(t.Context(), lease.terms.ID())
@@ -426,7 +427,7 @@ func TestSuspendsAtItsCreditAndResumesWhenPaid(t *testing.T) {
 		t.Fatalf("a suspended lease went on to charge: %s, then %s (%v)", s.Spent.Dec(), later.Spent.Dec(), err)
 	}
 	lease.pay(need.RequiredCumulative.Uint64())
-	lease.status(leaseActive)
+	lease.status(leasestore.Active)
 	for rec := lease.record(); !rec.Owed.Gt(&s.Spent); rec = lease.record() { // until the meter goes on
 	}
 }
@@ -434,7 +435,7 @@ func TestSuspendsAtItsCreditAndResumesWhenPaid(t *testing.T) {
 func TestUnpaidLeaseEndsAndItsDevicesAreFree(t *testing.T) {
 	r := newRig(t, func(c *ProviderConfig) { c.SuspendTimeout = 300 * time.Millisecond })
 	lease := r.open(1, 500_000, "?gpus=2")
-	if s := lease.status(leaseEnded); !strings.Contains(s.Reason, "unpaid") {
+	if s := lease.status(leasestore.Ended); !strings.Contains(s.Reason, "unpaid") {
 		t.Fatalf("ended because %q", s.Reason)
 	}
 	lease.next(wire.EventReceipt)
@@ -500,7 +501,7 @@ func TestRestartGoesOnWithLeases(t *testing.T) {
 	id := lease.lease.LeaseID
 	secret := lease.lease.Secret
 	r.restart()
-	before, err := r.provider.store.last(t.Context(), id)
+	before, err := r.provider.store.Records.Last(t.Context(), id)
 	if err != nil || before == nil {
 		t.Fatal(before, err)
 	}
@@ -553,7 +554,7 @@ func TestChannelIsResumedWithANewLease(t *testing.T) {
 func TestTopUpLetsALeaseGoOn(t *testing.T) {
 	r := newRig(t, func(c *ProviderConfig) { c.Credit, c.MinDeposit, c.MaxGap = 30*time.Second, "0.001", 2*c.Tick })
 	lease := r.open(1, 1_500, "") // 1.5 GPU-seconds
-	lease.status(leaseSuspended)
+	lease.status(leasestore.Suspended)
 	var need wire.NeedVoucher
 	lease.read(wire.EventNeedVoucher, &need)
 	if !need.RequiredCumulative.Gt(&need.Deposit.Int) {
@@ -570,7 +571,7 @@ func TestTopUpLetsALeaseGoOn(t *testing.T) {
 	if resp.StatusCode != http.StatusOK {
 		t.Fatal(wire.ParseProblem(resp))
 	}
-	lease.status(leaseActive)
+	lease.status(leasestore.Active)
 	if s, err = r.provider.payee.State(t.Context(), lease.terms.ID()); err != nil || s.Deposit.Uint64() != 101_500 {
 		t.Fatalf("the deposit is %s (%v)", s.Deposit.Dec(), err)
 	}
@@ -620,7 +621,7 @@ func TestCloseRequestOnChainEndsTheLeaseAndIsSettled(t *testing.T) {
 	paid := owedIn(lease.record())
 	lease.pay(paid)
 	requestClose(t, r, private, lease.terms)
-	if s := lease.status(leaseEnded); !strings.Contains(s.Reason, "closing") {
+	if s := lease.status(leasestore.Ended); !strings.Contains(s.Reason, "closing") {
 		t.Fatalf("ended because %q", s.Reason)
 	}
 	waitFor(t, func() bool { return r.balance(r.config.Key.Address()) == paid })
@@ -636,7 +637,7 @@ func requestClose(t *testing.T, r *rig, private *ecdsa.PrivateKey, terms channel
 	if err != nil {
 		t.Fatal(err)
 	}
-	db, err := database.Open(t.Context(), filepath.Join(t.TempDir(), "payer.db"), "provider", providerMigrations, "migrations/provider")
+	db, err := database.Open(t.Context(), filepath.Join(t.TempDir(), "payer.db"), "provider", leasestore.Migrations, "migrations/provider")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/inventory"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -44,14 +45,14 @@ func TestGPUThatCannotBeReadIsNotLetAgain(t *testing.T) {
 	w.host.fail(sim.UUID(0))
 	first := w.open(1, 500_000, "")
 	w.step(3)
-	w.in(first, leaseSuspended)
+	w.in(first, leasestore.Suspended)
 	if code, h := w.health(); code != http.StatusOK || !strings.HasPrefix(h.Status, "degraded") || !slices.Equal(h.Quarantined, []string{sim.UUID(0)}) {
 		t.Errorf("%d %+v", code, h)
 	}
 	first.release()
 	second := w.open(2, 500_000, "")
 	w.step(4)
-	w.in(second, leaseActive)
+	w.in(second, leasestore.Active)
 	if got := w.provider.running(second.terms.ID()).allocation.Devices; !slices.Equal(got, []string{sim.UUID(1)}) {
 		t.Errorf("the next lease has %s", got)
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/internal/highwater"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -69,9 +70,9 @@ func (n *notary) distinct() int {
 	return len(all)
 }
 
-func (r *rig) row(id common.Hash) leaseRow {
+func (r *rig) row(id common.Hash) leasestore.Row {
 	r.Helper()
-	row, err := r.provider.store.byID(r.Context(), id.Hex())
+	row, err := r.provider.store.Leases.ByID(r.Context(), id.Hex())
 	if err != nil {
 		r.Fatal(err)
 	}
@@ -91,8 +92,8 @@ func TestRecordIsStoredBeforeItIsSigned(t *testing.T) {
 			t.Errorf("%d records are about to be signed, %v", len(pending), err)
 			return nil
 		}
-		row := leaseRow{Pending: pending[0]}
-		_, _, draft, err := row.metered(nil)
+		row := leasestore.Row{Pending: pending[0]}
+		_, _, draft, err := row.Resume(nil)
 		domain := metering.Domain(r.provider.escrow.ChainID(), r.chain.Escrow)
 		if err != nil || draft.Record.Digest(domain) != digest {
 			t.Errorf("another record is on disk than the one that is signed, %v", err)
@@ -201,7 +202,7 @@ func TestDraftedFinalRecordEndsTheLease(t *testing.T) {
 	for r.row(id).State != wire.StateEnded {
 		time.Sleep(5 * time.Millisecond)
 	}
-	last, err := r.provider.store.last(t.Context(), id)
+	last, err := r.provider.store.Records.Last(t.Context(), id)
 	if err != nil || !last.Final || int(last.Sequence) != key.distinct() {
 		t.Errorf("%d records were signed, the last is %+v, %v", key.distinct(), last, err)
 	}
@@ -305,7 +306,7 @@ func TestDeposedGatewaySignsNothing(t *testing.T) {
 	before := keyA.distinct()
 	old.lost.Store(false) // it does not know
 	old.unstored = nil    // nor what became of its last record
-	if err := old.record(t.Context(), true); !errors.Is(err, errNotOurs) {
+	if err := old.record(t.Context(), true); !errors.Is(err, leasestore.ErrNotOwner) {
 		t.Errorf("a record of the old owner: %v", err)
 	}
 	if n := keyA.distinct(); n != before {
@@ -348,12 +349,12 @@ func TestRestoredProviderSignsNoFork(t *testing.T) {
 	restore()
 	signed := key.distinct()
 	for _, id := range []common.Hash{runs.lease.LeaseID, ended.lease.LeaseID} {
-		if row := r.row(id); row.State != wire.StateEnded || row.Reason != errRolledBack.Error() {
+		if row := r.row(id); row.State != wire.StateEnded || row.Reason != leasestore.ErrRolledBack.Error() {
 			t.Errorf("the lease is %s (%s)", row.State, row.Reason)
 		}
 	}
 	runs.again("Last-Event-ID", "8")
-	if s := runs.status(leaseEnded); !strings.Contains(s.Reason, "backup") {
+	if s := runs.status(leasestore.Ended); !strings.Contains(s.Reason, "backup") {
 		t.Errorf("the renter is told %q", s.Reason)
 	}
 	for tab, owed := range map[*tab]uint64{runs: owedIn(last), ended: owedIn(final)} {

@@ -93,7 +93,7 @@ func TestForgottenRecordsAreWrittenAgain(t *testing.T) {
 	if l := a.provider.running(lease.terms.ID()); l != old || lease.row().State != wire.StateActive {
 		t.Errorf("it does not go on: %+v", lease.row())
 	}
-	records, err := a.provider.store.records(t.Context(), lease.lease.LeaseID, 0, 10_000)
+	records, err := a.provider.store.Records.After(t.Context(), lease.lease.LeaseID, 0, 10_000)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -42,7 +43,7 @@ func (r *replicas) guardCredit(ctx context.Context, l *lease) {
 	l.custody.unmeteredFrom(l.deps.clock.Now())
 	ask, stop := context.WithCancel(ctx)
 	defer stop()
-	heard := make(chan leaseRow, 1)
+	heard := make(chan leasestore.Row, 1)
 	go r.listen(ask, l, heard)
 	var pace chain.Backoff
 	suspended, next := false, time.Now()
@@ -73,7 +74,7 @@ func (r *replicas) guardCredit(ctx context.Context, l *lease) {
 		case err == nil:
 			suspended = true
 			l.claims(false)
-		case errors.Is(err, errNotOurs):
+		case errors.Is(err, leasestore.ErrNotOwner):
 			r.p.config.Log.Info("another gateway of this host runs a lease that was let go: its devices are left alone", "lease", l.id, "error", err)
 			return
 		default:
@@ -84,12 +85,12 @@ func (r *replicas) guardCredit(ctx context.Context, l *lease) {
 }
 
 // listen says when somebody runs the lease, with its row, or without where that is gone.
-func (r *replicas) listen(ctx context.Context, l *lease, heard chan<- leaseRow) {
+func (r *replicas) listen(ctx context.Context, l *lease, heard chan<- leasestore.Row) {
 	for chain.Pause(ctx, r.poll()) == nil {
 		row, err := r.seen(ctx, l)
 		switch {
 		case errors.Is(err, sql.ErrNoRows):
-			heard <- leaseRow{}
+			heard <- leasestore.Row{}
 			return
 		case err != nil || row.State == wire.StateSuspended && l.halfResumed():
 		case row.State != wire.StateActive || row.Term != l.term && r.isRun(ctx, l, row):
@@ -122,7 +123,7 @@ func (l *lease) overspent() bool {
 
 // halfResumed reports whether the command that resumed a lease was cut off: its renter may have the devices, and its state does not say so.
 func (l *lease) halfResumed() bool {
-	return l.state() == leaseSuspended && l.custody.given.Load()
+	return l.state() == leasestore.Suspended && l.custody.given.Load()
 }
 
 // runsAgain reports whether a lease that was let go runs here again.
@@ -132,15 +133,15 @@ func (h *lessor) runsAgain(l *lease) bool {
 }
 
 // seen is the lease's row, if the database answers.
-func (r *replicas) seen(ctx context.Context, l *lease) (leaseRow, error) {
+func (r *replicas) seen(ctx context.Context, l *lease) (leasestore.Row, error) {
 	ask, cancel := context.WithTimeout(ctx, ownerTimeout)
 	defer cancel()
-	return r.p.store.byID(ask, l.id.Hex())
+	return r.p.store.Leases.ByID(ask, l.id.Hex())
 }
 
 // isRun reports whether somebody runs a lease that was taken over. Who could not read what he needs for that, as this gateway
 // itself under its new name, gives it back: nobody meters it meanwhile.
-func (r *replicas) isRun(ctx context.Context, l *lease, row leaseRow) bool {
+func (r *replicas) isRun(ctx context.Context, l *lease, row leasestore.Row) bool {
 	if r.p.running(l.terms.ID()) != nil {
 		return true
 	}
@@ -151,8 +152,8 @@ func (r *replicas) isRun(ctx context.Context, l *lease, row leaseRow) bool {
 }
 
 // halt suspends a lease that this gateway took over and cannot go on with. Who goes on with it has it resumed.
-func (r *replicas) halt(ctx context.Context, row leaseRow) error {
-	a, err := row.allocation()
+func (r *replicas) halt(ctx context.Context, row leasestore.Row) error {
+	a, err := row.Allocated()
 	if err != nil || row.State != wire.StateActive || a.Node != "" { // a node does so by itself
 		return err
 	}
@@ -164,7 +165,7 @@ func (r *replicas) halt(ctx context.Context, row leaseRow) error {
 
 // undo gives the devices of a lease that runs again back to its renter, unless whoever runs it has done so after they were suspended,
 // as the file of this host's gateways says: it may have suspended them again.
-func (r *replicas) undo(ctx context.Context, l *lease, row leaseRow) {
+func (r *replicas) undo(ctx context.Context, l *lease, row leasestore.Row) {
 	a := l.allocation
 	a.Term = row.Term
 	if ran, err := r.p.deps.marks.Ran(ctx, l.id, row.Term); err == nil && ran {
@@ -172,9 +173,9 @@ func (r *replicas) undo(ctx context.Context, l *lease, row leaseRow) {
 	}
 	call, cancel := context.WithTimeout(ctx, l.deps.timing.callTimeout)
 	defer cancel()
-	if err := l.deps.placer.Resume(call, a); err != nil && !errors.Is(err, errNotOurs) && ctx.Err() == nil { // else the process stops, and the next one resumes it
+	if err := l.deps.placer.Resume(call, a); err != nil && !errors.Is(err, leasestore.ErrNotOwner) && ctx.Err() == nil { // else the process stops, and the next one resumes it
 		r.p.config.Log.Error("a lease that runs again could not be resumed: it ends", "lease", l.id, "error", err)
-		_ = r.p.store.command(ctx, l.id, "could not be resumed")
+		_ = r.p.store.Leases.Command(ctx, l.id, "could not be resumed")
 	}
 }
 

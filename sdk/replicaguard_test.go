@@ -21,6 +21,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/pgtest"
 	"github.com/gpupay/gpupay/internal/testclock"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -149,7 +150,7 @@ func TestTakeoverReadsWhatItTakes(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	name, last := b.provider.replicas.identity(), row.Sequence
-	if ok, err := b.provider.store.take(ctx, &row, name); err != nil || !ok || row.Owner != name || row.Sequence < last {
+	if ok, err := b.provider.store.Leases.TakeOver(ctx, &row, name); err != nil || !ok || row.Owner != name || row.Sequence < last {
 		t.Errorf("taken: %t, %v: %+v", ok, err, row)
 	}
 }
@@ -274,7 +275,7 @@ func TestCommandThatIsCutOffEndsNoLease(t *testing.T) {
 			lease := r.open(1, 500_000, "")
 			waitFor(t, func() bool { return strings.Contains(calls(), "suspend") })
 			if test.slow == "resume" {
-				lease.status(leaseSuspended)
+				lease.status(leasestore.Suspended)
 			}
 			lease.pay(400_000)
 			waitFor(t, func() bool { return strings.Contains(calls(), test.slow) })
@@ -290,7 +291,7 @@ func TestCommandThatIsCutOffEndsNoLease(t *testing.T) {
 				if lease.row().State == wire.StateEnded {
 					return true
 				}
-				if l == nil || l.state() != leaseActive || !strings.Contains(strings.TrimPrefix(calls(), before), "resume") {
+				if l == nil || l.state() != leasestore.Active || !strings.Contains(strings.TrimPrefix(calls(), before), "resume") {
 					return false
 				}
 				if since == 0 {
@@ -366,7 +367,7 @@ func TestDeposedOwnerLeavesTheDevicesAlone(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := calls()
-	if err := l.command(t.Context(), l.deps.placer.Suspend); !errors.Is(err, errNotOurs) || strings.Contains(strings.TrimPrefix(calls(), before), second.lease.LeaseID.Hex()) {
+	if err := l.command(t.Context(), l.deps.placer.Suspend); !errors.Is(err, leasestore.ErrNotOwner) || strings.Contains(strings.TrimPrefix(calls(), before), second.lease.LeaseID.Hex()) {
 		t.Errorf("it touches the devices of another gateway: %v, %s", err, calls())
 	}
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/jmoiron/sqlx"
 
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -66,18 +67,18 @@ func TestUsedChallengeIsNotForgottenByAFastClock(t *testing.T) {
 			now, store := time.Now(), r.provider.store
 			one := wire.Challenge{ID: "one", Expires: now.Add(5 * time.Minute).UTC().Format(time.RFC3339)}
 			two := wire.Challenge{ID: "two", Expires: now.Add(12 * time.Hour).UTC().Format(time.RFC3339)}
-			if err := errors.Join(store.useChallenge(t.Context(), one, now), store.useChallenge(t.Context(), two, now.Add(11*time.Hour))); err != nil {
+			if err := errors.Join(store.Secrets.UseChallenge(t.Context(), one, now), store.Secrets.UseChallenge(t.Context(), two, now.Add(11*time.Hour))); err != nil {
 				t.Fatal(err)
 			}
-			if err := store.useChallenge(t.Context(), one, now); !errors.Is(err, errChallengeUsed) {
+			if err := store.Secrets.UseChallenge(t.Context(), one, now); !errors.Is(err, leasestore.ErrChallengeUsed) {
 				t.Errorf("the proof was taken twice: %v", err)
 			}
 			three := wire.Challenge{ID: "three", Expires: now.Add(72 * time.Hour).UTC().Format(time.RFC3339)}
-			if err := store.useChallenge(t.Context(), three, now.Add(71*time.Hour)); err != nil {
+			if err := store.Secrets.UseChallenge(t.Context(), three, now.Add(71*time.Hour)); err != nil {
 				t.Fatal(err)
 			}
 			var kept int
-			if err := store.db.View().Get(&kept, `SELECT count(*) FROM used_challenges`); err != nil || kept != 1 {
+			if err := store.DB.View().Get(&kept, `SELECT count(*) FROM used_challenges`); err != nil || kept != 1 {
 				t.Errorf("%d challenges are kept for ever: %v", kept, err)
 			}
 		})

@@ -8,6 +8,7 @@ import (
 
 	"github.com/ethereum/go-ethereum/common"
 
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -18,9 +19,9 @@ const hopeless = 30 * time.Second
 // sweep resolves what nobody runs: leases of gateways that died, those that are ours in the table and do not run here (the
 // database failed us when they began or ended, or its clock was set), and devices of leases that ended without them.
 func (r *replicas) sweep(ctx context.Context) error {
-	rows, err := r.p.store.idle(ctx, r.identity(), time.Now().Add(-2*r.p.config.CallTimeout))
+	rows, err := r.p.store.Leases.Orphans(ctx, r.identity(), time.Now().Add(-2*r.p.config.CallTimeout))
 	for _, row := range rows {
-		if row.State == wire.StateEnded && row.atNode() {
+		if row.State == wire.StateEnded && row.AtNode() {
 			continue // nodes.collect asks for it
 		}
 		if failed := r.resolve(ctx, row, ""); !errors.Is(failed, errHeld) {
@@ -32,7 +33,7 @@ func (r *replicas) sweep(ctx context.Context) error {
 
 // resolve is the lessor's, by one gateway at a time, which owns the lease meanwhile. What is done in its name is cut off when others
 // may take the lease: then it is an orphan, and tried again under the next name.
-func (r *replicas) resolve(ctx context.Context, row leaseRow, wish string) error {
+func (r *replicas) resolve(ctx context.Context, row leasestore.Row, wish string) error {
 	unlock, free := r.p.busy.TryLock(common.HexToHash(row.ID))
 	if !free {
 		return nil
@@ -53,8 +54,8 @@ func (r *replicas) resolve(ctx context.Context, row leaseRow, wish string) error
 
 // resolveAs is resolve in a gateway's name. A lease whose devices are on another host is left to the gateways there, unless its
 // renter wishes that it ends, or for as long as one that does not pay would have them.
-func (r *replicas) resolveAs(ctx context.Context, owner string, row leaseRow, wish string) error {
-	now, err := r.p.store.byID(ctx, row.ID)
+func (r *replicas) resolveAs(ctx context.Context, owner string, row leasestore.Row, wish string) error {
+	now, err := r.p.store.Leases.ByID(ctx, row.ID)
 	if err != nil || now.Term != row.Term || now.State != row.State || now.Held != row.Held {
 		return err // somebody was faster, or it ended by itself
 	}
@@ -73,7 +74,7 @@ func (r *replicas) resolveAs(ctx context.Context, owner string, row leaseRow, wi
 		return nil
 	}
 	before := row.Owner
-	if ok, err := r.p.store.take(ctx, &row, owner); err != nil || !ok {
+	if ok, err := r.p.store.Leases.TakeOver(ctx, &row, owner); err != nil || !ok {
 		return err
 	}
 	err = r.p.resolve(ctx, row, where, cmp.Or(wish, "its host is gone"))
@@ -84,7 +85,7 @@ func (r *replicas) resolveAs(ctx context.Context, owner string, row leaseRow, wi
 		if where == nil && !errors.Is(err, errMetered) && silent > r.p.config.Credit && ctx.Err() == nil {
 			err = errors.Join(err, r.halt(ctx, row)) // it may be unpaid, and nobody meters it
 		}
-		return errors.Join(err, r.p.store.giveBack(ctx, row, before))
+		return errors.Join(err, r.p.store.Leases.GiveBack(ctx, row, before))
 	case r.p.runs(row) != nil:
 		r.p.config.Log.Info("lease taken over from a gateway that is gone", "lease", row.ID, "gateway", before, "term", row.Term)
 	}

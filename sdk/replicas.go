@@ -15,6 +15,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/cluster"
 	"github.com/gpupay/gpupay/sdk/internal/inventory"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/run"
 	"github.com/gpupay/gpupay/sdk/settle"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -41,7 +42,7 @@ type replicas struct {
 }
 
 func newReplicas(p *Provider) *replicas {
-	r := &replicas{p: p, ttl: p.config.Takeover, mirrors: make(map[common.Hash]*seen), refused: make(map[string]time.Time), id: newGatewayID()}
+	r := &replicas{p: p, ttl: p.config.Takeover, mirrors: make(map[common.Hash]*seen), refused: make(map[string]time.Time), id: leasestore.NewName()}
 	r.tenure, r.depose = context.WithCancel(context.Background())
 	return r
 }
@@ -52,8 +53,6 @@ func (r *replicas) tenureNow() context.Context {
 	defer r.mu.Unlock()
 	return r.tenure
 }
-
-func newGatewayID() string { return randomHash().Hex()[2:18] }
 
 func (r *replicas) identity() string {
 	r.mu.Lock()
@@ -92,7 +91,7 @@ func (r *replicas) join(ctx context.Context) error {
 // warn has leases ended, whoever runs them, of which this gateway has signed more
 // than the database knows.
 func (r *replicas) warn(ctx context.Context) error {
-	rows, err := r.p.store.unfinished(ctx)
+	rows, err := r.p.store.Leases.Unfinished(ctx)
 	if err != nil {
 		return err
 	}
@@ -100,7 +99,7 @@ func (r *replicas) warn(ctx context.Context) error {
 		id := common.HexToHash(row.ID)
 		mark, err := r.p.deps.marks.Get(ctx, r.p.meterKey.Address(), id)
 		if err == nil && mark.Sequence > uint64(row.Sequence)+1 {
-			err = r.p.store.command(ctx, id, errRolledBack.Error())
+			err = r.p.store.Leases.Command(ctx, id, leasestore.ErrRolledBack.Error())
 		}
 		if err != nil {
 			return err
@@ -176,7 +175,7 @@ func (r *replicas) standDown() {
 	if r.said == r.id { // the database may have it living for longer, as where the server's clock was set back
 		r.past = append(r.past, r.id)
 	}
-	r.id = newGatewayID()
+	r.id = leasestore.NewName()
 	if r.p.life.Err() == nil {
 		r.expiry.Reset(r.ttl) // also of what is taken up before it is known that the new name could be said
 	}
@@ -210,11 +209,11 @@ func (r *replicas) leave() {
 
 // claim makes this gateway the only one to do what it names; without others it
 // is nothing.
-func (p *Provider) claim(ctx context.Context, name string) (*gatewayClaim, error) {
+func (p *Provider) claim(ctx context.Context, name string) (*leasestore.Lock, error) {
 	if p.replicas == nil {
 		return nil, nil
 	}
-	c, err := p.store.takeClaim(ctx, p.life, name, p.replicas.poll()/4, p.config.Log)
+	c, err := p.store.Locks.Take(ctx, p.life, name, p.replicas.poll()/4, p.config.Log)
 	if err != nil && ctx.Err() != nil {
 		err = wire.Unavailable.With("another gateway is at work on this: %s: try again", name)
 	}
@@ -256,7 +255,7 @@ func (r *replicas) lead(ctx context.Context, db *store.DB) error {
 			if err := c.CheckLooks(blindness); err != nil {
 				return err
 			}
-			if err := r.serve(ctx, c, leaseStore{db: db}); err != nil && ctx.Err() == nil {
+			if err := r.serve(ctx, c, leasestore.New(db)); err != nil && ctx.Err() == nil {
 				r.p.config.Log.Warn("what other gateways want settled", "error", err)
 			}
 		}
@@ -266,9 +265,9 @@ func (r *replicas) lead(ctx context.Context, db *store.DB) error {
 
 // serve has settled what ended at any gateway and what one of them asks for. A channel on which another lease
 // runs waits for that one's end, or for the policy: it would be settled as often as a voucher comes.
-func (r *replicas) serve(ctx context.Context, c *settle.Service, s leaseStore) error {
+func (r *replicas) serve(ctx context.Context, c *settle.Service, s leasestore.Store) error {
 	now := time.Now()
-	ids, err := s.idleSince(ctx, now.Add(-closeGrace-time.Hour).Unix(), now.Add(-closeGrace).Unix())
+	ids, err := s.Leases.IdleSince(ctx, now.Add(-closeGrace-time.Hour).Unix(), now.Add(-closeGrace).Unix())
 	if err != nil {
 		return err
 	}
@@ -282,7 +281,7 @@ func (r *replicas) serve(ctx context.Context, c *settle.Service, s leaseStore) e
 			c.Urgent(state.Terms)
 		}
 	}
-	asked, failed := s.claimed(ctx, settleRequest)
+	asked, failed := s.Locks.Taken(ctx, settleRequest)
 	if err = errors.Join(err, failed); err != nil || !asked {
 		return err
 	}
@@ -291,7 +290,7 @@ func (r *replicas) serve(ctx context.Context, c *settle.Service, s leaseStore) e
 	if ctx.Err() != nil {
 		return err // the next leader does it
 	}
-	return errors.Join(err, s.unclaim(ctx, settleRequest, settleRequest)) // also after a failure: it would cost gas again and again
+	return errors.Join(err, s.Locks.Drop(ctx, settleRequest, settleRequest)) // also after a failure: it would cost gas again and again
 }
 
 // settle asks the leader, whoever it is, and waits. The error names what it
@@ -314,11 +313,11 @@ func (r *replicas) settle(ctx context.Context) error {
 
 // request has the leader settle once.
 func (r *replicas) request(ctx context.Context) error {
-	if _, err := r.p.store.claim(ctx, settleRequest, settleRequest, 24*time.Hour); err != nil {
+	if _, err := r.p.store.Locks.Try(ctx, settleRequest, settleRequest, 24*time.Hour); err != nil {
 		return err
 	}
 	for {
-		asked, err := r.p.store.claimed(ctx, settleRequest)
+		asked, err := r.p.store.Locks.Taken(ctx, settleRequest)
 		if err != nil || !asked {
 			return err
 		}

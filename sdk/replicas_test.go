@@ -19,6 +19,7 @@ import (
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/database"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -68,7 +69,7 @@ func (t *tab) at(r *rig) *tab {
 func TestVoucherAtAnotherGatewayReachesTheLease(t *testing.T) {
 	a, b := fleet(t)
 	lease := a.open(1, 500_000, "")
-	lease.status(leaseSuspended)
+	lease.status(leasestore.Suspended)
 	s, err := b.provider.payee.State(t.Context(), lease.terms.ID())
 	if err != nil {
 		t.Fatal(err)
@@ -76,7 +77,7 @@ func TestVoucherAtAnotherGatewayReachesTheLease(t *testing.T) {
 	if receipt := lease.at(b).pay(s.Spent.Uint64()); receipt.AcceptedCumulative.Int != s.Spent {
 		t.Fatalf("receipt over %s for %s", receipt.AcceptedCumulative.Dec(), s.Spent.Dec())
 	}
-	lease.status(leaseActive)
+	lease.status(leasestore.Active)
 	if a.provider.running(lease.terms.ID()) == nil || b.provider.running(lease.terms.ID()) != nil {
 		t.Error("the lease moved")
 	}
@@ -103,16 +104,16 @@ func TestStreamAtAnotherGateway(t *testing.T) {
 	}
 	for _, err := lease.in.Next(); err == nil; _, err = lease.in.Next() { // the old one ends
 	}
-	there.status(leaseSuspended)
+	there.status(leasestore.Suspended)
 	there.next(wire.EventNeedVoucher)
 	s, err := a.provider.payee.State(t.Context(), lease.terms.ID())
 	if err != nil {
 		t.Fatal(err)
 	}
 	lease.pay(s.Spent.Uint64())
-	there.status(leaseActive)
+	there.status(leasestore.Active)
 	final := lease.release()
-	if got := there.status(leaseEnded); got.Reason != "released by the renter" {
+	if got := there.status(leasestore.Ended); got.Reason != "released by the renter" {
 		t.Errorf("ended because %q", got.Reason)
 	}
 	var receipt wire.Receipt
@@ -133,7 +134,7 @@ func TestReleaseAndCloseAtAnotherGateway(t *testing.T) {
 	if !final.Final {
 		t.Fatalf("not final: %+v", final.Record)
 	}
-	lease.status(leaseEnded)
+	lease.status(leasestore.Ended)
 	owed := final.Owed.Uint64()
 	lease.at(b).pay(owed)
 	lease.at(b).close(owed)
@@ -145,7 +146,7 @@ func TestReleaseAndCloseAtAnotherGateway(t *testing.T) {
 	if receipt := second.at(b).close(0); receipt.TxHash == nil { // ends the lease first
 		t.Error("a close without a transaction")
 	}
-	second.status(leaseEnded)
+	second.status(leasestore.Ended)
 }
 
 // TestGatewaysDoNotShareADevice: two gateways on one host rent out its GPUs once.
@@ -193,15 +194,15 @@ func TestLeaseIsTakenOver(t *testing.T) {
 	case <-time.After(time.Minute):
 		t.Fatal("the gateway that was cut off goes on")
 	}
-	if v, _ := old.snapshot(); v.state == leaseEnded || a.provider.running(lease.terms.ID()) != nil {
+	if v, _ := old.snapshot(); v.state == leasestore.Ended || a.provider.running(lease.terms.ID()) != nil {
 		t.Errorf("the lease was ended by who lost it: %+v", v)
 	}
 	sequence := old.view.sequence
-	err := a.provider.store.append(t.Context(), old.term, metering.SignedRecord{Record: metering.Record{LeaseID: old.id, ChannelID: old.terms.ID(), Sequence: sequence + 1, Owed: *uint256.NewInt(400_000)}}, metering.State{}, nil)
-	if !errors.Is(err, errNotOurs) {
+	err := a.provider.store.Records.Append(t.Context(), old.term, metering.SignedRecord{Record: metering.Record{LeaseID: old.id, ChannelID: old.terms.ID(), Sequence: sequence + 1, Owed: *uint256.NewInt(400_000)}}, metering.State{}, nil)
+	if !errors.Is(err, leasestore.ErrNotOwner) {
 		t.Errorf("a record of the old owner: %v", err)
 	}
-	if err := a.provider.store.setState(t.Context(), old.id, old.term, leaseEnded, "", 0); !errors.Is(err, errNotOurs) {
+	if err := a.provider.store.Leases.SetState(t.Context(), old.id, old.term, leasestore.Ended, "", 0); !errors.Is(err, leasestore.ErrNotOwner) {
 		t.Errorf("a state of the old owner: %v", err)
 	}
 	there := lease.at(b)
@@ -250,7 +251,7 @@ func TestUnreachableDatabaseStopsALease(t *testing.T) {
 	}
 	// Somebody takes it up when the old name has run out.
 	waitFor(t, func() bool {
-		row, ok, err := a.provider.store.newest(t.Context(), lease.terms.ID())
+		row, ok, err := a.provider.store.Leases.Newest(t.Context(), lease.terms.ID())
 		if err != nil || !ok {
 			t.Fatalf("nobody runs it: %+v, %v", row, err)
 		}
@@ -271,7 +272,7 @@ func TestLeaseWhoseHostIsGone(t *testing.T) {
 	b.config.Source = testclock.GPUs(2)
 	b.config.Allocator = &gpu.HostAllocator{Devices: []string{"ELSEWHERE-0"}}
 	b.start()
-	row, _, err := b.provider.store.newest(t.Context(), lease.terms.ID())
+	row, _, err := b.provider.store.Leases.Newest(t.Context(), lease.terms.ID())
 	if err != nil || row.State != wire.StateActive || b.provider.running(lease.terms.ID()) != nil {
 		t.Fatalf("the lease is %q here, %v", row.State, err)
 	}
@@ -334,15 +335,15 @@ func TestWhatFailedIsTriedAgain(t *testing.T) {
 
 	second := a.open(2, 100_000, "")
 	final := second.release()
-	row, _, err := a.provider.store.newest(t.Context(), second.terms.ID())
+	row, _, err := a.provider.store.Leases.Newest(t.Context(), second.terms.ID())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := a.provider.store.setState(t.Context(), second.lease.LeaseID, row.Term, leaseActive, "", 0); err != nil {
+	if err := a.provider.store.Leases.SetState(t.Context(), second.lease.LeaseID, row.Term, leasestore.Active, "", 0); err != nil {
 		t.Fatal(err)
 	}
 	again(func() bool {
-		row, _, err = b.provider.store.newest(t.Context(), second.terms.ID())
+		row, _, err = b.provider.store.Leases.Newest(t.Context(), second.terms.ID())
 		return err == nil && row.State == wire.StateEnded
 	})
 	if s, err := b.provider.payee.State(t.Context(), second.terms.ID()); err != nil || s.Spent != final.Owed {
@@ -376,7 +377,7 @@ func TestSettlementByWhoLeads(t *testing.T) {
 
 // TestPostgresThatIsNotThere is one clear line.
 func TestPostgresThatIsNotThere(t *testing.T) {
-	_, err := database.Open(t.Context(), "postgres://gpupay@127.0.0.1:1/gpupay", "provider", providerMigrations, "migrations/provider")
+	_, err := database.Open(t.Context(), "postgres://gpupay@127.0.0.1:1/gpupay", "provider", leasestore.Migrations, "migrations/provider")
 	if err == nil || !strings.Contains(err.Error(), "cannot be reached") {
 		t.Errorf("got %v", err)
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -32,7 +33,7 @@ func (r *replicas) look(ctx context.Context) error {
 	for _, l := range append(own, shown...) {
 		ids, channels = append(ids, l.id), append(channels, l.terms.ID())
 	}
-	rows, err := r.p.store.byIDs(ctx, ids)
+	rows, err := r.p.store.Leases.ByIDs(ctx, ids)
 	if err != nil {
 		return err
 	}
@@ -62,7 +63,7 @@ func (r *replicas) look(ctx context.Context) error {
 }
 
 // heed tells a lease that runs here what others wrote.
-func (r *replicas) heed(l *lease, row leaseRow, s channel.State) {
+func (r *replicas) heed(l *lease, row leasestore.Row, s channel.State) {
 	if row.ID == "" || row.Term != l.term { // its row was there when it began: see drop
 		l.elsewhere.Store(row.ID != "")
 		l.lose()
@@ -79,7 +80,7 @@ func (r *replicas) heed(l *lease, row leaseRow, s channel.State) {
 		l.learn(s)
 	}
 	switch {
-	case row.Command == errRolledBack.Error():
+	case row.Command == leasestore.ErrRolledBack.Error():
 		l.mute()
 	case s.Status != channel.Open:
 		r.p.channelChanged(s)
@@ -100,7 +101,7 @@ func (l *lease) learn(s channel.State) {
 }
 
 // reflect brings a lease that is shown here to what its owner wrote.
-func (r *replicas) reflect(ctx context.Context, l *lease, row leaseRow, s channel.State) error {
+func (r *replicas) reflect(ctx context.Context, l *lease, row leasestore.Row, s channel.State) error {
 	if row.ID == "" {
 		return nil
 	}
@@ -108,7 +109,7 @@ func (r *replicas) reflect(ctx context.Context, l *lease, row leaseRow, s channe
 	var last *metering.SignedRecord
 	if uint64(row.Sequence) > v.sequence {
 		var err error
-		if last, err = r.p.store.last(ctx, l.id); err != nil {
+		if last, err = r.p.store.Records.Last(ctx, l.id); err != nil {
 			return err
 		}
 	}
@@ -117,13 +118,13 @@ func (r *replicas) reflect(ctx context.Context, l *lease, row leaseRow, s channe
 	if changed {
 		l.update(func(v *leaseView) { v.reflect(row, s, last) })
 	}
-	if now, _ := l.snapshot(); now.state == leaseActive {
+	if now, _ := l.snapshot(); now.state == leasestore.Active {
 		l.remind(now)
 	}
 	return nil
 }
 
-func (v *leaseView) reflect(row leaseRow, s channel.State, last *metering.SignedRecord) {
+func (v *leaseView) reflect(row leasestore.Row, s channel.State, last *metering.SignedRecord) {
 	v.deposit, v.stream = s.Deposit, max(v.stream, uint64(row.Stream))
 	if s.Accepted.Gt(&v.accepted) {
 		v.accepted = s.Accepted
@@ -131,7 +132,7 @@ func (v *leaseView) reflect(row leaseRow, s channel.State, last *metering.Signed
 	if last != nil && last.Sequence > v.sequence {
 		v.sequence, v.owed, v.nanos = last.Sequence, last.Owed, last.Nanos
 	}
-	if state := leaseState(row.State); state != leaseEnding && (state != v.state || row.Reason != v.reason) {
+	if state := leasestore.State(row.State); state != leasestore.Ending && (state != v.state || row.Reason != v.reason) {
 		v.version++
 		v.ask(state, row.Reason)
 		v.state, v.reason = state, row.Reason
@@ -160,7 +161,7 @@ func (p *Provider) serving(ctx context.Context, s channel.State) (*lease, error)
 	if l := p.running(s.ID); l != nil || p.replicas == nil {
 		return l, nil
 	}
-	row, ok, err := p.store.newest(ctx, s.ID)
+	row, ok, err := p.store.Leases.Newest(ctx, s.ID)
 	switch {
 	case err != nil || !ok || row.State == wire.StateEnded:
 		return nil, err
@@ -171,7 +172,7 @@ func (p *Provider) serving(ctx context.Context, s channel.State) (*lease, error)
 }
 
 // follow shows a lease of another gateway.
-func (r *replicas) follow(ctx context.Context, row leaseRow, s channel.State) (*lease, error) {
+func (r *replicas) follow(ctx context.Context, row leasestore.Row, s channel.State) (*lease, error) {
 	id := common.HexToHash(row.ID)
 	fresh, err := image(ctx, r.p, row, s)
 	if err != nil {
@@ -203,12 +204,12 @@ func (r *replicas) unfollow(l *lease) {
 }
 
 // image is a lease as the table has it.
-func image(ctx context.Context, p *Provider, row leaseRow, s channel.State) (*lease, error) {
-	a, err := row.allocation()
+func image(ctx context.Context, p *Provider, row leasestore.Row, s channel.State) (*lease, error) {
+	a, err := row.Allocated()
 	if err != nil {
 		return nil, err
 	}
-	last, err := p.store.last(ctx, a.LeaseID)
+	last, err := p.store.Records.Last(ctx, a.LeaseID)
 	if err != nil {
 		return nil, err
 	}
@@ -217,7 +218,7 @@ func image(ctx context.Context, p *Provider, row leaseRow, s channel.State) (*le
 		return nil, err
 	}
 	l.mirror = true
-	l.view = leaseView{state: leaseState(row.State), reason: row.Reason, version: 1, stream: uint64(row.Stream),
+	l.view = leaseView{state: leasestore.State(row.State), reason: row.Reason, version: 1, stream: uint64(row.Stream),
 		owed: l.owedBefore, accepted: s.Accepted, deposit: s.Deposit}
 	if last != nil {
 		l.view.sequence, l.view.owed, l.view.nanos = last.Sequence, last.Owed, last.Nanos
@@ -229,13 +230,13 @@ func image(ctx context.Context, p *Provider, row leaseRow, s channel.State) (*le
 // end passes a renter's wish on to the gateway that runs the lease and waits
 // until it has ended.
 func (r *replicas) end(ctx context.Context, id common.Hash, reason string) error {
-	if err := r.p.store.command(ctx, id, reason); err != nil {
+	if err := r.p.store.Leases.Command(ctx, id, reason); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, 3*r.ttl+r.p.config.CallTimeout)
 	defer cancel()
 	for {
-		row, err := r.p.store.byID(ctx, id.Hex())
+		row, err := r.p.store.Leases.ByID(ctx, id.Hex())
 		if err != nil {
 			return err
 		}
@@ -262,14 +263,14 @@ func (p *Provider) begun(ctx context.Context, id common.Hash) bool {
 	if p.replicas == nil {
 		return false
 	}
-	row, ok, err := p.store.newest(ctx, id)
+	row, ok, err := p.store.Leases.Newest(ctx, id)
 	return err == nil && ok && row.State != wire.StateEnded
 }
 
 // endLease ends the lease that runs on a channel, wherever it does.
-func (p *Provider) endLease(ctx context.Context, id common.Hash, row *leaseRow, reason string) error {
+func (p *Provider) endLease(ctx context.Context, id common.Hash, row *leasestore.Row, reason string) error {
 	if l := p.running(id); l != nil {
-		if err := l.end(ctx, stopRequest{reason: reason}); err != nil || l.state() == leaseEnded {
+		if err := l.end(ctx, stopRequest{reason: reason}); err != nil || l.state() == leasestore.Ended {
 			return err
 		}
 		if !l.lost.Load() {
@@ -287,7 +288,7 @@ func (p *Provider) endLease(ctx context.Context, id common.Hash, row *leaseRow, 
 // no gateway.
 func (p *Provider) nextStream(ctx context.Context, l *lease) (number uint64, err error) {
 	if p.replicas != nil {
-		if number, err = p.store.nextStream(ctx, l.id); err != nil {
+		if number, err = p.store.Leases.NextStream(ctx, l.id); err != nil {
 			return 0, err
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -102,7 +103,7 @@ func TestRestoredBeforeASettlement(t *testing.T) {
 				t.Errorf("a lease begins at %d, %d was settled", before, paid)
 			}
 			if lease.lease.State != wire.StateEnded {
-				lease.status(leaseEnded) // unpaid
+				lease.status(leasestore.Ended) // unpaid
 			}
 			if s := lease.state(); s.Spent.Uint64() > paid+5000 {
 				t.Errorf("%s was served, %d is paid and the credit is 5000", s.Spent.Dec(), paid)
@@ -119,7 +120,7 @@ func TestSettledByThePayer(t *testing.T) {
 	paid := lease.payAll(300)
 	const ahead = 50_000
 	r.send(2, r.provider.escrow.SettleCall(lease.terms, *uint256.NewInt(ahead), lease.sign(lease.key, lease.terms, ahead)))
-	lease.status(leaseEnded)
+	lease.status(leasestore.Ended)
 	waitFor(t, func() bool { return lease.spent() == ahead })
 	if owed := lease.state().Owed(); !owed.IsZero() {
 		t.Errorf("%s is owed of what the chain has paid", owed.Dec())

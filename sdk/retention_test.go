@@ -120,7 +120,7 @@ func TestPruneForgetsOffers(t *testing.T) {
 				offer.Credit += uint64(len(hashes)) // each is another one
 				signed, err := wire.SignOffer(t.Context(), r.config.Key, offer)
 				if err == nil {
-					err = r.provider.store.putOffer(t.Context(), signed)
+					err = r.provider.store.Offers.Put(t.Context(), signed)
 				}
 				if err != nil {
 					t.Fatal(err)
@@ -142,7 +142,7 @@ func TestPruneForgetsOffers(t *testing.T) {
 					final := lease.release()
 					lease.close(final.Owed.Uint64())
 					shown := metering.Record{LeaseID: common.Hash{1}, ChannelID: lease.terms.ID(), Sequence: 99, OfferHash: hashes["shown"]}
-					if err := r.provider.store.putShown(t.Context(), wire.ShownRecord{Record: shown}, shown.Owed); err != nil {
+					if err := r.provider.store.Shown.Put(t.Context(), wire.ShownRecord{Record: shown}, shown.Owed); err != nil {
 						t.Fatal(err)
 					}
 				}
@@ -179,7 +179,7 @@ func TestPruneSparesALeaseThatBegins(t *testing.T) {
 			if n != 0 || err != nil {
 				t.Errorf("%d are pruned, %v", n, err)
 			}
-			if _, ok, err := r.provider.store.newest(t.Context(), b.terms.ID()); !ok || err != nil {
+			if _, ok, err := r.provider.store.Leases.Newest(t.Context(), b.terms.ID()); !ok || err != nil {
 				t.Fatalf("the lease's row is gone, %v", err)
 			}
 			if r.provider.running(b.terms.ID()) != nil {

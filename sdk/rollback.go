@@ -2,20 +2,17 @@ package sdk
 
 import (
 	"context"
-	"database/sql"
 	"encoding/json"
 	"errors"
-	"time"
 
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/holiman/uint256"
-	"github.com/jmoiron/sqlx"
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/eip712"
 	"github.com/gpupay/gpupay/internal/u256"
 	"github.com/gpupay/gpupay/metering"
-	"github.com/gpupay/gpupay/sdk/audit"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -37,7 +34,7 @@ func (p *Provider) heedShown(r *request, s channel.State) (*lease, error) {
 	if rec.ChannelID != s.ID || !p.signed(r.Context(), s, *shown) {
 		return nil, nil // nobody's word
 	}
-	row, known, err := p.store.find(r.Context(), rec.LeaseID)
+	row, known, err := p.store.Leases.Find(r.Context(), rec.LeaseID)
 	if err != nil {
 		return nil, err
 	}
@@ -48,7 +45,7 @@ func (p *Provider) heedShown(r *request, s channel.State) (*lease, error) {
 		"lease", rec.LeaseID, "channel", s.ID, "shown", rec.Sequence, "stored", row.Sequence)
 	used, err := p.usedBy(r, s, rec)
 	if err == nil {
-		err = p.store.putShown(r.Context(), *shown, used)
+		err = p.store.Shown.Put(r.Context(), *shown, used)
 	}
 	if err != nil {
 		return nil, err
@@ -114,28 +111,28 @@ func (p *Provider) signed(ctx context.Context, s channel.State, shown wire.Shown
 		return common.Address(b.Meter) == signer && b.Of(shown.Record.LeaseID, s.ID, shown.Record.OfferHash) &&
 			b.SignedBy(s.Terms.Payee, s.Terms.ChainID, s.Terms.Escrow)
 	}
-	offer, err := p.store.offer(ctx, shown.Record.OfferHash)
+	offer, err := p.store.Offers.Get(ctx, shown.Record.OfferHash)
 	return err == nil && common.Address(offer.Meter) == signer
 }
 
 // has reports whether the database has a record, or soon will: a node delivers what
 // it signed.
-func (p *Provider) has(ctx context.Context, row leaseRow, known bool, rec metering.Record) (bool, error) {
+func (p *Provider) has(ctx context.Context, row leasestore.Row, known bool, rec metering.Record) (bool, error) {
 	if !known {
 		return false, nil
 	}
-	if a, err := row.allocation(); err != nil || a.Node != "" {
+	if a, err := row.Allocated(); err != nil || a.Node != "" {
 		return true, err
 	}
 	if uint64(row.Sequence) < rec.Sequence {
 		return false, nil
 	}
-	kept, err := p.store.records(ctx, rec.LeaseID, rec.Sequence-1, 1)
+	kept, err := p.store.Records.After(ctx, rec.LeaseID, rec.Sequence-1, 1)
 	return len(kept) == 0 || kept[0].Record == rec, err
 }
 
 // muteLease ends a lease, wherever it runs, without another signature.
-func (p *Provider) muteLease(ctx context.Context, channelID common.Hash, row leaseRow) error {
+func (p *Provider) muteLease(ctx context.Context, channelID common.Hash, row leasestore.Row) error {
 	if l := p.running(channelID); l != nil && l.id.Hex() == row.ID {
 		l.mute()
 		select {
@@ -148,71 +145,23 @@ func (p *Provider) muteLease(ctx context.Context, channelID common.Hash, row lea
 	if p.replicas == nil || row.State == wire.StateEnded {
 		return nil
 	}
-	return p.replicas.end(ctx, common.HexToHash(row.ID), errRolledBack.Error())
+	return p.replicas.end(ctx, common.HexToHash(row.ID), leasestore.ErrRolledBack.Error())
 }
 
 // rolledBack is the end of a lease as its renter is shown it.
-func (p *Provider) rolledBack(s channel.State, row leaseRow, shown wire.ShownRecord) (*lease, error) {
+func (p *Provider) rolledBack(s channel.State, row leasestore.Row, shown wire.ShownRecord) (*lease, error) {
 	l := &lease{id: shown.Record.LeaseID, terms: s.Terms, owedBefore: shown.Record.OwedBefore, deps: leaseDeps{store: p.store},
 		offer: &wire.SignedOffer{Hash: shown.Record.OfferHash}, done: make(chan struct{})}
 	if row.ID != "" {
 		var err error
-		if l.allocation, err = row.allocation(); err != nil {
+		if l.allocation, err = row.Allocated(); err != nil {
 			return nil, err
 		}
 	}
 	l.allocation.Access = json.RawMessage("null")
 	l.binding = shown.Binding
 	close(l.done)
-	l.view = leaseView{state: leaseEnded, reason: errRolledBack.Error(), version: 2, sequence: shown.Record.Sequence,
+	l.view = leaseView{state: leasestore.Ended, reason: leasestore.ErrRolledBack.Error(), version: 2, sequence: shown.Record.Sequence,
 		owed: shown.Record.Owed, nanos: shown.Record.Nanos, accepted: s.Accepted, deposit: s.Deposit}
 	return l, nil
-}
-
-// find returns a lease, if there is one of this id.
-func (s leaseStore) find(ctx context.Context, id common.Hash) (row leaseRow, ok bool, err error) {
-	row, err = s.byID(ctx, id.Hex())
-	if errors.Is(err, sql.ErrNoRows) {
-		return leaseRow{}, false, nil
-	}
-	return row, err == nil, err
-}
-
-// putShown keeps a record that a renter showed, and charges its channel what counts as
-// used, in one step.
-func (s leaseStore) putShown(ctx context.Context, shown wire.ShownRecord, used uint256.Int) error {
-	text, err := json.Marshal(shown)
-	if err != nil {
-		return err
-	}
-	rec := shown.Record
-	return s.db.Update(ctx, func(tx *sqlx.Tx) error {
-		_, err := tx.ExecContext(ctx, tx.Rebind(`INSERT INTO shown_records (lease, sequence, channel, record, shown_at)
-			VALUES (?, ?, ?, ?, ?) ON CONFLICT (lease, sequence) DO NOTHING`),
-			rec.LeaseID.Hex(), int64(rec.Sequence), rec.ChannelID.Hex(), string(text), time.Now().Unix())
-		if err != nil {
-			return err
-		}
-		err = s.db.Charge(ctx, tx, rec.ChannelID, used)
-		if errors.Is(err, channel.ErrLower) {
-			return nil // more was charged since
-		}
-		return err
-	})
-}
-
-// shown returns the records of a channel that only its renter had.
-func (s leaseStore) shown(ctx context.Context, channelID common.Hash) ([]audit.Evidence, error) {
-	var rows []struct {
-		Record string `db:"record"`
-		At     int64  `db:"shown_at"`
-	}
-	db := s.db.View()
-	err := db.SelectContext(ctx, &rows, db.Rebind(`SELECT record, shown_at FROM shown_records WHERE channel = ? ORDER BY shown_at, lease, sequence`), channelID.Hex())
-	var kept []audit.Evidence
-	for _, row := range rows {
-		kept = append(kept, audit.Evidence{Reason: "the renter showed this record, which the provider signed and no longer had: " + errRolledBack.Error(),
-			At: time.Unix(row.At, 0).UTC(), Document: row.Record})
-	}
-	return kept, err
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/eip712"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -29,7 +30,7 @@ func TestKeyRotation(t *testing.T) {
 	if row.State != wire.StateEnded || !strings.Contains(row.Reason, "key") {
 		t.Errorf("the lease is %s: %s", row.State, row.Reason)
 	}
-	last, err := r.provider.store.last(t.Context(), first.lease.LeaseID)
+	last, err := r.provider.store.Records.Last(t.Context(), first.lease.LeaseID)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -38,7 +39,7 @@ func TestKeyRotation(t *testing.T) {
 		t.Errorf("its last record is %+v by %s, %v", last.Record, signer, err)
 	}
 	first.again()
-	first.status(leaseEnded)
+	first.status(leasestore.Ended)
 	cred := second.credential(wire.ActionClose, owed)
 	cred.Payload.LeaseSecret = second.lease.Secret
 	resp := r.do("POST", "", cred)

@@ -15,6 +15,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/internal/admit"
 	"github.com/gpupay/gpupay/sdk/internal/inventory"
 	"github.com/gpupay/gpupay/sdk/internal/keyed"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/settle"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -30,7 +31,7 @@ type schemeDeps struct {
 	poll        time.Duration // how often each looks at what the others wrote
 
 	db         *store.DB
-	store      leaseStore
+	store      leasestore.Store
 	sender     *chain.Sender
 	settlement *settle.Service // nil where another process settles
 	limiter    *admit.Limiter
@@ -50,14 +51,14 @@ type schemeDeps struct {
 type leaseDirectory interface {
 	Offer() wire.SignedOffer // under which new ones begin
 	takesLeases() error
-	beginLease(ctx context.Context, row leaseRow, s channel.State, offer wire.SignedOffer, c *gatewayClaim) (*lease, error) // c: under which
-	running(channelID common.Hash) *lease                                                                                   // nil: none here
-	serving(ctx context.Context, s channel.State) (*lease, error)                                                           // also elsewhere; the caller owes a detach
+	beginLease(ctx context.Context, row leasestore.Row, s channel.State, offer wire.SignedOffer, c *leasestore.Lock) (*lease, error) // c: under which
+	running(channelID common.Hash) *lease                                                                                            // nil: none here
+	serving(ctx context.Context, s channel.State) (*lease, error)                                                                    // also elsewhere; the caller owes a detach
 	detach(l *lease)
 	begun(ctx context.Context, channelID common.Hash) bool // whether one runs, here or elsewhere
 	nextStream(ctx context.Context, l *lease) (number uint64, err error)
 	paid(s channel.State) // tells the channel's lease, or what is known of its payer
-	endLease(ctx context.Context, channelID common.Hash, row *leaseRow, reason string) error
+	endLease(ctx context.Context, channelID common.Hash, row *leasestore.Row, reason string) error
 	unmetered(devices []string, route inventory.Route) error
 
 	begin() bool // registers work that Close waits for until it is done
@@ -88,7 +89,7 @@ type depositOutbox interface {
 	submitOnce(ctx context.Context, terms channel.Terms, call chain.Call, reserve func() error) (chain.TxID, error)
 	stands(tx chain.Tx) bool
 	outboxIsWhole(ctx context.Context) error
-	claim(ctx context.Context, name string) (*gatewayClaim, error) // makes this gateway the only one to do it
+	claim(ctx context.Context, name string) (*leasestore.Lock, error) // makes this gateway the only one to do it
 }
 
 // frontDesk answers as every part of the provider does.

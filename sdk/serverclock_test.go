@@ -17,6 +17,7 @@ import (
 	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/sdk/internal/cluster"
 	"github.com/gpupay/gpupay/sdk/internal/database"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/nodelink"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -76,8 +77,8 @@ func TestServerClockSetBackKeepsNothingOfTheDead(t *testing.T) {
 	b := gatewayBeside(t, a, onClock(direct, 4*time.Second))
 	const ttl = 3 * time.Second
 	left := a.provider.store
-	ok, err := left.claim(t.Context(), "close", "dead", ttl)
-	if err = errors.Join(err, cluster.Reservations{DB: left.db}.Keep(t.Context(), cluster.Reservation{ID: "dead", Pool: a.provider.pool(), Channel: "dead", GPUs: 1}, ttl, noOthers),
+	ok, err := left.Locks.Try(t.Context(), "close", "dead", ttl)
+	if err = errors.Join(err, cluster.Reservations{DB: left.DB}.Keep(t.Context(), cluster.Reservation{ID: "dead", Pool: a.provider.pool(), Channel: "dead", GPUs: 1}, ttl, noOthers),
 		a.provider.replicas.devices().Keep(t.Context(), common.Hash{1}, []string{"ELSEWHERE"}, noRoute, ttl)); err != nil || !ok {
 		t.Fatal(ok, err)
 	}
@@ -95,7 +96,7 @@ func TestServerClockSetBackKeepsNothingOfTheDead(t *testing.T) {
 		return err == nil && len(held) == 1 // the lease's own
 	})
 	waitFor(t, func() bool {
-		ok, err := b.provider.store.claim(t.Context(), "close", "living", ttl)
+		ok, err := b.provider.store.Locks.Try(t.Context(), "close", "living", ttl)
 		return err == nil && ok
 	})
 	t.Logf("all of it after %s", time.Since(began).Round(10*time.Millisecond))
@@ -123,7 +124,7 @@ func TestServerClockSetBackRobsNobody(t *testing.T) {
 	waitFor(t, a.leads)
 	b := gatewayBeside(t, a, onClock(direct, takeover))
 	row, led := lease.row(), a.leader()
-	ok, err := a.provider.store.claim(t.Context(), "close", "living", ttl)
+	ok, err := a.provider.store.Locks.Try(t.Context(), "close", "living", ttl)
 	if err = errors.Join(err, cluster.Reservations{DB: a.provider.db}.Keep(t.Context(), cluster.Reservation{ID: "living", Pool: a.provider.pool(), Channel: "living", GPUs: 1}, ttl, noOthers)); err != nil || !ok {
 		t.Fatal(ok, err)
 	}
@@ -135,7 +136,7 @@ func TestServerClockSetBackRobsNobody(t *testing.T) {
 		if now := a.leader(); now != led {
 			t.Fatalf("the lead was taken from a gateway that lives: %v, it was %v", now, led)
 		}
-		if ok, err := b.provider.store.claim(t.Context(), "close", "another", ttl); err != nil || ok {
+		if ok, err := b.provider.store.Locks.Try(t.Context(), "close", "another", ttl); err != nil || ok {
 			t.Fatalf("the claim of a gateway that lives was taken: %v", err)
 		}
 		if kept, err := b.provider.others(t.Context(), common.Hash{}); err != nil || len(kept) != 1 {
@@ -218,7 +219,7 @@ func TestServerClockSetBackAndAnX402Request(t *testing.T) {
 		c.HighWater = filepath.Join(t.TempDir(), "signed")
 	})
 	b := r.buyer("/tick")
-	if ok, err := r.provider.store.claim(t.Context(), "x402 "+b.terms.ID().Hex(), "dead", 3*time.Second); err != nil || !ok {
+	if ok, err := r.provider.store.Locks.Try(t.Context(), "x402 "+b.terms.ID().Hex(), "dead", 3*time.Second); err != nil || !ok {
 		t.Fatal(ok, err)
 	}
 	set(-time.Hour)
@@ -237,7 +238,7 @@ func TestServerClockSetBackAndAnX402Request(t *testing.T) {
 
 func openTables(t *testing.T, address string) *store.DB {
 	t.Helper()
-	db, err := database.Open(t.Context(), address, "provider", providerMigrations, "migrations/provider")
+	db, err := database.Open(t.Context(), address, "provider", leasestore.Migrations, "migrations/provider")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -25,7 +26,7 @@ func (d *session) start(r *request, s channel.State) (*lease, string, error) {
 			return nil, "", err
 		}
 	}
-	begins, carried, err := d.store.carry(ctx, s)
+	begins, carried, err := d.store.Carry(ctx, s)
 	if err != nil {
 		return nil, "", err
 	}
@@ -40,7 +41,7 @@ func (d *session) start(r *request, s channel.State) (*lease, string, error) {
 		return nil, "", err
 	}
 	id, secret := r.seat.lease, randomHash().Hex()[2:]
-	row := leaseRow{
+	row := leasestore.Row{
 		ID: id.Hex(), Channel: s.ID.Hex(), Offer: offer.Hash.Hex(), SecretHash: hashSecret(secret), GPUs: gpus,
 		Allocation: "{}", OwedBefore: begins.Dec(), Carried: int64(carried), State: wire.StateAllocating, StartedAt: time.Now().UnixNano(),
 	}
@@ -96,11 +97,11 @@ func (d *session) canPay(s channel.State, offer wire.SignedOffer, gpus int) erro
 // remembered is the lease that the request's secret belongs to, if it is over:
 // its records can still be read, and its GPUs no longer be reached.
 func (d *session) remembered(r *request, s channel.State) (*lease, error) {
-	row, ok, err := d.store.newest(r.Context(), s.ID)
+	row, ok, err := d.store.Leases.Newest(r.Context(), s.ID)
 	if err != nil || !ok || row.State != wire.StateEnded || !sameSecret(r.cred.Payload.LeaseSecret, row.SecretHash) {
 		return nil, err
 	}
-	a, err := row.allocation()
+	a, err := row.Allocated()
 	if err != nil {
 		return nil, err
 	}
@@ -112,11 +113,11 @@ func (d *session) remembered(r *request, s channel.State) (*lease, error) {
 	l := &lease{id: a.LeaseID, terms: s.Terms, allocation: a, owedBefore: before, deps: leaseDeps{store: d.store},
 		offer: &wire.SignedOffer{Hash: common.HexToHash(row.Offer)}, done: make(chan struct{})}
 	close(l.done)
-	if l.binding, err = row.binding(); err != nil {
+	if l.binding, err = row.MeterBinding(); err != nil {
 		return nil, err
 	}
-	l.view = leaseView{state: leaseEnded, reason: row.Reason, version: 2, owed: s.Spent, accepted: s.Accepted, deposit: s.Deposit}
-	last, err := d.store.last(r.Context(), l.id)
+	l.view = leaseView{state: leasestore.Ended, reason: row.Reason, version: 2, owed: s.Spent, accepted: s.Accepted, deposit: s.Deposit}
+	last, err := d.store.Records.Last(r.Context(), l.id)
 	if err == nil && last != nil {
 		l.view.sequence, l.view.owed, l.view.nanos = last.Sequence, last.Owed, last.Nanos
 	}

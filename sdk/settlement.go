@@ -10,6 +10,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/channel/store"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/settle"
 	"github.com/gpupay/gpupay/sdk/tower"
 	"github.com/gpupay/gpupay/sdk/units"
@@ -45,7 +46,7 @@ func (p *Provider) newBook(db *store.DB, txs *chain.Store, sender *chain.Sender,
 	settler.Expect(channel.Terms{Payee: p.config.Key.Address(), Token: p.config.Token}) // a database from before may know no channel of it
 	return &settle.Book{Settler: settler, Watcher: &settle.Watcher{
 		Payee: payee, Contract: contract, Confirmations: p.config.Confirmations, Poll: p.config.Poll, Finality: p.config.Finality, Store: txs,
-		Served: leaseStore{db: db}.served, OnChange: func(_, now channel.State) { p.channelChanged(now) }, Log: p.config.Log,
+		Served: leasestore.New(db).Leases.Served, OnChange: func(_, now channel.State) { p.channelChanged(now) }, Log: p.config.Log,
 	}}
 }
 

@@ -26,7 +26,7 @@ func TestOldShareIsNotHeard(t *testing.T) {
 	}
 	spooled := func() spoolRow {
 		t.Helper()
-		row, err := north.node.spool.get(t.Context(), north.node.spool.db.View(), id)
+		row, err := north.node.spool.get(t.Context(), north.node.spool.DB.View(), id)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -37,7 +37,7 @@ func TestOldShareIsNotHeard(t *testing.T) {
 	fair, newest := stored().Amount, stored().Version+10
 	say := func(share uint64, version int64) string {
 		t.Helper()
-		row, err := north.node.store.byID(t.Context(), id.Hex())
+		row, err := north.node.store.Leases.ByID(t.Context(), id.Hex())
 		if err != nil {
 			t.Fatal(err)
 		}

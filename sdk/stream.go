@@ -9,6 +9,7 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/internal/fault"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/serve"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -77,7 +78,7 @@ func (s *stream) show(ctx context.Context, now leaseView) (over bool, err error)
 		return true, nil // the renter has another stream: it may be a new process of his
 	}
 	for s.seen.sequence < now.sequence {
-		records, err := s.lease.deps.store.records(ctx, s.lease.id, s.seen.sequence, 100)
+		records, err := s.lease.deps.store.Records.After(ctx, s.lease.id, s.seen.sequence, 100)
 		if err != nil {
 			return true, err
 		}
@@ -97,13 +98,13 @@ func (s *stream) show(ctx context.Context, now leaseView) (over bool, err error)
 			return true, err
 		}
 	}
-	if now.need > s.seen.need && now.state != leaseEnded {
+	if now.need > s.seen.need && now.state != leasestore.Ended {
 		if err := s.send(0, wire.EventNeedVoucher, s.lease.needs(now)); err != nil {
 			return true, err
 		}
 	}
 	s.seen.version, s.seen.need = now.version, now.need
-	if now.state == leaseEnded {
+	if now.state == leasestore.Ended {
 		return true, s.send(0, wire.EventReceipt, s.receipt(now))
 	}
 	select {
@@ -111,7 +112,7 @@ func (s *stream) show(ctx context.Context, now leaseView) (over bool, err error)
 		// The provider stops and the lease goes on later; or it ended after now
 		// was read, and its last record and the receipt are still to be shown.
 		last, _ := s.lease.snapshot()
-		return last.state != leaseEnded, nil
+		return last.state != leasestore.Ended, nil
 	default:
 		return false, nil
 	}
@@ -123,7 +124,7 @@ func (l *lease) needs(v leaseView) wire.NeedVoucher {
 	required := v.owed
 	var next uint256.Int
 	next.Add(&v.owed, &l.credit)
-	if v.state == leaseSuspended && next.Gt(&v.deposit) {
+	if v.state == leasestore.Suspended && next.Gt(&v.deposit) {
 		required = next
 	}
 	return wire.NeedVoucher{

@@ -16,6 +16,7 @@ import (
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sim"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -126,7 +127,7 @@ func (w *ward) step(seconds int) {
 	}
 }
 
-func (w *ward) in(t *tab, state leaseState) {
+func (w *ward) in(t *tab, state leasestore.State) {
 	w.Helper()
 	waitFor(w.T, func() bool { return w.provider.Service(t.terms.ID()) == string(state) })
 }
@@ -134,7 +135,7 @@ func (w *ward) in(t *tab, state leaseState) {
 // times are the nanoseconds of each GPU in a lease's records, by UUID.
 func (w *ward) times(t *tab) map[string]metering.Nanos {
 	w.Helper()
-	records, err := w.provider.store.records(w.Context(), t.lease.LeaseID, 0, 1000)
+	records, err := w.provider.store.Records.After(w.Context(), t.lease.LeaseID, 0, 1000)
 	if err != nil {
 		w.Fatal(err)
 	}
@@ -204,7 +205,7 @@ func TestUnmeteredLeaseIsSuspended(t *testing.T) {
 			sick(w.host)
 			lease := w.open(1, 500_000, "?gpus=2")
 			w.step(3) // failed at 0, 1, 2 and 3
-			if s := lease.status(leaseSuspended); s.Reason != reasonUnmetered {
+			if s := lease.status(leasestore.Suspended); s.Reason != reasonUnmetered {
 				t.Fatalf("suspended because %q", s.Reason)
 			}
 			if v := w.provider.running(lease.terms.ID()).look(); v.need != 0 {
@@ -216,7 +217,7 @@ func TestUnmeteredLeaseIsSuspended(t *testing.T) {
 			w.step(2)
 			w.host.set(nil, sim.UUID(1)) // one is enough
 			w.step(1)                    // 6
-			w.in(lease, leaseActive)
+			w.in(lease, leasestore.Active)
 			w.step(4) // the first interval after the pause belongs to it
 			lease.release()
 			got := w.times(lease)
@@ -235,9 +236,9 @@ func TestSamplingThatEndedBeginsAnew(t *testing.T) {
 	w.step(2)
 	end(true)
 	w.clock.Advance(time.Second)
-	w.in(lease, leaseSuspended)
+	w.in(lease, leasestore.Suspended)
 	end(false)
-	w.in(lease, leaseActive) // read again a second later by everybody's clock, at 3
+	w.in(lease, leasestore.Active) // read again a second later by everybody's clock, at 3
 	w.step(3)
 	lease.release()
 	w.want(lease, metering.Nanos{Allocated: 4e9, Active: 4e9, Paused: 2e9}, metering.Nanos{})
@@ -249,7 +250,7 @@ func TestUnmeteredLeaseEnds(t *testing.T) {
 	w.host.set(nil, sim.UUID(0))
 	lease := w.open(1, 500_000, "")
 	w.step(3)
-	if s := lease.status(leaseEnded); !strings.HasPrefix(s.Reason, reasonUnmetered+" for") {
+	if s := lease.status(leasestore.Ended); !strings.HasPrefix(s.Reason, reasonUnmetered+" for") {
 		t.Errorf("ended because %q", s.Reason)
 	}
 	w.want(lease, metering.Nanos{Down: 3e9}, metering.Nanos{})
@@ -263,7 +264,7 @@ func TestUnmeteredRestart(t *testing.T) {
 	w.step(2)
 	w.host.set(nil, sim.UUID(0))
 	w.step(4)
-	w.in(lease, leaseSuspended)
+	w.in(lease, leasestore.Suspended)
 	w.restart()
 	w.step(1)
 	if got := w.provider.Service(lease.terms.ID()); got != wire.StateSuspended {
@@ -271,7 +272,7 @@ func TestUnmeteredRestart(t *testing.T) {
 	}
 	w.host.set(nil)
 	w.step(1)
-	w.in(lease, leaseActive)
+	w.in(lease, leasestore.Active)
 }
 
 // TestUnmeteredRequestIsRefused: a request whose GPUs cannot be metered is not

@@ -6,7 +6,6 @@ import (
 
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/holiman/uint256"
-	"github.com/jmoiron/sqlx"
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/u256"
@@ -81,7 +80,7 @@ func (p *Provider) owedSince(ctx context.Context, after time.Time, owing ...chan
 	if len(over) == 0 {
 		return nil, nil
 	}
-	fresh, err := p.store.heldAfter(ctx, over, after)
+	fresh, err := p.store.Leases.HeldAfter(ctx, over, after)
 	if err != nil {
 		return nil, err
 	}
@@ -95,7 +94,7 @@ func (p *Provider) owedSince(ctx context.Context, after time.Time, owing ...chan
 
 // owesStill reports a channel whose payer owes something on it that DebtKept is not over for: its leases say since when.
 func (p *Provider) owesStill(ctx context.Context, s channel.State) (bool, error) {
-	forgiven, err := p.store.writtenOff(ctx, s.Terms.Payer)
+	forgiven, err := p.store.Debts.WrittenOff(ctx, s.Terms.Payer)
 	if err != nil {
 		return false, err
 	}
@@ -118,67 +117,9 @@ func (p *Provider) writeOff(ctx context.Context, s channel.State, why string) er
 		return err
 	}
 	amount := u256.SaturatingSub(whole.Spent, whole.Settled)
-	err = p.db.Update(ctx, func(tx *sqlx.Tx) error {
-		_, err := tx.ExecContext(ctx, tx.Rebind(`INSERT INTO written_off (channel, payer, amount, at) VALUES (?, ?, ?, ?)
-			ON CONFLICT (channel) DO UPDATE SET amount = excluded.amount, at = excluded.at`),
-			s.ID.Hex(), s.Terms.Payer.Hex(), amount.Dec(), time.Now().Unix())
-		return err
-	})
-	if err == nil {
+	if err = p.store.Debts.WriteOff(ctx, s, amount); err == nil {
 		p.config.Log.Warn("debt on a channel with nothing left is written off", "channel", s.ID, "payer", s.Terms.Payer, "why", why,
 			"tokens", units.Format(amount, p.token.Decimals))
 	}
 	return err
-}
-
-// heldAfter returns which of the channels had a lease, or something to collect of
-// one, after a time.
-func (s leaseStore) heldAfter(ctx context.Context, channels []string, after time.Time) (map[common.Hash]bool, error) {
-	query, args, err := sqlx.In(`SELECT DISTINCT channel FROM leases WHERE channel IN (?) AND (state <> 'ended' OR held = 1 OR ended_at > ?)`,
-		channels, after.Unix())
-	if err != nil {
-		return nil, err
-	}
-	var rows []string
-	db := s.db.View()
-	err = db.SelectContext(ctx, &rows, db.Rebind(query), args...)
-	held := make(map[common.Hash]bool, len(rows))
-	for _, text := range rows {
-		held[common.HexToHash(text)] = true
-	}
-	return held, err
-}
-
-// writtenOff is what of the payers' debts counts no more, by channel; of all payers
-// if none is named.
-func (s leaseStore) writtenOff(ctx context.Context, payers ...common.Address) (map[common.Hash]uint256.Int, error) {
-	query, args := `SELECT channel, amount FROM written_off`, []any(nil)
-	if len(payers) > 0 {
-		var err error
-		if query, args, err = sqlx.In(query+` WHERE payer IN (?)`, hexes(payers)); err != nil {
-			return nil, err
-		}
-	}
-	var rows []struct{ Channel, Amount string }
-	db := s.db.View()
-	if err := db.SelectContext(ctx, &rows, db.Rebind(query), args...); err != nil {
-		return nil, err
-	}
-	amounts := make(map[common.Hash]uint256.Int, len(rows))
-	for _, row := range rows {
-		amount, err := channel.ParseAmount(row.Amount)
-		if err != nil {
-			return nil, err
-		}
-		amounts[common.HexToHash(row.Channel)] = amount
-	}
-	return amounts, nil
-}
-
-func hexes(addresses []common.Address) []string {
-	texts := make([]string, len(addresses))
-	for i, a := range addresses {
-		texts[i] = a.Hex()
-	}
-	return texts
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/sdk/audit"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -46,7 +47,7 @@ func (r *rig) refuses(salt byte, words ...string) {
 func (r *rig) defaulter(salt byte) (left *tab, debt uint64) {
 	r.Helper()
 	left = r.open(salt, 100_000, "")
-	left.status(leaseEnded) // unpaid
+	left.status(leasestore.Ended) // unpaid
 	if debt = r.owes(left); debt < 1500 {
 		r.Fatalf("%d is owed of a credit of 2000", debt)
 	}
@@ -67,7 +68,7 @@ func TestDebtOnAClosedChannelIsWrittenOff(t *testing.T) {
 			r.sql(`UPDATE leases SET ended_at = ended_at - 61`)
 			r.restart()
 			again := r.open(4, 100_000, "")
-			again.status(leaseEnded)
+			again.status(leasestore.Ended)
 			if owed := r.owes(again); owed < 1500 || owed > 2100 {
 				t.Errorf("%d was served of a credit of 2000", owed)
 			}
@@ -95,7 +96,7 @@ func TestDebtIsForgiven(t *testing.T) {
 	}
 	r.restart()
 	open := r.open(3, 100_000, "")
-	open.status(leaseEnded)
+	open.status(leasestore.Ended)
 	owed := r.owes(open)
 	if sum, err := r.provider.Forgive(t.Context(), r.payer.Address()); err != nil || !sum.IsZero() || owed < 1500 {
 		t.Errorf("%s is forgiven of %d on an open channel, which a voucher can pay (%v)", sum.Dec(), owed, err)

@@ -7,37 +7,36 @@ import (
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
-	"github.com/jmoiron/sqlx"
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/channel/store"
-	"github.com/gpupay/gpupay/sdk/internal/database"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 )
 
 // alone makes this gateway the only one to serve a channel, for as long as that
 // takes: nil where it is alone anyway. When it dies, the others wait until its claim
 // has ended.
-func (d *x402Desk) alone(ctx context.Context, id common.Hash) (*gatewayClaim, error) {
+func (d *x402Desk) alone(ctx context.Context, id common.Hash) (*leasestore.Lock, error) {
 	if !d.shared {
 		return nil, nil
 	}
 	if c := d.held.take(id); c != nil {
-		err := c.held(ctx)
+		err := c.Held(ctx)
 		if err == nil {
 			return c, nil
 		}
-		if c.release(ctx); !errors.Is(err, errClaimLost) {
+		if c.Release(ctx); !errors.Is(err, leasestore.ErrLockLost) {
 			return nil, err
 		}
 	}
-	return d.store.takeClaim(ctx, d.leases.lifetime(), "x402 "+id.Hex(), d.poll/4, d.config.Log)
+	return d.store.Locks.Take(ctx, d.leases.lifetime(), "x402 "+id.Hex(), d.poll/4, d.config.Log)
 }
 
 // yield lets other gateways serve a channel: at once or, where a request was
 // corrected that will come again, a moment later.
-func (d *x402Desk) yield(ctx context.Context, id common.Hash, c *gatewayClaim, later bool) {
+func (d *x402Desk) yield(ctx context.Context, id common.Hash, c *leasestore.Lock, later bool) {
 	if c == nil || !later {
-		c.release(ctx)
+		c.Release(ctx)
 		return
 	}
 	d.held.put(id, c, d.lines.hold)
@@ -50,7 +49,7 @@ func (d *x402Desk) booksOf(r *x402Request) (db *store.DB, book *channel.Payee, n
 	if r.claim == nil {
 		return d.db, d.book, d.notes
 	}
-	db = d.db.Guard(r.claim.check)
+	db = d.db.Guard(r.claim.Check)
 	guarded := *d.book
 	guarded.Store = db.Payee()
 	return db, &guarded, x402Store{db}
@@ -69,11 +68,11 @@ type heldClaims struct {
 }
 
 type heldClaim struct {
-	claim *gatewayClaim
+	claim *leasestore.Lock
 	timer *time.Timer
 }
 
-func (h *heldClaims) put(id common.Hash, held *gatewayClaim, hold time.Duration) {
+func (h *heldClaims) put(id common.Hash, held *leasestore.Lock, hold time.Duration) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.byID == nil {
@@ -83,13 +82,13 @@ func (h *heldClaims) put(id common.Hash, held *gatewayClaim, hold time.Duration)
 	h.byID[id] = c
 	c.timer = time.AfterFunc(hold, func() {
 		if h.drop(id, c) {
-			held.release(context.Background())
+			held.Release(context.Background())
 		}
 	})
 }
 
 // take hands a claim that is still held over to the next request.
-func (h *heldClaims) take(id common.Hash) *gatewayClaim {
+func (h *heldClaims) take(id common.Hash) *leasestore.Lock {
 	h.mu.Lock()
 	c := h.byID[id]
 	h.mu.Unlock()
@@ -109,14 +108,6 @@ func (h *heldClaims) drop(id common.Hash, c *heldClaim) bool {
 	}
 	delete(h.byID, id)
 	return true
-}
-
-// renew keeps a claim that is still held.
-func (s leaseStore) renew(ctx context.Context, name, owner string, ttl time.Duration) error {
-	return s.db.Update(ctx, func(tx *sqlx.Tx) error {
-		_, err := tx.ExecContext(ctx, tx.Rebind(`UPDATE claims SET expires = `+database.ServerNow+` + ? WHERE name = ? AND owner = ?`), ttl.Milliseconds(), name, owner)
-		return err
-	})
 }
 
 // notice tells a lease that runs here what requests at other gateways reserved.

@@ -17,6 +17,7 @@ import (
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/internal/database"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/wire"
 	"github.com/gpupay/gpupay/sdk/x402"
 )
@@ -34,7 +35,7 @@ type meteredBooks struct {
 
 func (b *meteredBooks) open() {
 	b.Helper()
-	db, err := database.Open(b.Context(), b.path, "provider", providerMigrations, "migrations/provider")
+	db, err := database.Open(b.Context(), b.path, "provider", leasestore.Migrations, "migrations/provider")
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -42,7 +43,7 @@ func (b *meteredBooks) open() {
 	if err != nil {
 		b.Fatal(err)
 	}
-	b.desk = &x402Desk{schemeDeps: schemeDeps{db: db, store: leaseStore{db: db}}, notes: notes}
+	b.desk = &x402Desk{schemeDeps: schemeDeps{db: db, store: leasestore.New(db)}, notes: notes}
 }
 
 func (b *meteredBooks) close() {
@@ -80,13 +81,13 @@ func (b *meteredBooks) request(nanos, room uint64, again bool) {
 	if err := d.db.Update(ctx, func(tx *sqlx.Tx) error { return d.notes.set(tx, b.terms.ID(), "reserved", reserved) }); err != nil {
 		b.Fatal(err)
 	}
-	if err := d.store.insert(ctx, leaseRow{ID: rec.LeaseID.Hex(), Channel: b.terms.ID().Hex(), OwedBefore: before.Dec(), State: wire.StateActive, Allocation: "{}", GPUs: 1}); err != nil {
+	if err := d.store.Leases.Insert(ctx, leasestore.Row{ID: rec.LeaseID.Hex(), Channel: b.terms.ID().Hex(), OwedBefore: before.Dec(), State: wire.StateActive, Allocation: "{}", GPUs: 1}); err != nil {
 		b.Fatal(err)
 	}
 	l := &lease{price: b.price}
 	d.carries(l)
 	for range map[bool]int{false: 1, true: 2}[again] { // a commit whose answer was lost is made once more
-		if err := d.store.append(ctx, 0, rec, metering.State{}, l.closing.Load()); err != nil {
+		if err := d.store.Records.Append(ctx, 0, rec, metering.State{}, l.closing.Load()); err != nil {
 			b.Fatal(err)
 		}
 	}

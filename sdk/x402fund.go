@@ -100,7 +100,7 @@ func (d *x402Desk) worthSending(ctx context.Context, r *x402Request, tab x402Tab
 // returns the transaction's hash.
 func (d *x402Desk) sendDeposit(ctx context.Context, r *x402Request, a chain.Authorization) (string, error) {
 	call := d.contract.DepositCall(r.terms, [32]byte(r.payment.Payload.Deposit.Authorization.Salt), a)
-	call.Guard = r.claim.guard()
+	call.Guard = r.claim.Guard()
 	tx, err := d.outbox.submitOnce(ctx, r.terms, call, func() error { return d.reserveFor(r) })
 	var refused *chain.Revert
 	if errors.As(err, &refused) {

@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 )
 
 // A lease of a channel of x402 is paid in advance: it may use what requests have
@@ -18,7 +19,7 @@ func (l *lease) filled() bool {
 
 // cutWindow states a window that was metered.
 func (l *lease) cutWindow(ctx context.Context) {
-	if l.window > 0 && l.state() == leaseActive && l.filled() {
+	if l.window > 0 && l.state() == leasestore.Active && l.filled() {
 		_ = l.record(ctx, false) // logged and tried again; what is reserved bounds what is served meanwhile
 	}
 }

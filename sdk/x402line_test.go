@@ -8,6 +8,7 @@ import (
 
 	"github.com/holiman/uint256"
 
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/x402"
 )
 
@@ -179,7 +180,7 @@ func TestOneCorrectionIsEnough(t *testing.T) {
 					one.charged = 1
 				}
 				one.corrected(one.pay(next()))
-				if kept := b.kept(); kept.Spent.Uint64() == one.charged && r.provider.running(b.terms.ID()).state() == leaseActive {
+				if kept := b.kept(); kept.Spent.Uint64() == one.charged && r.provider.running(b.terms.ID()).state() == leasestore.Active {
 					break
 				}
 				if tries == 10 {

@@ -17,6 +17,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/u256"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/serve"
 	"github.com/gpupay/gpupay/sdk/wire"
 	"github.com/gpupay/gpupay/sdk/x402"
@@ -276,7 +277,7 @@ func (m *meteredRoute) handle(out *keptReply, req *http.Request, id common.Hash)
 func (l *lease) whileActive(ctx context.Context, stop func()) {
 	for {
 		v, changed := l.snapshot()
-		if v.state != leaseActive {
+		if v.state != leasestore.Active {
 			stop()
 			return
 		}
@@ -314,7 +315,7 @@ func (d *x402Desk) finish(ctx context.Context, r *x402Request, l *lease, tab x40
 	if err := l.end(ctx, stopRequest{reason: "the request was served", at: &served}); err != nil {
 		return nil, err
 	}
-	last, err := d.store.last(ctx, l.id)
+	last, err := d.store.Records.Last(ctx, l.id)
 	if err != nil {
 		return nil, err
 	}
@@ -362,7 +363,7 @@ func (d *x402Desk) copied(ctx context.Context, tab x402Tab, note x402Note) (*x40
 		return nil, nil
 	}
 	if note.Charged == note.Base { // or what it used is less than a base unit
-		if last, err := d.store.last(ctx, common.HexToHash(note.Lease)); err != nil || last == nil || last.Nanos == 0 {
+		if last, err := d.store.Records.Last(ctx, common.HexToHash(note.Lease)); err != nil || last == nil || last.Nanos == 0 {
 			return nil, err
 		}
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/u256"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/serve"
 	"github.com/gpupay/gpupay/sdk/wire"
 	"github.com/gpupay/gpupay/sdk/x402"
@@ -36,11 +37,11 @@ type x402Request struct {
 	voucher channel.Voucher
 	told    bool // its voucher is over what the request before it was told
 	metered *meteredRoute
-	body    []byte        // of a metered request
-	seat    *reservation  // of its GPUs, while its deposit is on its way
-	lease   common.Hash   // for which a metered request's devices are kept meanwhile; zero: none are
-	turn    bool          // it has its turn at its metered route
-	claim   *gatewayClaim // it has its turn at its channel among the gateways; nil: there is one gateway
+	body    []byte           // of a metered request
+	seat    *reservation     // of its GPUs, while its deposit is on its way
+	lease   common.Hash      // for which a metered request's devices are kept meanwhile; zero: none are
+	turn    bool             // it has its turn at its metered route
+	claim   *leasestore.Lock // it has its turn at its channel among the gateways; nil: there is one gateway
 }
 
 // maxIdempotencyKey bounds the key; bytes. One of secretIdempotencyKey, which 128
@@ -454,11 +455,11 @@ func (d *x402Desk) runs(ctx context.Context, id common.Hash) (gpus int, current 
 	if !d.shared {
 		return 0, false, nil
 	}
-	row, ok, err := d.store.newest(ctx, id)
+	row, ok, err := d.store.Leases.Newest(ctx, id)
 	if err != nil || !ok || row.State == wire.StateEnded {
 		return 0, false, err
 	}
-	offer, err := d.store.offer(ctx, common.HexToHash(row.Offer))
+	offer, err := d.store.Offers.Get(ctx, common.HexToHash(row.Offer))
 	if err != nil {
 		return 0, false, err
 	}

@@ -68,7 +68,7 @@ func TestX402TakenOut(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	row, ok, err := p.store.newest(t.Context(), b.terms.ID())
+	row, ok, err := p.store.Leases.Newest(t.Context(), b.terms.ID())
 	if err != nil || !ok || row.State != wire.StateEnded {
 		t.Errorf("the lease is %s, %v", row.State, err)
 	}

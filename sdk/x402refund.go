@@ -16,6 +16,7 @@ import (
 	"github.com/gpupay/gpupay/bindings/batchsettlement"
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/wire"
 	"github.com/gpupay/gpupay/sdk/x402"
 )
@@ -94,7 +95,7 @@ func (d *x402Desk) worthRefunding(s channel.State, asked *wire.Amount) error {
 
 // submitRefund puts a refund into the outbox, where its claim is still held: else more
 // may have been served for since the amount was decided on.
-func (d *x402Desk) submitRefund(ctx context.Context, held *gatewayClaim, s channel.State, amount uint256.Int) (chain.TxID, error) {
+func (d *x402Desk) submitRefund(ctx context.Context, held *leasestore.Lock, s channel.State, amount uint256.Int) (chain.TxID, error) {
 	submit := d.sponsor.SubmitReturn
 	if all, err := refundable(s, nil); err == nil && amount.Lt(&all) {
 		submit = d.sponsor.SubmitPart
@@ -103,7 +104,7 @@ func (d *x402Desk) submitRefund(ctx context.Context, held *gatewayClaim, s chann
 	if err != nil {
 		return "", err
 	}
-	call.Guard = held.guard()
+	call.Guard = held.Guard()
 	tx, err := submit(ctx, s, call)
 	var refused *chain.Revert
 	if errors.As(err, &refused) {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/channel/store"
+	"github.com/gpupay/gpupay/sdk/internal/database"
 )
 
 //go:embed migrations/x402/*.sql migrations/x402/postgres/*.sql
@@ -124,7 +125,7 @@ type x402Note struct {
 	CreatedAt    int64  `db:"created_at"`
 }
 
-var x402NoteColumns = columns[x402Note]()
+var x402NoteColumns = database.Columns[x402Note]()
 
 // What is kept of a channel's requests, and how long.
 const (

@@ -12,6 +12,7 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/serve"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -80,12 +81,12 @@ func (d *x402Desk) play(ctx context.Context, w http.ResponseWriter, r *x402Reque
 }
 
 // past is a lease of which only its records are shown.
-func (d *x402Desk) past(row leaseRow, tab x402Tab) (*lease, error) {
-	a, err := row.allocation()
+func (d *x402Desk) past(row leasestore.Row, tab x402Tab) (*lease, error) {
+	a, err := row.Allocated()
 	l := &lease{id: a.LeaseID, terms: tab.Terms, allocation: a, offer: &wire.SignedOffer{Hash: common.HexToHash(row.Offer)}, done: make(chan struct{})}
 	close(l.done)
-	l.view = leaseView{state: leaseState(row.State), sequence: math.MaxUint64}
-	if l.view.state == leaseEnded {
+	l.view = leaseView{state: leasestore.State(row.State), sequence: math.MaxUint64}
+	if l.view.state == leasestore.Ended {
 		l.allocation.Access = json.RawMessage("null")
 	}
 	return l, err

@@ -15,6 +15,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/u256"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -73,11 +74,11 @@ func (d *x402Desk) attach(ctx context.Context, r *x402Request, tab x402Tab, note
 // endNewest ends the lease that runs on a request's channel, wherever it does: not one
 // that began under another's claim.
 func (d *x402Desk) endNewest(ctx context.Context, r *x402Request, reason string) error {
-	row, ok, err := d.store.newest(ctx, r.id)
+	row, ok, err := d.store.Leases.Newest(ctx, r.id)
 	if err != nil || !ok {
 		return err
 	}
-	if err := r.claim.held(ctx); err != nil {
+	if err := r.claim.Held(ctx); err != nil {
 		return err
 	}
 	return d.leases.endLease(ctx, r.id, &row, reason)
@@ -90,7 +91,7 @@ var errConflict = wire.Problem{Type: "about:blank", Title: "Conflict", Status: h
 // a voucher that only its payer can have signed.
 func (d *x402Desk) let(ctx context.Context, r *x402Request, tab x402Tab, gpus int, id string) (*lease, error) {
 	offer := d.leases.Offer()
-	row := leaseRow{
+	row := leasestore.Row{
 		ID: id, Channel: tab.ID.Hex(), Offer: offer.Hash.Hex(), GPUs: gpus,
 		Allocation: "{}", OwedBefore: tab.Spent.Dec(), State: wire.StateAllocating, StartedAt: time.Now().UnixNano(),
 	}
@@ -168,7 +169,7 @@ func (d *x402Desk) ticked(ctx context.Context, tab x402Tab, note x402Note) (*x40
 	if err != nil {
 		return nil, err
 	}
-	a, err := row.allocation()
+	a, err := row.Allocated()
 	if err != nil {
 		return nil, err
 	}
@@ -197,15 +198,15 @@ func (d *x402Desk) ticked(ctx context.Context, tab x402Tab, note x402Note) (*x40
 }
 
 // recordOf finds the record that states what a tick used: nil if there is none.
-func (d *x402Desk) recordOf(ctx context.Context, note x402Note) (*metering.SignedRecord, leaseRow, error) {
-	row, err := d.store.byID(ctx, note.Lease)
+func (d *x402Desk) recordOf(ctx context.Context, note x402Note) (*metering.SignedRecord, leasestore.Row, error) {
+	row, err := d.store.Leases.ByID(ctx, note.Lease)
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, row, nil // it could not be begun
 	}
 	if err != nil {
 		return nil, row, fmt.Errorf("lease %s: %w", note.Lease, err)
 	}
-	records, err := d.store.records(ctx, common.HexToHash(note.Lease), uint64(note.Sequence), 1)
+	records, err := d.store.Records.After(ctx, common.HexToHash(note.Lease), uint64(note.Sequence), 1)
 	if err != nil || len(records) == 0 {
 		return nil, row, err
 	}

@@ -22,6 +22,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sim"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/wallet"
@@ -149,7 +150,7 @@ func (n *tickRenter) usesUp() {
 	id := n.only().ID
 	testrig.Eventually(n.T, "the lease is suspended", func() bool {
 		l := n.provider.running(id)
-		return l == nil || l.state() == leaseSuspended
+		return l == nil || l.state() == leasestore.Suspended
 	})
 }
 

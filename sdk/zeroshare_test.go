@@ -8,6 +8,7 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/sdk/gpu"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -18,7 +19,7 @@ func TestNoShareIsServedByWhatIsSettled(t *testing.T) {
 	o := newOutpost(t)
 	r := newRig(t, o.link, func(c *ProviderConfig) { c.Settlement.LeastRow = *uint256.NewInt(row) })
 	first := r.open(1, 100_000, "")
-	first.status(leaseSuspended)
+	first.status(leasestore.Suspended)
 	first.release()
 	if debt := r.owes(first); debt < 1000 {
 		t.Fatalf("%d is owed", debt)
@@ -30,7 +31,7 @@ func TestNoShareIsServedByWhatIsSettled(t *testing.T) {
 	lease := &tab{rig: r, key: r.payer, terms: r.terms(r.payer.Address(), 2)}
 	lease.attach(resp)
 	id := lease.lease.LeaseID
-	o.wait(id, leaseSuspended)
+	o.wait(id, leasestore.Suspended)
 	if err := r.provider.Settle(t.Context()); err != nil {
 		t.Fatal(err)
 	}

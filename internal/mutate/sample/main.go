@@ -56,10 +56,11 @@ var targets = []target{
 	{"channel/store", []group{{"store", []string{"*.go"}}}},
 	{"sdk/settle", []group{{"settle", []string{"*.go"}}}},
 	{"sdk/chain", []group{{"chain", []string{"*.go"}}}},
+	{"sdk/internal/leasestore", []group{{"leasestore", []string{"*.go"}}}},
 	{"sdk/renter", []group{{"rental", []string{"*.go"}}}},
 	{"sdk/x402/x402client", []group{{"x402client", []string{"*.go"}}}},
 	{"sdk", []group{
-		{"provider", []string{"lease.go", "leasestore.go", "lessor.go", "funding.go", "payments.go", "sponsor*.go", "debt*.go", "x402*.go"}},
+		{"provider", []string{"lease.go", "lessor.go", "funding.go", "payments.go", "sponsor*.go", "debt*.go", "x402*.go"}},
 	}},
 }
 

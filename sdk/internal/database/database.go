@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"reflect"
 	"strings"
 
 	"github.com/gpupay/gpupay/channel/store"
@@ -130,4 +131,15 @@ func checkPages(ctx context.Context, db *store.DB) error {
 		}
 	}
 	return nil
+}
+
+// Columns names what is read of a row, for SELECT: a newer program's migration may
+// have added other columns, which an older one that still runs must not stumble
+// over.
+func Columns[T any]() string {
+	var names []string
+	for row := reflect.TypeFor[T](); len(names) < row.NumField(); {
+		names = append(names, row.Field(len(names)).Tag.Get("db"))
+	}
+	return strings.Join(names, ", ")
 }
