@@ -41,20 +41,22 @@ func Connect(ctx context.Context, rpcs string, log *slog.Logger) (Backend, error
 		}
 		return Checked(client), nil
 	}
-	e := &Endpoints{log: log}
+	e := &Endpoints{log: log, share: endpointShare}
 	for _, url := range urls {
-		e.nodes = append(e.nodes, &endpoint{url: url, name: redact.URL(url)})
+		e.nodes = append(e.nodes, &endpoint{url: url, name: redact.URL(url), dialling: make(chan struct{}, 1)})
 	}
 	return e, e.meet(ctx)
 }
 
 // Endpoints is a Backend of several endpoints of one chain. A read goes to the first that works, so that what is read
 // together is of one node; a transaction goes to all. Confirmed views, events and receipts that are taken for final are
-// asked of two, where two answer: where they contradict each other, that is said and the cautious answer counts.
+// asked of two, where two answer: where they contradict each other, that is said and the cautious answer counts. One that
+// is silent is not waited for: see silence.
 type Endpoints struct {
 	log   *slog.Logger
 	chain uint64
 	nodes []*endpoint
+	share time.Duration // endpointShare, but in tests
 }
 
 var (
@@ -65,35 +67,35 @@ var (
 // An endpoint is one of several. It is dialled when it is first needed, and again after it could not be.
 type endpoint struct {
 	url, name string
+	dialling  chan struct{} // held while it is dialled; backend is of who holds it
+	backend   Backend
 
 	mu      sync.Mutex
-	backend Backend
 	pace    Backoff
 	rests   time.Time // it failed: others are asked first until then
 	late    time.Time // its newest block was far behind another's: the same
 	slow    time.Time // it took slowAnswer and more for an answer: the same
+	silence silence
 }
 
-// meet dials all endpoints. They must serve one chain, and one of them must answer.
+// meet dials all endpoints at once. They must serve one chain, and one of them must answer.
 func (e *Endpoints) meet(ctx context.Context) error {
-	var failed error
-	for _, node := range e.nodes {
-		backend, err := node.dial(ctx, 0)
-		if err != nil {
-			failed = errors.Join(failed, err)
-			node.failed()
-			continue
-		}
-		id, err := chainID(ctx, backend)
-		if err != nil {
-			failed = errors.Join(failed, err)
-			continue
-		}
-		if e.chain != 0 && id != e.chain {
-			return fmt.Errorf("%w: %s serves chain %d, the endpoint before it %d; name endpoints of one chain", ErrChainID, node.name, id, e.chain)
-		}
-		e.chain = id
+	ids, errs := make([]uint64, len(e.nodes)), make([]error, len(e.nodes))
+	var wait sync.WaitGroup
+	for i, node := range e.nodes {
+		wait.Go(func() { ids[i], errs[i] = node.meet(ctx, e.share) })
 	}
+	wait.Wait()
+	for i, node := range e.nodes {
+		switch {
+		case errs[i] != nil:
+		case e.chain != 0 && ids[i] != e.chain:
+			return fmt.Errorf("%w: %s serves chain %d, the endpoint before it %d; name endpoints of one chain", ErrChainID, node.name, ids[i], e.chain)
+		default:
+			e.chain = ids[i]
+		}
+	}
+	failed := errors.Join(errs...)
 	if e.chain == 0 {
 		return fmt.Errorf("%w: none of %d endpoints answers: %s", ErrUnreachable, len(e.nodes), line(failed.Error()))
 	}
@@ -103,10 +105,33 @@ func (e *Endpoints) meet(ctx context.Context) error {
 	return nil
 }
 
+// meet is the chain that an endpoint serves.
+func (n *endpoint) meet(ctx context.Context, limit time.Duration) (uint64, error) {
+	share, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	backend, err := n.dial(share, 0)
+	if err == nil {
+		var id uint64
+		if id, err = chainID(share, backend); err == nil {
+			return id, nil
+		}
+	}
+	if share.Err() != nil {
+		n.unheard(limit)
+	} else {
+		n.failed()
+	}
+	return 0, fmt.Errorf("%s: %w", n.name, err)
+}
+
 // dial returns the endpoint's backend; one that serves another chain than is wanted (0: any) is refused.
 func (n *endpoint) dial(ctx context.Context, want uint64) (Backend, error) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
+	select {
+	case n.dialling <- struct{}{}:
+		defer func() { <-n.dialling }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 	if n.backend != nil {
 		return n.backend, nil
 	}
@@ -148,12 +173,18 @@ func (n *endpoint) worked() bool {
 }
 
 // order is the endpoints as they are asked: those that work first, then those that have stopped following the chain or are slow, then
-// those that failed; each group as configured.
-func (e *Endpoints) order() []*endpoint {
+// those that failed; each group as configured. The silent ones stand apart.
+func (e *Endpoints) order() (nodes, silent []*endpoint) {
+	for _, n := range e.nodes {
+		if e.silent(n) {
+			silent = append(silent, n)
+		} else {
+			nodes = append(nodes, n)
+		}
+	}
 	now := time.Now()
-	order := slices.Clone(e.nodes)
-	slices.SortStableFunc(order, func(a, b *endpoint) int { return a.resting(now) - b.resting(now) })
-	return order
+	slices.SortStableFunc(nodes, func(a, b *endpoint) int { return a.resting(now) - b.resting(now) })
+	return nodes, silent
 }
 
 func (n *endpoint) resting(now time.Time) int {
@@ -168,8 +199,8 @@ func (n *endpoint) resting(now time.Time) int {
 	return 0
 }
 
-// An endpoint that took slowAnswer for an answer is asked after the others for slowFor, and is waited for no longer than
-// slowShare meanwhile where only the fees and nonces of what is sent are asked for: see both.
+// An endpoint that took slowAnswer for an answer is asked after the others for slowFor, and where it is asked beside one that is
+// not slow it is waited for no longer than slowShare meanwhile: what it would say is not worth a settlement that comes too late.
 const (
 	slowAnswer = 4 * time.Second
 	slowFor    = 5 * time.Minute
@@ -209,12 +240,16 @@ func (n *endpoint) lag(far bool) {
 
 // ask has one endpoint answer within its share of the time, and keeps account of whether it works.
 func ask[T any](ctx context.Context, e *Endpoints, n *endpoint, f func(context.Context, Backend) (T, error)) (T, error) {
-	return askFor(ctx, e, n, endpointShare, f)
+	return askFor(ctx, e, n, e.share, f)
 }
 
-// askFor is ask with a share of the caller's.
+// askFor is ask with a share of the caller's. One that has not used it up before half of the time is over leaves the other half to
+// the next endpoint.
 func askFor[T any](ctx context.Context, e *Endpoints, n *endpoint, limit time.Duration, f func(context.Context, Backend) (T, error)) (T, error) {
 	var zero T
+	if until, ok := ctx.Deadline(); ok {
+		limit = min(limit, time.Until(until)/2)
+	}
 	share, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	began := time.Now()
@@ -228,12 +263,16 @@ func askFor[T any](ctx context.Context, e *Endpoints, n *endpoint, limit time.Du
 	}
 	switch {
 	case err == nil:
-		if n.worked() {
+		if n.heard() || n.worked() {
 			e.say("an RPC endpoint answers again", "endpoint", n.name)
 		}
 		return v, nil
 	case ctx.Err() != nil:
 		return zero, err
+	case share.Err() != nil && limit >= e.share/4: // less is too little to tell
+		if n.unheard(e.share) {
+			e.say("an RPC endpoint does not answer; it is left out until it does", "endpoint", n.name, "waited", limit.Round(time.Millisecond))
+		}
 	case isTransport(err) || limited(err) || errors.Is(err, ErrUnreachable) || errors.Is(err, ErrChainID):
 		if n.failed() {
 			e.say("an RPC endpoint fails; the next one is asked", "endpoint", n.name, "err", line(err.Error()))
@@ -254,11 +293,15 @@ func limited(err error) bool {
 
 // first is the answer of the first endpoint that has one. What a contract refuses is an answer once a second endpoint has
 // none either: one alone could keep money from being fetched. What one does not know, or does not serve, is asked of the
-// others.
+// others. A silent one is waited for where no other one says anything.
 func first[T any](ctx context.Context, e *Endpoints, f func(context.Context, Backend) (T, error)) (T, error) {
 	var zero T
 	var refused, failed, absent error
-	for _, node := range e.order() {
+	nodes, silent := e.order()
+	for i, node := range append(nodes, silent...) {
+		if i >= len(nodes) && (refused != nil || absent != nil) {
+			break
+		}
 		v, err := ask(ctx, e, node, f)
 		if err == nil {
 			return v, nil
@@ -298,77 +341,43 @@ func all[T any](ctx context.Context, backend Backend, f func(context.Context, Ba
 	return statements(ctx, backend, math.MaxInt, f)
 }
 
+// statements asks as many endpoints as are wanted at once, and the others for those that give no answer.
 func statements[T any](ctx context.Context, backend Backend, most int, f func(context.Context, Backend) (T, error)) ([]statement[T], error) {
 	e, more := several(backend)
 	if !more {
 		v, err := f(ctx, backend)
 		return []statement[T]{{say: v}}, err
 	}
+	nodes, silent := e.order()
+	if len(nodes) == 0 {
+		nodes = silent
+	}
+	quick := slices.ContainsFunc(nodes, func(n *endpoint) bool { return !n.isSlow() })
 	var said []statement[T]
 	var failed error
-	for _, node := range e.order() {
-		v, err := ask(ctx, e, node, f)
-		if err == nil {
-			if said = append(said, statement[T]{node.name, v, node}); len(said) == most {
-				return said, nil
+	for len(nodes) > 0 && len(said) < most && ctx.Err() == nil {
+		asked := nodes[:min(most-len(said), len(nodes))]
+		nodes = nodes[len(asked):]
+		answers, errs := make([]T, len(asked)), make([]error, len(asked))
+		var wait sync.WaitGroup
+		for i, n := range asked {
+			limit := e.share
+			if quick && n.isSlow() {
+				limit = min(limit, slowShare)
 			}
-			continue
+			wait.Go(func() { answers[i], errs[i] = askFor(ctx, e, n, limit, f) })
 		}
-		if failed == nil {
-			failed = err
-		}
-	}
-	if len(said) == 0 {
-		return nil, failed
-	}
-	return said, nil
-}
-
-// both is two for what a transaction is sent by: fees, gas and nonces. The two are asked at once, and one that is slow is
-// waited for no longer than slowShare: what it would say is not worth a settlement that comes too late.
-func both[T any](ctx context.Context, backend Backend, f func(context.Context, Backend) (T, error)) ([]statement[T], error) {
-	e, more := several(backend)
-	if !more {
-		return two(ctx, backend, f)
-	}
-	nodes := e.order()
-	answer := func(n *endpoint) (T, error) {
-		limit := endpointShare
-		if n.isSlow() && slices.ContainsFunc(nodes, func(n *endpoint) bool { return !n.isSlow() }) {
-			limit = slowShare
-		}
-		return askFor(ctx, e, n, limit, f)
-	}
-	type word struct {
-		say T
-		err error
-	}
-	pair := make([]word, min(2, len(nodes)))
-	var wait sync.WaitGroup
-	for i := range pair {
-		wait.Go(func() { pair[i].say, pair[i].err = answer(nodes[i]) })
-	}
-	wait.Wait()
-	var said []statement[T]
-	var failed error
-	for i, n := range nodes {
-		if i < len(pair) {
-			if pair[i].err == nil {
-				said = append(said, statement[T]{n.name, pair[i].say, n})
+		wait.Wait()
+		for i, n := range asked {
+			if errs[i] == nil {
+				said = append(said, statement[T]{n.name, answers[i], n})
 			} else if failed == nil {
-				failed = pair[i].err
+				failed = errs[i]
 			}
-			continue
-		}
-		if len(said) == 2 || ctx.Err() != nil {
-			break
-		}
-		if v, err := answer(n); err == nil {
-			said = append(said, statement[T]{n.name, v, n})
 		}
 	}
 	if len(said) == 0 {
-		return nil, failed
+		return nil, cmp.Or(failed, ctx.Err())
 	}
 	return said, nil
 }
@@ -437,7 +446,7 @@ func (e *Endpoints) BlockByNumber(ctx context.Context, number *big.Int) (*types.
 // BalanceAt is the most of what two endpoints say: one that denies coin must not keep transactions from being sent, and
 // one that invents it makes a node refuse them.
 func (e *Endpoints) BalanceAt(ctx context.Context, account common.Address, block *big.Int) (*big.Int, error) {
-	said, err := both(ctx, e, func(ctx context.Context, b Backend) (*big.Int, error) { return b.BalanceAt(ctx, account, block) })
+	said, err := two(ctx, e, func(ctx context.Context, b Backend) (*big.Int, error) { return b.BalanceAt(ctx, account, block) })
 	if err != nil {
 		return nil, err
 	}
@@ -596,21 +605,28 @@ func (e *Endpoints) transactions(ctx context.Context, number *big.Int) ([]sent, 
 	return first(ctx, e, func(ctx context.Context, b Backend) ([]sent, error) { return transactions(ctx, b, number) })
 }
 
-// SendTransaction hands a transaction to all endpoints. It is sent once one of them takes it; the others have it besides.
+// SendTransaction hands a transaction to all endpoints. It is sent once one of them takes it; the others have it besides. A
+// silent one is not waited for.
 func (e *Endpoints) SendTransaction(ctx context.Context, tx *types.Transaction) error {
-	nodes := e.order()
-	answers := make(chan error, len(nodes))
+	nodes, silent := e.order()
+	waited := len(nodes)
+	if waited == 0 {
+		waited = len(silent)
+	}
+	answers := make(chan error, len(e.nodes))
 	background := context.WithoutCancel(ctx)
-	for _, node := range nodes {
+	for i, node := range append(nodes, silent...) {
 		go func() {
 			_, err := ask(background, e, node, func(ctx context.Context, b Backend) (struct{}, error) {
 				return struct{}{}, b.SendTransaction(ctx, tx)
 			})
-			answers <- err
+			if i < waited {
+				answers <- err
+			}
 		}()
 	}
 	var refused, failed error
-	for range nodes {
+	for range waited {
 		select {
 		case err := <-answers:
 			if err == nil {

@@ -82,7 +82,7 @@ func (s *Sender) maxFee(ctx context.Context) (*big.Int, error) {
 // tips are the larger and the smaller of what two endpoints suggest, bounded: a false answer must neither give the purse away
 // nor keep a transaction waiting. Where one suggests nothing, it is what the gas price leaves over the base fee.
 func (s *Sender) tips(ctx context.Context, head sight, most *big.Int) (tip, least *big.Int, err error) {
-	said, err := both(ctx, s.Backend, func(ctx context.Context, b Backend) (*big.Int, error) {
+	said, err := two(ctx, s.Backend, func(ctx context.Context, b Backend) (*big.Int, error) {
 		tip, err := b.SuggestGasTipCap(ctx)
 		if err == nil || isTransport(err) && !errors.Is(err, ErrAnswer) {
 			return tip, err

@@ -58,7 +58,7 @@ func (s *Sender) estimate(ctx context.Context, call Call) (gas, enough uint64, e
 		gas     uint64
 		refusal error
 	}
-	said, err := both(ctx, s.Backend, func(ctx context.Context, b Backend) (word, error) {
+	said, err := two(ctx, s.Backend, func(ctx context.Context, b Backend) (word, error) {
 		gas, err := b.EstimateGas(ctx, ethereum.CallMsg{From: s.Address(), To: &call.To, Data: call.Data})
 		if _, reverts := revertData(err); reverts {
 			return word{refusal: err}, nil

@@ -10,7 +10,7 @@ import (
 // nonce is the first that neither the outbox nor a node has seen: of two endpoints the lower answer counts, so that none of them
 // alone has a transaction signed that cannot be mined before all between are paid for. The caller holds submitting.
 func (s *Sender) nonce(ctx context.Context, chain uint64) (uint64, error) {
-	said, err := both(ctx, s.Backend, func(ctx context.Context, b Backend) (uint64, error) { return b.PendingNonceAt(ctx, s.Address()) })
+	said, err := two(ctx, s.Backend, func(ctx context.Context, b Backend) (uint64, error) { return b.PendingNonceAt(ctx, s.Address()) })
 	if err != nil {
 		return 0, Unread("the nonce of "+s.Address().String(), err)
 	}

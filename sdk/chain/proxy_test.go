@@ -1,6 +1,7 @@
 package chain_test
 
 import (
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -14,7 +15,7 @@ type proxy struct {
 	*httptest.Server
 
 	mu       sync.Mutex
-	status   int // 0: pass on
+	status   int // 0: pass on; hangs: no answer
 	path     string
 	requests int
 }
@@ -36,6 +37,11 @@ func newProxy(t *testing.T, target string) *proxy {
 		p.path = r.URL.RequestURI()
 		p.requests++
 		p.mu.Unlock()
+		if status == hangs {
+			_, _ = io.Copy(io.Discard, r.Body)
+			<-r.Context().Done()
+			return
+		}
 		if status != 0 {
 			http.Error(w, "told to fail", status)
 			return
@@ -45,6 +51,9 @@ func newProxy(t *testing.T, target string) *proxy {
 	t.Cleanup(p.Server.Close)
 	return p
 }
+
+// hangs is a status of no answer at all.
+const hangs = -1
 
 // fail makes every request fail with a status, 0 makes them pass.
 func (p *proxy) fail(status int) {

@@ -55,7 +55,7 @@ func (s *Sender) dataFee(ctx context.Context, data []byte) (most, least *big.Int
 	if err != nil {
 		panic("chain: packing getL1Fee: " + err.Error())
 	}
-	said, err := both(ctx, s.Backend, func(ctx context.Context, b Backend) (*big.Int, error) {
+	said, err := two(ctx, s.Backend, func(ctx context.Context, b Backend) (*big.Int, error) {
 		out, err := b.CallContract(ctx, ethereum.CallMsg{To: &gasPriceOracle, Data: input}, nil)
 		var reverted *Revert
 		if err = decode(err); errors.As(err, &reverted) {
@@ -92,7 +92,7 @@ func (s *Sender) chargesForData(ctx context.Context) (bool, error) {
 	if known != nil {
 		return *known, nil
 	}
-	said, err := both(ctx, s.Backend, func(ctx context.Context, b Backend) ([]byte, error) { return b.CodeAt(ctx, gasPriceOracle, nil) })
+	said, err := two(ctx, s.Backend, func(ctx context.Context, b Backend) ([]byte, error) { return b.CodeAt(ctx, gasPriceOracle, nil) })
 	if err != nil {
 		return false, Unread("whether data is charged for", err)
 	}

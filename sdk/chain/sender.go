@@ -360,7 +360,7 @@ func (s *Sender) result(ctx context.Context, id TxID, confirmations uint64) (*Re
 	if tx.Hash == (common.Hash{}) {
 		return nil, &Reverted{Call: tx.Call, Reason: errLost}
 	}
-	said, err := both(ctx, s.Backend, func(ctx context.Context, b Backend) (uint64, error) { return b.BlockNumber(ctx) })
+	said, err := two(ctx, s.Backend, func(ctx context.Context, b Backend) (uint64, error) { return b.BlockNumber(ctx) })
 	if err != nil {
 		return nil, err
 	}

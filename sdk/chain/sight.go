@@ -57,7 +57,7 @@ func headWithFee(ctx context.Context, b Backend) (*types.Header, error) {
 
 // sight asks for the newest block.
 func (s *Sender) sight(ctx context.Context) (sight, error) {
-	said, err := both(ctx, s.Backend, headWithFee)
+	said, err := two(ctx, s.Backend, headWithFee)
 	if err != nil {
 		return sight{}, Unread("the newest block", err)
 	}
@@ -81,7 +81,7 @@ type keyView struct {
 // outbox knows to be final, where the other one grants that: to send again what is mined costs nothing, and to take for mined
 // what is not has it never sent.
 func (s *Sender) look(ctx context.Context, chain uint64) (glance, error) {
-	said, err := both(ctx, s.Backend, func(ctx context.Context, b Backend) (v keyView, err error) {
+	said, err := two(ctx, s.Backend, func(ctx context.Context, b Backend) (v keyView, err error) {
 		if v.head, err = headWithFee(ctx, b); err != nil {
 			return v, Unread("the newest block", err)
 		}

@@ -243,7 +243,7 @@ func (s *Sender) agreed(ctx context.Context, tx Tx, receipt *types.Receipt) bool
 func (s *Sender) cost(ctx context.Context, found finding) (*big.Int, error) {
 	price := found.receipt.EffectiveGasPrice
 	if price == nil {
-		said, err := both(ctx, s.Backend, func(ctx context.Context, b Backend) (*types.Header, error) {
+		said, err := two(ctx, s.Backend, func(ctx context.Context, b Backend) (*types.Header, error) {
 			header, err := b.HeaderByNumber(ctx, found.receipt.BlockNumber)
 			if err == nil && header.BaseFee == nil {
 				err = &incomplete{"eth_getBlockByNumber", "no baseFeePerGas of block " + found.receipt.BlockNumber.String()}
@@ -445,7 +445,7 @@ func (s *Sender) fill(ctx context.Context, chain uint64, open []Tx, g glance) er
 
 // shown is the first nonce that no endpoint has a transaction for: the least that two say.
 func (s *Sender) shown(ctx context.Context) (uint64, error) {
-	said, err := both(ctx, s.Backend, func(ctx context.Context, b Backend) (uint64, error) { return b.PendingNonceAt(ctx, s.Address()) })
+	said, err := two(ctx, s.Backend, func(ctx context.Context, b Backend) (uint64, error) { return b.PendingNonceAt(ctx, s.Address()) })
 	if err != nil {
 		return 0, Unread("the nonce of "+s.Address().String(), err)
 	}
