@@ -48,6 +48,9 @@ type Marks struct {
 	mu      sync.Mutex
 	checked time.Time // see Check
 	failed  error     // what it found then
+
+	lateMu sync.Mutex
+	late   map[common.Hash]lateMark // that commands here wait for, by the lease
 }
 
 // Open opens the file, makes it if there is none, and forgets the marks of leases
@@ -80,7 +83,7 @@ func Open(ctx context.Context, path string) (*Marks, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("high-water mark %s: %w", path, err), db.Close())
 	}
-	return &Marks{path: path, db: db}, nil
+	return &Marks{path: path, db: db, late: make(map[common.Hash]lateMark)}, nil
 }
 
 // Raise puts on disk that a record is about to be signed; all that wait share one

@@ -18,7 +18,7 @@ var ErrNewerTerm = errors.New("a command of a later term has run on this host")
 var ErrLate = errors.New("a command of an earlier term still runs on this host")
 
 // Enter puts on disk that a command of a term is about to run on a lease's devices. A late one is of a gateway that let go of the lease
-// and runs until then at most, or until Leave: commands of later terms get ErrLate meanwhile. Zero: it is not late.
+// and runs until then at most, or until Leave: commands of later terms get ErrLate meanwhile, see lasts. Zero: it is not late.
 func (m *Marks) Enter(ctx context.Context, lease common.Hash, term int64, late time.Time) error {
 	known, err := m.term(ctx, m.db.View(), lease)
 	if err == nil && known.Term == term && late.IsZero() {
@@ -32,7 +32,7 @@ func (m *Marks) Enter(ctx context.Context, lease common.Hash, term int64, late t
 				return err
 			case known.Term > term:
 				return ErrNewerTerm
-			case known.Term < term && time.Now().UnixNano() < known.Late:
+			case known.Term < term && m.lasts(lease, known):
 				return ErrLate
 			}
 			until := int64(0)
@@ -42,7 +42,35 @@ func (m *Marks) Enter(ctx context.Context, lease common.Hash, term int64, late t
 			return put(tx, lease, term, until)
 		})
 	}
+	if err == nil {
+		m.lateMu.Lock()
+		delete(m.late, lease)
+		m.lateMu.Unlock()
+	}
 	return m.explain(lease, err)
+}
+
+// lateMark is a late command's mark, and when this process saw it first, by its monotonic clock.
+type lateMark struct {
+	row  termRow
+	seen time.Time
+}
+
+// lasts reports whether a late command may still run. Its mark is in wall time, which may have been set back since, before a restart of
+// the host or after it: from when this process first sees it, it lasts no longer than it was given when it was written. Renters would
+// have what they do not pay for meanwhile.
+func (m *Marks) lasts(lease common.Hash, known termRow) bool {
+	if time.Now().UnixNano() >= known.Late {
+		return false
+	}
+	m.lateMu.Lock()
+	defer m.lateMu.Unlock()
+	mark := m.late[lease]
+	if mark.row != known {
+		mark = lateMark{known, time.Now()}
+		m.late[lease] = mark
+	}
+	return time.Since(mark.seen) < time.Duration(known.Late-known.At*int64(time.Second))
 }
 
 // Leave puts on disk that a late command has ended.
@@ -73,10 +101,11 @@ func (m *Marks) Ran(ctx context.Context, lease common.Hash, term int64) (bool, e
 type termRow struct {
 	Term int64 `db:"term"`
 	Late int64 `db:"late"` // unix nanoseconds
+	At   int64 `db:"at"`   // unix seconds, when it was written
 }
 
 func (m *Marks) term(ctx context.Context, q sqlx.QueryerContext, lease common.Hash) (row termRow, err error) {
-	err = sqlx.GetContext(ctx, q, &row, `SELECT term, late FROM terms WHERE lease = ?`, lease.Hex())
+	err = sqlx.GetContext(ctx, q, &row, `SELECT term, late, at FROM terms WHERE lease = ?`, lease.Hex())
 	if errors.Is(err, sql.ErrNoRows) {
 		err = nil
 	}

@@ -70,6 +70,49 @@ func TestTerms(t *testing.T) {
 	}
 }
 
+// TestLateMarkFromTheFuture: a gateway was killed in a late command and the host's clock was set back by hours since, or while others wait:
+// they wait for as long as the command was given, each process from when it saw the mark, and not for hours.
+func TestLateMarkFromTheFuture(t *testing.T) {
+	m, err := Open(t.Context(), filepath.Join(t.TempDir(), "db.signed"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	const given, back = 30 * time.Second, 5 * time.Hour
+	setBack := func() {
+		err := m.db.Update(t.Context(), func(tx *sqlx.Tx) error {
+			_, err := tx.Exec(`UPDATE terms SET late = late + ?, at = at + ?`, int64(back), int64(back/time.Second))
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i, set := range []bool{true, false} {
+		lease := common.Hash{byte(i + 1)}
+		if err := m.Enter(t.Context(), lease, 1, time.Now().Add(given)); err != nil {
+			t.Fatal(err)
+		}
+		setBack()
+		passes := func(took time.Duration, want error) {
+			t.Helper()
+			if mark, ok := m.late[lease]; ok {
+				mark.seen = mark.seen.Add(-took)
+				m.late[lease] = mark
+			}
+			if err := m.Enter(t.Context(), lease, 2, time.Time{}); !errors.Is(err, want) || (err == nil) != (want == nil) {
+				t.Errorf("set back before it was seen: %t; %s later: %v, want %v", set, took, err, want)
+			}
+		}
+		passes(0, ErrLate)
+		passes(given/2, ErrLate)
+		passes(given/2+time.Second, nil)
+		if len(m.late) != 0 {
+			t.Error("the mark is remembered for ever")
+		}
+	}
+}
+
 // TestCheck: a file that cannot be written is found out soon, and that it can be again; whoever asks often costs no writes.
 func TestCheck(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "db.signed")
