@@ -49,7 +49,7 @@ var layout = []struct{ pkg, may string }{
 	{"sdk/chain", "bindings bindings/batchsettlement channel channel/store internal/eip712 internal/fault internal/redact sdk/internal/reach"},
 
 	{"sdk/gpu", "metering sdk/internal/inventory sdk/internal/run"},
-	{"sdk/internal/nodelink", "channel channel/store internal/exactjson internal/redact metering sdk/gpu sdk/internal/database " +
+	{"sdk/internal/nodelink", "channel channel/store internal/exactjson internal/redact metering sdk/chain sdk/gpu sdk/internal/database " +
 		"sdk/internal/inventory sdk/node/nodekeys sdk/wire"},
 	{"sdk/internal/admit", "channel sdk/chain sdk/internal/serve sdk/limit sdk/wire"},
 	{"sdk/internal/cluster", "channel/store sdk/chain sdk/internal/database sdk/internal/inventory sdk/internal/run"},

@@ -248,14 +248,14 @@ func (n *nodes) makeRoom(ctx context.Context, req placement) (portion, error) {
 	if err != nil {
 		return portion{}, err
 	}
-	need, err := price.Charge(uint64(req.GPUs) * uint64(4*n.p.config.Tick))
+	need, err := price.Charge(uint64(req.GPUs) * uint64(4*n.config.tick))
 	if err != nil {
 		return portion{}, err
 	}
 	if err := n.booked(ctx, req.channel); err != nil {
 		return portion{}, err
 	}
-	shares, q := n.p.deps.shares, claimantOf(req.LeaseID, req.channel.Terms, credit)
+	shares, q := n.config.shares, claimantOf(req.LeaseID, req.channel.Terms, credit)
 	if err := shares.begin(ctx, q, uint256.Int{}); err != nil {
 		return portion{}, err
 	}
@@ -266,8 +266,8 @@ func (n *nodes) makeRoom(ctx context.Context, req placement) (portion, error) {
 		}
 		late := time.Now().After(deadline)
 		if !late && p.tell.Lt(&p.fair) {
-			n.p.deps.accounts.wake(q.payer)
-			if err := chain.Pause(ctx, n.p.config.Tick/2); err == nil {
+			n.config.accounts.wake(q.payer)
+			if err := chain.Pause(ctx, n.config.tick/2); err == nil {
 				continue
 			}
 		}
@@ -280,7 +280,7 @@ func (n *nodes) makeRoom(ctx context.Context, req placement) (portion, error) {
 		}
 		return p, errors.Join(shares.end(ctx, q.lease),
 			wire.InsufficientBalance.With("payer %s has used its credit, on this channel or by other leases: pay those, or pay for this one in advance, by a voucher that is at least %s over what channel %s has spent and settled",
-				q.payer, units.Format(u256.Max(need, shares.row), n.p.token.Decimals), q.channel))
+				q.payer, units.Format(u256.Max(need, shares.row), n.config.decimals), q.channel))
 	}
 }
 

@@ -43,10 +43,8 @@ func newCheapOutpost(t *testing.T, beside *outpost) *outpost {
 func (r *rig) enlist() {
 	r.Helper()
 	n := r.provider.nodes
-	n.mu.Lock()
-	n.enlistedAt = time.Time{}
-	n.mu.Unlock()
-	if err := n.ask(r.Context()); err != nil {
+	n.Relist()
+	if err := n.Poll(r.Context(), r.provider.db); err != nil {
 		r.Fatal(err)
 	}
 }

@@ -9,7 +9,6 @@ import (
 
 	"github.com/gpupay/gpupay/internal/pgtest"
 	"github.com/gpupay/gpupay/sdk/internal/cluster"
-	"github.com/gpupay/gpupay/sdk/internal/nodelink"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -149,20 +148,5 @@ func TestSessionsShareTheReservations(t *testing.T) {
 	first.seat.release()
 	if err := p.session.canServe(t.Context(), [32]byte{9}, p.Offer(), 2); err != nil {
 		t.Error(err)
-	}
-}
-
-// TestNodesKeepRoomForDeposits: a lease is on one host, and so is what is kept for
-// one that is to come.
-func TestNodesKeepRoomForDeposits(t *testing.T) {
-	n := &nodes{status: map[string]nodelink.Status{"a": {Free: 4}, "b": {Free: 2}, "c": {Free: 4}},
-		enlisted: map[string][]wire.OfferDevices{"a": nil, "b": nil, "c": nil}}
-	for _, c := range []struct {
-		kept []int
-		free int
-	}{{nil, 4}, {[]int{4}, 4}, {[]int{4, 4}, 2}, {[]int{4, 4, 2}, 0}, {[]int{2, 2}, 2}, {[]int{8}, 4}, {[]int{1, 4}, 3}} {
-		if got := n.freeBeside(c.kept); got != c.free {
-			t.Errorf("beside %v: %d are free, not %d", c.kept, got, c.free)
-		}
 	}
 }

@@ -57,8 +57,9 @@ func (p *Provider) Health() http.Handler {
 
 func (p *Provider) health(ctx context.Context) health {
 	leases, gpus := p.allLeases(), p.gpus(ctx)
-	h := health{Status: "ok", Leases: len(leases), Unmetered: unmetered(leases), Quarantined: append([]string{}, gpus.quarantined...), Held: gpus.held, Refused: p.nodes.refusals(),
-		Away: p.nodes.away(), Restart: gpus.restart()}
+	refused, away := p.nodes.unfit()
+	h := health{Status: "ok", Leases: len(leases), Unmetered: unmetered(leases), Quarantined: append([]string{}, gpus.quarantined...), Held: gpus.held, Refused: refused,
+		Away: away, Restart: gpus.restart()}
 	switch {
 	case gpus.err != nil:
 		h.Source = gpus.err.Error()

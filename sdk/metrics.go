@@ -135,8 +135,9 @@ func (c *moneyCollector) Collect(ch chan<- prometheus.Metric) {
 	gpus := c.p.gpus(ctx)
 	gauge(descQuarantine, float64(len(gpus.quarantined)))
 	gauge(descHeldGPUs, float64(gpus.held))
-	gauge(descRefused, float64(len(c.p.nodes.refusals())))
-	gauge(descAway, float64(len(c.p.nodes.away())))
+	refused, away := c.p.nodes.unfit()
+	gauge(descRefused, float64(len(refused)))
+	gauge(descAway, float64(len(away)))
 	gauge(descSource, flag(gpus.err == nil))
 	gauge(descRestart, flag(gpus.restart()))
 	if seen, ok := c.p.chainSeen(); ok {

@@ -133,7 +133,7 @@ func TestOfferDoesNotGrowWithWhatANodeLists(t *testing.T) {
 	lease.release()
 	simulated.Store(true)
 	r.enlist()
-	if why := r.provider.nodes.refusals()["south"]; !strings.Contains(why, "simulated") {
+	if why := r.provider.nodes.Refused()["south"]; !strings.Contains(why, "simulated") {
 		t.Errorf("a node with a simulated GPU among real ones is not refused: %q", why)
 	}
 	if next := r.open(2, 300_000, ""); r.runsAt(next) != "north" {
@@ -166,7 +166,7 @@ func TestOneGPUIsOneNodes(t *testing.T) {
 	refused := func(when string) {
 		t.Helper()
 		r.enlist()
-		if why := r.provider.nodes.refusals(); len(why) != 1 || !strings.Contains(why["south"], "node north's") {
+		if why := r.provider.nodes.Refused(); len(why) != 1 || !strings.Contains(why["south"], "node north's") {
 			t.Errorf("%s: refused are %v", when, why)
 		}
 	}
@@ -188,21 +188,10 @@ func TestOneGPUIsOneNodes(t *testing.T) {
 	lies(north, "/status", func(s *nodelink.Status) { s.Devices = s.Devices[1:] })
 	r.sql(`UPDATE enlisted_devices SET seen = seen - ? WHERE device = ?`, nodelink.DeviceKept.Milliseconds()+1, theirs)
 	r.enlist()
-	if why := r.provider.nodes.refusals(); len(why) != 0 {
+	if why := r.provider.nodes.Refused(); len(why) != 0 {
 		t.Errorf("its GPU was moved to the other host an hour ago: %v", why)
 	}
 	lease.release()
-}
-
-// TestSlicesOfAnothersGPU: a record of slices that are said to be cut from another node's GPU is refused.
-func TestSlicesOfAnothersGPU(t *testing.T) {
-	n := &nodes{known: map[string][]metering.Device{"north": {{UUID: "GPU-n"}}, "south": {{UUID: "MIG-s", Parent: "GPU-s"}}}}
-	for parent, refused := range map[string]bool{"": false, "GPU-s": false, "GPU-n": true} {
-		bill := []metering.DeviceEvidence{{Device: metering.Device{UUID: "MIG-s", Parent: parent}}}
-		if err := n.slicesOfAnother("south", bill); (err != nil) != refused {
-			t.Errorf("slices of %q: %v", parent, err)
-		}
-	}
 }
 
 // TestShareThatNoGatewayGave: a node that says it was told of all of its payer's credit, and of a version that is newer each time,
@@ -375,14 +364,7 @@ func TestNodeWhoseGPUsCannotBeListed(t *testing.T) {
 	lease.record()
 	source.was.Store(true)
 	n := r.provider.nodes
-	eventually(t, "the gateway to hear of it", func() bool {
-		n.mu.Lock()
-		defer n.mu.Unlock()
-		return n.status["north"].Problem != ""
-	})
-	if !n.answers("north") || n.Free() != 0 {
-		t.Errorf("it answers: %v; %d are free", n.answers("north"), n.Free())
-	}
+	eventually(t, "the gateway to hear of it", func() bool { return n.Answers("north") && n.Free() == 0 })
 	lease.record()
 	lease.release()
 	waitFor(t, func() bool { return lease.row().Held == 0 })

@@ -381,7 +381,7 @@ func TestNodeConfig(t *testing.T) {
 		change(&config)
 		err := config.check()
 		if err == nil {
-			_, err = newNodes(&Provider{config: config})
+			_, err = newNodes(config)
 		}
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v", want, err)

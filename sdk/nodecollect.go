@@ -23,7 +23,7 @@ const collectFor = time.Hour
 // collect takes over what nodes metered of leases that ended here while they were out of reach, whichever gateway ended them,
 // and gives up what it waited for too long.
 func (n *nodes) collect(ctx context.Context) error {
-	rows, err := n.p.store.Leases.StillHeld(ctx)
+	rows, err := n.config.store.Leases.StillHeld(ctx)
 	if err != nil {
 		return err
 	}
@@ -32,16 +32,16 @@ func (n *nodes) collect(ctx context.Context) error {
 		a, bad := row.Allocated()
 		switch {
 		case bad != nil || a.Node == "": // a gateway's own
-		case n.answers(a.Node):
+		case n.Answers(a.Node):
 			there[a.Node] = append(there[a.Node], row)
 		case waited[row.ID] > collectFor:
 			err = errors.Join(err, n.giveUp(ctx, row, fmt.Errorf("node %s is out of reach", a.Node)))
 		}
 	}
 	for name, rows := range there {
-		n.beside(ctx, "collect", name, func(ctx context.Context) (err error) {
+		n.Go(ctx, "collect", name, func(ctx context.Context) (err error) {
 			for _, row := range rows {
-				failed := n.resolve(ctx, row)
+				failed := n.config.resolve(ctx, row)
 				if failed != nil && waited[row.ID] > collectFor {
 					failed = n.giveUp(ctx, row, failed)
 				}
@@ -58,7 +58,7 @@ func (n *nodes) collect(ctx context.Context) error {
 // giveUp asks no more for what a node metered of a lease.
 func (n *nodes) giveUp(ctx context.Context, row leasestore.Row, why error) error {
 	n.forgo(row, why)
-	return errors.Join(n.p.store.Leases.SetHeld(ctx, row.ID, 0), n.p.deps.shares.end(ctx, common.HexToHash(row.ID)))
+	return errors.Join(n.config.store.Leases.SetHeld(ctx, row.ID, 0), n.config.shares.end(ctx, common.HexToHash(row.ID)))
 }
 
 // waited is for how long this process has seen each of the leases wait for its node.
@@ -77,18 +77,10 @@ func (n *nodes) waited(rows []leasestore.Row) map[string]time.Duration {
 	return waited
 }
 
-// resolve is the lessor's, by one gateway at a time.
-func (n *nodes) resolve(ctx context.Context, row leasestore.Row) error {
-	if n.p.replicas != nil {
-		return n.p.replicas.resolve(ctx, row, "")
-	}
-	return n.p.resolve(ctx, row, nil, "")
-}
-
 // forgo says that what a lease used is billed to nobody.
 func (n *nodes) forgo(row leasestore.Row, why error) {
-	n.p.metrics.forgone.Inc()
-	n.p.config.Log.Error("what a node metered of a lease is given up: it is billed to nobody", "lease", row.ID, "channel", row.Channel, "records", row.Sequence, "error", why)
+	n.config.forgone.Inc()
+	n.config.log.Error("what a node metered of a lease is given up: it is billed to nobody", "lease", row.ID, "channel", row.Channel, "records", row.Sequence, "error", why)
 }
 
 // takeOver ends a lease at its node and has on disk, with their charges, its records that are not there yet, up to when it was
@@ -98,29 +90,29 @@ func (n *nodes) takeOver(ctx context.Context, c *nodelink.Client, row leasestore
 	if err != nil || a.Node == "" {
 		return nil // its renter never had it
 	}
-	ctx, cancel := context.WithTimeout(ctx, 2*n.p.config.CallTimeout) // what was taken by then is on disk: the rest is asked for again
+	ctx, cancel := context.WithTimeout(ctx, 2*n.config.callTimeout) // what was taken by then is on disk: the rest is asked for again
 	defer cancel()
-	last, err := n.p.store.Records.Last(ctx, a.LeaseID)
+	last, err := n.config.store.Records.Last(ctx, a.LeaseID)
 	if err != nil || last != nil && last.Final {
 		return err
 	}
-	s, err := n.p.payee.State(ctx, common.HexToHash(row.Channel))
+	s, err := n.config.payee.State(ctx, common.HexToHash(row.Channel))
 	if err != nil {
 		return err
 	}
-	l, err := image(ctx, n.p, row, s)
+	l, err := n.config.image(ctx, row, s)
 	if err != nil {
 		return err
 	}
 	var there nodelink.Lease
-	if err := c.Call(ctx, n.p.config.CallTimeout, "POST", "/leases/"+row.ID+"/end", nodelink.End{Reason: row.Reason, Fence: nodelink.InTerm(row.Term)}, &there); nodelink.Gone(err) {
+	if err := c.Call(ctx, n.config.callTimeout, "POST", "/leases/"+row.ID+"/end", nodelink.End{Reason: row.Reason, Fence: nodelink.InTerm(row.Term)}, &there); nodelink.Gone(err) {
 		return fmt.Errorf("%w: %w", errUnfit, err)
 	} else if err != nil {
 		return l.outpaced(ctx, err)
 	}
 	err = l.exchangeAll(ctx)
 	if errors.Is(err, metering.ErrClock) {
-		n.p.config.Log.Warn("what a node metered of a lease after it was asked to end is billed to nobody", "lease", row.ID, "channel", row.Channel, "error", err)
+		n.config.log.Warn("what a node metered of a lease after it was asked to end is billed to nobody", "lease", row.ID, "channel", row.Channel, "error", err)
 		err = nil
 	}
 	return err
@@ -129,11 +121,11 @@ func (n *nodes) takeOver(ctx context.Context, c *nodelink.Client, row leasestore
 // booked refuses a lease on a channel of which a node may still say what another one used: its charge would be lost in the
 // charges of this one.
 func (n *nodes) booked(ctx context.Context, s channel.State) error {
-	held, err := n.p.store.Leases.Holds(ctx, s.ID)
+	held, err := n.config.store.Leases.Holds(ctx, s.ID)
 	if err != nil {
 		return err
 	}
-	now, err := n.p.payee.State(ctx, s.ID)
+	now, err := n.config.payee.State(ctx, s.ID)
 	if err != nil {
 		return err
 	}

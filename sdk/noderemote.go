@@ -39,20 +39,20 @@ var errUnfit = errors.New("the node's records do not hold")
 // the last record on disk, whichever gateway wrote it. It takes records of the key
 // that is bound to the lease alone: no other node can sign for it.
 func (n *nodes) newRemote(row leasestore.Row, terms metering.Lease, name string, meter common.Address, last *metering.SignedRecord) (*remoteLease, error) {
-	c := n.link(name)
+	c := n.Client(name)
 	if c == nil {
-		return nil, fmt.Errorf("node %q of lease %s is not among ProviderConfig.Nodes (%s)", name, terms.ID, n.names())
+		return nil, fmt.Errorf("node %q of lease %s is not among ProviderConfig.Nodes (%s)", name, terms.ID, n.Names())
 	}
-	config := metering.CheckerConfig{Lease: terms, Key: meter, Tolerance: n.p.config.ClockTolerance, RecordEvery: metering.MinRecordEvery}
+	config := metering.CheckerConfig{Lease: terms, Key: meter, Tolerance: n.config.tolerance, RecordEvery: metering.MinRecordEvery}
 	if row.EndedAt > 0 {
 		config.Clock, config.Tolerance = stoppedClock{at: row.EndedAt}, min(config.Tolerance, endTolerance)
 	}
 	state := checkedTo(last, terms, row.StartedAt)
 	if last != nil && row.EndedAt == 0 {
-		state.Elapsed += int64(n.p.config.Credit) // of one GPU: what was served while we did not look, and our wall clock may not know of
+		state.Elapsed += int64(n.config.credit) // of one GPU: what was served while we did not look, and our wall clock may not know of
 	}
 	checker, err := metering.ResumeChecker(config, state)
-	foreign := func(billed []metering.DeviceEvidence) error { return n.slicesOfAnother(name, billed) }
+	foreign := func(billed []metering.DeviceEvidence) error { return n.CheckSlices(name, billed) }
 	outpaced := func(ctx context.Context, refusal error) error { return n.outpaced(ctx, terms.ID, row.Term, refusal) }
 	return &remoteLease{node: c, checker: checker, foreign: foreign, outpaced: outpaced, heard: row.EndedAt > 0, shown: rate.NewLimiter(1, statesAtOnce)}, err
 }
@@ -168,7 +168,7 @@ func (l *lease) exchange(ctx context.Context) (got exchanged, err error) {
 		counts = v.collectible
 	}
 	var there nodelink.Lease
-	err = l.remote.node.Call(ctx, nodeTimeout, "POST", "/leases/"+l.id.Hex()+"/sync",
+	err = l.remote.node.Call(ctx, nodelink.Timeout, "POST", "/leases/"+l.id.Hex()+"/sync",
 		nodelink.Sync{Money: nodelink.MoneyOf(counts, v.deposit).WithCredit(part.tell, part.version), Fence: nodelink.InTerm(l.term), After: v.sequence}, &there)
 	switch {
 	case nodelink.Gone(err):

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/gpupay/gpupay/sdk/gpu"
+	"github.com/gpupay/gpupay/sdk/internal/nodelink"
 )
 
 // TestNodeThatBeginsNoLeaseRests: a node that answers and begins no lease has most free, and would get every one: the
@@ -29,9 +30,7 @@ func TestNodeThatBeginsNoLeaseRests(t *testing.T) {
 	})
 	began := time.Now()
 	n := r.provider.nodes
-	n.mu.Lock()
-	n.now = func() time.Time { return began.Add(time.Duration(ahead.Load())) }
-	n.mu.Unlock()
+	n.SetClock(func() time.Time { return began.Add(time.Duration(ahead.Load())) })
 	if free := n.Free(); free != 8 {
 		t.Fatalf("%d free", free)
 	}
@@ -55,7 +54,7 @@ func TestNodeThatBeginsNoLeaseRests(t *testing.T) {
 		t.Error(err)
 	}
 	mend(t, command[0])
-	ahead.Store(int64(mostNodeRest))
+	ahead.Store(int64(nodelink.MostRest))
 	third := r.open(3, 300_000, "")
 	if l := r.provider.running(third.terms.ID()); l == nil || l.allocation.Node != "south" {
 		t.Errorf("after its rest it gets none: %+v", l)

@@ -6,17 +6,19 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"maps"
+	"log/slog"
 	"math/rand/v2"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
+	"github.com/holiman/uint256"
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/time/rate"
 
-	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/channel/store"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
@@ -24,122 +26,69 @@ import (
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
-// nodeTimeout bounds a question to a node that answers from memory and its disk.
-const nodeTimeout = 5 * time.Second
-
-// nodes is the placer of a gateway whose GPUs are metered by nodes: it has a
-// node begin a lease, and take the devices back at its end.
+// nodes is the placer of a gateway whose GPUs are metered by nodes: it has a node begin a lease, and take the devices back at its end.
 type nodes struct {
-	p     *Provider
-	links []*nodelink.Client
-
-	mu     sync.Mutex
-	status map[string]nodelink.Status   // of the nodes that answered when they were asked last
-	known  map[string][]metering.Device // of all that were ever enlisted: the offer does not change with the network
-	failed map[string]string            // what was logged of the others
-	rests  map[string]*nodeRest         // of those that began no lease when they were asked
-	now    func() time.Time
+	*nodelink.Pool
+	config nodesConfig
 	offers *rate.Limiter
-	busy   map[string]bool // see beside
-	work   sync.WaitGroup
-	absent map[string]time.Time // lease -> when this process first waited for its node to say what it metered
 
-	enlisted   map[string][]wire.OfferDevices // what each node had when its enlistment was decided last, at enlistedAt
-	enlistedAt time.Time
-	refused    map[string]string // and why it was refused
-
+	mu      sync.Mutex
+	now     func() time.Time
+	absent  map[string]time.Time // lease -> when this process first waited for its node to say what it metered
 	outdone map[common.Hash]bool // see outpaced
 }
 
-// nodeRest is how long a node gets no new lease that could not begin one: it answers,
-// and so has most free, and every lease would fail at it.
-type nodeRest struct {
-	until time.Time
-	pace  chain.Backoff
+// nodesConfig is what nodes need of their gateway.
+type nodesConfig struct {
+	db          *store.DB
+	store       leasestore.Store
+	payee       *channel.Payee
+	shares      *creditShares
+	accounts    *accounts
+	row         uint256.Int // base units of a channel that a settlement fetches at least
+	shared      bool        // other gateways may run a lease
+	log         *slog.Logger
+	callTimeout time.Duration // of an allocator's command at a node
+	tolerance   time.Duration // of its clock
+	credit      time.Duration
+	tick        time.Duration
+	decimals    uint8              // of the token
+	forgone     prometheus.Counter // leases that are billed no further, since their node does not say what it metered
+	offer       func() wire.SignedOffer
+	renew       func(context.Context) error                                          // the offer, by what nodes list
+	image       func(context.Context, leasestore.Row, channel.State) (*lease, error) // of a lease that does not run here
+	resolve     func(context.Context, leasestore.Row) error                          // takes back what an ended lease has, by one gateway at a time
 }
-
-// The least and the most of a node's rest.
-const (
-	leastNodeRest = 10 * time.Second
-	mostNodeRest  = 5 * time.Minute
-)
 
 var _ placer = (*nodes)(nil)
 
-func newNodes(p *Provider) (*nodes, error) {
-	n := &nodes{p: p, status: make(map[string]nodelink.Status), known: make(map[string][]metering.Device), failed: make(map[string]string),
-		rests: make(map[string]*nodeRest), busy: make(map[string]bool), now: time.Now, offers: rate.NewLimiter(rate.Every(offerPace), offerBurst), absent: make(map[string]time.Time), outdone: make(map[common.Hash]bool), enlisted: make(map[string][]wire.OfferDevices), refused: make(map[string]string)}
-	if err := p.config.NodeIdentity.CheckGateway(); err != nil {
+// newNodes makes the clients of a configuration's nodes. It is complete with its nodesConfig, which needs the database.
+func newNodes(c ProviderConfig) (*nodes, error) {
+	if err := c.NodeIdentity.CheckGateway(); err != nil {
 		return nil, fmt.Errorf("provider: NodeIdentity: %w", err)
 	}
-	for _, link := range p.config.Nodes {
-		client, err := nodelink.NewClient(link.Name, link.URL, p.config.NodeIdentity)
-		if err == nil && n.link(client.Name) != nil {
-			err = fmt.Errorf("node %s: there are two of this name", link.Name)
-		}
+	var clients []*nodelink.Client
+	for _, link := range c.Nodes {
+		client, err := nodelink.NewClient(link.Name, link.URL, c.NodeIdentity)
 		if err != nil {
 			return nil, fmt.Errorf("provider: Nodes: %w", err)
 		}
-		n.links = append(n.links, client)
+		clients = append(clients, client)
 	}
-	return n, nil
+	p, err := nodelink.NewPool(clients, c.Log)
+	if err != nil {
+		return nil, fmt.Errorf("provider: Nodes: %w", err)
+	}
+	return &nodes{Pool: p, offers: rate.NewLimiter(rate.Every(offerPace), offerBurst), now: time.Now,
+		absent: make(map[string]time.Time), outdone: make(map[common.Hash]bool)}, nil
 }
 
-func (n *nodes) link(name string) *nodelink.Client {
-	i := slices.IndexFunc(n.links, func(c *nodelink.Client) bool { return c.Name == name })
-	if i < 0 {
-		return nil
+// unfit are the nodes that begin no lease, with the reasons, and those that did not answer when they were asked last.
+func (n *nodes) unfit() (refused map[string]string, away []string) {
+	if n == nil {
+		return nil, nil
 	}
-	return n.links[i]
-}
-
-// ask hears from all nodes at once how they are, and enlists those that are of one
-// kind.
-func (n *nodes) ask(ctx context.Context) error {
-	var wait sync.WaitGroup
-	for _, c := range n.links {
-		wait.Go(func() {
-			var s nodelink.Status
-			err := c.Call(ctx, nodeTimeout, "GET", "/status", nil, &s)
-			if ctx.Err() == nil {
-				n.note(c.Name, s, err)
-			}
-		})
-	}
-	wait.Wait()
-	return n.enlist(ctx)
-}
-
-func (n *nodes) note(name string, s nodelink.Status, err error) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if err == nil {
-		if was := n.status[name]; s.Problem != "" && was.Problem != s.Problem {
-			n.p.config.Log.Warn("node begins no lease, and those that run there go on", "node", name, "problem", s.Problem)
-		}
-		if n.failed[name] != "" {
-			n.p.config.Log.Info("node is back", "node", name)
-		}
-		delete(n.failed, name)
-		n.status[name] = s
-		return
-	}
-	delete(n.status, name)
-	if n.failed[name] == "" { // said once
-		n.p.config.Log.Warn("node is out of reach: its leases go on within their credit", "node", name, "error", err)
-	}
-	n.failed[name] = err.Error()
-}
-
-// devices is what all enlisted nodes rent out, in the order of their links.
-func (n *nodes) devices() []metering.Device {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	var all []metering.Device
-	for _, c := range n.links {
-		all = append(all, n.known[c.Name]...)
-	}
-	return all
+	return n.Refused(), n.Unreachable()
 }
 
 // What nodes list makes so many new offers at once, and one in offerPace from then on: an offer that says too many GPUs
@@ -151,30 +100,30 @@ const (
 
 // publish has the offer say what nodes list now, where it does not.
 func (n *nodes) publish(ctx context.Context) {
-	if !n.differs(n.p.Offer().Offer) || !n.offers.Allow() {
+	if !n.differs(n.config.offer().Offer) || !n.offers.Allow() {
 		return
 	}
-	if err := n.p.renewOffer(ctx); err != nil && ctx.Err() == nil {
-		n.p.config.Log.Error("offer could not be renewed", "error", err)
+	if err := n.config.renew(ctx); err != nil && ctx.Err() == nil {
+		n.config.log.Error("offer could not be renewed", "error", err)
 	}
 }
 
 // differs reports whether an offer says something else than the nodes do.
 func (n *nodes) differs(o wire.Offer) bool {
-	devices := n.devices()
+	devices := n.Devices()
 	return !slices.Equal(o.Devices, wire.DevicesOf(devices)) || o.Simulated != simulated(devices)
 }
 
 // run asks the nodes again and again, ends there what has ended here, and has the
 // offer say what there is.
 func (n *nodes) run(ctx context.Context) error {
-	defer n.work.Wait()
+	defer n.Wait()
 	for chain.Pause(ctx, time.Second) == nil {
-		asked := n.ask(ctx)
+		asked := n.Poll(ctx, n.config.db)
 		n.publish(ctx)
 		n.reconcile(ctx)
 		if err := errors.Join(asked, n.collect(ctx)); err != nil && ctx.Err() == nil {
-			n.p.config.Log.Warn("what nodes have to do with the database", "error", err)
+			n.config.log.Warn("what nodes have to do with the database", "error", err)
 		}
 	}
 	return ctx.Err()
@@ -186,153 +135,38 @@ const reconcileMost = 500
 // reconcile ends at the nodes what has ended here and of which nothing is collected: this gateway was killed while one began,
 // or it was given up. What is not in our database at all is not ours to end.
 func (n *nodes) reconcile(ctx context.Context) {
-	n.mu.Lock()
-	there := make(map[string][]common.Hash)
-	for name, s := range n.status {
-		for _, l := range s.Leases {
-			there[name] = append(there[name], l.LeaseID)
-		}
-	}
-	n.mu.Unlock()
-	for name, ids := range there {
+	for name, ids := range n.Leases() {
 		if more := len(ids) - reconcileMost; more > 0 { // others the next time
 			ids = ids[rand.IntN(more+1):][:reconcileMost]
 		}
-		n.beside(ctx, "reconcile", name, func(ctx context.Context) error { return n.reconcileAt(ctx, name, ids) })
+		n.Go(ctx, "reconcile", name, func(ctx context.Context) error { return n.reconcileAt(ctx, name, ids) })
 	}
 }
 
 // reconcileAt is reconcile at one node, of leases that it lists itself. The share of one that another node has is not its to
 // give back.
 func (n *nodes) reconcileAt(ctx context.Context, name string, ids []common.Hash) error {
-	rows, err := n.p.store.Leases.ByIDs(ctx, ids)
+	rows, err := n.config.store.Leases.ByIDs(ctx, ids)
 	for id, row := range rows {
 		if row.State != wire.StateEnded || row.Held != 0 {
 			continue
 		}
-		ended := n.end(ctx, n.link(name), id, nodelink.End{Reason: row.Reason, Closed: true, Fence: nodelink.InTerm(row.Term)})
+		ended := n.end(ctx, n.Client(name), id, nodelink.End{Reason: row.Reason, Closed: true, Fence: nodelink.InTerm(row.Term)})
 		if a, bad := row.Allocated(); ended == nil && (bad != nil || a.Node == "" || a.Node == name) {
-			ended = n.p.deps.shares.end(ctx, id)
+			ended = n.config.shares.end(ctx, id)
 		}
 		err = errors.Join(err, ended)
 	}
 	return err
 }
 
-// beside has a node's work done beside all else, unless the last of its kind is still under way: a node that does not answer
-// holds up no other.
-func (n *nodes) beside(ctx context.Context, kind, name string, work func(context.Context) error) {
-	key := kind + " " + name
-	n.mu.Lock()
-	busy := n.busy[key]
-	n.busy[key] = true
-	n.mu.Unlock()
-	if busy {
-		return
-	}
-	n.work.Go(func() {
-		err := work(ctx)
-		n.mu.Lock()
-		delete(n.busy, key)
-		n.mu.Unlock()
-		if err != nil && ctx.Err() == nil {
-			n.p.config.Log.Warn("what a node has to do with the database", "node", name, "error", err)
-		}
-	})
-}
-
 // end is the node's, of a lease that does not run here.
 func (n *nodes) end(ctx context.Context, c *nodelink.Client, id common.Hash, q nodelink.End) error {
-	err := c.End(ctx, n.p.config.CallTimeout, id, q)
+	err := c.End(ctx, n.config.callTimeout, id, q)
 	if errors.Is(err, &nodelink.Deposed) {
 		err = n.outpaced(ctx, id, *q.Term, err)
 	}
 	return err
-}
-
-// answers reports whether a node did when it was asked last.
-func (n *nodes) answers(name string) bool {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	_, ok := n.status[name]
-	return ok
-}
-
-// away are the nodes that did not answer when they were asked last, by name.
-func (n *nodes) away() []string {
-	if n == nil {
-		return nil
-	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return slices.Sorted(maps.Keys(n.failed))
-}
-
-// resting reports whether a node gets no new lease for now. n.mu is held.
-func (n *nodes) resting(name string) bool {
-	rest := n.rests[name]
-	return rest != nil && n.now().Before(rest.until)
-}
-
-// tire has a node rest that could not begin a lease, longer each time.
-func (n *nodes) tire(name string) time.Duration {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	rest := n.rests[name]
-	if rest == nil {
-		rest = &nodeRest{pace: chain.Backoff{Least: leastNodeRest, Most: mostNodeRest}}
-		n.rests[name] = rest
-	}
-	wait := rest.pace.Next()
-	rest.until = n.now().Add(wait)
-	return wait
-}
-
-func (n *nodes) wakeUp(name string) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	delete(n.rests, name)
-}
-
-// Free is the most devices that one node has free: a lease is on one host.
-func (n *nodes) Free() int { return n.freeBeside(nil) }
-
-// freeBeside is Free when leases of so many devices have begun, each on the node
-// that has most free, as Allocate chooses it.
-func (n *nodes) freeBeside(leases []int) int {
-	n.mu.Lock()
-	var free []int
-	for name, s := range n.status {
-		if n.takes(name) {
-			free = append(free, s.Free)
-		}
-	}
-	n.mu.Unlock()
-	if len(free) == 0 {
-		return 0
-	}
-	for _, gpus := range leases {
-		i := slices.Index(free, slices.Max(free))
-		if free[i] >= gpus {
-			free[i] -= gpus
-		}
-	}
-	return max(slices.Max(free), 0)
-}
-
-// roomy returns the nodes with enough devices free, those with most first, so
-// that leases spread over the hosts.
-func (n *nodes) roomy(gpus int) []*nodelink.Client {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	var fit []*nodelink.Client
-	for _, c := range n.links {
-		if n.takes(c.Name) && n.status[c.Name].Free >= gpus {
-			fit = append(fit, c)
-		}
-	}
-	slices.SortStableFunc(fit, func(a, b *nodelink.Client) int { return cmp.Compare(n.status[b.Name].Free, n.status[a.Name].Free) })
-	return fit
 }
 
 // place has a node begin the lease, and returns whose key signs its records: from its answer on it meters. Where the
@@ -350,12 +184,12 @@ func (n *nodes) place(ctx context.Context, req placement) (gpu.Allocation, commo
 		return gpu.Allocation{}, common.Address{}, err
 	}
 	if share.tell.IsZero() { // see lease.limit
-		q.Money = nodelink.MoneyOf(collectible(req.channel, n.p.deps.row), req.channel.Deposit)
+		q.Money = nodelink.MoneyOf(collectible(req.channel, n.config.row), req.channel.Deposit)
 	}
 	q.Money = q.WithCredit(share.tell, share.version)
-	for _, c := range n.roomy(req.GPUs) {
+	for _, c := range n.WithCapacity(req.GPUs) {
 		var began nodelink.Lease
-		err := c.Call(ctx, n.p.config.CallTimeout, "POST", "/leases", q, &began)
+		err := c.Call(ctx, n.config.callTimeout, "POST", "/leases", q, &began)
 		if errors.Is(err, &wire.NoCapacity) {
 			continue // another gateway was faster
 		}
@@ -363,7 +197,7 @@ func (n *nodes) place(ctx context.Context, req placement) (gpu.Allocation, commo
 			err = &nodelink.Error{Node: c.Name, Err: fmt.Errorf("its answer is about lease %s and names no devices", began.LeaseID)}
 		}
 		if err == nil {
-			if wrong := n.owns(c.Name, began.Allocation.Devices, req.GPUs); wrong != nil {
+			if wrong := n.CheckDevices(c.Name, began.Allocation.Devices, req.GPUs); wrong != nil {
 				err = &nodelink.Error{Node: c.Name, Err: wrong}
 			}
 		}
@@ -374,25 +208,15 @@ func (n *nodes) place(ctx context.Context, req placement) (gpu.Allocation, commo
 			if err = n.notBegun(ctx, c, q, err); err == nil {
 				continue
 			}
-			return gpu.Allocation{}, common.Address{}, errors.Join(err, n.p.deps.shares.end(ctx, req.LeaseID))
+			return gpu.Allocation{}, common.Address{}, errors.Join(err, n.config.shares.end(ctx, req.LeaseID))
 		}
-		n.wakeUp(c.Name)
-		n.took(c.Name, req.GPUs)
+		n.EndRest(c.Name)
+		n.Reserve(c.Name, req.GPUs)
 		a := *began.Allocation
 		a.LeaseID, a.Node, a.Term = req.LeaseID, c.Name, req.Term
 		return a, *began.Meter, nil
 	}
-	return gpu.Allocation{}, common.Address{}, errors.Join(fmt.Errorf("%w: no node has %d", gpu.ErrNoCapacity, req.GPUs), n.p.deps.shares.end(ctx, req.LeaseID))
-}
-
-// took counts what was just given away, until the node says so itself.
-func (n *nodes) took(name string, gpus int) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if s, ok := n.status[name]; ok {
-		s.Free = max(0, s.Free-gpus)
-		n.status[name] = s
-	}
+	return gpu.Allocation{}, common.Address{}, errors.Join(fmt.Errorf("%w: no node has %d", gpu.ErrNoCapacity, req.GPUs), n.config.shares.end(ctx, req.LeaseID))
 }
 
 // Suspend does nothing: a node suspends by itself, whether a gateway is there or
@@ -408,11 +232,11 @@ func (n *nodes) Release(ctx context.Context, a gpu.Allocation) error {
 	if a.Node == "" {
 		return nil // none ever had it
 	}
-	c := n.link(a.Node)
-	if c == nil || !n.answers(a.Node) {
+	c := n.Client(a.Node)
+	if c == nil || !n.Answers(a.Node) {
 		return fmt.Errorf("node %s is out of reach: what it metered of lease %s is asked for when it is back", a.Node, a.LeaseID)
 	}
-	row, err := n.p.store.Leases.ByID(ctx, a.LeaseID.Hex())
+	row, err := n.config.store.Leases.ByID(ctx, a.LeaseID.Hex())
 	if err != nil && !errors.Is(err, sql.ErrNoRows) {
 		return err
 	}
@@ -427,22 +251,14 @@ func (n *nodes) Release(ctx context.Context, a gpu.Allocation) error {
 	if err := n.end(ctx, c, a.LeaseID, nodelink.End{Reason: cmp.Or(row.Reason, "its gateway ends it"), Closed: true, Fence: nodelink.InTerm(a.Term)}); err != nil {
 		return err
 	}
-	return n.p.deps.shares.end(ctx, a.LeaseID)
+	return n.config.shares.end(ctx, a.LeaseID)
 }
 
 // Adopt goes on with a lease, whoever began it: any gateway that has a link to
 // its node can.
 func (n *nodes) Adopt(_ context.Context, a gpu.Allocation) error {
-	if n.link(a.Node) == nil {
-		return fmt.Errorf("node %q of lease %s is not among ProviderConfig.Nodes (%s)", a.Node, a.LeaseID, n.names())
+	if n.Client(a.Node) == nil {
+		return fmt.Errorf("node %q of lease %s is not among ProviderConfig.Nodes (%s)", a.Node, a.LeaseID, n.Names())
 	}
 	return nil
-}
-
-func (n *nodes) names() string {
-	names := make([]string, len(n.links))
-	for i, c := range n.links {
-		names[i] = c.Name
-	}
-	return strings.Join(names, ", ")
 }

@@ -56,7 +56,7 @@ func (s spool) precedes(ctx context.Context, running common.Hash, q nodelink.Sta
 
 // written is when a lease that begins was written down. It fails if another gateway has ended it since.
 func (n *nodes) written(ctx context.Context, req placement) (int64, error) {
-	row, err := n.p.store.Leases.ByID(ctx, req.LeaseID.Hex())
+	row, err := n.config.store.Leases.ByID(ctx, req.LeaseID.Hex())
 	if err == nil && row.Term != req.Term {
 		err = errors.Join(errElsewhere(req.channel.ID), fmt.Errorf("lease %s: %w", req.LeaseID, leasestore.ErrNotOwner))
 	}
@@ -68,8 +68,8 @@ func (n *nodes) notBegun(ctx context.Context, c *nodelink.Client, q nodelink.Sta
 	if errors.Is(why, &nodelink.Deposed) { // and no failure of the node
 		return errors.Join(errElsewhere(q.Terms.ID()), why)
 	}
-	n.p.config.Log.Error("lease could not be begun at its node", "node", c.Name, "lease", q.LeaseID, "error", why, "rest", n.tire(c.Name))
-	if c.End(ctx, nodeTimeout, q.LeaseID, nodelink.End{Reason: "another node begins it", Closed: true, Fence: q.Fence}) == nil {
+	n.config.log.Error("lease could not be begun at its node", "node", c.Name, "lease", q.LeaseID, "error", why, "rest", n.Rest(c.Name))
+	if c.End(ctx, nodelink.Timeout, q.LeaseID, nodelink.End{Reason: "another node begins it", Closed: true, Fence: q.Fence}) == nil {
 		return nil // it has it no more, if it ever had
 	}
 	return errors.Join(wire.Unavailable.With("the GPUs' host could not be reached: try again"), why)
@@ -81,7 +81,7 @@ func (n *nodes) notBegun(ctx context.Context, c *nodelink.Client, q nodelink.Sta
 // A process does that once for a lease: each time that it takes one up it allows its records the credit once more (newRemote),
 // and a node that was broken into could have that again and again.
 func (n *nodes) outpaced(ctx context.Context, lease common.Hash, term int64, refusal error) error {
-	now, err := n.p.store.Leases.Term(ctx, lease)
+	now, err := n.config.store.Leases.Term(ctx, lease)
 	switch {
 	case errors.Is(err, sql.ErrNoRows), err == nil && now != term:
 		return fmt.Errorf("lease %s: %w: %w", lease, leasestore.ErrNotOwner, refusal)
@@ -89,13 +89,13 @@ func (n *nodes) outpaced(ctx context.Context, lease common.Hash, term int64, ref
 		return errors.Join(err, refusal)
 	}
 	heard := heardTerm(refusal)
-	if n.p.replicas == nil || heard < term || !n.mayOutdo(lease) {
+	if !n.config.shared || heard < term || !n.mayOutdo(lease) {
 		return refusal
 	}
-	if err := n.p.store.Leases.RaiseTerm(ctx, lease, term, heard+1); err != nil {
+	if err := n.config.store.Leases.RaiseTerm(ctx, lease, term, heard+1); err != nil {
 		return errors.Join(err, refusal)
 	}
-	n.p.config.Log.Warn("this database is from before another gateway ran a lease, as its node says: it is taken up again", "lease", lease, "term", heard+1)
+	n.config.log.Warn("this database is from before another gateway ran a lease, as its node says: it is taken up again", "lease", lease, "term", heard+1)
 	return fmt.Errorf("lease %s: %w: %w", lease, leasestore.ErrNotOwner, refusal)
 }
 

@@ -188,9 +188,9 @@ func TestGatewayLetsGoOfWhatItsNodeRefuses(t *testing.T) {
 		"sync":      func() error { _, err := syncs.exchange(t.Context()); return err },
 		"collect":   func() error { return ends.collect(t.Context(), stopRequest{reason: "it was long asleep"}) },
 		"release":   func() error { return n.Release(t.Context(), a) },
-		"take over": func() error { return n.takeOver(t.Context(), n.link("north"), row) },
+		"take over": func() error { return n.takeOver(t.Context(), n.Client("north"), row) },
 		"end": func() error {
-			return n.end(t.Context(), n.link("north"), id, nodelink.End{Reason: "it was long asleep", Fence: nodelink.InTerm(row.Term)})
+			return n.end(t.Context(), n.Client("north"), id, nodelink.End{Reason: "it was long asleep", Fence: nodelink.InTerm(row.Term)})
 		},
 	} {
 		if err := does(); !errors.Is(err, leasestore.ErrNotOwner) {

@@ -35,7 +35,7 @@ func (p *Provider) prices(ctx context.Context) error {
 		p.config.Settlement.Dust = p.minTransfer
 	}
 	if len(p.config.Nodes) > 0 {
-		p.nodes, err = newNodes(p)
+		p.nodes, err = newNodes(p.config)
 		return err
 	}
 	if p.devices, err = p.config.Source.Devices(ctx); err != nil {

@@ -133,7 +133,7 @@ func (p *Provider) prepare(ctx context.Context) error {
 	p.deps.marks = marks
 	p.payee = &channel.Payee{Store: db.Payee(), Domain: p.escrow.Domain(), MinDelta: p.minDelta}
 	if p.nodes != nil {
-		err = p.nodes.ask(ctx)
+		err = p.nodes.Poll(ctx, db)
 	}
 	p.metrics = newProviderMetrics(p)
 	if err := errors.Join(err, settlesAlone(ctx, p), p.chainParts(ctx), p.renewOffer(ctx)); err != nil {
@@ -209,6 +209,24 @@ func (p *Provider) lets() {
 	if p.replicas != nil {
 		p.deps.tenure = p.replicas.tenureNow
 	}
+	if p.nodes != nil {
+		p.nodes.config = p.nodesConfig()
+	}
+}
+
+func (p *Provider) nodesConfig() nodesConfig {
+	return nodesConfig{db: p.db, store: p.store, payee: p.payee, shares: p.deps.shares, accounts: p.deps.accounts, row: p.deps.row, shared: p.replicas != nil,
+		log: p.config.Log, callTimeout: p.config.CallTimeout, tolerance: p.config.ClockTolerance, credit: p.config.Credit, tick: p.config.Tick,
+		decimals: p.token.Decimals, forgone: p.metrics.forgone, offer: p.Offer, renew: p.renewOffer,
+		image: func(ctx context.Context, row leasestore.Row, s channel.State) (*lease, error) {
+			return image(ctx, p, row, s)
+		},
+		resolve: func(ctx context.Context, row leasestore.Row) error {
+			if p.replicas != nil {
+				return p.replicas.resolve(ctx, row, "")
+			}
+			return p.resolve(ctx, row, nil, "")
+		}}
 }
 
 // placer puts leases onto the nodes, or onto what the allocator rents out beside Metered routes.
@@ -269,7 +287,7 @@ func (p *Provider) renewOffer(ctx context.Context) error {
 	}
 	devices := p.gpuList()
 	if p.nodes != nil {
-		devices = p.nodes.devices()
+		devices = p.nodes.Devices()
 	}
 	var minTopUp *wire.Amount
 	if p.gasless && !p.minTransfer.IsZero() {

@@ -207,7 +207,7 @@ func (p *Provider) roomBeside(ctx context.Context, others []cluster.Kept, gpus, 
 // are where the allocator does not say what is free.
 func (p *Provider) left(ctx context.Context, others []cluster.Kept) (int, error) {
 	if p.nodes != nil {
-		return p.nodes.freeBeside(cluster.Beside(others, nil)), nil
+		return p.nodes.FreeBeside(cluster.Beside(others, nil)), nil
 	}
 	host, known := p.config.Allocator.(inventory.Keeper)
 	if !known || len(others) == 0 {

@@ -40,7 +40,7 @@ func TestMain(m *testing.M) {
 
 // tables opens a provider's database.
 func tables(ctx context.Context, address string) (*store.DB, error) {
-	return database.Open(ctx, address, "provider", os.DirFS("../.."), "migrations/provider")
+	return database.Open(ctx, address, "provider", os.DirFS("../leasestore"), "migrations/provider")
 }
 
 func openTables(t *testing.T, address string) *store.DB {
