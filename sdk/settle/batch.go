@@ -16,7 +16,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/chain"
 )
 
-// due picks what the policy wants settled now, in-flight and penalized channels aside.
+// due picks what the policy wants settled now, those in flight and those kept back aside.
 // What is dust is urgent no more, as of the words that were heard before it was read.
 func (s *Settler) due(ctx context.Context, states []channel.State, heard uint64) ([]channel.State, error) {
 	ids := make([]common.Hash, len(states))
@@ -28,12 +28,12 @@ func (s *Settler) due(ctx context.Context, states []channel.State, heard uint64)
 		return nil, err
 	}
 	var due []channel.State
-	for _, group := range s.ready(states) {
+	for _, group := range s.byPurse(states) {
 		waiting, byID := s.waiting(group, since)
 		if s.Policy.dust(waiting) {
-			s.hush(waiting, heard)
+			s.queue.calm(waiting, heard)
 		}
-		s.hush(pick(waiting, s.Policy.crumb), heard)
+		s.queue.calm(pick(waiting, s.Policy.crumb), heard)
 		for _, w := range s.Policy.Due(waiting, s.now(), s.cost(ctx)) {
 			due = append(due, byID[w.ID])
 		}
@@ -41,16 +41,10 @@ func (s *Settler) due(ctx context.Context, states []channel.State, heard uint64)
 	return due, nil
 }
 
-// ready sorts channels by purse, without those that are in flight or penalized.
-func (s *Settler) ready(states []channel.State) map[purse][]channel.State {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+// byPurse sorts channels by purse, without those that are in flight or kept back.
+func (s *Settler) byPurse(states []channel.State) map[purse][]channel.State {
 	purses := make(map[purse][]channel.State)
-	for _, state := range states {
-		_, taken := s.claimed[state.ID]
-		if p := s.penalty[state.ID]; taken || (p != nil && !p.over(s.now())) {
-			continue
-		}
+	for _, state := range s.queue.free(states, s.now()) {
 		key := purseOf(state)
 		purses[key] = append(purses[key], state)
 	}
@@ -59,26 +53,13 @@ func (s *Settler) ready(states []channel.State) map[purse][]channel.State {
 
 // waiting is a purse as the policy sees it.
 func (s *Settler) waiting(group []channel.State, since map[common.Hash]time.Time) ([]Waiting, map[common.Hash]channel.State) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	waiting, byID := make([]Waiting, len(group)), make(map[common.Hash]channel.State, len(group))
 	for i, state := range group {
 		closing := state.Status == channel.Closing && state.CloseRequested() // not where our own close fetches it
-		waiting[i] = Waiting{ID: state.ID, Unsettled: state.Unsettled(), Since: since[state.ID], Closing: closing, Urgent: closing || s.urgent[state.ID] > 0}
+		waiting[i] = Waiting{ID: state.ID, Unsettled: state.Unsettled(), Since: since[state.ID], Closing: closing, Urgent: closing || s.queue.urgent(state.ID)}
 		byID[state.ID] = state
 	}
 	return waiting, byID
-}
-
-// hush forgets the urgency of what is not worth a transaction: looking at it again and again does not make it more.
-func (s *Settler) hush(waiting []Waiting, heard uint64) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, w := range waiting {
-		if s.urgent[w.ID] <= heard {
-			delete(s.urgent, w.ID)
-		}
-	}
 }
 
 // cost is what a settlement costs at this moment, as far as the policy wants to know. Where the endpoint does not say, it
@@ -137,7 +118,7 @@ func (s *Settler) refresh(ctx context.Context, states []channel.State) ([]channe
 		}
 		fresh = append(fresh, state)
 	}
-	s.release(except(states, fresh))
+	s.queue.release(except(states, fresh))
 	return fresh, nil
 }
 
@@ -175,10 +156,10 @@ func (s *Settler) observe(ctx context.Context, ids []common.Hash, least uint64) 
 			}
 			left := now.Unsettled()
 			if left.IsZero() {
-				s.fulfil(id)
+				s.queue.served(id)
 			}
 			if least > 0 && views[i].Disputed && !left.IsZero() && late == nil && fetched.settled.IsZero() {
-				s.punish(id) // an endpoint denies what was just settled, or invents it: to settle again would cost gas each time
+				s.backOff(id) // an endpoint denies what was just settled, or invents it: to settle again would cost gas each time
 			}
 			states[id] = now
 		}
@@ -279,7 +260,7 @@ func (s *Settler) settle(ctx context.Context, batch []channel.State, read time.T
 		if s.settledMeanwhile(ctx, batch[0].ID) {
 			return nil
 		}
-		s.punish(batch[0].ID)
+		s.backOff(batch[0].ID)
 		s.log().Error("channel cannot be settled; it is retried alone", "channel", batch[0].ID, "unsettled", amountOf(batch[0]), "err", err)
 		return Unsettled(batch[0].ID, err)
 	}
@@ -389,7 +370,7 @@ func (s *Settler) report(ctx context.Context, o outcome, before map[common.Hash]
 		reason, bad := skipped[id]
 		now := o.after[id]
 		if !now.Settled.Lt(&old.Accepted) {
-			s.fulfil(id)
+			s.queue.served(id)
 		}
 		if !bad && now.Settled.Gt(&old.Settled) {
 			gain := new(uint256.Int).Sub(&now.Settled, &old.Settled)
@@ -397,7 +378,7 @@ func (s *Settler) report(ctx context.Context, o outcome, before map[common.Hash]
 			settlement.Channels = append(settlement.Channels, id)
 		}
 		if left := now.Unsettled(); bad && !left.IsZero() && now.Status != channel.Finalized {
-			s.punish(id)
+			s.backOff(id)
 			s.log().Error("channel was left out of a settlement; it is retried alone", "channel", id, "reason", reason, "unsettled", left.Dec(), "tx", o.Hash)
 			failed = errors.Join(failed, Unsettled(id, fmt.Errorf("the contract skipped it: %s", reason)))
 		}

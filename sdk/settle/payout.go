@@ -45,14 +45,14 @@ func (s *Settler) Held() (total uint256.Int) {
 }
 
 // hold notes what waits for a purse.
-func (s *Settler) hold(p purse, amount uint256.Int) {
-	s.payouts.mu.Lock()
-	defer s.payouts.mu.Unlock()
-	if s.payouts.held == nil {
-		s.payouts.held = make(map[purse]uint256.Int)
+func (o *payouts) hold(p purse, amount uint256.Int) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.held == nil {
+		o.held = make(map[purse]uint256.Int)
 	}
-	if s.payouts.held[p] = amount; amount.IsZero() {
-		delete(s.payouts.held, p)
+	if o.held[p] = amount; amount.IsZero() {
+		delete(o.held, p)
 	}
 }
 
@@ -202,7 +202,7 @@ func (s *Settler) payout(ctx context.Context, p purse, worth worthwhile, claimed
 	if err != nil {
 		return false, err
 	}
-	s.hold(p, due.Int)
+	s.payouts.hold(p, due.Int)
 	sure := due.Sure
 	if due.Known < moved {
 		sure.Clear()
@@ -229,7 +229,7 @@ func (s *Settler) payout(ctx context.Context, p purse, worth worthwhile, claimed
 	if err != nil {
 		return false, fmt.Errorf("%s base units wait in contract %s: %w", due.Dec(), call.To, err)
 	}
-	s.hold(p, uint256.Int{})
+	s.payouts.hold(p, uint256.Int{})
 	s.payouts.mu.Lock()
 	defer s.payouts.mu.Unlock()
 	s.payouts.at(p, result.Receipt.BlockNumber.Uint64())
@@ -258,7 +258,7 @@ func (s *Settler) worth(ctx context.Context, amount uint256.Int) bool {
 func (s *Settler) paidMeanwhile(ctx context.Context, p purse) bool {
 	_, due, err := s.Contract.PayoutCall(ctx, p.payee, p.token)
 	if err == nil {
-		s.hold(p, due.Int)
+		s.payouts.hold(p, due.Int)
 	}
 	return err == nil && due.IsZero()
 }

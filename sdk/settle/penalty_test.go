@@ -26,8 +26,8 @@ func TestPenaltyLeavesManyTries(t *testing.T) {
 		s.init()
 		id := common.Hash{1}
 		for range 40 {
-			s.punish(id)
-			if wait := s.penalty[id].wait; wait <= 0 || wait > most {
+			s.backOff(id)
+			if wait := s.queue.kept[id].wait; wait <= 0 || wait > most {
 				t.Fatalf("with a grace period of %s it waits %s, at most %s leaves ten tries", grace, wait, most)
 			}
 		}
@@ -41,15 +41,15 @@ func TestPenaltyAfterAClockSetBack(t *testing.T) {
 	s := &Settler{Contract: graced{grace: time.Hour}, Now: func() time.Time { return now }}
 	s.init()
 	states := []channel.State{{ID: common.Hash{1}}}
-	s.punish(states[0].ID)
-	if len(s.ready(states)) != 0 {
+	s.backOff(states[0].ID)
+	if len(s.queue.free(states, now)) != 0 {
 		t.Error("tried again at once")
 	}
 	began := now
-	if now = began.Add(10 * time.Minute); len(s.ready(states)) != 1 {
+	if now = began.Add(10 * time.Minute); len(s.queue.free(states, now)) != 1 {
 		t.Error("not tried again after ten minutes")
 	}
-	if now = began.Add(-3 * time.Hour); len(s.ready(states)) != 1 {
+	if now = began.Add(-3 * time.Hour); len(s.queue.free(states, now)) != 1 {
 		t.Error("not tried again with the clock three hours back")
 	}
 }

@@ -46,33 +46,16 @@ type Settler struct {
 
 	once    sync.Once
 	wake    chan struct{}
+	queue   queue
 	mu      sync.Mutex
-	words   uint64                   // how often something was called urgent
-	urgent  map[common.Hash]uint64   // and by which word, the newest
-	claimed map[common.Hash]uint64   // somebody is settling it, and has heard this many words
-	penalty map[common.Hash]*penalty // it failed alone
 	ahead   map[common.Hash]ahead
 	payouts payouts
 	work    sync.WaitGroup
 }
 
-// penalty keeps a channel that failed out of the others' way for a while.
-type penalty struct {
-	since time.Time
-	wait  time.Duration
-	pace  chain.Backoff
-}
-
-// over reports whether the channel has waited long enough. A clock that was set back further than the wait ends it: otherwise
-// a channel that closes could stay out for as long as the clock went back.
-func (p *penalty) over(now time.Time) bool { return now.Sub(p.since).Abs() >= p.wait }
-
 func (s *Settler) init() {
 	s.once.Do(func() {
 		s.wake = make(chan struct{}, 1)
-		s.urgent = make(map[common.Hash]uint64)
-		s.claimed = make(map[common.Hash]uint64)
-		s.penalty = make(map[common.Hash]*penalty)
 		s.ahead = make(map[common.Hash]ahead)
 	})
 }
@@ -80,15 +63,15 @@ func (s *Settler) init() {
 // Urgent has a channel settled without waiting for value or age: its lease ended, or its payer wants out.
 func (s *Settler) Urgent(id common.Hash) {
 	s.init()
-	s.mu.Lock()
-	s.words++
-	s.urgent[id] = s.words
-	s.mu.Unlock()
+	s.queue.urge(id)
 	select {
 	case s.wake <- struct{}{}:
 	default:
 	}
 }
+
+// urgentInterval is how soon something urgent is looked at again.
+const urgentInterval = 5 * time.Second
 
 // Run applies the policy until the context ends, and then waits for what it was doing. Failures of the endpoint are
 // logged and retried with growing, jittered pauses.
@@ -107,32 +90,16 @@ func (s *Settler) Run(ctx context.Context) error {
 			continue
 		}
 		pace.Reset()
-		if err := s.sleep(ctx, min(wait, s.soonest())); err != nil {
-			return err
+		if s.queue.hasUrgent() {
+			wait = min(wait, urgentInterval)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-s.wake:
+		case <-time.After(wait):
 		}
 	}
-}
-
-func (s *Settler) sleep(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-s.wake:
-	case <-timer.C:
-	}
-	return nil
-}
-
-// soonest is when something urgent deserves another look.
-func (s *Settler) soonest() time.Duration {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if len(s.urgent) > 0 {
-		return 5 * time.Second
-	}
-	return 24 * time.Hour
 }
 
 // pass starts the settlement of everything that is due.
@@ -146,21 +113,21 @@ func (s *Settler) pass(ctx context.Context) error {
 		}
 		s.log().Warn("a payout waits", "err", err)
 	}
-	heard := s.heard()
+	heard := s.queue.heard()
 	states, err := s.unsettled(ctx)
 	if err != nil {
 		return err
 	}
-	s.calm(states, heard)
+	s.queue.forget(states, heard)
 	due, err := s.due(ctx, states, heard)
 	if err != nil || len(due) == 0 {
 		return err
 	}
-	due = s.claim(due)
+	due = s.queue.claim(due)
 	read := s.now()
 	due, err = s.refresh(ctx, due)
 	if err != nil {
-		s.release(due)
+		s.queue.release(due)
 		return err
 	}
 	for _, batch := range s.batches(due) {
@@ -177,7 +144,7 @@ func (s *Settler) start(ctx context.Context, batch []channel.State, read time.Ti
 	defer func() { <-submitted }()
 	go func() {
 		defer s.work.Done()
-		defer s.release(batch)
+		defer s.queue.release(batch)
 		defer sent()
 		if err := s.settle(ctx, batch, read, sent); err != nil && ctx.Err() == nil {
 			s.log().Error("settlement failed", "channels", len(batch), "err", err)
@@ -197,13 +164,13 @@ func (s *Settler) Settle(ctx context.Context, ids ...common.Hash) error {
 	if err != nil {
 		return err
 	}
-	mine, err := s.acquire(ctx, only(states, ids))
+	mine, err := s.queue.acquire(ctx, only(states, ids))
 	if err != nil {
 		return err
 	}
 	read := s.now()
 	fresh, err := s.refresh(ctx, mine)
-	defer s.release(fresh)
+	defer s.queue.release(fresh)
 	if err != nil {
 		return err
 	}
@@ -215,45 +182,6 @@ func (s *Settler) Settle(ctx context.Context, ids ...common.Hash) error {
 	}
 	s.Recall()
 	return errors.Join(err, s.payWaiting(ctx, whatever))
-}
-
-// acquire claims all of the channels, waiting for who settles them already.
-func (s *Settler) acquire(ctx context.Context, states []channel.State) ([]channel.State, error) {
-	var mine []channel.State
-	for {
-		got := s.claim(states)
-		mine = append(mine, got...)
-		states = except(states, got)
-		if len(states) == 0 {
-			return mine, nil
-		}
-		if err := chain.Pause(ctx, 100*time.Millisecond); err != nil {
-			s.release(mine)
-			return nil, err
-		}
-	}
-}
-
-// claim takes those of the channels that nobody else settles at this moment.
-func (s *Settler) claim(states []channel.State) []channel.State {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	var mine []channel.State
-	for _, state := range states {
-		if _, taken := s.claimed[state.ID]; !taken {
-			s.claimed[state.ID] = s.words
-			mine = append(mine, state)
-		}
-	}
-	return mine
-}
-
-func (s *Settler) release(states []channel.State) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, state := range states {
-		delete(s.claimed, state.ID)
-	}
 }
 
 // resume takes over what is under way already, since before the program last stopped or since a re-org undid it: those
@@ -275,14 +203,14 @@ func (s *Settler) resume(ctx context.Context) error {
 		for _, id := range tx.Call.Channels {
 			states = append(states, channel.State{ID: id})
 		}
-		mine := s.claim(states)
+		mine := s.queue.claim(states)
 		if len(mine) == 0 {
 			continue
 		}
 		s.work.Add(1)
 		go func() {
 			defer s.work.Done()
-			defer s.release(mine)
+			defer s.queue.release(mine)
 			defer s.expect(ctx, tx.Call.Channels)
 			if _, err := s.await(ctx, tx.ID, tx.Call.Channels); err != nil && ctx.Err() == nil {
 				s.log().Warn("resumed transaction", "tx", tx.ID, "call", tx.Call.String(), "err", err)
@@ -292,54 +220,10 @@ func (s *Settler) resume(ctx context.Context) error {
 	return nil
 }
 
-// heard is how many words of urgency there were so far: what is read after it includes what they are about.
-func (s *Settler) heard() uint64 {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.words
-}
-
-// fulfil forgets that a channel was called urgent before it was claimed: what was accepted until then is settled. A word
-// that came later may be about more.
-func (s *Settler) fulfil(id common.Hash) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.urgent[id] <= s.claimed[id] {
-		delete(s.urgent, id)
-	}
-}
-
-// calm forgets penalties of channels that have nothing to settle, and their urgency of before that was read.
-func (s *Settler) calm(unsettled []channel.State, heard uint64) {
-	waiting := make(map[common.Hash]bool, len(unsettled))
-	for _, state := range unsettled {
-		waiting[state.ID] = true
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for id, word := range s.urgent {
-		if !waiting[id] && word <= heard {
-			delete(s.urgent, id)
-		}
-	}
-	for id := range s.penalty {
-		if !waiting[id] {
-			delete(s.penalty, id)
-		}
-	}
-}
-
-// punish keeps a channel away for a while. A tenth of the grace period is the longest: there must be many tries left
-// before its payer can take the money back.
-func (s *Settler) punish(id common.Hash) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	p := s.penalty[id]
-	if p == nil {
-		p = &penalty{pace: chain.Backoff{Least: 10 * time.Second, Most: min(10*time.Minute, s.Contract.Grace()/10)}}
-		s.penalty[id] = p
-	}
-	p.since, p.wait = s.now(), p.pace.Next()
+// backOff keeps a channel away for a while. A tenth of the grace period is the longest: there must be many tries left before its
+// payer can take the money back.
+func (s *Settler) backOff(id common.Hash) {
+	s.queue.backOff(id, s.now(), min(10*time.Minute, s.Contract.Grace()/10))
 }
 
 func (s *Settler) now() time.Time {
