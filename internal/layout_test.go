@@ -66,14 +66,18 @@ var layout = []struct{ pkg, may string }{
 	{"sdk/tower", "channel channel/store internal/exactjson internal/redact sdk/chain sdk/internal/database sdk/internal/keyed " +
 		"sdk/internal/reach sdk/internal/run sdk/internal/serve sdk/limit sdk/settle sdk/units sdk/wire"},
 	{"sdk/internal/sharedcredit", "channel internal/u256 metering sdk/internal/billed sdk/wire"},
-	{"sdk/renter", "channel channel/store internal/exactjson internal/fault internal/u256 metering sdk/audit sdk/chain sdk/gpu " +
-		"sdk/internal/awake sdk/internal/billed sdk/internal/boundlog sdk/internal/evidence sdk/internal/peer sdk/internal/sharedcredit " +
-		"sdk/units sdk/wallet sdk/wire"},
+	{"sdk/internal/rental", "channel internal/fault internal/u256 metering sdk/chain sdk/internal/billed sdk/internal/boundlog " +
+		"sdk/internal/peer sdk/internal/sharedcredit sdk/units sdk/wallet sdk/wire"},
+	{"sdk/internal/paystream", "channel internal/exactjson internal/fault internal/u256 metering sdk/audit sdk/chain sdk/internal/awake " +
+		"sdk/internal/billed sdk/internal/boundlog sdk/internal/evidence sdk/internal/peer sdk/internal/rental sdk/internal/sharedcredit " +
+		"sdk/wallet sdk/wire"},
+	{"sdk/renter", "channel channel/store internal/fault internal/u256 metering sdk/audit sdk/chain sdk/gpu sdk/internal/boundlog " +
+		"sdk/internal/paystream sdk/internal/peer sdk/internal/rental sdk/internal/sharedcredit sdk/units sdk/wallet sdk/wire"},
 
 	{"bindings/batchsettlement/standin", ""},
 	{"bindings/testtoken", ""},
 	{"internal/chaintest", "bindings/batchsettlement/standin bindings/testtoken channel sdk/chain"},
-	{"sdk/internal/rig", "channel internal/chaintest metering metering/sim sdk/chain sdk/wire sdk/x402"}, // of tests
+	{"sdk/internal/rig", "channel channel/store internal/chaintest metering metering/sim sdk/chain sdk/wire sdk/x402"}, // of tests
 }
 
 // TestImportsPointOneWay: a package of the table imports what its row names and nothing else of the module, on no system.

@@ -59,7 +59,7 @@ func TestTowersAreToldAtOnce(t *testing.T) {
 	}
 	m.Automine(t, false) // the provider's own settlement will not come through
 	asked := make(chan error, 1)
-	relay := renterrig.Relayer(t, m)
+	relay := m.Relayer(t)
 	go func() { asked <- relay.RequestClose(t.Context(), request) }()
 	testrig.Eventually(t, "the close request", func() bool {
 		n, err := m.Backend.PendingNonceAt(t.Context(), relay.Sender.Address())

@@ -57,8 +57,8 @@ func TestStrangerAccusesNoPayeeInARental(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			l.row.OwedBefore.SetUint64(test.said)
-			if err := l.forget(); err != nil {
+			l.lease.Row.OwedBefore.SetUint64(test.said)
+			if err := l.lease.Forget(); err != nil {
 				t.Fatal(err)
 			}
 			var d *wallet.Dispute

@@ -22,16 +22,16 @@ func TestDepositWhoseApprovalIsGone(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, reverted := range []error{&chain.Revert{Name: "TransferFromFailed"}, &chain.Reverted{Reason: errors.New("no reason")}} {
-		err := l.unapproved(t.Context(), *uint256.NewInt(1_000_000), reverted)
+		err := l.lease.Unapproved(t.Context(), *uint256.NewInt(1_000_000), reverted)
 		if !errors.Is(err, reverted) || !strings.Contains(err.Error(), "one key belongs to one running renter") || !strings.Contains(err.Error(), m.PayerAddress().Hex()) {
 			t.Errorf("of an approval that is gone: %v", err)
 		}
-		if err := l.unapproved(t.Context(), uint256.Int{}, reverted); err != reverted {
+		if err := l.lease.Unapproved(t.Context(), uint256.Int{}, reverted); err != reverted {
 			t.Errorf("of one that is there: %v", err)
 		}
 	}
 	for _, other := range []error{nil, channel.ErrClosing} {
-		if err := l.unapproved(t.Context(), *uint256.NewInt(1_000_000), other); err != other {
+		if err := l.lease.Unapproved(t.Context(), *uint256.NewInt(1_000_000), other); err != other {
 			t.Errorf("of what did not revert: %v", err)
 		}
 	}

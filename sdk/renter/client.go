@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"sync"
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
@@ -12,6 +11,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/rental"
 	"github.com/gpupay/gpupay/sdk/internal/sharedcredit"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -27,12 +27,9 @@ import (
 type Client struct {
 	w       *wallet.Wallet
 	config  Config
-	store   rentalStore
+	account *rental.Account
+	store   rental.Store
 	credits sharedcredit.Credits
-
-	spending chan struct{} // held from an approval until it is spent
-	left     sync.Map      // ids of channels whose leave this process has signed: they are not reopened
-	pledging chan struct{} // held while a deposit is signed, and while payments are ended: see Rental.pledge
 }
 
 // New connects to the chain and opens the database. Its errors are one
@@ -46,7 +43,7 @@ func New(ctx context.Context, config Config) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &Client{w: w, config: config, store: rentalStore{w.Store}, spending: make(chan struct{}, 1), pledging: make(chan struct{}, 1)}
+	r := &Client{w: w, config: config, account: rental.NewAccount(w, config.Relay), store: rental.Store{Store: w.Store}}
 	if err := r.recall(ctx); err != nil {
 		return nil, errors.Join(err, w.Close())
 	}
@@ -55,13 +52,13 @@ func New(ctx context.Context, config Config) (*Client, error) {
 
 // recall takes up what its rentals hold against each other.
 func (r *Client) recall(ctx context.Context) error {
-	rows, err := r.store.list(ctx, `ORDER BY updated_at`)
+	rows, err := r.store.All(ctx)
 	if err != nil {
 		return err
 	}
 	for _, row := range rows {
 		offer, err := wire.ParseOffer(row.Offer)
-		if err != nil || row.Phase != PhaseRunning {
+		if err != nil || row.Phase != rental.PhaseRunning {
 			continue
 		}
 		if price, err := offer.Price(); err == nil {
@@ -97,7 +94,7 @@ func (r *Client) Evidence(ctx context.Context, channelID common.Hash) ([]wallet.
 // Records returns the usage records of a channel that were checked and found
 // right.
 func (r *Client) Records(ctx context.Context, channelID common.Hash) ([]metering.SignedRecord, error) {
-	return r.store.records(ctx, channelID)
+	return r.store.Records(ctx, channelID)
 }
 
 // Close closes the database. Rentals go on when a Client is opened on it again.

@@ -56,7 +56,7 @@ func TestTopUpWithoutCoin(t *testing.T) {
 	done = background(t.Context(), l)
 	testrig.Eventually(t, "another one", deposit(40_000))
 	sent, err := r.w.Sender.Find(t.Context(), l.ID(), chain.TopUp)
-	if err != nil || len(sent) != 1 || !l.row.Coinless {
+	if err != nil || len(sent) != 1 || !l.lease.Row.Coinless {
 		t.Errorf("%d top-ups of our own, want 1 (%v)", len(sent), err)
 	}
 	c, err := l.Close(t.Context())
@@ -64,7 +64,7 @@ func TestTopUpWithoutCoin(t *testing.T) {
 		t.Fatal(err)
 	}
 	<-done
-	moved := l.row.moved()
+	moved := l.lease.Row.Arrived()
 	if got := m.Tokens(t, m.PayerAddress()); c.Deposit != moved || before-got != c.Settled.Uint64() {
 		t.Errorf("%+v: %s moved, %d tokens are gone", c, moved.Dec(), before-got)
 	}
@@ -83,7 +83,7 @@ func TestReopenWithTooLittleCoin(t *testing.T) {
 	left := make(chan error, 1)
 	go func() { _, err := l.Leave(leaving); left <- err }()
 	testrig.Eventually(t, "the close request", func() bool {
-		view, err := l.escrow.View(t.Context(), l.ID(), nil)
+		view, err := l.lease.Escrow.View(t.Context(), l.ID(), nil)
 		return err == nil && view.CloseRequestedAt != 0
 	})
 	cut()
@@ -117,12 +117,12 @@ func TestTopUpThatNobodySends(t *testing.T) {
 	}{"none for others": {false, "sends no deposits for others"}, "none so small": {true, "none under 0.02"}} {
 		amount := wire.NewAmount(*uint256.NewInt(10_000))
 		topUp := wire.Payload{Type: wire.TypeHash, AdditionalDeposit: &amount}
-		l.row.Sponsored = c.sponsored
-		if err := l.sponsor(t.Context(), &topUp, chain.ErrFunds); !errors.Is(err, wallet.ErrNoGas) || !errors.Is(err, chain.ErrFunds) || !strings.Contains(err.Error(), c.says) {
+		l.lease.Row.Sponsored = c.sponsored
+		if err := l.lease.Sponsor(t.Context(), &topUp, chain.ErrFunds); !errors.Is(err, wallet.ErrNoGas) || !errors.Is(err, chain.ErrFunds) || !strings.Contains(err.Error(), c.says) {
 			t.Errorf("%s: %v", name, err)
 		}
-		if topUp.Type != wire.TypeHash || l.row.Coinless || l.row.TopUp != nil {
-			t.Errorf("%s: %+v, %+v", name, topUp, l.row.TopUp)
+		if topUp.Type != wire.TypeHash || l.lease.Row.Coinless || l.lease.Row.TopUp != nil {
+			t.Errorf("%s: %+v, %+v", name, topUp, l.lease.Row.TopUp)
 		}
 	}
 }

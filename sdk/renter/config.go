@@ -13,6 +13,7 @@ import (
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/wallet"
+	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // Config says who rents, with what money, and how much of it. Key, RPC
@@ -72,4 +73,13 @@ func (c Config) verify(ctx context.Context, backend chain.Backend) error {
 	}
 	_, err := chain.NewEscrow(ctx, backend, c.Escrow)
 	return err
+}
+
+// Relay sends what a renter without native coin has signed. A tower.Client is one;
+// anybody with a little coin can run it, and it can take nothing.
+type Relay interface {
+	// RequestClose starts the grace period of a channel for its payer.
+	RequestClose(ctx context.Context, request wire.LeaveRequest) error
+	// Withdraw pays the payer of a channel after its grace period.
+	Withdraw(ctx context.Context, terms channel.Terms) error
 }

@@ -227,7 +227,7 @@ func resumed(t *testing.T, m *testrig.Market, config Config, payer common.Addres
 		return 0
 	}
 	defer r.Close()
-	all, err := r.store.list(t.Context(), "")
+	all, err := r.store.All(t.Context())
 	if err != nil || len(all) > 1 {
 		t.Errorf("%s: %d rentals (%v), there was one", how, len(all), err)
 		return 0

@@ -46,27 +46,27 @@ func TestBooksOfWhatWasCutOff(t *testing.T) {
 		before func(*testing.T, *Rental, *badrpc.Endpoint)
 	}{
 		"top-up": {
-			call: func(l *Rental) chain.Call { return l.escrow.TopUpCall(l.terms, l.row.Deposit) },
+			call: func(l *Rental) chain.Call { return l.lease.Escrow.TopUpCall(l.lease.Terms, l.lease.Row.Deposit) },
 			do: func(ctx context.Context, t *testing.T, l *Rental) {
-				release, err := l.claim(t.Context()) // as Run does
+				release, err := l.lease.Claim(t.Context()) // as Run does
 				if err != nil {
 					t.Fatal(err)
 				}
 				defer release()
-				_ = l.topUp(ctx)
+				_ = l.lease.TopUp(ctx)
 			},
 		},
-		"request to close": {call: func(l *Rental) chain.Call { return l.escrow.RequestCloseCall(l.terms) }, do: leave},
+		"request to close": {call: func(l *Rental) chain.Call { return l.lease.Escrow.RequestCloseCall(l.lease.Terms) }, do: leave},
 		"withdrawal": {
 			before: func(t *testing.T, l *Rental, bad *badrpc.Endpoint) {
-				cutOffAt(t, bad, l.escrow.RequestCloseCall(l.terms), func(ctx context.Context) { leave(ctx, t, l) })
+				cutOffAt(t, bad, l.lease.Escrow.RequestCloseCall(l.lease.Terms), func(ctx context.Context) { leave(ctx, t, l) })
 				testrig.Eventually(t, "the request on the chain", func() bool { // it may still be on its way there
-					view, err := l.escrow.View(t.Context(), l.id, nil)
+					view, err := l.lease.Escrow.View(t.Context(), l.lease.ID, nil)
 					return err == nil && view.CloseRequestedAt != 0
 				})
 				m.Pass(t, 2*chaintest.Grace)
 			},
-			call: func(l *Rental) chain.Call { return l.escrow.WithdrawCall(l.terms) }, do: leave,
+			call: func(l *Rental) chain.Call { return l.lease.Escrow.WithdrawCall(l.lease.Terms) }, do: leave,
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

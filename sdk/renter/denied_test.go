@@ -76,8 +76,8 @@ func TestDeniedTopUpsCountForTheDay(t *testing.T) {
 			d.submit(d.payloads()[0])
 			bad.freeze(t)
 			round := func() {
-				l.topped = time.Time{}
-				_ = l.topUp(t.Context())
+				l.lease.Topped = time.Time{}
+				_ = l.lease.TopUp(t.Context())
 				for _, p := range d.payloads() {
 					d.submit(p)
 				}
@@ -85,7 +85,7 @@ func TestDeniedTopUpsCountForTheDay(t *testing.T) {
 			}
 			for i := range 8 {
 				if i == 4 {
-					l.detach()
+					l.lease.Detach()
 					if err := r.Close(); err != nil {
 						t.Fatal(err)
 					}

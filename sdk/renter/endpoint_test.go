@@ -15,6 +15,7 @@ import (
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/rental"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -121,16 +122,16 @@ func TestEndpointThatUsedEverything(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	done := make(chan error, 1)
-	go func() { done <- l.skipUsed(ctx, l.step()) }()
+	go func() { done <- l.lease.SkipUsed(ctx, l.lease.Step()) }()
 	testrig.Eventually(t, "an end of that", func() bool { return len(done) > 0 || bad.Count("eth_call") > 1000 })
 	if len(done) == 0 {
 		t.Fatalf("asked %d times, and goes on", bad.Count("eth_call"))
 	}
-	if err := <-done; !isTransient(err) || !strings.Contains(err.Error(), "RPC endpoint says") {
+	if err := <-done; !rental.IsTransient(err) || !strings.Contains(err.Error(), "RPC endpoint says") {
 		t.Error(err)
 	}
 	bad.Heal()
-	if err := l.skipUsed(t.Context(), l.step()); err != nil {
+	if err := l.lease.SkipUsed(t.Context(), l.lease.Step()); err != nil {
 		t.Error(err)
 	}
 }

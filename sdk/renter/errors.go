@@ -1,21 +1,21 @@
 package renter
 
 import (
-	"errors"
-
+	"github.com/gpupay/gpupay/sdk/internal/paystream"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
+	"github.com/gpupay/gpupay/sdk/internal/rental"
 )
 
 // What a renter meets. Every other error says what happened and wraps nothing
 // that a caller would branch on.
 var (
 	// ErrFlood says that the provider sends records faster than it offered to.
-	ErrFlood = errors.New("provider sends more records than it offered")
+	ErrFlood = paystream.ErrFlood
 	// ErrBudget says that a cap or the deposit is used up. Close now, and all is paid.
-	ErrBudget = errors.New("budget is used up")
+	ErrBudget = rental.ErrBudget
 	// ErrNeverFunded says that a channel that was meant to be opened was not and cannot be
 	// any more. No money is in it.
-	ErrNeverFunded = errors.New("channel was never funded")
+	ErrNeverFunded = rental.ErrNeverFunded
 
 	// ErrOffer is an offer that does not hold together. Nothing was signed.
 	ErrOffer = peer.ErrOffer

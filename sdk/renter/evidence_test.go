@@ -19,15 +19,15 @@ func TestExportHoldsNoSecret(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	row, err := r.store.load(t.Context(), l.ID())
+	row, err := r.store.Load(t.Context(), l.ID())
 	if err != nil || len(row.Secret) < 8 {
 		t.Fatalf("the lease has no secret: the test shows nothing: %v", err)
 	}
 	text := "note: " + row.Secret + " and \"access\": hush-hush"
-	if err := r.w.Keep(t.Context(), wallet.Evidence{Channel: l.id, Reason: "x", At: time.Now(), Document: []byte(text)}); err != nil {
+	if err := r.w.Keep(t.Context(), wallet.Evidence{Channel: l.lease.ID, Reason: "x", At: time.Now(), Document: []byte(text)}); err != nil {
 		t.Fatal(err)
 	}
-	b, err := r.Export(t.Context(), l.id)
+	b, err := r.Export(t.Context(), l.lease.ID)
 	if err != nil || len(b.Evidence) != 1 {
 		t.Fatal(b, err)
 	}

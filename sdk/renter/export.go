@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/ethereum/go-ethereum/common"
 
@@ -13,6 +14,7 @@ import (
 	"github.com/gpupay/gpupay/channel/store"
 	"github.com/gpupay/gpupay/sdk/audit"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/rental"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -28,17 +30,17 @@ func (r *Client) Export(ctx context.Context, channelID common.Hash) (*audit.Bund
 func ExportFile(ctx context.Context, path string, id common.Hash) (*audit.Bundle, error) {
 	return wallet.ExportFile(ctx, path, id, func(s wallet.Store) wallet.Books {
 		newest := func(ctx context.Context, channels []channel.PayerState) (common.Hash, error) {
-			return newestOf(ctx, rentalStore{s}, channels)
+			return newestOf(ctx, rental.Store{Store: s}, channels)
 		}
 		return wallet.Books{Records: "rental_records", Newest: newest, Export: exportRental}
 	})
 }
 
 // newestOf is the channel whose rental was made last; one of x402, which is of no rental, counts by when it changed last.
-func newestOf(ctx context.Context, rentals rentalStore, channels []channel.PayerState) (common.Hash, error) {
+func newestOf(ctx context.Context, rentals rental.Store, channels []channel.PayerState) (common.Hash, error) {
 	made := make(map[common.Hash]int64)
 	if len(channels) > 1 {
-		rows, err := rentals.list(ctx, "")
+		rows, err := rentals.All(ctx)
 		if err != nil {
 			return common.Hash{}, err
 		}
@@ -55,24 +57,24 @@ func newestOf(ctx context.Context, rentals rentalStore, channels []channel.Payer
 
 // exportRental is what a renter's database keeps about the channel of a rental.
 func exportRental(ctx context.Context, db *store.DB, txs *chain.Store, id common.Hash) (*audit.Bundle, error) {
-	rentals := rentalStore{wallet.Store{DB: db}}
+	rentals := rental.Store{Store: wallet.Store{DB: db}}
 	b, err := rentals.Bundle(ctx, txs, id)
 	if err != nil {
 		return nil, err
 	}
-	row, err := rentals.load(ctx, id)
+	row, err := rentals.Load(ctx, id)
 	if err != nil {
 		return nil, err
 	}
-	if err := row.exportLease(ctx, rentals, b); err != nil {
+	if err := exportLease(ctx, rentals, row, b); err != nil {
 		return nil, err
 	}
 	return b, rentals.AddEvidence(ctx, b, row.Secret, string(row.Access))
 }
 
 // exportLease adds the rental's lease, if it came to one, and what was prepaid.
-func (row rentalRow) exportLease(ctx context.Context, rentals rentalStore, b *audit.Bundle) error {
-	if row.found() {
+func exportLease(ctx context.Context, rentals rental.Store, row rental.Row, b *audit.Bundle) error {
+	if row.Found() {
 		return nil // its lease and what was prepaid went with the database
 	}
 	offer, err := wire.ParseOffer(row.Offer)
@@ -90,13 +92,17 @@ func (row rentalRow) exportLease(ctx context.Context, rentals rentalStore, b *au
 	b.Prepaid = wire.NewAmount(ahead)
 	leases := row.Past
 	if row.Lease != (common.Hash{}) {
-		leases = append(slices.Clone(leases), pastLease{ID: row.Lease, Offer: row.Offer, Devices: row.Devices, OwedBefore: row.OwedBefore, Binding: row.Binding})
+		leases = append(slices.Clone(leases), rental.Past{ID: row.Lease, Offer: row.Offer, Devices: row.Devices, OwedBefore: row.OwedBefore, Binding: row.Binding})
 	}
-	records, err := rentals.records(ctx, b.Channel)
+	records, err := rentals.Records(ctx, b.Channel)
 	for _, l := range leases {
-		b.Leases = append(b.Leases, audit.Lease{
-			ID: l.ID, Offer: l.Offer, Devices: l.Devices, OwedBefore: wire.NewAmount(l.OwedBefore), Binding: l.Binding, Records: of(l.ID, records),
-		})
+		lease := audit.Lease{ID: l.ID, Offer: l.Offer, Devices: l.Devices, OwedBefore: wire.NewAmount(l.OwedBefore), Binding: l.Binding}
+		for _, rec := range records {
+			if rec.LeaseID == l.ID {
+				lease.Records = append(lease.Records, rec)
+			}
+		}
+		b.Leases = append(b.Leases, lease)
 	}
 	return err
 }
@@ -129,4 +135,37 @@ func (r *Client) Equivocations(ctx context.Context, channelID common.Hash) ([]*a
 		proofs = append(proofs, p)
 	}
 	return proofs, nil
+}
+
+// Prune deletes the usage records of rentals over which nobody can argue any more, each after archive has kept its bundle: those
+// whose end on the chain is final, that were written last before a time, and in which the provider was caught at nothing. What was
+// signed stays, what the GPUs were billed for and what counts against the caps. It returns how many it pruned, and stops at the
+// first error. Channels with x402 servers are x402client.Prune's.
+func (r *Client) Prune(ctx context.Context, before time.Time, archive func(*audit.Bundle) error) (int, error) {
+	rows, err := r.store.Settled(ctx, before)
+	if err != nil {
+		return 0, err
+	}
+	pruned := 0
+	for _, row := range rows {
+		if row.Dispute != "" {
+			continue
+		}
+		id := row.Terms.ID()
+		b, err := r.Export(ctx, id)
+		if err == nil {
+			err = archive(b)
+		}
+		still := false
+		if err == nil {
+			still, err = r.store.Prune(ctx, id, before)
+		}
+		if err != nil {
+			return pruned, fmt.Errorf("channel %s: pruning its records: %w", id, err)
+		}
+		if still {
+			pruned++
+		}
+	}
+	return pruned, nil
 }

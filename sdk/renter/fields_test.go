@@ -14,6 +14,7 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/internal/paystream"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -104,25 +105,25 @@ func TestEveryFieldOfWhatAProviderSends(t *testing.T) {
 	}
 	most.Add(&most, &honest.Owed)
 
-	row, refused, taken := l.row, 0, 0
+	row, refused, taken := l.lease.Row, 0, 0
 	send := func(name, what string, document []byte) {
 		t.Helper()
-		err := l.handle(t.Context(), wire.Event{Name: name, Data: document})
-		if owed := l.owed(); owed.Gt(&honest.Owed) {
+		err := l.lease.Handle(t.Context(), wire.Event{Name: name, Data: document})
+		if owed := l.lease.Owed(); owed.Gt(&honest.Owed) {
 			t.Errorf("%s, %s: %s owed, honest is %s (%v)", name, what, owed.Dec(), honest.Owed.Dec(), err)
 		}
-		if paid, err := l.payer.State(t.Context(), l.id); err != nil || paid.Signed.Gt(&most) {
+		if paid, err := l.lease.Payer.State(t.Context(), l.lease.ID); err != nil || paid.Signed.Gt(&most) {
 			t.Errorf("%s, %s: %s signed for, %s at most (%v)", name, what, paid.Signed.Dec(), most.Dec(), err)
 		}
 		if taken++; err != nil {
 			taken, refused = taken-1, refused+1
 		}
-		l.row, l.demand = row, demand{}
+		l.lease.Row, l.lease.Demand = row, paystream.Demand{}
 		err = r.w.DB.Update(t.Context(), func(tx *sqlx.Tx) error {
 			_, err := tx.Exec(`DELETE FROM rental_records WHERE sequence > 2`)
 			return err
 		})
-		if err != nil || l.forget() != nil {
+		if err != nil || l.lease.Forget() != nil {
 			t.Fatal(err)
 		}
 	}
@@ -149,10 +150,10 @@ func TestEveryFieldOfWhatAProviderSends(t *testing.T) {
 		}
 	})
 	for name, message := range map[string]any{
-		wire.EventNeedVoucher: wire.NeedVoucher{ChannelID: l.id, RequiredCumulative: wire.NewAmount(honest.Owed), Deposit: wire.NewAmount(row.Deposit)},
+		wire.EventNeedVoucher: wire.NeedVoucher{ChannelID: l.lease.ID, RequiredCumulative: wire.NewAmount(honest.Owed), Deposit: wire.NewAmount(row.Deposit)},
 		wire.EventStatus:      wire.Status{State: "active", Reason: "none"},
 		wire.EventProblem:     wire.AmountExceedsDeposit.With("a voucher is refused"),
-		wire.EventLease:       wire.Lease{LeaseID: row.Lease, ChannelID: l.id, Devices: row.Devices, State: "active"},
+		wire.EventLease:       wire.Lease{LeaseID: row.Lease, ChannelID: l.lease.ID, Devices: row.Devices, State: "active"},
 	} {
 		document, err := json.Marshal(message)
 		if err != nil {

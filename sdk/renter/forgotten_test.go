@@ -32,7 +32,7 @@ func TestForgottenOffer(t *testing.T) {
 	var document []byte
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(document) }))
 	t.Cleanup(server.Close)
-	if l.peer, err = peer.New(r.w.HTTP, server.URL); err != nil {
+	if l.lease.Peer, err = peer.New(r.w.HTTP, server.URL); err != nil {
 		t.Fatal(err)
 	}
 	for name, test := range map[string]struct {
@@ -57,11 +57,11 @@ func TestForgottenOffer(t *testing.T) {
 				t.Fatal(err)
 			}
 			document = signed.Document
-			offer, err := l.forgottenOffer(t.Context(), signed.Hash)
+			offer, err := l.lease.ForgottenOffer(t.Context(), signed.Hash)
 			if !errors.Is(err, test.want) || err == nil && offer.Hash != signed.Hash {
 				t.Errorf("%v, want %v", err, test.want)
 			}
-			if _, err := l.forgottenOffer(t.Context(), common.Hash{1}); !errors.Is(err, peer.ErrOffer) {
+			if _, err := l.lease.ForgottenOffer(t.Context(), common.Hash{1}); !errors.Is(err, peer.ErrOffer) {
 				t.Errorf("under another hash: %v", err)
 			}
 		})
@@ -73,7 +73,7 @@ func TestForgottenOffer(t *testing.T) {
 		t.Fatal(err)
 	}
 	document = signed.Document
-	if _, err := l.forgottenOffer(t.Context(), signed.Hash); !errors.Is(err, peer.ErrOffer) {
+	if _, err := l.lease.ForgottenOffer(t.Context(), signed.Hash); !errors.Is(err, peer.ErrOffer) {
 		t.Errorf("of another payee: %v", err)
 	}
 }

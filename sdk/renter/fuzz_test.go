@@ -19,7 +19,9 @@ import (
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/internal/evidence"
+	"github.com/gpupay/gpupay/sdk/internal/paystream"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
+	"github.com/gpupay/gpupay/sdk/internal/rental"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -42,11 +44,11 @@ func FuzzLease(f *testing.F) {
 		document any
 	}{
 		{wire.EventUsage, json.RawMessage(record)},
-		{wire.EventNeedVoucher, wire.NeedVoucher{ChannelID: l.id, RequiredCumulative: wire.NewAmount(*uint256.NewInt(1 << 40))}},
-		{wire.EventNeedVoucher, wire.NeedVoucher{ChannelID: l.id, RequiredCumulative: wire.NewAmount(*uint256.NewInt(1_000_000))}}, // it is there
+		{wire.EventNeedVoucher, wire.NeedVoucher{ChannelID: l.lease.ID, RequiredCumulative: wire.NewAmount(*uint256.NewInt(1 << 40))}},
+		{wire.EventNeedVoucher, wire.NeedVoucher{ChannelID: l.lease.ID, RequiredCumulative: wire.NewAmount(*uint256.NewInt(1_000_000))}}, // it is there
 		{wire.EventStatus, wire.Status{State: wire.StateEnded, Reason: "\x1b[2J"}},
-		{wire.EventLease, wire.Lease{LeaseID: l.row.Lease, ChannelID: l.id, OfferHash: l.offer.Hash, Devices: l.row.Devices, State: "x"}},
-		{wire.EventLease, wire.Lease{LeaseID: l.row.Lease, ChannelID: l.id, OfferHash: l.offer.Hash, Devices: l.row.Devices, Binding: &wire.MeterBinding{LeaseID: l.row.Lease, Meter: wire.Address{1}}}},
+		{wire.EventLease, wire.Lease{LeaseID: l.lease.Row.Lease, ChannelID: l.lease.ID, OfferHash: l.lease.Offer.Hash, Devices: l.lease.Row.Devices, State: "x"}},
+		{wire.EventLease, wire.Lease{LeaseID: l.lease.Row.Lease, ChannelID: l.lease.ID, OfferHash: l.lease.Offer.Hash, Devices: l.lease.Row.Devices, Binding: &wire.MeterBinding{LeaseID: l.lease.Row.Lease, Meter: wire.Address{1}}}},
 	} {
 		raw, err := json.Marshal(seed.document)
 		if err != nil {
@@ -57,31 +59,31 @@ func FuzzLease(f *testing.F) {
 			f.Add(way, seed.name, []byte("null"))
 		}
 	}
-	before, row := l.checker.State(), l.row
+	before, row := l.lease.Checker.State(), l.lease.Row
 	f.Fuzz(func(t *testing.T, way byte, name string, document []byte) {
-		l.row, l.demand, way = row, demand{}, way%saysWays
-		if err := l.forget(); err != nil { // the checker starts from the same record each time
+		l.lease.Row, l.lease.Demand, way = row, paystream.Demand{}, way%saysWays
+		if err := l.lease.Forget(); err != nil { // the checker starts from the same record each time
 			t.Fatal(err)
 		}
 		err := say(t.Context(), l, way, wire.Event{Name: name, Data: document})
 		var lie *wallet.Dispute
-		if err != nil && !errors.As(err, &lie) && !isTransient(err) && way != saysRelease {
+		if err != nil && !errors.As(err, &lie) && !rental.IsTransient(err) && way != saysRelease {
 			t.Fatalf("%s %s: %v", name, document, err)
 		}
 		if lie != nil {
 			checkEvidence(t, l, document)
 		}
-		if after := l.checker.State(); after.Sequence != before.Sequence || after.Owed != before.Owed || l.row.Checker.Owed != before.Owed {
+		if after := l.lease.Checker.State(); after.Sequence != before.Sequence || after.Owed != before.Owed || l.lease.Row.Checker.Owed != before.Owed {
 			t.Fatalf("%s %s: from %+v to %+v", name, document, before, after)
 		}
-		if l.row.Lease != row.Lease || l.row.Deposit != row.Deposit || l.row.OwedBefore != row.OwedBefore || l.row.Binding != row.Binding {
-			t.Fatalf("%s %s: the lease became %+v", name, document, l.row)
+		if l.lease.Row.Lease != row.Lease || l.lease.Row.Deposit != row.Deposit || l.lease.Row.OwedBefore != row.OwedBefore || l.lease.Row.Binding != row.Binding {
+			t.Fatalf("%s %s: the lease became %+v", name, document, l.lease.Row)
 		}
-		if l.row.Ended != peer.Printable(l.row.Ended) {
-			t.Fatalf("%s %s: the reason is %q", name, document, l.row.Ended)
+		if l.lease.Row.Ended != peer.Printable(l.lease.Row.Ended) {
+			t.Fatalf("%s %s: the reason is %q", name, document, l.lease.Row.Ended)
 		}
-		most, failed := l.target()
-		paid, lost := l.payer.State(t.Context(), l.id)
+		most, failed := l.lease.Target()
+		paid, lost := l.lease.Payer.State(t.Context(), l.lease.ID)
 		if err := errors.Join(failed, lost); err != nil || paid.Signed.Gt(&most) {
 			t.Fatalf("%s %s: %s is signed for, at most %s is due: %v", name, document, paid.Signed.Dec(), most.Dec(), err)
 		}
@@ -92,15 +94,15 @@ func FuzzLease(f *testing.F) {
 func say(ctx context.Context, l *Rental, way byte, e wire.Event) error {
 	switch way {
 	case saysFirst:
-		l.feed = &peer.Subscription{Events: make(chan wire.Event, 1), Cancel: func() {}}
-		l.feed.Events <- e
-		close(l.feed.Events)
-		defer l.detach()
-		return l.first(ctx)
+		l.lease.Feed = &peer.Subscription{Events: make(chan wire.Event, 1), Cancel: func() {}}
+		l.lease.Feed.Events <- e
+		close(l.lease.Feed.Events)
+		defer l.lease.Detach()
+		return l.lease.First(ctx)
 	case saysRelease:
-		return l.released(ctx, wire.Released{Record: e.Data})
+		return l.lease.Released(ctx, wire.Released{Record: e.Data})
 	}
-	return l.handle(ctx, e)
+	return l.lease.Handle(ctx, e)
 }
 
 // checkEvidence wants the newest evidence to be what was said.
@@ -112,7 +114,7 @@ func checkEvidence(t *testing.T, l *Rental, document []byte) {
 	}
 	for _, e := range rows {
 		if string(e.Document) == string(evidence.WithoutSecrets(document)) {
-			err := l.r.w.DB.Update(t.Context(), func(tx *sqlx.Tx) error { // there is room for a hundred
+			err := l.lease.Wallet.DB.Update(t.Context(), func(tx *sqlx.Tx) error { // there is room for a hundred
 				_, err := tx.Exec("DELETE FROM rental_evidence")
 				return err
 			})
@@ -160,16 +162,16 @@ func fuzzRental(f *testing.F) (*Rental, []byte) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	for e := range l.feed.Events {
+	for e := range l.lease.Feed.Events {
 		if e.Name != wire.EventUsage {
 			continue
 		}
-		if err := l.check(f.Context(), e.Data); err != nil {
+		if err := l.lease.Check(f.Context(), e.Data); err != nil {
 			f.Fatal(err)
 		}
-		l.detach()
+		l.lease.Detach()
 		return l, e.Data
 	}
-	f.Fatalf("the stream ended: %v", l.feed.Err)
+	f.Fatalf("the stream ended: %v", l.lease.Feed.Err)
 	return nil, nil
 }

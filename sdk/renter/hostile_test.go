@@ -509,7 +509,7 @@ func leave(t *testing.T, m *testrig.Market, l *Rental) Closing {
 		done <- result{c, err}
 	}()
 	testrig.Eventually(t, "the request to close", func() bool {
-		view, err := l.escrow.View(t.Context(), l.ID(), nil)
+		view, err := l.lease.Escrow.View(t.Context(), l.ID(), nil)
 		return err == nil && view.CloseRequestedAt != 0
 	})
 	select {
@@ -517,7 +517,7 @@ func leave(t *testing.T, m *testrig.Market, l *Rental) Closing {
 		t.Fatalf("left within the grace period: %+v", r)
 	case <-time.After(100 * time.Millisecond):
 	}
-	m.AdvanceTime(t, l.escrow.Grace())
+	m.AdvanceTime(t, l.lease.Escrow.Grace())
 	r := <-done
 	if r.error != nil {
 		t.Fatal(r.error)
@@ -554,7 +554,7 @@ func TestRefusedClose(t *testing.T) {
 			if err := <-done; err != nil {
 				t.Errorf("Run: %v", err)
 			}
-			if _, err := l.payer.Pay(t.Context(), l.ID(), l.Snapshot().Owed); !errors.Is(err, channel.ErrClosing) {
+			if _, err := l.lease.Payer.Pay(t.Context(), l.ID(), l.Snapshot().Owed); !errors.Is(err, channel.ErrClosing) {
 				t.Errorf("paying after the close was asked for: %v, want ErrClosing", err)
 			}
 			leave(t, m, l)

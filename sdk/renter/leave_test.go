@@ -23,6 +23,7 @@ import (
 	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/gpu"
+	"github.com/gpupay/gpupay/sdk/internal/rental"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -38,7 +39,7 @@ func TestNoRoomNoDeposit(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.detach()
+	defer l.lease.Detach()
 	key := m.Dusty(t)
 	m.RPC(t, nil, "anvil_setBalance", channel.NewKey(key).Address(), "0xde0b6b3a7640000")
 	r := openRenter(t, renterConfig(t, m, key))
@@ -168,7 +169,7 @@ func TestMinedDepositIsNotSaidToCome(t *testing.T) {
 			r := openRenter(t, renterConfig(t, m, m.Payer))
 			keep := d.Funding
 			d.Funding = func(p wire.Payload) {
-				row, err := r.store.load(t.Context(), p.ChannelID)
+				row, err := r.store.Load(t.Context(), p.ChannelID)
 				if err != nil {
 					t.Error(err)
 				}
@@ -278,7 +279,7 @@ func TestReorgAfterTheEnd(t *testing.T) {
 	if got := m.Tokens(t, m.PayerAddress()); got != before {
 		t.Errorf("the payer has %d of %d", got, before)
 	}
-	m.Mine(t, finality-1)
+	m.Mine(t, rental.Finality-1)
 	if open, err = r.Rentals(t.Context()); err != nil || len(open) != 1 {
 		t.Errorf("%+v, %v: finished one block early", open, err)
 	}
@@ -321,7 +322,7 @@ func TestBackupFromBeforeTheOpen(t *testing.T) {
 		if l, err = r.Resume(t.Context(), id); err != nil {
 			t.Fatal(err)
 		}
-		l.detach()
+		l.lease.Detach()
 		if err := r.Close(); err != nil {
 			t.Fatal(err)
 		}
@@ -352,7 +353,8 @@ func TestBackupFromBeforeTheOpen(t *testing.T) {
 type idle struct{ says error }
 
 func (r idle) RequestClose(context.Context, wire.LeaveRequest) error { return r.says }
-func (r idle) Withdraw(context.Context, channel.Terms) error         { return r.says }
+
+func (r idle) Withdraw(context.Context, channel.Terms) error { return r.says }
 
 // TestLeavingEnds: a relay that refuses, or does nothing, is named after some
 // tries, and the rental is left through another one from where it stands.
@@ -361,7 +363,8 @@ func TestLeavingEnds(t *testing.T) {
 	server := serveProvider(t, m, nil)
 	key := m.Newcomer(t)
 	config := renterConfig(t, m, key)
-	config.Poll, config.Relay = 10*time.Millisecond, idle{}
+	relay := &struct{ Relay }{idle{}}
+	config.Poll, config.Relay = 10*time.Millisecond, relay
 	r := openRenter(t, config)
 	l, err := r.Rent(t.Context(), server.URL, Options{Deposit: "1"})
 	if err != nil {
@@ -372,14 +375,14 @@ func TestLeavingEnds(t *testing.T) {
 	if _, err := l.Leave(ctx); !errors.Is(err, wallet.ErrStuck) || !strings.Contains(err.Error(), "request the close") {
 		t.Errorf("%v, want ErrStuck", err)
 	}
-	l.r.config.Relay = idle{says: fmt.Errorf("out of coin")}
+	relay.Relay = idle{says: fmt.Errorf("out of coin")}
 	if _, err := l.Leave(ctx); !errors.Is(err, wallet.ErrStuck) || !strings.Contains(err.Error(), "the relay did not request the close: out of coin") {
 		t.Errorf("%v, want to hear whose refusal it is", err)
 	}
 	if open, err := r.Rentals(t.Context()); err != nil || len(open) != 1 || open[0].Phase != PhaseLeaving {
 		t.Errorf("%+v, %v", open, err)
 	}
-	l.r.config.Relay = relayer(t, m)
+	relay.Relay = m.Relayer(t)
 	leave(t, m, l)
 }
 

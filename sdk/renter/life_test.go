@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"log/slog"
 	"math/big"
 	"path/filepath"
 	"strings"
@@ -16,7 +15,6 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
-	"github.com/gpupay/gpupay/channel/store"
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/chain"
@@ -304,7 +302,7 @@ func TestLeaveWithoutGas(t *testing.T) {
 		t.Errorf("Leave without gas or relay: %v, want ErrNoGas", err)
 	}
 
-	relay := relayer(t, m)
+	relay := m.Relayer(t)
 	checkRequest(t, l, relay)
 	if err := r.Close(); err != nil {
 		t.Fatal(err)
@@ -324,29 +322,8 @@ func TestLeaveWithoutGas(t *testing.T) {
 	}
 }
 
-// relayer is a stranger with a little coin.
-func relayer(t *testing.T, m *testrig.Market) Relayer {
-	t.Helper()
-	escrow, err := chain.NewEscrow(t.Context(), m.Backend, m.Escrow)
-	if err != nil {
-		t.Fatal(err)
-	}
-	db, err := store.Open(t.Context(), filepath.Join(t.TempDir(), "relay.db"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = db.Close() })
-	outbox, err := chain.OpenStore(t.Context(), db)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return Relayer{Escrow: escrow, Sender: &chain.Sender{
-		Backend: m.Backend, Key: channel.NewKey(m.Keys[4]), Store: outbox, Poll: 50 * time.Millisecond, Log: slog.New(slog.DiscardHandler),
-	}}
-}
-
 // checkRequest: the document survives its JSON, and nobody else's will do.
-func checkRequest(t *testing.T, l *Rental, relay Relayer) {
+func checkRequest(t *testing.T, l *Rental, relay Relay) {
 	t.Helper()
 	request, err := l.SignLeave(t.Context())
 	if err != nil {

@@ -120,7 +120,7 @@ func TestStrangersWordsAreBounded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	caught := l.dispute(t.Context(), fmt.Errorf("%w: %s", peer.ErrProtocol, escape+long), nil)
+	caught := l.lease.Dispute(t.Context(), fmt.Errorf("%w: %s", peer.ErrProtocol, escape+long), nil)
 	if !errors.Is(caught, peer.ErrProtocol) {
 		t.Errorf("%v, want %v", caught, peer.ErrProtocol)
 	}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/audit"
+	"github.com/gpupay/gpupay/sdk/internal/paystream"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/wallet"
@@ -63,7 +64,7 @@ func TestOneGPULetTwice(t *testing.T) {
 // and a key in it keeps its lines.
 func TestAccessSteersNoTerminal(t *testing.T) {
 	lease := wire.Lease{Access: json.RawMessage("{\"ssh\":\"a\\u001b[2Jb\u009b2J\u202e\",\"key\":\"x\\ny\",\"port\":22,\"l\":[\"\\u0007c\"]}")}
-	if err := fitting(&lease); err != nil {
+	if err := paystream.Fitting(&lease); err != nil {
 		t.Fatal(err)
 	}
 	if got, want := string(lease.Access), `{"key":"x\ny","l":["c"],"port":22,"ssh":"a[2Jb2J"}`; got != want {
@@ -84,7 +85,7 @@ func TestLostDatabase(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if l.detach(); want != (common.Hash{}) {
+		if l.lease.Detach(); want != (common.Hash{}) {
 			leave(t, m, l) // it is over, and nothing is left to find
 			break
 		}
@@ -128,13 +129,13 @@ func TestPoorAndThenNot(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.detach()
-	if err := l.topUp(t.Context()); !errors.Is(err, wallet.ErrBalance) || l.mayTopUp() {
+	defer l.lease.Detach()
+	if err := l.lease.TopUp(t.Context()); !errors.Is(err, wallet.ErrBalance) || l.lease.MayTopUp() {
 		t.Fatalf("%v, want ErrBalance", err)
 	}
 	m.Mint(t, r.Address(), testrig.Thousand)
-	l.topped = time.Time{}
-	if err := l.topUp(t.Context()); err != nil || !l.mayTopUp() {
+	l.lease.Topped = time.Time{}
+	if err := l.lease.TopUp(t.Context()); err != nil || !l.lease.MayTopUp() {
 		t.Errorf("%v", err)
 	}
 }

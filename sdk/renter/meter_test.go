@@ -70,8 +70,8 @@ func TestEveryFieldOfABinding(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	lease := wire.Lease{LeaseID: l.row.Lease, ChannelID: l.id, OfferHash: l.offer.Hash, Devices: l.row.Devices, State: "active"}
-	real, err := json.Marshal(l.row.Binding)
+	lease := wire.Lease{LeaseID: l.lease.Row.Lease, ChannelID: l.lease.ID, OfferHash: l.lease.Offer.Hash, Devices: l.lease.Row.Devices, State: "active"}
+	real, err := json.Marshal(l.lease.Row.Binding)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -82,14 +82,14 @@ func TestEveryFieldOfABinding(t *testing.T) {
 			refused++
 			return
 		}
-		if err := l.judge(lease); err != nil {
+		if err := l.lease.Judge(lease); err != nil {
 			refused++
-		} else if !lease.Binding.Same(l.row.Binding) {
+		} else if !lease.Binding.Same(l.lease.Row.Binding) {
 			t.Errorf("%s: %+v is taken", what, lease.Binding)
 		}
 	})
-	lease.Binding = l.row.Binding
-	if err := l.judge(lease); err != nil || refused < 20 {
+	lease.Binding = l.lease.Row.Binding
+	if err := l.lease.Judge(lease); err != nil || refused < 20 {
 		t.Errorf("%d were refused, and what is right is: %v", refused, err)
 	}
 }
@@ -221,7 +221,7 @@ func TestTwoMetersOfALease(t *testing.T) {
 	if len(proofs) != 1 {
 		t.Fatalf("%d proofs", len(proofs))
 	}
-	if payee, err := proofs[0].Verify(); err != nil || payee != v.Key.Address() || proofs[0].Subject() != "meters of lease "+l.row.Lease.Hex() {
+	if payee, err := proofs[0].Verify(); err != nil || payee != v.Key.Address() || proofs[0].Subject() != "meters of lease "+l.lease.Row.Lease.Hex() {
 		t.Errorf("against %s: %s (%v)", payee, proofs[0].Subject(), err)
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/sdk"
+	"github.com/gpupay/gpupay/sdk/internal/rental"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -51,10 +52,10 @@ func TestLeaseBeganUnderTheOfferBefore(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			l.detach()
-			row := l.row
-			row.Phase = PhaseOpening // the last thing that is written
-			if err := errors.Join(r.store.save(t.Context(), row), r.Close()); err != nil {
+			l.lease.Detach()
+			row := l.lease.Row
+			row.Phase = rental.PhaseOpening // the last thing that is written
+			if err := errors.Join(r.store.Save(t.Context(), row), r.Close()); err != nil {
 				t.Fatal(err)
 			}
 		},
@@ -72,7 +73,7 @@ func resumeUnderNewOffer(t *testing.T, cut func(*testing.T, *Config, func(*Clien
 	})
 	restart()
 	r, l := resume(t, config)
-	l.detach()
+	l.lease.Detach()
 	if err := r.Close(); err != nil {
 		t.Fatal(err)
 	}

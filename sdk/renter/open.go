@@ -16,6 +16,7 @@ import (
 	"github.com/gpupay/gpupay/internal/u256"
 	"github.com/gpupay/gpupay/sdk/internal/boundlog"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
+	"github.com/gpupay/gpupay/sdk/internal/rental"
 	"github.com/gpupay/gpupay/sdk/units"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -76,13 +77,13 @@ func (r *Client) Rent(ctx context.Context, url string, options Options) (*Rental
 // openFailed says what can be done about an open that failed, and of its deposit whether it may still be sent: the provider may
 // have sent it and refused the lease.
 func (l *Rental) openFailed(ctx context.Context, again string, cause error) error {
-	l.detach()
-	if l.row.until() != 0 {
-		if _, err := l.look(ctx, l.r.w.Confirmations); err == nil {
-			cause = errors.Join(cause, l.save(ctx))
+	l.lease.Detach()
+	if l.lease.Row.Until() != 0 {
+		if _, err := l.lease.Look(ctx, l.c.w.Confirmations); err == nil {
+			cause = errors.Join(cause, l.lease.Save(ctx))
 		}
 	}
-	return fmt.Errorf("channel %s: opening it failed; %s, or leave it to get back what it holds%s: %w", l.id, again, l.row.goodUntil(), cause)
+	return fmt.Errorf("channel %s: opening it failed; %s, or leave it to get back what it holds%s: %w", l.lease.ID, again, l.lease.Row.GoodUntil(), cause)
 }
 
 // deposit is how much to put into the channel, within the caps.
@@ -131,7 +132,7 @@ func (r *Client) worthTopUp(o wire.Offer, options Options, funding string) error
 		return nil
 	}
 	step, err := units.Parse(options.TopUp, r.w.Token.Decimals)
-	if least := leastTopUp(o, funding); err == nil && step.Lt(&least) {
+	if least := rental.LeastTopUp(o, funding); err == nil && step.Lt(&least) {
 		err = fmt.Errorf("%w: TopUp is %s, this provider sends none under %s: add more at a time, or none", wallet.ErrDeposit, r.w.Format(step), r.w.Format(least))
 	}
 	return err
@@ -158,12 +159,14 @@ func (r *Client) prepare(ctx context.Context, q Quote, options Options, deposit 
 	if err != nil {
 		return nil, err
 	}
-	row := rentalRow{
-		URL: q.URL, Sponsored: sponsored, Offer: q.Offer.Document, GPUs: options.GPUs, Options: options, Deposit: deposit, Phase: PhaseOpening,
+	var salt common.Hash        // tells a payer's channels with one payee apart: eight bytes do, and are cheaper to settle than 32
+	_, _ = rand.Read(salt[24:]) // never fails
+	row := rental.Row{
+		URL: q.URL, Sponsored: sponsored, Offer: q.Offer.Document, GPUs: options.GPUs, Options: rental.Options(options), Deposit: deposit, Phase: rental.PhaseOpening,
 		Made: r.w.Now().Unix(),
 		Terms: channel.Terms{
 			ChainID: q.escrow.ChainID(), Escrow: q.escrow.Address(), Payer: r.Address(),
-			Payee: common.Address(q.Offer.Payee), Token: r.w.Token.Address, Salt: shortSalt(),
+			Payee: common.Address(q.Offer.Payee), Token: r.w.Token.Address, Salt: salt,
 		},
 		Funding: &wire.Payload{Action: wire.ActionOpen, Type: funding},
 	}
@@ -174,18 +177,11 @@ func (r *Client) prepare(ctx context.Context, q Quote, options Options, deposit 
 	if err != nil {
 		return nil, err
 	}
-	if err := r.store.create(ctx, row); err != nil {
+	if err := r.store.Create(ctx, row); err != nil {
 		return nil, err
 	}
 	fault.Point(fault.RentalStored)
-	return l, l.payer.Open(ctx, row.Terms, deposit)
-}
-
-// shortSalt tells a payer's channels with one payee apart. Eight bytes are
-// enough for that, and cheaper to settle than 32.
-func shortSalt() (salt common.Hash) {
-	_, _ = rand.Read(salt[24:]) // never fails
-	return salt
+	return l, l.lease.Payer.Open(ctx, row.Terms, deposit)
 }
 
 // funding is how the deposit gets onto the chain: by our own transaction if we
@@ -223,25 +219,25 @@ func (r *Client) sponsored(ctx context.Context, q Quote) (bool, error) {
 // after a crash at any point: the authorization and the transaction that it
 // sends again are the ones that it sent before.
 func (l *Rental) open(ctx context.Context, first *wire.Challenge) error {
-	if err := l.payer.Open(ctx, l.row.Terms, l.row.Deposit); err != nil {
+	if err := l.lease.Payer.Open(ctx, l.lease.Row.Terms, l.lease.Row.Deposit); err != nil {
 		return err // idempotent: a crash may have come before it
 	}
 	fault.Point(fault.ChannelStored)
-	if l.row.Funding.ChannelID != l.id {
+	if l.lease.Row.Funding.ChannelID != l.lease.ID {
 		if first == nil { // taken up again: the chain, the price and the room before the money
-			known, err := l.foreign(ctx)
+			known, err := l.lease.Foreign(ctx)
 			if err != nil || known {
 				return err
 			}
-			if err := l.r.w.Vet(ctx, l.row.Terms.Payee, peer.SiteOf(l.row.URL)); err != nil {
-				return fmt.Errorf("provider %s: no deposit is made: %w", l.row.URL, err)
+			if err := l.c.w.Vet(ctx, l.lease.Row.Terms.Payee, peer.SiteOf(l.lease.Row.URL)); err != nil {
+				return fmt.Errorf("provider %s: no deposit is made: %w", l.lease.Row.URL, err)
 			}
 			if first, err = l.requote(ctx); err != nil {
 				return err
 			}
 		}
 	}
-	if err := l.fund(ctx); err != nil {
+	if err := l.lease.Fund(ctx); err != nil {
 		return err
 	}
 	fault.Point(fault.FundingStored)
@@ -261,111 +257,86 @@ func (l *Rental) start(ctx context.Context, first *wire.Challenge) error {
 	if err != nil {
 		return err
 	}
-	voucher, err := l.payer.Pay(ctx, l.id, initial)
+	voucher, err := l.lease.Payer.Pay(ctx, l.lease.ID, initial)
 	if err != nil {
 		return err
 	}
-	given := l.row.give(l.row.Funding.Authorization)
-	if l.row.Asked == nil {
-		now := l.r.w.Clock.Now()
-		l.row.Asked, l.row.AskedBoot = &now, l.r.w.Clock.BootID()
+	given := l.lease.Row.Give(l.lease.Row.Funding.Authorization)
+	if l.lease.Row.Asked == nil {
+		now := l.c.w.Clock.Now()
+		l.lease.Row.Asked, l.lease.Row.AskedBoot = &now, l.c.w.Clock.BootID()
 		given = true
 	}
 	if given {
-		if err := l.save(ctx); err != nil {
+		if err := l.lease.Save(ctx); err != nil {
 			return err
 		}
 	}
 	fault.Point(fault.LeaseAsked)
-	l.challenge, l.row.Secret = first, "" // a proof, not a secret, stands beside an open
-	payload := *l.row.Funding
+	l.lease.Challenge, l.lease.Row.Secret = first, "" // a proof, not a secret, stands beside an open
+	payload := *l.lease.Row.Funding
 	amount := wire.NewAmount(voucher.Cumulative)
 	payload.CumulativeAmount, payload.VoucherSignature = &amount, voucher.Signature
 	if payload.Type == wire.TypeHash { // the draft's place for it
 		payload.Signature, payload.VoucherSignature = voucher.Signature, nil
 	}
-	if err := l.attach(ctx, payload); err != nil {
+	if err := l.lease.Attach(ctx, payload); err != nil {
 		return err
 	}
 	fault.Point(fault.LeaseBegun)
 	// What the open's authorization moved is the deposit now, and promised no more: it would count twice.
-	if _, err := l.look(ctx, l.r.w.Confirmations); err != nil {
-		boundlog.Warn(l.r.w.Log, "what became of the deposit's authorization is not known yet", l.id, err)
+	if _, err := l.lease.Look(ctx, l.c.w.Confirmations); err != nil {
+		boundlog.Warn(l.c.w.Log, "what became of the deposit's authorization is not known yet", l.lease.ID, err)
 	}
-	if view, err := l.escrow.View(ctx, l.id, nil); err == nil {
-		view.Deposit = u256.Max(view.Deposit, l.row.Deposit)
-		if _, err := l.payer.Observe(ctx, l.id, view); err != nil {
+	if view, err := l.lease.Escrow.View(ctx, l.lease.ID, nil); err == nil {
+		view.Deposit = u256.Max(view.Deposit, l.lease.Row.Deposit)
+		if _, err := l.lease.Payer.Observe(ctx, l.lease.ID, view); err != nil {
 			return err
 		}
 	}
-	return l.enter(ctx, PhaseRunning)
+	return l.lease.Enter(ctx, rental.PhaseRunning)
 }
 
 // requote asks for the price again: the offer that the channel was meant for
 // may have been replaced, and a lease would start under the new one.
-func (l *leaseStream) requote(ctx context.Context) (*wire.Challenge, error) {
-	q, err := l.r.quote(ctx, l.row.URL, l.row.GPUs)
+func (l *Rental) requote(ctx context.Context) (*wire.Challenge, error) {
+	q, err := l.c.quote(ctx, l.lease.Row.URL, l.lease.Row.GPUs)
 	if err != nil {
 		return nil, err
 	}
-	if l.row.Funding.ChannelID != l.id { // nothing is signed yet
+	if l.lease.Row.Funding.ChannelID != l.lease.ID { // nothing is signed yet
 		if err := q.available(); err != nil {
 			return nil, err
 		}
 	}
-	if q.Offer.Hash == l.offer.Hash || l.row.Lease != (common.Hash{}) {
+	if q.Offer.Hash == l.lease.Offer.Hash || l.lease.Row.Lease != (common.Hash{}) {
 		return &q.challenge, nil // a lease that began keeps its offer
 	}
-	if common.Address(q.Offer.Payee) != l.row.Terms.Payee || common.Address(q.Offer.Escrow) != l.row.Terms.Escrow {
-		return nil, fmt.Errorf("%w: the channel pays %s through %s, the new offer wants %s through %s: leave it",
-			peer.ErrOffer, l.row.Terms.Payee, l.row.Terms.Escrow, q.Offer.Payee, q.Offer.Escrow)
-	}
-	if l.row.Asked != nil {
-		// The answer got lost, and with it whether a lease began. If one did, it is under the offer that was asked for.
-		l.row.PastOffers = append(l.row.PastOffers, l.row.Offer)
-	}
-	if err := l.agree(q.Offer); err != nil {
+	if err := q.pays(l.lease.Terms); err != nil {
 		return nil, err
 	}
-	return &q.challenge, l.save(ctx)
-}
-
-// agree takes an offer, whose price was checked, for what the lease is under.
-func (l *checks) agree(offer wire.SignedOffer) (err error) {
-	l.row.Offer, l.offer = offer.Document, offer
-	if l.price, err = offer.Price(); err != nil {
-		return err
+	if l.lease.Row.Asked != nil {
+		// The answer got lost, and with it whether a lease began. If one did, it is under the offer that was asked for.
+		l.lease.Row.PastOffers = append(l.lease.Row.PastOffers, l.lease.Row.Offer)
 	}
-	l.credit, err = l.price.Charge(offer.Credit * uint64(time.Second))
-	return err
-}
-
-// recall goes back to an earlier offer, if a lease was asked for under it.
-func (l *checks) recall(hash common.Hash) error {
-	for _, document := range l.row.PastOffers {
-		offer, err := wire.ParseOffer(document)
-		if err != nil {
-			return fmt.Errorf("channel %s: an offer on disk does not parse; restore the database from its backup: %w", l.id, err)
-		}
-		if offer.Hash == hash {
-			return l.agree(offer)
-		}
+	if err := l.lease.Agree(q.Offer); err != nil {
+		return nil, err
 	}
-	return nil // nobody asked for that one
+	return &q.challenge, l.lease.Save(ctx)
 }
 
 // initial is what the open's own voucher is for: the prepayment, no record
 // having been seen, and what was signed before a crash if that is more.
-func (l *deposits) initial(ctx context.Context) (uint256.Int, error) {
-	ahead, err := l.price.Charge(uint64(l.row.Options.Prepay))
+func (l *Rental) initial(ctx context.Context) (uint256.Int, error) {
+	ahead, err := l.lease.Price.Charge(uint64(l.lease.Row.Options.Prepay))
 	if err != nil {
 		return ahead, err
 	}
-	paid, err := l.payer.State(ctx, l.id)
+	paid, err := l.lease.Payer.State(ctx, l.lease.ID)
 	if err != nil {
 		return ahead, err
 	}
-	if ahead = u256.Min(ahead, l.row.Deposit); ahead.Lt(&paid.Signed) {
+	if ahead = u256.Min(ahead, l.lease.Row.Deposit); ahead.Lt(&paid.Signed) {
 		return paid.Signed, nil
 	}
 	return ahead, nil

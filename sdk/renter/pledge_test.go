@@ -8,6 +8,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/badrpc"
+	"github.com/gpupay/gpupay/sdk/internal/rental"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -26,13 +27,13 @@ func leftDuring(t *testing.T, m *testrig.Market, d *drawer, bad *badrpc.Endpoint
 	})
 	before, topUp = d.deposited(), make(chan error, 1)
 	go func() {
-		release, err := l.claim(t.Context()) // as Run does
+		release, err := l.lease.Claim(t.Context()) // as Run does
 		if err != nil {
 			topUp <- err
 			return
 		}
 		defer release()
-		topUp <- l.topUp(t.Context())
+		topUp <- l.lease.TopUp(t.Context())
 	}()
 	select {
 	case <-asked:
@@ -43,7 +44,7 @@ func leftDuring(t *testing.T, m *testrig.Market, d *drawer, bad *badrpc.Endpoint
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := relayer(t, m).RequestClose(t.Context(), request); err != nil {
+	if err := m.Relayer(t).RequestClose(t.Context(), request); err != nil {
 		t.Fatal(err)
 	}
 	close(answer)
@@ -96,11 +97,11 @@ func TestLeaveDuringATopUp(t *testing.T) {
 				t.Error(err)
 			}
 			checkLeft(t, d, before, signed)
-			paid, err := l.payer.State(t.Context(), l.ID())
-			if err != nil || l.row.TopUp != nil || paid.Authorized.Uint64() > before {
-				t.Errorf("top-up %v, %s authorized (%v): it is forgotten", l.row.TopUp, paid.Authorized.Dec(), err)
+			paid, err := l.lease.Payer.State(t.Context(), l.ID())
+			if err != nil || l.lease.Row.TopUp != nil || paid.Authorized.Uint64() > before {
+				t.Errorf("top-up %v, %s authorized (%v): it is forgotten", l.lease.Row.TopUp, paid.Authorized.Dec(), err)
 			}
-			l.detach()
+			l.lease.Detach()
 		})
 	}
 }
@@ -136,7 +137,7 @@ func TestLeaveBeforeAStoredTopUp(t *testing.T) {
 				t.Fatal(err)
 			}
 			r = openRenter(t, config)
-			if l, err = r.Resume(t.Context(), l.ID()); err != nil || l.row.TopUp == nil {
+			if l, err = r.Resume(t.Context(), l.ID()); err != nil || l.lease.Row.TopUp == nil {
 				t.Fatalf("the top-up is not on disk: %v", err)
 			}
 			other, err := r.Rental(t.Context(), l.ID()) // as another part of the program has it
@@ -147,11 +148,11 @@ func TestLeaveBeforeAStoredTopUp(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := relayer(t, m).RequestClose(t.Context(), request); err != nil {
+			if err := m.Relayer(t).RequestClose(t.Context(), request); err != nil {
 				t.Fatal(err)
 			}
 			before := d.deposited()
-			if err := l.finishTopUp(t.Context()); err != nil && !isTransient(err) {
+			if err := l.lease.FinishTopUp(t.Context()); err != nil && !rental.IsTransient(err) {
 				t.Error(err)
 			}
 			checkLeft(t, d, before, signed)
@@ -163,26 +164,26 @@ func TestLeaveBeforeAStoredTopUp(t *testing.T) {
 // signature is the last that is done.
 func storeTopUp(t *testing.T, l *Rental, bad *badrpc.Endpoint, fails []string) {
 	t.Helper()
-	step, salt := l.step(), l.topUpSalt()
-	deposit := l.committed()
-	if err := l.payer.Fund(t.Context(), l.id, *deposit.Add(&deposit, &step)); err != nil {
+	step, salt := l.lease.Step(), l.lease.TopUpSalt()
+	deposit := l.lease.Committed()
+	if err := l.lease.Payer.Fund(t.Context(), l.lease.ID, *deposit.Add(&deposit, &step)); err != nil {
 		t.Fatal(err)
 	}
 	amount := wire.NewAmount(step)
-	l.row.TopUp = &wire.Payload{
-		Action: wire.ActionTopUp, Type: l.row.Funding.Type, ChannelID: l.id, AdditionalDeposit: &amount, Salt: &salt,
+	l.lease.Row.TopUp = &wire.Payload{
+		Action: wire.ActionTopUp, Type: l.lease.Row.Funding.Type, ChannelID: l.lease.ID, AdditionalDeposit: &amount, Salt: &salt,
 	}
-	if err := l.save(t.Context()); err != nil {
+	if err := l.lease.Save(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	for _, method := range fails {
 		bad.On(method, func(x *badrpc.Exchange) { x.Status = 500 })
 	}
-	if failed, stopped := l.signTopUp(t.Context()); stopped != nil || (failed == nil) != (len(fails) == 0) {
+	if failed, stopped := l.lease.SignTopUp(t.Context()); stopped != nil || (failed == nil) != (len(fails) == 0) {
 		t.Fatalf("signing it: %v, %v", failed, stopped)
 	}
 	bad.Heal()
-	l.detach()
+	l.lease.Detach()
 }
 
 // TestLeaveSignedDuringALeave: a Leave that nobody could send takes back that it ended payments, but not where the request was
@@ -208,7 +209,7 @@ func TestLeaveSignedDuringALeave(t *testing.T) {
 	if _, err := l.Leave(t.Context()); !errors.Is(err, wallet.ErrNoGas) {
 		t.Fatalf("Leave: %v, want ErrNoGas", err)
 	}
-	if paid, err := l.payer.State(t.Context(), l.ID()); err != nil || !paid.Closed || l.Snapshot().Phase != PhaseLeaving {
+	if paid, err := l.lease.Payer.State(t.Context(), l.ID()); err != nil || !paid.Closed || l.Snapshot().Phase != PhaseLeaving {
 		t.Errorf("the channel is open for payments, its rental %s (%v)", l.Snapshot().Phase, err)
 	}
 }

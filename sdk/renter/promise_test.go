@@ -17,6 +17,7 @@ import (
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
+	"github.com/gpupay/gpupay/sdk/internal/rental"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -53,14 +54,14 @@ func TestOneFalseBlockTimeFreesNoCap(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer l.detach()
+		defer l.lease.Detach()
 		d.terms = l.Terms()
 		d.submit(d.payloads()[0])
 		for range 4 {
 			for _, lies := range []int64{0, 1} {
 				h.lies.Store(lies)
-				l.topped = time.Time{}
-				_ = l.topUp(t.Context()) // the provider says yes and does nothing
+				l.lease.Topped = time.Time{}
+				_ = l.lease.TopUp(t.Context()) // the provider says yes and does nothing
 			}
 			h.lies.Store(0)
 		}
@@ -122,8 +123,8 @@ func TestOpenCountsOnce(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.detach()
-	if step, promised := l.step(), l.Snapshot().Promised; step.Uint64() != 500_000 || !promised.IsZero() || d.deposited() != 500_000 {
+	defer l.lease.Detach()
+	if step, promised := l.lease.Step(), l.Snapshot().Promised; step.Uint64() != 500_000 || !promised.IsZero() || d.deposited() != 500_000 {
 		t.Errorf("the next top-up is %s, %s are promised beside %d", step.Dec(), promised.Dec(), d.deposited())
 	}
 }
@@ -137,16 +138,16 @@ func TestVoucherCountsOnce(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.detach()
-	before := l.row.Vouchers
+	defer l.lease.Detach()
+	before := l.lease.Row.Vouchers
 	for _, amount := range []uint64{1000, 1000, 1000, 2000, 2000} {
-		voucher, err := l.payer.Pay(t.Context(), l.ID(), *uint256.NewInt(amount))
+		voucher, err := l.lease.Payer.Pay(t.Context(), l.ID(), *uint256.NewInt(amount))
 		if err != nil {
 			t.Fatal(err)
 		}
-		l.deliver(t.Context(), voucher)
+		l.lease.Deliver(t.Context(), voucher)
 	}
-	if got := l.row.Vouchers - before; got != 2 {
+	if got := l.lease.Row.Vouchers - before; got != 2 {
 		t.Errorf("%d were counted of 2", got)
 	}
 }
@@ -208,8 +209,8 @@ func TestDistrustCrossesSchemes(t *testing.T) {
 			t.Fatal(err)
 		}
 		lieOverX402(t, s, x)
-		if err := l.topUp(t.Context()); !errors.As(err, &d) || l.row.TopUp != nil || l.mayTopUp() {
-			t.Errorf("topped up: %v, %+v", err, l.row.TopUp)
+		if err := l.lease.TopUp(t.Context()); !errors.As(err, &d) || l.lease.Row.TopUp != nil || l.lease.MayTopUp() {
+			t.Errorf("topped up: %v, %+v", err, l.lease.Row.TopUp)
 		}
 	})
 	t.Run("caught in a rental", func(t *testing.T) {
@@ -286,7 +287,7 @@ func TestBackupFromBeforeTheAuthorization(t *testing.T) {
 	if c, err := l.Leave(t.Context()); err != nil || !c.Deposit.IsZero() {
 		t.Fatalf("%+v, %v", c, err)
 	}
-	m.Mine(t, finality)
+	m.Mine(t, rental.Finality)
 	if open, err := r.Rentals(t.Context()); err != nil || len(open) != 0 {
 		t.Fatalf("%+v, %v: want none", open, err)
 	}
@@ -319,14 +320,14 @@ func TestDepositCountsOnceWithConfirmations(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.detach()
+	defer l.lease.Detach()
 	d.terms = l.Terms()
 	d.submit(d.payloads()[0])
 	m.Mine(t, 3)
-	if step := l.step(); !step.IsZero() {
+	if step := l.lease.Step(); !step.IsZero() {
 		t.Fatalf("the deposit is counted already, and a top-up of %s would be made: the test shows nothing", step.Dec())
 	}
-	if err := l.budget(t.Context()); err != nil || len(d.payloads()) != 2 {
+	if err := l.lease.Budget(t.Context()); err != nil || len(d.payloads()) != 2 {
 		t.Errorf("%v, %d deposits were handed out, want the top-up", err, len(d.payloads()))
 	}
 }
@@ -372,7 +373,7 @@ func TestCaughtPayeeGetsNoOtherRental(t *testing.T) {
 	if l, err = r.Rent(t.Context(), elsewhere.Server.URL, Options{Deposit: "0.1"}); err != nil {
 		t.Errorf("it is over, and all is back: %v", err)
 	} else {
-		l.detach()
+		l.lease.Detach()
 	}
 }
 
@@ -389,18 +390,18 @@ func TestFallbackMayStillCome(t *testing.T) {
 		t.Fatal(err)
 	}
 	l, err := r.prepare(t.Context(), q, Options{GPUs: 1, PayEvery: 50 * time.Millisecond}, *uint256.NewInt(500_000))
-	if err != nil || l.row.Funding.Type != wire.TypeHash {
-		t.Fatalf("%+v, %v", l.row.Funding, err)
+	if err != nil || l.lease.Row.Funding.Type != wire.TypeHash {
+		t.Fatalf("%+v, %v", l.lease.Row.Funding, err)
 	}
 	d.terms = l.Terms()
 	if c, err := l.Leave(t.Context()); err != nil || !c.Deposit.IsZero() {
 		t.Fatalf("%+v, %v", c, err)
 	}
-	m.Mine(t, finality+1)
+	m.Mine(t, rental.Finality+1)
 	if open, err := r.Rentals(t.Context()); err != nil || len(open) != 1 || open[0].Phase != PhaseClosed {
 		t.Fatalf("%+v, %v: want one that is closed, and not for good", open, err)
 	}
-	a, signature, err := l.authorize(t.Context(), *uint256.NewInt(500_000), channel.OpenNonce(d.terms.Payer, d.terms)) // as the other copy did
+	a, signature, err := l.lease.Authorize(t.Context(), *uint256.NewInt(500_000), channel.OpenNonce(d.terms.Payer, d.terms)) // as the other copy did
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -40,7 +40,7 @@ func TestProofIsNotCrowdedOut(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i := range 3 * wallet.MaxPieces { // each says something else
-		if err := l.silent(t.Context(), fmt.Errorf("excuse %d", i)); !errors.Is(err, peer.ErrSilent) {
+		if err := l.lease.Silent(t.Context(), fmt.Errorf("excuse %d", i)); !errors.Is(err, peer.ErrSilent) {
 			t.Fatal(err)
 		}
 	}
@@ -48,7 +48,7 @@ func TestProofIsNotCrowdedOut(t *testing.T) {
 		t.Errorf("%d silences are kept, %v", len(kept), err)
 	}
 	for i := range wallet.MaxPieces {
-		if err := r.w.Keep(t.Context(), wallet.Evidence{Channel: l.ID(), URL: l.row.URL, Reason: fmt.Sprint(i), At: time.Now()}); err != nil {
+		if err := r.w.Keep(t.Context(), wallet.Evidence{Channel: l.ID(), URL: l.lease.Row.URL, Reason: fmt.Sprint(i), At: time.Now()}); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -7,8 +7,10 @@ import (
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
+
 	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/audit"
+	"github.com/gpupay/gpupay/sdk/internal/rental"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/wallet"
 )
@@ -40,11 +42,11 @@ func TestRenterPrune(t *testing.T) {
 	}
 	runs := rent()
 	for _, l := range []*Rental{final, caught} {
-		if err := l.enter(t.Context(), PhaseFinished); err != nil {
+		if err := l.lease.Enter(t.Context(), rental.PhaseFinished); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := r.w.Keep(t.Context(), wallet.Evidence{Channel: caught.id, URL: server.URL, Reason: "a test", At: time.Now()}); err != nil {
+	if err := r.w.Keep(t.Context(), wallet.Evidence{Channel: caught.lease.ID, URL: server.URL, Reason: "a test", At: time.Now()}); err != nil {
 		t.Fatal(err)
 	}
 	full, later := errors.New("the disk is full"), time.Now().Add(time.Hour)
@@ -56,24 +58,24 @@ func TestRenterPrune(t *testing.T) {
 	if n, err := r.Prune(t.Context(), later, func(*audit.Bundle) error { return full }); n != 0 || !errors.Is(err, full) {
 		t.Errorf("%d are pruned that are not kept, %v", n, err)
 	}
-	before, err := r.store.load(t.Context(), final.id)
+	before, err := r.store.Load(t.Context(), final.lease.ID)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if n, err := r.Prune(t.Context(), later, keep); n != 1 || err != nil {
 		t.Errorf("%d are pruned, want 1, %v", n, err)
 	}
-	if len(kept) != 1 || kept[0].Channel != final.id || len(kept[0].Leases) != 1 || len(kept[0].Leases[0].Records) < 2 {
+	if len(kept) != 1 || kept[0].Channel != final.lease.ID || len(kept[0].Leases) != 1 || len(kept[0].Leases[0].Records) < 2 {
 		t.Errorf("kept: %+v", kept)
 	} else if err := audit.Failures(audit.Verify(t.Context(), kept[0], m.Backend)); err != nil {
 		t.Errorf("what is kept: %v", err)
 	}
-	for id, gone := range map[common.Hash]bool{final.id: true, caught.id: false, young.id: false, runs.id: false} {
-		if records, err := r.store.records(t.Context(), id); err != nil || (len(records) == 0) != gone {
+	for id, gone := range map[common.Hash]bool{final.lease.ID: true, caught.lease.ID: false, young.lease.ID: false, runs.lease.ID: false} {
+		if records, err := r.store.Records(t.Context(), id); err != nil || (len(records) == 0) != gone {
 			t.Errorf("channel %s: %d records are left, %v", id, len(records), err)
 		}
 	}
-	after, err := r.store.load(t.Context(), final.id)
+	after, err := r.store.Load(t.Context(), final.lease.ID)
 	if err != nil || len(after.Spans) != len(before.Spans) || after.Checker.Sequence != before.Checker.Sequence {
 		t.Errorf("the rental itself: %+v, %v", after, err)
 	}

@@ -5,17 +5,18 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"math"
 	"strconv"
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/holiman/uint256"
 
+	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/boundlog"
+	"github.com/gpupay/gpupay/sdk/internal/paystream"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	"github.com/gpupay/gpupay/sdk/units"
 	"github.com/gpupay/gpupay/sdk/wallet"
@@ -73,6 +74,14 @@ func (r *Client) quote(ctx context.Context, url string, gpus int) (Quote, error)
 	return q, nil
 }
 
+// pays refuses an offer of another payee than a channel's, or of another escrow.
+func (q Quote) pays(terms channel.Terms) error {
+	if common.Address(q.Offer.Payee) == terms.Payee && common.Address(q.Offer.Escrow) == terms.Escrow {
+		return nil
+	}
+	return fmt.Errorf("%w: the channel pays %s through %s, the new offer wants %s through %s: leave it", peer.ErrOffer, terms.Payee, terms.Escrow, q.Offer.Payee, q.Offer.Escrow)
+}
+
 // available refuses to put money into a lease that cannot begin.
 func (q Quote) available() error {
 	if q.Free != nil && *q.Free < q.GPUs {
@@ -116,7 +125,7 @@ func (r *Client) checkQuote(ctx context.Context, challenge wire.Challenge, docum
 	if offer.ExpiredAt(r.w.Now()) {
 		return Quote{}, fmt.Errorf("%w: it expired at %s", peer.ErrOffer, time.Unix(offer.Expires, 0).UTC().Format(time.RFC3339))
 	}
-	if err := r.plausible(offer.Offer); err != nil {
+	if err := paystream.Plausible(offer.Offer, r.config.MaxCredit, r.w.Patience); err != nil {
 		return Quote{}, err
 	}
 	price, err := r.w.CheckPrice(offer.Offer)
@@ -141,42 +150,6 @@ func (r *Client) checkQuote(ctx context.Context, challenge wire.Challenge, docum
 		q.SuggestedDeposit = request.SuggestedDeposit.Int
 	}
 	return q, nil
-}
-
-// Bounds of what an offer may say, beside wire.MaxGap.
-const (
-	maxOfferTick = time.Minute
-	maxKinds     = 64  // of devices
-	maxModel     = 128 // bytes of a device's name
-)
-
-// plausible holds an offer's figures to what they can be: each of them bounds
-// what the renter can lose or wait for, so one that is out of all proportion
-// makes a bound that bounds nothing.
-func (r *Client) plausible(o wire.Offer) error {
-	for _, figure := range []struct {
-		name            string
-		is, least, most int64
-		unit            string
-	}{
-		{"credit", int64(min(o.Credit, math.MaxInt64)), 1, max(int64(r.config.MaxCredit/time.Second), 1), "GPU-seconds"},
-		{"tick", o.Tick, 1, maxOfferTick.Milliseconds(), "ms"},
-		{"gap", o.MaxGap, o.Tick, wire.MaxGap.Milliseconds(), "ms"},
-		{"time between records", o.RecordEvery, metering.MinRecordEvery.Milliseconds(), max(r.w.Patience, metering.MinRecordEvery).Milliseconds(), "ms"},
-	} {
-		if figure.is < figure.least || figure.is > figure.most {
-			return fmt.Errorf("%w: a %s of %d %s, from %d to %d is plausible: nothing was signed", peer.ErrOffer, figure.name, figure.is, figure.unit, figure.least, figure.most)
-		}
-	}
-	if len(o.Devices) > maxKinds {
-		return fmt.Errorf("%w: %d kinds of devices", peer.ErrOffer, len(o.Devices))
-	}
-	for _, d := range o.Devices {
-		if len(d.Model) > maxModel || d.Model != peer.Printable(d.Model) || d.Count < 0 {
-			return fmt.Errorf("%w: %d of a device called %.60q", peer.ErrOffer, d.Count, d.Model)
-		}
-	}
-	return nil
 }
 
 // sameTerms holds the challenge, which nobody signed, to the offer, which the
@@ -220,4 +193,26 @@ func (r *Client) escrowOf(ctx context.Context, offer wire.Offer) (*chain.Escrow,
 		return nil, fmt.Errorf("%w: leaving %s takes %s, this renter waits at most %s", wallet.ErrEscrow, address, escrow.Grace(), r.w.MaxGrace)
 	}
 	return escrow, nil
+}
+
+// checkEscrow says whether a renter may put money into an escrow that a
+// provider named. A contract of the provider's own could answer every question
+// like ours and still pay the whole deposit to the provider: so it is either
+// the one that the renter's configuration names, or its code is ours to the
+// byte, and only our constructor can have run at its address.
+func (r *Client) checkEscrow(ctx context.Context, escrow *chain.Escrow) error {
+	if r.config.Escrow != (common.Address{}) {
+		if escrow.Address() == r.config.Escrow {
+			return nil
+		}
+		return fmt.Errorf("%w: the provider names %s, this renter trusts %s", wallet.ErrEscrow, escrow.Address(), r.config.Escrow)
+	}
+	if r.config.AllowUnknownEscrow {
+		return nil
+	}
+	err := escrow.VerifyOrigin(ctx)
+	if errors.Is(err, chain.ErrNotEscrow) {
+		return fmt.Errorf("%w: %w: name it in the configuration if you trust it", wallet.ErrEscrow, err)
+	}
+	return err
 }

@@ -92,26 +92,3 @@ func worth(t *testing.T, v *testrig.Hostile, d time.Duration) uint256.Int {
 	}
 	return charge
 }
-
-// TestUnansweredVoucher: a renter waits for a receipt as long as for an answer, and then attaches again.
-func TestUnansweredVoucher(t *testing.T) {
-	l := new(Rental)
-	l.sent, l.delivered = *uint256.NewInt(20), *uint256.NewInt(10)
-	l.sentAt = l.awake.Now()
-	for waited := time.Duration(0); waited <= peer.AnswerTimeout; waited += time.Second {
-		l.awake.Count(time.Second)
-	}
-	if !l.unanswered() {
-		t.Error("it waits on")
-	}
-	if l.delivered = l.sent; l.unanswered() {
-		t.Error("it waits for what it has")
-	}
-	l.delivered, l.sentAt = *uint256.NewInt(10), l.awake.Now()
-	if l.unanswered() {
-		t.Error("it does not wait")
-	}
-	if l.belowMinDelta(*uint256.NewInt(20)) != true || l.belowMinDelta(*uint256.NewInt(21)) {
-		t.Error("what is on its way is offered again, or what is more is not")
-	}
-}

@@ -51,9 +51,9 @@ func TestRenterFromBeforeItsTopUp(t *testing.T) {
 	used := s.Owed.Uint64() + 2*uint64((p.Config.Credit+p.Config.MaxGap)/time.Millisecond)
 	until("use", func(s State) bool { return s.Paid.Uint64() >= used })
 	for _, deposit := range []uint64{400_000, 500_000} {
-		l.topped = time.Time{}
-		if err := l.topUp(t.Context()); err != nil || l.row.Deposit.Uint64() != deposit {
-			t.Fatalf("the deposit is %s, %v, want %d", l.row.Deposit.Dec(), err, deposit)
+		l.lease.Topped = time.Time{}
+		if err := l.lease.TopUp(t.Context()); err != nil || l.lease.Row.Deposit.Uint64() != deposit {
+			t.Fatalf("the deposit is %s, %v, want %d", l.lease.Row.Deposit.Dec(), err, deposit)
 		}
 		if deposit == 400_000 {
 			again(func() { old.Restore(t) })

@@ -50,7 +50,7 @@ func TestFalseSettledBuysNoAbsence(t *testing.T) {
 	config, bad := behindEndpoint(t, m)
 	lies := claimSettled(t, bad)
 	r, l := absenteeOf(t, config, v)
-	if paid, err := l.payer.State(t.Context(), l.ID()); err != nil || paid.Settled.IsZero() || lies.Load() == 0 {
+	if paid, err := l.lease.Payer.State(t.Context(), l.ID()); err != nil || paid.Settled.IsZero() || lies.Load() == 0 {
 		t.Fatalf("the renter holds %s for settled (%v): the endpoint was not asked for the channel", paid.Settled.Dec(), err)
 	}
 	checkAway(t, r, l, l.Run(t.Context()), metering.ErrCredit)

@@ -19,7 +19,7 @@ func TestRunAfterSignLeave(t *testing.T) {
 	m := testrig.NewMarket(t)
 	server := serveProvider(t, m, func(c *sdk.ProviderConfig) { c.Credit = 20 * time.Second })
 	config := renterConfig(t, m, m.Dusty(t))
-	relay := relayer(t, m)
+	relay := m.Relayer(t)
 	config.Relay, config.ClockOff = relay, 1000*time.Hour
 	r := openRenter(t, config)
 	l, err := r.Rent(t.Context(), server.URL, Options{Deposit: "0.25", TopUp: "0.25", PayEvery: 50 * time.Millisecond})
@@ -80,7 +80,7 @@ func TestReopen(t *testing.T) {
 			stop()
 			<-done
 			requested := func() bool {
-				view, err := l.escrow.View(t.Context(), l.ID(), nil)
+				view, err := l.lease.Escrow.View(t.Context(), l.ID(), nil)
 				return err == nil && view.CloseRequestedAt != 0
 			}
 			if by == "relayed" {
@@ -91,7 +91,7 @@ func TestReopen(t *testing.T) {
 				if err := l.Reopen(t.Context()); !errors.Is(err, channel.ErrClosing) {
 					t.Errorf("a request that anyone can send: %v", err)
 				}
-				if err := relayer(t, m).RequestClose(t.Context(), request); err != nil {
+				if err := m.Relayer(t).RequestClose(t.Context(), request); err != nil {
 					t.Fatal(err)
 				}
 			} else {
@@ -103,7 +103,7 @@ func TestReopen(t *testing.T) {
 				<-left
 			}
 			testrig.Eventually(t, "the provider to settle, and end the lease before", func() bool {
-				view, err := l.escrow.View(t.Context(), l.ID(), nil)
+				view, err := l.lease.Escrow.View(t.Context(), l.ID(), nil)
 				return err == nil && !view.Settled.IsZero()
 			})
 			if err := r.Close(); err != nil {

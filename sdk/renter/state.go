@@ -1,14 +1,27 @@
 package renter
 
 import (
-	"context"
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/internal/rental"
 	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// Phase is how far a rental has come.
+type Phase string
+
+const (
+	PhaseOpening  = Phase(rental.PhaseOpening)  // the channel may or may not be funded
+	PhaseRunning  = Phase(rental.PhaseRunning)  // the lease runs, or did when we last heard of it
+	PhaseDisputed = Phase(rental.PhaseDisputed) // the provider was caught: nothing more is paid, the deposit is still to be got back
+	PhaseClosing  = Phase(rental.PhaseClosing)  // being closed with the provider's help
+	PhaseLeaving  = Phase(rental.PhaseLeaving)  // being left without it
+	PhaseClosed   = Phase(rental.PhaseClosed)   // the refund is here, or the channel was never funded; a re-org could still undo that
+	PhaseFinished = Phase(rental.PhaseFinished) // and no re-org can any more
 )
 
 // State is what a rental has come to, for a person to look at. Amounts
@@ -49,26 +62,14 @@ type Closing struct {
 	Note     string      `json:"note,omitempty"`
 }
 
-// show refreshes the snapshot. Only the owner of busy calls it.
-func (l *ledger) show(ctx context.Context) {
-	view := l.row.state()
-	view.Service, view.Heard = l.service, l.heard
-	paid, err := l.payer.State(context.WithoutCancel(ctx), l.id)
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if view.Paid = paid.Signed; err != nil {
-		view.Paid = l.view.Paid
-	}
-	l.view, l.access = view, l.row.Access
-}
-
-func (row rentalRow) state() State {
+// stateOf is what a rental's row says; what vouchers do is not in it.
+func stateOf(row rental.Row) State {
 	s := State{
-		Channel: row.Terms.ID(), Lease: row.Lease, URL: row.URL, Phase: row.Phase, Devices: row.Devices, GPUs: row.GPUs, For: row.Options.For,
-		Owed: row.OwedBefore, Deposit: row.Deposit, Reason: row.Ended, Closed: row.Closed,
+		Channel: row.Terms.ID(), Lease: row.Lease, URL: row.URL, Phase: Phase(row.Phase), Devices: row.Devices, GPUs: row.GPUs, For: row.Options.For,
+		Owed: row.OwedBefore, Deposit: row.Deposit, Reason: row.Ended, Closed: (*Closing)(row.Closed),
 	}
-	if s.Promised = row.outstanding(); !s.Promised.IsZero() {
-		s.Until = time.Unix(int64(row.until()), 0)
+	if s.Promised = row.Outstanding(); !s.Promised.IsZero() {
+		s.Until = time.Unix(int64(row.Until()), 0)
 	}
 	if row.Dispute != "" {
 		s.Reason = row.Dispute

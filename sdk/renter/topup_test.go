@@ -13,6 +13,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
+	"github.com/gpupay/gpupay/sdk/internal/rental"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -147,8 +148,8 @@ func TestCapHoldsWhateverIsSent(t *testing.T) {
 		for range 40 {
 			switch all := d.payloads(); random.IntN(7) {
 			case 0, 1, 2:
-				l.topped = time.Time{}
-				_ = l.topUp(t.Context()) // the provider says yes and does nothing
+				l.lease.Topped = time.Time{}
+				_ = l.lease.TopUp(t.Context()) // the provider says yes and does nothing
 			case 3:
 				d.gift()
 			case 4:
@@ -156,7 +157,7 @@ func TestCapHoldsWhateverIsSent(t *testing.T) {
 			case 5:
 				m.Pass(t, time.Duration(1+random.IntN(10))*time.Minute)
 			case 6:
-				l.detach()
+				l.lease.Detach()
 				if l, err = r.Resume(t.Context(), l.ID()); err != nil {
 					t.Fatal(err)
 				}
@@ -168,8 +169,8 @@ func TestCapHoldsWhateverIsSent(t *testing.T) {
 		m.Pass(t, 24*time.Hour+2*wallet.AuthorizationTTL) // and what ended unseen counts no more
 		var last error
 		for range 12 {
-			l.topped = time.Time{}
-			last = l.topUp(t.Context())
+			l.lease.Topped = time.Time{}
+			last = l.lease.TopUp(t.Context())
 			for _, p := range d.payloads() {
 				d.submit(p)
 			}
@@ -177,7 +178,7 @@ func TestCapHoldsWhateverIsSent(t *testing.T) {
 		if got := d.deposited(); got+d.gifts != cap && got != cap {
 			t.Errorf("seed %d: %d of %d deposited, with %d by strangers: the cap leaves room (%v)", seed, got, cap, d.gifts, last)
 		}
-		l.detach()
+		l.lease.Detach()
 	}
 }
 
@@ -208,19 +209,19 @@ func TestOwnDepositsCountWhateverIsSeen(t *testing.T) {
 				for _, p := range d.payloads() {
 					d.submit(p)
 				}
-				l.topped = time.Time{}
-				_ = l.topUp(t.Context())
+				l.lease.Topped = time.Time{}
+				_ = l.lease.TopUp(t.Context())
 			}
 			for range 4 {
 				topUp(deposit)
 				topUp(deposit + step)
 				m.Pass(t, 2*wallet.AuthorizationTTL) // what was signed leaves the books
-				m.Mine(t, finality)
+				m.Mine(t, rental.Finality)
 			}
 			if got, out := d.deposited(), d.outstanding(); got+out > cap || got < cap-step {
 				t.Errorf("%s, gasless %t: %d deposited and %d outstanding, the cap is %d", name, gasless, got, out, cap)
 			}
-			l.detach()
+			l.lease.Detach()
 		}
 	}
 }
@@ -323,8 +324,8 @@ func TestAuthorizationIsGoodForMinutes(t *testing.T) {
 		t.Errorf("the authorization is good for %s", left)
 	}
 	m.AdvanceTime(t, time.Hour) // as an endpoint would that lies
-	if err := l.topUp(t.Context()); err == nil || len(d.payloads()) != 1 {
+	if err := l.lease.TopUp(t.Context()); err == nil || len(d.payloads()) != 1 {
 		t.Errorf("%v, %d authorizations: one was signed by a clock that is an hour off", err, len(d.payloads()))
 	}
-	l.detach()
+	l.lease.Detach()
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/badrpc"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/rental"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/wallet"
 )
@@ -150,21 +151,21 @@ func TestDepositSeenDoesNotFall(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.detach()
+	defer l.lease.Detach()
 	bad.On("eth_call", word(channelsCall, map[int]uint64{fieldDeposit: 1}))
 	look := func() uint64 {
 		t.Helper()
-		seen, err := l.look(t.Context(), 1)
-		if err != nil || seen.Deposit != l.row.Deposit {
+		seen, err := l.lease.Look(t.Context(), 1)
+		if err != nil || seen.Deposit != l.lease.Row.Deposit {
 			t.Fatal(seen, err)
 		}
-		return l.row.Deposit.Uint64()
+		return l.lease.Row.Deposit.Uint64()
 	}
-	got, step := look(), l.step()
+	got, step := look(), l.lease.Step()
 	if got != 1_000_000 || !step.IsZero() {
 		t.Errorf("the deposit is %d, and there is room for a top-up", got)
 	}
-	m.Mine(t, finality)
+	m.Mine(t, rental.Finality)
 	if got := look(); got != 1 {
 		t.Errorf("the deposit is %d, and no re-org would bring it back", got)
 	}
@@ -187,8 +188,8 @@ func TestFinishedIsLookedAtAgain(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		l.detach()
-		m.Mine(t, finality+2)
+		l.lease.Detach()
+		m.Mine(t, rental.Finality+2)
 		bad.On("eth_call", word(channelsCall, map[int]uint64{fieldOpen: 0, fieldFinalized: 1}))
 		if _, err := l.Leave(t.Context()); err != nil {
 			t.Fatal(err)
@@ -224,9 +225,11 @@ func TestRecoverGoesOn(t *testing.T) {
 	}
 	var want []common.Hash
 	var others *Rental
+	var salt common.Hash
 	open := func(signer common.Address) common.Hash {
 		t.Helper()
-		terms := channel.Terms{ChainID: escrow.ChainID(), Escrow: m.Escrow, Payer: r.Address(), Payee: m.PayeeAddress(), Token: m.Token, Salt: shortSalt(), AuthorizedSigner: signer}
+		salt[31]++
+		terms := channel.Terms{ChainID: escrow.ChainID(), Escrow: m.Escrow, Payer: r.Address(), Payee: m.PayeeAddress(), Token: m.Token, Salt: salt, AuthorizedSigner: signer}
 		if err := r.w.Token.Allow(t.Context(), r.w.Sender, m.Escrow, *uint256.NewInt(1_000_000), 1); err != nil {
 			t.Fatal(err)
 		}
@@ -247,7 +250,7 @@ func TestRecoverGoesOn(t *testing.T) {
 	if others, err = r.Rental(t.Context(), want[0]); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := others.payer.Pay(t.Context(), want[0], *uint256.NewInt(1)); !errors.Is(err, channel.ErrTerms) {
+	if _, err := others.lease.Payer.Pay(t.Context(), want[0], *uint256.NewInt(1)); !errors.Is(err, channel.ErrTerms) {
 		t.Errorf("a voucher that another key must sign: %v", err)
 	}
 	leave(t, m, others)

@@ -24,23 +24,23 @@ func TestOnlyTheChainEndsAChannel(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, said := range []error{&wire.ChannelFinalized, &wire.ChannelNotFound} {
-		if gone, err := l.gone(t.Context(), said); gone || err != nil || l.row.Ended != "" {
-			t.Errorf("%v, of a channel that is open: %v, %v, %q", said, gone, err, l.row.Ended)
+		if gone, err := l.lease.Gone(t.Context(), said); gone || err != nil || l.lease.Row.Ended != "" {
+			t.Errorf("%v, of a channel that is open: %v, %v, %q", said, gone, err, l.lease.Row.Ended)
 		}
 	}
 	server.Close()
-	id, err := r.w.Sender.Submit(t.Context(), l.escrow.RequestCloseCall(l.row.Terms))
+	id, err := r.w.Sender.Submit(t.Context(), l.lease.Escrow.RequestCloseCall(l.lease.Row.Terms))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if _, err := r.w.Sender.Wait(t.Context(), id, 1); err != nil {
 		t.Fatal(err)
 	}
-	if gone, err := l.gone(t.Context(), errors.New("connection refused")); gone || err != nil {
+	if gone, err := l.lease.Gone(t.Context(), errors.New("connection refused")); gone || err != nil {
 		t.Errorf("what says nothing of the channel: %v, %v", gone, err)
 	}
-	gone, err := l.gone(t.Context(), &wire.ChannelFinalized)
-	row, loadErr := r.store.load(t.Context(), l.id)
+	gone, err := l.lease.Gone(t.Context(), &wire.ChannelFinalized)
+	row, loadErr := r.store.Load(t.Context(), l.lease.ID)
 	if !gone || err != nil || loadErr != nil || row.Ended == "" {
 		t.Errorf("of a channel that closes: %v, %v; on disk %q, %v", gone, err, row.Ended, loadErr)
 	}
@@ -78,7 +78,7 @@ func TestOutgoingCountsItsKind(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	all, err := r.w.Sender.Find(t.Context(), l.id)
+	all, err := r.w.Sender.Find(t.Context(), l.lease.ID)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -96,7 +96,7 @@ func TestOutgoingCountsItsKind(t *testing.T) {
 		after int
 		want  chain.TxID
 	}{{chain.Open, 0, opens[0]}, {chain.Open, 1, ""}, {chain.TopUp, 0, ""}} {
-		if id, err := l.outgoing(t.Context(), c.kind, c.after); err != nil || id != c.want {
+		if id, err := l.lease.Outgoing(t.Context(), c.kind, c.after); err != nil || id != c.want {
 			t.Errorf("%s after %d: %q, %v, want %q", c.kind, c.after, id, err, c.want)
 		}
 	}
@@ -111,14 +111,14 @@ func TestTopUpIsOverOnDisk(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := l.topUp(t.Context()); err != nil {
+	if err := l.lease.TopUp(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	row, err := r.store.load(t.Context(), l.id)
+	row, err := r.store.Load(t.Context(), l.lease.ID)
 	if err != nil || row.TopUp != nil || row.TopUps != 1 {
 		t.Errorf("on disk: %+v, %d top-ups, %v", row.TopUp, row.TopUps, err)
 	}
-	if paid, err := l.payer.State(t.Context(), l.id); err != nil || paid.Deposit.Uint64() != 750_000 {
+	if paid, err := l.lease.Payer.State(t.Context(), l.lease.ID); err != nil || paid.Deposit.Uint64() != 750_000 {
 		t.Errorf("the deposit is %s, %v", paid.Deposit.Dec(), err)
 	}
 }

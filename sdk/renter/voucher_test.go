@@ -20,7 +20,7 @@ import (
 func TestShownVoucher(t *testing.T) {
 	m := testrig.NewMarket(t)
 	payer, stranger := channel.NewKey(m.Payer), channel.NewKey(m.Payee)
-	const signed = 500_000
+	const signed, spareRecords = 500_000, 64 // the second as of a lease that no voucher explains
 	for name, test := range map[string]struct {
 		by     channel.Signer
 		change func(*wire.HeldVoucher, *channel.Voucher)

@@ -27,13 +27,13 @@ func TestContradictionIsNoOutage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.detach()
+	defer l.lease.Detach()
 	bad.On("eth_blockNumber", badrpc.Says("0xffffff"))
-	_, looked := l.look(t.Context(), 1)
-	_, settled := l.settledView(t.Context())
+	_, looked := l.lease.Look(t.Context(), 1)
+	_, settled := l.lease.SettledView(t.Context())
 	bad.Heal()
 	bad.On("eth_call", badrpc.Says("0x01"))
-	_, viewed := l.escrow.View(t.Context(), l.ID(), nil)
+	_, viewed := l.lease.Escrow.View(t.Context(), l.ID(), nil)
 	for name, err := range map[string]error{"look": looked, "settled": settled, "view": viewed} {
 		if !errors.Is(err, chain.ErrContradiction) || !errors.Is(err, chain.ErrUnreachable) || strings.Contains(err.Error(), "unreachable") ||
 			strings.Count(err.Error(), l.ID().Hex()) != 1 || strings.Count(err.Error(), chain.ErrContradiction.Error()) != 1 {
@@ -54,7 +54,7 @@ func TestWarningsNameTheChannelOnce(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l.detach()
+	l.lease.Detach()
 	boundlog.Warn(config.Log, "it broke", l.ID(), fmt.Errorf("channel %s: %w", l.ID(), errors.New("why")), "retry", 1)
 	d.Server.CloseClientConnections()
 	d.Server.Close()

@@ -11,8 +11,6 @@ import (
 	"time"
 
 	"github.com/gpupay/gpupay/channel"
-	"github.com/gpupay/gpupay/channel/store"
-	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wallet"
@@ -46,25 +44,4 @@ func Background(ctx context.Context, l *renter.Rental) <-chan error {
 	done := make(chan error, 1)
 	go func() { done <- l.Run(ctx) }()
 	return done
-}
-
-// Relayer sends what renters signed, with a key and coin of its own.
-func Relayer(t testing.TB, m *rig.Market) renter.Relayer {
-	t.Helper()
-	escrow, err := chain.NewEscrow(t.Context(), m.Backend, m.Escrow)
-	if err != nil {
-		t.Fatal(err)
-	}
-	db, err := store.Open(t.Context(), filepath.Join(t.TempDir(), "relay.db"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = db.Close() })
-	outbox, err := chain.OpenStore(t.Context(), db)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return renter.Relayer{Escrow: escrow, Sender: &chain.Sender{
-		Backend: m.Backend, Key: channel.NewKey(m.Keys[4]), Store: outbox, Poll: 50 * time.Millisecond, Log: slog.New(slog.DiscardHandler),
-	}}
 }
