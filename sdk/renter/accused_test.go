@@ -1,4 +1,4 @@
-package renter
+package renter_test
 
 import (
 	"encoding/json"
@@ -12,6 +12,8 @@ import (
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
+	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -51,14 +53,14 @@ func TestStrangerAccusesNoPayeeInARental(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			v := testrig.NewHostile(t, m, nil)
 			v.Script = test.script
-			config := renterConfig(t, m, m.Payer)
-			r := openRenter(t, config)
-			l, err := r.Rent(t.Context(), v.Server.URL, Options{Deposit: "0.1"})
+			config := renterrig.Config(t, m, m.Payer)
+			r := renterrig.Open(t, config)
+			l, err := r.Rent(t.Context(), v.Server.URL, renter.Options{Deposit: "0.1"})
 			if err != nil {
 				t.Fatal(err)
 			}
-			l.lease.Row.OwedBefore.SetUint64(test.said)
-			if err := l.lease.Forget(); err != nil {
+			l.Lease().Row.OwedBefore.SetUint64(test.said)
+			if err := l.Lease().Forget(); err != nil {
 				t.Fatal(err)
 			}
 			var d *wallet.Dispute
@@ -66,16 +68,16 @@ func TestStrangerAccusesNoPayeeInARental(t *testing.T) {
 				t.Fatalf("%v, want %v", err, test.want)
 			}
 			for range 2 {
-				if err := r.w.Vet(t.Context(), payee, "http://elsewhere"); errors.As(err, &d) != test.convicts {
+				if err := r.Wallet().Vet(t.Context(), payee, "http://elsewhere"); errors.As(err, &d) != test.convicts {
 					t.Errorf("the payee at its own site: %v", err)
 				}
-				if err := r.w.Vet(t.Context(), common.Address{1}, peer.SiteOf(v.Server.URL)); !errors.As(err, &d) {
+				if err := r.Wallet().Vet(t.Context(), common.Address{1}, peer.SiteOf(v.Server.URL)); !errors.As(err, &d) {
 					t.Errorf("another payee at the site: %v", err)
 				}
 				if err := r.Close(); err != nil {
 					t.Fatal(err)
 				}
-				r = openRenter(t, config)
+				r = renterrig.Open(t, config)
 			}
 		})
 	}

@@ -1,6 +1,6 @@
 //go:build unix
 
-package renter
+package renter_test
 
 import (
 	"context"
@@ -19,6 +19,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wallet"
 )
 
@@ -37,7 +38,7 @@ func TestStoppedRenterProcess(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r, err := New(t.Context(), Config{
+	r, err := renter.New(t.Context(), renter.Config{
 		RPC: os.Getenv(stoppedRenter + "_RPC"), Token: common.HexToAddress(os.Getenv(stoppedRenter + "_TOKEN")), Key: channel.NewKey(key),
 		Database: os.Getenv(stoppedRenter + "_DB"), Caps: wallet.Caps{PricePerGPUHour: "4.00", PerLease: "10", PerDay: "20", PerPayee: wallet.Unlimited},
 		Patience: 4 * time.Second, Poll: 50 * time.Millisecond, Log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
@@ -46,7 +47,7 @@ func TestStoppedRenterProcess(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer r.Close()
-	l, err := r.Rent(t.Context(), url, Options{Deposit: "1", PayEvery: 50 * time.Millisecond})
+	l, err := r.Rent(t.Context(), url, renter.Options{Deposit: "1", PayEvery: 50 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -75,7 +76,7 @@ func TestRenterThatWasStopped(t *testing.T) {
 		t.Fatal(err)
 	}
 	records := func() (sequence uint64) {
-		open, err := RentalsFile(t.Context(), db)
+		open, err := renter.RentalsFile(t.Context(), db)
 		if err == nil && len(open) == 1 {
 			return open[0].Sequence
 		}

@@ -1,4 +1,4 @@
-package renter
+package renter_test
 
 import (
 	"context"
@@ -13,6 +13,8 @@ import (
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
+	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -68,18 +70,18 @@ func TestAbsenceIsBounded(t *testing.T) {
 }
 
 // absentee is a renter that was away for a quarter of an hour.
-func absentee(t *testing.T, m *testrig.Market, v *testrig.Hostile) (*Client, *Rental) {
+func absentee(t *testing.T, m *testrig.Market, v *testrig.Hostile) (*renter.Client, *renter.Rental) {
 	t.Helper()
-	return absenteeOf(t, renterConfig(t, m, m.Payer), v)
+	return absenteeOf(t, renterrig.Config(t, m, m.Payer), v)
 }
 
-func absenteeOf(t *testing.T, config Config, v *testrig.Hostile) (*Client, *Rental) {
+func absenteeOf(t *testing.T, config renter.Config, v *testrig.Hostile) (*renter.Client, *renter.Rental) {
 	t.Helper()
 	config.Patience, config.Caps.PerDay = 600*time.Millisecond, wallet.Unlimited
 	clock := &later{Clock: metering.System}
 	config.Clock = clock
-	r := openRenter(t, config)
-	l, err := r.Rent(t.Context(), v.Server.URL, Options{Deposit: "1", PayEvery: 60 * time.Millisecond})
+	r := renterrig.Open(t, config)
+	l, err := r.Rent(t.Context(), v.Server.URL, renter.Options{Deposit: "1", PayEvery: 60 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -87,7 +89,7 @@ func absenteeOf(t *testing.T, config Config, v *testrig.Hostile) (*Client, *Rent
 	return r, l
 }
 
-func checkAway(t *testing.T, r *Client, l *Rental, err, want error) {
+func checkAway(t *testing.T, r *renter.Client, l *renter.Rental, err, want error) {
 	t.Helper()
 	var dispute *wallet.Dispute
 	if errors.As(err, &dispute) != (want != nil) || (want != nil && !errors.Is(err, want)) {
@@ -121,7 +123,7 @@ func TestAbsenceIsNoBank(t *testing.T) {
 	} {
 		t.Run(rest.name, func(t *testing.T) {
 			v := testrig.NewHostile(t, m, nil)
-			config := renterConfig(t, m, m.Payer)
+			config := renterrig.Config(t, m, m.Payer)
 			clock := &later{Clock: metering.System}
 			config.Clock, config.Caps.PerDay = clock, wallet.Unlimited
 			v.Script = func(p *testrig.Stream) {
@@ -131,8 +133,8 @@ func TestAbsenceIsNoBank(t *testing.T) {
 					time.Sleep(20 * time.Millisecond)
 				}
 			}
-			r := openRenter(t, config)
-			l, err := r.Rent(t.Context(), v.Server.URL, Options{Deposit: "1", PayEvery: 60 * time.Millisecond})
+			r := renterrig.Open(t, config)
+			l, err := r.Rent(t.Context(), v.Server.URL, renter.Options{Deposit: "1", PayEvery: 60 * time.Millisecond})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -156,8 +158,8 @@ func TestHonestWhileAway(t *testing.T) {
 	server := serveProvider(t, m, func(c *sdk.ProviderConfig) {
 		c.Credit, c.MaxGap, c.Source = time.Second, 200*time.Millisecond, testclock.GPUs(2)
 	})
-	r := openRenter(t, renterConfig(t, m, m.Payer))
-	l, err := r.Rent(t.Context(), server.URL, Options{GPUs: 2, Deposit: "1", PayEvery: 50 * time.Millisecond, Prepay: 200 * time.Millisecond})
+	r := renterrig.Open(t, renterrig.Config(t, m, m.Payer))
+	l, err := r.Rent(t.Context(), server.URL, renter.Options{GPUs: 2, Deposit: "1", PayEvery: 50 * time.Millisecond, Prepay: 200 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -194,14 +196,14 @@ func (s slowStart) RoundTrip(req *http.Request) (*http.Response, error) {
 func TestStallAtTheBeginning(t *testing.T) {
 	m := testrig.NewMarket(t)
 	server := serveProvider(t, m, nil)
-	config := renterConfig(t, m, m.Payer)
+	config := renterrig.Config(t, m, m.Payer)
 	config.HTTP = &http.Client{Transport: slowStart{by: 3 * config.Tolerance}}
-	r := openRenter(t, config)
-	l, err := r.Rent(t.Context(), server.URL, Options{Deposit: "1", PayEvery: 50 * time.Millisecond})
+	r := renterrig.Open(t, config)
+	l, err := r.Rent(t.Context(), server.URL, renter.Options{Deposit: "1", PayEvery: 50 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
-	done := background(t.Context(), l)
+	done := renterrig.Background(t.Context(), l)
 	testrig.Eventually(t, "paid records", func() bool { s := l.Snapshot(); return s.Sequence > 5 && !s.Paid.IsZero() || len(done) > 0 })
 	c, err := l.Close(t.Context())
 	if err != nil || c.Settled != c.Owed {

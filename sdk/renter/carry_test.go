@@ -1,4 +1,4 @@
-package renter
+package renter_test
 
 import (
 	"testing"
@@ -9,6 +9,8 @@ import (
 	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/audit"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
+	"github.com/gpupay/gpupay/sdk/renter"
 )
 
 // TestManyShortLeasesAreNotFree: at a price of one base unit for half a second, as
@@ -17,15 +19,15 @@ import (
 func TestManyShortLeasesAreNotFree(t *testing.T) {
 	m := testrig.NewMarket(t)
 	server := serveProvider(t, m, func(c *sdk.ProviderConfig) { c.PricePerGPUHour = "0.0072" })
-	r := openRenter(t, renterConfig(t, m, m.Payer))
-	l, err := r.Rent(t.Context(), server.URL, Options{Deposit: "0.1", PayEvery: 50 * time.Millisecond})
+	r := renterrig.Open(t, renterrig.Config(t, m, m.Payer))
+	l, err := r.Rent(t.Context(), server.URL, renter.Options{Deposit: "0.1", PayEvery: 50 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
 	var used uint256.Int
 	for leases := 0; leases < 5 || used.Lt(uint256.NewInt(3)); leases++ {
 		time.Sleep(250 * time.Millisecond) // GPU time
-		if _, err := l.lease.Release(t.Context()); err != nil {
+		if _, err := l.Lease().Release(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		if err := l.Reopen(t.Context()); err != nil {
@@ -41,11 +43,11 @@ func TestManyShortLeasesAreNotFree(t *testing.T) {
 				nanos += rec.Nanos
 			}
 		}
-		if used, err = l.lease.Price.Charge(nanos); err != nil {
+		if used, err = l.Lease().Price.Charge(nanos); err != nil {
 			t.Fatal(err)
 		}
-		if l.lease.Row.OwedBefore != used {
-			t.Fatalf("%d leases used %d ns, which is %s base units; %s are charged", leases+1, nanos, used.Dec(), l.lease.Row.OwedBefore.Dec())
+		if l.Lease().Row.OwedBefore != used {
+			t.Fatalf("%d leases used %d ns, which is %s base units; %s are charged", leases+1, nanos, used.Dec(), l.Lease().Row.OwedBefore.Dec())
 		}
 	}
 	if _, err := l.Close(t.Context()); err != nil {

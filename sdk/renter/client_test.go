@@ -1,10 +1,7 @@
-package renter
+package renter_test
 
 import (
-	"context"
 	"crypto/ecdsa"
-	"log/slog"
-	"path/filepath"
 	"testing"
 	"time"
 
@@ -12,39 +9,10 @@ import (
 	"github.com/ethereum/go-ethereum/crypto"
 	"github.com/holiman/uint256"
 
-	"github.com/gpupay/gpupay/channel"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
-	"github.com/gpupay/gpupay/sdk/wallet"
+	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
+	"github.com/gpupay/gpupay/sdk/renter"
 )
-
-// renterConfig is of a renter that looks often and waits for nobody.
-func renterConfig(t *testing.T, m *testrig.Market, key *ecdsa.PrivateKey) Config {
-	t.Helper()
-	return Config{
-		Backend: m.Backend, Token: m.Token, Key: channel.NewKey(key),
-		Database:  filepath.Join(t.TempDir(), "renter.db"),
-		Caps:      wallet.Caps{PricePerGPUHour: "4.00", PerLease: "10", PerDay: "20", PerPayee: wallet.Unlimited},
-		Tolerance: 300 * time.Millisecond, Patience: 2 * time.Second, Poll: 50 * time.Millisecond,
-		Log: slog.New(slog.DiscardHandler),
-	}
-}
-
-func openRenter(t *testing.T, config Config) *Client {
-	t.Helper()
-	r, err := New(t.Context(), config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = r.Close() })
-	return r
-}
-
-// background runs the rental and returns what Run said.
-func background(ctx context.Context, l *Rental) <-chan error {
-	done := make(chan error, 1)
-	go func() { done <- l.Run(ctx) }()
-	return done
-}
 
 func TestRentPayClose(t *testing.T) {
 	m := testrig.NewMarket(t)
@@ -61,15 +29,15 @@ func TestRentPayClose(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			payer := crypto.PubkeyToAddress(test.key.PublicKey)
 			before := m.Tokens(t, m.PayeeAddress())
-			r := openRenter(t, renterConfig(t, m, test.key))
-			l, err := r.Rent(t.Context(), server.URL, Options{GPUs: test.gpus, Deposit: "1", PayEvery: 200 * time.Millisecond})
+			r := renterrig.Open(t, renterrig.Config(t, m, test.key))
+			l, err := r.Rent(t.Context(), server.URL, renter.Options{GPUs: test.gpus, Deposit: "1", PayEvery: 200 * time.Millisecond})
 			if err != nil {
 				t.Fatal(err)
 			}
 			if got := len(l.Snapshot().Devices); got != test.gpus {
 				t.Fatalf("%d devices, want %d", got, test.gpus)
 			}
-			done := background(t.Context(), l)
+			done := renterrig.Background(t.Context(), l)
 			testrig.Eventually(t, "three payments", func() bool { s := l.Snapshot(); return s.Sequence > 10 && s.Paid.Uint64() > 500 })
 			c, err := l.Close(t.Context())
 			if err != nil {
@@ -89,7 +57,7 @@ func TestRentPayClose(t *testing.T) {
 
 // checkClosing holds a closing to the chain: every base unit is with the payee
 // or back with the payer.
-func checkClosing(t *testing.T, m *testrig.Market, c Closing, payer common.Address, payeeBefore uint64) {
+func checkClosing(t *testing.T, m *testrig.Market, c renter.Closing, payer common.Address, payeeBefore uint64) {
 	t.Helper()
 	if got := m.Tokens(t, m.PayeeAddress()) - payeeBefore; got != c.Settled.Uint64() {
 		t.Errorf("the payee got %d, the closing says %s", got, c.Settled.Dec())
@@ -98,7 +66,7 @@ func checkClosing(t *testing.T, m *testrig.Market, c Closing, payer common.Addre
 }
 
 // checkRefund holds a closing to what its payer has on the chain.
-func checkRefund(t *testing.T, m *testrig.Market, c Closing, payer common.Address) {
+func checkRefund(t *testing.T, m *testrig.Market, c renter.Closing, payer common.Address) {
 	t.Helper()
 	if got := m.Tokens(t, payer); got != testrig.Thousand-c.Settled.Uint64() {
 		t.Errorf("the payer has %d, want %d", got, testrig.Thousand-c.Settled.Uint64())
@@ -113,7 +81,7 @@ func checkRefund(t *testing.T, m *testrig.Market, c Closing, payer common.Addres
 }
 
 // checkBooks reads back from disk what was paid for.
-func checkBooks(t *testing.T, r *Client, l *Rental, c Closing) {
+func checkBooks(t *testing.T, r *renter.Client, l *renter.Rental, c renter.Closing) {
 	t.Helper()
 	records, err := r.Records(t.Context(), l.ID())
 	if err != nil {
@@ -123,7 +91,7 @@ func checkBooks(t *testing.T, r *Client, l *Rental, c Closing) {
 	if !last.Final || last.Owed != c.Owed || last.Sequence != uint64(len(records)) {
 		t.Errorf("the last of %d records is number %d, final %v, owed %s; want final, owed %s", len(records), last.Sequence, last.Final, last.Owed.Dec(), c.Owed.Dec())
 	}
-	if open, err := r.Rentals(t.Context()); err != nil || len(open) != 1 || open[0].Phase != PhaseClosed {
+	if open, err := r.Rentals(t.Context()); err != nil || len(open) != 1 || open[0].Phase != renter.PhaseClosed {
 		t.Errorf("unfinished are %+v (%v), want this one, which a re-org could still undo", open, err)
 	}
 	if kept, err := l.Evidence(t.Context()); err != nil || len(kept) != 0 {

@@ -1,4 +1,4 @@
-package renter
+package renter_test
 
 import (
 	"context"
@@ -12,6 +12,8 @@ import (
 	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/chain"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
+	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -21,16 +23,16 @@ import (
 func TestTopUpWithoutCoin(t *testing.T) {
 	m := testrig.NewMarket(t)
 	server := serveProvider(t, m, func(c *sdk.ProviderConfig) { c.SuspendTimeout = 8 * time.Second })
-	config := renterConfig(t, m, m.Payer)
-	r := openRenter(t, config)
+	config := renterrig.Config(t, m, m.Payer)
+	r := renterrig.Open(t, config)
 	before := m.Tokens(t, m.PayerAddress())
-	l, err := r.Rent(t.Context(), server.URL, Options{Deposit: "0.01", TopUp: "0.01", PayEvery: 200 * time.Millisecond})
+	l, err := r.Rent(t.Context(), server.URL, renter.Options{Deposit: "0.01", TopUp: "0.01", PayEvery: 200 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
-	done := background(ctx, l)
+	done := renterrig.Background(ctx, l)
 	deposit := func(want uint64) func() bool {
 		return func() bool {
 			if len(done) > 0 {
@@ -49,14 +51,14 @@ func TestTopUpWithoutCoin(t *testing.T) {
 	if err := r.Close(); err != nil {
 		t.Fatal(err)
 	}
-	r = openRenter(t, config)
+	r = renterrig.Open(t, config)
 	if l, err = r.Resume(t.Context(), l.ID()); err != nil {
 		t.Fatal(err)
 	}
-	done = background(t.Context(), l)
+	done = renterrig.Background(t.Context(), l)
 	testrig.Eventually(t, "another one", deposit(40_000))
-	sent, err := r.w.Sender.Find(t.Context(), l.ID(), chain.TopUp)
-	if err != nil || len(sent) != 1 || !l.lease.Row.Coinless {
+	sent, err := r.Wallet().Sender.Find(t.Context(), l.ID(), chain.TopUp)
+	if err != nil || len(sent) != 1 || !l.Lease().Row.Coinless {
 		t.Errorf("%d top-ups of our own, want 1 (%v)", len(sent), err)
 	}
 	c, err := l.Close(t.Context())
@@ -64,7 +66,7 @@ func TestTopUpWithoutCoin(t *testing.T) {
 		t.Fatal(err)
 	}
 	<-done
-	moved := l.lease.Row.Arrived()
+	moved := l.Lease().Row.Arrived()
 	if got := m.Tokens(t, m.PayerAddress()); c.Deposit != moved || before-got != c.Settled.Uint64() {
 		t.Errorf("%+v: %s moved, %d tokens are gone", c, moved.Dec(), before-got)
 	}
@@ -74,8 +76,8 @@ func TestTopUpWithoutCoin(t *testing.T) {
 func TestReopenWithTooLittleCoin(t *testing.T) {
 	m := testrig.NewMarket(t)
 	server := serveProvider(t, m, nil)
-	r := openRenter(t, renterConfig(t, m, m.Payer))
-	l, err := r.Rent(t.Context(), server.URL, Options{Deposit: "0.02"})
+	r := renterrig.Open(t, renterrig.Config(t, m, m.Payer))
+	l, err := r.Rent(t.Context(), server.URL, renter.Options{Deposit: "0.02"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -83,7 +85,7 @@ func TestReopenWithTooLittleCoin(t *testing.T) {
 	left := make(chan error, 1)
 	go func() { _, err := l.Leave(leaving); left <- err }()
 	testrig.Eventually(t, "the close request", func() bool {
-		view, err := l.lease.Escrow.View(t.Context(), l.ID(), nil)
+		view, err := l.Lease().Escrow.View(t.Context(), l.ID(), nil)
 		return err == nil && view.CloseRequestedAt != 0
 	})
 	cut()
@@ -106,8 +108,8 @@ func TestTopUpThatNobodySends(t *testing.T) {
 		least := wire.NewAmount(*uint256.NewInt(20_000))
 		o.MinTopUp = &least
 	})
-	r := openRenter(t, renterConfig(t, m, m.Payer))
-	l, err := r.Rent(t.Context(), d.Server.URL, Options{Deposit: "0.05", TopUp: "0.01"})
+	r := renterrig.Open(t, renterrig.Config(t, m, m.Payer))
+	l, err := r.Rent(t.Context(), d.Server.URL, renter.Options{Deposit: "0.05", TopUp: "0.01"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -117,12 +119,12 @@ func TestTopUpThatNobodySends(t *testing.T) {
 	}{"none for others": {false, "sends no deposits for others"}, "none so small": {true, "none under 0.02"}} {
 		amount := wire.NewAmount(*uint256.NewInt(10_000))
 		topUp := wire.Payload{Type: wire.TypeHash, AdditionalDeposit: &amount}
-		l.lease.Row.Sponsored = c.sponsored
-		if err := l.lease.Sponsor(t.Context(), &topUp, chain.ErrFunds); !errors.Is(err, wallet.ErrNoGas) || !errors.Is(err, chain.ErrFunds) || !strings.Contains(err.Error(), c.says) {
+		l.Lease().Row.Sponsored = c.sponsored
+		if err := l.Lease().Sponsor(t.Context(), &topUp, chain.ErrFunds); !errors.Is(err, wallet.ErrNoGas) || !errors.Is(err, chain.ErrFunds) || !strings.Contains(err.Error(), c.says) {
 			t.Errorf("%s: %v", name, err)
 		}
-		if topUp.Type != wire.TypeHash || l.lease.Row.Coinless || l.lease.Row.TopUp != nil {
-			t.Errorf("%s: %+v, %+v", name, topUp, l.lease.Row.TopUp)
+		if topUp.Type != wire.TypeHash || l.Lease().Row.Coinless || l.Lease().Row.TopUp != nil {
+			t.Errorf("%s: %+v, %+v", name, topUp, l.Lease().Row.TopUp)
 		}
 	}
 }

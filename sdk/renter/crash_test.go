@@ -1,4 +1,4 @@
-package renter
+package renter_test
 
 import (
 	"context"
@@ -18,6 +18,8 @@ import (
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/sdk"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
+	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -180,7 +182,7 @@ func everyStep(t *testing.T, m *testrig.Market, url string, key func() *ecdsa.Pr
 func crashAt(t *testing.T, m *testrig.Market, url string, key *ecdsa.PrivateKey, at int) (string, uint64) {
 	t.Helper()
 	payer := crypto.PubkeyToAddress(key.PublicKey)
-	config := renterConfig(t, m, key)
+	config := renterrig.Config(t, m, key)
 	config.Patience = 10 * time.Second
 	fault := newCrash(key, at)
 	mortal := config
@@ -195,13 +197,13 @@ func crashAt(t *testing.T, m *testrig.Market, url string, key *ecdsa.PrivateKey,
 		case <-ctx.Done():
 		}
 	}()
-	r, err := New(t.Context(), mortal)
+	r, err := renter.New(t.Context(), mortal)
 	if err != nil {
 		t.Error(err)
 		return "", 0
 	}
-	c, err := wholeLife(ctx, t, r, func() (*Rental, error) {
-		return r.Rent(ctx, url, Options{Deposit: "0.004", TopUp: "0.004", PayEvery: 100 * time.Millisecond})
+	c, err := wholeLife(ctx, t, r, func() (*renter.Rental, error) {
+		return r.Rent(ctx, url, renter.Options{Deposit: "0.004", TopUp: "0.004", PayEvery: 100 * time.Millisecond})
 	})
 	if err := r.Close(); err != nil {
 		t.Error(err)
@@ -219,15 +221,15 @@ func crashAt(t *testing.T, m *testrig.Market, url string, key *ecdsa.PrivateKey,
 }
 
 // resumed takes up what a killed renter left on its disk, and ends it.
-func resumed(t *testing.T, m *testrig.Market, config Config, payer common.Address, how string) uint64 {
+func resumed(t *testing.T, m *testrig.Market, config renter.Config, payer common.Address, how string) uint64 {
 	t.Helper()
-	r, err := New(t.Context(), config)
+	r, err := renter.New(t.Context(), config)
 	if err != nil {
 		t.Error(err)
 		return 0
 	}
 	defer r.Close()
-	all, err := r.store.All(t.Context())
+	all, err := r.Store().All(t.Context())
 	if err != nil || len(all) > 1 {
 		t.Errorf("%s: %d rentals (%v), there was one", how, len(all), err)
 		return 0
@@ -238,7 +240,7 @@ func resumed(t *testing.T, m *testrig.Market, config Config, payer common.Addres
 		}
 		return 0
 	}
-	c, err := wholeLife(t.Context(), t, r, func() (*Rental, error) { return r.Resume(t.Context(), all[0].Terms.ID()) })
+	c, err := wholeLife(t.Context(), t, r, func() (*renter.Rental, error) { return r.Resume(t.Context(), all[0].Terms.ID()) })
 	if err != nil {
 		t.Errorf("%s: %v", how, err)
 		return 0
@@ -259,18 +261,18 @@ func resumed(t *testing.T, m *testrig.Market, config Config, payer common.Addres
 
 // wholeLife runs a rental until it was topped up and has paid for a while, and
 // closes it. A rental that was being closed is only closed.
-func wholeLife(ctx context.Context, t *testing.T, r *Client, begin func() (*Rental, error)) (Closing, error) {
+func wholeLife(ctx context.Context, t *testing.T, r *renter.Client, begin func() (*renter.Rental, error)) (renter.Closing, error) {
 	t.Helper()
 	l, err := begin()
 	if err != nil {
-		return Closing{}, err
+		return renter.Closing{}, err
 	}
-	if l.Snapshot().Phase == PhaseRunning {
-		done := background(ctx, l)
+	if l.Snapshot().Phase == renter.PhaseRunning {
+		done := renterrig.Background(ctx, l)
 		for s := l.Snapshot(); ctx.Err() == nil && (s.Deposit.Uint64() < 8000 || s.Paid.Uint64() < 900); s = l.Snapshot() {
 			select {
 			case err := <-done:
-				return Closing{}, err
+				return renter.Closing{}, err
 			case <-time.After(5 * time.Millisecond):
 			}
 		}

@@ -1,4 +1,4 @@
-package renter
+package renter_test
 
 import (
 	"context"
@@ -16,6 +16,8 @@ import (
 	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/sdk"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
+	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wallet"
 )
 
@@ -38,13 +40,13 @@ func TestCreditIsOneForAllRentals(t *testing.T) {
 					p.Usage(p.Next(away))
 				}
 			}
-			config := renterConfig(t, m, m.Payer)
+			config := renterrig.Config(t, m, m.Payer)
 			clock := sim.NewClock()
 			config.Clock, config.Patience, config.Caps.PerDay = clock, time.Minute, wallet.Unlimited
-			r := openRenter(t, config)
+			r := renterrig.Open(t, config)
 			var ids []common.Hash
 			for range leases {
-				l, err := r.Rent(t.Context(), v.Server.URL, Options{Deposit: "1", PayEvery: 100 * time.Millisecond})
+				l, err := r.Rent(t.Context(), v.Server.URL, renter.Options{Deposit: "1", PayEvery: 100 * time.Millisecond})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -57,7 +59,7 @@ func TestCreditIsOneForAllRentals(t *testing.T) {
 				if err := r.Close(); err != nil {
 					t.Fatal(err)
 				}
-				r = openRenter(t, config)
+				r = renterrig.Open(t, config)
 				sum, disputes := paidOrCaught(t, r, some)
 				paid, caught = paid+sum, caught+disputes
 			}
@@ -69,23 +71,23 @@ func TestCreditIsOneForAllRentals(t *testing.T) {
 }
 
 // paidOrCaught runs rentals until each has paid or its payee was caught at the credit.
-func paidOrCaught(t *testing.T, r *Client, ids []common.Hash) (paid uint64, caught int) {
+func paidOrCaught(t *testing.T, r *renter.Client, ids []common.Hash) (paid uint64, caught int) {
 	t.Helper()
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
-	var all []*Rental
+	var all []*renter.Rental
 	var done []<-chan error
 	for _, id := range ids {
 		l, err := r.Resume(t.Context(), id)
 		if err != nil {
 			t.Fatal(err)
 		}
-		all, done = append(all, l), append(done, background(ctx, l))
+		all, done = append(all, l), append(done, renterrig.Background(ctx, l))
 	}
 	testrig.Eventually(t, "each record to be paid or refused", func() bool {
-		return !slices.ContainsFunc(all, func(l *Rental) bool {
+		return !slices.ContainsFunc(all, func(l *renter.Rental) bool {
 			s := l.Snapshot()
-			return s.Paid.IsZero() && s.Phase != PhaseDisputed
+			return s.Paid.IsZero() && s.Phase != renter.PhaseDisputed
 		})
 	})
 	stop()
@@ -95,7 +97,7 @@ func paidOrCaught(t *testing.T, r *Client, ids []common.Hash) (paid uint64, caug
 			t.Errorf("%v, want ErrCredit", err)
 		}
 		s := l.Snapshot()
-		if s.Phase == PhaseDisputed { // a Run that is stopped at that moment says so instead
+		if s.Phase == renter.PhaseDisputed { // a Run that is stopped at that moment says so instead
 			caught++
 		}
 		paid += s.Paid.Uint64()
@@ -111,12 +113,12 @@ func TestHonestWithSeveralLeases(t *testing.T) {
 	server := serveProvider(t, m, func(c *sdk.ProviderConfig) {
 		c.Credit, c.MaxGap, c.Source = time.Second, 200*time.Millisecond, testclock.GPUs(leases)
 	})
-	config := renterConfig(t, m, m.Payer)
+	config := renterrig.Config(t, m, m.Payer)
 	config.Caps.PerDay = wallet.Unlimited
-	r := openRenter(t, config)
+	r := renterrig.Open(t, config)
 	var ids []common.Hash
 	for range leases {
-		l, err := r.Rent(t.Context(), server.URL, Options{Deposit: "1", PayEvery: 50 * time.Millisecond, Prepay: 100 * time.Millisecond})
+		l, err := r.Rent(t.Context(), server.URL, renter.Options{Deposit: "1", PayEvery: 50 * time.Millisecond, Prepay: 100 * time.Millisecond})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -134,7 +136,7 @@ func TestHonestWithSeveralLeases(t *testing.T) {
 			backup.Restore(t)
 		}
 		time.Sleep(time.Duration(rand.IntN(900)) * time.Millisecond)
-		r = openRenter(t, config)
+		r = renterrig.Open(t, config)
 		var runs sync.WaitGroup
 		for _, id := range ids {
 			l, err := r.Resume(t.Context(), id)

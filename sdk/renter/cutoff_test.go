@@ -1,4 +1,4 @@
-package renter
+package renter_test
 
 import (
 	"context"
@@ -13,6 +13,8 @@ import (
 	"github.com/gpupay/gpupay/sdk/audit"
 	"github.com/gpupay/gpupay/sdk/chain"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
+	"github.com/gpupay/gpupay/sdk/renter"
 )
 
 // cutOffAt ends what do does as soon as the chain has a transaction of a call's method: nobody hears what became of it.
@@ -39,41 +41,43 @@ func cutOffAt(t *testing.T, bad *badrpc.Endpoint, call chain.Call, do func(conte
 func TestBooksOfWhatWasCutOff(t *testing.T) {
 	m := testrig.NewMarket(t)
 	server := serveProvider(t, m, nil)
-	leave := func(ctx context.Context, t *testing.T, l *Rental) { _, _ = l.Leave(ctx) }
+	leave := func(ctx context.Context, t *testing.T, l *renter.Rental) { _, _ = l.Leave(ctx) }
 	for name, test := range map[string]struct {
-		call   func(*Rental) chain.Call
-		do     func(context.Context, *testing.T, *Rental)
-		before func(*testing.T, *Rental, *badrpc.Endpoint)
+		call   func(*renter.Rental) chain.Call
+		do     func(context.Context, *testing.T, *renter.Rental)
+		before func(*testing.T, *renter.Rental, *badrpc.Endpoint)
 	}{
 		"top-up": {
-			call: func(l *Rental) chain.Call { return l.lease.Escrow.TopUpCall(l.lease.Terms, l.lease.Row.Deposit) },
-			do: func(ctx context.Context, t *testing.T, l *Rental) {
-				release, err := l.lease.Claim(t.Context()) // as Run does
+			call: func(l *renter.Rental) chain.Call {
+				return l.Lease().Escrow.TopUpCall(l.Lease().Terms, l.Lease().Row.Deposit)
+			},
+			do: func(ctx context.Context, t *testing.T, l *renter.Rental) {
+				release, err := l.Lease().Claim(t.Context()) // as Run does
 				if err != nil {
 					t.Fatal(err)
 				}
 				defer release()
-				_ = l.lease.TopUp(ctx)
+				_ = l.Lease().TopUp(ctx)
 			},
 		},
-		"request to close": {call: func(l *Rental) chain.Call { return l.lease.Escrow.RequestCloseCall(l.lease.Terms) }, do: leave},
+		"request to close": {call: func(l *renter.Rental) chain.Call { return l.Lease().Escrow.RequestCloseCall(l.Lease().Terms) }, do: leave},
 		"withdrawal": {
-			before: func(t *testing.T, l *Rental, bad *badrpc.Endpoint) {
-				cutOffAt(t, bad, l.lease.Escrow.RequestCloseCall(l.lease.Terms), func(ctx context.Context) { leave(ctx, t, l) })
+			before: func(t *testing.T, l *renter.Rental, bad *badrpc.Endpoint) {
+				cutOffAt(t, bad, l.Lease().Escrow.RequestCloseCall(l.Lease().Terms), func(ctx context.Context) { leave(ctx, t, l) })
 				testrig.Eventually(t, "the request on the chain", func() bool { // it may still be on its way there
-					view, err := l.lease.Escrow.View(t.Context(), l.lease.ID, nil)
+					view, err := l.Lease().Escrow.View(t.Context(), l.Lease().ID, nil)
 					return err == nil && view.CloseRequestedAt != 0
 				})
 				m.Pass(t, 2*chaintest.Grace)
 			},
-			call: func(l *Rental) chain.Call { return l.lease.Escrow.WithdrawCall(l.lease.Terms) }, do: leave,
+			call: func(l *renter.Rental) chain.Call { return l.Lease().Escrow.WithdrawCall(l.Lease().Terms) }, do: leave,
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			config, bad := behindEndpoint(t, m)
 			config.ClockOff, config.Now = 1000*time.Hour, m.Now
-			r := openRenter(t, config)
-			l, err := r.Rent(t.Context(), server.URL, Options{Deposit: "0.5", TopUp: "0.5"})
+			r := renterrig.Open(t, config)
+			l, err := r.Rent(t.Context(), server.URL, renter.Options{Deposit: "0.5", TopUp: "0.5"})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -85,7 +89,7 @@ func TestBooksOfWhatWasCutOff(t *testing.T) {
 				t.Fatal(err)
 			}
 			bad.On("eth_getTransactionReceipt", badrpc.Times(3, badrpc.Fail(-32000, "transaction indexing is in progress")))
-			r = openRenter(t, config)
+			r = renterrig.Open(t, config)
 			if l, err = r.Resume(t.Context(), l.ID()); err != nil {
 				t.Fatal(err)
 			}
@@ -99,7 +103,7 @@ func TestBooksOfWhatWasCutOff(t *testing.T) {
 			if err := audit.Failures(audit.Verify(t.Context(), b, m.Backend)); err != nil {
 				t.Errorf("its books: %v", err)
 			}
-			if paid, err := r.w.DB.Payer().Load(t.Context(), l.ID()); err != nil || paid.Status != channel.Finalized {
+			if paid, err := r.Wallet().DB.Payer().Load(t.Context(), l.ID()); err != nil || paid.Status != channel.Finalized {
 				t.Errorf("%s, %v", paid.Status, err)
 			}
 		})

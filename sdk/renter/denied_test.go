@@ -1,4 +1,4 @@
-package renter
+package renter_test
 
 import (
 	"context"
@@ -11,6 +11,8 @@ import (
 
 	"github.com/gpupay/gpupay/sdk/chain"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
+	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -63,12 +65,12 @@ func TestDeniedTopUpsCountForTheDay(t *testing.T) {
 			m := testrig.NewMarket(t)
 			m.PassToMidnight(t)
 			d := newDrawerOf(t, m, func(o *wire.Offer) { o.Expires += 1000 * 3600 })
-			config := renterConfig(t, m, m.Payer)
+			config := renterrig.Config(t, m, m.Payer)
 			bad := &stuckEndpoint{Backend: m.Backend}
 			caps.PricePerGPUHour = config.Caps.PricePerGPUHour
 			config.Backend, config.Caps, config.ClockOff, config.Now = bad, caps, 10_000*time.Hour, m.Now
-			r := openRenter(t, config)
-			l, err := r.Rent(t.Context(), d.Server.URL, Options{Deposit: "0.5", TopUp: "0.3", Gasless: true})
+			r := renterrig.Open(t, config)
+			l, err := r.Rent(t.Context(), d.Server.URL, renter.Options{Deposit: "0.5", TopUp: "0.3", Gasless: true})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -76,8 +78,8 @@ func TestDeniedTopUpsCountForTheDay(t *testing.T) {
 			d.submit(d.payloads()[0])
 			bad.freeze(t)
 			round := func() {
-				l.lease.Topped = time.Time{}
-				_ = l.lease.TopUp(t.Context())
+				l.Lease().Topped = time.Time{}
+				_ = l.Lease().TopUp(t.Context())
 				for _, p := range d.payloads() {
 					d.submit(p)
 				}
@@ -85,11 +87,11 @@ func TestDeniedTopUpsCountForTheDay(t *testing.T) {
 			}
 			for i := range 8 {
 				if i == 4 {
-					l.lease.Detach()
+					l.Lease().Detach()
 					if err := r.Close(); err != nil {
 						t.Fatal(err)
 					}
-					r = openRenter(t, config)
+					r = renterrig.Open(t, config)
 					if l, err = r.Rental(t.Context(), d.terms.ID()); err != nil {
 						t.Fatal(err)
 					}
@@ -123,19 +125,19 @@ func TestDeniedOpensCountForTheDay(t *testing.T) {
 			m.PassToMidnight(t)
 			d := newDrawerOf(t, m, func(o *wire.Offer) { o.Expires += 1000 * 3600 })
 			d.RefuseOpen = true
-			config := renterConfig(t, m, m.Payer)
+			config := renterrig.Config(t, m, m.Payer)
 			bad := &stuckEndpoint{Backend: m.Backend}
 			caps.PricePerGPUHour = config.Caps.PricePerGPUHour
 			config.Backend, config.Caps, config.ClockOff, config.Now = bad, caps, 10_000*time.Hour, m.Now
-			r := openRenter(t, config)
+			r := renterrig.Open(t, config)
 			bad.freeze(t)
 			round := func() {
-				_, _ = r.Rent(t.Context(), d.Server.URL, Options{Deposit: "0.5", Gasless: true})
+				_, _ = r.Rent(t.Context(), d.Server.URL, renter.Options{Deposit: "0.5", Gasless: true})
 				open, err := r.Rentals(t.Context())
 				if err != nil {
 					t.Fatal(err)
 				}
-				var left []*Rental
+				var left []*renter.Rental
 				for _, state := range open {
 					l, err := r.Rental(t.Context(), state.Channel)
 					if err != nil {

@@ -1,4 +1,4 @@
-package renter
+package renter_test
 
 import (
 	"context"
@@ -17,14 +17,16 @@ import (
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/rental"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
+	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // behindEndpoint is a renter's configuration whose chain is an endpoint that can misbehave.
-func behindEndpoint(t *testing.T, m *testrig.Market) (Config, *badrpc.Endpoint) {
+func behindEndpoint(t *testing.T, m *testrig.Market) (renter.Config, *badrpc.Endpoint) {
 	t.Helper()
 	bad := badrpc.New(t, m.URL)
-	config := renterConfig(t, m, m.Payer)
+	config := renterrig.Config(t, m, m.Payer)
 	config.Backend, config.RPC = nil, bad.URL
 	return config, bad
 }
@@ -34,12 +36,12 @@ func behindEndpoint(t *testing.T, m *testrig.Market) (Config, *badrpc.Endpoint) 
 func TestParallelRents(t *testing.T) {
 	m := testrig.NewMarket(t)
 	server := serveProvider(t, m, nil)
-	r := openRenter(t, renterConfig(t, m, m.Payer))
+	r := renterrig.Open(t, renterrig.Config(t, m, m.Payer))
 	rented := make(chan error)
 	const n = 3
 	for i := range n {
 		go func() {
-			l, err := r.Rent(t.Context(), server.URL, Options{Deposit: fmt.Sprintf("0.%d", i+1), PayEvery: 100 * time.Millisecond})
+			l, err := r.Rent(t.Context(), server.URL, renter.Options{Deposit: fmt.Sprintf("0.%d", i+1), PayEvery: 100 * time.Millisecond})
 			if err == nil {
 				_, err = l.Close(t.Context())
 			}
@@ -51,7 +53,7 @@ func TestParallelRents(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	left, err := r.w.Token.Allowance(t.Context(), m.PayerAddress(), m.Escrow)
+	left, err := r.Wallet().Token.Allowance(t.Context(), m.PayerAddress(), m.Escrow)
 	if err != nil || !left.IsZero() {
 		t.Errorf("%s is still approved (%v)", left.Dec(), err)
 	}
@@ -72,12 +74,12 @@ func TestRentBehindABalancer(t *testing.T) {
 	}()
 	time.Sleep(time.Second)
 	bad.Balance(2)
-	r := openRenter(t, config)
-	l, err := r.Rent(t.Context(), server.URL, Options{Deposit: "0.01", TopUp: "0.02", PayEvery: 100 * time.Millisecond})
+	r := renterrig.Open(t, config)
+	l, err := r.Rent(t.Context(), server.URL, renter.Options{Deposit: "0.01", TopUp: "0.02", PayEvery: 100 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
-	done := background(t.Context(), l)
+	done := renterrig.Background(t.Context(), l)
 	testrig.Eventually(t, "a top-up", func() bool { s := l.Snapshot(); return s.Deposit.Uint64() > 10_000 })
 	c, err := l.Close(t.Context())
 	if err != nil || c.Owed != c.Settled {
@@ -113,8 +115,8 @@ func TestEndpointThatUsedEverything(t *testing.T) {
 	m := testrig.NewMarket(t)
 	server := serveProvider(t, m, nil)
 	config, bad := behindEndpoint(t, m)
-	r := openRenter(t, config)
-	l, err := r.Rent(t.Context(), server.URL, Options{Deposit: "0.5", TopUp: "0.7", Gasless: true})
+	r := renterrig.Open(t, config)
+	l, err := r.Rent(t.Context(), server.URL, renter.Options{Deposit: "0.5", TopUp: "0.7", Gasless: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -122,7 +124,7 @@ func TestEndpointThatUsedEverything(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	done := make(chan error, 1)
-	go func() { done <- l.lease.SkipUsed(ctx, l.lease.Step()) }()
+	go func() { done <- l.Lease().SkipUsed(ctx, l.Lease().Step()) }()
 	testrig.Eventually(t, "an end of that", func() bool { return len(done) > 0 || bad.Count("eth_call") > 1000 })
 	if len(done) == 0 {
 		t.Fatalf("asked %d times, and goes on", bad.Count("eth_call"))
@@ -131,7 +133,7 @@ func TestEndpointThatUsedEverything(t *testing.T) {
 		t.Error(err)
 	}
 	bad.Heal()
-	if err := l.lease.SkipUsed(t.Context(), l.lease.Step()); err != nil {
+	if err := l.Lease().SkipUsed(t.Context(), l.Lease().Step()); err != nil {
 		t.Error(err)
 	}
 }
@@ -143,13 +145,13 @@ func TestSickEndpointEndsNoLease(t *testing.T) {
 	server := serveProvider(t, m, func(c *sdk.ProviderConfig) { c.MinDeposit = "0.003" })
 	config, bad := behindEndpoint(t, m)
 	config.Patience = 2 * time.Second
-	r := openRenter(t, config)
-	l, err := r.Rent(t.Context(), server.URL, Options{Deposit: "0.003", TopUp: "0.02", PayEvery: 100 * time.Millisecond})
+	r := renterrig.Open(t, config)
+	l, err := r.Rent(t.Context(), server.URL, renter.Options{Deposit: "0.003", TopUp: "0.02", PayEvery: 100 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
 	bad.On("eth_getBalance", badrpc.Null)
-	done := background(t.Context(), l)
+	done := renterrig.Background(t.Context(), l)
 	testrig.Eventually(t, "a try to top up", func() bool { return bad.Count("eth_getBalance") > 0 || len(done) > 0 })
 	testrig.Eventually(t, "a suspension", func() bool { return l.Snapshot().Service == wire.StateSuspended || len(done) > 0 })
 	bad.Heal()

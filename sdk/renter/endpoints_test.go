@@ -1,4 +1,4 @@
-package renter
+package renter_test
 
 import (
 	"cmp"
@@ -27,6 +27,8 @@ import (
 	"github.com/gpupay/gpupay/sdk/audit"
 	"github.com/gpupay/gpupay/sdk/chain"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
+	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wallet"
 )
 
@@ -217,8 +219,8 @@ func (w *tale) tell() {
 	r := insist(w, "the renter starts", w.startRenter)
 	defer r.Close()
 	w.misbehave("open")
-	l := insist(w, "renting", func() (*Rental, error) { return w.rent(r) })
-	if l.Snapshot().Phase == PhaseClosing && w.side == "renter" && w.field == "status" {
+	l := insist(w, "renting", func() (*renter.Rental, error) { return w.rent(r) })
+	if l.Snapshot().Phase == renter.PhaseClosing && w.side == "renter" && w.field == "status" {
 		w.takeBack(r, l)
 		return
 	}
@@ -234,20 +236,20 @@ func (w *tale) tell() {
 	w.misbehave("top-up")
 	testrig.Eventually(w.T, "a top-up", func() bool { s := l.Snapshot(); return s.Deposit.Uint64() > 3_000 })
 	w.misbehave("close")
-	c := insist(w, "closing", func() (Closing, error) { return l.Close(w.Context()) })
+	c := insist(w, "closing", func() (renter.Closing, error) { return l.Close(w.Context()) })
 	cancel()
 	<-ran
 	w.balance(r, c)
 }
 
 // takeBack closes a rental whose renter believed an endpoint that its deposit had failed. It can only be closed, and all comes back.
-func (w *tale) takeBack(r *Client, l *Rental) {
+func (w *tale) takeBack(r *renter.Client, l *renter.Rental) {
 	w.Helper()
-	c := insist(w, "closing", func() (Closing, error) { return l.Close(w.Context()) })
+	c := insist(w, "closing", func() (renter.Closing, error) { return l.Close(w.Context()) })
 	if got := w.m.Tokens(w.T, w.payer.Address()); got != testrig.Thousand || !c.Settled.IsZero() {
 		w.Errorf("the payer has %d of %d, and %s were settled of a lease that it never had", got, testrig.Thousand, c.Settled.Dec())
 	}
-	if open := insist(w, "listing", func() ([]State, error) { return unfinished(w.Context(), r) }); len(open) != 0 {
+	if open := insist(w, "listing", func() ([]renter.State, error) { return unfinished(w.Context(), r) }); len(open) != 0 {
 		w.Errorf("unfinished: %v", open)
 	}
 }
@@ -301,8 +303,8 @@ func (w *tale) startProvider() (func(), error) {
 	}, nil
 }
 
-func (w *tale) startRenter() (*Client, error) {
-	return New(w.Context(), Config{
+func (w *tale) startRenter() (*renter.Client, error) {
+	return renter.New(w.Context(), renter.Config{
 		RPC: cmp.Or(w.rpc, w.renter.URL), Token: w.m.Token, Key: w.payer, Database: filepath.Join(w.TempDir(), "renter.db"),
 		Caps:      wallet.Caps{PricePerGPUHour: "4.00", PerLease: cmp.Or(w.perLease, "10"), PerDay: "20", PerPayee: wallet.Unlimited},
 		Tolerance: time.Second, Patience: 10 * time.Second, Poll: 50 * time.Millisecond, ClockOff: time.Hour,
@@ -311,7 +313,7 @@ func (w *tale) startRenter() (*Client, error) {
 }
 
 // rent goes on with what an earlier try left, or begins.
-func (w *tale) rent(r *Client) (*Rental, error) {
+func (w *tale) rent(r *renter.Client) (*renter.Rental, error) {
 	open, err := unfinished(w.Context(), r)
 	if err != nil {
 		return nil, err
@@ -319,16 +321,16 @@ func (w *tale) rent(r *Client) (*Rental, error) {
 	if len(open) > 0 {
 		return r.Resume(w.Context(), open[0].Channel)
 	}
-	return r.Rent(w.Context(), w.server.URL, Options{Deposit: "0.003", TopUp: "0.02", PayEvery: 100 * time.Millisecond, Gasless: w.gasless})
+	return r.Rent(w.Context(), w.server.URL, renter.Options{Deposit: "0.003", TopUp: "0.02", PayEvery: 100 * time.Millisecond, Gasless: w.gasless})
 }
 
-func unfinished(ctx context.Context, r *Client) ([]State, error) {
+func unfinished(ctx context.Context, r *renter.Client) ([]renter.State, error) {
 	all, err := r.Rentals(ctx)
-	return slices.DeleteFunc(all, func(s State) bool { return s.Phase == PhaseFinished || s.Phase == PhaseClosed }), err
+	return slices.DeleteFunc(all, func(s renter.State) bool { return s.Phase == renter.PhaseFinished || s.Phase == renter.PhaseClosed }), err
 }
 
 // balance holds what everybody has against what was used.
-func (w *tale) balance(r *Client, c Closing) {
+func (w *tale) balance(r *renter.Client, c renter.Closing) {
 	w.Helper()
 	if c.Settled.IsZero() || c.Settled != c.Owed {
 		w.Errorf("owed %s, settled %s", c.Owed.Dec(), c.Settled.Dec())
@@ -339,7 +341,7 @@ func (w *tale) balance(r *Client, c Closing) {
 	if got := w.m.Tokens(w.T, w.payer.Address()); got != testrig.Thousand-c.Settled.Uint64() {
 		w.Errorf("the payer has %d of %d, and owed %s", got, testrig.Thousand, c.Owed.Dec())
 	}
-	if open := insist(w, "listing", func() ([]State, error) { return unfinished(w.Context(), r) }); len(open) != 0 {
+	if open := insist(w, "listing", func() ([]renter.State, error) { return unfinished(w.Context(), r) }); len(open) != 0 {
 		w.Errorf("unfinished: %v", open)
 	}
 	if w.perLease != "" && c.Deposit.Uint64() > 23_000 {
@@ -362,8 +364,8 @@ func (w *tale) balance(r *Client, c Closing) {
 func TestVerifyThroughABadEndpoint(t *testing.T) {
 	m := testrig.NewMarket(t)
 	server := serveProvider(t, m, nil)
-	r := openRenter(t, renterConfig(t, m, m.Payer))
-	l, err := r.Rent(t.Context(), server.URL, Options{Deposit: "0.01", PayEvery: 100 * time.Millisecond})
+	r := renterrig.Open(t, renterrig.Config(t, m, m.Payer))
+	l, err := r.Rent(t.Context(), server.URL, renter.Options{Deposit: "0.01", PayEvery: 100 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}

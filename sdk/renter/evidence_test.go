@@ -1,4 +1,4 @@
-package renter
+package renter_test
 
 import (
 	"strings"
@@ -6,6 +6,8 @@ import (
 	"time"
 
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
+	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wallet"
 )
 
@@ -14,20 +16,20 @@ import (
 func TestExportHoldsNoSecret(t *testing.T) {
 	m := testrig.NewMarket(t)
 	server := serveProvider(t, m, nil)
-	r := openRenter(t, renterConfig(t, m, m.Newcomer(t)))
-	l, err := r.Rent(t.Context(), server.URL, Options{Deposit: "1"})
+	r := renterrig.Open(t, renterrig.Config(t, m, m.Newcomer(t)))
+	l, err := r.Rent(t.Context(), server.URL, renter.Options{Deposit: "1"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	row, err := r.store.Load(t.Context(), l.ID())
+	row, err := r.Store().Load(t.Context(), l.ID())
 	if err != nil || len(row.Secret) < 8 {
 		t.Fatalf("the lease has no secret: the test shows nothing: %v", err)
 	}
 	text := "note: " + row.Secret + " and \"access\": hush-hush"
-	if err := r.w.Keep(t.Context(), wallet.Evidence{Channel: l.lease.ID, Reason: "x", At: time.Now(), Document: []byte(text)}); err != nil {
+	if err := r.Wallet().Keep(t.Context(), wallet.Evidence{Channel: l.Lease().ID, Reason: "x", At: time.Now(), Document: []byte(text)}); err != nil {
 		t.Fatal(err)
 	}
-	b, err := r.Export(t.Context(), l.lease.ID)
+	b, err := r.Export(t.Context(), l.Lease().ID)
 	if err != nil || len(b.Evidence) != 1 {
 		t.Fatal(b, err)
 	}

@@ -1,4 +1,4 @@
-package renter
+package renter_test
 
 import (
 	"bytes"
@@ -17,6 +17,8 @@ import (
 	"github.com/gpupay/gpupay/sdk/internal/paystream"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
+	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -86,14 +88,14 @@ func TestEveryFieldOfWhatAProviderSends(t *testing.T) {
 		p.Honest(2)
 		streamed <- p
 	}
-	r := openRenter(t, renterConfig(t, m, m.Payer))
+	r := renterrig.Open(t, renterrig.Config(t, m, m.Payer))
 	const prepay = 100 * time.Millisecond
-	l, err := r.Rent(t.Context(), v.Server.URL, Options{Deposit: "0.1", PayEvery: 50 * time.Millisecond, Prepay: prepay})
+	l, err := r.Rent(t.Context(), v.Server.URL, renter.Options{Deposit: "0.1", PayEvery: 50 * time.Millisecond, Prepay: prepay})
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
-	done := background(ctx, l)
+	done := renterrig.Background(ctx, l)
 	p := <-streamed
 	testrig.Eventually(t, "records", func() bool { return l.Snapshot().Sequence == 2 })
 	cancel()
@@ -105,25 +107,25 @@ func TestEveryFieldOfWhatAProviderSends(t *testing.T) {
 	}
 	most.Add(&most, &honest.Owed)
 
-	row, refused, taken := l.lease.Row, 0, 0
+	row, refused, taken := l.Lease().Row, 0, 0
 	send := func(name, what string, document []byte) {
 		t.Helper()
-		err := l.lease.Handle(t.Context(), wire.Event{Name: name, Data: document})
-		if owed := l.lease.Owed(); owed.Gt(&honest.Owed) {
+		err := l.Lease().Handle(t.Context(), wire.Event{Name: name, Data: document})
+		if owed := l.Lease().Owed(); owed.Gt(&honest.Owed) {
 			t.Errorf("%s, %s: %s owed, honest is %s (%v)", name, what, owed.Dec(), honest.Owed.Dec(), err)
 		}
-		if paid, err := l.lease.Payer.State(t.Context(), l.lease.ID); err != nil || paid.Signed.Gt(&most) {
+		if paid, err := l.Lease().Payer.State(t.Context(), l.Lease().ID); err != nil || paid.Signed.Gt(&most) {
 			t.Errorf("%s, %s: %s signed for, %s at most (%v)", name, what, paid.Signed.Dec(), most.Dec(), err)
 		}
 		if taken++; err != nil {
 			taken, refused = taken-1, refused+1
 		}
-		l.lease.Row, l.lease.Demand = row, paystream.Demand{}
-		err = r.w.DB.Update(t.Context(), func(tx *sqlx.Tx) error {
+		l.Lease().Row, l.Lease().Demand = row, paystream.Demand{}
+		err = r.Wallet().DB.Update(t.Context(), func(tx *sqlx.Tx) error {
 			_, err := tx.Exec(`DELETE FROM rental_records WHERE sequence > 2`)
 			return err
 		})
-		if err != nil || l.lease.Forget() != nil {
+		if err != nil || l.Lease().Forget() != nil {
 			t.Fatal(err)
 		}
 	}
@@ -150,10 +152,10 @@ func TestEveryFieldOfWhatAProviderSends(t *testing.T) {
 		}
 	})
 	for name, message := range map[string]any{
-		wire.EventNeedVoucher: wire.NeedVoucher{ChannelID: l.lease.ID, RequiredCumulative: wire.NewAmount(honest.Owed), Deposit: wire.NewAmount(row.Deposit)},
+		wire.EventNeedVoucher: wire.NeedVoucher{ChannelID: l.Lease().ID, RequiredCumulative: wire.NewAmount(honest.Owed), Deposit: wire.NewAmount(row.Deposit)},
 		wire.EventStatus:      wire.Status{State: "active", Reason: "none"},
 		wire.EventProblem:     wire.AmountExceedsDeposit.With("a voucher is refused"),
-		wire.EventLease:       wire.Lease{LeaseID: row.Lease, ChannelID: l.lease.ID, Devices: row.Devices, State: "active"},
+		wire.EventLease:       wire.Lease{LeaseID: row.Lease, ChannelID: l.Lease().ID, Devices: row.Devices, State: "active"},
 	} {
 		document, err := json.Marshal(message)
 		if err != nil {

@@ -1,4 +1,4 @@
-package renter
+package renter_test
 
 import (
 	"errors"
@@ -12,6 +12,8 @@ import (
 
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
+	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -22,17 +24,17 @@ func TestForgottenOffer(t *testing.T) {
 	m := testrig.NewMarket(t)
 	v := testrig.NewHostile(t, m, nil)
 	v.Script = func(*testrig.Stream) {}
-	config := renterConfig(t, m, m.Payer)
+	config := renterrig.Config(t, m, m.Payer)
 	config.Caps.PricePerGPUHour = "20"
-	r := openRenter(t, config)
-	l, err := r.Rent(t.Context(), v.Server.URL, Options{Deposit: "1"})
+	r := renterrig.Open(t, config)
+	l, err := r.Rent(t.Context(), v.Server.URL, renter.Options{Deposit: "1"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	var document []byte
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(document) }))
 	t.Cleanup(server.Close)
-	if l.lease.Peer, err = peer.New(r.w.HTTP, server.URL); err != nil {
+	if l.Lease().Peer, err = peer.New(r.Wallet().HTTP, server.URL); err != nil {
 		t.Fatal(err)
 	}
 	for name, test := range map[string]struct {
@@ -57,23 +59,23 @@ func TestForgottenOffer(t *testing.T) {
 				t.Fatal(err)
 			}
 			document = signed.Document
-			offer, err := l.lease.ForgottenOffer(t.Context(), signed.Hash)
+			offer, err := l.Lease().ForgottenOffer(t.Context(), signed.Hash)
 			if !errors.Is(err, test.want) || err == nil && offer.Hash != signed.Hash {
 				t.Errorf("%v, want %v", err, test.want)
 			}
-			if _, err := l.lease.ForgottenOffer(t.Context(), common.Hash{1}); !errors.Is(err, peer.ErrOffer) {
+			if _, err := l.Lease().ForgottenOffer(t.Context(), common.Hash{1}); !errors.Is(err, peer.ErrOffer) {
 				t.Errorf("under another hash: %v", err)
 			}
 		})
 	}
 	stranger := v.Offer.Offer
 	stranger.Payee = wire.Address(m.PayerAddress())
-	signed, err := wire.SignOffer(t.Context(), r.w.Key, stranger)
+	signed, err := wire.SignOffer(t.Context(), r.Wallet().Key, stranger)
 	if err != nil {
 		t.Fatal(err)
 	}
 	document = signed.Document
-	if _, err := l.lease.ForgottenOffer(t.Context(), signed.Hash); !errors.Is(err, peer.ErrOffer) {
+	if _, err := l.Lease().ForgottenOffer(t.Context(), signed.Hash); !errors.Is(err, peer.ErrOffer) {
 		t.Errorf("of another payee: %v", err)
 	}
 }

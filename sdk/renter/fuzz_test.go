@@ -1,4 +1,4 @@
-package renter
+package renter_test
 
 import (
 	"context"
@@ -22,6 +22,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/internal/paystream"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	"github.com/gpupay/gpupay/sdk/internal/rental"
+	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -44,11 +45,11 @@ func FuzzLease(f *testing.F) {
 		document any
 	}{
 		{wire.EventUsage, json.RawMessage(record)},
-		{wire.EventNeedVoucher, wire.NeedVoucher{ChannelID: l.lease.ID, RequiredCumulative: wire.NewAmount(*uint256.NewInt(1 << 40))}},
-		{wire.EventNeedVoucher, wire.NeedVoucher{ChannelID: l.lease.ID, RequiredCumulative: wire.NewAmount(*uint256.NewInt(1_000_000))}}, // it is there
+		{wire.EventNeedVoucher, wire.NeedVoucher{ChannelID: l.Lease().ID, RequiredCumulative: wire.NewAmount(*uint256.NewInt(1 << 40))}},
+		{wire.EventNeedVoucher, wire.NeedVoucher{ChannelID: l.Lease().ID, RequiredCumulative: wire.NewAmount(*uint256.NewInt(1_000_000))}}, // it is there
 		{wire.EventStatus, wire.Status{State: wire.StateEnded, Reason: "\x1b[2J"}},
-		{wire.EventLease, wire.Lease{LeaseID: l.lease.Row.Lease, ChannelID: l.lease.ID, OfferHash: l.lease.Offer.Hash, Devices: l.lease.Row.Devices, State: "x"}},
-		{wire.EventLease, wire.Lease{LeaseID: l.lease.Row.Lease, ChannelID: l.lease.ID, OfferHash: l.lease.Offer.Hash, Devices: l.lease.Row.Devices, Binding: &wire.MeterBinding{LeaseID: l.lease.Row.Lease, Meter: wire.Address{1}}}},
+		{wire.EventLease, wire.Lease{LeaseID: l.Lease().Row.Lease, ChannelID: l.Lease().ID, OfferHash: l.Lease().Offer.Hash, Devices: l.Lease().Row.Devices, State: "x"}},
+		{wire.EventLease, wire.Lease{LeaseID: l.Lease().Row.Lease, ChannelID: l.Lease().ID, OfferHash: l.Lease().Offer.Hash, Devices: l.Lease().Row.Devices, Binding: &wire.MeterBinding{LeaseID: l.Lease().Row.Lease, Meter: wire.Address{1}}}},
 	} {
 		raw, err := json.Marshal(seed.document)
 		if err != nil {
@@ -59,10 +60,10 @@ func FuzzLease(f *testing.F) {
 			f.Add(way, seed.name, []byte("null"))
 		}
 	}
-	before, row := l.lease.Checker.State(), l.lease.Row
+	before, row := l.Lease().Checker.State(), l.Lease().Row
 	f.Fuzz(func(t *testing.T, way byte, name string, document []byte) {
-		l.lease.Row, l.lease.Demand, way = row, paystream.Demand{}, way%saysWays
-		if err := l.lease.Forget(); err != nil { // the checker starts from the same record each time
+		l.Lease().Row, l.Lease().Demand, way = row, paystream.Demand{}, way%saysWays
+		if err := l.Lease().Forget(); err != nil { // the checker starts from the same record each time
 			t.Fatal(err)
 		}
 		err := say(t.Context(), l, way, wire.Event{Name: name, Data: document})
@@ -73,17 +74,17 @@ func FuzzLease(f *testing.F) {
 		if lie != nil {
 			checkEvidence(t, l, document)
 		}
-		if after := l.lease.Checker.State(); after.Sequence != before.Sequence || after.Owed != before.Owed || l.lease.Row.Checker.Owed != before.Owed {
+		if after := l.Lease().Checker.State(); after.Sequence != before.Sequence || after.Owed != before.Owed || l.Lease().Row.Checker.Owed != before.Owed {
 			t.Fatalf("%s %s: from %+v to %+v", name, document, before, after)
 		}
-		if l.lease.Row.Lease != row.Lease || l.lease.Row.Deposit != row.Deposit || l.lease.Row.OwedBefore != row.OwedBefore || l.lease.Row.Binding != row.Binding {
-			t.Fatalf("%s %s: the lease became %+v", name, document, l.lease.Row)
+		if l.Lease().Row.Lease != row.Lease || l.Lease().Row.Deposit != row.Deposit || l.Lease().Row.OwedBefore != row.OwedBefore || l.Lease().Row.Binding != row.Binding {
+			t.Fatalf("%s %s: the lease became %+v", name, document, l.Lease().Row)
 		}
-		if l.lease.Row.Ended != peer.Printable(l.lease.Row.Ended) {
-			t.Fatalf("%s %s: the reason is %q", name, document, l.lease.Row.Ended)
+		if l.Lease().Row.Ended != peer.Printable(l.Lease().Row.Ended) {
+			t.Fatalf("%s %s: the reason is %q", name, document, l.Lease().Row.Ended)
 		}
-		most, failed := l.lease.Target()
-		paid, lost := l.lease.Payer.State(t.Context(), l.lease.ID)
+		most, failed := l.Lease().Target()
+		paid, lost := l.Lease().Payer.State(t.Context(), l.Lease().ID)
 		if err := errors.Join(failed, lost); err != nil || paid.Signed.Gt(&most) {
 			t.Fatalf("%s %s: %s is signed for, at most %s is due: %v", name, document, paid.Signed.Dec(), most.Dec(), err)
 		}
@@ -91,22 +92,22 @@ func FuzzLease(f *testing.F) {
 }
 
 // say lets the provider speak one of its ways.
-func say(ctx context.Context, l *Rental, way byte, e wire.Event) error {
+func say(ctx context.Context, l *renter.Rental, way byte, e wire.Event) error {
 	switch way {
 	case saysFirst:
-		l.lease.Feed = &peer.Subscription{Events: make(chan wire.Event, 1), Cancel: func() {}}
-		l.lease.Feed.Events <- e
-		close(l.lease.Feed.Events)
-		defer l.lease.Detach()
-		return l.lease.First(ctx)
+		l.Lease().Feed = &peer.Subscription{Events: make(chan wire.Event, 1), Cancel: func() {}}
+		l.Lease().Feed.Events <- e
+		close(l.Lease().Feed.Events)
+		defer l.Lease().Detach()
+		return l.Lease().First(ctx)
 	case saysRelease:
-		return l.lease.Released(ctx, wire.Released{Record: e.Data})
+		return l.Lease().Released(ctx, wire.Released{Record: e.Data})
 	}
-	return l.lease.Handle(ctx, e)
+	return l.Lease().Handle(ctx, e)
 }
 
 // checkEvidence wants the newest evidence to be what was said.
-func checkEvidence(t *testing.T, l *Rental, document []byte) {
+func checkEvidence(t *testing.T, l *renter.Rental, document []byte) {
 	t.Helper()
 	rows, err := l.Evidence(t.Context())
 	if err != nil {
@@ -114,7 +115,7 @@ func checkEvidence(t *testing.T, l *Rental, document []byte) {
 	}
 	for _, e := range rows {
 		if string(e.Document) == string(evidence.WithoutSecrets(document)) {
-			err := l.lease.Wallet.DB.Update(t.Context(), func(tx *sqlx.Tx) error { // there is room for a hundred
+			err := l.Lease().Wallet.DB.Update(t.Context(), func(tx *sqlx.Tx) error { // there is room for a hundred
 				_, err := tx.Exec("DELETE FROM rental_evidence")
 				return err
 			})
@@ -128,7 +129,7 @@ func checkEvidence(t *testing.T, l *Rental, document []byte) {
 }
 
 // fuzzRental rents from a real provider and returns the rental after its first record, and the record.
-func fuzzRental(f *testing.F) (*Rental, []byte) {
+func fuzzRental(f *testing.F) (*renter.Rental, []byte) {
 	f.Helper()
 	net, err := devchain.Start(context.Background(), devchain.Options{BlockTime: 50 * time.Millisecond})
 	if err != nil {
@@ -150,7 +151,7 @@ func fuzzRental(f *testing.F) (*Rental, []byte) {
 	f.Cleanup(func() { p.Close() })
 	server := httptest.NewServer(p)
 	f.Cleanup(func() { server.CloseClientConnections(); server.Close() })
-	r, err := New(f.Context(), Config{
+	r, err := renter.New(f.Context(), renter.Config{
 		Backend: net.Backend, Token: net.Token, Key: key, Database: filepath.Join(f.TempDir(), "renter.db"), ClockOff: 24 * time.Hour,
 		Caps: wallet.Caps{PricePerGPUHour: "1000", PerLease: "10", PerDay: "10", PerPayee: wallet.Unlimited}, Poll: 20 * time.Millisecond, Log: slog.New(slog.DiscardHandler),
 	})
@@ -158,20 +159,20 @@ func fuzzRental(f *testing.F) (*Rental, []byte) {
 		f.Fatal(err)
 	}
 	f.Cleanup(func() { _ = r.Close() })
-	l, err := r.Rent(f.Context(), server.URL, Options{Deposit: "5"})
+	l, err := r.Rent(f.Context(), server.URL, renter.Options{Deposit: "5"})
 	if err != nil {
 		f.Fatal(err)
 	}
-	for e := range l.lease.Feed.Events {
+	for e := range l.Lease().Feed.Events {
 		if e.Name != wire.EventUsage {
 			continue
 		}
-		if err := l.lease.Check(f.Context(), e.Data); err != nil {
+		if err := l.Lease().Check(f.Context(), e.Data); err != nil {
 			f.Fatal(err)
 		}
-		l.lease.Detach()
+		l.Lease().Detach()
 		return l, e.Data
 	}
-	f.Fatalf("the stream ended: %v", l.lease.Feed.Err)
+	f.Fatalf("the stream ended: %v", l.Lease().Feed.Err)
 	return nil, nil
 }

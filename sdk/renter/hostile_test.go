@@ -1,4 +1,4 @@
-package renter
+package renter_test
 
 import (
 	"bytes"
@@ -25,6 +25,8 @@ import (
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
+	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -142,12 +144,12 @@ func TestHostileQuotes(t *testing.T) {
 			if test.change != nil {
 				test.change(v)
 			}
-			config := renterConfig(t, m, m.Payer)
+			config := renterrig.Config(t, m, m.Payer)
 			if test.caps != nil {
 				test.caps(&config.Caps)
 			}
-			r := openRenter(t, config)
-			_, err := r.Rent(t.Context(), v.Server.URL, Options{Deposit: "1"})
+			r := renterrig.Open(t, config)
+			_, err := r.Rent(t.Context(), v.Server.URL, renter.Options{Deposit: "1"})
 			if !errors.Is(err, test.want) {
 				t.Fatalf("Rent: %v, want %v", err, test.want)
 			}
@@ -314,7 +316,7 @@ func TestHostileLeases(t *testing.T) {
 			for range 1000 {
 				p.Usage(p.Next(0))
 			}
-		}, ErrFlood},
+		}, renter.ErrFlood},
 		{"sends evidence of half a megabyte", nil, func(p *testrig.Stream) {
 			p.Usage(p.Resign(p.Next(50*time.Millisecond), func(r *metering.SignedRecord) {
 				r.Evidence.Source = strings.Repeat("x", 500_000)
@@ -362,14 +364,14 @@ func hostileLease(t *testing.T, m *testrig.Market, change func(*testrig.Hostile)
 	if change != nil {
 		change(v)
 	}
-	config := renterConfig(t, m, m.Payer)
+	config := renterrig.Config(t, m, m.Payer)
 	config.Patience, config.ClockOff = 600*time.Millisecond, 1000*time.Hour // the chain's clock runs ahead in this test
 	config.Caps.PerDay = wallet.Unlimited
-	r := openRenter(t, config)
+	r := renterrig.Open(t, config)
 	before := m.Tokens(t, m.PayerAddress())
 
 	const prepay = 100 * time.Millisecond
-	l, err := r.Rent(t.Context(), v.Server.URL, Options{Deposit: "1", PayEvery: 60 * time.Millisecond, Prepay: prepay})
+	l, err := r.Rent(t.Context(), v.Server.URL, renter.Options{Deposit: "1", PayEvery: 60 * time.Millisecond, Prepay: prepay})
 	if err == nil {
 		err = l.Run(t.Context())
 	}
@@ -386,7 +388,7 @@ func hostileLease(t *testing.T, m *testrig.Market, change func(*testrig.Hostile)
 	if err := r.Close(); err != nil {
 		t.Fatal(err)
 	}
-	r = openRenter(t, config)
+	r = renterrig.Open(t, config)
 	if l, err = r.Resume(t.Context(), open[0].Channel); err != nil {
 		t.Fatal(err)
 	}
@@ -398,7 +400,7 @@ func hostileLease(t *testing.T, m *testrig.Market, change func(*testrig.Hostile)
 
 // checkPaid: no voucher is above what was checked and the prepayment, and what
 // was refused is on disk.
-func checkPaid(t *testing.T, r *Client, v *testrig.Hostile, id common.Hash, prepay time.Duration) {
+func checkPaid(t *testing.T, r *renter.Client, v *testrig.Hostile, id common.Hash, prepay time.Duration) {
 	t.Helper()
 	records, err := r.Records(t.Context(), id)
 	if err != nil {
@@ -430,12 +432,12 @@ func TestLieAtTheEnd(t *testing.T) {
 		p.Honest(4)
 		streamed <- p
 	}
-	r := openRenter(t, renterConfig(t, m, m.Payer))
-	l, err := r.Rent(t.Context(), v.Server.URL, Options{Deposit: "1", PayEvery: 50 * time.Millisecond})
+	r := renterrig.Open(t, renterrig.Config(t, m, m.Payer))
+	l, err := r.Rent(t.Context(), v.Server.URL, renter.Options{Deposit: "1", PayEvery: 50 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
-	done := background(t.Context(), l)
+	done := renterrig.Background(t.Context(), l)
 	p := <-streamed
 	testrig.Eventually(t, "all records", func() bool { return l.Snapshot().Sequence == 4 })
 	v.Mu.Lock()
@@ -464,8 +466,8 @@ func TestEquivocation(t *testing.T) {
 		p.Honest(2)
 		p.Usage(p.Resign(p.Sent, func(r *metering.SignedRecord) { r.To++ }))
 	}
-	r := openRenter(t, renterConfig(t, m, m.Payer))
-	l, err := r.Rent(t.Context(), v.Server.URL, Options{Deposit: "1"})
+	r := renterrig.Open(t, renterrig.Config(t, m, m.Payer))
+	l, err := r.Rent(t.Context(), v.Server.URL, renter.Options{Deposit: "1"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -497,10 +499,10 @@ func TestEquivocation(t *testing.T) {
 }
 
 // leave gets the deposit back without the provider, the grace period included.
-func leave(t *testing.T, m *testrig.Market, l *Rental) Closing {
+func leave(t *testing.T, m *testrig.Market, l *renter.Rental) renter.Closing {
 	t.Helper()
 	type result struct {
-		Closing
+		renter.Closing
 		error
 	}
 	done := make(chan result, 1)
@@ -509,7 +511,7 @@ func leave(t *testing.T, m *testrig.Market, l *Rental) Closing {
 		done <- result{c, err}
 	}()
 	testrig.Eventually(t, "the request to close", func() bool {
-		view, err := l.lease.Escrow.View(t.Context(), l.ID(), nil)
+		view, err := l.Lease().Escrow.View(t.Context(), l.ID(), nil)
 		return err == nil && view.CloseRequestedAt != 0
 	})
 	select {
@@ -517,7 +519,7 @@ func leave(t *testing.T, m *testrig.Market, l *Rental) Closing {
 		t.Fatalf("left within the grace period: %+v", r)
 	case <-time.After(100 * time.Millisecond):
 	}
-	m.AdvanceTime(t, l.lease.Escrow.Grace())
+	m.AdvanceTime(t, l.Lease().Escrow.Grace())
 	r := <-done
 	if r.error != nil {
 		t.Fatal(r.error)
@@ -539,14 +541,14 @@ func TestRefusedClose(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			v := testrig.NewHostile(t, m, nil)
 			v.Script, v.Closing = func(p *testrig.Stream) { p.Honest(1000) }, test.closing
-			config := renterConfig(t, m, m.Payer)
+			config := renterrig.Config(t, m, m.Payer)
 			config.ClockOff = 1000 * time.Hour
-			r := openRenter(t, config)
-			l, err := r.Rent(t.Context(), v.Server.URL, Options{Deposit: "1", PayEvery: 60 * time.Millisecond})
+			r := renterrig.Open(t, config)
+			l, err := r.Rent(t.Context(), v.Server.URL, renter.Options{Deposit: "1", PayEvery: 60 * time.Millisecond})
 			if err != nil {
 				t.Fatal(err)
 			}
-			done := background(t.Context(), l)
+			done := renterrig.Background(t.Context(), l)
 			testrig.Eventually(t, "a payment", func() bool { s := l.Snapshot(); return !s.Paid.IsZero() })
 			if _, err := l.Close(t.Context()); !errors.Is(err, peer.ErrRefused) {
 				t.Fatalf("Close: %v, want ErrRefused", err)
@@ -554,7 +556,7 @@ func TestRefusedClose(t *testing.T) {
 			if err := <-done; err != nil {
 				t.Errorf("Run: %v", err)
 			}
-			if _, err := l.lease.Payer.Pay(t.Context(), l.ID(), l.Snapshot().Owed); !errors.Is(err, channel.ErrClosing) {
+			if _, err := l.Lease().Payer.Pay(t.Context(), l.ID(), l.Snapshot().Owed); !errors.Is(err, channel.ErrClosing) {
 				t.Errorf("paying after the close was asked for: %v, want ErrClosing", err)
 			}
 			leave(t, m, l)

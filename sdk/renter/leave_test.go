@@ -1,4 +1,4 @@
-package renter
+package renter_test
 
 import (
 	"context"
@@ -25,6 +25,8 @@ import (
 	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/rental"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
+	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -34,17 +36,17 @@ import (
 func TestNoRoomNoDeposit(t *testing.T) {
 	m := testrig.NewMarket(t)
 	server := serveProvider(t, m, func(c *sdk.ProviderConfig) { c.Source = testclock.GPUs(1) })
-	first := openRenter(t, renterConfig(t, m, m.Payer))
-	l, err := first.Rent(t.Context(), server.URL, Options{Deposit: "1"})
+	first := renterrig.Open(t, renterrig.Config(t, m, m.Payer))
+	l, err := first.Rent(t.Context(), server.URL, renter.Options{Deposit: "1"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.lease.Detach()
+	defer l.Lease().Detach()
 	key := m.Dusty(t)
 	m.RPC(t, nil, "anvil_setBalance", channel.NewKey(key).Address(), "0xde0b6b3a7640000")
-	r := openRenter(t, renterConfig(t, m, key))
+	r := renterrig.Open(t, renterrig.Config(t, m, key))
 	for _, gasless := range []bool{false, true} {
-		if _, err := r.Rent(t.Context(), server.URL, Options{Deposit: "1", Gasless: gasless}); !errors.Is(err, gpu.ErrNoCapacity) {
+		if _, err := r.Rent(t.Context(), server.URL, renter.Options{Deposit: "1", Gasless: gasless}); !errors.Is(err, gpu.ErrNoCapacity) {
 			t.Errorf("gasless %v: %v, want ErrNoCapacity", gasless, err)
 		}
 	}
@@ -64,9 +66,9 @@ func vanished(t *testing.T, m *testrig.Market) *drawer {
 }
 
 // unopened is a rental whose open was handed out and refused.
-func unopened(t *testing.T, d *drawer, config Config, options Options) (*Client, *Rental) {
+func unopened(t *testing.T, d *drawer, config renter.Config, options renter.Options) (*renter.Client, *renter.Rental) {
 	t.Helper()
-	r := openRenter(t, config)
+	r := renterrig.Open(t, config)
 	options.Deposit = "0.5"
 	if _, err := r.Rent(t.Context(), d.Server.URL, options); err == nil {
 		t.Fatal("it was not refused")
@@ -89,8 +91,8 @@ func unopened(t *testing.T, d *drawer, config Config, options Options) (*Client,
 // asks the chain alone, makes no deposit, and gets back what is there.
 func TestLeaveWhatWasNotOpened(t *testing.T) {
 	m := testrig.NewMarket(t)
-	config := func(t *testing.T) Config {
-		c := renterConfig(t, m, m.Payer)
+	config := func(t *testing.T) renter.Config {
+		c := renterrig.Config(t, m, m.Payer)
 		c.ClockOff, c.Now = 1000*time.Hour, m.Now
 		return c
 	}
@@ -103,13 +105,13 @@ func TestLeaveWhatWasNotOpened(t *testing.T) {
 	}
 	t.Run("nothing was signed", func(t *testing.T) {
 		d := newDrawer(t, m)
-		r := openRenter(t, config(t))
-		q, err := r.quote(t.Context(), d.Server.URL, 1)
+		r := renterrig.Open(t, config(t))
+		q, err := r.Quote(t.Context(), d.Server.URL)
 		if err != nil {
 			t.Fatal(err)
 		}
-		options := Options{GPUs: 1, PayEvery: time.Second}
-		l, err := r.prepare(t.Context(), q, options, *uint256.NewInt(500_000))
+		options := renter.Options{GPUs: 1, PayEvery: time.Second}
+		l, err := r.Prepare(t.Context(), q, options, *uint256.NewInt(500_000))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -124,7 +126,7 @@ func TestLeaveWhatWasNotOpened(t *testing.T) {
 		back(t)
 	})
 	t.Run("authorization unused", func(t *testing.T) {
-		_, l := unopened(t, vanished(t, m), config(t), Options{Gasless: true})
+		_, l := unopened(t, vanished(t, m), config(t), renter.Options{Gasless: true})
 		for wait, heard := 300*time.Millisecond, false; !heard; wait *= 2 { // on a busy machine it comes no further than to look
 			short, cancel := context.WithTimeout(t.Context(), wait)
 			_, err := l.Leave(short)
@@ -143,7 +145,7 @@ func TestLeaveWhatWasNotOpened(t *testing.T) {
 	})
 	t.Run("authorization used while it is watched", func(t *testing.T) {
 		d := vanished(t, m)
-		_, l := unopened(t, d, config(t), Options{Gasless: true})
+		_, l := unopened(t, d, config(t), renter.Options{Gasless: true})
 		time.AfterFunc(300*time.Millisecond, func() { d.submit(d.payloads()[0]) })
 		if c := leave(t, m, l); c.Refunded.Uint64() != 500_000 {
 			t.Errorf("%+v", c)
@@ -151,7 +153,7 @@ func TestLeaveWhatWasNotOpened(t *testing.T) {
 		back(t)
 	})
 	t.Run("own transaction", func(t *testing.T) {
-		_, l := unopened(t, vanished(t, m), config(t), Options{})
+		_, l := unopened(t, vanished(t, m), config(t), renter.Options{})
 		if c := leave(t, m, l); c.Refunded.Uint64() != 500_000 {
 			t.Errorf("%+v", c)
 		}
@@ -166,10 +168,10 @@ func TestMinedDepositIsNotSaidToCome(t *testing.T) {
 	for _, when := range []string{"before it refuses", "afterwards"} {
 		t.Run(when, func(t *testing.T) {
 			d := vanished(t, m)
-			r := openRenter(t, renterConfig(t, m, m.Payer))
+			r := renterrig.Open(t, renterrig.Config(t, m, m.Payer))
 			keep := d.Funding
 			d.Funding = func(p wire.Payload) {
-				row, err := r.store.Load(t.Context(), p.ChannelID)
+				row, err := r.Store().Load(t.Context(), p.ChannelID)
 				if err != nil {
 					t.Error(err)
 				}
@@ -178,7 +180,7 @@ func TestMinedDepositIsNotSaidToCome(t *testing.T) {
 					d.submit(p)
 				}
 			}
-			_, refused := r.Rent(t.Context(), d.Server.URL, Options{Deposit: "0.5", Gasless: true})
+			_, refused := r.Rent(t.Context(), d.Server.URL, renter.Options{Deposit: "0.5", Gasless: true})
 			if refused == nil || strings.Contains(refused.Error(), "may be sent until") != (when == "afterwards") {
 				t.Errorf("%v", refused)
 			}
@@ -235,9 +237,9 @@ func TestDepositBetweenTwoLooks(t *testing.T) {
 		d.submit(d.payloads()[0])
 		m.Pass(t, wallet.AuthorizationTTL+time.Minute)
 	}}
-	config := renterConfig(t, m, m.Payer)
+	config := renterrig.Config(t, m, m.Payer)
 	config.ClockOff, config.Backend, config.Now = 1000*time.Hour, endpoint, m.Now
-	_, l := unopened(t, d, config, Options{Gasless: true})
+	_, l := unopened(t, d, config, renter.Options{Gasless: true})
 	endpoint.armed.Store(true)
 	if c := leave(t, m, l); c.Refunded.Uint64() != 500_000 {
 		t.Errorf("%+v", c)
@@ -254,20 +256,20 @@ func TestReorgAfterTheEnd(t *testing.T) {
 	m := testrig.NewMarket(t)
 	v := testrig.NewHostile(t, m, nil)
 	v.Script = func(*testrig.Stream) {}
-	r := openRenter(t, renterConfig(t, m, m.Payer))
+	r := renterrig.Open(t, renterrig.Config(t, m, m.Payer))
 	before := m.Tokens(t, m.PayerAddress())
-	l, err := r.Rent(t.Context(), v.Server.URL, Options{Deposit: "1"})
+	l, err := r.Rent(t.Context(), v.Server.URL, renter.Options{Deposit: "1"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	id := l.ID()
 	leave(t, m, l)
-	if open, err := r.Rentals(t.Context()); err != nil || len(open) != 1 || open[0].Phase != PhaseClosed {
+	if open, err := r.Rentals(t.Context()); err != nil || len(open) != 1 || open[0].Phase != renter.PhaseClosed {
 		t.Fatalf("%+v, %v: want one that is closed", open, err)
 	}
 	m.Reorg(t, 1) // the withdrawal
 	open, err := r.Rentals(t.Context())
-	if err != nil || len(open) != 1 || open[0].Phase == PhaseClosed || open[0].Closed != nil {
+	if err != nil || len(open) != 1 || open[0].Phase == renter.PhaseClosed || open[0].Closed != nil {
 		t.Fatalf("%+v, %v: want one that is open again", open, err)
 	}
 	if l, err = r.Rental(t.Context(), id); err != nil {
@@ -288,7 +290,7 @@ func TestReorgAfterTheEnd(t *testing.T) {
 		t.Errorf("%+v, %v: want none", open, err)
 	}
 	all, err := r.History(t.Context())
-	if err != nil || len(all) != 1 || all[0].Phase != PhaseFinished || all[0].Closed.Refunded.Uint64() != 1_000_000 {
+	if err != nil || len(all) != 1 || all[0].Phase != renter.PhaseFinished || all[0].Closed.Refunded.Uint64() != 1_000_000 {
 		t.Errorf("%+v, %v: what is finished cannot be found", all, err)
 	}
 }
@@ -300,13 +302,13 @@ func TestBackupFromBeforeTheOpen(t *testing.T) {
 	server := serveProvider(t, m, nil)
 	before := m.Tokens(t, m.PayerAddress())
 	for _, gasless := range []bool{false, true} {
-		config := renterConfig(t, m, m.Payer)
-		r := openRenter(t, config)
-		q, err := r.quote(t.Context(), server.URL, 1)
+		config := renterrig.Config(t, m, m.Payer)
+		r := renterrig.Open(t, config)
+		q, err := r.Quote(t.Context(), server.URL)
 		if err != nil {
 			t.Fatal(err)
 		}
-		l, err := r.prepare(t.Context(), q, Options{GPUs: 1, PayEvery: 50 * time.Millisecond, Gasless: gasless}, *uint256.NewInt(500_000))
+		l, err := r.Prepare(t.Context(), q, renter.Options{GPUs: 1, PayEvery: 50 * time.Millisecond, Gasless: gasless}, *uint256.NewInt(500_000))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -318,11 +320,11 @@ func TestBackupFromBeforeTheOpen(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		r = openRenter(t, config)
+		r = renterrig.Open(t, config)
 		if l, err = r.Resume(t.Context(), id); err != nil {
 			t.Fatal(err)
 		}
-		l.lease.Detach()
+		l.Lease().Detach()
 		if err := r.Close(); err != nil {
 			t.Fatal(err)
 		}
@@ -332,7 +334,7 @@ func TestBackupFromBeforeTheOpen(t *testing.T) {
 		for _, rest := range []string{"-wal", "-shm"} {
 			_ = os.Remove(config.Database + rest)
 		}
-		r = openRenter(t, config)
+		r = renterrig.Open(t, config)
 		if l, err = r.Resume(t.Context(), id); err != nil {
 			t.Fatalf("gasless %v: %v", gasless, err)
 		}
@@ -362,11 +364,11 @@ func TestLeavingEnds(t *testing.T) {
 	m := testrig.NewMarket(t)
 	server := serveProvider(t, m, nil)
 	key := m.Newcomer(t)
-	config := renterConfig(t, m, key)
-	relay := &struct{ Relay }{idle{}}
+	config := renterrig.Config(t, m, key)
+	relay := &struct{ renter.Relay }{idle{}}
 	config.Poll, config.Relay = 10*time.Millisecond, relay
-	r := openRenter(t, config)
-	l, err := r.Rent(t.Context(), server.URL, Options{Deposit: "1"})
+	r := renterrig.Open(t, config)
+	l, err := r.Rent(t.Context(), server.URL, renter.Options{Deposit: "1"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -379,7 +381,7 @@ func TestLeavingEnds(t *testing.T) {
 	if _, err := l.Leave(ctx); !errors.Is(err, wallet.ErrStuck) || !strings.Contains(err.Error(), "the relay did not request the close: out of coin") {
 		t.Errorf("%v, want to hear whose refusal it is", err)
 	}
-	if open, err := r.Rentals(t.Context()); err != nil || len(open) != 1 || open[0].Phase != PhaseLeaving {
+	if open, err := r.Rentals(t.Context()); err != nil || len(open) != 1 || open[0].Phase != renter.PhaseLeaving {
 		t.Errorf("%+v, %v", open, err)
 	}
 	relay.Relay = m.Relayer(t)
@@ -405,18 +407,18 @@ func TestCloseWhileTheEndpointIsDown(t *testing.T) {
 	m := testrig.NewMarket(t)
 	server := serveProvider(t, m, nil)
 	endpoint := &outage{Backend: m.Backend}
-	config := renterConfig(t, m, m.Payer)
+	config := renterrig.Config(t, m, m.Payer)
 	config.Backend = endpoint
-	r := openRenter(t, config)
-	l, err := r.Rent(t.Context(), server.URL, Options{Deposit: "1", PayEvery: 50 * time.Millisecond})
+	r := renterrig.Open(t, config)
+	l, err := r.Rent(t.Context(), server.URL, renter.Options{Deposit: "1", PayEvery: 50 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
-	done := background(t.Context(), l)
+	done := renterrig.Background(t.Context(), l)
 	testrig.Eventually(t, "a payment", func() bool { s := l.Snapshot(); return !s.Paid.IsZero() })
 	endpoint.down.Store(true)
 	closed := make(chan error, 1)
-	var c Closing
+	var c renter.Closing
 	go func() {
 		var err error
 		c, err = l.Close(t.Context())
@@ -444,9 +446,9 @@ func TestLeaveThatFailsIsNoEnd(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			m := testrig.NewMarket(t)
 			server := serveProvider(t, m, nil)
-			config := renterConfig(t, m, m.Newcomer(t))
-			r := openRenter(t, config)
-			l, err := r.Rent(t.Context(), server.URL, Options{Deposit: "1", PayEvery: 100 * time.Millisecond})
+			config := renterrig.Config(t, m, m.Newcomer(t))
+			r := renterrig.Open(t, config)
+			l, err := r.Rent(t.Context(), server.URL, renter.Options{Deposit: "1", PayEvery: 100 * time.Millisecond})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -457,7 +459,7 @@ func TestLeaveThatFailsIsNoEnd(t *testing.T) {
 				if err := r.Close(); err != nil { // the next process knows of it by its books alone
 					t.Fatal(err)
 				}
-				r = openRenter(t, config)
+				r = renterrig.Open(t, config)
 				if l, err = r.Rental(t.Context(), l.ID()); err != nil {
 					t.Fatal(err)
 				}
@@ -469,7 +471,7 @@ func TestLeaveThatFailsIsNoEnd(t *testing.T) {
 			if l, err = r.Resume(t.Context(), l.ID()); err != nil {
 				t.Fatal(err)
 			}
-			if phase := l.Snapshot().Phase; (phase == PhaseLeaving) != test.signed {
+			if phase := l.Snapshot().Phase; (phase == renter.PhaseLeaving) != test.signed {
 				t.Fatalf("it is %s", phase)
 			}
 			if test.signed {
@@ -478,7 +480,7 @@ func TestLeaveThatFailsIsNoEnd(t *testing.T) {
 			before := l.Snapshot().Paid
 			ctx, stop := context.WithCancel(t.Context())
 			defer stop()
-			done := background(ctx, l)
+			done := renterrig.Background(ctx, l)
 			testrig.Eventually(t, "a payment", func() bool { paid := l.Snapshot().Paid; return paid.Gt(&before) })
 			stop()
 			<-done

@@ -1,4 +1,4 @@
-package renter
+package renter_test
 
 import (
 	"context"
@@ -11,6 +11,8 @@ import (
 
 	"github.com/gpupay/gpupay/metering"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
+	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -29,26 +31,26 @@ func TestOneGPULetAtOnce(t *testing.T) {
 		ready.Wait()
 		p.Usage(rec)
 	}
-	config := renterConfig(t, m, m.Payer)
+	config := renterrig.Config(t, m, m.Payer)
 	config.Patience, config.Tolerance, config.Caps.PerDay = time.Minute, time.Minute, wallet.Unlimited
-	r := openRenter(t, config)
-	var all []*Rental
+	r := renterrig.Open(t, config)
+	var all []*renter.Rental
 	var done []<-chan error
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
 	for range leases {
-		l, err := r.Rent(t.Context(), v.Server.URL, Options{Deposit: "0.5", PayEvery: 100 * time.Millisecond})
+		l, err := r.Rent(t.Context(), v.Server.URL, renter.Options{Deposit: "0.5", PayEvery: 100 * time.Millisecond})
 		if err != nil {
 			t.Fatal(err)
 		}
-		all, done = append(all, l), append(done, background(ctx, l))
+		all, done = append(all, l), append(done, renterrig.Background(ctx, l))
 	}
 	var paid, caught int
 	testrig.Eventually(t, "each record to be paid or refused", func() bool {
 		paid, caught = 0, 0
 		for _, l := range all {
 			switch s := l.Snapshot(); {
-			case s.Phase == PhaseDisputed:
+			case s.Phase == renter.PhaseDisputed:
 				caught++
 			case s.Paid.Uint64() >= testrig.HostilePrice:
 				paid++
@@ -74,16 +76,16 @@ func TestRecordThatIsNotKeptIsNotBooked(t *testing.T) {
 	m := testrig.NewMarket(t)
 	v := testrig.NewHostile(t, m, nil)
 	v.Script = func(p *testrig.Stream) { p.Usage(p.Real(p.Next(time.Second))) }
-	config := renterConfig(t, m, m.Payer)
+	config := renterrig.Config(t, m, m.Payer)
 	config.Patience, config.Tolerance = time.Minute, time.Minute
-	r := openRenter(t, config)
-	l, err := r.Rent(t.Context(), v.Server.URL, Options{Deposit: "0.5", PayEvery: 100 * time.Millisecond})
+	r := renterrig.Open(t, config)
+	l, err := r.Rent(t.Context(), v.Server.URL, renter.Options{Deposit: "0.5", PayEvery: 100 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
 	exec := func(query string) {
 		t.Helper()
-		if err := r.w.DB.Update(t.Context(), func(tx *sqlx.Tx) error { _, err := tx.Exec(query); return err }); err != nil {
+		if err := r.Wallet().DB.Update(t.Context(), func(tx *sqlx.Tx) error { _, err := tx.Exec(query); return err }); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -91,16 +93,16 @@ func TestRecordThatIsNotKeptIsNotBooked(t *testing.T) {
 	if err := l.Run(t.Context()); err == nil {
 		t.Fatal("a record was taken that could not be written")
 	}
-	if spans := r.w.Billed.Spans(l.Terms().Payee, l.ID()); len(spans) != 0 {
+	if spans := r.Wallet().Billed.Spans(l.Terms().Payee, l.ID()); len(spans) != 0 {
 		t.Errorf("booked: %+v", spans)
 	}
 	exec(`DROP TRIGGER refused`)
 	ctx, stop := context.WithCancel(t.Context())
-	done := background(ctx, l)
+	done := renterrig.Background(ctx, l)
 	testrig.Eventually(t, "the record", func() bool { s := l.Snapshot(); return s.Paid.Uint64() >= testrig.HostilePrice })
 	stop()
 	<-done
-	if spans := r.w.Billed.Spans(l.Terms().Payee, l.ID()); len(spans) != 1 {
+	if spans := r.Wallet().Billed.Spans(l.Terms().Payee, l.ID()); len(spans) != 1 {
 		t.Errorf("booked: %+v", spans)
 	}
 }
@@ -111,8 +113,8 @@ func TestNoRealOfferHasSimulatedGPUs(t *testing.T) {
 	m := testrig.NewMarket(t)
 	v := testrig.NewHostile(t, m, func(o *wire.Offer) { o.Simulated = false })
 	v.Script = func(p *testrig.Stream) { p.Usage(p.Next(time.Second)) }
-	r := openRenter(t, renterConfig(t, m, m.Payer))
-	l, err := r.Rent(t.Context(), v.Server.URL, Options{Deposit: "0.5"})
+	r := renterrig.Open(t, renterrig.Config(t, m, m.Payer))
+	l, err := r.Rent(t.Context(), v.Server.URL, renter.Options{Deposit: "0.5"})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,4 +1,4 @@
-package renter
+package renter_test
 
 import (
 	"context"
@@ -21,6 +21,8 @@ import (
 	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
+	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -30,13 +32,13 @@ func TestBrokenStreams(t *testing.T) {
 	m := testrig.NewMarket(t)
 	server := serveProvider(t, m, nil)
 	before := m.Tokens(t, m.PayeeAddress())
-	r := openRenter(t, renterConfig(t, m, m.Payer))
-	l, err := r.Rent(t.Context(), server.URL, Options{Deposit: "1", PayEvery: 100 * time.Millisecond})
+	r := renterrig.Open(t, renterrig.Config(t, m, m.Payer))
+	l, err := r.Rent(t.Context(), server.URL, renter.Options{Deposit: "1", PayEvery: 100 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
 	lease := l.Snapshot().Lease
-	done := background(t.Context(), l)
+	done := renterrig.Background(t.Context(), l)
 	for range 6 {
 		seen := l.Snapshot().Sequence
 		testrig.Eventually(t, "records", func() bool { return l.Snapshot().Sequence > seen+2 })
@@ -61,14 +63,14 @@ func TestBrokenStreams(t *testing.T) {
 func TestSuspended(t *testing.T) {
 	m := testrig.NewMarket(t)
 	server := serveProvider(t, m, func(c *sdk.ProviderConfig) { c.Credit = time.Second })
-	r := openRenter(t, renterConfig(t, m, m.Payer))
+	r := renterrig.Open(t, renterrig.Config(t, m, m.Payer))
 	passed := testclock.Stopwatch()
-	l, err := r.Rent(t.Context(), server.URL, Options{Deposit: "1", PayEvery: 100 * time.Millisecond})
+	l, err := r.Rent(t.Context(), server.URL, renter.Options{Deposit: "1", PayEvery: 100 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
 	testclock.Sleep(2 * time.Second) // twice the credit, and nobody pays
-	done := background(t.Context(), l)
+	done := renterrig.Background(t.Context(), l)
 	testrig.Eventually(t, "the lease to go on", func() bool {
 		s := l.Snapshot()
 		return s.Service == "active" && s.Owed.Uint64() > 1300
@@ -92,29 +94,29 @@ func TestBudget(t *testing.T) {
 	for _, test := range []struct {
 		name    string
 		caps    func(*wallet.Caps)
-		options Options
+		options renter.Options
 		limit   uint64
 		exact   bool // everything used was paid
 	}{
-		{"deposit", nil, Options{Deposit: "0.003"}, 3000, true},
-		{"cap per lease", func(c *wallet.Caps) { c.PerLease = "0.004" }, Options{Deposit: "0.003", TopUp: "5"}, 4000, true},
-		{"cap per day", func(c *wallet.Caps) { c.PerDay = "0.004" }, Options{Deposit: "0.003", TopUp: "5"}, 4000, true},
-		{"cap per payee", func(c *wallet.Caps) { c.PerPayee = "0.004" }, Options{Deposit: "0.003", TopUp: "5"}, 4000, true},
+		{"deposit", nil, renter.Options{Deposit: "0.003"}, 3000, true},
+		{"cap per lease", func(c *wallet.Caps) { c.PerLease = "0.004" }, renter.Options{Deposit: "0.003", TopUp: "5"}, 4000, true},
+		{"cap per day", func(c *wallet.Caps) { c.PerDay = "0.004" }, renter.Options{Deposit: "0.003", TopUp: "5"}, 4000, true},
+		{"cap per payee", func(c *wallet.Caps) { c.PerPayee = "0.004" }, renter.Options{Deposit: "0.003", TopUp: "5"}, 4000, true},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			key := m.Newcomer(t)
 			before := m.Tokens(t, m.PayeeAddress())
-			config := renterConfig(t, m, key)
+			config := renterrig.Config(t, m, key)
 			if test.caps != nil {
 				test.caps(&config.Caps)
 			}
-			r := openRenter(t, config)
+			r := renterrig.Open(t, config)
 			test.options.PayEvery = 50 * time.Millisecond
 			l, err := r.Rent(t.Context(), server.URL, test.options)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := l.Run(t.Context()); !errors.Is(err, ErrBudget) {
+			if err := l.Run(t.Context()); !errors.Is(err, renter.ErrBudget) {
 				t.Fatalf("Run: %v, want ErrBudget", err)
 			}
 			c, err := l.Close(t.Context())
@@ -139,32 +141,32 @@ func TestRefusedRentals(t *testing.T) {
 	poor := m.Newcomer(t)
 	for _, test := range []struct {
 		name    string
-		change  func(*Config)
-		options Options
+		change  func(*renter.Config)
+		options renter.Options
 		want    error
 	}{
-		{"deposit over the cap", nil, Options{Deposit: "10.000001"}, wallet.ErrDeposit},
-		{"deposit under the provider's least", nil, Options{Deposit: "0.009999"}, wallet.ErrDeposit},
-		{"no deposit", nil, Options{Deposit: "0"}, wallet.ErrDeposit},
-		{"more than the balance", func(c *Config) { c.Caps.PerLease, c.Caps.PerDay = wallet.Unlimited, wallet.Unlimited }, Options{Deposit: "1000.000001"}, wallet.ErrBalance},
-		{"no gas, and nobody sends for us", func(c *Config) { c.Key = channel.NewKey(poor) }, Options{Deposit: "1"}, wallet.ErrNoGas},
-		{"another escrow than the trusted one", func(c *Config) {
+		{"deposit over the cap", nil, renter.Options{Deposit: "10.000001"}, wallet.ErrDeposit},
+		{"deposit under the provider's least", nil, renter.Options{Deposit: "0.009999"}, wallet.ErrDeposit},
+		{"no deposit", nil, renter.Options{Deposit: "0"}, wallet.ErrDeposit},
+		{"more than the balance", func(c *renter.Config) { c.Caps.PerLease, c.Caps.PerDay = wallet.Unlimited, wallet.Unlimited }, renter.Options{Deposit: "1000.000001"}, wallet.ErrBalance},
+		{"no gas, and nobody sends for us", func(c *renter.Config) { c.Key = channel.NewKey(poor) }, renter.Options{Deposit: "1"}, wallet.ErrNoGas},
+		{"another escrow than the trusted one", func(c *renter.Config) {
 			other, err := chain.Deploy(t.Context(), m.Backend, channel.NewKey(m.Keys[3]), time.Hour)
 			if err != nil {
 				t.Fatal(err)
 			}
 			c.Escrow = other
-		}, Options{Deposit: "1"}, wallet.ErrEscrow},
-		{"an escrow that takes too long to leave", func(c *Config) { c.MaxGrace = time.Minute }, Options{Deposit: "1"}, wallet.ErrEscrow},
-		{"no such amount", nil, Options{Deposit: "1.0000001"}, channel.ErrAmount},
-		{"no such top-up", nil, Options{Deposit: "1", TopUp: "lots"}, channel.ErrAmount},
+		}, renter.Options{Deposit: "1"}, wallet.ErrEscrow},
+		{"an escrow that takes too long to leave", func(c *renter.Config) { c.MaxGrace = time.Minute }, renter.Options{Deposit: "1"}, wallet.ErrEscrow},
+		{"no such amount", nil, renter.Options{Deposit: "1.0000001"}, channel.ErrAmount},
+		{"no such top-up", nil, renter.Options{Deposit: "1", TopUp: "lots"}, channel.ErrAmount},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			config := renterConfig(t, m, m.Payer)
+			config := renterrig.Config(t, m, m.Payer)
 			if test.change != nil {
 				test.change(&config)
 			}
-			r := openRenter(t, config)
+			r := renterrig.Open(t, config)
 			_, err := r.Rent(t.Context(), server.URL, test.options)
 			if !errors.Is(err, test.want) || strings.Contains(err.Error(), "\n") {
 				t.Errorf("Rent: %v, want %v in one line", err, test.want)
@@ -180,25 +182,25 @@ func TestRefusedRentals(t *testing.T) {
 func TestDepositBeginsALease(t *testing.T) {
 	m := testrig.NewMarket(t)
 	server := serveProvider(t, m, func(c *sdk.ProviderConfig) { c.MinDeposit, c.Source = "0.002", testclock.GPUs(16) })
-	config := renterConfig(t, m, m.Payer)
-	r := openRenter(t, config)
-	_, err := r.Rent(t.Context(), server.URL, Options{GPUs: 10, Deposit: "0.002"})
+	config := renterrig.Config(t, m, m.Payer)
+	r := renterrig.Open(t, config)
+	_, err := r.Rent(t.Context(), server.URL, renter.Options{GPUs: 10, Deposit: "0.002"})
 	if !errors.Is(err, wallet.ErrDeposit) || !strings.Contains(err.Error(), "10 GPU(s) of this provider take at least 0.003") {
 		t.Errorf("Rent: %v, want ErrDeposit", err)
 	}
 	config.Database, config.Caps.PerLease = filepath.Join(t.TempDir(), "capped.db"), "0.001"
-	capped := openRenter(t, config)
-	_, err = capped.Rent(t.Context(), server.URL, Options{})
+	capped := renterrig.Open(t, config)
+	_, err = capped.Rent(t.Context(), server.URL, renter.Options{})
 	if !errors.Is(err, wallet.ErrDeposit) || !strings.Contains(err.Error(), "Caps.PerLease leaves room for 0.001") || !strings.Contains(err.Error(), "raise the cap") {
 		t.Errorf("Rent under a small cap: %v, want ErrDeposit and the cap", err)
 	}
 	if open, err := r.Rentals(t.Context()); err != nil || len(open) != 0 {
 		t.Errorf("%d rentals were begun (%v)", len(open), err)
 	}
-	if _, err := r.Rent(t.Context(), server.URL, Options{GPUs: 16}); !errors.Is(err, gpu.ErrNoCapacity) || !strings.Contains(err.Error(), "nothing was deposited") {
+	if _, err := r.Rent(t.Context(), server.URL, renter.Options{GPUs: 16}); !errors.Is(err, gpu.ErrNoCapacity) || !strings.Contains(err.Error(), "nothing was deposited") {
 		t.Errorf("Rent of more GPUs than the credit lets begin: %v, want ErrNoCapacity", err)
 	}
-	l, err := r.Rent(t.Context(), server.URL, Options{GPUs: 10}) // what nobody says is enough
+	l, err := r.Rent(t.Context(), server.URL, renter.Options{GPUs: 10}) // what nobody says is enough
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -211,9 +213,9 @@ func TestDepositBeginsALease(t *testing.T) {
 func TestTrustedEscrow(t *testing.T) {
 	m := testrig.NewMarket(t)
 	server := serveProvider(t, m, nil)
-	config := renterConfig(t, m, m.Payer)
+	config := renterrig.Config(t, m, m.Payer)
 	config.Escrow = m.Escrow
-	q, err := openRenter(t, config).Quote(t.Context(), server.URL)
+	q, err := renterrig.Open(t, config).Quote(t.Context(), server.URL)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -227,31 +229,31 @@ func TestRenterConfig(t *testing.T) {
 	m := testrig.NewMarket(t)
 	for _, test := range []struct {
 		name   string
-		change func(*Config)
+		change func(*renter.Config)
 		says   string
 		want   error
 	}{
-		{"no key", func(c *Config) { c.Key = nil }, "Key is nil", nil},
-		{"no chain", func(c *Config) { c.Backend = nil }, "RPC is empty", nil},
-		{"chain that is not there", func(c *Config) { c.Backend, c.RPC = nil, "http://127.0.0.1:1" }, "", chain.ErrUnreachable},
-		{"another chain than the one to pay on", func(c *Config) { c.ChainID = 1 }, "", chain.ErrChainID},
-		{"no token", func(c *Config) { c.Token = common.Address{} }, "Token is empty", nil},
-		{"token that is nothing", func(c *Config) { c.Token = common.Address{1} }, "", chain.ErrNoContract},
-		{"escrow that is nothing", func(c *Config) { c.Escrow = common.Address{1} }, "", chain.ErrNoContract},
-		{"no database", func(c *Config) { c.Database = "" }, "Database is empty", nil},
-		{"database nowhere", func(c *Config) { c.Database = filepath.Join(c.Database, "x") }, "no such file", nil},
-		{"no price cap", func(c *Config) { c.Caps.PricePerGPUHour = "" }, "Caps.PricePerGPUHour is empty", nil},
-		{"unlimited price", func(c *Config) { c.Caps.PricePerGPUHour = wallet.Unlimited }, "Caps.PricePerGPUHour", channel.ErrAmount},
-		{"no lease cap", func(c *Config) { c.Caps.PerLease = "" }, "Caps.PerLease is empty", nil},
-		{"no day cap", func(c *Config) { c.Caps.PerDay = "" }, "Caps.PerDay is empty", nil},
-		{"no payee cap", func(c *Config) { c.Caps.PerPayee = "" }, "Caps.PerPayee is empty", nil},
-		{"cap that is no number", func(c *Config) { c.Caps.PerDay = "ten" }, "Caps.PerDay", channel.ErrAmount},
-		{"negative patience", func(c *Config) { c.Patience = -1 }, "must not be negative", nil},
+		{"no key", func(c *renter.Config) { c.Key = nil }, "Key is nil", nil},
+		{"no chain", func(c *renter.Config) { c.Backend = nil }, "RPC is empty", nil},
+		{"chain that is not there", func(c *renter.Config) { c.Backend, c.RPC = nil, "http://127.0.0.1:1" }, "", chain.ErrUnreachable},
+		{"another chain than the one to pay on", func(c *renter.Config) { c.ChainID = 1 }, "", chain.ErrChainID},
+		{"no token", func(c *renter.Config) { c.Token = common.Address{} }, "Token is empty", nil},
+		{"token that is nothing", func(c *renter.Config) { c.Token = common.Address{1} }, "", chain.ErrNoContract},
+		{"escrow that is nothing", func(c *renter.Config) { c.Escrow = common.Address{1} }, "", chain.ErrNoContract},
+		{"no database", func(c *renter.Config) { c.Database = "" }, "Database is empty", nil},
+		{"database nowhere", func(c *renter.Config) { c.Database = filepath.Join(c.Database, "x") }, "no such file", nil},
+		{"no price cap", func(c *renter.Config) { c.Caps.PricePerGPUHour = "" }, "Caps.PricePerGPUHour is empty", nil},
+		{"unlimited price", func(c *renter.Config) { c.Caps.PricePerGPUHour = wallet.Unlimited }, "Caps.PricePerGPUHour", channel.ErrAmount},
+		{"no lease cap", func(c *renter.Config) { c.Caps.PerLease = "" }, "Caps.PerLease is empty", nil},
+		{"no day cap", func(c *renter.Config) { c.Caps.PerDay = "" }, "Caps.PerDay is empty", nil},
+		{"no payee cap", func(c *renter.Config) { c.Caps.PerPayee = "" }, "Caps.PerPayee is empty", nil},
+		{"cap that is no number", func(c *renter.Config) { c.Caps.PerDay = "ten" }, "Caps.PerDay", channel.ErrAmount},
+		{"negative patience", func(c *renter.Config) { c.Patience = -1 }, "must not be negative", nil},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			config := renterConfig(t, m, m.Payer)
+			config := renterrig.Config(t, m, m.Payer)
 			test.change(&config)
-			r, err := New(t.Context(), config)
+			r, err := renter.New(t.Context(), config)
 			if err == nil {
 				t.Fatal("accepted", r.Close())
 			}
@@ -260,7 +262,7 @@ func TestRenterConfig(t *testing.T) {
 			}
 		})
 	}
-	r := openRenter(t, renterConfig(t, m, m.Payer))
+	r := renterrig.Open(t, renterrig.Config(t, m, m.Payer))
 	for _, url := range []string{"", "example.org", "ftp://example.org", "http://", "http://a/?b=c", "http://user@a/"} {
 		if _, err := r.Quote(t.Context(), url); err == nil || errors.Is(err, peer.ErrUnreachable) {
 			t.Errorf("Quote(%q): %v", url, err)
@@ -281,14 +283,14 @@ func TestLeaveWithoutGas(t *testing.T) {
 	server := serveProvider(t, m, nil)
 	key := m.Newcomer(t)
 	payer := crypto.PubkeyToAddress(key.PublicKey)
-	config := renterConfig(t, m, key)
+	config := renterrig.Config(t, m, key)
 	config.Patience = time.Second
-	r := openRenter(t, config)
-	l, err := r.Rent(t.Context(), server.URL, Options{Deposit: "1", PayEvery: 100 * time.Millisecond})
+	r := renterrig.Open(t, config)
+	l, err := r.Rent(t.Context(), server.URL, renter.Options{Deposit: "1", PayEvery: 100 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
-	done := background(t.Context(), l)
+	done := renterrig.Background(t.Context(), l)
 	testrig.Eventually(t, "a payment", func() bool { s := l.Snapshot(); return !s.Paid.IsZero() })
 	testrig.HangUp(server)
 	server.Close()
@@ -308,7 +310,7 @@ func TestLeaveWithoutGas(t *testing.T) {
 		t.Fatal(err)
 	}
 	config.Relay = relay
-	r = openRenter(t, config)
+	r = renterrig.Open(t, config)
 	if l, err = r.Resume(t.Context(), l.ID()); err != nil {
 		t.Fatal(err)
 	}
@@ -323,7 +325,7 @@ func TestLeaveWithoutGas(t *testing.T) {
 }
 
 // checkRequest: the document survives its JSON, and nobody else's will do.
-func checkRequest(t *testing.T, l *Rental, relay Relay) {
+func checkRequest(t *testing.T, l *renter.Rental, relay renter.Relay) {
 	t.Helper()
 	request, err := l.SignLeave(t.Context())
 	if err != nil {
@@ -367,14 +369,14 @@ func TestLeaseEndedWhileAway(t *testing.T) {
 		c.Credit, c.SuspendTimeout, c.Allocator = time.Second, 200*time.Millisecond, allocator
 	})
 	before := m.Tokens(t, m.PayeeAddress())
-	config := renterConfig(t, m, m.Payer)
-	r := openRenter(t, config)
+	config := renterrig.Config(t, m, m.Payer)
+	r := renterrig.Open(t, config)
 	ctx, cancel := context.WithCancel(t.Context())
-	l, err := r.Rent(ctx, server.URL, Options{Deposit: "1", PayEvery: 50 * time.Millisecond})
+	l, err := r.Rent(ctx, server.URL, renter.Options{Deposit: "1", PayEvery: 50 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
-	done := background(ctx, l)
+	done := renterrig.Background(ctx, l)
 	testrig.Eventually(t, "a payment", func() bool { s := l.Snapshot(); return !s.Paid.IsZero() })
 	cancel()
 	if err := <-done; !errors.Is(err, context.Canceled) {
@@ -385,7 +387,7 @@ func TestLeaseEndedWhileAway(t *testing.T) {
 	}
 	testrig.Eventually(t, "the lease to end", func() bool { return allocator.Free() == 4 })
 
-	r = openRenter(t, config)
+	r = renterrig.Open(t, config)
 	if l, err = r.Resume(t.Context(), l.ID()); err != nil {
 		t.Fatal(err)
 	}
@@ -412,13 +414,13 @@ func TestDatabaseGone(t *testing.T) {
 	m := testrig.NewMarket(t)
 	server := serveProvider(t, m, nil)
 	before := m.Tokens(t, m.PayeeAddress())
-	config := renterConfig(t, m, m.Payer)
-	r := openRenter(t, config)
-	l, err := r.Rent(t.Context(), server.URL, Options{Deposit: "1", PayEvery: 50 * time.Millisecond})
+	config := renterrig.Config(t, m, m.Payer)
+	r := renterrig.Open(t, config)
+	l, err := r.Rent(t.Context(), server.URL, renter.Options{Deposit: "1", PayEvery: 50 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
-	done := background(t.Context(), l)
+	done := renterrig.Background(t.Context(), l)
 	testrig.Eventually(t, "a payment", func() bool { s := l.Snapshot(); return !s.Paid.IsZero() })
 	if err := r.Close(); err != nil {
 		t.Fatal(err)
@@ -432,7 +434,7 @@ func TestDatabaseGone(t *testing.T) {
 		t.Fatal("Run goes on without a database")
 	}
 
-	r = openRenter(t, config)
+	r = renterrig.Open(t, config)
 	if l, err = r.Resume(t.Context(), l.ID()); err != nil {
 		t.Fatal(err)
 	}

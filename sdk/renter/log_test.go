@@ -1,4 +1,4 @@
-package renter
+package renter_test
 
 import (
 	"errors"
@@ -14,6 +14,8 @@ import (
 	"github.com/gpupay/gpupay/sdk/internal/boundlog"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
+	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -33,16 +35,16 @@ func TestProviderFillsNoLog(t *testing.T) {
 		p.Honest(1)
 	}
 	var log testrig.Log
-	config := renterConfig(t, m, m.Payer)
+	config := renterrig.Config(t, m, m.Payer)
 	config.Log, config.Now = slog.New(slog.NewTextHandler(&log, nil)), func() time.Time { return time.Unix(2_000_000_000, 0) }
 	config.ClockOff = 1_000_000 * time.Hour
 	v.Offer = resignedUntil(t, v, 2_000_003_600)
-	r := openRenter(t, config)
-	l, err := r.Rent(t.Context(), v.Server.URL, Options{Deposit: "0.1"})
+	r := renterrig.Open(t, config)
+	l, err := r.Rent(t.Context(), v.Server.URL, renter.Options{Deposit: "0.1"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	done := background(t.Context(), l)
+	done := renterrig.Background(t.Context(), l)
 	testrig.Eventually(t, "the record after them", func() bool { return l.Snapshot().Sequence == 2 || len(done) > 0 })
 	said := log.String()
 	if n := strings.Count(said, "did not take a voucher"); n == 0 || n > boundlog.MaxLines || len(said) > 100_000 {
@@ -71,7 +73,7 @@ func resignedUntil(t *testing.T, v *testrig.Hostile, expires int64) wire.SignedO
 // has what is kept of a provider that was caught.
 func TestStrangersWordsAreBounded(t *testing.T) {
 	m := testrig.NewMarket(t)
-	r := openRenter(t, renterConfig(t, m, m.Payer))
+	r := renterrig.Open(t, renterrig.Config(t, m, m.Payer))
 	long := strings.Repeat("x", 400_000)
 	check := func(name, said string) {
 		t.Helper()
@@ -116,11 +118,11 @@ func TestStrangersWordsAreBounded(t *testing.T) {
 	}
 	v := testrig.NewHostile(t, m, nil)
 	v.Script = func(*testrig.Stream) {}
-	l, err := r.Rent(t.Context(), v.Server.URL, Options{Deposit: "0.1"})
+	l, err := r.Rent(t.Context(), v.Server.URL, renter.Options{Deposit: "0.1"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	caught := l.lease.Dispute(t.Context(), fmt.Errorf("%w: %s", peer.ErrProtocol, escape+long), nil)
+	caught := l.Lease().Dispute(t.Context(), fmt.Errorf("%w: %s", peer.ErrProtocol, escape+long), nil)
 	if !errors.Is(caught, peer.ErrProtocol) {
 		t.Errorf("%v, want %v", caught, peer.ErrProtocol)
 	}

@@ -1,4 +1,4 @@
-package renter
+package renter_test
 
 import (
 	"context"
@@ -14,6 +14,8 @@ import (
 	"github.com/gpupay/gpupay/sdk/internal/paystream"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
+	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -31,23 +33,23 @@ func TestOneGPULetTwice(t *testing.T) {
 			last = &rec
 		}
 	}
-	config := renterConfig(t, m, m.Payer)
+	config := renterrig.Config(t, m, m.Payer)
 	config.Caps.PerDay = wallet.Unlimited
-	r := openRenter(t, config)
-	first, err := r.Rent(t.Context(), v.Server.URL, Options{Deposit: "1"})
+	r := renterrig.Open(t, config)
+	first, err := r.Rent(t.Context(), v.Server.URL, renter.Options{Deposit: "1"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
-	done := background(ctx, first)
+	done := renterrig.Background(ctx, first)
 	testrig.Eventually(t, "records", func() bool { return first.Snapshot().Sequence == 4 })
 	cancel()
 	<-done
 	if err := r.Close(); err != nil {
 		t.Fatal(err)
 	}
-	r = openRenter(t, config)
-	second, err := r.Rent(t.Context(), v.Server.URL, Options{Deposit: "1"})
+	r = renterrig.Open(t, config)
+	second, err := r.Rent(t.Context(), v.Server.URL, renter.Options{Deposit: "1"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -78,20 +80,20 @@ func TestLostDatabase(t *testing.T) {
 	m := testrig.NewMarket(t)
 	v := testrig.NewHostile(t, m, nil)
 	v.Script = func(*testrig.Stream) {}
-	lost := openRenter(t, renterConfig(t, m, m.Payer))
+	lost := renterrig.Open(t, renterrig.Config(t, m, m.Payer))
 	var want common.Hash
 	for range 2 {
-		l, err := lost.Rent(t.Context(), v.Server.URL, Options{Deposit: "1"})
+		l, err := lost.Rent(t.Context(), v.Server.URL, renter.Options{Deposit: "1"})
 		if err != nil {
 			t.Fatal(err)
 		}
-		if l.lease.Detach(); want != (common.Hash{}) {
+		if l.Lease().Detach(); want != (common.Hash{}) {
 			leave(t, m, l) // it is over, and nothing is left to find
 			break
 		}
 		want = l.ID()
 	}
-	r := openRenter(t, renterConfig(t, m, m.Payer))
+	r := renterrig.Open(t, renterrig.Config(t, m, m.Payer))
 	for i, n := range []int{1, 0} { // the second time it is known
 		found, err := r.Recover(t.Context(), m.Escrow, 0)
 		if err != nil || len(found) != n || n == 1 && found[0] != want {
@@ -122,20 +124,20 @@ func TestLostDatabase(t *testing.T) {
 func TestPoorAndThenNot(t *testing.T) {
 	m := testrig.NewMarket(t)
 	d := newDrawer(t, m)
-	config := renterConfig(t, m, m.Payer)
+	config := renterrig.Config(t, m, m.Payer)
 	config.Caps.PerLease, config.Caps.PerDay = "3000", "3000"
-	r := openRenter(t, config)
-	l, err := r.Rent(t.Context(), d.Server.URL, Options{Deposit: "600", TopUp: "600"})
+	r := renterrig.Open(t, config)
+	l, err := r.Rent(t.Context(), d.Server.URL, renter.Options{Deposit: "600", TopUp: "600"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.lease.Detach()
-	if err := l.lease.TopUp(t.Context()); !errors.Is(err, wallet.ErrBalance) || l.lease.MayTopUp() {
+	defer l.Lease().Detach()
+	if err := l.Lease().TopUp(t.Context()); !errors.Is(err, wallet.ErrBalance) || l.Lease().MayTopUp() {
 		t.Fatalf("%v, want ErrBalance", err)
 	}
 	m.Mint(t, r.Address(), testrig.Thousand)
-	l.lease.Topped = time.Time{}
-	if err := l.lease.TopUp(t.Context()); err != nil || !l.lease.MayTopUp() {
+	l.Lease().Topped = time.Time{}
+	if err := l.Lease().TopUp(t.Context()); err != nil || !l.Lease().MayTopUp() {
 		t.Errorf("%v", err)
 	}
 }

@@ -1,4 +1,4 @@
-package renter
+package renter_test
 
 import (
 	"context"
@@ -14,6 +14,8 @@ import (
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/audit"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
+	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -48,8 +50,8 @@ func TestLeaseWithoutItsMeter(t *testing.T) {
 				forge(v, l)
 			}
 			v.Script = func(p *testrig.Stream) { p.Honest(2) }
-			r := openRenter(t, renterConfig(t, m, m.Payer))
-			_, err := r.Rent(t.Context(), v.Server.URL, Options{Deposit: "1"})
+			r := renterrig.Open(t, renterrig.Config(t, m, m.Payer))
+			_, err := r.Rent(t.Context(), v.Server.URL, renter.Options{Deposit: "1"})
 			var lie *wallet.Dispute
 			if !errors.Is(err, wire.ErrMeter) || !errors.As(err, &lie) {
 				t.Errorf("%v", err)
@@ -66,12 +68,12 @@ func TestEveryFieldOfABinding(t *testing.T) {
 	m := testrig.NewMarket(t)
 	v := testrig.NewHostileNodes(t, m)
 	v.Script = func(*testrig.Stream) {}
-	l, err := openRenter(t, renterConfig(t, m, m.Payer)).Rent(t.Context(), v.Server.URL, Options{Deposit: "0.1"})
+	l, err := renterrig.Open(t, renterrig.Config(t, m, m.Payer)).Rent(t.Context(), v.Server.URL, renter.Options{Deposit: "0.1"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	lease := wire.Lease{LeaseID: l.lease.Row.Lease, ChannelID: l.lease.ID, OfferHash: l.lease.Offer.Hash, Devices: l.lease.Row.Devices, State: "active"}
-	real, err := json.Marshal(l.lease.Row.Binding)
+	lease := wire.Lease{LeaseID: l.Lease().Row.Lease, ChannelID: l.Lease().ID, OfferHash: l.Lease().Offer.Hash, Devices: l.Lease().Row.Devices, State: "active"}
+	real, err := json.Marshal(l.Lease().Row.Binding)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -82,14 +84,14 @@ func TestEveryFieldOfABinding(t *testing.T) {
 			refused++
 			return
 		}
-		if err := l.lease.Judge(lease); err != nil {
+		if err := l.Lease().Judge(lease); err != nil {
 			refused++
-		} else if !lease.Binding.Same(l.lease.Row.Binding) {
+		} else if !lease.Binding.Same(l.Lease().Row.Binding) {
 			t.Errorf("%s: %+v is taken", what, lease.Binding)
 		}
 	})
-	lease.Binding = l.lease.Row.Binding
-	if err := l.lease.Judge(lease); err != nil || refused < 20 {
+	lease.Binding = l.Lease().Row.Binding
+	if err := l.Lease().Judge(lease); err != nil || refused < 20 {
 		t.Errorf("%d were refused, and what is right is: %v", refused, err)
 	}
 }
@@ -106,13 +108,13 @@ func TestAnotherNodeSigns(t *testing.T) {
 		p.Hostile.MeterKey = v.Key
 		p.Usage(p.Resign(p.Sent, func(r *metering.SignedRecord) { r.To++ }))
 	}
-	config := renterConfig(t, m, m.Payer)
-	r := openRenter(t, config)
-	l, err := r.Rent(t.Context(), v.Server.URL, Options{Deposit: "1", PayEvery: 50 * time.Millisecond})
+	config := renterrig.Config(t, m, m.Payer)
+	r := renterrig.Open(t, config)
+	l, err := r.Rent(t.Context(), v.Server.URL, renter.Options{Deposit: "1", PayEvery: 50 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
-	done := background(t.Context(), l)
+	done := renterrig.Background(t.Context(), l)
 	testrig.Eventually(t, "records", func() bool { return l.Snapshot().Sequence == 3 })
 	close(goOn)
 	if err := <-done; !errors.Is(err, metering.ErrSignature) {
@@ -132,19 +134,19 @@ func TestForkOfABoundMeter(t *testing.T) {
 		p.Honest(3)
 		p.Usage(p.Resign(p.Sent, func(r *metering.SignedRecord) { r.To++ }))
 	}
-	config := renterConfig(t, m, m.Payer)
-	r := openRenter(t, config)
-	l, err := r.Rent(t.Context(), v.Server.URL, Options{Deposit: "1", PayEvery: 50 * time.Millisecond})
+	config := renterrig.Config(t, m, m.Payer)
+	r := renterrig.Open(t, config)
+	l, err := r.Rent(t.Context(), v.Server.URL, renter.Options{Deposit: "1", PayEvery: 50 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := l.Run(t.Context()); !errors.Is(err, metering.ErrForked) {
 		t.Fatalf("%v", err)
 	}
-	if kept, err := r.store.Proofs(t.Context(), l.ID()); err != nil || len(kept) != 1 {
+	if kept, err := r.Store().Proofs(t.Context(), l.ID()); err != nil || len(kept) != 1 {
 		t.Errorf("%d proofs are on disk (%v)", len(kept), err)
 	}
-	b, err := ExportFile(t.Context(), config.Database, l.ID())
+	b, err := renter.ExportFile(t.Context(), config.Database, l.ID())
 	b = parsed(t, b, err)
 	proofs := b.Equivocations()
 	if len(proofs) != 1 {
@@ -186,14 +188,14 @@ func TestTwoMetersOfALease(t *testing.T) {
 		}
 	}
 	v.Script = func(p *testrig.Stream) { p.Honest(3) }
-	config := renterConfig(t, m, m.Payer)
-	r := openRenter(t, config)
-	l, err := r.Rent(t.Context(), v.Server.URL, Options{Deposit: "1", PayEvery: 50 * time.Millisecond})
+	config := renterrig.Config(t, m, m.Payer)
+	r := renterrig.Open(t, config)
+	l, err := r.Rent(t.Context(), v.Server.URL, renter.Options{Deposit: "1", PayEvery: 50 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, stop := context.WithCancel(t.Context())
-	done := background(ctx, l)
+	done := renterrig.Background(ctx, l)
 	testrig.Eventually(t, "records", func() bool { return l.Snapshot().Sequence == 3 })
 	stop()
 	<-done
@@ -201,7 +203,7 @@ func TestTwoMetersOfALease(t *testing.T) {
 		t.Fatal(err)
 	}
 	second.Store(true)
-	r = openRenter(t, config)
+	r = renterrig.Open(t, config)
 	if l, err = r.Resume(t.Context(), l.ID()); err != nil {
 		t.Fatal(err)
 	}
@@ -209,19 +211,19 @@ func TestTwoMetersOfALease(t *testing.T) {
 	if err := l.Run(t.Context()); !errors.Is(err, wire.ErrMeter) || !errors.As(err, &lie) {
 		t.Fatalf("%v", err)
 	}
-	if err := r.w.Vet(t.Context(), v.Key.Address(), "http://elsewhere"); !errors.As(err, &lie) {
+	if err := r.Wallet().Vet(t.Context(), v.Key.Address(), "http://elsewhere"); !errors.As(err, &lie) {
 		t.Errorf("the payee signed for both meters, and is trusted elsewhere: %v", err)
 	}
 	if paid, owed := v.Highest(), l.Snapshot().Owed; paid.Gt(&owed) || l.Snapshot().Sequence != 3 {
 		t.Errorf("%s was signed for, %s is owed by record %d", paid.Dec(), owed.Dec(), l.Snapshot().Sequence)
 	}
-	b, err := ExportFile(t.Context(), config.Database, l.ID())
+	b, err := renter.ExportFile(t.Context(), config.Database, l.ID())
 	b = parsed(t, b, err)
 	proofs := b.Equivocations()
 	if len(proofs) != 1 {
 		t.Fatalf("%d proofs", len(proofs))
 	}
-	if payee, err := proofs[0].Verify(); err != nil || payee != v.Key.Address() || proofs[0].Subject() != "meters of lease "+l.lease.Row.Lease.Hex() {
+	if payee, err := proofs[0].Verify(); err != nil || payee != v.Key.Address() || proofs[0].Subject() != "meters of lease "+l.Lease().Row.Lease.Hex() {
 		t.Errorf("against %s: %s (%v)", payee, proofs[0].Subject(), err)
 	}
 }

@@ -1,4 +1,4 @@
-package renter
+package renter_test
 
 import (
 	"errors"
@@ -15,6 +15,8 @@ import (
 	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/internal/rental"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
+	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -35,10 +37,10 @@ func (d *deaf) RoundTrip(req *http.Request) (*http.Response, error) {
 // new offer. The lease is under the old one, which was asked for: that is no
 // lie.
 func TestLeaseBeganUnderTheOfferBefore(t *testing.T) {
-	for name, cut := range map[string]func(t *testing.T, config *Config, rent func(*Client) (*Rental, error)){
-		"the answer got lost": func(t *testing.T, config *Config, rent func(*Client) (*Rental, error)) {
+	for name, cut := range map[string]func(t *testing.T, config *renter.Config, rent func(*renter.Client) (*renter.Rental, error)){
+		"the answer got lost": func(t *testing.T, config *renter.Config, rent func(*renter.Client) (*renter.Rental, error)) {
 			config.HTTP = &http.Client{Transport: &deaf{}}
-			r := openRenter(t, *config)
+			r := renterrig.Open(t, *config)
 			if _, err := rent(r); err == nil {
 				t.Fatal("the answer was not lost")
 			}
@@ -46,16 +48,16 @@ func TestLeaseBeganUnderTheOfferBefore(t *testing.T) {
 				t.Fatal(err)
 			}
 		},
-		"killed when the lease was on disk": func(t *testing.T, config *Config, rent func(*Client) (*Rental, error)) {
-			r := openRenter(t, *config)
+		"killed when the lease was on disk": func(t *testing.T, config *renter.Config, rent func(*renter.Client) (*renter.Rental, error)) {
+			r := renterrig.Open(t, *config)
 			l, err := rent(r)
 			if err != nil {
 				t.Fatal(err)
 			}
-			l.lease.Detach()
-			row := l.lease.Row
+			l.Lease().Detach()
+			row := l.Lease().Row
 			row.Phase = rental.PhaseOpening // the last thing that is written
-			if err := errors.Join(r.store.Save(t.Context(), row), r.Close()); err != nil {
+			if err := errors.Join(r.Store().Save(t.Context(), row), r.Close()); err != nil {
 				t.Fatal(err)
 			}
 		},
@@ -64,21 +66,21 @@ func TestLeaseBeganUnderTheOfferBefore(t *testing.T) {
 	}
 }
 
-func resumeUnderNewOffer(t *testing.T, cut func(*testing.T, *Config, func(*Client) (*Rental, error))) {
+func resumeUnderNewOffer(t *testing.T, cut func(*testing.T, *renter.Config, func(*renter.Client) (*renter.Rental, error))) {
 	m := testrig.NewMarket(t)
 	server, restart := restartable(t, m)
-	config := renterConfig(t, m, m.Newcomer(t))
-	cut(t, &config, func(r *Client) (*Rental, error) {
-		return r.Rent(t.Context(), server.URL, Options{Deposit: "1", PayEvery: 100 * time.Millisecond})
+	config := renterrig.Config(t, m, m.Newcomer(t))
+	cut(t, &config, func(r *renter.Client) (*renter.Rental, error) {
+		return r.Rent(t.Context(), server.URL, renter.Options{Deposit: "1", PayEvery: 100 * time.Millisecond})
 	})
 	restart()
 	r, l := resume(t, config)
-	l.lease.Detach()
+	l.Lease().Detach()
 	if err := r.Close(); err != nil {
 		t.Fatal(err)
 	}
 	r, l = resume(t, config) // from what the first one left on disk
-	done := background(t.Context(), l)
+	done := renterrig.Background(t.Context(), l)
 	testrig.Eventually(t, "a paid record", func() bool { s := l.Snapshot(); return s.Sequence >= 3 && !s.Paid.IsZero() })
 	closing, err := l.Close(t.Context())
 	if err != nil || closing.Settled != closing.Owed || closing.Owed.IsZero() {
@@ -90,9 +92,9 @@ func resumeUnderNewOffer(t *testing.T, cut func(*testing.T, *Config, func(*Clien
 	}
 }
 
-func resume(t *testing.T, config Config) (*Client, *Rental) {
+func resume(t *testing.T, config renter.Config) (*renter.Client, *renter.Rental) {
 	t.Helper()
-	r := openRenter(t, config)
+	r := renterrig.Open(t, config)
 	left, err := r.Rentals(t.Context())
 	if err != nil || len(left) != 1 {
 		t.Fatalf("%d rentals, %v", len(left), err)

@@ -1,4 +1,4 @@
-package renter
+package renter_test
 
 import (
 	"errors"
@@ -10,13 +10,15 @@ import (
 	"github.com/gpupay/gpupay/internal/badrpc"
 	"github.com/gpupay/gpupay/sdk/internal/rental"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
+	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // leftDuring is a rental whose leave is signed and relayed while a top-up of it waits for an endpoint's answer to the requests
 // that wait names. It returns what the channel held before, and the top-up's end.
-func leftDuring(t *testing.T, m *testrig.Market, d *drawer, bad *badrpc.Endpoint, l *Rental, method, wait string) (before uint64, topUp chan error) {
+func leftDuring(t *testing.T, m *testrig.Market, d *drawer, bad *badrpc.Endpoint, l *renter.Rental, method, wait string) (before uint64, topUp chan error) {
 	t.Helper()
 	asked, answer := make(chan struct{}), make(chan struct{})
 	var once sync.Once
@@ -27,13 +29,13 @@ func leftDuring(t *testing.T, m *testrig.Market, d *drawer, bad *badrpc.Endpoint
 	})
 	before, topUp = d.deposited(), make(chan error, 1)
 	go func() {
-		release, err := l.lease.Claim(t.Context()) // as Run does
+		release, err := l.Lease().Claim(t.Context()) // as Run does
 		if err != nil {
 			topUp <- err
 			return
 		}
 		defer release()
-		topUp <- l.lease.TopUp(t.Context())
+		topUp <- l.Lease().TopUp(t.Context())
 	}()
 	select {
 	case <-asked:
@@ -82,8 +84,8 @@ func TestLeaveDuringATopUp(t *testing.T) {
 			m := testrig.NewMarket(t)
 			d := newDrawer(t, m)
 			config, bad := behindEndpoint(t, m)
-			r := openRenter(t, config)
-			l, err := r.Rent(t.Context(), d.Server.URL, Options{Deposit: "0.5", TopUp: "0.7", Gasless: test.gasless})
+			r := renterrig.Open(t, config)
+			l, err := r.Rent(t.Context(), d.Server.URL, renter.Options{Deposit: "0.5", TopUp: "0.7", Gasless: test.gasless})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -97,11 +99,11 @@ func TestLeaveDuringATopUp(t *testing.T) {
 				t.Error(err)
 			}
 			checkLeft(t, d, before, signed)
-			paid, err := l.lease.Payer.State(t.Context(), l.ID())
-			if err != nil || l.lease.Row.TopUp != nil || paid.Authorized.Uint64() > before {
-				t.Errorf("top-up %v, %s authorized (%v): it is forgotten", l.lease.Row.TopUp, paid.Authorized.Dec(), err)
+			paid, err := l.Lease().Payer.State(t.Context(), l.ID())
+			if err != nil || l.Lease().Row.TopUp != nil || paid.Authorized.Uint64() > before {
+				t.Errorf("top-up %v, %s authorized (%v): it is forgotten", l.Lease().Row.TopUp, paid.Authorized.Dec(), err)
 			}
-			l.lease.Detach()
+			l.Lease().Detach()
 		})
 	}
 }
@@ -122,8 +124,8 @@ func TestLeaveBeforeAStoredTopUp(t *testing.T) {
 			m := testrig.NewMarket(t)
 			d := newDrawer(t, m)
 			config, bad := behindEndpoint(t, m)
-			r := openRenter(t, config)
-			l, err := r.Rent(t.Context(), d.Server.URL, Options{Deposit: "0.5", TopUp: "0.7", Gasless: test.gasless})
+			r := renterrig.Open(t, config)
+			l, err := r.Rent(t.Context(), d.Server.URL, renter.Options{Deposit: "0.5", TopUp: "0.7", Gasless: test.gasless})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -136,8 +138,8 @@ func TestLeaveBeforeAStoredTopUp(t *testing.T) {
 			if err := r.Close(); err != nil {
 				t.Fatal(err)
 			}
-			r = openRenter(t, config)
-			if l, err = r.Resume(t.Context(), l.ID()); err != nil || l.lease.Row.TopUp == nil {
+			r = renterrig.Open(t, config)
+			if l, err = r.Resume(t.Context(), l.ID()); err != nil || l.Lease().Row.TopUp == nil {
 				t.Fatalf("the top-up is not on disk: %v", err)
 			}
 			other, err := r.Rental(t.Context(), l.ID()) // as another part of the program has it
@@ -152,7 +154,7 @@ func TestLeaveBeforeAStoredTopUp(t *testing.T) {
 				t.Fatal(err)
 			}
 			before := d.deposited()
-			if err := l.lease.FinishTopUp(t.Context()); err != nil && !rental.IsTransient(err) {
+			if err := l.Lease().FinishTopUp(t.Context()); err != nil && !rental.IsTransient(err) {
 				t.Error(err)
 			}
 			checkLeft(t, d, before, signed)
@@ -162,28 +164,28 @@ func TestLeaveBeforeAStoredTopUp(t *testing.T) {
 
 // storeTopUp puts a top-up on disk that gets no further: what it needs of the endpoint fails or, where nothing does, its
 // signature is the last that is done.
-func storeTopUp(t *testing.T, l *Rental, bad *badrpc.Endpoint, fails []string) {
+func storeTopUp(t *testing.T, l *renter.Rental, bad *badrpc.Endpoint, fails []string) {
 	t.Helper()
-	step, salt := l.lease.Step(), l.lease.TopUpSalt()
-	deposit := l.lease.Committed()
-	if err := l.lease.Payer.Fund(t.Context(), l.lease.ID, *deposit.Add(&deposit, &step)); err != nil {
+	step, salt := l.Lease().Step(), l.Lease().TopUpSalt()
+	deposit := l.Lease().Committed()
+	if err := l.Lease().Payer.Fund(t.Context(), l.Lease().ID, *deposit.Add(&deposit, &step)); err != nil {
 		t.Fatal(err)
 	}
 	amount := wire.NewAmount(step)
-	l.lease.Row.TopUp = &wire.Payload{
-		Action: wire.ActionTopUp, Type: l.lease.Row.Funding.Type, ChannelID: l.lease.ID, AdditionalDeposit: &amount, Salt: &salt,
+	l.Lease().Row.TopUp = &wire.Payload{
+		Action: wire.ActionTopUp, Type: l.Lease().Row.Funding.Type, ChannelID: l.Lease().ID, AdditionalDeposit: &amount, Salt: &salt,
 	}
-	if err := l.lease.Save(t.Context()); err != nil {
+	if err := l.Lease().Save(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	for _, method := range fails {
 		bad.On(method, func(x *badrpc.Exchange) { x.Status = 500 })
 	}
-	if failed, stopped := l.lease.SignTopUp(t.Context()); stopped != nil || (failed == nil) != (len(fails) == 0) {
+	if failed, stopped := l.Lease().SignTopUp(t.Context()); stopped != nil || (failed == nil) != (len(fails) == 0) {
 		t.Fatalf("signing it: %v, %v", failed, stopped)
 	}
 	bad.Heal()
-	l.lease.Detach()
+	l.Lease().Detach()
 }
 
 // TestLeaveSignedDuringALeave: a Leave that nobody could send takes back that it ended payments, but not where the request was
@@ -193,8 +195,8 @@ func TestLeaveSignedDuringALeave(t *testing.T) {
 	server := serveProvider(t, m, nil)
 	config, bad := behindEndpoint(t, m)
 	config.Key = channel.NewKey(m.Newcomer(t))
-	r := openRenter(t, config)
-	l, err := r.Rent(t.Context(), server.URL, Options{Deposit: "1"})
+	r := renterrig.Open(t, config)
+	l, err := r.Rent(t.Context(), server.URL, renter.Options{Deposit: "1"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -209,7 +211,7 @@ func TestLeaveSignedDuringALeave(t *testing.T) {
 	if _, err := l.Leave(t.Context()); !errors.Is(err, wallet.ErrNoGas) {
 		t.Fatalf("Leave: %v, want ErrNoGas", err)
 	}
-	if paid, err := l.lease.Payer.State(t.Context(), l.ID()); err != nil || !paid.Closed || l.Snapshot().Phase != PhaseLeaving {
+	if paid, err := l.Lease().Payer.State(t.Context(), l.ID()); err != nil || !paid.Closed || l.Snapshot().Phase != renter.PhaseLeaving {
 		t.Errorf("the channel is open for payments, its rental %s (%v)", l.Snapshot().Phase, err)
 	}
 }

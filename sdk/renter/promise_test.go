@@ -1,4 +1,4 @@
-package renter
+package renter_test
 
 import (
 	"context"
@@ -19,6 +19,8 @@ import (
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	"github.com/gpupay/gpupay/sdk/internal/rental"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
+	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 	"github.com/gpupay/gpupay/sdk/x402/x402client"
@@ -46,22 +48,22 @@ func TestOneFalseBlockTimeFreesNoCap(t *testing.T) {
 	m := testrig.NewMarket(t)
 	t.Run("top-ups", func(t *testing.T) {
 		d := newDrawer(t, m)
-		config := renterConfig(t, m, m.Payer)
+		config := renterrig.Config(t, m, m.Payer)
 		h := &hurried{Backend: m.Backend}
 		config.Backend, config.Caps.PerLease = h, "1.5"
-		r := openRenter(t, config)
-		l, err := r.Rent(t.Context(), d.Server.URL, Options{Deposit: "0.5", TopUp: "0.5", Gasless: true})
+		r := renterrig.Open(t, config)
+		l, err := r.Rent(t.Context(), d.Server.URL, renter.Options{Deposit: "0.5", TopUp: "0.5", Gasless: true})
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer l.lease.Detach()
+		defer l.Lease().Detach()
 		d.terms = l.Terms()
 		d.submit(d.payloads()[0])
 		for range 4 {
 			for _, lies := range []int64{0, 1} {
 				h.lies.Store(lies)
-				l.lease.Topped = time.Time{}
-				_ = l.lease.TopUp(t.Context()) // the provider says yes and does nothing
+				l.Lease().Topped = time.Time{}
+				_ = l.Lease().TopUp(t.Context()) // the provider says yes and does nothing
 			}
 			h.lies.Store(0)
 		}
@@ -74,11 +76,11 @@ func TestOneFalseBlockTimeFreesNoCap(t *testing.T) {
 	})
 	t.Run("opens", func(t *testing.T) {
 		d := vanished(t, m)
-		config := renterConfig(t, m, m.Payer)
+		config := renterrig.Config(t, m, m.Payer)
 		h := &hurried{Backend: m.Backend}
 		config.Backend, config.Caps.PerDay = h, "0.5"
-		r := openRenter(t, config)
-		if _, err := r.Rent(t.Context(), d.Server.URL, Options{Deposit: "0.5", Gasless: true}); err == nil {
+		r := renterrig.Open(t, config)
+		if _, err := r.Rent(t.Context(), d.Server.URL, renter.Options{Deposit: "0.5", Gasless: true}); err == nil {
 			t.Fatal("it was not refused")
 		}
 		open, err := r.Rentals(t.Context())
@@ -96,7 +98,7 @@ func TestOneFalseBlockTimeFreesNoCap(t *testing.T) {
 			t.Errorf("left: %+v, %v", c, err)
 		}
 		h.lies.Store(0)
-		if _, err := r.Rent(t.Context(), d.Server.URL, Options{Deposit: "0.5", Gasless: true}); !errors.Is(err, wallet.ErrDeposit) || len(d.payloads()) != 1 {
+		if _, err := r.Rent(t.Context(), d.Server.URL, renter.Options{Deposit: "0.5", Gasless: true}); !errors.Is(err, wallet.ErrDeposit) || len(d.payloads()) != 1 {
 			t.Errorf("%v, %d deposits were signed", err, len(d.payloads()))
 		}
 	})
@@ -117,14 +119,14 @@ func TestOpenCountsOnce(t *testing.T) {
 			d.submit(p)
 		}
 	}
-	config := renterConfig(t, m, m.Payer)
+	config := renterrig.Config(t, m, m.Payer)
 	config.Caps.PerLease = "1"
-	l, err := openRenter(t, config).Rent(t.Context(), d.Server.URL, Options{Deposit: "0.5", TopUp: "0.5", Gasless: true})
+	l, err := renterrig.Open(t, config).Rent(t.Context(), d.Server.URL, renter.Options{Deposit: "0.5", TopUp: "0.5", Gasless: true})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.lease.Detach()
-	if step, promised := l.lease.Step(), l.Snapshot().Promised; step.Uint64() != 500_000 || !promised.IsZero() || d.deposited() != 500_000 {
+	defer l.Lease().Detach()
+	if step, promised := l.Lease().Step(), l.Snapshot().Promised; step.Uint64() != 500_000 || !promised.IsZero() || d.deposited() != 500_000 {
 		t.Errorf("the next top-up is %s, %s are promised beside %d", step.Dec(), promised.Dec(), d.deposited())
 	}
 }
@@ -134,20 +136,20 @@ func TestVoucherCountsOnce(t *testing.T) {
 	m := testrig.NewMarket(t)
 	v := testrig.NewHostile(t, m, nil)
 	v.Script = func(*testrig.Stream) {}
-	l, err := openRenter(t, renterConfig(t, m, m.Payer)).Rent(t.Context(), v.Server.URL, Options{Deposit: "1"})
+	l, err := renterrig.Open(t, renterrig.Config(t, m, m.Payer)).Rent(t.Context(), v.Server.URL, renter.Options{Deposit: "1"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.lease.Detach()
-	before := l.lease.Row.Vouchers
+	defer l.Lease().Detach()
+	before := l.Lease().Row.Vouchers
 	for _, amount := range []uint64{1000, 1000, 1000, 2000, 2000} {
-		voucher, err := l.lease.Payer.Pay(t.Context(), l.ID(), *uint256.NewInt(amount))
+		voucher, err := l.Lease().Payer.Pay(t.Context(), l.ID(), *uint256.NewInt(amount))
 		if err != nil {
 			t.Fatal(err)
 		}
-		l.lease.Deliver(t.Context(), voucher)
+		l.Lease().Deliver(t.Context(), voucher)
 	}
-	if got := l.lease.Row.Vouchers - before; got != 2 {
+	if got := l.Lease().Row.Vouchers - before; got != 2 {
 		t.Errorf("%d were counted of 2", got)
 	}
 }
@@ -163,11 +165,11 @@ func TestDistrustCrossesSchemes(t *testing.T) {
 		s.Offer.Extra.ReceiverAuthorizer = s.Offer.PayTo
 		return s
 	}
-	open := func(t *testing.T) (*Client, *x402client.Client) {
-		config := renterConfig(t, m, m.Payer)
+	open := func(t *testing.T) (*renter.Client, *x402client.Client) {
+		config := renterrig.Config(t, m, m.Payer)
 		config.Caps = wallet.Caps{PricePerGPUHour: "10", PerLease: "6", PerDay: "50", PerPayee: "50"}
 		config.Tolerance, config.Patience, config.Poll = 2*time.Second, 50*time.Millisecond, 5*time.Millisecond
-		r := openRenter(t, config)
+		r := renterrig.Open(t, config)
 		x, err := x402client.New(t.Context(), r.Wallet(), x402client.Options{MaxPrice: wallet.Unlimited})
 		if err != nil {
 			t.Fatal(err)
@@ -192,7 +194,7 @@ func TestDistrustCrossesSchemes(t *testing.T) {
 		lieOverX402(t, s, x)
 		v := testrig.NewHostile(t, m, nil)
 		v.Script = func(*testrig.Stream) {}
-		if _, err := r.Rent(t.Context(), v.Server.URL, Options{Deposit: "0.02"}); !errors.As(err, &d) {
+		if _, err := r.Rent(t.Context(), v.Server.URL, renter.Options{Deposit: "0.02"}); !errors.As(err, &d) {
 			t.Errorf("rented: %v", err)
 		}
 		if left, err := r.Rentals(t.Context()); err != nil || len(left) != 0 {
@@ -204,13 +206,13 @@ func TestDistrustCrossesSchemes(t *testing.T) {
 		r, x := open(t)
 		v := testrig.NewHostile(t, m, nil)
 		v.Script = func(p *testrig.Stream) { p.Honest(2) }
-		l, err := r.Rent(t.Context(), v.Server.URL, Options{Deposit: "0.02", TopUp: "0.01", PayEvery: 50 * time.Millisecond})
+		l, err := r.Rent(t.Context(), v.Server.URL, renter.Options{Deposit: "0.02", TopUp: "0.01", PayEvery: 50 * time.Millisecond})
 		if err != nil {
 			t.Fatal(err)
 		}
 		lieOverX402(t, s, x)
-		if err := l.lease.TopUp(t.Context()); !errors.As(err, &d) || l.lease.Row.TopUp != nil || l.lease.MayTopUp() {
-			t.Errorf("topped up: %v, %+v", err, l.lease.Row.TopUp)
+		if err := l.Lease().TopUp(t.Context()); !errors.As(err, &d) || l.Lease().Row.TopUp != nil || l.Lease().MayTopUp() {
+			t.Errorf("topped up: %v, %+v", err, l.Lease().Row.TopUp)
 		}
 	})
 	t.Run("caught in a rental", func(t *testing.T) {
@@ -218,7 +220,7 @@ func TestDistrustCrossesSchemes(t *testing.T) {
 		r, x := open(t)
 		v := testrig.NewHostile(t, m, nil)
 		v.Script = (*testrig.Stream).Overcharge
-		l, err := r.Rent(t.Context(), v.Server.URL, Options{Deposit: "0.02", PayEvery: 50 * time.Millisecond})
+		l, err := r.Rent(t.Context(), v.Server.URL, renter.Options{Deposit: "0.02", PayEvery: 50 * time.Millisecond})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -240,14 +242,14 @@ func TestBackupFromBeforeTheAuthorization(t *testing.T) {
 	m := testrig.NewMarket(t)
 	before := m.Tokens(t, m.PayerAddress())
 	d := vanished(t, m)
-	config := renterConfig(t, m, m.Payer)
+	config := renterrig.Config(t, m, m.Payer)
 	config.ClockOff, config.Now = 1000*time.Hour, m.Now
-	r := openRenter(t, config)
-	q, err := r.quote(t.Context(), d.Server.URL, 1)
+	r := renterrig.Open(t, config)
+	q, err := r.Quote(t.Context(), d.Server.URL)
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := r.prepare(t.Context(), q, Options{GPUs: 1, PayEvery: 50 * time.Millisecond, Gasless: true}, *uint256.NewInt(500_000))
+	l, err := r.Prepare(t.Context(), q, renter.Options{GPUs: 1, PayEvery: 50 * time.Millisecond, Gasless: true}, *uint256.NewInt(500_000))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -262,7 +264,7 @@ func TestBackupFromBeforeTheAuthorization(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r = openRenter(t, config)
+	r = renterrig.Open(t, config)
 	m.Pass(t, 10*time.Minute) // it is taken up later, and good for longer than a rental of that age
 	if _, err := r.Resume(t.Context(), d.terms.ID()); err == nil || len(d.payloads()) != 1 {
 		t.Fatalf("%v, %d deposits were handed out", err, len(d.payloads()))
@@ -274,7 +276,7 @@ func TestBackupFromBeforeTheAuthorization(t *testing.T) {
 	for _, rest := range []string{"-wal", "-shm"} {
 		_ = os.Remove(config.Database + rest)
 	}
-	r = openRenter(t, config)
+	r = renterrig.Open(t, config)
 	if l, err = r.Rental(t.Context(), d.terms.ID()); err != nil {
 		t.Fatal(err)
 	}
@@ -313,21 +315,21 @@ func TestBackupFromBeforeTheAuthorization(t *testing.T) {
 func TestDepositCountsOnceWithConfirmations(t *testing.T) {
 	m := testrig.NewMarket(t)
 	d := newDrawer(t, m)
-	config := renterConfig(t, m, m.Payer)
+	config := renterrig.Config(t, m, m.Payer)
 	config.Confirmations, config.Caps.PerLease = 3, "0.021"
-	r := openRenter(t, config)
-	l, err := r.Rent(t.Context(), d.Server.URL, Options{Deposit: "0.011", TopUp: "0.01", Gasless: true})
+	r := renterrig.Open(t, config)
+	l, err := r.Rent(t.Context(), d.Server.URL, renter.Options{Deposit: "0.011", TopUp: "0.01", Gasless: true})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.lease.Detach()
+	defer l.Lease().Detach()
 	d.terms = l.Terms()
 	d.submit(d.payloads()[0])
 	m.Mine(t, 3)
-	if step := l.lease.Step(); !step.IsZero() {
+	if step := l.Lease().Step(); !step.IsZero() {
 		t.Fatalf("the deposit is counted already, and a top-up of %s would be made: the test shows nothing", step.Dec())
 	}
-	if err := l.lease.Budget(t.Context()); err != nil || len(d.payloads()) != 2 {
+	if err := l.Lease().Budget(t.Context()); err != nil || len(d.payloads()) != 2 {
 		t.Errorf("%v, %d deposits were handed out, want the top-up", err, len(d.payloads()))
 	}
 }
@@ -338,18 +340,18 @@ func TestCaughtPayeeGetsNoOtherRental(t *testing.T) {
 	m := testrig.NewMarket(t)
 	v := testrig.NewHostile(t, m, nil)
 	v.Script = (*testrig.Stream).Overcharge
-	config := renterConfig(t, m, m.Payer)
+	config := renterrig.Config(t, m, m.Payer)
 	config.ClockOff, config.Now = 1000*time.Hour, m.Now // the chain's clock runs ahead once the rental was left
-	r := openRenter(t, config)
-	q, err := r.quote(t.Context(), v.Server.URL, 1)
+	r := renterrig.Open(t, config)
+	q, err := r.Quote(t.Context(), v.Server.URL)
 	if err != nil {
 		t.Fatal(err)
 	}
-	begun, err := r.prepare(t.Context(), q, Options{GPUs: 1, PayEvery: time.Second}, *uint256.NewInt(100_000))
+	begun, err := r.Prepare(t.Context(), q, renter.Options{GPUs: 1, PayEvery: time.Second}, *uint256.NewInt(100_000))
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := r.Rent(t.Context(), v.Server.URL, Options{Deposit: "0.1"})
+	l, err := r.Rent(t.Context(), v.Server.URL, renter.Options{Deposit: "0.1"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -360,7 +362,7 @@ func TestCaughtPayeeGetsNoOtherRental(t *testing.T) {
 	before := m.Tokens(t, m.PayerAddress())
 	elsewhere := testrig.NewHostile(t, m, func(o *wire.Offer) { o.Expires += 3600 }) // the same payee at another site
 	elsewhere.Script = func(*testrig.Stream) {}
-	if _, err := r.Rent(t.Context(), elsewhere.Server.URL, Options{Deposit: "0.1"}); !errors.As(err, &d) || d.Channel != l.ID() {
+	if _, err := r.Rent(t.Context(), elsewhere.Server.URL, renter.Options{Deposit: "0.1"}); !errors.As(err, &d) || d.Channel != l.ID() {
 		t.Errorf("rented again: %v", err)
 	}
 	if _, err := r.Resume(t.Context(), begun.ID()); !errors.As(err, &d) {
@@ -370,10 +372,10 @@ func TestCaughtPayeeGetsNoOtherRental(t *testing.T) {
 		t.Errorf("%d were deposited", before-got)
 	}
 	leave(t, m, l)
-	if l, err = r.Rent(t.Context(), elsewhere.Server.URL, Options{Deposit: "0.1"}); err != nil {
+	if l, err = r.Rent(t.Context(), elsewhere.Server.URL, renter.Options{Deposit: "0.1"}); err != nil {
 		t.Errorf("it is over, and all is back: %v", err)
 	} else {
-		l.lease.Detach()
+		l.Lease().Detach()
 	}
 }
 
@@ -382,26 +384,26 @@ func TestCaughtPayeeGetsNoOtherRental(t *testing.T) {
 func TestFallbackMayStillCome(t *testing.T) {
 	m := testrig.NewMarket(t)
 	d := vanished(t, m)
-	config := renterConfig(t, m, m.Payer)
+	config := renterrig.Config(t, m, m.Payer)
 	config.ClockOff, config.Now = 1000*time.Hour, m.Now
-	r := openRenter(t, config)
-	q, err := r.quote(t.Context(), d.Server.URL, 1)
+	r := renterrig.Open(t, config)
+	q, err := r.Quote(t.Context(), d.Server.URL)
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := r.prepare(t.Context(), q, Options{GPUs: 1, PayEvery: 50 * time.Millisecond}, *uint256.NewInt(500_000))
-	if err != nil || l.lease.Row.Funding.Type != wire.TypeHash {
-		t.Fatalf("%+v, %v", l.lease.Row.Funding, err)
+	l, err := r.Prepare(t.Context(), q, renter.Options{GPUs: 1, PayEvery: 50 * time.Millisecond}, *uint256.NewInt(500_000))
+	if err != nil || l.Lease().Row.Funding.Type != wire.TypeHash {
+		t.Fatalf("%+v, %v", l.Lease().Row.Funding, err)
 	}
 	d.terms = l.Terms()
 	if c, err := l.Leave(t.Context()); err != nil || !c.Deposit.IsZero() {
 		t.Fatalf("%+v, %v", c, err)
 	}
 	m.Mine(t, rental.Finality+1)
-	if open, err := r.Rentals(t.Context()); err != nil || len(open) != 1 || open[0].Phase != PhaseClosed {
+	if open, err := r.Rentals(t.Context()); err != nil || len(open) != 1 || open[0].Phase != renter.PhaseClosed {
 		t.Fatalf("%+v, %v: want one that is closed, and not for good", open, err)
 	}
-	a, signature, err := l.lease.Authorize(t.Context(), *uint256.NewInt(500_000), channel.OpenNonce(d.terms.Payer, d.terms)) // as the other copy did
+	a, signature, err := l.Lease().Authorize(t.Context(), *uint256.NewInt(500_000), channel.OpenNonce(d.terms.Payer, d.terms)) // as the other copy did
 	if err != nil {
 		t.Fatal(err)
 	}

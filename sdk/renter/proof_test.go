@@ -1,4 +1,4 @@
-package renter
+package renter_test
 
 import (
 	"encoding/json"
@@ -13,6 +13,8 @@ import (
 	"github.com/gpupay/gpupay/sdk/internal/evidence"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
+	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -33,14 +35,14 @@ func TestProofIsNotCrowdedOut(t *testing.T) {
 			r.Evidence.Source = strings.Repeat("x", 900_000)
 		}))
 	}
-	config := renterConfig(t, m, m.Payer)
-	r := openRenter(t, config)
-	l, err := r.Rent(t.Context(), v.Server.URL, Options{Deposit: "1", PayEvery: 50 * time.Millisecond})
+	config := renterrig.Config(t, m, m.Payer)
+	r := renterrig.Open(t, config)
+	l, err := r.Rent(t.Context(), v.Server.URL, renter.Options{Deposit: "1", PayEvery: 50 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
 	for i := range 3 * wallet.MaxPieces { // each says something else
-		if err := l.lease.Silent(t.Context(), fmt.Errorf("excuse %d", i)); !errors.Is(err, peer.ErrSilent) {
+		if err := l.Lease().Silent(t.Context(), fmt.Errorf("excuse %d", i)); !errors.Is(err, peer.ErrSilent) {
 			t.Fatal(err)
 		}
 	}
@@ -48,7 +50,7 @@ func TestProofIsNotCrowdedOut(t *testing.T) {
 		t.Errorf("%d silences are kept, %v", len(kept), err)
 	}
 	for i := range wallet.MaxPieces {
-		if err := r.w.Keep(t.Context(), wallet.Evidence{Channel: l.ID(), URL: l.lease.Row.URL, Reason: fmt.Sprint(i), At: time.Now()}); err != nil {
+		if err := r.Wallet().Keep(t.Context(), wallet.Evidence{Channel: l.ID(), URL: l.Lease().Row.URL, Reason: fmt.Sprint(i), At: time.Now()}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -60,7 +62,7 @@ func TestProofIsNotCrowdedOut(t *testing.T) {
 	if err != nil || len(proofs) != 1 {
 		t.Fatalf("%d proofs, %v", len(proofs), err)
 	}
-	exported, err := ExportFile(t.Context(), config.Database, l.ID())
+	exported, err := renter.ExportFile(t.Context(), config.Database, l.ID())
 	if err != nil || len(exported.Equivocations()) != 1 {
 		t.Errorf("the exported bundle has not the proof: %v", err)
 	}
@@ -77,8 +79,8 @@ func TestRefusedRecordIsKeptWithoutItsJunk(t *testing.T) {
 			r.EvidenceHash = r.Evidence.Hash()
 		}))
 	}
-	r := openRenter(t, renterConfig(t, m, m.Payer))
-	l, err := r.Rent(t.Context(), v.Server.URL, Options{Deposit: "1"})
+	r := renterrig.Open(t, renterrig.Config(t, m, m.Payer))
+	l, err := r.Rent(t.Context(), v.Server.URL, renter.Options{Deposit: "1"})
 	if err != nil {
 		t.Fatal(err)
 	}

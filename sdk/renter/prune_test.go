@@ -1,4 +1,4 @@
-package renter
+package renter_test
 
 import (
 	"context"
@@ -12,6 +12,8 @@ import (
 	"github.com/gpupay/gpupay/sdk/audit"
 	"github.com/gpupay/gpupay/sdk/internal/rental"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
+	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wallet"
 )
 
@@ -21,32 +23,32 @@ import (
 func TestRenterPrune(t *testing.T) {
 	m := testrig.NewMarket(t)
 	server := serveProvider(t, m, func(c *sdk.ProviderConfig) { c.Credit = time.Minute }) // of all leases together, which nobody pays when they are not run
-	r := openRenter(t, renterConfig(t, m, m.Payer))
-	rent := func() *Rental {
-		l, err := r.Rent(t.Context(), server.URL, Options{Deposit: "0.02", PayEvery: 50 * time.Millisecond})
+	r := renterrig.Open(t, renterrig.Config(t, m, m.Payer))
+	rent := func() *renter.Rental {
+		l, err := r.Rent(t.Context(), server.URL, renter.Options{Deposit: "0.02", PayEvery: 50 * time.Millisecond})
 		if err != nil {
 			t.Fatal(err)
 		}
 		ctx, stop := context.WithCancel(t.Context())
-		done := background(ctx, l)
+		done := renterrig.Background(ctx, l)
 		testrig.Eventually(t, "two records", func() bool { return l.Snapshot().Sequence >= 2 })
 		stop()
 		<-done
 		return l
 	}
 	final, caught, young := rent(), rent(), rent()
-	for _, l := range []*Rental{final, caught, young} {
+	for _, l := range []*renter.Rental{final, caught, young} {
 		if _, err := l.Close(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 	}
 	runs := rent()
-	for _, l := range []*Rental{final, caught} {
-		if err := l.lease.Enter(t.Context(), rental.PhaseFinished); err != nil {
+	for _, l := range []*renter.Rental{final, caught} {
+		if err := l.Lease().Enter(t.Context(), rental.PhaseFinished); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := r.w.Keep(t.Context(), wallet.Evidence{Channel: caught.lease.ID, URL: server.URL, Reason: "a test", At: time.Now()}); err != nil {
+	if err := r.Wallet().Keep(t.Context(), wallet.Evidence{Channel: caught.Lease().ID, URL: server.URL, Reason: "a test", At: time.Now()}); err != nil {
 		t.Fatal(err)
 	}
 	full, later := errors.New("the disk is full"), time.Now().Add(time.Hour)
@@ -58,24 +60,24 @@ func TestRenterPrune(t *testing.T) {
 	if n, err := r.Prune(t.Context(), later, func(*audit.Bundle) error { return full }); n != 0 || !errors.Is(err, full) {
 		t.Errorf("%d are pruned that are not kept, %v", n, err)
 	}
-	before, err := r.store.Load(t.Context(), final.lease.ID)
+	before, err := r.Store().Load(t.Context(), final.Lease().ID)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if n, err := r.Prune(t.Context(), later, keep); n != 1 || err != nil {
 		t.Errorf("%d are pruned, want 1, %v", n, err)
 	}
-	if len(kept) != 1 || kept[0].Channel != final.lease.ID || len(kept[0].Leases) != 1 || len(kept[0].Leases[0].Records) < 2 {
+	if len(kept) != 1 || kept[0].Channel != final.Lease().ID || len(kept[0].Leases) != 1 || len(kept[0].Leases[0].Records) < 2 {
 		t.Errorf("kept: %+v", kept)
 	} else if err := audit.Failures(audit.Verify(t.Context(), kept[0], m.Backend)); err != nil {
 		t.Errorf("what is kept: %v", err)
 	}
-	for id, gone := range map[common.Hash]bool{final.lease.ID: true, caught.lease.ID: false, young.lease.ID: false, runs.lease.ID: false} {
-		if records, err := r.store.Records(t.Context(), id); err != nil || (len(records) == 0) != gone {
+	for id, gone := range map[common.Hash]bool{final.Lease().ID: true, caught.Lease().ID: false, young.Lease().ID: false, runs.Lease().ID: false} {
+		if records, err := r.Store().Records(t.Context(), id); err != nil || (len(records) == 0) != gone {
 			t.Errorf("channel %s: %d records are left, %v", id, len(records), err)
 		}
 	}
-	after, err := r.store.Load(t.Context(), final.lease.ID)
+	after, err := r.Store().Load(t.Context(), final.Lease().ID)
 	if err != nil || len(after.Spans) != len(before.Spans) || after.Checker.Sequence != before.Checker.Sequence {
 		t.Errorf("the rental itself: %+v, %v", after, err)
 	}

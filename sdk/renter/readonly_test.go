@@ -1,4 +1,4 @@
-package renter
+package renter_test
 
 import (
 	"bytes"
@@ -17,6 +17,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/database"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wallet"
 )
 
@@ -25,10 +26,10 @@ import (
 func TestReadingMigratesNothing(t *testing.T) {
 	read := map[string]func(context.Context, string) error{
 		"export": func(ctx context.Context, path string) error {
-			_, err := ExportFile(ctx, path, common.Hash{1})
+			_, err := renter.ExportFile(ctx, path, common.Hash{1})
 			return err
 		},
-		"rentals": func(ctx context.Context, path string) error { _, err := RentalsFile(ctx, path); return err },
+		"rentals": func(ctx context.Context, path string) error { _, err := renter.RentalsFile(ctx, path); return err },
 	}
 	for _, age := range []struct {
 		component, change string

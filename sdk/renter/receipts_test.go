@@ -1,4 +1,4 @@
-package renter
+package renter_test
 
 import (
 	"errors"
@@ -10,6 +10,8 @@ import (
 
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
+	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -54,14 +56,14 @@ func TestHostileReceipts(t *testing.T) {
 				came.Add(1)
 				test.paid(p, amount)
 			}
-			config := renterConfig(t, m, m.Payer)
+			config := renterrig.Config(t, m, m.Payer)
 			config.ClockOff, config.Caps.PerDay = 1000*time.Hour, wallet.Unlimited // the chain's clock runs ahead in this test
-			r := openRenter(t, config)
-			l, err := r.Rent(t.Context(), v.Server.URL, Options{Deposit: "1", PayEvery: 60 * time.Millisecond, Prepay: prepay})
+			r := renterrig.Open(t, config)
+			l, err := r.Rent(t.Context(), v.Server.URL, renter.Options{Deposit: "1", PayEvery: 60 * time.Millisecond, Prepay: prepay})
 			if err != nil {
 				t.Fatal(err)
 			}
-			done := background(t.Context(), l)
+			done := renterrig.Background(t.Context(), l)
 			if test.want != nil {
 				if err := <-done; !errors.Is(err, test.want) {
 					t.Fatalf("%v, want %v", err, test.want)

@@ -1,4 +1,4 @@
-package renter
+package renter_test
 
 import (
 	"strings"
@@ -7,15 +7,17 @@ import (
 
 	"github.com/gpupay/gpupay/sdk/chain"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
+	"github.com/gpupay/gpupay/sdk/renter"
 )
 
 // TestLeaveWhileTheTokenRefuses: leaving ends all the same, and says who owes
 // the renter what.
 func TestLeaveWhileTheTokenRefuses(t *testing.T) {
 	m := testrig.NewMarket(t)
-	config := renterConfig(t, m, m.Payer)
+	config := renterrig.Config(t, m, m.Payer)
 	config.ClockOff = 1000 * time.Hour
-	_, l := unopened(t, vanished(t, m), config, Options{})
+	_, l := unopened(t, vanished(t, m), config, renter.Options{})
 	resume := m.PauseToken(t)
 	c := leave(t, m, l)
 	resume()

@@ -1,4 +1,4 @@
-package renter
+package renter_test
 
 import (
 	"context"
@@ -8,6 +8,8 @@ import (
 	"github.com/gpupay/gpupay/sdk"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/internal/rig/providerrig"
+	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
+	"github.com/gpupay/gpupay/sdk/renter"
 )
 
 // TestRenterFromBeforeItsTopUp: a renter whose database is from before it topped up, and from before more was used than its
@@ -17,18 +19,18 @@ func TestRenterFromBeforeItsTopUp(t *testing.T) {
 	p := providerrig.New(t, m, func(c *sdk.ProviderConfig) {
 		c.Credit, c.MaxGap, c.SuspendTimeout = time.Second, 150*time.Millisecond, 20*time.Second
 	})
-	config := renterConfig(t, m, m.Payer)
+	config := renterrig.Config(t, m, m.Payer)
 	config.Patience = time.Minute
-	r := openRenter(t, config)
+	r := renterrig.Open(t, config)
 	before := m.Tokens(t, m.PayeeAddress())
-	l, err := r.Rent(t.Context(), p.Server.URL, Options{Deposit: "0.3", TopUp: "0.1", PayEvery: 50 * time.Millisecond})
+	l, err := r.Rent(t.Context(), p.Server.URL, renter.Options{Deposit: "0.3", TopUp: "0.1", PayEvery: 50 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
-	until := func(what string, reached func(State) bool) {
+	until := func(what string, reached func(renter.State) bool) {
 		t.Helper()
 		ctx, stop := context.WithCancel(t.Context())
-		done := background(ctx, l)
+		done := renterrig.Background(ctx, l)
 		testrig.Eventually(t, what, func() bool { return reached(l.Snapshot()) || len(done) > 0 })
 		stop()
 		<-done
@@ -39,21 +41,21 @@ func TestRenterFromBeforeItsTopUp(t *testing.T) {
 			t.Fatal(err)
 		}
 		restore()
-		r = openRenter(t, config)
+		r = renterrig.Open(t, config)
 		if l, err = r.Resume(t.Context(), l.ID()); err != nil {
 			t.Fatal(err)
 		}
 	}
-	until("records", func(s State) bool { return s.Sequence >= 3 })
+	until("records", func(s renter.State) bool { return s.Sequence >= 3 })
 	var old testrig.Files
 	again(func() { old = testrig.CopyFiles(t, config.Database) })
 	s := l.Snapshot()
 	used := s.Owed.Uint64() + 2*uint64((p.Config.Credit+p.Config.MaxGap)/time.Millisecond)
-	until("use", func(s State) bool { return s.Paid.Uint64() >= used })
+	until("use", func(s renter.State) bool { return s.Paid.Uint64() >= used })
 	for _, deposit := range []uint64{400_000, 500_000} {
-		l.lease.Topped = time.Time{}
-		if err := l.lease.TopUp(t.Context()); err != nil || l.lease.Row.Deposit.Uint64() != deposit {
-			t.Fatalf("the deposit is %s, %v, want %d", l.lease.Row.Deposit.Dec(), err, deposit)
+		l.Lease().Topped = time.Time{}
+		if err := l.Lease().TopUp(t.Context()); err != nil || l.Lease().Row.Deposit.Uint64() != deposit {
+			t.Fatalf("the deposit is %s, %v, want %d", l.Lease().Row.Deposit.Dec(), err, deposit)
 		}
 		if deposit == 400_000 {
 			again(func() { old.Restore(t) })

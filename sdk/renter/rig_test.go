@@ -1,4 +1,4 @@
-package renter
+package renter_test
 
 import (
 	"encoding/json"

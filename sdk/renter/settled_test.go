@@ -1,4 +1,4 @@
-package renter
+package renter_test
 
 import (
 	"context"
@@ -14,6 +14,8 @@ import (
 	"github.com/gpupay/gpupay/internal/badrpc"
 	"github.com/gpupay/gpupay/metering"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
+	"github.com/gpupay/gpupay/sdk/renter"
 )
 
 // TestFalseSettledIsNotSignedFor: an endpoint that says, while a channel opens, that all of its deposit was settled has
@@ -23,8 +25,8 @@ func TestFalseSettledIsNotSignedFor(t *testing.T) {
 	server := serveProvider(t, m, nil)
 	config, bad := behindEndpoint(t, m)
 	lies := claimSettled(t, bad)
-	r := openRenter(t, config)
-	l, err := r.Rent(t.Context(), server.URL, Options{Deposit: "1.00", PayEvery: 100 * time.Millisecond})
+	r := renterrig.Open(t, config)
+	l, err := r.Rent(t.Context(), server.URL, renter.Options{Deposit: "1.00", PayEvery: 100 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -50,7 +52,7 @@ func TestFalseSettledBuysNoAbsence(t *testing.T) {
 	config, bad := behindEndpoint(t, m)
 	lies := claimSettled(t, bad)
 	r, l := absenteeOf(t, config, v)
-	if paid, err := l.lease.Payer.State(t.Context(), l.ID()); err != nil || paid.Settled.IsZero() || lies.Load() == 0 {
+	if paid, err := l.Lease().Payer.State(t.Context(), l.ID()); err != nil || paid.Settled.IsZero() || lies.Load() == 0 {
 		t.Fatalf("the renter holds %s for settled (%v): the endpoint was not asked for the channel", paid.Settled.Dec(), err)
 	}
 	checkAway(t, r, l, l.Run(t.Context()), metering.ErrCredit)

@@ -1,4 +1,4 @@
-package renter
+package renter_test
 
 import (
 	"context"
@@ -10,6 +10,8 @@ import (
 	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/audit"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
+	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wallet"
 )
 
@@ -18,15 +20,15 @@ import (
 func TestRunAfterSignLeave(t *testing.T) {
 	m := testrig.NewMarket(t)
 	server := serveProvider(t, m, func(c *sdk.ProviderConfig) { c.Credit = 20 * time.Second })
-	config := renterConfig(t, m, m.Dusty(t))
+	config := renterrig.Config(t, m, m.Dusty(t))
 	relay := m.Relayer(t)
 	config.Relay, config.ClockOff = relay, 1000*time.Hour
-	r := openRenter(t, config)
-	l, err := r.Rent(t.Context(), server.URL, Options{Deposit: "0.25", TopUp: "0.25", PayEvery: 50 * time.Millisecond})
+	r := renterrig.Open(t, config)
+	l, err := r.Rent(t.Context(), server.URL, renter.Options{Deposit: "0.25", TopUp: "0.25", PayEvery: 50 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
-	done := background(t.Context(), l)
+	done := renterrig.Background(t.Context(), l)
 	testrig.Eventually(t, "payments", func() bool { s := l.Snapshot(); return s.Paid.Uint64() > 500 || len(done) > 0 })
 	request, err := l.SignLeave(t.Context())
 	if err != nil {
@@ -63,15 +65,15 @@ func TestReopen(t *testing.T) {
 			m := testrig.NewMarket(t)
 			server := serveProvider(t, m, nil)
 			before := m.Tokens(t, m.PayeeAddress())
-			config := renterConfig(t, m, m.Payer)
+			config := renterrig.Config(t, m, m.Payer)
 			config.ClockOff, config.Patience = 1000*time.Hour, 20*time.Second
-			r := openRenter(t, config)
-			l, err := r.Rent(t.Context(), server.URL, Options{Deposit: "1", PayEvery: 50 * time.Millisecond})
+			r := renterrig.Open(t, config)
+			l, err := r.Rent(t.Context(), server.URL, renter.Options{Deposit: "1", PayEvery: 50 * time.Millisecond})
 			if err != nil {
 				t.Fatal(err)
 			}
 			run, stop := context.WithCancel(t.Context())
-			done := background(run, l)
+			done := renterrig.Background(run, l)
 			testrig.Eventually(t, "payments", func() bool { s := l.Snapshot(); return s.Paid.Uint64() > 500 || len(done) > 0 })
 			first := l.Snapshot().Lease
 			if err := l.Reopen(t.Context()); err != nil || l.Snapshot().Lease != first {
@@ -80,7 +82,7 @@ func TestReopen(t *testing.T) {
 			stop()
 			<-done
 			requested := func() bool {
-				view, err := l.lease.Escrow.View(t.Context(), l.ID(), nil)
+				view, err := l.Lease().Escrow.View(t.Context(), l.ID(), nil)
 				return err == nil && view.CloseRequestedAt != 0
 			}
 			if by == "relayed" {
@@ -103,13 +105,13 @@ func TestReopen(t *testing.T) {
 				<-left
 			}
 			testrig.Eventually(t, "the provider to settle, and end the lease before", func() bool {
-				view, err := l.lease.Escrow.View(t.Context(), l.ID(), nil)
+				view, err := l.Lease().Escrow.View(t.Context(), l.ID(), nil)
 				return err == nil && !view.Settled.IsZero()
 			})
 			if err := r.Close(); err != nil {
 				t.Fatal(err)
 			}
-			r = openRenter(t, config)
+			r = renterrig.Open(t, config)
 			if l, err = r.Rental(t.Context(), l.ID()); err != nil {
 				t.Fatal(err)
 			}
@@ -122,10 +124,10 @@ func TestReopen(t *testing.T) {
 				t.Fatal(err)
 			}
 			s := l.Snapshot()
-			if s.Lease == first || s.Phase != PhaseRunning || requested() {
+			if s.Lease == first || s.Phase != renter.PhaseRunning || requested() {
 				t.Errorf("reopened: %+v", s)
 			}
-			done = background(t.Context(), l)
+			done = renterrig.Background(t.Context(), l)
 			testrig.Eventually(t, "payments again", func() bool { now := l.Snapshot(); return now.Paid.Uint64() > s.Paid.Uint64()+500 || len(done) > 0 })
 			c, err := l.Close(t.Context())
 			if err != nil {

@@ -1,4 +1,4 @@
-package renter
+package renter_test
 
 import (
 	"context"
@@ -15,6 +15,8 @@ import (
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	"github.com/gpupay/gpupay/sdk/internal/rental"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
+	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -132,10 +134,10 @@ func TestCapHoldsWhateverIsSent(t *testing.T) {
 	const cap, deposit = 2_000_000, 500_000
 	for seed := range uint64(4) {
 		d := newDrawerOf(t, m, func(o *wire.Offer) { o.Expires += 100 * 3600 })
-		config := renterConfig(t, m, m.Payer)
+		config := renterrig.Config(t, m, m.Payer)
 		config.Caps.PerLease, config.ClockOff, config.Now = "2", 1000*time.Hour, m.Now
-		r := openRenter(t, config)
-		l, err := r.Rent(t.Context(), d.Server.URL, Options{Deposit: "0.5", TopUp: "0.7", Gasless: true})
+		r := renterrig.Open(t, config)
+		l, err := r.Rent(t.Context(), d.Server.URL, renter.Options{Deposit: "0.5", TopUp: "0.7", Gasless: true})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -148,8 +150,8 @@ func TestCapHoldsWhateverIsSent(t *testing.T) {
 		for range 40 {
 			switch all := d.payloads(); random.IntN(7) {
 			case 0, 1, 2:
-				l.lease.Topped = time.Time{}
-				_ = l.lease.TopUp(t.Context()) // the provider says yes and does nothing
+				l.Lease().Topped = time.Time{}
+				_ = l.Lease().TopUp(t.Context()) // the provider says yes and does nothing
 			case 3:
 				d.gift()
 			case 4:
@@ -157,7 +159,7 @@ func TestCapHoldsWhateverIsSent(t *testing.T) {
 			case 5:
 				m.Pass(t, time.Duration(1+random.IntN(10))*time.Minute)
 			case 6:
-				l.lease.Detach()
+				l.Lease().Detach()
 				if l, err = r.Resume(t.Context(), l.ID()); err != nil {
 					t.Fatal(err)
 				}
@@ -169,8 +171,8 @@ func TestCapHoldsWhateverIsSent(t *testing.T) {
 		m.Pass(t, 24*time.Hour+2*wallet.AuthorizationTTL) // and what ended unseen counts no more
 		var last error
 		for range 12 {
-			l.lease.Topped = time.Time{}
-			last = l.lease.TopUp(t.Context())
+			l.Lease().Topped = time.Time{}
+			last = l.Lease().TopUp(t.Context())
 			for _, p := range d.payloads() {
 				d.submit(p)
 			}
@@ -178,7 +180,7 @@ func TestCapHoldsWhateverIsSent(t *testing.T) {
 		if got := d.deposited(); got+d.gifts != cap && got != cap {
 			t.Errorf("seed %d: %d of %d deposited, with %d by strangers: the cap leaves room (%v)", seed, got, cap, d.gifts, last)
 		}
-		l.lease.Detach()
+		l.Lease().Detach()
 	}
 }
 
@@ -197,8 +199,8 @@ func TestOwnDepositsCountWhateverIsSeen(t *testing.T) {
 			config, bad := behindEndpoint(t, m)
 			caps.PricePerGPUHour = config.Caps.PricePerGPUHour
 			config.Caps, config.ClockOff, config.Now = caps, 1000*time.Hour, m.Now
-			r := openRenter(t, config)
-			l, err := r.Rent(t.Context(), d.Server.URL, Options{Deposit: "0.5", TopUp: "0.3", Gasless: gasless})
+			r := renterrig.Open(t, config)
+			l, err := r.Rent(t.Context(), d.Server.URL, renter.Options{Deposit: "0.5", TopUp: "0.3", Gasless: gasless})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -209,8 +211,8 @@ func TestOwnDepositsCountWhateverIsSeen(t *testing.T) {
 				for _, p := range d.payloads() {
 					d.submit(p)
 				}
-				l.lease.Topped = time.Time{}
-				_ = l.lease.TopUp(t.Context())
+				l.Lease().Topped = time.Time{}
+				_ = l.Lease().TopUp(t.Context())
 			}
 			for range 4 {
 				topUp(deposit)
@@ -221,7 +223,7 @@ func TestOwnDepositsCountWhateverIsSeen(t *testing.T) {
 			if got, out := d.deposited(), d.outstanding(); got+out > cap || got < cap-step {
 				t.Errorf("%s, gasless %t: %d deposited and %d outstanding, the cap is %d", name, gasless, got, out, cap)
 			}
-			l.lease.Detach()
+			l.Lease().Detach()
 		}
 	}
 }
@@ -233,14 +235,14 @@ func TestTopUpComesWithTheDebt(t *testing.T) {
 	for deposit, want := range map[string]int{"1": 1, "0.05": 2} { // a second is 0.001
 		d := newDrawerOf(t, m, func(o *wire.Offer) { o.Credit = 3600 })
 		d.Script = func(p *testrig.Stream) { p.Honest(8) }
-		r := openRenter(t, renterConfig(t, m, m.Payer))
-		l, err := r.Rent(t.Context(), d.Server.URL, Options{Deposit: deposit, TopUp: "0.7", Gasless: true})
+		r := renterrig.Open(t, renterrig.Config(t, m, m.Payer))
+		l, err := r.Rent(t.Context(), d.Server.URL, renter.Options{Deposit: deposit, TopUp: "0.7", Gasless: true})
 		if err != nil {
 			t.Fatal(err)
 		}
 		d.terms = l.Terms()
 		d.submit(d.payloads()[0])
-		background(t.Context(), l)
+		renterrig.Background(t.Context(), l)
 		testrig.Eventually(t, "the records", func() bool { return l.Snapshot().Sequence == 8 })
 		if got := len(d.payloads()); got != want {
 			t.Errorf("deposit %s: %d authorizations, want %d", deposit, got, want)
@@ -271,10 +273,10 @@ func TestSilentWhileItTopsUp(t *testing.T) {
 				}
 			}
 			d.Script = func(p *testrig.Stream) { p.Honest(test.records) }
-			config := renterConfig(t, m, m.Payer)
+			config := renterrig.Config(t, m, m.Payer)
 			config.Patience = 4 * time.Second
-			r := openRenter(t, config)
-			l, err := r.Rent(t.Context(), d.Server.URL, Options{Deposit: "0.05", TopUp: "0.7", PayEvery: 100 * time.Millisecond, Gasless: true})
+			r := renterrig.Open(t, config)
+			l, err := r.Rent(t.Context(), d.Server.URL, renter.Options{Deposit: "0.05", TopUp: "0.7", PayEvery: 100 * time.Millisecond, Gasless: true})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -282,7 +284,7 @@ func TestSilentWhileItTopsUp(t *testing.T) {
 			d.submit(d.payloads()[0])
 			ctx, stop := context.WithCancel(t.Context())
 			defer stop()
-			done := background(ctx, l)
+			done := renterrig.Background(ctx, l)
 			testrig.Eventually(t, "the top-up's request", func() bool { return len(d.payloads()) == 2 || len(done) > 0 })
 			if test.want == nil {
 				testrig.Eventually(t, "payments beside the top-up", func() bool { s := l.Snapshot(); return s.Paid.Uint64() > 2000 || len(done) > 0 })
@@ -310,10 +312,10 @@ func TestSilentWhileItTopsUp(t *testing.T) {
 func TestAuthorizationIsGoodForMinutes(t *testing.T) {
 	m := testrig.NewMarket(t)
 	d := newDrawer(t, m)
-	config := renterConfig(t, m, m.Payer)
-	r := openRenter(t, config)
+	config := renterrig.Config(t, m, m.Payer)
+	r := renterrig.Open(t, config)
 	began := time.Now()
-	l, err := r.Rent(t.Context(), d.Server.URL, Options{Deposit: "0.5", TopUp: "0.7", Gasless: true})
+	l, err := r.Rent(t.Context(), d.Server.URL, renter.Options{Deposit: "0.5", TopUp: "0.7", Gasless: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -324,8 +326,8 @@ func TestAuthorizationIsGoodForMinutes(t *testing.T) {
 		t.Errorf("the authorization is good for %s", left)
 	}
 	m.AdvanceTime(t, time.Hour) // as an endpoint would that lies
-	if err := l.lease.TopUp(t.Context()); err == nil || len(d.payloads()) != 1 {
+	if err := l.Lease().TopUp(t.Context()); err == nil || len(d.payloads()) != 1 {
 		t.Errorf("%v, %d authorizations: one was signed by a clock that is an hour off", err, len(d.payloads()))
 	}
-	l.lease.Detach()
+	l.Lease().Detach()
 }

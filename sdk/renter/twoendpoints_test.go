@@ -1,4 +1,4 @@
-package renter
+package renter_test
 
 import (
 	"encoding/json"
@@ -21,6 +21,8 @@ import (
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/rental"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
+	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wallet"
 )
 
@@ -127,16 +129,16 @@ func btoi(b bool) int {
 func TestDecimalsNeverChange(t *testing.T) {
 	m := testrig.NewMarket(t)
 	config, bad := behindEndpoint(t, m)
-	r := openRenter(t, config)
+	r := renterrig.Open(t, config)
 	if err := r.Close(); err != nil {
 		t.Fatal(err)
 	}
 	bad.On("eth_call", word("decimals()", map[int]uint64{1: 4}))
-	if _, err := New(t.Context(), config); !errors.Is(err, wallet.ErrToken) || strings.Contains(err.Error(), "\n") {
+	if _, err := renter.New(t.Context(), config); !errors.Is(err, wallet.ErrToken) || strings.Contains(err.Error(), "\n") {
 		t.Errorf("want one line about the token, got %v", err)
 	}
 	bad.Heal()
-	openRenter(t, config)
+	renterrig.Open(t, config)
 }
 
 // A deposit that was seen does not count as lower on one endpoint's word, not even the only one's, until as many blocks lie
@@ -146,22 +148,22 @@ func TestDepositSeenDoesNotFall(t *testing.T) {
 	d := newDrawer(t, m)
 	config, bad := behindEndpoint(t, m)
 	config.Caps.PerLease = "1"
-	r := openRenter(t, config)
-	l, err := r.Rent(t.Context(), d.Server.URL, Options{Deposit: "1", TopUp: "0.5"})
+	r := renterrig.Open(t, config)
+	l, err := r.Rent(t.Context(), d.Server.URL, renter.Options{Deposit: "1", TopUp: "0.5"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.lease.Detach()
+	defer l.Lease().Detach()
 	bad.On("eth_call", word(channelsCall, map[int]uint64{fieldDeposit: 1}))
 	look := func() uint64 {
 		t.Helper()
-		seen, err := l.lease.Look(t.Context(), 1)
-		if err != nil || seen.Deposit != l.lease.Row.Deposit {
+		seen, err := l.Lease().Look(t.Context(), 1)
+		if err != nil || seen.Deposit != l.Lease().Row.Deposit {
 			t.Fatal(seen, err)
 		}
-		return l.lease.Row.Deposit.Uint64()
+		return l.Lease().Row.Deposit.Uint64()
 	}
-	got, step := look(), l.lease.Step()
+	got, step := look(), l.Lease().Step()
 	if got != 1_000_000 || !step.IsZero() {
 		t.Errorf("the deposit is %d, and there is room for a top-up", got)
 	}
@@ -182,13 +184,13 @@ func TestFinishedIsLookedAtAgain(t *testing.T) {
 	d := newDrawer(t, m)
 	config, bad := behindEndpoint(t, m)
 	config.ClockOff = time.Hour // each leaving takes the grace period
-	r := openRenter(t, config)
+	r := renterrig.Open(t, config)
 	for _, recover := range []bool{false, true} {
-		l, err := r.Rent(t.Context(), d.Server.URL, Options{Deposit: "1"})
+		l, err := r.Rent(t.Context(), d.Server.URL, renter.Options{Deposit: "1"})
 		if err != nil {
 			t.Fatal(err)
 		}
-		l.lease.Detach()
+		l.Lease().Detach()
 		m.Mine(t, rental.Finality+2)
 		bad.On("eth_call", word(channelsCall, map[int]uint64{fieldOpen: 0, fieldFinalized: 1}))
 		if _, err := l.Leave(t.Context()); err != nil {
@@ -218,26 +220,26 @@ func TestFinishedIsLookedAtAgain(t *testing.T) {
 // being found; it is not paid, and its deposit comes back.
 func TestRecoverGoesOn(t *testing.T) {
 	m := testrig.NewMarket(t)
-	r := openRenter(t, renterConfig(t, m, m.Payer))
+	r := renterrig.Open(t, renterrig.Config(t, m, m.Payer))
 	escrow, err := chain.NewEscrow(t.Context(), m.Backend, m.Escrow)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var want []common.Hash
-	var others *Rental
+	var others *renter.Rental
 	var salt common.Hash
 	open := func(signer common.Address) common.Hash {
 		t.Helper()
 		salt[31]++
 		terms := channel.Terms{ChainID: escrow.ChainID(), Escrow: m.Escrow, Payer: r.Address(), Payee: m.PayeeAddress(), Token: m.Token, Salt: salt, AuthorizedSigner: signer}
-		if err := r.w.Token.Allow(t.Context(), r.w.Sender, m.Escrow, *uint256.NewInt(1_000_000), 1); err != nil {
+		if err := r.Wallet().Token.Allow(t.Context(), r.Wallet().Sender, m.Escrow, *uint256.NewInt(1_000_000), 1); err != nil {
 			t.Fatal(err)
 		}
-		id, err := r.w.Sender.SubmitAfter(t.Context(), escrow.OpenCall(terms, *uint256.NewInt(1_000_000)))
+		id, err := r.Wallet().Sender.SubmitAfter(t.Context(), escrow.OpenCall(terms, *uint256.NewInt(1_000_000)))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := r.w.Sender.Wait(t.Context(), id, 1); err != nil {
+		if _, err := r.Wallet().Sender.Wait(t.Context(), id, 1); err != nil {
 			t.Fatal(err)
 		}
 		return terms.ID()
@@ -250,7 +252,7 @@ func TestRecoverGoesOn(t *testing.T) {
 	if others, err = r.Rental(t.Context(), want[0]); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := others.lease.Payer.Pay(t.Context(), want[0], *uint256.NewInt(1)); !errors.Is(err, channel.ErrTerms) {
+	if _, err := others.Lease().Payer.Pay(t.Context(), want[0], *uint256.NewInt(1)); !errors.Is(err, channel.ErrTerms) {
 		t.Errorf("a voucher that another key must sign: %v", err)
 	}
 	leave(t, m, others)

@@ -1,4 +1,4 @@
-package renter
+package renter_test
 
 import (
 	"context"
@@ -10,6 +10,8 @@ import (
 
 	"github.com/gpupay/gpupay/sdk/chain"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
+	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -18,29 +20,29 @@ import (
 func TestOnlyTheChainEndsAChannel(t *testing.T) {
 	m := testrig.NewMarket(t)
 	server := serveProvider(t, m, nil)
-	r := openRenter(t, renterConfig(t, m, m.Payer))
-	l, err := r.Rent(t.Context(), server.URL, Options{Deposit: "1"})
+	r := renterrig.Open(t, renterrig.Config(t, m, m.Payer))
+	l, err := r.Rent(t.Context(), server.URL, renter.Options{Deposit: "1"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, said := range []error{&wire.ChannelFinalized, &wire.ChannelNotFound} {
-		if gone, err := l.lease.Gone(t.Context(), said); gone || err != nil || l.lease.Row.Ended != "" {
-			t.Errorf("%v, of a channel that is open: %v, %v, %q", said, gone, err, l.lease.Row.Ended)
+		if gone, err := l.Lease().Gone(t.Context(), said); gone || err != nil || l.Lease().Row.Ended != "" {
+			t.Errorf("%v, of a channel that is open: %v, %v, %q", said, gone, err, l.Lease().Row.Ended)
 		}
 	}
 	server.Close()
-	id, err := r.w.Sender.Submit(t.Context(), l.lease.Escrow.RequestCloseCall(l.lease.Row.Terms))
+	id, err := r.Wallet().Sender.Submit(t.Context(), l.Lease().Escrow.RequestCloseCall(l.Lease().Row.Terms))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := r.w.Sender.Wait(t.Context(), id, 1); err != nil {
+	if _, err := r.Wallet().Sender.Wait(t.Context(), id, 1); err != nil {
 		t.Fatal(err)
 	}
-	if gone, err := l.lease.Gone(t.Context(), errors.New("connection refused")); gone || err != nil {
+	if gone, err := l.Lease().Gone(t.Context(), errors.New("connection refused")); gone || err != nil {
 		t.Errorf("what says nothing of the channel: %v, %v", gone, err)
 	}
-	gone, err := l.lease.Gone(t.Context(), &wire.ChannelFinalized)
-	row, loadErr := r.store.Load(t.Context(), l.lease.ID)
+	gone, err := l.Lease().Gone(t.Context(), &wire.ChannelFinalized)
+	row, loadErr := r.Store().Load(t.Context(), l.Lease().ID)
 	if !gone || err != nil || loadErr != nil || row.Ended == "" {
 		t.Errorf("of a channel that closes: %v, %v; on disk %q, %v", gone, err, row.Ended, loadErr)
 	}
@@ -50,9 +52,9 @@ func TestOnlyTheChainEndsAChannel(t *testing.T) {
 func TestInterruptIsNoEnd(t *testing.T) {
 	m := testrig.NewMarket(t)
 	server := serveProvider(t, m, nil)
-	config := renterConfig(t, m, m.Payer)
+	config := renterrig.Config(t, m, m.Payer)
 	config.Patience = time.Minute
-	l, err := openRenter(t, config).Rent(t.Context(), server.URL, Options{Deposit: "1"})
+	l, err := renterrig.Open(t, config).Rent(t.Context(), server.URL, renter.Options{Deposit: "1"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -73,12 +75,12 @@ func TestInterruptIsNoEnd(t *testing.T) {
 func TestOutgoingCountsItsKind(t *testing.T) {
 	m := testrig.NewMarket(t)
 	server := serveProvider(t, m, nil)
-	r := openRenter(t, renterConfig(t, m, m.Payer))
-	l, err := r.Rent(t.Context(), server.URL, Options{Deposit: "1"})
+	r := renterrig.Open(t, renterrig.Config(t, m, m.Payer))
+	l, err := r.Rent(t.Context(), server.URL, renter.Options{Deposit: "1"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	all, err := r.w.Sender.Find(t.Context(), l.lease.ID)
+	all, err := r.Wallet().Sender.Find(t.Context(), l.Lease().ID)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -96,7 +98,7 @@ func TestOutgoingCountsItsKind(t *testing.T) {
 		after int
 		want  chain.TxID
 	}{{chain.Open, 0, opens[0]}, {chain.Open, 1, ""}, {chain.TopUp, 0, ""}} {
-		if id, err := l.lease.Outgoing(t.Context(), c.kind, c.after); err != nil || id != c.want {
+		if id, err := l.Lease().Outgoing(t.Context(), c.kind, c.after); err != nil || id != c.want {
 			t.Errorf("%s after %d: %q, %v, want %q", c.kind, c.after, id, err, c.want)
 		}
 	}
@@ -106,19 +108,19 @@ func TestOutgoingCountsItsKind(t *testing.T) {
 func TestTopUpIsOverOnDisk(t *testing.T) {
 	m := testrig.NewMarket(t)
 	server := serveProvider(t, m, nil)
-	r := openRenter(t, renterConfig(t, m, m.Payer))
-	l, err := r.Rent(t.Context(), server.URL, Options{Deposit: "0.5", TopUp: "0.25"})
+	r := renterrig.Open(t, renterrig.Config(t, m, m.Payer))
+	l, err := r.Rent(t.Context(), server.URL, renter.Options{Deposit: "0.5", TopUp: "0.25"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := l.lease.TopUp(t.Context()); err != nil {
+	if err := l.Lease().TopUp(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	row, err := r.store.Load(t.Context(), l.lease.ID)
+	row, err := r.Store().Load(t.Context(), l.Lease().ID)
 	if err != nil || row.TopUp != nil || row.TopUps != 1 {
 		t.Errorf("on disk: %+v, %d top-ups, %v", row.TopUp, row.TopUps, err)
 	}
-	if paid, err := l.lease.Payer.State(t.Context(), l.lease.ID); err != nil || paid.Deposit.Uint64() != 750_000 {
+	if paid, err := l.Lease().Payer.State(t.Context(), l.Lease().ID); err != nil || paid.Deposit.Uint64() != 750_000 {
 		t.Errorf("the deposit is %s, %v", paid.Deposit.Dec(), err)
 	}
 }
@@ -126,10 +128,10 @@ func TestTopUpIsOverOnDisk(t *testing.T) {
 // TestRentNeedsItsBalance: a balance that cannot be read is no balance.
 func TestRentNeedsItsBalance(t *testing.T) {
 	m := testrig.NewMarket(t)
-	r := openRenter(t, renterConfig(t, m, m.Payer))
+	r := renterrig.Open(t, renterrig.Config(t, m, m.Payer))
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
-	if l, err := r.prepare(ended, Quote{}, Options{GPUs: 1}, *uint256.NewInt(1)); !errors.Is(err, context.Canceled) || l != nil {
+	if l, err := r.Prepare(ended, renter.Quote{}, renter.Options{GPUs: 1}, *uint256.NewInt(1)); !errors.Is(err, context.Canceled) || l != nil {
 		t.Errorf("%v, %v", l, err)
 	}
 }

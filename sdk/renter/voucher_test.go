@@ -1,4 +1,4 @@
-package renter
+package renter_test
 
 import (
 	"context"
@@ -11,6 +11,8 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
+	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -51,11 +53,11 @@ func TestShownVoucher(t *testing.T) {
 					p.Usage(p.Next(50 * time.Millisecond))
 				}
 			}
-			config := renterConfig(t, m, m.Payer)
+			config := renterrig.Config(t, m, m.Payer)
 			clock := &later{Clock: metering.System}
 			config.Clock, config.Patience, config.Caps.PerDay = clock, time.Hour, wallet.Unlimited
-			r := openRenter(t, config)
-			l, err := r.Rent(t.Context(), v.Server.URL, Options{Deposit: "1"})
+			r := renterrig.Open(t, config)
+			l, err := r.Rent(t.Context(), v.Server.URL, renter.Options{Deposit: "1"})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -64,7 +66,7 @@ func TestShownVoucher(t *testing.T) {
 			}
 			clock.by.Store(int64(15 * time.Minute))
 			ctx, stop := context.WithCancel(t.Context())
-			done := background(ctx, l)
+			done := renterrig.Background(ctx, l)
 			testrig.Eventually(t, "records", func() bool { return l.Snapshot().Sequence >= 4*spareRecords || len(done) > 0 })
 			stop()
 			var dispute *wallet.Dispute

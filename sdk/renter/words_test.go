@@ -1,4 +1,4 @@
-package renter
+package renter_test
 
 import (
 	"bytes"
@@ -13,6 +13,8 @@ import (
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/boundlog"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
+	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wallet"
 )
 
@@ -23,17 +25,17 @@ func TestContradictionIsNoOutage(t *testing.T) {
 	d := newDrawer(t, m)
 	config, bad := behindEndpoint(t, m)
 	config.RPC += "," + m.URL
-	l, err := openRenter(t, config).Rent(t.Context(), d.Server.URL, Options{Deposit: "0.5"})
+	l, err := renterrig.Open(t, config).Rent(t.Context(), d.Server.URL, renter.Options{Deposit: "0.5"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.lease.Detach()
+	defer l.Lease().Detach()
 	bad.On("eth_blockNumber", badrpc.Says("0xffffff"))
-	_, looked := l.lease.Look(t.Context(), 1)
-	_, settled := l.lease.SettledView(t.Context())
+	_, looked := l.Lease().Look(t.Context(), 1)
+	_, settled := l.Lease().SettledView(t.Context())
 	bad.Heal()
 	bad.On("eth_call", badrpc.Says("0x01"))
-	_, viewed := l.lease.Escrow.View(t.Context(), l.ID(), nil)
+	_, viewed := l.Lease().Escrow.View(t.Context(), l.ID(), nil)
 	for name, err := range map[string]error{"look": looked, "settled": settled, "view": viewed} {
 		if !errors.Is(err, chain.ErrContradiction) || !errors.Is(err, chain.ErrUnreachable) || strings.Contains(err.Error(), "unreachable") ||
 			strings.Count(err.Error(), l.ID().Hex()) != 1 || strings.Count(err.Error(), chain.ErrContradiction.Error()) != 1 {
@@ -48,13 +50,13 @@ func TestWarningsNameTheChannelOnce(t *testing.T) {
 	d := newDrawer(t, m)
 	d.Script = func(p *testrig.Stream) { p.Honest(1) } // and then the stream ends, each time
 	var log bytes.Buffer
-	config := renterConfig(t, m, m.Payer)
+	config := renterrig.Config(t, m, m.Payer)
 	config.Log = slog.New(slog.NewTextHandler(&log, nil))
-	l, err := openRenter(t, config).Rent(t.Context(), d.Server.URL, Options{Deposit: "0.5"})
+	l, err := renterrig.Open(t, config).Rent(t.Context(), d.Server.URL, renter.Options{Deposit: "0.5"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	l.lease.Detach()
+	l.Lease().Detach()
 	boundlog.Warn(config.Log, "it broke", l.ID(), fmt.Errorf("channel %s: %w", l.ID(), errors.New("why")), "retry", 1)
 	d.Server.CloseClientConnections()
 	d.Server.Close()
