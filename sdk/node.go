@@ -151,7 +151,7 @@ func (n *Node) lets() {
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "gpupay_leases", Help: "Leases running."}, func() float64 { return float64(len(n.allLeases())) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "gpupay_unmetered_leases", Help: "Leases none of whose GPUs can be metered: they are suspended."}, func() float64 { return float64(unmetered(n.allLeases())) }),
 		gpuCollector{&n.lessor},
-		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "gpupay_node_refused", Help: "1 while a gateway begins no lease here: its GPUs are of another kind than those of other nodes."}, func() float64 { return flag(n.refused() != "") }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "gpupay_node_refused", Help: "1 while a gateway begins no lease here, or none on some of its GPUs: /healthz says why."}, func() float64 { return flag(n.refused() != "") }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "gpupay_node_waiting_records", Help: "Usage records that no gateway has yet."}, n.waiting))
 	n.meterKey, n.pastKeys, n.store = n.config.MeterKey, n.config.PastKeys, n.spool.Store
 	n.channel, n.lessor.share = n.spool.channel, n.spool.share
@@ -261,7 +261,7 @@ func (n *Node) Health() http.Handler {
 		case err != nil:
 			h.Status, code = err.Error(), http.StatusServiceUnavailable
 		case why != "":
-			h.Status = "degraded: a gateway begins no lease here: " + why
+			h.Status = "degraded: " + why
 		case len(h.Quarantined) > 0 || h.Unmetered > 0 || h.Held > 0:
 			h.Status = gpus.degraded(h.Unmetered)
 		}

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"math"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -187,11 +188,51 @@ func TestOneGPUIsOneNodes(t *testing.T) {
 	}
 	lies(north, "/status", func(s *nodelink.Status) { s.Devices = s.Devices[1:] })
 	r.sql(`UPDATE enlisted_devices SET seen = seen - ? WHERE device = ?`, nodelink.DeviceKept.Milliseconds()+1, theirs)
+	refused("north has lost it for an hour, and south has waited for that")
+	r.sql(`UPDATE enlisted_rivals SET seen = seen - ? WHERE device = ?`, nodelink.RivalKept.Milliseconds()+1, theirs)
 	r.enlist()
 	if why := r.provider.nodes.Refused(); len(why) != 0 {
-		t.Errorf("its GPU was moved to the other host an hour ago: %v", why)
+		t.Errorf("north has not listed it for a day: %v", why)
 	}
 	lease.release()
+}
+
+// TestGPUInDoubtCostsNoOther: of a node of which another one that lies listed a GPU first, that GPU goes into no lease and the others do:
+// it says that so many are free, hands out none but those, and does not rest.
+func TestGPUInDoubtCostsNoOther(t *testing.T) {
+	north, south := newNamedGPUs(t, "north", 1), newNamedGPUs(t, "south", 3)
+	devices, err := south.config.Source.Devices(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	lies(north, "/status", func(s *nodelink.Status) { s.Devices, s.Free = append(s.Devices, devices[0]), 0 })
+	r := newRig(t, north.link, generousCredit, quiet, func(c *ProviderConfig) {
+		c.Nodes = append(c.Nodes, NodeLink{Name: "south", URL: south.server.URL})
+	})
+	r.enlist()
+	n := r.provider.nodes
+	free := func(want int) {
+		t.Helper()
+		eventually(t, fmt.Sprintf("%d to be free", want), func() bool { return n.Free() == want })
+	}
+	free(2)
+	if why := r.health().Refused; len(why) != 1 || !strings.Contains(why["south"], devices[0].UUID) || len(n.Devices()) != 4 {
+		t.Errorf("refused are %v, of %v", why, n.Devices())
+	}
+	lease := r.open(1, 300_000, "?gpus=2")
+	if got := r.provider.running(lease.terms.ID()).allocation; got.Node != "south" || slices.Contains(got.Devices, devices[0].UUID) {
+		t.Errorf("it has %v", got)
+	}
+	lease.record()
+	lease.release()
+	free(2) // it does not rest
+	north.set(false, nil)
+	r.sql(`DELETE FROM enlisted_devices WHERE device = ?`, devices[0].UUID)
+	r.sql(`DELETE FROM enlisted_rivals`)
+	r.enlist()
+	if why := r.health().Refused; len(why) != 0 || len(n.Devices()) != 4 {
+		t.Errorf("refused are %v, of %v", why, n.Devices())
+	}
 }
 
 // TestShareThatNoGatewayGave: a node that says it was told of all of its payer's credit, and of a version that is newer each time,

@@ -6,6 +6,7 @@ import (
 	"database/sql"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"time"
@@ -144,16 +145,23 @@ func (n *Node) refused() string {
 	return ""
 }
 
-// postRefusal hears why a gateway begins no lease here, for the operator to see.
+// postRefusal hears why a gateway begins no lease here, for the operator to see, or none on some devices: those go into none then.
 func (n *Node) postRefusal(_ *http.Request, body []byte) (any, error) {
 	var q nodelink.Refusal
 	if err := nodelink.Parse(body, &q); err != nil {
 		return nil, wire.BadRequest.With("%v", err)
 	}
-	if n.refused() != q.Reason {
-		n.config.Log.Error("a gateway begins no lease here, and those that run go on", "error", q.Reason)
+	why := "a gateway begins no lease here: " + q.Reason
+	if len(q.Devices) > 0 {
+		why = fmt.Sprintf("a gateway has %d GPUs of this node in no lease, and its others in leases: %s", len(q.Devices), q.Reason)
 	}
-	n.refusal.Store(&refusal{q.Reason, time.Now()})
+	if n.refused() != why {
+		n.config.Log.Error("leases that run here go on", "error", why, "devices", q.Devices)
+	}
+	n.refusal.Store(&refusal{why, time.Now()})
+	for _, quarantine := range n.deps.sick {
+		quarantine.Withhold(q.Devices, nodelink.EnlistedFor)
+	}
 	return struct{}{}, nil
 }
 

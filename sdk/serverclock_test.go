@@ -266,7 +266,7 @@ func TestNodesOfAClockThatWasSetBack(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				return why[node]
+				return why.Refused[node]
 			}
 			if why := at(0, "gone", "One GPU"); why != "" {
 				t.Fatal(why)

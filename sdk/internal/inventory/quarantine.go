@@ -24,6 +24,9 @@ type Quarantine struct {
 	ever   []metering.Device // in the order in which they were listed first
 	rests  map[string]rest   // of devices whose last reading failed
 	err    error
+
+	withheld map[string]bool // see Withhold
+	until    time.Time
 }
 
 // rest is for how long a device goes into no new lease: it is listed, and each lease that got it would be suspended.
@@ -89,12 +92,14 @@ func (q *Quarantine) known(devices []string) ([]string, error) {
 	return slices.DeleteFunc(fit, func(uuid string) bool { return !q.listed[uuid] }), q.err
 }
 
-// rested are those devices that do not rest.
+// rested are those devices that neither rest nor are withheld.
 func (q *Quarantine) rested(devices []string) []string {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	now := time.Now()
-	return slices.DeleteFunc(slices.Clone(devices), func(uuid string) bool { return now.Before(q.rests[uuid].until) })
+	return slices.DeleteFunc(slices.Clone(devices), func(uuid string) bool {
+		return now.Before(q.rests[uuid].until) || q.withheld[uuid] && now.Before(q.until)
+	})
 }
 
 // Fails hears that a lease cannot read a device now: it rests from the last time that this is heard.
@@ -110,6 +115,17 @@ func (q *Quarantine) Fails(uuid string) {
 		q.rests = make(map[string]rest)
 	}
 	q.rests[uuid] = r
+}
+
+// Withhold has these devices, and no others that were withheld before, in quarantine for a while, however well they can be read: a GPU
+// that two hosts list goes into no lease of one of them.
+func (q *Quarantine) Withhold(devices []string, span time.Duration) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.withheld, q.until = make(map[string]bool, len(devices)), time.Now().Add(span)
+	for _, uuid := range devices {
+		q.withheld[uuid] = true
+	}
 }
 
 // Heals hears that a lease reads a device, which rests no longer.

@@ -76,6 +76,14 @@ func TestRest(t *testing.T) {
 			}
 			want = min(2*want, mostRest)
 		}
+		q.Withhold([]string{sim.UUID(0)}, time.Minute)
+		if q.Heals(sim.UUID(0)); fit() != 1 {
+			t.Errorf("%s: one that is withheld is let", name)
+		}
+		q.Withhold([]string{sim.UUID(0)}, 0)
+		if fit() != 2 {
+			t.Errorf("%s: what was withheld is not let again", name)
+		}
 		q.Fails(sim.UUID(0))
 		q.Heals(sim.UUID(0))
 		if fit() != 2 {

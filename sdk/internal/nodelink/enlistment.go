@@ -2,7 +2,9 @@ package nodelink
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -18,10 +20,20 @@ import (
 )
 
 // EnlistedFor is how long a node counts that no gateway names any more. DeviceKept is how long a GPU stays the node's that has
-// listed it: one that is lost for a while is nobody else's.
+// listed it: one that is lost for a while is nobody else's. RivalKept is that where another node
+// listed it while its owner did: for that one.
 const (
 	EnlistedFor = time.Minute
 	DeviceKept  = time.Hour
+	RivalKept   = 24 * time.Hour
+)
+
+// Bounds of what one node may have in the tables, in rows: UUIDs that it lists, or has listed for DeviceKept, and those of others that it
+// lists. refreshed is how old a row may become before it says anew that it is listed: each is a write for all gateways.
+const (
+	mostDevices = 4 * maxListed
+	mostRivals  = 2 * maxListed
+	refreshed   = time.Minute
 )
 
 // Enlistments is the list of the nodes behind one database. An offer has one price for any of its devices, so that all nodes have
@@ -43,54 +55,85 @@ func (e enlisted) kind() metering.Device {
 	return metering.Device{UUID: "node " + e.Node, Name: e.Model, MemoryBytes: uint64(e.Memory), MIG: e.MIG, Simulated: e.Simulated}
 }
 
-// Enlist takes in the nodes that were heard of, one after the other, and says why others are refused. All gateways of a database have
-// one list: links are the nodes that this one names, which stay on it whether they answer or not.
-func (t Enlistments) Enlist(ctx context.Context, now time.Time, links []string, heard map[string][]metering.Device) (refused map[string]string, err error) {
-	err = t.DB.Update(ctx, func(tx *sqlx.Tx) error {
-		at := now.UnixMilli()
-		if t.DB.Shared() { // no other gateway enlists the first node of another kind meanwhile
-			if _, err := tx.ExecContext(ctx, `LOCK TABLE enlisted_nodes IN SHARE ROW EXCLUSIVE MODE`); err != nil {
-				return err
-			}
-			if err := tx.GetContext(ctx, &at, `SELECT `+database.ServerNow); err != nil {
-				return err
-			}
-		}
-		for _, table := range []string{"enlisted_nodes", "enlisted_devices"} { // seen before the clock was set back: nobody knows how long ago
-			if _, err := tx.ExecContext(ctx, tx.Rebind(`UPDATE `+table+` SET seen = ? WHERE seen > ?`), at, at); err != nil {
-				return err
-			}
-		}
-		query, args, err := sqlx.In(`UPDATE enlisted_nodes SET seen = ? WHERE node IN (?)`, at, links)
-		if err == nil {
-			_, err = tx.ExecContext(ctx, tx.Rebind(query), args...)
-		}
-		if err == nil {
-			_, err = tx.ExecContext(ctx, tx.Rebind(`DELETE FROM enlisted_nodes WHERE seen < ?`), at-EnlistedFor.Milliseconds())
-		}
-		if err == nil {
-			err = ageDevices(ctx, tx, at, links, heard)
-		}
-		if err != nil {
-			return err
-		}
-		refused = make(map[string]string)
-		for _, node := range links {
-			if devices := heard[node]; len(devices) == 0 {
-				continue
-			} else if err := enlistOne(ctx, tx, node, devices, at, refused); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	return refused, err
+// Verdict is what gateways hold against nodes, by their names.
+type Verdict struct {
+	Refused  map[string]string   // why a node begins no lease
+	Withheld map[string]Withheld // of nodes that begin leases
 }
 
-// enlistOne enlists a node, or says why not.
-func enlistOne(ctx context.Context, tx *sqlx.Tx, node string, devices []metering.Device, at int64, refused map[string]string) error {
+// Withheld are devices of a node that go into no lease there, and why.
+type Withheld struct {
+	Devices []string
+	Reason  string
+}
+
+// Rest are the devices that are not withheld.
+func (w Withheld) Rest(devices []metering.Device) []metering.Device {
+	withheld := setOf(w.Devices)
+	return slices.DeleteFunc(slices.Clone(devices), func(d metering.Device) bool { return withheld[d.UUID] })
+}
+
+// pass is one look at the list, in one transaction.
+type pass struct {
+	tx    *sqlx.Tx
+	at    int64 // unix milliseconds
+	links []string
+	heard map[string][]metering.Device
+	Verdict
+}
+
+// Enlist takes in the nodes that were heard of, one after the other, and says what is held against others. All gateways of a database have
+// one list: links are the nodes that this one names, which stay on it whether they answer or not.
+func (t Enlistments) Enlist(ctx context.Context, now time.Time, links []string, heard map[string][]metering.Device) (Verdict, error) {
+	var p *pass
+	err := t.DB.Update(ctx, func(tx *sqlx.Tx) error {
+		p = &pass{tx, now.UnixMilli(), links, heard, Verdict{make(map[string]string), make(map[string]Withheld)}}
+		if t.DB.Shared() { // no other gateway enlists the first node of another kind meanwhile
+			if err := p.exec(ctx, `LOCK TABLE enlisted_nodes IN SHARE ROW EXCLUSIVE MODE`); err != nil {
+				return err
+			}
+			if err := tx.GetContext(ctx, &p.at, `SELECT `+database.ServerNow); err != nil {
+				return err
+			}
+		}
+		for _, table := range []string{"enlisted_nodes", "enlisted_devices", "enlisted_rivals"} { // seen before the clock was set back: nobody knows how long ago
+			if err := p.exec(ctx, `UPDATE `+table+` SET seen = ? WHERE seen > ?`, p.at, p.at); err != nil {
+				return err
+			}
+		}
+		err := p.exec(ctx, `UPDATE enlisted_nodes SET seen = ? WHERE node IN (?)`, p.at, links)
+		if err == nil {
+			err = p.exec(ctx, `DELETE FROM enlisted_nodes WHERE seen < ?`, p.at-EnlistedFor.Milliseconds())
+		}
+		if err == nil {
+			err = p.age(ctx)
+		}
+		for _, node := range links {
+			if devices := heard[node]; err == nil && len(devices) > 0 {
+				err = p.enlist(ctx, node, devices)
+			}
+		}
+		return err
+	})
+	if err != nil {
+		return Verdict{}, err
+	}
+	return p.Verdict, nil
+}
+
+// exec executes a statement in which each list takes one question mark.
+func (p *pass) exec(ctx context.Context, query string, args ...any) error {
+	query, args, err := sqlx.In(query, args...)
+	if err == nil {
+		_, err = p.tx.ExecContext(ctx, p.tx.Rebind(query), args...)
+	}
+	return err
+}
+
+// enlist enlists a node, or says why not.
+func (p *pass) enlist(ctx context.Context, node string, devices []metering.Device) error {
 	var others []enlisted
-	err := tx.SelectContext(ctx, &others, tx.Rebind(`SELECT node, model, memory_bytes, mig, simulated FROM enlisted_nodes WHERE node <> ? ORDER BY node`), node)
+	err := p.tx.SelectContext(ctx, &others, p.tx.Rebind(`SELECT node, model, memory_bytes, mig, simulated FROM enlisted_nodes WHERE node <> ? ORDER BY node`), node)
 	if err != nil {
 		return err
 	}
@@ -103,67 +146,193 @@ func enlistOne(ctx context.Context, tx *sqlx.Tx, node string, devices []metering
 		unfit = inventory.OfOneKind(all)
 	}
 	if unfit == nil {
-		if unfit, err = claimDevices(ctx, tx, node, devices, at); err != nil {
+		if unfit, err = p.claim(ctx, node, devices); err != nil {
 			return err
 		}
 	}
 	if unfit != nil {
-		refused[node] = unfit.Error()
-		_, err := tx.ExecContext(ctx, tx.Rebind(`DELETE FROM enlisted_nodes WHERE node = ?`), node) // its GPUs were exchanged
-		return err
+		p.Refused[node] = unfit.Error()
+		return p.exec(ctx, `DELETE FROM enlisted_nodes WHERE node = ?`, node) // its GPUs were exchanged
 	}
-	_, err = tx.ExecContext(ctx, tx.Rebind(`INSERT INTO enlisted_nodes (node, model, memory_bytes, mig, simulated, seen) VALUES (?, ?, ?, ?, ?, ?)
-		ON CONFLICT (node) DO UPDATE SET model = excluded.model, memory_bytes = excluded.memory_bytes, mig = excluded.mig, simulated = excluded.simulated`),
-		node, devices[0].Name, int64(devices[0].MemoryBytes), devices[0].MIG, devices[0].Simulated, at)
-	return err
+	return p.exec(ctx, `INSERT INTO enlisted_nodes (node, model, memory_bytes, mig, simulated, seen) VALUES (?, ?, ?, ?, ?, ?)
+		ON CONFLICT (node) DO UPDATE SET model = excluded.model, memory_bytes = excluded.memory_bytes, mig = excluded.mig, simulated = excluded.simulated`,
+		node, devices[0].Name, int64(devices[0].MemoryBytes), devices[0].MIG, devices[0].Simulated, p.at)
 }
 
-// ageDevices forgets whose GPUs those are that their node has not listed for long, or whose node is on the list no more. Of a
-// node that is away all stay.
-func ageDevices(ctx context.Context, tx *sqlx.Tx, at int64, links []string, heard map[string][]metering.Device) error {
-	away := slices.DeleteFunc(slices.Clone(links), func(node string) bool { return len(heard[node]) > 0 })
+// age forgets whose GPUs those are that their node has not listed for long, or which no gateway names any more. Of a node that is
+// away all stay.
+func (p *pass) age(ctx context.Context) error {
+	old := p.at - refreshed.Milliseconds()
+	away := slices.DeleteFunc(slices.Clone(p.links), func(node string) bool { return len(p.heard[node]) > 0 })
 	if len(away) > 0 {
-		query, args, err := sqlx.In(`UPDATE enlisted_devices SET seen = ? WHERE node IN (?)`, at, away)
-		if err == nil {
-			_, err = tx.ExecContext(ctx, tx.Rebind(query), args...)
-		}
-		if err != nil {
+		if err := p.exec(ctx, `UPDATE enlisted_devices SET seen = ? WHERE node IN (?) AND seen < ?`, p.at, away, old); err != nil {
 			return err
 		}
 	}
-	_, err := tx.ExecContext(ctx, tx.Rebind(`DELETE FROM enlisted_devices WHERE seen < ? OR node NOT IN (SELECT node FROM enlisted_nodes)`),
-		at-DeviceKept.Milliseconds())
+	for _, node := range p.links {
+		devices := p.heard[node]
+		if names := DeviceNames(devices); len(names) > 0 && listable(devices) == nil {
+			if err := p.exec(ctx, `UPDATE enlisted_devices SET seen = ? WHERE node = ? AND seen < ? AND device IN (?)`, p.at, node, old, names); err != nil {
+				return err
+			}
+		}
+	}
+	for _, query := range []string{
+		`DELETE FROM enlisted_devices WHERE node NOT IN (SELECT node FROM enlisted_nodes) AND node NOT IN (?)`,
+		`DELETE FROM enlisted_rivals WHERE owner NOT IN (SELECT node FROM enlisted_nodes) AND owner NOT IN (?)`,
+	} {
+		if err := p.exec(ctx, query, p.links); err != nil {
+			return err
+		}
+	}
+	err := p.exec(ctx, `DELETE FROM enlisted_devices WHERE seen < ?`, p.at-DeviceKept.Milliseconds())
+	if err == nil {
+		err = p.exec(ctx, `DELETE FROM enlisted_rivals WHERE seen < ?`, p.at-RivalKept.Milliseconds())
+	}
 	return err
 }
 
-// claimDevices has a node's GPUs, and those that its MIG slices are cut from, be its own. It says which one is another node's:
-// two that bill one GPU would have their provider look like a cheat to its renters. Simulated GPUs are called alike on all hosts.
-func claimDevices(ctx context.Context, tx *sqlx.Tx, node string, devices []metering.Device, at int64) (taken, err error) {
-	var rows []struct {
-		Device string `db:"device"`
-		Node   string `db:"node"`
+// claim has a node's GPUs, and those that its MIG slices are cut from, be its own, and withholds those that are another node's: two that
+// bill one GPU would have their provider look like a cheat to its renters, and a node that lies keeps no other of the well node's idle.
+// Simulated GPUs are called alike on all hosts.
+func (p *pass) claim(ctx context.Context, node string, devices []metering.Device) (unfit, err error) {
+	names := DeviceNames(devices)
+	if len(names) == 0 {
+		return nil, nil
 	}
-	if err := tx.SelectContext(ctx, &rows, `SELECT device, node FROM enlisted_devices`); err != nil {
+	owners, err := p.owners(ctx, names)
+	if err != nil {
 		return nil, err
 	}
-	owner := make(map[string]string, len(rows))
-	for _, r := range rows {
-		owner[r.Device] = r.Node
+	theirs, err := p.contest(ctx, node, names, owners)
+	if err != nil {
+		return nil, err
 	}
-	names := DeviceNames(devices)
-	for _, name := range names {
-		if of := owner[name]; of != "" && of != node {
-			return fmt.Errorf("it lists %s, which is node %s's: a GPU is on one host", name, of), nil
+	withheld := withhold(devices, names, theirs)
+	rest := withheld.Rest(devices)
+	if len(rest) == 0 {
+		return errors.New(withheld.Reason), nil
+	}
+	fresh := slices.DeleteFunc(DeviceNames(rest), func(name string) bool { return owners[name] != "" })
+	if len(fresh) > 0 {
+		var count int
+		if err := p.tx.GetContext(ctx, &count, p.tx.Rebind(`SELECT count(*) FROM enlisted_devices WHERE node = ?`), node); err != nil {
+			return nil, err
+		}
+		if count+len(fresh) > mostDevices {
+			return fmt.Errorf("it has listed more than %d GPUs, of ever new UUIDs: no host has so many, and it begins no lease for up to %s", mostDevices, DeviceKept), nil
 		}
 	}
-	for _, name := range names {
-		_, err := tx.ExecContext(ctx, tx.Rebind(`INSERT INTO enlisted_devices (device, node, seen) VALUES (?, ?, ?)
-			ON CONFLICT (device) DO UPDATE SET seen = excluded.seen`), name, node, at)
-		if err != nil {
+	if len(withheld.Devices) > 0 {
+		p.Withheld[node] = withheld
+	}
+	for some := range slices.Chunk(fresh, 1000) {
+		args := make([]any, 0, 3*len(some))
+		for _, name := range some {
+			args = append(args, name, node, p.at)
+		}
+		rows := strings.Repeat(", (?, ?, ?)", len(some))[2:]
+		if err := p.exec(ctx, `INSERT INTO enlisted_devices (device, node, seen) VALUES `+rows, args...); err != nil {
 			return nil, err
 		}
 	}
 	return nil, nil
+}
+
+// owners is whose the GPUs of a list are, by their UUIDs.
+func (p *pass) owners(ctx context.Context, names []string) (map[string]string, error) {
+	query, args, err := sqlx.In(`SELECT device, node FROM enlisted_devices WHERE device IN (?)`, names)
+	if err != nil {
+		return nil, err
+	}
+	var rows []struct {
+		Device string `db:"device"`
+		Node   string `db:"node"`
+	}
+	if err := p.tx.SelectContext(ctx, &rows, p.tx.Rebind(query), args...); err != nil {
+		return nil, err
+	}
+	owners := make(map[string]string, len(rows))
+	for _, r := range rows {
+		owners[r.Device] = r.Node
+	}
+	return owners, nil
+}
+
+// rival is a row of who listed a GPU while its owner did.
+type rival struct {
+	Device string `db:"device"`
+	Owner  string `db:"owner"`
+	Seen   int64  `db:"seen"` // by which both listed it
+}
+
+// contest is which GPUs of a node's list are another one's, and whose. That the node lists one while its owner lists it, too, is remembered:
+// it does not get that one when the owner has lost it for DeviceKept, but for RivalKept.
+func (p *pass) contest(ctx context.Context, node string, names []string, owners map[string]string) (theirs map[string]string, err error) {
+	var rows []rival
+	if err := p.tx.SelectContext(ctx, &rows, p.tx.Rebind(`SELECT device, owner, seen FROM enlisted_rivals WHERE node = ?`), node); err != nil {
+		return nil, err
+	}
+	theirs = make(map[string]string)
+	for _, name := range names {
+		if of := owners[name]; of != "" && of != node {
+			theirs[name] = of
+		}
+	}
+	listed, known := setOf(names), make(map[string]rival, len(rows))
+	for _, r := range rows {
+		known[r.Device] = r
+		if listed[r.Device] && owners[r.Device] == "" {
+			theirs[r.Device] = r.Owner
+		}
+	}
+	return theirs, p.remember(ctx, node, theirs, known)
+}
+
+// remember writes down which GPUs of others a node lists while they list them.
+func (p *pass) remember(ctx context.Context, node string, theirs map[string]string, known map[string]rival) error {
+	lists := make(map[string]map[string]bool)
+	for _, name := range slices.Sorted(maps.Keys(theirs)) {
+		of := theirs[name]
+		if lists[of] == nil {
+			lists[of] = setOf(DeviceNames(p.heard[of]))
+		}
+		before, is := known[name]
+		if !lists[of][name] || is && before.Seen >= p.at-refreshed.Milliseconds() || !is && len(known) >= mostRivals {
+			continue
+		}
+		known[name] = rival{name, of, p.at}
+		err := p.exec(ctx, `INSERT INTO enlisted_rivals (node, device, owner, seen) VALUES (?, ?, ?, ?)
+			ON CONFLICT (node, device) DO UPDATE SET owner = excluded.owner, seen = excluded.seen`, node, name, of, p.at)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func setOf(names []string) map[string]bool {
+	set := make(map[string]bool, len(names))
+	for _, name := range names {
+		set[name] = true
+	}
+	return set
+}
+
+// withhold are the devices of a list that are another node's, or are cut from one that is.
+func withhold(devices []metering.Device, names []string, theirs map[string]string) (w Withheld) {
+	for _, d := range devices {
+		if !d.Simulated && (theirs[d.UUID] != "" || theirs[d.Parent] != "") {
+			w.Devices = append(w.Devices, d.UUID)
+		}
+	}
+	if i := slices.IndexFunc(names, func(name string) bool { return theirs[name] != "" }); i >= 0 {
+		w.Reason = fmt.Sprintf("it lists %s, which is node %s's: a GPU is on one host", names[i], theirs[names[i]])
+	}
+	if more := len(theirs) - 1; more > 0 {
+		w.Reason += fmt.Sprintf(" (and %d more that are other nodes')", more)
+	}
+	return w
 }
 
 // DeviceNames is the UUIDs of real GPUs, each once: of the devices and of those that slices are cut from.

@@ -133,7 +133,12 @@ func (s *Status) bound() {
 // Refusal is why a gateway begins no lease at a node.
 type Refusal struct {
 	Reason string `json:"reason"`
+	// Devices are those that go into no lease, maxWithheld at most: the node's others do. Without them it begins none.
+	Devices []string `json:"devices,omitempty"`
 }
+
+// maxWithheld is how many devices a Refusal names. A host has fewer; none more fit into a message.
+const maxWithheld = 256
 
 // Parse reads one document of the protocol.
 func Parse(raw []byte, into any) error {

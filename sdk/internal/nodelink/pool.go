@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
+	"golang.org/x/time/rate"
 
 	"github.com/gpupay/gpupay/channel/store"
 	"github.com/gpupay/gpupay/metering"
@@ -36,6 +37,8 @@ type Pool struct {
 	enlisted   map[string][]wire.OfferDevices // what each node had when its enlistment was decided last, at enlistedAt
 	enlistedAt time.Time
 	refused    map[string]string // and why it was refused
+	withheld   map[string]string // or why some of its devices are
+	early      *rate.Limiter     // of lists that differ, see enlistBurst
 }
 
 // The least and the most of a node's rest.
@@ -48,7 +51,8 @@ const (
 func NewPool(links []*Client, log *slog.Logger) (*Pool, error) {
 	p := &Pool{log: log, now: time.Now, status: make(map[string]Status), known: make(map[string][]metering.Device),
 		failed: make(map[string]string), rests: make(map[string]*backoff), busy: make(map[string]bool),
-		enlisted: make(map[string][]wire.OfferDevices), refused: make(map[string]string)}
+		enlisted: make(map[string][]wire.OfferDevices), refused: make(map[string]string), withheld: make(map[string]string),
+		early: rate.NewLimiter(rate.Every(enlistEvery), enlistBurst)}
 	for _, c := range links {
 		if p.Client(c.Name) != nil {
 			return nil, fmt.Errorf("node %s: there are two of this name", c.Name)
@@ -281,6 +285,10 @@ func (p *Pool) Names() string {
 // enlistEvery is how often a gateway says which nodes it has.
 const enlistEvery = 10 * time.Second
 
+// enlistBurst is how many lists that differ from those before are looked at at once, before others wait for enlistEvery: each look is a
+// transaction that all who write to the database wait for.
+const enlistBurst = 10
+
 // refusalTimeout is how long the others wait for a node that does not hear why it is refused.
 const refusalTimeout = time.Second
 
@@ -322,54 +330,67 @@ func (p *Pool) CheckSlices(name string, billed []metering.DeviceEvidence) error 
 func (p *Pool) enlist(ctx context.Context, db *store.DB) error {
 	p.mu.Lock()
 	now, heard := p.now(), make(map[string][]metering.Device)
-	due := now.Sub(p.enlistedAt).Abs() >= enlistEvery
+	due, differs := now.Sub(p.enlistedAt).Abs() >= enlistEvery, false
 	for name, s := range p.status {
 		if s.Problem != "" {
 			continue // it has what it had
 		}
 		heard[name] = s.Devices
 		before, known := p.enlisted[name]
-		due = due || !known || !slices.Equal(wire.DevicesOf(s.Devices), before)
+		differs = differs || !known || !slices.Equal(wire.DevicesOf(s.Devices), before)
 	}
 	p.mu.Unlock()
-	if !due {
+	if !due && (!differs || !p.early.Allow()) {
 		return nil
 	}
 	links := make([]string, len(p.clients))
 	for i, c := range p.clients {
 		links[i] = c.Name
 	}
-	refused, err := Enlistments{DB: db}.Enlist(ctx, now, links, heard)
+	verdict, err := Enlistments{DB: db}.Enlist(ctx, now, links, heard)
 	if err != nil {
 		return fmt.Errorf("enlisting nodes: %w", err)
 	}
-	p.updateEnlisted(now, heard, refused)
+	p.updateEnlisted(now, heard, verdict)
+	p.tell(ctx, verdict)
+	return nil
+}
+
+// tell tells nodes what is held against them: one of which devices are withheld hands out the others.
+func (p *Pool) tell(ctx context.Context, verdict Verdict) {
+	words := make(map[string]Refusal)
+	for name, w := range verdict.Withheld {
+		words[name] = Refusal{Reason: w.Reason, Devices: w.Devices[:min(len(w.Devices), maxWithheld)]}
+	}
+	for name, why := range verdict.Refused {
+		words[name] = Refusal{Reason: why}
+	}
 	var wait sync.WaitGroup
-	for name := range refused {
+	for name, word := range words {
 		wait.Go(func() {
 			var answer struct{}
-			if err := p.Client(name).Call(ctx, refusalTimeout, "POST", "/refusal", Refusal{Reason: refused[name]}, &answer); err != nil {
+			if err := p.Client(name).Call(ctx, refusalTimeout, "POST", "/refusal", word, &answer); err != nil {
 				p.log.Debug("node does not hear why it is refused", "node", name, "error", err)
 			}
 		})
 	}
 	wait.Wait()
-	return nil
 }
 
 // updateEnlisted keeps what was decided of the nodes that were heard.
-func (p *Pool) updateEnlisted(now time.Time, heard map[string][]metering.Device, refused map[string]string) {
+func (p *Pool) updateEnlisted(now time.Time, heard map[string][]metering.Device, verdict Verdict) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.enlistedAt = now
 	for name, devices := range heard {
 		p.enlisted[name] = wire.DevicesOf(devices)
-		if why := refused[name]; why == "" {
+		why, withheld := verdict.Refused[name], verdict.Withheld[name]
+		if why == "" {
 			if p.refused[name] != "" {
 				p.log.Info("node is enlisted", "node", name)
 			}
 			delete(p.refused, name)
-			p.known[name] = devices
+			p.known[name] = withheld.Rest(devices)
 		} else {
 			if p.refused[name] != why {
 				p.log.Error("node is refused: it begins no lease, and those that run there go on", "node", name, "error", why)
@@ -377,6 +398,14 @@ func (p *Pool) updateEnlisted(now time.Time, heard map[string][]metering.Device,
 			p.refused[name] = why
 			delete(p.known, name)
 		}
+		if withheld.Reason == "" {
+			delete(p.withheld, name)
+			continue
+		}
+		if p.withheld[name] != withheld.Reason {
+			p.log.Error("some of a node's GPUs go into no lease there, and the others do", "node", name, "error", withheld.Reason)
+		}
+		p.withheld[name] = withheld.Reason
 	}
 }
 
@@ -387,9 +416,12 @@ func (p *Pool) accepts(name string) bool {
 	return ok && listed && p.refused[name] == "" && slices.Equal(kind, wire.DevicesOf(s.Devices)) && !p.resting(name)
 }
 
-// Refused is why nodes begin no lease, by their names.
+// Refused is why nodes begin no lease, or none on some of their devices, by their names.
 func (p *Pool) Refused() map[string]string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return maps.Clone(p.refused)
+	all := make(map[string]string)
+	maps.Copy(all, p.withheld)
+	maps.Copy(all, p.refused)
+	return all
 }

@@ -1,7 +1,9 @@
 package nodelink
 
 import (
+	"log/slog"
 	"testing"
+	"time"
 
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -19,6 +21,30 @@ func TestNodesKeepRoomForDeposits(t *testing.T) {
 		if got := n.FreeBeside(c.kept); got != c.free {
 			t.Errorf("beside %v: %d are free, not %d", c.kept, got, c.free)
 		}
+	}
+}
+
+// TestListsAreLookedAtInTime: a node that says something else each time has the list of nodes looked at, and written, as often as enlistBurst
+// says, and not each time.
+func TestListsAreLookedAtInTime(t *testing.T) {
+	p, err := NewPool([]*Client{{Name: "south"}}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, looks := newLedger(t, false), 0
+	for i := range 3 * enlistBurst {
+		now := l.now.Add(time.Duration(i) * time.Millisecond)
+		p.SetClock(func() time.Time { return now })
+		p.status["south"] = Status{Devices: gpus("a", "b", "c")[:1+i%3]}
+		if err := p.enlist(t.Context(), l.list.DB); err != nil {
+			t.Fatal(err)
+		}
+		if p.enlistedAt.Equal(now) {
+			looks++
+		}
+	}
+	if looks < enlistBurst || looks > 2*enlistBurst {
+		t.Errorf("of %d lists %d are looked at at once", 3*enlistBurst, looks)
 	}
 }
 
