@@ -46,6 +46,7 @@ var layout = []struct{ pkg, may string }{
 	{"sdk/wire", "channel metering internal/eip712 internal/exactjson sdk/internal/reach"},
 	{"sdk/node/nodekeys", "channel"},
 	{"sdk/x402", "channel metering sdk/wire"},
+	{"sdk/internal/cors", "sdk/x402"},
 	{"sdk/chain", "bindings bindings/batchsettlement channel channel/store internal/eip712 internal/fault internal/redact sdk/internal/reach"},
 
 	{"sdk/gpu", "metering sdk/internal/inventory sdk/internal/run"},
@@ -59,6 +60,7 @@ var layout = []struct{ pkg, may string }{
 	{"sdk/internal/evidence", "metering"},
 	{"sdk/audit", "bindings channel internal/eip712 internal/exactjson internal/redact internal/u256 metering sdk/chain sdk/internal/billed sdk/wire"},
 	{"sdk/internal/leasestore", "channel channel/store metering sdk/audit sdk/chain sdk/gpu sdk/internal/database sdk/wire"},
+	{"sdk/internal/spool", "channel sdk/internal/database sdk/internal/leasestore sdk/internal/nodelink sdk/wire"},
 	{"sdk/wallet", "channel channel/store metering sdk/audit sdk/chain sdk/internal/billed sdk/internal/boundlog sdk/internal/database " +
 		"sdk/internal/evidence sdk/internal/peer sdk/units sdk/wire"},
 	{"sdk/x402/x402client", "channel channel/store internal/exactjson internal/fault internal/u256 metering sdk/audit sdk/chain " +

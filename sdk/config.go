@@ -15,6 +15,7 @@ import (
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/gpu"
+	"github.com/gpupay/gpupay/sdk/internal/cors"
 	"github.com/gpupay/gpupay/sdk/limit"
 	"github.com/gpupay/gpupay/sdk/node/nodekeys"
 	"github.com/gpupay/gpupay/sdk/settle"
@@ -224,7 +225,7 @@ func (c ProviderConfig) check() error {
 	if _, err := limit.ParseProxies(c.TrustedProxies); err != nil {
 		return fmt.Errorf("provider: TrustedProxies: %w", err)
 	}
-	if err := errors.Join(checkPublicURL(c.PublicURL), checkOrigins(c.AllowedOrigins)); err != nil {
+	if err := errors.Join(checkPublicURL(c.PublicURL), cors.Origins(c.AllowedOrigins).Check()); err != nil {
 		return err
 	}
 	if err := tower.CheckURLs(c.Watchtowers); err != nil {

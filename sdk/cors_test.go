@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gpupay/gpupay/sdk/internal/cors"
 	"github.com/gpupay/gpupay/sdk/wire"
 	"github.com/gpupay/gpupay/sdk/x402"
 )
@@ -74,7 +75,7 @@ func TestScriptsOfOtherOrigins(t *testing.T) {
 			}
 		})
 	}
-	if checkOrigins([]string{"https://app.example.org/"}) == nil || checkOrigins([]string{"app.example.org"}) == nil || checkOrigins([]string{"*"}) == nil {
+	if cors.Origins([]string{"https://app.example.org/"}).Check() == nil || cors.Origins([]string{"app.example.org"}).Check() == nil || cors.Origins([]string{"*"}).Check() == nil {
 		t.Error("what is no origin is taken")
 	}
 }

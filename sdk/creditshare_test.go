@@ -41,11 +41,11 @@ func unpaid(leases []*tab, nodes ...*outpost) (sum uint64) {
 			if err != nil || last == nil {
 				continue
 			}
-			row, err := o.node.spool.get(o.Context(), o.node.spool.DB.View(), lease.lease.LeaseID)
+			row, err := o.node.spool.Get(o.Context(), o.node.spool.DB.View(), lease.lease.LeaseID)
 			if err != nil {
 				o.Fatal(err)
 			}
-			s, err := row.state()
+			s, err := row.State()
 			if err != nil {
 				o.Fatal(err)
 			}

@@ -20,6 +20,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/internal/inventory"
 	"github.com/gpupay/gpupay/sdk/internal/keyed"
 	"github.com/gpupay/gpupay/sdk/internal/serve"
+	"github.com/gpupay/gpupay/sdk/internal/spool"
 	"github.com/gpupay/gpupay/sdk/node/nodekeys"
 )
 
@@ -88,7 +89,7 @@ func (c NodeConfig) check() error {
 type Node struct {
 	config NodeConfig
 	lessor
-	spool   spool
+	spool   spool.Spool
 	mux     *http.ServeMux
 	starts  keyed.Mutex // one start or end of a lease at a time
 	hears   keyed.Mutex // one word about a lease's money at a time
@@ -120,7 +121,7 @@ func NewNode(ctx context.Context, config NodeConfig) (*Node, error) {
 	}
 	n := &Node{config: config}
 	n.devices = devices
-	if n.spool, err = openSpool(ctx, config.Database); err != nil {
+	if n.spool, err = spool.Open(ctx, config.Database); err != nil {
 		return nil, err
 	}
 	marks, err := openMarks(ctx, config.HighWater, config.Database, config.MeterKey.Address())
@@ -154,7 +155,7 @@ func (n *Node) lets() {
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "gpupay_node_refused", Help: "1 while a gateway begins no lease here, or none on some of its GPUs: /healthz says why."}, func() float64 { return flag(n.refused() != "") }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "gpupay_node_waiting_records", Help: "Usage records that no gateway has yet."}, n.waiting))
 	n.meterKey, n.pastKeys, n.store = n.config.MeterKey, n.config.PastKeys, n.spool.Store
-	n.channel, n.lessor.share = n.spool.channel, n.spool.share
+	n.channel, n.lessor.share = n.spool.Channel, n.spool.Share
 	n.deps = leaseDeps{
 		placer: local{tameAllocator{n.config.Allocator, n.config.Log}}, sick: n.quarantines(n.config.Allocator), liveness: liveness(n.config.Log, n.config.Allocator), source: n.config.Source, clock: n.config.Clock, store: n.store,
 		metrics: metrics, log: n.config.Log, ended: n.leaseDropped, dropped: n.leaseDropped,
@@ -166,7 +167,7 @@ func (n *Node) lets() {
 func (n *Node) waiting() float64 {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
-	records, err := n.spool.waiting(ctx)
+	records, err := n.spool.Waiting(ctx)
 	if err != nil {
 		return -1
 	}
@@ -187,7 +188,7 @@ func (n *Node) every(pause time.Duration, do func(context.Context)) {
 }
 
 func (n *Node) tidy(ctx context.Context) {
-	if err := n.spool.forget(ctx, time.Now().Add(-spoolKeep)); err != nil && ctx.Err() == nil {
+	if err := n.spool.Forget(ctx, time.Now().Add(-spool.Kept)); err != nil && ctx.Err() == nil {
 		n.config.Log.Warn("old leases were not forgotten", "error", err)
 	}
 }

@@ -159,11 +159,11 @@ func TestNodeCutOff(t *testing.T) {
 // accepted is what the node was told is vouchered.
 func (o *outpost) accepted(id common.Hash) uint64 {
 	o.Helper()
-	row, err := o.node.spool.get(o.Context(), o.node.spool.DB.View(), id)
+	row, err := o.node.spool.Get(o.Context(), o.node.spool.DB.View(), id)
 	if err != nil {
 		o.Fatal(err)
 	}
-	s, err := row.state()
+	s, err := row.State()
 	if err != nil {
 		o.Fatal(err)
 	}
@@ -310,7 +310,7 @@ func TestSpoolForgets(t *testing.T) {
 	done.record()
 	running.record()
 	done.release()
-	if err := o.node.spool.forget(t.Context(), time.Now().Add(time.Minute)); err != nil {
+	if err := o.node.spool.Forget(t.Context(), time.Now().Add(time.Minute)); err != nil {
 		t.Fatal(err)
 	}
 	var leases, spooled int
@@ -324,13 +324,13 @@ func TestSpoolForgets(t *testing.T) {
 	}
 	running.release()
 	waitFor(t, func() bool { // when its gateway has all of it
-		if err := o.node.spool.forget(t.Context(), time.Now().Add(time.Minute)); err != nil {
+		if err := o.node.spool.Forget(t.Context(), time.Now().Add(time.Minute)); err != nil {
 			t.Fatal(err)
 		}
 		return view.Get(&leases, `SELECT count(*) FROM leases`) == nil && leases == 0
 	})
 	offers := func(before time.Time) (n int) {
-		if err := errors.Join(o.node.spool.forget(t.Context(), before), view.Get(&n, `SELECT count(*) FROM offers`)); err != nil {
+		if err := errors.Join(o.node.spool.Forget(t.Context(), before), view.Get(&n, `SELECT count(*) FROM offers`)); err != nil {
 			t.Fatal(err)
 		}
 		return n

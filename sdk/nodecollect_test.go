@@ -31,7 +31,7 @@ func (o *outpost) collected(r *rig, id common.Hash) bool {
 	if err != nil {
 		o.Fatal(err)
 	}
-	there, err := o.node.spool.open(o.Context())
+	there, err := o.node.spool.Unclosed(o.Context())
 	if err != nil {
 		o.Fatal(err)
 	}

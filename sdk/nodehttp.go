@@ -95,7 +95,7 @@ func nodeProblem(err error) *wire.Problem {
 }
 
 func (n *Node) getStatus(r *http.Request, _ []byte) (any, error) {
-	rows, err := n.spool.open(r.Context())
+	rows, err := n.spool.Unclosed(r.Context())
 	if err != nil {
 		return nil, err
 	}
@@ -194,7 +194,7 @@ func (n *Node) postLease(r *http.Request, body []byte) (any, error) {
 		}
 	}
 	if err == nil {
-		err = n.spool.fence(r.Context(), q.LeaseID, q.Fence)
+		err = n.spool.Fence(r.Context(), q.LeaseID, q.Fence)
 	}
 	if err != nil {
 		return nil, err
@@ -217,16 +217,16 @@ func (n *Node) grantFor(ctx context.Context, q nodelink.Start, offer wire.Signed
 	}
 	s := q.ChannelState()
 	if old := n.running(s.ID); old != nil { // its gateway could not wait for us
-		if err := n.spool.precedes(ctx, old.id, q); err != nil {
+		if err := n.spool.Precedes(ctx, old.id, q); err != nil {
 			return err
 		}
 		if err := old.end(ctx, stopRequest{reason: "another lease begins on its channel"}); err != nil {
 			return err
 		}
 	}
-	err := errors.Join(n.store.Offers.Put(ctx, offer), n.spool.put(ctx, q))
+	err := errors.Join(n.store.Offers.Put(ctx, offer), n.spool.Put(ctx, q))
 	if err == nil {
-		err = n.spool.fence(ctx, q.LeaseID, q.Fence)
+		err = n.spool.Fence(ctx, q.LeaseID, q.Fence)
 	}
 	if err != nil {
 		return err
@@ -270,17 +270,17 @@ func (n *Node) postSync(r *http.Request, body []byte) (any, error) {
 // answers with the share that counts.
 func (n *Node) hear(ctx context.Context, row leasestore.Row, q nodelink.Sync, answer *nodelink.Lease) error {
 	defer n.hears.Lock(answer.LeaseID)() // else an older share, or a deposed gateway's word, could land on a newer one
-	if err := n.spool.fence(ctx, answer.LeaseID, q.Fence); err != nil {
+	if err := n.spool.Fence(ctx, answer.LeaseID, q.Fence); err != nil {
 		return err
 	}
 	if q.After > uint64(row.Sequence) {
 		return n.mute(row, q.After)
 	}
-	heard, s, err := n.spool.hear(ctx, row, q)
+	heard, s, err := n.spool.Sync(ctx, row, q)
 	if err != nil {
 		return err
 	}
-	share, err := heard.share()
+	share, err := heard.Share()
 	if err != nil {
 		return err
 	}
@@ -348,7 +348,7 @@ func (n *Node) postEnd(r *http.Request, body []byte) (any, error) {
 	defer n.starts.Lock(id)() // not while it begins
 	row, err := n.lease(r)
 	if err == nil {
-		err = n.spool.fence(r.Context(), id, q.Fence)
+		err = n.spool.Fence(r.Context(), id, q.Fence)
 	}
 	if err != nil {
 		return nil, err
@@ -362,7 +362,7 @@ func (n *Node) postEnd(r *http.Request, body []byte) (any, error) {
 		}
 	}
 	if q.Closed && row.State == wire.StateEnded {
-		err = n.spool.close(r.Context(), id)
+		err = n.spool.SetClosed(r.Context(), id)
 	}
 	return rowLease(row), err
 }

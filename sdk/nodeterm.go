@@ -8,51 +8,11 @@ import (
 	"math"
 
 	"github.com/ethereum/go-ethereum/common"
-	"github.com/jmoiron/sqlx"
 
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/nodelink"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
-
-// A gateway that was stopped for longer than Takeover, and goes on, believes for a moment that it still runs its leases. In the
-// database it finds no row of its term (leasestore.Store.own). A node has no part in that database: it is told the term with every word
-// about a lease, and keeps the newest.
-
-// fence has it on disk that a gateway of such a term was heard, and refuses one of an older term than any that was: what it says
-// would raise vouchers, end a lease or begin one that another gateway runs by now.
-func (s spool) fence(ctx context.Context, lease common.Hash, said nodelink.Fence) error {
-	if said.Term == nil {
-		return nil
-	}
-	known, err := s.get(ctx, s.DB.View(), lease)
-	if err != nil || known.Term == *said.Term {
-		return err
-	}
-	err = s.DB.Update(ctx, func(tx *sqlx.Tx) error {
-		if known, err = s.get(ctx, tx, lease); err != nil || known.Term >= *said.Term {
-			return err
-		}
-		_, err := tx.ExecContext(ctx, `UPDATE spool SET owner_term = ? WHERE lease = ?`, *said.Term, lease.Hex())
-		return err
-	})
-	if err != nil || known.Term <= *said.Term {
-		return err
-	}
-	refusal := nodelink.Deposed.With("lease %s is another gateway's since term %d, and this is said in term %d", lease, known.Term, *said.Term)
-	refusal.Term = &known.Term
-	return refusal
-}
-
-// precedes refuses the beginning of a lease that the gateways wrote down before the one that runs on its channel: who asks for it
-// was stopped since, and the renter has begun another one by now.
-func (s spool) precedes(ctx context.Context, running common.Hash, q nodelink.Start) error {
-	known, err := s.get(ctx, s.DB.View(), running)
-	if err != nil || q.WrittenAt == 0 || known.WrittenAt < q.WrittenAt {
-		return err
-	}
-	return nodelink.Deposed.With("lease %s runs on its channel, and was written down after lease %s", running, q.LeaseID)
-}
 
 // written is when a lease that begins was written down. It fails if another gateway has ended it since.
 func (n *nodes) written(ctx context.Context, req placement) (int64, error) {

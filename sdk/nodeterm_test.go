@@ -13,13 +13,14 @@ import (
 	"github.com/gpupay/gpupay/internal/pgtest"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/nodelink"
+	"github.com/gpupay/gpupay/sdk/internal/spool"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // spoken is what a node keeps of what it was told of a lease.
-func (o *outpost) spoken(id common.Hash) spoolRow {
+func (o *outpost) spoken(id common.Hash) spool.Row {
 	o.Helper()
-	row, err := o.node.spool.get(o.Context(), o.node.spool.DB.View(), id)
+	row, err := o.node.spool.Get(o.Context(), o.node.spool.DB.View(), id)
 	if err != nil {
 		o.Fatal(err)
 	}
@@ -38,7 +39,7 @@ func (o *outpost) speak(path string, term int64, body string) int {
 // editSpool changes the spool of a node that is stopped.
 func (o *outpost) editSpool(query string) {
 	o.Helper()
-	spool, err := openSpool(o.Context(), o.config.Database)
+	spool, err := spool.Open(o.Context(), o.config.Database)
 	if err != nil {
 		o.Fatal(err)
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/admit"
+	"github.com/gpupay/gpupay/sdk/internal/cors"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/serve"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -33,7 +34,7 @@ func (p *Provider) routes() {
 
 // ServeHTTP serves offers and leases.
 func (p *Provider) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if p.crossOrigin(w, r) {
+	if cors.Origins(p.config.AllowedOrigins).Answer(w, r) {
 		return
 	}
 	if err := admit.DrainBody(w, r); err != nil {

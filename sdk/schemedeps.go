@@ -96,6 +96,5 @@ type depositOutbox interface {
 type frontDesk interface {
 	refuse(w http.ResponseWriter, r *http.Request, err error)
 	problem(err error) *wire.Problem
-	crossOrigin(w http.ResponseWriter, r *http.Request) (answered bool)
 	addressOf(r *http.Request) string
 }

@@ -7,6 +7,7 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/sdk/internal/nodelink"
+	"github.com/gpupay/gpupay/sdk/internal/spool"
 )
 
 // TestOldShareIsNotHeard: what a gateway says late of a lease's share, deposed or not, raises none at its node and lowers none
@@ -24,9 +25,9 @@ func TestOldShareIsNotHeard(t *testing.T) {
 		}
 		return row
 	}
-	spooled := func() spoolRow {
+	spooled := func() spool.Row {
 		t.Helper()
-		row, err := north.node.spool.get(t.Context(), north.node.spool.DB.View(), id)
+		row, err := north.node.spool.Get(t.Context(), north.node.spool.DB.View(), id)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -17,6 +17,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/u256"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/internal/cors"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/serve"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -62,7 +63,7 @@ type meteredRoute struct {
 
 // ServeHTTP asks for a payment, or serves what was paid for.
 func (m *meteredRoute) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if m.d.front.crossOrigin(w, r) {
+	if cors.Origins(m.d.config.AllowedOrigins).Answer(w, r) {
 		return
 	}
 	w.Header().Set("Cache-Control", "no-store")
