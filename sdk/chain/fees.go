@@ -18,6 +18,7 @@ type fees struct {
 	head sight    // the block they are for
 
 	// What the endpoint asks that asks less: what one alone asks beyond it keeps no transaction from being sent.
+	leastTip  *big.Int
 	leastCap  *big.Int
 	leastData *big.Int // nil: data
 }
@@ -67,6 +68,7 @@ func (s *Sender) feesAt(ctx context.Context, head sight) (fees, error) {
 	f := fees{tip: tip, most: most, head: head, cap: new(big.Int).Add(tip, new(big.Int).Lsh(head.baseFee, 1))}
 	f.cap = smaller(f.cap, most)
 	f.tip = smaller(f.tip, f.cap)
+	f.leastTip = smaller(f.tip, least)
 	f.leastCap = smaller(f.cap, new(big.Int).Add(least, new(big.Int).Lsh(head.leastFee, 1)))
 	return f, nil
 }

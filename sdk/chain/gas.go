@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/ethereum/go-ethereum"
+	"github.com/ethereum/go-ethereum/core/types"
 	"github.com/jmoiron/sqlx"
 )
 
@@ -18,22 +19,26 @@ const gasMargin = 30_000
 // nothing to move, and the real one would run out of gas. What is not used costs nothing.
 const leastPayoutGas = 150_000
 
-// leastGas is what a call of each kind takes, and what each channel in it takes besides, in gas: as contracts/snapshots has it,
-// rounded up. An estimate below it is false, and what was sent with it would run out of gas and be paid for.
+// leastGas is what a call of each kind takes, and what each channel in it takes besides, in gas: the dearest of what does the same, by
+// an authorization and to an account that has nothing yet, as TestEveryKindFitsInItsLeastGas has it, rounded up. An estimate below it
+// is false, and what was sent with it would run out of gas and be paid for. What is not used costs nothing.
 var leastGas = map[Kind]struct{ call, channel uint64 }{
-	Open:           {60_000, 11_000},
-	TopUp:          {45_000, 8_000},
-	Settle:         {50_000, 10_000},
-	SettleBatch:    {50_000, 12_000},
-	Close:          {55_000, 10_000},
-	RequestClose:   {28_000, 4_000},
-	CancelClose:    {28_000, 4_000},
-	Withdraw:       {40_000, 8_000},
-	WithdrawCredit: {leastPayoutGas, 0},
-	Payout:         {leastPayoutGas, 0},
-	Claim:          {50_000, 12_000},
-	Refund:         {60_000, 12_000},
-	Approve:        {46_000, 0},
+	Open:             {110_000, 11_000},
+	TopUp:            {85_000, 8_000},
+	Settle:           {62_000, 10_000},
+	SettleBatch:      {62_000, 12_000},
+	Close:            {100_000, 10_000},
+	RequestClose:     {40_000, 4_000},
+	CancelClose:      {40_000, 4_000},
+	Withdraw:         {60_000, 8_000},
+	WithdrawCredit:   {leastPayoutGas, 0},
+	Payout:           {leastPayoutGas, 0},
+	Deposit:          {160_000, 12_000},
+	Claim:            {60_000, 24_000},
+	Refund:           {110_000, 24_000},
+	InitiateWithdraw: {70_000, 12_000},
+	FinalizeWithdraw: {80_000, 12_000},
+	Approve:          {60_000, 0},
 }
 
 // dearGas is how many times leastGas one endpoint alone may say that a call takes: a token or an account that is a contract may
@@ -52,7 +57,7 @@ func boundsOf(call Call) (least, most uint64) {
 
 // estimate runs the call at two endpoints and says how much gas to give it: the larger estimate, unless that is out of
 // proportion, and never less than such a call takes. enough is the same by the smaller estimate. What the contract refuses at both
-// is an error.
+// is an error, and so is what takes more than the call's MaxGas (withinMax).
 func (s *Sender) estimate(ctx context.Context, call Call) (gas, enough uint64, err error) {
 	type word struct {
 		gas     uint64
@@ -81,7 +86,22 @@ func (s *Sender) estimate(ctx context.Context, call Call) (gas, enough uint64, e
 	if err != nil {
 		return 0, 0, err
 	}
-	return gasFor(call, estimates, failed), gasFor(call, []uint64{slices.Min(estimates)}, failed), nil
+	return withinMax(call, estimates, failed)
+}
+
+// withinMax is how much gas a call is given, and how much by the smaller estimate, held to its MaxGas: who estimates its gas may be
+// a contract of a stranger, which burns as much as it is given. An estimate of one of two endpoints alone refuses nothing, nor does
+// that less ran out: where the smaller estimate is within MaxGas the call is given MaxGas at most, unless MaxGas ran out already.
+func withinMax(call Call, estimates []uint64, failed uint64) (gas, enough uint64, err error) {
+	least := []uint64{slices.Min(estimates)}
+	gas, enough = gasFor(call, estimates, failed), gasFor(call, least, failed)
+	if call.MaxGas == 0 || gas <= call.MaxGas {
+		return gas, enough, nil
+	}
+	if takes := gasFor(call, least, 0); takes > call.MaxGas || failed >= call.MaxGas {
+		return 0, 0, &TooDear{Call: call, Gas: gas}
+	}
+	return call.MaxGas, min(enough, call.MaxGas), nil
 }
 
 // gasFor is how much gas a call is given by what one or two endpoints estimate, and by how much it had when it failed lately (0:
@@ -100,11 +120,19 @@ func gasFor(call Call, estimates []uint64, failed uint64) uint64 {
 	return max(gas, least, min(2*failed, dear))
 }
 
-// failedFor is how long a transaction that failed has the next one about its channels given more gas.
+// failedFor is how long a transaction that ran out of gas has the next one about its channels given more.
 const failedFor = 24 * time.Hour
 
+// ranOut reports whether a version that reverted had used up its gas limit, or all but an eighth of it: a call within it that runs
+// out leaves its caller a 64th of what there was, and so on outwards. One that reverts for another reason has a quarter of the
+// estimate left, and more.
+func ranOut(version *types.Transaction, receipt *types.Receipt) bool {
+	limit := version.Gas()
+	return receipt.Status != types.ReceiptStatusSuccessful && receipt.GasUsed >= limit-limit/8
+}
+
 // failedWith is the most gas that a transaction of the call's kind about one of its channels had that was mined since a moment
-// and failed; 0 if there is none.
+// and ran out of it; 0 if there is none. One that gave way, or reverted for another reason, would take no less of more gas.
 func (s *Store) failedWith(ctx context.Context, call Call, since time.Time) (uint64, error) {
 	if s == nil || len(call.Channels) == 0 {
 		return 0, nil
@@ -113,7 +141,7 @@ func (s *Store) failedWith(ctx context.Context, call Call, since time.Time) (uin
 	for i, id := range call.Channels {
 		ids[i] = text(id)
 	}
-	query, args, err := sqlx.In(`SELECT COALESCE(max(gas), 0) FROM chain_tx WHERE kind = ? AND state <> 'pending' AND succeeded = 0 AND hash <> ''
+	query, args, err := sqlx.In(`SELECT COALESCE(max(gas), 0) FROM chain_tx WHERE kind = ? AND state <> 'pending' AND ran_out = 1
 		AND created_at > ? AND id IN (SELECT tx FROM chain_tx_channel WHERE channel IN (?))`, string(call.Kind), millis(since), ids)
 	if err != nil {
 		return 0, err

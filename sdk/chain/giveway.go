@@ -41,26 +41,35 @@ func (d *TooDear) Error() string {
 	return fmt.Sprintf("chain: %s costs %s wei, and may cost %s: nothing was sent", d.Call, d.Cost, d.Call.MaxCost)
 }
 
-// allowed holds a call to its MaxGas and MaxCost, and returns the fees that it may offer: who estimates its gas may be a contract of
-// a stranger, which burns as much as it is given.
-func (f fees) allowed(call Call, gas uint64) (fees, error) {
-	if call.MaxGas != 0 && gas > call.MaxGas {
-		return f, &TooDear{Call: call, Gas: gas}
-	}
+// allowed holds a call to its MaxCost, and returns the gas and the fees that it may offer. What one of two endpoints alone asks
+// refuses nothing: where what the other one asks, of gas (enough) and of fees, is within MaxCost, the call is sent with that gas and
+// tip, and offers MaxCost.
+func (f fees) allowed(call Call, gas, enough uint64) (uint64, fees, error) {
 	if call.MaxCost == nil {
-		return f, nil
+		return gas, f, nil
 	}
-	now, dearest := f, f
-	now.cap = smaller(f.cap, new(big.Int).Add(f.head.baseFee, f.tip))
-	if cost := now.price(gas); cost.Cmp(call.MaxCost) > 0 {
-		return f, &TooDear{Call: call, Gas: gas, Cost: cost}
+	if f.now(f.head.baseFee, f.tip).price(gas).Cmp(call.MaxCost) > 0 {
+		gas, f.tip = min(gas, enough), smaller(f.tip, f.leastTip)
+		if f.leastData != nil {
+			f.data = f.leastData
+		}
+		if cost := f.now(f.head.leastFee, f.tip).price(gas); cost.Cmp(call.MaxCost) > 0 {
+			return gas, f, &TooDear{Call: call, Gas: gas, Cost: cost}
+		}
 	}
 	left := new(big.Int).Set(call.MaxCost)
 	if f.data != nil {
 		left.Sub(left, f.data)
 	}
-	dearest.cap = smaller(f.cap, left.Div(left, new(big.Int).SetUint64(gas)))
-	return dearest, nil
+	f.cap = smaller(f.cap, left.Div(left, new(big.Int).SetUint64(gas)))
+	f.tip, f.leastCap = smaller(f.tip, f.cap), smaller(f.leastCap, f.cap)
+	return gas, f, nil
+}
+
+// now are these fees as a block with this base fee charges them.
+func (f fees) now(baseFee, tip *big.Int) fees {
+	f.cap = smaller(f.cap, new(big.Int).Add(baseFee, tip))
+	return f
 }
 
 // price is the most that a transaction of so much gas can cost at these fees, in wei, a rollup's charge for data included.

@@ -75,6 +75,7 @@ type Tx struct {
 	Block     uint64
 	BlockHash common.Hash
 	Succeeded bool
+	RanOut    bool     // the version that was mined reverted and had used up its gas
 	Cost      *big.Int // wei, of the version that was mined
 	Most      *big.Int // wei, the most that it may cost; nil: what MaxFee allows. See Call.Budget
 	DataFee   *big.Int // wei, what a rollup was expected to charge for its data when it was submitted; in Cost once it is mined
@@ -114,6 +115,7 @@ type txRow struct {
 	Block     int64  `db:"block"`
 	BlockHash string `db:"block_hash"`
 	Succeeded int64  `db:"succeeded"`
+	RanOut    int64  `db:"ran_out"`
 	Cost      string `db:"cost"`
 	DataFee   string `db:"data_fee"`
 	Most      string `db:"most"`
@@ -122,7 +124,7 @@ type txRow struct {
 
 // txColumns are named, so that a table which a newer program has widened is still read.
 const txColumns = `chain_tx.id, chain_tx.chain, chain_tx.sender, chain_tx.nonce, chain_tx.kind, chain_tx.recipient, chain_tx.data, chain_tx.gas,
-	chain_tx.state, chain_tx.hash, chain_tx.block, chain_tx.block_hash, chain_tx.succeeded, chain_tx.cost, chain_tx.data_fee, chain_tx.most, chain_tx.created_at`
+	chain_tx.state, chain_tx.hash, chain_tx.block, chain_tx.block_hash, chain_tx.succeeded, chain_tx.ran_out, chain_tx.cost, chain_tx.data_fee, chain_tx.most, chain_tx.created_at`
 
 type attemptRow struct {
 	Hash      string `db:"hash"`
@@ -156,8 +158,8 @@ func (c Call) allowed(db *sqlx.Tx) error {
 
 func insertTx(ctx context.Context, db *sqlx.Tx, tx Tx) error {
 	_, err := db.NamedExecContext(ctx, `INSERT INTO chain_tx (id, chain, sender, nonce, kind, recipient, data, gas, state,
-			hash, block, block_hash, succeeded, cost, data_fee, most, created_at) VALUES (:id, :chain, :sender, :nonce, :kind, :recipient, :data,
-			:gas, :state, :hash, :block, :block_hash, :succeeded, :cost, :data_fee, :most, :created_at)`, toRow(tx))
+			hash, block, block_hash, succeeded, ran_out, cost, data_fee, most, created_at) VALUES (:id, :chain, :sender, :nonce, :kind, :recipient, :data,
+			:gas, :state, :hash, :block, :block_hash, :succeeded, :ran_out, :cost, :data_fee, :most, :created_at)`, toRow(tx))
 	if err != nil {
 		return fmt.Errorf("chain: writing %s with nonce %d to the outbox: %w", tx.Call, tx.Nonce, err)
 	}
@@ -226,7 +228,7 @@ func (s *Store) sent(ctx context.Context, hash common.Hash, at time.Time) error 
 func (s *Store) record(ctx context.Context, tx Tx) error {
 	return s.db.Update(ctx, func(db *sqlx.Tx) error {
 		result, err := db.NamedExecContext(ctx, `UPDATE chain_tx SET state = :state, hash = :hash, block = :block,
-			block_hash = :block_hash, succeeded = :succeeded, cost = :cost WHERE id = :id AND state <> 'final'`, toRow(tx))
+			block_hash = :block_hash, succeeded = :succeeded, ran_out = :ran_out, cost = :cost WHERE id = :id AND state <> 'final'`, toRow(tx))
 		if err != nil {
 			return fmt.Errorf("chain: recording %s: %w", tx.Call, err)
 		}
@@ -444,6 +446,9 @@ func toRow(tx Tx) txRow {
 	if tx.Succeeded {
 		row.Succeeded = 1
 	}
+	if tx.RanOut {
+		row.RanOut = 1
+	}
 	return row
 }
 
@@ -456,7 +461,7 @@ func fromRow(row txRow) (Tx, error) {
 		ID: TxID(row.ID), Chain: uint64(row.Chain), Sender: common.HexToAddress(row.Sender), Nonce: uint64(row.Nonce),
 		Call: Call{Kind: Kind(row.Kind), To: common.HexToAddress(row.Recipient), Data: data},
 		Gas:  uint64(row.Gas), State: TxState(row.State), Hash: common.HexToHash(row.Hash), Block: uint64(row.Block),
-		BlockHash: common.HexToHash(row.BlockHash), Succeeded: row.Succeeded == 1, Cost: wei(row.Cost), DataFee: wei(row.DataFee), CreatedAt: moment(row.CreatedAt),
+		BlockHash: common.HexToHash(row.BlockHash), Succeeded: row.Succeeded == 1, RanOut: row.RanOut == 1, Cost: wei(row.Cost), DataFee: wei(row.DataFee), CreatedAt: moment(row.CreatedAt),
 	}
 	if row.Most != "" {
 		tx.Most = wei(row.Most)

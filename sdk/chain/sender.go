@@ -140,9 +140,6 @@ func (s *Sender) Submit(ctx context.Context, call Call) (TxID, error) {
 	if err != nil {
 		return "", err
 	}
-	if fees, err = fees.allowed(call, gas); err != nil {
-		return "", err
-	}
 	tx, err := s.enqueue(ctx, chain, call, gas, fees)
 	if err != nil {
 		return "", err
@@ -155,8 +152,8 @@ func (s *Sender) Submit(ctx context.Context, call Call) (TxID, error) {
 	return tx.ID, nil
 }
 
-// terms are the gas and the fees that a call is sent with: as far as the sender can pay for it, what the endpoint asks that asks
-// more, and else what the one asks that asks less.
+// terms are the gas and the fees that a call is sent with: as far as the sender can pay for it, and the call allows, what the
+// endpoint asks that asks more, and else what the one asks that asks less.
 func (s *Sender) terms(ctx context.Context, call Call) (gas uint64, f fees, err error) {
 	gas, enough, err := s.estimate(ctx, call)
 	if err != nil {
@@ -172,6 +169,9 @@ func (s *Sender) terms(ctx context.Context, call Call) (gas uint64, f fees, err 
 		return 0, f, &incomplete{"eth_estimateGas", fmt.Sprintf("%s takes %d gas, and a block has room for %d", call, gas, f.head.limit)}
 	}
 	if f.data, f.leastData, err = s.dataFee(ctx, call.Data); err != nil {
+		return 0, f, err
+	}
+	if gas, f, err = f.allowed(call, gas, enough); err != nil {
 		return 0, f, err
 	}
 	offer, err := s.payable(ctx, call, gas, f)

@@ -207,7 +207,8 @@ func (s *Sender) mined(ctx context.Context, tx Tx, found finding, g *glance) err
 		tx.State = Final
 	}
 	tx.Hash, tx.Block, tx.BlockHash, tx.Cost = receipt.TxHash, block, receipt.BlockHash, cost
-	tx.Succeeded = receipt.Status == types.ReceiptStatusSuccessful && !tx.gaveWay(found.version)
+	filled := tx.gaveWay(found.version)
+	tx.Succeeded, tx.RanOut = receipt.Status == types.ReceiptStatusSuccessful && !filled, ranOut(found.version, receipt) && !filled
 	err = s.Store.record(ctx, tx)
 	fault.Sent(string(tx.Call.Kind), fault.TxMined)
 	return err
@@ -287,7 +288,7 @@ func (s *Sender) undone(ctx context.Context, tx Tx) error {
 }
 
 func (s *Sender) pend(ctx context.Context, tx Tx) error {
-	tx.State, tx.Cost, tx.Succeeded = Pending, new(big.Int), false
+	tx.State, tx.Cost, tx.Succeeded, tx.RanOut = Pending, new(big.Int), false, false
 	return s.Store.record(ctx, tx)
 }
 
