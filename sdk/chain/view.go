@@ -57,6 +57,26 @@ func (e *Escrow) CloseRequests(ctx context.Context, id common.Hash) (uint64, err
 	return uint64(slots[0].CloseRequests), nil
 }
 
+// CloseRequestsBounds are the least and the most that two endpoints say of CloseRequests, each as of its newest block; the same
+// twice where only one answers.
+func (e *Escrow) CloseRequestsBounds(ctx context.Context, id common.Hash) (least, most uint64, err error) {
+	said, err := two(ctx, e.backend, func(ctx context.Context, b Backend) (uint64, error) {
+		slots, err := e.slots(ctx, []common.Hash{id}, func(ctx context.Context, data []byte) ([]byte, error) { return e.callOn(ctx, b, data, nil) })
+		if err != nil {
+			return 0, err
+		}
+		return uint64(slots[0].CloseRequests), nil
+	})
+	if err != nil {
+		return 0, 0, fmt.Errorf("channel %s: %w", id, err)
+	}
+	least, most = said[0].say, said[0].say
+	for _, other := range said[1:] {
+		least, most = min(least, other.say), max(most, other.say)
+	}
+	return least, most, nil
+}
+
 // Confirmed reads channels at the newest block and at the one that has the given number of confirmations (1: the newest
 // itself), and merges them. It also returns the number of the newest block it read.
 func (e *Escrow) Confirmed(ctx context.Context, ids []common.Hash, confirmations uint64) ([]Confirmed, uint64, error) {

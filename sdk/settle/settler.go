@@ -184,6 +184,20 @@ func (s *Settler) Settle(ctx context.Context, ids ...common.Hash) error {
 	return errors.Join(err, s.payWaiting(ctx, whatever))
 }
 
+// State reads a channel from the contract, and counts as settled what a settlement of ours brought that one of two endpoints does not
+// know yet: what the payee keeps of it may say less.
+func (s *Settler) State(ctx context.Context, id common.Hash) (channel.State, error) {
+	states, err := s.observe(ctx, []common.Hash{id}, 0)
+	if err != nil {
+		return channel.State{ID: id}, err
+	}
+	state, known := states[id]
+	if !known {
+		return channel.State{ID: id}, fmt.Errorf("channel %s: %w", id, channel.ErrUnknown)
+	}
+	return state, nil
+}
+
 // resume takes over what is under way already, since before the program last stopped or since a re-org undid it: those
 // channels are settled by a transaction that is in the outbox, and a second one would only cost gas. What is sent for payers
 // is not waited for.

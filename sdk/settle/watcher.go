@@ -90,6 +90,7 @@ type Watcher struct {
 	unconfirmed map[common.Hash]bool
 	ended       map[common.Hash]uint64 // channels that were just seen to end, and the block at which
 	denied      map[common.Hash]uint64 // those whose end the chain does not know any more, and since which block
+	doubted     sync.Map               // see Doubt
 }
 
 // Run watches until the context ends. Failures of the endpoint are logged and retried with growing, jittered pauses.
@@ -157,6 +158,9 @@ func (w *Watcher) Check(ctx context.Context) error {
 	}
 	return nil
 }
+
+// Doubt has a channel read at the next look, though no event names it: who says so read what contradicts the books.
+func (w *Watcher) Doubt(id common.Hash) { w.doubted.Store(id, struct{}{}) }
 
 // Looked is when the chain was last seen, all of it to its newest block; zero if it
 // never was.
@@ -257,6 +261,11 @@ func (w *Watcher) concerned(ctx context.Context, head *types.Header, kept []chai
 	for id := range w.unconfirmed {
 		set[id] = true
 	}
+	w.doubted.Range(func(id, _ any) bool {
+		w.doubted.Delete(id)
+		set[id.(common.Hash)] = true
+		return true
+	})
 	for _, doubtful := range []map[common.Hash]uint64{w.ended, w.denied} {
 		for id := range doubtful {
 			set[id] = true

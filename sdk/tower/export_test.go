@@ -29,3 +29,29 @@ func (t *Tower) Order(now time.Time, due []channel.State) {
 	other.now.Store(now.Unix())
 	slices.SortStableFunc(due, other.first)
 }
+
+// Leaves is how many leaves are looked after, -1 where they cannot be read.
+func (t *Tower) Leaves(ctx context.Context) int {
+	open, err := t.leaves.open(ctx)
+	if err != nil {
+		return -1
+	}
+	return len(open)
+}
+
+// Ending is how many leaves seem to be over.
+func (t *Tower) Ending() int {
+	t.endings.mu.Lock()
+	defer t.endings.mu.Unlock()
+	return len(t.endings.all)
+}
+
+// Age has leaves seem to be over for so much longer, and looked at now.
+func (t *Tower) Age(by time.Duration) {
+	t.endings.mu.Lock()
+	defer t.endings.mu.Unlock()
+	for id, e := range t.endings.all {
+		t.endings.all[id] = ending{e.since.Add(-by), e.block}
+		t.tire(id, nil)
+	}
+}

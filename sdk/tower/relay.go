@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 	"time"
 
@@ -49,13 +50,23 @@ func (t *Tower) requestClose(ctx context.Context, client string, q wire.LeaveReq
 	if state.Status == channel.Finalized {
 		return fmt.Errorf("channel %s: %w: there is nothing to get back", state.ID, channel.ErrFinalized)
 	}
-	if err := t.worth(terms, refund(state)); err != nil {
+	if err := t.worth(terms, state.refund()); err != nil {
 		return err
 	}
 	if state.Status == channel.Closing { // somebody was faster: only the withdrawal is left
-		return t.leaves.put(ctx, q)
+		return t.keepLeave(ctx, q)
 	}
 	return t.relayNew(ctx, q)
+}
+
+// keepLeave has a leave on disk, and looked after at once, whatever came of an earlier request of its channel.
+func (t *Tower) keepLeave(ctx context.Context, q wire.LeaveRequest) error {
+	if err := t.leaves.put(ctx, q); err != nil {
+		return err
+	}
+	t.tire(q.Channel().ID(), nil)
+	t.endings.goesOn(q.Channel().ID())
+	return nil
 }
 
 // relayNew keeps a request and sends it, unless the contract would refuse it.
@@ -71,21 +82,21 @@ func (t *Tower) relayNew(ctx context.Context, q wire.LeaveRequest) error {
 	if err := t.relayBudget(ctx, terms); err != nil { // before a promise is made
 		return err
 	}
-	if err := t.leaves.put(ctx, q); err != nil {
+	if err := t.keepLeave(ctx, q); err != nil {
 		return err
 	}
 	return t.send(ctx, terms, call)
 }
 
-// usable reports whether a request is the next that the channel takes.
+// usable reports whether a request is the next that the channel takes, by one of two endpoints at least.
 func (t *Tower) usable(ctx context.Context, q wire.LeaveRequest) error {
 	id := q.Channel().ID()
-	nonce, err := t.escrow.CloseRequests(ctx, id)
+	least, most, err := t.escrow.CloseRequestsBounds(ctx, id)
 	if err != nil {
 		return err
 	}
-	if q.CloseRequests != nonce {
-		return fmt.Errorf("%w: channel %s has seen %d close requests, this one is for %d", errUsed, id, nonce, q.CloseRequests)
+	if q.CloseRequests < least || q.CloseRequests > most {
+		return fmt.Errorf("%w: channel %s has seen %d close requests, this one is for %d", errUsed, id, most, q.CloseRequests)
 	}
 	now, _, err := t.escrow.Times(ctx)
 	if err != nil {
@@ -142,7 +153,7 @@ func (t *Tower) payCredit(ctx context.Context, terms channel.Terms) error {
 	return t.send(ctx, terms, call)
 }
 
-func (t *Tower) look(ctx context.Context, terms channel.Terms) (channel.State, error) {
+func (t *Tower) look(ctx context.Context, terms channel.Terms) (sighting, error) {
 	states, errs := t.learn(ctx, []channel.Terms{terms})
 	return states[0], errs[0]
 }
@@ -160,7 +171,7 @@ func refund(s channel.State) uint256.Int {
 	return left
 }
 
-func (t *Tower) withdraw(ctx context.Context, s channel.State) error {
+func (t *Tower) withdraw(ctx context.Context, s sighting) error {
 	if s.Status == channel.Finalized {
 		return nil
 	}
@@ -171,13 +182,13 @@ func (t *Tower) withdraw(ctx context.Context, s channel.State) error {
 	if err != nil {
 		return err
 	}
-	if due := t.due(s); now.Before(due) {
+	if due := t.due(s.State); now.Before(due) {
 		return fmt.Errorf("%w: channel %s: at %s", errNotDue, s.ID, due.UTC().Format(time.RFC3339))
 	}
-	if err := t.settleFirst(ctx, s); err != nil {
+	if err := t.settleFirst(ctx, s.State); err != nil {
 		return err
 	}
-	if err := t.worth(s.Terms, refund(s)); err != nil {
+	if err := t.worth(s.Terms, s.refund()); err != nil {
 		return err
 	}
 	return t.send(ctx, s.Terms, t.escrow.WithdrawCall(s.Terms))
@@ -185,7 +196,8 @@ func (t *Tower) withdraw(ctx context.Context, s channel.State) error {
 
 // settleFirst gives the payee its due while there is time: after the withdrawal
 // the voucher is worth nothing. Without the budget for that there is no withdrawal.
-// What the contract refuses, or is not worth its gas, does not hold up the payer.
+// What the contract refuses, or is not worth its gas, does not hold up the payer, nor
+// does an endpoint that does not know yet what a settlement of ours brought.
 func (t *Tower) settleFirst(ctx context.Context, s channel.State) error {
 	err := t.settler.Settle(ctx, s.ID)
 	var revert *chain.Revert
@@ -194,15 +206,23 @@ func (t *Tower) settleFirst(ctx context.Context, s channel.State) error {
 		return nil
 	}
 	if err == nil {
-		s, err = t.payee.State(ctx, s.ID)
+		s, err = t.settler.State(ctx, s.ID)
 	}
 	if err != nil {
 		return fmt.Errorf("settling channel %s before its withdrawal: %w", s.ID, err)
 	}
-	if left := s.Unsettled(); !left.IsZero() && t.worth(s.Terms, left) == nil {
+	left := s.Unsettled()
+	if left.IsZero() || t.worth(s.Terms, left) != nil {
+		return nil
+	}
+	within, err := t.affordable(ctx, []channel.State{s})
+	if err != nil {
+		return err
+	}
+	if len(within) == 0 {
 		return fmt.Errorf("%w: channel %s: a voucher over %s base units that are not settled would be lost by its withdrawal: try again later", errBudget, s.ID, left.Dec())
 	}
-	return nil
+	return fmt.Errorf("%w: channel %s: a voucher over %s base units would be lost by its withdrawal, which waits until the chain, and each of two endpoints that still follows it, shows it settled", errBusy, s.ID, left.Dec())
 }
 
 // send puts a payer's transaction on the chain, or waits for the one that is on
@@ -319,46 +339,55 @@ func (t *Tower) due(s channel.State) time.Time {
 }
 
 // seeThrough does what is next for a payer who wants out, by what the chain says
-// at this moment.
+// at this moment. It ends a leave only after an hour of looks that all say that
+// nothing is left to do: an endpoint may be wrong for a while.
 func (t *Tower) seeThrough(ctx context.Context, q wire.LeaveRequest) error {
-	terms := q.Channel()
-	id := terms.ID()
-	state, err := t.look(ctx, terms)
-	switch {
-	case err != nil:
+	id := q.Channel().ID()
+	s, err := t.look(ctx, q.Channel())
+	if err != nil {
 		return err
-	case state.Status == channel.Finalized:
-		return t.leaves.finish(ctx, id)
-	case state.Status == channel.Closing:
-		err := t.withdraw(ctx, state)
+	}
+	err = t.next(ctx, q, s)
+	if !errors.Is(err, errOver) {
+		if err == nil {
+			t.endings.goesOn(id)
+		}
+		return err
+	}
+	if !t.endings.lasts(id, time.Now(), s.known) {
+		return err
+	}
+	t.config.Log.Info("a payer's leave has come to its end", "channel", id, "why", err)
+	return t.leaves.finish(ctx, q)
+}
+
+// next does what is next for a payer who wants out. It is errOver if that is nothing.
+func (t *Tower) next(ctx context.Context, q wire.LeaveRequest, s sighting) error {
+	if s.Status == channel.Finalized {
+		if !s.final {
+			t.endings.goesOn(s.ID)
+			t.watcher.Doubt(s.ID)
+			return fmt.Errorf("channel %s: the chain takes back that it is finalized: waiting until that is sure", s.ID)
+		}
+		return fmt.Errorf("%w: the channel is finalized", errOver)
+	}
+	if s.Status == channel.Closing {
+		err := t.withdraw(ctx, s)
 		if errors.Is(err, errTooSmall) { // all of it became the payee's
-			return t.leaves.finish(ctx, id)
+			return fmt.Errorf("%w: %w", errOver, err)
 		}
 		if errors.Is(err, errNotDue) {
 			return nil
 		}
 		return err
 	}
-	if err := t.usable(ctx, q); errors.Is(err, errUsed) {
-		return t.abandon(ctx, q)
+	if err := t.usable(ctx, q); errors.Is(err, errUsed) { // taken back, or nobody could send it in time
+		return fmt.Errorf("%w: %w", errOver, err)
 	} else if err != nil {
 		return err
 	}
+	terms := q.Channel()
 	return t.send(ctx, terms, t.escrow.RequestCloseAuthorizedCall(terms, q.Deadline, q.Signature))
-}
-
-// abandon forgets a request that the payer took back, or that nobody could send
-// in time. A re-org between two looks can seem to be that, so it looks twice.
-func (t *Tower) abandon(ctx context.Context, q wire.LeaveRequest) error {
-	state, err := t.look(ctx, q.Channel())
-	if err != nil || state.Status != channel.Open {
-		return err
-	}
-	if err := t.usable(ctx, q); !errors.Is(err, errUsed) {
-		return err
-	}
-	t.config.Log.Info("a payer's close request was taken back, or is too old", "channel", state.ID)
-	return t.leaves.finish(ctx, state.ID)
 }
 
 // resting reports whether a leave failed not long ago.
@@ -391,5 +420,9 @@ func (t *Tower) tire(id common.Hash, err error) {
 	}
 	wait := p.pace.Next()
 	p.until = time.Now().Add(wait)
-	t.config.Log.Warn("relaying for a payer", "channel", id, "err", err, "retry", wait)
+	level := slog.LevelWarn
+	if errors.Is(err, errOver) {
+		level = slog.LevelDebug
+	}
+	t.config.Log.Log(context.Background(), level, "relaying for a payer", "channel", id, "err", err, "retry", wait)
 }

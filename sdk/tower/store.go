@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/ethereum/go-ethereum/common"
 	"github.com/jmoiron/sqlx"
 
 	"github.com/gpupay/gpupay/channel/store"
@@ -29,9 +28,14 @@ func (s leaveStore) put(ctx context.Context, q wire.LeaveRequest) error {
 	})
 }
 
-func (s leaveStore) finish(ctx context.Context, id common.Hash) error {
+// finish ends a request, but no newer one of the channel.
+func (s leaveStore) finish(ctx context.Context, q wire.LeaveRequest) error {
+	raw, err := json.Marshal(q)
+	if err != nil {
+		return err
+	}
 	return s.db.Update(ctx, func(tx *sqlx.Tx) error {
-		_, err := tx.ExecContext(ctx, tx.Rebind(`UPDATE tower_leaves SET done = 1 WHERE channel = ?`), id.Hex())
+		_, err := tx.ExecContext(ctx, tx.Rebind(`UPDATE tower_leaves SET done = 1 WHERE channel = ? AND request = ?`), q.Channel().ID().Hex(), string(raw))
 		return err
 	})
 }

@@ -116,6 +116,7 @@ type Tower struct {
 
 	mu      sync.Mutex
 	rest    map[common.Hash]*rest // leaves that failed
+	endings endings               // and those that seem to be over
 	running sync.WaitGroup
 }
 
@@ -294,6 +295,7 @@ var (
 	errNotDue    = errors.New("the withdrawal is not due")
 	errBudget    = errors.New("the gas budget of this hour is used up")
 	errBusy      = errors.New("the watchtower is busy")
+	errOver      = errors.New("nothing is left to do for the payer")
 )
 
 // serves reports whether the tower has to do with channels of these terms at
@@ -326,8 +328,8 @@ func (t *Tower) worth(terms channel.Terms, amount uint256.Int) error {
 
 // learn reads channels from the chain and keeps those that exist and are worth
 // it. Each has its own error.
-func (t *Tower) learn(ctx context.Context, all []channel.Terms) ([]channel.State, []error) {
-	states, errs := make([]channel.State, len(all)), make([]error, len(all))
+func (t *Tower) learn(ctx context.Context, all []channel.Terms) ([]sighting, []error) {
+	states, errs := make([]sighting, len(all)), make([]error, len(all))
 	ids := make([]common.Hash, len(all))
 	for i, terms := range all {
 		ids[i] = terms.ID()
@@ -338,7 +340,8 @@ func (t *Tower) learn(ctx context.Context, all []channel.Terms) ([]channel.State
 			return err
 		}
 		for i, terms := range all {
-			states[i], errs[i] = t.keep(ctx, terms, views[i])
+			states[i] = sighting{deposit: views[i].Latest.Deposit, final: views[i].View.Finalized, known: views[i].Known}
+			states[i].State, errs[i] = t.keep(ctx, terms, views[i])
 		}
 		return nil
 	})
