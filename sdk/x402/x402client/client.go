@@ -96,6 +96,7 @@ type Client struct {
 	maxPrice uint256.Int
 	deposit  uint256.Int // zero: as the server suggests
 	limits   limits
+	leaves   leaves
 }
 
 // limits are for how long a refund waits, whatever its caller's context allows: it has the channel's turn, and a Leave waits behind it.

@@ -21,11 +21,16 @@ import (
 // need native coin (ErrNoGas); nobody can send them for it.
 //
 // It takes as long as the delay, 15 minutes at least. It can be cut off and
-// called again, also in another process, and makes one withdrawal. Nothing is
+// called again, also in another process, and makes one withdrawal; who calls it
+// beside another call of this process waits for what comes of that. Nothing is
 // paid from the channel meanwhile; after it, a payment deposits again. What somebody deposited during the
 // delay stays, and is Refund.Left: another Leave gets that. ErrStuck says that
 // the contract refuses.
 func (x *Client) Leave(ctx context.Context, id common.Hash) (Refund, error) {
+	return x.leaves.join(ctx, id, func() (Refund, error) { return x.leave(ctx, id) })
+}
+
+func (x *Client) leave(ctx context.Context, id common.Hash) (Refund, error) {
 	known, err := x.accounts().load(ctx, id)
 	if err != nil {
 		return Refund{}, err
