@@ -203,7 +203,7 @@ func (q claimant) portion(ctx context.Context, db sqlx.ExtContext, lock string, 
 }
 
 // claimant is the lease as one that shares its payer's credit.
-func (l *lease) claimant() claimant { return claimantOf(l.id, l.terms, l.credit) }
+func (l *lease) claimant() claimant { return claimantOf(l.id, l.terms, l.maxDebt) }
 
 func claimantOf(id common.Hash, t channel.Terms, credit uint256.Int) claimant {
 	return claimant{lease: id, channel: t.ID(), payer: t.Payer, credit: credit}
@@ -212,7 +212,7 @@ func claimantOf(id common.Hash, t channel.Terms, credit uint256.Int) claimant {
 // portion asks for the share that the lease's node is to hear of.
 func (l *lease) portion(ctx context.Context) (portion, error) {
 	if l.share.Load() == nil { // its node may never have been told of one
-		if err := l.deps.shares.begin(ctx, l.claimant(), l.credit); err != nil {
+		if err := l.deps.shares.begin(ctx, l.claimant(), l.maxDebt); err != nil {
 			return portion{}, err
 		}
 	}
@@ -226,7 +226,7 @@ func (l *lease) told(ctx context.Context, p portion, there nodelink.Lease) error
 	known := !l.remote.heard || there.CreditVersion <= l.remote.gave
 	l.remote.heard, l.remote.gave = true, max(l.remote.gave, p.version)
 	if known && there.CreditVersion > p.version && there.Credit != nil {
-		heard := u256.Min(there.Credit.Int, l.credit) // it serves no more, whatever it was told
+		heard := u256.Min(there.Credit.Int, l.maxDebt) // it serves no more, whatever it was told
 		return l.deps.shares.behind(ctx, l.id, heard, min(there.CreditVersion, math.MaxInt64>>1))
 	}
 	l.share.Store(&p.tell)

@@ -37,14 +37,14 @@ type lease struct {
 	terms      channel.Terms
 	offer      *wire.SignedOffer
 	price      metering.Price
-	credit     uint256.Int // base units owed and not vouchered, at most
+	maxDebt    uint256.Int // base units owed and not vouchered, at most
 	allocation gpu.Allocation
 	owedBefore uint256.Int
 	startedAt  int64           // unix nanoseconds
 	term       int64           // of our ownership, where gateways share the database
 	tenure     context.Context // ends when others may run it; nil: nobody else does
 	mirror     bool            // another gateway runs it: this only shows its streams
-	window     uint64          // device nanoseconds that a record states, of a lease that is paid in advance; 0: the clock cuts them
+	credit     leaseCredit
 	deps       leaseDeps
 
 	remote   *remoteLease // where a node meters it: then this has no meter and no recorder of its own
@@ -270,7 +270,7 @@ func (l *lease) mailed() (leaseMail, bool) {
 // returns, also where it says that the end could not be written yet. The first to
 // ask gives the reason.
 func (l *lease) end(ctx context.Context, req stopRequest) error {
-	if req.at == nil && l.window == 0 && l.meter != nil {
+	if req.at == nil && l.meter != nil && l.credit.postpaid() {
 		now := l.deps.clock.Now()
 		req.at = &now
 	}
@@ -369,7 +369,9 @@ func (l *lease) do(ctx context.Context, mail leaseMail) *stopRequest {
 			return req
 		}
 	}
-	l.cutWindow(ctx)
+	if l.credit.quantumDone(l) {
+		_ = l.record(ctx, false) // logged and tried again; what is reserved bounds what is served meanwhile
+	}
 	return l.enforce(ctx)
 }
 
@@ -381,7 +383,7 @@ func (l *lease) begin(ctx context.Context) {
 		go l.open(l.sampled.Looked())
 	}
 	l.probe()
-	if l.window == 0 {
+	if l.credit.postpaid() {
 		every := l.deps.timing.recordEvery
 		past := max(time.Since(time.Unix(0, l.startedAt)), 0) % every
 		l.records = time.AfterFunc(every-past, func() { l.tell(func(m *leaseMail) { m.due = true }) })
@@ -426,10 +428,8 @@ func (l *lease) Sampled(r metering.Reading, _ metering.Interval) {
 		l.meter.Pause()
 		l.wake()
 		l.hasten()
-	case active && l.window > 0 && l.filled():
-		l.wake()
-	case active && l.window == 0 && v.need == 0 && l.wants(&v, l.debt()):
-		l.cutNow() // the renter pays what records state, and the next one by the clock may come too late
+	case active:
+		l.credit.sampled(l, &v)
 	}
 }
 
@@ -460,11 +460,11 @@ const (
 )
 
 // hindrance is why a lease must not be served now, "" if nothing hinders it. One
-// that was suspended unpaid needs more than another: see caughtUp.
+// that was suspended unpaid needs more than another: see mayResume.
 func (l *lease) hindrance(v *leaseView) string {
 	unpaid := l.exhausted(v)
 	if v.state == leasestore.Suspended && v.reason != reasonUnmetered && v.reason != reasonDead {
-		unpaid = !l.caughtUp(*v)
+		unpaid = !l.credit.mayResume(l, *v)
 	}
 	switch {
 	case unpaid:
@@ -596,24 +596,13 @@ func suspendedSince(then, now time.Time, timeout time.Duration) time.Time {
 	return then
 }
 
-// limit is the most that may be owed: what is vouchered and the credit, and
-// never more than the deposit can pay. Where the payer's other channels leave no
-// credit, only what is collectible counts: or each of them would give a little more.
+// limit is the most that may be owed, and never more than the deposit can pay.
 func (l *lease) limit(v *leaseView) uint256.Int {
 	return l.limitOf(v, l.left())
 }
 
-func (l *lease) limitOf(v *leaseView, left uint256.Int) (limit uint256.Int) {
-	if limit.Add(&v.accepted, &left); left.IsZero() {
-		limit = v.collectible
-	}
-	if l.window > 0 {
-		limit = v.reserved
-	}
-	if limit.Gt(&v.deposit) {
-		return v.deposit
-	}
-	return limit
+func (l *lease) limitOf(v *leaseView, left uint256.Int) uint256.Int {
+	return u256.Min(l.credit.limit(v, left), v.deposit)
 }
 
 // exhausted reports whether the next reading could take the debt over its
@@ -630,31 +619,6 @@ func (l *lease) exceeds(limit uint256.Int) bool {
 // ahead is the two ticks of each GPU that are kept free, nanoseconds.
 func (l *lease) ahead() uint64 {
 	return uint64(len(l.allocation.Devices)) * uint64(2*l.deps.timing.tick)
-}
-
-// caughtUp reports whether at least half of the credit is free again, so that
-// a lease does not flap at its limit.
-func (l *lease) caughtUp(v leaseView) bool {
-	if l.window > 0 {
-		return l.room(v)
-	}
-	var want, least uint256.Int
-	half := l.left() // of the credit that the payer's other channels leave
-	half.Rsh(&half, 1)
-	least.Rsh(&l.credit, 3)
-	if l.share.Load() != nil { // others leave no more of it, whoever pays
-		least, _ = l.price.Charge(uint64(len(l.allocation.Devices)) * uint64(4*l.deps.timing.tick))
-	}
-	if half.Lt(&least) {
-		half = least // the rest must be paid in advance
-	}
-	owed, err := l.owedAt(l.used()) // also what no record could be stored of
-	if err != nil {
-		return false
-	}
-	want.Add(&owed, &half)
-	limit := l.limit(&v)
-	return !want.Gt(&limit)
 }
 
 func (l *lease) owedAt(nanos uint64) (uint256.Int, error) {
@@ -675,7 +639,7 @@ func (l *lease) wants(v *leaseView, debt uint256.Int) bool {
 		return false
 	}
 	used, theirs := l.others()
-	credit := u256.SaturatingSub(l.credit, theirs)
+	credit := u256.SaturatingSub(l.maxDebt, theirs)
 	if share := l.share.Load(); share != nil {
 		credit, used = *share, uint256.Int{}
 	}

@@ -136,7 +136,7 @@ func TestSuspensionNeedsNoDisk(t *testing.T) {
 	running := r.provider.running(lease.terms.ID())
 	view := running.look()
 	view.owed.Clear() // what no record says is owed all the same
-	if running.caughtUp(view) {
+	if running.credit.mayResume(running, view) {
 		t.Error("it may go on, unpaid")
 	}
 	time.Sleep(300 * time.Millisecond)

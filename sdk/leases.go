@@ -80,7 +80,7 @@ func (p *Provider) leaseEnded(l *lease) {
 	if p.replicas != nil {
 		return // the leader finds it in the table
 	}
-	if l.window > 0 {
+	if !l.credit.postpaid() {
 		return // its client comes back and goes on; the settlement's policy says when to claim
 	}
 	p.soon(closeGrace, l.terms) // after a restart the policy's MaxAge settles it

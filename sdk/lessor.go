@@ -232,7 +232,7 @@ func (h *lessor) newLease(row leasestore.Row, s channel.State, offer wire.Signed
 		return nil, err
 	}
 	l := &lease{
-		id: a.LeaseID, terms: s.Terms, offer: h.store.Offers.Shared(offer), price: price, credit: credit, allocation: a, owedBefore: before,
+		id: a.LeaseID, terms: s.Terms, offer: h.store.Offers.Shared(offer), price: price, maxDebt: credit, credit: postpaid{}, allocation: a, owedBefore: before,
 		startedAt: row.StartedAt, term: row.Term, done: make(chan struct{}), deps: h.deps,
 	}
 	l.view.stream, l.view.reason = uint64(row.Stream), row.Reason

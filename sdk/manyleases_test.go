@@ -27,7 +27,7 @@ const handTick = time.Second // a base unit is a millisecond
 func (f *payersLeases) lease(credit uint64, gpus int) *lease {
 	n := len(f.leases) + 1
 	l := &lease{
-		id: common.Hash{byte(n)}, terms: channel.Terms{Payer: common.Address{1}, Salt: common.Hash{byte(n)}}, credit: *uint256.NewInt(credit),
+		id: common.Hash{byte(n)}, terms: channel.Terms{Payer: common.Address{1}, Salt: common.Hash{byte(n)}}, maxDebt: *uint256.NewInt(credit), credit: postpaid{},
 		price: metering.Price{Amount: *uint256.NewInt(3_600_000), Unit: metering.Hour},
 		deps:  leaseDeps{clock: metering.System, timing: leaseTiming{tick: handTick}},
 		view:  leaseView{state: leasestore.Active, deposit: *uint256.NewInt(1_000_000)},

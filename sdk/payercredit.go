@@ -67,7 +67,7 @@ func debtOf(s channel.State, row uint256.Int) uint256.Int {
 // join counts a lease's debt with that of its payer's other channels, those that
 // have no lease included.
 func (b *accounts) join(l *lease, owing []channel.State) {
-	if b == nil || l.window > 0 {
+	if b == nil || !l.credit.postpaid() {
 		return // a node is told its share; what is paid in advance takes no credit
 	}
 	b.mu.Lock()
@@ -281,9 +281,9 @@ func (l *lease) left() uint256.Int { return l.leftOf(l.others()) }
 
 func (l *lease) leftOf(debt, ahead uint256.Int) uint256.Int {
 	if share := l.share.Load(); share != nil {
-		return u256.Min(*share, l.credit)
+		return u256.Min(*share, l.maxDebt)
 	}
-	return u256.SaturatingSub(u256.SaturatingSub(l.credit, debt), ahead)
+	return u256.SaturatingSub(u256.SaturatingSub(l.maxDebt, debt), ahead)
 }
 
 // ahead is what the payer's leases here, but for one channel's, may add to its debt before they are read again.

@@ -123,7 +123,7 @@ func (s *stream) show(ctx context.Context, now leaseView) (over bool, err error)
 func (l *lease) needs(v leaseView) wire.NeedVoucher {
 	required := v.owed
 	var next uint256.Int
-	next.Add(&v.owed, &l.credit)
+	next.Add(&v.owed, &l.maxDebt)
 	if v.state == leasestore.Suspended && next.Gt(&v.deposit) {
 		required = next
 	}

@@ -259,12 +259,11 @@ func (d *x402Desk) prepaid(l *lease) error {
 	if err != nil {
 		return err
 	}
-	l.credit.Clear()
-	l.window = uint64(len(l.allocation.Devices)) * uint64(d.x.Window)
+	quantum := uint64(len(l.allocation.Devices)) * uint64(d.x.Window)
 	if forOneRequest(l.allocation) {
-		l.window, l.read = math.MaxInt64, make(chan struct{}) // one request, one record
+		quantum, l.read = math.MaxInt64, make(chan struct{}) // one request, one record
 	}
-	l.view.reserved = note.Reserved
+	l.prepay(quantum, note.Reserved)
 	d.carries(l)
 	return nil
 }

@@ -112,7 +112,7 @@ func (h *heldClaims) drop(id common.Hash, c *heldClaim) bool {
 
 // notice tells a lease that runs here what requests at other gateways reserved.
 func (d *x402Desk) notice(ctx context.Context, l *lease) error {
-	if d == nil || l.window == 0 {
+	if d == nil || l.credit.postpaid() {
 		return nil
 	}
 	note, err := d.notes.channel(ctx, l.terms.ID())
@@ -120,8 +120,7 @@ func (d *x402Desk) notice(ctx context.Context, l *lease) error {
 		return err
 	}
 	if v, _ := l.snapshot(); note.Reserved.Gt(&v.reserved) {
-		l.update(func(v *leaseView) { v.reserved = note.Reserved })
-		l.wake()
+		l.reserve(note.Reserved)
 	}
 	return nil
 }

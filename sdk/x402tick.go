@@ -110,8 +110,7 @@ func (d *x402Desk) admit(ctx context.Context, r *x402Request, note x402Note, l *
 		return err
 	}
 	if l != nil && !l.mirror {
-		l.update(func(v *leaseView) { v.reserved = most })
-		l.wake()
+		l.reserve(most)
 	}
 	return nil
 }
