@@ -59,7 +59,7 @@ func catchUpOne(ctx context.Context, p *Provider, s channel.State, view channel.
 // lease that runs on it: its records may have been signed before.
 func settledUnseen(p *Provider, s channel.State) {
 	warnBehind(p, s)
-	if l := p.running(s.ID); l != nil && l.remote == nil {
+	if l := p.running(s.ID); l != nil && l.metersHere() {
 		l.mute()
 	}
 	if !p.begin() {

@@ -203,34 +203,36 @@ func (q claimant) portion(ctx context.Context, db sqlx.ExtContext, lock string, 
 }
 
 // claimant is the lease as one that shares its payer's credit.
-func (l *lease) claimant() claimant { return claimantOf(l.id, l.terms, l.maxDebt) }
+func (r *remoteLease) claimant() claimant {
+	return claimantOf(r.lease.id, r.lease.terms, r.lease.maxDebt)
+}
 
 func claimantOf(id common.Hash, t channel.Terms, credit uint256.Int) claimant {
 	return claimant{lease: id, channel: t.ID(), payer: t.Payer, credit: credit}
 }
 
 // portion asks for the share that the lease's node is to hear of.
-func (l *lease) portion(ctx context.Context) (portion, error) {
-	if l.share.Load() == nil { // its node may never have been told of one
-		if err := l.deps.shares.begin(ctx, l.claimant(), l.maxDebt); err != nil {
+func (r *remoteLease) portion(ctx context.Context) (portion, error) {
+	if r.lease.share.Load() == nil { // its node may never have been told of one
+		if err := r.shares.begin(ctx, r.claimant(), r.lease.maxDebt); err != nil {
 			return portion{}, err
 		}
 	}
-	return l.deps.shares.ask(ctx, l.claimant())
+	return r.shares.ask(ctx, r.claimant())
 }
 
 // told keeps what the lease's node has heard: ours, unless it knows of something newer. That is so where our database is from
 // before, a copy or a server that was behind: then its first answer to this process says so, or it names a version that this
 // process gave. Any other that is newer no gateway gave, and with it a node would have what its payer's other leases are to have.
-func (l *lease) told(ctx context.Context, p portion, there nodelink.Lease) error {
-	known := !l.remote.heard || there.CreditVersion <= l.remote.gave
-	l.remote.heard, l.remote.gave = true, max(l.remote.gave, p.version)
+func (r *remoteLease) told(ctx context.Context, p portion, there nodelink.Lease) error {
+	known := !r.heard || there.CreditVersion <= r.gave
+	r.heard, r.gave = true, max(r.gave, p.version)
 	if known && there.CreditVersion > p.version && there.Credit != nil {
-		heard := u256.Min(there.Credit.Int, l.maxDebt) // it serves no more, whatever it was told
-		return l.deps.shares.behind(ctx, l.id, heard, min(there.CreditVersion, math.MaxInt64>>1))
+		heard := u256.Min(there.Credit.Int, r.lease.maxDebt) // it serves no more, whatever it was told
+		return r.shares.behind(ctx, r.lease.id, heard, min(there.CreditVersion, math.MaxInt64>>1))
 	}
-	l.share.Store(&p.tell)
-	return l.deps.shares.heard(ctx, l.id, p)
+	r.lease.share.Store(&p.tell)
+	return r.shares.heard(ctx, r.lease.id, p)
 }
 
 // shareWait is how long a lease that begins waits for its payer's others to let go

@@ -80,7 +80,7 @@ func (l *lease) takeIn(ctx context.Context, a gpu.Allocation) error {
 
 // takeInBy is takeIn by some command. The caller holds custody's mu.
 func (l *lease) takeInBy(ctx context.Context, a gpu.Allocation, suspend func(context.Context, gpu.Allocation) error) error {
-	if l.remote == nil && !l.custody.given.Load() {
+	if !l.custody.given.Load() {
 		return nil
 	}
 	err := suspend(ctx, a)
@@ -126,7 +126,7 @@ const hastenAfter = 500 * time.Millisecond
 
 // hasten has a lease held back that must not be served and whose goroutine does not get to it, as it waits for a database.
 func (l *lease) hasten() {
-	if l.remote != nil || l.life == nil || l.custody.watched.Swap(true) {
+	if l.life == nil || l.custody.watched.Swap(true) {
 		return
 	}
 	time.AfterFunc(max(l.deps.timing.tick, hastenAfter), l.holdBack)
@@ -201,7 +201,7 @@ func (l *lease) takeInLate(ctx context.Context) error {
 // leaveSuspended suspends what a process that stops could not write down: no process that begins before the database is back could
 // meter it, and so it has no bound. Whoever goes on with the lease resumes it first.
 func (l *lease) leaveSuspended(ctx context.Context) {
-	if l.remote != nil || l.read != nil || l.returned || l.elsewhere.Load() || !l.custody.given.Load() {
+	if l.read != nil || l.returned || l.elsewhere.Load() || !l.custody.given.Load() {
 		return
 	}
 	l.deps.log.Warn("the process stops, and what a lease used cannot be written: its devices are suspended until a process goes on with it", "lease", l.id, "channel", l.terms.ID())

@@ -47,7 +47,7 @@ type lease struct {
 	credit     leaseCredit
 	deps       leaseDeps
 
-	remote   *remoteLease // where a node meters it: then this has no meter and no recorder of its own
+	remote   leaseEngine // where a node meters it: then this has no meter and no recorder of its own
 	meter    *metering.Meter
 	binding  *wire.MeterBinding // whose key signs its records; nil: the one that its offer names
 	sampled  *metering.Sampled
@@ -106,6 +106,18 @@ type leaseMail struct {
 	stop  *stopRequest
 }
 
+// leaseEngine meters a lease that this process does not meter. It has each record checked and on disk (lease.keep) before anybody
+// sees it.
+type leaseEngine interface {
+	// follow passes on what is paid, and takes records, until the lease is over.
+	follow(ctx context.Context) stopRequest
+	// collect ends the lease where it is metered and takes its last records.
+	collect(ctx context.Context, req stopRequest) error
+}
+
+// metersHere reports whether this process meters the lease.
+func (l *lease) metersHere() bool { return l.remote == nil }
+
 // leaseDeps is what every lease of a provider uses.
 type leaseDeps struct {
 	placer   placer
@@ -118,7 +130,6 @@ type leaseDeps struct {
 	store    leasestore.Store
 	row      uint256.Int      // base units of a channel that a settlement fetches at least
 	accounts *accounts        // of payers; nil: each lease has a credit of its own
-	shares   *creditShares    // of leases that nodes meter; nil: none does
 	marks    *highwater.Marks // outside the store: what was signed
 	metrics  leaseMetrics
 	log      *slog.Logger
@@ -301,9 +312,9 @@ func (l *lease) end(ctx context.Context, req stopRequest) error {
 // run meters from now on until the lease ends. The end of life ends the lease's
 // own work only after the last record is on disk, so it must outlive requests.
 func (l *lease) run(life context.Context, wait *sync.WaitGroup) {
-	if l.remote != nil {
+	if !l.metersHere() {
 		go func() {
-			l.close(life, l.follow(life))
+			l.close(life, l.remote.follow(life))
 			wait.Done()
 		}()
 		return
@@ -739,7 +750,7 @@ func (l *lease) command(ctx context.Context, do func(context.Context, gpu.Alloca
 // inCredit bounds how long an active lease waits for the database by what is left of its credit: then it has to be suspended.
 // What was not written is tried again. Who waits for nobody's service, or stops, waits for as long as the database does.
 func (l *lease) inCredit(ctx context.Context) (context.Context, context.CancelFunc) {
-	if v := l.look(); l.remote != nil || v.state != leasestore.Active || v.stalled || l.life == nil || l.life.Err() != nil {
+	if v := l.look(); v.state != leasestore.Active || v.stalled || l.life == nil || l.life.Err() != nil {
 		return ctx, func() {}
 	}
 	ctx, cancel := context.WithTimeout(ctx, max(l.lasts(), ownerTimeout))
@@ -918,9 +929,9 @@ func (l *lease) writeAgain(ctx context.Context) error {
 
 func (l *lease) keep(ctx context.Context) error {
 	rec, books, meter := *l.unstored, l.deps.store.Records, l.metered()
-	books.Late = l.remote != nil
+	books.Late = !l.metersHere()
 	err := books.Append(ctx, l.term, rec, meter, l.closing.Load())
-	if errors.Is(err, leasestore.ErrRolledBack) && l.remote != nil {
+	if errors.Is(err, leasestore.ErrRolledBack) && !l.metersHere() {
 		l.lost.Store(true) // it is taken up again as the database has it, and its node has the rest
 	} else if errors.Is(err, leasestore.ErrRolledBack) && l.writeAgain(ctx) == nil {
 		err = books.Append(ctx, l.term, rec, meter, l.closing.Load())
@@ -932,7 +943,7 @@ func (l *lease) keep(ctx context.Context) error {
 	}
 	fault.Point(fault.RecordStored)
 	l.unstored = nil
-	if l.remote == nil && l.deps.store.DB.Shared() {
+	if l.metersHere() && l.deps.store.DB.Shared() {
 		l.written = append(l.written[max(0, len(l.written)+1-maxWritten):], writtenRecord{rec, meter})
 	}
 	l.deps.metrics.recorded(rec)
@@ -943,7 +954,7 @@ func (l *lease) keep(ctx context.Context) error {
 // metered is where the meter stands at the newest record. A node keeps that of
 // what it meters.
 func (l *lease) metered() metering.State {
-	if l.remote != nil {
+	if !l.metersHere() {
 		return metering.State{}
 	}
 	return l.meter.Save()
@@ -991,13 +1002,8 @@ func (l *lease) forgotten() bool {
 func (l *lease) takeBack() {
 	call, cancel := context.WithTimeout(context.Background(), l.deps.timing.callTimeout)
 	defer cancel()
-	var err error
-	if l.remote == nil {
-		if err = l.deps.placer.Adopt(call, l.allocation); !errors.Is(err, inventory.ErrTaken) {
-			err = nil
-		}
-	}
-	if err == nil {
+	err := l.deps.placer.Adopt(call, l.allocation)
+	if !errors.Is(err, inventory.ErrTaken) {
 		err = l.takeBackDevices(call, l.allocation)
 	} else {
 		l.custody.given.Store(false) // they are the next renter's
@@ -1007,8 +1013,8 @@ func (l *lease) takeBack() {
 
 // conclude has the last record on disk.
 func (l *lease) conclude(ctx context.Context, req stopRequest) error {
-	if l.remote != nil {
-		return l.collect(ctx, req)
+	if !l.metersHere() {
+		return l.remote.collect(ctx, req)
 	}
 	if l.state() == leasestore.Active {
 		l.meter.Pause()
@@ -1067,9 +1073,6 @@ func (l *lease) expire(life context.Context, req stopRequest) {
 
 // hold suspends devices that could not be taken back: their renter's bill has ended.
 func (l *lease) hold(ctx context.Context) {
-	if l.remote != nil {
-		return
-	}
 	if err := l.command(ctx, l.takeIn); err != nil {
 		l.cannotSuspend(err)
 	}
@@ -1088,7 +1091,7 @@ func (l *lease) concluded(ctx context.Context, req stopRequest, asked time.Time)
 		return err
 	case err != nil: // nothing of it is left to write
 		l.deps.log.Error("lease ends without a last record", "lease", l.id, "error", err)
-	case l.remote == nil && !l.muted.Load():
+	case l.metersHere() && !l.muted.Load():
 		return nil // it is there with the final record
 	}
 	return l.deps.store.Leases.SetState(ctx, l.id, l.term, leasestore.Ending, req.reason, asked.Unix())
@@ -1124,7 +1127,7 @@ func (l *lease) stall(ctx context.Context, err error) {
 		l.deps.log.Error("lease ends, and this cannot be written: it is tried again until it can", "lease", l.id, "channel", l.terms.ID(), "error", err)
 		l.update(func(v *leaseView) { v.stalled = true })
 	}
-	if l.returned || l.remote != nil && (v.state != leasestore.Active || v.stalled) { // a node goes on by itself
+	if l.returned {
 		return
 	}
 	if err := l.command(ctx, l.takeIn); err != nil && !l.lost.Load() {

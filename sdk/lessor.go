@@ -37,7 +37,7 @@ type lessor struct {
 	// channel is the channel of a lease, and remote what a gateway has of one that
 	// a node meters.
 	channel   func(ctx context.Context, row leasestore.Row) (channel.State, error)
-	remote    func(row leasestore.Row, terms metering.Lease, node string, meter common.Address, last *metering.SignedRecord) (*remoteLease, error)
+	remote    func(l *lease, row leasestore.Row, terms metering.Lease, meter common.Address, last *metering.SignedRecord) (leaseEngine, error)
 	owing     func(ctx context.Context, payer common.Address) ([]channel.State, error) // the channels on which a payer owes; nil: it is not known
 	share     func(ctx context.Context, lease common.Hash) (*uint256.Int, error)       // what of its payer's credit a lease has; nil: it is not told
 	allocated func(channel common.Hash)                                                // hears that a channel's lease has its devices; may be nil
@@ -171,7 +171,7 @@ func (h *lessor) grant(ctx context.Context, row leasestore.Row, s channel.State,
 	if err != nil {
 		return nil, errors.Join(err, h.giveBack(call, row, nil, "not started"))
 	}
-	if l.remote == nil && l.read == nil {
+	if l.metersHere() && l.read == nil {
 		l.opened = make(chan struct{})
 	}
 	err = h.launch(l, leasestore.Active, s, nil)
@@ -249,7 +249,7 @@ func (h *lessor) newLease(row leasestore.Row, s channel.State, offer wire.Signed
 	})
 	if a.Node != "" {
 		l.poke = make(chan struct{}, 1)
-		l.remote, err = h.remote(row, terms, a.Node, row.SigningKey(offer), last)
+		l.remote, err = h.remote(l, row, terms, row.SigningKey(offer), last)
 		return l, err
 	}
 	saved, record, pending, err := row.Resume(last)
@@ -300,7 +300,7 @@ func (h *lessor) launch(l *lease, state leasestore.State, s channel.State, last 
 		l.view.sequence, l.view.owed, l.view.nanos = last.Sequence, last.Owed, last.Nanos
 	}
 	l.view.ask(state, l.view.reason)
-	l.custody.given.Store(state == leasestore.Active)
+	l.custody.given.Store(state == leasestore.Active && l.metersHere()) // a node suspends by itself
 	if state == leasestore.Suspended && l.meter != nil {
 		l.meter.Pause()
 		switch l.view.reason {
@@ -345,7 +345,7 @@ var errMetered = errors.New("it is metered for lease")
 func (h *lessor) enlist(l *lease) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if l.remote == nil {
+	if l.metersHere() {
 		device, other := h.meter(l.allocation.Devices, l.id)
 		if other != nil && (forOneRequest(l.allocation) || forOneRequest(other.allocation)) {
 			return fmt.Errorf("%w: device %s of lease %s: %w %s", gpu.ErrNoCapacity, device, l.id, errMetered, other.id)
@@ -361,7 +361,7 @@ func (h *lessor) enlist(l *lease) error {
 // meter is the lease, but for one, that has one of some devices here, and which; nil if none has. The caller holds mu.
 func (h *lessor) meter(devices []string, but common.Hash) (string, *lease) {
 	for _, other := range h.leases {
-		if other.remote != nil || other.id == but || other.ending.Load() || other.lost.Load() {
+		if !other.metersHere() || other.id == but || other.ending.Load() || other.lost.Load() {
 			continue
 		}
 		for _, device := range devices {
@@ -385,7 +385,7 @@ func (h *lessor) unmetered(devices []string, route inventory.Route) error {
 
 // leaseDropped makes room for another lease on the channel.
 func (h *lessor) leaseDropped(l *lease) {
-	if !l.guarded.Load() || l.remote != nil {
+	if !l.guarded.Load() || !l.metersHere() {
 		h.deps.accounts.leave(l)
 	}
 	h.mu.Lock()
@@ -628,7 +628,7 @@ func (h *lessor) mayGoOn(ctx context.Context, l *lease, row leasestore.Row) erro
 	if row.Command == leasestore.ErrRolledBack.Error() || l.muted.Load() {
 		return leasestore.ErrRolledBack // another gateway knows it, or the chain
 	}
-	if l.remote != nil {
+	if !l.metersHere() {
 		return nil // its node signs, and knows what it signed
 	}
 	key := l.recorder.Signer()
@@ -665,7 +665,7 @@ func (h *lessor) rebuild(ctx context.Context, row leasestore.Row, s channel.Stat
 		return nil, err
 	}
 	l, err := h.newLease(row, s, offer, a, last)
-	if err == nil && l.remote == nil && forgets(s, l.owedBefore, last) {
+	if err == nil && l.metersHere() && forgets(s, l.owedBefore, last) {
 		l.muted.Store(true)
 	}
 	if err == nil && row.Suspended > 0 {

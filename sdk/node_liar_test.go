@@ -432,7 +432,7 @@ func TestGatewayWhoseClockWasSetBack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if ran, least := view.remote.checker.Elapsed(), int64(last.Nanos)+int64(time.Minute); ran < least || ran > least+int64(30*time.Minute) {
+	if ran, least := view.remote.(*remoteLease).checker.Elapsed(), int64(last.Nanos)+int64(time.Minute); ran < least || ran > least+int64(30*time.Minute) {
 		t.Errorf("it allows %s of each GPU, the last record bills %s", time.Duration(ran), time.Duration(last.Nanos))
 	}
 	r.restart()

@@ -105,12 +105,13 @@ func (n *nodes) takeOver(ctx context.Context, c *nodelink.Client, row leasestore
 		return err
 	}
 	var there nodelink.Lease
+	remote := l.remote.(*remoteLease)
 	if err := c.Call(ctx, n.config.callTimeout, "POST", "/leases/"+row.ID+"/end", nodelink.End{Reason: row.Reason, Fence: nodelink.InTerm(row.Term)}, &there); nodelink.Gone(err) {
 		return fmt.Errorf("%w: %w", errUnfit, err)
 	} else if err != nil {
-		return l.outpaced(ctx, err)
+		return remote.outpaced(ctx, err)
 	}
-	err = l.exchangeAll(ctx)
+	err = remote.exchangeAll(ctx)
 	if errors.Is(err, metering.ErrClock) {
 		n.config.log.Warn("what a node metered of a lease after it was asked to end is billed to nobody", "lease", row.ID, "channel", row.Channel, "error", err)
 		err = nil

@@ -19,12 +19,14 @@ import (
 // remoteLease is a gateway's view of a lease that a node meters. It believes no
 // record before it has checked it as a renter would.
 type remoteLease struct {
+	lease   *lease
+	shares  *creditShares
 	node    *nodelink.Client
 	checker *metering.Checker
 	failing bool // the last exchange failed, and was logged
 	foreign func([]metering.DeviceEvidence) error
 
-	outpaced func(ctx context.Context, refusal error) error // see nodes.outpaced
+	lostTerm func(ctx context.Context, refusal error) error // see nodes.outpaced
 
 	heard bool          // it has answered this process, or the lease has ended: what it says of its share is no news
 	gave  int64         // the newest version of a share that this process told it
@@ -38,7 +40,8 @@ var errUnfit = errors.New("the node's records do not hold")
 // newRemote is what a gateway has of a lease on a node: the checker goes on after
 // the last record on disk, whichever gateway wrote it. It takes records of the key
 // that is bound to the lease alone: no other node can sign for it.
-func (n *nodes) newRemote(row leasestore.Row, terms metering.Lease, name string, meter common.Address, last *metering.SignedRecord) (*remoteLease, error) {
+func (n *nodes) newRemote(l *lease, row leasestore.Row, terms metering.Lease, meter common.Address, last *metering.SignedRecord) (leaseEngine, error) {
+	name := l.allocation.Node
 	c := n.Client(name)
 	if c == nil {
 		return nil, fmt.Errorf("node %q of lease %s is not among ProviderConfig.Nodes (%s)", name, terms.ID, n.Names())
@@ -53,8 +56,8 @@ func (n *nodes) newRemote(row leasestore.Row, terms metering.Lease, name string,
 	}
 	checker, err := metering.ResumeChecker(config, state)
 	foreign := func(billed []metering.DeviceEvidence) error { return n.CheckSlices(name, billed) }
-	outpaced := func(ctx context.Context, refusal error) error { return n.outpaced(ctx, terms.ID, row.Term, refusal) }
-	return &remoteLease{node: c, checker: checker, foreign: foreign, outpaced: outpaced, heard: row.EndedAt > 0, shown: rate.NewLimiter(1, statesAtOnce)}, err
+	lostTerm := func(ctx context.Context, refusal error) error { return n.outpaced(ctx, terms.ID, row.Term, refusal) }
+	return &remoteLease{lease: l, shares: n.config.shares, node: c, checker: checker, foreign: foreign, lostTerm: lostTerm, heard: row.EndedAt > 0, shown: rate.NewLimiter(1, statesAtOnce)}, err
 }
 
 // statesAtOnce is how many states and reasons of a node are shown at once; each takes a log line, a row and an event, and there is
@@ -97,23 +100,23 @@ func checkedTo(last *metering.SignedRecord, terms metering.Lease, startedAt int6
 // follow keeps a lease that a node meters until it ends: it passes on what the
 // channel holds and takes the node's records. It is to such a lease what loop is
 // to one that is metered here, and the node holds it to its credit.
-func (l *lease) follow(ctx context.Context) stopRequest {
-	tick := time.NewTicker(min(l.deps.timing.tick, time.Second))
+func (r *remoteLease) follow(ctx context.Context) stopRequest {
+	tick := time.NewTicker(min(r.lease.deps.timing.tick, time.Second))
 	defer tick.Stop()
 	now := make(chan time.Time)
 	close(now)
 	for {
-		got, err := l.exchange(ctx)
+		got, err := r.exchange(ctx)
 		switch {
-		case l.lost.Load():
+		case r.lease.lost.Load():
 			return stopRequest{reason: "another gateway runs it"}
 		case errors.Is(err, errUnfit):
 			return stopRequest{reason: errUnfit.Error()}
 		case got.ended:
 			return stopRequest{reason: got.reason}
 		}
-		if v := l.look(); v.state == leasestore.Active {
-			l.remind(v)
+		if v := r.lease.look(); v.state == leasestore.Active {
+			r.lease.remind(v)
 		}
 		next := tick.C
 		if got.more {
@@ -123,9 +126,9 @@ func (l *lease) follow(ctx context.Context) stopRequest {
 		case <-ctx.Done():
 			return stopRequest{reason: "the provider stops", keep: true}
 		case <-next:
-		case <-l.poke:
+		case <-r.lease.poke:
 		}
-		if mail, _ := l.mailed(); mail.stop != nil {
+		if mail, _ := r.lease.mailed(); mail.stop != nil {
 			return *mail.stop
 		}
 	}
@@ -139,87 +142,87 @@ type exchanged struct {
 }
 
 // exchangeAll is exchange until the node has no more records. A node may always say that it has: ctx bounds it.
-func (l *lease) exchangeAll(ctx context.Context) error {
+func (r *remoteLease) exchangeAll(ctx context.Context) error {
 	for {
-		if got, err := l.exchange(ctx); err != nil || !got.more {
+		if got, err := r.exchange(ctx); err != nil || !got.more {
 			return err
 		}
 	}
 }
 
 // exchange tells the node what is vouchered and takes what it answers.
-func (l *lease) exchange(ctx context.Context) (got exchanged, err error) {
-	defer func() { l.complain(ctx, err) }()
-	if err := l.save(ctx); err != nil {
+func (r *remoteLease) exchange(ctx context.Context) (got exchanged, err error) {
+	defer func() { r.complain(ctx, err) }()
+	if err := r.lease.save(ctx); err != nil {
 		return got, err
 	}
-	if l.unstored != nil {
-		if err := l.keep(ctx); err != nil {
+	if r.lease.unstored != nil {
+		if err := r.lease.keep(ctx); err != nil {
 			return got, err
 		}
 	}
-	part, err := l.portion(ctx)
+	part, err := r.portion(ctx)
 	if err != nil {
 		return got, err
 	}
-	v, _ := l.snapshot()
+	v, _ := r.lease.snapshot()
 	counts := v.accepted
 	if part.tell.IsZero() { // see limit
 		counts = v.collectible
 	}
 	var there nodelink.Lease
-	err = l.remote.node.Call(ctx, nodelink.Timeout, "POST", "/leases/"+l.id.Hex()+"/sync",
-		nodelink.Sync{Money: nodelink.MoneyOf(counts, v.deposit).WithCredit(part.tell, part.version), Fence: nodelink.InTerm(l.term), After: v.sequence}, &there)
+	err = r.node.Call(ctx, nodelink.Timeout, "POST", "/leases/"+r.lease.id.Hex()+"/sync",
+		nodelink.Sync{Money: nodelink.MoneyOf(counts, v.deposit).WithCredit(part.tell, part.version), Fence: nodelink.InTerm(r.lease.term), After: v.sequence}, &there)
 	switch {
 	case nodelink.Gone(err):
 		return exchanged{ended: true, reason: "its node knows nothing of it"}, nil
 	case errors.Is(err, &nodelink.SpoolRolledBack):
 		return got, fmt.Errorf("%w: %w", errUnfit, err)
 	case err != nil:
-		return got, l.outpaced(ctx, err)
+		return got, r.outpaced(ctx, err)
 	}
-	if err := l.told(ctx, part, there); err != nil {
+	if err := r.told(ctx, part, there); err != nil {
 		return got, err
 	}
 	for _, rec := range there.Records {
-		if err := l.take(ctx, rec); err != nil {
+		if err := r.take(ctx, rec); err != nil {
 			return got, err
 		}
 	}
-	now, _ := l.snapshot()
+	now, _ := r.lease.snapshot()
 	switch {
 	case now.sequence < there.Sequence && now.sequence == v.sequence:
-		return got, fmt.Errorf("node %s has %d records of lease %s and does not give them", l.remote.node.Name, there.Sequence, l.id)
+		return got, fmt.Errorf("node %s has %d records of lease %s and does not give them", r.node.Name, there.Sequence, r.lease.id)
 	case now.sequence < there.Sequence:
 		return exchanged{more: true}, nil
 	case there.State == wire.StateEnded:
 		return exchanged{ended: true, reason: there.Reason}, nil
 	}
-	return got, l.mirrorState(ctx, there)
+	return got, r.mirrorState(ctx, there)
 }
 
 // take checks a record and has it and its charge on disk before anyone sees it.
 // One that came before changes nothing.
-func (l *lease) take(ctx context.Context, rec metering.SignedRecord) error {
-	if v, _ := l.snapshot(); rec.LeaseID == l.id && rec.Sequence <= v.sequence {
-		return l.same(ctx, rec)
+func (r *remoteLease) take(ctx context.Context, rec metering.SignedRecord) error {
+	if v, _ := r.lease.snapshot(); rec.LeaseID == r.lease.id && rec.Sequence <= v.sequence {
+		return r.same(ctx, rec)
 	}
-	if err := l.remote.foreign(rec.Evidence.Devices); err != nil {
-		return fmt.Errorf("%w: node %s: %w", errUnfit, l.remote.node.Name, err)
+	if err := r.foreign(rec.Evidence.Devices); err != nil {
+		return fmt.Errorf("%w: node %s: %w", errUnfit, r.node.Name, err)
 	}
-	if err := l.remote.checker.Check(rec); err != nil {
+	if err := r.checker.Check(rec); err != nil {
 		if errors.Is(err, metering.ErrClock) {
-			return fmt.Errorf("node %s: %w", l.remote.node.Name, err) // our own clock may be behind: asked again
+			return fmt.Errorf("node %s: %w", r.node.Name, err) // our own clock may be behind: asked again
 		}
-		return fmt.Errorf("%w: node %s: %w", errUnfit, l.remote.node.Name, err)
+		return fmt.Errorf("%w: node %s: %w", errUnfit, r.node.Name, err)
 	}
-	l.unstored = &rec
-	return l.keep(ctx)
+	r.lease.unstored = &rec
+	return r.lease.keep(ctx)
 }
 
 // same makes sure that a record which was delivered before is the one on disk.
-func (l *lease) same(ctx context.Context, rec metering.SignedRecord) error {
-	kept, err := l.deps.store.Records.After(ctx, l.id, rec.Sequence-1, 1)
+func (r *remoteLease) same(ctx context.Context, rec metering.SignedRecord) error {
+	kept, err := r.lease.deps.store.Records.After(ctx, r.lease.id, rec.Sequence-1, 1)
 	if err != nil {
 		return err
 	}
@@ -227,49 +230,49 @@ func (l *lease) same(ctx context.Context, rec metering.SignedRecord) error {
 	is, _ := json.Marshal([]metering.SignedRecord{rec})
 	if string(was) != string(is) {
 		return fmt.Errorf("%w: node %s: %w: it gives another record %d of lease %s than the one on disk",
-			errUnfit, l.remote.node.Name, metering.ErrForked, rec.Sequence, l.id)
+			errUnfit, r.node.Name, metering.ErrForked, rec.Sequence, r.lease.id)
 	}
 	return nil
 }
 
 // mirrorState keeps whether the node serves the lease, and shows it.
-func (l *lease) mirrorState(ctx context.Context, there nodelink.Lease) error {
-	v, _ := l.snapshot()
+func (r *remoteLease) mirrorState(ctx context.Context, there nodelink.Lease) error {
+	v, _ := r.lease.snapshot()
 	state := leasestore.State(there.State)
 	if state != leasestore.Active && state != leasestore.Suspended || state == v.state && there.Reason == v.reason {
 		return nil
 	}
-	if !l.remote.shown.Allow() {
+	if !r.shown.Allow() {
 		return nil // the next answer says so again
 	}
-	l.enter(ctx, state, there.Reason)
+	r.lease.enter(ctx, state, there.Reason)
 	return nil
 }
 
 // complain logs the first of a row of failures.
-func (l *lease) complain(ctx context.Context, err error) {
+func (r *remoteLease) complain(ctx context.Context, err error) {
 	switch {
 	case errors.Is(err, leasestore.ErrNotOwner): // see drop
-	case err == nil && l.remote.failing:
-		l.deps.log.Info("lease is in touch with its node again", "lease", l.id, "node", l.remote.node.Name)
+	case err == nil && r.failing:
+		r.lease.deps.log.Info("lease is in touch with its node again", "lease", r.lease.id, "node", r.node.Name)
 	case errors.Is(err, errUnfit):
-		l.deps.log.Error("record refused: nothing of it is charged, and the lease ends", "lease", l.id, "channel", l.terms.ID(), "error", err)
-	case err != nil && !l.remote.failing && ctx.Err() == nil:
-		l.deps.log.Warn("lease is out of touch with its node: it goes on within its credit", "lease", l.id, "error", err)
+		r.lease.deps.log.Error("record refused: nothing of it is charged, and the lease ends", "lease", r.lease.id, "channel", r.lease.terms.ID(), "error", err)
+	case err != nil && !r.failing && ctx.Err() == nil:
+		r.lease.deps.log.Warn("lease is out of touch with its node: it goes on within its credit", "lease", r.lease.id, "error", err)
 	}
-	l.remote.failing = err != nil
+	r.failing = err != nil
 }
 
 // collect ends a lease at its node and takes its last records. If the gateway
 // stops, the lease goes on and there is nothing to do.
-func (l *lease) collect(ctx context.Context, req stopRequest) error {
+func (r *remoteLease) collect(ctx context.Context, req stopRequest) error {
 	if req.keep {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, l.deps.timing.callTimeout)
+	ctx, cancel := context.WithTimeout(ctx, r.lease.deps.timing.callTimeout)
 	defer cancel()
-	if err := l.remote.node.End(ctx, l.deps.timing.callTimeout, l.id, nodelink.End{Reason: req.reason, Fence: nodelink.InTerm(l.term)}); err != nil {
-		return l.outpaced(ctx, err)
+	if err := r.node.End(ctx, r.lease.deps.timing.callTimeout, r.lease.id, nodelink.End{Reason: req.reason, Fence: nodelink.InTerm(r.lease.term)}); err != nil {
+		return r.outpaced(ctx, err)
 	}
-	return l.exchangeAll(ctx)
+	return r.exchangeAll(ctx)
 }

@@ -78,10 +78,10 @@ func (n *nodes) mayOutdo(lease common.Hash) bool {
 }
 
 // outpaced lets go of the lease where another gateway runs it, as a write does that finds no row.
-func (l *lease) outpaced(ctx context.Context, err error) error {
+func (r *remoteLease) outpaced(ctx context.Context, err error) error {
 	if errors.Is(err, &nodelink.Deposed) {
-		err = l.remote.outpaced(ctx, err)
-		l.notice(err)
+		err = r.lostTerm(ctx, err)
+		r.lease.notice(err)
 	}
 	return err
 }

@@ -186,8 +186,8 @@ func TestGatewayLetsGoOfWhatItsNodeRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	for what, does := range map[string]func() error{
-		"sync":      func() error { _, err := syncs.exchange(t.Context()); return err },
-		"collect":   func() error { return ends.collect(t.Context(), stopRequest{reason: "it was long asleep"}) },
+		"sync":      func() error { _, err := syncs.remote.(*remoteLease).exchange(t.Context()); return err },
+		"collect":   func() error { return ends.remote.collect(t.Context(), stopRequest{reason: "it was long asleep"}) },
 		"release":   func() error { return n.Release(t.Context(), a) },
 		"take over": func() error { return n.takeOver(t.Context(), n.Client("north"), row) },
 		"end": func() error {
@@ -218,7 +218,7 @@ func TestGatewayLetsGoOfWhatItsNodeRefuses(t *testing.T) {
 	waitFor(t, func() bool { return rented.row().Sequence > before.Sequence })
 	row = rented.row()
 	hears(50)
-	if _, err := asleep().exchange(t.Context()); !errors.Is(err, &nodelink.Deposed) || errors.Is(err, leasestore.ErrNotOwner) || rented.row().Term != row.Term {
+	if _, err := asleep().remote.(*remoteLease).exchange(t.Context()); !errors.Is(err, &nodelink.Deposed) || errors.Is(err, leasestore.ErrNotOwner) || rented.row().Term != row.Term {
 		t.Errorf("a node that names ever newer terms: %v, in term %d", err, rented.row().Term)
 	}
 }

@@ -193,12 +193,7 @@ func (p *Provider) lets() {
 	if p.nodes != nil {
 		p.remote = p.nodes.newRemote
 	}
-	var shares *creditShares
-	if p.nodes != nil {
-		shares = &creditShares{p.store, p.leastRow(p.escrow), p.owing}
-	}
 	p.deps = leaseDeps{
-		shares:   shares,
 		placer:   p.placer(),
 		sick:     p.quarantines(p.config.Allocator),
 		liveness: liveness(p.config.Log, p.config.Allocator), source: p.config.Source, clock: p.config.Clock, store: p.store, marks: p.deps.marks, row: p.leastRow(p.escrow), accounts: newAccounts(p.leastRow(p.escrow)),
@@ -215,7 +210,7 @@ func (p *Provider) lets() {
 }
 
 func (p *Provider) nodesConfig() nodesConfig {
-	return nodesConfig{db: p.db, store: p.store, payee: p.payee, shares: p.deps.shares, accounts: p.deps.accounts, row: p.deps.row, shared: p.replicas != nil,
+	return nodesConfig{db: p.db, store: p.store, payee: p.payee, shares: &creditShares{p.store, p.deps.row, p.owing}, accounts: p.deps.accounts, row: p.deps.row, shared: p.replicas != nil,
 		log: p.config.Log, callTimeout: p.config.CallTimeout, tolerance: p.config.ClockTolerance, credit: p.config.Credit, tick: p.config.Tick,
 		decimals: p.token.Decimals, forgone: p.metrics.forgone, offer: p.Offer, renew: p.renewOffer,
 		image: func(ctx context.Context, row leasestore.Row, s channel.State) (*lease, error) {

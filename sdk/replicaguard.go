@@ -19,7 +19,7 @@ import (
 // left to its payer is used up, by our own clock and by all of the payer's leases here, its devices are suspended, unless another
 // owner that runs it was heard of. Who finds it running, later, has them resumed.
 func (r *replicas) watchOver(l *lease) {
-	if l.remote != nil { // a node does so by itself
+	if !l.metersHere() { // a node does so by itself
 		return
 	}
 	if !r.p.begin() { // the process stops: see lease.finish

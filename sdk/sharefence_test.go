@@ -73,7 +73,7 @@ func TestOldShareIsNotHeard(t *testing.T) {
 		}
 	}
 	late := portion{held: *uint256.NewInt(2000), tell: *uint256.NewInt(1), version: stored().Version - 1}
-	if err := r.provider.deps.shares.heard(t.Context(), id, late); err != nil || stored().Amount != fair {
+	if err := r.provider.nodes.config.shares.heard(t.Context(), id, late); err != nil || stored().Amount != fair {
 		t.Errorf("a late answer lowered the share to %s: %v", stored().Amount, err)
 	}
 	r.restart() // its database is a copy from before
