@@ -136,9 +136,11 @@ func (g *guard) ask(client string, id common.Hash) error {
 	return nil
 }
 
-// missing reports whether the chain did not know a channel a moment ago.
+// missing reports whether the chain did not know a channel a moment ago. A moment further ahead than absentFor is of before the clock
+// was set back: nobody waits for his deposit for as long as that.
 func (g *guard) missing(id common.Hash) bool {
-	return time.Now().UnixNano() < g.absent.Get(id.Hex(), newMoment).Load()
+	left := g.absent.Get(id.Hex(), newMoment).Load() - time.Now().UnixNano()
+	return 0 < left && left <= int64(absentFor)
 }
 
 // miss remembers that the chain does not know a channel.
