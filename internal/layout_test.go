@@ -63,8 +63,11 @@ var layout = []struct{ pkg, may string }{
 	{"sdk/internal/spool", "channel sdk/internal/database sdk/internal/leasestore sdk/internal/nodelink sdk/wire"},
 	{"sdk/wallet", "channel channel/store metering sdk/audit sdk/chain sdk/internal/billed sdk/internal/boundlog sdk/internal/database " +
 		"sdk/internal/evidence sdk/internal/peer sdk/units sdk/wire"},
-	{"sdk/x402/x402client", "channel channel/store internal/exactjson internal/fault internal/u256 metering sdk/audit sdk/chain " +
-		"sdk/internal/billed sdk/internal/boundlog sdk/internal/evidence sdk/internal/peer sdk/internal/reach sdk/units sdk/wallet sdk/wire sdk/x402"},
+	{"sdk/internal/ticks", "channel internal/u256 metering sdk/internal/billed sdk/internal/peer sdk/wire"},
+	{"sdk/internal/x402account", "channel channel/store metering sdk/audit sdk/chain sdk/internal/peer sdk/internal/ticks sdk/wallet sdk/wire sdk/x402"},
+	{"sdk/x402/x402client", "channel internal/exactjson internal/fault internal/u256 metering sdk/audit sdk/chain " +
+		"sdk/internal/boundlog sdk/internal/evidence sdk/internal/peer sdk/internal/reach sdk/internal/ticks sdk/internal/x402account " +
+		"sdk/units sdk/wallet sdk/wire sdk/x402"},
 	{"sdk/tower", "channel channel/store internal/exactjson internal/redact sdk/chain sdk/internal/database sdk/internal/keyed " +
 		"sdk/internal/reach sdk/internal/run sdk/internal/serve sdk/limit sdk/settle sdk/units sdk/wire"},
 	{"sdk/internal/sharedcredit", "channel internal/u256 metering sdk/internal/billed sdk/wire"},

@@ -11,6 +11,8 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/u256"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
+	"github.com/gpupay/gpupay/sdk/internal/ticks"
+	"github.com/gpupay/gpupay/sdk/internal/x402account"
 )
 
 // ledger is what is known of a channel: its account, as on disk, and what the chain says. Whoever has the channel's turn owns it.
@@ -20,7 +22,7 @@ type ledger struct {
 	id      common.Hash
 	site    string      // whose channel it is
 	salt    common.Hash // of the client, which the channel's may be made of
-	account account
+	account x402account.Account
 	view    channel.ChainView // as last read
 	fresh   bool              // nothing is on disk yet
 	found   bool              // fresh, and the chain held money for it when the request began
@@ -34,7 +36,7 @@ func (b *payment) load(ctx context.Context) error {
 	if err := b.vet(ctx); err != nil {
 		return err
 	}
-	known, err := b.x.accounts().load(ctx, b.id)
+	known, err := b.x.accounts().Load(ctx, b.id)
 	if err != nil {
 		return err
 	}
@@ -49,19 +51,18 @@ func (b *payment) load(ctx context.Context) error {
 	return err
 }
 
-func (x *Client) accounts() accounts { return accounts{x.w.Store} }
+func (x *Client) accounts() x402account.Store { return x402account.Store{Store: x.w.Store} }
 
-// begin takes a channel up that this database does not know. What was claimed of it
-// is an endpoint's word: the first voucher is for the price alone, which is worth
-// nothing where more was claimed, and the server shows what we signed before. Nothing
-// is kept of it until something is signed: whoever answers 402 does not fill the disk.
+// begin takes a channel up that this database does not know. What was claimed of it is an endpoint's word: the first
+// voucher is for the price alone, which is worth nothing where more was claimed, and the server shows what we signed
+// before. Nothing is kept of it until something is signed: whoever answers 402 does not fill the disk.
 func (b *payment) begin(ctx context.Context) error {
 	s, err := b.x.escrow.State(ctx, b.id)
 	if err != nil {
 		return err
 	}
 	b.view, b.fresh, b.found, b.prior = s.View, true, !s.View.Deposit.IsZero(), s.View.Settled
-	b.account = account{ID: b.id, URL: origin(b.req.URL), Site: b.site, Salt: b.salt, Found: !s.View.Settled.IsZero()}
+	b.account = x402account.Account{ID: b.id, URL: origin(b.req.URL), Site: b.site, Salt: b.salt, Book: ticks.Book{Found: !s.View.Settled.IsZero()}}
 	paid, err := b.x.payer.State(ctx, b.id)
 	if errors.Is(err, channel.ErrUnknown) {
 		return nil
@@ -77,14 +78,14 @@ func (b *payment) enter(ctx context.Context) error {
 			return err
 		}
 	}
-	if isNew := b.account.addSite(peer.Site(b.req.URL), b.terms.Payee); !isNew && !b.fresh {
+	if isNew := b.account.AddSite(peer.Site(b.req.URL), b.terms.Payee); !isNew && !b.fresh {
 		return nil
 	}
 	b.fresh = false
 	return b.save(ctx)
 }
 
-func (b *ledger) save(ctx context.Context) error { return b.x.accounts().save(ctx, &b.account) }
+func (b *ledger) save(ctx context.Context) error { return b.x.accounts().Save(ctx, &b.account) }
 
 // observe reads what the chain says of the channel and, if it is kept, records it.
 func (b *ledger) observe(ctx context.Context) (channel.PayerState, channel.ChainView, error) {

@@ -229,12 +229,12 @@ func TestX402ServerHasOneChannel(t *testing.T) {
 	if c := s.only(x); c.ID != first.ID || s.Tokens(t, s.PayerAddress()) != testrig.Thousand-testrig.SellerDeposit {
 		t.Errorf("%+v", c)
 	}
-	kept, err := x.accounts().load(t.Context(), first.ID)
+	kept, err := x.accounts().Load(t.Context(), first.ID)
 	if err != nil {
 		t.Fatal(err)
 	}
 	kept.Charged = first.Deposit // all of it is used
-	if err := x.accounts().save(t.Context(), kept); err != nil {
+	if err := x.accounts().Save(t.Context(), kept); err != nil {
 		t.Fatal(err)
 	}
 	s.Base, s.Newest = 0, nil
@@ -256,7 +256,7 @@ func TestX402RefusedOffersLeaveNoTrace(t *testing.T) {
 		}
 	}
 	known, err := x.payer.Channels(t.Context())
-	all, err2 := x.accounts().list(t.Context())
+	all, err2 := x.accounts().List(t.Context())
 	if len(known) != 0 || len(all) != 0 || len(s.Paid) != 0 {
 		t.Errorf("%d channels, %d accounts, %d payments, %v", len(known), len(all), len(s.Paid), errors.Join(err, err2))
 	}

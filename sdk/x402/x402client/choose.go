@@ -56,11 +56,11 @@ func siteSalt(salt common.Hash, site string) common.Hash {
 // ofSite makes a payment's channel the site's own: one with a salt of the site, or the one
 // with the client's bare salt that versions before this paid from there first.
 func (b *payment) ofSite(ctx context.Context) error {
-	old, err := b.x.accounts().load(ctx, b.terms.ID())
+	old, err := b.x.accounts().Load(ctx, b.terms.ID())
 	if err != nil {
 		return err
 	}
-	if old == nil || old.site() != b.site {
+	if old == nil || old.PaidSite() != b.site {
 		b.terms.Salt = siteSalt(b.salt, b.site)
 	}
 	b.id = b.terms.ID()

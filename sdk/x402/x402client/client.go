@@ -43,13 +43,11 @@ type Options struct {
 	// MaxPrice is the most that one request may cost, in units of the token
 	// ("0.05"). It must be said; Unlimited leaves it to the caps.
 	MaxPrice string
-	// Deposit goes into a channel whenever it runs dry, in units of the token.
-	// Empty: what the server suggests, or ten requests. Both are bounded by
-	// Caps.PerLease, which for x402 is the most that is ever put into one channel.
+	// Deposit goes into a channel whenever it runs dry, in units of the token. Empty: what the server suggests, or ten
+	// requests. Both are bounded by Caps.PerLease, which for x402 is the most that is ever put into one channel.
 	Deposit string
-	// Salt tells channels with one site apart. A channel's own salt is made of it and of the
-	// site. Whoever has the key, the site, its 402 and Salt finds the channel on the chain
-	// again, also without the database.
+	// Salt tells channels with one site apart. A channel's own salt is made of it and of the site. Whoever has the key,
+	// the site, its 402 and Salt finds the channel on the chain again, also without the database.
 	Salt common.Hash
 	// SameSite has a site paid from the channel of another, for a payee that serves under several addresses:
 	// {"https://b.example": "https://a.example"}. Whoever runs either can use up what is in that channel and end what is
@@ -70,21 +68,17 @@ type Payment struct {
 	Deposited uint256.Int // that went into the channel with it
 }
 
-// Client pays x402 servers (version 2, scheme batch-settlement) out of
-// channels in x402's settlement contract, whoever wrote them. It is an
-// http.RoundTripper: a request that is answered by 402 is paid and sent again.
-// It is safe for concurrent use; requests that pay from one channel take turns
-// until their answers begin, since each voucher counts from the one before, also
-// between clients of one renter.
+// Client pays x402 servers (version 2, scheme batch-settlement) out of channels in x402's settlement contract, whoever
+// wrote them. It is an http.RoundTripper: a request that is answered by 402 is paid and sent again. It is safe for
+// concurrent use; requests that pay from one channel take turns until their answers begin, since each voucher counts
+// from the one before, also between clients of one renter.
 //
-// It promises: nothing is signed above the caps or for more than MaxPrice a
-// request; what a channel can cost and every deposit are on disk before they are
-// signed; a deposit that may still be on its way is sent again and not signed
-// again; what a server says of a channel is believed only as far as our own
-// signatures and the chain bear it out. A request is paid for at most once. A
-// site (scheme, host and port) has one channel at a time with its payee, whatever its
-// 402s say, and pays and locks nothing in another's, whomever it names as its payee;
-// one that was caught is not paid again under another address or at another payee.
+// It promises: nothing is signed above the caps or for more than MaxPrice a request; what a channel can cost and every
+// deposit are on disk before they are signed; a deposit that may still be on its way is sent again and not signed
+// again; what a server says of a channel is believed only as far as our own signatures and the chain bear it out. A
+// request is paid for at most once. A site (scheme, host and port) has one channel at a time with its payee, whatever
+// its 402s say, and pays and locks nothing in another's, whomever it names as its payee; one that was caught is not
+// paid again under another address or at another payee.
 //
 // Deposits are ERC-3009 authorizations that the server sends: no native coin is
 // needed to pay or to be refunded. Leave needs some.
@@ -140,9 +134,8 @@ func New(ctx context.Context, w *wallet.Wallet, options Options) (*Client, error
 	return x, nil
 }
 
-// Client returns an http.Client that pays. It follows redirects within one host
-// only, and until something was paid: who asked one server did not ask to pay
-// another, nor ten times.
+// Client returns an http.Client that pays. It follows redirects within one host only, and until something was paid: who
+// asked one server did not ask to pay another, nor ten times.
 func (x *Client) Client() *http.Client {
 	return &http.Client{Transport: x, CheckRedirect: sameHost}
 }
@@ -168,11 +161,10 @@ func wasPaid(req *http.Request) bool {
 	return false
 }
 
-// RoundTrip sends a request and, where the answer is a 402 that it may pay, pays
-// and sends it again. An answer that is no such 402 is returned as it is. The
-// errors are ErrNotOffered, wallet.ErrPrice, ErrDeposit, ErrBalance, ErrForged (in a
-// *Dispute), ErrOvercharged (in a *Dispute), ErrLostAnswer,
-// *channel.CapError, channel.ErrClosing, and those of transport, signer and disk.
+// RoundTrip sends a request and, where the answer is a 402 that it may pay, pays and sends it again. An answer that is
+// no such 402 is returned as it is. The errors are ErrNotOffered, wallet.ErrPrice, ErrDeposit, ErrBalance, ErrForged
+// (in a *Dispute), ErrOvercharged (in a *Dispute), ErrLostAnswer, *channel.CapError, channel.ErrClosing, and those of
+// transport, signer and disk.
 func (x *Client) RoundTrip(req *http.Request) (*http.Response, error) {
 	ask, err := newRequest(req)
 	if err != nil {

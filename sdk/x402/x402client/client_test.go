@@ -13,6 +13,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/internal/x402account"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/x402"
 )
@@ -143,22 +144,22 @@ func TestX402AfterCrash(t *testing.T) {
 		}
 	})
 	t.Run("answered and not booked", func(t *testing.T) {
-		row := account{}
-		if known, err := x.accounts().load(t.Context(), s.only(x).ID); err != nil {
+		row := x402account.Account{}
+		if known, err := x.accounts().Load(t.Context(), s.only(x).ID); err != nil {
 			t.Fatal(err)
 		} else {
 			row = *known
 		}
 		s.buy(x)
-		if err := x.accounts().save(t.Context(), &row); !errors.Is(err, errStale) {
+		if err := x.accounts().Save(t.Context(), &row); !errors.Is(err, x402account.ErrStale) {
 			t.Fatal("an old account overwrote a newer one:", err)
 		}
-		if newer, err := x.accounts().load(t.Context(), row.ID); err != nil {
+		newer, err := x.accounts().Load(t.Context(), row.ID)
+		if err != nil {
 			t.Fatal(err)
-		} else {
-			row.version = newer.version
 		}
-		if err := x.accounts().save(t.Context(), &row); err != nil { // as it was before the answer
+		newer.Deposit, newer.Book = row.Deposit, row.Book // as it was before the answer
+		if err := x.accounts().Save(t.Context(), newer); err != nil {
 			t.Fatal(err)
 		}
 		x = s.client(stallCaps, stallOptions)

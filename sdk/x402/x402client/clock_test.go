@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
-	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
@@ -20,6 +19,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/internal/ticks"
 	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -106,53 +106,6 @@ func TestX402IdleTimeIsNotBilled(t *testing.T) {
 	}
 	if billed > covers+300+250 { // a late reading, and two clocks' drift
 		t.Errorf("%d ms of idle time were billed, and the voucher covered %d", billed, covers)
-	}
-}
-
-// TestX402IdleAllowance: what idle time may count is what was signed and not charged, per GPU, and one reading, however
-// little the price and however long the gap that the offer allows; it is never more than passed.
-func TestX402IdleAllowance(t *testing.T) {
-	price := metering.Price{Amount: *uint256.NewInt(3600), Unit: metering.Hour}
-	for _, row := range []struct {
-		signed, owed uint64
-		gpus         int
-		want         time.Duration
-	}{{10, 4, 1, 6 * time.Second}, {10, 4, 2, 3 * time.Second}, {4, 4, 1, 0}, {4, 5, 1, 0}, {1 << 60, 0, 1, maxTick}} {
-		if got := covered(*uint256.NewInt(row.signed), *uint256.NewInt(row.owed), price, row.gpus); got != row.want {
-			t.Errorf("%+v: %s", row, got)
-		}
-	}
-	for _, row := range []struct {
-		name                string
-		ran, idle, elapsed  time.Duration // of the lease so far, and what its elapsed clock says at the last record
-		bootAsked, bootLast string
-		missed              time.Duration // by our boot clock, and not by the wall
-		want                time.Duration // that the lease may have run when the tick is asked for
-	}{
-		{"no pause", 10 * time.Second, 0, 10 * time.Second, "a", "a", 0, 10 * time.Second},
-		{"a short pause", 10 * time.Second, time.Second, 10 * time.Second, "a", "a", 0, 11 * time.Second},
-		{"a long pause", 10 * time.Second, time.Hour, 10 * time.Second, "a", "a", 0, 15 * time.Second},
-		{"over a reboot", 10 * time.Second, time.Hour, 10 * time.Second, "b", "a", 0, 15 * time.Second},
-		{"over a reboot, and no time passed by the wall", 10 * time.Second, 0, 10 * time.Second, "b", "a", 0, 15 * time.Second},
-		{"over a reboot, an hour behind", 10 * time.Second, -time.Hour, 10 * time.Second, "b", "a", 0, 15 * time.Second},
-		{"our machine was stopped", 10 * time.Second, 0, 10 * time.Second, "a", "a", time.Minute, 15 * time.Second},
-		{"it was not", 10 * time.Second, 0, 10 * time.Second, "a", "a", 20 * time.Millisecond, 10 * time.Second},
-		{"our wall clock was set back", 10 * time.Second, 0, 10 * time.Second, "a", "a", -time.Hour, 10 * time.Second},
-		{"it ran ahead of our clock", 11 * time.Second, time.Hour, 10 * time.Second, "a", "a", 0, 15 * time.Second},
-	} {
-		asked := metering.Instant{Boot: int64(24 * time.Hour), Mono: int64(24 * time.Hour), Wall: time.Now().UnixNano()}
-		began := int64(row.elapsed + row.idle)
-		l := &tickLease{Devices: []string{"GPU-a"}, Checker: metering.CheckerState{
-			BootID: row.bootLast, Sequence: 1, Elapsed: int64(row.elapsed), Owed: *uint256.NewInt(10),
-			Start:   metering.Instant{Boot: asked.Boot - began, Mono: asked.Mono - began, Wall: asked.Wall - began - int64(row.missed)},
-			Devices: []metering.CheckedDevice{{UUID: "GPU-a", Total: int64(row.ran)}},
-		}}
-		b := &ledger{account: account{Tick: &pendingTick{Prior: *uint256.NewInt(15), Asked: asked, Boot: row.bootAsked}}}
-		b.forfeit(l, price, asked, row.bootAsked)
-		got := time.Duration(asked.Boot - l.Checker.Start.Boot)
-		if wall := time.Duration(asked.Wall - l.Checker.Start.Wall); got != row.want || (wall-got).Abs() > 20*time.Millisecond {
-			t.Errorf("%s: %s, %s on the wall", row.name, got, wall)
-		}
 	}
 }
 
@@ -359,7 +312,7 @@ func TestOurClockFindsOneGPULetTwice(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			n, elsewhere := overbookedOf(t, bootless{testrig.Earnest{Source: testclock.GPUs(2)}})
-			n.change = func(c *wallet.Config) { c.Tolerance = tickTolerance }
+			n.change = func(c *wallet.Config) { c.Tolerance = ticks.Tolerance }
 			var lease common.Hash
 			for _, n.clock = range clocks {
 				n.open()
@@ -370,27 +323,6 @@ func TestOurClockFindsOneGPULetTwice(t *testing.T) {
 			}
 			n.paidOnce(elsewhere)
 		})
-	}
-}
-
-// TestX402SinceTheNewestRecord: by the monotonic clock while the machine runs, by the wall after a reboot, and never less
-// than nothing.
-func TestX402SinceTheNewestRecord(t *testing.T) {
-	l := &tickLease{Checker: metering.CheckerState{BootID: "a", Start: metering.Instant{Boot: 1000, Wall: 50_000}, Elapsed: 300}}
-	for _, c := range []struct {
-		boot  string
-		asked metering.Instant
-		want  int64
-	}{
-		{"a", metering.Instant{Boot: 1500, Wall: 99_999}, 200},
-		{"a", metering.Instant{Boot: 1200, Wall: 99_999}, 0},
-		{"b", metering.Instant{Boot: 10, Wall: 50_700}, 400},
-		{"", metering.Instant{Boot: 1500, Wall: 50_700}, 400},
-		{"b", metering.Instant{Boot: 9999, Wall: 50_100}, 0},
-	} {
-		if got := l.each().since(&pendingTick{Asked: c.asked, Boot: c.boot}, 0); got != c.want {
-			t.Errorf("boot %q, asked at %+v: %d, want %d", c.boot, c.asked, got, c.want)
-		}
 	}
 }
 
@@ -459,20 +391,5 @@ func TestX402LateReadings(t *testing.T) {
 	r.Start()
 	if _, err := n.x.Rent(t.Context(), n.Server.URL, 1); !errors.Is(err, peer.ErrOffer) || !strings.Contains(err.Error(), "10.001s late") {
 		t.Errorf("a renter: %v", err)
-	}
-}
-
-// TestX402BooksBeforeItWrites: of two channels' ticks that bill one GPU for one time the second is refused while the first is
-// still to be written.
-func TestX402BooksBeforeItWrites(t *testing.T) {
-	x := &Client{w: &wallet.Wallet{Clock: testclock.Process()}}
-	rec := metering.SignedRecord{Evidence: metering.Evidence{Devices: []metering.DeviceEvidence{{
-		Device: metering.Device{UUID: "GPU-1", BootID: "a"}, To: metering.Instant{Mono: int64(time.Second)}, Nanos: metering.Nanos{Allocated: int64(time.Second)}, Total: int64(time.Second),
-	}}}}
-	for i, want := range []error{nil, wallet.ErrLetTwice} {
-		b := &payment{ledger: ledger{x: x, id: common.Hash{byte(i + 1)}}}
-		if _, err := b.bookOnce(new(tickLease), rec); !errors.Is(err, want) {
-			t.Errorf("channel %d: %v, want %v", i+1, err, want)
-		}
 	}
 }

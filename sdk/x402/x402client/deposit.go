@@ -22,8 +22,7 @@ import (
 // defaultDepositRequests is for how many requests is deposited where nobody says how much.
 const defaultDepositRequests = 10
 
-// fund makes sure that the channel covers a voucher. It returns the deposit that
-// must go with it, if one must.
+// fund makes sure that the channel covers a voucher. It returns the deposit that must go with it, if one must.
 func (b *payment) fund(ctx context.Context, most uint256.Int) (*x402.Deposit, error) {
 	if b.account.Deposit != nil {
 		if under, err := b.depositInFlight(ctx); err != nil {
@@ -51,10 +50,9 @@ func (b *payment) fund(ctx context.Context, most uint256.Int) (*x402.Deposit, er
 	return b.deposit(ctx, view.Deposit, most)
 }
 
-// depositInFlight reports whether a deposit that was signed may still arrive, and if not
-// records what became of it. It has arrived when it was used and the channel shows
-// it; it cannot arrive any more when its time is over by the chain's clock and by
-// ours. The time is read first, so that the state is no older.
+// depositInFlight reports whether a deposit that was signed may still arrive, and if not records what became of it. It
+// has arrived when it was used and the channel shows it; it cannot arrive any more when its time is over by the chain's
+// clock and by ours. The time is read first, so that the state is no older.
 func (b *ledger) depositInFlight(ctx context.Context) (bool, error) {
 	a := b.account.Deposit.Authorization
 	over, err := b.x.over(ctx, uint64(a.ValidBefore))
@@ -79,8 +77,11 @@ func (b *ledger) depositInFlight(ctx context.Context) (bool, error) {
 		if err != nil {
 			return false, err
 		}
-		if err := b.x.unseen(ctx, b.terms, b.account.Deposit); err != nil {
-			return false, err
+		if b.x.w.Alone { // the caps go on counting it: one endpoint alone says that it did not arrive
+			nonce, until := channel.DepositNonce(b.id, common.Hash(a.Salt)), time.Unix(int64(a.ValidBefore), 0)
+			if err := b.x.payer.Unseen(ctx, b.terms, nonce, b.account.Deposit.Amount.Int, until); err != nil {
+				return false, err
+			}
 		}
 		if err := b.x.payer.Fund(ctx, b.id, most); err != nil {
 			return false, err
@@ -90,19 +91,8 @@ func (b *ledger) depositInFlight(ctx context.Context) (bool, error) {
 	return false, b.save(ctx)
 }
 
-// unseen has the caps go on counting a deposit that ended without arriving, where
-// one endpoint alone says so.
-func (x *Client) unseen(ctx context.Context, t channel.Terms, d *x402.Deposit) error {
-	if !x.w.Alone {
-		return nil
-	}
-	a := d.Authorization
-	return x.payer.Unseen(ctx, t, channel.DepositNonce(t.ID(), common.Hash(a.Salt)), d.Amount.Int, time.Unix(int64(a.ValidBefore), 0))
-}
-
-// over reports whether a time has passed on the chain, in a block with the wanted
-// confirmations, and on our own clock: an endpoint that lies about the time does
-// not have a second deposit signed beside one that is still good.
+// over reports whether a time has passed on the chain, in a block with the wanted confirmations, and on our own clock:
+// an endpoint that lies about the time does not have a second deposit signed beside one that is still good.
 func (x *Client) over(ctx context.Context, at uint64) (bool, error) {
 	if uint64(x.w.Now().Unix()) < at {
 		return false, nil
@@ -252,11 +242,10 @@ func (b *ledger) afford(ctx context.Context, value uint256.Int) error {
 	return err
 }
 
-// validBefore is until when the server may draw a deposit: as long as it asks
-// for, but no longer than a deposit is ever left open, by the later of the
-// chain's clock and ours. Servers check it by their own. A chain that is further
-// from our clock than ClockOff is not believed: its endpoint, or our own clock,
-// would have deposits signed that are good for days or years.
+// validBefore is until when the server may draw a deposit: as long as it asks for, but no longer than a deposit is ever
+// left open, by the later of the chain's clock and ours. Servers check it by their own. A chain that is further from
+// our clock than ClockOff is not believed: its endpoint, or our own clock, would have deposits signed that are good for
+// days or years.
 func (b *payment) validBefore(ctx context.Context) (x402.Seconds, error) {
 	theirs, err := chain.Now(ctx, b.x.w.Backend)
 	if err != nil {
@@ -274,8 +263,7 @@ func (b *payment) validBefore(ctx context.Context) (x402.Seconds, error) {
 	return x402.Seconds(uint64(now.Unix()) + open), nil
 }
 
-// authorize signs a deposit under the token's own domain, as the chain has it,
-// whatever the server says that it is.
+// authorize signs a deposit under the token's own domain, as the chain has it, whatever the server says that it is.
 func (b *ledger) authorize(ctx context.Context, d *x402.Deposit) error {
 	separator, err := b.x.w.Token.DomainSeparator(ctx)
 	if err != nil {

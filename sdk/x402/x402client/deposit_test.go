@@ -25,7 +25,7 @@ func TestX402LeavesNotBehindADeposit(t *testing.T) {
 	s := n.account()
 	s.Deposit = &x402.Deposit{Authorization: x402.Authorization{ValidBefore: x402.Seconds(time.Now().Add(time.Hour).Unix()), Salt: x402.Hash{1}}}
 	s.Deposit.Amount.Int = *uint256.NewInt(1)
-	if err := n.x.accounts().save(t.Context(), &s); err != nil {
+	if err := n.x.accounts().Save(t.Context(), &s); err != nil {
 		t.Fatal(err)
 	}
 	paid, err := n.x.payer.State(t.Context(), s.ID)

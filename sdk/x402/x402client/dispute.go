@@ -8,13 +8,11 @@ import (
 	"maps"
 	"net/http"
 
-	"github.com/gpupay/gpupay/internal/exactjson"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/internal/boundlog"
 	"github.com/gpupay/gpupay/sdk/internal/evidence"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	"github.com/gpupay/gpupay/sdk/wallet"
-	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // disputeHeader stops paying on the channel: evidence first.
@@ -31,7 +29,7 @@ func (b *payment) disputeHeader(ctx context.Context, reason error, h http.Header
 func (b *payment) dispute(ctx context.Context, reason error, document []byte) error {
 	ctx, reason = context.WithoutCancel(ctx), boundlog.Plain(reason)
 	var err error
-	if rec := recordIn(document); rec != nil {
+	if _, rec := tickIn(document); rec != nil {
 		err = b.prove(ctx, *rec)
 		document = evidence.OfRecord(*rec, document)
 	}
@@ -47,24 +45,7 @@ func (b *payment) dispute(ctx context.Context, reason error, document []byte) er
 	return errors.Join(&wallet.Dispute{Channel: b.id, Reason: reason}, err, b.save(ctx))
 }
 
-// violation is what a provider is caught at, as opposed to what fails here.
-type violation struct{ error }
-
-func (l *violation) Unwrap() error { return l.error }
-
-func violationf(format string, args ...any) error { return &violation{fmt.Errorf(format, args...)} }
-
-// recordIn is the usage record in a tick's answer, or nil.
-func recordIn(document []byte) *metering.SignedRecord {
-	var said wire.Tick
-	if len(document) > peer.MaxAnswer || exactjson.Unmarshal(document, &said) != nil {
-		return nil
-	}
-	return said.Record
-}
-
-// prove looks whether the channel has another record of a refused one's number,
-// and keeps both.
+// prove looks whether the channel has another record of a refused one's number, and keeps both.
 func (b *ledger) prove(ctx context.Context, refused metering.SignedRecord) error {
 	if b.account.Ticking == nil {
 		return nil

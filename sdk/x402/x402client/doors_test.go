@@ -10,6 +10,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/internal/ticks"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/x402"
 )
@@ -91,7 +92,7 @@ func TestX402NoDoorTakesTheCeiling(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			passed := uint64((time.Since(began) + tickTolerance).Milliseconds())
+			passed := uint64((time.Since(began) + ticks.Tolerance).Milliseconds())
 			if c := m.s.only(x); c.Signed.IsZero() || c.Signed.Uint64() > passed+door.ticks*testrig.MillAsk+100 { // ten for each other request
 				t.Errorf("%s signed, %d ms passed, a tick is of %d", c.Signed.Dec(), passed, testrig.MillAsk)
 			}

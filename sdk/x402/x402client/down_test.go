@@ -2,18 +2,14 @@ package x402client
 
 import (
 	"errors"
-	"math/rand/v2"
 	"testing"
 	"time"
 
-	"github.com/ethereum/go-ethereum/crypto"
-	"github.com/holiman/uint256"
-
-	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/sdk"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/internal/ticks"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -155,87 +151,12 @@ func TestX402TimeOfAllGPUs(t *testing.T) {
 				t.Errorf("%v, want a dispute about the clock", err)
 			}
 			passed := time.Duration(clock.Now().Boot - ours.Ticking.Checker.Start.Boot)
-			if most, _ := n.totals(); most > passed+tickTolerance {
+			if most, _ := n.totals(); most > passed+ticks.Tolerance {
 				t.Errorf("a GPU is billed for %s, %s passed", most, passed)
 			}
-			if billed > covers+2*uint64((pairGap+tickTolerance).Milliseconds()) {
+			if billed > covers+2*uint64((pairGap+ticks.Tolerance).Milliseconds()) {
 				t.Errorf("%d ms were billed in the absence, and the voucher covered %d", billed, covers)
 			}
 		})
-	}
-}
-
-// TestX402ClocksOfAnHonestLease: whichever GPUs of a lease are down at whatever times, and however long its renter is away, an
-// honest provider's time is within both clocks; and what they allow after an
-// absence is no more than was signed for, to the base unit, and one late reading of each GPU.
-func TestX402ClocksOfAnHonestLease(t *testing.T) {
-	const late, unit = int64(pairGap), int64(time.Millisecond) // a base unit of time
-	private, err := crypto.GenerateKey()
-	if err != nil {
-		t.Fatal(err)
-	}
-	key := channel.NewKey(private)
-	offer, err := wire.SignOffer(t.Context(), key, wire.Offer{Version: 1, ChainID: 1, Escrow: wire.Address{1}, Token: wire.Address{2},
-		Payee: wire.Address(key.Address()), Meter: wire.Address(key.Address()), Amount: wireUnits(1000), Unit: "gpu_second",
-		Credit: 10, Tick: 1000, MaxGap: late / unit, RecordEvery: 5000})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for seed := range uint64(60) {
-		random := rand.New(rand.NewPCG(seed, 1))
-		gpus := 1 + random.IntN(4)
-		ran, at := make([]int64, gpus), metering.Instant{Boot: 1, Mono: 1, Wall: 1}
-		sum := func() (all int64) {
-			for _, n := range ran {
-				all += n
-			}
-			return all
-		}
-		pass := func(d int64) { at.Boot, at.Mono, at.Wall = at.Boot+d, at.Mono+d, at.Wall+d }
-		// run lets some of the GPUs use so much together, and no longer than that.
-		run := func(money, most int64) {
-			up := random.Perm(gpus)[:1+random.IntN(gpus)]
-			each := min(most, max(0, money)/int64(len(up)))
-			for _, i := range up {
-				ran[i] += each
-				if each < most {
-					ran[i] += min(most-each, random.Int64N(late+1))
-				}
-			}
-		}
-		l := &tickLease{Offer: offer.Document, Devices: make([]string, gpus), Checker: metering.CheckerState{BootID: "b", Start: at}}
-		l.Together = l.each()
-		b, prior := &ledger{}, int64(0)
-		for range 20 {
-			away := random.Int64N(int64(5 * time.Second))
-			if l.Checker.Sequence == 0 {
-				away = 0
-			}
-			run(prior*unit-sum(), away)
-			pass(away)
-			ask := int64(gpus) * int64(pairWindow+pairSlack) / unit
-			p := &pendingTick{Asked: at, Boot: "b", Prior: *uint256.NewInt(uint64(prior)), Most: *uint256.NewInt(uint64(sum()/unit + 1 + ask))}
-			b.account.Tick = p
-			took := random.Int64N(int64(2 * time.Second))
-			run(int64(p.Most.Uint64())*unit-sum(), took)
-			asked := *l
-			b.forfeit(&asked, metering.Price{}, at, "b")
-			if all := int64(gpus) * (at.Boot - asked.Together.Start.Boot); l.Checker.Sequence > 0 && all > max(int64(l.Checker.Nanos), prior*unit)+int64(gpus)*(late+1)+unit {
-				t.Fatalf("seed %d: %s of %d GPUs may be billed when a tick is asked for, %s were signed for", seed, time.Duration(all), gpus, time.Duration(prior*unit))
-			}
-			pass(took)
-			b.forfeit(l, metering.Price{}, at, "b")
-			s := &l.Checker
-			s.Sequence, s.Nanos, s.Owed = s.Sequence+1, uint64(sum()), *uint256.NewInt(uint64(sum() / unit))
-			s.Devices = nil
-			for _, n := range ran {
-				s.Devices = append(s.Devices, metering.CheckedDevice{Total: n})
-			}
-			s.Elapsed, l.Together.Elapsed = at.Boot-s.Start.Boot, at.Boot-l.Together.Start.Boot
-			if l.ran() > s.Elapsed+1 || l.ranTogether() > l.Together.Elapsed+1 {
-				t.Fatalf("seed %d: %d GPUs ran for %v, one may have run for %s and each for %s", seed, gpus, ran, time.Duration(s.Elapsed), time.Duration(l.Together.Elapsed))
-			}
-			prior = max(prior, int64(p.Most.Uint64()))
-		}
 	}
 }

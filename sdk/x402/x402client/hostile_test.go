@@ -405,7 +405,7 @@ func TestX402PendingWithdrawalIsNotPaidInto(t *testing.T) {
 	if _, err := s.get(x); !errors.Is(err, channel.ErrClosing) {
 		t.Errorf("%v, want %v", err, channel.ErrClosing)
 	}
-	if kept, err := x.accounts().load(t.Context(), s.only(x).ID); err != nil || kept.Deposit != nil {
+	if kept, err := x.accounts().Load(t.Context(), s.only(x).ID); err != nil || kept.Deposit != nil {
 		t.Errorf("a deposit was signed: %+v, %v", kept, err)
 	}
 	if len(s.Paid) != paid+2 || s.Tokens(t, s.PayerAddress()) != testrig.Thousand-testrig.SellerDeposit {

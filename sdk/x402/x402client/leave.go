@@ -12,26 +12,24 @@ import (
 	"github.com/gpupay/gpupay/internal/u256"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/boundlog"
+	"github.com/gpupay/gpupay/sdk/internal/x402account"
 	"github.com/gpupay/gpupay/sdk/wallet"
 )
 
-// Leave gets back what is in a channel without the server: it starts the
-// withdrawal, waits out the channel's delay, in which the server may still claim
-// what was signed, and finishes it. Both transactions are the renter's own and
-// need native coin (ErrNoGas); nobody can send them for it.
+// Leave gets back what is in a channel without the server: it starts the withdrawal, waits out the channel's delay, in
+// which the server may still claim what was signed, and finishes it. Both transactions are the renter's own and need
+// native coin (ErrNoGas); nobody can send them for it.
 //
-// It takes as long as the delay, 15 minutes at least. It can be cut off and
-// called again, also in another process, and makes one withdrawal; who calls it
-// beside another call of this process waits for what comes of that. Nothing is
-// paid from the channel meanwhile; after it, a payment deposits again. What somebody deposited during the
-// delay stays, and is Refund.Left: another Leave gets that. ErrStuck says that
-// the contract refuses.
+// It takes as long as the delay, 15 minutes at least. It can be cut off and called again, also in another process, and
+// makes one withdrawal; who calls it beside another call of this process waits for what comes of that. Nothing is paid
+// from the channel meanwhile; after it, a payment deposits again. What somebody deposited during the delay stays, and
+// is Refund.Left: another Leave gets that. ErrStuck says that the contract refuses.
 func (x *Client) Leave(ctx context.Context, id common.Hash) (Refund, error) {
 	return x.leaves.join(ctx, id, func() (Refund, error) { return x.leave(ctx, id) })
 }
 
 func (x *Client) leave(ctx context.Context, id common.Hash) (Refund, error) {
-	known, err := x.accounts().load(ctx, id)
+	known, err := x.accounts().Load(ctx, id)
 	if err != nil {
 		return Refund{}, err
 	}
@@ -42,7 +40,7 @@ func (x *Client) leave(ctx context.Context, id common.Hash) (Refund, error) {
 	if err != nil {
 		return Refund{}, err
 	}
-	turn := known.turn(paid.Terms)
+	turn := known.Turn(paid.Terms)
 	b := &leaving{ledger{x: x, terms: paid.Terms, id: id, site: turn.Site, salt: turn.Salt}}
 	before, err := b.beginLeaving(ctx)
 	if err != nil {
@@ -64,7 +62,7 @@ func (b *leaving) inTurn(ctx context.Context, step func() error) error {
 		return err
 	}
 	defer release()
-	known, err := b.x.accounts().load(ctx, b.id)
+	known, err := b.x.accounts().Load(ctx, b.id)
 	if err != nil {
 		return err
 	}
@@ -129,10 +127,9 @@ func (b *leaving) awaitDeposit(ctx context.Context) error {
 	}
 }
 
-// exit does what the chain says is next, until nothing is left to withdraw or
-// one withdrawal of all that was there is over: anybody can deposit dust meanwhile,
-// and each withdrawal takes the delay and the renter's gas. A step that is refused
-// wallet.LeaveRounds times is ErrStuck; waiting for the delay or an endpoint is no try.
+// exit does what the chain says is next, until nothing is left to withdraw or one withdrawal of all that was there is
+// over: anybody can deposit dust meanwhile, and each withdrawal takes the delay and the renter's gas. A step that is
+// refused wallet.LeaveRounds times is ErrStuck; waiting for the delay or an endpoint is no try.
 func (b *leaving) exit(ctx context.Context) error {
 	var last channel.ChainView
 	pace := chain.Backoff{Least: b.x.w.Poll, Most: 8 * b.x.w.Poll}
@@ -183,12 +180,6 @@ func (b *leaving) nextStep(ctx context.Context, view channel.ChainView) error {
 	return b.sendOwn(ctx, b.x.escrow.InitiateWithdrawCall(b.terms, free))
 }
 
-// withdrawal is one of all that was free, as the account remembers it.
-type withdrawal struct {
-	Deposit uint256.Int `json:"deposit"` // in the channel when it was asked for
-	Before  int         `json:"before"`  // how many of the channel's we had begun by then
-}
-
 // beginWithdrawal has the account know of a withdrawal before it is asked for: what is deposited from then on is not of it,
 // whoever goes on with it. One that is known already is gone on with.
 func (b *leaving) beginWithdrawal(ctx context.Context, deposit uint256.Int) error {
@@ -200,7 +191,7 @@ func (b *leaving) beginWithdrawal(ctx context.Context, deposit uint256.Int) erro
 		if err != nil {
 			return err
 		}
-		b.account.Withdrawal = &withdrawal{Deposit: deposit, Before: before}
+		b.account.Withdrawal = &x402account.Withdrawal{Deposit: deposit, Before: before}
 		return b.save(ctx)
 	})
 }

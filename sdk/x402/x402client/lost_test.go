@@ -15,6 +15,7 @@ import (
 
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/internal/ticks"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/x402"
 )
@@ -220,9 +221,9 @@ func TestX402LostTickIsGivenUp(t *testing.T) {
 	n := newTenant(t, newPayRig(t))
 	n.tick()
 	s := n.account()
-	s.Tick = &pendingTick{URL: n.Server.URL + "/tick?gpus=1", Header: "lost", Base: s.Charged, Most: *uint256.NewInt(1000), Prior: *uint256.NewInt(501)}
+	s.Tick = &ticks.Pending{URL: n.Server.URL + "/tick?gpus=1", Header: "lost", Base: s.Charged, Most: *uint256.NewInt(1000), Prior: *uint256.NewInt(501)}
 	s.Lost = s.Tick.Most
-	if err := n.x.accounts().save(t.Context(), &s); err != nil {
+	if err := n.x.accounts().Save(t.Context(), &s); err != nil {
 		t.Fatal(err)
 	}
 	paid := len(n.line.Paid)
@@ -307,7 +308,7 @@ func TestX402RaisedBaseIsTimeThatPassed(t *testing.T) {
 		t.Fatalf("%+v, %v", all, err)
 	}
 	var most uint256.Int
-	most.SetUint64(uint64((time.Since(began) + tickTolerance).Milliseconds()) + testrig.MillAsk)
+	most.SetUint64(uint64((time.Since(began) + ticks.Tolerance).Milliseconds()) + testrig.MillAsk)
 	if all[0].Signed.Gt(&most) || all[0].Signed.IsZero() {
 		t.Errorf("signed %s, %s is what passed and one tick", all[0].Signed.Dec(), most.Dec())
 	}

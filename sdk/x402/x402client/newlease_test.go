@@ -7,6 +7,7 @@ import (
 
 	"github.com/gpupay/gpupay/metering"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/internal/ticks"
 	"github.com/gpupay/gpupay/sdk/wallet"
 )
 
@@ -91,7 +92,7 @@ func TestX402NewLeasesBillNoMoreThanPassed(t *testing.T) {
 				paid += tick.Charged.Uint64()
 			}
 			var d *wallet.Dispute
-			if most := uint64((time.Since(began) + tickTolerance).Milliseconds()); paid > most || paid == 0 {
+			if most := uint64((time.Since(began) + ticks.Tolerance).Milliseconds()); paid > most || paid == 0 {
 				t.Errorf("%d ms were paid for, %d passed and are tolerated", paid, most)
 			}
 			if !errors.As(err, &d) || !errors.Is(err, metering.ErrClock) {

@@ -15,8 +15,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/x402"
 )
 
-// payment is one request that is being paid for. Whoever has its channel's turn
-// owns it.
+// payment is one request that is being paid for. Whoever has its channel's turn owns it.
 type payment struct {
 	*request
 	ledger
@@ -29,15 +28,13 @@ type payment struct {
 	refunding  bool                 // a refund is asked for: nothing is bought
 	serverBase uint256.Int          // what the server counts as charged, for a refund
 
-	untaken      bool // the server has not taken this request's voucher
-	resent       bool // it is a tick that was asked for before
-	clocksParted bool // our clocks have parted since its lease was heard of
-	booked       bool // the answer's receipt was, and says:
-	charge       uint256.Int
+	untaken bool // the server has not taken this request's voucher
+	resent  bool // it is a tick that was asked for before
+	booked  bool // the answer's receipt was, and says:
+	charge  uint256.Int
 }
 
-// buy pays and sends the request, and repairs what is known of the channel once
-// if the server shows that it must be.
+// buy pays and sends the request, and repairs what is known of the channel once if the server shows that it must be.
 func (b *payment) buy(ctx context.Context) (*http.Response, error) {
 	if err := b.load(ctx); err != nil {
 		return nil, err
@@ -74,10 +71,9 @@ func (b *payment) pay(ctx context.Context) (*http.Response, error) {
 	}
 }
 
-// lostAnswer is a request that was charged and not answered. Paying it again is for
-// the caller to decide; a tick is asked for again with the same payment. A second
-// tick with no record since the first is a lie: an honest provider answers the same
-// payment with what it had answered.
+// lostAnswer is a request that was charged and not answered. Paying it again is for the caller to decide; a tick is
+// asked for again with the same payment. A second tick with no record since the first is a lie: an honest provider
+// answers the same payment with what it had answered.
 func (b *payment) lostAnswer(ctx context.Context, h http.Header) error {
 	if b.tick == "" {
 		return fmt.Errorf("channel %s: %w: ask again and it is paid again", b.id, ErrLostAnswer)
@@ -121,8 +117,7 @@ func (b *payment) sign(ctx context.Context) (signedPayment, error) {
 	return p, err
 }
 
-// header signs the voucher and writes the payment. What the voucher can cost is
-// on disk before.
+// header signs the voucher and writes the payment. What the voucher can cost is on disk before.
 func (b *payment) header(ctx context.Context, kind x402.Type, most uint256.Int, deposit *x402.Deposit, refund *wire.Amount) (string, error) {
 	if err := b.enter(ctx); err != nil {
 		return "", err

@@ -7,6 +7,7 @@ import (
 
 	"github.com/gpupay/gpupay/sdk/audit"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/ticks"
 	"github.com/gpupay/gpupay/sdk/wallet"
 )
 
@@ -47,13 +48,13 @@ func TestX402RenterPrune(t *testing.T) {
 	empty()
 	id := n.rental.Channel()
 	s := n.account()
-	s.Tick = &pendingTick{URL: "http://provider/tick"}
-	if err := n.x.accounts().save(t.Context(), &s); err != nil {
+	s.Tick = &ticks.Pending{URL: "http://provider/tick"}
+	if err := n.x.accounts().Save(t.Context(), &s); err != nil {
 		t.Fatal(err)
 	}
 	prunes("a tick is under way", later, keep, 0)
 	s.Tick = nil
-	if err := n.x.accounts().save(t.Context(), &s); err != nil {
+	if err := n.x.accounts().Save(t.Context(), &s); err != nil {
 		t.Fatal(err)
 	}
 	if len(kept) != 0 {

@@ -53,7 +53,7 @@ func (b *payment) charged(ctx context.Context, resp *http.Response, receipt x402
 		return nil
 	}
 	if b.tick == "" {
-		b.unticked(total)
+		b.account.CountOther(total)
 	}
 	b.account.Charged, b.booked, b.charge = total, true, charge
 	if err := b.save(ctx); err != nil {
@@ -94,8 +94,7 @@ func (b *payment) corrected(ctx context.Context, resp *http.Response) (again boo
 	return false, nil
 }
 
-// underfunded looks whether the channel holds less than we thought: a receiver may
-// refund by itself.
+// underfunded looks whether the channel holds less than we thought: a receiver may refund by itself.
 func (b *ledger) underfunded(ctx context.Context) (again bool, err error) {
 	before, err := b.x.payer.State(ctx, b.id)
 	if err != nil {
@@ -105,9 +104,8 @@ func (b *ledger) underfunded(ctx context.Context) (again bool, err error) {
 	return err == nil && after.Deposit.Lt(&before.Deposit), err
 }
 
-// resync takes the server's base for the next voucher. With our own newest
-// signature beside it, it may be anything up to what we signed, and of ticks only
-// what allows says; without one, it is what was claimed on the chain, within what
+// resync takes the server's base for the next voucher. With our own newest signature beside it, it may be anything up
+// to what we signed, and of ticks only what allows says; without one, it is what was claimed on the chain, within what
 // this database signed for.
 func (b *payment) resync(ctx context.Context, said x402.Extra, h http.Header) (again bool, err error) {
 	paid, view, err := b.observe(ctx)
@@ -150,12 +148,12 @@ func (b *payment) resync(ctx context.Context, said x402.Extra, h http.Header) (a
 	if b.tick != "" && base.Gt(&b.account.Charged) {
 		lost = !b.allows(base)
 	}
-	if !lost && !b.plausible(base) {
+	if !lost && !b.ticks().Plausible(base) {
 		b.logRefusedBase(base)
 		return false, nil
 	}
 	b.x.w.Log.Info("x402 channel was out of step", "channel", b.id, "ours", b.account.Charged.Dec(), "theirs", base.Dec())
-	b.adoptBase(base)
+	b.account.AdoptBase(base)
 	if err := b.save(ctx); err != nil {
 		return false, err
 	}
@@ -170,16 +168,20 @@ func (b *ledger) logRefusedBase(base uint256.Int) {
 	b.x.w.Log.Warn("x402 server counts more GPU time than passed: its base is not taken", "channel", b.id, "ours", b.account.Charged.Dec(), "theirs", base.Dec())
 }
 
-// adoptBase has the next voucher count from a base: what of it is no tick is told apart.
-func (b *ledger) adoptBase(base uint256.Int) {
-	if !b.account.Ticked || !base.Gt(&b.account.Plain) {
-		b.unticked(base)
+// allows reports whether a base can be what was charged with no record that we saw. It is once taken too on a channel that was
+// on the chain before this database knew of it.
+func (b *payment) allows(base uint256.Int) bool {
+	if b.ticks().Allows(base) {
+		return true
 	}
-	b.account.Charged = base
+	if b.found && b.account.Deposit == nil && b.account.Lost.IsZero() {
+		b.account.Lost = b.most
+		return true
+	}
+	return false
 }
 
-// confirmed reports whether two endpoints say that so much was claimed of a channel
-// that this database has forgotten.
+// confirmed reports whether two endpoints say that so much was claimed of a channel that this database has forgotten.
 func (b *ledger) confirmed(ctx context.Context, claimed uint256.Int) bool {
 	if _, several := b.x.w.Backend.(*chain.Endpoints); !several || !b.account.Found {
 		return false
@@ -200,8 +202,7 @@ func (b *ledger) verifyBase(base uint256.Int, v x402.VoucherState) error {
 	return nil
 }
 
-// recall books a voucher of ours that this database has forgotten: what the
-// channel can cost is known again.
+// recall books a voucher of ours that this database has forgotten: what the channel can cost is known again.
 func (b *ledger) recall(ctx context.Context, shown x402.VoucherState) error {
 	v := channel.Voucher{ChannelID: b.id, Cumulative: shown.SignedMaxClaimable.Int, Signature: shown.Signature[:]}
 	_, err := b.x.payer.Recall(ctx, v)

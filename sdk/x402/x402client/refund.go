@@ -19,8 +19,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/x402"
 )
 
-// Refund is what came back from a channel, seen on the chain. Amounts are
-// base units.
+// Refund is what came back from a channel, seen on the chain. Amounts are base units.
 type Refund struct {
 	Channel     common.Hash
 	Amount      uint256.Int
@@ -28,9 +27,8 @@ type Refund struct {
 	Transaction common.Hash // as the server says; zero where we sent it ourselves
 }
 
-// Refund has the server give money back that is in our channel with it: amount,
-// in units of the token, or all that was not charged if that is empty. url is
-// anything that the server wants to be paid for. It costs no gas. The channel can
+// Refund has the server give money back that is in our channel with it: amount, in units of the token, or all that was
+// not charged if that is empty. url is anything that the server wants to be paid for. It costs no gas. The channel can
 // be used on; the next payment deposits again.
 //
 // ErrRefused means that the server does not, or does not answer: Leave needs it not. A
@@ -71,8 +69,7 @@ func (x *Client) refund(ctx context.Context, url string, part *wire.Amount) (Ref
 	return b.refund(ctx, part)
 }
 
-// reach asks a server for its offer, so that something can be said on the channel
-// that pays it.
+// reach asks a server for its offer, so that something can be said on the channel that pays it.
 func (x *Client) reach(ctx context.Context, url string) (*payment, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
@@ -97,7 +94,7 @@ func (x *Client) reach(ctx context.Context, url string) (*payment, error) {
 // refund asks for one, and once more if the server shows that it counts from
 // another base. A server that was caught may still refund.
 func (b *payment) refund(ctx context.Context, part *wire.Amount) (Refund, error) {
-	known, err := b.x.accounts().load(ctx, b.id)
+	known, err := b.x.accounts().Load(ctx, b.id)
 	if err != nil {
 		return Refund{}, err
 	}
@@ -169,14 +166,12 @@ func (b *payment) refunded(ctx context.Context, resp *http.Response, before chan
 // endRefunded ends what was paid for when a refund is there: to pay again is a new decision. What the server counted, or claimed,
 // is the next voucher's base as far as it can be.
 func (b *payment) endRefunded() {
-	if b.plausible(b.serverBase) {
-		b.adoptBase(u256.Max(b.account.Charged, b.serverBase))
+	if b.ticks().Plausible(b.serverBase) {
+		b.account.AdoptBase(u256.Max(b.account.Charged, b.serverBase))
 		b.account.Open = nil
 	} else {
 		b.logRefusedBase(b.serverBase)
-		if b.account.Tick != nil {
-			b.account.Open = b.account.Tick.after(b.account.Open)
-		}
+		b.account.GiveUp()
 	}
 	b.account.Tick = nil
 }

@@ -18,15 +18,15 @@ import (
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
+	"github.com/gpupay/gpupay/sdk/internal/ticks"
 	"github.com/gpupay/gpupay/sdk/units"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 	"github.com/gpupay/gpupay/sdk/x402"
 )
 
-// Rental is GPU time of a provider of this project that is paid over x402,
-// one window after the other: each tick is asked for and paid, and returns when
-// it was metered and its record was checked. One goroutine at a time may use it.
+// Rental is GPU time of a provider of this project that is paid over x402, one window after the other: each tick is
+// asked for and paid, and returns when it was metered and its record was checked. One goroutine at a time may use it.
 type Rental struct {
 	x     *Client
 	peer  peer.Peer
@@ -47,51 +47,7 @@ type Tick struct {
 	Record  metering.SignedRecord
 }
 
-// pendingTick is a tick that was asked for: its payment is sent again as it is
-// until its record was seen, and the provider answers with what it had answered.
-type pendingTick struct {
-	URL    string      `json:"url"`
-	Header string      `json:"header"`
-	Key    string      `json:"key,omitempty"` // the idempotency key that goes with it
-	Base   uint256.Int `json:"base"`          // charged before it
-	Most   uint256.Int `json:"most"`          // what its voucher is for
-	Prior  uint256.Int `json:"prior"`         // the most that was signed for before it
-
-	Asked metering.Instant `json:"asked"` // on our clocks: its lease began no earlier
-	Boot  string           `json:"boot"`
-
-	GPUs   int         `json:"gpus,omitempty"`
-	Hourly uint256.Int `json:"hourly"` // the price of a GPU-hour; zero in older databases
-}
-
-// tickLease is a lease that is paid by ticks, as a checker must remember it.
-type tickLease struct {
-	Lease      common.Hash           `json:"lease"`
-	Offer      json.RawMessage       `json:"offer"`
-	Devices    []string              `json:"devices"`
-	OwedBefore uint256.Int           `json:"owedBefore"`
-	Checker    metering.CheckerState `json:"checker"`
-	Began      metering.Instant      `json:"began,omitzero"` // no earlier, on our clocks
-	BeganBoot  string                `json:"beganBoot,omitempty"`
-	Together   leaseClock            `json:"together,omitzero"` // that the GPUs' time in sum is held to
-
-	// Lent is by how many ns the leases before ran ahead of our clock: so much of
-	// the channel's tolerance is used.
-	Lent int64 `json:"lent,omitempty,string"`
-}
-
-// tickTolerance is by how much a provider's clock may run ahead of ours on a
-// channel that is paid by ticks. Our clock starts before the provider's, so that
-// nothing that travels is in it. A provider that begins a lease at every tick
-// gains it once.
-const tickTolerance = 250 * time.Millisecond
-
-// maxTick is the GPU time that one tick may cost at the offer's price, on each
-// GPU: what a provider could claim for a tick that it never served.
-const maxTick = time.Minute
-
-// Rent prepares to rent GPUs of a provider of this project by ticks. It checks
-// the provider's offer and moves no money.
+// Rent prepares to rent GPUs of a provider of this project by ticks. It checks the provider's offer and moves no money.
 func (x *Client) Rent(ctx context.Context, url string, gpus int) (*Rental, error) {
 	if gpus < 1 {
 		return nil, errors.New("renter: GPUs must be above zero")
@@ -143,14 +99,12 @@ func (t *Rental) Channel() common.Hash { return t.id }
 
 func (t *Rental) url() string { return t.peer.Base + "/tick?gpus=" + strconv.Itoa(t.gpus) }
 
-// Tick pays for the next window, waits until it was metered, and checks what the
-// provider says of it: the record must be signed by the metering key of the
-// offer, its price arithmetic must hold, the charge must be what it adds, and no
-// more GPU time may be in it than passed here. What does not hold is a *Dispute,
-// and nothing more is paid. A tick whose answer got lost is not paid again: the
-// next call gets it. ErrLostAnswer says that the provider counts it as charged and
-// shows no record: each further call asks for the same tick and signs nothing, until
-// it is answered, was claimed on the chain, or Close or Leave gave it up.
+// Tick pays for the next window, waits until it was metered, and checks what the provider says of it: the record must
+// be signed by the metering key of the offer, its price arithmetic must hold, the charge must be what it adds, and no
+// more GPU time may be in it than passed here. What does not hold is a *Dispute, and nothing more is paid. A tick whose
+// answer got lost is not paid again: the next call gets it. ErrLostAnswer says that the provider counts it as charged
+// and shows no record: each further call asks for the same tick and signs nothing, until it is answered, was claimed on
+// the chain, or Close or Leave gave it up.
 func (t *Rental) Tick(ctx context.Context) (Tick, error) {
 	b, err := t.request(ctx)
 	if err != nil {
@@ -165,7 +119,7 @@ func (t *Rental) Tick(ctx context.Context) (Tick, error) {
 		return Tick{}, err
 	}
 	t.id = b.id
-	b.markTicked()
+	b.account.Mark(b.own)
 	resp, err := t.resumePending(ctx, b)
 	if resp == nil && err == nil {
 		resp, err = b.pay(ctx)
@@ -201,7 +155,7 @@ func (t *Rental) request(ctx context.Context) (*payment, error) {
 		defer resp.Body.Close()
 		return nil, fmt.Errorf("provider %s: asked for a tick, it answered: %w", t.peer.Base, wire.ParseProblem(resp))
 	}
-	most, err := t.price.Charge(uint64(t.gpus) * uint64(maxTick))
+	most, err := t.price.Charge(uint64(t.gpus) * uint64(ticks.MaxTick))
 	if err != nil {
 		return nil, err
 	}
@@ -217,22 +171,7 @@ func (t *Rental) request(ctx context.Context) (*payment, error) {
 	return b, nil
 }
 
-// markTicked has what was signed for ticks told apart from all else on a channel: what was
-// signed before the first is no tick's, unless it was an earlier version that paid.
-func (b *ledger) markTicked() {
-	s := &b.account
-	switch {
-	case s.Ticked:
-	case s.Ticking == nil && s.Tick == nil:
-		s.Plain = u256.Max(s.Plain, b.own)
-	default:
-		s.Ceiling = u256.Max(s.Ceiling, b.own)
-	}
-	s.Ticked = true
-}
-
-// storePending puts a tick's payment on disk before it is sent, and what else is signed
-// where ticks are paid too.
+// storePending puts a tick's payment on disk before it is sent, and what else is signed where ticks are paid too.
 func (b *payment) storePending(ctx context.Context, p signedPayment) error {
 	if b.tick == "" {
 		if !b.account.Ticked {
@@ -242,7 +181,7 @@ func (b *payment) storePending(ctx context.Context, p signedPayment) error {
 		return b.save(ctx)
 	}
 	clock := b.x.w.Clock
-	b.account.Tick = &pendingTick{
+	b.account.Tick = &ticks.Pending{
 		URL: b.tick, Header: p.header, Key: b.key, Base: b.account.Charged, Most: p.most, Prior: b.prior, Asked: clock.Now(), Boot: clock.BootID(),
 		GPUs: b.gpus, Hourly: b.hourly,
 	}
@@ -264,7 +203,7 @@ func (t *Rental) resumePending(ctx context.Context, b *payment) (*http.Response,
 	case lost:
 		return nil, fmt.Errorf("%s is asked for: %w", p.URL, b.lostTick())
 	default: // for another number of GPUs: what it can have cost grows with time
-		b.account.Open = p.after(b.account.Open)
+		b.account.GiveUp()
 		return nil, nil
 	}
 	known, prior := b.account.Charged, b.prior
@@ -297,9 +236,8 @@ func (t *Rental) resumePending(ctx context.Context, b *payment) (*http.Response,
 	return nil, b.save(ctx)
 }
 
-// giveUp forgets a tick that was charged and not answered once the chain shows that
-// its own voucher was claimed: then an honest provider answers for it no more, since
-// anybody can read that, and another one has the money.
+// giveUp forgets a tick that was charged and not answered once the chain shows that its own voucher was claimed: then
+// an honest provider answers for it no more, since anybody can read that, and another one has the money.
 func (b *ledger) giveUp(ctx context.Context) error {
 	_, on, err := b.observe(ctx)
 	if err == nil && (on.Settled.Gt(&b.account.Tick.Prior) || !b.account.Charged.Gt(&on.Settled)) {
@@ -319,28 +257,23 @@ func (t *Rental) answered(ctx context.Context, b *payment, resp *http.Response) 
 	}
 	onDisk := b.account.Spans
 	tick, rec, err := t.check(ctx, b, document)
-	var v *violation
+	var v *ticks.Violation
 	if errors.As(err, &v) {
-		return Tick{}, b.dispute(ctx, v.error, document)
+		return Tick{}, b.dispute(ctx, v.Unwrap(), document)
 	}
 	if err != nil {
 		return Tick{}, err
 	}
-	b.account.Ceiling = b.account.Tick.Most
-	if !b.resent { // else something else may have been paid since
-		b.account.Plain, b.account.Open = uint256.Int{}, nil
-	}
-	b.account.Tick, b.account.Found, b.account.Lost = nil, false, uint256.Int{}
-	if err := b.x.accounts().accept(ctx, &b.account, rec); err != nil {
+	b.ticks().Answered()
+	if err := b.x.accounts().Accept(ctx, &b.account, rec); err != nil {
 		b.x.w.Billed.Keep(b.terms.Payee, b.id, onDisk)
 		return tick, err
 	}
 	return tick, nil
 }
 
-// failed is a tick that was answered by an error. One with a receipt is the
-// answer, and asking for it again gets no other: what it charged, it charged for
-// nothing.
+// failed is a tick that was answered by an error. One with a receipt is the answer, and asking for it again gets no
+// other: what it charged, it charged for nothing.
 func (b *payment) failed(ctx context.Context, resp *http.Response) error {
 	err := fmt.Errorf("channel %s: no tick: %w", b.id, wire.ParseProblem(resp))
 	if !b.booked {
@@ -353,11 +286,10 @@ func (b *payment) failed(ctx context.Context, resp *http.Response) error {
 	return errors.Join(err, b.save(ctx))
 }
 
-// Run pays tick after tick and hands each to seen, until ctx ends or something
-// stops it for good. The tick that runs when ctx ends is seen to its end: it is
-// paid. A provider that cannot be reached is asked again for as long as the
-// renter's Patience lasts. A tick that was charged and not answered
-// (ErrLostAnswer) ends it: nothing is paid twice unless it is called again.
+// Run pays tick after tick and hands each to seen, until ctx ends or something stops it for good. The tick that runs
+// when ctx ends is seen to its end: it is paid. A provider that cannot be reached is asked again for as long as the
+// renter's Patience lasts. A tick that was charged and not answered (ErrLostAnswer) ends it: nothing is paid twice
+// unless it is called again.
 func (t *Rental) Run(ctx context.Context, seen func(Tick)) error {
 	heard := time.Now()
 	for ctx.Err() == nil {
@@ -407,5 +339,5 @@ func (t *Rental) Close(ctx context.Context) (Refund, error) {
 
 // Records returns the usage records that were checked for ticks of a channel.
 func (x *Client) Records(ctx context.Context, channelID common.Hash) ([]metering.SignedRecord, error) {
-	return x.accounts().records(ctx, channelID)
+	return x.accounts().Checked(ctx, channelID)
 }

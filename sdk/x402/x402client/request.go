@@ -120,8 +120,7 @@ func drainBody(resp *http.Response) {
 	_ = resp.Body.Close()
 }
 
-// required reads the offers of a 402; nil if the answer is something else, and
-// is the caller's then.
+// required reads the offers of a 402; nil if the answer is something else, and is the caller's then.
 func required(resp *http.Response) (*x402.PaymentRequired, error) {
 	if resp.StatusCode != http.StatusPaymentRequired {
 		return nil, nil
@@ -144,11 +143,9 @@ const (
 	lostPause = 200 * time.Millisecond
 )
 
-// deliver sends the request with its payment. A connection that breaks leaves
-// open whether the server served: the same payment again can cost nothing more,
-// and one of our providers answers it with what it had answered. It is sent again
-// where the request may be repeated. lost says that it was sent more than once,
-// by us or, as transports do, below us.
+// deliver sends the request with its payment. A connection that breaks leaves open whether the server served: the same
+// payment again can cost nothing more, and one of our providers answers it with what it had answered. It is sent again
+// where the request may be repeated. lost says that it was sent more than once, by us or, as transports do, below us.
 func (b *payment) deliver(ctx context.Context, payment string) (resp *http.Response, lost bool, err error) {
 	var sent atomic.Int32
 	trace := httptrace.WithClientTrace(b.req.Context(), &httptrace.ClientTrace{WroteHeaders: func() { sent.Add(1) }})

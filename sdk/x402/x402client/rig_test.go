@@ -20,6 +20,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/internal/rig/providerrig"
+	"github.com/gpupay/gpupay/sdk/internal/x402account"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -147,9 +148,9 @@ func (n *tenant) tick() Tick {
 }
 
 // account is what the renter has on disk of its only channel.
-func (n *tenant) account() account {
+func (n *tenant) account() x402account.Account {
 	n.Helper()
-	all, err := n.x.accounts().list(n.Context())
+	all, err := n.x.accounts().List(n.Context())
 	if err != nil || len(all) != 1 {
 		n.Fatalf("%+v, %v", all, err)
 	}
@@ -157,10 +158,10 @@ func (n *tenant) account() account {
 }
 
 // accountAt is what the renter has on disk of its only channel with a site.
-func (n *tenant) accountAt(url string) account {
+func (n *tenant) accountAt(url string) x402account.Account {
 	n.Helper()
-	all, err := n.x.accounts().list(n.Context())
-	i := slices.IndexFunc(all, func(s account) bool { return s.site() == peer.SiteOf(url) })
+	all, err := n.x.accounts().List(n.Context())
+	i := slices.IndexFunc(all, func(s x402account.Account) bool { return s.PaidSite() == peer.SiteOf(url) })
 	if err != nil || i < 0 {
 		n.Fatalf("%+v, %v", all, err)
 	}

@@ -276,8 +276,8 @@ func TestX402EachSiteHasItsOwnChannel(t *testing.T) {
 	if resp, err := named.Client().Get(sites[2]); err != nil || resp.StatusCode != http.StatusOK || len(s.Paid) != paid+1 {
 		t.Fatalf("another name of a site: %v, %v", resp, err)
 	}
-	known, err := x.accounts().load(t.Context(), common.Hash(s.Paid[paid].Payload.Voucher.ChannelID))
-	if err != nil || known == nil || known.site() != peer.SiteOf(sites[1]) {
+	known, err := x.accounts().Load(t.Context(), common.Hash(s.Paid[paid].Payload.Voucher.ChannelID))
+	if err != nil || known == nil || known.PaidSite() != peer.SiteOf(sites[1]) {
 		t.Errorf("it was paid from %+v, %v", known, err)
 	}
 }
@@ -300,12 +300,12 @@ func (s *stall) older(x *Client) common.Hash {
 		s.Fatalf("%v, %v", resp, err)
 	}
 	resp.Body.Close()
-	known, err := x.accounts().load(s.Context(), b.id)
+	known, err := x.accounts().Load(s.Context(), b.id)
 	if err != nil {
 		s.Fatal(err)
 	}
 	known.Site, known.Salt = "", common.Hash{}
-	if err := x.accounts().save(s.Context(), known); err != nil {
+	if err := x.accounts().Save(s.Context(), known); err != nil {
 		s.Fatal(err)
 	}
 	return b.id

@@ -9,18 +9,18 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
+	"github.com/gpupay/gpupay/sdk/internal/x402account"
 	"github.com/gpupay/gpupay/sdk/wallet"
 )
 
-// vet holds a server to what is known of its payee and its site, whatever its
-// newest 402 says: who was caught is not paid from another channel, and while one
-// channel with it holds money no second one is opened.
+// vet holds a server to what is known of its payee and its site, whatever its newest 402 says: who was caught is not
+// paid from another channel, and while one channel with it holds money no second one is opened.
 func (b *payment) vet(ctx context.Context) error {
 	payee := b.terms.Payee
 	if err := b.x.w.Vet(ctx, payee, peer.Site(b.req.URL)); err != nil {
 		return err
 	}
-	related, err := b.x.accounts().related(ctx, payee, b.site)
+	related, err := b.x.accounts().Related(ctx, payee, b.site)
 	if err != nil {
 		return err
 	}
@@ -32,10 +32,9 @@ func (b *payment) vet(ctx context.Context) error {
 	return nil
 }
 
-// oneChannel refuses to open another channel with a payee at a site while the one
-// that is there holds money: a server that names other terms with every 402 would
-// have the balance locked bit by bit.
-func (b *payment) oneChannel(ctx context.Context, s account) error {
+// oneChannel refuses to open another channel with a payee at a site while the one that is there holds money: a server
+// that names other terms with every 402 would have the balance locked bit by bit.
+func (b *payment) oneChannel(ctx context.Context, s x402account.Account) error {
 	other, err := b.other(ctx, s)
 	if err != nil || other == nil {
 		return err
@@ -46,20 +45,19 @@ func (b *payment) oneChannel(ctx context.Context, s account) error {
 
 // other is the payment of a related channel that stands in this one's place: with
 // the same payee, site and salt, and money in it. It is nil if that is not so.
-func (b *payment) other(ctx context.Context, s account) (*payment, error) {
+func (b *payment) other(ctx context.Context, s x402account.Account) (*payment, error) {
 	if s.ID == b.id {
 		return nil, nil
 	}
 	paid, err := b.x.payer.State(ctx, s.ID)
-	if err != nil || s.turn(paid.Terms) != b.turn() {
+	if err != nil || s.Turn(paid.Terms) != b.turn() {
 		return nil, err
 	}
 	return b.holding(ctx, s, paid.Terms)
 }
 
-// holding is the payment from a known channel if that holds money that is not charged,
-// nil if it does not.
-func (b *payment) holding(ctx context.Context, s account, terms channel.Terms) (*payment, error) {
+// holding is the payment from a known channel if that holds money that is not charged, nil if it does not.
+func (b *payment) holding(ctx context.Context, s x402account.Account, terms channel.Terms) (*payment, error) {
 	other := *b
 	other.terms, other.id, other.account, other.fresh = terms, s.ID, s, false
 	if _, _, err := other.observe(ctx); err != nil { // it may have been refunded
@@ -71,15 +69,14 @@ func (b *payment) holding(ctx context.Context, s account, terms channel.Terms) (
 	return &other, nil
 }
 
-// retarget makes a refund's channel the one that holds money at this site, whatever
-// terms the server names now, and whatever payee: a server that takes another key
-// can still refund what it was paid under the last one.
+// retarget makes a refund's channel the one that holds money at this site, whatever terms the server names now, and
+// whatever payee: a server that takes another key can still refund what it was paid under the last one.
 func (b *payment) retarget(ctx context.Context) error {
-	related, err := b.x.accounts().related(ctx, b.terms.Payee, b.site)
+	related, err := b.x.accounts().Related(ctx, b.terms.Payee, b.site)
 	if err != nil {
 		return err
 	}
-	if i := slices.IndexFunc(related, func(s account) bool { return s.ID == b.id }); i > 0 {
+	if i := slices.IndexFunc(related, func(s x402account.Account) bool { return s.ID == b.id }); i > 0 {
 		related[0], related[i] = related[i], related[0] // the one that it names now comes first
 	}
 	for _, s := range related {
@@ -87,7 +84,7 @@ func (b *payment) retarget(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		turn := s.turn(paid.Terms)
+		turn := s.Turn(paid.Terms)
 		turn.Payee = b.terms.Payee
 		if turn != b.turn() {
 			continue
@@ -110,7 +107,7 @@ func (b *payment) retargetOld(ctx context.Context) error {
 	old := b.terms
 	old.Salt = b.salt
 	for _, id := range []common.Hash{b.id, old.ID()} {
-		if known, err := b.x.accounts().load(ctx, id); err != nil || known != nil {
+		if known, err := b.x.accounts().Load(ctx, id); err != nil || known != nil {
 			return err
 		}
 	}
@@ -125,31 +122,5 @@ func (b *payment) retargetOld(ctx context.Context) error {
 	return nil
 }
 
-// site is the only one that is paid from a channel.
-func (s account) site() string {
-	if s.Site == "" {
-		return peer.SiteOf(s.URL)
-	}
-	return s.Site
-}
-
-// turn is the turn of an account's channel.
-func (s account) turn(t channel.Terms) wallet.TurnKey {
-	salt := s.Salt
-	if s.Site == "" {
-		salt = t.Salt
-	}
-	return wallet.TurnOf(t, salt, s.site())
-}
-
 // turn is the turn of a ledger's channel.
 func (b *ledger) turn() wallet.TurnKey { return wallet.TurnOf(b.terms, b.salt, b.site) }
-
-// addSite notes a site that is about to be paid from a channel.
-func (s *account) addSite(site string, payee common.Address) (isNew bool) {
-	s.Payee = payee
-	if isNew = !slices.Contains(s.Sites, site); isNew {
-		s.Sites = append(s.Sites, site)
-	}
-	return isNew
-}
