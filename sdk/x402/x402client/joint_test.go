@@ -12,6 +12,17 @@ import (
 	"github.com/gpupay/gpupay/channel"
 )
 
+// A waiting context tells of each wait for it.
+type waiting struct {
+	context.Context
+	waits chan struct{}
+}
+
+func (w waiting) Done() <-chan struct{} {
+	w.waits <- struct{}{}
+	return w.Context.Done()
+}
+
 // TestX402LeavesAtOnce: who leaves a channel that is being left has what comes of that, unless that is cut off: then it goes on. Other
 // channels are left beside it.
 func TestX402LeavesAtOnce(t *testing.T) {
@@ -29,9 +40,10 @@ func TestX402LeavesAtOnce(t *testing.T) {
 	var work sync.WaitGroup
 	defer work.Wait()
 	results := make(chan error, 3)
+	ctx := waiting{t.Context(), make(chan struct{}, 9)}
 	for range 3 {
 		work.Go(func() {
-			got, err := l.join(t.Context(), id, leave)
+			got, err := l.join(ctx, id, leave)
 			if err == nil && got != want {
 				err = errors.New("another refund")
 			}
@@ -39,6 +51,8 @@ func TestX402LeavesAtOnce(t *testing.T) {
 		})
 	}
 	<-began
+	<-ctx.waits
+	<-ctx.waits
 	if _, err := l.join(t.Context(), other, func() (Refund, error) { return Refund{}, nil }); err != nil {
 		t.Error(err)
 	}
@@ -56,6 +70,7 @@ func TestX402LeavesAtOnce(t *testing.T) {
 		t.Errorf("who was cut off hears %v", err)
 	}
 	<-began // one of the others goes on
+	<-ctx.waits
 	end <- nil
 	for range 2 {
 		if err := <-results; err != nil {
