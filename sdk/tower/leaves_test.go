@@ -152,5 +152,5 @@ func TestTowerEndsALeave(t *testing.T) {
 	if n := l.tower.Leaves(t.Context()); n != 1 {
 		t.Errorf("%d leaves are open at once after the withdrawal", n)
 	}
-	l.Eventually("it is ended", func() bool { l.tower.Age(time.Hour); return l.tower.Leaves(t.Context()) == 0 })
+	l.Eventually("it is ended", func() bool { l.Mine(t, 1); l.tower.Age(time.Hour); return l.tower.Leaves(t.Context()) == 0 })
 }
