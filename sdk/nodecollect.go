@@ -16,9 +16,13 @@ import (
 )
 
 // collectFor is how long a gateway's process waits for a node, which was out of reach when a lease ended, to say what it metered:
-// from when it first saw that, by its monotonic clock, since wall clocks of gateways disagree and are set. Meanwhile the payer's
+// by its monotonic clock, since wall clocks of gateways disagree and are set, and only while it asked: see waited. Meanwhile the payer's
 // credit is without the lease's share, and no other lease begins on its channel; after it, what was not said is given up.
 const collectFor = time.Hour
+
+// askedEvery is the most between two asks of a node that counts as time in which it did not answer: a process that was stopped, or had
+// no database, did not ask it.
+const askedEvery = time.Second + nodelink.Timeout
 
 // collect takes over what nodes metered of leases that ended here while they were out of reach, whichever gateway ended them,
 // and gives up what it waited for too long.
@@ -61,17 +65,25 @@ func (n *nodes) giveUp(ctx context.Context, row leasestore.Row, why error) error
 	return errors.Join(n.config.store.Leases.SetHeld(ctx, row.ID, 0), n.config.shares.end(ctx, common.HexToHash(row.ID)))
 }
 
-// waited is for how long this process has seen each of the leases wait for its node.
+// absence is for how long a node that was asked has not said what it metered of a lease.
+type absence struct {
+	length   time.Duration
+	last     time.Time // when it was asked last
+	sequence int64     // of the newest record by then
+}
+
+// waited is for how long this process has asked for what is to be told of each of the leases, and was told nothing.
 func (n *nodes) waited(rows []leasestore.Row) map[string]time.Duration {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	now, waited, absent := n.now(), make(map[string]time.Duration), make(map[string]time.Time)
+	now, waited, absent := n.now(), make(map[string]time.Duration), make(map[string]absence)
 	for _, row := range rows {
-		since, seen := n.absent[row.ID]
-		if !seen {
-			since = now
+		a, seen := n.absent[row.ID]
+		if seen && row.Sequence == a.sequence { // else it has told something since
+			a.length += min(now.Sub(a.last), askedEvery)
 		}
-		absent[row.ID], waited[row.ID] = since, now.Sub(since)
+		a.last, a.sequence = now, row.Sequence
+		absent[row.ID], waited[row.ID] = a, a.length
 	}
 	n.absent = absent
 	return waited

@@ -3,6 +3,7 @@ package sdk
 import (
 	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -199,18 +200,24 @@ func TestNodeThatDoesNotComeBack(t *testing.T) {
 	o.set(true, nil)
 	last := lease.release()
 	n := r.provider.nodes
-	_ = n.collect(t.Context()) // from now on it waits
-	later := func(d time.Duration) {
-		n.mu.Lock()
-		defer n.mu.Unlock()
-		n.now = func() time.Time { return time.Now().Add(d) }
+	var ahead atomic.Int64
+	n.mu.Lock()
+	n.now = func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
+	n.mu.Unlock()
+	waits := func(passes time.Duration) {
+		for range passes {
+			if lease.row().Held != 0 {
+				_ = n.collect(t.Context()) // fails where it was not noticed yet that the node is away
+				ahead.Add(int64(askedEvery))
+			}
+		}
 	}
-	later(collectFor / 2)
-	if _ = n.collect(t.Context()); lease.row().Held != 1 { // fails where it was not noticed yet that the node is away
+	if waits(collectFor / askedEvery / 2); lease.row().Held != 1 {
 		t.Error("half of the time is over, and it is given up")
 	}
-	later(collectFor + time.Minute)
-	waitFor(t, func() bool { return lease.row().Held == 0 })
+	if waits(collectFor/askedEvery/2 + 20); lease.row().Held != 0 {
+		t.Error("the time is over, and it is not given up")
+	}
 	o.set(false, nil)
 	waitFor(t, func() bool { return o.collected(r, id) })
 	if got := lease.spent(); got != last.Owed.Uint64() {
@@ -246,6 +253,29 @@ func TestGatewayWithAWrongClockGivesUpNoLease(t *testing.T) {
 	for range 3 {
 		if _ = n.collect(t.Context()); lease.row().Held != 1 {
 			t.Fatal("it is given up at once")
+		}
+	}
+	o.set(false, nil)
+	waitFor(t, func() bool { return o.collected(r, id) })
+	if newest := o.told(r, id); !newest.Owed.Gt(&last.Owed) || r.forgone() != "0" {
+		t.Errorf("%s is charged, as when it ended; %s leases are given up", newest.Owed.Dec(), r.forgone())
+	}
+}
+
+// TestStoppedGatewayGivesUpNoLease: a gateway that is stopped for hours while it waits for a node did not ask it meanwhile, and
+// charges what it says.
+func TestStoppedGatewayGivesUpNoLease(t *testing.T) {
+	o, r, lease := cutOff(t)
+	id := lease.lease.LeaseID
+	last := lease.release()
+	n := r.provider.nodes
+	_ = n.collect(t.Context()) // from now on it waits
+	n.mu.Lock()
+	n.now = func() time.Time { return time.Now().Add(2 * collectFor) }
+	n.mu.Unlock()
+	for range 3 {
+		if _ = n.collect(t.Context()); lease.row().Held != 1 {
+			t.Fatal("it is given up as the gateway goes on")
 		}
 	}
 	o.set(false, nil)

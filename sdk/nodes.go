@@ -34,7 +34,7 @@ type nodes struct {
 
 	mu      sync.Mutex
 	now     func() time.Time
-	absent  map[string]time.Time // lease -> when this process first waited for its node to say what it metered
+	absent  map[string]absence   // by lease
 	outdone map[common.Hash]bool // see outpaced
 }
 
@@ -80,7 +80,7 @@ func newNodes(c ProviderConfig) (*nodes, error) {
 		return nil, fmt.Errorf("provider: Nodes: %w", err)
 	}
 	return &nodes{Pool: p, offers: rate.NewLimiter(rate.Every(offerPace), offerBurst), now: time.Now,
-		absent: make(map[string]time.Time), outdone: make(map[common.Hash]bool)}, nil
+		absent: make(map[string]absence), outdone: make(map[common.Hash]bool)}, nil
 }
 
 // unfit are the nodes that begin no lease, with the reasons, and those that did not answer when they were asked last.
