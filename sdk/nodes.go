@@ -146,9 +146,14 @@ func (n *nodes) reconcile(ctx context.Context) {
 // reconcileAt is reconcile at one node, of leases that it lists itself. The share of one that another node has is not its to
 // give back.
 func (n *nodes) reconcileAt(ctx context.Context, name string, ids []common.Hash) error {
-	rows, err := n.config.store.Leases.ByIDs(ctx, ids)
-	for id, row := range rows {
-		if row.State != wire.StateEnded || row.Held != 0 {
+	known, err := n.config.store.Leases.Glimpses(ctx, ids)
+	for id, now := range known {
+		if now.State != wire.StateEnded || now.Held != 0 {
+			continue
+		}
+		row, failed := n.config.store.Leases.ByID(ctx, now.ID) // has no access document any more
+		if failed != nil {
+			err = errors.Join(err, failed)
 			continue
 		}
 		ended := n.end(ctx, n.Client(name), id, nodelink.End{Reason: row.Reason, Closed: true, Fence: nodelink.InTerm(row.Term)})

@@ -33,7 +33,7 @@ func (r *replicas) look(ctx context.Context) error {
 	for _, l := range append(own, shown...) {
 		ids, channels = append(ids, l.id), append(channels, l.terms.ID())
 	}
-	rows, err := r.p.store.Leases.ByIDs(ctx, ids)
+	rows, err := r.p.store.Leases.Glimpses(ctx, ids)
 	if err != nil {
 		return err
 	}
@@ -63,7 +63,7 @@ func (r *replicas) look(ctx context.Context) error {
 }
 
 // heed tells a lease that runs here what others wrote.
-func (r *replicas) heed(l *lease, row leasestore.Row, s channel.State) {
+func (r *replicas) heed(l *lease, row leasestore.Glimpse, s channel.State) {
 	if row.ID == "" || row.Term != l.term { // its row was there when it began: see drop
 		l.elsewhere.Store(row.ID != "")
 		l.lose()
@@ -101,7 +101,7 @@ func (l *lease) learn(s channel.State) {
 }
 
 // reflect brings a lease that is shown here to what its owner wrote.
-func (r *replicas) reflect(ctx context.Context, l *lease, row leasestore.Row, s channel.State) error {
+func (r *replicas) reflect(ctx context.Context, l *lease, row leasestore.Glimpse, s channel.State) error {
 	if row.ID == "" {
 		return nil
 	}
@@ -124,7 +124,7 @@ func (r *replicas) reflect(ctx context.Context, l *lease, row leasestore.Row, s 
 	return nil
 }
 
-func (v *leaseView) reflect(row leasestore.Row, s channel.State, last *metering.SignedRecord) {
+func (v *leaseView) reflect(row leasestore.Glimpse, s channel.State, last *metering.SignedRecord) {
 	v.deposit, v.stream = s.Deposit, max(v.stream, uint64(row.Stream))
 	if s.Accepted.Gt(&v.accepted) {
 		v.accepted = s.Accepted
