@@ -1,6 +1,7 @@
 package sdk
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
@@ -147,7 +148,11 @@ type leaseTiming struct {
 	suspendTimeout time.Duration
 	aliveEvery     time.Duration // between looks at whether what was allocated is alive
 	callTimeout    time.Duration // of an allocator's command and of a device's reading
+	beginTimeout   time.Duration // of all that is asked to begin a lease; callTimeout if zero
 }
+
+// begins is how long the beginning of a lease may take.
+func (t leaseTiming) begins() time.Duration { return cmp.Or(t.beginTimeout, t.callTimeout) }
 
 // leaseView is what a stream shows, replaced as a whole at every change.
 type leaseView struct {

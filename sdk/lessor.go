@@ -144,7 +144,7 @@ func (h *lessor) grant(ctx context.Context, row leasestore.Row, s channel.State,
 	fault.Point(fault.LeaseWritten)
 	// A renter that hangs up must not leave a half-made allocation behind.
 	later := context.WithoutCancel(ctx) // what a failure leaves is undone also where its time was up
-	call, cancel := context.WithTimeout(later, h.deps.timing.callTimeout)
+	call, cancel := context.WithTimeout(later, h.deps.timing.begins())
 	defer cancel()
 	a, meter, err := h.allocate(call, row, s, offer)
 	if err != nil {

@@ -25,6 +25,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/node/nodekeys"
+	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // nodeCredit is the most that a lease of the tests may owe beyond what is
@@ -104,7 +105,8 @@ type outpost struct {
 	cut bool
 	lie func(path string, answer []byte) []byte
 
-	hang func(path string) // before it answers
+	hang   func(path string)               // before it answers
+	refuse func(path string) *wire.Problem // what it answers in the place of the node, if it is not nil
 }
 
 func newOutpost(t *testing.T) *outpost { return newNamedOutpost(t, "north") }
@@ -155,13 +157,19 @@ func (o *outpost) stop() {
 
 func (o *outpost) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	o.mu.Lock()
-	n, cut, lie, hang := o.node, o.cut, o.lie, o.hang
+	n, cut, lie, hang, refuse := o.node, o.cut, o.lie, o.hang, o.refuse
 	o.mu.Unlock()
 	if hang != nil {
 		hang(r.URL.Path)
 	}
 	if n == nil || cut {
 		panic(http.ErrAbortHandler)
+	}
+	if refuse != nil {
+		if problem := refuse(r.URL.Path); problem != nil {
+			problem.Write(w)
+			return
+		}
 	}
 	if lie == nil {
 		n.ServeHTTP(w, r)
@@ -184,6 +192,23 @@ func (o *outpost) set(cut bool, lie func(string, []byte) []byte) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.cut, o.lie = cut, lie
+}
+
+// begins has a node answer who begins a lease as hang and refuse do, which may be nil.
+func (o *outpost) begins(hang func(), refuse func() *wire.Problem) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.hang = func(path string) {
+		if path == "/leases" && hang != nil {
+			hang()
+		}
+	}
+	o.refuse = func(path string) *wire.Problem {
+		if path == "/leases" && refuse != nil {
+			return refuse()
+		}
+		return nil
+	}
 }
 
 // link has a provider's devices metered by the node.

@@ -192,36 +192,87 @@ func (n *nodes) place(ctx context.Context, req placement) (gpu.Allocation, commo
 		q.Money = nodelink.MoneyOf(collectible(req.channel, n.config.row), req.channel.Deposit)
 	}
 	q.Money = q.WithCredit(share.tell, share.version)
-	for _, c := range n.WithCapacity(req.GPUs) {
-		var began nodelink.Lease
-		err := c.Call(ctx, n.config.callTimeout, "POST", "/leases", q, &began)
-		if errors.Is(err, &wire.NoCapacity) {
-			continue // another gateway was faster
-		}
-		if err == nil && (began.Allocation == nil || began.LeaseID != req.LeaseID) {
-			err = &nodelink.Error{Node: c.Name, Err: fmt.Errorf("its answer is about lease %s and names no devices", began.LeaseID)}
-		}
-		if err == nil {
-			if wrong := n.CheckDevices(c.Name, began.Allocation.Devices, req.GPUs); wrong != nil {
-				err = &nodelink.Error{Node: c.Name, Err: wrong}
-			}
-		}
-		if err == nil && (began.Meter == nil || *began.Meter == (common.Address{})) {
-			err = &nodelink.Error{Node: c.Name, Err: errors.New("it does not say which key signs the lease's records: it is from before nodes had keys of their own")}
-		}
-		if err != nil {
-			if err = n.notBegun(ctx, c, q, err); err == nil {
-				continue
-			}
-			return gpu.Allocation{}, common.Address{}, errors.Join(err, n.config.shares.end(ctx, req.LeaseID))
-		}
-		n.EndRest(c.Name)
-		n.Reserve(c.Name, req.GPUs)
-		a := *began.Allocation
-		a.LeaseID, a.Node, a.Term = req.LeaseID, c.Name, req.Term
-		return a, *began.Meter, nil
+	a, meter, err := n.begin(ctx, req, q)
+	if err != nil {
+		err = errors.Join(err, n.config.shares.end(context.WithoutCancel(ctx), req.LeaseID))
 	}
-	return gpu.Allocation{}, common.Address{}, errors.Join(fmt.Errorf("%w: no node has %d", gpu.ErrNoCapacity, req.GPUs), n.config.shares.end(ctx, req.LeaseID))
+	return a, meter, err
+}
+
+// begin asks one node after the other for the lease.
+func (n *nodes) begin(ctx context.Context, req placement, q nodelink.Start) (gpu.Allocation, common.Address, error) {
+	clients, slow, late := n.WithCapacity(req.GPUs), false, false
+	for i, c := range clients {
+		limit, asked := n.turn(ctx, len(clients)-i-1), time.Now()
+		if limit <= 0 {
+			break
+		}
+		began, err := n.beginAt(ctx, limit, c, q)
+		if err == nil {
+			n.EndRest(c.Name)
+			n.Reserve(c.Name, req.GPUs)
+			a := *began.Allocation
+			a.LeaseID, a.Node, a.Term = req.LeaseID, c.Name, req.Term
+			return a, *began.Meter, nil
+		}
+		took, hurried := time.Since(asked), slow && limit < n.config.callTimeout
+		slow, late = slow || took > n.patience(), late || errors.Is(err, context.DeadlineExceeded)
+		switch {
+		case errors.Is(err, &wire.NoCapacity) && took <= n.patience(): // another gateway was faster
+			continue
+		case errors.Is(err, context.DeadlineExceeded) && hurried:
+			n.config.log.Warn("node had less than CallTimeout to begin a lease, since another one was slow", "node", c.Name, "lease", q.LeaseID, "had", limit)
+		default:
+			if err := n.deposed(ctx, q, err); err != nil {
+				return gpu.Allocation{}, common.Address{}, err
+			}
+			n.config.log.Error("lease could not be begun at its node", "node", c.Name, "lease", q.LeaseID, "took", took, "error", err, "rest", n.Rest(c.Name))
+		}
+		if errors.Is(err, &wire.NoCapacity) {
+			continue
+		}
+		if err := n.notBegun(ctx, c, q, err); err != nil {
+			return gpu.Allocation{}, common.Address{}, err
+		}
+	}
+	if late {
+		return gpu.Allocation{}, common.Address{}, wire.Unavailable.With("no node has begun the lease in time: try again")
+	}
+	return gpu.Allocation{}, common.Address{}, fmt.Errorf("%w: no node has %d", gpu.ErrNoCapacity, req.GPUs)
+}
+
+// turn is how long a node has to begin a lease if so many are left to be asked: half of what is left of the lease's time (see
+// nodesTime), so that one that is slow leaves the others enough, and CallTimeout at most. The first and the last have CallTimeout.
+func (n *nodes) turn(ctx context.Context, others int) time.Duration {
+	end, bounded := ctx.Deadline()
+	if !bounded {
+		return n.config.callTimeout
+	}
+	left := time.Until(end)
+	if others > 0 {
+		left /= 2
+	}
+	return min(left, n.config.callTimeout)
+}
+
+// nodesTime is how long nodes have to begin a lease together: the first one CallTimeout, and the others as much.
+func nodesTime(callTimeout time.Duration) time.Duration { return 2 * callTimeout }
+
+// patience is how long a node may take to say that it has no capacity: one that takes longer, though it listed some, rests.
+func (n *nodes) patience() time.Duration { return min(nodelink.Timeout, n.config.callTimeout/4) }
+
+// beginAt has a node begin a lease. An answer by which nobody could use it, or be billed for it, is an error of the node's.
+func (n *nodes) beginAt(ctx context.Context, limit time.Duration, c *nodelink.Client, q nodelink.Start) (began nodelink.Lease, err error) {
+	if err := c.Call(ctx, limit, "POST", "/leases", q, &began); err != nil {
+		return began, err
+	}
+	if err = began.CheckStart(q.LeaseID); err == nil {
+		err = n.CheckDevices(c.Name, began.Allocation.Devices, q.GPUs)
+	}
+	if err != nil {
+		err = &nodelink.Error{Node: c.Name, Err: err}
+	}
+	return began, err
 }
 
 // Suspend does nothing: a node suspends by itself, whether a gateway is there or

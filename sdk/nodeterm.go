@@ -23,13 +23,25 @@ func (n *nodes) written(ctx context.Context, req placement) (int64, error) {
 	return row.StartedAt, err
 }
 
+// deposed is why no node begins a lease any more of which one says that it is another gateway's: the table says so too, and the node
+// has not failed. It is nil where it is ours in the table, and the newest of its channel: then the node is broken, or has heard of
+// a table that is newer than this one, and another node begins it.
+func (n *nodes) deposed(ctx context.Context, q nodelink.Start, refusal error) error {
+	if !errors.Is(refusal, &nodelink.Deposed) {
+		return nil
+	}
+	newest, ok, err := n.config.store.Leases.Newest(ctx, q.Terms.ID())
+	if err != nil || !ok || newest.ID != q.LeaseID.Hex() || newest.Term != *q.Term || newest.State != wire.StateAllocating {
+		return errors.Join(errElsewhere(q.Terms.ID()), refusal, err)
+	}
+	n.config.log.Error("node says that another gateway runs a lease, and the database does not: see \"Which gateway is heard\" in docs/nodes.md", "lease", q.LeaseID, "error", refusal)
+	return nil
+}
+
 // notBegun ends what a node may have begun of a lease and not said so. It is nil where another node can begin it.
 func (n *nodes) notBegun(ctx context.Context, c *nodelink.Client, q nodelink.Start, why error) error {
-	if errors.Is(why, &nodelink.Deposed) { // and no failure of the node
-		return errors.Join(errElsewhere(q.Terms.ID()), why)
-	}
-	n.config.log.Error("lease could not be begun at its node", "node", c.Name, "lease", q.LeaseID, "error", why, "rest", n.Rest(c.Name))
-	if c.End(ctx, nodelink.Timeout, q.LeaseID, nodelink.End{Reason: "another node begins it", Closed: true, Fence: q.Fence}) == nil {
+	ended := c.End(context.WithoutCancel(ctx), nodelink.Timeout, q.LeaseID, nodelink.End{Reason: "another node begins it", Closed: true, Fence: q.Fence})
+	if ended == nil || errors.Is(why, &nodelink.Deposed) && errors.Is(ended, &nodelink.Deposed) {
 		return nil // it has it no more, if it ever had
 	}
 	return errors.Join(wire.Unavailable.With("the GPUs' host could not be reached: try again"), why)

@@ -206,6 +206,7 @@ func (p *Provider) lets() {
 	}
 	if p.nodes != nil {
 		p.nodes.config = p.nodesConfig()
+		p.deps.timing.beginTimeout = nodesTime(p.config.CallTimeout)
 	}
 }
 

@@ -137,7 +137,7 @@ func (p *Provider) reserve(ctx context.Context, id common.Hash, gpus, back int) 
 		return s, err
 	}
 	row := cluster.Reservation{ID: s.lease.Hex(), Pool: p.pool(), Channel: id.Hex(), GPUs: s.gpus}
-	table, ttl := cluster.Reservations{DB: p.db}, p.config.OpenTimeout+p.config.CallTimeout
+	table, ttl := cluster.Reservations{DB: p.db}, p.config.OpenTimeout+p.deps.timing.begins()
 	p.reserved.table.Lock()
 	defer p.reserved.table.Unlock()
 	s.ends = time.Now().Add(ttl)

@@ -4,6 +4,7 @@ package nodelink
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"strings"
@@ -26,6 +27,7 @@ const (
 	MaxAnswer  = 8 << 20
 	PageBytes  = 1 << 20
 	MaxRecords = 100
+	MaxAccess  = 64 << 10 // of an access document, as the renter takes it
 )
 
 // Start is the body of POST /leases: everything that a node must know to meter a lease by itself.
@@ -122,12 +124,30 @@ func oneLine(text string) string {
 // bound bounds the texts of an answer.
 func (l *Lease) bound() { l.Reason = oneLine(l.Reason) }
 
-// bound bounds the texts of an answer. Devices are looked at where the node is enlisted.
+// bound bounds the texts of an answer, and keeps of a lease what a status says of it: it stays in memory. Devices are looked at where
+// the node is enlisted.
 func (s *Status) bound() {
 	s.Problem = oneLine(s.Problem)
 	for i := range s.Leases {
+		s.Leases[i].Allocation, s.Leases[i].Records = nil, nil
 		s.Leases[i].bound()
 	}
+}
+
+// CheckStart refuses the answer to the start of a lease that is another one's, or by which it could not be reached or metered.
+// The access document is kept with the lease as it is written here, and read again by whoever takes the lease over.
+func (l *Lease) CheckStart(id common.Hash) error {
+	if l.Allocation == nil || l.LeaseID != id {
+		return fmt.Errorf("its answer is about lease %s and names no devices", l.LeaseID)
+	}
+	if l.Meter == nil || *l.Meter == (common.Address{}) {
+		return errors.New("it does not say which key signs the lease's records: it is from before nodes had keys of their own")
+	}
+	written, err := json.Marshal(l.Allocation.Access)
+	if err == nil && len(written) > MaxAccess {
+		err = fmt.Errorf("its access document has %d bytes, of at most %d", len(written), MaxAccess)
+	}
+	return err
 }
 
 // Refusal is why a gateway begins no lease at a node.

@@ -217,6 +217,20 @@ func (p *Pool) Rest(name string) time.Duration {
 	return wait
 }
 
+// Resting are the nodes that get no new lease for now, since they could not begin one, by name.
+func (p *Pool) Resting() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var names []string
+	for _, c := range p.clients {
+		if p.resting(c.Name) {
+			names = append(names, c.Name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
 // EndRest ends a node's rest: it has begun a lease.
 func (p *Pool) EndRest(name string) {
 	p.mu.Lock()
