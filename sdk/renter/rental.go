@@ -1,14 +1,17 @@
 package renter
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"sync"
 
 	"github.com/ethereum/go-ethereum/common"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/paystream"
 	"github.com/gpupay/gpupay/sdk/internal/rental"
@@ -21,6 +24,10 @@ import (
 type Rental struct {
 	c     *Client
 	lease *paystream.Lease
+
+	mu    sync.Mutex
+	offer []byte // that price is of
+	price metering.Price
 }
 
 // rental makes a Rental of what is on disk.
@@ -29,7 +36,7 @@ func (r *Client) rental(ctx context.Context, row rental.Row, escrow *chain.Escro
 	if err != nil {
 		return nil, err
 	}
-	return &Rental{r, lease}, nil
+	return &Rental{c: r, lease: lease}, nil
 }
 
 // ID is the channel's.
@@ -45,9 +52,19 @@ func (l *Rental) Access() json.RawMessage { return l.lease.View().Row.Access }
 // Snapshot is how things stand, for a live table.
 func (l *Rental) Snapshot() State {
 	seen := l.lease.View()
-	s := stateOf(seen.Row)
+	s := stateOf(seen.Row, l.priceOf(seen.Row))
 	s.Paid, s.Service, s.Heard = seen.Paid, seen.Service, seen.Heard
 	return s
+}
+
+// priceOf is the price of a row of this rental. An offer is read once.
+func (l *Rental) priceOf(row rental.Row) metering.Price {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !bytes.Equal(l.offer, row.Offer) {
+		l.offer, l.price = row.Offer, priceOf(row)
+	}
+	return l.price
 }
 
 // Evidence returns what the provider sent on this channel and was refused.
