@@ -79,6 +79,7 @@ func TestEachNodeSignsWithItsOwnKey(t *testing.T) {
 				t.Fatal(err)
 			}
 			rentals = append(rentals, l)
+			done = append(done, renterrig.Background(ctx, l)) // the first is paid for while the second begins: both have one credit
 		}
 		for _, id := range ids {
 			l, err := client.Resume(t.Context(), id)
@@ -86,8 +87,6 @@ func TestEachNodeSignsWithItsOwnKey(t *testing.T) {
 				t.Fatal(err)
 			}
 			rentals = append(rentals, l)
-		}
-		for _, l := range rentals {
 			done = append(done, renterrig.Background(ctx, l))
 		}
 		return rentals, done
