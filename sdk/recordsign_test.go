@@ -9,6 +9,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -114,6 +115,33 @@ func TestRecordIsStoredBeforeItIsSigned(t *testing.T) {
 	}
 	if row := r.row(lease.lease.LeaseID); row.Pending != "" {
 		t.Errorf("%.60q is still about to be signed", row.Pending)
+	}
+}
+
+// TestRecordThatIsBeingSignedIsNotForgotten: what a record says that is about to be signed is charged with that record, and not
+// before by a request that comes meanwhile: a lease that is charged more than its records say would end when it is taken up.
+func TestRecordThatIsBeingSignedIsNotForgotten(t *testing.T) {
+	key := newNotary(t)
+	r := newRig(t, quiet, func(c *ProviderConfig) { c.MeterKey = key })
+	var looks atomic.Int64
+	key.set(func(common.Hash) error {
+		states, err := r.provider.payee.Channels(t.Context())
+		if err != nil || len(states) != 1 {
+			t.Errorf("%d channels, %v", len(states), err)
+			return nil
+		}
+		looks.Add(1)
+		if got, err := r.provider.remember(t.Context(), states[0]); err != nil || got.Spent != states[0].Spent {
+			t.Errorf("charged are %s before the record is signed, of %s: %v", got.Spent.Dec(), states[0].Spent.Dec(), err)
+		}
+		return nil
+	})
+	lease := r.open(1, 500_000, "")
+	for range 3 {
+		lease.record()
+	}
+	if lease.release(); looks.Load() < 3 {
+		t.Errorf("%d records were looked at", looks.Load())
 	}
 }
 

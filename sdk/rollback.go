@@ -59,11 +59,23 @@ func (p *Provider) heedShown(r *request, s channel.State) (*lease, error) {
 }
 
 // remember charges a channel what the newest record said that was signed on this host, where the database has forgotten
-// that record: else what it was vouchered for is served once more. Records that nodes sign are with them.
+// that record: else what it was vouchered for is served once more. A record that is in the database and about to be signed is
+// not forgotten, and is charged when it is stored: its lease could not go on, if it were cut off between. Records that nodes sign
+// are with them.
 func (p *Provider) remember(ctx context.Context, s channel.State) (channel.State, error) {
 	owed, err := p.deps.marks.Owed(ctx, s.ID)
 	if err != nil || !owed.Gt(&s.Spent) {
 		return s, err
+	}
+	row, known, err := p.store.Leases.Newest(ctx, s.ID)
+	if err != nil {
+		return s, err
+	}
+	if known {
+		_, _, pending, err := row.Resume(nil)
+		if err != nil || pending != nil && !pending.Record.Owed.Lt(&owed) {
+			return s, err
+		}
 	}
 	charged, err := p.payee.Charge(ctx, s.ID, owed)
 	if errors.Is(err, channel.ErrLower) { // its lease wrote that record meanwhile, and a later one
