@@ -76,6 +76,19 @@ func (s *Sender) unknown(ctx context.Context, chain uint64, sp span) (uint64, er
 	if sp.next <= sp.mined {
 		return 0, nil
 	}
+	missing, err := s.unlisted(ctx, chain, sp)
+	if err != nil || missing == 0 {
+		return 0, err
+	}
+	if err := s.submitting.enter(ctx); err != nil { // a nonce is marked as signed for before its transaction is in the outbox
+		return 0, err
+	}
+	s.submitting.leave()
+	return s.unlisted(ctx, chain, sp)
+}
+
+// unlisted counts the nonces of a span that the outbox has no transaction for.
+func (s *Sender) unlisted(ctx context.Context, chain uint64, sp span) (uint64, error) {
 	known, err := s.Store.countKnown(ctx, chain, s.Address(), sp.mined, sp.next, Fill) // what only uses a nonce up may still lose it
 	return sp.next - sp.mined - min(known, sp.next-sp.mined), err
 }
