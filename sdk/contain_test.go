@@ -70,7 +70,7 @@ func (p panickySource) Devices(ctx context.Context) ([]metering.Device, error) {
 }
 func (p panickySource) Close() error { return p.Source.Close() }
 func (p panickySource) Read(ctx context.Context, uuid string) (metering.Reading, error) {
-	if uuid == "SIM-GPU-0" {
+	if uuid == "SIM-GPU-1" { // of the lease that begins second
 		p.try("Read")
 	}
 	return p.Source.Read(ctx, uuid)
@@ -101,8 +101,10 @@ func TestOperatorsCodePanics(t *testing.T) {
 		t.Errorf("%d devices are free after it", free)
 	}
 	p.set("Allocate", false)
-	sick, healthy := r.open(2, 200_000, ""), r.open(3, 200_000, "")
+	healthy := r.open(3, 200_000, "")
 	healthy.pay(50_000) // is not suspended
+	sick := r.open(2, 200_000, "")
+	sick.pay(5_000)
 	sick.record()
 	p.set("Read", true)
 	for before := healthy.record().Nanos; healthy.record().Nanos < before+uint64(300*time.Millisecond); {
@@ -110,7 +112,6 @@ func TestOperatorsCodePanics(t *testing.T) {
 	p.set("Read", false)
 	for first := sick.record().Nanos; sick.record().Nanos <= first; { // it is read again
 	}
-	sick.pay(300)
 	if err := r.provider.Settle(t.Context()); err != nil || told.Load() != 1 {
 		t.Errorf("settled with %v, told %d times", err, told.Load())
 	}

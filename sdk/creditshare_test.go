@@ -63,7 +63,7 @@ func TestLeasesOnNodesShareTheCredit(t *testing.T) {
 	south := north.southern()
 	r := newRig(t, north.link, func(c *ProviderConfig) {
 		c.Nodes = append(c.Nodes, NodeLink{Name: "south", URL: south.server.URL})
-		c.Credit = 20 * time.Second // not used up before all four have begun
+		c.Credit = 20 * time.Second // not used up while one begins
 	})
 	const most = 20_000 + 4*250 // the credit, and a reading that comes late of each GPU; with a credit each it would be 40,000
 	var leases []*tab
@@ -73,9 +73,10 @@ func TestLeasesOnNodesShareTheCredit(t *testing.T) {
 			t.Fatalf("%d is unpaid of a credit of 20,000", sum)
 		}
 	}
-	leases = append(leases, r.open(1, 100_000, ""))
-	leases[0].payAll(1000)
-	for salt := byte(2); salt <= 4; salt++ {
+	for salt := byte(1); salt <= 4; salt++ {
+		for _, lease := range leases {
+			lease.payAll(1)
+		}
 		leases = append(leases, r.open(salt, 100_000, ""))
 		hold()
 	}

@@ -27,6 +27,8 @@ const askedEvery = time.Second + nodelink.Timeout
 // collect takes over what nodes metered of leases that ended here while they were out of reach, whichever gateway ended them,
 // and gives up what it waited for too long.
 func (n *nodes) collect(ctx context.Context) error {
+	n.passes.Lock()
+	defer n.passes.Unlock()
 	rows, err := n.config.store.Leases.StillHeld(ctx)
 	if err != nil {
 		return err

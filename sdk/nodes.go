@@ -31,6 +31,7 @@ type nodes struct {
 	*nodelink.Pool
 	config nodesConfig
 	offers *rate.Limiter
+	passes sync.Mutex // of collect: what one gave up, no other takes that had read of it before
 
 	mu      sync.Mutex
 	now     func() time.Time
