@@ -54,6 +54,7 @@ var layout = []struct{ pkg, may string }{
 		"sdk/internal/inventory sdk/node/nodekeys sdk/wire"},
 	{"sdk/internal/admit", "channel sdk/chain sdk/internal/serve sdk/limit sdk/wire"},
 	{"sdk/internal/cluster", "channel/store sdk/chain sdk/internal/database sdk/internal/inventory sdk/internal/run"},
+	{"sdk/internal/x402server", "channel channel/store internal/u256 metering sdk/chain sdk/internal/admit sdk/internal/serve sdk/wire sdk/x402"},
 	{"sdk/settle", "channel internal/fault sdk/chain sdk/internal/run"},
 	{"sdk/internal/peer", "channel internal/redact sdk/internal/reach sdk/wire"},
 	{"sdk/internal/boundlog", "sdk/internal/reach"},

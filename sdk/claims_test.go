@@ -25,6 +25,7 @@ import (
 	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
+	"github.com/gpupay/gpupay/sdk/internal/x402server"
 	"github.com/gpupay/gpupay/sdk/wire"
 	"github.com/gpupay/gpupay/sdk/x402"
 )
@@ -435,9 +436,9 @@ func (s *sellers) stopsIn(call chain.Call) {
 }
 
 // reserved is what the channel's requests may use, and how many of them are remembered.
-func (s *sellers) reserved() (x402Channel, int) {
+func (s *sellers) reserved() (x402server.Balance, int) {
 	s.a.Helper()
-	note, err := s.two.provider.x402.notes.channel(s.a.Context(), s.a.terms.ID())
+	note, err := s.two.provider.x402.Journal.Balance(s.a.Context(), s.a.terms.ID())
 	if err != nil {
 		s.a.Fatal(err)
 	}
@@ -594,7 +595,7 @@ func (s *sellers) refundCall() chain.Call {
 	if err != nil {
 		s.a.Fatal(err)
 	}
-	call, err := s.one.provider.x402.contract.RefundCall(s.a.Context(), kept, all)
+	call, err := s.one.provider.x402.Contract.RefundCall(s.a.Context(), kept, all)
 	if err != nil {
 		s.a.Fatal(err)
 	}
@@ -786,15 +787,16 @@ func TestLostClaimWritesNothing(t *testing.T) {
 	s := newSellers(t, "/tick")
 	s.a.open(20_000)
 	d, ctx := s.one.provider.x402, t.Context()
-	tab, err := d.tab(ctx, s.a.kept())
+	tab, err := d.Account(ctx, s.a.kept())
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &x402Request{id: tab.ID, terms: tab.Terms, claim: s.lostClaim("x402 " + tab.ID.Hex())}
-	r.payment.Payload.Type, r.voucher.Cumulative = x402.TypeRefund, tab.Deposit
-	note := x402Note{Channel: tab.ID.Hex(), MaxClaimable: tab.Deposit.Dec(), Hash: "x", Kind: kindTick, Base: "0", Moved: "0"}
-	before, requests := d.notes, 0
-	was, err := before.channel(ctx, tab.ID)
+	r := &x402Request{PaidRequest: x402server.PaidRequest{ID: tab.ID, Terms: tab.Terms}, claim: s.lostClaim("x402 " + tab.ID.Hex())}
+	r.Guard = r.claim.Guard()
+	r.Paid.Payload.Type, r.Voucher.Cumulative = x402.TypeRefund, tab.Deposit
+	note := x402server.Entry{Channel: tab.ID.Hex(), MaxClaimable: tab.Deposit.Dec(), Hash: "x", Kind: x402server.KindTick, Base: "0", Moved: "0"}
+	before, requests := d.Journal, 0
+	was, err := before.Balance(ctx, tab.ID)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -807,16 +809,16 @@ func TestLostClaimWritesNothing(t *testing.T) {
 	}
 	requests = count()
 	stale := tab
-	stale.note.Asserted = tab.Deposit
+	stale.Balance.Asserted = tab.Deposit
 	for name, write := range map[string]func() error{
 		"admit":   func() error { return d.admit(ctx, r, note, nil) },
-		"outdate": func() error { _, err := d.outdate(ctx, r, tab); return err },
-		"behind":  func() error { _, err := d.behind(ctx, r, tab); return err },
+		"outdate": func() error { _, err := d.Supersede(ctx, &r.PaidRequest, tab); return err },
+		"behind":  func() error { _, err := d.Behind(ctx, &r.PaidRequest, tab); return err },
 		"recall":  func() error { _, err := d.recalled(ctx, r, stale); return err },
-		"nonce":   func() error { return d.refreshNonce(ctx, r, tab.State) },
-		"answer":  func() error { return d.notesOf(r).answered(ctx, note, true) },
+		"nonce":   func() error { return d.RefreshNonce(ctx, &r.PaidRequest, tab.State) },
+		"answer":  func() error { return d.JournalOf(&r.PaidRequest).Answered(ctx, note, true) },
 		"end":     func() error { return d.endNewest(ctx, r, "a test ends it") },
-		"accept":  func() error { _, book, _ := d.booksOf(r); _, err := book.Close(ctx, tab.ID); return err },
+		"accept":  func() error { _, book, _ := d.BooksOf(&r.PaidRequest); _, err := book.Close(ctx, tab.ID); return err },
 		"lease": func() error {
 			_, err := d.let(ctx, r, tab, 1, randomHash().Hex())
 			return err
@@ -826,7 +828,7 @@ func TestLostClaimWritesNothing(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	now, err := before.channel(ctx, tab.ID)
+	now, err := before.Balance(ctx, tab.ID)
 	if err != nil || now != was || count() != requests || s.a.kept().Status != channel.Open || s.a.provider.running(tab.ID) == nil {
 		t.Errorf("the channel's notes are %+v, before %+v, %v; %d requests, before %d", now, was, err, count(), requests)
 	}
@@ -836,7 +838,7 @@ func TestLostClaimWritesNothing(t *testing.T) {
 func TestHeldClaimThatRanOut(t *testing.T) {
 	s := newSellers(t, "/tick").opened()
 	d := s.one.provider.x402
-	d.lines.hold = time.Minute
+	d.queue.Hold = time.Minute
 	lost := s.lostClaim("x402 " + s.a.terms.ID().Hex())
 	d.held.put(s.a.terms.ID(), lost, time.Minute)
 	s.a.take(s.a.pay(s.a.payment(s.a.next())))

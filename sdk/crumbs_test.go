@@ -13,6 +13,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
+	"github.com/gpupay/gpupay/sdk/internal/x402server"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -209,7 +210,7 @@ func TestX402UseThatNoClaimFetchesIsBounded(t *testing.T) {
 	b := channelOf(salt)
 	resp := b.pay(b.depositing(b.next(), 10_000))
 	body, _ := io.ReadAll(resp.Body)
-	if resp.StatusCode != http.StatusPaymentRequired || !strings.Contains(string(body), errScattered.Error()) {
+	if resp.StatusCode != http.StatusPaymentRequired || !strings.Contains(string(body), x402server.ErrScattered.Error()) {
 		t.Fatalf("%s %s after %d on %d channels, of a credit of %d", resp.Status, body, used, len(all), credit)
 	}
 	if now := r.chain.Tokens(t, base.key.Address()); now != before {

@@ -14,6 +14,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/database"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
+	"github.com/gpupay/gpupay/sdk/internal/x402server"
 )
 
 // ErrOtherDatabase says that a database is of another kind of program.
@@ -22,7 +23,7 @@ var ErrOtherDatabase = database.ErrOther
 // ExportFile returns what a provider's database kept about a channel, or about the channel of a lease; with the zero id about its
 // only channel. The program that owns the database may run meanwhile.
 func ExportFile(ctx context.Context, path string, id common.Hash) (*audit.Bundle, error) {
-	db, err := database.Read(ctx, path, map[string]fs.FS{"provider": leasestore.Migrations, "x402": x402Migrations})
+	db, err := database.Read(ctx, path, map[string]fs.FS{"provider": leasestore.Migrations, "x402": x402server.Migrations})
 	if err != nil {
 		return nil, err
 	}

@@ -168,7 +168,7 @@ func (p *Provider) sums(ctx context.Context) (ledgerSums, error) {
 	states, err := p.payee.Channels(ctx, channel.Open, channel.Closing)
 	if p.x402 != nil && err == nil {
 		var more []channel.State
-		more, err = p.x402.book.Channels(ctx, channel.Open, channel.Closing)
+		more, err = p.x402.Book.Channels(ctx, channel.Open, channel.Closing)
 		states = append(states, more...)
 	}
 	for _, s := range states {

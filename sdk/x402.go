@@ -7,29 +7,26 @@ import (
 	"fmt"
 	"math"
 	"net/http"
-	"slices"
 	"time"
-
-	"github.com/ethereum/go-ethereum/common"
-	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/cors"
+	"github.com/gpupay/gpupay/sdk/internal/serve"
+	"github.com/gpupay/gpupay/sdk/internal/x402server"
 	"github.com/gpupay/gpupay/sdk/settle"
 	"github.com/gpupay/gpupay/sdk/wire"
 	"github.com/gpupay/gpupay/sdk/x402"
 )
 
-// X402Config has a provider take payments of x402's scheme batch-settlement
-// beside its own. The zero value is usable. It needs a ProviderConfig.MaxGap of
-// 10 s at most.
+// X402Config has a provider take payments of x402's scheme batch-settlement beside its own. The zero value is usable.
+// It needs a ProviderConfig.MaxGap of 10 s at most.
 type X402Config struct {
-	// WithdrawDelay is how long a payer that takes its money back without asking
-	// must wait; whole seconds, 15 minutes to 30 days. Within it the provider must
-	// have seen the withdrawal and claimed, also after an outage. Another delay is
-	// another channel for every client: do not change it. Twice the settlement's
-	// MaxAge if zero, and at least 15 minutes and the provider's MinGrace.
+	// WithdrawDelay is how long a payer that takes its money back without asking must wait; whole seconds, 15 minutes
+	// to 30 days. Within it the provider must have seen the withdrawal and claimed, also after an outage. Another delay
+	// is another channel for every client: do not change it. Twice the settlement's MaxAge if zero, and at least 15
+	// minutes and the provider's MinGrace.
 	WithdrawDelay time.Duration
 	// Window is the GPU time that one request for /tick or /lease pays for, on
 	// each of its GPUs; 10 s if zero, at least 50 ms and Tick.
@@ -83,37 +80,41 @@ func (c X402Config) check(p ProviderConfig) error {
 	return nil
 }
 
-// x402Desk takes the payments of stock x402 clients. What it takes goes into the
-// provider's store, is metered by the same leases and fetched by the same
-// settler as every other payment; its own are the wire and the rule by which
+// x402Desk takes the payments of stock x402 clients. What it takes goes into the provider's store, is metered by the
+// same leases and fetched by the same settler as every other payment; its own are the wire and the rule by which
 // requests of one channel follow one another.
 type x402Desk struct {
-	schemeDeps
-	x        X402Config
-	contract *chain.BatchSettlement
-	book     *channel.Payee // of x402's channels
-	notes    x402Store
-	lines    lines
-	held     heldClaims
-	looked   firstLooks
-	arrivals arrivals
+	x402Leases
+	ticks    x402Ticks
+	refunds  x402Refunds
+	metered  x402Metered
+	deposits x402Deposits
 
-	name, version string // of the token's EIP-712 domain
+	queue    x402server.Queue
+	held     heldClaims
+	arrivals arrivals
 }
 
 // newX402 takes payments on a contract, with X402Config's defaults in x.
 func newX402(ctx context.Context, deps schemeDeps, x X402Config, contract *chain.BatchSettlement, token *chain.Token) (*x402Desk, error) {
-	d := &x402Desk{schemeDeps: deps, x: x, contract: contract}
+	book := &channel.Payee{Store: deps.db.Payee(), Domain: contract.Domain()}
+	c := deps.config
+	leases := x402Leases{&deps, x, &x402server.Accounts{
+		DB: deps.db, Book: book, Contract: contract, Sender: deps.sender, Limiter: deps.limiter, Whole: deps.outbox.outboxIsWhole, Log: c.Log,
+		Key: c.Key.Address(), PastKeys: c.PastKeys, Token: c.Token, Confirmations: c.Confirmations, Poll: c.Poll,
+		Price: deps.price, MinDeposit: deps.minDeposit, Window: x.Window, Slack: x.Slack, MaxTimeout: x.MaxTimeout, WithdrawDelay: x.WithdrawDelay,
+	}}
+	d := &x402Desk{x402Leases: leases, ticks: x402Ticks{leases}, refunds: x402Refunds{leases}, metered: x402Metered{leases}}
+	d.deposits = x402Deposits{leases, &d.metered}
 	var err error
-	if d.name, d.version, err = token.Domain(ctx); err != nil {
+	if d.Name, d.Version, err = token.Domain(ctx); err != nil {
 		return nil, fmt.Errorf("provider: X402: %w", err)
 	}
-	if d.notes, err = openX402Store(ctx, d.db); err != nil {
+	if d.Journal, err = x402server.OpenJournal(ctx, d.db); err != nil {
 		return nil, err
 	}
-	d.book = &channel.Payee{Store: d.db.Payee(), Domain: contract.Domain()}
-	d.lines = lines{most: x.Line, all: x.Waiting, hold: correctedWithin}
-	if _, err := d.ceiling(1, 0); err != nil {
+	d.queue = x402server.Queue{Most: x.Line, All: x.Waiting, Hold: x402server.CorrectedWithin}
+	if _, err := d.Ceiling(1, 0); err != nil {
 		return nil, err
 	}
 	return d, d.warnKeyless(ctx)
@@ -122,83 +123,14 @@ func newX402(ctx context.Context, deps schemeDeps, x X402Config, contract *chain
 // warnKeyless says so where the key that a channel names is neither today's nor
 // one of PastKeys: nobody else can claim what it was paid.
 func (d *x402Desk) warnKeyless(ctx context.Context) error {
-	states, err := d.book.Unsettled(ctx)
+	states, err := d.Book.Unsettled(ctx)
 	for _, s := range states {
-		if _, past := d.pastOffer(x402.Requirements{}, wire.Address(s.Terms.Payee)); !past && s.Terms.PayeeAuthorizer != d.config.Key.Address() {
+		if _, past := d.PastOffer(x402.Requirements{}, wire.Address(s.Terms.Payee)); !past && s.Terms.PayeeAuthorizer != d.config.Key.Address() {
 			left := s.Unsettled()
 			d.config.Log.Warn("a channel of x402 cannot be claimed without its key: name it in ProviderConfig.PastKeys", "channel", s.ID, "key", s.Terms.PayeeAuthorizer, "unclaimed", left.Dec())
 		}
 	}
 	return err
-}
-
-// pastOffer is an offer as it was made with a past key; ok is false if the address
-// is of none.
-func (d *x402Desk) pastOffer(offer x402.Requirements, payee wire.Address) (past x402.Requirements, ok bool) {
-	ok = slices.ContainsFunc(d.config.PastKeys, func(k channel.Signer) bool { return k.Address() == common.Address(payee) })
-	offer.PayTo, offer.Extra.ReceiverAuthorizer = payee, payee
-	return offer, ok
-}
-
-// x402Route is something that is paid by the request.
-type x402Route struct {
-	kind string
-	gpus int
-	most uint256.Int // the ceiling of one request, base units
-}
-
-// The kinds.
-const (
-	kindTick    = "tick"
-	kindStream  = "stream"
-	kindMetered = "metered"
-	kindRefund  = "refund"
-)
-
-// ceiling is what a request asks for that may use so much time of so many GPUs:
-// the price, and one base unit that is never charged (see outdate).
-func (d *x402Desk) ceiling(gpus int, wall time.Duration) (uint256.Int, error) {
-	slack, err := d.price.Charge(uint64(gpus) * uint64(d.x.Slack))
-	if err == nil && slack.IsZero() {
-		err = errors.New("provider: X402: the price of X402.Slack is less than one base unit of the token")
-	}
-	if err != nil {
-		return slack, err
-	}
-	most, err := d.price.Charge(uint64(gpus) * uint64(wall))
-	most.AddUint64(&most, 1)
-	return most, err
-}
-
-// route is what a request for /tick or /lease is paid as.
-func (d *x402Desk) route(kind string, gpus int) (x402Route, error) {
-	most, err := d.ceiling(gpus, d.x.Window+d.x.Slack)
-	return x402Route{kind: kind, gpus: gpus, most: most}, err
-}
-
-// offered is what a client must accept for a route. It is the same in every
-// answer: clients echo it, and what differs is refused.
-func (d *x402Desk) offered(route x402Route) x402.Requirements {
-	least := wire.NewAmount(d.minDeposit)
-	us := wire.Address(d.config.Key.Address())
-	return x402.Requirements{
-		Network: x402.Network(d.contract.ChainID()), Amount: wire.NewAmount(route.most), Asset: wire.Address(d.config.Token), PayTo: us,
-		MaxTimeoutSeconds: uint64(d.x.MaxTimeout / time.Second),
-		Extra: x402.Extra{
-			Name: d.name, Version: d.version, AssetTransferMethod: x402.TransferERC3009,
-			ReceiverAuthorizer: us, WithdrawDelay: uint64(d.x.WithdrawDelay / time.Second), MinDeposit: &least,
-		},
-	}
-}
-
-// required is the 402 of a request: the offer, and what of it must be said about
-// a channel.
-func (d *x402Desk) required(r *http.Request, reason string, offer x402.Requirements) x402.PaymentRequired {
-	return x402.PaymentRequired{
-		Error:    reason,
-		Resource: x402.Resource{URL: d.front.addressOf(r), Description: "GPU time, metered by the second", MimeType: "application/json"},
-		Accepts:  []x402.Requirements{offer},
-	}
 }
 
 // pays reports whether a request brings a payment of x402.
@@ -217,11 +149,11 @@ func (d *x402Desk) offer(h http.Header, r *http.Request) error {
 	if err != nil {
 		return nil
 	}
-	route, err := d.route(kindTick, gpus)
+	route, err := d.NewRoute(x402server.KindTick, gpus)
 	if err != nil {
 		return nil
 	}
-	if err := d.required(r, x402.FirstError, d.offered(route)).Set(h); err != nil {
+	if err := d.required(r, x402.FirstError, d.Offered(route)).Set(h); err != nil {
 		d.config.Log.Warn("x402's offer was left out of an answer", "error", err)
 	}
 	return nil
@@ -230,9 +162,9 @@ func (d *x402Desk) offer(h http.Header, r *http.Request) error {
 // servePaid serves a request for /tick or /lease that is paid by x402.
 func (d *x402Desk) servePaid(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Cache-Control", "no-store")
-	kind := kindStream
+	kind := x402server.KindStream
 	if r.URL.Path == d.path() {
-		kind = kindTick
+		kind = x402server.KindTick
 	}
 	gpus, err := gpusOf(r)
 	if err == nil && r.Method != http.MethodGet {
@@ -241,21 +173,20 @@ func (d *x402Desk) servePaid(w http.ResponseWriter, r *http.Request) {
 	if err == nil && r.Header.Get("Authorization") != "" {
 		err = wire.MalformedCredential.With("the request has a credential and an x402 payment: send one of them")
 	}
-	var route x402Route
+	var route x402server.Route
 	if err == nil {
-		route, err = d.route(kind, gpus)
+		route, err = d.NewRoute(kind, gpus)
 	}
 	if err != nil {
 		d.front.refuse(w, r, err)
 		return
 	}
-	d.serve(w, r, &x402Request{route: route})
+	d.serve(w, r, &x402Request{PaidRequest: x402server.PaidRequest{Route: route}})
 }
 
-// prepaid has a new lease of a channel of x402 run on what the channel's requests
-// reserve.
+// prepaid has a new lease of a channel of x402 run on what the channel's requests reserve.
 func (d *x402Desk) prepaid(l *lease) error {
-	note, err := d.notes.channel(context.Background(), l.terms.ID())
+	note, err := d.Journal.Balance(context.Background(), l.terms.ID())
 	if err != nil {
 		return err
 	}
@@ -266,4 +197,61 @@ func (d *x402Desk) prepaid(l *lease) error {
 	l.prepay(quantum, note.Reserved)
 	d.carries(l)
 	return nil
+}
+
+// newMeteredRoute is a handler behind payments, whose route was checked.
+func (d *x402Desk) newMeteredRoute(route MeteredRoute, h http.Handler) (http.Handler, error) {
+	route.writeTimeout = cmp.Or(route.writeTimeout, serve.WriteTimeout)
+	// The lease stops two ticks before what is reserved, and a reading may be late.
+	most, err := d.Ceiling(len(route.Devices), route.MaxTime+4*d.config.Tick)
+	if err != nil {
+		return nil, err
+	}
+	d.named.route(route.Devices...)
+	return meteredHandler{d, &meteredRoute{d: &d.metered, MeteredRoute: route, handler: h, running: make(chan struct{}, 1),
+		route: x402server.Route{Kind: x402server.KindMetered, GPUs: len(route.Devices), Most: most}}}, nil
+}
+
+// meteredHandler is a handler behind payments.
+type meteredHandler struct {
+	d     *x402Desk
+	route *meteredRoute
+}
+
+// ServeHTTP asks for a payment, or serves what was paid for.
+func (m meteredHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if cors.Origins(m.d.config.AllowedOrigins).Answer(w, r) {
+		return
+	}
+	w.Header().Set("Cache-Control", "no-store")
+	if m.d.pays(r) {
+		m.d.serve(w, r, &x402Request{PaidRequest: x402server.PaidRequest{Route: m.route.route}, metered: m.route})
+		return
+	}
+	m.d.ask(w, r, m.route.route)
+}
+
+// ask answers a request without a payment.
+func (d *x402Desk) ask(w http.ResponseWriter, r *http.Request, route x402server.Route) {
+	var err error
+	if !d.limiter.Challenge(r) {
+		err = wire.TooMany.With("too many requests without a payment from your address: wait a second")
+	}
+	if err == nil {
+		err = d.required(r, x402.FirstError, d.Offered(route)).Set(w.Header())
+	}
+	if err != nil {
+		d.front.refuse(w, r, err)
+		return
+	}
+	serve.JSON(w, http.StatusPaymentRequired, struct{}{})
+}
+
+// required is the 402 of a request: the offer, and what of it must be said about a channel.
+func (d *x402Desk) required(r *http.Request, reason string, offer x402.Requirements) x402.PaymentRequired {
+	return x402.PaymentRequired{
+		Error:    reason,
+		Resource: x402.Resource{URL: d.front.addressOf(r), Description: "GPU time, metered by the second", MimeType: "application/json"},
+		Accepts:  []x402.Requirements{offer},
+	}
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/gpupay/gpupay/internal/testclock"
+	"github.com/gpupay/gpupay/sdk/internal/x402server"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -133,8 +134,8 @@ func TestAnswerThatWasLost(t *testing.T) {
 		again bool
 	}{
 		{"soon", "", 0, true},
-		{"long after", "", lostWithin, false},
-		{"long after, with a key", "k", lostWithin, true},
+		{"long after", "", 30 * time.Second, false},
+		{"long after, with a key", "k", 30 * time.Second, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			b := newLostRig(t)
@@ -183,7 +184,7 @@ func TestKeysTellRequestsApart(t *testing.T) {
 	if b.runs.Load() != 1 {
 		t.Errorf("%d runs", b.runs.Load())
 	}
-	if resp := b.keyed(p, strings.Repeat("x", maxIdempotencyKey+1)); resp.StatusCode == http.StatusOK {
+	if resp := b.keyed(p, strings.Repeat("x", x402server.MaxIdempotencyKey+1)); resp.StatusCode == http.StatusOK {
 		t.Errorf("a key of any length: %s", resp.Status)
 	}
 }
@@ -193,7 +194,7 @@ func TestKeysTellRequestsApart(t *testing.T) {
 func TestPublicVoucherNeedsASecretKey(t *testing.T) {
 	r := newPayRig(t)
 	b := r.buyer("/tick")
-	secret := strings.Repeat("s", secretIdempotencyKey)
+	secret := strings.Repeat("s", 22)
 	b.open(100_000)
 	b.idle()
 	for _, c := range []struct {

@@ -18,6 +18,7 @@ import (
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/internal/database"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
+	"github.com/gpupay/gpupay/sdk/internal/x402server"
 	"github.com/gpupay/gpupay/sdk/wire"
 	"github.com/gpupay/gpupay/sdk/x402"
 )
@@ -27,7 +28,7 @@ import (
 type meteredBooks struct {
 	*testing.T
 	path  string
-	desk  *x402Desk
+	desk  *x402Leases
 	terms channel.Terms
 	price metering.Price
 	count int
@@ -39,11 +40,11 @@ func (b *meteredBooks) open() {
 	if err != nil {
 		b.Fatal(err)
 	}
-	notes, err := openX402Store(b.Context(), db)
+	notes, err := x402server.OpenJournal(b.Context(), db)
 	if err != nil {
 		b.Fatal(err)
 	}
-	b.desk = &x402Desk{schemeDeps: schemeDeps{db: db, store: leasestore.New(db)}, notes: notes}
+	b.desk = &x402Leases{schemeDeps: &schemeDeps{db: db, store: leasestore.New(db)}, Accounts: &x402server.Accounts{DB: db, Journal: notes}}
 }
 
 func (b *meteredBooks) close() {
@@ -78,7 +79,7 @@ func (b *meteredBooks) request(nanos, room uint64, again bool) {
 	rec.Owed.Add(&before, &charge)
 	reserved := rec.Owed
 	reserved.AddUint64(&reserved, room)
-	if err := d.db.Update(ctx, func(tx *sqlx.Tx) error { return d.notes.set(tx, b.terms.ID(), "reserved", reserved) }); err != nil {
+	if err := d.db.Update(ctx, func(tx *sqlx.Tx) error { return d.Journal.Set(tx, b.terms.ID(), "reserved", reserved) }); err != nil {
 		b.Fatal(err)
 	}
 	if err := d.store.Leases.Insert(ctx, leasestore.Row{ID: rec.LeaseID.Hex(), Channel: b.terms.ID().Hex(), OwedBefore: before.Dec(), State: wire.StateActive, Allocation: "{}", GPUs: 1}); err != nil {

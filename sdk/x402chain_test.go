@@ -130,7 +130,7 @@ func TestDepositWaitsForItsConfirmations(t *testing.T) {
 	answer := make(chan *http.Response, 1)
 	go func() { answer <- b.send("GET", "/tick", header) }()
 	eventually(t, "the deposit is mined", func() bool { return b.holds() == 20_000 })
-	if _, err := r.provider.x402.book.State(context.Background(), b.terms.ID()); err == nil {
+	if _, err := r.provider.x402.Book.State(context.Background(), b.terms.ID()); err == nil {
 		if kept := b.kept(); !kept.Deposit.IsZero() || kept.Status != channel.Open {
 			t.Errorf("the channel is %+v", kept)
 		}

@@ -145,7 +145,7 @@ func TestMeteredRequestWhoseDevicesLapsed(t *testing.T) {
 	if err := place(1); err != nil {
 		t.Fatal(err)
 	}
-	r.provider.named.put(common.Hash{2}, route.(*meteredRoute))
+	r.provider.named.put(common.Hash{2}, route.(meteredHandler).route)
 	if err := place(2); !errors.Is(err, gpu.ErrNoCapacity) {
 		t.Errorf("a request beside a lease: %v", err)
 	}

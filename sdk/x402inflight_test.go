@@ -8,6 +8,7 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/x402server"
 )
 
 // refundGivenUp has a refund of all in flight that no request waits for.
@@ -20,7 +21,7 @@ func (b *buyer) refundGivenUp() {
 	s := b.kept()
 	all, err := refundable(s, nil)
 	if err == nil {
-		_, err = b.provider.x402.submitRefund(b.Context(), nil, s, all)
+		_, err = b.provider.x402.refunds.submitRefund(b.Context(), nil, s, all)
 	}
 	if err != nil {
 		b.Fatal(err)
@@ -47,10 +48,10 @@ func TestRefundInFlightServesNothing(t *testing.T) {
 	b.refundGivenUp()
 	used := b.kept().Spent
 	for _, when := range []string{"in flight", "in flight over a restart"} {
-		if refused := b.refused(b.pay(b.payment(b.next()))); refused.Error != errRefunding.Error() {
+		if refused := b.refused(b.pay(b.payment(b.next()))); refused.Error != x402server.ErrRefunding.Error() {
 			t.Errorf("%s: %q", when, refused.Error)
 		}
-		if refused := b.refused(b.pay(b.depositing(b.next(), 20_000))); refused.Error != errRefunding.Error() {
+		if refused := b.refused(b.pay(b.depositing(b.next(), 20_000))); refused.Error != x402server.ErrRefunding.Error() {
 			t.Errorf("%s, with a deposit: %q", when, refused.Error)
 		}
 		if when == "in flight" {
@@ -61,7 +62,7 @@ func TestRefundInFlightServesNothing(t *testing.T) {
 	b.mineRefund()
 	stale := b.kept()
 	stale.Deposit.SetUint64(20_000)
-	if tab, err := r.provider.x402.unrefunded(t.Context(), x402Tab{State: stale, known: true}); err != nil || tab.Deposit.Uint64() >= 20_000 {
+	if tab, err := r.provider.x402.refunds.unrefunded(t.Context(), x402server.Account{State: stale, Known: true}); err != nil || tab.Deposit.Uint64() >= 20_000 {
 		t.Errorf("after the refund %s is served from, %v", tab.Deposit.Dec(), err)
 	}
 	if resp := b.pay(b.payment(b.next())); resp.StatusCode == http.StatusOK {
@@ -84,12 +85,12 @@ func TestUndoneRefundServesNothing(t *testing.T) {
 	r.ran <- <-r.ran
 	stale := b.kept()
 	stale.Deposit.SetUint64(20_000)
-	tab := x402Tab{State: stale, known: true}
-	if tab, err := r.provider.x402.unrefunded(t.Context(), tab); err != nil || tab.Deposit.Uint64() >= 20_000 {
+	tab := x402server.Account{State: stale, Known: true}
+	if tab, err := r.provider.x402.refunds.unrefunded(t.Context(), tab); err != nil || tab.Deposit.Uint64() >= 20_000 {
 		t.Fatalf("after the refund %s is served from, %v", tab.Deposit.Dec(), err)
 	}
 	r.chain.Reorg(t, int(r.chain.Head(t)-before))
-	if tab, err := r.provider.x402.unrefunded(t.Context(), tab); !errors.Is(err, errRefunding) {
+	if tab, err := r.provider.x402.refunds.unrefunded(t.Context(), tab); !errors.Is(err, x402server.ErrRefunding) {
 		t.Errorf("after a re-org %s is served from, %v", tab.Deposit.Dec(), err)
 	}
 }

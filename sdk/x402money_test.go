@@ -7,6 +7,7 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/internal/x402server"
 	"github.com/gpupay/gpupay/sdk/wire"
 	"github.com/gpupay/gpupay/sdk/x402"
 )
@@ -59,7 +60,7 @@ func TestChargeStaysBelowItsVoucher(t *testing.T) {
 		{spent: 0, want: 100}, {spent: 100, want: 100}, {spent: 101, want: 101}, {spent: 599, want: 599}, {spent: 600, want: 600},
 		{spent: 601, want: 600}, {spent: 5000, want: 600}, {told: "550", spent: 5000, want: 550},
 	} {
-		n, err := x402Note{Base: "100", MaxClaimable: "601", Charged: c.told}.charged(*uint256.NewInt(c.spent))
+		n, err := x402server.Entry{Base: "100", MaxClaimable: "601", Charged: c.told}.Charge(*uint256.NewInt(c.spent))
 		if err != nil || n.Charged != uint256.NewInt(c.want).Dec() {
 			t.Errorf("spent %d: charged %s, %v, want %d", c.spent, n.Charged, err, c.want)
 		}

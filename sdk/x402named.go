@@ -17,34 +17,24 @@ import (
 // namedDevices are the devices of leases that last for one metered request. They are used by the handler and given to nobody, so
 // that no command of an allocator is run for them; but they are in its book, where it has one.
 type namedDevices struct {
-	mu      sync.Mutex
-	byLease map[common.Hash]*meteredRoute
-	routed  []string         // those of any route
+	byLease sync.Map         // *meteredRoute
 	own     inventory.Memory // where the allocator has no book, and no database is shared
+
+	mu     sync.Mutex
+	routed []string // those of any route
 
 	turn sync.Mutex // held while the book is looked at and written for requests, so that what a route has does not change in between
 }
 
-func (n *namedDevices) put(lease common.Hash, m *meteredRoute) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.byLease == nil {
-		n.byLease = make(map[common.Hash]*meteredRoute)
-	}
-	n.byLease[lease] = m
-}
+func (n *namedDevices) put(lease common.Hash, m *meteredRoute) { n.byLease.Store(lease, m) }
 
-func (n *namedDevices) drop(lease common.Hash) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	delete(n.byLease, lease)
-}
+func (n *namedDevices) drop(lease common.Hash) { n.byLease.Delete(lease) }
 
 // of is the route whose request a lease is; nil if it is none's.
 func (n *namedDevices) of(lease common.Hash) *meteredRoute {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.byLease[lease]
+	m, _ := n.byLease.Load(lease)
+	route, _ := m.(*meteredRoute)
+	return route
 }
 
 // route notes devices that a route asks for, and returns those of all routes.
@@ -60,7 +50,7 @@ func (m *meteredRoute) leases(lease common.Hash) bool { return m.d.named.of(leas
 
 // vacant is ErrNoCapacity where a device is in a lease that is not the route's, or would be missing to those whose deposits are
 // on their way.
-func (d *x402Desk) vacant(ctx context.Context, id common.Hash, m *meteredRoute) error {
+func (d *x402Metered) vacant(ctx context.Context, id common.Hash, m *meteredRoute) error {
 	held, err := d.gpus.deviceBook().Held(ctx)
 	if err == nil {
 		_, err = inventory.These(m.Devices, m.leases)(held)
@@ -75,7 +65,7 @@ func (d *x402Desk) vacant(ctx context.Context, id common.Hash, m *meteredRoute) 
 }
 
 // rented is how many of a route's devices the allocator hands out as well.
-func (d *x402Desk) rented(devices []string) int {
+func (d *x402Metered) rented(devices []string) int {
 	a, ok := d.config.Allocator.(inventory.Keeper)
 	if !ok {
 		return 0
@@ -86,7 +76,7 @@ func (d *x402Desk) rented(devices []string) int {
 // keepDevices keeps a metered request's devices while its deposit is on its way, and until its turn at the route comes: from all but
 // the route's other requests, which run meanwhile. That nobody else's deposit is counted on them is asked first, and as many are
 // kept until they are in the book.
-func (d *x402Desk) keepDevices(ctx context.Context, r *x402Request) error {
+func (d *x402Metered) keepDevices(ctx context.Context, r *x402Request) error {
 	if r.lease != (common.Hash{}) {
 		return nil
 	}
@@ -101,7 +91,7 @@ func (d *x402Desk) keepDevices(ctx context.Context, r *x402Request) error {
 		return err
 	}
 	if n := d.rented(inventory.Unheld(held, m.Devices)); n > 0 {
-		seat, err := d.gpus.reserve(ctx, r.id, n, 0)
+		seat, err := d.gpus.reserve(ctx, r.ID, n, 0)
 		if err != nil {
 			return err
 		}
@@ -118,17 +108,17 @@ func (d *x402Desk) keepDevices(ctx context.Context, r *x402Request) error {
 }
 
 // keepFor is how long devices are kept in a database for a request whose process may have died.
-func (d *x402Desk) keepFor() time.Duration {
+func (d *x402Metered) keepFor() time.Duration {
 	return d.config.OpenTimeout + d.config.CallTimeout + serve.BodyTimeout
 }
 
 // keepOn keeps a route's devices for a lease, once more where they were.
-func (d *x402Desk) keepOn(ctx context.Context, m *meteredRoute, lease common.Hash) error {
+func (d *x402Metered) keepOn(ctx context.Context, m *meteredRoute, lease common.Hash) error {
 	return d.gpus.deviceBook().Keep(ctx, lease, m.Devices, m.leases, d.keepFor())
 }
 
 // letGo frees what was kept for a request whose lease did not begin.
-func (d *x402Desk) letGo(ctx context.Context, r *x402Request) {
+func (d *x402Metered) letGo(ctx context.Context, r *x402Request) {
 	if r.lease == (common.Hash{}) {
 		return
 	}
@@ -136,7 +126,7 @@ func (d *x402Desk) letGo(ctx context.Context, r *x402Request) {
 	defer d.named.turn.Unlock()
 	defer d.named.drop(r.lease)
 	if err := d.gpus.deviceBook().Free(ctx, r.lease); err != nil {
-		d.config.Log.Warn("devices were not given back: that ends by itself", "channel", r.id, "error", err)
+		d.config.Log.Warn("devices were not given back: that ends by itself", "channel", r.ID, "error", err)
 	}
 }
 

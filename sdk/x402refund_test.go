@@ -97,7 +97,7 @@ func TestStrangerWithASettledVoucher(t *testing.T) {
 	b.open(100_000)
 	b.idle()
 	large := b.voucher(b.charged + 5000).Voucher() // of a request with a higher ceiling
-	if _, err := r.provider.x402.book.Accept(t.Context(), large); err != nil {
+	if _, err := r.provider.x402.Book.Accept(t.Context(), large); err != nil {
 		t.Fatal(err)
 	}
 	if err := r.provider.Settle(t.Context()); err != nil {
@@ -108,17 +108,14 @@ func TestStrangerWithASettledVoucher(t *testing.T) {
 	if err != nil || len(calls) != 1 {
 		t.Fatal(calls, err)
 	}
-	rows, err := claims(calls[0].Data)
-	if err != nil || len(rows) != 1 {
-		t.Fatal(rows, err)
+	disclosed, ok, err := r.provider.x402.Contract.Disclosed(calls[0], b.terms.ID())
+	if err != nil || !ok || kept.Accepted != disclosed {
+		t.Fatalf("claimed with a voucher over %s (%t, %v), accepted is %s", disclosed.Dec(), ok, err, kept.Accepted.Dec())
 	}
-	public := rows[0].Voucher.MaxClaimableAmount.Uint64()
-	if kept.Accepted != *uint256.NewInt(public) {
-		t.Fatalf("claimed with a voucher over %d, accepted is %s", public, kept.Accepted.Dec())
-	}
+	public := disclosed.Uint64()
 	stolen := func() *x402.PaymentPayload {
 		p := b.payment(public)
-		copy(p.Payload.Voucher.Signature[:], rows[0].Signature)
+		copy(p.Payload.Voucher.Signature[:], kept.Signature)
 		return p
 	}
 	// As a payment: what was charged is made such that the voucher is the next one.
@@ -153,7 +150,7 @@ func TestStrangerWithASettledVoucher(t *testing.T) {
 // spend has a channel's requests charged up to an amount, as streams do.
 func spend(t *testing.T, r *payRig, b *buyer, to uint64) {
 	t.Helper()
-	if err := r.provider.x402.notes.prepay(t.Context(), b.terms.ID(), *uint256.NewInt(to)); err != nil {
+	if err := r.provider.x402.Journal.Prepay(t.Context(), b.terms.ID(), *uint256.NewInt(to)); err != nil {
 		t.Fatal(err)
 	}
 	b.charged = to

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/internal/x402server"
 	"github.com/gpupay/gpupay/sdk/x402"
 )
 
@@ -109,7 +110,7 @@ func TestRefundOfAnotherKeyIsOver(t *testing.T) {
 			r.config.Key, r.config.PastKeys = first, []channel.Signer{second}
 			r.start()
 			b.provider = r.provider
-			if refused := b.refused(b.pay(b.payment(b.next()))); refused.Error != errRefunding.Error() {
+			if refused := b.refused(b.pay(b.payment(b.next()))); refused.Error != x402server.ErrRefunding.Error() {
 				t.Errorf("in flight: %q", refused.Error)
 			}
 			if lost {
@@ -118,7 +119,7 @@ func TestRefundOfAnotherKeyIsOver(t *testing.T) {
 			r.chain.RPC(t, nil, "evm_setAutomine", true)
 			r.chain.RPC(t, nil, "evm_mine")
 			if lost {
-				if refused := b.refused(b.pay(b.payment(b.next()))); refused.Error != errRefunding.Error() {
+				if refused := b.refused(b.pay(b.payment(b.next()))); refused.Error != x402server.ErrRefunding.Error() {
 					t.Errorf("it may still come: %q", refused.Error)
 				}
 				b.refund(0)

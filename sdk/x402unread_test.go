@@ -11,6 +11,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/chaintest"
+	"github.com/gpupay/gpupay/sdk/internal/x402server"
 )
 
 // TestX402SaysWhatItCannotRead: what could not be read is not taken for a channel that holds nothing, for a refund that was
@@ -20,10 +21,10 @@ func TestX402SaysWhatItCannotRead(t *testing.T) {
 	d := r.provider.x402
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := d.find(ended, &x402Request{id: common.Hash{1}}); !errors.Is(err, context.Canceled) {
+	if _, err := d.Find(ended, &x402server.PaidRequest{ID: common.Hash{1}}); !errors.Is(err, context.Canceled) {
 		t.Errorf("a channel: %v", err)
 	}
-	if answer, err := d.refundAgain(ended, &x402Request{id: common.Hash{1}}, x402Tab{}, x402Note{}); !errors.Is(err, context.Canceled) || answer != nil {
+	if answer, err := d.refunds.refundAgain(ended, &x402Request{PaidRequest: x402server.PaidRequest{ID: common.Hash{1}}}, x402server.Account{}, x402server.Entry{}); !errors.Is(err, context.Canceled) || answer != nil {
 		t.Errorf("a refund that may have been sent: %v, %v", answer, err)
 	}
 	rename := func(from, to string) {
@@ -36,7 +37,7 @@ func TestX402SaysWhatItCannotRead(t *testing.T) {
 		}
 	}
 	rename("x402_requests", "gone")
-	if err := d.notes.answered(t.Context(), x402Note{}, false); err == nil {
+	if err := d.Journal.Answered(t.Context(), x402server.Entry{}, false); err == nil {
 		t.Error("an answer that was not noted counts as noted")
 	}
 	rename("gone", "x402_requests")

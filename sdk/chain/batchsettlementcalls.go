@@ -7,6 +7,7 @@ import (
 
 	"github.com/ethereum/go-ethereum/accounts/abi"
 	"github.com/ethereum/go-ethereum/common"
+	"github.com/ethereum/go-ethereum/core/types"
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/bindings/batchsettlement"
@@ -227,4 +228,68 @@ func config(t channel.Terms) batchsettlement.ChannelConfig {
 		WithdrawDelay:      number(t.WithdrawDelay),
 		Salt:               t.Salt,
 	}
+}
+
+// Disclosed is the amount of a channel's voucher that a transaction shows to everybody; ok is false where it carries none.
+func (b *BatchSettlement) Disclosed(call Call, id common.Hash) (amount uint256.Int, ok bool, err error) {
+	rows, err := claimRows(call.Data)
+	if err != nil {
+		return amount, false, fmt.Errorf("chain: a %s in the outbox cannot be read: %w", call.Kind, err)
+	}
+	for _, row := range rows {
+		if b.termsOf(row.Voucher.Channel).ID() == id {
+			overflow := amount.SetFromBig(row.Voucher.MaxClaimableAmount)
+			return amount, !overflow, nil
+		}
+	}
+	return amount, false, nil
+}
+
+// claimRows are those of a claim, alone or in a multicall.
+func claimRows(data []byte) ([]batchsettlement.VoucherClaim, error) {
+	if len(data) < 4 {
+		return nil, nil
+	}
+	method, err := BatchSettlementABI().MethodById(data[:4])
+	if err != nil {
+		return nil, err
+	}
+	switch method.Name {
+	case "claim", "claimWithSignature": // with one, by a past key
+		args, err := method.Inputs.Unpack(data[4:])
+		if err != nil {
+			return nil, err
+		}
+		return *abi.ConvertType(args[0], new([]batchsettlement.VoucherClaim)).(*[]batchsettlement.VoucherClaim), nil
+	case "multicall":
+		args, err := method.Inputs.Unpack(data[4:])
+		if err != nil {
+			return nil, err
+		}
+		var rows []batchsettlement.VoucherClaim
+		for _, part := range args[0].([][]byte) {
+			more, err := claimRows(part)
+			if err != nil {
+				return nil, err
+			}
+			rows = append(rows, more...)
+		}
+		return rows, nil
+	}
+	return nil, nil
+}
+
+// RefundedBy is what a refund's transaction gave back of a channel.
+func RefundedBy(receipt *types.Receipt, id common.Hash) *uint256.Int {
+	moved := new(uint256.Int)
+	contract := batchsettlement.NewBatchSettlement()
+	for _, log := range receipt.Logs {
+		if log.Address != channel.BatchSettlementEscrow {
+			continue
+		}
+		if e, err := contract.UnpackRefundedEvent(log); err == nil && e.ChannelId == id {
+			moved.SetFromBig(e.Amount)
+		}
+	}
+	return moved
 }

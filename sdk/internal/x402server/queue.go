@@ -1,4 +1,4 @@
-package sdk
+package x402server
 
 import (
 	"context"
@@ -11,18 +11,17 @@ import (
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
-// correctedWithin is how long a line waits for a request that was told the right
+// CorrectedWithin is how long a queue waits for a request that was told the right
 // amount. A stock client asks again at once, and only once.
-const correctedWithin = 2 * time.Second
+const CorrectedWithin = 2 * time.Second
 
-// lines let the requests of each channel pass one after the other. Each changes
-// what the next must have signed, so a request that is corrected goes before
-// those that have not been looked at: of many at once each is corrected once
-// and served.
-type lines struct {
-	most int           // that may wait in one line
-	all  int           // that may wait in all of them
-	hold time.Duration // for the one that was corrected
+// Queue lets the requests of each channel pass one after the other. Each changes what the next must have signed, so a
+// request that is corrected goes before those that have not been looked at: of many at once each is corrected once and
+// served.
+type Queue struct {
+	Most int           // that may wait of one channel
+	All  int           // that may wait of all of them
+	Hold time.Duration // for the one that was corrected
 
 	mu      sync.Mutex
 	byID    map[common.Hash]*line
@@ -42,18 +41,17 @@ type waiter struct {
 	admitted chan struct{}
 }
 
-// turn is the right to be the only request that is served on a channel. leave
-// gives it back, once; with an amount, the line waits a moment for a request
-// that brings that.
-type turn struct {
-	lines *lines
+// Turn is the right to be the only request that is served on a channel. Leave gives it back, once; with an amount, the
+// line waits a moment for a request that brings that.
+type Turn struct {
+	Told  bool // the request brings the amount that the last one was told
+	queue *Queue
 	id    common.Hash
-	told  bool // the request brings the amount that the last one was told
 }
 
-// enter waits for its turn in the line of a channel.
-func (q *lines) enter(ctx context.Context, id common.Hash, amount uint256.Int) (turn, error) {
-	t := turn{lines: q, id: id}
+// Enter waits for its turn among the requests of a channel.
+func (q *Queue) Enter(ctx context.Context, id common.Hash, amount uint256.Int) (Turn, error) {
+	t := Turn{queue: q, id: id}
 	q.mu.Lock()
 	if q.byID == nil {
 		q.byID = make(map[common.Hash]*line)
@@ -64,11 +62,11 @@ func (q *lines) enter(ctx context.Context, id common.Hash, amount uint256.Int) (
 		q.byID[id] = l
 	}
 	if !l.busy && (l.expect == nil || *l.expect == amount) {
-		t.told = l.admit()
+		t.Told = l.admit()
 		q.mu.Unlock()
 		return t, nil
 	}
-	if len(l.queue) >= q.most || q.waiting >= q.all {
+	if len(l.queue) >= q.Most || q.waiting >= q.All {
 		q.mu.Unlock()
 		return t, wire.TooMany.With("too many requests wait on channel %s, or on all: wait for the answers", id)
 	}
@@ -78,7 +76,7 @@ func (q *lines) enter(ctx context.Context, id common.Hash, amount uint256.Int) (
 	q.mu.Unlock()
 	select {
 	case <-w.admitted:
-		t.told = w.told
+		t.Told = w.told
 		return t, nil
 	case <-ctx.Done():
 		q.abandon(t, w)
@@ -98,7 +96,7 @@ func (l *line) admit() (told bool) {
 }
 
 // abandon takes one that does not want to wait any longer out of the line.
-func (q *lines) abandon(t turn, w *waiter) {
+func (q *Queue) abandon(t Turn, w *waiter) {
 	q.mu.Lock()
 	l := q.byID[t.id]
 	for i, other := range l.queue {
@@ -111,22 +109,23 @@ func (q *lines) abandon(t turn, w *waiter) {
 		}
 	}
 	q.mu.Unlock()
-	t.leave(nil) // it was its turn already
+	t.Leave(nil) // it was its turn already
 }
 
-func (t turn) leave(expect *uint256.Int) {
-	t.lines.mu.Lock()
-	defer t.lines.mu.Unlock()
-	l := t.lines.byID[t.id]
+// Leave ends a turn.
+func (t Turn) Leave(expect *uint256.Int) {
+	t.queue.mu.Lock()
+	defer t.queue.mu.Unlock()
+	l := t.queue.byID[t.id]
 	l.busy, l.expect = false, expect
 	if expect != nil {
-		l.timer = time.AfterFunc(t.lines.hold, func() { t.lines.give(t.id, l, expect) })
+		l.timer = time.AfterFunc(t.queue.Hold, func() { t.queue.give(t.id, l, expect) })
 	}
-	t.lines.next(t.id, l)
+	t.queue.next(t.id, l)
 }
 
 // give ends the wait for a corrected request that did not come.
-func (q *lines) give(id common.Hash, l *line, expect *uint256.Int) {
+func (q *Queue) give(id common.Hash, l *line, expect *uint256.Int) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if l.expect == expect {
@@ -136,7 +135,7 @@ func (q *lines) give(id common.Hash, l *line, expect *uint256.Int) {
 }
 
 // next admits whose turn it is. The caller holds mu.
-func (q *lines) next(id common.Hash, l *line) {
+func (q *Queue) next(id common.Hash, l *line) {
 	if l.busy {
 		return
 	}

@@ -1,10 +1,11 @@
-package sdk
+package x402server
 
 import (
 	"bytes"
 	"encoding/json"
 	"errors"
 	"net/http"
+	"time"
 
 	"github.com/gpupay/gpupay/sdk/internal/serve"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -12,9 +13,9 @@ import (
 
 var errReplyTooLong = errors.New("the answer is longer than ProviderConfig.X402.MaxReply")
 
-// keptReply takes what a metered handler answers: it keeps it, for a client that
+// Recorder takes what a metered handler answers: it keeps it, for a client that
 // loses the answer, and where the route is streamed passes it on at once.
-type keptReply struct {
+type Recorder struct {
 	limit  int
 	to     http.ResponseWriter // nil: the answer is only kept
 	stream *serve.Stream       // writes to it
@@ -25,9 +26,26 @@ type keptReply struct {
 	lost   bool // the client was gone
 }
 
-func (o *keptReply) Header() http.Header { return o.header }
+// NewRecorder keeps an answer of at most limit bytes.
+func NewRecorder(limit int) *Recorder { return &Recorder{limit: limit, header: make(http.Header)} }
 
-func (o *keptReply) WriteHeader(status int) {
+// PassOn has the answer written to the client too, as it is written by the handler; each piece within a timeout.
+func (o *Recorder) PassOn(w http.ResponseWriter, timeout time.Duration) {
+	o.to, o.header, o.stream = w, w.Header(), serve.NewStream(w, timeout)
+}
+
+// Passed reports whether a client was written to.
+func (o *Recorder) Passed() bool { return o.to != nil }
+
+// Lost reports whether a client that was written to was gone.
+func (o *Recorder) Lost() bool { return o.lost }
+
+// End ends the writing to a client that does not read.
+func (o *Recorder) End() { o.stream.End() }
+
+func (o *Recorder) Header() http.Header { return o.header }
+
+func (o *Recorder) WriteHeader(status int) {
 	if o.status != 0 || status < 200 {
 		return
 	}
@@ -37,7 +55,7 @@ func (o *keptReply) WriteHeader(status int) {
 	}
 }
 
-func (o *keptReply) Write(p []byte) (int, error) {
+func (o *Recorder) Write(p []byte) (int, error) {
 	o.WriteHeader(http.StatusOK)
 	if o.over || o.body.Len()+len(p) > o.limit {
 		o.over = true
@@ -59,7 +77,7 @@ func (o *keptReply) Write(p []byte) (int, error) {
 }
 
 // FlushError sends what was written, where the route is streamed.
-func (o *keptReply) FlushError() error {
+func (o *Recorder) FlushError() error {
 	if o.to == nil {
 		return nil
 	}
@@ -67,11 +85,10 @@ func (o *keptReply) FlushError() error {
 }
 
 // Flush is FlushError for handlers that look for an http.Flusher.
-func (o *keptReply) Flush() { _ = o.FlushError() }
+func (o *Recorder) Flush() { _ = o.FlushError() }
 
-// fail replaces what the handler wrote by a problem, if the client has not
-// begun to read.
-func (o *keptReply) fail(problem *wire.Problem) {
+// Fail replaces what the handler wrote by a problem, if the client has not begun to read.
+func (o *Recorder) Fail(problem *wire.Problem) {
 	if o.to != nil && o.status != 0 {
 		o.lost = true
 		return
@@ -86,17 +103,16 @@ func (o *keptReply) fail(problem *wire.Problem) {
 	_, _ = o.Write(text)
 }
 
-// keep puts the copy of the answer into a note. There is none of an answer that
-// was too long.
-func (o *keptReply) keep(note *x402Note) error {
+// Keep puts the copy of the answer into an entry. There is none of an answer that was too long.
+func (o *Recorder) Keep(e *Entry) error {
 	if o.over && o.to == nil {
-		o.fail(wire.Internal.With("%v; the time that the handler ran was charged", errReplyTooLong))
+		o.Fail(wire.Internal.With("%v; the time that the handler ran was charged", errReplyTooLong))
 	}
 	o.WriteHeader(http.StatusOK)
 	if o.over {
 		return nil
 	}
 	header, err := json.Marshal(o.header)
-	note.Status, note.Header, note.Body = o.status, string(header), o.body.Bytes()
+	e.Status, e.Header, e.Body = o.status, string(header), o.body.Bytes()
 	return err
 }

@@ -1,0 +1,176 @@
+package sdk
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/jmoiron/sqlx"
+
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
+	"github.com/gpupay/gpupay/sdk/internal/x402server"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// x402Leases has the lease of a channel run on what its requests pay for.
+type x402Leases struct {
+	*schemeDeps
+	x X402Config
+	*x402server.Accounts
+}
+
+// runs is how many GPUs the lease has that runs on a channel, 0 if none does, and whether it is of today's price.
+func (d *x402Leases) runs(ctx context.Context, id common.Hash) (gpus int, current bool, err error) {
+	if l := d.leases.running(id); l != nil {
+		return len(l.allocation.Devices), l.price == d.price, nil
+	}
+	if !d.shared {
+		return 0, false, nil
+	}
+	row, ok, err := d.store.Leases.Newest(ctx, id)
+	if err != nil || !ok || row.State == wire.StateEnded {
+		return 0, false, err
+	}
+	offer, err := d.store.Offers.Get(ctx, common.HexToHash(row.Offer))
+	if err != nil {
+		return 0, false, err
+	}
+	price, err := offer.Price()
+	return row.GPUs, price == d.price, err
+}
+
+// attach lets the lease that runs on a channel go on, or begins one, under what
+// a request pays for. The caller owes a detach.
+func (d *x402Leases) attach(ctx context.Context, r *x402Request, tab x402server.Account, note *x402server.Entry) (*lease, error) {
+	defer d.starts.Lock(r.ID)()
+	defer func() { r.seat.release() }()
+	l, err := d.leases.serving(ctx, tab.State)
+	if err != nil {
+		return nil, err
+	}
+	if l == nil {
+		if r.seat, err = d.gpus.seated(ctx, r.seat, r.ID, r.Route.GPUs); err != nil {
+			return nil, err
+		}
+		note.Lease = r.seat.lease.Hex()
+		if err := d.admit(ctx, r, *note, nil); err != nil {
+			return nil, err
+		}
+		return d.let(ctx, r, tab, r.Route.GPUs, note.Lease)
+	}
+	if n := len(l.allocation.Devices); n != r.Route.GPUs {
+		d.leases.detach(l)
+		return nil, misfit(r, n)
+	}
+	v, _ := l.snapshot()
+	note.Lease, note.Sequence = l.id.Hex(), int64(v.sequence)
+	if err := d.admit(ctx, r, *note, l); err != nil {
+		d.leases.detach(l)
+		return nil, err
+	}
+	if l.price != d.price { // it ends with the record that answers this request, and the next one begins another
+		if err := d.endNewest(ctx, r, "the price changed"); err != nil {
+			d.leases.detach(l)
+			return nil, err
+		}
+	}
+	return l, nil
+}
+
+// endNewest ends the lease that runs on a request's channel, wherever it does: not one
+// that began under another's claim.
+func (d *x402Leases) endNewest(ctx context.Context, r *x402Request, reason string) error {
+	row, ok, err := d.store.Leases.Newest(ctx, r.ID)
+	if err != nil || !ok {
+		return err
+	}
+	if err := r.claim.Held(ctx); err != nil {
+		return err
+	}
+	return d.leases.endLease(ctx, r.ID, &row, reason)
+}
+
+// let begins a lease on a channel of x402. It has no secret: each request shows
+// a voucher that only its payer can have signed.
+func (d *x402Leases) let(ctx context.Context, r *x402Request, tab x402server.Account, gpus int, id string) (*lease, error) {
+	offer := d.leases.Offer()
+	row := leasestore.Row{
+		ID: id, Channel: tab.ID.Hex(), Offer: offer.Hash.Hex(), GPUs: gpus,
+		Allocation: "{}", OwedBefore: tab.Spent.Dec(), State: wire.StateAllocating, StartedAt: time.Now().UnixNano(),
+	}
+	return d.leases.beginLease(ctx, row, tab.State, offer, r.claim)
+}
+
+// admit lets a lease use what a request pays for: on disk first, then in force. A lease that is not yet there, or runs
+// at another gateway, finds it on disk. The last base unit of the voucher is never used: see Supersede.
+func (d *x402Leases) admit(ctx context.Context, r *x402Request, note x402server.Entry, l *lease) error {
+	most, err := note.Reserves()
+	if err != nil {
+		return err
+	}
+	if err := d.JournalOf(&r.PaidRequest).Admit(ctx, note, most); err != nil {
+		return err
+	}
+	if l != nil && !l.mirror {
+		l.reserve(most)
+	}
+	return nil
+}
+
+// await waits until a lease has a newer record. Where none comes, because its
+// devices cannot be metered, the lease is asked for one of what there is.
+func (d *x402Leases) await(ctx context.Context, l *lease, after uint64) error {
+	patience := time.NewTimer(2*d.x.Window + d.x.Slack)
+	defer patience.Stop()
+	given := time.NewTimer(2*d.x.Window + d.x.Slack + time.Minute)
+	defer given.Stop()
+	for {
+		v, changed := l.snapshot()
+		if v.sequence > after {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-l.done:
+			if last, _ := l.snapshot(); last.sequence > after {
+				return nil
+			}
+			return wire.Unavailable.With("the lease on channel %s stopped before anything was metered: nothing was charged, try again", l.terms.ID())
+		case <-patience.C:
+			l.cutNow()
+		case <-given.C:
+			return wire.Unavailable.With("nothing was metered on channel %s: nothing was charged, try again", l.terms.ID())
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// recordOf finds the record that states what a tick used: nil if there is none.
+func (d *x402Leases) recordOf(ctx context.Context, note x402server.Entry) (*metering.SignedRecord, leasestore.Row, error) {
+	row, err := d.store.Leases.ByID(ctx, note.Lease)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil, row, nil // it could not be begun
+	}
+	if err != nil {
+		return nil, row, fmt.Errorf("lease %s: %w", note.Lease, err)
+	}
+	records, err := d.store.Records.After(ctx, common.HexToHash(note.Lease), uint64(note.Sequence), 1)
+	if err != nil || len(records) == 0 {
+		return nil, row, err
+	}
+	return &records[0], row, nil
+}
+
+// carries has a lease's final record carry what it leaves uncharged.
+func (d *x402Leases) carries(l *lease) {
+	closing := func(tx *sqlx.Tx, rec metering.SignedRecord) error {
+		_, err := d.Carry(tx, l.price, rec)
+		return err
+	}
+	l.closing.Store(&closing)
+}
