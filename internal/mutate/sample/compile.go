@@ -18,19 +18,19 @@ import (
 	"golang.org/x/tools/go/packages"
 )
 
-// find lists the mutations of a package that its groups draw from, in no order.
-func find(root string, t target) (map[string][]*mutation, string, error) {
+// find lists the mutations of a package that a target's groups draw from, in no order.
+func find(root string, t target, dir string) (map[string][]*mutation, string, error) {
 	loaded, err := packages.Load(&packages.Config{Dir: root, Mode: packages.NeedName | packages.NeedFiles | packages.NeedCompiledGoFiles |
-		packages.NeedImports | packages.NeedExportFile | packages.NeedTypes | packages.NeedTypesSizes | packages.NeedSyntax | packages.NeedTypesInfo}, "./"+t.dir)
+		packages.NeedImports | packages.NeedExportFile | packages.NeedTypes | packages.NeedTypesSizes | packages.NeedSyntax | packages.NeedTypesInfo}, "./"+dir)
 	if err != nil || len(loaded) != 1 || len(loaded[0].Errors) > 0 {
-		return nil, "", fmt.Errorf("loading %s: %v %v", t.dir, err, loaded)
+		return nil, "", fmt.Errorf("loading %s: %v %v", dir, err, loaded)
 	}
 	pkg := loaded[0]
 	all := map[string][]*mutation{}
 	counts := map[string]map[string]int{}
 	for i, file := range pkg.Syntax {
 		path := pkg.CompiledGoFiles[i]
-		group := t.groupOf(filepath.Base(path))
+		group := t.groupOf(dir, filepath.Base(path))
 		if group == "" {
 			continue
 		}
@@ -176,13 +176,13 @@ var compileError = regexp.MustCompile(`(?m)^(?:\./)?(\S+\.go):(\d+):\d+: .*$`)
 
 // compile makes one test binary that has all mutations, each off unless it is named. A mutation that does not compile is
 // taken out and said.
-func compile(ctx context.Context, root, scratch string, t target, pkg string, list []*mutation) ([]*mutation, string, error) {
+func compile(ctx context.Context, root, scratch string, t target, names map[string]string, list []*mutation) ([]*mutation, string, error) {
 	binary := filepath.Join(scratch, "mutants.test")
 	for {
-		if err := overlay(root, scratch, t, pkg, list); err != nil {
+		if err := overlay(root, scratch, names, list); err != nil {
 			return nil, "", err
 		}
-		cmd := exec.CommandContext(ctx, "go", "test", "-c", "-vet=off", "-overlay="+filepath.Join(scratch, "overlay.json"), "-o", binary, "./"+t.dir)
+		cmd := exec.CommandContext(ctx, "go", "test", "-c", "-vet=off", "-overlay="+filepath.Join(scratch, "overlay.json"), "-o", binary, "./"+t.tests)
 		cmd.Dir = root
 		out, err := cmd.CombinedOutput()
 		if err == nil {
@@ -196,7 +196,7 @@ func compile(ctx context.Context, root, scratch string, t target, pkg string, li
 			}
 		}
 		if len(bad) == 0 {
-			return nil, "", fmt.Errorf("the mutants of %s do not compile:\n%s", t.dir, out)
+			return nil, "", fmt.Errorf("the mutants of %s do not compile:\n%s", t.tests, out)
 		}
 		for m, why := range bad {
 			fmt.Printf("left out  %s: %s\n", m.id, why)
@@ -209,9 +209,11 @@ var mutantNumber = regexp.MustCompile(`mutant\w+\((\d+)`)
 
 // blame finds the mutation on a line of a rewritten file.
 func blame(scratch, file string, line int, list []*mutation) *mutation {
-	text, err := os.ReadFile(filepath.Join(scratch, filepath.Base(file)))
+	text, err := os.ReadFile(filepath.Join(scratch, scratchName(file)))
 	if err != nil {
-		return nil
+		if text, err = os.ReadFile(filepath.Join(scratch, filepath.Base(file))); err != nil {
+			return nil
+		}
 	}
 	lines := strings.Split(string(text), "\n")
 	for _, near := range []int{line - 1, line - 2, line} {
@@ -228,22 +230,35 @@ func blame(scratch, file string, line int, list []*mutation) *mutation {
 	return nil
 }
 
-func overlay(root, scratch string, t target, pkg string, list []*mutation) error {
+// scratchName is what a file's changed text is called.
+func scratchName(file string) string {
+	return strings.ReplaceAll(strings.TrimLeft(file, "./"), "/", "_")
+}
+
+func overlay(root, scratch string, names map[string]string, list []*mutation) error {
 	byFile := map[string][]*mutation{}
 	for _, m := range list {
 		byFile[m.file] = append(byFile[m.file], m)
 	}
-	helper := filepath.Join(scratch, "zz_mutant.go")
-	if err := os.WriteFile(helper, fmt.Appendf(nil, helpers, pkg), 0o600); err != nil {
-		return err
+	replace := map[string]string{}
+	for dir, name := range names {
+		file := filepath.Join(dir, "zz_mutant.go")
+		helper := filepath.Join(scratch, scratchName(file))
+		if err := os.WriteFile(helper, fmt.Appendf(nil, helpers, name), 0o600); err != nil {
+			return err
+		}
+		replace[filepath.Join(root, file)] = helper
 	}
-	replace := map[string]string{filepath.Join(root, t.dir, "zz_mutant.go"): helper}
 	for file, of := range byFile {
 		text, err := os.ReadFile(file)
 		if err != nil {
 			return err
 		}
-		changed := filepath.Join(scratch, filepath.Base(file))
+		path, err := filepath.Rel(root, file)
+		if err != nil {
+			return err
+		}
+		changed := filepath.Join(scratch, scratchName(path))
 		if err := os.WriteFile(changed, rewrite(text, of), 0o600); err != nil {
 			return err
 		}

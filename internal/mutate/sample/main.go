@@ -6,7 +6,7 @@
 // for !=, + for -, an error or a call left out, a constant one more. The draw is by a committed seed and by the names of
 // functions, so that most of it stays when code changes.
 //
-// All changes of a package are compiled into one test binary, each behind a switch. First each is tried with the test that
+// All changes that one package's tests are asked about are compiled into one test binary, each behind a switch. First each is tried with the test that
 // found it before, which killers.txt names. For what is left the tests are run once, one by one, to learn which of them
 // reach which change; then each change is switched on for those alone. What no test finds has to be in harmless.txt with
 // the reason, and is not tried again but with -all. With -write what found each change is written to killers.txt.
@@ -39,35 +39,49 @@ const (
 	equalWord = "equivalent:"
 )
 
-// A target is a package, and the groups of its files by the patterns of their names: the first that matches counts, and
-// one named "" is for files that are in none.
+// A target is a package whose tests are asked, and the groups of files that they hold. A file is of the first group of its
+// directory whose patterns match its name.
 type target struct {
-	dir    string
+	tests  string
 	groups []group
 }
 
 type group struct {
-	name     string
-	patterns []string
+	name, dir string
+	patterns  []string
 }
 
 var targets = []target{
-	{"channel", []group{{"channel", []string{"*.go"}}}},
-	{"channel/store", []group{{"store", []string{"*.go"}}}},
-	{"sdk/settle", []group{{"settle", []string{"*.go"}}}},
-	{"sdk/chain", []group{{"chain", []string{"*.go"}}}},
-	{"sdk/internal/leasestore", []group{{"leasestore", []string{"*.go"}}}},
-	{"sdk/renter", []group{{"rental", []string{"*.go"}}}},
-	{"sdk/x402/x402client", []group{{"x402client", []string{"*.go"}}}},
+	{"channel", []group{{"channel", "channel", []string{"*.go"}}}},
+	{"channel/store", []group{{"store", "channel/store", []string{"*.go"}}}},
+	{"sdk/settle", []group{{"settle", "sdk/settle", []string{"*.go"}}}},
+	{"sdk/chain", []group{{"chain", "sdk/chain", []string{"*.go"}}}},
+	{"sdk/renter", []group{
+		{"rental", "sdk/internal/rental", []string{"*.go"}},
+		{"paystream", "sdk/internal/paystream", []string{"*.go"}},
+	}},
+	{"sdk/x402/x402client", []group{{"x402client", "sdk/x402/x402client", []string{"*.go"}}}},
 	{"sdk", []group{
-		{"provider", []string{"lease.go", "lessor.go", "funding.go", "payments.go", "sponsor*.go", "debt*.go", "x402*.go"}},
+		{"leasestore", "sdk/internal/leasestore", []string{"*.go"}},
+		{"x402server", "sdk/internal/x402server", []string{"*.go"}},
+		{"provider", "sdk", []string{"lease.go", "lessor.go", "funding.go", "payments.go", "sponsor*.go", "debt*.go"}},
 	}},
 }
 
-func (t target) groupOf(file string) string {
+// dirs are the packages that a target changes.
+func (t target) dirs() (dirs []string) {
+	for _, g := range t.groups {
+		if !slices.Contains(dirs, g.dir) {
+			dirs = append(dirs, g.dir)
+		}
+	}
+	return dirs
+}
+
+func (t target) groupOf(dir, file string) string {
 	for _, g := range t.groups {
 		for _, p := range g.patterns {
-			if ok, _ := path.Match(p, file); ok {
+			if ok, _ := path.Match(p, file); ok && g.dir == dir {
 				return g.name
 			}
 		}
@@ -179,13 +193,17 @@ func writeList(file string, said map[string]string) error {
 
 // judge draws, compiles and runs what is wanted of one package.
 func (t target) judge(ctx context.Context, root string, parallel int, total *tally) error {
-	all, pkg, err := find(root, t)
-	if err != nil {
-		return err
-	}
 	var list []*mutation
-	for _, g := range t.groups {
-		list = append(list, draw(all[g.name], seed, perGroup)...)
+	names := map[string]string{} // of packages, by directory
+	for _, dir := range t.dirs() {
+		all, name, err := find(root, t, dir)
+		if err != nil {
+			return err
+		}
+		names[dir] = name
+		for _, g := range t.groups {
+			list = append(list, draw(all[g.name], seed, perGroup)...)
+		}
 	}
 	for i, m := range list {
 		m.number = i + 1
@@ -195,16 +213,16 @@ func (t target) judge(ctx context.Context, root string, parallel int, total *tal
 		return err
 	}
 	defer os.RemoveAll(scratch)
-	list, binary, err := compile(ctx, root, scratch, t, pkg, list)
+	list, binary, err := compile(ctx, root, scratch, t, names, list)
 	if err != nil {
 		return err
 	}
-	r := &runner{binary: binary, dir: filepath.Join(root, t.dir), scratch: scratch, slots: make(chan struct{}, parallel), done: map[string]bool{}}
+	r := &runner{binary: binary, dir: filepath.Join(root, t.tests), scratch: scratch, slots: make(chan struct{}, parallel), done: map[string]bool{}}
 	verdicts, err := r.verdicts(ctx, list, total)
 	if err != nil {
 		return err
 	}
-	fmt.Printf("%s: %d mutants, %d tests were run\n", t.dir, len(list), len(r.done))
+	fmt.Printf("%s: %d mutants, %d tests were run\n", t.tests, len(list), len(r.done))
 	slices.SortFunc(list, func(a, b *mutation) int { return cmp.Compare(a.id, b.id) })
 	for _, m := range list {
 		total.count(m, verdicts[m])
