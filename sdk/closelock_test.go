@@ -12,6 +12,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/devchain"
+	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -104,7 +105,7 @@ func (t *tab) leaving() (closing, again *wire.Credential) {
 func (t *tab) closeSent() {
 	t.Helper()
 	for {
-		tx, err := t.provider.session.closeSent(t.Context(), t.terms.ID())
+		tx, err := t.provider.sender.Sent(t.Context(), t.terms.ID(), chain.Close, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -276,7 +276,7 @@ func (p *Provider) submitOnce(ctx context.Context, terms channel.Terms, call cha
 	}
 	defer held.Release(ctx)
 	call.Guard = leasestore.All(call.Guard, held.Guard())
-	tx, err := p.sent(ctx, id, call)
+	tx, err := p.sender.Sent(ctx, id, call.Kind, call.Data)
 	if err == nil && tx != "" {
 		_ = reserve() // the money has moved: without a GPU it is refused when it is in the channel
 	}
@@ -287,20 +287,6 @@ func (p *Provider) submitOnce(ctx context.Context, terms channel.Terms, call cha
 		p.config.Log.Info("deposit sent for a renter", "call", call.String(), "tx", tx)
 	}
 	return tx, err
-}
-
-// sent finds the same call in the outbox.
-func (p *Provider) sent(ctx context.Context, id common.Hash, call chain.Call) (chain.TxID, error) {
-	all, err := p.sender.Find(ctx, id)
-	if err != nil {
-		return "", err
-	}
-	for _, tx := range all {
-		if tx.Call.Kind == call.Kind && string(tx.Call.Data) == string(call.Data) && p.stands(tx) {
-			return tx.ID, nil
-		}
-	}
-	return "", nil
 }
 
 // checkTransaction waits for a renter's own transaction and refuses one that
@@ -420,7 +406,7 @@ func (d *session) closeOnce(ctx context.Context, id common.Hash) (chain.TxID, er
 		return "", err
 	}
 	defer held.Release(ctx)
-	tx, err := d.closeSent(ctx, id)
+	tx, err := d.sender.Sent(ctx, id, chain.Close, nil)
 	switch {
 	case err != nil:
 		return "", err
@@ -524,25 +510,4 @@ func (d *session) closeCall(ctx context.Context, terms channel.Terms, amount uin
 		return chain.Call{}, fmt.Errorf("channel %s: signing its close with the past key %s: %w", terms.ID(), terms.Payee, err)
 	}
 	return d.escrow.CloseAuthorizedCall(terms, amount, signature, deadline, payee), nil
-}
-
-// stands reports whether a transaction did what it is for, or is about to: one
-// that a key from before has in flight has nobody who sends it again.
-func (p *Provider) stands(tx chain.Tx) bool {
-	return tx.Succeeded || tx.State == chain.Pending && tx.Sender == p.sender.Address()
-}
-
-// closeSent finds a channel's close in the outbox: one is enough, whatever
-// became of who asked for it, and a second one would only cost gas.
-func (d *session) closeSent(ctx context.Context, id common.Hash) (chain.TxID, error) {
-	all, err := d.sender.Find(ctx, id)
-	if err != nil {
-		return "", err
-	}
-	for _, tx := range all {
-		if tx.Call.Kind == chain.Close && d.outbox.stands(tx) {
-			return tx.ID, nil
-		}
-	}
-	return "", nil
 }

@@ -87,7 +87,6 @@ type payerDebts interface {
 // depositOutbox sends deposits, each once.
 type depositOutbox interface {
 	submitOnce(ctx context.Context, terms channel.Terms, call chain.Call, reserve func() error) (chain.TxID, error)
-	stands(tx chain.Tx) bool
 	outboxIsWhole(ctx context.Context) error
 	claim(ctx context.Context, name string) (*leasestore.Lock, error) // makes this gateway the only one to do it
 }

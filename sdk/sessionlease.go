@@ -150,15 +150,12 @@ func (d *session) safeToServe(ctx context.Context, s channel.State) error {
 // not passed by the chain's clock. What became of its own transaction does not matter
 // then: the calldata was public.
 func (d *session) closeStands(ctx context.Context, id common.Hash) (bool, error) {
-	all, err := d.sender.Find(ctx, id)
+	closes, err := d.sender.Find(ctx, id, chain.Close)
 	if err != nil {
 		return false, err
 	}
-	for _, tx := range all {
-		if tx.Call.Kind != chain.Close {
-			continue
-		}
-		if d.outbox.stands(tx) {
+	for _, tx := range closes {
+		if d.sender.InForce(tx) {
 			return true, nil
 		}
 		deadline, signed := chain.CloseDeadline(tx.Call)

@@ -153,13 +153,12 @@ func (d *x402Refunds) refundAgain(ctx context.Context, r *x402Request, tab x402s
 	if note.AnsweredAt != 0 && !repeated {
 		return nil, nil
 	}
-	all, err := d.sender.Find(ctx, r.ID)
+	refunds, err := d.sender.Find(ctx, r.ID, chain.Refund)
 	if err != nil {
 		return nil, err
 	}
-	for i := len(all) - 1; i >= 0; i-- {
-		tx := all[i]
-		if tx.Call.Kind == chain.Refund && tx.CreatedAt.UnixMilli() >= note.CreatedAt && d.outbox.stands(tx) && (!tx.Succeeded || repeated) {
+	for _, tx := range slices.Backward(refunds) {
+		if tx.CreatedAt.UnixMilli() >= note.CreatedAt && d.sender.InForce(tx) && (!tx.Succeeded || repeated) {
 			ctx, cancel := context.WithTimeout(ctx, d.config.OpenTimeout)
 			defer cancel()
 			return d.refunded(ctx, r, note, tx.ID)
@@ -214,7 +213,7 @@ func (d *x402Refunds) unrefunded(ctx context.Context, tab x402server.Account) (x
 // in flight there for ever, as nobody looks after it: it was mined or never will be where its sender has used its
 // nonce, or where a later refund was mined, since what it carries is signed for the channel's next one.
 func (d *x402Refunds) overtaken(ctx context.Context, tx chain.Tx, later []chain.Tx) (bool, error) {
-	if d.outbox.stands(tx) {
+	if d.sender.InForce(tx) {
 		return false, nil
 	}
 	if slices.ContainsFunc(later, func(o chain.Tx) bool { return o.Succeeded }) {

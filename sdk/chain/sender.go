@@ -1,6 +1,7 @@
 package chain
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -420,6 +421,24 @@ func (s *Sender) reason(ctx context.Context, tx Tx, receipt *types.Receipt) erro
 // it tells what was already sent.
 func (s *Sender) Find(ctx context.Context, channel common.Hash, kinds ...Kind) ([]Tx, error) {
 	return s.Store.about(ctx, channel, kinds)
+}
+
+// InForce reports whether a transaction did what it is for, or is about to: one that another key has in flight has nobody
+// who sends it again.
+func (s *Sender) InForce(tx Tx) bool {
+	return tx.Succeeded || tx.State == Pending && tx.Sender == s.Address()
+}
+
+// Sent finds the oldest transaction in force of a kind about a channel: one is enough, whatever became of who asked for it,
+// and a second would only cost gas. With data, it is one of that calldata. "" if there is none.
+func (s *Sender) Sent(ctx context.Context, channel common.Hash, kind Kind, data []byte) (TxID, error) {
+	all, err := s.Find(ctx, channel, kind)
+	for _, tx := range all {
+		if s.InForce(tx) && (data == nil || bytes.Equal(tx.Call.Data, data)) {
+			return tx.ID, nil
+		}
+	}
+	return "", err
 }
 
 // InFlight lists the transactions that are on disk and not mined, lowest nonce first.
