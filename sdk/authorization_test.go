@@ -3,6 +3,8 @@ package sdk
 import (
 	"testing"
 	"time"
+
+	"github.com/gpupay/gpupay/sdk/chain"
 )
 
 // TestAuthorizationThatEndsTooSoon: a provider sends no deposit whose
@@ -11,7 +13,7 @@ import (
 func TestAuthorizationThatEndsTooSoon(t *testing.T) {
 	r := newRig(t)
 	lease := r.open(1, 100_000, "")
-	for left, want := range map[time.Duration]bool{authorizationMargin - 5*time.Second: false, authorizationMargin + 5*time.Second: true, -time.Hour: false} {
+	for left, want := range map[time.Duration]bool{chain.AuthorizationMargin - 5*time.Second: false, chain.AuthorizationMargin + 5*time.Second: true, -time.Hour: false} {
 		payload := lease.topUp(1000, 3)
 		payload.Authorization.ValidBefore = wireAmount(uint64(time.Now().Add(left).Unix()))
 		_, err := r.provider.session.authorization(payload, lease.terms.Payer, payload.Authorization.Nonce)

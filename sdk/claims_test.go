@@ -591,7 +591,7 @@ func TestPaymentBesideARefund(t *testing.T) {
 func (s *sellers) refundCall() chain.Call {
 	s.a.Helper()
 	kept := s.a.kept()
-	all, err := refundable(kept, nil)
+	all, err := x402server.Refundable(kept, nil)
 	if err != nil {
 		s.a.Fatal(err)
 	}

@@ -21,10 +21,6 @@ import (
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
-// authorizationMargin is how long an ERC-3009 authorization must still be good
-// when it arrives: its transaction has to be mined before it ends.
-const authorizationMargin = 30 * time.Second
-
 // deposit runs an open or a top-up that came alone or merged with a voucher.
 func (d *session) deposit(r *request, payload *wire.Payload) (s channel.State, fresh bool, err error) {
 	if payload.Action == wire.ActionOpen {
@@ -237,8 +233,8 @@ func (d *session) authorization(payload *wire.Payload, from common.Address, nonc
 		return chain.Authorization{}, wire.VerificationFailed.With("the authorization's nonce does not bind it to channel %s", payload.ChannelID)
 	case !w.ValidAfter.IsUint64() || w.ValidAfter.Uint64() >= uint64(now.Unix()):
 		return chain.Authorization{}, wire.VerificationFailed.With("the authorization is not valid yet")
-	case w.ValidBefore.IsUint64() && w.ValidBefore.Uint64() <= uint64(now.Add(authorizationMargin).Unix()):
-		return chain.Authorization{}, wire.VerificationFailed.With("the authorization ends within %s: its transaction could come too late", authorizationMargin)
+	case w.ValidBefore.IsUint64() && w.ValidBefore.Uint64() <= uint64(now.Add(chain.AuthorizationMargin).Unix()):
+		return chain.Authorization{}, wire.VerificationFailed.With("the authorization ends within %s: its transaction could come too late", chain.AuthorizationMargin)
 	case !w.ValidBefore.IsUint64():
 		return chain.Authorization{}, wire.VerificationFailed.With("validBefore is no unix time")
 	case w.Value.IsZero():

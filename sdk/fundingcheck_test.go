@@ -144,8 +144,8 @@ func TestNothingMovesIntoAWithdrawal(t *testing.T) {
 	if refused := b.refused(b.pay(p)); !strings.Contains(refused.Error, "withdrawal") || b.holds() != 20_000 {
 		t.Errorf("refused with %q, the contract holds %d", refused.Error, b.holds())
 	}
-	request := &x402Request{PaidRequest: x402server.PaidRequest{ID: b.terms.ID(), Terms: b.terms}}
-	if err := r.provider.x402.deposits.worthSending(t.Context(), request, x402server.Account{State: before, Known: true}, *uint256.NewInt(50_000)); !errors.Is(err, x402server.ErrWithdrawing) {
+	request := &x402server.PaidRequest{ID: b.terms.ID(), Terms: b.terms}
+	if err := r.provider.x402.WorthDepositing(t.Context(), request, x402server.Account{State: before, Known: true}, *uint256.NewInt(50_000)); !errors.Is(err, x402server.ErrWithdrawing) {
 		t.Errorf("by books from before it: %v", err)
 	}
 }

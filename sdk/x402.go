@@ -72,8 +72,8 @@ func (c X402Config) check(p ProviderConfig) error {
 		return fmt.Errorf("provider: X402.Slack (%s) must be at least four ticks (%s): less suspends every lease at once", c.Slack, 4*p.Tick)
 	case p.MaxGap > wire.MaxGapOfTicks:
 		return fmt.Errorf("provider: X402: MaxGap (%s) must be at most %s: whoever pays in advance takes no offer of readings that are later", p.MaxGap, wire.MaxGapOfTicks)
-	case c.MaxTimeout < 2*authorizationMargin || c.MaxTimeout%time.Second != 0:
-		return fmt.Errorf("provider: X402.MaxTimeout (%s) must be whole seconds, at least %s: a deposit must be mined in it", c.MaxTimeout, 2*authorizationMargin)
+	case c.MaxTimeout < 2*chain.AuthorizationMargin || c.MaxTimeout%time.Second != 0:
+		return fmt.Errorf("provider: X402.MaxTimeout (%s) must be whole seconds, at least %s: a deposit must be mined in it", c.MaxTimeout, 2*chain.AuthorizationMargin)
 	case c.MaxReply < 0 || c.Line < 0 || c.Waiting < 0:
 		return errors.New("provider: X402: MaxReply, Line and Waiting cannot be negative")
 	}
@@ -92,7 +92,7 @@ type x402Desk struct {
 
 	queue    x402server.Queue
 	held     heldClaims
-	arrivals arrivals
+	arrivals x402server.Arrivals
 }
 
 // newX402 takes payments on a contract, with X402Config's defaults in x.
@@ -102,7 +102,7 @@ func newX402(ctx context.Context, deps schemeDeps, x X402Config, contract *chain
 	leases := x402Leases{&deps, x, &x402server.Accounts{
 		DB: deps.db, Book: book, Contract: contract, Sender: deps.sender, Limiter: deps.limiter, Whole: deps.outbox.outboxIsWhole, Log: c.Log,
 		Key: c.Key.Address(), PastKeys: c.PastKeys, Token: c.Token, Confirmations: c.Confirmations, Poll: c.Poll,
-		Price: deps.price, MinDeposit: deps.minDeposit, Window: x.Window, Slack: x.Slack, MaxTimeout: x.MaxTimeout, WithdrawDelay: x.WithdrawDelay,
+		Price: deps.price, MinDeposit: deps.minDeposit, LeastRefund: deps.minTransfer, Window: x.Window, Slack: x.Slack, MaxTimeout: x.MaxTimeout, WithdrawDelay: x.WithdrawDelay,
 	}}
 	d := &x402Desk{x402Leases: leases, ticks: x402Ticks{leases}, refunds: x402Refunds{leases}, metered: x402Metered{leases}}
 	d.deposits = x402Deposits{leases, &d.metered}

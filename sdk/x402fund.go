@@ -2,15 +2,9 @@ package sdk
 
 import (
 	"context"
-	"fmt"
-	"time"
 
-	"github.com/holiman/uint256"
-
-	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/x402server"
-	"github.com/gpupay/gpupay/sdk/wire"
 	"github.com/gpupay/gpupay/sdk/x402"
 )
 
@@ -20,8 +14,7 @@ type x402Deposits struct {
 	metered *x402Metered
 }
 
-// fund sends a payment's deposit and waits until the chain has it. That it was sent, or mined, moves nothing here: what
-// counts is what the contract says of the channel afterwards.
+// fund sends a payment's deposit and waits until the chain has it.
 func (d *x402Deposits) fund(ctx context.Context, r *x402Request, tab x402server.Account, note *x402server.Entry) (x402server.Account, error) {
 	ctx, cancel := context.WithTimeout(ctx, d.config.OpenTimeout)
 	defer cancel()
@@ -31,11 +24,11 @@ func (d *x402Deposits) fund(ctx context.Context, r *x402Request, tab x402server.
 		return tab, err
 	}
 	defer slot.Release()
-	a, err := d.depositOf(r, tab)
+	a, err := r.DepositOf(tab)
 	if err != nil {
 		return tab, err
 	}
-	if err := d.worthSending(ctx, r, tab, a.Value); err != nil {
+	if err := d.WorthDepositing(ctx, &r.PaidRequest, tab, a.Value); err != nil {
 		return tab, err
 	}
 	hash, err := d.sendDeposit(ctx, r, a)
@@ -43,62 +36,7 @@ func (d *x402Deposits) fund(ctx context.Context, r *x402Request, tab x402server.
 		return tab, err
 	}
 	note.Tx, note.Moved = hash, a.Value.Dec()
-	for {
-		s, pending, err := d.Confirmed(ctx, r.Terms)
-		if err != nil {
-			return tab, err
-		}
-		if s.Status != channel.Open {
-			return tab, fmt.Errorf("channel %s: %w", s.ID, x402server.ErrWithdrawing)
-		}
-		if !r.Voucher.Cumulative.Gt(&s.Deposit) || !pending {
-			if err := d.RefreshNonce(ctx, &r.PaidRequest, s); err != nil {
-				return tab, err
-			}
-			return d.Account(ctx, s)
-		}
-		if d.Pause(ctx) != nil {
-			return tab, wire.Unavailable.With("the deposit of channel %s has not %d confirmations yet: send the same request again later", r.ID, d.config.Confirmations)
-		}
-	}
-}
-
-// depositOf checks what can be checked of a deposit before gas is spent on it.
-func (d *x402Deposits) depositOf(r *x402Request, tab x402server.Account) (chain.Authorization, error) {
-	a := chain.Authorization{Authorization: r.Paid.Payload.Authorization(), Signature: r.Paid.Payload.Deposit.Authorization.Signature[:]}
-	now := time.Now()
-	after := tab.Deposit
-	after.Add(&after, &a.Value)
-	switch {
-	case a.Value.Lt(&r.Offer.Extra.MinDeposit.Int):
-		return a, fmt.Errorf("%w: the deposit is %s, the least that is taken is %s", x402.CodeDepositBelowMinimum, a.Value.Dec(), r.Offer.Extra.MinDeposit.Dec())
-	case r.Voucher.Cumulative.Gt(&after):
-		return a, fmt.Errorf("%w: the voucher is over %s, with the deposit channel %s holds %s", x402.CodeCumulativeExceedsBalance, r.Voucher.Cumulative.Dec(), r.ID, after.Dec())
-	case a.ValidAfter >= uint64(now.Unix()):
-		return a, fmt.Errorf("%w: the authorization is not valid yet", x402.CodeValidAfter)
-	case a.ValidBefore <= uint64(now.Add(authorizationMargin).Unix()):
-		return a, fmt.Errorf("%w: the authorization ends within %s: its transaction could come too late", x402.CodeValidBefore, authorizationMargin)
-	}
-	return a, nil
-}
-
-// worthSending refuses a deposit after which the request would be refused: by what
-// the chain says of the channel now, and of a voucher that would not be taken.
-func (d *x402Deposits) worthSending(ctx context.Context, r *x402Request, tab x402server.Account, value uint256.Int) error {
-	after := tab.State
-	if tab.Known {
-		s, _, err := d.Confirmed(ctx, r.Terms)
-		if err != nil {
-			return err
-		}
-		after = s
-	}
-	if after.Status != channel.Open {
-		return fmt.Errorf("channel %s: %w", r.ID, x402server.ErrWithdrawing)
-	}
-	after.Deposit.Add(&after.Deposit, &value)
-	_, err := d.Book.Judge(ctx, after, r.Voucher)
-	return err
+	return d.Arrived(ctx, &r.PaidRequest)
 }
 
 // sendDeposit sends a deposit unless it was sent before, and waits for it. It returns the transaction's hash.

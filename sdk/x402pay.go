@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
-	"sync"
 
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/holiman/uint256"
@@ -148,7 +147,7 @@ func (d *x402Desk) pay(ctx context.Context, w http.ResponseWriter, r *x402Reques
 		}
 	}
 	if r.Paid.Payload.Type != x402.TypeRefund {
-		if tab, err = d.refunds.unrefunded(ctx, tab); err != nil {
+		if tab, err = d.Unrefunded(ctx, tab); err != nil {
 			return nil, err
 		}
 	}
@@ -173,7 +172,7 @@ func (d *x402Desk) buy(ctx context.Context, w http.ResponseWriter, r *x402Reques
 	var others uint64 // of the payer's channels whose use is not in the books yet
 	if deposits {
 		var end func()
-		others, end = d.arrivals.begin(r.Terms.Payer)
+		others, end = d.arrivals.Begin(r.Terms.Payer)
 		defer end()
 	} else if err := d.metered.enter(r); err != nil {
 		return nil, err
@@ -227,30 +226,6 @@ func (d *x402Desk) claimable(ctx context.Context, t channel.Terms, arriving uint
 		return err
 	}
 	return fmt.Errorf("%w (%s)%s", x402server.ErrScattered, d.debts.debtors(owing, d.debts.leastRow(d.Contract)), d.debts.lapses(owing))
-}
-
-// arrivals counts each payer's requests that bring a deposit, until they are served.
-type arrivals struct {
-	mu      sync.Mutex
-	byPayer map[common.Address]uint64
-}
-
-// begin counts a request, until end, and returns how many of its payer there are beside it.
-func (a *arrivals) begin(payer common.Address) (others uint64, end func()) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.byPayer == nil {
-		a.byPayer = make(map[common.Address]uint64)
-	}
-	others = a.byPayer[payer]
-	a.byPayer[payer]++
-	return others, func() {
-		a.mu.Lock()
-		defer a.mu.Unlock()
-		if a.byPayer[payer]--; a.byPayer[payer] == 0 {
-			delete(a.byPayer, payer)
-		}
-	}
 }
 
 // match holds a voucher to the amount that comes next. A stock client is corrected once and then gives up: so what it

@@ -1,7 +1,6 @@
 package sdk
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -29,7 +28,7 @@ func (d *x402Refunds) refund(ctx context.Context, r *x402Request, tab x402server
 	if !tab.Known {
 		return nil, fmt.Errorf("%w: channel %s holds nothing", x402.CodeRefundNoBalance, r.ID)
 	}
-	if err := d.worthRefunding(tab.State, r.Paid.Payload.Refund); err != nil {
+	if err := d.WorthRefunding(tab.State, r.Paid.Payload.Refund); err != nil {
 		return nil, err // before anything ends for it
 	}
 	slot, err := d.limiter.Deposit(r.Request)
@@ -45,7 +44,7 @@ func (d *x402Refunds) refund(ctx context.Context, r *x402Request, tab x402server
 	if err != nil {
 		return nil, err
 	}
-	amount, err := refundable(s, r.Paid.Payload.Refund)
+	amount, err := x402server.Refundable(s, r.Paid.Payload.Refund)
 	if err != nil {
 		return nil, err
 	}
@@ -60,42 +59,11 @@ func (d *x402Refunds) refund(ctx context.Context, r *x402Request, tab x402server
 	return d.refunded(ctx, r, note, tx)
 }
 
-// refundable is what a refund may move: what is asked for, and no more than the
-// channel holds beyond what is claimed and what will be.
-func refundable(s channel.State, asked *wire.Amount) (uint256.Int, error) {
-	taken := s.Payable()
-	if s.Settled.Gt(&taken) {
-		taken = s.Settled
-	}
-	var free uint256.Int
-	if s.Deposit.Gt(&taken) {
-		free.Sub(&s.Deposit, &taken)
-	}
-	if free.IsZero() {
-		return free, fmt.Errorf("%w: channel %s holds %s, of which %s are used", x402.CodeRefundNoBalance, s.ID, s.Deposit.Dec(), taken.Dec())
-	}
-	if asked != nil && asked.Lt(&free) {
-		return asked.Int, nil
-	}
-	return free, nil
-}
-
-// worthRefunding refuses a part that is not worth a transaction. The whole is given back however little it is.
-func (d *x402Refunds) worthRefunding(s channel.State, asked *wire.Amount) error {
-	if asked == nil || !asked.Lt(&d.minTransfer) {
-		return nil
-	}
-	if all, err := refundable(s, nil); err != nil || !asked.Lt(&all) {
-		return err
-	}
-	return fmt.Errorf("%w: a refund of %s, the least part is %s: ask for more, or for all", x402.CodeRefundAmountInvalid, asked.Dec(), d.minTransfer.Dec())
-}
-
 // submitRefund puts a refund into the outbox, where its claim is still held: else more
 // may have been served for since the amount was decided on.
 func (d *x402Refunds) submitRefund(ctx context.Context, held *leasestore.Lock, s channel.State, amount uint256.Int) (chain.TxID, error) {
 	submit := d.sponsor.SubmitReturn
-	if all, err := refundable(s, nil); err == nil && amount.Lt(&all) {
+	if all, err := x402server.Refundable(s, nil); err == nil && amount.Lt(&all) {
 		submit = d.sponsor.SubmitPart
 	}
 	call, err := d.Contract.RefundCall(ctx, s, amount)
@@ -165,59 +133,4 @@ func (d *x402Refunds) refundAgain(ctx context.Context, r *x402Request, tab x402s
 		}
 	}
 	return nil, nil
-}
-
-// unrefunded is a channel from which no refund takes anything any more. One that is in flight may take the deposit in
-// the next block, whether or not its request was given up, and whichever gateway or key sent it: nothing is served
-// meanwhile, nor while a re-org has undone it. Of one that was mined the channel is read from the chain, as the watcher
-// may come to it later: each time until the refund is final, and then once at each gateway.
-func (d *x402Refunds) unrefunded(ctx context.Context, tab x402server.Account) (x402server.Account, error) {
-	refunds, err := d.sender.Find(ctx, tab.ID, chain.Refund)
-	if err != nil {
-		return tab, err
-	}
-	var unread []common.Hash
-	for i, tx := range refunds {
-		seen, over := tx.BlockHash, true
-		if tx.State == chain.Pending {
-			seen = tx.Attempts[0].Signed.Hash()
-		}
-		if tx.State != chain.Mined && d.Looked.Has(seen) {
-			continue
-		}
-		switch tx.State {
-		case chain.Pending:
-			over, err = d.overtaken(ctx, tx, refunds[i+1:])
-		case chain.Mined:
-			over, err = d.sender.Stands(ctx, tx)
-		}
-		if err != nil || !over {
-			return tab, cmp.Or(err, fmt.Errorf("channel %s: %w", tab.ID, x402server.ErrRefunding))
-		}
-		unread = append(unread, seen)
-	}
-	if len(unread) == 0 {
-		return tab, nil
-	}
-	s, _, err := d.Confirmed(ctx, tab.Terms)
-	if err != nil {
-		return tab, fmt.Errorf("channel %s: nothing is served after a refund before it was read from the chain: %w", tab.ID, err)
-	}
-	for _, block := range unread {
-		d.Looked.Add(block)
-	}
-	return d.Account(ctx, s)
-}
-
-// overtaken reports whether a refund that the outbox has in flight takes nothing any more. One that another key sent is
-// in flight there for ever, as nobody looks after it: it was mined or never will be where its sender has used its
-// nonce, or where a later refund was mined, since what it carries is signed for the channel's next one.
-func (d *x402Refunds) overtaken(ctx context.Context, tx chain.Tx, later []chain.Tx) (bool, error) {
-	if d.sender.InForce(tx) {
-		return false, nil
-	}
-	if slices.ContainsFunc(later, func(o chain.Tx) bool { return o.Succeeded }) {
-		return true, nil
-	}
-	return chain.Passed(ctx, d.Contract.Backend(), tx, d.config.Confirmations)
 }

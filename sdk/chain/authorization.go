@@ -3,11 +3,16 @@ package chain
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/ethereum/go-ethereum/common"
 
 	"github.com/gpupay/gpupay/channel"
 )
+
+// AuthorizationMargin is how long an ERC-3009 authorization must still be good when it arrives: its transaction has to be
+// mined before it ends.
+const AuthorizationMargin = 30 * time.Second
 
 // An Authorization is a signed ERC-3009 ReceiveWithAuthorization to the escrow: the payer's money without the payer's
 // transaction. Its nonce commits to one channel (channel.OpenNonce) or one top-up of it (channel.TopUpNonce), so it can

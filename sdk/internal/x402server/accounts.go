@@ -47,6 +47,7 @@ type Accounts struct {
 
 	Price         metering.Price
 	MinDeposit    uint256.Int   // base units
+	LeastRefund   uint256.Int   // base units that a part must have
 	Window, Slack time.Duration // of GPU time that a request pays for, and that a lease goes on after it
 	MaxTimeout    time.Duration // of a deposit's authorization
 	WithdrawDelay time.Duration
