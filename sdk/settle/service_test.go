@@ -2,6 +2,7 @@ package settle_test
 
 import (
 	"context"
+	"strings"
 	"testing"
 	"time"
 
@@ -39,5 +40,8 @@ func TestServiceSettlesWhatCloses(t *testing.T) {
 	}
 	if service.Looked().IsZero() || len(k.Changes) == 0 {
 		t.Error("the watcher's own listener, or its look, is lost")
+	}
+	if looked := service.Looked(); !strings.Contains(looked.String(), " m=") {
+		t.Errorf("it looked at %s: who sets the wall clock makes that older or newer", looked)
 	}
 }

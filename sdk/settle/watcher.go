@@ -86,7 +86,7 @@ type Watcher struct {
 	served      uint64      // the block at which channels that are served were read last
 	turn        common.Hash // the last of them
 	lagging     int
-	looked      atomic.Int64 // unix nanoseconds of the last look that succeeded
+	looked      atomic.Pointer[time.Time] // of the last look that succeeded
 	unconfirmed map[common.Hash]bool
 	ended       map[common.Hash]uint64 // channels that were just seen to end, and the block at which
 	denied      map[common.Hash]uint64 // those whose end the chain does not know any more, and since which block
@@ -152,7 +152,8 @@ func (w *Watcher) Check(ctx context.Context) error {
 		return err
 	}
 	w.older = older.Number.Uint64()
-	w.looked.Store(w.now().UnixNano())
+	looked := w.now()
+	w.looked.Store(&looked)
 	if w.OnLook != nil {
 		w.OnLook()
 	}
@@ -162,14 +163,13 @@ func (w *Watcher) Check(ctx context.Context) error {
 // Doubt has a channel read at the next look, though no event names it: who says so read what contradicts the books.
 func (w *Watcher) Doubt(id common.Hash) { w.doubted.Store(id, struct{}{}) }
 
-// Looked is when the chain was last seen, all of it to its newest block; zero if it
-// never was.
+// Looked is when the chain was last seen, all of it to its newest block; zero if it never was. It has a reading of the
+// monotonic clock: how long ago that is does not change when the wall clock is set.
 func (w *Watcher) Looked() time.Time {
-	at := w.looked.Load()
-	if at == 0 {
-		return time.Time{}
+	if at := w.looked.Load(); at != nil {
+		return *at
 	}
-	return time.Unix(0, at)
+	return time.Time{}
 }
 
 // load restores the trail of the last run.

@@ -23,8 +23,16 @@ type Subscription struct {
 	Events chan wire.Event    // what comes, EventAccepted included
 	Err    error              // why Events was closed
 	Cancel context.CancelFunc // ends the stream
-	alive  atomic.Int64       // unix nanoseconds of the newest byte, comments included
-	conn   *websocket.Conn    // takes vouchers; nil: the stream is one of server-sent events
+	alive  pulse
+	conn   *websocket.Conn // takes vouchers; nil: the stream is one of server-sent events
+}
+
+// pulse is when the newest byte came, comments included, by the monotonic clock: the wall clock is set.
+type pulse struct{ newest atomic.Pointer[time.Time] }
+
+func (p *pulse) beat() {
+	now := time.Now()
+	p.newest.Store(&now)
 }
 
 // EventAccepted is the event that a subscription makes of a receipt of its provider.
@@ -41,7 +49,7 @@ func (p Peer) Subscribe(life context.Context, gpus int, c wire.Credential, heade
 	header.Set("Authorization", authorization)
 	life, cancel := context.WithCancel(life)
 	f := &Subscription{Events: make(chan wire.Event), Cancel: cancel}
-	f.alive.Store(time.Now().UnixNano())
+	f.alive.beat()
 	resp, err := p.ask(life, f, gpus, header)
 	switch {
 	case err != nil:
@@ -112,7 +120,7 @@ func (u *upgrade) RoundTrip(r *http.Request) (*http.Response, error) {
 func (f *Subscription) read(body io.ReadCloser) {
 	defer close(f.Events)
 	defer body.Close()
-	events := wire.NewEvents(&pulse{body, &f.alive})
+	events := wire.NewEvents(&heard{body, &f.alive})
 	for {
 		e, err := events.Next()
 		if err != nil {
@@ -123,16 +131,16 @@ func (f *Subscription) read(body io.ReadCloser) {
 	}
 }
 
-// pulse notes when something was read.
-type pulse struct {
+// heard notes when something was read.
+type heard struct {
 	io.Reader
-	at *atomic.Int64
+	pulse *pulse
 }
 
-func (p *pulse) Read(b []byte) (int, error) {
-	n, err := p.Reader.Read(b)
+func (h *heard) Read(b []byte) (int, error) {
+	n, err := h.Reader.Read(b)
 	if n > 0 {
-		p.at.Store(time.Now().UnixNano())
+		h.pulse.beat()
 	}
 	return n, err
 }
@@ -150,7 +158,7 @@ func (f *Subscription) follow() {
 			}
 			return
 		}
-		f.alive.Store(time.Now().UnixNano())
+		f.alive.beat()
 		if kind == websocket.MessageBinary {
 			f.Events <- wire.Event{Name: EventAccepted, Data: message}
 			continue
@@ -181,7 +189,7 @@ func (f *Subscription) Pay(ctx context.Context, v channel.Voucher) error {
 }
 
 // Silence is how long nothing was heard at all.
-func (f *Subscription) Silence() time.Duration { return time.Since(time.Unix(0, f.alive.Load())) }
+func (f *Subscription) Silence() time.Duration { return time.Since(*f.alive.newest.Load()) }
 
 // Close ends the stream and frees its reader.
 func (f *Subscription) Close() {
