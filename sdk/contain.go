@@ -8,6 +8,7 @@ import (
 
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/gpu"
+	"github.com/gpupay/gpupay/sdk/internal/placement"
 	"github.com/gpupay/gpupay/sdk/internal/run"
 	"github.com/gpupay/gpupay/sdk/settle"
 )
@@ -67,7 +68,7 @@ func (t tameAllocator) Adopt(ctx context.Context, a gpu.Allocation) (err error) 
 	defer contain(t.log, "Allocator.Adopt", &err)
 	adopter, ok := t.Allocator.(gpu.Adopter)
 	if !ok {
-		return errNoAdopter
+		return placement.ErrNoAdopter
 	}
 	return adopter.Adopt(ctx, a)
 }

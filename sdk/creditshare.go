@@ -15,6 +15,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/nodelink"
+	"github.com/gpupay/gpupay/sdk/internal/placement"
 	"github.com/gpupay/gpupay/sdk/units"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -241,12 +242,12 @@ const shareWait = 3 * time.Second
 
 // makeRoom finds the share of a lease that begins. It refuses where neither that
 // nor what is paid in advance lets it run at all.
-func (n *nodes) makeRoom(ctx context.Context, req placement) (portion, error) {
-	price, err := req.offer.Price()
+func (n *nodes) makeRoom(ctx context.Context, req placement.Request) (portion, error) {
+	price, err := req.Offer.Price()
 	if err != nil {
 		return portion{}, err
 	}
-	credit, err := price.Charge(req.offer.Credit * uint64(time.Second))
+	credit, err := price.Charge(req.Offer.Credit * uint64(time.Second))
 	if err != nil {
 		return portion{}, err
 	}
@@ -254,10 +255,10 @@ func (n *nodes) makeRoom(ctx context.Context, req placement) (portion, error) {
 	if err != nil {
 		return portion{}, err
 	}
-	if err := n.booked(ctx, req.channel); err != nil {
+	if err := n.booked(ctx, req.Channel); err != nil {
 		return portion{}, err
 	}
-	shares, q := n.config.shares, claimantOf(req.LeaseID, req.channel.Terms, credit)
+	shares, q := n.config.shares, claimantOf(req.LeaseID, req.Channel.Terms, credit)
 	if err := shares.begin(ctx, q, uint256.Int{}); err != nil {
 		return portion{}, err
 	}
@@ -273,9 +274,9 @@ func (n *nodes) makeRoom(ctx context.Context, req placement) (portion, error) {
 				continue
 			}
 		}
-		room, left := u256.SaturatingSub(collectible(req.channel, shares.row), req.channel.Spent), uint256.Int{}
+		room, left := u256.SaturatingSub(collectible(req.Channel, shares.row), req.Channel.Spent), uint256.Int{}
 		if !p.tell.IsZero() {
-			room, left = req.channel.Available(), u256.SaturatingSub(p.tell, req.channel.Owed()) // which uses of the share what it is
+			room, left = req.Channel.Available(), u256.SaturatingSub(p.tell, req.Channel.Owed()) // which uses of the share what it is
 		}
 		if room.Add(&room, &left); !room.Lt(&need) {
 			return p, nil

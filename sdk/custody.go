@@ -11,6 +11,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
+	"github.com/gpupay/gpupay/sdk/internal/placement"
 )
 
 // custody is who has the use of a lease's devices, by the commands that were run, and not by the state on disk, which is written
@@ -195,7 +196,7 @@ func (l *lease) takeInLate(ctx context.Context) error {
 	defer cancel()
 	l.custody.mu.Lock()
 	defer l.custody.mu.Unlock()
-	return l.takeInBy(call, l.allocation, func(ctx context.Context, a gpu.Allocation) error { return suspendLate(ctx, l.deps.placer, a) })
+	return l.takeInBy(call, l.allocation, func(ctx context.Context, a gpu.Allocation) error { return placement.SuspendLate(ctx, l.deps.placer, a) })
 }
 
 // leaveSuspended suspends what a process that stops could not write down: no process that begins before the database is back could

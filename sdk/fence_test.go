@@ -14,6 +14,7 @@ import (
 	"github.com/gpupay/gpupay/internal/pgtest"
 	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
+	"github.com/gpupay/gpupay/sdk/internal/placement"
 )
 
 // TestTermsOfADatabaseFromBefore: a command of an older term than the file of this host has is run where the database says that this is
@@ -82,7 +83,7 @@ func TestTermsOfADatabaseFromBefore(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	began := time.Now()
-	if err := suspendLate(ctx, r.provider.deps.placer, a); err != nil || time.Since(began) > 15*time.Second {
+	if err := placement.SuspendLate(ctx, r.provider.deps.placer, a); err != nil || time.Since(began) > 15*time.Second {
 		t.Errorf("a suspension waits for a file that cannot be written: %v, after %s", err, time.Since(began))
 	}
 }

@@ -25,6 +25,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/internal/highwater"
 	"github.com/gpupay/gpupay/sdk/internal/inventory"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
+	"github.com/gpupay/gpupay/sdk/internal/placement"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -121,7 +122,7 @@ func (l *lease) metersHere() bool { return l.remote == nil }
 
 // leaseDeps is what every lease of a provider uses.
 type leaseDeps struct {
-	placer   placer
+	placer   placement.Placer
 	liveness func(context.Context, gpu.Allocation) error // of what it allocated; nil: it does not say
 	probing  chan struct{}                               // bounds how many are asked at a time
 	source   metering.Source
@@ -725,9 +726,6 @@ func (l *lease) resume(ctx context.Context) error {
 	return nil
 }
 
-// ownerTimeout is how long the database may take to say whose a lease is.
-const ownerTimeout = 2 * time.Second
-
 // command has the allocator do something, in the term that is ours only: another
 // gateway's devices are not touched, and what is under way when others may take
 // the lease is cut off.
@@ -736,7 +734,7 @@ func (l *lease) command(ctx context.Context, do func(context.Context, gpu.Alloca
 	defer cancel()
 	if l.tenure != nil {
 		defer context.AfterFunc(l.tenure, cancel)()
-		ask, done := context.WithTimeout(call, ownerTimeout)
+		ask, done := context.WithTimeout(call, leasestore.OwnerTimeout)
 		term, err := l.deps.store.Leases.Term(ask, l.id)
 		done()
 		l.elsewhere.CompareAndSwap(false, err == nil && term != l.term)
@@ -758,7 +756,7 @@ func (l *lease) inCredit(ctx context.Context) (context.Context, context.CancelFu
 	if v := l.look(); v.state != leasestore.Active || v.stalled || l.life == nil || l.life.Err() != nil {
 		return ctx, func() {}
 	}
-	ctx, cancel := context.WithTimeout(ctx, max(l.lasts(), ownerTimeout))
+	ctx, cancel := context.WithTimeout(ctx, max(l.lasts(), leasestore.OwnerTimeout))
 	l.hurried.Store(&cancel)
 	return ctx, cancel
 }
@@ -996,7 +994,7 @@ func (l *lease) forgotten() bool {
 	if l.tenure != nil && l.tenure.Err() != nil {
 		return false
 	}
-	ask, cancel := context.WithTimeout(context.Background(), ownerTimeout)
+	ask, cancel := context.WithTimeout(context.Background(), leasestore.OwnerTimeout)
 	defer cancel()
 	_, err := l.deps.store.Leases.Term(ask, l.id)
 	return errors.Is(err, sql.ErrNoRows)

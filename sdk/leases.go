@@ -13,6 +13,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/channel/store"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
+	"github.com/gpupay/gpupay/sdk/internal/placement"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -58,15 +59,9 @@ func (p *Provider) takesLeases() error {
 	}
 	if err := p.deps.marks.Check(p.life); err != nil {
 		p.config.Log.Error("no new lease", "error", err)
-		return errUnmarked()
+		return placement.Unmarked()
 	}
 	return nil
-}
-
-// errUnmarked refuses what would be signed for while the file cannot be written that has to know it first. What it is about the file the
-// log and Health say.
-func errUnmarked() *wire.Problem {
-	return wire.Unavailable.With("this gateway cannot write down what it signs, and so it begins no lease: try another gateway, or later; its operator finds the reason in its health")
 }
 
 // closeGrace is how long a renter has, after its lease, to pay what is left and

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"sync"
 	"time"
@@ -21,6 +22,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/internal/inventory"
 	"github.com/gpupay/gpupay/sdk/internal/keyed"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
+	"github.com/gpupay/gpupay/sdk/internal/placement"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -97,6 +99,12 @@ func (h *lessor) begin() bool {
 	}
 	h.wait.Add(1)
 	return true
+}
+
+// note has what runs on this host be known outside the database: see guard.
+func (h *lessor) note(database string, log *slog.Logger) (err error) {
+	h.deps.placer, err = placement.Guard(h.deps.placer, h.deps.marks, h.store, database, log)
+	return err
 }
 
 // done ends work that begin registered.
@@ -199,7 +207,7 @@ func (h *lessor) grant(ctx context.Context, row leasestore.Row, s channel.State,
 // over; if that fails the error is gpu.ErrHeld.
 func (h *lessor) allocate(ctx context.Context, row leasestore.Row, s channel.State, offer wire.SignedOffer) (gpu.Allocation, common.Address, error) {
 	id := common.HexToHash(row.ID)
-	a, meter, err := h.deps.placer.place(ctx, placement{gpu.Request{LeaseID: id, Payer: s.Terms.Payer, GPUs: row.GPUs, Term: row.Term}, s, offer})
+	a, meter, err := h.deps.placer.Place(ctx, placement.Request{Request: gpu.Request{LeaseID: id, Payer: s.Terms.Payer, GPUs: row.GPUs, Term: row.Term}, Channel: s, Offer: offer})
 	if err == nil && len(a.Devices) != row.GPUs {
 		err = fmt.Errorf("allocator gave %d devices to lease %s, %d were asked for", len(a.Devices), id, row.GPUs)
 		if held := h.release(context.WithoutCancel(ctx), a); held != nil {
@@ -347,7 +355,7 @@ func (h *lessor) enlist(l *lease) error {
 	defer h.mu.Unlock()
 	if l.metersHere() {
 		device, other := h.meter(l.allocation.Devices, l.id)
-		if other != nil && (forOneRequest(l.allocation) || forOneRequest(other.allocation)) {
+		if other != nil && (placement.ForOneRequest(l.allocation) || placement.ForOneRequest(other.allocation)) {
 			return fmt.Errorf("%w: device %s of lease %s: %w %s", gpu.ErrNoCapacity, device, l.id, errMetered, other.id)
 		}
 		if other != nil {
@@ -409,16 +417,13 @@ func (h *lessor) takeUp(ctx context.Context) error {
 			return fmt.Errorf("lease %s of the last run could not be taken up, nothing of it is lost: start again: %w", row.ID, err)
 		}
 	}
-	return h.takeBackForgotten(ctx)
+	return placement.TakeBackForgotten(ctx, h.deps.placer, h.store.Leases, h.release)
 }
 
-// errNotHere is a lease whose devices are on another host, and errNoAdopter one whose devices nobody can go on with.
-var (
-	errNotHere   = errors.New("its devices cannot be taken up here")
-	errNoAdopter = errors.New("the allocator cannot adopt it")
-)
+// errNotHere is a lease whose devices are on another host.
+var errNotHere = errors.New("its devices cannot be taken up here")
 
-// locate looks for the devices of a lease that no process runs, and has the allocator know them: errNotHere, errNoAdopter, or
+// locate looks for the devices of a lease that no process runs, and has the allocator know them: errNotHere, placement.ErrNoAdopter, or
 // inventory.ErrTaken where they are in another lease, such as one of those that are known to be later. It is nil where they are here,
 // or none were allocated yet.
 func (h *lessor) locate(ctx context.Context, row leasestore.Row, later []leasestore.Row) error {
@@ -430,7 +435,7 @@ func (h *lessor) locate(ctx context.Context, row leasestore.Row, later []leasest
 		return inventory.ErrTaken
 	}
 	err = h.deps.placer.Adopt(ctx, a)
-	if err == nil || errors.Is(err, errNoAdopter) || errors.Is(err, inventory.ErrTaken) {
+	if err == nil || errors.Is(err, placement.ErrNoAdopter) || errors.Is(err, inventory.ErrTaken) {
 		return err
 	}
 	return fmt.Errorf("%w: %w", errNotHere, err)
@@ -562,7 +567,7 @@ func (e overError) Error() string { return string(e) }
 
 func isOver(err error) bool {
 	var over overError
-	return errors.As(err, &over) || errors.Is(err, errNoAdopter) || errors.Is(err, leasestore.ErrRolledBack)
+	return errors.As(err, &over) || errors.Is(err, placement.ErrNoAdopter) || errors.Is(err, leasestore.ErrRolledBack)
 }
 
 // adopt goes on with a lease whose devices are here.
@@ -585,7 +590,7 @@ func (h *lessor) adopt(ctx context.Context, row leasestore.Row) error {
 	if err != nil {
 		return err
 	}
-	if forOneRequest(a) {
+	if placement.ForOneRequest(a) {
 		return overError("it was one request's, which ended with the program")
 	}
 	over := h.overOn(s)

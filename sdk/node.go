@@ -17,8 +17,10 @@ import (
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/gpu"
+	"github.com/gpupay/gpupay/sdk/internal/highwater"
 	"github.com/gpupay/gpupay/sdk/internal/inventory"
 	"github.com/gpupay/gpupay/sdk/internal/keyed"
+	"github.com/gpupay/gpupay/sdk/internal/placement"
 	"github.com/gpupay/gpupay/sdk/internal/serve"
 	"github.com/gpupay/gpupay/sdk/internal/spool"
 	"github.com/gpupay/gpupay/sdk/node/nodekeys"
@@ -124,7 +126,7 @@ func NewNode(ctx context.Context, config NodeConfig) (*Node, error) {
 	if n.spool, err = spool.Open(ctx, config.Database); err != nil {
 		return nil, err
 	}
-	marks, err := openMarks(ctx, config.HighWater, config.Database, config.MeterKey.Address())
+	marks, err := highwater.OpenFor(ctx, config.HighWater, config.Database, config.MeterKey.Address())
 	if err != nil {
 		return nil, errors.Join(err, n.spool.DB.Close())
 	}
@@ -157,7 +159,7 @@ func (n *Node) lets() {
 	n.meterKey, n.pastKeys, n.store = n.config.MeterKey, n.config.PastKeys, n.spool.Store
 	n.channel, n.lessor.share = n.spool.Channel, n.spool.Share
 	n.deps = leaseDeps{
-		placer: local{tameAllocator{n.config.Allocator, n.config.Log}}, sick: n.quarantines(n.config.Allocator), liveness: liveness(n.config.Log, n.config.Allocator), source: n.config.Source, clock: n.config.Clock, store: n.store,
+		placer: placement.Local{Allocator: tameAllocator{n.config.Allocator, n.config.Log}}, sick: n.quarantines(n.config.Allocator), liveness: liveness(n.config.Log, n.config.Allocator), source: n.config.Source, clock: n.config.Clock, store: n.store,
 		metrics: metrics, log: n.config.Log, ended: n.leaseDropped, dropped: n.leaseDropped,
 		timing: leaseTiming{tick: metering.DefaultTick, recordEvery: defaultRecordEvery,
 			suspendTimeout: n.config.SuspendTimeout, aliveEvery: n.config.AliveEvery, callTimeout: n.config.CallTimeout},

@@ -23,6 +23,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/nodelink"
+	"github.com/gpupay/gpupay/sdk/internal/placement"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -61,7 +62,7 @@ type nodesConfig struct {
 	resolve     func(context.Context, leasestore.Row) error                          // takes back what an ended lease has, by one gateway at a time
 }
 
-var _ placer = (*nodes)(nil)
+var _ placement.Placer = (*nodes)(nil)
 
 // newNodes makes the clients of a configuration's nodes. It is complete with its nodesConfig, which needs the database.
 func newNodes(c ProviderConfig) (*nodes, error) {
@@ -175,22 +176,22 @@ func (n *nodes) end(ctx context.Context, c *nodelink.Client, id common.Hash, q n
 	return err
 }
 
-// place has a node begin the lease, and returns whose key signs its records: from its answer on it meters. Where the
+// Place has a node begin the lease, and returns whose key signs its records: from its answer on it meters. Where the
 // answer is lost the lease ends here, and so it does there (reconcile). Its share is free at once:
 // nobody was told how to reach what the node may have begun, and it is charged to nobody.
-func (n *nodes) place(ctx context.Context, req placement) (gpu.Allocation, common.Address, error) {
+func (n *nodes) Place(ctx context.Context, req placement.Request) (gpu.Allocation, common.Address, error) {
 	written, err := n.written(ctx, req)
 	if err != nil {
 		return gpu.Allocation{}, common.Address{}, err
 	}
-	q := nodelink.Start{LeaseID: req.LeaseID, WrittenAt: written, Terms: req.channel.Terms, Offer: req.offer.Document, GPUs: req.GPUs, OwedBefore: wire.NewAmount(req.channel.Spent),
-		Money: nodelink.MoneyOf(req.channel.Accepted, req.channel.Deposit), Fence: nodelink.InTerm(req.Term)}
+	q := nodelink.Start{LeaseID: req.LeaseID, WrittenAt: written, Terms: req.Channel.Terms, Offer: req.Offer.Document, GPUs: req.GPUs, OwedBefore: wire.NewAmount(req.Channel.Spent),
+		Money: nodelink.MoneyOf(req.Channel.Accepted, req.Channel.Deposit), Fence: nodelink.InTerm(req.Term)}
 	share, err := n.makeRoom(ctx, req)
 	if err != nil {
 		return gpu.Allocation{}, common.Address{}, err
 	}
 	if share.tell.IsZero() { // see lease.limit
-		q.Money = nodelink.MoneyOf(collectible(req.channel, n.config.row), req.channel.Deposit)
+		q.Money = nodelink.MoneyOf(collectible(req.Channel, n.config.row), req.Channel.Deposit)
 	}
 	q.Money = q.WithCredit(share.tell, share.version)
 	a, meter, err := n.begin(ctx, req, q)
@@ -201,7 +202,7 @@ func (n *nodes) place(ctx context.Context, req placement) (gpu.Allocation, commo
 }
 
 // begin asks one node after the other for the lease.
-func (n *nodes) begin(ctx context.Context, req placement, q nodelink.Start) (gpu.Allocation, common.Address, error) {
+func (n *nodes) begin(ctx context.Context, req placement.Request, q nodelink.Start) (gpu.Allocation, common.Address, error) {
 	clients, slow, late := n.WithCapacity(req.GPUs), false, false
 	for i, c := range clients {
 		limit, asked := n.turn(ctx, len(clients)-i-1), time.Now()

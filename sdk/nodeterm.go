@@ -11,14 +11,15 @@ import (
 
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/nodelink"
+	"github.com/gpupay/gpupay/sdk/internal/placement"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // written is when a lease that begins was written down. It fails if another gateway has ended it since.
-func (n *nodes) written(ctx context.Context, req placement) (int64, error) {
+func (n *nodes) written(ctx context.Context, req placement.Request) (int64, error) {
 	row, err := n.config.store.Leases.ByID(ctx, req.LeaseID.Hex())
 	if err == nil && row.Term != req.Term {
-		err = errors.Join(errElsewhere(req.channel.ID), fmt.Errorf("lease %s: %w", req.LeaseID, leasestore.ErrNotOwner))
+		err = errors.Join(errElsewhere(req.Channel.ID), fmt.Errorf("lease %s: %w", req.LeaseID, leasestore.ErrNotOwner))
 	}
 	return row.StartedAt, err
 }

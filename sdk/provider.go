@@ -18,8 +18,10 @@ import (
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/admit"
 	"github.com/gpupay/gpupay/sdk/internal/database"
+	"github.com/gpupay/gpupay/sdk/internal/highwater"
 	"github.com/gpupay/gpupay/sdk/internal/keyed"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
+	"github.com/gpupay/gpupay/sdk/internal/placement"
 	"github.com/gpupay/gpupay/sdk/internal/run"
 	"github.com/gpupay/gpupay/sdk/limit"
 	"github.com/gpupay/gpupay/sdk/settle"
@@ -126,7 +128,7 @@ func (p *Provider) prepare(ctx context.Context) error {
 	if err := p.identify(ctx); err != nil {
 		return errors.Join(err, db.Close())
 	}
-	marks, err := openMarks(ctx, p.config.HighWater, p.config.Database, p.config.MeterKey.Address())
+	marks, err := highwater.OpenFor(ctx, p.config.HighWater, p.config.Database, p.config.MeterKey.Address())
 	if err != nil {
 		return errors.Join(err, db.Close())
 	}
@@ -226,11 +228,11 @@ func (p *Provider) nodesConfig() nodesConfig {
 }
 
 // placer puts leases onto the nodes, or onto what the allocator rents out beside Metered routes.
-func (p *Provider) placer() placer {
+func (p *Provider) placer() placement.Placer {
 	if p.nodes != nil {
 		return p.nodes
 	}
-	return local{namedAllocator{tameAllocator{p.config.Allocator, p.config.Log}, &p.named, p.deviceBook}}
+	return placement.Local{Allocator: namedAllocator{tameAllocator{p.config.Allocator, p.config.Log}, &p.named, p.deviceBook}}
 }
 
 // chainParts makes what watches the chain and sends to it.

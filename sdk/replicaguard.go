@@ -134,7 +134,7 @@ func (h *lessor) runsAgain(l *lease) bool {
 
 // seen is the lease's row, if the database answers.
 func (r *replicas) seen(ctx context.Context, l *lease) (leasestore.Row, error) {
-	ask, cancel := context.WithTimeout(ctx, ownerTimeout)
+	ask, cancel := context.WithTimeout(ctx, leasestore.OwnerTimeout)
 	defer cancel()
 	return r.p.store.Leases.ByID(ask, l.id.Hex())
 }
@@ -145,7 +145,7 @@ func (r *replicas) isRun(ctx context.Context, l *lease, row leasestore.Row) bool
 	if r.p.running(l.terms.ID()) != nil {
 		return true
 	}
-	ask, cancel := context.WithTimeout(ctx, ownerTimeout)
+	ask, cancel := context.WithTimeout(ctx, leasestore.OwnerTimeout)
 	defer cancel()
 	lives, err := r.members().Lives(ask, row.Owner)
 	return err == nil && lives && row.Owner != r.identity()

@@ -13,6 +13,7 @@ import (
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/cors"
+	"github.com/gpupay/gpupay/sdk/internal/placement"
 	"github.com/gpupay/gpupay/sdk/internal/serve"
 	"github.com/gpupay/gpupay/sdk/internal/x402server"
 	"github.com/gpupay/gpupay/sdk/settle"
@@ -191,7 +192,7 @@ func (d *x402Desk) prepaid(l *lease) error {
 		return err
 	}
 	quantum := uint64(len(l.allocation.Devices)) * uint64(d.x.Window)
-	if forOneRequest(l.allocation) {
+	if placement.ForOneRequest(l.allocation) {
 		quantum, l.read = math.MaxInt64, make(chan struct{}) // one request, one record
 	}
 	l.prepay(quantum, note.Reserved)

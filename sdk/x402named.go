@@ -11,6 +11,7 @@ import (
 
 	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/inventory"
+	"github.com/gpupay/gpupay/sdk/internal/placement"
 	"github.com/gpupay/gpupay/sdk/internal/serve"
 )
 
@@ -130,11 +131,6 @@ func (d *x402Metered) letGo(ctx context.Context, r *x402Request) {
 	}
 }
 
-// namedAccess is the access document of such a lease.
-const namedAccess = `{"metered":true}`
-
-func forOneRequest(a gpu.Allocation) bool { return string(a.Access) == namedAccess }
-
 // namedAllocator is a provider's allocator that runs nothing for named devices, and keeps them from others.
 type namedAllocator struct {
 	gpu.Allocator
@@ -149,28 +145,28 @@ func (n namedAllocator) Allocate(ctx context.Context, req gpu.Request) (gpu.Allo
 		n.named.turn.Lock()
 		defer n.named.turn.Unlock()
 		_, err := n.book().Reserve(ctx, req.LeaseID, inventory.These(m.Devices, m.leases))
-		return gpu.Allocation{LeaseID: req.LeaseID, Devices: slices.Clone(m.Devices), Access: json.RawMessage(namedAccess)}, err
+		return gpu.Allocation{LeaseID: req.LeaseID, Devices: slices.Clone(m.Devices), Access: json.RawMessage(placement.RequestAccess)}, err
 	}
 	req.Routed = n.named.route()
 	return n.Allocator.Allocate(ctx, req)
 }
 
 func (n namedAllocator) Suspend(ctx context.Context, a gpu.Allocation) error {
-	if forOneRequest(a) {
+	if placement.ForOneRequest(a) {
 		return nil
 	}
 	return n.Allocator.Suspend(ctx, a)
 }
 
 func (n namedAllocator) Resume(ctx context.Context, a gpu.Allocation) error {
-	if forOneRequest(a) {
+	if placement.ForOneRequest(a) {
 		return nil
 	}
 	return n.Allocator.Resume(ctx, a)
 }
 
 func (n namedAllocator) Release(ctx context.Context, a gpu.Allocation) error {
-	if forOneRequest(a) {
+	if placement.ForOneRequest(a) {
 		n.named.turn.Lock()
 		defer n.named.turn.Unlock()
 		return n.book().Free(ctx, a.LeaseID)
@@ -179,12 +175,12 @@ func (n namedAllocator) Release(ctx context.Context, a gpu.Allocation) error {
 }
 
 func (n namedAllocator) Adopt(ctx context.Context, a gpu.Allocation) error {
-	if forOneRequest(a) {
+	if placement.ForOneRequest(a) {
 		return nil
 	}
 	adopter, ok := n.Allocator.(gpu.Adopter)
 	if !ok {
-		return errNoAdopter
+		return placement.ErrNoAdopter
 	}
 	return adopter.Adopt(ctx, a)
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
+	"github.com/gpupay/gpupay/sdk/internal/placement"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -39,7 +40,7 @@ func TestNoShareIsServedByWhatIsSettled(t *testing.T) {
 	another := func(accepted uint64) (portion, error) { // on the same channel
 		s := lease.state()
 		s.Accepted, s.Spent = *uint256.NewInt(accepted), *uint256.NewInt(row)
-		return r.provider.nodes.makeRoom(t.Context(), placement{gpu.Request{LeaseID: randomHash(), GPUs: 1}, s, r.provider.Offer()})
+		return r.provider.nodes.makeRoom(t.Context(), placement.Request{Request: gpu.Request{LeaseID: randomHash(), GPUs: 1}, Channel: s, Offer: r.provider.Offer()})
 	}
 	if _, err := another(2*row - 1); !errors.Is(err, &wire.InsufficientBalance) {
 		t.Errorf("a voucher that no settlement fetches: %v", err)

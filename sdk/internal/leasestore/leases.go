@@ -107,6 +107,9 @@ func (s Leases) SetEnded(ctx context.Context, id common.Hash, term int64, reason
 	})
 }
 
+// OwnerTimeout is how long the database may take to say whose a lease is.
+const OwnerTimeout = 2 * time.Second
+
 // Term is the newest term of a lease's ownership.
 func (s Leases) Term(ctx context.Context, id common.Hash) (term int64, err error) {
 	db := s.db.View()

@@ -1,4 +1,4 @@
-package sdk
+package placement
 
 import (
 	"context"
@@ -18,27 +18,27 @@ import (
 // newest term of each lease whose command ran here: one that is cut off from the database does nothing to devices of which another
 // gateway of its host runs the lease by now. Where the file fails commands run as they would without it.
 type fenced struct {
-	local
+	Local
 	marks *highwater.Marks
 	store leasestore.Store
 	log   *slog.Logger
 }
 
 func (f fenced) Suspend(ctx context.Context, a gpu.Allocation) error {
-	return f.run(ctx, a, time.Time{}, f.local.Suspend)
+	return f.run(ctx, a, time.Time{}, f.Local.Suspend)
 }
 
 func (f fenced) Resume(ctx context.Context, a gpu.Allocation) error {
-	return f.run(ctx, a, time.Time{}, f.local.Resume)
+	return f.run(ctx, a, time.Time{}, f.Local.Resume)
 }
 
 func (f fenced) Release(ctx context.Context, a gpu.Allocation) error {
-	return f.run(ctx, a, time.Time{}, f.local.Release)
+	return f.run(ctx, a, time.Time{}, f.Local.Release)
 }
 
-// suspendLate suspends devices of a lease that this gateway has let go: whoever takes it over waits until that is done, or a renter who
+// SuspendLate suspends devices of a lease that this gateway has let go: whoever takes it over waits until that is done, or a renter who
 // pays would be left with devices that were suspended after they had been resumed.
-func suspendLate(ctx context.Context, p placer, a gpu.Allocation) error {
+func SuspendLate(ctx context.Context, p Placer, a gpu.Allocation) error {
 	f, ok := p.(fenced)
 	until, bound := ctx.Deadline()
 	if !ok || !bound {
@@ -50,7 +50,7 @@ func suspendLate(ctx context.Context, p placer, a gpu.Allocation) error {
 			f.log.Warn("who takes a lease over waits longer than it has to", "lease", a.LeaseID, "error", err)
 		}
 	}()
-	return f.run(ctx, a, until, f.local.Suspend)
+	return f.run(ctx, a, until, f.Local.Suspend)
 }
 
 // run runs a command unless it is of an earlier term than one that ran on this host: then it is leasestore.ErrNotOwner.
@@ -86,7 +86,7 @@ func (f fenced) enter(ctx context.Context, a gpu.Allocation, late time.Time) err
 // older is asked where the file has a later term than a command: it is leasestore.ErrNotOwner, unless the database says that it is from before the
 // file, as after a restore, or has forgotten the lease, whose devices are to be taken back.
 func (f fenced) older(ctx context.Context, a gpu.Allocation) error {
-	ask, cancel := context.WithTimeout(ctx, ownerTimeout)
+	ask, cancel := context.WithTimeout(ctx, leasestore.OwnerTimeout)
 	defer cancel()
 	term, err := f.store.Leases.Term(ask, a.LeaseID)
 	switch {
@@ -105,7 +105,7 @@ func within(ctx context.Context, write func(context.Context) error) error {
 	select {
 	case err := <-done:
 		return err
-	case <-time.After(ownerTimeout):
-		return fmt.Errorf("the file could not be written for %s", ownerTimeout)
+	case <-time.After(leasestore.OwnerTimeout):
+		return fmt.Errorf("the file could not be written for %s", leasestore.OwnerTimeout)
 	}
 }

@@ -1,4 +1,4 @@
-package sdk
+package highwater
 
 import (
 	"context"
@@ -8,12 +8,10 @@ import (
 	"strings"
 
 	"github.com/ethereum/go-ethereum/common"
-
-	"github.com/gpupay/gpupay/sdk/internal/highwater"
 )
 
-// openMarks opens the file that remembers what a metering key signed.
-func openMarks(ctx context.Context, configured, database string, key common.Address) (*highwater.Marks, error) {
+// OpenFor opens the file of a metering key: where it was configured, else where it is by default.
+func OpenFor(ctx context.Context, configured, database string, key common.Address) (*Marks, error) {
 	path := configured
 	if path == "" {
 		var err error
@@ -21,7 +19,7 @@ func openMarks(ctx context.Context, configured, database string, key common.Addr
 			return nil, err
 		}
 	}
-	return highwater.Open(ctx, path)
+	return Open(ctx, path)
 }
 
 // marksPath is where the file is by default: beside a database that is a file, and
