@@ -15,6 +15,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/nodelink"
+	"github.com/gpupay/gpupay/sdk/internal/payercredit"
 	"github.com/gpupay/gpupay/sdk/internal/placement"
 	"github.com/gpupay/gpupay/sdk/units"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -154,7 +155,7 @@ func (q claimant) portion(ctx context.Context, db sqlx.ExtContext, lock string, 
 	var idle uint256.Int // owed where no lease has a share, or vouchered and not collectible
 	for _, s := range owing {
 		debts[s.ID] = s.Owed()
-		if more := u256.SaturatingSub(debtOf(s, row), s.Owed()); s.ID != q.channel {
+		if more := u256.SaturatingSub(payercredit.DebtOf(s, row), s.Owed()); s.ID != q.channel {
 			idle.Add(&idle, &more)
 		}
 	}
@@ -269,12 +270,12 @@ func (n *nodes) makeRoom(ctx context.Context, req placement.Request) (portion, e
 		}
 		late := time.Now().After(deadline)
 		if !late && p.tell.Lt(&p.fair) {
-			n.config.accounts.wake(q.payer)
+			n.config.accounts.Wake(q.payer)
 			if err := chain.Pause(ctx, n.config.tick/2); err == nil {
 				continue
 			}
 		}
-		room, left := u256.SaturatingSub(collectible(req.Channel, shares.row), req.Channel.Spent), uint256.Int{}
+		room, left := u256.SaturatingSub(payercredit.Collectible(req.Channel, shares.row), req.Channel.Spent), uint256.Int{}
 		if !p.tell.IsZero() {
 			room, left = req.Channel.Available(), u256.SaturatingSub(p.tell, req.Channel.Owed()) // which uses of the share what it is
 		}
@@ -284,24 +285,5 @@ func (n *nodes) makeRoom(ctx context.Context, req placement.Request) (portion, e
 		return p, errors.Join(shares.end(ctx, q.lease),
 			wire.InsufficientBalance.With("payer %s has used its credit, on this channel or by other leases: pay those, or pay for this one in advance, by a voucher that is at least %s over what channel %s has spent and settled",
 				q.payer, units.Format(u256.Max(need, shares.row), n.config.decimals), q.channel))
-	}
-}
-
-// wake has a payer's leases look at their money.
-func (b *accounts) wake(payer common.Address) {
-	b.mu.Lock()
-	a := b.byPayer[payer]
-	b.mu.Unlock()
-	if a == nil {
-		return
-	}
-	a.mu.Lock()
-	var all []*lease
-	for l := range a.leases {
-		all = append(all, l)
-	}
-	a.mu.Unlock()
-	for _, l := range all {
-		l.wake()
 	}
 }

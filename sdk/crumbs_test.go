@@ -13,6 +13,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
+	"github.com/gpupay/gpupay/sdk/internal/payercredit"
 	"github.com/gpupay/gpupay/sdk/internal/x402server"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -42,8 +43,8 @@ func TestVouchersThatNoSettlementFetchesAreADebt(t *testing.T) {
 		lease.attach(resp)
 		eventually(t, "it has used a little, or all that is left", func() bool {
 			l := r.provider.running(lease.terms.ID())
-			used := l.debt()
-			return used.Uint64() >= 1000 || l.state() == leasestore.Suspended
+			used := l.Debt()
+			return used.Uint64() >= 1000 || l.State() == leasestore.Suspended
 		})
 		spent := lease.state().Spent
 		lease.pay(spent.Uint64())
@@ -147,7 +148,7 @@ func (r *rig) wantDebt(t *testing.T, leases []*tab) {
 		t.Fatalf("%d channels count, of %d, %v", len(owing), len(leases), err)
 	}
 	for _, s := range owing {
-		if debt := debtOf(s, r.provider.leastRow(r.provider.escrow)); debt != s.Spent {
+		if debt := payercredit.DebtOf(s, r.provider.leastRow(r.provider.escrow)); debt != s.Spent {
 			t.Errorf("%s of %s counts", debt.Dec(), s.Spent.Dec())
 		}
 	}
@@ -224,30 +225,4 @@ func TestX402UseThatNoClaimFetchesIsBounded(t *testing.T) {
 	}
 	b.salt++
 	b.open(10_000)
-}
-
-// TestCollectible: of a channel counts what is settled, and what is vouchered where a settlement fetches it.
-func TestCollectible(t *testing.T) {
-	n := func(v uint64) uint256.Int { return *uint256.NewInt(v) }
-	for _, c := range []struct {
-		deposit, settled, accepted, spent uint64
-		status                            channel.Status
-		counts, debt                      uint64
-	}{
-		{1000, 0, 0, 50, channel.Open, 0, 50},
-		{1000, 0, 99, 99, channel.Open, 0, 99},
-		{1000, 0, 100, 99, channel.Open, 100, 0},
-		{1000, 0, 100, 150, channel.Open, 100, 50},
-		{1000, 100, 199, 199, channel.Open, 100, 99},
-		{1000, 100, 200, 199, channel.Closing, 200, 0},
-		{1000, 100, 200, 199, channel.Finalized, 100, 99},
-		{1000, 300, 200, 250, channel.Open, 300, 0},
-		{150, 100, 300, 300, channel.Open, 100, 200}, // a re-org took deposit
-	} {
-		s := channel.State{Deposit: n(c.deposit), Settled: n(c.settled), Accepted: n(c.accepted), Spent: n(c.spent), Status: c.status}
-		counts, debt := collectible(s, n(100)), debtOf(s, n(100))
-		if counts.Uint64() != c.counts || debt.Uint64() != c.debt {
-			t.Errorf("%+v: %s counts and %s is owed", c, counts.Dec(), debt.Dec())
-		}
-	}
 }

@@ -157,7 +157,7 @@ func (l *lease) holdBack() {
 			break
 		}
 	}
-	l.wake()
+	l.Wake()
 }
 
 // mustNotServe reports whether a renter has devices that it must not have now.

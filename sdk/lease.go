@@ -25,6 +25,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/internal/highwater"
 	"github.com/gpupay/gpupay/sdk/internal/inventory"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
+	"github.com/gpupay/gpupay/sdk/internal/payercredit"
 	"github.com/gpupay/gpupay/sdk/internal/placement"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -89,7 +90,7 @@ type lease struct {
 	hurried atomic.Pointer[context.CancelFunc] // ends its wait for the database: see inCredit
 
 	share   atomic.Pointer[uint256.Int] // base units of the credit that it has, where a node meters it; nil: not told
-	account *account                    // of its payer, whose debts share the credit; nil: it has the credit for itself
+	account *payercredit.Account        // of its payer, whose debts share the credit; nil: it has the credit for itself
 
 	mu      sync.Mutex
 	mail    leaseMail
@@ -130,9 +131,9 @@ type leaseDeps struct {
 	sampling *metering.Sampling      // of source, for all leases
 	sick     []*inventory.Quarantine // hear which devices cannot be read
 	store    leasestore.Store
-	row      uint256.Int      // base units of a channel that a settlement fetches at least
-	accounts *accounts        // of payers; nil: each lease has a credit of its own
-	marks    *highwater.Marks // outside the store: what was signed
+	row      uint256.Int           // base units of a channel that a settlement fetches at least
+	accounts *payercredit.Accounts // of payers; nil: each lease has a credit of its own
+	marks    *highwater.Marks      // outside the store: what was signed
 	metrics  leaseMetrics
 	log      *slog.Logger
 	timing   leaseTiming
@@ -230,29 +231,29 @@ func (l *lease) observe(s channel.State) {
 func (l *lease) pays(s channel.State) {
 	l.update(func(v *leaseView) { v.hear(s, l.deps.row) })
 	l.tally()
-	l.wake()
+	l.Wake()
 }
 
 // hear takes a voucher, if it is newer.
 func (v *leaseView) hear(s channel.State, row uint256.Int) {
-	v.accepted, v.collectible = u256.Max(v.accepted, s.Accepted), u256.Max(v.collectible, collectible(s, row))
+	v.accepted, v.collectible = u256.Max(v.accepted, s.Accepted), u256.Max(v.collectible, payercredit.Collectible(s, row))
 }
 
 // lose has the lease let go of everything at once: another gateway runs it.
 func (l *lease) lose() {
 	l.lost.Store(true)
 	l.rush()
-	l.wake()
+	l.Wake()
 }
 
 // mute has the lease end without another signature.
 func (l *lease) mute() {
 	l.muted.Store(true)
-	l.wake()
+	l.Wake()
 }
 
-// wake has the lease look at its money now.
-func (l *lease) wake() { l.tell(func(*leaseMail) {}) }
+// Wake has the lease look at its money now.
+func (l *lease) Wake() { l.tell(func(*leaseMail) {}) }
 
 // tell leaves something for the lease to do, and has it done.
 func (l *lease) tell(change func(*leaseMail)) {
@@ -357,7 +358,7 @@ func (l *lease) do(ctx context.Context, mail leaseMail) *stopRequest {
 		return &stopRequest{reason: "the provider stops", keep: true}
 	}
 	_ = l.save(ctx) // logged and tried again
-	if l.state() == leasestore.Suspended && (l.draft != nil || l.unstored != nil) && l.record(ctx, false) != nil {
+	if l.State() == leasestore.Suspended && (l.draft != nil || l.unstored != nil) && l.record(ctx, false) != nil {
 		l.writeLater() // what no record says cannot be paid
 	}
 	if mail.begin {
@@ -428,7 +429,7 @@ func (l *lease) close(ctx context.Context, req stopRequest) {
 	l.liveness.stop() // a look that was under way has set it again
 }
 
-func (l *lease) state() leasestore.State { return l.look().state }
+func (l *lease) State() leasestore.State { return l.look().state }
 
 // Sampled stops the bill at the reading that uses up the credit. It is not left
 // to the lease's goroutine, which may be waiting for a disk or a command.
@@ -436,14 +437,14 @@ func (l *lease) Sampled(r metering.Reading, _ metering.Interval) {
 	l.tally()
 	l.watch(r)
 	if l.watchdog.saw(r, l.deps.clock) {
-		l.wake()
+		l.Wake()
 		l.hasten()
 	}
 	v := l.look()
 	switch active := v.state == leasestore.Active; {
 	case active && l.exhausted(&v):
 		l.meter.Pause()
-		l.wake()
+		l.Wake()
 		l.hasten()
 	case active:
 		l.credit.sampled(l, &v)
@@ -465,7 +466,7 @@ func (l *lease) SamplingEnded(err error) {
 	l.mu.Lock()
 	l.again = time.AfterFunc(sampleAgain, func() { l.tell(func(m *leaseMail) { m.again = true }) })
 	l.mu.Unlock()
-	l.wake()
+	l.Wake()
 	l.hasten()
 }
 
@@ -515,7 +516,7 @@ func (l *lease) enforce(ctx context.Context) *stopRequest {
 			return nil
 		}
 		if why == "" { // it was paid after its devices had been suspended: see holdBack
-			defer l.wake()
+			defer l.Wake()
 			why = reasonUnpaid
 		}
 		if err := l.suspend(ctx, why); err != nil {
@@ -593,7 +594,7 @@ func (l *lease) bearSince(since time.Time) {
 	l.since = since
 	left := l.deps.timing.suspendTimeout - time.Since(since)
 	if l.patience == nil {
-		l.patience = time.AfterFunc(left, l.wake)
+		l.patience = time.AfterFunc(left, l.Wake)
 		return
 	}
 	l.patience.Reset(left)
@@ -822,7 +823,7 @@ func (l *lease) save(ctx context.Context) error {
 // writeLater has the lease try again what it could not write.
 func (l *lease) writeLater() {
 	if l.rewrite == nil {
-		l.rewrite = time.AfterFunc(retryWrite, l.wake)
+		l.rewrite = time.AfterFunc(retryWrite, l.Wake)
 		return
 	}
 	l.rewrite.Reset(retryWrite)
@@ -1019,7 +1020,7 @@ func (l *lease) conclude(ctx context.Context, req stopRequest) error {
 	if !l.metersHere() {
 		return l.remote.collect(ctx, req)
 	}
-	if l.state() == leasestore.Active {
+	if l.State() == leasestore.Active {
 		l.meter.Pause()
 	}
 	return l.record(ctx, !req.keep)
@@ -1035,7 +1036,7 @@ func (l *lease) finish(life context.Context, req stopRequest) {
 		unwritten = errors.Join(l.save(ctx), l.conclude(ctx, req)) // logged: the next process goes on from what is on disk
 	}
 	defer func() {
-		if life.Err() != nil && (unwritten != nil || l.lost.Load() || !req.keep && l.state() != leasestore.Ended) {
+		if life.Err() != nil && (unwritten != nil || l.lost.Load() || !req.keep && l.State() != leasestore.Ended) {
 			l.leaveSuspended(ctx)
 		}
 	}()

@@ -42,7 +42,7 @@ func (postpaid) limit(v *leaseView, left uint256.Int) (limit uint256.Int) {
 
 // sampled asks for a record where a voucher is due: the renter pays what records state, and the next one by the clock may come too late.
 func (postpaid) sampled(l *lease, v *leaseView) {
-	if v.need == 0 && l.wants(v, l.debt()) {
+	if v.need == 0 && l.wants(v, l.Debt()) {
 		l.cutNow()
 	}
 }
@@ -78,12 +78,12 @@ func (prepaid) limit(v *leaseView, _ uint256.Int) uint256.Int { return v.reserve
 
 // quantumDone reports whether a quantum was metered since the last record.
 func (q prepaid) quantumDone(l *lease) bool {
-	return l.state() == leasestore.Active && uint64(l.meter.Allocated()) >= l.look().nanos+uint64(q)
+	return l.State() == leasestore.Active && uint64(l.meter.Allocated()) >= l.look().nanos+uint64(q)
 }
 
 func (q prepaid) sampled(l *lease, _ *leaseView) {
 	if q.quantumDone(l) {
-		l.wake()
+		l.Wake()
 	}
 }
 
@@ -102,7 +102,7 @@ func (l *lease) prepay(quantum uint64, reserved uint256.Int) {
 // reserve raises what a prepaid lease may use.
 func (l *lease) reserve(most uint256.Int) {
 	l.update(func(v *leaseView) { v.reserved = most })
-	l.wake()
+	l.Wake()
 }
 
 // cutNow asks for a record of what was metered, a quantum or not.

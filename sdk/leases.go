@@ -36,7 +36,7 @@ func (p *Provider) paid(s channel.State) {
 		l.pays(s)
 		return
 	}
-	p.deps.accounts.paid(s)
+	p.deps.accounts.Paid(s)
 }
 
 // detach lets go of a lease that is shown here for another gateway.

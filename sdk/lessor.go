@@ -70,7 +70,7 @@ func (h *lessor) ready() {
 		end()
 		h.deps.sampling.Close()
 		for _, l := range h.allLeases() {
-			l.wake()
+			l.Wake()
 		}
 	}
 }
@@ -185,10 +185,10 @@ func (h *lessor) grant(ctx context.Context, row leasestore.Row, s channel.State,
 	err = h.launch(l, leasestore.Active, s, nil)
 	switch {
 	case errors.Is(err, gpu.ErrNoCapacity):
-		h.deps.accounts.leave(l)
+		l.leaveCredit()
 		return nil, errors.Join(err, h.giveBack(call, row, nil, err.Error()))
 	case errors.Is(err, errMetered): // and not given back: that would take it from who has it
-		h.deps.accounts.leave(l)
+		l.leaveCredit()
 		return nil, errors.Join(err, h.store.Leases.SetEnded(call, id, row.Term, err.Error(), false))
 	}
 	if err != nil || l.opened == nil {
@@ -323,7 +323,7 @@ func (h *lessor) launch(l *lease, state leasestore.State, s channel.State, last 
 		if err != nil {
 			return err
 		}
-		h.deps.accounts.join(l, owing)
+		l.joinCredit(owing)
 	}
 	if h.share != nil {
 		share, err := h.share(h.life, l.id)
@@ -394,7 +394,7 @@ func (h *lessor) unmetered(devices []string, route inventory.Route) error {
 // leaseDropped makes room for another lease on the channel.
 func (h *lessor) leaseDropped(l *lease) {
 	if !l.guarded.Load() || !l.metersHere() {
-		h.deps.accounts.leave(l)
+		l.leaveCredit()
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -11,12 +11,13 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
+	"github.com/gpupay/gpupay/sdk/internal/payercredit"
 )
 
 // payersLeases are the leases of one payer at one gateway, read by hand: nothing of it depends on how fast the machine is.
 type payersLeases struct {
 	*testing.T
-	accounts *accounts
+	accounts *payercredit.Accounts
 	leases   []*lease
 	now      int64 // of the readings, nanoseconds
 }
@@ -29,7 +30,7 @@ func (f *payersLeases) lease(credit uint64, gpus int) *lease {
 	l := &lease{
 		id: common.Hash{byte(n)}, terms: channel.Terms{Payer: common.Address{1}, Salt: common.Hash{byte(n)}}, maxDebt: *uint256.NewInt(credit), credit: postpaid{},
 		price: metering.Price{Amount: *uint256.NewInt(3_600_000), Unit: metering.Hour},
-		deps:  leaseDeps{clock: metering.System, timing: leaseTiming{tick: handTick}},
+		deps:  leaseDeps{accounts: f.accounts, clock: metering.System, timing: leaseTiming{tick: handTick}},
 		view:  leaseView{state: leasestore.Active, deposit: *uint256.NewInt(1_000_000)},
 	}
 	for gpu := range gpus {
@@ -39,7 +40,7 @@ func (f *payersLeases) lease(credit uint64, gpus int) *lease {
 	if l.meter, err = metering.NewMeter(metering.Config{Devices: l.allocation.Devices, Tick: handTick, MaxGap: 3 * handTick, Keep: -1}); err != nil {
 		f.Fatal(err)
 	}
-	f.accounts.join(l, nil)
+	l.joinCredit(nil)
 	f.leases = append(f.leases, l)
 	f.read(l)
 	return l
@@ -83,7 +84,7 @@ func (f *payersLeases) runs(ticks int) {
 
 func (f *payersLeases) debt() (sum uint64) {
 	for _, l := range f.leases {
-		debt := l.debt()
+		debt := l.Debt()
 		sum += debt.Uint64()
 	}
 	return sum
@@ -94,7 +95,7 @@ func (f *payersLeases) debt() (sum uint64) {
 func TestManyLeasesAreServedForOneCredit(t *testing.T) {
 	for _, at := range []struct{ credit, leases, gpus int }{{60_000, 1, 8}, {60_000, 8, 1}, {60_000, 18, 1}, {20_000, 9, 1}, {40_000, 4, 4}} {
 		t.Run(fmt.Sprintf("%d leases of %d GPUs", at.leases, at.gpus), func(t *testing.T) {
-			f := &payersLeases{T: t, accounts: newAccounts(uint256.Int{})}
+			f := &payersLeases{T: t, accounts: payercredit.New(uint256.Int{})}
 			for range at.leases {
 				f.lease(uint64(at.credit), at.gpus)
 			}
@@ -105,7 +106,7 @@ func TestManyLeasesAreServedForOneCredit(t *testing.T) {
 			}
 			for round := range 20 {
 				l := f.leases[round%len(f.leases)]
-				v, debt := l.look(), l.debt()
+				v, debt := l.look(), l.Debt()
 				l.pays(channel.State{Accepted: *v.accepted.Add(&v.accepted, &debt), Deposit: v.deposit})
 				f.runs(5)
 				if owed := f.debt(); owed > most {
@@ -118,7 +119,7 @@ func TestManyLeasesAreServedForOneCredit(t *testing.T) {
 
 // TestLeasesPaidInAdvanceTakeNoCredit: the next ticks of a lease that is paid in advance are not off the credit of the payer's others.
 func TestLeasesPaidInAdvanceTakeNoCredit(t *testing.T) {
-	f := &payersLeases{T: t, accounts: newAccounts(uint256.Int{})}
+	f := &payersLeases{T: t, accounts: payercredit.New(uint256.Int{})}
 	for range 40 {
 		l := f.lease(10_000, 1)
 		l.pays(channel.State{Accepted: *uint256.NewInt(100_000), Deposit: l.view.deposit})
@@ -133,7 +134,7 @@ func TestLeasesPaidInAdvanceTakeNoCredit(t *testing.T) {
 
 // TestSuspendedLeasesGoOnOneByOne: of a payer's suspended leases that may each go on, only so many do as the credit has room for.
 func TestSuspendedLeasesGoOnOneByOne(t *testing.T) {
-	f := &payersLeases{T: t, accounts: newAccounts(uint256.Int{})}
+	f := &payersLeases{T: t, accounts: payercredit.New(uint256.Int{})}
 	for range 8 {
 		l := f.lease(8_000, 1)
 		l.meter.Pause()

@@ -304,7 +304,7 @@ func (n *Node) hear(ctx context.Context, row leasestore.Row, q nodelink.Sync, an
 // allow tells the lease its share of its payer's credit.
 func (l *lease) allow(share uint256.Int) {
 	if was := l.share.Swap(&share); was == nil || *was != share {
-		l.wake()
+		l.Wake()
 	}
 }
 

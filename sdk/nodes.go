@@ -23,6 +23,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/nodelink"
+	"github.com/gpupay/gpupay/sdk/internal/payercredit"
 	"github.com/gpupay/gpupay/sdk/internal/placement"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -46,7 +47,7 @@ type nodesConfig struct {
 	store       leasestore.Store
 	payee       *channel.Payee
 	shares      *creditShares
-	accounts    *accounts
+	accounts    *payercredit.Accounts
 	row         uint256.Int // base units of a channel that a settlement fetches at least
 	shared      bool        // other gateways may run a lease
 	log         *slog.Logger
@@ -191,7 +192,7 @@ func (n *nodes) Place(ctx context.Context, req placement.Request) (gpu.Allocatio
 		return gpu.Allocation{}, common.Address{}, err
 	}
 	if share.tell.IsZero() { // see lease.limit
-		q.Money = nodelink.MoneyOf(collectible(req.Channel, n.config.row), req.Channel.Deposit)
+		q.Money = nodelink.MoneyOf(payercredit.Collectible(req.Channel, n.config.row), req.Channel.Deposit)
 	}
 	q.Money = q.WithCredit(share.tell, share.version)
 	a, meter, err := n.begin(ctx, req, q)

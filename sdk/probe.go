@@ -63,13 +63,13 @@ func (l *lease) felt(err error) {
 	case err == nil:
 		l.liveness.unknown = false
 		if l.liveness.dead.Swap(false) {
-			l.wake()
+			l.Wake()
 		}
 	case errors.Is(err, gpu.ErrDead):
 		if !l.liveness.dead.Swap(true) {
 			l.meter.Pause()
 			l.deps.log.Warn("lease is not alive: it is suspended and not billed", "lease", l.id, "error", err)
-			l.wake()
+			l.Wake()
 		}
 	case !l.liveness.unknown && l.life.Err() == nil:
 		l.liveness.unknown = true

@@ -21,6 +21,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/internal/highwater"
 	"github.com/gpupay/gpupay/sdk/internal/keyed"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
+	"github.com/gpupay/gpupay/sdk/internal/payercredit"
 	"github.com/gpupay/gpupay/sdk/internal/placement"
 	"github.com/gpupay/gpupay/sdk/internal/run"
 	"github.com/gpupay/gpupay/sdk/limit"
@@ -198,7 +199,7 @@ func (p *Provider) lets() {
 	p.deps = leaseDeps{
 		placer:   p.placer(),
 		sick:     p.quarantines(p.config.Allocator),
-		liveness: liveness(p.config.Log, p.config.Allocator), source: p.config.Source, clock: p.config.Clock, store: p.store, marks: p.deps.marks, row: p.leastRow(p.escrow), accounts: newAccounts(p.leastRow(p.escrow)),
+		liveness: liveness(p.config.Log, p.config.Allocator), source: p.config.Source, clock: p.config.Clock, store: p.store, marks: p.deps.marks, row: p.leastRow(p.escrow), accounts: payercredit.New(p.leastRow(p.escrow)),
 		metrics: p.metrics.leaseMetrics, log: p.config.Log, ended: p.leaseEnded, dropped: p.leaseDropped,
 		timing: leaseTiming{tick: p.config.Tick, recordEvery: p.config.RecordEvery,
 			suspendTimeout: p.config.SuspendTimeout, aliveEvery: p.config.AliveEvery, callTimeout: p.config.CallTimeout},
@@ -445,5 +446,5 @@ func (p *Provider) Service(channelID common.Hash) string {
 	if l == nil {
 		return wire.StateEnded
 	}
-	return string(l.state())
+	return string(l.State())
 }

@@ -23,12 +23,12 @@ func (r *replicas) watchOver(l *lease) {
 		return
 	}
 	if !r.p.begin() { // the process stops: see lease.finish
-		r.p.deps.accounts.leave(l)
+		l.leaveCredit()
 		return
 	}
 	go func() {
 		defer r.p.wait.Done()
-		defer r.p.deps.accounts.leave(l)
+		defer l.leaveCredit()
 		select {
 		case <-l.done:
 			r.guardCredit(r.p.life, l)
@@ -123,13 +123,13 @@ func (l *lease) overspent() bool {
 
 // halfResumed reports whether the command that resumed a lease was cut off: its renter may have the devices, and its state does not say so.
 func (l *lease) halfResumed() bool {
-	return l.state() == leasestore.Suspended && l.custody.given.Load()
+	return l.State() == leasestore.Suspended && l.custody.given.Load()
 }
 
 // runsAgain reports whether a lease that was let go runs here again.
 func (h *lessor) runsAgain(l *lease) bool {
 	now := h.running(l.terms.ID())
-	return now != nil && now != l || l.account != nil && !l.account.has(l)
+	return now != nil && now != l || l.account != nil && !l.account.Has(l)
 }
 
 // seen is the lease's row, if the database answers.

@@ -291,7 +291,7 @@ func TestCommandThatIsCutOffEndsNoLease(t *testing.T) {
 				if lease.row().State == wire.StateEnded {
 					return true
 				}
-				if l == nil || l.state() != leasestore.Active || !strings.Contains(strings.TrimPrefix(calls(), before), "resume") {
+				if l == nil || l.State() != leasestore.Active || !strings.Contains(strings.TrimPrefix(calls(), before), "resume") {
 					return false
 				}
 				if since == 0 {

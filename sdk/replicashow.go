@@ -41,13 +41,13 @@ func (r *replicas) look(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	payers := r.p.deps.accounts.payers()
+	payers := r.p.deps.accounts.Payers()
 	owing, err := r.p.owing(ctx, payers...)
 	if err != nil {
 		return err
 	}
 	r.sees(began)
-	r.p.deps.accounts.learn(payers, owing)
+	r.p.deps.accounts.Learn(payers, owing)
 	states := make(map[common.Hash]channel.State, len(list))
 	for _, s := range list {
 		states[s.ID] = s
@@ -97,7 +97,7 @@ func (l *lease) learn(s channel.State) {
 		v.hear(s, l.deps.row)
 	})
 	l.tally()
-	l.wake()
+	l.Wake()
 }
 
 // reflect brings a lease that is shown here to what its owner wrote.
@@ -270,7 +270,7 @@ func (p *Provider) begun(ctx context.Context, id common.Hash) bool {
 // endLease ends the lease that runs on a channel, wherever it does.
 func (p *Provider) endLease(ctx context.Context, id common.Hash, row *leasestore.Row, reason string) error {
 	if l := p.running(id); l != nil {
-		if err := l.end(ctx, stopRequest{reason: reason}); err != nil || l.state() == leasestore.Ended {
+		if err := l.end(ctx, stopRequest{reason: reason}); err != nil || l.State() == leasestore.Ended {
 			return err
 		}
 		if !l.lost.Load() {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/u256"
+	"github.com/gpupay/gpupay/sdk/internal/payercredit"
 	"github.com/gpupay/gpupay/sdk/units"
 )
 
@@ -35,7 +36,7 @@ func (p *Provider) Forgive(ctx context.Context, payer common.Address) (sum uint2
 			if err := p.writeOff(ctx, s, "it is forgiven"); err != nil {
 				return sum, err
 			}
-			debt := debtOf(s, uint256.Int{})
+			debt := payercredit.DebtOf(s, uint256.Int{})
 			sum.Add(&sum, &debt)
 		}
 	}
@@ -99,7 +100,7 @@ func (p *Provider) owesStill(ctx context.Context, s channel.State) (bool, error)
 		return false, err
 	}
 	s.Spent = u256.SaturatingSub(s.Spent, forgiven[s.ID])
-	if debt := debtOf(s, uint256.Int{}); debt.IsZero() {
+	if debt := payercredit.DebtOf(s, uint256.Int{}); debt.IsZero() {
 		return false, nil
 	}
 	if p.config.DebtKept < 0 {
