@@ -63,6 +63,7 @@ var layout = []struct{ pkg, may string }{
 	{"sdk/internal/leasestore", "channel channel/store metering sdk/audit sdk/chain sdk/gpu sdk/internal/database sdk/wire"},
 	{"sdk/internal/placement", "channel sdk/chain sdk/gpu sdk/internal/highwater sdk/internal/inventory sdk/internal/leasestore sdk/internal/run sdk/wire"},
 	{"sdk/internal/payercredit", "channel internal/u256 sdk/internal/leasestore"},
+	{"sdk/internal/lease", "channel internal/fault internal/u256 metering sdk/chain sdk/gpu sdk/internal/highwater sdk/internal/inventory sdk/internal/keyed sdk/internal/leasestore sdk/internal/payercredit sdk/internal/placement sdk/wire"},
 	{"sdk/internal/spool", "channel sdk/internal/database sdk/internal/leasestore sdk/internal/nodelink sdk/wire"},
 	{"sdk/wallet", "channel channel/store metering sdk/audit sdk/chain sdk/internal/billed sdk/internal/boundlog sdk/internal/database " +
 		"sdk/internal/evidence sdk/internal/peer sdk/units sdk/wire"},

@@ -59,18 +59,14 @@ func catchUpOne(ctx context.Context, p *Provider, s channel.State, view channel.
 // lease that runs on it: its records may have been signed before.
 func settledUnseen(p *Provider, s channel.State) {
 	warnBehind(p, s)
-	if l := p.running(s.ID); l != nil && l.metersHere() {
-		l.mute()
+	if l := p.running(s.ID); l != nil && l.MetersHere() {
+		l.Abort()
 	}
-	if !p.begin() {
-		return // the next process finds it at its start
-	}
-	go func() {
-		defer p.wait.Done()
-		if err := chargeUnseen(p.life, p, s); err != nil && p.life.Err() == nil {
+	p.leases.Go(func(ctx context.Context) { // or the next process finds it at its start
+		if err := chargeUnseen(ctx, p, s); err != nil && ctx.Err() == nil {
 			p.config.Log.Error("what the chain has settled could not be charged: a voucher for it may be served again", "channel", s.ID, "error", err)
 		}
-	}()
+	})
 }
 
 // chargeUnseen is settledUnseen for a lease at whatever gateway. What a node meters goes

@@ -24,6 +24,7 @@ import (
 	"github.com/gpupay/gpupay/internal/pgtest"
 	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/lease"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/x402server"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -369,7 +370,7 @@ type stoppedLeases struct {
 	*stop
 }
 
-func (s stoppedLeases) beginLease(ctx context.Context, row leasestore.Row, c channel.State, offer wire.SignedOffer, held *leasestore.Lock) (*lease, error) {
+func (s stoppedLeases) beginLease(ctx context.Context, row leasestore.Row, c channel.State, offer wire.SignedOffer, held *leasestore.Lock) (*lease.Lease, error) {
 	s.point()
 	return s.leaseDirectory.beginLease(ctx, row, c, offer, held)
 }
@@ -544,7 +545,7 @@ func TestHandlerEndsWithItsLease(t *testing.T) {
 	b := s.one.buyer("/infer")
 	first := answered(func() *http.Response { return b.pay(b.depositing(b.next(), 200_000)) })
 	<-runs
-	s.one.provider.running(b.terms.ID()).lose()
+	s.one.provider.running(b.terms.ID()).Relinquish()
 	select {
 	case <-ends:
 	case <-time.After(20 * time.Second):
@@ -770,7 +771,7 @@ func TestRefundOfAStoppedProcess(t *testing.T) {
 func (s *sellers) lostClaim(name string) *leasestore.Lock {
 	s.a.Helper()
 	take := func(r *payRig) *leasestore.Lock {
-		c, err := r.provider.store.Locks.Take(s.a.Context(), r.provider.life, name, time.Millisecond, slog.New(slog.DiscardHandler))
+		c, err := r.provider.store.Locks.Take(s.a.Context(), r.provider.leases.Lifetime(), name, time.Millisecond, slog.New(slog.DiscardHandler))
 		if err != nil {
 			s.a.Fatal(err)
 		}

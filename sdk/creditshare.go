@@ -206,7 +206,7 @@ func (q claimant) portion(ctx context.Context, db sqlx.ExtContext, lock string, 
 
 // claimant is the lease as one that shares its payer's credit.
 func (r *remoteLease) claimant() claimant {
-	return claimantOf(r.lease.id, r.lease.terms, r.lease.maxDebt)
+	return claimantOf(r.lease.ID, r.lease.Terms, r.lease.MaxDebt)
 }
 
 func claimantOf(id common.Hash, t channel.Terms, credit uint256.Int) claimant {
@@ -215,8 +215,8 @@ func claimantOf(id common.Hash, t channel.Terms, credit uint256.Int) claimant {
 
 // portion asks for the share that the lease's node is to hear of.
 func (r *remoteLease) portion(ctx context.Context) (portion, error) {
-	if r.lease.share.Load() == nil { // its node may never have been told of one
-		if err := r.shares.begin(ctx, r.claimant(), r.lease.maxDebt); err != nil {
+	if r.lease.Share.Load() == nil { // its node may never have been told of one
+		if err := r.shares.begin(ctx, r.claimant(), r.lease.MaxDebt); err != nil {
 			return portion{}, err
 		}
 	}
@@ -230,11 +230,11 @@ func (r *remoteLease) told(ctx context.Context, p portion, there nodelink.Lease)
 	known := !r.heard || there.CreditVersion <= r.gave
 	r.heard, r.gave = true, max(r.gave, p.version)
 	if known && there.CreditVersion > p.version && there.Credit != nil {
-		heard := u256.Min(there.Credit.Int, r.lease.maxDebt) // it serves no more, whatever it was told
-		return r.shares.behind(ctx, r.lease.id, heard, min(there.CreditVersion, math.MaxInt64>>1))
+		heard := u256.Min(there.Credit.Int, r.lease.MaxDebt) // it serves no more, whatever it was told
+		return r.shares.behind(ctx, r.lease.ID, heard, min(there.CreditVersion, math.MaxInt64>>1))
 	}
-	r.lease.share.Store(&p.tell)
-	return r.shares.heard(ctx, r.lease.id, p)
+	r.lease.Share.Store(&p.tell)
+	return r.shares.heard(ctx, r.lease.ID, p)
 }
 
 // shareWait is how long a lease that begins waits for its payer's others to let go

@@ -110,7 +110,7 @@ func TestLeasesOnNodesShareTheCredit(t *testing.T) {
 	one := leases[0]
 	one.pay(one.spent())
 	waitFor(t, func() bool {
-		share := r.provider.running(one.terms.ID()).share.Load()
+		share := r.provider.running(one.terms.ID()).Share.Load()
 		return share.Uint64() == 20_000
 	})
 }
@@ -175,7 +175,7 @@ func TestLeaseThatDidNotBeginHasNoShare(t *testing.T) {
 	if resp := next.comeBack(0); resp.StatusCode != http.StatusOK {
 		t.Fatalf("the next lease: %s %v", resp.Status, wire.ParseProblem(resp))
 	}
-	if l := r.provider.running(terms.ID()); l == nil || l.allocation.Node != "south" {
+	if l := r.provider.running(terms.ID()); l == nil || l.Allocation.Node != "south" {
 		t.Errorf("it runs at %+v", l)
 	}
 }

@@ -88,8 +88,8 @@ func TestVouchersThatNoSettlementFetchesAreADebt(t *testing.T) {
 	if l == nil {
 		t.Fatal("no lease runs on what is paid in advance")
 	}
-	v := l.look()
-	if limit := l.limit(&v); limit.Uint64() != row {
+	v := l.Look()
+	if limit := l.Limit(&v); limit.Uint64() != row {
 		t.Errorf("served up to %s, and a settlement fetched %d", limit.Dec(), row)
 	}
 	ahead.release()

@@ -84,7 +84,7 @@ func TestOneCreditWhileTheDatabaseIsAway(t *testing.T) {
 			defer db.Close()
 			var before time.Duration // that the two leases have used
 			for _, lease := range []*tab{one, two} {
-				before += time.Duration(r.provider.running(lease.terms.ID()).meter.Allocated())
+				before += time.Duration(r.provider.running(lease.terms.ID()).Meter.Allocated())
 			}
 			served := testclock.Stopwatch()
 			if locked {
@@ -212,7 +212,7 @@ func TestStopWhileTheDatabaseIsAway(t *testing.T) {
 			old := r.provider.running(lease.terms.ID())
 			line.set(true)
 			if test.takeover < 20*time.Second {
-				waitFor(t, func() bool { return isClosed(old.done) })
+				waitFor(t, func() bool { return isClosed(old.Done) })
 			}
 			if strings.Contains(test.body, "begun") {
 				waitFor(t, func() bool { _, err := os.Stat(host.program + ".begun"); return err == nil })

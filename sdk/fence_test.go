@@ -28,15 +28,15 @@ func TestTermsOfADatabaseFromBefore(t *testing.T) {
 	})
 	lease := r.open(1, 500_000, "")
 	lease.record()
-	l, marks := r.provider.running(lease.terms.ID()), r.provider.deps.marks
+	l, marks := r.provider.running(lease.terms.ID()), r.provider.leases.Deps.Marks
 	raise := func(id common.Hash, term int64) {
 		t.Helper()
 		if err := marks.SetTerm(t.Context(), id, term); err != nil {
 			t.Fatal(err)
 		}
 	}
-	a := l.allocation
-	run := func() error { return r.provider.deps.placer.Resume(t.Context(), a) }
+	a := l.Allocation
+	run := func() error { return r.provider.leases.Deps.Placer.Resume(t.Context(), a) }
 	raise(a.LeaseID, 7)
 	if err := run(); err != nil {
 		t.Errorf("the database says that it is this term: %v", err)
@@ -68,7 +68,7 @@ func TestTermsOfADatabaseFromBefore(t *testing.T) {
 	}
 	gone := gpu.Allocation{LeaseID: common.Hash{9}, Devices: a.Devices, Term: 1}
 	raise(gone.LeaseID, 2)
-	if err := r.provider.deps.placer.Suspend(t.Context(), gone); err != nil {
+	if err := r.provider.leases.Deps.Placer.Suspend(t.Context(), gone); err != nil {
 		t.Errorf("the database has forgotten the lease: %v", err)
 	}
 
@@ -83,7 +83,7 @@ func TestTermsOfADatabaseFromBefore(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	began := time.Now()
-	if err := placement.SuspendLate(ctx, r.provider.deps.placer, a); err != nil || time.Since(began) > 15*time.Second {
+	if err := placement.SuspendLate(ctx, r.provider.leases.Deps.Placer, a); err != nil || time.Since(began) > 15*time.Second {
 		t.Errorf("a suspension waits for a file that cannot be written: %v, after %s", err, time.Since(began))
 	}
 }

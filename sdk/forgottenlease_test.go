@@ -2,9 +2,11 @@ package sdk
 
 import (
 	"context"
-	"github.com/gpupay/gpupay/sdk/renter"
 	"testing"
 	"time"
+
+	leasing "github.com/gpupay/gpupay/sdk/internal/lease"
+	"github.com/gpupay/gpupay/sdk/renter"
 )
 
 // TestForgottenLeaseIsGivenBack: a lease of which nothing was paid yet is all that a restored renter has forgotten. It cannot tell
@@ -13,7 +15,7 @@ func TestForgottenLeaseIsGivenBack(t *testing.T) {
 	p := newPairWith(t, renter.Options{Deposit: "0.3", PayEvery: time.Hour}, generousCredit)
 	p.goOn(3)
 	id := p.rental.ID()
-	if err := p.provider.running(id).end(t.Context(), stopRequest{reason: "a test ends it"}); err != nil {
+	if err := p.provider.running(id).End(t.Context(), leasing.Stop{Reason: "a test ends it"}); err != nil {
 		t.Fatal(err)
 	}
 	if err := p.rental.Run(t.Context()); err != nil {
@@ -64,7 +66,7 @@ func TestForgottenLeaseNeedsItsVoucher(t *testing.T) {
 	p.resume()
 	p.goOn(8)
 	id, lease := p.rental.ID(), p.rental.Snapshot().Lease
-	if err := p.provider.running(id).end(t.Context(), stopRequest{reason: "a test ends it"}); err != nil {
+	if err := p.provider.running(id).End(t.Context(), leasing.Stop{Reason: "a test ends it"}); err != nil {
 		t.Fatal(err)
 	}
 	if err := p.renter.Close(); err != nil {

@@ -190,7 +190,7 @@ func (d *session) topUp(r *request, payload *wire.Payload) (channel.State, error
 	s, err = d.record(ctx, s.ID, 0, d.observed(s.ID))
 	fault.Point(fault.TopUpObserved)
 	if l := d.leases.running(s.ID); err == nil && l != nil {
-		l.observe(s)
+		l.Observe(s)
 	}
 	return s, err
 }

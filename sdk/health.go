@@ -5,11 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"slices"
 	"time"
 
-	"github.com/gpupay/gpupay/metering"
-	"github.com/gpupay/gpupay/sdk/internal/inventory"
+	"github.com/gpupay/gpupay/sdk/internal/lease"
 	"github.com/gpupay/gpupay/sdk/internal/serve"
 )
 
@@ -42,12 +40,12 @@ func (p *Provider) Health() http.Handler {
 		ctx, cancel := context.WithTimeout(r.Context(), 5*time.Second)
 		defer cancel()
 		h, code := p.health(ctx), http.StatusOK
-		err := errors.Join(p.check(ctx), p.checkCoin(ctx, &h), h.checkSource(), p.deps.marks.Check(ctx))
+		err := errors.Join(p.check(ctx), p.checkCoin(ctx, &h), h.checkSource(), p.leases.Deps.Marks.Check(ctx))
 		switch {
 		case err != nil:
 			h.Status, code = err.Error(), http.StatusServiceUnavailable
 		case len(h.Quarantined) > 0 || h.Unmetered > 0 || h.Held > 0:
-			h.Status = gpuHealth{quarantined: h.Quarantined, held: h.Held}.degraded(h.Unmetered)
+			h.Status = lease.GPUs{Quarantined: h.Quarantined, Held: h.Held}.Degraded(h.Unmetered)
 		case len(h.Refused) > 0 || len(h.Away) > 0:
 			h.Status = fmt.Sprintf("degraded: %d nodes are refused, %d are out of reach", len(h.Refused), len(h.Away))
 		}
@@ -56,13 +54,13 @@ func (p *Provider) Health() http.Handler {
 }
 
 func (p *Provider) health(ctx context.Context) health {
-	leases, gpus := p.allLeases(), p.gpus(ctx)
+	leases, gpus := p.leases.All(), p.leases.GPUs(ctx)
 	refused, away := p.nodes.unfit()
-	h := health{Status: "ok", Leases: len(leases), Unmetered: unmetered(leases), Quarantined: append([]string{}, gpus.quarantined...), Held: gpus.held, Refused: refused,
-		Away: away, Restart: gpus.restart()}
+	h := health{Status: "ok", Leases: len(leases), Unmetered: lease.Unmetered(leases), Quarantined: append([]string{}, gpus.Quarantined...), Held: gpus.Held, Refused: refused,
+		Away: away, Restart: gpus.Restart()}
 	switch {
-	case gpus.err != nil:
-		h.Source = gpus.err.Error()
+	case gpus.Err != nil:
+		h.Source = gpus.Err.Error()
 	case p.nodes == nil:
 		h.Source = "ok"
 	}
@@ -81,48 +79,6 @@ func (h *health) checkSource() error {
 		return nil
 	}
 	return fmt.Errorf("no GPU can be metered: %s", h.Source)
-}
-
-// gpuHealth is which of the offered GPUs do not work, and why none does.
-type gpuHealth struct {
-	quarantined []string
-	held        int // ended leases whose GPUs could not be taken back yet
-	err         error
-}
-
-func (g gpuHealth) degraded(unmetered int) string {
-	return fmt.Sprintf("degraded: %d GPUs in quarantine, %d leases that cannot be metered, %d that have ended and whose GPUs could not be taken back", len(g.quarantined), unmetered, g.held)
-}
-
-func (h *lessor) gpus(ctx context.Context) gpuHealth {
-	fit, err := h.sick.Fit(ctx, h.deps.source, h.gpuNames)
-	held, bad := h.heldHere(ctx)
-	if bad != nil {
-		err = errors.Join(err, fmt.Errorf("leases whose GPUs could not be taken back: %w", bad))
-	}
-	return gpuHealth{inventory.Without(h.gpuNames(), fit), len(held), err}
-}
-
-// restart reports whether nothing can be metered before the program is restarted.
-func (g gpuHealth) restart() bool { return errors.Is(g.err, metering.ErrRestart) }
-
-// gpuList is what is offered where no node meters: what was listed at the start, and what was away then and came back since.
-func (h *lessor) gpuList() []metering.Device {
-	if len(h.devices) == 0 {
-		return nil
-	}
-	return append(slices.Clone(h.devices), h.sick.Joined(h.devices[0], names(h.devices))...)
-}
-
-func (h *lessor) gpuNames() []string { return names(h.gpuList()) }
-
-// names are the UUIDs of devices.
-func names(devices []metering.Device) []string {
-	all := make([]string, len(devices))
-	for i, d := range devices {
-		all[i] = d.UUID
-	}
-	return all
 }
 
 // chainSeen is when every contract was last looked at to the chain's newest block;

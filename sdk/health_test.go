@@ -20,7 +20,7 @@ import (
 
 func (w *ward) health() (int, health) {
 	w.Helper()
-	w.provider.sick.Expire()
+	w.provider.leases.Sick.Expire()
 	rec := httptest.NewRecorder()
 	w.provider.Health().ServeHTTP(rec, httptest.NewRequest("GET", "/healthz", nil))
 	var h health

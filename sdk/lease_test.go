@@ -15,6 +15,7 @@ import (
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/sdk/gpu"
+	leasing "github.com/gpupay/gpupay/sdk/internal/lease"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -184,7 +185,7 @@ func TestLostDeviceIsNotBilled(t *testing.T) {
 	for lease.record().Nanos == 0 {
 	}
 	source.lost.Store(true)
-	if s := lease.status(leasestore.Suspended); s.Reason != reasonUnmetered {
+	if s := lease.status(leasestore.Suspended); s.Reason != leasing.ReasonUnmetered {
 		t.Errorf("suspended because %q", s.Reason)
 	}
 	nanos := lease.record().Nanos

@@ -6,9 +6,7 @@ import (
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
-	"github.com/holiman/uint256"
 
-	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk/internal/database"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -39,19 +37,5 @@ func TestNewestLeaseAfterAClockSetBack(t *testing.T) {
 		if err := s.Leases.SetEnded(t.Context(), id, 0, "", false); err != nil {
 			t.Fatal(err)
 		}
-	}
-}
-
-// A lease's view takes no voucher back that it was told of, whichever state comes last: of two that came together, the
-// older may.
-func TestViewKeepsTheNewestVoucher(t *testing.T) {
-	l := &lease{}
-	older, newer := *uint256.NewInt(100), *uint256.NewInt(200)
-	deposit := *uint256.NewInt(1000)
-	l.observe(channel.State{Accepted: newer, Deposit: deposit})
-	l.pays(channel.State{Accepted: older})
-	l.observe(channel.State{Accepted: older, Deposit: *uint256.NewInt(500)}) // a re-org took a deposit, and no voucher
-	if v := l.look(); v.accepted != newer || v.deposit.Uint64() != 500 {
-		t.Errorf("accepted %s, deposit %s", v.accepted.Dec(), v.deposit.Dec())
 	}
 }

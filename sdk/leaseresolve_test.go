@@ -18,6 +18,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/database"
 	"github.com/gpupay/gpupay/sdk/internal/inventory"
+	"github.com/gpupay/gpupay/sdk/internal/lease"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -140,7 +141,7 @@ func TestLeaseThatNobodyRuns(t *testing.T) {
 			for i, end := range idleWished {
 				l := leases[i]
 				l.want, l.final = end.want, end.final
-				if err := r.provider.replicas.resolve(t.Context(), l.row(), "its renter wants it"); err != nil && !errors.Is(err, errHeld) {
+				if err := r.provider.replicas.resolve(t.Context(), l.row(), "its renter wants it"); err != nil && !errors.Is(err, lease.ErrHeld) {
 					t.Error(err)
 				}
 				l.check(allocator)

@@ -12,6 +12,8 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/channel/store"
+	"github.com/gpupay/gpupay/sdk/internal/inventory"
+	"github.com/gpupay/gpupay/sdk/internal/lease"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/placement"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -19,29 +21,37 @@ import (
 
 // beginLease begins a lease that belongs to this gateway, unless another has begun one on its channel meanwhile, or has the claim
 // under which it is to begin.
-func (p *Provider) beginLease(ctx context.Context, row leasestore.Row, s channel.State, offer wire.SignedOffer, c *leasestore.Lock) (*lease, error) {
+func (p *Provider) beginLease(ctx context.Context, row leasestore.Row, s channel.State, offer wire.SignedOffer, c *leasestore.Lock) (*lease.Lease, error) {
 	if p.replicas != nil {
 		row.Owner, row.Term = p.replicas.identity(), 1
 	}
-	l, err := p.grant(ctx, row, s, offer, c.Guard())
+	l, err := p.leases.Start(ctx, row, s, offer, c.Guard())
 	if p.replicas != nil && store.Conflict(err) {
 		return nil, errElsewhere(s.ID)
 	}
 	return l, err
 }
 
+func (p *Provider) running(channelID common.Hash) *lease.Lease { return p.leases.Running(channelID) }
+func (p *Provider) begin() bool                                { return p.leases.Begin() }
+func (p *Provider) done()                                      { p.leases.Done() }
+func (p *Provider) lifetime() context.Context                  { return p.leases.Lifetime() }
+func (p *Provider) unmetered(devices []string, route inventory.Route) error {
+	return p.leases.CheckFree(devices, route)
+}
+
 // paid tells the lease of a channel, or what is known of its payer, what was vouchered.
 func (p *Provider) paid(s channel.State) {
 	if l := p.running(s.ID); l != nil {
-		l.pays(s)
+		l.Pays(s)
 		return
 	}
-	p.deps.accounts.Paid(s)
+	p.leases.Deps.Accounts.Paid(s)
 }
 
 // detach lets go of a lease that is shown here for another gateway.
-func (p *Provider) detach(l *lease) {
-	if l.mirror {
+func (p *Provider) detach(l *lease.Lease) {
+	if l.Mirror {
 		p.replicas.unfollow(l)
 	}
 }
@@ -51,13 +61,10 @@ func (p *Provider) takesLeases() error {
 	if p.noGPUs != nil {
 		return wire.NoCapacity.With("no GPU of this provider can be metered")
 	}
-	p.mu.Lock()
-	over := p.closed || p.draining
-	p.mu.Unlock()
-	if over {
+	if !p.leases.Accepts() {
 		return wire.Unavailable.With("this provider takes no new leases")
 	}
-	if err := p.deps.marks.Check(p.life); err != nil {
+	if err := p.leases.Deps.Marks.Check(p.leases.Lifetime()); err != nil {
 		p.config.Log.Error("no new lease", "error", err)
 		return placement.Unmarked()
 	}
@@ -70,22 +77,22 @@ const closeGrace = time.Minute
 
 // leasestore.Ended makes room for the next lease on the channel and has what is owed
 // settled, unless the renter closes first.
-func (p *Provider) leaseEnded(l *lease) {
-	p.leaseDropped(l)
+func (p *Provider) leaseEnded(l *lease.Lease) {
+	p.leases.Drop(l)
 	if p.replicas != nil {
 		return // the leader finds it in the table
 	}
-	if !l.credit.postpaid() {
+	if !l.Credit.Postpaid() {
 		return // its client comes back and goes on; the settlement's policy says when to claim
 	}
-	p.soon(closeGrace, l.terms) // after a restart the policy's MaxAge settles it
+	p.soon(closeGrace, l.Terms) // after a restart the policy's MaxAge settles it
 }
 
 // soon has a channel settled after a while, unless the provider stops or the next lease
 // runs on it by then: that one pays on, and has it settled when it ends. Nothing of the
 // lease is kept for it, and nothing at all afterwards.
 func (p *Provider) soon(wait time.Duration, terms channel.Terms) {
-	waiting, done := context.WithCancel(p.life)
+	waiting, done := context.WithCancel(p.leases.Lifetime())
 	timer := time.AfterFunc(wait, func() {
 		done()
 		if p.running(terms.ID()) == nil {
@@ -100,10 +107,10 @@ func (p *Provider) restore(ctx context.Context) error {
 	if p.replicas != nil {
 		return p.replicas.join(ctx)
 	}
-	if err := p.takeUp(ctx); err != nil {
+	if err := p.leases.Restore(ctx); err != nil {
 		return err
 	}
-	p.takeBackHeld()
+	p.leases.TakeBackHeld()
 	return nil
 }
 

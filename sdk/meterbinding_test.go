@@ -17,6 +17,7 @@ import (
 	"github.com/gpupay/gpupay/internal/eip712"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/audit"
+	"github.com/gpupay/gpupay/sdk/internal/lease"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/nodelink"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
@@ -159,7 +160,7 @@ func TestNextLeaseHasItsOwnMeter(t *testing.T) {
 	var bound []wire.MeterBinding
 	for _, o := range []*outpost{north, south} {
 		bound = append(bound, *readRental(t, path, l.ID()).Binding)
-		if err := r.provider.running(l.ID()).end(t.Context(), stopRequest{reason: "a test ends it"}); err != nil {
+		if err := r.provider.running(l.ID()).End(t.Context(), lease.Stop{Reason: "a test ends it"}); err != nil {
 			t.Fatal(err)
 		}
 		if err := l.Run(t.Context()); err != nil {
@@ -545,9 +546,9 @@ func TestLeaseFromBeforeGoesOn(t *testing.T) {
 	if err := errors.Join(err, r.provider.store.Offers.Put(t.Context(), before)); err != nil {
 		t.Fatal(err)
 	}
-	r.provider.mu.Lock()
+	r.provider.offerMu.Lock()
 	r.provider.offer = before
-	r.provider.mu.Unlock()
+	r.provider.offerMu.Unlock()
 	lease := r.open(1, 300_000, "")
 	lease.record()
 	r.restart()

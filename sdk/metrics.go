@@ -14,7 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/gpupay/gpupay/channel"
-	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/internal/lease"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -22,7 +22,7 @@ import (
 // token, as floats: they are for graphs and never come back into arithmetic
 // about money.
 type providerMetrics struct {
-	leaseMetrics
+	lease.Metrics
 	registry *prometheus.Registry
 	streams  prometheus.Gauge
 	vouchers *prometheus.CounterVec
@@ -30,29 +30,16 @@ type providerMetrics struct {
 	forgone  prometheus.Counter
 }
 
-// leaseMetrics counts what is metered.
-type leaseMetrics struct {
-	gpu  prometheus.Counter
-	gaps *prometheus.CounterVec
-}
-
-func newLeaseMetrics() leaseMetrics {
-	return leaseMetrics{
-		gpu:  prometheus.NewCounter(prometheus.CounterOpts{Name: "gpupay_gpu_seconds_total", Help: "GPU-seconds billed in signed records."}),
-		gaps: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "gpupay_unbilled_seconds_total", Help: "Device time in leases that was not billed, by class."}, []string{"class"}),
-	}
-}
-
 func newProviderMetrics(p *Provider) *providerMetrics {
 	m := &providerMetrics{
-		leaseMetrics: newLeaseMetrics(),
-		registry:     prometheus.NewRegistry(),
-		streams:      prometheus.NewGauge(prometheus.GaugeOpts{Name: "gpupay_streams", Help: "Renters' open event streams."}),
-		vouchers:     prometheus.NewCounterVec(prometheus.CounterOpts{Name: "gpupay_vouchers_total", Help: "Vouchers with a right signature, by outcome."}, []string{"outcome"}),
-		problems:     prometheus.NewCounterVec(prometheus.CounterOpts{Name: "gpupay_refused_total", Help: "Requests refused, by problem."}, []string{"problem"}),
-		forgone:      prometheus.NewCounter(prometheus.CounterOpts{Name: "gpupay_forgone_leases_total", Help: "Leases at nodes whose last records were given up: their node was away for too long, or what it gave did not hold."}),
+		Metrics:  lease.NewMetrics(),
+		registry: prometheus.NewRegistry(),
+		streams:  prometheus.NewGauge(prometheus.GaugeOpts{Name: "gpupay_streams", Help: "Renters' open event streams."}),
+		vouchers: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "gpupay_vouchers_total", Help: "Vouchers with a right signature, by outcome."}, []string{"outcome"}),
+		problems: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "gpupay_refused_total", Help: "Requests refused, by problem."}, []string{"problem"}),
+		forgone:  prometheus.NewCounter(prometheus.CounterOpts{Name: "gpupay_forgone_leases_total", Help: "Leases at nodes whose last records were given up: their node was away for too long, or what it gave did not hold."}),
 	}
-	m.registry.MustRegister(m.streams, m.vouchers, m.problems, m.forgone, m.gpu, m.gaps, &moneyCollector{p: p})
+	m.registry.MustRegister(m.streams, m.vouchers, m.problems, m.forgone, m.GPU, m.Gaps, &moneyCollector{p: p})
 	return m
 }
 
@@ -64,14 +51,6 @@ func (m *providerMetrics) refused(p *wire.Problem) {
 		name = p.Type[i+len("/problems/"):]
 	}
 	m.problems.WithLabelValues(name).Inc()
-}
-
-func (m leaseMetrics) recorded(rec metering.SignedRecord) {
-	m.gpu.Add(time.Duration(rec.Evidence.Nanos).Seconds())
-	for _, d := range rec.Evidence.Devices {
-		m.gaps.WithLabelValues("gap").Add(time.Duration(d.Nanos.Gap).Seconds())
-		m.gaps.WithLabelValues("down").Add(time.Duration(d.Nanos.Down).Seconds())
-	}
 }
 
 // moneyCollector reads the ledger when it is asked, so that a graph can never
@@ -110,9 +89,9 @@ func (c *moneyCollector) Collect(ch chan<- prometheus.Metric) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	gauge := func(d *prometheus.Desc, v float64) { ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v) }
-	leases := c.p.allLeases()
+	leases := c.p.leases.All()
 	gauge(descLeases, float64(len(leases)))
-	gauge(descUnmetered, float64(unmetered(leases)))
+	gauge(descUnmetered, float64(lease.Unmetered(leases)))
 	sums, err := c.p.sums(ctx)
 	if err != nil {
 		ch <- prometheus.NewInvalidMetric(descOwed, err)
@@ -132,14 +111,14 @@ func (c *moneyCollector) Collect(ch chan<- prometheus.Metric) {
 		gauge(descCoin, float(f.Coin))
 		gauge(descReserve, float(f.Reserve))
 	}
-	gpus := c.p.gpus(ctx)
-	gauge(descQuarantine, float64(len(gpus.quarantined)))
-	gauge(descHeldGPUs, float64(gpus.held))
+	gpus := c.p.leases.GPUs(ctx)
+	gauge(descQuarantine, float64(len(gpus.Quarantined)))
+	gauge(descHeldGPUs, float64(gpus.Held))
 	refused, away := c.p.nodes.unfit()
 	gauge(descRefused, float64(len(refused)))
 	gauge(descAway, float64(len(away)))
-	gauge(descSource, flag(gpus.err == nil))
-	gauge(descRestart, flag(gpus.restart()))
+	gauge(descSource, flag(gpus.Err == nil))
+	gauge(descRestart, flag(gpus.Restart()))
 	if seen, ok := c.p.chainSeen(); ok {
 		gauge(descSeen, time.Since(seen).Seconds())
 	}

@@ -20,6 +20,8 @@ import (
 	"github.com/gpupay/gpupay/sdk/internal/highwater"
 	"github.com/gpupay/gpupay/sdk/internal/inventory"
 	"github.com/gpupay/gpupay/sdk/internal/keyed"
+	"github.com/gpupay/gpupay/sdk/internal/lease"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/placement"
 	"github.com/gpupay/gpupay/sdk/internal/serve"
 	"github.com/gpupay/gpupay/sdk/internal/spool"
@@ -89,9 +91,10 @@ func (c NodeConfig) check() error {
 // gateways said is vouchered than the credit in the offer, however long none of
 // them is heard of.
 type Node struct {
-	config NodeConfig
-	lessor
+	config  NodeConfig
+	leases  lease.Manager
 	spool   spool.Spool
+	store   leasestore.Store // of the spool
 	mux     *http.ServeMux
 	starts  keyed.Mutex // one start or end of a lease at a time
 	hears   keyed.Mutex // one word about a lease's money at a time
@@ -122,7 +125,7 @@ func NewNode(ctx context.Context, config NodeConfig) (*Node, error) {
 		config.Allocator = allocator
 	}
 	n := &Node{config: config}
-	n.devices = devices
+	n.leases.Devices = devices
 	if n.spool, err = spool.Open(ctx, config.Database); err != nil {
 		return nil, err
 	}
@@ -131,38 +134,39 @@ func NewNode(ctx context.Context, config NodeConfig) (*Node, error) {
 		return nil, errors.Join(err, n.spool.DB.Close())
 	}
 	n.lets()
-	n.deps.marks = marks
-	if err := n.note(config.Database, config.Log); err != nil {
+	n.leases.Deps.Marks = marks
+	if n.leases.Deps.Placer, err = placement.Guard(n.leases.Deps.Placer, marks, n.store, config.Database, config.Log); err != nil {
 		return nil, errors.Join(err, n.shutFiles())
 	}
 	n.routes()
-	n.ready()
-	if err := n.takeUp(ctx); err != nil {
-		n.shut()
+	n.leases.Init()
+	if err := n.leases.Restore(ctx); err != nil {
+		n.leases.Close()
 		return nil, errors.Join(err, n.shutFiles())
 	}
-	n.takeBackHeld()
+	n.leases.TakeBackHeld()
 	n.every(time.Hour, n.tidy)
 	return n, nil
 }
 
 // lets says how leases are run.
 func (n *Node) lets() {
-	metrics := newLeaseMetrics()
+	metrics := lease.NewMetrics()
 	n.metrics = prometheus.NewRegistry()
-	n.metrics.MustRegister(metrics.gpu, metrics.gaps,
-		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "gpupay_leases", Help: "Leases running."}, func() float64 { return float64(len(n.allLeases())) }),
-		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "gpupay_unmetered_leases", Help: "Leases none of whose GPUs can be metered: they are suspended."}, func() float64 { return float64(unmetered(n.allLeases())) }),
-		gpuCollector{&n.lessor},
+	n.metrics.MustRegister(metrics.GPU, metrics.Gaps,
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "gpupay_leases", Help: "Leases running."}, func() float64 { return float64(len(n.leases.All())) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "gpupay_unmetered_leases", Help: "Leases none of whose GPUs can be metered: they are suspended."}, func() float64 { return float64(lease.Unmetered(n.leases.All())) }),
+		gpuCollector{&n.leases},
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "gpupay_node_refused", Help: "1 while a gateway begins no lease here, or none on some of its GPUs: /healthz says why."}, func() float64 { return flag(n.refused() != "") }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "gpupay_node_waiting_records", Help: "Usage records that no gateway has yet."}, n.waiting))
-	n.meterKey, n.pastKeys, n.store = n.config.MeterKey, n.config.PastKeys, n.spool.Store
-	n.channel, n.lessor.share = n.spool.Channel, n.spool.Share
-	n.deps = leaseDeps{
-		placer: placement.Local{Allocator: tameAllocator{n.config.Allocator, n.config.Log}}, sick: n.quarantines(n.config.Allocator), liveness: liveness(n.config.Log, n.config.Allocator), source: n.config.Source, clock: n.config.Clock, store: n.store,
-		metrics: metrics, log: n.config.Log, ended: n.leaseDropped, dropped: n.leaseDropped,
-		timing: leaseTiming{tick: metering.DefaultTick, recordEvery: defaultRecordEvery,
-			suspendTimeout: n.config.SuspendTimeout, aliveEvery: n.config.AliveEvery, callTimeout: n.config.CallTimeout},
+	n.store = n.spool.Store
+	n.leases.MeterKey, n.leases.PastKeys, n.leases.Store = n.config.MeterKey, n.config.PastKeys, n.store
+	n.leases.Channel, n.leases.Share = n.spool.Channel, n.spool.Share
+	n.leases.Deps = lease.Deps{
+		Placer: placement.Local{Allocator: tameAllocator{n.config.Allocator, n.config.Log}}, Sick: n.leases.Quarantines(n.config.Allocator), Liveness: liveness(n.config.Log, n.config.Allocator), Source: n.config.Source, Clock: n.config.Clock, Store: n.store,
+		Metrics: metrics, Log: n.config.Log, Ended: n.leases.Drop, Dropped: n.leases.Drop,
+		Timing: lease.Timing{Tick: metering.DefaultTick, RecordEvery: defaultRecordEvery,
+			SuspendTimeout: n.config.SuspendTimeout, AliveEvery: n.config.AliveEvery, CallTimeout: n.config.CallTimeout},
 	}
 }
 
@@ -178,15 +182,11 @@ func (n *Node) waiting() float64 {
 
 // every does something at once and again and again until the node stops.
 func (n *Node) every(pause time.Duration, do func(context.Context)) {
-	if !n.begin() {
-		return
-	}
-	go func() {
-		defer n.wait.Done()
-		for do(n.life); chain.Pause(n.life, pause) == nil; {
-			do(n.life)
+	n.leases.Go(func(ctx context.Context) {
+		for do(ctx); chain.Pause(ctx, pause) == nil; {
+			do(ctx)
 		}
-	}()
+	})
 }
 
 func (n *Node) tidy(ctx context.Context) {
@@ -198,22 +198,20 @@ func (n *Node) tidy(ctx context.Context) {
 // Close stops metering and closes the spool. Leases are kept, as Provider.Close
 // does: the next NewNode on this spool goes on with them.
 func (n *Node) Close() error {
-	if !n.shut() {
+	if !n.leases.Close() {
 		return nil
 	}
 	return n.shutFiles()
 }
 
-func (n *Node) shutFiles() error { return errors.Join(n.spool.DB.Close(), n.deps.marks.Close()) }
+func (n *Node) shutFiles() error { return errors.Join(n.spool.DB.Close(), n.leases.Deps.Marks.Close()) }
 
 // Drain ends every lease. Gateways can still fetch its records.
 func (n *Node) Drain(ctx context.Context) error {
-	n.mu.Lock()
-	n.draining = true
-	n.mu.Unlock()
+	n.leases.Drain()
 	var err error
-	for _, l := range n.allLeases() {
-		err = errors.Join(err, l.end(ctx, stopRequest{reason: "the node ends all leases"}))
+	for _, l := range n.leases.All() {
+		err = errors.Join(err, l.End(ctx, lease.Stop{Reason: "the node ends all leases"}))
 	}
 	return err
 }
@@ -222,7 +220,7 @@ func (n *Node) Drain(ctx context.Context) error {
 func (n *Node) Metrics() http.Handler { return promhttp.HandlerFor(n.metrics, promhttp.HandlerOpts{}) }
 
 // gpuCollector says how the GPUs of a node are when it is asked.
-type gpuCollector struct{ h *lessor }
+type gpuCollector struct{ h *lease.Manager }
 
 func (c gpuCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{descQuarantine, descHeldGPUs, descSource, descRestart} {
@@ -233,12 +231,12 @@ func (c gpuCollector) Describe(ch chan<- *prometheus.Desc) {
 func (c gpuCollector) Collect(ch chan<- prometheus.Metric) {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
-	gpus := c.h.gpus(ctx)
+	gpus := c.h.GPUs(ctx)
 	gauge := func(d *prometheus.Desc, v float64) { ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v) }
-	gauge(descQuarantine, float64(len(gpus.quarantined)))
-	gauge(descHeldGPUs, float64(gpus.held))
-	gauge(descSource, flag(gpus.err == nil))
-	gauge(descRestart, flag(gpus.restart()))
+	gauge(descQuarantine, float64(len(gpus.Quarantined)))
+	gauge(descHeldGPUs, float64(gpus.Held))
+	gauge(descSource, flag(gpus.Err == nil))
+	gauge(descRestart, flag(gpus.Restart()))
 }
 
 // nodeHealth is what Health answers.
@@ -257,16 +255,16 @@ func (n *Node) Health() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithTimeout(r.Context(), 5*time.Second)
 		defer cancel()
-		leases, gpus := n.allLeases(), n.gpus(ctx)
-		h, code := nodeHealth{Status: "ok", Restart: gpus.restart(), Quarantined: gpus.quarantined, Leases: len(leases), Unmetered: unmetered(leases), Held: gpus.held}, http.StatusOK
-		err := errors.Join(n.spool.DB.View().PingContext(ctx), gpus.err, n.deps.marks.Check(ctx))
+		leases, gpus := n.leases.All(), n.leases.GPUs(ctx)
+		h, code := nodeHealth{Status: "ok", Restart: gpus.Restart(), Quarantined: gpus.Quarantined, Leases: len(leases), Unmetered: lease.Unmetered(leases), Held: gpus.Held}, http.StatusOK
+		err := errors.Join(n.spool.DB.View().PingContext(ctx), gpus.Err, n.leases.Deps.Marks.Check(ctx))
 		switch why := n.refused(); {
 		case err != nil:
 			h.Status, code = err.Error(), http.StatusServiceUnavailable
 		case why != "":
 			h.Status = "degraded: " + why
 		case len(h.Quarantined) > 0 || h.Unmetered > 0 || h.Held > 0:
-			h.Status = gpus.degraded(h.Unmetered)
+			h.Status = gpus.Degraded(h.Unmetered)
 		}
 		serve.JSON(w, code, h)
 	})

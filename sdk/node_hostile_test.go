@@ -489,8 +489,8 @@ func TestVoucheredNeverFalls(t *testing.T) {
 	}
 	o.stop()
 	o.start()
-	v, _ := o.node.running(lease.terms.ID()).snapshot()
-	if got := o.accepted(id); got != 700 || v.accepted.Uint64() != 700 {
-		t.Errorf("the spool says %d, the lease %s; want 700", got, v.accepted.Dec())
+	v, _ := o.node.leases.Running(lease.terms.ID()).Snapshot()
+	if got := o.accepted(id); got != 700 || v.Accepted.Uint64() != 700 {
+		t.Errorf("the spool says %d, the lease %s; want 700", got, v.Accepted.Dec())
 	}
 }

@@ -90,7 +90,7 @@ func (r *rig) runsAt(l *tab) string {
 	if run == nil {
 		r.Fatal("the lease does not run")
 	}
-	return run.allocation.Node
+	return run.Allocation.Node
 }
 
 // TestOfferDoesNotGrowWithWhatANodeLists: a node that lists as many GPUs as it likes, each with another memory and others each time,
@@ -220,7 +220,7 @@ func TestGPUInDoubtCostsNoOther(t *testing.T) {
 		t.Errorf("refused are %v, of %v", why, n.Devices())
 	}
 	lease := r.open(1, 300_000, "?gpus=2")
-	if got := r.provider.running(lease.terms.ID()).allocation; got.Node != "south" || slices.Contains(got.Devices, devices[0].UUID) {
+	if got := r.provider.running(lease.terms.ID()).Allocation; got.Node != "south" || slices.Contains(got.Devices, devices[0].UUID) {
 		t.Errorf("it has %v", got)
 	}
 	lease.record()
@@ -340,7 +340,7 @@ func TestNodeThatTalks(t *testing.T) {
 	lease := r.open(1, 300_000, "")
 	began := time.Now()
 	eventually(t, "the node to have talked", func() bool { return said.Load() > 4*statesAtOnce })
-	if reason := r.provider.running(lease.terms.ID()).look().reason; len(reason) > nodelink.MaxText || strings.Contains(reason, "\n") {
+	if reason := r.provider.running(lease.terms.ID()).Look().Reason; len(reason) > nodelink.MaxText || strings.Contains(reason, "\n") {
 		t.Errorf("its reason has %d bytes", len(reason))
 	}
 	lines := log.holding("xx") + log.holding("x x")
@@ -432,7 +432,7 @@ func TestGatewayWhoseClockWasSetBack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if ran, least := view.remote.(*remoteLease).checker.Elapsed(), int64(last.Nanos)+int64(time.Minute); ran < least || ran > least+int64(30*time.Minute) {
+	if ran, least := view.Remote.(*remoteLease).checker.Elapsed(), int64(last.Nanos)+int64(time.Minute); ran < least || ran > least+int64(30*time.Minute) {
 		t.Errorf("it allows %s of each GPU, the last record bills %s", time.Duration(ran), time.Duration(last.Nanos))
 	}
 	r.restart()

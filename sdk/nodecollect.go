@@ -10,6 +10,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/internal/lease"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/nodelink"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -51,7 +52,7 @@ func (n *nodes) collect(ctx context.Context) error {
 				if failed != nil && waited[row.ID] > collectFor {
 					failed = n.giveUp(ctx, row, failed)
 				}
-				if !errors.Is(failed, errHeld) { // of this it was said
+				if !errors.Is(failed, lease.ErrHeld) { // of this it was said
 					err = errors.Join(err, failed)
 				}
 			}
@@ -119,7 +120,7 @@ func (n *nodes) takeOver(ctx context.Context, c *nodelink.Client, row leasestore
 		return err
 	}
 	var there nodelink.Lease
-	remote := l.remote.(*remoteLease)
+	remote := l.Remote.(*remoteLease)
 	if err := c.Call(ctx, n.config.callTimeout, "POST", "/leases/"+row.ID+"/end", nodelink.End{Reason: row.Reason, Fence: nodelink.InTerm(row.Term)}, &there); nodelink.Gone(err) {
 		return fmt.Errorf("%w: %w", errUnfit, err)
 	} else if err != nil {

@@ -12,10 +12,10 @@ import (
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
-	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/gpu"
+	"github.com/gpupay/gpupay/sdk/internal/lease"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/nodelink"
 	"github.com/gpupay/gpupay/sdk/internal/serve"
@@ -88,7 +88,7 @@ func nodeProblem(err error) *wire.Problem {
 		return wire.NoCapacity.With("%v", err)
 	case errors.Is(err, leasestore.ErrRolledBack):
 		return nodelink.SpoolRolledBack.With("%v", err)
-	case errors.Is(err, errClosed):
+	case errors.Is(err, lease.ErrClosed):
 		return wire.Unavailable.With("the node stops")
 	}
 	return wire.Internal.With("%v", err) // to our own gateway, who should know
@@ -124,10 +124,10 @@ func (n *Node) rentable(ctx context.Context) ([]metering.Device, int, error) {
 
 // named is the metering key that offers of before may name.
 func (n *Node) named() common.Address {
-	if len(n.pastKeys) > 0 {
-		return n.pastKeys[0].Address()
+	if len(n.leases.PastKeys) > 0 {
+		return n.leases.PastKeys[0].Address()
 	}
-	return n.meterKey.Address()
+	return n.leases.MeterKey.Address()
 }
 
 // refusal is what a gateway said last of why it begins no lease here.
@@ -159,7 +159,7 @@ func (n *Node) postRefusal(_ *http.Request, body []byte) (any, error) {
 		n.config.Log.Error("leases that run here go on", "error", why, "devices", q.Devices)
 	}
 	n.refusal.Store(&refusal{why, time.Now()})
-	for _, quarantine := range n.deps.sick {
+	for _, quarantine := range n.leases.Deps.Sick {
 		quarantine.Withhold(q.Devices, nodelink.EnlistedFor)
 	}
 	return struct{}{}, nil
@@ -179,7 +179,7 @@ func (n *Node) postLease(r *http.Request, body []byte) (any, error) {
 	if err != nil {
 		return nil, wire.BadRequest.With("%v", err)
 	}
-	if named := common.Address(offer.Meter); offer.NamesMeter() && n.signer(named).Address() != named {
+	if named := common.Address(offer.Meter); offer.NamesMeter() && n.leases.Signer(named).Address() != named {
 		return nil, wire.NotServed.With("the offer's records are signed by %s, this node signs as %s", offer.Meter, n.named())
 	}
 	if n.config.Payee != (common.Address{}) && common.Address(offer.Payee) != n.config.Payee {
@@ -209,18 +209,15 @@ func (n *Node) postLease(r *http.Request, body []byte) (any, error) {
 }
 
 func (n *Node) grantFor(ctx context.Context, q nodelink.Start, offer wire.SignedOffer) error {
-	n.mu.Lock()
-	closing := n.closed || n.draining
-	n.mu.Unlock()
-	if closing {
+	if !n.leases.Accepts() {
 		return wire.Unavailable.With("this node takes no new leases")
 	}
 	s := q.ChannelState()
-	if old := n.running(s.ID); old != nil { // its gateway could not wait for us
-		if err := n.spool.Precedes(ctx, old.id, q); err != nil {
+	if old := n.leases.Running(s.ID); old != nil { // its gateway could not wait for us
+		if err := n.spool.Precedes(ctx, old.ID, q); err != nil {
 			return err
 		}
-		if err := old.end(ctx, stopRequest{reason: "another lease begins on its channel"}); err != nil {
+		if err := old.End(ctx, lease.Stop{Reason: "another lease begins on its channel"}); err != nil {
 			return err
 		}
 	}
@@ -231,7 +228,7 @@ func (n *Node) grantFor(ctx context.Context, q nodelink.Start, offer wire.Signed
 	if err != nil {
 		return err
 	}
-	_, err = n.grant(ctx, leasestore.Row{
+	_, err = n.leases.Start(ctx, leasestore.Row{
 		ID: q.LeaseID.Hex(), Channel: s.ID.Hex(), Offer: offer.Hash.Hex(), GPUs: q.GPUs, Allocation: "{}",
 		OwedBefore: q.OwedBefore.Dec(), State: wire.StateAllocating, StartedAt: time.Now().UnixNano(),
 	}, s, offer, nil)
@@ -288,24 +285,17 @@ func (n *Node) hear(ctx context.Context, row leasestore.Row, q nodelink.Sync, an
 		credit := wire.NewAmount(*share)
 		answer.Credit, answer.CreditVersion = &credit, heard.Version
 	}
-	l := n.runs(row)
+	l := n.leases.Runs(row)
 	if l == nil {
 		return nil
 	}
 	if share != nil {
-		l.allow(*share)
+		l.Allow(*share)
 	}
-	if v, _ := l.snapshot(); s.Accepted != v.accepted || s.Deposit != v.deposit {
-		l.observe(s)
+	if v, _ := l.Snapshot(); s.Accepted != v.Accepted || s.Deposit != v.Deposit {
+		l.Observe(s)
 	}
 	return nil
-}
-
-// allow tells the lease its share of its payer's credit.
-func (l *lease) allow(share uint256.Int) {
-	if was := l.share.Swap(&share); was == nil || *was != share {
-		l.Wake()
-	}
 }
 
 // page is what fits into an answer, and at least one record.
@@ -325,15 +315,14 @@ func page(records []metering.SignedRecord) []metering.SignedRecord {
 // signed.
 func (n *Node) mute(row leasestore.Row, delivered uint64) error {
 	n.config.Log.Error("a gateway has records that this spool does not", "lease", row.ID, "delivered", delivered, "spooled", row.Sequence)
-	if l := n.runs(row); l != nil && !l.ending.Swap(true) && n.begin() {
-		go func() {
-			defer n.wait.Done()
-			l.lose()
-			<-l.done
-			if err := n.giveBack(context.WithoutCancel(n.life), row, nil, leasestore.ErrRolledBack.Error()); err != nil {
+	if l := n.leases.Runs(row); l != nil && !l.Ending.Swap(true) {
+		n.leases.Go(func(ctx context.Context) {
+			l.Relinquish()
+			<-l.Done
+			if err := n.leases.GiveBack(context.WithoutCancel(ctx), row, nil, leasestore.ErrRolledBack.Error()); err != nil {
 				n.config.Log.Error("lease could not be ended", "lease", row.ID, "error", err)
 			}
-		}()
+		})
 	}
 	return leasestore.ErrRolledBack
 }
@@ -353,8 +342,8 @@ func (n *Node) postEnd(r *http.Request, body []byte) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	if l := n.runs(row); l != nil {
-		if err := l.end(r.Context(), stopRequest{reason: q.Reason}); err != nil {
+	if l := n.leases.Runs(row); l != nil {
+		if err := l.End(r.Context(), lease.Stop{Reason: q.Reason}); err != nil {
 			return nil, err
 		}
 		if row, err = n.lease(r); err != nil {

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/internal/lease"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/nodelink"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -19,7 +20,7 @@ import (
 // remoteLease is a gateway's view of a lease that a node meters. It believes no
 // record before it has checked it as a renter would.
 type remoteLease struct {
-	lease   *lease
+	lease   *lease.Lease
 	shares  *creditShares
 	node    *nodelink.Client
 	checker *metering.Checker
@@ -40,8 +41,8 @@ var errUnfit = errors.New("the node's records do not hold")
 // newRemote is what a gateway has of a lease on a node: the checker goes on after
 // the last record on disk, whichever gateway wrote it. It takes records of the key
 // that is bound to the lease alone: no other node can sign for it.
-func (n *nodes) newRemote(l *lease, row leasestore.Row, terms metering.Lease, meter common.Address, last *metering.SignedRecord) (leaseEngine, error) {
-	name := l.allocation.Node
+func (n *nodes) newRemote(l *lease.Lease, row leasestore.Row, terms metering.Lease, meter common.Address, last *metering.SignedRecord) (lease.Engine, error) {
+	name := l.Allocation.Node
 	c := n.Client(name)
 	if c == nil {
 		return nil, fmt.Errorf("node %q of lease %s is not among ProviderConfig.Nodes (%s)", name, terms.ID, n.Names())
@@ -97,26 +98,26 @@ func checkedTo(last *metering.SignedRecord, terms metering.Lease, startedAt int6
 	return s
 }
 
-// follow keeps a lease that a node meters until it ends: it passes on what the
+// Follow keeps a lease that a node meters until it ends: it passes on what the
 // channel holds and takes the node's records. It is to such a lease what loop is
 // to one that is metered here, and the node holds it to its credit.
-func (r *remoteLease) follow(ctx context.Context) stopRequest {
-	tick := time.NewTicker(min(r.lease.deps.timing.tick, time.Second))
+func (r *remoteLease) Follow(ctx context.Context) lease.Stop {
+	tick := time.NewTicker(min(r.lease.Deps.Timing.Tick, time.Second))
 	defer tick.Stop()
 	now := make(chan time.Time)
 	close(now)
 	for {
 		got, err := r.exchange(ctx)
 		switch {
-		case r.lease.lost.Load():
-			return stopRequest{reason: "another gateway runs it"}
+		case r.lease.Lost.Load():
+			return lease.Stop{Reason: "another gateway runs it"}
 		case errors.Is(err, errUnfit):
-			return stopRequest{reason: errUnfit.Error()}
+			return lease.Stop{Reason: errUnfit.Error()}
 		case got.ended:
-			return stopRequest{reason: got.reason}
+			return lease.Stop{Reason: got.reason}
 		}
-		if v := r.lease.look(); v.state == leasestore.Active {
-			r.lease.remind(v)
+		if v := r.lease.Look(); v.State == leasestore.Active {
+			r.lease.Remind(v)
 		}
 		next := tick.C
 		if got.more {
@@ -124,12 +125,12 @@ func (r *remoteLease) follow(ctx context.Context) stopRequest {
 		}
 		select {
 		case <-ctx.Done():
-			return stopRequest{reason: "the provider stops", keep: true}
+			return lease.Stop{Reason: "the provider stops", Keep: true}
 		case <-next:
-		case <-r.lease.poke:
+		case <-r.lease.Notify:
 		}
-		if mail, _ := r.lease.mailed(); mail.stop != nil {
-			return *mail.stop
+		if mail, _ := r.lease.TakeInbox(); mail.Stop != nil {
+			return *mail.Stop
 		}
 	}
 }
@@ -153,11 +154,11 @@ func (r *remoteLease) exchangeAll(ctx context.Context) error {
 // exchange tells the node what is vouchered and takes what it answers.
 func (r *remoteLease) exchange(ctx context.Context) (got exchanged, err error) {
 	defer func() { r.complain(ctx, err) }()
-	if err := r.lease.save(ctx); err != nil {
+	if err := r.lease.Save(ctx); err != nil {
 		return got, err
 	}
-	if r.lease.unstored != nil {
-		if err := r.lease.keep(ctx); err != nil {
+	if r.lease.Unstored != nil {
+		if err := r.lease.CommitRecord(ctx); err != nil {
 			return got, err
 		}
 	}
@@ -165,14 +166,14 @@ func (r *remoteLease) exchange(ctx context.Context) (got exchanged, err error) {
 	if err != nil {
 		return got, err
 	}
-	v, _ := r.lease.snapshot()
-	counts := v.accepted
+	v, _ := r.lease.Snapshot()
+	counts := v.Accepted
 	if part.tell.IsZero() { // see limit
-		counts = v.collectible
+		counts = v.Collectible
 	}
 	var there nodelink.Lease
-	err = r.node.Call(ctx, nodelink.Timeout, "POST", "/leases/"+r.lease.id.Hex()+"/sync",
-		nodelink.Sync{Money: nodelink.MoneyOf(counts, v.deposit).WithCredit(part.tell, part.version), Fence: nodelink.InTerm(r.lease.term), After: v.sequence}, &there)
+	err = r.node.Call(ctx, nodelink.Timeout, "POST", "/leases/"+r.lease.ID.Hex()+"/sync",
+		nodelink.Sync{Money: nodelink.MoneyOf(counts, v.Deposit).WithCredit(part.tell, part.version), Fence: nodelink.InTerm(r.lease.Term), After: v.Sequence}, &there)
 	switch {
 	case nodelink.Gone(err):
 		return exchanged{ended: true, reason: "its node knows nothing of it"}, nil
@@ -189,11 +190,11 @@ func (r *remoteLease) exchange(ctx context.Context) (got exchanged, err error) {
 			return got, err
 		}
 	}
-	now, _ := r.lease.snapshot()
+	now, _ := r.lease.Snapshot()
 	switch {
-	case now.sequence < there.Sequence && now.sequence == v.sequence:
-		return got, fmt.Errorf("node %s has %d records of lease %s and does not give them", r.node.Name, there.Sequence, r.lease.id)
-	case now.sequence < there.Sequence:
+	case now.Sequence < there.Sequence && now.Sequence == v.Sequence:
+		return got, fmt.Errorf("node %s has %d records of lease %s and does not give them", r.node.Name, there.Sequence, r.lease.ID)
+	case now.Sequence < there.Sequence:
 		return exchanged{more: true}, nil
 	case there.State == wire.StateEnded:
 		return exchanged{ended: true, reason: there.Reason}, nil
@@ -204,7 +205,7 @@ func (r *remoteLease) exchange(ctx context.Context) (got exchanged, err error) {
 // take checks a record and has it and its charge on disk before anyone sees it.
 // One that came before changes nothing.
 func (r *remoteLease) take(ctx context.Context, rec metering.SignedRecord) error {
-	if v, _ := r.lease.snapshot(); rec.LeaseID == r.lease.id && rec.Sequence <= v.sequence {
+	if v, _ := r.lease.Snapshot(); rec.LeaseID == r.lease.ID && rec.Sequence <= v.Sequence {
 		return r.same(ctx, rec)
 	}
 	if err := r.foreign(rec.Evidence.Devices); err != nil {
@@ -216,13 +217,13 @@ func (r *remoteLease) take(ctx context.Context, rec metering.SignedRecord) error
 		}
 		return fmt.Errorf("%w: node %s: %w", errUnfit, r.node.Name, err)
 	}
-	r.lease.unstored = &rec
-	return r.lease.keep(ctx)
+	r.lease.Unstored = &rec
+	return r.lease.CommitRecord(ctx)
 }
 
 // same makes sure that a record which was delivered before is the one on disk.
 func (r *remoteLease) same(ctx context.Context, rec metering.SignedRecord) error {
-	kept, err := r.lease.deps.store.Records.After(ctx, r.lease.id, rec.Sequence-1, 1)
+	kept, err := r.lease.Deps.Store.Records.After(ctx, r.lease.ID, rec.Sequence-1, 1)
 	if err != nil {
 		return err
 	}
@@ -230,22 +231,22 @@ func (r *remoteLease) same(ctx context.Context, rec metering.SignedRecord) error
 	is, _ := json.Marshal([]metering.SignedRecord{rec})
 	if string(was) != string(is) {
 		return fmt.Errorf("%w: node %s: %w: it gives another record %d of lease %s than the one on disk",
-			errUnfit, r.node.Name, metering.ErrForked, rec.Sequence, r.lease.id)
+			errUnfit, r.node.Name, metering.ErrForked, rec.Sequence, r.lease.ID)
 	}
 	return nil
 }
 
 // mirrorState keeps whether the node serves the lease, and shows it.
 func (r *remoteLease) mirrorState(ctx context.Context, there nodelink.Lease) error {
-	v, _ := r.lease.snapshot()
+	v, _ := r.lease.Snapshot()
 	state := leasestore.State(there.State)
-	if state != leasestore.Active && state != leasestore.Suspended || state == v.state && there.Reason == v.reason {
+	if state != leasestore.Active && state != leasestore.Suspended || state == v.State && there.Reason == v.Reason {
 		return nil
 	}
 	if !r.shown.Allow() {
 		return nil // the next answer says so again
 	}
-	r.lease.enter(ctx, state, there.Reason)
+	r.lease.Enter(ctx, state, there.Reason)
 	return nil
 }
 
@@ -254,24 +255,24 @@ func (r *remoteLease) complain(ctx context.Context, err error) {
 	switch {
 	case errors.Is(err, leasestore.ErrNotOwner): // see drop
 	case err == nil && r.failing:
-		r.lease.deps.log.Info("lease is in touch with its node again", "lease", r.lease.id, "node", r.node.Name)
+		r.lease.Deps.Log.Info("lease is in touch with its node again", "lease", r.lease.ID, "node", r.node.Name)
 	case errors.Is(err, errUnfit):
-		r.lease.deps.log.Error("record refused: nothing of it is charged, and the lease ends", "lease", r.lease.id, "channel", r.lease.terms.ID(), "error", err)
+		r.lease.Deps.Log.Error("record refused: nothing of it is charged, and the lease ends", "lease", r.lease.ID, "channel", r.lease.Terms.ID(), "error", err)
 	case err != nil && !r.failing && ctx.Err() == nil:
-		r.lease.deps.log.Warn("lease is out of touch with its node: it goes on within its credit", "lease", r.lease.id, "error", err)
+		r.lease.Deps.Log.Warn("lease is out of touch with its node: it goes on within its credit", "lease", r.lease.ID, "error", err)
 	}
 	r.failing = err != nil
 }
 
-// collect ends a lease at its node and takes its last records. If the gateway
+// Collect ends a lease at its node and takes its last records. If the gateway
 // stops, the lease goes on and there is nothing to do.
-func (r *remoteLease) collect(ctx context.Context, req stopRequest) error {
-	if req.keep {
+func (r *remoteLease) Collect(ctx context.Context, req lease.Stop) error {
+	if req.Keep {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, r.lease.deps.timing.callTimeout)
+	ctx, cancel := context.WithTimeout(ctx, r.lease.Deps.Timing.CallTimeout)
 	defer cancel()
-	if err := r.node.End(ctx, r.lease.deps.timing.callTimeout, r.lease.id, nodelink.End{Reason: req.reason, Fence: nodelink.InTerm(r.lease.term)}); err != nil {
+	if err := r.node.End(ctx, r.lease.Deps.Timing.CallTimeout, r.lease.ID, nodelink.End{Reason: req.Reason, Fence: nodelink.InTerm(r.lease.Term)}); err != nil {
 		return r.outpaced(ctx, err)
 	}
 	return r.exchangeAll(ctx)

@@ -21,6 +21,7 @@ import (
 	"github.com/gpupay/gpupay/channel/store"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/gpu"
+	"github.com/gpupay/gpupay/sdk/internal/lease"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/nodelink"
 	"github.com/gpupay/gpupay/sdk/internal/payercredit"
@@ -58,9 +59,9 @@ type nodesConfig struct {
 	decimals    uint8              // of the token
 	forgone     prometheus.Counter // leases that are billed no further, since their node does not say what it metered
 	offer       func() wire.SignedOffer
-	renew       func(context.Context) error                                          // the offer, by what nodes list
-	image       func(context.Context, leasestore.Row, channel.State) (*lease, error) // of a lease that does not run here
-	resolve     func(context.Context, leasestore.Row) error                          // takes back what an ended lease has, by one gateway at a time
+	renew       func(context.Context) error                                                // the offer, by what nodes list
+	image       func(context.Context, leasestore.Row, channel.State) (*lease.Lease, error) // of a lease that does not run here
+	resolve     func(context.Context, leasestore.Row) error                                // takes back what an ended lease has, by one gateway at a time
 }
 
 var _ placement.Placer = (*nodes)(nil)

@@ -94,7 +94,7 @@ func (n *nodes) mayOutdo(lease common.Hash) bool {
 func (r *remoteLease) outpaced(ctx context.Context, err error) error {
 	if errors.Is(err, &nodelink.Deposed) {
 		err = r.lostTerm(ctx, err)
-		r.lease.notice(err)
+		r.lease.CheckOwnership(err)
 	}
 	return err
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/gpupay/gpupay/internal/pgtest"
+	"github.com/gpupay/gpupay/sdk/internal/lease"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/nodelink"
 	"github.com/gpupay/gpupay/sdk/internal/spool"
@@ -140,7 +141,7 @@ func TestLateBeginningEndsNoNewerLease(t *testing.T) {
 	lateBegin, nextBegin := lease.beginning(late, written-1), lease.beginning(next, written+1)
 	r.shut()
 	code := o.speak("/leases", 1, lateBegin)
-	if row, _ := o.spooled(id); code != 409 || row.State == wire.StateEnded || o.node.runs(row) == nil {
+	if row, _ := o.spooled(id); code != 409 || row.State == wire.StateEnded || o.node.leases.Runs(row) == nil {
 		t.Errorf("answered %d, and the lease that runs is %s: %s", code, row.State, row.Reason)
 	}
 	code = o.speak("/leases", 1, nextBegin)
@@ -165,7 +166,7 @@ func TestGatewayLetsGoOfWhatItsNodeRefuses(t *testing.T) {
 			t.Fatalf("answered %d", code)
 		}
 	}
-	asleep := func() *lease {
+	asleep := func() *lease.Lease {
 		t.Helper()
 		s, err := r.provider.payee.State(t.Context(), rented.terms.ID())
 		if err != nil {
@@ -186,8 +187,8 @@ func TestGatewayLetsGoOfWhatItsNodeRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	for what, does := range map[string]func() error{
-		"sync":      func() error { _, err := syncs.remote.(*remoteLease).exchange(t.Context()); return err },
-		"collect":   func() error { return ends.remote.collect(t.Context(), stopRequest{reason: "it was long asleep"}) },
+		"sync":      func() error { _, err := syncs.Remote.(*remoteLease).exchange(t.Context()); return err },
+		"collect":   func() error { return ends.Remote.Collect(t.Context(), lease.Stop{Reason: "it was long asleep"}) },
 		"release":   func() error { return n.Release(t.Context(), a) },
 		"take over": func() error { return n.takeOver(t.Context(), n.Client("north"), row) },
 		"end": func() error {
@@ -198,8 +199,8 @@ func TestGatewayLetsGoOfWhatItsNodeRefuses(t *testing.T) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
-	if there, _ := o.spooled(id); !syncs.lost.Load() || !ends.lost.Load() || there.State != wire.StateActive || rented.row().Term != row.Term+1 {
-		t.Errorf("it has let go: %t, %t; at its node the lease is %s, in the table in term %d", syncs.lost.Load(), ends.lost.Load(), there.State, rented.row().Term)
+	if there, _ := o.spooled(id); !syncs.Lost.Load() || !ends.Lost.Load() || there.State != wire.StateActive || rented.row().Term != row.Term+1 {
+		t.Errorf("it has let go: %t, %t; at its node the lease is %s, in the table in term %d", syncs.Lost.Load(), ends.Lost.Load(), there.State, rented.row().Term)
 	}
 
 	r.sql(`UPDATE leases SET term = 1, owner = ?, started_at = started_at - 100000000000 WHERE id = ?`, r.provider.replicas.identity(), id.Hex())
@@ -218,7 +219,7 @@ func TestGatewayLetsGoOfWhatItsNodeRefuses(t *testing.T) {
 	waitFor(t, func() bool { return rented.row().Sequence > before.Sequence })
 	row = rented.row()
 	hears(50)
-	if _, err := asleep().remote.(*remoteLease).exchange(t.Context()); !errors.Is(err, &nodelink.Deposed) || errors.Is(err, leasestore.ErrNotOwner) || rented.row().Term != row.Term {
+	if _, err := asleep().Remote.(*remoteLease).exchange(t.Context()); !errors.Is(err, &nodelink.Deposed) || errors.Is(err, leasestore.ErrNotOwner) || rented.row().Term != row.Term {
 		t.Errorf("a node that names ever newer terms: %v, in term %d", err, rented.row().Term)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/gpupay/gpupay/internal/testclock"
+	"github.com/gpupay/gpupay/sdk/internal/lease"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -28,7 +29,9 @@ func TestProviderWithoutItsGPUsSettles(t *testing.T) {
 	if rec.Code != http.StatusServiceUnavailable || !strings.Contains(rec.Body.String(), "driver and library differ") {
 		t.Errorf("its health is %d: %s", rec.Code, rec.Body)
 	}
-	waitFor(t, func() bool { return kept.row().State == wire.StateSuspended && kept.row().Reason == reasonUnmetered })
+	waitFor(t, func() bool {
+		return kept.row().State == wire.StateSuspended && kept.row().Reason == lease.ReasonUnmetered
+	})
 	released.pay(paid)
 	if final := released.release(); !final.Final {
 		t.Errorf("%+v is not final", final.Record)

@@ -61,7 +61,7 @@ func TestRestartWithTwoLeasesOnADevice(t *testing.T) {
 	r := newRig(t, quiet, generousCredit, func(c *ProviderConfig) { c.Allocator = gpu })
 	first := r.open(1, 300_000, "")
 	first.record()
-	r.provider.running(first.terms.ID()).ending.Store(true) // the second is let in
+	r.provider.running(first.terms.ID()).Ending.Store(true) // the second is let in
 	second := r.open(2, 300_000, "")
 	second.record()
 	r.restart()

@@ -11,81 +11,10 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/u256"
 	"github.com/gpupay/gpupay/sdk/chain"
-	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/payercredit"
 	"github.com/gpupay/gpupay/sdk/units"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
-
-// others is what the lease's payer owes on other channels, and what leases that run on those here may add to it before each
-// of them has been read again: it is off the credit, or many leases would each go a little past it.
-func (l *lease) others() (debt, ahead uint256.Int) {
-	if l.account == nil {
-		return debt, ahead
-	}
-	return l.account.Others(l)
-}
-
-// claims has what a lease may use before it is read again off the credit of its payer's others, or no more. It is false,
-// and nothing is taken, where the credit has no room for it: of several that go on at once only so many do as it has.
-func (l *lease) claims(serves bool) bool {
-	return l.account == nil || l.account.Claim(l, serves, func(debt, ahead uint256.Int) bool {
-		v := l.look()
-		return v.state == leasestore.Active || !l.exceeds(l.limitOf(&v, l.leftOf(debt, ahead)))
-	})
-}
-
-// tally counts what is owed here now, and lets leases of the same payer go on
-// where it fell.
-func (l *lease) tally() {
-	if l.account != nil {
-		l.account.Tally(l)
-	}
-}
-
-func (l *lease) ChannelID() common.Hash { return l.terms.ID() }
-
-// joinCredit counts the lease's debt with that of its payer's other channels, unless it has a credit for itself: a node's is told
-// its share, and what is paid in advance takes none.
-func (l *lease) joinCredit(owing []channel.State) {
-	if l.deps.accounts != nil && l.credit.postpaid() {
-		l.account = l.deps.accounts.Join(l.terms.Payer, l, owing)
-	}
-}
-
-// leaveCredit undoes joinCredit. The lease's debt stands with its channel.
-func (l *lease) leaveCredit() {
-	if l.account != nil {
-		l.deps.accounts.Leave(l.terms.Payer, l.account, l)
-	}
-}
-
-// Debt is what was used and is not vouchered, of the newest reading.
-func (l *lease) Debt() uint256.Int { return l.debtAfter(0) }
-
-// DebtAhead is the debt two ticks of each GPU later: see exhausted.
-func (l *lease) DebtAhead() uint256.Int { return l.debtAfter(l.ahead()) }
-
-func (l *lease) debtAfter(nanos uint64) uint256.Int {
-	v := l.look()
-	owed := v.owed
-	if l.meter != nil {
-		if then, err := l.owedAt(l.used() + nanos); err == nil && then.Gt(&owed) {
-			owed = then
-		}
-	}
-	return u256.SaturatingSub(owed, v.accepted)
-}
-
-// left is what of the credit the payer's other channels leave for this lease.
-func (l *lease) left() uint256.Int { return l.leftOf(l.others()) }
-
-func (l *lease) leftOf(debt, ahead uint256.Int) uint256.Int {
-	if share := l.share.Load(); share != nil {
-		return u256.Min(*share, l.maxDebt)
-	}
-	return u256.SaturatingSub(u256.SaturatingSub(l.maxDebt, debt), ahead)
-}
 
 // owing lists the escrow's channels of some payers on which they owe something,
 // whatever became of them and whichever gateway served them.
@@ -149,7 +78,7 @@ func (p *Provider) creditworthy(ctx context.Context, s channel.State, offer wire
 	row, owed := p.leastRow(p.escrow), s.Owed() // of this channel as it is, or will be by the voucher that comes with the request
 	others := debtsBut(owing, s.ID, row)
 	room := u256.SaturatingSub(payercredit.Collectible(s, row), s.Spent) // who has used up the credit pays in advance what a settlement fetches
-	if left := u256.SaturatingSub(u256.SaturatingSub(credit, others), p.deps.accounts.Ahead(s.Terms.Payer, s.ID)); !left.IsZero() {
+	if left := u256.SaturatingSub(u256.SaturatingSub(credit, others), p.leases.Deps.Accounts.Ahead(s.Terms.Payer, s.ID)); !left.IsZero() {
 		left = u256.SaturatingSub(left, owed)
 		room = s.Available()
 		room.Add(&room, &left)

@@ -123,26 +123,8 @@ func TestPatienceBeginsAnew(t *testing.T) {
 	}
 }
 
-// TestPatienceOutlivesRestarts: a provider that starts often does not keep its GPUs for a renter that does not pay. What is left
-// of the time is at least a quarter, however wrong the clock is or was.
+// TestPatienceOutlivesRestarts: a provider that starts often does not keep its GPUs for a renter that does not pay.
 func TestPatienceOutlivesRestarts(t *testing.T) {
-	now := time.Now()
-	for then, left := range map[time.Time]time.Duration{
-		{}:                                 time.Minute,
-		now:                                time.Minute,
-		now.Add(-10 * time.Second):         50 * time.Second,
-		now.Add(-24 * time.Hour):           15 * time.Second,
-		now.Add(24 * time.Hour):            time.Minute,
-		now.Add(-50 * time.Second):         15 * time.Second,
-		time.Unix(0, 1):                    15 * time.Second,
-		now.Add(-45 * time.Second):         15 * time.Second,
-		now.Add(-44900 * time.Millisecond): 15100 * time.Millisecond,
-	} {
-		if got := time.Minute - now.Sub(suspendedSince(then, now, time.Minute)); got != left {
-			t.Errorf("suspended at %s it has %s at %s, want %s", then, got, now, left)
-		}
-	}
-
 	r := newRig(t, func(c *ProviderConfig) { c.Credit, c.SuspendTimeout = time.Second, time.Hour })
 	lease := r.open(1, 100_000, "")
 	lease.status(leasestore.Suspended)
@@ -163,8 +145,8 @@ func TestPatienceOutlivesRestarts(t *testing.T) {
 		if l == nil {
 			t.Fatal("a suspended lease does not go on after a restart")
 		}
-		if !l.earlier.Equal(time.Unix(0, before.Suspended)) {
-			t.Errorf("the lease counts from %s, and was suspended at %d", l.earlier, before.Suspended)
+		if !l.Earlier.Equal(time.Unix(0, before.Suspended)) {
+			t.Errorf("the lease counts from %s, and was suspended at %d", l.Earlier, before.Suspended)
 		}
 	}
 	lease.again()

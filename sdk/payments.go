@@ -15,6 +15,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/admit"
 	"github.com/gpupay/gpupay/sdk/internal/cors"
+	"github.com/gpupay/gpupay/sdk/internal/lease"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/serve"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -71,7 +72,7 @@ type request struct {
 	cred  wire.Credential
 	offer wire.SignedOffer // that the challenge was minted for
 	gpus  int
-	over  *lease       // what the renter showed the end of: see heedShown
+	over  *lease.Lease // what the renter showed the end of: see heedShown
 	seat  *reservation // of its GPUs, while its deposit is on its way
 }
 
@@ -332,7 +333,7 @@ func (d *session) attach(w http.ResponseWriter, r *request, s channel.State) err
 		return err
 	}
 	defer d.leases.detach(l)
-	st := &stream{outlet: newServerSent(w), lease: l, receipt: func(v leaseView) wire.Receipt { return d.streamReceipt(r, l, v) }}
+	st := &stream{outlet: newServerSent(w), lease: l, receipt: func(v lease.View) wire.Receipt { return d.streamReceipt(r, l, v) }}
 	if wantsDuplex(w, r.Request) {
 		st.paid = d.duplex(w, r, s.ID)
 		st.outlet = st.paid
@@ -345,16 +346,16 @@ func (d *session) attach(w http.ResponseWriter, r *request, s channel.State) err
 	}
 	d.metrics.streams.Inc()
 	defer d.metrics.streams.Dec()
-	v, _ := l.snapshot()
+	v, _ := l.Snapshot()
 	if err := d.streamReceipt(r, l, v).Set(w.Header()); err != nil {
 		return err
 	}
 	err = st.serve(r.Context(), wire.Lease{
-		LeaseID: l.id, ChannelID: s.ID, Secret: secret, OfferHash: l.offer.Hash, Devices: l.allocation.Devices,
-		OwedBefore: wire.NewAmount(l.owedBefore), State: string(v.state), Access: l.allocation.Access, Voucher: heldVoucher(s), Binding: l.binding,
+		LeaseID: l.ID, ChannelID: s.ID, Secret: secret, OfferHash: l.Offer.Hash, Devices: l.Allocation.Devices,
+		OwedBefore: wire.NewAmount(l.OwedBefore), State: string(v.State), Access: l.Allocation.Access, Voucher: heldVoucher(s), Binding: l.Binding,
 	}, lastEventID(r.Request))
 	if err != nil {
-		d.config.Log.Debug("stream ended; the lease goes on", "lease", l.id, "error", err)
+		d.config.Log.Debug("stream ended; the lease goes on", "lease", l.ID, "error", err)
 	}
 	return nil // the answer has begun: it cannot become a problem document
 }
@@ -370,7 +371,7 @@ func heldVoucher(s channel.State) *wire.HeldVoucher {
 // join finds the lease that runs on the channel or begins one. Who comes with
 // a proof instead of the secret gets a new secret; who comes with the secret of
 // a lease that is over gets the end of that one, and not another lease.
-func (d *session) join(r *request, s channel.State) (*lease, string, error) {
+func (d *session) join(r *request, s channel.State) (*lease.Lease, string, error) {
 	defer d.starts.Lock(s.ID)()
 	defer func() { r.seat.release() }()
 	if r.over != nil {
@@ -405,9 +406,9 @@ func (d *session) join(r *request, s channel.State) (*lease, string, error) {
 
 // renewSecret gives a renter that proved itself, but lost the secret, a new
 // one. The old one no longer works.
-func (d *session) renewSecret(ctx context.Context, l *lease) (string, error) {
+func (d *session) renewSecret(ctx context.Context, l *lease.Lease) (string, error) {
 	secret := randomHash().Hex()[2:]
-	return secret, d.store.Leases.SetSecret(ctx, l.id, hashSecret(secret))
+	return secret, d.store.Leases.SetSecret(ctx, l.ID, hashSecret(secret))
 }
 
 // find is a channel of this protocol: those of another one are not ours to
@@ -437,9 +438,9 @@ func (d *session) acknowledge(w http.ResponseWriter, r *request, s channel.State
 	return json.NewEncoder(w).Encode(body)
 }
 
-func (d *session) streamReceipt(r *request, l *lease, v leaseView) wire.Receipt {
-	receipt := wire.NewReceipt(time.Now(), r.cred.Challenge.ID, d.escrow.ChainID(), l.terms.ID(), wire.NewAmount(v.accepted), wire.NewAmount(v.owed))
-	receipt.Units = strconv.FormatUint(v.nanos, 10)
+func (d *session) streamReceipt(r *request, l *lease.Lease, v lease.View) wire.Receipt {
+	receipt := wire.NewReceipt(time.Now(), r.cred.Challenge.ID, d.escrow.ChainID(), l.Terms.ID(), wire.NewAmount(v.Accepted), wire.NewAmount(v.Owed))
+	receipt.Units = strconv.FormatUint(v.Nanos, 10)
 	return receipt
 }
 

@@ -11,6 +11,7 @@ import (
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/sdk/gpu"
+	leasing "github.com/gpupay/gpupay/sdk/internal/lease"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 )
 
@@ -62,10 +63,10 @@ func TestDeadLeaseIsNotBilled(t *testing.T) {
 	waitFor(t, func() bool { return w.host.wasRead(sim.UUID(0)) && w.host.wasRead(sim.UUID(1)) })
 	w.step(3)
 	allocator.say(sim.UUID(0), gpu.ErrDead)
-	if s := first.status(leasestore.Suspended); s.Reason != reasonDead {
+	if s := first.status(leasestore.Suspended); s.Reason != leasing.ReasonDead {
 		t.Fatalf("suspended because %q", s.Reason)
 	}
-	if v := w.provider.running(first.terms.ID()).look(); v.need != 0 {
+	if v := w.provider.running(first.terms.ID()).Look(); v.Need != 0 {
 		t.Error("a voucher is asked for")
 	}
 	w.step(3)
@@ -90,7 +91,7 @@ func TestDeadLeaseEnds(t *testing.T) {
 		c.Allocator, c.AliveEvery, c.SuspendTimeout = allocator, 10*time.Millisecond, 200*time.Millisecond
 	})
 	lease := w.open(1, 500_000, "")
-	if s := lease.status(leasestore.Ended); !strings.HasPrefix(s.Reason, reasonDead+" for") {
+	if s := lease.status(leasestore.Ended); !strings.HasPrefix(s.Reason, leasing.ReasonDead+" for") {
 		t.Errorf("ended because %q", s.Reason)
 	}
 	if free := allocator.Free(); free != 2 {

@@ -6,6 +6,7 @@ import (
 	"math/big"
 	"net/http"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -20,6 +21,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/internal/database"
 	"github.com/gpupay/gpupay/sdk/internal/highwater"
 	"github.com/gpupay/gpupay/sdk/internal/keyed"
+	"github.com/gpupay/gpupay/sdk/internal/lease"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/payercredit"
 	"github.com/gpupay/gpupay/sdk/internal/placement"
@@ -50,8 +52,9 @@ type Provider struct {
 	minTransfer uint256.Int // base units that are worth a transaction of ours
 	minDelta    uint256.Int // base units that a voucher must add
 
-	lessor
+	leases     lease.Manager
 	db         *store.DB
+	store      leasestore.Store
 	payee      *channel.Payee
 	sender     *chain.Sender
 	settlement *settle.Service                // nil where the leader's is at work
@@ -75,7 +78,8 @@ type Provider struct {
 
 	reserved reservations // GPUs whose deposits are on their way
 
-	offer wire.SignedOffer // guarded by mu
+	offerMu sync.Mutex
+	offer   wire.SignedOffer
 
 	noGPUs error // why none could be listed at the start: it settles, and rents out nothing
 }
@@ -85,8 +89,6 @@ var ErrDamaged = database.ErrDamaged
 
 // ErrInUse says that another process runs on the database file.
 var ErrInUse = store.ErrInUse
-
-var errClosed = errors.New("the provider is closed")
 
 // NewProvider connects to the chain, opens the database and takes up the
 // leases of an earlier run. Its errors are one line each and say what to do.
@@ -104,13 +106,13 @@ func NewProvider(ctx context.Context, config ProviderConfig) (*Provider, error) 
 	if err := p.prepare(ctx); err != nil {
 		return nil, err
 	}
-	p.ready()
+	p.leases.Init()
 	err = catchUp(ctx, p)
 	if err == nil {
 		err = p.restore(ctx)
 	}
 	if err != nil {
-		p.finish()
+		p.leases.Finish()
 		return nil, errors.Join(err, p.shutFiles())
 	}
 	p.attend()
@@ -126,6 +128,7 @@ func (p *Provider) prepare(ctx context.Context) error {
 		return err
 	}
 	p.db, p.store = db, leasestore.New(db)
+	p.leases.Store = p.store
 	if err := p.identify(ctx); err != nil {
 		return errors.Join(err, db.Close())
 	}
@@ -133,7 +136,7 @@ func (p *Provider) prepare(ctx context.Context) error {
 	if err != nil {
 		return errors.Join(err, db.Close())
 	}
-	p.deps.marks = marks
+	p.leases.Deps.Marks = marks
 	p.payee = &channel.Payee{Store: db.Payee(), Domain: p.escrow.Domain(), MinDelta: p.minDelta}
 	if p.nodes != nil {
 		err = p.nodes.Poll(ctx, db)
@@ -143,7 +146,7 @@ func (p *Provider) prepare(ctx context.Context) error {
 		return errors.Join(err, p.shutFiles())
 	}
 	p.lets()
-	if err := p.note(p.config.Database, p.config.Log); err != nil {
+	if p.leases.Deps.Placer, err = placement.Guard(p.leases.Deps.Placer, marks, p.store, p.config.Database, p.config.Log); err != nil {
 		return errors.Join(err, p.shutFiles())
 	}
 	p.routes()
@@ -175,56 +178,52 @@ func settlesAlone(ctx context.Context, p *Provider) error {
 
 // attend looks after the nodes until the provider stops.
 func (p *Provider) attend() {
-	if p.nodes == nil || !p.begin() {
-		return
+	if p.nodes != nil {
+		p.leases.Go(func(ctx context.Context) { _ = p.nodes.run(ctx) })
 	}
-	go func() {
-		defer p.wait.Done()
-		_ = p.nodes.run(p.life)
-	}()
 }
 
 // lets says how leases are run.
 func (p *Provider) lets() {
-	p.meterKey, p.binder = p.config.MeterKey, p.config.Key
-	p.paidTo = p.config.Key.Address()
-	p.lessor.channel = func(ctx context.Context, row leasestore.Row) (channel.State, error) {
+	p.leases.MeterKey, p.leases.Binder = p.config.MeterKey, p.config.Key
+	p.leases.PaidTo = p.config.Key.Address()
+	p.leases.Channel = func(ctx context.Context, row leasestore.Row) (channel.State, error) {
 		return p.payee.State(ctx, common.HexToHash(row.Channel))
 	}
-	p.lessor.prepaid, p.lessor.allocated = p.prepaid, p.seatTaken
-	p.lessor.owing = func(ctx context.Context, payer common.Address) ([]channel.State, error) { return p.owing(ctx, payer) }
+	p.leases.Prepaid, p.leases.Allocated = p.prepaid, p.seatTaken
+	p.leases.Owing = func(ctx context.Context, payer common.Address) ([]channel.State, error) { return p.owing(ctx, payer) }
 	if p.nodes != nil {
-		p.remote = p.nodes.newRemote
+		p.leases.Remote = p.nodes.newRemote
 	}
-	p.deps = leaseDeps{
-		placer:   p.placer(),
-		sick:     p.quarantines(p.config.Allocator),
-		liveness: liveness(p.config.Log, p.config.Allocator), source: p.config.Source, clock: p.config.Clock, store: p.store, marks: p.deps.marks, row: p.leastRow(p.escrow), accounts: payercredit.New(p.leastRow(p.escrow)),
-		metrics: p.metrics.leaseMetrics, log: p.config.Log, ended: p.leaseEnded, dropped: p.leaseDropped,
-		timing: leaseTiming{tick: p.config.Tick, recordEvery: p.config.RecordEvery,
-			suspendTimeout: p.config.SuspendTimeout, aliveEvery: p.config.AliveEvery, callTimeout: p.config.CallTimeout},
+	p.leases.Deps = lease.Deps{
+		Placer:   p.placer(),
+		Sick:     p.leases.Quarantines(p.config.Allocator),
+		Liveness: liveness(p.config.Log, p.config.Allocator), Source: p.config.Source, Clock: p.config.Clock, Store: p.store, Marks: p.leases.Deps.Marks, Row: p.leastRow(p.escrow), Accounts: payercredit.New(p.leastRow(p.escrow)),
+		Metrics: p.metrics.Metrics, Log: p.config.Log, Ended: p.leaseEnded, Dropped: p.leases.Drop,
+		Timing: lease.Timing{Tick: p.config.Tick, RecordEvery: p.config.RecordEvery,
+			SuspendTimeout: p.config.SuspendTimeout, AliveEvery: p.config.AliveEvery, CallTimeout: p.config.CallTimeout},
 	}
 	if p.replicas != nil {
-		p.deps.tenure = p.replicas.tenureNow
+		p.leases.Deps.Tenure = p.replicas.tenureNow
 	}
 	if p.nodes != nil {
 		p.nodes.config = p.nodesConfig()
-		p.deps.timing.beginTimeout = nodesTime(p.config.CallTimeout)
+		p.leases.Deps.Timing.BeginTimeout = nodesTime(p.config.CallTimeout)
 	}
 }
 
 func (p *Provider) nodesConfig() nodesConfig {
-	return nodesConfig{db: p.db, store: p.store, payee: p.payee, shares: &creditShares{p.store, p.deps.row, p.owing}, accounts: p.deps.accounts, row: p.deps.row, shared: p.replicas != nil,
+	return nodesConfig{db: p.db, store: p.store, payee: p.payee, shares: &creditShares{p.store, p.leases.Deps.Row, p.owing}, accounts: p.leases.Deps.Accounts, row: p.leases.Deps.Row, shared: p.replicas != nil,
 		log: p.config.Log, callTimeout: p.config.CallTimeout, tolerance: p.config.ClockTolerance, credit: p.config.Credit, tick: p.config.Tick,
 		decimals: p.token.Decimals, forgone: p.metrics.forgone, offer: p.Offer, renew: p.renewOffer,
-		image: func(ctx context.Context, row leasestore.Row, s channel.State) (*lease, error) {
+		image: func(ctx context.Context, row leasestore.Row, s channel.State) (*lease.Lease, error) {
 			return image(ctx, p, row, s)
 		},
 		resolve: func(ctx context.Context, row leasestore.Row) error {
 			if p.replicas != nil {
 				return p.replicas.resolve(ctx, row, "")
 			}
-			return p.resolve(ctx, row, nil, "")
+			return p.leases.Resolve(ctx, row, nil, "")
 		}}
 }
 
@@ -284,7 +283,7 @@ func (p *Provider) renewOffer(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	devices := p.gpuList()
+	devices := p.leases.GPUList()
 	if p.nodes != nil {
 		devices = p.nodes.Devices()
 	}
@@ -322,8 +321,8 @@ func (p *Provider) renewOffer(ctx context.Context) error {
 	if err := p.store.Offers.Put(ctx, offer); err != nil {
 		return err
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	p.offerMu.Lock()
+	defer p.offerMu.Unlock()
 	p.offer = offer
 	return nil
 }
@@ -334,8 +333,8 @@ func simulated(devices []metering.Device) bool {
 
 // Offer returns the offer that new leases are made under.
 func (p *Provider) Offer() wire.SignedOffer {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	p.offerMu.Lock()
+	defer p.offerMu.Unlock()
 	return p.offer
 }
 
@@ -345,10 +344,10 @@ func (p *Provider) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	if !p.begin() {
-		return errClosed
+		return lease.ErrClosed
 	}
-	defer p.wait.Done()
-	defer context.AfterFunc(p.life, cancel)()
+	defer p.leases.Done()
+	defer context.AfterFunc(p.leases.Lifetime(), cancel)()
 	if p.replicas != nil {
 		return run.Ended(run.Together(ctx, p.replicas.leader().Run, p.renewOffers, p.retain))
 	}
@@ -390,7 +389,7 @@ func (p *Provider) renewOffers(ctx context.Context) error {
 // them, and the time in between is not billed. To end them instead, call Drain
 // first.
 func (p *Provider) Close() error {
-	if !p.shut() {
+	if !p.leases.Close() {
 		return nil
 	}
 	if p.replicas != nil {
@@ -399,7 +398,7 @@ func (p *Provider) Close() error {
 	return p.shutFiles()
 }
 
-func (p *Provider) shutFiles() error { return errors.Join(p.db.Close(), p.deps.marks.Close()) }
+func (p *Provider) shutFiles() error { return errors.Join(p.db.Close(), p.leases.Deps.Marks.Close()) }
 
 // GasSpent is what the transactions of the provider's present key have cost so far, in wei.
 func (p *Provider) GasSpent(ctx context.Context) (*big.Int, error) { return p.sender.GasSpent(ctx) }
@@ -410,25 +409,23 @@ const lastVoucherTimeout = 5 * time.Second
 // Drain ends every lease, waits five seconds at most for the vouchers of their final records, and settles what is owed. New leases
 // are refused. Renters close their channels meanwhile, and then: go on serving until their requests are answered, before Close.
 func (p *Provider) Drain(ctx context.Context) error {
-	p.mu.Lock()
-	p.draining = true
-	p.mu.Unlock()
+	p.leases.Drain()
 	var err error
-	ended := p.allLeases()
+	ended := p.leases.All()
 	for _, l := range ended {
-		err = errors.Join(err, l.end(ctx, stopRequest{reason: "the provider ends all leases"}))
+		err = errors.Join(err, l.End(ctx, lease.Stop{Reason: "the provider ends all leases"}))
 	}
 	p.awaitLastVouchers(ctx, ended)
 	return errors.Join(err, p.Settle(ctx))
 }
 
 // awaitLastVouchers returns when all that the leases used is vouchered for, or lastVoucherTimeout is over.
-func (p *Provider) awaitLastVouchers(ctx context.Context, ended []*lease) {
+func (p *Provider) awaitLastVouchers(ctx context.Context, ended []*lease.Lease) {
 	ctx, cancel := context.WithTimeout(ctx, lastVoucherTimeout)
 	defer cancel()
 	for _, l := range ended {
 		for {
-			s, err := p.payee.State(ctx, l.terms.ID())
+			s, err := p.payee.State(ctx, l.Terms.ID())
 			if owed := s.Owed(); err != nil || owed.IsZero() || s.Status == channel.Finalized {
 				break
 			}

@@ -100,7 +100,7 @@ func TestRecordIsStoredBeforeItIsSigned(t *testing.T) {
 			t.Errorf("another record is on disk than the one that is signed, %v", err)
 			return nil
 		}
-		mark, err := r.provider.deps.marks.Get(t.Context(), key.Address(), draft.Record.LeaseID)
+		mark, err := r.provider.leases.Deps.Marks.Get(t.Context(), key.Address(), draft.Record.LeaseID)
 		if want := (highwater.Mark{Sequence: draft.Record.Sequence, Digest: digest}); err != nil || mark != want {
 			t.Errorf("the mark is %+v, want %+v, %v", mark, want, err)
 		}
@@ -327,14 +327,14 @@ func TestDeposedGatewaySignsNothing(t *testing.T) {
 	old := a.provider.running(lease.terms.ID())
 	close(let)
 	select {
-	case <-old.done:
+	case <-old.Done:
 	case <-time.After(time.Minute):
 		t.Fatal("the gateway that was cut off goes on")
 	}
 	before := keyA.distinct()
-	old.lost.Store(false) // it does not know
-	old.unstored = nil    // nor what became of its last record
-	if err := old.record(t.Context(), true); !errors.Is(err, leasestore.ErrNotOwner) {
+	old.Lost.Store(false) // it does not know
+	old.Unstored = nil    // nor what became of its last record
+	if err := old.Record(t.Context(), true); !errors.Is(err, leasestore.ErrNotOwner) {
 		t.Errorf("a record of the old owner: %v", err)
 	}
 	if n := keyA.distinct(); n != before {

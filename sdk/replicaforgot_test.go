@@ -53,12 +53,12 @@ func TestForgottenLeaseIsReleased(t *testing.T) {
 			released := "release " + lease.lease.Devices[0] + " " + lease.lease.LeaseID.Hex()
 			waitFor(t, func() bool { return strings.Contains(calls(), released) })
 			select {
-			case <-old.done:
+			case <-old.Done:
 			case <-time.After(time.Minute):
 				t.Fatal("it runs on")
 			}
 			second := b.open(2, 300_000, "?gpus=2")
-			if l := b.provider.running(second.terms.ID()); l == nil || len(l.allocation.Devices) != 2 {
+			if l := b.provider.running(second.terms.ID()); l == nil || len(l.Allocation.Devices) != 2 {
 				t.Errorf("the devices are not free: %+v", l)
 			}
 		})

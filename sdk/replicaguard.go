@@ -4,12 +4,10 @@ import (
 	"context"
 	"database/sql"
 	"errors"
-	"sort"
 	"time"
 
-	"github.com/holiman/uint256"
-
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/lease"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -18,29 +16,26 @@ import (
 // from being served for nothing: nobody meters it then. When the credit that was
 // left to its payer is used up, by our own clock and by all of the payer's leases here, its devices are suspended, unless another
 // owner that runs it was heard of. Who finds it running, later, has them resumed.
-func (r *replicas) watchOver(l *lease) {
-	if !l.metersHere() { // a node does so by itself
+func (r *replicas) watchOver(l *lease.Lease) {
+	if !l.MetersHere() { // a node does so by itself
 		return
 	}
-	if !r.p.begin() { // the process stops: see lease.finish
-		l.leaveCredit()
-		return
-	}
-	go func() {
-		defer r.p.wait.Done()
-		defer l.leaveCredit()
+	if !r.p.leases.Go(func(ctx context.Context) {
+		defer l.LeaveCredit()
 		select {
-		case <-l.done:
-			r.guardCredit(r.p.life, l)
-		case <-r.p.life.Done():
+		case <-l.Done:
+			r.guardCredit(ctx, l)
+		case <-ctx.Done():
 		}
-	}()
+	}) {
+		l.LeaveCredit() // the process stops: see Lease.LeaveSuspended
+	}
 }
 
 // guardCredit goes on until somebody runs the lease, and until its devices are suspended where they have to be. It needs no answer of
 // the database for that. When the process stops it suspends what it has watched over, and nobody would from then on.
-func (r *replicas) guardCredit(ctx context.Context, l *lease) {
-	l.custody.unmeteredFrom(l.deps.clock.Now())
+func (r *replicas) guardCredit(ctx context.Context, l *lease.Lease) {
+	l.LetGo()
 	ask, stop := context.WithCancel(ctx)
 	defer stop()
 	heard := make(chan leasestore.Row, 1)
@@ -52,7 +47,7 @@ func (r *replicas) guardCredit(ctx context.Context, l *lease) {
 		case row := <-heard:
 			switch {
 			case row.ID == "":
-				l.takeBack()
+				l.TakeBack()
 			case suspended && row.State == wire.StateActive:
 				r.undo(ctx, l, row)
 			}
@@ -62,38 +57,38 @@ func (r *replicas) guardCredit(ctx context.Context, l *lease) {
 			return
 		case <-time.After(r.poll()):
 		}
-		if r.p.runsAgain(l) && !l.halfResumed() {
+		if r.p.leases.RunsAgain(l) && !l.HalfResumed() {
 			return
 		}
-		if !l.overspent() || time.Now().Before(next) {
+		if !l.Overspent() || time.Now().Before(next) {
 			continue
 		}
-		r.p.config.Log.Warn("nobody meters a lease and its credit is used up: its devices are suspended", "lease", l.id, "channel", l.terms.ID())
-		err := l.takeInLate(ctx)
+		r.p.config.Log.Warn("nobody meters a lease and its credit is used up: its devices are suspended", "lease", l.ID, "channel", l.Terms.ID())
+		err := l.TakeInLate(ctx)
 		switch {
 		case err == nil:
 			suspended = true
-			l.claims(false)
+			l.Claims(false)
 		case errors.Is(err, leasestore.ErrNotOwner):
-			r.p.config.Log.Info("another gateway of this host runs a lease that was let go: its devices are left alone", "lease", l.id, "error", err)
+			r.p.config.Log.Info("another gateway of this host runs a lease that was let go: its devices are left alone", "lease", l.ID, "error", err)
 			return
 		default:
-			l.cannotSuspend(err)
+			l.CannotSuspend(err)
 			next = time.Now().Add(pace.Next())
 		}
 	}
 }
 
 // listen says when somebody runs the lease, with its row, or without where that is gone.
-func (r *replicas) listen(ctx context.Context, l *lease, heard chan<- leasestore.Row) {
+func (r *replicas) listen(ctx context.Context, l *lease.Lease, heard chan<- leasestore.Row) {
 	for chain.Pause(ctx, r.poll()) == nil {
 		row, err := r.seen(ctx, l)
 		switch {
 		case errors.Is(err, sql.ErrNoRows):
 			heard <- leasestore.Row{}
 			return
-		case err != nil || row.State == wire.StateSuspended && l.halfResumed():
-		case row.State != wire.StateActive || row.Term != l.term && r.isRun(ctx, l, row):
+		case err != nil || row.State == wire.StateSuspended && l.HalfResumed():
+		case row.State != wire.StateActive || row.Term != l.Term && r.isRun(ctx, l, row):
 			heard <- row
 			return
 		}
@@ -102,47 +97,25 @@ func (r *replicas) listen(ctx context.Context, l *lease, heard chan<- leasestore
 
 // lastLook is the guard's as its process stops: what it watched over is suspended, unless the database answers, and says that somebody
 // has it, or that the next process can take it up as any lease that has credit left.
-func (r *replicas) lastLook(ctx context.Context, l *lease) {
+func (r *replicas) lastLook(ctx context.Context, l *lease.Lease) {
 	row, err := r.seen(ctx, l)
-	if err == nil && (row.Term != l.term || !l.overspent()) {
+	if err == nil && (row.Term != l.Term || !l.Overspent()) {
 		return
 	}
-	l.leaveSuspended(ctx)
-}
-
-// overspent reports whether a renter has devices that nobody meters and for which its payer has no credit left, or which it was not to
-// have yet.
-func (l *lease) overspent() bool {
-	if !l.custody.given.Load() {
-		return false
-	}
-	l.tally()
-	v := l.look()
-	return l.halfResumed() || l.exhausted(&v)
-}
-
-// halfResumed reports whether the command that resumed a lease was cut off: its renter may have the devices, and its state does not say so.
-func (l *lease) halfResumed() bool {
-	return l.State() == leasestore.Suspended && l.custody.given.Load()
-}
-
-// runsAgain reports whether a lease that was let go runs here again.
-func (h *lessor) runsAgain(l *lease) bool {
-	now := h.running(l.terms.ID())
-	return now != nil && now != l || l.account != nil && !l.account.Has(l)
+	l.LeaveSuspended(ctx)
 }
 
 // seen is the lease's row, if the database answers.
-func (r *replicas) seen(ctx context.Context, l *lease) (leasestore.Row, error) {
+func (r *replicas) seen(ctx context.Context, l *lease.Lease) (leasestore.Row, error) {
 	ask, cancel := context.WithTimeout(ctx, leasestore.OwnerTimeout)
 	defer cancel()
-	return r.p.store.Leases.ByID(ask, l.id.Hex())
+	return r.p.store.Leases.ByID(ask, l.ID.Hex())
 }
 
 // isRun reports whether somebody runs a lease that was taken over. Who could not read what he needs for that, as this gateway
 // itself under its new name, gives it back: nobody meters it meanwhile.
-func (r *replicas) isRun(ctx context.Context, l *lease, row leasestore.Row) bool {
-	if r.p.running(l.terms.ID()) != nil {
+func (r *replicas) isRun(ctx context.Context, l *lease.Lease, row leasestore.Row) bool {
+	if r.p.running(l.Terms.ID()) != nil {
 		return true
 	}
 	ask, cancel := context.WithTimeout(ctx, leasestore.OwnerTimeout)
@@ -160,39 +133,21 @@ func (r *replicas) halt(ctx context.Context, row leasestore.Row) error {
 	r.p.config.Log.Warn("a lease of a gateway that is gone cannot be taken up, and its credit is used up: its devices are suspended", "lease", row.ID, "channel", row.Channel)
 	call, cancel := context.WithTimeout(ctx, r.p.config.CallTimeout)
 	defer cancel()
-	return r.p.deps.placer.Suspend(call, a)
+	return r.p.leases.Deps.Placer.Suspend(call, a)
 }
 
 // undo gives the devices of a lease that runs again back to its renter, unless whoever runs it has done so after they were suspended,
 // as the file of this host's gateways says: it may have suspended them again.
-func (r *replicas) undo(ctx context.Context, l *lease, row leasestore.Row) {
-	a := l.allocation
+func (r *replicas) undo(ctx context.Context, l *lease.Lease, row leasestore.Row) {
+	a := l.Allocation
 	a.Term = row.Term
-	if ran, err := r.p.deps.marks.Ran(ctx, l.id, row.Term); err == nil && ran {
+	if ran, err := r.p.leases.Deps.Marks.Ran(ctx, l.ID, row.Term); err == nil && ran {
 		return
 	}
-	call, cancel := context.WithTimeout(ctx, l.deps.timing.callTimeout)
+	call, cancel := context.WithTimeout(ctx, l.Deps.Timing.CallTimeout)
 	defer cancel()
-	if err := l.deps.placer.Resume(call, a); err != nil && !errors.Is(err, leasestore.ErrNotOwner) && ctx.Err() == nil { // else the process stops, and the next one resumes it
-		r.p.config.Log.Error("a lease that runs again could not be resumed: it ends", "lease", l.id, "error", err)
-		_ = r.p.store.Leases.Command(ctx, l.id, "could not be resumed")
+	if err := l.Deps.Placer.Resume(call, a); err != nil && !errors.Is(err, leasestore.ErrNotOwner) && ctx.Err() == nil { // else the process stops, and the next one resumes it
+		r.p.config.Log.Error("a lease that runs again could not be resumed: it ends", "lease", l.ID, "error", err)
+		_ = r.p.store.Leases.Command(ctx, l.ID, "could not be resumed")
 	}
-}
-
-// lasts is how long what may still be owed of a lease serves all of its devices.
-func (l *lease) lasts() time.Duration {
-	v := l.look()
-	owed, err := l.owedAt(l.used())
-	limit := l.limit(&v)
-	if err != nil || !limit.Gt(&owed) {
-		return 0
-	}
-	var left uint256.Int
-	left.Sub(&limit, &owed)
-	const step, most = 100 * time.Millisecond, 24 * time.Hour
-	n := sort.Search(int(most/step), func(n int) bool {
-		cost, err := l.price.Charge(uint64(len(l.allocation.Devices)) * uint64(time.Duration(n)*step))
-		return err != nil || cost.Gt(&left)
-	})
-	return time.Duration(max(n-1, 0)) * step
 }

@@ -120,7 +120,7 @@ func TestDeafGatewayLetsGo(t *testing.T) {
 	line.deaf.Store(true)
 	waitFor(t, func() bool { return b.provider.running(lease.terms.ID()) != nil })
 	select {
-	case <-old.done:
+	case <-old.Done:
 	case <-time.After(20 * time.Second):
 		t.Fatal("the deaf gateway runs it, too")
 	}
@@ -220,15 +220,15 @@ func TestSuspendedWhileTheDatabaseWasAway(t *testing.T) {
 	waitFor(t, func() bool { return r.provider.running(lease.terms.ID()) != nil })
 	waitFor(t, func() bool { return strings.Contains(calls(), "resume") })
 	l := r.provider.running(lease.terms.ID())
-	before := l.meter.Allocated()
+	before := l.Meter.Allocated()
 	testclock.Sleep(500 * time.Millisecond)
-	if now := l.meter.Allocated(); now != before {
+	if now := l.Meter.Allocated(); now != before {
 		t.Errorf("%s are billed of devices that are suspended", time.Duration(now-before))
 	}
 	mend(t, command[0])
 	waitFor(t, func() bool {
 		l := r.provider.running(lease.terms.ID()) // another one where the gateway stood down meanwhile
-		return l != nil && l.meter.Allocated() > before
+		return l != nil && l.Meter.Allocated() > before
 	})
 }
 
@@ -244,8 +244,8 @@ func TestDevicesThatNeedNoResume(t *testing.T) {
 	lease.record()
 	r.restart()
 	l := r.provider.running(lease.terms.ID())
-	before := l.meter.Allocated()
-	waitFor(t, func() bool { return l.meter.Allocated() > before })
+	before := l.Meter.Allocated()
+	waitFor(t, func() bool { return l.Meter.Allocated() > before })
 	if got := calls(); strings.Count(got, "resume") != 2 || strings.Count(got, "suspend") != 1 {
 		t.Errorf("the commands were\n%s", got)
 	}
@@ -295,9 +295,9 @@ func TestCommandThatIsCutOffEndsNoLease(t *testing.T) {
 					return false
 				}
 				if since == 0 {
-					since = l.meter.Allocated()
+					since = l.Meter.Allocated()
 				}
-				return l.meter.Allocated() > since
+				return l.Meter.Allocated() > since
 			})
 			if row := lease.row(); row.State == wire.StateEnded {
 				t.Errorf("the lease is ended: %q", row.Reason)
@@ -342,14 +342,14 @@ func TestDeposedOwnerLeavesTheDevicesAlone(t *testing.T) {
 	lease.record()
 	old := a.provider.running(lease.terms.ID())
 	ended := make(chan error, 1)
-	go func() { ended <- old.command(context.Background(), old.deps.placer.Resume) }()
+	go func() { ended <- old.Command(context.Background(), old.Deps.Placer.Resume) }()
 	waitFor(t, func() bool { return strings.Contains(calls(), "slow") })
 	began := time.Now()
 	a.provider.replicas.standDown()
 	if err := <-ended; err == nil || time.Since(began) > 15*time.Second {
 		t.Errorf("a command ran on for %s when others may run the lease: %v", time.Since(began), err)
 	}
-	if text, err := os.ReadFile(terms); err != nil || strings.TrimSpace(string(text)) != fmt.Sprint(old.term) {
+	if text, err := os.ReadFile(terms); err != nil || strings.TrimSpace(string(text)) != fmt.Sprint(old.Term) {
 		t.Errorf("its term was %q, %v", text, err)
 	}
 
@@ -367,7 +367,7 @@ func TestDeposedOwnerLeavesTheDevicesAlone(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := calls()
-	if err := l.command(t.Context(), l.deps.placer.Suspend); !errors.Is(err, leasestore.ErrNotOwner) || strings.Contains(strings.TrimPrefix(calls(), before), second.lease.LeaseID.Hex()) {
+	if err := l.Command(t.Context(), l.Deps.Placer.Suspend); !errors.Is(err, leasestore.ErrNotOwner) || strings.Contains(strings.TrimPrefix(calls(), before), second.lease.LeaseID.Hex()) {
 		t.Errorf("it touches the devices of another gateway: %v, %s", err, calls())
 	}
 }

@@ -27,7 +27,7 @@ func TestDatabaseIsOfOneProvider(t *testing.T) {
 		change(&config)
 		p, err := NewProvider(t.Context(), config)
 		if err == nil {
-			p.finish()
+			p.leases.Finish()
 			_ = p.shutFiles()
 		}
 		return err

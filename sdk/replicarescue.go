@@ -8,6 +8,7 @@ import (
 
 	"github.com/ethereum/go-ethereum/common"
 
+	"github.com/gpupay/gpupay/sdk/internal/lease"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -24,7 +25,7 @@ func (r *replicas) sweep(ctx context.Context) error {
 		if row.State == wire.StateEnded && row.AtNode() {
 			continue // nodes.collect asks for it
 		}
-		if failed := r.resolve(ctx, row, ""); !errors.Is(failed, errHeld) {
+		if failed := r.resolve(ctx, row, ""); !errors.Is(failed, lease.ErrHeld) {
 			err = errors.Join(err, failed)
 		}
 	}
@@ -34,12 +35,12 @@ func (r *replicas) sweep(ctx context.Context) error {
 // resolve is the lessor's, by one gateway at a time, which owns the lease meanwhile. What is done in its name is cut off when others
 // may take the lease: then it is an orphan, and tried again under the next name.
 func (r *replicas) resolve(ctx context.Context, row leasestore.Row, wish string) error {
-	unlock, free := r.p.busy.TryLock(common.HexToHash(row.ID))
+	unlock, free := r.p.leases.Busy.TryLock(common.HexToHash(row.ID))
 	if !free {
 		return nil
 	}
 	defer unlock()
-	if r.p.runs(row) != nil || wish == "" && r.refuses(row.ID) {
+	if r.p.leases.Runs(row) != nil || wish == "" && r.refuses(row.ID) {
 		return nil
 	}
 	tenure, owner := r.tenureNow(), r.identity()
@@ -64,11 +65,11 @@ func (r *replicas) resolveAs(ctx context.Context, owner string, row leasestore.R
 	if err != nil {
 		return err
 	}
-	where := r.p.locate(ctx, row, nil) // before it is taken: who lives after all keeps it
+	where := r.p.leases.Locate(ctx, row, nil) // before it is taken: who lives after all keeps it
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if errors.Is(where, errNotHere) && wish == "" && (row.State == wire.StateEnded || silent <= r.p.config.SuspendTimeout) {
+	if errors.Is(where, lease.ErrNotHere) && wish == "" && (row.State == wire.StateEnded || silent <= r.p.config.SuspendTimeout) {
 		r.refuse(row.ID)
 		r.p.config.Log.Warn("lease of a gateway that is gone is left to the others", "lease", row.ID, "reason", where)
 		return nil
@@ -77,16 +78,16 @@ func (r *replicas) resolveAs(ctx context.Context, owner string, row leasestore.R
 	if ok, err := r.p.store.Leases.TakeOver(ctx, &row, owner); err != nil || !ok {
 		return err
 	}
-	err = r.p.resolve(ctx, row, where, cmp.Or(wish, "its host is gone"))
+	err = r.p.leases.Resolve(ctx, row, where, cmp.Or(wish, "its host is gone"))
 	switch {
-	case errors.Is(err, errHeld):
+	case errors.Is(err, lease.ErrHeld):
 		r.refuse(row.ID)
 	case err != nil:
-		if where == nil && !errors.Is(err, errMetered) && silent > r.p.config.Credit && ctx.Err() == nil {
+		if where == nil && !errors.Is(err, lease.ErrMetered) && silent > r.p.config.Credit && ctx.Err() == nil {
 			err = errors.Join(err, r.halt(ctx, row)) // it may be unpaid, and nobody meters it
 		}
 		return errors.Join(err, r.p.store.Leases.GiveBack(ctx, row, before))
-	case r.p.runs(row) != nil:
+	case r.p.leases.Runs(row) != nil:
 		r.p.config.Log.Info("lease taken over from a gateway that is gone", "lease", row.ID, "gateway", before, "term", row.Term)
 	}
 	return err

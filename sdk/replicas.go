@@ -15,6 +15,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/cluster"
 	"github.com/gpupay/gpupay/sdk/internal/inventory"
+	"github.com/gpupay/gpupay/sdk/internal/lease"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/run"
 	"github.com/gpupay/gpupay/sdk/settle"
@@ -97,7 +98,7 @@ func (r *replicas) warn(ctx context.Context) error {
 	}
 	for _, row := range rows {
 		id := common.HexToHash(row.ID)
-		mark, err := r.p.deps.marks.Get(ctx, r.p.meterKey.Address(), id)
+		mark, err := r.p.leases.Deps.Marks.Get(ctx, r.p.leases.MeterKey.Address(), id)
 		if err == nil && mark.Sequence > uint64(row.Sequence)+1 {
 			err = r.p.store.Leases.Command(ctx, id, leasestore.ErrRolledBack.Error())
 		}
@@ -114,17 +115,13 @@ func (r *replicas) devices() cluster.Devices { return cluster.Devices{DB: r.p.db
 
 // every does something again and again until the provider stops.
 func (r *replicas) every(pause time.Duration, what string, do func(context.Context) error) {
-	if !r.p.begin() {
-		return
-	}
-	go func() {
-		defer r.p.wait.Done()
-		for chain.Pause(r.p.life, pause) == nil {
-			if err := do(r.p.life); err != nil && r.p.life.Err() == nil {
+	r.p.leases.Go(func(ctx context.Context) {
+		for chain.Pause(ctx, pause) == nil {
+			if err := do(ctx); err != nil && ctx.Err() == nil {
 				r.p.config.Log.Warn(what, "error", err)
 			}
 		}
-	}()
+	})
 }
 
 // sees notes that everything was read, from a time on.
@@ -176,18 +173,18 @@ func (r *replicas) standDown() {
 		r.past = append(r.past, r.id)
 	}
 	r.id = leasestore.NewName()
-	if r.p.life.Err() == nil {
+	if r.p.leases.Lifetime().Err() == nil {
 		r.expiry.Reset(r.ttl) // also of what is taken up before it is known that the new name could be said
 	}
 	r.depose()
 	r.tenure, r.depose = context.WithCancel(context.Background())
 	r.mu.Unlock()
-	running := slices.DeleteFunc(r.p.allLeases(), func(l *lease) bool { return l.guarded.Swap(true) })
-	if r.p.life.Err() == nil && len(running) > 0 {
+	running := slices.DeleteFunc(r.p.leases.All(), func(l *lease.Lease) bool { return l.Guarded.Swap(true) })
+	if r.p.leases.Lifetime().Err() == nil && len(running) > 0 {
 		r.p.config.Log.Error("the database was not written, or not read, for too long: other gateways may run this one's leases now", "leases", len(running), "takeover", r.ttl)
 	}
 	for _, l := range running {
-		l.lose()
+		l.Relinquish()
 		r.watchOver(l)
 	}
 }
@@ -213,7 +210,7 @@ func (p *Provider) claim(ctx context.Context, name string) (*leasestore.Lock, er
 	if p.replicas == nil {
 		return nil, nil
 	}
-	c, err := p.store.Locks.Take(ctx, p.life, name, p.replicas.poll()/4, p.config.Log)
+	c, err := p.store.Locks.Take(ctx, p.leases.Lifetime(), name, p.replicas.poll()/4, p.config.Log)
 	if err != nil && ctx.Err() != nil {
 		err = wire.Unavailable.With("another gateway is at work on this: %s: try again", name)
 	}

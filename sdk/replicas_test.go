@@ -190,19 +190,19 @@ func TestLeaseIsTakenOver(t *testing.T) {
 		}
 	}
 	select {
-	case <-old.done:
+	case <-old.Done:
 	case <-time.After(time.Minute):
 		t.Fatal("the gateway that was cut off goes on")
 	}
-	if v, _ := old.snapshot(); v.state == leasestore.Ended || a.provider.running(lease.terms.ID()) != nil {
+	if v, _ := old.Snapshot(); v.State == leasestore.Ended || a.provider.running(lease.terms.ID()) != nil {
 		t.Errorf("the lease was ended by who lost it: %+v", v)
 	}
-	sequence := old.view.sequence
-	err := a.provider.store.Records.Append(t.Context(), old.term, metering.SignedRecord{Record: metering.Record{LeaseID: old.id, ChannelID: old.terms.ID(), Sequence: sequence + 1, Owed: *uint256.NewInt(400_000)}}, metering.State{}, nil)
+	sequence := old.View.Sequence
+	err := a.provider.store.Records.Append(t.Context(), old.Term, metering.SignedRecord{Record: metering.Record{LeaseID: old.ID, ChannelID: old.Terms.ID(), Sequence: sequence + 1, Owed: *uint256.NewInt(400_000)}}, metering.State{}, nil)
 	if !errors.Is(err, leasestore.ErrNotOwner) {
 		t.Errorf("a record of the old owner: %v", err)
 	}
-	if err := a.provider.store.Leases.SetState(t.Context(), old.id, old.term, leasestore.Ended, "", 0); !errors.Is(err, leasestore.ErrNotOwner) {
+	if err := a.provider.store.Leases.SetState(t.Context(), old.ID, old.Term, leasestore.Ended, "", 0); !errors.Is(err, leasestore.ErrNotOwner) {
 		t.Errorf("a state of the old owner: %v", err)
 	}
 	there := lease.at(b)
@@ -222,9 +222,9 @@ func TestLeaseIsTakenOver(t *testing.T) {
 		t.Errorf("devices held: %v, %v", held, err)
 	}
 	// A request that found the lease here a moment before it was lost ends it where it is now.
-	a.provider.mu.Lock()
-	a.provider.leases[lease.terms.ID()] = old
-	a.provider.mu.Unlock()
+	if err := a.provider.leases.Enlist(old); err != nil {
+		t.Fatal(err)
+	}
 	final := lease.release()
 	s, err := a.provider.payee.State(t.Context(), lease.terms.ID())
 	if err != nil || !final.Final || s.Spent != final.Owed {
@@ -242,7 +242,7 @@ func TestUnreachableDatabaseStopsALease(t *testing.T) {
 	before, old := a.provider.replicas.identity(), a.provider.running(lease.terms.ID())
 	a.provider.replicas.standDown()
 	select {
-	case <-old.done:
+	case <-old.Done:
 	case <-time.After(time.Minute):
 		t.Fatal("the lease goes on")
 	}
@@ -255,7 +255,7 @@ func TestUnreachableDatabaseStopsALease(t *testing.T) {
 		if err != nil || !ok {
 			t.Fatalf("nobody runs it: %+v, %v", row, err)
 		}
-		return row.Owner != before && row.State != wire.StateEnded && row.Term > old.term
+		return row.Owner != before && row.State != wire.StateEnded && row.Term > old.Term
 	})
 }
 
@@ -401,8 +401,8 @@ func TestLeaseOfAGatewayThatLivesAfterAll(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if row := lease.row(); row.Term != old.term || row.State != wire.StateActive {
-		t.Errorf("the lease is %s in term %d, it was in %d", row.State, row.Term, old.term)
+	if row := lease.row(); row.Term != old.Term || row.State != wire.StateActive {
+		t.Errorf("the lease is %s in term %d, it was in %d", row.State, row.Term, old.Term)
 	}
 	lease.record()
 	lease.record()

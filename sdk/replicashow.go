@@ -10,13 +10,14 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/lease"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // seen is a lease of another gateway that is shown here.
 type seen struct {
-	lease *lease
+	lease *lease.Lease
 	users int
 	stop  func() bool // forgets that its streams end with the provider
 }
@@ -28,10 +29,10 @@ func (r *replicas) look(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, r.ttl/2)
 	defer cancel()
 	began := time.Now()
-	own, shown := r.p.allLeases(), r.shown()
+	own, shown := r.p.leases.All(), r.shown()
 	var ids, channels []common.Hash
 	for _, l := range append(own, shown...) {
-		ids, channels = append(ids, l.id), append(channels, l.terms.ID())
+		ids, channels = append(ids, l.ID), append(channels, l.Terms.ID())
 	}
 	rows, err := r.p.store.Leases.Glimpses(ctx, ids)
 	if err != nil {
@@ -41,108 +42,82 @@ func (r *replicas) look(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	payers := r.p.deps.accounts.Payers()
+	payers := r.p.leases.Deps.Accounts.Payers()
 	owing, err := r.p.owing(ctx, payers...)
 	if err != nil {
 		return err
 	}
 	r.sees(began)
-	r.p.deps.accounts.Learn(payers, owing)
+	r.p.leases.Deps.Accounts.Learn(payers, owing)
 	states := make(map[common.Hash]channel.State, len(list))
 	for _, s := range list {
 		states[s.ID] = s
 	}
 	for _, l := range own {
-		r.heed(l, rows[l.id], states[l.terms.ID()])
+		r.heed(l, rows[l.ID], states[l.Terms.ID()])
 		err = errors.Join(err, r.p.x402.notice(ctx, l))
 	}
 	for _, l := range shown {
-		err = errors.Join(err, r.reflect(ctx, l, rows[l.id], states[l.terms.ID()]))
+		err = errors.Join(err, r.reflect(ctx, l, rows[l.ID], states[l.Terms.ID()]))
 	}
 	return err
 }
 
 // heed tells a lease that runs here what others wrote.
-func (r *replicas) heed(l *lease, row leasestore.Glimpse, s channel.State) {
-	if row.ID == "" || row.Term != l.term { // its row was there when it began: see drop
-		l.elsewhere.Store(row.ID != "")
-		l.lose()
+func (r *replicas) heed(l *lease.Lease, row leasestore.Glimpse, s channel.State) {
+	if row.ID == "" || row.Term != l.Term { // its row was there when it began: see drop
+		l.Elsewhere.Store(row.ID != "")
+		l.Relinquish()
 		return
 	}
 	if s.ID == (common.Hash{}) {
 		return
 	}
-	v, _ := l.snapshot()
-	if uint64(row.Stream) > v.stream {
-		l.update(func(v *leaseView) { v.stream = max(v.stream, uint64(row.Stream)) })
+	v, _ := l.Snapshot()
+	if uint64(row.Stream) > v.Stream {
+		l.Update(func(v *lease.View) { v.Stream = max(v.Stream, uint64(row.Stream)) })
 	}
-	if s.Accepted.Gt(&v.accepted) || s.Deposit != v.deposit {
-		l.learn(s)
+	if s.Accepted.Gt(&v.Accepted) || s.Deposit != v.Deposit {
+		l.Observe(s)
 	}
 	switch {
 	case row.Command == leasestore.ErrRolledBack.Error():
-		l.mute()
+		l.Abort()
 	case s.Status != channel.Open:
 		r.p.channelChanged(s)
 	case row.Command != "":
-		r.p.endSoon(l, row.Command)
+		r.p.leases.EndSoon(l, row.Command)
 	}
-}
-
-// learn takes what the table says. A voucher that was taken here since it was
-// read counts.
-func (l *lease) learn(s channel.State) {
-	l.update(func(v *leaseView) {
-		v.deposit = s.Deposit
-		v.hear(s, l.deps.row)
-	})
-	l.tally()
-	l.Wake()
 }
 
 // reflect brings a lease that is shown here to what its owner wrote.
-func (r *replicas) reflect(ctx context.Context, l *lease, row leasestore.Glimpse, s channel.State) error {
+func (r *replicas) reflect(ctx context.Context, l *lease.Lease, row leasestore.Glimpse, s channel.State) error {
 	if row.ID == "" {
 		return nil
 	}
-	v, _ := l.snapshot()
+	v, _ := l.Snapshot()
 	var last *metering.SignedRecord
-	if uint64(row.Sequence) > v.sequence {
+	if uint64(row.Sequence) > v.Sequence {
 		var err error
-		if last, err = r.p.store.Records.Last(ctx, l.id); err != nil {
+		if last, err = r.p.store.Records.Last(ctx, l.ID); err != nil {
 			return err
 		}
 	}
-	changed := last != nil || string(v.state) != row.State || v.reason != row.Reason ||
-		uint64(row.Stream) > v.stream || s.Accepted.Gt(&v.accepted) || s.Deposit != v.deposit
+	changed := last != nil || string(v.State) != row.State || v.Reason != row.Reason ||
+		uint64(row.Stream) > v.Stream || s.Accepted.Gt(&v.Accepted) || s.Deposit != v.Deposit
 	if changed {
-		l.update(func(v *leaseView) { v.reflect(row, s, last) })
+		l.Update(func(v *lease.View) { v.Apply(row, s, last) })
 	}
-	if now, _ := l.snapshot(); now.state == leasestore.Active {
-		l.remind(now)
+	if now, _ := l.Snapshot(); now.State == leasestore.Active {
+		l.Remind(now)
 	}
 	return nil
 }
 
-func (v *leaseView) reflect(row leasestore.Glimpse, s channel.State, last *metering.SignedRecord) {
-	v.deposit, v.stream = s.Deposit, max(v.stream, uint64(row.Stream))
-	if s.Accepted.Gt(&v.accepted) {
-		v.accepted = s.Accepted
-	}
-	if last != nil && last.Sequence > v.sequence {
-		v.sequence, v.owed, v.nanos = last.Sequence, last.Owed, last.Nanos
-	}
-	if state := leasestore.State(row.State); state != leasestore.Ending && (state != v.state || row.Reason != v.reason) {
-		v.version++
-		v.ask(state, row.Reason)
-		v.state, v.reason = state, row.Reason
-	}
-}
-
-func (r *replicas) shown() []*lease {
+func (r *replicas) shown() []*lease.Lease {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	var all []*lease
+	var all []*lease.Lease
 	for _, m := range r.mirrors {
 		all = append(all, m.lease)
 	}
@@ -157,7 +132,7 @@ func errElsewhere(id common.Hash) error {
 
 // serving finds the lease that runs on a channel, here or at another gateway.
 // With one that is shown here only, the caller owes an unfollow.
-func (p *Provider) serving(ctx context.Context, s channel.State) (*lease, error) {
+func (p *Provider) serving(ctx context.Context, s channel.State) (*lease.Lease, error) {
 	if l := p.running(s.ID); l != nil || p.replicas == nil {
 		return l, nil
 	}
@@ -172,7 +147,7 @@ func (p *Provider) serving(ctx context.Context, s channel.State) (*lease, error)
 }
 
 // follow shows a lease of another gateway.
-func (r *replicas) follow(ctx context.Context, row leasestore.Row, s channel.State) (*lease, error) {
+func (r *replicas) follow(ctx context.Context, row leasestore.Row, s channel.State) (*lease.Lease, error) {
 	id := common.HexToHash(row.ID)
 	fresh, err := image(ctx, r.p, row, s)
 	if err != nil {
@@ -183,28 +158,28 @@ func (r *replicas) follow(ctx context.Context, row leasestore.Row, s channel.Sta
 	m := r.mirrors[id]
 	if m == nil {
 		m = &seen{lease: fresh}
-		m.stop = context.AfterFunc(r.p.life, func() { close(fresh.done) })
+		m.stop = context.AfterFunc(r.p.leases.Lifetime(), func() { close(fresh.Done) })
 		r.mirrors[id] = m
 	}
 	m.users++
 	return m.lease, nil
 }
 
-func (r *replicas) unfollow(l *lease) {
+func (r *replicas) unfollow(l *lease.Lease) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	m := r.mirrors[l.id]
+	m := r.mirrors[l.ID]
 	if m == nil {
 		return
 	}
 	if m.users--; m.users == 0 {
 		m.stop()
-		delete(r.mirrors, l.id)
+		delete(r.mirrors, l.ID)
 	}
 }
 
 // image is a lease as the table has it.
-func image(ctx context.Context, p *Provider, row leasestore.Row, s channel.State) (*lease, error) {
+func image(ctx context.Context, p *Provider, row leasestore.Row, s channel.State) (*lease.Lease, error) {
 	a, err := row.Allocated()
 	if err != nil {
 		return nil, err
@@ -213,17 +188,17 @@ func image(ctx context.Context, p *Provider, row leasestore.Row, s channel.State
 	if err != nil {
 		return nil, err
 	}
-	l, err := p.rebuild(ctx, row, s, a, last)
+	l, err := p.leases.Load(ctx, row, s, a, last)
 	if err != nil {
 		return nil, err
 	}
-	l.mirror = true
-	l.view = leaseView{state: leasestore.State(row.State), reason: row.Reason, version: 1, stream: uint64(row.Stream),
-		owed: l.owedBefore, accepted: s.Accepted, deposit: s.Deposit}
+	l.Mirror = true
+	l.View = lease.View{State: leasestore.State(row.State), Reason: row.Reason, Version: 1, Stream: uint64(row.Stream),
+		Owed: l.OwedBefore, Accepted: s.Accepted, Deposit: s.Deposit}
 	if last != nil {
-		l.view.sequence, l.view.owed, l.view.nanos = last.Sequence, last.Owed, last.Nanos
+		l.View.Sequence, l.View.Owed, l.View.Nanos = last.Sequence, last.Owed, last.Nanos
 	}
-	l.view.ask(l.view.state, l.view.reason)
+	l.View.Ask(l.View.State, l.View.Reason)
 	return l, nil
 }
 
@@ -245,7 +220,7 @@ func (r *replicas) end(ctx context.Context, id common.Hash, reason string) error
 		}
 		if silent, err := r.members().Silent(ctx, row.Owner); err == nil && silent > r.ttl {
 			// Nobody could take it up for that long: its devices are on a host that is gone.
-			if err := r.resolve(ctx, row, reason); err != nil && !errors.Is(err, errHeld) {
+			if err := r.resolve(ctx, row, reason); err != nil && !errors.Is(err, lease.ErrHeld) {
 				return err
 			}
 		}
@@ -270,11 +245,11 @@ func (p *Provider) begun(ctx context.Context, id common.Hash) bool {
 // endLease ends the lease that runs on a channel, wherever it does.
 func (p *Provider) endLease(ctx context.Context, id common.Hash, row *leasestore.Row, reason string) error {
 	if l := p.running(id); l != nil {
-		if err := l.end(ctx, stopRequest{reason: reason}); err != nil || l.State() == leasestore.Ended {
+		if err := l.End(ctx, lease.Stop{Reason: reason}); err != nil || l.State() == leasestore.Ended {
 			return err
 		}
-		if !l.lost.Load() {
-			return wire.Unavailable.With("the provider stops and lease %s goes on: try again", l.id)
+		if !l.Lost.Load() {
+			return wire.Unavailable.With("the provider stops and lease %s goes on: try again", l.ID)
 		}
 		// It was let go while it was asked: it goes on at another gateway.
 	}
@@ -286,17 +261,17 @@ func (p *Provider) endLease(ctx context.Context, id common.Hash, row *leasestore
 
 // nextStream numbers a stream: from now on no older one of the lease writes, at
 // no gateway.
-func (p *Provider) nextStream(ctx context.Context, l *lease) (number uint64, err error) {
+func (p *Provider) nextStream(ctx context.Context, l *lease.Lease) (number uint64, err error) {
 	if p.replicas != nil {
-		if number, err = p.store.Leases.NextStream(ctx, l.id); err != nil {
+		if number, err = p.store.Leases.NextStream(ctx, l.ID); err != nil {
 			return 0, err
 		}
 	}
-	l.update(func(v *leaseView) {
+	l.Update(func(v *lease.View) {
 		if p.replicas == nil {
-			number = v.stream + 1
+			number = v.Stream + 1
 		}
-		v.stream = max(v.stream, number)
+		v.Stream = max(v.Stream, number)
 	})
 	return number, nil
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/cluster"
 	"github.com/gpupay/gpupay/sdk/internal/inventory"
+	"github.com/gpupay/gpupay/sdk/internal/lease"
 )
 
 // reservations keep GPUs for leases whose deposits are on their way to the chain, or
@@ -137,7 +138,7 @@ func (p *Provider) reserve(ctx context.Context, id common.Hash, gpus, back int) 
 		return s, err
 	}
 	row := cluster.Reservation{ID: s.lease.Hex(), Pool: p.pool(), Channel: id.Hex(), GPUs: s.gpus}
-	table, ttl := cluster.Reservations{DB: p.db}, p.config.OpenTimeout+p.deps.timing.begins()
+	table, ttl := cluster.Reservations{DB: p.db}, p.config.OpenTimeout+p.leases.Deps.Timing.Begins()
 	p.reserved.table.Lock()
 	defer p.reserved.table.Unlock()
 	s.ends = time.Now().Add(ttl)
@@ -172,7 +173,7 @@ func (p *Provider) pool() string {
 	if p.nodes != nil {
 		return "nodes"
 	}
-	all := names(p.devices) // of the start: it does not change while others count by it
+	all := lease.Names(p.leases.Devices) // of the start: it does not change while others count by it
 	slices.Sort(all)
 	return fmt.Sprintf("%x", sha256.Sum256([]byte(strings.Join(all, "\n"))))
 }
@@ -231,7 +232,7 @@ func (p *Provider) left(ctx context.Context, others []cluster.Kept) (int, error)
 func (p *Provider) leftBeside(others []int) (int, error) {
 	left, ok, err := free(p.config.Log, p.config.Allocator)
 	if !ok {
-		left = len(p.gpuList())
+		left = len(p.leases.GPUList())
 	}
 	for _, kept := range others {
 		left -= kept

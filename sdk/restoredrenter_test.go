@@ -11,6 +11,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/u256"
+	"github.com/gpupay/gpupay/sdk/internal/lease"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
 	"github.com/gpupay/gpupay/sdk/renter"
@@ -257,11 +258,11 @@ func (p *pair) use(used time.Duration, ends bool) channel.State {
 	l := p.provider.running(p.rental.ID())
 	ctx, stop := context.WithCancel(p.Context())
 	done := renterrig.Background(ctx, p.rental)
-	waitFor(p.T, func() bool { return l.meter.Allocated() > int64(used) || len(done) > 0 })
+	waitFor(p.T, func() bool { return l.Meter.Allocated() > int64(used) || len(done) > 0 })
 	stop()
 	<-done
 	if ends {
-		if err := l.end(p.Context(), stopRequest{reason: "a test ends it"}); err != nil {
+		if err := l.End(p.Context(), lease.Stop{Reason: "a test ends it"}); err != nil {
 			p.Fatal(err)
 		}
 	}

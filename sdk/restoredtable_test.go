@@ -8,6 +8,7 @@ import (
 
 	"github.com/ethereum/go-ethereum/common"
 
+	"github.com/gpupay/gpupay/sdk/internal/lease"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
 	"github.com/gpupay/gpupay/sdk/renter"
@@ -51,7 +52,7 @@ func (p *pair) goOn(records uint64) {
 // end has the provider end a lease, unless it has: of a renter that starves it was not paid in time.
 func (p *pair) end(id common.Hash) error {
 	if l := p.provider.running(id); l != nil {
-		return l.end(p.Context(), stopRequest{reason: "a test ends it"})
+		return l.End(p.Context(), lease.Stop{Reason: "a test ends it"})
 	}
 	return nil
 }

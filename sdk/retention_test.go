@@ -15,13 +15,14 @@ import (
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/audit"
+	"github.com/gpupay/gpupay/sdk/internal/lease"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // TestEndedLeasesAreCollected: nothing of a lease that has ended stays in memory, also before it is settled.
 func TestEndedLeasesAreCollected(t *testing.T) {
 	r := newRig(t, quiet, func(c *ProviderConfig) { c.AliveEvery = time.Hour })
-	var ended []weak.Pointer[lease]
+	var ended []weak.Pointer[lease.Lease]
 	for salt := range byte(5) {
 		tab := r.open(salt+1, 50_000, "")
 		tab.record()

@@ -12,6 +12,7 @@ import (
 	"github.com/gpupay/gpupay/internal/eip712"
 	"github.com/gpupay/gpupay/internal/u256"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/internal/lease"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -21,7 +22,7 @@ import (
 // and the file of high-water marks with it, or we would know: the lease ends
 // without another signature. The record is kept, and what counts as used is charged
 // (usedBy). It returns the lease as it ended then, and nil if nothing is amiss.
-func (p *Provider) heedShown(r *request, s channel.State) (*lease, error) {
+func (p *Provider) heedShown(r *request, s channel.State) (*lease.Lease, error) {
 	s, err := p.remember(r.Context(), s)
 	if err != nil {
 		return nil, err
@@ -63,7 +64,7 @@ func (p *Provider) heedShown(r *request, s channel.State) (*lease, error) {
 // not forgotten, and is charged when it is stored: its lease could not go on, if it were cut off between. Records that nodes sign
 // are with them.
 func (p *Provider) remember(ctx context.Context, s channel.State) (channel.State, error) {
-	owed, err := p.deps.marks.Owed(ctx, s.ID)
+	owed, err := p.leases.Deps.Marks.Owed(ctx, s.ID)
 	if err != nil || !owed.Gt(&s.Spent) {
 		return s, err
 	}
@@ -88,7 +89,7 @@ func (p *Provider) remember(ctx context.Context, s channel.State) (channel.State
 // states, or, where the file of what was signed here is as old as the database, the voucher beside it if that is more, for the
 // record may be an old one.
 func (p *Provider) usedBy(r *request, s channel.State, rec metering.Record) (uint256.Int, error) {
-	signed, err := p.deps.marks.Owed(r.Context(), s.ID)
+	signed, err := p.leases.Deps.Marks.Owed(r.Context(), s.ID)
 	if err != nil || !signed.Lt(&rec.Owed) {
 		return u256.Max(rec.Owed, signed), err
 	}
@@ -116,7 +117,7 @@ func (p *Provider) signed(ctx context.Context, s channel.State, shown wire.Shown
 	if err != nil {
 		return false
 	}
-	if signer == p.meterKey.Address() {
+	if signer == p.leases.MeterKey.Address() {
 		return true
 	}
 	if b := shown.Binding; b != nil {
@@ -145,10 +146,10 @@ func (p *Provider) has(ctx context.Context, row leasestore.Row, known bool, rec 
 
 // muteLease ends a lease, wherever it runs, without another signature.
 func (p *Provider) muteLease(ctx context.Context, channelID common.Hash, row leasestore.Row) error {
-	if l := p.running(channelID); l != nil && l.id.Hex() == row.ID {
-		l.mute()
+	if l := p.running(channelID); l != nil && l.ID.Hex() == row.ID {
+		l.Abort()
 		select {
-		case <-l.done:
+		case <-l.Done:
 			return nil
 		case <-ctx.Done():
 			return ctx.Err()
@@ -161,19 +162,19 @@ func (p *Provider) muteLease(ctx context.Context, channelID common.Hash, row lea
 }
 
 // rolledBack is the end of a lease as its renter is shown it.
-func (p *Provider) rolledBack(s channel.State, row leasestore.Row, shown wire.ShownRecord) (*lease, error) {
-	l := &lease{id: shown.Record.LeaseID, terms: s.Terms, owedBefore: shown.Record.OwedBefore, deps: leaseDeps{store: p.store},
-		offer: &wire.SignedOffer{Hash: shown.Record.OfferHash}, done: make(chan struct{})}
+func (p *Provider) rolledBack(s channel.State, row leasestore.Row, shown wire.ShownRecord) (*lease.Lease, error) {
+	l := &lease.Lease{ID: shown.Record.LeaseID, Terms: s.Terms, OwedBefore: shown.Record.OwedBefore, Deps: lease.Deps{Store: p.store},
+		Offer: &wire.SignedOffer{Hash: shown.Record.OfferHash}, Done: make(chan struct{})}
 	if row.ID != "" {
 		var err error
-		if l.allocation, err = row.Allocated(); err != nil {
+		if l.Allocation, err = row.Allocated(); err != nil {
 			return nil, err
 		}
 	}
-	l.allocation.Access = json.RawMessage("null")
-	l.binding = shown.Binding
-	close(l.done)
-	l.view = leaseView{state: leasestore.Ended, reason: leasestore.ErrRolledBack.Error(), version: 2, sequence: shown.Record.Sequence,
-		owed: shown.Record.Owed, nanos: shown.Record.Nanos, accepted: s.Accepted, deposit: s.Deposit}
+	l.Allocation.Access = json.RawMessage("null")
+	l.Binding = shown.Binding
+	close(l.Done)
+	l.View = lease.View{State: leasestore.Ended, Reason: leasestore.ErrRolledBack.Error(), Version: 2, Sequence: shown.Record.Sequence,
+		Owed: shown.Record.Owed, Nanos: shown.Record.Nanos, Accepted: s.Accepted, Deposit: s.Deposit}
 	return l, nil
 }

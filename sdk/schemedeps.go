@@ -15,6 +15,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/internal/admit"
 	"github.com/gpupay/gpupay/sdk/internal/inventory"
 	"github.com/gpupay/gpupay/sdk/internal/keyed"
+	"github.com/gpupay/gpupay/sdk/internal/lease"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/settle"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -51,12 +52,12 @@ type schemeDeps struct {
 type leaseDirectory interface {
 	Offer() wire.SignedOffer // under which new ones begin
 	takesLeases() error
-	beginLease(ctx context.Context, row leasestore.Row, s channel.State, offer wire.SignedOffer, c *leasestore.Lock) (*lease, error) // c: under which
-	running(channelID common.Hash) *lease                                                                                            // nil: none here
-	serving(ctx context.Context, s channel.State) (*lease, error)                                                                    // also elsewhere; the caller owes a detach
-	detach(l *lease)
+	beginLease(ctx context.Context, row leasestore.Row, s channel.State, offer wire.SignedOffer, c *leasestore.Lock) (*lease.Lease, error) // c: under which
+	running(channelID common.Hash) *lease.Lease                                                                                            // nil: none here
+	serving(ctx context.Context, s channel.State) (*lease.Lease, error)                                                                    // also elsewhere; the caller owes a detach
+	detach(l *lease.Lease)
 	begun(ctx context.Context, channelID common.Hash) bool // whether one runs, here or elsewhere
-	nextStream(ctx context.Context, l *lease) (number uint64, err error)
+	nextStream(ctx context.Context, l *lease.Lease) (number uint64, err error)
 	paid(s channel.State) // tells the channel's lease, or what is known of its payer
 	endLease(ctx context.Context, channelID common.Hash, row *leasestore.Row, reason string) error
 	unmetered(devices []string, route inventory.Route) error

@@ -11,6 +11,7 @@ import (
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/inventory"
+	"github.com/gpupay/gpupay/sdk/internal/lease"
 )
 
 // scheme is one way to be paid for leases.
@@ -93,12 +94,12 @@ func (p *Provider) mountSchemes(ctx context.Context) error {
 
 // prepaid has a new lease run on what its channel's requests reserve, if its
 // channel is one of x402.
-func (p *Provider) prepaid(l *lease) error {
-	if l.terms.Scheme != channel.BatchSettlement {
+func (p *Provider) prepaid(l *lease.Lease) error {
+	if l.Terms.Scheme != channel.BatchSettlement {
 		return nil
 	}
 	if p.x402 == nil {
-		return overError("its channel is one of x402, which this provider does not take any more")
+		return lease.OverError("its channel is one of x402, which this provider does not take any more")
 	}
 	return p.x402.prepaid(l)
 }
@@ -129,7 +130,7 @@ func (p *Provider) Metered(route MeteredRoute, h http.Handler) (http.Handler, er
 		return nil, fmt.Errorf("provider: Metered: a route needs Devices, and a MaxTime of at least a tick (%s)", p.config.Tick)
 	}
 	for i, uuid := range route.Devices {
-		known := slices.ContainsFunc(p.devices, func(d metering.Device) bool { return d.UUID == uuid })
+		known := slices.ContainsFunc(p.leases.Devices, func(d metering.Device) bool { return d.UUID == uuid })
 		if !known || slices.Contains(route.Devices[:i], uuid) {
 			return nil, fmt.Errorf("provider: Metered: %s has no device %q, or it is named twice", p.config.Source.Name(), uuid)
 		}

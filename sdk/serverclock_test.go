@@ -172,7 +172,7 @@ func TestGatewayTakesItsOwnLeasesBack(t *testing.T) {
 	old, before := a.provider.running(lease.terms.ID()), a.provider.replicas.identity()
 	line.set(true)
 	select {
-	case <-old.done:
+	case <-old.Done:
 	case <-time.After(time.Minute):
 		t.Fatal("the lease goes on")
 	}

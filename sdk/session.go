@@ -7,6 +7,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/keyed"
+	"github.com/gpupay/gpupay/sdk/internal/lease"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -26,7 +27,7 @@ type session struct {
 // recordKeeper compares records that renters show, and those that were signed, with those that the database has.
 type recordKeeper interface {
 	remember(ctx context.Context, s channel.State) (channel.State, error)
-	heedShown(r *request, s channel.State) (*lease, error)
+	heedShown(r *request, s channel.State) (*lease.Lease, error)
 }
 
 func (d *session) path() string { return "/lease" }

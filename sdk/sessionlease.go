@@ -13,12 +13,13 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/lease"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // start begins a lease on an open channel, on the reservation of its request.
-func (d *session) start(r *request, s channel.State) (*lease, string, error) {
+func (d *session) start(r *request, s channel.State) (*lease.Lease, string, error) {
 	ctx, offer, gpus := r.Context(), r.offer, r.gpus
 	if s.Behind() {
 		var err error
@@ -96,7 +97,7 @@ func (d *session) canPay(s channel.State, offer wire.SignedOffer, gpus int) erro
 
 // remembered is the lease that the request's secret belongs to, if it is over:
 // its records can still be read, and its GPUs no longer be reached.
-func (d *session) remembered(r *request, s channel.State) (*lease, error) {
+func (d *session) remembered(r *request, s channel.State) (*lease.Lease, error) {
 	row, ok, err := d.store.Leases.Newest(r.Context(), s.ID)
 	if err != nil || !ok || row.State != wire.StateEnded || !sameSecret(r.cred.Payload.LeaseSecret, row.SecretHash) {
 		return nil, err
@@ -110,16 +111,16 @@ func (d *session) remembered(r *request, s channel.State) (*lease, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &lease{id: a.LeaseID, terms: s.Terms, allocation: a, owedBefore: before, deps: leaseDeps{store: d.store},
-		offer: &wire.SignedOffer{Hash: common.HexToHash(row.Offer)}, done: make(chan struct{})}
-	close(l.done)
-	if l.binding, err = row.MeterBinding(); err != nil {
+	l := &lease.Lease{ID: a.LeaseID, Terms: s.Terms, Allocation: a, OwedBefore: before, Deps: lease.Deps{Store: d.store},
+		Offer: &wire.SignedOffer{Hash: common.HexToHash(row.Offer)}, Done: make(chan struct{})}
+	close(l.Done)
+	if l.Binding, err = row.MeterBinding(); err != nil {
 		return nil, err
 	}
-	l.view = leaseView{state: leasestore.Ended, reason: row.Reason, version: 2, owed: s.Spent, accepted: s.Accepted, deposit: s.Deposit}
-	last, err := d.store.Records.Last(r.Context(), l.id)
+	l.View = lease.View{State: leasestore.Ended, Reason: row.Reason, Version: 2, Owed: s.Spent, Accepted: s.Accepted, Deposit: s.Deposit}
+	last, err := d.store.Records.Last(r.Context(), l.ID)
 	if err == nil && last != nil {
-		l.view.sequence, l.view.owed, l.view.nanos = last.Sequence, last.Owed, last.Nanos
+		l.View.Sequence, l.View.Owed, l.View.Nanos = last.Sequence, last.Owed, last.Nanos
 	}
 	return l, err
 }

@@ -22,7 +22,7 @@ import (
 const blindness = 3 * time.Minute
 
 func (p *Provider) newSender(txs *chain.Store) *chain.Sender {
-	return &chain.Sender{Backend: p.escrow.Backend(), Key: p.config.Key, Store: txs, Poll: p.config.Poll, MaxFee: p.config.MaxFee, Marks: p.deps.marks, Log: p.config.Log}
+	return &chain.Sender{Backend: p.escrow.Backend(), Key: p.config.Key, Store: txs, Poll: p.config.Poll, MaxFee: p.config.MaxFee, Marks: p.leases.Deps.Marks, Log: p.config.Log}
 }
 
 // newSettlement makes the service that settles for this provider, and writes through db only.
@@ -91,12 +91,12 @@ func (p *Provider) channelChanged(now channel.State) {
 	if l == nil {
 		return
 	}
-	l.observe(now)
+	l.Observe(now)
 	if now.Status == channel.Open {
 		return
 	}
 	// What is metered from here on might never be paid.
-	p.endSoon(l, "the channel is "+now.Status.String())
+	p.leases.EndSoon(l, "the channel is "+now.Status.String())
 }
 
 // held is what was settled and waits in the contracts, as far as this process settles.

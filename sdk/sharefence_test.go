@@ -53,7 +53,7 @@ func TestOldShareIsNotHeard(t *testing.T) {
 		if got := spooled(); got.Credit != answer.Credit.Dec() || got.Version != answer.CreditVersion {
 			t.Errorf("the node keeps %s of version %d and answers %s of version %d", got.Credit, got.Version, answer.Credit.Dec(), answer.CreditVersion)
 		}
-		share = north.node.runs(row).share.Load().Uint64()
+		share = north.node.leases.Runs(row).Share.Load().Uint64()
 		return fmt.Sprintf("%d of version %d", share, answer.CreditVersion)
 	}
 	for _, step := range []struct {

@@ -39,7 +39,7 @@ func TestSignLeaveGivesTheGPUsBack(t *testing.T) {
 				}
 			}
 			if l := p.provider.running(id); l != nil {
-				t.Errorf("lease %s goes on", l.id)
+				t.Errorf("lease %s goes on", l.ID)
 			}
 			if s := p.rental.Snapshot(); s.Reason == "" {
 				t.Errorf("no word of why it ended: %+v", s)
@@ -48,7 +48,7 @@ func TestSignLeaveGivesTheGPUsBack(t *testing.T) {
 				t.Errorf("Run again: %v", err)
 			}
 			if l := p.provider.running(id); l != nil {
-				t.Errorf("lease %s began", l.id)
+				t.Errorf("lease %s began", l.ID)
 			}
 		})
 	}

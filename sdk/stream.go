@@ -6,9 +6,8 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/holiman/uint256"
-
 	"github.com/gpupay/gpupay/internal/fault"
+	"github.com/gpupay/gpupay/sdk/internal/lease"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/serve"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -30,10 +29,10 @@ type outlet interface {
 // memory, and a lease never waits for one.
 type stream struct {
 	outlet
-	lease   *lease
+	lease   *lease.Lease
 	number  uint64 // of this stream; a newer one replaces it
-	seen    leaseView
-	receipt func(leaseView) wire.Receipt
+	seen    lease.View
+	receipt func(lease.View) wire.Receipt
 	paid    *duplex // where the renter pays through the stream: the outlet, too
 }
 
@@ -46,18 +45,18 @@ func (s *stream) serve(ctx context.Context, first wire.Lease, after uint64) erro
 	if err := s.send(0, wire.EventLease, first); err != nil {
 		return err
 	}
-	s.seen = leaseView{sequence: after, version: 1}
+	s.seen = lease.View{Sequence: after, Version: 1}
 	idle := time.NewTicker(keepAlive)
 	defer idle.Stop()
 	for {
-		now, changed := s.lease.snapshot()
+		now, changed := s.lease.Snapshot()
 		over, err := s.show(ctx, now)
 		if over || err != nil {
 			return err
 		}
 		select {
 		case <-changed:
-		case <-s.lease.done:
+		case <-s.lease.Done:
 		case <-s.paid.waits():
 			err = s.paid.take(ctx)
 		case <-idle.C:
@@ -73,12 +72,12 @@ func (s *stream) serve(ctx context.Context, first wire.Lease, after uint64) erro
 
 // show writes what is new in now: records first, because everything else
 // refers to them.
-func (s *stream) show(ctx context.Context, now leaseView) (over bool, err error) {
-	if now.stream != s.number {
+func (s *stream) show(ctx context.Context, now lease.View) (over bool, err error) {
+	if now.Stream != s.number {
 		return true, nil // the renter has another stream: it may be a new process of his
 	}
-	for s.seen.sequence < now.sequence {
-		records, err := s.lease.deps.store.Records.After(ctx, s.lease.id, s.seen.sequence, 100)
+	for s.seen.Sequence < now.Sequence {
+		records, err := s.lease.Deps.Store.Records.After(ctx, s.lease.ID, s.seen.Sequence, 100)
 		if err != nil {
 			return true, err
 		}
@@ -90,48 +89,31 @@ func (s *stream) show(ctx context.Context, now leaseView) (over bool, err error)
 				return true, err
 			}
 			fault.Point(fault.RecordSent)
-			s.seen.sequence = rec.Sequence
+			s.seen.Sequence = rec.Sequence
 		}
 	}
-	if now.version != s.seen.version {
-		if err := s.send(0, wire.EventStatus, wire.Status{State: string(now.state), Reason: now.reason}); err != nil {
+	if now.Version != s.seen.Version {
+		if err := s.send(0, wire.EventStatus, wire.Status{State: string(now.State), Reason: now.Reason}); err != nil {
 			return true, err
 		}
 	}
-	if now.need > s.seen.need && now.state != leasestore.Ended {
-		if err := s.send(0, wire.EventNeedVoucher, s.lease.needs(now)); err != nil {
+	if now.Need > s.seen.Need && now.State != leasestore.Ended {
+		if err := s.send(0, wire.EventNeedVoucher, s.lease.Needs(now)); err != nil {
 			return true, err
 		}
 	}
-	s.seen.version, s.seen.need = now.version, now.need
-	if now.state == leasestore.Ended {
+	s.seen.Version, s.seen.Need = now.Version, now.Need
+	if now.State == leasestore.Ended {
 		return true, s.send(0, wire.EventReceipt, s.receipt(now))
 	}
 	select {
-	case <-s.lease.done:
+	case <-s.lease.Done:
 		// The provider stops and the lease goes on later; or it ended after now
 		// was read, and its last record and the receipt are still to be shown.
-		last, _ := s.lease.snapshot()
-		return last.state != leasestore.Ended, nil
+		last, _ := s.lease.Snapshot()
+		return last.State != leasestore.Ended, nil
 	default:
 		return false, nil
-	}
-}
-
-// needs is what the renter must do before service goes on. Where the deposit is
-// the limit, the amount named is over it: top up first.
-func (l *lease) needs(v leaseView) wire.NeedVoucher {
-	required := v.owed
-	var next uint256.Int
-	next.Add(&v.owed, &l.maxDebt)
-	if v.state == leasestore.Suspended && next.Gt(&v.deposit) {
-		required = next
-	}
-	return wire.NeedVoucher{
-		ChannelID:          l.terms.ID(),
-		RequiredCumulative: wire.NewAmount(required),
-		AcceptedCumulative: wire.NewAmount(v.accepted),
-		Deposit:            wire.NewAmount(v.deposit),
 	}
 }
 

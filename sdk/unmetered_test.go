@@ -16,6 +16,7 @@ import (
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sim"
+	leasing "github.com/gpupay/gpupay/sdk/internal/lease"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -205,10 +206,10 @@ func TestUnmeteredLeaseIsSuspended(t *testing.T) {
 			sick(w.host)
 			lease := w.open(1, 500_000, "?gpus=2")
 			w.step(3) // failed at 0, 1, 2 and 3
-			if s := lease.status(leasestore.Suspended); s.Reason != reasonUnmetered {
+			if s := lease.status(leasestore.Suspended); s.Reason != leasing.ReasonUnmetered {
 				t.Fatalf("suspended because %q", s.Reason)
 			}
-			if v := w.provider.running(lease.terms.ID()).look(); v.need != 0 {
+			if v := w.provider.running(lease.terms.ID()).Look(); v.Need != 0 {
 				t.Error("a voucher is asked for")
 			}
 			if got := w.metric("gpupay_unmetered_leases"); got != "1" {
@@ -250,7 +251,7 @@ func TestUnmeteredLeaseEnds(t *testing.T) {
 	w.host.set(nil, sim.UUID(0))
 	lease := w.open(1, 500_000, "")
 	w.step(3)
-	if s := lease.status(leasestore.Ended); !strings.HasPrefix(s.Reason, reasonUnmetered+" for") {
+	if s := lease.status(leasestore.Ended); !strings.HasPrefix(s.Reason, leasing.ReasonUnmetered+" for") {
 		t.Errorf("ended because %q", s.Reason)
 	}
 	w.want(lease, metering.Nanos{Down: 3e9}, metering.Nanos{})

@@ -13,6 +13,7 @@ import (
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/cors"
+	"github.com/gpupay/gpupay/sdk/internal/lease"
 	"github.com/gpupay/gpupay/sdk/internal/placement"
 	"github.com/gpupay/gpupay/sdk/internal/serve"
 	"github.com/gpupay/gpupay/sdk/internal/x402server"
@@ -186,16 +187,16 @@ func (d *x402Desk) servePaid(w http.ResponseWriter, r *http.Request) {
 }
 
 // prepaid has a new lease of a channel of x402 run on what the channel's requests reserve.
-func (d *x402Desk) prepaid(l *lease) error {
-	note, err := d.Journal.Balance(context.Background(), l.terms.ID())
+func (d *x402Desk) prepaid(l *lease.Lease) error {
+	note, err := d.Journal.Balance(context.Background(), l.Terms.ID())
 	if err != nil {
 		return err
 	}
-	quantum := uint64(len(l.allocation.Devices)) * uint64(d.x.Window)
-	if placement.ForOneRequest(l.allocation) {
-		quantum, l.read = math.MaxInt64, make(chan struct{}) // one request, one record
+	quantum := uint64(len(l.Allocation.Devices)) * uint64(d.x.Window)
+	if placement.ForOneRequest(l.Allocation) {
+		quantum, l.Read = math.MaxInt64, make(chan struct{}) // one request, one record
 	}
-	l.prepay(quantum, note.Reserved)
+	l.Prepay(quantum, note.Reserved)
 	d.carries(l)
 	return nil
 }

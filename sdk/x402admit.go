@@ -11,6 +11,7 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/internal/lease"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/x402server"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -26,7 +27,7 @@ type x402Leases struct {
 // runs is how many GPUs the lease has that runs on a channel, 0 if none does, and whether it is of today's price.
 func (d *x402Leases) runs(ctx context.Context, id common.Hash) (gpus int, current bool, err error) {
 	if l := d.leases.running(id); l != nil {
-		return len(l.allocation.Devices), l.price == d.price, nil
+		return len(l.Allocation.Devices), l.Price == d.price, nil
 	}
 	if !d.shared {
 		return 0, false, nil
@@ -45,7 +46,7 @@ func (d *x402Leases) runs(ctx context.Context, id common.Hash) (gpus int, curren
 
 // attach lets the lease that runs on a channel go on, or begins one, under what
 // a request pays for. The caller owes a detach.
-func (d *x402Leases) attach(ctx context.Context, r *x402Request, tab x402server.Account, note *x402server.Entry) (*lease, error) {
+func (d *x402Leases) attach(ctx context.Context, r *x402Request, tab x402server.Account, note *x402server.Entry) (*lease.Lease, error) {
 	defer d.starts.Lock(r.ID)()
 	defer func() { r.seat.release() }()
 	l, err := d.leases.serving(ctx, tab.State)
@@ -62,17 +63,17 @@ func (d *x402Leases) attach(ctx context.Context, r *x402Request, tab x402server.
 		}
 		return d.let(ctx, r, tab, r.Route.GPUs, note.Lease)
 	}
-	if n := len(l.allocation.Devices); n != r.Route.GPUs {
+	if n := len(l.Allocation.Devices); n != r.Route.GPUs {
 		d.leases.detach(l)
 		return nil, misfit(r, n)
 	}
-	v, _ := l.snapshot()
-	note.Lease, note.Sequence = l.id.Hex(), int64(v.sequence)
+	v, _ := l.Snapshot()
+	note.Lease, note.Sequence = l.ID.Hex(), int64(v.Sequence)
 	if err := d.admit(ctx, r, *note, l); err != nil {
 		d.leases.detach(l)
 		return nil, err
 	}
-	if l.price != d.price { // it ends with the record that answers this request, and the next one begins another
+	if l.Price != d.price { // it ends with the record that answers this request, and the next one begins another
 		if err := d.endNewest(ctx, r, "the price changed"); err != nil {
 			d.leases.detach(l)
 			return nil, err
@@ -96,7 +97,7 @@ func (d *x402Leases) endNewest(ctx context.Context, r *x402Request, reason strin
 
 // let begins a lease on a channel of x402. It has no secret: each request shows
 // a voucher that only its payer can have signed.
-func (d *x402Leases) let(ctx context.Context, r *x402Request, tab x402server.Account, gpus int, id string) (*lease, error) {
+func (d *x402Leases) let(ctx context.Context, r *x402Request, tab x402server.Account, gpus int, id string) (*lease.Lease, error) {
 	offer := d.leases.Offer()
 	row := leasestore.Row{
 		ID: id, Channel: tab.ID.Hex(), Offer: offer.Hash.Hex(), GPUs: gpus,
@@ -107,7 +108,7 @@ func (d *x402Leases) let(ctx context.Context, r *x402Request, tab x402server.Acc
 
 // admit lets a lease use what a request pays for: on disk first, then in force. A lease that is not yet there, or runs
 // at another gateway, finds it on disk. The last base unit of the voucher is never used: see Supersede.
-func (d *x402Leases) admit(ctx context.Context, r *x402Request, note x402server.Entry, l *lease) error {
+func (d *x402Leases) admit(ctx context.Context, r *x402Request, note x402server.Entry, l *lease.Lease) error {
 	most, err := note.Reserves()
 	if err != nil {
 		return err
@@ -115,35 +116,35 @@ func (d *x402Leases) admit(ctx context.Context, r *x402Request, note x402server.
 	if err := d.JournalOf(&r.PaidRequest).Admit(ctx, note, most); err != nil {
 		return err
 	}
-	if l != nil && !l.mirror {
-		l.reserve(most)
+	if l != nil && !l.Mirror {
+		l.Reserve(most)
 	}
 	return nil
 }
 
 // await waits until a lease has a newer record. Where none comes, because its
 // devices cannot be metered, the lease is asked for one of what there is.
-func (d *x402Leases) await(ctx context.Context, l *lease, after uint64) error {
+func (d *x402Leases) await(ctx context.Context, l *lease.Lease, after uint64) error {
 	patience := time.NewTimer(2*d.x.Window + d.x.Slack)
 	defer patience.Stop()
 	given := time.NewTimer(2*d.x.Window + d.x.Slack + time.Minute)
 	defer given.Stop()
 	for {
-		v, changed := l.snapshot()
-		if v.sequence > after {
+		v, changed := l.Snapshot()
+		if v.Sequence > after {
 			return nil
 		}
 		select {
 		case <-changed:
-		case <-l.done:
-			if last, _ := l.snapshot(); last.sequence > after {
+		case <-l.Done:
+			if last, _ := l.Snapshot(); last.Sequence > after {
 				return nil
 			}
-			return wire.Unavailable.With("the lease on channel %s stopped before anything was metered: nothing was charged, try again", l.terms.ID())
+			return wire.Unavailable.With("the lease on channel %s stopped before anything was metered: nothing was charged, try again", l.Terms.ID())
 		case <-patience.C:
-			l.cutNow()
+			l.CutNow()
 		case <-given.C:
-			return wire.Unavailable.With("nothing was metered on channel %s: nothing was charged, try again", l.terms.ID())
+			return wire.Unavailable.With("nothing was metered on channel %s: nothing was charged, try again", l.Terms.ID())
 		case <-ctx.Done():
 			return ctx.Err()
 		}
@@ -167,10 +168,10 @@ func (d *x402Leases) recordOf(ctx context.Context, note x402server.Entry) (*mete
 }
 
 // carries has a lease's final record carry what it leaves uncharged.
-func (d *x402Leases) carries(l *lease) {
+func (d *x402Leases) carries(l *lease.Lease) {
 	closing := func(tx *sqlx.Tx, rec metering.SignedRecord) error {
-		_, err := d.Carry(tx, l.price, rec)
+		_, err := d.Carry(tx, l.Price, rec)
 		return err
 	}
-	l.closing.Store(&closing)
+	l.Closing.Store(&closing)
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/ethereum/go-ethereum/common"
 
+	"github.com/gpupay/gpupay/sdk/internal/lease"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 )
 
@@ -65,16 +66,16 @@ func (h *heldClaims) take(id common.Hash) *leasestore.Lock {
 }
 
 // notice tells a lease that runs here what requests at other gateways reserved.
-func (d *x402Desk) notice(ctx context.Context, l *lease) error {
-	if d == nil || l.credit.postpaid() {
+func (d *x402Desk) notice(ctx context.Context, l *lease.Lease) error {
+	if d == nil || l.Credit.Postpaid() {
 		return nil
 	}
-	note, err := d.Journal.Balance(ctx, l.terms.ID())
+	note, err := d.Journal.Balance(ctx, l.Terms.ID())
 	if err != nil {
 		return err
 	}
-	if v, _ := l.snapshot(); note.Reserved.Gt(&v.reserved) {
-		l.reserve(note.Reserved)
+	if v, _ := l.Snapshot(); note.Reserved.Gt(&v.Reserved) {
+		l.Reserve(note.Reserved)
 	}
 	return nil
 }

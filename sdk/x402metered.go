@@ -15,7 +15,7 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/gpupay/gpupay/metering"
-	"github.com/gpupay/gpupay/sdk/internal/leasestore"
+	"github.com/gpupay/gpupay/sdk/internal/lease"
 	"github.com/gpupay/gpupay/sdk/internal/serve"
 	"github.com/gpupay/gpupay/sdk/internal/x402server"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -108,9 +108,9 @@ func (d *x402Metered) serve(ctx context.Context, w http.ResponseWriter, r *x402R
 	if err != nil {
 		return nil, err
 	}
-	defer d.named.drop(l.id)
-	if err := l.measurable(); err != nil {
-		return nil, errors.Join(err, l.end(ctx, stopRequest{reason: reasonUnmetered}))
+	defer d.named.drop(l.ID)
+	if err := l.Measurable(); err != nil {
+		return nil, errors.Join(err, l.End(ctx, lease.Stop{Reason: lease.ReasonUnmetered}))
 	}
 	out := x402server.NewRecorder(d.x.MaxReply)
 	if m.Streamed {
@@ -121,7 +121,7 @@ func (d *x402Metered) serve(ctx context.Context, w http.ResponseWriter, r *x402R
 			err = receipt.Set(w.Header())
 		}
 		if err != nil {
-			return nil, errors.Join(err, l.end(ctx, stopRequest{reason: "not served"}))
+			return nil, errors.Join(err, l.End(ctx, lease.Stop{Reason: "not served"}))
 		}
 	}
 	served := m.run(ctx, l, r, out)
@@ -164,7 +164,7 @@ func (r *x402Request) leave() {
 }
 
 // letNamed begins a lease of a route's devices, on disk with what it may use.
-func (d *x402Metered) letNamed(ctx context.Context, r *x402Request, tab x402server.Account, note *x402server.Entry) (*lease, error) {
+func (d *x402Metered) letNamed(ctx context.Context, r *x402Request, tab x402server.Account, note *x402server.Entry) (*lease.Lease, error) {
 	defer d.starts.Lock(tab.ID)()
 	if err := d.keepDevices(ctx, r); err != nil { // also without a deposit: another's may be on its way for what is free
 		return nil, err
@@ -182,11 +182,11 @@ func (d *x402Metered) letNamed(ctx context.Context, r *x402Request, tab x402serv
 }
 
 // run lets the handler answer until its time is used up, and returns when it was over.
-func (m *meteredRoute) run(ctx context.Context, l *lease, r *x402Request, out *x402server.Recorder) metering.Instant {
+func (m *meteredRoute) run(ctx context.Context, l *lease.Lease, r *x402Request, out *x402server.Recorder) metering.Instant {
 	ctx, cancel := context.WithTimeout(ctx, m.MaxTime)
 	defer cancel()
 	defer context.AfterFunc(m.d.leases.lifetime(), cancel)()
-	go l.whileActive(ctx, cancel) // what is reserved may be used up before the clock says so
+	go l.WhileActive(ctx, cancel) // what is reserved may be used up before the clock says so
 	if out.Passed() {
 		// A client that does not read would hold up whoever comes next.
 		defer context.AfterFunc(ctx, out.End)()
@@ -194,20 +194,7 @@ func (m *meteredRoute) run(ctx context.Context, l *lease, r *x402Request, out *x
 	req := r.Request.Clone(ctx)
 	req.Body, req.ContentLength = io.NopCloser(bytes.NewReader(r.Content)), int64(len(r.Content))
 	m.handle(out, req, r.ID)
-	return l.deps.clock.Now()
-}
-
-// measurable waits until a request's GPUs were read first, so that all of its time
-// is charged, and refuses one that could not be charged at all.
-func (l *lease) measurable() error {
-	select {
-	case <-l.read:
-	case <-l.done:
-	}
-	if !l.watchdog.fed.Load() {
-		return wire.Unavailable.With("the GPUs of this request cannot be metered now: nothing was charged, try again later")
-	}
-	return nil
+	return l.Deps.Clock.Now()
 }
 
 // handle calls the handler. A panic of it is an answer of status 500.
@@ -221,33 +208,14 @@ func (m *meteredRoute) handle(out *x402server.Recorder, req *http.Request, id co
 	m.handler.ServeHTTP(out, req)
 }
 
-// whileActive calls stop when the lease is not active any more.
-func (l *lease) whileActive(ctx context.Context, stop func()) {
-	for {
-		v, changed := l.snapshot()
-		if v.state != leasestore.Active {
-			stop()
-			return
-		}
-		select {
-		case <-changed:
-		case <-l.done: // lost to another gateway, which does not know of the handler
-			stop()
-			return
-		case <-ctx.Done():
-			return
-		}
-	}
-}
-
 // finish ends the lease of a request: its last record, the charge and the copy of the answer are on disk together.
-func (d *x402Metered) finish(ctx context.Context, r *x402Request, l *lease, tab x402server.Account, note x402server.Entry, out *x402server.Recorder, served metering.Instant) (*x402Answer, error) {
+func (d *x402Metered) finish(ctx context.Context, r *x402Request, l *lease.Lease, tab x402server.Account, note x402server.Entry, out *x402server.Recorder, served metering.Instant) (*x402Answer, error) {
 	if err := out.Keep(&note); err != nil {
 		return nil, err
 	}
 	var kept bool
 	closing := func(tx *sqlx.Tx, rec metering.SignedRecord) error {
-		spent, err := d.Carry(tx, l.price, rec)
+		spent, err := d.Carry(tx, l.Price, rec)
 		n := note
 		if err == nil {
 			n, err = note.Charge(spent)
@@ -258,11 +226,11 @@ func (d *x402Metered) finish(ctx context.Context, r *x402Request, l *lease, tab 
 		kept = err == nil
 		return err
 	}
-	l.closing.Store(&closing)
-	if err := l.end(ctx, stopRequest{reason: "the request was served", at: &served}); err != nil {
+	l.Closing.Store(&closing)
+	if err := l.End(ctx, lease.Stop{Reason: "the request was served", At: &served}); err != nil {
 		return nil, err
 	}
-	last, err := d.store.Records.Last(ctx, l.id)
+	last, err := d.store.Records.Last(ctx, l.ID)
 	if err != nil {
 		return nil, err
 	}

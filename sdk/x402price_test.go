@@ -39,7 +39,7 @@ func TestX402PriceChange(t *testing.T) {
 			}
 			id := n.only().ID
 			if l := r.provider.running(id); l != nil {
-				r.provider.endSoon(l, "over")
+				r.provider.leases.EndSoon(l, "over")
 				testrig.Eventually(t, "it ends", func() bool { return r.provider.running(id) == nil })
 			}
 			kept, err := r.provider.Export(t.Context(), id)

@@ -11,6 +11,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/u256"
+	"github.com/gpupay/gpupay/sdk/internal/lease"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/serve"
 	"github.com/gpupay/gpupay/sdk/internal/x402server"
@@ -135,19 +136,19 @@ func (d *x402Ticks) play(ctx context.Context, w http.ResponseWriter, r *x402Requ
 }
 
 // past is a lease of which only its records are shown.
-func (d *x402Ticks) past(row leasestore.Row, tab x402server.Account) (*lease, error) {
+func (d *x402Ticks) past(row leasestore.Row, tab x402server.Account) (*lease.Lease, error) {
 	a, err := row.Allocated()
-	l := &lease{id: a.LeaseID, terms: tab.Terms, allocation: a, offer: &wire.SignedOffer{Hash: common.HexToHash(row.Offer)}, done: make(chan struct{})}
-	close(l.done)
-	l.view = leaseView{state: leasestore.State(row.State), sequence: math.MaxUint64}
-	if l.view.state == leasestore.Ended {
-		l.allocation.Access = json.RawMessage("null")
+	l := &lease.Lease{ID: a.LeaseID, Terms: tab.Terms, Allocation: a, Offer: &wire.SignedOffer{Hash: common.HexToHash(row.Offer)}, Done: make(chan struct{})}
+	close(l.Done)
+	l.View = lease.View{State: leasestore.State(row.State), Sequence: math.MaxUint64}
+	if l.View.State == leasestore.Ended {
+		l.Allocation.Access = json.RawMessage("null")
 	}
 	return l, err
 }
 
 // show writes the receipt, the lease, and the record that comes.
-func (d *x402Ticks) show(ctx context.Context, w http.ResponseWriter, r *x402Request, tab x402server.Account, note x402server.Entry, l *lease) (*x402Answer, error) {
+func (d *x402Ticks) show(ctx context.Context, w http.ResponseWriter, r *x402Request, tab x402server.Account, note x402server.Entry, l *lease.Lease) (*x402Answer, error) {
 	receipt, err := tab.Told(note)
 	if err == nil {
 		err = receipt.Set(w.Header())
@@ -158,10 +159,10 @@ func (d *x402Ticks) show(ctx context.Context, w http.ResponseWriter, r *x402Requ
 	answer := &x402Answer{note: note, receipt: receipt, written: true}
 	defer serve.Hurry(w)
 	st := &stream{outlet: newServerSent(w), lease: l}
-	v, _ := l.snapshot()
+	v, _ := l.Snapshot()
 	lost := errors.Join(st.begin(), st.send(0, wire.EventLease, wire.Lease{
-		LeaseID: l.id, ChannelID: tab.ID, OfferHash: l.offer.Hash, Devices: l.allocation.Devices,
-		OwedBefore: wire.NewAmount(l.owedBefore), State: string(v.state), Access: l.allocation.Access,
+		LeaseID: l.ID, ChannelID: tab.ID, OfferHash: l.Offer.Hash, Devices: l.Allocation.Devices,
+		OwedBefore: wire.NewAmount(l.OwedBefore), State: string(v.State), Access: l.Allocation.Access,
 	}))
 	if err := d.await(ctx, l, uint64(note.Sequence)); err != nil {
 		d.config.Log.Warn("x402 stream ended before its record; what was charged is credit", "channel", tab.ID, "error", err)

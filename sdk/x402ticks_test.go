@@ -333,10 +333,10 @@ func (n *tickRenter) makeRoom(gpus int) {
 		return
 	}
 	id := all[0].ID
-	if l := n.provider.running(id); l == nil || len(l.allocation.Devices) == gpus {
+	if l := n.provider.running(id); l == nil || len(l.Allocation.Devices) == gpus {
 		return
 	}
-	n.provider.endSoon(n.provider.running(id), "the test wants another")
+	n.provider.leases.EndSoon(n.provider.running(id), "the test wants another")
 	testrig.Eventually(n.T, "the lease ends", func() bool { return n.provider.running(id) == nil })
 }
 

@@ -1,3 +1,4 @@
+// Package payercredit counts what a payer owes over all of its leases at one payee, who gives it one credit for all of them.
 package payercredit
 
 import (
@@ -13,31 +14,12 @@ import (
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 )
 
-// Wake has a payer's leases look at their money.
-func (b *Accounts) Wake(payer common.Address) {
-	b.mu.Lock()
-	a := b.byPayer[payer]
-	b.mu.Unlock()
-	if a == nil {
-		return
-	}
-	a.mu.Lock()
-	var all []Lease
-	for l := range a.leases {
-		all = append(all, l)
-	}
-	a.mu.Unlock()
-	for _, l := range all {
-		l.Wake()
-	}
-}
-
 // Account is what one payer owes on all of its channels: one credit is for all of
 // them together, or a payer would have it anew with each channel. Whoever holds
 // its mu may lock a lease's mu, and never the other way round.
 type Account struct {
 	mu     sync.Mutex
-	row    uint256.Int                 // see accounts
+	row    uint256.Int                 // see Accounts
 	debts  map[common.Hash]uint256.Int // see DebtOf, by channel
 	sum    uint256.Int                 // of debts
 	leases map[Lease]claim             // that run here, or were let go and are watched over
@@ -66,6 +48,7 @@ type Accounts struct {
 	byPayer map[common.Address]*Account
 }
 
+// New counts for a payee whose settlements fetch a row at least.
 func New(row uint256.Int) *Accounts {
 	return &Accounts{row: row, byPayer: make(map[common.Address]*Account)}
 }
@@ -110,16 +93,11 @@ func (b *Accounts) Join(payer common.Address, l Lease, owing []channel.State) *A
 	return a
 }
 
-// Has reports whether a lease counts here: not one that runs here again since it was let go.
-func (a *Account) Has(l Lease) bool {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	_, here := a.leases[l]
-	return here
-}
-
 // Leave forgets a lease. Its debt stands with its channel.
 func (b *Accounts) Leave(payer common.Address, a *Account, l Lease) {
+	if a == nil {
+		return
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	a.mu.Lock()
@@ -132,12 +110,7 @@ func (b *Accounts) Leave(payer common.Address, a *Account, l Lease) {
 
 // Paid hears of a voucher for a channel that has no lease here.
 func (b *Accounts) Paid(s channel.State) {
-	if b == nil {
-		return
-	}
-	b.mu.Lock()
-	a := b.byPayer[s.Terms.Payer]
-	b.mu.Unlock()
+	a := b.of(s.Terms.Payer)
 	if a == nil {
 		return
 	}
@@ -147,6 +120,132 @@ func (b *Accounts) Paid(s channel.State) {
 	a.mu.Unlock()
 	for _, l := range waiting {
 		l.Wake()
+	}
+}
+
+// of is a payer's account; nil where it has no lease here, or nobody counts.
+func (b *Accounts) of(payer common.Address) *Account {
+	if b == nil {
+		return nil
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.byPayer[payer]
+}
+
+// Wake has a payer's leases look at their money.
+func (b *Accounts) Wake(payer common.Address) {
+	a := b.of(payer)
+	if a == nil {
+		return
+	}
+	a.mu.Lock()
+	all := slices.Collect(maps.Keys(a.leases))
+	a.mu.Unlock()
+	for _, l := range all {
+		l.Wake()
+	}
+}
+
+// Ahead is what the payer's leases here, but for one channel's, may add to its debt before they are read again.
+func (b *Accounts) Ahead(payer common.Address, but common.Hash) (sum uint256.Int) {
+	a := b.of(payer)
+	if a == nil {
+		return sum
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for l, c := range a.leases {
+		if l.ChannelID() != but {
+			sum.Add(&sum, &c.ahead)
+		}
+	}
+	return sum
+}
+
+// Payers are those that have a lease here.
+func (b *Accounts) Payers() []common.Address {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.Collect(maps.Keys(b.byPayer))
+}
+
+// Learn takes what the books say of the payers' channels that other gateways
+// serve.
+func (b *Accounts) Learn(payers []common.Address, owing []channel.State) {
+	byPayer := make(map[common.Address][]channel.State)
+	for _, s := range owing {
+		byPayer[s.Terms.Payer] = append(byPayer[s.Terms.Payer], s)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, payer := range payers {
+		if a := b.byPayer[payer]; a != nil {
+			a.mu.Lock()
+			a.learn(byPayer[payer])
+			a.mu.Unlock()
+		}
+	}
+}
+
+// Has reports whether a lease counts here: not one that runs here again since it was let go.
+func (a *Account) Has(l Lease) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	_, here := a.leases[l]
+	return here
+}
+
+// Others is what the payer owes on channels other than a lease's, and what its other leases here may add to that before each of them
+// has been read again: it is off the credit, or many leases would each go a little past it. A lease that has a credit for itself has
+// no account: nil, which has no others.
+func (a *Account) Others(l Lease) (debt, ahead uint256.Int) {
+	if a == nil {
+		return debt, ahead
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.beside(l)
+}
+
+// Claim has what a lease may use before it is read again off the credit of the payer's others if it serves, or no more. It is false
+// where a lease that is to serve has no room beside what they owe and may add to that.
+func (a *Account) Claim(l Lease, serves bool, room func(debt, ahead uint256.Int) bool) bool {
+	if a == nil {
+		return true
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if _, here := a.leases[l]; !here {
+		return true
+	}
+	if serves && !room(a.beside(l)) {
+		return false
+	}
+	a.leases[l] = claim{serves: serves}
+	a.count(l)
+	return true
+}
+
+// Tally counts what a lease owes now, and has the payer's suspended leases look whether they may go on where that fell.
+func (a *Account) Tally(l Lease) {
+	if a == nil {
+		return
+	}
+	var waiting []Lease
+	a.mu.Lock()
+	before := a.debts[l.ChannelID()]
+	if _, here := a.leases[l]; here {
+		a.count(l)
+	} else {
+		a.put(l.ChannelID(), l.Debt())
+	}
+	if now := a.debts[l.ChannelID()]; now.Lt(&before) {
+		waiting = a.suspended(l)
+	}
+	a.mu.Unlock()
+	for _, other := range waiting {
+		other.Wake()
 	}
 }
 
@@ -192,14 +291,6 @@ func (a *Account) suspended(but Lease) []Lease {
 	return waiting
 }
 
-// Others is what the payer owes on channels other than a lease's, and what its other leases here may add to that before each of them
-// has been read again.
-func (a *Account) Others(l Lease) (debt, ahead uint256.Int) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return a.beside(l)
-}
-
 // beside is others. The caller holds mu.
 func (a *Account) beside(l Lease) (debt, ahead uint256.Int) {
 	own := a.debts[l.ChannelID()]
@@ -222,85 +313,4 @@ func (a *Account) count(l Lease) {
 	}
 	a.leases[l] = c
 	a.put(l.ChannelID(), debt)
-}
-
-// Claim has what a lease may use before it is read again off the credit of the payer's others if it serves, or no more. It is false
-// where a lease that is to serve has no room beside what they owe and may add to that.
-func (a *Account) Claim(l Lease, serves bool, room func(debt, ahead uint256.Int) bool) bool {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if _, here := a.leases[l]; !here {
-		return true
-	}
-	if serves && !room(a.beside(l)) {
-		return false
-	}
-	a.leases[l] = claim{serves: serves}
-	a.count(l)
-	return true
-}
-
-// Tally counts what a lease owes now, and has the payer's suspended leases look whether they may go on where that fell.
-func (a *Account) Tally(l Lease) {
-	var waiting []Lease
-	a.mu.Lock()
-	before := a.debts[l.ChannelID()]
-	if _, here := a.leases[l]; here {
-		a.count(l)
-	} else {
-		a.put(l.ChannelID(), l.Debt())
-	}
-	if now := a.debts[l.ChannelID()]; now.Lt(&before) {
-		waiting = a.suspended(l)
-	}
-	a.mu.Unlock()
-	for _, other := range waiting {
-		other.Wake()
-	}
-}
-
-// Ahead is what the payer's leases here, but for one channel's, may add to its debt before they are read again.
-func (b *Accounts) Ahead(payer common.Address, but common.Hash) (sum uint256.Int) {
-	if b == nil {
-		return sum
-	}
-	b.mu.Lock()
-	a := b.byPayer[payer]
-	b.mu.Unlock()
-	if a == nil {
-		return sum
-	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	for l, c := range a.leases {
-		if l.ChannelID() != but {
-			sum.Add(&sum, &c.ahead)
-		}
-	}
-	return sum
-}
-
-// Payers are those that have a lease here.
-func (b *Accounts) Payers() []common.Address {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return slices.Collect(maps.Keys(b.byPayer))
-}
-
-// Learn takes what the books say of the payers' channels that other gateways
-// serve.
-func (b *Accounts) Learn(payers []common.Address, owing []channel.State) {
-	byPayer := make(map[common.Address][]channel.State)
-	for _, s := range owing {
-		byPayer[s.Terms.Payer] = append(byPayer[s.Terms.Payer], s)
-	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for _, payer := range payers {
-		if a := b.byPayer[payer]; a != nil {
-			a.mu.Lock()
-			a.learn(byPayer[payer])
-			a.mu.Unlock()
-		}
-	}
 }

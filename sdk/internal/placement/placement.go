@@ -1,20 +1,31 @@
+// Package placement puts leases onto a host's devices and takes them back by the operator's allocator, and remembers outside the database
+// who has which devices and whose commands ran.
 package placement
 
 import (
+	"cmp"
 	"context"
+	"database/sql"
 	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
 
 	"github.com/ethereum/go-ethereum/common"
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk/gpu"
+	"github.com/gpupay/gpupay/sdk/internal/highwater"
+	"github.com/gpupay/gpupay/sdk/internal/inventory"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
+	"github.com/gpupay/gpupay/sdk/internal/run"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
-// Placer puts leases onto devices and takes them back: local by the operator's gpu.Allocator, nodes at the hosts that meter them.
+// Placer puts leases onto devices and takes them back: Local by the operator's gpu.Allocator, or at the hosts that meter them.
 // Of its methods those of gpu.Allocator and gpu.Adopter mean what they mean there.
 type Placer interface {
-	// place returns what a lease was given, and whose key signs its records where a node meters it.
+	// Place returns what a lease was given, and whose key signs its records where a node meters it.
 	Place(ctx context.Context, req Request) (a gpu.Allocation, meter common.Address, err error)
 	Suspend(ctx context.Context, a gpu.Allocation) error
 	Resume(ctx context.Context, a gpu.Allocation) error
@@ -30,26 +41,127 @@ type Request struct {
 	Offer   wire.SignedOffer
 }
 
-// ErrNoAdopter is a lease whose devices nobody can go on with.
-var ErrNoAdopter = errors.New("the allocator cannot adopt it")
-
-// Local is the placer of a host: leases are metered by this process.
-type Local struct{ Allocator }
-
 // Allocator is an operator's, wrapped so that it can always be asked to adopt.
 type Allocator interface {
 	gpu.Allocator
 	gpu.Adopter
 }
 
+// Local is the placer of a host: leases are metered by this process.
+type Local struct{ Allocator }
+
+// ErrNoAdopter is a lease whose devices nobody can go on with.
+var ErrNoAdopter = errors.New("the allocator cannot adopt it")
+
 var _ Placer = Local{}
 
+// Place has the allocator choose.
 func (l Local) Place(ctx context.Context, req Request) (gpu.Allocation, common.Address, error) {
 	a, err := l.Allocate(ctx, req.Request)
 	return a, common.Address{}, err
 }
 
-// RequestAccess is the access document of such a lease.
+// RequestAccess is the access document of a lease that lasts for one request, and whose devices are given to nobody.
 const RequestAccess = `{"metered":true}`
 
+// ForOneRequest reports whether an allocation is such a lease's.
 func ForOneRequest(a gpu.Allocation) bool { return string(a.Access) == RequestAccess }
+
+// noted is a local placer that remembers outside the database, in the high-water mark, which devices are in renters' hands: a
+// database that is lost, or restored from before a lease, would hand them to the next renter while the last one still has them.
+type noted struct {
+	Local
+	marks    *highwater.Marks
+	database string // whose leases they are
+	log      *slog.Logger
+}
+
+// Guard has the devices of this host be remembered outside a database that is a file. A server's is no host's, and keeps them by itself:
+// there the file has whose commands ran on this host. Placers of other hosts' devices are as they were.
+func Guard(p Placer, marks *highwater.Marks, store leasestore.Store, database string, log *slog.Logger) (Placer, error) {
+	l, ok := p.(Local)
+	switch {
+	case !ok:
+		return p, nil
+	case store.DB.Shared():
+		return fenced{l, marks, store, log}, nil
+	}
+	path, err := filepath.Abs(database)
+	return noted{l, marks, path, log}, err
+}
+
+// Place gives nothing to a renter that could not be remembered.
+func (n noted) Place(ctx context.Context, req Request) (gpu.Allocation, common.Address, error) {
+	after := run.After(ctx)
+	a, meter, err := n.Local.Place(ctx, req)
+	if err != nil {
+		return a, meter, err
+	}
+	a.LeaseID = cmp.Or(a.LeaseID, req.LeaseID)
+	if err := n.marks.Hand(ctx, n.database, a.LeaseID, a.Devices); err != nil {
+		undo, cancel := after()
+		defer cancel()
+		return gpu.Allocation{}, meter, errors.Join(Unmarked(), err, n.Local.Release(undo, a))
+	}
+	return a, meter, nil
+}
+
+// Adopt remembers what an older program allocated, too.
+func (n noted) Adopt(ctx context.Context, a gpu.Allocation) error {
+	if err := n.Local.Adopt(ctx, a); err != nil {
+		return err
+	}
+	return n.marks.Hand(ctx, n.database, a.LeaseID, a.Devices)
+}
+
+func (n noted) Release(ctx context.Context, a gpu.Allocation) error {
+	if err := n.Local.Release(ctx, a); err != nil {
+		return err
+	}
+	if err := n.marks.TakenBack(context.WithoutCancel(ctx), n.database, a.LeaseID); err != nil { // the next start finds the lease ended
+		n.log.Error("that devices were taken back could not be written down", "lease", a.LeaseID, "error", err)
+	}
+	return nil
+}
+
+// TakeBackForgotten takes back the devices of leases that the database does not know any more, before another one gets them. Where
+// that fails they stay taken, and the next start tries again.
+func TakeBackForgotten(ctx context.Context, p Placer, leases leasestore.Leases, release func(context.Context, gpu.Allocation) error) error {
+	n, ok := p.(noted)
+	if !ok {
+		return nil
+	}
+	all, err := n.marks.InHands(ctx, n.database)
+	if err != nil {
+		return err
+	}
+	for id, devices := range all {
+		row, err := leases.ByID(ctx, id.Hex())
+		switch {
+		case errors.Is(err, sql.ErrNoRows):
+			err = n.takeBack(ctx, gpu.Allocation{LeaseID: id, Devices: devices}, release)
+		case err == nil && row.State == wire.StateEnded && row.Held == 0:
+			err = n.marks.TakenBack(ctx, n.database, id)
+		}
+		if err != nil {
+			return fmt.Errorf("devices of lease %s, which is forgotten: %w", id, err)
+		}
+	}
+	return nil
+}
+
+func (n noted) takeBack(ctx context.Context, a gpu.Allocation, release func(context.Context, gpu.Allocation) error) error {
+	err := n.Local.Adopt(ctx, a) // so that they are taken until they are back
+	if errors.Is(err, inventory.ErrTaken) {
+		return n.marks.TakenBack(ctx, n.database, a.LeaseID) // by a later lease: they were taken back
+	}
+	err = release(ctx, a)
+	n.log.Error("the database has forgotten a lease, as where it was lost or is from a backup: its devices are taken back", "lease", a.LeaseID, "devices", a.Devices, "error", err)
+	return nil
+}
+
+// Unmarked refuses what would be signed for while the file cannot be written that has to know it first. What it is about the file the
+// log and Health say.
+func Unmarked() *wire.Problem {
+	return wire.Unavailable.With("this gateway cannot write down what it signs, and so it begins no lease: try another gateway, or later; its operator finds the reason in its health")
+}

@@ -1,4 +1,4 @@
-package sdk
+package lease
 
 import (
 	"fmt"
@@ -18,26 +18,40 @@ import (
 type payersLeases struct {
 	*testing.T
 	accounts *payercredit.Accounts
-	leases   []*lease
+	leases   []*Lease
 	now      int64 // of the readings, nanoseconds
+}
+
+// A lease's view takes no voucher back that it was told of, whichever state comes last: of two that came together, the
+// older may.
+func TestViewKeepsTheNewestVoucher(t *testing.T) {
+	l := &Lease{}
+	older, newer := *uint256.NewInt(100), *uint256.NewInt(200)
+	deposit := *uint256.NewInt(1000)
+	l.Observe(channel.State{Accepted: newer, Deposit: deposit})
+	l.Pays(channel.State{Accepted: older})
+	l.Observe(channel.State{Accepted: older, Deposit: *uint256.NewInt(500)}) // a re-org took a deposit, and no voucher
+	if v := l.Look(); v.Accepted != newer || v.Deposit.Uint64() != 500 {
+		t.Errorf("accepted %s, deposit %s", v.Accepted.Dec(), v.Deposit.Dec())
+	}
 }
 
 const handTick = time.Second // a base unit is a millisecond
 
 // lease joins the payer's account with a lease of some GPUs.
-func (f *payersLeases) lease(credit uint64, gpus int) *lease {
+func (f *payersLeases) lease(credit uint64, gpus int) *Lease {
 	n := len(f.leases) + 1
-	l := &lease{
-		id: common.Hash{byte(n)}, terms: channel.Terms{Payer: common.Address{1}, Salt: common.Hash{byte(n)}}, maxDebt: *uint256.NewInt(credit), credit: postpaid{},
-		price: metering.Price{Amount: *uint256.NewInt(3_600_000), Unit: metering.Hour},
-		deps:  leaseDeps{accounts: f.accounts, clock: metering.System, timing: leaseTiming{tick: handTick}},
-		view:  leaseView{state: leasestore.Active, deposit: *uint256.NewInt(1_000_000)},
+	l := &Lease{
+		ID: common.Hash{byte(n)}, Terms: channel.Terms{Payer: common.Address{1}, Salt: common.Hash{byte(n)}}, MaxDebt: *uint256.NewInt(credit), Credit: Postpaid{},
+		Price: metering.Price{Amount: *uint256.NewInt(3_600_000), Unit: metering.Hour},
+		Deps:  Deps{Accounts: f.accounts, Clock: metering.System, Timing: Timing{Tick: handTick}},
+		View:  View{State: leasestore.Active, Deposit: *uint256.NewInt(1_000_000)},
 	}
 	for gpu := range gpus {
-		l.allocation.Devices = append(l.allocation.Devices, fmt.Sprintf("GPU-%d-%d", n, gpu))
+		l.Allocation.Devices = append(l.Allocation.Devices, fmt.Sprintf("GPU-%d-%d", n, gpu))
 	}
 	var err error
-	if l.meter, err = metering.NewMeter(metering.Config{Devices: l.allocation.Devices, Tick: handTick, MaxGap: 3 * handTick, Keep: -1}); err != nil {
+	if l.Meter, err = metering.NewMeter(metering.Config{Devices: l.Allocation.Devices, Tick: handTick, MaxGap: 3 * handTick, Keep: -1}); err != nil {
 		f.Fatal(err)
 	}
 	l.joinCredit(nil)
@@ -46,10 +60,10 @@ func (f *payersLeases) lease(credit uint64, gpus int) *lease {
 	return l
 }
 
-func (f *payersLeases) read(l *lease) {
-	for _, device := range l.allocation.Devices {
+func (f *payersLeases) read(l *Lease) {
+	for _, device := range l.Allocation.Devices {
 		r := metering.Reading{Device: device, Seen: device, BootID: "boot", Driver: "1", Health: metering.Healthy, At: metering.Instant{Wall: f.now, Mono: f.now, Boot: f.now}}
-		interval, err := l.meter.Observe(r)
+		interval, err := l.Meter.Observe(r)
 		if err != nil {
 			f.Fatal(err)
 		}
@@ -66,16 +80,16 @@ func (f *payersLeases) runs(ticks int) {
 			f.read(l)
 		}
 		for _, l := range f.leases {
-			v := l.look()
+			v := l.Look()
 			why := l.hindrance(&v)
 			switch {
-			case v.state == leasestore.Active && why != "":
-				l.meter.Pause()
-				l.turn(leasestore.Suspended, why)
-			case v.state == leasestore.Suspended && why == "" && l.claims(true):
+			case v.State == leasestore.Active && why != "":
+				l.Meter.Pause()
+				l.Show(leasestore.Suspended, why)
+			case v.State == leasestore.Suspended && why == "" && l.Claims(true):
 				l.goOn()
-				l.turn(leasestore.Active, "")
-			case v.state == leasestore.Active:
+				l.Show(leasestore.Active, "")
+			case v.State == leasestore.Active:
 				l.goOn()
 			}
 		}
@@ -106,8 +120,8 @@ func TestManyLeasesAreServedForOneCredit(t *testing.T) {
 			}
 			for round := range 20 {
 				l := f.leases[round%len(f.leases)]
-				v, debt := l.look(), l.Debt()
-				l.pays(channel.State{Accepted: *v.accepted.Add(&v.accepted, &debt), Deposit: v.deposit})
+				v, debt := l.Look(), l.Debt()
+				l.Pays(channel.State{Accepted: *v.Accepted.Add(&v.Accepted, &debt), Deposit: v.Deposit})
 				f.runs(5)
 				if owed := f.debt(); owed > most {
 					t.Fatalf("%d is owed of a credit of %d, %d payments later", owed, most, round+1)
@@ -117,16 +131,26 @@ func TestManyLeasesAreServedForOneCredit(t *testing.T) {
 	}
 }
 
+// TestUseWithoutARecordIsOwed: a lease none of whose use could be recorded, as on a full disk, does not go on unpaid.
+func TestUseWithoutARecordIsOwed(t *testing.T) {
+	f := &payersLeases{T: t, accounts: payercredit.New(uint256.Int{})}
+	l := f.lease(8_000, 1)
+	f.runs(20)
+	if v := l.Look(); v.State != leasestore.Suspended || !v.Owed.IsZero() || l.Credit.mayResume(l, v) {
+		t.Errorf("%s, and by its records %s is owed: it may go on, unpaid", v.State, v.Owed.Dec())
+	}
+}
+
 // TestLeasesPaidInAdvanceTakeNoCredit: the next ticks of a lease that is paid in advance are not off the credit of the payer's others.
 func TestLeasesPaidInAdvanceTakeNoCredit(t *testing.T) {
 	f := &payersLeases{T: t, accounts: payercredit.New(uint256.Int{})}
 	for range 40 {
 		l := f.lease(10_000, 1)
-		l.pays(channel.State{Accepted: *uint256.NewInt(100_000), Deposit: l.view.deposit})
+		l.Pays(channel.State{Accepted: *uint256.NewInt(100_000), Deposit: l.View.Deposit})
 	}
 	f.runs(50)
 	for _, l := range f.leases {
-		if debt := l.meter.Totals().Allocated; debt != int64(50*handTick) {
+		if debt := l.Meter.Totals().Allocated; debt != int64(50*handTick) {
 			t.Fatalf("a lease that is paid in advance was served for %s of 50 s", time.Duration(debt))
 		}
 	}
@@ -137,12 +161,12 @@ func TestSuspendedLeasesGoOnOneByOne(t *testing.T) {
 	f := &payersLeases{T: t, accounts: payercredit.New(uint256.Int{})}
 	for range 8 {
 		l := f.lease(8_000, 1)
-		l.meter.Pause()
-		l.turn(leasestore.Suspended, reasonUnpaid)
+		l.Meter.Pause()
+		l.Show(leasestore.Suspended, reasonUnpaid)
 	}
-	var may []*lease
+	var may []*Lease
 	for _, l := range f.leases {
-		if v := l.look(); l.hindrance(&v) == "" {
+		if v := l.Look(); l.hindrance(&v) == "" {
 			may = append(may, l)
 		}
 	}
@@ -151,9 +175,9 @@ func TestSuspendedLeasesGoOnOneByOne(t *testing.T) {
 	}
 	var do int
 	for _, l := range may { // each has looked before any of them goes on
-		if l.claims(true) {
+		if l.Claims(true) {
 			l.goOn()
-			l.turn(leasestore.Active, "")
+			l.Show(leasestore.Active, "")
 			do++
 		}
 	}
@@ -163,5 +187,25 @@ func TestSuspendedLeasesGoOnOneByOne(t *testing.T) {
 	f.runs(20)
 	if owed := f.debt(); owed == 0 || owed > 8000 {
 		t.Errorf("%d is owed of a credit of 8000", owed)
+	}
+}
+
+// TestSuspensionsTimeGoesOn: what is left of the time that a suspended lease has is at least a quarter, however wrong the clock is or was.
+func TestSuspensionsTimeGoesOn(t *testing.T) {
+	now := time.Now()
+	for then, left := range map[time.Time]time.Duration{
+		{}:                                 time.Minute,
+		now:                                time.Minute,
+		now.Add(-10 * time.Second):         50 * time.Second,
+		now.Add(-24 * time.Hour):           15 * time.Second,
+		now.Add(24 * time.Hour):            time.Minute,
+		now.Add(-50 * time.Second):         15 * time.Second,
+		time.Unix(0, 1):                    15 * time.Second,
+		now.Add(-45 * time.Second):         15 * time.Second,
+		now.Add(-44900 * time.Millisecond): 15100 * time.Millisecond,
+	} {
+		if got := time.Minute - now.Sub(suspendedSince(then, now, time.Minute)); got != left {
+			t.Errorf("suspended at %s it has %s at %s, want %s", then, got, now, left)
+		}
 	}
 }

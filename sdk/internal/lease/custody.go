@@ -1,4 +1,4 @@
-package sdk
+package lease
 
 import (
 	"context"
@@ -30,8 +30,9 @@ type custody struct {
 	}
 }
 
-// unmeteredFrom begins to count the time in which a renter has devices that nobody meters.
-func (c *custody) unmeteredFrom(now metering.Instant) {
+// LetGo begins to count the time in which the renter has devices that nobody meters.
+func (l *Lease) LetGo() {
+	c, now := &l.custody, l.Deps.Clock.Now()
 	c.alone.mu.Lock()
 	defer c.alone.mu.Unlock()
 	if c.given.Load() && c.alone.since == nil {
@@ -60,27 +61,27 @@ func (c *custody) unmetered(clock metering.Clock) int64 {
 }
 
 // used is device time, nanoseconds: what was metered, and what was not because the lease was let go while its renter had the devices.
-func (l *lease) used() uint64 {
-	return uint64(l.meter.Allocated()) + uint64(len(l.allocation.Devices))*uint64(l.custody.unmetered(l.deps.clock))
+func (l *Lease) used() uint64 {
+	return uint64(l.Meter.Allocated()) + uint64(len(l.Allocation.Devices))*uint64(l.custody.unmetered(l.Deps.Clock))
 }
 
 // giveOut lets the renter use the devices. It may have done so also where it fails.
-func (l *lease) giveOut(ctx context.Context, a gpu.Allocation) error {
+func (l *Lease) giveOut(ctx context.Context, a gpu.Allocation) error {
 	l.custody.mu.Lock()
 	defer l.custody.mu.Unlock()
 	l.custody.given.Store(true)
-	return l.deps.placer.Resume(ctx, a)
+	return l.Deps.Placer.Resume(ctx, a)
 }
 
 // takeIn suspends the devices, unless they are.
-func (l *lease) takeIn(ctx context.Context, a gpu.Allocation) error {
+func (l *Lease) takeIn(ctx context.Context, a gpu.Allocation) error {
 	l.custody.mu.Lock()
 	defer l.custody.mu.Unlock()
-	return l.takeInBy(ctx, a, l.deps.placer.Suspend)
+	return l.takeInBy(ctx, a, l.Deps.Placer.Suspend)
 }
 
 // takeInBy is takeIn by some command. The caller holds custody's mu.
-func (l *lease) takeInBy(ctx context.Context, a gpu.Allocation, suspend func(context.Context, gpu.Allocation) error) error {
+func (l *Lease) takeInBy(ctx context.Context, a gpu.Allocation, suspend func(context.Context, gpu.Allocation) error) error {
 	if !l.custody.given.Load() {
 		return nil
 	}
@@ -88,16 +89,16 @@ func (l *lease) takeInBy(ctx context.Context, a gpu.Allocation, suspend func(con
 	if err == nil {
 		l.custody.given.Store(false)
 		l.custody.failed.Store(false)
-		l.custody.unmeteredTo(l.deps.clock.Now())
+		l.custody.unmeteredTo(l.Deps.Clock.Now())
 	}
 	return err
 }
 
 // takeBackDevices releases the devices.
-func (l *lease) takeBackDevices(ctx context.Context, a gpu.Allocation) error {
+func (l *Lease) takeBackDevices(ctx context.Context, a gpu.Allocation) error {
 	l.custody.mu.Lock()
 	defer l.custody.mu.Unlock()
-	err := l.deps.placer.Release(ctx, a)
+	err := l.Deps.Placer.Release(ctx, a)
 	if err == nil {
 		l.custody.given.Store(false)
 	}
@@ -105,7 +106,7 @@ func (l *lease) takeBackDevices(ctx context.Context, a gpu.Allocation) error {
 }
 
 // bills has the meter bill, and is false where the renter does not have the devices: see holdBack.
-func (l *lease) bills() bool {
+func (l *Lease) bills() bool {
 	l.custody.mu.Lock()
 	defer l.custody.mu.Unlock()
 	if !l.custody.given.Load() {
@@ -115,10 +116,10 @@ func (l *lease) bills() bool {
 	return true
 }
 
-// cannotSuspend says once that devices could not be suspended: it is tried again until they are.
-func (l *lease) cannotSuspend(err error) {
+// CannotSuspend says once that devices could not be suspended: it is tried again until they are.
+func (l *Lease) CannotSuspend(err error) {
 	if !l.custody.failed.Swap(true) {
-		l.deps.log.Error("the devices of a lease that must not be served could not be suspended: it is tried again until they are", "lease", l.id, "channel", l.terms.ID(), "devices", l.allocation.Devices, "error", err)
+		l.Deps.Log.Error("the devices of a lease that must not be served could not be suspended: it is tried again until they are", "lease", l.ID, "channel", l.Terms.ID(), "devices", l.Allocation.Devices, "error", err)
 	}
 }
 
@@ -126,33 +127,33 @@ func (l *lease) cannotSuspend(err error) {
 const hastenAfter = 500 * time.Millisecond
 
 // hasten has a lease held back that must not be served and whose goroutine does not get to it, as it waits for a database.
-func (l *lease) hasten() {
+func (l *Lease) hasten() {
 	if l.life == nil || l.custody.watched.Swap(true) {
 		return
 	}
-	time.AfterFunc(max(l.deps.timing.tick, hastenAfter), l.holdBack)
+	time.AfterFunc(max(l.Deps.Timing.Tick, hastenAfter), l.holdBack)
 }
 
 // holdBack suspends the devices of an active lease that must not be served, and goes on trying until that is done, its goroutine has
 // done it, or it may be served again. It waits for no database but to hear whose the lease is.
-func (l *lease) holdBack() {
+func (l *Lease) holdBack() {
 	defer l.custody.watched.Store(false)
 	var pace chain.Backoff
 	for l.mustNotServe() {
 		l.rush()
-		err := l.command(l.life, func(ctx context.Context, a gpu.Allocation) error {
+		err := l.Command(l.life, func(ctx context.Context, a gpu.Allocation) error {
 			l.custody.mu.Lock()
 			defer l.custody.mu.Unlock()
 			if !l.mustNotServe() {
 				return nil
 			}
-			l.meter.Pause()
-			return l.takeInBy(ctx, a, l.deps.placer.Suspend)
+			l.Meter.Pause()
+			return l.takeInBy(ctx, a, l.Deps.Placer.Suspend)
 		})
-		if err == nil || l.lost.Load() || l.life.Err() != nil {
+		if err == nil || l.Lost.Load() || l.life.Err() != nil {
 			break
 		}
-		l.cannotSuspend(err)
+		l.CannotSuspend(err)
 		if chain.Pause(l.life, pace.Next()) != nil {
 			break
 		}
@@ -161,50 +162,50 @@ func (l *lease) holdBack() {
 }
 
 // mustNotServe reports whether a renter has devices that it must not have now.
-func (l *lease) mustNotServe() bool {
+func (l *Lease) mustNotServe() bool {
 	select {
-	case <-l.done:
+	case <-l.Done:
 		return false
 	default:
 	}
-	v := l.look()
-	return v.state == leasestore.Active && l.custody.given.Load() && l.hindrance(&v) != ""
+	v := l.Look()
+	return v.State == leasestore.Active && l.custody.given.Load() && l.hindrance(&v) != ""
 }
 
 // insist suspends the devices of a lease that is run by nobody from now on, as its process stops: there are some tries, and no more time
 // than for one command. Another gateway's it leaves alone.
-func (l *lease) insist(ctx context.Context) {
-	call, cancel := context.WithTimeout(ctx, l.deps.timing.callTimeout)
+func (l *Lease) insist(ctx context.Context) {
+	call, cancel := context.WithTimeout(ctx, l.Deps.Timing.CallTimeout)
 	defer cancel()
 	pace := chain.Backoff{Least: 100 * time.Millisecond}
 	for l.custody.given.Load() {
-		err := l.takeInLate(call)
+		err := l.TakeInLate(call)
 		if err == nil || errors.Is(err, leasestore.ErrNotOwner) {
 			return
 		}
-		l.cannotSuspend(err)
+		l.CannotSuspend(err)
 		if chain.Pause(call, pace.Next()) != nil {
-			l.deps.log.Error("the process stops, and the devices of a lease that nobody meters could not be suspended: do it by hand", "lease", l.id, "devices", l.allocation.Devices, "error", err)
+			l.Deps.Log.Error("the process stops, and the devices of a lease that nobody meters could not be suspended: do it by hand", "lease", l.ID, "devices", l.Allocation.Devices, "error", err)
 			return
 		}
 	}
 }
 
-// takeInLate is takeIn of a lease that was let go, and may be another gateway's.
-func (l *lease) takeInLate(ctx context.Context) error {
-	call, cancel := context.WithTimeout(ctx, l.deps.timing.callTimeout)
+// TakeInLate is takeIn of a lease that was let go, and may be another gateway's.
+func (l *Lease) TakeInLate(ctx context.Context) error {
+	call, cancel := context.WithTimeout(ctx, l.Deps.Timing.CallTimeout)
 	defer cancel()
 	l.custody.mu.Lock()
 	defer l.custody.mu.Unlock()
-	return l.takeInBy(call, l.allocation, func(ctx context.Context, a gpu.Allocation) error { return placement.SuspendLate(ctx, l.deps.placer, a) })
+	return l.takeInBy(call, l.Allocation, func(ctx context.Context, a gpu.Allocation) error { return placement.SuspendLate(ctx, l.Deps.Placer, a) })
 }
 
-// leaveSuspended suspends what a process that stops could not write down: no process that begins before the database is back could
+// LeaveSuspended suspends what a process that stops could not write down: no process that begins before the database is back could
 // meter it, and so it has no bound. Whoever goes on with the lease resumes it first.
-func (l *lease) leaveSuspended(ctx context.Context) {
-	if l.read != nil || l.returned || l.elsewhere.Load() || !l.custody.given.Load() {
+func (l *Lease) LeaveSuspended(ctx context.Context) {
+	if l.Read != nil || l.returned || l.Elsewhere.Load() || !l.custody.given.Load() {
 		return
 	}
-	l.deps.log.Warn("the process stops, and what a lease used cannot be written: its devices are suspended until a process goes on with it", "lease", l.id, "channel", l.terms.ID())
+	l.Deps.Log.Warn("the process stops, and what a lease used cannot be written: its devices are suspended until a process goes on with it", "lease", l.ID, "channel", l.Terms.ID())
 	l.insist(ctx)
 }

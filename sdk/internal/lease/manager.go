@@ -1,0 +1,570 @@
+package lease
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/holiman/uint256"
+	"github.com/jmoiron/sqlx"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/fault"
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/gpu"
+	"github.com/gpupay/gpupay/sdk/internal/inventory"
+	"github.com/gpupay/gpupay/sdk/internal/keyed"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
+	"github.com/gpupay/gpupay/sdk/internal/placement"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// Manager runs leases and takes them up again after a restart: a provider's, or
+// those that a node meters for its gateways.
+type Manager struct {
+	Deps     Deps
+	MeterKey metering.Signer   // signs usage records
+	PastKeys []metering.Signer // sign those of leases from before MeterKey
+	Binder   channel.Signer    // the payee's key, which binds meters to leases; nil: a node, whose gateways have it
+	PaidTo   common.Address    // whom channels must pay that leases go on on; zero: whomever
+	Store    leasestore.Store
+
+	// Channel is the channel of a lease, and Remote what a gateway has of one that
+	// a node meters.
+	Channel   func(ctx context.Context, row leasestore.Row) (channel.State, error)
+	Remote    func(l *Lease, row leasestore.Row, terms metering.Lease, meter common.Address, last *metering.SignedRecord) (Engine, error)
+	Owing     func(ctx context.Context, payer common.Address) ([]channel.State, error) // the channels on which a payer owes; nil: it is not known
+	Share     func(ctx context.Context, lease common.Hash) (*uint256.Int, error)       // what of its payer's credit a lease has; nil: it is not told
+	Allocated func(channel common.Hash)                                                // hears that a channel's lease has its devices; may be nil
+	Prepaid   func(*Lease) error                                                       // makes a lease one that is paid in advance, if it is; nil: none is
+
+	Devices []metering.Device    // that the source listed at the start; none where it is not asked
+	Sick    inventory.Quarantine // of the devices of the source, for who asks how they are
+
+	life   context.Context // leases run until it ends
+	Finish func()
+
+	Busy             keyed.Mutex // by lease: it begins, or is resolved
+	mu               sync.Mutex
+	leases           map[common.Hash]*Lease // running, by channel
+	wait             sync.WaitGroup
+	closed, draining bool
+}
+
+// Init makes a manager that has no lease yet.
+func (h *Manager) Init() {
+	h.leases = make(map[common.Hash]*Lease)
+	life, end := context.WithCancel(context.Background())
+	h.life = life
+	h.Deps.probing = make(chan struct{}, probes)
+	h.Deps.leaving = make(chan struct{}, 1024) // as many as the store commits at once
+	h.Deps.sampling = metering.NewSampling(h.Deps.Source, h.Deps.Clock)
+	h.Finish = func() {
+		end()
+		h.Deps.sampling.Close()
+		for _, l := range h.All() {
+			l.Wake()
+		}
+	}
+}
+
+// Close stops all leases, which go on in the next process, and waits for all
+// work. It is false the second time.
+func (h *Manager) Close() bool {
+	h.mu.Lock()
+	if h.closed {
+		h.mu.Unlock()
+		return false
+	}
+	h.closed = true
+	h.mu.Unlock()
+	h.Finish()
+	h.wait.Wait()
+	return true
+}
+
+// Begin registers work that Close waits for.
+func (h *Manager) Begin() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed {
+		return false
+	}
+	h.wait.Add(1)
+	return true
+}
+
+// Go does work that Close waits for, until Lifetime ends. It is false where Close was called.
+func (h *Manager) Go(work func(ctx context.Context)) bool {
+	begun := h.Begin()
+	if begun {
+		go func() {
+			defer h.Done()
+			work(h.life)
+		}()
+	}
+	return begun
+}
+
+// Drain has no further lease begin.
+func (h *Manager) Drain() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.draining = true
+}
+
+// Accepts reports whether leases may begin: neither Drain nor Close was called.
+func (h *Manager) Accepts() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return !h.closed && !h.draining
+}
+
+// Done ends work that begin registered.
+func (h *Manager) Done() { h.wait.Done() }
+
+// Lifetime ends when the manager stops.
+func (h *Manager) Lifetime() context.Context { return h.life }
+
+// Running returns the lease that runs on a channel, or nil.
+func (h *Manager) Running(channelID common.Hash) *Lease {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.leases[channelID]
+}
+
+// Runs is the lease of a row, if it runs.
+func (h *Manager) Runs(row leasestore.Row) *Lease {
+	l := h.Running(common.HexToHash(row.Channel))
+	if l == nil || l.ID.Hex() != row.ID {
+		return nil
+	}
+	return l
+}
+
+// All are those that run.
+func (h *Manager) All() []*Lease {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Collect(maps.Values(h.leases))
+}
+
+// Start allocates devices and begins a lease on an open channel. The row is on
+// disk before the first command runs, so that a crash in between still
+// releases what was allocated. may is asked in the row's transaction.
+func (h *Manager) Start(ctx context.Context, row leasestore.Row, s channel.State, offer wire.SignedOffer, may func(*sqlx.Tx) error) (*Lease, error) {
+	id := common.HexToHash(row.ID)
+	begun := sync.OnceFunc(h.Busy.Lock(id))
+	defer begun()
+	if err := h.Store.Leases.Guarded(may).Insert(ctx, row); err != nil {
+		return nil, err
+	}
+	fault.Point(fault.LeaseWritten)
+	// A renter that hangs up must not leave a half-made allocation behind.
+	later := context.WithoutCancel(ctx) // what a failure leaves is undone also where its time was up
+	call, cancel := context.WithTimeout(later, h.Deps.Timing.Begins())
+	defer cancel()
+	a, meter, err := h.allocate(call, row, s, offer)
+	if err != nil {
+		return nil, errors.Join(err, h.notAllocated(later, row, errors.Is(err, gpu.ErrHeld)))
+	}
+	fault.Point(fault.LeaseAllocated)
+	if h.Allocated != nil {
+		h.Allocated(s.ID)
+	}
+	a.LeaseID, a.Term = id, row.Term
+	text, err := json.Marshal(a)
+	row.Allocation = string(text)
+	if err == nil {
+		err = h.bind(call, &row, s.ID, offer, meter)
+	}
+	if err == nil {
+		err = h.Store.Leases.Activate(call, row)
+	}
+	if err != nil {
+		return nil, errors.Join(err, h.release(later, a)) // the row says that nothing is metered
+	}
+	fault.Point(fault.LeaseActivated)
+	l, err := h.newLease(row, s, offer, a, nil)
+	if err != nil {
+		return nil, errors.Join(err, h.GiveBack(call, row, nil, "not started"))
+	}
+	if l.MetersHere() && l.Read == nil {
+		l.opened = make(chan struct{})
+	}
+	err = h.launch(l, leasestore.Active, s, nil)
+	switch {
+	case errors.Is(err, gpu.ErrNoCapacity):
+		l.LeaveCredit()
+		return nil, errors.Join(err, h.GiveBack(call, row, nil, err.Error()))
+	case errors.Is(err, ErrMetered): // and not given back: that would take it from who has it
+		l.LeaveCredit()
+		return nil, errors.Join(err, h.Store.Leases.SetEnded(call, id, row.Term, err.Error(), false))
+	}
+	if err != nil || l.opened == nil {
+		return l, err // after another error the next process takes the lease up
+	}
+	begun() // it runs; where another gateway took it, nobody waits for its readings
+	// Nobody is told how the devices are reached before their first readings, from which they are billed on.
+	select {
+	case <-l.opened:
+	case <-call.Done():
+	}
+	return l, nil
+}
+
+// allocate has a lease's devices chosen, as many as were asked for. What was given and is wrong is taken back, also where ctx is
+// over; if that fails the error is gpu.ErrHeld.
+func (h *Manager) allocate(ctx context.Context, row leasestore.Row, s channel.State, offer wire.SignedOffer) (gpu.Allocation, common.Address, error) {
+	id := common.HexToHash(row.ID)
+	a, meter, err := h.Deps.Placer.Place(ctx, placement.Request{Request: gpu.Request{LeaseID: id, Payer: s.Terms.Payer, GPUs: row.GPUs, Term: row.Term}, Channel: s, Offer: offer})
+	if err == nil && len(a.Devices) != row.GPUs {
+		err = fmt.Errorf("allocator gave %d devices to lease %s, %d were asked for", len(a.Devices), id, row.GPUs)
+		if held := h.release(context.WithoutCancel(ctx), a); held != nil {
+			err = fmt.Errorf("%w, and %w: %w", err, gpu.ErrHeld, held)
+		}
+	}
+	return a, meter, err
+}
+
+// notAllocated has it on disk that a lease never began.
+func (h *Manager) notAllocated(ctx context.Context, row leasestore.Row, held bool) error {
+	write, cancel := context.WithTimeout(ctx, h.Deps.Timing.CallTimeout)
+	defer cancel()
+	return h.Store.Leases.SetEnded(write, common.HexToHash(row.ID), row.Term, "not allocated", held)
+}
+
+// newLease builds a lease: fresh, or as its last record and the meter's state
+// left it.
+func (h *Manager) newLease(row leasestore.Row, s channel.State, offer wire.SignedOffer, a gpu.Allocation, last *metering.SignedRecord) (*Lease, error) {
+	price, err := offer.Price()
+	if err != nil {
+		return nil, err
+	}
+	credit, err := price.Charge(offer.Credit * uint64(time.Second))
+	if err != nil {
+		return nil, err
+	}
+	before, err := channel.ParseAmount(row.OwedBefore)
+	if err != nil {
+		return nil, err
+	}
+	l := &Lease{
+		ID: a.LeaseID, Terms: s.Terms, Offer: h.Store.Offers.Shared(offer), Price: price, MaxDebt: credit, Credit: Postpaid{}, Allocation: a, OwedBefore: before,
+		startedAt: row.StartedAt, Term: row.Term, Done: make(chan struct{}), Deps: h.Deps,
+	}
+	l.View.Stream, l.View.Reason = uint64(row.Stream), row.Reason
+	if l.Binding, err = row.MeterBinding(); err != nil {
+		return nil, err
+	}
+	if h.Deps.Tenure != nil && a.Node == "" {
+		l.tenure = h.Deps.Tenure()
+	}
+	l.Deps.Timing = l.Deps.Timing.of(offer.Offer)
+	terms := offer.Meters(metering.Lease{
+		ID: a.LeaseID, ChannelID: s.ID, OfferHash: offer.Hash, ChainID: s.Terms.ChainID, Escrow: s.Terms.Escrow,
+		Price: price, OwedBefore: before, Devices: a.Devices,
+	})
+	if a.Node != "" {
+		l.Notify = make(chan struct{}, 1)
+		l.Remote, err = h.Remote(l, row, terms, row.SigningKey(offer), last)
+		return l, err
+	}
+	saved, record, pending, err := row.Resume(last)
+	if err != nil {
+		return nil, err
+	}
+	l.draft = pending
+	if l.Meter, err = newMeter(a.Devices, offer.Offer, saved); err != nil {
+		return nil, err
+	}
+	l.watchdog.limit = l.Meter.Config().MaxGap
+	l.each = make([]watchdog, len(a.Devices))
+	for i := range l.each {
+		l.each[i].limit = l.watchdog.limit
+	}
+	if l.recorder, err = metering.NewRecorder(terms, h.Signer(row.SigningKey(offer)), record); err != nil || h.Prepaid == nil {
+		return l, err
+	}
+	return l, h.Prepaid(l)
+}
+
+// of is the timing of a lease: what its offer promises counts, and not what was
+// configured since.
+func (t Timing) of(o wire.Offer) Timing {
+	t.Tick = cmp.Or(time.Duration(o.Tick)*time.Millisecond, t.Tick)
+	t.RecordEvery = cmp.Or(time.Duration(o.RecordEvery)*time.Millisecond, t.RecordEvery)
+	return t
+}
+
+func newMeter(devices []string, o wire.Offer, saved *metering.State) (*metering.Meter, error) {
+	config := metering.Config{
+		Devices: devices,
+		Tick:    time.Duration(o.Tick) * time.Millisecond,
+		MaxGap:  time.Duration(o.MaxGap) * time.Millisecond,
+		Keep:    -1, // nobody asks a provider for samples: the root in the record tells whether two meters saw the same
+	}
+	if saved != nil {
+		return metering.Restore(config, *saved)
+	}
+	return metering.NewMeter(config)
+}
+
+// launch lets a lease run. Its view starts where its last record is.
+func (h *Manager) launch(l *Lease, state leasestore.State, s channel.State, last *metering.SignedRecord) error {
+	l.View = View{State: state, Reason: l.View.Reason, Version: 1, Stream: l.View.Stream, Reserved: l.View.Reserved, Owed: l.OwedBefore, Deposit: s.Deposit}
+	l.View.hear(s, l.Deps.Row)
+	if last != nil {
+		l.View.Sequence, l.View.Owed, l.View.Nanos = last.Sequence, last.Owed, last.Nanos
+	}
+	l.View.Ask(state, l.View.Reason)
+	l.custody.given.Store(state == leasestore.Active && l.MetersHere()) // a node suspends by itself
+	if state == leasestore.Suspended && l.Meter != nil {
+		l.Meter.Pause()
+		switch l.View.Reason {
+		case ReasonUnmetered:
+			l.watchdog.starve() // until its devices are read
+		case ReasonDead:
+			l.liveness.dead.Store(h.Deps.Liveness != nil) // until it is asked
+		}
+	}
+	if h.Owing != nil {
+		owing, err := h.Owing(h.life, s.Terms.Payer)
+		if err != nil {
+			return err
+		}
+		l.joinCredit(owing)
+	}
+	if h.Share != nil {
+		share, err := h.Share(h.life, l.ID)
+		if err != nil {
+			return err
+		}
+		l.Share.Store(share)
+	}
+	if !h.Begin() {
+		return ErrClosed
+	}
+	if err := h.Enlist(l); err != nil {
+		h.wait.Done()
+		return err
+	}
+	l.run(h.life, &h.wait)
+	h.Deps.Log.Info("lease started", "lease", l.ID, "channel", s.ID, "payer", s.Terms.Payer, "devices", l.Allocation.Devices, "state", string(state))
+	return nil
+}
+
+// ErrMetered is a device that another running lease has: its time would be billed twice.
+var ErrMetered = errors.New("it is metered for lease")
+
+// Enlist has a lease run here. One meter is on each device, whatever the allocator says; of those that a node meters the node
+// sees to it. A device that the allocator gave to both leases stays the other's. Where one of them is a metered request, the
+// allocator gave it to one lease at most: the error is ErrNoCapacity, and the device is given back.
+func (h *Manager) Enlist(l *Lease) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if l.MetersHere() {
+		device, other := h.meter(l.Allocation.Devices, l.ID)
+		if other != nil && (placement.ForOneRequest(l.Allocation) || placement.ForOneRequest(other.Allocation)) {
+			return fmt.Errorf("%w: device %s of lease %s: %w %s", gpu.ErrNoCapacity, device, l.ID, ErrMetered, other.ID)
+		}
+		if other != nil {
+			return fmt.Errorf("device %s of lease %s: %w %s", device, l.ID, ErrMetered, other.ID)
+		}
+	}
+	h.leases[l.Terms.ID()] = l
+	return nil
+}
+
+// meter is the lease, but for one, that has one of some devices here, and which; nil if none has. The caller holds mu.
+func (h *Manager) meter(devices []string, but common.Hash) (string, *Lease) {
+	for _, other := range h.leases {
+		if !other.MetersHere() || other.ID == but || other.Ending.Load() || other.Lost.Load() {
+			continue
+		}
+		if i := slices.IndexFunc(devices, func(d string) bool { return slices.Contains(other.Allocation.Devices, d) }); i >= 0 {
+			return devices[i], other
+		}
+	}
+	return "", nil
+}
+
+// CheckFree is ErrNoCapacity where a lease that runs here and is not the route's has one of the devices, whatever the allocator knows.
+func (h *Manager) CheckFree(devices []string, route inventory.Route) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if device, other := h.meter(devices, common.Hash{}); other != nil && !route(other.ID) {
+		return fmt.Errorf("%w: device %s: %w %s", gpu.ErrNoCapacity, device, ErrMetered, other.ID)
+	}
+	return nil
+}
+
+// Drop makes room for another lease on the channel.
+func (h *Manager) Drop(l *Lease) {
+	if !l.Guarded.Load() || !l.MetersHere() {
+		l.LeaveCredit()
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.leases[l.Terms.ID()] == l { // it may have come back here meanwhile
+		delete(h.leases, l.Terms.ID())
+	}
+}
+
+func (e OverError) Error() string { return string(e) }
+
+// Load is a lease as its row and its last record left it.
+func (h *Manager) Load(ctx context.Context, row leasestore.Row, s channel.State, a gpu.Allocation, last *metering.SignedRecord) (*Lease, error) {
+	offer, err := h.Store.Offers.Get(ctx, common.HexToHash(row.Offer))
+	if err != nil {
+		return nil, err
+	}
+	l, err := h.newLease(row, s, offer, a, last)
+	if err == nil && l.MetersHere() && forgets(s, l.OwedBefore, last) {
+		l.aborted.Store(true)
+	}
+	if err == nil && row.Suspended > 0 {
+		l.Earlier = time.Unix(0, row.Suspended)
+	}
+	return l, err
+}
+
+// forgets reports a channel that is charged more than its lease's records say,
+// with which they are charged in one step: some of them are forgotten.
+func forgets(s channel.State, before uint256.Int, last *metering.SignedRecord) bool {
+	if last != nil {
+		before = last.Owed
+	}
+	return s.Spent.Gt(&before)
+}
+
+// EndSoon has a lease end, once, and does not wait for it.
+func (h *Manager) EndSoon(l *Lease, reason string) {
+	if l.Ending.Swap(true) {
+		return
+	}
+	go func() {
+		if err := l.End(h.life, Stop{Reason: reason}); err != nil {
+			h.Deps.Log.Error("lease could not be ended", "lease", l.ID, "error", err)
+		}
+	}()
+}
+
+// bind says in a row whose key signs the records of a lease that begins, where its offer does not: of the key that
+// metered, or of our own where meter is zero. A payee signs for it, once: it does so between the two writes of a lease,
+// and nobody has it before the second one, after which the row is what counts. A lease that does not come to that
+// write is over, and its id never used again.
+func (h *Manager) bind(ctx context.Context, row *leasestore.Row, channelID common.Hash, offer wire.SignedOffer, meter common.Address) error {
+	if offer.NamesMeter() {
+		return nil
+	}
+	if meter == (common.Address{}) {
+		meter = h.MeterKey.Address()
+	}
+	row.MeterKey = meter.Hex()
+	if h.Binder == nil {
+		return nil
+	}
+	binding, err := wire.BindMeter(ctx, h.Binder, offer.Offer, wire.MeterBinding{
+		LeaseID: common.HexToHash(row.ID), ChannelID: channelID, OfferHash: offer.Hash, Meter: wire.Address(meter)})
+	if err != nil {
+		return err
+	}
+	fault.Point(fault.MeterBound)
+	text, err := json.Marshal(binding)
+	row.Binding = string(text)
+	return err
+}
+
+// Signer is the metering key of an address, and our newest one where that is not here.
+func (h *Manager) Signer(meter common.Address) metering.Signer {
+	for _, past := range h.PastKeys {
+		if past.Address() == meter {
+			return past
+		}
+	}
+	return h.MeterKey
+}
+
+// ErrClosed refuses to begin a lease.
+var ErrClosed = errors.New("the provider is closed")
+
+// RunsAgain reports whether a lease that was let go runs here again.
+func (h *Manager) RunsAgain(l *Lease) bool {
+	now := h.Running(l.Terms.ID())
+	return now != nil && now != l || l.account != nil && !l.account.Has(l)
+}
+
+// Metrics counts what is metered.
+type Metrics struct {
+	GPU  prometheus.Counter
+	Gaps *prometheus.CounterVec
+}
+
+// NewMetrics are at nothing.
+func NewMetrics() Metrics {
+	return Metrics{
+		GPU:  prometheus.NewCounter(prometheus.CounterOpts{Name: "gpupay_gpu_seconds_total", Help: "GPU-seconds billed in signed records."}),
+		Gaps: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "gpupay_unbilled_seconds_total", Help: "Device time in leases that was not billed, by class."}, []string{"class"}),
+	}
+}
+
+func (m Metrics) recorded(rec metering.SignedRecord) {
+	m.GPU.Add(time.Duration(rec.Evidence.Nanos).Seconds())
+	for _, d := range rec.Evidence.Devices {
+		m.Gaps.WithLabelValues("gap").Add(time.Duration(d.Nanos.Gap).Seconds())
+		m.Gaps.WithLabelValues("down").Add(time.Duration(d.Nanos.Down).Seconds())
+	}
+}
+
+// GPUs is which of the offered GPUs do not work, and why none does.
+type GPUs struct {
+	Quarantined []string
+	Held        int // ended leases whose GPUs could not be taken back yet
+	Err         error
+}
+
+// Degraded says so in words, with how many leases cannot be metered.
+func (g GPUs) Degraded(unmetered int) string {
+	return fmt.Sprintf("degraded: %d GPUs in quarantine, %d leases that cannot be metered, %d that have ended and whose GPUs could not be taken back", len(g.Quarantined), unmetered, g.Held)
+}
+
+// Restart reports whether nothing can be metered before the program is restarted.
+func (g GPUs) Restart() bool { return errors.Is(g.Err, metering.ErrRestart) }
+
+// GPUs looks at those that are offered here.
+func (h *Manager) GPUs(ctx context.Context) GPUs {
+	fit, err := h.Sick.Fit(ctx, h.Deps.Source, h.gpuNames)
+	held, bad := h.heldHere(ctx)
+	if bad != nil {
+		err = errors.Join(err, fmt.Errorf("leases whose GPUs could not be taken back: %w", bad))
+	}
+	return GPUs{inventory.Without(h.gpuNames(), fit), len(held), err}
+}
+
+// GPUList is what is offered where no node meters: what was listed at the start, and what was away then and came back since.
+func (h *Manager) GPUList() []metering.Device {
+	if len(h.Devices) == 0 {
+		return nil
+	}
+	return append(slices.Clone(h.Devices), h.Sick.Joined(h.Devices[0], Names(h.Devices))...)
+}
+
+func (h *Manager) gpuNames() []string { return Names(h.GPUList()) }
+
+// Names are the UUIDs of devices.
+func Names(devices []metering.Device) []string {
+	all := make([]string, len(devices))
+	for i, d := range devices {
+		all[i] = d.UUID
+	}
+	return all
+}
