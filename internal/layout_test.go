@@ -29,6 +29,7 @@ var layout = []struct{ pkg, may string }{
 	{"metering", "internal/eip712 internal/exactjson"},
 	{"metering/nvml", "metering"},
 	{"metering/sim", "metering"},
+	{"metering/slots", "metering internal/eip712"},
 	{"metering/trace", "metering"},
 
 	{"sdk/internal/awake", ""},

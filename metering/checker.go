@@ -68,6 +68,7 @@ type CheckerState struct {
 	Nanos    uint64          `json:"nanos,string"`
 	Owed     uint256.Int     `json:"owed"`              // base units, payable of the last good record: all that it says, but of time after Stopped
 	Payable  *uint256.Int    `json:"payable,omitempty"` // base units, the most that is payable after Stop; nil: it runs, or an older state
+	Rest     uint32          `json:"rest,omitempty"`    // parts of a nanosecond that the last good record carries over, of a lease with a Share
 	Sequence uint64          `json:"sequence,string"`
 	Start    Instant         `json:"start"`                    // before the lease began, on the payer's clocks
 	Stopped  int64           `json:"stopped,string,omitempty"` // ns the lease had run at Stop; 0: it runs
@@ -338,6 +339,7 @@ func (c *Checker) accept(s SignedRecord, digest common.Hash) {
 		c.state.Kept += s.size()
 	}
 	c.state.Devices = s.Evidence.after(c.state.Devices)
+	c.state.Rest = s.Evidence.Rest()
 }
 
 // after is where devices' evidence ended, given where it ended before.
@@ -429,7 +431,10 @@ func (c *Checker) money(s SignedRecord, _ common.Hash) error {
 
 func (c *Checker) evidence(s SignedRecord, _ common.Hash) error {
 	e := s.Evidence
-	if size, most := len(e.Encode()), maxEvidence+maxDeviceEvidence*len(c.config.Lease.Devices); size > most {
+	if err := c.config.Lease.shares(e); err != nil {
+		return err
+	}
+	if size, most := len(e.Encode()), maxEvidence+maxSlots+maxDeviceEvidence*len(c.config.Lease.Devices); size > most {
 		return fmt.Errorf("%w: it has %d bytes, at most %d are kept", ErrEvidence, size, most)
 	}
 	if err := e.texts(); err != nil {
@@ -447,6 +452,9 @@ func (c *Checker) evidence(s SignedRecord, _ common.Hash) error {
 	if uint64(e.Total) != s.Nanos || uint64(e.Nanos) != s.Nanos-c.state.Nanos {
 		return fmt.Errorf("%w: it adds %d to make %d ns, the record adds %d to make %d",
 			ErrEvidence, e.Nanos, e.Total, s.Nanos-c.state.Nanos, s.Nanos)
+	}
+	if e.carried() != c.state.Rest {
+		return fmt.Errorf("%w: it carries %d parts of a nanosecond over, the last record left %d", ErrEvidence, e.carried(), c.state.Rest)
 	}
 	if err := c.config.Lease.offered(e); err != nil {
 		return err
@@ -593,6 +601,7 @@ func (s CheckerState) Skip(rec SignedRecord) (CheckerState, error) {
 		return s, fmt.Errorf("lease %s, record %d: %w: %d ns, of which %d are new, after %d", rec.LeaseID, rec.Sequence, ErrBackwards, rec.Nanos, added, s.Nanos)
 	}
 	last := s.Devices
+	s.Rest = rec.Evidence.carried()
 	s.Sequence, s.Last, s.Nanos, s.Devices = rec.Sequence-1, rec.Previous, rec.Nanos-added, nil
 	for _, d := range rec.Evidence.Devices {
 		from := CheckedDevice{UUID: d.Device.UUID, Total: d.Total - d.Nanos.Allocated}

@@ -22,14 +22,16 @@ var ErrEvidence = errors.New("evidence does not support the record")
 // (RFC 8785), so that anybody can write it again and get the same hash.
 type Evidence struct {
 	Devices   []DeviceEvidence `json:"devices"`
-	MaxGap    int64            `json:"maxGap,string"`  // ns
-	Nanos     int64            `json:"nanos,string"`   // billed since the cut before, over all devices
-	Root      common.Hash      `json:"root"`           // of the samples since the cut before
-	Samples   uint64           `json:"samples,string"` // how many
-	Simulated bool             `json:"simulated"`      // no real GPU was involved
-	Source    string           `json:"source"`         // what read the devices
-	Tick      int64            `json:"tick,string"`    // ns
-	Total     int64            `json:"total,string"`   // billed since the lease began, over all devices
+	Kind      string           `json:"kind,omitempty"`  // KindSlots; empty: of a lease that has its devices for itself
+	MaxGap    int64            `json:"maxGap,string"`   // ns
+	Nanos     int64            `json:"nanos,string"`    // billed since the cut before, over all devices
+	Root      common.Hash      `json:"root"`            // of the samples since the cut before
+	Samples   uint64           `json:"samples,string"`  // how many
+	Simulated bool             `json:"simulated"`       // no real GPU was involved
+	Slots     *SlotEvidence    `json:"slots,omitempty"` // of KindSlots: then its devices' times are not added up, and its slots' are
+	Source    string           `json:"source"`          // what read the devices
+	Tick      int64            `json:"tick,string"`     // ns
+	Total     int64            `json:"total,string"`    // billed since the lease began, over all devices
 }
 
 // DeviceEvidence is one device's part of the evidence.
@@ -180,6 +182,9 @@ func canonical(v any) []byte {
 // Validate checks that the figures agree with one another. It cannot check
 // that they are true.
 func (e Evidence) Validate() error {
+	if err := e.known(); err != nil {
+		return err
+	}
 	var nanos, total int64
 	var samples uint64
 	simulated := false
@@ -197,6 +202,12 @@ func (e Evidence) Validate() error {
 	}
 	if samples != e.Samples || simulated != e.Simulated {
 		return fmt.Errorf("%w: %d samples, simulated: %v; its devices say %d and %v", ErrEvidence, e.Samples, e.Simulated, samples, simulated)
+	}
+	if e.Kind == KindSlots {
+		return e.slots()
+	}
+	if e.Slots != nil {
+		return fmt.Errorf("%w: it has slots, and is not of that kind", ErrEvidence)
 	}
 	if nanos != e.Nanos || total != e.Total {
 		return fmt.Errorf("%w: the devices sum to %d ns of %d, it states %d of %d", ErrEvidence, nanos, total, e.Nanos, e.Total)

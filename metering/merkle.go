@@ -133,6 +133,15 @@ func (t *tree) root() common.Hash {
 	return hash
 }
 
+// Tree makes the Root of samples that come one by one, and keeps none of them.
+type Tree struct{ tree tree }
+
+// Add appends a sample.
+func (t *Tree) Add(sample []byte) { t.tree.add(leaf(sample)) }
+
+// Root is that of the samples so far.
+func (t *Tree) Root() common.Hash { return t.tree.root() }
+
 // split is the largest power of two below n, for n of at least 2.
 func split(n uint64) uint64 { return 1 << (bits.Len64(n-1) - 1) }
 

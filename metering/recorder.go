@@ -35,6 +35,10 @@ type Lease struct {
 	// has such as are none. A checker refuses time of others; of any if Models is empty.
 	Models    []Model
 	Simulated bool
+
+	// Share is how leases share the devices. A checker takes time in its slots alone, or
+	// none but of devices that the lease has for itself if it is zero.
+	Share Share
 }
 
 // Validate refuses a lease without devices or with a price that is none.
@@ -44,6 +48,14 @@ func (l Lease) Validate() error {
 	}
 	if l.OwedBefore.Gt(maxAmount) {
 		return fmt.Errorf("%w: lease %s begins with more owed than a channel can hold", ErrPrice, l.ID)
+	}
+	if l.Share.Shared() {
+		if err := l.Share.Validate(); err != nil {
+			return fmt.Errorf("lease %s: %w", l.ID, err)
+		}
+		if int(l.Share.GPUs) != len(l.Devices) {
+			return fmt.Errorf("%w: lease %s has slots of %d GPUs, and %d devices", ErrDevice, l.ID, l.Share.GPUs, len(l.Devices))
+		}
 	}
 	return l.Price.Validate()
 }
@@ -181,6 +193,9 @@ func (r *Recorder) Next(ctx context.Context, evidence Evidence, final bool) (Sig
 func (r *Recorder) next(e Evidence, final bool) (Record, error) {
 	if err := e.Validate(); err != nil {
 		return Record{}, err
+	}
+	if err := r.lease.shares(e); err != nil {
+		return Record{}, fmt.Errorf("lease %s: %w", r.lease.ID, err)
 	}
 	last := Record{}
 	previous := common.Hash{}

@@ -17,6 +17,17 @@ const MinRecordEvery = 50 * time.Millisecond
 // run, and for recordBurst more.
 func RecordRoom(devices int) uint64 { return 2<<10 + 2<<10*uint64(devices) }
 
+// SlotRoom is RecordRoom for a record of a lease that shares its devices: beside them,
+// a list of MaxRequests.
+func SlotRoom(devices int) uint64 { return RecordRoom(devices) + 8<<10 }
+
+func (l Lease) room() uint64 {
+	if l.Share.Shared() {
+		return SlotRoom(len(l.Devices))
+	}
+	return RecordRoom(len(l.Devices))
+}
+
 const (
 	recordBurst = 64
 	recordSize  = 1 << 10 // of a record beside its evidence
@@ -42,7 +53,7 @@ func (c *Checker) room(s SignedRecord, _ common.Hash) error {
 
 // allowed is what the lease's records may take now, and so many more.
 func (c *Checker) allowed(more uint64) uint64 {
-	high, most := bits.Mul64(uint64(c.Elapsed()/int64(c.config.RecordEvery))+more, RecordRoom(len(c.config.Lease.Devices)))
+	high, most := bits.Mul64(uint64(c.Elapsed()/int64(c.config.RecordEvery))+more, c.config.Lease.room())
 	if high != 0 {
 		return ^uint64(0)
 	}

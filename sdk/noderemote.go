@@ -91,7 +91,7 @@ func checkedTo(last *metering.SignedRecord, terms metering.Lease, startedAt int6
 	}
 	s.Last, s.Sequence = last.Digest(metering.Domain(terms.ChainID, terms.Escrow)), last.Sequence
 	s.Nanos, s.Owed, s.Final = last.Nanos, last.Owed, last.Final
-	s.Devices = last.Evidence.CheckedTo()
+	s.Devices, s.Rest = last.Evidence.CheckedTo(), last.Evidence.Rest()
 	for _, d := range s.Devices {
 		s.Elapsed = max(s.Elapsed, d.Total)
 	}

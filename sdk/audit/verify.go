@@ -177,7 +177,7 @@ var recordChecks = []struct {
 	{"record terms", []error{metering.ErrLease}},
 	{"hash chain", []error{metering.ErrSequence, metering.ErrForked, metering.ErrBackwards, metering.ErrReplayed}},
 	{"arithmetic", []error{metering.ErrPrice}},
-	{"evidence", []error{metering.ErrEvidence, metering.ErrDevices}},
+	{"evidence", []error{metering.ErrEvidence, metering.ErrDevices, metering.ErrKind}},
 }
 
 // records runs every record through the checker that a payer uses, whose clock

@@ -1,0 +1,153 @@
+package slots_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/metering/sim"
+)
+
+// shared is a lease of seven slots and its renter's checker, whose clock goes with the readings.
+type shared struct {
+	*service
+	clock    *sim.Clock
+	config   metering.CheckerConfig
+	check    *metering.Checker
+	recorder *metering.Recorder
+	now      int64 // ms
+	ids      uint64
+}
+
+func newShared(t *testing.T) *shared {
+	s := &shared{service: newService(t, 7, gpu), clock: sim.NewClock(), now: 1000}
+	s.ok(s.meter.Describe("sim", metering.Device{UUID: gpu, Name: "Good GPU", BootID: "boot"}))
+	s.config = metering.CheckerConfig{
+		Lease: s.terms(lease, 7), Key: meterKey.Address(), Tolerance: time.Second, RecordEvery: 5 * time.Second, Clock: s.clock,
+	}
+	var err error
+	s.check, err = metering.NewChecker(s.config)
+	s.ok(err)
+	s.recorder, err = metering.NewRecorder(s.config.Lease, meterKey, nil)
+	s.ok(err)
+	s.read(s.now)
+	return s
+}
+
+// run is five seconds in which so many requests of 40 ms are served, one after the other.
+func (s *shared) run(requests int) metering.SignedRecord {
+	s.t.Helper()
+	at := s.now
+	for range requests {
+		s.ids++
+		s.take(lease, s.ids, at)
+		at += 40
+		s.give(lease, s.ids, at, metering.RequestDone)
+	}
+	s.every(s.now+1000, s.now+5000)
+	s.now += 5000
+	s.clock.Advance(5 * time.Second)
+	record, err := s.recorder.Next(context.Background(), s.cut(lease, false), false)
+	s.ok(err)
+	return record
+}
+
+func sent(t *testing.T, r metering.SignedRecord) (got metering.SignedRecord) {
+	t.Helper()
+	document, err := json.Marshal(r)
+	if err == nil {
+		err = json.Unmarshal(document, &got)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return got
+}
+
+// TestCheckerOfSlots: a renter's checker accepts what a meter of slots cuts, record after record, over a restart of the renter, with as many
+// requests in each as are listed and more: none of that fills its disk by more than it allows.
+func TestCheckerOfSlots(t *testing.T) {
+	s := newShared(t)
+	for i := range 300 {
+		record := sent(t, s.run([]int{64, 100, 0, 125}[i%4]))
+		if err := s.check.Check(record); err != nil {
+			t.Fatal(err)
+		}
+		if i%50 == 0 {
+			state, err := json.Marshal(s.check.State())
+			s.ok(err)
+			var kept metering.CheckerState
+			s.ok(json.Unmarshal(state, &kept))
+			s.check, err = metering.ResumeChecker(s.config, kept)
+			s.ok(err)
+		}
+	}
+	if want := uint64(300 / 4 * (64 + 100 + 125) * 40 * ms / 7); s.check.State().Nanos != want {
+		t.Errorf("%d ns, want %d", s.check.State().Nanos, want)
+	}
+}
+
+func TestCheckerOfSlotsRefuses(t *testing.T) {
+	sign := func(s *shared, r *metering.SignedRecord) {
+		owed, err := s.config.Lease.Owed(uint64(r.Evidence.Total))
+		s.ok(err)
+		r.Nanos, r.Owed, r.EvidenceHash = uint64(r.Evidence.Total), owed, r.Evidence.Hash()
+		r.Signature, err = meterKey.Sign(context.Background(), r.Digest(s.domain()))
+		s.ok(err)
+	}
+	for name, cheat := range map[string]func(s *shared, r *metering.SignedRecord){
+		"time of devices that nobody has for itself": func(_ *shared, r *metering.SignedRecord) {
+			e := &r.Evidence
+			e.Kind, e.Slots, e.Nanos, e.Total = "", nil, e.Devices[0].Nanos.Allocated, e.Devices[0].Total
+		},
+		"fewer slots than were offered": func(_ *shared, r *metering.SignedRecord) {
+			e := &r.Evidence
+			e.Slots.Slots = 3
+			e.Slots.Carried = 0
+			e.Nanos, e.Slots.Rest, _ = e.Slots.Share().Bill(e.Slots.SlotNanos, 0)
+			e.Total = e.Nanos
+		},
+		"more carried over than was left": func(_ *shared, r *metering.SignedRecord) {
+			e := &r.Evidence
+			before := e.Total - e.Nanos
+			e.Slots.Carried++
+			e.Nanos, e.Slots.Rest, _ = e.Slots.Share().Bill(e.Slots.SlotNanos, e.Slots.Carried)
+			e.Total = before + e.Nanos
+		},
+		"a request that is billed a nanosecond more than it ran": func(_ *shared, r *metering.SignedRecord) {
+			*r = relied(*r, func(e *metering.SlotEvidence) { e.Requests[0].Nanos++ })
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newShared(t)
+			s.ok(s.check.Check(s.run(3)))
+			honest := s.run(4)
+			bad := sent(t, honest)
+			cheat(s, &bad)
+			sign(s, &bad)
+			if err := s.check.Check(bad); !errors.Is(err, metering.ErrEvidence) {
+				t.Errorf("got %v", err)
+			}
+			if err := s.check.Check(honest); err != nil {
+				t.Errorf("the honest record after it: %v", err)
+			}
+		})
+	}
+	t.Run("slots of a lease that has its devices for itself", func(t *testing.T) {
+		s := newShared(t)
+		s.config.Lease.Share = metering.Share{}
+		check, err := metering.NewChecker(s.config)
+		s.ok(err)
+		if err := check.Check(s.run(3)); !errors.Is(err, metering.ErrEvidence) {
+			t.Errorf("got %v", err)
+		}
+	})
+}
+
+func relied(r metering.SignedRecord, change func(e *metering.SlotEvidence)) metering.SignedRecord {
+	r.Evidence = lie(r.Evidence, change)
+	return r
+}
