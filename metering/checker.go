@@ -548,6 +548,9 @@ func (d DeviceEvidence) sameBoot(last CheckedDevice) error {
 func (d DeviceEvidence) after(devices []CheckedDevice) CheckedDevice {
 	at := d.checked()
 	last, ok := d.among(devices)
+	if !ok && d.Total == 0 { // nor does it name a boot whose end must be shown: nothing of it was ever billed
+		at.BootID, at.Mono = "", 0
+	}
 	if !ok || d.Nanos.Allocated > 0 {
 		return at
 	}

@@ -258,3 +258,34 @@ func describe(t *testing.T, m *metering.Meter) {
 		}
 	}
 }
+
+// TestRebootBeforeTheFirstReading: of a device of which nothing was ever billed no record has said which boot it is of: a lease whose
+// first record came before its devices could be read, and whose host is rebooted then, is metered on, and its renter believes that.
+func TestRebootBeforeTheFirstReading(t *testing.T) {
+	m := newMarket(t)
+	h := &truthful{market: m, random: rand.New(rand.NewPCG(1, 1)), boot: "boot", energy: 1 << 20}
+	var err error
+	h.meter = newMeter(t, gpu, second)
+	describe(t, h.meter)
+	if h.rec, err = metering.NewRecorder(h.conf.Lease, h.key, nil); err != nil {
+		t.Fatal(err)
+	}
+	if h.check, err = metering.NewChecker(h.conf); err != nil {
+		t.Fatal(err)
+	}
+	h.record(false)
+	h.restart(true)
+	for range 3 {
+		h.now++
+		h.clock.Advance(time.Second)
+		for _, uuid := range []string{gpu, second} {
+			r := of(uuid, at(h.now))
+			r.BootID = h.boot
+			observe(t, h.meter, r)
+		}
+	}
+	h.record(true)
+	if got := h.meter.Allocated(); got != 4e9 {
+		t.Errorf("%d ns are billed", got)
+	}
+}

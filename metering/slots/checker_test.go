@@ -105,10 +105,10 @@ func TestCheckerOfSlotsRefuses(t *testing.T) {
 		},
 		"fewer slots than were offered": func(_ *shared, r *metering.SignedRecord) {
 			e := &r.Evidence
-			e.Slots.Slots = 3
-			e.Slots.Carried = 0
-			e.Nanos, e.Slots.Rest, _ = e.Slots.Share().Bill(e.Slots.SlotNanos, 0)
-			e.Total = e.Nanos
+			before := e.Total - e.Nanos
+			e.Slots.Slots = 3 // what is carried fits into three
+			e.Nanos, e.Slots.Rest, _ = e.Slots.Share().Bill(e.Slots.SlotNanos, e.Slots.Carried)
+			e.Total = before + e.Nanos
 		},
 		"more carried over than was left": func(_ *shared, r *metering.SignedRecord) {
 			e := &r.Evidence

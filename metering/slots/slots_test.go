@@ -5,6 +5,8 @@ import (
 	"crypto/ecdsa"
 	"errors"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/ethereum/go-ethereum/common"
@@ -334,20 +336,23 @@ func TestMoreThanAreListed(t *testing.T) {
 	}
 }
 
-// TestManyGaps: a request that outlives more gaps than are remembered is billed for what was healthy, and one that is reported from
-// before what is remembered is billed no more than its own time.
+// TestManyGaps: a request that outlives more gaps than are remembered is billed for what was healthy, and one whose end is reported
+// from before what is remembered is billed nothing.
 func TestManyGaps(t *testing.T) {
 	s := newService(t, 2, gpu)
 	s.read(0)
 	s.take(lease, 1, 0)
+	s.take(lease, 2, 0)
 	at := int64(0)
 	for range 200 {
 		s.read(at + 1000)
 		at += 5000
 		s.read(at)
 	}
+	s.give(lease, 2, 900, metering.RequestDone)
 	s.take(other, 1, 100)
 	s.give(other, 1, 900, metering.RequestDone)
+	s.owes(lease, 0)
 	s.owes(other, 0)
 	s.give(lease, 1, at, metering.RequestDone)
 	s.owes(lease, 200_000*ms/2)
@@ -404,4 +409,49 @@ func (s *service) records(id common.Hash, count uint32, steps ...func()) []meter
 		all = append(all, record)
 	}
 	return all
+}
+
+// TestManyAtOnce: requests, readings and cuts from many goroutines are each counted once.
+func TestManyAtOnce(t *testing.T) {
+	s := newService(t, 8, gpu)
+	s.read(0)
+	var clock, served atomic.Int64
+	var all sync.WaitGroup
+	for range 8 {
+		all.Go(func() {
+			for range 50 {
+				id, err := s.meter.NextID(lease)
+				if err == nil {
+					err = s.meter.Take(lease, id, clock.Add(1)*ms)
+				}
+				if errors.Is(err, slots.ErrID) { // somebody else was faster
+					continue
+				}
+				if err == nil {
+					err = s.meter.Give(lease, id, clock.Add(1)*ms, metering.RequestDone)
+				}
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				served.Add(1)
+			}
+		})
+	}
+	requests := make(map[uint64]bool)
+	for range 20 {
+		s.read(clock.Add(1))
+		for _, r := range s.cut(lease, false).Slots.Requests {
+			requests[r.ID] = true
+		}
+	}
+	all.Wait()
+	s.read(clock.Add(1))
+	e := s.cut(lease, true)
+	if s.meter.Busy() != 0 || e.Slots.More == 0 && len(requests)+len(e.Slots.Requests) > int(served.Load()) {
+		t.Errorf("%d slots are taken, %d of %d requests are in records", s.meter.Busy(), len(requests)+len(e.Slots.Requests), served.Load())
+	}
+	if most := clock.Load() * ms; e.Total > most {
+		t.Errorf("%d ns are billed, %d passed", e.Total, most)
+	}
 }
