@@ -35,6 +35,16 @@ type Signer interface {
 	Sign(ctx context.Context, digest common.Hash) ([]byte, error)
 }
 
+// SignerOf is the one of some keys that has an address, or nil.
+func SignerOf(keys []Signer, address common.Address) Signer {
+	for _, key := range keys {
+		if key.Address() == address {
+			return key
+		}
+	}
+	return nil
+}
+
 // Sign returns a voucher. It checks nothing but its own work: caps and
 // durability are Payer's, which everything that spends money goes through.
 func (d Domain) Sign(ctx context.Context, signer Signer, channelID common.Hash, cumulative uint256.Int) (Voucher, error) {

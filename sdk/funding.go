@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/ethereum/go-ethereum"
@@ -492,8 +491,8 @@ func (d *session) closeCall(ctx context.Context, terms channel.Terms, amount uin
 	if terms.Payee == d.config.Key.Address() {
 		return d.escrow.CloseCall(terms, amount, signature), nil
 	}
-	i := slices.IndexFunc(d.config.PastKeys, func(k channel.Signer) bool { return k.Address() == terms.Payee })
-	if i < 0 {
+	past := channel.SignerOf(d.config.PastKeys, terms.Payee)
+	if past == nil {
 		return chain.Call{}, wire.NotServed.With("channel %s pays %s, whose key this provider does not use any more: what is vouchered is settled, the rest comes back without its help (leave the channel)", terms.ID(), terms.Payee)
 	}
 	now, err := d.escrow.Now(ctx)
@@ -501,7 +500,7 @@ func (d *session) closeCall(ctx context.Context, terms channel.Terms, amount uin
 		return chain.Call{}, err
 	}
 	deadline := uint64(now.Add(closeDeadline).Unix())
-	payee, err := d.config.PastKeys[i].Sign(ctx, d.escrow.Domain().CloseDigest(terms.ID(), amount, deadline))
+	payee, err := past.Sign(ctx, d.escrow.Domain().CloseDigest(terms.ID(), amount, deadline))
 	if err != nil {
 		return chain.Call{}, fmt.Errorf("channel %s: signing its close with the past key %s: %w", terms.ID(), terms.Payee, err)
 	}

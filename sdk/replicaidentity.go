@@ -3,7 +3,6 @@ package sdk
 import (
 	"context"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
@@ -22,7 +21,7 @@ func (p *Provider) identify(ctx context.Context) error {
 	c := p.config
 	mine := cluster.Identity{Chain: p.escrow.ChainID(), Escrow: c.Escrow.Hex(), Token: c.Token.Hex(), Payee: c.Key.Address().Hex()}
 	past := func(payee string) bool {
-		return slices.ContainsFunc(c.PastKeys, func(k channel.Signer) bool { return k.Address() == common.HexToAddress(payee) })
+		return channel.SignerOf(c.PastKeys, common.HexToAddress(payee)) != nil
 	}
 	if err := (cluster.Members{DB: p.db}).Identify(ctx, mine, past); err != nil {
 		return fmt.Errorf("provider: %w", err)

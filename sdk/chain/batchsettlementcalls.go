@@ -83,12 +83,7 @@ func (b *BatchSettlement) claim(ctx context.Context, t channel.Terms, rows []bat
 
 // past is the key of Past that is the authorizer of a channel, or nil.
 func (b *BatchSettlement) past(t channel.Terms) channel.Signer {
-	for _, key := range b.Past {
-		if key.Address() == t.PayeeAuthorizer {
-			return key
-		}
-	}
-	return nil
+	return channel.SignerOf(b.Past, t.PayeeAuthorizer)
 }
 
 var (

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"log/slog"
 	"math/big"
-	"slices"
 	"sync"
 	"time"
 
@@ -55,9 +54,8 @@ type Accounts struct {
 
 // PastOffer is an offer as it was made with a past key; ok is false if the address is of none.
 func (a *Accounts) PastOffer(offer x402.Requirements, payee wire.Address) (past x402.Requirements, ok bool) {
-	ok = slices.ContainsFunc(a.PastKeys, func(k channel.Signer) bool { return k.Address() == common.Address(payee) })
 	offer.PayTo, offer.Extra.ReceiverAuthorizer = payee, payee
-	return offer, ok
+	return offer, channel.SignerOf(a.PastKeys, common.Address(payee)) != nil
 }
 
 // Ceiling is what a request asks for that may use so much time of so many GPUs:
