@@ -55,7 +55,6 @@ var layout = []struct{ pkg, may string }{
 		"sdk/internal/inventory sdk/node/nodekeys sdk/wire"},
 	{"sdk/internal/admit", "channel sdk/chain sdk/internal/serve sdk/limit sdk/wire"},
 	{"sdk/internal/cluster", "channel/store sdk/chain sdk/internal/database sdk/internal/inventory sdk/internal/run"},
-	{"sdk/internal/x402server", "channel channel/store internal/u256 metering sdk/chain sdk/internal/admit sdk/internal/serve sdk/wire sdk/x402"},
 	{"sdk/settle", "channel internal/fault sdk/chain sdk/internal/run"},
 	{"sdk/internal/peer", "channel internal/redact sdk/internal/reach sdk/wire"},
 	{"sdk/internal/boundlog", "sdk/internal/reach"},
@@ -65,6 +64,7 @@ var layout = []struct{ pkg, may string }{
 	{"sdk/internal/placement", "channel sdk/chain sdk/gpu sdk/internal/highwater sdk/internal/inventory sdk/internal/leasestore sdk/internal/run sdk/wire"},
 	{"sdk/internal/payercredit", "channel internal/u256 sdk/internal/leasestore"},
 	{"sdk/internal/lease", "channel internal/fault internal/u256 metering sdk/chain sdk/gpu sdk/internal/highwater sdk/internal/inventory sdk/internal/keyed sdk/internal/leasestore sdk/internal/payercredit sdk/internal/placement sdk/wire"},
+	{"sdk/internal/x402server", "channel channel/store internal/u256 metering sdk/chain sdk/internal/admit sdk/internal/leasestore sdk/internal/serve sdk/wire sdk/x402"},
 	{"sdk/internal/spool", "channel sdk/internal/database sdk/internal/leasestore sdk/internal/nodelink sdk/wire"},
 	{"sdk/wallet", "channel channel/store metering sdk/audit sdk/chain sdk/internal/billed sdk/internal/boundlog sdk/internal/database " +
 		"sdk/internal/evidence sdk/internal/peer sdk/units sdk/wire"},

@@ -792,8 +792,7 @@ func TestLostClaimWritesNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &x402Request{PaidRequest: x402server.PaidRequest{ID: tab.ID, Terms: tab.Terms}, claim: s.lostClaim("x402 " + tab.ID.Hex())}
-	r.Guard = r.claim.Guard()
+	r := &x402Request{PaidRequest: x402server.PaidRequest{ID: tab.ID, Terms: tab.Terms, Claim: s.lostClaim("x402 " + tab.ID.Hex())}}
 	r.Paid.Payload.Type, r.Voucher.Cumulative = x402.TypeRefund, tab.Deposit
 	note := x402server.Entry{Channel: tab.ID.Hex(), MaxClaimable: tab.Deposit.Dec(), Hash: "x", Kind: x402server.KindTick, Base: "0", Moved: "0"}
 	before, requests := d.Journal, 0
@@ -841,6 +840,6 @@ func TestHeldClaimThatRanOut(t *testing.T) {
 	d := s.one.provider.x402
 	d.queue.Hold = time.Minute
 	lost := s.lostClaim("x402 " + s.a.terms.ID().Hex())
-	d.held.put(s.a.terms.ID(), lost, time.Minute)
+	d.claims.Hold(s.a.terms.ID(), lost, time.Minute)
 	s.a.take(s.a.pay(s.a.payment(s.a.next())))
 }

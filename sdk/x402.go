@@ -93,7 +93,7 @@ type x402Desk struct {
 	deposits x402Deposits
 
 	queue    x402server.Queue
-	held     heldClaims
+	claims   x402server.Claims
 	arrivals x402server.Arrivals
 }
 
@@ -116,6 +116,7 @@ func newX402(ctx context.Context, deps schemeDeps, x X402Config, contract *chain
 		return nil, err
 	}
 	d.queue = x402server.Queue{Most: x.Line, All: x.Waiting, Hold: x402server.CorrectedWithin}
+	d.claims = x402server.Claims{Shared: d.shared, Locks: d.store.Locks, Life: d.leases.lifetime, Poll: d.poll / 4, Log: c.Log}
 	if _, err := d.Ceiling(1, 0); err != nil {
 		return nil, err
 	}
@@ -198,6 +199,21 @@ func (d *x402Desk) prepaid(l *lease.Lease) error {
 	}
 	l.Prepay(quantum, note.Reserved)
 	d.carries(l)
+	return nil
+}
+
+// notice tells a lease that runs here what requests at other gateways reserved.
+func (d *x402Desk) notice(ctx context.Context, l *lease.Lease) error {
+	if d == nil || l.Credit.Postpaid() {
+		return nil
+	}
+	note, err := d.Journal.Balance(ctx, l.Terms.ID())
+	if err != nil {
+		return err
+	}
+	if v, _ := l.Snapshot(); note.Reserved.Gt(&v.Reserved) {
+		l.Reserve(note.Reserved)
+	}
 	return nil
 }
 

@@ -89,7 +89,7 @@ func (d *x402Leases) endNewest(ctx context.Context, r *x402Request, reason strin
 	if err != nil || !ok {
 		return err
 	}
-	if err := r.claim.Held(ctx); err != nil {
+	if err := r.Claim.Held(ctx); err != nil {
 		return err
 	}
 	return d.leases.endLease(ctx, r.ID, &row, reason)
@@ -103,7 +103,7 @@ func (d *x402Leases) let(ctx context.Context, r *x402Request, tab x402server.Acc
 		ID: id, Channel: tab.ID.Hex(), Offer: offer.Hash.Hex(), GPUs: gpus,
 		Allocation: "{}", OwedBefore: tab.Spent.Dec(), State: wire.StateAllocating, StartedAt: time.Now().UnixNano(),
 	}
-	return d.leases.beginLease(ctx, row, tab.State, offer, r.claim)
+	return d.leases.beginLease(ctx, row, tab.State, offer, r.Claim)
 }
 
 // admit lets a lease use what a request pays for: on disk first, then in force. A lease that is not yet there, or runs

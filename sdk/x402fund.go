@@ -42,7 +42,7 @@ func (d *x402Deposits) fund(ctx context.Context, r *x402Request, tab x402server.
 // sendDeposit sends a deposit unless it was sent before, and waits for it. It returns the transaction's hash.
 func (d *x402Deposits) sendDeposit(ctx context.Context, r *x402Request, a chain.Authorization) (string, error) {
 	call := d.Contract.DepositCall(r.Terms, [32]byte(r.Paid.Payload.Deposit.Authorization.Salt), a)
-	call.Guard = r.claim.Guard()
+	call.Guard = r.Claim.Guard()
 	tx, err := d.outbox.submitOnce(ctx, r.Terms, call, func() error { return d.reserveFor(r) })
 	if err != nil {
 		return "", x402server.Refused(err, x402.CodeDepositSimulation)

@@ -14,7 +14,6 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/gpupay/gpupay/channel"
-	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/serve"
 	"github.com/gpupay/gpupay/sdk/internal/x402server"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -25,10 +24,9 @@ import (
 type x402Request struct {
 	x402server.PaidRequest
 	metered *meteredRoute
-	seat    *reservation     // of its GPUs, while its deposit is on its way
-	lease   common.Hash      // for which a metered request's devices are kept meanwhile; zero: none are
-	turn    bool             // it has its turn at its metered route
-	claim   *leasestore.Lock // it has its turn at its channel among the gateways; nil: there is one gateway
+	seat    *reservation // of its GPUs, while its deposit is on its way
+	lease   common.Hash  // for which a metered request's devices are kept meanwhile; zero: none are
+	turn    bool         // it has its turn at its metered route
 }
 
 // x402Answer is what a request with a payment gets.
@@ -100,11 +98,16 @@ func (d *x402Desk) inTurn(w http.ResponseWriter, r *x402Request) (*x402Answer, e
 	var expect *uint256.Int
 	defer func() { t.Leave(expect) }()
 	ctx := context.WithoutCancel(r.Context())
-	if r.claim, err = d.alone(r.Context(), r.ID); err != nil {
+	if r.Claim, err = d.claims.Take(r.Context(), r.ID); err != nil {
 		return nil, err
 	}
-	r.Guard = r.claim.Guard()
-	defer func() { d.yield(ctx, r.ID, r.claim, expect != nil) }()
+	defer func() {
+		if expect != nil {
+			d.claims.Hold(r.ID, r.Claim, d.queue.Hold)
+			return
+		}
+		r.Claim.Release(ctx)
+	}()
 	defer func() { r.seat.release() }()
 	defer r.leave()
 	defer func() { d.metered.letGo(ctx, r) }()

@@ -52,7 +52,7 @@ func (d *x402Refunds) refund(ctx context.Context, r *x402Request, tab x402server
 	if err := d.JournalOf(&r.PaidRequest).Admit(ctx, note, tab.Balance.Reserved); err != nil {
 		return nil, err
 	}
-	tx, err := d.submitRefund(ctx, r.claim, s, amount)
+	tx, err := d.submitRefund(ctx, r.Claim, s, amount)
 	if err != nil {
 		return nil, err
 	}

@@ -177,10 +177,10 @@ func (a *Accounts) Pause(ctx context.Context) error { return chain.Pause(ctx, a.
 // BooksOf are a request's: what is written to them counts only while the request has its turn among the gateways. One
 // that was stopped for longer than its claim lasts would write, and serve, beside those that came after it.
 func (a *Accounts) BooksOf(r *PaidRequest) (db *store.DB, book *channel.Payee, notes Journal) {
-	if r.Guard == nil {
+	if r.Claim == nil {
 		return a.DB, a.Book, a.Journal
 	}
-	db = a.DB.Guard(r.Guard)
+	db = a.DB.Guard(r.Claim.Check)
 	guarded := *a.Book
 	guarded.Store = db.Payee()
 	return db, &guarded, Journal{DB: db}

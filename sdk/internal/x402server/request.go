@@ -9,9 +9,9 @@ import (
 
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/holiman/uint256"
-	"github.com/jmoiron/sqlx"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/x402"
 )
 
@@ -45,9 +45,9 @@ type PaidRequest struct {
 	Told    bool   // its voucher is over what the request before it was told
 	Content []byte // of a metered request's body
 
-	// Guard is what must hold where something is written for it: that it has its turn among the gateways. nil: there is
-	// one gateway.
-	Guard func(*sqlx.Tx) error
+	// Claim is its turn at its channel among the gateways: what is written for it counts only while it is held. nil: there
+	// is one gateway.
+	Claim *leasestore.Lock
 }
 
 // MaxIdempotencyKey bounds the key; bytes. One of secretIdempotencyKey, which 128 random bits take in base64, is on no
