@@ -75,7 +75,7 @@ func (p *Provider) takesLeases() error {
 // close: a settlement before that would be paid for twice.
 const closeGrace = time.Minute
 
-// leasestore.Ended makes room for the next lease on the channel and has what is owed
+// leaseEnded makes room for the next lease on the channel and has what is owed
 // settled, unless the renter closes first.
 func (p *Provider) leaseEnded(l *lease.Lease) {
 	p.leases.Drop(l)
