@@ -86,7 +86,7 @@ func create(ctx context.Context, backend Backend, key channel.Signer, code []byt
 // transact sends one transaction without the outbox, and waits for it: for deployments, which a person watches and can
 // repeat.
 func transact(ctx context.Context, backend Backend, key channel.Signer, to *common.Address, data []byte) (*types.Receipt, error) {
-	s := &Sender{Backend: backend, Key: key}
+	s := (&Sender{Backend: backend, Key: key}).parts()
 	id, err := s.chainID(ctx)
 	if err != nil {
 		return nil, err
@@ -95,19 +95,19 @@ func transact(ctx context.Context, backend Backend, key channel.Signer, to *comm
 	if err != nil {
 		return nil, decode(err)
 	}
-	f, err := s.fees(ctx)
+	f, err := s.prices.fees(ctx)
 	if err != nil {
 		return nil, err
 	}
 	gas += gas / 10
-	if err := s.afford(ctx, Call{Kind: "deployment"}, gas, f); err != nil {
+	if _, err := s.prices.payable(ctx, Call{Kind: "deployment"}, gas, f); err != nil {
 		return nil, err
 	}
 	nonce, err := backend.PendingNonceAt(ctx, key.Address())
 	if err != nil {
 		return nil, err
 	}
-	signed, err := s.seal(ctx, &types.DynamicFeeTx{
+	signed, err := s.signing.seal(ctx, &types.DynamicFeeTx{
 		ChainID: new(big.Int).SetUint64(id), Nonce: nonce, GasTipCap: f.tip, GasFeeCap: f.cap, Gas: gas, To: to, Value: new(big.Int), Data: data,
 	})
 	if err != nil {

@@ -341,6 +341,12 @@ func all[T any](ctx context.Context, backend Backend, f func(context.Context, Ba
 	return statements(ctx, backend, math.MaxInt, f)
 }
 
+// bounds are the least and the most of what endpoints answer.
+func bounds[T any](said []statement[T], compare func(a, b T) int) (least, most T) {
+	by := func(a, b statement[T]) int { return compare(a.say, b.say) }
+	return slices.MinFunc(said, by).say, slices.MaxFunc(said, by).say
+}
+
 // statements asks as many endpoints as are wanted at once, and the others for those that give no answer.
 func statements[T any](ctx context.Context, backend Backend, most int, f func(context.Context, Backend) (T, error)) ([]statement[T], error) {
 	e, more := several(backend)
@@ -450,10 +456,7 @@ func (e *Endpoints) BalanceAt(ctx context.Context, account common.Address, block
 	if err != nil {
 		return nil, err
 	}
-	most := said[0].say
-	for _, other := range said[1:] {
-		most = larger(most, other.say)
-	}
+	_, most := bounds(said, (*big.Int).Cmp)
 	return most, nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"sync"
 
 	"github.com/ethereum/go-ethereum/core/types"
 )
@@ -44,26 +45,35 @@ const (
 	fallbackTip = gwei
 )
 
-// fees for a transaction to be mined soon: twice the base fee leaves room for six full blocks.
-func (s *Sender) fees(ctx context.Context) (fees, error) {
-	head, err := s.sight(ctx)
-	if err != nil {
-		return fees{}, err
-	}
-	return s.feesAt(ctx, head)
+// pricing says what a transaction is given, and what it may offer: gas, fees, and a rollup's charge for data, of each what two
+// endpoints ask, within MaxFee and what the key can pay. It sends nothing.
+type pricing struct {
+	*account
+	limit  *big.Int   // MaxFee; nil: the chain's
+	mu     sync.Mutex // guards rollup
+	rollup *bool      // whether the chain charges for data; nil: not asked yet
 }
 
-func (s *Sender) feesAt(ctx context.Context, head sight) (fees, error) {
-	most, err := s.maxFee(ctx)
+// fees for a transaction to be mined soon: twice the base fee leaves room for six full blocks.
+func (p *pricing) fees(ctx context.Context) (fees, error) {
+	head, err := p.sight(ctx)
 	if err != nil {
 		return fees{}, err
 	}
-	tip, least, err := s.tips(ctx, head, most)
+	return p.feesAt(ctx, head)
+}
+
+func (p *pricing) feesAt(ctx context.Context, head sight) (fees, error) {
+	most, err := p.maxFee(ctx)
+	if err != nil {
+		return fees{}, err
+	}
+	tip, least, err := p.tips(ctx, head, most)
 	if err != nil {
 		return fees{}, err
 	}
 	if head.leastFee.Cmp(most) > 0 {
-		s.log().Warn("the chain's base fee is above MaxFee: nothing is mined until it falls, or MaxFee is raised", "base_fee_wei", head.leastFee, "max_fee_wei", most)
+		p.log.Warn("the chain's base fee is above MaxFee: nothing is mined until it falls, or MaxFee is raised", "base_fee_wei", head.leastFee, "max_fee_wei", most)
 	}
 	f := fees{tip: tip, most: most, head: head, cap: new(big.Int).Add(tip, new(big.Int).Lsh(head.baseFee, 1))}
 	f.cap = smaller(f.cap, most)
@@ -73,23 +83,23 @@ func (s *Sender) feesAt(ctx context.Context, head sight) (fees, error) {
 	return f, nil
 }
 
-func (s *Sender) maxFee(ctx context.Context) (*big.Int, error) {
-	if s.MaxFee != nil {
-		return s.MaxFee, nil
+func (p *pricing) maxFee(ctx context.Context) (*big.Int, error) {
+	if p.limit != nil {
+		return p.limit, nil
 	}
-	chain, err := s.chainID(ctx)
+	chain, err := p.chainID(ctx)
 	return DefaultMaxFee(chain), err
 }
 
 // tips are the larger and the smaller of what two endpoints suggest, bounded: a false answer must neither give the purse away
 // nor keep a transaction waiting. Where one suggests nothing, it is what the gas price leaves over the base fee.
-func (s *Sender) tips(ctx context.Context, head sight, most *big.Int) (tip, least *big.Int, err error) {
-	said, err := two(ctx, s.Backend, func(ctx context.Context, b Backend) (*big.Int, error) {
+func (p *pricing) tips(ctx context.Context, head sight, most *big.Int) (tip, least *big.Int, err error) {
+	said, err := two(ctx, p.backend, func(ctx context.Context, b Backend) (*big.Int, error) {
 		tip, err := b.SuggestGasTipCap(ctx)
 		if err == nil || isTransport(err) && !errors.Is(err, ErrAnswer) {
 			return tip, err
 		}
-		s.log().Debug("the endpoint suggests no tip", "err", err)
+		p.log.Debug("the endpoint suggests no tip", "err", err)
 		if price, err := b.SuggestGasPrice(ctx); err == nil && price.Cmp(head.baseFee) > 0 {
 			return new(big.Int).Sub(price, head.baseFee), nil
 		}
@@ -98,17 +108,14 @@ func (s *Sender) tips(ctx context.Context, head sight, most *big.Int) (tip, leas
 	if err != nil {
 		return nil, nil, fmt.Errorf("chain: asking for the tip: %w", decode(err))
 	}
-	tip, least = said[0].say, said[0].say
-	for _, by := range said[1:] {
-		tip, least = larger(tip, by.say), smaller(least, by.say)
-	}
+	least, tip = bounds(said, (*big.Int).Cmp)
 	bound := larger(new(big.Int).Div(most, big.NewInt(maxTipShare)), smaller(most, big.NewInt(leastMaxTip)))
 	if tip.Cmp(bound) > 0 {
 		offered := bound
 		if len(said) > 1 && least.Cmp(bound) <= 0 { // the one that is out of proportion is not believed
 			offered = least
 		}
-		s.log().Warn("the endpoint suggests a tip that is out of proportion; less is offered", "suggested_wei", tip, "offered_wei", offered)
+		p.log.Warn("the endpoint suggests a tip that is out of proportion; less is offered", "suggested_wei", tip, "offered_wei", offered)
 		tip = offered
 	}
 	return tip, smaller(least, tip), nil
@@ -117,25 +124,19 @@ func (s *Sender) tips(ctx context.Context, head sight, most *big.Int) (tip, leas
 // GasPrice is what a transaction that is mined now would pay, in wei per gas. A rollup's own charge for data is
 // not in it: see DataFee.
 func (s *Sender) GasPrice(ctx context.Context) (*big.Int, error) {
-	f, err := s.fees(ctx)
+	f, err := s.parts().prices.fees(ctx)
 	if err != nil {
 		return nil, err
 	}
 	return smaller(new(big.Int).Add(f.head.baseFee, f.tip), f.cap), nil
 }
 
-// afford refuses a call whose gas the sender cannot pay: the node would refuse it too, and it would block the nonce.
-func (s *Sender) afford(ctx context.Context, call Call, gas uint64, f fees) error {
-	_, err := s.payable(ctx, call, gas, f)
-	return err
-}
-
 // payable are these fees as far as the sender can pay them for a call: no less than what the endpoint asks that asks less.
-// ErrFunds says that it cannot pay even that.
-func (s *Sender) payable(ctx context.Context, call Call, gas uint64, f fees) (fees, error) {
-	have, err := s.Backend.BalanceAt(ctx, s.Address(), nil)
+// ErrFunds says that it cannot pay even that: the node would refuse the transaction, and it would block the nonce.
+func (p *pricing) payable(ctx context.Context, call Call, gas uint64, f fees) (fees, error) {
+	have, err := p.backend.BalanceAt(ctx, p.address(), nil)
 	if err != nil {
-		return f, Unread("the balance of "+s.Address().String(), err)
+		return f, Unread("the balance of "+p.address().String(), err)
 	}
 	need := f.price(gas)
 	if have.Cmp(need) >= 0 {
@@ -156,7 +157,7 @@ func (s *Sender) payable(ctx context.Context, call Call, gas uint64, f fees) (fe
 			return less, nil
 		}
 	}
-	return f, fmt.Errorf("%w: %s has %s wei and %s may take %s; send it native coin", ErrFunds, s.Address(), have, call, need)
+	return f, fmt.Errorf("%w: %s has %s wei and %s may take %s; send it native coin", ErrFunds, p.address(), have, call, need)
 }
 
 // bump is what replaces a stuck version: an eighth more than before, which is the least a node takes, or what a new

@@ -2,6 +2,7 @@ package chain
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -58,13 +59,13 @@ func boundsOf(call Call) (least, most uint64) {
 // estimate runs the call at two endpoints and says how much gas to give it: the larger estimate, unless that is out of
 // proportion, and never less than such a call takes. enough is the same by the smaller estimate. What the contract refuses at both
 // is an error, and so is what takes more than the call's MaxGas (withinMax).
-func (s *Sender) estimate(ctx context.Context, call Call) (gas, enough uint64, err error) {
+func (p *pricing) estimate(ctx context.Context, call Call) (gas, enough uint64, err error) {
 	type word struct {
 		gas     uint64
 		refusal error
 	}
-	said, err := two(ctx, s.Backend, func(ctx context.Context, b Backend) (word, error) {
-		gas, err := b.EstimateGas(ctx, ethereum.CallMsg{From: s.Address(), To: &call.To, Data: call.Data})
+	said, err := two(ctx, p.backend, func(ctx context.Context, b Backend) (word, error) {
+		gas, err := b.EstimateGas(ctx, ethereum.CallMsg{From: p.address(), To: &call.To, Data: call.Data})
 		if _, reverts := revertData(err); reverts {
 			return word{refusal: err}, nil
 		}
@@ -82,7 +83,7 @@ func (s *Sender) estimate(ctx context.Context, call Call) (gas, enough uint64, e
 	if len(estimates) == 0 {
 		return 0, 0, fmt.Errorf("chain: %s: %w", call, decode(said[0].say.refusal))
 	}
-	failed, err := s.Store.failedWith(ctx, call, s.now().Add(-failedFor))
+	failed, err := p.store.failedWith(ctx, call, p.now().Add(-failedFor))
 	if err != nil {
 		return 0, 0, err
 	}
@@ -152,4 +153,34 @@ func (s *Store) failedWith(ctx context.Context, call Call, since time.Time) (uin
 		return 0, fmt.Errorf("chain: reading what failed: %w", err)
 	}
 	return gas, nil
+}
+
+// terms are the gas and the fees that a call is sent with: as far as the sender can pay for it, and the call allows, what the
+// endpoint asks that asks more, and else what the one asks that asks less.
+func (p *pricing) terms(ctx context.Context, call Call) (gas uint64, f fees, err error) {
+	gas, enough, err := p.estimate(ctx, call)
+	if err != nil {
+		return 0, f, err
+	}
+	if f, err = p.fees(ctx); err != nil {
+		return 0, f, err
+	}
+	if gas > f.head.limit {
+		gas = enough
+	}
+	if gas > f.head.limit { // no block would ever take it
+		return 0, f, &incomplete{"eth_estimateGas", fmt.Sprintf("%s takes %d gas, and a block has room for %d", call, gas, f.head.limit)}
+	}
+	if f.data, f.leastData, err = p.dataFee(ctx, call.Data); err != nil {
+		return 0, f, err
+	}
+	if gas, f, err = f.allowed(call, gas, enough); err != nil {
+		return 0, f, err
+	}
+	offer, err := p.payable(ctx, call, gas, f)
+	if errors.Is(err, ErrFunds) && enough < gas {
+		gas = enough
+		offer, err = p.payable(ctx, call, gas, f)
+	}
+	return gas, offer, err
 }

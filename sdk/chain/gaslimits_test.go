@@ -109,10 +109,11 @@ func TestOnlyWhatRanOutIsGivenMore(t *testing.T) {
 	}
 	blind := badrpc.New(t, w.URL) // to what is in the block in the making
 	blind.On(estimateMethod, badrpc.Says("0x18000"))
-	var err error
-	if s.Backend, err = chain.Connect(t.Context(), blind.URL, nil); err != nil {
+	backend, err := chain.Connect(t.Context(), blind.URL, nil)
+	if err != nil {
 		t.Fatal(err)
 	}
+	s = &chain.Sender{Backend: backend, Key: s.Key, Store: s.Store, Poll: s.Poll, Stuck: s.Stuck, Resend: s.Resend}
 	var ids []chain.TxID
 	for range 2 { // of one authorization: the second reverts
 		id, err := s.Submit(t.Context(), topUp(common.Hash{1}))

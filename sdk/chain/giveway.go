@@ -1,7 +1,6 @@
 package chain
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"math/big"
@@ -127,22 +126,4 @@ func lastOwn(open []Tx) (nonce uint64, found bool) {
 		}
 	}
 	return nonce, found
-}
-
-// giveWay replaces a stuck transaction that may cost no more by one that only uses up its nonce, if one without a budget waits
-// behind it: that one is money of ours, this one a gift. Either version may be mined, and only one of them: both have the nonce.
-// It reports false where nothing waits, or where no fee is allowed that would replace it.
-func (s *Sender) giveWay(ctx context.Context, tx Tx, newest Attempt, g glance, now fees) (bool, error) {
-	if !g.waiting || g.lastOwn < tx.Nonce {
-		return false, nil
-	}
-	f, allowed := now.bump(newest.Signed)
-	if !allowed {
-		s.log().Warn("a transaction for somebody else holds up one of our own, and no fee up to MaxFee replaces it: raise MaxFee",
-			"tx", tx.ID, "call", tx.Call.String(), "fee_wei", newest.Signed.GasFeeCap(), "max_fee_wei", now.most)
-		return false, nil
-	}
-	s.log().Warn("a transaction for somebody else may cost no more and holds up one of our own: it is given up",
-		"tx", tx.ID, "call", tx.Call.String(), "nonce", tx.Nonce, "most_wei", tx.Most)
-	return s.supersede(ctx, tx.filling(), g, f)
 }

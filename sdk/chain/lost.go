@@ -28,55 +28,66 @@ type absence struct {
 	told  bool // that nothing can be done about it now
 }
 
+// losses are transactions that cannot be mined any more as they were sent: their nonce is used up by another, or no endpoint comes
+// near it. It is decided here when that is certain, and what is sent instead. The one who steps calls it.
+type losses struct {
+	*account
+	prices   *pricing
+	waits    *waits
+	signing  *signing
+	sequence *sequence
+	absences map[TxID]*absence
+}
+
 // displaced: as it seems, another transaction of this key, not sent from here, used up the nonce, deep enough that this
 // will stay. A node that does not show ours may only be behind with its index, and a copy would move the money twice: so
 // absence must hold over several blocks and some time, no version may be known by its hash, the block that used the nonce
 // must show another transaction, and the contract must still take the call.
-func (s *Sender) displaced(ctx context.Context, tx Tx, g glance) error {
-	known, err := s.known(ctx, tx)
+func (l *losses) displaced(ctx context.Context, tx Tx, g glance) error {
+	known, err := l.known(ctx, tx)
 	if err != nil {
 		return err
 	}
 	if known {
-		delete(s.absences, tx.ID)
+		l.found(tx.ID)
 		return nil
 	}
-	a := s.absent(tx, g)
-	if a.looks < absentLooks || s.waited(tx, a.since) < either(s.Stuck, defaultStuck) {
+	a := l.absent(tx, g)
+	if a.looks < absentLooks || l.waits.waited(tx, a.since) < l.patience {
 		return nil
 	}
-	if by, err := s.usedBy(ctx, tx.Nonce, g); err != nil || tx.has(by) {
-		s.puzzled(tx, a, by, err)
+	if by, err := l.usedBy(ctx, tx.Nonce, g); err != nil || tx.has(by) {
+		l.puzzled(tx, a, by, err)
 		return nil
 	}
 	if tx.Call.Kind == Fill || tx.gaveWay(tx.newest().Signed) { // whoever used the nonce did what it was for
-		return s.giveUp(ctx, tx)
+		return l.giveUp(ctx, tx)
 	}
-	err = simulate(ctx, s.Backend, s.Address(), tx.Call)
+	err = simulate(ctx, l.backend, l.address(), tx.Call)
 	var refused *Revert
 	if errors.As(err, &refused) {
-		s.log().Warn("another program uses this key: its transaction took a nonce of ours, and the contract refuses ours now: it is given up",
+		l.log.Warn("another program uses this key: its transaction took a nonce of ours, and the contract refuses ours now: it is given up",
 			"tx", tx.ID, "call", tx.Call.String(), "nonce", tx.Nonce, "reason", refused)
-		return s.giveUp(ctx, tx)
+		return l.giveUp(ctx, tx)
 	}
 	if err != nil {
 		return err
 	}
-	return s.renumber(ctx, tx, g)
+	return l.renumber(ctx, tx, g)
 }
 
 // puzzled says once that a transaction cannot be found, though nothing says that it is lost: it is waited for.
-func (s *Sender) puzzled(tx Tx, a *absence, by common.Hash, err error) {
+func (l *losses) puzzled(tx Tx, a *absence, by common.Hash, err error) {
 	if a.told {
 		return
 	}
 	a.told = true
 	if err != nil {
-		s.log().Warn("a transaction is not to be found though its nonce is used; it is not sent again before it is known what used the nonce: use an endpoint that keeps older state",
+		l.log.Warn("a transaction is not to be found though its nonce is used; it is not sent again before it is known what used the nonce: use an endpoint that keeps older state",
 			"tx", tx.ID, "call", tx.Call.String(), "nonce", tx.Nonce, "err", err)
 		return
 	}
-	s.log().Warn("the endpoint does not show the receipt of a transaction that is in a block: use another endpoint, or wait until it has indexed it",
+	l.log.Warn("the endpoint does not show the receipt of a transaction that is in a block: use another endpoint, or wait until it has indexed it",
 		"tx", tx.ID, "call", tx.Call.String(), "nonce", tx.Nonce, "hash", by)
 }
 
@@ -86,13 +97,13 @@ func (tx Tx) has(hash common.Hash) bool {
 }
 
 // usedBy finds the transaction that used up a nonce: in the block at which the count of transactions passed it.
-func (s *Sender) usedBy(ctx context.Context, nonce uint64, g glance) (common.Hash, error) {
+func (l *losses) usedBy(ctx context.Context, nonce uint64, g glance) (common.Hash, error) {
 	counted := func(block uint64) (uint64, error) {
-		return s.Backend.NonceAt(ctx, s.Address(), new(big.Int).SetUint64(block))
+		return l.backend.NonceAt(ctx, l.address(), new(big.Int).SetUint64(block))
 	}
 	high := g.head.older // the nonce is used there
 	var low uint64       // and not there
-	for back := 2 * s.finality(); ; back *= 2 {
+	for back := 2 * l.finality; ; back *= 2 {
 		low = high - min(high, back)
 		n, err := counted(low)
 		if err != nil {
@@ -102,7 +113,7 @@ func (s *Sender) usedBy(ctx context.Context, nonce uint64, g glance) (common.Has
 			break
 		}
 		if high = low; low == 0 {
-			return common.Hash{}, fmt.Errorf("nonce %d of %s was used before the first block", nonce, s.Address())
+			return common.Hash{}, fmt.Errorf("nonce %d of %s was used before the first block", nonce, l.address())
 		}
 	}
 	for high-low > 1 {
@@ -117,21 +128,21 @@ func (s *Sender) usedBy(ctx context.Context, nonce uint64, g glance) (common.Has
 			high = middle
 		}
 	}
-	return s.inBlock(ctx, high, nonce)
+	return l.inBlock(ctx, high, nonce)
 }
 
 // inBlock finds a transaction of ours by its nonce in a block.
-func (s *Sender) inBlock(ctx context.Context, number, nonce uint64) (common.Hash, error) {
-	sent, err := transactions(ctx, s.Backend, new(big.Int).SetUint64(number))
+func (l *losses) inBlock(ctx context.Context, number, nonce uint64) (common.Hash, error) {
+	sent, err := transactions(ctx, l.backend, new(big.Int).SetUint64(number))
 	if err != nil {
 		return common.Hash{}, err
 	}
 	for _, tx := range sent {
-		if tx.From == s.Address() && uint64(tx.Nonce) == nonce {
+		if tx.From == l.address() && uint64(tx.Nonce) == nonce {
 			return tx.Hash, nil
 		}
 	}
-	return common.Hash{}, fmt.Errorf("block %d has no transaction %d of %s, though it was counted there", number, nonce, s.Address())
+	return common.Hash{}, fmt.Errorf("block %d has no transaction %d of %s, though it was counted there", number, nonce, l.address())
 }
 
 // A sent transaction is what of a block's transaction says whose it is. Other fields are left alone: rollups have types of
@@ -166,28 +177,28 @@ func transactions(ctx context.Context, backend Backend, number *big.Int) ([]sent
 
 // strayed: an endpoint gave a transaction a nonce so far ahead that it cannot be mined before all between are paid for. Once
 // that holds over several blocks and some time it is signed anew under the next nonce.
-func (s *Sender) strayed(ctx context.Context, tx Tx, g glance) error {
-	a := s.absent(tx, g)
-	if a.looks < absentLooks || s.now().Sub(a.since) < either(s.Stuck, defaultStuck) {
+func (l *losses) strayed(ctx context.Context, tx Tx, g glance) error {
+	a := l.absent(tx, g)
+	if a.looks < absentLooks || l.now().Sub(a.since) < l.patience {
 		return nil
 	}
-	f, err := s.feesAt(ctx, g.head)
+	f, err := l.prices.feesAt(ctx, g.head)
 	if err != nil {
 		return err
 	}
-	if err := s.submitting.enter(ctx); err != nil {
+	if err := l.signing.submitting.enter(ctx); err != nil {
 		return err
 	}
-	defer s.submitting.leave()
-	s.log().Warn("an endpoint gave a transaction a nonce that is far ahead of the chain's: it is signed anew under the next one",
+	defer l.signing.submitting.leave()
+	l.log.Warn("an endpoint gave a transaction a nonce that is far ahead of the chain's: it is signed anew under the next one",
 		"tx", tx.ID, "call", tx.Call.String(), "nonce", tx.Nonce, "new", g.mined)
-	return s.reissue(ctx, tx, g.mined, f)
+	return l.reissue(ctx, tx, g.mined, f)
 }
 
 // known reports whether the node has any version of a transaction, mined or waiting.
-func (s *Sender) known(ctx context.Context, tx Tx) (bool, error) {
+func (l *losses) known(ctx context.Context, tx Tx) (bool, error) {
 	for _, a := range tx.Attempts {
-		_, _, err := s.Backend.TransactionByHash(ctx, a.Signed.Hash())
+		_, _, err := l.backend.TransactionByHash(ctx, a.Signed.Hash())
 		if err == nil {
 			return true, nil
 		}
@@ -198,14 +209,17 @@ func (s *Sender) known(ctx context.Context, tx Tx) (bool, error) {
 	return false, nil
 }
 
-func (s *Sender) absent(tx Tx, g glance) *absence {
-	a := s.absences[tx.ID]
+// found ends the absence of a transaction.
+func (l *losses) found(id TxID) { delete(l.absences, id) }
+
+func (l *losses) absent(tx Tx, g glance) *absence {
+	a := l.absences[tx.ID]
 	if a == nil {
-		if s.absences == nil {
-			s.absences = make(map[TxID]*absence)
+		if l.absences == nil {
+			l.absences = make(map[TxID]*absence)
 		}
-		a = &absence{looks: 1, last: g.head, since: s.now()}
-		s.absences[tx.ID] = a
+		a = &absence{looks: 1, last: g.head, since: l.now()}
+		l.absences[tx.ID] = a
 	}
 	if g.head.beyond(a.last.number, a.last.older) {
 		a.looks, a.last = a.looks+1, g.head
@@ -214,113 +228,74 @@ func (s *Sender) absent(tx Tx, g glance) *absence {
 }
 
 // giveUp ends a transaction that was never mined. A Fill has done what it was for.
-func (s *Sender) giveUp(ctx context.Context, tx Tx) error {
-	delete(s.absences, tx.ID)
+func (l *losses) giveUp(ctx context.Context, tx Tx) error {
+	l.found(tx.ID)
 	tx.State, tx.Cost, tx.Succeeded = Final, new(big.Int), tx.Call.Kind == Fill
 	tx.Hash, tx.Block, tx.BlockHash = common.Hash{}, 0, common.Hash{}
-	return s.Store.record(ctx, tx)
+	return l.store.record(ctx, tx)
 }
 
 // renumber sends a lost transaction anew under another nonce.
-func (s *Sender) renumber(ctx context.Context, tx Tx, g glance) error {
-	f, err := s.feesAt(ctx, g.head)
+func (l *losses) renumber(ctx context.Context, tx Tx, g glance) error {
+	f, err := l.prices.feesAt(ctx, g.head)
 	if err != nil {
 		return err
 	}
-	if f, err = s.payable(ctx, tx.Call, tx.Gas, f); err != nil {
+	if f, err = l.prices.payable(ctx, tx.Call, tx.Gas, f); err != nil {
 		return err
 	}
-	if err := s.submitting.enter(ctx); err != nil {
+	if err := l.signing.submitting.enter(ctx); err != nil {
 		return err
 	}
-	defer s.submitting.leave()
-	next, err := s.nonce(ctx, tx.Chain)
+	defer l.signing.submitting.leave()
+	next, err := l.sequence.nonce(ctx, tx.Chain)
 	if err != nil {
 		return err
 	}
-	s.log().Warn("another program uses this key: its transaction took a nonce of ours", "tx", tx.ID, "call", tx.Call.String(), "nonce", tx.Nonce, "new", next)
-	return s.reissue(ctx, tx, next, f)
+	l.log.Warn("another program uses this key: its transaction took a nonce of ours", "tx", tx.ID, "call", tx.Call.String(), "nonce", tx.Nonce, "new", next)
+	return l.reissue(ctx, tx, next, f)
 }
 
 // reissue signs a transaction under another nonce and sends that. The caller holds submitting.
-func (s *Sender) reissue(ctx context.Context, tx Tx, nonce uint64, f fees) error {
+func (l *losses) reissue(ctx context.Context, tx Tx, nonce uint64, f fees) error {
 	tx.Nonce = nonce
 	f.data = tx.DataFee
-	signed, err := s.sign(ctx, tx, f.within(tx))
+	signed, err := l.signing.sign(ctx, tx, f.within(tx))
 	if err != nil {
 		return err
 	}
-	attempt := Attempt{Signed: signed, CreatedAt: s.now()}
-	if err := s.Store.renumber(ctx, tx, nonce, attempt); err != nil {
+	attempt := Attempt{Signed: signed, CreatedAt: l.now()}
+	if err := l.store.renumber(ctx, tx, nonce, attempt); err != nil {
 		return err
 	}
-	delete(s.absences, tx.ID)
-	s.born(signed.Hash(), f.head)
-	return s.broadcast(ctx, attempt)
+	l.found(tx.ID)
+	l.waits.born(signed.Hash(), f.head)
+	return l.signing.broadcast(ctx, attempt)
 }
 
 // cancel keeps the copy of a transaction from being mined: the original, under its earlier nonce, was mined after all. The
 // copy's nonce is used up by paying ourselves nothing, at a fee that replaces it.
-func (s *Sender) cancel(ctx context.Context, tx *Tx, nonce uint64, g glance) error {
+func (l *losses) cancel(ctx context.Context, tx *Tx, nonce uint64, g glance) error {
 	later, copied := tx.Nonce, tx.newest().Signed
-	now, err := s.feesAt(ctx, g.head)
+	now, err := l.prices.feesAt(ctx, g.head)
 	if err != nil {
 		return err
 	}
 	f, _ := now.bump(copied)
-	fill := Tx{ID: newTxID(), Chain: tx.Chain, Sender: tx.Sender, Nonce: later, Gas: fillGas, State: Pending, CreatedAt: s.now(),
-		Call: Call{Kind: Fill, To: s.Address(), Channels: tx.Call.Channels}}
-	signed, err := s.sign(ctx, fill, f)
+	fill := Tx{ID: newTxID(), Chain: tx.Chain, Sender: tx.Sender, Nonce: later, Gas: fillGas, State: Pending, CreatedAt: l.now(),
+		Call: Call{Kind: Fill, To: l.address(), Channels: tx.Call.Channels}}
+	signed, err := l.signing.sign(ctx, fill, f)
 	if err != nil {
 		return err
 	}
-	fill.Attempts = []Attempt{{Signed: signed, CreatedAt: s.now()}}
-	s.log().Warn("a transaction that seemed lost was mined after all: its copy is cancelled", "tx", tx.ID, "call", tx.Call.String(), "nonce", nonce, "copy_nonce", later)
-	if err := s.Store.restore(ctx, *tx, nonce, fill); err != nil {
+	fill.Attempts = []Attempt{{Signed: signed, CreatedAt: l.now()}}
+	l.log.Warn("a transaction that seemed lost was mined after all: its copy is cancelled", "tx", tx.ID, "call", tx.Call.String(), "nonce", nonce, "copy_nonce", later)
+	if err := l.store.restore(ctx, *tx, nonce, fill); err != nil {
 		return err
 	}
 	tx.Nonce = nonce
-	s.born(signed.Hash(), g.head)
-	return s.broadcast(ctx, fill.Attempts[0])
-}
-
-// An age is since which block a version has waited, and whether a block since then passed it over.
-type age struct {
-	number, older uint64 // see sight
-	passed        bool
-}
-
-// maxAges bounds what is remembered of versions that are not mined.
-const maxAges = 4096
-
-// born notes the block at which a version was signed.
-func (s *Sender) born(version common.Hash, head sight) {
-	s.aging.Lock()
-	defer s.aging.Unlock()
-	if s.ages == nil || len(s.ages) >= maxAges {
-		s.ages = make(map[common.Hash]age)
-	}
-	s.ages[version] = age{number: head.number, older: head.older}
-}
-
-// passedOver reports whether a block that came since the version was signed could have taken it and did not: it had room,
-// or a base fee above what the version offers. On a chain that makes no blocks no fee helps, and none is raised.
-func (s *Sender) passedOver(tx Tx, version *types.Transaction, g glance) bool {
-	s.aging.Lock()
-	a, found := s.ages[version.Hash()]
-	s.aging.Unlock()
-	if !found { // since before a restart
-		s.born(version.Hash(), g.head)
-		return false
-	}
-	if a.passed || !g.head.beyond(a.number, a.older) {
-		return a.passed
-	}
-	a.passed = version.GasFeeCap().Cmp(g.head.baseFee) < 0 || tx.Gas <= g.head.room
-	s.aging.Lock()
-	defer s.aging.Unlock()
-	s.ages[version.Hash()] = a
-	return a.passed
+	l.waits.born(signed.Hash(), g.head)
+	return l.signing.broadcast(ctx, fill.Attempts[0])
 }
 
 // Passed reports whether a transaction that no sender looks after any more, as its key was exchanged, was mined or never will

@@ -5,31 +5,36 @@ import (
 	"fmt"
 	"math/big"
 	"time"
+
+	"github.com/gpupay/gpupay/channel/store"
 )
+
+// sequence gives transactions their nonces, each the next one, and doubts an endpoint that would leave some out.
+type sequence struct {
+	*account
+	signing *signing
+	doubt   doubt // signing.submitting guards it
+}
 
 // nonce is the first that neither the outbox nor a node has seen: of two endpoints the lower answer counts, so that none of them
 // alone has a transaction signed that cannot be mined before all between are paid for. The caller holds submitting.
-func (s *Sender) nonce(ctx context.Context, chain uint64) (uint64, error) {
-	said, err := two(ctx, s.Backend, func(ctx context.Context, b Backend) (uint64, error) { return b.PendingNonceAt(ctx, s.Address()) })
-	if err != nil {
-		return 0, Unread("the nonce of "+s.Address().String(), err)
-	}
-	ours, err := s.Store.nextNonce(ctx, chain, s.Address())
+func (s *sequence) nonce(ctx context.Context, chain uint64) (uint64, error) {
+	seen, sure, err := s.shown(ctx)
 	if err != nil {
 		return 0, err
 	}
-	seen := said[0].say
-	for _, by := range said[1:] {
-		seen = min(seen, by.say)
+	ours, err := s.store.nextNonce(ctx, chain, s.address())
+	if err != nil {
+		return 0, err
 	}
 	if seen <= ours {
 		s.doubt = doubt{}
 		return ours, nil
 	}
 	if seen > maxNonce {
-		return 0, &incomplete{"eth_getTransactionCount", fmt.Sprintf("it says %d of %s", seen, s.Address())}
+		return 0, &incomplete{"eth_getTransactionCount", fmt.Sprintf("it says %d of %s", seen, s.address())}
 	}
-	if len(said) > 1 { // two say so
+	if sure {
 		return seen, nil
 	}
 	return seen, s.credible(ctx, chain, seen, ours)
@@ -46,10 +51,10 @@ type doubt struct {
 // marks know, until the endpoint has said so over some time and blocks, and of a deep block too: what is signed for it stays in
 // the marks, and where it is false nothing is served before it is explained. Where nothing was ever sent from here, as with a
 // new database of a key that is used elsewhere, it is believed.
-func (s *Sender) credible(ctx context.Context, chain, seen, ours uint64) error {
+func (s *sequence) credible(ctx context.Context, chain, seen, ours uint64) error {
 	known := ours
-	if s.Marks != nil {
-		marked, err := s.Marks.NextNonce(ctx, s.Address(), chain)
+	if s.marks != nil {
+		marked, err := s.marks.NextNonce(ctx, s.address(), chain)
 		if err != nil {
 			return err
 		}
@@ -67,17 +72,17 @@ func (s *Sender) credible(ctx context.Context, chain, seen, ours uint64) error {
 }
 
 // doubted is how much longer an endpoint must say so; 0 once it is believed.
-func (s *Sender) doubted(ctx context.Context, seen uint64) (time.Duration, error) {
-	head, err := s.Backend.BlockNumber(ctx)
+func (s *sequence) doubted(ctx context.Context, seen uint64) (time.Duration, error) {
+	head, err := s.backend.BlockNumber(ctx)
 	if err != nil {
 		return 0, Unread("the newest block", err)
 	}
-	at := new(big.Int).SetUint64(head - min(head, s.finality()))
-	deep, err := s.Backend.NonceAt(ctx, s.Address(), at)
+	at := new(big.Int).SetUint64(head - min(head, s.finality))
+	deep, err := s.backend.NonceAt(ctx, s.address(), at)
 	if err != nil {
-		return 0, Unread("the nonce of "+s.Address().String()+" of a deep block", err)
+		return 0, Unread("the nonce of "+s.address().String()+" of a deep block", err)
 	}
-	long := 2 * either(s.Stuck, defaultStuck)
+	long := 2 * s.patience
 	if seen > deep+maxFill {
 		s.doubt = doubt{}
 		return long, nil
@@ -90,12 +95,30 @@ func (s *Sender) doubted(ctx context.Context, seen uint64) (time.Duration, error
 	}
 	left := long - now.Sub(s.doubt.since)
 	if left <= 0 && s.doubt.looks < absentLooks {
-		left = s.poll()
+		left = s.poll
 	}
 	return max(left, 0), nil
 }
 
-func (s *Sender) unbelieved(seen, known uint64, left time.Duration) error {
+func (s *sequence) unbelieved(seen, known uint64, left time.Duration) error {
 	return &incomplete{"eth_getTransactionCount", fmt.Sprintf("it alone says that %s has sent %d transactions, and %d are known here: nothing is signed before it has said so for %s more, and of a block %d blocks deep",
-		s.Address(), seen, known, left.Round(time.Second), s.finality())}
+		s.address(), seen, known, left.Round(time.Second), s.finality)}
+}
+
+// enqueue gives the call a nonce, signs it and writes it to the outbox.
+func (s *sequence) enqueue(ctx context.Context, chain uint64, call Call, gas uint64, f fees) (Tx, error) {
+	if err := s.signing.submitting.enter(ctx); err != nil {
+		return Tx{}, err
+	}
+	defer s.signing.submitting.leave()
+	for try := 0; ; try++ {
+		nonce, err := s.nonce(ctx, chain)
+		if err != nil {
+			return Tx{}, err
+		}
+		tx, err := s.signing.write(ctx, chain, nonce, call, gas, f)
+		if try == nonceTries || !store.Conflict(err) {
+			return tx, err
+		} // another process with this key was faster: the outbox holds each nonce once
+	}
 }

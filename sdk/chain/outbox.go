@@ -281,24 +281,19 @@ func (s *Store) reopen(ctx context.Context, chain uint64, sender common.Address,
 
 // nextNonce is one above the highest nonce ever used here, 0 if none was.
 func (s *Store) nextNonce(ctx context.Context, chain uint64, sender common.Address) (uint64, error) {
-	var highest sql.NullInt64
-	db := s.db.View()
-	err := db.GetContext(ctx, &highest, db.Rebind(`SELECT max(nonce) FROM chain_tx WHERE chain = ? AND sender = ?`), chain, text(sender))
-	if err != nil || !highest.Valid {
-		return 0, err
-	}
-	return uint64(highest.Int64) + 1, nil
+	return s.above(ctx, chain, sender, "")
 }
 
 // nextFinal is one above the highest nonce of a transaction that was mined and is final, 0 if there is none.
 func (s *Store) nextFinal(ctx context.Context, chain uint64, sender common.Address) (uint64, error) {
-	var highest sql.NullInt64
+	return s.above(ctx, chain, sender, ` AND state = 'final' AND hash <> ''`)
+}
+
+// above is one above the highest nonce of some transactions, 0 if there is none.
+func (s *Store) above(ctx context.Context, chain uint64, sender common.Address, which string) (next uint64, err error) {
 	db := s.db.View()
-	err := db.GetContext(ctx, &highest, db.Rebind(`SELECT max(nonce) FROM chain_tx WHERE chain = ? AND sender = ? AND state = 'final' AND hash <> ''`), chain, text(sender))
-	if err != nil || !highest.Valid {
-		return 0, err
-	}
-	return uint64(highest.Int64) + 1, nil
+	err = db.GetContext(ctx, &next, db.Rebind(`SELECT coalesce(max(nonce) + 1, 0) FROM chain_tx WHERE chain = ? AND sender = ? AND nonce >= 0`+which), chain, text(sender))
+	return next, err
 }
 
 // countKnown counts the nonces from one on and below another that transactions here have, but those of one kind.

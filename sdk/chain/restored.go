@@ -54,22 +54,34 @@ func (c *claims) window(mined uint64) uint64 {
 	return *c.base + maxGap
 }
 
+// strangers are transactions of the key that may still be mined and that the outbox does not know. Their nonces are used up, once
+// for each run.
+type strangers struct {
+	*account
+	prices  *pricing
+	signing *signing
+	claims  claims
+	unseen  gap  // since when the first of them is the next to be mined; the one who steps has it
+	whole   bool // there are none, and none can come any more; the one who steps has it
+}
+
 // Unknown counts the transactions of this key that may still be mined and that the outbox does not know: those that any endpoint
 // has on its way, and those that Marks remembers. None is ever sent that is not in the outbox before:
 // they are those of a database of which this one is an older copy, or of another program.
 func (s *Sender) Unknown(ctx context.Context) (uint64, error) {
-	chain, err := s.chainID(ctx)
+	p := s.parts()
+	chain, err := p.chainID(ctx)
 	if err != nil {
 		return 0, err
 	}
-	sp, err := s.span(ctx, chain)
+	sp, err := p.strangers.span(ctx, chain)
 	if err != nil {
 		return 0, err
 	}
-	return s.unknown(ctx, chain, sp)
+	return p.strangers.unknown(ctx, chain, sp)
 }
 
-func (s *Sender) unknown(ctx context.Context, chain uint64, sp span) (uint64, error) {
+func (s *strangers) unknown(ctx context.Context, chain uint64, sp span) (uint64, error) {
 	if sp.unsure {
 		return 1, nil
 	}
@@ -80,16 +92,16 @@ func (s *Sender) unknown(ctx context.Context, chain uint64, sp span) (uint64, er
 	if err != nil || missing == 0 {
 		return 0, err
 	}
-	if err := s.submitting.enter(ctx); err != nil { // a nonce is marked as signed for before its transaction is in the outbox
+	if err := s.signing.submitting.enter(ctx); err != nil { // a nonce is marked as signed for before its transaction is in the outbox
 		return 0, err
 	}
-	s.submitting.leave()
+	s.signing.submitting.leave()
 	return s.unlisted(ctx, chain, sp)
 }
 
 // unlisted counts the nonces of a span that the outbox has no transaction for.
-func (s *Sender) unlisted(ctx context.Context, chain uint64, sp span) (uint64, error) {
-	known, err := s.Store.countKnown(ctx, chain, s.Address(), sp.mined, sp.next, Fill) // what only uses a nonce up may still lose it
+func (s *strangers) unlisted(ctx context.Context, chain uint64, sp span) (uint64, error) {
+	known, err := s.store.countKnown(ctx, chain, s.address(), sp.mined, sp.next, Fill) // what only uses a nonce up may still lose it
 	return sp.next - sp.mined - min(known, sp.next-sp.mined), err
 }
 
@@ -107,15 +119,15 @@ type span struct {
 // span asks every endpoint. What one of several says alone counts as far as its first word went; what an only one says counts, and
 // is paid for no further than that; a mark that is more than maxGap above the chain was signed for by a false word,
 // and hides at most maxGap nonces.
-func (s *Sender) span(ctx context.Context, chain uint64) (sp span, err error) {
-	said, err := all(ctx, s.Backend, func(ctx context.Context, b Backend) (n [2]uint64, err error) {
-		if n[0], err = b.NonceAt(ctx, s.Address(), nil); err == nil {
-			n[1], err = b.PendingNonceAt(ctx, s.Address())
+func (s *strangers) span(ctx context.Context, chain uint64) (sp span, err error) {
+	said, err := all(ctx, s.backend, func(ctx context.Context, b Backend) (n [2]uint64, err error) {
+		if n[0], err = b.NonceAt(ctx, s.address(), nil); err == nil {
+			n[1], err = b.PendingNonceAt(ctx, s.address())
 		}
 		return n, err
 	})
 	if err != nil {
-		return sp, Unread("the nonce of "+s.Address().String(), err)
+		return sp, Unread("the nonce of "+s.address().String(), err)
 	}
 	sp.mined, sp.shown = said[0].say[0], said[0].say[1]
 	most := sp.mined
@@ -123,7 +135,7 @@ func (s *Sender) span(ctx context.Context, chain uint64) (sp span, err error) {
 		sp.mined, most, sp.shown = min(sp.mined, by.say[0]), max(most, by.say[0]), min(sp.shown, by.say[1])
 	}
 	if sp.mined != most {
-		final, err := s.Store.nextFinal(ctx, chain, s.Address())
+		final, err := s.store.nextFinal(ctx, chain, s.address())
 		if err != nil {
 			return sp, err
 		}
@@ -143,10 +155,10 @@ func (s *Sender) span(ctx context.Context, chain uint64) (sp span, err error) {
 	} else {
 		sp.next = max(sp.next, highest)
 	}
-	if s.Marks == nil {
+	if s.marks == nil {
 		return sp, nil
 	}
-	marked, err := s.Marks.NextNonce(ctx, s.Address(), chain)
+	marked, err := s.marks.NextNonce(ctx, s.address(), chain)
 	if err != nil {
 		return sp, err
 	}
@@ -163,8 +175,8 @@ func (s *Sender) span(ctx context.Context, chain uint64) (sp span, err error) {
 // reclaim uses up the nonces of transactions that a restored database does not know and no node shows: somebody may have kept
 // them, and while none is mined nothing could be served. What nodes show is waited for as long as a fee may be stuck. It looks
 // until nothing is unknown, once for each run.
-func (s *Sender) reclaim(ctx context.Context, chain uint64) error {
-	if s.Marks == nil || s.whole {
+func (s *strangers) reclaim(ctx context.Context, chain uint64) error {
+	if s.marks == nil || s.whole {
 		return nil
 	}
 	sp, err := s.span(ctx, chain)
@@ -180,32 +192,32 @@ func (s *Sender) reclaim(ctx context.Context, chain uint64) error {
 		return s.correct(ctx, chain, sp)
 	}
 	from := max(sp.mined, sp.shown)
-	if s.unseen.lasts(s.now(), sp.mined, either(s.Stuck, defaultStuck)) {
+	if s.unseen.lasts(s.now(), sp.mined, s.patience) {
 		from = sp.mined
 	}
 	last := min(sp.fill, sp.mined+maxFill)
 	if from >= last || sp.unsure {
 		return nil
 	}
-	f, err := s.fees(ctx)
+	f, err := s.prices.fees(ctx)
 	if err != nil {
 		return err
 	}
-	if err := s.submitting.enter(ctx); err != nil {
+	if err := s.signing.submitting.enter(ctx); err != nil {
 		return err
 	}
-	defer s.submitting.leave()
+	defer s.signing.submitting.leave()
 	for nonce := from; nonce < last; nonce++ {
-		known, err := s.Store.countKnown(ctx, chain, s.Address(), nonce, nonce+1, "")
+		known, err := s.store.countKnown(ctx, chain, s.address(), nonce, nonce+1, "")
 		if err != nil {
 			return err
 		}
 		if known > 0 {
 			continue
 		}
-		s.log().Warn("database is from before a transaction that no node shows: its nonce is used up, and nothing begins before", "sender", s.Address(),
+		s.log.Warn("database is from before a transaction that no node shows: its nonce is used up, and nothing begins before", "sender", s.address(),
 			"nonce", nonce, "last", sp.fill-1)
-		if err := s.useUp(ctx, chain, nonce, f); err != nil {
+		if err := s.signing.useUp(ctx, chain, nonce, f); err != nil {
 			return err
 		}
 	}
@@ -214,16 +226,16 @@ func (s *Sender) reclaim(ctx context.Context, chain uint64) error {
 
 // correct lowers a mark that no chain comes near to what the outbox knows, once all nonces are used up that it could have hidden:
 // it was signed for by an endpoint's false word, and what was signed cannot be mined before all between are.
-func (s *Sender) correct(ctx context.Context, chain uint64, sp span) error {
-	marks, able := s.Marks.(lowerer)
+func (s *strangers) correct(ctx context.Context, chain uint64, sp span) error {
+	marks, able := s.marks.(lowerer)
 	if sp.wrong == 0 || !able {
 		return nil
 	}
-	if err := s.submitting.enter(ctx); err != nil {
+	if err := s.signing.submitting.enter(ctx); err != nil {
 		return err
 	}
-	defer s.submitting.leave()
-	ours, err := s.Store.nextNonce(ctx, chain, s.Address())
+	defer s.signing.submitting.leave()
+	ours, err := s.store.nextNonce(ctx, chain, s.address())
 	if err != nil {
 		return err
 	}
@@ -231,18 +243,9 @@ func (s *Sender) correct(ctx context.Context, chain uint64, sp span) error {
 	if next >= sp.wrong {
 		return nil
 	}
-	if err := marks.LowerNonce(ctx, s.Address(), chain, next); err != nil {
-		return fmt.Errorf("chain: correcting the highest nonce of %s: %w", s.Address(), err)
+	if err := marks.LowerNonce(ctx, s.address(), chain, next); err != nil {
+		return fmt.Errorf("chain: correcting the highest nonce of %s: %w", s.address(), err)
 	}
-	s.log().Warn("a nonce that an endpoint once gave is far above the chain's and is forgotten; whatever it hid is used up", "sender", s.Address(), "nonce", sp.wrong-1, "next", next)
+	s.log.Warn("a nonce that an endpoint once gave is far above the chain's and is forgotten; whatever it hid is used up", "sender", s.address(), "nonce", sp.wrong-1, "next", next)
 	return nil
-}
-
-// useUp sends what does nothing but use a nonce up. The caller holds submitting.
-func (s *Sender) useUp(ctx context.Context, chain, nonce uint64, f fees) error {
-	tx, err := s.write(ctx, chain, nonce, Call{Kind: Fill, To: s.Address()}, fillGas, f)
-	if err != nil {
-		return err
-	}
-	return s.broadcast(ctx, tx.Attempts[0])
 }

@@ -35,15 +35,15 @@ func (s *Sender) DataFee(ctx context.Context, calldata int) (*big.Int, error) {
 	for i := range data {
 		data[i] = byte(i) | 1
 	}
-	most, _, err := s.dataFee(ctx, data)
+	most, _, err := s.parts().prices.dataFee(ctx, data)
 	return most, err
 }
 
 // dataFee is what the chain charges for a transaction with this calldata, beside its gas, in wei: 0 where it has no oracle
 // that says so. It is an estimate: the charge follows another chain's fees, so a quarter more is reckoned with. Of two
 // endpoints it is what either says.
-func (s *Sender) dataFee(ctx context.Context, data []byte) (most, least *big.Int, err error) {
-	charges, err := s.chargesForData(ctx)
+func (p *pricing) dataFee(ctx context.Context, data []byte) (most, least *big.Int, err error) {
+	charges, err := p.chargesForData(ctx)
 	if err != nil || !charges {
 		return new(big.Int), new(big.Int), err
 	}
@@ -55,7 +55,7 @@ func (s *Sender) dataFee(ctx context.Context, data []byte) (most, least *big.Int
 	if err != nil {
 		panic("chain: packing getL1Fee: " + err.Error())
 	}
-	said, err := two(ctx, s.Backend, func(ctx context.Context, b Backend) (*big.Int, error) {
+	said, err := two(ctx, p.backend, func(ctx context.Context, b Backend) (*big.Int, error) {
 		out, err := b.CallContract(ctx, ethereum.CallMsg{To: &gasPriceOracle, Data: input}, nil)
 		var reverted *Revert
 		if err = decode(err); errors.As(err, &reverted) {
@@ -77,28 +77,25 @@ func (s *Sender) dataFee(ctx context.Context, data []byte) (most, least *big.Int
 	if err != nil {
 		return nil, nil, err
 	}
-	most, least = said[0].say, said[0].say
-	for _, by := range said[1:] {
-		most, least = larger(most, by.say), smaller(least, by.say)
-	}
+	least, most = bounds(said, (*big.Int).Cmp)
 	return most, least, nil
 }
 
 // chargesForData asks once whether the chain has the oracle, by what either of two endpoints says.
-func (s *Sender) chargesForData(ctx context.Context) (bool, error) {
-	s.identity.Lock()
-	known := s.rollup
-	s.identity.Unlock()
+func (p *pricing) chargesForData(ctx context.Context) (bool, error) {
+	p.mu.Lock()
+	known := p.rollup
+	p.mu.Unlock()
 	if known != nil {
 		return *known, nil
 	}
-	said, err := two(ctx, s.Backend, func(ctx context.Context, b Backend) ([]byte, error) { return b.CodeAt(ctx, gasPriceOracle, nil) })
+	said, err := two(ctx, p.backend, func(ctx context.Context, b Backend) ([]byte, error) { return b.CodeAt(ctx, gasPriceOracle, nil) })
 	if err != nil {
 		return false, Unread("whether data is charged for", err)
 	}
 	found := slices.ContainsFunc(said, func(by statement[[]byte]) bool { return len(by.say) > 0 })
-	s.identity.Lock()
-	defer s.identity.Unlock()
-	s.rollup = &found
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.rollup = &found
 	return found, nil
 }

@@ -2,12 +2,12 @@ package chain
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"math/big"
-	"strings"
 	"sync"
 	"time"
 
@@ -16,7 +16,6 @@ import (
 	"github.com/ethereum/go-ethereum/core/types"
 
 	"github.com/gpupay/gpupay/channel"
-	"github.com/gpupay/gpupay/channel/store"
 	"github.com/gpupay/gpupay/internal/fault"
 )
 
@@ -54,49 +53,45 @@ type Sender struct {
 	Log    *slog.Logger
 	Now    func() time.Time
 
-	submitting turn // one nonce at a time
-	stepping   turn
-	stepped    time.Time
-	head       common.Hash
-	gap        gap                 // before what is open; the one who steps has it
-	unseen     gap                 // of what the outbox does not know; the one who steps has it
-	doubt      doubt               // submitting guards it
-	claims     claims              // of what the outbox does not know
-	whole      bool                // nothing can be mined that the outbox does not know; the one who steps has it
-	absences   map[TxID]*absence   // the one who steps has it
-	ahead      map[stamp]time.Time // moments that were ahead of the clock, and when it was seen; the one who steps has it
-	aging      sync.Mutex
-	early      map[TxID]time.Time  // whose stamp is ahead of the clock, and when that was seen; aging guards it
-	ages       map[common.Hash]age // by version
-	refusals   map[common.Hash]string
-	identity   sync.Mutex
-	chain      uint64
-	rollup     *bool // whether the chain charges for data; nil: not asked yet
+	once  sync.Once
+	built *parts
+	mu    sync.Mutex         // guards early
+	early map[TxID]time.Time // whose stamp is ahead of the clock, and when that was seen
 }
 
-// A turn is a lock that is waited for only as long as a context lasts: who holds it may wait for an endpoint, and an
-// interrupt must not wait for that. The zero value is free.
-type turn struct {
-	once sync.Once
-	held chan struct{}
+// The parts of a Sender. Each calls only those above it, and all of them read the account.
+type parts struct {
+	*account
+	prices    *pricing
+	signing   *signing
+	sequence  *sequence
+	strangers *strangers
+	steps     *steps
 }
 
-func (t *turn) enter(ctx context.Context) error {
-	t.once.Do(func() { t.held = make(chan struct{}, 1) })
-	select {
-	case t.held <- struct{}{}:
-		return nil
-	default:
-	}
-	select {
-	case t.held <- struct{}{}:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+// parts puts the parts together, once, by the fields as they are at first use.
+func (s *Sender) parts() *parts {
+	s.once.Do(func() {
+		a := &account{backend: s.Backend, key: s.Key, store: s.Store, marks: s.Marks, log: s.Log, now: s.Now,
+			poll: either(s.Poll, defaultPoll), patience: either(s.Stuck, defaultStuck), finality: either(s.Finality, uint64(defaultFinality))}
+		if a.log == nil {
+			a.log = slog.New(slog.DiscardHandler)
+		}
+		if a.now == nil {
+			a.now = time.Now
+		}
+		prices, waits := &pricing{account: a, limit: s.MaxFee}, &waits{account: a}
+		signing := &signing{account: a, waits: waits}
+		sequence := &sequence{account: a, signing: signing}
+		strangers := &strangers{account: a, prices: prices, signing: signing}
+		replacing := &replacing{account: a, prices: prices, waits: waits, signing: signing}
+		losses := &losses{account: a, prices: prices, waits: waits, signing: signing, sequence: sequence}
+		s.built = &parts{a, prices, signing, sequence, strangers, &steps{account: a, prices: prices, waits: waits, signing: signing,
+			strangers: strangers, replacing: replacing, losses: losses, follow: s.Follow,
+			resend: either(s.Resend, defaultResend), timeout: either(s.Timeout, defaultTimeout)}}
+	})
+	return s.built
 }
-
-func (t *turn) leave() { <-t.held }
 
 // A Result is a transaction that was mined and did what it was sent for.
 type Result struct {
@@ -133,54 +128,25 @@ func (s *Sender) Address() common.Address { return s.Key.Address() }
 func (s *Sender) Submit(ctx context.Context, call Call) (TxID, error) {
 	ctx, cancel := context.WithTimeout(ctx, either(s.Timeout, defaultTimeout))
 	defer cancel()
-	chain, err := s.chainID(ctx)
+	p := s.parts()
+	chain, err := p.chainID(ctx)
 	if err != nil {
 		return "", err
 	}
-	gas, fees, err := s.terms(ctx, call)
+	gas, fees, err := p.prices.terms(ctx, call)
 	if err != nil {
 		return "", err
 	}
-	tx, err := s.enqueue(ctx, chain, call, gas, fees)
+	tx, err := p.sequence.enqueue(ctx, chain, call, gas, fees)
 	if err != nil {
 		return "", err
 	}
 	fault.Sent(string(call.Kind), fault.TxStored)
-	if err := s.broadcast(ctx, tx.Attempts[0]); err != nil {
-		s.log().Warn("transaction is on disk and will be broadcast later", "tx", tx.ID, "call", call.String(), "err", err)
+	if err := p.signing.broadcast(ctx, tx.Attempts[0]); err != nil {
+		p.log.Warn("transaction is on disk and will be broadcast later", "tx", tx.ID, "call", call.String(), "err", err)
 	}
 	fault.Sent(string(call.Kind), fault.TxBroadcast)
 	return tx.ID, nil
-}
-
-// terms are the gas and the fees that a call is sent with: as far as the sender can pay for it, and the call allows, what the
-// endpoint asks that asks more, and else what the one asks that asks less.
-func (s *Sender) terms(ctx context.Context, call Call) (gas uint64, f fees, err error) {
-	gas, enough, err := s.estimate(ctx, call)
-	if err != nil {
-		return 0, f, err
-	}
-	if f, err = s.fees(ctx); err != nil {
-		return 0, f, err
-	}
-	if gas > f.head.limit {
-		gas = enough
-	}
-	if gas > f.head.limit { // no block would ever take it
-		return 0, f, &incomplete{"eth_estimateGas", fmt.Sprintf("%s takes %d gas, and a block has room for %d", call, gas, f.head.limit)}
-	}
-	if f.data, f.leastData, err = s.dataFee(ctx, call.Data); err != nil {
-		return 0, f, err
-	}
-	if gas, f, err = f.allowed(call, gas, enough); err != nil {
-		return 0, f, err
-	}
-	offer, err := s.payable(ctx, call, gas, f)
-	if errors.Is(err, ErrFunds) && enough < gas {
-		gas = enough
-		offer, err = s.payable(ctx, call, gas, f)
-	}
-	return gas, offer, err
 }
 
 // lag bounds how long a node may be behind another one of the same endpoint.
@@ -189,12 +155,13 @@ const lag = 15 * time.Second
 // SubmitAfter is Submit for a call that needs what this sender's last transaction did, such as an approval: nodes behind one
 // endpoint are some blocks apart, so that a refusal, and a node that does not know the block, are asked again for a while.
 func (s *Sender) SubmitAfter(ctx context.Context, call Call) (TxID, error) {
-	limit := s.now().Add(max(lag, 3*s.poll()))
-	pace := Backoff{Least: min(s.poll(), time.Second), Most: 3 * time.Second}
+	p := s.parts()
+	limit := p.now().Add(max(lag, 3*p.poll))
+	pace := Backoff{Least: min(p.poll, time.Second), Most: 3 * time.Second}
 	for {
 		id, err := s.Submit(ctx, call)
 		var refused *Revert
-		if err == nil || !errors.As(err, &refused) && !isBehind(err) || s.now().After(limit) {
+		if err == nil || !errors.As(err, &refused) && !isBehind(err) || p.now().After(limit) {
 			return id, err
 		}
 		if Pause(ctx, pace.Next()) != nil {
@@ -203,135 +170,13 @@ func (s *Sender) SubmitAfter(ctx context.Context, call Call) (TxID, error) {
 	}
 }
 
-// enqueue gives the call a nonce, signs it and writes it to the outbox.
-func (s *Sender) enqueue(ctx context.Context, chain uint64, call Call, gas uint64, f fees) (Tx, error) {
-	if err := s.submitting.enter(ctx); err != nil {
-		return Tx{}, err
-	}
-	defer s.submitting.leave()
-	for try := 0; ; try++ {
-		nonce, err := s.nonce(ctx, chain)
-		if err != nil {
-			return Tx{}, err
-		}
-		tx, err := s.write(ctx, chain, nonce, call, gas, f)
-		if try == nonceTries || !store.Conflict(err) {
-			return tx, err
-		} // another process with this key was faster: the outbox holds each nonce once
-	}
-}
-
-func (s *Sender) write(ctx context.Context, chain, nonce uint64, call Call, gas uint64, f fees) (Tx, error) {
-	tx := Tx{ID: newTxID(), Chain: chain, Sender: s.Address(), Nonce: nonce, Call: call, Gas: gas, State: Pending, Most: mostOf(call, gas, f), DataFee: f.data, CreatedAt: s.now()}
-	if call.Guard != nil { // before its nonce is marked as signed for, too
-		if err := s.Store.db.Update(ctx, call.allowed); err != nil {
-			return Tx{}, err
-		}
-	}
-	signed, err := s.sign(ctx, tx, f)
-	if err != nil {
-		return Tx{}, err
-	}
-	tx.Attempts = []Attempt{{Signed: signed, CreatedAt: s.now()}}
-	if err := s.Store.insert(ctx, tx); err != nil {
-		return Tx{}, err
-	}
-	s.born(signed.Hash(), f.head)
-	s.log().Info("transaction queued", "tx", tx.ID, "call", call.String(), "nonce", nonce, "hash", signed.Hash())
-	return tx, nil
-}
-
-func (s *Sender) sign(ctx context.Context, tx Tx, f fees) (*types.Transaction, error) {
-	if s.Marks != nil {
-		if err := s.Marks.RaiseNonce(ctx, s.Address(), tx.Chain, tx.Nonce); err != nil {
-			return nil, fmt.Errorf("chain: %s: %w", tx.Call, err)
-		}
-	}
-	signed, err := s.seal(ctx, &types.DynamicFeeTx{
-		ChainID: new(big.Int).SetUint64(tx.Chain), Nonce: tx.Nonce, GasTipCap: f.tip, GasFeeCap: f.cap,
-		Gas: tx.Gas, To: &tx.Call.To, Value: new(big.Int), Data: tx.Call.Data,
-	})
-	if err != nil {
-		return nil, fmt.Errorf("chain: %s: %w", tx.Call, err)
-	}
-	return signed, nil
-}
-
-func (s *Sender) seal(ctx context.Context, inner *types.DynamicFeeTx) (*types.Transaction, error) {
-	signer, unsigned := types.LatestSignerForChainID(inner.ChainID), types.NewTx(inner)
-	signature, err := s.Key.Sign(ctx, signer.Hash(unsigned))
-	if err != nil {
-		return nil, fmt.Errorf("%s cannot sign: %w", s.Address(), err)
-	}
-	if len(signature) != signatureLength || signature[64] < 27 {
-		return nil, fmt.Errorf("the signer of %s gave a signature that is not 65 bytes with v 27 or 28", s.Address())
-	}
-	raw := append([]byte(nil), signature...)
-	raw[64] -= 27
-	return unsigned.WithSignature(signer, raw)
-}
-
-// broadcast hands a version to the node and remembers when. A node that refuses it may know it already, or know better:
-// what became of it is read from the chain, not from the refusal, which is said once.
-func (s *Sender) broadcast(ctx context.Context, a Attempt) error {
-	err := s.Backend.SendTransaction(ctx, a.Signed)
-	if err != nil && isTransport(err) {
-		return fmt.Errorf("%w: broadcasting %s: %w", ErrUnreachable, a.Signed.Hash(), err)
-	}
-	if err != nil {
-		s.refusal(a.Signed, err)
-	}
-	return s.Store.sent(ctx, a.Signed.Hash(), s.now())
-}
-
-// refusal says why a node does not take a version, and what to do: once at warn level for each reason.
-func (s *Sender) refusal(tx *types.Transaction, err error) {
-	text, level := line(err.Error()), slog.LevelWarn
-	advice, quiet := adviceOn(text)
-	s.aging.Lock()
-	if s.refusals == nil || len(s.refusals) >= maxAges {
-		s.refusals = make(map[common.Hash]string)
-	}
-	if quiet || s.refusals[tx.Hash()] == text {
-		level = slog.LevelDebug
-	}
-	s.refusals[tx.Hash()] = text
-	s.aging.Unlock()
-	s.log().Log(context.Background(), level, "the node refuses a transaction; it is tried again", "sender", s.Address(), "nonce", tx.Nonce(),
-		"hash", tx.Hash(), "reason", text, "do", advice)
-}
-
-// adviceOn is what to do when a node refuses a transaction with these words. quiet ones are no refusal: the node has it, or
-// its nonce is used.
-func adviceOn(text string) (advice string, quiet bool) {
-	text = strings.ToLower(text)
-	for _, known := range []struct {
-		words, advice string
-		quiet         bool
-	}{
-		{"already known", "", true}, {"already imported", "", true}, {"known transaction", "", true}, {"alreadyexists", "", true},
-		{"nonce too low", "", true}, {"replacement transaction underpriced", "", true},
-		{"insufficient funds", "send the sender native coin: it pays for gas and, on a rollup, for data", false},
-		{"underpriced", "the node wants a higher fee: it is raised after a while, up to MaxFee; use another endpoint if it asks more than the chain does", false},
-		{"tip", "the node wants a higher tip: it is raised after a while, up to MaxFee; use another endpoint if it asks more than the chain does", false},
-		{"max fee per gas less than block base fee", "the chain's base fee is above what is offered: it is raised after a while, up to MaxFee", false},
-		{"fee cap", "the node bounds what a transaction may pay (geth: --rpc.txfeecap): raise that, or lower MaxFee", false},
-		{"gas limit", "the call takes more gas than the chain allows: settle fewer channels at a time", false},
-	} {
-		if strings.Contains(text, known.words) {
-			return known.advice, known.quiet
-		}
-	}
-	return "ask who runs the endpoint, or use another one", false
-}
-
 // Wait returns when the transaction has the given number of confirmations (1: it is in the newest block). A transaction
 // that reverted is a *Reverted error. Failures of the endpoint are waited out until the context ends.
 func (s *Sender) Wait(ctx context.Context, id TxID, confirmations uint64) (*Result, error) {
-	var pace Backoff
+	p, pace := s.parts(), Backoff{}
 	for {
-		wait := s.poll()
-		failed := s.step(ctx)
+		wait := p.poll
+		failed := p.steps.step(ctx)
 		result, err := s.result(ctx, id, max(confirmations, 1))
 		var reverted *Reverted
 		switch {
@@ -342,7 +187,7 @@ func (s *Sender) Wait(ctx context.Context, id TxID, confirmations uint64) (*Resu
 		}
 		if failed = errors.Join(failed, err); failed != nil {
 			wait = max(wait, pace.Next())
-			s.log().Warn("waiting for a transaction", "tx", id, "err", failed, "retry", wait)
+			p.log.Warn("waiting for a transaction", "tx", id, "err", failed, "retry", wait)
 		} else {
 			pace.Reset()
 		}
@@ -365,10 +210,7 @@ func (s *Sender) result(ctx context.Context, id TxID, confirmations uint64) (*Re
 	if err != nil {
 		return nil, err
 	}
-	head := said[0].say // of the one that is further: the other may stand still
-	for _, by := range said[1:] {
-		head = max(head, by.say)
-	}
+	_, head := bounds(said, cmp.Compare[uint64]) // of the one that is further: the other may stand still
 	if head+1 < tx.Block+confirmations {
 		return nil, nil
 	}
@@ -443,7 +285,7 @@ func (s *Sender) Sent(ctx context.Context, channel common.Hash, kind Kind, data 
 
 // InFlight lists the transactions that are on disk and not mined, lowest nonce first.
 func (s *Sender) InFlight(ctx context.Context) ([]Tx, error) {
-	chain, err := s.chainID(ctx)
+	chain, err := s.parts().chainID(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -462,41 +304,12 @@ func (s *Sender) InFlight(ctx context.Context) ([]Tx, error) {
 
 // GasSpent is what all transactions of this key cost so far, in wei.
 func (s *Sender) GasSpent(ctx context.Context) (*big.Int, error) {
-	chain, err := s.chainID(ctx)
+	chain, err := s.parts().chainID(ctx)
 	if err != nil {
 		return nil, err
 	}
 	return s.Store.gas(ctx, chain, s.Address())
 }
-
-func (s *Sender) chainID(ctx context.Context) (uint64, error) {
-	s.identity.Lock()
-	defer s.identity.Unlock()
-	if s.chain != 0 {
-		return s.chain, nil
-	}
-	id, err := chainID(ctx, s.Backend)
-	if err == nil {
-		s.chain = id
-	}
-	return id, err
-}
-
-func (s *Sender) now() time.Time {
-	if s.Now != nil {
-		return s.Now()
-	}
-	return time.Now()
-}
-
-func (s *Sender) log() *slog.Logger {
-	if s.Log != nil {
-		return s.Log
-	}
-	return slog.New(slog.DiscardHandler)
-}
-
-func (s *Sender) poll() time.Duration { return either(s.Poll, defaultPoll) }
 
 func either[T comparable](value, fallback T) T {
 	var zero T
@@ -505,3 +318,25 @@ func either[T comparable](value, fallback T) T {
 	}
 	return value
 }
+
+// Run works the outbox until the context ends: it is what makes a submitted transaction certain. Failures of the
+// endpoint are logged and retried with growing, jittered pauses; Run returns only the context's error.
+func (s *Sender) Run(ctx context.Context) error {
+	p, pace := s.parts(), Backoff{}
+	for {
+		wait := p.poll
+		if err := p.steps.step(ctx); err != nil {
+			wait = max(wait, pace.Next())
+			p.log.Warn("outbox", "sender", s.Address(), "err", err, "retry", wait)
+		} else {
+			pace.Reset()
+		}
+		if err := Pause(ctx, wait); err != nil {
+			return err
+		}
+	}
+}
+
+// Sync looks now at everything that is not final, so that what the outbox says is what the chain says: after a re-org, a
+// transaction that was mined is in flight again.
+func (s *Sender) Sync(ctx context.Context) error { return s.parts().steps.sync(ctx) }

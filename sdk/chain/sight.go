@@ -2,9 +2,7 @@ package chain
 
 import (
 	"context"
-	"fmt"
 	"math/big"
-	"slices"
 
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/ethereum/go-ethereum/core/types"
@@ -56,8 +54,8 @@ func headWithFee(ctx context.Context, b Backend) (*types.Header, error) {
 }
 
 // sight asks for the newest block.
-func (s *Sender) sight(ctx context.Context) (sight, error) {
-	said, err := two(ctx, s.Backend, headWithFee)
+func (p *pricing) sight(ctx context.Context) (sight, error) {
+	said, err := two(ctx, p.backend, headWithFee)
 	if err != nil {
 		return sight{}, Unread("the newest block", err)
 	}
@@ -67,64 +65,4 @@ func (s *Sender) sight(ctx context.Context) (sight, error) {
 		heads = append(heads, by.say)
 	}
 	return sightOf(heads), nil
-}
-
-// A view of the key is what one endpoint says of its nonces.
-type keyView struct {
-	head  *types.Header
-	mined uint64
-	deep  uint64 // as of Finality blocks ago
-	shown bool   // whether the endpoint keeps state that old
-}
-
-// look reads what one step goes by. Of what two endpoints say of the key's nonces the least counts, and no less than what the
-// outbox knows to be final, where the other one grants that: to send again what is mined costs nothing, and to take for mined
-// what is not has it never sent.
-func (s *Sender) look(ctx context.Context, chain uint64) (glance, error) {
-	said, err := two(ctx, s.Backend, func(ctx context.Context, b Backend) (v keyView, err error) {
-		if v.head, err = headWithFee(ctx, b); err != nil {
-			return v, Unread("the newest block", err)
-		}
-		if v.mined, err = b.NonceAt(ctx, s.Address(), v.head.Number); err != nil {
-			return v, fmt.Errorf("chain: reading the nonce of %s: %w", s.Address(), err)
-		}
-		back := new(big.Int).SetUint64(min(s.finality(), v.head.Number.Uint64()))
-		v.deep, err = b.NonceAt(ctx, s.Address(), back.Sub(v.head.Number, back))
-		if err != nil && isTransport(err) {
-			return v, fmt.Errorf("chain: reading the nonce of %s: %w", s.Address(), err)
-		}
-		if v.shown = err == nil; !v.shown { // a node that keeps no state that old: nothing counts as lost by its word
-			s.log().Debug("the nonce is not known that far back", "blocks", s.finality(), "err", err)
-		}
-		return v, nil
-	})
-	if err != nil {
-		return glance{}, err
-	}
-	newerFirst(said, func(v keyView) uint64 { return v.head.Number.Uint64() })
-	return s.glance(ctx, chain, said)
-}
-
-func (s *Sender) glance(ctx context.Context, chain uint64, said []statement[keyView]) (glance, error) {
-	var heads []*types.Header
-	var deep []uint64
-	g := glance{mined: said[0].say.mined, most: said[0].say.mined}
-	for _, by := range said {
-		heads, g.said = append(heads, by.say.head), append(g.said, by.say.mined)
-		g.mined, g.most = min(g.mined, by.say.mined), max(g.most, by.say.mined)
-		if by.say.shown {
-			deep = append(deep, by.say.deep)
-		}
-	}
-	if len(deep) > 0 {
-		g.deep = slices.Min(deep)
-	}
-	g.head = sightOf(heads)
-	g.moved = g.head.hash != s.head
-	if g.mined == g.most {
-		return g, nil
-	}
-	final, err := s.Store.nextFinal(ctx, chain, s.Address())
-	g.mined = max(g.mined, min(final, g.most))
-	return g, err
 }

@@ -10,7 +10,7 @@ import (
 // Recent lists this key's transactions of some kinds that were submitted since a moment, oldest first. It is for who must
 // keep within a budget over a restart.
 func (s *Sender) Recent(ctx context.Context, since time.Time, kinds ...Kind) ([]Tx, error) {
-	chain, err := s.chainID(ctx)
+	chain, err := s.parts().chainID(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -18,7 +18,7 @@ func (s *Sender) Recent(ctx context.Context, since time.Time, kinds ...Kind) ([]
 	if err != nil {
 		return nil, err
 	}
-	now := s.now()
+	now := s.parts().now()
 	return slices.DeleteFunc(all, func(tx Tx) bool {
 		return !slices.Contains(kinds, tx.Call.Kind) || !s.submittedSince(tx.ID, tx.CreatedAt, since, now)
 	}), nil

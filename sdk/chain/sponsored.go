@@ -27,7 +27,7 @@ func (s *Store) Sponsor(ctx context.Context, channel common.Hash, payer common.A
 // have cost, and the most that those in flight may. The first figure counts all, the second those for channels of the payer.
 // Those of keys before this one count: a rotation renews no budget.
 func (s *Sender) Sponsored(ctx context.Context, from, to time.Time, payer common.Address, kinds ...Kind) (all, payers *big.Int, err error) {
-	chain, err := s.chainID(ctx)
+	chain, err := s.parts().chainID(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -48,8 +48,8 @@ func (s *Sender) Sponsored(ctx context.Context, from, to time.Time, payer common
 // was set back, counts from when this process saw that: it was paid for, and must not be left out of a budget, nor be in it for
 // as long as the clock was ahead.
 func (s *Sender) submittedSince(id TxID, at, since, now time.Time) bool {
-	s.aging.Lock()
-	defer s.aging.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if !at.After(now) {
 		delete(s.early, id)
 		return at.After(since)

@@ -1,6 +1,7 @@
 package chain
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"math/big"
@@ -70,10 +71,7 @@ func (e *Escrow) CloseRequestsBounds(ctx context.Context, id common.Hash) (least
 	if err != nil {
 		return 0, 0, fmt.Errorf("channel %s: %w", id, err)
 	}
-	least, most = said[0].say, said[0].say
-	for _, other := range said[1:] {
-		least, most = min(least, other.say), max(most, other.say)
-	}
+	least, most = bounds(said, cmp.Compare[uint64])
 	return least, most, nil
 }
 
