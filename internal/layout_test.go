@@ -2,8 +2,10 @@
 package internal
 
 import (
+	"go/ast"
 	"go/parser"
 	"go/token"
+	"io/fs"
 	"iter"
 	"path/filepath"
 	"slices"
@@ -131,6 +133,76 @@ func imports(t *testing.T, pkg string) iter.Seq2[string, string] {
 					return
 				}
 			}
+		}
+	}
+}
+
+// mostMethods is how many methods a type has at most: one that has more changes for more than one reason.
+const mostMethods = 40
+
+// large are the types of before that have more, each with how many it has. No number grows, and none is added.
+var large = map[string]int{
+	"sdk.Provider":               108,
+	"sdk.session":                57,
+	"sdk/internal/lease.Lease":   102,
+	"sdk/internal/lease.Manager": 42,
+}
+
+// TestTypesAreSmall: no type has more than mostMethods methods of its own, generated ones apart.
+func TestTypesAreSmall(t *testing.T) {
+	have := make(map[string]int)
+	err := filepath.WalkDir("..", func(path string, entry fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case entry.IsDir() && (entry.Name() == "node_modules" || entry.Name() == "testdata" || entry.Name() == ".git"):
+			return filepath.SkipDir
+		case !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go"):
+			return nil
+		}
+		file, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.ParseComments)
+		if err != nil || ast.IsGenerated(file) {
+			return err
+		}
+		folder := filepath.ToSlash(strings.TrimPrefix(filepath.Dir(path), ".."+string(filepath.Separator)))
+		for _, decl := range file.Decls {
+			if method, ok := decl.(*ast.FuncDecl); ok && method.Recv != nil {
+				have[folder+"."+receiver(method.Recv.List[0].Type)]++
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, n := range have {
+		if n > max(mostMethods, large[name]) {
+			t.Errorf("%s has %d methods, and may have %d: cut it by reason of change into parts that call only downwards", name, n, max(mostMethods, large[name]))
+		}
+	}
+	for name, n := range large {
+		if have[name] <= mostMethods {
+			t.Logf("%s has %d methods: take it off the list", name, have[name])
+		} else if have[name] < n {
+			t.Logf("%s has %d methods: write that down instead of %d", name, have[name], n)
+		}
+	}
+}
+
+// receiver is the name of a method's type.
+func receiver(of ast.Expr) string {
+	for {
+		switch at := of.(type) {
+		case *ast.StarExpr:
+			of = at.X
+		case *ast.IndexExpr:
+			of = at.X
+		case *ast.IndexListExpr:
+			of = at.X
+		case *ast.Ident:
+			return at.Name
+		default:
+			return ""
 		}
 	}
 }

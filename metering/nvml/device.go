@@ -54,9 +54,9 @@ var symbols = append([]string{
 }, required...)
 
 // has says that the driver library has one of the names.
-func (s *Source) has(names ...string) bool {
+func (l *library) has(names ...string) bool {
 	for _, name := range names {
-		if s.symbols[name] {
+		if l.symbols[name] {
 			return true
 		}
 	}
@@ -119,9 +119,9 @@ var steps = []step{
 }
 
 // possible are the steps for which the library has the symbols.
-func (s *Source) possible() (can []step) {
+func (l *library) possible() (can []step) {
 	for _, step := range steps {
-		if step.any == nil || s.has(step.any...) {
+		if step.any == nil || l.has(step.any...) {
 			can = append(can, step)
 		}
 	}

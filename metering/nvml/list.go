@@ -65,21 +65,21 @@ func ask[T any](ctx context.Context, s *Source, name string, call func() (T, err
 }
 
 // enter is how a call for the listing begins: leave when it succeeded.
-func (s *Source) enter() error {
-	if s.dead.Load() {
-		if err := s.revive(); err != nil {
+func (l *library) enter() error {
+	if l.dead.Load() {
+		if err := l.revive(); err != nil {
 			return err
 		}
 	}
-	s.calls.RLock()
-	if s.closed.Load() {
-		s.calls.RUnlock()
+	l.calls.RLock()
+	if l.closed.Load() {
+		l.calls.RUnlock()
 		return fmt.Errorf("NVML is closed: %w", metering.ErrEnd)
 	}
 	return nil
 }
 
-func (s *Source) leave() { s.calls.RUnlock() }
+func (l *library) leave() { l.calls.RUnlock() }
 
 func (s *Source) count() (int, error) {
 	if err := s.enter(); err != nil {
@@ -98,8 +98,8 @@ func (s *Source) count() (int, error) {
 }
 
 // lists says that the library has what it takes to walk over its GPUs.
-func (s *Source) lists() bool {
-	return s.has("nvmlDeviceGetCount", "nvmlDeviceGetCount_v2") && s.has("nvmlDeviceGetHandleByIndex", "nvmlDeviceGetHandleByIndex_v2")
+func (l *library) lists() bool {
+	return l.has("nvmlDeviceGetCount", "nvmlDeviceGetCount_v2") && l.has("nvmlDeviceGetHandleByIndex", "nvmlDeviceGetHandleByIndex_v2")
 }
 
 // card is what there is to rent of the GPU at an index: itself, its slices, or nothing where it is lost.

@@ -15,10 +15,9 @@ import (
 	"github.com/gpupay/gpupay/metering"
 )
 
-// Source is the NVIDIA GPUs of this host.
-type Source struct {
-	lib   nvml.Interface
-	clock metering.Clock
+// A library is the driver's, as it is loaded: what it can do, and whether it is to be called at all.
+type library struct {
+	lib nvml.Interface
 
 	// calls is held for reading by every call into the library, and for writing
 	// by what unloads it. A call that hangs holds it for ever, so the writer
@@ -29,6 +28,12 @@ type Source struct {
 	generation atomic.Uint64   // counts Inits
 	dead       atomic.Bool     // the driver went away: Init again
 	closed     atomic.Bool
+}
+
+// Source is the NVIDIA GPUs of this host.
+type Source struct {
+	library
+	clock metering.Clock
 
 	mu      sync.Mutex
 	devices map[string]*device
@@ -62,7 +67,7 @@ func Open(opts Options) (*Source, error) {
 		return nil, fmt.Errorf("%w: it has %s, not %s", ErrSecond, loaded.path, opts.Library)
 	}
 	s := &Source{
-		lib:     nvml.New(nvml.WithLibraryPath(opts.Library)),
+		library: library{lib: nvml.New(nvml.WithLibraryPath(opts.Library))},
 		clock:   opts.Clock,
 		devices: make(map[string]*device),
 	}
@@ -75,13 +80,13 @@ func Open(opts Options) (*Source, error) {
 
 // init loads the library and looks its symbols up, once. Calling a symbol that
 // an older driver lacks would end the process, and no recover helps.
-func (s *Source) init() error {
-	switch ret := s.lib.Init(); ret {
+func (l *library) init() error {
+	switch ret := l.lib.Init(); ret {
 	case nvml.SUCCESS:
 	case nvml.ERROR_LIBRARY_NOT_FOUND:
 		return ErrLibrary
 	case nvml.ERROR_LIB_RM_VERSION_MISMATCH:
-		if s.generation.Load() > 0 { // it worked before: the old library stays mapped, and no Init here will help
+		if l.generation.Load() > 0 { // it worked before: the old library stays mapped, and no Init here will help
 			return ErrRestart
 		}
 		return fmt.Errorf("%w: its library and its kernel module are of two versions: reload the module or reboot", ErrDriver)
@@ -90,9 +95,9 @@ func (s *Source) init() error {
 	}
 	found := make(map[string]bool)
 	for _, name := range symbols {
-		found[name] = s.lib.Extensions().LookupSymbol(name) == nil
+		found[name] = l.lib.Extensions().LookupSymbol(name) == nil
 	}
-	for name, had := range s.symbols { // go-nvml goes on calling what it found first
+	for name, had := range l.symbols { // go-nvml goes on calling what it found first
 		if had && !found[name] {
 			return fmt.Errorf("%w: the library was replaced by an older one; restart this program", ErrDriver)
 		}
@@ -102,27 +107,27 @@ func (s *Source) init() error {
 			return fmt.Errorf("%w: it is too old, its library has no %s", ErrDriver, name)
 		}
 	}
-	s.symbols = found
-	s.steps = s.possible()
-	s.generation.Add(1)
+	l.symbols = found
+	l.steps = l.possible()
+	l.generation.Add(1)
 	return nil
 }
 
 // revive opens a driver that went away. It does not wait for a call that
 // hangs: unloading the library under it would end the process.
-func (s *Source) revive() error {
-	if !s.calls.TryLock() {
+func (l *library) revive() error {
+	if !l.calls.TryLock() {
 		return fmt.Errorf("%w: it went away, and another call still hangs in it", ErrDriver)
 	}
-	defer s.calls.Unlock()
-	if !s.dead.Load() {
+	defer l.calls.Unlock()
+	if !l.dead.Load() {
 		return nil // somebody else was faster
 	}
-	s.lib.Shutdown() // of what is gone already: whatever it answers, Init decides
-	if err := s.init(); err != nil {
+	l.lib.Shutdown() // of what is gone already: whatever it answers, Init decides
+	if err := l.init(); err != nil {
 		return err
 	}
-	s.dead.Store(false)
+	l.dead.Store(false)
 	return nil
 }
 

@@ -52,40 +52,46 @@ type Call struct {
 	MaxCost *big.Int
 }
 
+// A packer makes the calls of an escrow's entry points. It asks no chain.
+type packer struct {
+	abi     *bindings.ChannelEscrow
+	address common.Address
+}
+
 // OpenCall opens a channel with the sender's own money: the sender must be the payer and have approved the deposit.
-func (e *Escrow) OpenCall(t channel.Terms, deposit uint256.Int) Call {
-	return e.about(Open, t, e.abi.PackOpen(t.Payee, t.Token, deposit.ToBig(), t.Salt, t.AuthorizedSigner))
+func (p *packer) OpenCall(t channel.Terms, deposit uint256.Int) Call {
+	return p.about(Open, t, p.abi.PackOpen(t.Payee, t.Token, deposit.ToBig(), t.Salt, t.AuthorizedSigner))
 }
 
 // OpenAuthorizedCall opens a channel with the payer's ERC-3009 authorization; anyone may send it.
-func (e *Escrow) OpenAuthorizedCall(t channel.Terms, a Authorization) Call {
-	return e.about(Open, t, e.abi.PackOpenWithAuthorization(t.Payee, t.Token, a.Value.ToBig(), t.Salt, t.AuthorizedSigner,
+func (p *packer) OpenAuthorizedCall(t channel.Terms, a Authorization) Call {
+	return p.about(Open, t, p.abi.PackOpenWithAuthorization(t.Payee, t.Token, a.Value.ToBig(), t.Salt, t.AuthorizedSigner,
 		a.From, number(a.ValidAfter), number(a.ValidBefore), a.Nonce, a.Signature))
 }
 
 // TopUpCall adds to a channel's deposit from the sender's allowance.
-func (e *Escrow) TopUpCall(t channel.Terms, additional uint256.Int) Call {
-	return e.about(TopUp, t, e.abi.PackTopUp(terms(t), additional.ToBig()))
+func (p *packer) TopUpCall(t channel.Terms, additional uint256.Int) Call {
+	return p.about(TopUp, t, p.abi.PackTopUp(terms(t), additional.ToBig()))
 }
 
 // TopUpAuthorizedCall adds to a channel's deposit with an ERC-3009 authorization; salt is the one in its nonce.
-func (e *Escrow) TopUpAuthorizedCall(t channel.Terms, salt common.Hash, a Authorization) Call {
-	return e.about(TopUp, t, e.abi.PackTopUpWithAuthorization(terms(t), a.Value.ToBig(), a.From, salt,
+func (p *packer) TopUpAuthorizedCall(t channel.Terms, salt common.Hash, a Authorization) Call {
+	return p.about(TopUp, t, p.abi.PackTopUpWithAuthorization(terms(t), a.Value.ToBig(), a.From, salt,
 		number(a.ValidAfter), number(a.ValidBefore), a.Nonce, a.Signature))
 }
 
 // SettleCall pays the payee up to a voucher; anyone may send it.
-func (e *Escrow) SettleCall(t channel.Terms, cumulative uint256.Int, signature []byte) Call {
-	return e.about(Settle, t, e.abi.PackSettle(terms(t), cumulative.ToBig(), signature))
+func (p *packer) SettleCall(t channel.Terms, cumulative uint256.Int, signature []byte) Call {
+	return p.about(Settle, t, p.abi.PackSettle(terms(t), cumulative.ToBig(), signature))
 }
 
 // SettleBatchCall settles the newest accepted voucher of many channels of one payee and one token.
-func (e *Escrow) SettleBatchCall(payee, token common.Address, states []channel.State) (Call, error) {
+func (p *packer) SettleBatchCall(payee, token common.Address, states []channel.State) (Call, error) {
 	rows, err := packRows(payee, token, states)
 	if err != nil {
 		return Call{}, err
 	}
-	call := Call{Kind: SettleBatch, To: e.address, Data: e.abi.PackSettleBatch(payee, token, rows)}
+	call := Call{Kind: SettleBatch, To: p.address, Data: p.abi.PackSettleBatch(payee, token, rows)}
 	for _, s := range states {
 		call.Channels = append(call.Channels, s.ID)
 	}
@@ -94,14 +100,14 @@ func (e *Escrow) SettleBatchCall(payee, token common.Address, states []channel.S
 
 // CloseCall settles the last voucher and refunds the rest; the sender must be the payee. What is settled already needs
 // no signature.
-func (e *Escrow) CloseCall(t channel.Terms, cumulative uint256.Int, signature []byte) Call {
-	return e.about(Close, t, e.abi.PackClose(terms(t), cumulative.ToBig(), signature))
+func (p *packer) CloseCall(t channel.Terms, cumulative uint256.Int, signature []byte) Call {
+	return p.about(Close, t, p.abi.PackClose(terms(t), cumulative.ToBig(), signature))
 }
 
 // CloseAuthorizedCall is CloseCall by anyone who holds the payee's signature (channel.Domain.CloseDigest), until
 // deadline, in unix seconds.
-func (e *Escrow) CloseAuthorizedCall(t channel.Terms, cumulative uint256.Int, signature []byte, deadline uint64, payee []byte) Call {
-	return e.about(Close, t, e.abi.PackCloseWithAuthorization(terms(t), cumulative.ToBig(), signature, number(deadline), payee))
+func (p *packer) CloseAuthorizedCall(t channel.Terms, cumulative uint256.Int, signature []byte, deadline uint64, payee []byte) Call {
+	return p.about(Close, t, p.abi.PackCloseWithAuthorization(terms(t), cumulative.ToBig(), signature, number(deadline), payee))
 }
 
 // CloseDeadline is until when anyone who has a close may send it, in unix seconds. It is false of a close that only the
@@ -123,25 +129,25 @@ func CloseDeadline(call Call) (uint64, bool) {
 }
 
 // RequestCloseCall starts the grace period; the sender must be the payer.
-func (e *Escrow) RequestCloseCall(t channel.Terms) Call {
-	return e.about(RequestClose, t, e.abi.PackRequestClose(terms(t)))
+func (p *packer) RequestCloseCall(t channel.Terms) Call {
+	return p.about(RequestClose, t, p.abi.PackRequestClose(terms(t)))
 }
 
 // RequestCloseAuthorizedCall is RequestCloseCall by anyone who holds the payer's signature
 // (channel.Domain.RequestCloseDigest), until deadline, in unix seconds.
-func (e *Escrow) RequestCloseAuthorizedCall(t channel.Terms, deadline uint64, payer []byte) Call {
-	return e.about(RequestClose, t, e.abi.PackRequestCloseWithAuthorization(terms(t), number(deadline), payer))
+func (p *packer) RequestCloseAuthorizedCall(t channel.Terms, deadline uint64, payer []byte) Call {
+	return p.about(RequestClose, t, p.abi.PackRequestCloseWithAuthorization(terms(t), number(deadline), payer))
 }
 
 // CancelCloseAuthorizedCall takes a pending close request back by the payer's signature (channel.Domain.CancelCloseDigest),
 // until deadline, in unix seconds; anyone may send it. Its nonce is CloseRequests.
-func (e *Escrow) CancelCloseAuthorizedCall(t channel.Terms, deadline uint64, payer []byte) Call {
-	return e.about(CancelClose, t, e.abi.PackCancelCloseWithAuthorization(terms(t), number(deadline), payer))
+func (p *packer) CancelCloseAuthorizedCall(t channel.Terms, deadline uint64, payer []byte) Call {
+	return p.about(CancelClose, t, p.abi.PackCancelCloseWithAuthorization(terms(t), number(deadline), payer))
 }
 
 // WithdrawCall pays the payer back once the grace period is over; anyone may send it.
-func (e *Escrow) WithdrawCall(t channel.Terms) Call {
-	return e.about(Withdraw, t, e.abi.PackWithdraw(terms(t)))
+func (p *packer) WithdrawCall(t channel.Terms) Call {
+	return p.about(Withdraw, t, p.abi.PackWithdraw(terms(t)))
 }
 
 // Simulate runs a call as from would send it, without sending it. What the contract refuses is a *Revert.
@@ -169,8 +175,8 @@ func (c Call) String() string {
 	}
 }
 
-func (e *Escrow) about(kind Kind, t channel.Terms, data []byte) Call {
-	return Call{Kind: kind, To: e.address, Data: data, Channels: []common.Hash{t.ID()}}
+func (p *packer) about(kind Kind, t channel.Terms, data []byte) Call {
+	return Call{Kind: kind, To: p.address, Data: data, Channels: []common.Hash{t.ID()}}
 }
 
 func terms(t channel.Terms) bindings.Terms {

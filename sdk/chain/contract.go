@@ -90,11 +90,11 @@ var _ Contract = (*Escrow)(nil)
 
 // SettlementCall is SettleCall for one channel and SettleBatchCall for several. A channel whose signer is a contract
 // account can only be settled alone.
-func (e *Escrow) SettlementCall(_ context.Context, states []channel.State) (Call, error) {
+func (p *packer) SettlementCall(_ context.Context, states []channel.State) (Call, error) {
 	if len(states) == 1 {
-		return e.SettleCall(states[0].Terms, states[0].Accepted, states[0].Signature), nil
+		return p.SettleCall(states[0].Terms, states[0].Accepted, states[0].Signature), nil
 	}
-	return e.SettleBatchCall(states[0].Terms.Payee, states[0].Terms.Token, states)
+	return p.SettleBatchCall(states[0].Terms.Payee, states[0].Terms.Token, states)
 }
 
 // SettlementGas is what receipts say: see docs/contracts.md.

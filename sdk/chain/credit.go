@@ -39,16 +39,16 @@ func (e *Escrow) creditOn(ctx context.Context, backend Backend, account, token c
 }
 
 // WithdrawCreditCall pays the sender's credit in a token to an address.
-func (e *Escrow) WithdrawCreditCall(token, to common.Address) Call {
-	return Call{Kind: WithdrawCredit, To: e.address, Data: e.abi.PackWithdrawCredit(token, to)}
+func (p *packer) WithdrawCreditCall(token, to common.Address) Call {
+	return Call{Kind: WithdrawCredit, To: p.address, Data: p.abi.PackWithdrawCredit(token, to)}
 }
 
 // WithdrawCreditAuthorizedCall pays an account's credit in a token to an address by the account's signature
 // (channel.Domain.WithdrawCreditDigest), until deadline, in unix seconds; anyone may send it. To the account itself it
 // takes no signature.
-func (e *Escrow) WithdrawCreditAuthorizedCall(account, token, to common.Address, deadline uint64, signature []byte) Call {
-	return Call{Kind: WithdrawCredit, To: e.address,
-		Data: e.abi.PackWithdrawCreditWithAuthorization(account, token, to, number(deadline), signature)}
+func (p *packer) WithdrawCreditAuthorizedCall(account, token, to common.Address, deadline uint64, signature []byte) Call {
+	return Call{Kind: WithdrawCredit, To: p.address,
+		Data: p.abi.PackWithdrawCreditWithAuthorization(account, token, to, number(deadline), signature)}
 }
 
 // PayoutCall fetches the payee's credit, of which there is none but after the token refused a settlement: else settling

@@ -48,9 +48,8 @@ var maxGrace = big.NewInt(math.MaxInt64 / int64(time.Second))
 
 // An Escrow is one deployed escrow contract, checked when it was made. It is safe for concurrent use.
 type Escrow struct {
+	packer
 	backend Backend
-	abi     *bindings.ChannelEscrow
-	address common.Address
 	chainID uint64
 	grace   time.Duration
 	domain  channel.Domain
@@ -67,9 +66,8 @@ func NewEscrow(ctx context.Context, backend Backend, address common.Address) (*E
 		return nil, err
 	}
 	e := &Escrow{
+		packer:  packer{bindings.NewChannelEscrow(), address},
 		backend: Agreed(backend),
-		abi:     bindings.NewChannelEscrow(),
-		address: address,
 		chainID: id,
 		domain:  channel.EscrowDomain(id, address),
 	}

@@ -22,7 +22,7 @@ func FuzzSkipped(f *testing.F) {
 	f.Add(skipped.Bytes(), []byte{}, 1)
 	f.Add(skipped.Bytes(), make([]byte, 32), 2)
 	f.Add(skipped.Bytes(), common.FromHex("0x"+"ff"), 0)
-	e := &Escrow{address: at, abi: bindings.NewChannelEscrow()}
+	e := &Escrow{packer: packer{bindings.NewChannelEscrow(), at}}
 	f.Fuzz(func(t *testing.T, topic, data []byte, indexed int) {
 		log := &types.Log{Address: at, Data: data, Topics: []common.Hash{common.BytesToHash(topic)}}
 		for range min(max(indexed, 0), 3) {
@@ -38,7 +38,7 @@ func FuzzSkipped(f *testing.F) {
 
 // FuzzViews: whatever an endpoint says of a channel, its amounts have 96 bits, as everything that reckons with them relies on.
 func FuzzViews(f *testing.F) {
-	e := &Escrow{abi: bindings.NewChannelEscrow()}
+	e := &Escrow{packer: packer{abi: bindings.NewChannelEscrow()}}
 	seed := make([]byte, 2*32+6*32)
 	seed[31], seed[63] = 32, 1
 	for i := range 6 {

@@ -310,7 +310,7 @@ func (s *Settler) transact(ctx context.Context, batch []channel.State, read time
 	}
 	err = errors.Join(s.restart(ctx, result, before, read), s.report(ctx, result, before))
 	s.Expect(batch[0].Terms)
-	if refused := s.pay(ctx, purseOf(batch[0]), s.worth); refused != nil && ctx.Err() == nil { // says nothing against the settlement, which is mined
+	if refused := s.payouts.pay(ctx, purseOf(batch[0]), s.worth); refused != nil && ctx.Err() == nil { // says nothing against the settlement, which is mined
 		s.log().Warn("a payout waits", "err", refused)
 	}
 	return err
@@ -340,7 +340,7 @@ func (s *Settler) await(ctx context.Context, id chain.TxID, channels []common.Ha
 	if err != nil {
 		return outcome{}, err
 	}
-	s.settledAt(ctx, channels, result.Receipt.BlockNumber.Uint64())
+	s.payouts.settledAt(ctx, channels, result.Receipt.BlockNumber.Uint64())
 	pace := chain.Backoff{Least: 500 * time.Millisecond, Most: 10 * time.Second}
 	for try := 0; ; try++ {
 		after, err := s.observe(ctx, channels, result.Receipt.BlockNumber.Uint64())

@@ -23,8 +23,13 @@ func purseOf(s channel.State) purse { return purse{s.Terms.Payee, s.Terms.Token}
 // have come between a settlement and its payout, then those whose payout failed, and all again each hour, since a
 // watchtower or anybody else settles too.
 type payouts struct {
+	payee    *channel.Payee
+	contract chain.Contract
+	sender   *chain.Sender
+	now      func() time.Time
+
 	paying  sync.Mutex // one payout at a time
-	mu      sync.Mutex
+	mu      sync.Mutex // guards what is below
 	loaded  time.Time
 	waiting map[purse]bool
 	claimed map[purse]bool        // of which something was set aside, as far as is known, since the last payout
@@ -90,32 +95,32 @@ func (s *Settler) Recall() {
 }
 
 // payWaiting fetches what a payout that failed, or never came, left behind. Nothing is lost while it waits.
-func (s *Settler) payWaiting(ctx context.Context, worth worthwhile) error {
-	waiting, err := s.purses(ctx)
+func (o *payouts) payWaiting(ctx context.Context, worth worthwhile) error {
+	waiting, err := o.purses(ctx)
 	for _, p := range waiting {
-		err = errors.Join(err, s.pay(ctx, p, worth))
+		err = errors.Join(err, o.pay(ctx, p, worth))
 	}
 	return err
 }
 
-func (s *Settler) purses(ctx context.Context) ([]purse, error) {
-	s.payouts.mu.Lock()
-	defer s.payouts.mu.Unlock()
-	if s.payouts.loaded.IsZero() || s.now().Sub(s.payouts.loaded).Abs() >= recallEvery {
-		states, err := s.Payee.Channels(ctx)
+func (o *payouts) purses(ctx context.Context) ([]purse, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.loaded.IsZero() || o.now().Sub(o.loaded).Abs() >= recallEvery {
+		states, err := o.payee.Channels(ctx)
 		if err != nil {
 			return nil, err
 		}
 		for _, state := range states {
-			s.payouts.recall(purseOf(state))
+			o.recall(purseOf(state))
 		}
-		for p := range s.payouts.own {
-			s.payouts.recall(p)
+		for p := range o.own {
+			o.recall(p)
 		}
-		s.payouts.loaded = s.now()
+		o.loaded = o.now()
 	}
 	var waiting []purse
-	for p := range s.payouts.waiting {
+	for p := range o.waiting {
 		waiting = append(waiting, p)
 	}
 	return waiting, nil
@@ -124,23 +129,23 @@ func (s *Settler) purses(ctx context.Context) ([]purse, error) {
 // pay has the contract pay out what it set aside for a purse, if settling does not pay at once. The contract is asked
 // each time, so that a payout that somebody else made, or a re-org undid, is no matter. The purse is taken off the list
 // before: what is set aside while this payout is under way puts it there again.
-func (s *Settler) pay(ctx context.Context, p purse, worth worthwhile) error {
-	s.payouts.paying.Lock()
-	defer s.payouts.paying.Unlock()
-	s.payouts.mu.Lock()
-	claimed, moved := s.payouts.claimed[p], s.payouts.moved[p]
-	delete(s.payouts.waiting, p)
-	delete(s.payouts.claimed, p)
-	s.payouts.mu.Unlock()
-	done, err := s.payout(ctx, p, worth, claimed, moved)
+func (o *payouts) pay(ctx context.Context, p purse, worth worthwhile) error {
+	o.paying.Lock()
+	defer o.paying.Unlock()
+	o.mu.Lock()
+	claimed, moved := o.claimed[p], o.moved[p]
+	delete(o.waiting, p)
+	delete(o.claimed, p)
+	o.mu.Unlock()
+	done, err := o.payout(ctx, p, worth, claimed, moved)
 	if done && err == nil {
 		return nil
 	}
-	s.payouts.mu.Lock()
-	defer s.payouts.mu.Unlock()
-	s.payouts.wait(p)
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.wait(p)
 	if claimed {
-		s.payouts.expect(p)
+		o.expect(p)
 	}
 	if err == nil {
 		return nil
@@ -184,12 +189,12 @@ func (o *payouts) at(p purse, block uint64) {
 }
 
 // settledAt notes of the purses of channels that they were settled at a block.
-func (s *Settler) settledAt(ctx context.Context, ids []common.Hash, block uint64) {
+func (o *payouts) settledAt(ctx context.Context, ids []common.Hash, block uint64) {
 	for _, id := range ids {
-		if state, err := s.Payee.State(ctx, id); err == nil {
-			s.payouts.mu.Lock()
-			s.payouts.at(purseOf(state), block)
-			s.payouts.mu.Unlock()
+		if state, err := o.payee.State(ctx, id); err == nil {
+			o.mu.Lock()
+			o.at(purseOf(state), block)
+			o.mu.Unlock()
 		}
 	}
 }
@@ -197,12 +202,12 @@ func (s *Settler) settledAt(ctx context.Context, ids []common.Hash, block uint64
 // payout reports whether nothing of a purse has to be looked into any more. What two endpoints say waits is paid out; what one
 // alone says, once for each time that something was set aside: it costs gas, and the other may only be behind. Where they do
 // not agree, or have not read what was moved last, it is not done.
-func (s *Settler) payout(ctx context.Context, p purse, worth worthwhile, claimed bool, moved uint64) (done bool, err error) {
-	call, due, err := s.Contract.PayoutCall(ctx, p.payee, p.token)
+func (o *payouts) payout(ctx context.Context, p purse, worth worthwhile, claimed bool, moved uint64) (done bool, err error) {
+	call, due, err := o.contract.PayoutCall(ctx, p.payee, p.token)
 	if err != nil {
 		return false, err
 	}
-	s.payouts.hold(p, due.Int)
+	o.hold(p, due.Int)
 	sure := due.Sure
 	if due.Known < moved {
 		sure.Clear()
@@ -213,26 +218,26 @@ func (s *Settler) payout(ctx context.Context, p purse, worth worthwhile, claimed
 		}
 		return due.Known >= moved && due.Sure.Eq(&due.Int), nil
 	}
-	id, err := s.Sender.Submit(ctx, call)
+	id, err := o.sender.Submit(ctx, call)
 	var refused *chain.Revert
-	if errors.As(err, &refused) && s.paidMeanwhile(ctx, p) {
+	if errors.As(err, &refused) && o.paidMeanwhile(ctx, p) {
 		return true, nil
 	}
 	var result *chain.Result
 	if err == nil {
-		result, err = s.Sender.Wait(ctx, id, 1)
+		result, err = o.sender.Wait(ctx, id, 1)
 	}
 	var reverted *chain.Reverted
-	if errors.As(err, &reverted) && s.paidMeanwhile(ctx, p) {
+	if errors.As(err, &reverted) && o.paidMeanwhile(ctx, p) {
 		return true, nil
 	}
 	if err != nil {
 		return false, fmt.Errorf("%s base units wait in contract %s: %w", due.Dec(), call.To, err)
 	}
-	s.payouts.hold(p, uint256.Int{})
-	s.payouts.mu.Lock()
-	defer s.payouts.mu.Unlock()
-	s.payouts.at(p, result.Receipt.BlockNumber.Uint64())
+	o.hold(p, uint256.Int{})
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.at(p, result.Receipt.BlockNumber.Uint64())
 	return true, nil
 }
 
@@ -255,10 +260,10 @@ func (s *Settler) worth(ctx context.Context, amount uint256.Int) bool {
 }
 
 // paidMeanwhile reports whether nothing waits for a purse any more: somebody else may have been faster.
-func (s *Settler) paidMeanwhile(ctx context.Context, p purse) bool {
-	_, due, err := s.Contract.PayoutCall(ctx, p.payee, p.token)
+func (o *payouts) paidMeanwhile(ctx context.Context, p purse) bool {
+	_, due, err := o.contract.PayoutCall(ctx, p.payee, p.token)
 	if err == nil {
-		s.payouts.hold(p, due.Int)
+		o.hold(p, due.Int)
 	}
 	return err == nil && due.IsZero()
 }

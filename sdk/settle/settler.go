@@ -57,6 +57,7 @@ func (s *Settler) init() {
 	s.once.Do(func() {
 		s.wake = make(chan struct{}, 1)
 		s.ahead = make(map[common.Hash]ahead)
+		s.payouts.payee, s.payouts.contract, s.payouts.sender, s.payouts.now = s.Payee, s.Contract, s.Sender, s.now
 	})
 }
 
@@ -107,7 +108,7 @@ func (s *Settler) pass(ctx context.Context) error {
 	if err := s.resume(ctx); err != nil {
 		return err
 	}
-	if err := s.payWaiting(ctx, s.worth); err != nil { // no reason not to settle: what is set aside is safe, and a voucher is not
+	if err := s.payouts.payWaiting(ctx, s.worth); err != nil { // no reason not to settle: what is set aside is safe, and a voucher is not
 		if ctx.Err() != nil {
 			return err
 		}
@@ -178,10 +179,10 @@ func (s *Settler) Settle(ctx context.Context, ids ...common.Hash) error {
 		err = errors.Join(err, s.settle(ctx, batch, read, func() {}))
 	}
 	if len(ids) > 0 {
-		return errors.Join(err, s.payWaiting(ctx, s.worth))
+		return errors.Join(err, s.payouts.payWaiting(ctx, s.worth))
 	}
 	s.Recall()
-	return errors.Join(err, s.payWaiting(ctx, whatever))
+	return errors.Join(err, s.payouts.payWaiting(ctx, whatever))
 }
 
 // State reads a channel from the contract, and counts as settled what a settlement of ours brought that one of two endpoints does not

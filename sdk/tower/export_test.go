@@ -25,14 +25,14 @@ func (t *Teller) Tell(ctx context.Context, url string, at time.Time) error {
 
 // Order has what is due in the order in which it is settled at a time, by the chain's clock.
 func (t *Tower) Order(now time.Time, due []channel.State) {
-	other := Tower{config: t.config, escrow: t.escrow, least: t.least}
+	other := dutyStore{watched: t.watched}
 	other.now.Store(now.Unix())
 	slices.SortStableFunc(due, other.first)
 }
 
 // Leaves is how many leaves are looked after, -1 where they cannot be read.
 func (t *Tower) Leaves(ctx context.Context) int {
-	open, err := t.leaves.open(ctx)
+	open, err := t.relay.leaves.open(ctx)
 	if err != nil {
 		return -1
 	}
@@ -41,17 +41,17 @@ func (t *Tower) Leaves(ctx context.Context) int {
 
 // Ending is how many leaves seem to be over.
 func (t *Tower) Ending() int {
-	t.endings.mu.Lock()
-	defer t.endings.mu.Unlock()
-	return len(t.endings.all)
+	t.relay.endings.mu.Lock()
+	defer t.relay.endings.mu.Unlock()
+	return len(t.relay.endings.all)
 }
 
 // Age has leaves seem to be over for so much longer, and looked at now.
 func (t *Tower) Age(by time.Duration) {
-	t.endings.mu.Lock()
-	defer t.endings.mu.Unlock()
-	for id, e := range t.endings.all {
-		t.endings.all[id] = ending{e.since.Add(-by), e.block}
-		t.tire(id, nil)
+	t.relay.endings.mu.Lock()
+	defer t.relay.endings.mu.Unlock()
+	for id, e := range t.relay.endings.all {
+		t.relay.endings.all[id] = ending{e.since.Add(-by), e.block}
+		t.relay.tire(id, nil)
 	}
 }

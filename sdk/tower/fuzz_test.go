@@ -102,7 +102,7 @@ func checkTower(t *testing.T, tower *Tower, terms channel.Terms) {
 	t.Helper()
 	states, err := tower.payee.Channels(t.Context(), channel.Open)
 	closing, failed := tower.payee.Channels(t.Context(), channel.Closing)
-	leaves, lost := tower.leaves.open(t.Context())
+	leaves, lost := tower.relay.leaves.open(t.Context())
 	nonce, unknown := tower.escrow.Backend().PendingNonceAt(t.Context(), tower.Address())
 	if err := errors.Join(err, failed, lost, unknown); err != nil {
 		t.Fatal(err)

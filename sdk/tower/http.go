@@ -127,7 +127,7 @@ func (t *Tower) postVouchers(w http.ResponseWriter, r *http.Request) {
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), answerTime)
 	defer cancel()
-	outcomes, errs := t.take(ctx, t.guard.limits.ClientIP(r), body.Vouchers)
+	outcomes, errs := t.taker.take(ctx, t.guard.limits.ClientIP(r), body.Vouchers)
 	answer := Receipts{Receipts: make([]Receipt, len(outcomes))}
 	for i, outcome := range outcomes {
 		answer.Receipts[i].ChannelID = body.Vouchers[i].Channel().ID()
@@ -148,7 +148,7 @@ func (t *Tower) postCloseRequest(w http.ResponseWriter, r *http.Request) {
 		t.problem(err).Write(w)
 		return
 	}
-	t.relayed(w, r, func(ctx context.Context) error { return t.requestClose(ctx, t.guard.limits.ClientIP(r), q) })
+	t.relayed(w, r, func(ctx context.Context) error { return t.relay.requestClose(ctx, t.guard.limits.ClientIP(r), q) })
 }
 
 func (t *Tower) postWithdrawal(w http.ResponseWriter, r *http.Request) {
@@ -158,7 +158,7 @@ func (t *Tower) postWithdrawal(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	t.relayed(w, r, func(ctx context.Context) error {
-		return t.withdrawFor(ctx, t.guard.limits.ClientIP(r), terms.Channel())
+		return t.relay.withdrawFor(ctx, t.guard.limits.ClientIP(r), terms.Channel())
 	})
 }
 

@@ -22,29 +22,18 @@ const planned = 2 * time.Hour
 // is the same for each. So a stranger's small channels take no budget from a larger
 // one, whatever their ids are and whoever asked to close first. The settler sends in
 // this order too: where there is no coin for all, it goes to what is most at risk.
-func (t *Tower) first(a, b channel.State) int {
-	now := time.Unix(t.now.Load(), 0)
-	worthA, worthB := t.weight(a.Terms, a.Unsettled()), t.weight(b.Terms, b.Unsettled())
-	return cmp.Or(cmp.Compare(t.due(a).Sub(now)/planned, t.due(b).Sub(now)/planned), worthB.Cmp(&worthA))
-}
-
-// weight is an amount in millionths of what is worth gas in its token: those of several
-// tokens compare.
-func (t *Tower) weight(terms channel.Terms, amount uint256.Int) uint256.Int {
-	least := t.least[terms.Token]
-	if least.IsZero() {
-		least.SetOne()
-	}
-	amount.Mul(&amount, uint256.NewInt(1_000_000)) // 96 bits, and 20
-	return *amount.Div(&amount, &least)
+func (d *dutyStore) first(a, b channel.State) int {
+	now := time.Unix(d.now.Load(), 0)
+	worthA, worthB := d.weight(a.Terms, a.Unsettled()), d.weight(b.Terms, b.Unsettled())
+	return cmp.Or(cmp.Compare(d.due(a).Sub(now)/planned, d.due(b).Sub(now)/planned), worthB.Cmp(&worthA))
 }
 
 // largestFirst puts the payers first who get most back.
-func (t *Tower) largestFirst(ctx context.Context, requests []wire.LeaveRequest) {
+func (r *relay) largestFirst(ctx context.Context, requests []wire.LeaveRequest) {
 	weights := make(map[wire.Terms]uint256.Int, len(requests))
 	for _, q := range requests {
-		if s, err := t.payee.State(ctx, q.Channel().ID()); err == nil {
-			weights[q.Terms] = t.weight(s.Terms, refund(s))
+		if s, err := r.payee.State(ctx, q.Channel().ID()); err == nil {
+			weights[q.Terms] = r.weight(s.Terms, refund(s))
 		}
 	}
 	slices.SortStableFunc(requests, func(a, b wire.LeaveRequest) int {

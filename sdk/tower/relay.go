@@ -14,6 +14,8 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/keyed"
+	"github.com/gpupay/gpupay/sdk/settle"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -26,79 +28,100 @@ const (
 	relayWait = time.Minute
 )
 
+// relay sees payers out that have no coin of their own: it keeps what they signed, sends it within the budget, and goes on until
+// nothing is left to do for them.
+type relay struct {
+	*watched
+	books   *books
+	budget  *budget
+	payee   *channel.Payee
+	sender  *chain.Sender
+	settler *settle.Settler
+	watcher *settle.Watcher
+	guard   *guard
+	metrics *metrics
+	leaves  leaveStore
+
+	sends   keyed.Mutex           // one relayed transaction at a time is looked up and sent for a channel
+	turn    sync.Mutex            // held between looking at the budget and being in the outbox
+	endings endings               // leaves that seem to be over
+	mu      sync.Mutex            // guards rest
+	rest    map[common.Hash]*rest // leaves that failed
+}
+
 // RequestClose takes a payer's signed request to close: it is on disk, and
 // sent to the chain, when RequestClose returns without an error. After the
 // grace period the tower withdraws for the payer. If ctx ends before the
 // transaction is mined, Run sees it through.
 func (t *Tower) RequestClose(ctx context.Context, q wire.LeaveRequest) error {
-	return t.requestClose(ctx, "", q)
+	return t.relay.requestClose(ctx, "", q)
 }
 
 // requestClose is RequestClose for who has an address; "": one without bounds of its own.
-func (t *Tower) requestClose(ctx context.Context, client string, q wire.LeaveRequest) error {
+func (r *relay) requestClose(ctx context.Context, client string, q wire.LeaveRequest) error {
 	terms := q.Channel()
-	if err := errors.Join(t.serves(terms), q.Check()); err != nil {
+	if err := errors.Join(r.serves(terms), q.Check()); err != nil {
 		return err
 	}
-	if err := errors.Join(t.guard.leave(terms), t.guard.read(client)); err != nil {
+	if err := errors.Join(r.guard.leave(terms), r.guard.read(client)); err != nil {
 		return err
 	}
-	state, err := t.look(ctx, terms)
+	state, err := r.books.look(ctx, terms)
 	if err != nil {
 		return err
 	}
 	if state.Status == channel.Finalized {
 		return fmt.Errorf("channel %s: %w: there is nothing to get back", state.ID, channel.ErrFinalized)
 	}
-	if err := t.worth(terms, state.refund()); err != nil {
+	if err := r.worth(terms, state.refund()); err != nil {
 		return err
 	}
 	if state.Status == channel.Closing { // somebody was faster: only the withdrawal is left
-		return t.keepLeave(ctx, q)
+		return r.keepLeave(ctx, q)
 	}
-	return t.relayNew(ctx, q)
+	return r.relayNew(ctx, q)
 }
 
 // keepLeave has a leave on disk, and looked after at once, whatever came of an earlier request of its channel.
-func (t *Tower) keepLeave(ctx context.Context, q wire.LeaveRequest) error {
-	if err := t.leaves.put(ctx, q); err != nil {
+func (r *relay) keepLeave(ctx context.Context, q wire.LeaveRequest) error {
+	if err := r.leaves.put(ctx, q); err != nil {
 		return err
 	}
-	t.tire(q.Channel().ID(), nil)
-	t.endings.goesOn(q.Channel().ID())
+	r.tire(q.Channel().ID(), nil)
+	r.endings.goesOn(q.Channel().ID())
 	return nil
 }
 
 // relayNew keeps a request and sends it, unless the contract would refuse it.
-func (t *Tower) relayNew(ctx context.Context, q wire.LeaveRequest) error {
+func (r *relay) relayNew(ctx context.Context, q wire.LeaveRequest) error {
 	terms := q.Channel()
-	if err := t.usable(ctx, q); err != nil {
+	if err := r.usable(ctx, q); err != nil {
 		return err
 	}
-	call := t.escrow.RequestCloseAuthorizedCall(terms, q.Deadline, q.Signature)
-	if err := t.escrow.Simulate(ctx, t.Address(), call); err != nil {
+	call := r.escrow.RequestCloseAuthorizedCall(terms, q.Deadline, q.Signature)
+	if err := r.escrow.Simulate(ctx, r.sender.Address(), call); err != nil {
 		return err
 	}
-	if err := t.relayBudget(ctx, terms); err != nil { // before a promise is made
+	if err := r.budget.relayBudget(ctx, terms); err != nil { // before a promise is made
 		return err
 	}
-	if err := t.keepLeave(ctx, q); err != nil {
+	if err := r.keepLeave(ctx, q); err != nil {
 		return err
 	}
-	return t.send(ctx, terms, call)
+	return r.send(ctx, terms, call)
 }
 
 // usable reports whether a request is the next that the channel takes, by one of two endpoints at least.
-func (t *Tower) usable(ctx context.Context, q wire.LeaveRequest) error {
+func (r *relay) usable(ctx context.Context, q wire.LeaveRequest) error {
 	id := q.Channel().ID()
-	least, most, err := t.escrow.CloseRequestsBounds(ctx, id)
+	least, most, err := r.escrow.CloseRequestsBounds(ctx, id)
 	if err != nil {
 		return err
 	}
 	if q.CloseRequests < least || q.CloseRequests > most {
 		return fmt.Errorf("%w: channel %s has seen %d close requests, this one is for %d", errUsed, id, most, q.CloseRequests)
 	}
-	now, _, err := t.escrow.Times(ctx)
+	now, _, err := r.escrow.Times(ctx)
 	if err != nil {
 		return err
 	}
@@ -112,50 +135,45 @@ func (t *Tower) usable(ctx context.Context, q wire.LeaveRequest) error {
 // settling what the tower holds for the payee. Of a channel that is over it pays
 // the payer what the token refused to pay before.
 func (t *Tower) Withdraw(ctx context.Context, terms channel.Terms) error {
-	return t.withdrawFor(ctx, "", terms)
+	return t.relay.withdrawFor(ctx, "", terms)
 }
 
 // withdrawFor is Withdraw for who has an address; "": one without bounds of its own. Nobody signed it.
-func (t *Tower) withdrawFor(ctx context.Context, client string, terms channel.Terms) error {
-	if err := t.serves(terms); err != nil {
+func (r *relay) withdrawFor(ctx context.Context, client string, terms channel.Terms) error {
+	if err := r.serves(terms); err != nil {
 		return err
 	}
-	if t.guard.missing(terms.ID()) {
-		return fmt.Errorf("%w: escrow %s has no channel %s", channel.ErrUnknown, t.escrow.Address(), terms.ID())
+	if r.guard.missing(terms.ID()) {
+		return fmt.Errorf("%w: escrow %s has no channel %s", channel.ErrUnknown, r.escrow.Address(), terms.ID())
 	}
-	if err := t.guard.ask(client, terms.ID()); err != nil {
+	if err := r.guard.ask(client, terms.ID()); err != nil {
 		return err
 	}
-	state, err := t.look(ctx, terms)
+	state, err := r.books.look(ctx, terms)
 	if errors.Is(err, channel.ErrUnknown) {
-		t.guard.miss(terms.ID())
+		r.guard.miss(terms.ID())
 	}
 	if errors.Is(err, channel.ErrFinalized) || err == nil && state.Status == channel.Finalized {
-		return t.payCredit(ctx, terms)
+		return r.payCredit(ctx, terms)
 	}
 	if err != nil {
 		return err
 	}
-	return t.withdraw(ctx, state)
+	return r.withdraw(ctx, state)
 }
 
 // payCredit pays a payer what the contract owes it in a channel's token. It goes
 // to the payer itself, which takes no signature.
-func (t *Tower) payCredit(ctx context.Context, terms channel.Terms) error {
-	call, amount, err := t.escrow.PayoutCall(ctx, terms.Payer, terms.Token)
+func (r *relay) payCredit(ctx context.Context, terms channel.Terms) error {
+	call, amount, err := r.escrow.PayoutCall(ctx, terms.Payer, terms.Token)
 	if err != nil || amount.IsZero() {
 		return err
 	}
-	if err := t.worth(terms, amount.Int); err != nil {
+	if err := r.worth(terms, amount.Int); err != nil {
 		return err
 	}
 	call.Channels = []common.Hash{terms.ID()}
-	return t.send(ctx, terms, call)
-}
-
-func (t *Tower) look(ctx context.Context, terms channel.Terms) (sighting, error) {
-	states, errs := t.learn(ctx, []channel.Terms{terms})
-	return states[0], errs[0]
+	return r.send(ctx, terms, call)
 }
 
 // refund is what the payer gets back if the newest voucher is settled first.
@@ -171,51 +189,51 @@ func refund(s channel.State) uint256.Int {
 	return left
 }
 
-func (t *Tower) withdraw(ctx context.Context, s sighting) error {
+func (r *relay) withdraw(ctx context.Context, s sighting) error {
 	if s.Status == channel.Finalized {
 		return nil
 	}
 	if s.Status != channel.Closing {
 		return fmt.Errorf("%w: nobody asked to close channel %s", errNotDue, s.ID)
 	}
-	now, err := t.time(ctx)
+	now, err := r.time(ctx)
 	if err != nil {
 		return err
 	}
-	if due := t.due(s.State); now.Before(due) {
+	if due := r.due(s.State); now.Before(due) {
 		return fmt.Errorf("%w: channel %s: at %s", errNotDue, s.ID, due.UTC().Format(time.RFC3339))
 	}
-	if err := t.settleFirst(ctx, s.State); err != nil {
+	if err := r.settleFirst(ctx, s.State); err != nil {
 		return err
 	}
-	if err := t.worth(s.Terms, s.refund()); err != nil {
+	if err := r.worth(s.Terms, s.refund()); err != nil {
 		return err
 	}
-	return t.send(ctx, s.Terms, t.escrow.WithdrawCall(s.Terms))
+	return r.send(ctx, s.Terms, r.escrow.WithdrawCall(s.Terms))
 }
 
 // settleFirst gives the payee its due while there is time: after the withdrawal
 // the voucher is worth nothing. Without the budget for that there is no withdrawal.
 // What the contract refuses, or is not worth its gas, does not hold up the payer, nor
 // does an endpoint that does not know yet what a settlement of ours brought.
-func (t *Tower) settleFirst(ctx context.Context, s channel.State) error {
-	err := t.settler.Settle(ctx, s.ID)
+func (r *relay) settleFirst(ctx context.Context, s channel.State) error {
+	err := r.settler.Settle(ctx, s.ID)
 	var revert *chain.Revert
 	var reverted *chain.Reverted
 	if errors.As(err, &revert) || errors.As(err, &reverted) {
 		return nil
 	}
 	if err == nil {
-		s, err = t.settler.State(ctx, s.ID)
+		s, err = r.settler.State(ctx, s.ID)
 	}
 	if err != nil {
 		return fmt.Errorf("settling channel %s before its withdrawal: %w", s.ID, err)
 	}
 	left := s.Unsettled()
-	if left.IsZero() || t.worth(s.Terms, left) != nil {
+	if left.IsZero() || r.worth(s.Terms, left) != nil {
 		return nil
 	}
-	within, err := t.affordable(ctx, []channel.State{s})
+	within, err := r.budget.affordable(ctx, []channel.State{s})
 	if err != nil {
 		return err
 	}
@@ -227,83 +245,83 @@ func (t *Tower) settleFirst(ctx context.Context, s channel.State) error {
 
 // send puts a payer's transaction on the chain, or waits for the one that is on
 // its way already.
-func (t *Tower) send(ctx context.Context, terms channel.Terms, call chain.Call) error {
-	defer t.sends.Lock(terms.ID())()
-	tx, err := t.submit(ctx, terms, call)
+func (r *relay) send(ctx context.Context, terms channel.Terms, call chain.Call) error {
+	defer r.sends.Lock(terms.ID())()
+	tx, err := r.submit(ctx, terms, call)
 	if err != nil {
 		return err
 	}
-	if _, err := t.sender.Wait(ctx, tx, 1); err != nil {
+	if _, err := r.sender.Wait(ctx, tx, 1); err != nil {
 		return err
 	}
-	t.metrics.relayed(call.Kind)
-	if _, err := t.look(ctx, terms); err != nil {
-		t.config.Log.Debug("the watcher will see it", "call", call.String(), "err", err)
+	r.metrics.relayed(call.Kind)
+	if _, err := r.books.look(ctx, terms); err != nil {
+		r.config.Log.Debug("the watcher will see it", "call", call.String(), "err", err)
 	}
 	return nil
 }
 
-func (t *Tower) submit(ctx context.Context, terms channel.Terms, call chain.Call) (chain.TxID, error) {
-	if err := t.sender.Sync(ctx); err != nil { // what a re-org undid is on its way again
+func (r *relay) submit(ctx context.Context, terms channel.Terms, call chain.Call) (chain.TxID, error) {
+	if err := r.sender.Sync(ctx); err != nil { // what a re-org undid is on its way again
 		return "", err
 	}
-	sent, err := t.sender.Find(ctx, terms.ID())
+	sent, err := r.sender.Find(ctx, terms.ID())
 	if err != nil {
 		return "", err
 	}
 	for _, tx := range sent {
 		// One that succeeded and whose work is not seen is being undone by a re-org,
 		// and will be sent again.
-		same := tx.Call.Kind == call.Kind && (tx.State == chain.Pending && tx.Sender == t.sender.Address() || tx.Succeeded && bytes.Equal(tx.Call.Data, call.Data))
+		same := tx.Call.Kind == call.Kind && (tx.State == chain.Pending && tx.Sender == r.sender.Address() || tx.Succeeded && bytes.Equal(tx.Call.Data, call.Data))
 		if same {
 			return tx.ID, nil
 		}
 	}
-	t.turn.Lock()
-	defer t.turn.Unlock()
-	if err := t.relayBudget(ctx, terms); err != nil {
+	r.turn.Lock()
+	defer r.turn.Unlock()
+	if err := r.budget.relayBudget(ctx, terms); err != nil {
 		return "", err
 	}
 	call.MaxGas = relayGas            // a payer that is a contract checks its signature itself
-	return t.sender.Submit(ctx, call) // which runs it first: what the contract refuses costs nothing
+	return r.sender.Submit(ctx, call) // which runs it first: what the contract refuses costs nothing
 }
 
-func (t *Tower) relayBudget(ctx context.Context, terms channel.Terms) error {
-	spent, err := t.spent(ctx, payerOf, chain.RequestClose, chain.Withdraw, chain.WithdrawCredit)
+func (b *budget) relayBudget(ctx context.Context, terms channel.Terms) error {
+	spent, err := b.spent(ctx, payerOf, chain.RequestClose, chain.Withdraw, chain.WithdrawCredit)
 	if err != nil {
 		return err
 	}
-	return spent.within(t.config.RelayGas, terms.Payer)
+	return spent.within(b.config.RelayGas, terms.Payer)
 }
 
 // relayAll sees the requests through that are on disk, until ctx ends.
-func (t *Tower) relayAll(ctx context.Context) error {
+func (r *relay) relayAll(ctx context.Context) error {
 	for {
-		if err := t.relayOnce(ctx); err != nil && ctx.Err() == nil {
-			t.config.Log.Warn("relaying for payers", "err", err)
+		if err := r.relayOnce(ctx); err != nil && ctx.Err() == nil {
+			r.config.Log.Warn("relaying for payers", "err", err)
 		}
-		if err := chain.Pause(ctx, t.config.Poll); err != nil {
+		if err := chain.Pause(ctx, r.config.Poll); err != nil {
 			return err
 		}
 	}
 }
 
-func (t *Tower) relayOnce(ctx context.Context) error {
-	requests, err := t.leaves.open(ctx)
+func (r *relay) relayOnce(ctx context.Context) error {
+	requests, err := r.leaves.open(ctx)
 	if err != nil || len(requests) == 0 {
 		return err
 	}
-	now, err := t.time(ctx)
+	now, err := r.time(ctx)
 	if err != nil {
 		return err
 	}
-	t.largestFirst(ctx, requests)
+	r.largestFirst(ctx, requests)
 	slots := make(chan struct{}, relaysAtOnce)
 	var work sync.WaitGroup
 	defer work.Wait()
 	for _, q := range requests {
 		id := q.Channel().ID()
-		if t.resting(id) || t.waits(ctx, id, now) {
+		if r.resting(id) || r.waits(ctx, id, now) {
 			continue
 		}
 		slots <- struct{}{}
@@ -311,68 +329,53 @@ func (t *Tower) relayOnce(ctx context.Context) error {
 			defer func() { <-slots }()
 			ctx, cancel := context.WithTimeout(ctx, relayWait)
 			defer cancel()
-			t.tire(id, t.seeThrough(ctx, q))
+			r.tire(id, r.seeThrough(ctx, q))
 		})
 	}
 	return nil
 }
 
 // waits reports whether the watcher knows a channel to be in its grace period.
-func (t *Tower) waits(ctx context.Context, id common.Hash, now time.Time) bool {
-	state, err := t.payee.State(ctx, id)
-	return err == nil && state.Status == channel.Closing && now.Before(t.due(state))
-}
-
-// time is when it is for what must not come too late: the latest that two endpoints and this machine's clock say. What is
-// tried too early for that the contract refuses in a simulation, or it is a settlement that would have been made later.
-func (t *Tower) time(ctx context.Context) (time.Time, error) {
-	_, latest, err := t.escrow.Times(ctx)
-	if ours := time.Now(); ours.After(latest) {
-		latest = ours
-	}
-	return latest, err
-}
-
-// due is when a closing channel's payer may withdraw.
-func (t *Tower) due(s channel.State) time.Time {
-	return time.Unix(int64(s.CloseRequestedAt), 0).Add(t.escrow.Grace())
+func (r *relay) waits(ctx context.Context, id common.Hash, now time.Time) bool {
+	state, err := r.payee.State(ctx, id)
+	return err == nil && state.Status == channel.Closing && now.Before(r.due(state))
 }
 
 // seeThrough does what is next for a payer who wants out, by what the chain says
 // at this moment. It ends a leave only after an hour of looks that all say that
 // nothing is left to do: an endpoint may be wrong for a while.
-func (t *Tower) seeThrough(ctx context.Context, q wire.LeaveRequest) error {
+func (r *relay) seeThrough(ctx context.Context, q wire.LeaveRequest) error {
 	id := q.Channel().ID()
-	s, err := t.look(ctx, q.Channel())
+	s, err := r.books.look(ctx, q.Channel())
 	if err != nil {
 		return err
 	}
-	err = t.next(ctx, q, s)
+	err = r.next(ctx, q, s)
 	if !errors.Is(err, errOver) {
 		if err == nil {
-			t.endings.goesOn(id)
+			r.endings.goesOn(id)
 		}
 		return err
 	}
-	if !t.endings.lasts(id, time.Now(), s.known) {
+	if !r.endings.lasts(id, time.Now(), s.known) {
 		return err
 	}
-	t.config.Log.Info("a payer's leave has come to its end", "channel", id, "why", err)
-	return t.leaves.finish(ctx, q)
+	r.config.Log.Info("a payer's leave has come to its end", "channel", id, "why", err)
+	return r.leaves.finish(ctx, q)
 }
 
 // next does what is next for a payer who wants out. It is errOver if that is nothing.
-func (t *Tower) next(ctx context.Context, q wire.LeaveRequest, s sighting) error {
+func (r *relay) next(ctx context.Context, q wire.LeaveRequest, s sighting) error {
 	if s.Status == channel.Finalized {
 		if !s.final {
-			t.endings.goesOn(s.ID)
-			t.watcher.Doubt(s.ID)
+			r.endings.goesOn(s.ID)
+			r.watcher.Doubt(s.ID)
 			return fmt.Errorf("channel %s: the chain takes back that it is finalized: waiting until that is sure", s.ID)
 		}
 		return fmt.Errorf("%w: the channel is finalized", errOver)
 	}
 	if s.Status == channel.Closing {
-		err := t.withdraw(ctx, s)
+		err := r.withdraw(ctx, s)
 		if errors.Is(err, errTooSmall) { // all of it became the payee's
 			return fmt.Errorf("%w: %w", errOver, err)
 		}
@@ -381,20 +384,20 @@ func (t *Tower) next(ctx context.Context, q wire.LeaveRequest, s sighting) error
 		}
 		return err
 	}
-	if err := t.usable(ctx, q); errors.Is(err, errUsed) { // taken back, or nobody could send it in time
+	if err := r.usable(ctx, q); errors.Is(err, errUsed) { // taken back, or nobody could send it in time
 		return fmt.Errorf("%w: %w", errOver, err)
 	} else if err != nil {
 		return err
 	}
 	terms := q.Channel()
-	return t.send(ctx, terms, t.escrow.RequestCloseAuthorizedCall(terms, q.Deadline, q.Signature))
+	return r.send(ctx, terms, r.escrow.RequestCloseAuthorizedCall(terms, q.Deadline, q.Signature))
 }
 
 // resting reports whether a leave failed not long ago.
-func (t *Tower) resting(id common.Hash) bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	p := t.rest[id]
+func (r *relay) resting(id common.Hash) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	p := r.rest[id]
 	return p != nil && time.Now().Before(p.until)
 }
 
@@ -406,17 +409,17 @@ type rest struct {
 
 // tire has a leave that failed wait, longer each time, so that one that cannot
 // succeed costs the endpoint little.
-func (t *Tower) tire(id common.Hash, err error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
+func (r *relay) tire(id common.Hash, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	if err == nil {
-		delete(t.rest, id)
+		delete(r.rest, id)
 		return
 	}
-	p := t.rest[id]
+	p := r.rest[id]
 	if p == nil {
-		p = &rest{pace: chain.Backoff{Least: t.config.Poll, Most: min(10*time.Minute, t.escrow.Grace()/10)}}
-		t.rest[id] = p
+		p = &rest{pace: chain.Backoff{Least: r.config.Poll, Most: min(10*time.Minute, r.escrow.Grace()/10)}}
+		r.rest[id] = p
 	}
 	wait := p.pace.Next()
 	p.until = time.Now().Add(wait)
@@ -424,5 +427,5 @@ func (t *Tower) tire(id common.Hash, err error) {
 	if errors.Is(err, errOver) {
 		level = slog.LevelDebug
 	}
-	t.config.Log.Log(context.Background(), level, "relaying for a payer", "channel", id, "err", err, "retry", wait)
+	r.config.Log.Log(context.Background(), level, "relaying for a payer", "channel", id, "err", err, "retry", wait)
 }

@@ -16,7 +16,6 @@ import (
 	"net/http"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
@@ -26,7 +25,6 @@ import (
 	"github.com/gpupay/gpupay/channel/store"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/database"
-	"github.com/gpupay/gpupay/sdk/internal/keyed"
 	"github.com/gpupay/gpupay/sdk/internal/run"
 	"github.com/gpupay/gpupay/sdk/limit"
 	"github.com/gpupay/gpupay/sdk/settle"
@@ -95,29 +93,26 @@ type GasBudget struct {
 // else, so all that a bad tower can do is nothing. What it acknowledged is on
 // disk. Serve it as an http.Handler, and call Run beside the server.
 type Tower struct {
-	config Config
-	escrow *chain.Escrow
-	least  map[common.Address]uint256.Int // worth gas, in base units, by token
-
+	*watched
 	db      *store.DB
-	leaves  leaveStore
 	payee   *channel.Payee // keeps what the chain says
-	late    *channel.Payee // takes vouchers, until the channel is final
 	sender  *chain.Sender
 	settler *settle.Settler
 	watcher *settle.Watcher
+	taker   *taker
+	relay   *relay
 	metrics *metrics
 	mux     *http.ServeMux
 	guard   *guard
-
-	now   atomic.Int64 // the chain's time, unix seconds, when what is due was last looked for
-	sends keyed.Mutex  // one relayed transaction at a time is looked up and sent for a channel
-	turn  sync.Mutex   // held between looking at the budget and being in the outbox
-
-	mu      sync.Mutex
-	rest    map[common.Hash]*rest // leaves that failed
-	endings endings               // and those that seem to be over
 	running sync.WaitGroup
+}
+
+// watched is what the tower has to do with: the contract, the tokens and payees, and what of them is worth gas. It does not change
+// after New.
+type watched struct {
+	config Config
+	escrow *chain.Escrow
+	least  map[common.Address]uint256.Int // worth gas, in base units, by token
 }
 
 // New connects to the chain and opens the database. Its errors are one
@@ -127,7 +122,7 @@ func New(ctx context.Context, config Config) (*Tower, error) {
 	if err := config.check(); err != nil {
 		return nil, err
 	}
-	t := &Tower{config: config, least: make(map[common.Address]uint256.Int), rest: make(map[common.Hash]*rest)}
+	t := &Tower{watched: &watched{config: config, least: make(map[common.Address]uint256.Int)}}
 	if err := t.connect(ctx); err != nil {
 		return nil, err
 	}
@@ -195,58 +190,62 @@ func (c Config) check() error {
 }
 
 // connect dials the chain and reads what the contracts are like.
-func (t *Tower) connect(ctx context.Context) error {
-	backend := chain.Checked(t.config.Backend)
-	if t.config.Backend == nil {
+func (w *watched) connect(ctx context.Context) error {
+	backend := chain.Checked(w.config.Backend)
+	if w.config.Backend == nil {
 		var err error
-		if backend, err = chain.Connect(ctx, t.config.RPC, t.config.Log); err != nil {
+		if backend, err = chain.Connect(ctx, w.config.RPC, w.config.Log); err != nil {
 			return err
 		}
 	}
-	if t.config.ChainID != 0 {
-		if err := chain.CheckChainID(ctx, backend, t.config.ChainID); err != nil {
+	if w.config.ChainID != 0 {
+		if err := chain.CheckChainID(ctx, backend, w.config.ChainID); err != nil {
 			return err
 		}
 	}
 	var err error
-	if t.escrow, err = chain.NewEscrow(ctx, backend, t.config.Escrow); err != nil {
+	if w.escrow, err = chain.NewEscrow(ctx, backend, w.config.Escrow); err != nil {
 		return err
 	}
-	floor := cmp.Or(t.config.MinGrace, chain.GraceFloor(t.escrow.ChainID()))
-	if err := errors.Join(t.escrow.CheckGrace(floor), t.escrow.CheckHistory(ctx, t.config.Confirmations)); err != nil {
+	floor := cmp.Or(w.config.MinGrace, chain.GraceFloor(w.escrow.ChainID()))
+	if err := errors.Join(w.escrow.CheckGrace(floor), w.escrow.CheckHistory(ctx, w.config.Confirmations)); err != nil {
 		return err
 	}
-	for address, least := range t.config.Tokens {
+	for address, least := range w.config.Tokens {
 		token, err := chain.NewToken(ctx, backend, address)
 		if err != nil {
 			return err
 		}
-		if t.least[address], err = units.Parse(least, token.Decimals); err != nil {
+		if w.least[address], err = units.Parse(least, token.Decimals); err != nil {
 			return fmt.Errorf("watchtower: Tokens[%s]: %w", address, err)
 		}
 	}
-	t.config.Patience = cmp.Or(t.config.Patience, t.escrow.Grace()/8)
-	if t.config.Patience > t.escrow.Grace()/2 {
-		return fmt.Errorf("watchtower: Patience (%s) is over half of the escrow's grace period (%s): too little would be left to settle", t.config.Patience, t.escrow.Grace())
+	w.config.Patience = cmp.Or(w.config.Patience, w.escrow.Grace()/8)
+	if w.config.Patience > w.escrow.Grace()/2 {
+		return fmt.Errorf("watchtower: Patience (%s) is over half of the escrow's grace period (%s): too little would be left to settle", w.config.Patience, w.escrow.Grace())
 	}
 	return nil
 }
 
 func (t *Tower) assemble(db *store.DB, txs *chain.Store) {
 	c := t.config
-	t.db, t.leaves = db, leaveStore{db}
+	t.db, t.guard, t.metrics = db, newGuard(c.Limits), newMetrics(t)
 	t.payee = &channel.Payee{Store: db.Payee(), Domain: t.escrow.Domain()}
-	t.late = &channel.Payee{Store: lateStore{db.Payee()}, Domain: t.escrow.Domain()}
 	t.sender = &chain.Sender{Backend: t.escrow.Backend(), Key: c.Key, Store: txs, Poll: c.Poll, MaxFee: c.MaxFee, Log: c.Log}
+	books := &books{watched: t.watched, payee: t.payee}
+	budget := &budget{watched: t.watched, db: db, sender: t.sender, guard: t.guard}
+	duty := &dutyStore{Store: db.Payee(), watched: t.watched, budget: budget}
 	t.settler = &settle.Settler{
-		Payee:    &channel.Payee{Store: dutyStore{db.Payee(), t}, Domain: t.escrow.Domain()},
-		Contract: t.escrow, Sender: t.sender, First: t.first, Log: c.Log, OnSettled: c.OnSettled,
+		Payee:    &channel.Payee{Store: duty, Domain: t.escrow.Domain()},
+		Contract: t.escrow, Sender: t.sender, First: duty.first, Log: c.Log, OnSettled: c.OnSettled,
 		// What is not closing is the payee's to settle; dutyStore says what is due.
 		Policy: settle.Policy{Interval: max(c.Poll, time.Second), MaxAge: math.MaxInt64},
 	}
 	t.watcher = &settle.Watcher{Payee: t.payee, Contract: t.escrow, Confirmations: c.Confirmations, Poll: c.Poll, Store: txs, OnChange: t.changed, Log: c.Log}
-	t.guard = newGuard(c.Limits)
-	t.metrics = newMetrics(t)
+	t.taker = &taker{watched: t.watched, books: books, guard: t.guard, settler: t.settler,
+		late: &channel.Payee{Store: lateStore{db.Payee()}, Domain: t.escrow.Domain()}}
+	t.relay = &relay{watched: t.watched, books: books, budget: budget, payee: t.payee, sender: t.sender, settler: t.settler, watcher: t.watcher,
+		guard: t.guard, metrics: t.metrics, leaves: leaveStore{db}, rest: make(map[common.Hash]*rest)}
 	t.routes()
 }
 
@@ -262,7 +261,7 @@ func (t *Tower) changed(_, now channel.State) {
 func (t *Tower) Run(ctx context.Context) error {
 	t.running.Add(1)
 	defer t.running.Done()
-	return run.Ended(run.Together(ctx, t.sender.Run, t.watcher.Run, t.settler.Run, t.relayAll))
+	return run.Ended(run.Together(ctx, t.sender.Run, t.watcher.Run, t.settler.Run, t.relay.relayAll))
 }
 
 // Close closes the database, after Run has returned. The next New on it
@@ -300,48 +299,54 @@ var (
 
 // serves reports whether the tower has to do with channels of these terms at
 // all.
-func (t *Tower) serves(terms channel.Terms) error {
+func (w *watched) serves(terms channel.Terms) error {
 	if err := terms.Validate(); err != nil {
 		return err
 	}
-	if terms.ChainID != t.escrow.ChainID() || terms.Escrow != t.escrow.Address() {
+	if terms.ChainID != w.escrow.ChainID() || terms.Escrow != w.escrow.Address() {
 		return fmt.Errorf("%w: channel %s is in escrow %s on chain %d, it watches %s on chain %d", errNotServed,
-			terms.ID(), terms.Escrow, terms.ChainID, t.escrow.Address(), t.escrow.ChainID())
+			terms.ID(), terms.Escrow, terms.ChainID, w.escrow.Address(), w.escrow.ChainID())
 	}
-	if _, ok := t.least[terms.Token]; !ok {
+	if _, ok := w.least[terms.Token]; !ok {
 		return fmt.Errorf("%w: token %s", errNotServed, terms.Token)
 	}
-	if len(t.config.Payees) > 0 && !slices.Contains(t.config.Payees, terms.Payee) {
+	if len(w.config.Payees) > 0 && !slices.Contains(w.config.Payees, terms.Payee) {
 		return fmt.Errorf("%w: payee %s", errNotServed, terms.Payee)
 	}
 	return nil
 }
 
 // worth reports whether an amount of a token is worth gas.
-func (t *Tower) worth(terms channel.Terms, amount uint256.Int) error {
-	least := t.least[terms.Token]
+func (w *watched) worth(terms channel.Terms, amount uint256.Int) error {
+	least := w.least[terms.Token]
 	if amount.Lt(&least) {
 		return fmt.Errorf("%w: channel %s: %s base units of token %s, at least %s", errTooSmall, terms.ID(), amount.Dec(), terms.Token, least.Dec())
 	}
 	return nil
 }
 
+// books are the channels that the tower keeps, as it reads them from the chain.
+type books struct {
+	*watched
+	payee *channel.Payee
+}
+
 // learn reads channels from the chain and keeps those that exist and are worth
 // it. Each has its own error.
-func (t *Tower) learn(ctx context.Context, all []channel.Terms) ([]sighting, []error) {
+func (b *books) learn(ctx context.Context, all []channel.Terms) ([]sighting, []error) {
 	states, errs := make([]sighting, len(all)), make([]error, len(all))
 	ids := make([]common.Hash, len(all))
 	for i, terms := range all {
 		ids[i] = terms.ID()
 	}
-	err := t.escrow.Record(func() error {
-		views, _, err := t.escrow.Fresh(ctx, ids, t.config.Confirmations)
+	err := b.escrow.Record(func() error {
+		views, _, err := b.escrow.Fresh(ctx, ids, b.config.Confirmations)
 		if err != nil {
 			return err
 		}
 		for i, terms := range all {
 			states[i] = sighting{deposit: views[i].Latest.Deposit, final: views[i].View.Finalized, known: views[i].Known}
-			states[i].State, errs[i] = t.keep(ctx, terms, views[i])
+			states[i].State, errs[i] = b.keep(ctx, terms, views[i])
 		}
 		return nil
 	})
@@ -355,10 +360,10 @@ func (t *Tower) learn(ctx context.Context, all []channel.Terms) ([]sighting, []e
 
 // keep registers one channel as the chain has it. A known one is only brought
 // up to date: what was taken on is kept to the end.
-func (t *Tower) keep(ctx context.Context, terms channel.Terms, c chain.Confirmed) (channel.State, error) {
+func (b *books) keep(ctx context.Context, terms channel.Terms, c chain.Confirmed) (channel.State, error) {
 	id := terms.ID()
-	if _, err := t.payee.State(ctx, id); err == nil {
-		return t.payee.Observe(ctx, id, c.View)
+	if _, err := b.payee.State(ctx, id); err == nil {
+		return b.payee.Observe(ctx, id, c.View)
 	} else if !errors.Is(err, channel.ErrUnknown) {
 		return channel.State{}, err
 	}
@@ -366,14 +371,45 @@ func (t *Tower) keep(ctx context.Context, terms channel.Terms, c chain.Confirmed
 	case c.View.Finalized:
 		return channel.State{}, fmt.Errorf("channel %s: %w", id, channel.ErrFinalized)
 	case c.Latest.Deposit.IsZero():
-		return channel.State{}, fmt.Errorf("%w: escrow %s has no channel %s", channel.ErrUnknown, t.escrow.Address(), id)
+		return channel.State{}, fmt.Errorf("%w: escrow %s has no channel %s", channel.ErrUnknown, b.escrow.Address(), id)
 	case c.View.Deposit.IsZero():
-		return channel.State{}, fmt.Errorf("%w: the deposit of channel %s has not %d confirmations yet", errBusy, id, t.config.Confirmations)
+		return channel.State{}, fmt.Errorf("%w: the deposit of channel %s has not %d confirmations yet", errBusy, id, b.config.Confirmations)
 	}
 	var left uint256.Int
 	left.Sub(&c.View.Deposit, &c.View.Settled)
-	if err := t.worth(terms, left); err != nil {
+	if err := b.worth(terms, left); err != nil {
 		return channel.State{}, err
 	}
-	return t.payee.Register(ctx, terms, c.View)
+	return b.payee.Register(ctx, terms, c.View)
+}
+
+// time is when it is for what must not come too late: the latest that two endpoints and this machine's clock say. What is
+// tried too early for that the contract refuses in a simulation, or it is a settlement that would have been made later.
+func (w *watched) time(ctx context.Context) (time.Time, error) {
+	_, latest, err := w.escrow.Times(ctx)
+	if ours := time.Now(); ours.After(latest) {
+		latest = ours
+	}
+	return latest, err
+}
+
+// due is when a closing channel's payer may withdraw.
+func (w *watched) due(s channel.State) time.Time {
+	return time.Unix(int64(s.CloseRequestedAt), 0).Add(w.escrow.Grace())
+}
+
+func (b *books) look(ctx context.Context, terms channel.Terms) (sighting, error) {
+	states, errs := b.learn(ctx, []channel.Terms{terms})
+	return states[0], errs[0]
+}
+
+// weight is an amount in millionths of what is worth gas in its token: those of several
+// tokens compare.
+func (w *watched) weight(terms channel.Terms, amount uint256.Int) uint256.Int {
+	least := w.least[terms.Token]
+	if least.IsZero() {
+		least.SetOne()
+	}
+	amount.Mul(&amount, uint256.NewInt(1_000_000)) // 96 bits, and 20
+	return *amount.Div(&amount, &least)
 }

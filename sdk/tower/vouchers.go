@@ -6,12 +6,15 @@ import (
 	"fmt"
 	"math/big"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/channel/store"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/settle"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -39,9 +42,18 @@ type Receipt struct {
 	Problem   *wire.Problem `json:"problem,omitempty"`
 }
 
+// taker takes vouchers: those that would settle something go to disk.
+type taker struct {
+	*watched
+	books   *books
+	guard   *guard
+	settler *settle.Settler
+	late    *channel.Payee // takes vouchers, until the channel is final
+}
+
 // take takes vouchers, each with its own outcome or error. Those of channels
 // that are new, or topped up since, share one look at the chain.
-func (t *Tower) take(ctx context.Context, client string, vouchers []Voucher) ([]channel.Outcome, []error) {
+func (t *taker) take(ctx context.Context, client string, vouchers []Voucher) ([]channel.Outcome, []error) {
 	outcomes, errs := make([]channel.Outcome, len(vouchers)), make([]error, len(vouchers))
 	var again []int
 	var unread []channel.Terms
@@ -60,7 +72,7 @@ func (t *Tower) take(ctx context.Context, client string, vouchers []Voucher) ([]
 		}
 		return outcomes, errs
 	}
-	_, failed := t.learn(ctx, unread)
+	_, failed := t.books.learn(ctx, unread)
 	for k, i := range again {
 		if errs[i] = failed[k]; errs[i] == nil {
 			errs[i] = t.guard.voucher(client, unread[k])
@@ -76,7 +88,7 @@ func (t *Tower) take(ctx context.Context, client string, vouchers []Voucher) ([]
 // checked first, and nothing is looked up for a forged one. It counts for its payee
 // only where it would be kept: anybody can sign for a channel that there is not, and
 // a settled voucher is public.
-func (t *Tower) accept(ctx context.Context, client string, v Voucher) (channel.Outcome, error) {
+func (t *taker) accept(ctx context.Context, client string, v Voucher) (channel.Outcome, error) {
 	terms := v.Channel()
 	if err := t.serves(terms); err != nil {
 		return 0, err
@@ -96,7 +108,7 @@ func (t *Tower) accept(ctx context.Context, client string, v Voucher) (channel.O
 	return t.count(ctx, v.voucher())
 }
 
-func (t *Tower) count(ctx context.Context, v channel.Voucher) (channel.Outcome, error) {
+func (t *taker) count(ctx context.Context, v channel.Voucher) (channel.Outcome, error) {
 	receipt, err := t.late.Accept(ctx, v)
 	if err == nil && receipt.Outcome == channel.Accepted && receipt.State.Status == channel.Closing {
 		t.settler.Urgent(v.ChannelID)
@@ -137,61 +149,71 @@ func (s lateStore) Update(ctx context.Context, id common.Hash, change func(*chan
 // not settled in time, is worth it, and is within the budget.
 type dutyStore struct {
 	channel.Store
-	tower *Tower
+	*watched
+	budget *budget
+	now    atomic.Int64 // the chain's time, unix seconds, when what is due was last looked for
 }
 
-func (d dutyStore) Unsettled(ctx context.Context) ([]channel.State, error) {
+func (d *dutyStore) Unsettled(ctx context.Context) ([]channel.State, error) {
 	states, err := d.Store.Unsettled(ctx)
 	if err != nil {
 		return nil, err
 	}
 	var closing []channel.State
 	for _, s := range states {
-		if s.Status == channel.Closing && d.tower.serves(s.Terms) == nil && d.tower.worth(s.Terms, s.Unsettled()) == nil {
+		if s.Status == channel.Closing && d.serves(s.Terms) == nil && d.worth(s.Terms, s.Unsettled()) == nil {
 			closing = append(closing, s)
 		}
 	}
 	if len(closing) == 0 {
 		return nil, nil
 	}
-	now, err := d.tower.time(ctx)
+	now, err := d.time(ctx)
 	if err != nil {
 		return nil, err
 	}
 	var due []channel.State
 	for _, s := range closing {
-		if !now.Before(time.Unix(int64(s.CloseRequestedAt), 0).Add(d.tower.config.Patience)) {
+		if !now.Before(time.Unix(int64(s.CloseRequestedAt), 0).Add(d.config.Patience)) {
 			due = append(due, s)
 		}
 	}
-	d.tower.now.Store(now.Unix())
-	slices.SortStableFunc(due, d.tower.first)
-	return d.tower.affordable(ctx, due)
+	d.now.Store(now.Unix())
+	slices.SortStableFunc(due, d.first)
+	return d.budget.affordable(ctx, due)
+}
+
+// budget is what gas is spent for others, of settlements by payee and of what is relayed by payer, in the last hour.
+type budget struct {
+	*watched
+	db     *store.DB
+	sender *chain.Sender
+	guard  *guard
 }
 
 // affordable drops what would exceed the budget of settlements, from the end.
-func (t *Tower) affordable(ctx context.Context, states []channel.State) ([]channel.State, error) {
-	if len(states) == 0 || len(t.config.Payees) > 0 {
+func (b *budget) affordable(ctx context.Context, states []channel.State) ([]channel.State, error) {
+	if len(states) == 0 || len(b.config.Payees) > 0 {
 		return states, nil
 	}
-	spent, err := t.spent(ctx, payeeOf, chain.Settle, chain.SettleBatch)
+	spent, err := b.spent(ctx, payeeOf, chain.Settle, chain.SettleBatch)
 	if err != nil {
 		return nil, err
 	}
-	price, err := t.settlementPrice(ctx)
+	price, err := b.settlementPrice(ctx)
 	if err != nil {
 		return nil, err
 	}
 	var kept []channel.State
 	for _, s := range states {
 		payee := s.Terms.Payee
-		err := spent.within(t.config.SettleGas, payee)
+		err := spent.within(b.config.SettleGas, payee)
 		if spent.times[s.ID] >= settlementsAnHour {
 			err = fmt.Errorf("%w: channel %s was settled %d times", errBudget, s.ID, spent.times[s.ID])
 		}
 		if err != nil {
-			if left := s.Unsettled(); t.guard.mention(payee) {
-				t.config.Log.Error("vouchers are not settled", "payee", payee, "channel", s.ID, "unsettled", left.Dec(), "err", err)
+			if left := s.Unsettled(); b.guard.mention(payee) {
+				b.config.Log.Error("vouchers are not settled", "payee", payee, "channel", s.ID, "unsettled", left.Dec(), "err", err)
 			}
 			continue
 		}
@@ -214,12 +236,12 @@ const (
 )
 
 // settlementPrice is about what one settlement costs at the moment, in wei.
-func (t *Tower) settlementPrice(ctx context.Context) (*big.Int, error) {
-	price, err := t.sender.GasPrice(ctx)
+func (b *budget) settlementPrice(ctx context.Context) (*big.Int, error) {
+	price, err := b.sender.GasPrice(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("asking for the gas price: %w", err)
 	}
-	data, err := t.sender.DataFee(ctx, settlementBytes)
+	data, err := b.sender.DataFee(ctx, settlementBytes)
 	if err != nil {
 		return nil, err
 	}
@@ -238,14 +260,14 @@ type gasSpent struct {
 }
 
 // spent reads it from the outbox, so that a restart forgets nothing.
-func (t *Tower) spent(ctx context.Context, party func(channel.Terms) common.Address, kinds ...chain.Kind) (gasSpent, error) {
+func (b *budget) spent(ctx context.Context, party func(channel.Terms) common.Address, kinds ...chain.Kind) (gasSpent, error) {
 	sum := gasSpent{new(big.Int), make(map[common.Address]*big.Int), make(map[common.Hash]int)}
-	txs, err := t.sender.Recent(ctx, time.Now().Add(-time.Hour), kinds...)
+	txs, err := b.sender.Recent(ctx, time.Now().Add(-time.Hour), kinds...)
 	if err != nil {
 		return sum, err
 	}
 	for _, tx := range txs {
-		states, err := t.db.States(ctx, tx.Call.Channels[:min(1, len(tx.Call.Channels))]) // a batch is of one payee
+		states, err := b.db.States(ctx, tx.Call.Channels[:min(1, len(tx.Call.Channels))]) // a batch is of one payee
 		if err != nil {
 			return sum, err
 		}

@@ -46,15 +46,20 @@ type block struct {
 	receipts []*types.Receipt
 }
 
-// A Chain is safe for concurrent use. Its exported fields are changed by whoever holds no call to it under way.
-type Chain struct {
-	mu     sync.Mutex
+// A history is the blocks that stand, and the states after them. The chain's mu guards it.
+type history struct {
 	db     state.Database
 	blocks []*block
-	pool   map[common.Address]map[uint64]*types.Transaction // by sender and nonce
-	clock  uint64                                           // unix seconds of the next block
-	fork   uint64                                           // tells blocks of one height apart
-	muted  map[common.Hash]bool                             // receipts that the node does not give out yet
+}
+
+// A Chain is safe for concurrent use. Its exported fields are changed by whoever holds no call to it under way.
+type Chain struct {
+	mu sync.Mutex
+	history
+	pool  map[common.Address]map[uint64]*types.Transaction // by sender and nonce
+	clock uint64                                           // unix seconds of the next block
+	fork  uint64                                           // tells blocks of one height apart
+	muted map[common.Hash]bool                             // receipts that the node does not give out yet
 
 	// Halted is a chain that makes no block of its own: without it every transaction is mined as it comes.
 	Halted bool
@@ -70,7 +75,7 @@ type Chain struct {
 
 // New makes a chain of one block, with accounts that have coins and code.
 func New(clock uint64, alloc types.GenesisAlloc) (*Chain, error) {
-	c := &Chain{db: state.NewDatabaseForTesting(), pool: map[common.Address]map[uint64]*types.Transaction{}, clock: clock,
+	c := &Chain{history: history{db: state.NewDatabaseForTesting()}, pool: map[common.Address]map[uint64]*types.Transaction{}, clock: clock,
 		muted: map[common.Hash]bool{}, BaseFee: big.NewInt(params.GWei), Tip: big.NewInt(params.GWei)}
 	s, err := state.New(types.EmptyRootHash, c.db)
 	if err != nil {
@@ -108,7 +113,7 @@ func (c *Chain) header(parent common.Hash, number uint64) *types.Header {
 	}
 }
 
-func (c *Chain) head() *block { return c.blocks[len(c.blocks)-1] }
+func (h *history) head() *block { return h.blocks[len(h.blocks)-1] }
 
 // Mine makes a block of what waits and can be mined, and an empty one if that is nothing. It returns its number.
 func (c *Chain) Mine() (uint64, error) {
@@ -320,31 +325,31 @@ func (c *Chain) SendTransaction(_ context.Context, tx *types.Transaction) error 
 }
 
 // at finds a block by the number that a caller of JSON-RPC gives: nil and negative numbers are the newest.
-func (c *Chain) at(number *big.Int) (*block, error) {
+func (h *history) at(number *big.Int) (*block, error) {
 	if number == nil || number.Sign() < 0 {
-		return c.head(), nil
+		return h.head(), nil
 	}
-	if !number.IsUint64() || number.Uint64() >= uint64(len(c.blocks)) {
+	if !number.IsUint64() || number.Uint64() >= uint64(len(h.blocks)) {
 		return nil, ethereum.NotFound
 	}
-	return c.blocks[number.Uint64()], nil
+	return h.blocks[number.Uint64()], nil
 }
 
-func (c *Chain) stateAt(number *big.Int) (*state.StateDB, *types.Header, error) {
-	b, err := c.at(number)
+func (h *history) stateAt(number *big.Int) (*state.StateDB, *types.Header, error) {
+	b, err := h.at(number)
 	if err != nil {
 		return nil, nil, err
 	}
-	s, err := state.New(b.header.Root, c.db)
+	s, err := state.New(b.header.Root, h.db)
 	return s, b.header, err
 }
 
 // find gives a mined transaction and where it is.
-func (c *Chain) find(hash common.Hash) (*block, int) {
-	for i := len(c.blocks) - 1; i >= 0; i-- {
-		at := slices.IndexFunc(c.blocks[i].txs, func(tx *types.Transaction) bool { return tx.Hash() == hash })
+func (h *history) find(hash common.Hash) (*block, int) {
+	for i := len(h.blocks) - 1; i >= 0; i-- {
+		at := slices.IndexFunc(h.blocks[i].txs, func(tx *types.Transaction) bool { return tx.Hash() == hash })
 		if at >= 0 {
-			return c.blocks[i], at
+			return h.blocks[i], at
 		}
 	}
 	return nil, 0
