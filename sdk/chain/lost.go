@@ -31,10 +31,7 @@ type absence struct {
 // losses are transactions that cannot be mined any more as they were sent: their nonce is used up by another, or no endpoint comes
 // near it. It is decided here when that is certain, and what is sent instead. The one who steps calls it.
 type losses struct {
-	*account
-	prices   *pricing
-	waits    *waits
-	signing  *signing
+	outgoing
 	sequence *sequence
 	absences map[TxID]*absence
 }

@@ -9,10 +9,7 @@ import (
 // replacing signs another version of a transaction that is stuck: at a higher fee or, where a gift holds up one of our own, one that
 // does nothing. The one who steps calls it.
 type replacing struct {
-	*account
-	prices  *pricing
-	waits   *waits
-	signing *signing
+	outgoing
 }
 
 // stuck: it has waited long enough, and waits for its own fee, not for a transaction before it.

@@ -57,12 +57,10 @@ func (c *claims) window(mined uint64) uint64 {
 // strangers are transactions of the key that may still be mined and that the outbox does not know. Their nonces are used up, once
 // for each run.
 type strangers struct {
-	*account
-	prices  *pricing
-	signing *signing
-	claims  claims
-	unseen  gap  // since when the first of them is the next to be mined; the one who steps has it
-	whole   bool // there are none, and none can come any more; the one who steps has it
+	outgoing
+	claims claims
+	unseen gap  // since when the first of them is the next to be mined; the one who steps has it
+	whole  bool // there are none, and none can come any more; the one who steps has it
 }
 
 // Unknown counts the transactions of this key that may still be mined and that the outbox does not know: those that any endpoint

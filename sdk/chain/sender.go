@@ -59,11 +59,17 @@ type Sender struct {
 	early map[TxID]time.Time // whose stamp is ahead of the clock, and when that was seen
 }
 
+// outgoing is what it takes to send a version of a transaction.
+type outgoing struct {
+	*account
+	prices  *pricing
+	waits   *waits
+	signing *signing
+}
+
 // The parts of a Sender. Each calls only those above it, and all of them read the account.
 type parts struct {
-	*account
-	prices    *pricing
-	signing   *signing
+	outgoing
 	sequence  *sequence
 	strangers *strangers
 	steps     *steps
@@ -80,14 +86,11 @@ func (s *Sender) parts() *parts {
 		if a.now == nil {
 			a.now = time.Now
 		}
-		prices, waits := &pricing{account: a, limit: s.MaxFee}, &waits{account: a}
-		signing := &signing{account: a, waits: waits}
-		sequence := &sequence{account: a, signing: signing}
-		strangers := &strangers{account: a, prices: prices, signing: signing}
-		replacing := &replacing{account: a, prices: prices, waits: waits, signing: signing}
-		losses := &losses{account: a, prices: prices, waits: waits, signing: signing, sequence: sequence}
-		s.built = &parts{a, prices, signing, sequence, strangers, &steps{account: a, prices: prices, waits: waits, signing: signing,
-			strangers: strangers, replacing: replacing, losses: losses, follow: s.Follow,
+		o := outgoing{account: a, prices: &pricing{account: a, limit: s.MaxFee}, waits: &waits{account: a}}
+		o.signing = &signing{account: a, waits: o.waits}
+		sequence, strangers := &sequence{account: a, signing: o.signing}, &strangers{outgoing: o}
+		s.built = &parts{o, sequence, strangers, &steps{outgoing: o, strangers: strangers, replacing: &replacing{o},
+			losses: &losses{outgoing: o, sequence: sequence}, follow: s.Follow,
 			resend: either(s.Resend, defaultResend), timeout: either(s.Timeout, defaultTimeout)}}
 	})
 	return s.built

@@ -27,10 +27,7 @@ const (
 // steps follows what is in the outbox on the chain, one look after the other, until it is final: receipts, re-orgs, gaps before a
 // nonce. What has to be replaced or is lost it hands on.
 type steps struct {
-	*account
-	prices    *pricing
-	waits     *waits
-	signing   *signing
+	outgoing
 	strangers *strangers
 	replacing *replacing
 	losses    *losses

@@ -32,13 +32,10 @@ const (
 // nothing is left to do for them.
 type relay struct {
 	*watched
-	books   *books
-	budget  *budget
-	payee   *channel.Payee
-	sender  *chain.Sender
+	*books
+	*budget
 	settler *settle.Settler
 	watcher *settle.Watcher
-	guard   *guard
 	metrics *metrics
 	leaves  leaveStore
 

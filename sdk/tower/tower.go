@@ -244,8 +244,8 @@ func (t *Tower) assemble(db *store.DB, txs *chain.Store) {
 	t.watcher = &settle.Watcher{Payee: t.payee, Contract: t.escrow, Confirmations: c.Confirmations, Poll: c.Poll, Store: txs, OnChange: t.changed, Log: c.Log}
 	t.taker = &taker{watched: t.watched, books: books, guard: t.guard, settler: t.settler,
 		late: &channel.Payee{Store: lateStore{db.Payee()}, Domain: t.escrow.Domain()}}
-	t.relay = &relay{watched: t.watched, books: books, budget: budget, payee: t.payee, sender: t.sender, settler: t.settler, watcher: t.watcher,
-		guard: t.guard, metrics: t.metrics, leaves: leaveStore{db}, rest: make(map[common.Hash]*rest)}
+	t.relay = &relay{watched: t.watched, books: books, budget: budget, settler: t.settler, watcher: t.watcher,
+		metrics: t.metrics, leaves: leaveStore{db}, rest: make(map[common.Hash]*rest)}
 	t.routes()
 }
 
