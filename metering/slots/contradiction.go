@@ -17,8 +17,8 @@ import (
 var ErrContradiction = errors.New("signed records contradict each other")
 
 // Contradiction looks for what no honest meter signs: one request id with two times or
-// billed twice in a lease, more requests at once than there are slots, sums that do
-// not add up. The records are of any leases on one service, from any renters, and
+// billed twice in a lease, more billed requests at once than there are slots, sums
+// that do not add up. The records are of any leases on one service, from any renters, and
 // key signed them, or the answer is another error and proves nothing. It is nil where
 // they agree.
 func Contradiction(domain common.Hash, key common.Address, records ...metering.SignedRecord) error {
@@ -119,12 +119,14 @@ func named(records []metering.SignedRecord) error {
 
 // crowded checks that no more requests ran at once than the service has slots. Times
 // compare within one boot of the host of one service's devices; where a system names
-// no boots they do not.
+// no boots they do not. What is billed is of the boot that its evidence names: the
+// readings that it is billed by are. What costs nothing may be of the next one.
 func crowded(records []metering.SignedRecord) error {
 	services, slots := make(map[string][]metering.Request), make(map[string]uint32)
 	for _, s := range records {
 		if on := service(s.Evidence); on != "" {
-			services[on], slots[on] = append(services[on], s.Evidence.Slots.Requests...), s.Evidence.Slots.Slots
+			billed := slices.DeleteFunc(slices.Clone(s.Evidence.Slots.Requests), func(r metering.Request) bool { return r.Nanos == 0 })
+			services[on], slots[on] = append(services[on], billed...), s.Evidence.Slots.Slots
 		}
 	}
 	for on, requests := range services {

@@ -121,3 +121,30 @@ func TestNoContradiction(t *testing.T) {
 		t.Errorf("of another boot: %v", err)
 	}
 }
+
+// TestFailuresBeforeTheFirstReading: a request that ended before the devices were read again after a reboot is on a clock that no reading names yet:
+// it is not beside what was billed by that clock before.
+func TestFailuresBeforeTheFirstReading(t *testing.T) {
+	s := newService(t, 1, gpu)
+	s.ok(s.meter.Describe("sim", metering.Device{UUID: gpu, Name: "Good GPU", BootID: "boot"}))
+	s.every(1000, 4000)
+	recorder, err := metering.NewRecorder(s.terms(lease, 1), meterKey, nil)
+	s.ok(err)
+	s.take(lease, 1, 2000)
+	s.give(lease, 1, 3000, metering.RequestDone)
+	before, err := recorder.Next(context.Background(), s.cut(lease, false), false)
+	s.ok(err)
+	state, err := s.meter.Save(lease)
+	s.ok(err)
+
+	s.meter, err = slots.New(slots.Config{Share: metering.Share{GPUs: 1, Slots: 1}, Devices: s.devices})
+	s.ok(err)
+	s.ok(s.meter.Begin(lease, state))
+	s.take(lease, 2, 2500) // since the next boot
+	s.give(lease, 2, 2600, metering.RequestFailed)
+	after, err := recorder.Next(context.Background(), s.cut(lease, false), false)
+	s.ok(err)
+	if err := slots.Contradiction(s.domain(), meterKey.Address(), before, after); err != nil {
+		t.Error(err)
+	}
+}
