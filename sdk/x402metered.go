@@ -2,9 +2,7 @@ package sdk
 
 import (
 	"bytes"
-	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"io"
 	"net/http"
@@ -95,7 +93,7 @@ func (d *x402Metered) body(w http.ResponseWriter, r *http.Request) ([]byte, erro
 
 // serve runs a route's handler on a lease of its own and charges what was
 // metered. What the client gets is on disk with the charge.
-func (d *x402Metered) serve(ctx context.Context, w http.ResponseWriter, r *x402Request, tab x402server.Account, note x402server.Entry) (*x402Answer, error) {
+func (d *x402Metered) serve(ctx context.Context, w http.ResponseWriter, r *x402Request, tab x402server.Account, note x402server.Entry) (*x402server.Answer, error) {
 	m := r.metered
 	if m.Streamed {
 		charged, err := d.Advance(tab, r.Route, m.MaxTime+4*d.config.Tick)
@@ -209,7 +207,7 @@ func (m *meteredRoute) handle(out *x402server.Recorder, req *http.Request, id co
 }
 
 // finish ends the lease of a request: its last record, the charge and the copy of the answer are on disk together.
-func (d *x402Metered) finish(ctx context.Context, r *x402Request, l *lease.Lease, tab x402server.Account, note x402server.Entry, out *x402server.Recorder, served metering.Instant) (*x402Answer, error) {
+func (d *x402Metered) finish(ctx context.Context, r *x402Request, l *lease.Lease, tab x402server.Account, note x402server.Entry, out *x402server.Recorder, served metering.Instant) (*x402server.Answer, error) {
 	if err := out.Keep(&note); err != nil {
 		return nil, err
 	}
@@ -245,15 +243,15 @@ func (d *x402Metered) finish(ctx context.Context, r *x402Request, l *lease.Lease
 	if err != nil {
 		return nil, err
 	}
-	answer, err := d.copyOf(tab, note)
+	answer, err := tab.Copy(note)
 	if answer != nil && out.Passed() {
-		answer.written, answer.lost = true, out.Lost()
+		answer.Written, answer.Lost = true, out.Lost()
 	}
 	return answer, err
 }
 
 // copied is an answer that was kept, nil if nothing was metered for it: then the request can be served.
-func (d *x402Metered) copied(ctx context.Context, tab x402server.Account, note x402server.Entry) (*x402Answer, error) {
+func (d *x402Metered) copied(ctx context.Context, tab x402server.Account, note x402server.Entry) (*x402server.Answer, error) {
 	if note.Status == 0 || note.Charged == "" {
 		return nil, nil
 	}
@@ -262,14 +260,5 @@ func (d *x402Metered) copied(ctx context.Context, tab x402server.Account, note x
 			return nil, err
 		}
 	}
-	return d.copyOf(tab, note)
-}
-
-func (d *x402Metered) copyOf(tab x402server.Account, note x402server.Entry) (*x402Answer, error) {
-	receipt, err := tab.Told(note)
-	if err != nil {
-		return nil, err
-	}
-	a := &x402Answer{note: note, receipt: receipt, status: note.Status, body: note.Body}
-	return a, json.Unmarshal([]byte(cmp.Or(note.Header, "{}")), &a.header)
+	return tab.Copy(note)
 }

@@ -2,12 +2,9 @@ package sdk
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
-	"strconv"
-	"strings"
 
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/holiman/uint256"
@@ -29,17 +26,6 @@ type x402Request struct {
 	turn    bool         // it has its turn at its metered route
 }
 
-// x402Answer is what a request with a payment gets.
-type x402Answer struct {
-	note    x402server.Entry
-	receipt x402.SettleResponse
-	status  int
-	header  http.Header
-	body    []byte
-	written bool // it was streamed: nothing is left to write
-	lost    bool // the client was not there to take it
-}
-
 // serve answers a request that is paid by x402. It waits for its turn on the channel; from then on it goes on to its
 // end, whether or not the client is still there: who lost the connection gets a copy.
 func (d *x402Desk) serve(w http.ResponseWriter, req *http.Request, r *x402Request) {
@@ -58,7 +44,7 @@ func (d *x402Desk) serve(w http.ResponseWriter, req *http.Request, r *x402Reques
 		d.refuse(w, r, err)
 		return
 	}
-	if !answer.written {
+	if !answer.Written {
 		d.answer(w, r, answer)
 	}
 }
@@ -89,7 +75,7 @@ func (d *x402Desk) read(r *x402Request) error {
 }
 
 // inTurn serves a request when it is its turn on the channel.
-func (d *x402Desk) inTurn(w http.ResponseWriter, r *x402Request) (*x402Answer, error) {
+func (d *x402Desk) inTurn(w http.ResponseWriter, r *x402Request) (*x402server.Answer, error) {
 	t, err := d.queue.Enter(r.Context(), r.ID, r.Voucher.Cumulative)
 	if err != nil {
 		return nil, err
@@ -119,21 +105,21 @@ func (d *x402Desk) inTurn(w http.ResponseWriter, r *x402Request) (*x402Answer, e
 	if err != nil {
 		return nil, err
 	}
-	answer.lost = answer.lost || r.Context().Err() != nil
+	answer.Lost = answer.Lost || r.Context().Err() != nil
 	d.answered(ctx, d.JournalOf(&r.PaidRequest), answer)
 	return answer, nil
 }
 
 // answered remembers what became of an answer. It was charged by now, so that a
 // disk that fails here is no reason to keep it back.
-func (d *x402Desk) answered(ctx context.Context, notes x402server.Journal, a *x402Answer) {
-	if err := notes.Answered(ctx, a.note, a.lost); err != nil {
-		d.config.Log.Error("x402 answer was not noted: the client gets it again if it asks again", "channel", a.note.Channel, "error", err)
+func (d *x402Desk) answered(ctx context.Context, notes x402server.Journal, a *x402server.Answer) {
+	if err := notes.Answered(ctx, a.Entry, a.Lost); err != nil {
+		d.config.Log.Error("x402 answer was not noted: the client gets it again if it asks again", "channel", a.Entry.Channel, "error", err)
 	}
 }
 
 // pay takes the payment and serves what it pays for.
-func (d *x402Desk) pay(ctx context.Context, w http.ResponseWriter, r *x402Request) (*x402Answer, error) {
+func (d *x402Desk) pay(ctx context.Context, w http.ResponseWriter, r *x402Request) (*x402server.Answer, error) {
 	tab, err := d.Find(ctx, &r.PaidRequest)
 	if err != nil {
 		return nil, err
@@ -164,7 +150,7 @@ func (d *x402Desk) pay(ctx context.Context, w http.ResponseWriter, r *x402Reques
 }
 
 // buy serves what a payment is for, after its deposit, if it brings one, and its voucher.
-func (d *x402Desk) buy(ctx context.Context, w http.ResponseWriter, r *x402Request, tab x402server.Account) (_ *x402Answer, err error) {
+func (d *x402Desk) buy(ctx context.Context, w http.ResponseWriter, r *x402Request, tab x402server.Account) (_ *x402server.Answer, err error) {
 	if tab.Status != channel.Open {
 		return nil, fmt.Errorf("channel %s: %w", tab.ID, x402server.ErrWithdrawing)
 	}
@@ -298,36 +284,14 @@ func misfit(r *x402Request, gpus int) error {
 }
 
 // answer writes an answer with its receipt.
-func (d *x402Desk) answer(w http.ResponseWriter, r *x402Request, a *x402Answer) {
-	if err := a.receipt.Set(w.Header()); err != nil {
+func (d *x402Desk) answer(w http.ResponseWriter, r *x402Request, a *x402server.Answer) {
+	if err := a.Receipt.Set(w.Header()); err != nil {
 		d.config.Log.Error("x402 receipt", "channel", r.ID, "error", err)
 	}
-	for name, values := range a.header {
-		if !strings.HasPrefix(strings.ToUpper(name), "PAYMENT-") {
-			w.Header()[name] = values
-		}
-	}
-	if len(a.body) > 0 && w.Header().Get("Content-Length") == "" {
-		w.Header().Set("Content-Length", strconv.Itoa(len(a.body)))
-	}
-	serve.Hurry(w)
-	w.WriteHeader(a.status)
-	_, err := w.Write(a.body)
-	if err == nil { // what stays in a buffer here is not lost yet
-		_ = http.NewResponseController(w).Flush()
-		err = r.Context().Err()
-	}
-	if err != nil && !a.lost { // what was noted as lost may have been had again since
-		a.lost = true
+	if err := a.Send(w, r.Request); err != nil && !a.Lost { // what was noted as lost may have been had again since
+		a.Lost = true
 		d.answered(context.WithoutCancel(r.Context()), d.Journal, a)
 	}
-}
-
-// jsonAnswer is an answer that is a document.
-func jsonAnswer(note x402server.Entry, receipt x402.SettleResponse, document any) (*x402Answer, error) {
-	body, err := json.Marshal(document)
-	header := http.Header{"Content-Type": {"application/json"}}
-	return &x402Answer{note: note, receipt: receipt, status: http.StatusOK, header: header, body: append(body, '\n')}, err
 }
 
 // refuse answers a payment that is not taken: with x402's own 402 where x402 has
@@ -363,7 +327,7 @@ func (d *x402Desk) refuse(w http.ResponseWriter, r *x402Request, err error) {
 }
 
 // again answers a request that was served before: nil if it was not, or if it is another one with the same voucher.
-func (d *x402Desk) again(ctx context.Context, w http.ResponseWriter, r *x402Request, tab x402server.Account) (*x402Answer, error) {
+func (d *x402Desk) again(ctx context.Context, w http.ResponseWriter, r *x402Request, tab x402server.Account) (*x402server.Answer, error) {
 	note, ok, err := d.Journal.Find(ctx, r.ID, r.Voucher.Cumulative, r.Hash)
 	if err != nil || !ok {
 		return nil, err

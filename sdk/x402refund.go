@@ -22,7 +22,7 @@ type x402Refunds struct{ x402Leases }
 
 // refund gives the payer back what was not charged, or a part of it. The lease ends first, and what it used is claimed
 // in the same transaction. A withdrawal that is pending is no obstacle: the payer gets the same money, sooner.
-func (d *x402Refunds) refund(ctx context.Context, r *x402Request, tab x402server.Account) (*x402Answer, error) {
+func (d *x402Refunds) refund(ctx context.Context, r *x402Request, tab x402server.Account) (*x402server.Answer, error) {
 	ctx, cancel := context.WithTimeout(ctx, d.config.OpenTimeout)
 	defer cancel()
 	if !tab.Known {
@@ -80,7 +80,7 @@ func (d *x402Refunds) submitRefund(ctx context.Context, held *leasestore.Lock, s
 }
 
 // refunded waits for a refund and answers with what it moved.
-func (d *x402Refunds) refunded(ctx context.Context, r *x402Request, note x402server.Entry, tx chain.TxID) (*x402Answer, error) {
+func (d *x402Refunds) refunded(ctx context.Context, r *x402Request, note x402server.Entry, tx chain.TxID) (*x402server.Answer, error) {
 	result, err := d.Mined(ctx, tx, x402.CodeRefundFailed)
 	if errors.Is(err, x402.CodeRefundFailed) {
 		return nil, err
@@ -108,7 +108,7 @@ func (d *x402Refunds) refunded(ctx context.Context, r *x402Request, note x402ser
 	note.Tx, note.Moved = result.Hash.Hex(), chain.RefundedBy(result.Receipt, r.ID).Dec()
 	receipt := tab.Receipt(note, tab.Charged, tab.Charged)
 	receipt.ChargedAmount = nil
-	return jsonAnswer(note, receipt, struct {
+	return x402server.NewAnswer(note, receipt, struct {
 		Message   string      `json:"message"`
 		ChannelID common.Hash `json:"channelId"`
 	}{"refunded", r.ID})
@@ -116,7 +116,7 @@ func (d *x402Refunds) refunded(ctx context.Context, r *x402Request, note x402ser
 
 // refundAgain is the answer to a refund that was sent and never answered. One
 // that was answered is another wish: refunds of equal parts are equal requests.
-func (d *x402Refunds) refundAgain(ctx context.Context, r *x402Request, tab x402server.Account, note x402server.Entry) (*x402Answer, error) {
+func (d *x402Refunds) refundAgain(ctx context.Context, r *x402Request, tab x402server.Account, note x402server.Entry) (*x402server.Answer, error) {
 	repeated := r.Repeats(note)
 	if note.AnsweredAt != 0 && !repeated {
 		return nil, nil

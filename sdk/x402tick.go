@@ -22,7 +22,7 @@ import (
 type x402Ticks struct{ x402Leases }
 
 // tick lets the channel's lease run on for one more window, or begins one, and answers when that was metered.
-func (d *x402Ticks) tick(ctx context.Context, r *x402Request, tab x402server.Account, note x402server.Entry) (*x402Answer, error) {
+func (d *x402Ticks) tick(ctx context.Context, r *x402Request, tab x402server.Account, note x402server.Entry) (*x402server.Answer, error) {
 	l, err := d.attach(ctx, r, tab, &note)
 	if err != nil {
 		return nil, err
@@ -39,7 +39,7 @@ var errConflict = wire.Problem{Type: "about:blank", Title: "Conflict", Status: h
 
 // ticked is the answer to a tick, made from what is on disk: the first record
 // after its admission says what it cost. It is the same each time.
-func (d *x402Ticks) ticked(ctx context.Context, tab x402server.Account, note x402server.Entry) (*x402Answer, error) {
+func (d *x402Ticks) ticked(ctx context.Context, tab x402server.Account, note x402server.Entry) (*x402server.Answer, error) {
 	rec, row, err := d.recordOf(ctx, note)
 	if err != nil {
 		return nil, err
@@ -72,14 +72,14 @@ func (d *x402Ticks) ticked(ctx context.Context, tab x402server.Account, note x40
 	}
 	tab.State = s
 	receipt := tab.Receipt(note, base, charged)
-	return jsonAnswer(note, receipt, wire.Tick{
+	return x402server.NewAnswer(note, receipt, wire.Tick{
 		LeaseID: a.LeaseID, ChannelID: tab.ID, OfferHash: common.HexToHash(row.Offer), Devices: a.Devices, Access: a.Access,
 		State: row.State, Charged: *receipt.ChargedAmount, Record: rec,
 	})
 }
 
 // tickAgain is the answer of a tick that was metered, nil if nothing was charged for it: then it can be served.
-func (d *x402Ticks) tickAgain(ctx context.Context, tab x402server.Account, note x402server.Entry) (*x402Answer, error) {
+func (d *x402Ticks) tickAgain(ctx context.Context, tab x402server.Account, note x402server.Entry) (*x402server.Answer, error) {
 	rec, _, err := d.recordOf(ctx, note)
 	if err != nil || rec == nil {
 		return nil, err
@@ -95,7 +95,7 @@ func (d *x402Ticks) tickAgain(ctx context.Context, tab x402server.Account, note 
 // they come, then the record of what was metered. What was charged and not used is credit for the next request.
 
 // stream lets the channel's lease run on for one more window and shows it.
-func (d *x402Ticks) stream(ctx context.Context, w http.ResponseWriter, r *x402Request, tab x402server.Account, note x402server.Entry) (*x402Answer, error) {
+func (d *x402Ticks) stream(ctx context.Context, w http.ResponseWriter, r *x402Request, tab x402server.Account, note x402server.Entry) (*x402server.Answer, error) {
 	ahead := d.x.Window + 2*d.config.Tick // a record is cut at the reading after the window
 	charged, err := d.Advance(tab, r.Route, ahead)
 	if err != nil {
@@ -112,7 +112,7 @@ func (d *x402Ticks) stream(ctx context.Context, w http.ResponseWriter, r *x402Re
 
 // play shows a stream that was charged before once more, to a client that lost
 // it. What of it was not metered yet is metered now.
-func (d *x402Ticks) play(ctx context.Context, w http.ResponseWriter, r *x402Request, tab x402server.Account, note x402server.Entry) (*x402Answer, error) {
+func (d *x402Ticks) play(ctx context.Context, w http.ResponseWriter, r *x402Request, tab x402server.Account, note x402server.Entry) (*x402server.Answer, error) {
 	rec, row, err := d.recordOf(ctx, note)
 	if err != nil {
 		return nil, err
@@ -148,7 +148,7 @@ func (d *x402Ticks) past(row leasestore.Row, tab x402server.Account) (*lease.Lea
 }
 
 // show writes the receipt, the lease, and the record that comes.
-func (d *x402Ticks) show(ctx context.Context, w http.ResponseWriter, r *x402Request, tab x402server.Account, note x402server.Entry, l *lease.Lease) (*x402Answer, error) {
+func (d *x402Ticks) show(ctx context.Context, w http.ResponseWriter, r *x402Request, tab x402server.Account, note x402server.Entry, l *lease.Lease) (*x402server.Answer, error) {
 	receipt, err := tab.Told(note)
 	if err == nil {
 		err = receipt.Set(w.Header())
@@ -156,7 +156,7 @@ func (d *x402Ticks) show(ctx context.Context, w http.ResponseWriter, r *x402Requ
 	if err != nil {
 		return nil, err
 	}
-	answer := &x402Answer{note: note, receipt: receipt, written: true}
+	answer := &x402server.Answer{Entry: note, Receipt: receipt, Written: true}
 	defer serve.Hurry(w)
 	st := &stream{outlet: newServerSent(w), lease: l}
 	v, _ := l.Snapshot()
@@ -172,6 +172,6 @@ func (d *x402Ticks) show(ctx context.Context, w http.ResponseWriter, r *x402Requ
 	if err == nil && rec != nil && lost == nil {
 		lost = st.send(rec.Sequence, wire.EventUsage, rec)
 	}
-	answer.lost = lost != nil || err != nil
+	answer.Lost = lost != nil || err != nil
 	return answer, nil
 }
