@@ -151,6 +151,55 @@ var large = map[string]int{
 // TestTypesAreSmall: no type has more than mostMethods methods of its own, generated ones apart.
 func TestTypesAreSmall(t *testing.T) {
 	have := make(map[string]int)
+	eachSource(t, func(folder string, file *ast.File, _ int) {
+		for _, decl := range file.Decls {
+			if method, ok := decl.(*ast.FuncDecl); ok && method.Recv != nil {
+				have[folder+"."+receiver(method.Recv.List[0].Type)]++
+			}
+		}
+	})
+	atMost(t, "methods", have, mostMethods, large)
+}
+
+// mostLines is how many lines of product code a package has at most: one that has more is several.
+const mostLines = 2600
+
+// long are the packages of before that have more, each with how many. No number grows, and none is added. The chain's clients stay
+// one package: each part of them is of no use alone.
+var long = map[string]int{
+	"metering":           4129,
+	"sdk":                9104,
+	"sdk/chain":          7466,
+	"sdk/internal/lease": 2692,
+}
+
+// TestPackagesAreSmall: no package has more than mostLines lines, generated ones apart.
+func TestPackagesAreSmall(t *testing.T) {
+	have := make(map[string]int)
+	eachSource(t, func(folder string, _ *ast.File, lines int) { have[folder] += lines })
+	atMost(t, "lines", have, mostLines, long)
+}
+
+// atMost holds sizes to a bound, and those of before to what they are.
+func atMost(t *testing.T, what string, have map[string]int, most int, before map[string]int) {
+	t.Helper()
+	for name, n := range have {
+		if n > max(most, before[name]) {
+			t.Errorf("%s has %d %s, and may have %d: cut it by reason of change into parts that call only downwards", name, n, what, max(most, before[name]))
+		}
+	}
+	for name, n := range before {
+		if have[name] <= most {
+			t.Logf("%s has %d %s: take it off the list", name, have[name], what)
+		} else if have[name] < n {
+			t.Logf("%s has %d %s: write that down instead of %d", name, have[name], what, n)
+		}
+	}
+}
+
+// eachSource goes through the files of all packages, but tests and what is generated.
+func eachSource(t *testing.T, visit func(folder string, file *ast.File, lines int)) {
+	t.Helper()
 	err := filepath.WalkDir("..", func(path string, entry fs.DirEntry, err error) error {
 		switch {
 		case err != nil:
@@ -160,32 +209,17 @@ func TestTypesAreSmall(t *testing.T) {
 		case !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go"):
 			return nil
 		}
-		file, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.ParseComments)
+		files := token.NewFileSet()
+		file, err := parser.ParseFile(files, path, nil, parser.ParseComments)
 		if err != nil || ast.IsGenerated(file) {
 			return err
 		}
 		folder := filepath.ToSlash(strings.TrimPrefix(filepath.Dir(path), ".."+string(filepath.Separator)))
-		for _, decl := range file.Decls {
-			if method, ok := decl.(*ast.FuncDecl); ok && method.Recv != nil {
-				have[folder+"."+receiver(method.Recv.List[0].Type)]++
-			}
-		}
+		visit(folder, file, files.File(file.FileStart).LineCount()-1)
 		return nil
 	})
 	if err != nil {
 		t.Fatal(err)
-	}
-	for name, n := range have {
-		if n > max(mostMethods, large[name]) {
-			t.Errorf("%s has %d methods, and may have %d: cut it by reason of change into parts that call only downwards", name, n, max(mostMethods, large[name]))
-		}
-	}
-	for name, n := range large {
-		if have[name] <= mostMethods {
-			t.Logf("%s has %d methods: take it off the list", name, have[name])
-		} else if have[name] < n {
-			t.Logf("%s has %d methods: write that down instead of %d", name, have[name], n)
-		}
 	}
 }
 

@@ -142,6 +142,8 @@ type ProviderConfig struct {
 	Clock    metering.Clock  // the system's if nil
 	Log      *slog.Logger    // slog.Default() if nil
 	Backend  chain.Backend   // instead of RPC: a client that is already connected
+
+	stuck, resend time.Duration // of the Sender of transactions, in tests; its own if zero
 }
 
 const (

@@ -128,10 +128,8 @@ func TestSettlementPassesGiftsThatAreStuck(t *testing.T) {
 	r := newAnvilRig(t, func(c *ProviderConfig) {
 		c.Limits.Deposits.PerSecond, c.Limits.SponsoredGas, c.Limits.SponsoredGasPerPayer, c.Limits.LostGas = -1, budget, budget, big.NewInt(1e18)
 		c.Limits.Pending = 8 * 2 * admit.MaxInFlight
+		c.stuck, c.resend = 200*time.Millisecond, 50*time.Millisecond
 	})
-	r.shut()
-	r.tune = func(p *Provider) { p.sender.Stuck, p.sender.Resend = 200*time.Millisecond, 50*time.Millisecond }
-	r.start()
 	lease := r.open(1, 400_000, "")
 	lease.pay(390_000)
 	r.anvil.Automine(t, false)

@@ -34,7 +34,7 @@ type nodes struct {
 	*nodelink.Pool
 	config nodesConfig
 	offers *rate.Limiter
-	passes sync.Mutex // of collect: what one gave up, no other takes that had read of it before
+	passes sync.Mutex // one look at what is held at a time: each gives up what the one before did not
 
 	mu      sync.Mutex
 	now     func() time.Time

@@ -22,7 +22,8 @@ import (
 const blindness = 3 * time.Minute
 
 func (p *Provider) newSender(txs *chain.Store) *chain.Sender {
-	return &chain.Sender{Backend: p.escrow.Backend(), Key: p.config.Key, Store: txs, Poll: p.config.Poll, MaxFee: p.config.MaxFee, Marks: p.leases.Deps.Marks, Log: p.config.Log}
+	return &chain.Sender{Backend: p.escrow.Backend(), Key: p.config.Key, Store: txs, Poll: p.config.Poll, MaxFee: p.config.MaxFee,
+		Stuck: p.config.stuck, Resend: p.config.resend, Marks: p.leases.Deps.Marks, Log: p.config.Log}
 }
 
 // newSettlement makes the service that settles for this provider, and writes through db only.

@@ -47,4 +47,35 @@ func TestMapIsTrue(t *testing.T) {
 	if found < 15 {
 		t.Errorf("only %d files are named: has the table changed its form?", found)
 	}
+	named := regexp.MustCompile(`\b([a-z]+): (\w+)\.(\w+)`).FindAllStringSubmatch(string(text), -1)
+	if len(named) < 10 {
+		t.Errorf("only %d methods are named in the flows: have they changed their form?", len(named))
+	}
+	for _, m := range named {
+		if !declared(t, m[1], regexp.MustCompile(`(?m)^func \(\w+ \*?`+m[2]+`(\[\w+\])?\) `+m[3]+`[(\[]`)) {
+			t.Errorf("package %s has no %s.%s", m[1], m[2], m[3])
+		}
+	}
+}
+
+// declared reports whether a package of a name has a declaration.
+func declared(t *testing.T, name string, declaration *regexp.Regexp) (found bool) {
+	t.Helper()
+	err := filepath.WalkDir("../..", func(path string, d os.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir() && (d.Name() == "node_modules" || d.Name() == ".git"):
+			return filepath.SkipDir
+		case found || d.IsDir() || filepath.Base(filepath.Dir(path)) != name || !strings.HasSuffix(path, ".go"):
+			return nil
+		}
+		text, err := os.ReadFile(path)
+		found = found || declaration.Match(text)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return found
 }
