@@ -107,6 +107,12 @@ func TestOperatorsCodePanics(t *testing.T) {
 	sick.pay(5_000)
 	sick.record()
 	p.set("Read", true)
+	logged := func(what string) bool {
+		saying.Lock()
+		defer saying.Unlock()
+		return strings.Contains(said.String(), what+" on purpose") && strings.Contains(said.String(), "contain_test.go")
+	}
+	waitFor(t, func() bool { return logged("Read") })
 	for before := healthy.record().Nanos; healthy.record().Nanos < before+uint64(300*time.Millisecond); {
 	}
 	p.set("Read", false)
@@ -125,10 +131,8 @@ func TestOperatorsCodePanics(t *testing.T) {
 		t.Errorf("%+v is not final", final.Record)
 	}
 	p.set("Release", false)
-	saying.Lock()
-	defer saying.Unlock()
 	for _, what := range []string{"Allocate", "Read", "OnSettled", "Suspend", "Release"} {
-		if !strings.Contains(said.String(), what+" on purpose") || !strings.Contains(said.String(), "contain_test.go") {
+		if !logged(what) {
 			t.Errorf("nothing is logged of %s, or not where", what)
 		}
 	}
