@@ -54,6 +54,20 @@ func TestSliceBesideItsGPUOverBoots(t *testing.T) {
 	}
 }
 
+// TestSlotsAreBilledAtOnce: leases in slots are billed for the same GPUs at the same time, and no time of these is billed twice.
+func TestSlotsAreBilledAtOnce(t *testing.T) {
+	one, two := hourOf(1, metering.Device{UUID: "GPU-1", BootID: "a"}, 0), hourOf(2, metering.Device{UUID: "GPU-1", BootID: "a"}, 0)
+	for _, b := range []*Bundle{one, two} {
+		b.Leases[0].Records[0].Evidence.Kind = metering.KindSlots
+	}
+	if err := Failures(VerifyTogether([]*Bundle{one, two})); err != nil {
+		t.Error(err)
+	}
+	if spans := billed.Add(nil, one.Leases[0].Records[0], billed.Hearing{Boot: "ours", Now: int64(time.Hour)}); len(spans) != 0 {
+		t.Errorf("%+v", spans)
+	}
+}
+
 // TestSliceInOneBoot: on one boot's clock a slice and its whole GPU are let one after the other, and not at once.
 func TestSliceInOneBoot(t *testing.T) {
 	let := func(uuid string, from, to int64) leaseSpan {

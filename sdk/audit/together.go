@@ -59,7 +59,7 @@ func (b *Bundle) spans(of func(metering.SignedRecord) metering.SignedRecord) (al
 		for _, rec := range b.Leases[i].Records {
 			for _, d := range of(rec).Evidence.Devices {
 				d.Total = d.Nanos.Allocated // nothing was billed before its beginning
-				one := metering.SignedRecord{Evidence: metering.Evidence{Devices: []metering.DeviceEvidence{d}}}
+				one := metering.SignedRecord{Evidence: metering.Evidence{Kind: rec.Evidence.Kind, Devices: []metering.DeviceEvidence{d}}}
 				spans = billed.Add(spans, one, billed.Hearing{Boot: "the payee's", Began: min(d.From.Wall, d.To.Wall), Now: max(d.From.Wall, d.To.Wall)})
 			}
 		}

@@ -50,9 +50,13 @@ const (
 	maxDeviceSpans = 64
 )
 
-// Add returns spans with what a record bills. Stretches that follow each other are one.
+// Add returns spans with what a record bills. Stretches that follow each other are one. Of a
+// lease in slots there are none: others are billed for the same GPUs at the same time.
 func Add(spans []Span, rec metering.SignedRecord, h Hearing) []Span {
 	spans = slices.Clone(spans)
+	if rec.Evidence.Kind == metering.KindSlots {
+		return spans
+	}
 	for _, d := range rec.Evidence.Devices {
 		for _, next := range billedSpans(d, h, spans) {
 			i := lastOf(spans, next)
