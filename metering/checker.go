@@ -165,7 +165,8 @@ func (c *Checker) Elapsed() int64 {
 // owed as ever. Of what was metered later, by more than the tolerance, nothing is
 // payable; it is no lie either: the payee may not have heard of it yet. most is as
 // for CheckWithin, and all that is payable from now on, whatever is paid and
-// however long the lease stands stopped: the credit is for time before it.
+// however long the lease stands stopped: the credit is for time before it. A lease in
+// slots uses a part of its devices' time: there most bounds it, and the payer's own books.
 func (c *Checker) Stop(most uint256.Int) {
 	if c.state.Stopped == 0 {
 		c.compare(most)
@@ -278,6 +279,9 @@ func (c *Checker) setForward(most uint256.Int) {
 		ran = max(ran, d.Total)
 	}
 	behind := ran + max(0, c.config.Lease.lasts(most)-int64(c.state.Nanos)) - c.Elapsed()
+	if c.config.Lease.Share.Shared() { // its devices run whether or not it uses them, and say nothing of it
+		behind = c.config.Lease.lasts(most)/int64(len(c.config.Lease.Devices)) + 1 - c.Elapsed()
+	}
 	if behind <= 0 {
 		return
 	}
@@ -567,11 +571,15 @@ func (d DeviceEvidence) after(devices []CheckedDevice) CheckedDevice {
 }
 
 // clock holds the record against the payer's own clock, in all and for each
-// device: one device's honest gap must not make room for another's lie.
+// device: one device's honest gap must not make room for another's lie. The time of
+// devices that leases share is not billed, and goes on where our clock missed some.
 func (c *Checker) clock(s SignedRecord, _ common.Hash) error {
 	if limit := c.Limit(); s.Nanos > limit {
 		return fmt.Errorf("%w: %d ns over %d devices, %d ns passed, the limit is %d ns",
 			ErrClock, s.Nanos, len(c.config.Lease.Devices), c.Elapsed(), limit)
+	}
+	if c.config.Lease.Share.Shared() {
+		return nil
 	}
 	for _, d := range s.Evidence.Devices {
 		if limit := c.deviceLimit(); uint64(d.Total) > limit {
@@ -594,7 +602,8 @@ func (s CheckerState) MarshalJSON() ([]byte, error) {
 // Skip goes over the records before rec that were never shown: a provider states what it
 // metered when it suspends a lease, and no tick carries that. What they can cost
 // stays bounded, since a record's time is counted from the lease's beginning: it
-// may not fall, and not run ahead of our clock.
+// may not fall, and not run ahead of our clock. A lease in slots could use all of that and
+// more than it used: of one, what was not shown may bill nothing.
 func (s CheckerState) Skip(rec SignedRecord) (CheckerState, error) {
 	if rec.Sequence <= s.Sequence+1 {
 		return s, nil
@@ -602,6 +611,9 @@ func (s CheckerState) Skip(rec SignedRecord) (CheckerState, error) {
 	added := uint64(max(0, rec.Evidence.Nanos))
 	if added > rec.Nanos || rec.Nanos-added < s.Nanos {
 		return s, fmt.Errorf("lease %s, record %d: %w: %d ns, of which %d are new, after %d", rec.LeaseID, rec.Sequence, ErrBackwards, rec.Nanos, added, s.Nanos)
+	}
+	if e := rec.Evidence; e.Kind == KindSlots && (rec.Nanos-added != s.Nanos || e.carried() != s.Rest) {
+		return s, fmt.Errorf("lease %s, record %d: %w: requests of %d ns are billed in records that were not shown", rec.LeaseID, rec.Sequence, ErrSequence, rec.Nanos-added-s.Nanos)
 	}
 	last := s.Devices
 	s.Rest = rec.Evidence.carried()

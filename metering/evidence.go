@@ -192,7 +192,7 @@ func (e Evidence) Validate() error {
 		if err := d.validate(e.MaxGap); err != nil {
 			return fmt.Errorf("%w: %s: %w", ErrEvidence, d.Device.UUID, err)
 		}
-		if total > math.MaxInt64-d.Total { // bounds nanos as well, which is less
+		if total > math.MaxInt64-d.Total && e.Kind != KindSlots { // bounds nanos as well, which is less; slots are not billed by these
 			return fmt.Errorf("%w: the totals overflow", ErrEvidence)
 		}
 		nanos += d.Nanos.Allocated

@@ -82,11 +82,14 @@ type Outcome string
 const (
 	RequestDone    Outcome = "done"    // its last byte was sent
 	RequestAborted Outcome = "aborted" // by its client: billed up to there
+	RequestLimit   Outcome = "limit"   // by the provider, where the lease's credit or the longest time that its offer names was reached: billed up to there
 	RequestFailed  Outcome = "failed"  // by anybody else's doing: bills nothing, its partial answer included
 )
 
+var outcomes = []Outcome{RequestDone, RequestAborted, RequestLimit, RequestFailed}
+
 // Known reports whether an outcome is one of these.
-func (o Outcome) Known() bool { return o == RequestDone || o == RequestAborted || o == RequestFailed }
+func (o Outcome) Known() bool { return slices.Contains(outcomes, o) }
 
 // Request is what is billed for one request. Its fields stand in the order of their
 // JSON keys.
@@ -139,15 +142,15 @@ func (s SlotEvidence) Share() Share { return Share{GPUs: s.GPUs, Slots: s.Slots}
 func (s *SlotEvidence) UnmarshalJSON(b []byte) error {
 	type plain SlotEvidence
 	var p plain
-	if err := exactjson.Unmarshal(b, &p); err != nil {
-		return err
-	}
 	var form bytes.Buffer
 	if err := json.Compact(&form, b); err != nil {
 		return err
 	}
-	if form.Len() > maxSlots || len(p.Requests) > MaxRequests {
-		return fmt.Errorf("%w: %d requests in %d bytes, at most %d in %d are read", ErrEvidence, len(p.Requests), form.Len(), MaxRequests, maxSlots)
+	if form.Len() > maxSlots { // before any of it is kept
+		return fmt.Errorf("%w: its requests have %d bytes, at most %d are read", ErrEvidence, form.Len(), maxSlots)
+	}
+	if err := exactjson.Unmarshal(b, &p); err != nil {
+		return err
 	}
 	if !bytes.Equal(form.Bytes(), canonical(p)) {
 		return fmt.Errorf("%w: its slots are not in canonical form", ErrEvidence)
@@ -168,7 +171,7 @@ func (s SlotEvidence) validate() error {
 	if len(s.Requests) > MaxRequests || s.More > 0 && len(s.Requests) < MaxRequests || s.MoreNanos < 0 || s.More == 0 && s.MoreNanos != 0 {
 		return fmt.Errorf("%w: %d requests, and %d more with %d ns", ErrEvidence, len(s.Requests), s.More, s.MoreNanos)
 	}
-	sum, seen := s.MoreNanos, make(map[uint64]bool)
+	sum, seen, tree := s.MoreNanos, make(map[uint64]bool), Tree{}
 	for _, r := range s.Requests {
 		if err := r.validate(); err != nil {
 			return fmt.Errorf("%w: %w", ErrEvidence, err)
@@ -181,6 +184,7 @@ func (s SlotEvidence) validate() error {
 			return fmt.Errorf("%w: its requests overflow", ErrEvidence)
 		}
 		sum += r.Nanos
+		tree.Add(r.Encode())
 	}
 	if sum != s.SlotNanos {
 		return fmt.Errorf("%w: its requests sum to %d ns, it states %d: %d too many", ErrEvidence, sum, s.SlotNanos, s.SlotNanos-sum)
@@ -191,47 +195,31 @@ func (s SlotEvidence) validate() error {
 	if s.More > 0 {
 		return nil
 	}
-	if root := rootOf(s.Requests); root != s.Root {
+	if root := tree.Root(); root != s.Root {
 		return fmt.Errorf("%w: its requests have the root %s, it states %s", ErrEvidence, root, s.Root)
 	}
 	return nil
-}
-
-func rootOf(requests []Request) common.Hash {
-	var t Tree
-	for _, r := range requests {
-		t.Add(r.Encode())
-	}
-	return t.Root()
 }
 
 // AtOnce is how many of the requests held a slot at one moment, at most, and the
 // first such moment. One that gives its slot back as another takes one is not
 // beside it.
 func AtOnce(requests []Request) (most int, at int64) {
-	type change struct {
-		at int64
-		by int
-	}
-	var changes []change
+	var froms, tos []int64
 	for _, r := range requests {
 		if r.To > r.From {
-			changes = append(changes, change{r.From, 1}, change{r.To, -1})
+			froms, tos = append(froms, r.From), append(tos, r.To)
 		}
 	}
-	slices.SortFunc(changes, func(a, b change) int {
-		if a.at != b.at {
-			if a.at < b.at {
-				return -1
-			}
-			return 1
+	slices.Sort(froms)
+	slices.Sort(tos)
+	ended := 0
+	for i, from := range froms {
+		for tos[ended] <= from { // one ends after it: the request itself
+			ended++
 		}
-		return a.by - b.by
-	})
-	now := 0
-	for _, c := range changes {
-		if now += c.by; now > most {
-			most, at = now, c.at
+		if now := i + 1 - ended; now > most {
+			most, at = now, from
 		}
 	}
 	return most, at

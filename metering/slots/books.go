@@ -37,7 +37,7 @@ const (
 
 // Limits are by how much two honest clocks, and what lies between them, may differ.
 type Limits struct {
-	Slack     time.Duration // of one request; DefaultSlack if zero
+	Slack     time.Duration // of when one request ran; DefaultSlack if zero
 	Tolerance time.Duration // of all requests of a lease together; DefaultTolerance if zero
 }
 
@@ -46,22 +46,44 @@ type Limits struct {
 // aborted, or until now while it runs.
 type Own struct {
 	From, To int64
-	Failed   bool // by no doing of the renter's: it costs nothing
+	Epoch    uint64 // which clock that was: another one after the renter was rebooted, stopped or its clock set. Only times of one are compared
+	Failed   bool   // by no doing of the renter's, and at no limit that the offer names and that was reached: it costs nothing
+}
+
+// took is what may be billed of it by its renter's clock.
+func (o Own) took() int64 {
+	if o.Failed {
+		return 0
+	}
+	return max(0, o.To-o.From)
+}
+
+// Folded is what a renter still knows of requests that it forgot one by one.
+type Folded struct {
+	Requests uint64
+	Nanos    int64  // that they took
+	Highest  uint64 // id of them
 }
 
 // Books are what a renter knows of the requests of one lease. They are a value: Check
-// returns what they are after a record that may be paid.
+// returns what they are after a record that may be paid. Store them with it.
 type Books struct {
 	Own          map[uint64]Own // by id: those that no record named yet
+	Folded       Folded         // that no record named either
 	Over         int64          // ns that named requests were billed over their own measure, in all
 	LeftOut      uint64         // requests that records left out of their lists
 	LeftOutNanos int64          // ns that these were billed
+	Total        int64          // ns of one GPU that all records so far bill
+	Rest         uint32         // and parts of one, which the last of them carries over
 }
 
-// Check holds the requests of a record's evidence against the renter's own: each is
-// one that the renter made and no record named before, is billed no more than it
-// took, and nothing if it failed; all that were left out fit into what the renter's
-// others took. A [metering.Checker] has checked the rest.
+// Check holds the requests of a record's evidence against the renter's own. It goes on
+// where the record before ended, so that nothing is billed by one that was not shown. Each
+// request in it is one that the renter made and no record named before. Over all records
+// so far, named requests are billed no more than they took, and nothing where they
+// failed, and those that were left out no more than the renter's others took: both
+// together but for one tolerance in a lease. What bills nothing is no matter. A
+// [metering.Checker] has checked the rest.
 func (b Books) Check(e metering.Evidence, limits Limits) (Books, error) {
 	if e.Kind != metering.KindSlots || e.Slots == nil {
 		return b, fmt.Errorf("%w: it is not of slots", metering.ErrEvidence)
@@ -69,57 +91,107 @@ func (b Books) Check(e metering.Evidence, limits Limits) (Books, error) {
 	if err := e.Validate(); err != nil {
 		return b, err
 	}
+	if err := observed(e); err != nil {
+		return b, err
+	}
+	if before := e.Total - e.Nanos; before != b.Total || e.Slots.Carried != b.Rest {
+		return b, fmt.Errorf("%w: it goes on from %d ns and %d parts of one, and the records that were shown end at %d and %d: ask for those between them",
+			ErrOvercharged, before, e.Slots.Carried, b.Total, b.Rest)
+	}
 	limits = limits.defaults()
 	next := b
 	next.Own = maps.Clone(b.Own)
+	next.Total, next.Rest = e.Total, e.Slots.Rest
 	for _, r := range e.Slots.Requests {
-		own, ok := b.Own[r.ID]
-		if !ok {
-			return b, &Overcharge{ID: r.ID, Billed: r.Nanos, Why: "no request of this id was sent that a record did not name before"}
+		if err := next.named(r, limits); err != nil {
+			return b, err
 		}
-		if own.Failed && r.Nanos > 0 {
-			return b, &Overcharge{ID: r.ID, Billed: r.Nanos, Why: "it failed"}
-		}
-		took := max(0, own.To-own.From)
-		if r.Nanos > plus(took, limits.Slack) {
-			return b, &Overcharge{ID: r.ID, Billed: r.Nanos, Most: plus(took, limits.Slack), Why: fmt.Sprintf("it took %s here", time.Duration(took))}
-		}
-		next.Over = plus(next.Over, time.Duration(max(0, r.Nanos-took)))
-		delete(next.Own, r.ID)
 	}
 	if err := b.apart(e.Slots.Requests, limits); err != nil {
 		return b, err
 	}
-	if most := int64(limits.Tolerance); next.Over > most {
-		return b, fmt.Errorf("%w: requests of this lease are billed %s more in all than they took here, %s is allowed: %s too much", ErrOvercharged,
-			time.Duration(next.Over), limits.Tolerance, time.Duration(next.Over-most))
+	if err := next.leftOut(e.Slots.More, e.Slots.MoreNanos); err != nil {
+		return b, err
 	}
-	return next.leftOut(b, *e.Slots, limits)
+	if err := next.room(limits); err != nil {
+		return b, err
+	}
+	return next, nil
 }
 
-// leftOut holds what a record does not name against all that no record named.
-func (b Books) leftOut(before Books, s metering.SlotEvidence, limits Limits) (Books, error) {
-	if s.More == 0 {
-		return b, nil
-	}
-	if s.More > math.MaxUint64-b.LeftOut || s.MoreNanos > math.MaxInt64-b.LeftOutNanos {
-		return before, fmt.Errorf("%w: %d requests of %d ns are not named", metering.ErrEvidence, s.More, s.MoreNanos)
-	}
-	b.LeftOut, b.LeftOutNanos = b.LeftOut+s.More, b.LeftOutNanos+s.MoreNanos
-	var took int64
-	for _, own := range b.Own {
-		if !own.Failed {
-			took = plus(took, time.Duration(max(0, own.To-own.From)))
+// Fold forgets requests of which done says that they ended, and so long ago that records name them no
+// more: those that were left out of lists, or failed, or that a provider lost as it was
+// started anew would fill the renter's memory otherwise. What they took still has room for
+// what is left out; one that a record names after all is counted there.
+func (b Books) Fold(done func(id uint64, own Own) bool) Books {
+	own := make(map[uint64]Own)
+	for id, o := range b.Own {
+		if !done(id, o) {
+			own[id] = o
+			continue
 		}
+		f := &b.Folded
+		f.Requests, f.Nanos, f.Highest = f.Requests+1, plus(f.Nanos, time.Duration(o.took())), max(f.Highest, id)
 	}
-	if b.LeftOut > uint64(len(b.Own)) {
-		return before, fmt.Errorf("%w: %d requests are billed that no record names, and %d were sent", ErrOvercharged, b.LeftOut, len(b.Own))
+	b.Own = own
+	return b
+}
+
+// named books one request of a record's list.
+func (b *Books) named(r metering.Request, limits Limits) error {
+	own, ok := b.Own[r.ID]
+	delete(b.Own, r.ID)
+	switch {
+	case r.Nanos == 0:
+		return nil
+	case !ok && r.ID <= b.Folded.Highest:
+		return b.leftOut(1, r.Nanos)
+	case !ok:
+		return &Overcharge{ID: r.ID, Billed: r.Nanos, Why: "no request of this id was sent that a record did not name before"}
+	}
+	took, why := own.took(), fmt.Sprintf("it took %s here", time.Duration(own.took()))
+	if own.Failed {
+		why = "it failed"
+	}
+	if r.Nanos <= took {
+		return nil
+	}
+	left := limits.Tolerance - time.Duration(b.Over)
+	if most := plus(took, left); r.Nanos > most {
+		return &Overcharge{ID: r.ID, Billed: r.Nanos, Most: most, Why: fmt.Sprintf("%s, and %s of %s is left of what a lease's requests may come to more",
+			why, left, limits.Tolerance)}
+	}
+	b.Over += r.Nanos - took
+	return nil
+}
+
+// leftOut books requests that no list names. How many cost nothing is no matter.
+func (b *Books) leftOut(count uint64, nanos int64) error {
+	if nanos == 0 {
+		return nil
+	}
+	if count > math.MaxUint64-b.LeftOut || nanos > math.MaxInt64-b.LeftOutNanos {
+		return fmt.Errorf("%w: %d requests of %d ns are not named", metering.ErrEvidence, count, nanos)
+	}
+	b.LeftOut, b.LeftOutNanos = b.LeftOut+count, b.LeftOutNanos+nanos
+	return nil
+}
+
+// room holds all that records left out so far against all that none of them named. It is looked
+// at with every record: one that names what another left out takes that one's room.
+func (b Books) room(limits Limits) error {
+	took, sent := b.Folded.Nanos, uint64(len(b.Own))+b.Folded.Requests
+	for _, own := range b.Own {
+		took = plus(took, time.Duration(own.took()))
+	}
+	if b.LeftOut > sent {
+		return fmt.Errorf("%w: %d requests are billed that no record names, and %d were sent", ErrOvercharged, b.LeftOut, sent)
 	}
 	if most := plus(took, limits.Tolerance-time.Duration(b.Over)); b.LeftOutNanos > most {
-		return before, fmt.Errorf("%w: %d requests that no record names are billed %s, those that were sent took %s: %s too much", ErrOvercharged,
+		return fmt.Errorf("%w: %d requests that no record names are billed %s, those that were sent took %s: %s too much", ErrOvercharged,
 			b.LeftOut, time.Duration(b.LeftOutNanos), time.Duration(took), time.Duration(b.LeftOutNanos-most))
 	}
-	return b, nil
+	return nil
 }
 
 // drift is how much two clocks may part: one part in so many.
@@ -127,30 +199,42 @@ const drift = 1000
 
 // apart holds the requests' times against each other. A request took its slot after it
 // was sent and gave it back before its answer was there, whatever lies between the two
-// clocks: so there is one difference between these that fits all requests of a record.
-// Where there is none, requests overlap, or are apart, as they were not here.
+// clocks: so there is one difference between these that fits all requests of a record that
+// the renter timed by one clock. Where there is none, requests overlap, or are apart, as
+// they were not here. An abort may be noticed late: what a slot was held for longer is no
+// matter here, and what it costs is in Over.
 func (b Books) apart(requests []metering.Request, limits Limits) error {
+	clocks := make(map[uint64][]metering.Request)
+	for _, r := range requests {
+		if own, ok := b.Own[r.ID]; ok && r.Nanos > 0 {
+			clocks[own.Epoch] = append(clocks[own.Epoch], r)
+		}
+	}
+	for _, timed := range clocks {
+		if err := b.moved(timed, limits); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (b Books) moved(requests []metering.Request, limits Limits) error {
 	least, most := int64(math.MinInt64), int64(math.MaxInt64)
 	var late, early uint64
 	first, last := int64(math.MaxInt64), int64(math.MinInt64)
 	for _, r := range requests {
 		own := b.Own[r.ID]
-		if r.Nanos == 0 {
-			continue
-		}
+		held := max(own.To, plus(own.From, time.Duration(r.To-r.From)))
 		first, last = min(first, own.From), max(last, own.To)
 		if from := own.From - r.From; from > least {
 			least, late = from, r.ID
 		}
-		if to := own.To - r.To; to < most {
+		if to := held - r.To; to < most {
 			most, early = to, r.ID
 		}
 	}
-	if late == 0 {
-		return nil
-	}
 	allowed := plus(2*int64(limits.Slack), time.Duration((last-first)/drift))
-	if over := least - most; over > allowed {
+	if over := plus(least, time.Duration(-most)); over > allowed { // the provider's stamps may be as large as it likes
 		return fmt.Errorf("%w: requests %d and %d cannot both have run when it says: they are moved against each other by %s, at most %s is between two clocks: %s too much",
 			ErrOvercharged, early, late, time.Duration(over), time.Duration(allowed), time.Duration(over-allowed))
 	}

@@ -7,8 +7,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/holiman/uint256"
+
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sim"
+	"github.com/gpupay/gpupay/metering/slots"
 )
 
 // shared is a lease of seven slots and its renter's checker, whose clock goes with the readings.
@@ -150,4 +153,100 @@ func TestCheckerOfSlotsRefuses(t *testing.T) {
 func relied(r metering.SignedRecord, change func(e *metering.SlotEvidence)) metering.SignedRecord {
 	r.Evidence = lie(r.Evidence, change)
 	return r
+}
+
+// idle lets so many seconds pass, of which the renter's own clock sees some.
+func (s *shared) idle(seconds, seen int64) {
+	s.t.Helper()
+	s.every(s.now+1000, s.now+seconds*1000)
+	s.now += seconds * 1000
+	wall := s.clock.Now().Wall + seconds*1e9
+	s.clock.Advance(time.Duration(seen) * time.Second)
+	s.clock.SetWall(wall)
+}
+
+// credit is what the lease may owe, with so many GPU-seconds more.
+func (s *shared) credit(seconds uint64) uint256.Int {
+	s.t.Helper()
+	most, err := s.config.Lease.Owed(s.check.State().Nanos + seconds*1e9)
+	s.ok(err)
+	return most
+}
+
+// TestRenterThatWasStopped: a renter's machine stood still while the devices of its lease, of which it used none, ran on. Its provider is no liar,
+// and may bill no more for that.
+func TestRenterThatWasStopped(t *testing.T) {
+	s := newShared(t)
+	s.ok(s.check.Check(s.run(3)))
+	s.idle(1000, 1000)
+	for range 3 {
+		s.idle(600, 0)
+		if err := s.check.CheckWithin(s.run(64), s.credit(60)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if limit := time.Duration(s.check.Limit()); limit > 1022*time.Second { // that its own clock saw, and the tolerance
+		t.Errorf("its clock allows %s", limit)
+	}
+}
+
+// TestEndedAtTheCredit: a request that runs when its lease has used its credit is ended there, is paid, and disputes nothing.
+func TestEndedAtTheCredit(t *testing.T) {
+	s := newShared(t)
+	most := s.credit(10)
+	s.take(lease, 1, s.now)
+	began := s.now
+	for {
+		due, err := s.meter.Due(lease, s.now*ms)
+		s.ok(err)
+		if due >= 10e9 {
+			break
+		}
+		s.idle(1, 1)
+	}
+	s.give(lease, 1, s.now, metering.Outcome("limit"))
+	e := s.cut(lease, false)
+	record, err := s.recorder.Next(context.Background(), e, false)
+	s.ok(err)
+	s.ok(s.check.CheckWithin(sent(t, record), most))
+	books := slots.Books{Own: map[uint64]slots.Own{1: {From: began * ms, To: s.now * ms}}}
+	if _, err := books.Check(e, slots.Limits{}); err != nil || record.Nanos != 10e9 {
+		t.Errorf("%d ns: %v", record.Nanos, err)
+	}
+}
+
+// TestSkippedRecordBillsNothing: what a record bills that was not shown is paid by nobody, whichever part of the clock's time it is.
+func TestSkippedRecordBillsNothing(t *testing.T) {
+	s := newShared(t)
+	first := s.run(3)
+	s.ok(s.check.Check(first))
+	s.idle(1000, 1000)
+	next := s.run(0)
+	sign := func(hidden int64) metering.SignedRecord {
+		r := sent(t, next)
+		r.Evidence.Total += hidden
+		owed, err := s.config.Lease.Owed(uint64(r.Evidence.Total))
+		s.ok(err)
+		r.Sequence, r.Nanos, r.Owed, r.EvidenceHash = 3, uint64(r.Evidence.Total), owed, r.Evidence.Hash()
+		r.Signature, err = meterKey.Sign(context.Background(), r.Digest(s.domain()))
+		s.ok(err)
+		return r
+	}
+	for _, hidden := range []int64{0, 1, 900e9} {
+		r := sign(hidden)
+		state, err := s.check.State().Skip(r)
+		if err == nil {
+			var check *metering.Checker
+			check, err = metering.ResumeChecker(s.config, state)
+			s.ok(err)
+			err = check.Check(r)
+		}
+		if hidden == 0 && err != nil || hidden > 0 && !errors.Is(err, metering.ErrSequence) {
+			t.Errorf("%d ns hidden: %v", hidden, err)
+		}
+		books := slots.Books{Own: map[uint64]slots.Own{}, Total: first.Evidence.Total, Rest: first.Evidence.Rest()}
+		if _, err := books.Check(r.Evidence, slots.Limits{}); hidden == 0 && err != nil || hidden > 0 && !errors.Is(err, slots.ErrOvercharged) {
+			t.Errorf("%d ns hidden, by the books: %v", hidden, err)
+		}
+	}
 }

@@ -17,8 +17,10 @@ import (
 var ErrContradiction = errors.New("signed records contradict each other")
 
 // Contradiction looks for what no honest meter signs: one request id with two times or
-// billed twice in a lease, more billed requests at once than there are slots, sums
-// that do not add up. The records are of any leases on one service, from any renters, and
+// billed twice in a lease, more billed requests at once than there are slots, requests billed
+// in the holes of their own lease's devices, sums that do not add up. It sees the requests that
+// are listed, and their times as they were signed: who leaves requests out, or makes up times,
+// hides from it. The records are of any leases on one service, from any renters, and
 // key signed them, or the answer is another error and proves nothing. It is nil where
 // they agree.
 func Contradiction(domain common.Hash, key common.Address, records ...metering.SignedRecord) error {
@@ -49,7 +51,7 @@ func Contradiction(domain common.Hash, key common.Address, records ...metering.S
 			return fmt.Errorf("%w: record %d of lease %s: %w", ErrContradiction, s.Sequence, s.LeaseID, err)
 		}
 	}
-	for _, check := range []func([]metering.SignedRecord) error{follow, named, crowded} {
+	for _, check := range []func([]metering.SignedRecord) error{follow, named, holed, crowded} {
 		if err := check(signed); err != nil {
 			return fmt.Errorf("%w: %w", ErrContradiction, err)
 		}
@@ -65,7 +67,7 @@ func sums(s metering.SignedRecord) error {
 	if s.Nanos != uint64(s.Evidence.Total) {
 		return fmt.Errorf("it says %d ns, its evidence %d", s.Nanos, s.Evidence.Total)
 	}
-	return nil
+	return observed(s.Evidence)
 }
 
 // follow checks each record that stands beside the one before it.
@@ -112,6 +114,33 @@ func named(records []metering.SignedRecord) error {
 					r.ID, s.LeaseID, o.Nanos, o.From, o.To, r.Nanos, r.From, r.To)
 			}
 			seen[n] = r
+		}
+	}
+	return nil
+}
+
+// holed checks that no request is billed for time that is a hole in any record of its
+// lease, of one boot that has a name: one record alone shows the holes since the one before.
+func holed(records []metering.SignedRecord) error {
+	type clock struct {
+		lease   common.Hash
+		service string
+	}
+	away := make(map[clock][]metering.Hole)
+	for _, s := range records {
+		if on := service(s.Evidence); on != "" {
+			for _, d := range s.Evidence.Devices {
+				away[clock{s.LeaseID, on}] = append(away[clock{s.LeaseID, on}], holes(d)...)
+			}
+		}
+	}
+	for _, s := range records {
+		all := away[clock{s.LeaseID, service(s.Evidence)}]
+		for _, r := range s.Evidence.Slots.Requests {
+			if most := outside(all, r.From, r.To); r.Nanos > most {
+				return fmt.Errorf("request %d of lease %s is billed %d ns from %d to %d, and outside of the holes of its devices there are %d: %d too many",
+					r.ID, s.LeaseID, r.Nanos, r.From, r.To, most, r.Nanos-most)
+			}
 		}
 	}
 	return nil

@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/ethereum/go-ethereum/common"
+
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/slots"
 )
@@ -78,6 +80,16 @@ func TestContradictions(t *testing.T) {
 		{"a failed request that is billed", func(s *service, all []metering.SignedRecord) {
 			all[0] = s.resigned(all[0], func(e *metering.SlotEvidence) { e.Requests[0].Outcome = metering.RequestFailed })
 		}, "request 1 failed"},
+		{"time that the record before shows as a hole", func(s *service, all []metering.SignedRecord) {
+			third := common.Hash{3}
+			s.begin(third)
+			s.read(10_000)
+			s.read(14_000) // over MaxGap
+			hole := s.records(third, 2, func() {}, func() { s.read(15_000) })
+			all[0], all[1] = hole[0], s.resigned(hole[1], func(e *metering.SlotEvidence) {
+				e.Requests = append(e.Requests, metering.Request{From: 11e9, ID: 9, Nanos: 2e9, Outcome: metering.RequestDone, To: 15e9})
+			})
+		}, "outside of the holes of its devices there are 1000000000"},
 		{"more than its devices were healthy", func(s *service, all []metering.SignedRecord) {
 			all[0] = s.resigned(all[0], func(e *metering.SlotEvidence) { e.Requests[0].To += 20e9; e.Requests[0].Nanos += 20e9 })
 		}, "healthy"},

@@ -73,7 +73,7 @@ func Example() {
 	// in a slot: 10s
 	// billed: 2.5s
 	// owed: 1000
-	// request 1 is billed 10s, at most 7.05s can be: 2.95s too much: it took 7s here
+	// request 1 is billed 10s, at most 9s can be: 1s too much: it took 7s here, and 2s of 2s is left of what a lease's requests may come to more
 }
 
 func must(err error) {

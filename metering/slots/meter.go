@@ -43,6 +43,7 @@ type Meter struct {
 	boot   string
 	busy   int   // slots that are taken
 	freed  int64 // when one was given back last: none is taken before that
+	newest int64 // stamp of the readings
 	leases map[common.Hash]*lease
 	order  []common.Hash // of their beginnings
 	known  map[string]described
@@ -105,13 +106,20 @@ func (c Config) meter(s metering.State) (*metering.Meter, error) {
 	return metering.Restore(metering.Config{Devices: c.Devices, Tick: c.Tick, MaxGap: c.MaxGap, Keep: -1}, s)
 }
 
+// ahead is by how much a stamp may be beyond the newest reading. Whoever takes a slot after
+// another one gave it back is billed from there on: one stamp from the far future would
+// have nobody billed.
+const ahead = int64(time.Minute)
+
 // State is what a lease's meter needs to go on after a restart: what it owed at its
 // last cut. What was not cut then, and requests that ran, stand in no record and are
 // not billed.
 type State struct {
-	Highest uint64         `json:"highest,string"` // id so far
+	Final   bool           `json:"final,omitempty"` // that cut was its last one
+	Highest uint64         `json:"highest,string"`  // id so far
 	Meter   metering.State `json:"meter"`
-	Rest    uint32         `json:"rest"`         // as in metering.SlotEvidence
+	Rest    uint32         `json:"rest"` // as in metering.SlotEvidence
+	Share   metering.Share `json:"share"`
 	Total   int64          `json:"total,string"` // ns of one GPU
 }
 
@@ -127,6 +135,10 @@ func (m *Meter) Begin(id common.Hash, s State) error {
 	if s.Total < 0 || s.Rest >= m.config.Share.Slots {
 		return fmt.Errorf("%w: lease %s was saved with %d ns and %d parts of one in %d", metering.ErrReading, id, s.Total, s.Rest, m.config.Share.Slots)
 	}
+	if s.Share.Shared() && s.Share != m.config.Share {
+		return fmt.Errorf("%w: lease %s was saved with %d slots on %d GPUs, and the service has %d on %d", metering.ErrReading, id,
+			s.Share.Slots, s.Share.GPUs, m.config.Share.Slots, m.config.Share.GPUs)
+	}
 	meter, err := m.config.meter(s.Meter)
 	if err != nil {
 		return fmt.Errorf("lease %s: %w", id, err)
@@ -138,13 +150,14 @@ func (m *Meter) Begin(id common.Hash, s State) error {
 	}
 	m.leases[id] = &lease{
 		meter: meter, health: newHealth(len(m.config.Devices)), ids: ids{highest: s.Highest, floor: s.Highest},
-		running: make(map[uint64]*request), total: s.Total, rest: s.Rest, part: part{carried: s.Rest}, saved: s,
+		running: make(map[uint64]*request), total: s.Total, rest: s.Rest, part: part{carried: s.Rest}, final: s.Final, saved: s,
 	}
 	m.order = append(m.order, id)
 	return nil
 }
 
-// Forget drops a lease none of whose requests run.
+// Forget drops a lease none of whose requests run or wait for readings. What it used since
+// its last cut is billed to nobody: make the final one before.
 func (m *Meter) Forget(id common.Hash) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -153,8 +166,8 @@ func (m *Meter) Forget(id common.Hash) error {
 	if err != nil {
 		return err
 	}
-	if len(l.running) > 0 {
-		return fmt.Errorf("%w: %d of lease %s", ErrRunning, len(l.running), id)
+	if n := len(l.running) + len(l.ended); n > 0 {
+		return fmt.Errorf("%w or wait for readings: %d of lease %s", ErrRunning, n, id)
 	}
 	delete(m.leases, id)
 	m.order = slices.DeleteFunc(m.order, func(other common.Hash) bool { return other == id })
@@ -200,6 +213,7 @@ func (m *Meter) Observe(r metering.Reading) error {
 		return fmt.Errorf("%w: a reading of boot %.40q, after such of %.40q: its clock began anew, and requests of before cannot be measured on it", ErrBoot, r.BootID, m.boot)
 	}
 	m.booted, m.boot = true, r.BootID
+	m.newest = max(m.newest, r.At.Mono)
 	var errs []error
 	for _, id := range m.order { // what one lease comes to holds up no other
 		l := m.leases[id]
@@ -216,8 +230,8 @@ func (m *Meter) Observe(r metering.Reading) error {
 }
 
 // Take has a request of a lease take a slot. id is what its client calls it, and is
-// taken once; at is when it was accepted. ErrBusy: there is no slot, and nothing
-// happened.
+// taken once; at is when it was accepted, no more than a minute after the newest reading.
+// ErrBusy: there is no slot, and nothing happened.
 func (m *Meter) Take(lease common.Hash, id uint64, at int64) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -231,6 +245,9 @@ func (m *Meter) Take(lease common.Hash, id uint64, at int64) error {
 		return fmt.Errorf("%w: lease %s", metering.ErrFinal, lease)
 	case at < 0:
 		return fmt.Errorf("%w: request %d of lease %s is stamped before the host's boot", metering.ErrReading, id, lease)
+	case at > m.latest():
+		return fmt.Errorf("%w: request %d of lease %s is stamped %s after the devices were read last: its clock is not theirs, or they are read no more",
+			metering.ErrReading, id, lease, time.Duration(at-m.newest))
 	case m.busy >= int(m.config.Share.Slots):
 		return fmt.Errorf("%w: %d of %d", ErrBusy, m.busy, m.config.Share.Slots)
 	case !l.ids.take(id):
@@ -241,6 +258,14 @@ func (m *Meter) Take(lease common.Hash, id uint64, at int64) error {
 	l.running[id] = &request{Request: metering.Request{ID: id, From: max(at, m.freed)}}
 	l.start()
 	return nil
+}
+
+// latest is the last stamp that is believed; before the first reading it is any.
+func (m *Meter) latest() int64 {
+	if !m.booted || m.newest > math.MaxInt64-ahead {
+		return math.MaxInt64
+	}
+	return m.newest + ahead
 }
 
 // NextID is an id that is free in a lease, for a client that names none.
@@ -259,9 +284,10 @@ func (m *Meter) NextID(lease common.Hash) (uint64, error) {
 }
 
 // Give ends a request and gives its slot back. at is when its last byte was sent, or
-// when it was aborted or failed. A request is billed here, once, and not while it
-// runs: what a record states is never taken back, and of one that fails nothing may
-// be billed. What it may come to is in Due.
+// when it was aborted or failed, or reached a limit; one that is over a minute after the
+// newest reading counts as that: no reading could bill the time up to it. A request is billed
+// here, once, and not while it runs: what a record states is never taken back, and of one
+// that fails nothing may be billed. What it may come to is in Due.
 func (m *Meter) Give(lease common.Hash, id uint64, at int64, outcome metering.Outcome) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -279,13 +305,16 @@ func (m *Meter) Give(lease common.Hash, id uint64, at int64, outcome metering.Ou
 	}
 	delete(l.running, id)
 	m.busy--
-	r.Outcome, r.To = outcome, max(at, r.From)
+	r.Outcome, r.To = outcome, max(min(at, m.latest()), r.From)
 	m.freed = max(m.freed, r.To)
 	if outcome == metering.RequestFailed {
 		return l.bill(m.config.Share, r.Request)
 	}
+	if l.begun(r); r.To <= l.health.upTo { // the others wait for readings
+		return l.measure(m.config.Share, r, r.To)
+	}
 	l.ended = append(l.ended, r)
-	return m.settle(l)
+	return nil
 }
 
 // start notes the healthy time before each request, once readings have reached its
@@ -372,8 +401,9 @@ func (m *Meter) Owed(lease common.Hash) (int64, error) {
 }
 
 // Due is what a lease owes at most if all its requests ended well now: for the
-// decision whether it may take another slot, and in no record. It falls when a
-// request fails, and when its time turns out not to be billed.
+// decision whether it may take another slot, and in no record. Where it reaches the credit while
+// requests run, end them with RequestLimit. It falls when a request fails, and when its
+// time turns out not to be billed.
 func (m *Meter) Due(lease common.Hash, now int64) (int64, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -434,7 +464,7 @@ func (m *Meter) Cut(id common.Hash, final bool) (metering.Evidence, error) {
 		Rest: l.rest, Root: p.tree.Root(), SlotNanos: p.slotNanos, Slots: m.config.Share.Slots,
 	}
 	l.part = part{carried: l.rest}
-	l.saved = State{Highest: l.ids.highest, Meter: l.meter.Save(), Rest: l.rest, Total: l.total}
+	l.saved = State{Final: l.final, Highest: l.ids.highest, Meter: l.meter.Save(), Rest: l.rest, Share: m.config.Share, Total: l.total}
 	return e, nil
 }
 
@@ -444,13 +474,12 @@ func (l *lease) finish(share metering.Share) error {
 		return fmt.Errorf("%w: %d", ErrRunning, len(l.running))
 	}
 	l.final = true
-	for _, r := range l.ended {
-		if err := l.measure(share, r, min(r.To, l.health.upTo)); err != nil {
-			return err
-		}
+	var errs []error
+	for _, r := range l.ended { // each once: who asks again does not bill it again
+		errs = append(errs, l.measure(share, r, min(r.To, l.health.upTo)))
 	}
 	l.ended = nil
-	return nil
+	return errors.Join(errs...)
 }
 
 // Save is a lease's state at its last cut. Store it with the record of that cut.

@@ -4,7 +4,9 @@ import (
 	"context"
 	"crypto/ecdsa"
 	"errors"
+	"math"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -124,6 +126,7 @@ func TestRules(t *testing.T) {
 		{"healthy throughout", metering.RequestDone, func(s *service) { s.every(1000, 5000) }, 3000},
 		{"aborted by its client", metering.RequestAborted, func(s *service) { s.every(1000, 5000) }, 3000},
 		{"failed", metering.RequestFailed, func(s *service) { s.every(1000, 5000) }, 0},
+		{"ended at the credit", metering.Outcome("limit"), func(s *service) { s.every(1000, 5000) }, 3000},
 		{"its last reading is not there yet", metering.RequestDone, func(s *service) { s.every(1000, 4000) }, 0},
 		{"nothing was read before 3 s", metering.RequestDone, func(s *service) { s.every(3000, 5000) }, 1500},
 		{"lost at 3 s", metering.RequestDone, func(s *service) {
@@ -305,6 +308,115 @@ func TestFinalCut(t *testing.T) {
 	s.refuses(s.meter.Take(lease, 2, 3000*ms), metering.ErrFinal)
 	s.ok(s.meter.Forget(lease))
 	s.refuses(s.meter.Forget(lease), slots.ErrLease)
+}
+
+// TestFinalCutThatOverflows bills each request once, however often it is asked for.
+func TestFinalCutThatOverflows(t *testing.T) {
+	s := newService(t, 2, gpu)
+	saved, id := math.MaxInt64-500*ms, common.Hash{3}
+	s.ok(s.meter.Begin(id, slots.State{Total: saved}))
+	s.every(1000, 2000)
+	s.take(id, 1, 1700)
+	s.take(id, 2, 1200)
+	s.give(id, 1, 2300, metering.RequestDone)
+	s.give(id, 2, 2400, metering.RequestDone) // 400 ms, and there is room for 350
+	for range 3 {
+		_, _ = s.meter.Cut(id, true)
+		s.owes(id, saved+150*ms)
+	}
+}
+
+// TestStateOfAFinalCut: a lease that is over takes no request after a restart, and one of other slots is not gone on with.
+func TestStateOfAFinalCut(t *testing.T) {
+	s := newService(t, 2, gpu)
+	s.every(1000, 2000)
+	s.take(lease, 1, 1000)
+	s.give(lease, 1, 2500, metering.RequestDone)
+	s.refuses(s.meter.Forget(lease), slots.ErrRunning) // it waits for readings
+	s.cut(lease, true)
+	state, err := s.meter.Save(lease)
+	s.ok(err)
+	s.ok(s.meter.Forget(lease))
+	s.ok(s.meter.Begin(lease, state))
+	s.refuses(s.meter.Take(lease, 2, 3000*ms), metering.ErrFinal)
+	other, err := slots.New(slots.Config{Share: metering.Share{GPUs: 1, Slots: 3}, Devices: s.devices})
+	s.ok(err)
+	s.refuses(other.Begin(lease, state), metering.ErrReading)
+}
+
+// TestStampFromTheFuture: one bad stamp has nobody else served for nothing.
+func TestStampFromTheFuture(t *testing.T) {
+	s := newService(t, 2, gpu)
+	s.every(1000, 2000)
+	s.refuses(s.meter.Take(lease, 1, 1<<62), metering.ErrReading)
+	s.take(lease, 2, 1500)
+	s.give(lease, 2, 1<<62/ms, metering.RequestDone)
+	s.every(3000, 100_000)
+	s.owes(lease, (62_000-1500)*ms/2)
+	s.take(other, 1, 90_000)
+	s.give(other, 1, 99_000, metering.RequestDone)
+	s.owes(other, 9000*ms/2)
+}
+
+// TestHealthElsewhere: healthy time in which nothing ran pays for none in which a device was away.
+func TestHealthElsewhere(t *testing.T) {
+	tests := []struct {
+		name    string
+		devices []string
+		read    func(s *service)
+		request metering.Request
+		says    string
+	}{
+		{"a hole of ten minutes after an idle hour", []string{gpu}, func(s *service) { s.read(4200_000) },
+			metering.Request{From: 3600e9, Nanos: 600e9, To: 4200e9}, "600000000000 too many"},
+		{"a hole of each device, one after the other", []string{gpu, second}, func(s *service) {
+			for at := int64(3601_000); at <= 3620_000; at += 1000 {
+				lost := gpu
+				if at > 3610_000 {
+					lost = second
+				}
+				s.read(at, lost)
+			}
+		}, metering.Request{From: 3600e9, Nanos: 10e9, To: 3620e9}, "outside of the holes of its devices there are 0"},
+		{"more holes than are listed", []string{gpu}, func(s *service) {
+			for at := int64(3600_000); at <= 4000_000; {
+				at += 4000
+				s.read(at)
+				at += 100
+				s.read(at)
+			}
+		}, metering.Request{From: 3800e9, Nanos: 100e9, To: 4000e9}, "was healthy for"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			s := newService(t, 4, tt.devices...)
+			s.every(0, 3600_000)
+			s.cut(lease, false)
+			tt.read(s)
+			e := s.cut(lease, false)
+			r := tt.request
+			r.ID, r.Outcome = 1, metering.RequestDone
+			e = lie(e, func(s *metering.SlotEvidence) { s.Requests = []metering.Request{r} })
+			if err := e.Validate(); err != nil {
+				t.Fatalf("it is found without a look at the readings: %v", err)
+			}
+			books := slots.Books{Own: map[uint64]slots.Own{1: {From: r.From, To: r.To}}}
+			if _, err := books.Check(e, slots.Limits{}); !errors.Is(err, metering.ErrEvidence) || !strings.Contains(err.Error(), tt.says) {
+				t.Errorf("got %v", err)
+			}
+		})
+	}
+}
+
+// TestTotalsOfManyDevices: devices that are not billed by their own time may have run for long.
+func TestTotalsOfManyDevices(t *testing.T) {
+	s := newService(t, 4, gpu, second)
+	s.every(1000, 5000)
+	e := s.cut(lease, false)
+	for i := range e.Devices {
+		e.Devices[i].Total += math.MaxInt64 / 2
+	}
+	s.ok(e.Validate())
 }
 
 // TestMoreThanAreListed: what bills is listed before what does not, all of it counts, and one cut has no effect on the next.

@@ -5,6 +5,7 @@ import (
 	"crypto/ecdsa"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"testing"
 	"time"
@@ -22,6 +23,7 @@ import (
 const (
 	tick   = 1000 // ns
 	maxGap = 3 * tick
+	credit = tick // ns of one GPU
 )
 
 type key struct{ *ecdsa.PrivateKey }
@@ -58,6 +60,7 @@ type renter struct {
 	requests map[uint64]*request // of this process
 	nextID   uint64
 	owed     int64 // as it was said last, of this process
+	paid     int64 // ns of one GPU
 	began    int   // readings of each device that were made before the lease began in this process
 	over     bool
 }
@@ -120,7 +123,6 @@ func (m *market) process() {
 		}
 		m.ok(m.meter.Begin(r.terms.ID, r.state))
 		r.requests, r.owed, r.began, r.nextID = make(map[uint64]*request), r.state.Total, 0, r.state.Highest+1
-		r.books.Own = make(map[uint64]slots.Own) // what ran costs nothing
 	}
 }
 
@@ -200,11 +202,48 @@ func (m *market) Give(*rapid.T) {
 		return
 	}
 	slices.Sort(ids)
-	m.give(r, rapid.SampledFrom(ids).Draw(m.T, "id"))
+	m.give(r, rapid.SampledFrom(ids).Draw(m.T, "id"), m.outcome())
 }
 
-func (m *market) give(r *renter, id uint64) {
-	outcome := rapid.SampledFrom([]metering.Outcome{metering.RequestDone, metering.RequestDone, metering.RequestAborted, metering.RequestFailed}).Draw(m.T, "outcome")
+func (m *market) outcome() metering.Outcome {
+	return rapid.SampledFrom([]metering.Outcome{metering.RequestDone, metering.RequestDone, metering.RequestAborted, metering.RequestFailed}).Draw(m.T, "outcome")
+}
+
+// Many requests are served one after the other, more than a record lists.
+func (m *market) Many(*rapid.T) {
+	r := m.renter()
+	if r == nil || m.running == int(m.share.Slots) {
+		return
+	}
+	for range rapid.IntRange(metering.MaxRequests, 2*metering.MaxRequests).Draw(m.T, "requests") {
+		id := r.nextID
+		m.ok(m.meter.Take(r.terms.ID, id, m.now))
+		m.running++
+		r.nextID, r.requests[id] = id+1, &request{taken: m.now}
+		m.now += 20
+		m.give(r, id, metering.RequestDone)
+	}
+}
+
+// Credit ends what runs of a lease once more than its credit is due. That is its renter's doing: it is billed like any other request.
+func (m *market) Credit(*rapid.T) {
+	r := m.renter()
+	if r == nil {
+		return
+	}
+	due, err := m.meter.Due(r.terms.ID, m.now)
+	m.ok(err)
+	if due-r.paid < credit {
+		return
+	}
+	for id := uint64(0); id <= r.nextID; id++ {
+		if q := r.requests[id]; q != nil && !q.ended {
+			m.give(r, id, metering.RequestLimit)
+		}
+	}
+}
+
+func (m *market) give(r *renter, id uint64, outcome metering.Outcome) {
 	q := r.requests[id]
 	q.ended, q.given, q.failed = true, m.stamp(), outcome == metering.RequestFailed
 	m.ok(m.meter.Give(r.terms.ID, id, q.given, outcome))
@@ -258,7 +297,9 @@ func (m *market) cut(r *renter, final bool) {
 	r.records = append(r.records, record)
 	r.books, err = r.books.Check(e, slots.Limits{Slack: 1, Tolerance: 1})
 	m.ok(err)
-	r.over = final
+	r.paid, r.over = e.Total, final
+	old := rapid.Int64Range(m.now-10*tick, m.now).Draw(m.T, "folded until") + 1e6
+	r.books = r.books.Fold(func(_ uint64, own slots.Own) bool { return own.To < old })
 }
 
 // measured counts what a request is billed by the definition: the time between its ends in which each device stands between two
@@ -357,7 +398,7 @@ func (m *market) end() {
 		}
 		for id := uint64(0); id <= r.nextID; id++ {
 			if q := r.requests[id]; q != nil && !q.ended {
-				m.give(r, id)
+				m.give(r, id, m.outcome())
 			}
 		}
 		m.cut(r, true)
@@ -394,8 +435,25 @@ func (clock) After(time.Duration) <-chan time.Time { return nil }
 func (m *market) checked(r *renter) {
 	check, err := metering.NewChecker(metering.CheckerConfig{Lease: r.terms, Key: meterKey.Address(), Tolerance: time.Hour, Clock: clock{}})
 	m.ok(err)
-	for _, record := range r.records {
+	skip := rapid.IntRange(0, len(r.records)).Draw(m.T, "not shown")
+	books := slots.Books{Own: make(map[uint64]slots.Own)}
+	for i, record := range r.records {
+		before := check.State()
 		m.ok(check.Check(record))
+		if i != skip || i+1 == len(r.records) {
+			continue
+		}
+		books.Total, books.Rest = int64(before.Nanos), before.Rest
+		for _, q := range r.records[i+1].Evidence.Slots.Requests {
+			books.Own[q.ID] = slots.Own{From: q.From, To: q.To}
+		}
+		books.Folded = slots.Folded{Requests: math.MaxUint32, Nanos: math.MaxInt32}
+		nothing := record.Nanos == before.Nanos && record.Evidence.Rest() == before.Rest
+		_, err := before.Skip(r.records[i+1])
+		_, found := books.Check(r.records[i+1].Evidence, slots.Limits{})
+		if (err == nil) != nothing || (found == nil) != nothing {
+			m.Fatalf("record %d, which bills from %d to %d ns, is not shown: %v, %v", i+1, before.Nanos, record.Nanos, err, found)
+		}
 	}
 }
 
@@ -405,6 +463,7 @@ func TestSlots(t *testing.T) {
 		m := newMarket(rt)
 		actions := map[string]func(*rapid.T){
 			"": m.Check, "pass": m.Pass, "read": m.Read, "read2": m.Read, "read3": m.Read, "take": m.Take, "take2": m.Take, "give": m.Give, "cut": m.Cut,
+			"many": m.Many, "credit": m.Credit,
 		}
 		if rapid.Bool().Draw(rt, "restarts") {
 			actions["restart"] = m.Restart
