@@ -62,7 +62,8 @@ func (l *lookout) leave(terms channel.Terms) {
 // withdrawn waits until the payer has its deposit back, while blocks come.
 func (l *lookout) withdrawn(terms channel.Terms) {
 	l.T.Helper()
-	for end := time.Now().Add(time.Minute); time.Now().Before(end) && !l.view(terms).Finalized; time.Sleep(5 * tilltest.Poll) {
+	const soon = 30 * time.Second // and not with the next look at all channels, a minute after the last
+	for end := time.Now().Add(soon); time.Now().Before(end) && !l.view(terms).Finalized; time.Sleep(5 * tilltest.Poll) {
 		l.Mine(l.T, 1)
 	}
 	if v := l.view(terms); !v.Finalized {
