@@ -340,6 +340,11 @@ func TestDeposedGatewaySignsNothing(t *testing.T) {
 	if n := keyA.distinct(); n != before {
 		t.Errorf("it signed %d records more", n-before)
 	}
+	var next leasestore.Pending
+	next.Record.LeaseID, next.Record.Sequence = id, uint64(b.row(id).Sequence)+1
+	if err := old.Deps.Store.Records.Reserve(t.Context(), old.Term, next); !errors.Is(err, leasestore.ErrNotOwner) {
+		t.Errorf("the number after the newest is reserved by the old owner: %v", err)
+	}
 	final := lease.at(b).release()
 	keyB.mu.Lock()
 	same := false
