@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ethereum/go-ethereum"
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/ethereum/go-ethereum/common/hexutil"
 	"github.com/holiman/uint256"
@@ -163,6 +164,11 @@ func TestOneEndpointRefuses(t *testing.T) {
 			send(t, s, w.token.ApproveCall(w.escrow.Address(), *uint256.NewInt(1)))
 			liar.Heal()
 		}
+		liar.On("eth_call", badrpc.Fail(3, "execution reverted"))
+		if _, err := backend.CallContract(t.Context(), ethereum.CallMsg{To: &w.Token, Data: common.FromHex("0x313ce567")}, nil); err != nil {
+			t.Errorf("the token's decimals: %v", err)
+		}
+		liar.Heal()
 	}
 	one.On("eth_estimateGas", badrpc.Fail(3, "execution reverted"))
 	two.On("eth_estimateGas", badrpc.Fail(3, "execution reverted"))
