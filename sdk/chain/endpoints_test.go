@@ -48,6 +48,9 @@ func TestEndpointFailsOver(t *testing.T) {
 				"eth_getCode", tipMethod, receiptMethod, "eth_sendRawTransaction", "eth_getLogs"} {
 				one.On(method, fault)
 			}
+			if _, err := backend.CallContract(t.Context(), ethereum.CallMsg{To: &w.Token, Data: common.FromHex("0x313ce567")}, nil); err != nil {
+				t.Errorf("the token's decimals: %v", err)
+			}
 			store, _ := openStore(t, file(t))
 			s := &chain.Sender{Backend: backend, Key: w.payer, Store: store, Poll: 10 * time.Millisecond}
 			send(t, s, w.token.ApproveCall(w.escrow.Address(), *uint256.NewInt(1)))
