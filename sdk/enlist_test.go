@@ -3,6 +3,7 @@ package sdk
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -43,8 +44,7 @@ func newCheapOutpost(t *testing.T, beside *outpost) *outpost {
 func (r *rig) enlist() {
 	r.Helper()
 	n := r.provider.nodes
-	n.Relist()
-	if err := n.Poll(r.Context(), r.provider.db); err != nil {
+	if err := errors.Join(n.Poll(r.Context(), r.provider.db), n.Enlist(r.Context(), r.provider.db)); err != nil {
 		r.Fatal(err)
 	}
 }
@@ -108,9 +108,7 @@ func TestNodesOfOneKind(t *testing.T) {
 		t.Errorf("it runs at %+v", l)
 	}
 	lease.record()
-	if free := r.provider.nodes.Free(); free != 1 {
-		t.Errorf("%d are free", free)
-	}
+	eventually(t, "one to be free", func() bool { return r.provider.nodes.Free() == 1 })
 
 	good.set(true, nil)
 	r.config.Nodes[0], r.config.Nodes[1] = r.config.Nodes[1], r.config.Nodes[0]

@@ -25,6 +25,8 @@ type Pool struct {
 	clients []*Client
 	log     *slog.Logger
 
+	enlisting sync.Mutex // one at a time
+
 	mu     sync.Mutex
 	now    func() time.Time
 	status map[string]Status            // of the nodes that answered when they were asked last
@@ -166,13 +168,6 @@ func (p *Pool) Leases() map[string][]common.Hash {
 		}
 	}
 	return there
-}
-
-// Relist has the list of devices be due at the next Poll.
-func (p *Pool) Relist() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.enlistedAt = time.Time{}
 }
 
 // SetClock has another clock say when a rest is over and a list of devices is due.
@@ -340,23 +335,34 @@ func (p *Pool) CheckSlices(name string, billed []metering.DeviceEvidence) error 
 	return nil
 }
 
-// enlist has the list of all gateways say which nodes begin leases, and tells those that do not why.
+// enlist has the list say which nodes begin leases, when that is due or a node has other devices than it had.
 func (p *Pool) enlist(ctx context.Context, db *store.DB) error {
 	p.mu.Lock()
-	now, heard := p.now(), make(map[string][]metering.Device)
-	due, differs := now.Sub(p.enlistedAt).Abs() >= enlistEvery, false
+	due, differs := p.now().Sub(p.enlistedAt).Abs() >= enlistEvery, false
 	for name, s := range p.status {
-		if s.Problem != "" {
-			continue // it has what it had
-		}
-		heard[name] = s.Devices
 		before, known := p.enlisted[name]
-		differs = differs || !known || !slices.Equal(wire.DevicesOf(s.Devices), before)
+		differs = differs || s.Problem == "" && (!known || !slices.Equal(wire.DevicesOf(s.Devices), before))
 	}
 	p.mu.Unlock()
 	if !due && (!differs || !p.early.Allow()) {
 		return nil
 	}
+	return p.Enlist(ctx, db)
+}
+
+// Enlist has the list of all gateways say which nodes begin leases, and tells those that do not why. Of two calls at once the second waits:
+// what is held against a node is what the list said last.
+func (p *Pool) Enlist(ctx context.Context, db *store.DB) error {
+	p.enlisting.Lock()
+	defer p.enlisting.Unlock()
+	p.mu.Lock()
+	now, heard := p.now(), make(map[string][]metering.Device)
+	for name, s := range p.status {
+		if s.Problem == "" { // or it has what it had
+			heard[name] = s.Devices
+		}
+	}
+	p.mu.Unlock()
 	links := make([]string, len(p.clients))
 	for i, c := range p.clients {
 		links[i] = c.Name
