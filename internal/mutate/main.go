@@ -4,7 +4,7 @@
 //
 // The mutants are the files of internal/mutants, one a fault. Each names whole lines of the tree, what stood there before
 // the fault was mended, and the test that must fail then. The tree itself is never touched: go test compiles the changed
-// files instead of its own (-overlay), forge works in a copy.
+// files instead of its own (-overlay); forge, and what Go embeds, are compiled in a copy.
 //
 // A test that fails without a mutant, a mutant whose place is not found once, that does not compile, or whose test is not
 // there, is an error; a mutant whose test passes has survived. Either ends the program with status 1.

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"os"
 	"os/exec"
@@ -90,15 +91,49 @@ func (w *workshop) alone(ctx context.Context, r runLine, changed map[string][]by
 			return outcome{}, err
 		}
 	}
-	overlay, err := writeOverlay(w.root, scratch, changed)
+	root := w.root
+	if embedded := func(file string) bool { return filepath.Ext(file) != ".go" }; slices.ContainsFunc(slices.Collect(maps.Keys(changed)), embedded) {
+		root, err = filepath.Join(scratch, "tree"), copyModule(w.root, filepath.Join(scratch, "tree"), changed)
+	}
+	if err != nil {
+		return outcome{}, err
+	}
+	overlay, err := writeOverlay(root, scratch, changed)
 	if err != nil {
 		return outcome{}, err
 	}
 	binary := filepath.Join(scratch, "tests")
-	if err := r.compile(ctx, w.root, binary, overlay); err != nil {
+	if err := r.compile(ctx, root, binary, overlay); err != nil {
 		return outcome{log: err.Error()}, errUncompiled
 	}
-	return r.run(ctx, w.root, binary, overlay, "")
+	return r.run(ctx, root, binary, overlay, "")
+}
+
+// copyModule copies what go compiles, with some files changed: an overlay does not reach a file that is embedded with its folder.
+func copyModule(root, to string, changed map[string][]byte) error {
+	return filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		name, err := filepath.Rel(root, path)
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir() && name != "." && (strings.HasPrefix(d.Name(), ".") || d.Name() == "node_modules"):
+			return fs.SkipDir
+		case d.IsDir():
+			return os.MkdirAll(filepath.Join(to, name), 0o700)
+		case !d.Type().IsRegular():
+			return nil
+		}
+		text, replaced := changed[filepath.ToSlash(name)]
+		if !replaced {
+			if text, err = os.ReadFile(path); err != nil {
+				return err
+			}
+		}
+		return os.WriteFile(filepath.Join(to, name), text, 0o600)
+	})
 }
 
 // compiles is an error for a file that go test does not compile: what a test reads from the disk cannot be replaced.
