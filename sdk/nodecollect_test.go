@@ -168,10 +168,10 @@ func TestNothingIsBilledAfterARelease(t *testing.T) {
 	id := lease.lease.LeaseID
 	lease.record()
 	o.set(true, nil)
+	began := lease.row().StartedAt
+	waitFor(t, func() bool { return time.Now().Unix()*int64(time.Second) > began }) // its end is in whole seconds
 	last := lease.release()
-	row := lease.row()
-	had := max(0, row.EndedAt*int64(time.Second)-row.StartedAt) // in whole seconds it may have ended before it began
-	most := uint64(had) + uint64(endTolerance)
+	most := uint64(lease.row().EndedAt*int64(time.Second)-began) + uint64(endTolerance)
 	o.goesOn(id, most+uint64(time.Second))
 	o.set(false, nil)
 	waitFor(t, func() bool { return o.collected(r, id) })

@@ -72,10 +72,13 @@ func TestTableThatIsLockedForLong(t *testing.T) {
 func TestLeaseThatIsTakenAndNotRun(t *testing.T) {
 	for _, dies := range []bool{false, true} {
 		t.Run(map[bool]string{false: "it was let go", true: "its gateway died"}[dies], func(t *testing.T) {
-			address := pgtest.URL(t)
-			command, calls := script(t, "")
+			direct := pgtest.URL(t)
+			address, line := through(t, direct)
+			var calls func() string // of the gateway that takes it
 			var watched atomic.Bool
 			change := func(c *ProviderConfig) {
+				var command []string
+				command, calls = script(t, "")
 				host := hostGPUs(t, 2)
 				host.SuspendCommand, host.ResumeCommand, host.ReleaseCommand = append(command, "suspend"), append(command[:1:1], "resume"), append(command[:1:1], "release")
 				c.Database, c.Takeover, c.Credit, c.Allocator = address, 3*time.Second, 6*time.Second, host
@@ -87,22 +90,22 @@ func TestLeaseThatIsTakenAndNotRun(t *testing.T) {
 			a := newRig(t, change)
 			taker := a
 			if dies {
-				taker = rigOn(t, a.chain, func(*rig) *channel.Key { return a.payer }, change)
+				taker = rigOn(t, a.chain, func(*rig) *channel.Key { return a.payer }, change, func(c *ProviderConfig) { c.Database = direct })
 			}
 			lease := a.open(1, 500_000, "")
 			lease.record()
-			db, err := sqlx.Open("pgx", address)
+			db, err := sqlx.Open("pgx", direct)
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer db.Close()
 			db.MustExec(`ALTER TABLE records RENAME TO hidden`)
 			if dies {
-				a.shut()
+				a.kill(line)
 			} else {
 				a.provider.replicas.standDown()
 			}
-			waitFor(t, func() bool { return strings.Contains(calls(), "suspend") && watched.Load() == !dies })
+			waitFor(t, func() bool { return strings.Contains(calls(), "suspend") && (dies || watched.Load()) })
 			db.MustExec(`ALTER TABLE hidden RENAME TO records`)
 			waitFor(t, func() bool { return taker.provider.running(lease.terms.ID()) != nil })
 			waitFor(t, func() bool { return strings.Contains(calls(), "resume") })
