@@ -142,10 +142,9 @@ const mostMethods = 40
 
 // large are the types of before that have more, each with how many it has. No number grows, and none is added.
 var large = map[string]int{
-	"sdk.Provider":               108,
-	"sdk.session":                57,
-	"sdk/internal/lease.Lease":   102,
-	"sdk/internal/lease.Manager": 42,
+	"sdk.Provider":             108,
+	"sdk.session":              57,
+	"sdk/internal/lease.Lease": 101,
 }
 
 // TestTypesAreSmall: no type has more than mostMethods methods of its own, generated ones apart.
@@ -167,10 +166,9 @@ const mostLines = 2600
 // long are the packages of before that have more, each with how many. No number grows, and none is added. The chain's clients stay
 // one package: each part of them is of no use alone.
 var long = map[string]int{
-	"metering":           4129,
-	"sdk":                9104,
-	"sdk/chain":          7466,
-	"sdk/internal/lease": 2692,
+	"metering":  4107,
+	"sdk":       9104,
+	"sdk/chain": 7466,
 }
 
 // TestPackagesAreSmall: no package has more than mostLines lines, generated ones apart.

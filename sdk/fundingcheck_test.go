@@ -26,7 +26,7 @@ func TestNothingMovesForAnX402RequestThatIsRefused(t *testing.T) {
 	r := newPayRig(t)
 	runs := r.buyer("/tick")
 	runs.open(20_000)
-	route, err := r.provider.Metered(MeteredRoute{Devices: []string{r.provider.leases.Devices[0].UUID}, MaxTime: time.Second}, http.NotFoundHandler())
+	route, err := r.provider.Metered(MeteredRoute{Devices: []string{r.provider.leases.Offered.Devices[0].UUID}, MaxTime: time.Second}, http.NotFoundHandler())
 	if err != nil {
 		t.Fatal(err)
 	}

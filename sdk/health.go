@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/gpupay/gpupay/sdk/internal/inventory"
 	"github.com/gpupay/gpupay/sdk/internal/lease"
 	"github.com/gpupay/gpupay/sdk/internal/serve"
 )
@@ -45,7 +46,7 @@ func (p *Provider) Health() http.Handler {
 		case err != nil:
 			h.Status, code = err.Error(), http.StatusServiceUnavailable
 		case len(h.Quarantined) > 0 || h.Unmetered > 0 || h.Held > 0:
-			h.Status = lease.GPUs{Quarantined: h.Quarantined, Held: h.Held}.Degraded(h.Unmetered)
+			h.Status = inventory.GPUs{Quarantined: h.Quarantined, Held: h.Held}.Degraded(h.Unmetered)
 		case len(h.Refused) > 0 || len(h.Away) > 0:
 			h.Status = fmt.Sprintf("degraded: %d nodes are refused, %d are out of reach", len(h.Refused), len(h.Away))
 		}

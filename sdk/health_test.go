@@ -20,7 +20,7 @@ import (
 
 func (w *ward) health() (int, health) {
 	w.Helper()
-	w.provider.leases.Sick.Expire()
+	w.provider.leases.Offered.Sick.Expire()
 	rec := httptest.NewRecorder()
 	w.provider.Health().ServeHTTP(rec, httptest.NewRequest("GET", "/healthz", nil))
 	var h health

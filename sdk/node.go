@@ -125,7 +125,7 @@ func NewNode(ctx context.Context, config NodeConfig) (*Node, error) {
 		config.Allocator = allocator
 	}
 	n := &Node{config: config}
-	n.leases.Devices = devices
+	n.leases.Offered.Devices = devices
 	if n.spool, err = spool.Open(ctx, config.Database); err != nil {
 		return nil, err
 	}
@@ -163,7 +163,7 @@ func (n *Node) lets() {
 	n.leases.MeterKey, n.leases.PastKeys, n.leases.Store = n.config.MeterKey, n.config.PastKeys, n.store
 	n.leases.Channel, n.leases.Share = n.spool.Channel, n.spool.Share
 	n.leases.Deps = lease.Deps{
-		Placer: placement.Local{Allocator: tameAllocator{n.config.Allocator, n.config.Log}}, Sick: n.leases.Quarantines(n.config.Allocator), Liveness: liveness(n.config.Log, n.config.Allocator), Source: n.config.Source, Clock: n.config.Clock, Store: n.store,
+		Placer: placement.Local{Allocator: tameAllocator{n.config.Allocator, n.config.Log}}, Sick: n.leases.Offered.Quarantines(n.config.Allocator), Liveness: liveness(n.config.Log, n.config.Allocator), Source: n.config.Source, Clock: n.config.Clock, Store: n.store,
 		Metrics: metrics, Log: n.config.Log, Ended: n.leases.Drop, Dropped: n.leases.Drop,
 		Timing: lease.Timing{Tick: metering.DefaultTick, RecordEvery: defaultRecordEvery,
 			SuspendTimeout: n.config.SuspendTimeout, AliveEvery: n.config.AliveEvery, CallTimeout: n.config.CallTimeout},

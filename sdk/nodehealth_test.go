@@ -52,7 +52,7 @@ func TestNodesHealthTellsTheTruth(t *testing.T) {
 		{"a restart is wanted", fmt.Errorf("driver upgraded: %w", metering.ErrRestart), nil, 503, "driver upgraded", 0, true},
 	} {
 		host.set(c.broken, c.away...)
-		o.node.leases.Sick.Expire()
+		o.node.leases.Offered.Sick.Expire()
 		var h nodeHealth
 		code, _ := fetched(t, o.node.Health(), &h)
 		away := len(c.away)

@@ -38,17 +38,17 @@ func (p *Provider) prices(ctx context.Context) error {
 		p.nodes, err = newNodes(p.config)
 		return err
 	}
-	if p.leases.Devices, err = p.config.Source.Devices(ctx); err != nil {
+	if p.leases.Offered.Devices, err = p.config.Source.Devices(ctx); err != nil {
 		p.noGPUs = fmt.Errorf("provider: listing the GPUs of %s: %w", p.config.Source.Name(), err)
 		if p.config.Allocator == nil {
 			p.config.Allocator = &gpu.HostAllocator{Source: p.config.Source}
 		}
 		return nil
 	}
-	if len(p.leases.Devices) == 0 {
+	if len(p.leases.Offered.Devices) == 0 {
 		return fmt.Errorf("provider: %s has no GPU to rent out", p.config.Source.Name())
 	}
-	if err := inventory.OfOneKind(p.leases.Devices); err != nil {
+	if err := inventory.OfOneKind(p.leases.Offered.Devices); err != nil {
 		return fmt.Errorf("provider: %w", err)
 	}
 	if p.config.Allocator == nil {

@@ -197,7 +197,7 @@ func (p *Provider) lets() {
 	}
 	p.leases.Deps = lease.Deps{
 		Placer:   p.placer(),
-		Sick:     p.leases.Quarantines(p.config.Allocator),
+		Sick:     p.leases.Offered.Quarantines(p.config.Allocator),
 		Liveness: liveness(p.config.Log, p.config.Allocator), Source: p.config.Source, Clock: p.config.Clock, Store: p.store, Marks: p.leases.Deps.Marks, Row: p.leastRow(p.escrow), Accounts: payercredit.New(p.leastRow(p.escrow)),
 		Metrics: p.metrics.Metrics, Log: p.config.Log, Ended: p.leaseEnded, Dropped: p.leases.Drop,
 		Timing: lease.Timing{Tick: p.config.Tick, RecordEvery: p.config.RecordEvery,
@@ -283,7 +283,7 @@ func (p *Provider) renewOffer(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	devices := p.leases.GPUList()
+	devices := p.leases.Offered.List()
 	if p.nodes != nil {
 		devices = p.nodes.Devices()
 	}

@@ -15,7 +15,6 @@ import (
 	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/cluster"
 	"github.com/gpupay/gpupay/sdk/internal/inventory"
-	"github.com/gpupay/gpupay/sdk/internal/lease"
 )
 
 // reservations keep GPUs for leases whose deposits are on their way to the chain, or
@@ -173,7 +172,7 @@ func (p *Provider) pool() string {
 	if p.nodes != nil {
 		return "nodes"
 	}
-	all := lease.Names(p.leases.Devices) // of the start: it does not change while others count by it
+	all := inventory.Names(p.leases.Offered.Devices) // of the start: it does not change while others count by it
 	slices.Sort(all)
 	return fmt.Sprintf("%x", sha256.Sum256([]byte(strings.Join(all, "\n"))))
 }
@@ -232,7 +231,7 @@ func (p *Provider) left(ctx context.Context, others []cluster.Kept) (int, error)
 func (p *Provider) leftBeside(others []int) (int, error) {
 	left, ok, err := free(p.config.Log, p.config.Allocator)
 	if !ok {
-		left = len(p.leases.GPUList())
+		left = len(p.leases.Offered.List())
 	}
 	for _, kept := range others {
 		left -= kept

@@ -130,7 +130,7 @@ func (p *Provider) Metered(route MeteredRoute, h http.Handler) (http.Handler, er
 		return nil, fmt.Errorf("provider: Metered: a route needs Devices, and a MaxTime of at least a tick (%s)", p.config.Tick)
 	}
 	for i, uuid := range route.Devices {
-		known := slices.ContainsFunc(p.leases.Devices, func(d metering.Device) bool { return d.UUID == uuid })
+		known := slices.ContainsFunc(p.leases.Offered.Devices, func(d metering.Device) bool { return d.UUID == uuid })
 		if !known || slices.Contains(route.Devices[:i], uuid) {
 			return nil, fmt.Errorf("provider: Metered: %s has no device %q, or it is named twice", p.config.Source.Name(), uuid)
 		}

@@ -46,7 +46,7 @@ func TestManySmallRequestsAreNotFree(t *testing.T) {
 		}
 		if b.charged += receipt.ChargedAmount.Uint64(); i == 12 {
 			r.restart()
-			remeter(t, r, MeteredRoute{MaxTime: 30 * time.Second, Devices: []string{r.provider.leases.Devices[0].UUID}}, handler)
+			remeter(t, r, MeteredRoute{MaxTime: 30 * time.Second, Devices: []string{r.provider.leases.Offered.Devices[0].UUID}}, handler)
 		}
 		pay = b.payment(b.next())
 	}

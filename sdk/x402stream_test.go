@@ -126,7 +126,7 @@ func TestStreamAgain(t *testing.T) {
 func meteredRig(t *testing.T, route MeteredRoute, h http.HandlerFunc, change ...func(*ProviderConfig)) (*payRig, *buyer) {
 	t.Helper()
 	r := newPayRig(t, change...)
-	route.Devices = []string{r.provider.leases.Devices[0].UUID}
+	route.Devices = []string{r.provider.leases.Offered.Devices[0].UUID}
 	remeter(t, r, route, h)
 	return r, r.buyer("/infer")
 }

@@ -58,12 +58,12 @@ type Lease struct {
 	Meter        *metering.Meter
 	Binding      *wire.MeterBinding // whose key signs its records; nil: the one that its offer names
 	sampled      *metering.Sampled
-	watchdog     watchdog      // of its devices
-	each         []watchdog    // of each of them
-	liveness     probe         // of what was allocated
-	Read         chan struct{} // closed when its devices were read first, of a lease that lasts for one request
-	opened       chan struct{} // closed when they were looked at first, of any other that begins here
-	again        *time.Timer   // begins sampling that ended anew
+	watchdog     inventory.Watchdog // of its devices
+	devices      inventory.Watch    // of each of them
+	liveness     probe              // of what was allocated
+	Read         chan struct{}      // closed when its devices were read first, of a lease that lasts for one request
+	opened       chan struct{}      // closed when they were looked at first, of any other that begins here
+	again        *time.Timer        // begins sampling that ended anew
 	recorder     *metering.Recorder
 	draft        *leasestore.Pending    // measured, not yet signed: it is signed as it is, or never
 	Unstored     *metering.SignedRecord // signed, not yet on disk: the store failed
@@ -459,8 +459,8 @@ func (l *Lease) State() leasestore.State { return l.Look().State }
 // to the lease's goroutine, which may be waiting for a disk or a command.
 func (l *Lease) Sampled(r metering.Reading, _ metering.Interval) {
 	l.account.Tally(l)
-	l.watch(r)
-	if l.watchdog.saw(r, l.Deps.Clock) {
+	l.devices.Saw(r, l.Deps.Clock)
+	if l.watchdog.Saw(r, l.Deps.Clock) {
 		l.Wake()
 		l.hasten()
 	}
@@ -484,7 +484,7 @@ func (l *Lease) SamplingEnded(err error) {
 	if l.life.Err() != nil {
 		return
 	}
-	if !l.watchdog.starve() {
+	if !l.watchdog.Expire() {
 		l.Deps.Log.Error("metering stopped: the lease is suspended until it goes on", "lease", l.ID, "error", err)
 	}
 	l.mu.Lock()
@@ -511,7 +511,7 @@ func (l *Lease) hindrance(v *View) string {
 	switch {
 	case unpaid:
 		return reasonUnpaid
-	case l.watchdog.starved():
+	case l.watchdog.Expired():
 		return ReasonUnmetered
 	case l.liveness.dead.Load():
 		return ReasonDead
@@ -1215,7 +1215,7 @@ func (l *Lease) Measurable() error {
 	case <-l.Read:
 	case <-l.Done:
 	}
-	if !l.watchdog.fed.Load() {
+	if !l.watchdog.Healthy() {
 		return wire.Unavailable.With("the GPUs of this request cannot be metered now: nothing was charged, try again later")
 	}
 	return nil

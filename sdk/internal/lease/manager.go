@@ -46,8 +46,7 @@ type Manager struct {
 	Allocated func(channel common.Hash)                                                // hears that a channel's lease has its devices; may be nil
 	Prepaid   func(*Lease) error                                                       // makes a lease one that is paid in advance, if it is; nil: none is
 
-	Devices []metering.Device    // that the source listed at the start; none where it is not asked
-	Sick    inventory.Quarantine // of the devices of the source, for who asks how they are
+	Offered inventory.Offered // the devices of the source, for who asks how they are
 
 	life   context.Context // leases run until it ends
 	Finish func()
@@ -286,11 +285,8 @@ func (h *Manager) newLease(row leasestore.Row, s channel.State, offer wire.Signe
 	if l.Meter, err = newMeter(a.Devices, offer.Offer, saved); err != nil {
 		return nil, err
 	}
-	l.watchdog.limit = l.Meter.Config().MaxGap
-	l.each = make([]watchdog, len(a.Devices))
-	for i := range l.each {
-		l.each[i].limit = l.watchdog.limit
-	}
+	l.watchdog.Limit = l.Meter.Config().MaxGap
+	l.devices = inventory.NewWatch(a.Devices, l.watchdog.Limit, h.Deps.Sick)
 	if l.recorder, err = metering.NewRecorder(terms, h.Signer(row.SigningKey(offer)), record); err != nil || h.Prepaid == nil {
 		return l, err
 	}
@@ -331,7 +327,7 @@ func (h *Manager) launch(l *Lease, state leasestore.State, s channel.State, last
 		l.Meter.Pause()
 		switch l.View.Reason {
 		case ReasonUnmetered:
-			l.watchdog.starve() // until its devices are read
+			l.watchdog.Expire() // until its devices are read
 		case ReasonDead:
 			l.liveness.dead.Store(h.Deps.Liveness != nil) // until it is asked
 		}
@@ -525,46 +521,13 @@ func (m Metrics) recorded(rec metering.SignedRecord) {
 	}
 }
 
-// GPUs is which of the offered GPUs do not work, and why none does.
-type GPUs struct {
-	Quarantined []string
-	Held        int // ended leases whose GPUs could not be taken back yet
-	Err         error
-}
-
-// Degraded says so in words, with how many leases cannot be metered.
-func (g GPUs) Degraded(unmetered int) string {
-	return fmt.Sprintf("degraded: %d GPUs in quarantine, %d leases that cannot be metered, %d that have ended and whose GPUs could not be taken back", len(g.Quarantined), unmetered, g.Held)
-}
-
-// Restart reports whether nothing can be metered before the program is restarted.
-func (g GPUs) Restart() bool { return errors.Is(g.Err, metering.ErrRestart) }
-
 // GPUs looks at those that are offered here.
-func (h *Manager) GPUs(ctx context.Context) GPUs {
-	fit, err := h.Sick.Fit(ctx, h.Deps.Source, h.gpuNames)
-	held, bad := h.heldHere(ctx)
-	if bad != nil {
-		err = errors.Join(err, fmt.Errorf("leases whose GPUs could not be taken back: %w", bad))
+func (h *Manager) GPUs(ctx context.Context) inventory.GPUs {
+	gpus := h.Offered.Look(ctx, h.Deps.Source)
+	held, err := h.heldHere(ctx)
+	if err != nil {
+		gpus.Err = errors.Join(gpus.Err, fmt.Errorf("leases whose GPUs could not be taken back: %w", err))
 	}
-	return GPUs{inventory.Without(h.gpuNames(), fit), len(held), err}
-}
-
-// GPUList is what is offered where no node meters: what was listed at the start, and what was away then and came back since.
-func (h *Manager) GPUList() []metering.Device {
-	if len(h.Devices) == 0 {
-		return nil
-	}
-	return append(slices.Clone(h.Devices), h.Sick.Joined(h.Devices[0], Names(h.Devices))...)
-}
-
-func (h *Manager) gpuNames() []string { return Names(h.GPUList()) }
-
-// Names are the UUIDs of devices.
-func Names(devices []metering.Device) []string {
-	all := make([]string, len(devices))
-	for i, d := range devices {
-		all[i] = d.UUID
-	}
-	return all
+	gpus.Held = len(held)
+	return gpus
 }

@@ -1,0 +1,65 @@
+package inventory
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/gpupay/gpupay/metering"
+)
+
+// Offered is what is rented out where a source is: no node meters it.
+type Offered struct {
+	Devices []metering.Device // that the source listed at the start; none where it is not asked
+	Sick    Quarantine        // of them, for who asks how they are
+}
+
+// List is what was listed at the start, and what was away then and came back since.
+func (o *Offered) List() []metering.Device {
+	if len(o.Devices) == 0 {
+		return nil
+	}
+	return append(slices.Clone(o.Devices), o.Sick.Joined(o.Devices[0], Names(o.Devices))...)
+}
+
+func (o *Offered) names() []string { return Names(o.List()) }
+
+// Look looks at what is offered. Which leases have ended and hold GPUs still is not known here.
+func (o *Offered) Look(ctx context.Context, source metering.Source) GPUs {
+	fit, err := o.Sick.Fit(ctx, source, o.names)
+	return GPUs{Quarantined: Without(o.names(), fit), Err: err}
+}
+
+// Quarantines hear which devices cannot be read: the one that is shown to the operator, and that of an allocator which has one.
+func (o *Offered) Quarantines(allocator any) []*Quarantine {
+	all := []*Quarantine{&o.Sick}
+	if host, ok := allocator.(Keeper); ok {
+		all = append(all, host.Inventory().Quarantine())
+	}
+	return all
+}
+
+// Names are the UUIDs of devices.
+func Names(devices []metering.Device) []string {
+	all := make([]string, len(devices))
+	for i, d := range devices {
+		all[i] = d.UUID
+	}
+	return all
+}
+
+// GPUs is which of the offered GPUs do not work, and why none does.
+type GPUs struct {
+	Quarantined []string
+	Held        int // ended leases whose GPUs could not be taken back yet
+	Err         error
+}
+
+// Degraded says so in words, with how many leases cannot be metered.
+func (g GPUs) Degraded(unmetered int) string {
+	return fmt.Sprintf("degraded: %d GPUs in quarantine, %d leases that cannot be metered, %d that have ended and whose GPUs could not be taken back", len(g.Quarantined), unmetered, g.Held)
+}
+
+// Restart reports whether nothing can be metered before the program is restarted.
+func (g GPUs) Restart() bool { return errors.Is(g.Err, metering.ErrRestart) }
