@@ -107,8 +107,8 @@ func (m *Meter) Cut() Evidence {
 
 	e := Evidence{
 		MaxGap:  int64(m.config.MaxGap),
-		Root:    m.tree.root(),
-		Samples: m.tree.count,
+		Root:    m.tree.Root(),
+		Samples: m.tree.Count(),
 		Source:  m.source,
 		Tick:    int64(m.config.Tick),
 	}
@@ -122,7 +122,8 @@ func (m *Meter) Cut() Evidence {
 	if m.config.Keep > 0 && !m.unkept {
 		m.keep(cut{root: e.Root, samples: m.samples})
 	}
-	m.samples, m.unkept, m.tree = nil, false, tree{peaks: m.tree.peaks[:0]}
+	m.samples, m.unkept = nil, false
+	m.tree.Clear()
 	m.saved = m.state()
 	return e
 }

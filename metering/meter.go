@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
+
+	"github.com/gpupay/gpupay/metering/merkle"
 )
 
 // Defaults of a [Config].
@@ -103,7 +105,7 @@ type Meter struct {
 	paused  bool
 	devices []*device          // in the order of config.Devices
 	index   map[string]*device // where there are many
-	tree    tree               // of the samples since the last cut
+	tree    merkle.Tree        // of the samples since the last cut
 	samples [][]byte           // themselves, if any are kept
 	unkept  bool               // there were more than are kept since the last cut: none of them is
 	cuts    []cut
@@ -234,11 +236,12 @@ func (m *Meter) Observe(r Reading) (Interval, error) {
 
 func (m *Meter) sample(r Reading) {
 	if m.config.Keep < 0 {
-		m.tree.add(r.leaf())
+		var buf [768]byte
+		m.tree.AddPrefixed(r.append(append(buf[:0], merkle.LeafPrefix)))
 		return
 	}
 	encoded := r.Encode()
-	m.tree.add(leaf(encoded))
+	m.tree.Add(encoded)
 	if len(m.samples) == m.config.Keep {
 		m.samples, m.unkept = nil, true
 	}
@@ -310,12 +313,12 @@ func (m *Meter) Samples(root common.Hash) ([][]byte, bool) {
 }
 
 // Proof shows one sample of a cut alone.
-func (m *Meter) Proof(root common.Hash, index uint64) (Proof, error) {
+func (m *Meter) Proof(root common.Hash, index uint64) (merkle.Proof, error) {
 	samples, ok := m.Samples(root)
 	if !ok {
-		return Proof{}, fmt.Errorf("%w: the samples of %s are no longer kept", ErrProof, root)
+		return merkle.Proof{}, fmt.Errorf("%w: the samples of %s are no longer kept", merkle.ErrProof, root)
 	}
-	return Prove(samples, index)
+	return merkle.Prove(samples, index)
 }
 
 // keep holds on to the newest samples, and forgets the oldest cuts.

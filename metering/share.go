@@ -12,6 +12,7 @@ import (
 	"github.com/ethereum/go-ethereum/common"
 
 	"github.com/gpupay/gpupay/internal/exactjson"
+	"github.com/gpupay/gpupay/metering/merkle"
 )
 
 // ErrKind says that evidence is of a kind that this version does not know. It proves nothing against who signed it.
@@ -171,7 +172,7 @@ func (s SlotEvidence) validate() error {
 	if len(s.Requests) > MaxRequests || s.More > 0 && len(s.Requests) < MaxRequests || s.MoreNanos < 0 || s.More == 0 && s.MoreNanos != 0 {
 		return fmt.Errorf("%w: %d requests, and %d more with %d ns", ErrEvidence, len(s.Requests), s.More, s.MoreNanos)
 	}
-	sum, seen, tree := s.MoreNanos, make(map[uint64]bool), Tree{}
+	sum, seen, tree := s.MoreNanos, make(map[uint64]bool), merkle.Tree{}
 	for _, r := range s.Requests {
 		if err := r.validate(); err != nil {
 			return fmt.Errorf("%w: %w", ErrEvidence, err)

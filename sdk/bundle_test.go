@@ -15,6 +15,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/metering/merkle"
 	"github.com/gpupay/gpupay/sdk/audit"
 	"github.com/gpupay/gpupay/sdk/chain"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
@@ -114,11 +115,11 @@ func addProof(t *testing.T, m *testrig.Market, b *audit.Bundle) {
 	for i := range last.Evidence.Samples + 3 {
 		samples = append(samples, []byte{byte(i)})
 	}
-	proof, err := metering.Prove(samples, 1)
+	proof, err := merkle.Prove(samples, 1)
 	if err != nil {
 		t.Fatal(err)
 	}
-	last.Evidence.Root, last.Evidence.Samples = metering.Root(samples), uint64(len(samples))
+	last.Evidence.Root, last.Evidence.Samples = merkle.Root(samples), uint64(len(samples))
 	last.EvidenceHash = last.Evidence.Hash()
 	domain := metering.Domain(b.Terms.ChainID, common.Address(b.Terms.Escrow))
 	if last.Signature, err = channel.NewKey(m.Payee).Sign(t.Context(), last.Digest(domain)); err != nil {

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/metering/merkle"
 	"github.com/gpupay/gpupay/metering/slots"
 )
 
@@ -33,7 +34,7 @@ func lie(e metering.Evidence, change func(s *metering.SlotEvidence)) metering.Ev
 	s.Requests = append([]metering.Request(nil), s.Requests...)
 	change(&s)
 	s.SlotNanos = s.MoreNanos
-	var tree metering.Tree
+	var tree merkle.Tree
 	for _, r := range s.Requests {
 		s.SlotNanos += r.Nanos
 		tree.Add(r.Encode())

@@ -11,6 +11,7 @@ import (
 	"github.com/ethereum/go-ethereum/common"
 
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/metering/merkle"
 )
 
 // What a [Meter] refuses.
@@ -84,7 +85,7 @@ type part struct {
 	more      uint64
 	moreNanos int64
 	requests  []metering.Request
-	tree      metering.Tree
+	tree      merkle.Tree
 }
 
 // New starts a meter without leases.

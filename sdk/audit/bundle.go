@@ -11,6 +11,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/exactjson"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/metering/merkle"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -74,8 +75,8 @@ type Lease struct {
 
 // Proof shows one reading that a record was counted from.
 type Proof struct {
-	Sequence uint64         `json:"sequence,string"` // of the record
-	Proof    metering.Proof `json:"proof"`
+	Sequence uint64       `json:"sequence,string"` // of the record
+	Proof    merkle.Proof `json:"proof"`
 }
 
 // Voucher is a payer's signed word for a cumulative amount.

@@ -13,6 +13,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/redact"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/metering/merkle"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -258,7 +259,7 @@ func (v *verifier) proofs(name string, l *Lease) {
 	var failed findings
 	for _, p := range l.Proofs {
 		if p.Sequence < 1 || p.Sequence > uint64(len(l.Records)) {
-			failed.add(fmt.Errorf("%w: a sample of record %d, there are %d", metering.ErrProof, p.Sequence, len(l.Records)))
+			failed.add(fmt.Errorf("%w: a sample of record %d, there are %d", merkle.ErrProof, p.Sequence, len(l.Records)))
 			continue
 		}
 		e := l.Records[p.Sequence-1].Evidence

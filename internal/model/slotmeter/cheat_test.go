@@ -8,6 +8,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/metering/merkle"
 	"github.com/gpupay/gpupay/metering/slots"
 )
 
@@ -75,7 +76,7 @@ func (c *cheat) lie() metering.Evidence {
 	lying := func(of string) bool { return lies == of && rapid.IntRange(0, 9).Draw(c.T, of) == 0 }
 	list := rapid.SampledFrom([]int{metering.MaxRequests, metering.MaxRequests, rapid.IntRange(0, metering.MaxRequests).Draw(c.T, "listed")}).Draw(c.T, "list")
 	var left, leftNanos int64
-	var tree metering.Tree
+	var tree merkle.Tree
 	for id := uint64(1); id <= uint64(len(c.sent)); id++ {
 		own := c.sent[id]
 		if c.named[id] && !lying("again") {

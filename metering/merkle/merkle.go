@@ -1,4 +1,6 @@
-package metering
+// Package merkle has the tree by which a usage record commits to every reading, or every
+// request, that its time was counted from: one of them can be shown without the others.
+package merkle
 
 import (
 	"crypto/sha256"
@@ -16,7 +18,7 @@ var ErrProof = errors.New("sample does not belong to the root")
 // it, and a gateway hashes every reading of every device. Leaves and nodes are hashed
 // under different prefixes, so that no node can pass for a sample.
 const (
-	leafPrefix = 0x00
+	LeafPrefix = 0x00
 	nodePrefix = 0x01
 )
 
@@ -96,22 +98,28 @@ func path(hashes []common.Hash, index uint64) []common.Hash {
 }
 
 func root(hashes []common.Hash) common.Hash {
-	var t tree
+	var t Tree
 	for _, h := range hashes {
 		t.add(h)
 	}
-	return t.root()
+	return t.Root()
 }
 
-// tree grows by a leaf at a time and keeps no more of it than the root needs:
-// the roots of the full trees that it consists of, the largest first. Their
+// Tree makes the Root of samples that come one by one. It keeps no more than the root
+// needs: the roots of the full trees that it consists of, the largest first. Their
 // sizes are the powers of two in count.
-type tree struct {
+type Tree struct {
 	count uint64
 	peaks []common.Hash
 }
 
-func (t *tree) add(hash common.Hash) {
+// Add appends a sample.
+func (t *Tree) Add(sample []byte) { t.add(leaf(sample)) }
+
+// AddPrefixed appends a sample that has LeafPrefix before it, without a copy of it.
+func (t *Tree) AddPrefixed(sample []byte) { t.add(sha256.Sum256(sample)) }
+
+func (t *Tree) add(hash common.Hash) {
 	for n := t.count; n&1 == 1; n >>= 1 {
 		last := len(t.peaks) - 1
 		hash = node(t.peaks[last], hash)
@@ -121,7 +129,14 @@ func (t *tree) add(hash common.Hash) {
 	t.count++
 }
 
-func (t *tree) root() common.Hash {
+// Count is how many samples there are.
+func (t *Tree) Count() uint64 { return t.count }
+
+// Clear takes all samples out, and keeps the memory.
+func (t *Tree) Clear() { t.count, t.peaks = 0, t.peaks[:0] }
+
+// Root is that of the samples so far.
+func (t *Tree) Root() common.Hash {
 	if t.count == 0 {
 		return sha256.Sum256(nil)
 	}
@@ -132,15 +147,6 @@ func (t *tree) root() common.Hash {
 	}
 	return hash
 }
-
-// Tree makes the Root of samples that come one by one, and keeps none of them.
-type Tree struct{ tree tree }
-
-// Add appends a sample.
-func (t *Tree) Add(sample []byte) { t.tree.add(leaf(sample)) }
-
-// Root is that of the samples so far.
-func (t *Tree) Root() common.Hash { return t.tree.root() }
 
 // split is the largest power of two below n, for n of at least 2.
 func split(n uint64) uint64 { return 1 << (bits.Len64(n-1) - 1) }
@@ -155,13 +161,7 @@ func hashes(samples [][]byte) []common.Hash {
 
 func leaf(sample []byte) common.Hash {
 	var buf [512]byte
-	return sha256.Sum256(append(append(buf[:0], leafPrefix), sample...))
-}
-
-// leaf is that of the reading's canonical form.
-func (r *Reading) leaf() common.Hash {
-	var buf [768]byte
-	return sha256.Sum256(r.append(append(buf[:0], leafPrefix)))
+	return sha256.Sum256(append(append(buf[:0], LeafPrefix), sample...))
 }
 
 func node(left, right common.Hash) common.Hash {
