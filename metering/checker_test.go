@@ -32,7 +32,8 @@ func newMarket(t *testing.T) *market {
 	t.Helper()
 	l := lease(gpu, second)
 	l.MaxGap, l.Tick = metering.DefaultMaxGap, metering.DefaultTick
-	l.Models = []metering.Model{{Name: "Good GPU", MemoryBytes: 81 << 30}}
+	whole := false
+	l.Models = []metering.Model{{Name: "Good GPU", MemoryBytes: 81 << 30, MIG: &whole}}
 	m := &market{t: t, clock: sim.NewClock(), meter: newMeter(t, gpu, second), now: 1, key: newKey(t, 1)}
 	m.conf = metering.CheckerConfig{Lease: l, Key: m.key.Address(), Tolerance: 2 * time.Second, Clock: m.clock}
 	var err error

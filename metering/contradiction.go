@@ -150,7 +150,22 @@ func alike(a, b uint64) bool { return max(a, b)-min(a, b) <= max(a, b)/16 }
 // Model is a kind of device.
 type Model struct {
 	Name        string
-	MemoryBytes uint64
+	MemoryBytes uint64 // to a sixteenth
+	MIG         *bool  // whether it is a slice of a GPU; nil: it may be either
+}
+
+// Is reports whether a device is of the kind.
+func (m Model) Is(d Device) bool {
+	return printable(m.Name) == d.Name && alike(m.MemoryBytes, d.MemoryBytes) && (m.MIG == nil || *m.MIG == d.MIG)
+}
+
+// String names the kind as it stands in a refusal.
+func (m Model) String() string {
+	text := fmt.Sprintf("%s with %d bytes", m.Name, m.MemoryBytes)
+	if m.MIG != nil && *m.MIG {
+		text += " as a slice"
+	}
+	return text
 }
 
 // offered checks evidence against what the lease's offer says of its devices.
@@ -168,11 +183,9 @@ func (l Lease) offered(e Evidence) error {
 		return nil
 	}
 	for _, d := range e.Devices {
-		is := func(m Model) bool {
-			return printable(m.Name) == d.Device.Name && alike(m.MemoryBytes, d.Device.MemoryBytes)
-		}
-		if d.Nanos.Allocated > 0 && !slices.ContainsFunc(l.Models, is) {
-			return fmt.Errorf("%w: %s is a %s with %d bytes, the offer has %v", ErrDevices, d.Device.UUID, d.Device.Name, d.Device.MemoryBytes, l.Models)
+		if d.Nanos.Allocated > 0 && !slices.ContainsFunc(l.Models, func(m Model) bool { return m.Is(d.Device) }) {
+			is := Model{Name: d.Device.Name, MemoryBytes: d.Device.MemoryBytes, MIG: &d.Device.MIG}
+			return fmt.Errorf("%w: %s is a %s, the offer has %v", ErrDevices, d.Device.UUID, is, l.Models)
 		}
 	}
 	return nil

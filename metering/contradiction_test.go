@@ -43,6 +43,7 @@ func TestCheckerRefusesContradictions(t *testing.T) {
 			e.Samples, d.Samples = e.Samples-d.Samples+1, 1
 		}, metering.ErrEvidence},
 		{"samples of no device", func(e *metering.Evidence, _ *metering.DeviceEvidence) { e.Samples++ }, metering.ErrEvidence},
+		{"a slice where the offer has whole GPUs", func(_ *metering.Evidence, d *metering.DeviceEvidence) { d.Device.MIG = true }, metering.ErrDevices},
 		{"a tick of an hour", func(e *metering.Evidence, _ *metering.DeviceEvidence) { e.Tick = int64(time.Hour) }, metering.ErrEvidence},
 		{"simulated, and the offer's are not", func(e *metering.Evidence, d *metering.DeviceEvidence) {
 			e.Simulated, d.Device.Simulated = true, true

@@ -259,7 +259,7 @@ func goOutcome(out []byte, err error) (outcome, error) {
 }
 
 // forgeNeeds is what forge reads; out and cache spare it the compilation of what did not change.
-var forgeNeeds = []string{"contracts", "foundry.toml", "channel/testdata", "out", "cache"}
+var forgeNeeds = []string{"contracts", "foundry.toml", "channel/testdata", "sdk/wire/testdata", "out", "cache"}
 
 // forge runs forge test in a copy of the tree.
 func (w *workshop) forge(ctx context.Context, r runLine, scratch string, changed map[string][]byte) (outcome, error) {

@@ -64,8 +64,8 @@ func (b MeterBinding) Of(lease, channelID, offer common.Hash) bool {
 	return b.LeaseID == lease && b.ChannelID == channelID && b.OfferHash == offer
 }
 
-// NamesMeter reports whether the offer itself says whose key signs the records of all leases under it (version 1).
-func (o Offer) NamesMeter() bool { return o.Version < boundVersion }
+// NamesMeter reports whether the offer itself says whose key signs the records of all leases under it.
+func (o Offer) NamesMeter() bool { return o.Meter != Address{} }
 
 // MeterOf returns whose key signs the records of a lease under the offer: the one that the offer names, or that the payee
 // bound to the lease.

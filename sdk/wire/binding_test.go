@@ -78,23 +78,26 @@ func TestBindingsAreOfOneLease(t *testing.T) {
 // TestOfferVersions: version 1 names its meter, version 2 has none, and no other is read.
 func TestOfferVersions(t *testing.T) {
 	payee := testKey(t, 1)
-	for version, named := range map[uint32]bool{0: true, 1: true, 2: false, 3: false} {
+	for version := range uint32(4) {
 		for _, meter := range []Address{{}, {9}} {
 			o := testOffer(payee.Address())
 			o.Version, o.Meter = version, meter
-			signed, err := SignOffer(context.Background(), payee, o)
+			want := version == 2 || version == 1 && meter != Address{}
+			if _, err := SignOffer(t.Context(), payee, o); (err == nil) != want {
+				t.Errorf("version %d with meter %s is signed: %v", version, meter, err)
+			}
+			document, err := signTree(t.Context(), payee, o, treeOf(t, o))
 			if err != nil {
 				t.Fatal(err)
 			}
-			_, err = ParseOffer(signed.Document)
-			if want := version == 1 || version == 2 && meter == (Address{}); (err == nil) != want {
+			if _, err = ParseOffer(document); (err == nil) != want {
 				t.Errorf("version %d with meter %s: %v", version, meter, err)
 			}
-			if o.NamesMeter() != named {
-				t.Errorf("version %d names its meter: %v", version, o.NamesMeter())
+			if o.NamesMeter() != (meter != Address{}) {
+				t.Errorf("version %d with meter %s names it: %v", version, meter, o.NamesMeter())
 			}
-			if version == 2 && meter == (Address{}) && strings.Contains(string(signed.Document), "meter\"") {
-				t.Errorf("%s", signed.Document)
+			if meter == (Address{}) && strings.Contains(string(document), "meter\"") {
+				t.Errorf("%s", document)
 			}
 		}
 	}

@@ -49,7 +49,11 @@ func (o Offer) MinRecordEvery() time.Duration {
 // and what they are: records are held to it by whoever checks them.
 func (o Offer) Meters(l metering.Lease) metering.Lease {
 	l.MaxGap, l.Tick = time.Duration(o.MaxGap)*time.Millisecond, time.Duration(o.Tick)*time.Millisecond
-	l.Simulated = o.Simulated
+	l.Simulated, l.Share = o.Simulated, o.Share.metering()
+	if o.Class != nil {
+		l.Models = append(l.Models, o.Class.model())
+		return l
+	}
 	for _, d := range o.Devices {
 		l.Models = append(l.Models, metering.Model{Name: d.Model, MemoryBytes: d.MemoryBytes})
 	}

@@ -27,12 +27,12 @@ import (
 // signature; fields that a reader does not know are part of it. Keys are exact:
 // a document with one twice, or in another case, is no offer.
 type Offer struct {
-	Version     uint32         `json:"version"` // 1, or 2: it names no Meter, and each lease has a MeterBinding
+	Version     uint32         `json:"version"` // 1, or 2: it may have a Class and a Share, and may name no Meter
 	ChainID     uint64         `json:"chainId"`
 	Escrow      Address        `json:"escrow"`
 	Token       Address        `json:"token"`
 	Payee       Address        `json:"payee"`
-	Meter       Address        `json:"meter,omitzero"` // signs usage records; zero in version 2
+	Meter       Address        `json:"meter,omitzero"` // signs usage records; none in an offer of version 2 by which each lease has a MeterBinding
 	Amount      Amount         `json:"amount"`
 	Unit        string         `json:"unit"`   // gpu_second, gpu_minute or gpu_hour
 	Credit      uint64         `json:"credit"` // GPU-seconds served ahead of vouchers, at most
@@ -41,6 +41,8 @@ type Offer struct {
 	Tick        int64          `json:"tickMillis"`
 	MaxGap      int64          `json:"maxGapMillis"` // an interval longer than this is not billed
 	RecordEvery int64          `json:"recordMillis"`
+	Class       *Class         `json:"class,omitempty"` // the kind of all devices; nil: Devices may have several
+	Share       *Share         `json:"share,omitempty"` // how leases share the devices; nil: a lease has its devices for itself
 	Devices     []OfferDevices `json:"devices"`
 	Simulated   bool           `json:"simulated,omitempty"` // no real GPU stands behind this offer
 	Expires     int64          `json:"expires"`             // unix seconds: no lease starts after it; a lease that runs keeps its price
@@ -77,9 +79,9 @@ type SignedOffer struct {
 	Document  json.RawMessage // as published, the signature inside
 }
 
-// boundVersion is of offers that name no meter. Who reads version 1 alone refuses it before money moves, and does not take
-// an honest provider's records for forged.
-const boundVersion = 2
+// newestVersion is of offers that have a class, a share, or no meter. Who reads version 1 alone refuses it before money moves, and does not
+// take an honest provider's records for forged.
+const newestVersion = 2
 
 // maxOffer bounds what is signed as an offer, in bytes. A challenge and each credential repeat a part of it.
 const maxOffer = 4 << 10
@@ -95,6 +97,9 @@ func offerDigest(chainID uint64, escrow common.Address, hash common.Hash) common
 func SignOffer(ctx context.Context, signer channel.Signer, o Offer) (SignedOffer, error) {
 	if signer.Address() != common.Address(o.Payee) {
 		return SignedOffer{}, fmt.Errorf("offer names payee %s, the key is of %s", o.Payee, signer.Address())
+	}
+	if err := o.check(); err != nil {
+		return SignedOffer{}, err
 	}
 	raw, err := canonical(o)
 	if err != nil {
@@ -152,11 +157,8 @@ func ParseOffer(document []byte) (SignedOffer, error) {
 }
 
 func (s SignedOffer) verify() error {
-	if s.Version < 1 || s.Version > boundVersion {
-		return malformed("offer has version %d, this program reads 1 to %d", s.Version, boundVersion)
-	}
-	if !s.NamesMeter() && s.Meter != (Address{}) {
-		return malformed("offer of version %d names meter %s", s.Version, s.Meter)
+	if err := s.check(); err != nil {
+		return err
 	}
 	signer, err := eip712.Recover(offerDigest(s.ChainID, common.Address(s.Escrow), s.Hash), s.Signature)
 	if err != nil {
@@ -164,6 +166,41 @@ func (s SignedOffer) verify() error {
 	}
 	if signer != common.Address(s.Payee) {
 		return fmt.Errorf("offer %s: %w: signed by %s, its payee is %s", s.Hash, channel.ErrSignature, signer, s.Payee)
+	}
+	return nil
+}
+
+// check refuses fields that the offer's version does not have, and such as contradict each other.
+func (o Offer) check() error {
+	switch {
+	case o.Version < 1 || o.Version > newestVersion:
+		return malformed("offer has version %d, this program reads 1 to %d", o.Version, newestVersion)
+	case o.Version == 1 && o.Meter == Address{}:
+		return malformed("offer of version 1 names no meter")
+	case o.Version == 1 && (o.Class != nil || o.Share != nil):
+		return malformed("offer of version 1 has a class or a share, which version 2 has")
+	}
+	gpus := 0
+	for _, d := range o.Devices {
+		gpus += d.Count
+	}
+	if o.Class != nil {
+		if err := o.Class.check(); err != nil {
+			return err
+		}
+		for _, d := range o.Devices {
+			if !o.Class.Has(metering.Device{Name: d.Model, MemoryBytes: d.MemoryBytes, MIG: o.Class.MIG}) {
+				return malformed("offer is of class %s, a %s with %d bytes, and has a %s with %d", o.Class.ID, o.Class.Model, o.Class.MemoryBytes, d.Model, d.MemoryBytes)
+			}
+		}
+	}
+	if o.Share != nil {
+		if err := o.Share.metering().Validate(); err != nil {
+			return malformed("offer: %v", err)
+		}
+		if int(o.Share.GPUs) > gpus {
+			return malformed("offer shares %d GPUs and has %d", o.Share.GPUs, gpus)
+		}
 	}
 	return nil
 }

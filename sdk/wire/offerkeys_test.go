@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -40,14 +41,7 @@ func TestOneOfferReadsOneWay(t *testing.T) {
 		"within a list":     {func(o map[string]any) { o["devices"].([]any)[0].(map[string]any)["Count"] = 8 }, false},
 		"the signature":     {func(o map[string]any) { o["Signature"] = "0x00" }, false},
 	} {
-		raw, err := canonical(offer)
-		if err != nil {
-			t.Fatal(err)
-		}
-		var tree map[string]any
-		if err := json.Unmarshal(raw, &tree); err != nil {
-			t.Fatal(err)
-		}
+		tree := treeOf(t, offer)
 		test.change(tree)
 		document, err := signTree(t.Context(), key, offer, tree)
 		if err != nil {
@@ -75,4 +69,19 @@ func signTree(ctx context.Context, key *channel.Key, o Offer, tree map[string]an
 	}
 	tree["signature"] = Bytes(signature)
 	return canonical(tree)
+}
+
+// treeOf is what an offer's document holds, to be changed before it is signed.
+func treeOf(t *testing.T, o Offer) (tree map[string]any) {
+	t.Helper()
+	raw, err := canonical(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dec := json.NewDecoder(bytes.NewReader(raw))
+	dec.UseNumber()
+	if err := dec.Decode(&tree); err != nil {
+		t.Fatal(err)
+	}
+	return tree
 }

@@ -259,6 +259,9 @@ func Plausible(o wire.Offer, maxCredit, patience time.Duration) error {
 			return fmt.Errorf("%w: a %s of %d %s, from %d to %d is plausible: nothing was signed", peer.ErrOffer, figure.name, figure.is, figure.unit, figure.least, figure.most)
 		}
 	}
+	if o.Share != nil {
+		return fmt.Errorf("%w: its devices are shared by slots, and this program checks leases that have theirs for themselves: nothing was signed", peer.ErrOffer)
+	}
 	if len(o.Devices) > maxKinds {
 		return fmt.Errorf("%w: %d kinds of devices", peer.ErrOffer, len(o.Devices))
 	}

@@ -393,3 +393,14 @@ func TestX402LateReadings(t *testing.T) {
 		t.Errorf("a renter: %v", err)
 	}
 }
+
+// TestX402SharedDevices: ticks pay for whole devices, and a renter begins none under an offer by which they are shared.
+func TestX402SharedDevices(t *testing.T) {
+	n := newTenant(t, newPayRig(t))
+	v := testrig.NewHostile(t, n.Market, func(o *wire.Offer) {
+		o.Version, o.Share, o.Devices = 2, &wire.Share{GPUs: 1, Slots: 8}, []wire.OfferDevices{{Model: "H100", MemoryBytes: 1, Count: 1}}
+	})
+	if _, err := n.x.Rent(t.Context(), v.Server.URL, 1); !errors.Is(err, peer.ErrOffer) || !strings.Contains(err.Error(), "shared by slots") {
+		t.Error(err)
+	}
+}

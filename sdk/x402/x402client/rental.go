@@ -78,6 +78,9 @@ func (t *Rental) agreeOn(ctx context.Context, offer wire.SignedOffer) (err error
 	if !offer.NamesMeter() {
 		return fmt.Errorf("provider %s: %w: it names no metering key, which ticks need", t.peer.Base, peer.ErrOffer)
 	}
+	if offer.Share != nil {
+		return fmt.Errorf("provider %s: %w: its devices are shared by slots, and ticks pay for whole ones: nothing was signed", t.peer.Base, peer.ErrOffer)
+	}
 	if err := t.x.w.OnChain(ctx, offer.ChainID); err != nil {
 		return fmt.Errorf("provider %s: %w", t.peer.Base, err)
 	}

@@ -1,0 +1,73 @@
+package wire
+
+import "github.com/gpupay/gpupay/metering"
+
+// Class is the kind of devices that an offer sells: one price for any of them. A
+// lease under the offer is billed for devices of it alone; a record of others is
+// refused, and shows to anybody that its payee broke the offer.
+type Class struct {
+	ID          string `json:"id"`          // what a renter asks for it by: 1 to 63 of a-z, 0-9 and -
+	MemoryBytes uint64 `json:"memoryBytes"` // to a sixteenth, which drivers keep for themselves; at most 2^53
+	MIG         bool   `json:"mig"`         // a slice of a GPU
+	Model       string `json:"model"`       // as the driver names it, 1 to 96 bytes of printable ASCII
+}
+
+// Bounds on a class: what is signed has to fit into a header, and figures into a JSON number.
+const (
+	maxClassID     = 63
+	maxClassModel  = 96
+	maxClassMemory = 1 << 53
+)
+
+// Has reports whether a device is of the class.
+func (c Class) Has(d metering.Device) bool { return c.model().Is(d) }
+
+func (c Class) model() metering.Model {
+	return metering.Model{Name: c.Model, MemoryBytes: c.MemoryBytes, MIG: &c.MIG}
+}
+
+// CheckClassID refuses what names no class.
+func CheckClassID(id string) error {
+	if id == "" || len(id) > maxClassID {
+		return malformed("class has a name of %d bytes, from 1 to %d are taken", len(id), maxClassID)
+	}
+	for _, b := range []byte(id) {
+		if (b < 'a' || b > 'z') && (b < '0' || b > '9') && b != '-' {
+			return malformed("class %q: a class is named by a-z, 0-9 and -", id)
+		}
+	}
+	return nil
+}
+
+func (c Class) check() error {
+	if err := CheckClassID(c.ID); err != nil {
+		return err
+	}
+	if c.Model == "" || len(c.Model) > maxClassModel {
+		return malformed("class %s has a model of %d bytes, from 1 to %d are taken", c.ID, len(c.Model), maxClassModel)
+	}
+	for _, b := range []byte(c.Model) {
+		if b < ' ' || b > '~' {
+			return malformed("class %s: its model %q is no printable ASCII", c.ID, c.Model)
+		}
+	}
+	if c.MemoryBytes == 0 || c.MemoryBytes > maxClassMemory {
+		return malformed("class %s has %d bytes of memory, from 1 to %d are taken", c.ID, c.MemoryBytes, uint64(maxClassMemory))
+	}
+	return nil
+}
+
+// Share is how leases under an offer share its devices: a request holds one of Slots
+// from its acceptance to its last byte, and a slot's second costs GPUs/Slots of a
+// GPU-second. So all renters' bills together are at most what the GPUs cost.
+type Share struct {
+	GPUs  uint32 `json:"gpus"`  // that each request uses: 1 to metering.MaxGPUs
+	Slots uint32 `json:"slots"` // requests at once, of all leases together: 1 to metering.MaxSlots
+}
+
+func (s *Share) metering() metering.Share {
+	if s == nil {
+		return metering.Share{}
+	}
+	return metering.Share{GPUs: s.GPUs, Slots: s.Slots}
+}
