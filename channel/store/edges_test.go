@@ -10,6 +10,10 @@ import (
 	"testing/fstest"
 
 	"github.com/ethereum/go-ethereum/common"
+	"github.com/jmoiron/sqlx"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/pgtest"
 )
 
 // TestFailedReadsAreSaid: a list that could not be read is not an empty one, or nothing would be settled.
@@ -55,6 +59,56 @@ func TestOwnedFileThatDoesNotOpen(t *testing.T) {
 	for range 2 {
 		if db, err := OpenAlone(t.Context(), path); err == nil || db != nil || errors.Is(err, ErrInUse) {
 			t.Errorf("a file that is no database: %v, %v", db, err)
+		}
+	}
+}
+
+// TestUnseenMoneyIsOfItsChannelAndPayee: what ended without being seen counts for its channel, for all of its payee's, for the token,
+// and for one day.
+func TestUnseenMoneyIsOfItsChannelAndPayee(t *testing.T) {
+	each(t, testUnseenMoneyIsOfItsChannelAndPayee)
+}
+
+func testUnseenMoneyIsOfItsChannelAndPayee(t *testing.T, db *DB) {
+	const day = "2026-01-01"
+	own, beside, stranger, coin := stateOf(1).Terms, stateOf(2).Terms, stateOf(3).Terms, stateOf(4).Terms
+	stranger.Payee, coin.Token = common.Address{9}, common.Address{9}
+	for i, t2 := range []channel.Terms{own, own, beside, stranger, coin} {
+		if err := db.Payer().Unseen(t.Context(), t2, common.Hash{31: byte(i)}, units(1<<(4*i)), day); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for when, want := range map[string][3]uint64{day: {0x11, 0x111, 0x1111}, "2026-01-02": {}} {
+		_, spent, err := db.Payer().Budget(t.Context(), own, when)
+		if err != nil {
+			t.Fatal(err)
+		}
+		one, payee, all, err := spent.Locked()
+		if got := [3]uint64{one.Uint64(), payee.Uint64(), all.Uint64()}; err != nil || got != want {
+			t.Errorf("on %s %x are locked by the channel, its payee and all, want %x (%v)", when, got, want, err)
+		}
+	}
+}
+
+// TestCutConnectionLosesNoWrite: of a write whose connection the server cuts an error is said, or it is on disk.
+func TestCutConnectionLosesNoWrite(t *testing.T) {
+	address := pgtest.URL(t)
+	db, other := openAt(t, address), openAt(t, address)
+	id := create(t, db, 1)
+	for n := uint64(1); n <= 8; n++ {
+		if _, err := other.View().Exec(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()`); err != nil {
+			t.Fatal(err)
+		}
+		err := db.Update(t.Context(), func(tx *sqlx.Tx) error {
+			_, err := tx.Exec(`UPDATE payee_channels SET updated_at = $1 WHERE id = $2`, n, id)
+			return err
+		})
+		if err != nil {
+			continue
+		}
+		var kept uint64
+		if err := other.View().Get(&kept, `SELECT updated_at FROM payee_channels WHERE id = $1`, id); err != nil || kept != n {
+			t.Errorf("write %d is acknowledged, and %d is kept (%v)", n, kept, err)
 		}
 	}
 }

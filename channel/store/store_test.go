@@ -474,7 +474,7 @@ func TestNewerDatabaseIsRefusedAtOpen(t *testing.T) {
 		if err := errors.Join(err, db.Close()); err != nil {
 			t.Fatal(err)
 		}
-		for _, open := range []func(context.Context, string) (*DB, error){Open, OpenToRead} {
+		for _, open := range []func(context.Context, string) (*DB, error){Open, OpenToRead, OpenAlone} {
 			if db, err := open(context.Background(), address); !errors.Is(err, ErrNewer) || db != nil {
 				t.Errorf("opened a newer database: %v", err)
 			}
