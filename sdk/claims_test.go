@@ -26,6 +26,8 @@ import (
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/lease"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
+	"github.com/gpupay/gpupay/sdk/internal/reserve"
+	"github.com/gpupay/gpupay/sdk/internal/scheme"
 	"github.com/gpupay/gpupay/sdk/internal/x402server"
 	"github.com/gpupay/gpupay/sdk/wire"
 	"github.com/gpupay/gpupay/sdk/x402"
@@ -366,23 +368,23 @@ func TestCloseKeepsNothingOpenBesideAnother(t *testing.T) {
 
 // stoppedLeases stops before a lease begins, and stoppedGPUs when its GPUs are chosen, before anything of it is on disk.
 type stoppedLeases struct {
-	leaseDirectory
+	scheme.Leases
 	*stop
 }
 
-func (s stoppedLeases) beginLease(ctx context.Context, row leasestore.Row, c channel.State, offer wire.SignedOffer, held *leasestore.Lock) (*lease.Lease, error) {
+func (s stoppedLeases) BeginLease(ctx context.Context, row leasestore.Row, c channel.State, offer wire.SignedOffer, held *leasestore.Lock) (*lease.Lease, error) {
 	s.point()
-	return s.leaseDirectory.beginLease(ctx, row, c, offer, held)
+	return s.Leases.BeginLease(ctx, row, c, offer, held)
 }
 
 type stoppedGPUs struct {
-	gpuReservations
+	scheme.GPUs
 	*stop
 }
 
-func (s stoppedGPUs) seated(ctx context.Context, r *reservation, channelID common.Hash, gpus int) (*reservation, error) {
+func (s stoppedGPUs) Seated(ctx context.Context, r *reserve.Reservation, channelID common.Hash, gpus int) (*reserve.Reservation, error) {
 	s.point()
-	return s.gpuReservations.seated(ctx, r, channelID, gpus)
+	return s.GPUs.Seated(ctx, r, channelID, gpus)
 }
 
 // sellers are two gateways that take x402 over one database, and a buyer at each with one channel between them, which is known and

@@ -69,8 +69,8 @@ func (d *session) duplex(w http.ResponseWriter, r *request, channelID common.Has
 	return &duplex{
 		w: w, r: r.Request, channelID: channelID, pay: d.take, timeout: serve.WriteTimeout,
 		refused: func(err error) *wire.Problem {
-			problem := d.front.problem(err)
-			d.metrics.refused(problem)
+			problem := d.front.Problem(err)
+			d.metrics.Refused(problem)
 			return problem
 		},
 		some: make(chan struct{}, 1), room: make(chan struct{}, 1),

@@ -6,7 +6,9 @@ import (
 	"net/url"
 	"strings"
 
+	"github.com/gpupay/gpupay/sdk/internal/serve"
 	"github.com/gpupay/gpupay/sdk/limit"
+	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 func checkPublicURL(text string) error {
@@ -23,20 +25,59 @@ func checkPublicURL(text string) error {
 // maxAddress bounds what of a request's address is repeated in an answer; bytes.
 const maxAddress = 1 << 10
 
-// addressOf is the URL of what was asked for, as its client knows it.
-func (p *Provider) addressOf(r *http.Request) string {
+// frontDesk answers as every part of the provider does.
+type frontDesk struct{ p *Provider }
+
+// AddressOf is the URL of what was asked for, as its client knows it.
+func (d frontDesk) AddressOf(r *http.Request) string {
 	uri := r.RequestURI
 	if len(uri) > maxAddress || !strings.HasPrefix(uri, "/") {
 		uri = "/"
 	}
-	if p.config.PublicURL != "" {
-		return strings.TrimRight(p.config.PublicURL, "/") + uri
+	if d.p.config.PublicURL != "" {
+		return strings.TrimRight(d.p.config.PublicURL, "/") + uri
 	}
 	host := r.Host
 	if len(host) > maxAddress {
 		host = "localhost"
 	}
-	return p.proxies.Scheme(r) + "://" + host + uri
+	return d.p.proxies.Scheme(r) + "://" + host + uri
+}
+
+// Refuse answers with a problem and, where a payment can mend it, with a fresh
+// challenge.
+func (d frontDesk) Refuse(w http.ResponseWriter, r *http.Request, err error) {
+	problem := d.Problem(err)
+	if problem.Status == http.StatusPaymentRequired && !d.p.limiter.Challenge(r) {
+		problem = wire.TooMany.With("too many requests without a payment from your address: wait a second")
+	}
+	d.p.metrics.Refused(problem)
+	if problem.Status == http.StatusPaymentRequired {
+		if err := d.p.askToPay(w.Header(), r); err != nil {
+			problem = wire.Internal.With("no challenge could be made")
+		} else {
+			problem.FreeGPUs = d.p.free()
+		}
+	}
+	switch problem.Status {
+	case http.StatusServiceUnavailable:
+		w.Header().Set("Retry-After", "10")
+	case http.StatusTooManyRequests:
+		w.Header().Set("Retry-After", "2")
+	}
+	serve.Hurry(w)
+	problem.Write(w)
+}
+
+// Problem is what a renter is told of an error.
+func (d frontDesk) Problem(err error) *wire.Problem {
+	problem := problemOf(err)
+	if problem.Status == http.StatusInternalServerError { // nothing else may a stranger write into the log at will
+		d.p.config.Log.Error("request failed", "error", err)
+	} else {
+		d.p.config.Log.Debug("request refused", "problem", problem.Type, "error", err)
+	}
+	return problem
 }
 
 // behind reads who stands in front of the provider. That it can be read was

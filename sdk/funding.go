@@ -188,7 +188,7 @@ func (d *session) topUp(r *request, payload *wire.Payload) (channel.State, error
 	}
 	s, err = d.record(ctx, s.ID, 0, d.observed(s.ID))
 	fault.Point(fault.TopUpObserved)
-	if l := d.leases.running(s.ID); err == nil && l != nil {
+	if l := d.leases.Running(s.ID); err == nil && l != nil {
 		l.Observe(s)
 	}
 	return s, err
@@ -252,36 +252,12 @@ func (d *session) authorization(payload *wire.Payload, from common.Address, nonc
 // simulated first: a stranger's bad signature costs no gas. A deposit that an
 // earlier request sent already is waited for and not sent again.
 func (d *session) sendOnce(ctx context.Context, r *request, terms channel.Terms, call chain.Call) error {
-	tx, err := d.outbox.submitOnce(ctx, terms, call, func() error { return d.reserveFor(r, terms.ID()) })
+	tx, err := d.outbox.SubmitOnce(ctx, terms, call, func() error { return d.reserveFor(r, terms.ID()) })
 	if err != nil {
 		return err
 	}
 	_, err = d.sender.Wait(ctx, tx, d.config.Confirmations)
 	return err
-}
-
-// submitOnce sends a deposit unless it was sent before. What it is for is reserved
-// when it is its turn: what only waits to be simulated keeps nothing from others.
-func (p *Provider) submitOnce(ctx context.Context, terms channel.Terms, call chain.Call, reserve func() error) (chain.TxID, error) {
-	id := terms.ID()
-	defer p.submits.Lock(id)()
-	held, err := p.claim(ctx, "deposit "+id.Hex())
-	if err != nil {
-		return "", err
-	}
-	defer held.Release(ctx)
-	call.Guard = leasestore.All(call.Guard, held.Guard())
-	tx, err := p.sender.Sent(ctx, id, call.Kind, call.Data)
-	if err == nil && tx != "" {
-		_ = reserve() // the money has moved: without a GPU it is refused when it is in the channel
-	}
-	if err != nil || tx != "" {
-		return tx, err
-	}
-	if tx, err = p.sponsor.Submit(ctx, terms, call, reserve); err == nil {
-		p.config.Log.Info("deposit sent for a renter", "call", call.String(), "tx", tx)
-	}
-	return tx, err
 }
 
 // checkTransaction waits for a renter's own transaction and refuses one that
@@ -396,7 +372,7 @@ func (d *session) closeChannel(ctx context.Context, s channel.State) (common.Has
 // closeOnce sends a channel's close unless it was sent before. Beside a close that another
 // gateway has sent the channel is closing here, too.
 func (d *session) closeOnce(ctx context.Context, id common.Hash) (chain.TxID, error) {
-	held, err := d.outbox.claim(ctx, closeClaim(id))
+	held, err := d.outbox.Claim(ctx, closeClaim(id))
 	if err != nil {
 		return "", err
 	}
@@ -426,7 +402,7 @@ func (d *session) sendClose(ctx context.Context, id common.Hash, held *leasestor
 	tx, err := func() (chain.TxID, error) {
 		row, ok, err := d.store.Leases.Newest(ctx, id)
 		if err == nil && ok {
-			err = d.leases.endLease(ctx, id, &row, "closed by the renter")
+			err = d.leases.EndLease(ctx, id, &row, "closed by the renter")
 		}
 		if err != nil {
 			return "", err
@@ -452,7 +428,7 @@ func (d *session) sendClose(ctx context.Context, id common.Hash, held *leasestor
 func (d *session) undoClose(ctx context.Context, id common.Hash, reason error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordTimeout)
 	defer cancel()
-	held, err := d.outbox.claim(ctx, closeClaim(id))
+	held, err := d.outbox.Claim(ctx, closeClaim(id))
 	if err != nil {
 		return errors.Join(reason, err)
 	}

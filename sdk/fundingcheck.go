@@ -69,7 +69,7 @@ func (d *session) worthStarting(r *request, after channel.State, known bool, dep
 			return err
 		}
 	}
-	if d.leases.begun(r.Context(), after.ID) {
+	if d.leases.Begun(r.Context(), after.ID) {
 		return nil
 	}
 	if ahead := r.cred.Payload.CumulativeAmount; ahead != nil && ahead.Gt(&after.Accepted) {
@@ -80,7 +80,7 @@ func (d *session) worthStarting(r *request, after channel.State, known bool, dep
 		err = d.canServe(r.Context(), after.ID, r.offer, r.gpus)
 	}
 	if err == nil {
-		err = d.debts.creditworthy(r.Context(), after, r.offer, r.gpus)
+		err = d.debts.Creditworthy(r.Context(), after, r.offer, r.gpus)
 	}
 	if err == nil && deposit == wire.TypeAuthorization {
 		err = d.canPay(after, r.offer, r.gpus)

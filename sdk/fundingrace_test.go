@@ -35,8 +35,8 @@ func TestOneDepositForTheLastGPU(t *testing.T) {
 			if resp := <-served; resp.StatusCode != http.StatusOK {
 				t.Fatalf("the first: %s %v", resp.Status, wire.ParseProblem(resp))
 			}
-			if b.holds() != 0 || r.provider.reserved.others([32]byte{}) != nil {
-				t.Errorf("the second's channel holds %d; kept: %v", b.holds(), r.provider.reserved.others([32]byte{}))
+			if kept, err := r.provider.reserved.Others(t.Context(), [32]byte{}); b.holds() != 0 || kept != nil || err != nil {
+				t.Errorf("the second's channel holds %d; kept: %v, %v", b.holds(), kept, err)
 			}
 		})
 	}
@@ -71,7 +71,7 @@ func TestGatewaysShareTheReservations(t *testing.T) {
 	if resp := <-served; resp.StatusCode != http.StatusOK {
 		t.Fatalf("the first: %s %v", resp.Status, wire.ParseProblem(resp))
 	}
-	if kept, err := two.provider.others(t.Context(), [32]byte{}); err != nil || len(kept) != 0 || b.holds() != 0 {
+	if kept, err := two.provider.reserved.Others(t.Context(), [32]byte{}); err != nil || len(kept) != 0 || b.holds() != 0 {
 		t.Errorf("kept: %v, %v; the second's channel holds %d", kept, err, b.holds())
 	}
 }
@@ -83,8 +83,9 @@ func TestReservationEndsWithItsDeposit(t *testing.T) {
 	a, b := r.buyer("/tick?gpus=2"), r.buyer("/tick?gpus=2")
 	forged := a.depositing(a.next(), 20_000)
 	forged.Payload.Deposit.Authorization.Signature[3] ^= 1
-	if refused := a.refused(a.pay(forged)); refused.Error == "" || r.provider.reserved.others([32]byte{}) != nil {
-		t.Errorf("a forged one: %v; kept: %v", refused, r.provider.reserved.others([32]byte{}))
+	refused := a.refused(a.pay(forged))
+	if kept, err := r.provider.reserved.Others(t.Context(), [32]byte{}); refused.Error == "" || kept != nil || err != nil {
+		t.Errorf("a forged one: %v; kept: %v, %v", refused, kept, err)
 	}
 	mine, theirs := a.depositing(a.next(), 20_000), b.depositing(b.next(), 20_000)
 	r.chain.Automine(t, false)
@@ -130,7 +131,7 @@ func TestSessionsShareTheReservations(t *testing.T) {
 	if again, err := open("GET", 2, 1); err != nil {
 		t.Errorf("the same channel again: %v", err)
 	} else {
-		again.seat.release()
+		again.seat.Release()
 	}
 	if _, err := open("POST", 1, 3); err != nil {
 		t.Errorf("an open without a lease needs no GPU: %v", err)
@@ -144,8 +145,8 @@ func TestSessionsShareTheReservations(t *testing.T) {
 	if err := p.session.canServe(t.Context(), [32]byte{9}, p.Offer(), 1); err == nil || !strings.Contains(err.Error(), "0 free") {
 		t.Errorf("a lease on a channel that holds money: %v", err)
 	}
-	first.seat.release()
-	first.seat.release()
+	first.seat.Release()
+	first.seat.Release()
 	if err := p.session.canServe(t.Context(), [32]byte{9}, p.Offer(), 2); err != nil {
 		t.Error(err)
 	}

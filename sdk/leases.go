@@ -12,60 +12,62 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/channel/store"
-	"github.com/gpupay/gpupay/sdk/internal/inventory"
 	"github.com/gpupay/gpupay/sdk/internal/lease"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/placement"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
-// beginLease begins a lease that belongs to this gateway, unless another has begun one on its channel meanwhile, or has the claim
+// leaseDirectory is the provider's leases for its schemes: those that run here, and of others what the shared database has.
+type leaseDirectory struct {
+	*lease.Manager
+	p *Provider
+}
+
+// Offer returns the offer that new leases are made under.
+func (d leaseDirectory) Offer() wire.SignedOffer { return d.p.Offer() }
+
+// BeginLease begins a lease that belongs to this gateway, unless another has begun one on its channel meanwhile, or has the claim
 // under which it is to begin.
-func (p *Provider) beginLease(ctx context.Context, row leasestore.Row, s channel.State, offer wire.SignedOffer, c *leasestore.Lock) (*lease.Lease, error) {
-	if p.replicas != nil {
-		row.Owner, row.Term = p.replicas.identity(), 1
+func (d leaseDirectory) BeginLease(ctx context.Context, row leasestore.Row, s channel.State, offer wire.SignedOffer, c *leasestore.Lock) (*lease.Lease, error) {
+	if d.p.replicas != nil {
+		row.Owner, row.Term = d.p.replicas.identity(), 1
 	}
-	l, err := p.leases.Start(ctx, row, s, offer, c.Guard())
-	if p.replicas != nil && store.Conflict(err) {
+	l, err := d.Start(ctx, row, s, offer, c.Guard())
+	if d.p.replicas != nil && store.Conflict(err) {
 		return nil, errElsewhere(s.ID)
 	}
 	return l, err
 }
 
 func (p *Provider) running(channelID common.Hash) *lease.Lease { return p.leases.Running(channelID) }
-func (p *Provider) begin() bool                                { return p.leases.Begin() }
-func (p *Provider) done()                                      { p.leases.Done() }
-func (p *Provider) lifetime() context.Context                  { return p.leases.Lifetime() }
-func (p *Provider) unmetered(devices []string, route inventory.Route) error {
-	return p.leases.CheckFree(devices, route)
-}
 
-// paid tells the lease of a channel, or what is known of its payer, what was vouchered.
-func (p *Provider) paid(s channel.State) {
-	if l := p.running(s.ID); l != nil {
+// Paid tells the lease of a channel, or what is known of its payer, what was vouchered.
+func (d leaseDirectory) Paid(s channel.State) {
+	if l := d.Running(s.ID); l != nil {
 		l.Pays(s)
 		return
 	}
-	p.leases.Deps.Accounts.Paid(s)
+	d.Deps.Accounts.Paid(s)
 }
 
-// detach lets go of a lease that is shown here for another gateway.
-func (p *Provider) detach(l *lease.Lease) {
+// Detach lets go of a lease that is shown here for another gateway.
+func (d leaseDirectory) Detach(l *lease.Lease) {
 	if l.Mirror {
-		p.replicas.unfollow(l)
+		d.p.replicas.unfollow(l)
 	}
 }
 
-// takesLeases refuses every new lease of a provider that stops, or that settles alone.
-func (p *Provider) takesLeases() error {
-	if p.noGPUs != nil {
+// TakesLeases refuses every new lease of a provider that stops, or that settles alone.
+func (d leaseDirectory) TakesLeases() error {
+	if d.p.noGPUs != nil {
 		return wire.NoCapacity.With("no GPU of this provider can be metered")
 	}
-	if !p.leases.Accepts() {
+	if !d.Accepts() {
 		return wire.Unavailable.With("this provider takes no new leases")
 	}
-	if err := p.leases.Deps.Marks.Check(p.leases.Lifetime()); err != nil {
-		p.config.Log.Error("no new lease", "error", err)
+	if err := d.Deps.Marks.Check(d.Lifetime()); err != nil {
+		d.p.config.Log.Error("no new lease", "error", err)
 		return placement.Unmarked()
 	}
 	return nil

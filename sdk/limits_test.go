@@ -43,15 +43,15 @@ func (e errorsSaid) Handle(_ context.Context, r slog.Record) error {
 // does stand there.
 func TestRefusalsWakeNobody(t *testing.T) {
 	said := 0
-	p := &Provider{config: ProviderConfig{Log: slog.New(errorsSaid{count: &said})}}
+	d := frontDesk{&Provider{config: ProviderConfig{Log: slog.New(errorsSaid{count: &said})}}}
 	for range 100 {
-		p.problem(wire.TooMany.With("wait"))
-		p.problem(channel.ErrSignature)
+		d.Problem(wire.TooMany.With("wait"))
+		d.Problem(channel.ErrSignature)
 	}
 	if said != 0 {
 		t.Errorf("%d lines for refusals", said)
 	}
-	if p.problem(errors.New("disk on fire")); said != 1 {
+	if d.Problem(errors.New("disk on fire")); said != 1 {
 		t.Errorf("%d lines for a failure of our own, want one", said)
 	}
 }

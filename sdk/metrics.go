@@ -43,9 +43,11 @@ func newProviderMetrics(p *Provider) *providerMetrics {
 	return m
 }
 
-func (m *providerMetrics) voucher(o channel.Outcome) { m.vouchers.WithLabelValues(o.String()).Inc() }
+// Voucher counts a voucher that was taken.
+func (m *providerMetrics) Voucher(o channel.Outcome) { m.vouchers.WithLabelValues(o.String()).Inc() }
 
-func (m *providerMetrics) refused(p *wire.Problem) {
+// Refused counts a request that was refused.
+func (m *providerMetrics) Refused(p *wire.Problem) {
 	name := p.Title
 	if i := strings.Index(p.Type, "/problems/"); i >= 0 {
 		name = p.Type[i+len("/problems/"):]

@@ -20,27 +20,33 @@ import (
 // owing lists the escrow's channels of some payers on which they owe something,
 // whatever became of them and whichever gateway served them.
 func (p *Provider) owing(ctx context.Context, payers ...common.Address) ([]channel.State, error) {
-	return p.owingAt(ctx, p.escrow, payers...)
+	return payerDebts{p}.OwingAt(ctx, p.escrow, payers...)
 }
 
-// owingAt is owing at one contract. While a channel has a lease what is vouchered on
+// payerDebts says what payers owe here.
+type payerDebts struct{ p *Provider }
+
+// LeastRow is the least that is worth a row in a settlement on a contract.
+func (d payerDebts) LeastRow(contract chain.Contract) uint256.Int { return d.p.leastRow(contract) }
+
+// OwingAt lists the channels of one contract as owing does the escrow's. While a channel has a lease what is vouchered on
 // it stands there as settled: it grows to a row, and a payer of many leases, each of
 // which begins at nothing after each settlement, would be left without credit. When
 // the lease ends it counts.
-func (p *Provider) owingAt(ctx context.Context, contract chain.Contract, payers ...common.Address) ([]channel.State, error) {
-	states, err := p.db.Owing(ctx, payers...)
+func (d payerDebts) OwingAt(ctx context.Context, contract chain.Contract, payers ...common.Address) ([]channel.State, error) {
+	states, err := d.p.db.Owing(ctx, payers...)
 	if err != nil || len(states) == 0 {
 		return nil, err
 	}
-	served, err := p.store.Leases.Served(ctx)
+	served, err := d.p.store.Leases.Served(ctx)
 	if err != nil {
 		return nil, err
 	}
-	forgiven, err := p.store.Debts.WrittenOff(ctx, payers...)
+	forgiven, err := d.p.store.Debts.WrittenOff(ctx, payers...)
 	if err != nil {
 		return nil, err
 	}
-	row, domain := p.leastRow(contract), contract.Domain()
+	row, domain := d.p.leastRow(contract), contract.Domain()
 	var own []channel.State
 	for _, s := range states {
 		s.Spent = u256.SaturatingSub(s.Spent, forgiven[s.ID])
@@ -54,12 +60,12 @@ func (p *Provider) owingAt(ctx context.Context, contract chain.Contract, payers 
 	return own, nil
 }
 
-// creditworthy refuses a lease whose payer's channels, its own included, have used
+// Creditworthy refuses a lease whose payer's channels, its own included, have used
 // up what of the credit it needs, unless so much is paid in advance.
-func (p *Provider) creditworthy(ctx context.Context, s channel.State, offer wire.SignedOffer, gpus int) error {
-	owing, err := p.owing(ctx, s.Terms.Payer)
+func (d payerDebts) Creditworthy(ctx context.Context, s channel.State, offer wire.SignedOffer, gpus int) error {
+	owing, err := d.p.owing(ctx, s.Terms.Payer)
 	if err == nil {
-		owing, err = p.lapse(ctx, owing)
+		owing, err = d.Lapse(ctx, owing)
 	}
 	if err != nil {
 		return err
@@ -68,18 +74,18 @@ func (p *Provider) creditworthy(ctx context.Context, s channel.State, offer wire
 	if err != nil {
 		return err
 	}
-	credit, err := price.Charge(uint64(p.config.Credit))
+	credit, err := price.Charge(uint64(d.p.config.Credit))
 	if err != nil {
 		return err
 	}
-	need, err := price.Charge(uint64(gpus) * uint64(4*p.config.Tick))
+	need, err := price.Charge(uint64(gpus) * uint64(4*d.p.config.Tick))
 	if err != nil {
 		return err
 	}
-	row, owed := p.leastRow(p.escrow), s.Owed() // of this channel as it is, or will be by the voucher that comes with the request
-	others := debtsBut(owing, s.ID, row)
+	row, owed := d.p.leastRow(d.p.escrow), s.Owed() // of this channel as it is, or will be by the voucher that comes with the request
+	others := payercredit.OwedBut(owing, s.ID, row)
 	room := u256.SaturatingSub(payercredit.Collectible(s, row), s.Spent) // who has used up the credit pays in advance what a settlement fetches
-	if left := u256.SaturatingSub(u256.SaturatingSub(credit, others), p.leases.Deps.Accounts.Ahead(s.Terms.Payer, s.ID)); !left.IsZero() {
+	if left := u256.SaturatingSub(u256.SaturatingSub(credit, others), d.p.leases.Deps.Accounts.Ahead(s.Terms.Payer, s.ID)); !left.IsZero() {
 		left = u256.SaturatingSub(left, owed)
 		room = s.Available()
 		room.Add(&room, &left)
@@ -88,40 +94,30 @@ func (p *Provider) creditworthy(ctx context.Context, s channel.State, offer wire
 		return nil
 	}
 	return wire.InsufficientBalance.With("this payer owes %s and has no credit left: pay it by vouchers, close channels with less than %s to settle, or pay %s in advance, over what is spent and settled here; owed on %s%s",
-		units.Format(*owed.Add(&owed, &others), p.token.Decimals), units.Format(row, p.token.Decimals), units.Format(u256.Max(need, row), p.token.Decimals), p.debtors(owing, row), p.patience(owing))
-}
-
-// debtsBut is what is owed on all of the channels but one.
-func debtsBut(owing []channel.State, but common.Hash, row uint256.Int) (sum uint256.Int) {
-	for _, s := range owing {
-		if debt := payercredit.DebtOf(s, row); s.ID != but {
-			sum.Add(&sum, &debt)
-		}
-	}
-	return sum
+		units.Format(*owed.Add(&owed, &others), d.p.token.Decimals), units.Format(row, d.p.token.Decimals), units.Format(u256.Max(need, row), d.p.token.Decimals), d.Debtors(owing, row), d.patience(owing))
 }
 
 // patience says for how long a debt on a closed channel counts, if there is one.
-func (p *Provider) patience(owing []channel.State) string {
-	if p.config.DebtKept < 0 || !slices.ContainsFunc(owing, spentUp) {
+func (d payerDebts) patience(owing []channel.State) string {
+	if d.p.config.DebtKept < 0 || !slices.ContainsFunc(owing, spentUp) {
 		return ""
 	}
-	return fmt.Sprintf("; of closed channels for %s", p.config.DebtKept)
+	return fmt.Sprintf("; of closed channels for %s", d.p.config.DebtKept)
 }
 
-// lapses says what helps who owes on channels of x402 that have nothing left, if there are some: a refund does not.
-func (p *Provider) lapses(owing []channel.State) string {
+// Lapses says what helps who owes on channels of x402 that have nothing left, if there are some: a refund does not.
+func (d payerDebts) Lapses(owing []channel.State) string {
 	switch {
 	case !slices.ContainsFunc(owing, spentUp):
 		return ""
-	case p.config.DebtKept < 0:
+	case d.p.config.DebtKept < 0:
 		return "; a channel with nothing left has nothing to refund: ask the provider to forgive what is owed on it"
 	}
-	return fmt.Sprintf("; a channel with nothing left has nothing to refund: what is owed on it counts for %s after its last use, or until the provider forgives it", p.config.DebtKept)
+	return fmt.Sprintf("; a channel with nothing left has nothing to refund: what is owed on it counts for %s after its last use, or until the provider forgives it", d.p.config.DebtKept)
 }
 
-// debtors names the channels with a debt, the first few of many.
-func (p *Provider) debtors(owing []channel.State, row uint256.Int) string {
+// Debtors names the channels with a debt, the first few of many.
+func (d payerDebts) Debtors(owing []channel.State, row uint256.Int) string {
 	text := ""
 	for n, s := range owing {
 		if n == 3 {
@@ -131,7 +127,7 @@ func (p *Provider) debtors(owing []channel.State, row uint256.Int) string {
 			text += ", "
 		}
 		owed := payercredit.DebtOf(s, row)
-		text += fmt.Sprintf("%s: %s", s.ID, units.Format(owed, p.token.Decimals))
+		text += fmt.Sprintf("%s: %s", s.ID, units.Format(owed, d.p.token.Decimals))
 	}
 	return text
 }
@@ -148,7 +144,7 @@ const defaultDebtKept = 24 * time.Hour
 // ProviderConfig.DebtKept.
 func (p *Provider) Forgive(ctx context.Context, payer common.Address) (sum uint256.Int, err error) {
 	for _, contract := range p.contracts() {
-		owing, err := p.owingAt(ctx, contract, payer)
+		owing, err := payerDebts{p}.OwingAt(ctx, contract, payer)
 		if err != nil {
 			return sum, err
 		}
@@ -172,12 +168,12 @@ func spentUp(s channel.State) bool {
 	return s.Status == channel.Finalized || s.Terms.Scheme == channel.BatchSettlement && !s.Deposit.Gt(&s.Settled)
 }
 
-// lapse writes off the debts of which DebtKept is over, and returns the others.
-func (p *Provider) lapse(ctx context.Context, owing []channel.State) ([]channel.State, error) {
-	if p.config.DebtKept < 0 {
+// Lapse writes off the debts of which DebtKept is over, and returns the others.
+func (d payerDebts) Lapse(ctx context.Context, owing []channel.State) ([]channel.State, error) {
+	if d.p.config.DebtKept < 0 {
 		return owing, nil
 	}
-	fresh, err := p.owedSince(ctx, time.Now().Add(-p.config.DebtKept), owing...)
+	fresh, err := d.p.owedSince(ctx, time.Now().Add(-d.p.config.DebtKept), owing...)
 	if err != nil {
 		return nil, err
 	}
@@ -185,7 +181,7 @@ func (p *Provider) lapse(ctx context.Context, owing []channel.State) ([]channel.
 	for _, s := range owing {
 		if !spentUp(s) || fresh[s.ID] {
 			left = append(left, s)
-		} else if err := p.writeOff(ctx, s, "it was owed for "+p.config.DebtKept.String()); err != nil {
+		} else if err := d.p.writeOff(ctx, s, "it was owed for "+d.p.config.DebtKept.String()); err != nil {
 			return nil, err
 		}
 	}

@@ -12,11 +12,12 @@ import (
 	"github.com/ethereum/go-ethereum/common"
 
 	"github.com/gpupay/gpupay/channel"
-	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/admit"
 	"github.com/gpupay/gpupay/sdk/internal/cors"
 	"github.com/gpupay/gpupay/sdk/internal/lease"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
+	"github.com/gpupay/gpupay/sdk/internal/reserve"
+	"github.com/gpupay/gpupay/sdk/internal/scheme"
 	"github.com/gpupay/gpupay/sdk/internal/serve"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -29,7 +30,7 @@ func (p *Provider) routes() {
 	p.mux.HandleFunc("GET /offer", p.serveOffer)
 	p.mux.HandleFunc("GET /offer/{hash}", p.serveOffer)
 	for _, s := range p.schemes {
-		p.mux.HandleFunc(s.path(), p.servePaid)
+		p.mux.HandleFunc(s.Path(), p.servePaid)
 	}
 }
 
@@ -39,7 +40,7 @@ func (p *Provider) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if err := admit.DrainBody(w, r); err != nil {
-		p.refuse(w, r, err)
+		frontDesk{p}.Refuse(w, r, err)
 		return
 	}
 	p.mux.ServeHTTP(w, r)
@@ -49,7 +50,7 @@ func (p *Provider) serveOffer(w http.ResponseWriter, r *http.Request) {
 	offer := p.Offer()
 	if text := r.PathValue("hash"); text != "" && common.HexToHash(text) != offer.Hash {
 		if !p.limiter.Challenge(r) {
-			p.refuse(w, r, wire.TooMany.With("too many requests from your address"))
+			frontDesk{p}.Refuse(w, r, wire.TooMany.With("too many requests from your address"))
 			return
 		}
 		past, err := p.store.Offers.Get(r.Context(), common.HexToHash(text))
@@ -72,25 +73,25 @@ type request struct {
 	cred  wire.Credential
 	offer wire.SignedOffer // that the challenge was minted for
 	gpus  int
-	over  *lease.Lease // what the renter showed the end of: see heedShown
-	seat  *reservation // of its GPUs, while its deposit is on its way
+	over  *lease.Lease         // what the renter showed the end of: see heedShown
+	seat  *reserve.Reservation // of its GPUs, while its deposit is on its way
 }
 
-// servePaid is the paid resource, to a request that no other scheme pays.
-func (d *session) servePaid(w http.ResponseWriter, r *http.Request) {
+// ServePaid is the paid resource, to a request that no other scheme pays.
+func (d *session) ServePaid(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Cache-Control", "no-store")
 	req, err := d.read(r)
 	if err == nil {
 		err = d.act(w, req)
 	}
 	if err != nil && r.Context().Err() == nil {
-		d.front.refuse(w, r, err)
+		d.front.Refuse(w, r, err)
 	}
 }
 
 // read parses and checks everything about a request that needs no channel.
 func (d *session) read(r *http.Request) (*request, error) {
-	gpus, err := gpusOf(r)
+	gpus, err := scheme.GPUsOf(r)
 	if err != nil {
 		return nil, err
 	}
@@ -112,20 +113,8 @@ func (d *session) read(r *http.Request) (*request, error) {
 	return &request{Request: r, cred: cred, offer: offer, gpus: gpus}, nil
 }
 
-func gpusOf(r *http.Request) (int, error) {
-	text := r.URL.Query().Get("gpus")
-	if text == "" {
-		return 1, nil
-	}
-	n, err := strconv.Atoi(text)
-	if err != nil || n < 1 || n > wire.MaxGPUs {
-		return 0, fmt.Errorf("%w: gpus=%.20q is not a number from 1 to %d", wire.ErrMalformed, text, wire.MaxGPUs)
-	}
-	return n, nil
-}
-
 func (d *session) act(w http.ResponseWriter, r *request) error {
-	defer func() { r.seat.release() }()
+	defer func() { r.seat.Release() }()
 	payload := &r.cred.Payload
 	switch payload.Action {
 	case wire.ActionOpen:
@@ -213,8 +202,8 @@ func (d *session) take(ctx context.Context, waiting []channel.Voucher) (channel.
 	if receipt.Outcome == 0 {
 		return receipt, err
 	}
-	d.metrics.voucher(receipt.Outcome)
-	d.leases.paid(receipt.State)
+	d.metrics.Voucher(receipt.Outcome)
+	d.leases.Paid(receipt.State)
 	return receipt, err
 }
 
@@ -237,7 +226,7 @@ func (d *session) actRelease(w http.ResponseWriter, r *request) error {
 	if err != nil {
 		return err
 	}
-	if err := d.leases.endLease(r.Context(), s.ID, row, "released by the renter"); err != nil {
+	if err := d.leases.EndLease(r.Context(), s.ID, row, "released by the renter"); err != nil {
 		return err
 	}
 	answer := wire.Released{Record: json.RawMessage("null"), Voucher: heldVoucher(s)}
@@ -275,7 +264,7 @@ func (d *session) actClose(w http.ResponseWriter, r *request) error {
 		return err
 	}
 	defer d.starts.Lock(s.ID)() // no lease begins meanwhile
-	if err := d.leases.endLease(r.Context(), s.ID, row, "closed by the renter"); err != nil {
+	if err := d.leases.EndLease(r.Context(), s.ID, row, "closed by the renter"); err != nil {
 		return err
 	}
 	if s.Status == channel.Open {
@@ -332,7 +321,7 @@ func (d *session) attach(w http.ResponseWriter, r *request, s channel.State) err
 	if err != nil {
 		return err
 	}
-	defer d.leases.detach(l)
+	defer d.leases.Detach(l)
 	st := &stream{outlet: newServerSent(w), lease: l, receipt: func(v lease.View) wire.Receipt { return d.streamReceipt(r, l, v) }}
 	if wantsDuplex(w, r.Request) {
 		st.paid = d.duplex(w, r, s.ID)
@@ -341,7 +330,7 @@ func (d *session) attach(w http.ResponseWriter, r *request, s channel.State) err
 	} else {
 		defer serve.Hurry(w)
 	}
-	if st.number, err = d.leases.nextStream(r.Context(), l); err != nil {
+	if st.number, err = d.leases.NextStream(r.Context(), l); err != nil {
 		return err
 	}
 	d.metrics.streams.Inc()
@@ -373,11 +362,11 @@ func heldVoucher(s channel.State) *wire.HeldVoucher {
 // a lease that is over gets the end of that one, and not another lease.
 func (d *session) join(r *request, s channel.State) (*lease.Lease, string, error) {
 	defer d.starts.Lock(s.ID)()
-	defer func() { r.seat.release() }()
+	defer func() { r.seat.Release() }()
 	if r.over != nil {
 		return r.over, "", nil
 	}
-	l, err := d.leases.serving(r.Context(), s)
+	l, err := d.leases.Serving(r.Context(), s)
 	if err != nil {
 		return nil, "", err
 	}
@@ -399,7 +388,7 @@ func (d *session) join(r *request, s channel.State) (*lease.Lease, string, error
 	}
 	secret, err := d.renewSecret(r.Context(), l)
 	if err != nil {
-		d.leases.detach(l)
+		d.leases.Detach(l)
 	}
 	return l, secret, err
 }
@@ -442,62 +431,6 @@ func (d *session) streamReceipt(r *request, l *lease.Lease, v lease.View) wire.R
 	receipt := wire.NewReceipt(time.Now(), r.cred.Challenge.ID, d.escrow.ChainID(), l.Terms.ID(), wire.NewAmount(v.Accepted), wire.NewAmount(v.Owed))
 	receipt.Units = strconv.FormatUint(v.Nanos, 10)
 	return receipt
-}
-
-// refuse answers with a problem and, where a payment can mend it, with a fresh
-// challenge.
-func (p *Provider) refuse(w http.ResponseWriter, r *http.Request, err error) {
-	problem := p.problem(err)
-	if problem.Status == http.StatusPaymentRequired && !p.limiter.Challenge(r) {
-		problem = wire.TooMany.With("too many requests without a payment from your address: wait a second")
-	}
-	p.metrics.refused(problem)
-	if problem.Status == http.StatusPaymentRequired {
-		if err := p.askToPay(w.Header(), r); err != nil {
-			problem = wire.Internal.With("no challenge could be made")
-		} else {
-			problem.FreeGPUs = p.free()
-		}
-	}
-	switch problem.Status {
-	case http.StatusServiceUnavailable:
-		w.Header().Set("Retry-After", "10")
-	case http.StatusTooManyRequests:
-		w.Header().Set("Retry-After", "2")
-	}
-	serve.Hurry(w)
-	problem.Write(w)
-}
-
-// free is how many GPUs a new lease could have now. nil: the allocator does not say.
-func (p *Provider) free() *int {
-	free := 0
-	if p.takesLeases() != nil {
-		return &free
-	}
-	if _, ok := p.config.Allocator.(gpu.Capacity); !ok && p.nodes == nil {
-		return nil
-	}
-	others, err := p.others(context.Background(), common.Hash{})
-	if err != nil {
-		return &free // nothing can be begun without the book
-	}
-	left, err := p.left(context.Background(), others)
-	if err == nil {
-		free = max(left, 0)
-	}
-	return &free
-}
-
-// problem is what a renter is told of an error.
-func (p *Provider) problem(err error) *wire.Problem {
-	problem := problemOf(err)
-	if problem.Status == http.StatusInternalServerError { // nothing else may a stranger write into the log at will
-		p.config.Log.Error("request failed", "error", err)
-	} else {
-		p.config.Log.Debug("request refused", "problem", problem.Type, "error", err)
-	}
-	return problem
 }
 
 // challenge asks for a payment under the current offer.

@@ -25,7 +25,9 @@ import (
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/payercredit"
 	"github.com/gpupay/gpupay/sdk/internal/placement"
+	"github.com/gpupay/gpupay/sdk/internal/reserve"
 	"github.com/gpupay/gpupay/sdk/internal/run"
+	"github.com/gpupay/gpupay/sdk/internal/scheme"
 	"github.com/gpupay/gpupay/sdk/limit"
 	"github.com/gpupay/gpupay/sdk/settle"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -60,7 +62,7 @@ type Provider struct {
 	settlement *settle.Service                // nil where the leader's is at work
 	atWork     atomic.Pointer[settle.Service] // of this process, be it as the leader; nil where another process's is
 	replicas   *replicas                      // nil where nobody shares the database
-	schemes    []scheme                       // the first takes what no other does
+	schemes    []scheme.Scheme                // the first takes what no other does
 	batch      *chain.BatchSettlement         // of x402; nil where it is not offered
 	session    *session
 	x402       *x402Desk // nil where x402 is not offered
@@ -71,12 +73,10 @@ type Provider struct {
 	limiter    *admit.Limiter    // what clients may do how often
 	sponsor    *admit.GasSponsor // what transactions for strangers may cost
 	proxies    limit.Proxies
-	whole      atomic.Bool // the outbox knows what is on its way: see outboxIsWhole
 
-	starts  keyed.Mutex // one lease start or close at a time on a channel
-	submits keyed.Mutex // one deposit at a time is looked up and sent for a channel
+	starts keyed.Mutex // one lease start or close at a time on a channel
 
-	reserved reservations // GPUs whose deposits are on their way
+	reserved reserve.Book // GPUs whose deposits are on their way
 
 	offerMu sync.Mutex
 	offer   wire.SignedOffer
@@ -190,7 +190,7 @@ func (p *Provider) lets() {
 	p.leases.Channel = func(ctx context.Context, row leasestore.Row) (channel.State, error) {
 		return p.payee.State(ctx, common.HexToHash(row.Channel))
 	}
-	p.leases.Prepaid, p.leases.Allocated = p.prepaid, p.seatTaken
+	p.leases.Prepaid, p.leases.Allocated = p.prepaid, p.reserved.Taken
 	p.leases.Owing = func(ctx context.Context, payer common.Address) ([]channel.State, error) { return p.owing(ctx, payer) }
 	if p.nodes != nil {
 		p.leases.Remote = p.nodes.newRemote
@@ -343,7 +343,7 @@ func (p *Provider) Offer() wire.SignedOffer {
 func (p *Provider) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	if !p.begin() {
+	if !p.leases.Begin() {
 		return lease.ErrClosed
 	}
 	defer p.leases.Done()

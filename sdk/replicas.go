@@ -19,7 +19,6 @@ import (
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/run"
 	"github.com/gpupay/gpupay/sdk/settle"
-	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // replicas is one gateway's part among several that share a database. Any of
@@ -202,19 +201,6 @@ func (r *replicas) leave() {
 	if err := r.members().Deregister(ctx, names...); err != nil {
 		r.p.config.Log.Warn("the other gateways will notice only after a while that this one is gone", "error", err)
 	}
-}
-
-// claim makes this gateway the only one to do what it names; without others it
-// is nothing.
-func (p *Provider) claim(ctx context.Context, name string) (*leasestore.Lock, error) {
-	if p.replicas == nil {
-		return nil, nil
-	}
-	c, err := p.store.Locks.Take(ctx, p.leases.Lifetime(), name, p.replicas.poll()/4, p.config.Log)
-	if err != nil && ctx.Err() != nil {
-		err = wire.Unavailable.With("another gateway is at work on this: %s: try again", name)
-	}
-	return c, err
 }
 
 // settleRequest is the claim by which a gateway asks the leader to settle.

@@ -130,20 +130,20 @@ func errElsewhere(id common.Hash) error {
 	return wire.Unavailable.With("another gateway is at work on the lease of channel %s: try again", id)
 }
 
-// serving finds the lease that runs on a channel, here or at another gateway.
-// With one that is shown here only, the caller owes an unfollow.
-func (p *Provider) serving(ctx context.Context, s channel.State) (*lease.Lease, error) {
-	if l := p.running(s.ID); l != nil || p.replicas == nil {
+// Serving finds the lease that runs on a channel, here or at another gateway.
+// With one that is shown here only, the caller owes a Detach.
+func (d leaseDirectory) Serving(ctx context.Context, s channel.State) (*lease.Lease, error) {
+	if l := d.Running(s.ID); l != nil || d.p.replicas == nil {
 		return l, nil
 	}
-	row, ok, err := p.store.Leases.Newest(ctx, s.ID)
+	row, ok, err := d.p.store.Leases.Newest(ctx, s.ID)
 	switch {
 	case err != nil || !ok || row.State == wire.StateEnded:
 		return nil, err
 	case row.State == wire.StateAllocating, row.State == wire.StateEnding:
 		return nil, errElsewhere(s.ID)
 	}
-	return p.replicas.follow(ctx, row, s)
+	return d.p.replicas.follow(ctx, row, s)
 }
 
 // follow shows a lease of another gateway.
@@ -230,21 +230,21 @@ func (r *replicas) end(ctx context.Context, id common.Hash, reason string) error
 	}
 }
 
-// begun reports a lease that runs on the channel, here or at another gateway.
-func (p *Provider) begun(ctx context.Context, id common.Hash) bool {
-	if p.running(id) != nil {
+// Begun reports a lease that runs on the channel, here or at another gateway.
+func (d leaseDirectory) Begun(ctx context.Context, id common.Hash) bool {
+	if d.Running(id) != nil {
 		return true
 	}
-	if p.replicas == nil {
+	if d.p.replicas == nil {
 		return false
 	}
-	row, ok, err := p.store.Leases.Newest(ctx, id)
+	row, ok, err := d.p.store.Leases.Newest(ctx, id)
 	return err == nil && ok && row.State != wire.StateEnded
 }
 
-// endLease ends the lease that runs on a channel, wherever it does.
-func (p *Provider) endLease(ctx context.Context, id common.Hash, row *leasestore.Row, reason string) error {
-	if l := p.running(id); l != nil {
+// EndLease ends the lease that runs on a channel, wherever it does.
+func (d leaseDirectory) EndLease(ctx context.Context, id common.Hash, row *leasestore.Row, reason string) error {
+	if l := d.Running(id); l != nil {
 		if err := l.End(ctx, lease.Stop{Reason: reason}); err != nil || l.State() == leasestore.Ended {
 			return err
 		}
@@ -253,22 +253,22 @@ func (p *Provider) endLease(ctx context.Context, id common.Hash, row *leasestore
 		}
 		// It was let go while it was asked: it goes on at another gateway.
 	}
-	if p.replicas == nil || row == nil || row.State == wire.StateEnded {
+	if d.p.replicas == nil || row == nil || row.State == wire.StateEnded {
 		return nil
 	}
-	return p.replicas.end(ctx, common.HexToHash(row.ID), reason)
+	return d.p.replicas.end(ctx, common.HexToHash(row.ID), reason)
 }
 
-// nextStream numbers a stream: from now on no older one of the lease writes, at
+// NextStream numbers a stream: from now on no older one of the lease writes, at
 // no gateway.
-func (p *Provider) nextStream(ctx context.Context, l *lease.Lease) (number uint64, err error) {
-	if p.replicas != nil {
-		if number, err = p.store.Leases.NextStream(ctx, l.ID); err != nil {
+func (d leaseDirectory) NextStream(ctx context.Context, l *lease.Lease) (number uint64, err error) {
+	if d.p.replicas != nil {
+		if number, err = d.p.store.Leases.NextStream(ctx, l.ID); err != nil {
 			return 0, err
 		}
 	}
 	l.Update(func(v *lease.View) {
-		if p.replicas == nil {
+		if d.p.replicas == nil {
 			number = v.Stream + 1
 		}
 		v.Stream = max(v.Stream, number)

@@ -106,7 +106,7 @@ func TestAsManyDepositsAsLeases(t *testing.T) {
 				t.Errorf("%d deposits moved, %d leases began on 2 GPUs", deposits, leases)
 			}
 			for _, r := range at {
-				if kept, err := r.provider.others(t.Context(), [32]byte{}); err != nil || len(kept) != 0 {
+				if kept, err := r.provider.reserved.Others(t.Context(), [32]byte{}); err != nil || len(kept) != 0 {
 					t.Errorf("kept: %v, %v", kept, err)
 				}
 			}
@@ -139,7 +139,7 @@ func TestLeaseWithAReservationIsNotRefused(t *testing.T) {
 			for _, q := range all {
 				go func() {
 					_, _, err := p.session.start(q, r.state(q))
-					q.seat.release()
+					q.seat.Release()
 					errs <- err
 				}()
 				select {
@@ -175,7 +175,7 @@ func TestLeaseWithoutADepositIsReserved(t *testing.T) {
 		if _, _, err := r.provider.session.start(q, s); err != nil {
 			t.Error(err)
 		}
-		q.seat.release()
+		q.seat.Release()
 	})
 	<-began
 	payer := r.fund(t, 1_000_000)

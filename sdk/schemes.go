@@ -6,27 +6,22 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"time"
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/inventory"
 	"github.com/gpupay/gpupay/sdk/internal/lease"
+	"github.com/gpupay/gpupay/sdk/internal/reserve"
+	"github.com/gpupay/gpupay/sdk/internal/scheme"
 )
-
-// scheme is one way to be paid for leases.
-type scheme interface {
-	path() string              // of the resource that it adds; every scheme serves those of all
-	pays(r *http.Request) bool // whether a request brings a payment of this scheme
-	servePaid(w http.ResponseWriter, r *http.Request)
-	offer(h http.Header, r *http.Request) error // adds to a 402 what this scheme asks for
-}
 
 // servePaid hands a request for a paid resource to the scheme that it is paid by.
 func (p *Provider) servePaid(w http.ResponseWriter, r *http.Request) {
 	for _, s := range slices.Backward(p.schemes) {
-		if s.pays(r) {
-			s.servePaid(w, r)
+		if s.Pays(r) {
+			s.ServePaid(w, r)
 			return
 		}
 	}
@@ -35,7 +30,7 @@ func (p *Provider) servePaid(w http.ResponseWriter, r *http.Request) {
 // askToPay adds to a 402 what every scheme asks for.
 func (p *Provider) askToPay(h http.Header, r *http.Request) error {
 	for _, s := range p.schemes {
-		if err := s.offer(h, r); err != nil {
+		if err := s.Offer(h, r); err != nil {
 			return err
 		}
 	}
@@ -75,13 +70,17 @@ func (p *Provider) mountSchemes(ctx context.Context) error {
 	deps := schemeDeps{
 		config: p.config, price: p.price, credit: p.credit, minDeposit: deposit, minTransfer: p.minTransfer,
 		db: p.db, store: p.store, sender: p.sender, settlement: p.settlement, limiter: p.limiter, sponsor: p.sponsor, metrics: p.metrics,
-		named: &p.named, starts: &p.starts, leases: p, gpus: p, debts: p, outbox: p, front: p,
+		named: &p.named, starts: &p.starts, book: p.deviceBook,
+		leases: leaseDirectory{&p.leases, p}, gpus: &p.reserved, debts: payerDebts{p}, outbox: &depositOutbox{p: p}, front: frontDesk{p},
 	}
+	p.reserved.Left = p.left
 	if p.replicas != nil {
+		p.reserved.Shared = &reserve.Shared{DB: p.db, Pool: p.pool, Log: p.config.Log,
+			TTL: func() time.Duration { return p.config.OpenTimeout + p.leases.Deps.Timing.Begins() }}
 		deps.shared, deps.poll = true, p.replicas.poll()
 	}
 	p.session = &session{schemeDeps: deps, escrow: p.escrow, payee: p.payee, gasless: p.gasless, shownTo: p}
-	p.schemes = []scheme{p.session}
+	p.schemes = []scheme.Scheme{p.session}
 	if p.batch != nil {
 		if p.x402, err = newX402(ctx, deps, p.x402Config(), p.batch, p.token); err != nil {
 			return err

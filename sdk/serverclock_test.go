@@ -88,7 +88,7 @@ func TestServerClockSetBackKeepsNothingOfTheDead(t *testing.T) {
 	waitFor(t, func() bool { return b.provider.running(lease.terms.ID()) != nil })
 	waitFor(t, b.leads)
 	waitFor(t, func() bool {
-		kept, err := b.provider.others(t.Context(), common.Hash{})
+		kept, err := b.provider.reserved.Others(t.Context(), common.Hash{})
 		return err == nil && len(kept) == 0
 	})
 	waitFor(t, func() bool {
@@ -139,7 +139,7 @@ func TestServerClockSetBackRobsNobody(t *testing.T) {
 		if ok, err := b.provider.store.Locks.Try(t.Context(), "close", "another", ttl); err != nil || ok {
 			t.Fatalf("the claim of a gateway that lives was taken: %v", err)
 		}
-		if kept, err := b.provider.others(t.Context(), common.Hash{}); err != nil || len(kept) != 1 {
+		if kept, err := b.provider.reserved.Others(t.Context(), common.Hash{}); err != nil || len(kept) != 1 {
 			t.Fatalf("what a gateway that lives keeps was taken: %v, %v", kept, err)
 		}
 		lease.record()

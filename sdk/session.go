@@ -30,12 +30,12 @@ type recordKeeper interface {
 	heedShown(r *request, s channel.State) (*lease.Lease, error)
 }
 
-func (d *session) path() string { return "/lease" }
+func (d *session) Path() string { return "/lease" }
 
-func (d *session) pays(*http.Request) bool { return true }
+func (d *session) Pays(*http.Request) bool { return true }
 
-// offer adds a fresh challenge to a 402.
-func (d *session) offer(h http.Header, _ *http.Request) error {
+// Offer adds a fresh challenge to a 402.
+func (d *session) Offer(h http.Header, _ *http.Request) error {
 	challenge, err := d.challenge()
 	if err == nil {
 		h.Set("WWW-Authenticate", challenge.Header())

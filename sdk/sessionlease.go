@@ -35,18 +35,18 @@ func (d *session) start(r *request, s channel.State) (*lease.Lease, string, erro
 	if err := errors.Join(d.canBegin(offer, gpus), d.canPay(s, offer, gpus)); err != nil {
 		return nil, "", err
 	}
-	if err := d.debts.creditworthy(ctx, s, offer, gpus); err != nil {
+	if err := d.debts.Creditworthy(ctx, s, offer, gpus); err != nil {
 		return nil, "", err
 	}
-	if r.seat, err = d.gpus.seated(ctx, r.seat, s.ID, gpus); err != nil {
+	if r.seat, err = d.gpus.Seated(ctx, r.seat, s.ID, gpus); err != nil {
 		return nil, "", err
 	}
-	id, secret := r.seat.lease, randomHash().Hex()[2:]
+	id, secret := r.seat.Lease, randomHash().Hex()[2:]
 	row := leasestore.Row{
 		ID: id.Hex(), Channel: s.ID.Hex(), Offer: offer.Hash.Hex(), SecretHash: hashSecret(secret), GPUs: gpus,
 		Allocation: "{}", OwedBefore: begins.Dec(), Carried: int64(carried), State: wire.StateAllocating, StartedAt: time.Now().UnixNano(),
 	}
-	l, err := d.leases.beginLease(ctx, row, s, offer, nil)
+	l, err := d.leases.BeginLease(ctx, row, s, offer, nil)
 	if err != nil {
 		return nil, "", err
 	}
@@ -59,12 +59,12 @@ func (d *session) canServe(ctx context.Context, id common.Hash, offer wire.Signe
 	if err := d.canBegin(offer, gpus); err != nil {
 		return err
 	}
-	return d.gpus.room(ctx, id, gpus, 0)
+	return d.gpus.Room(ctx, id, gpus, 0)
 }
 
 // canBegin is canServe for who has its GPUs reserved.
 func (d *session) canBegin(offer wire.SignedOffer, gpus int) error {
-	if err := d.leases.takesLeases(); err != nil {
+	if err := d.leases.TakesLeases(); err != nil {
 		return err
 	}
 	if offer.ExpiredAt(time.Now()) {
@@ -143,7 +143,7 @@ func (d *session) safeToServe(ctx context.Context, s channel.State) error {
 	if closes {
 		return fmt.Errorf("channel %s: %w: its close is signed, and can be sent by anyone who has it", s.ID, channel.ErrClosing)
 	}
-	return d.outbox.outboxIsWhole(ctx)
+	return d.outbox.IsWhole(ctx)
 }
 
 // closeStands reports whether a close of a channel was mined, or still can be: it is
@@ -185,8 +185,8 @@ func (d *session) worthSending(amount uint256.Int) error {
 
 // reserveFor keeps what a session's request wants, if it wants a lease to begin.
 func (d *session) reserveFor(r *request, id common.Hash) (err error) {
-	if r.Method == http.MethodGet && !d.leases.begun(r.Context(), id) {
-		r.seat, err = d.gpus.reserve(r.Context(), id, r.gpus, 0)
+	if r.Method == http.MethodGet && !d.leases.Begun(r.Context(), id) {
+		r.seat, err = d.gpus.Reserve(r.Context(), id, r.gpus, 0)
 	}
 	return err
 }

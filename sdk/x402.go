@@ -15,6 +15,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/internal/cors"
 	"github.com/gpupay/gpupay/sdk/internal/lease"
 	"github.com/gpupay/gpupay/sdk/internal/placement"
+	"github.com/gpupay/gpupay/sdk/internal/scheme"
 	"github.com/gpupay/gpupay/sdk/internal/serve"
 	"github.com/gpupay/gpupay/sdk/internal/x402server"
 	"github.com/gpupay/gpupay/sdk/settle"
@@ -102,7 +103,7 @@ func newX402(ctx context.Context, deps schemeDeps, x X402Config, contract *chain
 	book := &channel.Payee{Store: deps.db.Payee(), Domain: contract.Domain()}
 	c := deps.config
 	leases := x402Leases{&deps, x, &x402server.Accounts{
-		DB: deps.db, Book: book, Contract: contract, Sender: deps.sender, Limiter: deps.limiter, Whole: deps.outbox.outboxIsWhole, Log: c.Log,
+		DB: deps.db, Book: book, Contract: contract, Sender: deps.sender, Limiter: deps.limiter, Whole: deps.outbox.IsWhole, Log: c.Log,
 		Key: c.Key.Address(), PastKeys: c.PastKeys, Token: c.Token, Confirmations: c.Confirmations, Poll: c.Poll,
 		Price: deps.price, MinDeposit: deps.minDeposit, LeastRefund: deps.minTransfer, Window: x.Window, Slack: x.Slack, MaxTimeout: x.MaxTimeout, WithdrawDelay: x.WithdrawDelay,
 	}}
@@ -116,7 +117,7 @@ func newX402(ctx context.Context, deps schemeDeps, x X402Config, contract *chain
 		return nil, err
 	}
 	d.queue = x402server.Queue{Most: x.Line, All: x.Waiting, Hold: x402server.CorrectedWithin}
-	d.claims = x402server.Claims{Shared: d.shared, Locks: d.store.Locks, Life: d.leases.lifetime, Poll: d.poll / 4, Log: c.Log}
+	d.claims = x402server.Claims{Shared: d.shared, Locks: d.store.Locks, Life: d.leases.Lifetime, Poll: d.poll / 4, Log: c.Log}
 	if _, err := d.Ceiling(1, 0); err != nil {
 		return nil, err
 	}
@@ -136,19 +137,19 @@ func (d *x402Desk) warnKeyless(ctx context.Context) error {
 	return err
 }
 
-// pays reports whether a request brings a payment of x402.
-func (d *x402Desk) pays(r *http.Request) bool { return len(r.Header.Values(x402.HeaderSignature)) > 0 }
+// Pays reports whether a request brings a payment of x402.
+func (d *x402Desk) Pays(r *http.Request) bool { return len(r.Header.Values(x402.HeaderSignature)) > 0 }
 
-// path is the resource for clients that come again for each piece of time.
-func (d *x402Desk) path() string { return "/tick" }
+// Path is the resource for clients that come again for each piece of time.
+func (d *x402Desk) Path() string { return "/tick" }
 
-// offer adds the offer of x402 to an answer that asks for a payment. Not every
+// Offer adds the offer of x402 to an answer that asks for a payment. Not every
 // request for a payment is one for a resource that x402 can pay. It never fails.
-func (d *x402Desk) offer(h http.Header, r *http.Request) error {
+func (d *x402Desk) Offer(h http.Header, r *http.Request) error {
 	if r.Header.Get(x402.HeaderSignature) != "" {
 		return nil
 	}
-	gpus, err := gpusOf(r)
+	gpus, err := scheme.GPUsOf(r)
 	if err != nil {
 		return nil
 	}
@@ -162,14 +163,14 @@ func (d *x402Desk) offer(h http.Header, r *http.Request) error {
 	return nil
 }
 
-// servePaid serves a request for /tick or /lease that is paid by x402.
-func (d *x402Desk) servePaid(w http.ResponseWriter, r *http.Request) {
+// ServePaid serves a request for /tick or /lease that is paid by x402.
+func (d *x402Desk) ServePaid(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Cache-Control", "no-store")
 	kind := x402server.KindStream
-	if r.URL.Path == d.path() {
+	if r.URL.Path == d.Path() {
 		kind = x402server.KindTick
 	}
-	gpus, err := gpusOf(r)
+	gpus, err := scheme.GPUsOf(r)
 	if err == nil && r.Method != http.MethodGet {
 		err = wire.MethodUnsupported.With("x402 pays for GET here, not for %.10s", r.Method)
 	}
@@ -181,7 +182,7 @@ func (d *x402Desk) servePaid(w http.ResponseWriter, r *http.Request) {
 		route, err = d.NewRoute(kind, gpus)
 	}
 	if err != nil {
-		d.front.refuse(w, r, err)
+		d.front.Refuse(w, r, err)
 		return
 	}
 	d.serve(w, r, &x402Request{PaidRequest: x402server.PaidRequest{Route: route}})
@@ -242,7 +243,7 @@ func (m meteredHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	w.Header().Set("Cache-Control", "no-store")
-	if m.d.pays(r) {
+	if m.d.Pays(r) {
 		m.d.serve(w, r, &x402Request{PaidRequest: x402server.PaidRequest{Route: m.route.route}, metered: m.route})
 		return
 	}
@@ -259,7 +260,7 @@ func (d *x402Desk) ask(w http.ResponseWriter, r *http.Request, route x402server.
 		err = d.required(r, x402.FirstError, d.Offered(route)).Set(w.Header())
 	}
 	if err != nil {
-		d.front.refuse(w, r, err)
+		d.front.Refuse(w, r, err)
 		return
 	}
 	serve.JSON(w, http.StatusPaymentRequired, struct{}{})
@@ -269,7 +270,7 @@ func (d *x402Desk) ask(w http.ResponseWriter, r *http.Request, route x402server.
 func (d *x402Desk) required(r *http.Request, reason string, offer x402.Requirements) x402.PaymentRequired {
 	return x402.PaymentRequired{
 		Error:    reason,
-		Resource: x402.Resource{URL: d.front.addressOf(r), Description: "GPU time, metered by the second", MimeType: "application/json"},
+		Resource: x402.Resource{URL: d.front.AddressOf(r), Description: "GPU time, metered by the second", MimeType: "application/json"},
 		Accepts:  []x402.Requirements{offer},
 	}
 }

@@ -26,7 +26,7 @@ type x402Leases struct {
 
 // runs is how many GPUs the lease has that runs on a channel, 0 if none does, and whether it is of today's price.
 func (d *x402Leases) runs(ctx context.Context, id common.Hash) (gpus int, current bool, err error) {
-	if l := d.leases.running(id); l != nil {
+	if l := d.leases.Running(id); l != nil {
 		return len(l.Allocation.Devices), l.Price == d.price, nil
 	}
 	if !d.shared {
@@ -48,34 +48,34 @@ func (d *x402Leases) runs(ctx context.Context, id common.Hash) (gpus int, curren
 // a request pays for. The caller owes a detach.
 func (d *x402Leases) attach(ctx context.Context, r *x402Request, tab x402server.Account, note *x402server.Entry) (*lease.Lease, error) {
 	defer d.starts.Lock(r.ID)()
-	defer func() { r.seat.release() }()
-	l, err := d.leases.serving(ctx, tab.State)
+	defer func() { r.seat.Release() }()
+	l, err := d.leases.Serving(ctx, tab.State)
 	if err != nil {
 		return nil, err
 	}
 	if l == nil {
-		if r.seat, err = d.gpus.seated(ctx, r.seat, r.ID, r.Route.GPUs); err != nil {
+		if r.seat, err = d.gpus.Seated(ctx, r.seat, r.ID, r.Route.GPUs); err != nil {
 			return nil, err
 		}
-		note.Lease = r.seat.lease.Hex()
+		note.Lease = r.seat.Lease.Hex()
 		if err := d.admit(ctx, r, *note, nil); err != nil {
 			return nil, err
 		}
 		return d.let(ctx, r, tab, r.Route.GPUs, note.Lease)
 	}
 	if n := len(l.Allocation.Devices); n != r.Route.GPUs {
-		d.leases.detach(l)
+		d.leases.Detach(l)
 		return nil, misfit(r, n)
 	}
 	v, _ := l.Snapshot()
 	note.Lease, note.Sequence = l.ID.Hex(), int64(v.Sequence)
 	if err := d.admit(ctx, r, *note, l); err != nil {
-		d.leases.detach(l)
+		d.leases.Detach(l)
 		return nil, err
 	}
 	if l.Price != d.price { // it ends with the record that answers this request, and the next one begins another
 		if err := d.endNewest(ctx, r, "the price changed"); err != nil {
-			d.leases.detach(l)
+			d.leases.Detach(l)
 			return nil, err
 		}
 	}
@@ -92,7 +92,7 @@ func (d *x402Leases) endNewest(ctx context.Context, r *x402Request, reason strin
 	if err := r.Claim.Held(ctx); err != nil {
 		return err
 	}
-	return d.leases.endLease(ctx, r.ID, &row, reason)
+	return d.leases.EndLease(ctx, r.ID, &row, reason)
 }
 
 // let begins a lease on a channel of x402. It has no secret: each request shows
@@ -103,7 +103,7 @@ func (d *x402Leases) let(ctx context.Context, r *x402Request, tab x402server.Acc
 		ID: id, Channel: tab.ID.Hex(), Offer: offer.Hash.Hex(), GPUs: gpus,
 		Allocation: "{}", OwedBefore: tab.Spent.Dec(), State: wire.StateAllocating, StartedAt: time.Now().UnixNano(),
 	}
-	return d.leases.beginLease(ctx, row, tab.State, offer, r.Claim)
+	return d.leases.BeginLease(ctx, row, tab.State, offer, r.Claim)
 }
 
 // admit lets a lease use what a request pays for: on disk first, then in force. A lease that is not yet there, or runs

@@ -18,7 +18,7 @@ type x402Deposits struct {
 func (d *x402Deposits) fund(ctx context.Context, r *x402Request, tab x402server.Account, note *x402server.Entry) (x402server.Account, error) {
 	ctx, cancel := context.WithTimeout(ctx, d.config.OpenTimeout)
 	defer cancel()
-	defer context.AfterFunc(d.leases.lifetime(), cancel)()
+	defer context.AfterFunc(d.leases.Lifetime(), cancel)()
 	slot, err := d.limiter.Deposit(r.Request)
 	if err != nil {
 		return tab, err
@@ -43,7 +43,7 @@ func (d *x402Deposits) fund(ctx context.Context, r *x402Request, tab x402server.
 func (d *x402Deposits) sendDeposit(ctx context.Context, r *x402Request, a chain.Authorization) (string, error) {
 	call := d.Contract.DepositCall(r.Terms, [32]byte(r.Paid.Payload.Deposit.Authorization.Salt), a)
 	call.Guard = r.Claim.Guard()
-	tx, err := d.outbox.submitOnce(ctx, r.Terms, call, func() error { return d.reserveFor(r) })
+	tx, err := d.outbox.SubmitOnce(ctx, r.Terms, call, func() error { return d.reserveFor(r) })
 	if err != nil {
 		return "", x402server.Refused(err, x402.CodeDepositSimulation)
 	}
@@ -61,7 +61,7 @@ func (d *x402Deposits) reserveFor(r *x402Request) error {
 	}
 	gpus, current, err := d.runs(r.Context(), r.ID)
 	if err == nil && !current {
-		r.seat, err = d.gpus.reserve(r.Context(), r.ID, r.Route.GPUs, gpus)
+		r.seat, err = d.gpus.Reserve(r.Context(), r.ID, r.Route.GPUs, gpus)
 	}
 	return err
 }

@@ -141,7 +141,7 @@ func (d *x402Metered) enter(r *x402Request) error {
 			return nil
 		case <-r.Context().Done():
 			return r.Context().Err()
-		case <-d.leases.lifetime().Done():
+		case <-d.leases.Lifetime().Done():
 			return wire.Unavailable.With("this provider stops")
 		case <-again.C:
 			if r.lease == (common.Hash{}) {
@@ -183,7 +183,7 @@ func (d *x402Metered) letNamed(ctx context.Context, r *x402Request, tab x402serv
 func (m *meteredRoute) run(ctx context.Context, l *lease.Lease, r *x402Request, out *x402server.Recorder) metering.Instant {
 	ctx, cancel := context.WithTimeout(ctx, m.MaxTime)
 	defer cancel()
-	defer context.AfterFunc(m.d.leases.lifetime(), cancel)()
+	defer context.AfterFunc(m.d.leases.Lifetime(), cancel)()
 	go l.WhileActive(ctx, cancel) // what is reserved may be used up before the clock says so
 	if out.Passed() {
 		// A client that does not read would hold up whoever comes next.

@@ -12,6 +12,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/inventory"
 	"github.com/gpupay/gpupay/sdk/internal/placement"
+	"github.com/gpupay/gpupay/sdk/internal/reserve"
 	"github.com/gpupay/gpupay/sdk/internal/serve"
 )
 
@@ -52,15 +53,15 @@ func (m *meteredRoute) leases(lease common.Hash) bool { return m.d.named.of(leas
 // vacant is ErrNoCapacity where a device is in a lease that is not the route's, or would be missing to those whose deposits are
 // on their way.
 func (d *x402Metered) vacant(ctx context.Context, id common.Hash, m *meteredRoute) error {
-	held, err := d.gpus.deviceBook().Held(ctx)
+	held, err := d.book().Held(ctx)
 	if err == nil {
 		_, err = inventory.These(m.Devices, m.leases)(held)
 	}
 	if err == nil {
-		err = d.leases.unmetered(m.Devices, m.leases)
+		err = d.leases.CheckFree(m.Devices, m.leases)
 	}
 	if n := d.rented(inventory.Unheld(held, m.Devices)); err == nil && n > 0 {
-		err = d.gpus.room(ctx, id, n, 0)
+		err = d.gpus.Room(ctx, id, n, 0)
 	}
 	return err
 }
@@ -83,21 +84,21 @@ func (d *x402Metered) keepDevices(ctx context.Context, r *x402Request) error {
 	}
 	d.named.turn.Lock()
 	defer d.named.turn.Unlock()
-	m, lease := r.metered, randomHash()
-	if err := d.leases.unmetered(m.Devices, m.leases); err != nil {
+	m, lease := r.metered, reserve.NewLease()
+	if err := d.leases.CheckFree(m.Devices, m.leases); err != nil {
 		return err
 	}
-	held, err := d.gpus.deviceBook().Held(ctx)
+	held, err := d.book().Held(ctx)
 	if err != nil {
 		return err
 	}
 	if n := d.rented(inventory.Unheld(held, m.Devices)); n > 0 {
-		seat, err := d.gpus.reserve(ctx, r.ID, n, 0)
+		seat, err := d.gpus.Reserve(ctx, r.ID, n, 0)
 		if err != nil {
 			return err
 		}
-		defer seat.release()
-		lease = seat.lease
+		defer seat.Release()
+		lease = seat.Lease
 	}
 	d.named.put(lease, m)
 	if err := d.keepOn(ctx, m, lease); err != nil {
@@ -115,7 +116,7 @@ func (d *x402Metered) keepFor() time.Duration {
 
 // keepOn keeps a route's devices for a lease, once more where they were.
 func (d *x402Metered) keepOn(ctx context.Context, m *meteredRoute, lease common.Hash) error {
-	return d.gpus.deviceBook().Keep(ctx, lease, m.Devices, m.leases, d.keepFor())
+	return d.book().Keep(ctx, lease, m.Devices, m.leases, d.keepFor())
 }
 
 // letGo frees what was kept for a request whose lease did not begin.
@@ -126,7 +127,7 @@ func (d *x402Metered) letGo(ctx context.Context, r *x402Request) {
 	d.named.turn.Lock()
 	defer d.named.turn.Unlock()
 	defer d.named.drop(r.lease)
-	if err := d.gpus.deviceBook().Free(ctx, r.lease); err != nil {
+	if err := d.book().Free(ctx, r.lease); err != nil {
 		d.config.Log.Warn("devices were not given back: that ends by itself", "channel", r.ID, "error", err)
 	}
 }

@@ -11,6 +11,8 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/internal/payercredit"
+	"github.com/gpupay/gpupay/sdk/internal/reserve"
 	"github.com/gpupay/gpupay/sdk/internal/serve"
 	"github.com/gpupay/gpupay/sdk/internal/x402server"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -21,20 +23,20 @@ import (
 type x402Request struct {
 	x402server.PaidRequest
 	metered *meteredRoute
-	seat    *reservation // of its GPUs, while its deposit is on its way
-	lease   common.Hash  // for which a metered request's devices are kept meanwhile; zero: none are
-	turn    bool         // it has its turn at its metered route
+	seat    *reserve.Reservation // of its GPUs, while its deposit is on its way
+	lease   common.Hash          // for which a metered request's devices are kept meanwhile; zero: none are
+	turn    bool                 // it has its turn at its metered route
 }
 
 // serve answers a request that is paid by x402. It waits for its turn on the channel; from then on it goes on to its
 // end, whether or not the client is still there: who lost the connection gets a copy.
 func (d *x402Desk) serve(w http.ResponseWriter, req *http.Request, r *x402Request) {
 	r.Request = req
-	if !d.leases.begin() {
-		d.front.refuse(w, req, wire.Unavailable.With("this provider stops"))
+	if !d.leases.Begin() {
+		d.front.Refuse(w, req, wire.Unavailable.With("this provider stops"))
 		return
 	}
-	defer d.leases.done()
+	defer d.leases.Done()
 	if err := d.read(r); err != nil {
 		d.refuse(w, r, err)
 		return
@@ -94,7 +96,7 @@ func (d *x402Desk) inTurn(w http.ResponseWriter, r *x402Request) (*x402server.An
 		}
 		r.Claim.Release(ctx)
 	}()
-	defer func() { r.seat.release() }()
+	defer func() { r.seat.Release() }()
 	defer r.leave()
 	defer func() { d.metered.letGo(ctx, r) }()
 	answer, err := d.pay(ctx, w, r)
@@ -189,7 +191,7 @@ func (d *x402Desk) buy(ctx context.Context, w http.ResponseWriter, r *x402Reques
 	if err != nil {
 		return nil, err
 	}
-	d.metrics.voucher(receipt.Outcome)
+	d.metrics.Voucher(receipt.Outcome)
 	tab.State = receipt.State
 	switch r.Route.Kind {
 	case x402server.KindStream:
@@ -205,16 +207,16 @@ func (d *x402Desk) buy(ctx context.Context, w http.ResponseWriter, r *x402Reques
 //
 // Each of its channels whose deposit is on its way may come to a row.
 func (d *x402Desk) claimable(ctx context.Context, t channel.Terms, arriving uint64) error {
-	owing, err := d.debts.owingAt(ctx, d.Contract, t.Payer)
+	owing, err := d.debts.OwingAt(ctx, d.Contract, t.Payer)
 	if err == nil {
-		owing, err = d.debts.lapse(ctx, owing)
+		owing, err = d.debts.Lapse(ctx, owing)
 	}
-	row := d.debts.leastRow(d.Contract)
-	others := debtsBut(owing, t.ID(), row)
+	row := d.debts.LeastRow(d.Contract)
+	others := payercredit.OwedBut(owing, t.ID(), row)
 	if row.Mul(&row, uint256.NewInt(arriving)); err != nil || others.Add(&others, &row).Lt(&d.credit) {
 		return err
 	}
-	return fmt.Errorf("%w (%s)%s", x402server.ErrScattered, d.debts.debtors(owing, d.debts.leastRow(d.Contract)), d.debts.lapses(owing))
+	return fmt.Errorf("%w (%s)%s", x402server.ErrScattered, d.debts.Debtors(owing, d.debts.LeastRow(d.Contract)), d.debts.Lapses(owing))
 }
 
 // match holds a voucher to the amount that comes next. A stock client is corrected once and then gives up: so what it
@@ -259,7 +261,7 @@ func (d *x402Desk) match(ctx context.Context, r *x402Request, tab x402server.Acc
 
 // capable refuses what could not be served before anybody's money moves for it.
 func (d *x402Desk) capable(ctx context.Context, r *x402Request) error {
-	if err := d.leases.takesLeases(); err != nil {
+	if err := d.leases.TakesLeases(); err != nil {
 		return err
 	}
 	gpus, current, err := d.runs(ctx, r.ID)
@@ -275,7 +277,7 @@ func (d *x402Desk) capable(ctx context.Context, r *x402Request) error {
 	case current:
 		return nil
 	}
-	return d.gpus.room(ctx, r.ID, r.Route.GPUs, gpus) // a lease of another price ends and gives its GPUs back
+	return d.gpus.Room(ctx, r.ID, r.Route.GPUs, gpus) // a lease of another price ends and gives its GPUs back
 }
 
 // misfit refuses another number of GPUs than the channel's lease has.
@@ -305,22 +307,22 @@ func (d *x402Desk) refuse(w http.ResponseWriter, r *x402Request, err error) {
 	}
 	reason, ok := x402server.Reason(err)
 	if !ok {
-		d.front.refuse(w, r.Request, err)
+		d.front.Refuse(w, r.Request, err)
 		return
 	}
 	var wrong *x402server.Resync
 	if !errors.As(err, &wrong) && !d.limiter.Challenge(r.Request) {
-		d.front.refuse(w, r.Request, wire.TooMany.With("too many requests with a wrong payment from your address: wait a second"))
+		d.front.Refuse(w, r.Request, wire.TooMany.With("too many requests with a wrong payment from your address: wait a second"))
 		return
 	}
 	d.config.Log.Debug("payment refused", "channel", r.ID, "error", err)
-	d.metrics.refused(wire.PaymentRequired.With("%s", reason))
+	d.metrics.Refused(wire.PaymentRequired.With("%s", reason))
 	offer := r.Offer
 	if wrong != nil {
 		wrong.Show(&offer)
 	}
 	if err := d.required(r.Request, reason, offer).Set(w.Header()); err != nil {
-		d.front.refuse(w, r.Request, err)
+		d.front.Refuse(w, r.Request, err)
 		return
 	}
 	serve.JSON(w, http.StatusPaymentRequired, map[string]string{"error": reason, "detail": err.Error()})

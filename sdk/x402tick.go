@@ -27,7 +27,7 @@ func (d *x402Ticks) tick(ctx context.Context, r *x402Request, tab x402server.Acc
 	if err != nil {
 		return nil, err
 	}
-	defer d.leases.detach(l)
+	defer d.leases.Detach(l)
 	if err := d.await(ctx, l, uint64(note.Sequence)); err != nil {
 		return nil, err
 	}
@@ -106,7 +106,7 @@ func (d *x402Ticks) stream(ctx context.Context, w http.ResponseWriter, r *x402Re
 	if err != nil {
 		return nil, err
 	}
-	defer d.leases.detach(l)
+	defer d.leases.Detach(l)
 	return d.show(ctx, w, r, tab, note, l)
 }
 
@@ -131,7 +131,7 @@ func (d *x402Ticks) play(ctx context.Context, w http.ResponseWriter, r *x402Requ
 	if err != nil {
 		return nil, err
 	}
-	defer d.leases.detach(l)
+	defer d.leases.Detach(l)
 	return d.show(ctx, w, r, tab, note, l)
 }
 

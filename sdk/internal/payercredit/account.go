@@ -70,6 +70,16 @@ func DebtOf(s channel.State, row uint256.Int) uint256.Int {
 	return u256.SaturatingSub(s.Spent, Collectible(s, row))
 }
 
+// OwedBut is what is owed on all of the channels but one.
+func OwedBut(owing []channel.State, but common.Hash, row uint256.Int) (sum uint256.Int) {
+	for _, s := range owing {
+		if debt := DebtOf(s, row); s.ID != but {
+			sum.Add(&sum, &debt)
+		}
+	}
+	return sum
+}
+
 // Join counts a lease's debt with that of its payer's other channels, those that
 // have no lease included.
 func (b *Accounts) Join(payer common.Address, l Lease, owing []channel.State) *Account {

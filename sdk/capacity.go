@@ -1,0 +1,83 @@
+package sdk
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/ethereum/go-ethereum/common"
+
+	"github.com/gpupay/gpupay/sdk/gpu"
+	"github.com/gpupay/gpupay/sdk/internal/cluster"
+	"github.com/gpupay/gpupay/sdk/internal/inventory"
+)
+
+// pool names the gateways that rent out the same devices: one's reservations are
+// nothing to those of another host.
+func (p *Provider) pool() string {
+	if p.nodes != nil {
+		return "nodes"
+	}
+	all := inventory.Names(p.leases.Offered.Devices) // of the start: it does not change while others count by it
+	slices.Sort(all)
+	return fmt.Sprintf("%x", sha256.Sum256([]byte(strings.Join(all, "\n"))))
+}
+
+// left is how many devices are free beside what others keep, and how many there
+// are where the allocator does not say what is free.
+func (p *Provider) left(ctx context.Context, others []cluster.Kept) (int, error) {
+	if p.nodes != nil {
+		return p.nodes.FreeBeside(cluster.Beside(others, nil)), nil
+	}
+	host, known := p.config.Allocator.(inventory.Keeper)
+	if !known || len(others) == 0 {
+		return p.leftBeside(cluster.Beside(others, nil))
+	}
+	for { // until no lease began or ended in between: one that did would count twice, or not at all
+		held, err := host.Inventory().Book().Held(ctx)
+		if err != nil {
+			return 0, err
+		}
+		left, err := p.leftBeside(cluster.Beside(others, held))
+		if err != nil {
+			return 0, err
+		}
+		if now, err := host.Inventory().Book().Held(ctx); err != nil || maps.Equal(now, held) {
+			return left, err
+		}
+	}
+}
+
+func (p *Provider) leftBeside(others []int) (int, error) {
+	left, ok, err := free(p.config.Log, p.config.Allocator)
+	if !ok {
+		left = len(p.leases.Offered.List())
+	}
+	for _, kept := range others {
+		left -= kept
+	}
+	return left, err
+}
+
+// free is how many GPUs a new lease could have now. nil: the allocator does not say.
+func (p *Provider) free() *int {
+	free := 0
+	if (leaseDirectory{&p.leases, p}).TakesLeases() != nil {
+		return &free
+	}
+	if _, ok := p.config.Allocator.(gpu.Capacity); !ok && p.nodes == nil {
+		return nil
+	}
+	others, err := p.reserved.Others(context.Background(), common.Hash{})
+	if err != nil {
+		return &free // nothing can be begun without the book
+	}
+	left, err := p.left(context.Background(), others)
+	if err == nil {
+		free = max(left, 0)
+	}
+	return &free
+}
