@@ -2,8 +2,6 @@ package sdk
 
 import (
 	"context"
-	"crypto/sha256"
-	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -15,15 +13,15 @@ import (
 	"github.com/gpupay/gpupay/sdk/internal/inventory"
 )
 
-// pool names the gateways that rent out the same devices: one's reservations are
-// nothing to those of another host.
+// pool names the devices that are rented out here: reservations of another host, none of whose devices these are, are nothing to it. One
+// gateway of a host may know a device that was lost when another one started.
 func (p *Provider) pool() string {
 	if p.nodes != nil {
 		return "nodes"
 	}
 	all := inventory.Names(p.leases.Offered.Devices) // of the start: it does not change while others count by it
 	slices.Sort(all)
-	return fmt.Sprintf("%x", sha256.Sum256([]byte(strings.Join(all, "\n"))))
+	return strings.Join(all, "\n")
 }
 
 // left is how many devices are free beside what others keep, and how many there

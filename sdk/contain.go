@@ -8,6 +8,7 @@ import (
 
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/gpu"
+	"github.com/gpupay/gpupay/sdk/internal/inventory"
 	"github.com/gpupay/gpupay/sdk/internal/placement"
 	"github.com/gpupay/gpupay/sdk/internal/run"
 	"github.com/gpupay/gpupay/sdk/settle"
@@ -27,8 +28,6 @@ type tameAllocator struct {
 	gpu.Allocator
 	log *slog.Logger
 }
-
-var _ gpu.Adopter = tameAllocator{}
 
 // Allocate releases what a panic left half allocated.
 func (t tameAllocator) Allocate(ctx context.Context, req gpu.Request) (gpu.Allocation, error) {
@@ -71,6 +70,13 @@ func (t tameAllocator) Adopt(ctx context.Context, a gpu.Allocation) (err error) 
 		return placement.ErrNoAdopter
 	}
 	return adopter.Adopt(ctx, a)
+}
+
+// Remember is for a host's own allocator; others know by themselves what is theirs.
+func (t tameAllocator) Remember(devices []string) {
+	if host, ok := t.Allocator.(inventory.Keeper); ok {
+		host.Inventory().Remember(devices)
+	}
 }
 
 // liveness is what an allocator says of what it allocated; nil if it does not say.

@@ -134,12 +134,10 @@ func (d *x402Metered) letGo(ctx context.Context, r *x402Request) {
 
 // namedAllocator is a provider's allocator that runs nothing for named devices, and keeps them from others.
 type namedAllocator struct {
-	gpu.Allocator
+	placement.Allocator
 	named *namedDevices
 	book  func() inventory.Book
 }
-
-var _ gpu.Adopter = namedAllocator{}
 
 func (n namedAllocator) Allocate(ctx context.Context, req gpu.Request) (gpu.Allocation, error) {
 	if m := n.named.of(req.LeaseID); m != nil {
@@ -179,9 +177,5 @@ func (n namedAllocator) Adopt(ctx context.Context, a gpu.Allocation) error {
 	if placement.ForOneRequest(a) {
 		return nil
 	}
-	adopter, ok := n.Allocator.(gpu.Adopter)
-	if !ok {
-		return placement.ErrNoAdopter
-	}
-	return adopter.Adopt(ctx, a)
+	return n.Allocator.Adopt(ctx, a)
 }

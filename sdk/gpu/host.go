@@ -89,6 +89,7 @@ type stock struct{ host *HostAllocator }
 func (s stock) Book() inventory.Book              { return s.host.leased() }
 func (s stock) Share(book inventory.Book)         { s.host.book = book }
 func (s stock) Devices() []string                 { return s.host.devices() }
+func (s stock) Remember(devices []string)         { s.host.remember(devices) }
 func (s stock) Quarantine() *inventory.Quarantine { return &s.host.sick }
 
 // leased is the book of the devices that are rented out here.
@@ -136,9 +137,15 @@ func (h *HostAllocator) CheckCommands() error {
 
 // devices are all of this host, those included that were away when this began.
 func (h *HostAllocator) devices() []string {
+	all := h.rentable()
 	h.awayMu.Lock()
-	all := slices.Concat(h.Devices, h.away)
-	h.awayMu.Unlock()
+	defer h.awayMu.Unlock()
+	return append(all, inventory.Without(h.away, all)...)
+}
+
+// rentable are those that go into new leases.
+func (h *HostAllocator) rentable() []string {
+	all := slices.Clone(h.Devices)
 	if h.first == nil {
 		return all
 	}
@@ -162,7 +169,7 @@ func (h *HostAllocator) Free() int {
 	if err != nil {
 		return 0 // nothing can be begun without the book
 	}
-	return len(inventory.Unheld(held, h.sick.Lately(h.Source, h.devices)))
+	return len(inventory.Unheld(held, h.sick.Lately(h.Source, h.rentable)))
 }
 
 // Allocate hands out free devices exclusively.
@@ -225,11 +232,13 @@ func (h *HostAllocator) Release(ctx context.Context, a Allocation) error {
 	return h.leased().Free(ctx, a.LeaseID)
 }
 
-// Adopt marks the devices of a lease of an earlier run as taken.
+// Adopt marks the devices of a lease of an earlier run as taken. Whose host they are on does not depend on what is listed now: a GPU
+// that is lost, or slow to answer, as the program starts, ends no lease that is paid. Where gateways of several hosts
+// share a book, a lease is of this host if one of its devices is known here, by Remember too.
 func (h *HostAllocator) Adopt(ctx context.Context, a Allocation) error {
 	choose := func(held map[string]common.Hash) ([]string, error) { return a.Devices, h.adoptable(a, held) }
 	here := len(inventory.Without(a.Devices, h.devices())) < len(a.Devices)
-	if here || len(h.Devices) == 0 && h.book == nil { // it is of this host, which may know none of its own: what is missing may come back
+	if here || h.book == nil { // what is missing may come back
 		h.remember(a.Devices)
 	}
 	_, err := h.leased().Reserve(ctx, a.LeaseID, choose)
@@ -250,7 +259,7 @@ func (h *HostAllocator) adoptable(a Allocation, held map[string]common.Hash) err
 }
 
 func (h *HostAllocator) take(ctx context.Context, req Request) ([]string, error) {
-	fit, err := h.sick.Fit(ctx, h.Source, h.devices)
+	fit, err := h.sick.Fit(ctx, h.Source, h.rentable)
 	if err != nil {
 		return nil, fmt.Errorf("%w: the GPUs cannot be listed: %w", ErrNoCapacity, err)
 	}
@@ -262,7 +271,7 @@ func (h *HostAllocator) take(ctx context.Context, req Request) ([]string, error)
 func (h *HostAllocator) choose(held map[string]common.Hash, fit []string, req Request) ([]string, error) {
 	n, free := req.GPUs, inventory.Unheld(held, fit)
 	if n < 1 || len(free) < n {
-		all := len(h.devices())
+		all := len(h.rentable())
 		return nil, fmt.Errorf("%w: %d wanted, %d of %d free, %d in quarantine", ErrNoCapacity, n, len(free), all, all-len(fit))
 	}
 	others := inventory.Without(free, req.Routed)

@@ -20,6 +20,7 @@ import (
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sim"
+	"github.com/gpupay/gpupay/sdk/internal/inventory"
 )
 
 func hostGPUs(t *testing.T, n int) *HostAllocator {
@@ -166,6 +167,7 @@ func TestHostAllocatorWhenCommandsFail(t *testing.T) {
 
 func TestHostAllocatorAdoptsOnlyWhatIsHereAndFree(t *testing.T) {
 	h := hostGPUs(t, 2)
+	h.Inventory().Share(new(inventory.Memory))
 	a := Allocation{LeaseID: common.Hash{1}, Devices: []string{"SIM-GPU-0"}}
 	if err := errors.Join(h.Adopt(t.Context(), a), h.Adopt(t.Context(), a)); err != nil || h.Free() != 1 {
 		t.Fatalf("%v, %d free", err, h.Free())
@@ -177,6 +179,10 @@ func TestHostAllocatorAdoptsOnlyWhatIsHereAndFree(t *testing.T) {
 		if err := h.Adopt(t.Context(), bad); err == nil || h.Free() != 1 {
 			t.Errorf("%s: %v, %d free", name, err, h.Free())
 		}
+	}
+	h.Inventory().Remember([]string{"SIM-GPU-9"})
+	if err := h.Adopt(t.Context(), Allocation{LeaseID: common.Hash{2}, Devices: []string{"SIM-GPU-9"}}); err != nil {
+		t.Errorf("one that is away: %v", err)
 	}
 }
 
@@ -383,5 +389,23 @@ func TestGPUThatComesLater(t *testing.T) {
 	named := &HostAllocator{Devices: []string{sim.UUID(0)}, Source: testclock.GPUs(3)}
 	if n := named.Free(); n != 1 {
 		t.Errorf("of one that is named %d are free", n)
+	}
+}
+
+// TestAdoptedDevicesAreNotLet: a lease of an earlier run goes on on devices that the operator rents out no more, and no other begins on them.
+func TestAdoptedDevicesAreNotLet(t *testing.T) {
+	h := &HostAllocator{Devices: []string{"GPU-0"}}
+	a := Allocation{LeaseID: common.Hash{1}, Devices: []string{"GPU-1"}}
+	if err := h.Adopt(t.Context(), a); err != nil {
+		t.Fatal(err)
+	}
+	if free := h.Free(); free != 1 {
+		t.Errorf("%d are free", free)
+	}
+	if err := h.Release(t.Context(), a); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := h.Allocate(t.Context(), Request{LeaseID: common.Hash{2}, GPUs: 2}); !errors.Is(err, ErrNoCapacity) || h.Free() != 1 {
+		t.Errorf("the next lease has %v (%v), %d are free", b.Devices, err, h.Free())
 	}
 }

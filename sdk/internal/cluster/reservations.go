@@ -4,6 +4,7 @@ import (
 	"context"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
@@ -18,14 +19,14 @@ type Reservations struct{ DB *store.DB }
 
 // Reservation is GPUs that a gateway keeps for a channel.
 type Reservation struct {
-	ID      string `db:"id"` // of the lease that begins on it
-	Pool    string `db:"pool"`
+	ID      string `db:"id"`   // of the lease that begins on it
+	Pool    string `db:"pool"` // the devices that it is of, one a line, or a name for all that a provider has
 	Channel string `db:"channel"`
 	GPUs    int    `db:"gpus"`
 }
 
-// Keep keeps GPUs until they are dropped or ttl is over, if fits agrees to what the other channels of the pool keep, at all gateways:
-// one of them asks at a time.
+// Keep keeps GPUs until they are dropped or ttl is over, if fits agrees to what the other channels keep of what is in the pool, at all
+// gateways: one of them asks at a time.
 func (t Reservations) Keep(ctx context.Context, r Reservation, ttl time.Duration, fits func(others []Kept) error) error {
 	return t.DB.Update(ctx, func(tx *sqlx.Tx) error {
 		if _, err := tx.ExecContext(ctx, `LOCK TABLE reservations IN SHARE ROW EXCLUSIVE MODE`); err != nil {
@@ -47,21 +48,30 @@ func (t Reservations) Keep(ctx context.Context, r Reservation, ttl time.Duration
 	})
 }
 
-// Others is what each channel of a pool but one keeps.
+// Others is what each channel but one keeps of what is in a pool.
 func (t Reservations) Others(ctx context.Context, pool string, but common.Hash) ([]Kept, error) {
 	return keptBesides(ctx, t.DB.View(), pool, but.Hex())
 }
 
 func keptBesides(ctx context.Context, db sqlx.ExtContext, pool, but string) ([]Kept, error) {
 	var rows []Reservation
-	err := sqlx.SelectContext(ctx, db, &rows, db.Rebind(`SELECT id, channel, gpus FROM reservations
-		WHERE pool = ? AND channel <> ? AND expires > `+database.ServerNow), pool, but)
+	err := sqlx.SelectContext(ctx, db, &rows, db.Rebind(`SELECT id, pool, channel, gpus FROM reservations
+		WHERE channel <> ? AND expires > `+database.ServerNow), but)
 	most := make(map[string]Kept)
 	for _, row := range rows {
+		if !overlap(pool, row.Pool) {
+			continue
+		}
 		k := most[row.Channel]
 		most[row.Channel] = Kept{max(k.GPUs, row.GPUs), append(k.Leases, common.HexToHash(row.ID))}
 	}
 	return slices.Collect(maps.Values(most)), err
+}
+
+// overlap reports whether a device is in both pools.
+func overlap(a, b string) bool {
+	in := strings.Split(a, "\n")
+	return slices.ContainsFunc(strings.Split(b, "\n"), func(device string) bool { return slices.Contains(in, device) })
 }
 
 // Drop lets the others have what a reservation keeps.

@@ -27,7 +27,8 @@ type Keeper interface{ Inventory() Inventory }
 type Inventory interface {
 	Book() Book              // of the devices that are rented out here
 	Share(Book)              // has several processes rent out the same devices, each to one lease
-	Devices() []string       // all that it hands out, those included that are away
+	Devices() []string       // all of the host, those included that are away
+	Remember([]string)       // takes devices for the host's, whether it lists them or not: a lease that ran here has them
 	Quarantine() *Quarantine // of devices that are not handed out meanwhile
 }
 

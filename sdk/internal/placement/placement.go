@@ -47,6 +47,8 @@ type Request struct {
 type Allocator interface {
 	gpu.Allocator
 	gpu.Adopter
+	// Remember takes devices for this host's, whether it lists them now or not.
+	Remember(devices []string)
 }
 
 // Local is the placer of a host: leases are metered by this process.
@@ -178,6 +180,50 @@ type fenced struct {
 	log   *slog.Logger
 }
 
+// onServer stands in the file for the database of gateways, which each may reach by another address.
+const onServer = "server"
+
+// Place has the file know that the devices are of this host.
+func (f fenced) Place(ctx context.Context, req Request) (gpu.Allocation, common.Address, error) {
+	a, meter, err := f.Local.Place(ctx, req)
+	if a.LeaseID = cmp.Or(a.LeaseID, req.LeaseID); err == nil {
+		f.hand(ctx, a)
+	}
+	return a, meter, err
+}
+
+// Adopt takes devices of a lease that ran here for this host's, also while they are lost, or not listed yet. The gateways of another host
+// leave them alone: else nobody would suspend them.
+func (f fenced) Adopt(ctx context.Context, a gpu.Allocation) error {
+	ran := make(chan bool, 1)
+	err := within(ctx, func(ctx context.Context) error {
+		all, err := f.marks.InHands(ctx, onServer)
+		_, here := all[a.LeaseID]
+		ran <- here
+		return err
+	})
+	if err != nil {
+		f.log.Warn("whether a lease ran on this host is not known: its devices are looked for", "lease", a.LeaseID, "error", err)
+	} else if <-ran {
+		f.Remember(a.Devices)
+	}
+	if err := f.Local.Adopt(ctx, a); err != nil {
+		return err
+	}
+	f.hand(ctx, a)
+	return nil
+}
+
+func (f fenced) hand(ctx context.Context, a gpu.Allocation) {
+	if ForOneRequest(a) { // nobody has its devices
+		return
+	}
+	err := within(context.WithoutCancel(ctx), func(ctx context.Context) error { return f.marks.Hand(ctx, onServer, a.LeaseID, a.Devices) })
+	if err != nil {
+		f.log.Warn("should this host not list its GPUs at the next start, a lease on them is left to other hosts", "lease", a.LeaseID, "error", err)
+	}
+}
+
 func (f fenced) Suspend(ctx context.Context, a gpu.Allocation) error {
 	return f.run(ctx, a, time.Time{}, f.Local.Suspend)
 }
@@ -187,7 +233,14 @@ func (f fenced) Resume(ctx context.Context, a gpu.Allocation) error {
 }
 
 func (f fenced) Release(ctx context.Context, a gpu.Allocation) error {
-	return f.run(ctx, a, time.Time{}, f.Local.Release)
+	if err := f.run(ctx, a, time.Time{}, f.Local.Release); err != nil || ForOneRequest(a) {
+		return err
+	}
+	err := within(context.WithoutCancel(ctx), func(ctx context.Context) error { return f.marks.TakenBack(ctx, onServer, a.LeaseID) })
+	if err != nil {
+		f.log.Warn("that devices were taken back could not be written down", "lease", a.LeaseID, "error", err)
+	}
+	return nil
 }
 
 // SuspendLate suspends devices of a lease that this gateway has let go: whoever takes it over waits until that is done, or a renter who
