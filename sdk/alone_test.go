@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/gpupay/gpupay/sdk/node"
 	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wallet"
 )
@@ -24,7 +25,7 @@ func TestOneProgramOnOneDatabase(t *testing.T) {
 	t.Cleanup(func() { client.Close() })
 	for path, open := range map[string]func() (io.Closer, error){
 		r.config.Database: func() (io.Closer, error) { return NewProvider(t.Context(), r.config) },
-		o.config.Database: func() (io.Closer, error) { return NewNode(t.Context(), o.config) },
+		o.config.Database: func() (io.Closer, error) { return node.New(t.Context(), o.config) },
 		config.Database:   func() (io.Closer, error) { return renter.New(t.Context(), config) },
 	} {
 		second, err := open()

@@ -10,6 +10,7 @@ import (
 
 	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/cluster"
+	"github.com/gpupay/gpupay/sdk/internal/contain"
 	"github.com/gpupay/gpupay/sdk/internal/inventory"
 )
 
@@ -50,7 +51,7 @@ func (p *Provider) left(ctx context.Context, others []cluster.Kept) (int, error)
 }
 
 func (p *Provider) leftBeside(others []int) (int, error) {
-	left, ok, err := free(p.config.Log, p.config.Allocator)
+	left, ok, err := contain.Free(p.config.Log, p.config.Allocator)
 	if !ok {
 		left = len(p.leases.Offered.List())
 	}

@@ -86,7 +86,7 @@ func TestColumnsOfANewerProgram(t *testing.T) {
 	t.Run("node", func(t *testing.T) {
 		o := newOutpost(t)
 		r := newRig(t, o.link)
-		widen(t, o.node.spool.DB)
+		widen(t, o.writing().DB)
 		lease := r.open(1, 200_000, "")
 		lease.record()
 		o.stop()

@@ -37,11 +37,11 @@ func (o *outpost) southern() *outpost {
 func unpaid(leases []*tab, nodes ...*outpost) (sum uint64) {
 	for _, lease := range leases {
 		for _, o := range nodes {
-			last, err := o.node.store.Records.Last(o.Context(), lease.lease.LeaseID)
+			last, err := o.disk.Records.Last(o.Context(), lease.lease.LeaseID)
 			if err != nil || last == nil {
 				continue
 			}
-			row, err := o.node.spool.Get(o.Context(), o.node.spool.DB.View(), lease.lease.LeaseID)
+			row, err := o.disk.Get(o.Context(), o.disk.DB.View(), lease.lease.LeaseID)
 			if err != nil {
 				o.Fatal(err)
 			}
@@ -126,7 +126,7 @@ func TestCreditThatANodeHolds(t *testing.T) {
 	first := r.open(1, 100_000, "?gpus=2")
 	first.record()
 	at := north
-	if _, err := south.node.store.Leases.ByID(t.Context(), first.lease.LeaseID.Hex()); err == nil {
+	if _, err := south.disk.Leases.ByID(t.Context(), first.lease.LeaseID.Hex()); err == nil {
 		at = south
 	}
 	at.set(true, nil)

@@ -1,5 +1,6 @@
 // Package sdk is the side of paid GPU time that sells: a Provider that rents out
-// GPUs and is paid for what it metered. Package sdk/renter rents from it.
+// GPUs and is paid for what it metered. Package sdk/renter rents from it; where the
+// GPUs are on other hosts, package sdk/node meters them there.
 //
 // A Provider is an http.Handler. NewProvider takes a ProviderConfig: the chain's
 // RPC, the Escrow, the Token, the payee's Key, a Database (vouchers are in it, and

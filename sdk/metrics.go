@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/internal/inventory"
 	"github.com/gpupay/gpupay/sdk/internal/lease"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -39,7 +40,7 @@ func newProviderMetrics(p *Provider) *providerMetrics {
 		problems: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "gpupay_refused_total", Help: "Requests refused, by problem."}, []string{"problem"}),
 		forgone:  prometheus.NewCounter(prometheus.CounterOpts{Name: "gpupay_forgone_leases_total", Help: "Leases at nodes whose last records were given up: their node was away for too long, or what it gave did not hold."}),
 	}
-	m.registry.MustRegister(m.streams, m.vouchers, m.problems, m.forgone, m.GPU, m.Gaps, &moneyCollector{p: p})
+	m.registry.MustRegister(m.streams, m.vouchers, m.problems, m.forgone, m.GPU, m.Gaps, inventory.Collector{Look: p.leases.GPUs}, &moneyCollector{p: p})
 	return m
 }
 
@@ -61,12 +62,8 @@ type moneyCollector struct{ p *Provider }
 
 var (
 	descLeases     = prometheus.NewDesc("gpupay_leases", "Leases running.", nil, nil)
-	descQuarantine = prometheus.NewDesc("gpupay_quarantined_gpus", "GPUs that are offered and do not work: they go into no new lease.", nil, nil)
-	descHeldGPUs   = prometheus.NewDesc("gpupay_held_leases", "Leases that have ended and whose GPUs could not be taken back yet: the release command fails.", nil, nil)
 	descRefused    = prometheus.NewDesc("gpupay_refused_nodes", "Nodes that begin no lease: their GPUs are of another kind than those of the first.", nil, nil)
 	descAway       = prometheus.NewDesc("gpupay_unreachable_nodes", "Nodes that did not answer when they were asked last: their leases go on within their credit, and no other begins there.", nil, nil)
-	descSource     = prometheus.NewDesc("gpupay_source_up", "1 while the metering source lists its GPUs.", nil, nil)
-	descRestart    = prometheus.NewDesc("gpupay_restart_wanted", "1 while nothing can be metered before the program is restarted.", nil, nil)
 	descSeen       = prometheus.NewDesc("gpupay_chain_seen_seconds", "How long ago the chain was last seen to its newest block.", nil, nil)
 	descUnmetered  = prometheus.NewDesc("gpupay_unmetered_leases", "Leases none of whose GPUs can be metered: they are suspended.", nil, nil)
 	descOwed       = prometheus.NewDesc("gpupay_spent_tokens", "Charged for GPU time, all channels that are not finalized.", nil, nil)
@@ -82,7 +79,7 @@ var (
 )
 
 func (c *moneyCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descLeases, descUnmetered, descQuarantine, descHeldGPUs, descRefused, descAway, descSource, descRestart, descSeen, descOwed, descAccepted, descSettled, descAtRisk, descWrittenOff, descHeld, descGas, descCoin, descReserve, descOldest} {
+	for _, d := range []*prometheus.Desc{descLeases, descUnmetered, descRefused, descAway, descSeen, descOwed, descAccepted, descSettled, descAtRisk, descWrittenOff, descHeld, descGas, descCoin, descReserve, descOldest} {
 		ch <- d
 	}
 }
@@ -113,27 +110,15 @@ func (c *moneyCollector) Collect(ch chan<- prometheus.Metric) {
 		gauge(descCoin, float(f.Coin))
 		gauge(descReserve, float(f.Reserve))
 	}
-	gpus := c.p.leases.GPUs(ctx)
-	gauge(descQuarantine, float64(len(gpus.Quarantined)))
-	gauge(descHeldGPUs, float64(gpus.Held))
 	refused, away := c.p.nodes.unfit()
 	gauge(descRefused, float64(len(refused)))
 	gauge(descAway, float64(len(away)))
-	gauge(descSource, flag(gpus.Err == nil))
-	gauge(descRestart, flag(gpus.Restart()))
 	if seen, ok := c.p.chainSeen(); ok {
 		gauge(descSeen, time.Since(seen).Seconds())
 	}
 	if age, err := c.p.sender.Store.Oldest(ctx, time.Now()); err == nil {
 		gauge(descOldest, age.Seconds())
 	}
-}
-
-func flag(on bool) float64 {
-	if on {
-		return 1
-	}
-	return 0
 }
 
 // float is an amount of wei for a graph.

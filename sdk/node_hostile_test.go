@@ -24,12 +24,15 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
-	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/nodelink"
+	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/node/nodekeys"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
+
+// knocks is the header of requests that reach a node also where it is cut off.
+const knocks = "Knocks"
 
 // knock is one request of a gateway to a node.
 func (o *outpost) knock(method, path string, body []byte) *http.Response {
@@ -48,6 +51,7 @@ func (o *outpost) ask(who *tls.Config, method, path string, body []byte) (*http.
 	if err != nil {
 		o.Fatal(err)
 	}
+	req.Header.Set(knocks, "1")
 	transport := &http.Transport{TLSClientConfig: who}
 	o.Cleanup(transport.CloseIdleConnections)
 	resp, err := (&http.Client{Transport: transport}).Do(req)
@@ -62,13 +66,13 @@ func (o *outpost) ask(who *tls.Config, method, path string, body []byte) (*http.
 func TestStrangersToANode(t *testing.T) {
 	t.Parallel()
 	o := newOutpost(t)
-	other, err := newTestCA().Gateway()
+	other, err := testrig.NewAuthority().Gateway()
 	if err != nil {
 		t.Fatal(err)
 	}
 	crossed := testGateway() // who believes our authority, and is known to another
 	crossed.Certificate = other.Certificate
-	imposter, err := testCA().issue("gateway.gpupay.internal", x509.ExtKeyUsageServerAuth)
+	imposter, err := testCA().Issue("gateway.gpupay.internal", x509.ExtKeyUsageServerAuth)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -95,13 +99,13 @@ func TestStrangersToANode(t *testing.T) {
 func TestNodeServedWithoutItsTLS(t *testing.T) {
 	t.Parallel()
 	o := newOutpost(t)
-	other, err := newTestCA().Gateway()
+	other, err := testrig.NewAuthority().Gateway()
 	if err != nil {
 		t.Fatal(err)
 	}
 	stranger := other
 	stranger.CA = testGateway().CA
-	named, err := testCA().issue("north.node.gpupay.internal", x509.ExtKeyUsageClientAuth)
+	named, err := testCA().Issue("north.node.gpupay.internal", x509.ExtKeyUsageClientAuth)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -175,7 +179,7 @@ func TestStartsThatANodeRefuses(t *testing.T) {
 			t.Errorf("%s: %v, want %d", name, wire.ParseProblem(resp), c.status)
 		}
 	}
-	if free := o.node.config.Allocator.(*gpu.HostAllocator).Free(); free != 2 {
+	if free := o.gpus.Free(); free != 2 {
 		t.Errorf("%d devices are free", free)
 	}
 	good := start(payee, func(o *wire.Offer, q *nodelink.Start) {
@@ -191,7 +195,7 @@ func TestStartsThatANodeRefuses(t *testing.T) {
 	if meter := o.config.MeterKey.Address(); first.Meter == nil || *first.Meter != meter || second.Meter == nil || *second.Meter != meter {
 		t.Errorf("signed by %v, then %v, the node's key is %s", first.Meter, second.Meter, meter)
 	}
-	if !slices.Equal(first.Allocation.Devices, second.Allocation.Devices) || o.node.config.Allocator.(*gpu.HostAllocator).Free() != 1 {
+	if !slices.Equal(first.Allocation.Devices, second.Allocation.Devices) || o.gpus.Free() != 1 {
 		t.Errorf("%+v, then %+v", first.Allocation, second.Allocation)
 	}
 }
@@ -299,7 +303,7 @@ func TestRecordsDeliveredTwice(t *testing.T) {
 		}
 		var l nodelink.Lease
 		_ = json.Unmarshal(answer, &l)
-		l.Records, _ = o.node.store.Records.After(context.Background(), id, 0, 1000)
+		l.Records, _ = o.disk.Records.After(context.Background(), id, 0, 1000)
 		l.Sequence = max(l.Sequence, uint64(len(l.Records)))
 		raw, _ := json.Marshal(l)
 		return raw
@@ -338,7 +342,7 @@ func TestRecordsDeliveredTwice(t *testing.T) {
 // TestAnswersFromNobody: what does not come from the node, or is no answer of its, is none; the lease goes on where it was.
 func TestAnswersFromNobody(t *testing.T) {
 	t.Parallel()
-	other, err := newTestCA().Node("north")
+	other, err := testrig.NewAuthority().Node("north")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -398,7 +402,7 @@ func TestNodeWithoutAKeyOfItsOwn(t *testing.T) {
 	if err := problemIn(wire.NoCapacity, resp); err != nil {
 		t.Error(err)
 	}
-	if free := o.node.config.Allocator.(*gpu.HostAllocator).Free(); free != 2 {
+	if free := o.gpus.Free(); free != 2 {
 		t.Errorf("%d devices are free", free)
 	}
 }
@@ -467,30 +471,7 @@ func TestNodeThatForgotSignsNoMore(t *testing.T) {
 	if _, records := o.spooled(id); row.Reason != leasestore.ErrRolledBack.Error() || records[len(records)-1].Final {
 		t.Errorf("ended because %q, final: %v", row.Reason, records[len(records)-1].Final)
 	}
-	if free := o.node.config.Allocator.(*gpu.HostAllocator).Free(); free != 2 {
+	if free := o.gpus.Free(); free != 2 {
 		t.Errorf("%d devices are free", free)
-	}
-}
-
-// TestVoucheredNeverFalls: a gateway that is behind takes nothing back of what
-// another one said is vouchered, and a restart of the node neither.
-func TestVoucheredNeverFalls(t *testing.T) {
-	o := newOutpost(t)
-	r := newRig(t, o.link)
-	lease := r.open(1, 500_000, "")
-	id := lease.lease.LeaseID
-	lease.record()
-	r.shut()
-	for _, accepted := range []string{"700", "300"} {
-		body := []byte(`{"accepted":"` + accepted + `","deposit":"500000","after":1}`)
-		if resp := o.knock("POST", "/leases/"+id.Hex()+"/sync", body); resp.StatusCode != http.StatusOK {
-			t.Fatal(resp.Status)
-		}
-	}
-	o.stop()
-	o.start()
-	v, _ := o.node.leases.Running(lease.terms.ID()).Snapshot()
-	if got := o.accepted(id); got != 700 || v.Accepted.Uint64() != 700 {
-		t.Errorf("the spool says %d, the lease %s; want 700", got, v.Accepted.Dec())
 	}
 }

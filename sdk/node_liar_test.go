@@ -300,13 +300,13 @@ func TestNodeThatEndsNothing(t *testing.T) {
 func TestNodeThatAlwaysHasMore(t *testing.T) {
 	o := newOutpost(t)
 	r := newRig(t, o.link, generousCredit, quiet, func(c *ProviderConfig) { c.CallTimeout = 2 * time.Second })
-	node := o.node
+	disk := o.disk
 	lies(o, "/sync", func(l *nodelink.Lease) {
 		after := l.Sequence - uint64(len(l.Records))
 		for len(l.Records) == 0 && t.Context().Err() == nil {
 			time.Sleep(10 * time.Millisecond)
-			row, err := node.store.Leases.ByID(t.Context(), l.LeaseID.Hex())
-			if l.Records, _ = node.store.Records.After(t.Context(), l.LeaseID, after, 1); err != nil || row.State == wire.StateEnded {
+			row, err := disk.Leases.ByID(t.Context(), l.LeaseID.Hex())
+			if l.Records, _ = disk.Records.After(t.Context(), l.LeaseID, after, 1); err != nil || row.State == wire.StateEnded {
 				break
 			}
 		}

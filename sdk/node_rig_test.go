@@ -1,14 +1,10 @@
 package sdk
 
 import (
-	"crypto/rand"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
-	"os"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -19,11 +15,15 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/channel/store"
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/database"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/internal/spool"
+	"github.com/gpupay/gpupay/sdk/node"
 	"github.com/gpupay/gpupay/sdk/node/nodekeys"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -33,47 +33,7 @@ import (
 func nodeCredit(gpus uint64) uint64 { return 2000 + gpus*500 }
 
 // testCA is the authority of the tests' nodes and gateways.
-var testCA = sync.OnceValue(newTestCA)
-
-// authority is a CA with the pair that it signs by.
-type authority struct {
-	*nodekeys.CA
-	pair tls.Certificate
-}
-
-func newTestCA() authority {
-	dir, err := os.MkdirTemp("", "gpupay-ca-")
-	if err != nil {
-		panic(err)
-	}
-	defer os.RemoveAll(dir)
-	ca, err := nodekeys.OpenCA(dir)
-	if err != nil {
-		panic(err)
-	}
-	pair, err := tls.LoadX509KeyPair(filepath.Join(dir, "ca.pem"), filepath.Join(dir, "ca-key.pem"))
-	if err != nil {
-		panic(err)
-	}
-	return authority{ca, pair}
-}
-
-// issue signs what the authority gives to nobody.
-func (a authority) issue(host string, usage x509.ExtKeyUsage) (nodekeys.Identity, error) {
-	identity, err := a.Gateway()
-	if err != nil {
-		return identity, err
-	}
-	leaf := *identity.Certificate.Leaf
-	leaf.DNSNames, leaf.ExtKeyUsage = []string{host}, []x509.ExtKeyUsage{usage}
-	raw, err := x509.CreateCertificate(rand.Reader, &leaf, a.pair.Leaf, leaf.PublicKey, a.pair.PrivateKey)
-	if err != nil {
-		return identity, err
-	}
-	identity.Certificate.Certificate = [][]byte{raw}
-	identity.Certificate.Leaf, err = x509.ParseCertificate(raw)
-	return identity, err
-}
+var testCA = sync.OnceValue(testrig.NewAuthority)
 
 func testGateway() nodekeys.Identity {
 	identity, err := testCA().Gateway()
@@ -94,9 +54,11 @@ func testNode(name string) nodekeys.Identity {
 // outpost is a node behind a network that can be cut, and that can be told to lie.
 type outpost struct {
 	*testing.T
-	config NodeConfig
-	node   *Node
+	config node.Config
+	node   *node.Agent
 	server *httptest.Server
+	gpus   *gpu.HostAllocator // of the node; nil where config has another Allocator
+	disk   spool.Spool        // the node's, opened beside it to read from
 
 	chainID uint64 // of the records that it forges
 	escrow  common.Address
@@ -117,7 +79,7 @@ func newNamedOutpost(t *testing.T, name string) *outpost {
 	if err != nil {
 		t.Fatal(err)
 	}
-	o := &outpost{T: t, config: NodeConfig{
+	o := &outpost{T: t, config: node.Config{
 		Name: name, Identity: testNode(name), MeterKey: channel.NewKey(private), Source: testclock.GPUs(2), Clock: testclock.Process(),
 		Database: filepath.Join(t.TempDir(), "spool.db"), SuspendTimeout: time.Minute,
 		Log: testrig.Warnings(t),
@@ -132,25 +94,48 @@ func newNamedOutpost(t *testing.T, name string) *outpost {
 
 func (o *outpost) start() {
 	o.Helper()
-	n, err := NewNode(o.Context(), o.config)
+	config := o.config
+	if config.Allocator == nil {
+		gpus, err := gpu.NewHostAllocator(o.Context(), config.Source)
+		if err != nil {
+			o.Fatal(err)
+		}
+		o.gpus, config.Allocator = gpus, gpus
+	}
+	n, err := node.New(o.Context(), config)
+	if err != nil {
+		o.Fatal(err)
+	}
+	db, err := store.OpenToRead(o.Context(), config.Database)
 	if err != nil {
 		o.Fatal(err)
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.node = n
+	o.node, o.disk = n, spool.Spool{Store: leasestore.NewSpooled(db)}
+}
+
+// writing opens the spool of a node that runs to write to it.
+func (o *outpost) writing() spool.Spool {
+	o.Helper()
+	db, err := store.OpenBare(o.Context(), o.config.Database)
+	if err != nil {
+		o.Fatal(err)
+	}
+	o.Cleanup(func() { db.Close() })
+	return spool.Spool{Store: leasestore.NewSpooled(db)}
 }
 
 // stop ends the node as a signal would; its leases are kept.
 func (o *outpost) stop() {
 	o.mu.Lock()
-	n := o.node
+	n, disk := o.node, o.disk
 	o.node = nil
 	o.mu.Unlock()
 	if n == nil {
 		return
 	}
-	if err := n.Close(); err != nil {
+	if err := errors.Join(disk.DB.Close(), n.Close()); err != nil {
 		o.Error(err)
 	}
 }
@@ -162,7 +147,7 @@ func (o *outpost) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if hang != nil {
 		hang(r.URL.Path)
 	}
-	if n == nil || cut {
+	if n == nil || cut && r.Header.Get(knocks) == "" {
 		panic(http.ErrAbortHandler)
 	}
 	if refuse != nil {
@@ -220,11 +205,11 @@ func (o *outpost) link(c *ProviderConfig) {
 // spooled is a lease as the node's disk has it.
 func (o *outpost) spooled(id common.Hash) (leasestore.Row, []metering.SignedRecord) {
 	o.Helper()
-	row, err := o.node.store.Leases.ByID(o.Context(), id.Hex())
+	row, err := o.disk.Leases.ByID(o.Context(), id.Hex())
 	if err != nil {
 		o.Fatal(err)
 	}
-	records, err := o.node.store.Records.After(o.Context(), id, 0, 10_000)
+	records, err := o.disk.Records.After(o.Context(), id, 0, 10_000)
 	if err != nil {
 		o.Fatal(err)
 	}

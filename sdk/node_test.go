@@ -1,11 +1,9 @@
 package sdk
 
 import (
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"log/slog"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -17,10 +15,8 @@ import (
 	"github.com/gpupay/gpupay/internal/pgtest"
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
-	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/nodelink"
-	"github.com/gpupay/gpupay/sdk/node/nodekeys"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -66,7 +62,7 @@ func TestLeaseAtANode(t *testing.T) {
 	if got := r.balance(r.config.Key.Address()); got != final.Owed.Uint64() {
 		t.Errorf("the payee has %d, is owed %s", got, final.Owed.Dec())
 	}
-	if free := o.node.config.Allocator.(*gpu.HostAllocator).Free(); free != 2 {
+	if free := o.gpus.Free(); free != 2 {
 		t.Errorf("%d devices are free at the node", free)
 	}
 }
@@ -159,7 +155,7 @@ func TestNodeCutOff(t *testing.T) {
 // accepted is what the node was told is vouchered.
 func (o *outpost) accepted(id common.Hash) uint64 {
 	o.Helper()
-	row, err := o.node.spool.Get(o.Context(), o.node.spool.DB.View(), id)
+	row, err := o.disk.Get(o.Context(), o.disk.DB.View(), id)
 	if err != nil {
 		o.Fatal(err)
 	}
@@ -310,11 +306,12 @@ func TestSpoolForgets(t *testing.T) {
 	done.record()
 	running.record()
 	done.release()
-	if err := o.node.spool.Forget(t.Context(), time.Now().Add(time.Minute)); err != nil {
+	disk := o.writing()
+	if err := disk.Forget(t.Context(), time.Now().Add(time.Minute)); err != nil {
 		t.Fatal(err)
 	}
 	var leases, spooled int
-	view := o.node.spool.DB.View()
+	view := disk.DB.View()
 	err := errors.Join(view.Get(&leases, `SELECT count(*) FROM leases`), view.Get(&spooled, `SELECT count(*) FROM spool`))
 	if err != nil || leases != 1 || spooled != 1 {
 		t.Errorf("%d leases and %d rows of the spool are left, want 1 and 1 (%v)", leases, spooled, err)
@@ -324,13 +321,13 @@ func TestSpoolForgets(t *testing.T) {
 	}
 	running.release()
 	waitFor(t, func() bool { // when its gateway has all of it
-		if err := o.node.spool.Forget(t.Context(), time.Now().Add(time.Minute)); err != nil {
+		if err := disk.Forget(t.Context(), time.Now().Add(time.Minute)); err != nil {
 			t.Fatal(err)
 		}
 		return view.Get(&leases, `SELECT count(*) FROM leases`) == nil && leases == 0
 	})
 	offers := func(before time.Time) (n int) {
-		if err := errors.Join(o.node.spool.Forget(t.Context(), before), view.Get(&n, `SELECT count(*) FROM offers`)); err != nil {
+		if err := errors.Join(disk.Forget(t.Context(), before), view.Get(&n, `SELECT count(*) FROM offers`)); err != nil {
 			t.Fatal(err)
 		}
 		return n
@@ -343,29 +340,8 @@ func TestSpoolForgets(t *testing.T) {
 	}
 }
 
-// TestNodeConfig: what cannot work is refused at the start, with a line that says
-// why.
-func TestNodeConfig(t *testing.T) {
-	good := NodeConfig{Name: "n", Identity: testNode("n"), MeterKey: testKey(t), Database: filepath.Join(t.TempDir(), "spool.db"), Source: testclock.GPUs(1), Clock: testclock.Process()}
-	for want, change := range map[string]func(*NodeConfig){
-		"no name":     func(c *NodeConfig) { c.Name = "" },
-		"a-z":         func(c *NodeConfig) { c.Name = "North" },
-		"no identity": func(c *NodeConfig) { c.Identity = nodekeys.Identity{} },
-		"not m.node":  func(c *NodeConfig) { c.Name = "m" },
-		"key usage": func(c *NodeConfig) {
-			c.Identity, _ = testCA().issue("n.node.gpupay.internal", x509.ExtKeyUsageClientAuth)
-		},
-		"authority":     func(c *NodeConfig) { c.Identity.CA = newTestCA().pair.Leaf },
-		"MeterKey":      func(c *NodeConfig) { c.MeterKey = nil },
-		"Database":      func(c *NodeConfig) { c.Database = "" },
-		"Source is nil": func(c *NodeConfig) { c.Source = nil },
-	} {
-		config := good
-		change(&config)
-		if n, err := NewNode(t.Context(), config); err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "\n") {
-			t.Errorf("%s: %v, %v", want, n, err)
-		}
-	}
+// TestNodesConfig: what a gateway cannot do with nodes is refused at the start, with a line that says why.
+func TestNodesConfig(t *testing.T) {
 	for want, change := range map[string]func(*ProviderConfig){
 		"two of this name":    func(c *ProviderConfig) { c.Nodes = append(c.Nodes, c.Nodes[0]) },
 		"not the https URL":   func(c *ProviderConfig) { c.Nodes[0].URL = "10.0.0.5:8404" },

@@ -32,7 +32,7 @@ func (o *outpost) collected(r *rig, id common.Hash) bool {
 	if err != nil {
 		o.Fatal(err)
 	}
-	there, err := o.node.spool.Unclosed(o.Context())
+	there, err := o.disk.Unclosed(o.Context())
 	if err != nil {
 		o.Fatal(err)
 	}

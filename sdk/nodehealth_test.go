@@ -13,6 +13,7 @@ import (
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sim"
+	"github.com/gpupay/gpupay/sdk/internal/inventory"
 )
 
 // fetched is what a handler of an operator's answers, of health as JSON.
@@ -52,18 +53,17 @@ func TestNodesHealthTellsTheTruth(t *testing.T) {
 		{"a restart is wanted", fmt.Errorf("driver upgraded: %w", metering.ErrRestart), nil, 503, "driver upgraded", 0, true},
 	} {
 		host.set(c.broken, c.away...)
-		o.node.leases.Offered.Sick.Expire()
-		var h nodeHealth
-		code, _ := fetched(t, o.node.Health(), &h)
 		away := len(c.away)
 		if c.broken != nil {
 			away = 2
 		}
-		if code != c.code || !strings.HasPrefix(h.Status, c.status) || len(h.Quarantined) != away || h.Restart != c.restart {
-			t.Errorf("%s: %d %+v", c.name, code, h)
-		}
+		eventually(t, "the node's health where "+c.name, func() bool {
+			var h health
+			code, _ := fetched(t, o.node.Health(), &h)
+			return code == c.code && strings.HasPrefix(h.Status, c.status) && len(h.Quarantined) == away && h.Restart == c.restart
+		})
 		_, metrics := fetched(t, o.node.Metrics(), nil)
-		for _, want := range []string{fmt.Sprintf("gpupay_quarantined_gpus %d\n", away), fmt.Sprintf("gpupay_source_up %d\n", c.source), fmt.Sprintf("gpupay_restart_wanted %g\n", flag(c.restart))} {
+		for _, want := range []string{fmt.Sprintf("gpupay_quarantined_gpus %d\n", away), fmt.Sprintf("gpupay_source_up %d\n", c.source), fmt.Sprintf("gpupay_restart_wanted %g\n", inventory.Flag(c.restart))} {
 			if !strings.Contains(metrics, want) {
 				t.Errorf("%s: no %sin\n%s", c.name, want, metrics)
 			}

@@ -18,6 +18,7 @@ import (
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/admit"
+	"github.com/gpupay/gpupay/sdk/internal/contain"
 	"github.com/gpupay/gpupay/sdk/internal/database"
 	"github.com/gpupay/gpupay/sdk/internal/highwater"
 	"github.com/gpupay/gpupay/sdk/internal/keyed"
@@ -97,7 +98,7 @@ func NewProvider(ctx context.Context, config ProviderConfig) (*Provider, error) 
 	if err := config.check(); err != nil {
 		return nil, err
 	}
-	config.Source = tame(config.Log, config.Source)
+	config.Source = contain.Source(config.Log, config.Source)
 	escrow, token, err := config.connect(ctx)
 	if err != nil {
 		return nil, err
@@ -198,7 +199,7 @@ func (p *Provider) lets() {
 	p.leases.Deps = lease.Deps{
 		Placer:   p.placer(),
 		Sick:     p.leases.Offered.Quarantines(p.config.Allocator),
-		Liveness: liveness(p.config.Log, p.config.Allocator), Source: p.config.Source, Clock: p.config.Clock, Store: p.store, Marks: p.leases.Deps.Marks, Row: p.leastRow(p.escrow), Accounts: payercredit.New(p.leastRow(p.escrow)),
+		Liveness: contain.Liveness(p.config.Log, p.config.Allocator), Source: p.config.Source, Clock: p.config.Clock, Store: p.store, Marks: p.leases.Deps.Marks, Row: p.leastRow(p.escrow), Accounts: payercredit.New(p.leastRow(p.escrow)),
 		Metrics: p.metrics.Metrics, Log: p.config.Log, Ended: p.leaseEnded, Dropped: p.leases.Drop,
 		Timing: lease.Timing{Tick: p.config.Tick, RecordEvery: p.config.RecordEvery,
 			SuspendTimeout: p.config.SuspendTimeout, AliveEvery: p.config.AliveEvery, CallTimeout: p.config.CallTimeout},
@@ -232,7 +233,7 @@ func (p *Provider) placer() placement.Placer {
 	if p.nodes != nil {
 		return p.nodes
 	}
-	return placement.Local{Allocator: namedAllocator{tameAllocator{p.config.Allocator, p.config.Log}, &p.named, p.deviceBook}}
+	return placement.Local{Allocator: namedAllocator{contain.Allocator{Allocator: p.config.Allocator, Log: p.config.Log}, &p.named, p.deviceBook}}
 }
 
 // chainParts makes what watches the chain and sends to it.

@@ -10,6 +10,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/channel/store"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/contain"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/settle"
 	"github.com/gpupay/gpupay/sdk/tower"
@@ -81,6 +82,16 @@ func (p *Provider) Settle(ctx context.Context) error {
 		return p.replicas.settle(ctx)
 	}
 	return p.settlement.Settle(ctx)
+}
+
+// settled tells the operator of a settlement. It is on the chain and in the books
+// whatever that does.
+func (p *Provider) settled(s settle.Settlement) {
+	var err error // logged
+	defer contain.Panic(p.config.Log, "ProviderConfig.OnSettled", &err)
+	if p.config.OnSettled != nil {
+		p.config.OnSettled(s)
+	}
 }
 
 // channelChanged hears of every change the chain made to a channel.

@@ -1,6 +1,7 @@
 package sdk
 
 import (
+	"encoding/json"
 	"fmt"
 	"testing"
 
@@ -27,7 +28,7 @@ func TestOldShareIsNotHeard(t *testing.T) {
 	}
 	spooled := func() spool.Row {
 		t.Helper()
-		row, err := north.node.spool.Get(t.Context(), north.node.spool.DB.View(), id)
+		row, err := north.disk.Get(t.Context(), north.disk.DB.View(), id)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -38,23 +39,23 @@ func TestOldShareIsNotHeard(t *testing.T) {
 	fair, newest := stored().Amount, stored().Version+10
 	say := func(share uint64, version int64) string {
 		t.Helper()
-		row, err := north.node.store.Leases.ByID(t.Context(), id.Hex())
-		if err != nil {
-			t.Fatal(err)
-		}
 		money := nodelink.MoneyOf(uint256.Int{}, *uint256.NewInt(100_000)).WithCredit(*uint256.NewInt(share), version)
 		if version < 0 {
 			money.CreditVersion = nil
 		}
-		answer := rowLease(row)
-		if err := north.node.hear(t.Context(), row, nodelink.Sync{Money: money}, &answer); err != nil {
+		body, err := json.Marshal(nodelink.Sync{Money: money})
+		if err != nil {
 			t.Fatal(err)
+		}
+		resp := north.knock("POST", "/leases/"+id.Hex()+"/sync", body)
+		var answer nodelink.Lease
+		if err := json.NewDecoder(resp.Body).Decode(&answer); err != nil || answer.Credit == nil {
+			t.Fatal(resp.Status, err)
 		}
 		if got := spooled(); got.Credit != answer.Credit.Dec() || got.Version != answer.CreditVersion {
 			t.Errorf("the node keeps %s of version %d and answers %s of version %d", got.Credit, got.Version, answer.Credit.Dec(), answer.CreditVersion)
 		}
-		share = north.node.leases.Runs(row).Share.Load().Uint64()
-		return fmt.Sprintf("%d of version %d", share, answer.CreditVersion)
+		return fmt.Sprintf("%s of version %d", answer.Credit.Dec(), answer.CreditVersion)
 	}
 	for _, step := range []struct {
 		what    string

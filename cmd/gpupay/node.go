@@ -11,8 +11,8 @@ import (
 	urfave "github.com/urfave/cli/v3"
 
 	"github.com/gpupay/gpupay/internal/cli"
-	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/gpu"
+	sdknode "github.com/gpupay/gpupay/sdk/node"
 	"github.com/gpupay/gpupay/sdk/node/nodekeys"
 	"github.com/gpupay/gpupay/sdk/service"
 )
@@ -27,7 +27,7 @@ type node struct {
 	issue              []string // nodes that certificates are made for
 	drain              bool
 	hooks              cli.Hooks
-	config             sdk.NodeConfig
+	config             sdknode.Config
 }
 
 const nodeMore = `Run 'gpupay serve --nodes' at the gateways: docs/nodes.md. The key that signs the usage records is made at the first start,
@@ -106,23 +106,23 @@ func (n *node) run(ctx context.Context) error {
 	if c.Allocator, err = n.hooks.Allocator(ctx, c.Source); err != nil {
 		return err
 	}
-	node, err := sdk.NewNode(ctx, *c)
+	agent, err := sdknode.New(ctx, *c)
 	if err != nil {
 		return n.flags.Named(err, cli.Fields{"Database": "db", "HighWater": "high-water", "SuspendTimeout": "suspend-timeout"})
 	}
-	return errors.Join(n.serve(ctx, node), node.Close())
+	return errors.Join(n.serve(ctx, agent), agent.Close())
 }
 
-func (n *node) serve(ctx context.Context, node *sdk.Node) error {
+func (n *node) serve(ctx context.Context, agent *sdknode.Agent) error {
 	gateways, admin, err := cli.Listeners(n.listen, n.admin)
 	if err != nil {
 		return err
 	}
 	fmt.Printf("node %s meters %d GPU(s) at %s and signs as %s\n", n.config.Name, len(n.config.Allocator.(*gpu.HostAllocator).Devices), gateways.Addr(), n.config.MeterKey.Address())
 	cli.SayAdmin(admin)
-	s := service.Service{Handler: node, TLS: node.TLS(), Metrics: node.Metrics(), Health: node.Health()}
+	s := service.Service{Handler: agent, TLS: agent.TLS(), Metrics: agent.Metrics(), Health: agent.Health()}
 	if n.drain {
-		s.Stop = node.Drain // while leases drain, gateways still fetch their records
+		s.Stop = agent.Drain // while leases drain, gateways still fetch their records
 	}
 	return service.Serve(ctx, s, gateways, admin)
 }

@@ -1,4 +1,4 @@
-package sdk
+package node
 
 import (
 	"context"
@@ -15,6 +15,7 @@ import (
 
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/gpu"
+	"github.com/gpupay/gpupay/sdk/internal/contain"
 	"github.com/gpupay/gpupay/sdk/internal/lease"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/nodelink"
@@ -22,7 +23,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
-func (n *Node) routes() {
+func (n *Agent) routes() {
 	n.mux = http.NewServeMux()
 	n.mux.HandleFunc("GET /status", n.handle(n.getStatus))
 	n.mux.HandleFunc("POST /refusal", n.handle(n.postRefusal))
@@ -31,9 +32,9 @@ func (n *Node) routes() {
 	n.mux.HandleFunc("POST /leases/{id}/end", n.handle(n.postEnd))
 }
 
-// ServeHTTP serves the node's gateways, and nobody else: serve it with the TLS of Node.TLS, and not behind a proxy that
+// ServeHTTP serves the node's gateways, and nobody else: serve it with the TLS of Agent.TLS, and not behind a proxy that
 // ends TLS.
-func (n *Node) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (n *Agent) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	serve.Hurry(w)
 	w.Header().Set("Cache-Control", "no-store")
 	if !n.config.Identity.FromGateway(r) {
@@ -45,10 +46,10 @@ func (n *Node) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // TLS is what to serve the node with: gateways of its own certificate authority are let in, nobody else.
-func (n *Node) TLS() *tls.Config { return n.config.Identity.ServeTLS() }
+func (n *Agent) TLS() *tls.Config { return n.config.Identity.ServeTLS() }
 
 // handle answers with what do returns, or with the problem that it had.
-func (n *Node) handle(do func(r *http.Request, body []byte) (any, error)) http.HandlerFunc {
+func (n *Agent) handle(do func(r *http.Request, body []byte) (any, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		control := http.NewResponseController(w)
 		_ = control.SetReadDeadline(time.Now().Add(serve.BodyTimeout))
@@ -63,7 +64,7 @@ func (n *Node) handle(do func(r *http.Request, body []byte) (any, error)) http.H
 		}
 		serve.Hurry(w)
 		if err != nil {
-			problem := nodeProblem(err)
+			problem := problemOf(err)
 			if problem.Status == http.StatusInternalServerError {
 				n.config.Log.Error("request failed", "path", r.URL.Path, "error", err)
 			}
@@ -74,7 +75,8 @@ func (n *Node) handle(do func(r *http.Request, body []byte) (any, error)) http.H
 	}
 }
 
-func nodeProblem(err error) *wire.Problem {
+// problemOf is what a gateway is told of an error.
+func problemOf(err error) *wire.Problem {
 	var problem *wire.Problem
 	var large *http.MaxBytesError
 	switch {
@@ -94,7 +96,7 @@ func nodeProblem(err error) *wire.Problem {
 	return wire.Internal.With("%v", err) // to our own gateway, who should know
 }
 
-func (n *Node) getStatus(r *http.Request, _ []byte) (any, error) {
+func (n *Agent) getStatus(r *http.Request, _ []byte) (any, error) {
 	rows, err := n.spool.Unclosed(r.Context())
 	if err != nil {
 		return nil, err
@@ -110,12 +112,12 @@ func (n *Node) getStatus(r *http.Request, _ []byte) (any, error) {
 }
 
 // rentable is what the node has, and how much of it is free.
-func (n *Node) rentable(ctx context.Context) ([]metering.Device, int, error) {
+func (n *Agent) rentable(ctx context.Context) ([]metering.Device, int, error) {
 	devices, err := n.config.Source.Devices(ctx)
 	if err != nil {
 		return nil, 0, err
 	}
-	left, ok, err := free(n.config.Log, n.config.Allocator)
+	left, ok, err := contain.Free(n.config.Log, n.config.Allocator)
 	if !ok {
 		left = len(devices)
 	}
@@ -123,7 +125,7 @@ func (n *Node) rentable(ctx context.Context) ([]metering.Device, int, error) {
 }
 
 // named is the metering key that offers of before may name.
-func (n *Node) named() common.Address {
+func (n *Agent) named() common.Address {
 	if len(n.leases.PastKeys) > 0 {
 		return n.leases.PastKeys[0].Address()
 	}
@@ -138,7 +140,7 @@ type refusal struct {
 
 // refused is why gateways begin no lease at the node; empty if none has said so for
 // a minute.
-func (n *Node) refused() string {
+func (n *Agent) refused() string {
 	if r := n.refusal.Load(); r != nil && time.Since(r.at) < nodelink.EnlistedFor {
 		return r.reason
 	}
@@ -146,7 +148,7 @@ func (n *Node) refused() string {
 }
 
 // postRefusal hears why a gateway begins no lease here, for the operator to see, or none on some devices: those go into none then.
-func (n *Node) postRefusal(_ *http.Request, body []byte) (any, error) {
+func (n *Agent) postRefusal(_ *http.Request, body []byte) (any, error) {
 	var q nodelink.Refusal
 	if err := nodelink.Parse(body, &q); err != nil {
 		return nil, wire.BadRequest.With("%v", err)
@@ -170,7 +172,7 @@ func rowLease(row leasestore.Row) nodelink.Lease {
 }
 
 // postLease begins a lease, once: who asks again is told of the first.
-func (n *Node) postLease(r *http.Request, body []byte) (any, error) {
+func (n *Agent) postLease(r *http.Request, body []byte) (any, error) {
 	var q nodelink.Start
 	if err := nodelink.Parse(body, &q); err != nil {
 		return nil, wire.BadRequest.With("%v", err)
@@ -188,7 +190,7 @@ func (n *Node) postLease(r *http.Request, body []byte) (any, error) {
 	defer n.starts.Lock(q.LeaseID)()
 	row, err := n.store.Leases.ByID(r.Context(), q.LeaseID.Hex())
 	if errors.Is(err, sql.ErrNoRows) {
-		err = n.grantFor(r.Context(), q, offer)
+		err = n.begin(r.Context(), q, offer)
 		if err == nil {
 			row, err = n.store.Leases.ByID(r.Context(), q.LeaseID.Hex())
 		}
@@ -208,7 +210,8 @@ func (n *Node) postLease(r *http.Request, body []byte) (any, error) {
 	return answer, err
 }
 
-func (n *Node) grantFor(ctx context.Context, q nodelink.Start, offer wire.SignedOffer) error {
+// begin ends what runs on the lease's channel, has on disk what the gateway said, and begins the lease.
+func (n *Agent) begin(ctx context.Context, q nodelink.Start, offer wire.SignedOffer) error {
 	if !n.leases.Accepts() {
 		return wire.Unavailable.With("this node takes no new leases")
 	}
@@ -236,13 +239,13 @@ func (n *Node) grantFor(ctx context.Context, q nodelink.Start, offer wire.Signed
 }
 
 // lease finds a lease by the id in the request's path.
-func (n *Node) lease(r *http.Request) (leasestore.Row, error) {
+func (n *Agent) lease(r *http.Request) (leasestore.Row, error) {
 	return n.store.Leases.ByID(r.Context(), common.HexToHash(r.PathValue("id")).Hex())
 }
 
 // postSync hears what a lease's channel holds and tells what the gateway does not
 // have yet.
-func (n *Node) postSync(r *http.Request, body []byte) (any, error) {
+func (n *Agent) postSync(r *http.Request, body []byte) (any, error) {
 	var q nodelink.Sync
 	if err := nodelink.Parse(body, &q); err != nil {
 		return nil, wire.BadRequest.With("%v", err)
@@ -252,7 +255,7 @@ func (n *Node) postSync(r *http.Request, body []byte) (any, error) {
 		return nil, err
 	}
 	answer := rowLease(row)
-	if err := n.hear(r.Context(), row, q, &answer); err != nil {
+	if err := n.sync(r.Context(), row, q, &answer); err != nil {
 		return nil, err
 	}
 	if answer.Sequence == q.After {
@@ -263,15 +266,15 @@ func (n *Node) postSync(r *http.Request, body []byte) (any, error) {
 	return answer, err
 }
 
-// hear keeps what a gateway says of a lease's money, if it runs the lease, has the lease act on it, and
+// sync keeps what a gateway says of a lease's money, if it runs the lease, has the lease act on it, and
 // answers with the share that counts.
-func (n *Node) hear(ctx context.Context, row leasestore.Row, q nodelink.Sync, answer *nodelink.Lease) error {
+func (n *Agent) sync(ctx context.Context, row leasestore.Row, q nodelink.Sync, answer *nodelink.Lease) error {
 	defer n.hears.Lock(answer.LeaseID)() // else an older share, or a deposed gateway's word, could land on a newer one
 	if err := n.spool.Fence(ctx, answer.LeaseID, q.Fence); err != nil {
 		return err
 	}
 	if q.After > uint64(row.Sequence) {
-		return n.mute(row, q.After)
+		return n.abort(row, q.After)
 	}
 	heard, s, err := n.spool.Sync(ctx, row, q)
 	if err != nil {
@@ -310,10 +313,10 @@ func page(records []metering.SignedRecord) []metering.SignedRecord {
 	return records
 }
 
-// mute ends a lease without another record: the spool has forgotten some that a
+// abort ends a lease without another record: the spool has forgotten some that a
 // gateway has, and a second one of the same number would be a fork that the payee
 // signed.
-func (n *Node) mute(row leasestore.Row, delivered uint64) error {
+func (n *Agent) abort(row leasestore.Row, delivered uint64) error {
 	n.config.Log.Error("a gateway has records that this spool does not", "lease", row.ID, "delivered", delivered, "spooled", row.Sequence)
 	if l := n.leases.Runs(row); l != nil && !l.Ending.Swap(true) {
 		n.leases.Go(func(ctx context.Context) {
@@ -328,7 +331,7 @@ func (n *Node) mute(row leasestore.Row, delivered uint64) error {
 }
 
 // postEnd ends a lease, and answers when its last record is in the spool.
-func (n *Node) postEnd(r *http.Request, body []byte) (any, error) {
+func (n *Agent) postEnd(r *http.Request, body []byte) (any, error) {
 	var q nodelink.End
 	if err := nodelink.Parse(body, &q); err != nil {
 		return nil, wire.BadRequest.With("%v", err)
