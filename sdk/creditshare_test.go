@@ -1,23 +1,14 @@
 package sdk
 
 import (
-	"context"
-	"errors"
 	"net/http"
 	"path/filepath"
 	"testing"
 	"time"
 
-	"github.com/ethereum/go-ethereum/common"
-	"github.com/holiman/uint256"
-	"github.com/jmoiron/sqlx"
-
-	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/internal/u256"
 	"github.com/gpupay/gpupay/sdk/gpu"
-	"github.com/gpupay/gpupay/sdk/internal/database"
-	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -177,45 +168,5 @@ func TestLeaseThatDidNotBeginHasNoShare(t *testing.T) {
 	}
 	if l := r.provider.running(terms.ID()); l == nil || l.Allocation.Node != "south" {
 		t.Errorf("it runs at %+v", l)
-	}
-}
-
-// TestShareOfALeaseThatAnotherClockEnded: a lease that ended keeps its part of the credit until its node was heard, and not a
-// moment longer, whatever the clock of the gateway that ended it said: ten minutes ahead of ours or behind.
-func TestShareOfALeaseThatAnotherClockEnded(t *testing.T) {
-	db, err := database.Open(t.Context(), filepath.Join(t.TempDir(), "provider.db"), "provider", leasestore.Migrations, "migrations/provider")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { db.Close() })
-	shares := &creditShares{store: leasestore.New(db), owing: func(context.Context, ...common.Address) ([]channel.State, error) { return nil, nil }}
-	payer := common.Address{1}
-	lets := func(id byte, share uint64) claimant {
-		t.Helper()
-		q := claimant{lease: common.Hash{id}, channel: common.Hash{id}, payer: payer, credit: *uint256.NewInt(1000)}
-		row := leasestore.Row{ID: q.lease.Hex(), Channel: q.channel.Hex(), Allocation: "{}", OwedBefore: "0", State: wire.StateAllocating, StartedAt: time.Now().UnixNano()}
-		if err := errors.Join(shares.store.Leases.Insert(t.Context(), row), shares.begin(t.Context(), q, *uint256.NewInt(share))); err != nil {
-			t.Fatal(err)
-		}
-		return q
-	}
-	ended, ours := lets(1, 900), lets(2, 0)
-	for _, ahead := range []time.Duration{-10 * time.Minute, 0, 10 * time.Minute} {
-		for held, want := range map[bool]uint64{true: 100, false: 1000} {
-			if err := shares.store.Leases.SetEnded(t.Context(), ended.lease, 0, "", held); err != nil {
-				t.Fatal(err)
-			}
-			err := db.Update(t.Context(), func(tx *sqlx.Tx) error {
-				_, err := tx.Exec(`UPDATE leases SET ended_at = ? WHERE id = ?`, time.Now().Add(ahead).Unix(), ended.lease.Hex())
-				return err
-			})
-			if err != nil {
-				t.Fatal(err)
-			}
-			p, err := ours.portion(t.Context(), db.View(), "", nil, uint256.Int{})
-			if err != nil || p.tell.Uint64() != want {
-				t.Errorf("ended by a clock %s ahead, its node not heard %t: the other lease has %s of the credit, want %d, %v", ahead, held, p.tell.Dec(), want, err)
-			}
-		}
 	}
 }

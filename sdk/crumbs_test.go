@@ -8,10 +8,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/ethereum/go-ethereum/common"
 	"github.com/holiman/uint256"
 
-	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/payercredit"
 	"github.com/gpupay/gpupay/sdk/internal/x402server"
@@ -151,22 +149,6 @@ func (r *rig) wantDebt(t *testing.T, leases []*tab) {
 	for _, s := range owing {
 		if debt := payercredit.DebtOf(s, r.provider.leastRow(r.provider.escrow)); debt != s.Spent {
 			t.Errorf("%s of %s counts", debt.Dec(), s.Spent.Dec())
-		}
-	}
-}
-
-// TestShareLacksWhatNoSettlementFetches: what a payer's other channels hold and no settlement fetches is off the share of its leases on
-// nodes.
-func TestShareLacksWhatNoSettlementFetches(t *testing.T) {
-	r := newRig(t)
-	n := func(v uint64) uint256.Int { return *uint256.NewInt(v) }
-	crumb := channel.State{ID: common.Hash{1}, Deposit: n(1000), Accepted: n(99), Spent: n(99), Status: channel.Open}
-	worth := channel.State{ID: common.Hash{2}, Deposit: n(1000), Accepted: n(100), Spent: n(130), Status: channel.Open}
-	for own, want := range map[common.Hash]uint64{{3}: 1000 - 99 - 30, {1}: 1000 - 30, {2}: 1000 - 99} {
-		q := claimant{lease: common.Hash{9}, channel: own, payer: r.payer.Address(), credit: n(1000)}
-		p, err := q.portion(t.Context(), r.provider.db.View(), "", []channel.State{crumb, worth}, n(100))
-		if err != nil || p.tell.Uint64() != want {
-			t.Errorf("a lease on channel %s hears of %s, want %d: %v", own, p.tell.Dec(), want, err)
 		}
 	}
 }

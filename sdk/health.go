@@ -56,7 +56,7 @@ func (p *Provider) Health() http.Handler {
 
 func (p *Provider) health(ctx context.Context) health {
 	leases, gpus := p.leases.All(), p.leases.GPUs(ctx)
-	refused, away := p.nodes.unfit()
+	refused, away := p.nodes.Unfit()
 	h := health{Status: "ok", Leases: len(leases), Unmetered: lease.Unmetered(leases), Quarantined: append([]string{}, gpus.Quarantined...), Held: gpus.Held, Refused: refused,
 		Away: away, Restart: gpus.Restart()}
 	switch {

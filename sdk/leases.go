@@ -35,7 +35,7 @@ func (d leaseDirectory) BeginLease(ctx context.Context, row leasestore.Row, s ch
 	}
 	l, err := d.Start(ctx, row, s, offer, c.Guard())
 	if d.p.replicas != nil && store.Conflict(err) {
-		return nil, errElsewhere(s.ID)
+		return nil, leasestore.Elsewhere(s.ID)
 	}
 	return l, err
 }

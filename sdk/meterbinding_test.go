@@ -20,6 +20,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/internal/lease"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/nodelink"
+	"github.com/gpupay/gpupay/sdk/internal/remote"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
 	"github.com/gpupay/gpupay/sdk/renter"
@@ -386,7 +387,7 @@ func TestNodeSignsForNoOtherLease(t *testing.T) {
 	var forged []metering.SignedRecord
 	lie := forge(here, there.config.MeterKey, func(*metering.SignedRecord) {})
 	here.set(false, lie)
-	if s := lease.status(leasestore.Ended); s.Reason != errUnfit.Error() {
+	if s := lease.status(leasestore.Ended); s.Reason != remote.ErrInvalidRecord.Error() {
 		t.Errorf("ended because %q", s.Reason)
 	}
 	kept, err := r.provider.store.Records.After(t.Context(), lease.lease.LeaseID, 0, 1000)
@@ -440,7 +441,7 @@ func TestNodeThatNamesAnothersKey(t *testing.T) {
 	if meter := common.Address(lease.lease.Binding.Meter); meter != other.Address() {
 		t.Fatalf("bound is %s", meter)
 	}
-	if s := lease.status(leasestore.Ended); s.Reason != errUnfit.Error() {
+	if s := lease.status(leasestore.Ended); s.Reason != remote.ErrInvalidRecord.Error() {
 		t.Errorf("ended because %q", s.Reason)
 	}
 	if records, err := r.provider.store.Records.After(t.Context(), lease.lease.LeaseID, 0, 10); err != nil || len(records) != 0 {

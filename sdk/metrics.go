@@ -110,7 +110,7 @@ func (c *moneyCollector) Collect(ch chan<- prometheus.Metric) {
 		gauge(descCoin, float(f.Coin))
 		gauge(descReserve, float(f.Reserve))
 	}
-	refused, away := c.p.nodes.unfit()
+	refused, away := c.p.nodes.Unfit()
 	gauge(descRefused, float64(len(refused)))
 	gauge(descAway, float64(len(away)))
 	if seen, ok := c.p.chainSeen(); ok {

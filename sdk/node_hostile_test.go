@@ -26,6 +26,7 @@ import (
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/nodelink"
+	"github.com/gpupay/gpupay/sdk/internal/remote"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/node/nodekeys"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -272,7 +273,7 @@ func TestHostileNodes(t *testing.T) {
 				}
 				change(rec)
 			}))
-			if s := lease.status(leasestore.Ended); s.Reason != errUnfit.Error() {
+			if s := lease.status(leasestore.Ended); s.Reason != remote.ErrInvalidRecord.Error() {
 				t.Errorf("ended because %q", s.Reason)
 			}
 			records, err := r.provider.store.Records.After(t.Context(), id, 0, 1000)
@@ -330,7 +331,7 @@ func TestRecordsDeliveredTwice(t *testing.T) {
 		raw, _ := json.Marshal(l)
 		return raw
 	})
-	if s := lease.status(leasestore.Ended); s.Reason != errUnfit.Error() {
+	if s := lease.status(leasestore.Ended); s.Reason != remote.ErrInvalidRecord.Error() {
 		t.Errorf("a fork ended the lease because %q", s.Reason)
 	}
 	kept, err := r.provider.store.Records.After(t.Context(), id, 0, 1000)
@@ -442,7 +443,7 @@ func TestSpoolFromABackup(t *testing.T) {
 		t.Fatal(err)
 	}
 	o.start()
-	if s := lease.status(leasestore.Ended); s.Reason != errUnfit.Error() {
+	if s := lease.status(leasestore.Ended); s.Reason != remote.ErrInvalidRecord.Error() {
 		t.Errorf("ended because %q", s.Reason)
 	}
 	o.wait(id, leasestore.Ended)

@@ -17,6 +17,7 @@ import (
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/internal/nodelink"
+	"github.com/gpupay/gpupay/sdk/internal/remote"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -94,7 +95,7 @@ func (r *rig) runsAt(l *tab) string {
 }
 
 // TestOfferDoesNotGrowWithWhatANodeLists: a node that lists as many GPUs as it likes, each with another memory and others each time,
-// makes the offer no longer than one kind takes, nor renewed more often than offerPace; renters of the other node notice nothing.
+// makes the offer no longer than one kind takes, nor renewed more often than it may; renters of the other node notice nothing.
 func TestOfferDoesNotGrowWithWhatANodeLists(t *testing.T) {
 	r, _, south := overBoth(t)
 	south.set(true, nil)
@@ -113,16 +114,16 @@ func TestOfferDoesNotGrowWithWhatANodeLists(t *testing.T) {
 		}
 	})
 	seen := map[string]bool{}
-	for range 3 * offerBurst {
+	for range 3 * remote.OfferBurst {
 		r.enlist()
-		r.provider.nodes.publish(t.Context())
+		r.provider.nodes.Publish(t.Context())
 		o := r.provider.Offer()
 		seen[o.Hash.Hex()] = true
 		if len(o.Devices) != 1 || o.Simulated || len(o.Document) > 1500 {
 			t.Fatalf("offer of %d bytes, simulated %v: %+v", len(o.Document), o.Simulated, o.Devices)
 		}
 	}
-	if n := len(seen); n > offerBurst+3 {
+	if n := len(seen); n > remote.OfferBurst+3 {
 		t.Errorf("%d offers were made", n)
 	}
 	if n := r.provider.Offer().Devices[0].Count; n <= 302 {
@@ -339,12 +340,12 @@ func TestNodeThatTalks(t *testing.T) {
 	r := newRig(t, o.link, generousCredit, func(c *ProviderConfig) { c.Log = slog.New(slog.NewTextHandler(&log, nil)) })
 	lease := r.open(1, 300_000, "")
 	began := time.Now()
-	eventually(t, "the node to have talked", func() bool { return said.Load() > 4*statesAtOnce })
+	eventually(t, "the node to have talked", func() bool { return said.Load() > 4*remote.StatesAtOnce })
 	if reason := r.provider.running(lease.terms.ID()).Look().Reason; len(reason) > nodelink.MaxText || strings.Contains(reason, "\n") {
 		t.Errorf("its reason has %d bytes", len(reason))
 	}
 	lines := log.holding("xx") + log.holding("x x")
-	if most := statesAtOnce + int64(time.Since(began)/time.Second) + 2; lines > most {
+	if most := remote.StatesAtOnce + int64(time.Since(began)/time.Second) + 2; lines > most {
 		t.Errorf("%d lines were logged of it", lines)
 	}
 	if bytes := log.bytes.Load(); bytes > 1<<18 {
@@ -432,7 +433,7 @@ func TestGatewayWhoseClockWasSetBack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if ran, least := view.Remote.(*remoteLease).checker.Elapsed(), int64(last.Nanos)+int64(time.Minute); ran < least || ran > least+int64(30*time.Minute) {
+	if ran, least := view.Remote.(*remote.Lease).Checker.Elapsed(), int64(last.Nanos)+int64(time.Minute); ran < least || ran > least+int64(30*time.Minute) {
 		t.Errorf("it allows %s of each GPU, the last record bills %s", time.Duration(ran), time.Duration(last.Nanos))
 	}
 	r.restart()

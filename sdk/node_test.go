@@ -357,7 +357,7 @@ func TestNodesConfig(t *testing.T) {
 		change(&config)
 		err := config.check()
 		if err == nil {
-			_, err = newNodes(config)
+			_, err = config.newNodes()
 		}
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v", want, err)

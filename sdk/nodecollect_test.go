@@ -13,6 +13,7 @@ import (
 	"github.com/gpupay/gpupay/internal/pgtest"
 	"github.com/gpupay/gpupay/internal/u256"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/internal/remote"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -171,7 +172,7 @@ func TestNothingIsBilledAfterARelease(t *testing.T) {
 	began := lease.row().StartedAt
 	waitFor(t, func() bool { return time.Now().Unix()*int64(time.Second) > began }) // its end is in whole seconds
 	last := lease.release()
-	most := uint64(lease.row().EndedAt*int64(time.Second)-began) + uint64(endTolerance)
+	most := uint64(lease.row().EndedAt*int64(time.Second)-began) + uint64(remote.EndTolerance)
 	o.goesOn(id, most+uint64(time.Second))
 	o.set(false, nil)
 	waitFor(t, func() bool { return o.collected(r, id) })
@@ -201,21 +202,19 @@ func TestNodeThatDoesNotComeBack(t *testing.T) {
 	last := lease.release()
 	n := r.provider.nodes
 	var ahead atomic.Int64
-	n.mu.Lock()
-	n.now = func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
-	n.mu.Unlock()
+	n.SetCollectClock(func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) })
 	waits := func(passes time.Duration) {
 		for range passes {
 			if lease.row().Held != 0 {
-				_ = n.collect(t.Context()) // fails where it was not noticed yet that the node is away
-				ahead.Add(int64(askedEvery))
+				_ = n.Collect(t.Context()) // fails where it was not noticed yet that the node is away
+				ahead.Add(int64(remote.AskedEvery))
 			}
 		}
 	}
-	if waits(collectFor / askedEvery / 2); lease.row().Held != 1 {
+	if waits(remote.CollectFor / remote.AskedEvery / 2); lease.row().Held != 1 {
 		t.Error("half of the time is over, and it is given up")
 	}
-	waits(collectFor/askedEvery/2 + 20)
+	waits(remote.CollectFor/remote.AskedEvery/2 + 20)
 	waitFor(t, func() bool { waits(1); return lease.row().Held == 0 }) // it is given up by who asked the node last
 	o.set(false, nil)
 	waitFor(t, func() bool { return o.collected(r, id) })
@@ -245,12 +244,10 @@ func TestGatewayWithAWrongClockGivesUpNoLease(t *testing.T) {
 	o, r, lease := cutOff(t)
 	id := lease.lease.LeaseID
 	n := r.provider.nodes
-	n.mu.Lock()
-	n.now = func() time.Time { return time.Now().Add(2 * collectFor) }
-	n.mu.Unlock()
+	n.SetCollectClock(func() time.Time { return time.Now().Add(2 * remote.CollectFor) })
 	last := lease.release() // whose moment is of the right clock
 	for range 3 {
-		if _ = n.collect(t.Context()); lease.row().Held != 1 {
+		if _ = n.Collect(t.Context()); lease.row().Held != 1 {
 			t.Fatal("it is given up at once")
 		}
 	}
@@ -268,12 +265,10 @@ func TestStoppedGatewayGivesUpNoLease(t *testing.T) {
 	id := lease.lease.LeaseID
 	last := lease.release()
 	n := r.provider.nodes
-	_ = n.collect(t.Context()) // from now on it waits
-	n.mu.Lock()
-	n.now = func() time.Time { return time.Now().Add(2 * collectFor) }
-	n.mu.Unlock()
+	_ = n.Collect(t.Context()) // from now on it waits
+	n.SetCollectClock(func() time.Time { return time.Now().Add(2 * remote.CollectFor) })
 	for range 3 {
-		if _ = n.collect(t.Context()); lease.row().Held != 1 {
+		if _ = n.Collect(t.Context()); lease.row().Held != 1 {
 			t.Fatal("it is given up as the gateway goes on")
 		}
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/internal/lease"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/nodelink"
+	"github.com/gpupay/gpupay/sdk/internal/remote"
 	"github.com/gpupay/gpupay/sdk/internal/spool"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -189,12 +190,12 @@ func TestGatewayLetsGoOfWhatItsNodeRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	for what, does := range map[string]func() error{
-		"sync":      func() error { _, err := syncs.Remote.(*remoteLease).exchange(t.Context()); return err },
+		"sync":      func() error { _, err := syncs.Remote.(*remote.Lease).Sync(t.Context()); return err },
 		"collect":   func() error { return ends.Remote.Collect(t.Context(), lease.Stop{Reason: "it was long asleep"}) },
 		"release":   func() error { return n.Release(t.Context(), a) },
-		"take over": func() error { return n.takeOver(t.Context(), n.Client("north"), row) },
+		"take over": func() error { return n.TakeOver(t.Context(), n.Client("north"), row) },
 		"end": func() error {
-			return n.end(t.Context(), n.Client("north"), id, nodelink.End{Reason: "it was long asleep", Fence: nodelink.InTerm(row.Term)})
+			return n.End(t.Context(), n.Client("north"), id, nodelink.End{Reason: "it was long asleep", Fence: nodelink.InTerm(row.Term)})
 		},
 	} {
 		if err := does(); !errors.Is(err, leasestore.ErrNotOwner) {
@@ -221,7 +222,7 @@ func TestGatewayLetsGoOfWhatItsNodeRefuses(t *testing.T) {
 	waitFor(t, func() bool { return rented.row().Sequence > before.Sequence })
 	row = rented.row()
 	hears(50)
-	if _, err := asleep().Remote.(*remoteLease).exchange(t.Context()); !errors.Is(err, &nodelink.Deposed) || errors.Is(err, leasestore.ErrNotOwner) || rented.row().Term != row.Term {
+	if _, err := asleep().Remote.(*remote.Lease).Sync(t.Context()); !errors.Is(err, &nodelink.Deposed) || errors.Is(err, leasestore.ErrNotOwner) || rented.row().Term != row.Term {
 		t.Errorf("a node that names ever newer terms: %v, in term %d", err, rented.row().Term)
 	}
 }

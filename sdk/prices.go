@@ -9,6 +9,8 @@ import (
 
 	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/inventory"
+	"github.com/gpupay/gpupay/sdk/internal/nodelink"
+	"github.com/gpupay/gpupay/sdk/internal/remote"
 	"github.com/gpupay/gpupay/sdk/units"
 )
 
@@ -35,7 +37,7 @@ func (p *Provider) prices(ctx context.Context) error {
 		p.config.Settlement.Dust = p.minTransfer
 	}
 	if len(p.config.Nodes) > 0 {
-		p.nodes, err = newNodes(p.config)
+		p.nodes, err = p.config.newNodes()
 		return err
 	}
 	if p.leases.Offered.Devices, err = p.config.Source.Devices(ctx); err != nil {
@@ -96,4 +98,24 @@ func (p *Provider) leastDelta() (uint256.Int, error) {
 		return v, fmt.Errorf("provider: MinVoucherDelta (%s) is over a quarter of what Credit is worth (%s): a renter could not pay in time", p.config.MinVoucherDelta, units.Format(most, p.token.Decimals))
 	}
 	return v, nil
+}
+
+// newNodes makes the clients of a configuration's nodes.
+func (c ProviderConfig) newNodes() (*remote.Nodes, error) {
+	if err := c.NodeIdentity.CheckGateway(); err != nil {
+		return nil, fmt.Errorf("provider: NodeIdentity: %w", err)
+	}
+	var clients []*nodelink.Client
+	for _, link := range c.Nodes {
+		client, err := nodelink.NewClient(link.Name, link.URL, c.NodeIdentity)
+		if err != nil {
+			return nil, fmt.Errorf("provider: Nodes: %w", err)
+		}
+		clients = append(clients, client)
+	}
+	pool, err := nodelink.NewPool(clients, c.Log)
+	if err != nil {
+		return nil, fmt.Errorf("provider: Nodes: %w", err)
+	}
+	return remote.New(pool), nil
 }

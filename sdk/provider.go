@@ -5,7 +5,6 @@ import (
 	"errors"
 	"math/big"
 	"net/http"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -26,6 +25,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/payercredit"
 	"github.com/gpupay/gpupay/sdk/internal/placement"
+	"github.com/gpupay/gpupay/sdk/internal/remote"
 	"github.com/gpupay/gpupay/sdk/internal/reserve"
 	"github.com/gpupay/gpupay/sdk/internal/run"
 	"github.com/gpupay/gpupay/sdk/internal/scheme"
@@ -68,7 +68,7 @@ type Provider struct {
 	session    *session
 	x402       *x402Desk // nil where x402 is not offered
 	named      namedDevices
-	nodes      *nodes // nil where this gateway meters
+	nodes      *remote.Nodes // nil where this gateway meters
 	metrics    *providerMetrics
 	mux        *http.ServeMux
 	limiter    *admit.Limiter    // what clients may do how often
@@ -116,7 +116,7 @@ func NewProvider(ctx context.Context, config ProviderConfig) (*Provider, error) 
 		p.leases.Finish()
 		return nil, errors.Join(err, p.shutFiles())
 	}
-	p.attend()
+	p.watchNodes()
 	return p, nil
 }
 
@@ -177,10 +177,10 @@ func settlesAlone(ctx context.Context, p *Provider) error {
 	return nil
 }
 
-// attend looks after the nodes until the provider stops.
-func (p *Provider) attend() {
+// watchNodes asks the nodes again and again until the provider stops.
+func (p *Provider) watchNodes() {
 	if p.nodes != nil {
-		p.leases.Go(func(ctx context.Context) { _ = p.nodes.run(ctx) })
+		p.leases.Go(func(ctx context.Context) { _ = p.nodes.Run(ctx) })
 	}
 }
 
@@ -194,7 +194,7 @@ func (p *Provider) lets() {
 	p.leases.Prepaid, p.leases.Allocated = p.prepaid, p.reserved.Taken
 	p.leases.Owing = func(ctx context.Context, payer common.Address) ([]channel.State, error) { return p.owing(ctx, payer) }
 	if p.nodes != nil {
-		p.leases.Remote = p.nodes.newRemote
+		p.leases.Remote = p.nodes.NewLease
 	}
 	p.leases.Deps = lease.Deps{
 		Placer:   p.placer(),
@@ -208,19 +208,21 @@ func (p *Provider) lets() {
 		p.leases.Deps.Tenure = p.replicas.tenureNow
 	}
 	if p.nodes != nil {
-		p.nodes.config = p.nodesConfig()
-		p.leases.Deps.Timing.BeginTimeout = nodesTime(p.config.CallTimeout)
+		p.nodes.Config = p.nodesConfig()
+		p.leases.Deps.Timing.BeginTimeout = remote.BeginTimeout(p.config.CallTimeout)
 	}
 }
 
-func (p *Provider) nodesConfig() nodesConfig {
-	return nodesConfig{db: p.db, store: p.store, payee: p.payee, shares: &creditShares{p.store, p.leases.Deps.Row, p.owing}, accounts: p.leases.Deps.Accounts, row: p.leases.Deps.Row, shared: p.replicas != nil,
-		log: p.config.Log, callTimeout: p.config.CallTimeout, tolerance: p.config.ClockTolerance, credit: p.config.Credit, tick: p.config.Tick,
-		decimals: p.token.Decimals, forgone: p.metrics.forgone, offer: p.Offer, renew: p.renewOffer,
-		image: func(ctx context.Context, row leasestore.Row, s channel.State) (*lease.Lease, error) {
+// nodesConfig is what the nodes' leases need of this gateway.
+func (p *Provider) nodesConfig() remote.Config {
+	row := p.leases.Deps.Row
+	return remote.Config{DB: p.db, Store: p.store, Payee: p.payee, Shares: &remote.Shares{Store: p.store, Row: row, Owing: p.owing}, Accounts: p.leases.Deps.Accounts, Row: row, Shared: p.replicas != nil,
+		Log: p.config.Log, CallTimeout: p.config.CallTimeout, Tolerance: p.config.ClockTolerance, Credit: p.config.Credit, Tick: p.config.Tick,
+		Decimals: p.token.Decimals, Forgone: p.metrics.forgone, Offer: p.Offer, Renew: p.renewOffer,
+		Image: func(ctx context.Context, row leasestore.Row, s channel.State) (*lease.Lease, error) {
 			return image(ctx, p, row, s)
 		},
-		resolve: func(ctx context.Context, row leasestore.Row) error {
+		Resolve: func(ctx context.Context, row leasestore.Row) error {
 			if p.replicas != nil {
 				return p.replicas.resolve(ctx, row, "")
 			}
@@ -313,7 +315,7 @@ func (p *Provider) renewOffer(ctx context.Context) error {
 		MaxGap:      p.config.MaxGap.Milliseconds(),
 		RecordEvery: p.config.RecordEvery.Milliseconds(),
 		Devices:     wire.DevicesOf(devices),
-		Simulated:   simulated(devices),
+		Simulated:   wire.Simulated(devices),
 		Expires:     offerEnd(time.Now(), p.config.OfferTTL).Unix(),
 	})
 	if err != nil {
@@ -326,10 +328,6 @@ func (p *Provider) renewOffer(ctx context.Context) error {
 	defer p.offerMu.Unlock()
 	p.offer = offer
 	return nil
-}
-
-func simulated(devices []metering.Device) bool {
-	return slices.ContainsFunc(devices, func(d metering.Device) bool { return d.Simulated })
 }
 
 // Offer returns the offer that new leases are made under.

@@ -23,7 +23,7 @@ func (r *replicas) sweep(ctx context.Context) error {
 	rows, err := r.p.store.Leases.Orphans(ctx, r.identity(), time.Now().Add(-2*r.p.config.CallTimeout))
 	for _, row := range rows {
 		if row.State == wire.StateEnded && row.AtNode() {
-			continue // nodes.collect asks for it
+			continue // remote.Nodes.Collect asks for it
 		}
 		if failed := r.resolve(ctx, row, ""); !errors.Is(failed, lease.ErrHeld) {
 			err = errors.Join(err, failed)

@@ -124,12 +124,6 @@ func (r *replicas) shown() []*lease.Lease {
 	return all
 }
 
-// errElsewhere is a lease that another gateway is about to begin, to take over or
-// to end.
-func errElsewhere(id common.Hash) error {
-	return wire.Unavailable.With("another gateway is at work on the lease of channel %s: try again", id)
-}
-
 // Serving finds the lease that runs on a channel, here or at another gateway.
 // With one that is shown here only, the caller owes a Detach.
 func (d leaseDirectory) Serving(ctx context.Context, s channel.State) (*lease.Lease, error) {
@@ -141,7 +135,7 @@ func (d leaseDirectory) Serving(ctx context.Context, s channel.State) (*lease.Le
 	case err != nil || !ok || row.State == wire.StateEnded:
 		return nil, err
 	case row.State == wire.StateAllocating, row.State == wire.StateEnding:
-		return nil, errElsewhere(s.ID)
+		return nil, leasestore.Elsewhere(s.ID)
 	}
 	return d.p.replicas.follow(ctx, row, s)
 }

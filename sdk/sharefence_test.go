@@ -8,6 +8,7 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/sdk/internal/nodelink"
+	"github.com/gpupay/gpupay/sdk/internal/remote"
 	"github.com/gpupay/gpupay/sdk/internal/spool"
 )
 
@@ -19,7 +20,12 @@ func TestOldShareIsNotHeard(t *testing.T) {
 	r := newRig(t, quiet, north.link)
 	lease := r.open(1, 100_000, "")
 	id := lease.lease.LeaseID
-	stored := func() (row shareRow) {
+	type share struct {
+		Amount  string `db:"amount"`
+		Told    string `db:"told"`
+		Version int64  `db:"version"`
+	}
+	stored := func() (row share) {
 		t.Helper()
 		if err := r.provider.db.View().Get(&row, `SELECT amount, told, version FROM credit_shares WHERE lease = ?`, id.Hex()); err != nil {
 			t.Fatal(err)
@@ -73,8 +79,8 @@ func TestOldShareIsNotHeard(t *testing.T) {
 			t.Errorf("%s: the lease has %s, want %s", step.what, got, step.want)
 		}
 	}
-	late := portion{held: *uint256.NewInt(2000), tell: *uint256.NewInt(1), version: stored().Version - 1}
-	if err := r.provider.nodes.config.shares.heard(t.Context(), id, late); err != nil || stored().Amount != fair {
+	late := remote.Portion{Held: *uint256.NewInt(2000), Tell: *uint256.NewInt(1), Version: stored().Version - 1}
+	if err := r.provider.nodes.Config.Shares.Heard(t.Context(), id, late); err != nil || stored().Amount != fair {
 		t.Errorf("a late answer lowered the share to %s: %v", stored().Amount, err)
 	}
 	r.restart() // its database is a copy from before

@@ -10,6 +10,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/placement"
+	"github.com/gpupay/gpupay/sdk/internal/remote"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -37,16 +38,16 @@ func TestNoShareIsServedByWhatIsSettled(t *testing.T) {
 		t.Fatal(err)
 	}
 	waitFor(t, func() bool { s := lease.state(); return s.Settled.Uint64() == row })
-	another := func(accepted uint64) (portion, error) { // on the same channel
+	another := func(accepted uint64) (remote.Portion, error) { // on the same channel
 		s := lease.state()
 		s.Accepted, s.Spent = *uint256.NewInt(accepted), *uint256.NewInt(row)
-		return r.provider.nodes.makeRoom(t.Context(), placement.Request{Request: gpu.Request{LeaseID: randomHash(), GPUs: 1}, Channel: s, Offer: r.provider.Offer()})
+		return r.provider.nodes.MakeRoom(t.Context(), placement.Request{Request: gpu.Request{LeaseID: randomHash(), GPUs: 1}, Channel: s, Offer: r.provider.Offer()})
 	}
 	if _, err := another(2*row - 1); !errors.Is(err, &wire.InsufficientBalance) {
 		t.Errorf("a voucher that no settlement fetches: %v", err)
 	}
-	if p, err := another(2 * row); err != nil || !p.tell.IsZero() {
-		t.Errorf("a voucher that one fetches: a share of %s (%v)", p.tell.Dec(), err)
+	if p, err := another(2 * row); err != nil || !p.Tell.IsZero() {
+		t.Errorf("a voucher that one fetches: a share of %s (%v)", p.Tell.Dec(), err)
 	}
 	lease.pay(2*row - 1)
 	time.Sleep(500 * time.Millisecond) // it is in touch ten times meanwhile

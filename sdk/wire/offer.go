@@ -71,6 +71,11 @@ func DevicesOf(devices []metering.Device) []OfferDevices {
 	return kinds
 }
 
+// Simulated reports whether any of the devices is.
+func Simulated(devices []metering.Device) bool {
+	return slices.ContainsFunc(devices, func(d metering.Device) bool { return d.Simulated })
+}
+
 // SignedOffer is an offer as published: the exact document and its signature.
 type SignedOffer struct {
 	Offer

@@ -15,6 +15,7 @@ import (
 	"github.com/gpupay/gpupay/channel/store"
 	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/database"
+	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // Leases keeps the leases' rows. Each write of a lease that runs names the term of its owner, its fencing token.
@@ -135,6 +136,11 @@ func forgetAccess(ctx context.Context, tx *sqlx.Tx, id common.Hash) error {
 	}
 	_, err = tx.ExecContext(ctx, tx.Rebind(`UPDATE leases SET allocation = ? WHERE id = ?`), string(rest), id.Hex())
 	return err
+}
+
+// Elsewhere is what a renter is told of a lease that another gateway is about to begin, to take over or to end.
+func Elsewhere(channelID common.Hash) error {
+	return wire.Unavailable.With("another gateway is at work on the lease of channel %s: try again", channelID)
 }
 
 // requireOwner turns a write that found no lease of its term into ErrNotOwner.

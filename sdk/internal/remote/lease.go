@@ -1,4 +1,4 @@
-package sdk
+package remote
 
 import (
 	"context"
@@ -17,57 +17,57 @@ import (
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
-// remoteLease is a gateway's view of a lease that a node meters. It believes no
+// Lease is a gateway's view of a lease that a node meters. It believes no
 // record before it has checked it as a renter would.
-type remoteLease struct {
+type Lease struct {
 	lease   *lease.Lease
-	shares  *creditShares
+	shares  *Shares
 	node    *nodelink.Client
-	checker *metering.Checker
-	failing bool // the last exchange failed, and was logged
+	Checker *metering.Checker // of what the node signs
+	failing bool              // the last Sync failed, and was logged
 	foreign func([]metering.DeviceEvidence) error
 
-	lostTerm func(ctx context.Context, refusal error) error // see nodes.outpaced
+	lostTerm func(ctx context.Context, refusal error) error // see Nodes.outpaced
 
 	heard bool          // it has answered this process, or the lease has ended: what it says of its share is no news
 	gave  int64         // the newest version of a share that this process told it
 	shown *rate.Limiter // of what it says of its state
 }
 
-// errUnfit is a node whose records do not hold: nothing of them is charged, and
+// ErrInvalidRecord is a node whose records do not hold: nothing of them is charged, and
 // the lease ends.
-var errUnfit = errors.New("the node's records do not hold")
+var ErrInvalidRecord = errors.New("the node's records do not hold")
 
-// newRemote is what a gateway has of a lease on a node: the checker goes on after
+// NewLease is what a gateway has of a lease on a node: the checker goes on after
 // the last record on disk, whichever gateway wrote it. It takes records of the key
 // that is bound to the lease alone: no other node can sign for it.
-func (n *nodes) newRemote(l *lease.Lease, row leasestore.Row, terms metering.Lease, meter common.Address, last *metering.SignedRecord) (lease.Engine, error) {
+func (n *Nodes) NewLease(l *lease.Lease, row leasestore.Row, terms metering.Lease, meter common.Address, last *metering.SignedRecord) (lease.Engine, error) {
 	name := l.Allocation.Node
 	c := n.Client(name)
 	if c == nil {
 		return nil, fmt.Errorf("node %q of lease %s is not among ProviderConfig.Nodes (%s)", name, terms.ID, n.Names())
 	}
-	config := metering.CheckerConfig{Lease: terms, Key: meter, Tolerance: n.config.tolerance, RecordEvery: metering.MinRecordEvery}
+	config := metering.CheckerConfig{Lease: terms, Key: meter, Tolerance: n.Config.Tolerance, RecordEvery: metering.MinRecordEvery}
 	if row.EndedAt > 0 {
-		config.Clock, config.Tolerance = stoppedClock{at: row.EndedAt}, min(config.Tolerance, endTolerance)
+		config.Clock, config.Tolerance = stoppedClock{at: row.EndedAt}, min(config.Tolerance, EndTolerance)
 	}
 	state := checkedTo(last, terms, row.StartedAt)
 	if last != nil && row.EndedAt == 0 {
-		state.Elapsed += int64(n.config.credit) // of one GPU: what was served while we did not look, and our wall clock may not know of
+		state.Elapsed += int64(n.Config.Credit) // of one GPU: what was served while we did not look, and our wall clock may not know of
 	}
 	checker, err := metering.ResumeChecker(config, state)
 	foreign := func(billed []metering.DeviceEvidence) error { return n.CheckSlices(name, billed) }
 	lostTerm := func(ctx context.Context, refusal error) error { return n.outpaced(ctx, terms.ID, row.Term, refusal) }
-	return &remoteLease{lease: l, shares: n.config.shares, node: c, checker: checker, foreign: foreign, lostTerm: lostTerm, heard: row.EndedAt > 0, shown: rate.NewLimiter(1, statesAtOnce)}, err
+	return &Lease{lease: l, shares: n.Config.Shares, node: c, Checker: checker, foreign: foreign, lostTerm: lostTerm, heard: row.EndedAt > 0, shown: rate.NewLimiter(1, StatesAtOnce)}, err
 }
 
-// statesAtOnce is how many states and reasons of a node are shown at once; each takes a log line, a row and an event, and there is
+// StatesAtOnce is how many states and reasons of a node are shown at once; each takes a log line, a row and an event, and there is
 // one a second from then on.
-const statesAtOnce = 10
+const StatesAtOnce = 10
 
-// endTolerance is what a lease may be billed beyond when it was asked to end, for each GPU: as the renter's own tolerance. The
+// EndTolerance is what a lease may be billed beyond when it was asked to end, for each GPU: as the renter's own tolerance. The
 // beginning and the end are of the gateways' clocks, and what ran in between is of the node's.
-const endTolerance = 2 * time.Second
+const EndTolerance = 2 * time.Second
 
 // stoppedClock stands where a lease was asked to end: a checker that has it takes no record of more time than passed by then,
 // whatever the clock of the node says.
@@ -101,18 +101,18 @@ func checkedTo(last *metering.SignedRecord, terms metering.Lease, startedAt int6
 // Follow keeps a lease that a node meters until it ends: it passes on what the
 // channel holds and takes the node's records. It is to such a lease what loop is
 // to one that is metered here, and the node holds it to its credit.
-func (r *remoteLease) Follow(ctx context.Context) lease.Stop {
+func (r *Lease) Follow(ctx context.Context) lease.Stop {
 	tick := time.NewTicker(min(r.lease.Deps.Timing.Tick, time.Second))
 	defer tick.Stop()
 	now := make(chan time.Time)
 	close(now)
 	for {
-		got, err := r.exchange(ctx)
+		got, err := r.Sync(ctx)
 		switch {
 		case r.lease.Lost.Load():
 			return lease.Stop{Reason: "another gateway runs it"}
-		case errors.Is(err, errUnfit):
-			return lease.Stop{Reason: errUnfit.Error()}
+		case errors.Is(err, ErrInvalidRecord):
+			return lease.Stop{Reason: ErrInvalidRecord.Error()}
 		case got.ended:
 			return lease.Stop{Reason: got.reason}
 		}
@@ -135,25 +135,25 @@ func (r *remoteLease) Follow(ctx context.Context) lease.Stop {
 	}
 }
 
-// exchanged is what came of one question to a lease's node.
-type exchanged struct {
+// Synced is what came of one question to a lease's node.
+type Synced struct {
 	ended  bool // the lease has, there
 	reason string
 	more   bool // it has records that did not fit into its answer
 }
 
-// exchangeAll is exchange until the node has no more records. A node may always say that it has: ctx bounds it.
-func (r *remoteLease) exchangeAll(ctx context.Context) error {
+// syncAll is Sync until the node has no more records. A node may always say that it has: ctx bounds it.
+func (r *Lease) syncAll(ctx context.Context) error {
 	for {
-		if got, err := r.exchange(ctx); err != nil || !got.more {
+		if got, err := r.Sync(ctx); err != nil || !got.more {
 			return err
 		}
 	}
 }
 
-// exchange tells the node what is vouchered and takes what it answers.
-func (r *remoteLease) exchange(ctx context.Context) (got exchanged, err error) {
-	defer func() { r.complain(ctx, err) }()
+// Sync tells the node what is vouchered and takes what it answers.
+func (r *Lease) Sync(ctx context.Context) (got Synced, err error) {
+	defer func() { r.logFailure(ctx, err) }()
 	if err := r.lease.Save(ctx); err != nil {
 		return got, err
 	}
@@ -168,17 +168,17 @@ func (r *remoteLease) exchange(ctx context.Context) (got exchanged, err error) {
 	}
 	v, _ := r.lease.Snapshot()
 	counts := v.Accepted
-	if part.tell.IsZero() { // see limit
+	if part.Tell.IsZero() { // see limit
 		counts = v.Collectible
 	}
 	var there nodelink.Lease
 	err = r.node.Call(ctx, nodelink.Timeout, "POST", "/leases/"+r.lease.ID.Hex()+"/sync",
-		nodelink.Sync{Money: nodelink.MoneyOf(counts, v.Deposit).WithCredit(part.tell, part.version), Fence: nodelink.InTerm(r.lease.Term), After: v.Sequence}, &there)
+		nodelink.Sync{Money: nodelink.MoneyOf(counts, v.Deposit).WithCredit(part.Tell, part.Version), Fence: nodelink.InTerm(r.lease.Term), After: v.Sequence}, &there)
 	switch {
 	case nodelink.Gone(err):
-		return exchanged{ended: true, reason: "its node knows nothing of it"}, nil
+		return Synced{ended: true, reason: "its node knows nothing of it"}, nil
 	case errors.Is(err, &nodelink.SpoolRolledBack):
-		return got, fmt.Errorf("%w: %w", errUnfit, err)
+		return got, fmt.Errorf("%w: %w", ErrInvalidRecord, err)
 	case err != nil:
 		return got, r.outpaced(ctx, err)
 	}
@@ -195,34 +195,34 @@ func (r *remoteLease) exchange(ctx context.Context) (got exchanged, err error) {
 	case now.Sequence < there.Sequence && now.Sequence == v.Sequence:
 		return got, fmt.Errorf("node %s has %d records of lease %s and does not give them", r.node.Name, there.Sequence, r.lease.ID)
 	case now.Sequence < there.Sequence:
-		return exchanged{more: true}, nil
+		return Synced{more: true}, nil
 	case there.State == wire.StateEnded:
-		return exchanged{ended: true, reason: there.Reason}, nil
+		return Synced{ended: true, reason: there.Reason}, nil
 	}
 	return got, r.mirrorState(ctx, there)
 }
 
 // take checks a record and has it and its charge on disk before anyone sees it.
 // One that came before changes nothing.
-func (r *remoteLease) take(ctx context.Context, rec metering.SignedRecord) error {
+func (r *Lease) take(ctx context.Context, rec metering.SignedRecord) error {
 	if v, _ := r.lease.Snapshot(); rec.LeaseID == r.lease.ID && rec.Sequence <= v.Sequence {
 		return r.same(ctx, rec)
 	}
 	if err := r.foreign(rec.Evidence.Devices); err != nil {
-		return fmt.Errorf("%w: node %s: %w", errUnfit, r.node.Name, err)
+		return fmt.Errorf("%w: node %s: %w", ErrInvalidRecord, r.node.Name, err)
 	}
-	if err := r.checker.Check(rec); err != nil {
+	if err := r.Checker.Check(rec); err != nil {
 		if errors.Is(err, metering.ErrClock) {
 			return fmt.Errorf("node %s: %w", r.node.Name, err) // our own clock may be behind: asked again
 		}
-		return fmt.Errorf("%w: node %s: %w", errUnfit, r.node.Name, err)
+		return fmt.Errorf("%w: node %s: %w", ErrInvalidRecord, r.node.Name, err)
 	}
 	r.lease.Unstored = &rec
 	return r.lease.CommitRecord(ctx)
 }
 
 // same makes sure that a record which was delivered before is the one on disk.
-func (r *remoteLease) same(ctx context.Context, rec metering.SignedRecord) error {
+func (r *Lease) same(ctx context.Context, rec metering.SignedRecord) error {
 	kept, err := r.lease.Deps.Store.Records.After(ctx, r.lease.ID, rec.Sequence-1, 1)
 	if err != nil {
 		return err
@@ -231,13 +231,13 @@ func (r *remoteLease) same(ctx context.Context, rec metering.SignedRecord) error
 	is, _ := json.Marshal([]metering.SignedRecord{rec})
 	if string(was) != string(is) {
 		return fmt.Errorf("%w: node %s: %w: it gives another record %d of lease %s than the one on disk",
-			errUnfit, r.node.Name, metering.ErrForked, rec.Sequence, r.lease.ID)
+			ErrInvalidRecord, r.node.Name, metering.ErrForked, rec.Sequence, r.lease.ID)
 	}
 	return nil
 }
 
 // mirrorState keeps whether the node serves the lease, and shows it.
-func (r *remoteLease) mirrorState(ctx context.Context, there nodelink.Lease) error {
+func (r *Lease) mirrorState(ctx context.Context, there nodelink.Lease) error {
 	v, _ := r.lease.Snapshot()
 	state := leasestore.State(there.State)
 	if state != leasestore.Active && state != leasestore.Suspended || state == v.State && there.Reason == v.Reason {
@@ -250,13 +250,13 @@ func (r *remoteLease) mirrorState(ctx context.Context, there nodelink.Lease) err
 	return nil
 }
 
-// complain logs the first of a row of failures.
-func (r *remoteLease) complain(ctx context.Context, err error) {
+// logFailure logs the first of a row of failures.
+func (r *Lease) logFailure(ctx context.Context, err error) {
 	switch {
 	case errors.Is(err, leasestore.ErrNotOwner): // see drop
 	case err == nil && r.failing:
 		r.lease.Deps.Log.Info("lease is in touch with its node again", "lease", r.lease.ID, "node", r.node.Name)
-	case errors.Is(err, errUnfit):
+	case errors.Is(err, ErrInvalidRecord):
 		r.lease.Deps.Log.Error("record refused: nothing of it is charged, and the lease ends", "lease", r.lease.ID, "channel", r.lease.Terms.ID(), "error", err)
 	case err != nil && !r.failing && ctx.Err() == nil:
 		r.lease.Deps.Log.Warn("lease is out of touch with its node: it goes on within its credit", "lease", r.lease.ID, "error", err)
@@ -266,7 +266,7 @@ func (r *remoteLease) complain(ctx context.Context, err error) {
 
 // Collect ends a lease at its node and takes its last records. If the gateway
 // stops, the lease goes on and there is nothing to do.
-func (r *remoteLease) Collect(ctx context.Context, req lease.Stop) error {
+func (r *Lease) Collect(ctx context.Context, req lease.Stop) error {
 	if req.Keep {
 		return nil
 	}
@@ -275,5 +275,5 @@ func (r *remoteLease) Collect(ctx context.Context, req lease.Stop) error {
 	if err := r.node.End(ctx, r.lease.Deps.Timing.CallTimeout, r.lease.ID, nodelink.End{Reason: req.Reason, Fence: nodelink.InTerm(r.lease.Term)}); err != nil {
 		return r.outpaced(ctx, err)
 	}
-	return r.exchangeAll(ctx)
+	return r.syncAll(ctx)
 }

@@ -1,4 +1,4 @@
-package sdk
+package remote
 
 import (
 	"context"
@@ -16,21 +16,21 @@ import (
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
-// collectFor is how long a gateway's process waits for a node, which was out of reach when a lease ended, to say what it metered:
+// CollectFor is how long a gateway's process waits for a node, which was out of reach when a lease ended, to say what it metered:
 // by its monotonic clock, since wall clocks of gateways disagree and are set, and only while it asked: see waited. Meanwhile the payer's
 // credit is without the lease's share, and no other lease begins on its channel; after it, what was not said is given up.
-const collectFor = time.Hour
+const CollectFor = time.Hour
 
-// askedEvery is the most between two asks of a node that counts as time in which it did not answer: a process that was stopped, or had
+// AskedEvery is the most between two asks of a node that counts as time in which it did not answer: a process that was stopped, or had
 // no database, did not ask it.
-const askedEvery = time.Second + nodelink.Timeout
+const AskedEvery = time.Second + nodelink.Timeout
 
-// collect takes over what nodes metered of leases that ended here while they were out of reach, whichever gateway ended them,
+// Collect takes over what nodes metered of leases that ended here while they were out of reach, whichever gateway ended them,
 // and gives up what it waited for too long.
-func (n *nodes) collect(ctx context.Context) error {
+func (n *Nodes) Collect(ctx context.Context) error {
 	n.passes.Lock()
 	defer n.passes.Unlock()
-	rows, err := n.config.store.Leases.StillHeld(ctx)
+	rows, err := n.Config.Store.Leases.StillHeld(ctx)
 	if err != nil {
 		return err
 	}
@@ -41,15 +41,15 @@ func (n *nodes) collect(ctx context.Context) error {
 		case bad != nil || a.Node == "": // a gateway's own
 		case n.Answers(a.Node):
 			there[a.Node] = append(there[a.Node], row)
-		case waited[row.ID] > collectFor:
+		case waited[row.ID] > CollectFor:
 			err = errors.Join(err, n.giveUp(ctx, row, fmt.Errorf("node %s is out of reach", a.Node)))
 		}
 	}
 	for name, rows := range there {
 		n.Go(ctx, "collect", name, func(ctx context.Context) (err error) {
 			for _, row := range rows {
-				failed := n.config.resolve(ctx, row)
-				if failed != nil && waited[row.ID] > collectFor {
+				failed := n.Config.Resolve(ctx, row)
+				if failed != nil && waited[row.ID] > CollectFor {
 					failed = n.giveUp(ctx, row, failed)
 				}
 				if !errors.Is(failed, lease.ErrHeld) { // of this it was said
@@ -63,9 +63,9 @@ func (n *nodes) collect(ctx context.Context) error {
 }
 
 // giveUp asks no more for what a node metered of a lease.
-func (n *nodes) giveUp(ctx context.Context, row leasestore.Row, why error) error {
+func (n *Nodes) giveUp(ctx context.Context, row leasestore.Row, why error) error {
 	n.forgo(row, why)
-	return errors.Join(n.config.store.Leases.SetHeld(ctx, row.ID, 0), n.config.shares.end(ctx, common.HexToHash(row.ID)))
+	return errors.Join(n.Config.Store.Leases.SetHeld(ctx, row.ID, 0), n.Config.Shares.end(ctx, common.HexToHash(row.ID)))
 }
 
 // absence is for how long a node that was asked has not said what it metered of a lease.
@@ -76,14 +76,14 @@ type absence struct {
 }
 
 // waited is for how long this process has asked for what is to be told of each of the leases, and was told nothing.
-func (n *nodes) waited(rows []leasestore.Row) map[string]time.Duration {
+func (n *Nodes) waited(rows []leasestore.Row) map[string]time.Duration {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	now, waited, absent := n.now(), make(map[string]time.Duration), make(map[string]absence)
 	for _, row := range rows {
 		a, seen := n.absent[row.ID]
 		if seen && row.Sequence == a.sequence { // else it has told something since
-			a.length += min(now.Sub(a.last), askedEvery)
+			a.length += min(now.Sub(a.last), AskedEvery)
 		}
 		a.last, a.sequence = now, row.Sequence
 		absent[row.ID], waited[row.ID] = a, a.length
@@ -92,43 +92,50 @@ func (n *nodes) waited(rows []leasestore.Row) map[string]time.Duration {
 	return waited
 }
 
-// forgo says that what a lease used is billed to nobody.
-func (n *nodes) forgo(row leasestore.Row, why error) {
-	n.config.forgone.Inc()
-	n.config.log.Error("what a node metered of a lease is given up: it is billed to nobody", "lease", row.ID, "channel", row.Channel, "records", row.Sequence, "error", why)
+// SetCollectClock has it measure by a clock for how long nodes were asked in vain.
+func (n *Nodes) SetCollectClock(now func() time.Time) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.now = now
 }
 
-// takeOver ends a lease at its node and has on disk, with their charges, its records that are not there yet, up to when it was
+// forgo says that what a lease used is billed to nobody.
+func (n *Nodes) forgo(row leasestore.Row, why error) {
+	n.Config.Forgone.Inc()
+	n.Config.Log.Error("what a node metered of a lease is given up: it is billed to nobody", "lease", row.ID, "channel", row.Channel, "records", row.Sequence, "error", why)
+}
+
+// TakeOver ends a lease at its node and has on disk, with their charges, its records that are not there yet, up to when it was
 // asked to end: what the node metered beyond that, before it heard so, is billed to nobody.
-func (n *nodes) takeOver(ctx context.Context, c *nodelink.Client, row leasestore.Row) error {
+func (n *Nodes) TakeOver(ctx context.Context, c *nodelink.Client, row leasestore.Row) error {
 	a, err := row.Allocated()
 	if err != nil || a.Node == "" {
 		return nil // its renter never had it
 	}
-	ctx, cancel := context.WithTimeout(ctx, 2*n.config.callTimeout) // what was taken by then is on disk: the rest is asked for again
+	ctx, cancel := context.WithTimeout(ctx, 2*n.Config.CallTimeout) // what was taken by then is on disk: the rest is asked for again
 	defer cancel()
-	last, err := n.config.store.Records.Last(ctx, a.LeaseID)
+	last, err := n.Config.Store.Records.Last(ctx, a.LeaseID)
 	if err != nil || last != nil && last.Final {
 		return err
 	}
-	s, err := n.config.payee.State(ctx, common.HexToHash(row.Channel))
+	s, err := n.Config.Payee.State(ctx, common.HexToHash(row.Channel))
 	if err != nil {
 		return err
 	}
-	l, err := n.config.image(ctx, row, s)
+	l, err := n.Config.Image(ctx, row, s)
 	if err != nil {
 		return err
 	}
 	var there nodelink.Lease
-	remote := l.Remote.(*remoteLease)
-	if err := c.Call(ctx, n.config.callTimeout, "POST", "/leases/"+row.ID+"/end", nodelink.End{Reason: row.Reason, Fence: nodelink.InTerm(row.Term)}, &there); nodelink.Gone(err) {
-		return fmt.Errorf("%w: %w", errUnfit, err)
+	remote := l.Remote.(*Lease)
+	if err := c.Call(ctx, n.Config.CallTimeout, "POST", "/leases/"+row.ID+"/end", nodelink.End{Reason: row.Reason, Fence: nodelink.InTerm(row.Term)}, &there); nodelink.Gone(err) {
+		return fmt.Errorf("%w: %w", ErrInvalidRecord, err)
 	} else if err != nil {
 		return remote.outpaced(ctx, err)
 	}
-	err = remote.exchangeAll(ctx)
+	err = remote.syncAll(ctx)
 	if errors.Is(err, metering.ErrClock) {
-		n.config.log.Warn("what a node metered of a lease after it was asked to end is billed to nobody", "lease", row.ID, "channel", row.Channel, "error", err)
+		n.Config.Log.Warn("what a node metered of a lease after it was asked to end is billed to nobody", "lease", row.ID, "channel", row.Channel, "error", err)
 		err = nil
 	}
 	return err
@@ -136,12 +143,12 @@ func (n *nodes) takeOver(ctx context.Context, c *nodelink.Client, row leasestore
 
 // booked refuses a lease on a channel of which a node may still say what another one used: its charge would be lost in the
 // charges of this one.
-func (n *nodes) booked(ctx context.Context, s channel.State) error {
-	held, err := n.config.store.Leases.Holds(ctx, s.ID)
+func (n *Nodes) booked(ctx context.Context, s channel.State) error {
+	held, err := n.Config.Store.Leases.Holds(ctx, s.ID)
 	if err != nil {
 		return err
 	}
-	now, err := n.config.payee.State(ctx, s.ID)
+	now, err := n.Config.Payee.State(ctx, s.ID)
 	if err != nil {
 		return err
 	}

@@ -1,4 +1,4 @@
-package sdk
+package remote
 
 import (
 	"context"
@@ -21,17 +21,17 @@ import (
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
-// creditShares divide a payer's one credit among its leases that nodes meter. A
+// Shares divide a payer's one credit among its leases that nodes meter. A
 // node knows nothing of the others, and serves up to what it was told last, however
 // long nobody reaches it; so what it was told counts as used until it has heard of
 // less, or the lease is over there.
 //
 // Each figure that a node is told has a version, from the row that all gateways share, and a node takes none that is older
 // than one that it took: what a gateway says late, also one that is deposed by then, raises no share again.
-type creditShares struct {
-	store leasestore.Store
-	row   uint256.Int // base units of a channel that a settlement fetches at least
-	owing func(context.Context, ...common.Address) ([]channel.State, error)
+type Shares struct {
+	Store leasestore.Store
+	Row   uint256.Int                                                       // base units of a channel that a settlement fetches at least
+	Owing func(context.Context, ...common.Address) ([]channel.State, error) // the channels on which a payer owes
 }
 
 // shareRow is a lease's share as it stands on disk.
@@ -45,69 +45,69 @@ type shareRow struct {
 	Held    int64  `db:"held"`    // 1: what its node metered last is not taken over yet
 }
 
-// claimant is a lease that wants its share.
-type claimant struct {
-	lease, channel common.Hash
-	payer          common.Address
-	credit         uint256.Int // base units, of the payer, on all of its channels
+// Claimant is a lease that wants its share.
+type Claimant struct {
+	Lease, Channel common.Hash
+	Payer          common.Address
+	Credit         uint256.Int // base units, of the payer, on all of its channels
 }
 
-// portion is a lease's part of the credit, base units.
-type portion struct {
-	held uint256.Int // what its node may believe that it has
-	fair uint256.Int // what it is to have when the others keep to theirs
-	tell uint256.Int // what its node is to hear now
-	told uint256.Int // what it was to hear before
+// Portion is a lease's part of the credit, base units.
+type Portion struct {
+	Held uint256.Int // what its node may believe that it has
+	Fair uint256.Int // what it is to have when the others keep to theirs
+	Tell uint256.Int // what its node is to hear now
+	Told uint256.Int // what it was to hear before
 
-	version int64 // of tell, once ask returned: the fencing token
+	Version int64 // of Tell, once Ask returned: the fencing token
 }
 
 // said reports whether the figure has a version, and is not more than what counts.
-func (p portion) said() bool { return p.tell == p.told && !p.tell.Gt(&p.held) }
+func (p Portion) said() bool { return p.Tell == p.Told && !p.Tell.Gt(&p.Held) }
 
-// ask says what a lease's node is to hear. Its version, and more than the lease had,
-// are on disk when ask returns; less is for heard.
-func (c *creditShares) ask(ctx context.Context, q claimant) (portion, error) {
-	owing, err := c.owing(ctx, q.payer)
+// Ask says what a lease's node is to hear. Its version, and more than the lease had,
+// are on disk when Ask returns; less is for Heard.
+func (s *Shares) Ask(ctx context.Context, q Claimant) (Portion, error) {
+	owing, err := s.Owing(ctx, q.Payer)
 	if err != nil {
-		return portion{}, err
+		return Portion{}, err
 	}
-	p, err := q.portion(ctx, c.store.DB.View(), "", owing, c.row)
+	p, err := q.portion(ctx, s.Store.DB.View(), "", owing, s.Row)
 	if err != nil || p.said() {
 		return p, err
 	}
 	lock := ""
-	if c.store.DB.Shared() {
+	if s.Store.DB.Shared() {
 		lock = " FOR UPDATE OF s" // nobody else raises a share of this payer meanwhile
 	}
-	err = c.store.DB.Update(ctx, func(tx *sqlx.Tx) (err error) {
-		if p, err = q.portion(ctx, tx, lock, owing, c.row); err != nil || p.said() {
+	err = s.Store.DB.Update(ctx, func(tx *sqlx.Tx) (err error) {
+		if p, err = q.portion(ctx, tx, lock, owing, s.Row); err != nil || p.said() {
 			return err
 		}
-		p.version++
-		held := u256.Max(p.held, p.tell)
+		p.Version++
+		held := u256.Max(p.Held, p.Tell)
 		_, err = tx.ExecContext(ctx, tx.Rebind(`UPDATE credit_shares SET amount = ?, told = ?, version = ? WHERE lease = ?`),
-			held.Dec(), p.tell.Dec(), p.version, q.lease.Hex())
+			held.Dec(), p.Tell.Dec(), p.Version, q.Lease.Hex())
 		return err
 	})
 	return p, err
 }
 
-// heard lowers a share when its node has heard of less, and of nothing newer.
-func (c *creditShares) heard(ctx context.Context, lease common.Hash, p portion) error {
-	if !p.tell.Lt(&p.held) {
+// Heard lowers a share when its node has heard of less, and of nothing newer.
+func (s *Shares) Heard(ctx context.Context, lease common.Hash, p Portion) error {
+	if !p.Tell.Lt(&p.Held) {
 		return nil
 	}
-	return c.store.DB.Update(ctx, func(tx *sqlx.Tx) error {
-		_, err := tx.ExecContext(ctx, tx.Rebind(`UPDATE credit_shares SET amount = ? WHERE lease = ? AND version = ?`), p.tell.Dec(), lease.Hex(), p.version)
+	return s.Store.DB.Update(ctx, func(tx *sqlx.Tx) error {
+		_, err := tx.ExecContext(ctx, tx.Rebind(`UPDATE credit_shares SET amount = ? WHERE lease = ? AND version = ?`), p.Tell.Dec(), lease.Hex(), p.Version)
 		return err
 	})
 }
 
 // behind takes up what a node has heard of, where that is newer than what this
 // database knows: it is a copy from before, and what it says next has to be newer.
-func (c *creditShares) behind(ctx context.Context, lease common.Hash, heard uint256.Int, version int64) error {
-	return c.store.DB.Update(ctx, func(tx *sqlx.Tx) error {
+func (s *Shares) behind(ctx context.Context, lease common.Hash, heard uint256.Int, version int64) error {
+	return s.Store.DB.Update(ctx, func(tx *sqlx.Tx) error {
 		var row shareRow
 		err := tx.GetContext(ctx, &row, tx.Rebind(`SELECT amount, version FROM credit_shares WHERE lease = ?`), lease.Hex())
 		if err != nil || row.Version >= version {
@@ -126,17 +126,17 @@ func (c *creditShares) behind(ctx context.Context, lease common.Hash, heard uint
 
 // begin keeps a share for a lease that had none: nothing of one that begins, all of
 // one whose node was never told of shares.
-func (c *creditShares) begin(ctx context.Context, q claimant, amount uint256.Int) error {
-	return c.store.DB.Update(ctx, func(tx *sqlx.Tx) error {
+func (s *Shares) begin(ctx context.Context, q Claimant, amount uint256.Int) error {
+	return s.Store.DB.Update(ctx, func(tx *sqlx.Tx) error {
 		_, err := tx.ExecContext(ctx, tx.Rebind(`INSERT INTO credit_shares (lease, channel, payer, amount) VALUES (?, ?, ?, ?) ON CONFLICT (lease) DO NOTHING`),
-			q.lease.Hex(), q.channel.Hex(), q.payer.Hex(), amount.Dec())
+			q.Lease.Hex(), q.Channel.Hex(), q.Payer.Hex(), amount.Dec())
 		return err
 	})
 }
 
 // end gives a share back when the lease is over at its node.
-func (c *creditShares) end(ctx context.Context, lease common.Hash) error {
-	return c.store.DB.Update(ctx, func(tx *sqlx.Tx) error {
+func (s *Shares) end(ctx context.Context, lease common.Hash) error {
+	return s.Store.DB.Update(ctx, func(tx *sqlx.Tx) error {
 		_, err := tx.ExecContext(ctx, tx.Rebind(`DELETE FROM credit_shares WHERE lease = ?`), lease.Hex())
 		return err
 	})
@@ -144,10 +144,10 @@ func (c *creditShares) end(ctx context.Context, lease common.Hash) error {
 
 // portion divides the credit: each lease is to have the same, and none more than the
 // others leave.
-func (q claimant) portion(ctx context.Context, db sqlx.ExtContext, lock string, owing []channel.State, row uint256.Int) (p portion, err error) {
+func (q Claimant) portion(ctx context.Context, db sqlx.ExtContext, lock string, owing []channel.State, row uint256.Int) (p Portion, err error) {
 	var rows []shareRow
 	err = sqlx.SelectContext(ctx, db, &rows, db.Rebind(`SELECT s.lease, s.channel, s.amount, s.told, s.version, l.state, l.held
-		FROM credit_shares s JOIN leases l ON l.id = s.lease WHERE s.payer = ? ORDER BY s.lease`+lock), q.payer.Hex())
+		FROM credit_shares s JOIN leases l ON l.id = s.lease WHERE s.payer = ? ORDER BY s.lease`+lock), q.Payer.Hex())
 	if err != nil {
 		return p, err
 	}
@@ -155,7 +155,7 @@ func (q claimant) portion(ctx context.Context, db sqlx.ExtContext, lock string, 
 	var idle uint256.Int // owed where no lease has a share, or vouchered and not collectible
 	for _, s := range owing {
 		debts[s.ID] = s.Owed()
-		if more := u256.SaturatingSub(payercredit.DebtOf(s, row), s.Owed()); s.ID != q.channel {
+		if more := u256.SaturatingSub(payercredit.DebtOf(s, row), s.Owed()); s.ID != q.Channel {
 			idle.Add(&idle, &more)
 		}
 	}
@@ -165,9 +165,9 @@ func (q claimant) portion(ctx context.Context, db sqlx.ExtContext, lock string, 
 		if err != nil {
 			return p, err
 		}
-		if row.Lease == q.lease.Hex() {
-			if p.held, p.told, p.version = amount, amount, row.Version; row.Told != "" {
-				p.told, err = channel.ParseAmount(row.Told)
+		if row.Lease == q.Lease.Hex() {
+			if p.Held, p.Told, p.Version = amount, amount, row.Version; row.Told != "" {
+				p.Told, err = channel.ParseAmount(row.Told)
 			}
 			if err != nil {
 				return p, err
@@ -188,102 +188,102 @@ func (q claimant) portion(ctx context.Context, db sqlx.ExtContext, lock string, 
 			count++
 		}
 	}
-	delete(debts, q.channel)
+	delete(debts, q.Channel)
 	for _, debt := range debts {
 		idle.Add(&idle, &debt)
 	}
-	p.fair = u256.SaturatingSub(q.credit, idle)
-	p.fair.Div(&p.fair, uint256.NewInt(count))
+	p.Fair = u256.SaturatingSub(q.Credit, idle)
+	p.Fair.Div(&p.Fair, uint256.NewInt(count))
 	others.Add(&others, &idle)
-	free := u256.SaturatingSub(q.credit, others)
-	if p.tell = p.fair; !p.fair.Lt(&p.held) {
-		if p.tell = u256.Min(p.fair, free); p.tell.Lt(&p.held) {
-			p.tell = p.held // the others have to let go first
+	free := u256.SaturatingSub(q.Credit, others)
+	if p.Tell = p.Fair; !p.Fair.Lt(&p.Held) {
+		if p.Tell = u256.Min(p.Fair, free); p.Tell.Lt(&p.Held) {
+			p.Tell = p.Held // the others have to let go first
 		}
 	}
 	return p, nil
 }
 
 // claimant is the lease as one that shares its payer's credit.
-func (r *remoteLease) claimant() claimant {
+func (r *Lease) claimant() Claimant {
 	return claimantOf(r.lease.ID, r.lease.Terms, r.lease.MaxDebt)
 }
 
-func claimantOf(id common.Hash, t channel.Terms, credit uint256.Int) claimant {
-	return claimant{lease: id, channel: t.ID(), payer: t.Payer, credit: credit}
+func claimantOf(id common.Hash, t channel.Terms, credit uint256.Int) Claimant {
+	return Claimant{Lease: id, Channel: t.ID(), Payer: t.Payer, Credit: credit}
 }
 
 // portion asks for the share that the lease's node is to hear of.
-func (r *remoteLease) portion(ctx context.Context) (portion, error) {
+func (r *Lease) portion(ctx context.Context) (Portion, error) {
 	if r.lease.Share.Load() == nil { // its node may never have been told of one
 		if err := r.shares.begin(ctx, r.claimant(), r.lease.MaxDebt); err != nil {
-			return portion{}, err
+			return Portion{}, err
 		}
 	}
-	return r.shares.ask(ctx, r.claimant())
+	return r.shares.Ask(ctx, r.claimant())
 }
 
 // told keeps what the lease's node has heard: ours, unless it knows of something newer. That is so where our database is from
 // before, a copy or a server that was behind: then its first answer to this process says so, or it names a version that this
 // process gave. Any other that is newer no gateway gave, and with it a node would have what its payer's other leases are to have.
-func (r *remoteLease) told(ctx context.Context, p portion, there nodelink.Lease) error {
+func (r *Lease) told(ctx context.Context, p Portion, there nodelink.Lease) error {
 	known := !r.heard || there.CreditVersion <= r.gave
-	r.heard, r.gave = true, max(r.gave, p.version)
-	if known && there.CreditVersion > p.version && there.Credit != nil {
+	r.heard, r.gave = true, max(r.gave, p.Version)
+	if known && there.CreditVersion > p.Version && there.Credit != nil {
 		heard := u256.Min(there.Credit.Int, r.lease.MaxDebt) // it serves no more, whatever it was told
 		return r.shares.behind(ctx, r.lease.ID, heard, min(there.CreditVersion, math.MaxInt64>>1))
 	}
-	r.lease.Share.Store(&p.tell)
-	return r.shares.heard(ctx, r.lease.ID, p)
+	r.lease.Share.Store(&p.Tell)
+	return r.shares.Heard(ctx, r.lease.ID, p)
 }
 
 // shareWait is how long a lease that begins waits for its payer's others to let go
 // of their parts of the credit: each hears of it once a second.
 const shareWait = 3 * time.Second
 
-// makeRoom finds the share of a lease that begins. It refuses where neither that
+// MakeRoom finds the share of a lease that begins. It refuses where neither that
 // nor what is paid in advance lets it run at all.
-func (n *nodes) makeRoom(ctx context.Context, req placement.Request) (portion, error) {
+func (n *Nodes) MakeRoom(ctx context.Context, req placement.Request) (Portion, error) {
 	price, err := req.Offer.Price()
 	if err != nil {
-		return portion{}, err
+		return Portion{}, err
 	}
 	credit, err := price.Charge(req.Offer.Credit * uint64(time.Second))
 	if err != nil {
-		return portion{}, err
+		return Portion{}, err
 	}
-	need, err := price.Charge(uint64(req.GPUs) * uint64(4*n.config.tick))
+	need, err := price.Charge(uint64(req.GPUs) * uint64(4*n.Config.Tick))
 	if err != nil {
-		return portion{}, err
+		return Portion{}, err
 	}
 	if err := n.booked(ctx, req.Channel); err != nil {
-		return portion{}, err
+		return Portion{}, err
 	}
-	shares, q := n.config.shares, claimantOf(req.LeaseID, req.Channel.Terms, credit)
+	shares, q := n.Config.Shares, claimantOf(req.LeaseID, req.Channel.Terms, credit)
 	if err := shares.begin(ctx, q, uint256.Int{}); err != nil {
-		return portion{}, err
+		return Portion{}, err
 	}
 	for deadline := time.Now().Add(shareWait); ; {
-		p, err := shares.ask(ctx, q)
+		p, err := shares.Ask(ctx, q)
 		if err != nil {
 			return p, err
 		}
 		late := time.Now().After(deadline)
-		if !late && p.tell.Lt(&p.fair) {
-			n.config.accounts.Wake(q.payer)
-			if err := chain.Pause(ctx, n.config.tick/2); err == nil {
+		if !late && p.Tell.Lt(&p.Fair) {
+			n.Config.Accounts.Wake(q.Payer)
+			if err := chain.Pause(ctx, n.Config.Tick/2); err == nil {
 				continue
 			}
 		}
-		room, left := u256.SaturatingSub(payercredit.Collectible(req.Channel, shares.row), req.Channel.Spent), uint256.Int{}
-		if !p.tell.IsZero() {
-			room, left = req.Channel.Available(), u256.SaturatingSub(p.tell, req.Channel.Owed()) // which uses of the share what it is
+		room, left := u256.SaturatingSub(payercredit.Collectible(req.Channel, shares.Row), req.Channel.Spent), uint256.Int{}
+		if !p.Tell.IsZero() {
+			room, left = req.Channel.Available(), u256.SaturatingSub(p.Tell, req.Channel.Owed()) // which uses of the share what it is
 		}
 		if room.Add(&room, &left); !room.Lt(&need) {
 			return p, nil
 		}
-		return p, errors.Join(shares.end(ctx, q.lease),
+		return p, errors.Join(shares.end(ctx, q.Lease),
 			wire.InsufficientBalance.With("payer %s has used its credit, on this channel or by other leases: pay those, or pay for this one in advance, by a voucher that is at least %s over what channel %s has spent and settled",
-				q.payer, units.Format(u256.Max(need, shares.row), n.config.decimals), q.channel))
+				q.Payer, units.Format(u256.Max(need, shares.Row), n.Config.Decimals), q.Channel))
 	}
 }
