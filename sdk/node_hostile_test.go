@@ -163,7 +163,7 @@ func TestStartsThatANodeRefuses(t *testing.T) {
 		"two documents":       {[]byte(`{}{}`), 400},
 		"nothing":             {[]byte(`{}`), 400},
 		"another meter":       {start(payee, func(o *wire.Offer, _ *nodelink.Start) { o.Meter = wire.Address{5} }), 403},
-		"a meter beside none": {start(payee, func(o *wire.Offer, _ *nodelink.Start) { o.Version = 2 }), 400},
+		"another, version 2":  {start(payee, func(o *wire.Offer, _ *nodelink.Start) { o.Version, o.Meter = 2, wire.Address{5} }), 403},
 		"another payee":       {start(testKey(t), func(*wire.Offer, *nodelink.Start) {}), 403},
 		"another's channel":   {start(payee, func(_ *wire.Offer, q *nodelink.Start) { q.Terms.Payee = common.Address{5} }), 400},
 		"an unsigned offer":   {start(payee, func(_ *wire.Offer, q *nodelink.Start) { q.Offer = json.RawMessage(`{"version":1}`) }), 400},
