@@ -12,6 +12,7 @@ import (
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/sdk/audit"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/x402scheme"
 	"github.com/gpupay/gpupay/sdk/internal/x402server"
 	"github.com/gpupay/gpupay/sdk/x402/x402client"
 )
@@ -92,7 +93,7 @@ func TestX402PayersBundle(t *testing.T) {
 		n.usesUp()
 	}
 	n.tick()
-	if err := n.provider.x402.endNewest(t.Context(), &x402Request{PaidRequest: x402server.PaidRequest{ID: n.only().ID}}, "the test wants another"); err != nil {
+	if err := n.provider.x402.EndNewest(t.Context(), &x402scheme.Request{PaidRequest: x402server.PaidRequest{ID: n.only().ID}}, "the test wants another"); err != nil {
 		t.Fatal(err)
 	}
 	n.tick()

@@ -28,6 +28,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/reserve"
 	"github.com/gpupay/gpupay/sdk/internal/scheme"
+	"github.com/gpupay/gpupay/sdk/internal/x402scheme"
 	"github.com/gpupay/gpupay/sdk/internal/x402server"
 	"github.com/gpupay/gpupay/sdk/wire"
 	"github.com/gpupay/gpupay/sdk/x402"
@@ -412,7 +413,7 @@ func newSellers(t *testing.T, path string) *sellers {
 	s.two = payRigOn(t, s.one.chain, change)
 	s.one.shut()
 	s.one.tune = func(p *Provider) {
-		p.x402.gpus, p.x402.leases = stoppedGPUs{p.x402.gpus, s.seat}, stoppedLeases{p.x402.leases, s.lease}
+		p.x402.GPUs, p.x402.Leases = stoppedGPUs{p.x402.GPUs, s.seat}, stoppedLeases{p.x402.Leases, s.lease}
 	}
 	s.one.start()
 	for _, stopped := range []*stop{s.seat, s.lease, s.call} {
@@ -794,7 +795,7 @@ func TestLostClaimWritesNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &x402Request{PaidRequest: x402server.PaidRequest{ID: tab.ID, Terms: tab.Terms, Claim: s.lostClaim("x402 " + tab.ID.Hex())}}
+	r := &x402scheme.Request{PaidRequest: x402server.PaidRequest{ID: tab.ID, Terms: tab.Terms, Claim: s.lostClaim("x402 " + tab.ID.Hex())}}
 	r.Paid.Payload.Type, r.Voucher.Cumulative = x402.TypeRefund, tab.Deposit
 	note := x402server.Entry{Channel: tab.ID.Hex(), MaxClaimable: tab.Deposit.Dec(), Hash: "x", Kind: x402server.KindTick, Base: "0", Moved: "0"}
 	before, requests := d.Journal, 0
@@ -813,16 +814,16 @@ func TestLostClaimWritesNothing(t *testing.T) {
 	stale := tab
 	stale.Balance.Asserted = tab.Deposit
 	for name, write := range map[string]func() error{
-		"admit":   func() error { return d.admit(ctx, r, note, nil) },
+		"admit":   func() error { return d.Admit(ctx, r, note, nil) },
 		"outdate": func() error { _, err := d.Supersede(ctx, &r.PaidRequest, tab); return err },
 		"behind":  func() error { _, err := d.Behind(ctx, &r.PaidRequest, tab); return err },
-		"recall":  func() error { _, err := d.recalled(ctx, r, stale); return err },
+		"recall":  func() error { _, err := d.Recalled(ctx, r, stale); return err },
 		"nonce":   func() error { return d.RefreshNonce(ctx, &r.PaidRequest, tab.State) },
 		"answer":  func() error { return d.JournalOf(&r.PaidRequest).Answered(ctx, note, true) },
-		"end":     func() error { return d.endNewest(ctx, r, "a test ends it") },
+		"end":     func() error { return d.EndNewest(ctx, r, "a test ends it") },
 		"accept":  func() error { _, book, _ := d.BooksOf(&r.PaidRequest); _, err := book.Close(ctx, tab.ID); return err },
 		"lease": func() error {
-			_, err := d.let(ctx, r, tab, 1, randomHash().Hex())
+			_, err := d.Let(ctx, r, tab, 1, randomHash().Hex())
 			return err
 		},
 	} {
@@ -840,8 +841,8 @@ func TestLostClaimWritesNothing(t *testing.T) {
 func TestHeldClaimThatRanOut(t *testing.T) {
 	s := newSellers(t, "/tick").opened()
 	d := s.one.provider.x402
-	d.queue.Hold = time.Minute
+	d.Queue.Hold = time.Minute
 	lost := s.lostClaim("x402 " + s.a.terms.ID().Hex())
-	d.claims.Hold(s.a.terms.ID(), lost, time.Minute)
+	d.Claims.Hold(s.a.terms.ID(), lost, time.Minute)
 	s.a.take(s.a.pay(s.a.payment(s.a.next())))
 }

@@ -29,6 +29,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/internal/reserve"
 	"github.com/gpupay/gpupay/sdk/internal/run"
 	"github.com/gpupay/gpupay/sdk/internal/scheme"
+	"github.com/gpupay/gpupay/sdk/internal/x402scheme"
 	"github.com/gpupay/gpupay/sdk/limit"
 	"github.com/gpupay/gpupay/sdk/settle"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -66,8 +67,8 @@ type Provider struct {
 	schemes    []scheme.Scheme                // the first takes what no other does
 	batch      *chain.BatchSettlement         // of x402; nil where it is not offered
 	session    *session
-	x402       *x402Desk // nil where x402 is not offered
-	named      namedDevices
+	x402       *x402scheme.Scheme // nil where x402 is not offered
+	named      x402scheme.Named
 	nodes      *remote.Nodes // nil where this gateway meters
 	metrics    *providerMetrics
 	mux        *http.ServeMux
@@ -235,7 +236,7 @@ func (p *Provider) placer() placement.Placer {
 	if p.nodes != nil {
 		return p.nodes
 	}
-	return placement.Local{Allocator: namedAllocator{contain.Allocator{Allocator: p.config.Allocator, Log: p.config.Log}, &p.named, p.deviceBook}}
+	return placement.Local{Allocator: x402scheme.NamedAllocator{Allocator: contain.Allocator{Allocator: p.config.Allocator, Log: p.config.Log}, Named: &p.named, Book: p.deviceBook}}
 }
 
 // chainParts makes what watches the chain and sends to it.

@@ -55,7 +55,7 @@ func (r *replicas) look(ctx context.Context) error {
 	}
 	for _, l := range own {
 		r.heed(l, rows[l.ID], states[l.Terms.ID()])
-		err = errors.Join(err, r.p.x402.notice(ctx, l))
+		err = errors.Join(err, r.p.x402.Notice(ctx, l))
 	}
 	for _, l := range shown {
 		err = errors.Join(err, r.reflect(ctx, l, rows[l.ID], states[l.Terms.ID()]))

@@ -15,6 +15,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/internal/lease"
 	"github.com/gpupay/gpupay/sdk/internal/reserve"
 	"github.com/gpupay/gpupay/sdk/internal/scheme"
+	"github.com/gpupay/gpupay/sdk/internal/x402scheme"
 )
 
 // servePaid hands a request for a paid resource to the scheme that it is paid by.
@@ -68,21 +69,19 @@ func (p *Provider) mountSchemes(ctx context.Context) error {
 		return err
 	}
 	deps := schemeDeps{
-		config: p.config, price: p.price, credit: p.credit, minDeposit: deposit, minTransfer: p.minTransfer,
-		db: p.db, store: p.store, sender: p.sender, settlement: p.settlement, limiter: p.limiter, sponsor: p.sponsor, metrics: p.metrics,
-		named: &p.named, starts: &p.starts, book: p.deviceBook,
+		config: p.config, minDeposit: deposit, minTransfer: p.minTransfer,
+		db: p.db, store: p.store, sender: p.sender, limiter: p.limiter, sponsor: p.sponsor, metrics: p.metrics, starts: &p.starts,
 		leases: leaseDirectory{&p.leases, p}, gpus: &p.reserved, debts: payerDebts{p}, outbox: &depositOutbox{p: p}, front: frontDesk{p},
 	}
 	p.reserved.Left = p.left
 	if p.replicas != nil {
 		p.reserved.Shared = &reserve.Shared{DB: p.db, Pool: p.pool, Log: p.config.Log,
 			TTL: func() time.Duration { return p.config.OpenTimeout + p.leases.Deps.Timing.Begins() }}
-		deps.shared, deps.poll = true, p.replicas.poll()
 	}
 	p.session = &session{schemeDeps: deps, escrow: p.escrow, payee: p.payee, gasless: p.gasless, shownTo: p}
 	p.schemes = []scheme.Scheme{p.session}
 	if p.batch != nil {
-		if p.x402, err = newX402(ctx, deps, p.x402Config(), p.batch, p.token); err != nil {
+		if p.x402, err = newX402(ctx, p, deps, p.x402Config()); err != nil {
 			return err
 		}
 		p.schemes = append(p.schemes, p.x402)
@@ -100,7 +99,7 @@ func (p *Provider) prepaid(l *lease.Lease) error {
 	if p.x402 == nil {
 		return lease.OverError("its channel is one of x402, which this provider does not take any more")
 	}
-	return p.x402.prepaid(l)
+	return p.x402.Prepaid(l)
 }
 
 // warnUnclaimed says so where a provider took x402 before and does not now:
@@ -134,7 +133,7 @@ func (p *Provider) Metered(route MeteredRoute, h http.Handler) (http.Handler, er
 			return nil, fmt.Errorf("provider: Metered: %s has no device %q, or it is named twice", p.config.Source.Name(), uuid)
 		}
 	}
-	return p.x402.newMeteredRoute(route, h)
+	return p.x402.Metered(x402scheme.MeteredRoute{Devices: route.Devices, MaxTime: route.MaxTime, Streamed: route.Streamed, WriteTimeout: route.writeTimeout}, h)
 }
 
 // deviceBook is where the devices of metered requests are, beside those of leases.
@@ -146,5 +145,5 @@ func (p *Provider) deviceBook() inventory.Book {
 	case p.replicas != nil:
 		return p.replicas.devices()
 	}
-	return &p.named.own
+	return &p.named.Own
 }

@@ -126,37 +126,18 @@ func (s *stream) send(id uint64, name string, data any) error {
 }
 
 // serverSent is the outlet of a text/event-stream.
-type serverSent struct {
-	w   http.ResponseWriter
-	out *serve.Stream
-}
+type serverSent struct{ serve.Events }
 
-func newServerSent(w http.ResponseWriter) serverSent {
-	return serverSent{w, serve.NewStream(w, serve.WriteTimeout)}
-}
+func newServerSent(w http.ResponseWriter) serverSent { return serverSent{serve.NewEvents(w)} }
 
 func (s serverSent) begin() error {
-	h := s.w.Header()
-	h.Set("Content-Type", "text/event-stream")
-	h.Set("Cache-Control", "no-store")
-	h.Set("X-Accel-Buffering", "no") // nginx would hold events back
-	s.w.WriteHeader(http.StatusOK)
+	s.Begin()
 	return nil
 }
 
-func (s serverSent) event(e wire.Event) error {
-	if _, err := e.WriteTo(s.out); err != nil {
-		return err
-	}
-	return s.out.Flush()
-}
+func (s serverSent) event(e wire.Event) error { return s.Send(e) }
 
-func (s serverSent) idle() error {
-	if _, err := s.out.Write([]byte(wire.Comment)); err != nil {
-		return err
-	}
-	return s.out.Flush()
-}
+func (s serverSent) idle() error { return s.Comment(wire.Comment) }
 
 // lastEventID is where a renter wants its stream to go on.
 func lastEventID(r *http.Request) uint64 {

@@ -97,7 +97,7 @@ func TestDrainedChannel(t *testing.T) {
 	r.chain.RPC(t, nil, "anvil_setBalance", b.key.Address(), "0xde0b6b3a7640000")
 	r.shut()
 	r.chain.Transact(t, b.private, r.contract.Address(), r.contract.InitiateWithdrawCall(b.terms, *uint256.NewInt(20_000)).Data)
-	r.chain.AdvanceTime(t, r.provider.x402.x.WithdrawDelay+time.Minute)
+	r.chain.AdvanceTime(t, r.provider.x402.WithdrawDelay+time.Minute)
 	r.chain.Transact(t, b.private, r.contract.Address(), r.contract.FinalizeWithdrawCall(b.terms).Data)
 	r.start()
 	b.provider = r.provider

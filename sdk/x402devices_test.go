@@ -14,6 +14,7 @@ import (
 	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/placement"
+	"github.com/gpupay/gpupay/sdk/internal/x402scheme"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -146,7 +147,7 @@ func TestMeteredRequestWhoseDevicesLapsed(t *testing.T) {
 	if err := place(1); err != nil {
 		t.Fatal(err)
 	}
-	r.provider.named.put(common.Hash{2}, route.(meteredHandler).route)
+	route.(x402scheme.Handler).RunsAs(common.Hash{2})
 	if err := place(2); !errors.Is(err, gpu.ErrNoCapacity) {
 		t.Errorf("a request beside a lease: %v", err)
 	}

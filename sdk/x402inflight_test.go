@@ -21,7 +21,7 @@ func (b *buyer) refundGivenUp() {
 	s := b.kept()
 	all, err := x402server.Refundable(s, nil)
 	if err == nil {
-		_, err = b.provider.x402.refunds.submitRefund(b.Context(), nil, s, all)
+		_, err = b.provider.x402.Refunds.Submit(b.Context(), nil, s, all)
 	}
 	if err != nil {
 		b.Fatal(err)

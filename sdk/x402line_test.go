@@ -42,7 +42,7 @@ func (b *buyer) stock(base uint64) (status int, charged uint64) {
 // the line sees to it that once is enough.
 func TestManyAtOnceAreAllServed(t *testing.T) {
 	r := newPayRig(t, func(c *ProviderConfig) { c.X402.Slack = 10 * time.Second })
-	r.provider.x402.queue.Hold = time.Minute // however late the one that was corrected comes
+	r.provider.x402.Queue.Hold = time.Minute // however late the one that was corrected comes
 	b := r.buyer("/tick")
 	b.open(900_000)
 	const calls = 20
@@ -76,7 +76,7 @@ func TestLineIsBounded(t *testing.T) {
 	b := r.buyer("/tick")
 	b.open(100_000)
 	b.idle() // so that no lease uses anything meanwhile, and what is signed stays right
-	served, err := r.provider.x402.queue.Enter(t.Context(), b.terms.ID(), uint256.Int{})
+	served, err := r.provider.x402.Queue.Enter(t.Context(), b.terms.ID(), uint256.Int{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -162,7 +162,7 @@ func TestOneCorrectionIsEnough(t *testing.T) {
 	for _, path := range []string{"/tick", "/lease", "refund"} {
 		t.Run(path, func(t *testing.T) {
 			r := newPayRig(t, func(c *ProviderConfig) { c.X402.Slack = 2 * time.Second })
-			r.provider.x402.queue.Hold = time.Minute // however late the one that was corrected comes
+			r.provider.x402.Queue.Hold = time.Minute // however late the one that was corrected comes
 			b := r.buyer("/tick")
 			first := b.accept().Amount.Int
 			b.open(100_000)

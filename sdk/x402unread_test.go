@@ -11,6 +11,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/chaintest"
+	"github.com/gpupay/gpupay/sdk/internal/x402scheme"
 	"github.com/gpupay/gpupay/sdk/internal/x402server"
 )
 
@@ -24,7 +25,7 @@ func TestX402SaysWhatItCannotRead(t *testing.T) {
 	if _, err := d.Find(ended, &x402server.PaidRequest{ID: common.Hash{1}}); !errors.Is(err, context.Canceled) {
 		t.Errorf("a channel: %v", err)
 	}
-	if answer, err := d.refunds.refundAgain(ended, &x402Request{PaidRequest: x402server.PaidRequest{ID: common.Hash{1}}}, x402server.Account{}, x402server.Entry{}); !errors.Is(err, context.Canceled) || answer != nil {
+	if answer, err := d.Refunds.Again(ended, &x402scheme.Request{PaidRequest: x402server.PaidRequest{ID: common.Hash{1}}}, x402server.Account{}, x402server.Entry{}); !errors.Is(err, context.Canceled) || answer != nil {
 		t.Errorf("a refund that may have been sent: %v, %v", answer, err)
 	}
 	rename := func(from, to string) {

@@ -64,7 +64,7 @@ var targets = []target{
 	{"sdk", []group{
 		{"leasestore", "sdk/internal/leasestore", []string{"*.go"}},
 		{"x402server", "sdk/internal/x402server", []string{"*.go"}},
-		{"provider", "sdk", []string{"lease.go", "lessor.go", "funding.go", "payments.go", "sponsor*.go", "debt*.go"}},
+		{"provider", "sdk", []string{"lease.go", "lessor.go", "funding.go", "front.go", "outbox.go", "payments.go", "sponsor*.go", "debt*.go"}},
 	}},
 }
 

@@ -1,4 +1,4 @@
-package sdk
+package x402scheme
 
 import (
 	"context"
@@ -18,16 +18,16 @@ import (
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
-// x402Ticks serves windows of GPU time, as ticks and as streams.
-type x402Ticks struct{ x402Leases }
+// ticks serves windows of GPU time, as ticks and as streams.
+type ticks struct{ core }
 
 // tick lets the channel's lease run on for one more window, or begins one, and answers when that was metered.
-func (d *x402Ticks) tick(ctx context.Context, r *x402Request, tab x402server.Account, note x402server.Entry) (*x402server.Answer, error) {
+func (d *ticks) tick(ctx context.Context, r *Request, tab x402server.Account, note x402server.Entry) (*x402server.Answer, error) {
 	l, err := d.attach(ctx, r, tab, &note)
 	if err != nil {
 		return nil, err
 	}
-	defer d.leases.Detach(l)
+	defer d.Leases.Detach(l)
 	if err := d.await(ctx, l, uint64(note.Sequence)); err != nil {
 		return nil, err
 	}
@@ -39,7 +39,7 @@ var errConflict = wire.Problem{Type: "about:blank", Title: "Conflict", Status: h
 
 // ticked is the answer to a tick, made from what is on disk: the first record
 // after its admission says what it cost. It is the same each time.
-func (d *x402Ticks) ticked(ctx context.Context, tab x402server.Account, note x402server.Entry) (*x402server.Answer, error) {
+func (d *ticks) ticked(ctx context.Context, tab x402server.Account, note x402server.Entry) (*x402server.Answer, error) {
 	rec, row, err := d.recordOf(ctx, note)
 	if err != nil {
 		return nil, err
@@ -79,7 +79,7 @@ func (d *x402Ticks) ticked(ctx context.Context, tab x402server.Account, note x40
 }
 
 // tickAgain is the answer of a tick that was metered, nil if nothing was charged for it: then it can be served.
-func (d *x402Ticks) tickAgain(ctx context.Context, tab x402server.Account, note x402server.Entry) (*x402server.Answer, error) {
+func (d *ticks) tickAgain(ctx context.Context, tab x402server.Account, note x402server.Entry) (*x402server.Answer, error) {
 	rec, _, err := d.recordOf(ctx, note)
 	if err != nil || rec == nil {
 		return nil, err
@@ -95,8 +95,8 @@ func (d *x402Ticks) tickAgain(ctx context.Context, tab x402server.Account, note 
 // they come, then the record of what was metered. What was charged and not used is credit for the next request.
 
 // stream lets the channel's lease run on for one more window and shows it.
-func (d *x402Ticks) stream(ctx context.Context, w http.ResponseWriter, r *x402Request, tab x402server.Account, note x402server.Entry) (*x402server.Answer, error) {
-	ahead := d.x.Window + 2*d.config.Tick // a record is cut at the reading after the window
+func (d *ticks) stream(ctx context.Context, w http.ResponseWriter, r *Request, tab x402server.Account, note x402server.Entry) (*x402server.Answer, error) {
+	ahead := d.Window + 2*d.Tick // a record is cut at the reading after the window
 	charged, err := d.Advance(tab, r.Route, ahead)
 	if err != nil {
 		return nil, err
@@ -106,13 +106,13 @@ func (d *x402Ticks) stream(ctx context.Context, w http.ResponseWriter, r *x402Re
 	if err != nil {
 		return nil, err
 	}
-	defer d.leases.Detach(l)
+	defer d.Leases.Detach(l)
 	return d.show(ctx, w, r, tab, note, l)
 }
 
 // play shows a stream that was charged before once more, to a client that lost
 // it. What of it was not metered yet is metered now.
-func (d *x402Ticks) play(ctx context.Context, w http.ResponseWriter, r *x402Request, tab x402server.Account, note x402server.Entry) (*x402server.Answer, error) {
+func (d *ticks) play(ctx context.Context, w http.ResponseWriter, r *Request, tab x402server.Account, note x402server.Entry) (*x402server.Answer, error) {
 	rec, row, err := d.recordOf(ctx, note)
 	if err != nil {
 		return nil, err
@@ -131,12 +131,12 @@ func (d *x402Ticks) play(ctx context.Context, w http.ResponseWriter, r *x402Requ
 	if err != nil {
 		return nil, err
 	}
-	defer d.leases.Detach(l)
+	defer d.Leases.Detach(l)
 	return d.show(ctx, w, r, tab, note, l)
 }
 
 // past is a lease of which only its records are shown.
-func (d *x402Ticks) past(row leasestore.Row, tab x402server.Account) (*lease.Lease, error) {
+func (d *ticks) past(row leasestore.Row, tab x402server.Account) (*lease.Lease, error) {
 	a, err := row.Allocated()
 	l := &lease.Lease{ID: a.LeaseID, Terms: tab.Terms, Allocation: a, Offer: &wire.SignedOffer{Hash: common.HexToHash(row.Offer)}, Done: make(chan struct{})}
 	close(l.Done)
@@ -148,7 +148,7 @@ func (d *x402Ticks) past(row leasestore.Row, tab x402server.Account) (*lease.Lea
 }
 
 // show writes the receipt, the lease, and the record that comes.
-func (d *x402Ticks) show(ctx context.Context, w http.ResponseWriter, r *x402Request, tab x402server.Account, note x402server.Entry, l *lease.Lease) (*x402server.Answer, error) {
+func (d *ticks) show(ctx context.Context, w http.ResponseWriter, r *Request, tab x402server.Account, note x402server.Entry, l *lease.Lease) (*x402server.Answer, error) {
 	receipt, err := tab.Told(note)
 	if err == nil {
 		err = receipt.Set(w.Header())
@@ -158,20 +158,29 @@ func (d *x402Ticks) show(ctx context.Context, w http.ResponseWriter, r *x402Requ
 	}
 	answer := &x402server.Answer{Entry: note, Receipt: receipt, Written: true}
 	defer serve.Hurry(w)
-	st := &stream{outlet: newServerSent(w), lease: l}
+	events := serve.NewEvents(w)
+	events.Begin()
 	v, _ := l.Snapshot()
-	lost := errors.Join(st.begin(), st.send(0, wire.EventLease, wire.Lease{
+	lost := send(events, 0, wire.EventLease, wire.Lease{
 		LeaseID: l.ID, ChannelID: tab.ID, OfferHash: l.Offer.Hash, Devices: l.Allocation.Devices,
 		OwedBefore: wire.NewAmount(l.OwedBefore), State: string(v.State), Access: l.Allocation.Access,
-	}))
+	})
 	if err := d.await(ctx, l, uint64(note.Sequence)); err != nil {
-		d.config.Log.Warn("x402 stream ended before its record; what was charged is credit", "channel", tab.ID, "error", err)
+		d.Log.Warn("x402 stream ended before its record; what was charged is credit", "channel", tab.ID, "error", err)
 		return answer, nil // the answer has begun
 	}
 	rec, _, err := d.recordOf(ctx, note)
 	if err == nil && rec != nil && lost == nil {
-		lost = st.send(rec.Sequence, wire.EventUsage, rec)
+		lost = send(events, rec.Sequence, wire.EventUsage, rec)
 	}
 	answer.Lost = lost != nil || err != nil
 	return answer, nil
+}
+
+func send(to serve.Events, id uint64, name string, data any) error {
+	event, err := wire.NewEvent(id, name, data)
+	if err != nil {
+		return err
+	}
+	return to.Send(event)
 }

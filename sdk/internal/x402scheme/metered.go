@@ -1,4 +1,4 @@
-package sdk
+package x402scheme
 
 import (
 	"bytes"
@@ -19,28 +19,21 @@ import (
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
-// MeteredRoute is a handler's price: the time of named GPUs while it runs.
+// MeteredRoute is a handler's price, as sdk.MeteredRoute says it: the time of named GPUs while it runs.
 type MeteredRoute struct {
-	// Devices are UUIDs, as the provider's source names them. Each is billed to one request or lease at a time: requests of
-	// a route wait for each other, and whoever finds a device in a lease, or in another route's request, is refused with a
-	// 503 before money moves.
-	Devices []string
-	MaxTime time.Duration // that one request may run; its ceiling is the price of it
-	// Streamed has the answer written as the handler writes it: the whole ceiling is charged first, and what was not
-	// used is credit for the next request. Otherwise the answer is kept until the handler returns, and the charge is
-	// what was used.
-	Streamed bool
-
-	writeTimeout time.Duration // of a piece of a streamed answer
+	Devices      []string
+	MaxTime      time.Duration
+	Streamed     bool
+	WriteTimeout time.Duration // of a piece of a streamed answer
 }
 
-// x402Metered serves requests that are charged the time of named GPUs while a handler runs.
-type x402Metered struct{ x402Leases }
+// metered serves requests that are charged the time of named GPUs while a handler runs.
+type metered struct{ core }
 
 // meteredRoute is a route and the turns of its requests.
 type meteredRoute struct {
 	MeteredRoute
-	d       *x402Metered
+	d       *metered
 	handler http.Handler
 	route   x402server.Route
 	running chan struct{}
@@ -48,7 +41,7 @@ type meteredRoute struct {
 
 // load reads what a request asks for, once. A metered request's body is held in memory: it is read only when the chain
 // holds a deposit in the request's channel, in the channel's turn, so that nobody fills the memory for nothing.
-func (d *x402Metered) load(w http.ResponseWriter, r *x402Request) error {
+func (d *metered) load(w http.ResponseWriter, r *Request) error {
 	if r.Hash != "" {
 		return nil
 	}
@@ -63,12 +56,12 @@ func (d *x402Metered) load(w http.ResponseWriter, r *x402Request) error {
 }
 
 // bounded refuses a body that would be refused when it is read, before money moves.
-func (d *x402Metered) bounded(r *x402Request, tab x402server.Account) error {
+func (d *metered) bounded(r *Request, tab x402server.Account) error {
 	switch {
 	case r.metered == nil:
 		return nil
-	case r.ContentLength > int64(d.x.MaxReply):
-		return wire.MalformedCredential.With("the body has %d bytes, it may have %d", r.ContentLength, d.x.MaxReply)
+	case r.ContentLength > int64(d.MaxReply):
+		return wire.MalformedCredential.With("the body has %d bytes, it may have %d", r.ContentLength, d.MaxReply)
 	case r.ContentLength < 0 && !tab.Known:
 		return wire.MalformedCredential.With("the first payment of a channel goes with a body whose length is said: send Content-Length")
 	}
@@ -76,16 +69,16 @@ func (d *x402Metered) bounded(r *x402Request, tab x402server.Account) error {
 }
 
 // body reads a request's body whole: it tells the request from others with the same voucher.
-func (d *x402Metered) body(w http.ResponseWriter, r *http.Request) ([]byte, error) {
+func (d *metered) body(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	if r.Body == nil || r.Body == http.NoBody {
 		return nil, nil
 	}
 	control := http.NewResponseController(w)
 	_ = control.SetReadDeadline(time.Now().Add(serve.BodyTimeout)) // without deadlines the server's own apply
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, int64(d.x.MaxReply)))
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, int64(d.MaxReply)))
 	if err != nil {
 		w.Header().Set("Connection", "close")
-		return nil, wire.MalformedCredential.With("the body was not read: it may have %d bytes and take %s", d.x.MaxReply, serve.BodyTimeout)
+		return nil, wire.MalformedCredential.With("the body was not read: it may have %d bytes and take %s", d.MaxReply, serve.BodyTimeout)
 	}
 	_ = control.SetReadDeadline(time.Time{})
 	return body, nil
@@ -93,10 +86,10 @@ func (d *x402Metered) body(w http.ResponseWriter, r *http.Request) ([]byte, erro
 
 // serve runs a route's handler on a lease of its own and charges what was
 // metered. What the client gets is on disk with the charge.
-func (d *x402Metered) serve(ctx context.Context, w http.ResponseWriter, r *x402Request, tab x402server.Account, note x402server.Entry) (*x402server.Answer, error) {
+func (d *metered) serve(ctx context.Context, w http.ResponseWriter, r *Request, tab x402server.Account, note x402server.Entry) (*x402server.Answer, error) {
 	m := r.metered
 	if m.Streamed {
-		charged, err := d.Advance(tab, r.Route, m.MaxTime+4*d.config.Tick)
+		charged, err := d.Advance(tab, r.Route, m.MaxTime+4*d.Tick)
 		if err != nil {
 			return nil, err
 		}
@@ -106,13 +99,13 @@ func (d *x402Metered) serve(ctx context.Context, w http.ResponseWriter, r *x402R
 	if err != nil {
 		return nil, err
 	}
-	defer d.named.drop(l.ID)
+	defer d.Named.drop(l.ID)
 	if err := l.Measurable(); err != nil {
 		return nil, errors.Join(err, l.End(ctx, lease.Stop{Reason: lease.ReasonUnmetered}))
 	}
-	out := x402server.NewRecorder(d.x.MaxReply)
+	out := x402server.NewRecorder(d.MaxReply)
 	if m.Streamed {
-		out.PassOn(w, m.writeTimeout)
+		out.PassOn(w, m.WriteTimeout)
 		defer serve.Hurry(w)
 		receipt, err := tab.Told(note)
 		if err == nil { // told before anything is served
@@ -128,7 +121,7 @@ func (d *x402Metered) serve(ctx context.Context, w http.ResponseWriter, r *x402R
 
 // enter waits for a metered request's turn at its route: one runs at a time, as each is billed for the route's devices. What is kept
 // for it is kept on.
-func (d *x402Metered) enter(r *x402Request) error {
+func (d *metered) enter(r *Request) error {
 	if r.metered == nil {
 		return nil
 	}
@@ -141,37 +134,37 @@ func (d *x402Metered) enter(r *x402Request) error {
 			return nil
 		case <-r.Context().Done():
 			return r.Context().Err()
-		case <-d.leases.Lifetime().Done():
+		case <-d.Leases.Lifetime().Done():
 			return wire.Unavailable.With("this provider stops")
 		case <-again.C:
 			if r.lease == (common.Hash{}) {
 				continue
 			}
 			if err := d.keepOn(r.Context(), r.metered, r.lease); err != nil {
-				d.config.Log.Warn("a route's devices are not kept on for a request that waits", "channel", r.ID, "error", err)
+				d.Log.Warn("a route's devices are not kept on for a request that waits", "channel", r.ID, "error", err)
 			}
 		}
 	}
 }
 
 // leave lets the next request of a route have its turn.
-func (r *x402Request) leave() {
+func (r *Request) leave() {
 	if r.turn {
 		<-r.metered.running
 	}
 }
 
 // letNamed begins a lease of a route's devices, on disk with what it may use.
-func (d *x402Metered) letNamed(ctx context.Context, r *x402Request, tab x402server.Account, note *x402server.Entry) (*lease.Lease, error) {
-	defer d.starts.Lock(tab.ID)()
+func (d *metered) letNamed(ctx context.Context, r *Request, tab x402server.Account, note *x402server.Entry) (*lease.Lease, error) {
+	defer d.Starts.Lock(tab.ID)()
 	if err := d.keepDevices(ctx, r); err != nil { // also without a deposit: another's may be on its way for what is free
 		return nil, err
 	}
 	note.Lease = r.lease.Hex()
-	if err := d.admit(ctx, r, *note, nil); err != nil {
+	if err := d.Admit(ctx, r, *note, nil); err != nil {
 		return nil, err // what was kept is let go of with the request
 	}
-	l, err := d.let(ctx, r, tab, len(r.metered.Devices), note.Lease)
+	l, err := d.Let(ctx, r, tab, len(r.metered.Devices), note.Lease)
 	if err != nil {
 		return nil, err
 	}
@@ -180,10 +173,10 @@ func (d *x402Metered) letNamed(ctx context.Context, r *x402Request, tab x402serv
 }
 
 // run lets the handler answer until its time is used up, and returns when it was over.
-func (m *meteredRoute) run(ctx context.Context, l *lease.Lease, r *x402Request, out *x402server.Recorder) metering.Instant {
+func (m *meteredRoute) run(ctx context.Context, l *lease.Lease, r *Request, out *x402server.Recorder) metering.Instant {
 	ctx, cancel := context.WithTimeout(ctx, m.MaxTime)
 	defer cancel()
-	defer context.AfterFunc(m.d.leases.Lifetime(), cancel)()
+	defer context.AfterFunc(m.d.Leases.Lifetime(), cancel)()
 	go l.WhileActive(ctx, cancel) // what is reserved may be used up before the clock says so
 	if out.Passed() {
 		// A client that does not read would hold up whoever comes next.
@@ -199,7 +192,7 @@ func (m *meteredRoute) run(ctx context.Context, l *lease.Lease, r *x402Request, 
 func (m *meteredRoute) handle(out *x402server.Recorder, req *http.Request, id common.Hash) {
 	defer func() {
 		if broken := recover(); broken != nil {
-			m.d.config.Log.Error("the handler of a metered route failed", "channel", id, "error", broken)
+			m.d.Log.Error("the handler of a metered route failed", "channel", id, "error", broken)
 			out.Fail(wire.Internal.With("the handler failed; the time that it ran was charged"))
 		}
 	}()
@@ -207,7 +200,7 @@ func (m *meteredRoute) handle(out *x402server.Recorder, req *http.Request, id co
 }
 
 // finish ends the lease of a request: its last record, the charge and the copy of the answer are on disk together.
-func (d *x402Metered) finish(ctx context.Context, r *x402Request, l *lease.Lease, tab x402server.Account, note x402server.Entry, out *x402server.Recorder, served metering.Instant) (*x402server.Answer, error) {
+func (d *metered) finish(ctx context.Context, r *Request, l *lease.Lease, tab x402server.Account, note x402server.Entry, out *x402server.Recorder, served metering.Instant) (*x402server.Answer, error) {
 	if err := out.Keep(&note); err != nil {
 		return nil, err
 	}
@@ -228,7 +221,7 @@ func (d *x402Metered) finish(ctx context.Context, r *x402Request, l *lease.Lease
 	if err := l.End(ctx, lease.Stop{Reason: "the request was served", At: &served}); err != nil {
 		return nil, err
 	}
-	last, err := d.store.Records.Last(ctx, l.ID)
+	last, err := d.Store.Records.Last(ctx, l.ID)
 	if err != nil {
 		return nil, err
 	}
@@ -251,12 +244,12 @@ func (d *x402Metered) finish(ctx context.Context, r *x402Request, l *lease.Lease
 }
 
 // copied is an answer that was kept, nil if nothing was metered for it: then the request can be served.
-func (d *x402Metered) copied(ctx context.Context, tab x402server.Account, note x402server.Entry) (*x402server.Answer, error) {
+func (d *metered) copied(ctx context.Context, tab x402server.Account, note x402server.Entry) (*x402server.Answer, error) {
 	if note.Status == 0 || note.Charged == "" {
 		return nil, nil
 	}
 	if note.Charged == note.Base { // or what it used is less than a base unit
-		if last, err := d.store.Records.Last(ctx, common.HexToHash(note.Lease)); err != nil || last == nil || last.Nanos == 0 {
+		if last, err := d.Store.Records.Last(ctx, common.HexToHash(note.Lease)); err != nil || last == nil || last.Nanos == 0 {
 			return nil, err
 		}
 	}

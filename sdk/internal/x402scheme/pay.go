@@ -1,4 +1,4 @@
-package sdk
+package x402scheme
 
 import (
 	"context"
@@ -19,8 +19,8 @@ import (
 	"github.com/gpupay/gpupay/sdk/x402"
 )
 
-// x402Request is one request with a payment.
-type x402Request struct {
+// Request is one request with a payment.
+type Request struct {
 	x402server.PaidRequest
 	metered *meteredRoute
 	seat    *reserve.Reservation // of its GPUs, while its deposit is on its way
@@ -30,13 +30,13 @@ type x402Request struct {
 
 // serve answers a request that is paid by x402. It waits for its turn on the channel; from then on it goes on to its
 // end, whether or not the client is still there: who lost the connection gets a copy.
-func (d *x402Desk) serve(w http.ResponseWriter, req *http.Request, r *x402Request) {
+func (d *Scheme) serve(w http.ResponseWriter, req *http.Request, r *Request) {
 	r.Request = req
-	if !d.leases.Begin() {
-		d.front.Refuse(w, req, wire.Unavailable.With("this provider stops"))
+	if !d.Leases.Begin() {
+		d.Front.Refuse(w, req, wire.Unavailable.With("this provider stops"))
 		return
 	}
-	defer d.leases.Done()
+	defer d.Leases.Done()
 	if err := d.read(r); err != nil {
 		d.refuse(w, r, err)
 		return
@@ -53,7 +53,7 @@ func (d *x402Desk) serve(w http.ResponseWriter, req *http.Request, r *x402Reques
 
 // read checks everything about a payment that needs no channel. Who gets past it can sign for the channel that the
 // payment names, so that nobody else can hold up its line.
-func (d *x402Desk) read(r *x402Request) error {
+func (d *Scheme) read(r *Request) error {
 	r.Offer = d.Offered(r.Route)
 	var err error
 	if r.Paid, err = x402.ParsePaymentPayload(r.Header); err != nil {
@@ -77,8 +77,8 @@ func (d *x402Desk) read(r *x402Request) error {
 }
 
 // inTurn serves a request when it is its turn on the channel.
-func (d *x402Desk) inTurn(w http.ResponseWriter, r *x402Request) (*x402server.Answer, error) {
-	t, err := d.queue.Enter(r.Context(), r.ID, r.Voucher.Cumulative)
+func (d *Scheme) inTurn(w http.ResponseWriter, r *Request) (*x402server.Answer, error) {
+	t, err := d.Queue.Enter(r.Context(), r.ID, r.Voucher.Cumulative)
 	if err != nil {
 		return nil, err
 	}
@@ -86,12 +86,12 @@ func (d *x402Desk) inTurn(w http.ResponseWriter, r *x402Request) (*x402server.An
 	var expect *uint256.Int
 	defer func() { t.Leave(expect) }()
 	ctx := context.WithoutCancel(r.Context())
-	if r.Claim, err = d.claims.Take(r.Context(), r.ID); err != nil {
+	if r.Claim, err = d.Claims.Take(r.Context(), r.ID); err != nil {
 		return nil, err
 	}
 	defer func() {
 		if expect != nil {
-			d.claims.Hold(r.ID, r.Claim, d.queue.Hold)
+			d.Claims.Hold(r.ID, r.Claim, d.Queue.Hold)
 			return
 		}
 		r.Claim.Release(ctx)
@@ -114,14 +114,14 @@ func (d *x402Desk) inTurn(w http.ResponseWriter, r *x402Request) (*x402server.An
 
 // answered remembers what became of an answer. It was charged by now, so that a
 // disk that fails here is no reason to keep it back.
-func (d *x402Desk) answered(ctx context.Context, notes x402server.Journal, a *x402server.Answer) {
+func (d *Scheme) answered(ctx context.Context, notes x402server.Journal, a *x402server.Answer) {
 	if err := notes.Answered(ctx, a.Entry, a.Lost); err != nil {
-		d.config.Log.Error("x402 answer was not noted: the client gets it again if it asks again", "channel", a.Entry.Channel, "error", err)
+		d.Log.Error("x402 answer was not noted: the client gets it again if it asks again", "channel", a.Entry.Channel, "error", err)
 	}
 }
 
 // pay takes the payment and serves what it pays for.
-func (d *x402Desk) pay(ctx context.Context, w http.ResponseWriter, r *x402Request) (*x402server.Answer, error) {
+func (d *Scheme) pay(ctx context.Context, w http.ResponseWriter, r *Request) (*x402server.Answer, error) {
 	tab, err := d.Find(ctx, &r.PaidRequest)
 	if err != nil {
 		return nil, err
@@ -146,13 +146,13 @@ func (d *x402Desk) pay(ctx context.Context, w http.ResponseWriter, r *x402Reques
 		return nil, err
 	}
 	if r.Paid.Payload.Type == x402.TypeRefund {
-		return d.refunds.refund(ctx, r, tab)
+		return d.Refunds.refund(ctx, r, tab)
 	}
 	return d.buy(ctx, w, r, tab)
 }
 
 // buy serves what a payment is for, after its deposit, if it brings one, and its voucher.
-func (d *x402Desk) buy(ctx context.Context, w http.ResponseWriter, r *x402Request, tab x402server.Account) (_ *x402server.Answer, err error) {
+func (d *Scheme) buy(ctx context.Context, w http.ResponseWriter, r *Request, tab x402server.Account) (_ *x402server.Answer, err error) {
 	if tab.Status != channel.Open {
 		return nil, fmt.Errorf("channel %s: %w", tab.ID, x402server.ErrWithdrawing)
 	}
@@ -191,7 +191,7 @@ func (d *x402Desk) buy(ctx context.Context, w http.ResponseWriter, r *x402Reques
 	if err != nil {
 		return nil, err
 	}
-	d.metrics.Voucher(receipt.Outcome)
+	d.Metrics.Voucher(receipt.Outcome)
 	tab.State = receipt.State
 	switch r.Route.Kind {
 	case x402server.KindStream:
@@ -206,23 +206,23 @@ func (d *x402Desk) buy(ctx context.Context, w http.ResponseWriter, r *x402Reques
 // it could leave with all of that, and would with as much again of each further channel.
 //
 // Each of its channels whose deposit is on its way may come to a row.
-func (d *x402Desk) claimable(ctx context.Context, t channel.Terms, arriving uint64) error {
-	owing, err := d.debts.OwingAt(ctx, d.Contract, t.Payer)
+func (d *Scheme) claimable(ctx context.Context, t channel.Terms, arriving uint64) error {
+	owing, err := d.Debts.OwingAt(ctx, d.Contract, t.Payer)
 	if err == nil {
-		owing, err = d.debts.Lapse(ctx, owing)
+		owing, err = d.Debts.Lapse(ctx, owing)
 	}
-	row := d.debts.LeastRow(d.Contract)
+	row := d.Debts.LeastRow(d.Contract)
 	others := payercredit.OwedBut(owing, t.ID(), row)
-	if row.Mul(&row, uint256.NewInt(arriving)); err != nil || others.Add(&others, &row).Lt(&d.credit) {
+	if row.Mul(&row, uint256.NewInt(arriving)); err != nil || others.Add(&others, &row).Lt(&d.Credit) {
 		return err
 	}
-	return fmt.Errorf("%w (%s)%s", x402server.ErrScattered, d.debts.Debtors(owing, d.debts.LeastRow(d.Contract)), d.debts.Lapses(owing))
+	return fmt.Errorf("%w (%s)%s", x402server.ErrScattered, d.Debts.Debtors(owing, d.Debts.LeastRow(d.Contract)), d.Debts.Lapses(owing))
 }
 
 // match holds a voucher to the amount that comes next. A stock client is corrected once and then gives up: so what it
 // is told is no public voucher's amount, and is taken though its lease went on meanwhile.
-func (d *x402Desk) match(ctx context.Context, r *x402Request, tab x402server.Account) (x402server.Account, error) {
-	tab, err := d.recalled(ctx, r, tab)
+func (d *Scheme) match(ctx context.Context, r *Request, tab x402server.Account) (x402server.Account, error) {
+	tab, err := d.Recalled(ctx, r, tab)
 	if err != nil {
 		return tab, err
 	}
@@ -260,8 +260,8 @@ func (d *x402Desk) match(ctx context.Context, r *x402Request, tab x402server.Acc
 }
 
 // capable refuses what could not be served before anybody's money moves for it.
-func (d *x402Desk) capable(ctx context.Context, r *x402Request) error {
-	if err := d.leases.TakesLeases(); err != nil {
+func (d *Scheme) capable(ctx context.Context, r *Request) error {
+	if err := d.Leases.TakesLeases(); err != nil {
 		return err
 	}
 	gpus, current, err := d.runs(ctx, r.ID)
@@ -277,18 +277,18 @@ func (d *x402Desk) capable(ctx context.Context, r *x402Request) error {
 	case current:
 		return nil
 	}
-	return d.gpus.Room(ctx, r.ID, r.Route.GPUs, gpus) // a lease of another price ends and gives its GPUs back
+	return d.GPUs.Room(ctx, r.ID, r.Route.GPUs, gpus) // a lease of another price ends and gives its GPUs back
 }
 
 // misfit refuses another number of GPUs than the channel's lease has.
-func misfit(r *x402Request, gpus int) error {
+func misfit(r *Request, gpus int) error {
 	return errConflict.With("the lease that runs on channel %s has %d GPUs, the request wants %d: take a refund, which ends it, or wait until it ends", r.ID, gpus, r.Route.GPUs)
 }
 
 // answer writes an answer with its receipt.
-func (d *x402Desk) answer(w http.ResponseWriter, r *x402Request, a *x402server.Answer) {
+func (d *Scheme) answer(w http.ResponseWriter, r *Request, a *x402server.Answer) {
 	if err := a.Receipt.Set(w.Header()); err != nil {
-		d.config.Log.Error("x402 receipt", "channel", r.ID, "error", err)
+		d.Log.Error("x402 receipt", "channel", r.ID, "error", err)
 	}
 	if err := a.Send(w, r.Request); err != nil && !a.Lost { // what was noted as lost may have been had again since
 		a.Lost = true
@@ -298,7 +298,7 @@ func (d *x402Desk) answer(w http.ResponseWriter, r *x402Request, a *x402server.A
 
 // refuse answers a payment that is not taken: with x402's own 402 where x402 has
 // a word for what is wrong, else as everywhere.
-func (d *x402Desk) refuse(w http.ResponseWriter, r *x402Request, err error) {
+func (d *Scheme) refuse(w http.ResponseWriter, r *Request, err error) {
 	if r.Context().Err() != nil {
 		return
 	}
@@ -307,29 +307,29 @@ func (d *x402Desk) refuse(w http.ResponseWriter, r *x402Request, err error) {
 	}
 	reason, ok := x402server.Reason(err)
 	if !ok {
-		d.front.Refuse(w, r.Request, err)
+		d.Front.Refuse(w, r.Request, err)
 		return
 	}
 	var wrong *x402server.Resync
-	if !errors.As(err, &wrong) && !d.limiter.Challenge(r.Request) {
-		d.front.Refuse(w, r.Request, wire.TooMany.With("too many requests with a wrong payment from your address: wait a second"))
+	if !errors.As(err, &wrong) && !d.Limiter.Challenge(r.Request) {
+		d.Front.Refuse(w, r.Request, wire.TooMany.With("too many requests with a wrong payment from your address: wait a second"))
 		return
 	}
-	d.config.Log.Debug("payment refused", "channel", r.ID, "error", err)
-	d.metrics.Refused(wire.PaymentRequired.With("%s", reason))
+	d.Log.Debug("payment refused", "channel", r.ID, "error", err)
+	d.Metrics.Refused(wire.PaymentRequired.With("%s", reason))
 	offer := r.Offer
 	if wrong != nil {
 		wrong.Show(&offer)
 	}
 	if err := d.required(r.Request, reason, offer).Set(w.Header()); err != nil {
-		d.front.Refuse(w, r.Request, err)
+		d.Front.Refuse(w, r.Request, err)
 		return
 	}
 	serve.JSON(w, http.StatusPaymentRequired, map[string]string{"error": reason, "detail": err.Error()})
 }
 
 // again answers a request that was served before: nil if it was not, or if it is another one with the same voucher.
-func (d *x402Desk) again(ctx context.Context, w http.ResponseWriter, r *x402Request, tab x402server.Account) (*x402server.Answer, error) {
+func (d *Scheme) again(ctx context.Context, w http.ResponseWriter, r *Request, tab x402server.Account) (*x402server.Answer, error) {
 	note, ok, err := d.Journal.Find(ctx, r.ID, r.Voucher.Cumulative, r.Hash)
 	if err != nil || !ok {
 		return nil, err
@@ -346,20 +346,20 @@ func (d *x402Desk) again(ctx context.Context, w http.ResponseWriter, r *x402Requ
 	case x402server.KindStream:
 		return d.ticks.play(ctx, w, r, tab, note)
 	case x402server.KindRefund:
-		return d.refunds.refundAgain(ctx, r, tab, note)
+		return d.Refunds.Again(ctx, r, tab, note)
 	default:
 		return d.metered.copied(ctx, tab, note)
 	}
 }
 
-// recalled charges what these books forgot, if a request brings the voucher that its payer was asked for. The lease of
+// Recalled charges what these books forgot, if a request brings the voucher that its payer was asked for. The lease of
 // the old books ends, and the next one begins on the new ones.
-func (d *x402Desk) recalled(ctx context.Context, r *x402Request, tab x402server.Account) (x402server.Account, error) {
+func (d *Scheme) Recalled(ctx context.Context, r *Request, tab x402server.Account) (x402server.Account, error) {
 	base := r.Based()
 	if base.IsZero() || base != tab.Balance.Asserted || !base.Gt(&tab.Charged) || base.Gt(&tab.Deposit) {
 		return tab, nil
 	}
-	if err := d.endNewest(ctx, r, "its books are older than its payer's voucher"); err != nil {
+	if err := d.EndNewest(ctx, r, "its books are older than its payer's voucher"); err != nil {
 		return tab, err
 	}
 	db, book, notes := d.BooksOf(&r.PaidRequest)

@@ -1,4 +1,4 @@
-package sdk
+package x402scheme
 
 import (
 	"context"
@@ -17,13 +17,13 @@ import (
 	"github.com/gpupay/gpupay/sdk/x402"
 )
 
-// x402Refunds gives deposits back, and says while one is on its way.
-type x402Refunds struct{ x402Leases }
+// Refunds gives deposits back, and says while one is on its way.
+type Refunds struct{ core }
 
 // refund gives the payer back what was not charged, or a part of it. The lease ends first, and what it used is claimed
 // in the same transaction. A withdrawal that is pending is no obstacle: the payer gets the same money, sooner.
-func (d *x402Refunds) refund(ctx context.Context, r *x402Request, tab x402server.Account) (*x402server.Answer, error) {
-	ctx, cancel := context.WithTimeout(ctx, d.config.OpenTimeout)
+func (d *Refunds) refund(ctx context.Context, r *Request, tab x402server.Account) (*x402server.Answer, error) {
+	ctx, cancel := context.WithTimeout(ctx, d.OpenTimeout)
 	defer cancel()
 	if !tab.Known {
 		return nil, fmt.Errorf("%w: channel %s holds nothing", x402.CodeRefundNoBalance, r.ID)
@@ -31,13 +31,13 @@ func (d *x402Refunds) refund(ctx context.Context, r *x402Request, tab x402server
 	if err := d.WorthRefunding(tab.State, r.Paid.Payload.Refund); err != nil {
 		return nil, err // before anything ends for it
 	}
-	slot, err := d.limiter.Deposit(r.Request)
+	slot, err := d.Limiter.Deposit(r.Request)
 	if err != nil {
 		return nil, err
 	}
 	defer slot.Release()
 	note := x402server.Entry{Channel: r.ID.Hex(), MaxClaimable: r.Voucher.Cumulative.Dec(), Hash: r.Hash, Kind: x402server.KindRefund, Base: tab.Charged.Dec(), Moved: "0"}
-	if err := d.endNewest(ctx, r, "the payer takes a refund"); err != nil {
+	if err := d.EndNewest(ctx, r, "the payer takes a refund"); err != nil {
 		return nil, err
 	}
 	s, _, err := d.Confirmed(ctx, r.Terms)
@@ -52,19 +52,19 @@ func (d *x402Refunds) refund(ctx context.Context, r *x402Request, tab x402server
 	if err := d.JournalOf(&r.PaidRequest).Admit(ctx, note, tab.Balance.Reserved); err != nil {
 		return nil, err
 	}
-	tx, err := d.submitRefund(ctx, r.Claim, s, amount)
+	tx, err := d.Submit(ctx, r.Claim, s, amount)
 	if err != nil {
 		return nil, err
 	}
 	return d.refunded(ctx, r, note, tx)
 }
 
-// submitRefund puts a refund into the outbox, where its claim is still held: else more
+// Submit puts a refund into the outbox, where its claim is still held: else more
 // may have been served for since the amount was decided on.
-func (d *x402Refunds) submitRefund(ctx context.Context, held *leasestore.Lock, s channel.State, amount uint256.Int) (chain.TxID, error) {
-	submit := d.sponsor.SubmitReturn
+func (d *Refunds) Submit(ctx context.Context, held *leasestore.Lock, s channel.State, amount uint256.Int) (chain.TxID, error) {
+	submit := d.Sponsor.SubmitReturn
 	if all, err := x402server.Refundable(s, nil); err == nil && amount.Lt(&all) {
-		submit = d.sponsor.SubmitPart
+		submit = d.Sponsor.SubmitPart
 	}
 	call, err := d.Contract.RefundCall(ctx, s, amount)
 	if err != nil {
@@ -75,12 +75,12 @@ func (d *x402Refunds) submitRefund(ctx context.Context, held *leasestore.Lock, s
 	if err != nil {
 		return "", x402server.Refused(err, x402.CodeRefundSimulation)
 	}
-	d.config.Log.Info("refund sent", "channel", s.ID, "most", amount.Dec(), "tx", tx)
+	d.Log.Info("refund sent", "channel", s.ID, "most", amount.Dec(), "tx", tx)
 	return tx, nil
 }
 
 // refunded waits for a refund and answers with what it moved.
-func (d *x402Refunds) refunded(ctx context.Context, r *x402Request, note x402server.Entry, tx chain.TxID) (*x402server.Answer, error) {
+func (d *Refunds) refunded(ctx context.Context, r *Request, note x402server.Entry, tx chain.TxID) (*x402server.Answer, error) {
 	result, err := d.Mined(ctx, tx, x402.CodeRefundFailed)
 	if errors.Is(err, x402.CodeRefundFailed) {
 		return nil, err
@@ -98,8 +98,8 @@ func (d *x402Refunds) refunded(ctx context.Context, r *x402Request, note x402ser
 	if err != nil {
 		return nil, err
 	}
-	if d.settlement != nil {
-		d.settlement.Expect(s.Terms)
+	if d.Settlement != nil {
+		d.Settlement.Expect(s.Terms)
 	}
 	tab, err := d.Account(ctx, s)
 	if err != nil {
@@ -114,20 +114,20 @@ func (d *x402Refunds) refunded(ctx context.Context, r *x402Request, note x402ser
 	}{"refunded", r.ID})
 }
 
-// refundAgain is the answer to a refund that was sent and never answered. One
+// Again is the answer to a refund that was sent and never answered. One
 // that was answered is another wish: refunds of equal parts are equal requests.
-func (d *x402Refunds) refundAgain(ctx context.Context, r *x402Request, tab x402server.Account, note x402server.Entry) (*x402server.Answer, error) {
+func (d *Refunds) Again(ctx context.Context, r *Request, tab x402server.Account, note x402server.Entry) (*x402server.Answer, error) {
 	repeated := r.Repeats(note)
 	if note.AnsweredAt != 0 && !repeated {
 		return nil, nil
 	}
-	refunds, err := d.sender.Find(ctx, r.ID, chain.Refund)
+	refunds, err := d.Sender.Find(ctx, r.ID, chain.Refund)
 	if err != nil {
 		return nil, err
 	}
 	for _, tx := range slices.Backward(refunds) {
-		if tx.CreatedAt.UnixMilli() >= note.CreatedAt && d.sender.InForce(tx) && (!tx.Succeeded || repeated) {
-			ctx, cancel := context.WithTimeout(ctx, d.config.OpenTimeout)
+		if tx.CreatedAt.UnixMilli() >= note.CreatedAt && d.Sender.InForce(tx) && (!tx.Succeeded || repeated) {
+			ctx, cancel := context.WithTimeout(ctx, d.OpenTimeout)
 			defer cancel()
 			return d.refunded(ctx, r, note, tx.ID)
 		}

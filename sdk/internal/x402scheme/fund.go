@@ -1,4 +1,4 @@
-package sdk
+package x402scheme
 
 import (
 	"context"
@@ -8,18 +8,18 @@ import (
 	"github.com/gpupay/gpupay/sdk/x402"
 )
 
-// x402Deposits sends the deposits that payments bring.
-type x402Deposits struct {
-	x402Leases
-	metered *x402Metered
+// deposits sends the deposits that payments bring.
+type deposits struct {
+	core
+	metered *metered
 }
 
 // fund sends a payment's deposit and waits until the chain has it.
-func (d *x402Deposits) fund(ctx context.Context, r *x402Request, tab x402server.Account, note *x402server.Entry) (x402server.Account, error) {
-	ctx, cancel := context.WithTimeout(ctx, d.config.OpenTimeout)
+func (d *deposits) fund(ctx context.Context, r *Request, tab x402server.Account, note *x402server.Entry) (x402server.Account, error) {
+	ctx, cancel := context.WithTimeout(ctx, d.OpenTimeout)
 	defer cancel()
-	defer context.AfterFunc(d.leases.Lifetime(), cancel)()
-	slot, err := d.limiter.Deposit(r.Request)
+	defer context.AfterFunc(d.Leases.Lifetime(), cancel)()
+	slot, err := d.Limiter.Deposit(r.Request)
 	if err != nil {
 		return tab, err
 	}
@@ -40,10 +40,10 @@ func (d *x402Deposits) fund(ctx context.Context, r *x402Request, tab x402server.
 }
 
 // sendDeposit sends a deposit unless it was sent before, and waits for it. It returns the transaction's hash.
-func (d *x402Deposits) sendDeposit(ctx context.Context, r *x402Request, a chain.Authorization) (string, error) {
+func (d *deposits) sendDeposit(ctx context.Context, r *Request, a chain.Authorization) (string, error) {
 	call := d.Contract.DepositCall(r.Terms, [32]byte(r.Paid.Payload.Deposit.Authorization.Salt), a)
 	call.Guard = r.Claim.Guard()
-	tx, err := d.outbox.SubmitOnce(ctx, r.Terms, call, func() error { return d.reserveFor(r) })
+	tx, err := d.Outbox.SubmitOnce(ctx, r.Terms, call, func() error { return d.reserveFor(r) })
 	if err != nil {
 		return "", x402server.Refused(err, x402.CodeDepositSimulation)
 	}
@@ -55,13 +55,13 @@ func (d *x402Deposits) sendDeposit(ctx context.Context, r *x402Request, a chain.
 }
 
 // reserveFor keeps what an x402 request wants, if it wants a lease to begin.
-func (d *x402Deposits) reserveFor(r *x402Request) error {
+func (d *deposits) reserveFor(r *Request) error {
 	if r.metered != nil {
 		return d.metered.keepDevices(r.Context(), r)
 	}
 	gpus, current, err := d.runs(r.Context(), r.ID)
 	if err == nil && !current {
-		r.seat, err = d.gpus.Reserve(r.Context(), r.ID, r.Route.GPUs, gpus)
+		r.seat, err = d.GPUs.Reserve(r.Context(), r.ID, r.Route.GPUs, gpus)
 	}
 	return err
 }

@@ -1,4 +1,4 @@
-package sdk
+package x402scheme
 
 import (
 	"context"
@@ -16,11 +16,11 @@ import (
 	"github.com/gpupay/gpupay/sdk/internal/serve"
 )
 
-// namedDevices are the devices of leases that last for one metered request. They are used by the handler and given to nobody, so
+// Named are the devices of leases that last for one metered request. They are used by the handler and given to nobody, so
 // that no command of an allocator is run for them; but they are in its book, where it has one.
-type namedDevices struct {
+type Named struct {
 	byLease sync.Map         // *meteredRoute
-	own     inventory.Memory // where the allocator has no book, and no database is shared
+	Own     inventory.Memory // where the allocator has no book, and no database is shared
 
 	mu     sync.Mutex
 	routed []string // those of any route
@@ -28,19 +28,19 @@ type namedDevices struct {
 	turn sync.Mutex // held while the book is looked at and written for requests, so that what a route has does not change in between
 }
 
-func (n *namedDevices) put(lease common.Hash, m *meteredRoute) { n.byLease.Store(lease, m) }
+func (n *Named) put(lease common.Hash, m *meteredRoute) { n.byLease.Store(lease, m) }
 
-func (n *namedDevices) drop(lease common.Hash) { n.byLease.Delete(lease) }
+func (n *Named) drop(lease common.Hash) { n.byLease.Delete(lease) }
 
 // of is the route whose request a lease is; nil if it is none's.
-func (n *namedDevices) of(lease common.Hash) *meteredRoute {
+func (n *Named) of(lease common.Hash) *meteredRoute {
 	m, _ := n.byLease.Load(lease)
 	route, _ := m.(*meteredRoute)
 	return route
 }
 
 // route notes devices that a route asks for, and returns those of all routes.
-func (n *namedDevices) route(devices ...string) []string {
+func (n *Named) route(devices ...string) []string {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.routed = append(n.routed, inventory.Without(devices, n.routed)...)
@@ -48,27 +48,27 @@ func (n *namedDevices) route(devices ...string) []string {
 }
 
 // leases are those of a route: what runs for its requests, and what is kept for those whose deposits are on their way.
-func (m *meteredRoute) leases(lease common.Hash) bool { return m.d.named.of(lease) == m }
+func (m *meteredRoute) leases(lease common.Hash) bool { return m.d.Named.of(lease) == m }
 
 // vacant is ErrNoCapacity where a device is in a lease that is not the route's, or would be missing to those whose deposits are
 // on their way.
-func (d *x402Metered) vacant(ctx context.Context, id common.Hash, m *meteredRoute) error {
-	held, err := d.book().Held(ctx)
+func (d *metered) vacant(ctx context.Context, id common.Hash, m *meteredRoute) error {
+	held, err := d.Devices().Held(ctx)
 	if err == nil {
 		_, err = inventory.These(m.Devices, m.leases)(held)
 	}
 	if err == nil {
-		err = d.leases.CheckFree(m.Devices, m.leases)
+		err = d.Leases.CheckFree(m.Devices, m.leases)
 	}
 	if n := d.rented(inventory.Unheld(held, m.Devices)); err == nil && n > 0 {
-		err = d.gpus.Room(ctx, id, n, 0)
+		err = d.GPUs.Room(ctx, id, n, 0)
 	}
 	return err
 }
 
 // rented is how many of a route's devices the allocator hands out as well.
-func (d *x402Metered) rented(devices []string) int {
-	a, ok := d.config.Allocator.(inventory.Keeper)
+func (d *metered) rented(devices []string) int {
+	a, ok := d.Allocator.(inventory.Keeper)
 	if !ok {
 		return 0
 	}
@@ -78,31 +78,31 @@ func (d *x402Metered) rented(devices []string) int {
 // keepDevices keeps a metered request's devices while its deposit is on its way, and until its turn at the route comes: from all but
 // the route's other requests, which run meanwhile. That nobody else's deposit is counted on them is asked first, and as many are
 // kept until they are in the book.
-func (d *x402Metered) keepDevices(ctx context.Context, r *x402Request) error {
+func (d *metered) keepDevices(ctx context.Context, r *Request) error {
 	if r.lease != (common.Hash{}) {
 		return nil
 	}
-	d.named.turn.Lock()
-	defer d.named.turn.Unlock()
+	d.Named.turn.Lock()
+	defer d.Named.turn.Unlock()
 	m, lease := r.metered, reserve.NewLease()
-	if err := d.leases.CheckFree(m.Devices, m.leases); err != nil {
+	if err := d.Leases.CheckFree(m.Devices, m.leases); err != nil {
 		return err
 	}
-	held, err := d.book().Held(ctx)
+	held, err := d.Devices().Held(ctx)
 	if err != nil {
 		return err
 	}
 	if n := d.rented(inventory.Unheld(held, m.Devices)); n > 0 {
-		seat, err := d.gpus.Reserve(ctx, r.ID, n, 0)
+		seat, err := d.GPUs.Reserve(ctx, r.ID, n, 0)
 		if err != nil {
 			return err
 		}
 		defer seat.Release()
 		lease = seat.Lease
 	}
-	d.named.put(lease, m)
+	d.Named.put(lease, m)
 	if err := d.keepOn(ctx, m, lease); err != nil {
-		d.named.drop(lease)
+		d.Named.drop(lease)
 		return err
 	}
 	r.lease = lease
@@ -110,70 +110,75 @@ func (d *x402Metered) keepDevices(ctx context.Context, r *x402Request) error {
 }
 
 // keepFor is how long devices are kept in a database for a request whose process may have died.
-func (d *x402Metered) keepFor() time.Duration {
-	return d.config.OpenTimeout + d.config.CallTimeout + serve.BodyTimeout
+func (d *metered) keepFor() time.Duration {
+	return d.OpenTimeout + d.CallTimeout + serve.BodyTimeout
 }
 
 // keepOn keeps a route's devices for a lease, once more where they were.
-func (d *x402Metered) keepOn(ctx context.Context, m *meteredRoute, lease common.Hash) error {
-	return d.book().Keep(ctx, lease, m.Devices, m.leases, d.keepFor())
+func (d *metered) keepOn(ctx context.Context, m *meteredRoute, lease common.Hash) error {
+	return d.Devices().Keep(ctx, lease, m.Devices, m.leases, d.keepFor())
 }
 
 // letGo frees what was kept for a request whose lease did not begin.
-func (d *x402Metered) letGo(ctx context.Context, r *x402Request) {
+func (d *metered) letGo(ctx context.Context, r *Request) {
 	if r.lease == (common.Hash{}) {
 		return
 	}
-	d.named.turn.Lock()
-	defer d.named.turn.Unlock()
-	defer d.named.drop(r.lease)
-	if err := d.book().Free(ctx, r.lease); err != nil {
-		d.config.Log.Warn("devices were not given back: that ends by itself", "channel", r.ID, "error", err)
+	d.Named.turn.Lock()
+	defer d.Named.turn.Unlock()
+	defer d.Named.drop(r.lease)
+	if err := d.Devices().Free(ctx, r.lease); err != nil {
+		d.Log.Warn("devices were not given back: that ends by itself", "channel", r.ID, "error", err)
 	}
 }
 
-// namedAllocator is a provider's allocator that runs nothing for named devices, and keeps them from others.
-type namedAllocator struct {
+// NamedAllocator is a provider's allocator that runs nothing for named devices, and keeps them from others.
+type NamedAllocator struct {
 	placement.Allocator
-	named *namedDevices
-	book  func() inventory.Book
+	Named *Named
+	Book  func() inventory.Book
 }
 
-func (n namedAllocator) Allocate(ctx context.Context, req gpu.Request) (gpu.Allocation, error) {
-	if m := n.named.of(req.LeaseID); m != nil {
-		n.named.turn.Lock()
-		defer n.named.turn.Unlock()
-		_, err := n.book().Reserve(ctx, req.LeaseID, inventory.These(m.Devices, m.leases))
+// Allocate gives a metered request the devices of its route, and any other lease what the allocator does, those of no route first.
+func (n NamedAllocator) Allocate(ctx context.Context, req gpu.Request) (gpu.Allocation, error) {
+	if m := n.Named.of(req.LeaseID); m != nil {
+		n.Named.turn.Lock()
+		defer n.Named.turn.Unlock()
+		_, err := n.Book().Reserve(ctx, req.LeaseID, inventory.These(m.Devices, m.leases))
 		return gpu.Allocation{LeaseID: req.LeaseID, Devices: slices.Clone(m.Devices), Access: json.RawMessage(placement.RequestAccess)}, err
 	}
-	req.Routed = n.named.route()
+	req.Routed = n.Named.route()
 	return n.Allocator.Allocate(ctx, req)
 }
 
-func (n namedAllocator) Suspend(ctx context.Context, a gpu.Allocation) error {
+// Suspend is nothing for named devices: the request ends.
+func (n NamedAllocator) Suspend(ctx context.Context, a gpu.Allocation) error {
 	if placement.ForOneRequest(a) {
 		return nil
 	}
 	return n.Allocator.Suspend(ctx, a)
 }
 
-func (n namedAllocator) Resume(ctx context.Context, a gpu.Allocation) error {
+// Resume is nothing for named devices.
+func (n NamedAllocator) Resume(ctx context.Context, a gpu.Allocation) error {
 	if placement.ForOneRequest(a) {
 		return nil
 	}
 	return n.Allocator.Resume(ctx, a)
 }
 
-func (n namedAllocator) Release(ctx context.Context, a gpu.Allocation) error {
+// Release takes devices back.
+func (n NamedAllocator) Release(ctx context.Context, a gpu.Allocation) error {
 	if placement.ForOneRequest(a) {
-		n.named.turn.Lock()
-		defer n.named.turn.Unlock()
-		return n.book().Free(ctx, a.LeaseID)
+		n.Named.turn.Lock()
+		defer n.Named.turn.Unlock()
+		return n.Book().Free(ctx, a.LeaseID)
 	}
 	return n.Allocator.Release(ctx, a)
 }
 
-func (n namedAllocator) Adopt(ctx context.Context, a gpu.Allocation) error {
+// Adopt takes up what an earlier process ran: of named devices there is nothing to take up.
+func (n NamedAllocator) Adopt(ctx context.Context, a gpu.Allocation) error {
 	if placement.ForOneRequest(a) {
 		return nil
 	}
