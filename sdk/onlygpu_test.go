@@ -2,6 +2,7 @@ package sdk
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"path/filepath"
 	"sync/atomic"
@@ -13,6 +14,7 @@ import (
 	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
+	"github.com/gpupay/gpupay/sdk/node"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -140,5 +142,43 @@ func TestGatewaysOfAHostShareReservations(t *testing.T) {
 	one.chain.Mine(t, 1)
 	if resp := <-served; resp.StatusCode != http.StatusOK || b.holds() != 0 {
 		t.Errorf("the first got %s, the second holds %d", resp.Status, b.holds())
+	}
+}
+
+// TestNodeStartsWithoutItsGPUs: a node that cannot list its GPUs, or lists none, as it starts, suspends its leases and has them given back and paid;
+// when they are listed again it goes on and begins others. One that has no lease is refused.
+func TestNodeStartsWithoutItsGPUs(t *testing.T) {
+	for name, away := range map[string]struct {
+		broken  error
+		missing []string
+	}{"no listing": {broken: errors.New("driver and library differ")}, "an empty one": {missing: []string{sim.UUID(0), sim.UUID(1), sim.UUID(2)}}} {
+		t.Run(name, func(t *testing.T) {
+			o, host := newOutpost(t), &sickHost{Source: testclock.GPUs(3)}
+			o.stop()
+			o.config.Source = host
+			start := func() { o.config.Allocator = gpu.HostOf(t.Context(), host); o.start() }
+			host.set(away.broken, away.missing...)
+			if n, err := node.New(t.Context(), o.config); err == nil {
+				t.Error("it starts with nothing to do", n.Close())
+			}
+			host.set(nil)
+			start()
+			r := newRig(t, o.link, generousCredit, quiet)
+			ends, stays := r.open(1, 300_000, ""), r.open(2, 300_000, "")
+			ends.record()
+			stays.record()
+			o.stop()
+			host.set(away.broken, away.missing...)
+			start()
+			o.wait(stays.lease.LeaseID, leasestore.Suspended)
+			final := ends.release()
+			ends.pay(final.Owed.Uint64())
+			o.same(r, ends.lease.LeaseID)
+			host.set(nil)
+			o.wait(stays.lease.LeaseID, leasestore.Active)
+			stays.record()
+			eventually(t, "one that was in no lease to be free", func() bool { return r.provider.nodes.Free() >= 1 })
+			r.open(3, 300_000, "").record()
+		})
 	}
 }

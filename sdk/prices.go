@@ -40,23 +40,18 @@ func (p *Provider) prices(ctx context.Context) error {
 		p.nodes, err = p.config.newNodes()
 		return err
 	}
+	if p.config.Allocator == nil {
+		p.config.Allocator = gpu.HostOf(ctx, p.config.Source)
+	}
 	if p.leases.Offered.Devices, err = p.config.Source.Devices(ctx); err != nil {
 		p.noGPUs = fmt.Errorf("provider: listing the GPUs of %s: %w", p.config.Source.Name(), err)
-		if p.config.Allocator == nil {
-			p.config.Allocator = &gpu.HostAllocator{Source: p.config.Source}
-		}
-		return nil
-	}
-	if len(p.leases.Offered.Devices) == 0 {
-		return fmt.Errorf("provider: %s has no GPU to rent out", p.config.Source.Name())
+	} else if len(p.leases.Offered.Devices) == 0 {
+		p.noGPUs = fmt.Errorf("provider: %s has no GPU to rent out", p.config.Source.Name())
 	}
 	if err := inventory.OfOneKind(p.leases.Offered.Devices); err != nil {
 		return fmt.Errorf("provider: %w", err)
 	}
-	if p.config.Allocator == nil {
-		p.config.Allocator, err = gpu.NewHostAllocator(ctx, p.config.Source)
-	}
-	return err
+	return nil
 }
 
 func (p *Provider) minDeposit() (uint256.Int, error) {

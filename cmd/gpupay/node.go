@@ -99,10 +99,12 @@ func (n *node) run(ctx context.Context) error {
 	if c.MeterKey, err = nodekeys.OpenMeterKey(cmp.Or(n.meterKey, filepath.Join(n.identity, "meter-key.pem"))); err != nil {
 		return fmt.Errorf("--meter-key: %w", err)
 	}
-	if c.Source, err = cli.Source(n.gpu); err != nil {
+	source, err := cli.SourceOrAway(n.gpu)
+	if err != nil {
 		return err
 	}
-	defer c.Source.Close()
+	defer source.Close()
+	c.Source = source
 	if c.Allocator, err = n.hooks.Allocator(ctx, c.Source); err != nil {
 		return err
 	}

@@ -29,15 +29,10 @@ func (h *Hooks) Register(flags *Flags) {
 	flags.List(&h.environment, "hook-env", "`NAMES` of environment variables that these commands see beside the usual ones, separated by commas")
 }
 
-// Allocator rents out the source's GPUs with the commands.
+// Allocator rents out the source's GPUs with the commands. Where they cannot be listed now, who rents them out decides whether there is
+// something else to do.
 func (h *Hooks) Allocator(ctx context.Context, source metering.Source) (*gpu.HostAllocator, error) {
-	a, err := gpu.NewHostAllocator(ctx, source)
-	if _, away := source.(Away); away {
-		a, err = &gpu.HostAllocator{}, nil // of the leases that are there: what it has free is nobody's
-	}
-	if err != nil {
-		return nil, err
-	}
+	a := gpu.HostOf(ctx, source)
 	a.AllocateCommand = strings.Fields(h.allocate)
 	a.SuspendCommand = strings.Fields(h.suspend)
 	a.ResumeCommand = strings.Fields(h.resume)

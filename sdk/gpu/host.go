@@ -37,7 +37,7 @@ import (
 // what it wrote to stderr, cut short. Of what it writes to stdout and to stderr 64 KiB each are kept, and the rest is dropped. What
 // is taken back after a failed allocation has as long as the allocation had: CallTimeout.
 type HostAllocator struct {
-	Devices []string // UUIDs to rent out
+	Devices []string // UUIDs to rent out; none: all that Source lists and are of one kind with the first that it ever listed
 
 	// Source lists the devices that work: one that it lists no more, as it is lost or hangs, is not handed out until it
 	// does. Without one all of Devices are taken to work. One that a lease could not read lately is not handed out either, for a
@@ -65,7 +65,7 @@ type HostAllocator struct {
 	book inventory.Book // instead of own, where gateways share the host
 
 	sick  inventory.Quarantine // of devices that are not handed out meanwhile
-	first *metering.Device     // of the source: what it lists later and is of one kind with it is rented out, too; nil: Devices alone is
+	first *metering.Device     // of the source: what it lists later and is of one kind with it is rented out, too; nil: Devices alone is, where there are any
 
 	awayMu sync.Mutex
 	away   []string // of leases of an earlier run, and not here when this one began
@@ -118,6 +118,16 @@ func NewHostAllocator(ctx context.Context, source metering.Source) (*HostAllocat
 	return h, nil
 }
 
+// HostOf is NewHostAllocator, or, where the source lists no GPU now, an allocator that rents out what it lists later. It goes on with
+// the leases that are there meanwhile.
+func HostOf(ctx context.Context, source metering.Source) *HostAllocator {
+	h, err := NewHostAllocator(ctx, source)
+	if err != nil {
+		return &HostAllocator{Source: source}
+	}
+	return h
+}
+
 // CheckCommands returns which commands cannot be run on this host, before a renter's deposit waits for one of them.
 func (h *HostAllocator) CheckCommands() error {
 	var failed []error
@@ -145,11 +155,14 @@ func (h *HostAllocator) devices() []string {
 
 // rentable are those that go into new leases.
 func (h *HostAllocator) rentable() []string {
-	all := slices.Clone(h.Devices)
-	if h.first == nil {
+	all, first := slices.Clone(h.Devices), h.first
+	if len(all) == 0 {
+		first = h.sick.First()
+	}
+	if first == nil {
 		return all
 	}
-	for _, d := range h.sick.Joined(*h.first, all) {
+	for _, d := range h.sick.Joined(*first, all) {
 		all = append(all, d.UUID)
 	}
 	return all

@@ -49,21 +49,13 @@ func New(ctx context.Context, config Config) (*Agent, error) {
 		return nil, fmt.Errorf("node %s: %w", config.Name, err)
 	}
 	config.Source = contain.Source(config.Log, config.Source)
-	devices, err := inventory.List(ctx, config.Source)
-	if err != nil {
-		return nil, fmt.Errorf("node %s: %w", config.Name, err)
-	}
-	if config.Allocator == nil {
-		allocator, err := gpu.NewHostAllocator(ctx, config.Source)
-		if err != nil {
-			return nil, fmt.Errorf("node %s: %w", config.Name, err)
-		}
-		config.Allocator = allocator
-	}
 	n := &Agent{config: config}
-	n.leases.Offered.Devices = devices
+	var err error
 	if n.spool, err = spool.Open(ctx, config.Database); err != nil {
 		return nil, err
+	}
+	if err := n.list(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("node %s: %w", config.Name, err), n.spool.DB.Close())
 	}
 	marks, err := highwater.OpenFor(ctx, config.HighWater, config.Database, config.MeterKey.Address())
 	if err != nil {
@@ -84,6 +76,37 @@ func New(ctx context.Context, config Config) (*Agent, error) {
 	n.leases.Go(n.forgetOld)
 	return n, nil
 }
+
+// list reads the devices, and makes the allocator of a host that has none. Where the devices cannot be listed a node runs that has
+// leases or their records: it suspends what it cannot meter, gateways fetch what was metered and end their leases, and it begins
+// none before its devices are listed. Without any it is refused.
+func (n *Agent) list(ctx context.Context) error {
+	devices, err := n.config.Source.Devices(ctx)
+	if err == nil {
+		err = inventory.OfOneKind(devices)
+	} else {
+		err = fmt.Errorf("%w: listing the GPUs of %s: %w", errUnlisted, n.config.Source.Name(), err)
+	}
+	if err == nil && len(devices) == 0 {
+		err = fmt.Errorf("%w: %s has no GPU to rent out", errUnlisted, n.config.Source.Name())
+	}
+	n.leases.Offered.Devices = devices
+	if n.config.Allocator == nil {
+		n.config.Allocator = gpu.HostOf(ctx, n.config.Source)
+	}
+	if !errors.Is(err, errUnlisted) {
+		return err
+	}
+	rows, failed := n.spool.Unclosed(ctx)
+	if failed != nil || len(rows) == 0 {
+		return errors.Join(err, failed)
+	}
+	n.config.Log.Error("no GPU can be metered: leases are suspended, and what was metered is delivered", "leases", len(rows), "error", err)
+	return nil
+}
+
+// errUnlisted is that nobody knows which devices the node has.
+var errUnlisted = errors.New("the node has no GPUs now")
 
 // configureLeases wires the lease manager to the spool, the allocator and the metrics.
 func (n *Agent) configureLeases() {

@@ -143,6 +143,16 @@ func (q *Quarantine) Joined(first metering.Device, known []string) []metering.De
 	return slices.DeleteFunc(slices.Clone(q.ever), func(d metering.Device) bool { return slices.Contains(known, d.UUID) || !Alike(first, d) })
 }
 
+// First is the device that was listed first of all; nil before one was.
+func (q *Quarantine) First() *metering.Device {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if len(q.ever) == 0 {
+		return nil
+	}
+	return &q.ever[0]
+}
+
 // look lists the devices. One look is under way at most.
 func (q *Quarantine) look(source metering.Source) <-chan singleflight.Result {
 	return q.asked.DoChan("", func() (any, error) {
