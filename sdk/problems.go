@@ -33,7 +33,7 @@ var problems = []struct {
 	{channel.ErrDelta, wire.DeltaTooSmall},
 	{channel.ErrAmount, wire.MalformedCredential},
 	{gpu.ErrNoCapacity, wire.NoCapacity},
-	{chain.ErrGaveWay, wire.Unavailable},
+	{chain.ErrGaveWay, wire.Unavailable}, {chain.ErrTooLarge, wire.Unavailable},
 }
 
 func problemOf(err error) *wire.Problem {

@@ -65,3 +65,15 @@ func Cut(address string) bool {
 	end := strings.IndexAny(rest, "/?#@")
 	return end >= 0 && rest[end] != '@' && strings.Contains(rest[end:], "@")
 }
+
+// maxAnswer bounds what of a server's own words is shown.
+const maxAnswer = 120
+
+// Line makes one short line of what a server said, which may be a page of HTML.
+func Line(text string) string {
+	text = Text(strings.Join(strings.Fields(text), " "))
+	if len(text) > maxAnswer {
+		text = strings.ToValidUTF8(text[:maxAnswer], "") + "..."
+	}
+	return text
+}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/gpupay/gpupay/bindings"
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/internal/rows"
 )
 
 // Kind names what a call does, in the words used everywhere.
@@ -87,7 +88,7 @@ func (p *packer) SettleCall(t channel.Terms, cumulative uint256.Int, signature [
 
 // SettleBatchCall settles the newest accepted voucher of many channels of one payee and one token.
 func (p *packer) SettleBatchCall(payee, token common.Address, states []channel.State) (Call, error) {
-	rows, err := packRows(payee, token, states)
+	rows, err := rows.Pack(payee, token, states)
 	if err != nil {
 		return Call{}, err
 	}

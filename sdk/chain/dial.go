@@ -1,7 +1,6 @@
 package chain
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -10,8 +9,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"slices"
-	"strings"
 	"time"
 
 	"github.com/ethereum/go-ethereum/ethclient"
@@ -19,6 +16,7 @@ import (
 
 	"github.com/gpupay/gpupay/internal/redact"
 	"github.com/gpupay/gpupay/sdk/internal/reach"
+	"github.com/gpupay/gpupay/sdk/internal/secretpath"
 )
 
 // Errors of the surroundings. Each comes wrapped in one line that says what to do.
@@ -66,8 +64,10 @@ func connect(ctx context.Context, endpoint *url.URL) (*ethclient.Client, error) 
 	case "http", "https":
 		public := url.URL{Scheme: endpoint.Scheme, Host: endpoint.Host}
 		client, err := rpc.DialOptions(ctx, public.String(), rpc.WithHTTPClient(&http.Client{
-			Timeout:   requestTimeout,
-			Transport: &secretPath{endpoint: endpoint, base: http.DefaultTransport},
+			Timeout: requestTimeout,
+			Transport: &secretpath.Transport{Endpoint: endpoint, Base: http.DefaultTransport, Body: func(body io.ReadCloser) io.ReadCloser {
+				return &cappedBody{ReadCloser: body, host: endpoint.Host, left: maxBody}
+			}},
 			// A redirect would carry the secret to another host.
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		}))
@@ -84,29 +84,6 @@ func connect(ctx context.Context, endpoint *url.URL) (*ethclient.Client, error) 
 	default:
 		return nil, fmt.Errorf("scheme %q is none of http, https, ws, wss", endpoint.Scheme)
 	}
-}
-
-// secretPath sends requests to the endpoint's full URL while the client above it, whose errors quote the URL, knows
-// the host only.
-type secretPath struct {
-	endpoint *url.URL
-	base     http.RoundTripper
-}
-
-func (t *secretPath) RoundTrip(req *http.Request) (*http.Response, error) {
-	out := req.Clone(req.Context())
-	out.URL.Path, out.URL.RawPath = t.endpoint.Path, t.endpoint.RawPath
-	out.URL.RawQuery = t.endpoint.RawQuery
-	if user := t.endpoint.User; user != nil {
-		password, _ := user.Password()
-		out.SetBasicAuth(user.Username(), password)
-	}
-	resp, err := t.base.RoundTrip(out)
-	if err == nil {
-		resp.Body = &cappedBody{ReadCloser: resp.Body, host: t.endpoint.Host, left: maxBody}
-		err = t.scrub(resp)
-	}
-	return resp, err
 }
 
 // maxBody is the most that is read of one answer, in bytes and unpacked: a block full of transactions, or the events of a busy
@@ -133,51 +110,6 @@ func (b *cappedBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// maxScrubbed bounds what of an answer is searched for the secret: results are longer, and errors are not.
-const maxScrubbed = 8 << 10
-
-// scrub takes the secret out of an answer that is an error: servers say what they do not know by quoting it.
-func (t *secretPath) scrub(resp *http.Response) error {
-	head, err := io.ReadAll(io.LimitReader(resp.Body, maxScrubbed))
-	if err != nil {
-		return errors.Join(err, resp.Body.Close())
-	}
-	rest := resp.Body
-	if resp.StatusCode != http.StatusOK || bytes.Contains(head, []byte(`"error"`)) {
-		for _, secret := range secrets(t.endpoint) {
-			head = bytes.ReplaceAll(head, []byte(secret), []byte("***"))
-		}
-		resp.ContentLength = -1
-		resp.Header.Del("Content-Length")
-	}
-	if resp.StatusCode != http.StatusOK { // it ends up in an error: a page of HTML does not
-		head, rest = []byte(line(string(head))), io.NopCloser(strings.NewReader(""))
-	}
-	resp.Body = struct {
-		io.Reader
-		io.Closer
-	}{io.MultiReader(bytes.NewReader(head), rest), resp.Body}
-	return nil
-}
-
-// secrets are the parts of an endpoint's URL that may be the customer's key, the longest first. Short ones, such as v3, are
-// none.
-func secrets(endpoint *url.URL) []string {
-	const least = 6
-	parts := strings.FieldsFunc(endpoint.EscapedPath()+"/"+endpoint.Path, func(r rune) bool { return r == '/' })
-	for _, values := range endpoint.Query() {
-		parts = append(parts, values...)
-	}
-	parts = append(parts, strings.FieldsFunc(endpoint.RawQuery, func(r rune) bool { return r == '&' || r == '=' })...)
-	if user := endpoint.User; user != nil {
-		password, _ := user.Password()
-		parts = append(parts, user.Username(), password)
-	}
-	parts = slices.DeleteFunc(parts, func(part string) bool { return len(part) < least })
-	slices.SortFunc(parts, func(a, b string) int { return len(b) - len(a) })
-	return parts
-}
-
 func unreachable(rawurl string, err error) error {
 	return fmt.Errorf("%w: %s: %s; %s", ErrUnreachable, redact.URL(rawurl), cause(err), cmp.Or(reach.Hint(err), "check the URL and that the node runs"))
 }
@@ -198,14 +130,5 @@ func cause(err error) string {
 	return line(err.Error())
 }
 
-// maxAnswer bounds what of an endpoint's own words is shown.
-const maxAnswer = 120
-
 // line makes one short line of what an endpoint said, which may be a page of HTML.
-func line(text string) string {
-	text = redact.Text(strings.Join(strings.Fields(text), " "))
-	if len(text) > maxAnswer {
-		text = strings.ToValidUTF8(text[:maxAnswer], "") + "..."
-	}
-	return text
-}
+func line(text string) string { return redact.Line(text) }

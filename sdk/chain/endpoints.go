@@ -609,7 +609,7 @@ func (e *Endpoints) transactions(ctx context.Context, number *big.Int) ([]sent, 
 }
 
 // SendTransaction hands a transaction to all endpoints. It is sent once one of them takes it; the others have it besides. A
-// silent one is not waited for.
+// silent one is not waited for. Its error is what each of those said that refused it.
 func (e *Endpoints) SendTransaction(ctx context.Context, tx *types.Transaction) error {
 	nodes, silent := e.order()
 	waited := len(nodes)
@@ -628,7 +628,8 @@ func (e *Endpoints) SendTransaction(ctx context.Context, tx *types.Transaction) 
 			}
 		}()
 	}
-	var refused, failed error
+	var refused []error
+	var failed error
 	for range waited {
 		select {
 		case err := <-answers:
@@ -638,14 +639,14 @@ func (e *Endpoints) SendTransaction(ctx context.Context, tx *types.Transaction) 
 			if isTransport(err) || errors.Is(err, ErrUnreachable) {
 				failed = err
 			} else {
-				refused = err
+				refused = append(refused, err)
 			}
 		case <-ctx.Done():
 			return ctx.Err()
 		}
 	}
 	if refused != nil {
-		return refused
+		return errors.Join(refused...)
 	}
 	return failed
 }

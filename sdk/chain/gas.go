@@ -72,7 +72,7 @@ func (p *pricing) estimate(ctx context.Context, call Call) (gas, enough uint64, 
 		return word{gas: gas}, err
 	})
 	if err != nil {
-		return 0, 0, fmt.Errorf("chain: %s: %w", call, decode(err))
+		return 0, 0, fmt.Errorf("chain: %s: %w", call, beyondAllowance(call, decode(err)))
 	}
 	var estimates []uint64
 	for _, by := range said {
@@ -158,6 +158,9 @@ func (s *Store) failedWith(ctx context.Context, call Call, since time.Time) (uin
 // terms are the gas and the fees that a call is sent with: as far as the sender can pay for it, and the call allows, what the
 // endpoint asks that asks more, and else what the one asks that asks less.
 func (p *pricing) terms(ctx context.Context, call Call) (gas uint64, f fees, err error) {
+	if err := sized(call); err != nil {
+		return 0, f, err
+	}
 	gas, enough, err := p.estimate(ctx, call)
 	if err != nil {
 		return 0, f, err
@@ -165,8 +168,11 @@ func (p *pricing) terms(ctx context.Context, call Call) (gas uint64, f fees, err
 	if f, err = p.fees(ctx); err != nil {
 		return 0, f, err
 	}
-	if gas > f.head.limit {
+	if gas > f.head.limit || roomy(call, gas, f.head.limit) != nil {
 		gas = enough
+	}
+	if err := roomy(call, gas, f.head.limit); err != nil {
+		return 0, f, err
 	}
 	if gas > f.head.limit { // no block would ever take it
 		return 0, f, &incomplete{"eth_estimateGas", fmt.Sprintf("%s takes %d gas, and a block has room for %d", call, gas, f.head.limit)}

@@ -20,6 +20,7 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/gpupay/gpupay/channel/store"
+	"github.com/gpupay/gpupay/sdk/internal/refusal"
 )
 
 //go:embed migrations/*.sql migrations/postgres/*.sql
@@ -99,6 +100,7 @@ type Attempt struct {
 	Signed    *types.Transaction
 	CreatedAt time.Time
 	SentAt    time.Time // zero: perhaps never broadcast
+	Answer    refusal.Answer
 }
 
 type txRow struct {
@@ -133,6 +135,7 @@ type attemptRow struct {
 	Raw       string `db:"raw"`
 	CreatedAt int64  `db:"created_at"`
 	SentAt    int64  `db:"sent_at"`
+	Answer    string `db:"answer"`
 }
 
 // insert puts a new transaction with its first version on disk.
@@ -216,10 +219,11 @@ func insertAttempt(ctx context.Context, db *sqlx.Tx, id TxID, number int, a Atte
 	return nil
 }
 
-// sent remembers when a version was last broadcast.
-func (s *Store) sent(ctx context.Context, hash common.Hash, at time.Time) error {
+// sent remembers when a version was last broadcast, and what the endpoints answered. What one has taken is taken for ever.
+func (s *Store) sent(ctx context.Context, hash common.Hash, at time.Time, answer refusal.Answer) error {
 	return s.db.Update(ctx, func(db *sqlx.Tx) error {
-		_, err := db.ExecContext(ctx, db.Rebind(`UPDATE chain_attempt SET sent_at = ? WHERE hash = ?`), millis(at), text(hash))
+		_, err := db.ExecContext(ctx, db.Rebind(`UPDATE chain_attempt SET sent_at = ?, answer = CASE WHEN answer = ? THEN answer ELSE ? END
+			WHERE hash = ?`), millis(at), string(refusal.Taken), string(answer), text(hash))
 		return err
 	})
 }
@@ -372,7 +376,7 @@ func (s *Store) list(ctx context.Context, where string, args ...any) ([]Tx, erro
 func (s *Store) complete(ctx context.Context, tx *Tx) error {
 	db := s.db.View()
 	var attempts []attemptRow
-	if err := db.SelectContext(ctx, &attempts, db.Rebind(`SELECT hash, tx, number, raw, created_at, sent_at FROM chain_attempt WHERE tx = ? ORDER BY number`), tx.ID); err != nil {
+	if err := db.SelectContext(ctx, &attempts, db.Rebind(`SELECT hash, tx, number, raw, created_at, sent_at, answer FROM chain_attempt WHERE tx = ? ORDER BY number`), tx.ID); err != nil {
 		return fmt.Errorf("chain: reading the outbox: %w", err)
 	}
 	for _, row := range attempts {
@@ -381,7 +385,7 @@ func (s *Store) complete(ctx context.Context, tx *Tx) error {
 		if err != nil || signed.UnmarshalBinary(raw) != nil {
 			return fmt.Errorf("chain: the outbox holds a damaged transaction %s; restore the database from its backup", row.Hash)
 		}
-		tx.Attempts = append(tx.Attempts, Attempt{Signed: signed, CreatedAt: moment(row.CreatedAt), SentAt: moment(row.SentAt)})
+		tx.Attempts = append(tx.Attempts, Attempt{Signed: signed, CreatedAt: moment(row.CreatedAt), SentAt: moment(row.SentAt), Answer: refusal.Answer(row.Answer)})
 	}
 	var channels []string
 	if err := db.SelectContext(ctx, &channels, db.Rebind(`SELECT channel FROM chain_tx_channel WHERE tx = ? ORDER BY channel`), tx.ID); err != nil {

@@ -3,6 +3,7 @@ package chain
 import (
 	"context"
 	"errors"
+	"math/big"
 	"slices"
 )
 
@@ -56,10 +57,17 @@ func (r *replacing) supersede(ctx context.Context, tx Tx, g glance, f fees) (boo
 		return false, err
 	}
 	signed, err := r.signing.sign(ctx, tx, f)
+	for err == nil && tx.has(signed.Hash()) { // fees came back to what they were: the same would be signed, which is on disk
+		if f.cap.Cmp(f.most) >= 0 {
+			return false, nil
+		}
+		f.cap = new(big.Int).Add(f.cap, big.NewInt(1))
+		signed, err = r.signing.sign(ctx, tx, f)
+	}
 	if err != nil {
 		return false, err
 	}
-	r.log.Info("transaction is stuck; raising its fee", "tx", tx.ID, "call", tx.Call.String(), "nonce", tx.Nonce, "fee", f.cap, "hash", signed.Hash())
+	r.log.Info("transaction is stuck; signing another version", "tx", tx.ID, "call", tx.Call.String(), "nonce", tx.Nonce, "fee", f.cap, "hash", signed.Hash())
 	attempt := Attempt{Signed: signed, CreatedAt: r.now()}
 	if err := r.store.attempt(ctx, tx, attempt); err != nil {
 		return false, err

@@ -16,6 +16,7 @@ import (
 
 	"github.com/gpupay/gpupay/bindings"
 	"github.com/gpupay/gpupay/bindings/batchsettlement"
+	"github.com/gpupay/gpupay/sdk/internal/refusal"
 )
 
 // A Revert is a call that the contract refused. Name is the custom error (or "Error" for a reason string, "Panic", or
@@ -62,34 +63,8 @@ func (r *Revert) Refusal() string {
 	default:
 		return "the escrow refuses it: " + reason
 	}
-	return fmt.Sprintf("the token refuses it: %s; %s", reason, tokenAdvice(r.Name+" "+reason))
+	return fmt.Sprintf("the token refuses it: %s; %s", reason, refusal.Token(r.Name+" "+reason))
 }
-
-// tokenAdvice is what to do where a token refuses with these words.
-func tokenAdvice(reason string) string {
-	reason = strings.ToLower(reason)
-	for _, known := range []struct{ words, advice string }{
-		{"blacklist", issuerBlocks}, {"blocklist", issuerBlocks}, {"denylist", issuerBlocks}, {"frozen", issuerBlocks}, {"sanction", issuerBlocks},
-		{"paused", "its issuer has stopped it: wait until it goes on"},
-		{"invalid signature", "a token that asks a payer's code (an account that is delegated by EIP-7702, or a contract) does not take the key's signature: " +
-			"deposit by a transaction of the payer's own, or end the delegation"},
-		{"authorization is used", "the deposit was sent before: look at the channel"},
-		{"authorization is expired", "sign a new deposit"},
-		{"not yet valid", "check the clock of the payer"},
-		{"allowance", "approve the deposit first"},
-		{"balance", "the payer has too little of it"},
-		{"transferfromfailed", "the payer has too little of it or has not approved the deposit, or the issuer has stopped it or blocks an account"},
-		{"transferfailed", "its issuer has stopped it, or blocks an account of this payment"},
-		{"depositmismatch", "it takes a fee of transfers, which this escrow does not take"},
-	} {
-		if strings.Contains(reason, known.words) {
-			return known.advice
-		}
-	}
-	return "ask its issuer"
-}
-
-const issuerBlocks = "its issuer blocks an account of this payment: use another account, or ask the issuer"
 
 func show(arg any) string {
 	switch v := arg.(type) {

@@ -126,7 +126,7 @@ func (s *Sender) Address() common.Address { return s.Key.Address() }
 
 // Submit runs the call without sending it, then writes it to the outbox and broadcasts it. An error means that nothing
 // was written and nothing will be sent: a *Revert if the contract refuses the call now, ErrFunds if the gas cannot be
-// paid, a *TooDear if it takes more than the call allows. With an id, the transaction will be sent, now or, if the endpoint fails at this moment, later: do not submit the
+// paid, a *TooDear if it takes more than the call allows, ErrTooLarge if it is more than one transaction may have. With an id, the transaction will be sent, now or, if the endpoint fails at this moment, later: do not submit the
 // call again.
 func (s *Sender) Submit(ctx context.Context, call Call) (TxID, error) {
 	ctx, cancel := context.WithTimeout(ctx, either(s.Timeout, defaultTimeout))
@@ -228,7 +228,7 @@ func (s *Sender) result(ctx context.Context, id TxID, confirmations uint64) (*Re
 		return nil, nil
 	}
 	if tx.wasFilled() {
-		return nil, &Reverted{Call: tx.Call, Reason: ErrGaveWay}
+		return nil, &Reverted{Call: tx.Call, Reason: tx.whyFilled()}
 	}
 	if receipt.Status != types.ReceiptStatusSuccessful {
 		return nil, &Reverted{Call: tx.Call, Hash: tx.Hash, Reason: s.reason(ctx, tx, receipt)}

@@ -2,14 +2,17 @@ package chain
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math/big"
-	"strings"
 	"sync"
 
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/ethereum/go-ethereum/core/types"
+
+	"github.com/gpupay/gpupay/internal/eip712"
+	"github.com/gpupay/gpupay/sdk/internal/refusal"
 )
 
 // signing makes the versions of transactions and hands them to the node: each is on disk, and its nonce in the marks, before
@@ -64,7 +67,7 @@ func (s *signing) seal(ctx context.Context, inner *types.DynamicFeeTx) (*types.T
 	if err != nil {
 		return nil, fmt.Errorf("%s cannot sign: %w", s.address(), err)
 	}
-	if len(signature) != signatureLength || signature[64] < 27 {
+	if len(signature) != eip712.SignatureLength || signature[64] < 27 {
 		return nil, fmt.Errorf("the signer of %s gave a signature that is not 65 bytes with v 27 or 28", s.address())
 	}
 	raw := append([]byte(nil), signature...)
@@ -72,58 +75,59 @@ func (s *signing) seal(ctx context.Context, inner *types.DynamicFeeTx) (*types.T
 	return unsigned.WithSignature(signer, raw)
 }
 
-// broadcast hands a version to the node and remembers when. A node that refuses it may know it already, or know better:
-// what became of it is read from the chain, not from the refusal, which is said once.
+// broadcast hands a version to the node and remembers when, and what it answered. A node that refuses it may know it already, or
+// know better: what became of it is read from the chain, not from the refusal, which is said once. The refusal says whether
+// somebody may have the version (relent).
 func (s *signing) broadcast(ctx context.Context, a Attempt) error {
-	err := s.backend.SendTransaction(ctx, a.Signed)
+	answer, err := refusal.Taken, s.backend.SendTransaction(ctx, a.Signed)
 	if err != nil && isTransport(err) {
-		return fmt.Errorf("%w: broadcasting %s: %w", ErrUnreachable, a.Signed.Hash(), err)
+		failed := fmt.Errorf("%w: broadcasting %s: %w", ErrUnreachable, a.Signed.Hash(), err)
+		if a.Answer.Refused() { // this time it may have been taken
+			failed = errors.Join(failed, s.store.sent(context.WithoutCancel(ctx), a.Signed.Hash(), a.SentAt, refusal.Unheard))
+		}
+		return failed
 	}
 	if err != nil {
-		s.refusal(a.Signed, err)
+		answer = s.refusal(a.Signed, err)
 	}
-	return s.store.sent(ctx, a.Signed.Hash(), s.now())
+	return s.store.sent(ctx, a.Signed.Hash(), s.now(), answer)
+}
+
+// again broadcasts what waits of a transaction: the newest version and, where that one is refused, those that somebody may have, or
+// of which nothing was heard. Any of them may be mined, and only one.
+func (s *signing) again(ctx context.Context, tx Tx, newest Attempt) error {
+	err := s.broadcast(ctx, newest)
+	for _, a := range tx.Attempts {
+		if newest.Answer.Refused() && a.Signed.Nonce() == tx.Nonce && !a.Answer.Refused() {
+			err = errors.Join(err, s.broadcast(ctx, a))
+		}
+	}
+	return err
 }
 
 // refusal says why a node does not take a version, and what to do: once at warn level for each reason.
-func (s *signing) refusal(tx *types.Transaction, err error) {
+func (s *signing) refusal(tx *types.Transaction, err error) refusal.Answer {
 	text, level := line(err.Error()), slog.LevelWarn
-	advice, quiet := adviceOn(text)
+	texts := []string{err.Error()}
+	if several, ok := err.(interface{ Unwrap() []error }); ok { // see Endpoints.SendTransaction
+		texts = nil
+		for _, one := range several.Unwrap() {
+			texts = append(texts, one.Error())
+		}
+	}
+	answer, advice := refusal.All(texts)
 	s.mu.Lock()
 	if s.refusals == nil || len(s.refusals) >= maxAges {
 		s.refusals = make(map[common.Hash]string)
 	}
-	if quiet || s.refusals[tx.Hash()] == text {
+	if answer == refusal.Taken || s.refusals[tx.Hash()] == text {
 		level = slog.LevelDebug
 	}
 	s.refusals[tx.Hash()] = text
 	s.mu.Unlock()
 	s.log.Log(context.Background(), level, "the node refuses a transaction; it is tried again", "sender", s.address(), "nonce", tx.Nonce(),
 		"hash", tx.Hash(), "reason", text, "do", advice)
-}
-
-// adviceOn is what to do when a node refuses a transaction with these words. quiet ones are no refusal: the node has it, or
-// its nonce is used.
-func adviceOn(text string) (advice string, quiet bool) {
-	text = strings.ToLower(text)
-	for _, known := range []struct {
-		words, advice string
-		quiet         bool
-	}{
-		{"already known", "", true}, {"already imported", "", true}, {"known transaction", "", true}, {"alreadyexists", "", true},
-		{"nonce too low", "", true}, {"replacement transaction underpriced", "", true},
-		{"insufficient funds", "send the sender native coin: it pays for gas and, on a rollup, for data", false},
-		{"underpriced", "the node wants a higher fee: it is raised after a while, up to MaxFee; use another endpoint if it asks more than the chain does", false},
-		{"tip", "the node wants a higher tip: it is raised after a while, up to MaxFee; use another endpoint if it asks more than the chain does", false},
-		{"max fee per gas less than block base fee", "the chain's base fee is above what is offered: it is raised after a while, up to MaxFee", false},
-		{"fee cap", "the node bounds what a transaction may pay (geth: --rpc.txfeecap): raise that, or lower MaxFee", false},
-		{"gas limit", "the call takes more gas than the chain allows: settle fewer channels at a time", false},
-	} {
-		if strings.Contains(text, known.words) {
-			return known.advice, known.quiet
-		}
-	}
-	return "ask who runs the endpoint, or use another one", false
+	return answer
 }
 
 // useUp sends what does nothing but use a nonce up. The caller holds submitting.

@@ -290,7 +290,7 @@ func (s *steps) pend(ctx context.Context, tx Tx) error {
 	return s.store.record(ctx, tx)
 }
 
-// push broadcasts a transaction that is not mined: for the first time, again, or at a higher fee.
+// push broadcasts a transaction that is not mined: for the first time, again, at a higher fee, or at a lower one where nobody takes it.
 func (s *steps) push(ctx context.Context, tx Tx, g glance) error {
 	if tx.Nonce <= g.most+maxGap { // see strayed
 		s.losses.found(tx.ID)
@@ -300,13 +300,17 @@ func (s *steps) push(ctx context.Context, tx Tx, g glance) error {
 	if newest.SentAt.IsZero() {
 		return s.signing.broadcast(ctx, newest)
 	}
-	if passed && s.replacing.stuck(tx, newest, g) {
+	if newest.Answer.Never() {
+		if done, err := s.replacing.relent(ctx, tx, newest, g); done || err != nil {
+			return err
+		}
+	} else if passed && s.replacing.stuck(tx, newest, g) {
 		if done, err := s.replacing.replace(ctx, tx, newest, g); done || err != nil {
 			return err
 		}
 	}
 	if s.waits.waited(tx, newest.SentAt) >= s.resend {
-		return s.signing.broadcast(ctx, newest)
+		return s.signing.again(ctx, tx, newest)
 	}
 	return nil
 }

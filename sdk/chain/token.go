@@ -12,6 +12,7 @@ import (
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/holiman/uint256"
 
+	"github.com/gpupay/gpupay/internal/eip712"
 	"github.com/gpupay/gpupay/sdk/internal/reach"
 )
 
@@ -153,7 +154,7 @@ func (t *Token) SupportsAuthorization(ctx context.Context) (bool, error) {
 		return false, endpointOnly(err)
 	}
 	far := new(big.Int).SetUint64(1 << 40)
-	data, err := tokenABI.Pack("receiveWithAuthorization", probe, probe, new(big.Int), new(big.Int), far, [32]byte{}, make([]byte, signatureLength))
+	data, err := tokenABI.Pack("receiveWithAuthorization", probe, probe, new(big.Int), new(big.Int), far, [32]byte{}, make([]byte, eip712.SignatureLength))
 	if err != nil {
 		panic("chain: packing the probe: " + err.Error())
 	}

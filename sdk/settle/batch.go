@@ -227,7 +227,7 @@ func (s *Settler) batches(states []channel.State) [][]channel.State {
 		purses[key] = append(purses[key], state)
 	}
 	for _, key := range order {
-		for batch := range slices.Chunk(purses[key], cmp.Or(s.Policy.MaxBatch, DefaultMaxBatch)) {
+		for batch := range slices.Chunk(purses[key], min(cmp.Or(s.Policy.MaxBatch, DefaultMaxBatch), mostBatch)) {
 			batches = append(batches, batch)
 		}
 	}
@@ -241,7 +241,7 @@ func closingFirst(a, b channel.State) int {
 }
 
 // settle brings one batch onto the chain. What the contract refuses as a whole is halved until the channel that it
-// refuses stands alone; what there is no coin for is halved, too, so that
+// refuses stands alone, and so is what is too much for one transaction; what there is no coin for is halved, too, so that
 // what is most at risk, which stands first (batches), is settled with the coin that there is.
 //
 // read is when the batch's states were read, or before. sent is called when a transaction of it is in the outbox.
@@ -250,7 +250,7 @@ func (s *Settler) settle(ctx context.Context, batch []channel.State, read time.T
 	var refused *chain.Revert
 	var reverted *chain.Reverted
 	poor := errors.Is(err, chain.ErrFunds)
-	if err == nil || !(poor || errors.As(err, &refused) || errors.As(err, &reverted)) {
+	if err == nil || !(poor || errors.Is(err, chain.ErrTooLarge) || errors.As(err, &refused) || errors.As(err, &reverted)) {
 		return err
 	}
 	if len(batch) == 1 {

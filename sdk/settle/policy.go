@@ -15,6 +15,10 @@ import (
 // DefaultMaxBatch is how many channels are settled in one transaction where the policy does not say: about 1.2 million gas.
 const DefaultMaxBatch = 100
 
+// mostBatch is how many channels one transaction may settle: of the escrow's rows, of some 90 bytes, more do not fit into what nodes
+// take. Of x402's, of some 480, fewer do: what is too large is halved (settle).
+const mostBatch = 1000
+
 // What a settler does where the rest of its policy is zero.
 const (
 	defaultInterval   = time.Minute
@@ -35,7 +39,7 @@ type Policy struct {
 	Interval time.Duration // how often to look; 0: 1 min
 	MinValue uint256.Int   // base units of one payee and token that are fetched as soon as they have come together; 0: wait for MaxAge
 	MaxAge   time.Duration // how long anything may wait; 0: 1 h, or 24 h with MaxFeeShare
-	MaxBatch int           // channels in one transaction; 0: 100
+	MaxBatch int           // channels in one transaction, at most 1000; fewer where that is too much for one; 0: 100
 
 	// Dust is how much of one payee and token is not worth a transaction: less than that waits, however old it is and though
 	// its leases ended, until more has come together or one of its payers wants out. Less than that of leases that ended waits
@@ -205,6 +209,8 @@ func (p Policy) Check() error {
 	switch {
 	case p.Interval < 0 || p.MaxAge < 0 || p.MaxBatch < 0:
 		return errors.New("settlement policy: Interval, MaxAge and MaxBatch must not be negative")
+	case p.MaxBatch > mostBatch:
+		return fmt.Errorf("settlement policy: MaxBatch (%d) is more than nodes take in one transaction: at most %d", p.MaxBatch, mostBatch)
 	case p.MaxFeeShare > wholeShare:
 		return fmt.Errorf("settlement policy: MaxFeeShare (%d) is in basis points: at most %d, which is everything", p.MaxFeeShare, wholeShare)
 	case p.MaxFeeShare > 0 && p.CoinPrice.IsZero():

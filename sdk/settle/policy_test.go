@@ -158,6 +158,8 @@ func TestPolicyCheck(t *testing.T) {
 		{settle.Policy{MaxFeeShare: 50}, false},
 		{settle.Policy{MaxFeeShare: 10_001, CoinPrice: price}, false},
 		{settle.Policy{MaxAge: -1}, false},
+		{settle.Policy{MaxBatch: 1000}, true},
+		{settle.Policy{MaxBatch: 1001}, false}, // more than fit into what nodes take
 	} {
 		if err := c.policy.Check(); (err == nil) != c.good {
 			t.Errorf("%+v: %v", c.policy, err)

@@ -1,4 +1,4 @@
-package chain
+package rows
 
 import (
 	"bytes"
@@ -59,7 +59,7 @@ func FuzzRows(f *testing.F) {
 		b = a
 		b.Accepted.SetOne()
 		signature := bytes.Clone(a.Signature)
-		rows, err := packRows(a.Terms.Payee, a.Terms.Token, []channel.State{a, b, a})
+		rows, err := Pack(a.Terms.Payee, a.Terms.Token, []channel.State{a, b, a})
 		if bad := eip712.Check(signature) != nil || a.Accepted.BitLen() > 96; (err != nil) != bad {
 			t.Fatalf("amount of %d bits, signature %x: %v", a.Accepted.BitLen(), signature, err)
 		}
@@ -88,7 +88,7 @@ func TestRowsOfManyShapes(t *testing.T) {
 		}
 		states = append(states, s)
 	}
-	rows, err := packRows(common.Address{}, common.Address{}, states)
+	rows, err := Pack(common.Address{}, common.Address{}, states)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -110,7 +110,7 @@ func TestRowsBeyondAGroup(t *testing.T) {
 	for i := range states {
 		states[i].Signature = append(bytes.Repeat([]byte{1}, 64), 27)
 	}
-	rows, err := packRows(common.Address{}, common.Address{}, states)
+	rows, err := Pack(common.Address{}, common.Address{}, states)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -128,7 +128,7 @@ func TestRowsTakeOnlyCanonicalSignatures(t *testing.T) {
 		"64 bytes":    bytes.Repeat([]byte{1}, 64),
 		"of a wallet": bytes.Repeat([]byte{1}, 97),
 	} {
-		_, err := packRows(common.Address{}, common.Address{}, []channel.State{{Signature: signature}})
+		_, err := Pack(common.Address{}, common.Address{}, []channel.State{{Signature: signature}})
 		if !errors.Is(err, eip712.ErrSignature) {
 			t.Errorf("%s: %v", name, err)
 		}

@@ -1,4 +1,5 @@
-package chain
+// Package rows lays out the rows of a settlement of many channels, as the escrow reads them.
+package rows
 
 import (
 	"bytes"
@@ -12,8 +13,6 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/eip712"
 )
-
-const signatureLength = eip712.SignatureLength
 
 // A row has r and s of its signature as they are, and v in the highest bit of s, which is free in the lower half of the
 // order, as EIP-2098 says.
@@ -34,9 +33,9 @@ func shapeOf(t channel.Terms) shape {
 	return shape{len(bytes.TrimLeft(t.Salt[:], "\x00")), t.AuthorizedSigner != (common.Address{})}
 }
 
-// packRows lays out the rows of a batch, those of one shape together. What the contract would refuse as malformed is
+// Pack lays out the rows of a batch, those of one shape together. What the contract would refuse as malformed is
 // refused here: it would take the whole batch with it.
-func packRows(payee, token common.Address, states []channel.State) ([]byte, error) {
+func Pack(payee, token common.Address, states []channel.State) ([]byte, error) {
 	var shapes []shape
 	groups := make(map[shape][]channel.State)
 	for _, s := range states {
