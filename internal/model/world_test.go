@@ -171,7 +171,7 @@ func (w *world) send(from *ecdsa.PrivateKey, call chain.Call) error {
 }
 
 // sick says that the chain or the node does not do what is asked of it at the moment.
-func (w *world) sick() bool { return w.chain.Halted || w.chain.Indexing }
+func (w *world) sick() bool { return w.chain.Halted || w.chain.Indexing || w.chain.Unpaid > 0 }
 
 // Programs that wait for a chain that does not answer are let look at it so often, and at most so long.
 const (

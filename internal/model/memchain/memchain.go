@@ -67,6 +67,9 @@ type Chain struct {
 	Indexing bool
 	// Unindexed is a node that does not find a muted transaction by its hash either: only its block shows it.
 	Unindexed bool
+	// Bound is the most that the node lets a transaction pay, in wei (geth: --rpc.txfeecap); nil: any.
+	Bound  *big.Int
+	Unpaid int // transactions that were refused for it
 	// BaseFee and Tip are wei per gas, of the next block and as suggested.
 	BaseFee, Tip *big.Int
 	// Asked is called at each question for the newest block, if it is not nil.
@@ -267,6 +270,7 @@ var (
 	errNonce       = errors.New("nonce too low")
 	errUnderpriced = errors.New("replacement transaction underpriced")
 	errFunds       = errors.New("insufficient funds for gas * price + value")
+	errBound       = errors.New("tx fee exceeds the configured cap")
 )
 
 // wait lets a transaction into the pool.
@@ -314,6 +318,10 @@ func (c *Chain) Senders() []common.Address {
 func (c *Chain) SendTransaction(_ context.Context, tx *types.Transaction) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if most := new(big.Int).Mul(tx.GasFeeCap(), new(big.Int).SetUint64(tx.Gas())); c.Bound != nil && most.Cmp(c.Bound) > 0 {
+		c.Unpaid++
+		return errBound
+	}
 	if err := c.wait(tx, false); err != nil {
 		return err
 	}
